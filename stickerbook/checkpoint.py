@@ -1,0 +1,100 @@
+"""Training state that survives an interruption: model, its moving average, optimizer, updates done.
+
+One safetensors file, written under a temporary name and renamed, so a partial file never has the
+final name. Tensors are prefixed `model.`, `average.` and `optimizer.<index>.`.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+
+class Run:
+    """One training run: steps the optimizer, follows the weights' moving average, saves and resumes."""
+
+    def __init__(
+        self,
+        path: Path,
+        model: torch.nn.Module,
+        *,
+        learning_rate: float,
+        updates: int,
+        warmup: int = 200,
+        average_decay: float = 0.999,
+        weight_decay: float = 0.01,
+    ) -> None:
+        self.path, self.model = path, model
+        self.learning_rate, self.updates, self.warmup = learning_rate, updates, warmup
+        self.average_decay = average_decay
+        self.updates_done = 0
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
+        )
+
+    def update(self, loss: torch.Tensor) -> None:
+        """One optimizer update: warm-up, then a linear fall to a hundredth of the learning rate."""
+        fraction = min(self.updates_done / self.updates, 1.0)
+        warm = min((self.updates_done + 1) / self.warmup, 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * warm * (1 - 0.99 * fraction)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.updates_done += 1
+        # A young average follows closely, so that early checkpoints are usable.
+        decay = min(self.average_decay, self.updates_done / (self.updates_done + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+
+    @property
+    def is_done(self) -> bool:
+        return self.updates_done >= self.updates
+
+    def use_average(self) -> None:
+        """Put the moving average into the model, for sampling or for export."""
+        with torch.no_grad():
+            torch._foreach_copy_(self.parameters, self.average)
+
+    def save(self) -> None:
+        """Write the whole state; atomic."""
+        tensors: dict[str, torch.Tensor] = {}
+        for index, (parameter, average) in enumerate(zip(self.parameters, self.average, strict=True)):
+            tensors[f"model.{index}"] = parameter.detach().contiguous()
+            tensors[f"average.{index}"] = average.contiguous()
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{index}.{key}"] = value.contiguous()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".partial")
+        save_file(tensors, temporary, metadata={"updates_done": str(self.updates_done)})
+        os.replace(temporary, self.path)
+
+    def resume(self) -> bool:
+        """Take up the saved state if there is one; whether there was.
+
+        Raises ValueError when the file was written for another model.
+        """
+        if not self.path.exists():
+            return False
+        with safe_open(self.path, framework="pt") as file, torch.no_grad():
+            names = set(file.keys())
+            self.updates_done = int(file.metadata()["updates_done"])
+            for index, (parameter, average) in enumerate(zip(self.parameters, self.average, strict=True)):
+                saved = file.get_tensor(f"model.{index}") if f"model.{index}" in names else None
+                if saved is None or saved.shape != parameter.shape:
+                    raise ValueError(f"{self.path} belongs to another model (tensor {index}); move it away to start anew")
+                parameter.copy_(saved)
+                average.copy_(file.get_tensor(f"average.{index}"))
+                state = {
+                    name.rsplit(".", 1)[1]: file.get_tensor(name)
+                    for name in names
+                    if name.startswith(f"optimizer.{index}.")
+                }
+                if state:
+                    self.optimizer.state[parameter] = state
+        return True

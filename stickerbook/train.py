@@ -1,0 +1,174 @@
+"""Train the denoiser and its text encoder together, on cached latents.
+
+    python -m stickerbook.train --updates 6000
+
+Needs the checkpoint of `stickerbook.train_autoencoder`. v-prediction with min-SNR-5 weights
+(arXiv 2303.09556), one caption in ten dropped, a moving average of the weights. Interrupt it at will;
+the same command goes on. Every 1000 updates a sheet of samples lies beside the checkpoint.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from stickerbook.captions import training_caption
+from stickerbook.checkpoint import Run
+from stickerbook.latents import cached_latents, normalise
+from stickerbook.samples import contact_sheet, sample
+from stickerbook.tokenizer import MAX_TOKENS, new_tokenizer
+from stickerbook.train_autoencoder import LATENT_CHANNELS, new_autoencoder, pictures
+from stickerbook.world import draw_scene
+
+CONTEXT_WIDTH = 160
+MIN_SNR_GAMMA = 5.0
+PREVIEW_PROMPTS = (
+    "a cat on a beach at sunset",
+    "a dog in the snow by day",
+    "a castle in a meadow by day",
+    "a car in a city at night",
+    "a penguin on the sea at sunset",
+    "a fox in a forest by day",
+    "a rocket on a beach by day",
+    "a black and white picture of a panda in a city by day",
+)
+
+
+def new_scheduler() -> DDIMScheduler:
+    """The noise schedule: cosine, as Imagen's base model has it, so that the paper's t0 values carry over."""
+    return DDIMScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        timestep_spacing="trailing",
+    )
+
+
+def new_unet() -> UNet2DConditionModel:
+    """An untrained denoiser: 8.8 million parameters, cross-attention at 16x16 and 8x8."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(64, 128, 192),
+        layers_per_block=1,
+        cross_attention_dim=CONTEXT_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+
+
+def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """An untrained CLIP-style text encoder: 3 layers, 160 wide."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=CONTEXT_WIDTH,
+            intermediate_size=4 * CONTEXT_WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=MAX_TOKENS,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def trained_autoencoder(work: Path, device: str) -> AutoencoderKL:
+    """The autoencoder of a finished training, its moving average in use, its latents normalised.
+
+    Raises FileNotFoundError before `stickerbook.train_autoencoder` has run.
+    """
+    autoencoder = new_autoencoder()
+    run = Run(work / "autoencoder.safetensors", autoencoder, learning_rate=0, updates=1)
+    if not run.resume():
+        raise FileNotFoundError(f"no autoencoder in {work}; run `python -m stickerbook.train_autoencoder` first")
+    run.use_average()
+    autoencoder.requires_grad_(False).eval()
+    normalise(autoencoder, pictures(range(512)))
+    return autoencoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def tokens_of(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
+    """Token ids, (n, 32)."""
+    encoded = tokenizer(captions, padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+    return encoded.input_ids
+
+
+def loss_of(
+    unet: UNet2DConditionModel,
+    context: torch.Tensor,
+    latents: torch.Tensor,
+    scheduler: DDIMScheduler,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Min-SNR weighted squared error of v, averaged over the batch."""
+    noise = torch.randn(latents.shape, generator=generator, device=latents.device)
+    timesteps = torch.randint(1000, (len(latents),), generator=generator, device=latents.device)
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    velocity = scheduler.get_velocity(latents, noise, timesteps)
+    error = (unet(noisy, timesteps, context).sample - velocity).square().mean(dim=(1, 2, 3))
+    alpha = scheduler.alphas_cumprod.to(latents.device)[timesteps]
+    snr = alpha / (1 - alpha)
+    return (error * snr.clamp(max=MIN_SNR_GAMMA) / (snr + 1)).mean()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("work/stickerbook"), help="folder of the checkpoints")
+    parser.add_argument("--updates", type=int, default=6000)
+    parser.add_argument("--batch", type=int, default=24, help="scenes in an update")
+    parser.add_argument("--scenes", type=int, default=40_000, help="scenes in the latent cache")
+    parser.add_argument("--learning-rate", type=float, default=8e-4)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+
+    torch.manual_seed(0)
+    tokenizer, scheduler = new_tokenizer(), new_scheduler()
+    autoencoder = trained_autoencoder(options.work, options.device)
+    latents = cached_latents(options.work / "latents.npy", autoencoder, options.scenes, options.device)
+    pair = torch.nn.ModuleDict({"unet": new_unet(), "text_encoder": new_text_encoder(tokenizer)}).to(options.device)
+    unet, text_encoder = pair["unet"], pair["text_encoder"]
+    run = Run(
+        options.work / "denoiser.safetensors", pair, learning_rate=options.learning_rate, updates=options.updates
+    )
+    if run.resume():
+        print(f"resumed at update {run.updates_done}", flush=True)
+    generator = torch.Generator(options.device)
+    started, mean_loss, first = time.monotonic(), 0.1, run.updates_done
+    while not run.is_done:
+        rng = np.random.default_rng([2, run.updates_done])
+        generator.manual_seed(run.updates_done)
+        seeds = rng.integers(len(latents), size=options.batch)
+        captions = [training_caption(draw_scene(int(seed)), rng) for seed in seeds]
+        context = text_encoder(tokens_of(tokenizer, captions).to(options.device)).last_hidden_state
+        batch = torch.from_numpy(latents[seeds].astype(np.float32)).to(options.device)
+        loss = loss_of(unet, context, batch, scheduler, generator)
+        run.update(loss)
+        mean_loss += (loss.item() - mean_loss) * 0.01
+        if run.updates_done % 100 == 0:
+            seconds = time.monotonic() - started
+            rate = (run.updates_done - first) * options.batch / seconds
+            print(
+                f"update {run.updates_done}/{options.updates}  loss {mean_loss:.4f}  {rate:.1f} scenes/s  {seconds:.0f} s",
+                flush=True,
+            )
+        if run.updates_done % 250 == 0:
+            run.save()
+        if run.updates_done % 1000 == 0:
+            images = sample(unet, text_encoder, tokenizer, autoencoder, scheduler, list(PREVIEW_PROMPTS), steps=20)
+            Image.fromarray(contact_sheet(images, 8)).save(options.work / f"samples-{run.updates_done:06d}.png")
+    run.save()
+
+
+if __name__ == "__main__":
+    main()

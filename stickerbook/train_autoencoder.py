@@ -1,0 +1,122 @@
+"""Train the autoencoder: 64x64 pictures to 16x16 latents of 8 channels and back.
+
+    python -m stickerbook.train_autoencoder --updates 6000
+
+Trains on random 32x32 crops (all layers are convolutions, so what holds on crops holds on
+pictures), the last sixth on whole pictures. Interrupt it at will; the same command goes on.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch.nn import functional
+
+from stickerbook.checkpoint import Run
+from stickerbook.render import render
+from stickerbook.world import FIRST_HELD_OUT_SEED, draw_scene
+
+LATENT_CHANNELS = 8
+CROP = 32
+KL_WEIGHT = 1e-4  # on the mean over latent entries; only keeps the latents near the unit ball
+
+
+def new_autoencoder() -> AutoencoderKL:
+    """An untrained autoencoder of the stickerbook shape: 2.6 million parameters, no attention."""
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(32, 64, 128),
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=8,
+        sample_size=64,
+        mid_block_add_attention=False,
+    )
+
+
+def pictures(seeds: range | list[int], split: str = "train") -> torch.Tensor:
+    """Rendered scenes as the autoencoder takes them: float32 in [-1, 1], (n, 3, 64, 64)."""
+    pixels = np.stack([render(draw_scene(seed, split)) for seed in seeds])  # type: ignore[arg-type]
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def edges(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Horizontal and vertical differences of neighbouring pixels."""
+    return images[..., 1:] - images[..., :-1], images[..., 1:, :] - images[..., :-1, :]
+
+
+def loss_of(autoencoder: AutoencoderKL, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Absolute error of pixels and of edges, and the small KL term."""
+    with torch.autocast(images.device.type, torch.bfloat16):
+        posterior = autoencoder.encode(images).latent_dist
+        decoded = autoencoder.decode(posterior.sample(generator)).sample
+    decoded = decoded.float()
+    loss = (decoded - images).abs().mean() + 2 * functional.mse_loss(decoded, images)
+    for mine, theirs in zip(edges(decoded), edges(images), strict=True):
+        loss = loss + 0.5 * (mine - theirs).abs().mean()
+    return loss + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
+
+
+@torch.no_grad()
+def psnr_db(autoencoder: AutoencoderKL, images: torch.Tensor) -> float:
+    """Mean over pictures of the PSNR of decode(encode(picture)), in dB; the posterior's mode is decoded."""
+    decoded = autoencoder.decode(autoencoder.encode(images).latent_dist.mode()).sample.clamp(-1, 1)
+    error = ((decoded - images) / 2).square().mean(dim=(1, 2, 3))
+    return float((-10 * error.log10()).mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("work/stickerbook"), help="folder of the checkpoints")
+    parser.add_argument("--updates", type=int, default=6000)
+    parser.add_argument("--batch", type=int, default=16, help="crops of 32x32 in an update")
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+
+    torch.manual_seed(0)
+    autoencoder = new_autoencoder().to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    run = Run(
+        options.work / "autoencoder.safetensors",
+        autoencoder,
+        learning_rate=options.learning_rate,
+        updates=options.updates,
+    )
+    if run.resume():
+        print(f"resumed at update {run.updates_done}", flush=True)
+    held_out = pictures(range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + 48), "held_out").to(options.device)
+    generator = torch.Generator(options.device)
+    started, mean_loss = time.monotonic(), 0.0
+    while not run.is_done:
+        rng = np.random.default_rng([1, run.updates_done])
+        generator.manual_seed(run.updates_done)
+        whole = run.updates_done >= options.updates * 5 // 6
+        scenes = options.batch // 4 if whole else options.batch // 2
+        images = pictures(rng.integers(FIRST_HELD_OUT_SEED, size=scenes).tolist())
+        if not whole:
+            corners = rng.integers(0, 64 - CROP + 1, size=(2 * scenes, 2))
+            images = torch.stack(
+                [images[i // 2, :, y : y + CROP, x : x + CROP] for i, (y, x) in enumerate(corners.tolist())]
+            )
+        images = images.to(options.device, memory_format=torch.channels_last)
+        loss = loss_of(autoencoder, images, generator)
+        run.update(loss)
+        mean_loss += (loss.item() - mean_loss) * 0.01
+        if run.updates_done % 250 == 0:
+            run.save()
+            print(
+                f"update {run.updates_done}/{options.updates}  loss {mean_loss:.4f}  "
+                f"held-out PSNR {psnr_db(autoencoder, held_out):.2f} dB  {time.monotonic() - started:.0f} s",
+                flush=True,
+            )
+    run.save()
+
+
+if __name__ == "__main__":
+    main()

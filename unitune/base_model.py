@@ -1,0 +1,114 @@
+"""What the sampler must know of a base model: written once by `tuner_svc.export`, read without torch.
+
+A graphs folder holds
+
+    spec.json               this specification
+    tokenizer.json          of the `tokenizers` library
+    text_encoder.onnx       input_ids int64 (n, tokens) -> hidden_states float32 (n, tokens, width)
+    image_encoder.onnx      image float32 (n, 3, height, width) in [-1, 1] -> latent (n, channels, h, w), scaled, mode
+    image_decoder.onnx      latent, scaled -> image in about [-1, 1]
+    denoiser.onnx (+ .data) sample, timestep int64 (n,), encoder_hidden_states -> out, the shape of sample
+
+Batch sizes are free. Every tensor that a tuning may change is an initializer of the denoiser under
+the tensor's own name, stored externally; `layout` says how the initializer lies (engines transposed
+or reshaped it at export).
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SCHEMA = 1
+SPEC_FILE = "spec.json"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor of the denoiser by its PyTorch name: its shape there, and its layout in the graph."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    layout: str = "same"  # "same", "transposed" (the last two axes swapped) or "reshaped" to `graph_shape`
+    graph_shape: tuple[int, ...] = ()
+
+    def to_graph(self, tensor: np.ndarray) -> np.ndarray:
+        """The tensor as the graph's initializer holds it; a contiguous copy when the layout differs."""
+        if self.layout == "transposed":
+            return np.ascontiguousarray(tensor.swapaxes(-1, -2))
+        return tensor.reshape(self.graph_shape) if self.layout == "reshaped" else tensor
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """The training noise schedule, in the terms of diffusers' scheduler_config.json."""
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    beta_schedule: str = "scaled_linear"
+    prediction_type: str = "epsilon"  # or "v_prediction"
+    timestep_spacing: str = "leading"
+    steps_offset: int = 1
+    set_alpha_to_one: bool = False
+    rescale_betas_zero_snr: bool = False
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The defaults of a base model for tuning and sampling; `unitune_preset.json` beside it overrides them."""
+
+    mode: str = "attn_out"
+    updates: int = 128
+    batch: int = 4
+    learning_rate: float = 1e-4
+    rare_tokens: str = "beikkpic"
+    scheduler: str = "ddim"
+    num_inference_steps: int = 50
+    guidance_scale: float = 7.5
+    strength: float = 0.85
+
+
+@dataclass(frozen=True)
+class BaseModelSpec:
+    """Everything about a base model that is not a weight."""
+
+    name: str
+    digest: str  # sha256 over the configs and weights of text encoder, autoencoder, denoiser, tokenizer
+    image_side: tuple[int, int]  # height, width in pixels
+    latent_side: tuple[int, int]
+    latent_channels: int
+    context_tokens: int
+    context_width: int
+    schedule: NoiseSchedule
+    preset: Preset
+    tensors: Mapping[str, TensorSpec]  # all tensors of the denoiser
+    vocabulary: tuple[str, ...] = ()  # every word the model knows; empty means open
+    latent_to_rgb: tuple[tuple[float, ...], ...] = ()  # (channels + 1, 3): linear preview, last row is the offset
+    base_weights: str = "denoiser.safetensors"  # the base model's denoiser tensors, by PyTorch name, fp32
+    schema: int = SCHEMA
+    files: Mapping[str, str] = field(default_factory=dict)  # file name to sha256
+
+    def save(self, folder: Path) -> None:
+        """Write spec.json into a folder."""
+        (folder / SPEC_FILE).write_text(json.dumps(asdict(self), indent=1, sort_keys=True))
+
+    @classmethod
+    def load(cls, folder: Path) -> "BaseModelSpec":
+        """Read spec.json of a folder. Raises FileNotFoundError, or ValueError for another schema."""
+        fields: dict[str, Any] = json.loads((folder / SPEC_FILE).read_text())
+        if fields.get("schema") != SCHEMA:
+            raise ValueError(f"{folder / SPEC_FILE} has schema {fields.get('schema')}, this program reads {SCHEMA}; export again")
+        fields["schedule"] = NoiseSchedule(**fields["schedule"])
+        fields["preset"] = Preset(**fields["preset"])
+        fields["tensors"] = {
+            name: TensorSpec(tuple(t["shape"]), t["dtype"], t["layout"], tuple(t["graph_shape"]))
+            for name, t in fields["tensors"].items()
+        }
+        for name in ("image_side", "latent_side", "vocabulary"):
+            fields[name] = tuple(fields[name])
+        fields["latent_to_rgb"] = tuple(tuple(row) for row in fields["latent_to_rgb"])
+        return cls(**fields)

@@ -1,0 +1,185 @@
+"""What can go wrong, drawn as a tree, and its one table to gRPC status.
+
+    UniTuneError
+    ├── InvalidArgument        the request is wrong; do not retry          INVALID_ARGUMENT
+    │   └── InvalidField       one field is; names it, its value, the remedy
+    ├── NotFound               no such resource, or not yours              NOT_FOUND
+    ├── FailedPrecondition     not in this state                           FAILED_PRECONDITION
+    ├── Aborted                somebody else changed it; read again        ABORTED
+    ├── ResourceExhausted      too much at once; retry later if told so    RESOURCE_EXHAUSTED
+    ├── Unavailable            not now; retry                              UNAVAILABLE
+    ├── DataLoss               stored weights are not what they should be  DATA_LOSS
+    ├── Cancelled              stopped on request                          CANCELLED
+    └── Internal               our mistake; carries nothing but its reason INTERNAL
+
+Every error carries `reason` (UPPER_SNAKE) and `metadata`, which travel as google.rpc.ErrorInfo of
+the domain "unitune.dev" (AIP-193). Messages never hold paths, traces or prompts.
+"""
+
+from collections.abc import Mapping
+from typing import cast
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+DOMAIN = "unitune.dev"
+MAX_SHOWN_VALUE = 80  # characters of a refused value that an error repeats
+
+
+class UniTuneError(Exception):
+    """Base of all errors that cross a service's edge."""
+
+    code: grpc.StatusCode = grpc.StatusCode.INTERNAL
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str,
+        metadata: Mapping[str, str] | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        """`retry_after_s` invites the caller to try again after so many seconds; None does not."""
+        super().__init__(message)
+        self.message = message
+        self.reason = reason
+        self.metadata = dict(metadata or {})
+        self.retry_after_s = retry_after_s
+
+    @property
+    def field(self) -> str | None:
+        """The request field that is wrong, if it is one field."""
+        return self.metadata.get("field")
+
+
+class InvalidArgument(UniTuneError):
+    """The request is wrong as a whole: an image that cannot be decoded, a digest that differs."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+
+
+class InvalidField(InvalidArgument):
+    """One field of the request is wrong. `remedy` says what would be right."""
+
+    def __init__(self, field: str, value: object, remedy: str) -> None:
+        shown = value if isinstance(value, str) else repr(value)
+        if len(shown) > MAX_SHOWN_VALUE:
+            shown = shown[: MAX_SHOWN_VALUE - 1] + "…"
+        super().__init__(
+            f"{field} is {shown!r}: {remedy}" if isinstance(value, str) else f"{field} is {shown}: {remedy}",
+            reason="INVALID_FIELD",
+            metadata={"field": field, "value": shown, "remedy": remedy},
+        )
+
+
+class NotFound(UniTuneError):
+    """No such resource, or it belongs to somebody else."""
+
+    code = grpc.StatusCode.NOT_FOUND
+
+
+class FailedPrecondition(UniTuneError):
+    """The resource is not in a state that allows this."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class Aborted(UniTuneError):
+    """Somebody else changed the resource first."""
+
+    code = grpc.StatusCode.ABORTED
+
+
+class ResourceExhausted(UniTuneError):
+    """Too much at once."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class Unavailable(UniTuneError):
+    """A service does not answer now; the call may be retried."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+
+
+class DataLoss(UniTuneError):
+    """Stored weights are not what they should be, or did not take."""
+
+    code = grpc.StatusCode.DATA_LOSS
+
+
+class Cancelled(UniTuneError):
+    """Stopped on request."""
+
+    code = grpc.StatusCode.CANCELLED
+
+
+class Internal(UniTuneError):
+    """A mistake of ours. The details are in the server's log, not here."""
+
+    code = grpc.StatusCode.INTERNAL
+
+
+_BY_CODE: dict[int, type[UniTuneError]] = {
+    error.code.value[0]: error
+    for error in (
+        InvalidArgument,
+        NotFound,
+        FailedPrecondition,
+        Aborted,
+        ResourceExhausted,
+        Unavailable,
+        DataLoss,
+        Cancelled,
+        Internal,
+    )
+}
+
+
+def to_status(error: UniTuneError) -> status_pb2.Status:
+    """The google.rpc.Status of an error, with ErrorInfo and, for a field, BadRequest."""
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)]
+    if error.field is not None:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if error.retry_after_s is not None:
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(round(1000 * error.retry_after_s))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    packed = []
+    for detail in details:
+        one = any_pb2.Any()
+        one.Pack(detail)
+        packed.append(one)
+    return status_pb2.Status(code=error.code.value[0], message=error.message, details=packed)
+
+
+def from_status(status: status_pb2.Status) -> UniTuneError:
+    """The error that a google.rpc.Status stands for; an unknown code becomes Internal."""
+    reason, metadata, retry_after_s = "UNKNOWN", dict[str, str](), None
+    for detail in status.details:
+        info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+        if detail.Unpack(info):
+            reason, metadata = info.reason, dict(info.metadata)
+        elif detail.Unpack(retry):
+            retry_after_s = retry.retry_delay.ToMilliseconds() / 1000
+    if reason == "INVALID_FIELD" and {"field", "value", "remedy"} <= metadata.keys():
+        field_error = InvalidField(metadata["field"], metadata["value"], metadata["remedy"])
+        field_error.message = status.message  # a number is shown without the quotes that its text would get here
+        field_error.args = (status.message,)
+        return field_error
+    kind = _BY_CODE.get(status.code, Internal)
+    return kind(status.message, reason=reason, metadata=metadata, retry_after_s=retry_after_s)
+
+
+def from_rpc_error(error: grpc.RpcError) -> UniTuneError:
+    """The error that a failed call stands for, whether or not the server sent details."""
+    status = rpc_status.from_call(cast(grpc.Call, error))
+    if status is not None:
+        return from_status(status)
+    code, details = cast(grpc.Call, error).code(), cast(grpc.Call, error).details() or ""
+    kind = _BY_CODE.get(code.value[0], Internal)
+    return kind(details, reason=code.name)

@@ -1,0 +1,1 @@
+"""Generated from protos/unitune/v1 by `make protos`; never edited."""

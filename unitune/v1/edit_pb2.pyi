@@ -1,0 +1,184 @@
+import datetime
+
+from google.api import field_behavior_pb2 as _field_behavior_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.rpc import status_pb2 as _status_pb2
+from unitune.v1 import tuning_pb2 as _tuning_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class EditRequest(_message.Message):
+    __slots__ = ("parent", "tuning", "image", "image_data", "tuning_config", "prompt", "config", "seeds", "preview_every")
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    TUNING_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_DATA_FIELD_NUMBER: _ClassVar[int]
+    TUNING_CONFIG_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    SEEDS_FIELD_NUMBER: _ClassVar[int]
+    PREVIEW_EVERY_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    tuning: str
+    image: str
+    image_data: bytes
+    tuning_config: _tuning_pb2.TuningConfig
+    prompt: str
+    config: SamplingConfig
+    seeds: _containers.RepeatedScalarFieldContainer[int]
+    preview_every: int
+    def __init__(self, parent: _Optional[str] = ..., tuning: _Optional[str] = ..., image: _Optional[str] = ..., image_data: _Optional[bytes] = ..., tuning_config: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., prompt: _Optional[str] = ..., config: _Optional[_Union[SamplingConfig, _Mapping]] = ..., seeds: _Optional[_Iterable[int]] = ..., preview_every: _Optional[int] = ...) -> None: ...
+
+class SamplingConfig(_message.Message):
+    __slots__ = ("method", "scheduler", "num_inference_steps", "guidance_scale", "strength")
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULER_FIELD_NUMBER: _ClassVar[int]
+    NUM_INFERENCE_STEPS_FIELD_NUMBER: _ClassVar[int]
+    GUIDANCE_SCALE_FIELD_NUMBER: _ClassVar[int]
+    STRENGTH_FIELD_NUMBER: _ClassVar[int]
+    method: str
+    scheduler: str
+    num_inference_steps: int
+    guidance_scale: float
+    strength: float
+    def __init__(self, method: _Optional[str] = ..., scheduler: _Optional[str] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., strength: _Optional[float] = ...) -> None: ...
+
+class EditEvent(_message.Message):
+    __slots__ = ("sequence", "create_time", "accepted", "tuning", "loading", "step", "image", "done", "failed", "cancelled", "heartbeat")
+    class Accepted(_message.Message):
+        __slots__ = ("edit", "config", "effective_strength", "seeds", "warnings")
+        EDIT_FIELD_NUMBER: _ClassVar[int]
+        CONFIG_FIELD_NUMBER: _ClassVar[int]
+        EFFECTIVE_STRENGTH_FIELD_NUMBER: _ClassVar[int]
+        SEEDS_FIELD_NUMBER: _ClassVar[int]
+        WARNINGS_FIELD_NUMBER: _ClassVar[int]
+        edit: str
+        config: SamplingConfig
+        effective_strength: float
+        seeds: _containers.RepeatedScalarFieldContainer[int]
+        warnings: _containers.RepeatedScalarFieldContainer[str]
+        def __init__(self, edit: _Optional[str] = ..., config: _Optional[_Union[SamplingConfig, _Mapping]] = ..., effective_strength: _Optional[float] = ..., seeds: _Optional[_Iterable[int]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+    class Loading(_message.Message):
+        __slots__ = ("warm", "refit_s", "probe_ratio")
+        WARM_FIELD_NUMBER: _ClassVar[int]
+        REFIT_S_FIELD_NUMBER: _ClassVar[int]
+        PROBE_RATIO_FIELD_NUMBER: _ClassVar[int]
+        warm: bool
+        refit_s: float
+        probe_ratio: float
+        def __init__(self, warm: _Optional[bool] = ..., refit_s: _Optional[float] = ..., probe_ratio: _Optional[float] = ...) -> None: ...
+    class Step(_message.Message):
+        __slots__ = ("index", "total", "preview")
+        INDEX_FIELD_NUMBER: _ClassVar[int]
+        TOTAL_FIELD_NUMBER: _ClassVar[int]
+        PREVIEW_FIELD_NUMBER: _ClassVar[int]
+        index: int
+        total: int
+        preview: bytes
+        def __init__(self, index: _Optional[int] = ..., total: _Optional[int] = ..., preview: _Optional[bytes] = ...) -> None: ...
+    class EditedImage(_message.Message):
+        __slots__ = ("index", "seed", "png")
+        INDEX_FIELD_NUMBER: _ClassVar[int]
+        SEED_FIELD_NUMBER: _ClassVar[int]
+        PNG_FIELD_NUMBER: _ClassVar[int]
+        index: int
+        seed: int
+        png: bytes
+        def __init__(self, index: _Optional[int] = ..., seed: _Optional[int] = ..., png: _Optional[bytes] = ...) -> None: ...
+    class Done(_message.Message):
+        __slots__ = ("timings", "tuning")
+        TIMINGS_FIELD_NUMBER: _ClassVar[int]
+        TUNING_FIELD_NUMBER: _ClassVar[int]
+        timings: Timings
+        tuning: str
+        def __init__(self, timings: _Optional[_Union[Timings, _Mapping]] = ..., tuning: _Optional[str] = ...) -> None: ...
+    class Heartbeat(_message.Message):
+        __slots__ = ()
+        def __init__(self) -> None: ...
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    TUNING_FIELD_NUMBER: _ClassVar[int]
+    LOADING_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    CANCELLED_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    create_time: _timestamp_pb2.Timestamp
+    accepted: EditEvent.Accepted
+    tuning: _tuning_pb2.TuningEvent
+    loading: EditEvent.Loading
+    step: EditEvent.Step
+    image: EditEvent.EditedImage
+    done: EditEvent.Done
+    failed: _status_pb2.Status
+    cancelled: Edit
+    heartbeat: EditEvent.Heartbeat
+    def __init__(self, sequence: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., accepted: _Optional[_Union[EditEvent.Accepted, _Mapping]] = ..., tuning: _Optional[_Union[_tuning_pb2.TuningEvent, _Mapping]] = ..., loading: _Optional[_Union[EditEvent.Loading, _Mapping]] = ..., step: _Optional[_Union[EditEvent.Step, _Mapping]] = ..., image: _Optional[_Union[EditEvent.EditedImage, _Mapping]] = ..., done: _Optional[_Union[EditEvent.Done, _Mapping]] = ..., failed: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., cancelled: _Optional[_Union[Edit, _Mapping]] = ..., heartbeat: _Optional[_Union[EditEvent.Heartbeat, _Mapping]] = ...) -> None: ...
+
+class Timings(_message.Message):
+    __slots__ = ("queue_s", "tune_s", "refit_s", "encode_s", "denoise_s", "decode_s", "total_s")
+    QUEUE_S_FIELD_NUMBER: _ClassVar[int]
+    TUNE_S_FIELD_NUMBER: _ClassVar[int]
+    REFIT_S_FIELD_NUMBER: _ClassVar[int]
+    ENCODE_S_FIELD_NUMBER: _ClassVar[int]
+    DENOISE_S_FIELD_NUMBER: _ClassVar[int]
+    DECODE_S_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_S_FIELD_NUMBER: _ClassVar[int]
+    queue_s: float
+    tune_s: float
+    refit_s: float
+    encode_s: float
+    denoise_s: float
+    decode_s: float
+    total_s: float
+    def __init__(self, queue_s: _Optional[float] = ..., tune_s: _Optional[float] = ..., refit_s: _Optional[float] = ..., encode_s: _Optional[float] = ..., denoise_s: _Optional[float] = ..., decode_s: _Optional[float] = ..., total_s: _Optional[float] = ...) -> None: ...
+
+class Edit(_message.Message):
+    __slots__ = ("name", "state", "images", "timings", "error", "tuning")
+    class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        STATE_UNSPECIFIED: _ClassVar[Edit.State]
+        STATE_RUNNING: _ClassVar[Edit.State]
+        STATE_DONE: _ClassVar[Edit.State]
+        STATE_FAILED: _ClassVar[Edit.State]
+        STATE_CANCELLED: _ClassVar[Edit.State]
+    STATE_UNSPECIFIED: Edit.State
+    STATE_RUNNING: Edit.State
+    STATE_DONE: Edit.State
+    STATE_FAILED: Edit.State
+    STATE_CANCELLED: Edit.State
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    TUNING_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    state: Edit.State
+    images: _containers.RepeatedCompositeFieldContainer[EditEvent.EditedImage]
+    timings: Timings
+    error: _status_pb2.Status
+    tuning: str
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[Edit.State, str]] = ..., images: _Optional[_Iterable[_Union[EditEvent.EditedImage, _Mapping]]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., tuning: _Optional[str] = ...) -> None: ...
+
+class GetEditRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class CancelEditRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...

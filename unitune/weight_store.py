@@ -1,0 +1,81 @@
+"""Where weights and uploaded images lie: a folder by default, an object store by URL.
+
+obstore gives one interface to local folders, memory, S3, GCS and Azure, with a create-only put;
+nothing else we know of has both without a daemon.
+"""
+
+from pathlib import Path
+from typing import cast
+
+import obstore
+from obstore.store import ObjectStore, from_url
+
+from unitune.errors import DataLoss
+from unitune.weights import MANIFEST_FILE, WEIGHTS_FILE, Manifest, TunedWeights, unpack
+
+
+class WeightStore:
+    """Bytes by path, and tuned weights on top. Thread-safe; blocking calls."""
+
+    def __init__(self, url: str) -> None:
+        """Open a store. A plain path means a local folder, made if it is missing, mode 0700."""
+        if "://" not in url:
+            folder = Path(url).resolve()
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            url = folder.as_uri()
+        self._store = cast(ObjectStore, from_url(url))
+
+    def put(self, path: str, data: bytes) -> None:
+        """Create an object; a path that exists keeps its bytes (paths are named by content or are unique)."""
+        try:
+            obstore.put(self._store, path, data, mode="create")
+        except obstore.exceptions.AlreadyExistsError:
+            return
+
+    def get(self, path: str) -> bytes:
+        """The object's bytes. Raises FileNotFoundError."""
+        return bytes(obstore.get(self._store, path).bytes())
+
+    def has(self, path: str) -> bool:
+        """Whether the object exists."""
+        try:
+            obstore.head(self._store, path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def delete(self, path: str) -> None:
+        """Delete an object; one that is not there is fine."""
+        try:
+            obstore.delete(self._store, path)
+        except FileNotFoundError:
+            return
+
+    def list(self, prefix: str) -> list[str]:
+        """All paths below a prefix."""
+        return [meta["path"] for page in obstore.list(self._store, prefix) for meta in page]
+
+    def put_weights(self, path: str, data: bytes, manifest: Manifest) -> None:
+        """Write weights, then their manifest: until the second is there the weights do not exist."""
+        self.put(f"{path}/{WEIGHTS_FILE}", data)
+        self.put(f"{path}/{MANIFEST_FILE}", manifest.to_json())
+
+    def get_weights(self, path: str, digest: str) -> TunedWeights:
+        """Read and check weights.
+
+        Raises DataLoss (WEIGHTS_CORRUPT) when the digest is not the asked one or anything differs from the manifest,
+        and DataLoss (WEIGHTS_MISSING) when there are none.
+        """
+        try:
+            manifest = Manifest.from_json(self.get(f"{path}/{MANIFEST_FILE}"))
+            data = self.get(f"{path}/{WEIGHTS_FILE}")
+        except FileNotFoundError as error:
+            raise DataLoss("the weights of this tuning are gone", reason="WEIGHTS_MISSING") from error
+        if manifest.digest != digest:
+            raise DataLoss("the stored weights are not those of the tuning", reason="WEIGHTS_CORRUPT")
+        return unpack(data, manifest)
+
+    def delete_weights(self, path: str) -> None:
+        """Delete the manifest first, so that nobody reads weights that are going."""
+        self.delete(f"{path}/{MANIFEST_FILE}")
+        self.delete(f"{path}/{WEIGHTS_FILE}")

@@ -1,0 +1,135 @@
+"""The tuned-weights file: what a tuning made, where tuner and sampler meet.
+
+Two files lie under one path of the weight store:
+
+    weights.safetensors   the tuned tensors, complete and dense in fp32 or as `codec` says, and the probe's answers
+    manifest.json         what is in it and its sha256; written last, so weights without it do not exist
+
+Only tensors that a tuning may change are in the file. A reader fills the rest of `EngineSpec.tuned`
+from the base model, so that a refit always carries the whole set (a partial refit would leave the
+previous image's weights behind).
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from safetensors.numpy import load, save
+
+from unitune.errors import DataLoss
+
+SCHEMA = 1
+PROBE_TUNED = "probe.tuned"  # the denoiser's answer to the probe input with the tuned weights, fp32
+PROBE_BASE = "probe.base"  # the same with the base weights
+WEIGHTS_FILE = "weights.safetensors"
+MANIFEST_FILE = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a weights file promises. `digest` is the sha256 of its bytes."""
+
+    key: str
+    base_model: str
+    method: str
+    rare_tokens: str
+    updates: int
+    codec: str  # "none": fp32 values of the tensors; other codecs store a delta to the base model
+    probe_seed: int
+    tensors: tuple[str, ...]
+    digest: str
+    size_bytes: int
+    schema: int = SCHEMA
+
+    def to_json(self) -> bytes:
+        """The manifest file's bytes."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "Manifest":
+        """Raises DataLoss when the bytes are no manifest of this schema."""
+        try:
+            fields = json.loads(data)
+            fields["tensors"] = tuple(fields["tensors"])
+            manifest = cls(**fields)
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataLoss("the weights' manifest cannot be read", reason="WEIGHTS_CORRUPT") from error
+        if manifest.schema != SCHEMA:
+            raise DataLoss(
+                f"the weights' manifest has schema {manifest.schema}, this server reads {SCHEMA}",
+                reason="WEIGHTS_CORRUPT",
+            )
+        return manifest
+
+
+@dataclass(frozen=True)
+class TunedWeights:
+    """A weights file, read and checked."""
+
+    manifest: Manifest
+    tensors: Mapping[str, np.ndarray]
+    probe_tuned: np.ndarray
+    probe_base: np.ndarray
+
+
+def pack(
+    tensors: Mapping[str, np.ndarray],
+    *,
+    probe_tuned: np.ndarray,
+    probe_base: np.ndarray,
+    key: str,
+    base_model: str,
+    method: str,
+    rare_tokens: str,
+    updates: int,
+    probe_seed: int,
+) -> tuple[bytes, Manifest]:
+    """A weights file and its manifest. The same input gives the same bytes."""
+    stored = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
+    data = save({**stored, PROBE_TUNED: np.ascontiguousarray(probe_tuned), PROBE_BASE: np.ascontiguousarray(probe_base)})
+    manifest = Manifest(
+        key=key,
+        base_model=base_model,
+        method=method,
+        rare_tokens=rare_tokens,
+        updates=updates,
+        codec="none",
+        probe_seed=probe_seed,
+        tensors=tuple(stored),
+        digest=hashlib.sha256(data).hexdigest(),
+        size_bytes=len(data),
+    )
+    return data, manifest
+
+
+def unpack(data: bytes, manifest: Manifest) -> TunedWeights:
+    """Read a weights file and check all that its manifest promises.
+
+    Raises DataLoss (WEIGHTS_CORRUPT) when the bytes do not have the digest, or the tensors are not the promised ones.
+    """
+    if hashlib.sha256(data).hexdigest() != manifest.digest:
+        raise DataLoss("the stored weights do not have the digest of their manifest", reason="WEIGHTS_CORRUPT")
+    tensors = load(data)
+    try:
+        probe_tuned, probe_base = tensors.pop(PROBE_TUNED), tensors.pop(PROBE_BASE)
+    except KeyError as error:
+        raise DataLoss("the stored weights carry no probe", reason="WEIGHTS_CORRUPT") from error
+    if set(tensors) != set(manifest.tensors):
+        raise DataLoss("the stored weights are not the tensors of their manifest", reason="WEIGHTS_CORRUPT")
+    return TunedWeights(manifest, tensors, probe_tuned, probe_base)
+
+
+def probe_input(seed: int, channels: int, side: tuple[int, int], context: tuple[int, int]) -> dict[str, np.ndarray]:
+    """The denoiser input that proves a refit: two latents, a low and a high timestep, two contexts.
+
+    `side` is (height, width) of the latent, `context` is (tokens, width) of the text embedding. The
+    draws are float32 and the same on every machine (PCG64).
+    """
+    rng = np.random.default_rng(seed)
+    return {
+        "sample": rng.standard_normal((2, channels, *side), dtype=np.float32),
+        "timestep": np.array([200, 800], dtype=np.int64),
+        "encoder_hidden_states": rng.standard_normal((2, *context), dtype=np.float32),
+    }
