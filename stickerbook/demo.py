@@ -1,0 +1,124 @@
+"""Edit three pictures that the model never saw, through the real services, and judge the results.
+
+    make demo
+
+Writes the edited pictures, out/demo/sheet.png and out/demo/report.json. Each picture is tuned on once and
+edited with two prompts. `success` is the judge's verdict (every attribute of the edited scene right) and
+`kept_psnr_db` compares the pixels that the ground truth leaves alone with the picture given.
+"""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from stickerbook.captions import caption
+from stickerbook.judge import Judge
+from stickerbook.render import kept_pixels, render
+from stickerbook.world import FIRST_HELD_OUT_SEED, Scene, draw_scene
+from unitune_client import Client
+from unitune_client.local import LocalServices
+from unitune_client.sheet import contact_sheet
+
+CASES = Path(__file__).parent.parent / "demo" / "cases.json"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One picture of the demo: its file, its scene, and the scenes that its edits should become."""
+
+    picture: Path
+    scene: Scene
+    edits: tuple[Scene, ...]
+
+
+def load_cases(path: Path = CASES) -> list[Case]:
+    """The cases of a file: [{"picture", "seed", "scene": {...}, "edits": [{...}, ...]}, ...]."""
+    cases = []
+    for case in json.loads(path.read_text()):
+        scene = draw_scene(FIRST_HELD_OUT_SEED + case["seed"], "held_out").edited(**case["scene"])
+        edits = tuple(scene.edited(**changes) for changes in case["edits"])
+        cases.append(Case(path.parent / case["picture"], scene, edits))
+    return cases
+
+
+def draw_pictures(cases: list[Case]) -> None:
+    """Paint the pictures of the cases into their files (they lie in the repository; this is how they came there)."""
+    for case in cases:
+        Image.fromarray(render(case.scene)).save(case.picture)
+
+
+def psnr_db(before: np.ndarray, after: np.ndarray, where: np.ndarray) -> float:
+    """PSNR in dB over the pixels `where` is true; uint8 pictures."""
+    error = (before[where].astype(float) - after[where].astype(float)) / 255
+    return float(-10 * np.log10(max(float(np.mean(error**2)), 1e-10)))
+
+
+def judged(case: Case, wanted: Scene, pixels: np.ndarray, judge: Judge) -> dict[str, object]:
+    """What the report says of one edit."""
+    original = render(case.scene)
+    kept = kept_pixels(original, render(wanted))
+    seen = judge.read(pixels[None])[0]
+    return {
+        "success": seen == wanted.attributes(),
+        "kept_psnr_db": round(psnr_db(original, pixels, kept), 2),
+        "kept_share": round(float(kept.mean()), 3),
+        "seen": seen,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("out/demo"))
+    parser.add_argument("--draw", action="store_true", help="paint the pictures of demo/cases.json anew and stop")
+    options = parser.parse_args()
+    cases = load_cases()
+    if options.draw:
+        draw_pictures(cases)
+        return
+    judge = Judge.load()
+    options.out.mkdir(parents=True, exist_ok=True)
+    stages = {"tune_s": 0.0, "refit_s": 0.0, "edit_s": 0.0}
+    edits: list[dict[str, object]] = []
+    rows = []
+    started = time.monotonic()
+    with LocalServices(log=say) as services, Client(services.address) as client:
+        for case in cases:
+            say(f"{case.picture.name}: {caption(case.scene)}; tuning on it, once for {len(case.edits)} edits")
+            begun = time.monotonic()
+            tuning = client.tune(case.picture)
+            stages["tune_s"] += time.monotonic() - begun
+            results = []
+            for wanted in case.edits:
+                result = client.edit_to_end(tuning.name, caption(wanted))
+                stages["refit_s"] += result.timings.refit_s
+                stages["edit_s"] += result.timings.total_s
+                file = options.out / f"{case.picture.stem}--{caption(wanted).replace(' ', '-')}.png"
+                file.write_bytes(result.images[0].png)
+                verdict = judged(case, wanted, np.asarray(Image.open(file).convert("RGB")), judge)
+                edits.append({"picture": case.picture.name, "prompt": caption(wanted), "image": file.name, **verdict})
+                say(f"  {caption(wanted)}: {'right' if verdict['success'] else 'not right'}, kept pixels {verdict['kept_psnr_db']} dB")
+                results.append((caption(wanted), result.images[0].png))
+            rows.append((case.picture.read_bytes(), results))
+    contact_sheet(rows).save(options.out / "sheet.png")
+    report = {
+        "stages": {name: round(seconds, 2) for name, seconds in stages.items()},
+        "total_s": round(time.monotonic() - started, 1),
+        "edits": edits,
+    }
+    (options.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    say(f"{sum(bool(edit['success']) for edit in edits)} of {len(edits)} edits right; look at {options.out / 'sheet.png'}")
+
+
+def say(line: str) -> None:
+    """Progress goes to standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Write the trained weights as a diffusers folder, `stickerbook/model`: fp16 safetensors, a few tens of MB.
+
+    python -m stickerbook.save_model
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from stickerbook.captions import PLACE_PHRASES, STYLE_PHRASES, TIME_PHRASES
+from stickerbook.checkpoint import Run
+from stickerbook.tokenizer import new_tokenizer
+from stickerbook.train import new_scheduler, new_text_encoder, new_unet, trained_autoencoder
+from stickerbook.world import OBJECTS
+
+MODEL = Path(__file__).parent / "model"
+
+
+def vocabulary() -> dict[str, list[str]]:
+    """The words the model knows, by kind."""
+    return {
+        "objects": list(OBJECTS),
+        "places": list(PLACE_PHRASES.values()),
+        "times": list(TIME_PHRASES.values()),
+        "styles": [phrase for phrase in STYLE_PHRASES.values() if phrase],
+        "articles": ["a", "an", "the"],
+    }
+
+
+def trained_pipeline(work: Path) -> tuple[StableDiffusionPipeline, int]:
+    """The pipeline of the checkpoints in `work`, moving averages in use, and the denoiser's updates done.
+
+    Raises FileNotFoundError when a checkpoint is missing.
+    """
+    tokenizer = new_tokenizer()
+    pair = torch.nn.ModuleDict({"unet": new_unet(), "text_encoder": new_text_encoder(tokenizer)})
+    run = Run(work / "denoiser.safetensors", pair, learning_rate=0, updates=1)
+    if not run.resume():
+        raise FileNotFoundError(f"no denoiser in {work}; run `python -m stickerbook.train` first")
+    run.use_average()
+    pipeline = StableDiffusionPipeline(
+        vae=trained_autoencoder(work, "cpu"),
+        text_encoder=pair["text_encoder"].eval(),
+        tokenizer=tokenizer,
+        unet=pair["unet"].eval(),
+        scheduler=new_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    return pipeline, run.updates_done
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("work/stickerbook"), help="folder of the checkpoints")
+    parser.add_argument("--out", type=Path, default=MODEL)
+    options = parser.parse_args()
+    pipeline, updates = trained_pipeline(options.work)
+    pipeline.to(dtype=torch.float16).save_pretrained(options.out, safe_serialization=True)
+    (options.out / "vocabulary.json").write_text(json.dumps(vocabulary(), indent=1) + "\n")
+    (options.out / "training.json").write_text(json.dumps({"denoiser_updates": updates}, indent=1) + "\n")
+    print(f"wrote {options.out}: {sum(f.stat().st_size for f in options.out.rglob('*') if f.is_file()) / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+
+from stickerbook.captions import caption
+from stickerbook.render import kept_pixels, render
+from stickerbook.world import (
+    FIRST_HELD_OUT_SEED,
+    OBJECTS,
+    PLACES,
+    draw_scene,
+    is_held_out,
+)
+
+
+def test_held_out_pairs_cover_every_object_and_every_place_once_or_more():
+    """Each object misses exactly one place, and each place is missed by some object."""
+    pairs = [(o, p) for o in OBJECTS for p in PLACES if is_held_out(o, p)]
+
+    assert sorted(o for o, _ in pairs) == sorted(OBJECTS)
+    assert {p for _, p in pairs} == set(PLACES)
+
+
+def test_splits_never_share_a_pair():
+    """Training scenes never show a held-out pair, held-out scenes show nothing else."""
+    train = [draw_scene(seed) for seed in range(300)]
+    held_out = [draw_scene(FIRST_HELD_OUT_SEED + seed, "held_out") for seed in range(300)]
+
+    assert not any(is_held_out(scene.object, scene.place) for scene in train)
+    assert all(is_held_out(scene.object, scene.place) for scene in held_out)
+
+
+def test_a_seed_of_the_other_split_is_refused():
+    """Training cannot draw an evaluation scene by mistake."""
+    with pytest.raises(ValueError, match="held_out range"):
+        draw_scene(5, "held_out")
+    with pytest.raises(ValueError, match="train range"):
+        draw_scene(FIRST_HELD_OUT_SEED)
+
+
+def test_an_unknown_word_is_refused_by_name():
+    """A scene with an object outside the world says which word and what is allowed."""
+    with pytest.raises(ValueError, match="object 'unicorn'.*balloon"):
+        draw_scene(1).edited(object="unicorn")
+
+
+def test_rendering_is_deterministic():
+    """The same seed gives the same pixels."""
+    assert np.array_equal(render(draw_scene(11)), render(draw_scene(11)))
+
+
+def test_ground_truth_of_an_object_swap_keeps_the_surroundings():
+    """Swapping the object changes pixels near it and leaves the corners alone."""
+    scene = draw_scene(21).edited(object="cat", place="meadow", time="day", style="drawing")
+    before, after = render(scene), render(scene.edited(object="robot"))
+
+    kept = kept_pixels(before, after)
+
+    assert kept[:4, :].all() and kept[-2:, :2].all()
+    assert 0.05 < (~kept).mean() < 0.6
+
+
+def test_ground_truth_of_a_place_swap_keeps_the_object():
+    """Another place leaves most of the sticker's own pixels alone."""
+    scene = draw_scene(22).edited(object="panda", place="meadow", time="day", style="drawing")
+    layout = scene.layout
+    x, y = int(layout.center_x * 64), int((layout.base_y - layout.size / 2) * 64)
+
+    kept = kept_pixels(render(scene), render(scene.edited(place="snow")))
+
+    assert kept[y - 5 : y + 5, x - 5 : x + 5].mean() > 0.9
+
+
+def test_black_and_white_has_no_colour():
+    """All channels agree in the black and white style."""
+    pixels = render(draw_scene(5).edited(style="black and white")).astype(int)
+
+    assert np.ptp(pixels, axis=2).max() == 0
+
+
+def test_caption_names_every_attribute():
+    """A caption reads as a sentence and holds object, place, time and style."""
+    scene = draw_scene(3).edited(object="owl", place="sea", time="sunset", style="black and white")
+
+    assert caption(scene) == "a black and white picture of an owl on the sea at sunset"
