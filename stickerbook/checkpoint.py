@@ -87,7 +87,9 @@ class Run:
             for index, (parameter, average) in enumerate(zip(self.parameters, self.average, strict=True)):
                 saved = file.get_tensor(f"model.{index}") if f"model.{index}" in names else None
                 if saved is None or saved.shape != parameter.shape:
-                    raise ValueError(f"{self.path} belongs to another model (tensor {index}); move it away to start anew")
+                    raise ValueError(
+                        f"{self.path} belongs to another model (tensor {index}); move it away to start anew"
+                    )
                 parameter.copy_(saved)
                 average.copy_(file.get_tensor(f"average.{index}"))
                 state = {

@@ -102,7 +102,8 @@ def main() -> None:
                 file.write_bytes(result.images[0].png)
                 verdict = judged(case, wanted, np.asarray(Image.open(file).convert("RGB")), judge)
                 edits.append({"picture": case.picture.name, "prompt": caption(wanted), "image": file.name, **verdict})
-                say(f"  {caption(wanted)}: {'right' if verdict['success'] else 'not right'}, kept pixels {verdict['kept_psnr_db']} dB")
+                outcome = "right" if verdict["success"] else "not right"
+                say(f"  {caption(wanted)}: {outcome}, kept pixels {verdict['kept_psnr_db']} dB")
                 results.append((caption(wanted), result.images[0].png))
             rows.append((case.picture.read_bytes(), results))
     contact_sheet(rows).save(options.out / "sheet.png")
@@ -112,7 +113,8 @@ def main() -> None:
         "edits": edits,
     }
     (options.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    say(f"{sum(bool(edit['success']) for edit in edits)} of {len(edits)} edits right; look at {options.out / 'sheet.png'}")
+    right = sum(bool(edit["success"]) for edit in edits)
+    say(f"{right} of {len(edits)} edits right; look at {options.out / 'sheet.png'}")
 
 
 def say(line: str) -> None:

@@ -51,7 +51,9 @@ def main() -> None:
         print(f"sampled {min(start + 40, len(scenes))}/{len(scenes)}", flush=True)
     seen = judge.read(np.concatenate(images))
     right = {
-        attribute: float(np.mean([getattr(scene, attribute) == got[attribute] for scene, got in zip(scenes, seen, strict=True)]))
+        attribute: float(
+            np.mean([getattr(scene, attribute) == got[attribute] for scene, got in zip(scenes, seen, strict=True)])
+        )
         for attribute in ATTRIBUTES
     }
     confusion = Counter(

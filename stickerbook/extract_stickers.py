@@ -1,6 +1,6 @@
 """Cut the stickers out of the Noto Color Emoji font. Needed only to add objects to the world.
 
-    python -m stickerbook.extract_stickers /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf
+python -m stickerbook.extract_stickers /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf
 """
 
 import sys

@@ -114,12 +114,16 @@ def main() -> None:
         optimizer.step()
         schedule.step()
         if update % 100 == 0:
-            print(f"update {update}/{options.updates}  loss {loss.item():.3f}  {time.monotonic() - started:.0f} s", flush=True)
+            print(
+                f"update {update}/{options.updates}  loss {loss.item():.3f}  {time.monotonic() - started:.0f} s",
+                flush=True,
+            )
     images, labels = batch_of(list(range(FIRST_VALIDATION_SEED, FIRST_VALIDATION_SEED + 1000)))
     with torch.no_grad():
         logits = judge.eval()(images)
     for attribute in ATTRIBUTES:
-        print(f"{attribute}: {(logits[attribute].argmax(1) == labels[attribute]).float().mean():.3f} right of 1000 renders")
+        right = (logits[attribute].argmax(1) == labels[attribute]).float().mean()
+        print(f"{attribute}: {right:.3f} right of 1000 renders")
     save_file({name: tensor.half() for name, tensor in judge.state_dict().items()}, WEIGHTS)
 
 

@@ -32,7 +32,10 @@ def normalise(autoencoder: AutoencoderKL, images: torch.Tensor) -> None:
 
 @torch.no_grad()
 def cached_latents(path: Path, autoencoder: AutoencoderKL, scenes: int, device: str = "cpu") -> np.ndarray:
-    """Latents of the training scenes 0 to `scenes` - 1: float16, (scenes, 8, 16, 16); read from `path` or written to it."""
+    """Latents of the training scenes 0 to `scenes` - 1: float16, (scenes, 8, 16, 16).
+
+    They are read from `path`, or computed and written there.
+    """
     if path.exists():
         latents = np.load(path, mmap_mode="r")
         if len(latents) >= scenes:

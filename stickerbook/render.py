@@ -82,7 +82,10 @@ def _sky(scene: Scene) -> Image.Image:
         _disc(draw, x, 18, 9, (255, 244, 190))
         for cx, cy in zip(rng.uniform(0, CANVAS, 2), rng.uniform(10, 34, 2), strict=True):
             for dx, radius in ((-9, 5), (0, 7), (9, 5)):
-                draw.ellipse((cx + dx - 1.5 * radius, cy - radius, cx + dx + 1.5 * radius, cy + 0.6 * radius), fill=(246, 250, 252))
+                draw.ellipse(
+                    (cx + dx - 1.5 * radius, cy - radius, cx + dx + 1.5 * radius, cy + 0.6 * radius),
+                    fill=(246, 250, 252),
+                )
     elif scene.time == "sunset":
         _disc(draw, x, horizon - 4, 15, (255, 222, 120))
     else:
@@ -141,7 +144,14 @@ def _paint_pines(draw: ImageDraw.ImageDraw, rng: np.random.Generator, horizon: i
         height = rng.uniform(14, 30)
         for part in (0.0, 0.35):
             top = horizon - height * (1 - part)
-            draw.polygon([(x, top), (x - height * 0.3, horizon - height * 0.3 * (1 - 2 * part)), (x + height * 0.3, horizon - height * 0.3 * (1 - 2 * part))], fill=_lit((88, 130, 124), time))
+            draw.polygon(
+                [
+                    (x, top),
+                    (x - height * 0.3, horizon - height * 0.3 * (1 - 2 * part)),
+                    (x + height * 0.3, horizon - height * 0.3 * (1 - 2 * part)),
+                ],
+                fill=_lit((88, 130, 124), time),
+            )
 
 
 def _paint_hills(draw: ImageDraw.ImageDraw, rng: np.random.Generator, horizon: int, time: str) -> None:
@@ -149,7 +159,9 @@ def _paint_hills(draw: ImageDraw.ImageDraw, rng: np.random.Generator, horizon: i
         draw.ellipse((x - 48, horizon - 14, x + 48, horizon + 30), fill=_lit((112, 176, 84), time))
 
 
-def _paint_trunks(canvas: Image.Image, draw: ImageDraw.ImageDraw, rng: np.random.Generator, horizon: int, time: str) -> None:
+def _paint_trunks(
+    canvas: Image.Image, draw: ImageDraw.ImageDraw, rng: np.random.Generator, horizon: int, time: str
+) -> None:
     haze = Image.new("RGB", (CANVAS, horizon), _lit((58, 106, 66), time))
     canvas.paste(Image.blend(canvas.crop((0, 0, CANVAS, horizon)), haze, 0.62), (0, 0))
     for x in sorted(rng.uniform(0, CANVAS, 7)):

@@ -1,6 +1,6 @@
 """Write the trained weights as a diffusers folder, `stickerbook/model`: fp16 safetensors, a few tens of MB.
 
-    python -m stickerbook.save_model
+python -m stickerbook.save_model
 """
 
 import argparse

@@ -1,10 +1,12 @@
 """A CLIP tokenizer whose every world word is one token; anything else falls back to pieces and letters."""
 
 import json
+import string
 import tempfile
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
 from stickerbook.captions import PLACE_PHRASES, STYLE_PHRASES, TIME_PHRASES
@@ -12,6 +14,7 @@ from stickerbook.extract_stickers import GLYPHS
 
 MAX_TOKENS = 32
 START, END = "<|startoftext|>", "<|endoftext|>"
+LETTERS = string.ascii_lowercase + string.digits + ".,!?'-"
 # Words that a larger world will need, so that its tokens keep their ids.
 RESERVED = (
     "desert room road river mountain garden moon fog foggy rain rainy dawn morning evening pencil sketch pixel art "
@@ -21,30 +24,41 @@ RESERVED = (
 
 def words() -> list[str]:
     """Every word that is one token, sorted."""
-    phrases = [*PLACE_PHRASES.values(), *TIME_PHRASES.values(), *STYLE_PHRASES.values(), *GLYPHS, RESERVED, "a an of the"]
+    phrases = [*PLACE_PHRASES.values(), *TIME_PHRASES.values(), *STYLE_PHRASES.values(), *GLYPHS, RESERVED, "an of the"]
     return sorted({word for phrase in phrases for word in phrase.split()})
+
+
+def merges_of(vocabulary: list[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges that make every word one token, most frequent pair first, ties in alphabetical order.
+
+    The library's own trainer breaks ties differently on every run, which would scatter the token ids.
+    """
+    spelled = [[*word[:-1], f"{word[-1]}</w>"] for word in vocabulary]
+    merges = []
+    while counts := Counter(pair for symbols in spelled for pair in pairwise(symbols)):
+        best = min(counts, key=lambda pair: (-counts[pair], pair))
+        merges.append(best)
+        spelled = [_merged(symbols, best) for symbols in spelled]
+    return merges
+
+
+def _merged(symbols: list[str], pair: tuple[str, str]) -> list[str]:
+    merged: list[str] = []
+    for symbol in symbols:
+        if merged and (merged[-1], symbol) == pair:
+            merged[-1] += symbol
+        else:
+            merged.append(symbol)
+    return merged
 
 
 def new_tokenizer() -> CLIPTokenizer:
     """Build the tokenizer; the same on every call."""
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=END))
-    bpe.normalizer = normalizers.Lowercase()
-    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(
-        vocab_size=4096,  # never reached: merging stops when every word is one token
-        special_tokens=[START, END],
-        end_of_word_suffix="</w>",
-        initial_alphabet=list("abcdefghijklmnopqrstuvwxyz0123456789.,!?'-"),
-        min_frequency=1,
-        show_progress=False,
-    )
-    bpe.train_from_iterator([" ".join(words())], trainer)
-    model = json.loads(bpe.to_str())["model"]
-    vocabulary: dict[str, int] = dict(model["vocab"])
-    for letter in "abcdefghijklmnopqrstuvwxyz0123456789.,!?'-":
-        vocabulary.setdefault(f"{letter}</w>", len(vocabulary))
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    merges = merges_of(words())
+    tokens = [START, END, *LETTERS, *(f"{letter}</w>" for letter in LETTERS), *(a + b for a, b in merges)]
+    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "vocab.json").write_text(json.dumps(vocabulary))
-        (Path(folder) / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+        merge_lines = [f"{left} {right}" for left, right in merges]
+        (Path(folder) / "merges.txt").write_text("\n".join(["#version: 0.2", *merge_lines]) + "\n")
         return CLIPTokenizer.from_pretrained(folder, model_max_length=MAX_TOKENS)

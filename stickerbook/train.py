@@ -26,6 +26,7 @@ from stickerbook.train_autoencoder import LATENT_CHANNELS, new_autoencoder, pict
 from stickerbook.world import draw_scene
 
 CONTEXT_WIDTH = 160
+TOKEN_SLOTS = 512  # more than the tokenizer has, so that a larger world keeps the weights
 MIN_SNR_GAMMA = 5.0
 PREVIEW_PROMPTS = (
     "a cat on a beach at sunset",
@@ -70,7 +71,7 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """An untrained CLIP-style text encoder: 3 layers, 160 wide."""
     return CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(tokenizer),
+            vocab_size=TOKEN_SLOTS,
             hidden_size=CONTEXT_WIDTH,
             intermediate_size=4 * CONTEXT_WIDTH,
             num_hidden_layers=3,
@@ -95,7 +96,7 @@ def trained_autoencoder(work: Path, device: str) -> AutoencoderKL:
     run.use_average()
     autoencoder.requires_grad_(False).eval()
     normalise(autoencoder, pictures(range(512)))
-    return autoencoder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return autoencoder.to(device, memory_format=torch.channels_last)
 
 
 def tokens_of(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
@@ -138,9 +139,7 @@ def main() -> None:
     latents = cached_latents(options.work / "latents.npy", autoencoder, options.scenes, options.device)
     pair = torch.nn.ModuleDict({"unet": new_unet(), "text_encoder": new_text_encoder(tokenizer)}).to(options.device)
     unet, text_encoder = pair["unet"], pair["text_encoder"]
-    run = Run(
-        options.work / "denoiser.safetensors", pair, learning_rate=options.learning_rate, updates=options.updates
-    )
+    run = Run(options.work / "denoiser.safetensors", pair, learning_rate=options.learning_rate, updates=options.updates)
     if run.resume():
         print(f"resumed at update {run.updates_done}", flush=True)
     generator = torch.Generator(options.device)
@@ -159,7 +158,8 @@ def main() -> None:
             seconds = time.monotonic() - started
             rate = (run.updates_done - first) * options.batch / seconds
             print(
-                f"update {run.updates_done}/{options.updates}  loss {mean_loss:.4f}  {rate:.1f} scenes/s  {seconds:.0f} s",
+                f"update {run.updates_done}/{options.updates}  loss {mean_loss:.4f}  "
+                f"{rate:.1f} scenes/s  {seconds:.0f} s",
                 flush=True,
             )
         if run.updates_done % 250 == 0:

@@ -9,6 +9,7 @@ pictures), the last sixth on whole pictures. Interrupt it at will; the same comm
 import argparse
 import time
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -40,9 +41,9 @@ def new_autoencoder() -> AutoencoderKL:
     )
 
 
-def pictures(seeds: range | list[int], split: str = "train") -> torch.Tensor:
+def pictures(seeds: range | list[int], split: Literal["train", "held_out"] = "train") -> torch.Tensor:
     """Rendered scenes as the autoencoder takes them: float32 in [-1, 1], (n, 3, 64, 64)."""
-    pixels = np.stack([render(draw_scene(seed, split)) for seed in seeds])  # type: ignore[arg-type]
+    pixels = np.stack([render(draw_scene(seed, split)) for seed in seeds])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
@@ -81,7 +82,7 @@ def main() -> None:
     options = parser.parse_args()
 
     torch.manual_seed(0)
-    autoencoder = new_autoencoder().to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    autoencoder = new_autoencoder().to(options.device, memory_format=torch.channels_last)
     run = Run(
         options.work / "autoencoder.safetensors",
         autoencoder,

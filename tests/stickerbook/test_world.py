@@ -39,7 +39,7 @@ def test_a_seed_of_the_other_split_is_refused():
 
 def test_an_unknown_word_is_refused_by_name():
     """A scene with an object outside the world says which word and what is allowed."""
-    with pytest.raises(ValueError, match="object 'unicorn'.*balloon"):
+    with pytest.raises(ValueError, match=r"object 'unicorn'.*balloon"):
         draw_scene(1).edited(object="unicorn")
 
 
