@@ -101,7 +101,9 @@ class BaseModelSpec:
         """Read spec.json of a folder. Raises FileNotFoundError, or ValueError for another schema."""
         fields: dict[str, Any] = json.loads((folder / SPEC_FILE).read_text())
         if fields.get("schema") != SCHEMA:
-            raise ValueError(f"{folder / SPEC_FILE} has schema {fields.get('schema')}, this program reads {SCHEMA}; export again")
+            raise ValueError(
+                f"{folder / SPEC_FILE} has schema {fields.get('schema')}, this program reads {SCHEMA}; export again"
+            )
         fields["schedule"] = NoiseSchedule(**fields["schedule"])
         fields["preset"] = Preset(**fields["preset"])
         fields["tensors"] = {

@@ -5,7 +5,6 @@ nothing else we know of has both without a daemon.
 """
 
 from pathlib import Path
-from typing import cast
 
 import obstore
 from obstore.store import ObjectStore, from_url
@@ -23,7 +22,7 @@ class WeightStore:
             folder = Path(url).resolve()
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             url = folder.as_uri()
-        self._store = cast(ObjectStore, from_url(url))
+        self._store: ObjectStore = from_url(url)
 
     def put(self, path: str, data: bytes) -> None:
         """Create an object; a path that exists keeps its bytes (paths are named by content or are unique)."""

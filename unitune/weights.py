@@ -88,7 +88,8 @@ def pack(
 ) -> tuple[bytes, Manifest]:
     """A weights file and its manifest. The same input gives the same bytes."""
     stored = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
-    data = save({**stored, PROBE_TUNED: np.ascontiguousarray(probe_tuned), PROBE_BASE: np.ascontiguousarray(probe_base)})
+    probe = {PROBE_TUNED: np.ascontiguousarray(probe_tuned), PROBE_BASE: np.ascontiguousarray(probe_base)}
+    data = save({**stored, **probe})
     manifest = Manifest(
         key=key,
         base_model=base_model,

@@ -65,9 +65,12 @@ class EditServiceServicer:
         15 seconds (`heartbeat`).
 
         What is refused is refused before `accepted`, as a status: INVALID_ARGUMENT (INVALID_FIELD,
-        IMAGE_UNDECODABLE, IMAGE_TOO_LARGE) naming field, value and what is allowed; NOT_FOUND (TUNING_NOT_FOUND,
-        TUNING_EXPIRED, IMAGE_NOT_FOUND); FAILED_PRECONDITION (TUNING_NOT_READY) for a tuning that is not READY;
-        UNAVAILABLE (BACKEND_DOWN) when no tuner or sampler answers, which may be retried.
+        IMAGE_UNDECODABLE, IMAGE_TOO_LARGE, UPLOAD_TOO_LARGE) naming field, value and what is allowed; NOT_FOUND
+        (TUNING_NOT_FOUND, TUNING_EXPIRED, IMAGE_NOT_FOUND); FAILED_PRECONDITION (TUNING_NOT_READY) for a tuning that
+        is not READY, or (BASE_MODEL_MISMATCH) for one of another base model than the sampler's; UNAVAILABLE
+        (BACKEND_DOWN) when no tuner or sampler answers, which may be retried. Later failures are `failed`: the tuning's
+        own, TUNING_CANCELLED if it was cancelled meanwhile, DATA_LOSS (WEIGHTS_CORRUPT, WEIGHTS_MISSING), UNAVAILABLE
+        (BACKEND_DOWN), RESOURCE_EXHAUSTED (MESSAGE_TOO_LARGE) for a picture above 16 MiB.
 
         Closing the stream cancels the edit before its next step. A tuning that it began goes on.
         """
@@ -76,8 +79,9 @@ class EditServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetEdit(self, request, context):
-        """GetEdit answers with an edit and, once it is done, its pictures; kept for 10 minutes after the end.
-        Fails with NOT_FOUND (EDIT_NOT_FOUND).
+        """GetEdit answers with an edit and, once it is done, its pictures; kept for 10 minutes after the end, or less
+        when there are very many. Fails with NOT_FOUND (EDIT_NOT_FOUND), and with RESOURCE_EXHAUSTED (MESSAGE_TOO_LARGE)
+        when the pictures together exceed 16 MiB.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -53,7 +53,8 @@ class ImageServiceServicer:
         order, then half-closes. An image is named by the digest of its bytes: uploading the same file
         again is a no-op that answers alike, so a client may simply send it again after a failure.
 
-        Fails with INVALID_ARGUMENT: DIGEST_MISMATCH when the bytes do not have the announced digest,
+        Fails with INVALID_ARGUMENT: INVALID_FIELD for a message out of place or bytes that are not as many as announced,
+        DIGEST_MISMATCH when they do not have the announced digest,
         UPLOAD_TOO_LARGE above 16 MiB, IMAGE_UNDECODABLE when they are not a PNG, JPEG or WebP picture or are
         cut short, IMAGE_TOO_LARGE above 64 megapixels (known from the file's header, before it is decoded).
         Nothing is kept of a failed upload.

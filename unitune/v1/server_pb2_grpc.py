@@ -47,7 +47,8 @@ class ServerServiceServicer:
     """
 
     def GetServerInfo(self, request, context):
-        """GetServerInfo answers with version, limits, base model and defaults. It needs nothing and never waits.
+        """GetServerInfo answers with version, limits, base model and defaults. It needs nothing and never waits: base model
+        and defaults are unset until tuner and sampler have answered once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

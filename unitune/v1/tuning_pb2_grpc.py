@@ -31,6 +31,8 @@ class TuningServiceStub:
 
     A tuning runs on the server whether or not anybody watches. Its state only moves forward:
     QUEUED, RUNNING, then one of READY, FAILED, CANCELLED; a READY tuning becomes EXPIRED in the end.
+    One exception: a RUNNING tuning that is lost with the process that ran it is QUEUED again, at its old
+    place, and FAILED (WORKER_CRASHED) when that has happened three times.
     """
 
     def __init__(self, channel):
@@ -81,6 +83,8 @@ class TuningServiceServicer:
 
     A tuning runs on the server whether or not anybody watches. Its state only moves forward:
     QUEUED, RUNNING, then one of READY, FAILED, CANCELLED; a READY tuning becomes EXPIRED in the end.
+    One exception: a RUNNING tuning that is lost with the process that ran it is QUEUED again, at its old
+    place, and FAILED (WORKER_CRASHED) when that has happened three times.
     """
 
     def CreateTuning(self, request, context):
@@ -89,8 +93,10 @@ class TuningServiceServicer:
         The same image, base model and config never tune twice: if such a tuning is queued, running or
         ready under this parent, it is the answer. A tuning that failed, was cancelled or deleted is made anew.
 
-        Fails with INVALID_ARGUMENT (INVALID_FIELD) naming the field, its value and what is allowed, and with
-        NOT_FOUND (IMAGE_NOT_FOUND) when the image was never uploaded.
+        Fails with INVALID_ARGUMENT (INVALID_FIELD) naming the field, its value and what is allowed, with
+        NOT_FOUND (IMAGE_NOT_FOUND) when the image was never uploaded, with FAILED_PRECONDITION
+        (BASE_MODEL_MISMATCH) when tuner and sampler work on different base models, and with UNAVAILABLE
+        (BACKEND_DOWN) as long as the server has not seen its tuner once; later a tuner that is away only makes it wait.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -117,7 +123,9 @@ class TuningServiceServicer:
         goes on where it was: no event is missing, none comes twice. If that event is no longer kept, the first
         event is a `snapshot`. It is never silent for more than 15 seconds (`heartbeat`). It ends with exactly one
         of `ready`, `failed` or `cancelled`, then the status OK: a tuning's failure is an event, not the stream's.
-        Fails with NOT_FOUND (TUNING_NOT_FOUND).
+        Resumed after that last event, it ends at once.
+        Fails with NOT_FOUND (TUNING_NOT_FOUND), with INVALID_ARGUMENT (INVALID_FIELD) for an `after_sequence` that no
+        event has had yet, and with UNAVAILABLE (DRAINING) when the server stops: resume it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -133,14 +141,16 @@ class TuningServiceServicer:
 
     def UpdateTuning(self, request, context):
         """UpdateTuning changes the labels or the expiry of a tuning.
-        Fails with NOT_FOUND (TUNING_NOT_FOUND), and with ABORTED (ETAG_MISMATCH) if an etag is given and stale.
+        Fails with NOT_FOUND (TUNING_NOT_FOUND), with ABORTED (ETAG_MISMATCH) if an etag is given and stale, and with
+        INVALID_ARGUMENT (INVALID_FIELD) for an expiry that is not in the future.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteTuning(self, request, context):
-        """DeleteTuning cancels a tuning if it runs and discards its weights. Later edits with it are NOT_FOUND.
+        """DeleteTuning cancels a tuning if it runs and discards its weights, and its image when no other tuning was made
+        from it. Later edits with it are NOT_FOUND.
         Fails with NOT_FOUND (TUNING_NOT_FOUND) unless allow_missing is set.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -198,6 +208,8 @@ class TuningService:
 
     A tuning runs on the server whether or not anybody watches. Its state only moves forward:
     QUEUED, RUNNING, then one of READY, FAILED, CANCELLED; a READY tuning becomes EXPIRED in the end.
+    One exception: a RUNNING tuning that is lost with the process that ran it is QUEUED again, at its old
+    place, and FAILED (WORKER_CRASHED) when that has happened three times.
     """
 
     @staticmethod

@@ -1,0 +1,85 @@
+# One verb per thing to do; `make` lists them. Every verb sets up .venv first if it is missing or out of date.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SUFFIXES:
+
+BIN := .venv/bin
+READY := .venv/.ready
+EXTRAS := tuner,sampler,gateway,dev
+TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
+# Set PYTHON to use another interpreter, 3.11 or newer.
+PYTHONS := $(strip $(PYTHON) python3.11 python3)
+# Set BASE_MODEL to a diffusers folder to use that instead of stickerbook.
+BASE_MODEL :=
+
+.PHONY: demo test check protos bench train build clean help
+
+demo: $(READY) ## edit a picture with all three services here; pictures in out/demo
+	@$(BIN)/python -m stickerbook.demo
+
+test: check ## check, then everything that runs on a CPU
+	@$(BIN)/python -m pytest -m "not gpu"
+
+check: $(READY) ## lint, types, who imports whom, protos; seconds once mypy's cache is warm
+	@echo "ruff"
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet . || { echo "to mend it: $(BIN)/ruff format"; exit 1; }
+	@echo "mypy"
+	@$(BIN)/mypy
+	@echo "import-linter"
+	@$(BIN)/lint-imports
+	@echo "buf"
+	@$(BIN)/buf lint
+	@$(BIN)/python protos/generate.py --check
+
+protos: $(READY) ## generate unitune/v1 from protos/
+	@$(BIN)/python protos/generate.py
+
+bench: $(READY) ## speed of every stage, as ratios measured in one run
+	@$(BIN)/python -m bench
+
+train: $(READY) ## train stickerbook and its judge, from where it was interrupted; hours on a CPU
+	@$(BIN)/python -m stickerbook.train_autoencoder
+	@$(BIN)/python -m stickerbook.train
+	@$(BIN)/python -m stickerbook.save_model
+	@$(BIN)/python -m stickerbook.judge
+
+build: $(READY) ## export the base model and build its engines (BASE_MODEL=folder for another model)
+	@$(BIN)/unitune build $(if $(BASE_MODEL),--base-model "$(BASE_MODEL)")
+
+clean: ## remove .venv and every cache; keeps out/ and work/
+	@rm -rf .venv build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# torch goes first and alone, so that no other package's requirement chooses a build of it.
+$(READY): pyproject.toml constraints.txt
+	@python=; \
+	for candidate in $(PYTHONS); do \
+	  if "$$candidate" -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    python="$$candidate"; break; \
+	  fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	  echo "no Python 3.11 or newer with venv among: $(PYTHONS); install one or run make PYTHON=/path/to/python"; exit 1; \
+	fi; \
+	if $(BIN)/python -m pip --version > /dev/null 2>&1; then \
+	  echo "updating .venv, because pyproject.toml or constraints.txt changed ..."; \
+	else \
+	  echo "installing into .venv (about 3 minutes, once; most of it is $(TORCH)) ..."; \
+	  "$$python" -m venv --clear .venv; \
+	fi; \
+	log=.venv/install.log; : > $$log; \
+	pip_install() { \
+	  $(BIN)/python -m pip install --disable-pip-version-check "$$@" >> $$log 2>&1 || \
+	    { tail -n 30 $$log; echo "pip failed; the whole log is $$log"; exit 1; }; \
+	}; \
+	pip_install "$(TORCH)"; \
+	pip_install -c constraints.txt -e ".[$(EXTRAS)]"; \
+	touch $@; \
+	echo "done: $$($(BIN)/python --version) in .venv"

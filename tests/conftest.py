@@ -1,0 +1,25 @@
+"""What many tests share: the tiny base model and its exported graphs, each made once per session."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# One thread each: tests run beside other work, and sums come out alike on every run. Set before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny base model, a diffusers folder. Nobody writes to it."""
+    from tests.tiny_model import save_tiny_model  # torch is slow to import, and most test files do without
+
+    return save_tiny_model(tmp_path_factory.mktemp("base") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_graphs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The graphs folder of the tiny base model, as `tuner_svc.export` writes it. Nobody writes to it."""
+    from tuner_svc.export import export
+
+    return export(tiny_model, tmp_path_factory.mktemp("graphs") / "tiny")

@@ -1,0 +1,342 @@
+"""The rules of the house that no linter knows: who may import what, fresh generated code, pages that tell the truth."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from google.rpc import status_pb2
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("gateway", "sampler_svc", "stickerbook", "tuner_svc", "unitune", "unitune_client")
+TRAINING = ("diffusers", "onnx", "onnx_ir", "onnxscript", "torch", "transformers")
+RUNTIMES = ("cuda", "onnxruntime", "tensorrt")
+# Not part of the product: what git does not carry, and others' files.
+NOT_OURS = {".git", ".venv", "build", "dist", "out", "third_party", "work"}
+
+
+def source_files(*packages: str) -> Iterator[Path]:
+    """Every hand-written module of the packages."""
+    for package in packages:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            if "v1" not in path.relative_to(ROOT).parts:
+                yield path
+
+
+def imported_modules(path: Path) -> Iterator[str]:
+    """Dotted names that a file imports anywhere, also inside functions; `from a import b` counts as `a.b`."""
+    package = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            yield from (".".join((*base, *filter(None, [node.module]), alias.name)) for alias in node.names)
+
+
+def tops(path: Path) -> set[str]:
+    """Top-level names that a file imports."""
+    return {name.partition(".")[0] for name in imported_modules(path)}
+
+
+def text_files() -> Iterator[Path]:
+    """Every file of the product that a person wrote."""
+    suffixes = {".md", ".proto", ".py", ".pyi", ".toml", ".txt", ".yaml"}
+    for top in sorted(ROOT.iterdir()):
+        if top.name in NOT_OURS or (top.name.startswith(".") and top.name != ".ci"):
+            continue
+        for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
+            if path.is_file() and (path.suffix in suffixes or path.name in {"Dockerfile", "Makefile", "run"}):
+                yield path
+
+
+def documents() -> list[Path]:
+    """Every page written for readers."""
+    return [path for path in text_files() if path.suffix == ".md"]
+
+
+def test_generated_code_is_fresh() -> None:
+    """unitune/v1 is what the compiler makes of protos/, byte for byte."""
+    done = subprocess.run([sys.executable, ROOT / "protos" / "generate.py", "--check"], capture_output=True, text=True)
+
+    assert 0 == done.returncode, done.stderr
+
+
+def test_vendored_protos_are_those_of_the_installed_wheel() -> None:
+    """third_party/googleapis describes the same messages as the modules that are imported at run time."""
+    vendored = ROOT / "third_party" / "googleapis"
+    wheel = Path(status_pb2.__file__).parents[2]
+
+    paths = [path.relative_to(vendored) for path in vendored.rglob("*.proto")]
+
+    assert len(paths) == 3
+    assert [] == [path for path in paths if (wheel / path).read_bytes() != (vendored / path).read_bytes()]
+
+
+def test_a_runtime_is_imported_only_where_engines_are_made() -> None:
+    """onnxruntime, tensorrt and cuda appear in the sampler's engines and build, and in the tuner's export checks."""
+    allowed = {
+        *ROOT.glob("sampler_svc/*_engine.py"),
+        ROOT / "sampler_svc" / "build.py",
+        *ROOT.glob("tuner_svc/export*.py"),
+    }
+
+    wrong = [path for path in source_files(*PACKAGES) if path not in allowed and tops(path) & set(RUNTIMES)]
+
+    assert [] == wrong
+
+
+def test_torch_is_imported_only_by_the_tuner_and_stickerbook() -> None:
+    """No file elsewhere imports torch or its company, not even inside a function."""
+    others = [package for package in PACKAGES if package not in ("tuner_svc", "stickerbook")]
+
+    wrong = [path for path in source_files(*others) if tops(path) & set(TRAINING)]
+
+    assert [] == wrong
+
+
+def test_the_mathematics_of_diffusion_imports_only_numpy() -> None:
+    """unitune/diffusion imports the standard library, numpy and itself."""
+    allowed = {*sys.stdlib_module_names, "numpy"}
+
+    wrong = [
+        (path.name, name)
+        for path in source_files("unitune/diffusion")
+        for name in imported_modules(path)
+        if name.partition(".")[0] not in allowed and not name.startswith("unitune.diffusion")
+    ]
+
+    assert [] == wrong
+
+
+def test_the_client_takes_only_the_contract_from_unitune() -> None:
+    """unitune_client imports unitune.v1 and unitune.errors, and nothing else of unitune."""
+    wrong = [
+        (path.name, name)
+        for path in source_files("unitune_client")
+        for name in imported_modules(path)
+        if name.startswith("unitune.") and name.split(".")[1] not in ("v1", "errors", "__version__")
+    ]
+
+    assert [] == wrong
+
+
+def test_messages_stop_at_the_edge_of_a_service() -> None:
+    """Tuning and sampling take and yield dataclasses; only service and __main__ know grpc or unitune.v1."""
+    edge = {"__main__.py", "service.py"}
+
+    wrong = [
+        (str(path.relative_to(ROOT)), name)
+        for path in source_files("sampler_svc", "tuner_svc")
+        if path.name not in edge
+        for name in imported_modules(path)
+        if name.partition(".")[0] in ("grpc", "grpc_status", "google") or name.startswith("unitune.v1")
+    ]
+
+    assert [] == wrong
+
+
+BLOCKED_IMPORT = '''
+import importlib, sys
+blocked = set(sys.argv[2].split(","))
+class Without:
+    """A finder that does not find what is blocked, just as if it were not installed."""
+    def __init__(self, finder):
+        self.finder = finder
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] in blocked else self.finder.find_spec(name, path, target)
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+sys.meta_path[:] = map(Without, sys.meta_path)
+for module in sys.argv[1].split(","):
+    importlib.import_module(module)
+'''
+
+
+@pytest.mark.parametrize(
+    ("modules", "absent"),
+    [
+        ("sampler_svc,sampler_svc.service,sampler_svc.__main__", (*TRAINING, "click", "rich", "tuner_svc", "gateway")),
+        ("tuner_svc,tuner_svc.service,tuner_svc.__main__", (*RUNTIMES, "sampler_svc", "gateway")),
+        ("gateway,gateway.service,gateway.__main__", (*TRAINING, *RUNTIMES, "tokenizers", "tuner_svc", "sampler_svc")),
+        (
+            "unitune_client,unitune_client.cli",
+            (*TRAINING, *RUNTIMES, "grpc_health", "grpc_reflection", "numpy", "obstore", "safetensors", "tokenizers"),
+        ),
+    ],
+    ids=lambda value: value.partition(",")[0] if isinstance(value, str) else "",
+)
+def test_a_program_imports_without_the_other_extras(modules: str, absent: tuple[str, ...]) -> None:
+    """Each image installs its own extra alone, and what that leaves out is not missed."""
+    command = [sys.executable, "-c", BLOCKED_IMPORT, modules, ",".join(absent)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    assert 0 == done.returncode, done.stderr
+
+
+def test_nothing_unpickles() -> None:
+    """Weights and state are safetensors, JSON and SQLite: a file from elsewhere cannot run code."""
+    wrong = []
+    for path in source_files(*PACKAGES):
+        if tops(path) & {"cloudpickle", "dill", "joblib", "pickle", "shelve"}:
+            wrong.append(path)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and ast.unparse(node) in ("torch.load", "torch.save"):
+                wrong.append(path)
+            if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False":
+                wrong.append(path)
+
+    assert [] == wrong
+
+
+def test_no_module_hides_its_noun() -> None:
+    """No module is called utils, common, helpers, manager or misc."""
+    vague = {"common", "helper", "helpers", "manager", "managers", "misc", "util", "utils"}
+
+    assert [] == [path for path in source_files(*PACKAGES, "bench", "tests") if path.stem in vague]
+
+
+def test_nothing_is_left_for_later() -> None:
+    """No file carries a note about work that is not done."""
+    note = re.compile("|".join(rf"\b{word}\b" for word in ("TO" + "DO", "FIX" + "ME", "XX" + "X")))
+
+    assert [] == [path for path in text_files() if note.search(path.read_text())]
+
+
+def test_every_test_says_what_it_tests() -> None:
+    """Each test function has a docstring of one sentence about behaviour."""
+    wrong = [
+        f"{path.name}:{node.lineno} {node.name}"
+        for path in source_files("tests")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
+        if not ast.get_docstring(node)
+    ]
+
+    assert [] == wrong
+
+
+# A word in a document is a path if it begins with a folder of ours or ends like one of our files.
+PATH_SUFFIX = re.compile(r"\.(md|proto|py|toml|txt|yaml)$")
+MADE_LATER = ("out/", "work/", ".venv/")
+
+
+def named_paths(document: Path) -> Iterator[str]:
+    """What a document names as a file or folder: links, and words in backticks that look like a path."""
+    text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)#\s]+)", text):
+        if "://" not in target and not target.startswith("mailto:"):
+            yield target
+    tops = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name not in NOT_OURS}
+    for word in re.findall(r"`([^`\s]+)`", text):
+        if word.startswith(MADE_LATER) or re.search(r"[<>{}=:$,]|^/|^~|^-", word):
+            continue
+        if PATH_SUFFIX.search(word) or ("/" in word and word.partition("/")[0] in tops):
+            yield word.rstrip("/")
+
+
+def is_there(name: str, document: Path) -> bool:
+    """Whether a path exists seen from the document, the root or an include path; a bare name may be anywhere."""
+    folders = [document.parent, ROOT, ROOT / "protos", ROOT / "third_party" / "googleapis"]
+    if any(any(folder.glob(name)) if "*" in name else (folder / name).exists() for folder in folders):
+        return True
+    return "/" not in name and any(path.name == name for path in text_files())
+
+
+@pytest.mark.parametrize("document", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_document_names_files_that_exist(document: Path) -> None:
+    """Every path in a page leads somewhere."""
+    assert [] == sorted({name for name in named_paths(document) if not is_there(name, document)})
+
+
+@pytest.mark.parametrize("document", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_document_names_verbs_that_make_knows(document: Path) -> None:
+    """Every `make VERB` in a page is a target of the Makefile."""
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+    named = set(re.findall(r"(?:`|^\s*\$? ?)make ([a-z][a-z-]*)", document.read_text(), re.MULTILINE))
+
+    assert set() == named - targets
+
+
+def manifests() -> list[dict]:
+    """Every Kubernetes object of k8s/base."""
+    paths = [path for path in sorted((ROOT / "k8s" / "base").glob("*.yaml")) if path.name != "kustomization.yaml"]
+    return [found for path in paths for found in yaml.safe_load_all(path.read_text()) if found]
+
+
+def pods() -> Iterator[tuple[str, dict]]:
+    """(name, pod specification) of every workload of k8s/base."""
+    for found in manifests():
+        if found["kind"] == "Deployment":
+            yield found["metadata"]["name"], found["spec"]["template"]["spec"]
+
+
+def containers() -> Iterator[tuple[str, dict]]:
+    """(name, container) of every container of k8s/base that serves."""
+    for name, pod in pods():
+        for container in pod["containers"]:
+            yield name, container
+
+
+def test_manifests_set_only_known_settings() -> None:
+    """Manifests and Dockerfiles name settings that the programs read; a wrong name would stop the start."""
+    from unitune.settings import NAMES
+
+    images = [path.read_text() for path in ROOT.glob("*/Dockerfile")]
+    in_images = {name for text in images for name in re.findall(r"\b(UNITUNE_\w+)=", text)}
+    in_manifests = {variable["name"] for _, container in containers() for variable in container.get("env", [])}
+
+    assert set() == {name for name in in_images | in_manifests if name.startswith("UNITUNE_")} - NAMES
+
+
+def test_manifests_probe_the_health_port_by_number() -> None:
+    """Startup, readiness and liveness are gRPC probes of the port that UNITUNE_HEALTH_ADDRESS opens."""
+    from unitune.serving import LIVENESS, READINESS
+
+    for name, container in containers():
+        environment = {variable["name"]: variable.get("value") for variable in container["env"]}
+        port = int(environment["UNITUNE_HEALTH_ADDRESS"].rpartition(":")[2])
+
+        assert {"port": port, "service": READINESS} == container["readinessProbe"]["grpc"], name
+        assert {"port": port, "service": READINESS} == container["startupProbe"]["grpc"], name
+        assert {"port": port, "service": LIVENESS} == container["livenessProbe"]["grpc"], name
+
+
+def test_manifests_meet_the_restricted_pod_security_profile() -> None:
+    """No container runs as root, gains privileges, keeps a capability or writes to its image."""
+    for name, pod in pods():
+        assert pod["securityContext"]["runAsNonRoot"] is True, name
+        assert pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault", name
+        assert pod["automountServiceAccountToken"] is False, name
+        for container in [*pod.get("initContainers", []), *pod["containers"]]:
+            security = container["securityContext"]
+            assert security["allowPrivilegeEscalation"] is False, name
+            assert security["readOnlyRootFilesystem"] is True, name
+            assert security["capabilities"]["drop"] == ["ALL"], name
+
+
+def test_every_port_of_a_service_is_one_its_program_listens_on() -> None:
+    """A Service's target ports are ports of the containers that it selects."""
+    ports = {name: {port["name"] for port in container["ports"]} for name, container in containers()}
+
+    for found in manifests():
+        if found["kind"] == "Service":
+            selected = found["spec"]["selector"]["app.kubernetes.io/name"]
+            assert {port["targetPort"] for port in found["spec"]["ports"]} <= ports[selected], selected
+
+
+@pytest.mark.parametrize("service", ["gateway", "sampler_svc", "tuner_svc"])
+def test_an_image_copies_what_exists(service: str) -> None:
+    """Every source of a COPY in a Dockerfile is in the repository, and .dockerignore lets it through."""
+    text = re.sub(r"\$\{BASE_MODEL\}", "stickerbook/model", (ROOT / service / "Dockerfile").read_text())
+    let_through = set(re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE))
+
+    for line in re.findall(r"^COPY (?!--from)(.+)$", text, re.MULTILINE):
+        for source in line.split()[:-1]:
+            assert (ROOT / source).exists(), source
+            assert source.partition("/")[0] in let_through, source

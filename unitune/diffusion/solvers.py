@@ -1,0 +1,121 @@
+"""Schedulers by name: which noise levels a run visits, and how a solver moves from one to the next.
+
+Each is checked step by step against the scheduler of the same name in diffusers, which alone decides questions of
+convention here. Latents are kept as the network takes them, with variance 1 (variance preserving), in all of them.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unitune.diffusion.denoiser import Prediction
+from unitune.diffusion.schedule import Latents, Levels, Schedule, num_late_steps, spaced_timesteps
+
+SMALLEST_SIGNAL = 2.0**-24  # alpha_cumprod that stands for pure noise where sigma must be finite
+
+
+class Solver(Protocol):
+    """Moves latents from a level (alpha_cumprod) to the next; one solver serves one run, as it may remember steps."""
+
+    def step(self, latents: Latents, prediction: Prediction, level: float, next_level: float) -> Latents:
+        """The latents at the next level, from those at this level and what the denoiser says of them."""
+
+
+class FirstOrder:
+    """DDIM with eta 0 (Song et al., 2021, equation 12).
+
+    Euler's step in sigma (Karras et al., 2022, algorithm 1) is the same step in other coordinates.
+    """
+
+    def step(self, latents: Latents, prediction: Prediction, level: float, next_level: float) -> Latents:
+        """Renoise the denoised latents with the predicted noise."""
+        return math.sqrt(next_level) * prediction.denoised + math.sqrt(1 - next_level) * prediction.epsilon
+
+
+class MultistepSecondOrder:
+    """DPM-Solver++(2M) (Lu et al., 2022, algorithm 2), first order at the first step and at the last."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Latents, float] | None = None  # denoised, and half the log SNR there
+
+    def step(self, latents: Latents, prediction: Prediction, level: float, next_level: float) -> Latents:
+        """Extrapolate the denoised latents from this step and the last; the part linear in the latents is exact."""
+        denoised, here, there = prediction.denoised, _half_log_snr(level), _half_log_snr(next_level)
+        estimate = denoised
+        if self._last is not None and next_level < 1:
+            last_denoised, last = self._last
+            # With as many steps as timesteps a level may come twice; nothing can be extrapolated from it.
+            ratio = (there - here) / (here - last) if here > last else 0.0
+            estimate = denoised + ratio / 2 * (denoised - last_denoised)
+        self._last = denoised, here
+        kept = math.sqrt((1 - next_level) / (1 - level))
+        return kept * latents - math.sqrt(next_level) * math.expm1(here - there) * estimate
+
+
+@dataclass(frozen=True)
+class Run:
+    """The steps of one run in order: `timesteps` (n,) for the network, levels (n,) that each leads from and to."""
+
+    timesteps: NDArray[np.int64]
+    levels: Levels
+    next_levels: Levels
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    def __iter__(self) -> Iterator[tuple[int, float, float]]:
+        """(timestep, level, next level) of each step."""
+        return zip(self.timesteps.tolist(), self.levels.tolist(), self.next_levels.tolist(), strict=True)
+
+    def late(self, strength: float) -> "Run":
+        """The run that starts late: its last int(n * strength) steps, possibly none."""
+        first = len(self) - num_late_steps(len(self), strength)
+        return Run(self.timesteps[first:], self.levels[first:], self.next_levels[first:])
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """What a user chooses by name: a schedule of levels and a solver."""
+
+    run: Callable[[Schedule, int], Run]
+    solver: Callable[[], Solver]
+
+
+def ddim_run(schedule: Schedule, num_inference_steps: int) -> Run:
+    """DDIM's levels: each step leads T // N timesteps down, and the last to the schedule's final level."""
+    timesteps = spaced_timesteps(schedule, num_inference_steps, past_the_end=0)
+    after = timesteps - len(schedule) // num_inference_steps
+    next_levels = np.where(after >= 0, schedule.alphas_cumprod[after], schedule.final_alpha_cumprod)
+    return Run(timesteps, schedule.alphas_cumprod[timesteps], next_levels)
+
+
+def euler_run(schedule: Schedule, num_inference_steps: int) -> Run:
+    """Each step leads to the next timestep's level, the last to no noise at all."""
+    return _chained(schedule, spaced_timesteps(schedule, num_inference_steps, past_the_end=0))
+
+
+def dpmpp_run(schedule: Schedule, num_inference_steps: int) -> Run:
+    """As Euler's, over timesteps that count the end as one more."""
+    return _chained(schedule, spaced_timesteps(schedule, num_inference_steps, past_the_end=1))
+
+
+SCHEDULERS = {
+    "ddim": Scheduler(ddim_run, FirstOrder),
+    "euler": Scheduler(euler_run, FirstOrder),
+    "dpmpp_2m": Scheduler(dpmpp_run, MultistepSecondOrder),
+}
+
+
+def _chained(schedule: Schedule, timesteps: NDArray[np.int64]) -> Run:
+    levels = schedule.alphas_cumprod[timesteps]
+    levels = np.where(levels == 0, SMALLEST_SIGNAL, levels)
+    return Run(timesteps, levels, np.append(levels[1:], 1.0))
+
+
+def _half_log_snr(level: float) -> float:
+    """lambda of DPM-Solver: log(sqrt(alpha_cumprod) / sqrt(1 - alpha_cumprod))."""
+    return math.inf if level == 1 else (math.log(level) - math.log1p(-level)) / 2

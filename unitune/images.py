@@ -1,0 +1,118 @@
+"""Pictures: bytes to arrays and back, and the limits that every upload meets.
+
+An array of pixels is uint8 (height, width, 3), RGB, upright. An image of the model is float32
+(1, 3, height, width) in [-1, 1].
+"""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from unitune.errors import InvalidArgument
+
+MAX_BYTES = 16 * 1024**2  # of a picture's file
+MAX_PIXELS = 64_000_000  # of a picture
+MAX_CHUNK_BYTES = 256 * 1024  # of one upload message
+
+MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
+EXIF_ORIENTATION = 0x0112
+PNG_COMPRESSION = 6  # zlib level; the size of an edit's picture matters more than its milliseconds
+
+Pixels = NDArray[np.uint8]
+ModelImage = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """What a picture's file holds: pixels after the orientation that the file asks for, and its kind."""
+
+    width: int
+    height: int
+    media_type: str
+
+
+def inspect(data: bytes) -> ImageInfo:
+    """Check a picture's file: its kind and size from the header, then that all of it decodes.
+
+    Raises InvalidArgument: UPLOAD_TOO_LARGE, IMAGE_TOO_LARGE (before anything is decoded), or IMAGE_UNDECODABLE.
+    """
+    image = _read(data)
+    turned = image.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+    width, height = reversed(image.size) if turned else image.size
+    return ImageInfo(width, height, MEDIA_TYPES[image.format or ""])
+
+
+def decode(data: bytes) -> Pixels:
+    """The picture's pixels, upright, transparent parts over white. Raises as `inspect` does."""
+    image = _eight_bit(ImageOps.exif_transpose(_read(data)))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB"))
+
+
+def to_model(pixels: Pixels, side: tuple[int, int]) -> ModelImage:
+    """Pixels as the model takes them, resized to `side` (height, width) whatever their aspect.
+
+    Where sizes agree, `from_model` gives the same pixels back.
+    """
+    scaled = _resize(pixels, side).astype(np.float32) / np.float32(127.5) - np.float32(1)
+    return np.ascontiguousarray(scaled.transpose(2, 0, 1)[None])
+
+
+def from_model(image: ModelImage, size: tuple[int, int]) -> Pixels:
+    """One image of the model as pixels, resized to `size` (height, width); values beyond [-1, 1] are clipped."""
+    scaled = (image[0].transpose(1, 2, 0) + np.float32(1)) * np.float32(127.5)
+    return _resize(np.rint(scaled.clip(0, 255)).astype(np.uint8), size)
+
+
+def encode_png(pixels: Pixels) -> bytes:
+    """A PNG file of the pixels; the same pixels give the same bytes."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", compress_level=PNG_COMPRESSION)
+    return file.getvalue()
+
+
+def _read(data: bytes) -> Image.Image:
+    """A decoded picture, not yet turned upright."""
+    if len(data) > MAX_BYTES:
+        raise _refusal("UPLOAD_TOO_LARGE", f"{len(data)} bytes", f"send a file of at most {MAX_BYTES} bytes")
+    too_large = f"send a picture of at most {MAX_PIXELS // 1_000_000} megapixels"
+    try:
+        image = Image.open(io.BytesIO(data), formats=tuple(MEDIA_TYPES))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _refusal("IMAGE_TOO_LARGE", "far too many pixels", too_large) from error
+    except Exception as error:  # Pillow's parsers raise many kinds on hostile bytes, and all mean this
+        raise _refusal("IMAGE_UNDECODABLE", f"{len(data)} bytes", "send a PNG, JPEG or WebP picture") from error
+    if image.width * image.height > MAX_PIXELS:
+        raise _refusal("IMAGE_TOO_LARGE", f"{image.width}x{image.height} pixels", too_large)
+    try:
+        image.load()
+        image.getexif()
+    except Exception as error:  # as above
+        remedy = "the file is damaged or cut short; send it whole"
+        raise _refusal("IMAGE_UNDECODABLE", f"{len(data)} bytes", remedy) from error
+    return image
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Greyscale of 16 bits as 8 bits; Pillow's own conversion would clip it to white."""
+    if not image.mode.startswith("I"):
+        return image
+    levels = np.asarray(image).astype(np.uint32)
+    return Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
+
+
+def _resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:
+    height, width = size
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
+
+
+def _refusal(reason: str, value: str, remedy: str) -> InvalidArgument:
+    metadata = {"field": "image", "value": value, "remedy": remedy}
+    return InvalidArgument(f"image is {value}: {remedy}", reason=reason, metadata=metadata)

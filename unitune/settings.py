@@ -1,0 +1,121 @@
+"""A program's settings: a frozen dataclass filled from `UNITUNE_*` variables, read once, in `__main__`.
+
+    @dataclass(frozen=True)
+    class TunerConfig:
+        address: str = field(
+            default="127.0.0.1:50052", metadata={"env": "UNITUNE_TUNER_ADDRESS", "help": "HOST:PORT to listen on"}
+        )
+
+    config = load(TunerConfig, os.environ)
+
+A field may be `str`, `int`, `float`, `bool` or `Path`, or one of them `| None`, where an empty variable means None.
+A check of the class itself raises ValueError in `__post_init__` and ends alike: one line, no start.
+"""
+
+import dataclasses
+import difflib
+import math
+import re
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+PREFIX = "UNITUNE_"
+
+# Every variable that some program of this distribution reads. One environment may serve them all, so a program
+# passes over its neighbours' variables, and stops at a name that nobody reads: that is a typing mistake.
+NAMES = frozenset(
+    {
+        "UNITUNE_ADDRESS",
+        "UNITUNE_BASE_MODEL",
+        "UNITUNE_ENGINE",
+        "UNITUNE_GATEWAY_ADDRESS",
+        "UNITUNE_HEALTH_ADDRESS",
+        "UNITUNE_SAMPLER",
+        "UNITUNE_SAMPLER_ADDRESS",
+        "UNITUNE_STATE",
+        "UNITUNE_STORE",
+        "UNITUNE_THREADS",
+        "UNITUNE_TUNER",
+        "UNITUNE_TUNER_ADDRESS",
+    }
+)
+
+# Kubernetes adds variables like these for every Service of a namespace, such as one called `unitune-gateway`.
+_SERVICE_LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT$|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")
+_BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+
+T = TypeVar("T")
+
+
+class BadSetting(SystemExit):
+    """A setting is missing, unreadable or unknown. Uncaught, it ends the program with its one line on stderr."""
+
+
+def load(cls: type[T], environ: Mapping[str, str]) -> T:
+    """Fill a dataclass from the environment; a variable that is not set leaves the field's default.
+
+    Raises BadSetting naming the variable, its value and what would be right.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {field.metadata["env"]: field for field in dataclasses.fields(cls) if "env" in field.metadata}  # type: ignore[arg-type]
+    _refuse_unknown(environ, NAMES | fields.keys())
+    values: dict[str, Any] = {}
+    for variable, field in fields.items():
+        if variable in environ:
+            values[field.name] = _parse(variable, environ[variable], hints[field.name])
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise BadSetting(f"{variable} is not set: it must be {field.metadata.get('help', 'given')}")
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise BadSetting(str(error)) from error
+
+
+def describe(cls: type[Any]) -> list[tuple[str, str, str]]:
+    """(variable, default in words, help) of every setting of a class, in its order."""
+    rows = []
+    for field in dataclasses.fields(cls):
+        if "env" not in field.metadata:
+            continue
+        default = "required" if field.default is dataclasses.MISSING else str(field.default)
+        rows.append((field.metadata["env"], default, field.metadata.get("help", "")))
+    return rows
+
+
+def _refuse_unknown(environ: Mapping[str, str], known: frozenset[str]) -> None:
+    for variable in sorted(environ):
+        if not variable.startswith(PREFIX) or variable in known or _SERVICE_LINK.search(variable):
+            continue
+        words = [name.removeprefix(PREFIX) for name in known]
+        nearest = difflib.get_close_matches(variable.removeprefix(PREFIX), words, n=1)
+        hint = f"did you mean {PREFIX}{nearest[0]}?" if nearest else f"known are {', '.join(sorted(known))}"
+        raise BadSetting(f"{variable} is not a setting: {hint}")
+
+
+def _parse(variable: str, text: str, kind: Any) -> Any:
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if type(None) in options and text == "":
+        return None
+    (kind,) = (option for option in options if option is not type(None))
+    if kind is bool:
+        if text.lower() not in _BOOLEANS:
+            raise BadSetting(f"{variable} is {text!r}: it must be one of {', '.join(_BOOLEANS)}")
+        return _BOOLEANS[text.lower()]
+    if kind in (int, float):
+        try:
+            number = kind(text)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise BadSetting(f"{variable} is {text!r}: it must be {'a whole' if kind is int else 'a finite'} number")
+        return number
+    if kind is Path:
+        if not text:
+            raise BadSetting(f"{variable} is empty: it must be a path")
+        return Path(text)
+    if kind is str:
+        return text
+    raise TypeError(f"{variable} has the type {kind}, which settings cannot hold")

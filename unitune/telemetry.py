@@ -1,0 +1,70 @@
+"""What a service writes to its log: one JSON object a line on stderr, with field names from one list.
+
+No prompt, picture, path of a store or credential is a field; a tuning or an edit appears by its name alone.
+"""
+
+import json
+import logging
+import sys
+import time
+from typing import TextIO, TypedDict, Unpack
+
+
+class Fields(TypedDict, total=False):
+    """Every field that a log line may carry beside `time`, `level`, `service`, `event` and `traceback`."""
+
+    address: str
+    attempt: int
+    code: str
+    detail: str
+    edit: str
+    engine: str
+    key: str
+    loss: float
+    method: str
+    peer: str
+    reason: str
+    retry_s: float
+    seconds: float
+    size_bytes: int
+    state: str
+    steps: int
+    tuning: str
+    upstream: str
+    warm: bool
+
+
+class _JsonLine(logging.Formatter):
+    def __init__(self, service: str) -> None:
+        super().__init__()
+        self.service = service
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line: dict[str, object] = {
+            "time": f"{moment}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "service": self.service,
+            "event": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def configure(service: str, *, level: int = logging.INFO, stream: TextIO | None = None) -> None:
+    """Send the whole process's log to stderr as JSON lines. Called once, in `__main__`."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(_JsonLine(service))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+def event(logger: logging.Logger, name: str, *, level: int = logging.INFO, **fields: Unpack[Fields]) -> None:
+    """Write one line: what happened, in a few fixed words, and its fields."""
+    logger.log(level, name, extra={"fields": fields})
+
+
+def failure(logger: logging.Logger, name: str, **fields: Unpack[Fields]) -> None:
+    """Write one line at level error with the traceback of the exception being handled."""
+    logger.error(name, exc_info=True, extra={"fields": fields})
