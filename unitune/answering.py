@@ -15,6 +15,9 @@ from unitune.errors import Internal, UniTuneError, to_status
 
 logger = logging.getLogger(__name__)
 
+# Asked every few seconds by the gateway, as health is by probes; in the log they would drown everything else.
+_ROUTINE = ("/unitune.v1.TunerService/GetTunerInfo", "/unitune.v1.SamplerService/GetSamplerInfo")
+
 # grpc wraps a handler by four functions of one shape, by whether it streams in and out.
 _MAKE = {
     (False, False): grpc.unary_unary_rpc_method_handler,
@@ -91,6 +94,7 @@ async def _ended(method: str, context: Any) -> AsyncIterator[None]:
         ours = Internal("the server made a mistake; its log has the details", reason="INTERNAL")
         await context.abort_with_status(rpc_status.to_status(to_status(ours)))
     finally:
-        if not method.startswith("/grpc."):  # probes would drown everything else
+        is_routine = method.startswith("/grpc.") or (code == "OK" and method in _ROUTINE)
+        if not is_routine:
             seconds = round(time.monotonic() - began, 4)
             telemetry.event(logger, "call", method=method, code=code, reason=reason, seconds=seconds)

@@ -1,0 +1,40 @@
+"""Run the gateway: settings -> state and store -> services -> serve."""
+
+import asyncio
+import os
+import sys
+
+from gateway.config import GatewayConfig
+from gateway.gateway import Gateway
+from unitune import serving, settings, telemetry
+
+
+async def run(config: GatewayConfig) -> int:
+    """Serve until SIGTERM or SIGINT; the program's exit code."""
+    try:
+        gateway = await Gateway.open(config)
+    except OSError as error:
+        print(f"gateway: {error}", file=sys.stderr)
+        return 1
+    try:
+        return await serving.serve(
+            "gateway",
+            config.address,
+            gateway.register,
+            health_address=config.health_address or None,
+            on_drain=gateway.drain,
+            max_receive_bytes=serving.PUBLIC_REQUEST_BYTES,
+        )
+    finally:
+        await gateway.close()
+
+
+def main() -> int:
+    """The program's exit code."""
+    config = settings.load(GatewayConfig, os.environ)
+    telemetry.configure("gateway")
+    return asyncio.run(run(config))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""The story of an edit: resolve the target, find or make the tuning, stream its events, sample, done.
+
+accepted -> [tuning ...] -> loading -> step ... -> image ... -> done | failed | cancelled
+"""
+
+import logging
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from gateway import validation
+from gateway.edit_plan import EditPlan, Planner
+from gateway.edit_results import CancelledByOwner, EditResults, OpenEdit
+from gateway.relay import Relay
+from gateway.tunings import Tunings
+from gateway.upstreams import Upstreams, unanswered
+from unitune import telemetry
+from unitune.errors import FailedPrecondition, Internal, UniTuneError, from_status, to_status
+from unitune.v1.edit_pb2 import EditEvent, EditRequest, Timings
+from unitune.v1.sampler_pb2 import SampleRequest
+from unitune.v1.tuning_pb2 import Tuning, TuningEvent
+
+logger = logging.getLogger(__name__)
+
+STEP_INTERVAL_S = 0.2  # between two step events
+
+
+class Edits:
+    """Runs edits."""
+
+    def __init__(
+        self, planner: Planner, tunings: Tunings, upstreams: Upstreams, results: EditResults, *, heartbeat_s: float
+    ) -> None:
+        self._planner = planner
+        self._tunings = tunings
+        self._upstreams = upstreams
+        self._results = results
+        self._heartbeat_s = heartbeat_s
+
+    async def edit(self, request: EditRequest, timeout_s: float | None) -> AsyncGenerator[EditEvent, None]:
+        """The events of one edit, the last of which is its only terminal one. Closing the generator stops it.
+
+        Raises what the request is refused with, before the first event.
+        """
+        began = time.monotonic()
+        plan = await self._planner.plan(request)
+        opened = self._results.begin(plan.tenant)
+        story = self._story(plan, opened, began, timeout_s)
+        opened.relay = Relay(story, silence_s=self._heartbeat_s, heartbeat=_heartbeat)
+        try:
+            async with aclosing(opened.relay.events()) as events:
+                async for event in events:
+                    yield opened.numbered(event)
+        except CancelledByOwner:
+            yield opened.numbered(EditEvent(cancelled=opened.edit))
+        except UniTuneError as error:
+            opened.failed(to_status(error))
+            yield opened.numbered(EditEvent(failed=opened.edit.error))
+        except Exception:
+            telemetry.failure(logger, "edit failed", edit=opened.edit.name)
+            ours = Internal("the server made a mistake; its log has the details", reason="INTERNAL")
+            opened.failed(to_status(ours))
+            yield opened.numbered(EditEvent(failed=opened.edit.error))
+        finally:
+            opened.cancelled()  # unless it ended before its reader went away
+
+    async def _story(
+        self, plan: EditPlan, opened: OpenEdit, began: float, timeout_s: float | None
+    ) -> AsyncGenerator[EditEvent, None]:
+        yield _accepted(plan, opened)
+
+        tuning, tune_s = plan.tuning, 0.0
+        if tuning is not None and tuning.state != Tuning.STATE_READY:
+            async with aclosing(self._tunings.watch(tuning.name, 0)) as events:
+                async for event in events:
+                    yield EditEvent(tuning=event)
+            tuning = _ready(event)
+            tune_s = time.monotonic() - began
+
+        images: list[EditEvent.EditedImage] = []
+        timings: Timings | None = None
+        pace = Pace()
+        left_s = None if timeout_s is None else began + timeout_s - time.monotonic()
+        async with aclosing(self._upstreams.sample(_sample_request(plan, tuning, opened), left_s)) as samples:
+            async for sample in samples:
+                match sample.WhichOneof("event"):
+                    case "loading":
+                        yield EditEvent(loading=sample.loading)
+                    case "step":
+                        if pace.lets_through(sample.step):
+                            yield EditEvent(step=sample.step)
+                    case "image":
+                        validation.check_answer(sample, "the edited picture is too large for one message")
+                        images.append(sample.image)
+                        yield EditEvent(image=sample.image)
+                    case "done":
+                        timings = sample.done
+                    case "failed":
+                        raise from_status(sample.failed)
+        if timings is None:
+            raise unanswered("sampler")
+
+        timings.tune_s = tune_s
+        timings.total_s = time.monotonic() - began
+        opened.edit.tuning = tuning.name if tuning is not None else ""
+        opened.done(images, timings)
+        yield EditEvent(done=EditEvent.Done(timings=timings, tuning=opened.edit.tuning))
+
+
+class Pace:
+    """Lets a step through at most five times a second, and the last one always.
+
+    A preview of a step that is held back rides on the next one, unless that brings a newer one.
+    """
+
+    def __init__(self) -> None:
+        self._next_s = 0.0
+        self._preview = b""
+
+    def lets_through(self, step: EditEvent.Step) -> bool:
+        """Whether to send this step; a preview that waited is put into it."""
+        self._preview = step.preview or self._preview
+        now = time.monotonic()
+        if now < self._next_s and step.index + 1 < step.total:
+            return False
+        self._next_s = now + STEP_INTERVAL_S
+        step.preview, self._preview = self._preview, b""
+        return True
+
+
+def _accepted(plan: EditPlan, opened: OpenEdit) -> EditEvent:
+    return EditEvent(
+        accepted=EditEvent.Accepted(
+            edit=opened.edit.name,
+            config=plan.config,
+            effective_strength=plan.effective_strength,
+            seeds=plan.seeds,
+            warnings=plan.warnings,
+        )
+    )
+
+
+def _ready(last: TuningEvent) -> Tuning:
+    """The tuning that its last event says is READY. Raises what it FAILED with, or that it was cancelled."""
+    if last.HasField("failed"):
+        raise from_status(last.failed)
+    if not last.HasField("ready"):
+        raise FailedPrecondition(
+            "the tuning that this edit waited for was cancelled",
+            reason="TUNING_CANCELLED",
+            metadata={"name": last.cancelled.name},
+        )
+    return last.ready
+
+
+def _sample_request(plan: EditPlan, tuning: Tuning | None, opened: OpenEdit) -> SampleRequest:
+    return SampleRequest(
+        edit=opened.edit.name,
+        weights=tuning.weights if tuning is not None else None,
+        image=plan.image,
+        rare_tokens=tuning.config.rare_tokens if tuning is not None else "",
+        prompt=plan.prompt,
+        config=plan.config,
+        seeds=plan.seeds,
+        preview_every=plan.preview_every,
+    )
+
+
+def _heartbeat() -> EditEvent:
+    return EditEvent(heartbeat=EditEvent.Heartbeat())

@@ -1,0 +1,144 @@
+"""From an EditRequest to all that an edit needs: checked, with defaults filled in and its target found."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gateway import validation
+from gateway.images import Images
+from gateway.names import DEFAULT_TENANT, parse, parse_parent
+from gateway.tunings import Tunings, not_found
+from gateway.upstreams import Upstreams, refuse_mismatch
+from unitune.errors import FailedPrecondition, InvalidArgument, InvalidField, NotFound
+from unitune.prompts import unknown_words
+from unitune.v1.edit_pb2 import EditRequest, SamplingConfig
+from unitune.v1.tuning_pb2 import Tuning
+
+TUNED = "unitune"  # the method that samples with tuned weights
+
+
+@dataclass(frozen=True)
+class EditPlan:
+    """What will be done. `tuning` may still have to run; it is None for a method without one."""
+
+    tenant: str
+    tuning: Tuning | None
+    image: bytes
+    prompt: str
+    config: SamplingConfig
+    seeds: list[int]
+    preview_every: int
+    warnings: list[str]
+
+    @property
+    def effective_strength(self) -> float:
+        """The share of the steps that will run: steps are whole, and rounded down."""
+        steps = self.config.num_inference_steps
+        return int(steps * self.config.strength) / steps
+
+
+class Planner:
+    """Makes plans. All that an edit is refused for is found here, before its first event."""
+
+    def __init__(self, tunings: Tunings, images: Images, upstreams: Upstreams) -> None:
+        self._tunings = tunings
+        self._images = images
+        self._upstreams = upstreams
+
+    async def plan(self, request: EditRequest) -> EditPlan:
+        """Check a request and find its target; an image's tuning is found or made. Raises as Edit does."""
+        _check(request)
+        sampler = await self._upstreams.sampler_info()
+        config = validation.fill_sampling_config(request.config, sampler.sampling_defaults)
+        if request.WhichOneof("target") == "tuning":
+            tenant, tuning, image = await self._of_tuning(request, config)
+        else:
+            tenant, tuning, image = await self._of_image(request, config)
+        if tuning is not None:
+            refuse_mismatch(tuning.base_model, sampler.base_model.digest)
+        return EditPlan(
+            tenant=tenant,
+            tuning=tuning,
+            image=image,
+            prompt=request.prompt,
+            config=config,
+            seeds=validation.check_seeds(request.seeds),
+            preview_every=request.preview_every,
+            warnings=warnings_of(request.prompt, sampler.base_model.vocabulary),
+        )
+
+    async def _of_tuning(self, request: EditRequest, config: SamplingConfig) -> tuple[str, Tuning | None, bytes]:
+        name = parse(request.tuning, "tunings", "tuning")
+        tenant = parse_parent(request.parent) or name.tenant
+        if tenant != name.tenant:
+            raise not_found(request.tuning)
+        tuning = await self._tunings.get(request.tuning)
+        if config.method == TUNED and tuning.state == Tuning.STATE_EXPIRED:
+            raise NotFound(
+                f"the weights of {tuning.name} are discarded; make a new tuning",
+                reason="TUNING_EXPIRED",
+                metadata={"name": tuning.name},
+            )
+        if config.method == TUNED and tuning.state != Tuning.STATE_READY:
+            state = Tuning.State.Name(tuning.state)
+            raise FailedPrecondition(
+                f"{tuning.name} is {state}, an edit needs STATE_READY: wait for it with WatchTuning, or edit its image",
+                reason="TUNING_NOT_READY",
+                metadata={"name": tuning.name, "state": state},
+            )
+        image = await self._images.read(parse(tuning.image, "images"))
+        return tenant, tuning if config.method == TUNED else None, image
+
+    async def _of_image(self, request: EditRequest, config: SamplingConfig) -> tuple[str, Tuning | None, bytes]:
+        asked = parse_parent(request.parent)
+        if request.WhichOneof("target") == "image":
+            name = parse(request.image, "images", "image")
+            tenant = asked or name.tenant
+            name = name._replace(tenant=tenant)  # another tenant's name looks like one that does not exist
+            data = await self._images.read(name)
+        else:
+            tenant, data = asked or DEFAULT_TENANT, request.image_data
+            try:
+                if config.method != TUNED:
+                    await self._images.check(data)
+                    return tenant, None, data
+                name = parse((await self._images.keep(tenant, data)).name, "images")
+            except InvalidArgument as error:
+                raise _in_field("image_data", error) from None
+        if config.method != TUNED:
+            return tenant, None, data
+        return tenant, await self._tunings.find_or_make(tenant, name, request.tuning_config, needs_tuner=True), data
+
+
+def warnings_of(prompt: str, vocabulary: Sequence[str]) -> list[str]:
+    """At most one warning, naming the prompt's words that the base model does not know and the nearest that it does."""
+    unknown = unknown_words(prompt, vocabulary)
+    shown = [f"{word} (nearest: {', '.join(nearest)})" if nearest else word for word, nearest in unknown]
+    return [f"the base model does not know: {', '.join(shown)}"] if shown else []
+
+
+def _check(request: EditRequest) -> None:
+    validation.check_prompt(request.prompt)
+    validation.check_sampling_config(request.config, "config")
+    validation.check_seeds(request.seeds)
+    validation.check_preview_every(request.preview_every)
+    validation.check_tuning_config(request.tuning_config, "tuning_config")
+    target = request.WhichOneof("target")
+    if target is None:
+        raise InvalidField("target", "unset", "set one of tuning, image or image_data")
+    if request.tuning_config.ByteSize() and (target == "tuning" or request.config.method == "sdedit"):
+        why = "the tuning has its own" if target == "tuning" else "sdedit makes no tuning"
+        raise InvalidField("tuning_config", "set", f"leave it unset: {why}")
+    if len(request.image_data) > validation.IMAGE_DATA_BYTES:
+        value, remedy = f"{len(request.image_data)} bytes", f"upload pictures above {validation.IMAGE_DATA_BYTES} bytes"
+        raise InvalidArgument(
+            f"image_data is {value}: {remedy}",
+            reason="UPLOAD_TOO_LARGE",
+            metadata={"field": "image_data", "value": value, "remedy": remedy},
+        )
+
+
+def _in_field(field: str, error: InvalidArgument) -> InvalidArgument:
+    """The same error, said of the field in which this request carries the picture."""
+    metadata = {**error.metadata, "field": field}
+    message = f"{field} is {metadata.get('value', 'refused')}: {metadata.get('remedy', error.message)}"
+    return InvalidArgument(message, reason=error.reason, metadata=metadata)

@@ -1,0 +1,82 @@
+"""All parts of the gateway, put together."""
+
+import asyncio
+
+import grpc
+
+from gateway.config import GatewayConfig
+from gateway.dispatch import Dispatcher
+from gateway.edit import Edits
+from gateway.edit_plan import Planner
+from gateway.edit_results import EditResults
+from gateway.images import Images
+from gateway.service import EditService, ImageService, ServerService, TuningService
+from gateway.state import SqliteState
+from gateway.tunings import Tunings
+from gateway.upstreams import Upstreams, look_around
+from gateway.weight_files import WeightFiles
+from unitune.v1 import (
+    edit_pb2,
+    edit_pb2_grpc,
+    image_pb2,
+    image_pb2_grpc,
+    server_pb2,
+    server_pb2_grpc,
+    tuning_pb2,
+    tuning_pb2_grpc,
+)
+from unitune.weight_store import WeightStore
+
+
+class Gateway:
+    """One gateway. It belongs to the event loop in which it was opened."""
+
+    def __init__(self, config: GatewayConfig, state: SqliteState, store: WeightStore) -> None:
+        self._state = state
+        self._upstreams = Upstreams(config.tuner, config.sampler)
+        images, files = Images(store), WeightFiles(store)
+        self._dispatcher = Dispatcher(state, images, files, self._upstreams, retry_s=config.retry_s)
+        tunings = Tunings(state, images, files, self._upstreams, self._dispatcher)
+        results = EditResults()
+        planner = Planner(tunings, images, self._upstreams)
+        edits = Edits(planner, tunings, self._upstreams, results, heartbeat_s=config.heartbeat_s)
+        self._tuning_service = TuningService(tunings, config.heartbeat_s)
+        self._image_service = ImageService(images)
+        self._edit_service = EditService(edits, results)
+        self._server_service = ServerService(self._upstreams)
+        self._tasks = [
+            asyncio.create_task(self._dispatcher.run()),
+            asyncio.create_task(tunings.sweep(config.sweep_s)),
+            asyncio.create_task(look_around(self._upstreams, config.look_s)),
+        ]
+
+    @classmethod
+    async def open(cls, config: GatewayConfig) -> "Gateway":
+        """Open the state and the store and begin to run what is queued. Raises OSError when either cannot be used."""
+        try:
+            store = WeightStore(config.store)
+        except Exception as error:  # obstore raises many kinds; the first line of each says enough
+            raise OSError(f"UNITUNE_STORE is {config.store!r}: {str(error).splitlines()[0]}") from error
+        return cls(config, await SqliteState.open(config.state), store)
+
+    def register(self, server: grpc.aio.Server) -> list[str]:
+        """Add the public services to a server; their names."""
+        tuning_pb2_grpc.add_TuningServiceServicer_to_server(self._tuning_service, server)
+        image_pb2_grpc.add_ImageServiceServicer_to_server(self._image_service, server)
+        edit_pb2_grpc.add_EditServiceServicer_to_server(self._edit_service, server)
+        server_pb2_grpc.add_ServerServiceServicer_to_server(self._server_service, server)
+        modules = (tuning_pb2, image_pb2, edit_pb2, server_pb2)
+        return [service.full_name for module in modules for service in module.DESCRIPTOR.services_by_name.values()]
+
+    async def drain(self) -> None:
+        """Begin nothing new, and end what would not end by itself."""
+        self._dispatcher.pause()
+        self._tuning_service.end_watches()
+
+    async def close(self) -> None:
+        """Stop everything; a tuning that runs goes back into the queue."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._upstreams.close()
+        await self._state.close()

@@ -1,0 +1,140 @@
+"""Uploaded pictures: received in chunks, checked, kept under the digest of their bytes.
+
+Two objects lie under `images/{tenant}/{sha256}` of the store: `file`, the picture as it came, and
+`image.json`, what is known of it, written last, so that a picture without it does not exist.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import re
+import time
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from gateway.names import DEFAULT_TENANT, Name, parse_parent
+from unitune import images
+from unitune.errors import InvalidArgument, InvalidField, NotFound
+from unitune.v1.image_pb2 import Image, UploadImageRequest
+from unitune.weight_store import WeightStore
+
+CONCURRENT_CHECKS = 2  # a picture of 64 megapixels takes 200 MB while it is decoded
+
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+
+
+class Images:
+    """The pictures of all tenants in one store."""
+
+    def __init__(self, store: WeightStore) -> None:
+        self._store = store
+        self._checks = asyncio.Semaphore(CONCURRENT_CHECKS)
+
+    async def check(self, data: bytes) -> images.ImageInfo:
+        """What a picture's file holds. Raises InvalidArgument as `unitune.images.inspect` does."""
+        async with self._checks:
+            return await asyncio.to_thread(images.inspect, data)
+
+    async def keep(self, tenant: str, data: bytes) -> Image:
+        """Check a picture and keep it; one that is there already stays as it is. Raises as `check` does."""
+        name = Name(tenant, "images", hashlib.sha256(data).hexdigest())
+        with contextlib.suppress(NotFound):
+            return await self.find(name)
+        info = await self.check(data)
+        about = {**asdict(info), "size_bytes": len(data), "create_s": time.time()}
+        await asyncio.to_thread(self._write, name, data, json.dumps(about).encode())
+        return await self.find(name)
+
+    async def find(self, name: Name) -> Image:
+        """A picture's resource. Raises NotFound (IMAGE_NOT_FOUND)."""
+        try:
+            about = json.loads(await asyncio.to_thread(self._store.get, f"{_path(name)}/image.json"))
+        except FileNotFoundError:
+            raise _missing(name) from None
+        create_time = Timestamp()
+        create_time.FromMicroseconds(round(about.pop("create_s") * 1e6))
+        return Image(name=str(name), sha256=name.id, create_time=create_time, **about)
+
+    async def read(self, name: Name) -> bytes:
+        """A picture's file. Raises NotFound (IMAGE_NOT_FOUND)."""
+        try:
+            return await asyncio.to_thread(self._store.get, f"{_path(name)}/file")
+        except FileNotFoundError:
+            raise _missing(name) from None
+
+    async def discard(self, name: Name) -> None:
+        """Delete a picture; one that is not there is fine."""
+        for part in ("image.json", "file"):
+            await asyncio.to_thread(self._store.delete, f"{_path(name)}/{part}")
+
+    def _write(self, name: Name, data: bytes, about: bytes) -> None:
+        self._store.put(f"{_path(name)}/file", data)
+        self._store.put(f"{_path(name)}/image.json", about)
+
+
+async def receive(requests: AsyncIterator[UploadImageRequest]) -> tuple[str, bytes]:
+    """An upload's tenant and bytes, held in memory and nowhere else.
+
+    Raises InvalidField for a message out of place, InvalidArgument for UPLOAD_TOO_LARGE and DIGEST_MISMATCH.
+    """
+    tenant, header = DEFAULT_TENANT, None
+    data, digest = bytearray(), hashlib.sha256()
+    async for request in requests:
+        if request.WhichOneof("part") == "header":
+            if header is not None:
+                raise InvalidField("header", "a second one", "send it once, before the chunks")
+            header = request.header
+            tenant = parse_parent(header.parent) or DEFAULT_TENANT
+            _check_header(header)
+            continue
+        if header is None:
+            raise InvalidField("header", "missing", "the first message of an upload is its header")
+        if not 1 <= len(request.chunk) <= images.MAX_CHUNK_BYTES:
+            raise InvalidField("chunk", f"{len(request.chunk)} bytes", f"send 1 to {images.MAX_CHUNK_BYTES} bytes each")
+        if len(data) + len(request.chunk) > images.MAX_BYTES:
+            raise _too_large(f"more than {images.MAX_BYTES} bytes")
+        data += request.chunk
+        digest.update(request.chunk)
+    if header is None:
+        raise InvalidField("header", "missing", "the first message of an upload is its header")
+    if header.size_bytes and header.size_bytes != len(data):
+        raise InvalidField("header.size_bytes", header.size_bytes, f"but {len(data)} bytes came")
+    if header.sha256 and header.sha256.lower() != digest.hexdigest():
+        remedy = "the bytes that came have another digest; send the file again"
+        raise InvalidArgument(
+            f"header.sha256 is {header.sha256!r}: {remedy}",
+            reason="DIGEST_MISMATCH",
+            metadata={"field": "header.sha256", "value": header.sha256, "remedy": remedy},
+        )
+    return tenant, bytes(data)
+
+
+def _check_header(header: UploadImageRequest.Header) -> None:
+    if header.size_bytes < 0:
+        raise InvalidField("header.size_bytes", header.size_bytes, "it must be the file's size, or 0 if unknown")
+    if header.size_bytes > images.MAX_BYTES:
+        raise _too_large(f"{header.size_bytes} bytes")
+    if header.sha256 and not _SHA256.fullmatch(header.sha256):
+        raise InvalidField("header.sha256", header.sha256, "it must be 64 hexadecimal digits, or empty")
+
+
+def _too_large(value: str) -> InvalidArgument:
+    remedy = f"send a file of at most {images.MAX_BYTES} bytes"
+    return InvalidArgument(
+        f"image is {value}: {remedy}",
+        reason="UPLOAD_TOO_LARGE",
+        metadata={"field": "image", "value": value, "remedy": remedy},
+    )
+
+
+def _missing(name: Name) -> NotFound:
+    return NotFound(
+        f"there is no image {name}; upload it first", reason="IMAGE_NOT_FOUND", metadata={"name": str(name)}
+    )
+
+
+def _path(name: Name) -> str:
+    return f"images/{name.tenant}/{name.id}"

@@ -1,0 +1,57 @@
+"""Resource names: `tenants/{tenant}/{collection}/{id}`, what they may look like and how they are made."""
+
+import re
+import uuid
+from typing import NamedTuple
+
+from unitune.errors import InvalidField
+
+DEFAULT_TENANT = "default"
+
+_TENANT = re.compile(r"[a-z][a-z0-9-]{0,62}")
+_ID = {
+    "images": re.compile(r"[0-9a-f]{64}"),
+    "tunings": re.compile(r"[a-z][a-z0-9-]{3,62}"),
+    "edits": re.compile(r"[a-z][a-z0-9-]{3,62}"),
+}
+_SHAPE = {"images": "{sha256}", "tunings": "{tuning}", "edits": "{edit}"}
+
+
+class Name(NamedTuple):
+    """A resource's name in its parts."""
+
+    tenant: str
+    collection: str
+    id: str
+
+    def __str__(self) -> str:
+        return f"tenants/{self.tenant}/{self.collection}/{self.id}"
+
+
+def parse(name: str, collection: str, field: str = "name") -> Name:
+    """The parts of a name. Raises InvalidField when it does not have the collection's form."""
+    parts = name.split("/")
+    if (
+        len(parts) != 4
+        or parts[0] != "tenants"
+        or parts[2] != collection
+        or not _TENANT.fullmatch(parts[1])
+        or not _ID[collection].fullmatch(parts[3])
+    ):
+        raise InvalidField(field, name, f"a name has the form tenants/{{tenant}}/{collection}/{_SHAPE[collection]}")
+    return Name(parts[1], collection, parts[3])
+
+
+def parse_parent(parent: str) -> str | None:
+    """The tenant that `parent` names, None if it is empty. Raises InvalidField when it does not have the form."""
+    if not parent:
+        return None
+    collection, slash, tenant = parent.partition("/")
+    if collection != "tenants" or not slash or not _TENANT.fullmatch(tenant):
+        raise InvalidField("parent", parent, "a parent has the form tenants/{tenant}")
+    return tenant
+
+
+def new_id(letter: str) -> str:
+    """An id that nobody can guess: a letter for the kind, then 32 hexadecimal digits."""
+    return f"{letter}-{uuid.uuid4().hex}"

@@ -1,0 +1,138 @@
+"""The edge: the public services, each method a request in and an answer out."""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from google.protobuf.empty_pb2 import Empty
+
+from gateway import validation
+from gateway.edit import Edits
+from gateway.edit_results import EditResults
+from gateway.images import Images, receive
+from gateway.relay import Relay
+from gateway.tunings import Tunings
+from gateway.upstreams import Upstreams
+from unitune import __version__
+from unitune.errors import NotFound, Unavailable
+from unitune.v1 import (
+    edit_pb2,
+    edit_pb2_grpc,
+    image_pb2,
+    image_pb2_grpc,
+    server_pb2,
+    server_pb2_grpc,
+    tuning_pb2,
+    tuning_pb2_grpc,
+)
+
+
+class TuningService(tuning_pb2_grpc.TuningServiceServicer):
+    """Tunings, as `tuning.proto` promises them."""
+
+    def __init__(self, tunings: Tunings, heartbeat_s: float) -> None:
+        self._tunings = tunings
+        self._heartbeat_s = heartbeat_s
+        self._watches: set[Relay[tuning_pb2.TuningEvent]] = set()
+
+    async def CreateTuning(self, request: tuning_pb2.CreateTuningRequest, context: Any) -> tuning_pb2.Tuning:
+        return await self._tunings.create(request)
+
+    async def GetTuning(self, request: tuning_pb2.GetTuningRequest, context: Any) -> tuning_pb2.Tuning:
+        return await self._tunings.get(request.name)
+
+    async def ListTunings(self, request: tuning_pb2.ListTuningsRequest, context: Any) -> tuning_pb2.ListTuningsResponse:
+        return await self._tunings.page(request)
+
+    async def WatchTuning(
+        self, request: tuning_pb2.WatchTuningRequest, context: Any
+    ) -> AsyncGenerator[tuning_pb2.TuningEvent, None]:
+        story = self._tunings.watch(request.name, request.after_sequence)
+        watch = Relay(story, silence_s=self._heartbeat_s, heartbeat=_heartbeat)
+        self._watches.add(watch)
+        try:
+            async with aclosing(watch.events()) as events:
+                async for event in events:
+                    yield event
+        finally:
+            self._watches.discard(watch)
+
+    async def CancelTuning(self, request: tuning_pb2.CancelTuningRequest, context: Any) -> tuning_pb2.Tuning:
+        return await self._tunings.cancel(request.name)
+
+    async def UpdateTuning(self, request: tuning_pb2.UpdateTuningRequest, context: Any) -> tuning_pb2.Tuning:
+        return await self._tunings.update(request.tuning)
+
+    async def DeleteTuning(self, request: tuning_pb2.DeleteTuningRequest, context: Any) -> Empty:
+        try:
+            await self._tunings.delete(request.name)
+        except NotFound:
+            if not request.allow_missing:
+                raise
+        return Empty()
+
+    def end_watches(self) -> None:
+        """End every watch so that its client resumes it elsewhere; a tuning may outlast any drain."""
+        why = Unavailable("the server is stopping; resume the watch", reason="DRAINING", retry_after_s=1.0)
+        for watch in self._watches:
+            watch.stop(why)
+
+
+class ImageService(image_pb2_grpc.ImageServiceServicer):
+    """Uploads, as `image.proto` promises them."""
+
+    def __init__(self, images: Images) -> None:
+        self._images = images
+
+    async def UploadImage(
+        self, request_iterator: AsyncIterator[image_pb2.UploadImageRequest], context: Any
+    ) -> image_pb2.Image:
+        tenant, data = await receive(request_iterator)
+        return await self._images.keep(tenant, data)
+
+
+class EditService(edit_pb2_grpc.EditServiceServicer):
+    """Edits, as `edit.proto` promises them."""
+
+    def __init__(self, edits: Edits, results: EditResults) -> None:
+        self._edits = edits
+        self._results = results
+
+    async def Edit(self, request: edit_pb2.EditRequest, context: Any) -> AsyncGenerator[edit_pb2.EditEvent, None]:
+        async with aclosing(self._edits.edit(request, context.time_remaining())) as events:
+            async for event in events:
+                yield event
+
+    async def GetEdit(self, request: edit_pb2.GetEditRequest, context: Any) -> edit_pb2.Edit:
+        edit = self._results.get(request.name).edit
+        validation.check_answer(edit, "the pictures of this edit are too large for one answer; its stream had them")
+        return edit
+
+    async def CancelEdit(self, request: edit_pb2.CancelEditRequest, context: Any) -> edit_pb2.Edit:
+        return self._results.cancel(request.name)
+
+
+class ServerService(server_pb2_grpc.ServerServiceServicer):
+    """What this server is, from what tuner and sampler last said."""
+
+    def __init__(self, upstreams: Upstreams) -> None:
+        self._upstreams = upstreams
+
+    async def GetServerInfo(self, request: server_pb2.GetServerInfoRequest, context: Any) -> server_pb2.ServerInfo:
+        tuner, sampler = self._upstreams.known_tuner, self._upstreams.known_sampler
+        known = sampler or tuner
+        return server_pb2.ServerInfo(
+            version=__version__,
+            base_model=known.base_model if known else None,
+            tuning_defaults=tuner.tuning_defaults if tuner else None,
+            sampling_defaults=sampler.sampling_defaults if sampler else None,
+            limits=validation.LIMITS,
+            methods=validation.EDIT_METHODS,
+            schedulers=validation.SCHEDULERS,
+        )
+
+
+def _heartbeat() -> tuning_pb2.TuningEvent:
+    event = tuning_pb2.TuningEvent(heartbeat=tuning_pb2.TuningEvent.Heartbeat())
+    event.create_time.GetCurrentTime()
+    return event

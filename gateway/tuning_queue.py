@@ -1,0 +1,122 @@
+"""What the gateway must remember of tunings, as three small interfaces.
+
+`gateway.state` implements all three in one SQLite file. Another implementation keeps these promises:
+
+- A change of a tuning and the event that tells it happen together or not at all.
+- A tuning has at most one terminal event, and it is the last.
+- One key has at most one live tuning (QUEUED, RUNNING or READY) in a tenant.
+- Nothing that was acknowledged is forgotten when the process is killed.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from unitune.v1.tuning_pb2 import Tuning, TuningEvent
+
+LIVE = (Tuning.STATE_QUEUED, Tuning.STATE_RUNNING, Tuning.STATE_READY)
+UNFINISHED = (Tuning.STATE_QUEUED, Tuning.STATE_RUNNING)
+TERMINAL_EVENTS = ("ready", "failed", "cancelled")
+
+KEPT_EVENTS = 512  # of one tuning; a later watcher gets a snapshot in place of older ones
+MAX_CRASHES = 3  # of one tuning, until it is FAILED rather than tried again
+
+Mutate = Callable[[Tuning], None]
+Announce = Callable[[Tuning], TuningEvent]
+
+
+class CreateRequest(NamedTuple):
+    """A caller's id for a creation, and a digest of what was asked, so that the id cannot mean two things."""
+
+    request_id: str
+    body: str
+
+
+class Page(NamedTuple):
+    """Tunings, the newest first; `after` continues the list, 0 if this was the end."""
+
+    tunings: list[Tuning]
+    after: int
+
+
+class Taken(NamedTuple):
+    """A tuning that is RUNNING from now on; `attempt` counts from 1."""
+
+    tuning: Tuning
+    attempt: int
+
+
+class Kept(NamedTuple):
+    """A tuning and its events after a sequence number. `last` is the newest event's number; `gap` means that some
+    that were asked for are no longer kept."""
+
+    tuning: Tuning
+    events: list[TuningEvent]
+    last: int
+    gap: bool
+
+
+class TuningStore(Protocol):
+    """The tunings by name."""
+
+    async def recall(self, tenant: str, request: CreateRequest) -> Tuning | None:
+        """The tuning that this request made earlier, None if it made none.
+
+        Raises InvalidArgument (REQUEST_ID_REUSED) for another body, NotFound (TUNING_NOT_FOUND) if it was deleted.
+        """
+
+    async def create(self, tuning: Tuning, request: CreateRequest | None) -> Tuning:
+        """Queue a new tuning, or answer with the live one of the same tenant and key. Raises as `recall` does."""
+
+    async def live(self, tenant: str, key: str) -> Tuning | None:
+        """The QUEUED, RUNNING or READY tuning of this key."""
+
+    async def get(self, name: str) -> Tuning | None:
+        """A tuning as it is now."""
+
+    async def page(self, tenant: str, state: int, after: int, size: int) -> Page:
+        """Tunings of one tenant; state 0 means any, `after` 0 means from the newest."""
+
+    async def change(self, name: str, mutate: Mutate, announce: Announce | None = None) -> Tuning | None:
+        """Let `mutate` change a tuning in place, and append the event that `announce` makes of the result.
+
+        Nothing is written or announced when `mutate` changes nothing. The tuning afterwards; None if there is none.
+        """
+
+    async def remove(self, name: str) -> None:
+        """Forget a tuning and its events; the ids of the requests that made it stay known."""
+
+    async def expired(self, now_s: float) -> list[str]:
+        """Names of the READY tunings whose expire_time has come, in Unix seconds."""
+
+    async def uses_image(self, image: str) -> bool:
+        """Whether any tuning was made from this image."""
+
+
+class TuningQueue(Protocol):
+    """The QUEUED tunings in the order in which they run: tenants in turn, within a tenant the oldest first."""
+
+    async def wait_queued(self) -> None:
+        """Return once a tuning is QUEUED."""
+
+    async def take(self) -> Taken | None:
+        """Make the next tuning RUNNING and tell so in its events; None if none is QUEUED."""
+
+    async def give_back(self, name: str, *, crashed: bool) -> None:
+        """Queue a RUNNING tuning again, at its old place. One that crashed too often is FAILED instead."""
+
+    async def recover(self) -> None:
+        """Give back, as crashed, what an earlier process left RUNNING."""
+
+
+class EventLog(Protocol):
+    """The events of each tuning."""
+
+    async def read(self, name: str, after: int) -> Kept | None:
+        """The kept events with a sequence number above `after`; None if there is no such tuning."""
+
+    async def wait(self, name: str, after: int) -> None:
+        """Return once the tuning may have an event above `after`, or is gone. Call it after `read`, in a loop."""
+
+
+class State(TuningStore, TuningQueue, EventLog, Protocol):
+    """All three, as one process has them."""

@@ -1,0 +1,281 @@
+"""What a tuning is here: found by its key or made, watched, cancelled, changed, expired, deleted."""
+
+import asyncio
+import base64
+import hashlib
+import json
+import logging
+import time
+from collections.abc import AsyncGenerator, Mapping
+from typing import Protocol
+
+from gateway import validation
+from gateway.images import Images
+from gateway.names import DEFAULT_TENANT, Name, new_id, parse, parse_parent
+from gateway.tuning_queue import UNFINISHED, CreateRequest, State
+from gateway.upstreams import Upstreams, refuse_mismatch
+from gateway.weight_files import WeightFiles
+from unitune import telemetry, weights
+from unitune.errors import Aborted, InvalidField, NotFound, UniTuneError
+from unitune.v1.tuning_pb2 import (
+    CreateTuningRequest,
+    ListTuningsRequest,
+    ListTuningsResponse,
+    Tuning,
+    TuningConfig,
+    TuningEvent,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class Runs(Protocol):
+    """Who runs tunings."""
+
+    async def stop(self, name: str) -> None:
+        """Stop the run of that tuning, if there is one, and return once it has ended."""
+
+
+class Tunings:
+    """The tunings of all tenants."""
+
+    def __init__(self, state: State, images: Images, files: WeightFiles, upstreams: Upstreams, runs: Runs) -> None:
+        self._state = state
+        self._images = images
+        self._files = files
+        self._upstreams = upstreams
+        self._runs = runs
+
+    async def create(self, request: CreateTuningRequest) -> Tuning:
+        """The tuning that the request asks for, new or found. Raises as CreateTuning does."""
+        validation.check_tuning_config(request.config, "config")
+        validation.check_labels(request.labels, "labels")
+        image = parse(request.image, "images", "image")
+        tenant = parse_parent(request.parent) or image.tenant
+        caller = None
+        if request.request_id:
+            validation.check_request_id(request.request_id)
+            caller = CreateRequest(request.request_id, _body(request, tenant))
+            earlier = await self._state.recall(tenant, caller)
+            if earlier is not None:
+                return earlier
+        return await self.find_or_make(tenant, image, request.config, labels=request.labels, caller=caller)
+
+    async def find_or_make(
+        self,
+        tenant: str,
+        image: Name,
+        config: TuningConfig,
+        *,
+        labels: Mapping[str, str] | None = None,
+        caller: CreateRequest | None = None,
+        needs_tuner: bool = False,
+    ) -> Tuning:
+        """The live tuning of an image and a checked config, or a new one.
+
+        With `needs_tuner` a tuning that still has to run is refused while no tuner answers. Raises NotFound
+        (IMAGE_NOT_FOUND), FailedPrecondition (BASE_MODEL_MISMATCH), Unavailable (BACKEND_DOWN).
+        """
+        if image.tenant != tenant:  # another tenant's name looks like one that does not exist
+            image = image._replace(tenant=tenant)
+        await self._images.find(image)
+        info = self._upstreams.known_tuner or await self._upstreams.tuner_info()
+        if self._upstreams.known_sampler is not None:
+            refuse_mismatch(info.base_model.digest, self._upstreams.known_sampler.base_model.digest)
+        await self.expire()
+        tuning = Tuning(
+            name=str(Name(tenant, "tunings", new_id("t"))),
+            image=str(image),
+            base_model=info.base_model.digest,
+            config=validation.fill_tuning_config(config, info.tuning_defaults),
+            state=Tuning.STATE_QUEUED,
+            labels=labels,
+        )
+        tuning.key = tuning_key(image.id, tuning.base_model, tuning.config)
+        tuning.create_time.GetCurrentTime()
+        if needs_tuner:
+            found = await self._state.live(tenant, tuning.key)
+            if found is None or found.state == Tuning.STATE_QUEUED:
+                await self._upstreams.tuner_info()
+        return await self._state.create(tuning, caller)
+
+    async def get(self, name: str) -> Tuning:
+        """A tuning as it is now. Raises NotFound (TUNING_NOT_FOUND)."""
+        parse(name, "tunings")
+        return _present(await self._state.get(name), name)
+
+    async def page(self, request: ListTuningsRequest) -> ListTuningsResponse:
+        """One page of a tenant's tunings. Raises InvalidField."""
+        tenant = parse_parent(request.parent) or DEFAULT_TENANT
+        size = validation.check_page_size(request.page_size)
+        validation.check_state(request.state)
+        after = _read_token(request.page_token, tenant, request.state) if request.page_token else 0
+        page = await self._state.page(tenant, request.state, after, size)
+        token = _page_token(tenant, request.state, page.after) if page.after else ""
+        return ListTuningsResponse(tunings=page.tunings, next_page_token=token)
+
+    async def watch(self, name: str, after: int) -> AsyncGenerator[TuningEvent, None]:
+        """The events above `after`, as they come, up to the one that ends the tuning.
+
+        Raises NotFound (TUNING_NOT_FOUND), or InvalidField for an `after` that no event has had yet.
+        """
+        parse(name, "tunings")
+        kept = await self._state.read(name, after)
+        _present(kept and kept.tuning, name)
+        if kept is not None and after > kept.last:
+            raise InvalidField("after_sequence", after, f"the last event so far is {kept.last}")
+        while kept is not None:
+            ended = kept.tuning.state not in UNFINISHED
+            events = kept.events
+            if kept.gap:
+                # The last event of a tuning that ended says how; the snapshot stands for all before it.
+                events = kept.events[-1:] if ended else []
+                snapshot = TuningEvent(sequence=kept.last - len(events), snapshot=kept.tuning)
+                snapshot.create_time.GetCurrentTime()
+                events = [snapshot, *events]
+            for event in events:
+                yield event
+            if ended:
+                return
+            after = kept.last
+            await self._state.wait(name, after)
+            kept = await self._state.read(name, after)
+        gone = TuningEvent(sequence=after + 1, cancelled=Tuning(name=name, state=Tuning.STATE_CANCELLED))
+        gone.create_time.GetCurrentTime()
+        yield gone
+
+    async def cancel(self, name: str) -> Tuning:
+        """Stop a tuning that is not at its end; the tuning afterwards. Raises NotFound (TUNING_NOT_FOUND)."""
+        parse(name, "tunings")
+        tuning = _present(await self._state.change(name, _cancel, lambda now: TuningEvent(cancelled=now)), name)
+        if tuning.state == Tuning.STATE_CANCELLED:
+            await self._runs.stop(name)
+            await self._files.discard(name)
+        return tuning
+
+    async def update(self, wanted: Tuning) -> Tuning:
+        """Replace labels and expire_time. Raises NotFound (TUNING_NOT_FOUND), Aborted (ETAG_MISMATCH), InvalidField."""
+        parse(wanted.name, "tunings", "tuning.name")
+        validation.check_labels(wanted.labels, "tuning.labels")
+        if wanted.HasField("expire_time") and wanted.expire_time.ToMicroseconds() <= time.time() * 1e6:
+            shown = wanted.expire_time.ToJsonString()
+            raise InvalidField("tuning.expire_time", shown, "it must be in the future; DeleteTuning discards now")
+
+        def mutate(tuning: Tuning) -> None:
+            if wanted.etag and wanted.etag != tuning.etag:
+                raise Aborted(
+                    f"tuning.etag is {wanted.etag!r}, but the tuning has changed since: read it again",
+                    reason="ETAG_MISMATCH",
+                    metadata={"field": "tuning.etag", "value": wanted.etag, "remedy": "read it again"},
+                )
+            tuning.ClearField("labels")
+            tuning.labels.update(wanted.labels)
+            tuning.ClearField("expire_time")
+            if wanted.HasField("expire_time"):
+                tuning.expire_time.CopyFrom(wanted.expire_time)
+
+        return _present(await self._state.change(wanted.name, mutate), wanted.name)
+
+    async def delete(self, name: str) -> None:
+        """Cancel a tuning, discard its weights, forget it, and its image if no other tuning is of it.
+
+        Raises NotFound (TUNING_NOT_FOUND). Should the store fail half-way, the tuning can be deleted once more.
+        """
+        parse(name, "tunings")
+        tuning = _present(await self._state.change(name, _cancel, lambda now: TuningEvent(cancelled=now)), name)
+        await self._state.change(name, _expire)
+        await self._runs.stop(name)
+        await self._discard(tuning)
+        await self._state.remove(name)
+        if not await self._state.uses_image(tuning.image):
+            await self._images.discard(parse(tuning.image, "images"))
+        telemetry.event(logger, "tuning deleted", tuning=name)
+
+    async def expire(self) -> None:
+        """Discard the weights of every tuning whose time has come."""
+        for name in await self._state.expired(time.time()):
+            tuning = await self._state.get(name)
+            if tuning is not None:
+                await self._state.change(name, _expire)
+                await self._discard(tuning)
+                telemetry.event(logger, "tuning expired", tuning=name)
+
+    async def sweep(self, every_s: float) -> None:
+        """Expire tunings again and again."""
+        while True:
+            try:
+                await self.expire()
+            except Exception:  # such as a store that does not answer; the next round tries again
+                telemetry.failure(logger, "sweep failed")
+            await asyncio.sleep(every_s)
+
+    async def _discard(self, tuning: Tuning) -> None:
+        await self._files.discard(tuning.name)
+        if tuning.HasField("weights"):
+            try:
+                await self._upstreams.evict(tuning.weights.digest)
+            except UniTuneError as error:  # an engine that cannot be reached cannot be asked to sample with them either
+                telemetry.event(logger, "evict failed", tuning=tuning.name, reason=error.reason)
+
+
+def tuning_key(image_sha256: str, base_model: str, config: TuningConfig) -> str:
+    """The name of the weights by what goes in: picture, base model, every setting, and the file's schema."""
+    inputs = {
+        "image": image_sha256,
+        "base_model": base_model,
+        "method": config.method,
+        "mode": config.mode,
+        "updates": config.updates,
+        "batch": config.batch,
+        "learning_rate": config.learning_rate,
+        "rare_tokens": config.rare_tokens,
+        "seed": config.seed,
+        "schema": weights.SCHEMA,
+    }
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def not_found(name: str) -> NotFound:
+    """The answer for a tuning that is not there, or is somebody else's."""
+    return NotFound(f"there is no tuning {name}", reason="TUNING_NOT_FOUND", metadata={"name": name})
+
+
+def _present(tuning: Tuning | None, name: str) -> Tuning:
+    if tuning is None:
+        raise not_found(name)
+    return tuning
+
+
+def _cancel(tuning: Tuning) -> None:
+    if tuning.state in UNFINISHED:
+        tuning.state = Tuning.STATE_CANCELLED
+        tuning.end_time.GetCurrentTime()
+
+
+def _expire(tuning: Tuning) -> None:
+    if tuning.state == Tuning.STATE_READY:
+        tuning.state = Tuning.STATE_EXPIRED
+        tuning.ClearField("weights")
+
+
+def _body(request: CreateTuningRequest, tenant: str) -> str:
+    """A digest of what a request asks for, whatever its id."""
+    body = CreateTuningRequest()
+    body.CopyFrom(request)
+    body.parent = f"tenants/{tenant}"
+    body.ClearField("request_id")
+    return hashlib.sha256(body.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _page_token(tenant: str, state: int, after: int) -> str:
+    return base64.urlsafe_b64encode(json.dumps([tenant, state, after]).encode()).decode()
+
+
+def _read_token(token: str, tenant: str, state: int) -> int:
+    try:
+        of_tenant, of_state, after = json.loads(base64.urlsafe_b64decode(token))
+    except ValueError:
+        of_tenant, of_state, after = None, None, None
+    if (of_tenant, of_state) != (tenant, state) or not isinstance(after, int):
+        raise InvalidField("page_token", token, "use next_page_token of an answer to the same parent and state")
+    return after

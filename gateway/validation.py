@@ -1,0 +1,183 @@
+"""What a request may ask for. Each check names the field, the refused value and what would be right.
+
+A prompt is never repeated in an error: a refused one appears by its length.
+"""
+
+import math
+import uuid
+from collections.abc import Iterable, Mapping
+
+from google.protobuf.message import Message
+
+from unitune import images
+from unitune.errors import InvalidField, ResourceExhausted
+from unitune.v1.edit_pb2 import SamplingConfig
+from unitune.v1.server_pb2 import Limits
+from unitune.v1.tuning_pb2 import Tuning, TuningConfig
+
+TUNING_METHODS = ("unitune",)
+EDIT_METHODS = ("unitune", "sdedit")
+MODES = ("full", "attn_out", "lora")
+SCHEDULERS = ("ddim", "euler", "dpmpp_2m")
+
+PROMPT_CHARACTERS = 2000
+RARE_TOKENS_CHARACTERS = 32
+SEEDS = 8
+STEPS = 1000
+IMAGE_DATA_BYTES = 3 << 20  # the largest picture that fits a request of 4 MiB with certainty
+ANSWER_BYTES = (16 << 20) - 4096  # clients take messages of 16 MiB
+LABELS = 16
+LABEL_CHARACTERS = 63
+PAGE_SIZE, MAX_PAGE_SIZE = 50, 200
+PAPER_LEARNING_RATE = 1e-4  # arXiv 2210.09477: Adafactor on all weights
+
+LIMITS = Limits(
+    upload_bytes=images.MAX_BYTES,
+    upload_pixels=images.MAX_PIXELS,
+    chunk_bytes=images.MAX_CHUNK_BYTES,
+    prompt_characters=PROMPT_CHARACTERS,
+    seeds=SEEDS,
+)
+
+
+def check_tuning_config(config: TuningConfig, field: str) -> None:
+    """Check every field that is set; `field` is the config's own place in the request."""
+    if config.method:
+        _one_of(f"{field}.method", config.method, TUNING_METHODS)
+    if config.mode:
+        _one_of(f"{field}.mode", config.mode, MODES)
+    if config.HasField("updates"):
+        _whole(f"{field}.updates", config.updates, 0, 5000)
+    if config.HasField("batch"):
+        _whole(f"{field}.batch", config.batch, 1, 64)
+    if config.HasField("learning_rate"):
+        rate = config.learning_rate
+        if not 0 < rate <= 0.1:
+            raise InvalidField(f"{field}.learning_rate", rate, "it must be above 0 and at most 0.1")
+    if len(config.rare_tokens) > RARE_TOKENS_CHARACTERS:
+        length = f"{len(config.rare_tokens)} characters"
+        raise InvalidField(f"{field}.rare_tokens", length, f"use at most {RARE_TOKENS_CHARACTERS} characters")
+    if config.rare_tokens and (not config.rare_tokens.isprintable() or config.rare_tokens.isspace()):
+        raise InvalidField(f"{field}.rare_tokens", config.rare_tokens, "use visible characters")
+    _seed(f"{field}.seed", config.seed)
+
+
+def fill_tuning_config(config: TuningConfig, defaults: TuningConfig) -> TuningConfig:
+    """A checked config with every field set."""
+    filled = TuningConfig()
+    filled.CopyFrom(defaults)
+    filled.MergeFrom(config)
+    filled.method = config.method or TUNING_METHODS[0]
+    # The preset's rate belongs to the preset's mode; another mode gets the paper's.
+    if not config.HasField("learning_rate") and filled.mode != defaults.mode:
+        filled.learning_rate = PAPER_LEARNING_RATE
+    return filled
+
+
+def check_sampling_config(config: SamplingConfig, field: str) -> None:
+    """Check every field that is set; `field` is the config's own place in the request."""
+    if config.method:
+        _one_of(f"{field}.method", config.method, EDIT_METHODS)
+    if config.scheduler:
+        _one_of(f"{field}.scheduler", config.scheduler, SCHEDULERS)
+    if config.HasField("num_inference_steps"):
+        _whole(f"{field}.num_inference_steps", config.num_inference_steps, 1, STEPS)
+    if config.HasField("guidance_scale"):
+        _finite(f"{field}.guidance_scale", config.guidance_scale, 0, 64)
+    if config.HasField("strength"):
+        _finite(f"{field}.strength", config.strength, 0, 1)
+
+
+def fill_sampling_config(config: SamplingConfig, defaults: SamplingConfig) -> SamplingConfig:
+    """A checked config with every field set."""
+    filled = SamplingConfig()
+    filled.CopyFrom(defaults)
+    filled.MergeFrom(config)
+    filled.method = config.method or EDIT_METHODS[0]
+    filled.scheduler = filled.scheduler or SCHEDULERS[0]
+    return filled
+
+
+def check_prompt(prompt: str) -> None:
+    """1 to 2000 characters, at least one of them visible."""
+    remedy = f"describe the edited picture in 1 to {PROMPT_CHARACTERS} characters"
+    if not prompt.strip():
+        raise InvalidField("prompt", "blank" if prompt else "", remedy)
+    if len(prompt) > PROMPT_CHARACTERS:
+        raise InvalidField("prompt", f"{len(prompt)} characters", remedy)
+
+
+def check_seeds(seeds: Iterable[int]) -> list[int]:
+    """The seeds to use: one picture from seed 0 if there are none."""
+    wanted = list(seeds) or [0]
+    if len(wanted) > SEEDS:
+        raise InvalidField("seeds", f"{len(wanted)} seeds", f"ask for at most {SEEDS}; each gives one picture")
+    for index, seed in enumerate(wanted):
+        _seed(f"seeds[{index}]", seed)
+    return wanted
+
+
+def check_preview_every(preview_every: int) -> None:
+    """0 for no preview, else so many steps between two."""
+    _whole("preview_every", preview_every, 0, STEPS)
+
+
+def check_labels(labels: Mapping[str, str], field: str) -> None:
+    """At most 16, keys of 1 to 63 characters, values of at most 63."""
+    if len(labels) > LABELS:
+        raise InvalidField(field, f"{len(labels)} labels", f"use at most {LABELS}")
+    for key, value in labels.items():
+        if not 1 <= len(key) <= LABEL_CHARACTERS:
+            raise InvalidField(field, key, f"a label's key has 1 to {LABEL_CHARACTERS} characters")
+        if len(value) > LABEL_CHARACTERS:
+            raise InvalidField(f"{field}[{key}]", value, f"a label's value has at most {LABEL_CHARACTERS} characters")
+
+
+def check_page_size(page_size: int) -> int:
+    """The page size to use."""
+    if page_size < 0:
+        raise InvalidField("page_size", page_size, f"it must be 0 (for {PAGE_SIZE}) to {MAX_PAGE_SIZE}")
+    return min(page_size or PAGE_SIZE, MAX_PAGE_SIZE)
+
+
+def check_state(state: int) -> None:
+    """A state of a tuning by its number; the contract lets any number through."""
+    known = Tuning.State.values()
+    if state not in known:
+        raise InvalidField("state", state, f"it must be one of {', '.join(Tuning.State.keys())}")
+
+
+def check_request_id(request_id: str) -> None:
+    """A UUID in its usual form."""
+    try:
+        same = str(uuid.UUID(request_id)) == request_id.lower()
+    except ValueError:
+        same = False
+    if not same:
+        raise InvalidField("request_id", request_id, "it must be a UUID, such as uuid.uuid4() makes")
+
+
+def check_answer(answer: Message, problem: str) -> None:
+    """Raise ResourceExhausted (MESSAGE_TOO_LARGE) for what no client would take; gRPC would not say why."""
+    if answer.ByteSize() > ANSWER_BYTES:
+        raise ResourceExhausted(problem, reason="MESSAGE_TOO_LARGE", metadata={"size_bytes": str(answer.ByteSize())})
+
+
+def _one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InvalidField(field, value, f"it must be {' or '.join(allowed)}")
+
+
+def _whole(field: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise InvalidField(field, value, f"it must be {low} to {high}")
+
+
+def _finite(field: str, value: float, low: float, high: float) -> None:
+    if not (math.isfinite(value) and low <= value <= high):
+        raise InvalidField(field, value, f"it must be a number from {low} to {high}")
+
+
+def _seed(field: str, value: int) -> None:
+    if value < 0:
+        raise InvalidField(field, value, "it must be 0 or more")

@@ -1,0 +1,47 @@
+"""Where the weights of a tuning lie in the store: `tunings/{tenant}/{tuning}/{attempt}`.
+
+The tenant is in the path because weights encode somebody's picture: they are shared with nobody and can be
+deleted at once. The attempt is, because a tuner that was killed may have left half of its files.
+"""
+
+import asyncio
+
+from gateway.names import parse
+from unitune.errors import DataLoss
+from unitune.v1.tuning_pb2 import WeightsRef
+from unitune.weight_store import WeightStore
+from unitune.weights import MANIFEST_FILE, Manifest
+
+
+class WeightFiles:
+    """The weights of all tunings in one store."""
+
+    def __init__(self, store: WeightStore) -> None:
+        self._store = store
+
+    def path(self, name: str, attempt: int) -> str:
+        """Where an attempt of a tuning puts its weights."""
+        return f"{_folder(name)}/{attempt}"
+
+    async def verify(self, weights: WeightsRef) -> None:
+        """Raise DataLoss (WEIGHTS_CORRUPT, WEIGHTS_MISSING) unless the store has a manifest that says the same."""
+        try:
+            data = await asyncio.to_thread(self._store.get, f"{weights.path}/{MANIFEST_FILE}")
+        except FileNotFoundError:
+            raise DataLoss("the tuner left no weights in the store", reason="WEIGHTS_MISSING") from None
+        manifest = Manifest.from_json(data)
+        if (manifest.digest, manifest.key) != (weights.digest, weights.key):
+            raise DataLoss("the stored weights are not those that the tuner announced", reason="WEIGHTS_CORRUPT")
+
+    async def discard(self, name: str, *, keep: str = "") -> None:
+        """Delete all that the attempts of a tuning left, except under the path `keep`."""
+        found = await asyncio.to_thread(self._store.list, _folder(name))
+        # Manifests first: nobody must begin to read weights that are going.
+        for path in sorted(found, key=lambda path: not path.endswith(MANIFEST_FILE)):
+            if not (keep and path.startswith(f"{keep}/")):
+                await asyncio.to_thread(self._store.delete, path)
+
+
+def _folder(name: str) -> str:
+    parts = parse(name, "tunings")
+    return f"tunings/{parts.tenant}/{parts.id}"

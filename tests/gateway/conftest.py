@@ -1,0 +1,191 @@
+"""A whole gateway on loopback, between a stand-in tuner, a stand-in sampler and a client."""
+
+import asyncio
+import hashlib
+import io
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from PIL import Image
+
+from gateway.config import GatewayConfig
+from gateway.gateway import Gateway
+from tests.gateway.upstream_servers import Sampler, Tuner, serve_sampler, serve_tuner
+from unitune import serving
+from unitune.errors import DOMAIN, UniTuneError, from_rpc_error
+from unitune.v1 import edit_pb2_grpc, image_pb2, image_pb2_grpc, server_pb2_grpc, tuning_pb2, tuning_pb2_grpc
+from unitune.weight_store import WeightStore
+
+
+def picture(colour: str = "teal", size: tuple[int, int] = (40, 30), kind: str = "PNG") -> bytes:
+    """A picture's file."""
+    file = io.BytesIO()
+    Image.new("RGB", size, colour).save(file, kind)
+    return file.getvalue()
+
+
+@dataclass
+class World:
+    """Everything a test of the gateway touches."""
+
+    folder: Path
+    tuner: Tuner
+    sampler: Sampler
+    config: GatewayConfig
+    tuner_server: serving.RunningServer
+    sampler_server: serving.RunningServer
+    gateway: Gateway | None = None
+    server: serving.RunningServer | None = None
+    channel: grpc.aio.Channel | None = None
+    stubs: dict[str, Any] = field(default_factory=dict)
+
+    async def open(self) -> None:
+        """Start the gateway on its state and connect a client."""
+        self.gateway = await Gateway.open(self.config)
+        self.server = await serving.start(
+            "127.0.0.1:0", self.gateway.register, max_receive_bytes=serving.PUBLIC_REQUEST_BYTES
+        )
+        self.channel = serving.channel(self.server.address)
+        self.stubs = {
+            "tunings": tuning_pb2_grpc.TuningServiceStub(self.channel),
+            "images": image_pb2_grpc.ImageServiceStub(self.channel),
+            "edits": edit_pb2_grpc.EditServiceStub(self.channel),
+            "server": server_pb2_grpc.ServerServiceStub(self.channel),
+        }
+
+    async def close(self) -> None:
+        """Stop client and gateway."""
+        if self.channel is not None and self.server is not None and self.gateway is not None:
+            await self.channel.close(None)
+            await self.server.stop()
+            await self.gateway.close()
+        self.channel = None
+
+    @property
+    def tunings(self) -> Any:
+        return self.stubs["tunings"]
+
+    @property
+    def images(self) -> Any:
+        return self.stubs["images"]
+
+    @property
+    def edits(self) -> Any:
+        return self.stubs["edits"]
+
+    @property
+    def info(self) -> Any:
+        return self.stubs["server"]
+
+    async def upload(self, data: bytes, chunk_bytes: int = 1000, **header: Any) -> image_pb2.Image:
+        """Upload a file in chunks."""
+
+        async def requests() -> AsyncIterator[image_pb2.UploadImageRequest]:
+            yield image_pb2.UploadImageRequest(header=image_pb2.UploadImageRequest.Header(**header))
+            for start in range(0, len(data), chunk_bytes):
+                yield image_pb2.UploadImageRequest(chunk=data[start : start + chunk_bytes])
+
+        return await self.images.UploadImage(requests())
+
+    async def tune(self, data: bytes | None = None, **config: Any) -> tuning_pb2.Tuning:
+        """Upload a picture and create a tuning of it."""
+        image = await self.upload(data or picture())
+        request = tuning_pb2.CreateTuningRequest(image=image.name, config=tuning_pb2.TuningConfig(**config))
+        return await self.tunings.CreateTuning(request)
+
+    async def tuned(self, data: bytes | None = None, **config: Any) -> tuning_pb2.Tuning:
+        """A tuning that is READY."""
+        tuning = await self.tune(data, **config)
+        await self.watch(tuning.name)
+        return await self.tunings.GetTuning(tuning_pb2.GetTuningRequest(name=tuning.name))
+
+    async def watch(self, name: str, after: int = 0) -> list[tuning_pb2.TuningEvent]:
+        """All events of a tuning, to its end."""
+        request = tuning_pb2.WatchTuningRequest(name=name, after_sequence=after)
+        return [event async for event in self.tunings.WatchTuning(request, timeout=20)]
+
+    async def until(self, name: str, state: tuning_pb2.Tuning.State) -> tuning_pb2.Tuning:
+        """The tuning, once it is in this state."""
+
+        async def reached() -> tuning_pb2.Tuning | None:
+            tuning = await self.tunings.GetTuning(tuning_pb2.GetTuningRequest(name=name))
+            return tuning if tuning.state == state else None
+
+        return await eventually(reached)
+
+    async def running(self, name: str) -> None:
+        """Return once the tuner has begun to run this tuning."""
+        call = self.tunings.WatchTuning(tuning_pb2.WatchTuningRequest(name=name))
+        while not (await call.read()).HasField("progress"):
+            pass
+        call.cancel()
+
+    def stored(self) -> list[str]:
+        """All objects of the store, such as `images/...`."""
+        root = self.folder / "store"
+        return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    """An open gateway with an empty state and store."""
+    store = WeightStore(str(tmp_path / "store"))
+    tuner, sampler = Tuner(store), Sampler(store)
+    tuner_server, sampler_server = await serve_tuner(tuner), await serve_sampler(sampler)
+    config = GatewayConfig(
+        tuner=tuner_server.address,
+        sampler=sampler_server.address,
+        store=str(tmp_path / "store"),
+        state=tmp_path / "state.sqlite",
+        retry_s=0.02,
+        look_s=0.1,
+    )
+    world = World(tmp_path, tuner, sampler, config, tuner_server, sampler_server)
+    await world.open()
+    yield world
+    await world.close()
+    await world.tuner_server.stop()
+    await world.sampler_server.stop()
+
+
+async def eventually(check: Callable[[], Awaitable[Any]], within_s: float = 10.0) -> Any:
+    """What `check` answers, once that is true."""
+    async with asyncio.timeout(within_s):
+        while not (answer := await check()):
+            await asyncio.sleep(0.01)
+        return answer
+
+
+async def refused(call: Any, code: grpc.StatusCode, reason: str, field: str | None = None) -> UniTuneError:
+    """The error with which a call is refused, having checked all that every error of ours must have."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        if hasattr(call, "__aiter__"):
+            async for _ in call:
+                pass
+        else:
+            await call
+    assert caught.value.code() is code, caught.value
+    status = rpc_status.from_call(caught.value)
+    assert status is not None and status.ByteSize() <= 4096
+    infos = [any_ for any_ in status.details if any_.Is(error_details_pb2.ErrorInfo.DESCRIPTOR)]
+    info = error_details_pb2.ErrorInfo()
+    assert len(infos) == 1 and infos[0].Unpack(info) and info.domain == DOMAIN
+    error = from_rpc_error(caught.value)
+    assert error.reason == reason, error
+    assert "Traceback" not in error.message and "/tmp" not in error.message and ".py" not in error.message
+    if field is not None:
+        assert error.field == field, error.metadata
+        assert (error.metadata["value"] and error.metadata["remedy"]) or error.metadata["value"] == ""
+        assert error.metadata["remedy"] in error.message
+    return error
+
+
+def sha256(data: bytes) -> str:
+    """In hexadecimal."""
+    return hashlib.sha256(data).hexdigest()

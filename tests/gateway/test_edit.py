@@ -1,0 +1,331 @@
+"""The story of an edit, from the request to its one last event."""
+
+import asyncio
+import io
+from typing import Any
+
+import grpc
+import pytest
+from PIL import Image
+
+from gateway.edit import Pace
+from gateway.edit_plan import warnings_of
+from tests.gateway.conftest import World, eventually, picture, refused
+from tests.gateway.upstream_servers import BASE_MODEL, serve_sampler, serve_tuner
+from unitune.errors import DataLoss, from_status
+from unitune.v1.edit_pb2 import CancelEditRequest, Edit, EditEvent, EditRequest, GetEditRequest, SamplingConfig
+from unitune.v1.server_pb2 import BaseModel
+from unitune.v1.tuning_pb2 import DeleteTuningRequest, GetTuningRequest, Tuning, TuningConfig, WatchTuningRequest
+
+TERMINAL = {"done", "failed", "cancelled"}
+
+
+async def edit(world: World, **request: object) -> list[EditEvent]:
+    """All events of an edit."""
+    return [event async for event in world.edits.Edit(EditRequest(**{"prompt": "a dog", **request}), timeout=20)]
+
+
+def kinds(events: list[EditEvent]) -> list[str]:
+    """What happened, without repetitions in a row."""
+    names = [event.WhichOneof("event") or "" for event in events]
+    return [name for index, name in enumerate(names) if index == 0 or names[index - 1] != name]
+
+
+async def rest(call: Any) -> list[EditEvent]:
+    """The events that are still to come, for a call whose first ones were read one by one."""
+    events = []
+    while (event := await call.read()) is not grpc.aio.EOF:
+        events.append(event)
+    return events
+
+
+async def test_an_image_is_tuned_then_edited(world: World) -> None:
+    """With a picture nobody has tuned, all events come in the promised order, numbered, with one last event."""
+    events = await edit(world, image_data=picture(), seeds=[3, 9])
+    assert kinds(events) == ["accepted", "tuning", "loading", "step", "image", "done"]
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+    assert all(event.HasField("create_time") for event in events)
+    assert [event.WhichOneof("event") in TERMINAL for event in events] == [False] * (len(events) - 1) + [True]
+    tuning_events = [event.tuning.WhichOneof("event") for event in events if event.HasField("tuning")]
+    assert tuning_events[:2] == ["queued", "started"] and tuning_events[-1] == "ready"
+    assert [event.image.seed for event in events if event.HasField("image")] == [3, 9]
+    done = events[-1].done
+    assert done.timings.tune_s > 0 and done.timings.total_s >= done.timings.tune_s and done.timings.denoise_s == 1.5
+    tuning = await world.tunings.GetTuning(GetTuningRequest(name=done.tuning))
+    assert tuning.state == Tuning.STATE_READY
+
+
+async def test_accepted_tells_all_defaults(world: World) -> None:
+    """`accepted` carries the sampler's defaults, the caller's own values over them, and whole steps."""
+    events = await edit(world, image_data=picture(), config=SamplingConfig(strength=0.68, scheduler="euler"))
+    accepted = events[0].accepted
+    assert accepted.config == SamplingConfig(
+        method="unitune", scheduler="euler", num_inference_steps=20, guidance_scale=7.5, strength=0.68
+    )
+    assert accepted.effective_strength == 13 / 20
+    assert list(accepted.seeds) == [0] and not accepted.warnings
+    assert accepted.edit.startswith("tenants/default/edits/")
+    request = world.sampler.requests[0]
+    assert request.config == accepted.config and request.rare_tokens == "beikkpic" and request.prompt == "a dog"
+    assert request.image == picture() and request.weights.key == world.tuner.requests[0].key
+
+
+async def test_second_edit_uses_the_weights_of_the_first(world: World) -> None:
+    """The same picture and settings never tune twice, whichever way the picture is given."""
+    first = await edit(world, image_data=picture())
+    image = await world.upload(picture())
+    for request in ({"image_data": picture()}, {"image": image.name}, {"tuning": first[-1].done.tuning}):
+        again = await edit(world, **request)
+        assert kinds(again) == ["accepted", "loading", "step", "image", "done"]
+        assert again[-1].done.tuning == first[-1].done.tuning and again[-1].done.timings.tune_s == 0
+    assert len(world.tuner.requests) == 1
+
+
+async def test_other_settings_tune_anew(world: World) -> None:
+    """A change of any setting of the tuning is another tuning."""
+    first = await edit(world, image_data=picture())
+    other = await edit(world, image_data=picture(), tuning_config=TuningConfig(seed=1))
+    assert other[-1].done.tuning != first[-1].done.tuning
+    assert [request.config.seed for request in world.tuner.requests] == [0, 1]
+
+
+async def test_sdedit_needs_no_tuning(world: World) -> None:
+    """Method sdedit samples with the base weights, tunes nothing, and keeps nothing of a picture sent along."""
+    events = await edit(world, image_data=picture(), config=SamplingConfig(method="sdedit"))
+    assert kinds(events) == ["accepted", "loading", "step", "image", "done"]
+    assert events[-1].done.tuning == "" and not world.tuner.requests and world.stored() == []
+    assert not world.sampler.requests[0].HasField("weights") and world.sampler.requests[0].rare_tokens == ""
+
+
+async def test_steps_are_paced_and_previews_survive(world: World) -> None:
+    """A fast sampler's steps are thinned to five a second; the last one is never dropped, nor the newest preview."""
+    events = await edit(world, image_data=picture(), preview_every=4, config=SamplingConfig(strength=1))
+    steps = [event.step for event in events if event.HasField("step")]
+    assert len(steps) <= 3 and steps[-1].index == 19 and steps[-1].total == 20
+    assert steps[-1].preview == b"preview 19"
+
+
+def test_pace_carries_a_held_back_preview() -> None:
+    """A preview of a step that is not sent rides on the next step that is."""
+    pace = Pace()
+    assert pace.lets_through(EditEvent.Step(index=0, total=3))
+    assert not pace.lets_through(EditEvent.Step(index=1, total=3, preview=b"x"))
+    last = EditEvent.Step(index=2, total=3)
+    assert pace.lets_through(last) and last.preview == b"x"
+
+
+async def test_get_edit_answers_with_the_pictures(world: World) -> None:
+    """After the end the pictures can be fetched by the edit's name, and they are pictures."""
+    events = await edit(world, image_data=picture(), seeds=[7])
+    found = await world.edits.GetEdit(GetEditRequest(name=events[0].accepted.edit))
+    assert found.state == Edit.STATE_DONE and found.tuning == events[-1].done.tuning
+    assert found.timings == events[-1].done.timings and not found.HasField("error")
+    assert Image.open(io.BytesIO(found.images[0].png)).getpixel((0, 0)) == (7, 7, 7)
+
+
+async def test_closing_the_stream_stops_the_sampler_but_not_the_tuning(world: World) -> None:
+    """A client that goes away ends its sampling at once, and leaves an edit that is CANCELLED."""
+    world.sampler.step_s = 0.05
+    tuning = await world.tuned()
+    call = world.edits.Edit(EditRequest(tuning=tuning.name, prompt="a dog", config=SamplingConfig(strength=1)))
+    accepted = await call.read()
+    await call.read()
+    call.cancel()
+    await asyncio.wait_for(world.sampler.stopped.wait(), 2)
+    assert world.sampler.steps_done < 20
+    name = accepted.accepted.edit
+
+    async def cancelled() -> bool:
+        return (await world.edits.GetEdit(GetEditRequest(name=name))).state == Edit.STATE_CANCELLED
+
+    await eventually(cancelled)
+    assert (await world.tunings.GetTuning(GetTuningRequest(name=tuning.name))).state == Tuning.STATE_READY
+
+
+async def test_closing_the_stream_leaves_the_tuning_it_began(world: World) -> None:
+    """A tuning that an edit began goes on when the edit's client has gone."""
+    world.tuner.go_on.clear()
+    call = world.edits.Edit(EditRequest(image_data=picture(), prompt="a dog"))
+    while not (event := await call.read()).tuning.HasField("progress"):
+        pass
+    assert event.tuning.progress.total == 5
+    call.cancel()
+    world.tuner.go_on.set()
+    name = world.tuner.requests[0].name
+    await world.until(name, Tuning.STATE_READY)
+    assert not world.sampler.requests
+
+
+async def test_cancel_edit_from_another_connection(world: World) -> None:
+    """CancelEdit ends the stream with `cancelled`, stops the sampler, touches no other edit, and may be repeated."""
+    world.sampler.step_s = 0.05
+    tuning = await world.tuned()
+    request = EditRequest(tuning=tuning.name, prompt="a dog", config=SamplingConfig(strength=1))
+    doomed, other = world.edits.Edit(request), world.edits.Edit(request)
+    name = (await doomed.read()).accepted.edit
+    await other.read()
+    answer = await world.edits.CancelEdit(CancelEditRequest(name=name))
+    assert answer.state == Edit.STATE_CANCELLED
+    events = await rest(doomed)
+    assert events[-1].cancelled.name == name and kinds(events)[-1] == "cancelled"
+    assert sum(event.WhichOneof("event") in TERMINAL for event in events) == 1
+    await asyncio.wait_for(world.sampler.stopped.wait(), 2)
+    assert (await world.edits.CancelEdit(CancelEditRequest(name=name))).state == Edit.STATE_CANCELLED
+    assert kinds(await rest(other))[-1] == "done"
+
+
+async def test_cancel_edit_reaches_one_whose_reader_sleeps(world: World) -> None:
+    """A client that has stopped reading cannot keep the sampler from being stopped."""
+    world.sampler.step_s = 0.02
+    tuning = await world.tuned()
+    call = world.edits.Edit(EditRequest(tuning=tuning.name, prompt="a dog", preview_every=1))
+    name = (await call.read()).accepted.edit
+    await asyncio.sleep(0.05)
+    await world.edits.CancelEdit(CancelEditRequest(name=name))
+    await asyncio.wait_for(world.sampler.stopped.wait(), 2)
+    call.cancel()
+
+
+async def test_cancel_edit_while_its_tuning_runs(world: World) -> None:
+    """Cancelling an edit that waits for its tuning ends the edit, not the tuning."""
+    world.tuner.go_on.clear()
+    call = world.edits.Edit(EditRequest(image_data=picture(), prompt="a dog"))
+    name = (await call.read()).accepted.edit
+    while not (await call.read()).tuning.HasField("progress"):
+        pass
+    await world.edits.CancelEdit(CancelEditRequest(name=name))
+    assert kinds(await rest(call))[-1] == "cancelled"
+    world.tuner.go_on.set()
+    await world.until(world.tuner.requests[0].name, Tuning.STATE_READY)
+
+
+async def test_a_silent_stream_has_heartbeats(world: World) -> None:
+    """Neither an edit nor a watch is silent for longer than the interval, and heartbeats have no number."""
+    await world.close()
+    world.config = world.config.__class__(**{**world.config.__dict__, "heartbeat_s": 0.05})
+    await world.open()
+    world.tuner.go_on.clear()
+    call = world.edits.Edit(EditRequest(image_data=picture(), prompt="a dog"))
+    seen = []
+    while len([event for event in seen if event.HasField("heartbeat")]) < 3:
+        seen.append(await call.read())
+    assert all(event.sequence == 0 for event in seen if event.HasField("heartbeat"))
+    watch = world.tunings.WatchTuning(WatchTuningRequest(name=world.tuner.requests[0].name))
+    while not (await watch.read()).HasField("heartbeat"):
+        pass
+    world.tuner.go_on.set()
+    numbers = [event.sequence for event in [*seen, *await rest(call)] if event.sequence]
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+async def test_data_loss_ends_the_edit_with_failed(world: World) -> None:
+    """Weights that rotted in the store end the edit as DATA_LOSS: the stream's own status is OK."""
+    tuning = await world.tuned()
+    file = world.folder / "store" / tuning.weights.path / "weights.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    events = await edit(world, tuning=tuning.name)
+    assert kinds(events) == ["accepted", "failed"]
+    assert events[-1].failed.code == grpc.StatusCode.DATA_LOSS.value[0]
+    assert from_status(events[-1].failed).reason == "WEIGHTS_CORRUPT"
+    found = await world.edits.GetEdit(GetEditRequest(name=events[0].accepted.edit))
+    assert found.state == Edit.STATE_FAILED and found.error == events[-1].failed
+
+
+async def test_a_bug_of_the_sampler_leaks_nothing(world: World) -> None:
+    """What a sampler's exception says stays in its log."""
+    tuning = await world.tuned()
+    world.sampler.failure = KeyError("/secret/path")
+    events = await edit(world, tuning=tuning.name)
+    assert kinds(events) == ["accepted", "loading", "step", "failed"]
+    assert from_status(events[-1].failed).reason == "INTERNAL" and "secret" not in str(events[-1])
+    world.sampler.failure = DataLoss("the probe does not prove them", reason="WEIGHTS_CORRUPT")
+    assert from_status((await edit(world, tuning=tuning.name))[-1].failed).reason == "WEIGHTS_CORRUPT"
+
+
+async def test_sampler_down_is_unavailable_with_retry_info(world: World) -> None:
+    """Without a sampler an edit is refused before `accepted`, the server still answers, and a new sampler serves."""
+    tuning = await world.tuned()
+    address = world.sampler_server.address
+    await world.sampler_server.stop()
+    call = world.edits.Edit(EditRequest(tuning=tuning.name, prompt="a dog"))
+    error = await refused(call, grpc.StatusCode.UNAVAILABLE, "BACKEND_DOWN")
+    assert error.retry_after_s is not None and error.retry_after_s > 0 and error.metadata == {"upstream": "sampler"}
+    assert "127.0.0.1" not in error.message
+    assert (await world.tunings.GetTuning(GetTuningRequest(name=tuning.name))).state == Tuning.STATE_READY
+    world.sampler_server = await serve_sampler(world.sampler, address)
+
+    async def works() -> bool:
+        try:
+            return kinds(await edit(world, tuning=tuning.name))[-1] == "done"
+        except grpc.aio.AioRpcError:
+            return False
+
+    await eventually(works)
+
+
+async def test_sampler_lost_in_the_middle_fails_the_edit(world: World) -> None:
+    """A sampler that dies under an edit ends it with `failed`, UNAVAILABLE."""
+    world.sampler.step_s = 0.05
+    tuning = await world.tuned()
+    call = world.edits.Edit(EditRequest(tuning=tuning.name, prompt="a dog"))
+    await call.read()
+    await call.read()
+    await world.sampler_server.stop()
+    events = await rest(call)
+    assert kinds(events)[-1] == "failed" and from_status(events[-1].failed).reason == "BACKEND_DOWN"
+
+
+async def test_tuner_down_refuses_an_edit_that_would_have_to_tune(world: World) -> None:
+    """Without a tuner an untuned picture is refused; one that is tuned is edited as ever."""
+    await edit(world, image_data=picture("red"))
+    address = world.tuner_server.address
+    await world.tuner_server.stop()
+    call = world.edits.Edit(EditRequest(image_data=picture("blue"), prompt="a dog"))
+    error = await refused(call, grpc.StatusCode.UNAVAILABLE, "BACKEND_DOWN")
+    assert error.metadata == {"upstream": "tuner"}
+    assert kinds(await edit(world, image_data=picture("red")))[-1] == "done"
+    world.tuner_server = await serve_tuner(world.tuner, address)
+
+
+async def test_base_models_that_differ_are_refused(world: World) -> None:
+    """Weights of one base model never reach an engine of another."""
+    tuning = await world.tuned()
+    world.sampler.base_model = BaseModel(name="other", digest="f" * 64)
+    for request in ({"tuning": tuning.name}, {"image_data": picture("blue")}):
+        call = world.edits.Edit(EditRequest(prompt="a dog", **request))
+        error = await refused(call, grpc.StatusCode.FAILED_PRECONDITION, "BASE_MODEL_MISMATCH")
+        assert error.metadata == {"tuned": BASE_MODEL.digest, "sampled": "f" * 64}
+    assert len(world.tuner.requests) == 1 and not world.sampler.requests
+
+
+async def test_failed_tuning_fails_the_edit(world: World) -> None:
+    """An edit whose tuning diverges ends with that error."""
+    world.tuner.failure = DataLoss("the loss was not finite at update 3", reason="TUNING_DIVERGED")
+    events = await edit(world, image_data=picture())
+    assert kinds(events) == ["accepted", "tuning", "failed"]
+    assert from_status(events[-1].failed).reason == "TUNING_DIVERGED"
+
+
+async def test_tuning_deleted_under_a_waiting_edit(world: World) -> None:
+    """An edit whose tuning is deleted while it waits ends, and says why."""
+    world.tuner.go_on.clear()
+    call = world.edits.Edit(EditRequest(image_data=picture(), prompt="a dog"))
+    while not (await call.read()).tuning.HasField("progress"):
+        pass
+    await world.tunings.DeleteTuning(DeleteTuningRequest(name=world.tuner.requests[0].name))
+    events = await rest(call)
+    assert from_status(events[-1].failed).reason == "TUNING_CANCELLED"
+
+
+async def test_unknown_words_are_warned_of(world: World) -> None:
+    """Words outside a closed vocabulary give one warning with the nearest known ones."""
+    world.sampler.base_model = BaseModel(name="tiny", digest=BASE_MODEL.digest, vocabulary=["a", "dog", "on", "beach"])
+    events = await edit(world, image_data=picture(), prompt="A dgo on a BEACH, zzzzzz")
+    (warning,) = events[0].accepted.warnings
+    assert "dgo (nearest: dog)" in warning and "zzzzzz" in warning and "beach" not in warning.lower()
+
+
+@pytest.mark.parametrize(("prompt", "vocabulary"), [("a dog", ["a", "Dog"]), ("anything at all", [])])
+def test_known_words_are_not_warned_of(prompt: str, vocabulary: list[str]) -> None:
+    """Case does not matter, and an open vocabulary knows every word."""
+    assert warnings_of(prompt, vocabulary) == []

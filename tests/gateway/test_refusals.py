@@ -1,0 +1,237 @@
+"""Bad requests: each is refused naming the field, its value and the remedy; nothing is kept and the server lives on."""
+
+import math
+import struct
+import time
+import zlib
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from tests.gateway.conftest import World, picture, refused
+from unitune.v1.edit_pb2 import CancelEditRequest, EditRequest, GetEditRequest, SamplingConfig
+from unitune.v1.server_pb2 import GetServerInfoRequest
+from unitune.v1.tuning_pb2 import (
+    CreateTuningRequest,
+    DeleteTuningRequest,
+    GetTuningRequest,
+    ListTuningsRequest,
+    Tuning,
+    TuningConfig,
+    UpdateTuningRequest,
+    WatchTuningRequest,
+)
+
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that announces a size and holds almost nothing: a decompression bomb's beginning."""
+
+    def part(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", zlib.compress(bytes(1000))) + part(b"IEND", b"")
+
+
+BAD_PICTURES = [
+    (b"this is no picture", "IMAGE_UNDECODABLE"),
+    (b"", "IMAGE_UNDECODABLE"),
+    (picture(size=(200, 200))[:-40], "IMAGE_UNDECODABLE"),
+    (picture(kind="JPEG", size=(300, 300))[:700], "IMAGE_UNDECODABLE"),
+    (picture(kind="GIF"), "IMAGE_UNDECODABLE"),
+    (png_header(20_000, 20_000), "IMAGE_TOO_LARGE"),
+    (png_header(8_001, 8_000), "IMAGE_TOO_LARGE"),
+]
+
+
+async def lives(world: World) -> None:
+    """The server still answers, and the refused request left nothing behind."""
+    assert world.stored() == [] and not world.tuner.requests and not world.sampler.requests
+    assert list((await world.tunings.ListTunings(ListTuningsRequest())).tunings) == []
+
+
+@pytest.mark.parametrize(("data", "reason"), BAD_PICTURES)
+async def test_bad_picture_is_refused_in_every_way_it_can_come(world: World, data: bytes, reason: str) -> None:
+    """Uploaded, or sent along with an edit by either method: the same reason, in the field that carried it."""
+    await refused(world.upload(data), INVALID, reason, "image")
+    for method in ("unitune", "sdedit"):
+        config = SamplingConfig(method=method)
+        call = world.edits.Edit(EditRequest(image_data=data, prompt="a dog", config=config))
+        await refused(call, INVALID, reason, "image_data")
+    await lives(world)
+
+
+async def test_picture_too_large_for_a_request_is_refused(world: World) -> None:
+    """Above 3 MiB a picture must be uploaded; above the transport's limit gRPC itself refuses."""
+    call = world.edits.Edit(EditRequest(image_data=bytes((3 << 20) + 1), prompt="a dog"))
+    await refused(call, INVALID, "UPLOAD_TOO_LARGE", "image_data")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await world.edits.Edit(EditRequest(image_data=bytes(5 << 20), prompt="a dog")).read()
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    await lives(world)
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "value"),
+    [
+        ({"prompt": ""}, "prompt", ""),
+        ({"prompt": " \n "}, "prompt", "blank"),
+        ({"prompt": "x" * 10_000}, "prompt", "10000 characters"),
+        ({"config": SamplingConfig(strength=2)}, "config.strength", "2.0"),
+        ({"config": SamplingConfig(strength=-0.1)}, "config.strength", "-0.1"),
+        ({"config": SamplingConfig(strength=math.nan)}, "config.strength", "nan"),
+        ({"config": SamplingConfig(guidance_scale=math.nan)}, "config.guidance_scale", "nan"),
+        ({"config": SamplingConfig(guidance_scale=math.inf)}, "config.guidance_scale", "inf"),
+        ({"config": SamplingConfig(guidance_scale=65)}, "config.guidance_scale", "65.0"),
+        ({"config": SamplingConfig(num_inference_steps=0)}, "config.num_inference_steps", "0"),
+        ({"config": SamplingConfig(num_inference_steps=1001)}, "config.num_inference_steps", "1001"),
+        ({"config": SamplingConfig(method="magic")}, "config.method", "magic"),
+        ({"config": SamplingConfig(scheduler="pndm")}, "config.scheduler", "pndm"),
+        ({"seeds": range(9)}, "seeds", "9 seeds"),
+        ({"seeds": [1, -1]}, "seeds[1]", "-1"),
+        ({"preview_every": -1}, "preview_every", "-1"),
+        ({"tuning_config": TuningConfig(mode="half")}, "tuning_config.mode", "half"),
+        ({"tuning_config": TuningConfig(method="sdedit")}, "tuning_config.method", "sdedit"),
+        ({"tuning_config": TuningConfig(seed=1), "config": SamplingConfig(method="sdedit")}, "tuning_config", "set"),
+        ({"parent": "default"}, "parent", "default"),
+        ({"parent": "tenants/Acme"}, "parent", "tenants/Acme"),
+        ({"image_data": b""}, "image_data", "0 bytes"),
+        ({"tuning": "tunings/x"}, "tuning", "tunings/x"),
+        ({"tuning": "tenants/default/images/t-1234"}, "tuning", "tenants/default/images/t-1234"),
+        ({"image": "tenants/default/images/xyz"}, "image", "tenants/default/images/xyz"),
+        ({"image": "tenants/default/images/" + "a" * 64 + "\n"}, "image", "tenants/default/images/" + "a" * 56 + "…"),
+    ],
+)
+async def test_bad_edit_is_refused(world: World, change: dict[str, Any], field: str, value: str) -> None:
+    """One bad field among good ones is refused before anything is stored, tuned or sampled."""
+    request = {"prompt": "a dog", "image_data": picture(), **change}
+    if "tuning" in change or "image" in change:
+        del request["image_data"]
+    reason = "IMAGE_UNDECODABLE" if field == "image_data" else "INVALID_FIELD"
+    error = await refused(world.edits.Edit(EditRequest(**request)), INVALID, reason, field)
+    assert error.metadata["value"] == value
+    await lives(world)
+
+
+async def test_edit_needs_a_target(world: World) -> None:
+    """An edit of nothing is refused, and so are two configs for one tuning."""
+    await refused(world.edits.Edit(EditRequest(prompt="a dog")), INVALID, "INVALID_FIELD", "target")
+    name = "tenants/default/tunings/t-1234"
+    call = world.edits.Edit(EditRequest(prompt="a dog", tuning=name, tuning_config=TuningConfig(seed=1)))
+    await refused(call, INVALID, "INVALID_FIELD", "tuning_config")
+    await lives(world)
+
+
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        (TuningConfig(method="sdedit"), "config.method"),
+        (TuningConfig(mode="everything"), "config.mode"),
+        (TuningConfig(updates=-1), "config.updates"),
+        (TuningConfig(updates=5001), "config.updates"),
+        (TuningConfig(batch=0), "config.batch"),
+        (TuningConfig(batch=65), "config.batch"),
+        (TuningConfig(learning_rate=0), "config.learning_rate"),
+        (TuningConfig(learning_rate=0.11), "config.learning_rate"),
+        (TuningConfig(learning_rate=math.nan), "config.learning_rate"),
+        (TuningConfig(rare_tokens="x" * 33), "config.rare_tokens"),
+        (TuningConfig(rare_tokens="a\nb"), "config.rare_tokens"),
+        (TuningConfig(rare_tokens=" "), "config.rare_tokens"),
+        (TuningConfig(seed=-1), "config.seed"),
+    ],
+)
+async def test_bad_tuning_config_is_refused(world: World, config: TuningConfig, field: str) -> None:
+    """Every field of a TuningConfig has its range."""
+    request = CreateTuningRequest(image="tenants/default/images/" + "a" * 64, config=config)
+    await refused(world.tunings.CreateTuning(request), INVALID, "INVALID_FIELD", field)
+    await lives(world)
+
+
+async def test_bad_tuning_request_is_refused(world: World) -> None:
+    """Names, labels, request ids, page sizes, states and times that are out of form."""
+    image = "tenants/default/images/" + "a" * 64
+    tuning = "tenants/default/tunings/t-1234"
+    past = Timestamp(seconds=int(time.time()) - 1)
+    many = {str(number): "" for number in range(17)}
+    create, update = world.tunings.CreateTuning, world.tunings.UpdateTuning
+    for call, field in (
+        (create(CreateTuningRequest()), "image"),
+        (create(CreateTuningRequest(image=image, request_id="again")), "request_id"),
+        (create(CreateTuningRequest(image=image, labels=many)), "labels"),
+        (create(CreateTuningRequest(image=image, labels={"k": "v" * 64})), "labels[k]"),
+        (create(CreateTuningRequest(image=image, labels={"": "v"})), "labels"),
+        (create(CreateTuningRequest(image=image, parent="tenants/")), "parent"),
+        (world.tunings.GetTuning(GetTuningRequest()), "name"),
+        (world.tunings.GetTuning(GetTuningRequest(name=tuning + "/x")), "name"),
+        (world.tunings.GetTuning(GetTuningRequest(name="tenants/default/tunings/../../etc/passwd")), "name"),
+        (world.tunings.WatchTuning(WatchTuningRequest(name="x")), "name"),
+        (world.tunings.DeleteTuning(DeleteTuningRequest(name="x", allow_missing=True)), "name"),
+        (world.tunings.ListTunings(ListTuningsRequest(page_size=-1)), "page_size"),
+        (world.tunings.ListTunings(ListTuningsRequest(state=77)), "state"),
+        (world.tunings.ListTunings(ListTuningsRequest(parent="tenants/a b")), "parent"),
+        (update(UpdateTuningRequest()), "tuning.name"),
+        (update(UpdateTuningRequest(tuning=Tuning(name=tuning, expire_time=past))), "tuning.expire_time"),
+        (world.edits.GetEdit(GetEditRequest(name="x")), "name"),
+        (world.edits.CancelEdit(CancelEditRequest(name=tuning)), "name"),
+    ):
+        await refused(call, INVALID, "INVALID_FIELD", field)
+    await lives(world)
+
+
+async def test_what_does_not_exist_is_not_found(world: World) -> None:
+    """Well-formed names of nothing answer NOT_FOUND with their own reason."""
+    image, tuning = "tenants/default/images/" + "a" * 64, "tenants/default/tunings/t-1234"
+    edit = "tenants/default/edits/e-1234"
+    for call, reason in (
+        (world.tunings.CreateTuning(CreateTuningRequest(image=image)), "IMAGE_NOT_FOUND"),
+        (world.edits.Edit(EditRequest(image=image, prompt="a dog")), "IMAGE_NOT_FOUND"),
+        (world.edits.Edit(EditRequest(tuning=tuning, prompt="a dog")), "TUNING_NOT_FOUND"),
+        (world.tunings.GetTuning(GetTuningRequest(name=tuning)), "TUNING_NOT_FOUND"),
+        (world.tunings.WatchTuning(WatchTuningRequest(name=tuning)), "TUNING_NOT_FOUND"),
+        (world.tunings.UpdateTuning(UpdateTuningRequest(tuning=Tuning(name=tuning))), "TUNING_NOT_FOUND"),
+        (world.edits.GetEdit(GetEditRequest(name=edit)), "EDIT_NOT_FOUND"),
+        (world.edits.CancelEdit(CancelEditRequest(name=edit)), "EDIT_NOT_FOUND"),
+    ):
+        await refused(call, grpc.StatusCode.NOT_FOUND, reason)
+    await lives(world)
+
+
+async def test_refused_prompt_is_not_repeated(world: World) -> None:
+    """Not even a refused prompt appears in an error."""
+    call = world.edits.Edit(EditRequest(image_data=picture(), prompt="secret " * 1000))
+    error = await refused(call, INVALID, "INVALID_FIELD", "prompt")
+    assert "secret" not in str(error) + str(error.metadata)
+
+
+async def test_bad_input_is_refused_without_tuner_and_sampler(world: World) -> None:
+    """What is wrong with a request is said even while nothing behind the gateway answers."""
+    await world.tuner_server.stop()
+    await world.sampler_server.stop()
+    call = world.edits.Edit(EditRequest(image_data=picture(), prompt="a dog", config=SamplingConfig(strength=2)))
+    await refused(call, INVALID, "INVALID_FIELD", "config.strength")
+
+
+async def test_server_info_needs_nobody(world: World) -> None:
+    """A gateway that has seen neither tuner nor sampler tells at once what it knows itself."""
+    await world.close()
+    await world.tuner_server.stop()
+    await world.sampler_server.stop()
+    await world.open()
+    info = await world.info.GetServerInfo(GetServerInfoRequest(), timeout=0.5)
+    assert info.limits.seeds == 8 and not info.HasField("base_model")
+
+
+async def test_server_info_never_waits(world: World) -> None:
+    """Version, limits and methods are told at once; the base model as soon as somebody has told it."""
+    info = await world.info.GetServerInfo(GetServerInfoRequest(), timeout=0.5)
+    assert info.limits.upload_bytes == 16 << 20 and info.limits.upload_pixels == 64_000_000
+    assert info.limits.chunk_bytes == 256 << 10 and info.limits.prompt_characters == 2000 and info.limits.seeds == 8
+    assert list(info.methods) == ["unitune", "sdedit"] and list(info.schedulers) == ["ddim", "euler", "dpmpp_2m"]
+    assert info.version
+    await world.tune()
+    info = await world.info.GetServerInfo(GetServerInfoRequest(), timeout=0.5)
+    assert info.base_model.name == "tiny" and info.tuning_defaults.updates == 5

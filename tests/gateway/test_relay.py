@@ -1,0 +1,107 @@
+"""A story on its way to its reader: told whole, stopped when it must be, never left running."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import pytest
+
+from gateway.relay import Relay
+from unitune.errors import Cancelled
+
+STOP = Cancelled("stopped", reason="STOPPED")
+
+
+class Story:
+    """Tells numbers, with a pause before each; knows how far it got and whether it was cleaned up."""
+
+    def __init__(self, count: int, pause_s: float = 0.0, error: Exception | None = None) -> None:
+        self.count, self.pause_s, self.error = count, pause_s, error
+        self.told, self.closed = 0, False
+
+    async def tell(self) -> AsyncGenerator[int, None]:
+        """The numbers from 0."""
+        try:
+            for number in range(self.count):
+                await asyncio.sleep(self.pause_s)
+                self.told = number + 1
+                yield number
+            if self.error is not None:
+                raise self.error
+        finally:
+            await asyncio.sleep(0)
+            self.closed = True
+
+
+def relay(story: Story, silence_s: float = 10.0) -> Relay[int]:
+    """The story's relay, whose heartbeat is -1."""
+    return Relay(story.tell(), silence_s=silence_s, heartbeat=lambda: -1)
+
+
+async def test_everything_is_told_in_order() -> None:
+    """More events than fit between story and reader arrive complete."""
+    story = Story(100)
+    assert [event async for event in relay(story).events()] == list(range(100)) and story.closed
+
+
+async def test_an_error_comes_after_what_was_told() -> None:
+    """The reader gets every event, then the story's own error."""
+    seen = []
+    with pytest.raises(KeyError):
+        async for event in relay(Story(3, error=KeyError("x"))).events():
+            seen.append(event)
+    assert seen == [0, 1, 2]
+
+
+async def test_silence_is_broken_by_heartbeats() -> None:
+    """A slow story has heartbeats between its events; a quick one has none."""
+    seen = [event async for event in relay(Story(2, pause_s=0.12), silence_s=0.05).events()]
+    assert [event for event in seen if event >= 0] == [0, 1] and seen.count(-1) >= 2
+    assert -1 not in [event async for event in relay(Story(5)).events()]
+
+
+async def test_stop_reaches_a_story_whose_reader_sleeps() -> None:
+    """A stopped story is cleaned up before its reader comes back, who then gets the rest and the reason."""
+    story = Story(1000)
+    on_its_way = relay(story)
+    async with aclosing(on_its_way.events()) as events:
+        assert await anext(events) == 0
+        await asyncio.sleep(0.02)
+        assert story.told < 10  # a slow reader slows the story
+        on_its_way.stop(STOP)
+        await asyncio.sleep(0.02)
+        assert story.closed
+        with pytest.raises(Cancelled) as caught:
+            async for _ in events:
+                pass
+        assert caught.value is STOP
+
+
+async def test_stop_after_the_end_changes_nothing() -> None:
+    """A story that was told whole stays so."""
+    on_its_way = relay(Story(2))
+    events = on_its_way.events()
+    assert [await anext(events), await anext(events)] == [0, 1]
+    await asyncio.sleep(0.01)
+    on_its_way.stop(STOP)
+    assert [event async for event in events] == []
+
+
+async def test_reader_that_goes_away_ends_the_story() -> None:
+    """When the reader closes or is cancelled, the story has been cleaned up once that is over."""
+    closed, cancelled = Story(1000), Story(1000, pause_s=0.01)
+    async with aclosing(relay(closed).events()) as events:
+        await anext(events)
+    assert closed.closed
+
+    async def read() -> None:
+        async for _ in relay(cancelled).events():
+            pass
+
+    reader = asyncio.create_task(read())
+    await asyncio.sleep(0.03)
+    reader.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+    await asyncio.sleep(0)
+    assert cancelled.closed

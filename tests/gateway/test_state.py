@@ -1,0 +1,238 @@
+"""The promises of `gateway.tuning_queue`, on the state that one process keeps in a file."""
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from gateway.state import SqliteState
+from gateway.tuning_queue import KEPT_EVENTS, MAX_CRASHES, CreateRequest
+from unitune.errors import InvalidArgument, from_status
+from unitune.v1.tuning_pb2 import Tuning, TuningEvent
+
+
+@pytest.fixture
+async def state(tmp_path: Path) -> AsyncIterator[SqliteState]:
+    """An empty state."""
+    state = await SqliteState.open(tmp_path / "folder" / "state.sqlite")
+    yield state
+    await state.close()
+
+
+def tuning(tenant: str = "default", key: str = "k", number: int = 0) -> Tuning:
+    """A tuning as `create` takes it."""
+    return Tuning(
+        name=f"tenants/{tenant}/tunings/t-{tenant}-{key}-{number:04d}",
+        image=f"tenants/{tenant}/images/{'a' * 64}",
+        key=key,
+        state=Tuning.STATE_QUEUED,
+    )
+
+
+def becomes(value: Tuning.State):
+    """A change to this state."""
+    return lambda tuning: setattr(tuning, "state", value)
+
+
+async def kinds(state: SqliteState, name: str) -> list[str | None]:
+    """What happened to a tuning."""
+    kept = await state.read(name, 0)
+    assert kept is not None
+    return [event.WhichOneof("event") for event in kept.events]
+
+
+async def test_one_live_tuning_per_tenant_and_key(state: SqliteState) -> None:
+    """The second creation of a key answers with the first while it lives, whatever its state, and per tenant."""
+    first = await state.create(tuning(number=1), None)
+    for live in (Tuning.STATE_QUEUED, Tuning.STATE_RUNNING, Tuning.STATE_READY):
+        await state.change(first.name, becomes(live))
+        assert (await state.create(tuning(number=2), None)).name == first.name
+        assert (await state.live("default", "k")).name == first.name
+    assert (await state.create(tuning("acme", number=3), None)).name != first.name
+    for ended in (Tuning.STATE_FAILED, Tuning.STATE_CANCELLED, Tuning.STATE_EXPIRED):
+        current = await state.live("default", "k")
+        await state.change(current.name, becomes(ended))
+        assert await state.live("default", "k") is None
+        assert (await state.create(tuning(number=10 + ended), None)).name != current.name
+
+
+async def test_creations_at_once_make_one(state: SqliteState) -> None:
+    """Many at once, each with a name of its own, and all get the same one."""
+    answers = await asyncio.gather(*(state.create(tuning(number=number), None) for number in range(20)))
+    assert len({answer.name for answer in answers}) == 1
+    assert len((await state.page("default", 0, 0, 99)).tunings) == 1
+
+
+async def test_request_is_recalled_per_tenant(state: SqliteState) -> None:
+    """A request's id is its tenant's own, and its body must stay the same."""
+    made = await state.create(tuning(), CreateRequest("id", "body"))
+    assert (await state.recall("default", CreateRequest("id", "body"))).name == made.name
+    assert await state.recall("acme", CreateRequest("id", "other")) is None
+    assert await state.recall("default", CreateRequest("id2", "body")) is None
+    with pytest.raises(InvalidArgument):
+        await state.create(tuning(key="other", number=5), CreateRequest("id", "other"))
+    assert await state.live("default", "other") is None
+
+
+async def test_tenants_take_turns(state: SqliteState) -> None:
+    """One tenant's fifty tunings delay another's first by one; within a tenant the oldest goes first."""
+    for number in range(50):
+        await state.create(tuning("acme", f"a{number:02d}"), None)
+    first = await state.take()
+    await state.create(tuning("zoo", "z"), None)
+    await state.create(tuning("bee", "b0"), None)
+    await state.create(tuning("bee", "b1"), None)
+    order = [(await state.take()).tuning.key for _ in range(6)]
+    assert first.tuning.key == "a00"
+    assert order == ["z", "b0", "a01", "b1", "a02", "a03"]
+
+
+async def test_positions_are_the_order_of_taking(state: SqliteState) -> None:
+    """Each tuning's queue_position is the number of those taken before it."""
+    names = ["a0", "a1", "a2", "b0", "c0"]
+    for name in names:
+        await state.create(tuning({"a": "acme", "b": "bee", "c": "cow"}[name[0]], name), None)
+    page = [(await state.page(tenant, 0, 0, 9)).tunings for tenant in ("acme", "bee", "cow")]
+    positions = {found.key: found.queue_position for tunings in page for found in tunings}
+    taken = [(await state.take()).tuning.key for _ in names]
+    assert taken == sorted(positions, key=positions.__getitem__)
+    assert await state.take() is None
+
+
+async def test_event_and_change_happen_together_or_not_at_all(state: SqliteState) -> None:
+    """A change whose event cannot be made is not made."""
+    made = await state.create(tuning(), None)
+
+    def broken(_: Tuning) -> TuningEvent:
+        raise RuntimeError("no event")
+
+    with pytest.raises(RuntimeError, match="no event"):
+        await state.change(made.name, becomes(Tuning.STATE_CANCELLED), broken)
+    assert await state.get(made.name) == made and await kinds(state, made.name) == ["queued"]
+
+
+async def test_no_change_is_not_announced(state: SqliteState) -> None:
+    """What changes nothing has no event and keeps its etag; what changes something has a new one."""
+    made = await state.create(tuning(), None)
+    same = await state.change(made.name, lambda tuning: None, lambda tuning: TuningEvent(cancelled=tuning))
+    assert same == made and await kinds(state, made.name) == ["queued"]
+    changed = await state.change(made.name, lambda tuning: tuning.labels.update({"a": "b"}))
+    assert changed.etag != made.etag
+    assert await state.change("tenants/default/tunings/t-none", becomes(Tuning.STATE_FAILED)) is None
+
+
+async def test_old_events_are_pruned(state: SqliteState) -> None:
+    """The last 512 events are kept, and a reader of older ones is told of the gap."""
+    made = await state.create(tuning(), None)
+    for update in range(1, KEPT_EVENTS + 10):
+        await state.change(
+            made.name,
+            lambda tuning, update=update: setattr(tuning.progress, "update", update),
+            lambda tuning: TuningEvent(progress=tuning.progress),
+        )
+    last = KEPT_EVENTS + 10
+    kept = await state.read(made.name, 0)
+    assert kept.gap and kept.last == last and len(kept.events) == KEPT_EVENTS
+    assert [event.sequence for event in kept.events] == list(range(last - KEPT_EVENTS + 1, last + 1))
+    assert not (await state.read(made.name, last - KEPT_EVENTS)).gap
+    assert (await state.read(made.name, last - KEPT_EVENTS - 1)).gap
+
+
+async def test_wait_returns_when_there_is_something(state: SqliteState) -> None:
+    """A waiter wakes for its own tuning's event, also for one that came between its read and its wait."""
+    one, two = await state.create(tuning(key="1"), None), await state.create(tuning(key="2"), None)
+    waiting = asyncio.create_task(state.wait(one.name, 1))
+    await state.change(two.name, becomes(Tuning.STATE_RUNNING), lambda _: TuningEvent(started=TuningEvent.Started()))
+    await asyncio.sleep(0.02)
+    assert not waiting.done()
+    await state.change(one.name, becomes(Tuning.STATE_RUNNING), lambda _: TuningEvent(started=TuningEvent.Started()))
+    await asyncio.wait_for(waiting, 1)
+    await asyncio.wait_for(state.wait(one.name, 1), 1)
+    gone = asyncio.create_task(state.wait(two.name, 99))
+    await state.remove(two.name)
+    await asyncio.wait_for(gone, 1)
+    assert await state.read(two.name, 0) is None
+
+
+async def test_a_cancelled_caller_leaves_a_whole_change(state: SqliteState) -> None:
+    """A caller that goes away in the middle of a change does not undo it, and waiters still hear of it."""
+    made = await state.create(tuning(), None)
+    waiting = asyncio.create_task(state.wait(made.name, 1))
+    calling = asyncio.create_task(
+        state.change(made.name, becomes(Tuning.STATE_CANCELLED), lambda tuning: TuningEvent(cancelled=tuning))
+    )
+    await asyncio.sleep(0)
+    calling.cancel()
+    await asyncio.wait_for(waiting, 1)
+    assert (await state.get(made.name)).state == Tuning.STATE_CANCELLED
+
+
+async def test_recover_gives_back_what_was_running(tmp_path: Path) -> None:
+    """After each lost process a RUNNING tuning is QUEUED again, at its old place; the third time it is FAILED."""
+    path = tmp_path / "state.sqlite"
+    state = await SqliteState.open(path)
+    name = (await state.create(tuning(key="first"), None)).name
+    await state.create(tuning(key="second"), None)
+    for attempt in range(1, MAX_CRASHES + 1):
+        taken = await state.take()
+        assert (taken.tuning.name, taken.attempt) == (name, attempt)
+        await state.close()
+        state = await SqliteState.open(path)
+        await state.recover()
+    failed = await state.get(name)
+    assert failed.state == Tuning.STATE_FAILED and from_status(failed.error).reason == "WORKER_CRASHED"
+    assert await kinds(state, name) == ["queued", "started", "queued", "started", "queued", "started", "failed"]
+    assert (await state.take()).tuning.key == "second"
+    await state.close()
+
+
+async def test_giving_back_without_a_crash_never_fails(state: SqliteState) -> None:
+    """A run that was let go of does not count."""
+    made = await state.create(tuning(), None)
+    for _ in range(MAX_CRASHES + 2):
+        await state.take()
+        await state.give_back(made.name, crashed=False)
+    assert (await state.get(made.name)).state == Tuning.STATE_QUEUED
+    await state.change(made.name, becomes(Tuning.STATE_CANCELLED))
+    await state.give_back(made.name, crashed=False)
+    assert (await state.get(made.name)).state == Tuning.STATE_CANCELLED
+
+
+async def test_expired_lists_ready_tunings_whose_time_has_come(state: SqliteState) -> None:
+    """Only READY ones with an expire_time, and only once it has come."""
+    now = int(time.time())
+    for number, (value, seconds) in enumerate(
+        [(Tuning.STATE_READY, now - 1), (Tuning.STATE_READY, now + 99), (Tuning.STATE_RUNNING, now - 1)]
+    ):
+        made = await state.create(tuning(key=f"{number}"), None)
+        await state.change(made.name, becomes(value))
+        await state.change(made.name, lambda tuning, s=seconds: tuning.expire_time.CopyFrom(Timestamp(seconds=s)))
+    forever = await state.create(tuning(key="forever"), None)
+    await state.change(forever.name, becomes(Tuning.STATE_READY))
+    assert await state.expired(now) == [tuning(key="0").name]
+
+
+async def test_the_file_belongs_to_one_process(tmp_path: Path) -> None:
+    """A second opening of the same file is refused, and the file is for its owner's eyes."""
+    path = tmp_path / "state.sqlite"
+    state = await SqliteState.open(path)
+    with pytest.raises(OSError, match=r"state\.sqlite cannot be used: database is locked"):
+        await SqliteState.open(path)
+    assert path.stat().st_mode & 0o077 == 0
+    await state.close()
+
+
+async def test_a_file_that_is_not_ours_is_refused(tmp_path: Path) -> None:
+    """Neither something else than SQLite nor another schema is touched."""
+    (tmp_path / "text").write_text("no database at all, but long enough to be asked what it is " * 10)
+    with pytest.raises(OSError, match="not a database"):
+        await SqliteState.open(tmp_path / "text")
+    newer = sqlite3.connect(tmp_path / "newer")
+    newer.execute("PRAGMA user_version = 99")
+    newer.close()
+    with pytest.raises(OSError, match="it has schema 99"):
+        await SqliteState.open(tmp_path / "newer")

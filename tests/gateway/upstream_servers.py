@@ -1,0 +1,171 @@
+"""A tuner and a sampler that answer at once: real servers on real sockets, without a diffusion model behind them.
+
+The gateway's tests ask for moments that a real model does not give on demand: a run that hangs at its third
+update, diverges, crashes or is cancelled between two steps. Weights files, manifests and PNGs are real.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import numpy as np
+
+from unitune import images, serving, weights
+from unitune.errors import UniTuneError, to_status
+from unitune.v1 import sampler_pb2, sampler_pb2_grpc, tuner_pb2, tuner_pb2_grpc
+from unitune.v1.edit_pb2 import EditEvent, SamplingConfig, Timings
+from unitune.v1.server_pb2 import BaseModel
+from unitune.v1.tuning_pb2 import TuningConfig, TuningProgress, WeightsRef
+from unitune.weight_store import WeightStore
+
+BASE_MODEL = BaseModel(name="tiny", digest=hashlib.sha256(b"tiny").hexdigest(), width=64, height=64)
+TUNING_DEFAULTS = TuningConfig(
+    method="unitune", mode="attn_out", updates=5, batch=4, learning_rate=2e-4, rare_tokens="beikkpic"
+)
+SAMPLING_DEFAULTS = SamplingConfig(
+    method="unitune", scheduler="ddim", num_inference_steps=20, guidance_scale=7.5, strength=0.75
+)
+
+
+class Tuner(tuner_pb2_grpc.TunerServiceServicer):
+    """Each update is one progress event. A test may hold it, make it fail, crash or let go."""
+
+    def __init__(self, store: WeightStore) -> None:
+        self.store = store
+        self.base_model = BASE_MODEL
+        self.requests: list[tuner_pb2.RunTuningRequest] = []
+        self.stopped: list[str] = []  # names of runs that ended before `done`
+        self.go_on = asyncio.Event()  # cleared: every run waits after its second update
+        self.go_on.set()
+        self.failure: UniTuneError | None = None
+        self.crashes = 0  # so many runs are still to be lost after an update
+        self.lets_go = 0  # so many runs are still to be ended by the tuner itself
+        self.spoil_manifest = False
+
+    async def GetTunerInfo(self, request: Any, context: Any) -> tuner_pb2.TunerInfo:
+        return tuner_pb2.TunerInfo(base_model=self.base_model, tuning_defaults=TUNING_DEFAULTS)
+
+    async def RunTuning(
+        self, request: tuner_pb2.RunTuningRequest, context: Any
+    ) -> AsyncIterator[tuner_pb2.RunTuningEvent]:
+        self.requests.append(request)
+        is_done = False
+        try:
+            total = request.config.updates
+            for update in range(1, total + 1):
+                progress = TuningProgress(update=update, total=total, loss=1 / update, left_s=float(total - update))
+                yield tuner_pb2.RunTuningEvent(progress=progress)
+                if update == 2:
+                    await self.go_on.wait()
+                if self.crashes:
+                    self.crashes -= 1
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed at /secret/path")
+                if self.lets_go:
+                    self.lets_go -= 1
+                    yield tuner_pb2.RunTuningEvent(cancelled=tuner_pb2.RunTuningEvent.Cancelled())
+                    return
+                if self.failure is not None:
+                    yield tuner_pb2.RunTuningEvent(failed=to_status(self.failure))
+                    return
+            data, manifest = weights.pack(
+                {"down.weight": np.full((4, 4), len(self.requests), np.float32)},
+                probe_tuned=np.zeros((1, 2), np.float32),
+                probe_base=np.zeros((1, 2), np.float32),
+                key=request.key,
+                base_model=self.base_model.digest,
+                method=request.config.method,
+                rare_tokens=request.config.rare_tokens,
+                updates=total,
+                probe_seed=0,
+            )
+            self.store.put_weights(request.path, data, manifest)
+            is_done = True
+            yield tuner_pb2.RunTuningEvent(
+                done=WeightsRef(
+                    key=request.key,
+                    digest="0" * 64 if self.spoil_manifest else manifest.digest,
+                    path=request.path,
+                    size_bytes=manifest.size_bytes,
+                    base_model=self.base_model.digest,
+                )
+            )
+        finally:
+            if not is_done:
+                self.stopped.append(request.name)
+
+    async def CancelTuning(self, request: Any, context: Any) -> tuner_pb2.CancelRunResponse:
+        return tuner_pb2.CancelRunResponse()
+
+
+class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
+    """Reads the weights, counts steps, and paints each seed's picture in one colour."""
+
+    def __init__(self, store: WeightStore) -> None:
+        self.store = store
+        self.base_model = BASE_MODEL
+        self.requests: list[sampler_pb2.SampleRequest] = []
+        self.evicted: list[str] = []
+        self.step_s = 0.0
+        self.steps_done = 0
+        self.stopped = asyncio.Event()  # a run ended before its last event
+        self.failure: Exception | None = None
+
+    async def GetSamplerInfo(self, request: Any, context: Any) -> sampler_pb2.SamplerInfo:
+        return sampler_pb2.SamplerInfo(
+            base_model=self.base_model, sampling_defaults=SAMPLING_DEFAULTS, engine="none at all"
+        )
+
+    async def Sample(self, request: sampler_pb2.SampleRequest, context: Any) -> AsyncIterator[sampler_pb2.SampleEvent]:
+        self.requests.append(request)
+        is_done = False
+        try:
+            if request.HasField("weights"):
+                try:
+                    self.store.get_weights(request.weights.path, request.weights.digest)
+                except UniTuneError as error:
+                    yield sampler_pb2.SampleEvent(failed=to_status(error))
+                    return
+            yield sampler_pb2.SampleEvent(loading=EditEvent.Loading(warm=False, refit_s=0.25, probe_ratio=0.01))
+            total = int(request.config.num_inference_steps * request.config.strength)
+            for index in range(total):
+                await asyncio.sleep(self.step_s)
+                self.steps_done = index + 1
+                wants = request.preview_every and (index + 1) % request.preview_every == 0
+                step = EditEvent.Step(index=index, total=total, preview=b"preview %d" % index if wants else b"")
+                yield sampler_pb2.SampleEvent(step=step)
+                if self.failure is not None:
+                    raise self.failure
+            for index, seed in enumerate(request.seeds):
+                png = images.encode_png(np.full((4, 6, 3), seed % 256, np.uint8))
+                yield sampler_pb2.SampleEvent(image=EditEvent.EditedImage(index=index, seed=seed, png=png))
+            is_done = True
+            yield sampler_pb2.SampleEvent(done=Timings(refit_s=0.25, denoise_s=1.5))
+        finally:
+            if not is_done:
+                self.stopped.set()
+
+    async def Evict(self, request: sampler_pb2.EvictRequest, context: Any) -> sampler_pb2.EvictResponse:
+        self.evicted.append(request.digest)
+        return sampler_pb2.EvictResponse()
+
+
+async def serve_tuner(tuner: Tuner, address: str = "127.0.0.1:0") -> serving.RunningServer:
+    """Start it; the caller stops it."""
+
+    def register(server: grpc.aio.Server) -> list[str]:
+        tuner_pb2_grpc.add_TunerServiceServicer_to_server(tuner, server)
+        return ["unitune.v1.TunerService"]
+
+    return await serving.start(address, register)
+
+
+async def serve_sampler(sampler: Sampler, address: str = "127.0.0.1:0") -> serving.RunningServer:
+    """Start it; the caller stops it."""
+
+    def register(server: grpc.aio.Server) -> list[str]:
+        sampler_pb2_grpc.add_SamplerServiceServicer_to_server(sampler, server)
+        return ["unitune.v1.SamplerService"]
+
+    return await serving.start(address, register)

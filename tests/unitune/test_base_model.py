@@ -1,0 +1,80 @@
+"""The specification that crosses from the tuner's export to the sampler."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unitune.base_model import BaseModelSpec, NoiseSchedule, Preset, TensorSpec
+
+SPEC = BaseModelSpec(
+    name="tiny",
+    digest="ab" * 32,
+    image_side=(48, 32),
+    latent_side=(12, 8),
+    latent_channels=4,
+    context_tokens=16,
+    context_width=32,
+    schedule=NoiseSchedule(prediction_type="v_prediction", rescale_betas_zero_snr=True),
+    preset=Preset(updates=64, strength=0.7),
+    tensors={
+        "conv_in.weight": TensorSpec((32, 4, 3, 3)),
+        "to_q.weight": TensorSpec((32, 16), layout="transposed"),
+        "norm.bias": TensorSpec((8,), layout="reshaped", graph_shape=(8, 1, 1)),
+    },
+    vocabulary=("cat", "dog"),
+    latent_to_rgb=((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)),
+    files={"denoiser.onnx": "cd" * 32},
+)
+
+
+def test_a_specification_survives_its_file(tmp_path: Path) -> None:
+    """What is saved is what is loaded, tuples and nested parts too."""
+    SPEC.save(tmp_path)
+
+    assert BaseModelSpec.load(tmp_path) == SPEC
+
+
+def test_the_same_specification_gives_the_same_bytes(tmp_path: Path) -> None:
+    """Order of tensors does not matter, so the file can be part of a digest."""
+    turned = replace(SPEC, tensors=dict(reversed(SPEC.tensors.items())))
+
+    SPEC.save(tmp_path)
+    first = (tmp_path / "spec.json").read_bytes()
+    turned.save(tmp_path)
+
+    assert (tmp_path / "spec.json").read_bytes() == first
+
+
+def test_another_schema_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    """The error names both schemas and says to export again."""
+    SPEC.save(tmp_path)
+    path = tmp_path / "spec.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 99}))
+
+    with pytest.raises(ValueError, match="schema 99, this program reads 1; export again"):
+        BaseModelSpec.load(tmp_path)
+
+
+def test_a_folder_without_specification_is_not_found(tmp_path: Path) -> None:
+    """A missing file is a missing file."""
+    with pytest.raises(FileNotFoundError):
+        BaseModelSpec.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", sorted(SPEC.tensors))
+def test_layouts_keep_every_value(name: str) -> None:
+    """A tensor laid out for the graph has the graph's shape, contiguous, and undoing the layout gives it back."""
+    spec = SPEC.tensors[name]
+    tensor = np.random.default_rng(0).standard_normal(spec.shape, dtype=np.float32)
+
+    laid_out = spec.to_graph(tensor)
+
+    assert laid_out.flags.c_contiguous
+    if spec.layout == "transposed":
+        np.testing.assert_array_equal(laid_out.T, tensor)
+    else:
+        assert laid_out.shape == (spec.graph_shape or spec.shape)
+        np.testing.assert_array_equal(laid_out.reshape(spec.shape), tensor)

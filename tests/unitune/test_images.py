@@ -1,0 +1,172 @@
+"""Pictures: what is taken, what is refused, and that pixels survive."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unitune import images
+from unitune.errors import InvalidArgument
+
+
+def picture(height: int = 12, width: int = 20) -> np.ndarray:
+    """Random pixels, the same every time."""
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def as_file(image: Image.Image | np.ndarray, kind: str = "PNG", **options: object) -> bytes:
+    """The picture's file."""
+    file = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(file, kind, **options)
+    return file.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that announces a size and whose pixels are missing."""
+    chunks = [b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT"]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks
+    )
+
+
+@pytest.mark.parametrize(("kind", "media_type"), [("PNG", "image/png"), ("JPEG", "image/jpeg"), ("WEBP", "image/webp")])
+def test_inspect_reads_kind_and_size_from_the_bytes(kind: str, media_type: str) -> None:
+    """PNG, JPEG and WebP are told apart by their bytes."""
+    assert images.inspect(as_file(picture(), kind)) == images.ImageInfo(20, 12, media_type)
+
+
+def test_decode_gives_the_pixels_of_a_png() -> None:
+    """A PNG is lossless."""
+    np.testing.assert_array_equal(images.decode(as_file(picture())), picture())
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied_to_size_and_pixels(orientation: int) -> None:
+    """Sizes told and pixels decoded agree, for each of EXIF's eight orientations."""
+    exif = Image.Exif()
+    exif[images.EXIF_ORIENTATION] = orientation
+    data = as_file(picture(), exif=exif.tobytes())
+
+    info, pixels = images.inspect(data), images.decode(data)
+
+    assert (info.height, info.width) == pixels.shape[:2] == ((12, 20) if orientation <= 4 else (20, 12))
+    upright = {1: lambda p: p, 3: lambda p: np.rot90(p, 2), 6: lambda p: np.rot90(p, -1), 8: lambda p: np.rot90(p)}
+    if orientation in upright:
+        np.testing.assert_array_equal(pixels, upright[orientation](picture()))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+def test_a_file_cut_short_is_undecodable(kind: str, share: float) -> None:
+    """Truncation is found whatever the format, not only at the header."""
+    data = as_file(picture(64, 64), kind)
+
+    with pytest.raises(InvalidArgument) as refusal:
+        images.inspect(data[: int(len(data) * share)])
+
+    assert refusal.value.reason == "IMAGE_UNDECODABLE"
+    assert refusal.value.field == "image"
+    assert refusal.value.metadata["remedy"]
+
+
+@pytest.mark.parametrize("data", [b"", b"no picture", as_file(picture(), "GIF"), as_file(picture(), "BMP")])
+def test_other_bytes_are_undecodable(data: bytes) -> None:
+    """Formats beyond the three are refused, though Pillow could read them."""
+    with pytest.raises(InvalidArgument) as refusal:
+        images.decode(data)
+
+    assert refusal.value.reason == "IMAGE_UNDECODABLE"
+
+
+def test_damaged_pixels_never_raise_anything_else() -> None:
+    """Bytes flipped anywhere end in pixels or in IMAGE_UNDECODABLE or IMAGE_TOO_LARGE."""
+    rng = np.random.default_rng(1)
+    for kind in ("PNG", "JPEG", "WEBP"):
+        whole = np.frombuffer(as_file(picture(), kind), dtype=np.uint8)
+        for _ in range(200):
+            damaged = whole.copy()
+            damaged[rng.integers(0, len(damaged), 4)] ^= rng.integers(1, 256, 4, dtype=np.uint8)
+            try:
+                images.decode(damaged.tobytes())
+            except InvalidArgument as refusal:
+                assert refusal.reason in {"IMAGE_UNDECODABLE", "IMAGE_TOO_LARGE"}
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("side", [(8001, 8000), (10000, 10000), (40000, 40000)])
+def test_too_many_pixels_are_refused_from_the_header(side: tuple[int, int]) -> None:
+    """A file of a few bytes that announces too many pixels is refused for that, not for its missing data."""
+    with pytest.raises(InvalidArgument) as refusal:
+        images.inspect(png_header(*side))
+
+    assert refusal.value.reason == "IMAGE_TOO_LARGE"
+    assert "64 megapixels" in refusal.value.metadata["remedy"]
+
+
+def test_too_many_bytes_are_refused() -> None:
+    """A file above 16 MiB is refused by its length alone."""
+    with pytest.raises(InvalidArgument) as refusal:
+        images.inspect(bytes(images.MAX_BYTES + 1))
+
+    assert refusal.value.reason == "UPLOAD_TOO_LARGE"
+
+
+def test_transparent_pixels_become_white() -> None:
+    """Alpha is put over white, not over whatever colour lies under it."""
+    image = Image.new("RGBA", (2, 1), (10, 20, 30, 0))
+    image.putpixel((1, 0), (10, 20, 30, 255))
+
+    np.testing.assert_array_equal(images.decode(as_file(image)), [[[255, 255, 255], [10, 20, 30]]])
+
+
+def test_a_palette_with_a_transparent_colour_becomes_white() -> None:
+    """A palette's transparent entry counts as alpha."""
+    image = Image.new("P", (2, 1), 0)
+    image.putpalette([9, 9, 9, 50, 60, 70])
+    image.putpixel((1, 0), 1)
+
+    pixels = images.decode(as_file(image, transparency=0))
+
+    np.testing.assert_array_equal(pixels, [[[255, 255, 255], [50, 60, 70]]])
+
+
+def test_sixteen_bit_greyscale_keeps_its_levels() -> None:
+    """16-bit greyscale is scaled, not clipped to white."""
+    levels = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
+
+    np.testing.assert_array_equal(images.decode(as_file(Image.fromarray(levels)))[0, :, 0], [0, 1, 128, 255])
+
+
+def test_every_level_survives_the_way_to_the_model_and_back() -> None:
+    """All 256 levels come back exactly when no resize is needed, and lie in [-1, 1]."""
+    pixels = np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3, axis=2)
+
+    image = images.to_model(pixels, (16, 16))
+
+    assert image.shape == (1, 3, 16, 16) and image.dtype == np.float32
+    assert image.min() == -1 and image.max() == 1
+    np.testing.assert_array_equal(images.from_model(image, (16, 16)), pixels)
+
+
+def test_to_model_takes_height_before_width() -> None:
+    """Sides are (height, width), and a picture of another aspect is squeezed into them."""
+    image = images.to_model(picture(12, 20), (32, 48))
+
+    assert image.shape == (1, 3, 32, 48)
+    assert images.from_model(image, (12, 20)).shape == (12, 20, 3)
+
+
+def test_from_model_clips_what_the_decoder_overshoots() -> None:
+    """Values beyond [-1, 1] saturate and do not wrap around."""
+    image = np.array([-1.5, 1.5], dtype=np.float32).reshape(1, 1, 1, 2).repeat(3, axis=1)
+
+    np.testing.assert_array_equal(images.from_model(image, (1, 2))[0, :, 0], [0, 255])
+
+
+def test_png_bytes_are_the_same_twice() -> None:
+    """The same pixels give the same file, and the file gives the pixels."""
+    assert images.encode_png(picture()) == images.encode_png(picture())
+    np.testing.assert_array_equal(images.decode(images.encode_png(picture())), picture())

@@ -1,0 +1,162 @@
+"""The tuned-weights file: what is packed comes back to the bit, and what is damaged is found."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unitune.errors import DataLoss
+from unitune.weight_store import WeightStore
+from unitune.weights import MANIFEST_FILE, WEIGHTS_FILE, Manifest, pack, probe_input, unpack
+
+RNG = np.random.default_rng(0)
+TENSORS = {
+    "up.to_out.weight": RNG.standard_normal((8, 8), dtype=np.float32),
+    "down.to_out.bias": RNG.standard_normal(8, dtype=np.float32),
+    "mid.to_out.weight": RNG.standard_normal((8, 4), dtype=np.float32).T,  # not contiguous
+}
+PROBES = {"probe_tuned": np.ones((2, 4, 3, 3), np.float32), "probe_base": np.zeros((2, 4, 3, 3), np.float32)}
+FACTS = {
+    "key": "key",
+    "base_model": "ab" * 32,
+    "method": "unitune",
+    "rare_tokens": "beikkpic",
+    "updates": 128,
+    "probe_seed": 7,
+}
+
+
+def packed(tensors: dict[str, np.ndarray] = TENSORS) -> tuple[bytes, Manifest]:
+    """A weights file and its manifest."""
+    return pack(tensors, **PROBES, **FACTS)
+
+
+def test_weights_survive_their_file_to_the_bit() -> None:
+    """Tensors, probe and facts come back as they went in, tensors that were not contiguous too (check S7)."""
+    weights = unpack(*packed())
+
+    assert set(weights.tensors) == set(TENSORS)
+    for name, tensor in TENSORS.items():
+        np.testing.assert_array_equal(weights.tensors[name], tensor)
+    np.testing.assert_array_equal(weights.probe_tuned, PROBES["probe_tuned"])
+    np.testing.assert_array_equal(weights.probe_base, PROBES["probe_base"])
+    assert {name: getattr(weights.manifest, name) for name in FACTS} == FACTS
+    assert weights.manifest.codec == "none"
+
+
+def test_the_same_weights_give_the_same_bytes() -> None:
+    """Bytes, and so the digest, do not depend on the order of the tensors."""
+    data, manifest = packed()
+
+    assert packed(dict(reversed(TENSORS.items()))) == (data, manifest)
+    assert manifest.size_bytes == len(data)
+
+
+@pytest.mark.parametrize("name", sorted(TENSORS))
+def test_the_digest_changes_with_any_tensor(name: str) -> None:
+    """One value of one tensor is enough (check S7)."""
+    other = {**TENSORS, name: TENSORS[name].copy()}
+    other[name].flat[0] += 1e-6
+
+    assert packed(other)[1].digest != packed()[1].digest
+
+
+def test_any_damaged_byte_is_found() -> None:
+    """A flipped bit anywhere in the file is corruption, before anything is parsed."""
+    data, manifest = packed()
+
+    for position in (0, 9, len(data) // 2, len(data) - 1):
+        damaged = bytearray(data)
+        damaged[position] ^= 1
+        with pytest.raises(DataLoss) as loss:
+            unpack(bytes(damaged), manifest)
+        assert loss.value.reason == "WEIGHTS_CORRUPT"
+    with pytest.raises(DataLoss):
+        unpack(data[:-1], manifest)
+
+
+def test_tensors_other_than_promised_are_found() -> None:
+    """The manifest's list of tensors must be the file's."""
+    data, manifest = packed()
+
+    for tensors in (manifest.tensors[:-1], (*manifest.tensors, "another")):
+        with pytest.raises(DataLoss, match="not the tensors"):
+            unpack(data, replace(manifest, tensors=tensors))
+
+
+def test_a_manifest_survives_its_file() -> None:
+    """What is written is what is read."""
+    _, manifest = packed()
+
+    assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "{}", '{"tensors": 3}'])
+def test_a_manifest_that_cannot_be_read_is_data_loss(damage: str) -> None:
+    """Not a parser's error: the caller learns that the weights are damaged."""
+    with pytest.raises(DataLoss) as loss:
+        Manifest.from_json(damage.encode())
+
+    assert loss.value.reason == "WEIGHTS_CORRUPT"
+
+
+def test_a_manifest_of_another_schema_is_refused() -> None:
+    """The message names both schemas."""
+    fields = json.loads(packed()[1].to_json())
+
+    with pytest.raises(DataLoss, match="schema 2, this server reads 1"):
+        Manifest.from_json(json.dumps({**fields, "schema": 2}).encode())
+
+
+def test_the_probe_is_the_same_everywhere() -> None:
+    """The first draws are written down here: tuner and sampler may run on different machines."""
+    probe = probe_input(7, 4, (12, 8), (16, 32))
+
+    assert {name: (array.shape, str(array.dtype)) for name, array in probe.items()} == {
+        "sample": ((2, 4, 12, 8), "float32"),
+        "timestep": ((2,), "int64"),
+        "encoder_hidden_states": ((2, 16, 32), "float32"),
+    }
+    np.testing.assert_array_equal(probe["timestep"], [200, 800])
+    np.testing.assert_array_equal(probe["sample"].flat[:3], np.float32([1.5219693, -1.1441058, 1.1501616]))
+
+
+def test_weights_exist_only_with_their_manifest(tmp_path: Path) -> None:
+    """Weights whose manifest was not written yet are missing, and so are deleted ones."""
+    store, (data, manifest) = WeightStore(str(tmp_path)), packed()
+    store.put(f"w/{WEIGHTS_FILE}", data)
+
+    with pytest.raises(DataLoss) as loss:
+        store.get_weights("w", manifest.digest)
+    store.put_weights("w", data, manifest)
+    found = store.get_weights("w", manifest.digest)
+    store.delete_weights("w")
+
+    assert loss.value.reason == "WEIGHTS_MISSING"
+    assert found.manifest == manifest
+    with pytest.raises(DataLoss):
+        store.get_weights("w", manifest.digest)
+
+
+def test_stored_weights_of_another_digest_are_refused(tmp_path: Path) -> None:
+    """A tuning gets the weights that it was promised, not those that happen to lie at its path."""
+    store, (data, manifest) = WeightStore(str(tmp_path)), packed()
+    store.put_weights("w", data, manifest)
+
+    with pytest.raises(DataLoss, match="not those of the tuning"):
+        store.get_weights("w", "00" * 32)
+
+
+def test_stored_weights_that_were_damaged_are_found(tmp_path: Path) -> None:
+    """A file changed behind the store's back is corruption."""
+    store, (data, manifest) = WeightStore(str(tmp_path)), packed()
+    store.put_weights("w", data, manifest)
+    (tmp_path / "w" / WEIGHTS_FILE).write_bytes(data[:-4] + b"....")
+
+    with pytest.raises(DataLoss) as loss:
+        store.get_weights("w", manifest.digest)
+
+    assert loss.value.reason == "WEIGHTS_CORRUPT"
+    assert (tmp_path / "w" / MANIFEST_FILE).exists()
