@@ -17,6 +17,17 @@ from stickerbook.train import new_scheduler, new_text_encoder, new_unet, trained
 from stickerbook.world import OBJECTS
 
 MODEL = Path(__file__).parent / "model"
+PRESET = {
+    "mode": "full",
+    "updates": 128,
+    "batch": 4,
+    "learning_rate": 1e-4,
+    "rare_tokens": "beikkpic",
+    "scheduler": "ddim",
+    "num_inference_steps": 30,
+    "guidance_scale": 5.0,
+    "strength": 0.8,
+}
 
 
 def vocabulary() -> dict[str, list[str]]:
@@ -62,6 +73,7 @@ def main() -> None:
     pipeline, updates = trained_pipeline(options.work)
     pipeline.to(dtype=torch.float16).save_pretrained(options.out, safe_serialization=True)
     (options.out / "vocabulary.json").write_text(json.dumps(vocabulary(), indent=1) + "\n")
+    (options.out / "unitune_preset.json").write_text(json.dumps(PRESET, indent=1) + "\n")
     (options.out / "training.json").write_text(json.dumps({"denoiser_updates": updates}, indent=1) + "\n")
     print(f"wrote {options.out}: {sum(f.stat().st_size for f in options.out.rglob('*') if f.is_file()) / 1e6:.1f} MB")
 

@@ -1,0 +1,332 @@
+"""A real server on loopback whose servicers answer from a script, and a wire to it that can be cut.
+
+The server runs in a thread of its own, so that it answers blocking clients, asyncio clients and other processes alike.
+A call that no script expects is answered with UNIMPLEMENTED by name, and fails the test; so does an answer that was
+never asked for.
+"""
+
+import asyncio
+import hashlib
+import io
+import socket
+import threading
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+from PIL import Image
+
+from unitune import serving
+from unitune.errors import Internal, UniTuneError, to_status
+from unitune.v1 import (
+    edit_pb2,
+    edit_pb2_grpc,
+    image_pb2,
+    image_pb2_grpc,
+    server_pb2,
+    server_pb2_grpc,
+    tuning_pb2,
+    tuning_pb2_grpc,
+)
+
+TUNING = "tenants/default/tunings/t1"
+EDIT = "tenants/default/edits/e1"
+
+# A unary answer is a message, an error or a function of the request. A stream's is a list of events, or a function of
+# the request that returns one; among the events an error ends the stream, and an asyncio-free `Hold` holds it.
+Answer = Any
+
+
+class Hold:
+    """Stands in a stream's events: waits until the client goes away. `reached` and `left` are set on the way."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.left = threading.Event()
+
+    async def wait(self) -> None:
+        """Wait for the end of the call."""
+        self.reached.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.left.set()
+
+
+class ScriptedServer:
+    """Answers each method with the answers scripted for it, in order, and remembers the requests."""
+
+    def __init__(self) -> None:
+        self.address = ""
+        self.requests: dict[str, list[Any]] = defaultdict(list)
+        self._answers: dict[str, list[Answer]] = defaultdict(list)
+        self._unexpected: list[str] = []
+
+    def script(self, method: str, *answers: Answer) -> None:
+        """Add answers for a method, such as `GetTuning`."""
+        self._answers[method].extend(answers)
+
+    def check(self) -> None:
+        """Raises AssertionError for scripted answers that nobody asked for, and for calls that no script expected."""
+        unused = {method: len(answers) for method, answers in self._answers.items() if answers}
+        assert not unused, f"scripted answers that were never used: {unused}"
+        assert not self._unexpected, f"calls without a script: {self._unexpected}"
+
+    def next_answer(self, method: str, request: Any) -> Answer:
+        """The next answer of a method. Raises Internal for a call without a script."""
+        self.requests[method].append(request)
+        if not self._answers[method]:
+            self._unexpected.append(method)
+            raise Internal(f"the script has no answer for {method}", reason="UNSCRIPTED")
+        answer = self._answers[method].pop(0)
+        return answer(request) if callable(answer) else answer
+
+    async def unary(self, method: str, request: Any) -> Any:
+        """Answer one call with one message."""
+        answer = self.next_answer(method, request)
+        if isinstance(answer, UniTuneError):
+            raise answer
+        return answer
+
+    async def stream(self, method: str, request: Any) -> AsyncIterator[Any]:
+        """Answer one call with events."""
+        answer = self.next_answer(method, request)
+        for event in [answer] if isinstance(answer, UniTuneError) else answer:
+            if isinstance(event, UniTuneError):
+                raise event
+            if isinstance(event, Hold):
+                await event.wait()
+            else:
+                yield event
+
+    def register(self, server: grpc.aio.Server) -> list[str]:
+        """Add the servicers; their full names."""
+        image_pb2_grpc.add_ImageServiceServicer_to_server(_Images(self), server)
+        tuning_pb2_grpc.add_TuningServiceServicer_to_server(_Tunings(self), server)
+        edit_pb2_grpc.add_EditServiceServicer_to_server(_Edits(self), server)
+        server_pb2_grpc.add_ServerServiceServicer_to_server(_Server(self), server)
+        return [f"unitune.v1.{name}Service" for name in ("Image", "Tuning", "Edit", "Server")]
+
+
+class _Images(image_pb2_grpc.ImageServiceServicer):
+    def __init__(self, script: ScriptedServer) -> None:
+        self._script = script
+
+    async def UploadImage(self, parts: AsyncIterator[Any], context: Any) -> Any:
+        return await self._script.unary("UploadImage", [part async for part in parts])
+
+
+class _Tunings(tuning_pb2_grpc.TuningServiceServicer):
+    def __init__(self, script: ScriptedServer) -> None:
+        self._script = script
+
+    async def CreateTuning(self, request: Any, context: Any) -> Any:
+        return await self._script.unary("CreateTuning", request)
+
+    async def GetTuning(self, request: Any, context: Any) -> Any:
+        return await self._script.unary("GetTuning", request)
+
+    async def ListTunings(self, request: Any, context: Any) -> Any:
+        return await self._script.unary("ListTunings", request)
+
+    async def CancelTuning(self, request: Any, context: Any) -> Any:
+        return await self._script.unary("CancelTuning", request)
+
+    async def DeleteTuning(self, request: Any, context: Any) -> Any:
+        return await self._script.unary("DeleteTuning", request)
+
+    async def WatchTuning(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        async for event in self._script.stream("WatchTuning", request):
+            yield event
+
+
+class _Edits(edit_pb2_grpc.EditServiceServicer):
+    def __init__(self, script: ScriptedServer) -> None:
+        self._script = script
+
+    async def Edit(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        async for event in self._script.stream("Edit", request):
+            yield event
+
+    async def GetEdit(self, request: Any, context: Any) -> Any:
+        return await self._script.unary("GetEdit", request)
+
+    async def CancelEdit(self, request: Any, context: Any) -> Any:
+        return await self._script.unary("CancelEdit", request)
+
+
+class _Server(server_pb2_grpc.ServerServiceServicer):
+    def __init__(self, script: ScriptedServer) -> None:
+        self._script = script
+
+    async def GetServerInfo(self, request: Any, context: Any) -> Any:
+        return await self._script.unary("GetServerInfo", request)
+
+
+@contextmanager
+def running() -> Iterator[ScriptedServer]:
+    """A scripted server that accepts calls; at the end its script must be used up."""
+    script = ScriptedServer()
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+
+    def wait_for(call: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(call, loop).result(timeout=30)
+
+    server = wait_for(serving.start("127.0.0.1:0", script.register))
+    script.address = server.address
+    try:
+        yield script
+    finally:
+        wait_for(server.stop(0))
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+    script.check()
+
+
+class Wire:
+    """Passes bytes between clients and a server, until it is cut: then every connection on it breaks at once."""
+
+    def __init__(self, to: str) -> None:
+        self._to = (to.rpartition(":")[0], int(to.rpartition(":")[2]))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._sockets: list[socket.socket] = []
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self.connections = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        """Break the connections there are; new ones are accepted."""
+        sockets, self._sockets = self._sockets, []
+        for one in sockets:
+            _break(one)
+
+    def close(self) -> None:
+        """Break the connections there are and accept no more."""
+        _break(self._listener)
+        self.cut()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            server = socket.create_connection(self._to)
+            self._sockets += [client, server]
+            for source, target in ((client, server), (server, client)):
+                threading.Thread(target=_pass_on, args=(source, target), daemon=True).start()
+
+
+def _pass_on(source: socket.socket, target: socket.socket) -> None:
+    try:
+        while data := source.recv(65536):
+            target.sendall(data)
+    except OSError:
+        pass
+    _break(source)
+    _break(target)
+
+
+def _break(one: socket.socket) -> None:
+    # close alone would leave a thread in recv, and the connection open under it.
+    with suppress(OSError):
+        one.shutdown(socket.SHUT_RDWR)
+    one.close()
+
+
+def uploaded(parts: list[image_pb2.UploadImageRequest]) -> image_pb2.Image:
+    """Answers an upload as the real server does."""
+    data = b"".join(part.chunk for part in parts[1:])
+    digest = hashlib.sha256(data).hexdigest()
+    return image_pb2.Image(
+        name=f"{parts[0].header.parent}/images/{digest}",
+        sha256=digest,
+        size_bytes=len(data),
+        width=8,
+        height=8,
+        media_type="image/png",
+    )
+
+
+def tuning(state: str, **fields: Any) -> tuning_pb2.Tuning:
+    """A tuning in a state such as `READY`."""
+    config = tuning_pb2.TuningConfig(
+        method="unitune", mode="full", updates=128, batch=4, learning_rate=1e-4, rare_tokens="beikkpic"
+    )
+    return tuning_pb2.Tuning(
+        name=TUNING, image="tenants/default/images/i1", config=config, state=f"STATE_{state}", key="k1", **fields
+    )
+
+
+def tuning_events(*names: str) -> list[tuning_pb2.TuningEvent]:
+    """Events of a tuning, numbered from 1: `queued`, `started`, `progress`, `ready`, `cancelled`."""
+    kinds: dict[str, Callable[[int], Message]] = {
+        "queued": lambda number: tuning_pb2.TuningEvent.Queued(position=1),
+        "started": lambda number: tuning_pb2.TuningEvent.Started(attempt=1),
+        "progress": lambda number: tuning_pb2.TuningProgress(update=number, total=128, loss=0.5, left_s=9),
+        "ready": lambda number: tuning("READY", weights=tuning_pb2.WeightsRef(key="k1", digest="d1", size_bytes=7)),
+        "cancelled": lambda number: tuning("CANCELLED"),
+    }
+    numbered = enumerate(names, start=1)
+    return [tuning_pb2.TuningEvent(sequence=number, **{name: kinds[name](number)}) for number, name in numbered]
+
+
+def from_log(log: list[tuning_pb2.TuningEvent]) -> Callable[[Any], list[tuning_pb2.TuningEvent]]:
+    """Answers a watch as the real server does: with the events after the one that the client has."""
+    return lambda request: [event for event in log if event.sequence > request.after_sequence]
+
+
+def edit_events(
+    pngs: Iterable[bytes], *, steps: int = 2, seeds: Iterable[int] = (0,), warnings: Iterable[str] = ()
+) -> list[edit_pb2.EditEvent]:
+    """Events of an edit that succeeds with these pictures."""
+    kinds = edit_pb2.EditEvent
+    config = edit_pb2.SamplingConfig(
+        method="unitune", scheduler="ddim", num_inference_steps=20, guidance_scale=7.5, strength=0.8
+    )
+    accepted = kinds.Accepted(edit=EDIT, config=config, effective_strength=0.8, seeds=seeds, warnings=warnings)
+    events = [kinds(accepted=accepted), kinds(loading=kinds.Loading(warm=False, refit_s=0.25, probe_ratio=0.01))]
+    events += [kinds(step=kinds.Step(index=index, total=steps)) for index in range(steps)]
+    for index, (seed, png) in enumerate(zip(seeds, pngs, strict=False)):
+        events.append(kinds(image=kinds.EditedImage(index=index, seed=seed, png=png)))
+    timings = edit_pb2.Timings(refit_s=0.25, encode_s=0.05, denoise_s=1.5, decode_s=0.1, total_s=2.0)
+    events.append(kinds(done=kinds.Done(timings=timings, tuning=TUNING)))
+    for number, event in enumerate(events, start=1):
+        event.sequence = number
+    return events
+
+
+def failed(error: UniTuneError, sequence: int = 1) -> edit_pb2.EditEvent:
+    """The event that ends an edit which failed."""
+    return edit_pb2.EditEvent(sequence=sequence, failed=to_status(error))
+
+
+def server_info(vocabulary: Iterable[str] = ()) -> server_pb2.ServerInfo:
+    """What the server says of itself."""
+    return server_pb2.ServerInfo(
+        version="0.1.0",
+        base_model=server_pb2.BaseModel(name="stickerbook", digest="b1", width=64, height=64, vocabulary=vocabulary),
+        tuning_defaults=tuning("READY").config,
+        sampling_defaults=edit_pb2.SamplingConfig(
+            method="unitune", scheduler="ddim", num_inference_steps=20, guidance_scale=7.5, strength=0.8
+        ),
+        limits=server_pb2.Limits(
+            upload_bytes=16 << 20, upload_pixels=64_000_000, chunk_bytes=256 << 10, prompt_characters=2000, seeds=8
+        ),
+        methods=["unitune", "sdedit"],
+        schedulers=["ddim", "euler", "dpmpp_2m"],
+    )
+
+
+def png(colour: tuple[int, int, int], size: tuple[int, int] = (64, 48)) -> bytes:
+    """A PNG file of one colour."""
+    file = io.BytesIO()
+    Image.new("RGB", size, colour).save(file, "PNG")
+    return file.getvalue()

@@ -1,0 +1,390 @@
+"""The command line against a scripted server: what it asks, shows, writes and returns."""
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from google.protobuf.empty_pb2 import Empty
+from PIL import Image
+
+import unitune_client
+from tests.unitune_client import scripted_server
+from tests.unitune_client.scripted_server import EDIT, TUNING, Hold, ScriptedServer
+from unitune.errors import Internal, InvalidField, NotFound, Unavailable, to_status
+from unitune.v1 import edit_pb2, tuning_pb2
+from unitune_client.cli import main
+
+DOG, CAT = scripted_server.png((0, 200, 0)), scripted_server.png((0, 0, 200))
+
+
+@pytest.fixture(autouse=True)
+def own_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the machine's own settings or cache reaches a test."""
+    for name in [name for name in os.environ if name.startswith("UNITUNE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("UNITUNE_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+
+
+def unitune(*arguments: object) -> Result:
+    """Run one command in this process."""
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def expect_tuning(server: ScriptedServer, *events: str) -> None:
+    """Script all that comes before the first edit of a picture."""
+    server.script("GetServerInfo", scripted_server.server_info(vocabulary=["cat", "dog"]))
+    server.script("UploadImage", scripted_server.uploaded)
+    server.script("CreateTuning", scripted_server.tuning("QUEUED"))
+    server.script("WatchTuning", scripted_server.tuning_events(*(events or ("queued", "started", "progress", "ready"))))
+
+
+def test_edit_tunes_once_and_edits_by_every_prompt(server: ScriptedServer, photo: Path, tmp_path: Path) -> None:
+    """One tuning serves all prompts; options reach their fields; pictures and the sheet are where stdout says."""
+    expect_tuning(server)
+    server.script("Edit", scripted_server.edit_events([DOG, CAT], seeds=[3, 4], warnings=["unknown word: zebra"]))
+    server.script("Edit", scripted_server.edit_events([CAT, DOG], seeds=[3, 4]))
+    sampling = ["--strength=0.8", "--guidance=9", "--steps=30", "--scheduler=euler", "--seed=3", "--seed=4", "--seed=3"]
+    tuning = ["--updates=64", "--mode=lora", "--rare-tokens=xyz", "--address", server.address]
+
+    done = unitune("edit", photo, "A dog, at night!", "a cat", "a cat", "-o", tmp_path / "o", *sampling, *tuning)
+
+    assert 0 == done.exit_code, done.output
+    names = [f"my cat--{slug}--seed{seed}.png" for slug in ("a-dog-at-night", "a-cat") for seed in (3, 4)]
+    assert [str(tmp_path / "o" / name) for name in [*names, "my cat--sheet.png"]] == done.stdout.split("\n")[:-1]
+    assert [DOG, CAT, CAT, DOG] == [(tmp_path / "o" / name).read_bytes() for name in names]
+    assert sorted([*names, "my cat--sheet.png"]) == sorted(path.name for path in (tmp_path / "o").iterdir())
+    config = server.requests["CreateTuning"][0].config
+    assert tuning_pb2.TuningConfig(updates=64, mode="lora", rare_tokens="xyz") == config
+    first, second = server.requests["Edit"]
+    assert ("A dog, at night!", "a cat") == (first.prompt, second.prompt)
+    assert [(TUNING, [3, 4])] * 2 == [(request.tuning, list(request.seeds)) for request in (first, second)]
+    assert (
+        edit_pb2.SamplingConfig(
+            method="unitune", strength=0.8, guidance_scale=9, num_inference_steps=30, scheduler="euler"
+        )
+        == first.config
+    )
+    assert "knows only its own world of stickers" in done.stderr
+    assert "warning: unknown word: zebra" in done.stderr
+    assert "edited in 2.00 s (refit 0.25 s, encode 0.05 s, denoise 1.50 s, decode 0.10 s)" in done.stderr
+    assert 1 == len(re.findall(r"tuning: 3/128, loss 0.5000, 9 s left", done.stderr))
+
+
+def test_the_sheet_shows_the_picture_the_edits_and_their_differences(
+    server: ScriptedServer, photo: Path, tmp_path: Path
+) -> None:
+    """The contact sheet on the disk holds the enlarged pixels of the photo and of every edit."""
+    expect_tuning(server)
+    server.script("Edit", scripted_server.edit_events([DOG]), scripted_server.edit_events([CAT]))
+
+    unitune("edit", photo, "a dog", "a cat", "--address", server.address)
+
+    colours = {colour: count for count, colour in Image.open("out/my cat--sheet.png").getcolors(1 << 20)}
+    enlarged = 64 * 48 * 4 * 4
+    assert [enlarged] * 3 == [colours[colour] for colour in [(200, 40, 40), (0, 200, 0), (0, 0, 200)]]
+
+
+def test_sdedit_needs_no_tuning(server: ScriptedServer, photo: Path) -> None:
+    """With the base model's own weights the picture itself is the target."""
+    server.script("GetServerInfo", scripted_server.server_info())
+    server.script("UploadImage", scripted_server.uploaded)
+    server.script("Edit", scripted_server.edit_events([DOG]))
+
+    done = unitune("edit", photo, "a dog", "--method", "sdedit", "--address", server.address)
+
+    assert 0 == done.exit_code, done.output
+    assert "image" == server.requests["Edit"][0].WhichOneof("target")
+    assert "stickers" not in done.stderr
+
+
+def test_a_tuning_that_is_there_is_not_watched(server: ScriptedServer, photo: Path) -> None:
+    """A picture that was tuned on before goes straight to its edit."""
+    server.script("GetServerInfo", scripted_server.server_info())
+    server.script("UploadImage", scripted_server.uploaded)
+    server.script("CreateTuning", scripted_server.tuning("READY"))
+    server.script("Edit", scripted_server.edit_events([DOG]))
+
+    done = unitune("edit", photo, "a dog", "--address", server.address)
+
+    assert 0 == done.exit_code and "tuned on before" in done.stderr
+
+
+def test_json_prints_one_object_per_event_and_nothing_else(server: ScriptedServer, photo: Path) -> None:
+    """Every line of stdout is an object that names its event; pictures are paths."""
+    expect_tuning(server)
+    server.script("Edit", scripted_server.edit_events([DOG], warnings=["careful"]))
+
+    done = unitune("edit", photo, "a dog", "--json", "--address", server.address)
+
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    names = "tuning_queued tuning_started tuning_progress tuning_ready edit_accepted edit_loading edit_step edit_step"
+    assert [*names.split(), "edited_image", "edit_done", "result", "result"] == [line["event"] for line in lines]
+    accepted, *_, done_event, picture, sheet = lines[4:]
+    assert (EDIT, ["careful"], 0.8) == (accepted["edit"], accepted["warnings"], accepted["config"]["strength"])
+    assert (1.5, TUNING) == (done_event["timings"]["denoise_s"], done_event["tuning"])
+    assert ("picture", "a dog", 0) == (picture["kind"], picture["prompt"], picture["seed"])
+    assert DOG == Path(picture["value"]).read_bytes()
+    assert Path(sheet["value"]).is_file()
+    assert {"update": 3, "total": 128, "loss": 0.5, "left_s": 9.0} == lines[2]["progress"]
+    assert "d1" == lines[3]["tuning"]["weights"]["digest"]
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--strength", "3"], "error: --strength is '3': give a number from 0.0 to 1.0"),
+        (["--strength", "nan"], "error: --strength is 'nan': give a number from 0.0 to 1.0"),
+        (["--steps", "2.5"], "error: --steps is '2.5': give a whole number from 1 to 1000"),
+        (["--seed", "-1"], f"error: --seed is '-1': give a whole number from 0 to {2**63 - 1}"),
+        (["-o", "file"], "error: --output is 'file': it is a file; give a folder"),
+        (["--base-model", "m"], "error: --base-model is 'm': leave it out: the server at 127.0.0.1:1 has its own"),
+        (["--zzzz"], "error: No such option '--zzzz'."),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_input_is_one_line_and_code_2(photo: Path, options: list[str], line: str) -> None:
+    """What is wrong is told before anything is asked of a server."""
+    Path("file").touch()
+
+    done = unitune("edit", photo, "a dog", "--address", "127.0.0.1:1", *options)
+
+    assert (2, line, "") == (done.exit_code, done.stderr.strip(), done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["a dog", "--scheduler", "pndm"], "error: --scheduler is 'pndm': give one of ddim, euler, dpmpp_2m"),
+        (["a dog", "--method", "magic"], "error: --method is 'magic': give one of unitune, sdedit"),
+        ([" "], "error: PROMPT is '': describe the picture in 1 to 2000 characters"),
+        (["x" * 2001], "error: PROMPT is '2001 characters': describe the picture in 1 to 2000 characters"),
+        (["a dog", *[f"--seed={n}" for n in range(9)]], "error: --seed is '9 seeds': give at most 8"),
+    ],
+)
+def test_what_the_server_would_refuse_is_refused_before_the_tuning(
+    server: ScriptedServer, photo: Path, arguments: list[str], line: str
+) -> None:
+    """The server's own limits are checked before minutes are spent."""
+    server.script("GetServerInfo", scripted_server.server_info())
+
+    done = unitune("edit", photo, *arguments, "--address", server.address)
+
+    assert (2, line) == (done.exit_code, done.stderr.strip())
+
+
+def test_a_missing_photo_is_named(tmp_path: Path) -> None:
+    """The argument, its value and what to give instead, on one line."""
+    done = unitune("edit", "nobody.png", "a dog", "--address", "127.0.0.1:1")
+
+    wanted = "error: PHOTO is 'nobody.png': No such file or directory; give the path of a PNG, JPEG or WebP picture\n"
+    assert (2, wanted) == (done.exit_code, done.stderr)
+
+
+def test_a_refusal_by_the_server_keeps_its_words_and_decides_the_code(server: ScriptedServer, photo: Path) -> None:
+    """INVALID_ARGUMENT is code 2, a failure is code 1; no traceback either way."""
+    wrong = InvalidField("config.mode", "most", "it must be full or attn_out or lora")
+    for answer in (wrong, Internal("the tuning diverged at update 12", reason="TUNING_DIVERGED")):
+        server.script("GetServerInfo", scripted_server.server_info())
+        server.script("UploadImage", scripted_server.uploaded)
+        server.script("CreateTuning", answer)
+
+    refused = unitune("edit", photo, "a dog", "--mode", "most", "--address", server.address)
+    failed = unitune("tune", photo, "--json", "--address", server.address)
+
+    wanted = "error: config.mode is 'most': it must be full or attn_out or lora"
+    assert (2, wanted) == (refused.exit_code, refused.stderr.strip())
+    assert (1, "error: the tuning diverged at update 12") == (failed.exit_code, failed.stderr.strip())
+    assert "TUNING_DIVERGED" == json.loads(failed.stdout)["reason"]
+
+
+def test_a_failed_tuning_is_told(server: ScriptedServer, photo: Path) -> None:
+    """A failure in the middle of the stream ends the command with code 1."""
+    expect_tuning(server)
+    server._answers["WatchTuning"].clear()
+    failed = to_status(Unavailable("the tuner was lost three times", reason="TUNER_LOST"))
+    server.script("WatchTuning", [tuning_pb2.TuningEvent(sequence=1, failed=failed)])
+
+    done = unitune("edit", photo, "a dog", "--address", server.address)
+
+    assert (1, "error: the tuner was lost three times") == (done.exit_code, done.stderr.splitlines()[-1])
+
+
+def test_nobody_at_the_address_is_told(photo: Path) -> None:
+    """A wrong address is one line and code 1."""
+    done = unitune("edit", photo, "a dog", "--address", "127.0.0.1:1")
+
+    assert (1, "error: no UniTune server answers at 127.0.0.1:1\n") == (done.exit_code, done.stderr)
+
+
+def test_tune_prints_the_name(server: ScriptedServer, photo: Path) -> None:
+    """The tuning's name is all that goes to stdout."""
+    expect_tuning(server)
+
+    done = unitune("tune", photo, "--updates", "0", "--address", server.address)
+
+    assert (0, f"{TUNING}\n") == (done.exit_code, done.stdout)
+    assert server.requests["CreateTuning"][0].config.HasField("updates")
+
+
+def test_tunings_are_listed_watched_cancelled_and_deleted(server: ScriptedServer) -> None:
+    """Each command asks for what it says and prints the state."""
+    server.script("ListTunings", tuning_pb2.ListTuningsResponse(tunings=[scripted_server.tuning("READY")]))
+    server.script("WatchTuning", scripted_server.tuning_events("queued", "ready"))
+    server.script("CancelTuning", scripted_server.tuning("CANCELLED"))
+    server.script("DeleteTuning", Empty(), NotFound("there is no such tuning", reason="TUNING_NOT_FOUND"))
+    address = ("--address", server.address)
+
+    listed = unitune("tunings", "list", "--state", "ready", *address)
+    watched = unitune("tunings", "watch", TUNING, *address)
+    cancelled = unitune("tunings", "cancel", TUNING, "--json", *address)
+    deleted, missing = (unitune("tunings", "delete", TUNING, *address) for _ in range(2))
+
+    assert f"{TUNING}  READY        128 updates  -\n" == listed.stdout
+    assert tuning_pb2.Tuning.STATE_READY == server.requests["ListTunings"][0].state
+    assert f"{TUNING}  READY\n" == watched.stdout and "1 ahead of it" in watched.stderr
+    assert "CANCELLED" == json.loads(cancelled.stdout)["tuning"]["state"]
+    assert f"{TUNING}  deleted\n" == deleted.stdout
+    assert (1, "error: there is no such tuning\n") == (missing.exit_code, missing.stderr)
+
+
+def test_help_names_examples_and_units() -> None:
+    """The help of the main command shows how to begin and what the numbers mean."""
+    shown = unitune("edit", "--help").stdout
+
+    assert 'unitune edit cat.png "a dog on a beach"' in shown
+    assert "0 to 1" in shown and "[default: the base model's own]" in " ".join(shown.split())
+
+
+def test_no_command_is_shown_the_help() -> None:
+    """Alone, the program explains itself, with the code of wrong input."""
+    done = unitune()
+
+    assert 2 == done.exit_code and "Start here:" in done.output and "error:" not in done.output
+
+
+def test_doctor_asks_the_server(server: ScriptedServer) -> None:
+    """With an address it tells the defaults there, and the words of the model."""
+    server.script("GetServerInfo", *[scripted_server.server_info(vocabulary=["cat", "dog"])] * 2)
+
+    told = unitune("doctor", "--address", server.address).stdout
+    words = unitune("doctor", "--vocabulary", "--address", server.address).stdout
+
+    assert re.search(r"edit defaults: +unitune, strength 0.8, guidance 7.5, 20 ddim steps", told)
+    assert re.search(r"tuner: +torch \d", told) and re.search(r"python: +3\.", told)
+    assert re.search(r"onnxruntime providers: .*CPUExecutionProvider", told)
+    assert "words: cat, dog\n" == words
+
+
+def test_doctor_reads_the_vocabulary_of_a_base_model(tmp_path: Path) -> None:
+    """Without a server the words come from the model's folder, by kind; a model without a list knows any word."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model_index.json").write_text("{}")
+    before = unitune("doctor", "--vocabulary", "--base-model", tmp_path / "model").stdout
+    listed = {"objects": ["cat", "dog"], "places": ["beach"]}
+    (tmp_path / "model" / "vocabulary.json").write_text(json.dumps(listed))
+
+    after = unitune("doctor", "--vocabulary", "--base-model", tmp_path / "model").stdout
+
+    assert "any word: the vocabulary is open\n" == before
+    assert "objects: cat, dog\nplaces: beach\n" == after
+
+
+@pytest.fixture
+def program(server: ScriptedServer, photo: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """`unitune edit` as a process of its own, which may be interrupted; what it says goes into the file `said`."""
+    command = [sys.executable, "-m", "unitune_client", "edit", str(photo), "a dog", "--address", server.address]
+    environment = os.environ | {"PYTHONPATH": str(Path(unitune_client.__file__).parents[1])}
+    with (
+        (tmp_path / "said").open("w") as said,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=said, text=True, cwd=tmp_path, env=environment
+        ) as process,
+    ):
+        yield process
+        process.kill()
+
+
+def wait_for(text: str, file: Path) -> None:
+    """Wait until a file holds a text."""
+    gives_up_at = time.monotonic() + 60
+    while text not in file.read_text():
+        assert time.monotonic() < gives_up_at, file.read_text()
+        time.sleep(0.02)
+
+
+def test_an_interrupt_cancels_the_edit_on_the_server(
+    server: ScriptedServer, program: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    """SIGINT ends the stream, sends CancelEdit, says so and leaves with 130 and no half-made picture."""
+    expect_tuning(server)
+    hold = Hold()
+    server.script("Edit", [*scripted_server.edit_events([DOG])[:3], hold])
+    server.script("CancelEdit", edit_pb2.Edit(name=EDIT, state="STATE_CANCELLED"))
+    assert hold.reached.wait(60)
+    wait_for("a dog: 1/2", tmp_path / "said")
+
+    program.send_signal(signal.SIGINT)
+    stdout, _ = program.communicate(timeout=30)
+
+    stderr = (tmp_path / "said").read_text()
+    assert 130 == program.returncode
+    assert hold.left.wait(10)
+    assert [EDIT] == [request.name for request in server.requests["CancelEdit"]]
+    assert stderr.endswith(f"cancelled edit {EDIT}\n\ninterrupted\n"), stderr
+    assert "" == stdout and "Traceback" not in stderr
+    assert [] == list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_an_interrupt_cancels_the_tuning_on_the_server(
+    server: ScriptedServer, program: subprocess.Popen[str], tmp_path: Path, number: signal.Signals
+) -> None:
+    """Ctrl-C or SIGTERM during the tuning sends CancelTuning and leaves with 130."""
+    expect_tuning(server)
+    hold = Hold()
+    server._answers["WatchTuning"][0][2:] = [hold]
+    server.script("CancelTuning", scripted_server.tuning("CANCELLED"))
+    assert hold.reached.wait(60)
+
+    program.send_signal(number)
+    program.communicate(timeout=30)
+
+    assert 130 == program.returncode
+    assert [TUNING] == [request.name for request in server.requests["CancelTuning"]]
+    assert f"cancelled tuning {TUNING}\n" in (tmp_path / "said").read_text()
+
+
+def test_a_terminal_gets_bars(server: ScriptedServer, photo: Path, tmp_path: Path) -> None:
+    """On a terminal each stage is one bar that moves, with loss and time left."""
+    expect_tuning(server, "queued", *["progress"] * 3, "ready")
+    server.script("Edit", scripted_server.edit_events([DOG], steps=5))
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "unitune_client", "edit", str(photo), "a dog", "--address", server.address]
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(unitune_client.__file__).parents[1]), "TERM": "xterm", "COLUMNS": "120"
+    }  # fmt: skip
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, cwd=tmp_path, env=environment) as process:
+        os.close(theirs)
+        shown = io.BytesIO()
+        try:
+            while data := os.read(ours, 65536):
+                shown.write(data)
+        except OSError:  # how a terminal says that the other end is closed
+            pass
+        os.close(ours)
+
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.getvalue().decode())
+    assert 0 == process.returncode, text
+    assert re.search(r"tuning\s+[━╸╺ ]+\s+4/128 loss 0.5000, 9 s left", text), text
+    assert re.search(r"a dog\s+[━╸╺ ]+\s+5/5", text), text

@@ -1,0 +1,296 @@
+"""LocalServices and `unitune up` with stand-in programs: real processes, real ports, real signals."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import unitune_client
+from tests.unitune_client import stand_ins
+from unitune.errors import InvalidField
+from unitune_client import Client, machine, programs
+from unitune_client.cli import main
+from unitune_client.connection import connection
+from unitune_client.home import Home
+from unitune_client.local import LocalServices
+from unitune_client.machine import LocalError
+
+ROOT = Path(unitune_client.__file__).parents[1]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """A home of its own, with stand-in programs before the real ones."""
+    for name in [name for name in os.environ if name.startswith("UNITUNE_")]:
+        monkeypatch.delenv(name)
+    stand_ins.write(tmp_path / "programs")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "programs"))
+    monkeypatch.setenv("UNITUNE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("UNITUNE_THREADS", "2")
+    return Home(tmp_path / "home")
+
+
+@pytest.fixture
+def base_model(tmp_path: Path) -> str:
+    """A folder that looks like a base model."""
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "model_index.json").write_text("{}")
+    return str(tmp_path / "tiny")
+
+
+@pytest.fixture
+def said() -> list[str]:
+    """What the services told on the way."""
+    return []
+
+
+def pids(home: Home) -> list[int]:
+    """The processes that were started."""
+    return [note["pid"] for note in stand_ins.notes(home.store).values()]
+
+
+def test_three_services_run_and_know_each_other(home: Home, base_model: str, said: list[str]) -> None:
+    """Every service gets its settings and a free port; the gateway answers; all are gone afterwards."""
+    with LocalServices(base_model, home=home, log=said.append) as services, Client(services.address) as client:
+        assert "gateway" == client.server_info().version
+        notes = stand_ins.notes(home.store)
+        assert [] == [pid for pid in pids(home) if pid not in stand_ins.still_running(pids(home))]
+
+    settings = {name: note["settings"] for name, note in notes.items()}
+    assert {"UNITUNE_STORE": str(home.store), "UNITUNE_THREADS": "2"}.items() <= settings["tuner"].items()
+    assert base_model == settings["tuner"]["UNITUNE_BASE_MODEL"]
+    assert str(home.engines / "e1") == settings["sampler"]["UNITUNE_ENGINE"]
+    assert str(home.state) == settings["gateway"]["UNITUNE_STATE"]
+    assert settings["gateway"]["UNITUNE_TUNER"] != settings["gateway"]["UNITUNE_SAMPLER"]
+    assert all(re.fullmatch(r"127\.0\.0\.1:\d+", settings["gateway"][f"UNITUNE_{one}"]) for one in ("TUNER", "SAMPLER"))
+    assert all("UNITUNE_HOME" not in one for one in settings.values())
+    assert 3 == len(pids(home)) and [] == stand_ins.still_running(pids(home))
+
+
+def test_the_engine_is_built_once(home: Home, base_model: str, said: list[str]) -> None:
+    """The programs are asked every time, and words and stages come only when something is to be built."""
+    first = LocalServices(base_model, home=home, log=said.append).build()
+    second = LocalServices(base_model, home=home, log=said.append).build()
+
+    assert home.engines / "e1" == first == second
+    words = "building the engine for tiny, once, about half a minute"
+    assert [words, "  g1: working on it ...", "  e1: working on it ..."] == said
+    assert repr({"--graphs": str(home.graphs / "g1"), "--engines": str(home.engines)}) == (
+        (home.engines / "e1" / "arguments").read_text()
+    )
+
+
+def test_folders_are_closed_to_other_users(home: Home) -> None:
+    """Tuned weights can show the pictures they were tuned on."""
+    home.prepare()
+
+    assert [0o700] * 3 == [path.stat().st_mode & 0o777 for path in (home.root, home.store, home.state.parent)]
+
+
+@pytest.mark.parametrize("name", ["tuner", "sampler", "gateway"])
+def test_a_service_that_dies_at_start_is_one_clear_error(
+    home: Home, base_model: str, tmp_path: Path, name: str
+) -> None:
+    """The error names the service, its status, its log and the end of it; nothing is left running."""
+    stand_ins.write(tmp_path / "programs", **{name: stand_ins.DIES})
+
+    with pytest.raises(LocalError) as raised, LocalServices(base_model, home=home):
+        pytest.fail("it must not start")
+
+    message = str(raised.value)
+    assert message.startswith(f"the {name} ended with status 1; the end of its log, {home.root / 'logs'}")
+    assert message.endswith(f"{name}.log:\n  cannot: the model is not a model")
+    assert [] == stand_ins.still_running(pids(home))
+
+
+def test_a_build_that_fails_is_one_clear_error(home: Home, base_model: str, tmp_path: Path) -> None:
+    """The program, its status and the end of its log."""
+    stand_ins.write(tmp_path / "programs", build=stand_ins.DIES)
+
+    with pytest.raises(
+        LocalError, match=r"^python -m sampler_svc\.build ended with status 1; the end of its log, "
+    ) as up:
+        LocalServices(base_model, home=home).build()
+
+    assert str(up.value).endswith("build.log:\n  cannot: the model is not a model")
+
+
+def test_services_stop_when_the_block_fails(home: Home, base_model: str) -> None:
+    """An exception passes, and leaves no process."""
+    with pytest.raises(KeyError), LocalServices(base_model, home=home):
+        raise KeyError("mine")
+
+    assert [] == stand_ins.still_running(pids(home))
+
+
+SLOW = "print('begun', file=sys.stderr, flush=True); import time; time.sleep(99)"
+
+
+@pytest.mark.parametrize("name", ["export", "build", "tuner", "sampler", "gateway"])
+def test_an_interrupt_at_start_leaves_no_process(
+    home: Home, base_model: str, photo: Path, tmp_path: Path, name: str
+) -> None:
+    """Whatever is being started or built, Ctrl-C ends it, and the command leaves with 130."""
+    stand_ins.write(tmp_path / "programs", **{name: SLOW})
+    command = [sys.executable, "-m", "unitune_client", "edit", str(photo), "a dog", "--base-model", base_model]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path / "programs"), str(ROOT)])}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment) as process:
+        logs = home.root / "logs"
+        gives_up_at = time.monotonic() + 30
+        while not any("begun" in log.read_text() for log in logs.glob(f"*/{name}.log")):
+            assert time.monotonic() < gives_up_at
+            time.sleep(0.02)
+        children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=30)
+
+    assert (130, 1) == (process.returncode, stderr.count("interrupted"))
+    assert "Traceback" not in stderr
+    assert children and [] == stand_ins.still_running(children)
+
+
+def test_a_service_that_does_not_stop_is_killed(
+    home: Home, base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM first, SIGKILL after the grace."""
+    ignores = (
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN); print('listening 127.0.0.1:1', flush=True); time.sleep(99)"
+    )
+    stand_ins.write(tmp_path / "programs", sampler=ignores)
+    monkeypatch.setattr(programs, "STOP_S", 0.3)
+
+    with LocalServices(base_model, home=home):
+        pass
+
+    assert 3 == len(pids(home)) and [] == stand_ins.still_running(pids(home))
+
+
+def test_a_service_that_dies_later_is_noticed(home: Home, base_model: str, said: list[str]) -> None:
+    """`check` tells which one ended; a lost server is told by that and not as unavailable."""
+    died = pytest.raises(LocalError, match="the gateway ended with status -9")
+    with died, connection(None, base_model, said.append) as client:
+        os.kill(stand_ins.notes(home.store)["gateway"]["pid"], signal.SIGKILL)
+        client.server_info()
+
+    assert "starting the services here; `unitune up` keeps them running" == said[0]
+    assert [] == stand_ins.still_running(pids(home))
+
+
+def test_missing_packages_are_named_with_the_remedy(
+    home: Home, base_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything starts, one error tells what to install."""
+    monkeypatch.setitem(machine.EXTRAS, "tuner", ("torch_of_nobody",))
+
+    with pytest.raises(
+        LocalError, match=r"torch_of_nobody cannot be found: pip install 'unitune\[tuner,sampler,gateway\]'"
+    ):
+        LocalServices(base_model, home=home).build()
+
+    assert not home.root.exists()
+
+
+def test_a_folder_that_is_no_base_model_is_named(home: Home, tmp_path: Path) -> None:
+    """Field, value and remedy, before anything starts."""
+    with pytest.raises(InvalidField, match=r"^--base-model is '.*': give a folder in diffusers layout"):
+        LocalServices(str(tmp_path), home=home)
+
+
+def test_only_one_program_runs_services_in_a_home(home: Home, base_model: str, said: list[str]) -> None:
+    """A second one waits, says so, and starts when the first has stopped."""
+    with LocalServices(base_model, home=home):
+        other = LocalServices(base_model, home=home, log=said.append)
+        starting = threading.Thread(target=other.__enter__)
+        starting.start()
+        time.sleep(0.5)
+        assert starting.is_alive() and "" == other.address
+    starting.join(30)
+    try:
+        assert [f"another program runs its services in {home.root}; waiting for its end"] == said
+        with Client(other.address) as client:
+            assert "gateway" == client.server_info().version
+    finally:
+        other.stop()
+
+
+def test_old_logs_are_thrown_away(home: Home) -> None:
+    """The newest ten starts keep their logs."""
+    home.prepare()
+    for number in range(15):
+        (home.root / "logs" / f"20200101-0000{number:02}-1").mkdir()
+
+    newest = home.new_logs()
+
+    kept = sorted(path.name for path in (home.root / "logs").iterdir())
+    assert 10 == len(kept)
+    assert ["20200101-000006-1", newest.name] == [kept[0], kept[-1]]
+
+
+@pytest.fixture
+def up(home: Home, base_model: str, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """`unitune up`, once it listens."""
+    command = [sys.executable, "-m", "unitune_client", "up", "--port", "0", "--base-model", base_model]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path / "programs"), str(ROOT)])}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path) as process:
+        assert process.stdout is not None and process.stdout.readline().startswith("listening 127.0.0.1:")
+        yield process
+        process.kill()
+
+
+def test_other_commands_find_what_up_runs(
+    home: Home, up: subprocess.Popen[str], base_model: str, said: list[str], tmp_path: Path
+) -> None:
+    """They use the shared services, with that base model only, and do not stop them."""
+    with connection(None, None, said.append) as client, connection(None, base_model, said.append):
+        assert "gateway" == client.server_info().version
+    told = CliRunner().invoke(main, ["doctor"]).stdout
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "model_index.json").write_text("{}")
+    with pytest.raises(InvalidField, match=f"or stop `unitune up` .process {up.pid}., which has .*tiny"):
+        connection(None, str(tmp_path / "other"), said.append).__enter__()
+
+    assert all(line.startswith("using the services of `unitune up` at 127.0.0.1:") for line in said)
+    assert re.search(rf"running here: +127\.0\.0\.1:\d+, process {up.pid}\n", told)
+    assert re.search(r"engines: +e1\n", told)
+    assert 3 == len(stand_ins.still_running(pids(home)))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_up_ends_with_all_its_services(home: Home, up: subprocess.Popen[str], number: signal.Signals) -> None:
+    """Ctrl-C or SIGTERM stops the three and leaves with 0; nobody is told of them afterwards."""
+    assert home.running() is not None
+
+    up.send_signal(number)
+
+    assert 0 == up.wait(30)
+    assert [] == stand_ins.still_running(pids(home))
+    assert home.running() is None
+
+
+def test_services_end_when_their_parent_is_killed(home: Home, up: subprocess.Popen[str]) -> None:
+    """SIGKILL leaves no time to clean up; the services notice by themselves, and the home is free again."""
+    up.kill()
+    up.wait()
+
+    assert [] == stand_ins.still_running(pids(home), within_s=15)
+    assert home.running() is None
+    claim = home.claim()
+    assert claim is not None
+    claim.release()
+
+
+def test_up_ends_when_a_service_dies(home: Home, up: subprocess.Popen[str]) -> None:
+    """It stops the others and leaves with 1."""
+    os.kill(stand_ins.notes(home.store)["sampler"]["pid"], signal.SIGKILL)
+
+    assert 1 == up.wait(30)
+    assert [] == stand_ins.still_running(pids(home))

@@ -1,0 +1,104 @@
+"""The contact sheet: how many panels, which pixels, what text."""
+
+import io
+
+import pytest
+from PIL import Image, ImageChops, ImageFont
+
+from tests.unitune_client.scripted_server import png
+from unitune_client import sheet
+
+RED, GREEN, BLUE = (200, 40, 40), (0, 200, 0), (0, 0, 200)
+
+
+def patterned(size: tuple[int, int]) -> Image.Image:
+    """A picture in which every pixel differs from its neighbours."""
+    picture = Image.new("RGB", size)
+    picture.putdata([(37 * n % 256, 91 * n % 256, 11 * n % 256) for n in range(size[0] * size[1])])
+    return picture
+
+
+def file_of(picture: Image.Image, **options: object) -> bytes:
+    """The picture as a PNG file."""
+    file = io.BytesIO()
+    picture.save(file, "PNG", **options)
+    return file.getvalue()
+
+
+def columns_of(made: Image.Image) -> list[tuple[int, int]]:
+    """Where the first line's panels begin and end, found by their pixels in a row through them."""
+    ink = [made.getpixel((x, sheet.MARGIN + 1)) != sheet.BACKGROUND for x in range(made.width)]
+    starts = [x for x in range(1, made.width) if ink[x] and not ink[x - 1]]
+    return [(start, next(x for x in range(start, made.width) if not ink[x])) for start in starts]
+
+
+@pytest.mark.parametrize("edits", [0, 1, 2, 3])
+def test_a_row_has_the_picture_and_two_panels_per_edit(edits: int) -> None:
+    """One panel for the picture and two for each edit; after two edits a new line begins."""
+    made = sheet.contact_sheet([(png(RED), [("an edit", png(GREEN))] * edits)])
+
+    panels = 1 + 2 * min(edits, sheet.EDITS_IN_A_LINE)
+    assert panels == len(columns_of(made))
+    counts = {colour: count for count, colour in made.getcolors(1 << 20)}
+    assert edits * 256 * 192 == counts.get(GREEN, 0)
+    assert 256 * 192 == counts[RED]
+
+
+def test_small_pictures_are_enlarged_by_a_whole_factor_without_blur() -> None:
+    """Every pixel of the picture and of the edit becomes a square of 4 x 4."""
+    picture, edited = patterned((64, 48)), ImageChops.invert(patterned((64, 48)))
+
+    made = sheet.contact_sheet([(file_of(picture), [("inverted", file_of(edited))])])
+
+    for (left, right), wanted in zip(columns_of(made)[:2], (picture, edited), strict=True):
+        assert 256 == right - left
+        found = made.crop((left, sheet.MARGIN, right, sheet.MARGIN + 192))
+        assert wanted.resize((256, 192), Image.Resampling.NEAREST).tobytes() == found.tobytes()
+
+
+def test_the_difference_is_twice_as_bright() -> None:
+    """The third panel is |edit - picture| times two, cut at white."""
+    made = sheet.contact_sheet([(png((10, 20, 30)), [("brighter", png((20, 10, 200)))])])
+
+    left, _ = columns_of(made)[2]
+    assert (20, 20, 255) == made.getpixel((left + 5, sheet.MARGIN + 5))
+
+
+def test_large_pictures_are_reduced() -> None:
+    """A photo of 3000 pixels does not make a sheet of 9000."""
+    made = sheet.contact_sheet([(png(RED, (3000, 1500)), [("an edit", png(GREEN, (3000, 1500)))])])
+
+    assert [sheet.LARGEST_PANEL] * 3 == [right - left for left, right in columns_of(made)]
+
+
+def test_a_photo_is_shown_upright() -> None:
+    """The orientation that a camera wrote is obeyed, as the server does."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    file = file_of(Image.new("RGB", (64, 32), RED), exif=exif)
+
+    made = sheet.contact_sheet([(file, [("an edit", png(GREEN, (32, 64)))])])
+
+    left, right = columns_of(made)[0]
+    assert 128 == right - left
+
+
+def test_several_pictures_make_several_rows() -> None:
+    """Each picture has a row of its own with its edits."""
+    one = sheet.contact_sheet([(png(RED), [("a", png(GREEN))])])
+    two = sheet.contact_sheet([(png(RED), [("a", png(GREEN))]), (png(BLUE), [("b", png(GREEN))])])
+
+    assert (one.width, 2 * one.height - sheet.MARGIN) == (two.width, two.height)
+
+
+def test_long_prompts_are_wrapped_within_the_panel() -> None:
+    """No line is wider than its panel, no word is lost, a word that is too long is broken."""
+    font = ImageFont.load_default(sheet.FONT_SIZE)
+    prompt = "a very long description of a picture with a " + "w" * 90 + " in it"
+
+    lines = sheet.wrapped(prompt, font, 256)
+
+    assert all(font.getlength(line) <= 256 for line in lines)
+    assert prompt.replace(" ", "") == "".join(lines).replace(" ", "")
+    made = [sheet.contact_sheet([(png(RED), [(text, png(GREEN))])]) for text in ("short", prompt)]
+    assert made[1].height > made[0].height and made[1].width == made[0].width

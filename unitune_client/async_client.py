@@ -1,0 +1,326 @@
+"""AsyncClient: every call of the product, for programs that use asyncio."""
+
+import asyncio
+import hashlib
+import uuid
+import warnings
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from contextlib import aclosing
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+import grpc
+
+from unitune.errors import Cancelled, Unavailable, UniTuneError
+from unitune.v1 import (
+    edit_pb2,
+    edit_pb2_grpc,
+    image_pb2,
+    image_pb2_grpc,
+    server_pb2,
+    server_pb2_grpc,
+    tuning_pb2,
+    tuning_pb2_grpc,
+)
+from unitune_client import events, messages
+from unitune_client.channel import CHUNK_BYTES, INLINE_IMAGE_BYTES, Backoff, open_channel, typed_errors
+from unitune_client.messages import EditOptions, TuningOptions
+from unitune_client.pictures import Picture, picture_bytes, resource_name
+
+UPLOAD_TIMEOUT_S = 120.0
+
+
+class AsyncClient:
+    """A connection to one UniTune server; made anywhere, used in one event loop.
+
+        async with AsyncClient("localhost:50051") as client:
+            tuning = await client.tune("cat.png")
+            result = await client.edit_to_end(tuning, "a cat on a beach", seeds=[1, 2])
+            result.images[0].save("beach.png")
+
+    Every method raises errors of `unitune.errors`: Unavailable when no server answers, InvalidField when a value is
+    wrong, and so on. What may be repeated is repeated, with growing pauses.
+    """
+
+    def __init__(
+        self,
+        address: str = "127.0.0.1:50051",
+        *,
+        tenant: str = "default",
+        tls: bool = False,
+        root_certificates: bytes | None = None,
+        reconnect_s: float = 120.0,
+    ) -> None:
+        """`address` is HOST:PORT. `root_certificates` is a PEM file's bytes and turns `tls` on. A lost watch or upload
+        is tried again until the server was away for `reconnect_s` seconds.
+        """
+        self._address, self._tls, self._root_certificates = address, tls, root_certificates
+        self._parent = f"tenants/{tenant}"
+        self._reconnect_s = reconnect_s
+        self._channel: grpc.aio.Channel | None = None
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._address}{', closed' if self._closed else ''}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_channel", None) is not None:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+
+    async def close(self) -> None:
+        """Close the connection and every stream on it. Closing twice is harmless."""
+        channel, self._channel, self._closed = self._channel, None, True
+        if channel is not None:
+            await channel.close(None)
+
+    async def server_info(self) -> events.ServerInfo:
+        """What the server is, its base model, defaults and limits."""
+        stub = server_pb2_grpc.ServerServiceStub(self._connection())
+        with typed_errors(self._address):
+            return messages.server_info(await stub.GetServerInfo(server_pb2.GetServerInfoRequest()))
+
+    async def upload_image(self, image: Picture) -> events.Image:
+        """Upload a picture: its bytes or the path of a PNG, JPEG or WebP file, at most 16 MiB and 64 megapixels.
+
+        Images are named by their digest, so uploading one again changes nothing.
+        Raises InvalidArgument when the server cannot use the picture.
+        """
+        data = await asyncio.to_thread(picture_bytes, image)
+        backoff = Backoff(self._reconnect_s)
+        while True:
+            try:
+                stub = image_pb2_grpc.ImageServiceStub(self._connection())
+                with typed_errors(self._address):
+                    return messages.image(await stub.UploadImage(self._upload(data), timeout=UPLOAD_TIMEOUT_S))
+            except Unavailable as error:
+                await backoff.wait_after(error)
+
+    async def create_tuning(
+        self, image: Picture, *, labels: Mapping[str, str] | None = None, **config: Unpack[TuningOptions]
+    ) -> events.Tuning:
+        """Ask for a tuning and return at once; `config` is that of TuningOptions.
+
+        The same picture and config never tune twice: the tuning may be READY already. A path or bytes are uploaded.
+        Raises InvalidField naming what is wrong, NotFound for an image that was never uploaded.
+        """
+        messages.refuse_unknown(config, TuningOptions)
+        name = resource_name(image, "images") or (await self.upload_image(image)).name
+        request = tuning_pb2.CreateTuningRequest(
+            parent=self._parent,
+            image=name,
+            config=messages.tuning_config(config),
+            request_id=str(uuid.uuid4()),
+            labels=labels,
+        )
+        with typed_errors(self._address):
+            return messages.tuning(await self._tunings().CreateTuning(request))
+
+    async def get_tuning(self, name: str) -> events.Tuning:
+        """A tuning as it is now. Raises NotFound."""
+        with typed_errors(self._address):
+            return messages.tuning(await self._tunings().GetTuning(tuning_pb2.GetTuningRequest(name=name)))
+
+    async def list_tunings(
+        self, *, state: events.TuningState | str | None = None
+    ) -> AsyncGenerator[events.Tuning, None]:
+        """The tunings of this tenant, the newest first; with `state`, only those in it."""
+        request = tuning_pb2.ListTuningsRequest(parent=self._parent)
+        if state is not None:
+            request.state = getattr(tuning_pb2.Tuning, f"STATE_{events.TuningState(state)}")
+        while True:
+            with typed_errors(self._address):
+                page = await self._tunings().ListTunings(request)
+            for one in page.tunings:
+                yield messages.tuning(one)
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def watch_tuning(self, name: str, after_sequence: int = 0) -> AsyncGenerator[events.TuningEvent, None]:
+        """What happens to a tuning after the event of that number, until it is READY.
+
+        A lost connection is taken up where it was: no event is missing, none comes twice.
+        Raises the tuning's own error if it fails, Cancelled if it is cancelled, NotFound for an unknown name.
+        """
+        last = after_sequence
+        backoff = Backoff(self._reconnect_s)
+        failure: UniTuneError
+        while True:
+            try:
+                async with aclosing(self._watch_once(name, last)) as stream:
+                    async for event in stream:
+                        backoff.succeeded()
+                        last = max(last, event.sequence)
+                        if isinstance(event, events.TuningFailed):
+                            failure = event.error
+                            break
+                        if isinstance(event, events.TuningCancelled):
+                            failure = Cancelled("the tuning was cancelled", reason="TUNING_CANCELLED")
+                            break
+                        yield event
+                        if isinstance(event, events.TuningReady):
+                            return
+            except Unavailable as error:
+                await backoff.wait_after(error)
+            else:  # the tuning's own failure: it may be Unavailable too, and is not tried again
+                raise failure
+
+    async def tune(
+        self,
+        image: Picture,
+        *,
+        on_event: Callable[[events.TuningEvent], object] | None = None,
+        **config: Unpack[TuningOptions],
+    ) -> events.Tuning:
+        """Make a tuning and wait until it is READY; `on_event` is called with everything on the way.
+
+        Raises as `create_tuning` and `watch_tuning` do. Leaving early does not cancel the tuning.
+        """
+        tuning = await self.create_tuning(image, **config)
+        async for event in self.watch_tuning(tuning.name):
+            if on_event is not None:
+                on_event(event)
+            if isinstance(event, events.TuningReady):
+                tuning = event.tuning
+        return tuning
+
+    async def cancel_tuning(self, name: str) -> events.Tuning:
+        """Stop a tuning before its next update; after its end this changes nothing. Raises NotFound."""
+        with typed_errors(self._address):
+            return messages.tuning(await self._tunings().CancelTuning(tuning_pb2.CancelTuningRequest(name=name)))
+
+    async def delete_tuning(self, name: str, *, allow_missing: bool = False) -> None:
+        """Cancel a tuning if it runs, and discard its weights. Raises NotFound unless `allow_missing`."""
+        request = tuning_pb2.DeleteTuningRequest(name=name, allow_missing=allow_missing)
+        with typed_errors(self._address):
+            await self._tunings().DeleteTuning(request)
+
+    async def edit(
+        self, image_or_tuning: Picture | events.Tuning, prompt: str, **options: Unpack[EditOptions]
+    ) -> AsyncGenerator[events.EditEvent, None]:
+        """Edit a picture by text and yield everything on the way; `options` are those of EditOptions.
+
+        For a picture, the server finds its tuning or makes it first. The last event is EditDone. Closing the
+        iterator early cancels the edit, but not a tuning that it began.
+        Raises the edit's own error if it fails, Cancelled if it is cancelled, InvalidField, NotFound, and
+        FailedPrecondition for a tuning that is not READY.
+        """
+        messages.refuse_unknown(options, EditOptions)
+        request = messages.edit_request(self._parent, prompt, options)
+        await self._set_target(request, image_or_tuning)
+        stub = edit_pb2_grpc.EditServiceStub(self._connection())
+        call = stub.Edit(request, timeout=options.get("timeout_s"))
+        try:
+            with typed_errors(self._address):
+                async for message in call:
+                    event = messages.edit_event(message)
+                    if isinstance(event, UniTuneError):
+                        raise event
+                    if isinstance(event, events.Edit):
+                        raise Cancelled("the edit was cancelled", reason="EDIT_CANCELLED")
+                    if event is not None:
+                        yield event
+                    if isinstance(event, events.EditDone):
+                        return
+            raise Unavailable("the stream ended before the edit did", reason="STREAM_ENDED")
+        finally:
+            call.cancel()
+
+    async def edit_to_end(
+        self,
+        image_or_tuning: Picture | events.Tuning,
+        prompt: str,
+        *,
+        on_event: Callable[[events.EditEvent], object] | None = None,
+        **options: Unpack[EditOptions],
+    ) -> events.EditResult:
+        """Edit a picture by text and return its pictures; `on_event` is called with everything on the way.
+
+        Raises as `edit` does.
+        """
+        seen: list[events.EditEvent] = []
+        async for event in self.edit(image_or_tuning, prompt, **options):
+            if on_event is not None:
+                on_event(event)
+            seen.append(event)
+        return edit_result(seen)
+
+    async def get_edit(self, name: str) -> events.Edit:
+        """An edit and, once it is done, its pictures; the server keeps it for 10 minutes. Raises NotFound."""
+        with typed_errors(self._address):
+            return messages.edit(await self._edits().GetEdit(edit_pb2.GetEditRequest(name=name)))
+
+    async def cancel_edit(self, name: str) -> events.Edit:
+        """Stop an edit before its next step; after its end this changes nothing. Raises NotFound."""
+        with typed_errors(self._address):
+            return messages.edit(await self._edits().CancelEdit(edit_pb2.CancelEditRequest(name=name)))
+
+    def _connection(self) -> grpc.aio.Channel:
+        if self._closed:
+            raise RuntimeError(f"{self!r} cannot be used any more")
+        if self._channel is None:
+            self._channel = open_channel(self._address, self._tls, self._root_certificates)
+        return self._channel
+
+    def _tunings(self) -> Any:
+        return tuning_pb2_grpc.TuningServiceStub(self._connection())
+
+    def _edits(self) -> Any:
+        return edit_pb2_grpc.EditServiceStub(self._connection())
+
+    def _upload(self, data: bytes) -> Iterator[image_pb2.UploadImageRequest]:
+        digest = hashlib.sha256(data).hexdigest()
+        header = image_pb2.UploadImageRequest.Header(parent=self._parent, size_bytes=len(data), sha256=digest)
+        yield image_pb2.UploadImageRequest(header=header)
+        for start in range(0, len(data), CHUNK_BYTES):
+            yield image_pb2.UploadImageRequest(chunk=data[start : start + CHUNK_BYTES])
+
+    async def _watch_once(self, name: str, after_sequence: int) -> AsyncGenerator[events.TuningEvent, None]:
+        """The events of one connection. Raises Unavailable when it breaks or ends."""
+        request = tuning_pb2.WatchTuningRequest(name=name, after_sequence=after_sequence)
+        call = self._tunings().WatchTuning(request)
+        try:
+            with typed_errors(self._address):
+                async for message in call:
+                    event = messages.tuning_event(message)
+                    if event is not None:
+                        yield event
+            raise Unavailable("the stream ended before the tuning did", reason="STREAM_ENDED")
+        finally:
+            call.cancel()
+
+    async def _set_target(self, request: edit_pb2.EditRequest, target: Picture | events.Tuning) -> None:
+        if (tuning := resource_name(target, "tunings")) is not None:
+            request.tuning = tuning
+        elif (image := resource_name(target, "images")) is not None:
+            request.image = image
+        else:
+            data = await asyncio.to_thread(picture_bytes, target)
+            if len(data) <= INLINE_IMAGE_BYTES:
+                request.image_data = data
+            else:
+                request.image = (await self.upload_image(data)).name
+
+
+def edit_result(seen: list[events.EditEvent]) -> events.EditResult:
+    """What the events of a whole edit amount to."""
+    accepted = next(event for event in seen if isinstance(event, events.EditAccepted))
+    done = next(event for event in seen if isinstance(event, events.EditDone))
+    images = [event for event in seen if isinstance(event, events.EditedImage)]
+    return events.EditResult(
+        edit=accepted.edit,
+        images=tuple(sorted(images, key=lambda image: image.index)),
+        config=accepted.config,
+        effective_strength=accepted.effective_strength,
+        warnings=accepted.warnings,
+        timings=done.timings,
+        tuning=done.tuning,
+    )

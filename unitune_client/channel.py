@@ -1,0 +1,115 @@
+"""The channel to a server: its settings, which calls repeat by themselves, and what their failures become."""
+
+import asyncio
+import json
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+
+from unitune.errors import Unavailable, UniTuneError, from_rpc_error
+
+MAX_MESSAGE_BYTES = 16 << 20  # an edited picture comes in one message
+CHUNK_BYTES = 256 << 10
+INLINE_IMAGE_BYTES = 3 << 20  # larger pictures are uploaded before the edit
+
+_UNARY_RETRY = {
+    "maxAttempts": 4,
+    "initialBackoff": "0.2s",
+    "maxBackoff": "3s",
+    "backoffMultiplier": 2,
+    "retryableStatusCodes": ["UNAVAILABLE"],
+}
+# Only before the first event: afterwards grpc repeats no stream, and `watch_tuning` resumes by itself.
+_STREAM_RETRY = _UNARY_RETRY | {"maxAttempts": 3, "initialBackoff": "0.1s", "maxBackoff": "1s"}
+
+# UploadImage has no policy: its chunks outgrow grpc's buffer for repeated calls, so the client sends them again itself.
+SERVICE_CONFIG = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "healthCheckConfig": {"serviceName": ""},
+    "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
+    "methodConfig": [
+        {
+            "name": [{"service": "unitune.v1.TuningService"}],
+            "timeout": "15s",
+            "waitForReady": True,
+            "retryPolicy": _UNARY_RETRY,
+        },
+        {
+            "name": [
+                {"service": "unitune.v1.TuningService", "method": "WatchTuning"},
+                {"service": "unitune.v1.EditService", "method": "Edit"},
+            ],
+            "retryPolicy": _STREAM_RETRY,
+        },
+        # Not waitForReady: this is a caller's first call, and a wrong address must be told at once.
+        {
+            "name": [{"service": "unitune.v1.ServerService"}, {"service": "unitune.v1.EditService"}],
+            "timeout": "15s",
+            "retryPolicy": _UNARY_RETRY,
+        },
+    ],
+}
+
+CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
+    ("grpc.enable_retries", 1),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.dns_min_time_between_resolutions_ms", 10_000),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+    ("grpc.http2.bdp_probe", 0),
+    # Clients of one process share no connection, so that closing one never disturbs another.
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+
+def open_channel(address: str, tls: bool, root_certificates: bytes | None) -> grpc.aio.Channel:
+    """A channel that connects at its first call. It belongs to the running event loop."""
+    if tls or root_certificates is not None:
+        credentials = grpc.ssl_channel_credentials(root_certificates)
+        return grpc.aio.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
+    return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+
+
+@contextmanager
+def typed_errors(address: str) -> Iterator[None]:
+    """What grpc raises becomes one of `unitune.errors`."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise _typed(error, address) from None
+
+
+def _typed(error: grpc.aio.AioRpcError, address: str) -> UniTuneError:
+    typed = from_rpc_error(error)
+    if typed.reason == "UNAVAILABLE":  # from grpc itself: the servers' own errors name a better reason
+        return Unavailable(f"no UniTune server answers at {address}", reason="UNAVAILABLE")
+    if typed.reason == "DEADLINE_EXCEEDED":
+        return Unavailable(f"the server at {address} did not answer in time", reason="DEADLINE_EXCEEDED")
+    return typed
+
+
+class Backoff:
+    """Waits longer after every failure, and gives up `patience_s` seconds after the last success."""
+
+    def __init__(self, patience_s: float, *, first_s: float = 0.1, longest_s: float = 5.0) -> None:
+        self._patience_s, self._first_s, self._longest_s = patience_s, first_s, longest_s
+        self.succeeded()
+
+    def succeeded(self) -> None:
+        """Start anew."""
+        self._failures = 0
+        self._gives_up_at = asyncio.get_running_loop().time() + self._patience_s
+
+    async def wait_after(self, error: UniTuneError) -> None:
+        """Sleep before the next attempt; a server that names a time is obeyed. Raises `error` when patience ends."""
+        delay = min(self._longest_s, self._first_s * 2**self._failures) * random.uniform(0.5, 1.0)
+        delay = max(delay, error.retry_after_s or 0.0)
+        self._failures += 1
+        if asyncio.get_running_loop().time() + delay > self._gives_up_at:
+            raise error
+        await asyncio.sleep(delay)

@@ -1,0 +1,240 @@
+"""`unitune edit` and `unitune tune`."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from unitune.errors import InvalidField, UniTuneError
+from unitune_client import events
+from unitune_client.cli_options import Between, server_options, tuning_options
+from unitune_client.client import Client
+from unitune_client.connection import connection
+from unitune_client.display import Display, display
+from unitune_client.messages import EditOptions
+from unitune_client.outputs import slugs
+from unitune_client.pictures import picture_bytes
+from unitune_client.sheet import contact_sheet
+
+TUNED_METHOD = "unitune"  # the default of every server; other methods edit with the base model's own weights
+
+EXAMPLES = """
+\b
+Examples:
+  unitune edit cat.png "a dog on a beach"
+  unitune edit cat.png "a cat at night" "a cat in the snow" --seed 1 --seed 2
+  unitune edit photo.jpg "a wooden toy car" --base-model ~/models/stable-diffusion-v1-5
+  unitune edit cat.png "a dog" --strength 0.95 --guidance 10 --address 127.0.0.1:50051
+"""
+
+
+@click.command("edit", epilog=EXAMPLES)
+@click.argument("photo")
+@click.argument("prompts", metavar='"PROMPT" ...', nargs=-1, required=True)
+@click.option("-o", "--output", metavar="OUT", default="out", show_default=True, help="Folder for the pictures.")
+@click.option("--method", help="unitune, with tuned weights, or sdedit, with the base model's.  [default: unitune]")
+@click.option(
+    "--strength",
+    type=Between(0.0, 1.0),
+    help="How far up the noise schedule the edit starts, 0 to 1: more changes more.  [default: the base model's own]",
+)
+@click.option(
+    "--guidance",
+    type=Between(0.0, 64.0),
+    help="Weight of the prompt, 0 to 64; 1 is no guidance.  [default: the base model's own]",
+)
+@click.option(
+    "--steps",
+    type=Between(1, 1000),
+    help="Denoising steps of a run from pure noise; --strength leaves the later part.  [default: the base model's own]",
+)
+@click.option("--scheduler", help="ddim, euler or dpmpp_2m.  [default: the base model's own]")
+@click.option("--seed", "seeds", type=Between(0, 2**63 - 1), multiple=True, help="One picture per seed.  [default: 0]")
+@tuning_options
+@server_options
+def edit_command(
+    photo: str,
+    prompts: tuple[str, ...],
+    output: str,
+    method: str | None,
+    strength: float | None,
+    guidance: float | None,
+    steps: int | None,
+    scheduler: str | None,
+    seeds: tuple[int, ...],
+    address: str | None,
+    base_model: str | None,
+    as_json: bool,
+    **tuning: Any,
+) -> None:
+    """Edit PHOTO, a PNG, JPEG or WebP file, by each PROMPT, which describes the picture you want to see.
+
+    The model is tuned on the photo once; all prompts, and later commands with the same photo, use that tuning. Without
+    --address the services run here for as long as the command does. The pictures, and a sheet of all of them, go
+    into OUT; their paths are printed.
+
+    The settings in force, defaults filled in, are told when an edit starts; `unitune doctor` shows a server's.
+    """
+    data = picture_bytes_of(photo)
+    folder = folder_of(output)
+    stem = Path(photo).stem
+    with display(as_json) as show, connection(address, base_model, show.say) as client:
+        info = client.server_info()
+        method = method or info.sampling_defaults.method or TUNED_METHOD
+        check(info, prompts, method, scheduler, seeds)
+        say_what_the_model_knows(info, show)
+        image = client.upload_image(data)
+        target = tune(client, image, show, **tuning) if method == TUNED_METHOD else image
+        options = EditOptions(
+            method=method,
+            strength=strength,
+            guidance_scale=guidance,
+            num_inference_steps=steps,
+            scheduler=scheduler,
+            seeds=list(dict.fromkeys(seeds)),
+        )
+        edits: list[tuple[str, bytes]] = []
+        for prompt, slug in slugs(prompts).items():
+            for edited in edit(client, target, prompt, options, show):
+                path = edited.save(folder / f"{stem}--{slug}--seed{edited.seed}.png")
+                show.result(str(path), kind="picture", prompt=prompt, seed=edited.seed)
+                edits.append((f"{prompt} (seed {edited.seed})" if len(seeds) > 1 else prompt, edited.png))
+        sheet = folder / f"{stem}--sheet.png"
+        save_sheet(data, edits, sheet)
+        show.result(str(sheet), kind="sheet")
+
+
+@click.command("tune")
+@click.argument("photo")
+@tuning_options
+@server_options
+def tune_command(photo: str, address: str | None, base_model: str | None, as_json: bool, **tuning: Any) -> None:
+    """Tune on PHOTO and print the tuning's name. Edits of the same photo then start at once.
+
+    \b
+    Example:
+      unitune tune cat.png --updates 256 --address 127.0.0.1:50051
+    """
+    data = picture_bytes_of(photo)
+    with display(as_json) as show, connection(address, base_model, show.say) as client:
+        say_what_the_model_knows(client.server_info(), show)
+        made = tune(client, client.upload_image(data), show, **tuning)
+        show.result(made.name, kind="tuning", tuning=made)
+
+
+def tune(client: Client, image: events.Image, show: Display, **config: Any) -> events.Tuning:
+    """The picture's tuning, READY, with its progress on show. An interrupt cancels it."""
+    began = time.monotonic()
+    tuning = client.create_tuning(image, **config)
+    if tuning.state == events.TuningState.READY:
+        show.say("this picture was tuned on before")
+        return tuning
+    try:
+        for event in client.watch_tuning(tuning.name):
+            show.event(event)
+            if isinstance(event, events.TuningReady):
+                tuning = event.tuning
+    except KeyboardInterrupt:
+        cancel(show, "tuning", tuning.name, client.cancel_tuning)
+        raise
+    show.say(f"tuned in {time.monotonic() - began:.1f} s")
+    return tuning
+
+
+def edit(
+    client: Client, target: events.Image | events.Tuning, prompt: str, options: EditOptions, show: Display
+) -> list[events.EditedImage]:
+    """The pictures of an edit, with its progress on show. An interrupt cancels it."""
+    name, images = "", list[events.EditedImage]()
+    try:
+        for event in client.edit(target, prompt, **options):
+            show.event(event, prompt=prompt)
+            if isinstance(event, events.EditAccepted):
+                name = event.edit
+            elif isinstance(event, events.EditedImage):
+                images.append(event)
+            elif isinstance(event, events.EditDone):
+                show.say(in_words(event.timings))
+    except KeyboardInterrupt:
+        if name:
+            cancel(show, "edit", name, client.cancel_edit)
+        raise
+    return images
+
+
+def cancel(show: Display, what: str, name: str, call: Callable[[str], object]) -> None:
+    """Cancel on the server and say so, whatever the answer is."""
+    show.end_stage()
+    try:
+        call(name)
+        show.say(f"cancelled {what} {name}")
+    except UniTuneError as error:
+        show.say(f"could not cancel {what} {name}: {error}")
+
+
+def check(
+    info: events.ServerInfo, prompts: Sequence[str], method: str, scheduler: str | None, seeds: Sequence[int]
+) -> None:
+    """Refuse before the tuning what the server would refuse after it. Raises InvalidField."""
+    for prompt in prompts:
+        if not prompt.strip() or len(prompt) > info.limits.prompt_characters:
+            remedy = f"describe the picture in 1 to {info.limits.prompt_characters} characters"
+            raise InvalidField("PROMPT", f"{len(prompt)} characters" if prompt.strip() else "", remedy)
+    if method not in info.methods:
+        raise InvalidField("--method", method, f"give one of {', '.join(info.methods)}")
+    if scheduler is not None and scheduler not in info.schedulers:
+        raise InvalidField("--scheduler", scheduler, f"give one of {', '.join(info.schedulers)}")
+    if len(seeds) > info.limits.seeds:
+        raise InvalidField("--seed", f"{len(seeds)} seeds", f"give at most {info.limits.seeds}")
+
+
+def say_what_the_model_knows(info: events.ServerInfo, show: Display) -> None:
+    """One line if the base model has a small world of its own."""
+    if info.base_model.vocabulary:
+        show.say(
+            f"the model {info.base_model.name} knows only its own world of stickers (unitune doctor --vocabulary); "
+            "for photographs give --base-model"
+        )
+
+
+def folder_of(output: str) -> Path:
+    """The folder for the pictures, made if it is not there. Raises InvalidField for a file."""
+    folder = Path(output)
+    if folder.exists() and not folder.is_dir():
+        raise InvalidField("--output", output, "it is a file; give a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def picture_bytes_of(photo: str) -> bytes:
+    """The photo's file. Raises InvalidField under the argument's own name."""
+    try:
+        return picture_bytes(Path(photo))
+    except InvalidField as error:
+        raise InvalidField("PHOTO", photo, error.metadata["remedy"]) from None
+
+
+def save_sheet(picture: bytes, edits: Sequence[tuple[str, bytes]], path: Path) -> None:
+    """Write the contact sheet; it appears whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        contact_sheet([(picture, edits)]).save(unfinished, "PNG")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def in_words(timings: events.Timings) -> str:
+    """The seconds of each stage that took any."""
+    stages = {
+        "queue": timings.queue_s,
+        "tune": timings.tune_s,
+        "refit": timings.refit_s,
+        "encode": timings.encode_s,
+        "denoise": timings.denoise_s,
+        "decode": timings.decode_s,
+    }
+    told = [f"{name} {seconds:.2f} s" for name, seconds in stages.items() if seconds >= 0.005]
+    return f"edited in {timings.total_s:.2f} s ({', '.join(told)})" if told else f"edited in {timings.total_s:.2f} s"

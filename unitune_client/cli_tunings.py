@@ -1,0 +1,66 @@
+"""`unitune tunings`: what was tuned, and what becomes of it."""
+
+import click
+
+from unitune_client import events
+from unitune_client.cli_options import server_options
+from unitune_client.connection import connection
+from unitune_client.display import display
+
+
+@click.group("tunings")
+def tunings_group() -> None:
+    """List, watch, cancel and delete tunings.
+
+    \b
+    Examples:
+      unitune tunings list --address 127.0.0.1:50051
+      unitune tunings delete tenants/default/tunings/t-0a1b
+    """
+
+
+@tunings_group.command("list")
+@click.option(
+    "--state",
+    type=click.Choice([state.value for state in events.TuningState], case_sensitive=False),
+    help="Only tunings in this state.",
+)
+@server_options
+def list_command(state: str | None, address: str | None, base_model: str | None, as_json: bool) -> None:
+    """List the tunings, the newest first: name, state, updates, time of creation."""
+    with display(as_json) as show, connection(address, base_model, show.say) as client:
+        for tuning in client.list_tunings(state=state):
+            created = f"{tuning.create_time:%Y-%m-%d %H:%M}" if tuning.create_time else "-"
+            line = f"{tuning.name}  {tuning.state:9}  {tuning.config.updates:5} updates  {created}"
+            show.result(line, kind="tuning", tuning=tuning)
+
+
+@tunings_group.command("watch")
+@click.argument("name")
+@server_options
+def watch_command(name: str, address: str | None, base_model: str | None, as_json: bool) -> None:
+    """Show what happens to the tuning NAME until it ends. Ctrl-C stops watching, not the tuning."""
+    with display(as_json) as show, connection(address, base_model, show.say) as client:
+        for event in client.watch_tuning(name):
+            show.event(event)
+        show.result(f"{name}  READY", kind="tuning")
+
+
+@tunings_group.command("cancel")
+@click.argument("name")
+@server_options
+def cancel_command(name: str, address: str | None, base_model: str | None, as_json: bool) -> None:
+    """Stop the tuning NAME before its next update. One that has ended stays as it is."""
+    with display(as_json) as show, connection(address, base_model, show.say) as client:
+        tuning = client.cancel_tuning(name)
+        show.result(f"{tuning.name}  {tuning.state}", kind="tuning", tuning=tuning)
+
+
+@tunings_group.command("delete")
+@click.argument("name")
+@server_options
+def delete_command(name: str, address: str | None, base_model: str | None, as_json: bool) -> None:
+    """Discard the tuning NAME with its weights, cancelling it if it runs."""
+    with display(as_json) as show, connection(address, base_model, show.say) as client:
+        client.delete_tuning(name)
+        show.result(f"{name}  deleted", kind="deleted", tuning=name)

@@ -1,0 +1,217 @@
+"""Client: the same calls as AsyncClient, for programs without asyncio. Each waits for its answer."""
+
+import asyncio
+import sys
+import threading
+import warnings
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+from unitune_client import events
+from unitune_client.async_client import AsyncClient, edit_result
+from unitune_client.messages import EditOptions, TuningOptions
+from unitune_client.pictures import Picture
+
+T = TypeVar("T")
+
+
+class Client:
+    """A connection to one UniTune server, which any thread may use.
+
+        with Client("localhost:50051") as client:
+            tuning = client.tune("cat.png")
+            result = client.edit_to_end(tuning, "a cat on a beach", seeds=[1, 2])
+            result.images[0].save("beach.png")
+
+    An AsyncClient does the work in a thread of its own; its methods say what these do and raise.
+    """
+
+    def __init__(
+        self,
+        address: str = "127.0.0.1:50051",
+        *,
+        tenant: str = "default",
+        tls: bool = False,
+        root_certificates: bytes | None = None,
+        reconnect_s: float = 120.0,
+    ) -> None:
+        self._client = AsyncClient(
+            address, tenant=tenant, tls=tls, root_certificates=root_certificates, reconnect_s=reconnect_s
+        )
+        self._loop = asyncio.new_event_loop()
+        # The thread holds the loop and not the client, so that a forgotten client is still collected, and warns.
+        self._thread = threading.Thread(target=_run_loop, args=(self._loop,), name="unitune-client", daemon=True)
+        self._thread.start()
+
+    def __repr__(self) -> str:
+        return repr(self._client).replace("AsyncClient", "Client", 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        loop = getattr(self, "_loop", None)
+        if loop is not None and not loop.is_closed():
+            message = f"unclosed {self!r}"
+            # Not `close`: this may run in any thread, the loop's own too, where waiting would never end.
+            asyncio.run_coroutine_threadsafe(_close_and_stop(self._client), loop)
+            warnings.warn(message, ResourceWarning, source=self, stacklevel=2)
+
+    def close(self) -> None:
+        """Close the connection and every stream on it, and end the thread. Closing twice is harmless."""
+        if self._loop.is_closed():
+            return
+        self._wait_for(self._client.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    def server_info(self) -> events.ServerInfo:
+        """As AsyncClient.server_info."""
+        return self._wait_for(self._client.server_info())
+
+    def upload_image(self, image: Picture) -> events.Image:
+        """As AsyncClient.upload_image."""
+        return self._wait_for(self._client.upload_image(image))
+
+    def create_tuning(
+        self, image: Picture, *, labels: Mapping[str, str] | None = None, **config: Unpack[TuningOptions]
+    ) -> events.Tuning:
+        """As AsyncClient.create_tuning."""
+        return self._wait_for(self._client.create_tuning(image, labels=labels, **config))
+
+    def get_tuning(self, name: str) -> events.Tuning:
+        """As AsyncClient.get_tuning."""
+        return self._wait_for(self._client.get_tuning(name))
+
+    def list_tunings(self, *, state: events.TuningState | str | None = None) -> Generator[events.Tuning, None, None]:
+        """As AsyncClient.list_tunings."""
+        return self._iterate(self._client.list_tunings(state=state))
+
+    def watch_tuning(self, name: str, after_sequence: int = 0) -> Generator[events.TuningEvent, None, None]:
+        """As AsyncClient.watch_tuning."""
+        return self._iterate(self._client.watch_tuning(name, after_sequence))
+
+    def tune(
+        self,
+        image: Picture,
+        *,
+        on_event: Callable[[events.TuningEvent], object] | None = None,
+        **config: Unpack[TuningOptions],
+    ) -> events.Tuning:
+        """As AsyncClient.tune; `on_event` is called in this thread."""
+        tuning = self.create_tuning(image, **config)
+        for event in self.watch_tuning(tuning.name):
+            if on_event is not None:
+                on_event(event)
+            if isinstance(event, events.TuningReady):
+                tuning = event.tuning
+        return tuning
+
+    def cancel_tuning(self, name: str) -> events.Tuning:
+        """As AsyncClient.cancel_tuning."""
+        return self._wait_for(self._client.cancel_tuning(name))
+
+    def delete_tuning(self, name: str, *, allow_missing: bool = False) -> None:
+        """As AsyncClient.delete_tuning."""
+        self._wait_for(self._client.delete_tuning(name, allow_missing=allow_missing))
+
+    def edit(
+        self, image_or_tuning: Picture | events.Tuning, prompt: str, **options: Unpack[EditOptions]
+    ) -> Generator[events.EditEvent, None, None]:
+        """As AsyncClient.edit."""
+        return self._iterate(self._client.edit(image_or_tuning, prompt, **options))
+
+    def edit_to_end(
+        self,
+        image_or_tuning: Picture | events.Tuning,
+        prompt: str,
+        *,
+        on_event: Callable[[events.EditEvent], object] | None = None,
+        **options: Unpack[EditOptions],
+    ) -> events.EditResult:
+        """As AsyncClient.edit_to_end; `on_event` is called in this thread."""
+        seen: list[events.EditEvent] = []
+        for event in self.edit(image_or_tuning, prompt, **options):
+            if on_event is not None:
+                on_event(event)
+            seen.append(event)
+        return edit_result(seen)
+
+    def get_edit(self, name: str) -> events.Edit:
+        """As AsyncClient.get_edit."""
+        return self._wait_for(self._client.get_edit(name))
+
+    def cancel_edit(self, name: str) -> events.Edit:
+        """As AsyncClient.cancel_edit."""
+        return self._wait_for(self._client.cancel_edit(name))
+
+    def _wait_for(self, call: Coroutine[Any, Any, T]) -> T:
+        """The answer of a call. An interrupt of this thread, such as Ctrl-C, cancels the call and waits for its end."""
+        if self._loop.is_closed():
+            call.close()
+            raise RuntimeError(f"{self!r} cannot be used any more")
+        begun: list[asyncio.Task[T]] = []
+        ended: Future[asyncio.Task[T]] = Future()
+
+        def begin() -> None:
+            begun.append(self._loop.create_task(call))
+            begun[0].add_done_callback(ended.set_result)
+
+        self._loop.call_soon_threadsafe(begin)
+        try:
+            task = ended.result()
+        except BaseException:
+            self._loop.call_soon_threadsafe(lambda: begun[0].cancel())
+            ended.result()
+            raise
+        return task.result()
+
+    def _iterate(self, stream: AsyncGenerator[T, None]) -> Generator[T, None, None]:
+        """The stream, item by item; it is closed when the caller stops asking."""
+        try:
+            while True:
+                item = self._wait_for(_next(stream))
+                if item is _END:
+                    return
+                yield item  # type: ignore[misc]
+        finally:
+            if threading.current_thread() is self._thread:  # collected there: waiting would never end
+                self._loop.create_task(stream.aclose())
+            elif not self._loop.is_closed() and not sys.is_finalizing():  # at exit the thread stands still
+                self._wait_for(_close(stream))
+
+
+_END = object()
+
+
+async def _next(stream: AsyncGenerator[T, None]) -> T | object:
+    return await anext(stream, _END)
+
+
+async def _close(stream: AsyncGenerator[Any, None]) -> None:
+    await stream.aclose()
+
+
+async def _close_and_stop(client: AsyncClient) -> None:
+    await client.close()
+    asyncio.get_running_loop().stop()
+
+
+def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+    finally:
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+            loop.run_until_complete(asyncio.gather(task, return_exceptions=True))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()

@@ -1,0 +1,46 @@
+"""Where a command finds its server: at --address, at services that `unitune up` shares, or started for it here."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from unitune.errors import InvalidField, Unavailable
+from unitune_client.client import Client
+from unitune_client.home import Home
+from unitune_client.local import LocalServices
+from unitune_client.machine import base_model_folder
+
+Say = Callable[[str], object]
+
+
+@contextmanager
+def connection(address: str | None, base_model: str | None, say: Say) -> Iterator[Client]:
+    """A client of the right server, for as long as the block lasts.
+
+    Raises InvalidField for a base model that the server was not started with, and LocalError when the services
+    cannot run here.
+    """
+    if address:
+        if base_model:
+            raise InvalidField("--base-model", base_model, f"leave it out: the server at {address} has its own")
+        with Client(address) as client:
+            yield client
+        return
+    base_model = base_model or os.environ.get("UNITUNE_BASE_MODEL")
+    home = Home.of(os.environ)
+    running = home.running()
+    if running is not None:
+        if base_model and str(base_model_folder(base_model)) != running.base_model:
+            remedy = f"leave it out, or stop `unitune up` (process {running.pid}), which has {running.base_model}"
+            raise InvalidField("--base-model", base_model, remedy)
+        say(f"using the services of `unitune up` at {running.address}")
+        with Client(running.address) as client:
+            yield client
+        return
+    say("starting the services here; `unitune up` keeps them running")
+    with LocalServices(base_model, home=home, log=say) as services, Client(services.address) as client:
+        try:
+            yield client
+        except Unavailable:
+            services.check()  # one that died says more than that nobody answers
+            raise

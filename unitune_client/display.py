@@ -1,0 +1,172 @@
+"""What a command shows while it runs: bars on a terminal, plain lines elsewhere, JSON lines for machines.
+
+Progress and words go to standard error; standard output has results alone: paths, or one JSON object per line.
+"""
+
+import dataclasses
+import json
+import re
+import sys
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from datetime import datetime
+from types import TracebackType
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from unitune.errors import UniTuneError
+from unitune_client import events
+
+SHOWN_PROMPT = 40  # characters beside a bar
+LINES_PER_STAGE = 8  # where there is no bar
+
+
+class Display(AbstractContextManager["Display"]):
+    """Plain lines. `stage` counts: show how many of how many are done, with a note."""
+
+    def __init__(self) -> None:
+        self._shown = -1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end_stage()
+
+    def say(self, line: str) -> None:
+        """A sentence for people."""
+        click.echo(line, err=True)
+
+    def event(self, event: events.EditEvent, **context: object) -> None:
+        """Anything that a stream yields."""
+        match event:
+            case events.TuningQueued():
+                ahead = f"{event.position} ahead of it" if event.position else "it is next"
+                self.say(f"the tuning waits; {ahead}")
+            case events.TuningProgress():
+                progress = event.progress
+                note = f"loss {progress.loss:.4f}, {progress.left_s:.0f} s left"
+                self.stage("tuning", progress.update, progress.total, note)
+            case events.TuningReady():
+                self.end_stage()
+            case events.EditAccepted():
+                self.say(_in_words(event))
+                for warning in event.warnings:
+                    self.say(f"warning: {warning}")
+            case events.EditStep():
+                self.stage(_shortened(str(context.get("prompt", "editing"))), event.index + 1, event.total, "")
+            case events.EditDone():
+                self.end_stage()
+
+    def result(self, text: str, **context: object) -> None:
+        """A path or a name: what the command is for."""
+        self.end_stage()
+        click.echo(text)
+
+    def error(self, message: str, error: Exception) -> None:
+        """Why the command ends."""
+        self.end_stage()
+        click.echo(f"error: {message}", err=True)
+
+    def stage(self, name: str, done: int, total: int, note: str) -> None:
+        """So much of a stage is done; a line at every eighth."""
+        part = done * LINES_PER_STAGE // max(1, total)
+        if part != self._shown:
+            self._shown = part
+            self.say(f"{name}: {done}/{total}{', ' + note if note else ''}")
+
+    def end_stage(self) -> None:
+        """The stage is over."""
+        self._shown = -1
+
+
+class BarDisplay(Display):
+    """Bars that move, one per stage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._console = Console(stderr=True, highlight=False)
+        self._bars: Progress | None = None
+        self._bar = TaskID(0)
+
+    def say(self, line: str) -> None:
+        """A sentence for people, above the bar."""
+        self._console.print(line, markup=False, soft_wrap=True)
+
+    def stage(self, name: str, done: int, total: int, note: str) -> None:
+        """So much of a stage is done."""
+        if self._bars is None:
+            columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+            self._bars = Progress(*columns, TextColumn("{task.fields[note]}"), console=self._console)
+            self._bars.start()
+            self._bar = self._bars.add_task(name, total=total, note=note)
+        self._bars.update(self._bar, completed=done, note=note)
+
+    def end_stage(self) -> None:
+        """Leave the bar as it is."""
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+
+
+class JsonDisplay(Display):
+    """One JSON object per line on standard output: events, then results. Pictures are in files, not in the lines."""
+
+    def event(self, event: events.EditEvent, **context: object) -> None:
+        """The event by its name, such as `edit_step`, and its fields."""
+        fields = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
+        self._print({"event": _snake(type(event).__name__), **context, **fields})
+
+    def result(self, text: str, **context: object) -> None:
+        """The result under its kind."""
+        self._print({"event": "result", "value": text, **context})
+
+    def error(self, message: str, error: Exception) -> None:
+        """The error on standard error as ever, and with its reason on standard output."""
+        super().error(message, error)
+        reason = error.reason if isinstance(error, UniTuneError) else "LOCAL"
+        metadata = error.metadata if isinstance(error, UniTuneError) else {}
+        self._print({"event": "error", "reason": reason, "message": message, "metadata": metadata})
+
+    def _print(self, fields: Mapping[str, Any]) -> None:
+        click.echo(json.dumps(plain(fields)))
+
+
+def display(as_json: bool) -> Display:
+    """The right display for where standard error goes."""
+    if as_json:
+        return JsonDisplay()
+    return BarDisplay() if sys.stderr.isatty() else Display()
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON has it; bytes are left out, an error is its reason and message."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: plain(one) for key, one in value.items() if not isinstance(one, bytes)}
+    if isinstance(value, (list, tuple)):
+        return [plain(one) for one in value]
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, UniTuneError):
+        return {"reason": value.reason, "message": value.message, "metadata": value.metadata}
+    return value
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+
+
+def _shortened(prompt: str) -> str:
+    return prompt if len(prompt) <= SHOWN_PROMPT else prompt[: SHOWN_PROMPT - 1] + "…"
+
+
+def _in_words(accepted: events.EditAccepted) -> str:
+    config = accepted.config
+    return (
+        f"{config.method}: strength {config.strength:g}, guidance {config.guidance_scale:g}, "
+        f"{config.num_inference_steps} {config.scheduler} steps of which {accepted.effective_strength:.0%} run"
+    )

@@ -1,0 +1,330 @@
+"""What a server tells, as plain values: streams yield the events, calls answer with the rest.
+
+    edit            EditAccepted, tuning events if one is needed, EditLoading, EditStep ..., EditedImage ..., EditDone
+    watch_tuning    TuningQueued, TuningStarted, TuningProgress ..., TuningReady
+
+`Heartbeat` may come anywhere between them. A failure is no event of its own: it is raised, as one of `unitune.errors`.
+Pictures are the bytes of PNG files.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+
+from unitune.errors import UniTuneError
+
+
+class TuningState(StrEnum):
+    """State of a tuning; it only moves forward. EXPIRED had weights, which are discarded."""
+
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    READY = "READY"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    EXPIRED = "EXPIRED"
+
+
+class EditState(StrEnum):
+    """State of an edit."""
+
+    RUNNING = "RUNNING"
+    DONE = "DONE"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """An uploaded picture. `name` is `tenants/{tenant}/images/{sha256}`; width and height are upright, in pixels."""
+
+    name: str
+    sha256: str
+    size_bytes: int
+    width: int
+    height: int
+    media_type: str
+    create_time: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningConfig:
+    """How a tuning is made, every default filled in. `batch` counts noise draws of the picture in one update."""
+
+    method: str
+    mode: str
+    updates: int
+    batch: int
+    learning_rate: float
+    rare_tokens: str
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How an edit is sampled, every default filled in. `strength` is 0 to 1, a `guidance_scale` of 1 is none."""
+
+    method: str
+    scheduler: str
+    num_inference_steps: int
+    guidance_scale: float
+    strength: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a tuning is: `update` of `total` are done, about `left_s` seconds remain."""
+
+    update: int
+    total: int
+    loss: float
+    left_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """What a tuning made. `digest` is the sha256 of the weights file; equal keys mean equal weights."""
+
+    key: str
+    digest: str
+    size_bytes: int
+    base_model: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """One fine-tuning of the base model on one picture; once READY it serves any number of edits.
+
+    `error` is set when it FAILED, `weights` when it is READY. `queue_position` counts the tunings ahead.
+    """
+
+    name: str
+    image: str
+    base_model: str
+    config: TuningConfig
+    state: TuningState
+    key: str
+    progress: Progress | None = None
+    queue_position: int = 0
+    error: UniTuneError | None = None
+    weights: Weights | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    create_time: datetime | None = None
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+    expire_time: datetime | None = None
+    etag: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timings:
+    """Seconds of an edit in each stage; `tune_s` is 0 if the weights were found, `refit_s` if the engine held them."""
+
+    queue_s: float = 0.0
+    tune_s: float = 0.0
+    refit_s: float = 0.0
+    encode_s: float = 0.0
+    denoise_s: float = 0.0
+    decode_s: float = 0.0
+    total_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One thing that happened. `sequence` counts the events of one edit, or of one tuning, from 1."""
+
+    sequence: int = 0
+    create_time: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heartbeat(Event):
+    """Nothing happened for 15 seconds; the stream is alive."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningSnapshot(Event):
+    """Replaces events that the server no longer keeps: the tuning as it is now."""
+
+    tuning: Tuning
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningQueued(Event):
+    """It waits; `position` counts the tunings ahead, an estimate."""
+
+    position: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningStarted(Event):
+    """A tuner has taken it; `attempt` counts from 1."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningProgress(Event):
+    """It is this far."""
+
+    progress: Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningReady(Event):
+    """It succeeded; the tuning holds its weights' reference."""
+
+    tuning: Tuning
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningFailed(Event):
+    """The tuning that an edit waited for failed; the edit's own error follows."""
+
+    error: UniTuneError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningCancelled(Event):
+    """The tuning that an edit waited for was cancelled; the edit's own error follows."""
+
+    tuning: Tuning
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditAccepted(Event):
+    """The edit's name and its settings in force.
+
+    `effective_strength` is the share of the steps that will run, since steps are whole. `warnings` are in plain words.
+    """
+
+    edit: str
+    config: SamplingConfig
+    effective_strength: float
+    seeds: tuple[int, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditLoading(Event):
+    """The weights are in the engine, and proven to be.
+
+    `warm` means that they were there already. `probe_ratio` is the distance of the engine's answer from the tuner's,
+    over the size of the tuning's effect: 0 is perfect, 1 would be the base model, negative was too small to verify.
+    """
+
+    warm: bool
+    refit_s: float
+    probe_ratio: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditStep(Event):
+    """One denoising step is done; `index` counts from 0. `preview` is a PNG of the first seed's picture so far."""
+
+    index: int
+    total: int
+    preview: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditedImage(Event):
+    """One edited picture, as large as the base image. `index` is its place among the seeds."""
+
+    index: int
+    seed: int
+    png: bytes = field(repr=False)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the PNG file; it appears whole or not at all. Raises OSError."""
+        path = Path(path)
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+        try:
+            unfinished.write_bytes(self.png)
+            return unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditDone(Event):
+    """The edit succeeded. `tuning` is empty for methods without one."""
+
+    timings: Timings
+    tuning: str
+
+
+TuningEvent = (
+    TuningSnapshot
+    | TuningQueued
+    | TuningStarted
+    | TuningProgress
+    | TuningReady
+    | TuningFailed
+    | TuningCancelled
+    | Heartbeat
+)
+EditEvent = EditAccepted | TuningEvent | EditLoading | EditStep | EditedImage | EditDone
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """An edit one came back to; the server keeps it for 10 minutes after its end."""
+
+    name: str
+    state: EditState
+    images: tuple[EditedImage, ...] = ()
+    timings: Timings = Timings()
+    error: UniTuneError | None = None
+    tuning: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditResult:
+    """What a whole edit gave: its pictures in the order of the seeds, the settings in force, warnings, seconds."""
+
+    edit: str
+    images: tuple[EditedImage, ...]
+    config: SamplingConfig
+    effective_strength: float
+    warnings: tuple[str, ...]
+    timings: Timings
+    tuning: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseModel:
+    """The model before any tuning; width and height in pixels. An empty vocabulary is an open one."""
+
+    name: str
+    digest: str
+    width: int
+    height: int
+    vocabulary: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a request must keep."""
+
+    upload_bytes: int
+    upload_pixels: int
+    chunk_bytes: int
+    prompt_characters: int
+    seeds: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerInfo:
+    """What a server is, what it can do and what it allows."""
+
+    version: str
+    base_model: BaseModel
+    tuning_defaults: TuningConfig
+    sampling_defaults: SamplingConfig
+    limits: Limits
+    methods: tuple[str, ...]
+    schedulers: tuple[str, ...]

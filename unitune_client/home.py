@@ -1,0 +1,136 @@
+"""The folder in which this machine keeps what its own services need, and who may use it now.
+
+    engines/  graphs/    made once per base model
+    store/    state/     tuned weights and pictures; which tunings there are
+    logs/                one folder per start, the newest ten
+    lock, running.json   held by the one program that runs services here; how to reach them, if it shares them
+
+The state is one SQLite file, so two gateways must never run on it: services start only under a Claim.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Self
+
+KEPT_LOGS = 10
+
+
+@dataclass(frozen=True)
+class Running:
+    """Services that another program shares."""
+
+    pid: int
+    address: str
+    base_model: str
+
+
+@dataclass(frozen=True)
+class Home:
+    """The folder; nothing is made before `prepare`."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str]) -> Self:
+        """UNITUNE_HOME, or ~/.cache/unitune."""
+        return cls(Path(environ.get("UNITUNE_HOME") or "~/.cache/unitune").expanduser().absolute())
+
+    @property
+    def engines(self) -> Path:
+        """Engine folders, by digest."""
+        return self.root / "engines"
+
+    @property
+    def graphs(self) -> Path:
+        """Exported graphs, by digest."""
+        return self.root / "graphs"
+
+    @property
+    def store(self) -> Path:
+        """The weight store."""
+        return self.root / "store"
+
+    @property
+    def state(self) -> Path:
+        """The gateway's SQLite file."""
+        return self.root / "state" / "gateway.sqlite"
+
+    def prepare(self) -> None:
+        """Make the folders, closed to other users: tuned weights can show the pictures they were tuned on."""
+        for folder in (self.root, self.engines, self.graphs, self.store, self.state.parent, self.root / "logs"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def new_logs(self) -> Path:
+        """A new folder for logs; of the older ones the newest stay."""
+        logs = self.root / "logs"
+        for old in sorted(logs.iterdir())[: -KEPT_LOGS + 1]:
+            shutil.rmtree(old, ignore_errors=True)
+        return Path(tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=logs))
+
+    def engine_names(self) -> list[str]:
+        """The engines that were built here."""
+        if not self.engines.is_dir():
+            return []
+        folders = [one for one in self.engines.iterdir() if one.is_dir() and not one.name.startswith(".")]
+        return sorted(one.name for one in folders)
+
+    def size_bytes(self) -> int:
+        """What everything here takes on the disk."""
+        return sum(path.stat().st_size for path in self.root.rglob("*") if path.is_file() and not path.is_symlink())
+
+    def claim(self) -> "Claim | None":
+        """The right to run services here; None while another program has it. It ends with this process."""
+        lock = (self.root / "lock").open("a")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            return None
+        return Claim(self, lock)
+
+    def running(self) -> Running | None:
+        """The services that another program runs here and shares; None if there are none."""
+        if not self.root.is_dir():
+            return None
+        claim = self.claim()
+        if claim is not None:
+            claim.release()
+            return None
+        try:
+            return Running(**json.loads(self._running.read_text()))
+        except (OSError, ValueError, TypeError):  # it shares none, or not yet
+            return None
+
+    @property
+    def _running(self) -> Path:
+        return self.root / "running.json"
+
+
+class Claim:
+    """The right to run services in a home, until it is released."""
+
+    def __init__(self, home: Home, lock: IO[str]) -> None:
+        self._home, self._lock = home, lock
+        self._home._running.unlink(missing_ok=True)  # of one that was killed
+
+    def share(self, address: str, base_model: str) -> None:
+        """Tell other programs of this user where the services are."""
+        unfinished = self._home.root / f".running.{os.getpid()}"
+        unfinished.write_text(json.dumps(asdict(Running(os.getpid(), address, base_model))))
+        unfinished.replace(self._home._running)
+
+    def fileno(self) -> int:
+        """The file whose lock is the claim; whoever else has it open holds the claim too."""
+        return self._lock.fileno()
+
+    def release(self) -> None:
+        """Let others run services here."""
+        self._home._running.unlink(missing_ok=True)
+        self._lock.close()

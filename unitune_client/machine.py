@@ -1,0 +1,49 @@
+"""What this machine has to run the services with: the packages of their extras, and a base model."""
+
+import importlib.util
+from pathlib import Path
+
+from unitune.errors import InvalidField
+
+# What each extra is recognised by. Finding a module does not import it.
+EXTRAS = {
+    "tuner": ("torch", "diffusers", "transformers", "onnx", "onnxscript"),
+    "sampler": ("onnxruntime", "tokenizers"),
+    "gateway": ("numpy", "obstore", "safetensors", "grpc_health", "grpc_reflection"),
+}
+
+
+class LocalError(Exception):
+    """The services cannot run on this machine, or one of them ended. The message is for people, whole."""
+
+
+def missing_modules() -> list[str]:
+    """Modules that the services need and that are not installed."""
+    return [name for names in EXTRAS.values() for name in names if importlib.util.find_spec(name) is None]
+
+
+def embedded_base_model() -> Path | None:
+    """The folder of the base model that comes with the product; None if it is not installed."""
+    found = importlib.util.find_spec("stickerbook")
+    for folder in (found.submodule_search_locations or []) if found else []:
+        if (Path(folder) / "model" / "model_index.json").is_file():
+            return Path(folder) / "model"
+    return None
+
+
+def base_model_folder(given: str | None) -> Path:
+    """The base model to use: the one that is given, else the embedded one. Raises InvalidField and LocalError."""
+    if given:
+        folder = Path(given).expanduser().absolute()
+        if not (folder / "model_index.json").is_file():
+            raise InvalidField("--base-model", given, "give a folder in diffusers layout, with model_index.json in it")
+        return folder
+    embedded = embedded_base_model()
+    if embedded is None:
+        raise LocalError("no base model is installed here: give --base-model FOLDER in diffusers layout")
+    return embedded
+
+
+def base_model_name(folder: Path) -> str:
+    """What people call a base model: `stickerbook` for the embedded one, else its folder's name."""
+    return "stickerbook" if folder == embedded_base_model() else folder.name

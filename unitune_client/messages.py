@@ -1,0 +1,257 @@
+"""Protobuf messages to the plain values of `events`, and options to messages. Nothing else here knows their fields."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from datetime import UTC, datetime
+from typing import Any, TypedDict, TypeVar
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from unitune.errors import InvalidField, UniTuneError, from_status
+from unitune.v1 import edit_pb2, image_pb2, server_pb2, tuning_pb2
+from unitune_client import events
+
+
+class TuningOptions(TypedDict, total=False):
+    """What may be said about a tuning; what is absent or None is the base model's own default (`server_info`).
+
+    mode            "full", "attn_out" or "lora": which weights of the UNet change
+    updates         optimizer updates, 0 to 5000
+    batch           noise draws of the picture in one update, 1 to 64
+    learning_rate   of Adafactor, above 0 to 0.1
+    rare_tokens     words that the tuning binds to the picture, at most 32 characters
+    tuning_seed     of every random draw of the tuning
+    """
+
+    mode: str | None
+    updates: int | None
+    batch: int | None
+    learning_rate: float | None
+    rare_tokens: str | None
+    tuning_seed: int | None
+
+
+class EditOptions(TuningOptions, total=False):
+    """What may be said about an edit; what is absent or None is the base model's own default (`server_info`).
+
+    method                "unitune", with tuned weights, or "sdedit", with the base model's
+    strength              0 to 1, how far up the noise schedule the edit starts: more changes more
+    guidance_scale        0 to 64, weight of the prompt; 1 is no guidance
+    num_inference_steps   steps of a run from pure noise, 1 to 1000; strength leaves the later part of them
+    scheduler             "ddim", "euler" or "dpmpp_2m"
+    seeds                 one picture each; same seed, same picture
+    preview_every         a preview each so many steps; 0 is none
+    timeout_s             seconds that the whole edit, tuning included, may take
+
+    The options of a tuning are for a picture; a tuning that exists has its own.
+    """
+
+    method: str | None
+    strength: float | None
+    guidance_scale: float | None
+    num_inference_steps: int | None
+    scheduler: str | None
+    seeds: list[int] | tuple[int, ...] | None
+    preview_every: int | None
+    timeout_s: float | None
+
+
+_TUNING_FIELDS = {option: option for option in TuningOptions.__annotations__} | {"tuning_seed": "seed"}
+_SAMPLING_FIELDS = ("method", "strength", "guidance_scale", "num_inference_steps", "scheduler")
+_REQUEST_FIELDS = ("seeds", "preview_every")
+
+M = TypeVar("M", bound=Message)
+T = TypeVar("T")
+
+
+def tuning_config(options: Mapping[str, Any]) -> tuning_pb2.TuningConfig | None:
+    """The config of a tuning; None if no option speaks of it. Raises InvalidField for a value of a wrong type."""
+    given = {field: options[option] for option, field in _TUNING_FIELDS.items() if options.get(option) is not None}
+    return _filled(tuning_pb2.TuningConfig(), given) if given else None
+
+
+def edit_request(parent: str, prompt: str, options: Mapping[str, Any]) -> edit_pb2.EditRequest:
+    """The request of an edit, still without its target. Raises InvalidField for a value of a wrong type."""
+    given = {option: options[option] for option in _SAMPLING_FIELDS if options.get(option) is not None}
+    asked = {option: options[option] for option in _REQUEST_FIELDS if options.get(option) is not None}
+    request = _filled(edit_pb2.EditRequest(parent=parent), {"prompt": prompt, **asked})
+    if given:
+        request.config.CopyFrom(_filled(edit_pb2.SamplingConfig(), given))
+    if (config := tuning_config(options)) is not None:
+        request.tuning_config.CopyFrom(config)
+    return request
+
+
+def refuse_unknown(options: Mapping[str, Any], known: type) -> None:
+    """Raises TypeError, as a function does, for a keyword that `known`, a TypedDict, does not have."""
+    for option in options:
+        if option not in known.__annotations__:
+            raise TypeError(f"unexpected keyword argument {option!r}; there are {', '.join(known.__annotations__)}")
+
+
+def _filled(message: M, values: Mapping[str, Any]) -> M:
+    for field, value in values.items():
+        try:
+            if isinstance(value, (list, tuple)):
+                getattr(message, field).extend(value)
+            else:
+                setattr(message, field, value)
+        except (TypeError, ValueError):
+            kind = message.DESCRIPTOR.fields_by_name[field]
+            raise InvalidField(field, value, f"give {_KINDS[kind.type]}") from None
+    return message
+
+
+_KINDS = {
+    FieldDescriptor.TYPE_STRING: "a text",
+    FieldDescriptor.TYPE_DOUBLE: "a number",
+    FieldDescriptor.TYPE_INT32: "a whole number of at most 2^31",
+    FieldDescriptor.TYPE_INT64: "a whole number of at most 2^63",
+}
+
+
+def image(message: image_pb2.Image) -> events.Image:
+    """An uploaded picture."""
+    return events.Image(
+        name=message.name,
+        sha256=message.sha256,
+        size_bytes=message.size_bytes,
+        width=message.width,
+        height=message.height,
+        media_type=message.media_type,
+        create_time=_time(message, "create_time"),
+    )
+
+
+def tuning(message: tuning_pb2.Tuning) -> events.Tuning:
+    """A tuning as it was when the server answered."""
+    return events.Tuning(
+        name=message.name,
+        image=message.image,
+        base_model=message.base_model,
+        config=_same_fields(events.TuningConfig, message.config),
+        state=events.TuningState(tuning_pb2.Tuning.State.Name(message.state).removeprefix("STATE_")),
+        key=message.key,
+        progress=_same_fields(events.Progress, message.progress) if message.HasField("progress") else None,
+        queue_position=message.queue_position,
+        error=from_status(message.error) if message.HasField("error") else None,
+        weights=_same_fields(events.Weights, message.weights) if message.HasField("weights") else None,
+        labels=dict(message.labels),
+        create_time=_time(message, "create_time"),
+        start_time=_time(message, "start_time"),
+        end_time=_time(message, "end_time"),
+        expire_time=_time(message, "expire_time"),
+        etag=message.etag,
+    )
+
+
+def tuning_event(message: tuning_pb2.TuningEvent) -> events.TuningEvent | None:
+    """One event of a tuning; None for a kind that a newer server invented."""
+    when: Any = {"sequence": message.sequence, "create_time": _time(message, "create_time")}
+    match message.WhichOneof("event"):
+        case "snapshot":
+            return events.TuningSnapshot(tuning=tuning(message.snapshot), **when)
+        case "queued":
+            return events.TuningQueued(position=message.queued.position, **when)
+        case "started":
+            return events.TuningStarted(attempt=message.started.attempt, **when)
+        case "progress":
+            return events.TuningProgress(progress=_same_fields(events.Progress, message.progress), **when)
+        case "ready":
+            return events.TuningReady(tuning=tuning(message.ready), **when)
+        case "failed":
+            return events.TuningFailed(error=from_status(message.failed), **when)
+        case "cancelled":
+            return events.TuningCancelled(tuning=tuning(message.cancelled), **when)
+        case "heartbeat":
+            return events.Heartbeat(**when)
+    return None
+
+
+def edit_event(message: edit_pb2.EditEvent) -> events.EditEvent | UniTuneError | events.Edit | None:
+    """One event of an edit; its error if it failed, the edit if it was cancelled, None for a kind not known here."""
+    when: Any = {"sequence": message.sequence, "create_time": _time(message, "create_time")}
+    match message.WhichOneof("event"):
+        case "accepted":
+            accepted = message.accepted
+            return events.EditAccepted(
+                edit=accepted.edit,
+                config=_same_fields(events.SamplingConfig, accepted.config),
+                effective_strength=accepted.effective_strength,
+                seeds=tuple(accepted.seeds),
+                warnings=tuple(accepted.warnings),
+                **when,
+            )
+        case "tuning":
+            return tuning_event(message.tuning)
+        case "loading":
+            loading = message.loading
+            return events.EditLoading(
+                warm=loading.warm, refit_s=loading.refit_s, probe_ratio=loading.probe_ratio, **when
+            )
+        case "step":
+            step = message.step
+            return events.EditStep(index=step.index, total=step.total, preview=step.preview or None, **when)
+        case "image":
+            return _edited_image(message.image, **when)
+        case "done":
+            return events.EditDone(
+                timings=_same_fields(events.Timings, message.done.timings), tuning=message.done.tuning, **when
+            )
+        case "failed":
+            return from_status(message.failed)
+        case "cancelled":
+            return edit(message.cancelled)
+        case "heartbeat":
+            return events.Heartbeat(**when)
+    return None
+
+
+def edit(message: edit_pb2.Edit) -> events.Edit:
+    """An edit as it was when the server answered."""
+    return events.Edit(
+        name=message.name,
+        state=events.EditState(edit_pb2.Edit.State.Name(message.state).removeprefix("STATE_")),
+        images=tuple(_edited_image(one) for one in message.images),
+        timings=_same_fields(events.Timings, message.timings),
+        error=from_status(message.error) if message.HasField("error") else None,
+        tuning=message.tuning,
+    )
+
+
+def server_info(message: server_pb2.ServerInfo) -> events.ServerInfo:
+    """What a server is."""
+    base_model = message.base_model
+    return events.ServerInfo(
+        version=message.version,
+        base_model=events.BaseModel(
+            name=base_model.name,
+            digest=base_model.digest,
+            width=base_model.width,
+            height=base_model.height,
+            vocabulary=tuple(base_model.vocabulary),
+        ),
+        tuning_defaults=_same_fields(events.TuningConfig, message.tuning_defaults),
+        sampling_defaults=_same_fields(events.SamplingConfig, message.sampling_defaults),
+        limits=_same_fields(events.Limits, message.limits),
+        methods=tuple(message.methods),
+        schedulers=tuple(message.schedulers),
+    )
+
+
+def _same_fields(kind: type[T], message: Message) -> T:
+    """A value whose fields have the names and the types of the message's."""
+    return kind(**{one.name: getattr(message, one.name) for one in fields(kind)})  # type: ignore[arg-type]
+
+
+def _edited_image(message: edit_pb2.EditEvent.EditedImage, **when: Any) -> events.EditedImage:
+    return events.EditedImage(index=message.index, seed=message.seed, png=message.png, **when)
+
+
+def _time(message: Message, field: str) -> datetime | None:
+    if not message.HasField(field):
+        return None
+    time: Timestamp = getattr(message, field)
+    return time.ToDatetime(tzinfo=UTC)

@@ -1,0 +1,33 @@
+"""What a caller may hand in as a picture: a file's bytes or path, or what the server already has."""
+
+import os
+import re
+from pathlib import Path
+
+from unitune.errors import InvalidField
+from unitune_client.events import Image, Tuning
+
+PictureFile = bytes | str | os.PathLike[str]
+Picture = PictureFile | Image
+
+_RESOURCE = re.compile(r"tenants/[^/]+/(images|tunings)/[^/]+")
+
+
+def resource_name(given: Picture | Tuning, collection: str) -> str | None:
+    """The name, if `given` is a resource of that collection (`images` or `tunings`) or its name; None otherwise."""
+    name = given.name if isinstance(given, (Image, Tuning)) else given
+    match = _RESOURCE.fullmatch(name) if isinstance(name, str) else None
+    return match[0] if match is not None and match[1] == collection else None
+
+
+def picture_bytes(given: Picture | Tuning) -> bytes:
+    """The picture's file, whole. Raises InvalidField naming what cannot be read; the server judges the bytes."""
+    if isinstance(given, (bytes, bytearray, memoryview)):
+        return bytes(given)
+    if not isinstance(given, (str, os.PathLike)):
+        raise InvalidField("image", type(given).__name__, "give the picture's bytes or its path")
+    try:
+        return Path(given).read_bytes()
+    except OSError as error:
+        remedy = "give the path of a PNG, JPEG or WebP picture"
+        raise InvalidField("image", str(given), f"{error.strerror or error}; {remedy}") from None

@@ -1,0 +1,110 @@
+"""Our other programs as child processes: started so that they end with us, stopped so that none is left."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from unitune_client import tether
+from unitune_client.machine import LocalError
+
+STOP_S = 10.0
+LOOKS_EVERY_S = 0.2
+TAIL_LINES = 8
+STAGE = re.compile(r"^.+ \.\.\.$", re.MULTILINE)
+
+# Of the caller's environment: its own settings, and a port that three services cannot share.
+NOT_INHERITED = {"UNITUNE_HOME", "UNITUNE_ADDRESS", "UNITUNE_HEALTH_ADDRESS"}
+
+Process = subprocess.Popen[bytes]
+
+
+def start(
+    program: Sequence[str],
+    settings: Mapping[str, str],
+    log: Path,
+    *,
+    read_output: bool = False,
+    keep_open: Sequence[int] = (),
+) -> Process:
+    """Start `python -m PROGRAM` with these settings added to the environment. It writes into the log, its standard
+    output too unless that is to be read. It inherits the open files `keep_open`.
+    """
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            # -P: a folder called `gateway` where the user happens to stand is not our gateway.
+            [sys.executable, "-P", str(Path(tether.__file__)), str(os.getpid()), *program],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if read_output else file,
+            stderr=file,
+            env=_environment(settings),
+            pass_fds=keep_open,
+            start_new_session=True,  # Ctrl-C is for us: we cancel what runs and stop them after
+        )
+
+
+def run(program: Sequence[str], log: Path, *, on_stage: Callable[[str], object]) -> Path:
+    """Run `python -m PROGRAM` to its end; the folder that its last line of output names.
+
+    `on_stage` is told every line of its log that ends in dots, as in `export: loading the base model ...`.
+    Raises LocalError when the program fails.
+    """
+    told = 0
+    with start(program, {}, log, read_output=True) as process:
+        try:
+            while process.returncode is None:
+                with suppress(subprocess.TimeoutExpired):
+                    output, _ = process.communicate(timeout=LOOKS_EVERY_S)
+                stages = STAGE.findall(log.read_text(errors="replace"))
+                for stage in stages[told:]:
+                    on_stage(stage)
+                told = len(stages)
+        finally:
+            stop([process], signal.SIGINT)  # an interrupt lets it throw away what it has half made
+    last = output.decode(errors="replace").strip().rpartition("\n")[2]
+    if process.returncode != 0 or not Path(last).is_dir():
+        raise failure(f"python -m {program[0]} ended with status {process.returncode}", log)
+    return Path(last)
+
+
+def stop(processes: Iterable[Process], number: signal.Signals = signal.SIGTERM) -> None:
+    """Signal all; SIGKILL to what is still there after 10 seconds, or at once on another Ctrl-C."""
+    running = [process for process in processes if process.poll() is None]
+    try:
+        for process in running:
+            process.send_signal(number)
+        gives_up_at = time.monotonic() + STOP_S
+        for process in running:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, gives_up_at - time.monotonic()))
+    finally:
+        for process in running:
+            _kill(process)
+
+
+def failure(what: str, log: Path) -> LocalError:
+    """The error of a program that did not do its work, with the end of its log."""
+    tail = log.read_text(errors="replace").rstrip().splitlines()[-TAIL_LINES:]
+    return LocalError("\n  ".join([f"{what}; the end of its log, {log}:", *(tail or ["(it is empty)"])]))
+
+
+def _environment(settings: Mapping[str, str]) -> dict[str, str]:
+    environment = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED} | dict(settings)
+    root = Path(__file__).resolve().parent.parent
+    if root.name not in ("site-packages", "dist-packages"):  # a source tree that may not be installed
+        paths = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
+        environment["PYTHONPATH"] = os.pathsep.join([*paths, str(root)])
+    return environment
+
+
+def _kill(process: Process) -> None:
+    """SIGKILL to a process that still runs, and to whatever it started."""
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

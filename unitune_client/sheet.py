@@ -1,0 +1,108 @@
+"""The contact sheet: each picture beside its edits and what they changed, with captions under them."""
+
+import io
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+
+from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageOps
+
+PANEL = 256  # pixels; smaller pictures are enlarged by a whole factor until they are about as large
+LARGEST_PANEL = 1024  # pixels; larger pictures are reduced to it
+MARGIN = 12
+FONT_SIZE = 15
+EDITS_IN_A_LINE = 2
+DIFFERENCE_GAIN = 2
+# Pillow brings a font for ASCII alone. Of these, Pillow looks for one among the system's fonts.
+WIDER_FONTS = ("NotoSans-Regular.ttf", "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf")
+BACKGROUND, INK = (250, 250, 248), (40, 40, 40)
+
+Edits = Sequence[tuple[str, bytes]]  # (caption, picture file)
+
+
+def contact_sheet(rows: Iterable[tuple[bytes, Edits]]) -> Image.Image:
+    """One row per picture: the picture | an edit | its difference | an edit | its difference ...
+
+    A row is a picture's file and its edits; more than two edits go on below. The difference is |edit - picture|,
+    twice as bright. Raises OSError for a file that Pillow cannot read.
+    """
+    lines = [line for picture, edits in rows for line in _lines(_opened(picture), edits)]
+    widths = [max(line[column].width for line in lines if len(line) > column) for column in range(max(map(len, lines)))]
+    heights = [max(panel.height for panel in line) for line in lines]
+    width = sum(widths) + MARGIN * (len(widths) + 1)
+    sheet = Image.new("RGB", (width, sum(heights) + MARGIN * (len(heights) + 1)), BACKGROUND)
+    top = MARGIN
+    for line, height in zip(lines, heights, strict=True):
+        left = MARGIN
+        for panel, panel_width in zip(line, widths, strict=False):
+            sheet.paste(panel, (left, top))
+            left += panel_width + MARGIN
+        top += height + MARGIN
+    return sheet
+
+
+def _lines(picture: Image.Image, edits: Edits) -> list[list[Image.Image]]:
+    """The panels of a row, in as many lines as they need."""
+    first = _panel(picture, "original")
+    lines = []
+    for start in range(0, len(edits), EDITS_IN_A_LINE):
+        line = [first if start == 0 else Image.new("RGB", (first.width, 1), BACKGROUND)]
+        for caption, file in edits[start : start + EDITS_IN_A_LINE]:
+            edited = _opened(file)
+            line += [_panel(edited, caption), _panel(_difference(picture, edited), f"difference x {DIFFERENCE_GAIN}")]
+        lines.append(line)
+    return lines or [[first]]
+
+
+def _opened(file: bytes) -> Image.Image:
+    return ImageOps.exif_transpose(Image.open(io.BytesIO(file))).convert("RGB")
+
+
+def _difference(picture: Image.Image, edited: Image.Image) -> Image.Image:
+    difference = ImageChops.difference(picture.resize(edited.size), edited)
+    return difference.point([min(255, DIFFERENCE_GAIN * value) for value in range(256)] * 3)
+
+
+def _panel(picture: Image.Image, caption: str) -> Image.Image:
+    """A picture at its size on the sheet, with its caption under it."""
+    longest = max(picture.size)
+    if longest < PANEL:
+        factor = PANEL // longest
+        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    elif longest > LARGEST_PANEL:
+        picture = ImageOps.contain(picture, (LARGEST_PANEL, LARGEST_PANEL))
+    font = _font(caption)
+    lines = wrapped(caption, font, picture.width)
+    line_height = FONT_SIZE + 5
+    panel = Image.new("RGB", (picture.width, picture.height + 4 + line_height * len(lines)), BACKGROUND)
+    panel.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(panel)
+    for index, line in enumerate(lines):
+        draw.text((0, picture.height + 4 + index * line_height), line, fill=INK, font=font)
+    return panel
+
+
+def _font(text: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    for name in () if text.isascii() else WIDER_FONTS:
+        with suppress(OSError):
+            return ImageFont.truetype(name, FONT_SIZE)
+    return ImageFont.load_default(FONT_SIZE)
+
+
+def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """The text in lines of at most `width` pixels, broken between words, and within a word that is longer."""
+    lines, line = [], ""
+    for word in text.split():
+        candidate = f"{line} {word}" if line else word
+        if font.getlength(candidate) <= width:
+            line = candidate
+            continue
+        if line:
+            lines.append(line)
+        line = word
+        while font.getlength(line) > width and len(line) > 1:
+            fits = next(
+                size for size in range(len(line) - 1, 0, -1) if size == 1 or font.getlength(line[:size]) <= width
+            )
+            lines.append(line[:fits])
+            line = line[fits:]
+    return [*lines, line]

@@ -1,0 +1,40 @@
+"""Runs a module as a program that ends when its parent does, however that ended.
+
+    python -P tether.py PARENT_PID MODULE [ARGUMENT ...]
+
+Once a second it asks whether the parent is still there; if not, it sends itself SIGTERM and, should that not help,
+SIGKILL. Linux could do this in the kernel (prctl), but only from code that runs between fork and exec, which is not
+safe in a parent with threads; this works on every Unix. It imports nothing of ours, so the program starts as it would
+by itself.
+"""
+
+import os
+import runpy
+import signal
+import sys
+import threading
+import time
+
+ASKS_EVERY_S = 1.0
+GRACE_S = 10.0
+
+
+def end_with(parent: int) -> None:
+    """Wait until `parent` is no longer this process's parent, then end this process."""
+    while os.getppid() == parent:
+        time.sleep(ASKS_EVERY_S)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE_S)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main() -> None:
+    """Run the module that the arguments name."""
+    parent, module = int(sys.argv[1]), sys.argv[2]
+    sys.argv[:] = sys.argv[2:]
+    threading.Thread(target=end_with, args=(parent,), name="tether", daemon=True).start()
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()
