@@ -95,7 +95,7 @@ def main() -> None:
             stages["tune_s"] += time.monotonic() - begun
             results = []
             for wanted in case.edits:
-                result = client.edit_to_end(tuning.name, caption(wanted))
+                result = client.edit_to_end(tuning, caption(wanted))
                 stages["refit_s"] += result.timings.refit_s
                 stages["edit_s"] += result.timings.total_s
                 file = options.out / f"{case.picture.stem}--{caption(wanted).replace(' ', '-')}.png"

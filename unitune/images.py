@@ -19,7 +19,7 @@ MAX_CHUNK_BYTES = 256 * 1024  # of one upload message
 
 MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 EXIF_ORIENTATION = 0x0112
-PNG_COMPRESSION = 6  # zlib level; the size of an edit's picture matters more than its milliseconds
+PNG_COMPRESSION = 1  # zlib level; 6 would save a fifth of the bytes and cost nine seconds for 12 megapixels
 
 Pixels = NDArray[np.uint8]
 ModelImage = NDArray[np.float32]

@@ -33,6 +33,7 @@ NAMES = frozenset(
         "UNITUNE_ENGINE",
         "UNITUNE_GATEWAY_ADDRESS",
         "UNITUNE_HEALTH_ADDRESS",
+        "UNITUNE_HOME",  # of the client's local services
         "UNITUNE_SAMPLER",
         "UNITUNE_SAMPLER_ADDRESS",
         "UNITUNE_STATE",

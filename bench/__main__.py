@@ -1,0 +1,137 @@
+"""Measure every stage against a peer and write out/bench/report.json.
+
+    make bench
+
+Ours and the peer's take turns in one process, with the same model, steps and threads. Run it on an idle machine.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from bench.measure import Measured, Ratio, in_turns, seconds
+from bench.peers.diffusers_dreambooth import dreambooth
+from bench.peers.diffusers_edit import DiffusersEdit
+from sampler_svc.build import build
+from sampler_svc.engine import BASE
+from sampler_svc.model import Model
+from sampler_svc.sample import EditedImage, Request, sample
+from tuner_svc import base_model
+from tuner_svc.export import export
+from tuner_svc.tune import tune
+from tuner_svc.tuning_config import TuningConfig
+from unitune import images
+
+MODEL = Path(__file__).parent.parent / "stickerbook" / "model"
+PICTURE = Path(__file__).parent.parent / "demo" / "cat.png"
+PROMPT = "a dog in a meadow by day"
+GUIDANCE = 5.0
+TUNING_UPDATES = 16  # of the paper's 128: every update costs the same
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=Path("out/bench"))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        graphs = export(MODEL, Path(scratch) / "graphs", say)
+        say("building the engine")
+        folder = Path(scratch) / "engine"
+        build_s = seconds(lambda: build(graphs, folder))
+        model = Model.open(folder)
+        report = {
+            **edits(model, options.rounds),
+            **refits(model, build_s, options.rounds),
+            **tunings(max(options.rounds // 2, 2)),
+        }
+        model.pool.close()
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    for name, values in report.items():
+        print(f"{name:36} {json.dumps(values)}")
+
+
+def edits(model: Model, rounds: int) -> dict[str, object]:
+    """One edit from pure noise, all steps, against the diffusers pipeline; and how alike the pictures are."""
+    peer = DiffusersEdit(MODEL)
+    noise = np.random.default_rng(0).standard_normal((1, model.spec.latent_channels, *model.spec.latent_side))
+    found: dict[str, object] = {}
+    for steps in (20, 50):
+        say(f"edit of {steps} steps")
+        request = Request(PICTURE.read_bytes(), PROMPT, "ddim", steps, GUIDANCE, strength=1.0, seeds=(0,))
+
+        def ours(request: Request = request) -> np.ndarray:
+            events = sample(model.graphs, model.schedule, leased.engine.run, request, lambda: False)
+            return images.decode(next(event.png for event in events if isinstance(event, EditedImage)))
+
+        def theirs(steps: int = steps) -> np.ndarray:
+            return peer(PROMPT, steps, GUIDANCE, noise.astype(np.float32))
+
+        with model.pool.lease(BASE, lambda: model.base) as leased:
+            error = (ours().astype(float) - theirs().astype(float)) / 255
+            taken = in_turns({"ours": ours, "diffusers eager": theirs}, rounds)
+        found[f"edit.{steps}_steps.s"] = medians(taken)
+        found[f"edit.{steps}_steps.ratio_to_diffusers_eager"] = asdict(
+            Ratio.of(taken["ours"], taken["diffusers eager"])
+        )
+        found[f"edit.{steps}_steps.psnr_to_diffusers_db"] = round(
+            float(-10 * np.log10(max(np.mean(error**2), 1e-10))), 1
+        )
+    return found
+
+
+def refits(model: Model, build_s: float, rounds: int) -> dict[str, object]:
+    """Load to proven, against the build of the same engine and against one denoising step of batch 2."""
+    say("refit")
+    latents = np.random.default_rng(1).standard_normal((2, model.spec.latent_channels, *model.spec.latent_side))
+    contexts = np.stack([model.graphs.embed(PROMPT), model.graphs.embed("")])
+    with model.pool.lease(BASE, lambda: model.base) as leased:
+        engine = leased.engine
+
+        def step() -> object:
+            return engine.run(latents.astype(np.float32), np.array([500, 500]), contexts)
+
+        taken = in_turns({"refit": lambda: engine.refit(model.base), "step": step}, rounds)
+    return {
+        "refit.s": {**medians(taken), "build": round(build_s, 4)},
+        "refit.denoising_steps": asdict(Ratio.of(taken["refit"], taken["step"])),
+        "refit.ratio_to_build": round(taken["refit"].median_s / build_s, 4),
+    }
+
+
+def tunings(rounds: int) -> dict[str, object]:
+    """The same updates by our tuner and by diffusers' DreamBooth loop; both include loading the model."""
+    say(f"tuning of {TUNING_UPDATES} updates")
+    image = images.to_model(images.decode(PICTURE.read_bytes()), (64, 64))
+
+    def ours() -> object:
+        return tune(base_model.load(MODEL), image, TuningConfig(updates=TUNING_UPDATES))
+
+    def theirs() -> None:
+        dreambooth(MODEL, image, "beikkpic", TUNING_UPDATES, batch=4, learning_rate=1e-4)
+
+    taken = in_turns({"ours": ours, "diffusers dreambooth": theirs}, rounds)
+    return {
+        "tuning.s": medians(taken),
+        "tuning.ratio_to_diffusers_dreambooth": asdict(Ratio.of(taken["ours"], taken["diffusers dreambooth"])),
+    }
+
+
+def medians(taken: dict[str, Measured]) -> dict[str, float]:
+    """Seconds by name."""
+    return {name: round(measured.median_s, 4) for name, measured in taken.items()}
+
+
+def say(line: str) -> None:
+    """Progress goes to standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""A picture through gateway, tuner and sampler: real processes, a real base model of another shape than stickerbook."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.tiny_model import IMAGE_SIDE
+from unitune_client import (
+    Client,
+    EditAccepted,
+    EditDone,
+    EditedImage,
+    EditLoading,
+    EditStep,
+    FailedPrecondition,
+    InvalidField,
+    NotFound,
+    TuningReady,
+)
+from unitune_client.home import Home
+from unitune_client.local import LocalServices
+
+SIZE = (60, 44)  # width and height of the test picture; the model works at 48x48
+
+
+@pytest.fixture(scope="module")
+def services(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServices]:
+    """The three services on the tiny base model."""
+    with LocalServices(str(tiny_model), home=Home(tmp_path_factory.mktemp("home"))) as services:
+        yield services
+
+
+@pytest.fixture
+def client(services: LocalServices) -> Iterator[Client]:
+    with Client(services.address) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def picture() -> bytes:
+    """A PNG of smooth random colours."""
+    rng = np.random.default_rng(0)
+    small = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8))
+    file = io.BytesIO()
+    small.resize(SIZE, Image.Resampling.BICUBIC).save(file, "PNG")
+    return file.getvalue()
+
+
+def pixels(image: EditedImage) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(image.png)))
+
+
+def test_one_call_tunes_and_edits_in_the_stated_order(client: Client, picture: bytes) -> None:
+    """An edit of a new picture streams accepted, the tuning, loading, the steps, the images and done, in this order."""
+    events = list(
+        client.edit(picture, "a dog on the beach", updates=3, strength=0.5, num_inference_steps=8, seeds=[4, 5])
+    )
+
+    kinds = [type(event) for event in events]
+    assert kinds[0] is EditAccepted
+    assert kinds.index(TuningReady) < kinds.index(EditLoading) < kinds.index(EditStep) < kinds.index(EditedImage)
+    assert kinds[-1] is EditDone and kinds.count(EditDone) == 1
+    images = [event for event in events if isinstance(event, EditedImage)]
+    assert [image.seed for image in images] == [4, 5]
+    assert [Image.open(io.BytesIO(image.png)).size for image in images] == [SIZE, SIZE]
+    assert not np.array_equal(pixels(images[0]), pixels(images[1]))
+    loading = next(event for event in events if isinstance(event, EditLoading))
+    assert not loading.warm and loading.refit_s > 0
+    last_step = [event for event in events if isinstance(event, EditStep)][-1]
+    assert (last_step.index, last_step.total) == (3, 4)
+
+
+def test_one_tuning_serves_many_prompts(client: Client, picture: bytes) -> None:
+    """Two prompts never touch the tuner again, leave the weights' digest as it is, and find the engine warm."""
+    tuning = client.tune(picture, updates=3)
+    first = client.edit_to_end(tuning, "a cat in the snow", num_inference_steps=4)
+    events = list(client.edit(tuning, "a cow at night", num_inference_steps=4))
+    again = client.tune(picture, updates=3)
+
+    assert (again.name, again.weights, again.end_time) == (tuning.name, tuning.weights, tuning.end_time)
+    assert first.timings.tune_s == 0
+    assert next(event for event in events if isinstance(event, EditLoading)).warm
+
+
+def test_a_tuning_of_no_updates_is_the_base_model(client: Client, picture: bytes) -> None:
+    """UniTune after zero updates gives bit for bit the picture of SDEdit with the same words."""
+    settings = {"strength": 0.7, "num_inference_steps": 10, "guidance_scale": 3.0, "seeds": [9]}
+    tuning = client.tune(picture, updates=0, rare_tokens="zqx")
+
+    tuned = client.edit_to_end(tuning, "a dog", **settings)
+    untuned = client.edit_to_end(picture, "zqx a dog", method="sdedit", **settings)
+
+    assert tuned.images[0].png == untuned.images[0].png
+    assert untuned.tuning == ""
+
+
+def test_tuning_changes_the_picture_and_going_back_changes_it_back(client: Client, picture: bytes) -> None:
+    """Refits A, B, A: the same seed gives picture A again, bit for bit, and B is another picture."""
+    settings = {"strength": 0.8, "num_inference_steps": 6, "seeds": [1]}
+    a = client.tune(picture, updates=6, learning_rate=1e-3)
+    b = client.tune(picture, updates=6, learning_rate=1e-3, tuning_seed=1)
+
+    first, other, back = (client.edit_to_end(tuning, "a cat", **settings).images[0].png for tuning in (a, b, a))
+
+    assert first == back
+    assert first != other
+
+
+def test_strength_that_leaves_no_step_gives_the_autoencoders_picture(client: Client, picture: bytes) -> None:
+    """Strength 0 answers with a picture, the same for every seed and prompt, and says that nothing ran."""
+    one = client.edit_to_end(picture, "a cat", method="sdedit", strength=0.0, seeds=[1])
+    two = client.edit_to_end(picture, "a dog", method="sdedit", strength=0.0, seeds=[2])
+
+    assert one.effective_strength == 0
+    assert one.images[0].png == two.images[0].png
+
+
+def test_deleted_tunings_are_gone(client: Client, services: LocalServices, picture: bytes) -> None:
+    """After a delete the weights are off the disk and an edit with the name is NOT_FOUND."""
+    store = services._home.store
+    tuning = client.tune(picture, updates=1, tuning_seed=77)
+    before = len(list(store.rglob("*.safetensors")))
+    client.delete_tuning(tuning.name)
+
+    assert len(list(store.rglob("*.safetensors"))) == before - 1
+    with pytest.raises(NotFound) as refused:
+        client.edit_to_end(tuning, "a cat")
+    assert refused.value.reason in {"TUNING_NOT_FOUND", "TUNING_EXPIRED"}
+
+
+def test_refusals_name_the_field_and_the_services_go_on(client: Client, picture: bytes) -> None:
+    """Strength 2, an unknown method and an empty prompt are each refused by name; a good edit still works."""
+    for options, field in (
+        ({"strength": 2.0}, "config.strength"),
+        ({"method": "magic"}, "config.method"),
+    ):
+        with pytest.raises(InvalidField) as refused:
+            client.edit_to_end(picture, "a cat", **options)
+        assert refused.value.field == field
+    with pytest.raises(InvalidField) as refused:
+        client.edit_to_end(picture, "")
+    assert refused.value.field == "prompt"
+
+    assert client.edit_to_end(picture, "a cat", method="sdedit", num_inference_steps=2).images
+
+
+def test_the_server_describes_its_base_model(client: Client) -> None:
+    """Name, size and defaults are those of the folder that was given."""
+    info = client.server_info()
+
+    assert (info.base_model.width, info.base_model.height) == (IMAGE_SIDE, IMAGE_SIDE)
+    assert info.tuning_defaults.updates == 128
+    assert {"unitune", "sdedit"} <= set(info.methods)
+
+
+def test_an_edit_before_ready_is_refused(client: Client, picture: bytes) -> None:
+    """A tuning that is still at work cannot edit; cancelling it frees the tuner."""
+    tuning = client.create_tuning(picture, updates=5000, tuning_seed=5)
+    try:
+        with pytest.raises(FailedPrecondition) as refused:
+            client.edit_to_end(tuning.name, "a cat")
+        assert refused.value.reason == "TUNING_NOT_READY"
+    finally:
+        client.cancel_tuning(tuning.name)
