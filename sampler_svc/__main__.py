@@ -1,0 +1,39 @@
+"""Run the sampler: settings -> model -> service -> serve."""
+
+import asyncio
+import logging
+import os
+import sys
+
+from sampler_svc.config import SamplerConfig
+from sampler_svc.engine_folder import UnusableEngine
+from sampler_svc.model import Model
+from sampler_svc.service import SamplerService
+from unitune import telemetry
+from unitune.errors import DataLoss
+from unitune.serving import serve
+from unitune.settings import load
+from unitune.weight_store import WeightStore
+
+
+def main() -> int:
+    """The program; its exit code."""
+    config = load(SamplerConfig, os.environ)
+    telemetry.configure("sampler")
+    try:
+        model = Model.open(config.engine, threads=config.threads or os.cpu_count() or 1)
+    except (UnusableEngine, DataLoss) as error:
+        print(f"sampler: {error}", file=sys.stderr)
+        return 1
+    telemetry.event(logging.getLogger(__name__), "engine loaded", engine=model.engine)
+    return asyncio.run(_serve(config, SamplerService(model, WeightStore(config.store))))
+
+
+async def _serve(config: SamplerConfig, service: SamplerService) -> int:
+    return await serve(
+        "sampler", config.address, service.register, health_address=config.health_address, on_drain=service.drain
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

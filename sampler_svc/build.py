@@ -1,0 +1,211 @@
+"""Build an engine from exported graphs: once per base model, runtime version and kind of CPU.
+
+    python -m sampler_svc.build --graphs GRAPHS --out ENGINE
+    python -m sampler_svc.build --graphs GRAPHS --engines ROOT     # ROOT/{key}, found again if it is there
+
+The denoiser is optimised offline as far as stays true for any weights of any CPU; the rest is done when it is loaded.
+The last line of stdout is the engine's folder, ready only when it bears that name.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from sampler_svc.engine import EngineSpec, Probe, Tensors, Weights
+from sampler_svc.engine_folder import (
+    BASE_PROBE_SEED,
+    MANIFEST_FILE,
+    PROBE_FILE,
+    EngineKey,
+    Manifest,
+    file_digest,
+    is_complete,
+    key_of,
+)
+from sampler_svc.onnx_file import initializers, put_outside, structure_digest
+from sampler_svc.ort_engine import (
+    DENOISER,
+    OFFLINE_OPTIMISATION,
+    OrtEngine,
+    backend,
+    open_refitted,
+    open_session,
+    session_options,
+)
+from unitune.base_model import SPEC_FILE, BaseModelSpec
+from unitune.errors import DataLoss
+from unitune.weights import probe_input
+
+DENOISER_DATA = f"{DENOISER}.data"
+MAX_REFIT_RATIO = 0.01  # of the effect of random weights; fp32 gives about 1e-5
+SMALL_BYTES = 64  # what the runtime's writer leaves inside the graph; put_outside then sorts weights from shapes
+EXPORT_AGAIN = "export the base model again"
+
+
+class BuildError(Exception):
+    """The graphs do not give an engine. The message says why."""
+
+
+def build(graphs: Path, folder: Path) -> Path:
+    """Build an engine into a folder; at once if a complete one with the same key is there. Answers with the folder.
+
+    Raises BuildError when the graphs are incomplete, or a built engine would not answer or refit like them.
+    """
+    began = time.monotonic()
+    spec, key = read_graphs(graphs)
+    if is_complete(folder, key):
+        return folder
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST_FILE).exists():
+        raise BuildError(f"{folder} is a folder with other files: give an empty or a new one")
+    check_files(graphs, spec)
+    check_graph(graphs, spec)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        _fill(partial, graphs, spec)
+        verify(graphs, partial, spec)
+        files = {path.name: (file_digest(path), path.stat().st_size) for path in sorted(partial.iterdir())}
+        Manifest(key, files, round(time.monotonic() - began, 3)).save(partial)
+        if not is_complete(folder, key):  # another build may have come first
+            _publish(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def read_graphs(graphs: Path) -> tuple[BaseModelSpec, EngineKey]:
+    """The specification of exported graphs, and the key of the engine built from them here. Raises BuildError."""
+    try:
+        spec = BaseModelSpec.load(graphs)
+        structure = structure_digest((graphs / DENOISER).read_bytes())
+        specification = file_digest(graphs / SPEC_FILE)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise BuildError(f"{graphs} holds no exported graphs ({error}); {EXPORT_AGAIN}") from error
+    return spec, key_of(spec, structure, specification, backend())
+
+
+def check_files(graphs: Path, spec: BaseModelSpec) -> None:
+    """Raises BuildError unless every file of the graphs folder is the one that the specification was written for."""
+    for name, digest in spec.files.items():
+        if not (graphs / name).is_file() or file_digest(graphs / name) != digest:
+            raise BuildError(f"{graphs / name} is missing or damaged; {EXPORT_AGAIN}")
+
+
+def check_graph(graphs: Path, spec: BaseModelSpec) -> None:
+    """Raises BuildError unless every tensor of the specification is a weight of the denoiser within a refit's reach."""
+    found = initializers((graphs / DENOISER).read_bytes())
+    for name, tensor in spec.tensors.items():
+        if name not in found:
+            raise BuildError(f"the denoiser has no weight called {name}; {EXPORT_AGAIN}")
+        if found[name].outside is None:
+            raise BuildError(f"{name} is stored inside the denoiser's graph, out of a refit's reach; {EXPORT_AGAIN}")
+        shape = tensor.to_graph(np.empty(tensor.shape, dtype=tensor.dtype)).shape
+        if found[name].shape != shape:
+            raise BuildError(f"{name} is {found[name].shape} in the graph and must be {shape}; {EXPORT_AGAIN}")
+
+
+def verify(graphs: Path, engine_folder: Path, spec: BaseModelSpec) -> None:
+    """Raises BuildError unless the engine answers like the exported graph, with base weights and with others.
+
+    The exported graph is run without any optimisation. The engine is refitted with one set, the other, and both again,
+    which must give the same bits.
+    """
+    tensors = load_file(engine_folder / spec.base_weights)
+    perturbed = _perturbed(tensors)
+    of_base, of_perturbed = (_reference_answer(graphs, spec, weights) for weights in (tensors, perturbed))
+    save_file({"base": of_base}, engine_folder / PROBE_FILE)
+    base = Weights("base", tensors, Probe(BASE_PROBE_SEED, of_base, of_base))
+    other = Weights("other", perturbed, Probe(BASE_PROBE_SEED, of_perturbed, of_base))
+    engine = OrtEngine(engine_folder, EngineSpec.of(spec))
+    answers = []
+    try:
+        for weights in (base, other, base, other):
+            report = engine.refit(weights)
+            answers.append(engine.run(*_question(spec).values()))
+    except DataLoss as error:
+        raise BuildError(f"the built engine does not answer like the exported graph: {error.message}") from error
+    finally:
+        engine.close()
+    if not 0 <= report.probe_ratio < MAX_REFIT_RATIO:
+        raise BuildError(f"the built engine is not refitted well enough: its probe ratio is {report.probe_ratio:.3g}")
+    if not (np.array_equal(answers[0], answers[2]) and np.array_equal(answers[1], answers[3])):
+        raise BuildError("the built engine does not come back to the same answers after a refit")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The program; its exit code."""
+    parser = argparse.ArgumentParser("python -m sampler_svc.build", description="Build an engine from exported graphs.")
+    parser.add_argument("--graphs", type=Path, required=True, help="folder written by tuner_svc.export")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--out", type=Path, help="the engine's folder")
+    where.add_argument("--engines", type=Path, help="folder of engines, each in a folder named by its key")
+    options = parser.parse_args(arguments)
+    try:
+        folder = options.out or options.engines / read_graphs(options.graphs)[1].digest[:16]
+        print(build(options.graphs, folder))
+    except BuildError as error:
+        print(f"build: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _fill(folder: Path, graphs: Path, spec: BaseModelSpec) -> None:
+    """Everything but manifest and probe: the denoiser optimised, all else copied."""
+    options = session_options(0, OFFLINE_OPTIMISATION)
+    options.optimized_model_filepath = str(folder / DENOISER)
+    for setting, value in (("file_name", DENOISER_DATA), ("min_size_in_bytes", str(SMALL_BYTES))):
+        options.add_session_config_entry(f"session.optimized_model_external_initializers_{setting}", value)
+    open_session(graphs / DENOISER, options)
+    try:
+        put_outside(folder, DENOISER, spec.tensors.keys())
+    except ValueError as error:
+        raise BuildError(f"the optimised denoiser cannot be refitted: {error}") from error
+    for name in {SPEC_FILE, *spec.files} - {DENOISER, DENOISER_DATA}:
+        shutil.copyfile(graphs / name, folder / name)
+
+
+def _perturbed(base: Tensors) -> dict[str, np.ndarray]:
+    """Weights unlike the base in every tensor, and of its size, so that one that is not refitted shows."""
+    rng = np.random.default_rng(0)
+    perturbed = {}
+    for name, tensor in base.items():
+        scale, shift = rng.standard_normal((2, *tensor.shape))
+        perturbed[name] = (tensor.astype(np.float64) * (1 + 0.1 * scale) + 0.01 * shift).astype(tensor.dtype)
+    return perturbed
+
+
+def _reference_answer(graphs: Path, spec: BaseModelSpec, tensors: Tensors) -> np.ndarray:
+    options = session_options(0, "ORT_DISABLE_ALL")
+    session = open_refitted(graphs / DENOISER, options, spec.tensors, tensors)
+    (answer,) = session.run(["out"], _question(spec))
+    return answer
+
+
+def _question(spec: BaseModelSpec) -> dict[str, np.ndarray]:
+    context = (spec.context_tokens, spec.context_width)
+    return probe_input(BASE_PROBE_SEED, spec.latent_channels, spec.latent_side, context)
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    """Give the finished folder its name; one that is there already moves out of the way first."""
+    for path in partial.iterdir():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    partial.chmod(0o755)
+    old = partial.with_name(f"{partial.name}-old")
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,25 @@
+"""The sampler's settings."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """Read once, in `__main__`."""
+
+    engine: Path = field(
+        metadata={"env": "UNITUNE_ENGINE", "help": "a folder written by `python -m sampler_svc.build`"}
+    )
+    store: str = field(metadata={"env": "UNITUNE_STORE", "help": "the weight store's folder or URL"})
+    address: str = field(
+        default="127.0.0.1:50053", metadata={"env": "UNITUNE_SAMPLER_ADDRESS", "help": "HOST:PORT to listen on"}
+    )
+    threads: int = field(default=0, metadata={"env": "UNITUNE_THREADS", "help": "threads of a run; 0 means all cores"})
+    health_address: str | None = field(
+        default=None, metadata={"env": "UNITUNE_HEALTH_ADDRESS", "help": "HOST:PORT for health alone; empty means none"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.threads < 0:
+            raise ValueError(f"UNITUNE_THREADS is {self.threads}: it must be 0 or more")

@@ -1,0 +1,145 @@
+"""Which engine holds which weights. A lease is the right to use an engine holding given weights, for one sample.
+
+Since a refit is a write, it happens only here, inside a lease, so never under a run. The only lock of the sampler
+is in this file. Its methods block; the service calls them from its worker threads.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from sampler_svc.engine import BASE, TOO_SMALL, Engine, Weights
+from unitune import telemetry
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Lease:
+    """An engine that holds the weights that were asked for, and what it took to get there."""
+
+    engine: Engine
+    warm: bool  # the engine held them already
+    refit_s: float  # from the weights file to the proven engine; 0 if warm
+    probe_ratio: float  # of the refit that put them in
+
+
+@dataclass
+class _Slot:
+    """One place for an engine."""
+
+    engine: Engine | None = None
+    weights: str = BASE  # what the engine holds, or is about to
+    is_leased: bool = False
+    used: int = 0  # the lease that used it last, counted
+    probe_ratio: float = TOO_SMALL
+    to_forget: bool = False  # evicted under a lease
+
+
+class EnginePool:
+    """A fixed number of engines, at first with the base weights."""
+
+    def __init__(self, open_engine: Callable[[], Engine], base: Weights, size: int = 1) -> None:
+        """Opens all engines. Raises what opening or proving one raises."""
+        self._open_engine, self._base = open_engine, base
+        self._changed = threading.Condition()
+        self._refitting: set[str] = set()
+        self._leases = 0
+        self._slots = [_Slot(self._open()) for _ in range(size)]
+
+    @property
+    def size(self) -> int:
+        """The number of engines, and so of leases at a time."""
+        return len(self._slots)
+
+    def resident(self) -> list[str]:
+        """The tuned weights that an engine holds now."""
+        with self._changed:
+            held = (slot.engine.weights for slot in self._slots if slot.engine is not None)
+            return sorted(weights for weights in set(held) if weights not in (None, BASE))
+
+    @contextmanager
+    def lease(self, weights: str, read: Callable[[], Weights]) -> Iterator[Lease]:
+        """Wait for an engine, see that it holds the weights, and keep it until the end of the `with` block.
+
+        `read` is called only on a miss; several leases of one set wait while a first one refits it. Raises what `read`
+        raises, and DataLoss when the weights do not take: the engine then goes back to the base weights.
+        """
+        slot = self._take(weights)
+        try:
+            yield self._hold(slot, weights, read)
+        finally:
+            self._give_back(slot)
+
+    def evict(self, weights: str) -> None:
+        """Forget weights now, or at the end of the lease that is using them."""
+        if weights == BASE:
+            return
+        with self._changed:
+            holding = [slot for slot in self._slots if slot.weights == weights]
+            free = [slot for slot in holding if not slot.is_leased]
+            for slot in holding:
+                slot.to_forget = slot.is_leased = True
+        for slot in free:
+            self._give_back(slot)
+
+    def close(self) -> None:
+        """Free all engines."""
+        for slot in self._slots:
+            if slot.engine is not None:
+                slot.engine.close()
+
+    def _take(self, weights: str) -> _Slot:
+        with self._changed:
+            self._changed.wait_for(lambda: weights not in self._refitting and not all(s.is_leased for s in self._slots))
+            free = [slot for slot in self._slots if not slot.is_leased]
+            # The one that holds the weights already, else the one whose weights were not used for longest.
+            slot = min(free, key=lambda slot: (not _holds(slot, weights), slot.used))
+            self._leases += 1
+            slot.is_leased, slot.used = True, self._leases
+            if not _holds(slot, weights):
+                self._refitting.add(weights)
+            slot.weights = weights
+            return slot
+
+    def _hold(self, slot: _Slot, weights: str, read: Callable[[], Weights]) -> Lease:
+        if slot.engine is not None and slot.engine.weights == weights:
+            return Lease(slot.engine, True, 0.0, slot.probe_ratio)
+        began = time.perf_counter()
+        try:
+            if slot.engine is None:
+                slot.engine = self._open()
+            report = slot.engine.refit(self._base if weights == BASE else read())
+        finally:
+            with self._changed:
+                self._refitting.discard(weights)
+                self._changed.notify_all()
+        slot.probe_ratio = report.probe_ratio
+        return Lease(slot.engine, False, time.perf_counter() - began, report.probe_ratio)
+
+    def _give_back(self, slot: _Slot) -> None:
+        """End a lease; an engine of unknown weights, or of weights to forget, is replaced by one with the base's."""
+        if slot.engine is None or slot.engine.weights is None or slot.to_forget:
+            try:
+                if slot.engine is not None:
+                    slot.engine.close()
+                slot.engine = None
+                slot.engine = self._open()
+            except Exception:  # the next lease tries again, and tells its caller
+                telemetry.failure(logger, "an engine could not be opened again")
+        with self._changed:
+            slot.weights = (slot.engine.weights if slot.engine is not None else None) or BASE
+            slot.is_leased = slot.to_forget = False
+            self._changed.notify_all()
+
+    def _open(self) -> Engine:
+        engine = self._open_engine()
+        engine.refit(self._base)
+        return engine
+
+
+def _holds(slot: _Slot, weights: str) -> bool:
+    return slot.engine is not None and slot.engine.weights == weights

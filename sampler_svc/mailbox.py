@@ -1,0 +1,66 @@
+"""Events on their way from a worker thread to the stream of one call.
+
+Steps may be dropped when they come too fast or nobody reads; the newest preview and the last step never are, and no
+other event is. So what waits here is bounded by what a run has to say: one step, and everything that comes once.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Generic, TypeVar
+
+from sampler_svc.sample import Step
+
+STEP_INTERVAL_S = 0.2
+
+T = TypeVar("T")
+
+
+class Mailbox(Generic[T]):
+    """One writer in a worker thread, one reader on the event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: deque[T | Step] = deque()
+        self._arrived = asyncio.Event()
+        self._is_closed = False
+        self._preview = b""
+        self._last_step = float("-inf")
+
+    def put(self, event: T | Step) -> None:
+        """Send an event; from the worker thread."""
+        if isinstance(event, Step):
+            self._preview = event.preview or self._preview
+            now = time.monotonic()
+            if now - self._last_step < STEP_INTERVAL_S and event.index + 1 < event.total:
+                return
+            event, self._preview, self._last_step = replace(event, preview=self._preview), b"", now
+        self._loop.call_soon_threadsafe(self._take_in, event)
+
+    def close(self) -> None:
+        """End the stream after what was put; from the worker thread."""
+        self._loop.call_soon_threadsafe(self._end)
+
+    async def events(self) -> AsyncIterator[T | Step]:
+        """What was put, until it is closed."""
+        while True:
+            while self._waiting:
+                yield self._waiting.popleft()
+            if self._is_closed:
+                return
+            self._arrived.clear()
+            await self._arrived.wait()
+
+    def _take_in(self, event: T | Step) -> None:
+        if isinstance(event, Step) and self._waiting and isinstance(self._waiting[-1], Step):
+            unread = self._waiting.pop()
+            assert isinstance(unread, Step)
+            event = replace(event, preview=event.preview or unread.preview)
+        self._waiting.append(event)
+        self._arrived.set()
+
+    def _end(self) -> None:
+        self._is_closed = True
+        self._arrived.set()

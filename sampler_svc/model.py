@@ -1,0 +1,44 @@
+"""A base model, loaded to sample from: its graphs, its noise schedule, its weights and its engines."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sampler_svc.base_graphs import BaseGraphs
+from sampler_svc.engine import EngineSpec, Weights
+from sampler_svc.engine_folder import open_folder
+from sampler_svc.engine_pool import EnginePool
+from sampler_svc.ort_engine import OrtEngine, backend
+from sampler_svc.refit_weights import base_weights
+from unitune.base_model import BaseModelSpec
+from unitune.diffusion.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Model:
+    """What one sampler process has loaded."""
+
+    spec: BaseModelSpec
+    schedule: Schedule
+    graphs: BaseGraphs
+    base: Weights
+    pool: EnginePool
+    engine: str  # the runtime in words
+
+    @classmethod
+    def open(cls, folder: Path, *, threads: int = 0, engines: int = 1) -> "Model":
+        """Load an engine folder; 0 threads means one for each core.
+
+        Raises UnusableEngine when it was built for another machine or runtime, or is damaged, and DataLoss when
+        the engine does not answer as it did when it was built.
+        """
+        runtime = backend()
+        spec = open_folder(folder, runtime)
+        base = base_weights(folder, spec)
+        return cls(
+            spec=spec,
+            schedule=Schedule(**asdict(spec.schedule)),
+            graphs=BaseGraphs(folder, spec, threads),
+            base=base,
+            pool=EnginePool(lambda: OrtEngine(folder, EngineSpec.of(spec), threads), base, engines),
+            engine=f"{runtime['runtime']} {runtime['version']} {runtime['device']}",
+        )

@@ -1,0 +1,96 @@
+"""ONNX Runtime on the CPU. A refit opens a new session over the built graph with other external initializers.
+
+That way alone checks names, shapes and dtypes in the runtime and takes effect before graph optimisation; the quicker
+ones can leave a silent mixture of old and new weights. It needs every tensor of the spec to be stored externally,
+which build.py sees to.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from sampler_svc.engine import Array, Engine, EngineSpec, Tensors
+from unitune.base_model import TensorSpec
+
+DENOISER = "denoiser.onnx"
+# Offline, what stays true for any weights on any CPU; ENABLE_ALL there would reorder weights beyond a refit's reach.
+OFFLINE_OPTIMISATION = "ORT_ENABLE_EXTENDED"
+OPTIMISATION = "ORT_ENABLE_ALL"
+
+
+def backend() -> dict[str, str]:
+    """The runtime: what an engine folder must have been built for."""
+    return {
+        "runtime": "onnxruntime",
+        "version": onnxruntime.__version__,
+        "device": "cpu",
+        "optimisation": f"{OFFLINE_OPTIMISATION}, then {OPTIMISATION}",
+    }
+
+
+def session_options(threads: int, optimisation: str = OPTIMISATION) -> onnxruntime.SessionOptions:
+    """Options of every session: 0 threads means one for each core."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, optimisation)
+    options.log_severity_level = 3  # errors, which are raised as well; warnings speak of the graph's history
+    return options
+
+
+def open_session(path: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    """A session on the CPU. Raises what onnxruntime raises."""
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def open_refitted(
+    path: Path, options: onnxruntime.SessionOptions, specs: Mapping[str, TensorSpec], tensors: Tensors
+) -> onnxruntime.InferenceSession:
+    """A session whose external initializers are these tensors, laid out as the graph wants them."""
+    arrays = [np.ascontiguousarray(spec.to_graph(tensors[name])) for name, spec in specs.items()]
+    # On the CPU an OrtValue is a bare pointer that does not keep its array alive: the arrays must live until the
+    # session is open. By then it has copied everything, which the tests hold it to.
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays]
+    options.add_external_initializers(list(specs), values)
+    return open_session(path, options)
+
+
+class Graph:
+    """A graph of the base model that no tuning changes: one input, one output."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        self._session = open_session(path, session_options(threads))
+        (self._input,) = (node.name for node in self._session.get_inputs())
+
+    def __call__(self, array: NDArray[Any]) -> Array:
+        """The graph's output for a batch."""
+        (output,) = self._session.run(None, {self._input: array})
+        return output
+
+
+class OrtEngine(Engine):
+    """The denoiser in ONNX Runtime, fp32."""
+
+    def __init__(self, folder: Path, spec: EngineSpec, threads: int = 0) -> None:
+        """Loads the graph; the engine runs once it was refitted, be it with the base weights."""
+        super().__init__(spec)
+        self._path, self._threads = folder / DENOISER, threads
+        self._session: onnxruntime.InferenceSession | None = None
+
+    def close(self) -> None:
+        """Free the session."""
+        self.weights, self._session = None, None
+
+    def _write(self, tensors: Tensors) -> None:
+        self._session = open_refitted(self._path, session_options(self._threads), self.spec.tensors, tensors)
+
+    def _compute(self, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
+        if self._session is None:
+            raise RuntimeError("the engine is closed")
+        feed = {"sample": latents, "timestep": timesteps, "encoder_hidden_states": contexts}
+        (output,) = self._session.run(["out"], feed)
+        return output

@@ -1,0 +1,38 @@
+"""Whole sets of weights to refit: the base model's, and a tuning's filled up from them.
+
+A weights file holds only what a tuning may change. A refit always carries everything, since what it left out
+would stay behind from the picture before.
+"""
+
+from pathlib import Path
+
+from safetensors.numpy import load_file
+
+from sampler_svc.engine import BASE, Probe, Weights
+from sampler_svc.engine_folder import BASE_PROBE_SEED, PROBE_FILE
+from unitune.base_model import BaseModelSpec
+from unitune.errors import DataLoss, FailedPrecondition
+from unitune.weights import TunedWeights
+
+
+def base_weights(folder: Path, spec: BaseModelSpec) -> Weights:
+    """The base model's weights in an engine folder. They are shared and read-only."""
+    tensors = load_file(folder / spec.base_weights)
+    for tensor in tensors.values():
+        tensor.flags.writeable = False
+    answer = load_file(folder / PROBE_FILE)["base"]
+    return Weights(BASE, tensors, Probe(BASE_PROBE_SEED, answer, answer))
+
+
+def tuned_weights(tuned: TunedWeights, base: Weights, base_model: str) -> Weights:
+    """A tuning's weights over the base model's.
+
+    Raises FailedPrecondition (BASE_MODEL_MISMATCH) for a tuning of another base model, and DataLoss (WEIGHTS_CORRUPT)
+    for an encoding that this server does not read.
+    """
+    if tuned.manifest.base_model != base_model:
+        raise FailedPrecondition("the weights were tuned from another base model", reason="BASE_MODEL_MISMATCH")
+    if tuned.manifest.codec != "none":
+        raise DataLoss(f"the weights are stored as {tuned.manifest.codec!r}, unknown here", reason="WEIGHTS_CORRUPT")
+    probe = Probe(tuned.manifest.probe_seed, tuned.probe_tuned, tuned.probe_base)
+    return Weights(tuned.manifest.digest, {**base.tensors, **tuned.tensors}, probe)

@@ -1,0 +1,245 @@
+"""SamplerService: message in, sample, messages out.
+
+Device work runs in one worker thread for each engine, so calls wait in the order they came; cancelling is a flag that
+the work reads before each step.
+"""
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+
+import grpc
+
+from sampler_svc.engine import BASE, Weights
+from sampler_svc.engine_pool import Lease
+from sampler_svc.mailbox import Mailbox
+from sampler_svc.model import Model
+from sampler_svc.refit_weights import tuned_weights
+from sampler_svc.sample import EditedImage, Request, Step, sample
+from unitune import telemetry
+from unitune.diffusion.solvers import SCHEDULERS
+from unitune.errors import Internal, InvalidField, Unavailable, UniTuneError, to_status
+from unitune.prompts import with_rare_tokens
+from unitune.v1 import edit_pb2, sampler_pb2, sampler_pb2_grpc, server_pb2, tuning_pb2
+from unitune.weight_store import WeightStore
+
+logger = logging.getLogger(__name__)
+
+METHODS = ("unitune", "sdedit")
+MAX_GUIDANCE_SCALE = 64
+MAX_SEEDS = 8
+REPLICA_STATE_S = 1.0  # at most so long between two states of WatchReplica
+
+T = TypeVar("T")
+
+
+class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
+    """The servicer. It is used from one event loop."""
+
+    def __init__(self, model: Model, store: WeightStore) -> None:
+        self._model, self._store = model, store
+        self._workers = ThreadPoolExecutor(model.pool.size, "engine")
+        self._waiting = 0
+        self._is_draining = False
+        self._changed: set[asyncio.Event] = set()
+
+    def register(self, server: grpc.aio.Server) -> list[str]:
+        """Add the servicer to a server; its full service names."""
+        sampler_pb2_grpc.add_SamplerServiceServicer_to_server(self, server)
+        return [sampler_pb2.DESCRIPTOR.services_by_name["SamplerService"].full_name]
+
+    async def drain(self) -> None:
+        """Accept no more runs, and end the streams that would not end by themselves."""
+        self._is_draining = True
+        self._tell_watchers()
+
+    async def GetSamplerInfo(self, request: sampler_pb2.GetSamplerInfoRequest, context: Any) -> sampler_pb2.SamplerInfo:
+        """Base model, defaults and engine."""
+        spec, preset = self._model.spec, self._model.spec.preset
+        height, width = spec.image_side
+        return sampler_pb2.SamplerInfo(
+            base_model=server_pb2.BaseModel(
+                name=spec.name, digest=spec.digest, width=width, height=height, vocabulary=spec.vocabulary
+            ),
+            sampling_defaults=edit_pb2.SamplingConfig(
+                method=METHODS[0],
+                scheduler=preset.scheduler,
+                num_inference_steps=preset.num_inference_steps,
+                guidance_scale=preset.guidance_scale,
+                strength=preset.strength,
+            ),
+            engine=self._model.engine,
+        )
+
+    async def Sample(self, request: sampler_pb2.SampleRequest, context: Any) -> AsyncIterator[sampler_pb2.SampleEvent]:
+        """Run in a worker thread; stream what it has to say."""
+        wanted = self._read(request)
+        mailbox: Mailbox[sampler_pb2.SampleEvent] = Mailbox(asyncio.get_running_loop())
+        cancelled = threading.Event()
+        asked = time.perf_counter()
+        run = self._submit(lambda: self._sample(request, wanted, asked, mailbox, cancelled))
+        try:
+            async for event in mailbox.events():
+                yield sampler_pb2.SampleEvent(step=_step(event)) if isinstance(event, Step) else event
+        finally:
+            cancelled.set()
+            run.cancel()  # no more than a wish once a worker has begun
+
+    async def Load(self, request: sampler_pb2.LoadRequest, context: Any) -> sampler_pb2.LoadResponse:
+        """Lease an engine for the weights, and give it back at once."""
+        _check("weights.digest", request.weights.digest, bool(request.weights.digest), "it must be set")
+
+        def load() -> sampler_pb2.LoadResponse:
+            with self._lease(request.weights) as lease:
+                return sampler_pb2.LoadResponse(loading=_loading(lease))
+
+        return await asyncio.wrap_future(self._submit(load))
+
+    async def Evict(self, request: sampler_pb2.EvictRequest, context: Any) -> sampler_pb2.EvictResponse:
+        """Forget weights."""
+        await asyncio.to_thread(self._model.pool.evict, request.digest)
+        self._tell_watchers()
+        return sampler_pb2.EvictResponse()
+
+    async def WatchReplica(
+        self, request: sampler_pb2.WatchReplicaRequest, context: Any
+    ) -> AsyncIterator[sampler_pb2.ReplicaState]:
+        """The state now, on every change and once a second; the last one says that the replica drains."""
+        changed = asyncio.Event()
+        self._changed.add(changed)
+        try:
+            while True:
+                changed.clear()
+                yield self._state()
+                if self._is_draining:
+                    return
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(changed.wait(), REPLICA_STATE_S)
+        finally:
+            self._changed.discard(changed)
+
+    def _state(self) -> sampler_pb2.ReplicaState:
+        pool = self._model.pool
+        return sampler_pb2.ReplicaState(
+            resident=pool.resident(), engines=pool.size, waiting=self._waiting, draining=self._is_draining
+        )
+
+    def _sample(
+        self,
+        request: sampler_pb2.SampleRequest,
+        wanted: Request,
+        asked: float,
+        mailbox: "Mailbox[sampler_pb2.SampleEvent]",
+        cancelled: threading.Event,
+    ) -> None:
+        """One run, in a worker thread. It always ends with exactly one of `done` or `failed`."""
+        timings = edit_pb2.Timings(queue_s=time.perf_counter() - asked)
+        last = sampler_pb2.SampleEvent()
+        try:
+            model = self._model
+            tuned = request.weights if request.HasField("weights") and request.config.method != "sdedit" else None
+            with self._lease(tuned) as lease:
+                timings.refit_s = lease.refit_s
+                mailbox.put(sampler_pb2.SampleEvent(loading=_loading(lease)))
+                for event in sample(model.graphs, model.schedule, lease.engine.run, wanted, cancelled.is_set):
+                    if isinstance(event, Step):
+                        mailbox.put(event)
+                    elif isinstance(event, EditedImage):
+                        image = edit_pb2.EditEvent.EditedImage(index=event.index, seed=event.seed, png=event.png)
+                        mailbox.put(sampler_pb2.SampleEvent(image=image))
+                    else:
+                        timings.encode_s, timings.denoise_s = event.encode_s, event.denoise_s
+                        timings.decode_s = event.decode_s
+            timings.total_s = time.perf_counter() - asked
+            last.done.CopyFrom(timings)
+            telemetry.event(logger, "sampled", edit=request.edit, warm=lease.warm, seconds=timings.total_s)
+        except UniTuneError as error:
+            last.failed.CopyFrom(to_status(error))
+        except Exception:
+            telemetry.failure(logger, "sampling failed", edit=request.edit)
+            last.failed.CopyFrom(to_status(Internal("the sampler made a mistake; see its log", reason="INTERNAL")))
+        mailbox.put(last)
+        mailbox.close()
+
+    def _lease(self, weights: tuning_pb2.WeightsRef | None) -> AbstractContextManager[Lease]:
+        model = self._model
+        if weights is None:
+            return model.pool.lease(BASE, lambda: model.base)
+
+        def read() -> Weights:
+            tuned = self._store.get_weights(weights.path, weights.digest)
+            return tuned_weights(tuned, model.base, model.spec.digest)
+
+        return model.pool.lease(weights.digest, read)
+
+    def _submit(self, work: Callable[[], T]) -> "Future[T]":
+        """Queue work for a worker thread. Raises Unavailable (DRAINING) when no more is accepted."""
+        if self._is_draining:
+            raise Unavailable("this replica is shutting down; another one answers", reason="DRAINING")
+        loop = asyncio.get_running_loop()
+
+        def begin() -> T:
+            loop.call_soon_threadsafe(self._count_waiting, -1)
+            return work()
+
+        def end(run: "Future[T]") -> None:
+            loop.call_soon_threadsafe(self._count_waiting, -1 if run.cancelled() else 0)
+
+        self._count_waiting(1)
+        run = self._workers.submit(begin)
+        run.add_done_callback(end)
+        return run
+
+    def _count_waiting(self, more: int) -> None:
+        self._waiting += more
+        self._tell_watchers()
+
+    def _tell_watchers(self) -> None:
+        for changed in self._changed:
+            changed.set()
+
+    def _read(self, request: sampler_pb2.SampleRequest) -> Request:
+        """Raises InvalidField naming what is wrong."""
+        config = request.config
+        for name in ("num_inference_steps", "guidance_scale", "strength"):
+            if not config.HasField(name):
+                raise InvalidField(f"config.{name}", "unset", "it must be set")
+        _check("config.method", config.method, config.method in METHODS, f"it must be one of {', '.join(METHODS)}")
+        schedulers = ", ".join(SCHEDULERS)
+        _check("config.scheduler", config.scheduler, config.scheduler in SCHEDULERS, f"it must be one of {schedulers}")
+        steps, scale, most = config.num_inference_steps, config.guidance_scale, len(self._model.schedule)
+        _check("config.num_inference_steps", steps, 1 <= steps <= most, f"it must be 1 to {most}")
+        is_right = 0 <= scale <= MAX_GUIDANCE_SCALE
+        _check("config.guidance_scale", scale, is_right, f"it must be 0 to {MAX_GUIDANCE_SCALE}")
+        _check("config.strength", config.strength, 0 <= config.strength <= 1, "it must be 0 to 1")
+        _check("seeds", len(request.seeds), 1 <= len(request.seeds) <= MAX_SEEDS, f"give 1 to {MAX_SEEDS} of them")
+        _check("preview_every", request.preview_every, request.preview_every >= 0, "it must be 0 or more")
+        return Request(
+            image=request.image,
+            prompt=with_rare_tokens(request.rare_tokens, request.prompt),
+            scheduler=config.scheduler,
+            num_inference_steps=steps,
+            guidance_scale=scale,
+            strength=config.strength,
+            seeds=tuple(request.seeds),
+            preview_every=request.preview_every,
+        )
+
+
+def _check(field: str, value: object, is_right: bool, remedy: str) -> None:
+    if not is_right:
+        raise InvalidField(field, value, remedy)
+
+
+def _loading(lease: Lease) -> edit_pb2.EditEvent.Loading:
+    return edit_pb2.EditEvent.Loading(warm=lease.warm, refit_s=lease.refit_s, probe_ratio=lease.probe_ratio)
+
+
+def _step(step: Step) -> edit_pb2.EditEvent.Step:
+    return edit_pb2.EditEvent.Step(index=step.index, total=step.total, preview=step.preview)

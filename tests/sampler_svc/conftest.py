@@ -1,0 +1,43 @@
+"""An engine of the tiny base model, built once per session, and weights for it."""
+
+from pathlib import Path
+
+import pytest
+
+from sampler_svc.build import build
+from sampler_svc.engine import Weights
+from sampler_svc.model import Model
+from sampler_svc.refit_weights import base_weights
+from unitune.base_model import BaseModelSpec
+
+
+@pytest.fixture(scope="session")
+def engine_folder(tiny_graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny base model's engine. Nobody writes to it."""
+    return build(tiny_graphs, tmp_path_factory.mktemp("engines") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def spec(engine_folder: Path) -> BaseModelSpec:
+    """The tiny base model's specification."""
+    return BaseModelSpec.load(engine_folder)
+
+
+@pytest.fixture(scope="session")
+def base(engine_folder: Path, spec: BaseModelSpec) -> Weights:
+    """The tiny base model's weights."""
+    return base_weights(engine_folder, spec)
+
+
+@pytest.fixture(scope="session")
+def tunings(tiny_model: Path, spec: BaseModelSpec, base: Weights) -> "Tunings":  # noqa: F821
+    """Makes tuned weights for the tiny base model."""
+    from tests.sampler_svc.tunings import Tunings  # torch is slow to import
+
+    return Tunings.of(tiny_model, spec, base)
+
+
+@pytest.fixture
+def model(engine_folder: Path) -> Model:
+    """The engine folder, loaded afresh."""
+    return Model.open(engine_folder, threads=1)

@@ -1,0 +1,275 @@
+"""Leases: who gets which engine, when it is refitted, and what a failed refit leaves behind."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sampler_svc.engine import BASE, TOO_SMALL, Engine, EngineSpec, Weights
+from sampler_svc.engine_pool import EnginePool
+from sampler_svc.ort_engine import OrtEngine
+from tests.sampler_svc.tunings import Tunings, answers, lying
+from unitune.base_model import BaseModelSpec
+from unitune.errors import DataLoss
+
+
+@pytest.fixture
+def open_engine(engine_folder: Path, spec: BaseModelSpec) -> Callable[[], Engine]:
+    """Opens engines."""
+    return lambda: OrtEngine(engine_folder, EngineSpec.of(spec), threads=1)
+
+
+@pytest.fixture
+def pool(open_engine: Callable[[], Engine], base: Weights) -> Iterator[EnginePool]:
+    """A pool of one engine."""
+    pool = EnginePool(open_engine, base)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture
+def two(open_engine: Callable[[], Engine], base: Weights) -> Iterator[EnginePool]:
+    """A pool of two engines."""
+    pool = EnginePool(open_engine, base, 2)
+    yield pool
+    pool.close()
+
+
+def said(pool: EnginePool, weights: Weights) -> np.ndarray:
+    """What an engine with these weights answers."""
+    with pool.lease(weights.id, lambda: weights) as lease:
+        assert lease.engine.weights == weights.id
+        return answers(lease.engine)
+
+
+def never() -> Weights:
+    """For leases that must not read weights."""
+    raise AssertionError("the weights were read")
+
+
+def test_a_miss_refits_and_a_hit_does_not(pool: EnginePool, tunings: Tunings) -> None:
+    """The second lease of the same weights is warm, reads nothing, and tells the ratio of the refit."""
+    weights = tunings.weights(1)
+
+    with pool.lease(weights.id, lambda: weights) as first:
+        assert not first.warm and first.refit_s > 0 and 0 <= first.probe_ratio < 1e-3
+    with pool.lease(weights.id, never) as second:
+        assert second.warm and second.refit_s == 0 and second.probe_ratio == first.probe_ratio
+    assert pool.resident() == [weights.id]
+
+
+def test_the_base_weights_are_there_from_the_start(pool: EnginePool, base: Weights) -> None:
+    """A fresh engine holds the base weights, which are not counted as resident."""
+    with pool.lease(BASE, never) as lease:
+        assert lease.warm and lease.probe_ratio == TOO_SMALL
+    assert pool.resident() == []
+
+
+def test_weights_take_turns_in_one_engine(pool: EnginePool, base: Weights, tunings: Tunings) -> None:
+    """A, B, base, A: each answers as it did, to the bit."""
+    first, second = tunings.weights(1), tunings.weights(2)
+
+    once = [said(pool, weights) for weights in (first, second, base)]
+    again = [said(pool, weights) for weights in (second, base, first)]
+
+    np.testing.assert_array_equal(once[0], again[2])
+    np.testing.assert_array_equal(once[1], again[0])
+    np.testing.assert_array_equal(once[2], again[1])
+
+
+def test_the_weights_unused_for_longest_make_room(two: EnginePool, tunings: Tunings) -> None:
+    """With two engines, the third set replaces the one that was leased longest ago."""
+    first, second, third = (tunings.weights(seed) for seed in (1, 2, 3))
+
+    for weights in (first, second, first, third):
+        said(two, weights)
+
+    assert two.resident() == sorted([first.id, third.id])
+
+
+def test_the_engine_that_holds_the_weights_is_chosen_whichever_is_longest_unused(
+    two: EnginePool, tunings: Tunings
+) -> None:
+    """A lease of what was used last is warm, though another engine waits longer."""
+    first, second = tunings.weights(1), tunings.weights(2)
+    for weights in (first, second):
+        said(two, weights)
+
+    for weights in (second, second, first, first):
+        with two.lease(weights.id, never) as lease:
+            assert lease.warm
+
+
+def test_weights_that_fail_the_probe_leave_a_working_engine(pool: EnginePool, base: Weights, tunings: Tunings) -> None:
+    """The error reaches the caller; the engine is replaced by one with the base weights, and the next lease works."""
+    weights = tunings.weights(1)
+    before = said(pool, base)
+
+    with pytest.raises(DataLoss), pool.lease(weights.id, lambda: lying(weights, **base.tensors)):
+        raise AssertionError("a lease was given")
+
+    assert pool.resident() == []
+    np.testing.assert_array_equal(said(pool, base), before)
+    said(pool, weights)
+    assert pool.resident() == [weights.id]
+
+
+def test_weights_that_cannot_be_read_leave_the_engine_as_it_was(pool: EnginePool, tunings: Tunings) -> None:
+    """Nothing was written, so the weights before are still there and proven."""
+    weights = tunings.weights(1)
+    said(pool, weights)
+
+    def missing() -> Weights:
+        raise DataLoss("gone", reason="WEIGHTS_MISSING")
+
+    with pytest.raises(DataLoss), pool.lease("other", missing):
+        raise AssertionError("a lease was given")
+
+    with pool.lease(weights.id, never) as lease:
+        assert lease.warm
+
+
+def test_an_engine_that_cannot_be_opened_again_is_tried_at_the_next_lease(
+    open_engine: Callable[[], Engine], base: Weights, tunings: Tunings
+) -> None:
+    """A pool never hands out a broken engine and never loses one for good."""
+    is_broken = False
+
+    def open_sometimes() -> Engine:
+        if is_broken:
+            raise MemoryError("no room for an engine")
+        return open_engine()
+
+    pool, weights = EnginePool(open_sometimes, base), tunings.weights(1)
+    is_broken = True
+    with pytest.raises(DataLoss), pool.lease(weights.id, lambda: lying(weights, **base.tensors)):
+        raise AssertionError("a lease was given")
+    with pytest.raises(MemoryError), pool.lease(BASE, lambda: base):
+        raise AssertionError("a lease was given")
+    is_broken = False
+
+    said(pool, weights)
+    assert pool.resident() == [weights.id]
+
+
+def test_an_error_in_the_sampling_gives_the_engine_back(pool: EnginePool, tunings: Tunings) -> None:
+    """A lease ends however its block ends."""
+    weights = tunings.weights(1)
+
+    with pytest.raises(ZeroDivisionError), pool.lease(weights.id, lambda: weights):
+        raise ZeroDivisionError
+
+    with pool.lease(weights.id, never) as lease:
+        assert lease.warm
+
+
+def test_one_engine_is_leased_to_one_at_a_time(pool: EnginePool, tunings: Tunings) -> None:
+    """Runs and refits of many threads never overlap, and every one sees its own weights."""
+    sets = [tunings.weights(seed) for seed in (1, 2, 3)]
+    expected = {weights.id: said(pool, weights) for weights in sets}
+    inside: list[int] = []
+
+    def work(weights: Weights) -> None:
+        with pool.lease(weights.id, lambda: weights) as lease:
+            inside.append(1)
+            assert len(inside) == 1
+            np.testing.assert_array_equal(answers(lease.engine), expected[weights.id])
+            inside.pop()
+
+    with ThreadPoolExecutor(6) as threads:
+        for done in [threads.submit(work, sets[index % 3]) for index in range(18)]:
+            done.result(timeout=60)
+
+
+def test_one_refit_serves_all_who_wait_for_the_same_weights(two: EnginePool, tunings: Tunings) -> None:
+    """While a first lease refits, others of the same weights wait for it and then read nothing."""
+    weights, reads, goes_on = tunings.weights(1), [], threading.Event()
+
+    def read() -> Weights:
+        reads.append(1)
+        goes_on.wait(10)
+        return weights
+
+    def work() -> bool:
+        with two.lease(weights.id, read) as lease:
+            return lease.warm
+
+    with ThreadPoolExecutor(3) as threads:
+        first = threads.submit(work)
+        while not reads:
+            time.sleep(0.001)
+        others = [threads.submit(work) for _ in range(2)]
+        time.sleep(0.05)
+        assert len(reads) == 1 and not any(other.done() for other in others)
+        goes_on.set()
+        assert first.result(timeout=30) is False
+        assert [other.result(timeout=30) for other in others].count(True) >= 1
+
+
+def test_two_engines_serve_two_sets_at_once(two: EnginePool, tunings: Tunings) -> None:
+    """A lease of other weights does not wait for one that is running."""
+    first, second = tunings.weights(1), tunings.weights(2)
+
+    with two.lease(first.id, lambda: first) as one, two.lease(second.id, lambda: second) as other:
+        assert one.engine is not other.engine
+        assert two.resident() == sorted([first.id, second.id])
+
+
+def test_evicted_weights_are_gone(pool: EnginePool, base: Weights, tunings: Tunings) -> None:
+    """The engine is back at the base weights; a later lease reads them anew."""
+    weights = tunings.weights(1)
+    before = said(pool, base)
+    said(pool, weights)
+
+    pool.evict(weights.id)
+
+    assert pool.resident() == []
+    np.testing.assert_array_equal(said(pool, base), before)
+    with pool.lease(weights.id, lambda: weights) as lease:
+        assert not lease.warm
+
+
+def test_eviction_waits_for_the_lease_that_is_running(pool: EnginePool, tunings: Tunings) -> None:
+    """The run goes on undisturbed, and the weights are forgotten at its end."""
+    weights = tunings.weights(1)
+    before = said(pool, weights)
+
+    with pool.lease(weights.id, never) as lease:
+        pool.evict(weights.id)
+        np.testing.assert_array_equal(answers(lease.engine), before)
+        assert pool.resident() == [weights.id]
+
+    assert pool.resident() == []
+
+
+def test_evicting_what_is_not_there_changes_nothing(pool: EnginePool, tunings: Tunings) -> None:
+    """Unknown digests and the base weights are fine."""
+    weights = tunings.weights(1)
+    said(pool, weights)
+
+    pool.evict("unknown")
+    pool.evict(BASE)
+
+    assert pool.resident() == [weights.id]
+
+
+def test_weights_of_another_base_model_never_reach_an_engine(tunings: Tunings, base: Weights) -> None:
+    """They are refused by the digest of their base model."""
+    from sampler_svc.refit_weights import tuned_weights
+    from unitune.errors import FailedPrecondition
+    from unitune.weights import unpack
+
+    tuned = unpack(*tunings.file(1))
+
+    with pytest.raises(FailedPrecondition) as refusal:
+        tuned_weights(tuned, base, "00" * 32)
+    with pytest.raises(DataLoss, match="'int4'"):
+        coded = replace(tuned, manifest=replace(tuned.manifest, codec="int4"))
+        tuned_weights(coded, base, tunings.spec.digest)
+
+    assert refusal.value.reason == "BASE_MODEL_MISMATCH"

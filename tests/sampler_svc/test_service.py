@@ -1,0 +1,396 @@
+"""SamplerService over a real connection: the stream of a run, cancelling, damaged weights, what a replica tells."""
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from sampler_svc.engine import Weights
+from sampler_svc.model import Model
+from sampler_svc.service import SamplerService
+from tests.sampler_svc.pictures import picture
+from tests.sampler_svc.tunings import Tunings
+from unitune import images, serving
+from unitune.errors import DataLoss, from_rpc_error, from_status
+from unitune.v1 import edit_pb2, sampler_pb2, sampler_pb2_grpc, tuning_pb2
+from unitune.weight_store import WeightStore
+from unitune.weights import WEIGHTS_FILE
+
+Event = sampler_pb2.SampleEvent
+
+
+@pytest.fixture
+def store_folder(tmp_path: Path) -> Path:
+    """Where the weights lie."""
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def service(model: Model, store_folder: Path) -> SamplerService:
+    """The servicer, with an engine that holds the base weights."""
+    return SamplerService(model, WeightStore(str(store_folder)))
+
+
+@pytest.fixture
+async def sampler(service: SamplerService) -> AsyncIterator[sampler_pb2_grpc.SamplerServiceStub]:
+    """A client of a server on loopback."""
+    server = await serving.start("127.0.0.1:0", service.register)
+    async with serving.channel(server.address) as channel:
+        yield sampler_pb2_grpc.SamplerServiceStub(channel)
+    await server.stop()
+
+
+@pytest.fixture
+def stored(store_folder: Path, tunings: Tunings) -> Callable[[int], tuning_pb2.WeightsRef]:
+    """Puts tuned weights into the store."""
+
+    def put(seed: int, size: float = 0.3) -> tuning_pb2.WeightsRef:
+        data, manifest = tunings.file(seed, size)
+        path = f"tenants/default/weights/{seed}-{size}"
+        WeightStore(str(store_folder)).put_weights(path, data, manifest)
+        return tuning_pb2.WeightsRef(key=manifest.key, digest=manifest.digest, path=path)
+
+    return put
+
+
+def request(weights: tuning_pb2.WeightsRef | None = None, **changes: object) -> sampler_pb2.SampleRequest:
+    """A run of six steps."""
+    config = {
+        "method": "unitune",
+        "scheduler": "ddim",
+        "num_inference_steps": 8,
+        "guidance_scale": 4.0,
+        "strength": 0.75,
+        **{
+            name: changes.pop(name)
+            for name in list(changes)
+            if name in edit_pb2.SamplingConfig.DESCRIPTOR.fields_by_name
+        },
+    }
+    fields = {
+        "edit": "tenants/default/edits/1",
+        "image": picture(),
+        "rare_tokens": "beikkpic",
+        "prompt": "a cat at the beach",
+        "seeds": [5],
+        **changes,
+    }
+    return sampler_pb2.SampleRequest(weights=weights, config=edit_pb2.SamplingConfig(**config), **fields)
+
+
+async def events(sampler: sampler_pb2_grpc.SamplerServiceStub, asked: sampler_pb2.SampleRequest) -> list[Event]:
+    """All events of a run."""
+    return [event async for event in sampler.Sample(asked)]
+
+
+def kinds(found: list[Event]) -> list[str]:
+    """What the events are, runs of steps told once."""
+    names = [event.WhichOneof("event") for event in found]
+    return [name for index, name in enumerate(names) if name != "step" or names[index - 1 : index] != ["step"]]
+
+
+def pngs(found: list[Event]) -> list[bytes]:
+    """The pictures among the events."""
+    return [event.image.png for event in found if event.WhichOneof("event") == "image"]
+
+
+async def test_a_run_streams_its_events_in_order(sampler, stored) -> None:
+    """Loading, steps with the last among them, an image for each seed, done; previews if asked."""
+    found = await events(sampler, request(stored(1), seeds=[7, 8, -9], preview_every=1))
+
+    assert kinds(found) == ["loading", "step", "image", "image", "image", "done"]
+    steps = [event.step for event in found if event.WhichOneof("event") == "step"]
+    assert (steps[-1].index, steps[-1].total) == (5, 6)
+    assert images.decode(steps[-1].preview).shape == (48, 48, 3)
+    assert [(event.image.index, event.image.seed) for event in found[-4:-1]] == [(0, 7), (1, 8), (2, -9)]
+    assert len({images.decode(png).tobytes() for png in pngs(found)}) == 3
+
+
+async def test_loading_tells_refit_and_proof(sampler, stored) -> None:
+    """A first run refits and proves the weights, a second one is warm, and timings add up."""
+    weights = stored(1)
+
+    first, second = [await events(sampler, request(weights)) for _ in range(2)]
+
+    cold, warm = first[0].loading, second[0].loading
+    assert not cold.warm and cold.refit_s > 0 and 0 <= cold.probe_ratio < 1e-3
+    assert warm.warm and warm.refit_s == 0 and warm.probe_ratio == cold.probe_ratio
+    assert pngs(first) == pngs(second)
+    timings = first[-1].done
+    parts = (timings.queue_s, timings.refit_s, timings.encode_s, timings.denoise_s, timings.decode_s)
+    assert min(parts) > 0 and sum(parts) <= timings.total_s < sum(parts) + 1
+    assert timings.tune_s == 0
+
+
+async def test_zero_updates_over_the_wire_are_sdedit(sampler, stored) -> None:
+    """Untouched weights, no weights, and method sdedit with any weights give the same bytes (check E5)."""
+    untouched = await events(sampler, request(stored(1, 0.0)))
+    without = await events(sampler, request())
+    sdedit = await events(sampler, request(stored(2), method="sdedit"))
+    tuned = await events(sampler, request(stored(2)))
+
+    assert pngs(untouched) == pngs(without) == pngs(sdedit) != pngs(tuned)
+
+
+async def test_rare_tokens_go_before_the_prompt_once(sampler) -> None:
+    """A prompt that has them already is the same prompt; without them it is another (check U4)."""
+    plain = pngs(await events(sampler, request()))
+
+    assert pngs(await events(sampler, request(prompt="beikkpic a cat at the beach"))) == plain
+    assert pngs(await events(sampler, request(rare_tokens=""))) != plain
+
+
+async def test_damaged_weights_fail_and_the_next_edit_works(sampler, stored, store_folder: Path) -> None:
+    """A flipped byte in the store is DATA_LOSS inside `failed`; other weights go on as if nothing had been."""
+    good, bad = stored(1), stored(2)
+    before = pngs(await events(sampler, request(good)))
+    path = store_folder / bad.path / WEIGHTS_FILE
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(data)
+
+    failed = await events(sampler, request(bad))
+
+    assert kinds(failed) == ["failed"]
+    error = from_status(failed[0].failed)
+    assert isinstance(error, DataLoss) and error.reason == "WEIGHTS_CORRUPT"
+    assert pngs(await events(sampler, request(good))) == before
+
+
+async def test_weights_that_do_not_prove_fail_and_the_next_edit_works(
+    sampler, store_folder: Path, stored, tunings: Tunings, base: Weights
+) -> None:
+    """A whole file whose tensors are not those that its probe was made with never reaches a picture."""
+    from unitune.weights import pack, unpack
+
+    honest = unpack(*tunings.file(3))
+    facts = {name: getattr(honest.manifest, name) for name in ("key", "base_model", "method", "rare_tokens", "updates")}
+    data, manifest = pack(
+        base.tensors, probe_tuned=honest.probe_tuned, probe_base=honest.probe_base, probe_seed=11, **facts
+    )
+    WeightStore(str(store_folder)).put_weights("lying", data, manifest)
+
+    failed = await events(sampler, request(tuning_pb2.WeightsRef(digest=manifest.digest, path="lying")))
+
+    assert kinds(failed) == ["failed"]
+    assert "probe" in from_status(failed[0].failed).message
+    assert kinds(await events(sampler, request(stored(1))))[-1] == "done"
+
+
+async def test_missing_weights_are_told(sampler) -> None:
+    """Weights that are gone are DATA_LOSS (WEIGHTS_MISSING)."""
+    found = await events(sampler, request(tuning_pb2.WeightsRef(digest="00", path="nowhere")))
+
+    assert from_status(found[-1].failed).reason == "WEIGHTS_MISSING"
+
+
+async def test_a_picture_that_cannot_be_decoded_is_told(sampler) -> None:
+    """The error inside `failed` names the field."""
+    found = await events(sampler, request(image=b"no picture"))
+
+    error = from_status(found[-1].failed)
+    assert (error.reason, error.field) == ("IMAGE_UNDECODABLE", "image")
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("config.method", {"method": "imagic"}),
+        ("config.scheduler", {"scheduler": "plms"}),
+        ("config.num_inference_steps", {"num_inference_steps": 0}),
+        ("config.num_inference_steps", {"num_inference_steps": 1001}),
+        ("config.num_inference_steps", {"num_inference_steps": None}),
+        ("config.guidance_scale", {"guidance_scale": -0.1}),
+        ("config.guidance_scale", {"guidance_scale": float("nan")}),
+        ("config.strength", {"strength": 1.01}),
+        ("config.strength", {"strength": float("nan")}),
+        ("seeds", {"seeds": []}),
+        ("seeds", {"seeds": list(range(9))}),
+        ("preview_every", {"preview_every": -1}),
+    ],
+)
+async def test_a_wrong_request_is_refused_naming_field_and_remedy(sampler, field: str, change: dict) -> None:
+    """It is a status with details, before any event."""
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await events(sampler, request(**change))
+
+    error = from_rpc_error(failure.value)
+    assert (error.reason, error.field) == ("INVALID_FIELD", field)
+    assert error.metadata["remedy"]
+
+
+async def test_closing_the_stream_stops_the_run_at_its_next_step(
+    sampler, service: SamplerService, model: Model
+) -> None:
+    """After a cancel no more than the step that was running is done, and the engine is free for the next edit."""
+    passes, goes_on = [], threading.Event()
+    with model.pool.lease("base", lambda: model.base) as lease:
+        engine = lease.engine
+    run = engine.run
+
+    def slow_run(*arrays: np.ndarray) -> np.ndarray:
+        passes.append(1)
+        if len(passes) == 3:
+            assert goes_on.wait(10)
+        return run(*arrays)
+
+    engine.run = slow_run
+    call = sampler.Sample(request(num_inference_steps=800, strength=1.0))
+    async for event in call:
+        if event.WhichOneof("event") == "step":
+            break
+    while len(passes) < 3:
+        await asyncio.sleep(0.01)
+    call.cancel()
+    await asyncio.sleep(0.2)
+    goes_on.set()
+    await asyncio.sleep(0.2)
+    stopped_after = len(passes)
+    engine.run = run
+
+    assert stopped_after == 3
+    assert kinds(await events(sampler, request()))[-1] == "done"
+    assert len(passes) == 3
+
+
+async def test_a_run_that_waits_is_withdrawn_when_its_client_goes(
+    sampler, service: SamplerService, model: Model
+) -> None:
+    """A cancelled call never reaches the engine, and is not counted as waiting any more."""
+    with model.pool.lease("base", lambda: model.base) as lease:
+        engine, run, goes_on, passes = lease.engine, lease.engine.run, threading.Event(), []
+
+    def blocked(*arrays: np.ndarray) -> np.ndarray:
+        passes.append(1)
+        assert goes_on.wait(10)
+        return run(*arrays)
+
+    engine.run = blocked
+    first = asyncio.create_task(events(sampler, request()))
+    while not passes:
+        await asyncio.sleep(0.01)
+    second = sampler.Sample(request(seeds=[6]))
+    watch = sampler.WatchReplica(sampler_pb2.WatchReplicaRequest())
+
+    async def until(waiting: int) -> None:
+        async for state in watch:
+            if state.waiting == waiting:
+                return
+
+    await asyncio.wait_for(until(1), 10)
+    second.cancel()
+    await asyncio.wait_for(until(0), 10)
+    watch.cancel()
+    goes_on.set()
+
+    assert kinds(await first)[-1] == "done"
+    assert len(passes) == 6
+
+
+async def test_many_edits_of_several_tunings_at_once_all_end_right(sampler, stored) -> None:
+    """Calls wait for the one engine in turn; each gets the pictures of its own weights."""
+    asked = [request(stored(seed), seeds=[seed]) for seed in (1, 2, 3)] * 2
+
+    alone = [pngs(await events(sampler, one)) for one in asked[:3]]
+    together = await asyncio.gather(*(events(sampler, one) for one in asked))
+
+    assert [pngs(found) for found in together] == alone * 2
+
+
+async def test_load_makes_the_next_edit_warm_and_evict_cold(sampler, stored) -> None:
+    """Loading in advance saves the refit; evicted weights are refitted again."""
+    weights = stored(1)
+
+    loaded = await sampler.Load(sampler_pb2.LoadRequest(weights=weights))
+    warm = (await events(sampler, request(weights)))[0].loading
+    await sampler.Evict(sampler_pb2.EvictRequest(digest=weights.digest))
+    cold = (await events(sampler, request(weights)))[0].loading
+
+    assert not loaded.loading.warm and loaded.loading.refit_s > 0
+    assert warm.warm and not cold.warm
+
+
+async def test_loading_what_is_not_there_fails(sampler) -> None:
+    """As a status, since there is no stream."""
+    for weights, reason in (
+        (tuning_pb2.WeightsRef(digest="00", path="nowhere"), "WEIGHTS_MISSING"),
+        (tuning_pb2.WeightsRef(), "INVALID_FIELD"),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as failure:
+            await sampler.Load(sampler_pb2.LoadRequest(weights=weights))
+        assert from_rpc_error(failure.value).reason == reason
+
+
+async def test_a_replica_tells_what_it_holds(sampler, stored) -> None:
+    """At once, on every change, and once a second without one."""
+    weights = stored(1)
+    watch = sampler.WatchReplica(sampler_pb2.WatchReplicaRequest())
+    states = aiter(watch)
+
+    first = await anext(states)
+    await sampler.Load(sampler_pb2.LoadRequest(weights=weights))
+    loaded = await asyncio.wait_for(_first(states, lambda state: state.resident), 5)
+    began = time.monotonic()
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(_count(states, 2), 3)
+    watch.cancel()
+
+    assert (list(first.resident), first.engines, first.waiting, first.draining) == ([], 1, 0, False)
+    assert list(loaded.resident) == [weights.digest]
+    assert time.monotonic() - began < 2.9
+
+
+async def _first(states, is_right) -> sampler_pb2.ReplicaState:
+    async for state in states:
+        if is_right(state):
+            return state
+    raise AssertionError("the stream ended")
+
+
+async def _count(states, count: int) -> None:
+    for _ in range(count):
+        await anext(states)
+
+
+async def test_a_draining_replica_says_so_and_takes_no_more(sampler, service: SamplerService) -> None:
+    """Watchers hear it and their streams end; new runs are UNAVAILABLE, to be retried elsewhere."""
+    watch = sampler.WatchReplica(sampler_pb2.WatchReplicaRequest())
+    states = aiter(watch)
+    await anext(states)
+
+    await service.drain()
+
+    assert [state.draining async for state in states][-1]
+    with pytest.raises(grpc.aio.AioRpcError) as refusal:
+        await events(sampler, request())
+    assert refusal.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+async def test_info_tells_base_model_and_defaults(sampler, model: Model) -> None:
+    """What the gateway fills in and shows."""
+    info = await sampler.GetSamplerInfo(sampler_pb2.GetSamplerInfoRequest())
+
+    assert (info.base_model.digest, info.base_model.width, info.base_model.height) == (model.spec.digest, 48, 48)
+    assert info.sampling_defaults.method == "unitune"
+    assert info.sampling_defaults.strength == model.spec.preset.strength
+    assert info.engine.startswith("onnxruntime ")
+
+
+async def test_a_mistake_of_ours_is_internal_and_tells_nothing(
+    sampler, model: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An unexpected exception ends the stream with INTERNAL and no detail of it."""
+    monkeypatch.setattr(model.graphs, "encode", lambda image: 1 / 0)
+
+    found = await events(sampler, request())
+
+    error = from_status(found[-1].failed)
+    assert error.reason == "INTERNAL" and "division" not in error.message
+    monkeypatch.undo()
+    assert kinds(await events(sampler, request()))[-1] == "done"
