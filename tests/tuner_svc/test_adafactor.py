@@ -1,0 +1,70 @@
+"""Our Adafactor against transformers' Adafactor of the same settings."""
+
+import pytest
+import torch
+from transformers.optimization import Adafactor as Reference
+
+from tuner_svc.adafactor import Adafactor
+
+SHAPES = ((24, 16, 3, 3), (16,), (32, 8), (8, 32, 1, 1), (1,), (7, 1), (5, 4, 3))
+
+
+def parameters(seed: int = 0) -> list[torch.Tensor]:
+    """Leaves of every kind of shape, the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator).requires_grad_() for shape in SHAPES]
+
+
+@pytest.mark.parametrize("learning_rate", [1e-4, 1e-1])
+def test_every_step_is_that_of_the_reference(learning_rate: float) -> None:
+    """Thirty steps with gradients of sizes from 1e-8 to 1e4, some of them zero, move every parameter alike."""
+    mine, theirs = parameters(), parameters()
+    optimizer = Adafactor(mine, learning_rate)
+    reference = Reference(theirs, lr=learning_rate, scale_parameter=False, relative_step=False, warmup_init=False)
+    generator = torch.Generator().manual_seed(1)
+    for step in range(30):
+        size = 0.0 if step == 5 else 10.0 ** (step % 13 - 8)
+        for my, their in zip(mine, theirs, strict=True):
+            gradient = size * torch.randn(my.shape, generator=generator)
+            my.grad, their.grad = gradient.clone(), gradient.clone()
+        optimizer.step()
+        reference.step()
+
+        for my, their in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(my, their, rtol=1e-6, atol=1e-6)
+
+
+def test_a_first_step_without_a_gradient_moves_nothing() -> None:
+    """Zero gradients divide zero by the floor, not by zero: LoRA's first step has them."""
+    mine = parameters()
+    optimizer = Adafactor(mine, 1e-2)
+    for parameter in mine:
+        parameter.grad = torch.zeros_like(parameter)
+
+    optimizer.step()
+
+    assert all(torch.equal(now, before) for now, before in zip(mine, parameters(), strict=True))
+
+
+def test_a_step_uses_the_gradients_up() -> None:
+    """No gradient is left to be added to, so that the next update starts from nothing."""
+    mine = parameters()
+    sum(parameter.square().sum() for parameter in mine).backward()
+
+    Adafactor(mine, 1e-3).step()
+
+    assert all(parameter.grad is None for parameter in mine)
+
+
+def test_parameters_that_lie_otherwise_in_memory_move_alike() -> None:
+    """A kernel in channels-last order takes the same steps as one in the usual order."""
+    plain = torch.randn((6, 5, 3, 3), generator=torch.Generator().manual_seed(0))
+    lying = plain.clone(memory_format=torch.channels_last)
+    for parameter in (plain, lying):
+        parameter.requires_grad_()
+        optimizer = Adafactor([parameter], 1e-2)
+        for _ in range(3):
+            (parameter**3).sum().backward()
+            optimizer.step()
+
+    torch.testing.assert_close(plain, lying, rtol=1e-6, atol=1e-7)

@@ -1,0 +1,339 @@
+"""The graphs folder, made once for all tests from the tiny model, and what is refused."""
+
+import hashlib
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from safetensors.numpy import load_file
+from tokenizers import Tokenizer
+
+from tests.tiny_model import WORDS
+from tuner_svc.base_model import BaseModel
+from tuner_svc.export import export, export_under, is_complete, main
+from tuner_svc.export_check import check_graph
+from tuner_svc.export_denoiser import ExportError, example, match, randomised_denoiser
+from tuner_svc.export_graph import to_graph
+from tuner_svc.export_preview import latent_to_rgb
+from unitune.base_model import BaseModelSpec, TensorSpec
+from unitune.images import ModelImage
+
+FILES = {
+    "denoiser.onnx",
+    "denoiser.onnx.data",
+    "denoiser.safetensors",
+    "image_decoder.onnx",
+    "image_encoder.onnx",
+    "text_encoder.onnx",
+    "tokenizer.json",
+}
+
+
+@pytest.fixture(scope="module")
+def spec(tiny_graphs: Path) -> BaseModelSpec:
+    """The specification as the sampler reads it."""
+    return BaseModelSpec.load(tiny_graphs)
+
+
+def run(path: Path, inputs: dict[str, np.ndarray], weights: dict[str, np.ndarray] | None = None) -> np.ndarray:
+    """A graph's answer on ONNX Runtime, with some initializers replaced by name."""
+    options = onnxruntime.SessionOptions()
+    if weights:
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in weights.values()]
+        options.add_external_initializers(list(weights), values)
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return session.run(None, inputs)[0]
+
+
+def test_the_specification_describes_the_model(spec: BaseModelSpec, model: BaseModel) -> None:
+    """Sides, digest, schedule and preset are the base model's own."""
+    for field in ("name", "digest", "image_side", "latent_side", "latent_channels", "context_tokens", "context_width"):
+        assert getattr(model, field) == getattr(spec, field), field
+    assert (model.schedule, model.preset, model.vocabulary) == (spec.schedule, spec.preset, spec.vocabulary)
+
+
+def test_every_file_is_listed_with_its_digest(tiny_graphs: Path, spec: BaseModelSpec) -> None:
+    """The folder holds these files and no other, and none was changed after it was digested."""
+    assert FILES == set(spec.files)
+    assert {*FILES, "spec.json"} == {path.name for path in tiny_graphs.iterdir()}
+    for name, digest in spec.files.items():
+        assert digest == hashlib.sha256((tiny_graphs / name).read_bytes()).hexdigest(), name
+
+
+def test_every_tensor_is_an_initializer_of_its_own(tiny_graphs: Path, spec: BaseModelSpec, model: BaseModel) -> None:
+    """A bijection by name: shape and values are the base tensor in the layout that the specification says."""
+    base = {name: tensor.numpy() for name, tensor in model.tensors().items()}
+    graph = ir.load(tiny_graphs / "denoiser.onnx").graph
+
+    assert base.keys() == spec.tensors.keys()
+    for name, tensor in spec.tensors.items():
+        assert base[name].shape == tensor.shape
+        assert np.array_equal(tensor.to_graph(base[name]), graph.initializers[name].const_value.numpy()), name
+    assert {"same", "transposed", "reshaped"} == {tensor.layout for tensor in spec.tensors.values()}
+
+
+def test_tensors_lie_outside_and_shapes_inside(tiny_graphs: Path, spec: BaseModelSpec) -> None:
+    """One data file holds exactly the tensors, however small; shapes stay inside, where they can be read."""
+    graph = onnx.load(tiny_graphs / "denoiser.onnx", load_external_data=False).graph
+    outside = {one.name for one in graph.initializer if one.data_location == onnx.TensorProto.EXTERNAL}
+    locations = {entry.value for one in graph.initializer for entry in one.external_data if entry.key == "location"}
+
+    assert set(spec.tensors) == outside
+    assert {"denoiser.onnx.data"} == locations
+    for name in ("text_encoder", "image_encoder", "image_decoder"):
+        frozen = onnx.load(tiny_graphs / f"{name}.onnx", load_external_data=False).graph
+        assert not any(one.data_location == onnx.TensorProto.EXTERNAL for one in frozen.initializer), name
+
+
+def test_graphs_tell_nothing_of_the_machine(tiny_graphs: Path) -> None:
+    """No path, no name of a source file is left in any graph."""
+    for path in tiny_graphs.glob("*.onnx"):
+        assert not [
+            word for word in (b".py", b"/home", b"/work", b"/tmp", b"site-packages") if word in path.read_bytes()
+        ]
+
+
+def test_the_denoiser_answers_like_torch_with_two_weight_sets(
+    tiny_graphs: Path, spec: BaseModelSpec, model: BaseModel
+) -> None:
+    """S10: base weights, then all others put in by name, then the base again, at batch sizes 1, 2 and 5."""
+    others = randomised_denoiser(model, seed=7)
+    sets = {
+        "base": (model.denoiser, {}),
+        "others": (
+            others,
+            {name: spec.tensors[name].to_graph(t.numpy()) for name, t in others.unet.state_dict().items()},
+        ),
+    }
+    for batch in (1, 2, 5):
+        inputs = example(model, batch, seed=batch)
+        arrays = {name: value.numpy() for name, value in inputs.items()}
+        answers = []
+        for module, weights in sets.values():
+            answers.append(run(tiny_graphs / "denoiser.onnx", arrays, weights))
+            with torch.no_grad():
+                expected = module(*inputs.values()).numpy()
+            np.testing.assert_allclose(answers[-1], expected, atol=1e-5 * np.abs(expected).max())
+        assert np.abs(answers[0] - answers[1]).max() > 1e-2
+
+
+def test_each_tensor_matters_by_its_own_name(tiny_graphs: Path, spec: BaseModelSpec, model: BaseModel) -> None:
+    """Replacing one tensor in the graph does what replacing it in torch does, for one of each layout and for norms."""
+    others = {name: tensor.numpy() for name, tensor in randomised_denoiser(model, seed=3).unet.state_dict().items()}
+    inputs = example(model)
+    arrays = {name: value.numpy() for name, value in inputs.items()}
+    base = run(tiny_graphs / "denoiser.onnx", arrays)
+    by_layout = {tensor.layout: name for name, tensor in spec.tensors.items()}
+
+    for name in {*by_layout.values(), "conv_norm_out.weight", "conv_norm_out.bias", "conv_in.bias"}:
+        answer = run(tiny_graphs / "denoiser.onnx", arrays, {name: spec.tensors[name].to_graph(others[name])})
+        with torch.no_grad():
+            expected = torch.func.functional_call(
+                model.denoiser.unet, {name: torch.from_numpy(others[name])}, tuple(inputs.values())
+            ).sample.numpy()
+        assert np.abs(answer - base).max() > 1e-4, name
+        np.testing.assert_allclose(answer, expected, atol=1e-5 * np.abs(expected).max(), err_msg=name)
+
+
+def test_the_frozen_graphs_answer_like_torch(tiny_graphs: Path, model: BaseModel, image: ModelImage) -> None:
+    """Text encoder, image encoder with scaling and mode, and image decoder agree with PyTorch on real input."""
+    ids = model.input_ids(["", "a cat on a beach", "beikkpic a dog"])
+    latent = model.encode_image(image)
+    with torch.no_grad():
+        hidden, decoded = model.text_encoder(ids).numpy(), model.image_decoder(latent).numpy()
+
+    for name, inputs, expected in (
+        ("text_encoder", {"input_ids": ids.numpy()}, hidden),
+        ("image_encoder", {"image": image}, latent.numpy()),
+        ("image_decoder", {"latent": latent.numpy()}, decoded),
+    ):
+        np.testing.assert_allclose(run(tiny_graphs / f"{name}.onnx", inputs), expected, atol=1e-5, err_msg=name)
+
+
+def test_base_weights_are_the_models_own(tiny_graphs: Path, spec: BaseModelSpec, model: BaseModel) -> None:
+    """denoiser.safetensors holds every tensor by its name, bit-equal, fp32."""
+    stored = load_file(tiny_graphs / spec.base_weights)
+
+    assert model.tensors().keys() == stored.keys()
+    assert all(np.array_equal(model.tensors()[name].numpy(), tensor) for name, tensor in stored.items())
+    assert {np.dtype(np.float32)} == {tensor.dtype for tensor in stored.values()}
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "",
+        " ",
+        "beikkpic",
+        "beikkpic a cat",
+        "A  CAT\non a Beach!",
+        "it's 3 o'clock",
+        "naïve café 日本 🙂",
+        "x " * 100,
+        *WORDS,
+    ],
+)
+def test_tokenizers_alone_gives_the_same_ids(tiny_graphs: Path, model: BaseModel, prompt: str) -> None:
+    """Without transformers the ids are the same: lower case, padding, and the end kept when a prompt is cut."""
+    tokenizer = Tokenizer.from_file(str(tiny_graphs / "tokenizer.json"))
+
+    assert model.input_ids([prompt])[0].tolist() == tokenizer.encode(prompt).ids
+
+
+def test_the_preview_map_is_the_decoder_where_that_is_linear(spec: BaseModelSpec, model: BaseModel) -> None:
+    """An autoencoder whose decoder is a matrix and an offset gives just these; the specification has their shape."""
+    generator = torch.Generator().manual_seed(0)
+    matrix, offset = 0.1 * torch.randn((4, 3), generator=generator), torch.tensor([0.1, -0.2, 0.3])
+    into = torch.randn((4, 3), generator=generator)
+
+    class Encoder(torch.nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            small = torch.nn.functional.avg_pool2d(image, 4)
+            # One channel is a product, so that the four are independent.
+            return torch.einsum("nrhw,cr->nchw", small, into) + small[:, :1] * small[:, 1:2]
+
+    class Decoder(torch.nn.Module):
+        def forward(self, latent: torch.Tensor) -> torch.Tensor:
+            colours = torch.einsum("nchw,cr->nrhw", latent, matrix) + offset[:, None, None]
+            return torch.nn.functional.interpolate(colours, scale_factor=4)
+
+    fitted = np.array(latent_to_rgb(replace(model, image_encoder=Encoder(), image_decoder=Decoder())))
+
+    np.testing.assert_allclose(fitted, torch.vstack([matrix, offset]).numpy(), atol=1e-4)
+    assert (model.latent_channels + 1, 3) == np.array(spec.latent_to_rgb).shape
+
+
+def test_a_complete_folder_is_not_made_again(tiny_model: Path, tiny_graphs: Path) -> None:
+    """A second export returns at once and changes no file."""
+    before = {path.name: path.stat().st_mtime_ns for path in tiny_graphs.iterdir()}
+    said: list[str] = []
+
+    assert tiny_graphs == export(tiny_model, tiny_graphs, said.append)
+    assert [] == said
+    assert before == {path.name: path.stat().st_mtime_ns for path in tiny_graphs.iterdir()}
+
+
+def test_a_root_finds_the_folder_by_the_models_digest(
+    tiny_model: Path, tiny_graphs: Path, spec: BaseModelSpec, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Graphs below a root are found again, and the program's last line of stdout names them."""
+    folder = shutil.copytree(tiny_graphs, tmp_path / spec.digest[:16])
+
+    assert folder == export_under(tiny_model, tmp_path)
+    assert 0 == main(["--base-model", str(tiny_model), "--graphs-root", str(tmp_path)])
+    assert str(folder) == capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_folder_that_lacks_a_file_is_not_complete(tiny_graphs: Path, spec: BaseModelSpec, tmp_path: Path) -> None:
+    """Neither a missing graph nor another model's digest counts."""
+    folder = shutil.copytree(tiny_graphs, tmp_path / "graphs")
+
+    assert is_complete(folder, spec.digest)
+    assert not is_complete(folder, "0" * 64)
+    (folder / "tokenizer.json").unlink()
+    assert not is_complete(folder, spec.digest)
+
+
+def test_a_folder_with_other_files_is_left_alone(tiny_model: Path, tmp_path: Path) -> None:
+    """Nothing is written where something else lies."""
+    (tmp_path / "letter.txt").write_text("dear")
+
+    with pytest.raises(ExportError, match="holds something else"):
+        export(tiny_model, tmp_path)
+
+    assert ["letter.txt"] == [path.name for path in tmp_path.iterdir()]
+
+
+def test_a_failed_export_leaves_nothing(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph that does not pass its check never gets a folder, and no partial one stays."""
+    monkeypatch.setattr("tuner_svc.export_check.TOLERANCE", -1.0)
+
+    with pytest.raises(ExportError, match="differs from PyTorch"):
+        export(tiny_model, tmp_path / "graphs")
+
+    assert [] == list(tmp_path.iterdir())
+
+
+def test_the_program_refuses_what_is_no_model_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The exit code is 1, stdout is empty, and one line on stderr says what is missing."""
+    code = main(["--base-model", str(tmp_path), "--out", str(tmp_path / "out")])
+
+    said = capsys.readouterr()
+    assert (1, "") == (code, said.out)
+    assert [f"export: {tmp_path} is not a diffusers folder: it has no model_index.json"] == said.err.splitlines()
+
+
+class Pair(torch.nn.Module):
+    """Two linear layers, for graphs that take no time to export."""
+
+    def __init__(self, *, equal: bool = False, unused: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = torch.nn.Linear(4, 6), torch.nn.Linear(6, 4)
+        self.third = torch.nn.Linear(6, 4) if unused else None
+        if equal:
+            self.second.weight = torch.nn.Parameter(self.first.weight.detach().T.clone())
+
+    def forward(self, sample: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(sample))
+
+
+def tensors_of(module: torch.nn.Module) -> dict[str, np.ndarray]:
+    """A module's tensors by name."""
+    return {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+
+
+def test_equal_tensors_cannot_be_told_apart() -> None:
+    """Two tensors that are each other's transpose are refused rather than confused."""
+    pair = Pair(equal=True).eval()
+
+    with pytest.raises(ExportError, match=r"second\.weight and first\.weight are equal"):
+        match(tensors_of(pair), to_graph(pair, {"sample": torch.randn(2, 4)}, "out"))
+
+
+def test_a_tensor_that_the_graph_has_lost_is_named() -> None:
+    """A weight that a refit could not reach stops the export."""
+    pair = Pair(unused=True).eval()
+
+    with pytest.raises(ExportError, match=r"2 tensors are not in the graph, such as third\.bias"):
+        match(tensors_of(pair), to_graph(pair, {"sample": torch.randn(2, 4)}, "out"))
+
+
+def test_a_tensor_that_is_twice_in_the_graph_is_refused() -> None:
+    """Two initializers with one tensor's values would be refitted only once."""
+    pair = Pair().eval()
+    graph = to_graph(pair, {"sample": torch.randn(2, 4)}, "out")
+    again = ir.tensor(pair.first.bias.detach().numpy(), name="again")
+    graph.graph.register_initializer(ir.Value(name="again", const_value=again))
+
+    with pytest.raises(ExportError, match=r"first\.bias is in the graph twice"):
+        match(tensors_of(pair), graph)
+
+
+def test_layouts_are_found_by_value() -> None:
+    """A linear layer's weight may be transposed in the graph, its bias not; both are recognised."""
+    pair = Pair().eval()
+
+    found = match(tensors_of(pair), to_graph(pair, {"sample": torch.randn(2, 3, 4)}, "out"))
+
+    assert pair.state_dict().keys() == found.keys()
+    assert TensorSpec((6, 4), "float32", "transposed") == found["first.weight"].spec
+    assert TensorSpec((6,), "float32", "same") == found["first.bias"].spec
+
+
+def test_a_graph_of_another_model_does_not_pass_the_check(tmp_path: Path) -> None:
+    """The check compares values: a graph made from other weights is found out."""
+    pair, inputs = Pair().eval(), {"sample": torch.randn(2, 4)}
+    ir.save(to_graph(pair, inputs, "out"), tmp_path / "pair.onnx")
+    check_graph(tmp_path / "pair.onnx", pair, inputs)
+    with torch.no_grad():
+        pair.second.bias += 0.01
+
+    with pytest.raises(ExportError, match=r"pair\.onnx differs from PyTorch"):
+        check_graph(tmp_path / "pair.onnx", pair, inputs)

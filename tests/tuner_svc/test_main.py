@@ -1,0 +1,82 @@
+"""The program: it starts on a folder, listens, and stops on a signal."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tuner_svc.config import TunerConfig
+from unitune import settings
+from unitune.settings import BadSetting
+from unitune.v1 import tuner_pb2, tuner_pb2_grpc
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = [sys.executable, "-m", "tuner_svc"]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """This process's environment with other UNITUNE variables."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("UNITUNE_")}
+    return {**kept, "UNITUNE_TUNER_ADDRESS": "127.0.0.1:0", "UNITUNE_THREADS": "1", **variables}
+
+
+@pytest.fixture
+def tuner(tiny_model: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A tuner's process on the tiny model."""
+    variables = environment(UNITUNE_BASE_MODEL=str(tiny_model), UNITUNE_STORE=str(tmp_path / "store"))
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen(COMMAND, env=variables, cwd=ROOT, **pipes) as process:
+        yield process
+        process.kill()
+
+
+def test_it_serves_until_a_signal(tuner: subprocess.Popen[str]) -> None:
+    """One line on stdout names the address, calls are answered there, and SIGTERM ends it with exit code 0."""
+    assert tuner.stdout is not None
+    word, address = tuner.stdout.readline().split()
+    with grpc.insecure_channel(address) as channel:
+        info = tuner_pb2_grpc.TunerServiceStub(channel).GetTunerInfo(tuner_pb2.GetTunerInfoRequest(), timeout=30)
+    tuner.send_signal(signal.SIGTERM)
+
+    assert ("listening", "tiny") == (word, info.base_model.name)
+    assert 0 == tuner.wait(30)
+    assert "" == tuner.stdout.read()
+
+
+def test_a_folder_that_is_no_model_stops_the_start(tmp_path: Path) -> None:
+    """One line names the variable and what the folder lacks."""
+    variables = environment(UNITUNE_BASE_MODEL=str(tmp_path), UNITUNE_STORE=str(tmp_path / "store"))
+
+    done = subprocess.run(COMMAND, env=variables, cwd=ROOT, capture_output=True, text=True)
+
+    assert (1, "") == (done.returncode, done.stdout)
+    assert done.stderr.splitlines()[-1].startswith("tuner: UNITUNE_BASE_MODEL")
+    assert "no model_index.json" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "complaint"),
+    [
+        ({}, "UNITUNE_STORE is not set"),
+        ({"UNITUNE_STORE": ""}, "UNITUNE_STORE is empty"),
+        ({"UNITUNE_STORE": "s", "UNITUNE_THREADS": "-1"}, "UNITUNE_THREADS is -1"),
+    ],
+)
+def test_wrong_settings_are_refused(variables: dict[str, str], complaint: str) -> None:
+    """Each is one line that names the variable."""
+    with pytest.raises(BadSetting, match=complaint):
+        settings.load(TunerConfig, variables)
+
+
+def test_the_embedded_model_is_the_default() -> None:
+    """Without a setting the tuner takes stickerbook, and all cores."""
+    config = settings.load(TunerConfig, {"UNITUNE_STORE": "s"})
+
+    assert ROOT / "stickerbook" / "model" == config.base_model
+    assert config.num_threads() >= 1

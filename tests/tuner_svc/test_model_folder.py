@@ -1,0 +1,190 @@
+"""What a base model's folder must hold, and what is read from it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tuner_svc.model_folder import (
+    UnusableBaseModel,
+    check_layout,
+    digest,
+    read_preset,
+    read_schedule,
+    read_vocabulary,
+)
+from unitune.base_model import Preset
+
+
+@pytest.fixture
+def folder(tiny_model: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model that a test may change."""
+    return shutil.copytree(tiny_model, tmp_path / "copy")
+
+
+def change_json(path: Path, **values: object) -> None:
+    """Set values of a JSON object in a file."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_a_diffusers_folder_is_taken(tiny_model: Path) -> None:
+    """What save_pretrained writes is a base model."""
+    check_layout(tiny_model)
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/config.json",
+        "text_encoder/model.safetensors",
+        "scheduler/scheduler_config.json",
+    ],
+)
+def test_a_missing_file_is_named(folder: Path, missing: str) -> None:
+    """A folder that lacks a part is refused with the part's name."""
+    (folder / missing).unlink()
+
+    with pytest.raises(UnusableBaseModel, match=missing):
+        check_layout(folder)
+
+
+def test_a_folder_without_a_tokenizer_is_refused_by_both_layouts_names(folder: Path) -> None:
+    """Neither tokenizer.json nor vocab.json and merges.txt is there."""
+    shutil.rmtree(folder / "tokenizer")
+
+    with pytest.raises(UnusableBaseModel, match=r"tokenizer/vocab\.json, tokenizer/merges\.txt"):
+        check_layout(folder)
+
+
+def test_any_other_folder_is_refused(tmp_path: Path) -> None:
+    """A folder that is no model says what it lacks."""
+    with pytest.raises(UnusableBaseModel, match=r"no model_index\.json"):
+        digest(tmp_path)
+
+
+def test_sdxl_is_refused_by_name(folder: Path) -> None:
+    """A model of the next generation is recognised rather than half loaded."""
+    change_json(folder / "model_index.json", _class_name="StableDiffusionXLPipeline")
+
+    with pytest.raises(UnusableBaseModel, match="SDXL"):
+        check_layout(folder)
+
+
+def test_another_kind_of_part_is_refused(folder: Path) -> None:
+    """A denoiser that is no UNet is named."""
+    change_json(folder / "model_index.json", unet=["diffusers", "SD3Transformer2DModel"])
+
+    with pytest.raises(UnusableBaseModel, match="its unet is SD3Transformer2DModel"):
+        check_layout(folder)
+
+
+def test_shards_count_as_weights(folder: Path) -> None:
+    """Weights in several files, with an index, are found, and a missing shard is named."""
+    unet = folder / "unet"
+    (unet / "diffusion_pytorch_model.safetensors").rename(unet / "one.safetensors")
+    index = unet / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"conv_in.weight": "one.safetensors"}}))
+    check_layout(folder)
+    index.write_text(json.dumps({"weight_map": {"conv_in.weight": "one.safetensors", "conv_out.bias": "two"}}))
+
+    with pytest.raises(UnusableBaseModel, match="lacks unet/two"):
+        check_layout(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: change_json(folder / "unet" / "config.json", norm_eps=1e-3),
+        lambda folder: change_json(folder / "scheduler" / "scheduler_config.json", prediction_type="v_prediction"),
+        lambda folder: (folder / "vae" / "diffusion_pytorch_model.safetensors").open("ab").write(b"\0"),
+        lambda folder: change_json(folder / "tokenizer" / "tokenizer_config.json", model_max_length=12),
+        lambda folder: (folder / "unitune_preset.json").write_text('{"updates": 3}'),
+    ],
+    ids=["config", "schedule", "weights", "tokenizer", "preset"],
+)
+def test_the_digest_changes_with_everything_that_matters(folder: Path, change: Callable[[Path], None]) -> None:
+    """Two models that could behave differently never share a digest."""
+    before = digest(folder)
+
+    change(folder)
+
+    assert before != digest(folder)
+
+
+def test_the_digest_does_not_change_with_the_place_or_with_other_files(folder: Path, tiny_model: Path) -> None:
+    """A copy elsewhere, with a README beside it, is the same model."""
+    (folder / "README.md").write_text("hello")
+
+    assert digest(tiny_model) == digest(folder)
+
+
+def test_a_preset_overrides_defaults(folder: Path) -> None:
+    """Named values replace the defaults, a whole number is taken for a fraction, and the rest stays."""
+    (folder / "unitune_preset.json").write_text('{"mode": "full", "updates": 64, "guidance_scale": 5}')
+
+    preset = read_preset(folder)
+
+    assert Preset(mode="full", updates=64, guidance_scale=5.0) == preset
+    assert isinstance(preset.guidance_scale, float)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ('{"upates": 3}', "upates is not a setting"),
+        ('{"updates": "many"}', "updates is 'many'; it must be int"),
+        ('{"updates": true}', "updates is True; it must be int"),
+        ('{"updates": -1}', "updates is -1: it must be 0 to 5000"),
+        ('{"mode": "all"}', "mode is 'all': it must be one of full, attn_out, lora"),
+        ('{"scheduler": "pndm"}', "scheduler is 'pndm': it must be one of ddim"),
+        ("[1]", "not a JSON object"),
+        ("{", "not JSON"),
+    ],
+)
+def test_a_wrong_preset_is_refused(folder: Path, text: str, complaint: str) -> None:
+    """A name that nobody reads, or a value of another kind, stops the start."""
+    (folder / "unitune_preset.json").write_text(text)
+
+    with pytest.raises(UnusableBaseModel, match=complaint):
+        read_preset(folder)
+
+
+def test_a_vocabulary_is_the_words_of_its_phrases(folder: Path) -> None:
+    """Phrases are split into words, each listed once; no file means every word is known."""
+    assert () == read_vocabulary(folder)
+
+    (folder / "vocabulary.json").write_text('{"objects": ["cat", "dog"], "places": ["on a beach", "on the cat"]}')
+
+    assert ("cat", "dog", "on", "a", "beach", "the") == read_vocabulary(folder)
+
+
+def test_a_schedule_without_optional_keys_has_the_defaults_of_diffusers(folder: Path) -> None:
+    """Stable Diffusion 1.5's own config names neither the spacing nor the prediction type."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}))
+
+    schedule = read_schedule(folder)
+
+    assert ("epsilon", "leading", True, 0) == (
+        schedule.prediction_type,
+        schedule.timestep_spacing,
+        schedule.set_alpha_to_one,
+        schedule.steps_offset,
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [({"prediction_type": "sample"}, "prediction_type"), ({"trained_betas": [0.1, 0.2]}, "trained_betas")],
+)
+def test_a_schedule_that_the_sampler_does_not_know_is_refused(
+    folder: Path, change: dict[str, object], complaint: str
+) -> None:
+    """The tuner does not take a model that could not be sampled from."""
+    change_json(folder / "scheduler" / "scheduler_config.json", **change)
+
+    with pytest.raises(UnusableBaseModel, match=complaint):
+        read_schedule(folder)

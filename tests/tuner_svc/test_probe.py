@@ -1,0 +1,87 @@
+"""The weights file that a tuning makes, and the proof inside it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tuner_svc.base_model import BaseModel
+from tuner_svc.probe import PROBE_SEED, pack_tuned, probe_answer
+from tuner_svc.tune import Tuned, tune
+from tuner_svc.tuning_config import TuningConfig
+from unitune.images import ModelImage
+from unitune.weight_store import WeightStore
+from unitune.weights import probe_input
+
+CONFIG = TuningConfig(mode="attn_out", updates=2, batch=1, learning_rate=1e-3)
+
+
+@pytest.fixture(scope="module")
+def tuned(model: BaseModel, image: ModelImage) -> Tuned:
+    """A short tuning."""
+    return tune(model, image, CONFIG)
+
+
+def test_weights_come_back_from_a_store_bit_equal(model: BaseModel, tuned: Tuned, tmp_path: Path) -> None:
+    """S7: what a real store gives back is every tensor of the tuning in every bit, and what it was made with."""
+    store = WeightStore(str(tmp_path))
+    data, manifest = pack_tuned(model, tuned, CONFIG, "a key")
+
+    store.put_weights("tenants/t/weights/1", data, manifest)
+    found = store.get_weights("tenants/t/weights/1", manifest.digest)
+
+    assert tuned.tensors.keys() == found.tensors.keys()
+    assert all(np.array_equal(tuned.tensors[name].numpy(), tensor) for name, tensor in found.tensors.items())
+    assert ("a key", model.digest, "unitune", CONFIG.rare_tokens, 2, "none") == (
+        found.manifest.key,
+        found.manifest.base_model,
+        found.manifest.method,
+        found.manifest.rare_tokens,
+        found.manifest.updates,
+        found.manifest.codec,
+    )
+
+
+def test_the_digest_changes_with_any_tensor(model: BaseModel, tuned: Tuned) -> None:
+    """S7: one value of one tensor, and the file has another digest; the same tensors give the same bytes."""
+    data, manifest = pack_tuned(model, tuned, CONFIG, "a key")
+    name = min(tuned.tensors)
+    changed = tuned.tensors[name].clone()
+    changed.view(-1)[0] = torch.nextafter(changed.view(-1)[0], torch.tensor(9.0))
+
+    _, other = pack_tuned(model, Tuned({**tuned.tensors, name: changed}, []), CONFIG, "a key")
+
+    assert data == pack_tuned(model, tuned, CONFIG, "a key")[0]
+    assert manifest.digest != other.digest
+
+
+def test_the_probes_are_the_answers_of_a_model_with_these_weights(
+    model: BaseModel, tuned: Tuned, tiny_model: Path
+) -> None:
+    """Both answers agree with a model that was loaded anew and given the tensors, and they differ."""
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_pretrained(tiny_model, subfolder="unet")
+    values = probe_input(PROBE_SEED, 4, model.latent_side, (model.context_tokens, model.context_width))
+    arguments = [torch.from_numpy(value) for value in values.values()]
+    with torch.no_grad():
+        base = unet(*arguments).sample.numpy()
+        unet.load_state_dict(tuned.tensors, strict=False)
+        expected = unet(*arguments).sample.numpy()
+
+    np.testing.assert_allclose(base, probe_answer(model, {}, PROBE_SEED), atol=1e-6)
+    np.testing.assert_allclose(expected, probe_answer(model, tuned.tensors, PROBE_SEED), atol=1e-6)
+    assert np.abs(expected - base).max() > 1e-3
+
+
+def test_a_tuning_of_no_updates_proves_the_base_model(model: BaseModel, image: ModelImage, tmp_path: Path) -> None:
+    """U1 in the file: both answers are the same bits."""
+    store = WeightStore(str(tmp_path))
+    nothing = TuningConfig(updates=0)
+    data, manifest = pack_tuned(model, tune(model, image, nothing), nothing, "key")
+
+    store.put_weights("w", data, manifest)
+    found = store.get_weights("w", manifest.digest)
+
+    assert np.array_equal(found.probe_base, found.probe_tuned)

@@ -1,0 +1,41 @@
+"""Run the tuner: settings, base model, service, serve."""
+
+import asyncio
+import os
+import sys
+
+import torch
+
+from tuner_svc.base_model import load
+from tuner_svc.config import TunerConfig
+from tuner_svc.model_folder import UnusableBaseModel
+from tuner_svc.service import TunerService
+from unitune import settings, telemetry
+from unitune.serving import serve
+from unitune.weight_store import WeightStore
+
+
+def main() -> int:
+    """Serve until a signal comes; the exit code."""
+    config = settings.load(TunerConfig, os.environ)
+    telemetry.configure("tuner")
+    torch.set_num_threads(config.num_threads())
+    try:
+        model = load(config.base_model, "cuda" if torch.cuda.is_available() else "cpu")
+    except UnusableBaseModel as error:
+        print(f"tuner: UNITUNE_BASE_MODEL: {error}", file=sys.stderr)
+        return 1
+    service = TunerService(model, WeightStore(config.store))
+    return asyncio.run(
+        serve(
+            "tuner",
+            config.address,
+            service.register,
+            health_address=config.health_address,
+            on_drain=service.drain,
+        )
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

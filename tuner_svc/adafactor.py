@@ -1,0 +1,91 @@
+"""Adafactor without relative step sizes, without momentum, without weight decay (Shazeer and Stern, 2018).
+
+What UniTune uses, with a constant learning rate. torch.optim.Adafactor is another algorithm: it always scales the step
+by the parameter's own size. The numbers are those of transformers' Adafactor(scale_parameter=False,
+relative_step=False), to rounding.
+"""
+
+import torch
+from torch import Tensor
+
+DECAY_RATE = -0.8  # of 1 - step ** DECAY_RATE, the second moment's decay; section 7.2
+GRADIENT_FLOOR = 1e-30  # added to squared gradients
+CLIP_THRESHOLD = 1.0  # root mean square of an update before the learning rate; section 6
+
+
+class Adafactor:
+    """Moves `parameters` in place by their gradients. A step uses the gradients up: they are None afterwards.
+
+    A parameter of two or more axes keeps second moments only as means over its last axis (rows) and its last but one
+    (columns); others keep all of them.
+    """
+
+    def __init__(self, parameters: list[Tensor], learning_rate: float) -> None:
+        self._learning_rate = learning_rate
+        self._steps = 0
+        self._factored = [parameter for parameter in parameters if parameter.dim() >= 2]
+        self._whole = [parameter for parameter in parameters if parameter.dim() < 2]
+        self._moments = [torch.zeros_like(parameter, requires_grad=False) for parameter in self._whole]
+        shapes = [_rows_first(parameter).shape for parameter in self._factored]
+        self._rows = [
+            parameter.new_zeros((shape[0], 1, *shape[2:]))
+            for parameter, shape in zip(self._factored, shapes, strict=True)
+        ]
+        self._columns = [
+            parameter.new_zeros((1, *shape[1:])) for parameter, shape in zip(self._factored, shapes, strict=True)
+        ]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One update. Every parameter must have a gradient."""
+        self._steps += 1
+        decay = 1 - self._steps**DECAY_RATE
+        if self._whole:
+            self._step_whole(decay)
+        if self._factored:
+            self._step_factored(decay)
+        for parameter in (*self._whole, *self._factored):
+            parameter.grad = None
+
+    def _step_whole(self, decay: float) -> None:
+        updates = [_gradient(parameter) for parameter in self._whole]
+        _average(self._moments, torch._foreach_mul(updates, updates), decay)
+        torch._foreach_div_(updates, torch._foreach_sqrt(self._moments))
+        torch._foreach_mul_(updates, self._scales(updates))
+        torch._foreach_sub_(self._whole, updates)
+
+    def _step_factored(self, decay: float) -> None:
+        """The second moment of an element is row * column / mean of the rows; section 3."""
+        updates = [_rows_first(_gradient(parameter)).contiguous() for parameter in self._factored]
+        squares = torch._foreach_mul(updates, updates)
+        _average(self._rows, [square.mean(dim=1, keepdim=True) for square in squares], decay)
+        _average(self._columns, [square.mean(dim=0, keepdim=True) for square in squares], decay)
+        torch._foreach_mul_(updates, [(row / row.mean(dim=0, keepdim=True)).rsqrt_() for row in self._rows])
+        torch._foreach_mul_(updates, [column.rsqrt() for column in self._columns])
+        torch._foreach_mul_(updates, self._scales(updates))
+        torch._foreach_sub_([_rows_first(parameter) for parameter in self._factored], updates)
+
+    def _scales(self, updates: list[Tensor]) -> list[Tensor]:
+        """The learning rate, one number per update, lower where its root mean square is above CLIP_THRESHOLD."""
+        sizes = torch._foreach_norm(updates)
+        torch._foreach_div_(sizes, [CLIP_THRESHOLD * update.numel() ** 0.5 for update in updates])
+        torch._foreach_clamp_min_(sizes, 1.0)
+        torch._foreach_reciprocal_(sizes)
+        torch._foreach_mul_(sizes, self._learning_rate)
+        return list(sizes)
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
+
+
+def _rows_first(tensor: Tensor) -> Tensor:
+    """A view with the last two axes in front: sums over the sides of a 3x3 kernel are slow where its elements touch."""
+    return tensor.movedim((-2, -1), (0, 1))
+
+
+def _average(moments: list[Tensor], latest: list[Tensor], decay: float) -> None:
+    """Move the running averages towards the latest squares, in place; uses `latest` up."""
+    torch._foreach_add_(latest, GRADIENT_FLOOR)
+    torch._foreach_lerp_(moments, latest, 1 - decay)

@@ -1,0 +1,177 @@
+"""The base model in memory: frozen, fp32, in the four parts that are also the four graphs of the export."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
+
+from tuner_svc.model_folder import UnusableBaseModel, check_layout, digest, read_preset, read_schedule, read_vocabulary
+from unitune.base_model import NoiseSchedule, Preset
+
+
+class TextEncoder(nn.Module):
+    """input_ids int64 (n, tokens) -> hidden states float32 (n, tokens, width)."""
+
+    def __init__(self, clip: CLIPTextModel) -> None:
+        super().__init__()
+        self.clip = clip
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.clip(input_ids).last_hidden_state
+
+
+class ImageEncoder(nn.Module):
+    """image (n, 3, height, width) in [-1, 1] -> the posterior's mode, shifted and scaled (n, channels, h, w)."""
+
+    def __init__(self, autoencoder: AutoencoderKL) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    def forward(self, image: Tensor) -> Tensor:
+        config = self.autoencoder.config
+        mode = self.autoencoder.encode(image).latent_dist.mode()
+        return (mode - (config.shift_factor or 0.0)) * config.scaling_factor
+
+
+class ImageDecoder(nn.Module):
+    """A scaled latent -> image in about [-1, 1]."""
+
+    def __init__(self, autoencoder: AutoencoderKL) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    def forward(self, latent: Tensor) -> Tensor:
+        config = self.autoencoder.config
+        return self.autoencoder.decode(latent / config.scaling_factor + (config.shift_factor or 0.0)).sample
+
+
+class Denoiser(nn.Module):
+    """sample (n, channels, h, w), timestep int64 (n,), encoder_hidden_states (n, tokens, width) -> epsilon or v."""
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        return self.unet(sample, timestep, encoder_hidden_states).sample
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model. Nothing writes to its tensors: every tuning starts from them."""
+
+    name: str
+    digest: str
+    device: torch.device
+    tokenizer: CLIPTokenizer
+    text_encoder: TextEncoder
+    image_encoder: ImageEncoder
+    image_decoder: ImageDecoder
+    denoiser: Denoiser
+    schedule: NoiseSchedule
+    preset: Preset
+    vocabulary: tuple[str, ...]
+    image_side: tuple[int, int]  # height, width in pixels
+    latent_side: tuple[int, int]
+    latent_channels: int
+    context_tokens: int
+    context_width: int
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The denoiser's tensors by their name in the UNet, fp32."""
+        return dict(self.denoiser.unet.state_dict())
+
+    def input_ids(self, prompts: list[str]) -> Tensor:
+        """Token ids, int64 (n, tokens): padded, and cut at the end where a prompt is too long."""
+        return self.tokenizer(
+            prompts, padding="max_length", truncation=True, max_length=self.context_tokens, return_tensors="pt"
+        ).input_ids.to(self.device)
+
+    @torch.no_grad()
+    def encode_prompt(self, prompt: str) -> Tensor:
+        """The text embedding, (1, tokens, width)."""
+        return self.text_encoder(self.input_ids([prompt]))
+
+    @torch.no_grad()
+    def encode_image(self, image: np.ndarray) -> Tensor:
+        """The latent of a model image, (1, channels, h, w); being the posterior's mode it is always the same."""
+        return self.image_encoder(torch.from_numpy(image).to(self.device))
+
+
+def load(folder: Path, device: str = "cpu") -> BaseModel:
+    """Read a diffusers folder of a Stable Diffusion 1.x or 2.x model into memory. Opens no connection.
+
+    Raises UnusableBaseModel for anything else.
+    """
+    check_layout(folder)
+    schedule, preset, vocabulary = read_schedule(folder), read_preset(folder), read_vocabulary(folder)
+    try:
+        unet, autoencoder, clip, tokenizer = _read_parts(folder)
+    except Exception as error:  # each library raises kinds of its own for files that are damaged or do not fit
+        complaint = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UnusableBaseModel(f"{folder} cannot be loaded: {complaint}") from error
+    _check_parts(folder, unet, autoencoder, clip)
+    for part in (unet, autoencoder, clip):
+        part.requires_grad_(False).eval().to(device)
+    height, width = _pair(unet.config.sample_size)
+    pixels = 2 ** (len(autoencoder.config.block_out_channels) - 1)  # of a side for each latent of that side
+    return BaseModel(
+        # A folder called `model` says nothing; whose model it is does.
+        name=folder.resolve().parent.name if folder.resolve().name == "model" else folder.resolve().name,
+        digest=digest(folder),
+        device=torch.device(device),
+        tokenizer=tokenizer,
+        text_encoder=TextEncoder(clip).eval(),
+        image_encoder=ImageEncoder(autoencoder).eval(),
+        image_decoder=ImageDecoder(autoencoder).eval(),
+        denoiser=Denoiser(unet).eval(),
+        schedule=schedule,
+        preset=preset,
+        vocabulary=vocabulary,
+        image_side=(height * pixels, width * pixels),
+        latent_side=(height, width),
+        latent_channels=unet.config.in_channels,
+        context_tokens=min(tokenizer.model_max_length, clip.config.max_position_embeddings),
+        context_width=clip.config.hidden_size,
+    )
+
+
+def _read_parts(folder: Path) -> tuple[UNet2DConditionModel, AutoencoderKL, CLIPTextModel, CLIPTokenizer]:
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()
+    options = {"torch_dtype": torch.float32, "use_safetensors": True, "local_files_only": True}
+    return (
+        UNet2DConditionModel.from_pretrained(folder, subfolder="unet", low_cpu_mem_usage=False, **options),
+        AutoencoderKL.from_pretrained(folder, subfolder="vae", low_cpu_mem_usage=False, **options),
+        CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", **options),
+        CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True),
+    )
+
+
+def _check_parts(folder: Path, unet: UNet2DConditionModel, autoencoder: AutoencoderKL, clip: CLIPTextModel) -> None:
+    """Raises UnusableBaseModel where the parts need more than a latent, a timestep and a text embedding."""
+    channels, latent = unet.config.in_channels, autoencoder.config.latent_channels
+    if not channels == latent == unet.config.out_channels:
+        raise UnusableBaseModel(
+            f"{folder}: its unet takes {channels} channels and its vae makes {latent}; "
+            "a text-to-image model is needed, not one for inpainting"
+        )
+    if unet.config.cross_attention_dim != clip.config.hidden_size:
+        raise UnusableBaseModel(
+            f"{folder}: its unet wants text embeddings {unet.config.cross_attention_dim} wide "
+            f"and its text_encoder makes {clip.config.hidden_size}"
+        )
+    for name in ("addition_embed_type", "class_embed_type", "encoder_hid_dim", "time_cond_proj_dim"):
+        if unet.config.get(name) is not None:
+            raise UnusableBaseModel(f"{folder}: its unet has {name} {unet.config[name]}, which cannot be tuned yet")
+
+
+def _pair(side: int | list[int]) -> tuple[int, int]:
+    """Height and width, where diffusers writes one number for a square."""
+    return (side, side) if isinstance(side, int) else (side[0], side[1])

@@ -1,0 +1,42 @@
+"""Settings of the tuner's process."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+EMBEDDED_MODEL = Path(__file__).resolve().parent.parent / "stickerbook" / "model"
+
+
+@dataclass(frozen=True)
+class TunerConfig:
+    """Read from the environment in `__main__`, and passed down."""
+
+    store: str = field(
+        metadata={"env": "UNITUNE_STORE", "help": "a folder, or the URL of an object store, for tuned weights"}
+    )
+    address: str = field(
+        default="127.0.0.1:50052", metadata={"env": "UNITUNE_TUNER_ADDRESS", "help": "HOST:PORT to listen on"}
+    )
+    base_model: Path = field(
+        default=EMBEDDED_MODEL, metadata={"env": "UNITUNE_BASE_MODEL", "help": "the base model, a diffusers folder"}
+    )
+    threads: int = field(
+        default=0, metadata={"env": "UNITUNE_THREADS", "help": "CPU threads to compute with; 0 takes all cores"}
+    )
+    health_address: str | None = field(
+        default=None,
+        metadata={
+            "env": "UNITUNE_HEALTH_ADDRESS",
+            "help": "HOST:PORT for health alone; empty serves it on the address",
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.threads < 0:
+            raise ValueError(f"UNITUNE_THREADS is {self.threads}: it must be 0 or more")
+        if not self.store:
+            raise ValueError("UNITUNE_STORE is empty: it must be a folder or the URL of an object store")
+
+    def num_threads(self) -> int:
+        """Threads to compute with."""
+        return self.threads or len(os.sched_getaffinity(0))

@@ -1,0 +1,55 @@
+"""The parts of a base model that no tuning changes: text encoder, image encoder, image decoder, tokenizer."""
+
+import json
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from tuner_svc.base_model import BaseModel
+from tuner_svc.export_check import CHECK_BATCHES, check_graph
+from tuner_svc.export_denoiser import ExportError
+from tuner_svc.export_graph import to_graph
+
+TOKENIZER_FILE = "tokenizer.json"
+
+
+def export_frozen(folder: Path, model: BaseModel) -> None:
+    """Write and check the three graphs. Raises ExportError if one does not answer like PyTorch."""
+    generator = torch.Generator().manual_seed(0)
+
+    def ids(batch: int) -> Tensor:
+        return torch.randint(0, len(model.tokenizer), (batch, model.context_tokens), generator=generator)
+
+    def images(batch: int) -> Tensor:
+        return 2 * torch.rand((batch, 3, *model.image_side), generator=generator) - 1
+
+    def latents(batch: int) -> Tensor:
+        return torch.randn((batch, model.latent_channels, *model.latent_side), generator=generator)
+
+    for module, draw, input_name, output_name, file_name in (
+        (model.text_encoder, ids, "input_ids", "hidden_states", "text_encoder.onnx"),
+        (model.image_encoder, images, "image", "latent", "image_encoder.onnx"),
+        (model.image_decoder, latents, "latent", "image", "image_decoder.onnx"),
+    ):
+        ir.save(to_graph(module, {input_name: draw(2)}, output_name), folder / file_name)
+        for batch in CHECK_BATCHES:
+            check_graph(folder / file_name, module, {input_name: draw(batch)})
+
+
+def export_tokenizer(folder: Path, model: BaseModel) -> None:
+    """Write tokenizer.json, which gives a prompt's ids padded and cut. Raises ExportError if they are other ids."""
+    tokenizer = Tokenizer.from_str(model.tokenizer.backend_tokenizer.to_str())
+    tokenizer.enable_truncation(model.context_tokens)
+    tokenizer.enable_padding(
+        length=model.context_tokens, pad_id=model.tokenizer.pad_token_id, pad_token=model.tokenizer.pad_token
+    )
+    tokenizer.save(str(folder / TOKENIZER_FILE))
+    saved = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+    rare = model.preset.rare_tokens
+    prompts = ["", rare, f"{rare} a dog", "A  Dog,\n1984!", "an é in a naïve café, 日本", "a cat on a beach " * 40]
+    for prompt in prompts:
+        if saved.encode(prompt).ids != model.input_ids([prompt])[0].tolist():
+            raise ExportError(f"{TOKENIZER_FILE} gives other ids than the tokenizer does for {json.dumps(prompt[:40])}")

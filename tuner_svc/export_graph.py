@@ -1,0 +1,40 @@
+"""A module as an ONNX graph, through torch.export: free batch size, no trace of the machine that made it."""
+
+import logging
+import warnings
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+OPSET = 20  # newer operators are split up again by ONNX Runtime on a CPU, and run slower there
+
+
+def to_graph(module: nn.Module, inputs: dict[str, Tensor], output: str) -> ir.Model:
+    """Export a module of one output. Every input's first axis is the batch, of two in the example given."""
+    batch = torch.export.Dim("n")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of a package that no graph of ours needs
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of deprecations within torch
+        program = torch.onnx.export(
+            module,
+            tuple(inputs.values()),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(inputs),
+            output_names=[output],
+            dynamic_shapes=tuple({0: batch} for _ in inputs),
+            optimize=True,
+            verbose=False,
+        )
+    model: ir.Model = program.model
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()  # stack traces, with paths
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    return model

@@ -1,0 +1,30 @@
+"""A linear map from latents to colours: previews without the decoder."""
+
+import numpy as np
+import torch
+from torch.nn.functional import avg_pool2d, interpolate
+
+from tuner_svc.base_model import BaseModel
+
+PICTURES = 6
+BLOTCHES = 5  # of colour along a side
+
+
+@torch.no_grad()
+def latent_to_rgb(model: BaseModel, seed: int = 0) -> tuple[tuple[float, ...], ...]:
+    """(channels + 1, 3), by least squares: a latent pixel times the rows, plus the last row, is a colour in [-1, 1].
+
+    Fitted to random blotches of colour as the autoencoder decodes them; the latents of noise are unlike any picture's.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    blotches = 2 * torch.rand((PICTURES, 3, BLOTCHES, BLOTCHES), generator=generator) - 1
+    features, colours = [], []
+    for picture in interpolate(blotches, model.image_side, mode="bilinear").split(1):
+        latent = model.image_encoder(picture)
+        pixels = model.image_side[0] // model.latent_side[0]
+        colours.append(avg_pool2d(model.image_decoder(latent).clamp(-1, 1), pixels).flatten(2)[0].T)
+        features.append(latent.flatten(2)[0].T)
+    latents = torch.cat(features).numpy().astype(np.float64)
+    constant = np.ones((len(latents), 1))
+    weights, *_ = np.linalg.lstsq(np.hstack([latents, constant]), torch.cat(colours).numpy(), rcond=None)
+    return tuple(tuple(row) for row in weights.tolist())

@@ -1,0 +1,159 @@
+"""What lies in a base model's folder: diffusers layout, the digest over it, its preset and its vocabulary."""
+
+import hashlib
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from diffusers import DDIMScheduler
+
+from tuner_svc.tuning_config import TuningConfig
+from unitune.base_model import NoiseSchedule, Preset
+from unitune.diffusion.schedule import Schedule
+from unitune.diffusion.solvers import SCHEDULERS
+from unitune.errors import InvalidField
+
+PRESET_FILE = "unitune_preset.json"
+VOCABULARY_FILE = "vocabulary.json"
+CLASSES = {
+    "text_encoder": ("CLIPTextModel",),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+}
+WEIGHTS = {
+    "text_encoder": "model.safetensors",
+    "unet": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+}
+TOKENIZER_FILES = (
+    "added_tokens.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+)
+
+
+class UnusableBaseModel(ValueError):
+    """The folder is no base model that this program can tune; the message says what is wrong and the remedy."""
+
+
+def check_layout(folder: Path) -> None:
+    """Raises UnusableBaseModel unless the folder holds a Stable Diffusion 1.x or 2.x model in diffusers layout."""
+    if not (folder / "model_index.json").is_file():
+        raise UnusableBaseModel(f"{folder} is not a diffusers folder: it has no model_index.json")
+    index = read_object(folder / "model_index.json")
+    if index.get("text_encoder_2") or "XL" in str(index.get("_class_name")):
+        raise UnusableBaseModel(
+            f"{folder} holds an SDXL model, which cannot be tuned yet: give a Stable Diffusion 1.x or 2.x model"
+        )
+    for part, allowed in CLASSES.items():
+        found = (index.get(part) or [None, None])[1]
+        if found not in allowed:
+            raise UnusableBaseModel(
+                f"{folder}: its {part} is {found}; only {' or '.join(allowed)} can be tuned and exported"
+            )
+    model_files(folder)
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files that make the model what it is, relative and sorted: configs, weights, tokenizer,
+    preset and vocabulary. Other files beside them do not matter.
+
+    Raises UnusableBaseModel naming every file that is missing.
+    """
+    needed = [Path("scheduler", "scheduler_config.json")]
+    for part, weights in WEIGHTS.items():
+        needed += [Path(part, "config.json"), *_weight_files(folder, part, weights)]
+    if not (folder / "tokenizer" / "tokenizer.json").is_file():  # the older layout
+        needed += [Path("tokenizer", "vocab.json"), Path("tokenizer", "merges.txt")]
+    missing = [str(path) for path in needed if not (folder / path).is_file()]
+    if missing:
+        raise UnusableBaseModel(f"{folder} lacks {', '.join(missing)}")
+    optional = [Path(PRESET_FILE), Path(VOCABULARY_FILE), *(Path("tokenizer", name) for name in TOKENIZER_FILES)]
+    return sorted({*needed, *(path for path in optional if (folder / path).is_file())})
+
+
+def digest(folder: Path) -> str:
+    """sha256, hexadecimal, over names and contents of `model_files`. Raises UnusableBaseModel."""
+    check_layout(folder)
+    total = hashlib.sha256()
+    for path in model_files(folder):
+        total.update(f"{path.as_posix()} {file_digest(folder / path)}\n".encode())
+    return total.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_schedule(folder: Path) -> NoiseSchedule:
+    """The training noise schedule. Raises UnusableBaseModel for a kind that the sampler does not know."""
+    config = {**DDIMScheduler().config, **read_object(folder / "scheduler" / "scheduler_config.json")}
+    if config.get("trained_betas") is not None:
+        raise UnusableBaseModel(f"{folder}: its scheduler lists trained_betas; only a named beta_schedule can be used")
+    known = {field.name: config[field.name] for field in fields(NoiseSchedule)}
+    try:
+        Schedule(**known)
+    except ValueError as error:
+        raise UnusableBaseModel(f"{folder}: its scheduler's {error}") from error
+    return NoiseSchedule(**known)
+
+
+def read_preset(folder: Path) -> Preset:
+    """The defaults for this model. Raises UnusableBaseModel for a name or a kind of value that a preset has not."""
+    if not (folder / PRESET_FILE).is_file():
+        return Preset()
+    given = read_object(folder / PRESET_FILE)
+    kinds = {field.name: type(field.default) for field in fields(Preset)}
+    for name, value in given.items():
+        if name not in kinds:
+            raise UnusableBaseModel(f"{folder / PRESET_FILE}: {name} is not a setting; known are {', '.join(kinds)}")
+        number = kinds[name] is float and type(value) is int
+        if type(value) is not kinds[name] and not number:
+            raise UnusableBaseModel(f"{folder / PRESET_FILE}: {name} is {value!r}; it must be {kinds[name].__name__}")
+        if number:
+            given[name] = float(value)
+    preset = Preset(**given)
+    try:
+        TuningConfig.of(preset)
+    except InvalidField as error:
+        raise UnusableBaseModel(f"{folder / PRESET_FILE}: {error.message.removeprefix('config.')}") from error
+    if preset.scheduler not in SCHEDULERS:
+        known = ", ".join(SCHEDULERS)
+        raise UnusableBaseModel(f"{folder / PRESET_FILE}: scheduler is {preset.scheduler!r}: it must be one of {known}")
+    return preset
+
+
+def read_vocabulary(folder: Path) -> tuple[str, ...]:
+    """Every word of the lists of phrases in `vocabulary.json`, each once; empty without such a file."""
+    if not (folder / VOCABULARY_FILE).is_file():
+        return ()
+    lists = read_object(folder / VOCABULARY_FILE).values()
+    if not all(isinstance(phrases, list) and all(isinstance(phrase, str) for phrase in phrases) for phrases in lists):
+        raise UnusableBaseModel(f"{folder / VOCABULARY_FILE} must be an object whose values are lists of words")
+    return tuple(dict.fromkeys(word for phrases in lists for phrase in phrases for word in phrase.split()))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises UnusableBaseModel when it is none."""
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise UnusableBaseModel(f"{path} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise UnusableBaseModel(f"{path} is not a JSON object")
+    return found
+
+
+def _weight_files(folder: Path, part: str, weights: str) -> list[Path]:
+    """A part's weights: one file, or an index and the shards that it lists."""
+    index = Path(part, f"{weights}.index.json")
+    if (folder / part / weights).is_file() or not (folder / index).is_file():
+        return [Path(part, weights)]
+    return [index, *sorted({Path(part, shard) for shard in read_object(folder / index)["weight_map"].values()})]

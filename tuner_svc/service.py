@@ -1,0 +1,182 @@
+"""TunerService: message in, tune, messages out. One tuning at a time, in one worker thread; others wait in order."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import torch
+
+from tuner_svc.base_model import BaseModel
+from tuner_svc.probe import METHOD, pack_tuned
+from tuner_svc.run import Run
+from tuner_svc.tune import Progress, tune
+from tuner_svc.tuning_config import TuningConfig
+from unitune import images, telemetry
+from unitune.errors import Cancelled, Internal, InvalidField, ResourceExhausted, Unavailable, UniTuneError, to_status
+from unitune.v1 import server_pb2, tuner_pb2, tuner_pb2_grpc, tuning_pb2
+from unitune.v1.tuner_pb2 import RunTuningEvent
+from unitune.weight_store import WeightStore
+
+logger = logging.getLogger(__name__)
+
+WAITING_S = 5.0  # between two `waiting` events
+
+
+class TunerService(tuner_pb2_grpc.TunerServiceServicer):
+    """The servicer. It is used from one event loop."""
+
+    def __init__(self, model: BaseModel, store: WeightStore) -> None:
+        self._model, self._store = model, store
+        self._worker = ThreadPoolExecutor(1, "tuning")
+        self._runs: set[Run] = set()
+        self._is_draining = False
+
+    def register(self, server: grpc.aio.Server) -> list[str]:
+        """Add the servicer to a server; its full service names."""
+        tuner_pb2_grpc.add_TunerServiceServicer_to_server(self, server)
+        return [tuner_pb2.DESCRIPTOR.services_by_name["TunerService"].full_name]
+
+    async def drain(self) -> None:
+        """Accept no more runs, and let go of those there are: they start anew elsewhere sooner than they would end."""
+        self._is_draining = True
+        for run in self._runs:
+            run.cancel()
+
+    async def GetTunerInfo(self, request: tuner_pb2.GetTunerInfoRequest, context: Any) -> tuner_pb2.TunerInfo:
+        """Base model and preset."""
+        model, preset = self._model, self._model.preset
+        height, width = model.image_side
+        return tuner_pb2.TunerInfo(
+            base_model=server_pb2.BaseModel(
+                name=model.name, digest=model.digest, width=width, height=height, vocabulary=model.vocabulary
+            ),
+            tuning_defaults=tuning_pb2.TuningConfig(
+                method=METHOD,
+                mode=preset.mode,
+                updates=preset.updates,
+                batch=preset.batch,
+                learning_rate=preset.learning_rate,
+                rare_tokens=preset.rare_tokens,
+            ),
+        )
+
+    async def RunTuning(self, request: tuner_pb2.RunTuningRequest, context: Any) -> AsyncIterator[RunTuningEvent]:
+        """Run in the worker thread; stream what it has to say."""
+        config = _read(request)
+        image = await asyncio.to_thread(_model_image, request.image, self._model.image_side)
+        if self._is_draining:
+            raise Unavailable("the tuner is about to stop", reason="DRAINING")
+        for earlier in self._runs:
+            if earlier.name == request.name:  # who asks again has lost the first stream
+                earlier.cancel()
+        run = Run(request.name)
+        self._runs.add(run)
+        work = self._worker.submit(self._tune, run, request, config, image)
+        work.add_done_callback(lambda _: run.wake())
+        is_told = False
+        try:
+            while not work.done() or run.progress is not None:
+                has_changed = await run.changed(WAITING_S)
+                if run.is_cancelled:
+                    work.cancel()  # does nothing once it has started; then the loop of updates sees the flag
+                if run.progress is not None:
+                    progress, run.progress = run.progress, None
+                    yield _progress(progress)
+                elif not has_changed and not run.is_started:
+                    yield RunTuningEvent(waiting=RunTuningEvent.Waiting())
+            is_told = True  # from here on the weights are the reader's, who may close the stream at once
+            yield _outcome(run, work)
+        finally:
+            self._runs.discard(run)
+            if not is_told:
+                run.cancel()
+                await self._take_back(run, work, request.path)
+
+    async def CancelTuning(self, request: tuner_pb2.CancelRunRequest, context: Any) -> tuner_pb2.CancelRunResponse:
+        """Stop every run of that name."""
+        for run in self._runs:
+            if run.name == request.name:
+                run.cancel()
+        return tuner_pb2.CancelRunResponse()
+
+    def _tune(
+        self, run: Run, request: tuner_pb2.RunTuningRequest, config: TuningConfig, image: images.ModelImage
+    ) -> tuning_pb2.WeightsRef:
+        """One tuning, in the worker thread: tune, prove, store."""
+        run.is_started = True
+        tuned = tune(self._model, image, config, on_progress=run.tell, cancelled=lambda: run.is_cancelled)
+        data, manifest = pack_tuned(self._model, tuned, config, request.key)
+        if run.is_cancelled:
+            raise Cancelled("the tuning was cancelled", reason="TUNING_CANCELLED")
+        try:
+            self._store.put_weights(request.path, data, manifest)
+        except Exception as error:
+            telemetry.failure(logger, "weights not stored", tuning=run.name)
+            self._delete(run, request.path)
+            raise Unavailable("the weight store does not take the weights", reason="STORE_DOWN") from error
+        return tuning_pb2.WeightsRef(
+            key=manifest.key,
+            digest=manifest.digest,
+            path=request.path,
+            size_bytes=manifest.size_bytes,
+            base_model=manifest.base_model,
+        )
+
+    async def _take_back(self, run: Run, work: "Future[tuning_pb2.WeightsRef]", path: str) -> None:
+        """Wait for the worker to let go, and delete the weights if it had just made them: nobody knows of them."""
+        if not work.cancel():
+            await asyncio.wait({asyncio.wrap_future(work)})
+            if work.exception() is None:
+                await asyncio.to_thread(self._delete, run, path)
+
+    def _delete(self, run: Run, path: str) -> None:
+        try:
+            self._store.delete_weights(path)
+        except Exception:  # the store is down; the gateway deletes all that a tuning left when it records its end
+            telemetry.failure(logger, "weights not deleted", tuning=run.name)
+
+
+def _outcome(run: Run, work: "Future[tuning_pb2.WeightsRef]") -> RunTuningEvent:
+    """The last event of a run that has ended."""
+    failure: UniTuneError
+    try:
+        return RunTuningEvent(done=work.result())
+    except (Cancelled, CancelledError):
+        return RunTuningEvent(cancelled=RunTuningEvent.Cancelled())
+    except UniTuneError as error:
+        failure = error
+    except torch.OutOfMemoryError:
+        remedy = "lower batch, or choose mode attn_out or lora"
+        message = f"the device has too little memory for this tuning; {remedy}"
+        failure = ResourceExhausted(message, reason="DEVICE_MEMORY")
+    except Exception:
+        telemetry.failure(logger, "tuning broke", tuning=run.name)
+        failure = Internal("the tuner made a mistake; its log has the details", reason="INTERNAL")
+    return RunTuningEvent(failed=to_status(failure))
+
+
+def _progress(progress: Progress) -> RunTuningEvent:
+    return RunTuningEvent(progress=tuning_pb2.TuningProgress(**vars(progress)))
+
+
+def _model_image(data: bytes, side: tuple[int, int]) -> images.ModelImage:
+    return images.to_model(images.decode(data), side)
+
+
+def _read(request: tuner_pb2.RunTuningRequest) -> TuningConfig:
+    """The request's config. Raises InvalidField: the gateway has filled and checked it, so this is its mistake."""
+    for field in ("name", "key", "path"):
+        if not getattr(request, field):
+            raise InvalidField(field, "", "it must be set")
+    config = request.config
+    for field in ("updates", "batch", "learning_rate"):
+        if not config.HasField(field):
+            raise InvalidField(f"config.{field}", "unset", "it must be set")
+    if config.method != METHOD:
+        raise InvalidField("config.method", config.method, f"it must be {METHOD}")
+    return TuningConfig(
+        config.mode, config.updates, config.batch, config.learning_rate, config.rare_tokens, config.seed
+    )

@@ -1,0 +1,94 @@
+"""What a tuning may change, by name, and the tensors that it changes instead of the base model's.
+
+The denoiser runs with `weights()` in place of its own tensors of the same names (torch.func.functional_call), so the
+base model itself is never written to, and what is not named here is neither differentiated nor optimised.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from tuner_svc.tuning_config import MODES
+
+LORA_RANK = 16
+LORA_ALPHA = 16.0
+
+# Both self-attention (attn1) and cross-attention (attn2), as in the one known port to Stable Diffusion.
+_NAMES = {
+    "full": re.compile(r""),
+    "attn_out": re.compile(r"\.attn[12]\.to_out\.0\.(weight|bias)$"),
+    "lora": re.compile(r"\.attn[12]\.to_(q|k|v|out\.0)\.weight$"),
+}
+
+
+class Trainable(Protocol):
+    """Parameters for the optimizer, and the denoiser's tensors that follow from them."""
+
+    def parameters(self) -> list[Tensor]:
+        """The tensors that the optimizer moves."""
+        ...
+
+    def weights(self) -> dict[str, Tensor]:
+        """Dense tensors by their name in the denoiser, as they are now; differentiable."""
+        ...
+
+
+def trainable_parameters(unet: UNet2DConditionModel, mode: str) -> dict[str, Tensor]:
+    """The denoiser's tensors that a tuning in this mode may change, by name.
+
+    `full`: all. `attn_out`: output projections of the attention layers, weights and biases. `lora`: weights of the
+    attention layers' four projections. Raises ValueError for another mode, or when the denoiser has no such tensor.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode is {mode!r}: it must be one of {', '.join(MODES)}")
+    found = {name: tensor for name, tensor in unet.named_parameters() if _NAMES[mode].search(name)}
+    if not found:
+        raise ValueError(f"mode is {mode!r}: this base model has no tensor that it would change")
+    return found
+
+
+def trainable(unet: UNet2DConditionModel, mode: str, generator: torch.Generator) -> Trainable:
+    """What the optimizer moves in this mode, starting from the base model. Raises as `trainable_parameters` does."""
+    base = trainable_parameters(unet, mode)
+    return LowRank(base, generator) if mode == "lora" else Dense(base)
+
+
+class Dense:
+    """A copy of every tensor that may change."""
+
+    def __init__(self, base: Mapping[str, Tensor]) -> None:
+        self._weights = {name: tensor.detach().clone().requires_grad_() for name, tensor in base.items()}
+
+    def parameters(self) -> list[Tensor]:
+        return list(self._weights.values())
+
+    def weights(self) -> dict[str, Tensor]:
+        return dict(self._weights)
+
+
+class LowRank:
+    """W + (alpha / rank) B A for every tensor that may change (Hu et al., 2021, section 4.1); B begins at zero."""
+
+    def __init__(self, base: Mapping[str, Tensor], generator: torch.Generator) -> None:
+        self._base = {name: tensor.detach() for name, tensor in base.items()}
+        self._down: dict[str, Tensor] = {}
+        self._up: dict[str, Tensor] = {}
+        for name, tensor in self._base.items():
+            rows, columns = tensor.shape
+            rank = min(LORA_RANK, rows, columns)
+            bound = 1 / math.sqrt(columns)  # of torch.nn.Linear's own initialisation
+            down = (2 * torch.rand((rank, columns), generator=generator) - 1) * bound
+            self._down[name] = down.to(tensor.device).requires_grad_()
+            self._up[name] = torch.zeros((rows, rank), device=tensor.device, requires_grad=True)
+
+    def parameters(self) -> list[Tensor]:
+        return [*self._down.values(), *self._up.values()]
+
+    def weights(self) -> dict[str, Tensor]:
+        scale = LORA_ALPHA / LORA_RANK
+        return {name: tensor + scale * (self._up[name] @ self._down[name]) for name, tensor in self._base.items()}
