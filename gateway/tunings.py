@@ -196,8 +196,8 @@ class Tunings:
         for name in await self._state.expired(time.time()):
             tuning = await self._state.get(name)
             if tuning is not None:
+                await self._discard(tuning)  # first: should the store fail, the tuning is found again and tried again
                 await self._state.change(name, _expire)
-                await self._discard(tuning)
                 telemetry.event(logger, "tuning expired", tuning=name)
 
     async def sweep(self, every_s: float) -> None:

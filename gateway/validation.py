@@ -86,6 +86,8 @@ def check_sampling_config(config: SamplingConfig, field: str) -> None:
         _finite(f"{field}.guidance_scale", config.guidance_scale, 0, 64)
     if config.HasField("strength"):
         _finite(f"{field}.strength", config.strength, 0, 1)
+    if config.HasField("interpolation"):
+        _finite(f"{field}.interpolation", config.interpolation, 0, 1)
 
 
 def fill_sampling_config(config: SamplingConfig, defaults: SamplingConfig) -> SamplingConfig:

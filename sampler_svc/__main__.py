@@ -21,7 +21,7 @@ def main() -> int:
     config = load(SamplerConfig, os.environ)
     telemetry.configure("sampler")
     try:
-        model = Model.open(config.engine, threads=config.threads or os.cpu_count() or 1)
+        model = Model.open(config.engine, threads=config.threads)
     except (UnusableEngine, DataLoss) as error:
         print(f"sampler: {error}", file=sys.stderr)
         return 1

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from sampler_svc.engine import Array, Engine, EngineSpec, Tensors
 from unitune.base_model import TensorSpec
+from unitune.settings import num_cores
 
 DENOISER = "denoiser.onnx"
 # Offline, what stays true for any weights on any CPU; ENABLE_ALL there would reorder weights beyond a refit's reach.
@@ -33,9 +34,10 @@ def backend() -> dict[str, str]:
 
 
 def session_options(threads: int, optimisation: str = OPTIMISATION) -> onnxruntime.SessionOptions:
-    """Options of every session: 0 threads means one for each core."""
+    """Options of every session: 0 threads means one for each core that this process may use."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    # Left to itself the runtime counts the machine's cores, and pins threads to some that a container may not use.
+    options.intra_op_num_threads = threads or num_cores()
     options.inter_op_num_threads = 1
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, optimisation)
     options.log_severity_level = 3  # errors, which are raised as well; warnings speak of the graph's history

@@ -1,7 +1,8 @@
 """The hot path: one picture and one prompt in, edited pictures out, by a denoiser that holds the weights to use.
 
-Encode, noise up to the level where the edit starts, walk back down under guidance, decode. With tuned weights and the
-rare tokens before the prompt this is UniTune (arXiv 2210.09477), with the base weights SDEdit (Meng et al., 2022).
+Encode, noise up to the level where the edit starts, walk back down under guidance, decode, interpolate. With tuned
+weights and the rare tokens before the prompt this is UniTune (arXiv 2210.09477), with the base weights SDEdit (Meng et
+al., 2022).
 """
 
 import time
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sampler_svc.base_graphs import BaseGraphs
+from sampler_svc.interpolation import interpolate
 from unitune import images
 from unitune.diffusion.denoiser import predict
 from unitune.diffusion.guidance import Denoiser, classifier_free, guided
@@ -30,6 +32,7 @@ class Request:
     guidance_scale: float
     strength: float
     seeds: tuple[int, ...]
+    interpolation: float = 0.0
     preview_every: int = 0  # steps; 0 means no previews
 
 
@@ -95,7 +98,10 @@ def sample(
 
     denoised = time.perf_counter()
     for index, seed in enumerate(request.seeds):
-        png = images.encode_png(images.from_model(graphs.decode(latents[index : index + 1]), size))
+        picture = images.from_model(graphs.decode(latents[index : index + 1]), size)
+        if len(run) > 0:  # without a step there is no edit, only what the autoencoder makes of the picture
+            picture = interpolate(picture, base_image, request.interpolation)
+        png = images.encode_png(picture)
         if len(png) > images.MAX_BYTES:  # no message would carry it
             raise _too_large(size, len(png))
         yield EditedImage(index, seed, png)

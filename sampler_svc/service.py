@@ -73,6 +73,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                 num_inference_steps=preset.num_inference_steps,
                 guidance_scale=preset.guidance_scale,
                 strength=preset.strength,
+                interpolation=preset.interpolation,
             ),
             engine=self._model.engine,
         )
@@ -207,7 +208,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
     def _read(self, request: sampler_pb2.SampleRequest) -> Request:
         """Raises InvalidField naming what is wrong."""
         config = request.config
-        for name in ("num_inference_steps", "guidance_scale", "strength"):
+        for name in ("num_inference_steps", "guidance_scale", "strength", "interpolation"):
             if not config.HasField(name):
                 raise InvalidField(f"config.{name}", "unset", "it must be set")
         _check("config.method", config.method, config.method in METHODS, f"it must be one of {', '.join(METHODS)}")
@@ -217,7 +218,9 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         _check("config.num_inference_steps", steps, 1 <= steps <= most, f"it must be 1 to {most}")
         is_right = 0 <= scale <= MAX_GUIDANCE_SCALE
         _check("config.guidance_scale", scale, is_right, f"it must be 0 to {MAX_GUIDANCE_SCALE}")
-        _check("config.strength", config.strength, 0 <= config.strength <= 1, "it must be 0 to 1")
+        for name in ("strength", "interpolation"):
+            share = getattr(config, name)
+            _check(f"config.{name}", share, 0 <= share <= 1, "it must be 0 to 1")
         _check("seeds", len(request.seeds), 1 <= len(request.seeds) <= MAX_SEEDS, f"give 1 to {MAX_SEEDS} of them")
         _check("preview_every", request.preview_every, request.preview_every >= 0, "it must be 0 or more")
         return Request(
@@ -227,6 +230,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             num_inference_steps=steps,
             guidance_scale=scale,
             strength=config.strength,
+            interpolation=config.interpolation,
             seeds=tuple(request.seeds),
             preview_every=request.preview_every,
         )

@@ -26,7 +26,8 @@ PRESET = {
     "scheduler": "ddim",
     "num_inference_steps": 30,
     "guidance_scale": 5.0,
-    "strength": 0.8,
+    "strength": 0.9,
+    "interpolation": 1.0,
 }
 
 

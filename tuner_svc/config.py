@@ -1,8 +1,9 @@
 """Settings of the tuner's process."""
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from unitune.settings import num_cores
 
 EMBEDDED_MODEL = Path(__file__).resolve().parent.parent / "stickerbook" / "model"
 
@@ -39,4 +40,4 @@ class TunerConfig:
 
     def num_threads(self) -> int:
         """Threads to compute with."""
-        return self.threads or len(os.sched_getaffinity(0))
+        return self.threads or num_cores()

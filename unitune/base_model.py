@@ -70,6 +70,7 @@ class Preset:
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
     strength: float = 0.85
+    interpolation: float = 0.0
 
 
 @dataclass(frozen=True)

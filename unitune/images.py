@@ -5,6 +5,7 @@ An array of pixels is uint8 (height, width, 3), RGB, upright. An image of the mo
 """
 
 import io
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,7 +85,8 @@ def _read(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=tuple(MEDIA_TYPES))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _refusal("IMAGE_TOO_LARGE", "far too many pixels", too_large) from error
+        pixels = re.search(r"\d+(?= pixels)", str(error))  # Pillow's own count; it has read no further
+        raise _refusal("IMAGE_TOO_LARGE", pixels[0] + " pixels" if pixels else "too many pixels", too_large) from error
     except Exception as error:  # Pillow's parsers raise many kinds on hostile bytes, and all mean this
         raise _refusal("IMAGE_UNDECODABLE", f"{len(data)} bytes", "send a PNG, JPEG or WebP picture") from error
     if image.width * image.height > MAX_PIXELS:

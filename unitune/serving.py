@@ -72,6 +72,8 @@ CHANNEL_OPTIONS: list[Option] = [
     ("grpc.max_reconnect_backoff_ms", 2_000),
     # A channel of its own: equal channels of one process would share a connection, and its failures.
     ("grpc.use_local_subchannel_pool", 1),
+    # Services reach one another directly; grpc would ask the proxy of http_proxy even for 127.0.0.1.
+    ("grpc.enable_http_proxy", 0),
 ]
 
 

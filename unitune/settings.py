@@ -15,6 +15,7 @@ A check of the class itself raises ValueError in `__post_init__` and ends alike:
 import dataclasses
 import difflib
 import math
+import os
 import re
 import types
 import typing
@@ -73,6 +74,11 @@ def load(cls: type[T], environ: Mapping[str, str]) -> T:
         return cls(**values)
     except ValueError as error:
         raise BadSetting(str(error)) from error
+
+
+def num_cores() -> int:
+    """The cores that this process may use: in a container they can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe(cls: type[Any]) -> list[tuple[str, str, str]]:

@@ -1,6 +1,7 @@
 """The channel to a server: its settings, which calls repeat by themselves, and what their failures become."""
 
 import asyncio
+import ipaddress
 import json
 import random
 from collections.abc import Iterator
@@ -67,12 +68,25 @@ CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
 ]
 
 
+NO_PROXY: tuple[str, int] = ("grpc.enable_http_proxy", 0)
+
+
 def open_channel(address: str, tls: bool, root_certificates: bytes | None) -> grpc.aio.Channel:
     """A channel that connects at its first call. It belongs to the running event loop."""
+    options = [*CHANNEL_OPTIONS, NO_PROXY] if is_this_machine(address) else CHANNEL_OPTIONS
     if tls or root_certificates is not None:
         credentials = grpc.ssl_channel_credentials(root_certificates)
-        return grpc.aio.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
-    return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        return grpc.aio.secure_channel(address, credentials, options=options)
+    return grpc.aio.insecure_channel(address, options=options)
+
+
+def is_this_machine(address: str) -> bool:
+    """Whether HOST:PORT is of this machine: grpc alone would ask the proxy of http_proxy for 127.0.0.1 too."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 @contextmanager

@@ -46,6 +46,11 @@ Examples:
     help="Weight of the prompt, 0 to 64; 1 is no guidance.  [default: the base model's own]",
 )
 @click.option(
+    "--interpolation",
+    type=Between(0.0, 1.0),
+    help="How much of PHOTO comes back where the edit left it nearly alone, 0 to 1.  [default: the base model's own]",
+)
+@click.option(
     "--steps",
     type=Between(1, 1000),
     help="Denoising steps of a run from pure noise; --strength leaves the later part.  [default: the base model's own]",
@@ -61,6 +66,7 @@ def edit_command(
     method: str | None,
     strength: float | None,
     guidance: float | None,
+    interpolation: float | None,
     steps: int | None,
     scheduler: str | None,
     seeds: tuple[int, ...],
@@ -91,6 +97,7 @@ def edit_command(
             method=method,
             strength=strength,
             guidance_scale=guidance,
+            interpolation=interpolation,
             num_inference_steps=steps,
             scheduler=scheduler,
             seeds=list(dict.fromkeys(seeds)),

@@ -168,5 +168,6 @@ def _in_words(accepted: events.EditAccepted) -> str:
     config = accepted.config
     return (
         f"{config.method}: strength {config.strength:g}, guidance {config.guidance_scale:g}, "
+        f"interpolation {config.interpolation:g}, "
         f"{config.num_inference_steps} {config.scheduler} steps of which {accepted.effective_strength:.0%} run"
     )

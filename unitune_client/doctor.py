@@ -52,7 +52,10 @@ def server_findings(info: events.ServerInfo) -> Iterator[Finding]:
     model, tuning, sampling, limits = info.base_model, info.tuning_defaults, info.sampling_defaults, info.limits
     pictures = f"{limits.upload_bytes / 2**20:.0f} MiB and {limits.upload_pixels / 1e6:.0f} megapixels a picture"
     updates = f"{tuning.updates} updates of batch {tuning.batch} at learning rate {tuning.learning_rate:g}"
-    weights = f"strength {sampling.strength:g}, guidance {sampling.guidance_scale:g}"
+    weights = (
+        f"strength {sampling.strength:g}, guidance {sampling.guidance_scale:g}, "
+        f"interpolation {sampling.interpolation:g}"
+    )
     yield "server", info.version
     yield "base model", f"{model.name}, {model.width} x {model.height} pixels"
     yield "methods", ", ".join(info.methods)

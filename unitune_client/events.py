@@ -72,6 +72,7 @@ class SamplingConfig:
     num_inference_steps: int
     guidance_scale: float
     strength: float
+    interpolation: float
 
 
 @dataclass(frozen=True, kw_only=True)

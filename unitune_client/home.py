@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Self
 
+from unitune_client.machine import LocalError
+
 KEPT_LOGS = 10
 
 
@@ -39,8 +41,11 @@ class Home:
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> Self:
-        """UNITUNE_HOME, or ~/.cache/unitune."""
-        return cls(Path(environ.get("UNITUNE_HOME") or "~/.cache/unitune").expanduser().absolute())
+        """UNITUNE_HOME, or ~/.cache/unitune. Raises LocalError for a user who has no home directory."""
+        try:
+            return cls(Path(environ.get("UNITUNE_HOME") or "~/.cache/unitune").expanduser().absolute())
+        except RuntimeError as error:  # no HOME, and a user whom the system does not know, as containers have them
+            raise LocalError("this user has no home directory: set UNITUNE_HOME to a folder for the services") from error
 
     @property
     def engines(self) -> Path:

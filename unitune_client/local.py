@@ -12,6 +12,7 @@ import grpc
 
 from unitune.v1 import server_pb2, server_pb2_grpc
 from unitune_client import programs
+from unitune_client.channel import NO_PROXY
 from unitune_client.home import Claim, Home
 from unitune_client.machine import LocalError, base_model_folder, base_model_name, missing_modules
 
@@ -171,7 +172,7 @@ class LocalServices:
         from grpc_health.v1 import health_pb2, health_pb2_grpc
 
         gives_up_at = time.monotonic() + START_S
-        with grpc.insecure_channel(self.address) as channel:
+        with grpc.insecure_channel(self.address, options=[NO_PROXY]) as channel:
             health, server = health_pb2_grpc.HealthStub(channel), server_pb2_grpc.ServerServiceStub(channel)
             while time.monotonic() < gives_up_at:
                 self.check()

@@ -39,6 +39,7 @@ class EditOptions(TuningOptions, total=False):
     method                "unitune", with tuned weights, or "sdedit", with the base model's
     strength              0 to 1, how far up the noise schedule the edit starts: more changes more
     guidance_scale        0 to 64, weight of the prompt; 1 is no guidance
+    interpolation         0 to 1, how much of the photo comes back where the edit left it nearly alone
     num_inference_steps   steps of a run from pure noise, 1 to 1000; strength leaves the later part of them
     scheduler             "ddim", "euler" or "dpmpp_2m"
     seeds                 one picture each; same seed, same picture
@@ -51,6 +52,7 @@ class EditOptions(TuningOptions, total=False):
     method: str | None
     strength: float | None
     guidance_scale: float | None
+    interpolation: float | None
     num_inference_steps: int | None
     scheduler: str | None
     seeds: list[int] | tuple[int, ...] | None
@@ -59,7 +61,7 @@ class EditOptions(TuningOptions, total=False):
 
 
 _TUNING_FIELDS = {option: option for option in TuningOptions.__annotations__} | {"tuning_seed": "seed"}
-_SAMPLING_FIELDS = ("method", "strength", "guidance_scale", "num_inference_steps", "scheduler")
+_SAMPLING_FIELDS = ("method", "strength", "guidance_scale", "interpolation", "num_inference_steps", "scheduler")
 _REQUEST_FIELDS = ("seeds", "preview_every")
 
 M = TypeVar("M", bound=Message)

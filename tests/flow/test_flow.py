@@ -75,7 +75,7 @@ def test_one_call_tunes_and_edits_in_the_stated_order(client: Client, picture: b
 
 
 def test_one_tuning_serves_many_prompts(client: Client, picture: bytes) -> None:
-    """Two prompts never touch the tuner again, leave the weights' digest as it is, and find the engine warm."""
+    """U10: two prompts never touch the tuner again, leave the weights' digest as it is, and find the engine warm."""
     tuning = client.tune(picture, updates=3)
     first = client.edit_to_end(tuning, "a cat in the snow", num_inference_steps=4)
     events = list(client.edit(tuning, "a cow at night", num_inference_steps=4))

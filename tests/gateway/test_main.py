@@ -37,7 +37,7 @@ async def start(world: World, **settings: str) -> tuple[Process, str]:
         sys.executable, "-m", "gateway", cwd=ROOT, env=environ, stdout=PIPE, stderr=PIPE
     )
     assert process.stdout is not None
-    line = (await asyncio.wait_for(process.stdout.readline(), 20)).decode()
+    line = (await asyncio.wait_for(process.stdout.readline(), 60)).decode()
     return process, line.removeprefix("listening ").strip()
 
 
@@ -84,7 +84,7 @@ async def test_sigterm_lets_an_edit_finish(world: World) -> None:
     while (event := await call.read()) is not grpc.aio.EOF:
         last = event
     assert last is not None and last.HasField("done")
-    assert await asyncio.wait_for(process.wait(), 10) == 0
+    assert await asyncio.wait_for(process.wait(), 30) == 0
     assert process.stdout is not None and await process.stdout.read() == b""
     await channel.close(None)
 

@@ -87,6 +87,8 @@ async def test_picture_too_large_for_a_request_is_refused(world: World) -> None:
         ({"config": SamplingConfig(guidance_scale=math.nan)}, "config.guidance_scale", "nan"),
         ({"config": SamplingConfig(guidance_scale=math.inf)}, "config.guidance_scale", "inf"),
         ({"config": SamplingConfig(guidance_scale=65)}, "config.guidance_scale", "65.0"),
+        ({"config": SamplingConfig(interpolation=1.5)}, "config.interpolation", "1.5"),
+        ({"config": SamplingConfig(interpolation=math.nan)}, "config.interpolation", "nan"),
         ({"config": SamplingConfig(num_inference_steps=0)}, "config.num_inference_steps", "0"),
         ({"config": SamplingConfig(num_inference_steps=1001)}, "config.num_inference_steps", "1001"),
         ({"config": SamplingConfig(method="magic")}, "config.method", "magic"),
@@ -221,17 +223,17 @@ async def test_server_info_needs_nobody(world: World) -> None:
     await world.tuner_server.stop()
     await world.sampler_server.stop()
     await world.open()
-    info = await world.info.GetServerInfo(GetServerInfoRequest(), timeout=0.5)
+    info = await world.info.GetServerInfo(GetServerInfoRequest(), timeout=2)
     assert info.limits.seeds == 8 and not info.HasField("base_model")
 
 
 async def test_server_info_never_waits(world: World) -> None:
     """Version, limits and methods are told at once; the base model as soon as somebody has told it."""
-    info = await world.info.GetServerInfo(GetServerInfoRequest(), timeout=0.5)
+    info = await world.info.GetServerInfo(GetServerInfoRequest(), timeout=2)
     assert info.limits.upload_bytes == 16 << 20 and info.limits.upload_pixels == 64_000_000
     assert info.limits.chunk_bytes == 256 << 10 and info.limits.prompt_characters == 2000 and info.limits.seeds == 8
     assert list(info.methods) == ["unitune", "sdedit"] and list(info.schedulers) == ["ddim", "euler", "dpmpp_2m"]
     assert info.version
     await world.tune()
-    info = await world.info.GetServerInfo(GetServerInfoRequest(), timeout=0.5)
+    info = await world.info.GetServerInfo(GetServerInfoRequest(), timeout=2)
     assert info.base_model.name == "tiny" and info.tuning_defaults.updates == 5

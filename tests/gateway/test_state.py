@@ -150,11 +150,11 @@ async def test_wait_returns_when_there_is_something(state: SqliteState) -> None:
     await asyncio.sleep(0.02)
     assert not waiting.done()
     await state.change(one.name, becomes(Tuning.STATE_RUNNING), lambda _: TuningEvent(started=TuningEvent.Started()))
-    await asyncio.wait_for(waiting, 1)
-    await asyncio.wait_for(state.wait(one.name, 1), 1)
+    await asyncio.wait_for(waiting, 10)
+    await asyncio.wait_for(state.wait(one.name, 1), 10)
     gone = asyncio.create_task(state.wait(two.name, 99))
     await state.remove(two.name)
-    await asyncio.wait_for(gone, 1)
+    await asyncio.wait_for(gone, 10)
     assert await state.read(two.name, 0) is None
 
 
@@ -167,7 +167,7 @@ async def test_a_cancelled_caller_leaves_a_whole_change(state: SqliteState) -> N
     )
     await asyncio.sleep(0)
     calling.cancel()
-    await asyncio.wait_for(waiting, 1)
+    await asyncio.wait_for(waiting, 10)
     assert (await state.get(made.name)).state == Tuning.STATE_CANCELLED
 
 

@@ -6,6 +6,7 @@ import time
 import uuid
 
 import grpc
+import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from gateway.tuning_queue import KEPT_EVENTS
@@ -26,6 +27,7 @@ from unitune.v1.tuning_pb2 import (
     UpdateTuningRequest,
     WatchTuningRequest,
 )
+from unitune.weight_store import WeightStore
 
 TERMINAL = {"ready", "failed", "cancelled"}
 
@@ -347,10 +349,10 @@ async def test_expired_tuning_has_no_weights_and_is_made_anew(world: World) -> N
     """When its time has come the weights are discarded, edits are refused, and the same key tunes again."""
     tuning = await world.tuned()
     soon = Timestamp()
-    soon.FromMicroseconds(int((time.time() + 0.2) * 1e6))
+    soon.FromMicroseconds(int((time.time() + 1.0) * 1e6))
     wanted = Tuning(name=tuning.name, expire_time=soon)
     await world.tunings.UpdateTuning(UpdateTuningRequest(tuning=wanted))
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(1.1)
     again = await world.tuned()
     assert again.name != tuning.name
     expired = await world.tunings.GetTuning(GetTuningRequest(name=tuning.name))
@@ -359,6 +361,27 @@ async def test_expired_tuning_has_no_weights_and_is_made_anew(world: World) -> N
     call = world.edits.Edit(EditRequest(tuning=tuning.name, prompt="a dog"))
     await refused(call, grpc.StatusCode.NOT_FOUND, "TUNING_EXPIRED")
     assert kinds(await world.watch(tuning.name))[-1] == "ready"
+
+
+async def test_weights_that_could_not_be_discarded_are_discarded_later(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that fails when a tuning expires does not keep its weights for ever: the next look tries again."""
+    tuning = await world.tuned()
+    soon = Timestamp()
+    soon.FromMicroseconds(int((time.time() + 1.0) * 1e6))
+    await world.tunings.UpdateTuning(UpdateTuningRequest(tuning=Tuning(name=tuning.name, expire_time=soon)))
+    await asyncio.sleep(1.1)
+
+    def fail(store: WeightStore, path: str) -> None:
+        raise OSError("no route to the store")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(WeightStore, "delete", fail)
+        image = tuning.image
+        await refused(world.tunings.CreateTuning(CreateTuningRequest(image=image)), grpc.StatusCode.INTERNAL, "INTERNAL")
+    assert (await world.tuned()).name != tuning.name
+    assert not any(path.startswith(tuning.weights.path) for path in world.stored())
 
 
 async def test_other_tenants_names_look_like_missing_ones(world: World) -> None:

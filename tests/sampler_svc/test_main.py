@@ -65,7 +65,7 @@ def test_the_program_serves_until_it_is_told_to_stop(engine_folder: Path, tmp_pa
             method="sdedit", scheduler="euler", num_inference_steps=4, guidance_scale=2, strength=0.5
         )
         request = sampler_pb2.SampleRequest(image=picture(), prompt="a cat", config=config, seeds=[1])
-        with grpc.insecure_channel(address) as channel:
+        with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
             found = list(sampler_pb2_grpc.SamplerServiceStub(channel).Sample(request, timeout=60))
         assert found[-1].WhichOneof("event") == "done"
         program.send_signal(signal.SIGTERM)

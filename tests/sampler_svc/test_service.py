@@ -1,9 +1,7 @@
 """SamplerService over a real connection: the stream of a run, cancelling, damaged weights, what a replica tells."""
 
 import asyncio
-import contextlib
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -248,7 +246,7 @@ async def test_closing_the_stream_stops_the_run_at_its_next_step(
     while len(passes) < 3:
         await asyncio.sleep(0.01)
     call.cancel()
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(1)  # time for the news to reach the server, on a slow machine too
     goes_on.set()
     await asyncio.sleep(0.2)
     stopped_after = len(passes)
@@ -335,15 +333,12 @@ async def test_a_replica_tells_what_it_holds(sampler, stored) -> None:
 
     first = await anext(states)
     await sampler.Load(sampler_pb2.LoadRequest(weights=weights))
-    loaded = await asyncio.wait_for(_first(states, lambda state: state.resident), 5)
-    began = time.monotonic()
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(_count(states, 2), 3)
+    loaded = await asyncio.wait_for(_first(states, lambda state: state.resident), 30)
+    await asyncio.wait_for(_count(states, 2), 30)
     watch.cancel()
 
     assert (list(first.resident), first.engines, first.waiting, first.draining) == ([], 1, 0, False)
     assert list(loaded.resident) == [weights.digest]
-    assert time.monotonic() - began < 2.9
 
 
 async def _first(states, is_right) -> sampler_pb2.ReplicaState:

@@ -39,7 +39,7 @@ def test_it_serves_until_a_signal(tuner: subprocess.Popen[str]) -> None:
     """One line on stdout names the address, calls are answered there, and SIGTERM ends it with exit code 0."""
     assert tuner.stdout is not None
     word, address = tuner.stdout.readline().split()
-    with grpc.insecure_channel(address) as channel:
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         info = tuner_pb2_grpc.TunerServiceStub(channel).GetTunerInfo(tuner_pb2.GetTunerInfoRequest(), timeout=30)
     tuner.send_signal(signal.SIGTERM)
 

@@ -103,6 +103,7 @@ def test_too_many_pixels_are_refused_from_the_header(side: tuple[int, int]) -> N
         images.inspect(png_header(*side))
 
     assert refusal.value.reason == "IMAGE_TOO_LARGE"
+    assert refusal.value.metadata["value"] in {f"{side[0]}x{side[1]} pixels", f"{side[0] * side[1]} pixels"}
     assert "64 megapixels" in refusal.value.metadata["remedy"]
 
 

@@ -1,5 +1,6 @@
 """Settings from the environment: what is read, and that nothing wrong is passed over in silence."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.config import GatewayConfig
-from unitune.settings import NAMES, BadSetting, describe, load
+from unitune.settings import NAMES, BadSetting, describe, load, num_cores
 
 
 def setting(name: str, help: str = "x", **options: Any) -> Any:
@@ -101,3 +102,13 @@ def test_settings_can_be_listed() -> None:
 def test_the_gateways_settings_are_known_to_all() -> None:
     """A neighbour passes over each of them."""
     assert {variable for variable, _, _ in describe(GatewayConfig)} <= NAMES
+
+
+def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's share counts and not the machine's cores; where no share is told, the machine's do."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5}, raising=False)
+    assert num_cores() == 2
+
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert num_cores() == 64

@@ -279,7 +279,7 @@ def test_doctor_asks_the_server(server: ScriptedServer) -> None:
     told = unitune("doctor", "--address", server.address).stdout
     words = unitune("doctor", "--vocabulary", "--address", server.address).stdout
 
-    assert re.search(r"edit defaults: +unitune, strength 0.8, guidance 7.5, 20 ddim steps", told)
+    assert re.search(r"edit defaults: +unitune, strength 0.8, guidance 7.5, interpolation 0, 20 ddim steps", told)
     assert re.search(r"tuner: +torch \d", told) and re.search(r"python: +3\.", told)
     assert re.search(r"onnxruntime providers: .*CPUExecutionProvider", told)
     assert "words: cat, dog\n" == words

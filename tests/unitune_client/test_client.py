@@ -20,6 +20,7 @@ from unitune import errors
 from unitune.errors import Cancelled, DataLoss, Internal, InvalidArgument, InvalidField, NotFound, Unavailable
 from unitune.v1 import edit_pb2, tuning_pb2
 from unitune_client import AsyncClient, Client, events
+from unitune_client.channel import is_this_machine
 
 PICTURE = scripted_server.png((10, 20, 30))
 
@@ -350,6 +351,34 @@ def test_watch_raises_the_error_of_the_tuning_and_does_not_resume(server: Script
         list(client.watch_tuning(TUNING))
     with pytest.raises(Cancelled, match="the tuning was cancelled"):
         list(client.watch_tuning(TUNING))
+
+
+def test_a_server_on_this_machine_is_reached_past_a_proxy(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The proxy of http_proxy is for servers elsewhere."""
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    server.script("GetServerInfo", scripted_server.server_info())
+
+    with Client(server.address) as client:
+        assert client.server_info().version
+
+
+@pytest.mark.parametrize(
+    ("address", "is_here"),
+    [
+        ("127.0.0.1:50051", True),
+        ("[::1]:50051", True),
+        ("localhost:50051", True),
+        ("10.0.0.7:50051", False),
+        ("unitune.example.com:443", False),
+    ],
+)
+def test_only_addresses_of_this_machine_do_without_a_proxy(address: str, is_here: bool) -> None:
+    """Loopback by number or by name."""
+    assert is_here == is_this_machine(address)
 
 
 def test_watch_gives_up_when_the_server_stays_away() -> None:

@@ -199,6 +199,18 @@ def test_missing_packages_are_named_with_the_remedy(
     assert not home.root.exists()
 
 
+def test_a_user_without_a_home_directory_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers run as users whom the system does not know; UNITUNE_HOME serves them."""
+
+    def no_home(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", no_home)
+
+    with pytest.raises(LocalError, match="set UNITUNE_HOME"):
+        Home.of({})
+
+
 def test_a_folder_that_is_no_base_model_is_named(home: Home, tmp_path: Path) -> None:
     """Field, value and remedy, before anything starts."""
     with pytest.raises(InvalidField, match=r"^--base-model is '.*': give a folder in diffusers layout"):
@@ -211,7 +223,10 @@ def test_only_one_program_runs_services_in_a_home(home: Home, base_model: str, s
         other = LocalServices(base_model, home=home, log=said.append)
         starting = threading.Thread(target=other.__enter__)
         starting.start()
-        time.sleep(0.5)
+        gives_up_at = time.monotonic() + 30
+        while not said and time.monotonic() < gives_up_at:
+            time.sleep(0.02)
+        time.sleep(0.3)
         assert starting.is_alive() and "" == other.address
     starting.join(30)
     try:

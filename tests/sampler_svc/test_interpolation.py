@@ -1,0 +1,61 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from sampler_svc.interpolation import changed, interpolate, mix
+
+
+@pytest.fixture
+def base() -> np.ndarray:
+    """A smooth picture."""
+    ramp = np.linspace(40, 200, 64)
+    return np.stack([np.tile(ramp, (64, 1))] * 3, axis=2).astype(np.uint8)
+
+
+@pytest.fixture
+def edited(base: np.ndarray) -> np.ndarray:
+    """The picture with a red square in it, and everything else off by two levels."""
+    picture = base + 2
+    picture[20:40, 24:44] = (230, 20, 20)
+    return picture
+
+
+def test_weight_0_leaves_the_edit_alone(base: np.ndarray, edited: np.ndarray) -> None:
+    """Without interpolation the edit is bit-equal to what was sampled."""
+    assert interpolate(edited, base, 0.0) is edited
+
+
+def test_weight_1_restores_what_did_not_change_exactly(base: np.ndarray, edited: np.ndarray) -> None:
+    """Far from the square the base image's own pixels return; the square itself stays as it was edited."""
+    result = interpolate(edited, base, 1.0)
+
+    assert np.array_equal(result[:10], base[:10]) and np.array_equal(result[:, :12], base[:, :12])
+    assert np.array_equal(result[24:36, 28:40], edited[24:36, 28:40])
+
+
+def test_mask_0_and_weight_1_is_the_base_image(base: np.ndarray, edited: np.ndarray) -> None:
+    """And a mask of 1 is the edit, whatever the weight."""
+    assert np.array_equal(mix(edited, base, 1.0, np.zeros((64, 64), np.float32)), base)
+    assert np.array_equal(mix(edited, base, 1.0, np.ones((64, 64), np.float32)), edited)
+
+
+def test_the_result_is_monotone_in_the_weight(base: np.ndarray, edited: np.ndarray) -> None:
+    """Every pixel moves from the edit towards the base image as the weight grows."""
+    steps = [interpolate(edited, base, weight).astype(int) for weight in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    distances = [np.abs(step - base.astype(int)) for step in steps]
+
+    assert all((later <= earlier).all() for earlier, later in pairwise(distances))
+
+
+def test_a_picture_that_changed_everywhere_is_left_alone(base: np.ndarray) -> None:
+    """Day to night: the mask is 1 everywhere, so nothing of the day comes back."""
+    night = (base * 0.4).astype(np.uint8)
+
+    assert changed(night, base).min() == 1.0
+    assert np.array_equal(interpolate(night, base, 1.0), night)
+
+
+def test_equal_pictures_have_an_empty_mask(base: np.ndarray) -> None:
+    """No change, no mask, and no division by nothing."""
+    assert changed(base, base).max() == 0.0
