@@ -48,6 +48,7 @@ def new_scheduler() -> DDIMScheduler:
         clip_sample=False,
         set_alpha_to_one=True,
         timestep_spacing="trailing",
+        steps_offset=1,  # unused with this spacing, but diffusers insists
     )
 
 

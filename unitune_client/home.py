@@ -45,7 +45,7 @@ class Home:
         try:
             return cls(Path(environ.get("UNITUNE_HOME") or "~/.cache/unitune").expanduser().absolute())
         except RuntimeError as error:  # no HOME, and a user whom the system does not know, as containers have them
-            raise LocalError("this user has no home directory: set UNITUNE_HOME to a folder for the services") from error
+            raise LocalError("this user has no home directory: set UNITUNE_HOME to a folder") from error
 
     @property
     def engines(self) -> Path:

@@ -378,8 +378,8 @@ async def test_weights_that_could_not_be_discarded_are_discarded_later(
 
     with monkeypatch.context() as broken:
         broken.setattr(WeightStore, "delete", fail)
-        image = tuning.image
-        await refused(world.tunings.CreateTuning(CreateTuningRequest(image=image)), grpc.StatusCode.INTERNAL, "INTERNAL")
+        call = world.tunings.CreateTuning(CreateTuningRequest(image=tuning.image))
+        await refused(call, grpc.StatusCode.INTERNAL, "INTERNAL")
     assert (await world.tuned()).name != tuning.name
     assert not any(path.startswith(tuning.weights.path) for path in world.stored())
 

@@ -201,7 +201,7 @@ def test_one_refit_serves_all_who_wait_for_the_same_weights(two: EnginePool, tun
 
     with ThreadPoolExecutor(3) as threads:
         first = threads.submit(work)
-        while not reads:
+        while not (reads or first.done()):
             time.sleep(0.001)
         others = [threads.submit(work) for _ in range(2)]
         time.sleep(0.05)

@@ -62,7 +62,7 @@ def test_the_program_serves_until_it_is_told_to_stop(engine_folder: Path, tmp_pa
         assert program.stdout is not None
         address = program.stdout.readline().removeprefix("listening ").strip()
         config = edit_pb2.SamplingConfig(
-            method="sdedit", scheduler="euler", num_inference_steps=4, guidance_scale=2, strength=0.5
+            method="sdedit", scheduler="euler", num_inference_steps=4, guidance_scale=2, strength=0.5, interpolation=0
         )
         request = sampler_pb2.SampleRequest(image=picture(), prompt="a cat", config=config, seeds=[1])
         with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:

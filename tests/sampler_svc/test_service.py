@@ -65,6 +65,7 @@ def request(weights: tuning_pb2.WeightsRef | None = None, **changes: object) -> 
         "num_inference_steps": 8,
         "guidance_scale": 4.0,
         "strength": 0.75,
+        "interpolation": 0.0,
         **{
             name: changes.pop(name)
             for name in list(changes)
@@ -208,6 +209,8 @@ async def test_a_picture_that_cannot_be_decoded_is_told(sampler) -> None:
         ("config.guidance_scale", {"guidance_scale": float("nan")}),
         ("config.strength", {"strength": 1.01}),
         ("config.strength", {"strength": float("nan")}),
+        ("config.interpolation", {"interpolation": None}),
+        ("config.interpolation", {"interpolation": 1.01}),
         ("seeds", {"seeds": []}),
         ("seeds", {"seeds": list(range(9))}),
         ("preview_every", {"preview_every": -1}),
@@ -235,7 +238,7 @@ async def test_closing_the_stream_stops_the_run_at_its_next_step(
     def slow_run(*arrays: np.ndarray) -> np.ndarray:
         passes.append(1)
         if len(passes) == 3:
-            assert goes_on.wait(10)
+            assert goes_on.wait(60)
         return run(*arrays)
 
     engine.run = slow_run
@@ -243,8 +246,9 @@ async def test_closing_the_stream_stops_the_run_at_its_next_step(
     async for event in call:
         if event.WhichOneof("event") == "step":
             break
-    while len(passes) < 3:
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(30):
+        while len(passes) < 3:
+            await asyncio.sleep(0.01)
     call.cancel()
     await asyncio.sleep(1)  # time for the news to reach the server, on a slow machine too
     goes_on.set()
@@ -266,13 +270,14 @@ async def test_a_run_that_waits_is_withdrawn_when_its_client_goes(
 
     def blocked(*arrays: np.ndarray) -> np.ndarray:
         passes.append(1)
-        assert goes_on.wait(10)
+        assert goes_on.wait(60)
         return run(*arrays)
 
     engine.run = blocked
     first = asyncio.create_task(events(sampler, request()))
-    while not passes:
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(30):
+        while not passes:
+            await asyncio.sleep(0.01)
     second = sampler.Sample(request(seeds=[6]))
     watch = sampler.WatchReplica(sampler_pb2.WatchReplicaRequest())
 
@@ -281,9 +286,9 @@ async def test_a_run_that_waits_is_withdrawn_when_its_client_goes(
             if state.waiting == waiting:
                 return
 
-    await asyncio.wait_for(until(1), 10)
+    await asyncio.wait_for(until(1), 30)
     second.cancel()
-    await asyncio.wait_for(until(0), 10)
+    await asyncio.wait_for(until(0), 30)
     watch.cancel()
     goes_on.set()
 
