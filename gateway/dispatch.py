@@ -41,10 +41,12 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Run tunings until cancelled; a run that is cut off by that goes back into the queue."""
-        await self._state.recover()
-        wait = 1
+        wait, recovered = 1, False
         while True:
             try:
+                if not recovered:
+                    await self._state.recover()
+                    recovered = True
                 lost = await self._next()
             except Exception:  # our own mistake must not end all tuning
                 telemetry.failure(logger, "dispatch failed")

@@ -71,9 +71,11 @@ class Edits:
 
         tuning, tune_s = plan.tuning, 0.0
         if tuning is not None and tuning.state != Tuning.STATE_READY:
+            opened.awaits_tuning = True
             async with aclosing(self._tunings.watch(tuning.name, 0)) as events:
                 async for event in events:
                     yield EditEvent(tuning=event)
+            opened.awaits_tuning = False
             tuning = _ready(event)
             tune_s = time.monotonic() - began
 

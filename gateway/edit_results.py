@@ -7,7 +7,7 @@ from google.rpc.status_pb2 import Status
 
 from gateway.names import Name, new_id, parse
 from gateway.relay import Relay
-from unitune.errors import Cancelled, NotFound
+from unitune.errors import Cancelled, NotFound, UniTuneError
 from unitune.v1.edit_pb2 import Edit, EditEvent, Timings
 
 KEPT_S = 600.0
@@ -28,6 +28,7 @@ class OpenEdit:
     def __init__(self, tenant: str) -> None:
         self.edit = Edit(name=str(Name(tenant, "edits", new_id("e"))), state=Edit.STATE_RUNNING)
         self.relay: Relay[EditEvent] | None = None
+        self.awaits_tuning = False
         self.end_s: float | None = None  # on the monotonic clock
         self.size_bytes = 0
         self._events = 0
@@ -92,6 +93,12 @@ class EditResults:
             opened.relay.stop(CancelledByOwner())
             opened.cancelled()
         return opened.edit
+
+    def end_waiting(self, why: UniTuneError) -> None:
+        """End every edit that waits for its tuning, which may outlast any drain; those that sample go on."""
+        for opened in self._edits.values():
+            if opened.awaits_tuning and opened.relay is not None:
+                opened.relay.stop(why)
 
     def _forget(self) -> None:
         """Drop what ended too long ago, and the oldest of what would be too much."""

@@ -15,6 +15,7 @@ from gateway.state import SqliteState
 from gateway.tunings import Tunings
 from gateway.upstreams import Upstreams, look_around
 from gateway.weight_files import WeightFiles
+from unitune.errors import Unavailable
 from unitune.v1 import (
     edit_pb2,
     edit_pb2_grpc,
@@ -37,12 +38,12 @@ class Gateway:
         images, files = Images(store), WeightFiles(store)
         self._dispatcher = Dispatcher(state, images, files, self._upstreams, retry_s=config.retry_s)
         tunings = Tunings(state, images, files, self._upstreams, self._dispatcher)
-        results = EditResults()
+        self._results = EditResults()
         planner = Planner(tunings, images, self._upstreams)
-        edits = Edits(planner, tunings, self._upstreams, results, heartbeat_s=config.heartbeat_s)
+        edits = Edits(planner, tunings, self._upstreams, self._results, heartbeat_s=config.heartbeat_s)
         self._tuning_service = TuningService(tunings, config.heartbeat_s)
         self._image_service = ImageService(images)
-        self._edit_service = EditService(edits, results)
+        self._edit_service = EditService(edits, self._results)
         self._server_service = ServerService(self._upstreams)
         self._tasks = [
             asyncio.create_task(self._dispatcher.run()),
@@ -53,10 +54,7 @@ class Gateway:
     @classmethod
     async def open(cls, config: GatewayConfig) -> "Gateway":
         """Open the state and the store and begin to run what is queued. Raises OSError when either cannot be used."""
-        try:
-            store = WeightStore(config.store)
-        except Exception as error:  # obstore raises many kinds; the first line of each says enough
-            raise OSError(f"UNITUNE_STORE is {config.store!r}: {str(error).splitlines()[0]}") from error
+        store = WeightStore(config.store)
         return cls(config, await SqliteState.open(config.state), store)
 
     def register(self, server: grpc.aio.Server) -> list[str]:
@@ -71,7 +69,9 @@ class Gateway:
     async def drain(self) -> None:
         """Begin nothing new, and end what would not end by itself."""
         self._dispatcher.pause()
-        self._tuning_service.end_watches()
+        why = Unavailable("the server is stopping; ask again", reason="DRAINING", retry_after_s=1.0)
+        self._tuning_service.end_watches(why)
+        self._results.end_waiting(why)
 
     async def close(self) -> None:
         """Stop everything; a tuning that runs goes back into the queue."""

@@ -14,7 +14,7 @@ from gateway.relay import Relay
 from gateway.tunings import Tunings
 from gateway.upstreams import Upstreams
 from unitune import __version__
-from unitune.errors import NotFound, Unavailable
+from unitune.errors import NotFound, UniTuneError
 from unitune.v1 import (
     edit_pb2,
     edit_pb2_grpc,
@@ -71,9 +71,8 @@ class TuningService(tuning_pb2_grpc.TuningServiceServicer):
                 raise
         return Empty()
 
-    def end_watches(self) -> None:
+    def end_watches(self, why: UniTuneError) -> None:
         """End every watch so that its client resumes it elsewhere; a tuning may outlast any drain."""
-        why = Unavailable("the server is stopping; resume the watch", reason="DRAINING", retry_after_s=1.0)
         for watch in self._watches:
             watch.stop(why)
 

@@ -21,12 +21,13 @@ def main() -> int:
     config = load(SamplerConfig, os.environ)
     telemetry.configure("sampler")
     try:
+        store = WeightStore(config.store)
         model = Model.open(config.engine, threads=config.threads)
-    except (UnusableEngine, DataLoss) as error:
+    except (UnusableEngine, DataLoss, OSError) as error:
         print(f"sampler: {error}", file=sys.stderr)
         return 1
     telemetry.event(logging.getLogger(__name__), "engine loaded", engine=model.engine)
-    return asyncio.run(_serve(config, SamplerService(model, WeightStore(config.store))))
+    return asyncio.run(_serve(config, SamplerService(model, store)))
 
 
 async def _serve(config: SamplerConfig, service: SamplerService) -> int:

@@ -22,6 +22,7 @@ from stickerbook.judge import Judge
 from stickerbook.render import kept_pixels, render
 from stickerbook.world import FIRST_HELD_OUT_SEED, Scene, draw_scene
 from unitune_client import Client
+from unitune_client.home import Home
 from unitune_client.local import LocalServices
 from unitune_client.sheet import contact_sheet
 
@@ -87,12 +88,13 @@ def main() -> None:
     edits: list[dict[str, object]] = []
     rows = []
     started = time.monotonic()
-    with LocalServices(log=say) as services, Client(services.address) as client:
+    home = Home((options.out / "services").absolute())  # its own, so that services running elsewhere do not matter
+    with LocalServices(home=home, log=say) as services, Client(services.address) as client:
         for case in cases:
             say(f"{case.picture.name}: {caption(case.scene)}; tuning on it, once for {len(case.edits)} edits")
-            begun = time.monotonic()
             tuning = client.tune(case.picture)
-            stages["tune_s"] += time.monotonic() - begun
+            if tuning.start_time is not None and tuning.end_time is not None:
+                stages["tune_s"] += (tuning.end_time - tuning.start_time).total_seconds()
             results = []
             for wanted in case.edits:
                 result = client.edit_to_end(tuning, caption(wanted))

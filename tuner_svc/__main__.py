@@ -21,11 +21,15 @@ def main() -> int:
     telemetry.configure("tuner")
     torch.set_num_threads(config.num_threads())
     try:
+        store = WeightStore(config.store)
         model = load(config.base_model, "cuda" if torch.cuda.is_available() else "cpu")
     except UnusableBaseModel as error:
         print(f"tuner: UNITUNE_BASE_MODEL: {error}", file=sys.stderr)
         return 1
-    service = TunerService(model, WeightStore(config.store))
+    except OSError as error:
+        print(f"tuner: {error}", file=sys.stderr)
+        return 1
+    service = TunerService(model, store)
     return asyncio.run(
         serve(
             "tuner",

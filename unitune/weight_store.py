@@ -17,12 +17,22 @@ class WeightStore:
     """Bytes by path, and tuned weights on top. Thread-safe; blocking calls."""
 
     def __init__(self, url: str) -> None:
-        """Open a store. A plain path means a local folder, made if it is missing, mode 0700."""
+        """Open a store. A plain path means a local folder, made if it is missing, mode 0700.
+
+        Raises OSError naming the setting when it cannot be used.
+        """
+        try:
+            self._store: ObjectStore = self._open(url)
+        except Exception as error:  # obstore raises many kinds; the first line of each says enough
+            raise OSError(f"UNITUNE_STORE is {url!r}: {str(error).splitlines()[0]}") from error
+
+    @staticmethod
+    def _open(url: str) -> ObjectStore:
         if "://" not in url:
             folder = Path(url).resolve()
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             url = folder.as_uri()
-        self._store: ObjectStore = from_url(url)
+        return from_url(url)
 
     def put(self, path: str, data: bytes) -> None:
         """Create an object; a path that exists keeps its bytes (paths are named by content or are unique)."""

@@ -1,6 +1,8 @@
 """A picture through gateway, tuner and sampler: real processes, a real base model of another shape than stickerbook."""
 
 import io
+import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from unitune_client import (
     EditLoading,
     EditStep,
     FailedPrecondition,
+    InvalidArgument,
     InvalidField,
     NotFound,
     TuningReady,
@@ -166,3 +169,38 @@ def test_an_edit_before_ready_is_refused(client: Client, picture: bytes) -> None
         assert refused.value.reason == "TUNING_NOT_READY"
     finally:
         client.cancel_tuning(tuning.name)
+
+
+def png_of(width: int, height: int) -> bytes:
+    """The file of a one-colour picture that claims to be this large: small, since nobody should decode it."""
+    size = struct.pack(">II", width, height) + b"\x08\x00\x00\x00\x00"
+    header = struct.pack(">I", 13) + b"IHDR" + size + struct.pack(">I", zlib.crc32(b"IHDR" + size))
+    return b"\x89PNG\r\n\x1a\n" + header + struct.pack(">I", 0) + b"IEND\xaeB`\x82"
+
+
+def test_bad_pictures_and_names_are_refused_and_leave_nothing(
+    client: Client, services: LocalServices, picture: bytes
+) -> None:
+    """Not an image, a truncated PNG, 20,000 x 20,000 pixels, a prompt of 10,000 characters, a tuning that never was."""
+
+    def stored() -> list[Path]:
+        return sorted(path for path in services._home.store.rglob("*") if path.is_file())
+
+    before = stored()
+    for data, reason in (
+        (b"not a picture", "IMAGE_UNDECODABLE"),
+        (picture[: len(picture) // 2], "IMAGE_UNDECODABLE"),
+        (png_of(20_000, 20_000), "IMAGE_TOO_LARGE"),
+    ):
+        with pytest.raises(InvalidArgument) as refused:
+            client.edit_to_end(data, "a cat")
+        assert refused.value.reason == reason
+        assert refused.value.metadata["value"] and refused.value.metadata["remedy"]
+    with pytest.raises(InvalidField, match="10000 characters"):
+        client.edit_to_end(picture, "x" * 10_000, method="sdedit")
+    with pytest.raises(NotFound) as unknown:
+        client.edit_to_end("tenants/default/tunings/t-never-was", "a cat")
+    assert unknown.value.reason == "TUNING_NOT_FOUND"
+
+    assert [path for path in stored() if path not in before and "images" not in path.parts] == []
+    assert client.edit_to_end(picture, "a cat", method="sdedit", num_inference_steps=2).images

@@ -329,3 +329,19 @@ async def test_unknown_words_are_warned_of(world: World) -> None:
 def test_known_words_are_not_warned_of(prompt: str, vocabulary: list[str]) -> None:
     """Case does not matter, and an open vocabulary knows every word."""
     assert warnings_of(prompt, vocabulary) == []
+
+
+async def test_a_drain_ends_an_edit_that_waits_for_its_tuning(world: World) -> None:
+    """The stream ends with `failed`, DRAINING, and may be retried; the tuning itself is not cancelled."""
+    world.tuner.go_on.clear()
+    call = world.edits.Edit(EditRequest(image_data=picture(), prompt="a dog"))
+    while not (await call.read()).HasField("tuning"):
+        pass
+    assert world.gateway is not None
+    await world.gateway.drain()
+    last = (await asyncio.wait_for(rest(call), 20))[-1]
+    world.tuner.go_on.set()
+
+    assert kinds([last]) == ["failed"]
+    assert from_status(last.failed).reason == "DRAINING"
+    assert not world.tuner.stopped
