@@ -25,7 +25,7 @@ PRESET = {
     "rare_tokens": "beikkpic",
     "scheduler": "ddim",
     "num_inference_steps": 30,
-    "guidance_scale": 5.0,
+    "guidance_scale": 6.0,
     "strength": 0.9,
     "interpolation": 1.0,
 }
