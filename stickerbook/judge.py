@@ -51,7 +51,7 @@ class Judge(nn.Module):
     @torch.no_grad()
     def read(self, pixels: np.ndarray) -> list[dict[str, str]]:
         """What each picture shows: pixels uint8 (n, 64, 64, 3) to one dictionary of attributes each."""
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+        images = torch.tensor(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
         indices = {attribute: logits.argmax(1).tolist() for attribute, logits in self(images).items()}
         return [
             {attribute: ATTRIBUTES[attribute][indices[attribute][row]] for attribute in ATTRIBUTES}
