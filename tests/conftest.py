@@ -1,12 +1,15 @@
 """What many tests share: the tiny base model and its exported graphs, each made once per session."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 # One thread each: tests run beside other work, and sums come out alike on every run. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell starts background jobs with SIGINT ignored, and so would be every program that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
