@@ -8,6 +8,7 @@ from gateway.images import Images
 from gateway.names import DEFAULT_TENANT, parse, parse_parent
 from gateway.tunings import Tunings, not_found
 from gateway.upstreams import Upstreams, refuse_mismatch
+from unitune.diffusion.schedule import num_late_steps
 from unitune.errors import FailedPrecondition, InvalidArgument, InvalidField, NotFound
 from unitune.prompts import unknown_words
 from unitune.v1.edit_pb2 import EditRequest, SamplingConfig
@@ -33,7 +34,7 @@ class EditPlan:
     def effective_strength(self) -> float:
         """The share of the steps that will run: steps are whole, and rounded down."""
         steps = self.config.num_inference_steps
-        return int(steps * self.config.strength) / steps
+        return num_late_steps(steps, self.config.strength) / steps
 
 
 class Planner:

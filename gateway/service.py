@@ -14,6 +14,7 @@ from gateway.relay import Relay
 from gateway.tunings import Tunings
 from gateway.upstreams import Upstreams
 from unitune import __version__
+from unitune.choices import EDIT_METHODS
 from unitune.errors import NotFound, UniTuneError
 from unitune.v1 import (
     edit_pb2,
@@ -126,7 +127,7 @@ class ServerService(server_pb2_grpc.ServerServiceServicer):
             tuning_defaults=tuner.tuning_defaults if tuner else None,
             sampling_defaults=sampler.sampling_defaults if sampler else None,
             limits=validation.LIMITS,
-            methods=validation.EDIT_METHODS,
+            methods=EDIT_METHODS,
             schedulers=validation.SCHEDULERS,
         )
 

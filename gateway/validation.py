@@ -10,19 +10,26 @@ from collections.abc import Iterable, Mapping
 from google.protobuf.message import Message
 
 from unitune import images
+from unitune.choices import (
+    EDIT_METHODS,
+    MAX_BATCH,
+    MAX_GUIDANCE_SCALE,
+    MAX_LEARNING_RATE,
+    MAX_RARE_TOKENS_CHARACTERS,
+    MAX_SEEDS,
+    MAX_UPDATES,
+    MODES,
+    TUNING_METHODS,
+)
+from unitune.diffusion import solvers
 from unitune.errors import InvalidField, ResourceExhausted
 from unitune.v1.edit_pb2 import SamplingConfig
 from unitune.v1.server_pb2 import Limits
 from unitune.v1.tuning_pb2 import Tuning, TuningConfig
 
-TUNING_METHODS = ("unitune",)
-EDIT_METHODS = ("unitune", "sdedit")
-MODES = ("full", "attn_out", "lora")
-SCHEDULERS = ("ddim", "euler", "dpmpp_2m")
+SCHEDULERS = tuple(solvers.SCHEDULERS)
 
 PROMPT_CHARACTERS = 2000
-RARE_TOKENS_CHARACTERS = 32
-SEEDS = 8
 STEPS = 1000
 IMAGE_DATA_BYTES = 3 << 20  # the largest picture that fits a request of 4 MiB with certainty
 ANSWER_BYTES = (16 << 20) - 4096  # clients take messages of 16 MiB
@@ -36,7 +43,7 @@ LIMITS = Limits(
     upload_pixels=images.MAX_PIXELS,
     chunk_bytes=images.MAX_CHUNK_BYTES,
     prompt_characters=PROMPT_CHARACTERS,
-    seeds=SEEDS,
+    seeds=MAX_SEEDS,
 )
 
 
@@ -47,16 +54,16 @@ def check_tuning_config(config: TuningConfig, field: str) -> None:
     if config.mode:
         _one_of(f"{field}.mode", config.mode, MODES)
     if config.HasField("updates"):
-        _whole(f"{field}.updates", config.updates, 0, 5000)
+        _whole(f"{field}.updates", config.updates, 0, MAX_UPDATES)
     if config.HasField("batch"):
-        _whole(f"{field}.batch", config.batch, 1, 64)
+        _whole(f"{field}.batch", config.batch, 1, MAX_BATCH)
     if config.HasField("learning_rate"):
         rate = config.learning_rate
-        if not 0 < rate <= 0.1:
-            raise InvalidField(f"{field}.learning_rate", rate, "it must be above 0 and at most 0.1")
-    if len(config.rare_tokens) > RARE_TOKENS_CHARACTERS:
+        if not 0 < rate <= MAX_LEARNING_RATE:
+            raise InvalidField(f"{field}.learning_rate", rate, f"it must be above 0 and at most {MAX_LEARNING_RATE}")
+    if len(config.rare_tokens) > MAX_RARE_TOKENS_CHARACTERS:
         length = f"{len(config.rare_tokens)} characters"
-        raise InvalidField(f"{field}.rare_tokens", length, f"use at most {RARE_TOKENS_CHARACTERS} characters")
+        raise InvalidField(f"{field}.rare_tokens", length, f"use at most {MAX_RARE_TOKENS_CHARACTERS} characters")
     if config.rare_tokens and (not config.rare_tokens.isprintable() or config.rare_tokens.isspace()):
         raise InvalidField(f"{field}.rare_tokens", config.rare_tokens, "use visible characters")
     _seed(f"{field}.seed", config.seed)
@@ -83,7 +90,7 @@ def check_sampling_config(config: SamplingConfig, field: str) -> None:
     if config.HasField("num_inference_steps"):
         _whole(f"{field}.num_inference_steps", config.num_inference_steps, 1, STEPS)
     if config.HasField("guidance_scale"):
-        _finite(f"{field}.guidance_scale", config.guidance_scale, 0, 64)
+        _finite(f"{field}.guidance_scale", config.guidance_scale, 0, MAX_GUIDANCE_SCALE)
     if config.HasField("strength"):
         _finite(f"{field}.strength", config.strength, 0, 1)
     if config.HasField("interpolation"):
@@ -112,8 +119,8 @@ def check_prompt(prompt: str) -> None:
 def check_seeds(seeds: Iterable[int]) -> list[int]:
     """The seeds to use: one picture from seed 0 if there are none."""
     wanted = list(seeds) or [0]
-    if len(wanted) > SEEDS:
-        raise InvalidField("seeds", f"{len(wanted)} seeds", f"ask for at most {SEEDS}; each gives one picture")
+    if len(wanted) > MAX_SEEDS:
+        raise InvalidField("seeds", f"{len(wanted)} seeds", f"ask for at most {MAX_SEEDS}; each gives one picture")
     for index, seed in enumerate(wanted):
         _seed(f"seeds[{index}]", seed)
     return wanted

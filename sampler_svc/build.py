@@ -26,7 +26,6 @@ from sampler_svc.engine_folder import (
     PROBE_FILE,
     EngineKey,
     Manifest,
-    file_digest,
     is_complete,
     key_of,
 )
@@ -40,7 +39,7 @@ from sampler_svc.ort_engine import (
     open_session,
     session_options,
 )
-from unitune.base_model import SPEC_FILE, BaseModelSpec
+from unitune.base_model import SPEC_FILE, BaseModelSpec, file_digest
 from unitune.errors import DataLoss
 from unitune.weights import probe_input
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from unitune.base_model import BaseModelSpec
+from unitune.base_model import BaseModelSpec, file_digest
 
 SCHEMA = 1
 MANIFEST_FILE = "manifest.json"
@@ -116,12 +116,6 @@ def open_folder(folder: Path, backend: Mapping[str, str]) -> BaseModelSpec:
         if not (folder / name).is_file() or file_digest(folder / name) != digest:
             raise UnusableEngine(f"{folder} is damaged ({name}): {REBUILD}")
     return BaseModelSpec.load(folder)
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def this_platform() -> str:

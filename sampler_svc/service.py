@@ -23,6 +23,7 @@ from sampler_svc.model import Model
 from sampler_svc.refit_weights import tuned_weights
 from sampler_svc.sample import EditedImage, Request, Step, sample
 from unitune import telemetry
+from unitune.choices import EDIT_METHODS, MAX_GUIDANCE_SCALE, MAX_SEEDS
 from unitune.diffusion.solvers import SCHEDULERS
 from unitune.errors import Internal, InvalidField, Unavailable, UniTuneError, to_status
 from unitune.prompts import with_rare_tokens
@@ -31,9 +32,6 @@ from unitune.weight_store import WeightStore
 
 logger = logging.getLogger(__name__)
 
-METHODS = ("unitune", "sdedit")
-MAX_GUIDANCE_SCALE = 64
-MAX_SEEDS = 8
 REPLICA_STATE_S = 1.0  # at most so long between two states of WatchReplica
 
 T = TypeVar("T")
@@ -68,7 +66,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                 name=spec.name, digest=spec.digest, width=width, height=height, vocabulary=spec.vocabulary
             ),
             sampling_defaults=edit_pb2.SamplingConfig(
-                method=METHODS[0],
+                method=EDIT_METHODS[0],
                 scheduler=preset.scheduler,
                 num_inference_steps=preset.num_inference_steps,
                 guidance_scale=preset.guidance_scale,
@@ -211,7 +209,12 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         for name in ("num_inference_steps", "guidance_scale", "strength", "interpolation"):
             if not config.HasField(name):
                 raise InvalidField(f"config.{name}", "unset", "it must be set")
-        _check("config.method", config.method, config.method in METHODS, f"it must be one of {', '.join(METHODS)}")
+        _check(
+            "config.method",
+            config.method,
+            config.method in EDIT_METHODS,
+            f"it must be one of {', '.join(EDIT_METHODS)}",
+        )
         schedulers = ", ".join(SCHEDULERS)
         _check("config.scheduler", config.scheduler, config.scheduler in SCHEDULERS, f"it must be one of {schedulers}")
         steps, scale, most = config.num_inference_steps, config.guidance_scale, len(self._model.schedule)

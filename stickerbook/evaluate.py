@@ -18,9 +18,10 @@ from PIL import Image
 
 from stickerbook.captions import caption
 from stickerbook.judge import Judge
+from stickerbook.pictures import pictures
 from stickerbook.samples import contact_sheet, sample
 from stickerbook.save_model import MODEL, trained_pipeline
-from stickerbook.train_autoencoder import pictures, psnr_db
+from stickerbook.train_autoencoder import psnr_db
 from stickerbook.world import ATTRIBUTES, FIRST_HELD_OUT_SEED, draw_scene
 
 

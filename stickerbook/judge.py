@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
+from stickerbook.pictures import as_images
 from stickerbook.render import render
 from stickerbook.world import ATTRIBUTES, OBJECTS, PLACES, Scene, draw_scene
 
@@ -51,7 +52,7 @@ class Judge(nn.Module):
     @torch.no_grad()
     def read(self, pixels: np.ndarray) -> list[dict[str, str]]:
         """What each picture shows: pixels uint8 (n, 64, 64, 3) to one dictionary of attributes each."""
-        images = torch.tensor(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+        images = as_images(pixels)
         indices = {attribute: logits.argmax(1).tolist() for attribute, logits in self(images).items()}
         return [
             {attribute: ATTRIBUTES[attribute][indices[attribute][row]] for attribute in ATTRIBUTES}
@@ -76,7 +77,7 @@ def batch_of(seeds: list[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Rendered pictures and the indices of their attributes."""
     scenes = [any_scene(seed) for seed in seeds]
     pixels = np.stack([render(scene) for scene in scenes])
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    images = as_images(pixels)
     labels = {
         attribute: torch.tensor([words.index(getattr(scene, attribute)) for scene in scenes])
         for attribute, words in ATTRIBUTES.items()

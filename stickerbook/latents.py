@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from stickerbook.train_autoencoder import pictures
+from stickerbook.pictures import pictures
 
 
 @torch.no_grad()

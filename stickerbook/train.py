@@ -21,9 +21,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from stickerbook.captions import training_caption
 from stickerbook.checkpoint import Run
 from stickerbook.latents import cached_latents, normalise
+from stickerbook.pictures import pictures
 from stickerbook.samples import contact_sheet, sample
 from stickerbook.tokenizer import MAX_TOKENS, new_tokenizer
-from stickerbook.train_autoencoder import LATENT_CHANNELS, new_autoencoder, pictures
+from stickerbook.train_autoencoder import LATENT_CHANNELS, new_autoencoder
 from stickerbook.world import draw_scene
 
 CONTEXT_WIDTH = 160

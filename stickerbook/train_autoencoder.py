@@ -9,7 +9,6 @@ pictures), the last sixth on whole pictures. Interrupt it at will; the same comm
 import argparse
 import time
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -17,8 +16,8 @@ from diffusers import AutoencoderKL
 from torch.nn import functional
 
 from stickerbook.checkpoint import Run
-from stickerbook.render import render
-from stickerbook.world import FIRST_HELD_OUT_SEED, draw_scene
+from stickerbook.pictures import pictures
+from stickerbook.world import FIRST_HELD_OUT_SEED
 
 LATENT_CHANNELS = 8
 CROP = 32
@@ -39,12 +38,6 @@ def new_autoencoder() -> AutoencoderKL:
         sample_size=64,
         mid_block_add_attention=False,
     )
-
-
-def pictures(seeds: range | list[int], split: Literal["train", "held_out"] = "train") -> torch.Tensor:
-    """Rendered scenes as the autoencoder takes them: float32 in [-1, 1], (n, 3, 64, 64)."""
-    pixels = np.stack([render(draw_scene(seed, split)) for seed in seeds])
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def edges(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -22,8 +22,8 @@ from tuner_svc.export_check import CHECK_BATCHES, check_refit
 from tuner_svc.export_denoiser import GRAPH_FILE, ExportError, example, export_denoiser, randomised_denoiser
 from tuner_svc.export_frozen import export_frozen, export_tokenizer
 from tuner_svc.export_preview import latent_to_rgb
-from tuner_svc.model_folder import UnusableBaseModel, digest, file_digest
-from unitune.base_model import BaseModelSpec, TensorSpec
+from tuner_svc.model_folder import UnusableBaseModel, digest
+from unitune.base_model import BaseModelSpec, TensorSpec, file_digest
 
 DIGEST_CHARACTERS = 16  # of a folder's name
 

@@ -9,7 +9,7 @@ from typing import Any
 from diffusers import DDIMScheduler
 
 from tuner_svc.tuning_config import TuningConfig
-from unitune.base_model import NoiseSchedule, Preset
+from unitune.base_model import NoiseSchedule, Preset, file_digest
 from unitune.diffusion.schedule import Schedule
 from unitune.diffusion.solvers import SCHEDULERS
 from unitune.errors import InvalidField
@@ -84,12 +84,6 @@ def digest(folder: Path) -> str:
     for path in model_files(folder):
         total.update(f"{path.as_posix()} {file_digest(folder / path)}\n".encode())
     return total.hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_schedule(folder: Path) -> NoiseSchedule:

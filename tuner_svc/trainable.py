@@ -13,7 +13,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from tuner_svc.tuning_config import MODES
+from unitune.choices import MODES
 
 LORA_RANK = 16
 LORA_ALPHA = 16.0

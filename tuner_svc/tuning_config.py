@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 
 from unitune.base_model import Preset
+from unitune.choices import MAX_BATCH, MAX_LEARNING_RATE, MAX_RARE_TOKENS_CHARACTERS, MAX_UPDATES, MODES
 from unitune.errors import InvalidField
-
-MODES = ("full", "attn_out", "lora")
-MAX_UPDATES, MAX_BATCH, MAX_LEARNING_RATE, MAX_RARE_TOKENS_CHARACTERS = 5000, 64, 0.1, 32
 
 
 @dataclass(frozen=True)

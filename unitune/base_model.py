@@ -14,6 +14,7 @@ the tensor's own name, stored externally; `layout` says how the initializer lies
 or reshaped it at export).
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -24,6 +25,12 @@ import numpy as np
 
 SCHEMA = 1
 SPEC_FILE = "spec.json"
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import pytest
 
 from sampler_svc import build as build_module
 from sampler_svc.build import BuildError, build, main, read_graphs
-from sampler_svc.engine_folder import Manifest, UnusableEngine, file_digest, open_folder
+from sampler_svc.engine_folder import Manifest, UnusableEngine, open_folder
 from sampler_svc.onnx_file import initializers
 from sampler_svc.ort_engine import backend
-from unitune.base_model import BaseModelSpec
+from unitune.base_model import BaseModelSpec, file_digest
 
 
 @pytest.fixture

@@ -9,10 +9,11 @@ from diffusers import StableDiffusionPipeline
 
 from stickerbook.captions import caption
 from stickerbook.judge import FIRST_VALIDATION_SEED, Judge, any_scene
+from stickerbook.pictures import pictures
 from stickerbook.render import render
 from stickerbook.samples import sample
 from stickerbook.save_model import MODEL, vocabulary
-from stickerbook.train_autoencoder import pictures, psnr_db
+from stickerbook.train_autoencoder import psnr_db
 from stickerbook.world import FIRST_HELD_OUT_SEED, draw_scene
 
 

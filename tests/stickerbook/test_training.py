@@ -5,7 +5,8 @@ from safetensors.torch import load_file
 
 from stickerbook.checkpoint import Run
 from stickerbook.latents import cached_latents, normalise
-from stickerbook.train_autoencoder import new_autoencoder, pictures
+from stickerbook.pictures import pictures
+from stickerbook.train_autoencoder import new_autoencoder
 
 
 def small_run(path, updates=20):

@@ -1,0 +1,19 @@
+"""Pictures as the networks take them."""
+
+from typing import Literal
+
+import numpy as np
+import torch
+
+from stickerbook.render import render
+from stickerbook.world import draw_scene
+
+
+def as_images(pixels: np.ndarray) -> torch.Tensor:
+    """uint8 (n, 64, 64, 3) to float32 in [-1, 1], (n, 3, 64, 64)."""
+    return torch.tensor(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def pictures(seeds: range | list[int], split: Literal["train", "held_out"] = "train") -> torch.Tensor:
+    """Rendered scenes, float32 in [-1, 1], (n, 3, 64, 64)."""
+    return as_images(np.stack([render(draw_scene(seed, split)) for seed in seeds]))
