@@ -15,7 +15,7 @@ PYTHONS := $(strip $(PYTHON) python3.11 python3)
 # Set BASE_MODEL to a diffusers folder to use that instead of stickerbook.
 BASE_MODEL :=
 
-.PHONY: demo test check protos bench train build clean help
+.PHONY: demo test check protos bench editbench train build clean help
 
 demo: $(READY) ## edit a picture with all three services here; pictures in out/demo
 	@$(BIN)/python -m stickerbook.demo
@@ -41,11 +41,15 @@ protos: $(READY) ## generate unitune/v1 from protos/
 bench: $(READY) ## speed of every stage, as ratios measured in one run
 	@$(BIN)/python -m bench
 
+editbench: $(READY) ## edit quality against ground truth; QUICK=1 for 24 cases in minutes
+	@$(BIN)/python -m bench.editbench $(if $(QUICK),--quick)
+
 train: $(READY) ## train stickerbook and its judge, from where it was interrupted; hours on a CPU
 	@$(BIN)/python -m stickerbook.train_autoencoder
 	@$(BIN)/python -m stickerbook.train
 	@$(BIN)/python -m stickerbook.save_model
 	@$(BIN)/python -m stickerbook.judge
+	@$(BIN)/python -m stickerbook.train_clip
 
 build: $(READY) ## export the base model and build its engines (BASE_MODEL=folder for another model)
 	@$(BIN)/unitune build $(if $(BASE_MODEL),--base-model "$(BASE_MODEL)")

@@ -4,7 +4,7 @@ import string
 
 import numpy as np
 
-from stickerbook.world import Scene
+from stickerbook.world import NONE, Scene
 
 PLACE_PHRASES = {
     "beach": "on a beach",
@@ -13,9 +13,20 @@ PLACE_PHRASES = {
     "meadow": "in a meadow",
     "sea": "on the sea",
     "snow": "in the snow",
+    "desert": "in a desert",
+    "room": "in a room",
 }
 TIME_PHRASES = {"day": "by day", "night": "at night", "sunset": "at sunset"}
-STYLE_PHRASES = {"drawing": "", "black and white": "a black and white picture of"}
+WEATHER_PHRASES = {"clear": "", "fog": "in fog"}
+STYLE_PHRASES = {
+    "drawing": "",
+    "black and white": "a black and white picture of",
+    "pencil sketch": "a pencil sketch of",
+    "pixel art": "a pixel art picture of",
+    "watercolour": "a watercolour painting of",
+    "mosaic": "a mosaic of",
+}
+SIDE_PHRASES = {"left": "on the left", "right": "on the right", "background": "in the background"}
 
 
 def article(noun: str) -> str:
@@ -23,13 +34,21 @@ def article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
+def objects_phrase(scene: Scene) -> str:
+    """The object, and the second one with its side: "a cat with a tree on the left"."""
+    if scene.second == NONE:
+        return article(scene.object)
+    return f"{article(scene.object)} with {article(scene.second)} {SIDE_PHRASES[scene.side]}"
+
+
 def caption(scene: Scene) -> str:
-    """The full caption, such as "a black and white picture of a cat on a beach at sunset"."""
+    """The full caption, such as "a pencil sketch of a cat with a tree on the left on a beach at sunset in fog"."""
     parts = (
         STYLE_PHRASES[scene.style],
-        article(scene.object),
+        objects_phrase(scene),
         PLACE_PHRASES[scene.place],
         TIME_PHRASES[scene.time],
+        WEATHER_PHRASES[scene.weather],
     )
     return " ".join(part for part in parts if part)
 
@@ -45,9 +64,10 @@ def training_caption(scene: Scene, rng: np.random.Generator) -> str:
         return "" if rng.random() < 0.6 else rare_word(rng)
     parts = [
         STYLE_PHRASES[scene.style],
-        article(scene.object) if rng.random() < 0.95 else "",
-        PLACE_PHRASES[scene.place] if rng.random() < 0.92 else "",
-        TIME_PHRASES[scene.time] if rng.random() < 0.85 else "",
+        objects_phrase(scene) if rng.random() < 0.96 else "",
+        PLACE_PHRASES[scene.place] if rng.random() < 0.94 else "",
+        TIME_PHRASES[scene.time] if rng.random() < 0.9 else "",
+        WEATHER_PHRASES[scene.weather],
     ]
     text = " ".join(part for part in parts if part)
     return f"{rare_word(rng)} {text}" if rng.random() < 0.15 else text

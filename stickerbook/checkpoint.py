@@ -61,6 +61,12 @@ class Run:
         with torch.no_grad():
             torch._foreach_copy_(self.parameters, self.average)
 
+    def start_from(self, model: torch.nn.Module) -> None:
+        """Begin with the weights of another model of the same shape, in place of random ones."""
+        with torch.no_grad():
+            self.model.load_state_dict(model.state_dict())
+            torch._foreach_copy_(self.average, self.parameters)
+
     def save(self) -> None:
         """Write the whole state; atomic."""
         tensors: dict[str, torch.Tensor] = {}

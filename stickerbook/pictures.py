@@ -14,6 +14,11 @@ def as_images(pixels: np.ndarray) -> torch.Tensor:
     return torch.tensor(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def as_pixels(images: torch.Tensor) -> np.ndarray:
+    """About [-1, 1], (n, 3, 64, 64), to uint8 (n, 64, 64, 3)."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
 def pictures(seeds: range | list[int], split: Literal["train", "held_out"] = "train") -> torch.Tensor:
     """Rendered scenes, float32 in [-1, 1], (n, 3, 64, 64)."""
     return as_images(np.stack([render(draw_scene(seed, split)) for seed in seeds]))

@@ -1,4 +1,4 @@
-"""Paint a scene: sky, place, shadow, sticker, light, style; about two milliseconds each.
+"""Paint a scene: sky, place, stickers with their shadows, fog, light, style; about three milliseconds each.
 
 Everything is painted at twice the size and averaged down, so that edges are soft.
 """
@@ -7,7 +7,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from stickerbook.stickers import sticker
-from stickerbook.world import Scene
+from stickerbook.styles import STYLE
+from stickerbook.world import NONE, Scene
 
 SIDE = 64
 CANVAS = 2 * SIDE
@@ -28,20 +29,27 @@ GROUND: dict[str, tuple[Colour, Colour]] = {  # at the horizon, at the bottom
     "meadow": ((134, 196, 80), (84, 152, 52)),
     "sea": ((72, 142, 196), (24, 84, 150)),
     "snow": ((248, 250, 254), (214, 226, 240)),
+    "desert": ((236, 182, 104), (206, 134, 62)),
+    "room": ((176, 122, 78), (134, 84, 50)),
 }
+WALL: Colour = (232, 214, 196)
+FOG: dict[str, Colour] = {"day": (214, 220, 226), "sunset": (226, 186, 164), "night": (74, 82, 106)}
+BACKGROUND_SCALE = 0.75  # of a second object behind the first, against one beside it
 
 
 def render(scene: Scene) -> np.ndarray:
     """The picture of a scene: uint8, (64, 64, 3), RGB."""
     canvas = _sky(scene)
     _paint_place(canvas, scene)
-    _paint_sticker(canvas, scene)
-    pixels = np.asarray(canvas.reduce(2))
-    if scene.style == "black and white":
-        grey = pixels @ np.array([0.299, 0.587, 0.114])
-        grey = np.clip(128 + 1.15 * (grey - 128), 0, 255)  # a little contrast, as on old film
-        pixels = np.repeat(grey[..., None], 3, axis=2).round().astype(np.uint8)
-    return pixels
+    if scene.side == "background":
+        _paint_second(canvas, scene)
+    if scene.weather == "fog":
+        canvas = _in_fog(canvas, scene)
+    if scene.side in ("left", "right"):
+        _paint_second(canvas, scene)
+    _paint_sticker(canvas, scene, scene.object, scene.layout.center_x, scene.layout.base_y, scene.layout.size)
+    pixels = np.asarray(canvas.reduce(2)) * scene.layout.light
+    return STYLE[scene.style](np.clip(pixels, 0, 255).astype(np.uint8))
 
 
 def kept_pixels(before: np.ndarray, after: np.ndarray, tolerance: int = 6) -> np.ndarray:
@@ -111,6 +119,10 @@ def _paint_place(canvas: Image.Image, scene: Scene) -> None:
         _paint_hills(draw, rng, horizon, time)
     elif scene.place == "forest":
         _paint_trunks(canvas, draw, rng, horizon, time)
+    elif scene.place == "desert":
+        _paint_dunes(draw, rng, horizon, time)
+    elif scene.place == "room":
+        _paint_wall(canvas, scene, horizon)
     ground = _gradient(*GROUND[scene.place], CANVAS - horizon) * np.array(LIGHT[time])
     canvas.paste(Image.fromarray(ground.astype(np.uint8)), (0, horizon))
     if scene.place == "beach":
@@ -125,6 +137,10 @@ def _paint_place(canvas: Image.Image, scene: Scene) -> None:
             draw.rectangle((x, middle, x + 14, middle + 3), fill=_lit((240, 220, 110), time))
     elif scene.place == "meadow":
         _paint_flowers(draw, rng, horizon, time)
+    elif scene.place == "desert":
+        _paint_ripples(draw, rng, horizon, time)
+    elif scene.place == "room":
+        _paint_floor(draw, scene, horizon)
 
 
 def _paint_skyline(draw: ImageDraw.ImageDraw, rng: np.random.Generator, horizon: int, time: str) -> None:
@@ -180,18 +196,82 @@ def _paint_flowers(draw: ImageDraw.ImageDraw, rng: np.random.Generator, horizon:
         _disc(draw, x, y, 2, _lit(colours[int(rng.integers(3))], time))
 
 
-def _paint_sticker(canvas: Image.Image, scene: Scene) -> None:
+def _paint_dunes(draw: ImageDraw.ImageDraw, rng: np.random.Generator, horizon: int, time: str) -> None:
+    for x in rng.uniform(0, CANVAS, 2):
+        width, height = rng.uniform(14, 24), rng.uniform(16, 26)
+        mesa = [(x - width, horizon), (x - width * 0.7, horizon - height), (x + width * 0.7, horizon - height)]
+        draw.polygon([*mesa, (x + width, horizon)], fill=_lit((196, 108, 64), time))
+    x = rng.uniform(0, CANVAS)
+    draw.ellipse((x - 70, horizon - 9, x + 70, horizon + 30), fill=_lit((240, 192, 116), time))
+
+
+def _paint_ripples(draw: ImageDraw.ImageDraw, rng: np.random.Generator, horizon: int, time: str) -> None:
+    for x, y in zip(rng.uniform(-10, CANVAS - 20, 8), rng.uniform(horizon + 8, CANVAS - 4, 8), strict=True):
+        draw.arc((x, y, x + 34, y + 8), 200, 340, fill=_lit((180, 112, 52), time), width=2)
+
+
+def _paint_wall(canvas: Image.Image, scene: Scene, horizon: int) -> None:
+    """A wall with a window, through which the sky tells the time."""
+    light = 0.6 if scene.time == "night" else 1.0
+    wall = tuple(int(channel * light * tint) for channel, tint in zip(WALL, STICKER_LIGHT[scene.time], strict=True))
+    outside = canvas.crop((0, 0, CANVAS, horizon))
+    canvas.paste(wall, (0, 0, CANVAS, horizon))
+    left = 6 if scene.layout.sun_x < 0.5 else CANVAS - 50
+    window = (left, 8, left + 44, horizon - 18)
+    draw = ImageDraw.Draw(canvas)
+    draw.rectangle((window[0] - 3, window[1] - 3, window[2] + 3, window[3] + 3), fill=_lit((250, 246, 240), scene.time))
+    canvas.paste(outside.resize((window[2] - window[0], window[3] - window[1])), window[:2])
+    middle = (window[0] + window[2]) // 2
+    draw.rectangle((middle - 1, window[1], middle + 1, window[3]), fill=_lit((250, 246, 240), scene.time))
+
+
+def _paint_floor(draw: ImageDraw.ImageDraw, scene: Scene, horizon: int) -> None:
+    draw.rectangle((0, horizon, CANVAS, horizon + 4), fill=_lit((246, 238, 228), scene.time))
+    for fraction in (0.2, 0.5, 0.85):
+        y = horizon + 4 + fraction * (CANVAS - horizon - 4)
+        draw.rectangle((0, y, CANVAS, y + 1), fill=_lit((112, 70, 42), scene.time))
+
+
+def _in_fog(canvas: Image.Image, scene: Scene) -> Image.Image:
+    """Fog over what has been painted: thickest at the horizon, thinner towards the viewer."""
+    rows = np.arange(CANVAS) / CANVAS
+    distance = np.where(rows < scene.layout.horizon, 0.80, 0.80 - 0.9 * (rows - scene.layout.horizon))
+    indoors = 0.8 if scene.place == "room" else 1.0
+    thickness = np.broadcast_to((255 * indoors * distance).astype(np.uint8)[:, None], (CANVAS, CANVAS))
+    fog = Image.new("RGB", canvas.size, tuple(int(channel) for channel in FOG[scene.time]))
+    return Image.composite(fog, canvas, Image.fromarray(np.ascontiguousarray(thickness)))
+
+
+def _paint_second(canvas: Image.Image, scene: Scene) -> None:
     layout = scene.layout
-    picture = sticker(scene.object)
-    scale = layout.size * CANVAS / max(picture.size)
+    if scene.side == "background":
+        away = 1 if layout.center_x < 0.5 else -1
+        x = layout.center_x + away * layout.second_offset
+        _paint_sticker(canvas, scene, scene.second, x, layout.horizon + 0.10, layout.second_size * BACKGROUND_SCALE)
+    elif scene.side != NONE:
+        x = layout.center_x + (layout.second_offset if scene.side == "right" else -layout.second_offset)
+        _paint_sticker(canvas, scene, scene.second, x, layout.base_y + 0.02, layout.second_size)
+
+
+def _paint_sticker(canvas: Image.Image, scene: Scene, word: str, center_x: float, base_y: float, size: float) -> None:
+    picture = sticker(word)
+    scale = size * CANVAS / max(picture.size)
     width, height = (max(1, round(side * scale)) for side in picture.size)
-    left, base = round(layout.center_x * CANVAS - width / 2), round(layout.base_y * CANVAS)
+    left, base = round(center_x * CANVAS - width / 2), round(base_y * CANVAS)
     picture = picture.resize((width, height), Image.Resampling.BOX if scale < 0.5 else Image.Resampling.BILINEAR)
 
+    # The shadow falls away from the sun, and is fainter in fog.
+    away = -0.10 * width * np.sign(scene.layout.sun_x - 0.5)
     shadow = Image.new("L", (CANVAS, CANVAS), 0)
-    ImageDraw.Draw(shadow).ellipse((left + width * 0.06, base - 7, left + width * 0.94, base + 6), fill=110)
+    shape = (left + width * 0.06 + away, base - 0.09 * width - 2, left + width * 0.94 + away, base + 0.08 * width + 1)
+    ImageDraw.Draw(shadow).ellipse(shape, fill=110 if scene.weather == "clear" else 60)
     shadow = shadow.filter(ImageFilter.BoxBlur(3))
     canvas.paste(Image.new("RGB", canvas.size, (10, 14, 30)), (0, 0), shadow)
 
-    lit = np.asarray(picture.convert("RGB")) * np.array(STICKER_LIGHT[scene.time])
-    canvas.paste(Image.fromarray(lit.astype(np.uint8)), (left, base - height), picture.getchannel("A"))
+    # The side that looks towards the sun is a little brighter.
+    towards = np.linspace(1.06, 0.90, width) if scene.layout.sun_x < 0.5 else np.linspace(0.90, 1.06, width)
+    lit = np.asarray(picture.convert("RGB")) * np.array(STICKER_LIGHT[scene.time]) * towards[None, :, None]
+    if scene.weather == "fog":
+        lit = 0.78 * lit + 0.22 * np.array(FOG[scene.time])
+    lit = np.clip(lit, 0, 255).astype(np.uint8)
+    canvas.paste(Image.fromarray(lit), (left, base - height), picture.getchannel("A"))

@@ -5,6 +5,8 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from stickerbook.pictures import as_pixels
+
 
 @torch.no_grad()
 def sample(
@@ -37,9 +39,7 @@ def sample(
         conditional, unconditional = unet(torch.cat([latents, latents]), timestep, context).sample.chunk(2)
         guided = guidance_scale * conditional + (1 - guidance_scale) * unconditional
         latents = scheduler.step(guided, timestep, latents).prev_sample
-    images = autoencoder.decode(latents / autoencoder.config.scaling_factor).sample
-    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte()
-    return pixels.permute(0, 2, 3, 1).cpu().numpy()
+    return as_pixels(autoencoder.decode(latents / autoencoder.config.scaling_factor).sample)
 
 
 def contact_sheet(images: np.ndarray, columns: int, enlarge: int = 3) -> np.ndarray:

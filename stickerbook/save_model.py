@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 
-from stickerbook.captions import PLACE_PHRASES, STYLE_PHRASES, TIME_PHRASES
+from stickerbook.captions import PLACE_PHRASES, SIDE_PHRASES, STYLE_PHRASES, TIME_PHRASES, WEATHER_PHRASES
 from stickerbook.checkpoint import Run
 from stickerbook.tokenizer import new_tokenizer
 from stickerbook.train import new_scheduler, new_text_encoder, new_unet, trained_autoencoder
@@ -37,7 +37,9 @@ def vocabulary() -> dict[str, list[str]]:
         "objects": list(OBJECTS),
         "places": list(PLACE_PHRASES.values()),
         "times": list(TIME_PHRASES.values()),
+        "weathers": [phrase for phrase in WEATHER_PHRASES.values() if phrase],
         "styles": [phrase for phrase in STYLE_PHRASES.values() if phrase],
+        "second objects": ["with", *SIDE_PHRASES.values()],
         "articles": ["a", "an", "the"],
     }
 

@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=16, help="crops of 32x32 in an update")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--start-from", type=Path, metavar="FOLDER", help="begin with the weights of this base model")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
 
@@ -84,6 +85,8 @@ def main() -> None:
     )
     if run.resume():
         print(f"resumed at update {run.updates_done}", flush=True)
+    elif options.start_from:
+        run.start_from(AutoencoderKL.from_pretrained(options.start_from, subfolder="vae", torch_dtype=torch.float32))
     held_out = pictures(range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + 48), "held_out").to(options.device)
     generator = torch.Generator(options.device)
     started, mean_loss = time.monotonic(), 0.0

@@ -14,7 +14,7 @@ from stickerbook.render import render
 from stickerbook.samples import sample
 from stickerbook.save_model import MODEL, vocabulary
 from stickerbook.train_autoencoder import psnr_db
-from stickerbook.world import FIRST_HELD_OUT_SEED, draw_scene
+from stickerbook.world import ATTRIBUTES, FIRST_HELD_OUT_SEED, draw_scene
 
 
 @pytest.fixture(scope="module")
@@ -37,18 +37,18 @@ def test_diffusers_samples_from_the_folder(pipeline):
 
 
 def test_the_autoencoder_keeps_the_picture(pipeline):
-    """At least 26 dB on scenes that training never drew."""
-    assert psnr_db(pipeline.vae, pictures(range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + 24), "held_out")) >= 26
+    """At least 30 dB on scenes that training never drew."""
+    assert psnr_db(pipeline.vae, pictures(range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + 24), "held_out")) >= 30
 
 
 def test_the_judge_reads_renders_it_never_saw(judge):
-    """At least 97 in 100 renders are read right, attribute by attribute."""
+    """At least 94 in 100 renders are read right, attribute by attribute."""
     scenes = [any_scene(FIRST_VALIDATION_SEED + 5000 + index) for index in range(200)]
     seen = judge.read(np.stack([render(scene) for scene in scenes]))
 
-    for attribute in ("object", "place", "time", "style"):
+    for attribute in ATTRIBUTES:
         right = np.mean([getattr(s, attribute) == got[attribute] for s, got in zip(scenes, seen, strict=True)])
-        assert right >= 0.97, attribute
+        assert right >= 0.94, attribute
 
 
 def test_samples_show_what_the_held_out_caption_says(pipeline, judge):

@@ -5,11 +5,20 @@ from stickerbook.captions import caption
 from stickerbook.render import kept_pixels, render
 from stickerbook.world import (
     FIRST_HELD_OUT_SEED,
+    NONE,
     OBJECTS,
     PLACES,
+    STYLES,
+    Scene,
     draw_scene,
     is_held_out,
 )
+
+
+def alone(seed: int) -> Scene:
+    """A drawing of one object in a meadow on a clear day, in the seed's layout."""
+    scene = draw_scene(seed).edited(second=NONE, side=NONE, place="meadow", time="day", weather="clear")
+    return scene.edited(style="drawing")
 
 
 def test_held_out_pairs_cover_every_object_and_every_place_once_or_more():
@@ -50,7 +59,7 @@ def test_rendering_is_deterministic():
 
 def test_ground_truth_of_an_object_swap_keeps_the_surroundings():
     """Swapping the object changes pixels near it and leaves the corners alone."""
-    scene = draw_scene(21).edited(object="cat", place="meadow", time="day", style="drawing")
+    scene = alone(21).edited(object="cat")
     before, after = render(scene), render(scene.edited(object="robot"))
 
     kept = kept_pixels(before, after)
@@ -61,7 +70,7 @@ def test_ground_truth_of_an_object_swap_keeps_the_surroundings():
 
 def test_ground_truth_of_a_place_swap_keeps_the_object():
     """Another place leaves most of the sticker's own pixels alone."""
-    scene = draw_scene(22).edited(object="panda", place="meadow", time="day", style="drawing")
+    scene = alone(22).edited(object="panda")
     layout = scene.layout
     x, y = int(layout.center_x * 64), int((layout.base_y - layout.size / 2) * 64)
 
@@ -78,7 +87,53 @@ def test_black_and_white_has_no_colour():
 
 
 def test_caption_names_every_attribute():
-    """A caption reads as a sentence and holds object, place, time and style."""
-    scene = draw_scene(3).edited(object="owl", place="sea", time="sunset", style="black and white")
+    """A caption reads as a sentence and holds all that there is to say."""
+    scene = alone(3).edited(object="owl", place="sea", time="sunset", style="black and white")
 
     assert caption(scene) == "a black and white picture of an owl on the sea at sunset"
+    assert caption(scene.edited(second="tree", side="left", weather="fog", style="drawing")) == (
+        "an owl with a tree on the left on the sea at sunset in fog"
+    )
+
+
+def test_a_second_object_and_its_side_go_together():
+    """A second object without a place to stand is refused, and so is the reverse."""
+    with pytest.raises(ValueError, match="second 'tree' and side 'none'"):
+        alone(3).edited(second="tree")
+    with pytest.raises(ValueError, match="second 'none' and side 'left'"):
+        alone(3).edited(side="left")
+
+
+def test_a_second_object_leaves_the_first_where_it_was():
+    """Adding and removing a second object are edits of one layout: what lies under the first object stays."""
+    scene = alone(24).edited(object="castle")
+    away = scene.layout.center_x < 0.5
+    both = scene.edited(second="duck", side="right" if away else "left")
+    kept = kept_pixels(render(scene), render(both))
+    half = slice(0, 32) if away else slice(32, 64)
+    other = slice(40, 64) if away else slice(0, 24)
+
+    assert kept[:, half].mean() > 0.95
+    assert (~kept[:, other]).mean() > 0.1
+
+
+def test_every_style_changes_every_picture():
+    """No two styles of one scene look alike, and each keeps the scene's size."""
+    pictures = [render(alone(6).edited(object="robot", style=style)) for style in STYLES]
+
+    for index, picture in enumerate(pictures):
+        assert picture.shape == (64, 64, 3) and picture.dtype == np.uint8
+        for other in pictures[:index]:
+            assert np.abs(picture.astype(int) - other.astype(int)).mean() > 3
+
+
+def test_fog_hides_the_distance_more_than_the_object():
+    """Fog lowers the contrast at the horizon more than on the object in front."""
+    clear = render(alone(8).edited(object="panda", place="city")).astype(float)
+    fog = render(alone(8).edited(object="panda", place="city", weather="fog")).astype(float)
+    layout = alone(8).layout
+    horizon, x = int(layout.horizon * 64), int(layout.center_x * 64)
+    y = int((layout.base_y - layout.size / 2) * 64)
+    skyline, body = slice(horizon - 14, horizon), slice(y - 8, y + 8)
+
+    assert fog[skyline].std() / clear[skyline].std() < fog[body, x - 8 : x + 8].std() / clear[body, x - 8 : x + 8].std()
