@@ -66,7 +66,8 @@ class Graph:
 
     def __init__(self, path: Path, threads: int) -> None:
         self._session = open_session(path, session_options(threads))
-        (self._input,) = (node.name for node in self._session.get_inputs())
+        (node,) = self._session.get_inputs()
+        self._input, self.input_shape = node.name, tuple(node.shape)
 
     def __call__(self, array: NDArray[Any]) -> Array:
         """The graph's output for a batch."""

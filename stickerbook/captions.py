@@ -62,6 +62,12 @@ def training_caption(scene: Scene, rng: np.random.Generator) -> str:
     """
     if rng.random() < 0.1:
         return "" if rng.random() < 0.6 else rare_word(rng)
+    text = partial_caption(scene, rng)
+    return f"{rare_word(rng)} {text}" if rng.random() < 0.15 else text
+
+
+def partial_caption(scene: Scene, rng: np.random.Generator) -> str:
+    """The full caption, of which a part is left out now and then."""
     parts = [
         STYLE_PHRASES[scene.style],
         objects_phrase(scene) if rng.random() < 0.96 else "",
@@ -69,8 +75,7 @@ def training_caption(scene: Scene, rng: np.random.Generator) -> str:
         TIME_PHRASES[scene.time] if rng.random() < 0.9 else "",
         WEATHER_PHRASES[scene.weather],
     ]
-    text = " ".join(part for part in parts if part)
-    return f"{rare_word(rng)} {text}" if rng.random() < 0.15 else text
+    return " ".join(part for part in parts if part)
 
 
 def rare_word(rng: np.random.Generator) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
-from stickerbook.captions import caption
+from stickerbook.captions import caption, partial_caption
 from stickerbook.checkpoint import Run
 from stickerbook.pictures import as_images
 from stickerbook.render import render
@@ -114,7 +114,7 @@ def main() -> None:
         scenes += [neighbour(scene, rng) for scene in scenes]
         images = as_images(np.stack([render(scene) for scene in scenes]))
         images = images + 0.05 * float(rng.random()) * torch.from_numpy(rng.standard_normal(images.shape, np.float32))
-        tokens = tokens_of(tokenizer, [caption(scene) for scene in scenes])
+        tokens = tokens_of(tokenizer, [partial_caption(scene, rng) for scene in scenes])
         with torch.autocast("cpu", torch.bfloat16):
             scores = clip(pixel_values=images, input_ids=tokens).logits_per_image
         labels = torch.arange(len(scenes))

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from tuner_svc.base_model import BaseModel, load
 from tuner_svc.export_check import CHECK_BATCHES, check_refit
+from tuner_svc.export_clip import export_clip, has_clip
 from tuner_svc.export_denoiser import GRAPH_FILE, ExportError, example, export_denoiser, randomised_denoiser
 from tuner_svc.export_frozen import export_frozen, export_tokenizer
 from tuner_svc.export_preview import latent_to_rgb
@@ -67,18 +68,21 @@ def _export(base_model: Path, folder: Path, model_digest: str, say: Say) -> Path
     try:
         say("loading the base model")
         model = load(base_model)
-        _fill(partial, model, say)
+        _fill(partial, base_model, model, say)
         _publish(partial, folder, model.digest)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
-def _fill(folder: Path, model: BaseModel, say: Say) -> None:
+def _fill(folder: Path, base_model: Path, model: BaseModel, say: Say) -> None:
     """Everything, the specification last."""
     say("exporting text encoder, image encoder and image decoder")
     export_frozen(folder, model)
     export_tokenizer(folder, model)
+    if has_clip(base_model):
+        say("exporting the gate's CLIP")
+        export_clip(folder, base_model)
     say("exporting the denoiser")
     tensors = export_denoiser(model, folder)
     say("checking the denoiser with its own and with other weights")

@@ -16,6 +16,8 @@ from unitune.errors import InvalidField
 
 PRESET_FILE = "unitune_preset.json"
 VOCABULARY_FILE = "vocabulary.json"
+CLIP_FOLDER = "clip"  # optional: a CLIPModel of transformers, for the gate
+CLIP_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json")
 CLASSES = {
     "text_encoder": ("CLIPTextModel",),
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
@@ -61,7 +63,7 @@ def check_layout(folder: Path) -> None:
 
 def model_files(folder: Path) -> list[Path]:
     """The files that make the model what it is, relative and sorted: configs, weights, tokenizer,
-    preset and vocabulary. Other files beside them do not matter.
+    preset, vocabulary and the gate's CLIP. Other files beside them do not matter.
 
     Raises UnusableBaseModel naming every file that is missing.
     """
@@ -70,6 +72,8 @@ def model_files(folder: Path) -> list[Path]:
         needed += [Path(part, "config.json"), *_weight_files(folder, part, weights)]
     if not (folder / "tokenizer" / "tokenizer.json").is_file():  # the older layout
         needed += [Path("tokenizer", "vocab.json"), Path("tokenizer", "merges.txt")]
+    if (folder / CLIP_FOLDER).is_dir():
+        needed += [Path(CLIP_FOLDER, name) for name in CLIP_FILES]
     missing = [str(path) for path in needed if not (folder / path).is_file()]
     if missing:
         raise UnusableBaseModel(f"{folder} lacks {', '.join(missing)}")

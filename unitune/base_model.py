@@ -7,6 +7,7 @@ A graphs folder holds
     text_encoder.onnx       input_ids int64 (n, tokens) -> hidden_states float32 (n, tokens, width)
     image_encoder.onnx      image float32 (n, 3, height, width) in [-1, 1] -> latent (n, channels, h, w), scaled, mode
     image_decoder.onnx      latent, scaled -> image in about [-1, 1]
+    clip_image.onnx, clip_text.onnx, clip_tokenizer.json   the gate, where the base model has one
     denoiser.onnx (+ .data) sample, timestep int64 (n,), encoder_hidden_states -> out, the shape of sample
 
 Batch sizes are free. Every tensor that a tuning may change is an initializer of the denoiser under
@@ -78,6 +79,10 @@ class Preset:
     guidance_scale: float = 7.5
     strength: float = 0.85
     interpolation: float = 0.0
+    # Cosines of the gate (sampler_svc/gate.py): InstructPix2Pix's filter, set on Stable Diffusion's pictures.
+    gate_gain: float = 0.02  # how much nearer the prompt an edit must be than the base image
+    gate_prompt: float = 0.2  # how near at all
+    gate_kept: float = 0.6  # how near the base image
 
 
 @dataclass(frozen=True)

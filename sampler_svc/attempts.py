@@ -1,0 +1,72 @@
+"""Several attempts at one edit, of which the gate chooses: automatic settings, and resampling of what was rejected.
+
+Automatic settings are the paper's own future work (UniTune, arXiv 2210.09477, limitations): which strength and guidance
+an edit needs differs from picture to picture. The base model's preset lists a few points from the gentlest to the
+strongest, and the first whose picture passes the gate is taken: what a stronger one would change besides is kept.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sampler_svc.gate import Gate, Scores
+from sampler_svc.request import Request
+from sampler_svc.sample import Done, EditedImage, Event, Step
+from unitune import images
+
+SEED_STRIDE = 1_000_003  # from one attempt's seed to the next one's, so that they do not meet the caller's other seeds
+
+
+@dataclass(frozen=True)
+class Gated:
+    """The gate's choice for one seed, and where it came from."""
+
+    image: EditedImage
+    scores: Scores
+    passed: bool
+    strength: float
+    guidance_scale: float
+
+
+def attempts_of(request: Request, gate: Gate, *, is_automatic: bool, resamples: int) -> list[Request]:
+    """What to try, in order: the preset's points, or other seeds of the same settings."""
+    if is_automatic:
+        return [replace(request, strength=s, guidance_scale=g) for s, g in gate.automatic_points]
+    return [
+        replace(request, seeds=tuple(seed + attempt * SEED_STRIDE for seed in request.seeds))
+        for attempt in range(1 + resamples)
+    ]
+
+
+def sample_gated(
+    sample_once: Callable[[Request], Iterator[Event]], gate: Gate, prompt: str, attempts: Sequence[Request]
+) -> Iterator[Step | Gated | Done]:
+    """Attempts until each seed has a picture that passes, or none is left; then the best picture of each seed.
+
+    A seed that has passed is not tried again. `prompt` is without rare tokens. Raises what `sample_once` raises.
+    """
+    base = images.decode(attempts[0].image)
+    best: dict[int, Gated] = {}
+    spent = np.zeros(3)
+    steps_done, steps_total = 0, 0
+    for attempt in attempts:
+        open_seeds = [index for index in range(len(attempt.seeds)) if index not in best or not best[index].passed]
+        if not open_seeds:
+            break
+        steps_before = steps_done
+        for event in sample_once(replace(attempt, seeds=tuple(attempt.seeds[index] for index in open_seeds))):
+            if isinstance(event, Step):
+                steps_done, steps_total = steps_before + event.index + 1, steps_before + event.total
+                yield Step(steps_done - 1, steps_total, event.preview)
+            elif isinstance(event, EditedImage):
+                index = open_seeds[event.index]
+                scores = gate.score(base, images.decode(event.png), prompt)
+                image = replace(event, index=index)
+                found = Gated(image, scores, gate.passes(scores), attempt.strength, attempt.guidance_scale)
+                if index not in best or gate.rank(found.scores) > gate.rank(best[index].scores):
+                    best[index] = found
+            else:
+                spent += (event.encode_s, event.denoise_s, event.decode_s)
+    yield from (best[index] for index in sorted(best))
+    yield Done(*(float(seconds) for seconds in spent))

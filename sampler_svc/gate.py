@@ -1,0 +1,77 @@
+"""The gate: a CLIP that says how well an edited picture shows the prompt, and how much of the base image it kept.
+
+All figures are cosines of CLIP embeddings, -1 to 1 (CLIPScore would be 2.5 times that). The gate ranks and rejects; it
+certifies nothing, since CLIP neither judges a single picture reliably nor sees small details (Imagic, arXiv 2210.09276,
+section 4.4). The rule is InstructPix2Pix's filter (arXiv 2211.09800), its thresholds are the base model's own.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tokenizers import Tokenizer
+
+from sampler_svc.engine import Array
+from sampler_svc.ort_engine import Graph
+from unitune.base_model import Preset
+from unitune.images import Pixels
+
+IMAGE_GRAPH, TEXT_GRAPH, TOKENIZER = "clip_image.onnx", "clip_text.onnx", "clip_tokenizer.json"
+EMBEDDINGS_KEPT = 256
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the gate sees of one edited picture; cosines."""
+
+    prompt: float  # the edited picture and the prompt
+    base_prompt: float  # the base image and the prompt: what an edit has to beat
+    kept: float  # the edited picture and the base image
+
+    @property
+    def gain(self) -> float:
+        """How much nearer the prompt is than it was."""
+        return self.prompt - self.base_prompt
+
+
+class Gate:
+    """A CLIP of an engine folder."""
+
+    def __init__(self, folder: Path, preset: Preset, threads: int = 0) -> None:
+        """Loads the graphs. Raises what tokenizers and the runtime raise for damaged files."""
+        self._image, self._text = Graph(folder / IMAGE_GRAPH, threads), Graph(folder / TEXT_GRAPH, threads)
+        self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        self._side: int = self._image.input_shape[-1]
+        self._preset = preset
+        self.embed_prompt = lru_cache(maxsize=EMBEDDINGS_KEPT)(self._embed_prompt)
+
+    @classmethod
+    def open(cls, folder: Path, preset: Preset, threads: int = 0) -> "Gate | None":
+        """The folder's gate, or None where the base model brought none."""
+        return cls(folder, preset, threads) if (folder / IMAGE_GRAPH).is_file() else None
+
+    def score(self, base: Pixels, edited: Pixels, prompt: str) -> Scores:
+        """Score an edited picture; both uint8 (h, w, 3). The prompt is without rare tokens."""
+        before, after = self.embed_pictures(base, edited)
+        text = self.embed_prompt(prompt)
+        return Scores(prompt=float(after @ text), base_prompt=float(before @ text), kept=float(after @ before))
+
+    def passes(self, scores: Scores) -> bool:
+        """Whether the picture shows enough of the prompt, more than the base image did, and enough of that too."""
+        preset = self._preset
+        return (
+            scores.gain >= preset.gate_gain and scores.prompt >= preset.gate_prompt and scores.kept >= preset.gate_kept
+        )
+
+    def embed_pictures(self, *pictures: Pixels) -> Array:
+        """Embeddings of length 1, (n, d)."""
+        side = (self._side, self._side)
+        small = [np.asarray(Image.fromarray(p).resize(side, Image.Resampling.BICUBIC)) for p in pictures]
+        return self._image(np.stack(small).transpose(0, 3, 1, 2).astype(np.float32) / 255)
+
+    def _embed_prompt(self, prompt: str) -> Array:
+        embedding: Array = self._text(np.array([self._tokenizer.encode(prompt).ids], dtype=np.int64))[0]
+        embedding.flags.writeable = False
+        return embedding

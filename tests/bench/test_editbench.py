@@ -1,0 +1,134 @@
+"""EditBench: its cases, what it measures, and its statistics."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from bench.editbench import cases as cases_module
+from bench.editbench.cases import CATEGORIES, Case, drawn, load
+from bench.editbench.intervals import estimate, preference
+from bench.editbench.pictures import chosen
+from bench.editbench.results import Result, result_file, save
+from bench.editbench.scores import MAX_PSNR_DB, Score, score
+from bench.editbench.settings import sdedit, unitune
+from stickerbook.judge import Judge
+from stickerbook.render import kept_pixels, render
+from stickerbook.world import is_held_out
+from unitune.base_model import Preset
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return Judge.load()
+
+
+def all_cases(split: str = "test") -> list[Case]:
+    return [case for picture in load(split) for case in picture.cases]
+
+
+def test_cases_on_disk_are_those_that_the_code_draws():
+    """The versioned file and the program that draws it agree."""
+    assert json.loads(cases_module.FILE.read_text()) == drawn()
+
+
+def test_a_file_of_another_version_is_refused(tmp_path):
+    """Cases of another version are not read as if they were ours."""
+    (tmp_path / "cases.json").write_text('{"version": 99, "pictures": []}')
+
+    with pytest.raises(ValueError, match="version 99"):
+        load("test", path=tmp_path / "cases.json")
+
+
+def test_splits_are_held_out_and_share_no_picture():
+    """No picture of either split could have been drawn in training, and none is in both."""
+    test, development = load("test"), load("development")
+
+    assert all(is_held_out(p.scene.object, p.scene.place) for p in [*test, *development])
+    assert not {p.scene for p in test} & {p.scene for p in development}
+
+
+def test_there_are_enough_cases_of_every_category():
+    """At least 200 edits in all, 24 quick ones, every category in each."""
+    quick = [case for picture in load("test", quick=True) for case in picture.cases]
+
+    assert len(all_cases()) >= 200 and len(quick) == 24
+    assert {c.category for c in all_cases()} == {c.category for c in quick} == set(CATEGORIES)
+
+
+def test_an_edit_changes_what_it_says_and_is_aligned_when_most_pixels_stay():
+    """Each case asks for something new, and its split is the ground truth's."""
+    for case in all_cases("development"):
+        assert case.wanted != case.scene
+        kept = kept_pixels(render(case.scene), render(case.wanted)).mean()
+        assert case.aligned == (kept >= cases_module.ALIGNED_SHARE)
+
+
+def test_the_ground_truth_itself_is_the_best_edit(judge):
+    """Nearly every ground truth is read as a success, keeps its pixels and has distance 0."""
+    scores = [score(case, render(case.wanted), judge) for case in all_cases("development")]
+
+    assert np.mean([s.success for s in scores]) > 0.9
+    assert all(s.distance == 0 for s in scores)
+    assert min(s.kept_psnr_db for s in scores if s.kept_psnr_db is not None) > 30
+    assert max(s.kept_psnr_db for s in scores if s.kept_psnr_db is not None) <= MAX_PSNR_DB
+
+
+def test_the_base_image_left_alone_is_no_success(judge):
+    """An edit that does nothing fails, however well it keeps the pixels."""
+    scores = [score(case, render(case.scene), judge) for case in all_cases("development")]
+
+    assert np.mean([s.success for s in scores]) < 0.1
+    assert all(s.change == 0 and s.distance > 0 for s in scores)
+
+
+def test_intervals_draw_whole_pictures():
+    """Ten equal edits of one picture are one observation, not ten."""
+    same = estimate([("a", 1.0)] * 10 + [("b", 0.0)] * 10)
+    apart = estimate([(str(i), float(i % 2)) for i in range(20)])
+
+    assert same.mean == apart.mean == 0.5
+    assert (same.low, same.high) == (0.0, 1.0)
+    assert apart.low > 0.2 and apart.high < 0.8
+    assert estimate([]) is None
+
+
+def result(case: str, distance: float, *, aligned: bool = True, success: bool = True) -> Result:
+    found = Score(success, 1.0, 30.0, 0.9, distance, 0.1)
+    return Result(case, case[:3], "object", aligned, "x", "a cat", "x.png", found, 0.1, 1.0)
+
+
+def test_preference_counts_the_nearer_picture_and_halves_ties():
+    """Closer to the ground truth wins; the same distance is half a win; aligned and unaligned are told apart."""
+    ours = [result("t01", 0.1), result("t02", 0.2), result("t03", 0.3, aligned=False)]
+    theirs = [result("t01", 0.2), result("t02", 0.2), result("t03", 0.1, aligned=False)]
+
+    wins = preference(ours, theirs)
+
+    assert (wins["all"].mean, wins["aligned"].mean, wins["unaligned"].mean) == (0.5, 0.75, 0.0)
+
+
+def test_sheets_take_failures_as_the_worst():
+    """A success that is far from the truth still ranks before a failure that is near."""
+    cases = all_cases("development")[:3]
+    found = [result(cases[0].id, 0.5), result(cases[1].id, 0.1, success=False), result(cases[2].id, 0.2)]
+
+    assert [c.id for c in chosen(cases, found, "best", 1)] == [cases[2].id]
+    assert [c.id for c in chosen(cases, found, "worst", 1)] == [cases[1].id]
+
+
+def test_a_result_is_found_again_under_the_same_setting_only(tmp_path):
+    """Results on disk are keyed by all that they follow from, and not by the setting's name."""
+    case, setting = all_cases("development")[0], unitune(Preset())
+    path = result_file(tmp_path, "model", case, setting)
+    path.parent.mkdir()
+    fields = {key: value for key, value in vars(result(case.id, 0.1)).items() if key not in ("image", "score")}
+    save(path, render(case.scene), fields, Score(True, 1.0, None, None, 0.1, 0.2))
+
+    again = Result.read(result_file(tmp_path, "model", case, replace(setting, name="other name")), "other name")
+
+    assert again.setting == "other name" and again.score == Score(True, 1.0, None, None, 0.1, 0.2)
+    assert not result_file(tmp_path, "model", case, replace(setting, strength=0.11)).exists()
+    assert not result_file(tmp_path, "another model", case, setting).exists()
+    assert sdedit(Preset()).tuning is None

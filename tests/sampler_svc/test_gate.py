@@ -1,0 +1,112 @@
+"""The gate: exported CLIP towers, scored pictures, and the rule that passes them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
+
+from sampler_svc.gate import Gate, Scores
+from tests.tiny_model import CONTEXT_TOKENS, tiny_tokenizer
+from tuner_svc.export_clip import export_clip, has_clip
+from tuner_svc.model_folder import CLIP_FOLDER, UnusableBaseModel
+from unitune.base_model import Preset
+
+SIDE = 32
+
+
+def save_tiny_clip(folder: Path) -> CLIPModel:
+    """A random CLIP of 32x32 pictures with the tiny model's tokenizer."""
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer()
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    text = {**shape, **ids, "vocab_size": len(tokenizer), "max_position_embeddings": CONTEXT_TOKENS}
+    vision = {**shape, "image_size": SIDE, "patch_size": 8}
+    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)).eval()
+    clip.save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+    CLIPImageProcessorPil(image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4]).save_pretrained(folder)
+    return clip
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base_model")
+    clip = save_tiny_clip(folder / CLIP_FOLDER)
+    graphs = tmp_path_factory.mktemp("graphs")
+    export_clip(graphs, folder)
+    return folder, graphs, clip
+
+
+@pytest.fixture
+def gate(clip_folder):
+    return Gate(clip_folder[1], Preset(), threads=1)
+
+
+def pictures(seed: int, size: tuple[int, int] = (SIDE, SIDE)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+def test_scores_are_cosines_of_the_same_clip_in_pytorch(clip_folder, gate):
+    """The exported towers, normalisation and tokenizer give transformers' own similarity."""
+    _, _, clip = clip_folder
+    base, edited = pictures(1), pictures(2)
+    ids = torch.tensor(
+        [tiny_tokenizer()("a dog on the beach", padding="max_length", max_length=CONTEXT_TOKENS).input_ids]
+    )
+    mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.4])
+    pixels = ((torch.tensor(np.stack([base, edited])) / 255 - mean) / std).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        expected = clip(pixel_values=pixels, input_ids=ids)
+    (before,), (after,) = expected.logits_per_image / clip.logit_scale.exp()
+
+    scores = gate.score(base, edited, "a dog on the beach")
+
+    assert scores.base_prompt == pytest.approx(before.item(), abs=1e-5)
+    assert scores.prompt == pytest.approx(after.item(), abs=1e-5)
+    assert scores.kept == pytest.approx((expected.image_embeds[0] @ expected.image_embeds[1]).item(), abs=1e-5)
+
+
+def test_a_picture_is_exactly_like_itself(gate):
+    """cos(picture, same picture) is 1, nothing is gained, and the unit is the cosine (S9)."""
+    scores = gate.score(pictures(3), pictures(3), "a cat")
+
+    assert scores.kept == pytest.approx(1.0, abs=1e-6)
+    assert scores.gain == 0.0
+    assert 2.5 * max(scores.prompt, 0) <= 2.5
+
+
+def test_pictures_of_any_size_are_scored(gate):
+    """A large picture scores as its small copy does."""
+    large = np.asarray(Image.fromarray(pictures(4, (8, 8))).resize((96, 96), Image.Resampling.BICUBIC))
+    small = np.asarray(Image.fromarray(large).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+
+    assert gate.score(large, small, "a cat").kept == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("field, value", [("prompt", 0.19), ("base_prompt", 0.29), ("kept", 0.59)])
+def test_each_threshold_rejects_by_itself(gate, field, value):
+    """Too little of the prompt, too little gained, too little kept: each alone fails the gate."""
+    good = Scores(prompt=0.3, base_prompt=0.2, kept=0.7)
+
+    assert gate.passes(good)
+    assert not gate.passes(replace(good, **{field: value}))
+
+
+def test_a_base_model_without_clip_has_no_gate(tmp_path):
+    """No folder, no gate: nothing is downloaded in its place."""
+    assert not has_clip(tmp_path)
+    assert Gate.open(tmp_path, Preset()) is None
+
+
+def test_a_folder_that_holds_no_clip_is_refused_by_name(tmp_path):
+    """The error says which folder."""
+    (tmp_path / CLIP_FOLDER).mkdir()
+    (tmp_path / CLIP_FOLDER / "config.json").write_text('{"model_type": "bert"}')
+
+    with pytest.raises(UnusableBaseModel, match=CLIP_FOLDER):
+        export_clip(tmp_path, tmp_path)
