@@ -30,7 +30,7 @@ Examples:
   unitune edit photo.jpg "a wooden toy car" --base-model ~/models/stable-diffusion-v1-5
   unitune edit cat.png "a dog" --strength 0.95 --guidance 10 --address 127.0.0.1:50051
   unitune edit cat.png "a red hat" --mask hat.png --mask-blur 4 --only-masked
-  unitune edit cat.png "a cat in the snow" --base-prompt "a cat on a beach" --prompt-guidance 3
+  unitune edit cat.png "a cat in the snow" --base-prompt "a cat on a beach" --prompt-guidance 1
 """
 
 
@@ -65,7 +65,7 @@ Examples:
 @click.option(
     "--prompt-guidance",
     type=Between(0.0, 64.0),
-    help="How far the edit is pushed away from --base-prompt, 0 to 64; 2 to 5 is a start.  [default: 0]",
+    help="How far the edit is pushed away from --base-prompt, 0 to 64.  [default: 0]",
 )
 @click.option(
     "--mask",
@@ -81,7 +81,7 @@ Examples:
 @click.option(
     "--mask-blur",
     type=Between(0.0, 256.0),
-    help="Radius of the mask's soft edge in pixels of PHOTO; 4 suits photographs of 512 pixels.  [default: 0]",
+    help="Radius of the mask's soft edge in pixels of PHOTO; 4 is usual for 512 pixels.  [default: 0]",
 )
 @click.option(
     "--only-masked",
