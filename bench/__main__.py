@@ -20,7 +20,8 @@ from bench.peers.diffusers_edit import DiffusersEdit
 from sampler_svc.build import build
 from sampler_svc.engine import BASE
 from sampler_svc.model import Model
-from sampler_svc.sample import EditedImage, Request, sample
+from sampler_svc.request import Request
+from sampler_svc.sample import EditedImage, sample
 from tuner_svc import base_model
 from tuner_svc.export import export
 from tuner_svc.tune import tune

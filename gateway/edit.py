@@ -160,6 +160,7 @@ def _sample_request(plan: EditPlan, tuning: Tuning | None, opened: OpenEdit) -> 
         edit=opened.edit.name,
         weights=tuning.weights if tuning is not None else None,
         image=plan.image,
+        mask=plan.mask,
         rare_tokens=tuning.config.rare_tokens if tuning is not None else "",
         prompt=plan.prompt,
         config=plan.config,

@@ -1,17 +1,21 @@
 """From an EditRequest to all that an edit needs: checked, with defaults filled in and its target found."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from gateway import validation
 from gateway.images import Images
 from gateway.names import DEFAULT_TENANT, parse, parse_parent
+from gateway.sampling_options import check_options
 from gateway.tunings import Tunings, not_found
 from gateway.upstreams import Upstreams, refuse_mismatch
 from unitune.diffusion.schedule import num_late_steps
 from unitune.errors import FailedPrecondition, InvalidArgument, InvalidField, NotFound
+from unitune.images import ImageInfo
 from unitune.prompts import unknown_words
 from unitune.v1.edit_pb2 import EditRequest, SamplingConfig
+from unitune.v1.image_pb2 import Image
 from unitune.v1.tuning_pb2 import Tuning
 
 TUNED = "unitune"  # the method that samples with tuned weights
@@ -24,6 +28,7 @@ class EditPlan:
     tenant: str
     tuning: Tuning | None
     image: bytes
+    mask: bytes  # empty if none is given
     prompt: str
     config: SamplingConfig
     seeds: list[int]
@@ -49,7 +54,7 @@ class Planner:
         """Check a request and find its target; an image's tuning is found or made. Raises as Edit does."""
         _check(request)
         sampler = await self._upstreams.sampler_info()
-        config = validation.fill_sampling_config(request.config, sampler.sampling_defaults)
+        config = validation.fill_sampling_config(request.config, request.mask, sampler.sampling_defaults)
         if request.WhichOneof("target") == "tuning":
             tenant, tuning, image = await self._of_tuning(request, config)
         else:
@@ -60,11 +65,14 @@ class Planner:
             tenant=tenant,
             tuning=tuning,
             image=image,
+            mask=request.mask,
             prompt=request.prompt,
             config=config,
             seeds=validation.check_seeds(request.seeds),
             preview_every=request.preview_every,
-            warnings=warnings_of(request.prompt, sampler.base_model.vocabulary),
+            warnings=warnings_of(
+                " ".join((request.prompt, config.base_prompt, config.negative_prompt)), sampler.base_model.vocabulary
+            ),
         )
 
     async def _of_tuning(self, request: EditRequest, config: SamplingConfig) -> tuple[str, Tuning | None, bytes]:
@@ -86,7 +94,9 @@ class Planner:
                 reason="TUNING_NOT_READY",
                 metadata={"name": tuning.name, "state": state},
             )
-        image = await self._images.read(parse(tuning.image, "images"))
+        name_of_image = parse(tuning.image, "images")
+        image = await self._images.read(name_of_image)
+        await self._check_mask(request, await self._images.find(name_of_image))
         return tenant, tuning if config.method == TUNED else None, image
 
     async def _of_image(self, request: EditRequest, config: SamplingConfig) -> tuple[str, Tuning | None, bytes]:
@@ -96,18 +106,23 @@ class Planner:
             tenant = asked or name.tenant
             name = name._replace(tenant=tenant)  # another tenant's name looks like one that does not exist
             data = await self._images.read(name)
+            await self._check_mask(request, await self._images.find(name))
         else:
             tenant, data = asked or DEFAULT_TENANT, request.image_data
-            try:
-                if config.method != TUNED:
-                    await self._images.check(data)
-                    return tenant, None, data
-                name = parse((await self._images.keep(tenant, data)).name, "images")
-            except InvalidArgument as error:
-                raise _in_field("image_data", error) from None
+            if request.mask or config.method != TUNED:
+                with _in_field("image_data"):
+                    picture = await self._images.check(data)
+                await self._check_mask(request, picture)
+            if config.method == TUNED:
+                with _in_field("image_data"):
+                    name = parse((await self._images.keep(tenant, data)).name, "images")
         if config.method != TUNED:
             return tenant, None, data
         return tenant, await self._tunings.find_or_make(tenant, name, request.tuning_config, needs_tuner=True), data
+
+    async def _check_mask(self, request: EditRequest, picture: Image | ImageInfo) -> None:
+        if request.mask:
+            await self._images.check_mask(request.mask, picture, keeps=request.config.mask_keeps)
 
 
 def warnings_of(prompt: str, vocabulary: Sequence[str]) -> list[str]:
@@ -120,6 +135,7 @@ def warnings_of(prompt: str, vocabulary: Sequence[str]) -> list[str]:
 def _check(request: EditRequest) -> None:
     validation.check_prompt(request.prompt)
     validation.check_sampling_config(request.config, "config")
+    check_options(request.config, request.mask, "config")
     validation.check_seeds(request.seeds)
     validation.check_preview_every(request.preview_every)
     validation.check_tuning_config(request.tuning_config, "tuning_config")
@@ -138,8 +154,12 @@ def _check(request: EditRequest) -> None:
         )
 
 
-def _in_field(field: str, error: InvalidArgument) -> InvalidArgument:
-    """The same error, said of the field in which this request carries the picture."""
-    metadata = {**error.metadata, "field": field}
-    message = f"{field} is {metadata.get('value', 'refused')}: {metadata.get('remedy', error.message)}"
-    return InvalidArgument(message, reason=error.reason, metadata=metadata)
+@contextmanager
+def _in_field(field: str) -> Iterator[None]:
+    """Says what a picture is refused for of the field in which this request carries it."""
+    try:
+        yield
+    except InvalidArgument as error:
+        metadata = {**error.metadata, "field": field}
+        message = f"{field} is {metadata.get('value', 'refused')}: {metadata.get('remedy', error.message)}"
+        raise InvalidArgument(message, reason=error.reason, metadata=metadata) from None

@@ -38,6 +38,17 @@ class Images:
         async with self._checks:
             return await asyncio.to_thread(images.inspect, data)
 
+    async def check_mask(self, data: bytes, picture: Image | images.ImageInfo, *, keeps: bool) -> None:
+        """Raise InvalidArgument naming `mask`, as `unitune.images.decode_mask` does, or if nothing would be edited.
+
+        `keeps` says that what is white is kept.
+        """
+        async with self._checks:
+            mask = await asyncio.to_thread(images.decode_mask, data, (picture.height, picture.width))
+        if mask.min() == 1 if keeps else mask.max() == 0:
+            edited, kept = ("black", "white") if keeps else ("white", "black")
+            raise InvalidField("mask", f"all {kept}", f"make {edited} what is to be edited; nothing is")
+
     async def keep(self, tenant: str, data: bytes) -> Image:
         """Check a picture and keep it; one that is there already stays as it is. Raises as `check` does."""
         name = Name(tenant, "images", hashlib.sha256(data).hexdigest())

@@ -9,17 +9,23 @@ from collections.abc import Iterable, Mapping
 
 from google.protobuf.message import Message
 
+from gateway.sampling_options import fill_options
 from unitune import images
 from unitune.choices import (
     EDIT_METHODS,
+    MASK_SOURCES,
     MAX_BATCH,
     MAX_GUIDANCE_SCALE,
     MAX_LEARNING_RATE,
+    MAX_MASK_BLUR,
+    MAX_MASK_PADDING,
     MAX_RARE_TOKENS_CHARACTERS,
+    MAX_REPEATS,
     MAX_SEEDS,
     MAX_UPDATES,
     MODES,
     TUNING_METHODS,
+    UNCONDITIONAL_MODELS,
 )
 from unitune.diffusion import solvers
 from unitune.errors import InvalidField, ResourceExhausted
@@ -95,15 +101,34 @@ def check_sampling_config(config: SamplingConfig, field: str) -> None:
         _finite(f"{field}.strength", config.strength, 0, 1)
     if config.HasField("interpolation"):
         _finite(f"{field}.interpolation", config.interpolation, 0, 1)
+    for prompt in ("negative_prompt", "base_prompt"):
+        if len(getattr(config, prompt)) > PROMPT_CHARACTERS:
+            length = f"{len(getattr(config, prompt))} characters"
+            raise InvalidField(f"{field}.{prompt}", length, f"use at most {PROMPT_CHARACTERS} characters")
+    if config.HasField("prompt_guidance_scale"):
+        _finite(f"{field}.prompt_guidance_scale", config.prompt_guidance_scale, 0, MAX_GUIDANCE_SCALE)
+    if config.unconditional_model:
+        _one_of(f"{field}.unconditional_model", config.unconditional_model, UNCONDITIONAL_MODELS)
+    if config.HasField("base_mixture"):
+        _finite(f"{field}.base_mixture", config.base_mixture, 0, 1)
+    if config.mask_source:
+        _one_of(f"{field}.mask_source", config.mask_source, MASK_SOURCES)
+    if config.HasField("mask_blur"):
+        _finite(f"{field}.mask_blur", config.mask_blur, 0, MAX_MASK_BLUR)
+    if config.HasField("mask_padding"):
+        _whole(f"{field}.mask_padding", config.mask_padding, 0, MAX_MASK_PADDING)
+    if config.HasField("repeats"):
+        _whole(f"{field}.repeats", config.repeats, 1, MAX_REPEATS)
 
 
-def fill_sampling_config(config: SamplingConfig, defaults: SamplingConfig) -> SamplingConfig:
-    """A checked config with every field set."""
+def fill_sampling_config(config: SamplingConfig, mask: bytes, defaults: SamplingConfig) -> SamplingConfig:
+    """A checked config with every field set that is read. `mask` is the one of the request."""
     filled = SamplingConfig()
     filled.CopyFrom(defaults)
     filled.MergeFrom(config)
     filled.method = config.method or EDIT_METHODS[0]
     filled.scheduler = filled.scheduler or SCHEDULERS[0]
+    fill_options(filled, config, mask)
     return filled
 
 

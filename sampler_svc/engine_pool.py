@@ -1,7 +1,11 @@
 """Which engine holds which weights. A lease is the right to use an engine holding given weights, for one sample.
 
-Since a refit is a write, it happens only here, inside a lease, so never under a run. The only lock of the sampler
-is in this file. Its methods block; the service calls them from its worker threads.
+Since a refit is a write, it happens only here, inside a lease, so never under a run. The only locks of the sampler
+are in this file. Its methods block; the service calls them from its worker threads.
+
+An edit that mixes the base model in needs two sets of weights at once. For that there is one engine more, opened when
+it is first needed, which keeps the base weights and is taken for one pass at a time. Whoever has it waits for nothing
+else, so leases and passes cannot wait for each other.
 """
 
 import logging
@@ -11,7 +15,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from sampler_svc.engine import BASE, TOO_SMALL, Engine, Weights
+import numpy as np
+from numpy.typing import NDArray
+
+from sampler_svc.engine import BASE, TOO_SMALL, Array, Engine, Weights
 from unitune import telemetry
 
 logger = logging.getLogger(__name__)
@@ -49,6 +56,8 @@ class EnginePool:
         self._refitting: set[str] = set()
         self._leases = 0
         self._slots = [_Slot(self._open()) for _ in range(size)]
+        self._base_turn = threading.Lock()
+        self._base_engine: Engine | None = None
 
     @property
     def size(self) -> int:
@@ -74,6 +83,13 @@ class EnginePool:
         finally:
             self._give_back(slot)
 
+    def run_base(self, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
+        """As Engine.run, on the base weights, beside any lease. Raises what opening their engine raises."""
+        with self._base_turn:
+            if self._base_engine is None:
+                self._base_engine = self._open()
+            return self._base_engine.run(latents, timesteps, contexts)
+
     def evict(self, weights: str) -> None:
         """Forget weights now, or at the end of the lease that is using them."""
         if weights == BASE:
@@ -88,9 +104,9 @@ class EnginePool:
 
     def close(self) -> None:
         """Free all engines."""
-        for slot in self._slots:
-            if slot.engine is not None:
-                slot.engine.close()
+        for engine in [self._base_engine, *(slot.engine for slot in self._slots)]:
+            if engine is not None:
+                engine.close()
 
     def _take(self, weights: str) -> _Slot:
         with self._changed:

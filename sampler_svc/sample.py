@@ -1,39 +1,30 @@
 """The hot path: one picture and one prompt in, edited pictures out, by a denoiser that holds the weights to use.
 
-Encode, noise up to the level where the edit starts, walk back down under guidance, decode, interpolate. With tuned
-weights and the rare tokens before the prompt this is UniTune (arXiv 2210.09477), with the base weights SDEdit (Meng et
-al., 2022).
+Encode, noise up to the level where the edit starts, walk back down under guidance, decode, interpolate. A mask keeps
+what is outside of it on the way down, and once more in the finished picture. With tuned weights and the rare tokens
+before the prompt this is UniTune (arXiv 2210.09477), with the base weights SDEdit (Meng et al., 2022).
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sampler_svc.base_graphs import BaseGraphs
-from sampler_svc.interpolation import interpolate
+from sampler_svc.interpolation import mix
+from sampler_svc.masks import AFTER, BEFORE, Scene
+from sampler_svc.masks.given import from_sdedit
+from sampler_svc.masks.shape import around, softened, to_latent, whole
+from sampler_svc.request import Request, guidance_rows
 from unitune import images
 from unitune.diffusion.denoiser import predict
-from unitune.diffusion.guidance import Denoiser, classifier_free, guided
-from unitune.diffusion.schedule import Latents, Schedule, add_noise
+from unitune.diffusion.guidance import Denoiser, guided
+from unitune.diffusion.schedule import Latents, Schedule, add_noise, num_late_steps
 from unitune.diffusion.solvers import SCHEDULERS, Run
 from unitune.errors import Cancelled, Internal, InvalidArgument
-
-
-@dataclass(frozen=True)
-class Request:
-    """One edit, every setting filled in and checked."""
-
-    image: bytes
-    prompt: str  # with the rare tokens, where there are any
-    scheduler: str
-    num_inference_steps: int
-    guidance_scale: float
-    strength: float
-    seeds: tuple[int, ...]
-    interpolation: float = 0.0
-    preview_every: int = 0  # steps; 0 means no previews
+from unitune.images import Mask, Pixels
 
 
 @dataclass(frozen=True)
@@ -52,6 +43,7 @@ class EditedImage:
     index: int  # into the seeds
     seed: int
     png: bytes  # as large as the base image
+    mask: bytes = b""  # PNG of the mask that was used, as large; empty if none was
 
 
 @dataclass(frozen=True)
@@ -67,58 +59,126 @@ Event = Step | EditedImage | Done
 
 
 def sample(
-    graphs: BaseGraphs, schedule: Schedule, denoiser: Denoiser, request: Request, cancelled: Callable[[], bool]
+    graphs: BaseGraphs,
+    schedule: Schedule,
+    denoiser: Denoiser,
+    request: Request,
+    cancelled: Callable[[], bool],
+    base_denoiser: Denoiser | None = None,
 ) -> Iterator[Event]:
     """Sample one picture per seed, all seeds in one batch. `cancelled` is asked before each step.
 
-    A strength that leaves no step gives the base image as the autoencoder sees it. Raises Cancelled (EDIT_CANCELLED),
-    InvalidArgument (IMAGE_TOO_LARGE) when a result is too large a file to be sent, and what `images.decode` raises.
+    `base_denoiser` holds the base weights, for a request that needs them. A strength that leaves no step gives the
+    base image as the autoencoder sees it. Raises Cancelled (EDIT_CANCELLED), InvalidArgument (IMAGE_TOO_LARGE) when a
+    result is too large a file to be sent, and what `images.decode` and `images.decode_mask` raise.
     """
     began = time.perf_counter()
-    base_image = images.decode(request.image)
-    size = base_image.shape[0], base_image.shape[1]
+    picture = images.decode(request.image)
+    given = _given(request, _size(picture))
+    region = whole(_size(picture))
+    if request.only_masked and given is not None:
+        region = around(given, request.mask_padding, graphs.spec.image_side)
+    base_image = region.of(picture)
     latent = graphs.encode(images.to_model(base_image, graphs.spec.image_side))
-    rows = classifier_free(request.guidance_scale, graphs.embed(request.prompt), graphs.embed(""))
+    rows, noisy_rows = (guidance_rows(request, graphs.embed, is_noisy=is_noisy) for is_noisy in (False, True))
 
-    encoded = time.perf_counter()
-    scheduler = SCHEDULERS[request.scheduler]
-    run = scheduler.run(schedule, request.num_inference_steps).late(request.strength)
-    solver = scheduler.solver()
-    latents = start(latent, run, request.seeds)
-    for index, (timestep, level, next_level) in enumerate(run):
+    def run_denoiser(latents: Latents, timesteps: NDArray[np.int64], contexts: NDArray[np.float32]) -> Latents:
         if cancelled():
             raise Cancelled("the edit was cancelled", reason="EDIT_CANCELLED")
-        output = guided(denoiser, latents, timestep, rows)
-        prediction = predict(output, latents, level, schedule.prediction_type)
-        latents = solver.step(latents, prediction, level, next_level)
-        wants_preview = request.preview_every > 0 and (index + 1) % request.preview_every == 0
-        yield Step(index, len(run), _preview(graphs, prediction.denoised, size) if wants_preview else b"")
+        return denoiser(latents, timesteps, contexts)
+
+    def guided_output(latents: Latents, timestep: int) -> Latents:
+        is_noisy = timestep >= len(schedule) / 2
+        return guided(run_denoiser, latents, timestep, noisy_rows if is_noisy else rows, base_denoiser)
+
+    def preview(denoised: Latents) -> bytes:
+        return _preview(graphs, denoised, _size(base_image))
+
+    encoded = time.perf_counter()
+    mask = None
+    if request.mask_source in BEFORE:
+        contexts = graphs.embed(request.prompt), graphs.embed(request.base_prompt)
+        cut = region.of(given) if given is not None else None
+        mask = BEFORE[request.mask_source](Scene(_size(base_image), cut, latent, schedule, run_denoiser, *contexts))
+        mask = softened(mask, request.mask_blur) if given is None else mask
+    latents = yield from _denoise(request, schedule, guided_output, latent, mask, preview)
     if not np.isfinite(latents).all():
         raise Internal("sampling left the range of numbers", reason="NOT_FINITE")
 
     denoised = time.perf_counter()
     for index, seed in enumerate(request.seeds):
-        picture = images.from_model(graphs.decode(latents[index : index + 1]), size)
-        if len(run) > 0:  # without a step there is no edit, only what the autoencoder makes of the picture
-            picture = interpolate(picture, base_image, request.interpolation)
-        png = images.encode_png(picture)
+        edited = images.from_model(graphs.decode(latents[index : index + 1]), _size(base_image))
+        used = mask
+        if used is None and request.interpolation > 0 and _num_steps(request) > 0:
+            used = AFTER[request.mask_source](edited, base_image)
+        if used is not None:
+            edited = mix(edited, base_image, request.interpolation, used)
+        png = images.encode_png(region.pasted(edited, picture))
         if len(png) > images.MAX_BYTES:  # no message would carry it
-            raise _too_large(size, len(png))
-        yield EditedImage(index, seed, png)
+            raise _too_large(_size(picture), len(png))
+        shown = given if given is not None else used
+        yield EditedImage(index, seed, png, images.encode_mask(shown) if shown is not None else b"")
     yield Done(encoded - began, denoised - encoded, time.perf_counter() - denoised)
 
 
-def start(latent: Latents, run: Run, seeds: tuple[int, ...]) -> Latents:
-    """The base image's latent, once per seed, noised to the run's first level; as it is if there is no step to run.
+def start(latents: Latents, noise: Latents, run: Run) -> Latents:
+    """Latents noised to the run's first level (SDEdit's late start); as they are if there is no step to run."""
+    return add_noise(latents, noise, float(run.levels[0])) if len(run) > 0 else latents
 
-    A seed's noise is its own, whatever other seeds are in the batch.
+
+def _given(request: Request, size: tuple[int, int]) -> Mask | None:
+    """The mask that came with the request, with its soft edge; None if its source is another."""
+    if request.mask_source != "given":
+        return None
+    mask = images.decode_mask(request.mask, size)
+    return softened(from_sdedit(mask) if request.mask_keeps else mask, request.mask_blur)
+
+
+def _denoise(
+    request: Request,
+    schedule: Schedule,
+    guided_output: Callable[[Latents, int], Latents],
+    latent: Latents,
+    mask: Mask | None,
+    preview: Callable[[Latents], bytes],
+) -> Generator[Step, None, Latents]:
+    """The edited latents, one per seed, step by step. Outside of the mask every step is the base image, noised.
+
+    Repeats begin anew from the last one's latents, kept to the base image outside, with fresh noise (SDEdit).
     """
-    latents = np.repeat(latent, len(seeds), axis=0)
-    if len(run) == 0:
-        return latents
-    # Seeds are signed in the contract and unsigned for the generator.
-    draws = [np.random.default_rng(seed % 2**64).standard_normal(latent.shape[1:], dtype=np.float32) for seed in seeds]
-    return add_noise(latents, np.stack(draws), float(run.levels[0]))
+    scheduler = SCHEDULERS[request.scheduler]
+    run = scheduler.run(schedule, request.num_inference_steps).late(request.strength)
+    total = request.repeats * len(run)
+    inside = to_latent(mask, (latent.shape[2], latent.shape[3])) if mask is not None else None
+    # Seeds are signed in the contract and unsigned for the generator. A seed's noise is its own, whatever other seeds
+    # are in the batch.
+    generators = [np.random.default_rng(seed % 2**64) for seed in request.seeds]
+    edited = np.repeat(latent, len(generators), axis=0)
+    for repeat in range(request.repeats):
+        noise = np.stack([rng.standard_normal(latent.shape[1:], dtype=np.float32) for rng in generators])
+        latents, solver = start(edited, noise, run), scheduler.solver()
+        for index, (timestep, level, next_level) in enumerate(run, start=repeat * len(run)):
+            output = guided_output(latents, timestep)
+            prediction = predict(output, latents, level, schedule.prediction_type)
+            latents = solver.step(latents, prediction, level, next_level)
+            latents = _kept_outside(latents, add_noise(latent, noise, next_level), inside)
+            wants_preview = request.preview_every > 0 and (index + 1) % request.preview_every == 0
+            yield Step(index, total, preview(prediction.denoised) if wants_preview else b"")
+        edited = _kept_outside(latents, latent, inside)
+    return edited
+
+
+def _kept_outside(edited: Latents, base: Latents, inside: Latents | None) -> Latents:
+    """The edited latents inside of the mask, the base image's outside; all edited without a mask."""
+    return edited if inside is None else inside * edited + (1 - inside) * base
+
+
+def _num_steps(request: Request) -> int:
+    return num_late_steps(request.num_inference_steps, request.strength)
+
+
+def _size(pixels: Pixels) -> tuple[int, int]:
+    return pixels.shape[0], pixels.shape[1]
 
 
 def _preview(graphs: BaseGraphs, denoised: Latents, size: tuple[int, int]) -> bytes:

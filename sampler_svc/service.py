@@ -21,9 +21,20 @@ from sampler_svc.engine_pool import Lease
 from sampler_svc.mailbox import Mailbox
 from sampler_svc.model import Model
 from sampler_svc.refit_weights import tuned_weights
-from sampler_svc.sample import EditedImage, Request, Step, sample
+from sampler_svc.request import Request
+from sampler_svc.sample import EditedImage, Step, sample
 from unitune import telemetry
-from unitune.choices import EDIT_METHODS, MAX_GUIDANCE_SCALE, MAX_SEEDS
+from unitune.choices import (
+    DEFAULT_MASK_PADDING,
+    EDIT_METHODS,
+    MASK_SOURCES,
+    MAX_GUIDANCE_SCALE,
+    MAX_MASK_BLUR,
+    MAX_MASK_PADDING,
+    MAX_REPEATS,
+    MAX_SEEDS,
+    UNCONDITIONAL_MODELS,
+)
 from unitune.diffusion.solvers import SCHEDULERS
 from unitune.errors import Internal, InvalidField, Unavailable, UniTuneError, to_status
 from unitune.prompts import with_rare_tokens
@@ -72,6 +83,12 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                 guidance_scale=preset.guidance_scale,
                 strength=preset.strength,
                 interpolation=preset.interpolation,
+                prompt_guidance_scale=0.0,
+                unconditional_model=UNCONDITIONAL_MODELS[0],
+                base_mixture=0.0,
+                mask_blur=0.0,
+                mask_padding=DEFAULT_MASK_PADDING,
+                repeats=1,
             ),
             engine=self._model.engine,
         )
@@ -146,11 +163,14 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             with self._lease(tuned) as lease:
                 timings.refit_s = lease.refit_s
                 mailbox.put(sampler_pb2.SampleEvent(loading=_loading(lease)))
-                for event in sample(model.graphs, model.schedule, lease.engine.run, wanted, cancelled.is_set):
+                run_base = model.pool.run_base if wanted.needs_base_weights else None
+                for event in sample(model.graphs, model.schedule, lease.engine.run, wanted, cancelled.is_set, run_base):
                     if isinstance(event, Step):
                         mailbox.put(event)
                     elif isinstance(event, EditedImage):
-                        image = edit_pb2.EditEvent.EditedImage(index=event.index, seed=event.seed, png=event.png)
+                        image = edit_pb2.EditEvent.EditedImage(
+                            index=event.index, seed=event.seed, png=event.png, mask=event.mask
+                        )
                         mailbox.put(sampler_pb2.SampleEvent(image=image))
                     else:
                         timings.encode_s, timings.denoise_s = event.encode_s, event.denoise_s
@@ -226,6 +246,10 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             _check(f"config.{name}", share, 0 <= share <= 1, "it must be 0 to 1")
         _check("seeds", len(request.seeds), 1 <= len(request.seeds) <= MAX_SEEDS, f"give 1 to {MAX_SEEDS} of them")
         _check("preview_every", request.preview_every, request.preview_every >= 0, "it must be 0 or more")
+        self._check_options(config)
+        source = config.mask_source or ("given" if request.mask else "difference")
+        _check("config.mask_source", source, source in MASK_SOURCES, f"it must be one of {', '.join(MASK_SOURCES)}")
+        _check("mask", "unset", bool(request.mask) or source != "given", "mask_source given needs it")
         return Request(
             image=request.image,
             prompt=with_rare_tokens(request.rare_tokens, request.prompt),
@@ -236,7 +260,37 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             interpolation=config.interpolation,
             seeds=tuple(request.seeds),
             preview_every=request.preview_every,
+            negative_prompt=config.negative_prompt,
+            base_prompt=with_rare_tokens(request.rare_tokens, config.base_prompt),
+            prompt_guidance_scale=config.prompt_guidance_scale,
+            unconditional_on_base=config.unconditional_model == "base",
+            base_mixture=config.base_mixture,
+            untuned_prompt=request.prompt,
+            mask_source=source,
+            mask=request.mask,
+            mask_keeps=config.mask_keeps,
+            mask_blur=config.mask_blur,
+            only_masked=config.only_masked,
+            mask_padding=config.mask_padding if config.HasField("mask_padding") else DEFAULT_MASK_PADDING,
+            repeats=config.repeats if config.HasField("repeats") else 1,
         )
+
+    @staticmethod
+    def _check_options(config: edit_pb2.SamplingConfig) -> None:
+        """The ranges of the options that are set. Raises InvalidField."""
+        for name, low, high in (
+            ("prompt_guidance_scale", 0, MAX_GUIDANCE_SCALE),
+            ("base_mixture", 0, 1),
+            ("mask_blur", 0, MAX_MASK_BLUR),
+            ("mask_padding", 0, MAX_MASK_PADDING),
+            ("repeats", 1, MAX_REPEATS),
+        ):
+            value = getattr(config, name)
+            is_right = not config.HasField(name) or low <= value <= high
+            _check(f"config.{name}", value, is_right, f"it must be {low} to {high}")
+        unconditional, models = config.unconditional_model, ", ".join(UNCONDITIONAL_MODELS)
+        is_right = unconditional in ("", *UNCONDITIONAL_MODELS)
+        _check("config.unconditional_model", unconditional, is_right, f"it must be one of {models}")
 
 
 def _check(field: str, value: object, is_right: bool, remedy: str) -> None:

@@ -6,7 +6,18 @@ The schedulers are those of `unitune.diffusion.solvers`.
 TUNING_METHODS = ("unitune",)
 EDIT_METHODS = ("unitune", "sdedit")
 MODES = ("full", "attn_out", "lora")
+MASK_SOURCES = ("given", "difference", "diffedit")
+UNCONDITIONAL_MODELS = ("tuned", "base")
+
+# Sampling options that some edit methods alone have.
+METHODS_WITH = {
+    "unconditional_model": ("unitune",),
+    "base_mixture": ("unitune",),
+    "repeats": ("sdedit",),
+}
 
 MAX_UPDATES, MAX_BATCH, MAX_LEARNING_RATE, MAX_RARE_TOKENS_CHARACTERS = 5000, 64, 0.1, 32
 MAX_GUIDANCE_SCALE = 64
 MAX_SEEDS = 8  # pictures of one edit
+MAX_MASK_BLUR, MAX_MASK_PADDING, DEFAULT_MASK_PADDING = 256, 1024, 32  # pixels of the base image
+MAX_REPEATS = 10

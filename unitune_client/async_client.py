@@ -214,6 +214,8 @@ class AsyncClient:
         FailedPrecondition for a tuning that is not READY.
         """
         messages.refuse_unknown(options, EditOptions)
+        if (mask := options.get("mask")) is not None:
+            options["mask"] = await asyncio.to_thread(picture_bytes, mask, "mask")
         request = messages.edit_request(self._parent, prompt, options)
         await self._set_target(request, image_or_tuning)
         stub = edit_pb2_grpc.EditServiceStub(self._connection())

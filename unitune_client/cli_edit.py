@@ -9,6 +9,7 @@ import click
 
 from unitune.errors import InvalidField, UniTuneError
 from unitune_client import events
+from unitune_client.cli_checks import check_choices, check_mask, check_prompts, mask_of
 from unitune_client.cli_options import Between, server_options, tuning_options
 from unitune_client.client import Client
 from unitune_client.connection import connection
@@ -16,8 +17,9 @@ from unitune_client.display import Display, display
 from unitune_client.messages import EditOptions
 from unitune_client.outputs import slugs
 from unitune_client.pictures import picture_bytes
-from unitune_client.sheet import contact_sheet
+from unitune_client.sheet import SheetEdit, contact_sheet
 
+MASK_SOURCES = ("given", "difference", "diffedit")
 TUNED_METHOD = "unitune"  # the default of every server; other methods edit with the base model's own weights
 
 EXAMPLES = """
@@ -27,6 +29,8 @@ Examples:
   unitune edit cat.png "a cat at night" "a cat in the snow" --seed 1 --seed 2
   unitune edit photo.jpg "a wooden toy car" --base-model ~/models/stable-diffusion-v1-5
   unitune edit cat.png "a dog" --strength 0.95 --guidance 10 --address 127.0.0.1:50051
+  unitune edit cat.png "a red hat" --mask hat.png --mask-blur 4 --only-masked
+  unitune edit cat.png "a cat in the snow" --base-prompt "a cat on a beach" --prompt-guidance 1
 """
 
 
@@ -34,7 +38,10 @@ Examples:
 @click.argument("photo")
 @click.argument("prompts", metavar='"PROMPT" ...', nargs=-1, required=True)
 @click.option("-o", "--output", metavar="OUT", default="out", show_default=True, help="Folder for the pictures.")
-@click.option("--method", help="unitune, with tuned weights, or sdedit, with the base model's.  [default: unitune]")
+@click.option(
+    "--method",
+    help="unitune, with tuned weights, or sdedit, also called img2img, with the base model's.  [default: unitune]",
+)
 @click.option(
     "--strength",
     type=Between(0.0, 1.0),
@@ -48,7 +55,43 @@ Examples:
 @click.option(
     "--interpolation",
     type=Between(0.0, 1.0),
-    help="How much of PHOTO comes back where the edit left it nearly alone, 0 to 1.  [default: the base model's own]",
+    help="How much of PHOTO comes back outside of the mask, 0 to 1; without a mask of yours, where the edit left it "
+    "nearly alone.  [default: the base model's own; 1 with --mask and --mask-source diffedit]",
+)
+@click.option("--negative-prompt", metavar="TEXT", help="What the picture shall not show.  [default: nothing]")
+@click.option(
+    "--base-prompt", metavar="TEXT", help="What PHOTO shows; --prompt-guidance and --mask-source diffedit read it."
+)
+@click.option(
+    "--prompt-guidance",
+    type=Between(0.0, 64.0),
+    help="How far the edit is pushed away from --base-prompt, 0 to 64.  [default: 0]",
+)
+@click.option(
+    "--mask",
+    metavar="PNG",
+    help="Where PHOTO may change, as large as PHOTO: white is edited, black keeps its pixels exactly.",
+)
+@click.option(
+    "--mask-source",
+    type=click.Choice(MASK_SOURCES),
+    help="given: --mask. difference: where the finished edit differs from PHOTO, for --interpolation. diffedit: where "
+    "the prompts disagree, found before the first step.  [default: given with --mask, else difference]",
+)
+@click.option(
+    "--mask-blur",
+    type=Between(0.0, 256.0),
+    help="Radius of the mask's soft edge in pixels of PHOTO; 4 is usual for 512 pixels.  [default: 0]",
+)
+@click.option(
+    "--only-masked",
+    is_flag=True,
+    help="Edit a crop around --mask at the model's full size and paste it back: for small parts of large photos.",
+)
+@click.option(
+    "--repeats",
+    type=Between(1, 10),
+    help="Whole runs of sdedit, each from the last one's picture: more leaves less of PHOTO.  [default: 1]",
 )
 @click.option(
     "--steps",
@@ -67,6 +110,14 @@ def edit_command(
     strength: float | None,
     guidance: float | None,
     interpolation: float | None,
+    negative_prompt: str | None,
+    base_prompt: str | None,
+    prompt_guidance: float | None,
+    mask: str | None,
+    mask_source: str | None,
+    mask_blur: float | None,
+    only_masked: bool,
+    repeats: int | None,
     steps: int | None,
     scheduler: str | None,
     seeds: tuple[int, ...],
@@ -86,28 +137,39 @@ def edit_command(
     data = picture_bytes_of(photo)
     folder = folder_of(output)
     stem = Path(photo).stem
+    options = EditOptions(
+        strength=strength,
+        guidance_scale=guidance,
+        interpolation=interpolation,
+        negative_prompt=negative_prompt,
+        base_prompt=base_prompt,
+        prompt_guidance_scale=prompt_guidance,
+        mask=mask_of(mask),
+        mask_source=mask_source,
+        mask_blur=mask_blur,
+        only_masked=only_masked or None,
+        repeats=repeats,
+        num_inference_steps=steps,
+        scheduler=scheduler,
+        seeds=list(dict.fromkeys(seeds)),
+    )
     with display(as_json) as show, connection(address, base_model, show.say) as client:
         info = client.server_info()
         method = method or info.sampling_defaults.method or TUNED_METHOD
-        check(info, prompts, method, scheduler, seeds)
+        check_prompts(info, prompts, options)
+        check_choices(info, method, options)
         say_what_the_model_knows(info, show)
         image = client.upload_image(data)
+        check_mask(options, image)
         target = tune(client, image, show, **tuning) if method == TUNED_METHOD else image
-        options = EditOptions(
-            method=method,
-            strength=strength,
-            guidance_scale=guidance,
-            interpolation=interpolation,
-            num_inference_steps=steps,
-            scheduler=scheduler,
-            seeds=list(dict.fromkeys(seeds)),
-        )
-        edits: list[tuple[str, bytes]] = []
+        options["method"] = method
+        edits: list[SheetEdit] = []
         for prompt, slug in slugs(prompts).items():
             for edited in edit(client, target, prompt, options, show):
                 path = edited.save(folder / f"{stem}--{slug}--seed{edited.seed}.png")
                 show.result(str(path), kind="picture", prompt=prompt, seed=edited.seed)
-                edits.append((f"{prompt} (seed {edited.seed})" if len(seeds) > 1 else prompt, edited.png))
+                caption = f"{prompt} (seed {edited.seed})" if len(seeds) > 1 else prompt
+                edits.append((caption, edited.png, edited.mask or b""))
         sheet = folder / f"{stem}--sheet.png"
         save_sheet(data, edits, sheet)
         show.result(str(sheet), kind="sheet")
@@ -181,22 +243,6 @@ def cancel(show: Display, what: str, name: str, call: Callable[[str], object]) -
         show.say(f"could not cancel {what} {name}: {error}")
 
 
-def check(
-    info: events.ServerInfo, prompts: Sequence[str], method: str, scheduler: str | None, seeds: Sequence[int]
-) -> None:
-    """Refuse before the tuning what the server would refuse after it. Raises InvalidField."""
-    for prompt in prompts:
-        if not prompt.strip() or len(prompt) > info.limits.prompt_characters:
-            remedy = f"describe the picture in 1 to {info.limits.prompt_characters} characters"
-            raise InvalidField("PROMPT", f"{len(prompt)} characters" if prompt.strip() else "", remedy)
-    if method not in info.methods:
-        raise InvalidField("--method", method, f"give one of {', '.join(info.methods)}")
-    if scheduler is not None and scheduler not in info.schedulers:
-        raise InvalidField("--scheduler", scheduler, f"give one of {', '.join(info.schedulers)}")
-    if len(seeds) > info.limits.seeds:
-        raise InvalidField("--seed", f"{len(seeds)} seeds", f"give at most {info.limits.seeds}")
-
-
 def say_what_the_model_knows(info: events.ServerInfo, show: Display) -> None:
     """One line if the base model has a small world of its own."""
     if info.base_model.vocabulary:
@@ -223,7 +269,7 @@ def picture_bytes_of(photo: str) -> bytes:
         raise InvalidField("PHOTO", photo, error.metadata["remedy"]) from None
 
 
-def save_sheet(picture: bytes, edits: Sequence[tuple[str, bytes]], path: Path) -> None:
+def save_sheet(picture: bytes, edits: Sequence[SheetEdit], path: Path) -> None:
     """Write the contact sheet; it appears whole or not at all."""
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:

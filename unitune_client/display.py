@@ -168,6 +168,13 @@ def _in_words(accepted: events.EditAccepted) -> str:
     config = accepted.config
     return (
         f"{config.method}: strength {config.strength:g}, guidance {config.guidance_scale:g}, "
-        f"interpolation {config.interpolation:g}, "
+        f"interpolation {config.interpolation:g}{_mask_in_words(config)}, "
         f"{config.num_inference_steps} {config.scheduler} steps of which {accepted.effective_strength:.0%} run"
     )
+
+
+def _mask_in_words(config: events.SamplingConfig) -> str:
+    """What interpolation goes by, where it is not the difference as ever."""
+    if config.mask_source in ("", "difference"):
+        return ""
+    return f" outside of the mask ({config.mask_source}{', only masked' if config.only_masked else ''})"

@@ -65,7 +65,10 @@ class TuningConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How an edit is sampled, every default filled in. `strength` is 0 to 1, a `guidance_scale` of 1 is none."""
+    """How an edit is sampled, every default filled in. `strength` is 0 to 1, a `guidance_scale` of 1 is none.
+
+    What the edit does not read, such as an option of another method, is None. `EditOptions` says what each one means.
+    """
 
     method: str
     scheduler: str
@@ -73,6 +76,17 @@ class SamplingConfig:
     guidance_scale: float
     strength: float
     interpolation: float
+    negative_prompt: str = ""
+    base_prompt: str = ""
+    prompt_guidance_scale: float | None = None
+    unconditional_model: str = ""
+    base_mixture: float | None = None
+    mask_source: str = ""
+    mask_blur: float | None = None
+    only_masked: bool = False
+    mask_padding: int | None = None
+    repeats: int | None = None
+    mask_keeps: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,11 +247,15 @@ class EditStep(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class EditedImage(Event):
-    """One edited picture, as large as the base image. `index` is its place among the seeds."""
+    """One edited picture, as large as the base image. `index` is its place among the seeds.
+
+    `mask` is the PNG of the mask that was used, white where it was edited; None if there was none.
+    """
 
     index: int
     seed: int
     png: bytes = field(repr=False)
+    mask: bytes | None = field(default=None, repr=False)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the PNG file; it appears whole or not at all. Raises OSError."""

@@ -1,7 +1,7 @@
 """Protobuf messages to the plain values of `events`, and options to messages. Nothing else here knows their fields."""
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from typing import Any, TypedDict, TypeVar
 
@@ -12,6 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from unitune.errors import InvalidField, UniTuneError, from_status
 from unitune.v1 import edit_pb2, image_pb2, server_pb2, tuning_pb2
 from unitune_client import events
+from unitune_client.pictures import PictureFile
 
 
 class TuningOptions(TypedDict, total=False):
@@ -39,9 +40,22 @@ class EditOptions(TuningOptions, total=False):
     method                "unitune", with tuned weights, or "sdedit", with the base model's
     strength              0 to 1, how far up the noise schedule the edit starts: more changes more
     guidance_scale        0 to 64, weight of the prompt; 1 is no guidance
-    interpolation         0 to 1, how much of the photo comes back where the edit left it nearly alone
+    interpolation         0 to 1, how much of the photo comes back outside of the mask, or with mask_source
+                          "difference" where the edit left it nearly alone; 1 by default with other masks
     num_inference_steps   steps of a run from pure noise, 1 to 1000; strength leaves the later part of them
     scheduler             "ddim", "euler" or "dpmpp_2m"
+    negative_prompt       what the picture shall not show
+    base_prompt           what the photo shows; prompt_guidance_scale and mask_source "diffedit" read it
+    prompt_guidance_scale 0 to 64, how far the edit is pushed away from base_prompt
+    unconditional_model   "tuned" or "base": whose weights predict the empty or negative prompt
+    base_mixture          0 to 1, the base model's share of the prediction in the noisier half of the steps
+    mask                  a PNG, bytes or path, as large as the photo: white is edited, black is kept exactly
+    mask_source           "given", "difference" (from the finished edit) or "diffedit" (before the first step)
+    mask_blur             0 to 256, the radius of the mask's soft edge in pixels of the photo
+    only_masked           True edits a crop around the mask at the model's full size, and pastes it back
+    mask_padding          0 to 1024, pixels of the photo around the mask that the crop shows
+    mask_keeps            True for a mask in which white is kept and black is edited, as in SDEdit's own code
+    repeats               1 to 10, whole runs of "sdedit", each from the last one's picture
     seeds                 one picture each; same seed, same picture
     preview_every         a preview each so many steps; 0 is none
     timeout_s             seconds that the whole edit, tuning included, may take
@@ -55,14 +69,26 @@ class EditOptions(TuningOptions, total=False):
     interpolation: float | None
     num_inference_steps: int | None
     scheduler: str | None
+    negative_prompt: str | None
+    base_prompt: str | None
+    prompt_guidance_scale: float | None
+    unconditional_model: str | None
+    base_mixture: float | None
+    mask: PictureFile | None
+    mask_source: str | None
+    mask_blur: float | None
+    only_masked: bool | None
+    mask_padding: int | None
+    mask_keeps: bool | None
+    repeats: int | None
     seeds: list[int] | tuple[int, ...] | None
     preview_every: int | None
     timeout_s: float | None
 
 
 _TUNING_FIELDS = {option: option for option in TuningOptions.__annotations__} | {"tuning_seed": "seed"}
-_SAMPLING_FIELDS = ("method", "strength", "guidance_scale", "interpolation", "num_inference_steps", "scheduler")
-_REQUEST_FIELDS = ("seeds", "preview_every")
+_SAMPLING_FIELDS = tuple(edit_pb2.SamplingConfig.DESCRIPTOR.fields_by_name)
+_REQUEST_FIELDS = ("seeds", "preview_every", "mask")
 
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")
@@ -75,7 +101,10 @@ def tuning_config(options: Mapping[str, Any]) -> tuning_pb2.TuningConfig | None:
 
 
 def edit_request(parent: str, prompt: str, options: Mapping[str, Any]) -> edit_pb2.EditRequest:
-    """The request of an edit, still without its target. Raises InvalidField for a value of a wrong type."""
+    """The request of an edit, still without its target; `mask` is the file's bytes.
+
+    Raises InvalidField for a value of a wrong type.
+    """
     given = {option: options[option] for option in _SAMPLING_FIELDS if options.get(option) is not None}
     asked = {option: options[option] for option in _REQUEST_FIELDS if options.get(option) is not None}
     request = _filled(edit_pb2.EditRequest(parent=parent), {"prompt": prompt, **asked})
@@ -108,6 +137,8 @@ def _filled(message: M, values: Mapping[str, Any]) -> M:
 
 _KINDS = {
     FieldDescriptor.TYPE_STRING: "a text",
+    FieldDescriptor.TYPE_BYTES: "the file's bytes",
+    FieldDescriptor.TYPE_BOOL: "True or False",
     FieldDescriptor.TYPE_DOUBLE: "a number",
     FieldDescriptor.TYPE_INT32: "a whole number of at most 2^31",
     FieldDescriptor.TYPE_INT64: "a whole number of at most 2^63",
@@ -180,7 +211,7 @@ def edit_event(message: edit_pb2.EditEvent) -> events.EditEvent | UniTuneError |
             accepted = message.accepted
             return events.EditAccepted(
                 edit=accepted.edit,
-                config=_same_fields(events.SamplingConfig, accepted.config),
+                config=_sampling_config(accepted.config),
                 effective_strength=accepted.effective_strength,
                 seeds=tuple(accepted.seeds),
                 warnings=tuple(accepted.warnings),
@@ -236,7 +267,7 @@ def server_info(message: server_pb2.ServerInfo) -> events.ServerInfo:
             vocabulary=tuple(base_model.vocabulary),
         ),
         tuning_defaults=_same_fields(events.TuningConfig, message.tuning_defaults),
-        sampling_defaults=_same_fields(events.SamplingConfig, message.sampling_defaults),
+        sampling_defaults=_sampling_config(message.sampling_defaults),
         limits=_same_fields(events.Limits, message.limits),
         methods=tuple(message.methods),
         schedulers=tuple(message.schedulers),
@@ -248,8 +279,18 @@ def _same_fields(kind: type[T], message: Message) -> T:
     return kind(**{one.name: getattr(message, one.name) for one in fields(kind)})  # type: ignore[arg-type]
 
 
+def _sampling_config(message: edit_pb2.SamplingConfig) -> events.SamplingConfig:
+    """With None for each option that the edit does not read."""
+    config = _same_fields(events.SamplingConfig, message)
+    unread = [one.name for one in fields(config) if one.default is None and not message.HasField(one.name)]
+    nothing: dict[str, Any] = dict.fromkeys(unread)
+    return replace(config, **nothing)
+
+
 def _edited_image(message: edit_pb2.EditEvent.EditedImage, **when: Any) -> events.EditedImage:
-    return events.EditedImage(index=message.index, seed=message.seed, png=message.png, **when)
+    return events.EditedImage(
+        index=message.index, seed=message.seed, png=message.png, mask=message.mask or None, **when
+    )
 
 
 def _time(message: Message, field: str) -> datetime | None:

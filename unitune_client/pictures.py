@@ -20,14 +20,16 @@ def resource_name(given: Picture | Tuning, collection: str) -> str | None:
     return match[0] if match is not None and match[1] == collection else None
 
 
-def picture_bytes(given: Picture | Tuning) -> bytes:
+def picture_bytes(given: Picture | Tuning, field: str = "image") -> bytes:
     """The picture's file, whole. Raises InvalidField naming what cannot be read; the server judges the bytes."""
     if isinstance(given, (bytes, bytearray, memoryview)):
         return bytes(given)
     if not isinstance(given, (str, os.PathLike)):
-        raise InvalidField("image", type(given).__name__, "give the picture's bytes or its path")
+        raise InvalidField(field, type(given).__name__, "give the picture's bytes or its path")
     try:
         return Path(given).read_bytes()
     except OSError as error:
-        remedy = "give the path of a PNG, JPEG or WebP picture"
-        raise InvalidField("image", str(given), f"{error.strerror or error}; {remedy}") from None
+        remedy = (
+            "give the path of a PNG, JPEG or WebP picture" if field == "image" else "give the path of a PNG picture"
+        )
+        raise InvalidField(field, str(given), f"{error.strerror or error}; {remedy}") from None

@@ -1,4 +1,4 @@
-"""The contact sheet: each picture beside its edits and what they changed, with captions under them."""
+"""The contact sheet: each picture beside its edits, what they changed and their masks, with captions under them."""
 
 import io
 from collections.abc import Iterable, Sequence
@@ -16,16 +16,19 @@ DIFFERENCE_GAIN = 2
 WIDER_FONTS = ("NotoSans-Regular.ttf", "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf")
 BACKGROUND, INK = (250, 250, 248), (40, 40, 40)
 
-Edits = Sequence[tuple[str, bytes]]  # (caption, picture file)
+SheetEdit = tuple[str, bytes] | tuple[str, bytes, bytes]  # caption, picture file, file of its mask or none
 
 
-def contact_sheet(rows: Iterable[tuple[bytes, Edits]]) -> Image.Image:
-    """One row per picture: the picture | an edit | its difference | an edit | its difference ...
+def contact_sheet(rows: Iterable[tuple[bytes, Sequence[SheetEdit]]]) -> Image.Image:
+    """One row per picture: the picture | an edit | its difference | its mask | an edit | its difference | its mask ...
 
     A row is a picture's file and its edits; more than two edits go on below. The difference is |edit - picture|,
-    twice as bright. Raises OSError for a file that Pillow cannot read.
+    twice as bright. The masks have columns if any edit of the sheet has one. Raises OSError for a file that Pillow
+    cannot read.
     """
-    lines = [line for picture, edits in rows for line in _lines(_opened(picture), edits)]
+    wanted = list(rows)
+    has_masks = any(any(mask) for _, edits in wanted for _, _, *mask in edits)
+    lines = [line for picture, edits in wanted for line in _lines(_opened(picture), edits, has_masks)]
     widths = [max(line[column].width for line in lines if len(line) > column) for column in range(max(map(len, lines)))]
     heights = [max(panel.height for panel in line) for line in lines]
     width = sum(widths) + MARGIN * (len(widths) + 1)
@@ -40,17 +43,24 @@ def contact_sheet(rows: Iterable[tuple[bytes, Edits]]) -> Image.Image:
     return sheet
 
 
-def _lines(picture: Image.Image, edits: Edits) -> list[list[Image.Image]]:
+def _lines(picture: Image.Image, edits: Sequence[SheetEdit], has_masks: bool) -> list[list[Image.Image]]:
     """The panels of a row, in as many lines as they need."""
     first = _panel(picture, "original")
     lines = []
     for start in range(0, len(edits), EDITS_IN_A_LINE):
-        line = [first if start == 0 else Image.new("RGB", (first.width, 1), BACKGROUND)]
-        for caption, file in edits[start : start + EDITS_IN_A_LINE]:
+        line = [first if start == 0 else _nothing(first)]
+        for caption, file, *mask in edits[start : start + EDITS_IN_A_LINE]:
             edited = _opened(file)
             line += [_panel(edited, caption), _panel(_difference(picture, edited), f"difference x {DIFFERENCE_GAIN}")]
+            if has_masks:
+                line.append(_panel(_opened(mask[0]), "mask") if any(mask) else _nothing(line[-1]))
         lines.append(line)
     return lines or [[first]]
+
+
+def _nothing(beside: Image.Image) -> Image.Image:
+    """An empty panel, as wide as its neighbour."""
+    return Image.new("RGB", (beside.width, 1), BACKGROUND)
 
 
 def _opened(file: bytes) -> Image.Image:

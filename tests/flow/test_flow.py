@@ -122,6 +122,34 @@ def test_strength_that_leaves_no_step_gives_the_autoencoders_picture(client: Cli
     assert one.images[0].png == two.images[0].png
 
 
+def test_a_mask_keeps_its_pixels_through_all_services(client: Client, picture: bytes) -> None:
+    """Black pixels of a mask are the picture's own, tuned or not, mixed with the base model or not, cropped or not."""
+    mask = np.zeros((SIZE[1], SIZE[0]), np.uint8)
+    mask[10:30, 20:40] = 255
+    file = io.BytesIO()
+    Image.fromarray(mask).save(file, "PNG")
+    kept, whole = mask == 0, np.asarray(Image.open(io.BytesIO(picture)))
+    settings = {"strength": 0.8, "num_inference_steps": 6, "mask": file.getvalue()}
+    tuning = client.tune(picture, updates=3)
+
+    for target, options in (
+        (tuning, {}),
+        (tuning, {"unconditional_model": "base", "base_mixture": 0.4}),
+        (tuning, {"prompt_guidance_scale": 2.0, "base_prompt": "a cow", "negative_prompt": "snow"}),
+        (tuning, {"only_masked": True, "mask_padding": 4}),
+        (picture, {"method": "sdedit", "repeats": 2}),
+    ):
+        result = client.edit_to_end(target, "a cat", **settings, **options)
+        edited = pixels(result.images[0])
+        np.testing.assert_array_equal(edited[kept], whole[kept])
+        assert (edited[~kept] != whole[~kept]).any()
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(result.images[0].mask))), mask)
+    estimated = client.edit_to_end(tuning, "a cat in the snow", mask_source="diffedit", base_prompt="a dog")
+    outside = np.asarray(Image.open(io.BytesIO(estimated.images[0].mask))) == 0
+    np.testing.assert_array_equal(pixels(estimated.images[0])[outside], whole[outside])
+    assert 0 < outside.mean() < 1
+
+
 def test_deleted_tunings_are_gone(client: Client, services: LocalServices, picture: bytes) -> None:
     """After a delete the weights are off the disk and an edit with the name is NOT_FOUND."""
     store = services._home.store

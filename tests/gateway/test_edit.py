@@ -60,7 +60,16 @@ async def test_accepted_tells_all_defaults(world: World) -> None:
     events = await edit(world, image_data=picture(), config=SamplingConfig(strength=0.68, scheduler="euler"))
     accepted = events[0].accepted
     assert accepted.config == SamplingConfig(
-        method="unitune", scheduler="euler", num_inference_steps=20, guidance_scale=7.5, strength=0.68
+        method="unitune",
+        scheduler="euler",
+        num_inference_steps=20,
+        guidance_scale=7.5,
+        strength=0.68,
+        interpolation=0.25,
+        mask_source="difference",
+        prompt_guidance_scale=0,
+        unconditional_model="tuned",
+        base_mixture=0,
     )
     assert accepted.effective_strength == 13 / 20
     assert list(accepted.seeds) == [0] and not accepted.warnings
@@ -121,6 +130,62 @@ async def test_get_edit_answers_with_the_pictures(world: World) -> None:
     assert found.state == Edit.STATE_DONE and found.tuning == events[-1].done.tuning
     assert found.timings == events[-1].done.timings and not found.HasField("error")
     assert Image.open(io.BytesIO(found.images[0].png)).getpixel((0, 0)) == (7, 7, 7)
+
+
+async def test_a_mask_is_given_and_keeps_pixels_exactly_unless_told_otherwise(world: World) -> None:
+    """It reaches the sampler as it came, implies its source and interpolation 1, and comes back with the pictures."""
+    mask = picture("white")
+
+    events = await edit(world, image_data=picture(), mask=mask)
+    mixed = await edit(world, image_data=picture(), mask=mask, config=SamplingConfig(interpolation=0.5))
+    estimated = await edit(world, image_data=picture(), config=SamplingConfig(mask_source="diffedit"))
+
+    config = events[0].accepted.config
+    assert (config.mask_source, config.interpolation, config.mask_blur) == ("given", 1, 0)
+    assert mixed[0].accepted.config.interpolation == 0.5
+    assert estimated[0].accepted.config.interpolation == 1
+    assert [request.mask for request in world.sampler.requests] == [mask, mask, b""]
+    assert [event.image.mask for event in events if event.HasField("image")] == [mask]
+    found = await world.edits.GetEdit(GetEditRequest(name=events[0].accepted.edit))
+    assert found.images[0].mask == mask
+
+
+async def test_a_mask_is_taken_wherever_its_picture_comes_from(world: World) -> None:
+    """An upload, a tuning and a picture in the request, by either method; white may be what is kept."""
+    tuning = await world.tuned(picture())
+    targets = ({"image_data": picture()}, {"image": tuning.image}, {"tuning": tuning.name})
+    for target in targets:
+        for method in ("unitune", "sdedit"):
+            config = SamplingConfig(method=method, mask_keeps=True)
+            events = await edit(world, **target, mask=picture("black"), config=config)
+            assert kinds(events)[-1] == "done"
+    assert all(request.config.mask_keeps for request in world.sampler.requests)
+
+
+@pytest.mark.parametrize(
+    ("config", "mask"),
+    [
+        (SamplingConfig(method="unitune", unconditional_model="base", base_mixture=0.4), b""),
+        (SamplingConfig(method="unitune", prompt_guidance_scale=2, base_prompt="a cat"), b""),
+        (SamplingConfig(method="unitune", mask_source="diffedit", base_prompt="a cat", mask_blur=2), b""),
+        (SamplingConfig(method="sdedit", repeats=3, negative_prompt="snow"), b""),
+        (SamplingConfig(method="unitune", only_masked=True, mask_padding=8), picture("white")),
+        (SamplingConfig(method="sdedit", only_masked=True), picture("white")),
+        (SamplingConfig(), b""),
+    ],
+)
+async def test_the_config_that_was_accepted_can_be_sent_again(
+    world: World, config: SamplingConfig, mask: bytes
+) -> None:
+    """It holds what was asked for and no option that nothing reads, so it means the same edit once more."""
+    accepted = (await edit(world, image_data=picture(), config=config, mask=mask))[0].accepted.config
+    again = (await edit(world, image_data=picture(), config=accepted, mask=mask))[0].accepted.config
+
+    assert again == accepted
+    filled = SamplingConfig()
+    filled.CopyFrom(accepted)
+    filled.MergeFrom(config)
+    assert filled == accepted
 
 
 async def test_closing_the_stream_stops_the_sampler_but_not_the_tuning(world: World) -> None:
@@ -320,9 +385,11 @@ async def test_tuning_deleted_under_a_waiting_edit(world: World) -> None:
 async def test_unknown_words_are_warned_of(world: World) -> None:
     """Words outside a closed vocabulary give one warning with the nearest known ones."""
     world.sampler.base_model = BaseModel(name="tiny", digest=BASE_MODEL.digest, vocabulary=["a", "dog", "on", "beach"])
-    events = await edit(world, image_data=picture(), prompt="A dgo on a BEACH, zzzzzz")
+    config = SamplingConfig(negative_prompt="qqqq", base_prompt="a wwww", prompt_guidance_scale=1)
+    events = await edit(world, image_data=picture(), prompt="A dgo on a BEACH, zzzzzz", config=config)
     (warning,) = events[0].accepted.warnings
     assert "dgo (nearest: dog)" in warning and "zzzzzz" in warning and "beach" not in warning.lower()
+    assert "qqqq" in warning and "wwww" in warning
 
 
 @pytest.mark.parametrize(("prompt", "vocabulary"), [("a dog", ["a", "Dog"]), ("anything at all", [])])

@@ -25,6 +25,7 @@ from unitune.v1.tuning_pb2 import (
 )
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
+WHITE = picture("white")
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -65,6 +66,37 @@ async def test_bad_picture_is_refused_in_every_way_it_can_come(world: World, dat
     await lives(world)
 
 
+@pytest.mark.parametrize("method", ["unitune", "sdedit"])
+async def test_a_mask_that_is_no_picture_is_refused(world: World, method: str) -> None:
+    """Undecodable, cut short, of another kind, announcing too many pixels, or too many bytes: before any tuning."""
+    for data, reason in (
+        (b"this is no picture", "IMAGE_UNDECODABLE"),
+        (picture("white", (200, 200))[:-40], "IMAGE_UNDECODABLE"),
+        (picture("white", kind="JPEG"), "IMAGE_UNDECODABLE"),
+        (png_header(20_000, 20_000), "IMAGE_TOO_LARGE"),
+        (bytes((768 << 10) + 1), "UPLOAD_TOO_LARGE"),
+    ):
+        config = SamplingConfig(method=method)
+        call = world.edits.Edit(EditRequest(image_data=picture(), prompt="a dog", config=config, mask=data))
+        await refused(call, INVALID, reason, "mask")
+    await lives(world)
+
+
+async def test_a_mask_is_held_to_the_picture_of_an_upload_and_of_a_tuning(world: World) -> None:
+    """Wherever the picture comes from, a mask of another size is refused, and no tuning is made for it."""
+    image = (await world.upload(picture(size=(50, 20)))).name
+    for method in ("unitune", "sdedit"):
+        config = SamplingConfig(method=method)
+        call = world.edits.Edit(EditRequest(image=image, prompt="a dog", config=config, mask=WHITE))
+        error = await refused(call, INVALID, "INVALID_FIELD", "mask")
+        assert "50x20" in error.metadata["remedy"]
+    assert list((await world.tunings.ListTunings(ListTuningsRequest())).tunings) == []
+    tuning = await world.tuned(picture(size=(50, 20)))
+    call = world.edits.Edit(EditRequest(tuning=tuning.name, prompt="a dog", mask=WHITE))
+    await refused(call, INVALID, "INVALID_FIELD", "mask")
+    assert not world.sampler.requests
+
+
 async def test_picture_too_large_for_a_request_is_refused(world: World) -> None:
     """Above 3 MiB a picture must be uploaded; above the transport's limit gRPC itself refuses."""
     call = world.edits.Edit(EditRequest(image_data=bytes((3 << 20) + 1), prompt="a dog"))
@@ -93,6 +125,45 @@ async def test_picture_too_large_for_a_request_is_refused(world: World) -> None:
         ({"config": SamplingConfig(num_inference_steps=1001)}, "config.num_inference_steps", "1001"),
         ({"config": SamplingConfig(method="magic")}, "config.method", "magic"),
         ({"config": SamplingConfig(scheduler="pndm")}, "config.scheduler", "pndm"),
+        ({"config": SamplingConfig(negative_prompt="x" * 2001)}, "config.negative_prompt", "2001 characters"),
+        ({"config": SamplingConfig(base_prompt="x" * 2001)}, "config.base_prompt", "2001 characters"),
+        ({"config": SamplingConfig(base_prompt="a cat")}, "config.base_prompt", "5 characters"),
+        ({"config": SamplingConfig(prompt_guidance_scale=2)}, "config.base_prompt", "unset"),
+        ({"config": SamplingConfig(prompt_guidance_scale=2, base_prompt=" ")}, "config.base_prompt", "blank"),
+        (
+            {"config": SamplingConfig(prompt_guidance_scale=65, base_prompt="a cat")},
+            "config.prompt_guidance_scale",
+            "65.0",
+        ),
+        ({"config": SamplingConfig(prompt_guidance_scale=math.nan)}, "config.prompt_guidance_scale", "nan"),
+        ({"config": SamplingConfig(unconditional_model="other")}, "config.unconditional_model", "other"),
+        (
+            {"config": SamplingConfig(method="sdedit", unconditional_model="base")},
+            "config.unconditional_model",
+            "base",
+        ),
+        ({"config": SamplingConfig(base_mixture=1.5)}, "config.base_mixture", "1.5"),
+        ({"config": SamplingConfig(method="sdedit", base_mixture=0.5)}, "config.base_mixture", "0.5"),
+        ({"config": SamplingConfig(repeats=2)}, "config.repeats", "2"),
+        ({"config": SamplingConfig(method="sdedit", repeats=0)}, "config.repeats", "0"),
+        ({"config": SamplingConfig(method="sdedit", repeats=11)}, "config.repeats", "11"),
+        ({"config": SamplingConfig(mask_source="guessed")}, "config.mask_source", "guessed"),
+        ({"config": SamplingConfig(mask_source="given")}, "mask", "unset"),
+        ({"config": SamplingConfig(mask_source="diffedit"), "mask": picture("white")}, "mask", f"{len(WHITE)} bytes"),
+        ({"config": SamplingConfig(mask_source="difference"), "mask": picture("white")}, "mask", f"{len(WHITE)} bytes"),
+        ({"config": SamplingConfig(only_masked=True)}, "config.only_masked", "True"),
+        ({"config": SamplingConfig(mask_keeps=True, mask_source="diffedit")}, "config.mask_keeps", "True"),
+        ({"config": SamplingConfig(mask_blur=1)}, "config.mask_blur", "1.0"),
+        ({"config": SamplingConfig(mask_blur=257), "mask": picture("white")}, "config.mask_blur", "257.0"),
+        ({"config": SamplingConfig(mask_padding=4), "mask": picture("white")}, "config.mask_padding", "4"),
+        (
+            {"config": SamplingConfig(mask_padding=-1, only_masked=True), "mask": picture("white")},
+            "config.mask_padding",
+            "-1",
+        ),
+        ({"mask": picture("black")}, "mask", "all black"),
+        ({"mask": picture("white"), "config": SamplingConfig(mask_keeps=True)}, "mask", "all white"),
+        ({"mask": picture("white", (30, 40))}, "mask", "30x40 pixels"),
         ({"seeds": range(9)}, "seeds", "9 seeds"),
         ({"seeds": [1, -1]}, "seeds[1]", "-1"),
         ({"preview_every": -1}, "preview_every", "-1"),

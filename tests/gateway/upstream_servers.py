@@ -25,7 +25,18 @@ TUNING_DEFAULTS = TuningConfig(
     method="unitune", mode="attn_out", updates=5, batch=4, learning_rate=2e-4, rare_tokens="beikkpic"
 )
 SAMPLING_DEFAULTS = SamplingConfig(
-    method="unitune", scheduler="ddim", num_inference_steps=20, guidance_scale=7.5, strength=0.75
+    method="unitune",
+    scheduler="ddim",
+    num_inference_steps=20,
+    guidance_scale=7.5,
+    strength=0.75,
+    interpolation=0.25,
+    prompt_guidance_scale=0,
+    unconditional_model="tuned",
+    base_mixture=0,
+    mask_blur=0,
+    mask_padding=32,
+    repeats=1,
 )
 
 
@@ -139,7 +150,9 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
                     raise self.failure
             for index, seed in enumerate(request.seeds):
                 png = images.encode_png(np.full((4, 6, 3), seed % 256, np.uint8))
-                yield sampler_pb2.SampleEvent(image=EditEvent.EditedImage(index=index, seed=seed, png=png))
+                yield sampler_pb2.SampleEvent(
+                    image=EditEvent.EditedImage(index=index, seed=seed, png=png, mask=request.mask)
+                )
             is_done = True
             yield sampler_pb2.SampleEvent(done=Timings(refit_s=0.25, denoise_s=1.5))
         finally:

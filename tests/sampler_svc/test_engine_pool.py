@@ -13,7 +13,7 @@ import pytest
 from sampler_svc.engine import BASE, TOO_SMALL, Engine, EngineSpec, Weights
 from sampler_svc.engine_pool import EnginePool
 from sampler_svc.ort_engine import OrtEngine
-from tests.sampler_svc.tunings import Tunings, answers, lying
+from tests.sampler_svc.tunings import Tunings, answers, lying, question
 from unitune.base_model import BaseModelSpec
 from unitune.errors import DataLoss
 
@@ -218,6 +218,69 @@ def test_two_engines_serve_two_sets_at_once(two: EnginePool, tunings: Tunings) -
     with two.lease(first.id, lambda: first) as one, two.lease(second.id, lambda: second) as other:
         assert one.engine is not other.engine
         assert two.resident() == sorted([first.id, second.id])
+
+
+def test_the_base_weights_run_beside_a_lease_of_others(
+    open_engine: Callable[[], Engine], base: Weights, tunings: Tunings
+) -> None:
+    """One engine more is opened when they are first needed, once; the lease's own engine is left alone."""
+    opened: list[Engine] = []
+
+    def open_and_count() -> Engine:
+        opened.append(open_engine())
+        return opened[-1]
+
+    pool, weights = EnginePool(open_and_count, base), tunings.weights(1)
+    with pool.lease(BASE, never) as lease:
+        expected = answers(lease.engine)
+    with pool.lease(weights.id, lambda: weights) as lease:
+        before = answers(lease.engine)
+        assert len(opened) == 1
+        for _ in range(2):
+            np.testing.assert_array_equal(pool.run_base(*question(lease.engine.spec)), expected)
+        np.testing.assert_array_equal(answers(lease.engine), before)
+        assert len(opened) == 2 and lease.engine.weights == weights.id
+
+    assert pool.resident() == [weights.id]
+    pool.close()
+
+
+def test_leases_that_need_base_weights_too_never_wait_for_each_other_forever(
+    two: EnginePool, base: Weights, tunings: Tunings
+) -> None:
+    """Many at once, on more sets than engines, all end, each with its own answers and the base's."""
+    sets = [tunings.weights(seed) for seed in (1, 2, 3)]
+    expected = {weights.id: said(two, weights) for weights in sets}
+    base_said = said(two, base)
+
+    def work(weights: Weights) -> None:
+        with two.lease(weights.id, lambda: weights) as lease:
+            for _ in range(3):
+                np.testing.assert_array_equal(two.run_base(*question(lease.engine.spec)), base_said)
+                np.testing.assert_array_equal(answers(lease.engine), expected[weights.id])
+
+    with ThreadPoolExecutor(6) as threads:
+        for done in [threads.submit(work, sets[index % 3]) for index in range(12)]:
+            done.result(timeout=60)
+
+
+def test_an_engine_for_the_base_weights_that_cannot_be_opened_is_tried_again(
+    open_engine: Callable[[], Engine], base: Weights, tunings: Tunings
+) -> None:
+    """The error reaches the caller; the next pass opens it."""
+    broken = [False, True, False]
+
+    def open_maybe() -> Engine:
+        if broken.pop(0):
+            raise OSError("no memory")
+        return open_engine()
+
+    pool = EnginePool(open_maybe, base)
+    with pool.lease(BASE, never) as lease:
+        with pytest.raises(OSError, match="no memory"):
+            pool.run_base(*question(lease.engine.spec))
+        np.testing.assert_array_equal(pool.run_base(*question(lease.engine.spec)), answers(lease.engine))
+    pool.close()
 
 
 def test_evicted_weights_are_gone(pool: EnginePool, base: Weights, tunings: Tunings) -> None:

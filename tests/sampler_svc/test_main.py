@@ -25,7 +25,8 @@ from pathlib import Path
 import sampler_svc, sampler_svc.service, sampler_svc.build
 from sampler_svc.build import build
 from sampler_svc.model import Model
-from sampler_svc.sample import Request, sample
+from sampler_svc.request import Request
+from sampler_svc.sample import sample
 graphs, folder, image = (Path(argument) for argument in sys.argv[1:])
 model = Model.open(build(graphs, folder), threads=1)
 request = Request(image.read_bytes(), "a cat", "ddim", 4, 4.0, 0.5, (0,))

@@ -12,7 +12,8 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 
 from sampler_svc.engine import BASE, Engine, Weights
 from sampler_svc.model import Model
-from sampler_svc.sample import Done, EditedImage, Request, Step, sample, start
+from sampler_svc.request import Request
+from sampler_svc.sample import Done, EditedImage, Step, sample, start
 from tests.sampler_svc.pictures import picture
 from tests.sampler_svc.tunings import Tunings
 from unitune import images
@@ -175,9 +176,10 @@ def test_the_start_is_farther_from_the_picture_the_greater_the_strength(model: M
     """Distance grows strictly from strength to strength (check E2)."""
     latent = model.graphs.encode(images.to_model(images.decode(REQUEST.image), (48, 48)))
     whole = SCHEDULERS["ddim"].run(model.schedule, 10)
+    noise = np.random.default_rng(5).standard_normal(latent.shape, dtype=np.float32)
 
     distances = [
-        float(np.linalg.norm(start(latent, whole.late(strength), (5,)) - latent))
+        float(np.linalg.norm(start(latent, noise, whole.late(strength)) - latent))
         for strength in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
     ]
 

@@ -12,7 +12,7 @@ import pytest
 from sampler_svc.engine import Weights
 from sampler_svc.model import Model
 from sampler_svc.service import SamplerService
-from tests.sampler_svc.pictures import picture
+from tests.sampler_svc.pictures import mask, picture
 from tests.sampler_svc.tunings import Tunings
 from unitune import images, serving
 from unitune.errors import DataLoss, from_rpc_error, from_status
@@ -197,6 +197,58 @@ async def test_a_picture_that_cannot_be_decoded_is_told(sampler) -> None:
     assert (error.reason, error.field) == ("IMAGE_UNDECODABLE", "image")
 
 
+async def test_a_mask_keeps_pixels_and_comes_back(sampler) -> None:
+    """A mask alone is a given one: kept pixels are the picture's, and the result's mask is the one that was sent."""
+    found = await events(sampler, request(mask=mask(box=(0, 0, 48, 24)), interpolation=1.0))
+
+    (result,) = (event.image for event in found if event.WhichOneof("event") == "image")
+    edited, base_image = images.decode(result.png), images.decode(picture())
+    np.testing.assert_array_equal(edited[:, 24:], base_image[:, 24:])
+    assert (edited[:, :24] != base_image[:, :24]).any()
+    assert images.decode_mask(result.mask, (48, 48))[:, :24].min() == 1
+
+
+async def test_a_mask_that_does_not_fit_is_told(sampler) -> None:
+    """The error inside `failed` names field, value and remedy."""
+    found = await events(sampler, request(mask=mask(20, 30)))
+
+    error = from_status(found[-1].failed)
+    assert (error.reason, error.field, error.metadata["value"]) == ("INVALID_FIELD", "mask", "30x20 pixels")
+    assert "48x48" in error.metadata["remedy"]
+
+
+async def test_options_reach_the_sampling(sampler, stored) -> None:
+    """Each of them makes another picture than the plain edit; none is a matter of chance."""
+    weights = stored(1)
+    plain = pngs(await events(sampler, request(weights)))
+
+    for change in (
+        {"negative_prompt": "snow"},
+        {"prompt_guidance_scale": 3.0, "base_prompt": "snow"},
+        {"unconditional_model": "base"},
+        {"base_mixture": 0.5},
+        {"repeats": 2},
+        {"mask_source": "diffedit", "interpolation": 1.0},
+        {"mask": mask(box=(0, 0, 24, 24)), "mask_keeps": True},
+        {"mask": mask(box=(0, 0, 24, 24)), "mask_blur": 4.0},
+        {"mask": mask(box=(0, 0, 24, 24)), "only_masked": True, "mask_padding": 2},
+    ):
+        once = pngs(await events(sampler, request(weights, **change)))
+        assert once != plain, change
+        assert once == pngs(await events(sampler, request(weights, **change))), change
+
+
+async def test_the_base_prompt_of_a_tuned_model_has_the_rare_tokens(sampler, stored) -> None:
+    """Prompt guidance from the edit's own prompt changes nothing, as both have them (check U9)."""
+    weights = stored(1)
+    same = {"prompt_guidance_scale": 3.0, "base_prompt": "a cat at the beach"}
+
+    (plain,) = pngs(await events(sampler, request(weights)))
+    (guided,) = pngs(await events(sampler, request(weights, **same)))
+
+    assert np.abs(images.decode(guided).astype(int) - images.decode(plain)).max() <= 1
+
+
 @pytest.mark.parametrize(
     ("field", "change"),
     [
@@ -211,6 +263,14 @@ async def test_a_picture_that_cannot_be_decoded_is_told(sampler) -> None:
         ("config.strength", {"strength": float("nan")}),
         ("config.interpolation", {"interpolation": None}),
         ("config.interpolation", {"interpolation": 1.01}),
+        ("config.prompt_guidance_scale", {"prompt_guidance_scale": 65.0}),
+        ("config.unconditional_model", {"unconditional_model": "other"}),
+        ("config.base_mixture", {"base_mixture": float("nan")}),
+        ("config.mask_source", {"mask_source": "guessed"}),
+        ("config.mask_blur", {"mask_blur": -1.0}),
+        ("config.mask_padding", {"mask_padding": 1025}),
+        ("config.repeats", {"repeats": 0}),
+        ("mask", {"mask_source": "given"}),
         ("seeds", {"seeds": []}),
         ("seeds", {"seeds": list(range(9))}),
         ("preview_every", {"preview_every": -1}),

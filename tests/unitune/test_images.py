@@ -171,3 +171,48 @@ def test_png_bytes_are_the_same_twice() -> None:
     """The same pixels give the same file, and the file gives the pixels."""
     assert images.encode_png(picture()) == images.encode_png(picture())
     np.testing.assert_array_equal(images.decode(images.encode_png(picture())), picture())
+
+
+def test_a_mask_is_1_where_it_is_white() -> None:
+    """Grey is in between, colours count by brightness, transparent parts are black, 16 bits are as good as 8."""
+    grey = Image.fromarray(np.array([[0, 51, 255]], np.uint8))
+    colours = Image.fromarray(np.array([[(0, 0, 0), (255, 255, 255)]], np.uint8))
+    strokes = Image.fromarray(np.array([[(255, 255, 255, 255), (255, 255, 255, 0)]], np.uint8), "RGBA")
+    deep = Image.fromarray(np.array([[0, 65535, 13107]], np.uint16))
+
+    found = [images.decode_mask(as_file(one), (1, one.width))[0] for one in (grey, colours, strokes, deep)]
+
+    for mask, expected in zip(found, ([0, 0.2, 1], [0, 1], [1, 0], [0, 1, 0.2]), strict=True):
+        np.testing.assert_allclose(mask, expected, rtol=0, atol=1e-6)
+        assert mask.dtype == np.float32
+
+
+def test_a_mask_comes_back_as_it_was_encoded() -> None:
+    """Up to the 256 levels that its file has."""
+    mask = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
+
+    assert np.abs(images.decode_mask(images.encode_mask(mask), (3, 4)) - mask).max() <= 0.5 / 255 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("data", "reason", "value"),
+    [
+        (b"no picture", "IMAGE_UNDECODABLE", "10 bytes"),
+        (b"", "IMAGE_UNDECODABLE", "0 bytes"),
+        (images.encode_mask(np.ones((40, 40)))[:60], "IMAGE_UNDECODABLE", "60 bytes"),
+        (images.encode_mask(np.ones((3, 5))), "INVALID_FIELD", "5x3 pixels"),
+    ],
+)
+def test_a_mask_that_cannot_be_used_is_refused(data: bytes, reason: str, value: str) -> None:
+    """The error names the field, the value and what to do."""
+    with pytest.raises(InvalidArgument) as refusal:
+        images.decode_mask(data, (3, 4))
+
+    assert (refusal.value.reason, refusal.value.field, refusal.value.metadata["value"]) == (reason, "mask", value)
+    assert refusal.value.metadata["remedy"]
+
+
+def test_a_mask_is_a_png() -> None:
+    """A JPEG would be grey where it was drawn black or white."""
+    with pytest.raises(InvalidArgument, match="send a PNG picture"):
+        images.decode_mask(as_file(Image.new("L", (4, 3), 255), "JPEG"), (3, 4))

@@ -249,8 +249,8 @@ def uploaded(parts: list[image_pb2.UploadImageRequest]) -> image_pb2.Image:
         name=f"{parts[0].header.parent}/images/{digest}",
         sha256=digest,
         size_bytes=len(data),
-        width=8,
-        height=8,
+        width=64,
+        height=48,
         media_type="image/png",
     )
 
@@ -284,7 +284,12 @@ def from_log(log: list[tuning_pb2.TuningEvent]) -> Callable[[Any], list[tuning_p
 
 
 def edit_events(
-    pngs: Iterable[bytes], *, steps: int = 2, seeds: Iterable[int] = (0,), warnings: Iterable[str] = ()
+    pngs: Iterable[bytes],
+    *,
+    steps: int = 2,
+    seeds: Iterable[int] = (0,),
+    warnings: Iterable[str] = (),
+    mask: bytes = b"",
 ) -> list[edit_pb2.EditEvent]:
     """Events of an edit that succeeds with these pictures."""
     kinds = edit_pb2.EditEvent
@@ -295,7 +300,7 @@ def edit_events(
     events = [kinds(accepted=accepted), kinds(loading=kinds.Loading(warm=False, refit_s=0.25, probe_ratio=0.01))]
     events += [kinds(step=kinds.Step(index=index, total=steps)) for index in range(steps)]
     for index, (seed, png) in enumerate(zip(seeds, pngs, strict=False)):
-        events.append(kinds(image=kinds.EditedImage(index=index, seed=seed, png=png)))
+        events.append(kinds(image=kinds.EditedImage(index=index, seed=seed, png=png, mask=mask)))
     timings = edit_pb2.Timings(refit_s=0.25, encode_s=0.05, denoise_s=1.5, decode_s=0.1, total_s=2.0)
     events.append(kinds(done=kinds.Done(timings=timings, tuning=TUNING)))
     for number, event in enumerate(events, start=1):

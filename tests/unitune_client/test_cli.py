@@ -23,6 +23,7 @@ from unitune.errors import Internal, InvalidField, NotFound, Unavailable, to_sta
 from unitune.v1 import edit_pb2, tuning_pb2
 from unitune_client.cli import main
 
+WHITE, BLACK = scripted_server.png((255, 255, 255)), scripted_server.png((0, 0, 0))
 DOG, CAT = scripted_server.png((0, 200, 0)), scripted_server.png((0, 0, 200))
 
 
@@ -169,6 +170,23 @@ def test_wrong_input_is_one_line_and_code_2(photo: Path, options: list[str], lin
         ([" "], "error: PROMPT is '': describe the picture in 1 to 2000 characters"),
         (["x" * 2001], "error: PROMPT is '2001 characters': describe the picture in 1 to 2000 characters"),
         (["a dog", *[f"--seed={n}" for n in range(9)]], "error: --seed is '9 seeds': give at most 8"),
+        (
+            ["a dog", "--prompt-guidance=3"],
+            "error: --base-prompt is 'unset': describe PHOTO as it is; --prompt-guidance guides away from that",
+        ),
+        (
+            ["a dog", "--base-prompt=a cat"],
+            "error: --base-prompt is 'a cat': give --prompt-guidance or --mask-source diffedit, which read it, "
+            "or leave it out",
+        ),
+        (
+            ["a dog", "--negative-prompt", "x" * 2001],
+            "error: --negative-prompt is '2001 characters': give at most 2000 characters",
+        ),
+        (
+            ["a dog", "--repeats=2"],
+            "error: --repeats is 2: leave it out, or give --method sdedit, which has it",
+        ),
     ],
 )
 def test_what_the_server_would_refuse_is_refused_before_the_tuning(
@@ -180,6 +198,94 @@ def test_what_the_server_would_refuse_is_refused_before_the_tuning(
     done = unitune("edit", photo, *arguments, "--address", server.address)
 
     assert (2, line) == (done.exit_code, done.stderr.strip())
+
+
+@pytest.mark.parametrize(
+    ("mask", "arguments", "line"),
+    [
+        (None, ["--mask-source=given"], "--mask is 'unset': --mask-source given needs it; give a PNG file"),
+        (
+            WHITE,
+            ["--mask-source=diffedit"],
+            "--mask is 'given': leave it out: --mask-source diffedit estimates its own",
+        ),
+        (None, ["--only-masked"], "--only-masked is 'given': give --mask, too: it edits a crop around that"),
+        (
+            None,
+            ["--mask-blur=2"],
+            "--mask-blur is 2.0: give --mask or --mask-source diffedit, too: it softens the edge of that",
+        ),
+        (b"no picture", [], "--mask is '10 bytes': give a PNG file, white where PHOTO is to be edited"),
+        (BLACK, [], "--mask is 'all black': make white what is to be edited; nothing is"),
+        (
+            scripted_server.png((255, 255, 255), (48, 64)),
+            [],
+            "--mask is '48x64 pixels': make it as large as PHOTO, 64x48",
+        ),
+    ],
+)
+def test_a_mask_that_the_server_would_refuse_is_refused_before_the_tuning(
+    server: ScriptedServer, photo: Path, mask: bytes | None, arguments: list[str], line: str
+) -> None:
+    """Its file is held to the photo, and options of masks need one; no tuning is asked for."""
+    server.script("GetServerInfo", scripted_server.server_info())
+    server.script("UploadImage", scripted_server.uploaded)
+    if mask is not None:
+        Path("mask.png").write_bytes(mask)
+        arguments = [*arguments, "--mask=mask.png"]
+
+    done = unitune("edit", photo, "a dog", *arguments, "--address", server.address)
+
+    assert (2, f"error: {line}") == (done.exit_code, done.stderr.strip())
+
+
+def test_a_missing_mask_is_named(photo: Path) -> None:
+    """As a missing photo is, before any server is asked."""
+    done = unitune("edit", photo, "a dog", "--mask=nobody.png", "--address", "127.0.0.1:1")
+
+    wanted = "error: --mask is 'nobody.png': No such file or directory; give the path of a PNG picture\n"
+    assert (2, wanted) == (done.exit_code, done.stderr)
+
+
+def test_options_of_guidance_and_mask_reach_their_fields(server: ScriptedServer, photo: Path) -> None:
+    """Each has its own; the mask goes as its file, and comes back as one more column of the sheet."""
+    expect_tuning(server)
+    server.script("Edit", scripted_server.edit_events([DOG], mask=WHITE))
+    Path("mask.png").write_bytes(WHITE)
+    guidance = ["--negative-prompt=snow", "--base-prompt=a cat", "--prompt-guidance=3"]
+    masks = ["--mask=mask.png", "--mask-source=given", "--mask-blur=2", "--only-masked", "--interpolation=0.5"]
+
+    done = unitune("edit", photo, "a dog", *guidance, *masks, "--address", server.address)
+
+    assert 0 == done.exit_code, done.output
+    (request,) = server.requests["Edit"]
+    assert WHITE == request.mask
+    assert request.config == edit_pb2.SamplingConfig(
+        method="unitune",
+        negative_prompt="snow",
+        base_prompt="a cat",
+        prompt_guidance_scale=3,
+        mask_source="given",
+        mask_blur=2,
+        only_masked=True,
+        interpolation=0.5,
+    )
+    colours = {colour: count for count, colour in Image.open("out/my cat--sheet.png").getcolors(1 << 20)}
+    assert colours[(255, 255, 255)] >= 256 * 192
+
+
+def test_options_of_sdedit_reach_their_fields(server: ScriptedServer, photo: Path) -> None:
+    """Repeats and an estimated mask, with the base prompt that it reads."""
+    server.script("GetServerInfo", scripted_server.server_info())
+    server.script("UploadImage", scripted_server.uploaded)
+    server.script("Edit", scripted_server.edit_events([DOG]))
+    options = ["--method=sdedit", "--repeats=3", "--mask-source=diffedit", "--base-prompt=a cat"]
+
+    done = unitune("edit", photo, "a dog", *options, "--address", server.address)
+
+    assert 0 == done.exit_code, done.output
+    config = server.requests["Edit"][0].config
+    assert config == edit_pb2.SamplingConfig(method="sdedit", repeats=3, mask_source="diffedit", base_prompt="a cat")
 
 
 def test_a_missing_photo_is_named(tmp_path: Path) -> None:
@@ -262,7 +368,9 @@ def test_help_names_examples_and_units() -> None:
     shown = unitune("edit", "--help").stdout
 
     assert 'unitune edit cat.png "a dog on a beach"' in shown
-    assert "0 to 1" in shown and "[default: the base model's own]" in " ".join(shown.split())
+    words = " ".join(shown.split())
+    assert "0 to 1" in shown and "[default: the base model's own]" in words
+    assert "sdedit, also called img2img" in words and "white is edited, black keeps its pixels exactly" in words
 
 
 def test_no_command_is_shown_the_help() -> None:

@@ -125,6 +125,65 @@ def test_an_unknown_option_is_a_type_error(client: Client) -> None:
         next(client.edit(PICTURE, "a dog", guidance=3))  # type: ignore[call-arg]
 
 
+OPTIONS = {
+    "method": "unitune",
+    "negative_prompt": "snow",
+    "base_prompt": "a cat",
+    "prompt_guidance_scale": 2.5,
+    "unconditional_model": "base",
+    "base_mixture": 0.4,
+    "mask_source": "given",
+    "mask_blur": 1.5,
+    "only_masked": True,
+    "mask_padding": 8,
+    "mask_keeps": True,
+    "repeats": 2,
+}
+
+
+def test_every_option_of_guidance_and_masks_reaches_its_field(
+    server: ScriptedServer, client: Client, tmp_path: Path
+) -> None:
+    """By its own name; a mask is bytes or a path, and the mask that was used comes with the picture."""
+    path = tmp_path / "mask.png"
+    path.write_bytes(PICTURE)
+    for _ in range(2):
+        server.script("Edit", scripted_server.edit_events([b"one"], mask=b"used"))
+
+    by_path = client.edit_to_end(PICTURE, "a dog", mask=path, **OPTIONS)
+    client.edit_to_end(PICTURE, "a dog", mask=PICTURE, **OPTIONS)
+
+    assert by_path.images[0].mask == b"used"
+    for request in server.requests["Edit"]:
+        assert request.mask == PICTURE
+        assert request.config == edit_pb2.SamplingConfig(**OPTIONS)
+
+
+async def test_an_async_client_sends_and_gets_masks(server: ScriptedServer, tmp_path: Path) -> None:
+    """The same options as the blocking one; a mask that is not there is named before anything is sent."""
+    server.script("Edit", scripted_server.edit_events([b"one"]))
+
+    async with AsyncClient(server.address) as client:
+        result = await client.edit_to_end(PICTURE, "a dog", mask=PICTURE, **OPTIONS)
+        with pytest.raises(InvalidField) as refusal:
+            await client.edit_to_end(PICTURE, "a dog", mask=tmp_path / "nobody.png")
+
+    assert result.images[0].mask is None
+    assert server.requests["Edit"][0].mask == PICTURE
+    assert refusal.value.field == "mask" and "PNG" in refusal.value.metadata["remedy"]
+
+
+def test_what_an_edit_does_not_read_is_none(server: ScriptedServer, client: Client) -> None:
+    """So it can be told from a setting of 0."""
+    log = scripted_server.edit_events([b"one"])
+    log[0].accepted.config.base_mixture = 0
+    server.script("Edit", log)
+
+    config = client.edit_to_end(PICTURE, "a dog").config
+
+    assert (config.base_mixture, config.repeats, config.mask_blur) == (0, None, None)
+
+
 def test_edit_maps_every_event(server: ScriptedServer, client: Client) -> None:
     """Each message of the stream becomes its dataclass, with its values, in order."""
     queued, ready = scripted_server.tuning_events("queued", "ready")

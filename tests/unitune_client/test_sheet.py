@@ -64,6 +64,29 @@ def test_the_difference_is_twice_as_bright() -> None:
     assert (20, 20, 255) == made.getpixel((left + 5, sheet.MARGIN + 5))
 
 
+def test_masks_have_a_column_of_their_own_after_the_difference() -> None:
+    """Where any edit has one, every edit has the place for it; what is white was edited."""
+    mask = Image.new("L", (64, 48), 0)
+    mask.paste(255, (0, 0, 32, 48))
+
+    made = sheet.contact_sheet([(png(RED), [("masked", png(GREEN), file_of(mask)), ("plain", png(BLUE), b"")])])
+
+    columns = columns_of(made)
+    assert len(columns) == 6  # the picture, edit, difference, mask, edit, difference
+    left, right = columns[3]
+    shown = made.crop((left, sheet.MARGIN, right, sheet.MARGIN + 192))
+    assert shown.tobytes() == mask.convert("RGB").resize((256, 192), Image.Resampling.NEAREST).tobytes()
+    assert made.width == 7 * 256 + 8 * sheet.MARGIN
+
+
+def test_a_sheet_without_masks_has_no_column_for_them() -> None:
+    """An edit that says it has none is as one that says nothing."""
+    one = sheet.contact_sheet([(png(RED), [("an edit", png(GREEN), b"")])])
+    other = sheet.contact_sheet([(png(RED), [("an edit", png(GREEN))])])
+
+    assert one.tobytes() == other.tobytes()
+
+
 def test_large_pictures_are_reduced() -> None:
     """A photo of 3000 pixels does not make a sheet of 9000."""
     made = sheet.contact_sheet([(png(RED, (3000, 1500)), [("an edit", png(GREEN, (3000, 1500)))])])

@@ -28,7 +28,7 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from unitune.v1 import tuning_pb2 as unitune_dot_v1_dot_tuning__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15unitune/v1/edit.proto\x12\nunitune.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x17unitune/v1/tuning.proto\"\x97\x02\n\x0b\x45\x64itRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x10\n\x06tuning\x18\x02 \x01(\tH\x00\x12\x0f\n\x05image\x18\x03 \x01(\tH\x00\x12\x14\n\nimage_data\x18\x04 \x01(\x0cH\x00\x12\x35\n\rtuning_config\x18\x05 \x01(\x0b\x32\x18.unitune.v1.TuningConfigB\x04\xe2\x41\x01\x01\x12\x14\n\x06prompt\x18\x06 \x01(\tB\x04\xe2\x41\x01\x02\x12\x30\n\x06\x63onfig\x18\x07 \x01(\x0b\x32\x1a.unitune.v1.SamplingConfigB\x04\xe2\x41\x01\x01\x12\x13\n\x05seeds\x18\x08 \x03(\x03\x42\x04\xe2\x41\x01\x01\x12\x1b\n\rpreview_every\x18\t \x01(\x05\x42\x04\xe2\x41\x01\x01\x42\x08\n\x06target\"\x93\x02\n\x0eSamplingConfig\x12\x14\n\x06method\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tscheduler\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12&\n\x13num_inference_steps\x18\x03 \x01(\x05\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12!\n\x0eguidance_scale\x18\x04 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x12\x1b\n\x08strength\x18\x05 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x02\x88\x01\x01\x12 \n\rinterpolation\x18\x06 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x03\x88\x01\x01\x42\x16\n\x14_num_inference_stepsB\x11\n\x0f_guidance_scaleB\x0b\n\t_strengthB\x10\n\x0e_interpolation\"\xf5\x06\n\tEditEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x0b\x32\x1e.unitune.v1.EditEvent.AcceptedH\x00\x12)\n\x06tuning\x18\x04 \x01(\x0b\x32\x17.unitune.v1.TuningEventH\x00\x12\x30\n\x07loading\x18\x05 \x01(\x0b\x32\x1d.unitune.v1.EditEvent.LoadingH\x00\x12*\n\x04step\x18\x06 \x01(\x0b\x32\x1a.unitune.v1.EditEvent.StepH\x00\x12\x32\n\x05image\x18\x07 \x01(\x0b\x32!.unitune.v1.EditEvent.EditedImageH\x00\x12*\n\x04\x64one\x18\x08 \x01(\x0b\x32\x1a.unitune.v1.EditEvent.DoneH\x00\x12$\n\x06\x66\x61iled\x18\t \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12%\n\tcancelled\x18\n \x01(\x0b\x32\x10.unitune.v1.EditH\x00\x12\x34\n\theartbeat\x18\x0b \x01(\x0b\x32\x1f.unitune.v1.EditEvent.HeartbeatH\x00\x1a\x81\x01\n\x08\x41\x63\x63\x65pted\x12\x0c\n\x04\x65\x64it\x18\x01 \x01(\t\x12*\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x1a.unitune.v1.SamplingConfig\x12\x1a\n\x12\x65\x66\x66\x65\x63tive_strength\x18\x03 \x01(\x01\x12\r\n\x05seeds\x18\x04 \x03(\x03\x12\x10\n\x08warnings\x18\x05 \x03(\t\x1a=\n\x07Loading\x12\x0c\n\x04warm\x18\x01 \x01(\x08\x12\x0f\n\x07refit_s\x18\x02 \x01(\x01\x12\x13\n\x0bprobe_ratio\x18\x03 \x01(\x01\x1a\x35\n\x04Step\x12\r\n\x05index\x18\x01 \x01(\x05\x12\r\n\x05total\x18\x02 \x01(\x05\x12\x0f\n\x07preview\x18\x03 \x01(\x0c\x1a\x37\n\x0b\x45\x64itedImage\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04seed\x18\x02 \x01(\x03\x12\x0b\n\x03png\x18\x03 \x01(\x0c\x1a<\n\x04\x44one\x12$\n\x07timings\x18\x01 \x01(\x0b\x32\x13.unitune.v1.Timings\x12\x0e\n\x06tuning\x18\x02 \x01(\t\x1a\x0b\n\tHeartbeatB\x07\n\x05\x65vent\"\x83\x01\n\x07Timings\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\x12\x0e\n\x06tune_s\x18\x02 \x01(\x01\x12\x0f\n\x07refit_s\x18\x03 \x01(\x01\x12\x10\n\x08\x65ncode_s\x18\x04 \x01(\x01\x12\x11\n\tdenoise_s\x18\x05 \x01(\x01\x12\x10\n\x08\x64\x65\x63ode_s\x18\x06 \x01(\x01\x12\x0f\n\x07total_s\x18\x07 \x01(\x01\"\xd5\x02\n\x04\x45\x64it\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12+\n\x05state\x18\x02 \x01(\x0e\x32\x16.unitune.v1.Edit.StateB\x04\xe2\x41\x01\x03\x12\x37\n\x06images\x18\x03 \x03(\x0b\x32!.unitune.v1.EditEvent.EditedImageB\x04\xe2\x41\x01\x03\x12*\n\x07timings\x18\x04 \x01(\x0b\x32\x13.unitune.v1.TimingsB\x04\xe2\x41\x01\x03\x12\'\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x12.google.rpc.StatusB\x04\xe2\x41\x01\x03\x12\x14\n\x06tuning\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\"h\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_RUNNING\x10\x01\x12\x0e\n\nSTATE_DONE\x10\x02\x12\x10\n\x0cSTATE_FAILED\x10\x03\x12\x13\n\x0fSTATE_CANCELLED\x10\x04\"$\n\x0eGetEditRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\'\n\x11\x43\x61ncelEditRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x32\xbf\x01\n\x0b\x45\x64itService\x12\x38\n\x04\x45\x64it\x12\x17.unitune.v1.EditRequest\x1a\x15.unitune.v1.EditEvent0\x01\x12\x37\n\x07GetEdit\x12\x1a.unitune.v1.GetEditRequest\x1a\x10.unitune.v1.Edit\x12=\n\nCancelEdit\x12\x1d.unitune.v1.CancelEditRequest\x1a\x10.unitune.v1.Editb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15unitune/v1/edit.proto\x12\nunitune.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x17unitune/v1/tuning.proto\"\xab\x02\n\x0b\x45\x64itRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x10\n\x06tuning\x18\x02 \x01(\tH\x00\x12\x0f\n\x05image\x18\x03 \x01(\tH\x00\x12\x14\n\nimage_data\x18\x04 \x01(\x0cH\x00\x12\x35\n\rtuning_config\x18\x05 \x01(\x0b\x32\x18.unitune.v1.TuningConfigB\x04\xe2\x41\x01\x01\x12\x14\n\x06prompt\x18\x06 \x01(\tB\x04\xe2\x41\x01\x02\x12\x30\n\x06\x63onfig\x18\x07 \x01(\x0b\x32\x1a.unitune.v1.SamplingConfigB\x04\xe2\x41\x01\x01\x12\x13\n\x05seeds\x18\x08 \x03(\x03\x42\x04\xe2\x41\x01\x01\x12\x1b\n\rpreview_every\x18\t \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x12\n\x04mask\x18\n \x01(\x0c\x42\x04\xe2\x41\x01\x01\x42\x08\n\x06target\"\xbc\x05\n\x0eSamplingConfig\x12\x14\n\x06method\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tscheduler\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12&\n\x13num_inference_steps\x18\x03 \x01(\x05\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12!\n\x0eguidance_scale\x18\x04 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x12\x1b\n\x08strength\x18\x05 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x02\x88\x01\x01\x12 \n\rinterpolation\x18\x06 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x03\x88\x01\x01\x12\x1d\n\x0fnegative_prompt\x18\x07 \x01(\tB\x04\xe2\x41\x01\x01\x12\x19\n\x0b\x62\x61se_prompt\x18\x08 \x01(\tB\x04\xe2\x41\x01\x01\x12(\n\x15prompt_guidance_scale\x18\t \x01(\x01\x42\x04\xe2\x41\x01\x01H\x04\x88\x01\x01\x12!\n\x13unconditional_model\x18\n \x01(\tB\x04\xe2\x41\x01\x01\x12\x1f\n\x0c\x62\x61se_mixture\x18\x0b \x01(\x01\x42\x04\xe2\x41\x01\x01H\x05\x88\x01\x01\x12\x19\n\x0bmask_source\x18\x0c \x01(\tB\x04\xe2\x41\x01\x01\x12\x1c\n\tmask_blur\x18\r \x01(\x01\x42\x04\xe2\x41\x01\x01H\x06\x88\x01\x01\x12\x19\n\x0bonly_masked\x18\x0e \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x1f\n\x0cmask_padding\x18\x0f \x01(\x05\x42\x04\xe2\x41\x01\x01H\x07\x88\x01\x01\x12\x1a\n\x07repeats\x18\x10 \x01(\x05\x42\x04\xe2\x41\x01\x01H\x08\x88\x01\x01\x12\x18\n\nmask_keeps\x18\x11 \x01(\x08\x42\x04\xe2\x41\x01\x01\x42\x16\n\x14_num_inference_stepsB\x11\n\x0f_guidance_scaleB\x0b\n\t_strengthB\x10\n\x0e_interpolationB\x18\n\x16_prompt_guidance_scaleB\x0f\n\r_base_mixtureB\x0c\n\n_mask_blurB\x0f\n\r_mask_paddingB\n\n\x08_repeats\"\x83\x07\n\tEditEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x0b\x32\x1e.unitune.v1.EditEvent.AcceptedH\x00\x12)\n\x06tuning\x18\x04 \x01(\x0b\x32\x17.unitune.v1.TuningEventH\x00\x12\x30\n\x07loading\x18\x05 \x01(\x0b\x32\x1d.unitune.v1.EditEvent.LoadingH\x00\x12*\n\x04step\x18\x06 \x01(\x0b\x32\x1a.unitune.v1.EditEvent.StepH\x00\x12\x32\n\x05image\x18\x07 \x01(\x0b\x32!.unitune.v1.EditEvent.EditedImageH\x00\x12*\n\x04\x64one\x18\x08 \x01(\x0b\x32\x1a.unitune.v1.EditEvent.DoneH\x00\x12$\n\x06\x66\x61iled\x18\t \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12%\n\tcancelled\x18\n \x01(\x0b\x32\x10.unitune.v1.EditH\x00\x12\x34\n\theartbeat\x18\x0b \x01(\x0b\x32\x1f.unitune.v1.EditEvent.HeartbeatH\x00\x1a\x81\x01\n\x08\x41\x63\x63\x65pted\x12\x0c\n\x04\x65\x64it\x18\x01 \x01(\t\x12*\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x1a.unitune.v1.SamplingConfig\x12\x1a\n\x12\x65\x66\x66\x65\x63tive_strength\x18\x03 \x01(\x01\x12\r\n\x05seeds\x18\x04 \x03(\x03\x12\x10\n\x08warnings\x18\x05 \x03(\t\x1a=\n\x07Loading\x12\x0c\n\x04warm\x18\x01 \x01(\x08\x12\x0f\n\x07refit_s\x18\x02 \x01(\x01\x12\x13\n\x0bprobe_ratio\x18\x03 \x01(\x01\x1a\x35\n\x04Step\x12\r\n\x05index\x18\x01 \x01(\x05\x12\r\n\x05total\x18\x02 \x01(\x05\x12\x0f\n\x07preview\x18\x03 \x01(\x0c\x1a\x45\n\x0b\x45\x64itedImage\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04seed\x18\x02 \x01(\x03\x12\x0b\n\x03png\x18\x03 \x01(\x0c\x12\x0c\n\x04mask\x18\x04 \x01(\x0c\x1a<\n\x04\x44one\x12$\n\x07timings\x18\x01 \x01(\x0b\x32\x13.unitune.v1.Timings\x12\x0e\n\x06tuning\x18\x02 \x01(\t\x1a\x0b\n\tHeartbeatB\x07\n\x05\x65vent\"\x83\x01\n\x07Timings\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\x12\x0e\n\x06tune_s\x18\x02 \x01(\x01\x12\x0f\n\x07refit_s\x18\x03 \x01(\x01\x12\x10\n\x08\x65ncode_s\x18\x04 \x01(\x01\x12\x11\n\tdenoise_s\x18\x05 \x01(\x01\x12\x10\n\x08\x64\x65\x63ode_s\x18\x06 \x01(\x01\x12\x0f\n\x07total_s\x18\x07 \x01(\x01\"\xd5\x02\n\x04\x45\x64it\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12+\n\x05state\x18\x02 \x01(\x0e\x32\x16.unitune.v1.Edit.StateB\x04\xe2\x41\x01\x03\x12\x37\n\x06images\x18\x03 \x03(\x0b\x32!.unitune.v1.EditEvent.EditedImageB\x04\xe2\x41\x01\x03\x12*\n\x07timings\x18\x04 \x01(\x0b\x32\x13.unitune.v1.TimingsB\x04\xe2\x41\x01\x03\x12\'\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x12.google.rpc.StatusB\x04\xe2\x41\x01\x03\x12\x14\n\x06tuning\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\"h\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_RUNNING\x10\x01\x12\x0e\n\nSTATE_DONE\x10\x02\x12\x10\n\x0cSTATE_FAILED\x10\x03\x12\x13\n\x0fSTATE_CANCELLED\x10\x04\"$\n\x0eGetEditRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\'\n\x11\x43\x61ncelEditRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x32\xbf\x01\n\x0b\x45\x64itService\x12\x38\n\x04\x45\x64it\x12\x17.unitune.v1.EditRequest\x1a\x15.unitune.v1.EditEvent0\x01\x12\x37\n\x07GetEdit\x12\x1a.unitune.v1.GetEditRequest\x1a\x10.unitune.v1.Edit\x12=\n\nCancelEdit\x12\x1d.unitune.v1.CancelEditRequest\x1a\x10.unitune.v1.Editb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,6 +47,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EDITREQUEST'].fields_by_name['seeds']._serialized_options = b'\342A\001\001'
   _globals['_EDITREQUEST'].fields_by_name['preview_every']._loaded_options = None
   _globals['_EDITREQUEST'].fields_by_name['preview_every']._serialized_options = b'\342A\001\001'
+  _globals['_EDITREQUEST'].fields_by_name['mask']._loaded_options = None
+  _globals['_EDITREQUEST'].fields_by_name['mask']._serialized_options = b'\342A\001\001'
   _globals['_SAMPLINGCONFIG'].fields_by_name['method']._loaded_options = None
   _globals['_SAMPLINGCONFIG'].fields_by_name['method']._serialized_options = b'\342A\001\001'
   _globals['_SAMPLINGCONFIG'].fields_by_name['scheduler']._loaded_options = None
@@ -59,6 +61,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAMPLINGCONFIG'].fields_by_name['strength']._serialized_options = b'\342A\001\001'
   _globals['_SAMPLINGCONFIG'].fields_by_name['interpolation']._loaded_options = None
   _globals['_SAMPLINGCONFIG'].fields_by_name['interpolation']._serialized_options = b'\342A\001\001'
+  _globals['_SAMPLINGCONFIG'].fields_by_name['negative_prompt']._loaded_options = None
+  _globals['_SAMPLINGCONFIG'].fields_by_name['negative_prompt']._serialized_options = b'\342A\001\001'
+  _globals['_SAMPLINGCONFIG'].fields_by_name['base_prompt']._loaded_options = None
+  _globals['_SAMPLINGCONFIG'].fields_by_name['base_prompt']._serialized_options = b'\342A\001\001'
+  _globals['_SAMPLINGCONFIG'].fields_by_name['prompt_guidance_scale']._loaded_options = None
+  _globals['_SAMPLINGCONFIG'].fields_by_name['prompt_guidance_scale']._serialized_options = b'\342A\001\001'
+  _globals['_SAMPLINGCONFIG'].fields_by_name['unconditional_model']._loaded_options = None
+  _globals['_SAMPLINGCONFIG'].fields_by_name['unconditional_model']._serialized_options = b'\342A\001\001'
+  _globals['_SAMPLINGCONFIG'].fields_by_name['base_mixture']._loaded_options = None
+  _globals['_SAMPLINGCONFIG'].fields_by_name['base_mixture']._serialized_options = b'\342A\001\001'
+  _globals['_SAMPLINGCONFIG'].fields_by_name['mask_source']._loaded_options = None
+  _globals['_SAMPLINGCONFIG'].fields_by_name['mask_source']._serialized_options = b'\342A\001\001'
+  _globals['_SAMPLINGCONFIG'].fields_by_name['mask_blur']._loaded_options = None
+  _globals['_SAMPLINGCONFIG'].fields_by_name['mask_blur']._serialized_options = b'\342A\001\001'
+  _globals['_SAMPLINGCONFIG'].fields_by_name['only_masked']._loaded_options = None
+  _globals['_SAMPLINGCONFIG'].fields_by_name['only_masked']._serialized_options = b'\342A\001\001'
+  _globals['_SAMPLINGCONFIG'].fields_by_name['mask_padding']._loaded_options = None
+  _globals['_SAMPLINGCONFIG'].fields_by_name['mask_padding']._serialized_options = b'\342A\001\001'
+  _globals['_SAMPLINGCONFIG'].fields_by_name['repeats']._loaded_options = None
+  _globals['_SAMPLINGCONFIG'].fields_by_name['repeats']._serialized_options = b'\342A\001\001'
+  _globals['_SAMPLINGCONFIG'].fields_by_name['mask_keeps']._loaded_options = None
+  _globals['_SAMPLINGCONFIG'].fields_by_name['mask_keeps']._serialized_options = b'\342A\001\001'
   _globals['_EDIT'].fields_by_name['name']._loaded_options = None
   _globals['_EDIT'].fields_by_name['name']._serialized_options = b'\342A\001\010'
   _globals['_EDIT'].fields_by_name['state']._loaded_options = None
@@ -76,33 +100,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CANCELEDITREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_CANCELEDITREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
   _globals['_EDITREQUEST']._serialized_start=154
-  _globals['_EDITREQUEST']._serialized_end=433
-  _globals['_SAMPLINGCONFIG']._serialized_start=436
-  _globals['_SAMPLINGCONFIG']._serialized_end=711
-  _globals['_EDITEVENT']._serialized_start=714
-  _globals['_EDITEVENT']._serialized_end=1599
-  _globals['_EDITEVENT_ACCEPTED']._serialized_start=1211
-  _globals['_EDITEVENT_ACCEPTED']._serialized_end=1340
-  _globals['_EDITEVENT_LOADING']._serialized_start=1342
-  _globals['_EDITEVENT_LOADING']._serialized_end=1403
-  _globals['_EDITEVENT_STEP']._serialized_start=1405
-  _globals['_EDITEVENT_STEP']._serialized_end=1458
-  _globals['_EDITEVENT_EDITEDIMAGE']._serialized_start=1460
-  _globals['_EDITEVENT_EDITEDIMAGE']._serialized_end=1515
-  _globals['_EDITEVENT_DONE']._serialized_start=1517
-  _globals['_EDITEVENT_DONE']._serialized_end=1577
-  _globals['_EDITEVENT_HEARTBEAT']._serialized_start=1579
-  _globals['_EDITEVENT_HEARTBEAT']._serialized_end=1590
-  _globals['_TIMINGS']._serialized_start=1602
-  _globals['_TIMINGS']._serialized_end=1733
-  _globals['_EDIT']._serialized_start=1736
-  _globals['_EDIT']._serialized_end=2077
-  _globals['_EDIT_STATE']._serialized_start=1973
-  _globals['_EDIT_STATE']._serialized_end=2077
-  _globals['_GETEDITREQUEST']._serialized_start=2079
-  _globals['_GETEDITREQUEST']._serialized_end=2115
-  _globals['_CANCELEDITREQUEST']._serialized_start=2117
-  _globals['_CANCELEDITREQUEST']._serialized_end=2156
-  _globals['_EDITSERVICE']._serialized_start=2159
-  _globals['_EDITSERVICE']._serialized_end=2350
+  _globals['_EDITREQUEST']._serialized_end=453
+  _globals['_SAMPLINGCONFIG']._serialized_start=456
+  _globals['_SAMPLINGCONFIG']._serialized_end=1156
+  _globals['_EDITEVENT']._serialized_start=1159
+  _globals['_EDITEVENT']._serialized_end=2058
+  _globals['_EDITEVENT_ACCEPTED']._serialized_start=1656
+  _globals['_EDITEVENT_ACCEPTED']._serialized_end=1785
+  _globals['_EDITEVENT_LOADING']._serialized_start=1787
+  _globals['_EDITEVENT_LOADING']._serialized_end=1848
+  _globals['_EDITEVENT_STEP']._serialized_start=1850
+  _globals['_EDITEVENT_STEP']._serialized_end=1903
+  _globals['_EDITEVENT_EDITEDIMAGE']._serialized_start=1905
+  _globals['_EDITEVENT_EDITEDIMAGE']._serialized_end=1974
+  _globals['_EDITEVENT_DONE']._serialized_start=1976
+  _globals['_EDITEVENT_DONE']._serialized_end=2036
+  _globals['_EDITEVENT_HEARTBEAT']._serialized_start=2038
+  _globals['_EDITEVENT_HEARTBEAT']._serialized_end=2049
+  _globals['_TIMINGS']._serialized_start=2061
+  _globals['_TIMINGS']._serialized_end=2192
+  _globals['_EDIT']._serialized_start=2195
+  _globals['_EDIT']._serialized_end=2536
+  _globals['_EDIT_STATE']._serialized_start=2432
+  _globals['_EDIT_STATE']._serialized_end=2536
+  _globals['_GETEDITREQUEST']._serialized_start=2538
+  _globals['_GETEDITREQUEST']._serialized_end=2574
+  _globals['_CANCELEDITREQUEST']._serialized_start=2576
+  _globals['_CANCELEDITREQUEST']._serialized_end=2615
+  _globals['_EDITSERVICE']._serialized_start=2618
+  _globals['_EDITSERVICE']._serialized_end=2809
 # @@protoc_insertion_point(module_scope)

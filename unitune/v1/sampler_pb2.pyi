@@ -26,7 +26,7 @@ class SamplerInfo(_message.Message):
     def __init__(self, base_model: _Optional[_Union[_server_pb2.BaseModel, _Mapping]] = ..., sampling_defaults: _Optional[_Union[_edit_pb2.SamplingConfig, _Mapping]] = ..., engine: _Optional[str] = ...) -> None: ...
 
 class SampleRequest(_message.Message):
-    __slots__ = ("edit", "weights", "image", "rare_tokens", "prompt", "config", "seeds", "preview_every")
+    __slots__ = ("edit", "weights", "image", "rare_tokens", "prompt", "config", "seeds", "preview_every", "mask")
     EDIT_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
@@ -35,6 +35,7 @@ class SampleRequest(_message.Message):
     CONFIG_FIELD_NUMBER: _ClassVar[int]
     SEEDS_FIELD_NUMBER: _ClassVar[int]
     PREVIEW_EVERY_FIELD_NUMBER: _ClassVar[int]
+    MASK_FIELD_NUMBER: _ClassVar[int]
     edit: str
     weights: _tuning_pb2.WeightsRef
     image: bytes
@@ -43,7 +44,8 @@ class SampleRequest(_message.Message):
     config: _edit_pb2.SamplingConfig
     seeds: _containers.RepeatedScalarFieldContainer[int]
     preview_every: int
-    def __init__(self, edit: _Optional[str] = ..., weights: _Optional[_Union[_tuning_pb2.WeightsRef, _Mapping]] = ..., image: _Optional[bytes] = ..., rare_tokens: _Optional[str] = ..., prompt: _Optional[str] = ..., config: _Optional[_Union[_edit_pb2.SamplingConfig, _Mapping]] = ..., seeds: _Optional[_Iterable[int]] = ..., preview_every: _Optional[int] = ...) -> None: ...
+    mask: bytes
+    def __init__(self, edit: _Optional[str] = ..., weights: _Optional[_Union[_tuning_pb2.WeightsRef, _Mapping]] = ..., image: _Optional[bytes] = ..., rare_tokens: _Optional[str] = ..., prompt: _Optional[str] = ..., config: _Optional[_Union[_edit_pb2.SamplingConfig, _Mapping]] = ..., seeds: _Optional[_Iterable[int]] = ..., preview_every: _Optional[int] = ..., mask: _Optional[bytes] = ...) -> None: ...
 
 class SampleEvent(_message.Message):
     __slots__ = ("loading", "step", "image", "done", "failed")

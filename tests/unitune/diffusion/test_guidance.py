@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from unitune.diffusion.guidance import Row, classifier_free, guided
+from unitune.diffusion.guidance import (
+    Row,
+    classifier_free,
+    guided,
+    mixed_with_base,
+    prompt_guided,
+    unconditional_on_base,
+)
 
 RNG = np.random.default_rng(0)
 LATENTS = RNG.standard_normal((3, 4, 8, 8), dtype=np.float32)
@@ -60,15 +67,78 @@ def test_guidance_is_one_call_for_all_rows_and_affine_in_the_weight() -> None:
     assert output.dtype == np.float32
 
 
-def test_three_rows_are_prompt_guidance() -> None:
-    """empty + c (prompt - empty) + p (prompt - base prompt) is three rows; p = 0 drops one of them."""
+def test_prompt_guidance_adds_the_distance_from_the_base_prompt() -> None:
+    """It is empty + 2 (prompt - empty) + 3 (prompt - base prompt), three passes in one call."""
     denoiser = CountingDenoiser()
 
-    output = guided(denoiser, LATENTS, 500, [Row(5.0, PROMPT), Row(-1.0, EMPTY), Row(-3.0, BASE)])
-    plain = guided(denoiser, LATENTS, 500, [Row(2.0, PROMPT), Row(-1.0, EMPTY), Row(0.0, BASE)])
+    output = guided(denoiser, LATENTS, 500, prompt_guided(2.0, 3.0, PROMPT, EMPTY, BASE))
 
-    assert denoiser.calls == [9, 6]
-    np.testing.assert_allclose(output, plain + 3.0 * (alone(PROMPT) - alone(BASE)), rtol=0, atol=1e-5)
+    expected = alone(EMPTY) + 2 * (alone(PROMPT) - alone(EMPTY)) + 3 * (alone(PROMPT) - alone(BASE))
+    assert denoiser.calls == [9]
+    np.testing.assert_allclose(output, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("guidance_scale", [0.0, 1.0, 7.5])
+def test_prompt_guidance_of_weight_0_is_classifier_free_guidance(guidance_scale: float) -> None:
+    """Bit-equal, with the same passes: the base prompt costs nothing (check U9)."""
+    denoisers = CountingDenoiser(), CountingDenoiser()
+
+    prompt = guided(denoisers[0], LATENTS, 500, prompt_guided(guidance_scale, 0.0, PROMPT, EMPTY, BASE))
+    plain = guided(denoisers[1], LATENTS, 500, classifier_free(guidance_scale, PROMPT, EMPTY))
+
+    assert denoisers[0].calls == denoisers[1].calls
+    np.testing.assert_array_equal(prompt, plain)
+
+
+def test_a_base_prompt_equal_to_the_prompt_takes_nothing_away() -> None:
+    """The term of prompt guidance vanishes up to rounding (check U9)."""
+    prompt = guided(CountingDenoiser(), LATENTS, 500, prompt_guided(7.5, 4.0, PROMPT, EMPTY, PROMPT))
+    plain = guided(CountingDenoiser(), LATENTS, 500, classifier_free(7.5, PROMPT, EMPTY))
+
+    np.testing.assert_allclose(prompt, plain, rtol=0, atol=1e-5)
+
+
+def other(latents: np.ndarray, timesteps: np.ndarray, contexts: np.ndarray) -> np.ndarray:
+    """The denoiser of another model."""
+    return -0.5 * CountingDenoiser()(latents, timesteps, contexts) + np.float32(0.1)
+
+
+def other_alone(context: np.ndarray) -> np.ndarray:
+    """What the other model says of the latents under one context."""
+    return other(LATENTS, np.full(3, 500), np.stack([context] * 3))
+
+
+def test_the_empty_prompt_may_be_predicted_by_the_base_model() -> None:
+    """Then only it is: one pass of each model, and the rest of the form as ever."""
+    denoiser = CountingDenoiser()
+    rows = unconditional_on_base(classifier_free(7.5, PROMPT, EMPTY))
+
+    output = guided(denoiser, LATENTS, 500, rows, other)
+
+    assert denoiser.calls == [3]
+    expected = other_alone(EMPTY) + 7.5 * (alone(PROMPT) - other_alone(EMPTY))
+    np.testing.assert_allclose(output, expected, rtol=0, atol=1e-5)
+
+
+def test_a_share_of_the_prediction_comes_from_the_base_model() -> None:
+    """SINE: empty + g (b base(plain) + (1 - b) tuned(prompt) - empty); shares 0 and 1 need one model's prediction."""
+    plain, rows = BASE, classifier_free(7.5, PROMPT, EMPTY)
+
+    mixed = guided(CountingDenoiser(), LATENTS, 500, mixed_with_base(rows, 0.4, plain), other)
+    none = guided(CountingDenoiser(), LATENTS, 500, mixed_with_base(rows, 0.0, plain), other)
+    whole = guided(denoiser := CountingDenoiser(), LATENTS, 500, mixed_with_base(rows, 1.0, plain), other)
+
+    expected = alone(EMPTY) + 7.5 * (0.4 * other_alone(plain) + 0.6 * alone(PROMPT) - alone(EMPTY))
+    np.testing.assert_allclose(mixed, expected, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(none, guided(CountingDenoiser(), LATENTS, 500, rows))
+    assert denoiser.calls == [3]  # the empty prompt alone
+    np.testing.assert_allclose(whole, -6.5 * alone(EMPTY) + 7.5 * other_alone(plain), rtol=0, atol=1e-5)
+
+
+def test_a_row_on_the_base_model_needs_one() -> None:
+    """Otherwise the edit's own weights would answer for it."""
+    with pytest.raises(ValueError, match="base model"):
+        guided(CountingDenoiser(), LATENTS, 500, [Row(1.0, PROMPT, on_base=True)])
 
 
 @pytest.mark.parametrize("guidance_scale", [0.0, 1.0, 1.5, 7.5, 32.0])

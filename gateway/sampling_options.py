@@ -1,0 +1,88 @@
+"""The options of sampling: which go together, and what each is when it is unset.
+
+An option that nothing would read is refused, not ignored; a filled config has none, so that it can be sent again.
+"""
+
+from typing import Any
+
+from unitune.choices import EDIT_METHODS, METHODS_WITH
+from unitune.errors import InvalidArgument, InvalidField
+from unitune.v1.edit_pb2 import SamplingConfig
+
+MASK_BYTES = 768 << 10  # with a picture of 3 MiB it fits a request of 4 MiB
+
+
+def mask_source_of(config: SamplingConfig, mask: bytes) -> str:
+    """The source in force: a mask that is sent is given, unless the config says otherwise."""
+    return config.mask_source or ("given" if mask else "difference")
+
+
+def check_options(config: SamplingConfig, mask: bytes, field: str) -> None:
+    """Refuse options that contradict each other or that nothing would read; each one's own range is checked elsewhere.
+
+    `mask` is the request's, `field` the config's own place in it.
+    """
+    _check_methods(config, field)
+    _check_mask_options(config, mask, field)
+    source = mask_source_of(config, mask)
+    if config.prompt_guidance_scale > 0 and not config.base_prompt.strip():
+        remedy = "describe the picture as it is; prompt_guidance_scale guides away from that"
+        raise InvalidField(f"{field}.base_prompt", "blank" if config.base_prompt else "unset", remedy)
+    if config.base_prompt and not config.HasField("prompt_guidance_scale") and source != "diffedit":
+        remedy = "set prompt_guidance_scale or mask_source diffedit, which read it, or leave it unset"
+        raise InvalidField(f"{field}.base_prompt", f"{len(config.base_prompt)} characters", remedy)
+
+
+def fill_options(config: SamplingConfig, asked: SamplingConfig, mask: bytes) -> None:
+    """Complete a filled config in place: the mask's source and what follows from it, and nothing that is not read."""
+    config.mask_source = mask_source_of(asked, mask)
+    if config.mask_source != "difference" and not asked.HasField("interpolation"):
+        config.interpolation = 1.0  # what a known mask keeps is kept exactly
+    if config.mask_source == "difference":
+        config.ClearField("mask_blur")
+    if not config.only_masked:
+        config.ClearField("mask_padding")
+    for option, methods in METHODS_WITH.items():
+        if config.method not in methods:
+            config.ClearField(option)
+
+
+def _check_methods(config: SamplingConfig, field: str) -> None:
+    method = config.method or EDIT_METHODS[0]
+    for option, methods in METHODS_WITH.items():
+        value = _value(config, option)
+        if value is not None and method not in methods:
+            remedy = f"leave it unset: it is an option of method {' and '.join(methods)}, not of {method}"
+            raise InvalidField(f"{field}.{option}", value, remedy)
+
+
+def _check_mask_options(config: SamplingConfig, mask: bytes, field: str) -> None:
+    source = mask_source_of(config, mask)
+    if len(mask) > MASK_BYTES:
+        value, remedy = f"{len(mask)} bytes", f"send a PNG of at most {MASK_BYTES} bytes; black and white is small"
+        raise InvalidArgument(
+            f"mask is {value}: {remedy}",
+            reason="UPLOAD_TOO_LARGE",
+            metadata={"field": "mask", "value": value, "remedy": remedy},
+        )
+    if source == "given" and not mask:
+        remedy = "mask_source given needs the PNG of a mask; send one, or choose difference or diffedit"
+        raise InvalidField("mask", "unset", remedy)
+    if source != "given" and mask:
+        remedy = f"leave it unset, since mask_source {source} estimates its own, or choose mask_source given"
+        raise InvalidField("mask", f"{len(mask)} bytes", remedy)
+    for option in ("only_masked", "mask_keeps"):
+        if getattr(config, option) and source != "given":
+            raise InvalidField(f"{field}.{option}", True, "leave it unset, or give a mask: it says how to use that one")
+    if config.HasField("mask_blur") and source == "difference":
+        remedy = "leave it unset, or give a mask or choose mask_source diffedit: difference has a soft edge of its own"
+        raise InvalidField(f"{field}.mask_blur", config.mask_blur, remedy)
+    if config.HasField("mask_padding") and not config.only_masked:
+        raise InvalidField(f"{field}.mask_padding", config.mask_padding, "leave it unset, or set only_masked, too")
+
+
+def _value(config: SamplingConfig, option: str) -> Any:
+    """What an option was set to; None if it was not."""
+    has_presence = SamplingConfig.DESCRIPTOR.fields_by_name[option].has_presence
+    is_set = config.HasField(option) if has_presence else bool(getattr(config, option))
+    return getattr(config, option) if is_set else None

@@ -1,0 +1,18 @@
+"""Edit masks: where an edit may change the picture. One room per source, and the table of them.
+
+A mask is float32 (height, width) over the base image, 1 where it is edited and 0 where it is kept. A source either
+knows it before the first step, and then every step keeps what is outside, or estimates it from the finished edit.
+"""
+
+from collections.abc import Callable, Mapping
+
+from sampler_svc.masks.diffedit import differing_predictions
+from sampler_svc.masks.difference import changed
+from sampler_svc.masks.given import given_mask
+from sampler_svc.masks.scene import Scene
+from unitune.images import Mask, Pixels
+
+BEFORE: Mapping[str, Callable[[Scene], Mask]] = {"given": given_mask, "diffedit": differing_predictions}
+AFTER: Mapping[str, Callable[[Pixels, Pixels], Mask]] = {"difference": changed}  # edit, base image
+
+__all__ = ["AFTER", "BEFORE", "Scene"]

@@ -1,0 +1,19 @@
+"""What a source of masks may look at before the first step."""
+
+from typing import NamedTuple
+
+from unitune.diffusion.guidance import Context, Denoiser
+from unitune.diffusion.schedule import Latents, Schedule
+from unitune.images import Mask
+
+
+class Scene(NamedTuple):
+    """One edit before its first step."""
+
+    size: tuple[int, int]  # height, width of the base image
+    given: Mask | None  # that of the request, of this size
+    latent: Latents  # of the base image, (1, channels, h, w)
+    schedule: Schedule
+    denoiser: Denoiser  # with the edit's weights
+    prompt: Context
+    base_prompt: Context  # of the base image: the rare tokens and what describes it, or nothing

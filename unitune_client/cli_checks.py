@@ -1,0 +1,89 @@
+"""What a server would refuse after the tuning, said before it. Every check raises InvalidField naming the argument."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from unitune.errors import InvalidField
+from unitune_client import events
+from unitune_client.messages import EditOptions
+from unitune_client.pictures import picture_bytes
+
+
+def check_prompts(info: events.ServerInfo, prompts: Sequence[str], options: EditOptions) -> None:
+    """Prompts of the right length, and a base prompt where one is read."""
+    for prompt in prompts:
+        if not prompt.strip() or len(prompt) > info.limits.prompt_characters:
+            remedy = f"describe the picture in 1 to {info.limits.prompt_characters} characters"
+            raise InvalidField("PROMPT", f"{len(prompt)} characters" if prompt.strip() else "", remedy)
+    for argument, prompt in (
+        ("--negative-prompt", options.get("negative_prompt") or ""),
+        ("--base-prompt", options.get("base_prompt") or ""),
+    ):
+        if len(prompt) > info.limits.prompt_characters:
+            remedy = f"give at most {info.limits.prompt_characters} characters"
+            raise InvalidField(argument, f"{len(prompt)} characters", remedy)
+    base_prompt, scale = (options.get("base_prompt") or "").strip(), options.get("prompt_guidance_scale")
+    if scale and not base_prompt:
+        raise InvalidField("--base-prompt", "unset", "describe PHOTO as it is; --prompt-guidance guides away from that")
+    if base_prompt and scale is None and options.get("mask_source") != "diffedit":
+        remedy = "give --prompt-guidance or --mask-source diffedit, which read it, or leave it out"
+        raise InvalidField("--base-prompt", base_prompt, remedy)
+
+
+def check_choices(info: events.ServerInfo, method: str, options: EditOptions) -> None:
+    """Names that the server knows, numbers that it allows, and options that the method has."""
+    if method not in info.methods:
+        raise InvalidField("--method", method, f"give one of {', '.join(info.methods)}")
+    scheduler, seeds = options.get("scheduler"), options.get("seeds") or ()
+    if scheduler is not None and scheduler not in info.schedulers:
+        raise InvalidField("--scheduler", scheduler, f"give one of {', '.join(info.schedulers)}")
+    if len(seeds) > info.limits.seeds:
+        raise InvalidField("--seed", f"{len(seeds)} seeds", f"give at most {info.limits.seeds}")
+    repeats = options.get("repeats")
+    if repeats is not None and method != "sdedit":
+        raise InvalidField("--repeats", repeats, "leave it out, or give --method sdedit, which has it")
+
+
+def check_mask(options: EditOptions, picture: events.Image) -> None:
+    """A mask that fits the picture, if one is needed, and options of masks only where there is one."""
+    mask, source = options.get("mask"), options.get("mask_source")
+    source = source or ("given" if mask is not None else "difference")
+    if source == "given" and mask is None:
+        raise InvalidField("--mask", "unset", "--mask-source given needs it; give a PNG file")
+    if source != "given" and mask is not None:
+        raise InvalidField("--mask", "given", f"leave it out: --mask-source {source} estimates its own")
+    if options.get("only_masked") and source != "given":
+        raise InvalidField("--only-masked", "given", "give --mask, too: it edits a crop around that")
+    if options.get("mask_blur") is not None and source == "difference":
+        remedy = "give --mask or --mask-source diffedit, too: it softens the edge of that"
+        raise InvalidField("--mask-blur", options["mask_blur"], remedy)
+    if isinstance(mask, bytes):
+        _check_mask_file(mask, picture)
+
+
+def mask_of(path: str | None) -> bytes | None:
+    """The mask's file, if there is one."""
+    if path is None:
+        return None
+    try:
+        return picture_bytes(Path(path), "mask")
+    except InvalidField as error:
+        raise InvalidField("--mask", path, error.metadata["remedy"]) from None
+
+
+def _check_mask_file(data: bytes, picture: events.Image) -> None:
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as mask:
+            size, brightest = mask.size, mask.convert("L").getextrema()[1]
+    except Exception:  # Pillow raises many kinds on damaged files, and all mean this
+        raise InvalidField(
+            "--mask", f"{len(data)} bytes", "give a PNG file, white where PHOTO is to be edited"
+        ) from None
+    if size != (picture.width, picture.height):
+        remedy = f"make it as large as PHOTO, {picture.width}x{picture.height}"
+        raise InvalidField("--mask", f"{size[0]}x{size[1]} pixels", remedy)
+    if brightest == 0:
+        raise InvalidField("--mask", "all black", "make white what is to be edited; nothing is")
