@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from gateway import validation
 from gateway.images import Images
 from gateway.names import DEFAULT_TENANT, parse, parse_parent
-from gateway.sampling_options import check_options
+from gateway.sampling_options import check_gate, check_options
 from gateway.tunings import Tunings, not_found
 from gateway.upstreams import Upstreams, refuse_mismatch
 from unitune.diffusion.schedule import num_late_steps
@@ -37,7 +37,7 @@ class EditPlan:
 
     @property
     def effective_strength(self) -> float:
-        """The share of the steps that will run: steps are whole, and rounded down."""
+        """The share of the steps that will run: steps are whole, and rounded down. 0 where it is chosen later."""
         steps = self.config.num_inference_steps
         return num_late_steps(steps, self.config.strength) / steps
 
@@ -54,6 +54,7 @@ class Planner:
         """Check a request and find its target; an image's tuning is found or made. Raises as Edit does."""
         _check(request)
         sampler = await self._upstreams.sampler_info()
+        check_gate(request.config, sampler.base_model.has_gate, "config")
         config = validation.fill_sampling_config(request.config, request.mask, sampler.sampling_defaults)
         if request.WhichOneof("target") == "tuning":
             tenant, tuning, image = await self._of_tuning(request, config)

@@ -5,7 +5,7 @@ An option that nothing would read is refused, not ignored; a filled config has n
 
 from typing import Any
 
-from unitune.choices import EDIT_METHODS, METHODS_WITH
+from unitune.choices import DEFAULT_RESAMPLES, EDIT_METHODS, METHODS_WITH
 from unitune.errors import InvalidArgument, InvalidField
 from unitune.v1.edit_pb2 import SamplingConfig
 
@@ -24,6 +24,7 @@ def check_options(config: SamplingConfig, mask: bytes, field: str) -> None:
     """
     _check_methods(config, field)
     _check_mask_options(config, mask, field)
+    _check_gate_options(config, field)
     source = mask_source_of(config, mask)
     if config.prompt_guidance_scale > 0 and not config.base_prompt.strip():
         remedy = "describe the picture as it is; prompt_guidance_scale guides away from that"
@@ -42,6 +43,11 @@ def fill_options(config: SamplingConfig, asked: SamplingConfig, mask: bytes) -> 
         config.ClearField("mask_blur")
     if not config.only_masked:
         config.ClearField("mask_padding")
+    if config.automatic:
+        config.ClearField("strength")
+        config.ClearField("guidance_scale")
+    if config.gate and not config.HasField("resamples"):
+        config.resamples = DEFAULT_RESAMPLES
     for option, methods in METHODS_WITH.items():
         if config.method not in methods:
             config.ClearField(option)
@@ -54,6 +60,25 @@ def _check_methods(config: SamplingConfig, field: str) -> None:
         if value is not None and method not in methods:
             remedy = f"leave it unset: it is an option of method {' and '.join(methods)}, not of {method}"
             raise InvalidField(f"{field}.{option}", value, remedy)
+
+
+def check_gate(config: SamplingConfig, has_gate: bool, field: str) -> None:
+    """Refuse what needs a gate where the base model brings none."""
+    for option in ("automatic", "gate"):
+        if getattr(config, option) and not has_gate:
+            raise InvalidField(
+                f"{field}.{option}", "true", "leave it unset: this base model has no gate (a clip folder)"
+            )
+
+
+def _check_gate_options(config: SamplingConfig, field: str) -> None:
+    for option in ("strength", "guidance_scale"):
+        if config.automatic and config.HasField(option):
+            raise InvalidField(f"{field}.{option}", getattr(config, option), "leave it unset: automatic chooses it")
+    if config.automatic and config.gate:
+        raise InvalidField(f"{field}.gate", "true", "leave it unset: automatic uses the gate by itself")
+    if config.HasField("resamples") and not config.gate:
+        raise InvalidField(f"{field}.resamples", config.resamples, "leave it unset, or set gate, too")
 
 
 def _check_mask_options(config: SamplingConfig, mask: bytes, field: str) -> None:

@@ -21,6 +21,7 @@ from unitune.choices import (
     MAX_MASK_PADDING,
     MAX_RARE_TOKENS_CHARACTERS,
     MAX_REPEATS,
+    MAX_RESAMPLES,
     MAX_SEEDS,
     MAX_UPDATES,
     MODES,
@@ -119,6 +120,8 @@ def check_sampling_config(config: SamplingConfig, field: str) -> None:
         _whole(f"{field}.mask_padding", config.mask_padding, 0, MAX_MASK_PADDING)
     if config.HasField("repeats"):
         _whole(f"{field}.repeats", config.repeats, 1, MAX_REPEATS)
+    if config.HasField("resamples"):
+        _whole(f"{field}.resamples", config.resamples, 0, MAX_RESAMPLES)
 
 
 def fill_sampling_config(config: SamplingConfig, mask: bytes, defaults: SamplingConfig) -> SamplingConfig:

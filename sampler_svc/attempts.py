@@ -64,9 +64,13 @@ def sample_gated(
                 scores = gate.score(base, images.decode(event.png), prompt)
                 image = replace(event, index=index)
                 found = Gated(image, scores, gate.passes(scores), attempt.strength, attempt.guidance_scale)
-                if index not in best or gate.rank(found.scores) > gate.rank(best[index].scores):
+                if index not in best or _value(gate, found) > _value(gate, best[index]):
                     best[index] = found
             else:
                 spent += (event.encode_s, event.denoise_s, event.decode_s)
     yield from (best[index] for index in sorted(best))
     yield Done(*(float(seconds) for seconds in spent))
+
+
+def _value(gate: Gate, found: Gated) -> tuple[bool, float]:
+    return found.passed, gate.rank(found.scores)

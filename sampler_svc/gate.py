@@ -20,6 +20,7 @@ from unitune.images import Pixels
 
 IMAGE_GRAPH, TEXT_GRAPH, TOKENIZER = "clip_image.onnx", "clip_text.onnx", "clip_tokenizer.json"
 EMBEDDINGS_KEPT = 256
+KEPT_SHARE = 0.25  # of the base image in a rank, against the prompt
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,15 @@ class Gate:
         return (
             scores.gain >= preset.gate_gain and scores.prompt >= preset.gate_prompt and scores.kept >= preset.gate_kept
         )
+
+    def rank(self, scores: Scores) -> float:
+        """Which of several pictures of one edit is the best: near the prompt, and, less so, near the base image."""
+        return scores.prompt + KEPT_SHARE * scores.kept
+
+    @property
+    def automatic_points(self) -> tuple[tuple[float, float], ...]:
+        """(strength, guidance_scale), from the gentlest to the strongest."""
+        return self._preset.automatic_points
 
     def embed_pictures(self, *pictures: Pixels) -> Array:
         """Embeddings of length 1, (n, d)."""

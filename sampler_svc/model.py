@@ -7,6 +7,7 @@ from sampler_svc.base_graphs import BaseGraphs
 from sampler_svc.engine import EngineSpec, Weights
 from sampler_svc.engine_folder import open_folder
 from sampler_svc.engine_pool import EnginePool
+from sampler_svc.gate import Gate
 from sampler_svc.ort_engine import OrtEngine, backend
 from sampler_svc.refit_weights import base_weights
 from unitune.base_model import BaseModelSpec
@@ -23,6 +24,7 @@ class Model:
     base: Weights
     pool: EnginePool
     engine: str  # the runtime in words
+    gate: Gate | None = None  # where the base model brings one
 
     @classmethod
     def open(cls, folder: Path, *, threads: int = 0, engines: int = 1) -> "Model":
@@ -41,4 +43,5 @@ class Model:
             base=base,
             pool=EnginePool(lambda: OrtEngine(folder, EngineSpec.of(spec), threads), base, engines),
             engine=f"{runtime['runtime']} {runtime['version']} {runtime['device']}",
+            gate=Gate.open(folder, spec.preset, threads),
         )

@@ -9,29 +9,32 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import grpc
 
+from sampler_svc.attempts import Gated, attempts_of, sample_gated
 from sampler_svc.engine import BASE, Weights
 from sampler_svc.engine_pool import Lease
 from sampler_svc.mailbox import Mailbox
 from sampler_svc.model import Model
 from sampler_svc.refit_weights import tuned_weights
 from sampler_svc.request import Request
-from sampler_svc.sample import EditedImage, Step, sample
+from sampler_svc.sample import EditedImage, Event, Step, sample
 from unitune import telemetry
 from unitune.choices import (
     DEFAULT_MASK_PADDING,
+    DEFAULT_RESAMPLES,
     EDIT_METHODS,
     MASK_SOURCES,
     MAX_GUIDANCE_SCALE,
     MAX_MASK_BLUR,
     MAX_MASK_PADDING,
     MAX_REPEATS,
+    MAX_RESAMPLES,
     MAX_SEEDS,
     UNCONDITIONAL_MODELS,
 )
@@ -74,7 +77,12 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         height, width = spec.image_side
         return sampler_pb2.SamplerInfo(
             base_model=server_pb2.BaseModel(
-                name=spec.name, digest=spec.digest, width=width, height=height, vocabulary=spec.vocabulary
+                name=spec.name,
+                digest=spec.digest,
+                width=width,
+                height=height,
+                vocabulary=spec.vocabulary,
+                has_gate=self._model.gate is not None,
             ),
             sampling_defaults=edit_pb2.SamplingConfig(
                 method=EDIT_METHODS[0],
@@ -158,20 +166,15 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         timings = edit_pb2.Timings(queue_s=time.perf_counter() - asked)
         last = sampler_pb2.SampleEvent()
         try:
-            model = self._model
             tuned = request.weights if request.HasField("weights") and request.config.method != "sdedit" else None
             with self._lease(tuned) as lease:
                 timings.refit_s = lease.refit_s
                 mailbox.put(sampler_pb2.SampleEvent(loading=_loading(lease)))
-                run_base = model.pool.run_base if wanted.needs_base_weights else None
-                for event in sample(model.graphs, model.schedule, lease.engine.run, wanted, cancelled.is_set, run_base):
+                for event in self._events(request, wanted, lease, cancelled):
                     if isinstance(event, Step):
                         mailbox.put(event)
-                    elif isinstance(event, EditedImage):
-                        image = edit_pb2.EditEvent.EditedImage(
-                            index=event.index, seed=event.seed, png=event.png, mask=event.mask
-                        )
-                        mailbox.put(sampler_pb2.SampleEvent(image=image))
+                    elif isinstance(event, (EditedImage, Gated)):
+                        mailbox.put(sampler_pb2.SampleEvent(image=_edited_image(event, request.config)))
                     else:
                         timings.encode_s, timings.denoise_s = event.encode_s, event.denoise_s
                         timings.decode_s = event.decode_s
@@ -185,6 +188,22 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             last.failed.CopyFrom(to_status(Internal("the sampler made a mistake; see its log", reason="INTERNAL")))
         mailbox.put(last)
         mailbox.close()
+
+    def _events(
+        self, request: sampler_pb2.SampleRequest, wanted: Request, lease: Lease, cancelled: threading.Event
+    ) -> Iterator[Event | Gated]:
+        """Of one run, or of as many attempts as the gate needs."""
+        model, config = self._model, request.config
+
+        def sample_once(wanted: Request) -> Iterator[Event]:
+            run_base = model.pool.run_base if wanted.needs_base_weights else None
+            return sample(model.graphs, model.schedule, lease.engine.run, wanted, cancelled.is_set, run_base)
+
+        if model.gate is None or not (config.automatic or config.gate):
+            return sample_once(wanted)
+        resamples = config.resamples if config.HasField("resamples") else DEFAULT_RESAMPLES
+        attempts = attempts_of(wanted, model.gate, is_automatic=config.automatic, resamples=resamples)
+        return sample_gated(sample_once, model.gate, request.prompt, attempts)
 
     def _lease(self, weights: tuning_pb2.WeightsRef | None) -> AbstractContextManager[Lease]:
         model = self._model
@@ -226,7 +245,8 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
     def _read(self, request: sampler_pb2.SampleRequest) -> Request:
         """Raises InvalidField naming what is wrong."""
         config = request.config
-        for name in ("num_inference_steps", "guidance_scale", "strength", "interpolation"):
+        chosen = ("guidance_scale", "strength")
+        for name in ("num_inference_steps", "interpolation", *(() if config.automatic else chosen)):
             if not config.HasField(name):
                 raise InvalidField(f"config.{name}", "unset", "it must be set")
         _check(
@@ -247,6 +267,9 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         _check("seeds", len(request.seeds), 1 <= len(request.seeds) <= MAX_SEEDS, f"give 1 to {MAX_SEEDS} of them")
         _check("preview_every", request.preview_every, request.preview_every >= 0, "it must be 0 or more")
         self._check_options(config)
+        for name in ("automatic", "gate"):
+            is_right = not getattr(config, name) or self._model.gate is not None
+            _check(f"config.{name}", "true", is_right, "leave it unset: this base model has no gate")
         source = config.mask_source or ("given" if request.mask else "difference")
         _check("config.mask_source", source, source in MASK_SOURCES, f"it must be one of {', '.join(MASK_SOURCES)}")
         _check("mask", "unset", bool(request.mask) or source != "given", "mask_source given needs it")
@@ -284,6 +307,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             ("mask_blur", 0, MAX_MASK_BLUR),
             ("mask_padding", 0, MAX_MASK_PADDING),
             ("repeats", 1, MAX_REPEATS),
+            ("resamples", 0, MAX_RESAMPLES),
         ):
             value = getattr(config, name)
             is_right = not config.HasField(name) or low <= value <= high
@@ -300,6 +324,20 @@ def _check(field: str, value: object, is_right: bool, remedy: str) -> None:
 
 def _loading(lease: Lease) -> edit_pb2.EditEvent.Loading:
     return edit_pb2.EditEvent.Loading(warm=lease.warm, refit_s=lease.refit_s, probe_ratio=lease.probe_ratio)
+
+
+def _edited_image(found: EditedImage | Gated, config: edit_pb2.SamplingConfig) -> edit_pb2.EditEvent.EditedImage:
+    image = found.image if isinstance(found, Gated) else found
+    message = edit_pb2.EditEvent.EditedImage(index=image.index, seed=image.seed, png=image.png, mask=image.mask)
+    if isinstance(found, Gated):
+        scores = found.scores
+        message.scores.prompt, message.scores.base_prompt, message.scores.kept = (
+            scores.prompt, scores.base_prompt, scores.kept,
+        )  # fmt: skip
+        message.scores.passed = found.passed
+        if config.automatic:
+            message.strength, message.guidance_scale = found.strength, found.guidance_scale
+    return message
 
 
 def _step(step: Step) -> edit_pb2.EditEvent.Step:

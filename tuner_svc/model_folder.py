@@ -112,6 +112,9 @@ def read_preset(folder: Path) -> Preset:
     for name, value in given.items():
         if name not in kinds:
             raise UnusableBaseModel(f"{folder / PRESET_FILE}: {name} is not a setting; known are {', '.join(kinds)}")
+        if name == "automatic_points":
+            given[name] = _points(folder, value)
+            continue
         number = kinds[name] is float and type(value) is int
         if type(value) is not kinds[name] and not number:
             raise UnusableBaseModel(f"{folder / PRESET_FILE}: {name} is {value!r}; it must be {kinds[name].__name__}")
@@ -126,6 +129,18 @@ def read_preset(folder: Path) -> Preset:
         known = ", ".join(SCHEDULERS)
         raise UnusableBaseModel(f"{folder / PRESET_FILE}: scheduler is {preset.scheduler!r}: it must be one of {known}")
     return preset
+
+
+def _points(folder: Path, value: object) -> tuple[tuple[float, float], ...]:
+    """Pairs of strength and guidance_scale. Raises UnusableBaseModel for anything else."""
+    wanted = "1 to 8 pairs of strength (0 to 1) and guidance_scale (0 or more)"
+    try:
+        points = tuple((float(strength), float(guidance)) for strength, guidance in value)  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        points = ()
+    if not 1 <= len(points) <= 8 or not all(0 <= strength <= 1 and guidance >= 0 for strength, guidance in points):
+        raise UnusableBaseModel(f"{folder / PRESET_FILE}: automatic_points is {value!r}; it must be {wanted}")
+    return points
 
 
 def read_vocabulary(folder: Path) -> tuple[str, ...]:

@@ -83,6 +83,8 @@ class Preset:
     gate_gain: float = 0.02  # how much nearer the prompt an edit must be than the base image
     gate_prompt: float = 0.2  # how near at all
     gate_kept: float = 0.6  # how near the base image
+    # (strength, guidance_scale) that an automatic edit tries, from the gentlest to the strongest.
+    automatic_points: tuple[tuple[float, float], ...] = ((0.7, 7.5), (0.85, 7.5), (0.95, 10.0))
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,8 @@ class BaseModelSpec:
                 f"{folder / SPEC_FILE} has schema {fields.get('schema')}, this program reads {SCHEMA}; export again"
             )
         fields["schedule"] = NoiseSchedule(**fields["schedule"])
-        fields["preset"] = Preset(**fields["preset"])
+        points = tuple((strength, guidance) for strength, guidance in fields["preset"]["automatic_points"])
+        fields["preset"] = Preset(**{**fields["preset"], "automatic_points": points})
         fields["tensors"] = {
             name: TensorSpec(tuple(t["shape"]), t["dtype"], t["layout"], tuple(t["graph_shape"]))
             for name, t in fields["tensors"].items()

@@ -21,3 +21,4 @@ MAX_GUIDANCE_SCALE = 64
 MAX_SEEDS = 8  # pictures of one edit
 MAX_MASK_BLUR, MAX_MASK_PADDING, DEFAULT_MASK_PADDING = 256, 1024, 32  # pixels of the base image
 MAX_REPEATS = 10
+MAX_RESAMPLES, DEFAULT_RESAMPLES = 8, 3  # other seeds that the gate may try

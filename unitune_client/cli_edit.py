@@ -53,6 +53,15 @@ Examples:
     help="Weight of the prompt, 0 to 64; 1 is no guidance.  [default: the base model's own]",
 )
 @click.option(
+    "--automatic/--no-automatic",
+    default=None,
+    help="Let the gate choose --strength and --guidance, from the gentlest that is enough.  [default: yes, where the "
+    "base model has a gate and neither of them is given]",
+)
+@click.option(
+    "--gate", is_flag=True, help="Score every picture, and try other seeds in place of one that does not pass."
+)
+@click.option(
     "--interpolation",
     type=Between(0.0, 1.0),
     help="How much of PHOTO comes back outside of the mask, 0 to 1; without a mask of yours, where the edit left it "
@@ -109,6 +118,8 @@ def edit_command(
     method: str | None,
     strength: float | None,
     guidance: float | None,
+    automatic: bool | None,
+    gate: bool,
     interpolation: float | None,
     negative_prompt: str | None,
     base_prompt: str | None,
@@ -152,12 +163,16 @@ def edit_command(
         num_inference_steps=steps,
         scheduler=scheduler,
         seeds=list(dict.fromkeys(seeds)),
+        gate=gate or None,
     )
     with display(as_json) as show, connection(address, base_model, show.say) as client:
         info = client.server_info()
         method = method or info.sampling_defaults.method or TUNED_METHOD
         check_prompts(info, prompts, options)
         check_choices(info, method, options)
+        if automatic is None:
+            automatic = info.base_model.has_gate and not gate and strength is None and guidance is None
+        options["automatic"] = automatic or None
         say_what_the_model_knows(info, show)
         image = client.upload_image(data)
         check_mask(options, image)
@@ -167,6 +182,8 @@ def edit_command(
         for prompt, slug in slugs(prompts).items():
             for edited in edit(client, target, prompt, options, show):
                 path = edited.save(folder / f"{stem}--{slug}--seed{edited.seed}.png")
+                if edited.scores is not None:
+                    show.say(what_the_gate_says(edited))
                 show.result(str(path), kind="picture", prompt=prompt, seed=edited.seed)
                 caption = f"{prompt} (seed {edited.seed})" if len(seeds) > 1 else prompt
                 edits.append((caption, edited.png, edited.mask or b""))
@@ -250,6 +267,15 @@ def say_what_the_model_knows(info: events.ServerInfo, show: Display) -> None:
             f"the model {info.base_model.name} knows only its own world of stickers (unitune doctor --vocabulary); "
             "for photographs give --base-model"
         )
+
+
+def what_the_gate_says(edited: events.EditedImage) -> str:
+    """One line: passed or not, by which scores, and what was chosen."""
+    scores = edited.scores
+    assert scores is not None
+    chosen = f" at strength {edited.strength:g}, guidance {edited.guidance_scale:g}" if edited.strength else ""
+    figures = f"prompt {scores.base_prompt:.2f} -> {scores.prompt:.2f}, kept {scores.kept:.2f}"
+    return f"gate: {'passed' if scores.passed else 'not passed'}{chosen} ({figures})"
 
 
 def folder_of(output: str) -> Path:

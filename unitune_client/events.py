@@ -67,7 +67,8 @@ class TuningConfig:
 class SamplingConfig:
     """How an edit is sampled, every default filled in. `strength` is 0 to 1, a `guidance_scale` of 1 is none.
 
-    What the edit does not read, such as an option of another method, is None. `EditOptions` says what each one means.
+    What the edit does not read, such as an option of another method, is None; `strength` and `guidance_scale` are 0
+    where `automatic` chooses them. `EditOptions` says what each one means.
     """
 
     method: str
@@ -87,6 +88,19 @@ class SamplingConfig:
     mask_padding: int | None = None
     repeats: int | None = None
     mask_keeps: bool = False
+    automatic: bool = False
+    gate: bool = False
+    resamples: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What the gate sees of an edited picture: cosines, -1 to 1. `passed` tells whether they meet its thresholds."""
+
+    prompt: float
+    base_prompt: float
+    kept: float
+    passed: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,13 +263,17 @@ class EditStep(Event):
 class EditedImage(Event):
     """One edited picture, as large as the base image. `index` is its place among the seeds.
 
-    `mask` is the PNG of the mask that was used, white where it was edited; None if there was none.
+    `mask` is the PNG of the mask that was used, white where it was edited; None if there was none. `scores` are the
+    gate's, `strength` and `guidance_scale` what `automatic` chose; None without them.
     """
 
     index: int
     seed: int
     png: bytes = field(repr=False)
     mask: bytes | None = field(default=None, repr=False)
+    scores: Scores | None = None
+    strength: float | None = None
+    guidance_scale: float | None = None
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the PNG file; it appears whole or not at all. Raises OSError."""
@@ -323,6 +341,7 @@ class BaseModel:
     width: int
     height: int
     vocabulary: tuple[str, ...]
+    has_gate: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

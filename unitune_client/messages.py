@@ -56,6 +56,9 @@ class EditOptions(TuningOptions, total=False):
     mask_padding          0 to 1024, pixels of the photo around the mask that the crop shows
     mask_keeps            True for a mask in which white is kept and black is edited, as in SDEdit's own code
     repeats               1 to 10, whole runs of "sdedit", each from the last one's picture
+    automatic             True lets the gate choose strength and guidance_scale from the base model's own points
+    gate                  True scores each picture, and tries other seeds in place of one that does not pass
+    resamples             0 to 8, how many other seeds the gate may try; 3 by default
     seeds                 one picture each; same seed, same picture
     preview_every         a preview each so many steps; 0 is none
     timeout_s             seconds that the whole edit, tuning included, may take
@@ -81,6 +84,9 @@ class EditOptions(TuningOptions, total=False):
     mask_padding: int | None
     mask_keeps: bool | None
     repeats: int | None
+    automatic: bool | None
+    gate: bool | None
+    resamples: int | None
     seeds: list[int] | tuple[int, ...] | None
     preview_every: int | None
     timeout_s: float | None
@@ -265,6 +271,7 @@ def server_info(message: server_pb2.ServerInfo) -> events.ServerInfo:
             width=base_model.width,
             height=base_model.height,
             vocabulary=tuple(base_model.vocabulary),
+            has_gate=base_model.has_gate,
         ),
         tuning_defaults=_same_fields(events.TuningConfig, message.tuning_defaults),
         sampling_defaults=_sampling_config(message.sampling_defaults),
@@ -289,7 +296,14 @@ def _sampling_config(message: edit_pb2.SamplingConfig) -> events.SamplingConfig:
 
 def _edited_image(message: edit_pb2.EditEvent.EditedImage, **when: Any) -> events.EditedImage:
     return events.EditedImage(
-        index=message.index, seed=message.seed, png=message.png, mask=message.mask or None, **when
+        index=message.index,
+        seed=message.seed,
+        png=message.png,
+        mask=message.mask or None,
+        scores=_same_fields(events.Scores, message.scores) if message.HasField("scores") else None,
+        strength=message.strength or None,
+        guidance_scale=message.guidance_scale or None,
+        **when,
     )
 
 
