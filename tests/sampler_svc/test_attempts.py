@@ -1,0 +1,122 @@
+"""Several attempts at one edit: which are made, which picture is chosen, what it costs."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sampler_svc.attempts import SEED_STRIDE, Gated, attempts_of, sample_gated
+from sampler_svc.gate import Scores
+from sampler_svc.request import Request
+from sampler_svc.sample import Done, EditedImage, Event, Step
+from unitune import images
+from unitune.base_model import Preset
+
+STEPS = 4
+
+
+class BrightnessGate:
+    """Takes a picture's brightness for its likeness to the prompt, so that a test can say what passes; a real CLIP's
+    scores (test_gate.py) could not be chosen."""
+
+    automatic_points = Preset().automatic_points
+
+    def score(self, base: np.ndarray, edited: np.ndarray, prompt: str) -> Scores:
+        return Scores(prompt=edited.mean() / 255, base_prompt=base.mean() / 255, kept=1.0)
+
+    def passes(self, scores: Scores) -> bool:
+        return scores.prompt >= 0.5
+
+    def rank(self, scores: Scores) -> float:
+        return scores.prompt
+
+
+def picture(brightness: float) -> bytes:
+    return images.encode_png(np.full((8, 8, 3), round(255 * brightness), np.uint8))
+
+
+def request(*seeds: int) -> Request:
+    return Request(picture(0.1), "a cat", "ddim", STEPS, 5.0, 0.9, seeds)
+
+
+class Sampler:
+    """Samples pictures of a given brightness, and remembers what it was asked for."""
+
+    def __init__(self, brightness: Callable[[Request, int], float]) -> None:
+        self.asked: list[Request] = []
+        self._brightness = brightness
+
+    def __call__(self, wanted: Request) -> Iterator[Event]:
+        self.asked.append(wanted)
+        for index in range(STEPS):
+            yield Step(index, STEPS)
+        for index, seed in enumerate(wanted.seeds):
+            yield EditedImage(index, seed, picture(self._brightness(wanted, seed)))
+        yield Done(1.0, 2.0, 3.0)
+
+
+def run(sampler: Sampler, attempts: list[Request]) -> list[Step | Gated | Done]:
+    return list(sample_gated(sampler, BrightnessGate(), "a cat", attempts))
+
+
+def test_automatic_takes_the_gentlest_point_that_passes():
+    """Points are tried from the first on, and no further than the first picture that passes."""
+    sampler = Sampler(lambda wanted, _: wanted.strength)  # 0.7 passes already
+    events = run(sampler, attempts_of(request(0), BrightnessGate(), is_automatic=True, resamples=0))
+    (found,) = (event for event in events if isinstance(event, Gated))
+
+    assert [(r.strength, r.guidance_scale) for r in sampler.asked] == [Preset().automatic_points[0]]
+    assert found.passed and (found.strength, found.guidance_scale) == Preset().automatic_points[0]
+
+
+def test_automatic_costs_no_more_than_its_points():
+    """Where nothing passes, every point is tried once and the best picture is the answer, marked as not passed."""
+    sampler = Sampler(lambda wanted, _: 0.4 if wanted.strength == 0.85 else 0.2)
+    events = run(sampler, attempts_of(request(0), BrightnessGate(), is_automatic=True, resamples=0))
+    (found,) = (event for event in events if isinstance(event, Gated))
+
+    assert len(sampler.asked) == len(Preset().automatic_points)
+    assert not found.passed and found.strength == 0.85
+
+
+def test_the_gate_tries_other_seeds_only_for_what_did_not_pass():
+    """A seed that passed is left alone; the others get new seeds, far from the caller's own."""
+    sampler = Sampler(lambda _, seed: 0.9 if seed in (1, 2 + 2 * SEED_STRIDE) else 0.2)
+    events = run(sampler, attempts_of(request(1, 2), BrightnessGate(), is_automatic=False, resamples=3))
+    found = [event for event in events if isinstance(event, Gated)]
+
+    assert [r.seeds for r in sampler.asked] == [(1, 2), (2 + SEED_STRIDE,), (2 + 2 * SEED_STRIDE,)]
+    assert [(f.image.index, f.image.seed, f.passed) for f in found] == [(0, 1, True), (1, 2 + 2 * SEED_STRIDE, True)]
+
+
+def test_resampling_is_bounded_and_returns_the_best():
+    """With nothing that passes there are 1 + resamples attempts, and the best of them is returned."""
+    sampler = Sampler(lambda _, seed: 0.4 if seed == 5 + SEED_STRIDE else 0.3)
+    events = run(sampler, attempts_of(request(5), BrightnessGate(), is_automatic=False, resamples=2))
+    (found,) = (event for event in events if isinstance(event, Gated))
+
+    assert len(sampler.asked) == 3
+    assert (found.image.seed, found.passed) == (5 + SEED_STRIDE, False)
+
+
+def test_no_resamples_score_and_change_nothing():
+    """The gate without resamples gives the picture of the plain edit, with its scores."""
+    sampler = Sampler(lambda _, __: 0.2)
+    plain = [event for event in Sampler(lambda _, __: 0.2)(request(7)) if isinstance(event, EditedImage)]
+    events = run(sampler, attempts_of(request(7), BrightnessGate(), is_automatic=False, resamples=0))
+    (found,) = (event for event in events if isinstance(event, Gated))
+
+    assert found.image == plain[0]
+    assert found.scores.prompt == pytest.approx(0.2, abs=0.01)
+
+
+def test_steps_count_on_and_seconds_add_up():
+    """Steps of later attempts follow those of earlier ones; the stages' seconds are those of all attempts."""
+    sampler = Sampler(lambda _, __: 0.2)
+    events = run(sampler, attempts_of(replace(request(0)), BrightnessGate(), is_automatic=False, resamples=1))
+    steps = [event for event in events if isinstance(event, Step)]
+
+    assert [step.index for step in steps] == list(range(2 * STEPS))
+    assert all(step.index < step.total for step in steps)
+    assert events[-1] == Done(2.0, 4.0, 6.0)
