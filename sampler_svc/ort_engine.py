@@ -65,13 +65,16 @@ class Graph:
     """A graph of the base model that no tuning changes: one input, one output."""
 
     def __init__(self, path: Path, threads: int) -> None:
-        self._session = open_session(path, session_options(threads))
+        self._session = self._open(path, threads)
         (self._input,) = (node.name for node in self._session.get_inputs())
 
     def __call__(self, array: NDArray[Any]) -> Array:
         """The graph's output for a batch."""
         (output,) = self._session.run(None, {self._input: array})
         return output
+
+    def _open(self, path: Path, threads: int) -> onnxruntime.InferenceSession:
+        return open_session(path, session_options(threads))
 
 
 class OrtEngine(Engine):
