@@ -360,7 +360,7 @@ class FakeBuilder:
         shapes = config.shapes or {}
         fits = all(
             len(found) == len(shapes.get(name, ()))
-            and all(a in (-1, b) for a, b in zip(found, shapes[name], strict=True))
+            and all(size in (-1, wanted) for size, wanted in zip(found, shapes[name], strict=True))
             for name, found in network.inputs.items()
         )
         if self.trt.faults.build or not network.path or not fits or config.profiles != 1:
@@ -400,7 +400,8 @@ class FakeEngine:
         self.trt, self.plan = trt, plan
         model = onnx.load(plan["graph"])
         self.weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-        self.weights = {name: self.weights[name] for name in (*plan["marked"], *trt.faults.lost)}
+        kept = {*plan["marked"], *trt.faults.lost}
+        self.weights = {name: weights for name, weights in self.weights.items() if name in kept}
         for name in trt.faults.lost:
             self.weights[name] = np.zeros_like(self.weights[name])
         values = (*model.graph.input, *model.graph.output)

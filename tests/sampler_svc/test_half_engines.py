@@ -24,6 +24,7 @@ from unitune.base_model import BaseModelSpec
 from unitune.errors import DataLoss, Internal
 
 Open = Callable[[], Engine]
+Pair = tuple[Weights, Weights]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def half_folders(tiny_half_graphs: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def tuned(tunings: Tunings) -> tuple[Weights, Weights]:
+def tuned(tunings: Tunings) -> Pair:
     """Two tunings of all tensors."""
     return tunings.weights(1), tunings.weights(2)
 
@@ -83,9 +84,7 @@ def test_an_engine_that_was_never_refitted_does_not_run(raw_engine: Engine) -> N
     assert raw_engine.weights is None and refusal.value.reason == "WEIGHTS_UNKNOWN"
 
 
-def test_the_answer_is_torchs_up_to_fp16(
-    engine: Engine, half_base: Weights, tunings: Tunings, tuned: tuple[Weights, Weights]
-) -> None:
+def test_the_answer_is_torchs_up_to_fp16(engine: Engine, half_base: Weights, tunings: Tunings, tuned: Pair) -> None:
     """For base and tuned weights the error is a few thousandths of the answer, and the probe's ratio says so."""
     for weights in (tuned[0], half_base, tuned[1]):
         report = engine.refit(weights)
@@ -97,7 +96,7 @@ def test_the_answer_is_torchs_up_to_fp16(
         assert report.probe_ratio == TOO_SMALL if weights.id == BASE else 0 < report.probe_ratio < 0.02
 
 
-def test_a_b_a_is_a(engine: Engine, tuned: tuple[Weights, Weights]) -> None:
+def test_a_b_a_is_a(engine: Engine, tuned: Pair) -> None:
     """Refitting A, B and A again gives A's bits, and B's are others."""
     said = []
     for weights in (tuned[0], tuned[1], tuned[0]):
@@ -109,7 +108,7 @@ def test_a_b_a_is_a(engine: Engine, tuned: tuple[Weights, Weights]) -> None:
 
 
 def test_refitting_the_base_weights_is_a_fresh_engine(
-    open_engine: Open, engine: Engine, half_base: Weights, tuned: tuple[Weights, Weights]
+    open_engine: Open, engine: Engine, half_base: Weights, tuned: Pair
 ) -> None:
     """Nothing of a tuning is left behind, to the last bit."""
     engine.refit(tuned[0])
@@ -122,7 +121,7 @@ def test_refitting_the_base_weights_is_a_fresh_engine(
 
 
 def test_a_tuning_of_few_tensors_leaves_nothing_of_the_one_before(
-    engine: Engine, tunings: Tunings, tuned: tuple[Weights, Weights]
+    engine: Engine, tunings: Tunings, tuned: Pair
 ) -> None:
     """A refit carries every tensor: what a small tuning does not name comes from the base."""
     few = tunings.weights(2, size=2.0, names=sorted(tunings.base.tensors)[:2])
@@ -147,7 +146,7 @@ def test_any_number_of_rows_is_cut_to_the_batch(engine: Engine) -> None:
     assert engine.run(latents[:0], timesteps[:0], contexts[:0]).shape == (0, *engine.spec.latent)
 
 
-def test_values_beyond_fp16_are_refused(engine: Engine, half_base: Weights, tuned: tuple[Weights, Weights]) -> None:
+def test_values_beyond_fp16_are_refused(engine: Engine, half_base: Weights, tuned: Pair) -> None:
     """A tuning that overflows gets an error that names the tensor, not pictures of infinities."""
     name = sorted(half_base.tensors)[3]
     large = half_base.tensors[name].copy()
@@ -160,9 +159,7 @@ def test_values_beyond_fp16_are_refused(engine: Engine, half_base: Weights, tune
 
 
 @pytest.mark.parametrize("damage", ["missing", "shape", "float16", "nan"])
-def test_wrong_tensors_are_refused_before_anything_is_touched(
-    engine: Engine, tuned: tuple[Weights, Weights], damage: str
-) -> None:
+def test_wrong_tensors_are_refused_before_anything_is_touched(engine: Engine, tuned: Pair, damage: str) -> None:
     """Names, shapes, dtypes and finiteness are checked first: the engine keeps its weights."""
     engine.refit(tuned[0])
     before = answers(engine)
@@ -184,9 +181,7 @@ def test_wrong_tensors_are_refused_before_anything_is_touched(
     np.testing.assert_array_equal(answers(engine), before)
 
 
-def test_the_probe_finds_weights_that_did_not_take(
-    engine: Engine, half_base: Weights, tuned: tuple[Weights, Weights]
-) -> None:
+def test_the_probe_finds_weights_that_did_not_take(engine: Engine, half_base: Weights, tuned: Pair) -> None:
     """The base weights under a tuning's probe poison the engine; an honest refit makes it good again."""
     honest = tuned[0]
 
@@ -200,7 +195,7 @@ def test_the_probe_finds_weights_that_did_not_take(
     assert engine.weights == honest.id
 
 
-def test_the_callers_arrays_are_left_alone_now_and_later(engine: Engine, tuned: tuple[Weights, Weights]) -> None:
+def test_the_callers_arrays_are_left_alone_now_and_later(engine: Engine, tuned: Pair) -> None:
     """The engine keeps no view of what it was given, and never writes to it."""
     weights = tuned[0]
     mine = {name: tensor.copy() for name, tensor in weights.tensors.items()}
@@ -225,9 +220,7 @@ def test_a_closed_engine_does_not_run(engine: Engine) -> None:
         answers(engine)
 
 
-def test_the_pool_leases_them_like_any_other(
-    open_engine: Open, half_base: Weights, tuned: tuple[Weights, Weights]
-) -> None:
+def test_the_pool_leases_them_like_any_other(open_engine: Open, half_base: Weights, tuned: Pair) -> None:
     """A lease refits, a second one is warm, and an engine whose refit failed is replaced by another."""
     pool = EnginePool(open_engine, half_base)
     weights = tuned[0]
