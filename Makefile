@@ -15,13 +15,16 @@ PYTHONS := $(strip $(PYTHON) python3.11 python3)
 # Set BASE_MODEL to a diffusers folder to use that instead of stickerbook.
 BASE_MODEL :=
 
-.PHONY: demo test check protos bench editbench train build clean help
+.PHONY: demo test test-gpu check protos bench editbench train build clean help
 
 demo: $(READY) ## edit a picture with all three services here; pictures in out/demo
 	@$(BIN)/python -m stickerbook.demo
 
 test: check ## check, then everything that runs on a CPU
 	@$(BIN)/python -m pytest -m "not gpu"
+
+test-gpu: $(READY) ## the engines on an NVIDIA GPU, with numbers in out/gpu; says why it skips where there is none
+	@$(BIN)/python -m pytest -m gpu tests/gpu
 
 check: $(READY) ## lint, types, who imports whom, protos; seconds once mypy's cache is warm
 	@echo "ruff"

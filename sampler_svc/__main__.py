@@ -6,6 +6,7 @@ import os
 import sys
 
 from sampler_svc.config import SamplerConfig
+from sampler_svc.engine import BackendMissing
 from sampler_svc.engine_folder import UnusableEngine
 from sampler_svc.model import Model
 from sampler_svc.service import SamplerService
@@ -22,8 +23,8 @@ def main() -> int:
     telemetry.configure("sampler")
     try:
         store = WeightStore(config.store)
-        model = Model.open(config.engine, threads=config.threads)
-    except (UnusableEngine, DataLoss, OSError) as error:
+        model = Model.open(config.engine, threads=config.threads, backend=config.backend)
+    except (BackendMissing, UnusableEngine, DataLoss, OSError) as error:
         print(f"sampler: {error}", file=sys.stderr)
         return 1
     telemetry.event(logging.getLogger(__name__), "engine loaded", engine=model.engine)

@@ -1,5 +1,6 @@
 """The parts of a base model that no tuning changes: tokenizer, text encoder, image encoder and decoder."""
 
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,13 +20,15 @@ EMBEDDINGS_KEPT = 256  # prompts; the empty one is in every edit
 class BaseGraphs:
     """Encodes prompts and pictures, decodes latents. Answers do not depend on what was asked before."""
 
-    def __init__(self, folder: Path, spec: BaseModelSpec, threads: int = 0) -> None:
+    def __init__(
+        self, folder: Path, spec: BaseModelSpec, threads: int = 0, open_graph: Callable[[Path, int], Graph] = Graph
+    ) -> None:
         """Loads the graphs of an engine folder. Raises what tokenizers and the runtime raise for damaged files."""
         self.spec = spec
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._text_encoder = Graph(folder / "text_encoder.onnx", threads)
-        self._image_encoder = Graph(folder / "image_encoder.onnx", threads)
-        self._image_decoder = Graph(folder / "image_decoder.onnx", threads)
+        self._text_encoder = open_graph(folder / "text_encoder.onnx", threads)
+        self._image_encoder = open_graph(folder / "image_encoder.onnx", threads)
+        self._image_decoder = open_graph(folder / "image_decoder.onnx", threads)
         self.embed = lru_cache(maxsize=EMBEDDINGS_KEPT)(self._embed)
 
     def tokens(self, prompt: str) -> list[int]:

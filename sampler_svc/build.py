@@ -2,8 +2,10 @@
 
     python -m sampler_svc.build --graphs GRAPHS --out ENGINE
     python -m sampler_svc.build --graphs GRAPHS --engines ROOT     # ROOT/{key}, found again if it is there
+    ... --backend tensorrt                                         # for a GPU, from graphs exported with --half
 
-The denoiser is optimised offline as far as stays true for any weights of any CPU; the rest is done when it is loaded.
+On the CPU the denoiser is optimised offline as far as stays true for any weights of any CPU; the rest is done when it
+is loaded.
 The last line of stdout is the engine's folder, ready only when it bears that name.
 """
 
@@ -13,13 +15,15 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from sampler_svc.engine import EngineSpec, Probe, Tensors, Weights
+from sampler_svc.config import BACKENDS
+from sampler_svc.engine import BackendMissing, EngineSpec, Probe, Tensors, Weights
 from sampler_svc.engine_folder import (
     BASE_PROBE_SEED,
     MANIFEST_FILE,
@@ -53,24 +57,43 @@ class BuildError(Exception):
     """The graphs do not give an engine. The message says why."""
 
 
-def build(graphs: Path, folder: Path) -> Path:
+@dataclass(frozen=True)
+class Recipe:
+    """What is particular to building for one backend. Its steps raise BuildError."""
+
+    facts: Mapping[str, str]  # the runtime, its device and how it builds, for the key
+    denoiser: str  # the exported denoiser, within the graphs folder
+    specifications: tuple[str, ...]  # files that have the digests of all that is used
+    check: Callable[[Path, BaseModelSpec], None]  # of the graphs
+    fill: Callable[[Path, Path, BaseModelSpec], None]  # an engine folder, from the graphs
+    verify: Callable[[Path, Path, BaseModelSpec], None]  # of graphs and engine folder; writes the base model's probe
+
+
+def onnxruntime_recipe() -> Recipe:
+    """ONNX Runtime on this CPU."""
+    return Recipe(backend(), DENOISER, (SPEC_FILE,), check_graph, _fill, verify)
+
+
+def build(graphs: Path, folder: Path, recipe: Recipe | None = None) -> Path:
     """Build an engine into a folder; at once if a complete one with the same key is there. Answers with the folder.
 
-    Raises BuildError when the graphs are incomplete, or a built engine would not answer or refit like them.
+    Without a recipe it is for ONNX Runtime on this CPU. An engine of another key is replaced by the new one. Raises
+    BuildError when the graphs are incomplete, or a built engine would not answer or refit like them.
     """
     began = time.monotonic()
-    spec, key = read_graphs(graphs)
+    recipe = recipe or onnxruntime_recipe()
+    spec, key = read_graphs(graphs, recipe)
     if is_complete(folder, key):
         return folder
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST_FILE).exists():
         raise BuildError(f"{folder} is a folder with other files: give an empty or a new one")
     check_files(graphs, spec)
-    check_graph(graphs, spec)
+    recipe.check(graphs, spec)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        _fill(partial, graphs, spec)
-        verify(graphs, partial, spec)
+        recipe.fill(partial, graphs, spec)
+        recipe.verify(graphs, partial, spec)
         files = {path.name: (file_digest(path), path.stat().st_size) for path in sorted(partial.iterdir())}
         Manifest(key, files, round(time.monotonic() - began, 3)).save(partial)
         if not is_complete(folder, key):  # another build may have come first
@@ -80,15 +103,17 @@ def build(graphs: Path, folder: Path) -> Path:
     return folder
 
 
-def read_graphs(graphs: Path) -> tuple[BaseModelSpec, EngineKey]:
+def read_graphs(graphs: Path, recipe: Recipe | None = None) -> tuple[BaseModelSpec, EngineKey]:
     """The specification of exported graphs, and the key of the engine built from them here. Raises BuildError."""
+    recipe = recipe or onnxruntime_recipe()
     try:
         spec = BaseModelSpec.load(graphs)
-        structure = structure_digest((graphs / DENOISER).read_bytes())
-        specification = file_digest(graphs / SPEC_FILE)
+        structure = structure_digest((graphs / recipe.denoiser).read_bytes())
+        specification = " ".join(file_digest(graphs / name) for name in recipe.specifications)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise BuildError(f"{graphs} holds no exported graphs ({error}); {EXPORT_AGAIN}") from error
-    return spec, key_of(spec, structure, specification, backend())
+        with_half = " with --half" if len(recipe.specifications) > 1 else ""
+        raise BuildError(f"{graphs} holds no exported graphs ({error}); {EXPORT_AGAIN}{with_half}") from error
+    return spec, key_of(spec, structure, specification, recipe.facts)
 
 
 def check_files(graphs: Path, spec: BaseModelSpec) -> None:
@@ -146,11 +171,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--out", type=Path, help="the engine's folder")
     where.add_argument("--engines", type=Path, help="folder of engines, each in a folder named by its key")
+    parser.add_argument("--backend", choices=BACKENDS, default=BACKENDS[0], help="what is to run it (%(default)s)")
     options = parser.parse_args(arguments)
+    from sampler_svc.backends import recipe_of  # which knows all builds, this one too
+
     try:
-        folder = options.out or options.engines / read_graphs(options.graphs)[1].digest[:16]
-        print(build(options.graphs, folder))
-    except BuildError as error:
+        recipe = recipe_of(options.backend)
+        folder = options.out or options.engines / read_graphs(options.graphs, recipe)[1].digest[:16]
+        print(build(options.graphs, folder, recipe))
+    except (BuildError, BackendMissing) as error:
         print(f"build: {error}", file=sys.stderr)
         return 1
     return 0
@@ -167,6 +196,11 @@ def _fill(folder: Path, graphs: Path, spec: BaseModelSpec) -> None:
         put_outside(folder, DENOISER, spec.tensors.keys())
     except ValueError as error:
         raise BuildError(f"the optimised denoiser cannot be refitted: {error}") from error
+    copy_others(folder, graphs, spec)
+
+
+def copy_others(folder: Path, graphs: Path, spec: BaseModelSpec) -> None:
+    """All files of the graphs but the denoiser's into an engine folder."""
     for name in {SPEC_FILE, *spec.files} - {DENOISER, DENOISER_DATA}:
         shutil.copyfile(graphs / name, folder / name)
 

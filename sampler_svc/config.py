@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+BACKENDS = ("onnxruntime", "onnxruntime-cuda", "tensorrt")
+
 
 @dataclass(frozen=True)
 class SamplerConfig:
@@ -16,6 +18,10 @@ class SamplerConfig:
         default="127.0.0.1:50053", metadata={"env": "UNITUNE_SAMPLER_ADDRESS", "help": "HOST:PORT to listen on"}
     )
     threads: int = field(default=0, metadata={"env": "UNITUNE_THREADS", "help": "threads of a run; 0 means all cores"})
+    backend: str = field(
+        default=BACKENDS[0],
+        metadata={"env": "UNITUNE_SAMPLER_BACKEND", "help": f"what runs the engine: {', '.join(BACKENDS)}"},
+    )
     health_address: str | None = field(
         default=None, metadata={"env": "UNITUNE_HEALTH_ADDRESS", "help": "HOST:PORT for health alone; empty means none"}
     )
@@ -23,3 +29,5 @@ class SamplerConfig:
     def __post_init__(self) -> None:
         if self.threads < 0:
             raise ValueError(f"UNITUNE_THREADS is {self.threads}: it must be 0 or more")
+        if self.backend not in BACKENDS:
+            raise ValueError(f"UNITUNE_SAMPLER_BACKEND is {self.backend!r}: it must be one of {', '.join(BACKENDS)}")

@@ -25,10 +25,15 @@ BASE = "base"  # names the base model's own weights, as a digest names tuned one
 MAX_PROBE_RATIO = 0.1  # of the tuning's effect; fp32 gives about 1e-4, weights that did not take give 1
 # fp32 runtimes differ by 1e-6 of the output. An effect below three times this cannot be told from rounding.
 ROUNDING = 1e-5
+MAX_ROUNDING = 1.5  # times an engine's rounding is still rounding, be the effect ever so small
 TOO_SMALL = -1.0  # the probe ratio of an effect that cannot be told from rounding
 
 Array = NDArray[np.float32]
 Tensors = Mapping[str, NDArray[np.generic]]
+
+
+class BackendMissing(Exception):
+    """A backend cannot be used on this machine. The message says what is missing and what to do."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,8 @@ class RefitReport:
 class Engine(ABC):
     """One loaded engine. It holds one set of weights at a time and serves one caller at a time."""
 
+    rounding = ROUNDING  # what the engine's precision makes of an answer, as a share of it
+
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
         self.weights: str | None = None  # id of the weights inside; None means unknown, so that it must not run
@@ -121,46 +128,48 @@ class Engine(ABC):
         channels, *side = self.spec.latent
         question = probe_input(probe.seed, channels, (side[0], side[1]), self.spec.context)
         answer = self._compute(question["sample"], question["timestep"], question["encoder_hidden_states"])
-        return probe_ratio(answer, probe)
+        return probe_ratio(answer, probe, self.rounding)
 
 
 def check_tensors(spec: EngineSpec, tensors: Tensors) -> None:
     """Raises DataLoss (WEIGHTS_CORRUPT) unless these are just the spec's tensors, of its shapes and dtypes, finite."""
     missing, unknown = spec.tensors.keys() - tensors.keys(), tensors.keys() - spec.tensors.keys()
     if missing or unknown:
-        raise _corrupt(f"{len(missing)} tensors are missing and {len(unknown)} unknown", min(missing | unknown))
+        raise corrupt(f"{len(missing)} tensors are missing and {len(unknown)} unknown", min(missing | unknown))
     for name, wanted in spec.tensors.items():
         tensor = tensors[name]
         if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:
             found = f"{tensor.dtype}{list(tensor.shape)}"
-            raise _corrupt(f"a tensor is {found} and must be {wanted.dtype}{list(wanted.shape)}", name)
+            raise corrupt(f"a tensor is {found} and must be {wanted.dtype}{list(wanted.shape)}", name)
         if not np.isfinite(tensor).all():
-            raise _corrupt("a tensor holds values that are not finite", name)
+            raise corrupt("a tensor holds values that are not finite", name)
 
 
-def probe_ratio(answer: Array, probe: Probe) -> float:
+def probe_ratio(answer: Array, probe: Probe, rounding_share: float = ROUNDING) -> float:
     """||answer - expected|| / ||base - expected||: 0 is perfect, 1 means that the base weights are still there.
 
-    An effect too small to verify is TOO_SMALL, once the answer is right up to rounding. Raises DataLoss
+    It must be below MAX_PROBE_RATIO, or the error no more than rounding, which is `rounding_share` of the answer. An
+    effect below three times rounding is TOO_SMALL to verify, once the answer is right up to that. Raises DataLoss
     (WEIGHTS_CORRUPT) otherwise.
     """
     if answer.shape != probe.expected.shape or answer.shape != probe.base.shape:
-        raise _corrupt(f"the probe's answer is {list(answer.shape)} and must be {list(probe.expected.shape)}")
+        raise corrupt(f"the probe's answer is {list(answer.shape)} and must be {list(probe.expected.shape)}")
     if not (np.isfinite(answer).all() and np.isfinite(probe.expected).all() and np.isfinite(probe.base).all()):
-        raise _corrupt("the probe's answer is not finite")
+        raise corrupt("the probe's answer is not finite")
     error, effect, rounding = (
         float(np.linalg.norm(array.astype(np.float64)))
-        for array in (answer - probe.expected, probe.base - probe.expected, ROUNDING * probe.expected)
+        for array in (answer - probe.expected, probe.base - probe.expected, rounding_share * probe.expected)
     )
     if effect < 3 * rounding:
         if error > 3 * rounding:
-            raise _corrupt(f"the probe's answer is {error / rounding:.3g} times rounding away from the tuner's")
+            raise corrupt(f"the probe's answer is {error / rounding:.3g} times rounding away from the tuner's")
         return TOO_SMALL
-    if error / effect >= MAX_PROBE_RATIO:
-        raise _corrupt(f"the probe's ratio is {error / effect:.3g} and must be below {MAX_PROBE_RATIO}")
+    if error / effect >= MAX_PROBE_RATIO and error > MAX_ROUNDING * rounding:
+        raise corrupt(f"the probe's ratio is {error / effect:.3g} and must be below {MAX_PROBE_RATIO}")
     return error / effect
 
 
-def _corrupt(what: str, tensor: str = "") -> DataLoss:
+def corrupt(what: str, tensor: str = "") -> DataLoss:
+    """The error for weights that cannot be used, and why."""
     where = f" ({tensor})" if tensor else ""
     return DataLoss(f"the weights cannot be used: {what}{where}", reason="WEIGHTS_CORRUPT")

@@ -5,6 +5,7 @@ certifies nothing, since CLIP neither judges a single picture reliably nor sees 
 section 4.4). The rule is InstructPix2Pix's filter (arXiv 2211.09800), its thresholds are the base model's own.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -40,18 +41,22 @@ class Scores:
 class Gate:
     """A CLIP of an engine folder."""
 
-    def __init__(self, folder: Path, preset: Preset, threads: int = 0) -> None:
+    def __init__(
+        self, folder: Path, preset: Preset, threads: int = 0, open_graph: Callable[[Path, int], Graph] = Graph
+    ) -> None:
         """Loads the graphs. Raises what tokenizers and the runtime raise for damaged files."""
-        self._image, self._text = Graph(folder / IMAGE_GRAPH, threads), Graph(folder / TEXT_GRAPH, threads)
+        self._image, self._text = open_graph(folder / IMAGE_GRAPH, threads), open_graph(folder / TEXT_GRAPH, threads)
         self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
         self._side: int = self._image.input_shape[-1]
         self._preset = preset
         self.embed_prompt = lru_cache(maxsize=EMBEDDINGS_KEPT)(self._embed_prompt)
 
     @classmethod
-    def open(cls, folder: Path, preset: Preset, threads: int = 0) -> "Gate | None":
+    def open(
+        cls, folder: Path, preset: Preset, threads: int = 0, open_graph: Callable[[Path, int], Graph] = Graph
+    ) -> "Gate | None":
         """The folder's gate, or None where the base model brought none."""
-        return cls(folder, preset, threads) if (folder / IMAGE_GRAPH).is_file() else None
+        return cls(folder, preset, threads, open_graph) if (folder / IMAGE_GRAPH).is_file() else None
 
     def score(self, base: Pixels, edited: Pixels, prompt: str) -> Scores:
         """Score an edited picture; both uint8 (h, w, 3). The prompt is without rare tokens."""

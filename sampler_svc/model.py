@@ -3,12 +3,12 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from sampler_svc.backends import backend_of
 from sampler_svc.base_graphs import BaseGraphs
 from sampler_svc.engine import EngineSpec, Weights
 from sampler_svc.engine_folder import open_folder
 from sampler_svc.engine_pool import EnginePool
 from sampler_svc.gate import Gate
-from sampler_svc.ort_engine import OrtEngine, backend
 from sampler_svc.refit_weights import base_weights
 from unitune.base_model import BaseModelSpec
 from unitune.diffusion.schedule import Schedule
@@ -27,21 +27,22 @@ class Model:
     gate: Gate | None = None  # where the base model brings one
 
     @classmethod
-    def open(cls, folder: Path, *, threads: int = 0, engines: int = 1) -> "Model":
+    def open(cls, folder: Path, *, threads: int = 0, engines: int = 1, backend: str = "onnxruntime") -> "Model":
         """Load an engine folder; 0 threads means one for each core.
 
-        Raises UnusableEngine when it was built for another machine or runtime, or is damaged, and DataLoss when
-        the engine does not answer as it did when it was built.
+        Raises BackendMissing when this machine cannot run the backend, UnusableEngine when the folder was built for
+        another machine or runtime, or is damaged, and DataLoss when the engine does not answer as it did when it was
+        built.
         """
-        runtime = backend()
-        spec = open_folder(folder, runtime)
+        runtime = backend_of(backend)
+        spec = open_folder(folder, runtime.facts)
         base = base_weights(folder, spec)
         return cls(
             spec=spec,
             schedule=Schedule(**asdict(spec.schedule)),
-            graphs=BaseGraphs(folder, spec, threads),
+            graphs=BaseGraphs(folder, spec, threads, runtime.open_graph),
             base=base,
-            pool=EnginePool(lambda: OrtEngine(folder, EngineSpec.of(spec), threads), base, engines),
-            engine=f"{runtime['runtime']} {runtime['version']} {runtime['device']}",
-            gate=Gate.open(folder, spec.preset, threads),
+            pool=EnginePool(lambda: runtime.open_engine(folder, EngineSpec.of(spec), threads), base, engines),
+            engine=" ".join(runtime.facts[fact] for fact in ("runtime", "version", "device")),
+            gate=Gate.open(folder, spec.preset, threads, runtime.open_graph),
         )

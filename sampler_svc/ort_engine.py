@@ -65,7 +65,7 @@ class Graph:
     """A graph of the base model that no tuning changes: one input, one output."""
 
     def __init__(self, path: Path, threads: int) -> None:
-        self._session = open_session(path, session_options(threads))
+        self._session = self._open(path, threads)
         (node,) = self._session.get_inputs()
         self._input, self.input_shape = node.name, tuple(node.shape)
 
@@ -73,6 +73,9 @@ class Graph:
         """The graph's output for a batch."""
         (output,) = self._session.run(None, {self._input: array})
         return output
+
+    def _open(self, path: Path, threads: int) -> onnxruntime.InferenceSession:
+        return open_session(path, session_options(threads))
 
 
 class OrtEngine(Engine):

@@ -1,6 +1,7 @@
 """What many tests share: the tiny base model and its exported graphs, each made once per session."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -26,3 +27,14 @@ def tiny_graphs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     from tuner_svc.export import export
 
     return export(tiny_model, tmp_path_factory.mktemp("graphs") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_half_graphs(tiny_model: Path, tiny_graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the half graph, as `tuner_svc.export --half` writes it. Nobody writes to it."""
+    from tuner_svc.base_model import load
+    from tuner_svc.export_half import add_half_graph
+
+    folder = Path(shutil.copytree(tiny_graphs, tmp_path_factory.mktemp("half") / "tiny"))
+    add_half_graph(folder, load(tiny_model))
+    return folder

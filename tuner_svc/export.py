@@ -2,6 +2,7 @@
 
     python -m tuner_svc.export --base-model MODEL --out GRAPHS
     python -m tuner_svc.export --base-model MODEL --graphs-root ROOT     # ROOT/{digest}, found again if it is there
+    ... --half                                                           # and the half graph, for engines on a GPU
 
 The folder is that of unitune.base_model. The last line of stdout is its path; it has its name only when it is complete
 and every graph was checked on ONNX Runtime against PyTorch.
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from tuner_svc import export_half
 from tuner_svc.base_model import BaseModel, load
 from tuner_svc.export_check import CHECK_BATCHES, check_refit
 from tuner_svc.export_clip import export_clip, has_clip
@@ -134,12 +136,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--out", type=Path, help="the graphs folder")
     where.add_argument("--graphs-root", type=Path, help="folder of graphs folders, each named by its model's digest")
+    parser.add_argument("--half", action="store_true", help="also the denoiser in fp16, for engines on a GPU")
     options = parser.parse_args(arguments)
     try:
         if options.out:
-            print(export(options.base_model, options.out, _say))
+            folder = export(options.base_model, options.out, _say)
         else:
-            print(export_under(options.base_model, options.graphs_root, _say))
+            folder = export_under(options.base_model, options.graphs_root, _say)
+        if options.half and not export_half.is_complete(folder, digest(options.base_model)):
+            export_half.add_half_graph(folder, load(options.base_model), _say)
+        print(folder)
     except (UnusableBaseModel, ExportError) as error:
         print(f"export: {error}", file=sys.stderr)
         return 1

@@ -19,7 +19,7 @@ CHECK_BATCHES = (1, 3)  # none of them the batch that the graph was made with
 
 def check_graph(path: Path, module: nn.Module, inputs: dict[str, Tensor]) -> np.ndarray:
     """The graph's answer. Raises ExportError if PyTorch's differs."""
-    return _compare(path, _answer(path, inputs), module, inputs)
+    return _compare(path, answer_of(path, inputs), module, inputs)
 
 
 def check_refit(
@@ -28,12 +28,13 @@ def check_refit(
     """Raises ExportError unless the graph answers like PyTorch, with the base weights and after a refit by name."""
     base = check_graph(path, denoiser, inputs)
     others = {name: specs[name].to_graph(tensor.numpy()) for name, tensor in randomised.unet.state_dict().items()}
-    refitted = _compare(path, _answer(path, inputs, others), randomised, inputs)
+    refitted = _compare(path, answer_of(path, inputs, others), randomised, inputs)
     if np.abs(refitted - base).max() < 10 * TOLERANCE * np.abs(base).max():
         raise ExportError(f"{path.name} answers alike with other weights: no refit of it could be checked")
 
 
-def _answer(path: Path, inputs: dict[str, Tensor], weights: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
+def answer_of(path: Path, inputs: dict[str, Tensor], weights: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
+    """A graph's answer on ONNX Runtime, with these initializers in place of its own of these names."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if weights:

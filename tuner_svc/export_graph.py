@@ -10,7 +10,7 @@ from torch import Tensor, nn
 OPSET = 20  # newer operators are split up again by ONNX Runtime on a CPU, and run slower there
 
 
-def to_graph(module: nn.Module, inputs: dict[str, Tensor], output: str) -> ir.Model:
+def to_graph(module: nn.Module, inputs: dict[str, Tensor], output: str, opset: int = OPSET) -> ir.Model:
     """Export a module of one output. Every input's first axis is the batch, of two in the example given."""
     batch = torch.export.Dim("n")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of a package that no graph of ours needs
@@ -20,7 +20,7 @@ def to_graph(module: nn.Module, inputs: dict[str, Tensor], output: str) -> ir.Mo
             module,
             tuple(inputs.values()),
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=opset,
             input_names=list(inputs),
             output_names=[output],
             dynamic_shapes=tuple({0: batch} for _ in inputs),

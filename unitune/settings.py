@@ -37,6 +37,7 @@ NAMES = frozenset(
         "UNITUNE_HOME",  # of the client's local services
         "UNITUNE_SAMPLER",
         "UNITUNE_SAMPLER_ADDRESS",
+        "UNITUNE_SAMPLER_BACKEND",
         "UNITUNE_STATE",
         "UNITUNE_STORE",
         "UNITUNE_THREADS",

@@ -18,7 +18,6 @@ from unitune_client.machine import EXTRAS, base_model_folder, embedded_base_mode
 DISTRIBUTIONS = {"grpc_health": "grpcio-health-checking", "grpc_reflection": "grpcio-reflection"}
 # Other distributions of the same module.
 ALTERNATIVES = {"onnxruntime": ("onnxruntime-gpu",)}
-PROVIDERS = "import onnxruntime; print(', '.join(onnxruntime.get_available_providers()))"
 
 Finding = tuple[str, str]  # what, and what it is
 
@@ -34,8 +33,11 @@ def findings(home: Home) -> Iterator[Finding]:
         missing = [module for module, found in versions if not found]
         remedy = f"missing: {', '.join(missing)}: pip install 'unitune[{extra}]'"
         yield extra, "; ".join(filter(None, [told, remedy if missing else ""]))
-    yield "onnxruntime providers", _answer([sys.executable, "-P", "-c", PROVIDERS]) or "none"
     yield "CUDA device", cuda_device()
+    # A program of its own: it loads drivers and libraries, and may meet broken ones.
+    for line in _lines([sys.executable, "-P", "-m", "sampler_svc.backends"]) or ["backends: none; no sampler is here"]:
+        backend, _, verdict = line.partition(": ")
+        yield backend, verdict
     yield (
         "home",
         f"{home.root}, {home.size_bytes() / 2**20:.0f} MiB" if home.root.is_dir() else f"{home.root}, none yet",
@@ -86,13 +88,13 @@ def cuda_device() -> str:
     program = shutil.which("nvidia-smi")
     if program is None:
         return "no (nvidia-smi is not there)"
-    return _answer([program, "--query-gpu=name,memory.total", "--format=csv,noheader"]) or "no"
+    return "; ".join(_lines([program, "--query-gpu=name,memory.total", "--format=csv,noheader"])) or "no"
 
 
-def _answer(command: list[str]) -> str:
-    """The lines that a program prints, joined; empty if it fails."""
+def _lines(command: list[str]) -> list[str]:
+    """The lines that a program prints; none if it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return "; ".join(done.stdout.strip().splitlines()) if done.returncode == 0 else ""
+        return []
+    return done.stdout.strip().splitlines() if done.returncode == 0 else []

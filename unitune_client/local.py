@@ -17,6 +17,7 @@ from unitune_client.home import Claim, Home
 from unitune_client.machine import LocalError, base_model_folder, base_model_name, missing_modules
 
 LISTENING = re.compile(r"^listening (\S+:\d+)$", re.MULTILINE)
+CPU_BACKEND = "onnxruntime"  # the only one that needs no half graph
 START_S = 300.0  # a large base model is read from a slow disk
 LOOKS_EVERY_S = 0.05
 
@@ -140,8 +141,13 @@ class LocalServices:
         if not self._home.engine_names():
             say()
         export = ["tuner_svc.export", "--base-model", str(self._base_model), "--graphs-root", str(self._home.graphs)]
+        build = ["sampler_svc.build", "--engines", str(self._home.engines)]
+        backend = os.environ.get("UNITUNE_SAMPLER_BACKEND", CPU_BACKEND)  # the sampler inherits it
+        if backend != CPU_BACKEND:
+            export.append("--half")
+            build += ["--backend", backend]
         graphs = programs.run(export, self._log_of("export"), on_stage=say)
-        build = ["sampler_svc.build", "--graphs", str(graphs), "--engines", str(self._home.engines)]
+        build += ["--graphs", str(graphs)]
         return programs.run(build, self._log_of("build"), on_stage=say)
 
     def _wait_for_claim(self) -> Claim:

@@ -389,7 +389,8 @@ def test_doctor_asks_the_server(server: ScriptedServer) -> None:
 
     assert re.search(r"edit defaults: +unitune, strength 0.8, guidance 7.5, interpolation 0, 20 ddim steps", told)
     assert re.search(r"tuner: +torch \d", told) and re.search(r"python: +3\.", told)
-    assert re.search(r"onnxruntime providers: .*CPUExecutionProvider", told)
+    assert re.search(r"onnxruntime: +yes: version \d\S+ on cpu", told)
+    assert re.search(r"onnxruntime-cuda: +(yes: version|no: )", told) and re.search(r"tensorrt: +(yes: |no: )", told)
     assert "words: cat, dog\n" == words
 
 

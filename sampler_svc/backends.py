@@ -1,0 +1,82 @@
+"""The backends by name: how each builds, what it depends on, how its engine opens. Each is imported only if asked for.
+
+python -m sampler_svc.backends      # what this machine can run, and what the others miss
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sampler_svc import ort_engine
+from sampler_svc.build import Recipe, onnxruntime_recipe
+from sampler_svc.config import BACKENDS
+from sampler_svc.engine import BackendMissing, Engine, EngineSpec
+from sampler_svc.ort_engine import Graph, OrtEngine
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend that this machine has."""
+
+    facts: Mapping[str, str]  # what an engine folder must have been built for
+    open_engine: Callable[[Path, EngineSpec, int], Engine]  # of a folder, with that many threads on a CPU
+    open_graph: Callable[[Path, int], Graph] = Graph  # of those that no tuning changes
+
+
+def backend_of(name: str) -> Backend:
+    """A backend, ready to open engines. Raises BackendMissing."""
+    if name == "onnxruntime":
+        return Backend(ort_engine.backend(), OrtEngine)
+    from sampler_svc.ort_cuda_engine import CudaGraph, OrtCudaEngine, check_cuda, has_cuda
+
+    if name == "onnxruntime-cuda":
+        from sampler_svc.ort_cuda_build import cuda_facts
+
+        return Backend(
+            cuda_facts(), lambda folder, spec, threads: OrtCudaEngine.open_qualified(folder, spec), CudaGraph
+        )
+    from sampler_svc.trt_build import tensorrt_facts
+    from sampler_svc.trt_engine import TrtEngine
+
+    facts = tensorrt_facts()
+    if has_cuda():  # TensorRT works beside an onnxruntime for CPUs too: then only the denoiser is on the GPU
+        check_cuda()
+    return Backend(
+        facts,
+        lambda folder, spec, threads: TrtEngine.open_qualified(folder, spec),
+        CudaGraph if has_cuda() else Graph,
+    )
+
+
+def recipe_of(name: str) -> Recipe:
+    """How a backend builds here. Raises BackendMissing."""
+    if name == "onnxruntime":
+        return onnxruntime_recipe()
+    if name == "onnxruntime-cuda":
+        from sampler_svc.ort_cuda_build import cuda_recipe
+
+        return cuda_recipe()
+    from sampler_svc.trt_build import tensorrt_recipe
+
+    return tensorrt_recipe()
+
+
+def verdict(name: str) -> str:
+    """Whether this machine can run a backend, in words."""
+    try:
+        facts = backend_of(name).facts
+    except BackendMissing as error:
+        return f"no: {error}"
+    return f"yes: version {facts['version']} on {facts['device']}"
+
+
+def main() -> int:
+    """The program; its exit code."""
+    for name in BACKENDS:
+        print(f"{name}: {verdict(name)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""What engines in fp16 share: weights rounded into the half graph's layout, and runs cut to one batch size."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sampler_svc.engine import Array, corrupt
+from unitune.base_model import TensorSpec
+
+# Rows of a run. Guidance asks for two, and one fixed shape lets a runtime choose its kernels and keep its addresses.
+BATCH = 2
+
+Compute = Callable[[Array, NDArray[np.int64], Array], Array]
+
+
+def write_half(spec: TensorSpec, name: str, tensor: NDArray[np.generic], into: NDArray[np.float16]) -> None:
+    """Round a tensor to fp16, in the layout and shape of the graph, into memory that is there.
+
+    Raises DataLoss (WEIGHTS_CORRUPT) for values beyond fp16's range.
+    """
+    with np.errstate(over="ignore"):  # looked for by itself, below
+        np.copyto(into, spec.to_graph(tensor), casting="same_kind")
+    if not np.isfinite(into).all():
+        raise corrupt("a tensor holds values beyond the range of fp16", name)
+
+
+def graph_shape(spec: TensorSpec) -> tuple[int, ...]:
+    """The shape of the initializer that holds a tensor."""
+    if spec.layout == "transposed":
+        return (*spec.shape[:-2], spec.shape[-1], spec.shape[-2])
+    return spec.graph_shape if spec.layout == "reshaped" else spec.shape
+
+
+def in_batches(compute: Compute, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
+    """Run any number of rows through a computation of just BATCH rows; the last batch is filled with its last row."""
+    rows = len(latents)
+    index = np.minimum(np.arange(-(-rows // BATCH) * BATCH), rows - 1)
+    answers = [
+        compute(latents[part], timesteps[part], contexts[part])  # copies, and so contiguous
+        for part in index.reshape(-1, BATCH)
+    ]
+    return np.concatenate(answers)[:rows] if answers else np.empty_like(latents)

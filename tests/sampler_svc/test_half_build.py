@@ -1,0 +1,287 @@
+"""Building for a GPU: what the builder is told, what the canary lets through, and what is refused.
+
+TensorRT is the fake of fake_gpu.py; ONNX Runtime is real, on its CPU provider in place of CUDA.
+"""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from sampler_svc import backends, ort_cuda_build
+from sampler_svc.build import BuildError, build, main, read_graphs
+from sampler_svc.config import BACKENDS
+from sampler_svc.engine import BackendMissing, EngineSpec
+from sampler_svc.engine_folder import Manifest, UnusableEngine, open_folder
+from sampler_svc.ort_cuda_build import cuda_recipe
+from sampler_svc.ort_cuda_engine import CPU, OrtCudaEngine, check_cuda
+from sampler_svc.qualification import MAX_ERROR, Qualification
+from sampler_svc.trt_build import WORKSPACE_BYTES, build_plan, tensorrt_recipe
+from sampler_svc.trt_engine import PLAN_FILE
+from tests.sampler_svc.fake_gpu import NO_DEVICE, FakeCuda, FakeTensorRT, Faults, fake_runtime
+from unitune.base_model import BaseModelSpec
+from unitune.errors import DataLoss
+
+FOLDER_FILES = {"half.json", "canary.safetensors", "qualification.json", "probe.safetensors", "denoiser.safetensors"}
+
+
+@pytest.fixture
+def graphs(tiny_half_graphs: Path, tmp_path: Path) -> Path:
+    """A copy of the graphs, to be damaged."""
+    return Path(shutil.copytree(tiny_half_graphs, tmp_path / "graphs"))
+
+
+@pytest.fixture
+def trt() -> FakeTensorRT:
+    """A fake TensorRT."""
+    return FakeTensorRT(FakeCuda())
+
+
+def plan_of(trt: FakeTensorRT, graphs: Path, spec: BaseModelSpec) -> bytes:
+    """The plan of the half graph."""
+    return build_plan(trt, graphs / "half" / "denoiser.onnx", spec, graphs / "timing.cache")
+
+
+def test_the_builder_is_told_what_the_design_asks(graphs: Path, spec: BaseModelSpec, trt: FakeTensorRT) -> None:
+    """REFIT_INDIVIDUAL and no TF32, just the model's tensors marked, one profile of batch two, a limit of workspace."""
+    plan = json.loads(plan_of(trt, graphs, spec))
+    (config,) = trt.built
+
+    assert config.flags == {trt.BuilderFlag.REFIT_INDIVIDUAL}
+    assert set(plan["marked"]) == set(spec.tensors)
+    assert config.profiles == 1
+    assert config.pools == {trt.MemoryPoolType.WORKSPACE: WORKSPACE_BYTES}
+    latent, context = (spec.latent_channels, *spec.latent_side), (spec.context_tokens, spec.context_width)
+    expected = {"sample": [2, *latent], "timestep": [2], "encoder_hidden_states": [2, *context]}
+    assert plan["shapes"] == expected
+
+
+def test_a_timing_cache_is_kept_and_used(graphs: Path, spec: BaseModelSpec, trt: FakeTensorRT) -> None:
+    """The first build fills an empty cache, the second one gets its times; one of another GPU is replaced."""
+    cache = graphs / "timing.cache"
+    contents = []
+    for found in (None, b"times", b"of another GPU"):
+        if found is not None:
+            cache.write_bytes(found)
+        plan_of(trt, graphs, spec)
+        contents.append(trt.built[-1].cache.content)
+
+    assert contents == [b"", b"times", b""]
+    assert cache.read_bytes() == b"times"
+
+
+@pytest.mark.parametrize(
+    ("faults", "reason"),
+    [
+        (Faults(parse=True), "cannot read the half graph: Unsupported operator: Attention"),
+        (Faults(build=True), "cannot build a plan"),
+        (Faults(unnamed=("conv_in.weight",)), r"finds no weights called conv_in\.weight"),
+        (Faults(deserialise=True), "does not take the plan"),
+        (Faults(context=True), "no memory"),
+        (Faults(refit=True), "cannot be used"),
+        (Faults(execute=True), "cannot be used"),
+        (Faults(missing=("tmp_weight_3",)), "wants 1 more weights"),
+        (Faults(lost=("conv_in.bias",)), "are not the model's tensors"),
+        (Faults(stale=("conv_in.bias",)), "with first weights its answer is"),
+        (Faults(stale=("time_embedding.linear_1.bias",)), "with first weights its answer is"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_whatever_goes_wrong_there_is_no_engine(graphs: Path, tmp_path: Path, faults: Faults, reason: str) -> None:
+    """False or None from any call, and every wrong answer, is a BuildError with its reason; nothing is published."""
+    with pytest.raises(BuildError, match=reason):
+        build(graphs, tmp_path / "engine", tensorrt_recipe(fake_runtime(faults)))
+
+    assert not (tmp_path / "engine").exists()
+    assert not [path for path in tmp_path.iterdir() if path.is_dir() and path.name != "graphs"]
+
+
+def test_the_canary_finds_a_plan_that_is_wrong_before_any_refit(graphs: Path, spec: BaseModelSpec) -> None:
+    """A bias that counts as zero in the plan, as 11.3 may build it, shows in the base model's answer."""
+    from sampler_svc.qualification import Canary, Unqualified
+    from sampler_svc.trt_engine import TrtEngine
+
+    faults = Faults()
+    engine_folder = build(graphs, graphs.parent / "engine", tensorrt_recipe(fake_runtime(faults)))
+    engine = TrtEngine(engine_folder, EngineSpec.of(spec), *fake_runtime(faults)())
+    bias = engine._engine.weights["mid_block.resnets.0.conv1.bias"]
+    engine._engine.weights["mid_block.resnets.0.conv1.bias"] = np.zeros_like(bias)
+
+    with pytest.raises(Unqualified, match="with base weights"):
+        Canary(engine_folder).qualify(engine)
+    engine.close()
+
+
+@pytest.mark.parametrize("name", BACKENDS[1:])
+def test_an_engine_folder_is_whole_and_qualified(
+    tiny_half_graphs: Path, tmp_path: Path, spec: BaseModelSpec, name: str
+) -> None:
+    """Errors of all sets within bounds, the base model's probe from PyTorch, and every file with its digest."""
+    recipe = cuda_recipe(CPU) if name == "onnxruntime-cuda" else tensorrt_recipe(fake_runtime(Faults()))
+    folder = build(tiny_half_graphs, tmp_path / "engine", recipe)
+    found, manifest = Qualification.load(folder), Manifest.load(folder)
+
+    assert found.errors.keys() == found.noise.keys() == {"base", "first", "second"}
+    assert all(0 < error < MAX_ERROR * found.noise[name] for name, error in found.errors.items())
+    assert found.in_place and found.cuda_graph == (name == "tensorrt")
+    assert found.backend == recipe.facts == manifest.key.backend
+    assert set(manifest.files) == {path.name for path in folder.iterdir()} - {"manifest.json"} > FOLDER_FILES
+    probe, canary = load_file(folder / "probe.safetensors"), load_file(folder / "canary.safetensors")
+    np.testing.assert_array_equal(probe["base"], canary["base"])
+    assert open_folder(folder, recipe.facts) == spec
+
+
+def test_a_graph_that_keeps_old_weights_is_not_used(tiny_half_graphs: Path, tmp_path: Path) -> None:
+    """The plan is good all the same: it qualifies without CUDA graphs, and engines open without."""
+    recipe = tensorrt_recipe(fake_runtime(Faults(graph_keeps_weights=True)))
+
+    found = Qualification.load(build(tiny_half_graphs, tmp_path / "engine", recipe))
+
+    assert not found.cuda_graph and found.errors.keys() == {"base", "first", "second"}
+
+
+def test_a_runtime_that_does_not_see_writes_in_place_gets_new_sessions(
+    tiny_half_graphs: Path, tmp_path: Path, spec: BaseModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where values written into a session's weights do not show, the canary finds out and the engine opens anew."""
+    written = OrtCudaEngine._write
+
+    def unseen(engine: OrtCudaEngine, tensors: dict[str, np.ndarray]) -> None:
+        if engine._session is None or not engine._in_place:
+            written(engine, tensors)
+
+    monkeypatch.setattr(OrtCudaEngine, "_write", unseen)
+    folder = build(tiny_half_graphs, tmp_path / "engine", cuda_recipe(CPU))
+
+    assert not Qualification.load(folder).in_place
+    assert not OrtCudaEngine.open_qualified(folder, EngineSpec.of(spec), CPU)._in_place
+
+
+def test_writes_that_stop_showing_are_found_by_the_probe(
+    tiny_half_graphs: Path, tmp_path: Path, spec: BaseModelSpec, tunings: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that was qualified to write in place turns to new sessions at the first probe that fails."""
+    folder = build(tiny_half_graphs, tmp_path / "engine", cuda_recipe(CPU))
+    engine = OrtCudaEngine.open_qualified(folder, EngineSpec.of(spec), CPU)
+    first, second = tunings.weights(1), tunings.weights(2)  # type: ignore[attr-defined]
+    engine.refit(first)
+    real = OrtCudaEngine._write
+
+    def unseen(one: OrtCudaEngine, tensors: dict[str, np.ndarray]) -> None:
+        if one._session is None or not one._in_place:
+            real(one, tensors)
+
+    monkeypatch.setattr(OrtCudaEngine, "_write", unseen)
+    report = engine.refit(second)
+
+    assert engine.weights == second.id and 0 < report.probe_ratio < 0.02
+    assert not engine._in_place
+    with pytest.raises(DataLoss):
+        engine.refit(replace(second, tensors={**second.tensors, "conv_in.bias": first.tensors["conv_in.bias"] + 9}))
+
+
+@pytest.mark.parametrize(
+    ("fact", "value"),
+    [("version", "11.5.0"), ("device", "Another GPU"), ("compute_capability", "8.0"), ("cuda_driver", "12080")],
+)
+def test_a_plan_of_another_machine_is_refused_and_built_again(
+    tiny_half_graphs: Path, tmp_path: Path, fact: str, value: str
+) -> None:
+    """The key tells GPU, driver and version: a folder of another one is not opened, and a build replaces it."""
+    recipe = tensorrt_recipe(fake_runtime(Faults()))
+    folder = build(tiny_half_graphs, tmp_path / "engine", recipe)
+    elsewhere = {**recipe.facts, fact: value}
+    written = (folder / PLAN_FILE).stat().st_ino
+
+    with pytest.raises(UnusableEngine, match=f"its {fact} was"):
+        open_folder(folder, elsewhere)
+    assert build(tiny_half_graphs, folder, recipe) == folder
+    assert (folder / PLAN_FILE).stat().st_ino == written
+    build(tiny_half_graphs, folder, replace(recipe, facts=elsewhere))
+
+    assert open_folder(folder, elsewhere).files
+    assert (folder / PLAN_FILE).stat().st_ino != written
+
+
+def test_the_key_follows_the_half_graph(graphs: Path) -> None:
+    """Another canary or another fp16 graph is another engine, although the fp32 graphs are the same."""
+    recipe = tensorrt_recipe(fake_runtime(Faults()))
+    before = read_graphs(graphs, recipe)[1].digest
+    half = json.loads((graphs / "half" / "half.json").read_text())
+    half["files"]["canary.safetensors"] = "00" * 32
+    (graphs / "half" / "half.json").write_text(json.dumps(half))
+
+    assert read_graphs(graphs, recipe)[1].digest != before
+    with pytest.raises(BuildError, match=r"canary\.safetensors is missing or damaged.*--half"):
+        build(graphs, graphs.parent / "engine", recipe)
+
+
+def test_graphs_without_a_half_graph_are_refused(tiny_graphs: Path, tmp_path: Path) -> None:
+    """The error says how to export one."""
+    with pytest.raises(BuildError, match="export the base model again with --half"):
+        build(tiny_graphs, tmp_path / "engine", tensorrt_recipe(fake_runtime(Faults())))
+
+
+def test_a_half_graph_of_another_model_is_refused(graphs: Path, tmp_path: Path) -> None:
+    """It is told by the base model's digest, whatever its tensors are called."""
+    half = json.loads((graphs / "half" / "half.json").read_text())
+    (graphs / "half" / "half.json").write_text(json.dumps(half | {"base_model": "00" * 32}))
+
+    with pytest.raises(BuildError, match="another base model's"):
+        build(graphs, tmp_path / "engine", tensorrt_recipe(fake_runtime(Faults())))
+
+
+def test_refused_versions_do_not_build() -> None:
+    """11.3 ends with its reason before any graph is read."""
+    with pytest.raises(BackendMissing, match="may lose the bias"):
+        tensorrt_recipe(fake_runtime(Faults(), version="11.3.0.14"))
+
+
+def test_without_cuda_the_error_says_what_onnxruntime_has() -> None:
+    """This runtime lists no CUDA provider, and the error says which it lists and what to install."""
+    if "CUDAExecutionProvider" in backends.ort_engine.onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime was built for CUDA")
+    with pytest.raises(BackendMissing, match=r"has .*CPUExecutionProvider.* but not CUDA.*sampler-gpu"):
+        check_cuda()
+
+
+def test_without_a_gpu_cuda_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build of onnxruntime for CUDA lists its provider without a GPU too, so the driver is asked as well."""
+    monkeypatch.setattr(ort_cuda_build, "check_cuda", lambda: None)
+
+    def no_gpu() -> None:
+        raise BackendMissing(f"there is no usable NVIDIA GPU and driver (error {NO_DEVICE})")
+
+    monkeypatch.setattr(ort_cuda_build, "open_device", no_gpu)
+    with pytest.raises(BackendMissing, match="no usable NVIDIA GPU"):
+        cuda_recipe()
+
+
+def test_backends_tell_whether_they_can_run_here(capsys: pytest.CaptureFixture[str]) -> None:
+    """One line each: the CPU always, the others with what they miss."""
+    assert backends.main() == 0
+
+    lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert lines.keys() == set(BACKENDS)
+    assert lines["onnxruntime"].startswith("yes: version ")
+    assert all(line.startswith(("yes: version ", "no: ")) for line in lines.values())
+
+
+def test_building_for_a_backend_that_is_missing_ends_with_one_line(
+    tiny_half_graphs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 1, the reason on stderr, nothing on stdout."""
+
+    def missing(name: str) -> None:
+        raise BackendMissing(f"{name} is not here")
+
+    monkeypatch.setattr(backends, "recipe_of", missing)
+    arguments = ["--graphs", str(tiny_half_graphs), "--out", str(tmp_path / "engine"), "--backend", "tensorrt"]
+
+    assert main(arguments) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and said.err == "build: tensorrt is not here\n"
