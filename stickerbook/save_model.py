@@ -5,10 +5,14 @@ python -m stickerbook.save_model
 
 import argparse
 import json
+import os
+import subprocess
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
 
 from stickerbook.captions import PLACE_PHRASES, SIDE_PHRASES, STYLE_PHRASES, TIME_PHRASES, WEATHER_PHRASES
 from stickerbook.checkpoint import Run
@@ -68,6 +72,30 @@ def trained_pipeline(work: Path) -> tuple[StableDiffusionPipeline, int]:
     return pipeline, run.updates_done
 
 
+def stamp(weights: Path, metadata: dict[str, str]) -> None:
+    """Write where they came from into the header of a safetensors file, beside what diffusers wants there."""
+    tensors = load_file(weights)
+    temporary = weights.with_suffix(".partial")
+    save_file(tensors, temporary, metadata={"format": "pt", **metadata})
+    os.replace(temporary, weights)
+
+
+def commit() -> str:
+    """The commit of the program that trained, "+" for changes on top; empty outside a repository."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "status", "--porcelain", "*.py"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def scenes_in(work: Path) -> int:
+    """The number of scenes whose latents were trained on."""
+    return len(np.load(work / "latents.npy", mmap_mode="r"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("work/stickerbook"), help="folder of the checkpoints")
@@ -77,7 +105,11 @@ def main() -> None:
     pipeline.to(dtype=torch.float16).save_pretrained(options.out, safe_serialization=True)
     (options.out / "vocabulary.json").write_text(json.dumps(vocabulary(), indent=1) + "\n")
     (options.out / "unitune_preset.json").write_text(json.dumps(PRESET, indent=1) + "\n")
-    (options.out / "training.json").write_text(json.dumps({"denoiser_updates": updates}, indent=1) + "\n")
+    training = {"commit": commit(), "denoiser_updates": updates, "scenes_in_cache": scenes_in(options.work)}
+    (options.out / "training.json").write_text(json.dumps(training, indent=1) + "\n")
+    for weights in options.out.glob("*/*.safetensors"):
+        if weights.parent.name != "clip":
+            stamp(weights, {name: str(value) for name, value in training.items()})
     print(f"wrote {options.out}: {sum(f.stat().st_size for f in options.out.rglob('*') if f.is_file()) / 1e6:.1f} MB")
 
 
