@@ -66,11 +66,12 @@ def sample(
     cancelled: Callable[[], bool],
     base_denoiser: Denoiser | None = None,
 ) -> Iterator[Event]:
-    """Sample one picture per seed, all seeds in one batch. `cancelled` is asked before each step.
+    """Sample one picture per seed, all seeds in one batch.
 
-    `base_denoiser` holds the base weights, for a request that needs them. A strength that leaves no step gives the
-    base image as the autoencoder sees it. Raises Cancelled (EDIT_CANCELLED), InvalidArgument (IMAGE_TOO_LARGE) when a
-    result is too large a file to be sent, and what `images.decode` and `images.decode_mask` raise.
+    `cancelled` is asked before each step, and before each pass that estimates a mask. `base_denoiser` holds the base
+    weights, for a request that needs them. A strength that leaves no step gives the base image as the autoencoder sees
+    it. Raises Cancelled (EDIT_CANCELLED), InvalidArgument (IMAGE_TOO_LARGE) when a result is too large a file to be
+    sent, and what `images.decode` and `images.decode_mask` raise.
     """
     began = time.perf_counter()
     picture = images.decode(request.image)
@@ -82,14 +83,14 @@ def sample(
     latent = graphs.encode(images.to_model(base_image, graphs.spec.image_side))
     rows, noisy_rows = (guidance_rows(request, graphs.embed, is_noisy=is_noisy) for is_noisy in (False, True))
 
-    def run_denoiser(latents: Latents, timesteps: NDArray[np.int64], contexts: NDArray[np.float32]) -> Latents:
-        if cancelled():
-            raise Cancelled("the edit was cancelled", reason="EDIT_CANCELLED")
-        return denoiser(latents, timesteps, contexts)
-
     def guided_output(latents: Latents, timestep: int) -> Latents:
+        _stop_if(cancelled)
         is_noisy = timestep >= len(schedule) / 2
-        return guided(run_denoiser, latents, timestep, noisy_rows if is_noisy else rows, base_denoiser)
+        return guided(denoiser, latents, timestep, noisy_rows if is_noisy else rows, base_denoiser)
+
+    def look(latents: Latents, timesteps: NDArray[np.int64], contexts: NDArray[np.float32]) -> Latents:
+        _stop_if(cancelled)
+        return denoiser(latents, timesteps, contexts)
 
     def preview(denoised: Latents) -> bytes:
         return _preview(graphs, denoised, _size(base_image))
@@ -99,7 +100,7 @@ def sample(
     if request.mask_source in BEFORE:
         contexts = graphs.embed(request.prompt), graphs.embed(request.base_prompt)
         cut = region.of(given) if given is not None else None
-        mask = BEFORE[request.mask_source](Scene(_size(base_image), cut, latent, schedule, run_denoiser, *contexts))
+        mask = BEFORE[request.mask_source](Scene(_size(base_image), cut, latent, schedule, look, *contexts))
         mask = softened(mask, request.mask_blur) if given is None else mask
     latents = yield from _denoise(request, schedule, guided_output, latent, mask, preview)
     if not np.isfinite(latents).all():
@@ -161,16 +162,17 @@ def _denoise(
             output = guided_output(latents, timestep)
             prediction = predict(output, latents, level, schedule.prediction_type)
             latents = solver.step(latents, prediction, level, next_level)
-            latents = _kept_outside(latents, add_noise(latent, noise, next_level), inside)
+            if inside is not None:
+                latents = inside * latents + (1 - inside) * add_noise(latent, noise, next_level)
             wants_preview = request.preview_every > 0 and (index + 1) % request.preview_every == 0
             yield Step(index, total, preview(prediction.denoised) if wants_preview else b"")
-        edited = _kept_outside(latents, latent, inside)
+        edited = latents if inside is None else inside * latents + (1 - inside) * latent
     return edited
 
 
-def _kept_outside(edited: Latents, base: Latents, inside: Latents | None) -> Latents:
-    """The edited latents inside of the mask, the base image's outside; all edited without a mask."""
-    return edited if inside is None else inside * edited + (1 - inside) * base
+def _stop_if(cancelled: Callable[[], bool]) -> None:
+    if cancelled():
+        raise Cancelled("the edit was cancelled", reason="EDIT_CANCELLED")
 
 
 def _num_steps(request: Request) -> int:

@@ -193,6 +193,19 @@ def test_estimating_a_mask_can_be_cancelled(model: Model, engine: Engine) -> Non
     assert passes == [2, 2, 2]
 
 
+def test_an_edit_that_runs_on_the_base_weights_alone_can_be_cancelled(model: Model, engine: Engine) -> None:
+    """Guidance 0 with the base model's empty prompt never asks the edit's own weights; the flag is still read."""
+    request, seen = replace(REQUEST, guidance_scale=0.0, unconditional_on_base=True), []
+
+    with pytest.raises(Cancelled):
+        for event in sample(
+            model.graphs, model.schedule, engine.run, request, lambda: len(seen) == 2, model.pool.run_base
+        ):
+            seen.append(event)
+
+    assert len(seen) == 2
+
+
 def test_only_masked_edits_a_crop_and_pastes_it(model: Model, engine: Engine) -> None:
     """Outside of the crop and of the mask every pixel is exact; inside is the edit of the crop alone."""
     size, box = (97, 151), (20, 100, 40, 130)
