@@ -24,6 +24,10 @@ test: check ## check, then everything that runs on a CPU
 	@$(BIN)/python -m pytest -m "not gpu"
 
 test-gpu: $(READY) ## the engines on an NVIDIA GPU, with numbers in out/gpu; says why it skips where there is none
+	@if command -v nvidia-smi > /dev/null; then \
+	  $(BIN)/python -m pip uninstall --quiet --yes onnxruntime; \
+	  $(BIN)/python -m pip install --quiet -c constraints.txt -e ".[sampler-gpu]"; \
+	fi
 	@$(BIN)/python -m pytest -m gpu tests/gpu
 
 check: $(READY) ## lint, types, who imports whom, protos; seconds once mypy's cache is warm

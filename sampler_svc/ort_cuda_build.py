@@ -1,27 +1,21 @@
 """Build an engine for ONNX Runtime on CUDA from the half graph: optimised offline, as far as weights stay weights."""
 
-import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from safetensors.numpy import load_file, save_file
-
-from sampler_svc.build import DENOISER_DATA, SMALL_BYTES, BuildError, Recipe, copy_others
+from sampler_svc.build import DENOISER_DATA, SMALL_BYTES, BuildError, Recipe
 from sampler_svc.engine import BackendMissing, EngineSpec
-from sampler_svc.engine_folder import PROBE_FILE
+from sampler_svc.half_build import HALF_DENOISER, copy_all_but_the_denoiser, half_recipe
 from sampler_svc.half_weights import BATCH
 from sampler_svc.onnx_file import put_outside
 from sampler_svc.ort_cuda_engine import CUDA, CUDA_OPTIONS, OrtCudaEngine, check_cuda, fixed_batch, open_on
 from sampler_svc.ort_engine import DENOISER, backend, session_options
 from sampler_svc.qualification import Canary, Unqualified
 from sampler_svc.refit_weights import base_weights
-from sampler_svc.trt_build import DENOISER as HALF_DENOISER
-from sampler_svc.trt_build import check_half_graph
 from sampler_svc.trt_engine import open_device
-from unitune.base_model import SPEC_FILE, BaseModelSpec
+from unitune.base_model import BaseModelSpec
 from unitune.errors import UniTuneError
-from unitune.half_graph import CANARY_FILE, HALF_FILE, HALF_FOLDER
 
 # The first that loses no tensor is taken: fusions for a GPU may pack several weights into one.
 OFFLINE_OPTIMISATIONS = ("ORT_ENABLE_EXTENDED", "ORT_ENABLE_BASIC", "ORT_DISABLE_ALL")
@@ -49,19 +43,11 @@ def cuda_facts(provider: str = CUDA) -> dict[str, str]:
 def cuda_recipe(provider: str = CUDA) -> Recipe:
     """ONNX Runtime on this GPU. Raises BackendMissing."""
     here = cuda_facts(provider)
-    return Recipe(
-        facts=here,
-        denoiser=HALF_DENOISER,
-        specifications=(SPEC_FILE, f"{HALF_FOLDER}/{HALF_FILE}"),
-        check=check_half_graph,
-        fill=partial(_fill, provider=provider),
-        verify=partial(verify, provider=provider, here=here),
-    )
+    return half_recipe(here, partial(_fill, provider=provider), partial(verify, provider=provider, here=here))
 
 
 def verify(graphs: Path, engine_folder: Path, spec: BaseModelSpec, *, provider: str, here: Mapping[str, str]) -> None:
     """Ask the canary: weights written in place, else in new sessions; then through a CUDA graph. Raises BuildError."""
-    save_file({"base": load_file(engine_folder / CANARY_FILE)["base"]}, engine_folder / PROBE_FILE)
     base = base_weights(engine_folder, spec)
     try:
         canary = Canary(engine_folder)
@@ -124,6 +110,4 @@ def _fill(folder: Path, graphs: Path, spec: BaseModelSpec, *, provider: str) -> 
         break
     else:
         raise BuildError(f"the optimised denoiser cannot be refitted: {lost}")
-    for name in (HALF_FILE, CANARY_FILE):
-        shutil.copyfile(graphs / HALF_FOLDER / name, folder / name)
-    copy_others(folder, graphs, spec)
+    copy_all_but_the_denoiser(folder, graphs, spec)

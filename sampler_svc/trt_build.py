@@ -6,32 +6,26 @@ tensors are marked for refits: what else looks like a weight may be folded. One 
 
 import hashlib
 import json
-import shutil
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from safetensors.numpy import load_file, save_file
-
-from sampler_svc.build import EXPORT_AGAIN, BuildError, Recipe, copy_others
+from sampler_svc.build import BuildError, Recipe
 from sampler_svc.cuda_device import Device
 from sampler_svc.engine import EngineSpec
-from sampler_svc.engine_folder import PROBE_FILE, UnusableEngine
+from sampler_svc.engine_folder import UnusableEngine
+from sampler_svc.half_build import AGAIN_WITH_HALF, HALF_DENOISER, copy_all_but_the_denoiser, half_recipe
 from sampler_svc.half_weights import BATCH
-from sampler_svc.onnx_file import initializers
 from sampler_svc.qualification import Canary, Unqualified
 from sampler_svc.refit_weights import base_weights
 from sampler_svc.trt_api import IBuilderConfig, INetworkDefinition, TensorRT
 from sampler_svc.trt_engine import PLAN_FILE, TrtEngine, open_tensorrt
-from unitune.base_model import SPEC_FILE, BaseModelSpec, file_digest
+from unitune.base_model import BaseModelSpec
 from unitune.errors import UniTuneError
-from unitune.half_graph import CANARY_FILE, HALF_FILE, HALF_FOLDER, HalfSpec
 
-DENOISER = f"{HALF_FOLDER}/denoiser.onnx"
 WORKSPACE_BYTES = 4 << 30  # at most, for a kernel's scratch memory; TensorRT takes what it needs
 OPTIMISATION_LEVEL = 3  # TensorRT's own default; said so that the key tells it
-AGAIN_WITH_HALF = f"{EXPORT_AGAIN} with --half"
 
 OpenRuntime = Callable[[], tuple[TensorRT, Device]]
 
@@ -65,32 +59,8 @@ def tensorrt_facts(open_runtime: OpenRuntime = open_tensorrt) -> dict[str, str]:
 def tensorrt_recipe(open_runtime: OpenRuntime = open_tensorrt) -> Recipe:
     """TensorRT on this GPU. Raises BackendMissing."""
     here = tensorrt_facts(open_runtime)
-    return Recipe(
-        facts=here,
-        denoiser=DENOISER,
-        specifications=(SPEC_FILE, f"{HALF_FOLDER}/{HALF_FILE}"),
-        check=check_half_graph,
-        fill=partial(_fill, open_runtime=open_runtime, here=here),
-        verify=partial(verify, open_runtime=open_runtime, here=here),
-    )
-
-
-def check_half_graph(graphs: Path, spec: BaseModelSpec) -> None:
-    """Raises BuildError unless the half graph is whole, of this base model, and has the model's tensors by name."""
-    try:
-        half = HalfSpec.load(graphs / HALF_FOLDER)
-        found = initializers((graphs / DENOISER).read_bytes())
-    except (OSError, ValueError) as error:
-        raise BuildError(f"{graphs} holds no half graph ({error}); {AGAIN_WITH_HALF}") from error
-    for name, digest in half.files.items():
-        path = graphs / HALF_FOLDER / name
-        if not path.is_file() or file_digest(path) != digest:
-            raise BuildError(f"{path} is missing or damaged; {AGAIN_WITH_HALF}")
-    if half.base_model != spec.digest:
-        raise BuildError(f"the half graph in {graphs} is another base model's; {AGAIN_WITH_HALF}")
-    lost = (half.tensors.keys() ^ spec.tensors.keys()) | (spec.tensors.keys() - found.keys())
-    if lost:
-        raise BuildError(f"the half graph has not the model's tensors, such as {min(lost)}; {AGAIN_WITH_HALF}")
+    fill, check = (partial(step, open_runtime=open_runtime, here=here) for step in (_fill, verify))
+    return half_recipe(here, fill, check)
 
 
 def build_plan(trt: TensorRT, graph: Path, spec: BaseModelSpec, timing_cache: Path) -> bytes:
@@ -127,12 +97,8 @@ def build_plan(trt: TensorRT, graph: Path, spec: BaseModelSpec, timing_cache: Pa
 def verify(
     graphs: Path, engine_folder: Path, spec: BaseModelSpec, *, open_runtime: OpenRuntime, here: Mapping[str, str]
 ) -> None:
-    """Ask the canary, plainly and through a CUDA graph, and write qualification.json. Raises BuildError if it dies.
-
-    The base model's probe is PyTorch's own answer.
-    """
+    """Ask the canary, plainly and through a CUDA graph, and write qualification.json. Raises BuildError if it dies."""
     engine_spec = EngineSpec.of(spec)
-    save_file({"base": load_file(engine_folder / CANARY_FILE)["base"]}, engine_folder / PROBE_FILE)
     try:
         canary = Canary(engine_folder)
         engine = TrtEngine(engine_folder, engine_spec, *open_runtime())
@@ -164,15 +130,13 @@ def _fill(
     trt, device = open_runtime()
     print("build: building the plan, which takes minutes for a large model ...", file=sys.stderr, flush=True)
     try:
-        plan = build_plan(trt, graphs / DENOISER, spec, _timing_cache(folder.parent, here))
+        plan = build_plan(trt, graphs / HALF_DENOISER, spec, _timing_cache(folder.parent, here))
     except TypeError as error:  # the bindings' constructors, when a library of TensorRT cannot start
         raise BuildError(f"TensorRT cannot start its builder ({error})") from error
     finally:
         device.close()
     (folder / PLAN_FILE).write_bytes(plan)
-    for name in (HALF_FILE, CANARY_FILE):
-        shutil.copyfile(graphs / HALF_FOLDER / name, folder / name)
-    copy_others(folder, graphs, spec)
+    copy_all_but_the_denoiser(folder, graphs, spec)
 
 
 def _shapes(network: INetworkDefinition, spec: BaseModelSpec) -> dict[str, tuple[int, ...]]:

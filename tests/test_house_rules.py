@@ -289,6 +289,8 @@ def test_manifests_set_only_known_settings() -> None:
 
     images = [path.read_text() for path in ROOT.glob("*/Dockerfile")]
     in_images = {name for text in images for name in re.findall(r"\b(UNITUNE_\w+)=", text)}
+    overlay = (ROOT / "k8s" / "gpu" / "sampler.yaml").read_text()
+    in_images |= set(re.findall(r"\b(UNITUNE_\w+)$", overlay, re.MULTILINE))
     in_manifests = {variable["name"] for _, container in containers() for variable in container.get("env", [])}
 
     assert set() == {name for name in in_images | in_manifests if name.startswith("UNITUNE_")} - NAMES

@@ -24,7 +24,7 @@ HALF_FILE = "half.json"
 CANARY_FILE = "canary.safetensors"
 CANARY_SEEDS = {"first": 1, "second": 2}  # name of a random set, and what it is drawn from
 CANARY_SETS = ("base", *CANARY_SEEDS)
-CANARY_PROBE_SEED = 0  # of the question, which is `unitune.weights.probe_input`
+CANARY_PROBE_SEED = 0  # of the question, `unitune.weights.probe_input`; a base model's own probe asks the same
 
 
 @dataclass(frozen=True)

@@ -267,6 +267,22 @@ def test_an_effect_below_rounding_is_too_small_to_verify(effect: float) -> None:
         probe_ratio(BASE_ANSWER * np.float32(1.001), probe)
 
 
+@pytest.mark.parametrize("effect", [4.0, 8.0, 14.0])
+def test_an_error_of_rounding_is_no_failure_however_small_the_effect(effect: float) -> None:
+    """In fp16 the effect may be a few roundings: one of error passes with its ratio, weights left behind never do."""
+    rounding = 1e-3
+    expected = np.full((2, 3), 1.0, dtype=np.float32)
+    probe = Probe(0, expected, expected * np.float32(1 + effect * rounding))
+
+    passed = probe_ratio(expected * np.float32(1 + 1.2 * rounding), probe, rounding)
+
+    assert passed == pytest.approx(1.2 / effect, rel=1e-2)
+    for error in (1.8, effect / 2, effect):
+        if error > max(1.5, 0.1 * effect):
+            with pytest.raises(DataLoss):
+                probe_ratio(expected * np.float32(1 + error * rounding), probe, rounding)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("where", ["answer", "expected", "base"])
 def test_a_probe_that_is_not_finite_fails(where: str, value: float) -> None:
