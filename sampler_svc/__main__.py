@@ -22,7 +22,7 @@ def main() -> int:
     telemetry.configure("sampler")
     try:
         store = WeightStore(config.store)
-        model = Model.open(config.engine, threads=config.threads)
+        model = Model.open(config.engine, threads=config.threads, refit_mode=config.refit_mode)
     except (UnusableEngine, DataLoss, OSError) as error:
         print(f"sampler: {error}", file=sys.stderr)
         return 1

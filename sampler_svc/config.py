@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+AUTO = "auto"
+REFIT_MODES = (AUTO, "new_session", "in_place")
+
 
 @dataclass(frozen=True)
 class SamplerConfig:
@@ -16,6 +19,13 @@ class SamplerConfig:
         default="127.0.0.1:50053", metadata={"env": "UNITUNE_SAMPLER_ADDRESS", "help": "HOST:PORT to listen on"}
     )
     threads: int = field(default=0, metadata={"env": "UNITUNE_THREADS", "help": "threads of a run; 0 means all cores"})
+    refit_mode: str = field(
+        default=AUTO,
+        metadata={
+            "env": "UNITUNE_REFIT_MODE",
+            "help": "new_session, in_place, or auto, which chooses by the size of the base model",
+        },
+    )
     health_address: str | None = field(
         default=None, metadata={"env": "UNITUNE_HEALTH_ADDRESS", "help": "HOST:PORT for health alone; empty means none"}
     )
@@ -23,3 +33,5 @@ class SamplerConfig:
     def __post_init__(self) -> None:
         if self.threads < 0:
             raise ValueError(f"UNITUNE_THREADS is {self.threads}: it must be 0 or more")
+        if self.refit_mode not in REFIT_MODES:
+            raise ValueError(f"UNITUNE_REFIT_MODE is {self.refit_mode!r}: it must be one of {', '.join(REFIT_MODES)}")
