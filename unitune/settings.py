@@ -43,6 +43,7 @@ NAMES = frozenset(
         "UNITUNE_THREADS",
         "UNITUNE_TUNER",
         "UNITUNE_TUNER_ADDRESS",
+        "UNITUNE_WEIGHTS_CODEC",
     }
 )
 
