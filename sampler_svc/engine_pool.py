@@ -72,7 +72,8 @@ class EnginePool:
         """Wait for an engine, see that it holds the weights, and keep it until the end of the `with` block.
 
         Who came first is served first, but for those who wait for a refit of their weights. `read` is called only on a
-        miss; several leases of one set wait while a first one refits it. Raises what `read` raises, and DataLoss when the weights do not take: the engine then goes back to the base weights.
+        miss; several leases of one set wait while a first one refits it. Raises what `read` raises, and DataLoss when
+        the weights do not take: the engine then goes back to the base weights.
         """
         slot = self._take(weights)
         try:
