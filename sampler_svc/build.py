@@ -120,8 +120,8 @@ def verify(graphs: Path, engine_folder: Path, spec: BaseModelSpec) -> tuple[str,
     Raises BuildError when not even a new session does.
     """
     tensors = load_file(engine_folder / spec.base_weights)
-    drawn = _random(tensors)
-    of_base, of_drawn = (_reference_answer(graphs, spec, weights) for weights in (tensors, drawn))
+    drawn = random_weights(tensors)
+    of_base, of_drawn = (reference_answer(graphs, spec, weights) for weights in (tensors, drawn))
     save_file({"base": of_base}, engine_folder / PROBE_FILE)
     base = Weights("base", tensors, Probe(BASE_PROBE_SEED, of_base, of_base))
     other = Weights("other", drawn, Probe(BASE_PROBE_SEED, of_drawn, of_base))
@@ -190,7 +190,7 @@ def _fill(folder: Path, graphs: Path, spec: BaseModelSpec) -> None:
         shutil.copyfile(graphs / name, folder / name)
 
 
-def _random(base: Tensors) -> dict[str, np.ndarray]:
+def random_weights(base: Tensors) -> dict[str, np.ndarray]:
     """Weights unlike the base in every tensor, so much that a single one which is not refitted shows in the answer.
 
     Matrices are drawn anew, which keeps a signal's size; norms and biases are shifted by about one.
@@ -204,7 +204,8 @@ def _random(base: Tensors) -> dict[str, np.ndarray]:
     return drawn
 
 
-def _reference_answer(graphs: Path, spec: BaseModelSpec, tensors: Tensors) -> np.ndarray:
+def reference_answer(graphs: Path, spec: BaseModelSpec, tensors: Tensors) -> np.ndarray:
+    """The exported graph's answer to the probe of BASE_PROBE_SEED with these tensors, without any optimisation."""
     arrays = {name: np.ascontiguousarray(tensor.to_graph(tensors[name])) for name, tensor in spec.tensors.items()}
     session = open_refitted(graphs / DENOISER, session_options(0, "ORT_DISABLE_ALL"), arrays)
     latents, timesteps, contexts = _probe_question(EngineSpec.of(spec))

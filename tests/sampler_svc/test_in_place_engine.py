@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 
 from sampler_svc import build as build_module
-from sampler_svc.build import MAX_REFIT_RATIO, BuildError, _random, _reference_answer, check_refits
+from sampler_svc.build import MAX_REFIT_RATIO, BuildError, check_refits, random_weights, reference_answer
 from sampler_svc.engine import BASE, Engine, EngineSpec, Probe, Tensors, Weights
 from sampler_svc.engine_folder import Manifest, UnusableEngine
 from sampler_svc.graph_layout import GraphLayout
@@ -58,8 +58,8 @@ class Forgetful(InPlaceEngine):
 @pytest.fixture(scope="module")
 def sets(tiny_graphs: Path, spec: BaseModelSpec, base: Weights) -> tuple[Weights, Weights]:
     """The two sets of weights that a build tries."""
-    drawn = _random(base.tensors)
-    of_base, of_drawn = (_reference_answer(tiny_graphs, spec, tensors) for tensors in (base.tensors, drawn))
+    drawn = random_weights(base.tensors)
+    of_base, of_drawn = (reference_answer(tiny_graphs, spec, tensors) for tensors in (base.tensors, drawn))
     return (
         Weights("base", base.tensors, Probe(0, of_base, of_base)),
         Weights("other", drawn, Probe(0, of_drawn, of_base)),
