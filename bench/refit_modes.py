@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,12 +28,14 @@ def refit_modes(graphs: Path, folder: Path, image: bytes, prompt: str, rounds: i
     some = next(iter(models.values()))
     tuned = [name for name in some.base.tensors if ".to_out." in name]
     sets = {"all": list(some.base.tensors), "attn_out": tuned}
-    found: dict[str, object] = {"refit_modes.opened_mb": {mode: round(size / 1e6, 1) for mode, size in memory.items()}}
+    found: dict[str, Any] = {"refit_modes.opened_mb": {mode: round(size / 1e6, 1) for mode, size in memory.items()}}
 
     for label, names in sets.items():
         refits = {mode: refitting(model, two_sets(graphs, model, names)) for mode, model in models.items()}
         found |= ratios(f"refit_modes.refit_of_{label}", refits, rounds)
     found |= ratios("refit_modes.step", {mode: stepping(model, prompt) for mode, model in models.items()}, rounds)
+    refit_s, step_s = found["refit_modes.refit_of_all.s"], found["refit_modes.step.s"]
+    found["refit_modes.refit_in_steps"] = {mode: round(refit_s[mode] / step_s[mode], 2) for mode in models}
     for steps in EDIT_STEPS:
         request = Request(image, prompt, "ddim", steps, 5.0, strength=1.0, seeds=(0,))
         edits = {mode: editing(model, two_sets(graphs, model, tuned), request) for mode, model in models.items()}

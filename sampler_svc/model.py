@@ -16,7 +16,7 @@ from unitune.base_model import BaseModelSpec
 from unitune.diffusion.schedule import Schedule
 
 ENGINES = {NEW_SESSION: OrtEngine, IN_PLACE: InPlaceEngine}
-IN_PLACE_BYTES = 64 << 20  # of weights: a new session costs small models many steps, and large ones few
+IN_PLACE_BYTES = 16 << 20  # of weights: a new session costs a small model many of its steps, and a large one few
 
 
 @dataclass(frozen=True)
