@@ -17,6 +17,7 @@ import numpy as np
 from bench.measure import Measured, Ratio, in_turns, seconds
 from bench.peers.diffusers_dreambooth import dreambooth
 from bench.peers.diffusers_edit import DiffusersEdit
+from bench.refit_modes import refit_modes
 from sampler_svc.build import build
 from sampler_svc.engine import BASE
 from sampler_svc.model import Model
@@ -49,6 +50,7 @@ def main() -> None:
         report = {
             **edits(model, options.rounds),
             **refits(model, build_s, options.rounds),
+            **refit_modes(graphs, folder, PICTURE.read_bytes(), PROMPT, options.rounds),
             **tunings(max(options.rounds // 2, 2)),
         }
         model.pool.close()

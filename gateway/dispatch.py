@@ -21,6 +21,8 @@ from unitune.v1.tuning_pb2 import Tuning, TuningEvent, TuningProgress, WeightsRe
 logger = logging.getLogger(__name__)
 
 LONGEST_WAIT = 16  # times the first wait
+# After a tuning is READY until its weights are loaded ahead: an edit that waited for it comes first and needs no help.
+LOAD_AFTER_S = 0.5
 
 
 class Dispatcher:
@@ -38,9 +40,17 @@ class Dispatcher:
         self._task: asyncio.Task[bool] | None = None
         self._open = asyncio.Event()
         self._open.set()
+        self._loads: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Run tunings until cancelled; a run that is cut off by that goes back into the queue."""
+        try:
+            await self._run_all()
+        finally:
+            for load in self._loads:
+                load.cancel()
+
+    async def _run_all(self) -> None:
         wait, recovered = 1, False
         while True:
             try:
@@ -163,6 +173,17 @@ class Dispatcher:
         await self._files.discard(name, keep=weights.path if is_ready else "")
         if is_ready:
             telemetry.event(logger, "tuning ready", tuning=name, size_bytes=weights.size_bytes)
+            load = asyncio.create_task(self._load_ahead(name, weights))
+            self._loads.add(load)
+            load.add_done_callback(self._loads.discard)
+
+    async def _load_ahead(self, name: str, weights: WeightsRef) -> None:
+        """Spare the first edit its refit. Whatever goes wrong, the edit will load the weights itself and tell."""
+        await asyncio.sleep(LOAD_AFTER_S)
+        try:
+            await self._upstreams.load(weights)
+        except UniTuneError as error:
+            telemetry.event(logger, "weights not loaded ahead", tuning=name, reason=error.reason)
 
     async def _failed(self, name: str, error: UniTuneError) -> None:
         status = to_status(error)

@@ -15,14 +15,23 @@ from grpc_status import rpc_status
 
 from unitune import serving, telemetry
 from unitune.errors import FailedPrecondition, ResourceExhausted, Unavailable, UniTuneError, from_status
-from unitune.v1.sampler_pb2 import EvictRequest, GetSamplerInfoRequest, SampleEvent, SampleRequest, SamplerInfo
+from unitune.v1.sampler_pb2 import (
+    EvictRequest,
+    GetSamplerInfoRequest,
+    LoadRequest,
+    SampleEvent,
+    SampleRequest,
+    SamplerInfo,
+)
 from unitune.v1.sampler_pb2_grpc import SamplerServiceStub
 from unitune.v1.tuner_pb2 import GetTunerInfoRequest, RunTuningEvent, RunTuningRequest, TunerInfo
 from unitune.v1.tuner_pb2_grpc import TunerServiceStub
+from unitune.v1.tuning_pb2 import WeightsRef
 
 logger = logging.getLogger(__name__)
 
 CALL_S = 3.0  # deadline of every call that is no stream
+LOAD_S = 60.0  # but of loading weights, which for a large model is no quick answer, and which nobody waits for
 RETRY_AFTER_S = 2.0  # what a caller is told to wait when a service does not answer
 
 _RETRY = {
@@ -78,6 +87,10 @@ class Upstreams:
         """Make the sampler forget weights. Raises Unavailable (BACKEND_DOWN)."""
         await self._call("sampler", self._sampler.Evict, EvictRequest(digest=digest))
 
+    async def load(self, weights: WeightsRef) -> None:
+        """Have the sampler put weights into an engine, if one is free. Raises what it fails with, or Unavailable."""
+        await self._call("sampler", self._sampler.Load, LoadRequest(weights=weights), timeout_s=LOAD_S)
+
     def run_tuning(self, request: RunTuningRequest) -> AsyncGenerator[RunTuningEvent, None]:
         """Run a tuning; closing the iterator cancels it."""
         return self._stream("tuner", self._tuner.RunTuning(request))
@@ -86,9 +99,9 @@ class Upstreams:
         """Sample; closing the iterator cancels it before its next step."""
         return self._stream("sampler", self._sampler.Sample(request, timeout=timeout_s))
 
-    async def _call(self, upstream: str, method: Any, request: Any) -> Any:
+    async def _call(self, upstream: str, method: Any, request: Any, timeout_s: float = CALL_S) -> Any:
         try:
-            answer = await method(request, timeout=CALL_S)
+            answer = await method(request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             raise self._translated(upstream, error) from None
         if upstream in self._silent:

@@ -23,7 +23,7 @@ def main() -> int:
     telemetry.configure("sampler")
     try:
         store = WeightStore(config.store)
-        model = Model.open(config.engine, threads=config.threads, backend=config.backend)
+        model = Model.open(config.engine, threads=config.threads, backend=config.backend, refit_mode=config.refit_mode)
     except (BackendMissing, UnusableEngine, DataLoss, OSError) as error:
         print(f"sampler: {error}", file=sys.stderr)
         return 1

@@ -11,8 +11,9 @@ from pathlib import Path
 from sampler_svc import ort_engine
 from sampler_svc.build import Recipe, onnxruntime_recipe
 from sampler_svc.config import BACKENDS
-from sampler_svc.engine import BackendMissing, Engine, EngineSpec
-from sampler_svc.ort_engine import Graph, OrtEngine
+from sampler_svc.engine import BackendMissing, Engine, EngineSpec, Weights
+from sampler_svc.ort_engine import Graph
+from sampler_svc.refit_modes import ort_opener
 
 
 @dataclass(frozen=True)
@@ -20,21 +21,22 @@ class Backend:
     """A backend that this machine has."""
 
     facts: Mapping[str, str]  # what an engine folder must have been built for
-    open_engine: Callable[[Path, EngineSpec, int], Engine]  # of a folder, with that many threads on a CPU
+    # Opens engines of a folder: base weights, threads on a CPU, and a refit mode where there are several.
+    opener: Callable[[Path, EngineSpec, Weights, int, str], Callable[[], Engine]]
     open_graph: Callable[[Path, int], Graph] = Graph  # of those that no tuning changes
 
 
 def backend_of(name: str) -> Backend:
     """A backend, ready to open engines. Raises BackendMissing."""
     if name == "onnxruntime":
-        return Backend(ort_engine.backend(), OrtEngine)
+        return Backend(ort_engine.backend(), ort_opener)
     from sampler_svc.ort_cuda_engine import CudaGraph, OrtCudaEngine, check_cuda, has_cuda
 
     if name == "onnxruntime-cuda":
         from sampler_svc.ort_cuda_build import cuda_facts
 
         return Backend(
-            cuda_facts(), lambda folder, spec, threads: OrtCudaEngine.open_qualified(folder, spec), CudaGraph
+            cuda_facts(), lambda folder, spec, *_: lambda: OrtCudaEngine.open_qualified(folder, spec), CudaGraph
         )
     from sampler_svc.trt_build import tensorrt_facts
     from sampler_svc.trt_engine import TrtEngine
@@ -44,7 +46,7 @@ def backend_of(name: str) -> Backend:
         check_cuda()
     return Backend(
         facts,
-        lambda folder, spec, threads: TrtEngine.open_qualified(folder, spec),
+        lambda folder, spec, *_: lambda: TrtEngine.open_qualified(folder, spec),
         CudaGraph if has_cuda() else Graph,
     )
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 BACKENDS = ("onnxruntime", "onnxruntime-cuda", "tensorrt")
+AUTO = "auto"
+REFIT_MODES = (AUTO, "new_session", "in_place")
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,13 @@ class SamplerConfig:
         default=BACKENDS[0],
         metadata={"env": "UNITUNE_SAMPLER_BACKEND", "help": f"what runs the engine: {', '.join(BACKENDS)}"},
     )
+    refit_mode: str = field(
+        default=AUTO,
+        metadata={
+            "env": "UNITUNE_REFIT_MODE",
+            "help": "new_session, in_place, or auto, which chooses by the size of the base model",
+        },
+    )
     health_address: str | None = field(
         default=None, metadata={"env": "UNITUNE_HEALTH_ADDRESS", "help": "HOST:PORT for health alone; empty means none"}
     )
@@ -31,3 +40,5 @@ class SamplerConfig:
             raise ValueError(f"UNITUNE_THREADS is {self.threads}: it must be 0 or more")
         if self.backend not in BACKENDS:
             raise ValueError(f"UNITUNE_SAMPLER_BACKEND is {self.backend!r}: it must be one of {', '.join(BACKENDS)}")
+        if self.refit_mode not in REFIT_MODES:
+            raise ValueError(f"UNITUNE_REFIT_MODE is {self.refit_mode!r}: it must be one of {', '.join(REFIT_MODES)}")

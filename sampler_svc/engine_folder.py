@@ -13,7 +13,7 @@ from pathlib import Path
 
 from unitune.base_model import BaseModelSpec, file_digest
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST_FILE = "manifest.json"
 PROBE_FILE = "probe.safetensors"  # the exported graph's answer to the probe of BASE_PROBE_SEED, as `base`
 BASE_PROBE_SEED = 0
@@ -51,11 +51,12 @@ class EngineKey:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What lies in an engine folder: its key, and (sha256, bytes) of each file."""
+    """What lies in an engine folder: its key, (sha256, bytes) of each file, and how the engine may be refitted."""
 
     key: EngineKey
     files: Mapping[str, tuple[str, int]]
     build_s: float
+    refit_modes: tuple[str, ...]  # those that the build has proven, tensor by tensor
 
     def save(self, folder: Path) -> None:
         """Write manifest.json."""
@@ -71,7 +72,7 @@ class Manifest:
             if schema != SCHEMA:
                 raise UnusableEngine(f"{folder} has schema {schema}, this program reads {SCHEMA}: {REBUILD}")
             files = {name: (digest, size) for name, (digest, size) in found["files"].items()}
-            return cls(EngineKey(**found["key"]), files, found["build_s"])
+            return cls(EngineKey(**found["key"]), files, found["build_s"], tuple(found["refit_modes"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UnusableEngine(f"{folder} holds no complete engine: {REBUILD}") from error
 

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,16 +34,15 @@ class Lease:
     probe_ratio: float  # of the refit that put them in
 
 
-@dataclass
+@dataclass(eq=False)
 class _Slot:
     """One place for an engine."""
 
     engine: Engine | None = None
-    weights: str = BASE  # what the engine holds, or is about to
     is_leased: bool = False
     used: int = 0  # the lease that used it last, counted
     probe_ratio: float = TOO_SMALL
-    to_forget: bool = False  # evicted under a lease
+    to_forget: set[str] = field(default_factory=set)  # weights that were evicted during the lease
 
 
 class EnginePool:
@@ -54,6 +53,7 @@ class EnginePool:
         self._open_engine, self._base = open_engine, base
         self._changed = threading.Condition()
         self._refitting: set[str] = set()
+        self._waiting: dict[object, str] = {}  # who waits for which weights, in the order they came
         self._leases = 0
         self._slots = [_Slot(self._open()) for _ in range(size)]
         self._base_turn = threading.Lock()
@@ -67,15 +67,22 @@ class EnginePool:
     def resident(self) -> list[str]:
         """The tuned weights that an engine holds now."""
         with self._changed:
-            held = (slot.engine.weights for slot in self._slots if slot.engine is not None)
-            return sorted(weights for weights in set(held) if weights not in (None, BASE))
+            engines = [slot.engine for slot in self._slots]  # read once: a lease's end may replace one meanwhile
+            held = {engine.weights for engine in engines if engine is not None}
+            return sorted(weights for weights in held if weights not in (None, BASE))
+
+    def is_free(self) -> bool:
+        """Whether a lease would begin at once."""
+        with self._changed:
+            return not self._waiting and not all(slot.is_leased for slot in self._slots)
 
     @contextmanager
     def lease(self, weights: str, read: Callable[[], Weights]) -> Iterator[Lease]:
         """Wait for an engine, see that it holds the weights, and keep it until the end of the `with` block.
 
-        `read` is called only on a miss; several leases of one set wait while a first one refits it. Raises what `read`
-        raises, and DataLoss when the weights do not take: the engine then goes back to the base weights.
+        Who came first is served first, but for those who wait for a refit of their weights. `read` is called only on a
+        miss; several leases of one set wait while a first one refits it. Raises what `read` raises, and DataLoss when
+        the weights do not take: the engine then goes back to the base weights.
         """
         slot = self._take(weights)
         try:
@@ -95,10 +102,12 @@ class EnginePool:
         if weights == BASE:
             return
         with self._changed:
-            holding = [slot for slot in self._slots if slot.weights == weights]
-            free = [slot for slot in holding if not slot.is_leased]
-            for slot in holding:
-                slot.to_forget = slot.is_leased = True
+            free = [slot for slot in self._slots if not slot.is_leased and _holds(slot, weights)]
+            for slot in self._slots:
+                if slot.is_leased or slot in free:  # what a lease is reading may fail, and leave what was there before
+                    slot.to_forget.add(weights)
+            for slot in free:
+                slot.is_leased = True
         for slot in free:
             self._give_back(slot)
 
@@ -110,7 +119,13 @@ class EnginePool:
 
     def _take(self, weights: str) -> _Slot:
         with self._changed:
-            self._changed.wait_for(lambda: weights not in self._refitting and not all(s.is_leased for s in self._slots))
+            me = object()
+            self._waiting[me] = weights
+            try:
+                self._changed.wait_for(lambda: self._is_turn(me))
+            finally:
+                del self._waiting[me]
+                self._changed.notify_all()  # it is the next one's turn, if there is another engine
             free = [slot for slot in self._slots if not slot.is_leased]
             # The one that holds the weights already, else the one whose weights were not used for longest.
             slot = min(free, key=lambda slot: (not _holds(slot, weights), slot.used))
@@ -118,8 +133,12 @@ class EnginePool:
             slot.is_leased, slot.used = True, self._leases
             if not _holds(slot, weights):
                 self._refitting.add(weights)
-            slot.weights = weights
             return slot
+
+    def _is_turn(self, me: object) -> bool:
+        """Whether an engine is free and all who came earlier wait for a refit that runs."""
+        able = (waiting for waiting, weights in self._waiting.items() if weights not in self._refitting)
+        return next(able, None) is me and not all(slot.is_leased for slot in self._slots)
 
     def _hold(self, slot: _Slot, weights: str, read: Callable[[], Weights]) -> Lease:
         if slot.engine is not None and slot.engine.weights == weights:
@@ -138,7 +157,7 @@ class EnginePool:
 
     def _give_back(self, slot: _Slot) -> None:
         """End a lease; an engine of unknown weights, or of weights to forget, is replaced by one with the base's."""
-        if slot.engine is None or slot.engine.weights is None or slot.to_forget:
+        if slot.engine is None or slot.engine.weights is None or slot.engine.weights in slot.to_forget:
             try:
                 if slot.engine is not None:
                     slot.engine.close()
@@ -147,8 +166,8 @@ class EnginePool:
             except Exception:  # the next lease tries again, and tells its caller
                 telemetry.failure(logger, "an engine could not be opened again")
         with self._changed:
-            slot.weights = (slot.engine.weights if slot.engine is not None else None) or BASE
-            slot.is_leased = slot.to_forget = False
+            slot.is_leased = False
+            slot.to_forget.clear()
             self._changed.notify_all()
 
     def _open(self) -> Engine:

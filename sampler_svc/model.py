@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sampler_svc.backends import backend_of
 from sampler_svc.base_graphs import BaseGraphs
+from sampler_svc.config import AUTO, BACKENDS
 from sampler_svc.engine import EngineSpec, Weights
 from sampler_svc.engine_folder import open_folder
 from sampler_svc.engine_pool import EnginePool
@@ -27,12 +28,20 @@ class Model:
     gate: Gate | None = None  # where the base model brings one
 
     @classmethod
-    def open(cls, folder: Path, *, threads: int = 0, engines: int = 1, backend: str = "onnxruntime") -> "Model":
-        """Load an engine folder; 0 threads means one for each core.
+    def open(
+        cls,
+        folder: Path,
+        *,
+        threads: int = 0,
+        engines: int = 1,
+        backend: str = BACKENDS[0],
+        refit_mode: str = AUTO,
+    ) -> "Model":
+        """Load an engine folder; 0 threads means one for each core, `refit_mode` is one of REFIT_MODES.
 
         Raises BackendMissing when this machine cannot run the backend, UnusableEngine when the folder was built for
-        another machine or runtime, or is damaged, and DataLoss when the engine does not answer as it did when it was
-        built.
+        another machine or runtime, is damaged or was not proven to be refitted in this mode, and DataLoss when the
+        engine does not answer as it did when it was built.
         """
         runtime = backend_of(backend)
         spec = open_folder(folder, runtime.facts)
@@ -42,7 +51,7 @@ class Model:
             schedule=Schedule(**asdict(spec.schedule)),
             graphs=BaseGraphs(folder, spec, threads, runtime.open_graph),
             base=base,
-            pool=EnginePool(lambda: runtime.open_engine(folder, EngineSpec.of(spec), threads), base, engines),
+            pool=EnginePool(runtime.opener(folder, EngineSpec.of(spec), base, threads, refit_mode), base, engines),
             engine=" ".join(runtime.facts[fact] for fact in ("runtime", "version", "device")),
             gate=Gate.open(folder, spec.preset, threads, runtime.open_graph),
         )

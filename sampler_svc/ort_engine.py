@@ -14,13 +14,14 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from sampler_svc.engine import Array, Engine, EngineSpec, Tensors
-from unitune.base_model import TensorSpec
+from sampler_svc.graph_layout import GraphLayout
 from unitune.settings import num_cores
 
 DENOISER = "denoiser.onnx"
 # Offline, what stays true for any weights on any CPU; ENABLE_ALL there would reorder weights beyond a refit's reach.
 OFFLINE_OPTIMISATION = "ORT_ENABLE_EXTENDED"
 OPTIMISATION = "ORT_ENABLE_ALL"
+NEW_SESSION = "new_session"
 
 
 def backend() -> dict[str, str]:
@@ -50,14 +51,13 @@ def open_session(path: Path, options: onnxruntime.SessionOptions) -> onnxruntime
 
 
 def open_refitted(
-    path: Path, options: onnxruntime.SessionOptions, specs: Mapping[str, TensorSpec], tensors: Tensors
+    path: Path, options: onnxruntime.SessionOptions, arrays: Mapping[str, Array]
 ) -> onnxruntime.InferenceSession:
-    """A session whose external initializers are these tensors, laid out as the graph wants them."""
-    arrays = [np.ascontiguousarray(spec.to_graph(tensors[name])) for name, spec in specs.items()]
+    """A session whose external initializers are these arrays, contiguous and in the graph's layout."""
     # On the CPU an OrtValue is a bare pointer that does not keep its array alive: the arrays must live until the
     # session is open. By then it has copied everything, which the tests hold it to.
-    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays]
-    options.add_external_initializers(list(specs), values)
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
+    options.add_external_initializers(list(arrays), values)
     return open_session(path, options)
 
 
@@ -81,9 +81,13 @@ class Graph:
 class OrtEngine(Engine):
     """The denoiser in ONNX Runtime, fp32."""
 
-    def __init__(self, folder: Path, spec: EngineSpec, threads: int = 0) -> None:
-        """Loads the graph; the engine runs once it was refitted, be it with the base weights."""
-        super().__init__(spec)
+    def __init__(self, folder: Path, spec: EngineSpec, threads: int = 0, layout: GraphLayout | None = None) -> None:
+        """Opens nothing yet; the engine runs once it was refitted, be it with the base weights.
+
+        Refits cost less with a layout that has the base weights.
+        """
+        self._layout = layout or GraphLayout(spec)
+        super().__init__(spec, self._layout.base)
         self._path, self._threads = folder / DENOISER, threads
         self._session: onnxruntime.InferenceSession | None = None
 
@@ -92,7 +96,8 @@ class OrtEngine(Engine):
         self.weights, self._session = None, None
 
     def _write(self, tensors: Tensors) -> None:
-        self._session = open_refitted(self._path, session_options(self._threads), self.spec.tensors, tensors)
+        arrays = {name: self._layout.contiguous(name, tensors[name]) for name in self.spec.tensors}
+        self._session = open_refitted(self._path, session_options(self._threads), arrays)
 
     def _compute(self, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
         if self._session is None:

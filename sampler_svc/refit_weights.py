@@ -11,7 +11,8 @@ from safetensors.numpy import load_file
 from sampler_svc.engine import BASE, Probe, Weights
 from sampler_svc.engine_folder import BASE_PROBE_SEED, PROBE_FILE
 from unitune.base_model import BaseModelSpec
-from unitune.errors import DataLoss, FailedPrecondition
+from unitune.codecs import decode
+from unitune.errors import FailedPrecondition
 from unitune.weights import TunedWeights
 
 
@@ -25,14 +26,13 @@ def base_weights(folder: Path, spec: BaseModelSpec) -> Weights:
 
 
 def tuned_weights(tuned: TunedWeights, base: Weights, base_model: str) -> Weights:
-    """A tuning's weights over the base model's.
+    """A tuning's weights, decoded, over the base model's.
 
     Raises FailedPrecondition (BASE_MODEL_MISMATCH) for a tuning of another base model, and DataLoss (WEIGHTS_CORRUPT)
-    for an encoding that this server does not read.
+    for a codec that this server does not know and what cannot be decoded.
     """
     if tuned.manifest.base_model != base_model:
         raise FailedPrecondition("the weights were tuned from another base model", reason="BASE_MODEL_MISMATCH")
-    if tuned.manifest.codec != "none":
-        raise DataLoss(f"the weights are stored as {tuned.manifest.codec!r}, unknown here", reason="WEIGHTS_CORRUPT")
+    tensors = decode(tuned.tensors, base.tensors, tuned.manifest.codec)
     probe = Probe(tuned.manifest.probe_seed, tuned.probe_tuned, tuned.probe_base)
-    return Weights(tuned.manifest.digest, {**base.tensors, **tuned.tensors}, probe)
+    return Weights(tuned.manifest.digest, {**base.tensors, **tensors}, probe)

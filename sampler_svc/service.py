@@ -116,8 +116,10 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             run.cancel()  # no more than a wish once a worker has begun
 
     async def Load(self, request: sampler_pb2.LoadRequest, context: Any) -> sampler_pb2.LoadResponse:
-        """Lease an engine for the weights, and give it back at once."""
+        """Lease an engine for the weights, if one is free, and give it back at once: edits come first."""
         _check("weights.digest", request.weights.digest, bool(request.weights.digest), "it must be set")
+        if self._waiting or not self._model.pool.is_free():
+            return sampler_pb2.LoadResponse()
 
         def load() -> sampler_pb2.LoadResponse:
             with self._lease(request.weights) as lease:

@@ -29,7 +29,7 @@ def main() -> int:
     except OSError as error:
         print(f"tuner: {error}", file=sys.stderr)
         return 1
-    service = TunerService(model, store)
+    service = TunerService(model, store, config.weights_codec)
     return asyncio.run(
         serve(
             "tuner",

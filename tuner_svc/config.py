@@ -3,8 +3,10 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from unitune.choices import CODECS
 from unitune.settings import num_cores
 
+DEFAULT_CODEC = "int8"
 EMBEDDED_MODEL = Path(__file__).resolve().parent.parent / "stickerbook" / "model"
 
 
@@ -24,6 +26,13 @@ class TunerConfig:
     threads: int = field(
         default=0, metadata={"env": "UNITUNE_THREADS", "help": "CPU threads to compute with; 0 takes all cores"}
     )
+    weights_codec: str = field(
+        default=DEFAULT_CODEC,
+        metadata={
+            "env": "UNITUNE_WEIGHTS_CODEC",
+            "help": f"how tuned weights are stored: {', '.join(CODECS)}; LoRA tunings always as factors, unless none",
+        },
+    )
     health_address: str | None = field(
         default=None,
         metadata={
@@ -35,6 +44,8 @@ class TunerConfig:
     def __post_init__(self) -> None:
         if self.threads < 0:
             raise ValueError(f"UNITUNE_THREADS is {self.threads}: it must be 0 or more")
+        if self.weights_codec not in CODECS:
+            raise ValueError(f"UNITUNE_WEIGHTS_CODEC is {self.weights_codec!r}: it must be one of {', '.join(CODECS)}")
         if not self.store:
             raise ValueError("UNITUNE_STORE is empty: it must be a folder or the URL of an object store")
 

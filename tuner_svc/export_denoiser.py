@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tuner_svc.base_model import BaseModel, Denoiser
+from tuner_svc.export_attention import TRANSLATIONS
 from tuner_svc.export_graph import to_graph
 from unitune.base_model import TensorSpec
 
@@ -39,7 +40,7 @@ def export_denoiser(model: BaseModel, folder: Path) -> dict[str, TensorSpec]:
     Raises ExportError unless every tensor is exactly one initializer and no initializer is two tensors.
     """
     randomised = randomised_denoiser(model)
-    graph = to_graph(randomised, example(model), "out")
+    graph = to_graph(randomised, example(model), "out", translations=TRANSLATIONS)
     matches = match({name: tensor.numpy() for name, tensor in randomised.unet.state_dict().items()}, graph)
     base = {name: tensor.cpu().numpy() for name, tensor in model.tensors().items()}
     # Shapes stay inside, as small constants: ONNX Runtime cannot read them elsewhere.

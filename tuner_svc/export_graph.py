@@ -2,6 +2,8 @@
 
 import logging
 import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -10,8 +12,17 @@ from torch import Tensor, nn
 OPSET = 20  # newer operators are split up again by ONNX Runtime on a CPU, and run slower there
 
 
-def to_graph(module: nn.Module, inputs: dict[str, Tensor], output: str, opset: int = OPSET) -> ir.Model:
-    """Export a module of one output. Every input's first axis is the batch, of two in the example given."""
+def to_graph(
+    module: nn.Module,
+    inputs: dict[str, Tensor],
+    output: str,
+    opset: int = OPSET,
+    translations: Mapping[Callable[..., Any], Callable[..., Any]] | None = None,
+) -> ir.Model:
+    """Export a module of one output. Every input's first axis is the batch, of two in the example given.
+
+    `translations` has our own versions of some of torch's operators, in onnxscript.
+    """
     batch = torch.export.Dim("n")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of a package that no graph of ours needs
     with warnings.catch_warnings():
@@ -24,6 +35,7 @@ def to_graph(module: nn.Module, inputs: dict[str, Tensor], output: str, opset: i
             input_names=list(inputs),
             output_names=[output],
             dynamic_shapes=tuple({0: batch} for _ in inputs),
+            custom_translation_table=dict(translations or {}),
             optimize=True,
             verbose=False,
         )

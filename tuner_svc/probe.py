@@ -13,18 +13,35 @@ from torch.func import functional_call
 from tuner_svc.base_model import BaseModel
 from tuner_svc.tune import Tuned
 from tuner_svc.tuning_config import TuningConfig
+from unitune.codecs import decode, encode
 from unitune.weights import Manifest, pack, probe_input
 
 METHOD = "unitune"
 PROBE_SEED = 0
 
 
-def pack_tuned(model: BaseModel, tuned: Tuned, config: TuningConfig, key: str) -> tuple[bytes, Manifest]:
-    """The weights file of a tuning, and its manifest."""
+def pack_tuned(
+    model: BaseModel, tuned: Tuned, config: TuningConfig, key: str, codec: str = "none"
+) -> tuple[bytes, Manifest]:
+    """The weights file of a tuning, and its manifest. A LoRA tuning's factors are stored, unless the codec is none.
+
+    The probe's answer is that of the tensors as a sampler decodes them. Raises ValueError as `encode` does.
+    """
+    if tuned.factors and codec != "none":
+        codec = "lora"
+    tensors = {name: tensor.cpu().numpy() for name, tensor in tuned.tensors.items()}
+    factors = {name: (up.cpu().numpy(), down.cpu().numpy()) for name, (up, down) in tuned.factors.items()}
+    base = {name: tensor.cpu().numpy() for name, tensor in model.tensors().items() if name in tensors}
+    stored = encode(tensors, base, codec, factors)
+    answer, of_base = (probe_answer(model, changed, PROBE_SEED) for changed in (tuned.tensors, {}))
+    decoded = {name: torch.from_numpy(tensor) for name, tensor in decode(stored, base, codec).items()}
+    of_decoded = answer if codec == "none" else probe_answer(model, decoded, PROBE_SEED)
     return pack(
-        {name: tensor.cpu().numpy() for name, tensor in tuned.tensors.items()},
-        probe_tuned=probe_answer(model, tuned.tensors, PROBE_SEED),
-        probe_base=probe_answer(model, {}, PROBE_SEED),
+        stored,
+        probe_tuned=of_decoded,
+        probe_base=of_base,
+        codec=codec,
+        codec_error=_error(of_decoded, answer, of_base),
         key=key,
         base_model=model.digest,
         method=METHOD,
@@ -34,12 +51,19 @@ def pack_tuned(model: BaseModel, tuned: Tuned, config: TuningConfig, key: str) -
     )
 
 
+def _error(of_codec: np.ndarray, of_tuned: np.ndarray, of_base: np.ndarray) -> float:
+    """What a codec loses, as a share of the tuning's effect; 0 for a tuning without any."""
+    effect = float(np.linalg.norm(of_tuned - of_base))
+    return float(np.linalg.norm(of_codec - of_tuned)) / effect if effect else 0.0
+
+
 @torch.no_grad()
 def probe_answer(model: BaseModel, tensors: Mapping[str, Tensor], seed: int) -> np.ndarray:
     """The denoiser's output, fp32 (2, channels, h, w), with `tensors` in place of its own of these names."""
     values = probe_input(seed, model.latent_channels, model.latent_side, (model.context_tokens, model.context_width))
     arguments = tuple(torch.from_numpy(value).to(model.device) for value in values.values())
+    tensors = {name: tensor.to(model.device) for name, tensor in tensors.items()}
     # Convolutions on a GPU round to 10 bits of mantissa by default, which is as coarse as what the probe looks for.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        answer = functional_call(model.denoiser.unet, dict(tensors), arguments).sample
+        answer = functional_call(model.denoiser.unet, tensors, arguments).sample
     return answer.cpu().numpy()

@@ -10,6 +10,7 @@ import grpc
 import torch
 
 from tuner_svc.base_model import BaseModel
+from tuner_svc.config import DEFAULT_CODEC
 from tuner_svc.probe import METHOD, pack_tuned
 from tuner_svc.run import Run
 from tuner_svc.tune import Progress, tune
@@ -28,8 +29,8 @@ WAITING_S = 5.0  # between two `waiting` events
 class TunerService(tuner_pb2_grpc.TunerServiceServicer):
     """The servicer. It is used from one event loop."""
 
-    def __init__(self, model: BaseModel, store: WeightStore) -> None:
-        self._model, self._store = model, store
+    def __init__(self, model: BaseModel, store: WeightStore, codec: str = DEFAULT_CODEC) -> None:
+        self._model, self._store, self._codec = model, store, codec
         self._worker = ThreadPoolExecutor(1, "tuning")
         self._runs: set[Run] = set()
         self._is_draining = False
@@ -108,7 +109,7 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
         """One tuning, in the worker thread: tune, prove, store."""
         run.is_started = True
         tuned = tune(self._model, image, config, on_progress=run.tell, cancelled=lambda: run.is_cancelled)
-        data, manifest = pack_tuned(self._model, tuned, config, request.key)
+        data, manifest = pack_tuned(self._model, tuned, config, request.key, self._codec)
         if run.is_cancelled:
             raise Cancelled("the tuning was cancelled", reason="TUNING_CANCELLED")
         try:

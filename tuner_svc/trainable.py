@@ -37,6 +37,10 @@ class Trainable(Protocol):
         """Dense tensors by their name in the denoiser, as they are now; differentiable."""
         ...
 
+    def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Low-rank factors (up, down) of each tensor's change, where that is what is tuned; no gradient."""
+        ...
+
 
 def trainable_parameters(unet: UNet2DConditionModel, mode: str) -> dict[str, Tensor]:
     """The denoiser's tensors that a tuning in this mode may change, by name.
@@ -70,6 +74,9 @@ class Dense:
     def weights(self) -> dict[str, Tensor]:
         return dict(self._weights)
 
+    def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        return {}
+
 
 class LowRank:
     """W + (alpha / rank) B A for every tensor that may change (Hu et al., 2021, section 4.1); B begins at zero."""
@@ -92,3 +99,7 @@ class LowRank:
     def weights(self) -> dict[str, Tensor]:
         scale = LORA_ALPHA / LORA_RANK
         return {name: tensor + scale * (self._up[name] @ self._down[name]) for name, tensor in self._base.items()}
+
+    def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        scale = LORA_ALPHA / LORA_RANK
+        return {name: (scale * self._up[name].detach(), self._down[name].detach()) for name in self._base}

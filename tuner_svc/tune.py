@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -41,10 +41,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class Tuned:
-    """The denoiser's tensors that a tuning changed, dense fp32, by name; and the loss of every update."""
+    """The denoiser's tensors that a tuning changed, dense fp32, by name; and the loss of every update.
+
+    `factors` are (up, down) of a LoRA tuning, whose product is the change of the tensor of that name.
+    """
 
     tensors: dict[str, Tensor]
     losses: list[float]
+    factors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ def tune(
     tensors = {name: tensor.detach() for name, tensor in chosen.weights().items()}
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise _diverged(config.updates)  # no loss comes after the last update to show it
-    return Tuned(tensors, report.losses)
+    return Tuned(tensors, report.losses, chosen.factors())
 
 
 def denoising_loss(

@@ -44,9 +44,14 @@ class TensorSpec:
     graph_shape: tuple[int, ...] = ()
 
     def to_graph(self, tensor: np.ndarray) -> np.ndarray:
-        """The tensor as the graph's initializer holds it; a contiguous copy when the layout differs."""
+        """The tensor as the graph's initializer holds it; a contiguous copy when it is transposed there."""
+        view = self.view_in_graph(tensor)
+        return np.ascontiguousarray(view) if self.layout == "transposed" else view
+
+    def view_in_graph(self, tensor: np.ndarray) -> np.ndarray:
+        """The same without a copy where the tensor is contiguous, so perhaps with other strides."""
         if self.layout == "transposed":
-            return np.ascontiguousarray(tensor.swapaxes(-1, -2))
+            return tensor.swapaxes(-1, -2)
         return tensor.reshape(self.graph_shape) if self.layout == "reshaped" else tensor
 
 

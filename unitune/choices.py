@@ -8,6 +8,7 @@ EDIT_METHODS = ("unitune", "sdedit")
 MODES = ("full", "attn_out", "lora")
 MASK_SOURCES = ("given", "difference", "diffedit")
 UNCONDITIONAL_MODELS = ("tuned", "base")
+CODECS = ("none", "int8", "int4", "lora")  # of stored weights: unitune.codecs
 
 # Sampling options that some edit methods alone have.
 METHODS_WITH = {

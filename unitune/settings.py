@@ -35,6 +35,7 @@ NAMES = frozenset(
         "UNITUNE_GATEWAY_ADDRESS",
         "UNITUNE_HEALTH_ADDRESS",
         "UNITUNE_HOME",  # of the client's local services
+        "UNITUNE_REFIT_MODE",
         "UNITUNE_SAMPLER",
         "UNITUNE_SAMPLER_ADDRESS",
         "UNITUNE_SAMPLER_BACKEND",
@@ -43,6 +44,7 @@ NAMES = frozenset(
         "UNITUNE_THREADS",
         "UNITUNE_TUNER",
         "UNITUNE_TUNER_ADDRESS",
+        "UNITUNE_WEIGHTS_CODEC",
     }
 )
 

@@ -2,10 +2,11 @@
 
 Two files lie under one path of the weight store:
 
-    weights.safetensors   the tuned tensors, complete and dense in fp32 or as `codec` says, and the probe's answers
+    weights.safetensors   the tuned tensors, dense in fp32 or as `codec` says (unitune.codecs), and the probe's answers
     manifest.json         what is in it and its sha256; written last, so weights without it do not exist
 
-Only tensors that a tuning may change are in the file. A reader fills the rest of `EngineSpec.tuned`
+Only tensors that a tuning may change are in the file, and the probe's answer is that of the tensors as they are
+decoded from it, so that it proves what is served. A reader fills the rest of `EngineSpec.tuned`
 from the base model, so that a refit always carries the whole set (a partial refit would leave the
 previous image's weights behind).
 """
@@ -18,6 +19,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from safetensors.numpy import load, save
 
+from unitune.codecs import tensor_names
 from unitune.errors import DataLoss
 
 SCHEMA = 1
@@ -38,9 +40,10 @@ class Manifest:
     updates: int
     codec: str  # "none": fp32 values of the tensors; other codecs store a delta to the base model
     probe_seed: int
-    tensors: tuple[str, ...]
+    tensors: tuple[str, ...]  # by name, whatever their parts are
     digest: str
     size_bytes: int
+    codec_error: float = 0.0  # ||y(codec) - y(tuned)|| / ||y(tuned) - y(base)|| of the probe's answers y
     schema: int = SCHEMA
 
     def to_json(self) -> bytes:
@@ -66,7 +69,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class TunedWeights:
-    """A weights file, read and checked."""
+    """A weights file, read and checked. `tensors` are as stored: `unitune.codecs.decode` makes values of them."""
 
     manifest: Manifest
     tensors: Mapping[str, np.ndarray]
@@ -85,8 +88,10 @@ def pack(
     rare_tokens: str,
     updates: int,
     probe_seed: int,
+    codec: str = "none",
+    codec_error: float = 0.0,
 ) -> tuple[bytes, Manifest]:
-    """A weights file and its manifest. The same input gives the same bytes."""
+    """A weights file of tensors that are encoded already, and its manifest. The same input gives the same bytes."""
     stored = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
     probe = {PROBE_TUNED: np.ascontiguousarray(probe_tuned), PROBE_BASE: np.ascontiguousarray(probe_base)}
     data = save({**stored, **probe})
@@ -96,11 +101,12 @@ def pack(
         method=method,
         rare_tokens=rare_tokens,
         updates=updates,
-        codec="none",
+        codec=codec,
         probe_seed=probe_seed,
-        tensors=tuple(stored),
+        tensors=tuple(sorted(tensor_names(stored))),
         digest=hashlib.sha256(data).hexdigest(),
         size_bytes=len(data),
+        codec_error=codec_error,
     )
     return data, manifest
 
@@ -117,7 +123,7 @@ def unpack(data: bytes, manifest: Manifest) -> TunedWeights:
         probe_tuned, probe_base = tensors.pop(PROBE_TUNED), tensors.pop(PROBE_BASE)
     except KeyError as error:
         raise DataLoss("the stored weights carry no probe", reason="WEIGHTS_CORRUPT") from error
-    if set(tensors) != set(manifest.tensors):
+    if tensor_names(tensors) != set(manifest.tensors):
         raise DataLoss("the stored weights are not the tensors of their manifest", reason="WEIGHTS_CORRUPT")
     return TunedWeights(manifest, tensors, probe_tuned, probe_base)
 

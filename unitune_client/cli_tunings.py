@@ -1,16 +1,23 @@
 """`unitune tunings`: what was tuned, and what becomes of it."""
 
+import os
+import re
+
 import click
 
-from unitune_client import events
-from unitune_client.cli_options import server_options
+from unitune.errors import InvalidField
+from unitune_client import events, programs
+from unitune_client.cli_local import base_model_option
+from unitune_client.cli_options import Between, server_options
 from unitune_client.connection import connection
 from unitune_client.display import display
+from unitune_client.home import Home
+from unitune_client.machine import base_model_folder
 
 
 @click.group("tunings")
 def tunings_group() -> None:
-    """List, watch, cancel and delete tunings.
+    """List, watch, export, cancel and delete tunings.
 
     \b
     Examples:
@@ -54,6 +61,33 @@ def cancel_command(name: str, address: str | None, base_model: str | None, as_js
     with display(as_json) as show, connection(address, base_model, show.say) as client:
         tuning = client.cancel_tuning(name)
         show.result(f"{tuning.name}  {tuning.state}", kind="tuning", tuning=tuning)
+
+
+@tunings_group.command("export")
+@click.argument("name")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["diffusers", "kohya"]),
+    default="diffusers",
+    show_default=True,
+    help="diffusers: a folder OUT/unet in place of the base model's. kohya: OUT/lora.safetensors.",
+)
+@click.option("--rank", type=Between(1, 4096), default=16, show_default=True, help="Of the LoRA: more loses less.")
+@click.option("-o", "--out", type=click.Path(file_okay=False), default="out", show_default=True, help="Folder.")
+@base_model_option
+def export_command(name: str, kind: str, rank: int, out: str, base_model: str | None) -> None:
+    """Write the tuning NAME, made by services of this machine, as files that other programs read."""
+    parts = re.fullmatch(r"tenants/([^/]+)/tunings/([^/]+)", name)
+    if parts is None:
+        raise InvalidField("NAME", name, "give a tuning's name, such as tenants/default/tunings/t-0a1b")
+    home = Home.of(os.environ)
+    home.prepare()
+    folder = base_model_folder(base_model)
+    where = {"--base-model": folder, "--store": home.store, "--weights": "/".join(("tunings", *parts.groups()))}
+    what = {"--format": kind, "--rank": rank, "--out": out}
+    options = [str(word) for option in (where | what).items() for word in option]
+    click.echo(programs.run(["tuner_svc.export_tuning", *options], home.new_logs() / "export.log", on_stage=click.echo))
 
 
 @tunings_group.command("delete")

@@ -7,7 +7,7 @@ import pytest
 
 from tests.gateway.conftest import World, eventually, picture, refused
 from tests.gateway.upstream_servers import serve_tuner
-from unitune.errors import Unavailable, from_status
+from unitune.errors import Internal, Unavailable, from_status
 from unitune.v1.server_pb2 import BaseModel
 from unitune.v1.tuning_pb2 import CreateTuningRequest, GetTuningRequest, Tuning, WatchTuningRequest
 
@@ -153,4 +153,31 @@ async def test_picture_that_is_gone_fails_its_tuning(world: World) -> None:
     (world.folder / "store" / second.image.replace("tenants/default/images", "images/default") / "file").unlink()
     world.tuner.go_on.set()
     assert from_status((await world.watch(second.name))[-1].failed).reason == "IMAGE_NOT_FOUND"
+    assert (await world.tuned(seed=3)).state == Tuning.STATE_READY
+
+
+async def test_weights_of_a_tuning_that_is_ready_are_loaded_ahead(world: World) -> None:
+    """The sampler is asked once for each READY tuning, and never for one that failed."""
+    world.tuner.failure = Internal("it diverged", reason="TUNING_DIVERGED")
+    failed = await world.tune(seed=1)
+    await world.until(failed.name, Tuning.STATE_FAILED)
+    world.tuner.failure = None
+    first, second = await world.tuned(seed=2), await world.tuned(seed=3)
+
+    async def two_loaded() -> bool:
+        return len(world.sampler.loaded) == 2
+
+    await eventually(two_loaded)
+
+    assert [first.weights.digest, second.weights.digest] == world.sampler.loaded
+
+
+async def test_a_sampler_that_cannot_load_ahead_changes_nothing(world: World) -> None:
+    """The tuning is READY and the next one runs, though the sampler is away."""
+    await world.sampler_server.stop()
+
+    for seed in (1, 2):
+        assert (await world.tuned(seed=seed)).state == Tuning.STATE_READY
+    await asyncio.sleep(0.8)
+
     assert (await world.tuned(seed=3)).state == Tuning.STATE_READY

@@ -118,6 +118,7 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
         self.base_model = BASE_MODEL
         self.requests: list[sampler_pb2.SampleRequest] = []
         self.evicted: list[str] = []
+        self.loaded: list[str] = []
         self.step_s = 0.0
         self.steps_done = 0
         self.stopped = asyncio.Event()  # a run ended before its last event
@@ -158,6 +159,10 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
         finally:
             if not is_done:
                 self.stopped.set()
+
+    async def Load(self, request: sampler_pb2.LoadRequest, context: Any) -> sampler_pb2.LoadResponse:
+        self.loaded.append(request.weights.digest)
+        return sampler_pb2.LoadResponse()
 
     async def Evict(self, request: sampler_pb2.EvictRequest, context: Any) -> sampler_pb2.EvictResponse:
         self.evicted.append(request.digest)

@@ -18,6 +18,7 @@ import pytest
 
 from sampler_svc.backends import Backend, backend_of, recipe_of
 from sampler_svc.build import build
+from sampler_svc.config import AUTO
 from sampler_svc.engine import BASE, BackendMissing, Engine, EngineSpec, Probe, Weights
 from sampler_svc.half_weights import BATCH
 from sampler_svc.model import Model
@@ -86,7 +87,7 @@ def sets(folder: Path, spec: BaseModelSpec) -> dict[str, Weights]:
 @pytest.fixture
 def engine(backend: Backend, folder: Path, spec: BaseModelSpec) -> Iterator[Engine]:
     """An engine."""
-    engine = backend.open_engine(folder, EngineSpec.of(spec), 0)
+    engine = backend.opener(folder, EngineSpec.of(spec), base_weights(folder, spec), 0, AUTO)()
     yield engine
     engine.close()
 

@@ -1,4 +1,4 @@
-"""The contract of engines, held to every backend: ONNX Runtime, and torch as the reference."""
+"""The contract of engines, held to every backend: ONNX Runtime in both refit modes, and torch as the reference."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,28 +7,30 @@ import numpy as np
 import pytest
 
 from sampler_svc.engine import BASE, TOO_SMALL, Engine, EngineSpec, Probe, Weights, probe_ratio
-from sampler_svc.ort_engine import OrtEngine
+from sampler_svc.graph_layout import GraphLayout
+from sampler_svc.model import ENGINES
 from tests.sampler_svc.torch_engine import TorchEngine
 from tests.sampler_svc.tunings import Tunings, answers, lying, question
 from unitune.base_model import BaseModelSpec
 from unitune.errors import DataLoss, Internal
 
-BACKENDS = ("onnxruntime", "torch")
+BACKENDS = ("new_session", "in_place", "torch")
 
 
-def open_engine(backend: str, engine_folder: Path, tiny_model: Path, spec: BaseModelSpec) -> Engine:
+def open_engine(backend: str, engine_folder: Path, tiny_model: Path, spec: BaseModelSpec, base: Weights) -> Engine:
     """An engine that was never refitted."""
+    engine_spec = EngineSpec.of(spec)
     if backend == "torch":
-        return TorchEngine(tiny_model, EngineSpec.of(spec))
-    return OrtEngine(engine_folder, EngineSpec.of(spec), threads=1)
+        return TorchEngine(tiny_model, engine_spec)
+    return ENGINES[backend](engine_folder, engine_spec, threads=1, layout=GraphLayout(engine_spec, base.tensors))
 
 
 @pytest.fixture(params=BACKENDS)
 def raw_engine(
-    request: pytest.FixtureRequest, engine_folder: Path, tiny_model: Path, spec: BaseModelSpec
+    request: pytest.FixtureRequest, engine_folder: Path, tiny_model: Path, spec: BaseModelSpec, base: Weights
 ) -> Iterator[Engine]:
     """An engine of each backend that was never refitted."""
-    engine = open_engine(request.param, engine_folder, tiny_model, spec)
+    engine = open_engine(request.param, engine_folder, tiny_model, spec, base)
     yield engine
     engine.close()
 
@@ -54,11 +56,12 @@ def test_an_engine_that_was_never_refitted_does_not_run(raw_engine: Engine) -> N
     assert refusal.value.reason == "WEIGHTS_UNKNOWN"
 
 
+@pytest.mark.parametrize("backend", ENGINES)
 def test_backends_agree_on_two_sets_of_weights(
-    engine_folder: Path, tiny_model: Path, spec: BaseModelSpec, base: Weights, tunings: Tunings
+    backend: str, engine_folder: Path, tiny_model: Path, spec: BaseModelSpec, base: Weights, tunings: Tunings
 ) -> None:
     """ONNX Runtime gives torch's answers for base and tuned weights, to fp32 rounding (check S10)."""
-    ours, reference = (open_engine(backend, engine_folder, tiny_model, spec) for backend in BACKENDS)
+    ours, reference = (open_engine(name, engine_folder, tiny_model, spec, base) for name in (backend, "torch"))
 
     for weights in (base, tunings.weights(1), base):
         ours.refit(weights)
@@ -95,7 +98,7 @@ def test_refitting_the_base_weights_is_a_fresh_engine(
     backend: str, engine_folder: Path, tiny_model: Path, spec: BaseModelSpec, base: Weights, tunings: Tunings
 ) -> None:
     """Nothing of a tuning is left behind, to the last bit."""
-    used, fresh = (open_engine(backend, engine_folder, tiny_model, spec) for _ in range(2))
+    used, fresh = (open_engine(backend, engine_folder, tiny_model, spec, base) for _ in range(2))
 
     for weights in (base, tunings.weights(1), base):
         used.refit(weights)
@@ -164,14 +167,18 @@ def test_wrong_tensors_are_refused_before_anything_is_touched(
     np.testing.assert_array_equal(answers(engine), before)
 
 
-@pytest.mark.parametrize("lie", ["transposed", "stale", "all stale"])
+@pytest.mark.parametrize("lie", ["transposed", "stale", "all stale", "flipped byte"])
 def test_the_probe_finds_what_no_check_of_shapes_can(engine: Engine, base: Weights, tunings: Tunings, lie: str) -> None:
-    """A square matrix transposed, one tensor left behind and all left behind fail the probe, and poison the engine."""
+    """A square matrix transposed, tensors left behind and a flipped byte fail the probe, and poison the engine."""
     name = square(base)
     honest = tunings.weights(1, names=[name]) if lie == "stale" else tunings.weights(1)
     if lie == "transposed":
         honest = tunings.weights(1, size=0.02)  # about what a tuning does
         wrong = lying(honest, **{name: np.ascontiguousarray(honest.tensors[name].T)})
+    elif lie == "flipped byte":
+        damaged = honest.tensors[name].copy()
+        damaged.view(np.uint8)[0, 3] ^= 0x40  # of the exponent: the number is about 1e38 times as large
+        wrong = lying(honest, **{name: damaged})
     else:
         wrong = lying(honest, **({name: base.tensors[name]} if lie == "stale" else base.tensors))
 

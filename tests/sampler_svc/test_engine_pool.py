@@ -13,9 +13,12 @@ import pytest
 from sampler_svc.engine import BASE, TOO_SMALL, Engine, EngineSpec, Weights
 from sampler_svc.engine_pool import EnginePool
 from sampler_svc.ort_engine import OrtEngine
-from tests.sampler_svc.tunings import Tunings, answers, lying, question
+from sampler_svc.refit_weights import tuned_weights
+from tests.sampler_svc.tunings import PROBE_SEED, Tunings, answers, lying, question
 from unitune.base_model import BaseModelSpec
-from unitune.errors import DataLoss
+from unitune.codecs import decode, encode
+from unitune.errors import DataLoss, FailedPrecondition
+from unitune.weights import pack, unpack
 
 
 @pytest.fixture
@@ -323,16 +326,40 @@ def test_evicting_what_is_not_there_changes_nothing(pool: EnginePool, tunings: T
 
 def test_weights_of_another_base_model_never_reach_an_engine(tunings: Tunings, base: Weights) -> None:
     """They are refused by the digest of their base model."""
-    from sampler_svc.refit_weights import tuned_weights
-    from unitune.errors import FailedPrecondition
-    from unitune.weights import unpack
-
     tuned = unpack(*tunings.file(1))
 
     with pytest.raises(FailedPrecondition) as refusal:
         tuned_weights(tuned, base, "00" * 32)
-    with pytest.raises(DataLoss, match="'int4'"):
-        coded = replace(tuned, manifest=replace(tuned.manifest, codec="int4"))
+    with pytest.raises(DataLoss, match="'zip'"):
+        coded = replace(tuned, manifest=replace(tuned.manifest, codec="zip"))
         tuned_weights(coded, base, tunings.spec.digest)
 
     assert refusal.value.reason == "BASE_MODEL_MISMATCH"
+
+
+@pytest.mark.parametrize("codec", ["int8", "int4", "lora"])
+def test_coded_weights_are_decoded_over_the_base(pool: EnginePool, base: Weights, tunings: Tunings, codec: str) -> None:
+    """An engine gets base plus delta, and the base's own arrays for the rest; the answer of just that proves it."""
+    name = next(name for name in sorted(base.tensors) if name.endswith("to_out.0.weight"))
+    tuned = tunings.weights(1).tensors[name]
+    stored = encode({name: tuned}, base.tensors, codec)
+    decoded = decode(stored, base.tensors, codec)[name]
+    data, manifest = pack(
+        stored,
+        probe_tuned=tunings.reference.answer({**base.tensors, name: decoded}),
+        probe_base=tunings.reference.answer(dict(base.tensors)),
+        key="key",
+        base_model=tunings.spec.digest,
+        method="unitune",
+        rare_tokens="beikkpic",
+        updates=1,
+        probe_seed=PROBE_SEED,
+        codec=codec,
+    )
+
+    weights = tuned_weights(unpack(data, manifest), base, tunings.spec.digest)
+
+    with pool.lease(weights.id, lambda: weights) as lease:
+        assert 0 <= lease.probe_ratio < 1e-3
+    assert [other for other in base.tensors if weights.tensors[other] is not base.tensors[other]] == [name]
+    assert np.abs(decoded - tuned).max() < np.abs(base.tensors[name] - tuned).max()

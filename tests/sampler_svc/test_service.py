@@ -379,6 +379,24 @@ async def test_load_makes_the_next_edit_warm_and_evict_cold(sampler, stored) -> 
     assert warm.warm and not cold.warm
 
 
+async def test_loading_ahead_is_never_in_the_way_of_an_edit(sampler, stored) -> None:
+    """While an edit runs, Load answers at once that it loaded nothing, and the engine keeps the edit's weights."""
+    mine, other = stored(1), stored(2)
+    stream = sampler.Sample(request(mine, num_inference_steps=200))
+    told = aiter(stream)
+    assert (await anext(told)).HasField("loading")
+
+    busy = await sampler.Load(sampler_pb2.LoadRequest(weights=other))
+    stream.cancel()
+
+    assert not busy.HasField("loading")
+    free = None
+    while free is None or not free.HasField("loading"):
+        free = await sampler.Load(sampler_pb2.LoadRequest(weights=mine))
+        await asyncio.sleep(0.01)
+    assert free.loading.warm
+
+
 async def test_loading_what_is_not_there_fails(sampler) -> None:
     """As a status, since there is no stream."""
     for weights, reason in (

@@ -4,6 +4,7 @@ import hashlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -121,6 +122,27 @@ def test_the_denoiser_answers_like_torch_with_two_weight_sets(
                 expected = module(*inputs.values()).numpy()
             np.testing.assert_allclose(answers[-1], expected, atol=1e-5 * np.abs(expected).max())
         assert np.abs(answers[0] - answers[1]).max() > 1e-2
+
+
+def test_attention_is_plain(tiny_graphs: Path) -> None:
+    """No node of the denoiser takes the keys' shape apart at run time, which the exporter's own attention does."""
+    nodes = onnx.load(tiny_graphs / "denoiser.onnx", load_external_data=False).graph.node
+    shapes = {node.output[0] for node in nodes if node.op_type == "Shape"}
+
+    assert any(node.op_type == "Softmax" for node in nodes)
+    assert {"Reshape"} == {node.op_type for node in nodes if shapes & set(node.input)}
+
+
+@pytest.mark.parametrize("more", [{"is_causal": True}, {"dropout_p": 0.1}, {"enable_gqa": True}])
+def test_attention_that_is_not_plain_is_refused(more: dict[str, Any]) -> None:
+    """What the denoiser's own attention does not ask is not dropped without a word."""
+    from tuner_svc.export_attention import plain_attention
+
+    value = ir.Value(name="query", shape=ir.Shape((2, 4, 9, 8)))
+    with pytest.raises(ValueError, match="without a mask"):
+        plain_attention(value, value, value, **more)
+    with pytest.raises(ValueError, match="without a mask"):
+        plain_attention(value, value, value, attn_mask=value)
 
 
 def test_each_tensor_matters_by_its_own_name(tiny_graphs: Path, spec: BaseModelSpec, model: BaseModel) -> None:

@@ -10,9 +10,10 @@ from tuner_svc.base_model import BaseModel
 from tuner_svc.probe import PROBE_SEED, pack_tuned, probe_answer
 from tuner_svc.tune import Tuned, tune
 from tuner_svc.tuning_config import TuningConfig
+from unitune.codecs import decode
 from unitune.images import ModelImage
 from unitune.weight_store import WeightStore
-from unitune.weights import probe_input
+from unitune.weights import probe_input, unpack
 
 CONFIG = TuningConfig(mode="attn_out", updates=2, batch=1, learning_rate=1e-3)
 
@@ -84,4 +85,54 @@ def test_a_tuning_of_no_updates_proves_the_base_model(model: BaseModel, image: M
     store.put_weights("w", data, manifest)
     found = store.get_weights("w", manifest.digest)
 
+    assert np.array_equal(found.probe_base, found.probe_tuned)
+
+
+@pytest.mark.parametrize(("codec", "most", "bytes_most"), [("int8", 0.005, 0.35), ("int4", 0.05, 0.25)])
+def test_the_probe_proves_the_tensors_as_they_are_decoded(
+    model: BaseModel, tuned: Tuned, codec: str, most: float, bytes_most: float
+) -> None:
+    """The answer is that of the decoded tensors, and the manifest tells how far that is from the tuned ones."""
+    data, manifest = pack_tuned(model, tuned, CONFIG, "a key", codec)
+    exact, plain = pack_tuned(model, tuned, CONFIG, "a key")
+    found, wanted = unpack(data, manifest), unpack(exact, plain)
+    base = {name: tensor.numpy() for name, tensor in model.tensors().items()}
+    decoded = {name: torch.from_numpy(tensor) for name, tensor in decode(found.tensors, base, codec).items()}
+
+    np.testing.assert_array_equal(found.probe_tuned, probe_answer(model, decoded, PROBE_SEED))
+    np.testing.assert_array_equal(found.probe_base, wanted.probe_base)
+    effect = np.linalg.norm(wanted.probe_tuned - wanted.probe_base)
+    error = float(np.linalg.norm(found.probe_tuned - wanted.probe_tuned) / effect)
+    assert manifest.codec == codec and manifest.tensors == plain.tensors
+    assert manifest.codec_error == pytest.approx(error)
+    assert 0 < error < most
+    assert plain.codec_error == 0
+    probes = 2 * found.probe_base.nbytes
+    assert manifest.size_bytes - probes < bytes_most * (plain.size_bytes - probes)
+
+
+@pytest.mark.parametrize("codec", ["int8", "lora"])
+def test_a_lora_tuning_is_stored_as_its_factors(model: BaseModel, image: ModelImage, codec: str) -> None:
+    """Whatever codec is set, where they are smaller than the tensor: they lose almost nothing."""
+    config = TuningConfig(mode="lora", updates=3, batch=1, learning_rate=1e-2)
+    result = tune(model, image, config)
+    some = max(result.factors, key=lambda name: result.tensors[name].numel())
+
+    data, manifest = pack_tuned(model, result, config, "a key", codec)
+    found = unpack(data, manifest)
+
+    assert manifest.codec == "lora" and manifest.codec_error < 1e-2
+    assert found.tensors[f"{some}#up"].shape == tuple(result.factors[some][0].shape)
+    np.testing.assert_allclose(found.tensors[f"{some}#down"], result.factors[some][1].numpy(), rtol=1e-3, atol=1e-4)
+    up, down = result.factors[some]
+    torch.testing.assert_close(model.tensors()[some] + up @ down, result.tensors[some], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("codec", ["int8", "int4", "lora"])
+def test_no_updates_store_no_tensor(model: BaseModel, image: ModelImage, codec: str) -> None:
+    """U1 with a codec: nothing but the probe, whose answers are the same bits."""
+    nothing = TuningConfig(updates=0)
+    found = unpack(*pack_tuned(model, tune(model, image, nothing), nothing, "key", codec))
+
+    assert not found.tensors and found.manifest.codec_error == 0
     assert np.array_equal(found.probe_base, found.probe_tuned)

@@ -85,7 +85,8 @@ class SamplerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Load(self, request, context):
-        """Load puts weights into a free engine before the first edit asks for them.
+        """Load puts weights into a free engine before the first edit asks for them; when no engine is free it does nothing.
+        Fails with DATA_LOSS as Sample does, and with UNAVAILABLE (DRAINING) when the replica accepts no more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,0 +1,110 @@
+"""Both refit modes of one engine, in turns: seconds of a refit, a step and an edit, and memory."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.measure import Ratio, in_turns
+from sampler_svc.build import random_weights, reference_answer
+from sampler_svc.engine import BASE, Probe, Weights
+from sampler_svc.engine_folder import BASE_PROBE_SEED, Manifest
+from sampler_svc.model import Model
+from sampler_svc.sample import Request, sample
+
+EDIT_STEPS = (8, 20, 50)
+
+
+def refit_modes(graphs: Path, folder: Path, image: bytes, prompt: str, rounds: int) -> dict[str, object]:
+    """Every edit gets other weights than the one before, so that each has its refit."""
+    models, memory = {}, {}
+    for mode in Manifest.load(folder).refit_modes:
+        before = resident_bytes()
+        models[mode] = Model.open(folder, refit_mode=mode)
+        memory[mode] = resident_bytes() - before
+    some = next(iter(models.values()))
+    tuned = [name for name in some.base.tensors if ".to_out." in name]
+    sets = {"all": list(some.base.tensors), "attn_out": tuned}
+    found: dict[str, Any] = {"refit_modes.opened_mb": {mode: round(size / 1e6, 1) for mode, size in memory.items()}}
+
+    for label, names in sets.items():
+        refits = {mode: refitting(model, two_sets(graphs, model, names)) for mode, model in models.items()}
+        found |= ratios(f"refit_modes.refit_of_{label}", refits, rounds)
+    found |= ratios("refit_modes.step", {mode: stepping(model, prompt) for mode, model in models.items()}, rounds)
+    refit_s, step_s = found["refit_modes.refit_of_all.s"], found["refit_modes.step.s"]
+    found["refit_modes.refit_in_steps"] = {mode: round(refit_s[mode] / step_s[mode], 2) for mode in models}
+    for steps in EDIT_STEPS:
+        request = Request(image, prompt, "ddim", steps, 5.0, strength=1.0, seeds=(0,))
+        edits = {mode: editing(model, two_sets(graphs, model, tuned), request) for mode, model in models.items()}
+        found |= ratios(f"refit_modes.edit_of_{steps}_steps", edits, rounds)
+    for model in models.values():
+        model.pool.close()
+    return found
+
+
+def two_sets(graphs: Path, model: Model, names: list[str]) -> Iterator[Weights]:
+    """Two sets of weights by turns, the named tensors a hundredth of the way to random ones."""
+    drawn, sets = random_weights(model.base.tensors), []
+    for number in (1, 2):
+        near = {name: model.base.tensors[name] + np.float32(0.01 * number) * drawn[name] for name in names}
+        tensors = {**model.base.tensors, **near}
+        answer = reference_answer(graphs, model.spec, tensors)
+        sets.append(Weights(f"set {number}", tensors, Probe(BASE_PROBE_SEED, answer, model.base.probe.expected)))
+    return cycle(sets)
+
+
+def refitting(model: Model, sets: Iterator[Weights]) -> Callable[[], object]:
+    """One refit."""
+
+    def work() -> None:
+        weights = next(sets)
+        with model.pool.lease(weights.id, lambda: weights) as lease:
+            assert not lease.warm
+
+    return work
+
+
+def stepping(model: Model, prompt: str) -> Callable[[], object]:
+    """One denoising step of batch 2."""
+    shape = (2, model.spec.latent_channels, *model.spec.latent_side)
+    latents = np.random.default_rng(1).standard_normal(shape, dtype=np.float32)
+    contexts = np.stack([model.graphs.embed(prompt), model.graphs.embed("")])
+
+    def work() -> None:
+        with model.pool.lease(BASE, lambda: model.base) as lease:
+            lease.engine.run(latents, np.array([500, 500]), contexts)
+
+    return work
+
+
+def editing(model: Model, sets: Iterator[Weights], request: Request) -> Callable[[], object]:
+    """One edit with its refit."""
+
+    def work() -> None:
+        weights = next(sets)
+        with model.pool.lease(weights.id, lambda: weights) as lease:
+            list(sample(model.graphs, model.schedule, lease.engine.run, request, lambda: False))
+
+    return work
+
+
+def ratios(name: str, works: dict[str, Callable[[], object]], rounds: int) -> dict[str, object]:
+    """Seconds of each mode, and of the second over the first where there are two."""
+    taken = in_turns(works, rounds)
+    first, *others = taken
+    found: dict[str, object] = {f"{name}.s": {mode: round(one.median_s, 4) for mode, one in taken.items()}}
+    for mode in others:
+        found[f"{name}.{mode}_to_{first}"] = asdict(Ratio.of(taken[mode], taken[first]))
+    return found
+
+
+def resident_bytes() -> int:
+    """What this process holds in memory; 0 where the system does not tell."""
+    try:
+        fields = Path("/proc/self/statm").read_text().split()
+    except OSError:
+        return 0
+    return int(fields[1]) * 4096

@@ -1,0 +1,31 @@
+"""The two ways to refit ONNX Runtime on the CPU, and which one an engine folder is opened with."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from sampler_svc.config import AUTO
+from sampler_svc.engine import Engine, EngineSpec, Weights
+from sampler_svc.engine_folder import Manifest, UnusableEngine
+from sampler_svc.graph_layout import GraphLayout
+from sampler_svc.in_place_engine import IN_PLACE, InPlaceEngine
+from sampler_svc.ort_engine import NEW_SESSION, OrtEngine
+
+ENGINES = {NEW_SESSION: OrtEngine, IN_PLACE: InPlaceEngine}
+IN_PLACE_BYTES = 16 << 20  # of weights: a new session costs a small model many of its steps, and a large one few
+
+
+def ort_opener(folder: Path, spec: EngineSpec, base: Weights, threads: int, refit_mode: str) -> Callable[[], Engine]:
+    """Opens engines of a folder that share the base weights. Raises UnusableEngine for a mode that is not proven."""
+    engine, layout = ENGINES[_chosen(refit_mode, Manifest.load(folder), base)], GraphLayout(spec, base.tensors)
+    return lambda: engine(folder, spec, threads, layout)
+
+
+def _chosen(wanted: str, manifest: Manifest, base: Weights) -> str:
+    """Small models are refitted in place where the build has proven that (docs/decisions/refit-modes.md)."""
+    if wanted == AUTO:
+        size_bytes = sum(tensor.nbytes for tensor in base.tensors.values())
+        return IN_PLACE if size_bytes <= IN_PLACE_BYTES and IN_PLACE in manifest.refit_modes else NEW_SESSION
+    if wanted not in manifest.refit_modes:
+        proven = ", ".join(manifest.refit_modes)
+        raise UnusableEngine(f"UNITUNE_REFIT_MODE is {wanted!r}, which the build has not proven: use {proven}")
+    return wanted

@@ -1,0 +1,211 @@
+"""Refitting in place: each way in which the runtime would keep old weights without a word is found by the build."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from sampler_svc import build as build_module
+from sampler_svc.build import MAX_REFIT_RATIO, BuildError, check_refits, random_weights, reference_answer
+from sampler_svc.engine import BASE, Engine, EngineSpec, Probe, Tensors, Weights
+from sampler_svc.engine_folder import Manifest, UnusableEngine
+from sampler_svc.graph_layout import GraphLayout
+from sampler_svc.in_place_engine import IN_PLACE, InPlaceEngine
+from sampler_svc.model import Model
+from sampler_svc.ort_engine import NEW_SESSION, OrtEngine, session_options
+from tests.sampler_svc.tunings import Tunings, answers, question
+from unitune.base_model import BaseModelSpec
+from unitune.errors import DataLoss
+
+
+class Optimised(InPlaceEngine):
+    """Without the guard against folding and the CPU's own layouts."""
+
+    def _options(self) -> onnxruntime.SessionOptions:
+        options = session_options(self._threads, "ORT_ENABLE_ALL")
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        return options
+
+
+class Prepacked(InPlaceEngine):
+    """Without the guard against packed matrices."""
+
+    def _options(self) -> onnxruntime.SessionOptions:
+        return session_options(self._threads, "ORT_DISABLE_ALL")
+
+
+class Copying(InPlaceEngine):
+    """As if an OrtValue copied its array instead of being a view of it."""
+
+    def _write(self, tensors: Tensors) -> None:
+        super()._write(tensors)
+        self._buffers = {name: buffer.copy() for name, buffer in (self._buffers or {}).items()}
+
+
+class Forgetful(InPlaceEngine):
+    """Leaves one tensor behind at every refit after the first."""
+
+    forgotten = ""
+
+    def _write(self, tensors: Tensors) -> None:
+        kept = None if self._buffers is None else self._buffers[self.forgotten].copy()
+        super()._write(tensors)
+        if kept is not None:
+            self._buffers[self.forgotten][...] = kept  # type: ignore[index]
+
+
+@pytest.fixture(scope="module")
+def sets(tiny_graphs: Path, spec: BaseModelSpec, base: Weights) -> tuple[Weights, Weights]:
+    """The two sets of weights that a build tries."""
+    drawn = random_weights(base.tensors)
+    of_base, of_drawn = (reference_answer(tiny_graphs, spec, tensors) for tensors in (base.tensors, drawn))
+    return (
+        Weights("base", base.tensors, Probe(0, of_base, of_base)),
+        Weights("other", drawn, Probe(0, of_drawn, of_base)),
+    )
+
+
+def open_engine(kind: type[OrtEngine], engine_folder: Path, spec: BaseModelSpec, base: Weights) -> OrtEngine:
+    """An engine that was never refitted."""
+    engine_spec = EngineSpec.of(spec)
+    return kind(engine_folder, engine_spec, 1, GraphLayout(engine_spec, base.tensors))
+
+
+@pytest.mark.parametrize("kind", [Optimised, Prepacked, Copying, Forgetful])
+def test_the_build_finds_weights_that_silently_did_not_take(
+    kind: type[InPlaceEngine],
+    engine_folder: Path,
+    spec: BaseModelSpec,
+    base: Weights,
+    sets: tuple[Weights, Weights],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Optimisation, prepacking, copied buffers and a forgotten tensor each fail, and the real engine passes."""
+    monkeypatch.setattr(Forgetful, "forgotten", min(base.tensors))
+
+    check_refits(open_engine(InPlaceEngine, engine_folder, spec, base), *sets)
+    with pytest.raises(BuildError):
+        check_refits(open_engine(kind, engine_folder, spec, base), *sets)
+
+
+def test_the_build_would_find_any_single_tensor_left_behind(
+    engine_folder: Path, spec: BaseModelSpec, base: Weights, sets: tuple[Weights, Weights]
+) -> None:
+    """With its random weights every tensor alone moves the answer by more than the bound, and rounding by far less."""
+    engine, drawn = open_engine(InPlaceEngine, engine_folder, spec, base), sets[1]
+    engine.refit(drawn)
+    of_drawn = engine.run(*question(engine.spec, seed=0))
+    effect = np.linalg.norm(drawn.probe.expected - drawn.probe.base)
+
+    moved = {}
+    for name in base.tensors:
+        engine._write({**drawn.tensors, name: base.tensors[name]})
+        moved[name] = float(np.linalg.norm(engine.run(*question(engine.spec, seed=0)) - of_drawn) / effect)
+    engine._write(drawn.tensors)
+
+    assert {name: ratio for name, ratio in moved.items() if ratio < MAX_REFIT_RATIO} == {}
+    assert engine.refit(drawn).probe_ratio < MAX_REFIT_RATIO / 20
+
+
+def test_a_build_where_writes_are_not_seen_offers_new_sessions_alone(
+    tiny_graphs: Path,
+    engine_folder: Path,
+    spec: BaseModelSpec,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The engine is built all the same, says why, and its manifest does not list the mode."""
+    assert Manifest.load(engine_folder).refit_modes == (NEW_SESSION, IN_PLACE)
+    monkeypatch.setattr(build_module, "InPlaceEngine", Prepacked)
+
+    folder = build_module.build(tiny_graphs, tmp_path / "engine")
+
+    assert Manifest.load(folder).refit_modes == (NEW_SESSION,)
+    assert "every refit will open a new session" in capsys.readouterr().err
+    with pytest.raises(UnusableEngine, match="not proven: use new_session"):
+        Model.open(folder, threads=1, refit_mode=IN_PLACE)
+    model = Model.open(folder, threads=1)
+    with model.pool.lease(BASE, lambda: model.base) as lease:
+        assert type(lease.engine) is OrtEngine
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("auto", InPlaceEngine), (IN_PLACE, InPlaceEngine), (NEW_SESSION, OrtEngine)]
+)
+def test_the_mode_asked_for_is_the_mode_of_the_engine(
+    engine_folder: Path, mode: str, kind: type[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small model is refitted in place by itself, a large one is not."""
+    from sampler_svc import refit_modes
+
+    model = Model.open(engine_folder, threads=1, refit_mode=mode)
+    with model.pool.lease(BASE, lambda: model.base) as lease:
+        assert type(lease.engine) is kind
+    monkeypatch.setattr(refit_modes, "IN_PLACE_BYTES", 1000)
+    large = Model.open(engine_folder, threads=1)
+    with large.pool.lease(BASE, lambda: large.base) as lease:
+        assert type(lease.engine) is OrtEngine
+
+
+def test_a_refit_that_broke_off_leaves_no_old_tensor_behind(
+    engine_folder: Path, spec: BaseModelSpec, base: Weights, tunings: Tunings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Buffers that a broken refit has written are written again, though the next tensors are the base model's own."""
+    engine, weights = open_engine(InPlaceEngine, engine_folder, spec, base), tunings.weights(1)
+    engine.refit(base)
+    before, copyto, copies = answers(engine), np.copyto, []
+
+    def breaking(*arguments: object, **options: object) -> None:
+        copies.append(1)
+        if len(copies) > len(base.tensors) // 2:
+            raise MemoryError("in the middle")
+        copyto(*arguments, **options)
+
+    monkeypatch.setattr("sampler_svc.in_place_engine.np.copyto", breaking)
+    with pytest.raises(MemoryError):
+        engine.refit(weights)
+    assert engine.weights is None
+    monkeypatch.undo()
+    engine.refit(base)
+
+    np.testing.assert_array_equal(answers(engine), before)
+
+
+def test_a_refit_copies_only_what_is_not_there_already(
+    engine_folder: Path, spec: BaseModelSpec, base: Weights, tunings: Tunings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a tuning of two tensors to one of another: the base's two come back, the other's one goes in."""
+    names = sorted(base.tensors)[:3]
+    engine = open_engine(InPlaceEngine, engine_folder, spec, base)
+    engine.refit(base)
+    engine.refit(tunings.weights(1, names=names[:2]))
+    copyto, copies = np.copyto, []
+
+    def counting(*arguments: object, **options: object) -> None:
+        copies.append(1)
+        copyto(*arguments, **options)
+
+    monkeypatch.setattr("sampler_svc.in_place_engine.np.copyto", counting)
+    engine.refit(tunings.weights(2, names=names[2:]))
+
+    assert len(copies) == 3
+
+
+@pytest.mark.parametrize(("kind", "refusal"), [("writeable", ValueError), ("nan", DataLoss), ("missing", DataLoss)])
+def test_only_read_only_and_checked_arrays_are_trusted_later(
+    spec: BaseModelSpec, base: Weights, kind: str, refusal: type[Exception]
+) -> None:
+    """What a refit does not look through again has been looked through once, and cannot change."""
+    tensors = dict(base.tensors)
+    name = min(tensors)
+    tensor = tensors.pop(name).copy()
+    if kind == "nan":
+        tensor.flat[0] = np.nan
+        tensor.flags.writeable = False
+    if kind != "missing":
+        tensors[name] = tensor
+
+    with pytest.raises(refusal):
+        GraphLayout(EngineSpec.of(spec), tensors)
