@@ -23,6 +23,7 @@ from sampler_svc.qualification import MAX_ERROR, Qualification
 from sampler_svc.trt_build import WORKSPACE_BYTES, build_plan, tensorrt_recipe
 from sampler_svc.trt_engine import PLAN_FILE
 from tests.sampler_svc.fake_gpu import NO_DEVICE, FakeCuda, FakeTensorRT, Faults, fake_runtime
+from tests.sampler_svc.tunings import Tunings
 from unitune.base_model import BaseModelSpec
 from unitune.errors import DataLoss
 
@@ -162,12 +163,12 @@ def test_a_runtime_that_does_not_see_writes_in_place_gets_new_sessions(
 
 
 def test_writes_that_stop_showing_are_found_by_the_probe(
-    tiny_half_graphs: Path, tmp_path: Path, spec: BaseModelSpec, tunings: object, monkeypatch: pytest.MonkeyPatch
+    tiny_half_graphs: Path, tmp_path: Path, spec: BaseModelSpec, tunings: Tunings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An engine that was qualified to write in place turns to new sessions at the first probe that fails."""
     folder = build(tiny_half_graphs, tmp_path / "engine", cuda_recipe(CPU))
     engine = OrtCudaEngine.open_qualified(folder, EngineSpec.of(spec), CPU)
-    first, second = tunings.weights(1), tunings.weights(2)  # type: ignore[attr-defined]
+    first, second = tunings.weights(1), tunings.weights(2)
     engine.refit(first)
     real = OrtCudaEngine._write
 
