@@ -8,6 +8,7 @@ import pytest
 
 from sampler_svc import build as build_module
 from sampler_svc.build import MAX_REFIT_RATIO, BuildError, check_refits, random_weights, reference_answer
+from sampler_svc.config import SamplerConfig
 from sampler_svc.engine import BASE, Engine, EngineSpec, Probe, Tensors, Weights
 from sampler_svc.engine_folder import Manifest, UnusableEngine
 from sampler_svc.graph_layout import GraphLayout
@@ -209,3 +210,9 @@ def test_only_read_only_and_checked_arrays_are_trusted_later(
 
     with pytest.raises(refusal):
         GraphLayout(EngineSpec.of(spec), tensors)
+
+
+def test_an_unknown_refit_mode_is_refused_at_the_start(tmp_path: Path) -> None:
+    """The error names the setting, its value and what would be right."""
+    with pytest.raises(ValueError, match=r"UNITUNE_REFIT_MODE is 'quick': .*new_session, in_place"):
+        SamplerConfig(engine=tmp_path, store="store", refit_mode="quick")

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tuner_svc.base_model import BaseModel
+from tuner_svc.config import TunerConfig
 from tuner_svc.probe import PROBE_SEED, pack_tuned, probe_answer
 from tuner_svc.tune import Tuned, tune
 from tuner_svc.tuning_config import TuningConfig
@@ -136,3 +137,9 @@ def test_no_updates_store_no_tensor(model: BaseModel, image: ModelImage, codec: 
 
     assert not found.tensors and found.manifest.codec_error == 0
     assert np.array_equal(found.probe_base, found.probe_tuned)
+
+
+def test_an_unknown_codec_is_refused_at_the_start() -> None:
+    """The error names the setting, its value and what would be right."""
+    with pytest.raises(ValueError, match=r"UNITUNE_WEIGHTS_CODEC is 'zip': .*int8"):
+        TunerConfig(store="store", weights_codec="zip")
