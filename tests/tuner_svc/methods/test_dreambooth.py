@@ -194,7 +194,7 @@ def test_a_merged_lora_answers_as_the_adapter_does(model: BaseModel) -> None:
 
 
 def test_the_largest_seed_is_a_seed(quick: BaseModel, image: ModelImage) -> None:
-    """The class's draws have a seed above every one that a request may ask for."""
+    """The class's draws have a seed of their own even above the largest one that a request may ask for."""
     assert tune(quick, image, replace(SHORT, updates=1, num_class_images=1, seed=2**63 - 1)).losses
 
 
