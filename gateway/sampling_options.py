@@ -5,8 +5,9 @@ An option that nothing would read is refused, not ignored; a filled config has n
 
 from typing import Any
 
-from unitune.choices import DEFAULT_RESAMPLES, EDIT_METHODS, METHODS_WITH
+from unitune.choices import DEFAULT_RESAMPLES, METHODS_WITH
 from unitune.errors import InvalidArgument, InvalidField
+from unitune.prompts import without
 from unitune.v1.edit_pb2 import SamplingConfig
 
 MASK_BYTES = 768 << 10  # with a picture of 3 MiB it fits a request of 4 MiB
@@ -17,12 +18,12 @@ def mask_source_of(config: SamplingConfig, mask: bytes) -> str:
     return config.mask_source or ("given" if mask else "difference")
 
 
-def check_options(config: SamplingConfig, mask: bytes, field: str) -> None:
+def check_options(config: SamplingConfig, mask: bytes, field: str, method: str) -> None:
     """Refuse options that contradict each other or that nothing would read; each one's own range is checked elsewhere.
 
-    `mask` is the request's, `field` the config's own place in it.
+    `mask` is the request's, `field` the config's own place in it, `method` the edit's, which the config may leave out.
     """
-    _check_methods(config, field)
+    _check_methods(config, field, method)
     _check_mask_options(config, mask, field)
     _check_gate_options(config, field)
     source = mask_source_of(config, mask)
@@ -53,8 +54,7 @@ def fill_options(config: SamplingConfig, asked: SamplingConfig, mask: bytes) -> 
             config.ClearField(option)
 
 
-def _check_methods(config: SamplingConfig, field: str) -> None:
-    method = config.method or EDIT_METHODS[0]
+def _check_methods(config: SamplingConfig, field: str, method: str) -> None:
     for option, methods in METHODS_WITH.items():
         value = _value(config, option)
         if value is not None and method not in methods:
@@ -69,6 +69,13 @@ def check_gate(config: SamplingConfig, has_gate: bool, field: str) -> None:
             raise InvalidField(
                 f"{field}.{option}", "true", "leave it unset: this base model has no gate (a clip folder)"
             )
+
+
+def check_gate_prompt(config: SamplingConfig, prompt: str, words: str) -> None:
+    """Refuse a gate for a prompt of nothing but the words of its tuning: the gate reads what is left without them."""
+    if (config.automatic or config.gate) and not without(prompt, words):
+        remedy = f"say more than {words!r}, which the gate does not know, or leave automatic and gate unset"
+        raise InvalidField("prompt", f"{len(prompt)} characters", remedy)
 
 
 def _check_gate_options(config: SamplingConfig, field: str) -> None:
