@@ -24,6 +24,8 @@ from unitune import images
 from unitune.prompts import with_rare_tokens
 from unitune.weights import unpack
 
+CODEC = "int8"  # as the tuner stores weights if nobody says otherwise
+
 
 class Worker:
     """Runs pictures one after another."""
@@ -70,7 +72,7 @@ class Worker:
     def _tuned(self, picture: Picture, tuning: Tuning) -> Weights:
         config = TuningConfig(mode=tuning.mode, updates=tuning.updates, learning_rate=tuning.learning_rate)
         image = images.to_model(render(picture.scene), self._tuner.image_side)
-        data, manifest = pack_tuned(self._tuner, tune(self._tuner, image, config), config, picture.id)
+        data, manifest = pack_tuned(self._tuner, tune(self._tuner, image, config), config, picture.id, CODEC)
         return tuned_weights(unpack(data, manifest), self._sampler.base, self._sampler.spec.digest)
 
     def _edit(self, denoiser: object, case: Case, setting: Setting) -> np.ndarray:
