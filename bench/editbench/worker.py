@@ -17,14 +17,13 @@ from sampler_svc.sample import EditedImage, Request, sample
 from stickerbook.judge import Judge
 from stickerbook.render import render
 from tuner_svc.base_model import load
+from tuner_svc.config import DEFAULT_CODEC
 from tuner_svc.probe import pack_tuned
 from tuner_svc.tune import tune
 from tuner_svc.tuning_config import TuningConfig
 from unitune import images
 from unitune.prompts import with_rare_tokens
 from unitune.weights import unpack
-
-CODEC = "int8"  # as the tuner stores weights if nobody says otherwise
 
 
 class Worker:
@@ -72,7 +71,7 @@ class Worker:
     def _tuned(self, picture: Picture, tuning: Tuning) -> Weights:
         config = TuningConfig(mode=tuning.mode, updates=tuning.updates, learning_rate=tuning.learning_rate)
         image = images.to_model(render(picture.scene), self._tuner.image_side)
-        data, manifest = pack_tuned(self._tuner, tune(self._tuner, image, config), config, picture.id, CODEC)
+        data, manifest = pack_tuned(self._tuner, tune(self._tuner, image, config), config, picture.id, DEFAULT_CODEC)
         return tuned_weights(unpack(data, manifest), self._sampler.base, self._sampler.spec.digest)
 
     def _edit(self, denoiser: object, case: Case, setting: Setting) -> np.ndarray:
