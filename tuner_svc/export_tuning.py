@@ -57,7 +57,7 @@ def tuned_tensors(model: BaseModel, weights: TunedWeights) -> dict[str, Tensor]:
         )
     if weights.manifest.extras and not weights.manifest.tensors:
         raise FailedPrecondition(
-            f"a tuning by {weights.manifest.method} is embeddings alone and changes no UNet: nothing to export",
+            f"a tuning by {weights.manifest.method} is embeddings alone, with no UNet to export: edit with it here",
             reason="METHOD_MISMATCH",
         )
     base = {name: tensor.cpu().numpy() for name, tensor in model.tensors().items()}
