@@ -17,8 +17,9 @@ from unitune import serving, telemetry
 from unitune.errors import FailedPrecondition, ResourceExhausted, Unavailable, UniTuneError, from_status
 from unitune.v1.sampler_pb2 import EvictRequest, GetSamplerInfoRequest, SampleEvent, SampleRequest, SamplerInfo
 from unitune.v1.sampler_pb2_grpc import SamplerServiceStub
-from unitune.v1.tuner_pb2 import GetTunerInfoRequest, RunTuningEvent, RunTuningRequest, TunerInfo
+from unitune.v1.tuner_pb2 import CheckTuningRequest, GetTunerInfoRequest, RunTuningEvent, RunTuningRequest, TunerInfo
 from unitune.v1.tuner_pb2_grpc import TunerServiceStub
+from unitune.v1.tuning_pb2 import TuningConfig
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ _RETRY = {
     "retryableStatusCodes": ["UNAVAILABLE"],
 }
 _IDEMPOTENT = {
-    "unitune.v1.TunerService": ("GetTunerInfo",),
+    "unitune.v1.TunerService": ("GetTunerInfo", "CheckTuning"),
     "unitune.v1.SamplerService": ("GetSamplerInfo", "Evict"),
 }
 _SERVICE_CONFIG = json.dumps(
@@ -73,6 +74,10 @@ class Upstreams:
         info: SamplerInfo = await self._call("sampler", self._sampler.GetSamplerInfo, GetSamplerInfoRequest())
         self.known_sampler = info
         return info
+
+    async def check_tuning(self, config: TuningConfig) -> None:
+        """Ask the tuner whether it can run a config. Raises InvalidArgument, Unavailable (BACKEND_DOWN)."""
+        await self._call("tuner", self._tuner.CheckTuning, CheckTuningRequest(config=config))
 
     async def evict(self, digest: str) -> None:
         """Make the sampler forget weights. Raises Unavailable (BACKEND_DOWN)."""

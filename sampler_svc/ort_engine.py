@@ -62,15 +62,15 @@ def open_refitted(
 
 
 class Graph:
-    """A graph of the base model that no tuning changes: one input, one output."""
+    """A graph of the base model that no tuning changes: its inputs in their order, one output."""
 
     def __init__(self, path: Path, threads: int) -> None:
         self._session = open_session(path, session_options(threads))
-        (self._input,) = (node.name for node in self._session.get_inputs())
+        self._inputs = [node.name for node in self._session.get_inputs()]
 
-    def __call__(self, array: NDArray[Any]) -> Array:
+    def __call__(self, *arrays: NDArray[Any]) -> Array:
         """The graph's output for a batch."""
-        (output,) = self._session.run(None, {self._input: array})
+        (output,) = self._session.run(None, dict(zip(self._inputs, arrays, strict=True)))
         return output
 
 

@@ -10,6 +10,7 @@ from diffusers import DDIMScheduler
 
 from tuner_svc.tuning_config import TuningConfig
 from unitune.base_model import NoiseSchedule, Preset, file_digest
+from unitune.choices import EDIT_METHODS, TUNING_METHODS
 from unitune.diffusion.schedule import Schedule
 from unitune.diffusion.solvers import SCHEDULERS
 from unitune.errors import InvalidField
@@ -104,24 +105,37 @@ def read_preset(folder: Path) -> Preset:
     if not (folder / PRESET_FILE).is_file():
         return Preset()
     given = read_object(folder / PRESET_FILE)
-    kinds = {field.name: type(field.default) for field in fields(Preset)}
-    for name, value in given.items():
-        if name not in kinds:
-            raise UnusableBaseModel(f"{folder / PRESET_FILE}: {name} is not a setting; known are {', '.join(kinds)}")
-        number = kinds[name] is float and type(value) is int
-        if type(value) is not kinds[name] and not number:
-            raise UnusableBaseModel(f"{folder / PRESET_FILE}: {name} is {value!r}; it must be {kinds[name].__name__}")
-        if number:
-            given[name] = float(value)
-    preset = Preset(**given)
+    methods = given.pop("methods", {})
+    if not isinstance(methods, dict) or not all(isinstance(own, dict) for own in methods.values()):
+        raise UnusableBaseModel(f"{folder / PRESET_FILE}: methods must be an object of objects, by method")
+    if unknown := methods.keys() - EDIT_METHODS:
+        known = ", ".join(EDIT_METHODS)
+        raise UnusableBaseModel(f"{folder / PRESET_FILE}: {min(unknown)} is not a method; known are {known}")
+    own_settings = {method: _settings(folder, own) for method, own in methods.items()}
+    preset = Preset(**_settings(folder, given), methods=own_settings)
     try:
-        TuningConfig.of(preset)
+        for method in TUNING_METHODS:
+            TuningConfig.of(preset, method)
     except InvalidField as error:
         raise UnusableBaseModel(f"{folder / PRESET_FILE}: {error.message.removeprefix('config.')}") from error
     if preset.scheduler not in SCHEDULERS:
         known = ", ".join(SCHEDULERS)
         raise UnusableBaseModel(f"{folder / PRESET_FILE}: scheduler is {preset.scheduler!r}: it must be one of {known}")
     return preset
+
+
+def _settings(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a preset by name, whole numbers made fractions where those are wanted. Raises UnusableBaseModel."""
+    kinds = {field.name: type(field.default) for field in fields(Preset) if field.name != "methods"}
+    settings = {}
+    for name, value in given.items():
+        if name not in kinds:
+            raise UnusableBaseModel(f"{folder / PRESET_FILE}: {name} is not a setting; known are {', '.join(kinds)}")
+        number = kinds[name] is float and type(value) is int
+        if type(value) is not kinds[name] and not number:
+            raise UnusableBaseModel(f"{folder / PRESET_FILE}: {name} is {value!r}; it must be {kinds[name].__name__}")
+        settings[name] = float(value) if number else value
+    return settings
 
 
 def read_vocabulary(folder: Path) -> tuple[str, ...]:

@@ -11,26 +11,27 @@ from torch import Tensor
 from torch.func import functional_call
 
 from tuner_svc.base_model import BaseModel
-from tuner_svc.tune import Tuned
+from tuner_svc.methods import Tuned
 from tuner_svc.tuning_config import TuningConfig
 from unitune.weights import Manifest, pack, probe_input
 
-METHOD = "unitune"
 PROBE_SEED = 0
 
 
 def pack_tuned(model: BaseModel, tuned: Tuned, config: TuningConfig, key: str) -> tuple[bytes, Manifest]:
-    """The weights file of a tuning, and its manifest."""
+    """The weights file of a tuning, and its manifest. Where no tensor of the denoiser changed there is no probe."""
+    nothing = np.empty(0, dtype=np.float32)
     return pack(
         {name: tensor.cpu().numpy() for name, tensor in tuned.tensors.items()},
-        probe_tuned=probe_answer(model, tuned.tensors, PROBE_SEED),
-        probe_base=probe_answer(model, {}, PROBE_SEED),
+        probe_tuned=probe_answer(model, tuned.tensors, PROBE_SEED) if tuned.tensors else nothing,
+        probe_base=probe_answer(model, {}, PROBE_SEED) if tuned.tensors else nothing,
         key=key,
         base_model=model.digest,
-        method=METHOD,
+        method=config.method,
         rare_tokens=config.rare_tokens,
         updates=config.updates,
         probe_seed=PROBE_SEED,
+        extras={name: tensor.cpu().numpy() for name, tensor in tuned.extras.items()},
     )
 
 

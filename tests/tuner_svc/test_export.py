@@ -144,12 +144,14 @@ def test_each_tensor_matters_by_its_own_name(tiny_graphs: Path, spec: BaseModelS
 def test_the_frozen_graphs_answer_like_torch(tiny_graphs: Path, model: BaseModel, image: ModelImage) -> None:
     """Text encoder, image encoder with scaling and mode, and image decoder agree with PyTorch on real input."""
     ids = model.input_ids(["", "a cat on a beach", "beikkpic a dog"])
+    vectors = torch.randn((2, model.context_width), generator=torch.Generator().manual_seed(3))
+    ids[1, 2:4] = torch.tensor([-1, -2])  # two words that only the vectors know
     latent = model.encode_image(image)
     with torch.no_grad():
-        hidden, decoded = model.text_encoder(ids).numpy(), model.image_decoder(latent).numpy()
+        hidden, decoded = model.text_encoder(ids, vectors).numpy(), model.image_decoder(latent).numpy()
 
     for name, inputs, expected in (
-        ("text_encoder", {"input_ids": ids.numpy()}, hidden),
+        ("text_encoder", {"input_ids": ids.numpy(), "vectors": vectors.numpy()}, hidden),
         ("image_encoder", {"image": image}, latent.numpy()),
         ("image_decoder", {"latent": latent.numpy()}, decoded),
     ):
