@@ -105,10 +105,13 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             run.cancel()  # no more than a wish once a worker has begun
 
     async def Load(self, request: sampler_pb2.LoadRequest, context: Any) -> sampler_pb2.LoadResponse:
-        """Lease an engine for the weights, and give it back at once."""
+        """Lease an engine for the weights, and give it back at once; embeddings alone need none, and are read."""
         _check("weights.digest", request.weights.digest, bool(request.weights.digest), "it must be set")
 
         def load() -> sampler_pb2.LoadResponse:
+            if not self._store.get_manifest(request.weights.path, request.weights.digest).tensors:
+                self._extras(request.weights)
+                return sampler_pb2.LoadResponse()
             with self._lease(request.weights) as lease:
                 return sampler_pb2.LoadResponse(loading=_loading(lease))
 

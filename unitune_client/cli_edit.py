@@ -44,7 +44,8 @@ Examples:
 @click.option("-o", "--output", metavar="OUT", default="out", show_default=True, help="Folder for the pictures.")
 @click.option(
     "--method",
-    help="unitune, imagic, dreambooth or textual_inversion, which tune, or sdedit, which does not.  [default: unitune]",
+    help="unitune, imagic, dreambooth or textual_inversion, which tune, or sdedit, also called img2img, which does "
+    "not.  [default: unitune]",
 )
 @click.option(
     "--strength",

@@ -187,6 +187,21 @@ async def test_weights_of_another_method_are_refused(start: Callable[..., Any], 
         assert from_status(failed).reason in ("METHOD_MISMATCH", "WEIGHTS_CORRUPT")
 
 
+async def test_loading_vectors_ahead_takes_no_engine(
+    start: Callable[..., Any], stored: Stored, store: WeightStore
+) -> None:
+    """Load reads a file of embeddings alone, so that its edits read nothing, and tells of no refit."""
+    sampler, weights = await start(), stored(**VECTORS)
+
+    answer = await sampler.Load(sampler_pb2.LoadRequest(weights=weights))
+    store.delete_weights(weights.path)
+
+    assert not answer.HasField("loading")
+    assert await png(sampler, request(weights, "textual_inversion", prompt="S*"))
+    state = await anext(aiter(sampler.WatchReplica(sampler_pb2.WatchReplicaRequest())))
+    assert list(state.resident) == []
+
+
 @pytest.mark.parametrize(
     ("method", "changes", "field"),
     [
