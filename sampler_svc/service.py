@@ -219,10 +219,9 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         """What a weights file holds besides the denoiser's tensors."""
         with self._kept_lock:
             kept = self._kept.get(weights.digest)
-        if kept is None:
-            kept = self._read_weights(weights)
-            if kept.manifest.base_model != self._model.spec.digest:
-                raise FailedPrecondition("the weights were tuned from another base model", reason="BASE_MODEL_MISMATCH")
+        kept = kept or self._read_weights(weights)
+        if kept.manifest.base_model != self._model.spec.digest:
+            raise FailedPrecondition("the weights were tuned from another base model", reason="BASE_MODEL_MISMATCH")
         return kept
 
     def _submit(self, work: Callable[[], T]) -> "Future[T]":

@@ -166,8 +166,9 @@ def _shortened(prompt: str) -> str:
 
 def _in_words(accepted: events.EditAccepted) -> str:
     config = accepted.config
+    eta = "" if config.eta is None else f"eta {config.eta:g}, "
     return (
-        f"{config.method}: strength {config.strength:g}, guidance {config.guidance_scale:g}, "
+        f"{config.method}: {eta}strength {config.strength:g}, guidance {config.guidance_scale:g}, "
         f"interpolation {config.interpolation:g}{_mask_in_words(config)}, "
         f"{config.num_inference_steps} {config.scheduler} steps of which {accepted.effective_strength:.0%} run"
     )

@@ -17,7 +17,7 @@ from unitune.errors import DataLoss, from_rpc_error, from_status
 from unitune.v1 import sampler_pb2, sampler_pb2_grpc, tuning_pb2
 from unitune.v1.edit_pb2 import SamplingConfig
 from unitune.weight_store import WeightStore
-from unitune.weights import WEIGHTS_FILE, TunedWeights
+from unitune.weights import WEIGHTS_FILE, TunedWeights, pack
 
 PROMPT = "a cat on the beach"
 IMAGIC = {"method": "imagic", "mode": "attn_out", "prompt": PROMPT, "updates": 3, "embedding_updates": 3, "batch": 1,
@@ -247,6 +247,20 @@ async def test_evicted_vectors_are_forgotten(start: Callable[..., Any], stored: 
     await sampler.Evict(sampler_pb2.EvictRequest(digest=weights.digest))
 
     assert from_status((await events(sampler, asked))[-1].failed).reason == "WEIGHTS_MISSING"
+
+
+async def test_vectors_of_another_base_model_are_refused(
+    start: Callable[..., Any], stored: Stored, store: WeightStore, monkeypatch: pytest.MonkeyPatch, base_model: Any
+) -> None:
+    """Every time, though nothing is refitted that would show it."""
+    from tuner_svc import probe
+
+    monkeypatch.setattr(probe, "pack", lambda tensors, **facts: pack(tensors, **{**facts, "base_model": "other"}))
+    sampler, weights = await start(), stored(**VECTORS)
+
+    for _ in range(2):
+        failed = (await events(sampler, request(weights, "textual_inversion", prompt="S*")))[-1].failed
+        assert from_status(failed).reason == "BASE_MODEL_MISMATCH"
 
 
 def test_embeddings_of_another_shape_are_refused(model: Model, stored: Stored, store: WeightStore) -> None:

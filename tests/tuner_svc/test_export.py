@@ -158,6 +158,18 @@ def test_the_frozen_graphs_answer_like_torch(tiny_graphs: Path, model: BaseModel
         np.testing.assert_allclose(run(tiny_graphs / f"{name}.onnx", inputs), expected, atol=1e-5, err_msg=name)
 
 
+def test_the_text_encoder_takes_any_number_of_vectors(tiny_graphs: Path, model: BaseModel) -> None:
+    """One vector, or as many as a prompt may hold, stand where their ids are."""
+    for number in (1, 14):
+        vectors = torch.randn((number, model.context_width), generator=torch.Generator().manual_seed(number))
+        ids = model.input_ids(["a cat"])
+        ids[0, 1 : 1 + number] = -1 - torch.arange(number)
+        with torch.no_grad():
+            expected = model.text_encoder(ids, vectors).numpy()
+        found = run(tiny_graphs / "text_encoder.onnx", {"input_ids": ids.numpy(), "vectors": vectors.numpy()})
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_base_weights_are_the_models_own(tiny_graphs: Path, spec: BaseModelSpec, model: BaseModel) -> None:
     """denoiser.safetensors holds every tensor by its name, bit-equal, fp32."""
     stored = load_file(tiny_graphs / spec.base_weights)
