@@ -134,6 +134,7 @@ class Dispatcher:
             image=await self._images.read(parse(tuning.image, "images")),
             config=tuning.config,
             path=self._files.path(tuning.name, taken.attempt),
+            further_images=[await self._images.read(parse(name, "images")) for name in tuning.images],
         )
         now = await self._state.get(tuning.name)
         if now is None or now.state != Tuning.STATE_RUNNING:  # cancelled before there was a run to stop

@@ -161,7 +161,8 @@ def _sample_request(plan: EditPlan, tuning: Tuning | None, opened: OpenEdit) -> 
         weights=tuning.weights if tuning is not None else None,
         image=plan.image,
         mask=plan.mask,
-        rare_tokens=tuning.config.rare_tokens if tuning is not None else "",
+        # Other methods' prompts have their words in them already.
+        rare_tokens=tuning.config.rare_tokens if tuning is not None and tuning.config.method == "unitune" else "",
         prompt=plan.prompt,
         config=plan.config,
         seeds=plan.seeds,

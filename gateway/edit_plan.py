@@ -10,15 +10,14 @@ from gateway.names import DEFAULT_TENANT, parse, parse_parent
 from gateway.sampling_options import check_gate, check_options
 from gateway.tunings import Tunings, not_found
 from gateway.upstreams import Upstreams, refuse_mismatch
+from unitune.choices import TUNING_METHODS
 from unitune.diffusion.schedule import num_late_steps
 from unitune.errors import FailedPrecondition, InvalidArgument, InvalidField, NotFound
 from unitune.images import ImageInfo
-from unitune.prompts import unknown_words
+from unitune.prompts import unknown_words, without
 from unitune.v1.edit_pb2 import EditRequest, SamplingConfig
 from unitune.v1.image_pb2 import Image
-from unitune.v1.tuning_pb2 import Tuning
-
-TUNED = "unitune"  # the method that samples with tuned weights
+from unitune.v1.tuning_pb2 import Tuning, TuningConfig
 
 
 @dataclass(frozen=True)
@@ -55,13 +54,16 @@ class Planner:
         _check(request)
         sampler = await self._upstreams.sampler_info()
         check_gate(request.config, sampler.base_model.has_gate, "config")
-        config = validation.fill_sampling_config(request.config, request.mask, sampler.sampling_defaults)
         if request.WhichOneof("target") == "tuning":
-            tenant, tuning, image = await self._of_tuning(request, config)
+            method, tenant, tuning, image = await self._of_tuning(request)
         else:
-            tenant, tuning, image = await self._of_image(request, config)
+            method = _method_of(request)
+            tenant, tuning, image = await self._of_image(request, method)
+        defaults = validation.defaults_of(method, sampler.method_defaults, sampler.sampling_defaults)
         if tuning is not None:
             refuse_mismatch(tuning.base_model, sampler.base_model.digest)
+        config = validation.fill_sampling_config(request.config, request.mask, defaults, method)
+        words = " ".join((request.prompt, config.base_prompt, config.negative_prompt))
         return EditPlan(
             tenant=tenant,
             tuning=tuning,
@@ -72,23 +74,33 @@ class Planner:
             seeds=validation.check_seeds(request.seeds),
             preview_every=request.preview_every,
             warnings=warnings_of(
-                " ".join((request.prompt, config.base_prompt, config.negative_prompt)), sampler.base_model.vocabulary
+                without(words, tuning.config.rare_tokens) if tuning is not None else words,
+                sampler.base_model.vocabulary,
             ),
         )
 
-    async def _of_tuning(self, request: EditRequest, config: SamplingConfig) -> tuple[str, Tuning | None, bytes]:
+    async def _of_tuning(self, request: EditRequest) -> tuple[str, str, Tuning | None, bytes]:
+        """Method, tenant, tuning and image of a tuning that is there."""
         name = parse(request.tuning, "tunings", "tuning")
         tenant = parse_parent(request.parent) or name.tenant
         if tenant != name.tenant:
             raise not_found(request.tuning)
         tuning = await self._tunings.get(request.tuning)
-        if config.method == TUNED and tuning.state == Tuning.STATE_EXPIRED:
+        method = request.config.method or tuning.config.method
+        uses_weights = method in TUNING_METHODS
+        if uses_weights and method != tuning.config.method:
+            remedy = f"{tuning.name} was made by {tuning.config.method}; leave the method unset, or edit the image"
+            raise InvalidField("config.method", method, remedy)
+        check_options(request.config, request.mask, "config", method)
+        if uses_weights:
+            validation.check_edit_of(tuning.config, request.prompt)
+        if uses_weights and tuning.state == Tuning.STATE_EXPIRED:
             raise NotFound(
                 f"the weights of {tuning.name} are discarded; make a new tuning",
                 reason="TUNING_EXPIRED",
                 metadata={"name": tuning.name},
             )
-        if config.method == TUNED and tuning.state != Tuning.STATE_READY:
+        if uses_weights and tuning.state != Tuning.STATE_READY:
             state = Tuning.State.Name(tuning.state)
             raise FailedPrecondition(
                 f"{tuning.name} is {state}, an edit needs STATE_READY: wait for it with WatchTuning, or edit its image",
@@ -98,9 +110,14 @@ class Planner:
         name_of_image = parse(tuning.image, "images")
         image = await self._images.read(name_of_image)
         await self._check_mask(request, await self._images.find(name_of_image))
-        return tenant, tuning if config.method == TUNED else None, image
+        return method, tenant, tuning if uses_weights else None, image
 
-    async def _of_image(self, request: EditRequest, config: SamplingConfig) -> tuple[str, Tuning | None, bytes]:
+    async def _of_image(self, request: EditRequest, method: str) -> tuple[str, Tuning | None, bytes]:
+        """Tenant, tuning and image; the tuning is found or made, once all is found to be right."""
+        config = None
+        if method in TUNING_METHODS:
+            config = await self._tunings.settled(_tuning_config(request, method), "tuning_config")
+            validation.check_edit_of(config, request.prompt)
         asked = parse_parent(request.parent)
         if request.WhichOneof("target") == "image":
             name = parse(request.image, "images", "image")
@@ -110,16 +127,16 @@ class Planner:
             await self._check_mask(request, await self._images.find(name))
         else:
             tenant, data = asked or DEFAULT_TENANT, request.image_data
-            if request.mask or config.method != TUNED:
+            if request.mask or config is None:
                 with _in_field("image_data"):
                     picture = await self._images.check(data)
                 await self._check_mask(request, picture)
-            if config.method == TUNED:
+            if config is not None:
                 with _in_field("image_data"):
                     name = parse((await self._images.keep(tenant, data)).name, "images")
-        if config.method != TUNED:
+        if config is None:
             return tenant, None, data
-        return tenant, await self._tunings.find_or_make(tenant, name, request.tuning_config, needs_tuner=True), data
+        return tenant, await self._tunings.find_or_make(tenant, name, config, needs_tuner=True), data
 
     async def _check_mask(self, request: EditRequest, picture: Image | ImageInfo) -> None:
         if request.mask:
@@ -136,16 +153,18 @@ def warnings_of(prompt: str, vocabulary: Sequence[str]) -> list[str]:
 def _check(request: EditRequest) -> None:
     validation.check_prompt(request.prompt)
     validation.check_sampling_config(request.config, "config")
-    check_options(request.config, request.mask, "config")
     validation.check_seeds(request.seeds)
     validation.check_preview_every(request.preview_every)
-    validation.check_tuning_config(request.tuning_config, "tuning_config")
     target = request.WhichOneof("target")
     if target is None:
         raise InvalidField("target", "unset", "set one of tuning, image or image_data")
     if request.tuning_config.ByteSize() and (target == "tuning" or request.config.method == "sdedit"):
         why = "the tuning has its own" if target == "tuning" else "sdedit makes no tuning"
         raise InvalidField("tuning_config", "set", f"leave it unset: {why}")
+    if target != "tuning":
+        method = _method_of(request)
+        validation.check_tuning_config(request.tuning_config, "tuning_config", method)
+        check_options(request.config, request.mask, "config", method)
     if len(request.image_data) > validation.IMAGE_DATA_BYTES:
         value, remedy = f"{len(request.image_data)} bytes", f"upload pictures above {validation.IMAGE_DATA_BYTES} bytes"
         raise InvalidArgument(
@@ -153,6 +172,29 @@ def _check(request: EditRequest) -> None:
             reason="UPLOAD_TOO_LARGE",
             metadata={"field": "image_data", "value": value, "remedy": remedy},
         )
+
+
+def _method_of(request: EditRequest) -> str:
+    """The method of an edit of an image. Raises InvalidField when the request names two."""
+    method, tunes_by = request.config.method, request.tuning_config.method
+    if method and tunes_by in TUNING_METHODS and method != tunes_by:
+        remedy = f"config.method is {method}; leave this one unset, it follows"
+        raise InvalidField("tuning_config.method", tunes_by, remedy)
+    return method or tunes_by or TUNING_METHODS[0]
+
+
+def _tuning_config(request: EditRequest, method: str) -> TuningConfig:
+    """The config of the tuning that an edit of an image needs. Imagic tunes for the edit's own prompt."""
+    config = TuningConfig()
+    config.CopyFrom(request.tuning_config)
+    config.method = method
+    if method == "imagic":
+        if config.prompt and config.prompt != request.prompt:
+            raise InvalidField(
+                "tuning_config.prompt", f"{len(config.prompt)} characters", "leave it unset: it is the edit's own"
+            )
+        config.prompt = request.prompt
+    return config
 
 
 @contextmanager

@@ -5,7 +5,7 @@ An option that nothing would read is refused, not ignored; a filled config has n
 
 from typing import Any
 
-from unitune.choices import DEFAULT_RESAMPLES, EDIT_METHODS, METHODS_WITH
+from unitune.choices import DEFAULT_RESAMPLES, METHODS_WITH
 from unitune.errors import InvalidArgument, InvalidField
 from unitune.v1.edit_pb2 import SamplingConfig
 
@@ -17,12 +17,12 @@ def mask_source_of(config: SamplingConfig, mask: bytes) -> str:
     return config.mask_source or ("given" if mask else "difference")
 
 
-def check_options(config: SamplingConfig, mask: bytes, field: str) -> None:
+def check_options(config: SamplingConfig, mask: bytes, field: str, method: str) -> None:
     """Refuse options that contradict each other or that nothing would read; each one's own range is checked elsewhere.
 
-    `mask` is the request's, `field` the config's own place in it.
+    `mask` is the request's, `field` the config's own place in it, `method` the edit's, which the config may leave out.
     """
-    _check_methods(config, field)
+    _check_methods(config, field, method)
     _check_mask_options(config, mask, field)
     _check_gate_options(config, field)
     source = mask_source_of(config, mask)
@@ -53,8 +53,7 @@ def fill_options(config: SamplingConfig, asked: SamplingConfig, mask: bytes) -> 
             config.ClearField(option)
 
 
-def _check_methods(config: SamplingConfig, field: str) -> None:
-    method = config.method or EDIT_METHODS[0]
+def _check_methods(config: SamplingConfig, field: str, method: str) -> None:
     for option, methods in METHODS_WITH.items():
         value = _value(config, option)
         if value is not None and method not in methods:

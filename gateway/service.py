@@ -129,6 +129,8 @@ class ServerService(server_pb2_grpc.ServerServiceServicer):
             limits=validation.LIMITS,
             methods=EDIT_METHODS,
             schedulers=validation.SCHEDULERS,
+            method_tuning_defaults=tuner.method_defaults if tuner else (),
+            method_sampling_defaults=sampler.method_defaults if sampler else (),
         )
 
 

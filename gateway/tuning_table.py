@@ -133,7 +133,8 @@ class TuningTable:
 
     def uses_image(self, image: str) -> bool:
         """Whether any tuning was made from this image."""
-        return self._sql("SELECT 1 FROM tunings WHERE image = ?", image).fetchone() is not None
+        # Further images have no column of their own; their names are in the message as they are. Deletions are rare.
+        return self._sql("SELECT 1 FROM tunings WHERE instr(blob, ?)", image.encode()).fetchone() is not None
 
     def change(self, name: str, mutate: Mutate, announce: Announce | None) -> Tuning | None:
         """Change a tuning and tell of it, as TuningStore says."""

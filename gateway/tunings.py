@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Protocol
 
 from gateway import validation
@@ -16,7 +16,8 @@ from gateway.tuning_queue import UNFINISHED, CreateRequest, State
 from gateway.upstreams import Upstreams, refuse_mismatch
 from gateway.weight_files import WeightFiles
 from unitune import telemetry, weights
-from unitune.errors import Aborted, InvalidField, NotFound, UniTuneError
+from unitune.choices import TUNING_METHODS
+from unitune.errors import Aborted, InvalidArgument, InvalidField, NotFound, UniTuneError
 from unitune.v1.tuning_pb2 import (
     CreateTuningRequest,
     ListTuningsRequest,
@@ -51,6 +52,8 @@ class Tunings:
         validation.check_tuning_config(request.config, "config")
         validation.check_labels(request.labels, "labels")
         image = parse(request.image, "images", "image")
+        further = [parse(name, "images", f"images[{index}]") for index, name in enumerate(request.images)]
+        validation.check_number_of_images(1 + len(further), request.config.method or TUNING_METHODS[0])
         tenant = parse_parent(request.parent) or image.tenant
         caller = None
         if request.request_id:
@@ -59,26 +62,49 @@ class Tunings:
             earlier = await self._state.recall(tenant, caller)
             if earlier is not None:
                 return earlier
-        return await self.find_or_make(tenant, image, request.config, labels=request.labels, caller=caller)
+        config = await self.settled(request.config, "config")
+        return await self.find_or_make(tenant, image, config, further, labels=request.labels, caller=caller)
+
+    async def settled(self, config: TuningConfig, field: str) -> TuningConfig:
+        """A checked config with every default filled in. `field` is its place in the request.
+
+        Raises InvalidField for what its method needs and does not have, and for words that the base model's tokenizer
+        cannot take; Unavailable (BACKEND_DOWN).
+        """
+        info = self._upstreams.known_tuner or await self._upstreams.tuner_info()
+        method = config.method or TUNING_METHODS[0]
+        defaults = validation.defaults_of(method, info.method_defaults, info.tuning_defaults)
+        filled = validation.fill_tuning_config(config, defaults)
+        validation.check_complete(filled, field)
+        if method == "textual_inversion":  # the one whose words must be tokens
+            try:
+                await self._upstreams.check_tuning(filled)
+            except InvalidArgument as error:
+                name = (error.field or "config").removeprefix("config.")
+                raise InvalidField(f"{field}.{name}", error.metadata["value"], error.metadata["remedy"]) from None
+        return filled
 
     async def find_or_make(
         self,
         tenant: str,
         image: Name,
         config: TuningConfig,
+        further: Sequence[Name] = (),
         *,
         labels: Mapping[str, str] | None = None,
         caller: CreateRequest | None = None,
         needs_tuner: bool = False,
     ) -> Tuning:
-        """The live tuning of an image and a checked config, or a new one.
+        """The live tuning of an image, a settled config and further images, or a new one.
 
         With `needs_tuner` a tuning that still has to run is refused while no tuner answers. Raises NotFound
         (IMAGE_NOT_FOUND), FailedPrecondition (BASE_MODEL_MISMATCH), Unavailable (BACKEND_DOWN).
         """
-        if image.tenant != tenant:  # another tenant's name looks like one that does not exist
-            image = image._replace(tenant=tenant)
-        await self._images.find(image)
+        # Another tenant's name looks like one that does not exist.
+        image, *further = (name._replace(tenant=tenant) for name in (image, *further))
+        sizes = [(await self._images.find(name)).size_bytes for name in (image, *further)]
+        if further:
+            validation.check_size_of_images(sum(sizes))
         info = self._upstreams.known_tuner or await self._upstreams.tuner_info()
         if self._upstreams.known_sampler is not None:
             refuse_mismatch(info.base_model.digest, self._upstreams.known_sampler.base_model.digest)
@@ -87,11 +113,12 @@ class Tunings:
             name=str(Name(tenant, "tunings", new_id("t"))),
             image=str(image),
             base_model=info.base_model.digest,
-            config=validation.fill_tuning_config(config, info.tuning_defaults),
+            config=config,
             state=Tuning.STATE_QUEUED,
             labels=labels,
+            images=[str(name) for name in further],
         )
-        tuning.key = tuning_key(image.id, tuning.base_model, tuning.config)
+        tuning.key = tuning_key(image.id, tuning.base_model, tuning.config, [name.id for name in further])
         tuning.create_time.GetCurrentTime()
         if needs_tuner:
             found = await self._state.live(tenant, tuning.key)
@@ -187,8 +214,9 @@ class Tunings:
         await self._runs.stop(name)
         await self._discard(tuning)
         await self._state.remove(name)
-        if not await self._state.uses_image(tuning.image):
-            await self._images.discard(parse(tuning.image, "images"))
+        for image in (tuning.image, *tuning.images):
+            if not await self._state.uses_image(image):
+                await self._images.discard(parse(image, "images"))
         telemetry.event(logger, "tuning deleted", tuning=name)
 
     async def expire(self) -> None:
@@ -218,8 +246,8 @@ class Tunings:
                 telemetry.event(logger, "evict failed", tuning=tuning.name, reason=error.reason)
 
 
-def tuning_key(image_sha256: str, base_model: str, config: TuningConfig) -> str:
-    """The name of the weights by what goes in: picture, base model, every setting, and the file's schema."""
+def tuning_key(image_sha256: str, base_model: str, config: TuningConfig, further: Sequence[str] = ()) -> str:
+    """The name of the weights by what goes in: pictures, base model, every setting, and the file's schema."""
     inputs = {
         "image": image_sha256,
         "base_model": base_model,
@@ -232,6 +260,9 @@ def tuning_key(image_sha256: str, base_model: str, config: TuningConfig) -> str:
         "seed": config.seed,
         "schema": weights.SCHEMA,
     }
+    inputs |= {field.name: value for field, value in config.ListFields() if field.name not in inputs}
+    if further:
+        inputs["images"] = list(further)
     return hashlib.sha256(json.dumps(inputs, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

@@ -24,9 +24,9 @@ from unitune.v1.sampler_pb2 import (
     SamplerInfo,
 )
 from unitune.v1.sampler_pb2_grpc import SamplerServiceStub
-from unitune.v1.tuner_pb2 import GetTunerInfoRequest, RunTuningEvent, RunTuningRequest, TunerInfo
+from unitune.v1.tuner_pb2 import CheckTuningRequest, GetTunerInfoRequest, RunTuningEvent, RunTuningRequest, TunerInfo
 from unitune.v1.tuner_pb2_grpc import TunerServiceStub
-from unitune.v1.tuning_pb2 import WeightsRef
+from unitune.v1.tuning_pb2 import TuningConfig, WeightsRef
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ _RETRY = {
     "retryableStatusCodes": ["UNAVAILABLE"],
 }
 _IDEMPOTENT = {
-    "unitune.v1.TunerService": ("GetTunerInfo",),
+    "unitune.v1.TunerService": ("GetTunerInfo", "CheckTuning"),
     "unitune.v1.SamplerService": ("GetSamplerInfo", "Evict"),
 }
 _SERVICE_CONFIG = json.dumps(
@@ -82,6 +82,10 @@ class Upstreams:
         info: SamplerInfo = await self._call("sampler", self._sampler.GetSamplerInfo, GetSamplerInfoRequest())
         self.known_sampler = info
         return info
+
+    async def check_tuning(self, config: TuningConfig) -> None:
+        """Ask the tuner whether it can run a config. Raises InvalidArgument, Unavailable (BACKEND_DOWN)."""
+        await self._call("tuner", self._tuner.CheckTuning, CheckTuningRequest(config=config))
 
     async def evict(self, digest: str) -> None:
         """Make the sampler forget weights. Raises Unavailable (BACKEND_DOWN)."""

@@ -6,6 +6,7 @@ A prompt is never repeated in an error: a refused one appears by its length.
 import math
 import uuid
 from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 from google.protobuf.message import Message
 
@@ -15,28 +16,40 @@ from unitune.choices import (
     EDIT_METHODS,
     MASK_SOURCES,
     MAX_BATCH,
+    MAX_CLASS_IMAGES,
+    MAX_ETA,
     MAX_GUIDANCE_SCALE,
     MAX_LEARNING_RATE,
     MAX_MASK_BLUR,
     MAX_MASK_PADDING,
+    MAX_PRIOR_WEIGHT,
+    MAX_PROMPT_CHARACTERS,
     MAX_RARE_TOKENS_CHARACTERS,
     MAX_REPEATS,
     MAX_RESAMPLES,
     MAX_SEEDS,
     MAX_UPDATES,
+    MAX_VECTORS,
+    MAX_WORD_CHARACTERS,
     MODES,
+    MOST_IMAGES,
+    OPTIONS_OF_ALL,
     TUNING_METHODS,
+    TUNING_OPTIONS,
     UNCONDITIONAL_MODELS,
 )
 from unitune.diffusion import solvers
 from unitune.errors import InvalidField, ResourceExhausted
+from unitune.prompts import mentions
 from unitune.v1.edit_pb2 import SamplingConfig
 from unitune.v1.server_pb2 import Limits
 from unitune.v1.tuning_pb2 import Tuning, TuningConfig
 
+C = TypeVar("C", TuningConfig, SamplingConfig)
+
 SCHEDULERS = tuple(solvers.SCHEDULERS)
 
-PROMPT_CHARACTERS = 2000
+PROMPT_CHARACTERS = MAX_PROMPT_CHARACTERS
 STEPS = 1000
 IMAGE_DATA_BYTES = 3 << 20  # the largest picture that fits a request of 4 MiB with certainty
 ANSWER_BYTES = (16 << 20) - 4096  # clients take messages of 16 MiB
@@ -54,10 +67,14 @@ LIMITS = Limits(
 )
 
 
-def check_tuning_config(config: TuningConfig, field: str) -> None:
-    """Check every field that is set; `field` is the config's own place in the request."""
+def check_tuning_config(config: TuningConfig, field: str, method: str = "") -> None:
+    """Check every field that is set; `field` is the config's own place in the request.
+
+    `method` is that of the edit, and stands for a config that names none.
+    """
     if config.method:
         _one_of(f"{field}.method", config.method, TUNING_METHODS)
+    _refuse_others(config, field, config.method or method or TUNING_METHODS[0])
     if config.mode:
         _one_of(f"{field}.mode", config.mode, MODES)
     if config.HasField("updates"):
@@ -65,19 +82,81 @@ def check_tuning_config(config: TuningConfig, field: str) -> None:
     if config.HasField("batch"):
         _whole(f"{field}.batch", config.batch, 1, MAX_BATCH)
     if config.HasField("learning_rate"):
-        rate = config.learning_rate
-        if not 0 < rate <= MAX_LEARNING_RATE:
-            raise InvalidField(f"{field}.learning_rate", rate, f"it must be above 0 and at most {MAX_LEARNING_RATE}")
+        _rate(f"{field}.learning_rate", config.learning_rate)
     if len(config.rare_tokens) > MAX_RARE_TOKENS_CHARACTERS:
         length = f"{len(config.rare_tokens)} characters"
         raise InvalidField(f"{field}.rare_tokens", length, f"use at most {MAX_RARE_TOKENS_CHARACTERS} characters")
     if config.rare_tokens and (not config.rare_tokens.isprintable() or config.rare_tokens.isspace()):
         raise InvalidField(f"{field}.rare_tokens", config.rare_tokens, "use visible characters")
     _seed(f"{field}.seed", config.seed)
+    if config.HasField("embedding_updates"):
+        _whole(f"{field}.embedding_updates", config.embedding_updates, 0, MAX_UPDATES)
+    if config.HasField("embedding_learning_rate"):
+        _rate(f"{field}.embedding_learning_rate", config.embedding_learning_rate)
+    if config.HasField("num_class_images"):
+        _whole(f"{field}.num_class_images", config.num_class_images, 0, MAX_CLASS_IMAGES)
+    if config.HasField("prior_weight"):
+        _finite(f"{field}.prior_weight", config.prior_weight, 0, MAX_PRIOR_WEIGHT)
+    if config.HasField("num_vectors"):
+        _whole(f"{field}.num_vectors", config.num_vectors, 1, MAX_VECTORS)
+    for name in ("class_noun", "initial_word"):
+        word = getattr(config, name)
+        if word and (not word.isprintable() or word.isspace() or len(word) > MAX_WORD_CHARACTERS):
+            shown = word if len(word) <= MAX_WORD_CHARACTERS else f"{len(word)} characters"
+            raise InvalidField(f"{field}.{name}", shown, f"use 1 to {MAX_WORD_CHARACTERS} visible characters")
+    if config.prompt:
+        check_prompt(config.prompt, f"{field}.prompt")
+
+
+def check_complete(config: TuningConfig, field: str) -> None:
+    """Check that what only a caller can say is said. `config` is checked and has its method."""
+    needed = {
+        "imagic": ("prompt", "imagic tunes for one text: give the prompt of the edits to come"),
+        "dreambooth": ("class_noun", "say what kind of thing the pictures show, such as dog"),
+        "textual_inversion": ("initial_word", "give one word that says what the picture shows, such as dog"),
+    }
+    if config.method in needed:
+        name, remedy = needed[config.method]
+        if not getattr(config, name):
+            raise InvalidField(f"{field}.{name}", "", remedy)
+
+
+def check_number_of_images(number: int, method: str) -> None:
+    """1 image for most methods, at most 5 for DreamBooth."""
+    most = MOST_IMAGES.get(method, 1)
+    if number > most:
+        takes = f"{method} tunes on one image" if most == 1 else f"{method} takes at most {most}"
+        raise InvalidField("images", f"{number} images in all", f"{takes}; several are for {' or '.join(MOST_IMAGES)}")
+
+
+def check_size_of_images(size_bytes: int) -> None:
+    """The files of all images of a tuning travel to the tuner in one message."""
+    if size_bytes > images.MAX_BYTES:
+        value, remedy = f"{size_bytes} bytes in all", f"the images of one tuning may have {images.MAX_BYTES} bytes"
+        raise InvalidField("images", value, remedy)
+
+
+def check_edit_of(tuning: TuningConfig, prompt: str) -> None:
+    """Check that a prompt says what an edit with such a tuning needs."""
+    words = tuning.rare_tokens.strip()
+    if tuning.method == "imagic" and prompt.strip() != tuning.prompt.strip():
+        remedy = "this tuning is for another text; edit with that one, or edit the image, which makes another tuning"
+        raise InvalidField("prompt", f"{len(prompt)} characters", remedy)
+    if tuning.method == "dreambooth" and not (mentions(prompt, words) and mentions(prompt, tuning.class_noun)):
+        remedy = f"it must have both {words!r} and {tuning.class_noun!r} in it, as in 'a {words} {tuning.class_noun}'"
+        raise InvalidField("prompt", f"{len(prompt)} characters", remedy)
+    if tuning.method == "textual_inversion" and not mentions(prompt, words):
+        remedy = f"it must have the placeholder {words!r} in it, where the picture's subject should be"
+        raise InvalidField("prompt", f"{len(prompt)} characters", remedy)
+
+
+def defaults_of(method: str, by_method: Iterable[C], others: C) -> C:
+    """The defaults of a method, from those that name theirs."""
+    return next((defaults for defaults in by_method if defaults.method == method), others)
 
 
 def fill_tuning_config(config: TuningConfig, defaults: TuningConfig) -> TuningConfig:
-    """A checked config with every field set."""
+    """A checked config with every field of its method set."""
     filled = TuningConfig()
     filled.CopyFrom(defaults)
     filled.MergeFrom(config)
@@ -122,26 +201,28 @@ def check_sampling_config(config: SamplingConfig, field: str) -> None:
         _whole(f"{field}.repeats", config.repeats, 1, MAX_REPEATS)
     if config.HasField("resamples"):
         _whole(f"{field}.resamples", config.resamples, 0, MAX_RESAMPLES)
+    if config.HasField("eta"):
+        _finite(f"{field}.eta", config.eta, 0, MAX_ETA)
 
 
-def fill_sampling_config(config: SamplingConfig, mask: bytes, defaults: SamplingConfig) -> SamplingConfig:
-    """A checked config with every field set that is read. `mask` is the one of the request."""
+def fill_sampling_config(config: SamplingConfig, mask: bytes, defaults: SamplingConfig, method: str) -> SamplingConfig:
+    """A checked config with every field set that the method reads. `mask` is the one of the request."""
     filled = SamplingConfig()
     filled.CopyFrom(defaults)
     filled.MergeFrom(config)
-    filled.method = config.method or EDIT_METHODS[0]
+    filled.method = method
     filled.scheduler = filled.scheduler or SCHEDULERS[0]
     fill_options(filled, config, mask)
     return filled
 
 
-def check_prompt(prompt: str) -> None:
+def check_prompt(prompt: str, field: str = "prompt") -> None:
     """1 to 2000 characters, at least one of them visible."""
     remedy = f"describe the edited picture in 1 to {PROMPT_CHARACTERS} characters"
     if not prompt.strip():
-        raise InvalidField("prompt", "blank" if prompt else "", remedy)
+        raise InvalidField(field, "blank" if prompt else "", remedy)
     if len(prompt) > PROMPT_CHARACTERS:
-        raise InvalidField("prompt", f"{len(prompt)} characters", remedy)
+        raise InvalidField(field, f"{len(prompt)} characters", remedy)
 
 
 def check_seeds(seeds: Iterable[int]) -> list[int]:
@@ -198,6 +279,23 @@ def check_answer(answer: Message, problem: str) -> None:
     """Raise ResourceExhausted (MESSAGE_TOO_LARGE) for what no client would take; gRPC would not say why."""
     if answer.ByteSize() > ANSWER_BYTES:
         raise ResourceExhausted(problem, reason="MESSAGE_TOO_LARGE", metadata={"size_bytes": str(answer.ByteSize())})
+
+
+def _refuse_others(config: TuningConfig, field: str, method: str) -> None:
+    """Refuse what belongs to other methods than this one."""
+    own = {*OPTIONS_OF_ALL, *TUNING_OPTIONS.get(method, ())}
+    for found, value in config.ListFields():
+        if found.name not in own:
+            owners = " or ".join(name for name, options in TUNING_OPTIONS.items() if found.name in options)
+            shown = f"{len(value)} characters" if found.name == "prompt" else value
+            raise InvalidField(
+                f"{field}.{found.name}", shown, f"it belongs to method {owners}, and this one's is {method}"
+            )
+
+
+def _rate(field: str, value: float) -> None:
+    if not 0 < value <= MAX_LEARNING_RATE:
+        raise InvalidField(field, value, f"it must be above 0 and at most {MAX_LEARNING_RATE}")
 
 
 def _one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -13,6 +13,7 @@ from unitune.base_model import BaseModelSpec
 from unitune.diffusion.guidance import Context
 from unitune.diffusion.schedule import Latents
 from unitune.images import ModelImage
+from unitune.prompts import ids_with_vectors
 
 EMBEDDINGS_KEPT = 256  # prompts; the empty one is in every edit
 
@@ -52,8 +53,21 @@ class BaseGraphs:
         image: Array = np.einsum("nchw,cr->nrhw", latents, np.stack(weights)) + offset[None, :, None, None]
         return image
 
+    def embed_vectors(self, prompt: str, placeholder: str, vectors: Array) -> Context:
+        """The text embedding (tokens, width) of a prompt, vectors (k, width) wherever the placeholder stands."""
+        ids = ids_with_vectors(prompt, placeholder, len(vectors), self._piece, self.tokens(""))
+        return self._encode_text(ids, vectors)
+
+    def _piece(self, text: str) -> list[int]:
+        """The ids of a piece of text, without begin, end and padding."""
+        found = self._tokenizer.encode(text, add_special_tokens=False)
+        return [number for number, is_text in zip(found.ids, found.attention_mask, strict=True) if is_text]
+
     def _embed(self, prompt: str) -> Context:
         """The text embedding (tokens, width) of a prompt."""
-        embedding: Context = self._text_encoder(np.array([self.tokens(prompt)], dtype=np.int64))[0]
+        return self._encode_text(self.tokens(prompt), np.zeros((1, self.spec.context_width), dtype=np.float32))
+
+    def _encode_text(self, ids: list[int], vectors: Array) -> Context:
+        embedding: Context = self._text_encoder(np.array([ids], dtype=np.int64), vectors)[0]
         embedding.flags.writeable = False
         return embedding

@@ -62,16 +62,16 @@ def open_refitted(
 
 
 class Graph:
-    """A graph of the base model that no tuning changes: one input, one output."""
+    """A graph of the base model that no tuning changes: its inputs in their order, one output."""
 
     def __init__(self, path: Path, threads: int) -> None:
         self._session = self._open(path, threads)
-        (node,) = self._session.get_inputs()
-        self._input, self.input_shape = node.name, tuple(node.shape)
+        nodes = self._session.get_inputs()
+        self._inputs, self.input_shape = [node.name for node in nodes], tuple(nodes[0].shape)
 
-    def __call__(self, array: NDArray[Any]) -> Array:
+    def __call__(self, *arrays: NDArray[Any]) -> Array:
         """The graph's output for a batch."""
-        (output,) = self._session.run(None, {self._input: array})
+        (output,) = self._session.run(None, dict(zip(self._inputs, arrays, strict=True)))
         return output
 
     def _open(self, path: Path, threads: int) -> onnxruntime.InferenceSession:

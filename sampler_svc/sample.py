@@ -20,7 +20,7 @@ from sampler_svc.masks.shape import around, softened, to_latent, whole
 from sampler_svc.request import Request, guidance_rows
 from unitune import images
 from unitune.diffusion.denoiser import predict
-from unitune.diffusion.guidance import Denoiser, guided
+from unitune.diffusion.guidance import Context, Denoiser, guided
 from unitune.diffusion.schedule import Latents, Schedule, add_noise, num_late_steps
 from unitune.diffusion.solvers import SCHEDULERS, Run
 from unitune.errors import Cancelled, Internal, InvalidArgument
@@ -65,15 +65,18 @@ def sample(
     request: Request,
     cancelled: Callable[[], bool],
     base_denoiser: Denoiser | None = None,
+    embed: Callable[[str], Context] | None = None,
 ) -> Iterator[Event]:
     """Sample one picture per seed, all seeds in one batch.
 
     `cancelled` is asked before each step, and before each pass that estimates a mask. `base_denoiser` holds the base
-    weights, for a request that needs them. A strength that leaves no step gives the base image as the autoencoder sees
-    it. Raises Cancelled (EDIT_CANCELLED), InvalidArgument (IMAGE_TOO_LARGE) when a result is too large a file to be
-    sent, and what `images.decode` and `images.decode_mask` raise.
+    weights, for a request that needs them; `embed` takes the place of the base model's own text embedding. A strength
+    that leaves no step gives the base image as the autoencoder sees it. Raises Cancelled (EDIT_CANCELLED),
+    InvalidArgument (IMAGE_TOO_LARGE) when a result is too large a file to be sent, and what `images.decode` and
+    `images.decode_mask` raise.
     """
     began = time.perf_counter()
+    embed = embed or graphs.embed
     picture = images.decode(request.image)
     given = _given(request, _size(picture))
     region = whole(_size(picture))
@@ -81,7 +84,7 @@ def sample(
         region = around(given, request.mask_padding, graphs.spec.image_side)
     base_image = region.of(picture)
     latent = graphs.encode(images.to_model(base_image, graphs.spec.image_side))
-    rows, noisy_rows = (guidance_rows(request, graphs.embed, is_noisy=is_noisy) for is_noisy in (False, True))
+    rows, noisy_rows = (guidance_rows(request, embed, is_noisy=is_noisy) for is_noisy in (False, True))
 
     def guided_output(latents: Latents, timestep: int) -> Latents:
         _stop_if(cancelled)
@@ -98,7 +101,7 @@ def sample(
     encoded = time.perf_counter()
     mask = None
     if request.mask_source in BEFORE:
-        contexts = graphs.embed(request.prompt), graphs.embed(request.base_prompt)
+        contexts = embed(request.prompt), embed(request.base_prompt)
         cut = region.of(given) if given is not None else None
         mask = BEFORE[request.mask_source](Scene(_size(base_image), cut, latent, schedule, look, *contexts))
         mask = softened(mask, request.mask_blur) if given is None else mask

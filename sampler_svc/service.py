@@ -12,12 +12,14 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import grpc
 
 from sampler_svc.attempts import Gated, attempts_of, sample_gated
-from sampler_svc.engine import BASE, Weights
+from sampler_svc.conditioning import REFITS_NOTHING, embedding
+from sampler_svc.engine import BASE
 from sampler_svc.engine_pool import Lease
 from sampler_svc.mailbox import Mailbox
 from sampler_svc.model import Model
@@ -25,27 +27,32 @@ from sampler_svc.refit_weights import tuned_weights
 from sampler_svc.request import Request
 from sampler_svc.sample import EditedImage, Event, Step, sample
 from unitune import telemetry
+from unitune.base_model import Preset
 from unitune.choices import (
     DEFAULT_MASK_PADDING,
     DEFAULT_RESAMPLES,
     EDIT_METHODS,
     MASK_SOURCES,
+    MAX_ETA,
     MAX_GUIDANCE_SCALE,
     MAX_MASK_BLUR,
     MAX_MASK_PADDING,
     MAX_REPEATS,
     MAX_RESAMPLES,
     MAX_SEEDS,
+    TUNING_METHODS,
     UNCONDITIONAL_MODELS,
 )
 from unitune.diffusion.solvers import SCHEDULERS
-from unitune.errors import Internal, InvalidField, Unavailable, UniTuneError, to_status
-from unitune.prompts import with_rare_tokens
+from unitune.errors import FailedPrecondition, Internal, InvalidField, Unavailable, UniTuneError, to_status
+from unitune.prompts import with_rare_tokens, without
 from unitune.v1 import edit_pb2, sampler_pb2, sampler_pb2_grpc, server_pb2, tuning_pb2
 from unitune.weight_store import WeightStore
+from unitune.weights import TunedWeights
 
 logger = logging.getLogger(__name__)
 
+EXTRAS_KEPT = 256  # tunings; an embedding of Stable Diffusion is a quarter of a megabyte
 REPLICA_STATE_S = 1.0  # at most so long between two states of WatchReplica
 
 T = TypeVar("T")
@@ -60,6 +67,8 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         self._waiting = 0
         self._is_draining = False
         self._changed: set[asyncio.Event] = set()
+        self._kept: dict[str, TunedWeights] = {}  # by digest, without the denoiser's tensors
+        self._kept_lock = threading.Lock()
 
     def register(self, server: grpc.aio.Server) -> list[str]:
         """Add the servicer to a server; its full service names."""
@@ -84,20 +93,8 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                 vocabulary=spec.vocabulary,
                 has_gate=self._model.gate is not None,
             ),
-            sampling_defaults=edit_pb2.SamplingConfig(
-                method=EDIT_METHODS[0],
-                scheduler=preset.scheduler,
-                num_inference_steps=preset.num_inference_steps,
-                guidance_scale=preset.guidance_scale,
-                strength=preset.strength,
-                interpolation=preset.interpolation,
-                prompt_guidance_scale=0.0,
-                unconditional_model=UNCONDITIONAL_MODELS[0],
-                base_mixture=0.0,
-                mask_blur=0.0,
-                mask_padding=DEFAULT_MASK_PADDING,
-                repeats=1,
-            ),
+            sampling_defaults=_defaults(preset, EDIT_METHODS[0]),
+            method_defaults=[_defaults(preset.of(method), method) for method in EDIT_METHODS],
             engine=self._model.engine,
         )
 
@@ -116,12 +113,19 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             run.cancel()  # no more than a wish once a worker has begun
 
     async def Load(self, request: sampler_pb2.LoadRequest, context: Any) -> sampler_pb2.LoadResponse:
-        """Lease an engine for the weights, if one is free, and give it back at once: edits come first."""
+        """Lease an engine for the weights, if one is free, and give it back at once: edits come first.
+
+        Embeddings alone need no engine, and are read.
+        """
         _check("weights.digest", request.weights.digest, bool(request.weights.digest), "it must be set")
         if self._waiting or not self._model.pool.is_free():
             return sampler_pb2.LoadResponse()
 
         def load() -> sampler_pb2.LoadResponse:
+            manifest = self._store.get_manifest(request.weights.path, request.weights.digest)
+            if manifest.method in REFITS_NOTHING:
+                self._extras(request.weights)
+                return sampler_pb2.LoadResponse()
             with self._lease(request.weights) as lease:
                 return sampler_pb2.LoadResponse(loading=_loading(lease))
 
@@ -129,6 +133,8 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
 
     async def Evict(self, request: sampler_pb2.EvictRequest, context: Any) -> sampler_pb2.EvictResponse:
         """Forget weights."""
+        with self._kept_lock:
+            self._kept.pop(request.digest, None)
         await asyncio.to_thread(self._model.pool.evict, request.digest)
         self._tell_watchers()
         return sampler_pb2.EvictResponse()
@@ -168,11 +174,15 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         timings = edit_pb2.Timings(queue_s=time.perf_counter() - asked)
         last = sampler_pb2.SampleEvent()
         try:
-            tuned = request.weights if request.HasField("weights") and request.config.method != "sdedit" else None
-            with self._lease(tuned) as lease:
+            method = request.config.method
+            tuned = request.weights if request.HasField("weights") and method in TUNING_METHODS else None
+            refits = method not in REFITS_NOTHING
+            with self._lease(tuned if refits else None) as lease:
                 timings.refit_s = lease.refit_s
-                mailbox.put(sampler_pb2.SampleEvent(loading=_loading(lease)))
-                for event in self._events(request, wanted, lease, cancelled):
+                if refits:
+                    mailbox.put(sampler_pb2.SampleEvent(loading=_loading(lease)))
+                extras = self._extras(tuned).of_method(method) if tuned is not None else None
+                for event in self._events(request, wanted, lease, extras, cancelled):
                     if isinstance(event, Step):
                         mailbox.put(event)
                     elif isinstance(event, (EditedImage, Gated)):
@@ -192,31 +202,56 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         mailbox.close()
 
     def _events(
-        self, request: sampler_pb2.SampleRequest, wanted: Request, lease: Lease, cancelled: threading.Event
+        self,
+        request: sampler_pb2.SampleRequest,
+        wanted: Request,
+        lease: Lease,
+        extras: TunedWeights | None,
+        cancelled: threading.Event,
     ) -> Iterator[Event | Gated]:
-        """Of one run, or of as many attempts as the gate needs."""
+        """Of one run, or of as many attempts as the gate needs. `extras` are of the method's weights, if it has any."""
         model, config = self._model, request.config
+        embed, words = None, request.rare_tokens
+        if extras is not None:
+            embed = embedding(model.graphs, extras, wanted.prompt, config.eta)
+            words = extras.manifest.rare_tokens  # some methods have them within the prompt; no CLIP knows them
 
         def sample_once(wanted: Request) -> Iterator[Event]:
             run_base = model.pool.run_base if wanted.needs_base_weights else None
-            return sample(model.graphs, model.schedule, lease.engine.run, wanted, cancelled.is_set, run_base)
+            return sample(model.graphs, model.schedule, lease.engine.run, wanted, cancelled.is_set, run_base, embed)
 
         if model.gate is None or not (config.automatic or config.gate):
             return sample_once(wanted)
         resamples = config.resamples if config.HasField("resamples") else DEFAULT_RESAMPLES
         attempts = attempts_of(wanted, model.gate, is_automatic=config.automatic, resamples=resamples)
-        return sample_gated(sample_once, model.gate, request.prompt, attempts)
+        return sample_gated(sample_once, model.gate, without(request.prompt, words), attempts)
 
     def _lease(self, weights: tuning_pb2.WeightsRef | None) -> AbstractContextManager[Lease]:
         model = self._model
         if weights is None:
             return model.pool.lease(BASE, lambda: model.base)
 
-        def read() -> Weights:
-            tuned = self._store.get_weights(weights.path, weights.digest)
-            return tuned_weights(tuned, model.base, model.spec.digest)
+        return model.pool.lease(
+            weights.digest, lambda: tuned_weights(self._read_weights(weights), model.base, model.spec.digest)
+        )
 
-        return model.pool.lease(weights.digest, read)
+    def _read_weights(self, weights: tuning_pb2.WeightsRef) -> TunedWeights:
+        """The weights file; all of it but the denoiser's tensors is kept, so that a warm edit reads nothing."""
+        tuned = self._store.get_weights(weights.path, weights.digest)
+        with self._kept_lock:
+            self._kept[weights.digest] = replace(tuned, tensors={})
+            while len(self._kept) > EXTRAS_KEPT:
+                del self._kept[next(iter(self._kept))]
+        return tuned
+
+    def _extras(self, weights: tuning_pb2.WeightsRef) -> TunedWeights:
+        """What a weights file holds besides the denoiser's tensors."""
+        with self._kept_lock:
+            kept = self._kept.get(weights.digest)
+        kept = kept or self._read_weights(weights)
+        if kept.manifest.base_model != self._model.spec.digest:
+            raise FailedPrecondition("the weights were tuned from another base model", reason="BASE_MODEL_MISMATCH")
+        return kept
 
     def _submit(self, work: Callable[[], T]) -> "Future[T]":
         """Queue work for a worker thread. Raises Unavailable (DRAINING) when no more is accepted."""
@@ -266,6 +301,10 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         for name in ("strength", "interpolation"):
             share = getattr(config, name)
             _check(f"config.{name}", share, 0 <= share <= 1, "it must be 0 to 1")
+        is_right = config.method != "imagic" or (config.HasField("eta") and 0 <= config.eta <= MAX_ETA)
+        _check("config.eta", config.eta if config.HasField("eta") else "unset", is_right, f"it must be 0 to {MAX_ETA}")
+        is_right = request.HasField("weights") or config.method not in TUNING_METHODS[1:]
+        _check("weights", "unset", is_right, f"{config.method} samples with what its tuning made; give the weights")
         _check("seeds", len(request.seeds), 1 <= len(request.seeds) <= MAX_SEEDS, f"give 1 to {MAX_SEEDS} of them")
         _check("preview_every", request.preview_every, request.preview_every >= 0, "it must be 0 or more")
         self._check_options(config)
@@ -317,6 +356,24 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         unconditional, models = config.unconditional_model, ", ".join(UNCONDITIONAL_MODELS)
         is_right = unconditional in ("", *UNCONDITIONAL_MODELS)
         _check("config.unconditional_model", unconditional, is_right, f"it must be one of {models}")
+
+
+def _defaults(preset: Preset, method: str) -> edit_pb2.SamplingConfig:
+    return edit_pb2.SamplingConfig(
+        method=method,
+        scheduler=preset.scheduler,
+        num_inference_steps=preset.num_inference_steps,
+        guidance_scale=preset.guidance_scale,
+        strength=preset.strength,
+        interpolation=preset.interpolation,
+        prompt_guidance_scale=0.0,
+        unconditional_model=UNCONDITIONAL_MODELS[0],
+        base_mixture=0.0,
+        mask_blur=0.0,
+        mask_padding=DEFAULT_MASK_PADDING,
+        repeats=1,
+        eta=preset.eta if method == "imagic" else None,
+    )
 
 
 def _check(field: str, value: object, is_right: bool, remedy: str) -> None:

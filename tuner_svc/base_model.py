@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.masking_utils import create_causal_mask
 from transformers.utils import logging as transformers_logging
 
 from tuner_svc.model_folder import UnusableBaseModel, check_layout, digest, read_preset, read_schedule, read_vocabulary
@@ -16,14 +17,35 @@ from unitune.base_model import NoiseSchedule, Preset
 
 
 class TextEncoder(nn.Module):
-    """input_ids int64 (n, tokens) -> hidden states float32 (n, tokens, width)."""
+    """input_ids int64 (n, tokens), vectors (k, width) -> hidden states float32 (n, tokens, width).
+
+    Ids below 0 stand for vectors: -1 for the first, -2 for the second (Textual Inversion, arXiv 2208.01618).
+    """
 
     def __init__(self, clip: CLIPTextModel) -> None:
         super().__init__()
         self.clip = clip
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        return self.clip(input_ids).last_hidden_state
+    @property
+    def table(self) -> Tensor:
+        """The vocabulary's embeddings, (words, width)."""
+        return self.clip.embeddings.token_embedding.weight
+
+    def no_vectors(self) -> Tensor:
+        """What to give where no id stands for a vector: one row, which nothing reads."""
+        return self.table.new_zeros((1, self.table.shape[1]))
+
+    def forward(self, input_ids: Tensor, vectors: Tensor) -> Tensor:
+        embedded = torch.where(
+            (input_ids >= 0).unsqueeze(-1), self.table[input_ids.clamp(min=0)], vectors[(-1 - input_ids).clamp(min=0)]
+        )
+        # From here on as CLIPTextModel does from its token embeddings, which it does not take.
+        hidden = self.clip.embeddings(inputs_embeds=embedded)
+        mask = create_causal_mask(
+            config=self.clip.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None
+        )
+        encoded = self.clip.encoder(inputs_embeds=hidden, attention_mask=mask, is_causal=True).last_hidden_state
+        return self.clip.final_layer_norm(encoded)
 
 
 class ImageEncoder(nn.Module):
@@ -93,14 +115,19 @@ class BaseModel:
             prompts, padding="max_length", truncation=True, max_length=self.context_tokens, return_tensors="pt"
         ).input_ids.to(self.device)
 
+    def token_ids(self, text: str) -> list[int]:
+        """The ids of a piece of text alone, without begin, end and padding."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return ids
+
     @torch.no_grad()
     def encode_prompt(self, prompt: str) -> Tensor:
         """The text embedding, (1, tokens, width)."""
-        return self.text_encoder(self.input_ids([prompt]))
+        return self.text_encoder(self.input_ids([prompt]), self.text_encoder.no_vectors())
 
     @torch.no_grad()
     def encode_image(self, image: np.ndarray) -> Tensor:
-        """The latent of a model image, (1, channels, h, w); being the posterior's mode it is always the same."""
+        """The latents of model images, (n, channels, h, w); being the posterior's mode they are always the same."""
         return self.image_encoder(torch.from_numpy(image).to(self.device))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from tuner_svc.base_model import BaseModel
 from tuner_svc.export_check import CHECK_BATCHES, check_graph
 from tuner_svc.export_denoiser import ExportError
-from tuner_svc.export_graph import to_graph
+from tuner_svc.export_graph import EXAMPLES, to_graph
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -29,14 +29,20 @@ def export_frozen(folder: Path, model: BaseModel) -> None:
     def latents(batch: int) -> Tensor:
         return torch.randn((batch, model.latent_channels, *model.latent_side), generator=generator)
 
-    for module, draw, input_name, output_name, file_name in (
-        (model.text_encoder, ids, "input_ids", "hidden_states", "text_encoder.onnx"),
-        (model.image_encoder, images, "image", "latent", "image_encoder.onnx"),
-        (model.image_decoder, latents, "latent", "image", "image_decoder.onnx"),
+    def prompts(batch: int) -> dict[str, Tensor]:
+        vectors = torch.randn((batch + 1, model.context_width), generator=generator)
+        found = ids(batch)
+        found[:, 1 : 1 + len(vectors)] = -1 - torch.arange(len(vectors))
+        return {"input_ids": found, "vectors": vectors}
+
+    for module, draw, output_name, file_name in (
+        (model.text_encoder, prompts, "hidden_states", "text_encoder.onnx"),
+        (model.image_encoder, lambda batch: {"image": images(batch)}, "latent", "image_encoder.onnx"),
+        (model.image_decoder, lambda batch: {"latent": latents(batch)}, "image", "image_decoder.onnx"),
     ):
-        ir.save(to_graph(module, {input_name: draw(2)}, output_name), folder / file_name)
+        ir.save(to_graph(module, draw(EXAMPLES), output_name), folder / file_name)
         for batch in CHECK_BATCHES:
-            check_graph(folder / file_name, module, {input_name: draw(batch)})
+            check_graph(folder / file_name, module, draw(batch))
 
 
 def export_tokenizer(folder: Path, model: BaseModel) -> None:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+EXAMPLES = 2
 OPSET = 20  # newer operators are split up again by ONNX Runtime on a CPU, and run slower there
 
 
@@ -19,11 +20,12 @@ def to_graph(
     opset: int = OPSET,
     translations: Mapping[Callable[..., Any], Callable[..., Any]] | None = None,
 ) -> ir.Model:
-    """Export a module of one output. Every input's first axis is the batch, of two in the example given.
+    """Export a module of one output. Every input's first axis is free: the batch where it is EXAMPLES long in the
+    example given, and a size of its own, of one input at most, elsewhere.
 
     `translations` has our own versions of some of torch's operators, in onnxscript.
     """
-    batch = torch.export.Dim("n")
+    batch, free = torch.export.Dim("n"), torch.export.Dim("k")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of a package that no graph of ours needs
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of deprecations within torch
@@ -34,7 +36,7 @@ def to_graph(
             opset_version=opset,
             input_names=list(inputs),
             output_names=[output],
-            dynamic_shapes=tuple({0: batch} for _ in inputs),
+            dynamic_shapes=tuple({0: batch if len(one) == EXAMPLES else free} for one in inputs.values()),
             custom_translation_table=dict(translations or {}),
             optimize=True,
             verbose=False,

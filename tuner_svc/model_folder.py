@@ -10,12 +10,14 @@ from diffusers import DDIMScheduler
 
 from tuner_svc.tuning_config import TuningConfig
 from unitune.base_model import NoiseSchedule, Preset, file_digest
+from unitune.choices import EDIT_METHODS, TUNING_METHODS
 from unitune.diffusion.schedule import Schedule
 from unitune.diffusion.solvers import SCHEDULERS
 from unitune.errors import InvalidField
 
 PRESET_FILE = "unitune_preset.json"
 VOCABULARY_FILE = "vocabulary.json"
+GATE_SETTINGS = {"gate_gain", "gate_prompt", "gate_kept", "automatic_points"}
 CLIP_FOLDER = "clip"  # optional: a CLIPModel of transformers, for the gate
 CLIP_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json")
 CLASSES = {
@@ -108,27 +110,45 @@ def read_preset(folder: Path) -> Preset:
     if not (folder / PRESET_FILE).is_file():
         return Preset()
     given = read_object(folder / PRESET_FILE)
-    kinds = {field.name: type(field.default) for field in fields(Preset)}
+    methods = given.pop("methods", {})
+    if not isinstance(methods, dict) or not all(isinstance(own, dict) for own in methods.values()):
+        raise UnusableBaseModel(f"{folder / PRESET_FILE}: methods must be an object of objects, by method")
+    if unknown := methods.keys() - EDIT_METHODS:
+        known = ", ".join(EDIT_METHODS)
+        raise UnusableBaseModel(f"{folder / PRESET_FILE}: {min(unknown)} is not a method; known are {known}")
+    for method, own in methods.items():
+        if of_all := own.keys() & GATE_SETTINGS:
+            remedy = "put it beside methods, it is one for all of them"
+            raise UnusableBaseModel(f"{folder / PRESET_FILE}: {min(of_all)} is set for {method}: {remedy}")
+    own_settings = {method: _settings(folder, own) for method, own in methods.items()}
+    preset = Preset(**_settings(folder, given), methods=own_settings)
+    try:
+        for method in TUNING_METHODS:
+            TuningConfig.of(preset, method)
+    except InvalidField as error:
+        raise UnusableBaseModel(f"{folder / PRESET_FILE}: {error.message.removeprefix('config.')}") from error
+    for scheduler in (preset.of(method).scheduler for method in EDIT_METHODS):
+        if scheduler not in SCHEDULERS:
+            known = ", ".join(SCHEDULERS)
+            raise UnusableBaseModel(f"{folder / PRESET_FILE}: scheduler is {scheduler!r}: it must be one of {known}")
+    return preset
+
+
+def _settings(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a preset by name, whole numbers made fractions where those are wanted. Raises UnusableBaseModel."""
+    kinds = {field.name: type(field.default) for field in fields(Preset) if field.name != "methods"}
+    settings: dict[str, Any] = {}
     for name, value in given.items():
         if name not in kinds:
             raise UnusableBaseModel(f"{folder / PRESET_FILE}: {name} is not a setting; known are {', '.join(kinds)}")
         if name == "automatic_points":
-            given[name] = _points(folder, value)
+            settings[name] = _points(folder, value)
             continue
         number = kinds[name] is float and type(value) is int
         if type(value) is not kinds[name] and not number:
             raise UnusableBaseModel(f"{folder / PRESET_FILE}: {name} is {value!r}; it must be {kinds[name].__name__}")
-        if number:
-            given[name] = float(value)
-    preset = Preset(**given)
-    try:
-        TuningConfig.of(preset)
-    except InvalidField as error:
-        raise UnusableBaseModel(f"{folder / PRESET_FILE}: {error.message.removeprefix('config.')}") from error
-    if preset.scheduler not in SCHEDULERS:
-        known = ", ".join(SCHEDULERS)
-        raise UnusableBaseModel(f"{folder / PRESET_FILE}: scheduler is {preset.scheduler!r}: it must be one of {known}")
-    return preset
+        settings[name] = float(value) if number else value
+    return settings
 
 
 def _points(folder: Path, value: object) -> tuple[tuple[float, float], ...]:

@@ -11,12 +11,11 @@ from torch import Tensor
 from torch.func import functional_call
 
 from tuner_svc.base_model import BaseModel
-from tuner_svc.tune import Tuned
+from tuner_svc.methods import Tuned
 from tuner_svc.tuning_config import TuningConfig
 from unitune.codecs import decode, encode
 from unitune.weights import Manifest, pack, probe_input
 
-METHOD = "unitune"
 PROBE_SEED = 0
 
 
@@ -25,15 +24,20 @@ def pack_tuned(
 ) -> tuple[bytes, Manifest]:
     """The weights file of a tuning, and its manifest. A LoRA tuning's factors are stored, unless the codec is none.
 
-    The probe's answer is that of the tensors as a sampler decodes them. Raises ValueError as `encode` does.
+    The probe's answer is that of the tensors as a sampler decodes them; where no tensor of the denoiser changes there
+    is no probe. Extras are no deltas, and stored as they are. Raises ValueError as `encode` does.
     """
     if tuned.factors and codec != "none":
         codec = "lora"
+    if not tuned.tensors:
+        codec = "none"
     tensors = {name: tensor.cpu().numpy() for name, tensor in tuned.tensors.items()}
     factors = {name: (up.cpu().numpy(), down.cpu().numpy()) for name, (up, down) in tuned.factors.items()}
     base = {name: tensor.cpu().numpy() for name, tensor in model.tensors().items() if name in tensors}
     stored = encode(tensors, base, codec, factors)
-    answer, of_base = (probe_answer(model, changed, PROBE_SEED) for changed in (tuned.tensors, {}))
+    answer = of_base = np.empty(0, dtype=np.float32)
+    if tuned.tensors:
+        answer, of_base = (probe_answer(model, changed, PROBE_SEED) for changed in (tuned.tensors, {}))
     decoded = {name: torch.from_numpy(tensor) for name, tensor in decode(stored, base, codec).items()}
     of_decoded = answer if codec == "none" else probe_answer(model, decoded, PROBE_SEED)
     return pack(
@@ -44,10 +48,11 @@ def pack_tuned(
         codec_error=_error(of_decoded, answer, of_base),
         key=key,
         base_model=model.digest,
-        method=METHOD,
+        method=config.method,
         rare_tokens=config.rare_tokens,
         updates=config.updates,
         probe_seed=PROBE_SEED,
+        extras={name: tensor.cpu().numpy() for name, tensor in tuned.extras.items()},
     )
 
 

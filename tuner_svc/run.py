@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 
-from tuner_svc.tune import Progress
+from tuner_svc.course import Progress
 
 
 class Run:

@@ -2,20 +2,24 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any
 
 import grpc
+import numpy as np
 import torch
 
 from tuner_svc.base_model import BaseModel
 from tuner_svc.config import DEFAULT_CODEC
-from tuner_svc.probe import METHOD, pack_tuned
+from tuner_svc.course import Progress
+from tuner_svc.probe import pack_tuned
 from tuner_svc.run import Run
-from tuner_svc.tune import Progress, tune
+from tuner_svc.tune import check, tune
 from tuner_svc.tuning_config import TuningConfig
 from unitune import images, telemetry
+from unitune.base_model import Preset
+from unitune.choices import OPTIONS_OF_ALL, TUNING_METHODS, TUNING_OPTIONS
 from unitune.errors import Cancelled, Internal, InvalidField, ResourceExhausted, Unavailable, UniTuneError, to_status
 from unitune.v1 import server_pb2, tuner_pb2, tuner_pb2_grpc, tuning_pb2
 from unitune.v1.tuner_pb2 import RunTuningEvent
@@ -48,26 +52,27 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
 
     async def GetTunerInfo(self, request: tuner_pb2.GetTunerInfoRequest, context: Any) -> tuner_pb2.TunerInfo:
         """Base model and preset."""
-        model, preset = self._model, self._model.preset
+        model = self._model
         height, width = model.image_side
         return tuner_pb2.TunerInfo(
             base_model=server_pb2.BaseModel(
                 name=model.name, digest=model.digest, width=width, height=height, vocabulary=model.vocabulary
             ),
-            tuning_defaults=tuning_pb2.TuningConfig(
-                method=METHOD,
-                mode=preset.mode,
-                updates=preset.updates,
-                batch=preset.batch,
-                learning_rate=preset.learning_rate,
-                rare_tokens=preset.rare_tokens,
-            ),
+            tuning_defaults=_defaults(model.preset, TUNING_METHODS[0]),
+            method_defaults=[_defaults(model.preset, method) for method in TUNING_METHODS],
         )
+
+    async def CheckTuning(self, request: tuner_pb2.CheckTuningRequest, context: Any) -> tuner_pb2.CheckTuningResponse:
+        """What only the tokenizer knows."""
+        check(self._model, _config(request.config))
+        return tuner_pb2.CheckTuningResponse()
 
     async def RunTuning(self, request: tuner_pb2.RunTuningRequest, context: Any) -> AsyncIterator[RunTuningEvent]:
         """Run in the worker thread; stream what it has to say."""
         config = _read(request)
-        image = await asyncio.to_thread(_model_image, request.image, self._model.image_side)
+        check(self._model, config)
+        pictures = (request.image, *request.further_images)
+        image = await asyncio.to_thread(_model_images, pictures, self._model.image_side)
         if self._is_draining:
             raise Unavailable("the tuner is about to stop", reason="DRAINING")
         for earlier in self._runs:
@@ -163,8 +168,15 @@ def _progress(progress: Progress) -> RunTuningEvent:
     return RunTuningEvent(progress=tuning_pb2.TuningProgress(**vars(progress)))
 
 
-def _model_image(data: bytes, side: tuple[int, int]) -> images.ModelImage:
-    return images.to_model(images.decode(data), side)
+def _model_images(files: Sequence[bytes], side: tuple[int, int]) -> images.ModelImage:
+    return np.concatenate([images.to_model(images.decode(data), side) for data in files])
+
+
+def _defaults(preset: Preset, method: str) -> tuning_pb2.TuningConfig:
+    """The preset of a method: the fields that are not a caller's own words."""
+    own = preset.of(method)
+    known = {name for name in (*OPTIONS_OF_ALL, *TUNING_OPTIONS[method]) if hasattr(own, name)}
+    return tuning_pb2.TuningConfig(method=method, **{name: getattr(own, name) for name in known})
 
 
 def _read(request: tuner_pb2.RunTuningRequest) -> TuningConfig:
@@ -172,12 +184,14 @@ def _read(request: tuner_pb2.RunTuningRequest) -> TuningConfig:
     for field in ("name", "key", "path"):
         if not getattr(request, field):
             raise InvalidField(field, "", "it must be set")
-    config = request.config
-    for field in ("updates", "batch", "learning_rate"):
-        if not config.HasField(field):
+    return _config(request.config)
+
+
+def _config(config: tuning_pb2.TuningConfig) -> TuningConfig:
+    if config.method not in TUNING_METHODS:
+        raise InvalidField("config.method", config.method, f"it must be one of {', '.join(TUNING_METHODS)}")
+    fields = (*OPTIONS_OF_ALL, *TUNING_OPTIONS[config.method])
+    for field in fields:
+        if config.DESCRIPTOR.fields_by_name[field].has_presence and not config.HasField(field):
             raise InvalidField(f"config.{field}", "unset", "it must be set")
-    if config.method != METHOD:
-        raise InvalidField("config.method", config.method, f"it must be {METHOD}")
-    return TuningConfig(
-        config.mode, config.updates, config.batch, config.learning_rate, config.rare_tokens, config.seed
-    )
+    return TuningConfig(**{field: getattr(config, field) for field in fields})

@@ -4,27 +4,28 @@ A graphs folder holds
 
     spec.json               this specification
     tokenizer.json          of the `tokenizers` library
-    text_encoder.onnx       input_ids int64 (n, tokens) -> hidden_states float32 (n, tokens, width)
+    text_encoder.onnx       input_ids int64 (n, tokens), vectors float32 (k, width) -> hidden_states float32
+                            (n, tokens, width); ids -1, -2, ... stand for the vectors
     image_encoder.onnx      image float32 (n, 3, height, width) in [-1, 1] -> latent (n, channels, h, w), scaled, mode
     image_decoder.onnx      latent, scaled -> image in about [-1, 1]
     clip_image.onnx, clip_text.onnx, clip_tokenizer.json   the gate, where the base model has one
     denoiser.onnx (+ .data) sample, timestep int64 (n,), encoder_hidden_states -> out, the shape of sample
 
-Batch sizes are free. Every tensor that a tuning may change is an initializer of the denoiser under
-the tensor's own name, stored externally; `layout` says how the initializer lies (engines transposed
+Batch sizes are free, and so is k, 1 or more. Every tensor that a tuning may change is an initializer of the
+denoiser under the tensor's own name, stored externally; `layout` says how the initializer lies (engines transposed
 or reshaped it at export).
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-SCHEMA = 1
+SCHEMA = 2
 SPEC_FILE = "spec.json"
 
 
@@ -70,9 +71,28 @@ class NoiseSchedule:
     rescale_betas_zero_snr: bool = False
 
 
+# What the papers and ports of the other methods use where a base model's preset says nothing (docs/methods/). Their
+# pictures are sampled from the noisiest level, and nothing of the base image is mixed back.
+PUBLISHED: Mapping[str, Mapping[str, Any]] = {
+    "imagic": {
+        "mode": "full", "updates": 1000, "batch": 1, "learning_rate": 2e-6, "strength": 1.0, "interpolation": 0.0,
+    },
+    "dreambooth": {
+        "mode": "full", "updates": 800, "batch": 1, "learning_rate": 5e-6, "strength": 1.0, "interpolation": 0.0,
+    },
+    "textual_inversion": {
+        "updates": 5000, "batch": 4, "learning_rate": 5e-3, "strength": 1.0, "interpolation": 0.0,
+    },
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Preset:
-    """The defaults of a base model for tuning and sampling; `unitune_preset.json` beside it overrides them."""
+    """The defaults of a base model for tuning and sampling; `unitune_preset.json` beside it overrides them.
+
+    They are UniTune's; `of` has those of another method, for which `methods` may hold overrides under its name. The
+    gate's settings are one for all methods.
+    """
 
     mode: str = "attn_out"
     updates: int = 128
@@ -84,6 +104,19 @@ class Preset:
     guidance_scale: float = 7.5
     strength: float = 0.85
     interpolation: float = 0.0
+    embedding_updates: int = 500  # these two and eta: Imagic
+    embedding_learning_rate: float = 1e-3
+    eta: float = 0.7
+    num_class_images: int = 200  # these two: DreamBooth
+    prior_weight: float = 1.0
+    num_vectors: int = 1  # these two: Textual Inversion
+    scale_learning_rate: bool = True
+    methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def of(self, method: str) -> "Preset":
+        """The defaults of a method: published values over UniTune's, this base model's own over both."""
+        return replace(self, **{**PUBLISHED.get(method, {}), **self.methods.get(method, {})})
+
     # Cosines of the gate (sampler_svc/gate.py): InstructPix2Pix's filter, set on Stable Diffusion's pictures.
     gate_gain: float = 0.02  # how much nearer the prompt an edit must be than the base image
     gate_prompt: float = 0.2  # how near at all

@@ -3,8 +3,8 @@
 The schedulers are those of `unitune.diffusion.solvers`.
 """
 
-TUNING_METHODS = ("unitune",)
-EDIT_METHODS = ("unitune", "sdedit")
+TUNING_METHODS = ("unitune", "imagic", "dreambooth", "textual_inversion")
+EDIT_METHODS = (*TUNING_METHODS, "sdedit")
 MODES = ("full", "attn_out", "lora")
 MASK_SOURCES = ("given", "difference", "diffedit")
 UNCONDITIONAL_MODELS = ("tuned", "base")
@@ -15,9 +15,22 @@ METHODS_WITH = {
     "unconditional_model": ("unitune",),
     "base_mixture": ("unitune",),
     "repeats": ("sdedit",),
+    "eta": ("imagic",),
 }
 
+# The fields of a TuningConfig, by who has them.
+OPTIONS_OF_ALL = ("method", "updates", "batch", "learning_rate", "seed")
+TUNING_OPTIONS = {
+    "unitune": ("mode", "rare_tokens"),
+    "imagic": ("mode", "prompt", "embedding_updates", "embedding_learning_rate"),
+    "dreambooth": ("mode", "rare_tokens", "class_noun", "num_class_images", "prior_weight"),
+    "textual_inversion": ("rare_tokens", "initial_word", "num_vectors", "scale_learning_rate"),
+}
+MOST_IMAGES = {"dreambooth": 5}  # of one tuning; one for every other method
+
 MAX_UPDATES, MAX_BATCH, MAX_LEARNING_RATE, MAX_RARE_TOKENS_CHARACTERS = 5000, 64, 0.1, 32
+MAX_PROMPT_CHARACTERS, MAX_WORD_CHARACTERS = 2000, 64
+MAX_CLASS_IMAGES, MAX_PRIOR_WEIGHT, MAX_VECTORS, MAX_ETA = 1000, 100, 16, 2
 MAX_GUIDANCE_SCALE = 64
 MAX_SEEDS = 8  # pictures of one edit
 MAX_MASK_BLUR, MAX_MASK_PADDING, DEFAULT_MASK_PADDING = 256, 1024, 32  # pixels of the base image

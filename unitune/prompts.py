@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 
 WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 NUM_NEAREST = 3
@@ -19,6 +19,37 @@ def with_rare_tokens(rare_tokens: str, prompt: str) -> str:
     return f"{rare_tokens} {prompt}".strip()
 
 
+def mentions(prompt: str, words: str) -> bool:
+    """Whether the words are in the prompt, whole and in this order; case does not count."""
+    return _whole(words).search(prompt) is not None
+
+
+def without(prompt: str, words: str) -> str:
+    """The prompt without the words."""
+    return _whole(words).sub(" ", prompt).strip() if words.strip() else prompt
+
+
+def ids_with_vectors(
+    prompt: str,
+    placeholder: str,
+    num_vectors: int,
+    encode: Callable[[str], Sequence[int]],
+    empty: Sequence[int],
+) -> list[int]:
+    """A prompt's token ids, with -1 to -num_vectors wherever the placeholder stands (unitune.base_model).
+
+    `encode` gives the ids of a piece of text alone, without begin and end; `empty` are all ids of the empty prompt:
+    begin, end, padding. The result is as long, and cut before its end where the prompt is too long.
+    """
+    begin, end, *padding = empty
+    pieces = [encode(piece.strip()) if piece.strip() else [] for piece in _whole(placeholder).split(prompt)]
+    ids = [*pieces[0]]
+    for piece in pieces[1:]:
+        ids += [*range(-1, -1 - num_vectors, -1), *piece]
+    ids = [begin, *ids[: len(padding)], end]
+    return [*ids, *padding[len(ids) - 2 :]]
+
+
 def unknown_words(prompt: str, vocabulary: Collection[str]) -> list[tuple[str, tuple[str, ...]]]:
     """The prompt's words that are not in a vocabulary, in order, each once, each with its nearest known words.
 
@@ -33,3 +64,9 @@ def unknown_words(prompt: str, vocabulary: Collection[str]) -> list[tuple[str, t
         for word in words
         if word not in known
     ]
+
+
+def _whole(words: str) -> re.Pattern[str]:
+    """The words as a whole: no letter or digit touches them."""
+    spaced = r"\s+".join(re.escape(word) for word in words.split())
+    return re.compile(rf"(?<!\w){spaced}(?!\w)", re.IGNORECASE)

@@ -75,16 +75,28 @@ class WeightStore:
         Raises DataLoss (WEIGHTS_CORRUPT) when the digest is not the asked one or anything differs from the manifest,
         and DataLoss (WEIGHTS_MISSING) when there are none.
         """
+        manifest = self.get_manifest(path, digest)
         try:
-            manifest = Manifest.from_json(self.get(f"{path}/{MANIFEST_FILE}"))
             data = self.get(f"{path}/{WEIGHTS_FILE}")
         except FileNotFoundError as error:
-            raise DataLoss("the weights of this tuning are gone", reason="WEIGHTS_MISSING") from error
+            raise _gone() from error
+        return unpack(data, manifest)
+
+    def get_manifest(self, path: str, digest: str) -> Manifest:
+        """Read what weights promise, and not the weights. Raises DataLoss as `get_weights` does."""
+        try:
+            manifest = Manifest.from_json(self.get(f"{path}/{MANIFEST_FILE}"))
+        except FileNotFoundError as error:
+            raise _gone() from error
         if manifest.digest != digest:
             raise DataLoss("the stored weights are not those of the tuning", reason="WEIGHTS_CORRUPT")
-        return unpack(data, manifest)
+        return manifest
 
     def delete_weights(self, path: str) -> None:
         """Delete the manifest first, so that nobody reads weights that are going."""
         self.delete(f"{path}/{MANIFEST_FILE}")
         self.delete(f"{path}/{WEIGHTS_FILE}")
+
+
+def _gone() -> DataLoss:
+    return DataLoss("the weights of this tuning are gone", reason="WEIGHTS_MISSING")

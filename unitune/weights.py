@@ -2,7 +2,8 @@
 
 Two files lie under one path of the weight store:
 
-    weights.safetensors   the tuned tensors, dense in fp32 or as `codec` says (unitune.codecs), and the probe's answers
+    weights.safetensors   the tuned tensors, dense in fp32 or as `codec` says (unitune.codecs), the probe's answers, and
+                          under `extra.` what else the method made, fp32 whatever the codec: embeddings
     manifest.json         what is in it and its sha256; written last, so weights without it do not exist
 
 Only tensors that a tuning may change are in the file, and the probe's answer is that of the tensors as they are
@@ -14,17 +15,18 @@ previous image's weights behind).
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from safetensors.numpy import load, save
 
 from unitune.codecs import tensor_names
-from unitune.errors import DataLoss
+from unitune.errors import DataLoss, FailedPrecondition
 
 SCHEMA = 1
 PROBE_TUNED = "probe.tuned"  # the denoiser's answer to the probe input with the tuned weights, fp32
 PROBE_BASE = "probe.base"  # the same with the base weights
+EXTRA = "extra."  # before the names of `Manifest.extras`
 WEIGHTS_FILE = "weights.safetensors"
 MANIFEST_FILE = "manifest.json"
 
@@ -45,6 +47,7 @@ class Manifest:
     size_bytes: int
     codec_error: float = 0.0  # ||y(codec) - y(tuned)|| / ||y(tuned) - y(base)|| of the probe's answers y
     schema: int = SCHEMA
+    extras: tuple[str, ...] = ()  # `prompt` and `optimized` (imagic), `vectors` (textual_inversion)
 
     def to_json(self) -> bytes:
         """The manifest file's bytes."""
@@ -56,6 +59,7 @@ class Manifest:
         try:
             fields = json.loads(data)
             fields["tensors"] = tuple(fields["tensors"])
+            fields["extras"] = tuple(fields.get("extras", ()))
             manifest = cls(**fields)
         except (ValueError, TypeError, KeyError) as error:
             raise DataLoss("the weights' manifest cannot be read", reason="WEIGHTS_CORRUPT") from error
@@ -75,6 +79,17 @@ class TunedWeights:
     tensors: Mapping[str, np.ndarray]
     probe_tuned: np.ndarray
     probe_base: np.ndarray
+    extras: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def of_method(self, method: str) -> "TunedWeights":
+        """These weights. Raises FailedPrecondition (METHOD_MISMATCH) when another method made them."""
+        if self.manifest.method != method:
+            raise FailedPrecondition(
+                f"the weights were made by {self.manifest.method} and cannot be used by {method}",
+                reason="METHOD_MISMATCH",
+                metadata={"made_by": self.manifest.method, "asked": method},
+            )
+        return self
 
 
 def pack(
@@ -90,11 +105,16 @@ def pack(
     probe_seed: int,
     codec: str = "none",
     codec_error: float = 0.0,
+    extras: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[bytes, Manifest]:
-    """A weights file of tensors that are encoded already, and its manifest. The same input gives the same bytes."""
+    """A weights file of tensors that are encoded already, and its manifest. The same input gives the same bytes.
+
+    A method that changes no tensor of the denoiser has nothing to probe: its probe's answers are empty arrays.
+    """
     stored = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
     probe = {PROBE_TUNED: np.ascontiguousarray(probe_tuned), PROBE_BASE: np.ascontiguousarray(probe_base)}
-    data = save({**stored, **probe})
+    extra = {EXTRA + name: np.ascontiguousarray(tensor) for name, tensor in sorted((extras or {}).items())}
+    data = save({**stored, **probe, **extra})
     manifest = Manifest(
         key=key,
         base_model=base_model,
@@ -107,6 +127,7 @@ def pack(
         digest=hashlib.sha256(data).hexdigest(),
         size_bytes=len(data),
         codec_error=codec_error,
+        extras=tuple(name.removeprefix(EXTRA) for name in extra),
     )
     return data, manifest
 
@@ -123,9 +144,10 @@ def unpack(data: bytes, manifest: Manifest) -> TunedWeights:
         probe_tuned, probe_base = tensors.pop(PROBE_TUNED), tensors.pop(PROBE_BASE)
     except KeyError as error:
         raise DataLoss("the stored weights carry no probe", reason="WEIGHTS_CORRUPT") from error
-    if tensor_names(tensors) != set(manifest.tensors):
+    extras = {name.removeprefix(EXTRA): tensors.pop(name) for name in list(tensors) if name.startswith(EXTRA)}
+    if (tensor_names(tensors), set(extras)) != (set(manifest.tensors), set(manifest.extras)):
         raise DataLoss("the stored weights are not the tensors of their manifest", reason="WEIGHTS_CORRUPT")
-    return TunedWeights(manifest, tensors, probe_tuned, probe_base)
+    return TunedWeights(manifest, tensors, probe_tuned, probe_base, extras)
 
 
 def probe_input(seed: int, channels: int, side: tuple[int, int], context: tuple[int, int]) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import uuid
 import warnings
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -104,18 +104,27 @@ class AsyncClient:
                 await backoff.wait_after(error)
 
     async def create_tuning(
-        self, image: Picture, *, labels: Mapping[str, str] | None = None, **config: Unpack[TuningOptions]
+        self,
+        image: Picture,
+        *,
+        further_images: Sequence[Picture] = (),
+        labels: Mapping[str, str] | None = None,
+        **config: Unpack[TuningOptions],
     ) -> events.Tuning:
-        """Ask for a tuning and return at once; `config` is that of TuningOptions.
+        """Ask for a tuning and return at once; `config` is that of TuningOptions. `further_images` are up to 4 more of
+        the same subject, with method "dreambooth".
 
         The same picture and config never tune twice: the tuning may be READY already. A path or bytes are uploaded.
         Raises InvalidField naming what is wrong, NotFound for an image that was never uploaded.
         """
         messages.refuse_unknown(config, TuningOptions)
-        name = resource_name(image, "images") or (await self.upload_image(image)).name
+        name, *further = [
+            resource_name(one, "images") or (await self.upload_image(one)).name for one in (image, *further_images)
+        ]
         request = tuning_pb2.CreateTuningRequest(
             parent=self._parent,
             image=name,
+            images=further,
             config=messages.tuning_config(config),
             request_id=str(uuid.uuid4()),
             labels=labels,
@@ -177,6 +186,7 @@ class AsyncClient:
         self,
         image: Picture,
         *,
+        further_images: Sequence[Picture] = (),
         on_event: Callable[[events.TuningEvent], object] | None = None,
         **config: Unpack[TuningOptions],
     ) -> events.Tuning:
@@ -184,7 +194,7 @@ class AsyncClient:
 
         Raises as `create_tuning` and `watch_tuning` do. Leaving early does not cancel the tuning.
         """
-        tuning = await self.create_tuning(image, **config)
+        tuning = await self.create_tuning(image, further_images=further_images, **config)
         async for event in self.watch_tuning(tuning.name):
             if on_event is not None:
                 on_event(event)

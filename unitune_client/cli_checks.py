@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -45,6 +46,26 @@ def check_choices(info: events.ServerInfo, method: str, options: EditOptions) ->
     repeats = options.get("repeats")
     if repeats is not None and method != "sdedit":
         raise InvalidField("--repeats", repeats, "leave it out, or give --method sdedit, which has it")
+    if options.get("eta") is not None and method != "imagic":
+        raise InvalidField("--eta", options["eta"], "leave it out, or give --method imagic, which has it")
+
+
+def check_words(info: events.ServerInfo, prompts: Sequence[str], method: str, **tuning: Any) -> None:
+    """Refuse before the tuning a prompt without the words that its method binds. Raises InvalidField."""
+    if method not in ("dreambooth", "textual_inversion"):
+        return
+    defaults = info.method_tuning_defaults.get(method, info.tuning_defaults)
+    needed = [tuning.get("rare_tokens") or defaults.rare_tokens]
+    if method == "dreambooth":
+        if not tuning.get("class_noun"):
+            raise InvalidField("--class-noun", "", "say what kind of thing the photos show, such as dog")
+        needed.append(tuning["class_noun"])
+    elif not tuning.get("initial_word"):
+        raise InvalidField("--initial-word", "", "give one word that says what the photo shows, such as dog")
+    for prompt in prompts:
+        for words in needed:
+            if words.lower() not in prompt.lower():
+                raise InvalidField("PROMPT", prompt, f"with {method} it must have {' and '.join(needed)} in it")
 
 
 def check_mask(options: EditOptions, picture: events.Image) -> None:

@@ -9,7 +9,7 @@ import click
 
 from unitune.errors import InvalidField, UniTuneError
 from unitune_client import events
-from unitune_client.cli_checks import check_choices, check_mask, check_prompts, mask_of
+from unitune_client.cli_checks import check_choices, check_mask, check_prompts, check_words, mask_of
 from unitune_client.cli_options import Between, server_options, tuning_options
 from unitune_client.client import Client
 from unitune_client.connection import connection
@@ -20,7 +20,8 @@ from unitune_client.pictures import picture_bytes
 from unitune_client.sheet import SheetEdit, contact_sheet
 
 MASK_SOURCES = ("given", "difference", "diffedit")
-TUNED_METHOD = "unitune"  # the default of every server; other methods edit with the base model's own weights
+TUNED_METHOD = "unitune"  # the default of every server
+METHOD_PER_PROMPT = "imagic"  # it tunes for one text
 
 EXAMPLES = """
 \b
@@ -31,6 +32,9 @@ Examples:
   unitune edit cat.png "a dog" --strength 0.95 --guidance 10 --address 127.0.0.1:50051
   unitune edit cat.png "a red hat" --mask hat.png --mask-blur 4 --only-masked
   unitune edit cat.png "a cat in the snow" --base-prompt "a cat on a beach" --prompt-guidance 1
+  unitune edit cat.png "a cat on a beach" --method imagic --eta 0.8
+  unitune edit cat.png "a beikkpic cat on a beach" --method dreambooth --class-noun cat --photo cat2.png
+  unitune edit cat.png "beikkpic on a beach" --method textual_inversion --initial-word cat
 """
 
 
@@ -40,7 +44,8 @@ Examples:
 @click.option("-o", "--output", metavar="OUT", default="out", show_default=True, help="Folder for the pictures.")
 @click.option(
     "--method",
-    help="unitune, with tuned weights, or sdedit, also called img2img, with the base model's.  [default: unitune]",
+    help="unitune, imagic, dreambooth or textual_inversion, which tune, or sdedit, also called img2img, which does "
+    "not.  [default: unitune]",
 )
 @click.option(
     "--strength",
@@ -108,6 +113,11 @@ Examples:
     help="Denoising steps of a run from pure noise; --strength leaves the later part.  [default: the base model's own]",
 )
 @click.option("--scheduler", help="ddim, euler or dpmpp_2m.  [default: the base model's own]")
+@click.option(
+    "--eta",
+    type=Between(0.0, 2.0),
+    help="imagic: 0 gives PHOTO back, 1 follows the prompt, 2 goes beyond it.  [default: the base model's own, 0.7]",
+)
 @click.option("--seed", "seeds", type=Between(0, 2**63 - 1), multiple=True, help="One picture per seed.  [default: 0]")
 @tuning_options
 @server_options
@@ -131,7 +141,9 @@ def edit_command(
     repeats: int | None,
     steps: int | None,
     scheduler: str | None,
+    eta: float | None,
     seeds: tuple[int, ...],
+    further_photos: tuple[str, ...],
     address: str | None,
     base_model: str | None,
     as_json: bool,
@@ -139,13 +151,14 @@ def edit_command(
 ) -> None:
     """Edit PHOTO, a PNG, JPEG or WebP file, by each PROMPT, which describes the picture you want to see.
 
-    The model is tuned on the photo once; all prompts, and later commands with the same photo, use that tuning. Without
+    The model is tuned on the photo once; all prompts, and later commands with the same photo, use that tuning (imagic
+    makes one for each prompt). Without
     --address the services run here for as long as the command does. The pictures, and a sheet of all of them, go
     into OUT; their paths are printed.
 
     The settings in force, defaults filled in, are told when an edit starts; `unitune doctor` shows a server's.
     """
-    data = picture_bytes_of(photo)
+    data, further = picture_bytes_of(photo), [picture_bytes_of(one, "--photo") for one in further_photos]
     folder = folder_of(output)
     stem = Path(photo).stem
     options = EditOptions(
@@ -162,6 +175,7 @@ def edit_command(
         repeats=repeats,
         num_inference_steps=steps,
         scheduler=scheduler,
+        eta=eta,
         seeds=list(dict.fromkeys(seeds)),
         gate=gate or None,
     )
@@ -173,13 +187,22 @@ def edit_command(
         if automatic is None:
             automatic = info.base_model.has_gate and not gate and strength is None and guidance is None
         options["automatic"] = automatic or None
+        tunes = method in (TUNED_METHOD, *info.method_tuning_defaults)
+        if tunes:
+            check_words(info, prompts, method, **tuning)
         say_what_the_model_knows(info, show)
         image = client.upload_image(data)
         check_mask(options, image)
-        target = tune(client, image, show, **tuning) if method == TUNED_METHOD else image
+        if method != TUNED_METHOD:
+            tuning["method"] = method
+        target: events.Image | events.Tuning = image
+        if tunes and method != METHOD_PER_PROMPT:
+            target = tune(client, image, show, further_images=further, **tuning)
         options["method"] = method
         edits: list[SheetEdit] = []
         for prompt, slug in slugs(prompts).items():
+            if method == METHOD_PER_PROMPT:
+                target = tune(client, image, show, further_images=further, tuning_prompt=prompt, **tuning)
             for edited in edit(client, target, prompt, options, show):
                 path = edited.save(folder / f"{stem}--{slug}--seed{edited.seed}.png")
                 if edited.scores is not None:
@@ -194,20 +217,37 @@ def edit_command(
 
 @click.command("tune")
 @click.argument("photo")
+@click.option("--method", help="unitune, imagic, dreambooth or textual_inversion.  [default: unitune]")
+@click.option(
+    "--prompt", "prompts", multiple=True, help="imagic: the prompt of the edits to come; one tuning for each."
+)
 @tuning_options
 @server_options
-def tune_command(photo: str, address: str | None, base_model: str | None, as_json: bool, **tuning: Any) -> None:
+def tune_command(
+    photo: str,
+    method: str | None,
+    prompts: tuple[str, ...],
+    further_photos: tuple[str, ...],
+    address: str | None,
+    base_model: str | None,
+    as_json: bool,
+    **tuning: Any,
+) -> None:
     """Tune on PHOTO and print the tuning's name. Edits of the same photo then start at once.
 
     \b
-    Example:
+    Examples:
       unitune tune cat.png --updates 256 --address 127.0.0.1:50051
+      unitune tune cat.png --method imagic --prompt "a cat on a beach" --address 127.0.0.1:50051
     """
-    data = picture_bytes_of(photo)
+    data, further = picture_bytes_of(photo), [picture_bytes_of(one, "--photo") for one in further_photos]
     with display(as_json) as show, connection(address, base_model, show.say) as client:
         say_what_the_model_knows(client.server_info(), show)
-        made = tune(client, client.upload_image(data), show, **tuning)
-        show.result(made.name, kind="tuning", tuning=made)
+        image = client.upload_image(data)
+        for prompt in dict.fromkeys(prompts) or [None]:
+            asked = {**tuning, "method": method, "tuning_prompt": prompt}
+            made = tune(client, image, show, further_images=further, **asked)
+            show.result(made.name, kind="tuning", tuning=made)
 
 
 def tune(client: Client, image: events.Image, show: Display, **config: Any) -> events.Tuning:
@@ -287,12 +327,12 @@ def folder_of(output: str) -> Path:
     return folder
 
 
-def picture_bytes_of(photo: str) -> bytes:
+def picture_bytes_of(photo: str, argument: str = "PHOTO") -> bytes:
     """The photo's file. Raises InvalidField under the argument's own name."""
     try:
         return picture_bytes(Path(photo))
     except InvalidField as error:
-        raise InvalidField("PHOTO", photo, error.metadata["remedy"]) from None
+        raise InvalidField(argument, photo, error.metadata["remedy"]) from None
 
 
 def save_sheet(picture: bytes, edits: Sequence[SheetEdit], path: Path) -> None:

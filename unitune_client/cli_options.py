@@ -56,8 +56,48 @@ def server_options(command: F) -> F:
 
 
 def tuning_options(command: F) -> F:
-    """--updates, --mode and --rare-tokens."""
+    """--updates, --mode and --rare-tokens, and what single methods need."""
     for option in (
+        click.option(
+            "--vectors",
+            "num_vectors",
+            type=Between(1, 16),
+            help="textual_inversion: vectors in the placeholder's place.  [default: the base model's own, 1]",
+        ),
+        click.option(
+            "--initial-word",
+            metavar="WORD",
+            help="textual_inversion: one word for what the photo shows. Prompts must have the placeholder "
+            "(--rare-tokens) in them.",
+        ),
+        click.option(
+            "--prior-weight",
+            type=Between(0.0, 100.0),
+            help="dreambooth: weight of the class images.  [default: the base model's own, 1]",
+        ),
+        click.option(
+            "--class-images",
+            "num_class_images",
+            type=Between(0, 1000),
+            help="dreambooth: pictures of the class that the base model draws first.  [default: the base model's own]",
+        ),
+        click.option(
+            "--photo",
+            "further_photos",
+            metavar="FILE",
+            multiple=True,
+            help="dreambooth: a further photo of the same subject; up to 4.",
+        ),
+        click.option(
+            "--class-noun",
+            metavar="NOUN",
+            help="dreambooth: what kind of thing the photos show. Prompts must have --rare-tokens and NOUN in them.",
+        ),
+        click.option(
+            "--embedding-updates",
+            type=Between(0, 5000),
+            help="imagic: updates of the text embedding, before --updates.  [default: the base model's own, 500]",
+        ),
         click.option(
             "--rare-tokens",
             metavar="T",

@@ -4,7 +4,7 @@ import asyncio
 import sys
 import threading
 import warnings
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
@@ -81,10 +81,15 @@ class Client:
         return self._wait_for(self._client.upload_image(image))
 
     def create_tuning(
-        self, image: Picture, *, labels: Mapping[str, str] | None = None, **config: Unpack[TuningOptions]
+        self,
+        image: Picture,
+        *,
+        further_images: Sequence[Picture] = (),
+        labels: Mapping[str, str] | None = None,
+        **config: Unpack[TuningOptions],
     ) -> events.Tuning:
         """As AsyncClient.create_tuning."""
-        return self._wait_for(self._client.create_tuning(image, labels=labels, **config))
+        return self._wait_for(self._client.create_tuning(image, further_images=further_images, labels=labels, **config))
 
     def get_tuning(self, name: str) -> events.Tuning:
         """As AsyncClient.get_tuning."""
@@ -102,11 +107,12 @@ class Client:
         self,
         image: Picture,
         *,
+        further_images: Sequence[Picture] = (),
         on_event: Callable[[events.TuningEvent], object] | None = None,
         **config: Unpack[TuningOptions],
     ) -> events.Tuning:
         """As AsyncClient.tune; `on_event` is called in this thread."""
-        tuning = self.create_tuning(image, **config)
+        tuning = self.create_tuning(image, further_images=further_images, **config)
         for event in self.watch_tuning(tuning.name):
             if on_event is not None:
                 on_event(event)

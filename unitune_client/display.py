@@ -166,11 +166,12 @@ def _shortened(prompt: str) -> str:
 
 def _in_words(accepted: events.EditAccepted) -> str:
     config = accepted.config
+    eta = "" if config.eta is None else f"eta {config.eta:g}, "
     chosen, share = f"strength {config.strength:g}, guidance {config.guidance_scale:g}", accepted.effective_strength
     if config.automatic:
         chosen = "strength and guidance automatic"
     return (
-        f"{config.method}: {chosen}, interpolation {config.interpolation:g}{_mask_in_words(config)}, "
+        f"{config.method}: {eta}{chosen}, interpolation {config.interpolation:g}{_mask_in_words(config)}, "
         f"{config.num_inference_steps} {config.scheduler} steps"
         + ("" if config.automatic else f" of which {share:.0%} run")
     )

@@ -52,7 +52,10 @@ class Image:
 
 @dataclass(frozen=True, kw_only=True)
 class TuningConfig:
-    """How a tuning is made, every default filled in. `batch` counts noise draws of the picture in one update."""
+    """How a tuning is made, every default filled in. `batch` counts noise draws of the picture in one update.
+
+    Fields of other methods than `method` are empty or 0.
+    """
 
     method: str
     mode: str
@@ -61,6 +64,15 @@ class TuningConfig:
     learning_rate: float
     rare_tokens: str
     seed: int
+    prompt: str = ""
+    embedding_updates: int = 0
+    embedding_learning_rate: float = 0.0
+    class_noun: str = ""
+    num_class_images: int = 0
+    prior_weight: float = 0.0
+    initial_word: str = ""
+    num_vectors: int = 0
+    scale_learning_rate: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +100,7 @@ class SamplingConfig:
     mask_padding: int | None = None
     repeats: int | None = None
     mask_keeps: bool = False
+    eta: float | None = None
     automatic: bool = False
     gate: bool = False
     resamples: int | None = None
@@ -105,12 +118,13 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a tuning is: `update` of `total` are done, about `left_s` seconds remain."""
+    """How far a tuning is: `update` of `total` are done, about `left_s` seconds remain; `learning_rate` is in force."""
 
     update: int
     total: int
     loss: float
     left_s: float
+    learning_rate: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +141,7 @@ class Weights:
 class Tuning:
     """One fine-tuning of the base model on one picture; once READY it serves any number of edits.
 
+    `images` are DreamBooth's further ones.
     `error` is set when it FAILED, `weights` when it is READY. `queue_position` counts the tunings ahead.
     """
 
@@ -146,6 +161,7 @@ class Tuning:
     end_time: datetime | None = None
     expire_time: datetime | None = None
     etag: str = ""
+    images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -357,7 +373,10 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerInfo:
-    """What a server is, what it can do and what it allows."""
+    """What a server is, what it can do and what it allows.
+
+    The defaults of a method are under its name, and `tuning_defaults` and `sampling_defaults` of one that is not there.
+    """
 
     version: str
     base_model: BaseModel
@@ -366,3 +385,5 @@ class ServerInfo:
     limits: Limits
     methods: tuple[str, ...]
     schedulers: tuple[str, ...]
+    method_tuning_defaults: Mapping[str, TuningConfig] = field(default_factory=dict)
+    method_sampling_defaults: Mapping[str, SamplingConfig] = field(default_factory=dict)

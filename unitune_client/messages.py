@@ -18,26 +18,57 @@ from unitune_client.pictures import PictureFile
 class TuningOptions(TypedDict, total=False):
     """What may be said about a tuning; what is absent or None is the base model's own default (`server_info`).
 
+    method          "unitune", "imagic", "dreambooth" or "textual_inversion"
     mode            "full", "attn_out" or "lora": which weights of the UNet change
     updates         optimizer updates, 0 to 5000
     batch           noise draws of the picture in one update, 1 to 64
-    learning_rate   of Adafactor, above 0 to 0.1
-    rare_tokens     words that the tuning binds to the picture, at most 32 characters
+    learning_rate   of the optimizer, above 0 to 0.1
+    rare_tokens     words that the tuning binds to the picture, at most 32 characters; the placeholder of
+                    "textual_inversion"
     tuning_seed     of every random draw of the tuning
+
+    Of "imagic", which tunes for one text:
+
+    tuning_prompt             that text; an edit of a picture puts its own prompt here
+    embedding_updates         0 to 5000, of the text embedding, before those of the UNet
+    embedding_learning_rate   above 0 to 0.1
+
+    Of "dreambooth":
+
+    class_noun         what kind of thing the pictures show, such as "dog"
+    num_class_images   0 to 1000, drawn by the base model to keep the class what it was
+    prior_weight       0 to 100, of the loss on them
+
+    Of "textual_inversion":
+
+    initial_word          one token, from whose embedding the vectors start
+    num_vectors           1 to 16, in the placeholder's place
+    scale_learning_rate   whether the learning rate is multiplied by the batch
     """
 
+    method: str | None
     mode: str | None
     updates: int | None
     batch: int | None
     learning_rate: float | None
     rare_tokens: str | None
     tuning_seed: int | None
+    tuning_prompt: str | None
+    embedding_updates: int | None
+    embedding_learning_rate: float | None
+    class_noun: str | None
+    num_class_images: int | None
+    prior_weight: float | None
+    initial_word: str | None
+    num_vectors: int | None
+    scale_learning_rate: bool | None
 
 
 class EditOptions(TuningOptions, total=False):
     """What may be said about an edit; what is absent or None is the base model's own default (`server_info`).
 
-    method                "unitune", with tuned weights, or "sdedit", with the base model's
+    method                "unitune", "imagic", "dreambooth" or "textual_inversion", which tune, or "sdedit", which does
+                          not; absent means that of the tuning, and "unitune" for a picture
     strength              0 to 1, how far up the noise schedule the edit starts: more changes more
     guidance_scale        0 to 64, weight of the prompt; 1 is no guidance
     interpolation         0 to 1, how much of the photo comes back outside of the mask, or with mask_source
@@ -60,13 +91,13 @@ class EditOptions(TuningOptions, total=False):
     gate                  True scores each picture, and tries other seeds in place of one that does not pass
     resamples             0 to 8, how many other seeds the gate may try; 3 by default
     seeds                 one picture each; same seed, same picture
+    eta                   of "imagic", 0 to 2: how far from the picture's embedding towards the prompt's
     preview_every         a preview each so many steps; 0 is none
     timeout_s             seconds that the whole edit, tuning included, may take
 
     The options of a tuning are for a picture; a tuning that exists has its own.
     """
 
-    method: str | None
     strength: float | None
     guidance_scale: float | None
     interpolation: float | None
@@ -84,6 +115,7 @@ class EditOptions(TuningOptions, total=False):
     mask_padding: int | None
     mask_keeps: bool | None
     repeats: int | None
+    eta: float | None
     automatic: bool | None
     gate: bool | None
     resamples: int | None
@@ -92,7 +124,10 @@ class EditOptions(TuningOptions, total=False):
     timeout_s: float | None
 
 
-_TUNING_FIELDS = {option: option for option in TuningOptions.__annotations__} | {"tuning_seed": "seed"}
+_TUNING_FIELDS = {option: option for option in TuningOptions.__annotations__} | {
+    "tuning_seed": "seed",
+    "tuning_prompt": "prompt",
+}
 _SAMPLING_FIELDS = tuple(edit_pb2.SamplingConfig.DESCRIPTOR.fields_by_name)
 _REQUEST_FIELDS = ("seeds", "preview_every", "mask")
 
@@ -116,7 +151,8 @@ def edit_request(parent: str, prompt: str, options: Mapping[str, Any]) -> edit_p
     request = _filled(edit_pb2.EditRequest(parent=parent), {"prompt": prompt, **asked})
     if given:
         request.config.CopyFrom(_filled(edit_pb2.SamplingConfig(), given))
-    if (config := tuning_config(options)) is not None:
+    of_tuning = {option: value for option, value in options.items() if option != "method"}  # the server takes it over
+    if (config := tuning_config(of_tuning)) is not None:
         request.tuning_config.CopyFrom(config)
     return request
 
@@ -183,6 +219,7 @@ def tuning(message: tuning_pb2.Tuning) -> events.Tuning:
         end_time=_time(message, "end_time"),
         expire_time=_time(message, "expire_time"),
         etag=message.etag,
+        images=tuple(message.images),
     )
 
 
@@ -278,6 +315,10 @@ def server_info(message: server_pb2.ServerInfo) -> events.ServerInfo:
         limits=_same_fields(events.Limits, message.limits),
         methods=tuple(message.methods),
         schedulers=tuple(message.schedulers),
+        method_tuning_defaults={
+            one.method: _same_fields(events.TuningConfig, one) for one in message.method_tuning_defaults
+        },
+        method_sampling_defaults={one.method: _sampling_config(one) for one in message.method_sampling_defaults},
     )
 
 

@@ -303,7 +303,8 @@ async def test_server_info_never_waits(world: World) -> None:
     info = await world.info.GetServerInfo(GetServerInfoRequest(), timeout=2)
     assert info.limits.upload_bytes == 16 << 20 and info.limits.upload_pixels == 64_000_000
     assert info.limits.chunk_bytes == 256 << 10 and info.limits.prompt_characters == 2000 and info.limits.seeds == 8
-    assert list(info.methods) == ["unitune", "sdedit"] and list(info.schedulers) == ["ddim", "euler", "dpmpp_2m"]
+    assert list(info.methods) == ["unitune", "imagic", "dreambooth", "textual_inversion", "sdedit"]
+    assert list(info.schedulers) == ["ddim", "euler", "dpmpp_2m"]
     assert info.version
     await world.tune()
     info = await world.info.GetServerInfo(GetServerInfoRequest(), timeout=2)

@@ -67,6 +67,15 @@ def test_every_setting_is_in_the_key() -> None:
         "learning_rate": 9.0,
         "rare_tokens": "x",
         "seed": 9,
+        "prompt": "x",
+        "class_noun": "x",
+        "num_class_images": 9,
+        "prior_weight": 9.0,
+        "initial_word": "x",
+        "num_vectors": 9,
+        "embedding_updates": 9,
+        "embedding_learning_rate": 9.0,
+        "scale_learning_rate": False,
     }
     assert changes.keys() == {field.name for field in TuningConfig.DESCRIPTOR.fields}
     for name, value in changes.items():
@@ -74,7 +83,9 @@ def test_every_setting_is_in_the_key() -> None:
         other.CopyFrom(TUNING_DEFAULTS)
         setattr(other, name, value)
         keys.add(tuning_key("a", "b", other))
-    assert len(keys) == 3 + len(changes)
+    keys.add(tuning_key("a", "b", TUNING_DEFAULTS, ["c"]))
+    keys.add(tuning_key("a", "b", TUNING_DEFAULTS, ["c", "d"]))
+    assert len(keys) == 5 + len(changes)
     assert tuning_key("a", "b", TUNING_DEFAULTS) in keys
 
 

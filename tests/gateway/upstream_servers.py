@@ -24,6 +24,37 @@ BASE_MODEL = BaseModel(name="tiny", digest=hashlib.sha256(b"tiny").hexdigest(), 
 TUNING_DEFAULTS = TuningConfig(
     method="unitune", mode="attn_out", updates=5, batch=4, learning_rate=2e-4, rare_tokens="beikkpic"
 )
+METHOD_DEFAULTS = [
+    TUNING_DEFAULTS,
+    TuningConfig(
+        method="imagic",
+        mode="full",
+        updates=4,
+        batch=1,
+        learning_rate=2e-6,
+        embedding_updates=3,
+        embedding_learning_rate=1e-3,
+    ),
+    TuningConfig(
+        method="dreambooth",
+        mode="full",
+        updates=3,
+        batch=1,
+        learning_rate=5e-6,
+        rare_tokens="beikkpic",
+        num_class_images=20,
+        prior_weight=1,
+    ),
+    TuningConfig(
+        method="textual_inversion",
+        updates=3,
+        batch=4,
+        learning_rate=5e-3,
+        rare_tokens="beikkpic",
+        num_vectors=1,
+        scale_learning_rate=True,
+    ),
+]
 SAMPLING_DEFAULTS = SamplingConfig(
     method="unitune",
     scheduler="ddim",
@@ -54,9 +85,19 @@ class Tuner(tuner_pb2_grpc.TunerServiceServicer):
         self.crashes = 0  # so many runs are still to be lost after an update
         self.lets_go = 0  # so many runs are still to be ended by the tuner itself
         self.spoil_manifest = False
+        self.checked: list[TuningConfig] = []
+        self.refusal: UniTuneError | None = None  # of CheckTuning
 
     async def GetTunerInfo(self, request: Any, context: Any) -> tuner_pb2.TunerInfo:
-        return tuner_pb2.TunerInfo(base_model=self.base_model, tuning_defaults=TUNING_DEFAULTS)
+        return tuner_pb2.TunerInfo(
+            base_model=self.base_model, tuning_defaults=TUNING_DEFAULTS, method_defaults=METHOD_DEFAULTS
+        )
+
+    async def CheckTuning(self, request: tuner_pb2.CheckTuningRequest, context: Any) -> tuner_pb2.CheckTuningResponse:
+        self.checked.append(request.config)
+        if self.refusal is not None:
+            raise self.refusal
+        return tuner_pb2.CheckTuningResponse()
 
     async def RunTuning(
         self, request: tuner_pb2.RunTuningRequest, context: Any
@@ -126,7 +167,21 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
 
     async def GetSamplerInfo(self, request: Any, context: Any) -> sampler_pb2.SamplerInfo:
         return sampler_pb2.SamplerInfo(
-            base_model=self.base_model, sampling_defaults=SAMPLING_DEFAULTS, engine="none at all"
+            base_model=self.base_model,
+            sampling_defaults=SAMPLING_DEFAULTS,
+            method_defaults=[
+                SAMPLING_DEFAULTS,
+                SamplingConfig(
+                    method="imagic",
+                    scheduler="euler",
+                    num_inference_steps=10,
+                    guidance_scale=5,
+                    strength=1,
+                    interpolation=0,
+                    eta=0.7,
+                ),
+            ],
+            engine="none at all",
         )
 
     async def Sample(self, request: sampler_pb2.SampleRequest, context: Any) -> AsyncIterator[sampler_pb2.SampleEvent]:

@@ -252,7 +252,7 @@ async def test_the_base_prompt_of_a_tuned_model_has_the_rare_tokens(sampler, sto
 @pytest.mark.parametrize(
     ("field", "change"),
     [
-        ("config.method", {"method": "imagic"}),
+        ("config.method", {"method": "magic"}),
         ("config.scheduler", {"scheduler": "plms"}),
         ("config.num_inference_steps", {"num_inference_steps": 0}),
         ("config.num_inference_steps", {"num_inference_steps": 1001}),

@@ -166,16 +166,30 @@ def test_each_tensor_matters_by_its_own_name(tiny_graphs: Path, spec: BaseModelS
 def test_the_frozen_graphs_answer_like_torch(tiny_graphs: Path, model: BaseModel, image: ModelImage) -> None:
     """Text encoder, image encoder with scaling and mode, and image decoder agree with PyTorch on real input."""
     ids = model.input_ids(["", "a cat on a beach", "beikkpic a dog"])
+    vectors = torch.randn((2, model.context_width), generator=torch.Generator().manual_seed(3))
+    ids[1, 2:4] = torch.tensor([-1, -2])  # two words that only the vectors know
     latent = model.encode_image(image)
     with torch.no_grad():
-        hidden, decoded = model.text_encoder(ids).numpy(), model.image_decoder(latent).numpy()
+        hidden, decoded = model.text_encoder(ids, vectors).numpy(), model.image_decoder(latent).numpy()
 
     for name, inputs, expected in (
-        ("text_encoder", {"input_ids": ids.numpy()}, hidden),
+        ("text_encoder", {"input_ids": ids.numpy(), "vectors": vectors.numpy()}, hidden),
         ("image_encoder", {"image": image}, latent.numpy()),
         ("image_decoder", {"latent": latent.numpy()}, decoded),
     ):
         np.testing.assert_allclose(run(tiny_graphs / f"{name}.onnx", inputs), expected, atol=1e-5, err_msg=name)
+
+
+def test_the_text_encoder_takes_any_number_of_vectors(tiny_graphs: Path, model: BaseModel) -> None:
+    """One vector, or as many as a prompt may hold, stand where their ids are."""
+    for number in (1, 14):
+        vectors = torch.randn((number, model.context_width), generator=torch.Generator().manual_seed(number))
+        ids = model.input_ids(["a cat"])
+        ids[0, 1 : 1 + number] = -1 - torch.arange(number)
+        with torch.no_grad():
+            expected = model.text_encoder(ids, vectors).numpy()
+        found = run(tiny_graphs / "text_encoder.onnx", {"input_ids": ids.numpy(), "vectors": vectors.numpy()})
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_base_weights_are_the_models_own(tiny_graphs: Path, spec: BaseModelSpec, model: BaseModel) -> None:

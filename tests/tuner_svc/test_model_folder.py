@@ -131,9 +131,36 @@ def test_a_preset_overrides_defaults(folder: Path) -> None:
     assert isinstance(preset.guidance_scale, float)
 
 
+def test_a_preset_has_a_section_per_method(folder: Path) -> None:
+    """A method's own values come before published ones, those before UniTune's, and no other method sees them."""
+    (folder / "unitune_preset.json").write_text(
+        '{"scheduler": "euler", "updates": 64, "methods": {"imagic": {"learning_rate": 0.001, "eta": 1, "updates": 9}}}'
+    )
+
+    preset = read_preset(folder)
+
+    imagic, dreambooth = preset.of("imagic"), preset.of("dreambooth")
+    assert (9, 1e-3, 1.0, "full", 1.0, "euler") == (
+        imagic.updates,
+        imagic.learning_rate,
+        imagic.eta,
+        imagic.mode,
+        imagic.strength,
+        imagic.scheduler,
+    )
+    assert isinstance(imagic.eta, float)
+    assert (800, 5e-6, "euler") == (dreambooth.updates, dreambooth.learning_rate, dreambooth.scheduler)
+    assert (64, 0.85) == (preset.of("unitune").updates, preset.of("unitune").strength)
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
+        ('{"methods": {"magic": {}}}', "magic is not a method; known are unitune, imagic"),
+        ('{"methods": {"imagic": {"etta": 1}}}', "etta is not a setting"),
+        ('{"methods": {"imagic": {"embedding_updates": 5001}}}', "embedding_updates is 5001: it must be 0 to 5000"),
+        ('{"methods": {"textual_inversion": {"num_vectors": 0}}}', "num_vectors is 0: it must be 1 to 16"),
+        ('{"methods": ["imagic"]}', "methods must be an object of objects"),
         ('{"upates": 3}', "upates is not a setting"),
         ('{"updates": "many"}', "updates is 'many'; it must be int"),
         ('{"updates": true}', "updates is True; it must be int"),

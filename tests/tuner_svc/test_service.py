@@ -314,7 +314,8 @@ async def test_a_reader_who_leaves_before_done_leaves_no_weights(start: Callable
 @pytest.mark.parametrize(
     ("change", "field"),
     [
-        ({"method": "dreambooth"}, "config.method"),
+        ({"method": "magic"}, "config.method"),
+        ({"method": "dreambooth"}, "config.num_class_images"),
         ({"mode": "attention"}, "config.mode"),
         ({"updates": 5001}, "config.updates"),
         ({"updates": None}, "config.updates"),
@@ -364,8 +365,12 @@ async def test_a_picture_that_cannot_be_decoded_is_refused(start: Callable[..., 
 async def test_a_drain_lets_go_of_every_run_and_takes_no_more(start: Callable[..., Any]) -> None:
     """The run and the one that waits are cancelled; a new one is told to go elsewhere."""
     tuner = await start()
-    first, second = tuner.run(ENDLESS), tuner.run(SHORT, name="second", path="second")
+    first = tuner.run(ENDLESS)
     await next_of(first, "progress")
+    second = tuner.run(SHORT, name="second", path="second")
+    async with asyncio.timeout(30):
+        while len(tuner.servicer._runs) < 2:
+            await asyncio.sleep(0.01)
 
     await tuner.servicer.drain()
 

@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.func import functional_call
 
 from tests.tiny_model import save_tiny_model
-from tuner_svc import tune as module
+from tuner_svc import course as module
 from tuner_svc.base_model import BaseModel, load
+from tuner_svc.denoising import Draws, Noising, denoising_loss, draw
 from tuner_svc.trainable import trainable, trainable_parameters
-from tuner_svc.tune import Draws, Noising, Progress, Tuned, denoising_loss, draw, tune
+from tuner_svc.tune import Progress, Tuned, tune
 from tuner_svc.tuning_config import TuningConfig
 from unitune.errors import Cancelled, Internal
 from unitune.images import ModelImage

@@ -18,7 +18,7 @@ SPEC = BaseModelSpec(
     context_tokens=16,
     context_width=32,
     schedule=NoiseSchedule(prediction_type="v_prediction", rescale_betas_zero_snr=True),
-    preset=Preset(updates=64, strength=0.7),
+    preset=Preset(updates=64, strength=0.7, methods={"imagic": {"eta": 1.0}}),
     tensors={
         "conv_in.weight": TensorSpec((32, 4, 3, 3)),
         "to_q.weight": TensorSpec((32, 16), layout="transposed"),
@@ -54,7 +54,7 @@ def test_another_schema_is_refused_with_the_remedy(tmp_path: Path) -> None:
     path = tmp_path / "spec.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 99}))
 
-    with pytest.raises(ValueError, match="schema 99, this program reads 1; export again"):
+    with pytest.raises(ValueError, match="schema 99, this program reads 2; export again"):
         BaseModelSpec.load(tmp_path)
 
 

@@ -1,6 +1,8 @@
 """The wording of prompts."""
 
-from unitune.prompts import unknown_words, with_rare_tokens
+import pytest
+
+from unitune.prompts import ids_with_vectors, mentions, unknown_words, with_rare_tokens, without
 
 VOCABULARY = ("a", "cat", "dog", "beach", "on", "the", "at", "sunset")
 
@@ -41,3 +43,41 @@ def test_unknown_words_come_in_order_with_their_nearest() -> None:
 def test_an_open_vocabulary_knows_every_word() -> None:
     """An empty vocabulary means that nothing can be said about words."""
     assert unknown_words("zeppelin", ()) == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words", "is_there"),
+    [
+        ("a beikkpic dog", "beikkpic", True),
+        ("a Beikkpic dog", "beikkpic", True),
+        ("a beikkpics dog", "beikkpic", False),
+        ("S* on a beach", "S*", True),
+        ("on aS* beach", "S*", False),
+        ("a toy  car, red", "toy car", True),
+        ("a car toy", "toy car", False),
+        ("a dog", "dog.", False),
+    ],
+)
+def test_words_are_found_whole(prompt: str, words: str, is_there: bool) -> None:
+    """Case and spaces do not count, letters that touch do, and no sign is a pattern (check D7)."""
+    assert mentions(prompt, words) is is_there
+
+
+def test_words_are_taken_out() -> None:
+    """What is left are the other words; no words leave the prompt."""
+    assert without("a beikkpic dog", "beikkpic").split() == ["a", "dog"]
+    assert without("a dog", "") == "a dog"
+
+
+def test_vectors_take_the_placeholders_place() -> None:
+    """Consecutive ids from -1 down at each placeholder, the whole as long as the empty prompt's ids (check T8)."""
+
+    def encode(text: str) -> list[int]:
+        return [100 + len(word) for word in text.split()]
+
+    empty = [1, 2, 3, 3, 3, 3, 3, 3]
+
+    assert ids_with_vectors("a S* dog", "S*", 2, encode, empty) == [1, 101, -1, -2, 103, 2, 3, 3]
+    assert ids_with_vectors("s* S*", "S*", 1, encode, empty) == [1, -1, -1, 2, 3, 3, 3, 3]
+    assert ids_with_vectors("a b c d e f S*", "S*", 1, encode, empty) == [1, *[101] * 6, 2]
+    assert ids_with_vectors("", "S*", 1, encode, empty) == empty

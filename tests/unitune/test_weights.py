@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unitune.errors import DataLoss
+from unitune.errors import DataLoss, FailedPrecondition
 from unitune.weight_store import WeightStore
 from unitune.weights import MANIFEST_FILE, WEIGHTS_FILE, Manifest, pack, probe_input, unpack
 
@@ -160,3 +160,56 @@ def test_stored_weights_that_were_damaged_are_found(tmp_path: Path) -> None:
 
     assert loss.value.reason == "WEIGHTS_CORRUPT"
     assert (tmp_path / "w" / MANIFEST_FILE).exists()
+
+
+def test_embeddings_travel_beside_the_tensors() -> None:
+    """What a method made besides tensors comes back under its name, is in the manifest and in the digest."""
+    extras = {"vectors": RNG.standard_normal((2, 4), dtype=np.float32)}
+    data, manifest = pack(TENSORS, **PROBES, **FACTS, extras=extras)
+
+    weights = unpack(data, Manifest.from_json(manifest.to_json()))
+
+    assert set(weights.tensors) == set(TENSORS) and manifest.extras == ("vectors",)
+    np.testing.assert_array_equal(weights.extras["vectors"], extras["vectors"])
+    other = pack(TENSORS, **PROBES, **FACTS, extras={"vectors": extras["vectors"] + 1})[1]
+    assert len({manifest.digest, other.digest, packed()[1].digest}) == 3
+
+
+def test_a_file_may_hold_embeddings_alone() -> None:
+    """No tensor and an empty probe are a file like any other (check T3)."""
+    nothing = np.empty(0, np.float32)
+    vectors = RNG.standard_normal((1, 8), dtype=np.float32)
+
+    data, manifest = pack({}, probe_tuned=nothing, probe_base=nothing, **FACTS, extras={"vectors": vectors})
+    weights = unpack(data, manifest)
+
+    assert {} == dict(weights.tensors) and len(data) < 1024
+    np.testing.assert_array_equal(weights.extras["vectors"], vectors)
+
+
+def test_embeddings_that_the_manifest_does_not_promise_are_refused() -> None:
+    """One too many, or one too few, is another file."""
+    data, manifest = pack(TENSORS, **PROBES, **FACTS, extras={"vectors": np.zeros((1, 2), np.float32)})
+
+    for promised in ((), ("vectors", "prompt"), ("prompt",)):
+        with pytest.raises(DataLoss, match="not the tensors of their manifest"):
+            unpack(data, replace(manifest, extras=promised))
+
+
+def test_a_manifest_of_before_there_were_embeddings_is_read() -> None:
+    """Without the field there are none."""
+    data, manifest = packed()
+    fields = json.loads(manifest.to_json())
+    del fields["extras"]
+
+    assert unpack(data, Manifest.from_json(json.dumps(fields).encode())).extras == {}
+
+
+def test_weights_serve_their_own_method_alone() -> None:
+    """A reader of another method refuses them, naming both."""
+    weights = unpack(*packed())
+
+    assert weights.of_method("unitune") is weights
+    with pytest.raises(FailedPrecondition, match="made by unitune and cannot be used by imagic") as refused:
+        weights.of_method("imagic")
+    assert refused.value.reason == "METHOD_MISMATCH"

@@ -270,7 +270,9 @@ def tuning_events(*names: str) -> list[tuning_pb2.TuningEvent]:
     kinds: dict[str, Callable[[int], Message]] = {
         "queued": lambda number: tuning_pb2.TuningEvent.Queued(position=1),
         "started": lambda number: tuning_pb2.TuningEvent.Started(attempt=1),
-        "progress": lambda number: tuning_pb2.TuningProgress(update=number, total=128, loss=0.5, left_s=9),
+        "progress": lambda number: tuning_pb2.TuningProgress(
+            update=number, total=128, loss=0.5, left_s=9, learning_rate=1e-4
+        ),
         "ready": lambda number: tuning("READY", weights=tuning_pb2.WeightsRef(key="k1", digest="d1", size_bytes=7)),
         "cancelled": lambda number: tuning("CANCELLED"),
     }
@@ -325,8 +327,15 @@ def server_info(vocabulary: Iterable[str] = ()) -> server_pb2.ServerInfo:
         limits=server_pb2.Limits(
             upload_bytes=16 << 20, upload_pixels=64_000_000, chunk_bytes=256 << 10, prompt_characters=2000, seeds=8
         ),
-        methods=["unitune", "sdedit"],
+        methods=["unitune", "imagic", "dreambooth", "textual_inversion", "sdedit"],
         schedulers=["ddim", "euler", "dpmpp_2m"],
+        method_tuning_defaults=[
+            tuning("READY").config,
+            tuning_pb2.TuningConfig(method="imagic", updates=1000, embedding_updates=500),
+            tuning_pb2.TuningConfig(method="dreambooth", updates=800, rare_tokens="beikkpic", num_class_images=200),
+            tuning_pb2.TuningConfig(method="textual_inversion", updates=5000, rare_tokens="beikkpic", num_vectors=1),
+        ],
+        method_sampling_defaults=[edit_pb2.SamplingConfig(method="imagic", strength=1, eta=0.7)],
     )
 
 

@@ -1,5 +1,6 @@
 """The command line against a scripted server: what it asks, shows, writes and returns."""
 
+import hashlib
 import io
 import json
 import os
@@ -108,6 +109,84 @@ def test_sdedit_needs_no_tuning(server: ScriptedServer, photo: Path) -> None:
     assert "stickers" not in done.stderr
 
 
+def test_imagic_tunes_for_every_prompt(server: ScriptedServer, photo: Path) -> None:
+    """Each prompt makes its own tuning and is edited with it; the options reach their fields (I6)."""
+    server.script("GetServerInfo", scripted_server.server_info())
+    server.script("UploadImage", scripted_server.uploaded)
+    server.script("CreateTuning", scripted_server.tuning("READY"), scripted_server.tuning("READY"))
+    server.script("Edit", scripted_server.edit_events([DOG]), scripted_server.edit_events([CAT]))
+    options = ["--method=imagic", "--embedding-updates=7", "--updates=9", "--eta=1.2", "--address", server.address]
+
+    done = unitune("edit", photo, "a dog", "a cat", *options)
+
+    assert 0 == done.exit_code, done.output
+    assert [
+        tuning_pb2.TuningConfig(method="imagic", updates=9, embedding_updates=7, prompt=prompt)
+        for prompt in ("a dog", "a cat")
+    ] == [request.config for request in server.requests["CreateTuning"]]
+    assert [("imagic", 1.2, "a dog"), ("imagic", 1.2, "a cat")] == [
+        (request.config.method, request.config.eta, request.prompt) for request in server.requests["Edit"]
+    ]
+
+
+def test_dreambooth_takes_further_photos(server: ScriptedServer, photo: Path, tmp_path: Path) -> None:
+    """They are uploaded and named in the request, with noun, class images and weight; one tuning serves all prompts."""
+    other = tmp_path / "other.png"
+    other.write_bytes(CAT)
+    server.script("GetServerInfo", scripted_server.server_info())
+    server.script("UploadImage", scripted_server.uploaded, scripted_server.uploaded)
+    server.script("CreateTuning", scripted_server.tuning("READY"))
+    server.script("Edit", scripted_server.edit_events([DOG]), scripted_server.edit_events([CAT]))
+    options = ["--method=dreambooth", "--class-noun=cat", "--class-images=12", "--prior-weight=0.5", "--photo", other]
+
+    done = unitune("edit", photo, "a beikkpic cat", "one Beikkpic cat", *options, "--address", server.address)
+
+    assert 0 == done.exit_code, done.output
+    (request,) = server.requests["CreateTuning"]
+    expected = tuning_pb2.TuningConfig(method="dreambooth", class_noun="cat", num_class_images=12, prior_weight=0.5)
+    assert expected == request.config
+    assert [f"tenants/default/images/{hashlib.sha256(CAT).hexdigest()}"] == list(request.images)
+    assert 2 == len(server.requests["Edit"])
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["a cat", "--method=dreambooth"], "error: --class-noun is '': say what kind of thing the photos show"),
+        (
+            ["a cat", "--method=dreambooth", "--class-noun=cat"],
+            "error: PROMPT is 'a cat': with dreambooth it must have",
+        ),
+        (["a beikkpic", "--method=dreambooth", "--class-noun=cat"], "error: PROMPT is 'a beikkpic': with dreambooth"),
+        (["a cat", "--method=textual_inversion"], "error: --initial-word is '': give one word"),
+        (["a cat", "--method=textual_inversion", "--initial-word=cat"], "error: PROMPT is 'a cat': with textual_inv"),
+    ],
+)
+def test_words_that_a_method_needs_are_asked_for_first(
+    server: ScriptedServer, photo: Path, options: list[str], line: str
+) -> None:
+    """A missing word is told before any tuning, in one line (D7)."""
+    server.script("GetServerInfo", scripted_server.server_info())
+
+    done = unitune("edit", photo, *options, "--address", server.address)
+
+    assert 2 == done.exit_code and done.stderr.strip().splitlines()[-1].startswith(line), done.stderr
+
+
+def test_tune_makes_one_tuning_per_prompt(server: ScriptedServer, photo: Path) -> None:
+    """`unitune tune` takes the prompts of imagic, and prints the name of each tuning."""
+    server.script("GetServerInfo", scripted_server.server_info())
+    server.script("UploadImage", scripted_server.uploaded)
+    server.script("CreateTuning", scripted_server.tuning("READY"), scripted_server.tuning("READY"))
+    options = ["--method=imagic", "--prompt", "a dog", "--prompt", "a cat", "--address", server.address]
+
+    done = unitune("tune", photo, *options)
+
+    assert 0 == done.exit_code, done.output
+    assert ["a dog", "a cat"] == [request.config.prompt for request in server.requests["CreateTuning"]]
+    assert [TUNING, TUNING] == done.stdout.splitlines()
+
+
 def test_a_tuning_that_is_there_is_not_watched(server: ScriptedServer, photo: Path) -> None:
     """A picture that was tuned on before goes straight to its edit."""
     server.script("GetServerInfo", scripted_server.server_info())
@@ -136,7 +215,8 @@ def test_json_prints_one_object_per_event_and_nothing_else(server: ScriptedServe
     assert ("picture", "a dog", 0) == (picture["kind"], picture["prompt"], picture["seed"])
     assert DOG == Path(picture["value"]).read_bytes()
     assert Path(sheet["value"]).is_file()
-    assert {"update": 3, "total": 128, "loss": 0.5, "left_s": 9.0} == lines[2]["progress"]
+    progress = {"update": 3, "total": 128, "loss": 0.5, "left_s": 9.0, "learning_rate": 1e-4}
+    assert progress == lines[2]["progress"]
     assert "d1" == lines[3]["tuning"]["weights"]["digest"]
 
 
@@ -149,6 +229,8 @@ def test_json_prints_one_object_per_event_and_nothing_else(server: ScriptedServe
         (["--seed", "-1"], f"error: --seed is '-1': give a whole number from 0 to {2**63 - 1}"),
         (["-o", "file"], "error: --output is 'file': it is a file; give a folder"),
         (["--base-model", "m"], "error: --base-model is 'm': leave it out: the server at 127.0.0.1:1 has its own"),
+        (["--eta", "3"], "error: --eta is '3': give a number from 0.0 to 2.0"),
+        (["--vectors", "0"], "error: --vectors is '0': give a whole number from 1 to 16"),
         (["--zzzz"], "error: No such option '--zzzz'."),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -166,7 +248,10 @@ def test_wrong_input_is_one_line_and_code_2(photo: Path, options: list[str], lin
     ("arguments", "line"),
     [
         (["a dog", "--scheduler", "pndm"], "error: --scheduler is 'pndm': give one of ddim, euler, dpmpp_2m"),
-        (["a dog", "--method", "magic"], "error: --method is 'magic': give one of unitune, sdedit"),
+        (
+            ["a dog", "--method", "magic"],
+            "error: --method is 'magic': give one of unitune, imagic, dreambooth, textual_inversion, sdedit",
+        ),
         ([" "], "error: PROMPT is '': describe the picture in 1 to 2000 characters"),
         (["x" * 2001], "error: PROMPT is '2001 characters': describe the picture in 1 to 2000 characters"),
         (["a dog", *[f"--seed={n}" for n in range(9)]], "error: --seed is '9 seeds': give at most 8"),

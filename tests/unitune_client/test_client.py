@@ -516,7 +516,10 @@ def test_server_info_tells_defaults_and_limits(server: ScriptedServer, client: C
 
     assert ("stickerbook", ("cat", "dog")) == (info.base_model.name, info.base_model.vocabulary)
     assert (128, 0.8, 8) == (info.tuning_defaults.updates, info.sampling_defaults.strength, info.limits.seeds)
-    assert (("unitune", "sdedit"), ("ddim", "euler", "dpmpp_2m")) == (info.methods, info.schedulers)
+    assert ("unitune", "imagic", "dreambooth", "textual_inversion", "sdedit") == info.methods
+    assert ("ddim", "euler", "dpmpp_2m") == info.schedulers
+    assert 500 == info.method_tuning_defaults["imagic"].embedding_updates
+    assert 0.7 == info.method_sampling_defaults["imagic"].eta
 
 
 def test_one_client_serves_many_threads(server: ScriptedServer, client: Client) -> None:

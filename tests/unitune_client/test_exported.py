@@ -57,8 +57,10 @@ def test_every_message_field_of_a_config_has_an_option() -> None:
     """A setting that the contract offers can be given by keyword."""
     from unitune.v1 import edit_pb2, tuning_pb2
 
-    tuning = {"tuning_seed" if name == "seed" else name for name in tuning_pb2.TuningConfig.DESCRIPTOR.fields_by_name}
+    # An edit has a prompt and seeds of its own.
+    named = {"seed": "tuning_seed", "prompt": "tuning_prompt"}
+    tuning = {named.get(name, name) for name in tuning_pb2.TuningConfig.DESCRIPTOR.fields_by_name}
     sampling = set(edit_pb2.SamplingConfig.DESCRIPTOR.fields_by_name)
 
-    assert tuning - {"method"} == set(messages.TuningOptions.__annotations__)
+    assert tuning == set(messages.TuningOptions.__annotations__)
     assert sampling <= set(messages.EditOptions.__annotations__)

@@ -16,14 +16,16 @@ class GetSamplerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class SamplerInfo(_message.Message):
-    __slots__ = ("base_model", "sampling_defaults", "engine")
+    __slots__ = ("base_model", "sampling_defaults", "engine", "method_defaults")
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_DEFAULTS_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
+    METHOD_DEFAULTS_FIELD_NUMBER: _ClassVar[int]
     base_model: _server_pb2.BaseModel
     sampling_defaults: _edit_pb2.SamplingConfig
     engine: str
-    def __init__(self, base_model: _Optional[_Union[_server_pb2.BaseModel, _Mapping]] = ..., sampling_defaults: _Optional[_Union[_edit_pb2.SamplingConfig, _Mapping]] = ..., engine: _Optional[str] = ...) -> None: ...
+    method_defaults: _containers.RepeatedCompositeFieldContainer[_edit_pb2.SamplingConfig]
+    def __init__(self, base_model: _Optional[_Union[_server_pb2.BaseModel, _Mapping]] = ..., sampling_defaults: _Optional[_Union[_edit_pb2.SamplingConfig, _Mapping]] = ..., engine: _Optional[str] = ..., method_defaults: _Optional[_Iterable[_Union[_edit_pb2.SamplingConfig, _Mapping]]] = ...) -> None: ...
 
 class SampleRequest(_message.Message):
     __slots__ = ("edit", "weights", "image", "rare_tokens", "prompt", "config", "seeds", "preview_every", "mask")

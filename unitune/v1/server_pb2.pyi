@@ -13,7 +13,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ServerInfo(_message.Message):
-    __slots__ = ("version", "base_model", "tuning_defaults", "sampling_defaults", "limits", "methods", "schedulers")
+    __slots__ = ("version", "base_model", "tuning_defaults", "sampling_defaults", "limits", "methods", "schedulers", "method_tuning_defaults", "method_sampling_defaults")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     TUNING_DEFAULTS_FIELD_NUMBER: _ClassVar[int]
@@ -21,6 +21,8 @@ class ServerInfo(_message.Message):
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     METHODS_FIELD_NUMBER: _ClassVar[int]
     SCHEDULERS_FIELD_NUMBER: _ClassVar[int]
+    METHOD_TUNING_DEFAULTS_FIELD_NUMBER: _ClassVar[int]
+    METHOD_SAMPLING_DEFAULTS_FIELD_NUMBER: _ClassVar[int]
     version: str
     base_model: BaseModel
     tuning_defaults: _tuning_pb2.TuningConfig
@@ -28,7 +30,9 @@ class ServerInfo(_message.Message):
     limits: Limits
     methods: _containers.RepeatedScalarFieldContainer[str]
     schedulers: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, version: _Optional[str] = ..., base_model: _Optional[_Union[BaseModel, _Mapping]] = ..., tuning_defaults: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., sampling_defaults: _Optional[_Union[_edit_pb2.SamplingConfig, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., methods: _Optional[_Iterable[str]] = ..., schedulers: _Optional[_Iterable[str]] = ...) -> None: ...
+    method_tuning_defaults: _containers.RepeatedCompositeFieldContainer[_tuning_pb2.TuningConfig]
+    method_sampling_defaults: _containers.RepeatedCompositeFieldContainer[_edit_pb2.SamplingConfig]
+    def __init__(self, version: _Optional[str] = ..., base_model: _Optional[_Union[BaseModel, _Mapping]] = ..., tuning_defaults: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., sampling_defaults: _Optional[_Union[_edit_pb2.SamplingConfig, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., methods: _Optional[_Iterable[str]] = ..., schedulers: _Optional[_Iterable[str]] = ..., method_tuning_defaults: _Optional[_Iterable[_Union[_tuning_pb2.TuningConfig, _Mapping]]] = ..., method_sampling_defaults: _Optional[_Iterable[_Union[_edit_pb2.SamplingConfig, _Mapping]]] = ...) -> None: ...
 
 class BaseModel(_message.Message):
     __slots__ = ("name", "digest", "width", "height", "vocabulary", "has_gate")

@@ -2,9 +2,10 @@ from google.api import field_behavior_pb2 as _field_behavior_pb2
 from google.rpc import status_pb2 as _status_pb2
 from unitune.v1 import server_pb2 as _server_pb2
 from unitune.v1 import tuning_pb2 as _tuning_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -14,26 +15,40 @@ class GetTunerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class TunerInfo(_message.Message):
-    __slots__ = ("base_model", "tuning_defaults")
+    __slots__ = ("base_model", "tuning_defaults", "method_defaults")
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     TUNING_DEFAULTS_FIELD_NUMBER: _ClassVar[int]
+    METHOD_DEFAULTS_FIELD_NUMBER: _ClassVar[int]
     base_model: _server_pb2.BaseModel
     tuning_defaults: _tuning_pb2.TuningConfig
-    def __init__(self, base_model: _Optional[_Union[_server_pb2.BaseModel, _Mapping]] = ..., tuning_defaults: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ...) -> None: ...
+    method_defaults: _containers.RepeatedCompositeFieldContainer[_tuning_pb2.TuningConfig]
+    def __init__(self, base_model: _Optional[_Union[_server_pb2.BaseModel, _Mapping]] = ..., tuning_defaults: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., method_defaults: _Optional[_Iterable[_Union[_tuning_pb2.TuningConfig, _Mapping]]] = ...) -> None: ...
+
+class CheckTuningRequest(_message.Message):
+    __slots__ = ("config",)
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    config: _tuning_pb2.TuningConfig
+    def __init__(self, config: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ...) -> None: ...
+
+class CheckTuningResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class RunTuningRequest(_message.Message):
-    __slots__ = ("name", "key", "image", "config", "path")
+    __slots__ = ("name", "key", "image", "config", "path", "further_images")
     NAME_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     CONFIG_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
+    FURTHER_IMAGES_FIELD_NUMBER: _ClassVar[int]
     name: str
     key: str
     image: bytes
     config: _tuning_pb2.TuningConfig
     path: str
-    def __init__(self, name: _Optional[str] = ..., key: _Optional[str] = ..., image: _Optional[bytes] = ..., config: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., path: _Optional[str] = ...) -> None: ...
+    further_images: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, name: _Optional[str] = ..., key: _Optional[str] = ..., image: _Optional[bytes] = ..., config: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., path: _Optional[str] = ..., further_images: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class RunTuningEvent(_message.Message):
     __slots__ = ("waiting", "progress", "done", "failed", "cancelled")

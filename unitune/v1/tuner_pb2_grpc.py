@@ -45,6 +45,11 @@ class TunerServiceStub:
                 request_serializer=unitune_dot_v1_dot_tuner__pb2.RunTuningRequest.SerializeToString,
                 response_deserializer=unitune_dot_v1_dot_tuner__pb2.RunTuningEvent.FromString,
                 _registered_method=True)
+        self.CheckTuning = channel.unary_unary(
+                '/unitune.v1.TunerService/CheckTuning',
+                request_serializer=unitune_dot_v1_dot_tuner__pb2.CheckTuningRequest.SerializeToString,
+                response_deserializer=unitune_dot_v1_dot_tuner__pb2.CheckTuningResponse.FromString,
+                _registered_method=True)
         self.CancelTuning = channel.unary_unary(
                 '/unitune.v1.TunerService/CancelTuning',
                 request_serializer=unitune_dot_v1_dot_tuner__pb2.CancelRunRequest.SerializeToString,
@@ -74,6 +79,14 @@ class TunerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckTuning(self, request, context):
+        """CheckTuning says whether a config can be run on the base model, by what only its tokenizer knows. Fails with
+        INVALID_ARGUMENT (INVALID_FIELD) naming the field under `config`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CancelTuning(self, request, context):
         """CancelTuning stops the run of that name before its next update; of an unknown name it does nothing.
         """
@@ -93,6 +106,11 @@ def add_TunerServiceServicer_to_server(servicer, server):
                     servicer.RunTuning,
                     request_deserializer=unitune_dot_v1_dot_tuner__pb2.RunTuningRequest.FromString,
                     response_serializer=unitune_dot_v1_dot_tuner__pb2.RunTuningEvent.SerializeToString,
+            ),
+            'CheckTuning': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckTuning,
+                    request_deserializer=unitune_dot_v1_dot_tuner__pb2.CheckTuningRequest.FromString,
+                    response_serializer=unitune_dot_v1_dot_tuner__pb2.CheckTuningResponse.SerializeToString,
             ),
             'CancelTuning': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelTuning,
@@ -155,6 +173,33 @@ class TunerService:
             '/unitune.v1.TunerService/RunTuning',
             unitune_dot_v1_dot_tuner__pb2.RunTuningRequest.SerializeToString,
             unitune_dot_v1_dot_tuner__pb2.RunTuningEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckTuning(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/unitune.v1.TunerService/CheckTuning',
+            unitune_dot_v1_dot_tuner__pb2.CheckTuningRequest.SerializeToString,
+            unitune_dot_v1_dot_tuner__pb2.CheckTuningResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -28,7 +28,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17unitune/v1/tuning.proto\x12\nunitune.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xc9\x06\n\x06Tuning\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x13\n\x05image\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nbase_model\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12.\n\x06\x63onfig\x18\x04 \x01(\x0b\x32\x18.unitune.v1.TuningConfigB\x04\xe2\x41\x01\x03\x12-\n\x05state\x18\x05 \x01(\x0e\x32\x18.unitune.v1.Tuning.StateB\x04\xe2\x41\x01\x03\x12\x11\n\x03key\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x12\x32\n\x08progress\x18\x07 \x01(\x0b\x32\x1a.unitune.v1.TuningProgressB\x04\xe2\x41\x01\x03\x12\x1c\n\x0equeue_position\x18\x08 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\'\n\x05\x65rror\x18\t \x01(\x0b\x32\x12.google.rpc.StatusB\x04\xe2\x41\x01\x03\x12-\n\x07weights\x18\n \x01(\x0b\x32\x16.unitune.v1.WeightsRefB\x04\xe2\x41\x01\x03\x12\x34\n\x06labels\x18\x0b \x03(\x0b\x32\x1e.unitune.v1.Tuning.LabelsEntryB\x04\xe2\x41\x01\x01\x12\x35\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x34\n\nstart_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x32\n\x08\x65nd_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x65xpire_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x12\n\x04\x65tag\x18\x10 \x01(\tB\x04\xe2\x41\x01\x03\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8e\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_QUEUED\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x0f\n\x0bSTATE_READY\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\x12\x13\n\x0fSTATE_CANCELLED\x10\x05\x12\x11\n\rSTATE_EXPIRED\x10\x06\"\xe7\x01\n\x0cTuningConfig\x12\x14\n\x06method\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x12\n\x04mode\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1a\n\x07updates\x18\x03 \x01(\x05\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x18\n\x05\x62\x61tch\x18\x04 \x01(\x05\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x12 \n\rlearning_rate\x18\x05 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x02\x88\x01\x01\x12\x19\n\x0brare_tokens\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01\x12\x12\n\x04seed\x18\x07 \x01(\x03\x42\x04\xe2\x41\x01\x01\x42\n\n\x08_updatesB\x08\n\x06_batchB\x10\n\x0e_learning_rate\"M\n\x0eTuningProgress\x12\x0e\n\x06update\x18\x01 \x01(\x05\x12\r\n\x05total\x18\x02 \x01(\x05\x12\x0c\n\x04loss\x18\x03 \x01(\x01\x12\x0e\n\x06left_s\x18\x04 \x01(\x01\"_\n\nWeightsRef\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x12\n\nbase_model\x18\x05 \x01(\t\"\xfc\x01\n\x13\x43reateTuningRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05image\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12.\n\x06\x63onfig\x18\x03 \x01(\x0b\x32\x18.unitune.v1.TuningConfigB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12\x41\n\x06labels\x18\x05 \x03(\x0b\x32+.unitune.v1.CreateTuningRequest.LabelsEntryB\x04\xe2\x41\x01\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"&\n\x10GetTuningRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\x8c\x01\n\x12ListTuningsRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12-\n\x05state\x18\x04 \x01(\x0e\x32\x18.unitune.v1.Tuning.StateB\x04\xe2\x41\x01\x01\"S\n\x13ListTuningsResponse\x12#\n\x07tunings\x18\x01 \x03(\x0b\x32\x12.unitune.v1.Tuning\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"F\n\x12WatchTuningRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1c\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04\x42\x04\xe2\x41\x01\x01\"\x88\x04\n\x0bTuningEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x08snapshot\x18\x03 \x01(\x0b\x32\x12.unitune.v1.TuningH\x00\x12\x30\n\x06queued\x18\x04 \x01(\x0b\x32\x1e.unitune.v1.TuningEvent.QueuedH\x00\x12\x32\n\x07started\x18\x05 \x01(\x0b\x32\x1f.unitune.v1.TuningEvent.StartedH\x00\x12.\n\x08progress\x18\x06 \x01(\x0b\x32\x1a.unitune.v1.TuningProgressH\x00\x12#\n\x05ready\x18\x07 \x01(\x0b\x32\x12.unitune.v1.TuningH\x00\x12$\n\x06\x66\x61iled\x18\x08 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12\'\n\tcancelled\x18\t \x01(\x0b\x32\x12.unitune.v1.TuningH\x00\x12\x36\n\theartbeat\x18\n \x01(\x0b\x32!.unitune.v1.TuningEvent.HeartbeatH\x00\x1a\x1a\n\x06Queued\x12\x10\n\x08position\x18\x01 \x01(\x05\x1a\x1a\n\x07Started\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x05\x1a\x0b\n\tHeartbeatB\x07\n\x05\x65vent\")\n\x13\x43\x61ncelTuningRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"?\n\x13UpdateTuningRequest\x12(\n\x06tuning\x18\x01 \x01(\x0b\x32\x12.unitune.v1.TuningB\x04\xe2\x41\x01\x02\"F\n\x13\x44\x65leteTuningRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1b\n\rallow_missing\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x01\x32\x80\x04\n\rTuningService\x12\x43\n\x0c\x43reateTuning\x12\x1f.unitune.v1.CreateTuningRequest\x1a\x12.unitune.v1.Tuning\x12=\n\tGetTuning\x12\x1c.unitune.v1.GetTuningRequest\x1a\x12.unitune.v1.Tuning\x12N\n\x0bListTunings\x12\x1e.unitune.v1.ListTuningsRequest\x1a\x1f.unitune.v1.ListTuningsResponse\x12H\n\x0bWatchTuning\x12\x1e.unitune.v1.WatchTuningRequest\x1a\x17.unitune.v1.TuningEvent0\x01\x12\x43\n\x0c\x43\x61ncelTuning\x12\x1f.unitune.v1.CancelTuningRequest\x1a\x12.unitune.v1.Tuning\x12\x43\n\x0cUpdateTuning\x12\x1f.unitune.v1.UpdateTuningRequest\x1a\x12.unitune.v1.Tuning\x12G\n\x0c\x44\x65leteTuning\x12\x1f.unitune.v1.DeleteTuningRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17unitune/v1/tuning.proto\x12\nunitune.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xdf\x06\n\x06Tuning\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x13\n\x05image\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nbase_model\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12.\n\x06\x63onfig\x18\x04 \x01(\x0b\x32\x18.unitune.v1.TuningConfigB\x04\xe2\x41\x01\x03\x12-\n\x05state\x18\x05 \x01(\x0e\x32\x18.unitune.v1.Tuning.StateB\x04\xe2\x41\x01\x03\x12\x11\n\x03key\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x12\x32\n\x08progress\x18\x07 \x01(\x0b\x32\x1a.unitune.v1.TuningProgressB\x04\xe2\x41\x01\x03\x12\x1c\n\x0equeue_position\x18\x08 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\'\n\x05\x65rror\x18\t \x01(\x0b\x32\x12.google.rpc.StatusB\x04\xe2\x41\x01\x03\x12-\n\x07weights\x18\n \x01(\x0b\x32\x16.unitune.v1.WeightsRefB\x04\xe2\x41\x01\x03\x12\x34\n\x06labels\x18\x0b \x03(\x0b\x32\x1e.unitune.v1.Tuning.LabelsEntryB\x04\xe2\x41\x01\x01\x12\x35\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x34\n\nstart_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x32\n\x08\x65nd_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x65xpire_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x12\n\x04\x65tag\x18\x10 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06images\x18\x14 \x03(\tB\x04\xe2\x41\x01\x03\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8e\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_QUEUED\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x0f\n\x0bSTATE_READY\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\x12\x13\n\x0fSTATE_CANCELLED\x10\x05\x12\x11\n\rSTATE_EXPIRED\x10\x06\"\x93\x05\n\x0cTuningConfig\x12\x14\n\x06method\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x12\n\x04mode\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1a\n\x07updates\x18\x03 \x01(\x05\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x18\n\x05\x62\x61tch\x18\x04 \x01(\x05\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x12 \n\rlearning_rate\x18\x05 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x02\x88\x01\x01\x12\x19\n\x0brare_tokens\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01\x12\x12\n\x04seed\x18\x07 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x14\n\x06prompt\x18\x08 \x01(\tB\x04\xe2\x41\x01\x01\x12\x18\n\nclass_noun\x18\t \x01(\tB\x04\xe2\x41\x01\x01\x12#\n\x10num_class_images\x18\n \x01(\x05\x42\x04\xe2\x41\x01\x01H\x03\x88\x01\x01\x12\x1f\n\x0cprior_weight\x18\x0b \x01(\x01\x42\x04\xe2\x41\x01\x01H\x04\x88\x01\x01\x12\x1a\n\x0cinitial_word\x18\x0c \x01(\tB\x04\xe2\x41\x01\x01\x12\x1e\n\x0bnum_vectors\x18\r \x01(\x05\x42\x04\xe2\x41\x01\x01H\x05\x88\x01\x01\x12$\n\x11\x65mbedding_updates\x18\x0e \x01(\x05\x42\x04\xe2\x41\x01\x01H\x06\x88\x01\x01\x12*\n\x17\x65mbedding_learning_rate\x18\x0f \x01(\x01\x42\x04\xe2\x41\x01\x01H\x07\x88\x01\x01\x12&\n\x13scale_learning_rate\x18\x10 \x01(\x08\x42\x04\xe2\x41\x01\x01H\x08\x88\x01\x01\x42\n\n\x08_updatesB\x08\n\x06_batchB\x10\n\x0e_learning_rateB\x13\n\x11_num_class_imagesB\x0f\n\r_prior_weightB\x0e\n\x0c_num_vectorsB\x14\n\x12_embedding_updatesB\x1a\n\x18_embedding_learning_rateB\x16\n\x14_scale_learning_rate\"d\n\x0eTuningProgress\x12\x0e\n\x06update\x18\x01 \x01(\x05\x12\r\n\x05total\x18\x02 \x01(\x05\x12\x0c\n\x04loss\x18\x03 \x01(\x01\x12\x0e\n\x06left_s\x18\x04 \x01(\x01\x12\x15\n\rlearning_rate\x18\x05 \x01(\x01\"_\n\nWeightsRef\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x12\n\nbase_model\x18\x05 \x01(\t\"\x92\x02\n\x13\x43reateTuningRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05image\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12.\n\x06\x63onfig\x18\x03 \x01(\x0b\x32\x18.unitune.v1.TuningConfigB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12\x41\n\x06labels\x18\x05 \x03(\x0b\x32+.unitune.v1.CreateTuningRequest.LabelsEntryB\x04\xe2\x41\x01\x01\x12\x14\n\x06images\x18\n \x03(\tB\x04\xe2\x41\x01\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"&\n\x10GetTuningRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\x8c\x01\n\x12ListTuningsRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12-\n\x05state\x18\x04 \x01(\x0e\x32\x18.unitune.v1.Tuning.StateB\x04\xe2\x41\x01\x01\"S\n\x13ListTuningsResponse\x12#\n\x07tunings\x18\x01 \x03(\x0b\x32\x12.unitune.v1.Tuning\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"F\n\x12WatchTuningRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1c\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04\x42\x04\xe2\x41\x01\x01\"\x88\x04\n\x0bTuningEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x08snapshot\x18\x03 \x01(\x0b\x32\x12.unitune.v1.TuningH\x00\x12\x30\n\x06queued\x18\x04 \x01(\x0b\x32\x1e.unitune.v1.TuningEvent.QueuedH\x00\x12\x32\n\x07started\x18\x05 \x01(\x0b\x32\x1f.unitune.v1.TuningEvent.StartedH\x00\x12.\n\x08progress\x18\x06 \x01(\x0b\x32\x1a.unitune.v1.TuningProgressH\x00\x12#\n\x05ready\x18\x07 \x01(\x0b\x32\x12.unitune.v1.TuningH\x00\x12$\n\x06\x66\x61iled\x18\x08 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12\'\n\tcancelled\x18\t \x01(\x0b\x32\x12.unitune.v1.TuningH\x00\x12\x36\n\theartbeat\x18\n \x01(\x0b\x32!.unitune.v1.TuningEvent.HeartbeatH\x00\x1a\x1a\n\x06Queued\x12\x10\n\x08position\x18\x01 \x01(\x05\x1a\x1a\n\x07Started\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x05\x1a\x0b\n\tHeartbeatB\x07\n\x05\x65vent\")\n\x13\x43\x61ncelTuningRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"?\n\x13UpdateTuningRequest\x12(\n\x06tuning\x18\x01 \x01(\x0b\x32\x12.unitune.v1.TuningB\x04\xe2\x41\x01\x02\"F\n\x13\x44\x65leteTuningRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1b\n\rallow_missing\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x01\x32\x80\x04\n\rTuningService\x12\x43\n\x0c\x43reateTuning\x12\x1f.unitune.v1.CreateTuningRequest\x1a\x12.unitune.v1.Tuning\x12=\n\tGetTuning\x12\x1c.unitune.v1.GetTuningRequest\x1a\x12.unitune.v1.Tuning\x12N\n\x0bListTunings\x12\x1e.unitune.v1.ListTuningsRequest\x1a\x1f.unitune.v1.ListTuningsResponse\x12H\n\x0bWatchTuning\x12\x1e.unitune.v1.WatchTuningRequest\x1a\x17.unitune.v1.TuningEvent0\x01\x12\x43\n\x0c\x43\x61ncelTuning\x12\x1f.unitune.v1.CancelTuningRequest\x1a\x12.unitune.v1.Tuning\x12\x43\n\x0cUpdateTuning\x12\x1f.unitune.v1.UpdateTuningRequest\x1a\x12.unitune.v1.Tuning\x12G\n\x0c\x44\x65leteTuning\x12\x1f.unitune.v1.DeleteTuningRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -69,6 +69,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TUNING'].fields_by_name['expire_time']._serialized_options = b'\342A\001\001'
   _globals['_TUNING'].fields_by_name['etag']._loaded_options = None
   _globals['_TUNING'].fields_by_name['etag']._serialized_options = b'\342A\001\003'
+  _globals['_TUNING'].fields_by_name['images']._loaded_options = None
+  _globals['_TUNING'].fields_by_name['images']._serialized_options = b'\342A\001\003'
   _globals['_TUNINGCONFIG'].fields_by_name['method']._loaded_options = None
   _globals['_TUNINGCONFIG'].fields_by_name['method']._serialized_options = b'\342A\001\001'
   _globals['_TUNINGCONFIG'].fields_by_name['mode']._loaded_options = None
@@ -83,6 +85,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TUNINGCONFIG'].fields_by_name['rare_tokens']._serialized_options = b'\342A\001\001'
   _globals['_TUNINGCONFIG'].fields_by_name['seed']._loaded_options = None
   _globals['_TUNINGCONFIG'].fields_by_name['seed']._serialized_options = b'\342A\001\001'
+  _globals['_TUNINGCONFIG'].fields_by_name['prompt']._loaded_options = None
+  _globals['_TUNINGCONFIG'].fields_by_name['prompt']._serialized_options = b'\342A\001\001'
+  _globals['_TUNINGCONFIG'].fields_by_name['class_noun']._loaded_options = None
+  _globals['_TUNINGCONFIG'].fields_by_name['class_noun']._serialized_options = b'\342A\001\001'
+  _globals['_TUNINGCONFIG'].fields_by_name['num_class_images']._loaded_options = None
+  _globals['_TUNINGCONFIG'].fields_by_name['num_class_images']._serialized_options = b'\342A\001\001'
+  _globals['_TUNINGCONFIG'].fields_by_name['prior_weight']._loaded_options = None
+  _globals['_TUNINGCONFIG'].fields_by_name['prior_weight']._serialized_options = b'\342A\001\001'
+  _globals['_TUNINGCONFIG'].fields_by_name['initial_word']._loaded_options = None
+  _globals['_TUNINGCONFIG'].fields_by_name['initial_word']._serialized_options = b'\342A\001\001'
+  _globals['_TUNINGCONFIG'].fields_by_name['num_vectors']._loaded_options = None
+  _globals['_TUNINGCONFIG'].fields_by_name['num_vectors']._serialized_options = b'\342A\001\001'
+  _globals['_TUNINGCONFIG'].fields_by_name['embedding_updates']._loaded_options = None
+  _globals['_TUNINGCONFIG'].fields_by_name['embedding_updates']._serialized_options = b'\342A\001\001'
+  _globals['_TUNINGCONFIG'].fields_by_name['embedding_learning_rate']._loaded_options = None
+  _globals['_TUNINGCONFIG'].fields_by_name['embedding_learning_rate']._serialized_options = b'\342A\001\001'
+  _globals['_TUNINGCONFIG'].fields_by_name['scale_learning_rate']._loaded_options = None
+  _globals['_TUNINGCONFIG'].fields_by_name['scale_learning_rate']._serialized_options = b'\342A\001\001'
   _globals['_CREATETUNINGREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_CREATETUNINGREQUEST_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_CREATETUNINGREQUEST'].fields_by_name['parent']._loaded_options = None
@@ -95,6 +115,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATETUNINGREQUEST'].fields_by_name['request_id']._serialized_options = b'\342A\001\001'
   _globals['_CREATETUNINGREQUEST'].fields_by_name['labels']._loaded_options = None
   _globals['_CREATETUNINGREQUEST'].fields_by_name['labels']._serialized_options = b'\342A\001\001'
+  _globals['_CREATETUNINGREQUEST'].fields_by_name['images']._loaded_options = None
+  _globals['_CREATETUNINGREQUEST'].fields_by_name['images']._serialized_options = b'\342A\001\001'
   _globals['_GETTUNINGREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETTUNINGREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
   _globals['_LISTTUNINGSREQUEST'].fields_by_name['parent']._loaded_options = None
@@ -118,43 +140,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETETUNINGREQUEST'].fields_by_name['allow_missing']._loaded_options = None
   _globals['_DELETETUNINGREQUEST'].fields_by_name['allow_missing']._serialized_options = b'\342A\001\001'
   _globals['_TUNING']._serialized_start=160
-  _globals['_TUNING']._serialized_end=1001
-  _globals['_TUNING_LABELSENTRY']._serialized_start=811
-  _globals['_TUNING_LABELSENTRY']._serialized_end=856
-  _globals['_TUNING_STATE']._serialized_start=859
-  _globals['_TUNING_STATE']._serialized_end=1001
-  _globals['_TUNINGCONFIG']._serialized_start=1004
-  _globals['_TUNINGCONFIG']._serialized_end=1235
-  _globals['_TUNINGPROGRESS']._serialized_start=1237
-  _globals['_TUNINGPROGRESS']._serialized_end=1314
-  _globals['_WEIGHTSREF']._serialized_start=1316
-  _globals['_WEIGHTSREF']._serialized_end=1411
-  _globals['_CREATETUNINGREQUEST']._serialized_start=1414
-  _globals['_CREATETUNINGREQUEST']._serialized_end=1666
-  _globals['_CREATETUNINGREQUEST_LABELSENTRY']._serialized_start=811
-  _globals['_CREATETUNINGREQUEST_LABELSENTRY']._serialized_end=856
-  _globals['_GETTUNINGREQUEST']._serialized_start=1668
-  _globals['_GETTUNINGREQUEST']._serialized_end=1706
-  _globals['_LISTTUNINGSREQUEST']._serialized_start=1709
-  _globals['_LISTTUNINGSREQUEST']._serialized_end=1849
-  _globals['_LISTTUNINGSRESPONSE']._serialized_start=1851
-  _globals['_LISTTUNINGSRESPONSE']._serialized_end=1934
-  _globals['_WATCHTUNINGREQUEST']._serialized_start=1936
-  _globals['_WATCHTUNINGREQUEST']._serialized_end=2006
-  _globals['_TUNINGEVENT']._serialized_start=2009
-  _globals['_TUNINGEVENT']._serialized_end=2529
-  _globals['_TUNINGEVENT_QUEUED']._serialized_start=2453
-  _globals['_TUNINGEVENT_QUEUED']._serialized_end=2479
-  _globals['_TUNINGEVENT_STARTED']._serialized_start=2481
-  _globals['_TUNINGEVENT_STARTED']._serialized_end=2507
-  _globals['_TUNINGEVENT_HEARTBEAT']._serialized_start=2509
-  _globals['_TUNINGEVENT_HEARTBEAT']._serialized_end=2520
-  _globals['_CANCELTUNINGREQUEST']._serialized_start=2531
-  _globals['_CANCELTUNINGREQUEST']._serialized_end=2572
-  _globals['_UPDATETUNINGREQUEST']._serialized_start=2574
-  _globals['_UPDATETUNINGREQUEST']._serialized_end=2637
-  _globals['_DELETETUNINGREQUEST']._serialized_start=2639
-  _globals['_DELETETUNINGREQUEST']._serialized_end=2709
-  _globals['_TUNINGSERVICE']._serialized_start=2712
-  _globals['_TUNINGSERVICE']._serialized_end=3224
+  _globals['_TUNING']._serialized_end=1023
+  _globals['_TUNING_LABELSENTRY']._serialized_start=833
+  _globals['_TUNING_LABELSENTRY']._serialized_end=878
+  _globals['_TUNING_STATE']._serialized_start=881
+  _globals['_TUNING_STATE']._serialized_end=1023
+  _globals['_TUNINGCONFIG']._serialized_start=1026
+  _globals['_TUNINGCONFIG']._serialized_end=1685
+  _globals['_TUNINGPROGRESS']._serialized_start=1687
+  _globals['_TUNINGPROGRESS']._serialized_end=1787
+  _globals['_WEIGHTSREF']._serialized_start=1789
+  _globals['_WEIGHTSREF']._serialized_end=1884
+  _globals['_CREATETUNINGREQUEST']._serialized_start=1887
+  _globals['_CREATETUNINGREQUEST']._serialized_end=2161
+  _globals['_CREATETUNINGREQUEST_LABELSENTRY']._serialized_start=833
+  _globals['_CREATETUNINGREQUEST_LABELSENTRY']._serialized_end=878
+  _globals['_GETTUNINGREQUEST']._serialized_start=2163
+  _globals['_GETTUNINGREQUEST']._serialized_end=2201
+  _globals['_LISTTUNINGSREQUEST']._serialized_start=2204
+  _globals['_LISTTUNINGSREQUEST']._serialized_end=2344
+  _globals['_LISTTUNINGSRESPONSE']._serialized_start=2346
+  _globals['_LISTTUNINGSRESPONSE']._serialized_end=2429
+  _globals['_WATCHTUNINGREQUEST']._serialized_start=2431
+  _globals['_WATCHTUNINGREQUEST']._serialized_end=2501
+  _globals['_TUNINGEVENT']._serialized_start=2504
+  _globals['_TUNINGEVENT']._serialized_end=3024
+  _globals['_TUNINGEVENT_QUEUED']._serialized_start=2948
+  _globals['_TUNINGEVENT_QUEUED']._serialized_end=2974
+  _globals['_TUNINGEVENT_STARTED']._serialized_start=2976
+  _globals['_TUNINGEVENT_STARTED']._serialized_end=3002
+  _globals['_TUNINGEVENT_HEARTBEAT']._serialized_start=3004
+  _globals['_TUNINGEVENT_HEARTBEAT']._serialized_end=3015
+  _globals['_CANCELTUNINGREQUEST']._serialized_start=3026
+  _globals['_CANCELTUNINGREQUEST']._serialized_end=3067
+  _globals['_UPDATETUNINGREQUEST']._serialized_start=3069
+  _globals['_UPDATETUNINGREQUEST']._serialized_end=3132
+  _globals['_DELETETUNINGREQUEST']._serialized_start=3134
+  _globals['_DELETETUNINGREQUEST']._serialized_end=3204
+  _globals['_TUNINGSERVICE']._serialized_start=3207
+  _globals['_TUNINGSERVICE']._serialized_end=3719
 # @@protoc_insertion_point(module_scope)

@@ -14,7 +14,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Tuning(_message.Message):
-    __slots__ = ("name", "image", "base_model", "config", "state", "key", "progress", "queue_position", "error", "weights", "labels", "create_time", "start_time", "end_time", "expire_time", "etag")
+    __slots__ = ("name", "image", "base_model", "config", "state", "key", "progress", "queue_position", "error", "weights", "labels", "create_time", "start_time", "end_time", "expire_time", "etag", "images")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[Tuning.State]
@@ -54,6 +54,7 @@ class Tuning(_message.Message):
     END_TIME_FIELD_NUMBER: _ClassVar[int]
     EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
     ETAG_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
     name: str
     image: str
     base_model: str
@@ -70,10 +71,11 @@ class Tuning(_message.Message):
     end_time: _timestamp_pb2.Timestamp
     expire_time: _timestamp_pb2.Timestamp
     etag: str
-    def __init__(self, name: _Optional[str] = ..., image: _Optional[str] = ..., base_model: _Optional[str] = ..., config: _Optional[_Union[TuningConfig, _Mapping]] = ..., state: _Optional[_Union[Tuning.State, str]] = ..., key: _Optional[str] = ..., progress: _Optional[_Union[TuningProgress, _Mapping]] = ..., queue_position: _Optional[int] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., weights: _Optional[_Union[WeightsRef, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ...) -> None: ...
+    images: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., image: _Optional[str] = ..., base_model: _Optional[str] = ..., config: _Optional[_Union[TuningConfig, _Mapping]] = ..., state: _Optional[_Union[Tuning.State, str]] = ..., key: _Optional[str] = ..., progress: _Optional[_Union[TuningProgress, _Mapping]] = ..., queue_position: _Optional[int] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., weights: _Optional[_Union[WeightsRef, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ..., images: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class TuningConfig(_message.Message):
-    __slots__ = ("method", "mode", "updates", "batch", "learning_rate", "rare_tokens", "seed")
+    __slots__ = ("method", "mode", "updates", "batch", "learning_rate", "rare_tokens", "seed", "prompt", "class_noun", "num_class_images", "prior_weight", "initial_word", "num_vectors", "embedding_updates", "embedding_learning_rate", "scale_learning_rate")
     METHOD_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     UPDATES_FIELD_NUMBER: _ClassVar[int]
@@ -81,6 +83,15 @@ class TuningConfig(_message.Message):
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
     RARE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    CLASS_NOUN_FIELD_NUMBER: _ClassVar[int]
+    NUM_CLASS_IMAGES_FIELD_NUMBER: _ClassVar[int]
+    PRIOR_WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    INITIAL_WORD_FIELD_NUMBER: _ClassVar[int]
+    NUM_VECTORS_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDING_UPDATES_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDING_LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
+    SCALE_LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
     method: str
     mode: str
     updates: int
@@ -88,19 +99,30 @@ class TuningConfig(_message.Message):
     learning_rate: float
     rare_tokens: str
     seed: int
-    def __init__(self, method: _Optional[str] = ..., mode: _Optional[str] = ..., updates: _Optional[int] = ..., batch: _Optional[int] = ..., learning_rate: _Optional[float] = ..., rare_tokens: _Optional[str] = ..., seed: _Optional[int] = ...) -> None: ...
+    prompt: str
+    class_noun: str
+    num_class_images: int
+    prior_weight: float
+    initial_word: str
+    num_vectors: int
+    embedding_updates: int
+    embedding_learning_rate: float
+    scale_learning_rate: bool
+    def __init__(self, method: _Optional[str] = ..., mode: _Optional[str] = ..., updates: _Optional[int] = ..., batch: _Optional[int] = ..., learning_rate: _Optional[float] = ..., rare_tokens: _Optional[str] = ..., seed: _Optional[int] = ..., prompt: _Optional[str] = ..., class_noun: _Optional[str] = ..., num_class_images: _Optional[int] = ..., prior_weight: _Optional[float] = ..., initial_word: _Optional[str] = ..., num_vectors: _Optional[int] = ..., embedding_updates: _Optional[int] = ..., embedding_learning_rate: _Optional[float] = ..., scale_learning_rate: _Optional[bool] = ...) -> None: ...
 
 class TuningProgress(_message.Message):
-    __slots__ = ("update", "total", "loss", "left_s")
+    __slots__ = ("update", "total", "loss", "left_s", "learning_rate")
     UPDATE_FIELD_NUMBER: _ClassVar[int]
     TOTAL_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
     LEFT_S_FIELD_NUMBER: _ClassVar[int]
+    LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
     update: int
     total: int
     loss: float
     left_s: float
-    def __init__(self, update: _Optional[int] = ..., total: _Optional[int] = ..., loss: _Optional[float] = ..., left_s: _Optional[float] = ...) -> None: ...
+    learning_rate: float
+    def __init__(self, update: _Optional[int] = ..., total: _Optional[int] = ..., loss: _Optional[float] = ..., left_s: _Optional[float] = ..., learning_rate: _Optional[float] = ...) -> None: ...
 
 class WeightsRef(_message.Message):
     __slots__ = ("key", "digest", "path", "size_bytes", "base_model")
@@ -117,7 +139,7 @@ class WeightsRef(_message.Message):
     def __init__(self, key: _Optional[str] = ..., digest: _Optional[str] = ..., path: _Optional[str] = ..., size_bytes: _Optional[int] = ..., base_model: _Optional[str] = ...) -> None: ...
 
 class CreateTuningRequest(_message.Message):
-    __slots__ = ("parent", "image", "config", "request_id", "labels")
+    __slots__ = ("parent", "image", "config", "request_id", "labels", "images")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -130,12 +152,14 @@ class CreateTuningRequest(_message.Message):
     CONFIG_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
     parent: str
     image: str
     config: TuningConfig
     request_id: str
     labels: _containers.ScalarMap[str, str]
-    def __init__(self, parent: _Optional[str] = ..., image: _Optional[str] = ..., config: _Optional[_Union[TuningConfig, _Mapping]] = ..., request_id: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    images: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, parent: _Optional[str] = ..., image: _Optional[str] = ..., config: _Optional[_Union[TuningConfig, _Mapping]] = ..., request_id: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., images: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GetTuningRequest(_message.Message):
     __slots__ = ("name",)

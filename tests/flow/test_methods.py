@@ -1,0 +1,134 @@
+"""Each method that tunes, through gateway, tuner and sampler: real processes on the tiny base model."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors import safe_open
+
+from unitune_client import Client, EditDone, EditEvent, EditLoading, InvalidField, TuningReady
+from unitune_client.home import Home
+from unitune_client.local import LocalServices
+
+SETTINGS = {"num_inference_steps": 4, "guidance_scale": 3.0, "seeds": [1]}
+
+
+@pytest.fixture(scope="module")
+def services(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServices]:
+    """The three services on the tiny base model."""
+    with LocalServices(str(tiny_model), home=Home(tmp_path_factory.mktemp("home"))) as services:
+        yield services
+
+
+@pytest.fixture
+def client(services: LocalServices) -> Iterator[Client]:
+    """A client of the services."""
+    with Client(services.address) as client:
+        yield client
+
+
+def picture(seed: int) -> bytes:
+    """A PNG of smooth random colours."""
+    small = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8))
+    file = io.BytesIO()
+    small.resize((60, 44), Image.Resampling.BICUBIC).save(file, "PNG")
+    return file.getvalue()
+
+
+def weights_file(services: LocalServices, tuning: str) -> Path:
+    """The file that a tuning made."""
+    (path,) = (services._home.store / "tunings" / "default" / tuning.rpartition("/")[2]).rglob("*.safetensors")
+    return path
+
+
+def names_in(path: Path) -> set[str]:
+    """The tensors of a file."""
+    with safe_open(path, "numpy") as file:
+        return set(file.keys())
+
+
+def is_loaded(events: list[EditEvent]) -> bool:
+    """Whether weights were put into an engine."""
+    return any(isinstance(event, EditLoading) for event in events)
+
+
+def test_imagic(client: Client, services: LocalServices) -> None:
+    """One call tunes for its prompt and edits; eta moves the picture; another prompt is another tuning (I6)."""
+    options = {"updates": 2, "embedding_updates": 2, "learning_rate": 1e-3, "embedding_learning_rate": 0.01}
+    events = list(client.edit(picture(0), "a cat at night", method="imagic", eta=0.0, **options, **SETTINGS))
+
+    assert is_loaded(events) and any(isinstance(event, TuningReady) for event in events)
+    (done,) = [event for event in events if isinstance(event, EditDone)]
+    assert {"extra.prompt", "extra.optimized", "probe.tuned"} < names_in(weights_file(services, done.tuning))
+    zero, one, again = (
+        client.edit_to_end(done.tuning, "a cat at night", eta=eta, **SETTINGS).images[0].png for eta in (0.0, 1.0, 0.0)
+    )
+    assert zero == again != one
+    other = client.edit_to_end(picture(0), "a dog at night", method="imagic", **options, **SETTINGS)
+    assert other.tuning != done.tuning
+
+
+def test_dreambooth(client: Client, services: LocalServices) -> None:
+    """Two pictures and class images are tuned on; edits need token and class noun (D7)."""
+    tuning = client.tune(
+        picture(0),
+        further_images=[picture(1)],
+        method="dreambooth",
+        class_noun="cat",
+        mode="lora",
+        updates=2,
+        num_class_images=1,
+    )
+    events = list(client.edit(tuning, "a beikkpic cat on the beach", **SETTINGS))
+
+    assert is_loaded(events) and isinstance(events[-1], EditDone)
+    assert ("dreambooth", "cat", 1, 1) == (
+        tuning.config.method,
+        tuning.config.class_noun,
+        tuning.config.num_class_images,
+        len(tuning.images),
+    )
+    with pytest.raises(InvalidField) as refused:
+        client.edit_to_end(tuning, "a cat on the beach", **SETTINGS)
+    assert refused.value.field == "prompt"
+    alone = client.tune(picture(0), method="dreambooth", class_noun="cat", mode="lora", updates=2, prior_weight=0.0)
+    assert alone.weights != tuning.weights
+
+
+def test_textual_inversion(client: Client, services: LocalServices) -> None:
+    """A file of a few hundred bytes edits without a refit, the same picture every time; words are checked (T3, T4)."""
+    options = {"method": "textual_inversion", "initial_word": "cat", "updates": 3, "num_vectors": 2}
+    tuning = client.tune(picture(0), **options)
+    path = weights_file(services, tuning.name)
+    events = list(client.edit(tuning, "a beikkpic on the beach", **SETTINGS))
+    first, second = (client.edit_to_end(tuning, "a beikkpic on the beach", **SETTINGS) for _ in range(2))
+
+    assert names_in(path) == {"extra.vectors", "probe.base", "probe.tuned"} and path.stat().st_size < 1024
+    assert not is_loaded(events) and isinstance(events[-1], EditDone)
+    assert first.images[0].png == second.images[0].png
+    for change, field in (
+        ({"rare_tokens": "dog"}, "config.rare_tokens"),
+        ({"initial_word": "zebra"}, "config.initial_word"),
+    ):
+        with pytest.raises(InvalidField) as refused:
+            client.create_tuning(picture(0), **{**options, **change})
+        assert refused.value.field == field
+
+
+def test_the_server_tells_each_methods_defaults(client: Client) -> None:
+    """Published values where the base model's preset says nothing, by method."""
+    info = client.server_info()
+
+    assert ("imagic", 1000, 500, 1e-3) == (
+        (imagic := info.method_tuning_defaults["imagic"]).method,
+        imagic.updates,
+        imagic.embedding_updates,
+        imagic.embedding_learning_rate,
+    )
+    assert (0.7, 1.0) == (info.method_sampling_defaults["imagic"].eta, info.method_sampling_defaults["imagic"].strength)
+    assert 200 == info.method_tuning_defaults["dreambooth"].num_class_images
+    assert info.method_tuning_defaults["textual_inversion"].scale_learning_rate
+    assert info.method_tuning_defaults["unitune"] == info.tuning_defaults

@@ -1,0 +1,289 @@
+"""Methods at the gateway: whose options are whose, what each needs, and which tuning an edit finds or makes."""
+
+from typing import Any
+
+import grpc
+import pytest
+
+from tests.gateway.conftest import World, picture, refused, sha256
+from unitune.errors import InvalidField
+from unitune.v1.edit_pb2 import EditEvent, EditRequest, SamplingConfig
+from unitune.v1.tuning_pb2 import CreateTuningRequest, DeleteTuningRequest, TuningConfig
+
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def edit(world: World, prompt: str, **fields: Any) -> list[EditEvent]:
+    """All events of an edit that succeeds."""
+    events = [event async for event in world.edits.Edit(EditRequest(prompt=prompt, **fields), timeout=20)]
+    assert events[-1].WhichOneof("event") == "done", events[-1]
+    return events
+
+
+@pytest.mark.parametrize(
+    ("config", "field", "value"),
+    [
+        (TuningConfig(class_noun="dog"), "config.class_noun", "dog"),
+        (TuningConfig(method="unitune", num_vectors=2), "config.num_vectors", "2"),
+        (TuningConfig(prior_weight=0), "config.prior_weight", "0.0"),
+        (TuningConfig(method="imagic", prompt="a dog", rare_tokens="zqx"), "config.rare_tokens", "zqx"),
+        (TuningConfig(method="dreambooth", class_noun="dog", prompt="a dog"), "config.prompt", "5 characters"),
+        (TuningConfig(method="textual_inversion", initial_word="dog", mode="full"), "config.mode", "full"),
+        (TuningConfig(method="imagic"), "config.prompt", ""),
+        (TuningConfig(method="imagic", prompt=" "), "config.prompt", "blank"),
+        (TuningConfig(method="imagic", prompt="a dog", embedding_updates=5001), "config.embedding_updates", "5001"),
+        (
+            TuningConfig(method="imagic", prompt="a dog", embedding_learning_rate=0),
+            "config.embedding_learning_rate",
+            "0.0",
+        ),
+        (TuningConfig(method="dreambooth"), "config.class_noun", ""),
+        (TuningConfig(method="dreambooth", class_noun="x" * 65), "config.class_noun", "65 characters"),
+        (TuningConfig(method="dreambooth", class_noun="d\n"), "config.class_noun", "d\n"),
+        (TuningConfig(method="dreambooth", class_noun="dog", num_class_images=-1), "config.num_class_images", "-1"),
+        (
+            TuningConfig(method="dreambooth", class_noun="dog", prior_weight=float("nan")),
+            "config.prior_weight",
+            "nan",
+        ),
+        (TuningConfig(method="textual_inversion"), "config.initial_word", ""),
+        (TuningConfig(method="textual_inversion", initial_word="dog", num_vectors=0), "config.num_vectors", "0"),
+        (TuningConfig(method="textual_inversion", initial_word="dog", num_vectors=17), "config.num_vectors", "17"),
+    ],
+)
+async def test_bad_options_of_a_method_are_refused(world: World, config: TuningConfig, field: str, value: str) -> None:
+    """Another method's option, a missing word, and a number out of range are each refused before a tuning is made."""
+    image = await world.upload(picture())
+
+    error = await refused(
+        world.tunings.CreateTuning(CreateTuningRequest(image=image.name, config=config)),
+        INVALID,
+        "INVALID_FIELD",
+        field,
+    )
+
+    assert value == error.metadata["value"]
+    assert [] == world.tuner.requests
+
+
+async def test_defaults_are_those_of_the_method(world: World) -> None:
+    """Each method's own, and none of another's."""
+    tuning = await world.tune(method="imagic", prompt="a dog")
+
+    assert (
+        TuningConfig(
+            method="imagic",
+            mode="full",
+            updates=4,
+            batch=1,
+            learning_rate=2e-6,
+            embedding_updates=3,
+            embedding_learning_rate=1e-3,
+            prompt="a dog",
+        )
+        == tuning.config
+    )
+
+
+async def test_another_text_is_another_tuning(world: World) -> None:
+    """Imagic tunes for one text: a second one on the same image has a key of its own and runs anew (I6)."""
+    first = await world.tuned(method="imagic", prompt="a dog")
+    same = await world.tuned(method="imagic", prompt="a dog")
+    second = await world.tuned(method="imagic", prompt="a cat")
+
+    assert same.name == first.name
+    assert second.name != first.name and second.key != first.key
+    assert ["a dog", "a cat"] == [request.config.prompt for request in world.tuner.requests]
+
+
+async def test_an_edit_of_an_image_tunes_for_its_own_prompt(world: World) -> None:
+    """With imagic the edit's prompt goes into the tuning, and an edit by another prompt makes another (I6)."""
+    config = SamplingConfig(method="imagic", eta=0.9)
+    for prompt in ("a dog", "a cat", "a dog"):
+        events = await edit(world, prompt, image_data=picture(), config=config)
+        accepted = events[0].accepted.config
+        assert ("imagic", "euler", 0.9) == (accepted.method, accepted.scheduler, accepted.eta)
+
+    assert ["a dog", "a cat"] == [request.config.prompt for request in world.tuner.requests]
+    assert ["", "", ""] == [request.rare_tokens for request in world.sampler.requests]
+    assert 2 == len({request.weights.digest for request in world.sampler.requests})
+
+
+async def test_a_tunings_text_is_the_only_one_it_edits_by(world: World) -> None:
+    """An edit with an imagic tuning and another prompt is refused, as is a second prompt in the request (I6)."""
+    tuning = await world.tuned(method="imagic", prompt="a dog")
+
+    call = world.edits.Edit(EditRequest(tuning=tuning.name, prompt="a cat"))
+    error = await refused(call, INVALID, "INVALID_FIELD", "prompt")
+    assert "5 characters" == error.metadata["value"] and "a dog" not in error.message
+    call = world.edits.Edit(
+        EditRequest(
+            image_data=picture(),
+            prompt="a cat",
+            config=SamplingConfig(method="imagic"),
+            tuning_config=TuningConfig(prompt="a cow"),
+        )
+    )
+    await refused(call, INVALID, "INVALID_FIELD", "tuning_config.prompt")
+    assert (await edit(world, "a dog", tuning=tuning.name))[0].accepted.config.eta == 0.7
+
+
+@pytest.mark.parametrize("prompt", ["a dog", "a beikkpic", "a beikkpicdog", "a beikkpic cat", "a beikkpic dogs"])
+async def test_dreambooth_needs_token_and_class_noun(world: World, prompt: str) -> None:
+    """A prompt without both is refused, for an image before anything is stored or tuned (D7)."""
+    config = SamplingConfig(method="dreambooth")
+    request = EditRequest(
+        image_data=picture(), prompt=prompt, config=config, tuning_config=TuningConfig(class_noun="dog")
+    )
+
+    error = await refused(world.edits.Edit(request), INVALID, "INVALID_FIELD", "prompt")
+
+    assert "'beikkpic' and 'dog'" in error.metadata["remedy"]
+    assert [] == world.stored() and [] == world.tuner.requests
+
+
+async def test_dreambooth_prompts_go_as_they_are(world: World) -> None:
+    """With token and class noun in it the prompt is sampled as it is, nothing is put before it (D7)."""
+    tuning = await world.tuned(method="dreambooth", class_noun="dog")
+
+    await edit(world, "a Beikkpic dog on a beach", tuning=tuning.name)
+    call = world.edits.Edit(EditRequest(tuning=tuning.name, prompt="a dog on a beach"))
+    await refused(call, INVALID, "INVALID_FIELD", "prompt")
+
+    assert ("a Beikkpic dog on a beach", "") == (
+        world.sampler.requests[0].prompt,
+        world.sampler.requests[0].rare_tokens,
+    )
+
+
+async def test_further_images_reach_the_tuner_and_the_key(world: World) -> None:
+    """In their order, under the tuning's images; another set of them is another tuning."""
+    names = [(await world.upload(picture(colour))).name for colour in ("teal", "red", "blue")]
+    config = TuningConfig(method="dreambooth", class_noun="dog")
+    made = [
+        await world.tunings.CreateTuning(CreateTuningRequest(image=names[0], images=further, config=config))
+        for further in ([], names[1:], names[1:], names[:0:-1])
+    ]
+    for tuning in made:
+        await world.watch(tuning.name)
+
+    assert names[1:] == list(made[1].images)
+    assert made[1].name == made[2].name
+    assert 3 == len({tuning.key for tuning in made})
+    assert [[], [picture("red"), picture("blue")], [picture("blue"), picture("red")]] == [
+        list(request.further_images) for request in world.tuner.requests
+    ]
+
+
+async def test_too_many_images_are_refused(world: World) -> None:
+    """Two for UniTune, six for DreamBooth, one that is not there, and one that is no image's name."""
+    image = (await world.upload(picture())).name
+    other = image.replace(sha256(picture()), "a" * 64)
+    dreambooth = TuningConfig(method="dreambooth", class_noun="dog")
+    for request, field in (
+        (CreateTuningRequest(image=image, images=[image]), "images"),
+        (CreateTuningRequest(image=image, images=[image] * 5, config=dreambooth), "images"),
+        (CreateTuningRequest(image=image, images=["x"], config=dreambooth), "images[0]"),
+    ):
+        await refused(world.tunings.CreateTuning(request), INVALID, "INVALID_FIELD", field)
+    missing = CreateTuningRequest(image=image, images=[other], config=dreambooth)
+    await refused(world.tunings.CreateTuning(missing), grpc.StatusCode.NOT_FOUND, "IMAGE_NOT_FOUND")
+
+
+async def test_further_images_go_with_their_last_tuning(world: World) -> None:
+    """A further image stays while any tuning was made from it, and is discarded with the last one."""
+    names = [(await world.upload(picture(colour))).name for colour in ("teal", "red")]
+    config = TuningConfig(method="dreambooth", class_noun="dog")
+    both = await world.tunings.CreateTuning(CreateTuningRequest(image=names[0], images=names[1:], config=config))
+    single = await world.tuned(picture("red"))
+    await world.watch(both.name)
+
+    await world.tunings.DeleteTuning(DeleteTuningRequest(name=single.name))
+    assert any(sha256(picture("red")) in path for path in world.stored())
+    await world.tunings.DeleteTuning(DeleteTuningRequest(name=both.name))
+
+    assert [] == world.stored()
+
+
+async def test_the_tokenizer_is_asked_before_a_tuning_is_made(world: World) -> None:
+    """What the tuner refuses of a placeholder or initial word is refused here, under the request's own field (T4)."""
+    world.tuner.refusal = InvalidField("config.rare_tokens", "dog", "the vocabulary has this word already")
+    image = await world.upload(picture())
+    config = TuningConfig(method="textual_inversion", initial_word="cat", rare_tokens="dog")
+
+    call = world.tunings.CreateTuning(CreateTuningRequest(image=image.name, config=config))
+    await refused(call, INVALID, "INVALID_FIELD", "config.rare_tokens")
+    call = world.edits.Edit(EditRequest(image=image.name, prompt="a dog", tuning_config=config))
+    error = await refused(call, INVALID, "INVALID_FIELD", "tuning_config.rare_tokens")
+
+    assert "dog" == error.metadata["value"]
+    assert [] == world.tuner.requests
+    assert [("dog", "cat", 1)] * 2 == [
+        (one.rare_tokens, one.initial_word, one.num_vectors) for one in world.tuner.checked
+    ]
+
+
+async def test_textual_inversion_needs_its_placeholder(world: World) -> None:
+    """A prompt without it would be edited by words alone."""
+    tuning = await world.tuned(method="textual_inversion", initial_word="dog")
+
+    await refused(world.edits.Edit(EditRequest(tuning=tuning.name, prompt="a dog")), INVALID, "INVALID_FIELD", "prompt")
+    await edit(world, "beikkpic on a beach", tuning=tuning.name)
+
+    assert tuning.weights.digest == world.sampler.requests[0].weights.digest
+
+
+async def test_an_edits_method_is_its_tunings(world: World) -> None:
+    """Left out it follows the tuning; another one that tunes is refused, and sdedit uses the image alone."""
+    tuning = await world.tuned(method="dreambooth", class_noun="dog")
+
+    events = await edit(world, "a beikkpic dog", tuning=tuning.name)
+    assert "dreambooth" == events[0].accepted.config.method
+    for method in ("unitune", "imagic", "textual_inversion"):
+        call = world.edits.Edit(
+            EditRequest(tuning=tuning.name, prompt="a beikkpic dog", config=SamplingConfig(method=method))
+        )
+        error = await refused(call, INVALID, "INVALID_FIELD", "config.method")
+        assert method == error.metadata["value"] and "made by dreambooth" in error.metadata["remedy"]
+    await edit(world, "a cat", tuning=tuning.name, config=SamplingConfig(method="sdedit"))
+    assert not world.sampler.requests[-1].HasField("weights")
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"config": SamplingConfig(eta=0.5)}, "config.eta"),
+        ({"config": SamplingConfig(method="sdedit", eta=0.5)}, "config.eta"),
+        ({"config": SamplingConfig(method="imagic", eta=2.5)}, "config.eta"),
+        ({"config": SamplingConfig(method="imagic", eta=float("nan"))}, "config.eta"),
+        (
+            {"config": SamplingConfig(method="imagic"), "tuning_config": TuningConfig(method="dreambooth")},
+            "tuning_config.method",
+        ),
+        (
+            {"config": SamplingConfig(method="imagic"), "tuning_config": TuningConfig(class_noun="dog")},
+            "tuning_config.class_noun",
+        ),
+        ({"config": SamplingConfig(method="dreambooth")}, "tuning_config.class_noun"),
+        ({"config": SamplingConfig(method="textual_inversion")}, "tuning_config.initial_word"),
+    ],
+)
+async def test_bad_edits_of_an_image_are_refused(world: World, fields: dict[str, Any], field: str) -> None:
+    """An option of another method, two methods, and a missing word are refused before anything is stored."""
+    call = world.edits.Edit(EditRequest(image_data=picture(), prompt="a dog", **fields))
+
+    await refused(call, INVALID, "INVALID_FIELD", field)
+
+    assert [] == world.stored()
+
+
+async def test_the_methods_may_be_told_by_the_tuning_config(world: World) -> None:
+    """An edit of an image takes the method of its tuning_config."""
+    config = TuningConfig(method="imagic")
+
+    events = await edit(world, "a dog", image_data=picture(), tuning_config=config)
+
+    assert "imagic" == events[0].accepted.config.method
+    (request,) = world.tuner.requests
+    assert ("imagic", "a dog") == (request.config.method, request.config.prompt)
+    assert events[-1].done.tuning == request.name

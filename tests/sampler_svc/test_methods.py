@@ -1,0 +1,293 @@
+"""Sampling with what each method's tuning made: from a real tuner's files, over a real connection."""
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sampler_svc.conditioning import embedding, mixed
+from sampler_svc.model import Model
+from sampler_svc.service import SamplerService
+from tests.sampler_svc.pictures import picture
+from unitune import images, serving
+from unitune.errors import DataLoss, from_rpc_error, from_status
+from unitune.v1 import sampler_pb2, sampler_pb2_grpc, tuning_pb2
+from unitune.v1.edit_pb2 import SamplingConfig
+from unitune.weight_store import WeightStore
+from unitune.weights import WEIGHTS_FILE, TunedWeights, pack
+
+PROMPT = "a cat on the beach"
+IMAGIC = {"method": "imagic", "mode": "attn_out", "prompt": PROMPT, "updates": 3, "embedding_updates": 3, "batch": 1,
+          "learning_rate": 1e-3, "embedding_learning_rate": 1e-2}  # fmt: skip
+VECTORS = {"method": "textual_inversion", "rare_tokens": "S*", "initial_word": "cat", "updates": 3, "batch": 1,
+           "learning_rate": 1e-2, "num_vectors": 2}  # fmt: skip
+
+Stored = Callable[..., tuning_pb2.WeightsRef]
+
+
+@pytest.fixture(scope="session")
+def base_model(tiny_model: Path) -> Any:
+    """The tiny base model as the tuner has it."""
+    from tuner_svc.base_model import load  # torch is slow to import
+
+    return load(tiny_model)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> WeightStore:
+    """An empty store in a folder."""
+    return WeightStore(str(tmp_path / "store"))
+
+
+@pytest.fixture
+def stored(base_model: Any, store: WeightStore) -> Stored:
+    """Tunes and puts what was made into the store."""
+    from tuner_svc.probe import pack_tuned
+    from tuner_svc.tune import tune
+    from tuner_svc.tuning_config import TuningConfig
+
+    def put(**fields: Any) -> tuning_pb2.WeightsRef:
+        config = TuningConfig(**fields)
+        image = images.to_model(images.decode(picture()), base_model.image_side)
+        key = repr(sorted(fields.items()))
+        data, manifest = pack_tuned(base_model, tune(base_model, image, config), config, key)
+        path = f"weights/{manifest.digest}"
+        store.put_weights(path, data, manifest)
+        return tuning_pb2.WeightsRef(key=key, digest=manifest.digest, path=path)
+
+    return put
+
+
+@pytest.fixture
+async def start(engine_folder: Path, store: WeightStore) -> AsyncIterator[Callable[..., Any]]:
+    """Starts samplers, each with engines of its own, and stops them."""
+    stops: list[Any] = []
+
+    async def start() -> Any:
+        server = await serving.start(
+            "127.0.0.1:0", SamplerService(Model.open(engine_folder, threads=1), store).register
+        )
+        channel = serving.channel(server.address)
+        stops.extend([channel.close, server.stop])
+        return sampler_pb2_grpc.SamplerServiceStub(channel)
+
+    yield start
+    for stop in stops:
+        await stop()
+
+
+def request(weights: tuning_pb2.WeightsRef | None, method: str, **changes: Any) -> sampler_pb2.SampleRequest:
+    """A run of four steps from the noisiest level."""
+    names = SamplingConfig.DESCRIPTOR.fields_by_name
+    settings = {name: changes.pop(name) for name in list(changes) if name in names}
+    config = SamplingConfig(
+        **{
+            "method": method,
+            "scheduler": "ddim",
+            "num_inference_steps": 4,
+            "guidance_scale": 3.0,
+            "strength": 1.0,
+            "interpolation": 0.0,
+            **settings,
+        }
+    )
+    fields = {"edit": "tenants/default/edits/1", "image": picture(), "prompt": PROMPT, "seeds": [5], **changes}
+    return sampler_pb2.SampleRequest(weights=weights, config=config, **fields)
+
+
+async def events(sampler: Any, asked: sampler_pb2.SampleRequest) -> list[sampler_pb2.SampleEvent]:
+    """All events of a run."""
+    return [event async for event in sampler.Sample(asked)]
+
+
+async def png(sampler: Any, asked: sampler_pb2.SampleRequest) -> bytes:
+    """The one picture of a run."""
+    found = await events(sampler, asked)
+    assert found[-1].WhichOneof("event") == "done", found[-1]
+    (image,) = [event.image.png for event in found if event.WhichOneof("event") == "image"]
+    return image
+
+
+def test_eta_mixes_the_embeddings() -> None:
+    """At 0 it is the optimized one and at 1 the text's own, bit for bit; a half is their mean, 2 as far beyond (I1)."""
+    rng = np.random.default_rng(0)
+    target, optimized = rng.standard_normal((2, 16, 32), dtype=np.float32)
+
+    assert np.array_equal(mixed(0.0, target, optimized), optimized)
+    assert np.array_equal(mixed(1.0, target, optimized), target)
+    np.testing.assert_allclose(mixed(0.5, target, optimized), (target + optimized) / 2, atol=1e-6)
+    np.testing.assert_allclose(mixed(2.0, target, optimized), 2 * target - optimized, atol=1e-6)
+    assert mixed(0.7, target, optimized).dtype == np.float32
+
+
+async def test_eta_moves_the_picture(start: Callable[..., Any], stored: Stored) -> None:
+    """Each eta gives another picture, and the same one again; the prompt's words play no part beside the file (I1)."""
+    sampler, weights = await start(), stored(**IMAGIC)
+
+    zero, half, one, again, other_words = [
+        await png(sampler, request(weights, "imagic", eta=eta, prompt=prompt))
+        for eta, prompt in ((0, PROMPT), (0.5, PROMPT), (1, PROMPT), (0, PROMPT), (0, "a dog"))
+    ]
+
+    assert zero == again == other_words
+    assert len({zero, half, one}) == 3
+
+
+async def test_zero_embedding_updates_make_eta_idle(start: Callable[..., Any], stored: Stored) -> None:
+    """When the optimized embedding is the text's own, every eta gives the same picture, bit for bit (I4)."""
+    sampler, weights = await start(), stored(**{**IMAGIC, "embedding_updates": 0})
+
+    pictures = {await png(sampler, request(weights, "imagic", eta=eta)) for eta in (0, 0.3, 1, 1.7)}
+
+    assert len(pictures) == 1
+
+
+async def test_vectors_sample_without_a_refit(start: Callable[..., Any], stored: Stored) -> None:
+    """There is no loading, the engine keeps the base weights, and the placeholder changes the picture (T3)."""
+    sampler, weights = await start(), stored(**VECTORS)
+
+    found = await events(sampler, request(weights, "textual_inversion", prompt="a S* on the beach"))
+    state = await anext(aiter(sampler.WatchReplica(sampler_pb2.WatchReplicaRequest())))
+
+    kinds = [event.WhichOneof("event") for event in found]
+    assert list(dict.fromkeys(kinds)) == ["step", "image", "done"]
+    assert found[-1].done.refit_s == 0
+    assert list(state.resident) == []
+    plain = await png(sampler, request(None, "sdedit", prompt="a cat on the beach"))
+    assert plain != found[-2].image.png
+
+
+async def test_a_fresh_sampler_gives_the_same_picture_from_the_file(start: Callable[..., Any], stored: Stored) -> None:
+    """What the file holds is all there is: two samplers agree bit for bit, and vectors of zero updates are the
+    initial word (T3)."""
+    weights = stored(**VECTORS)
+    asked = request(weights, "textual_inversion", prompt="a S* on the beach")
+    first, second = await start(), await start()
+
+    assert await png(first, asked) == await png(second, asked)
+    word = stored(**{**VECTORS, "updates": 0, "num_vectors": 1})
+    placed = await png(first, request(word, "textual_inversion", prompt="a S* on the beach"))
+    assert placed == await png(first, request(None, "sdedit", prompt="a cat on the beach"))
+
+
+async def test_weights_of_another_method_are_refused(start: Callable[..., Any], stored: Stored) -> None:
+    """Whatever the engine holds, a method does not sample with what another one made."""
+    sampler, weights, vectors = await start(), stored(**IMAGIC), stored(**VECTORS)
+    await png(sampler, request(weights, "imagic", eta=0.5))  # warm from here on
+
+    for asked in (
+        request(weights, "unitune"),
+        request(weights, "textual_inversion", prompt="S*"),
+        request(vectors, "imagic", eta=1.0),
+    ):
+        failed = (await events(sampler, asked))[-1].failed
+        assert from_status(failed).reason in ("METHOD_MISMATCH", "WEIGHTS_CORRUPT")
+
+
+async def test_loading_vectors_ahead_takes_no_engine(
+    start: Callable[..., Any], stored: Stored, store: WeightStore
+) -> None:
+    """Load reads a file of embeddings alone, so that its edits read nothing, and tells of no refit."""
+    sampler, weights = await start(), stored(**VECTORS)
+
+    answer = await sampler.Load(sampler_pb2.LoadRequest(weights=weights))
+    store.delete_weights(weights.path)
+
+    assert not answer.HasField("loading")
+    assert await png(sampler, request(weights, "textual_inversion", prompt="S*"))
+    state = await anext(aiter(sampler.WatchReplica(sampler_pb2.WatchReplicaRequest())))
+    assert list(state.resident) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "field"),
+    [
+        ("imagic", {}, "config.eta"),
+        ("imagic", {"eta": 2.5}, "config.eta"),
+        ("dreambooth", {}, "weights"),
+        ("textual_inversion", {}, "weights"),
+    ],
+)
+async def test_a_run_without_what_its_method_needs_is_refused(
+    start: Callable[..., Any], method: str, changes: dict[str, Any], field: str
+) -> None:
+    """Imagic needs an eta, and what is not UniTune or SDEdit needs what its tuning made."""
+    import grpc
+
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await events(await start(), request(None, method, **changes))
+
+    assert from_rpc_error(caught.value).field == field
+
+
+async def test_damaged_vectors_are_refused(start: Callable[..., Any], stored: Stored, tmp_path: Path) -> None:
+    """One changed byte is found by the digest, though nothing is refitted."""
+    sampler, weights = await start(), stored(**VECTORS)
+    path = tmp_path / "store" / weights.path / WEIGHTS_FILE
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+
+    failed = (await events(sampler, request(weights, "textual_inversion", prompt="S*")))[-1].failed
+
+    assert from_status(failed).reason == "WEIGHTS_CORRUPT"
+
+
+async def test_evicted_vectors_are_forgotten(start: Callable[..., Any], stored: Stored, store: WeightStore) -> None:
+    """After an evict nothing is sampled from memory."""
+    sampler, weights = await start(), stored(**VECTORS)
+    asked = request(weights, "textual_inversion", prompt="S*")
+    await png(sampler, asked)
+    store.delete_weights(weights.path)
+    assert await png(sampler, asked)  # what was read is kept
+
+    await sampler.Evict(sampler_pb2.EvictRequest(digest=weights.digest))
+
+    assert from_status((await events(sampler, asked))[-1].failed).reason == "WEIGHTS_MISSING"
+
+
+async def test_vectors_of_another_base_model_are_refused(
+    start: Callable[..., Any], stored: Stored, store: WeightStore, monkeypatch: pytest.MonkeyPatch, base_model: Any
+) -> None:
+    """Every time, though nothing is refitted that would show it."""
+    from tuner_svc import probe
+
+    monkeypatch.setattr(probe, "pack", lambda tensors, **facts: pack(tensors, **{**facts, "base_model": "other"}))
+    sampler, weights = await start(), stored(**VECTORS)
+
+    for _ in range(2):
+        failed = (await events(sampler, request(weights, "textual_inversion", prompt="S*")))[-1].failed
+        assert from_status(failed).reason == "BASE_MODEL_MISMATCH"
+
+
+def test_embeddings_of_another_shape_are_refused(model: Model, stored: Stored, store: WeightStore) -> None:
+    """A file whose embeddings are not this base model's, or are missing, is corrupt."""
+    weights = stored(**VECTORS)
+    tuned: TunedWeights = store.get_weights(weights.path, weights.digest)
+
+    for extras in ({}, {"vectors": np.zeros((2, 31), np.float32)}, {"vectors": np.zeros(32, np.float32)}):
+        with pytest.raises(DataLoss, match="vectors"):
+            embedding(model.graphs, replace(tuned, extras=extras), "S*", 0.0)
+
+
+def test_a_prompt_with_vectors_has_the_tuners_embedding(
+    model: Model, base_model: Any, stored: Stored, store: WeightStore
+) -> None:
+    """The sampler's text encoder and tokenizer place the vectors as the tuner's do (T8)."""
+    import torch
+
+    from tuner_svc.methods.textual_inversion import placeholder_ids
+    from tuner_svc.tuning_config import TuningConfig
+
+    weights, config = stored(**VECTORS), TuningConfig(**VECTORS)
+    tuned = store.get_weights(weights.path, weights.digest)
+
+    for prompt in ("a S* on the beach", "S*", "A dog, by s* at NIGHT", "S* " * 30, "a cat"):
+        ours = embedding(model.graphs, tuned, prompt, 0.0)(prompt)
+        with torch.no_grad():
+            ids = placeholder_ids(base_model, prompt, config)
+            theirs = base_model.text_encoder(ids, torch.from_numpy(tuned.extras["vectors"]))[0].numpy()
+        np.testing.assert_allclose(ours, theirs, atol=1e-5, err_msg=prompt)

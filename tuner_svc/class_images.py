@@ -1,0 +1,73 @@
+"""Pictures of a class, drawn by the base model itself (DreamBooth, arXiv 2208.12242, section 3.2).
+
+They stay latents: a tuning would encode them again at once.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tuner_svc.base_model import BaseModel
+from unitune.diffusion.denoiser import predict
+from unitune.diffusion.guidance import classifier_free, guided
+from unitune.diffusion.schedule import Latents, Schedule
+from unitune.diffusion.solvers import SCHEDULERS
+
+BATCH = 4  # pictures drawn together
+KEPT = 8  # sets of pictures in memory
+
+_kept: OrderedDict[tuple[str, str, int], Tensor] = OrderedDict()  # the tuner has one worker thread
+
+
+def class_prompt(class_noun: str) -> str:
+    """What pictures of the class are called."""
+    return f"a {class_noun.strip()}"
+
+
+def class_latents(
+    model: BaseModel, class_noun: str, number: int, before_each: Callable[[], None] = lambda: None
+) -> Tensor:
+    """Latents (number, channels, h, w) of a base model and class noun; drawn once, while they are among the last few.
+
+    `before_each` may raise before a batch is drawn, which keeps nothing.
+    """
+    key = (model.digest, class_noun.strip(), number)
+    if key not in _kept:
+        _kept[key] = draw_class(model, class_noun, number, before_each)
+    _kept.move_to_end(key)
+    while len(_kept) > KEPT:
+        _kept.popitem(last=False)
+    return _kept[key]
+
+
+def draw_class(
+    model: BaseModel, class_noun: str, number: int, before_each: Callable[[], None] = lambda: None
+) -> Tensor:
+    """Draw them from noise, with the preset's scheduler, steps and guidance; picture i comes from seed i."""
+    schedule = Schedule(**vars(model.schedule))
+    scheduler = SCHEDULERS[model.preset.scheduler]
+    prompt, empty = (model.encode_prompt(text)[0].cpu().numpy() for text in (class_prompt(class_noun), ""))
+    rows = classifier_free(model.preset.guidance_scale, prompt, empty)
+
+    @torch.no_grad()
+    def denoiser(latents: Latents, timesteps: NDArray[np.int64], contexts: NDArray[np.float32]) -> Latents:
+        arguments = (torch.from_numpy(array).to(model.device) for array in (latents, timesteps, contexts))
+        answer: Latents = model.denoiser(*arguments).cpu().numpy()
+        return answer
+
+    batches = []
+    shape = (model.latent_channels, *model.latent_side)
+    for first in range(0, number, BATCH):
+        before_each()
+        seeds = range(first, min(first + BATCH, number))
+        latents = np.stack([np.random.default_rng(seed).standard_normal(shape, dtype=np.float32) for seed in seeds])
+        solver = scheduler.solver()
+        for timestep, level, next_level in scheduler.run(schedule, model.preset.num_inference_steps):
+            output = guided(denoiser, latents, timestep, rows)
+            latents = solver.step(latents, predict(output, latents, level, schedule.prediction_type), level, next_level)
+        batches.append(torch.from_numpy(np.asarray(latents, dtype=np.float32)))
+    return torch.cat(batches).to(model.device)

@@ -1,0 +1,78 @@
+"""How a tuning goes: its updates are counted, told of, cancelled, and stopped when they diverge."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from unitune.errors import Cancelled, Internal
+
+PROGRESS_S = 0.2  # between two reports, at least
+MEAN_OF_LOSSES = 10  # updates; a single one says little, its timesteps are random
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a tuning is. `loss` is the mean of the last losses, `left_s` an estimate; `learning_rate` is in force."""
+
+    update: int
+    total: int
+    loss: float
+    left_s: float
+    learning_rate: float = 0.0
+
+
+class Course:
+    """The updates of one tuning, over all its stages. `losses` holds the loss of each."""
+
+    def __init__(self, total: int, tell: Callable[[Progress], None], cancelled: Callable[[], bool]) -> None:
+        self.losses: list[float] = []
+        self._total, self._tell, self._cancelled = total, tell, cancelled
+        self._last: deque[float] = deque(maxlen=MEAN_OF_LOSSES)
+        self._started_s = time.monotonic()
+        self._told_s = -math.inf
+
+    def updates(self, number: int, learning_rate: float) -> Iterator[int]:
+        """So many updates, counted from 0 in each stage; the body of the loop is one, and calls `note`.
+
+        Raises Cancelled (TUNING_CANCELLED) before an update.
+        """
+        for index in range(number):
+            self.refuse_cancelled()
+            yield index
+            self._report(learning_rate)
+
+    def note(self, loss: Tensor) -> None:
+        """The loss of the update that runs. Raises Internal (TUNING_DIVERGED) unless it is finite."""
+        self.losses.append(loss.item())
+        self._last.append(self.losses[-1])
+        if not math.isfinite(self.losses[-1]):
+            raise self._diverged()
+
+    def refuse_cancelled(self) -> None:
+        """Raises Cancelled (TUNING_CANCELLED) once that was asked for."""
+        if self._cancelled():
+            raise Cancelled("the tuning was cancelled", reason="TUNING_CANCELLED")
+
+    def refuse_infinite(self, results: Iterable[Tensor]) -> None:
+        """Raises Internal (TUNING_DIVERGED) unless all are finite; no loss comes after the last update to show it."""
+        if not all(bool(tensor.isfinite().all()) for tensor in results):
+            raise self._diverged()
+
+    def _report(self, learning_rate: float) -> None:
+        """After the first update, then whenever PROGRESS_S have passed."""
+        now_s = time.monotonic()
+        if now_s - self._told_s < PROGRESS_S:
+            return
+        self._told_s = now_s
+        update = len(self.losses)
+        left_s = (now_s - self._started_s) / update * (self._total - update)
+        self._tell(Progress(update, self._total, sum(self._last) / len(self._last), left_s, learning_rate))
+
+    def _diverged(self) -> Internal:
+        update = len(self.losses)
+        message = f"the tuning diverged at update {update}: its loss was not finite; lower learning_rate"
+        return Internal(message, reason="TUNING_DIVERGED", metadata={"update": str(update)})

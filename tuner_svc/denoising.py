@@ -1,0 +1,72 @@
+"""What every method's loop is made of: random draws, noised latents, the loss of the denoiser."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn.functional import mse_loss
+
+from tuner_svc.base_model import BaseModel
+from unitune.base_model import NoiseSchedule
+from unitune.diffusion.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What is random in one update: timesteps int64 (batch,), uniform, and noise (batch, channels, h, w), normal."""
+
+    timesteps: Tensor
+    noise: Tensor
+
+
+def draw(batch: int, latent: Tensor, num_timesteps: int, generator: torch.Generator) -> Draws:
+    """The next draws of the generator, on the latent's device."""
+    timesteps = torch.randint(0, num_timesteps, (batch,), generator=generator)
+    noise = torch.randn((batch, *latent.shape[1:]), generator=generator)
+    return Draws(timesteps.to(latent.device), noise.to(latent.device))
+
+
+def denoising_loss(
+    model: BaseModel, weights: Mapping[str, Tensor], latent: Tensor, context: Tensor, noising: "Noising", draws: Draws
+) -> Tensor:
+    """Mean square error of the denoiser, with `weights` in place of its own, at the drawn timesteps and noise.
+
+    `latent` is (1 or batch, channels, h, w), `context` (1 or batch, tokens, width).
+    """
+    batch = len(draws.timesteps)
+    noised = noising.noised(latent, draws)
+    arguments = (noised, draws.timesteps, context.expand(batch, -1, -1))
+    prediction = functional_call(model.denoiser.unet, dict(weights), arguments).sample
+    return mse_loss(prediction.float(), noising.target(latent, draws))
+
+
+class Noising:
+    """x_t = a_t x + s_t e, and what the denoiser is trained to say of it: e, or v = a_t e - s_t x."""
+
+    def __init__(self, schedule: NoiseSchedule, device: torch.device) -> None:
+        levels = torch.from_numpy(Schedule(**vars(schedule)).alphas_cumprod)
+        self._signal = levels.sqrt().float().to(device)
+        self._noise = (1 - levels).sqrt().float().to(device)
+        self._predicts_v = schedule.prediction_type == "v_prediction"
+        self.num_timesteps = len(levels)
+
+    def noised(self, latent: Tensor, draws: Draws) -> Tensor:
+        """The latent at the drawn timesteps, (batch, channels, h, w)."""
+        signal, noise = self._at(draws.timesteps)
+        return signal * latent + noise * draws.noise
+
+    def target(self, latent: Tensor, draws: Draws) -> Tensor:
+        """Epsilon or v."""
+        signal, noise = self._at(draws.timesteps)
+        return signal * draws.noise - noise * latent if self._predicts_v else draws.noise
+
+    def _at(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        return self._signal[timesteps, None, None, None], self._noise[timesteps, None, None, None]
+
+
+def half_precision(device: torch.device) -> AbstractContextManager[None]:
+    """bfloat16 in the denoiser on a GPU; the weights, the loss and the optimizer stay fp32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")

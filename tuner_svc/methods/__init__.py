@@ -1,0 +1,43 @@
+"""The methods that tune, one file each, and the table of them. A new one is a new file and a line here.
+
+Every file has a `tune`, which is one visible loop over the parts of tuner_svc.denoising; latents come in, what the
+method made goes out. docs/guides/add_a_method.md says what else a method needs.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tuner_svc.base_model import BaseModel
+from tuner_svc.course import Course
+from tuner_svc.methods import dreambooth, imagic, textual_inversion, unitune
+from tuner_svc.methods.tuned import Tuned
+from tuner_svc.tuning_config import TuningConfig
+
+
+def _just_updates(config: TuningConfig) -> int:
+    return config.updates
+
+
+def _nothing_more(model: BaseModel, config: TuningConfig) -> None:
+    return
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method. `tune` takes the pictures' latents, (n, channels, h, w)."""
+
+    tune: Callable[[BaseModel, Tensor, TuningConfig, Course], Tuned]
+    total: Callable[[TuningConfig], int] = _just_updates  # optimizer updates of all its stages
+    check: Callable[[BaseModel, TuningConfig], None] = _nothing_more  # raises InvalidField for what a tokenizer shows
+
+
+METHODS: Mapping[str, Method] = {
+    "unitune": Method(unitune.tune),
+    "imagic": Method(imagic.tune, total=imagic.total),
+    "dreambooth": Method(dreambooth.tune),
+    "textual_inversion": Method(textual_inversion.tune, check=textual_inversion.check),
+}
+
+__all__ = ["METHODS", "Method", "Tuned"]

@@ -1,0 +1,82 @@
+"""Textual Inversion (arXiv 2208.01618), section 3: new vectors for a placeholder are all that is learned.
+
+They start from the embedding of an initial word. Text transformer, denoiser and every other row of the embedding table
+stay frozen. The picture is never mirrored: it is the one picture to be edited.
+"""
+
+import torch
+from torch import Tensor
+from torch.optim import Adam
+
+from tuner_svc.base_model import BaseModel
+from tuner_svc.course import Course
+from tuner_svc.denoising import Noising, denoising_loss, draw, half_precision
+from tuner_svc.methods.tuned import Tuned
+from tuner_svc.tuning_config import TuningConfig
+from unitune.errors import InvalidField
+from unitune.prompts import ids_with_vectors
+
+# Neutral sentences, as in the paper. A base model that knows only a list of words gets the placeholder alone.
+TEMPLATES = ("a photo of {}", "a picture of {}", "a rendering of {}", "an image of {}", "{}")
+
+
+def tune(model: BaseModel, latent: Tensor, config: TuningConfig, course: Course) -> Tuned:
+    """Move the vectors that stand in the placeholder's place until the frozen model draws the picture for them."""
+    generator = torch.Generator().manual_seed(config.seed)
+    noising = Noising(model.schedule, model.device)
+    vectors = initial_vectors(model, config).requires_grad_()
+    rate = effective_learning_rate(config)
+    optimizer = Adam([vectors], rate)
+    templates = TEMPLATES if not model.vocabulary else TEMPLATES[-1:]
+    prompts = [placeholder_ids(model, template.format(config.rare_tokens), config) for template in templates]
+
+    for _ in course.updates(config.updates, rate):
+        ids = prompts[int(torch.randint(0, len(prompts), (), generator=generator))]
+        draws = draw(config.batch, latent, noising.num_timesteps, generator)
+        with half_precision(model.device):
+            context = model.text_encoder(ids, vectors)
+            loss = denoising_loss(model, {}, latent, context, noising, draws)
+        course.note(loss)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return Tuned({}, course.losses, extras={"vectors": vectors.detach()})
+
+
+def check(model: BaseModel, config: TuningConfig) -> None:
+    """Raises InvalidField for a placeholder that the vocabulary has already, and for an initial word of other than one
+    token."""
+    placeholder = config.rare_tokens.strip()
+    if len(placeholder.split()) > 1:
+        raise InvalidField("config.rare_tokens", placeholder, "the placeholder must be one word")
+    if _token(model, placeholder) is not None:
+        remedy = "the base model's vocabulary has this word already; choose another placeholder, such as beikkpic"
+        raise InvalidField("config.rare_tokens", placeholder, remedy)
+    if _token(model, config.initial_word) is None:
+        remedy = "it must be one token of the base model's vocabulary: choose a shorter or a more common word"
+        raise InvalidField("config.initial_word", config.initial_word, remedy)
+
+
+def initial_vectors(model: BaseModel, config: TuningConfig) -> Tensor:
+    """(num_vectors, width): the initial word's embedding, over and over."""
+    token = _token(model, config.initial_word)
+    return model.text_encoder.table[token].detach().clone().repeat(config.num_vectors, 1)
+
+
+def placeholder_ids(model: BaseModel, prompt: str, config: TuningConfig) -> Tensor:
+    """Token ids (1, tokens) of a prompt, the placeholder as the ids of num_vectors vectors."""
+    empty = model.input_ids([""])[0].tolist()
+    ids = ids_with_vectors(prompt, config.rare_tokens, config.num_vectors, model.token_ids, empty)
+    return torch.tensor([ids], device=model.device)
+
+
+def effective_learning_rate(config: TuningConfig) -> float:
+    """The rate in force: with scale_learning_rate times the batch (of one device, in one piece)."""
+    return config.learning_rate * (config.batch if config.scale_learning_rate else 1)
+
+
+def _token(model: BaseModel, word: str) -> int | None:
+    """The id of a word that is one token of the vocabulary; None for any other."""
+    ids = model.token_ids(word.strip())
+    return ids[0] if len(ids) == 1 and ids[0] not in model.tokenizer.all_special_ids else None

@@ -1,0 +1,36 @@
+"""UniTune (arXiv 2210.09477): the hot path.
+
+One picture, one prompt that is the rare tokens alone, a few updates, text encoder and autoencoder frozen.
+"""
+
+import torch
+from torch import Tensor
+
+from tuner_svc.adafactor import Adafactor
+from tuner_svc.base_model import BaseModel
+from tuner_svc.course import Course
+from tuner_svc.denoising import Noising, denoising_loss, draw, half_precision
+from tuner_svc.methods.tuned import Tuned
+from tuner_svc.trainable import trainable
+from tuner_svc.tuning_config import TuningConfig
+from unitune.prompts import with_rare_tokens
+
+
+def tune(model: BaseModel, latent: Tensor, config: TuningConfig, course: Course) -> Tuned:
+    """Bind the rare tokens to the picture, in the denoiser's weights."""
+    generator = torch.Generator().manual_seed(config.seed)  # on the CPU, so that every device sees the same draws
+    chosen = trainable(model.denoiser.unet, config.mode, generator)
+    optimizer = Adafactor(chosen.parameters(), config.learning_rate)
+    noising = Noising(model.schedule, model.device)
+    context = model.encode_prompt(with_rare_tokens(config.rare_tokens, ""))
+
+    for _ in course.updates(config.updates, config.learning_rate):
+        draws = draw(config.batch, latent, noising.num_timesteps, generator)
+        with half_precision(model.device):
+            loss = denoising_loss(model, chosen.weights(), latent, context, noising, draws)
+        course.note(loss)
+        loss.backward()
+        optimizer.step()
+
+    tensors = {name: tensor.detach() for name, tensor in chosen.weights().items()}
+    return Tuned(tensors, course.losses, chosen.factors())
