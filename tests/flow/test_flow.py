@@ -3,7 +3,6 @@
 import io
 import struct
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,23 +23,9 @@ from unitune_client import (
     NotFound,
     TuningReady,
 )
-from unitune_client.home import Home
 from unitune_client.local import LocalServices
 
 SIZE = (60, 44)  # width and height of the test picture; the model works at 48x48
-
-
-@pytest.fixture(scope="module")
-def services(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServices]:
-    """The three services on the tiny base model."""
-    with LocalServices(str(tiny_model), home=Home(tmp_path_factory.mktemp("home"))) as services:
-        yield services
-
-
-@pytest.fixture
-def client(services: LocalServices) -> Iterator[Client]:
-    with Client(services.address) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")

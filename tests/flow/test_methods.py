@@ -1,7 +1,6 @@
 """Each method that tunes, through gateway, tuner and sampler: real processes on the tiny base model."""
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,24 +9,9 @@ from PIL import Image
 from safetensors import safe_open
 
 from unitune_client import Client, EditDone, EditEvent, EditLoading, InvalidField, TuningReady
-from unitune_client.home import Home
 from unitune_client.local import LocalServices
 
 SETTINGS = {"num_inference_steps": 4, "guidance_scale": 3.0, "seeds": [1]}
-
-
-@pytest.fixture(scope="module")
-def services(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServices]:
-    """The three services on the tiny base model."""
-    with LocalServices(str(tiny_model), home=Home(tmp_path_factory.mktemp("home"))) as services:
-        yield services
-
-
-@pytest.fixture
-def client(services: LocalServices) -> Iterator[Client]:
-    """A client of the services."""
-    with Client(services.address) as client:
-        yield client
 
 
 def picture(seed: int) -> bytes:

@@ -172,6 +172,8 @@ async def test_a_mask_is_taken_wherever_its_picture_comes_from(world: World) -> 
         (SamplingConfig(method="unitune", only_masked=True, mask_padding=8), picture("white")),
         (SamplingConfig(method="sdedit", only_masked=True), picture("white")),
         (SamplingConfig(), b""),
+        (SamplingConfig(automatic=True), b""),
+        (SamplingConfig(gate=True), b""),
     ],
 )
 async def test_the_config_that_was_accepted_can_be_sent_again(

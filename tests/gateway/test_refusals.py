@@ -11,8 +11,9 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tests.gateway.conftest import World, picture, refused
+from tests.gateway.upstream_servers import BASE_MODEL
 from unitune.v1.edit_pb2 import CancelEditRequest, EditRequest, GetEditRequest, SamplingConfig
-from unitune.v1.server_pb2 import GetServerInfoRequest
+from unitune.v1.server_pb2 import BaseModel, GetServerInfoRequest
 from unitune.v1.tuning_pb2 import (
     CreateTuningRequest,
     DeleteTuningRequest,
@@ -97,6 +98,15 @@ async def test_a_mask_is_held_to_the_picture_of_an_upload_and_of_a_tuning(world:
     assert not world.sampler.requests
 
 
+@pytest.mark.parametrize("option", ["automatic", "gate"])
+async def test_a_gate_is_refused_where_the_base_model_has_none(world: World, option: str) -> None:
+    """Said before any tuning, with the option's name."""
+    world.sampler.base_model = BaseModel(name="tiny", digest=BASE_MODEL.digest)
+    call = world.edits.Edit(EditRequest(image_data=picture(), prompt="a dog", config=SamplingConfig(**{option: True})))
+    await refused(call, INVALID, "INVALID_FIELD", f"config.{option}")
+    assert list((await world.tunings.ListTunings(ListTuningsRequest())).tunings) == []
+
+
 async def test_picture_too_large_for_a_request_is_refused(world: World) -> None:
     """Above 3 MiB a picture must be uploaded; above the transport's limit gRPC itself refuses."""
     call = world.edits.Edit(EditRequest(image_data=bytes((3 << 20) + 1), prompt="a dog"))
@@ -145,6 +155,11 @@ async def test_picture_too_large_for_a_request_is_refused(world: World) -> None:
         ({"config": SamplingConfig(base_mixture=1.5)}, "config.base_mixture", "1.5"),
         ({"config": SamplingConfig(method="sdedit", base_mixture=0.5)}, "config.base_mixture", "0.5"),
         ({"config": SamplingConfig(repeats=2)}, "config.repeats", "2"),
+        ({"config": SamplingConfig(automatic=True, strength=0.5)}, "config.strength", "0.5"),
+        ({"config": SamplingConfig(automatic=True, guidance_scale=5)}, "config.guidance_scale", "5.0"),
+        ({"config": SamplingConfig(automatic=True, gate=True)}, "config.gate", "true"),
+        ({"config": SamplingConfig(resamples=2)}, "config.resamples", "2"),
+        ({"config": SamplingConfig(gate=True, resamples=9)}, "config.resamples", "9"),
         ({"config": SamplingConfig(method="sdedit", repeats=0)}, "config.repeats", "0"),
         ({"config": SamplingConfig(method="sdedit", repeats=11)}, "config.repeats", "11"),
         ({"config": SamplingConfig(mask_source="guessed")}, "config.mask_source", "guessed"),

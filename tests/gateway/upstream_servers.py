@@ -20,7 +20,7 @@ from unitune.v1.server_pb2 import BaseModel
 from unitune.v1.tuning_pb2 import TuningConfig, TuningProgress, WeightsRef
 from unitune.weight_store import WeightStore
 
-BASE_MODEL = BaseModel(name="tiny", digest=hashlib.sha256(b"tiny").hexdigest(), width=64, height=64)
+BASE_MODEL = BaseModel(name="tiny", digest=hashlib.sha256(b"tiny").hexdigest(), width=64, height=64, has_gate=True)
 TUNING_DEFAULTS = TuningConfig(
     method="unitune", mode="attn_out", updates=5, batch=4, learning_rate=2e-4, rare_tokens="beikkpic"
 )

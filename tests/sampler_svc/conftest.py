@@ -41,3 +41,16 @@ def tunings(tiny_model: Path, spec: BaseModelSpec, base: Weights) -> "Tunings": 
 def model(engine_folder: Path) -> Model:
     """The engine folder, loaded afresh."""
     return Model.open(engine_folder, threads=1)
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> "tuple[Path, Path, CLIPModel]":  # noqa: F821
+    """A base model's folder with a tiny CLIP in it and nothing else, the CLIP's graphs, and the CLIP itself."""
+    from tests.sampler_svc.tiny_clip import save_tiny_clip  # torch is slow to import
+    from tuner_svc.export_clip import export_clip
+    from tuner_svc.model_folder import CLIP_FOLDER
+
+    folder, graphs = tmp_path_factory.mktemp("base_model"), tmp_path_factory.mktemp("clip_graphs")
+    clip = save_tiny_clip(folder / CLIP_FOLDER)
+    export_clip(graphs, folder)
+    return folder, graphs, clip

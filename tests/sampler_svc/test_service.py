@@ -3,18 +3,22 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 
+from sampler_svc.attempts import SEED_STRIDE
 from sampler_svc.engine import Weights
+from sampler_svc.gate import Gate
 from sampler_svc.model import Model
 from sampler_svc.service import SamplerService
 from tests.sampler_svc.pictures import mask, picture
 from tests.sampler_svc.tunings import Tunings
 from unitune import images, serving
+from unitune.base_model import Preset
 from unitune.errors import DataLoss, from_rpc_error, from_status
 from unitune.v1 import edit_pb2, sampler_pb2, sampler_pb2_grpc, tuning_pb2
 from unitune.weight_store import WeightStore
@@ -472,3 +476,64 @@ async def test_a_mistake_of_ours_is_internal_and_tells_nothing(
     assert error.reason == "INTERNAL" and "division" not in error.message
     monkeypatch.undo()
     assert kinds(await events(sampler, request()))[-1] == "done"
+
+
+@pytest.fixture
+async def gated(model, store_folder, clip_folder) -> AsyncIterator[sampler_pb2_grpc.SamplerServiceStub]:
+    """A client of a sampler whose base model brings a CLIP; its thresholds let no picture pass."""
+    nothing_passes = replace(model.spec.preset, gate_gain=3.0)
+    gate = Gate(clip_folder[1], nothing_passes, threads=1)
+    service = SamplerService(replace(model, gate=gate), WeightStore(str(store_folder)))
+    server = await serving.start("127.0.0.1:0", service.register)
+    async with serving.channel(server.address) as channel:
+        yield sampler_pb2_grpc.SamplerServiceStub(channel)
+    await server.stop()
+
+
+async def test_automatic_returns_the_point_that_it_chose(gated) -> None:
+    """Strength and guidance need not be set; every point is tried, and the answer tells which one it is from."""
+    asked = request(automatic=True)
+    asked.config.ClearField("strength")
+    asked.config.ClearField("guidance_scale")
+
+    found = await events(gated, asked)
+    (image,) = (event.image for event in found if event.WhichOneof("event") == "image")
+
+    points = Preset().automatic_points
+    assert (image.strength, image.guidance_scale) in points
+    assert image.HasField("scores") and not image.scores.passed
+    steps = [event.step for event in found if event.WhichOneof("event") == "step"]
+    assert steps[-1].index + 1 == sum(int(8 * strength) for strength, _ in points)
+    (point,) = (point for point in points if point == (image.strength, image.guidance_scale))
+    alone = await events(gated, request(strength=point[0], guidance_scale=point[1]))
+    assert pngs(alone) == [image.png]
+
+
+async def test_the_gate_resamples_within_bounds_and_scores_the_answer(gated) -> None:
+    """The answer has scores and the seed that it came from, which gives the same picture by itself."""
+    found = await events(gated, request(gate=True, resamples=2))
+    (image,) = (event.image for event in found if event.WhichOneof("event") == "image")
+
+    assert kinds(found) == ["loading", "step", "image", "done"]
+    assert image.HasField("scores") and image.strength == 0
+    assert image.seed in [5 + attempt * SEED_STRIDE for attempt in range(3)]
+    assert pngs(await events(gated, request(seeds=[image.seed]))) == [image.png]
+
+
+async def test_a_run_that_tries_again_can_be_cancelled_between_attempts(gated) -> None:
+    """Closing the stream during a later attempt stops the work, and the engine is free for the next run."""
+    call = gated.Sample(request(gate=True, resamples=8, num_inference_steps=40))
+    async for event in call:
+        if event.WhichOneof("event") == "step" and event.step.index > 31:
+            break
+    call.cancel()
+
+    assert kinds(await events(gated, request()))[-1] == "done"
+
+
+async def test_a_gate_is_refused_where_there_is_none(sampler) -> None:
+    """The field is named."""
+    for option in ("automatic", "gate"):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await events(sampler, request(**{option: True}))
+        assert from_rpc_error(caught.value).metadata["field"] == f"config.{option}"

@@ -16,11 +16,14 @@ from tuner_svc.methods.tuned import Tuned
 from tuner_svc.trainable import trainable
 from tuner_svc.tuning_config import TuningConfig
 
+CLASS_SEEDS = 2**31  # added to a seed it gives other draws: torch's generator on a CPU reads the lower 32 bits alone
+
 
 def tune(model: BaseModel, latents: Tensor, config: TuningConfig, course: Course) -> Tuned:
-    """Tune on the subject's pictures in turn, and on as many of the class. The class pictures have draws of their own,
-    so that prior_weight 0 is plain tuning, bit for bit."""
-    generator, class_generator = (torch.Generator().manual_seed(config.seed) for _ in range(2))
+    """Tune on the subject's pictures in turn, and on as many of the class."""
+    generator = torch.Generator().manual_seed(config.seed)
+    # Draws of its own, so that without a prior it is plain tuning, bit for bit.
+    class_generator = torch.Generator().manual_seed(config.seed + CLASS_SEEDS)
     noising = Noising(model.schedule, model.device)
     chosen = trainable(model.denoiser.unet, config.mode, generator)
     optimizer = Adam(chosen.parameters(), config.learning_rate)

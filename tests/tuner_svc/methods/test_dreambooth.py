@@ -14,7 +14,7 @@ from tuner_svc import class_images
 from tuner_svc.base_model import BaseModel
 from tuner_svc.class_images import class_latents, draw_class
 from tuner_svc.denoising import Draws, Noising, denoising_loss, draw
-from tuner_svc.methods.dreambooth import in_turn, instance_prompt
+from tuner_svc.methods.dreambooth import CLASS_SEEDS, in_turn, instance_prompt
 from tuner_svc.trainable import LORA_ALPHA, LORA_RANK, trainable
 from tuner_svc.tune import tune
 from tuner_svc.tuning_config import TuningConfig
@@ -86,7 +86,9 @@ def test_the_prior_half_is_the_class_alone(quick: BaseModel, image: ModelImage) 
     config = replace(SHORT, prior_weight=0.5)
     latents, of_class = quick.encode_image(image), draw_class(quick, "cat", 3)
     noising = Noising(quick.schedule, quick.device)
-    own, class_own = (draw(2, latents, 1000, torch.Generator().manual_seed(config.seed)) for _ in range(2))
+    seeds = config.seed, config.seed + CLASS_SEEDS
+    own, class_own = (draw(2, latents, 1000, torch.Generator().manual_seed(seed)) for seed in seeds)
+    assert not torch.equal(own.noise, class_own.noise)
 
     def loss(pictures: Tensor, prompt: str, draws: Draws) -> float:
         with torch.no_grad():
@@ -189,6 +191,11 @@ def test_a_merged_lora_answers_as_the_adapter_does(model: BaseModel) -> None:
 
     torch.testing.assert_close(adapted, merged, rtol=0, atol=1e-5)
     assert float((adapted - base).abs().max()) > 1e-2
+
+
+def test_the_largest_seed_is_a_seed(quick: BaseModel, image: ModelImage) -> None:
+    """The class's draws have a seed of their own even above the largest one that a request may ask for."""
+    assert tune(quick, image, replace(SHORT, updates=1, num_class_images=1, seed=2**63 - 1)).losses
 
 
 def test_several_pictures_take_turns(quick: BaseModel, image: ModelImage) -> None:
