@@ -23,7 +23,7 @@ from gateway.upstreams import Upstreams
 from unitune import telemetry
 from unitune.choices import EDIT_METHODS
 from unitune.errors import Internal, InvalidField, NotFound, UniTuneError, from_status, to_status
-from unitune.prompts import with_words_before, with_words_instead
+from unitune.prompts import mentions, with_words_before, with_words_instead
 from unitune.v1.edit_pb2 import CompareEvent, CompareRequest, EditRequest
 from unitune.v1.tuning_pb2 import TuningConfig
 
@@ -170,15 +170,16 @@ class Comparisons:
 def bound(config: TuningConfig, prompt: str) -> str:
     """The prompt as an edit with such a tuning needs it: with the words that the method binds.
 
-    UniTune's go before every prompt anyway, Imagic has none. Where class noun or initial word are not mentioned, the
-    prompt stays as it is, which the check of an edit refuses.
+    UniTune's go before every prompt anyway, Imagic has none. Raises InvalidField for a prompt without a place for them.
     """
-    match config.method:
-        case "dreambooth":
-            return with_words_before(prompt, config.rare_tokens, config.class_noun)
-        case "textual_inversion":
-            return with_words_instead(prompt, config.rare_tokens, config.initial_word)
-    return prompt
+    if config.method not in NEEDED_WORD:
+        return prompt
+    noun = getattr(config, NEEDED_WORD[config.method])
+    if not mentions(prompt, config.rare_tokens) and not mentions(prompt, noun):
+        remedy = f"it must have {noun!r} in it, where {config.method} puts its own words"
+        raise InvalidField("prompt", f"{len(prompt)} characters", remedy)
+    put = with_words_before if config.method == "dreambooth" else with_words_instead
+    return put(prompt, config.rare_tokens, noun)
 
 
 def _all_that_can_run(request: CompareRequest) -> list[CompareRequest.Entry]:
