@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from gateway import validation
 from gateway.edit import Edits
-from gateway.edit_plan import Planner, in_field
+from gateway.edit_plan import Planner, check_words, in_field
 from gateway.edit_results import CancelledByOwner
 from gateway.images import Images
 from gateway.names import parse, parse_parent
@@ -23,7 +23,7 @@ from gateway.upstreams import Upstreams
 from unitune import telemetry
 from unitune.choices import EDIT_METHODS
 from unitune.errors import Internal, InvalidField, NotFound, UniTuneError, from_status, to_status
-from unitune.prompts import mentions, with_words_before, with_words_instead
+from unitune.prompts import mentions, with_words_before, with_words_instead, without
 from unitune.v1.edit_pb2 import CompareEvent, CompareRequest, EditRequest
 from unitune.v1.tuning_pb2 import TuningConfig
 
@@ -147,12 +147,16 @@ class Comparisons:
         has_gate = (await self._upstreams.sampler_info()).base_model.has_gate
         turns = []
         for index, entry in enumerate(entries):
-            asked = _edit_request(request, entry, has_gate)
+            asked = _edit_request(request, entry)
             with _in_entry(request, index):
                 config = await self._planner.settle(asked)
                 if config is not None:
                     asked.prompt = bound(config, request.prompt)
-                    validation.check_edit_of(config, asked.prompt)
+                    check_words(asked, config)
+            is_scored = asked.config.gate or asked.config.automatic
+            if has_gate and not is_scored and without(asked.prompt, config.rare_tokens if config else ""):
+                asked.config.gate = True
+                asked.config.resamples = 0  # the seeds stay those that were asked for
             turns.append(Turn(entry.method, asked))
         await self._check_picture(request)
         return turns
@@ -225,7 +229,7 @@ def _check_words(request: CompareRequest, entries: list[CompareRequest.Entry]) -
             raise InvalidField(field, own, f"leave it unset: {word} of the request is {given}")
 
 
-def _edit_request(request: CompareRequest, entry: CompareRequest.Entry, has_gate: bool) -> EditRequest:
+def _edit_request(request: CompareRequest, entry: CompareRequest.Entry) -> EditRequest:
     """One method's edit, in plain words still."""
     asked = EditRequest(
         parent=request.parent,
@@ -242,10 +246,6 @@ def _edit_request(request: CompareRequest, entry: CompareRequest.Entry, has_gate
     word = NEEDED_WORD.get(entry.method)
     if word and getattr(request, word):
         setattr(asked.tuning_config, word, getattr(request, word))
-    if has_gate and not asked.config.gate and not asked.config.automatic:
-        asked.config.gate = True
-        if not asked.config.HasField("resamples"):
-            asked.config.resamples = 0  # the seeds stay those that were asked for
     return asked
 
 

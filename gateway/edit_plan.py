@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from gateway import validation
 from gateway.images import Images
 from gateway.names import DEFAULT_TENANT, parse, parse_parent
-from gateway.sampling_options import check_gate, check_options
+from gateway.sampling_options import check_gate, check_gate_prompt, check_options
 from gateway.tunings import Tunings, not_found
 from gateway.upstreams import Upstreams, refuse_mismatch
 from unitune.choices import TUNING_METHODS
@@ -103,7 +103,7 @@ class Planner:
             raise InvalidField("config.method", method, remedy)
         check_options(request.config, request.mask, "config", method)
         if uses_weights:
-            validation.check_edit_of(tuning.config, request.prompt)
+            check_words(request, tuning.config)
         if uses_weights and tuning.state == Tuning.STATE_EXPIRED:
             raise NotFound(
                 f"the weights of {tuning.name} are discarded; make a new tuning",
@@ -126,7 +126,7 @@ class Planner:
         """Tenant, tuning and image; the tuning is found or made, once all is found to be right."""
         config = await self._settled(request, method)
         if config is not None:
-            validation.check_edit_of(config, request.prompt)
+            check_words(request, config)
         asked = parse_parent(request.parent)
         if request.WhichOneof("target") == "image":
             name = parse(request.image, "images", "image")
@@ -186,6 +186,12 @@ def _check(request: EditRequest) -> None:
             reason="UPLOAD_TOO_LARGE",
             metadata={"field": "image_data", "value": value, "remedy": remedy},
         )
+
+
+def check_words(request: EditRequest, tuning: TuningConfig) -> None:
+    """The prompt against the tuning's words: it must have what the method needs, and more than them for a gate."""
+    validation.check_edit_of(tuning, request.prompt)
+    check_gate_prompt(request.config, request.prompt, tuning.rare_tokens)
 
 
 def _method_of(request: EditRequest) -> str:

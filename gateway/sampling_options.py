@@ -7,6 +7,7 @@ from typing import Any
 
 from unitune.choices import DEFAULT_RESAMPLES, METHODS_WITH
 from unitune.errors import InvalidArgument, InvalidField
+from unitune.prompts import without
 from unitune.v1.edit_pb2 import SamplingConfig
 
 MASK_BYTES = 768 << 10  # with a picture of 3 MiB it fits a request of 4 MiB
@@ -68,6 +69,13 @@ def check_gate(config: SamplingConfig, has_gate: bool, field: str) -> None:
             raise InvalidField(
                 f"{field}.{option}", "true", "leave it unset: this base model has no gate (a clip folder)"
             )
+
+
+def check_gate_prompt(config: SamplingConfig, prompt: str, words: str) -> None:
+    """Refuse a gate for a prompt of nothing but the words of its tuning: the gate reads what is left without them."""
+    if (config.automatic or config.gate) and not without(prompt, words):
+        remedy = f"say more than {words!r}, which the gate does not know, or leave automatic and gate unset"
+        raise InvalidField("prompt", f"{len(prompt)} characters", remedy)
 
 
 def _check_gate_options(config: SamplingConfig, field: str) -> None:

@@ -32,6 +32,7 @@ PRESET = {
     "guidance_scale": 6.0,
     "strength": 0.9,
     "interpolation": 1.0,
+    "methods": {"sdedit": {"strength": 0.8, "guidance_scale": 6.0}},
 }
 
 

@@ -5,7 +5,8 @@
 
 PATH is where the weights lie in the weight store, such as `tunings/default/t-0a1b`. `diffusers` writes OUT/unet, to be
 put in place of that folder of the base model. `kohya` writes OUT/lora.safetensors, which holds the change of every
-matrix and convolution up to the rank; norms and biases have no place in it. The last line of stdout is OUT.
+matrix and convolution up to the rank; norms and biases have no place in it. Embeddings that a method made beside the
+tensors (Imagic) are left out, and embeddings alone (Textual Inversion) are refused. The last line of stdout is OUT.
 """
 
 import argparse
@@ -44,12 +45,20 @@ def read_weights(store: WeightStore, path: str) -> TunedWeights:
 
 
 def tuned_tensors(model: BaseModel, weights: TunedWeights) -> dict[str, Tensor]:
-    """The tensors that the tuning changed. Raises FailedPrecondition (BASE_MODEL_MISMATCH) for another base model."""
+    """The tensors that the tuning changed.
+
+    Raises FailedPrecondition for another base model (BASE_MODEL_MISMATCH) and for embeddings alone (METHOD_MISMATCH).
+    """
     if weights.manifest.base_model != model.digest:
         raise FailedPrecondition(
             f"the weights were tuned from base model {weights.manifest.base_model[:12]}, not from {model.digest[:12]}: "
             "give the folder that they were tuned from",
             reason="BASE_MODEL_MISMATCH",
+        )
+    if weights.manifest.extras and not weights.manifest.tensors:
+        raise FailedPrecondition(
+            f"a tuning by {weights.manifest.method} is embeddings alone, with no UNet to export: edit with it here",
+            reason="METHOD_MISMATCH",
         )
     base = {name: tensor.cpu().numpy() for name, tensor in model.tensors().items()}
     decoded = decode(weights.tensors, base, weights.manifest.codec)
@@ -108,6 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         weights = read_weights(WeightStore(options.store), options.weights)
         model = load(options.base_model)
         tensors = tuned_tensors(model, weights)
+        if weights.manifest.extras:
+            print(f"left out: the embeddings of {weights.manifest.method} ({', '.join(weights.manifest.extras)})")
         if options.format == "kohya":
             made = save_kohya(model, tensors, options.out, options.rank)
             share = 100 * error_of(model, made, weights)

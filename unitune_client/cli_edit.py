@@ -23,6 +23,7 @@ from unitune_client.sheet import SheetEdit, contact_sheet
 MASK_SOURCES = ("given", "difference", "diffedit")
 TUNED_METHOD = "unitune"  # the default of every server
 METHOD_PER_PROMPT = "imagic"  # it tunes for one text
+AUTOMATIC_METHODS = ("unitune", "sdedit")  # unless asked; the others start from the noisiest level, as published
 
 EXAMPLES = """
 \b
@@ -61,8 +62,8 @@ Examples:
 @click.option(
     "--automatic/--no-automatic",
     default=None,
-    help="Let the gate choose --strength and --guidance, from the gentlest that is enough.  [default: yes, where the "
-    "base model has a gate and neither of them is given]",
+    help="Let the gate choose --strength and --guidance, from the gentlest that is enough.  [default: yes for "
+    "unitune and sdedit, where the base model has a gate and neither of them is given]",
 )
 @click.option(
     "--gate", is_flag=True, help="Score every picture, and try other seeds in place of one that does not pass."
@@ -186,7 +187,8 @@ def edit_command(
         check_prompts(info, prompts, options)
         check_choices(info, method, options)
         if automatic is None:
-            automatic = info.base_model.has_gate and not gate and strength is None and guidance is None
+            is_open = not gate and strength is None and guidance is None
+            automatic = info.base_model.has_gate and is_open and method in AUTOMATIC_METHODS
         options["automatic"] = automatic or None
         tunes = method in (TUNED_METHOD, *info.method_tuning_defaults)
         if tunes:

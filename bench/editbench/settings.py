@@ -6,9 +6,6 @@ from dataclasses import asdict, dataclass, replace
 
 from unitune.base_model import Preset
 
-# SDEdit's own best on the development split (python -m bench.editbench.sweep), so it is not beaten at our settings.
-SDEDIT_STRENGTH, SDEDIT_GUIDANCE_SCALE = 0.8, 6.0
-
 
 @dataclass(frozen=True)
 class Tuning:
@@ -56,12 +53,17 @@ def unitune(preset: Preset) -> Setting:
 
 
 def sdedit(preset: Preset) -> Setting:
-    """The baseline at its own best strength and guidance (development split), as its paper has it: no interpolation."""
+    """The baseline at the preset's own strength and guidance for it, so that it is not beaten at UniTune's.
+
+    They are its best on the development split (`python -m bench.editbench.sweep --sdedit`). No interpolation, as its
+    paper has it.
+    """
+    own = preset.of("sdedit")
     return unitune(preset).at(
         "sdedit",
         tuning=None,
-        strength=SDEDIT_STRENGTH,
-        guidance_scale=SDEDIT_GUIDANCE_SCALE,
+        strength=own.strength,
+        guidance_scale=own.guidance_scale,
         interpolation=0.0,
         rare_tokens=False,
     )

@@ -132,3 +132,14 @@ def test_a_result_is_found_again_under_the_same_setting_only(tmp_path):
     assert not result_file(tmp_path, "model", case, replace(setting, strength=0.11)).exists()
     assert not result_file(tmp_path, "another model", case, setting).exists()
     assert sdedit(Preset()).tuning is None
+
+
+def test_sdedit_runs_at_its_own_settings_of_the_preset():
+    """Its strength and guidance are not UniTune's, and nothing is mixed back, as in its paper."""
+    preset = Preset(strength=0.9, interpolation=1.0, methods={"sdedit": {"strength": 0.4, "guidance_scale": 3.0}})
+
+    ours, theirs = unitune(preset), sdedit(preset)
+
+    assert (ours.strength, ours.guidance_scale, ours.interpolation) == (0.9, 7.5, 1.0)
+    assert (theirs.strength, theirs.guidance_scale, theirs.interpolation) == (0.4, 3.0, 0.0)
+    assert not theirs.rare_tokens

@@ -158,6 +158,21 @@ async def test_pictures_are_scored_where_there_is_a_gate(world: World) -> None:
     assert configs[0].HasField("resamples") and not configs[3].HasField("resamples")
 
 
+async def test_a_prompt_of_nothing_but_the_tunings_words_is_not_scored(world: World) -> None:
+    """What the gate could not read is edited all the same, unless the gate was asked for, which is refused."""
+    gate = Entry(method="textual_inversion", config=SamplingConfig(gate=True))
+    call = compare(world, gate, prompt="dog", initial_word="dog")
+    await refused(call, INVALID, "INVALID_FIELD", "prompt")
+
+    events = await events_of(compare(world, "textual_inversion", "sdedit", prompt="dog", initial_word="dog"))
+
+    assert not any(result.HasField("error") for result in results(events).values())
+    assert [(request.prompt, request.config.gate) for request in world.sampler.requests] == [
+        ("beikkpic", False),
+        ("dog", True),
+    ]
+
+
 async def test_one_methods_failure_is_its_result(world: World) -> None:
     """A tuning that diverges ends its method's turn; the others have theirs, and the comparison succeeds."""
     world.tuner.failure = DataLoss("the loss was not finite at update 3", reason="TUNING_DIVERGED")

@@ -287,3 +287,35 @@ async def test_the_methods_may_be_told_by_the_tuning_config(world: World) -> Non
     (request,) = world.tuner.requests
     assert ("imagic", "a dog") == (request.config.method, request.config.prompt)
     assert events[-1].done.tuning == request.name
+
+
+@pytest.mark.parametrize("option", ["automatic", "gate"])
+async def test_every_method_takes_the_gate(world: World, option: str) -> None:
+    """It reaches the sampler with the method's own defaults; automatic leaves strength and guidance to the gate."""
+    for method, prompt, fields in (
+        ("imagic", "a dog", {"prompt": "a dog"}),
+        ("dreambooth", "a beikkpic dog", {"class_noun": "dog"}),
+        ("textual_inversion", "a beikkpic at night", {"initial_word": "dog"}),
+    ):
+        tuning = await world.tuned(method=method, **fields)
+
+        await edit(world, prompt, tuning=tuning.name, config=SamplingConfig(**{option: True}))
+
+        config = world.sampler.requests[-1].config
+        assert method == config.method and getattr(config, option)
+        assert config.HasField("strength") == config.HasField("guidance_scale") == (option == "gate")
+        assert config.HasField("eta") == (method == "imagic")
+
+
+@pytest.mark.parametrize("config", [SamplingConfig(automatic=True), SamplingConfig(gate=True)])
+async def test_a_gate_needs_more_than_the_tunings_words(world: World, config: SamplingConfig) -> None:
+    """It reads the prompt without them, so that a placeholder alone is refused, before anything is stored or tuned."""
+    config.method = "textual_inversion"
+    request = EditRequest(
+        image_data=picture(), prompt=" beikkpic ", config=config, tuning_config=TuningConfig(initial_word="dog")
+    )
+
+    error = await refused(world.edits.Edit(request), INVALID, "INVALID_FIELD", "prompt")
+
+    assert "'beikkpic'" in error.metadata["remedy"]
+    assert [] == world.stored() and [] == world.tuner.requests

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from sampler_svc.conditioning import embedding, mixed
+from sampler_svc.gate import Gate, Scores
 from sampler_svc.model import Model
 from sampler_svc.service import SamplerService
 from tests.sampler_svc.pictures import picture
 from unitune import images, serving
+from unitune.base_model import Preset
 from unitune.errors import DataLoss, from_rpc_error, from_status
 from unitune.v1 import sampler_pb2, sampler_pb2_grpc, tuning_pb2
 from unitune.v1.edit_pb2 import SamplingConfig
@@ -24,6 +26,9 @@ IMAGIC = {"method": "imagic", "mode": "attn_out", "prompt": PROMPT, "updates": 3
           "learning_rate": 1e-3, "embedding_learning_rate": 1e-2}  # fmt: skip
 VECTORS = {"method": "textual_inversion", "rare_tokens": "S*", "initial_word": "cat", "updates": 3, "batch": 1,
            "learning_rate": 1e-2, "num_vectors": 2}  # fmt: skip
+
+DREAMBOOTH = {"method": "dreambooth", "mode": "attn_out", "class_noun": "cat", "num_class_images": 0, "updates": 3,
+              "batch": 1, "learning_rate": 1e-3}  # fmt: skip
 
 Stored = Callable[..., tuning_pb2.WeightsRef]
 
@@ -49,11 +54,11 @@ def stored(base_model: Any, store: WeightStore) -> Stored:
     from tuner_svc.tune import tune
     from tuner_svc.tuning_config import TuningConfig
 
-    def put(**fields: Any) -> tuning_pb2.WeightsRef:
+    def put(codec: str = "none", **fields: Any) -> tuning_pb2.WeightsRef:
         config = TuningConfig(**fields)
         image = images.to_model(images.decode(picture()), base_model.image_side)
         key = repr(sorted(fields.items()))
-        data, manifest = pack_tuned(base_model, tune(base_model, image, config), config, key)
+        data, manifest = pack_tuned(base_model, tune(base_model, image, config), config, key, codec)
         path = f"weights/{manifest.digest}"
         store.put_weights(path, data, manifest)
         return tuning_pb2.WeightsRef(key=key, digest=manifest.digest, path=path)
@@ -66,10 +71,9 @@ async def start(engine_folder: Path, store: WeightStore) -> AsyncIterator[Callab
     """Starts samplers, each with engines of its own, and stops them."""
     stops: list[Any] = []
 
-    async def start() -> Any:
-        server = await serving.start(
-            "127.0.0.1:0", SamplerService(Model.open(engine_folder, threads=1), store).register
-        )
+    async def start(gate: Gate | None = None) -> Any:
+        model = replace(Model.open(engine_folder, threads=1), gate=gate)
+        server = await serving.start("127.0.0.1:0", SamplerService(model, store).register)
         channel = serving.channel(server.address)
         stops.extend([channel.close, server.stop])
         return sampler_pb2_grpc.SamplerServiceStub(channel)
@@ -291,3 +295,67 @@ def test_a_prompt_with_vectors_has_the_tuners_embedding(
             ids = placeholder_ids(base_model, prompt, config)
             theirs = base_model.text_encoder(ids, torch.from_numpy(tuned.extras["vectors"]))[0].numpy()
         np.testing.assert_allclose(ours, theirs, atol=1e-5, err_msg=prompt)
+
+
+@pytest.mark.parametrize("codec", ["int8", "int4", "lora"])
+async def test_coded_weights_of_a_method_are_proven_and_sampled(
+    start: Callable[..., Any], stored: Stored, codec: str
+) -> None:
+    """The engine answers the probe as the tuner's decoded tensors do, and the embeddings come uncoded."""
+    sampler, weights = await start(), stored(codec, **IMAGIC)
+
+    found = await events(sampler, request(weights, "imagic", eta=0.5))
+
+    (loading,) = [event.loading for event in found if event.WhichOneof("event") == "loading"]
+    assert found[-1].WhichOneof("event") == "done" and 0 <= loading.probe_ratio < 0.1
+    vectors = {codec: stored(codec, **VECTORS), "none": stored(**VECTORS)}
+    assert len({await png(sampler, request(one, "textual_inversion", prompt="S*")) for one in vectors.values()}) == 1
+
+
+class ReadingGate(Gate):
+    """A gate that keeps the prompts which it scores by. Nothing passes it."""
+
+    def score(self, base: images.Pixels, edited: images.Pixels, prompt: str) -> Scores:
+        self.prompts = [*getattr(self, "prompts", []), prompt]
+        return super().score(base, edited, prompt)
+
+    def passes(self, scores: Scores) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("tuning", "prompt", "read", "settings"),
+    [
+        (IMAGIC, PROMPT, PROMPT, {"eta": 0.5}),
+        (DREAMBOOTH, "a beikkpic cat on the beach", "a cat on the beach", {}),
+        (VECTORS, "a S* on the beach", "a on the beach", {}),
+    ],
+)
+async def test_the_gate_chooses_among_attempts_of_every_method(
+    start: Callable[..., Any],
+    stored: Stored,
+    clip_folder: Any,
+    tuning: dict[str, Any],
+    prompt: str,
+    read: str,
+    settings: dict[str, Any],
+) -> None:
+    """Each attempt has the method's own embedding; the answer is what its settings give alone; the gate reads the
+    prompt without the tuning's words."""
+    gate = ReadingGate(clip_folder[1], Preset(), threads=1)
+    sampler, weights = await start(gate), stored(**tuning)
+    asked = request(weights, tuning["method"], prompt=prompt, automatic=True, **settings)
+    asked.config.ClearField("strength")
+    asked.config.ClearField("guidance_scale")
+
+    (chosen,) = [event.image for event in await events(sampler, asked) if event.WhichOneof("event") == "image"]
+
+    point = {"strength": chosen.strength, "guidance_scale": chosen.guidance_scale}
+    assert tuple(point.values()) in Preset().automatic_points and chosen.HasField("scores")
+    alone = request(weights, tuning["method"], prompt=prompt, **point, **settings)
+    assert await png(sampler, alone) == chosen.png
+    assert [" ".join(one.split()) for one in gate.prompts] == [read] * len(Preset().automatic_points)
+    asked = request(weights, tuning["method"], prompt=prompt, gate=True, resamples=1, **settings)
+    (chosen,) = [event.image for event in await events(sampler, asked) if event.WhichOneof("event") == "image"]
+    again = request(weights, tuning["method"], prompt=prompt, seeds=[chosen.seed], **settings)
+    assert await png(sampler, again) == chosen.png

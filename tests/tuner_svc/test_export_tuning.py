@@ -140,6 +140,29 @@ def test_weights_of_another_base_model_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_embeddings_are_left_out_and_told_of_and_alone_they_are_refused(
+    model: BaseModel, image: ModelImage, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Imagic's UNet is exported, with a line about its embeddings; Textual Inversion changes none, and says so."""
+    few = {"updates": 1, "batch": 1}
+    for config in (
+        TuningConfig(method="imagic", mode="attn_out", prompt="a cat", embedding_updates=1, **few),
+        TuningConfig(method="textual_inversion", rare_tokens="S*", initial_word="cat", **few),
+    ):
+        packed = pack_tuned(model, tune(model, image, config), config, "key")
+        WeightStore(str(tmp_path / "store")).put_weights(f"{config.method}/1", *packed)
+    arguments = ["--base-model", str(tiny_model), "--store", str(tmp_path / "store"), "--out", str(tmp_path / "out")]
+
+    refused = main([*arguments, "--weights", "textual_inversion"])
+    told = capsys.readouterr().err.strip()
+    assert refused == 1 and "embeddings alone" in told and "\n" not in told
+    assert not (tmp_path / "out").exists()
+
+    assert main([*arguments, "--weights", "imagic"]) == 0
+    assert "left out: the embeddings of imagic (optimized, prompt)" in capsys.readouterr().out
+    assert (tmp_path / "out" / "unet").is_dir()
+
+
 def test_the_command_line_exports_what_its_home_holds(tiny_model: Path, store: Path, tmp_path: Path) -> None:
     """`unitune tunings export` finds the weights by the tuning's name, and refuses what is no name."""
     home = tmp_path / "home"

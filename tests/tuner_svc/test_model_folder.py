@@ -153,9 +153,30 @@ def test_a_preset_has_a_section_per_method(folder: Path) -> None:
     assert (64, 0.85) == (preset.of("unitune").updates, preset.of("unitune").strength)
 
 
+def test_sdedit_has_a_section_too(folder: Path) -> None:
+    """What an edit without a tuning starts from; flat settings stay UniTune's, and the gate's are one for all."""
+    (folder / "unitune_preset.json").write_text(
+        '{"strength": 0.9, "gate_kept": 0.5, "automatic_points": [[0.5, 3]],'
+        ' "methods": {"sdedit": {"strength": 0.8, "guidance_scale": 6}}}'
+    )
+
+    preset = read_preset(folder)
+
+    assert (0.9, 7.5) == (preset.strength, preset.guidance_scale)
+    sdedit = preset.of("sdedit")
+    assert (0.8, 6.0) == (sdedit.strength, sdedit.guidance_scale)
+    assert (0.5, ((0.5, 3.0),)) == (sdedit.gate_kept, sdedit.automatic_points)
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
+        ('{"methods": {"sdedit": {"gate_kept": 0.5}}}', "gate_kept is set for sdedit: put it beside methods"),
+        (
+            '{"methods": {"imagic": {"automatic_points": [[1, 7]]}}}',
+            "automatic_points is set for imagic: put it beside",
+        ),
+        ('{"methods": {"sdedit": {"scheduler": "pndm"}}}', "scheduler is 'pndm': it must be one of ddim"),
         ('{"methods": {"magic": {}}}', "magic is not a method; known are unitune, imagic"),
         ('{"methods": {"imagic": {"etta": 1}}}', "etta is not a setting"),
         ('{"methods": {"imagic": {"embedding_updates": 5001}}}', "embedding_updates is 5001: it must be 0 to 5000"),

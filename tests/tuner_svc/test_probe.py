@@ -10,6 +10,7 @@ from tuner_svc.base_model import BaseModel
 from tuner_svc.probe import PROBE_SEED, pack_tuned, probe_answer
 from tuner_svc.tune import Tuned, tune
 from tuner_svc.tuning_config import TuningConfig
+from unitune.choices import CODECS
 from unitune.codecs import decode
 from unitune.images import ModelImage
 from unitune.weight_store import WeightStore
@@ -136,3 +137,50 @@ def test_no_updates_store_no_tensor(model: BaseModel, image: ModelImage, codec: 
 
     assert not found.tensors and found.manifest.codec_error == 0
     assert np.array_equal(found.probe_base, found.probe_tuned)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_embeddings_pass_every_codec_unchanged(model: BaseModel, image: ModelImage, codec: str) -> None:
+    """Imagic's tensors are coded and proven as they are decoded; its embeddings are no deltas, and keep every bit."""
+    config = TuningConfig(
+        method="imagic", prompt="a cat", mode="attn_out", updates=2, embedding_updates=2, batch=1, learning_rate=1e-3
+    )
+    result = tune(model, image, config)
+
+    found = unpack(*pack_tuned(model, result, config, "key", codec))
+
+    assert found.manifest.codec == codec and set(found.manifest.tensors) == result.tensors.keys()
+    assert found.extras.keys() == result.extras.keys() == {"prompt", "optimized"}
+    for name, tensor in result.extras.items():
+        np.testing.assert_array_equal(found.extras[name], tensor.numpy())
+    base = {name: tensor.numpy() for name, tensor in model.tensors().items()}
+    decoded = {name: torch.from_numpy(tensor) for name, tensor in decode(found.tensors, base, codec).items()}
+    np.testing.assert_array_equal(found.probe_tuned, probe_answer(model, decoded, PROBE_SEED))
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_embeddings_alone_have_neither_codec_nor_probe(model: BaseModel, image: ModelImage, codec: str) -> None:
+    """Textual Inversion leaves its vectors, to the bit, whatever codec is set: there is no delta, and no refit."""
+    config = TuningConfig(
+        method="textual_inversion", rare_tokens="S*", initial_word="cat", updates=2, batch=1, num_vectors=2
+    )
+    result = tune(model, image, config)
+
+    found = unpack(*pack_tuned(model, result, config, "key", codec))
+
+    assert not found.tensors and found.manifest.codec == "none" and found.manifest.codec_error == 0
+    np.testing.assert_array_equal(found.extras["vectors"], result.extras["vectors"].numpy())
+    assert found.probe_tuned.size == found.probe_base.size == 0
+
+
+@pytest.mark.parametrize("method", ["imagic", "dreambooth"])
+def test_a_lora_of_any_method_is_stored_as_its_factors(model: BaseModel, image: ModelImage, method: str) -> None:
+    """As UniTune's is: smaller than the tensors, and nearly as good."""
+    config = TuningConfig(
+        method=method, prompt="a cat", class_noun="cat", num_class_images=0, embedding_updates=1, mode="lora",
+        updates=3, batch=1, learning_rate=1e-2,
+    )  # fmt: skip
+
+    _, manifest = pack_tuned(model, tune(model, image, config), config, "key", "int8")
+
+    assert manifest.codec == "lora" and 0 < manifest.codec_error < 1e-2

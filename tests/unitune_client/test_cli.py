@@ -129,6 +129,35 @@ def test_imagic_tunes_for_every_prompt(server: ScriptedServer, photo: Path) -> N
     ]
 
 
+@pytest.mark.parametrize(
+    ("method", "asked", "automatic"),
+    [
+        ("unitune", [], True),
+        ("sdedit", [], True),
+        ("imagic", [], False),
+        ("imagic", ["--automatic"], True),
+        ("unitune", ["--no-automatic"], False),
+        ("unitune", ["--strength=0.5"], False),
+    ],
+)
+def test_automatic_is_the_default_where_the_method_leaves_it_open(
+    server: ScriptedServer, photo: Path, method: str, asked: list[str], automatic: bool
+) -> None:
+    """With a gate, for UniTune and SDEdit; the other methods keep their published settings unless it is asked for."""
+    info = scripted_server.server_info()
+    info.base_model.has_gate = True
+    server.script("GetServerInfo", info)
+    server.script("UploadImage", scripted_server.uploaded)
+    if method != "sdedit":
+        server.script("CreateTuning", scripted_server.tuning("READY"))
+    server.script("Edit", scripted_server.edit_events([DOG]))
+
+    done = unitune("edit", photo, "a dog", f"--method={method}", *asked, "--address", server.address)
+
+    assert 0 == done.exit_code, done.output
+    assert automatic == server.requests["Edit"][0].config.automatic
+
+
 def test_dreambooth_takes_further_photos(server: ScriptedServer, photo: Path, tmp_path: Path) -> None:
     """They are uploaded and named in the request, with noun, class images and weight; one tuning serves all prompts."""
     other = tmp_path / "other.png"
