@@ -49,6 +49,16 @@ class Planner:
         self._images = images
         self._upstreams = upstreams
 
+    async def settle(self, request: EditRequest) -> TuningConfig | None:
+        """The config with which an edit of an image would tune; None for a method without a tuning. Makes nothing.
+
+        Raises what Edit refuses of the settings; neither the picture is looked at nor what the prompt must mention.
+        """
+        _check(request)
+        sampler = await self._upstreams.sampler_info()
+        check_gate(request.config, sampler.base_model.has_gate, "config")
+        return await self._settled(request, _method_of(request))
+
     async def plan(self, request: EditRequest) -> EditPlan:
         """Check a request and find its target; an image's tuning is found or made. Raises as Edit does."""
         _check(request)
@@ -93,7 +103,7 @@ class Planner:
             raise InvalidField("config.method", method, remedy)
         check_options(request.config, request.mask, "config", method)
         if uses_weights:
-            _check_words(request, tuning.config)
+            check_words(request, tuning.config)
         if uses_weights and tuning.state == Tuning.STATE_EXPIRED:
             raise NotFound(
                 f"the weights of {tuning.name} are discarded; make a new tuning",
@@ -114,10 +124,9 @@ class Planner:
 
     async def _of_image(self, request: EditRequest, method: str) -> tuple[str, Tuning | None, bytes]:
         """Tenant, tuning and image; the tuning is found or made, once all is found to be right."""
-        config = None
-        if method in TUNING_METHODS:
-            config = await self._tunings.settled(_tuning_config(request, method), "tuning_config")
-            _check_words(request, config)
+        config = await self._settled(request, method)
+        if config is not None:
+            check_words(request, config)
         asked = parse_parent(request.parent)
         if request.WhichOneof("target") == "image":
             name = parse(request.image, "images", "image")
@@ -128,15 +137,20 @@ class Planner:
         else:
             tenant, data = asked or DEFAULT_TENANT, request.image_data
             if request.mask or config is None:
-                with _in_field("image_data"):
+                with in_field("image_data"):
                     picture = await self._images.check(data)
                 await self._check_mask(request, picture)
             if config is not None:
-                with _in_field("image_data"):
+                with in_field("image_data"):
                     name = parse((await self._images.keep(tenant, data)).name, "images")
         if config is None:
             return tenant, None, data
         return tenant, await self._tunings.find_or_make(tenant, name, config, needs_tuner=True), data
+
+    async def _settled(self, request: EditRequest, method: str) -> TuningConfig | None:
+        if method not in TUNING_METHODS:
+            return None
+        return await self._tunings.settled(_tuning_config(request, method), "tuning_config")
 
     async def _check_mask(self, request: EditRequest, picture: Image | ImageInfo) -> None:
         if request.mask:
@@ -174,7 +188,7 @@ def _check(request: EditRequest) -> None:
         )
 
 
-def _check_words(request: EditRequest, tuning: TuningConfig) -> None:
+def check_words(request: EditRequest, tuning: TuningConfig) -> None:
     """The prompt against the tuning's words: it must have what the method needs, and more than them for a gate."""
     validation.check_edit_of(tuning, request.prompt)
     check_gate_prompt(request.config, request.prompt, tuning.rare_tokens)
@@ -204,7 +218,7 @@ def _tuning_config(request: EditRequest, method: str) -> TuningConfig:
 
 
 @contextmanager
-def _in_field(field: str) -> Iterator[None]:
+def in_field(field: str) -> Iterator[None]:
     """Says what a picture is refused for of the field in which this request carries it."""
     try:
         yield

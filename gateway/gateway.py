@@ -4,6 +4,7 @@ import asyncio
 
 import grpc
 
+from gateway.compare import Comparisons
 from gateway.config import GatewayConfig
 from gateway.dispatch import Dispatcher
 from gateway.edit import Edits
@@ -41,9 +42,12 @@ class Gateway:
         self._results = EditResults()
         planner = Planner(tunings, images, self._upstreams)
         edits = Edits(planner, tunings, self._upstreams, self._results, heartbeat_s=config.heartbeat_s)
+        self._comparisons = Comparisons(
+            planner, edits, tunings, images, self._upstreams, heartbeat_s=config.heartbeat_s
+        )
         self._tuning_service = TuningService(tunings, config.heartbeat_s)
         self._image_service = ImageService(images)
-        self._edit_service = EditService(edits, self._results)
+        self._edit_service = EditService(edits, self._comparisons, self._results)
         self._server_service = ServerService(self._upstreams)
         self._tasks = [
             asyncio.create_task(self._dispatcher.run()),
@@ -71,6 +75,7 @@ class Gateway:
         self._dispatcher.pause()
         why = Unavailable("the server is stopping; ask again", reason="DRAINING", retry_after_s=1.0)
         self._tuning_service.end_watches(why)
+        self._comparisons.end(why)  # first: what waits is stopped next, and no other edit may begin in its place
         self._results.end_waiting(why)
 
     async def close(self) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from google.protobuf.empty_pb2 import Empty
 
 from gateway import validation
+from gateway.compare import Comparisons
 from gateway.edit import Edits
 from gateway.edit_results import EditResults
 from gateway.images import Images, receive
@@ -94,12 +95,20 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
 class EditService(edit_pb2_grpc.EditServiceServicer):
     """Edits, as `edit.proto` promises them."""
 
-    def __init__(self, edits: Edits, results: EditResults) -> None:
+    def __init__(self, edits: Edits, comparisons: Comparisons, results: EditResults) -> None:
         self._edits = edits
+        self._comparisons = comparisons
         self._results = results
 
     async def Edit(self, request: edit_pb2.EditRequest, context: Any) -> AsyncGenerator[edit_pb2.EditEvent, None]:
         async with aclosing(self._edits.edit(request, context.time_remaining())) as events:
+            async for event in events:
+                yield event
+
+    async def Compare(
+        self, request: edit_pb2.CompareRequest, context: Any
+    ) -> AsyncGenerator[edit_pb2.CompareEvent, None]:
+        async with aclosing(self._comparisons.compare(request, context.time_remaining())) as events:
             async for event in events:
                 yield event
 

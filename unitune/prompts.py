@@ -29,6 +29,24 @@ def without(prompt: str, words: str) -> str:
     return _whole(words).sub(" ", prompt).strip() if words.strip() else prompt
 
 
+def with_words_before(prompt: str, words: str, noun: str) -> str:
+    """The words before the noun's first mention, as DreamBooth binds them: "a [words] [noun] on a beach".
+
+    A prompt that has the words already, or not the noun, stays as it is.
+    """
+    if mentions(prompt, words):
+        return prompt
+    return _whole(noun).sub(lambda found: f"{words.strip()} {found[0]}", prompt, count=1)
+
+
+def with_words_instead(prompt: str, words: str, noun: str) -> str:
+    """The words in place of the noun's first mention, as Textual Inversion's placeholder: "a [words] on a beach".
+
+    A prompt that has the words already, or not the noun, stays as it is.
+    """
+    return prompt if mentions(prompt, words) else _whole(noun).sub(lambda _: words.strip(), prompt, count=1)
+
+
 def ids_with_vectors(
     prompt: str,
     placeholder: str,

@@ -17,6 +17,11 @@ from unitune_client.async_client import AsyncClient
 from unitune_client.client import Client
 from unitune_client.events import (
     BaseModel,
+    CompareAccepted,
+    CompareDone,
+    CompareEdit,
+    CompareEvent,
+    CompareResult,
     Edit,
     EditAccepted,
     EditDone,
@@ -56,6 +61,11 @@ __all__ = [
     "BaseModel",
     "Cancelled",
     "Client",
+    "CompareAccepted",
+    "CompareDone",
+    "CompareEdit",
+    "CompareEvent",
+    "CompareResult",
     "DataLoss",
     "Edit",
     "EditAccepted",

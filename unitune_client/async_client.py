@@ -24,7 +24,7 @@ from unitune.v1 import (
 )
 from unitune_client import events, messages
 from unitune_client.channel import CHUNK_BYTES, INLINE_IMAGE_BYTES, Backoff, open_channel, typed_errors
-from unitune_client.messages import EditOptions, TuningOptions
+from unitune_client.messages import EditOptions, Methods, TuningOptions
 from unitune_client.pictures import Picture, picture_bytes, resource_name
 
 UPLOAD_TIMEOUT_S = 120.0
@@ -265,6 +265,45 @@ class AsyncClient:
             seen.append(event)
         return edit_result(seen)
 
+    async def compare(
+        self,
+        picture: Picture,
+        prompt: str,
+        methods: Methods = None,
+        *,
+        class_noun: str | None = None,
+        initial_word: str | None = None,
+        seeds: Sequence[int] | None = None,
+        timeout_s: float | None = None,
+    ) -> AsyncGenerator[events.CompareEvent, None]:
+        """Edit a picture by one prompt with several methods in turn, and yield everything on the way.
+
+        `methods` are names, or a mapping from names to EditOptions of their own; None is every method that can run:
+        "dreambooth" needs `class_noun`, "textual_inversion" `initial_word`. The prompt mentions these words as they
+        are, and the server puts in what a method binds. `timeout_s` is for all of it.
+
+        One CompareResult per method, which may hold its error; the last event is CompareDone. Closing the iterator
+        early stops the edit that runs, but not a tuning that it began.
+        Raises InvalidField before the first event, Unavailable when the server stops or is lost.
+        """
+        words = {"class_noun": class_noun, "initial_word": initial_word}
+        request = messages.compare_request(self._parent, prompt, methods, seeds, words)
+        await self._set_picture(request, picture)
+        call = self._edits().Compare(request, timeout=timeout_s)
+        try:
+            with typed_errors(self._address):
+                async for message in call:
+                    event = messages.compare_event(message)
+                    if isinstance(event, UniTuneError):
+                        raise event
+                    if event is not None:
+                        yield event
+                    if isinstance(event, events.CompareDone):
+                        return
+            raise Unavailable("the stream ended before the comparison did", reason="STREAM_ENDED")
+        finally:
+            call.cancel()
+
     async def get_edit(self, name: str) -> events.Edit:
         """An edit and, once it is done, its pictures; the server keeps it for 10 minutes. Raises NotFound."""
         with typed_errors(self._address):
@@ -312,7 +351,13 @@ class AsyncClient:
     async def _set_target(self, request: edit_pb2.EditRequest, target: Picture | events.Tuning) -> None:
         if (tuning := resource_name(target, "tunings")) is not None:
             request.tuning = tuning
-        elif (image := resource_name(target, "images")) is not None:
+        else:
+            await self._set_picture(request, target)
+
+    async def _set_picture(
+        self, request: edit_pb2.EditRequest | edit_pb2.CompareRequest, target: Picture | events.Tuning
+    ) -> None:
+        if (image := resource_name(target, "images")) is not None:
             request.image = image
         else:
             data = await asyncio.to_thread(picture_bytes, target)

@@ -1,7 +1,7 @@
 """What a server would refuse after the tuning, said before it. Every check raises InvalidField naming the argument."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,11 @@ def check_prompts(info: events.ServerInfo, prompts: Sequence[str], options: Edit
 
 def check_choices(info: events.ServerInfo, method: str, options: EditOptions) -> None:
     """Names that the server knows, numbers that it allows, and options that the method has."""
-    if method not in info.methods:
-        raise InvalidField("--method", method, f"give one of {', '.join(info.methods)}")
-    scheduler, seeds = options.get("scheduler"), options.get("seeds") or ()
+    _check_method(info, "--method", method)
+    _check_seeds(info, options.get("seeds") or ())
+    scheduler = options.get("scheduler")
     if scheduler is not None and scheduler not in info.schedulers:
         raise InvalidField("--scheduler", scheduler, f"give one of {', '.join(info.schedulers)}")
-    if len(seeds) > info.limits.seeds:
-        raise InvalidField("--seed", f"{len(seeds)} seeds", f"give at most {info.limits.seeds}")
     repeats = options.get("repeats")
     if repeats is not None and method != "sdedit":
         raise InvalidField("--repeats", repeats, "leave it out, or give --method sdedit, which has it")
@@ -66,6 +64,32 @@ def check_words(info: events.ServerInfo, prompts: Sequence[str], method: str, **
         for words in needed:
             if words.lower() not in prompt.lower():
                 raise InvalidField("PROMPT", prompt, f"with {method} it must have {' and '.join(needed)} in it")
+
+
+def check_comparison(
+    info: events.ServerInfo, prompt: str, methods: Sequence[str], words: Mapping[str, str | None], seeds: Sequence[int]
+) -> None:
+    """Methods that the server knows, each once, each with the word that it needs, and no word for nothing.
+
+    `words` are class_noun and initial_word; no methods are all that can run.
+    """
+    check_prompts(info, [prompt], EditOptions())
+    _check_seeds(info, seeds)
+    for index, method in enumerate(methods):
+        _check_method(info, "--methods", method)
+        if method in methods[:index]:
+            raise InvalidField("--methods", method, "name each method once")
+    for method, word, remedy in (
+        ("dreambooth", "class_noun", "say what kind of thing PHOTO shows, such as dog"),
+        ("textual_inversion", "initial_word", "give one word that says what PHOTO shows, such as dog"),
+    ):
+        argument, given = f"--{word.replace('_', '-')}", words.get(word)
+        if method in methods and not given:
+            raise InvalidField(argument, "", remedy)
+        if methods and method not in methods and given:
+            raise InvalidField(argument, given, f"leave it out, or name {method} in --methods, which reads it")
+        if given and given.lower() not in prompt.lower():
+            raise InvalidField("PROMPT", prompt, f"it must have {given} in it, where {method} puts its own words")
 
 
 def check_mask(options: EditOptions, picture: events.Image) -> None:
@@ -93,6 +117,16 @@ def mask_of(path: str | None) -> bytes | None:
         return picture_bytes(Path(path), "mask")
     except InvalidField as error:
         raise InvalidField("--mask", path, error.metadata["remedy"]) from None
+
+
+def _check_method(info: events.ServerInfo, argument: str, method: str) -> None:
+    if method not in info.methods:
+        raise InvalidField(argument, method, f"give one of {', '.join(info.methods)}")
+
+
+def _check_seeds(info: events.ServerInfo, seeds: Sequence[int]) -> None:
+    if len(seeds) > info.limits.seeds:
+        raise InvalidField("--seed", f"{len(seeds)} seeds", f"give at most {info.limits.seeds}")
 
 
 def _check_mask_file(data: bytes, picture: events.Image) -> None:

@@ -1,11 +1,12 @@
 """`unitune edit` and `unitune tune`."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
+from PIL import Image
 
 from unitune.errors import InvalidField, UniTuneError
 from unitune_client import events
@@ -213,7 +214,7 @@ def edit_command(
                 caption = f"{prompt} (seed {edited.seed})" if len(seeds) > 1 else prompt
                 edits.append((caption, edited.png, edited.mask or b""))
         sheet = folder / f"{stem}--sheet.png"
-        save_sheet(data, edits, sheet)
+        save_sheet(contact_sheet([(data, edits)]), sheet)
         show.result(str(sheet), kind="sheet")
 
 
@@ -337,11 +338,11 @@ def picture_bytes_of(photo: str, argument: str = "PHOTO") -> bytes:
         raise InvalidField(argument, photo, error.metadata["remedy"]) from None
 
 
-def save_sheet(picture: bytes, edits: Sequence[SheetEdit], path: Path) -> None:
-    """Write the contact sheet; it appears whole or not at all."""
+def save_sheet(sheet: Image.Image, path: Path) -> None:
+    """Write a contact sheet; it appears whole or not at all."""
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
-        contact_sheet([(picture, edits)]).save(unfinished, "PNG")
+        sheet.save(unfinished, "PNG")
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 from unitune_client import events
 from unitune_client.async_client import AsyncClient, edit_result
-from unitune_client.messages import EditOptions, TuningOptions
+from unitune_client.messages import EditOptions, Methods, TuningOptions
 from unitune_client.pictures import Picture
 
 T = TypeVar("T")
@@ -149,6 +149,29 @@ class Client:
                 on_event(event)
             seen.append(event)
         return edit_result(seen)
+
+    def compare(
+        self,
+        picture: Picture,
+        prompt: str,
+        methods: Methods = None,
+        *,
+        class_noun: str | None = None,
+        initial_word: str | None = None,
+        seeds: Sequence[int] | None = None,
+        timeout_s: float | None = None,
+    ) -> Generator[events.CompareEvent, None, None]:
+        """As AsyncClient.compare."""
+        stream = self._client.compare(
+            picture,
+            prompt,
+            methods,
+            class_noun=class_noun,
+            initial_word=initial_word,
+            seeds=seeds,
+            timeout_s=timeout_s,
+        )
+        return self._iterate(stream)
 
     def get_edit(self, name: str) -> events.Edit:
         """As AsyncClient.get_edit."""

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from types import TracebackType
@@ -39,8 +39,9 @@ class Display(AbstractContextManager["Display"]):
         """A sentence for people."""
         click.echo(line, err=True)
 
-    def event(self, event: events.EditEvent, **context: object) -> None:
+    def event(self, event: events.EditEvent | events.CompareEvent, **context: object) -> None:
         """Anything that a stream yields."""
+        method = context.get("method")
         match event:
             case events.TuningQueued():
                 ahead = f"{event.position} ahead of it" if event.position else "it is next"
@@ -48,7 +49,7 @@ class Display(AbstractContextManager["Display"]):
             case events.TuningProgress():
                 progress = event.progress
                 note = f"loss {progress.loss:.4f}, {progress.left_s:.0f} s left"
-                self.stage("tuning", progress.update, progress.total, note)
+                self.stage(f"{method}: tuning" if method else "tuning", progress.update, progress.total, note)
             case events.TuningReady():
                 self.end_stage()
             case events.EditAccepted():
@@ -56,14 +57,29 @@ class Display(AbstractContextManager["Display"]):
                 for warning in event.warnings:
                     self.say(f"warning: {warning}")
             case events.EditStep():
-                self.stage(_shortened(str(context.get("prompt", "editing"))), event.index + 1, event.total, "")
+                self.stage(
+                    str(method or _shortened(str(context.get("prompt", "editing")))), event.index + 1, event.total, ""
+                )
             case events.EditDone():
                 self.end_stage()
+            case events.CompareAccepted():
+                self.say(f"comparing {', '.join(event.methods)}")
+            case events.CompareResult():
+                self.end_stage()
+                if event.error is not None:
+                    self.say(f"{event.method}: failed: {event.error.message}")
 
     def result(self, text: str, **context: object) -> None:
         """A path or a name: what the command is for."""
         self.end_stage()
         click.echo(text)
+
+    def table(self, rows: Sequence[Sequence[str]]) -> None:
+        """Results in columns, the first row being their names."""
+        self.end_stage()
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
     def error(self, message: str, error: Exception) -> None:
         """Why the command ends."""
@@ -114,7 +130,7 @@ class BarDisplay(Display):
 class JsonDisplay(Display):
     """One JSON object per line on standard output: events, then results. Pictures are in files, not in the lines."""
 
-    def event(self, event: events.EditEvent, **context: object) -> None:
+    def event(self, event: events.EditEvent | events.CompareEvent, **context: object) -> None:
         """The event by its name, such as `edit_step`, and its fields."""
         fields = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
         self._print({"event": _snake(type(event).__name__), **context, **fields})
@@ -122,6 +138,9 @@ class JsonDisplay(Display):
     def result(self, text: str, **context: object) -> None:
         """The result under its kind."""
         self._print({"event": "result", "value": text, **context})
+
+    def table(self, rows: Sequence[Sequence[str]]) -> None:
+        """Nothing: what the rows tell was in the events."""
 
     def error(self, message: str, error: Exception) -> None:
         """The error on standard error as ever, and with its reason on standard output."""

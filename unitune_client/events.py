@@ -2,6 +2,7 @@
 
     edit            EditAccepted, tuning events if one is needed, EditLoading, EditStep ..., EditedImage ..., EditDone
     watch_tuning    TuningQueued, TuningStarted, TuningProgress ..., TuningReady
+    compare         CompareAccepted, then for each method CompareEdit ..., CompareResult; CompareDone
 
 `Heartbeat` may come anywhere between them. A failure is no event of its own: it is raised, as one of `unitune.errors`.
 Pictures are the bytes of PNG files.
@@ -321,6 +322,50 @@ TuningEvent = (
     | Heartbeat
 )
 EditEvent = EditAccepted | TuningEvent | EditLoading | EditStep | EditedImage | EditDone
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareAccepted(Event):
+    """The methods that will be compared, in the order in which they run."""
+
+    methods: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareEdit(Event):
+    """An event of one method's edit: any but EditedImage and EditDone, in whose place CompareResult comes."""
+
+    method: str
+    event: EditEvent
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareResult(Event):
+    """What a method came to: `images` in the order of the seeds, or its `error`.
+
+    `prompt` has the words that the method binds. `tuning_s` is the seconds that the tuning ran, whenever that was,
+    `edit_s` those from its weights to the last picture, `size_bytes` the weights file's; 0 for methods without one.
+    """
+
+    method: str
+    prompt: str
+    images: tuple[EditedImage, ...] = ()
+    tuning_s: float = 0.0
+    edit_s: float = 0.0
+    size_bytes: int = 0
+    tuning: str = ""
+    timings: Timings = Timings()
+    error: UniTuneError | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareDone(Event):
+    """Every method had its turn; `total_s` is the seconds from the request to the last result."""
+
+    total_s: float
+
+
+CompareEvent = CompareAccepted | CompareEdit | CompareResult | CompareDone | Heartbeat
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Protobuf messages to the plain values of `events`, and options to messages. Nothing else here knows their fields."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import UTC, datetime
 from typing import Any, TypedDict, TypeVar
@@ -124,6 +124,9 @@ class EditOptions(TuningOptions, total=False):
     timeout_s: float | None
 
 
+# Which methods to compare: names, or names with options of their own; None is every one that can run.
+Methods = Sequence[str] | Mapping[str, EditOptions] | None
+
 _TUNING_FIELDS = {option: option for option in TuningOptions.__annotations__} | {
     "tuning_seed": "seed",
     "tuning_prompt": "prompt",
@@ -154,6 +157,30 @@ def edit_request(parent: str, prompt: str, options: Mapping[str, Any]) -> edit_p
     of_tuning = {option: value for option, value in options.items() if option != "method"}  # the server takes it over
     if (config := tuning_config(of_tuning)) is not None:
         request.tuning_config.CopyFrom(config)
+    return request
+
+
+def compare_request(
+    parent: str, prompt: str, methods: Methods, seeds: Sequence[int] | None, words: Mapping[str, str | None]
+) -> edit_pb2.CompareRequest:
+    """The request of a comparison, still without its picture. `words` are class_noun and initial_word.
+
+    Raises InvalidField for a value of a wrong type, TypeError for an option that no method has for itself.
+    """
+    given = {word: value for word, value in words.items() if value is not None}
+    request = _filled(edit_pb2.CompareRequest(parent=parent), {"prompt": prompt, "seeds": list(seeds or ()), **given})
+    by_method = methods if isinstance(methods, Mapping) else {}
+    for method in methods or ():
+        options = by_method.get(method, {})
+        refuse_unknown(options, EditOptions)
+        if shared := {"method", "seeds", "mask", "preview_every", "timeout_s"} & options.keys():
+            raise TypeError(f"{', '.join(sorted(shared))} is no option of a single method in a comparison")
+        edit = edit_request("", "", options)
+        entry = _filled(request.methods.add(), {"method": method})
+        if edit.HasField("config"):
+            entry.config.CopyFrom(edit.config)
+        if edit.HasField("tuning_config"):
+            entry.tuning_config.CopyFrom(edit.tuning_config)
     return request
 
 
@@ -280,6 +307,40 @@ def edit_event(message: edit_pb2.EditEvent) -> events.EditEvent | UniTuneError |
             return from_status(message.failed)
         case "cancelled":
             return edit(message.cancelled)
+        case "heartbeat":
+            return events.Heartbeat(**when)
+    return None
+
+
+def compare_event(message: edit_pb2.CompareEvent) -> events.CompareEvent | UniTuneError | None:
+    """One event of a comparison; its error if it failed, None for a kind not known here."""
+    when: Any = {"sequence": message.sequence, "create_time": _time(message, "create_time")}
+    match message.WhichOneof("event"):
+        case "accepted":
+            return events.CompareAccepted(methods=tuple(message.accepted.methods), **when)
+        case "edit":
+            event = edit_event(message.edit)
+            if event is None or isinstance(event, (UniTuneError, events.Edit)):
+                return None  # the end of an edit, which its method's result tells
+            return events.CompareEdit(method=message.method, event=event, **when)
+        case "result":
+            result = message.result
+            return events.CompareResult(
+                method=message.method,
+                prompt=result.prompt,
+                images=tuple(_edited_image(one) for one in result.images),
+                tuning_s=result.tuning_s,
+                edit_s=result.edit_s,
+                size_bytes=result.size_bytes,
+                tuning=result.tuning,
+                timings=_same_fields(events.Timings, result.timings),
+                error=from_status(result.error) if result.HasField("error") else None,
+                **when,
+            )
+        case "done":
+            return events.CompareDone(total_s=message.done.total_s, **when)
+        case "failed":
+            return from_status(message.failed)
         case "heartbeat":
             return events.Heartbeat(**when)
     return None

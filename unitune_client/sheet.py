@@ -1,4 +1,7 @@
-"""The contact sheet: each picture beside its edits, what they changed and their masks, with captions under them."""
+"""Contact sheets: each picture beside its edits, what they changed and their masks, with captions under them.
+
+`contact_sheet` is of edits, `comparison_sheet` of methods.
+"""
 
 import io
 from collections.abc import Iterable, Sequence
@@ -28,7 +31,32 @@ def contact_sheet(rows: Iterable[tuple[bytes, Sequence[SheetEdit]]]) -> Image.Im
     """
     wanted = list(rows)
     has_masks = any(any(mask) for _, edits in wanted for _, _, *mask in edits)
-    lines = [line for picture, edits in wanted for line in _lines(_opened(picture), edits, has_masks)]
+    return _sheet([line for picture, edits in wanted for line in _lines(_opened(picture), edits, has_masks)])
+
+
+def comparison_sheet(picture: bytes, columns: Sequence[tuple[str, Sequence[SheetEdit]]]) -> Image.Image:
+    """The picture and one column per method: under each other its edits, each with its mask below it, if it has one.
+
+    A column is what stands where a method has no picture, such as why it failed, and its edits in the order of the
+    seeds. Raises OSError for a file that Pillow cannot read.
+    """
+    original = _panel(_opened(picture), "original")
+    blank = Image.new("RGB", _opened(picture).size, BACKGROUND)
+    lines = []
+    for row in range(max([1, *(len(edits) for _, edits in columns)])):
+        edited, masks = [original if row == 0 else _nothing(original)], [_nothing(original)]
+        for note, edits in columns:
+            caption, file, *mask = edits[row] if row < len(edits) else (note if row == 0 else "", b"")
+            edited.append(_panel(_opened(file) if file else blank, caption))
+            masks.append(_panel(_opened(mask[0]), "mask") if any(mask) else _nothing(edited[-1]))
+        lines.append(edited)
+        if any(panel.height > 1 for panel in masks):
+            lines.append(masks)
+    return _sheet(lines)
+
+
+def _sheet(lines: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    """Panels in lines and columns."""
     widths = [max(line[column].width for line in lines if len(line) > column) for column in range(max(map(len, lines)))]
     heights = [max(panel.height for panel in line) for line in lines]
     width = sum(widths) + MARGIN * (len(widths) + 1)

@@ -2,7 +2,15 @@
 
 import pytest
 
-from unitune.prompts import ids_with_vectors, mentions, unknown_words, with_rare_tokens, without
+from unitune.prompts import (
+    ids_with_vectors,
+    mentions,
+    unknown_words,
+    with_rare_tokens,
+    with_words_before,
+    with_words_instead,
+    without,
+)
 
 VOCABULARY = ("a", "cat", "dog", "beach", "on", "the", "at", "sunset")
 
@@ -81,3 +89,25 @@ def test_vectors_take_the_placeholders_place() -> None:
     assert ids_with_vectors("s* S*", "S*", 1, encode, empty) == [1, -1, -1, 2, 3, 3, 3, 3]
     assert ids_with_vectors("a b c d e f S*", "S*", 1, encode, empty) == [1, *[101] * 6, 2]
     assert ids_with_vectors("", "S*", 1, encode, empty) == empty
+
+
+@pytest.mark.parametrize(
+    ("prompt", "before", "instead"),
+    [
+        ("a cat on a beach", "a beikkpic cat on a beach", "a beikkpic on a beach"),
+        ("Cat, and another cat", "beikkpic Cat, and another cat", "beikkpic, and another cat"),
+        ("a Beikkpic cat", "a Beikkpic cat", "a Beikkpic cat"),
+        ("a catfish, some cats", "a catfish, some cats", "a catfish, some cats"),
+        ("", "", ""),
+    ],
+)
+def test_words_are_put_at_the_first_mention(prompt: str, before: str, instead: str) -> None:
+    """Before the noun or in its place, whole words alone, once, and not where the prompt has them already (D7)."""
+    assert before == with_words_before(prompt, " beikkpic", "cat")
+    assert instead == with_words_instead(prompt, "beikkpic ", "cat")
+
+
+def test_what_a_method_binds_is_no_pattern() -> None:
+    """Signs that mean something to a regular expression are put in as they are."""
+    assert r"a \1 c++ x" == with_words_before("a c++ x", r"\1", "c++")
+    assert r"a \g<0> x" == with_words_instead("a c++ x", r"\g<0>", "c++")

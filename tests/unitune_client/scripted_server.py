@@ -11,7 +11,7 @@ import io
 import socket
 import threading
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -149,6 +149,10 @@ class _Edits(edit_pb2_grpc.EditServiceServicer):
 
     async def Edit(self, request: Any, context: Any) -> AsyncIterator[Any]:
         async for event in self._script.stream("Edit", request):
+            yield event
+
+    async def Compare(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        async for event in self._script.stream("Compare", request):
             yield event
 
     async def GetEdit(self, request: Any, context: Any) -> Any:
@@ -305,6 +309,38 @@ def edit_events(
         events.append(kinds(image=kinds.EditedImage(index=index, seed=seed, png=png, mask=mask)))
     timings = edit_pb2.Timings(refit_s=0.25, encode_s=0.05, denoise_s=1.5, decode_s=0.1, total_s=2.0)
     events.append(kinds(done=kinds.Done(timings=timings, tuning=TUNING)))
+    for number, event in enumerate(events, start=1):
+        event.sequence = number
+    return events
+
+
+def compare_events(
+    turns: Mapping[str, list[bytes] | UniTuneError],
+    *,
+    seeds: Sequence[int] = (0,),
+    mask: bytes = b"",
+    scores: edit_pb2.Scores | None = None,
+) -> list[edit_pb2.CompareEvent]:
+    """Events of a comparison in which each method gives these pictures or fails; `sdedit` tunes nothing."""
+    kinds = edit_pb2.CompareEvent
+    events = [kinds(accepted=kinds.Accepted(methods=turns))]
+    for method, outcome in turns.items():
+        edit = edit_events([], seeds=seeds)[:4]
+        if method != "sdedit":
+            edit[1:1] = [edit_pb2.EditEvent(sequence=2, tuning=one) for one in tuning_events("queued", "progress")]
+        events += [kinds(method=method, edit=event) for event in edit]
+        if isinstance(outcome, UniTuneError):
+            result = kinds.Result(prompt="a cat", error=to_status(outcome))
+        else:
+            tuned = {"tuning_s": 12.5, "size_bytes": 3456, "tuning": TUNING} if method != "sdedit" else {}
+            images = [
+                edit_pb2.EditEvent.EditedImage(index=index, seed=seed, png=png, mask=mask, scores=scores)
+                for index, (seed, png) in enumerate(zip(seeds, outcome, strict=True))
+            ]
+            timings = edit_pb2.Timings(denoise_s=1.5, total_s=2.0)
+            result = kinds.Result(images=images, prompt="a cat", edit_s=2.0, timings=timings, **tuned)
+        events.append(kinds(method=method, result=result))
+    events.append(kinds(done=kinds.Done(total_s=17.0)))
     for number, event in enumerate(events, start=1):
         event.sequence = number
     return events

@@ -223,6 +223,97 @@ def test_edit_maps_every_event(server: ScriptedServer, client: Client) -> None:
     assert isinstance(done, events.EditDone) and (TUNING, 1.5) == (done.tuning, done.timings.denoise_s)
 
 
+def test_compare_maps_every_event(server: ScriptedServer, client: Client) -> None:
+    """Each message becomes its dataclass, in order: a method's events, then its pictures or its error."""
+    scores = edit_pb2.Scores(prompt=0.3, base_prompt=0.2, kept=0.9, passed=True)
+    log = scripted_server.compare_events(
+        {"unitune": [b"one", b"two"], "sdedit": Internal("broken", reason="INTERNAL")},
+        seeds=[5, 6],
+        mask=b"mask",
+        scores=scores,
+    )
+    log.insert(1, edit_pb2.CompareEvent(heartbeat=edit_pb2.CompareEvent.Heartbeat()))
+    server.script("Compare", log)
+
+    seen = list(client.compare(PICTURE, "a cat", seeds=[5, 6], class_noun="cat", initial_word="cat"))
+
+    assert server.requests["Compare"] == [
+        edit_pb2.CompareRequest(
+            parent="tenants/default",
+            image_data=PICTURE,
+            prompt="a cat",
+            seeds=[5, 6],
+            class_noun="cat",
+            initial_word="cat",
+        )
+    ]
+    assert seen[:2] == [events.CompareAccepted(sequence=1, methods=("unitune", "sdedit")), events.Heartbeat()]
+    edits = [(event.method, type(event.event)) for event in seen if isinstance(event, events.CompareEdit)]
+    steps = [events.EditLoading, events.EditStep, events.EditStep]
+    tuned = [events.EditAccepted, events.TuningQueued, events.TuningProgress, *steps]
+    assert edits == [("unitune", kind) for kind in tuned] + [("sdedit", kind) for kind in (events.EditAccepted, *steps)]
+    good, bad = [event for event in seen if isinstance(event, events.CompareResult)]
+    assert (good.method, good.prompt, good.tuning, good.error) == ("unitune", "a cat", TUNING, None)
+    assert (good.tuning_s, good.edit_s, good.size_bytes, good.timings.denoise_s) == (12.5, 2.0, 3456, 1.5)
+    assert [(one.seed, one.png, one.mask) for one in good.images] == [(5, b"one", b"mask"), (6, b"two", b"mask")]
+    assert good.images[0].scores == events.Scores(prompt=0.3, base_prompt=0.2, kept=0.9, passed=True)
+    assert (bad.method, bad.images) == ("sdedit", ()) and bad.error is not None and bad.error.reason == "INTERNAL"
+    assert seen[-1] == events.CompareDone(sequence=len(log) - 1, total_s=17.0)
+
+
+async def test_an_async_comparison_sends_each_methods_own_options(server: ScriptedServer) -> None:
+    """Names alone, or with options for tuning and sampling; what belongs to all methods is refused there."""
+    server.script("Compare", *[scripted_server.compare_events({"sdedit": [b"one"]})] * 2)
+    image = f"tenants/default/images/{'a' * 64}"
+    own = {"unitune": {"updates": 64, "tuning_seed": 3, "strength": 0.5}, "sdedit": {}}
+
+    async with AsyncClient(server.address) as client:
+        for methods in (own, ["sdedit", "imagic"]):
+            assert [type(event) async for event in client.compare(image, "a cat", methods)][-1] is events.CompareDone
+        with pytest.raises(TypeError, match="seeds is no option of a single method"):
+            await anext(client.compare(image, "a cat", {"sdedit": {"seeds": [1]}}))
+        with pytest.raises(TypeError, match="'guidance'"):
+            await anext(client.compare(image, "a cat", {"sdedit": {"guidance": 1}}))  # type: ignore[dict-item]
+
+    entry = edit_pb2.CompareRequest.Entry
+    first, second = server.requests["Compare"]
+    assert list(first.methods) == [
+        entry(
+            method="unitune",
+            tuning_config=tuning_pb2.TuningConfig(updates=64, seed=3),
+            config=edit_pb2.SamplingConfig(strength=0.5),
+        ),
+        entry(method="sdedit"),
+    ]
+    assert [one.method for one in second.methods] == ["sdedit", "imagic"] and second.image == image
+
+
+def test_a_comparison_that_breaks_off_raises(server: ScriptedServer, client: Client) -> None:
+    """Its own failure, a refusal before the first event, and a stream that just ends; a tuning is no picture."""
+    failed = edit_pb2.CompareEvent(failed=errors.to_status(Unavailable("stopping", reason="DRAINING")))
+    log = scripted_server.compare_events({"sdedit": [b"one"]})
+    server.script("Compare", [*log[:-1], failed], InvalidField("class_noun", "", "say what kind"), log[:-1])
+
+    for kind, reason in ((Unavailable, "DRAINING"), (InvalidField, "INVALID_FIELD"), (Unavailable, "STREAM_ENDED")):
+        with pytest.raises(kind) as raised:
+            list(client.compare(PICTURE, "a cat"))
+        assert raised.value.reason == reason
+    with pytest.raises(InvalidField, match="image is"):
+        next(client.compare(TUNING, "a cat"))
+
+
+def test_leaving_a_comparison_early_cancels_it_on_the_server(server: ScriptedServer, client: Client) -> None:
+    """Closing the iterator ends the call that the server sees."""
+    hold = Hold()
+    server.script("Compare", [*scripted_server.compare_events({"sdedit": [b"one"]})[:2], hold])
+
+    for event in client.compare(PICTURE, "a cat"):
+        if isinstance(event, events.CompareEdit):
+            break
+
+    assert hold.left.wait(10)
+
+
 def test_edit_names_a_tuning_instead_of_sending_a_picture(server: ScriptedServer, client: Client) -> None:
     """A Tuning or its name is the target of the request."""
     server.script("GetTuning", scripted_server.tuning("READY"))

@@ -87,6 +87,39 @@ def test_a_sheet_without_masks_has_no_column_for_them() -> None:
     assert one.tobytes() == other.tobytes()
 
 
+def test_a_comparison_has_one_column_per_method() -> None:
+    """The picture once, each method's edits under each other, a mask below the edit that has one, words for none."""
+    white = png((255, 255, 255))
+    columns = [
+        ("unitune", [("unitune", png(GREEN), white), ("unitune (seed 1)", png(GREEN), b"")]),
+        ("sdedit: failed: the sampler does not answer now", []),
+        ("imagic", [("imagic", png(BLUE), b""), ("imagic (seed 1)", png(BLUE), b"")]),
+    ]
+
+    made = sheet.comparison_sheet(png(RED), columns)
+
+    panel = 256 * 192
+    counts = {colour: count for count, colour in made.getcolors(1 << 20)}
+    assert (panel, 2 * panel, 2 * panel) == (counts[RED], counts[GREEN], counts[BLUE])
+    assert panel == counts[(255, 255, 255)]
+    assert made.width == 4 * 256 + 5 * sheet.MARGIN
+    middle = [
+        made.getpixel((sheet.MARGIN + 128 + column * (256 + sheet.MARGIN), sheet.MARGIN + 96)) for column in range(4)
+    ]
+    assert [RED, GREEN, sheet.BACKGROUND, BLUE] == middle
+    failed = made.crop((2 * (256 + sheet.MARGIN), sheet.MARGIN + 192, 3 * (256 + sheet.MARGIN), sheet.MARGIN + 250))
+    assert len(failed.getcolors(1 << 20)) > 1  # its words
+
+
+def test_a_comparison_without_masks_has_no_line_for_them() -> None:
+    """It is as high as a sheet of one edit, also when every method failed."""
+    plain = sheet.comparison_sheet(png(RED), [("sdedit", [("sdedit", png(GREEN), b"")])])
+    failed = sheet.comparison_sheet(png(RED), [("sdedit: failed", [])])
+
+    assert plain.size == failed.size
+    assert plain.height == sheet.contact_sheet([(png(RED), [("sdedit", png(GREEN))])]).height
+
+
 def test_large_pictures_are_reduced() -> None:
     """A photo of 3000 pixels does not make a sheet of 9000."""
     made = sheet.contact_sheet([(png(RED, (3000, 1500)), [("an edit", png(GREEN, (3000, 1500)))])])

@@ -236,3 +236,86 @@ class CancelEditRequest(_message.Message):
     NAME_FIELD_NUMBER: _ClassVar[int]
     name: str
     def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class CompareRequest(_message.Message):
+    __slots__ = ("parent", "image", "image_data", "prompt", "methods", "seeds", "class_noun", "initial_word")
+    class Entry(_message.Message):
+        __slots__ = ("method", "tuning_config", "config")
+        METHOD_FIELD_NUMBER: _ClassVar[int]
+        TUNING_CONFIG_FIELD_NUMBER: _ClassVar[int]
+        CONFIG_FIELD_NUMBER: _ClassVar[int]
+        method: str
+        tuning_config: _tuning_pb2.TuningConfig
+        config: SamplingConfig
+        def __init__(self, method: _Optional[str] = ..., tuning_config: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., config: _Optional[_Union[SamplingConfig, _Mapping]] = ...) -> None: ...
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_DATA_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    METHODS_FIELD_NUMBER: _ClassVar[int]
+    SEEDS_FIELD_NUMBER: _ClassVar[int]
+    CLASS_NOUN_FIELD_NUMBER: _ClassVar[int]
+    INITIAL_WORD_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    image: str
+    image_data: bytes
+    prompt: str
+    methods: _containers.RepeatedCompositeFieldContainer[CompareRequest.Entry]
+    seeds: _containers.RepeatedScalarFieldContainer[int]
+    class_noun: str
+    initial_word: str
+    def __init__(self, parent: _Optional[str] = ..., image: _Optional[str] = ..., image_data: _Optional[bytes] = ..., prompt: _Optional[str] = ..., methods: _Optional[_Iterable[_Union[CompareRequest.Entry, _Mapping]]] = ..., seeds: _Optional[_Iterable[int]] = ..., class_noun: _Optional[str] = ..., initial_word: _Optional[str] = ...) -> None: ...
+
+class CompareEvent(_message.Message):
+    __slots__ = ("sequence", "create_time", "method", "accepted", "edit", "result", "done", "failed", "heartbeat")
+    class Accepted(_message.Message):
+        __slots__ = ("methods",)
+        METHODS_FIELD_NUMBER: _ClassVar[int]
+        methods: _containers.RepeatedScalarFieldContainer[str]
+        def __init__(self, methods: _Optional[_Iterable[str]] = ...) -> None: ...
+    class Result(_message.Message):
+        __slots__ = ("images", "prompt", "tuning_s", "edit_s", "size_bytes", "tuning", "timings", "error")
+        IMAGES_FIELD_NUMBER: _ClassVar[int]
+        PROMPT_FIELD_NUMBER: _ClassVar[int]
+        TUNING_S_FIELD_NUMBER: _ClassVar[int]
+        EDIT_S_FIELD_NUMBER: _ClassVar[int]
+        SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+        TUNING_FIELD_NUMBER: _ClassVar[int]
+        TIMINGS_FIELD_NUMBER: _ClassVar[int]
+        ERROR_FIELD_NUMBER: _ClassVar[int]
+        images: _containers.RepeatedCompositeFieldContainer[EditEvent.EditedImage]
+        prompt: str
+        tuning_s: float
+        edit_s: float
+        size_bytes: int
+        tuning: str
+        timings: Timings
+        error: _status_pb2.Status
+        def __init__(self, images: _Optional[_Iterable[_Union[EditEvent.EditedImage, _Mapping]]] = ..., prompt: _Optional[str] = ..., tuning_s: _Optional[float] = ..., edit_s: _Optional[float] = ..., size_bytes: _Optional[int] = ..., tuning: _Optional[str] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
+    class Done(_message.Message):
+        __slots__ = ("total_s",)
+        TOTAL_S_FIELD_NUMBER: _ClassVar[int]
+        total_s: float
+        def __init__(self, total_s: _Optional[float] = ...) -> None: ...
+    class Heartbeat(_message.Message):
+        __slots__ = ()
+        def __init__(self) -> None: ...
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    EDIT_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    create_time: _timestamp_pb2.Timestamp
+    method: str
+    accepted: CompareEvent.Accepted
+    edit: EditEvent
+    result: CompareEvent.Result
+    done: CompareEvent.Done
+    failed: _status_pb2.Status
+    heartbeat: CompareEvent.Heartbeat
+    def __init__(self, sequence: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., method: _Optional[str] = ..., accepted: _Optional[_Union[CompareEvent.Accepted, _Mapping]] = ..., edit: _Optional[_Union[EditEvent, _Mapping]] = ..., result: _Optional[_Union[CompareEvent.Result, _Mapping]] = ..., done: _Optional[_Union[CompareEvent.Done, _Mapping]] = ..., failed: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., heartbeat: _Optional[_Union[CompareEvent.Heartbeat, _Mapping]] = ...) -> None: ...

@@ -40,6 +40,11 @@ class EditServiceStub:
                 request_serializer=unitune_dot_v1_dot_edit__pb2.EditRequest.SerializeToString,
                 response_deserializer=unitune_dot_v1_dot_edit__pb2.EditEvent.FromString,
                 _registered_method=True)
+        self.Compare = channel.unary_stream(
+                '/unitune.v1.EditService/Compare',
+                request_serializer=unitune_dot_v1_dot_edit__pb2.CompareRequest.SerializeToString,
+                response_deserializer=unitune_dot_v1_dot_edit__pb2.CompareEvent.FromString,
+                _registered_method=True)
         self.GetEdit = channel.unary_unary(
                 '/unitune.v1.EditService/GetEdit',
                 request_serializer=unitune_dot_v1_dot_edit__pb2.GetEditRequest.SerializeToString,
@@ -78,6 +83,27 @@ class EditServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Compare(self, request, context):
+        """Compare edits one picture by one prompt with several methods, one after the other, to be looked at side by side.
+
+        Events come in this order: `accepted`; then for each method in turn the events of its edit (`edit`, in Edit's
+        order, but for `image` and the one that ends it) and its `result`; `done`. A method that fails has its error as its
+        result, and the next one begins. The stream ends with exactly one of `done` or `failed`, then the status OK. It is
+        never silent for more than 15 seconds (`heartbeat`).
+
+        What is refused is refused before `accepted`, as a status, and before anything is stored or tuned:
+        INVALID_ARGUMENT and NOT_FOUND (IMAGE_NOT_FOUND) as in Edit, for every method, and (INVALID_FIELD) for a method
+        that is unknown, named twice, or without what it needs; UNAVAILABLE (BACKEND_DOWN) when no sampler answers. A tuner
+        that does not answer later fails the methods that need one. `failed` is UNAVAILABLE (DRAINING) when the server
+        stops: what is tuned by then is found again.
+
+        Closing the stream cancels the edit that runs before its next step, and begins no other. A tuning that it began
+        goes on. CancelEdit ends the one edit that it names, and the next method begins.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetEdit(self, request, context):
         """GetEdit answers with an edit and, once it is done, its pictures; kept for 10 minutes after the end, or less
         when there are very many. Fails with NOT_FOUND (EDIT_NOT_FOUND), and with RESOURCE_EXHAUSTED (MESSAGE_TOO_LARGE)
@@ -102,6 +128,11 @@ def add_EditServiceServicer_to_server(servicer, server):
                     servicer.Edit,
                     request_deserializer=unitune_dot_v1_dot_edit__pb2.EditRequest.FromString,
                     response_serializer=unitune_dot_v1_dot_edit__pb2.EditEvent.SerializeToString,
+            ),
+            'Compare': grpc.unary_stream_rpc_method_handler(
+                    servicer.Compare,
+                    request_deserializer=unitune_dot_v1_dot_edit__pb2.CompareRequest.FromString,
+                    response_serializer=unitune_dot_v1_dot_edit__pb2.CompareEvent.SerializeToString,
             ),
             'GetEdit': grpc.unary_unary_rpc_method_handler(
                     servicer.GetEdit,
@@ -142,6 +173,33 @@ class EditService:
             '/unitune.v1.EditService/Edit',
             unitune_dot_v1_dot_edit__pb2.EditRequest.SerializeToString,
             unitune_dot_v1_dot_edit__pb2.EditEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Compare(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/unitune.v1.EditService/Compare',
+            unitune_dot_v1_dot_edit__pb2.CompareRequest.SerializeToString,
+            unitune_dot_v1_dot_edit__pb2.CompareEvent.FromString,
             options,
             channel_credentials,
             insecure,

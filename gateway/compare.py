@@ -1,0 +1,277 @@
+"""The story of a comparison: one picture and one prompt, edited by each method in turn.
+
+accepted -> (edit ... -> result) for each method -> done | failed
+
+An edit here is an Edit as any other, made by `gateway/edit.py`; a method that fails has its error as its result.
+"""
+
+import logging
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager, suppress
+from dataclasses import dataclass
+
+from gateway import validation
+from gateway.edit import Edits
+from gateway.edit_plan import Planner, check_words, in_field
+from gateway.edit_results import CancelledByOwner
+from gateway.images import Images
+from gateway.names import parse, parse_parent
+from gateway.relay import Relay
+from gateway.tunings import Tunings
+from gateway.upstreams import Upstreams
+from unitune import telemetry
+from unitune.choices import EDIT_METHODS
+from unitune.errors import Internal, InvalidField, NotFound, UniTuneError, from_status, to_status
+from unitune.prompts import mentions, with_words_before, with_words_instead, without
+from unitune.v1.edit_pb2 import CompareEvent, CompareRequest, EditRequest
+from unitune.v1.tuning_pb2 import TuningConfig
+
+logger = logging.getLogger(__name__)
+
+NEEDED_WORD = {"dreambooth": "class_noun", "textual_inversion": "initial_word"}  # what only a caller can say
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One method of a comparison, with the request of its edit."""
+
+    method: str
+    request: EditRequest
+
+
+class Comparisons:
+    """Runs comparisons."""
+
+    def __init__(
+        self,
+        planner: Planner,
+        edits: Edits,
+        tunings: Tunings,
+        images: Images,
+        upstreams: Upstreams,
+        *,
+        heartbeat_s: float,
+    ) -> None:
+        self._planner = planner
+        self._edits = edits
+        self._tunings = tunings
+        self._images = images
+        self._upstreams = upstreams
+        self._heartbeat_s = heartbeat_s
+        self._why: UniTuneError | None = None
+
+    def end(self, why: UniTuneError) -> None:
+        """Begin no further edit; each comparison ends with `why` after the one that runs."""
+        self._why = why
+
+    async def compare(self, request: CompareRequest, timeout_s: float | None) -> AsyncGenerator[CompareEvent, None]:
+        """The events of one comparison, the last of which is its only terminal one. Closing the generator stops it.
+
+        Raises what the request is refused with, before the first event.
+        """
+        began = time.monotonic()
+        turns = await self._turns(request)
+        relay = Relay(self._story(turns, began, timeout_s), silence_s=self._heartbeat_s, heartbeat=_heartbeat)
+        number = 0
+        try:
+            async with aclosing(relay.events()) as events:
+                async for event in events:
+                    number += not event.HasField("heartbeat")
+                    yield _numbered(event, number)
+        except UniTuneError as error:
+            yield _numbered(CompareEvent(failed=to_status(error)), number + 1)
+        except Exception:
+            telemetry.failure(logger, "comparison failed")
+            ours = Internal("the server made a mistake; its log has the details", reason="INTERNAL")
+            yield _numbered(CompareEvent(failed=to_status(ours)), number + 1)
+
+    async def _story(
+        self, turns: list[Turn], began: float, timeout_s: float | None
+    ) -> AsyncGenerator[CompareEvent, None]:
+        yield CompareEvent(accepted=CompareEvent.Accepted(methods=[turn.method for turn in turns]))
+        for turn in turns:
+            if self._why is not None:
+                raise self._why
+            left_s = None if timeout_s is None else began + timeout_s - time.monotonic()
+            async with aclosing(self._take(turn, left_s)) as events:
+                async for event in events:
+                    event.method = turn.method
+                    yield event
+        yield CompareEvent(done=CompareEvent.Done(total_s=time.monotonic() - began))
+
+    async def _take(self, turn: Turn, left_s: float | None) -> AsyncGenerator[CompareEvent, None]:
+        """The events of one method's edit, and its result."""
+        result = CompareEvent.Result(prompt=turn.request.prompt)
+        try:
+            async with aclosing(self._edits.edit(turn.request, left_s)) as events:
+                async for event in events:
+                    match event.WhichOneof("event"):
+                        case "image":
+                            result.images.append(event.image)
+                        case "done":
+                            result.timings.CopyFrom(event.done.timings)
+                            result.tuning = event.done.tuning
+                        case "failed":
+                            raise from_status(event.failed)
+                        case "cancelled":
+                            raise CancelledByOwner()
+                        case "heartbeat":
+                            pass  # the comparison has its own
+                        case _:
+                            yield CompareEvent(edit=event)
+            await self._measure(result)
+            validation.check_answer(result, "the pictures of one method are too large together; ask for fewer seeds")
+        except UniTuneError as error:
+            result = CompareEvent.Result(prompt=turn.request.prompt, error=to_status(error))
+        yield CompareEvent(result=result)
+
+    async def _measure(self, result: CompareEvent.Result) -> None:
+        """Put in what an edit does not tell: what its tuning took, whenever it ran, and what it left."""
+        result.edit_s = result.timings.total_s - result.timings.tune_s
+        if not result.tuning:
+            return
+        with suppress(NotFound):  # deleted since
+            tuning = await self._tunings.get(result.tuning)
+            result.tuning_s = (tuning.end_time.ToMicroseconds() - tuning.start_time.ToMicroseconds()) / 1e6
+            result.size_bytes = tuning.weights.size_bytes
+
+    async def _turns(self, request: CompareRequest) -> list[Turn]:
+        """What each method will be asked for. Raises as Compare does; nothing is stored and no tuning is made."""
+        validation.check_prompt(request.prompt)
+        if request.WhichOneof("target") is None:
+            raise InvalidField("target", "unset", "set one of image or image_data")
+        entries = list(request.methods) or _all_that_can_run(request)
+        _check_names(entries)
+        _check_words(request, entries)
+        has_gate = (await self._upstreams.sampler_info()).base_model.has_gate
+        turns = []
+        for index, entry in enumerate(entries):
+            asked = _edit_request(request, entry)
+            with _in_entry(request, index):
+                config = await self._planner.settle(asked)
+                if config is not None:
+                    asked.prompt = bound(config, request.prompt)
+                    check_words(asked, config)
+            is_scored = asked.config.gate or asked.config.automatic
+            if has_gate and not is_scored and without(asked.prompt, config.rare_tokens if config else ""):
+                asked.config.gate = True
+                asked.config.resamples = 0  # the seeds stay those that were asked for
+            turns.append(Turn(entry.method, asked))
+        await self._check_picture(request)
+        return turns
+
+    async def _check_picture(self, request: CompareRequest) -> None:
+        tenant = parse_parent(request.parent)
+        if request.WhichOneof("target") == "image":
+            name = parse(request.image, "images", "image")
+            await self._images.find(name._replace(tenant=tenant or name.tenant))
+        else:
+            with in_field("image_data"):
+                await self._images.check(request.image_data)
+
+
+def bound(config: TuningConfig, prompt: str) -> str:
+    """The prompt as an edit with such a tuning needs it: with the words that the method binds.
+
+    UniTune's go before every prompt anyway, Imagic has none. Raises InvalidField for a prompt without a place for them.
+    """
+    if config.method not in NEEDED_WORD:
+        return prompt
+    noun = getattr(config, NEEDED_WORD[config.method])
+    if not mentions(prompt, config.rare_tokens) and not mentions(prompt, noun):
+        remedy = f"it must have {noun!r} in it, where {config.method} puts its own words"
+        raise InvalidField("prompt", f"{len(prompt)} characters", remedy)
+    put = with_words_before if config.method == "dreambooth" else with_words_instead
+    return put(prompt, config.rare_tokens, noun)
+
+
+def _all_that_can_run(request: CompareRequest) -> list[CompareRequest.Entry]:
+    return [
+        CompareRequest.Entry(method=method)
+        for method in EDIT_METHODS
+        if method not in NEEDED_WORD or getattr(request, NEEDED_WORD[method])
+    ]
+
+
+def _check_names(entries: list[CompareRequest.Entry]) -> None:
+    """Each method known and named once, and no setting that speaks of another one."""
+    seen: set[str] = set()
+    for index, entry in enumerate(entries):
+        place, method = f"methods[{index}]", entry.method
+        if method not in EDIT_METHODS:
+            raise InvalidField(f"{place}.method", method, f"it must be {' or '.join(EDIT_METHODS)}")
+        if method in seen:
+            raise InvalidField(f"{place}.method", method, "name each method once; compare its settings by edits")
+        seen.add(method)
+        for config in ("config", "tuning_config"):
+            named = getattr(entry, config).method
+            if named and named != method:
+                raise InvalidField(f"{place}.{config}.method", named, f"leave it unset: this entry is of {method}")
+        if entry.config.mask_source == "given":
+            raise InvalidField(
+                f"{place}.config.mask_source", "given", "choose difference or diffedit: a comparison takes no mask"
+            )
+
+
+def _check_words(request: CompareRequest, entries: list[CompareRequest.Entry]) -> None:
+    """Each word for a method that is there, and said once."""
+    for method, word in NEEDED_WORD.items():
+        given = getattr(request, word)
+        if not given:
+            continue
+        index = next((index for index, entry in enumerate(entries) if entry.method == method), None)
+        if index is None:
+            raise InvalidField(word, given, f"leave it unset, or name {method}, which reads it")
+        own = getattr(entries[index].tuning_config, word)
+        if own and own != given:
+            field = f"methods[{index}].tuning_config.{word}"
+            raise InvalidField(field, own, f"leave it unset: {word} of the request is {given}")
+
+
+def _edit_request(request: CompareRequest, entry: CompareRequest.Entry) -> EditRequest:
+    """One method's edit, in plain words still."""
+    asked = EditRequest(
+        parent=request.parent,
+        prompt=request.prompt,
+        seeds=request.seeds,
+        config=entry.config,
+        tuning_config=entry.tuning_config,
+    )
+    if request.WhichOneof("target") == "image":
+        asked.image = request.image
+    else:
+        asked.image_data = request.image_data
+    asked.config.method = entry.method
+    word = NEEDED_WORD.get(entry.method)
+    if word and getattr(request, word):
+        setattr(asked.tuning_config, word, getattr(request, word))
+    return asked
+
+
+@contextmanager
+def _in_entry(request: CompareRequest, index: int) -> Iterator[None]:
+    """Says what an edit is refused for of the field in which this request has it."""
+    try:
+        yield
+    except InvalidField as error:
+        field = error.metadata["field"]
+        word = field.removeprefix("tuning_config.")
+        if word in NEEDED_WORD.values():
+            is_own = bool(request.methods) and bool(getattr(request.methods[index].tuning_config, word))
+            field = f"methods[{index}].{field}" if is_own else word
+        elif field.startswith(("config.", "tuning_config")):
+            field = f"methods[{index}].{field}"
+        raise InvalidField(field, error.metadata["value"], error.metadata["remedy"]) from None
+
+
+def _numbered(event: CompareEvent, number: int) -> CompareEvent:
+    """The event with its number and time; a heartbeat has no number."""
+    if not event.HasField("heartbeat"):
+        event.sequence = number
+    event.create_time.GetCurrentTime()
+    return event
+
+
+def _heartbeat() -> CompareEvent:
+    return CompareEvent(heartbeat=CompareEvent.Heartbeat())

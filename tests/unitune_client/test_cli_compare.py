@@ -1,0 +1,220 @@
+"""`unitune compare` against a scripted server: what it asks, shows, writes and returns."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+import unitune_client
+from tests.unitune_client import scripted_server
+from tests.unitune_client.scripted_server import Hold, ScriptedServer
+from unitune.errors import DataLoss, Unavailable, to_status
+from unitune.v1 import edit_pb2
+from unitune_client.cli import main
+
+WHITE, DOG, CAT = (scripted_server.png(colour) for colour in ((255, 255, 255), (0, 200, 0), (0, 0, 200)))
+SCORES = edit_pb2.Scores(prompt=0.31, base_prompt=0.2, kept=0.88, passed=True)
+
+
+@pytest.fixture(autouse=True)
+def own_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the machine's own settings or cache reaches a test."""
+    for name in [name for name in os.environ if name.startswith("UNITUNE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("UNITUNE_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+
+
+def compare(server: ScriptedServer, *arguments: object) -> Result:
+    """Run the command in this process."""
+    words = ["compare", *map(str, arguments), "--address", server.address]
+    return CliRunner().invoke(main, words)
+
+
+def expect(server: ScriptedServer, events: list[object]) -> None:
+    """Script a whole comparison."""
+    server.script("GetServerInfo", scripted_server.server_info())
+    server.script("UploadImage", scripted_server.uploaded)
+    server.script("Compare", events)
+
+
+def colours_of(path: Path) -> dict[tuple[int, int, int], int]:
+    """How many pixels have which colour."""
+    return {colour: count for count, colour in Image.open(path).getcolors(1 << 20)}
+
+
+def test_methods_are_compared_on_one_sheet_and_in_one_table(
+    server: ScriptedServer, photo: Path, tmp_path: Path
+) -> None:
+    """Every method's pictures, masks, seconds, bytes and scores are where stdout says; progress goes by method."""
+    turns = {"unitune": [DOG, DOG], "sdedit": [CAT, CAT]}
+    expect(server, scripted_server.compare_events(turns, seeds=[3, 4], mask=WHITE, scores=SCORES))
+
+    done = compare(server, photo, "a cat", "--methods", "unitune, sdedit", "--seed=3", "--seed=4", "-o", "o")
+
+    assert 0 == done.exit_code, done.output
+    (request,) = server.requests["Compare"]
+    assert [entry.method for entry in request.methods] == ["unitune", "sdedit"]
+    assert (list(request.seeds), request.prompt, request.WhichOneof("target")) == ([3, 4], "a cat", "image")
+    names = [f"my cat--a-cat--{method}--seed{seed}.png" for method in turns for seed in (3, 4)]
+    assert [DOG, DOG, CAT, CAT] == [(tmp_path / "o" / name).read_bytes() for name in names]
+    *paths, head, first, second = done.stdout.splitlines()
+    assert [str(Path("o") / name) for name in [*names, "my cat--a-cat--methods.png"]] == paths
+    assert head.split() == ["method", "tuning", "edit", "weights", "gate"]
+    assert first.split("  ")[0] == "unitune" and "12.5 s" in first and "2.0 s" in first and "3456 bytes" in first
+    assert first.endswith("2 of 2 passed, prompt 0.20 -> 0.31, kept 0.88")
+    assert second.split()[:5] == ["sdedit", "-", "2.0", "s", "-"]
+    assert head.index("gate") == first.index("2 of 2") == second.index("2 of 2")
+    panel = 256 * 192
+    colours = colours_of(Path(paths[-1]))
+    assert (2 * panel, 2 * panel, panel) == tuple(colours[one] for one in ((0, 200, 0), (0, 0, 200), (200, 40, 40)))
+    assert colours[(255, 255, 255)] == 4 * panel
+    for line in ("comparing unitune, sdedit", "unitune: tuning: 2/128, loss 0.5000, 9 s left", "sdedit: 2/2"):
+        assert line in done.stderr
+
+
+def test_words_reach_the_request_and_no_names_are_all_methods(server: ScriptedServer, photo: Path) -> None:
+    """Class noun and initial word go as they are; the server chooses the methods; without a gate there is a dash."""
+    expect(server, scripted_server.compare_events({"sdedit": [CAT]}))
+
+    done = compare(server, photo, "a cat", "--class-noun", "cat", "--initial-word", "cat")
+
+    (request,) = server.requests["Compare"]
+    assert (request.class_noun, request.initial_word, len(request.methods)) == ("cat", "cat", 0)
+    assert 0 == done.exit_code and done.stdout.splitlines()[-1].split() == ["sdedit", "-", "2.0", "s", "-", "-"]
+
+
+def test_a_method_that_fails_is_told_and_the_others_are_written(server: ScriptedServer, photo: Path) -> None:
+    """It has its words on the sheet and in the table, and the command ends with code 1."""
+    lost = DataLoss("the loss was not finite at update 3", reason="TUNING_DIVERGED")
+    expect(server, scripted_server.compare_events({"unitune": lost, "sdedit": [CAT]}))
+
+    done = compare(server, photo, "a cat")
+
+    assert 1 == done.exit_code and "Traceback" not in done.output
+    assert "unitune: failed: the loss was not finite at update 3" in done.stderr
+    picture, sheet, _, failed, _ = done.stdout.splitlines()
+    assert CAT == Path(picture).read_bytes() and colours_of(Path(sheet))[(0, 0, 200)] == 256 * 192
+    assert failed.split("  ")[0] == "unitune" and failed.endswith("failed: the loss was not finite at update 3")
+
+
+def test_json_prints_one_object_per_event(server: ScriptedServer, photo: Path) -> None:
+    """Events of an edit carry their method, results their figures; pictures are paths, and there is no table."""
+    lost = DataLoss("the loss was not finite", reason="TUNING_DIVERGED")
+    expect(server, scripted_server.compare_events({"unitune": lost, "sdedit": [CAT]}, scores=SCORES))
+
+    done = compare(server, photo, "a cat", "--json")
+
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    edit = ["edit_loading", "edit_step", "edit_step"]
+    assert [line["event"] for line in lines] == [
+        "compare_accepted",
+        *["edit_accepted", "tuning_queued", "tuning_progress", *edit, "compare_result"],
+        *["edit_accepted", *edit, "compare_result", "result"],
+        *["compare_done", "result"],
+    ]
+    assert lines[0]["methods"] == ["unitune", "sdedit"] and lines[1]["method"] == "unitune"
+    failed, good = [line for line in lines if line["event"] == "compare_result"]
+    assert (failed["method"], failed["error"]["reason"], failed["images"]) == ("unitune", "TUNING_DIVERGED", [])
+    assert (good["method"], good["edit_s"], good["images"][0]["scores"]["kept"]) == ("sdedit", 2.0, 0.88)
+    assert "png" not in good["images"][0]
+    picture, sheet = [line for line in lines if line["event"] == "result"]
+    assert (picture["kind"], picture["method"], picture["seed"]) == ("picture", "sdedit", 0)
+    assert sheet["kind"] == "sheet" and Path(sheet["value"]).is_file()
+
+
+def test_a_server_that_stops_takes_nothing_of_what_is_done(server: ScriptedServer, photo: Path) -> None:
+    """The pictures, the sheet and the table of the methods that are done are there; the error is told, code 1."""
+    log = scripted_server.compare_events({"sdedit": [CAT]})
+    stopping = to_status(Unavailable("the server is stopping; ask again", reason="DRAINING"))
+    expect(server, [*log[:-1], edit_pb2.CompareEvent(failed=stopping)])
+
+    done = compare(server, photo, "a cat")
+
+    assert (1, "error: the server is stopping; ask again") == (done.exit_code, done.stderr.splitlines()[-1])
+    picture, sheet, _, row = done.stdout.splitlines()
+    assert Path(picture).is_file() and Path(sheet).is_file() and row.startswith("sdedit")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ["a cat", "--methods=unitune,magic"],
+            "--methods is 'magic': give one of unitune, imagic, dreambooth, textual_inversion, sdedit",
+        ),
+        (
+            ["a cat", "--methods="],
+            "--methods is '': give one of unitune, imagic, dreambooth, textual_inversion, sdedit",
+        ),
+        (["a cat", "--methods=sdedit,unitune,sdedit"], "--methods is 'sdedit': name each method once"),
+        ([" "], "PROMPT is '': describe the picture in 1 to 2000 characters"),
+        (
+            ["a cat", "--methods=dreambooth"],
+            "--class-noun is '': say what kind of thing PHOTO shows, such as dog",
+        ),
+        (
+            ["a cat", "--methods=textual_inversion"],
+            "--initial-word is '': give one word that says what PHOTO shows, such as dog",
+        ),
+        (
+            ["a cat", "--methods=sdedit", "--class-noun=cat"],
+            "--class-noun is 'cat': leave it out, or name dreambooth in --methods, which reads it",
+        ),
+        (
+            ["a cat", "--class-noun=dog"],
+            "PROMPT is 'a cat': it must have dog in it, where dreambooth puts its own words",
+        ),
+        (["a cat", *[f"--seed={n}" for n in range(9)], "--methods=sdedit"], "--seed is '9 seeds': give at most 8"),
+        (["a cat", *[f"--seed={n}" for n in range(9)]], "--seed is '9 seeds': give at most 8"),
+    ],
+)
+def test_wrong_input_is_one_line_and_code_2(
+    server: ScriptedServer, photo: Path, arguments: list[str], line: str
+) -> None:
+    """What is wrong is told by the argument's own name, before the photo is sent."""
+    server.script("GetServerInfo", scripted_server.server_info())
+
+    done = compare(server, photo, *arguments)
+
+    assert (2, f"error: {line}", "") == (done.exit_code, done.stderr.strip(), done.stdout)
+
+
+def test_an_interrupt_loses_nothing(server: ScriptedServer, photo: Path, tmp_path: Path) -> None:
+    """SIGINT ends the stream, leaves pictures, sheet and table of the methods that are done, and code 130."""
+    hold = Hold()
+    log = scripted_server.compare_events({"sdedit": [CAT], "unitune": [DOG]})
+    expect(server, [*log[:8], hold])
+    command = [sys.executable, "-m", "unitune_client", "compare", str(photo), "a cat", "--address", server.address]
+    environment = os.environ | {"PYTHONPATH": str(Path(unitune_client.__file__).parents[1])}
+    said = tmp_path / "said"
+    with (
+        said.open("w") as file,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=file, text=True, cwd=tmp_path, env=environment
+        ) as process,
+    ):
+        try:
+            assert hold.reached.wait(60)
+            gives_up_at = time.monotonic() + 60
+            while "unitune: ddim" not in said.read_text() and "the tuning waits" not in said.read_text():
+                assert time.monotonic() < gives_up_at, said.read_text()
+                time.sleep(0.02)
+            process.send_signal(signal.SIGINT)
+            stdout, _ = process.communicate(timeout=30)
+        finally:
+            process.kill()
+
+    assert 130 == process.returncode and hold.left.wait(10)
+    picture, sheet, head, row = stdout.splitlines()
+    assert CAT == (tmp_path / picture).read_bytes()
+    assert colours_of(tmp_path / sheet)[(0, 0, 200)] == 256 * 192
+    assert head.startswith("method") and row.startswith("sdedit")
+    assert "Traceback" not in said.read_text()

@@ -1,0 +1,145 @@
+"""`unitune compare`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from unitune_client import events
+from unitune_client.cli_checks import check_comparison
+from unitune_client.cli_edit import folder_of, picture_bytes_of, save_sheet, say_what_the_model_knows
+from unitune_client.cli_options import Between, server_options
+from unitune_client.connection import connection
+from unitune_client.display import Display, display
+from unitune_client.outputs import slug
+from unitune_client.sheet import SheetEdit, comparison_sheet
+
+FAILED = 1  # exit code when a method had no pictures
+
+EXAMPLES = """
+\b
+Examples:
+  unitune compare cat.png "a cat on a beach"
+  unitune compare cat.png "a cat on a beach" --methods unitune,sdedit --seed 1 --seed 2
+  unitune compare cat.png "a cat on a beach" --class-noun cat --initial-word cat -o out
+"""
+
+
+@click.command("compare", epilog=EXAMPLES)
+@click.argument("photo")
+@click.argument("prompt", metavar='"PROMPT"')
+@click.option("-o", "--output", metavar="OUT", default="out", show_default=True, help="Folder for the pictures.")
+@click.option(
+    "--methods",
+    metavar="A,B,...",
+    help="unitune, imagic, dreambooth, textual_inversion, sdedit.  [default: every one that can run]",
+)
+@click.option("--class-noun", metavar="WORD", help="What kind of thing PHOTO shows, for dreambooth; it is in PROMPT.")
+@click.option(
+    "--initial-word", metavar="WORD", help="One word for what PHOTO shows, for textual_inversion; it is in PROMPT."
+)
+@click.option("--seed", "seeds", type=Between(0, 2**63 - 1), multiple=True, help="One picture per seed.  [default: 0]")
+@server_options
+def compare_command(
+    photo: str,
+    prompt: str,
+    output: str,
+    methods: str | None,
+    class_noun: str | None,
+    initial_word: str | None,
+    seeds: tuple[int, ...],
+    address: str | None,
+    base_model: str | None,
+    as_json: bool,
+) -> None:
+    """Edit PHOTO by PROMPT with several methods, each at the base model's own settings, to see which one suits.
+
+    PROMPT is in plain words: rare tokens and placeholders are put in. Methods run one after the other; one that fails
+    does not stop the others, but makes the exit code 1. The pictures, and one sheet with a column per method, go into
+    OUT; their paths and a table are printed, of what is done also after Ctrl-C. A tuning that exists is used, and one
+    that was made serves later edits.
+    """
+    data, folder = picture_bytes_of(photo), folder_of(output)
+    stem = Path(photo).stem
+    named = [name.strip() for name in methods.split(",")] if methods is not None else []
+    seeds = tuple(dict.fromkeys(seeds))
+    results: list[events.CompareResult] = []
+    with display(as_json) as show, connection(address, base_model, show.say) as client:
+        info = client.server_info()
+        check_comparison(info, prompt, named, {"class_noun": class_noun, "initial_word": initial_word}, seeds)
+        say_what_the_model_knows(info, show)
+        image = client.upload_image(data)
+        try:
+            for event in client.compare(
+                image, prompt, named or None, class_noun=class_noun, initial_word=initial_word, seeds=seeds
+            ):
+                if isinstance(event, events.CompareEdit):
+                    show.event(event.event, method=event.method)
+                    continue
+                show.event(event)
+                if isinstance(event, events.CompareResult):
+                    results.append(event)
+                    save_pictures(event, folder / f"{stem}--{slug(prompt)}--{event.method}", show)
+        finally:  # an interrupt, or a server that is lost, takes nothing of what is done
+            if results:
+                sheet = folder / f"{stem}--{slug(prompt)}--methods.png"
+                save_sheet(comparison_sheet(data, [column_of(result) for result in results]), sheet)
+                show.result(str(sheet), kind="sheet")
+                show.table(table_of(results))
+    if any(result.error is not None for result in results):
+        raise click.exceptions.Exit(FAILED)
+
+
+def save_pictures(result: events.CompareResult, path: Path, show: Display) -> None:
+    """Write a method's pictures, each under its seed."""
+    for image in result.images:
+        saved = image.save(path.with_name(f"{path.name}--seed{image.seed}.png"))
+        show.result(str(saved), kind="picture", method=result.method, seed=image.seed)
+
+
+def column_of(result: events.CompareResult) -> tuple[str, list[SheetEdit]]:
+    """A method's column of the sheet: why it failed, or its pictures with seconds and scores under them."""
+    if result.error is not None:
+        return f"{result.method}: failed: {result.error.message}", []
+    seconds = f"{result.method}: tuning {result.tuning_s:.1f} s, edit {result.edit_s:.1f} s"
+    edits: list[SheetEdit] = []
+    for image in result.images:
+        scores = scores_in_words([image])
+        caption = f"{seconds}; gate: {scores}" if scores else seconds
+        if len(result.images) > 1:
+            caption += f" (seed {image.seed})"
+        edits.append((caption, image.png, image.mask or b""))
+    return result.method, edits
+
+
+def table_of(results: Sequence[events.CompareResult]) -> list[list[str]]:
+    """Method, seconds of tuning and edit, bytes of the weights, and what the gate says; why, where there is nothing."""
+    rows = [["method", "tuning", "edit", "weights", "gate"]]
+    for result in results:
+        if result.error is not None:
+            rows.append([result.method, "-", "-", "-", f"failed: {result.error.message}"])
+            continue
+        tuned = bool(result.tuning)
+        rows.append(
+            [
+                result.method,
+                f"{result.tuning_s:.1f} s" if tuned else "-",
+                f"{result.edit_s:.1f} s",
+                f"{result.size_bytes} bytes" if tuned else "-",
+                scores_in_words(result.images) or "-",
+            ]
+        )
+    return rows
+
+
+def scores_in_words(images: Sequence[events.EditedImage]) -> str:
+    """What the gate says of a method's pictures, as means; empty where no gate was asked."""
+    scored = [image.scores for image in images if image.scores is not None]
+    if not scored:
+        return ""
+    passed = sum(scores.passed for scores in scored)
+    verdict = f"{passed} of {len(scored)} passed" if len(scored) > 1 else "passed" if passed else "not passed"
+    prompt, before, kept = (
+        sum(getattr(scores, name) for scores in scored) / len(scored) for name in ("prompt", "base_prompt", "kept")
+    )
+    return f"{verdict}, prompt {before:.2f} -> {prompt:.2f}, kept {kept:.2f}"
