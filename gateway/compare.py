@@ -152,6 +152,7 @@ class Comparisons:
                 config = await self._planner.settle(asked)
                 if config is not None:
                     asked.prompt = bound(config, request.prompt)
+                    validation.check_prompt(asked.prompt)  # it is longer now
                     check_words(asked, config)
             is_scored = asked.config.gate or asked.config.automatic
             if has_gate and not is_scored and without(asked.prompt, config.rare_tokens if config else ""):

@@ -67,11 +67,11 @@ def check_words(info: events.ServerInfo, prompts: Sequence[str], method: str, **
 
 
 def check_comparison(
-    info: events.ServerInfo, prompt: str, methods: Sequence[str], words: Mapping[str, str | None], seeds: Sequence[int]
+    info: events.ServerInfo, prompt: str, methods: Sequence[str], said: Mapping[str, str | None], seeds: Sequence[int]
 ) -> None:
     """Methods that the server knows, each once, each with the word that it needs, and no word for nothing.
 
-    `words` are class_noun and initial_word; no methods are all that can run.
+    `said` are class_noun and initial_word; no methods are all that can run.
     """
     check_prompts(info, [prompt], EditOptions())
     _check_seeds(info, seeds)
@@ -83,12 +83,13 @@ def check_comparison(
         ("dreambooth", "class_noun", "say what kind of thing PHOTO shows, such as dog"),
         ("textual_inversion", "initial_word", "give one word that says what PHOTO shows, such as dog"),
     ):
-        argument, given = f"--{word.replace('_', '-')}", words.get(word)
+        argument, given = f"--{word.replace('_', '-')}", said.get(word)
         if method in methods and not given:
             raise InvalidField(argument, "", remedy)
         if methods and method not in methods and given:
             raise InvalidField(argument, given, f"leave it out, or name {method} in --methods, which reads it")
-        if given and given.lower() not in prompt.lower():
+        bound = info.method_tuning_defaults.get(method, info.tuning_defaults).rare_tokens
+        if given and not any(words and words.lower() in prompt.lower() for words in (given, bound)):
             raise InvalidField("PROMPT", prompt, f"it must have {given} in it, where {method} puts its own words")
 
 

@@ -319,6 +319,7 @@ async def test_a_drain_ends_a_comparison(world: World) -> None:
         (["dreambooth"], {"class_noun": "x" * 65}, "class_noun", "65 characters"),
         ([], {"class_noun": "cat"}, "prompt", "16 characters"),
         ([], {"initial_word": "cat"}, "prompt", "16 characters"),
+        ([], {"class_noun": "dog", "prompt": f"a dog {'x' * 1994}"}, "prompt", "2009 characters"),
         (
             [Entry(method="dreambooth", tuning_config=TuningConfig(class_noun="cat"))],
             {"class_noun": "dog"},

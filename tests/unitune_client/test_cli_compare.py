@@ -91,6 +91,16 @@ def test_words_reach_the_request_and_no_names_are_all_methods(server: ScriptedSe
     assert 0 == done.exit_code and done.stdout.splitlines()[-1].split() == ["sdedit", "-", "2.0", "s", "-", "-"]
 
 
+def test_a_prompt_may_have_the_placeholder_itself(server: ScriptedServer, photo: Path) -> None:
+    """Then the initial word need not be in it."""
+    expect(server, scripted_server.compare_events({"textual_inversion": [CAT]}))
+
+    done = compare(server, photo, "a beikkpic", "--methods=textual_inversion", "--initial-word=cat")
+
+    assert 0 == done.exit_code, done.output
+    assert server.requests["Compare"][0].prompt == "a beikkpic"
+
+
 def test_a_method_that_fails_is_told_and_the_others_are_written(server: ScriptedServer, photo: Path) -> None:
     """It has its words on the sheet and in the table, and the command ends with code 1."""
     lost = DataLoss("the loss was not finite at update 3", reason="TUNING_DIVERGED")
