@@ -1,6 +1,7 @@
 """What a command shows while it runs: bars on a terminal, plain lines elsewhere, JSON lines for machines.
 
-Progress and words go to standard error; standard output has results alone: paths and tables, or one JSON object per line.
+Progress and words go to standard error; standard output has results alone: paths and tables, or one JSON object per
+line.
 """
 
 import dataclasses
