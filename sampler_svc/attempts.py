@@ -1,8 +1,9 @@
 """Several attempts at one edit, of which the gate chooses: automatic settings, and resampling of what was rejected.
 
 Automatic settings are the paper's own future work (UniTune, arXiv 2210.09477, limitations): which strength and guidance
-an edit needs differs from picture to picture. The base model's preset lists a few points from the gentlest to the
-strongest, and the first whose picture passes the gate is taken: what a stronger one would change besides is kept.
+an edit needs differs from picture to picture. The base model's preset lists a few points; all are tried, and the one
+whose picture the gate ranks highest is taken. A seed whose picture did not pass is another matter: there the first that
+does is enough.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +31,7 @@ class Gated:
 
 
 def attempts_of(request: Request, gate: Gate, *, is_automatic: bool, resamples: int) -> list[Request]:
-    """What to try, in order: the preset's points, or other seeds of the same settings."""
+    """What to try: the preset's points, or other seeds of the same settings."""
     if is_automatic:
         return [replace(request, strength=s, guidance_scale=g) for s, g in gate.automatic_points]
     return [
@@ -40,18 +41,25 @@ def attempts_of(request: Request, gate: Gate, *, is_automatic: bool, resamples: 
 
 
 def sample_gated(
-    sample_once: Callable[[Request], Iterator[Event]], gate: Gate, prompt: str, attempts: Sequence[Request]
+    sample_once: Callable[[Request], Iterator[Event]],
+    gate: Gate,
+    prompt: str,
+    attempts: Sequence[Request],
+    *,
+    tries_all: bool,
 ) -> Iterator[Step | Gated | Done]:
-    """Attempts until each seed has a picture that passes, or none is left; then the best picture of each seed.
+    """All attempts, or only until each seed has a picture that passes; then the best picture of each seed.
 
-    A seed that has passed is not tried again. `prompt` is without rare tokens. Raises what `sample_once` raises.
+    `prompt` is without rare tokens. Raises what `sample_once` raises.
     """
     base = images.decode(attempts[0].image)
     best: dict[int, Gated] = {}
+    values: dict[int, tuple[bool, float]] = {}
     spent = np.zeros(3)
     steps_done, steps_total = 0, 0
     for attempt in attempts:
-        open_seeds = [index for index in range(len(attempt.seeds)) if index not in best or not best[index].passed]
+        is_open = [tries_all or index not in best or not best[index].passed for index in range(len(attempt.seeds))]
+        open_seeds = [index for index, wanted in enumerate(is_open) if wanted]
         if not open_seeds:
             break
         steps_before = steps_done
@@ -64,13 +72,12 @@ def sample_gated(
                 scores = gate.score(base, images.decode(event.png), prompt)
                 image = replace(event, index=index)
                 found = Gated(image, scores, gate.passes(scores), attempt.strength, attempt.guidance_scale)
-                if index not in best or _value(gate, found) > _value(gate, best[index]):
+                # What passes ends the search for other seeds; among the points of automatic settings the rank decides.
+                value = (not tries_all and found.passed, gate.rank(scores))
+                if index not in values or value > values[index]:
+                    values[index] = value
                     best[index] = found
             else:
                 spent += (event.encode_s, event.denoise_s, event.decode_s)
     yield from (best[index] for index in sorted(best))
     yield Done(*(float(seconds) for seconds in spent))
-
-
-def _value(gate: Gate, found: Gated) -> tuple[bool, float]:
-    return found.passed, gate.rank(found.scores)

@@ -21,7 +21,7 @@ from unitune.images import Pixels
 
 IMAGE_GRAPH, TEXT_GRAPH, TOKENIZER = "clip_image.onnx", "clip_text.onnx", "clip_tokenizer.json"
 EMBEDDINGS_KEPT = 256
-KEPT_SHARE = 0.25  # of the base image in a rank, against the prompt
+KEPT_SHARE = 0.02  # of the base image in a rank, against the prompt
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Gate:
 
     @property
     def automatic_points(self) -> tuple[tuple[float, float], ...]:
-        """(strength, guidance_scale), from the gentlest to the strongest."""
+        """(strength, guidance_scale) of each attempt of an automatic edit."""
         return self._preset.automatic_points
 
     def embed_pictures(self, *pictures: Pixels) -> Array:

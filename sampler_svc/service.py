@@ -224,7 +224,9 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             return sample_once(wanted)
         resamples = config.resamples if config.HasField("resamples") else DEFAULT_RESAMPLES
         attempts = attempts_of(wanted, model.gate, is_automatic=config.automatic, resamples=resamples)
-        return sample_gated(sample_once, model.gate, without(request.prompt, words), attempts)
+        return sample_gated(
+            sample_once, model.gate, without(request.prompt, words), attempts, tries_all=config.automatic
+        )
 
     def _lease(self, weights: tuning_pb2.WeightsRef | None) -> AbstractContextManager[Lease]:
         model = self._model

@@ -29,9 +29,13 @@ PRESET = {
     "rare_tokens": "beikkpic",
     "scheduler": "ddim",
     "num_inference_steps": 30,
-    "guidance_scale": 6.0,
+    "guidance_scale": 3.0,
     "strength": 0.9,
     "interpolation": 1.0,
+    "gate_gain": 0.1,
+    "gate_prompt": 0.6,
+    "gate_kept": 0.3,
+    "automatic_points": [[0.9, 3.0], [1.0, 3.0], [1.0, 8.0]],
     "methods": {"sdedit": {"strength": 0.8, "guidance_scale": 6.0}},
 }
 

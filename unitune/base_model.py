@@ -121,7 +121,7 @@ class Preset:
     gate_gain: float = 0.02  # how much nearer the prompt an edit must be than the base image
     gate_prompt: float = 0.2  # how near at all
     gate_kept: float = 0.6  # how near the base image
-    # (strength, guidance_scale) that an automatic edit tries, from the gentlest to the strongest.
+    # (strength, guidance_scale) that an automatic edit tries.
     automatic_points: tuple[tuple[float, float], ...] = ((0.7, 7.5), (0.85, 7.5), (0.95, 10.0))
 
 

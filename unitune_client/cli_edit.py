@@ -62,7 +62,7 @@ Examples:
 @click.option(
     "--automatic/--no-automatic",
     default=None,
-    help="Let the gate choose --strength and --guidance, from the gentlest that is enough.  [default: yes for "
+    help="Let the gate choose --strength and --guidance among the base model's own points.  [default: yes for "
     "unitune and sdedit, where the base model has a gate and neither of them is given]",
 )
 @click.option(

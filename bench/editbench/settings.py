@@ -52,6 +52,14 @@ def unitune(preset: Preset) -> Setting:
     )
 
 
+def automatic_points(preset: Preset) -> list[Setting]:
+    """The points that automatic settings try."""
+    return [
+        unitune(preset).at(f"point {strength:g}:{guidance:g}", strength=strength, guidance_scale=guidance)
+        for strength, guidance in preset.automatic_points
+    ]
+
+
 def sdedit(preset: Preset) -> Setting:
     """The baseline at the preset's own strength and guidance for it, so that it is not beaten at UniTune's.
 

@@ -56,28 +56,43 @@ class Sampler:
         yield Done(1.0, 2.0, 3.0)
 
 
-def run(sampler: Sampler, attempts: list[Request]) -> list[Step | Gated | Done]:
-    return list(sample_gated(sampler, BrightnessGate(), "a cat", attempts))
+def run(sampler: Sampler, attempts: list[Request], *, tries_all: bool = False) -> list[Step | Gated | Done]:
+    return list(sample_gated(sampler, BrightnessGate(), "a cat", attempts, tries_all=tries_all))
 
 
-def test_automatic_takes_the_gentlest_point_that_passes():
-    """Points are tried from the first on, and no further than the first picture that passes."""
-    sampler = Sampler(lambda wanted, _: wanted.strength)  # 0.7 passes already
-    events = run(sampler, attempts_of(request(0), BrightnessGate(), is_automatic=True, resamples=0))
+def test_automatic_takes_the_point_that_the_gate_ranks_highest():
+    """All points are tried once, and the best picture is the answer, though an earlier one passed."""
+    sampler = Sampler(lambda wanted, _: 0.9 if wanted.strength == 0.85 else 0.6)
+    attempts = attempts_of(request(0), BrightnessGate(), is_automatic=True, resamples=0)
+    events = run(sampler, attempts, tries_all=True)
     (found,) = (event for event in events if isinstance(event, Gated))
 
-    assert [(r.strength, r.guidance_scale) for r in sampler.asked] == [Preset().automatic_points[0]]
-    assert found.passed and (found.strength, found.guidance_scale) == Preset().automatic_points[0]
+    assert [(r.strength, r.guidance_scale) for r in sampler.asked] == list(Preset().automatic_points)
+    assert found.passed and found.strength == 0.85
 
 
-def test_automatic_costs_no_more_than_its_points():
-    """Where nothing passes, every point is tried once and the best picture is the answer, marked as not passed."""
+def test_automatic_tells_when_no_point_passes():
+    """The best picture is the answer all the same, marked as not passed."""
     sampler = Sampler(lambda wanted, _: 0.4 if wanted.strength == 0.85 else 0.2)
-    events = run(sampler, attempts_of(request(0), BrightnessGate(), is_automatic=True, resamples=0))
+    attempts = attempts_of(request(0), BrightnessGate(), is_automatic=True, resamples=0)
+    (found,) = (event for event in run(sampler, attempts, tries_all=True) if isinstance(event, Gated))
+
+    assert not found.passed and found.strength == 0.85
+
+
+def test_what_passes_is_preferred_to_what_ranks_higher():
+    """Of other seeds, one that passes is taken even where the gate's thresholds and its rank disagree."""
+
+    class Contrary(BrightnessGate):
+        def rank(self, scores: Scores) -> float:
+            return -scores.prompt
+
+    sampler = Sampler(lambda _, seed: 0.2 if seed == 5 else 0.9)
+    attempts = attempts_of(request(5), Contrary(), is_automatic=False, resamples=1)
+    events = list(sample_gated(sampler, Contrary(), "a cat", attempts, tries_all=False))
     (found,) = (event for event in events if isinstance(event, Gated))
 
-    assert len(sampler.asked) == len(Preset().automatic_points)
-    assert not found.passed and found.strength == 0.85
+    assert found.passed and found.image.seed == 5 + SEED_STRIDE
 
 
 def test_the_gate_tries_other_seeds_only_for_what_did_not_pass():

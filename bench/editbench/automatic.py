@@ -1,0 +1,26 @@
+"""Automatic settings from the results of their points: what the sampler would have chosen, at the cost of all."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from bench.editbench.cases import Case
+from bench.editbench.results import Result
+from sampler_svc.gate import Gate
+from stickerbook.render import render
+
+
+def chosen_by_gate(gate: Gate, cases: Sequence[Case], points: Sequence[Sequence[Result]], out: Path) -> list[Result]:
+    """One result per case: the point whose picture the gate ranks highest. `points` has the results of each point."""
+    chosen = []
+    for case, of_points in zip(cases, zip(*points, strict=True), strict=True):
+        assert all(result.case == case.id for result in of_points)
+        base = render(case.scene)
+        pictures = [np.asarray(Image.open(out / "results" / result.image)) for result in of_points]
+        ranks = [gate.rank(gate.score(base, picture, case.prompt)) for picture in pictures]
+        edit_s = sum(result.edit_s for result in of_points)
+        chosen.append(replace(of_points[int(np.argmax(ranks))], setting="automatic", edit_s=edit_s))
+    return chosen

@@ -1,0 +1,67 @@
+"""Choose the points of automatic settings and the gate's thresholds, on a sweep of the development split.
+
+    python -m bench.editbench.sweep --strength 0.8 0.9 0.95 1 --guidance 3 5 8
+    python -m bench.editbench.calibrate --points 0.9:3 1:3 1:8
+
+Scores the stored pictures of these points with the gate. Prints how often the one that the gate ranks highest is right,
+by how much of the rank is the likeness to the base image, against every single point and the best point of each case;
+and the scores of right and of wrong pictures, between which the thresholds lie.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from bench.editbench.__main__ import MODEL
+from bench.editbench.cases import load
+from bench.editbench.results import Result, result_file
+from bench.editbench.run import engine_folder
+from bench.editbench.settings import unitune
+from sampler_svc.gate import Gate, Scores
+from stickerbook.render import render
+from tuner_svc import base_model
+
+KEPT_SHARES = (0.0, 0.02, 0.05, 0.1, 0.25)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--points", nargs="+", required=True, metavar="STRENGTH:GUIDANCE")
+    parser.add_argument("--out", type=Path, default=Path("out/editbench"))
+    options = parser.parse_args()
+    model = base_model.load(MODEL)
+    gate = Gate(engine_folder(MODEL, options.out), model.preset)
+    preset = unitune(model.preset)
+    settings = []
+    for point in options.points:
+        strength, guidance = (float(value) for value in point.split(":"))
+        settings.append(preset.at(point, strength=strength, guidance_scale=guidance))
+    cases = [case for picture in load("development") for case in picture.cases]
+    results: list[list[Result]] = []
+    scores: list[list[Scores]] = []
+    for case in cases:
+        found = [Result.read(result_file(options.out, model.digest, case, s), s.name) for s in settings]
+        pictures = [np.asarray(Image.open(options.out / "results" / r.image)) for r in found]
+        results.append(found)
+        scores.append([gate.score(render(case.scene), picture, case.prompt) for picture in pictures])
+
+    right = np.array([[r.score.success for r in row] for row in results])
+    kept = np.array([[r.score.kept_psnr_db or np.nan for r in row] for row in results])
+    figures = np.array([[(s.prompt, s.base_prompt, s.kept) for s in row] for row in scores])
+    for index, setting in enumerate(settings):
+        print(f"{setting.name}: {right[:, index].mean():.3f} right, kept {np.nanmean(kept[:, index]):.1f} dB")
+    print(f"best point of each case: {right.any(axis=1).mean():.3f} right")
+    for share in KEPT_SHARES:
+        chosen = np.arange(len(cases)), (figures[..., 0] + share * figures[..., 2]).argmax(axis=1)
+        print(
+            f"chosen by prompt + {share} kept: {right[chosen].mean():.3f} right, kept {np.nanmean(kept[chosen]):.1f} dB"
+        )
+    for name, where in (("right", right), ("wrong", ~right)):
+        low, middle, high = np.percentile(figures[where], [10, 50, 90], axis=0).round(2)
+        print(f"{name}: prompt, base_prompt, kept at 10, 50 and 90 %: {low}, {middle}, {high}")
+
+
+if __name__ == "__main__":
+    main()
