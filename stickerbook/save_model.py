@@ -36,7 +36,7 @@ PRESET = {
     "gate_prompt": 0.6,
     "gate_kept": 0.3,
     "automatic_points": [[0.9, 3.0], [1.0, 3.0], [1.0, 8.0]],
-    "methods": {"sdedit": {"strength": 0.8, "guidance_scale": 6.0}},
+    "methods": {"sdedit": {"strength": 0.8, "guidance_scale": 5.0}},
 }
 
 

@@ -33,6 +33,7 @@ MODEL = Path(__file__).parents[2] / "stickerbook" / "model"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="24 cases, and only the settings that the statements need")
+    parser.add_argument("--no-grid", action="store_true", help="all cases, but no settings for the plot")
     parser.add_argument("--out", type=Path, default=Path("out/editbench"))
     options = parser.parse_args()
     began = time.monotonic()
@@ -41,7 +42,7 @@ def main() -> None:
     pictures = load("test", quick=options.quick)
     points = automatic_points(preset)
     everywhere = [*methods, *points]
-    varied = [*same_as_sdedit(methods[0]), *around(methods[0], quick=options.quick)]
+    varied = [*same_as_sdedit(methods[0]), *around(methods[0], quick=options.quick or options.no_grid)]
     few = load("test", quick=True)
     found = run(MODEL, few, [*everywhere, *dict.fromkeys(varied)], options.out, "pictures with all settings")
     if not options.quick:
@@ -73,7 +74,7 @@ def main() -> None:
     for which in ("best", "median", "worst"):
         page = drawings.sheet(drawings.chosen(cases, results["unitune"], which), by_case, options.out)
         page.save(options.out / f"{which}.png")
-    if not options.quick:
+    if not (options.quick or options.no_grid):
         drawings.fidelity_against_alignment(results, methods[0], options.out / "fidelity-against-alignment.png")
     print(report.table(rows, stated))
     share = best and rows["automatic"]["success"]["mean"] / best  # type: ignore[index]
