@@ -33,13 +33,14 @@ MODEL = Path(__file__).parents[2] / "stickerbook" / "model"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="24 cases, and only the settings that the statements need")
+    parser.add_argument("--pictures", type=int, help="only so many pictures, the first ones")
     parser.add_argument("--no-grid", action="store_true", help="all cases, but no settings for the plot")
     parser.add_argument("--out", type=Path, default=Path("out/editbench"))
     options = parser.parse_args()
     began = time.monotonic()
     preset = base_model.load(MODEL).preset
     methods = [unitune(preset), sdedit(preset)]
-    pictures = load("test", quick=options.quick)
+    pictures = load("test", quick=options.quick)[: options.pictures]
     points = automatic_points(preset)
     everywhere = [*methods, *points]
     varied = [*same_as_sdedit(methods[0]), *around(methods[0], quick=options.quick or options.no_grid)]
