@@ -97,7 +97,7 @@ def main() -> None:
                 stages["tune_s"] += (tuning.end_time - tuning.start_time).total_seconds()
             results = []
             for wanted in case.edits:
-                result = client.edit_to_end(tuning, caption(wanted))
+                result = client.edit_to_end(tuning, caption(wanted), automatic=True)
                 stages["refit_s"] += result.timings.refit_s
                 stages["edit_s"] += result.timings.total_s
                 file = options.out / f"{case.picture.stem}--{caption(wanted).replace(' ', '-')}.png"
