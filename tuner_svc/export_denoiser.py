@@ -6,6 +6,7 @@ graph is made from random weights, of which no two are equal, and its initialize
 
 import copy
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,14 +44,22 @@ def export_denoiser(model: BaseModel, folder: Path) -> dict[str, TensorSpec]:
     graph = to_graph(randomised, example(model), "out", translations=TRANSLATIONS)
     matches = match({name: tensor.numpy() for name, tensor in randomised.unet.state_dict().items()}, graph)
     base = {name: tensor.cpu().numpy() for name, tensor in model.tensors().items()}
-    # Shapes stay inside, as small constants: ONNX Runtime cannot read them elsewhere.
-    values = [ir.Tensor(matches[name].spec.to_graph(base[name]), name=name) for name in sorted(matches)]
-    outside = ir.external_data.convert_tensors_to_external(values, folder, DATA_FILE)
+    store(graph, matches, base, folder / GRAPH_FILE)
+    return {name: found.spec for name, found in matches.items()}
+
+
+def store(graph: ir.Model, matches: Mapping[str, Match], tensors: Mapping[str, np.ndarray], path: Path) -> None:
+    """Write the graph with these tensors in place of its own, all of them beside it in one data file.
+
+    Each initializer gets its tensor's name. Shapes stay inside, as small constants: ONNX Runtime cannot read them
+    elsewhere.
+    """
+    values = [ir.Tensor(matches[name].spec.to_graph(tensors[name]), name=name) for name in sorted(matches)]
+    outside = ir.external_data.convert_tensors_to_external(values, path.parent, DATA_FILE)
     for name, value in zip(sorted(matches), outside, strict=True):
         matches[name].initializer.name = name
         matches[name].initializer.const_value = value
-    ir.save(graph, folder / GRAPH_FILE)
-    return {name: found.spec for name, found in matches.items()}
+    ir.save(graph, path)
 
 
 def match(tensors: dict[str, np.ndarray], graph: ir.Model) -> dict[str, Match]:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 import torch
 from safetensors.numpy import save_file
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from torch.func import functional_call
 
 from tuner_svc.base_model import BaseModel, Denoiser
 from tuner_svc.export_check import answer_of
-from tuner_svc.export_denoiser import DATA_FILE, GRAPH_FILE, ExportError, example, match, randomised_denoiser
+from tuner_svc.export_denoiser import GRAPH_FILE, ExportError, example, match, randomised_denoiser, store
 from tuner_svc.export_graph import to_graph
 from unitune.base_model import TensorSpec, file_digest
 from unitune.half_graph import CANARY_FILE, CANARY_PROBE_SEED, CANARY_SEEDS, HALF_FOLDER, HalfSpec, canary_tensors
@@ -91,12 +90,7 @@ def export_half(model: BaseModel, folder: Path) -> dict[str, TensorSpec]:
     for name, tensor in base.items():
         if not np.isfinite(tensor).all():
             raise ExportError(f"{name} has values beyond the range of fp16: this base model has no half graph")
-    values = [ir.Tensor(matches[name].spec.to_graph(base[name]), name=name) for name in sorted(matches)]
-    outside = ir.external_data.convert_tensors_to_external(values, folder, DATA_FILE)
-    for name, value in zip(sorted(matches), outside, strict=True):
-        matches[name].initializer.name = name
-        matches[name].initializer.const_value = value
-    ir.save(graph, folder / GRAPH_FILE)
+    store(graph, matches, base, folder / GRAPH_FILE)
     return {name: found.spec for name, found in matches.items()}
 
 
