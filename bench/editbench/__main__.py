@@ -47,9 +47,8 @@ def main() -> None:
     few = load("test", quick=True)
     found = run(MODEL, few, [*everywhere, *dict.fromkeys(varied)], options.out, "pictures with all settings")
     if not options.quick:
-        run(MODEL, pictures, everywhere, options.out, "all pictures")
         found = [r for r in found if r.setting not in {s.name for s in everywhere}]
-        found += run(MODEL, pictures, everywhere, options.out, "results")
+        found += run(MODEL, pictures, everywhere, options.out, "all pictures")
 
     results = by_setting(found)
     cases = [case for picture in pictures for case in picture.cases]

@@ -4,17 +4,20 @@ Work is split by picture over one process for each core, each with one thread: t
 than one after another with two threads. A result that is on disk is not made again, so an interrupted run goes on.
 """
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
+import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bench.editbench.cases import Picture
 from bench.editbench.results import Result, result_file
 from bench.editbench.settings import Setting
+from sampler_svc.build import build
+from tuner_svc.export import export_under
+from tuner_svc.model_folder import digest as model_digest
 from unitune.settings import num_cores
 
 
@@ -22,9 +25,7 @@ def run(
     base_model: Path, pictures: Sequence[Picture], settings: Sequence[Setting], out: Path, title: str
 ) -> list[Result]:
     """All results, those on disk included, in the order of pictures, cases and settings."""
-    from tuner_svc.base_model import load
-
-    engine, digest = engine_folder(base_model, out), load(base_model).digest
+    engine, digest = engine_folder(base_model, out), model_digest(base_model)
     (out / "results").mkdir(parents=True, exist_ok=True)
     missing = [
         p for p in pictures if any(not result_file(out, digest, c, s).exists() for c in p.cases for s in settings)
@@ -49,26 +50,17 @@ def run(
 
 
 def engine_folder(base_model: Path, out: Path) -> Path:
-    """The base model's engine, built once."""
-    from sampler_svc.build import build
-    from tuner_svc.base_model import load
-    from tuner_svc.export import export
-
-    folder = out / "engine" / load(base_model).digest[:16]
-    if not folder.exists():
-        build(export(base_model, out / "graphs" / folder.name, print), folder)
-    return folder
+    """The base model's engine, built where there is none yet that this machine can load."""
+    graphs = export_under(base_model, out / "graphs", print)
+    return build(graphs, out / "engine" / graphs.name)
 
 
 def _start(base_model: Path, engine: Path, digest: str, out: Path) -> None:
     """Load everything once in a worker process."""
     global _worker
-    os.environ["OMP_NUM_THREADS"] = "1"
-    import torch
-
-    torch.set_num_threads(1)
     from bench.editbench.worker import Worker
 
+    torch.set_num_threads(1)
     _worker = Worker(base_model, engine, digest, out)
 
 
