@@ -19,7 +19,7 @@ from PIL import Image
 
 from stickerbook.captions import caption
 from stickerbook.judge import Judge
-from stickerbook.render import kept_pixels, render
+from stickerbook.render import kept_pixels, psnr_db, render
 from stickerbook.world import FIRST_HELD_OUT_SEED, Scene, draw_scene
 from unitune_client import Client
 from unitune_client.home import Home
@@ -52,12 +52,6 @@ def draw_pictures(cases: list[Case]) -> None:
     """Paint the pictures of the cases into their files (they lie in the repository; this is how they came there)."""
     for case in cases:
         Image.fromarray(render(case.scene)).save(case.picture)
-
-
-def psnr_db(before: np.ndarray, after: np.ndarray, where: np.ndarray) -> float:
-    """PSNR in dB over the pixels `where` is true; uint8 pictures."""
-    error = (before[where].astype(float) - after[where].astype(float)) / 255
-    return float(-10 * np.log10(max(float(np.mean(error**2)), 1e-10)))
 
 
 def judged(case: Case, wanted: Scene, pixels: np.ndarray, judge: Judge) -> dict[str, object]:

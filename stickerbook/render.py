@@ -63,6 +63,12 @@ def kept_pixels(before: np.ndarray, after: np.ndarray, tolerance: int = 6) -> np
     return np.asarray(grown) == 0
 
 
+def psnr_db(before: np.ndarray, after: np.ndarray, where: np.ndarray) -> float:
+    """PSNR in dB over the pixels `where` is true; uint8 pictures."""
+    error = (before[where].astype(float) - after[where].astype(float)) / 255
+    return float(-10 * np.log10(max(float(np.mean(error**2)), 1e-10)))
+
+
 def _gradient(top: Colour, bottom: Colour, rows: int) -> np.ndarray:
     mix = np.linspace(0, 1, max(rows, 1))[:, None, None]
     band = (1 - mix) * np.array(top) + mix * np.array(bottom)

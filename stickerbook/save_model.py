@@ -6,7 +6,6 @@ python -m stickerbook.save_model
 import argparse
 import json
 import os
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from stickerbook.captions import PLACE_PHRASES, SIDE_PHRASES, STYLE_PHRASES, TIME_PHRASES, WEATHER_PHRASES
 from stickerbook.checkpoint import Run
+from stickerbook.commit import commit
 from stickerbook.tokenizer import new_tokenizer
 from stickerbook.train import new_scheduler, new_text_encoder, new_unet, trained_autoencoder
 from stickerbook.world import OBJECTS
@@ -85,17 +85,6 @@ def stamp(weights: Path, metadata: dict[str, str]) -> None:
     os.replace(temporary, weights)
 
 
-def commit() -> str:
-    """The commit of the program that trained, "+" for changes on top; empty outside a repository."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run([*git, "status", "--porcelain", "*.py"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
-
-
 def scenes_in(work: Path) -> int:
     """The number of scenes whose latents were trained on."""
     return len(np.load(work / "latents.npy", mmap_mode="r"))
@@ -110,7 +99,7 @@ def main() -> None:
     pipeline.to(dtype=torch.float16).save_pretrained(options.out, safe_serialization=True)
     (options.out / "vocabulary.json").write_text(json.dumps(vocabulary(), indent=1) + "\n")
     (options.out / "unitune_preset.json").write_text(json.dumps(PRESET, indent=1) + "\n")
-    training = {"commit": commit(), "denoiser_updates": updates, "scenes_in_cache": scenes_in(options.work)}
+    training = {"commit": commit("*.py"), "denoiser_updates": updates, "scenes_in_cache": scenes_in(options.work)}
     (options.out / "training.json").write_text(json.dumps(training, indent=1) + "\n")
     for weights in options.out.glob("*/*.safetensors"):
         if weights.parent.name != "clip":

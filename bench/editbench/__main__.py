@@ -9,7 +9,6 @@ goes on. Give it an idle machine if its seconds are to mean something.
 
 import argparse
 import json
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -25,6 +24,7 @@ from bench.editbench.run import engine_folder, run
 from bench.editbench.settings import automatic_points, sdedit, unitune
 from bench.editbench.statements import same_as_sdedit, statements
 from sampler_svc.gate import Gate
+from stickerbook.commit import commit
 from tuner_svc import base_model
 
 MODEL = Path(__file__).parents[2] / "stickerbook" / "model"
@@ -86,17 +86,6 @@ def mean_of_best(points: Sequence[Sequence[Result]]) -> float:
     """The share of cases that at least one point gets right."""
     right = [any(result.score.success for result in of_case) for of_case in zip(*points, strict=True)]
     return round(sum(right) / len(right), 4)
-
-
-def commit() -> str:
-    """The commit that was measured, "+" for changes on top; empty outside a repository."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from skimage.metrics import structural_similarity
 
 from bench.editbench.cases import Case
 from stickerbook.judge import Judge
-from stickerbook.render import kept_pixels, render
+from stickerbook.render import kept_pixels, psnr_db, render
 from stickerbook.world import ATTRIBUTES
 
 MIN_SHARE = 0.02  # of the picture; with fewer pixels to keep than this, how well they are kept says nothing
@@ -36,7 +36,7 @@ def score(case: Case, pixels: np.ndarray, judge: Judge) -> Score:
     return Score(
         success=all(seen[attribute] == wanted[attribute] for attribute in case.changes),
         kept_attributes=float(np.mean([seen[attribute] == wanted[attribute] for attribute in others])),
-        kept_psnr_db=_psnr_db(base, pixels, kept) if is_measured else None,
+        kept_psnr_db=min(MAX_PSNR_DB, psnr_db(base, pixels, kept)) if is_measured else None,
         ssim=_ssim(base, pixels, kept) if is_measured else None,
         distance=_rms(truth, pixels),
         change=_rms(base, pixels),
@@ -45,11 +45,6 @@ def score(case: Case, pixels: np.ndarray, judge: Judge) -> Score:
 
 def _rms(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.sqrt(np.mean(((one.astype(float) - other.astype(float)) / 255) ** 2)))
-
-
-def _psnr_db(one: np.ndarray, other: np.ndarray, where: np.ndarray) -> float:
-    error = float(np.mean(((one[where].astype(float) - other[where].astype(float)) / 255) ** 2))
-    return min(MAX_PSNR_DB, float(-10 * np.log10(max(error, 1e-10))))
 
 
 def _ssim(one: np.ndarray, other: np.ndarray, where: np.ndarray) -> float:
