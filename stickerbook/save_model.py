@@ -99,7 +99,11 @@ def main() -> None:
     pipeline.to(dtype=torch.float16).save_pretrained(options.out, safe_serialization=True)
     (options.out / "vocabulary.json").write_text(json.dumps(vocabulary(), indent=1) + "\n")
     (options.out / "unitune_preset.json").write_text(json.dumps(PRESET, indent=1) + "\n")
-    training = {"commit": commit("stickerbook/*.py"), "denoiser_updates": updates, "scenes_in_cache": scenes_in(options.work)}
+    training = {
+        "commit": commit("stickerbook/*.py"),
+        "denoiser_updates": updates,
+        "scenes_in_cache": scenes_in(options.work),
+    }
     (options.out / "training.json").write_text(json.dumps(training, indent=1) + "\n")
     for weights in options.out.glob("*/*.safetensors"):
         if weights.parent.name != "clip":

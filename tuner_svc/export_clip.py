@@ -9,12 +9,12 @@ from pathlib import Path
 
 import onnx_ir as ir
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import CLIPModel, CLIPTokenizer
 
 from tuner_svc.export_check import CHECK_BATCHES, check_graph
+from tuner_svc.export_frozen import save_tokenizer
 from tuner_svc.export_graph import to_graph
 from tuner_svc.model_folder import CLIP_FOLDER, UnusableBaseModel, read_object
 
@@ -81,7 +81,4 @@ def export_clip(folder: Path, base_model: Path) -> None:
         ir.save(to_graph(module.eval(), {input_name: draw(2)}, "projected"), folder / file_name)
         for batch in CHECK_BATCHES:
             check_graph(folder / file_name, module, {input_name: draw(batch)})
-    saved = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    saved.enable_truncation(tokens)
-    saved.enable_padding(length=tokens, pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
-    saved.save(str(folder / "clip_tokenizer.json"))
+    save_tokenizer(tokenizer, tokens, folder / "clip_tokenizer.json")

@@ -7,6 +7,7 @@ import onnx_ir as ir
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
+from transformers import CLIPTokenizer
 
 from tuner_svc.base_model import BaseModel
 from tuner_svc.export_check import CHECK_BATCHES, check_graph
@@ -45,14 +46,17 @@ def export_frozen(folder: Path, model: BaseModel) -> None:
             check_graph(folder / file_name, module, draw(batch))
 
 
+def save_tokenizer(tokenizer: CLIPTokenizer, num_tokens: int, path: Path) -> None:
+    """Write a tokenizer for the `tokenizers` library that pads and cuts to a number of tokens."""
+    saved = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    saved.enable_truncation(num_tokens)
+    saved.enable_padding(length=num_tokens, pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
+    saved.save(str(path))
+
+
 def export_tokenizer(folder: Path, model: BaseModel) -> None:
     """Write tokenizer.json, which gives a prompt's ids padded and cut. Raises ExportError if they are other ids."""
-    tokenizer = Tokenizer.from_str(model.tokenizer.backend_tokenizer.to_str())
-    tokenizer.enable_truncation(model.context_tokens)
-    tokenizer.enable_padding(
-        length=model.context_tokens, pad_id=model.tokenizer.pad_token_id, pad_token=model.tokenizer.pad_token
-    )
-    tokenizer.save(str(folder / TOKENIZER_FILE))
+    save_tokenizer(model.tokenizer, model.context_tokens, folder / TOKENIZER_FILE)
     saved = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
     rare = model.preset.rare_tokens
     prompts = ["", rare, f"{rare} a dog", "A  Dog,\n1984!", "an é in a naïve café, 日本", "a cat on a beach " * 40]
