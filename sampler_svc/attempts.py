@@ -52,11 +52,15 @@ def sample_gated(
 
     `prompt` is without rare tokens. Raises what `sample_once` raises.
     """
-    base = images.decode(attempts[0].image)
+    score = gate.against(images.decode(attempts[0].image), prompt)
     best: dict[int, Gated] = {}
-    values: dict[int, tuple[bool, float]] = {}
     spent = np.zeros(3)
-    steps_done, steps_total = 0, 0
+    steps_done = 0
+
+    def value(found: Gated) -> tuple[bool, float]:
+        # What passes ends the search for other seeds; among the points of automatic settings the rank decides.
+        return not tries_all and found.passed, gate.rank(found.scores)
+
     for attempt in attempts:
         is_open = [tries_all or index not in best or not best[index].passed for index in range(len(attempt.seeds))]
         open_seeds = [index for index, wanted in enumerate(is_open) if wanted]
@@ -65,17 +69,14 @@ def sample_gated(
         steps_before = steps_done
         for event in sample_once(replace(attempt, seeds=tuple(attempt.seeds[index] for index in open_seeds))):
             if isinstance(event, Step):
-                steps_done, steps_total = steps_before + event.index + 1, steps_before + event.total
-                yield Step(steps_done - 1, steps_total, event.preview)
+                steps_done = steps_before + event.index + 1
+                yield Step(steps_done - 1, steps_before + event.total, event.preview)
             elif isinstance(event, EditedImage):
                 index = open_seeds[event.index]
-                scores = gate.score(base, images.decode(event.png), prompt)
+                scores = score(images.decode(event.png))
                 image = replace(event, index=index)
                 found = Gated(image, scores, gate.passes(scores), attempt.strength, attempt.guidance_scale)
-                # What passes ends the search for other seeds; among the points of automatic settings the rank decides.
-                value = (not tries_all and found.passed, gate.rank(scores))
-                if index not in values or value > values[index]:
-                    values[index] = value
+                if index not in best or value(found) > value(best[index]):
                     best[index] = found
             else:
                 spent += (event.encode_s, event.denoise_s, event.decode_s)

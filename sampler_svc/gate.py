@@ -60,9 +60,17 @@ class Gate:
 
     def score(self, base: Pixels, edited: Pixels, prompt: str) -> Scores:
         """Score an edited picture; both uint8 (h, w, 3). The prompt is without rare tokens."""
-        before, after = self.embed_pictures(base, edited)
-        text = self.embed_prompt(prompt)
-        return Scores(prompt=float(after @ text), base_prompt=float(before @ text), kept=float(after @ before))
+        return self.against(base, prompt)(edited)
+
+    def against(self, base: Pixels, prompt: str) -> Callable[[Pixels], Scores]:
+        """Scores edited pictures of one base image and prompt, which are embedded once."""
+        before, text = self.embed_picture(base), self.embed_prompt(prompt)
+
+        def score(edited: Pixels) -> Scores:
+            after = self.embed_picture(edited)
+            return Scores(prompt=float(after @ text), base_prompt=float(before @ text), kept=float(after @ before))
+
+        return score
 
     def passes(self, scores: Scores) -> bool:
         """Whether the picture shows enough of the prompt, more than the base image did, and enough of that too."""
@@ -80,11 +88,12 @@ class Gate:
         """(strength, guidance_scale) of each attempt of an automatic edit."""
         return self._preset.automatic_points
 
-    def embed_pictures(self, *pictures: Pixels) -> Array:
-        """Embeddings of length 1, (n, d)."""
-        side = (self._side, self._side)
-        small = [np.asarray(Image.fromarray(p).resize(side, Image.Resampling.BICUBIC)) for p in pictures]
-        return self._image(np.stack(small).transpose(0, 3, 1, 2).astype(np.float32) / 255)
+    def embed_picture(self, picture: Pixels) -> Array:
+        """The embedding, of length 1, (d,)."""
+        small = Image.fromarray(picture).resize((self._side, self._side), Image.Resampling.BICUBIC)
+        pixels = np.asarray(small)[None].transpose(0, 3, 1, 2).astype(np.float32) / 255
+        embedding: Array = self._image(pixels)[0]
+        return embedding
 
     def _embed_prompt(self, prompt: str) -> Array:
         embedding: Array = self._text(np.array([self._tokenizer.encode(prompt).ids], dtype=np.int64))[0]

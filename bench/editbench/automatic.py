@@ -18,9 +18,9 @@ def chosen_by_gate(gate: Gate, cases: Sequence[Case], points: Sequence[Sequence[
     chosen = []
     for case, of_points in zip(cases, zip(*points, strict=True), strict=True):
         assert all(result.case == case.id for result in of_points)
-        base = render(case.scene)
+        score = gate.against(render(case.scene), case.prompt)
         pictures = [np.asarray(Image.open(out / "results" / result.image)) for result in of_points]
-        ranks = [gate.rank(gate.score(base, picture, case.prompt)) for picture in pictures]
+        ranks = [gate.rank(score(picture)) for picture in pictures]
         edit_s = sum(result.edit_s for result in of_points)
         chosen.append(replace(of_points[int(np.argmax(ranks))], setting="automatic", edit_s=edit_s))
     return chosen

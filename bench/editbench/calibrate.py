@@ -45,7 +45,7 @@ def main() -> None:
         found = [Result.read(result_file(options.out, model.digest, case, s), s.name) for s in settings]
         pictures = [np.asarray(Image.open(options.out / "results" / r.image)) for r in found]
         results.append(found)
-        scores.append([gate.score(render(case.scene), picture, case.prompt) for picture in pictures])
+        scores.append([*map(gate.against(render(case.scene), case.prompt), pictures)])
 
     right = np.array([[r.score.success for r in row] for row in results])
     kept = np.array([[r.score.kept_psnr_db or np.nan for r in row] for row in results])

@@ -22,8 +22,8 @@ class BrightnessGate:
 
     automatic_points = Preset().automatic_points
 
-    def score(self, base: np.ndarray, edited: np.ndarray, prompt: str) -> Scores:
-        return Scores(prompt=edited.mean() / 255, base_prompt=base.mean() / 255, kept=1.0)
+    def against(self, base: np.ndarray, prompt: str) -> Callable[[np.ndarray], Scores]:
+        return lambda edited: Scores(prompt=edited.mean() / 255, base_prompt=base.mean() / 255, kept=1.0)
 
     def passes(self, scores: Scores) -> bool:
         return scores.prompt >= 0.5
