@@ -1,5 +1,6 @@
 """A scripted server and a picture, for every test that asks for one."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,3 +23,12 @@ def photo(tmp_path: Path) -> Path:
     path = tmp_path / "my cat.png"
     path.write_bytes(scripted_server.png((200, 40, 40)))
     return path
+
+
+@pytest.fixture
+def own_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the machine's own settings or cache reaches a test."""
+    for name in [name for name in os.environ if name.startswith("UNITUNE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("UNITUNE_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)

@@ -28,13 +28,7 @@ WHITE, BLACK = scripted_server.png((255, 255, 255)), scripted_server.png((0, 0, 
 DOG, CAT = scripted_server.png((0, 200, 0)), scripted_server.png((0, 0, 200))
 
 
-@pytest.fixture(autouse=True)
-def own_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of the machine's own settings or cache reaches a test."""
-    for name in [name for name in os.environ if name.startswith("UNITUNE_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("UNITUNE_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("own_surroundings")
 
 
 def unitune(*arguments: object) -> Result:

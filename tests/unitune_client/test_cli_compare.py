@@ -23,13 +23,7 @@ WHITE, DOG, CAT = (scripted_server.png(colour) for colour in ((255, 255, 255), (
 SCORES = edit_pb2.Scores(prompt=0.31, base_prompt=0.2, kept=0.88, passed=True)
 
 
-@pytest.fixture(autouse=True)
-def own_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of the machine's own settings or cache reaches a test."""
-    for name in [name for name in os.environ if name.startswith("UNITUNE_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("UNITUNE_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("own_surroundings")
 
 
 def compare(server: ScriptedServer, *arguments: object) -> Result:
