@@ -1,4 +1,4 @@
-"""Paint a scene: sky, place, stickers with their shadows, fog, light, style; about three milliseconds each.
+"""Paint a scene: sky, place, stickers with their shadows, fog, light, style; about a millisecond each.
 
 Everything is painted at twice the size and averaged down, so that edges are soft.
 """
