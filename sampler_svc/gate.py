@@ -58,12 +58,11 @@ class Gate:
         """The folder's gate, or None where the base model brought none."""
         return cls(folder, preset, threads, open_graph) if (folder / IMAGE_GRAPH).is_file() else None
 
-    def score(self, base: Pixels, edited: Pixels, prompt: str) -> Scores:
-        """Score an edited picture; both uint8 (h, w, 3). The prompt is without rare tokens."""
-        return self.against(base, prompt)(edited)
-
     def against(self, base: Pixels, prompt: str) -> Callable[[Pixels], Scores]:
-        """Scores edited pictures of one base image and prompt, which are embedded once."""
+        """Scores edited pictures of one base image and prompt, which are embedded once.
+
+        Pictures are uint8 (h, w, 3), of any size; the prompt is without rare tokens.
+        """
         before, text = self.embed_picture(base), self.embed_prompt(prompt)
 
         def score(edited: Pixels) -> Scores:

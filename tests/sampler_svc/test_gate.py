@@ -37,7 +37,7 @@ def test_scores_are_cosines_of_the_same_clip_in_pytorch(clip_folder, gate):
         expected = clip(pixel_values=pixels, input_ids=ids)
     (before,), (after,) = expected.logits_per_image / clip.logit_scale.exp()
 
-    scores = gate.score(base, edited, "a dog on the beach")
+    scores = gate.against(base, "a dog on the beach")(edited)
 
     assert scores.base_prompt == pytest.approx(before.item(), abs=1e-5)
     assert scores.prompt == pytest.approx(after.item(), abs=1e-5)
@@ -46,7 +46,7 @@ def test_scores_are_cosines_of_the_same_clip_in_pytorch(clip_folder, gate):
 
 def test_a_picture_is_exactly_like_itself(gate):
     """cos(picture, same picture) is 1, nothing is gained, and the unit is the cosine (S9)."""
-    scores = gate.score(pictures(3), pictures(3), "a cat")
+    scores = gate.against(pictures(3), "a cat")(pictures(3))
 
     assert scores.kept == pytest.approx(1.0, abs=1e-6)
     assert scores.gain == 0.0
@@ -58,7 +58,7 @@ def test_pictures_of_any_size_are_scored(gate):
     large = np.asarray(Image.fromarray(pictures(4, (8, 8))).resize((96, 96), Image.Resampling.BICUBIC))
     small = np.asarray(Image.fromarray(large).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
 
-    assert gate.score(large, small, "a cat").kept == pytest.approx(1.0, abs=1e-5)
+    assert gate.against(large, "a cat")(small).kept == pytest.approx(1.0, abs=1e-5)
 
 
 @pytest.mark.parametrize("field, value", [("prompt", 0.19), ("base_prompt", 0.29), ("kept", 0.59)])

@@ -315,9 +315,14 @@ async def test_coded_weights_of_a_method_are_proven_and_sampled(
 class ReadingGate(Gate):
     """A gate that keeps the prompts which it scores by. Nothing passes it."""
 
-    def score(self, base: images.Pixels, edited: images.Pixels, prompt: str) -> Scores:
-        self.prompts = [*getattr(self, "prompts", []), prompt]
-        return super().score(base, edited, prompt)
+    def against(self, base: images.Pixels, prompt: str) -> Callable[[images.Pixels], Scores]:
+        score = super().against(base, prompt)
+
+        def keeping(edited: images.Pixels) -> Scores:
+            self.prompts = [*getattr(self, "prompts", []), prompt]
+            return score(edited)
+
+        return keeping
 
     def passes(self, scores: Scores) -> bool:
         return False
