@@ -25,7 +25,7 @@ from stickerbook.pictures import pictures
 from stickerbook.samples import contact_sheet, sample
 from stickerbook.tokenizer import MAX_TOKENS, new_tokenizer
 from stickerbook.train_autoencoder import LATENT_CHANNELS, new_autoencoder
-from stickerbook.world import draw_scene
+from stickerbook.world import NONE, draw_scene
 
 CONTEXT_WIDTH = 160
 TOKEN_SLOTS = 512  # more than the tokenizer has, so that a larger world keeps the weights
@@ -117,6 +117,12 @@ def tokens_of(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
     return encoded.input_ids
 
 
+def by_objects(scenes: int) -> tuple[np.ndarray, np.ndarray]:
+    """The seeds below `scenes` of scenes with one object, and of scenes with two."""
+    has_second = np.array([draw_scene(seed).second != NONE for seed in range(scenes)])
+    return np.flatnonzero(~has_second), np.flatnonzero(has_second)
+
+
 def loss_of(
     unet: UNet2DConditionModel,
     context: torch.Tensor,
@@ -143,6 +149,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=24, help="scenes in an update")
     parser.add_argument("--scenes", type=int, default=40_000, help="scenes in the latent cache")
     parser.add_argument("--learning-rate", type=float, default=8e-4)
+    parser.add_argument(
+        "--second-share", type=float, default=0.4, help="share of the scenes that show a second object (the world: 0.4)"
+    )
     parser.add_argument("--start-from", type=Path, metavar="FOLDER", help="begin with the weights of this base model")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
@@ -158,12 +167,14 @@ def main() -> None:
         print(f"resumed at update {run.updates_done}", flush=True)
     elif options.start_from:
         run.start_from(trained_pair(options.start_from))
+    singles, pairs = by_objects(len(latents))
     generator = torch.Generator(options.device)
     started, mean_loss, first = time.monotonic(), 0.1, run.updates_done
     while not run.is_done:
         rng = np.random.default_rng([2, run.updates_done])
         generator.manual_seed(run.updates_done)
-        seeds = rng.integers(len(latents), size=options.batch)
+        has_second = rng.random(options.batch) < options.second_share
+        seeds = np.where(has_second, rng.choice(pairs, options.batch), rng.choice(singles, options.batch))
         captions = [training_caption(draw_scene(int(seed)), rng) for seed in seeds]
         context = text_encoder(tokens_of(tokenizer, captions).to(options.device)).last_hidden_state
         batch = torch.from_numpy(latents[seeds].astype(np.float32)).to(options.device)
