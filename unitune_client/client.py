@@ -5,7 +5,7 @@ import sys
 import threading
 import warnings
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
-from concurrent.futures import Future
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -187,20 +187,38 @@ class Client:
             call.close()
             raise RuntimeError(f"{self!r} cannot be used any more")
         begun: list[asyncio.Task[T]] = []
-        ended: Future[asyncio.Task[T]] = Future()
+        ended: list[bool] = []
+        woken: SimpleQueue[None] = SimpleQueue()
 
         def begin() -> None:
             begun.append(self._loop.create_task(call))
-            begun[0].add_done_callback(ended.set_result)
+            begun[0].add_done_callback(lambda task: end())
 
-        self._loop.call_soon_threadsafe(begin)
+        def give_up() -> None:
+            if begun:
+                begun[0].cancel()
+            else:  # the interrupt came before `begin` was handed over
+                call.close()
+                end()
+
+        def end() -> None:
+            ended.append(True)
+            woken.put(None)
+
+        def wait() -> None:
+            # Futures, events and conditions take locks in Python code: an interrupt between two of its lines breaks
+            # them. This queue waits in C, and an interrupt that swallows its item still leaves `ended`.
+            while not ended:
+                woken.get()
+
         try:
-            task = ended.result()
+            self._loop.call_soon_threadsafe(begin)
+            wait()
         except BaseException:
-            self._loop.call_soon_threadsafe(lambda: begun[0].cancel())
-            ended.result()
+            self._loop.call_soon_threadsafe(give_up)
+            wait()
             raise
-        return task.result()
+        return begun[0].result()
 
     def _iterate(self, stream: AsyncGenerator[T, None]) -> Generator[T, None, None]:
         """The stream, item by item; it is closed when the caller stops asking."""

@@ -1,14 +1,19 @@
 """Client and AsyncClient against a real server on loopback."""
 
+import asyncio.base_events
+import asyncio.selector_events
 import gc
 import hashlib
 import inspect
+import itertools
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 from google.protobuf.empty_pb2 import Empty
@@ -692,3 +697,52 @@ def test_both_clients_have_the_same_methods() -> None:
 
     assert public(AsyncClient) == public(Client)
     assert {"edit", "edit_to_end", "tune", "watch_tuning", "upload_image", "close"} <= public(Client).keys()
+
+
+class InterruptAt:
+    """While entered, raises KeyboardInterrupt in this thread once, at the n-th line that it runs in some files.
+
+    As Ctrl-C does: between any two lines. `raised` says whether there were so many.
+    """
+
+    def __init__(self, n: int, files: set[str]) -> None:
+        self.left, self.files, self.raised = n, files, False
+
+    def __enter__(self) -> None:
+        sys.settrace(self._trace)
+
+    def __exit__(self, *error: object) -> None:
+        sys.settrace(None)
+
+    def _trace(self, frame: FrameType, what: str, argument: Any) -> Any:
+        if frame.f_code.co_filename not in self.files:
+            return None
+        if what == "line" and not self.raised:
+            self.left -= 1
+            if self.left == 0:
+                self.raised = True
+                raise KeyboardInterrupt
+        return self._trace
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+def test_an_interrupt_anywhere_is_an_interrupt(server: ScriptedServer) -> None:
+    """Whatever line it strikes while a stream is read, the caller gets KeyboardInterrupt and the client goes on."""
+    files = {inspect.getfile(part) for part in (Client, asyncio.base_events, asyncio.selector_events)}
+    with Client(server.address) as client:
+        for n in itertools.count(1):
+            server.script("WatchTuning", scripted_server.tuning_events("queued", "ready"))
+            server.script("GetTuning", scripted_server.tuning("READY"))
+            interrupt, heard = InterruptAt(n, files), False
+            stream = client.watch_tuning(TUNING)
+            try:
+                with interrupt:
+                    list(stream)
+            except KeyboardInterrupt:
+                heard = True
+            assert heard == interrupt.raised
+            assert client.get_tuning(TUNING).state == events.TuningState.READY
+            server._answers["WatchTuning"].clear()  # an early interrupt comes before the call
+            if not interrupt.raised:
+                break
+    assert n > 40
