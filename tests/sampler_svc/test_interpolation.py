@@ -64,6 +64,17 @@ def test_a_picture_that_changed_everywhere_is_left_alone(base: np.ndarray) -> No
     assert np.array_equal(interpolate(night, base, 1.0), night)
 
 
+def test_a_faint_difference_counts_only_where_it_reaches_a_strong_one(base: np.ndarray, edited: np.ndarray) -> None:
+    """A shade of 20 levels around the square belongs to the change; the same shade by itself is an accident."""
+    edited[18:46, 22:50] += ((edited[18:46, 22:50] < 200) * 20).astype(np.uint8)  # around the square, and touching it
+    edited[2:12, 2:12] += 20
+
+    mask = changed(edited, base)
+
+    assert 1.0 == mask[43, 30] and 1.0 == mask[30, 30]
+    assert 0.0 == mask[2:12, 2:12].max()
+
+
 def test_equal_pictures_have_an_empty_mask(base: np.ndarray) -> None:
     """No change, no mask, and no division by nothing."""
     assert changed(base, base).max() == 0.0
