@@ -17,7 +17,7 @@ from unitune.errors import InvalidField
 
 PRESET_FILE = "unitune_preset.json"
 VOCABULARY_FILE = "vocabulary.json"
-GATE_SETTINGS = {"gate_gain", "gate_prompt", "gate_kept", "automatic_points"}
+GATE_SETTINGS = {name for name in vars(Preset) if name.startswith("gate_")} | {"automatic_points"}
 CLIP_FOLDER = "clip"  # optional: a CLIPModel of transformers, for the gate
 CLIP_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json")
 CLASSES = {
