@@ -12,7 +12,7 @@ from sampler_svc.ort_engine import Graph
 from unitune.base_model import BaseModelSpec
 from unitune.diffusion.guidance import Context
 from unitune.diffusion.schedule import Latents
-from unitune.images import ModelImage
+from unitune.images import ModelImage, Pixels, to_model
 from unitune.prompts import ids_with_vectors
 
 EMBEDDINGS_KEPT = 256  # prompts; the empty one is in every edit
@@ -44,6 +44,13 @@ class BaseGraphs:
     def decode(self, latents: Latents) -> ModelImage:
         """The images of latents, in about [-1, 1]."""
         return self._image_decoder(latents)
+
+    def round_trip_error(self, picture: Pixels) -> float:
+        """Root mean square difference, 0 to 1, between a picture, uint8 (h, w, 3), at the model's size and what the
+        autoencoder makes of it. It grows with noise, of which a latent cannot hold much."""
+        image = to_model(picture, self.spec.image_side)
+        difference = (self.decode(self.encode(image)).clip(-1, 1) - image) / 2
+        return float(np.sqrt(np.mean(np.square(difference))))
 
     def preview(self, latents: Latents) -> ModelImage:
         """The image of one latent, roughly: by a linear map where the base model has one, else by the decoder."""

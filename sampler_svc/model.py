@@ -46,12 +46,13 @@ class Model:
         runtime = backend_of(backend)
         spec = open_folder(folder, runtime.facts)
         base = base_weights(folder, spec)
+        graphs = BaseGraphs(folder, spec, threads, runtime.open_graph)
         return cls(
             spec=spec,
             schedule=Schedule(**asdict(spec.schedule)),
-            graphs=BaseGraphs(folder, spec, threads, runtime.open_graph),
+            graphs=graphs,
             base=base,
             pool=EnginePool(runtime.opener(folder, EngineSpec.of(spec), base, threads, refit_mode), base, engines),
             engine=" ".join(runtime.facts[fact] for fact in ("runtime", "version", "device")),
-            gate=Gate.open(folder, spec.preset, threads, runtime.open_graph),
+            gate=Gate.open(folder, spec.preset, graphs.round_trip_error, threads, runtime.open_graph),
         )

@@ -392,10 +392,7 @@ def _edited_image(found: EditedImage | Gated, config: edit_pb2.SamplingConfig) -
     message = edit_pb2.EditEvent.EditedImage(index=image.index, seed=image.seed, png=image.png, mask=image.mask)
     if isinstance(found, Gated):
         scores = found.scores
-        message.scores.prompt, message.scores.base_prompt, message.scores.kept = (
-            scores.prompt, scores.base_prompt, scores.kept,
-        )  # fmt: skip
-        message.scores.passed = found.passed
+        message.scores.CopyFrom(edit_pb2.Scores(**vars(scores), passed=found.passed))
         if config.automatic:
             message.strength, message.guidance_scale = found.strength, found.guidance_scale
     return message

@@ -10,14 +10,35 @@ from diffusers import DDIMScheduler
 
 from tuner_svc.tuning_config import TuningConfig
 from unitune.base_model import NoiseSchedule, Preset, file_digest
-from unitune.choices import EDIT_METHODS, TUNING_METHODS
+from unitune.choices import (
+    EDIT_METHODS,
+    MAX_ETA,
+    MAX_GUIDANCE_SCALE,
+    METHODS_WITH,
+    OPTIONS_OF_ALL,
+    TUNING_METHODS,
+    TUNING_OPTIONS,
+)
 from unitune.diffusion.schedule import Schedule
 from unitune.diffusion.solvers import SCHEDULERS
 from unitune.errors import InvalidField
 
 PRESET_FILE = "unitune_preset.json"
 VOCABULARY_FILE = "vocabulary.json"
-GATE_SETTINGS = {"gate_gain", "gate_prompt", "gate_kept", "automatic_points"}
+GATE_SETTINGS = {name for name in vars(Preset) if name.startswith("gate_")} | {"automatic_points"}
+SAMPLING_RANGES = {  # of a preset's values, ends included
+    "num_inference_steps": (1, 1000),
+    "guidance_scale": (0, MAX_GUIDANCE_SCALE),
+    "strength": (0, 1),
+    "interpolation": (0, 1),
+    "eta": (0, MAX_ETA),
+    "gate_gain": (-2, 2),
+    "gate_prompt": (-1, 1),
+    "gate_kept": (-1, 1),
+    "gate_round_trip": (0, 1),
+    "gate_detail": (0, 1),
+    "gate_saturated": (0, 1),
+}
 CLIP_FOLDER = "clip"  # optional: a CLIPModel of transformers, for the gate
 CLIP_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json")
 CLASSES = {
@@ -120,33 +141,63 @@ def read_preset(folder: Path) -> Preset:
         if of_all := own.keys() & GATE_SETTINGS:
             remedy = "put it beside methods, it is one for all of them"
             raise UnusableBaseModel(f"{folder / PRESET_FILE}: {min(of_all)} is set for {method}: {remedy}")
-    own_settings = {method: _settings(folder, own) for method, own in methods.items()}
+        if foreign := own.keys() & _of_others(method):
+            raise UnusableBaseModel(
+                f"{folder / PRESET_FILE}: {min(foreign)} is set for {method}, which has no such setting"
+            )
+    own_settings = {method: _settings(folder, own, f"methods.{method}.") for method, own in methods.items()}
     preset = Preset(**_settings(folder, given), methods=own_settings)
-    try:
-        for method in TUNING_METHODS:
-            TuningConfig.of(preset, method)
-    except InvalidField as error:
-        raise UnusableBaseModel(f"{folder / PRESET_FILE}: {error.message.removeprefix('config.')}") from error
-    for scheduler in (preset.of(method).scheduler for method in EDIT_METHODS):
-        if scheduler not in SCHEDULERS:
-            known = ", ".join(SCHEDULERS)
-            raise UnusableBaseModel(f"{folder / PRESET_FILE}: scheduler is {scheduler!r}: it must be one of {known}")
+    for method in EDIT_METHODS:
+        _check_values(folder, preset, method)
     return preset
 
 
-def _settings(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a preset by name, whole numbers made fractions where those are wanted. Raises UnusableBaseModel."""
+def _check_values(folder: Path, preset: Preset, method: str) -> None:
+    """Hold a method's defaults to what a caller may ask for. Raises UnusableBaseModel naming place and value."""
+
+    def refusal(name: str, complaint: str) -> UnusableBaseModel:
+        place = f"methods.{method}." if name in preset.methods.get(method, {}) else ""
+        return UnusableBaseModel(f"{folder / PRESET_FILE}: {place}{complaint}")
+
+    own = preset.of(method)
+    if method in TUNING_METHODS:
+        try:
+            TuningConfig.of(preset, method)
+        except InvalidField as error:
+            name = error.metadata["field"].removeprefix("config.")
+            raise refusal(name, error.message.removeprefix("config.")) from error
+    if own.scheduler not in SCHEDULERS:
+        raise refusal("scheduler", f"scheduler is {own.scheduler!r}: it must be one of {', '.join(SCHEDULERS)}")
+    for name, (low, high) in SAMPLING_RANGES.items():
+        value = getattr(own, name)
+        if not low <= value <= high:
+            raise refusal(name, f"{name} is {value}: it must be {low} to {high}")
+
+
+def _of_others(method: str) -> set[str]:
+    """The settings of a preset that belong to other methods than this one."""
+    of_tuning = {name for names in TUNING_OPTIONS.values() for name in names} | set(OPTIONS_OF_ALL)
+    own = {*OPTIONS_OF_ALL, *TUNING_OPTIONS[method]} if method in TUNING_OPTIONS else set()
+    of_sampling = {name for name, methods in METHODS_WITH.items() if method not in methods}
+    return (of_tuning - own) | of_sampling
+
+
+def _settings(folder: Path, given: dict[str, Any], place: str = "") -> dict[str, Any]:
+    """Settings of a preset by name, whole numbers made fractions where those are wanted. `place` is where in the file
+    they are. Raises UnusableBaseModel."""
     kinds = {field.name: type(field.default) for field in fields(Preset) if field.name != "methods"}
     settings: dict[str, Any] = {}
     for name, value in given.items():
         if name not in kinds:
-            raise UnusableBaseModel(f"{folder / PRESET_FILE}: {name} is not a setting; known are {', '.join(kinds)}")
+            known = ", ".join(kinds)
+            raise UnusableBaseModel(f"{folder / PRESET_FILE}: {place}{name} is not a setting; known are {known}")
         if name == "automatic_points":
             settings[name] = _points(folder, value)
             continue
         number = kinds[name] is float and type(value) is int
         if type(value) is not kinds[name] and not number:
-            raise UnusableBaseModel(f"{folder / PRESET_FILE}: {name} is {value!r}; it must be {kinds[name].__name__}")
+            wanted = kinds[name].__name__
+            raise UnusableBaseModel(f"{folder / PRESET_FILE}: {place}{name} is {value!r}; it must be {wanted}")
         settings[name] = float(value) if number else value
     return settings
 

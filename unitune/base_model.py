@@ -71,9 +71,10 @@ class NoiseSchedule:
     rescale_betas_zero_snr: bool = False
 
 
-# What the papers and ports of the other methods use where a base model's preset says nothing (docs/methods/). Their
-# pictures are sampled from the noisiest level, and nothing of the base image is mixed back.
+# What the papers and ports of the other methods use where a base model's preset says nothing (docs/methods/). The
+# pictures of those that tune are sampled from the noisiest level; nothing of the base image is mixed back.
 PUBLISHED: Mapping[str, Mapping[str, Any]] = {
+    "sdedit": {"strength": 0.8, "interpolation": 0.0},
     "imagic": {
         "mode": "full", "updates": 1000, "batch": 1, "learning_rate": 2e-6, "strength": 1.0, "interpolation": 0.0,
     },
@@ -121,6 +122,10 @@ class Preset:
     gate_gain: float = 0.02  # how much nearer the prompt an edit must be than the base image
     gate_prompt: float = 0.2  # how near at all
     gate_kept: float = 0.6  # how near the base image
+    # What the gate takes for malformed, 0 to 1. Loose, as no Stable Diffusion has been measured.
+    gate_round_trip: float = 0.15  # at most so far from what the autoencoder makes of it
+    gate_detail: float = 0.0005  # at least so much difference between a pixel and those around it
+    gate_saturated: float = 0.5  # at most so many more colour values burnt out than in the base image
     # (strength, guidance_scale) that an automatic edit tries.
     automatic_points: tuple[tuple[float, float], ...] = ((0.7, 7.5), (0.85, 7.5), (0.95, 10.0))
 

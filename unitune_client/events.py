@@ -109,12 +109,19 @@ class SamplingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What the gate sees of an edited picture: cosines, -1 to 1. `passed` tells whether they meet its thresholds."""
+    """What the gate sees of an edited picture: three cosines, -1 to 1, and three figures of its pixels, 0 to 1.
+
+    `passed` tells whether all of them meet its thresholds. A large `round_trip` is noise, a small `detail` a blur, a
+    large `saturated` burnt colours; all three are 0 from a server that does not tell them.
+    """
 
     prompt: float
     base_prompt: float
     kept: float
     passed: bool
+    round_trip: float = 0.0
+    detail: float = 0.0
+    saturated: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,32 +2,32 @@
 
     make editbench                 the test split: 208 edits of 52 pictures
     make editbench QUICK=1         24 edits of 6 pictures
+    python -m bench.editbench --methods unitune,sdedit,imagic     with these rivals alone
 
-Prints the table and writes out/editbench/report.json, contact sheets and plots. Interrupt it at will: the same command
+The rivals run on the 24 quick cases, since some need a tuning for every prompt, and are compared with UniTune on these.
+Prints the tables and writes out/editbench/report.json, contact sheets and plots. Interrupt it at will: the same command
 goes on. Give it an idle machine if its seconds are to mean something.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from bench.editbench import pictures as drawings
-from bench.editbench import report
+from bench.editbench import report, rivals
 from bench.editbench.automatic import chosen_by_gate
-from bench.editbench.cases import load
+from bench.editbench.cases import Picture, load
 from bench.editbench.grid import around
 from bench.editbench.results import Result, by_setting
-from bench.editbench.run import engine_folder, run
-from bench.editbench.settings import automatic_points, sdedit, unitune
+from bench.editbench.run import MODEL, engine_folder, open_gate, run
+from bench.editbench.settings import automatic_points, of_method
 from bench.editbench.statements import same_as_sdedit, statements
-from sampler_svc.gate import Gate
 from stickerbook.commit import commit
-from tuner_svc import base_model
-
-MODEL = Path(__file__).parents[2] / "stickerbook" / "model"
+from tuner_svc.model_folder import read_preset
+from unitune.choices import EDIT_METHODS
 
 
 def main() -> None:
@@ -35,38 +35,44 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="24 cases, and only the settings that the statements need")
     parser.add_argument("--pictures", type=int, help="only so many pictures, the first ones")
     parser.add_argument("--no-grid", action="store_true", help="all cases, but no settings for the plot")
+    parser.add_argument("--methods", type=methods_of, default=EDIT_METHODS, help="comma-separated; default: all")
     parser.add_argument("--out", type=Path, default=Path("out/editbench"))
     options = parser.parse_args()
     began = time.monotonic()
-    preset = base_model.load(MODEL).preset
-    methods = [unitune(preset), sdedit(preset)]
+    preset = read_preset(MODEL)
+    methods = [of_method(preset, "unitune"), of_method(preset, "sdedit")]
+    others = [of_method(preset, name) for name in options.methods if name not in ("unitune", "sdedit")]
     pictures = load("test", quick=options.quick)[: options.pictures]
     points = automatic_points(preset)
     everywhere = [*methods, *points]
     varied = [*same_as_sdedit(methods[0]), *around(methods[0], quick=options.quick or options.no_grid)]
-    few = load("test", quick=True)
+    few = load("test", quick=True)[: options.pictures]
     found = run(MODEL, few, [*everywhere, *dict.fromkeys(varied)], options.out, "pictures with all settings")
+    of_rivals = run(MODEL, few, others, options.out, "rivals")
     if not options.quick:
         found = [r for r in found if r.setting not in {s.name for s in everywhere}]
         found += run(MODEL, pictures, everywhere, options.out, "all pictures")
 
     results = by_setting(found)
     cases = [case for picture in pictures for case in picture.cases]
-    gate = Gate(engine_folder(MODEL, options.out), preset)
+    gate = open_gate(engine_folder(MODEL, options.out))
     of_points = [results[point.name] for point in points]
     results["automatic"] = chosen_by_gate(gate, cases, of_points, options.out)
     best = mean_of_best(of_points)
     rows = {name: report.method_row(results[name]) for name in ("unitune", "automatic", "sdedit")}
     stated = statements(results, methods[0], options.out)
+    compared = on_same_cases({**results, **by_setting(of_rivals)}, ["unitune", *options.methods], few)
+    beside = rivals.beside_papers(compared)
     written = {
         "commit": commit(),
         "cases": len(results["unitune"]),
         "pictures": len(pictures),
-        "settings": {method.name: asdict(method) for method in methods},
+        "settings": {method.name: asdict(method) for method in (*methods, *others)},
         "methods": rows,
         "preference_over_sdedit": report.preferences(results),
         "automatic": {"points": [asdict(point) for point in points], "success_of_best_point": best},
         "statements": stated,
+        "rivals": {"pictures": [picture.id for picture in few], "methods": rivals.rows(compared), "papers": beside},
         "seconds": round(time.monotonic() - began),
     }
     (options.out / "report.json").write_text(json.dumps(written, indent=1) + "\n")
@@ -77,9 +83,27 @@ def main() -> None:
     if not (options.quick or options.no_grid):
         drawings.fidelity_against_alignment(results, methods[0], options.out / "fidelity-against-alignment.png")
     print(report.table(rows, stated))
+    subset = f"the same {len(compared['unitune'])} cases of {len(few)} pictures (the quick subset)"
+    print(f"\n{rivals.table(rivals.rows(compared), beside, subset)}")
     share = best and rows["automatic"]["success"]["mean"] / best  # type: ignore[index]
     print(f"\nautomatic settings reach {share:.0%} of what the best point of each case would ({best:.1%} right)")
     print(f"{written['cases']} cases in {written['seconds']} s; report, sheets and plots are in {options.out}")
+
+
+def methods_of(text: str) -> tuple[str, ...]:
+    """The methods named in a list with commas. Raises ArgumentTypeError for one that is none."""
+    names = tuple(dict.fromkeys(text.split(",")))
+    if unknown := [name for name in names if name not in EDIT_METHODS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not a method; known are {', '.join(EDIT_METHODS)}")
+    return names
+
+
+def on_same_cases(
+    results: Mapping[str, Sequence[Result]], methods: Sequence[str], pictures: Sequence[Picture]
+) -> dict[str, list[Result]]:
+    """The methods' results on these pictures alone, in the order of the methods."""
+    ids = {picture.id for picture in pictures}
+    return {method: [result for result in results[method] if result.picture in ids] for method in methods}
 
 
 def mean_of_best(points: Sequence[Sequence[Result]]) -> float:

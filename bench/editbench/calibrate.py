@@ -1,11 +1,11 @@
-"""Choose the points of automatic settings and the gate's thresholds, on a sweep of the development split.
+"""Choose the points of automatic settings, on a sweep of the development split.
 
     python -m bench.editbench.sweep --strength 0.8 0.9 0.95 1 --guidance 3 5 8
     python -m bench.editbench.calibrate --points 0.9:3 1:3 1:8
 
 Scores the stored pictures of these points with the gate. Prints how often the one that the gate ranks highest is right,
 by how much of the rank is the likeness to the base image, against every single point and the best point of each case;
-and the scores of right and of wrong pictures, between which the thresholds lie.
+and the scores of right and of wrong pictures. `bench.editbench.malformed` chooses the gate's thresholds.
 """
 
 import argparse
@@ -14,12 +14,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bench.editbench.__main__ import MODEL
 from bench.editbench.cases import load
 from bench.editbench.results import Result, result_file
-from bench.editbench.run import engine_folder
-from bench.editbench.settings import unitune
-from sampler_svc.gate import Gate, Scores
+from bench.editbench.run import MODEL, engine_folder, open_gate
+from bench.editbench.settings import of_method
+from sampler_svc.gate import Scores
 from stickerbook.render import render
 from tuner_svc import base_model
 
@@ -32,8 +31,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/editbench"))
     options = parser.parse_args()
     model = base_model.load(MODEL)
-    gate = Gate(engine_folder(MODEL, options.out), model.preset)
-    preset = unitune(model.preset)
+    gate = open_gate(engine_folder(MODEL, options.out))
+    preset = of_method(model.preset, "unitune")
     settings = []
     for point in options.points:
         strength, guidance = (float(value) for value in point.split(":"))

@@ -27,7 +27,8 @@ class Result:
     image: str  # file of the edited picture
     score: Score
     edit_s: float  # on one core
-    tuning_s: float  # the picture's tuning, shared by its cases; on one core
+    tuning_s: float  # of the tuning, which cases may share; on one core
+    artifact_bytes: int  # of the tuning's weights file; 0 without a tuning
 
     @classmethod
     def read(cls, path: Path, setting: str) -> "Result":

@@ -15,10 +15,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bench.editbench.cases import Picture
 from bench.editbench.results import Result, result_file
 from bench.editbench.settings import Setting
+from sampler_svc.base_graphs import BaseGraphs
 from sampler_svc.build import build
+from sampler_svc.gate import Gate
 from tuner_svc.export import export_under
 from tuner_svc.model_folder import digest as model_digest
+from unitune.base_model import BaseModelSpec
 from unitune.settings import num_cores
+
+MODEL = Path(__file__).parents[2] / "stickerbook" / "model"
 
 
 def run(
@@ -53,6 +58,12 @@ def engine_folder(base_model: Path, out: Path) -> Path:
     """The base model's engine, built where there is none yet that this machine can load."""
     graphs = export_under(base_model, out / "graphs", print)
     return build(graphs, out / "engine" / graphs.name)
+
+
+def open_gate(engine: Path) -> Gate:
+    """The gate of an engine folder, without its engine."""
+    spec = BaseModelSpec.load(engine)
+    return Gate(engine, spec.preset, BaseGraphs(engine, spec).round_trip_error)
 
 
 def _start(base_model: Path, engine: Path, digest: str, out: Path) -> None:

@@ -4,29 +4,28 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 
+from bench.editbench.cases import Case
+from tuner_svc.tuning_config import TuningConfig
 from unitune.base_model import Preset
+from unitune.choices import EDIT_METHODS, TUNING_METHODS
+from unitune.prompts import with_rare_tokens, with_words_before, with_words_instead
 
-
-@dataclass(frozen=True)
-class Tuning:
-    """How a picture is tuned on. `updates` of 0 is the base model as it is."""
-
-    mode: str
-    updates: int
-    learning_rate: float
+PER_PROMPT = ("imagic",)  # methods whose tuning is for one prompt; the others tune once for all edits of a picture
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to edit. Without a tuning it is SDEdit."""
+    """One way to edit. `tuning` lacks the words that follow from the case; without a tuning it is the base model."""
 
     name: str
-    tuning: Tuning | None
+    method: str
+    tuning: TuningConfig | None
     strength: float
     guidance_scale: float
     interpolation: float
     num_inference_steps: int
-    rare_tokens: bool  # whether they stand before the prompt
+    rare_tokens: str  # that stand before the prompt; empty for none
+    eta: float  # Imagic's; others do not read it
 
     def key(self, base_model: str, case: str) -> str:
         """Names the result of a case: everything that it follows from."""
@@ -37,41 +36,56 @@ class Setting:
         """The same with some values changed."""
         return replace(self, name=name, **changes)  # type: ignore[arg-type]
 
+    def tuning_of(self, case: Case) -> TuningConfig | None:
+        """The tuning with this case's words: its prompt for Imagic, the base image's object for DreamBooth and Textual
+        Inversion. Equal for all cases that share a tuning."""
+        if self.tuning is None:
+            return None
+        words = {
+            "imagic": {"prompt": case.prompt},
+            "dreambooth": {"class_noun": case.scene.object},
+            "textual_inversion": {"initial_word": case.scene.object},
+        }
+        return replace(self.tuning, **words.get(self.method, {}))  # type: ignore[arg-type]
 
-def unitune(preset: Preset) -> Setting:
-    """The paper's method at the base model's preset."""
-    tuning = Tuning(preset.mode, preset.updates, preset.learning_rate)
+    def prompt_of(self, case: Case) -> str:
+        """The prompt as the method needs it, with its words where a comparison (gateway/compare.py) puts them.
+
+        An edit that puts another object in the subject's place does not mention the subject, and is asked for in plain
+        words.
+        """
+        bound = self.tuning.rare_tokens if self.tuning is not None else ""
+        if self.method == "dreambooth":
+            return with_words_before(case.prompt, bound, case.scene.object)
+        if self.method == "textual_inversion":
+            return with_words_instead(case.prompt, bound, case.scene.object)
+        return with_rare_tokens(self.rare_tokens, case.prompt)
+
+
+def of_method(preset: Preset, method: str) -> Setting:
+    """A method at the base model's own settings for it, so that no rival is beaten at UniTune's.
+
+    Raises ValueError for a method that is none.
+    """
+    if method not in EDIT_METHODS:
+        raise ValueError(f"{method!r} is not a method; known are {', '.join(EDIT_METHODS)}")
+    own = preset.of(method)
     return Setting(
-        "unitune",
-        tuning,
-        preset.strength,
-        preset.guidance_scale,
-        preset.interpolation,
-        preset.num_inference_steps,
-        rare_tokens=True,
+        name=method,
+        method=method,
+        tuning=TuningConfig.of(preset, method) if method in TUNING_METHODS else None,
+        strength=own.strength,
+        guidance_scale=own.guidance_scale,
+        interpolation=own.interpolation,
+        num_inference_steps=own.num_inference_steps,
+        rare_tokens=own.rare_tokens if method == "unitune" else "",
+        eta=own.eta,
     )
 
 
 def automatic_points(preset: Preset) -> list[Setting]:
     """The points that automatic settings try."""
     return [
-        unitune(preset).at(f"point {strength:g}:{guidance:g}", strength=strength, guidance_scale=guidance)
+        of_method(preset, "unitune").at(f"point {strength:g}:{guidance:g}", strength=strength, guidance_scale=guidance)
         for strength, guidance in preset.automatic_points
     ]
-
-
-def sdedit(preset: Preset) -> Setting:
-    """The baseline at the preset's own strength and guidance for it, so that it is not beaten at UniTune's.
-
-    They are its best on the development split (`python -m bench.editbench.sweep --sdedit`). No interpolation, as its
-    paper has it.
-    """
-    own = preset.of("sdedit")
-    return unitune(preset).at(
-        "sdedit",
-        tuning=None,
-        strength=own.strength,
-        guidance_scale=own.guidance_scale,
-        interpolation=0.0,
-        rare_tokens=False,
-    )

@@ -17,7 +17,7 @@ PAPER_PREFERENCE = {"all": 0.72, "aligned": 0.60, "unaligned": 0.83}  # of peopl
 def same_as_sdedit(preset: Setting) -> tuple[Setting, Setting]:
     """Zero updates, and SDEdit with the same prompt, strength and guidance: they must agree bit for bit."""
     zero = named(preset, 0, 0.9, 4.0)
-    return zero, zero.at("sdedit, same prompt", tuning=None)
+    return zero, zero.at("sdedit, same prompt", method="sdedit", tuning=None)
 
 
 def statements(results: Mapping[str, Sequence[Result]], preset: Setting, out: Path) -> list[dict[str, object]]:

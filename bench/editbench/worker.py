@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import numpy as np
 from bench.editbench.cases import Case, Picture
 from bench.editbench.results import result_file, save
 from bench.editbench.scores import score
-from bench.editbench.settings import Setting, Tuning
+from bench.editbench.settings import Setting
+from sampler_svc.conditioning import REFITS_NOTHING, embedding
 from sampler_svc.engine import BASE, Weights
 from sampler_svc.model import Model
 from sampler_svc.refit_weights import tuned_weights
@@ -22,8 +24,18 @@ from tuner_svc.probe import pack_tuned
 from tuner_svc.tune import tune
 from tuner_svc.tuning_config import TuningConfig
 from unitune import images
-from unitune.prompts import with_rare_tokens
-from unitune.weights import unpack
+from unitune.diffusion.guidance import Denoiser
+from unitune.weights import TunedWeights, unpack
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a tuning left, what it took, and the engine's weights to sample with."""
+
+    weights: Weights
+    seconds: float = 0.0
+    size_bytes: int = 0
+    tuned: TunedWeights | None = None
 
 
 class Worker:
@@ -37,48 +49,49 @@ class Worker:
 
     def run(self, picture: Picture, settings: tuple[Setting, ...]) -> None:
         """All cases of a picture under all settings; each tuning is made once and thrown away."""
-        ordered = sorted(settings, key=lambda setting: repr(setting.tuning))
-        for tuning, group in itertools.groupby(ordered, key=lambda setting: setting.tuning):
-            todo = [
-                (case, setting, path)
-                for setting in group
-                for case in picture.cases
-                if not (path := result_file(self._out, self._digest, case, setting)).exists()
-            ]
-            if not todo:
-                continue
-            began = time.perf_counter()
-            weights = self._tuned(picture, tuning) if tuning else self._sampler.base
-            tuning_s = time.perf_counter() - began if tuning else 0.0
+        todo = [
+            (case, setting, path)
+            for setting in settings
+            for case in picture.cases
+            if not (path := result_file(self._out, self._digest, case, setting)).exists()
+        ]
+        todo.sort(key=lambda work: repr(work[1].tuning_of(work[0])))
+        for config, group in itertools.groupby(todo, key=lambda work: work[1].tuning_of(work[0])):
+            made = self._tuned(picture, config) if config is not None else Made(self._sampler.base)
+            weights = made.weights
             with self._sampler.pool.lease(weights.id, lambda weights=weights: weights) as lease:  # type: ignore[misc]
-                for case, setting, path in todo:
+                for case, setting, path in group:
                     began = time.perf_counter()
-                    pixels = self._edit(lease.engine.run, case, setting)
+                    pixels = self._edit(lease.engine.run, case, setting, made.tuned)
                     fields = {
                         "case": case.id,
                         "picture": picture.id,
                         "category": case.category,
                         "aligned": case.aligned,
                         "setting": setting.name,
-                        "prompt": case.prompt,
+                        "prompt": setting.prompt_of(case),
                         "edit_s": time.perf_counter() - began,
-                        "tuning_s": tuning_s,
+                        "tuning_s": made.seconds,
+                        "artifact_bytes": made.size_bytes,
                     }
                     save(path, pixels, fields, score(case, pixels, self._judge))
             if weights.id != BASE:
                 self._sampler.pool.evict(weights.id)
 
-    def _tuned(self, picture: Picture, tuning: Tuning) -> Weights:
-        config = TuningConfig(mode=tuning.mode, updates=tuning.updates, learning_rate=tuning.learning_rate)
+    def _tuned(self, picture: Picture, config: TuningConfig) -> Made:
+        began = time.perf_counter()
         image = images.to_model(render(picture.scene), self._tuner.image_side)
         data, manifest = pack_tuned(self._tuner, tune(self._tuner, image, config), config, picture.id, DEFAULT_CODEC)
-        return tuned_weights(unpack(data, manifest), self._sampler.base, self._sampler.spec.digest)
+        tuned, weights = unpack(data, manifest), self._sampler.base
+        if config.method not in REFITS_NOTHING:
+            weights = tuned_weights(tuned, weights, self._sampler.spec.digest)
+        return Made(weights, time.perf_counter() - began, len(data), tuned)
 
-    def _edit(self, denoiser: object, case: Case, setting: Setting) -> np.ndarray:
-        rare_tokens = self._sampler.spec.preset.rare_tokens
+    def _edit(self, denoiser: Denoiser, case: Case, setting: Setting, tuned: TunedWeights | None) -> np.ndarray:
+        graphs = self._sampler.graphs
         request = Request(
             image=images.encode_png(render(case.scene)),
-            prompt=with_rare_tokens(rare_tokens, case.prompt) if setting.rare_tokens else case.prompt,
+            prompt=setting.prompt_of(case),
             scheduler="ddim",
             num_inference_steps=setting.num_inference_steps,
             guidance_scale=setting.guidance_scale,
@@ -86,6 +99,7 @@ class Worker:
             seeds=(0,),
             interpolation=setting.interpolation,
         )
-        events = sample(self._sampler.graphs, self._sampler.schedule, denoiser, request, lambda: False)  # type: ignore[arg-type]
+        embed = embedding(graphs, tuned, request.prompt, setting.eta) if tuned is not None else None
+        events = sample(graphs, self._sampler.schedule, denoiser, request, lambda: False, embed=embed)
         (png,) = (event.png for event in events if isinstance(event, EditedImage))
         return images.decode(png)

@@ -1,5 +1,6 @@
 """EditBench: its cases, what it measures, and its statistics."""
 
+import argparse
 import json
 from dataclasses import replace
 
@@ -7,12 +8,15 @@ import numpy as np
 import pytest
 
 from bench.editbench import cases as cases_module
+from bench.editbench import rivals
+from bench.editbench.__main__ import methods_of, on_same_cases
 from bench.editbench.cases import CATEGORIES, Case, drawn, load
 from bench.editbench.intervals import estimate, preference
 from bench.editbench.pictures import chosen
 from bench.editbench.results import Result, result_file, save
 from bench.editbench.scores import MAX_PSNR_DB, Score, score
-from bench.editbench.settings import sdedit, unitune
+from bench.editbench.settings import automatic_points, of_method
+from bench.editbench.sweep import GRIDS, cases_for, expected, settings_of
 from stickerbook.judge import Judge
 from stickerbook.render import kept_pixels, render
 from stickerbook.world import is_held_out
@@ -96,7 +100,7 @@ def test_intervals_draw_whole_pictures():
 
 def result(case: str, distance: float, *, aligned: bool = True, success: bool = True) -> Result:
     found = Score(success, 1.0, 30.0, 0.9, distance, 0.1)
-    return Result(case, case[:3], "object", aligned, "x", "a cat", "x.png", found, 0.1, 1.0)
+    return Result(case, case[:3], "object", aligned, "x", "a cat", "x.png", found, 0.1, 1.0, 7)
 
 
 def test_preference_counts_the_nearer_picture_and_halves_ties():
@@ -120,7 +124,7 @@ def test_sheets_take_failures_as_the_worst():
 
 def test_a_result_is_found_again_under_the_same_setting_only(tmp_path):
     """Results on disk are keyed by all that they follow from, and not by the setting's name."""
-    case, setting = all_cases("development")[0], unitune(Preset())
+    case, setting = all_cases("development")[0], of_method(Preset(), "unitune")
     path = result_file(tmp_path, "model", case, setting)
     path.parent.mkdir()
     fields = {key: value for key, value in vars(result(case.id, 0.1)).items() if key not in ("image", "score")}
@@ -131,15 +135,101 @@ def test_a_result_is_found_again_under_the_same_setting_only(tmp_path):
     assert again.setting == "other name" and again.score == Score(True, 1.0, None, None, 0.1, 0.2)
     assert not result_file(tmp_path, "model", case, replace(setting, strength=0.11)).exists()
     assert not result_file(tmp_path, "another model", case, setting).exists()
-    assert sdedit(Preset()).tuning is None
 
 
 def test_sdedit_runs_at_its_own_settings_of_the_preset():
     """Its strength and guidance are not UniTune's, and nothing is mixed back, as in its paper."""
     preset = Preset(strength=0.9, interpolation=1.0, methods={"sdedit": {"strength": 0.4, "guidance_scale": 3.0}})
 
-    ours, theirs = unitune(preset), sdedit(preset)
+    ours, theirs = of_method(preset, "unitune"), of_method(preset, "sdedit")
 
     assert (ours.strength, ours.guidance_scale, ours.interpolation) == (0.9, 7.5, 1.0)
     assert (theirs.strength, theirs.guidance_scale, theirs.interpolation) == (0.4, 3.0, 0.0)
-    assert not theirs.rare_tokens
+    assert theirs.tuning is None and not theirs.rare_tokens
+
+
+def a_case(**changes: str) -> Case:
+    """A case of the development split with changes of its own."""
+    case = next(c for c in all_cases("development") if c.scene.style == "drawing" and c.scene.second == "none")
+    return replace(case, changes=changes)
+
+
+def test_each_method_is_told_of_a_case_in_its_own_words():
+    """Imagic tunes for the prompt; DreamBooth and Textual Inversion for the object, whose place in the prompt they take
+    or stand before; a prompt without the object stays plain."""
+    case, other = a_case(weather="fog"), a_case(style="mosaic")
+    noun = case.scene.object
+    imagic, dreambooth, inversion = (of_method(Preset(), m) for m in ("imagic", "dreambooth", "textual_inversion"))
+
+    assert imagic.tuning_of(case).prompt == case.prompt == imagic.prompt_of(case)
+    assert imagic.tuning_of(case) != imagic.tuning_of(other)
+    assert dreambooth.tuning_of(case) == dreambooth.tuning_of(other)
+    assert dreambooth.tuning_of(case).class_noun == inversion.tuning_of(case).initial_word == noun
+    assert dreambooth.prompt_of(case) == case.prompt.replace(noun, f"beikkpic {noun}", 1)
+    assert inversion.prompt_of(case) == case.prompt.replace(noun, "beikkpic", 1)
+    assert of_method(Preset(), "unitune").prompt_of(case) == f"beikkpic {case.prompt}"
+    swapped = a_case(object="tent" if noun != "tent" else "cat")
+    assert dreambooth.prompt_of(swapped) == inversion.prompt_of(swapped) == swapped.prompt
+    with pytest.raises(ValueError, match="magic"):
+        of_method(Preset(), "magic")
+
+
+def test_a_method_runs_at_the_presets_own_values():
+    """What the preset says for a method is in its tuning, its sampling and its key; published values are the rest."""
+    preset = Preset(methods={"imagic": {"learning_rate": 3e-4, "eta": 0.4, "guidance_scale": 3.0}})
+    published, own = of_method(Preset(), "imagic"), of_method(preset, "imagic")
+
+    assert (published.tuning.learning_rate, published.eta, published.strength) == (2e-6, 0.7, 1.0)
+    assert (own.tuning.learning_rate, own.eta, own.guidance_scale, own.tuning.updates) == (3e-4, 0.4, 3.0, 1000)
+    assert published.key("model", "case") != own.key("model", "case")
+    assert [point.method for point in automatic_points(preset)] == ["unitune"] * 3
+
+
+@pytest.mark.parametrize("method", GRIDS)
+def test_a_sweep_fits_into_minutes_and_gives_rows_for_the_preset(method):
+    """Every combination is a setting of its own whose row, put into the preset, gives it again; on two cores the grid
+    takes less than a quarter of an hour."""
+    tried, pictures = settings_of(Preset(batch=4), method, GRIDS[method]), cases_for(method)
+
+    assert len(tried) == np.prod([len(values) for values in GRIDS[method].values()], dtype=int)
+    for setting, row in tried.items():
+        assert of_method(Preset(batch=4, methods={method: row}), method) == replace(setting, name=method)
+    assert expected(list(tried), pictures) / 2 < 15 * 60
+    if method == "imagic":
+        assert [p.cases[0].category for p in pictures] == list(CATEGORIES)
+        assert len({p.id for p in pictures}) == len(CATEGORIES)
+
+
+def test_rivals_are_compared_on_the_same_cases():
+    """Rows on other cases than UniTune's are refused; the quick subset is cut out of all cases."""
+    ours = [result("t01", 0.1), result("t02", 0.2)]
+    theirs = [result("t01", 0.2, success=False), result("t02", 0.1)]
+    pictures = [replace(load("test")[0], id="t01")]
+
+    found = rivals.rows({"unitune": ours, "imagic": theirs})
+
+    assert found["imagic"]["preference_over_unitune"]["all"]["mean"] == 0.5
+    assert found["imagic"]["tuning_per"] == "prompt" and found["imagic"]["artifact_bytes"] == 7
+    assert found["unitune"]["preference_over_unitune"] == {} and found["imagic"]["success"]["mean"] == 0.5
+    with pytest.raises(ValueError, match="imagic ran on other cases"):
+        rivals.rows({"unitune": ours, "imagic": theirs[:1]})
+    assert [len(v) for v in on_same_cases({"a": ours, "b": theirs}, ["b", "a"], pictures).values()] == [1, 1]
+    text = rivals.table(found, [], "the same 2 cases")
+    assert "all rows on the same 2 cases" in text and "| imagic | 50.0 % (0-100) | 30.0 | 50.0 % (0-100) |" in text
+
+
+def test_papers_stand_beside_what_ran():
+    """A paper's figure has a row when both of its methods ran; about the prompt, being right decides, else nearness."""
+    right = [result(f"t{i}", 0.2) for i in range(10, 20)]
+    wrong = [result(f"t{i}", 0.1, success=False) for i in range(10, 20)]
+
+    rows = rivals.beside_papers({"unitune": right, "dreambooth": right, "textual_inversion": wrong})
+
+    assert [(row["ours"], row["agrees"]) for row in rows] == [("0.0 % (0-0)", False), ("100.0 % (100-100)", True)]
+
+
+def test_methods_are_named_with_commas():
+    """Each once, in order; an unknown one is refused by name."""
+    assert methods_of("imagic,unitune,imagic") == ("imagic", "unitune")
+    with pytest.raises(argparse.ArgumentTypeError, match="'magic' is not a method"):
+        methods_of("magic")

@@ -85,6 +85,16 @@ async def test_defaults_are_those_of_the_method(world: World) -> None:
     )
 
 
+async def test_the_key_follows_the_value_in_force(world: World) -> None:
+    """A left-out value and the base model's own give one tuning; another value, asked for, gives another key."""
+    left_out = await world.tuned(method="imagic", prompt="a dog")
+    same = await world.tuned(method="imagic", prompt="a dog", learning_rate=2e-6, updates=4, batch=1)
+    other = await world.tuned(method="imagic", prompt="a dog", learning_rate=1e-3)
+
+    assert same.name == left_out.name
+    assert other.key != left_out.key and other.config.learning_rate == 1e-3
+
+
 async def test_another_text_is_another_tuning(world: World) -> None:
     """Imagic tunes for one text: a second one on the same image has a key of its own and runs anew (I6)."""
     first = await world.tuned(method="imagic", prompt="a dog")

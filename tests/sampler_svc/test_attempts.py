@@ -23,7 +23,7 @@ class BrightnessGate:
     automatic_points = Preset().automatic_points
 
     def against(self, base: np.ndarray, prompt: str) -> Callable[[np.ndarray], Scores]:
-        return lambda edited: Scores(prompt=edited.mean() / 255, base_prompt=base.mean() / 255, kept=1.0)
+        return lambda edited: Scores(edited.mean() / 255, base.mean() / 255, 1.0, 0.0, 1.0, 0.0)
 
     def passes(self, scores: Scores) -> bool:
         return scores.prompt >= 0.5

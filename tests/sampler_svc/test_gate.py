@@ -17,7 +17,7 @@ from unitune.base_model import Preset
 
 @pytest.fixture
 def gate(clip_folder):
-    return Gate(clip_folder[1], Preset(), threads=1)
+    return Gate(clip_folder[1], Preset(), lambda picture: 0.125, threads=1)
 
 
 def pictures(seed: int, size: tuple[int, int] = (SIDE, SIDE)) -> np.ndarray:
@@ -61,19 +61,55 @@ def test_pictures_of_any_size_are_scored(gate):
     assert gate.against(large, "a cat")(small).kept == pytest.approx(1.0, abs=1e-5)
 
 
-@pytest.mark.parametrize("field, value", [("prompt", 0.19), ("base_prompt", 0.29), ("kept", 0.59)])
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("prompt", 0.19),
+        ("base_prompt", 0.29),
+        ("kept", 0.59),
+        ("round_trip", 0.151),
+        ("detail", 0.0004),
+        ("saturated", 0.51),
+    ],
+)
 def test_each_threshold_rejects_by_itself(gate, field, value):
-    """Too little of the prompt, too little gained, too little kept: each alone fails the gate."""
-    good = Scores(prompt=0.3, base_prompt=0.2, kept=0.7)
+    """Too little of the prompt, too little gained, too little kept, noise, blur, burnt colours: each alone fails."""
+    good = Scores(prompt=0.3, base_prompt=0.2, kept=0.7, round_trip=0.1, detail=0.01, saturated=0.4)
 
     assert gate.passes(good)
     assert not gate.passes(replace(good, **{field: value}))
 
 
+def test_a_malformed_picture_ranks_behind_every_other(gate):
+    """However near the prompt noise is in CLIP's eyes, the farthest picture that is one ranks before it."""
+    burnt = Scores(prompt=1.0, base_prompt=0.0, kept=1.0, round_trip=0.9, detail=0.5, saturated=0.9)
+    far = Scores(prompt=-1.0, base_prompt=0.0, kept=-1.0, round_trip=0.0, detail=0.5, saturated=0.0)
+
+    assert gate.rank(far) > gate.rank(burnt)
+    assert gate.is_malformed(burnt) and not gate.is_malformed(far)
+
+
+def test_pixels_are_measured_beside_the_cosines(gate):
+    """A checkerboard of black and white has all the detail and saturation there is, grey has neither, and what the base
+    image has burnt out itself does not count."""
+    checkerboard = np.indices((SIDE, SIDE)).sum(axis=0) % 2 * 255
+    checkerboard = np.repeat(checkerboard[..., None], 3, axis=2).astype(np.uint8)
+    grey = np.full_like(checkerboard, 128)
+    half = grey.copy()
+    half[: SIDE // 2] = 255
+
+    burnt, plain = gate.against(grey, "a cat")(checkerboard), gate.against(grey, "a cat")(grey)
+
+    assert (burnt.detail, burnt.saturated, burnt.round_trip) == (1.0, 1.0, 0.125)
+    assert (plain.detail, plain.saturated) == (0.0, 0.0)
+    assert gate.against(half, "a cat")(checkerboard).saturated == 0.5
+    assert gate.against(checkerboard, "a cat")(half).saturated == 0.0
+
+
 def test_a_base_model_without_clip_has_no_gate(tmp_path):
     """No folder, no gate: nothing is downloaded in its place."""
     assert not has_clip(tmp_path)
-    assert Gate.open(tmp_path, Preset()) is None
+    assert Gate.open(tmp_path, Preset(), lambda picture: 0.0) is None
 
 
 def test_a_folder_that_holds_no_clip_is_refused_by_name(tmp_path):

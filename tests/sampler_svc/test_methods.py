@@ -347,7 +347,7 @@ async def test_the_gate_chooses_among_attempts_of_every_method(
 ) -> None:
     """Each attempt has the method's own embedding; the answer is what its settings give alone; the gate reads the
     prompt without the tuning's words."""
-    gate = ReadingGate(clip_folder[1], Preset(), threads=1)
+    gate = ReadingGate(clip_folder[1], Preset(), lambda picture: 0.0, threads=1)
     sampler, weights = await start(gate), stored(**tuning)
     asked = request(weights, tuning["method"], prompt=prompt, automatic=True, **settings)
     asked.config.ClearField("strength")

@@ -482,7 +482,7 @@ async def test_a_mistake_of_ours_is_internal_and_tells_nothing(
 async def gated(model, store_folder, clip_folder) -> AsyncIterator[sampler_pb2_grpc.SamplerServiceStub]:
     """A client of a sampler whose base model brings a CLIP; its thresholds let no picture pass."""
     nothing_passes = replace(model.spec.preset, gate_gain=3.0)
-    gate = Gate(clip_folder[1], nothing_passes, threads=1)
+    gate = Gate(clip_folder[1], nothing_passes, lambda picture: 0.0, threads=1)
     service = SamplerService(replace(model, gate=gate), WeightStore(str(store_folder)))
     server = await serving.start("127.0.0.1:0", service.register)
     async with serving.channel(server.address) as channel:

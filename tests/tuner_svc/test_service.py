@@ -119,6 +119,18 @@ async def test_info_tells_model_and_defaults(start: Callable[..., Any], model: B
     )
 
 
+async def test_info_tells_the_presets_own_values_for_a_method(start: Callable[..., Any], model: BaseModel) -> None:
+    """A base model's section for a method is in force for it alone; published values stand where it is silent."""
+    preset = replace(model.preset, methods={"imagic": {"learning_rate": 3e-4, "batch": 2}})
+    tuner = await start(model=replace(model, preset=preset))
+
+    info = await tuner.stub.GetTunerInfo(tuner_pb2.GetTunerInfoRequest())
+
+    told = {defaults.method: defaults for defaults in info.method_defaults}
+    assert (3e-4, 2, 1000) == (told["imagic"].learning_rate, told["imagic"].batch, told["imagic"].updates)
+    assert (5e-6, 1) == (told["dreambooth"].learning_rate, told["dreambooth"].batch)
+
+
 async def test_a_run_ends_with_weights_in_the_store(
     start: Callable[..., Any], model: BaseModel, image: ModelImage
 ) -> None:

@@ -84,16 +84,22 @@ class SamplingConfig(_message.Message):
     def __init__(self, method: _Optional[str] = ..., scheduler: _Optional[str] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., strength: _Optional[float] = ..., interpolation: _Optional[float] = ..., negative_prompt: _Optional[str] = ..., base_prompt: _Optional[str] = ..., prompt_guidance_scale: _Optional[float] = ..., unconditional_model: _Optional[str] = ..., base_mixture: _Optional[float] = ..., mask_source: _Optional[str] = ..., mask_blur: _Optional[float] = ..., only_masked: _Optional[bool] = ..., mask_padding: _Optional[int] = ..., repeats: _Optional[int] = ..., mask_keeps: _Optional[bool] = ..., eta: _Optional[float] = ..., automatic: _Optional[bool] = ..., gate: _Optional[bool] = ..., resamples: _Optional[int] = ...) -> None: ...
 
 class Scores(_message.Message):
-    __slots__ = ("prompt", "base_prompt", "kept", "passed")
+    __slots__ = ("prompt", "base_prompt", "kept", "passed", "round_trip", "detail", "saturated")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     BASE_PROMPT_FIELD_NUMBER: _ClassVar[int]
     KEPT_FIELD_NUMBER: _ClassVar[int]
     PASSED_FIELD_NUMBER: _ClassVar[int]
+    ROUND_TRIP_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    SATURATED_FIELD_NUMBER: _ClassVar[int]
     prompt: float
     base_prompt: float
     kept: float
     passed: bool
-    def __init__(self, prompt: _Optional[float] = ..., base_prompt: _Optional[float] = ..., kept: _Optional[float] = ..., passed: _Optional[bool] = ...) -> None: ...
+    round_trip: float
+    detail: float
+    saturated: float
+    def __init__(self, prompt: _Optional[float] = ..., base_prompt: _Optional[float] = ..., kept: _Optional[float] = ..., passed: _Optional[bool] = ..., round_trip: _Optional[float] = ..., detail: _Optional[float] = ..., saturated: _Optional[float] = ...) -> None: ...
 
 class EditEvent(_message.Message):
     __slots__ = ("sequence", "create_time", "accepted", "tuning", "loading", "step", "image", "done", "failed", "cancelled", "heartbeat")
