@@ -1,0 +1,61 @@
+"""Choose the thresholds of the difference mask, on the development split.
+
+    python -m bench.editbench.thresholds --points 0.9:3 1:3
+
+Makes the edits of these points without interpolation, then interpolates and judges them under every pair of thresholds:
+above the first a pixel may belong to a region that changed, and above the second a region has one.
+"""
+
+import argparse
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from bench.editbench.cases import load
+from bench.editbench.run import MODEL, run
+from bench.editbench.scores import score
+from bench.editbench.settings import of_method
+from sampler_svc.interpolation import mix
+from sampler_svc.masks.difference import changed
+from stickerbook.judge import Judge
+from stickerbook.render import render
+from tuner_svc.model_folder import read_preset
+
+LOW, HIGH = (0.04, 0.06, 0.08), (0.1, 0.15, 0.2, 0.25, 0.3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--points", nargs="+", required=True, metavar="STRENGTH:GUIDANCE")
+    parser.add_argument("--low", nargs="+", type=float, default=LOW)
+    parser.add_argument("--high", nargs="+", type=float, default=HIGH)
+    parser.add_argument("--pictures", type=int, help="only so many pictures")
+    parser.add_argument("--out", type=Path, default=Path("out/editbench"))
+    options = parser.parse_args()
+    preset = of_method(read_preset(MODEL), "unitune").at("raw", interpolation=0.0)
+    settings = []
+    for point in options.points:
+        strength, guidance = (float(value) for value in point.split(":"))
+        settings.append(preset.at(point, strength=strength, guidance_scale=guidance))
+    pictures = load("development")[: options.pictures]
+    results = run(MODEL, pictures, settings, options.out, "edits without interpolation")
+    cases = {case.id: case for picture in pictures for case in picture.cases}
+    judge = Judge.load()
+    print("| strength:guidance | thresholds | success | kept pixels, dB | distance |\n|---|---|---|---|---|")
+    for setting, pair in product(settings, [None, *product(options.low, options.high)]):
+        scores = []
+        for result in (r for r in results if r.setting == setting.name):
+            case = cases[result.case]
+            edited, base = np.asarray(Image.open(options.out / "results" / result.image)), render(case.scene)
+            mixed = edited if pair is None else mix(edited, base, 1.0, changed(edited, base, *pair))
+            scores.append(score(case, mixed, judge))
+        kept = np.mean([s.kept_psnr_db for s in scores if s.kept_psnr_db is not None])
+        success, distance = (np.mean([getattr(s, name) for s in scores]) for name in ("success", "distance"))
+        name = "no interpolation" if pair is None else f"{pair[0]:g}, {pair[1]:g}"
+        print(f"| {setting.name} | {name} | {success:.3f} | {kept:.1f} | {distance:.3f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
