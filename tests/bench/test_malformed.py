@@ -15,7 +15,8 @@ from tuner_svc.base_model import load as load_model
 from tuner_svc.export_clip import export_clip
 from unitune import images
 
-CASES = [case for picture in load("development")[:3] for case in picture.cases if case.category in ("place", "time")]
+# Edits that a CLIP sees: the time of day in black and white gains too little, whatever the picture.
+CASES = [c for picture in load("development")[:3] for c in picture.cases if c.category in ("place", "object")]
 
 
 @pytest.fixture(scope="module")
