@@ -84,6 +84,7 @@ PUBLISHED: Mapping[str, Mapping[str, Any]] = {
     "textual_inversion": {
         "updates": 5000, "batch": 4, "learning_rate": 5e-3, "strength": 1.0, "interpolation": 0.0,
     },
+    "prompt_to_prompt": {"scheduler": "ddim", "strength": 1.0, "interpolation": 0.0},
 }  # fmt: skip
 
 
@@ -112,6 +113,8 @@ class Preset:
     prior_weight: float = 1.0
     num_vectors: int = 1  # these two: Textual Inversion
     scale_learning_rate: bool = True
+    cross_replace: float = 0.4  # these two: Prompt-to-Prompt
+    self_replace: float = 0.6
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def of(self, method: str) -> "Preset":
