@@ -21,7 +21,7 @@ from gateway.relay import Relay
 from gateway.tunings import Tunings
 from gateway.upstreams import Upstreams
 from unitune import telemetry
-from unitune.choices import EDIT_METHODS
+from unitune.choices import EDIT_METHODS, PROMPT_TO_PROMPT
 from unitune.errors import Internal, InvalidField, NotFound, UniTuneError, from_status, to_status
 from unitune.prompts import mentions, with_words_before, with_words_instead, without
 from unitune.v1.edit_pb2 import CompareEvent, CompareRequest, EditRequest
@@ -30,6 +30,7 @@ from unitune.v1.tuning_pb2 import TuningConfig
 logger = logging.getLogger(__name__)
 
 NEEDED_WORD = {"dreambooth": "class_noun", "textual_inversion": "initial_word"}  # what only a caller can say
+NEEDED = {**NEEDED_WORD, PROMPT_TO_PROMPT: "base_prompt"}  # the same, in fields of the request
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ def _all_that_can_run(request: CompareRequest) -> list[CompareRequest.Entry]:
     return [
         CompareRequest.Entry(method=method)
         for method in EDIT_METHODS
-        if method not in NEEDED_WORD or getattr(request, NEEDED_WORD[method])
+        if method not in NEEDED or getattr(request, NEEDED[method])
     ]
 
 
@@ -217,17 +218,20 @@ def _check_names(entries: list[CompareRequest.Entry]) -> None:
 
 def _check_words(request: CompareRequest, entries: list[CompareRequest.Entry]) -> None:
     """Each word for a method that is there, and said once."""
-    for method, word in NEEDED_WORD.items():
+    for method, word in NEEDED.items():
         given = getattr(request, word)
         if not given:
             continue
+        shown = f"{len(given)} characters" if word == "base_prompt" else given
         index = next((index for index, entry in enumerate(entries) if entry.method == method), None)
         if index is None:
-            raise InvalidField(word, given, f"leave it unset, or name {method}, which reads it")
-        own = getattr(entries[index].tuning_config, word)
+            raise InvalidField(word, shown, f"leave it unset, or name {method}, which reads it")
+        place = "tuning_config" if method in NEEDED_WORD else "config"
+        own = getattr(getattr(entries[index], place), word)
         if own and own != given:
-            field = f"methods[{index}].tuning_config.{word}"
-            raise InvalidField(field, own, f"leave it unset: {word} of the request is {given}")
+            field = f"methods[{index}].{place}.{word}"
+            shown_own = f"{len(own)} characters" if word == "base_prompt" else own
+            raise InvalidField(field, shown_own, f"leave it unset: {word} of the request is {shown}")
 
 
 def _edit_request(request: CompareRequest, entry: CompareRequest.Entry) -> EditRequest:
@@ -247,6 +251,8 @@ def _edit_request(request: CompareRequest, entry: CompareRequest.Entry) -> EditR
     word = NEEDED_WORD.get(entry.method)
     if word and getattr(request, word):
         setattr(asked.tuning_config, word, getattr(request, word))
+    if entry.method == PROMPT_TO_PROMPT and request.base_prompt:
+        asked.config.base_prompt = request.base_prompt
     return asked
 
 
@@ -261,6 +267,8 @@ def _in_entry(request: CompareRequest, index: int) -> Iterator[None]:
         if word in NEEDED_WORD.values():
             is_own = bool(request.methods) and bool(getattr(request.methods[index].tuning_config, word))
             field = f"methods[{index}].{field}" if is_own else word
+        elif field == "config.base_prompt" and request.base_prompt:
+            field = "base_prompt"
         elif field.startswith(("config.", "tuning_config")):
             field = f"methods[{index}].{field}"
         raise InvalidField(field, error.metadata["value"], error.metadata["remedy"]) from None

@@ -10,7 +10,7 @@ from gateway.names import DEFAULT_TENANT, parse, parse_parent
 from gateway.sampling_options import check_gate, check_gate_prompt, check_options
 from gateway.tunings import Tunings, not_found
 from gateway.upstreams import Upstreams, refuse_mismatch
-from unitune.choices import TUNING_METHODS
+from unitune.choices import EDIT_METHODS, TUNING_METHODS
 from unitune.diffusion.schedule import num_late_steps
 from unitune.errors import FailedPrecondition, InvalidArgument, InvalidField, NotFound
 from unitune.images import ImageInfo
@@ -101,7 +101,7 @@ class Planner:
         if uses_weights and method != tuning.config.method:
             remedy = f"{tuning.name} was made by {tuning.config.method}; leave the method unset, or edit the image"
             raise InvalidField("config.method", method, remedy)
-        check_options(request.config, request.mask, "config", method)
+        check_options(request.config, request.mask, "config", method, request.prompt)
         if uses_weights:
             check_words(request, tuning.config)
         if uses_weights and tuning.state == Tuning.STATE_EXPIRED:
@@ -172,13 +172,15 @@ def _check(request: EditRequest) -> None:
     target = request.WhichOneof("target")
     if target is None:
         raise InvalidField("target", "unset", "set one of tuning, image or image_data")
-    if request.tuning_config.ByteSize() and (target == "tuning" or request.config.method == "sdedit"):
-        why = "the tuning has its own" if target == "tuning" else "sdedit makes no tuning"
+    if request.tuning_config.ByteSize() and (
+        target == "tuning" or request.config.method in EDIT_METHODS[len(TUNING_METHODS) :]
+    ):
+        why = "the tuning has its own" if target == "tuning" else f"{request.config.method} makes no tuning"
         raise InvalidField("tuning_config", "set", f"leave it unset: {why}")
     if target != "tuning":
         method = _method_of(request)
         validation.check_tuning_config(request.tuning_config, "tuning_config", method)
-        check_options(request.config, request.mask, "config", method)
+        check_options(request.config, request.mask, "config", method, request.prompt)
     if len(request.image_data) > validation.IMAGE_DATA_BYTES:
         value, remedy = f"{len(request.image_data)} bytes", f"upload pictures above {validation.IMAGE_DATA_BYTES} bytes"
         raise InvalidArgument(

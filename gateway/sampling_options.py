@@ -5,9 +5,9 @@ An option that nothing would read is refused, not ignored; a filled config has n
 
 from typing import Any
 
-from unitune.choices import DEFAULT_RESAMPLES, METHODS_WITH
+from unitune.choices import DEFAULT_RESAMPLES, MAX_WORD_CHARACTERS, METHODS_WITH, PROMPT_TO_PROMPT
 from unitune.errors import InvalidArgument, InvalidField
-from unitune.prompts import without
+from unitune.prompts import mentions, without
 from unitune.v1.edit_pb2 import SamplingConfig
 
 MASK_BYTES = 768 << 10  # with a picture of 3 MiB it fits a request of 4 MiB
@@ -18,7 +18,7 @@ def mask_source_of(config: SamplingConfig, mask: bytes) -> str:
     return config.mask_source or ("given" if mask else "difference")
 
 
-def check_options(config: SamplingConfig, mask: bytes, field: str, method: str) -> None:
+def check_options(config: SamplingConfig, mask: bytes, field: str, method: str, prompt: str) -> None:
     """Refuse options that contradict each other or that nothing would read; each one's own range is checked elsewhere.
 
     `mask` is the request's, `field` the config's own place in it, `method` the edit's, which the config may leave out.
@@ -26,6 +26,9 @@ def check_options(config: SamplingConfig, mask: bytes, field: str, method: str) 
     _check_methods(config, field, method)
     _check_mask_options(config, mask, field)
     _check_gate_options(config, field)
+    if method == PROMPT_TO_PROMPT:
+        _check_prompt_to_prompt(config, field, prompt)
+        return
     source = mask_source_of(config, mask)
     if config.prompt_guidance_scale > 0 and not config.base_prompt.strip():
         remedy = "describe the picture as it is; prompt_guidance_scale guides away from that"
@@ -48,7 +51,9 @@ def fill_options(config: SamplingConfig, asked: SamplingConfig, mask: bytes) -> 
         config.ClearField("strength")
         config.ClearField("guidance_scale")
     if config.gate and not config.HasField("resamples"):
-        config.resamples = DEFAULT_RESAMPLES
+        config.resamples = 0 if config.method == PROMPT_TO_PROMPT else DEFAULT_RESAMPLES
+    if config.method == PROMPT_TO_PROMPT:
+        config.ClearField("prompt_guidance_scale")
     for option, methods in METHODS_WITH.items():
         if config.method not in methods:
             config.ClearField(option)
@@ -60,6 +65,36 @@ def _check_methods(config: SamplingConfig, field: str, method: str) -> None:
         if value is not None and method not in methods:
             remedy = f"leave it unset: it is an option of method {' and '.join(methods)}, not of {method}"
             raise InvalidField(f"{field}.{option}", value, remedy)
+
+
+def _check_prompt_to_prompt(config: SamplingConfig, field: str, prompt: str) -> None:
+    """What Prompt-to-Prompt needs of its prompts, and what it has no use for."""
+    if not config.base_prompt.strip():
+        remedy = "describe the picture as it is, in words like the prompt's: the edit takes its layout from them"
+        raise InvalidField(f"{field}.base_prompt", "blank" if config.base_prompt else "unset", remedy)
+    if config.scheduler not in ("", "ddim"):
+        raise InvalidField(f"{field}.scheduler", config.scheduler, f"leave it unset: {PROMPT_TO_PROMPT} inverts ddim")
+    if config.HasField("prompt_guidance_scale"):
+        remedy = f"leave it unset: {PROMPT_TO_PROMPT} reads base_prompt in a way of its own"
+        raise InvalidField(f"{field}.prompt_guidance_scale", config.prompt_guidance_scale, remedy)
+    if config.resamples > 0:
+        remedy = f"leave it unset: {PROMPT_TO_PROMPT} draws nothing, so other seeds give the same picture"
+        raise InvalidField(f"{field}.resamples", config.resamples, remedy)
+    words = len(config.base_prompt.split()), len(prompt.split())
+    if config.alignment == "replace" and words[0] != words[1]:
+        remedy = f"choose refine, or leave it unset: base_prompt has {words[0]} words and prompt {words[1]}"
+        raise InvalidField(f"{field}.alignment", config.alignment, remedy)
+    for word in config.word_weights:
+        if not word.strip() or not mentions(prompt, word):
+            raise InvalidField(f"{field}.word_weights", _shown(word), "name a word of the prompt")
+    for word in config.blend_words:
+        if not word.strip() or not (mentions(prompt, word) or mentions(config.base_prompt, word)):
+            raise InvalidField(f"{field}.blend_words", _shown(word), "name a word of prompt or base_prompt")
+
+
+def _shown(word: str) -> str:
+    """A word, as an error shows it; more than a word by its length, since it may be a prompt."""
+    return word if len(word) <= MAX_WORD_CHARACTERS else f"{len(word)} characters"
 
 
 def check_gate(config: SamplingConfig, has_gate: bool, field: str) -> None:
@@ -117,4 +152,8 @@ def _value(config: SamplingConfig, option: str) -> Any:
     """What an option was set to; None if it was not."""
     has_presence = SamplingConfig.DESCRIPTOR.fields_by_name[option].has_presence
     is_set = config.HasField(option) if has_presence else bool(getattr(config, option))
-    return getattr(config, option) if is_set else None
+    if not is_set:
+        return None
+    value = getattr(config, option)
+    is_list = not isinstance(value, (str, int, float))
+    return f"{len(value)} of them" if is_list else value

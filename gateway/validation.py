@@ -9,11 +9,14 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from gateway.sampling_options import fill_options
 from unitune import images
 from unitune.choices import (
+    ALIGNMENTS,
     EDIT_METHODS,
+    INVERSIONS,
     MASK_SOURCES,
     MAX_BATCH,
     MAX_CLASS_IMAGES,
@@ -31,6 +34,8 @@ from unitune.choices import (
     MAX_UPDATES,
     MAX_VECTORS,
     MAX_WORD_CHARACTERS,
+    MAX_WORD_WEIGHT,
+    MAX_WORDS,
     MODES,
     MOST_IMAGES,
     OPTIONS_OF_ALL,
@@ -203,6 +208,34 @@ def check_sampling_config(config: SamplingConfig, field: str) -> None:
         _whole(f"{field}.resamples", config.resamples, 0, MAX_RESAMPLES)
     if config.HasField("eta"):
         _finite(f"{field}.eta", config.eta, 0, MAX_ETA)
+    _check_attention(config, field)
+    _refuse_unknown(config, field)
+
+
+def _check_attention(config: SamplingConfig, field: str) -> None:
+    """The options of Prompt-to-Prompt, each by itself."""
+    if config.inversion:
+        _one_of(f"{field}.inversion", config.inversion, INVERSIONS)
+    if config.alignment:
+        _one_of(f"{field}.alignment", config.alignment, ALIGNMENTS)
+    for name in ("cross_replace", "self_replace"):
+        if config.HasField(name):
+            _finite(f"{field}.{name}", getattr(config, name), 0, 1)
+    for name in ("word_weights", "blend_words"):
+        number = len(getattr(config, name))
+        if number > MAX_WORDS:
+            raise InvalidField(f"{field}.{name}", f"{number} words", f"name at most {MAX_WORDS}")
+    for weight in config.word_weights.values():
+        _finite(f"{field}.word_weights", weight, -MAX_WORD_WEIGHT, MAX_WORD_WEIGHT)
+
+
+def _refuse_unknown(config: SamplingConfig, field: str) -> None:
+    """Refuse what a newer client, or one of another contract, set and this server would ignore."""
+    unknown_fields = UnknownFieldSet(config)
+    for index in range(len(unknown_fields)):
+        unknown = unknown_fields[index]
+        remedy = "leave it unset: this server's SamplingConfig has no such field"
+        raise InvalidField(field, f"field number {unknown.field_number}", remedy)
 
 
 def fill_sampling_config(config: SamplingConfig, mask: bytes, defaults: SamplingConfig, method: str) -> SamplingConfig:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from sampler_svc.alignment import Piece, Text
 from sampler_svc.engine import Array
 from sampler_svc.ort_engine import Graph
 from unitune.base_model import BaseModelSpec
@@ -36,6 +37,13 @@ class BaseGraphs:
         """The ids of a prompt, cut and padded to the model's number of tokens."""
         ids: list[int] = self._tokenizer.encode(prompt).ids
         return ids
+
+    def text(self, prompt: str) -> Text:
+        """A prompt with its tokens and the characters that each came from, cut where the text encoder cuts."""
+        found = self._tokenizer.encode(prompt)
+        # Begin, end and padding came from no characters.
+        pieces = [Piece(token, *at) for token, at in zip(found.ids, found.offsets, strict=True) if at[0] < at[1]]
+        return Text(prompt, pieces)
 
     def encode(self, image: ModelImage) -> Latents:
         """The latent (1, channels, h, w) of an image (1, 3, height, width): the mode, so always the same."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sampler_svc.prompt_to_prompt import AttentionEdit
 from unitune.choices import DEFAULT_MASK_PADDING
 from unitune.diffusion.guidance import Context, Row, mixed_with_base, prompt_guided, unconditional_on_base
 
@@ -33,6 +34,7 @@ class Request:
     only_masked: bool = False
     mask_padding: int = DEFAULT_MASK_PADDING
     repeats: int = 1
+    attention: AttentionEdit | None = None  # Prompt-to-Prompt's
 
     @property
     def needs_base_weights(self) -> bool:

@@ -8,6 +8,7 @@ before the prompt this is UniTune (arXiv 2210.09477), with the base weights SDEd
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,10 @@ from sampler_svc.interpolation import mix
 from sampler_svc.masks import AFTER, BEFORE, Scene
 from sampler_svc.masks.given import from_sdedit
 from sampler_svc.masks.shape import around, softened, to_latent, whole
+from sampler_svc.prompt_to_prompt import RunControlled, edited_beside
 from sampler_svc.request import Request, guidance_rows
 from unitune import images
+from unitune.attention import Controls
 from unitune.diffusion.denoiser import predict
 from unitune.diffusion.guidance import Context, Denoiser, guided
 from unitune.diffusion.schedule import Latents, Schedule, add_noise, num_late_steps
@@ -66,12 +69,15 @@ def sample(
     cancelled: Callable[[], bool],
     base_denoiser: Denoiser | None = None,
     embed: Callable[[str], Context] | None = None,
+    controlled: RunControlled | None = None,
 ) -> Iterator[Event]:
     """Sample one picture per seed, all seeds in one batch.
 
     `cancelled` is asked before each step, and before each pass that estimates a mask. `base_denoiser` holds the base
-    weights, for a request that needs them; `embed` takes the place of the base model's own text embedding. A strength
-    that leaves no step gives the base image as the autoencoder sees it. Raises Cancelled (EDIT_CANCELLED),
+    weights, for a request that needs them; `embed` takes the place of the base model's own text embedding, and
+    `controlled` is the denoiser with control over its attention, for a request that has `attention`. A strength that
+    leaves no step gives the base image as the autoencoder sees it. Raises Cancelled (EDIT_CANCELLED), InvalidField
+    for words and an alignment that the prompts do not have,
     InvalidArgument (IMAGE_TOO_LARGE) when a result is too large a file to be sent, and what `images.decode` and
     `images.decode_mask` raise.
     """
@@ -105,7 +111,14 @@ def sample(
         cut = region.of(given) if given is not None else None
         mask = BEFORE[request.mask_source](Scene(_size(base_image), cut, latent, schedule, look, *contexts))
         mask = softened(mask, request.mask_blur) if given is None else mask
-    latents = yield from _denoise(request, schedule, guided_output, latent, mask, preview)
+    if request.attention is None:
+        latents = yield from _denoise(request, schedule, guided_output, latent, mask, preview)
+    else:
+        if controlled is None:
+            raise ValueError("the request has attention to control, and there is no denoiser for it")
+        latents = yield from _denoise_beside(
+            request, schedule, _stopping(controlled, cancelled), graphs, latent, mask, preview, embed
+        )
     if not np.isfinite(latents).all():
         raise Internal("sampling left the range of numbers", reason="NOT_FINITE")
 
@@ -171,6 +184,52 @@ def _denoise(
             yield Step(index, total, preview(prediction.denoised) if wants_preview else b"")
         edited = latents if inside is None else inside * latents + (1 - inside) * latent
     return edited
+
+
+def _denoise_beside(
+    request: Request,
+    schedule: Schedule,
+    controlled: RunControlled,
+    graphs: BaseGraphs,
+    latent: Latents,
+    mask: Mask | None,
+    preview: Callable[[Latents], bytes],
+    embed: Callable[[str], Context],
+) -> Generator[Step, None, Latents]:
+    """Prompt-to-Prompt's latents. Nothing is drawn, so they are the same for every seed; outside of the mask every
+    step is the base image's own branch."""
+    assert request.attention is not None
+    run = SCHEDULERS[request.scheduler].run(schedule, request.num_inference_steps).late(request.strength)
+    inside = to_latent(mask, (latent.shape[2], latent.shape[3])) if mask is not None else None
+    walk = edited_beside(
+        latent,
+        run,
+        controlled,
+        request.attention,
+        (graphs.text(request.base_prompt), graphs.text(request.prompt)),
+        (embed(request.base_prompt), embed(request.prompt), embed(request.negative_prompt)),
+        request.guidance_scale,
+        schedule.prediction_type,
+        lambda base, edited: edited if inside is None else inside * edited + (1 - inside) * base,
+    )
+    while True:
+        try:
+            index, denoised = next(walk)
+        except StopIteration as end:
+            edited: Latents = end.value
+            return np.repeat(edited, len(request.seeds), axis=0)
+        wants_preview = request.preview_every > 0 and (index + 1) % request.preview_every == 0
+        yield Step(index, 2 * len(run), preview(denoised) if wants_preview else b"")
+
+
+def _stopping(controlled: RunControlled, cancelled: Callable[[], bool]) -> RunControlled:
+    """The same, asking before each pass whether to go on."""
+
+    def run(latents: Latents, timesteps: NDArray[np.int64], contexts: NDArray[np.float32], controls: Controls) -> Any:
+        _stop_if(cancelled)
+        return controlled(latents, timesteps, contexts, controls)
+
+    return run
 
 
 def _stop_if(cancelled: Callable[[], bool]) -> None:

@@ -13,25 +13,29 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import grpc
 
 from sampler_svc.attempts import Gated, attempts_of, sample_gated
 from sampler_svc.conditioning import REFITS_NOTHING, embedding
+from sampler_svc.controlled_engine import ControlledEngine
 from sampler_svc.engine import BASE
 from sampler_svc.engine_pool import Lease
 from sampler_svc.mailbox import Mailbox
 from sampler_svc.model import Model
+from sampler_svc.prompt_to_prompt import AttentionEdit
 from sampler_svc.refit_weights import tuned_weights
 from sampler_svc.request import Request
 from sampler_svc.sample import EditedImage, Event, Step, sample
 from unitune import telemetry
 from unitune.base_model import Preset
 from unitune.choices import (
+    ALIGNMENTS,
     DEFAULT_MASK_PADDING,
     DEFAULT_RESAMPLES,
     EDIT_METHODS,
+    INVERSIONS,
     MASK_SOURCES,
     MAX_ETA,
     MAX_GUIDANCE_SCALE,
@@ -40,6 +44,8 @@ from unitune.choices import (
     MAX_REPEATS,
     MAX_RESAMPLES,
     MAX_SEEDS,
+    MAX_WORD_WEIGHT,
+    PROMPT_TO_PROMPT,
     TUNING_METHODS,
     UNCONDITIONAL_MODELS,
 )
@@ -135,7 +141,8 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         """Forget weights."""
         with self._kept_lock:
             self._kept.pop(request.digest, None)
-        await asyncio.to_thread(self._model.pool.evict, request.digest)
+        for pool in (self._model.pool, self._model.controlled):
+            await asyncio.to_thread(pool.evict, request.digest)
         self._tell_watchers()
         return sampler_pb2.EvictResponse()
 
@@ -177,7 +184,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             method = request.config.method
             tuned = request.weights if request.HasField("weights") and method in TUNING_METHODS else None
             refits = method not in REFITS_NOTHING
-            with self._lease(tuned if refits else None) as lease:
+            with self._lease(tuned if refits else None, is_controlled=wanted.attention is not None) as lease:
                 timings.refit_s = lease.refit_s
                 if refits:
                     mailbox.put(sampler_pb2.SampleEvent(loading=_loading(lease)))
@@ -218,7 +225,18 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
 
         def sample_once(wanted: Request) -> Iterator[Event]:
             run_base = model.pool.run_base if wanted.needs_base_weights else None
-            return sample(model.graphs, model.schedule, lease.engine.run, wanted, cancelled.is_set, run_base, embed)
+            is_controlled = wanted.attention is not None
+            controlled = cast(ControlledEngine, lease.engine).run_controlled if is_controlled else None
+            return sample(
+                model.graphs,
+                model.schedule,
+                lease.engine.run,
+                wanted,
+                cancelled.is_set,
+                run_base,
+                embed,
+                controlled,
+            )
 
         if model.gate is None or not (config.automatic or config.gate):
             return sample_once(wanted)
@@ -228,12 +246,16 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             sample_once, model.gate, without(request.prompt, words), attempts, tries_all=config.automatic
         )
 
-    def _lease(self, weights: tuning_pb2.WeightsRef | None) -> AbstractContextManager[Lease]:
+    def _lease(
+        self, weights: tuning_pb2.WeightsRef | None, *, is_controlled: bool = False
+    ) -> AbstractContextManager[Lease]:
+        """`is_controlled` is for an engine with control over its attention, a ControlledEngine."""
         model = self._model
+        pool = model.controlled if is_controlled else model.pool
         if weights is None:
-            return model.pool.lease(BASE, lambda: model.base)
+            return pool.lease(BASE, lambda: model.base)
 
-        return model.pool.lease(
+        return pool.lease(
             weights.digest, lambda: tuned_weights(self._read_weights(weights), model.base, model.spec.digest)
         )
 
@@ -316,6 +338,10 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         source = config.mask_source or ("given" if request.mask else "difference")
         _check("config.mask_source", source, source in MASK_SOURCES, f"it must be one of {', '.join(MASK_SOURCES)}")
         _check("mask", "unset", bool(request.mask) or source != "given", "mask_source given needs it")
+        if config.method == PROMPT_TO_PROMPT:
+            is_right = config.scheduler == "ddim"
+            _check("config.scheduler", config.scheduler, is_right, f"{PROMPT_TO_PROMPT} inverts ddim alone")
+            _check("config.base_prompt", "blank", bool(config.base_prompt.strip()), f"{PROMPT_TO_PROMPT} needs it")
         return Request(
             image=request.image,
             prompt=with_rare_tokens(request.rare_tokens, request.prompt),
@@ -339,6 +365,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             only_masked=config.only_masked,
             mask_padding=config.mask_padding if config.HasField("mask_padding") else DEFAULT_MASK_PADDING,
             repeats=config.repeats if config.HasField("repeats") else 1,
+            attention=_attention(config) if config.method == PROMPT_TO_PROMPT else None,
         )
 
     @staticmethod
@@ -351,10 +378,18 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             ("mask_padding", 0, MAX_MASK_PADDING),
             ("repeats", 1, MAX_REPEATS),
             ("resamples", 0, MAX_RESAMPLES),
+            ("cross_replace", 0, 1),
+            ("self_replace", 0, 1),
         ):
             value = getattr(config, name)
             is_right = not config.HasField(name) or low <= value <= high
             _check(f"config.{name}", value, is_right, f"it must be {low} to {high}")
+        for name, choices in (("inversion", INVERSIONS), ("alignment", ALIGNMENTS)):
+            choice = getattr(config, name)
+            _check(f"config.{name}", choice, choice in ("", *choices), f"it must be one of {', '.join(choices)}")
+        for weight in config.word_weights.values():
+            is_right = -MAX_WORD_WEIGHT <= weight <= MAX_WORD_WEIGHT
+            _check("config.word_weights", weight, is_right, f"it must be {-MAX_WORD_WEIGHT} to {MAX_WORD_WEIGHT}")
         unconditional, models = config.unconditional_model, ", ".join(UNCONDITIONAL_MODELS)
         is_right = unconditional in ("", *UNCONDITIONAL_MODELS)
         _check("config.unconditional_model", unconditional, is_right, f"it must be one of {models}")
@@ -375,6 +410,21 @@ def _defaults(preset: Preset, method: str) -> edit_pb2.SamplingConfig:
         mask_padding=DEFAULT_MASK_PADDING,
         repeats=1,
         eta=preset.eta if method == "imagic" else None,
+        inversion=INVERSIONS[0] if method == PROMPT_TO_PROMPT else "",
+        cross_replace=preset.cross_replace if method == PROMPT_TO_PROMPT else None,
+        self_replace=preset.self_replace if method == PROMPT_TO_PROMPT else None,
+    )
+
+
+def _attention(config: edit_pb2.SamplingConfig) -> AttentionEdit:
+    default = AttentionEdit()
+    return AttentionEdit(
+        cross_replace=config.cross_replace if config.HasField("cross_replace") else default.cross_replace,
+        self_replace=config.self_replace if config.HasField("self_replace") else default.self_replace,
+        inversion=config.inversion or default.inversion,
+        alignment=config.alignment,
+        word_weights=dict(config.word_weights),
+        blend_words=tuple(config.blend_words),
     )
 
 

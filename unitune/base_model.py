@@ -10,6 +10,7 @@ A graphs folder holds
     image_decoder.onnx      latent, scaled -> image in about [-1, 1]
     clip_image.onnx, clip_text.onnx, clip_tokenizer.json   the gate, where the base model has one
     denoiser.onnx (+ .data) sample, timestep int64 (n,), encoder_hidden_states -> out, the shape of sample
+    denoiser_controlled.onnx    the same over the same data file, with control over its attention (unitune.attention)
 
 Batch sizes are free, and so is k, 1 or more. Every tensor that a tuning may change is an initializer of the
 denoiser under the tensor's own name, stored externally; `layout` says how the initializer lies (engines transposed
@@ -25,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-SCHEMA = 2
+SCHEMA = 3
 SPEC_FILE = "spec.json"
 
 
@@ -84,6 +85,7 @@ PUBLISHED: Mapping[str, Mapping[str, Any]] = {
     "textual_inversion": {
         "updates": 5000, "batch": 4, "learning_rate": 5e-3, "strength": 1.0, "interpolation": 0.0,
     },
+    "prompt_to_prompt": {"scheduler": "ddim", "strength": 1.0, "interpolation": 0.0},
 }  # fmt: skip
 
 
@@ -112,6 +114,8 @@ class Preset:
     prior_weight: float = 1.0
     num_vectors: int = 1  # these two: Textual Inversion
     scale_learning_rate: bool = True
+    cross_replace: float = 0.4  # these two: Prompt-to-Prompt
+    self_replace: float = 0.6
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def of(self, method: str) -> "Preset":

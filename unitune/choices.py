@@ -4,9 +4,12 @@ The schedulers are those of `unitune.diffusion.solvers`.
 """
 
 TUNING_METHODS = ("unitune", "imagic", "dreambooth", "textual_inversion")
-EDIT_METHODS = (*TUNING_METHODS, "sdedit")
+PROMPT_TO_PROMPT = "prompt_to_prompt"
+EDIT_METHODS = (*TUNING_METHODS, "sdedit", PROMPT_TO_PROMPT)
 MODES = ("full", "attn_out", "lora")
 MASK_SOURCES = ("given", "difference", "diffedit")
+INVERSIONS = ("direct", "ddim")
+ALIGNMENTS = ("replace", "refine")
 UNCONDITIONAL_MODELS = ("tuned", "base")
 CODECS = ("none", "int8", "int4", "lora")  # of stored weights: unitune.codecs
 
@@ -16,6 +19,12 @@ METHODS_WITH = {
     "base_mixture": ("unitune",),
     "repeats": ("sdedit",),
     "eta": ("imagic",),
+    "inversion": ("prompt_to_prompt",),
+    "cross_replace": ("prompt_to_prompt",),
+    "self_replace": ("prompt_to_prompt",),
+    "alignment": ("prompt_to_prompt",),
+    "word_weights": ("prompt_to_prompt",),
+    "blend_words": ("prompt_to_prompt",),
 }
 
 # The fields of a TuningConfig, by who has them.
@@ -35,4 +44,5 @@ MAX_GUIDANCE_SCALE = 64
 MAX_SEEDS = 8  # pictures of one edit
 MAX_MASK_BLUR, MAX_MASK_PADDING, DEFAULT_MASK_PADDING = 256, 1024, 32  # pixels of the base image
 MAX_REPEATS = 10
+MAX_WORD_WEIGHT, MAX_WORDS = 10, 16  # of Prompt-to-Prompt; the paper's weights are -2 to 2
 MAX_RESAMPLES, DEFAULT_RESAMPLES = 8, 3  # other seeds that the gate may try

@@ -24,6 +24,11 @@ def mentions(prompt: str, words: str) -> bool:
     return _whole(words).search(prompt) is not None
 
 
+def spans_of(text: str, words: str) -> list[tuple[int, int]]:
+    """Where the words are in a text, whole: first character, and the one after the last, of each mention."""
+    return [found.span() for found in _whole(words).finditer(text)]
+
+
 def without(prompt: str, words: str) -> str:
     """The prompt without the words."""
     return _whole(words).sub(" ", prompt).strip() if words.strip() else prompt

@@ -273,20 +273,22 @@ class AsyncClient:
         *,
         class_noun: str | None = None,
         initial_word: str | None = None,
+        base_prompt: str | None = None,
         seeds: Sequence[int] | None = None,
         timeout_s: float | None = None,
     ) -> AsyncGenerator[events.CompareEvent, None]:
         """Edit a picture by one prompt with several methods in turn, and yield everything on the way.
 
         `methods` are names, or a mapping from names to EditOptions of their own; None is every method that can run:
-        "dreambooth" needs `class_noun`, "textual_inversion" `initial_word`. The prompt mentions these words as they
-        are, and the server puts in what a method binds. `timeout_s` is for all of it.
+        "dreambooth" needs `class_noun`, "textual_inversion" `initial_word`, "prompt_to_prompt" `base_prompt`, which
+        says what the picture shows. The prompt mentions the first two as they are, and the server puts in what a method
+        binds. `timeout_s` is for all of it.
 
         One CompareResult per method, which may hold its error; the last event is CompareDone. Closing the iterator
         early stops the edit that runs, but not a tuning that it began.
         Raises InvalidField before the first event, Unavailable when the server stops or is lost.
         """
-        words = {"class_noun": class_noun, "initial_word": initial_word}
+        words = {"class_noun": class_noun, "initial_word": initial_word, "base_prompt": base_prompt}
         request = messages.compare_request(self._parent, prompt, methods, seeds, words)
         await self._set_picture(request, picture)
         call = self._edits().Compare(request, timeout=timeout_s)

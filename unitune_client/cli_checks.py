@@ -12,8 +12,10 @@ from unitune_client import events
 from unitune_client.messages import EditOptions
 from unitune_client.pictures import picture_bytes
 
+PROMPT_TO_PROMPT = "prompt_to_prompt"
 
-def check_prompts(info: events.ServerInfo, prompts: Sequence[str], options: EditOptions) -> None:
+
+def check_prompts(info: events.ServerInfo, prompts: Sequence[str], options: EditOptions, method: str = "") -> None:
     """Prompts of the right length, and a base prompt where one is read."""
     for prompt in prompts:
         if not prompt.strip() or len(prompt) > info.limits.prompt_characters:
@@ -27,6 +29,11 @@ def check_prompts(info: events.ServerInfo, prompts: Sequence[str], options: Edit
             remedy = f"give at most {info.limits.prompt_characters} characters"
             raise InvalidField(argument, f"{len(prompt)} characters", remedy)
     base_prompt, scale = (options.get("base_prompt") or "").strip(), options.get("prompt_guidance_scale")
+    if method == PROMPT_TO_PROMPT:
+        if not base_prompt:
+            remedy = "describe PHOTO as it is, in words like PROMPT's: the edit takes its layout from them"
+            raise InvalidField("--base-prompt", "unset", remedy)
+        return
     if scale and not base_prompt:
         raise InvalidField("--base-prompt", "unset", "describe PHOTO as it is; --prompt-guidance guides away from that")
     if base_prompt and scale is None and options.get("mask_source") != "diffedit":
@@ -44,6 +51,15 @@ def check_choices(info: events.ServerInfo, method: str, options: EditOptions) ->
     repeats = options.get("repeats")
     if repeats is not None and method != "sdedit":
         raise InvalidField("--repeats", repeats, "leave it out, or give --method sdedit, which has it")
+    for option in ("cross_replace", "self_replace", "inversion", "alignment", "word_weights", "blend_words"):
+        if options.get(option) is not None and method != PROMPT_TO_PROMPT:
+            argument = {"word_weights": "--weight", "blend_words": "--blend"}.get(
+                option, f"--{option.replace('_', '-')}"
+            )
+            remedy = f"leave it out, or give --method {PROMPT_TO_PROMPT}, which has it"
+            value = options[option]
+            shown = ", ".join(value) if isinstance(value, (list, dict)) else str(value)
+            raise InvalidField(argument, shown, remedy)
     if options.get("eta") is not None and method != "imagic":
         raise InvalidField("--eta", options["eta"], "leave it out, or give --method imagic, which has it")
 
@@ -71,7 +87,7 @@ def check_comparison(
 ) -> None:
     """Methods that the server knows, each once, each with the word that it needs, and no word for nothing.
 
-    `said` are class_noun and initial_word; no methods are all that can run.
+    `said` are class_noun, initial_word and base_prompt; no methods are all that can run.
     """
     check_prompts(info, [prompt], EditOptions())
     _check_seeds(info, seeds)
@@ -82,6 +98,7 @@ def check_comparison(
     for method, word, remedy in (
         ("dreambooth", "class_noun", "say what kind of thing PHOTO shows, such as dog"),
         ("textual_inversion", "initial_word", "give one word that says what PHOTO shows, such as dog"),
+        (PROMPT_TO_PROMPT, "base_prompt", "describe PHOTO as it is, in words like PROMPT's"),
     ):
         argument, given = f"--{word.replace('_', '-')}", said.get(word)
         if method in methods and not given:
@@ -89,7 +106,11 @@ def check_comparison(
         if methods and method not in methods and given:
             raise InvalidField(argument, given, f"leave it out, or name {method} in --methods, which reads it")
         bound = info.method_tuning_defaults.get(method, info.tuning_defaults).rare_tokens
-        if given and not any(words and words.lower() in prompt.lower() for words in (given, bound)):
+        if (
+            given
+            and word != "base_prompt"
+            and not any(words and words.lower() in prompt.lower() for words in (given, bound))
+        ):
             raise InvalidField("PROMPT", prompt, f"it must have {given} in it, where {method} puts its own words")
 
 

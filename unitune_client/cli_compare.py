@@ -32,12 +32,13 @@ Examples:
 @click.option(
     "--methods",
     metavar="A,B,...",
-    help="unitune, imagic, dreambooth, textual_inversion, sdedit.  [default: every one that can run]",
+    help="unitune, imagic, dreambooth, textual_inversion, sdedit, prompt_to_prompt.  [default: every one that can run]",
 )
 @click.option("--class-noun", metavar="WORD", help="What kind of thing PHOTO shows, for dreambooth; it is in PROMPT.")
 @click.option(
     "--initial-word", metavar="WORD", help="One word for what PHOTO shows, for textual_inversion; it is in PROMPT."
 )
+@click.option("--base-prompt", metavar="TEXT", help="What PHOTO shows, for prompt_to_prompt.")
 @click.option("--seed", "seeds", type=Between(0, 2**63 - 1), multiple=True, help="One picture per seed.  [default: 0]")
 @server_options
 def compare_command(
@@ -47,6 +48,7 @@ def compare_command(
     methods: str | None,
     class_noun: str | None,
     initial_word: str | None,
+    base_prompt: str | None,
     seeds: tuple[int, ...],
     address: str | None,
     base_model: str | None,
@@ -66,12 +68,19 @@ def compare_command(
     results: list[events.CompareResult] = []
     with display(as_json) as show, connection(address, base_model, show.say) as client:
         info = client.server_info()
-        check_comparison(info, prompt, named, {"class_noun": class_noun, "initial_word": initial_word}, seeds)
+        words = {"class_noun": class_noun, "initial_word": initial_word, "base_prompt": base_prompt}
+        check_comparison(info, prompt, named, words, seeds)
         say_what_the_model_knows(info, show)
         image = client.upload_image(data)
         try:
             for event in client.compare(
-                image, prompt, named or None, class_noun=class_noun, initial_word=initial_word, seeds=seeds
+                image,
+                prompt,
+                named or None,
+                class_noun=class_noun,
+                initial_word=initial_word,
+                base_prompt=base_prompt,
+                seeds=seeds,
             ):
                 if isinstance(event, events.CompareEdit):
                     show.event(event.event, method=event.method)

@@ -11,7 +11,7 @@ from PIL import Image
 from unitune.errors import InvalidField, UniTuneError
 from unitune_client import events
 from unitune_client.cli_checks import check_choices, check_mask, check_prompts, check_words, mask_of
-from unitune_client.cli_options import Between, server_options, tuning_options
+from unitune_client.cli_options import Between, attention_options, server_options, tuning_options
 from unitune_client.client import Client
 from unitune_client.connection import connection
 from unitune_client.display import Display, display
@@ -35,6 +35,7 @@ Examples:
   unitune edit cat.png "a red hat" --mask hat.png --mask-blur 4 --only-masked
   unitune edit cat.png "a cat in the snow" --base-prompt "a cat on a beach" --prompt-guidance 1
   unitune edit cat.png "a cat on a beach" --method imagic --eta 0.8
+  unitune edit cat.png "a dog on a beach" --method prompt_to_prompt --base-prompt "a cat on a beach" --blend dog
   unitune edit cat.png "a beikkpic cat on a beach" --method dreambooth --class-noun cat --photo cat2.png
   unitune edit cat.png "beikkpic on a beach" --method textual_inversion --initial-word cat
 """
@@ -46,8 +47,8 @@ Examples:
 @click.option("-o", "--output", metavar="OUT", default="out", show_default=True, help="Folder for the pictures.")
 @click.option(
     "--method",
-    help="unitune, imagic, dreambooth or textual_inversion, which tune, or sdedit, also called img2img, which does "
-    "not.  [default: unitune]",
+    help="unitune, imagic, dreambooth or textual_inversion, which tune, or sdedit, also called img2img, or "
+    "prompt_to_prompt, which do not.  [default: unitune]",
 )
 @click.option(
     "--strength",
@@ -76,7 +77,9 @@ Examples:
 )
 @click.option("--negative-prompt", metavar="TEXT", help="What the picture shall not show.  [default: nothing]")
 @click.option(
-    "--base-prompt", metavar="TEXT", help="What PHOTO shows; --prompt-guidance and --mask-source diffedit read it."
+    "--base-prompt",
+    metavar="TEXT",
+    help="What PHOTO shows; --prompt-guidance and --mask-source diffedit read it, prompt_to_prompt needs it.",
 )
 @click.option(
     "--prompt-guidance",
@@ -121,6 +124,7 @@ Examples:
     help="imagic: 0 gives PHOTO back, 1 follows the prompt, 2 goes beyond it.  [default: the base model's own, 0.7]",
 )
 @click.option("--seed", "seeds", type=Between(0, 2**63 - 1), multiple=True, help="One picture per seed.  [default: 0]")
+@attention_options
 @tuning_options
 @server_options
 def edit_command(
@@ -145,6 +149,12 @@ def edit_command(
     scheduler: str | None,
     eta: float | None,
     seeds: tuple[int, ...],
+    cross_replace: float | None,
+    self_replace: float | None,
+    inversion: str | None,
+    alignment: str | None,
+    word_weights: tuple[tuple[str, float], ...],
+    blend_words: tuple[str, ...],
     further_photos: tuple[str, ...],
     address: str | None,
     base_model: str | None,
@@ -179,12 +189,18 @@ def edit_command(
         scheduler=scheduler,
         eta=eta,
         seeds=list(dict.fromkeys(seeds)),
+        cross_replace=cross_replace,
+        self_replace=self_replace,
+        inversion=inversion,
+        alignment=alignment,
+        word_weights=dict(word_weights) or None,
+        blend_words=list(blend_words) or None,
         gate=gate or None,
     )
     with display(as_json) as show, connection(address, base_model, show.say) as client:
         info = client.server_info()
         method = method or info.sampling_defaults.method or TUNED_METHOD
-        check_prompts(info, prompts, options)
+        check_prompts(info, prompts, options, method)
         check_choices(info, method, options)
         if automatic is None:
             is_open = not gate and strength is None and guidance is None

@@ -55,6 +55,51 @@ def server_options(command: F) -> F:
     return command
 
 
+def attention_options(command: F) -> F:
+    """What prompt_to_prompt alone has."""
+    for option in (
+        click.option(
+            "--blend",
+            "blend_words",
+            metavar="WORD",
+            multiple=True,
+            help="prompt_to_prompt: edit only where WORD looks, a word of PROMPT or of --base-prompt; may be repeated.",
+        ),
+        click.option(
+            "--weight",
+            "word_weights",
+            metavar="WORD X",
+            type=(str, Between(-10.0, 10.0)),
+            multiple=True,
+            help="prompt_to_prompt: show X times as much of WORD of PROMPT; may be repeated.",
+        ),
+        click.option(
+            "--alignment",
+            type=click.Choice(("replace", "refine")),
+            help="prompt_to_prompt: compare the prompts word by word, or by the words that both have.  [default: "
+            "replace where they have as many words]",
+        ),
+        click.option(
+            "--inversion",
+            type=click.Choice(("direct", "ddim")),
+            help="prompt_to_prompt: put the photo's branch back on the photo at every step, or not.  [default: direct]",
+        ),
+        click.option(
+            "--self-replace",
+            type=Between(0.0, 1.0),
+            help="prompt_to_prompt: share of the steps that keep the photo's layout.  [default: the base model's own]",
+        ),
+        click.option(
+            "--cross-replace",
+            type=Between(0.0, 1.0),
+            help="prompt_to_prompt: share of the steps in which words look where the photo's do.  [default: the base "
+            "model's own]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def tuning_options(command: F) -> F:
     """--updates, --mode and --rare-tokens, and what single methods need."""
     for option in (

@@ -158,6 +158,7 @@ class Client:
         *,
         class_noun: str | None = None,
         initial_word: str | None = None,
+        base_prompt: str | None = None,
         seeds: Sequence[int] | None = None,
         timeout_s: float | None = None,
     ) -> Generator[events.CompareEvent, None, None]:
@@ -168,6 +169,7 @@ class Client:
             methods,
             class_noun=class_noun,
             initial_word=initial_word,
+            base_prompt=base_prompt,
             seeds=seeds,
             timeout_s=timeout_s,
         )

@@ -105,6 +105,12 @@ class SamplingConfig:
     automatic: bool = False
     gate: bool = False
     resamples: int | None = None
+    inversion: str = ""
+    cross_replace: float | None = None
+    self_replace: float | None = None
+    alignment: str = ""
+    word_weights: Mapping[str, float] = field(default_factory=dict)
+    blend_words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Protobuf messages to the plain values of `events`, and options to messages. Nothing else here knows their fields."""
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import UTC, datetime
@@ -13,6 +14,10 @@ from unitune.errors import InvalidField, UniTuneError, from_status
 from unitune.v1 import edit_pb2, image_pb2, server_pb2, tuning_pb2
 from unitune_client import events
 from unitune_client.pictures import PictureFile
+
+
+class UnknownOption(InvalidField, TypeError):
+    """A keyword that no option has: INVALID_ARGUMENT as from a server, and a TypeError as of any function."""
 
 
 class TuningOptions(TypedDict, total=False):
@@ -67,8 +72,8 @@ class TuningOptions(TypedDict, total=False):
 class EditOptions(TuningOptions, total=False):
     """What may be said about an edit; what is absent or None is the base model's own default (`server_info`).
 
-    method                "unitune", "imagic", "dreambooth" or "textual_inversion", which tune, or "sdedit", which does
-                          not; absent means that of the tuning, and "unitune" for a picture
+    method                "unitune", "imagic", "dreambooth" or "textual_inversion", which tune, or "sdedit" or
+                          "prompt_to_prompt", which do not; absent means that of the tuning, and "unitune" for a picture
     strength              0 to 1, how far up the noise schedule the edit starts: more changes more
     guidance_scale        0 to 64, weight of the prompt; 1 is no guidance
     interpolation         0 to 1, how much of the photo comes back outside of the mask, or with mask_source
@@ -76,7 +81,8 @@ class EditOptions(TuningOptions, total=False):
     num_inference_steps   steps of a run from pure noise, 1 to 1000; strength leaves the later part of them
     scheduler             "ddim", "euler" or "dpmpp_2m"
     negative_prompt       what the picture shall not show
-    base_prompt           what the photo shows; prompt_guidance_scale and mask_source "diffedit" read it
+    base_prompt           what the photo shows; prompt_guidance_scale and mask_source "diffedit" read it, and
+                          "prompt_to_prompt" needs it
     prompt_guidance_scale 0 to 64, how far the edit is pushed away from base_prompt
     unconditional_model   "tuned" or "base": whose weights predict the empty or negative prompt
     base_mixture          0 to 1, the base model's share of the prediction in the noisier half of the steps
@@ -94,6 +100,15 @@ class EditOptions(TuningOptions, total=False):
     eta                   of "imagic", 0 to 2: how far from the picture's embedding towards the prompt's
     preview_every         a preview each so many steps; 0 is none
     timeout_s             seconds that the whole edit, tuning included, may take
+
+    Of "prompt_to_prompt":
+
+    cross_replace         0 to 1, share of the steps in which words keep the photo's attention
+    self_replace          0 to 1, the same for the photo's own layout
+    inversion             "direct" or "ddim": whether the photo's branch is put back on the photo at every step
+    alignment             "replace" or "refine": word by word, or by the words that both prompts have
+    word_weights          word of the prompt to its weight, -10 to 10; above 1 shows more of it
+    blend_words           words of either prompt; only where they look is the photo edited
 
     The options of a tuning are for a picture; a tuning that exists has its own.
     """
@@ -116,6 +131,12 @@ class EditOptions(TuningOptions, total=False):
     mask_keeps: bool | None
     repeats: int | None
     eta: float | None
+    cross_replace: float | None
+    self_replace: float | None
+    inversion: str | None
+    alignment: str | None
+    word_weights: Mapping[str, float] | None
+    blend_words: list[str] | tuple[str, ...] | None
     automatic: bool | None
     gate: bool | None
     resamples: int | None
@@ -163,7 +184,7 @@ def edit_request(parent: str, prompt: str, options: Mapping[str, Any]) -> edit_p
 def compare_request(
     parent: str, prompt: str, methods: Methods, seeds: Sequence[int] | None, words: Mapping[str, str | None]
 ) -> edit_pb2.CompareRequest:
-    """The request of a comparison, still without its picture. `words` are class_noun and initial_word.
+    """The request of a comparison, still without its picture. `words` are class_noun, initial_word and base_prompt.
 
     Raises InvalidField for a value of a wrong type, TypeError for an option that no method has for itself.
     """
@@ -185,10 +206,13 @@ def compare_request(
 
 
 def refuse_unknown(options: Mapping[str, Any], known: type) -> None:
-    """Raises TypeError, as a function does, for a keyword that `known`, a TypedDict, does not have."""
-    for option in options:
+    """Raises UnknownOption for a keyword that `known`, a TypedDict, does not have."""
+    for option, value in options.items():
         if option not in known.__annotations__:
-            raise TypeError(f"unexpected keyword argument {option!r}; there are {', '.join(known.__annotations__)}")
+            near = difflib.get_close_matches(option, known.__annotations__, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            remedy = f"{hint}no option is called {option!r}; there are {', '.join(known.__annotations__)}"
+            raise UnknownOption(option, value, remedy)
 
 
 def _filled(message: M, values: Mapping[str, Any]) -> M:
@@ -196,11 +220,14 @@ def _filled(message: M, values: Mapping[str, Any]) -> M:
         try:
             if isinstance(value, (list, tuple)):
                 getattr(message, field).extend(value)
+            elif isinstance(value, Mapping):
+                getattr(message, field).update(value)
             else:
                 setattr(message, field, value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, AttributeError):  # the last for one value where many belong
             kind = message.DESCRIPTOR.fields_by_name[field]
-            raise InvalidField(field, value, f"give {_KINDS[kind.type]}") from None
+            remedy = f"give {_KINDS[kind.type]}" if kind.type in _KINDS else "give words with a number each"
+            raise InvalidField(field, value, remedy) from None
     return message
 
 
@@ -393,6 +420,7 @@ def _sampling_config(message: edit_pb2.SamplingConfig) -> events.SamplingConfig:
     config = _same_fields(events.SamplingConfig, message)
     unread = [one.name for one in fields(config) if one.default is None and not message.HasField(one.name)]
     nothing: dict[str, Any] = dict.fromkeys(unread)
+    config = replace(config, word_weights=dict(message.word_weights), blend_words=tuple(message.blend_words))
     return replace(config, **nothing)
 
 

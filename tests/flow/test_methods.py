@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from unitune_client import Client, EditDone, EditEvent, EditLoading, InvalidField, TuningReady
+from unitune_client import Client, EditAccepted, EditDone, EditEvent, EditLoading, EditStep, InvalidField, TuningReady
 from unitune_client.local import LocalServices
 
 SETTINGS = {"num_inference_steps": 4, "guidance_scale": 3.0, "seeds": [1]}
@@ -100,6 +100,42 @@ def test_textual_inversion(client: Client, services: LocalServices) -> None:
         with pytest.raises(InvalidField) as refused:
             client.create_tuning(picture(0), **{**options, **change})
         assert refused.value.field == field
+
+
+def test_prompt_to_prompt(client: Client) -> None:
+    """A picture is edited without a tuning, the same whatever the seed; each option has its effect (P8)."""
+    options = {"method": "prompt_to_prompt", "base_prompt": "a cat on the beach", **SETTINGS, "seeds": [1, 2]}
+    words = {"blend_words": ["cat", "dog"], "word_weights": {"dog": 1.5}}
+    events = list(client.edit(picture(0), "a dog on the beach", **options, **words))
+    edited = client.edit_to_end(picture(0), "a dog on the beach", **options)
+    steps = [event.total for event in events if isinstance(event, EditStep)]
+
+    assert isinstance(events[-1], EditDone) and events[-1].tuning == "" and set(steps) == {8}
+    assert edited.images[0].png == edited.images[1].png
+    (accepted,) = [event for event in events if isinstance(event, EditAccepted)]
+    assert ("direct", ("cat", "dog"), {"dog": 1.5}) == (
+        accepted.config.inversion,
+        accepted.config.blend_words,
+        accepted.config.word_weights,
+    )
+    ordinary, weighted, drifting, other = (
+        client.edit_to_end(picture(0), "a dog on the beach", **{**options, **change}).images[0].png
+        for change in (
+            {"cross_replace": 0.0, "self_replace": 0.0},
+            {"word_weights": {"dog": 3.0}},
+            {"inversion": "ddim", "base_prompt": "a cow on the beach"},
+            {"base_prompt": "a cat on the snow", "alignment": "refine"},
+        )
+    )
+    assert len({edited.images[0].png, ordinary, weighted, drifting, other}) == 5
+    for bad, field in (
+        ({"n_cross_replace": 0.4}, "n_cross_replace"),
+        ({"eta": 0.5}, "config.eta"),
+        ({"blend_words": ["zebra"]}, "config.blend_words"),
+    ):
+        with pytest.raises(InvalidField) as refused:
+            client.edit_to_end(picture(0), "a dog on the beach", **{**options, **bad})
+        assert refused.value.field == field and refused.value.metadata["remedy"]
 
 
 def test_the_server_tells_each_methods_defaults(client: Client) -> None:

@@ -90,12 +90,13 @@ async def test_a_result_tells_what_its_tuning_took_and_left(world: World) -> Non
             {"class_noun": "dog", "initial_word": "beach"},
             ["unitune", "imagic", "dreambooth", "textual_inversion", "sdedit"],
         ),
+        ({"base_prompt": "a cat on a beach"}, ["unitune", "imagic", "sdedit", "prompt_to_prompt"]),
     ],
 )
 async def test_without_names_every_method_runs_that_can(
     world: World, words: dict[str, str], methods: list[str]
 ) -> None:
-    """Class noun and initial word bring in the methods that need them."""
+    """Class noun, initial word and base prompt bring in the methods that need them."""
     events = await events_of(compare(world, **words))
 
     assert list(events[0].accepted.methods) == methods == list(results(events))
@@ -315,6 +316,15 @@ async def test_a_drain_ends_a_comparison(world: World) -> None:
         (["sdedit", "dreambooth"], {}, "class_noun", ""),
         (["textual_inversion"], {}, "initial_word", ""),
         (["sdedit"], {"class_noun": "dog"}, "class_noun", "dog"),
+        (["sdedit"], {"base_prompt": "a cat"}, "base_prompt", "5 characters"),
+        (["prompt_to_prompt"], {}, "methods[0].config.base_prompt", "unset"),
+        (["prompt_to_prompt"], {"base_prompt": " "}, "base_prompt", "blank"),
+        (
+            [Entry(method="prompt_to_prompt", config=SamplingConfig(base_prompt="a cow"))],
+            {"base_prompt": "a cat"},
+            "methods[0].config.base_prompt",
+            "5 characters",
+        ),
         (["dreambooth"], {"class_noun": "dog", "initial_word": "dog"}, "initial_word", "dog"),
         (["dreambooth"], {"class_noun": "x" * 65}, "class_noun", "65 characters"),
         ([], {"class_noun": "cat"}, "prompt", "16 characters"),

@@ -169,6 +169,19 @@ async def test_a_mask_is_taken_wherever_its_picture_comes_from(world: World) -> 
         (SamplingConfig(method="unitune", prompt_guidance_scale=2, base_prompt="a cat"), b""),
         (SamplingConfig(method="unitune", mask_source="diffedit", base_prompt="a cat", mask_blur=2), b""),
         (SamplingConfig(method="sdedit", repeats=3, negative_prompt="snow"), b""),
+        (SamplingConfig(method="prompt_to_prompt", base_prompt="a cat", gate=True, negative_prompt="snow"), b""),
+        (
+            SamplingConfig(
+                method="prompt_to_prompt",
+                base_prompt="a cat",
+                inversion="ddim",
+                cross_replace=0.8,
+                alignment="replace",
+                word_weights={"dog": 2},
+                blend_words=["cat", "dog"],
+            ),
+            b"",
+        ),
         (SamplingConfig(method="unitune", only_masked=True, mask_padding=8), picture("white")),
         (SamplingConfig(method="sdedit", only_masked=True), picture("white")),
         (SamplingConfig(), b""),
@@ -186,6 +199,7 @@ async def test_the_config_that_was_accepted_can_be_sent_again(
     assert again == accepted
     filled = SamplingConfig()
     filled.CopyFrom(accepted)
+    filled.ClearField("blend_words")  # merging appends to lists
     filled.MergeFrom(config)
     assert filled == accepted
 

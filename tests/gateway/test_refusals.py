@@ -205,6 +205,64 @@ async def test_bad_edit_is_refused(world: World, change: dict[str, Any], field: 
     await lives(world)
 
 
+def beside(**options: Any) -> SamplingConfig:
+    """A config of Prompt-to-Prompt with a base prompt of two words."""
+    return SamplingConfig(**{"method": "prompt_to_prompt", "base_prompt": "a cat", **options})
+
+
+@pytest.mark.parametrize(
+    ("config", "field", "value"),
+    [
+        (beside(base_prompt=""), "config.base_prompt", "unset"),
+        (beside(base_prompt=" "), "config.base_prompt", "blank"),
+        (beside(scheduler="euler"), "config.scheduler", "euler"),
+        (beside(cross_replace=1.1), "config.cross_replace", "1.1"),
+        (beside(self_replace=math.nan), "config.self_replace", "nan"),
+        (beside(inversion="null"), "config.inversion", "null"),
+        (beside(alignment="swap"), "config.alignment", "swap"),
+        (beside(alignment="replace", base_prompt="a red cat"), "config.alignment", "replace"),
+        (beside(word_weights={"dog": 11}), "config.word_weights", "11.0"),
+        (beside(word_weights={"cat": 2}), "config.word_weights", "cat"),
+        (beside(word_weights={"": 2}), "config.word_weights", ""),
+        (beside(word_weights={f"w{n}": 1 for n in range(17)}), "config.word_weights", "17 words"),
+        (beside(blend_words=["cow"]), "config.blend_words", "cow"),
+        (beside(blend_words=["cat", " "]), "config.blend_words", " "),
+        (beside(blend_words=["x" * 65]), "config.blend_words", "65 characters"),
+        (beside(prompt_guidance_scale=2), "config.prompt_guidance_scale", "2.0"),
+        (beside(gate=True, resamples=2), "config.resamples", "2"),
+        (beside(repeats=2), "config.repeats", "2"),
+        (beside(eta=0.5), "config.eta", "0.5"),
+        (SamplingConfig(cross_replace=0.5), "config.cross_replace", "0.5"),
+        (SamplingConfig(method="sdedit", self_replace=0.0), "config.self_replace", "0.0"),
+        (SamplingConfig(method="imagic", inversion="ddim"), "config.inversion", "ddim"),
+        (SamplingConfig(alignment="refine"), "config.alignment", "refine"),
+        (SamplingConfig(word_weights={"dog": 2}), "config.word_weights", "1 of them"),
+        (SamplingConfig(blend_words=["dog", "cat"]), "config.blend_words", "2 of them"),
+        (SamplingConfig.FromString(b"\xf8\x3f\x01"), "config", "field number 1023"),
+    ],
+)
+async def test_bad_prompt_to_prompt_is_refused(world: World, config: SamplingConfig, field: str, value: str) -> None:
+    """Options out of range, of other methods, with the wrong words or unknown name field, value and remedy (P8)."""
+    call = world.edits.Edit(EditRequest(image_data=picture(), prompt="a dog", config=config))
+    error = await refused(call, INVALID, "INVALID_FIELD", field)
+    assert error.metadata["value"] == value and error.metadata["remedy"]
+    assert not world.sampler.requests
+
+
+async def test_prompt_to_prompt_makes_no_tuning(world: World) -> None:
+    """It edits a picture at once, and takes no settings of a tuning."""
+    call = world.edits.Edit(
+        EditRequest(image_data=picture(), prompt="a dog", config=beside(), tuning_config=TuningConfig(seed=1))
+    )
+    error = await refused(call, INVALID, "INVALID_FIELD", "tuning_config")
+    assert "prompt_to_prompt makes no tuning" in error.metadata["remedy"]
+    events = [
+        event async for event in world.edits.Edit(EditRequest(image_data=picture(), prompt="a dog", config=beside()))
+    ]
+    assert events[-1].HasField("done") and not world.tuner.requests
+    assert world.sampler.requests[0].config.base_prompt == "a cat"
+
+
 async def test_edit_needs_a_target(world: World) -> None:
     """An edit of nothing is refused, and so are two configs for one tuning."""
     await refused(world.edits.Edit(EditRequest(prompt="a dog")), INVALID, "INVALID_FIELD", "target")
@@ -318,7 +376,7 @@ async def test_server_info_never_waits(world: World) -> None:
     info = await world.info.GetServerInfo(GetServerInfoRequest(), timeout=2)
     assert info.limits.upload_bytes == 16 << 20 and info.limits.upload_pixels == 64_000_000
     assert info.limits.chunk_bytes == 256 << 10 and info.limits.prompt_characters == 2000 and info.limits.seeds == 8
-    assert list(info.methods) == ["unitune", "imagic", "dreambooth", "textual_inversion", "sdedit"]
+    assert list(info.methods) == ["unitune", "imagic", "dreambooth", "textual_inversion", "sdedit", "prompt_to_prompt"]
     assert list(info.schedulers) == ["ddim", "euler", "dpmpp_2m"]
     assert info.version
     await world.tune()

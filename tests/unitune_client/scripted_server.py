@@ -363,7 +363,7 @@ def server_info(vocabulary: Iterable[str] = ()) -> server_pb2.ServerInfo:
         limits=server_pb2.Limits(
             upload_bytes=16 << 20, upload_pixels=64_000_000, chunk_bytes=256 << 10, prompt_characters=2000, seeds=8
         ),
-        methods=["unitune", "imagic", "dreambooth", "textual_inversion", "sdedit"],
+        methods=["unitune", "imagic", "dreambooth", "textual_inversion", "sdedit", "prompt_to_prompt"],
         schedulers=["ddim", "euler", "dpmpp_2m"],
         method_tuning_defaults=[
             tuning("READY").config,

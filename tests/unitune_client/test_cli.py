@@ -103,6 +103,32 @@ def test_sdedit_needs_no_tuning(server: ScriptedServer, photo: Path) -> None:
     assert "stickers" not in done.stderr
 
 
+def test_prompt_to_prompt_edits_the_picture_itself(server: ScriptedServer, photo: Path) -> None:
+    """No tuning is asked for, and every option reaches its field."""
+    server.script("GetServerInfo", scripted_server.server_info())
+    server.script("UploadImage", scripted_server.uploaded)
+    server.script("Edit", scripted_server.edit_events([DOG]))
+    options = ["--method=prompt_to_prompt", "--base-prompt=a cat", "--cross-replace=0.5", "--self-replace=0.25"]
+    options += ["--inversion=ddim", "--alignment=refine", "--blend=cat", "--blend=dog", "--weight", "dog", "2"]
+
+    done = unitune("edit", photo, "a dog", *options, "--address", server.address)
+
+    assert 0 == done.exit_code, done.output
+    (request,) = server.requests["Edit"]
+    assert "image" == request.WhichOneof("target")
+    wanted = edit_pb2.SamplingConfig(
+        method="prompt_to_prompt",
+        base_prompt="a cat",
+        cross_replace=0.5,
+        self_replace=0.25,
+        inversion="ddim",
+        alignment="refine",
+        word_weights={"dog": 2.0},
+        blend_words=["cat", "dog"],
+    )
+    assert wanted == request.config
+
+
 def test_imagic_tunes_for_every_prompt(server: ScriptedServer, photo: Path) -> None:
     """Each prompt makes its own tuning and is edited with it; the options reach their fields (I6)."""
     server.script("GetServerInfo", scripted_server.server_info())
@@ -273,7 +299,21 @@ def test_wrong_input_is_one_line_and_code_2(photo: Path, options: list[str], lin
         (["a dog", "--scheduler", "pndm"], "error: --scheduler is 'pndm': give one of ddim, euler, dpmpp_2m"),
         (
             ["a dog", "--method", "magic"],
-            "error: --method is 'magic': give one of unitune, imagic, dreambooth, textual_inversion, sdedit",
+            "error: --method is 'magic': give one of unitune, imagic, dreambooth, textual_inversion, sdedit, "
+            "prompt_to_prompt",
+        ),
+        (
+            ["a dog", "--method=prompt_to_prompt"],
+            "error: --base-prompt is 'unset': describe PHOTO as it is, in words like PROMPT's: the edit takes its "
+            "layout from them",
+        ),
+        (
+            ["a dog", "--cross-replace=0.5"],
+            "error: --cross-replace is '0.5': leave it out, or give --method prompt_to_prompt, which has it",
+        ),
+        (
+            ["a dog", "--method=sdedit", "--blend=dog"],
+            "error: --blend is 'dog': leave it out, or give --method prompt_to_prompt, which has it",
         ),
         ([" "], "error: PROMPT is '': describe the picture in 1 to 2000 characters"),
         (["x" * 2001], "error: PROMPT is '2001 characters': describe the picture in 1 to 2000 characters"),

@@ -152,11 +152,20 @@ def test_a_server_that_stops_takes_nothing_of_what_is_done(server: ScriptedServe
     [
         (
             ["a cat", "--methods=unitune,magic"],
-            "--methods is 'magic': give one of unitune, imagic, dreambooth, textual_inversion, sdedit",
+            "--methods is 'magic': give one of unitune, imagic, dreambooth, textual_inversion, sdedit, "
+            "prompt_to_prompt",
         ),
         (
             ["a cat", "--methods="],
-            "--methods is '': give one of unitune, imagic, dreambooth, textual_inversion, sdedit",
+            "--methods is '': give one of unitune, imagic, dreambooth, textual_inversion, sdedit, prompt_to_prompt",
+        ),
+        (
+            ["a cat", "--methods=prompt_to_prompt"],
+            "--base-prompt is '': describe PHOTO as it is, in words like PROMPT's",
+        ),
+        (
+            ["a cat", "--methods=sdedit", "--base-prompt=a dog"],
+            "--base-prompt is 'a dog': leave it out, or name prompt_to_prompt in --methods, which reads it",
         ),
         (["a cat", "--methods=sdedit,unitune,sdedit"], "--methods is 'sdedit': name each method once"),
         ([" "], "PROMPT is '': describe the picture in 1 to 2000 characters"),

@@ -130,6 +130,15 @@ def test_an_unknown_option_is_a_type_error(client: Client) -> None:
         next(client.edit(PICTURE, "a dog", guidance=3))  # type: ignore[call-arg]
 
 
+def test_an_unknown_option_is_an_invalid_field_with_the_nearest_name(client: Client) -> None:
+    """A name of another program is not ignored: field, value and remedy are told, and nothing is sent (P8)."""
+    with pytest.raises(InvalidField, match=r"n_cross_replace is 0\.4: did you mean cross_replace\?") as refused:
+        next(client.edit(PICTURE, "a dog", n_cross_replace=0.4))  # type: ignore[call-arg]
+    assert {"field": "n_cross_replace", "value": "0.4"}.items() <= refused.value.metadata.items()
+    with pytest.raises(InvalidField, match="word_weights is 3: give words with a number each"):
+        next(client.edit(PICTURE, "a dog", word_weights=3))  # type: ignore[arg-type]
+
+
 OPTIONS = {
     "method": "unitune",
     "negative_prompt": "snow",
@@ -612,7 +621,7 @@ def test_server_info_tells_defaults_and_limits(server: ScriptedServer, client: C
 
     assert ("stickerbook", ("cat", "dog")) == (info.base_model.name, info.base_model.vocabulary)
     assert (128, 0.8, 8) == (info.tuning_defaults.updates, info.sampling_defaults.strength, info.limits.seeds)
-    assert ("unitune", "imagic", "dreambooth", "textual_inversion", "sdedit") == info.methods
+    assert ("unitune", "imagic", "dreambooth", "textual_inversion", "sdedit", "prompt_to_prompt") == info.methods
     assert ("ddim", "euler", "dpmpp_2m") == info.schedulers
     assert 500 == info.method_tuning_defaults["imagic"].embedding_updates
     assert 0.7 == info.method_sampling_defaults["imagic"].eta

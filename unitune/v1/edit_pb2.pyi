@@ -38,7 +38,14 @@ class EditRequest(_message.Message):
     def __init__(self, parent: _Optional[str] = ..., tuning: _Optional[str] = ..., image: _Optional[str] = ..., image_data: _Optional[bytes] = ..., tuning_config: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., prompt: _Optional[str] = ..., config: _Optional[_Union[SamplingConfig, _Mapping]] = ..., seeds: _Optional[_Iterable[int]] = ..., preview_every: _Optional[int] = ..., mask: _Optional[bytes] = ...) -> None: ...
 
 class SamplingConfig(_message.Message):
-    __slots__ = ("method", "scheduler", "num_inference_steps", "guidance_scale", "strength", "interpolation", "negative_prompt", "base_prompt", "prompt_guidance_scale", "unconditional_model", "base_mixture", "mask_source", "mask_blur", "only_masked", "mask_padding", "repeats", "mask_keeps", "eta", "automatic", "gate", "resamples")
+    __slots__ = ("method", "scheduler", "num_inference_steps", "guidance_scale", "strength", "interpolation", "negative_prompt", "base_prompt", "prompt_guidance_scale", "unconditional_model", "base_mixture", "mask_source", "mask_blur", "only_masked", "mask_padding", "repeats", "mask_keeps", "eta", "automatic", "gate", "resamples", "inversion", "cross_replace", "self_replace", "alignment", "word_weights", "blend_words")
+    class WordWeightsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     METHOD_FIELD_NUMBER: _ClassVar[int]
     SCHEDULER_FIELD_NUMBER: _ClassVar[int]
     NUM_INFERENCE_STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -60,6 +67,12 @@ class SamplingConfig(_message.Message):
     AUTOMATIC_FIELD_NUMBER: _ClassVar[int]
     GATE_FIELD_NUMBER: _ClassVar[int]
     RESAMPLES_FIELD_NUMBER: _ClassVar[int]
+    INVERSION_FIELD_NUMBER: _ClassVar[int]
+    CROSS_REPLACE_FIELD_NUMBER: _ClassVar[int]
+    SELF_REPLACE_FIELD_NUMBER: _ClassVar[int]
+    ALIGNMENT_FIELD_NUMBER: _ClassVar[int]
+    WORD_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    BLEND_WORDS_FIELD_NUMBER: _ClassVar[int]
     method: str
     scheduler: str
     num_inference_steps: int
@@ -81,7 +94,13 @@ class SamplingConfig(_message.Message):
     automatic: bool
     gate: bool
     resamples: int
-    def __init__(self, method: _Optional[str] = ..., scheduler: _Optional[str] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., strength: _Optional[float] = ..., interpolation: _Optional[float] = ..., negative_prompt: _Optional[str] = ..., base_prompt: _Optional[str] = ..., prompt_guidance_scale: _Optional[float] = ..., unconditional_model: _Optional[str] = ..., base_mixture: _Optional[float] = ..., mask_source: _Optional[str] = ..., mask_blur: _Optional[float] = ..., only_masked: _Optional[bool] = ..., mask_padding: _Optional[int] = ..., repeats: _Optional[int] = ..., mask_keeps: _Optional[bool] = ..., eta: _Optional[float] = ..., automatic: _Optional[bool] = ..., gate: _Optional[bool] = ..., resamples: _Optional[int] = ...) -> None: ...
+    inversion: str
+    cross_replace: float
+    self_replace: float
+    alignment: str
+    word_weights: _containers.ScalarMap[str, float]
+    blend_words: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, method: _Optional[str] = ..., scheduler: _Optional[str] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., strength: _Optional[float] = ..., interpolation: _Optional[float] = ..., negative_prompt: _Optional[str] = ..., base_prompt: _Optional[str] = ..., prompt_guidance_scale: _Optional[float] = ..., unconditional_model: _Optional[str] = ..., base_mixture: _Optional[float] = ..., mask_source: _Optional[str] = ..., mask_blur: _Optional[float] = ..., only_masked: _Optional[bool] = ..., mask_padding: _Optional[int] = ..., repeats: _Optional[int] = ..., mask_keeps: _Optional[bool] = ..., eta: _Optional[float] = ..., automatic: _Optional[bool] = ..., gate: _Optional[bool] = ..., resamples: _Optional[int] = ..., inversion: _Optional[str] = ..., cross_replace: _Optional[float] = ..., self_replace: _Optional[float] = ..., alignment: _Optional[str] = ..., word_weights: _Optional[_Mapping[str, float]] = ..., blend_words: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Scores(_message.Message):
     __slots__ = ("prompt", "base_prompt", "kept", "passed", "round_trip", "detail", "saturated")
@@ -244,7 +263,7 @@ class CancelEditRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class CompareRequest(_message.Message):
-    __slots__ = ("parent", "image", "image_data", "prompt", "methods", "seeds", "class_noun", "initial_word")
+    __slots__ = ("parent", "image", "image_data", "prompt", "methods", "seeds", "class_noun", "initial_word", "base_prompt")
     class Entry(_message.Message):
         __slots__ = ("method", "tuning_config", "config")
         METHOD_FIELD_NUMBER: _ClassVar[int]
@@ -262,6 +281,7 @@ class CompareRequest(_message.Message):
     SEEDS_FIELD_NUMBER: _ClassVar[int]
     CLASS_NOUN_FIELD_NUMBER: _ClassVar[int]
     INITIAL_WORD_FIELD_NUMBER: _ClassVar[int]
+    BASE_PROMPT_FIELD_NUMBER: _ClassVar[int]
     parent: str
     image: str
     image_data: bytes
@@ -270,7 +290,8 @@ class CompareRequest(_message.Message):
     seeds: _containers.RepeatedScalarFieldContainer[int]
     class_noun: str
     initial_word: str
-    def __init__(self, parent: _Optional[str] = ..., image: _Optional[str] = ..., image_data: _Optional[bytes] = ..., prompt: _Optional[str] = ..., methods: _Optional[_Iterable[_Union[CompareRequest.Entry, _Mapping]]] = ..., seeds: _Optional[_Iterable[int]] = ..., class_noun: _Optional[str] = ..., initial_word: _Optional[str] = ...) -> None: ...
+    base_prompt: str
+    def __init__(self, parent: _Optional[str] = ..., image: _Optional[str] = ..., image_data: _Optional[bytes] = ..., prompt: _Optional[str] = ..., methods: _Optional[_Iterable[_Union[CompareRequest.Entry, _Mapping]]] = ..., seeds: _Optional[_Iterable[int]] = ..., class_noun: _Optional[str] = ..., initial_word: _Optional[str] = ..., base_prompt: _Optional[str] = ...) -> None: ...
 
 class CompareEvent(_message.Message):
     __slots__ = ("sequence", "create_time", "method", "accepted", "edit", "result", "done", "failed", "heartbeat")

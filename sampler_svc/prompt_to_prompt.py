@@ -1,0 +1,155 @@
+"""Prompt-to-Prompt (arXiv 2208.01626): the edit runs beside the base image, and takes its attention maps from there.
+
+The base image is inverted to noise under its base prompt. From there two branches walk down in one batch, one under
+the base prompt and one under the edit prompt; attention says which words shape which places, so an edit that takes
+over the base's maps keeps its layout. Words that the edit prompt alone has keep maps of their own.
+
+The base branch would drift from the base image, since inversion is not exact and guidance moves away from it. Direct
+inversion (arXiv 2310.01506) puts it back on the inverted latents after every step.
+"""
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sampler_svc.alignment import Alignment, Text, align
+from sampler_svc.controlled_engine import Controlled
+from sampler_svc.engine import Array
+from sampler_svc.inversion import inverted
+from sampler_svc.local_blend import LocalBlend, blended
+from unitune.attention import Controls, no_controls
+from unitune.diffusion.denoiser import predict
+from unitune.diffusion.guidance import Context, classifier_free
+from unitune.diffusion.schedule import Latents
+from unitune.diffusion.solvers import FirstOrder, Run
+from unitune.errors import InvalidField
+
+DIRECT = "direct"
+
+RunControlled = Callable[[Latents, NDArray[np.int64], Array, Controls], Controlled]
+
+
+@dataclass(frozen=True)
+class AttentionEdit:
+    """How an edit takes over attention maps; edit.proto says what each setting means."""
+
+    cross_replace: float = 0.4  # share of the steps, from the first; as PIE-Bench's runs have it (arXiv 2310.01506)
+    self_replace: float = 0.6
+    inversion: str = DIRECT
+    alignment: str = ""
+    word_weights: Mapping[str, float] = field(default_factory=dict)
+    blend_words: tuple[str, ...] = ()
+
+
+class Controller:
+    """The controls of each step, for batches of (base, edit) for every row of guidance, the prompts' row first."""
+
+    def __init__(self, edit: AttentionEdit, base: Text, edited: Text, tokens: int, steps: int) -> None:
+        """Raises InvalidField for words that are not in the prompts, and for an alignment that they do not allow."""
+        self._edit, self._steps, self._tokens = edit, steps, tokens
+        self._alignment: Alignment = align(base, edited, tokens, edit.alignment)
+        self._weights = np.ones(tokens, dtype=np.float32)
+        for word, weight in edit.word_weights.items():
+            columns = edited.columns_of(word)
+            if not columns:
+                raise InvalidField(
+                    "config.word_weights", word, "name words of the prompt, which the model cuts when long"
+                )
+            self._weights[columns] = weight
+
+    def controls(self, step: int, rows: int) -> Controls:
+        """For a batch of 2 * `rows`: the edit's latents under the edit prompt, row 1, take from the base's, row 0."""
+        controls = no_controls(2 * rows, self._tokens)
+        # int as in the authors' code; a share of 1 is all steps, 0 none.
+        taken = self._alignment.taken * (step < int(self._edit.cross_replace * self._steps))
+        controls.source[1] = 0
+        controls.mapper[1] = self._alignment.mapper * (taken * self._weights)
+        controls.own[1] = (1 - taken) * self._weights
+        controls.share[1] = step < int(self._edit.self_replace * self._steps)
+        return controls
+
+
+def edited_beside(
+    latent: Latents,
+    run: Run,
+    denoiser: RunControlled,
+    edit: AttentionEdit,
+    texts: tuple[Text, Text],
+    contexts: tuple[Context, Context, Context],
+    guidance_scale: float,
+    prediction_type: str,
+    keep: Callable[[Latents, Latents], Latents],
+) -> Generator[tuple[int, Latents], None, Latents]:
+    """The edited latent (1, channels, h, w) of a base image's latent, by DDIM.
+
+    `texts` are base prompt and edit prompt, `contexts` their embeddings and the empty or negative prompt's. After
+    every step `keep` puts the base branch's latents, its first argument, where nothing may be edited. Yields after
+    each step of inversion and of the edit, counted through, with the latents as they would be without noise. Raises
+    what Controller raises, before the first step.
+    """
+    base_prompt, prompt, empty = contexts
+    controller = Controller(edit, *texts, len(prompt), len(run))
+    blend = _blend(edit, *texts, len(run))
+    off = no_controls(1, len(prompt))
+    levels: list[Latents] = [latent] * (len(run) + 1)  # at the noisier end of each step; the last is the latent itself
+
+    def alone(latents: Latents, timestep: int) -> Latents:
+        return denoiser(latents, np.array([timestep]), base_prompt[None], off).output
+
+    for done, (step, latents) in enumerate(inverted(latent, run, alone, prediction_type)):
+        levels[step] = latents
+        yield done, latent
+    base = edited = levels[0]
+    rows = _rows(guidance_scale, base_prompt, prompt, empty)
+    solver = FirstOrder()
+    for step, (timestep, level, next_level) in enumerate(run):
+        latents = np.concatenate([base, edited])
+        output, maps = _guided(denoiser, latents, timestep, rows, controller.controls(step, len(rows)))
+        prediction = predict(output, latents, level, prediction_type)
+        base, edited = np.split(solver.step(latents, prediction, level, next_level), 2)
+        if edit.inversion == DIRECT:
+            base = levels[step + 1]
+        mask = blend.mask(step, maps, (latent.shape[2], latent.shape[3])) if blend is not None else None
+        if mask is not None:
+            edited = blended(base, edited, mask)
+        edited = keep(base, edited)
+        yield len(run) + step, prediction.denoised[1:]
+    return edited
+
+
+def _rows(scale: float, base_prompt: Context, prompt: Context, empty: Context) -> list[tuple[float, Array]]:
+    """Weights and contexts (2, tokens, width) of guidance; what has no weight is not run, but for the prompts' row."""
+    (first, _), (second, _) = (row[:2] for row in classifier_free(scale, prompt, empty))
+    rows = [(first, np.stack([base_prompt, prompt]))]
+    return [*rows, (second, np.stack([empty, empty]))] if second != 0 else rows
+
+
+def _guided(
+    denoiser: RunControlled, latents: Latents, timestep: int, rows: Sequence[tuple[float, Array]], controls: Controls
+) -> tuple[Latents, Array]:
+    """The guided output for the two branches, and the prompts' maps (2, tokens, h, w)."""
+    batch = len(rows) * len(latents)
+    found = denoiser(
+        np.concatenate([latents] * len(rows)),
+        np.full(batch, timestep, dtype=np.int64),
+        np.concatenate([contexts for _, contexts in rows]),
+        controls,
+    )
+    outputs = np.split(found.output, len(rows))
+    total = rows[0][0] * outputs[0]
+    for (weight, _), output in zip(rows[1:], outputs[1:], strict=True):
+        total = total + weight * output
+    return total, found.maps[: len(latents)]
+
+
+def _blend(edit: AttentionEdit, base: Text, edited: Text, steps: int) -> LocalBlend | None:
+    """Raises InvalidField for words that neither prompt has."""
+    if not edit.blend_words:
+        return None
+    for word in edit.blend_words:
+        if not base.columns_of(word) and not edited.columns_of(word):
+            raise InvalidField("config.blend_words", word, "name words of prompt or base_prompt")
+    of_base, of_edited = ([at for word in edit.blend_words for at in text.columns_of(word)] for text in (base, edited))
+    return LocalBlend(of_base, of_edited, steps)
