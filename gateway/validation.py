@@ -28,6 +28,7 @@ from unitune.choices import (
     MAX_REPEATS,
     MAX_RESAMPLES,
     MAX_SEEDS,
+    MAX_SIGMA,
     MAX_UPDATES,
     MAX_VECTORS,
     MAX_WORD_CHARACTERS,
@@ -203,6 +204,9 @@ def check_sampling_config(config: SamplingConfig, field: str) -> None:
         _whole(f"{field}.resamples", config.resamples, 0, MAX_RESAMPLES)
     if config.HasField("eta"):
         _finite(f"{field}.eta", config.eta, 0, MAX_ETA)
+    for end in ("guidance_sigma_low", "guidance_sigma_high"):
+        if config.HasField(end):
+            _finite(f"{field}.{end}", getattr(config, end), 0, MAX_SIGMA)
 
 
 def fill_sampling_config(config: SamplingConfig, mask: bytes, defaults: SamplingConfig, method: str) -> SamplingConfig:

@@ -7,6 +7,7 @@ the work reads before each step.
 import asyncio
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -40,6 +41,7 @@ from unitune.choices import (
     MAX_REPEATS,
     MAX_RESAMPLES,
     MAX_SEEDS,
+    MAX_SIGMA,
     TUNING_METHODS,
     UNCONDITIONAL_MODELS,
 )
@@ -339,6 +341,8 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             only_masked=config.only_masked,
             mask_padding=config.mask_padding if config.HasField("mask_padding") else DEFAULT_MASK_PADDING,
             repeats=config.repeats if config.HasField("repeats") else 1,
+            guidance_sigma_low=config.guidance_sigma_low,
+            guidance_sigma_high=config.guidance_sigma_high if config.HasField("guidance_sigma_high") else math.inf,
         )
 
     @staticmethod
@@ -351,10 +355,15 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             ("mask_padding", 0, MAX_MASK_PADDING),
             ("repeats", 1, MAX_REPEATS),
             ("resamples", 0, MAX_RESAMPLES),
+            ("guidance_sigma_low", 0, MAX_SIGMA),
+            ("guidance_sigma_high", 0, MAX_SIGMA),
         ):
             value = getattr(config, name)
             is_right = not config.HasField(name) or low <= value <= high
             _check(f"config.{name}", value, is_right, f"it must be {low} to {high}")
+        low, high = config.guidance_sigma_low, config.guidance_sigma_high
+        is_right = not config.HasField("guidance_sigma_high") or low < high
+        _check("config.guidance_sigma_high", high, is_right, f"it must be above guidance_sigma_low, {low}")
         unconditional, models = config.unconditional_model, ", ".join(UNCONDITIONAL_MODELS)
         is_right = unconditional in ("", *UNCONDITIONAL_MODELS)
         _check("config.unconditional_model", unconditional, is_right, f"it must be one of {models}")

@@ -44,6 +44,10 @@ def check_choices(info: events.ServerInfo, method: str, options: EditOptions) ->
     repeats = options.get("repeats")
     if repeats is not None and method != "sdedit":
         raise InvalidField("--repeats", repeats, "leave it out, or give --method sdedit, which has it")
+    low, high = options.get("guidance_sigma_low"), options.get("guidance_sigma_high")
+    if low is not None and high is not None and low >= high:
+        remedy = "give a LOW below HIGH; for no guidance at all give --guidance 1"
+        raise InvalidField("--guidance-interval", f"{low:g} {high:g}", remedy)
     if options.get("eta") is not None and method != "imagic":
         raise InvalidField("--eta", options["eta"], "leave it out, or give --method imagic, which has it")
 

@@ -120,6 +120,14 @@ Examples:
     type=Between(0.0, 2.0),
     help="imagic: 0 gives PHOTO back, 1 follows the prompt, 2 goes beyond it.  [default: the base model's own, 0.7]",
 )
+@click.option(
+    "--guidance-interval",
+    metavar="LOW HIGH",
+    nargs=2,
+    type=Between(0.0, 10_000.0),
+    help="Guide only the steps whose sigma (noise over signal) is above LOW and at most HIGH; each other step costs one "
+    "pass.  [default: every step]",
+)
 @click.option("--seed", "seeds", type=Between(0, 2**63 - 1), multiple=True, help="One picture per seed.  [default: 0]")
 @tuning_options
 @server_options
@@ -144,6 +152,7 @@ def edit_command(
     steps: int | None,
     scheduler: str | None,
     eta: float | None,
+    guidance_interval: tuple[float, float] | None,
     seeds: tuple[int, ...],
     further_photos: tuple[str, ...],
     address: str | None,
@@ -178,6 +187,8 @@ def edit_command(
         num_inference_steps=steps,
         scheduler=scheduler,
         eta=eta,
+        guidance_sigma_low=guidance_interval[0] if guidance_interval else None,
+        guidance_sigma_high=guidance_interval[1] if guidance_interval else None,
         seeds=list(dict.fromkeys(seeds)),
         gate=gate or None,
     )

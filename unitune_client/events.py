@@ -102,6 +102,8 @@ class SamplingConfig:
     repeats: int | None = None
     mask_keeps: bool = False
     eta: float | None = None
+    guidance_sigma_low: float | None = None
+    guidance_sigma_high: float | None = None
     automatic: bool = False
     gate: bool = False
     resamples: int | None = None

@@ -91,6 +91,8 @@ class EditOptions(TuningOptions, total=False):
     gate                  True scores each picture, and tries other seeds in place of one that does not pass
     resamples             0 to 8, how many other seeds the gate may try; 3 by default
     seeds                 one picture each; same seed, same picture
+    guidance_sigma_low    0 to 10000; steps of a sigma (noise over signal) up to it are not guided, and cost one pass
+    guidance_sigma_high   0 to 10000; steps of a sigma above it are not guided either. Unset, every step is
     eta                   of "imagic", 0 to 2: how far from the picture's embedding towards the prompt's
     preview_every         a preview each so many steps; 0 is none
     timeout_s             seconds that the whole edit, tuning included, may take
@@ -116,6 +118,8 @@ class EditOptions(TuningOptions, total=False):
     mask_keeps: bool | None
     repeats: int | None
     eta: float | None
+    guidance_sigma_low: float | None
+    guidance_sigma_high: float | None
     automatic: bool | None
     gate: bool | None
     resamples: int | None
