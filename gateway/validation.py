@@ -100,6 +100,7 @@ def check_tuning_config(config: TuningConfig, field: str, method: str = "") -> N
         _finite(f"{field}.prior_weight", config.prior_weight, 0, MAX_PRIOR_WEIGHT)
     if config.HasField("num_vectors"):
         _whole(f"{field}.num_vectors", config.num_vectors, 1, MAX_VECTORS)
+    _finite(f"{field}.stop_loss_ratio", config.stop_loss_ratio, 0, 1)
     for name in ("class_noun", "initial_word"):
         word = getattr(config, name)
         if word and (not word.isprintable() or word.isspace() or len(word) > MAX_WORD_CHARACTERS):

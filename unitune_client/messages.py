@@ -26,6 +26,8 @@ class TuningOptions(TypedDict, total=False):
     rare_tokens     words that the tuning binds to the picture, at most 32 characters; the placeholder of
                     "textual_inversion"
     tuning_seed     of every random draw of the tuning
+    stop_loss_ratio of "unitune", 0 to 1: the tuning ends early when its loss has fallen to this share of the first
+                    updates'; 0 never does
 
     Of "imagic", which tunes for one text:
 
@@ -53,6 +55,7 @@ class TuningOptions(TypedDict, total=False):
     learning_rate: float | None
     rare_tokens: str | None
     tuning_seed: int | None
+    stop_loss_ratio: float | None
     tuning_prompt: str | None
     embedding_updates: int | None
     embedding_learning_rate: float | None

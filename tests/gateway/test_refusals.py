@@ -238,6 +238,9 @@ async def test_edit_needs_a_target(world: World) -> None:
         (TuningConfig(rare_tokens="a\nb"), "config.rare_tokens"),
         (TuningConfig(rare_tokens=" "), "config.rare_tokens"),
         (TuningConfig(seed=-1), "config.seed"),
+        (TuningConfig(stop_loss_ratio=1.1), "config.stop_loss_ratio"),
+        (TuningConfig(stop_loss_ratio=math.nan), "config.stop_loss_ratio"),
+        (TuningConfig(method="dreambooth", class_noun="cat", stop_loss_ratio=0.5), "config.stop_loss_ratio"),
     ],
 )
 async def test_bad_tuning_config_is_refused(world: World, config: TuningConfig, field: str) -> None:

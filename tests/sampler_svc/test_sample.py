@@ -132,7 +132,9 @@ def test_events_come_in_order(model: Model, engine: Engine) -> None:
 
 def sigmas(model: Model, request: Request) -> np.ndarray:
     """Noise over signal at every step of a run, falling."""
-    levels = SCHEDULERS[request.scheduler].run(model.schedule, request.num_inference_steps).late(request.strength).levels
+    levels = (
+        SCHEDULERS[request.scheduler].run(model.schedule, request.num_inference_steps).late(request.strength).levels
+    )
     return np.sqrt((1 - levels) / levels)
 
 
