@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.measure import Measured, Ratio, in_turns, seconds
+from bench.measure import Measured, Ratio, claimed, in_turns, psnr_db, seconds
 from bench.peers.diffusers_dreambooth import dreambooth
 from bench.peers.diffusers_edit import DiffusersEdit
 from bench.refit_modes import refit_modes
@@ -78,15 +78,13 @@ def edits(model: Model, rounds: int) -> dict[str, object]:
             return peer(PROMPT, steps, GUIDANCE, noise)
 
         with model.pool.lease(BASE, lambda: model.base) as leased:
-            error = (ours().astype(float) - theirs().astype(float)) / 255
+            alike_db = psnr_db(ours(), theirs())
             taken = in_turns({"ours": ours, "diffusers eager": theirs}, rounds)
         found[f"edit.{steps}_steps.s"] = medians(taken)
-        found[f"edit.{steps}_steps.ratio_to_diffusers_eager"] = asdict(
-            Ratio.of(taken["ours"], taken["diffusers eager"])
+        found[f"edit.{steps}_steps.ratio_to_diffusers_eager"] = claimed(
+            taken["ours"], taken["diffusers eager"], alike_db
         )
-        found[f"edit.{steps}_steps.psnr_to_diffusers_db"] = round(
-            float(-10 * np.log10(max(np.mean(error**2), 1e-10))), 1
-        )
+        found[f"edit.{steps}_steps.psnr_to_diffusers_db"] = round(alike_db, 1)
     return found
 
 

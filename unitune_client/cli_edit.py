@@ -125,8 +125,8 @@ Examples:
     metavar="LOW HIGH",
     nargs=2,
     type=Between(0.0, 10_000.0),
-    help="Guide only the steps whose sigma (noise over signal) is above LOW and at most HIGH; each other step costs one "
-    "pass.  [default: every step]",
+    help="Guide only the steps whose sigma (noise over signal) is above LOW and at most HIGH; each other step costs "
+    "one pass.  [default: every step]",
 )
 @click.option("--seed", "seeds", type=Between(0, 2**63 - 1), multiple=True, help="One picture per seed.  [default: 0]")
 @tuning_options
