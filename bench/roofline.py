@@ -3,7 +3,8 @@
     python -m bench.roofline            # --quick: small matrices and 2 rounds, to see that it runs
 
 Both run in PyTorch, whose counter tells the FLOPs of matrix products and convolutions. Bytes are the weights' alone,
-the least that must move: a step reads them; an update reads them twice, writes and reads their gradients and writes them.
+the least that must move: a step reads them; an update reads them twice, writes and reads their gradients,
+and writes them.
 Activations and the optimizer's own state come on top.
 """
 

@@ -1,4 +1,4 @@
-"""One picture from the stock diffusers pipeline, PyTorch eager or compiled: same model, scheduler, steps, guidance, noise."""
+"""One picture from the stock diffusers pipeline, PyTorch eager or compiled: same model, steps, guidance and noise."""
 
 from pathlib import Path
 
