@@ -7,17 +7,20 @@ Ours and the peer's take turns in one process, with the same model, steps and th
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from bench.measure import Measured, Ratio, in_turns, seconds
+from bench.measure import Measured, Ratio, claimed, in_turns, psnr_db, seconds
 from bench.peers.diffusers_dreambooth import dreambooth
 from bench.peers.diffusers_edit import DiffusersEdit
 from bench.refit_modes import refit_modes
+from bench.roofline import roofline
 from sampler_svc.build import build
 from sampler_svc.engine import BASE
 from sampler_svc.model import Model
@@ -39,8 +42,10 @@ TUNING_UPDATES = 16  # of the paper's 128: every update costs the same
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--quick", action="store_true", help="one round, to see that it runs; its figures say nothing")
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     options = parser.parse_args()
+    options.rounds = 1 if options.quick else options.rounds
     with tempfile.TemporaryDirectory() as scratch:
         graphs = export(MODEL, Path(scratch) / "graphs", say)
         say("building the engine")
@@ -51,7 +56,8 @@ def main() -> None:
             **edits(model, options.rounds),
             **refits(model, build_s, options.rounds),
             **refit_modes(graphs, folder, PICTURE.read_bytes(), PROMPT, options.rounds),
-            **tunings(max(options.rounds // 2, 2)),
+            **tunings(max(options.rounds // 2, 1 if options.quick else 2)),
+            **roofline(base_model.load(MODEL), quick=options.quick),
         }
         model.pool.close()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -62,7 +68,10 @@ def main() -> None:
 
 def edits(model: Model, rounds: int) -> dict[str, object]:
     """One edit from pure noise, all steps, against the diffusers pipeline; and how alike the pictures are."""
-    peer = DiffusersEdit(MODEL)
+    peer, compiled = DiffusersEdit(MODEL), DiffusersEdit(MODEL, compiled=True)
+    can_compile = has_compiler()
+    if not can_compile:
+        say("not run: torch.compile, since there is no C++ compiler (c++, g++ or clang++)")
     shape = (1, model.spec.latent_channels, *model.spec.latent_side)
     noise = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)  # the draws of our seed 0
     found: dict[str, object] = {}
@@ -77,16 +86,26 @@ def edits(model: Model, rounds: int) -> dict[str, object]:
         def theirs(steps: int = steps) -> np.ndarray:
             return peer(PROMPT, steps, GUIDANCE, noise)
 
+        def theirs_compiled(steps: int = steps) -> np.ndarray:
+            return compiled(PROMPT, steps, GUIDANCE, noise)
+
+        works: dict[str, Callable[[], np.ndarray]] = {"ours": ours, "diffusers eager": theirs}
+        if can_compile:
+            works["torch.compile"] = theirs_compiled
         with model.pool.lease(BASE, lambda: model.base) as leased:
-            error = (ours().astype(float) - theirs().astype(float)) / 255
-            taken = in_turns({"ours": ours, "diffusers eager": theirs}, rounds)
+            alike_db = psnr_db(ours(), theirs())
+            compiled_db = psnr_db(ours(), theirs_compiled()) if can_compile else 0.0
+            taken = in_turns(works, rounds)
         found[f"edit.{steps}_steps.s"] = medians(taken)
-        found[f"edit.{steps}_steps.ratio_to_diffusers_eager"] = asdict(
-            Ratio.of(taken["ours"], taken["diffusers eager"])
+        found[f"edit.{steps}_steps.ratio_to_diffusers_eager"] = claimed(
+            taken["ours"], taken["diffusers eager"], alike_db
         )
-        found[f"edit.{steps}_steps.psnr_to_diffusers_db"] = round(
-            float(-10 * np.log10(max(np.mean(error**2), 1e-10))), 1
+        found[f"edit.{steps}_steps.ratio_to_torch_compile"] = (
+            claimed(taken["ours"], taken["torch.compile"], compiled_db)
+            if can_compile
+            else {"refused": "not run: there is no C++ compiler"}
         )
+        found[f"edit.{steps}_steps.psnr_to_diffusers_db"] = round(alike_db, 1)
     return found
 
 
@@ -125,6 +144,11 @@ def tunings(rounds: int) -> dict[str, object]:
         "tuning.s": medians(taken),
         "tuning.ratio_to_diffusers_dreambooth": asdict(Ratio.of(taken["ours"], taken["diffusers dreambooth"])),
     }
+
+
+def has_compiler() -> bool:
+    """Whether torch.compile finds what it needs on a CPU."""
+    return any(shutil.which(name) for name in ("c++", "g++", "clang++"))
 
 
 def medians(taken: dict[str, Measured]) -> dict[str, float]:

@@ -1,9 +1,14 @@
 """Take turns, take medians, keep the spread."""
 
+import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+SAME_PICTURE_DB = 40.0  # below this two pictures are not the same, and no ratio of their times is claimed
 
 
 @dataclass(frozen=True)
@@ -49,3 +54,25 @@ def in_turns(works: Mapping[str, Callable[[], object]], rounds: int) -> dict[str
         for name, work in works.items():
             taken[name].append(seconds(work))
     return {name: Measured(tuple(values)) for name, values in taken.items()}
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest value that at least `share`, in (0, 1], of all do not exceed. Raises ValueError for no values."""
+    if not values or not 0 < share <= 1:
+        raise ValueError(f"percentile {share} of {len(values)} values")
+    return sorted(values)[math.ceil(share * len(values)) - 1]
+
+
+def psnr_db(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """How alike two uint8 pictures are; at most 100, for equal ones. Raises ValueError for unlike shapes."""
+    if ours.shape != theirs.shape:
+        raise ValueError(f"pictures of shapes {ours.shape} and {theirs.shape}")
+    error = float(np.mean(((ours.astype(np.float64) - theirs) / 255) ** 2))
+    return min(-10 * math.log10(error), 100.0) if error > 0 else 100.0
+
+
+def claimed(ours: Measured, peer: Measured, alike_db: float) -> dict[str, object]:
+    """The ratio with its spread, or why there is none: who makes another picture is not faster."""
+    if not alike_db >= SAME_PICTURE_DB:  # not a number is not alike either
+        return {"refused": f"the pictures agree to {alike_db:.1f} dB only; {SAME_PICTURE_DB:g} are needed"}
+    return asdict(Ratio.of(ours, peer))

@@ -30,6 +30,10 @@ def check_options(config: SamplingConfig, mask: bytes, field: str, method: str, 
         _check_prompt_to_prompt(config, field, prompt)
         return
     source = mask_source_of(config, mask)
+    low, high = config.guidance_sigma_low, config.guidance_sigma_high
+    if config.HasField("guidance_sigma_high") and high <= low:
+        remedy = f"it must be above guidance_sigma_low, {low}; for no guidance at all set guidance_scale to 1"
+        raise InvalidField(f"{field}.guidance_sigma_high", high, remedy)
     if config.prompt_guidance_scale > 0 and not config.base_prompt.strip():
         remedy = "describe the picture as it is; prompt_guidance_scale guides away from that"
         raise InvalidField(f"{field}.base_prompt", "blank" if config.base_prompt else "unset", remedy)

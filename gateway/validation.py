@@ -31,6 +31,7 @@ from unitune.choices import (
     MAX_REPEATS,
     MAX_RESAMPLES,
     MAX_SEEDS,
+    MAX_SIGMA,
     MAX_UPDATES,
     MAX_VECTORS,
     MAX_WORD_CHARACTERS,
@@ -104,6 +105,7 @@ def check_tuning_config(config: TuningConfig, field: str, method: str = "") -> N
         _finite(f"{field}.prior_weight", config.prior_weight, 0, MAX_PRIOR_WEIGHT)
     if config.HasField("num_vectors"):
         _whole(f"{field}.num_vectors", config.num_vectors, 1, MAX_VECTORS)
+    _finite(f"{field}.stop_loss_ratio", config.stop_loss_ratio, 0, 1)
     for name in ("class_noun", "initial_word"):
         word = getattr(config, name)
         if word and (not word.isprintable() or word.isspace() or len(word) > MAX_WORD_CHARACTERS):
@@ -208,6 +210,9 @@ def check_sampling_config(config: SamplingConfig, field: str) -> None:
         _whole(f"{field}.resamples", config.resamples, 0, MAX_RESAMPLES)
     if config.HasField("eta"):
         _finite(f"{field}.eta", config.eta, 0, MAX_ETA)
+    for end in ("guidance_sigma_low", "guidance_sigma_high"):
+        if config.HasField(end):
+            _finite(f"{field}.{end}", getattr(config, end), 0, MAX_SIGMA)
     _check_attention(config, field)
     _refuse_unknown(config, field)
 

@@ -1,5 +1,6 @@
 """One edit as the sampler takes it, and the guidance that it asks for."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -35,6 +36,12 @@ class Request:
     mask_padding: int = DEFAULT_MASK_PADDING
     repeats: int = 1
     attention: AttentionEdit | None = None  # Prompt-to-Prompt's
+    guidance_sigma_low: float = 0.0
+    guidance_sigma_high: float = math.inf
+
+    def is_guided_at(self, sigma: float) -> bool:
+        """Whether a step of this sigma is guided: (low, high] as in arXiv 2404.07724."""
+        return self.guidance_sigma_low < sigma <= self.guidance_sigma_high
 
     @property
     def needs_base_weights(self) -> bool:
@@ -42,17 +49,24 @@ class Request:
         return self.unconditional_on_base or self.base_mixture > 0
 
 
-def guidance_rows(request: Request, embed: Callable[[str], Context], *, is_noisy: bool) -> list[Row]:
-    """The guidance of an edit as rows of the one form; `is_noisy` for the noisier half of the schedule's timesteps."""
-    rows = prompt_guided(
-        request.guidance_scale,
-        request.prompt_guidance_scale,
-        embed(request.prompt),
-        embed(request.negative_prompt),
-        embed(request.base_prompt),
-    )
-    if request.unconditional_on_base:
-        rows = unconditional_on_base(rows)
+def guidance_rows(
+    request: Request, embed: Callable[[str], Context], *, is_noisy: bool, is_guided: bool = True
+) -> list[Row]:
+    """The guidance of an edit as rows of the one form; `is_noisy` for the noisier half of the schedule's timesteps.
+
+    Where a step is not guided the prompt's prediction is left alone.
+    """
+    rows = [Row(1.0, embed(request.prompt))]
+    if is_guided:
+        rows = prompt_guided(
+            request.guidance_scale,
+            request.prompt_guidance_scale,
+            embed(request.prompt),
+            embed(request.negative_prompt),
+            embed(request.base_prompt),
+        )
+        if request.unconditional_on_base:
+            rows = unconditional_on_base(rows)
     if request.base_mixture > 0 and is_noisy:
         rows = mixed_with_base(rows, request.base_mixture, embed(request.untuned_prompt))
     return rows

@@ -24,7 +24,7 @@ from unitune import images
 from unitune.attention import Controls
 from unitune.diffusion.denoiser import predict
 from unitune.diffusion.guidance import Context, Denoiser, guided
-from unitune.diffusion.schedule import Latents, Schedule, add_noise, num_late_steps
+from unitune.diffusion.schedule import Latents, Schedule, add_noise, num_late_steps, sigma
 from unitune.diffusion.solvers import SCHEDULERS, Run
 from unitune.errors import Cancelled, Internal, InvalidArgument
 from unitune.images import Mask, Pixels
@@ -90,12 +90,17 @@ def sample(
         region = around(given, request.mask_padding, graphs.spec.image_side)
     base_image = region.of(picture)
     latent = graphs.encode(images.to_model(base_image, graphs.spec.image_side))
-    rows, noisy_rows = (guidance_rows(request, embed, is_noisy=is_noisy) for is_noisy in (False, True))
+    rows = {
+        (is_noisy, is_guided): guidance_rows(request, embed, is_noisy=is_noisy, is_guided=is_guided)
+        for is_noisy in (False, True)
+        for is_guided in (False, True)
+    }
+    sigmas = sigma(schedule.alphas_cumprod)
 
     def guided_output(latents: Latents, timestep: int) -> Latents:
         _stop_if(cancelled)
-        is_noisy = timestep >= len(schedule) / 2
-        return guided(denoiser, latents, timestep, noisy_rows if is_noisy else rows, base_denoiser)
+        is_noisy, is_guided = timestep >= len(schedule) / 2, request.is_guided_at(float(sigmas[timestep]))
+        return guided(denoiser, latents, timestep, rows[is_noisy, is_guided], base_denoiser)
 
     def look(latents: Latents, timesteps: NDArray[np.int64], contexts: NDArray[np.float32]) -> Latents:
         _stop_if(cancelled)

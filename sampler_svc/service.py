@@ -7,6 +7,7 @@ the work reads before each step.
 import asyncio
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -44,6 +45,7 @@ from unitune.choices import (
     MAX_REPEATS,
     MAX_RESAMPLES,
     MAX_SEEDS,
+    MAX_SIGMA,
     MAX_WORD_WEIGHT,
     PROMPT_TO_PROMPT,
     TUNING_METHODS,
@@ -366,6 +368,8 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             mask_padding=config.mask_padding if config.HasField("mask_padding") else DEFAULT_MASK_PADDING,
             repeats=config.repeats if config.HasField("repeats") else 1,
             attention=_attention(config) if config.method == PROMPT_TO_PROMPT else None,
+            guidance_sigma_low=config.guidance_sigma_low,
+            guidance_sigma_high=config.guidance_sigma_high if config.HasField("guidance_sigma_high") else math.inf,
         )
 
     @staticmethod
@@ -380,6 +384,8 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             ("resamples", 0, MAX_RESAMPLES),
             ("cross_replace", 0, 1),
             ("self_replace", 0, 1),
+            ("guidance_sigma_low", 0, MAX_SIGMA),
+            ("guidance_sigma_high", 0, MAX_SIGMA),
         ):
             value = getattr(config, name)
             is_right = not config.HasField(name) or low <= value <= high
@@ -390,6 +396,9 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         for weight in config.word_weights.values():
             is_right = -MAX_WORD_WEIGHT <= weight <= MAX_WORD_WEIGHT
             _check("config.word_weights", weight, is_right, f"it must be {-MAX_WORD_WEIGHT} to {MAX_WORD_WEIGHT}")
+        low, high = config.guidance_sigma_low, config.guidance_sigma_high
+        is_right = not config.HasField("guidance_sigma_high") or low < high
+        _check("config.guidance_sigma_high", high, is_right, f"it must be above guidance_sigma_low, {low}")
         unconditional, models = config.unconditional_model, ", ".join(UNCONDITIONAL_MODELS)
         is_right = unconditional in ("", *UNCONDITIONAL_MODELS)
         _check("config.unconditional_model", unconditional, is_right, f"it must be one of {models}")

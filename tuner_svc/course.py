@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -16,13 +16,17 @@ MEAN_OF_LOSSES = 10  # updates; a single one says little, its timesteps are rand
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a tuning is. `loss` is the mean of the last losses, `left_s` an estimate; `learning_rate` is in force."""
+    """How far a tuning is. `loss` is the mean of the last losses, `left_s` an estimate; `learning_rate` is in force.
+
+    With `stopped_early` this update was the last one.
+    """
 
     update: int
     total: int
     loss: float
     left_s: float
     learning_rate: float = 0.0
+    stopped_early: bool = False
 
 
 class Course:
@@ -35,15 +39,20 @@ class Course:
         self._started_s = time.monotonic()
         self._told_s = -math.inf
 
-    def updates(self, number: int, learning_rate: float) -> Iterator[int]:
+    def updates(self, number: int, learning_rate: float, stop_loss_ratio: float = 0.0) -> Iterator[int]:
         """So many updates, counted from 0 in each stage; the body of the loop is one, and calls `note`.
 
-        Raises Cancelled (TUNING_CANCELLED) before an update.
+        They are fewer once the losses of this stage have fallen to `stop_loss_ratio`. Raises Cancelled
+        (TUNING_CANCELLED) before an update.
         """
+        first = len(self.losses)
         for index in range(number):
             self.refuse_cancelled()
             yield index
-            self._report(learning_rate)
+            stops = index + 1 < number and have_fallen(self.losses[first:], stop_loss_ratio)
+            self._report(learning_rate, stops)
+            if stops:
+                return
 
     def note(self, loss: Tensor) -> None:
         """The loss of the update that runs. Raises Internal (TUNING_DIVERGED) unless it is finite."""
@@ -62,17 +71,24 @@ class Course:
         if not all(bool(tensor.isfinite().all()) for tensor in results):
             raise self._diverged()
 
-    def _report(self, learning_rate: float) -> None:
-        """After the first update, then whenever PROGRESS_S have passed."""
+    def _report(self, learning_rate: float, stops: bool) -> None:
+        """After the first update, then whenever PROGRESS_S have passed, and when the tuning stops early."""
         now_s = time.monotonic()
-        if now_s - self._told_s < PROGRESS_S:
+        if now_s - self._told_s < PROGRESS_S and not stops:
             return
         self._told_s = now_s
         update = len(self.losses)
-        left_s = (now_s - self._started_s) / update * (self._total - update)
-        self._tell(Progress(update, self._total, sum(self._last) / len(self._last), left_s, learning_rate))
+        left_s = 0.0 if stops else (now_s - self._started_s) / update * (self._total - update)
+        self._tell(Progress(update, self._total, sum(self._last) / len(self._last), left_s, learning_rate, stops))
 
     def _diverged(self) -> Internal:
         update = len(self.losses)
         message = f"the tuning diverged at update {update}: its loss was not finite; lower learning_rate"
         return Internal(message, reason="TUNING_DIVERGED", metadata={"update": str(update)})
+
+
+def have_fallen(losses: Sequence[float], ratio: float) -> bool:
+    """Whether the last MEAN_OF_LOSSES have at most `ratio` times the mean of the first, and are others than those."""
+    if ratio <= 0 or len(losses) < 2 * MEAN_OF_LOSSES:
+        return False
+    return sum(losses[-MEAN_OF_LOSSES:]) <= ratio * sum(losses[:MEAN_OF_LOSSES])

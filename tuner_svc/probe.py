@@ -52,6 +52,7 @@ def pack_tuned(
         rare_tokens=config.rare_tokens,
         updates=config.updates,
         probe_seed=PROBE_SEED,
+        stopped_after=len(tuned.losses) if len(tuned.losses) < config.updates else 0,
         extras={name: tensor.cpu().numpy() for name, tensor in tuned.extras.items()},
     )
 

@@ -30,7 +30,7 @@ METHODS_WITH = {
 # The fields of a TuningConfig, by who has them.
 OPTIONS_OF_ALL = ("method", "updates", "batch", "learning_rate", "seed")
 TUNING_OPTIONS = {
-    "unitune": ("mode", "rare_tokens"),
+    "unitune": ("mode", "rare_tokens", "stop_loss_ratio"),
     "imagic": ("mode", "prompt", "embedding_updates", "embedding_learning_rate"),
     "dreambooth": ("mode", "rare_tokens", "class_noun", "num_class_images", "prior_weight"),
     "textual_inversion": ("rare_tokens", "initial_word", "num_vectors", "scale_learning_rate"),
@@ -40,7 +40,7 @@ MOST_IMAGES = {"dreambooth": 5}  # of one tuning; one for every other method
 MAX_UPDATES, MAX_BATCH, MAX_LEARNING_RATE, MAX_RARE_TOKENS_CHARACTERS = 5000, 64, 0.1, 32
 MAX_PROMPT_CHARACTERS, MAX_WORD_CHARACTERS = 2000, 64
 MAX_CLASS_IMAGES, MAX_PRIOR_WEIGHT, MAX_VECTORS, MAX_ETA = 1000, 100, 16, 2
-MAX_GUIDANCE_SCALE = 64
+MAX_GUIDANCE_SCALE, MAX_SIGMA = 64, 10_000
 MAX_SEEDS = 8  # pictures of one edit
 MAX_MASK_BLUR, MAX_MASK_PADDING, DEFAULT_MASK_PADDING = 256, 1024, 32  # pixels of the base image
 MAX_REPEATS = 10

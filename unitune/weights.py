@@ -47,6 +47,7 @@ class Manifest:
     size_bytes: int
     codec_error: float = 0.0  # ||y(codec) - y(tuned)|| / ||y(tuned) - y(base)|| of the probe's answers y
     schema: int = SCHEMA
+    stopped_after: int = 0  # updates, where the tuning stopped early; 0 where it did all
     extras: tuple[str, ...] = ()  # `prompt` and `optimized` (imagic), `vectors` (textual_inversion)
 
     def to_json(self) -> bytes:
@@ -106,6 +107,7 @@ def pack(
     codec: str = "none",
     codec_error: float = 0.0,
     extras: Mapping[str, np.ndarray] | None = None,
+    stopped_after: int = 0,
 ) -> tuple[bytes, Manifest]:
     """A weights file of tensors that are encoded already, and its manifest. The same input gives the same bytes.
 
@@ -127,6 +129,7 @@ def pack(
         digest=hashlib.sha256(data).hexdigest(),
         size_bytes=len(data),
         codec_error=codec_error,
+        stopped_after=stopped_after,
         extras=tuple(name.removeprefix(EXTRA) for name in extra),
     )
     return data, manifest

@@ -60,6 +60,10 @@ def check_choices(info: events.ServerInfo, method: str, options: EditOptions) ->
             value = options[option]
             shown = ", ".join(value) if isinstance(value, (list, dict)) else str(value)
             raise InvalidField(argument, shown, remedy)
+    low, high = options.get("guidance_sigma_low"), options.get("guidance_sigma_high")
+    if low is not None and high is not None and low >= high:
+        remedy = "give a LOW below HIGH; for no guidance at all give --guidance 1"
+        raise InvalidField("--guidance-interval", f"{low:g} {high:g}", remedy)
     if options.get("eta") is not None and method != "imagic":
         raise InvalidField("--eta", options["eta"], "leave it out, or give --method imagic, which has it")
 

@@ -123,6 +123,14 @@ Examples:
     type=Between(0.0, 2.0),
     help="imagic: 0 gives PHOTO back, 1 follows the prompt, 2 goes beyond it.  [default: the base model's own, 0.7]",
 )
+@click.option(
+    "--guidance-interval",
+    metavar="LOW HIGH",
+    nargs=2,
+    type=Between(0.0, 10_000.0),
+    help="Guide only the steps whose sigma (noise over signal) is above LOW and at most HIGH; each other step costs "
+    "one pass.  [default: every step]",
+)
 @click.option("--seed", "seeds", type=Between(0, 2**63 - 1), multiple=True, help="One picture per seed.  [default: 0]")
 @attention_options
 @tuning_options
@@ -148,6 +156,7 @@ def edit_command(
     steps: int | None,
     scheduler: str | None,
     eta: float | None,
+    guidance_interval: tuple[float, float] | None,
     seeds: tuple[int, ...],
     cross_replace: float | None,
     self_replace: float | None,
@@ -188,6 +197,8 @@ def edit_command(
         num_inference_steps=steps,
         scheduler=scheduler,
         eta=eta,
+        guidance_sigma_low=guidance_interval[0] if guidance_interval else None,
+        guidance_sigma_high=guidance_interval[1] if guidance_interval else None,
         seeds=list(dict.fromkeys(seeds)),
         cross_replace=cross_replace,
         self_replace=self_replace,

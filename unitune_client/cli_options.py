@@ -104,6 +104,12 @@ def tuning_options(command: F) -> F:
     """--updates, --mode and --rare-tokens, and what single methods need."""
     for option in (
         click.option(
+            "--stop-loss-ratio",
+            type=Between(0.0, 1.0),
+            help="unitune: end the tuning early when its loss has fallen to this share of the first updates'.  "
+            "[default: 0, never]",
+        ),
+        click.option(
             "--vectors",
             "num_vectors",
             type=Between(1, 16),

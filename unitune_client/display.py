@@ -49,7 +49,8 @@ class Display(AbstractContextManager["Display"]):
                 self.say(f"the tuning waits; {ahead}")
             case events.TuningProgress():
                 progress = event.progress
-                note = f"loss {progress.loss:.4f}, {progress.left_s:.0f} s left"
+                left = "stopped early" if progress.stopped_early else f"{progress.left_s:.0f} s left"
+                note = f"loss {progress.loss:.4f}, {left}"
                 self.stage(f"{method}: tuning" if method else "tuning", progress.update, progress.total, note)
             case events.TuningReady():
                 self.end_stage()

@@ -74,6 +74,7 @@ class TuningConfig:
     initial_word: str = ""
     num_vectors: int = 0
     scale_learning_rate: bool = False
+    stop_loss_ratio: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +103,8 @@ class SamplingConfig:
     repeats: int | None = None
     mask_keeps: bool = False
     eta: float | None = None
+    guidance_sigma_low: float | None = None
+    guidance_sigma_high: float | None = None
     automatic: bool = False
     gate: bool = False
     resamples: int | None = None
@@ -132,13 +135,17 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a tuning is: `update` of `total` are done, about `left_s` seconds remain; `learning_rate` is in force."""
+    """How far a tuning is: `update` of `total` are done, about `left_s` seconds remain; `learning_rate` is in force.
+
+    `stopped_early` tells that `stop_loss_ratio` ended it at `update`.
+    """
 
     update: int
     total: int
     loss: float
     left_s: float
     learning_rate: float = 0.0
+    stopped_early: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,8 @@ class TuningOptions(TypedDict, total=False):
     rare_tokens     words that the tuning binds to the picture, at most 32 characters; the placeholder of
                     "textual_inversion"
     tuning_seed     of every random draw of the tuning
+    stop_loss_ratio of "unitune", 0 to 1: the tuning ends early when its loss has fallen to this share of the first
+                    updates'; 0 never does
 
     Of "imagic", which tunes for one text:
 
@@ -58,6 +60,7 @@ class TuningOptions(TypedDict, total=False):
     learning_rate: float | None
     rare_tokens: str | None
     tuning_seed: int | None
+    stop_loss_ratio: float | None
     tuning_prompt: str | None
     embedding_updates: int | None
     embedding_learning_rate: float | None
@@ -97,6 +100,8 @@ class EditOptions(TuningOptions, total=False):
     gate                  True scores each picture, and tries other seeds in place of one that does not pass
     resamples             0 to 8, how many other seeds the gate may try; 3 by default
     seeds                 one picture each; same seed, same picture
+    guidance_sigma_low    0 to 10000; steps of a sigma (noise over signal) up to it are not guided, and cost one pass
+    guidance_sigma_high   0 to 10000; steps of a sigma above it are not guided either. Unset, every step is
     eta                   of "imagic", 0 to 2: how far from the picture's embedding towards the prompt's
     preview_every         a preview each so many steps; 0 is none
     timeout_s             seconds that the whole edit, tuning included, may take
@@ -137,6 +142,8 @@ class EditOptions(TuningOptions, total=False):
     alignment: str | None
     word_weights: Mapping[str, float] | None
     blend_words: list[str] | tuple[str, ...] | None
+    guidance_sigma_low: float | None
+    guidance_sigma_high: float | None
     automatic: bool | None
     gate: bool | None
     resamples: int | None

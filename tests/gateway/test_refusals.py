@@ -154,6 +154,14 @@ async def test_picture_too_large_for_a_request_is_refused(world: World) -> None:
         ),
         ({"config": SamplingConfig(base_mixture=1.5)}, "config.base_mixture", "1.5"),
         ({"config": SamplingConfig(method="sdedit", base_mixture=0.5)}, "config.base_mixture", "0.5"),
+        ({"config": SamplingConfig(guidance_sigma_low=-1)}, "config.guidance_sigma_low", "-1.0"),
+        ({"config": SamplingConfig(guidance_sigma_high=math.inf)}, "config.guidance_sigma_high", "inf"),
+        ({"config": SamplingConfig(guidance_sigma_high=0)}, "config.guidance_sigma_high", "0.0"),
+        (
+            {"config": SamplingConfig(guidance_sigma_low=3, guidance_sigma_high=3)},
+            "config.guidance_sigma_high",
+            "3.0",
+        ),
         ({"config": SamplingConfig(repeats=2)}, "config.repeats", "2"),
         ({"config": SamplingConfig(automatic=True, strength=0.5)}, "config.strength", "0.5"),
         ({"config": SamplingConfig(automatic=True, guidance_scale=5)}, "config.guidance_scale", "5.0"),
@@ -288,6 +296,9 @@ async def test_edit_needs_a_target(world: World) -> None:
         (TuningConfig(rare_tokens="a\nb"), "config.rare_tokens"),
         (TuningConfig(rare_tokens=" "), "config.rare_tokens"),
         (TuningConfig(seed=-1), "config.seed"),
+        (TuningConfig(stop_loss_ratio=1.1), "config.stop_loss_ratio"),
+        (TuningConfig(stop_loss_ratio=math.nan), "config.stop_loss_ratio"),
+        (TuningConfig(method="dreambooth", class_noun="cat", stop_loss_ratio=0.5), "config.stop_loss_ratio"),
     ],
 )
 async def test_bad_tuning_config_is_refused(world: World, config: TuningConfig, field: str) -> None:

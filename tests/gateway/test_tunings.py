@@ -76,6 +76,7 @@ def test_every_setting_is_in_the_key() -> None:
         "embedding_updates": 9,
         "embedding_learning_rate": 9.0,
         "scale_learning_rate": False,
+        "stop_loss_ratio": 0.5,
     }
     assert changes.keys() == {field.name for field in TuningConfig.DESCRIPTOR.fields}
     for name, value in changes.items():

@@ -130,6 +130,45 @@ def test_events_come_in_order(model: Model, engine: Engine) -> None:
     assert min(events[9].encode_s, events[9].denoise_s, events[9].decode_s) > 0
 
 
+def sigmas(model: Model, request: Request) -> np.ndarray:
+    """Noise over signal at every step of a run, falling."""
+    levels = (
+        SCHEDULERS[request.scheduler].run(model.schedule, request.num_inference_steps).late(request.strength).levels
+    )
+    return np.sqrt((1 - levels) / levels)
+
+
+@pytest.mark.parametrize("scheduler", sorted(SCHEDULERS))
+@pytest.mark.parametrize(("first", "last"), [(0, 5), (1, 3), (2, 5), (0, 2)])
+def test_a_step_outside_of_the_guidance_interval_is_one_pass(
+    model: Model, engine: Engine, scheduler: str, first: int, last: int
+) -> None:
+    """The interval has its high end in it and not its low one; prompt guidance, too, is inside alone."""
+    request = replace(REQUEST, scheduler=scheduler, base_prompt="a cat", prompt_guidance_scale=1.0)
+    falling = [*sigmas(model, request), 0.0]
+    request = replace(request, guidance_sigma_low=falling[last + 1], guidance_sigma_high=falling[first])
+    passes = Passes(engine)
+
+    list(sample(model.graphs, model.schedule, passes, request, lambda: False))
+
+    assert passes.batches == [3 if first <= step <= last else 1 for step in range(6)]
+
+
+def test_outside_of_the_guidance_interval_is_no_guidance(model: Model, engine: Engine) -> None:
+    """A run without a step inside is the run of guidance 1, bit for bit; one with all inside is the run as ever."""
+    highest, lowest = sigmas(model, REQUEST)[[0, -1]]
+    plain, guided = pictures(model, engine, replace(REQUEST, guidance_scale=1.0)), pictures(model, engine, REQUEST)
+
+    above = replace(REQUEST, guidance_sigma_low=highest)
+    below = replace(REQUEST, guidance_sigma_high=lowest / 2)
+    whole = replace(REQUEST, guidance_sigma_low=lowest / 2, guidance_sigma_high=highest)
+    late = replace(REQUEST, guidance_sigma_high=(highest + lowest) / 2)
+
+    assert pictures(model, engine, above) == pictures(model, engine, below) == plain
+    assert pictures(model, engine, whole) == guided
+    assert pictures(model, engine, late) not in (plain, guided)
+
+
 def test_guidance_one_is_one_pass(model: Model, engine: Engine) -> None:
     """Without guidance the empty prompt costs nothing; with it both are one call (check S1)."""
     for guidance_scale, batches in ((1.0, [1] * 6), (0.0, [1] * 6), (4.0, [2] * 6)):

@@ -17,6 +17,7 @@ from tests.tiny_model import save_tiny_model
 from tuner_svc import course as module
 from tuner_svc.base_model import BaseModel, load
 from tuner_svc.denoising import Draws, Noising, denoising_loss, draw
+from tuner_svc.probe import pack_tuned
 from tuner_svc.trainable import trainable, trainable_parameters
 from tuner_svc.tune import Progress, Tuned, tune
 from tuner_svc.tuning_config import TuningConfig
@@ -258,3 +259,45 @@ def test_progress_comes_at_most_five_times_a_second(
     assert told[-1].loss == pytest.approx(np.mean(result.losses[11:21]))
     assert told[1].left_s == pytest.approx(16 / 16)
     assert 0 == told[-1].left_s
+
+
+def test_a_tuning_that_stops_early_is_that_of_fewer_updates(model: BaseModel, image: ModelImage) -> None:
+    """It ends at the first update whose last ten losses have fallen far enough, tells so, and gives the bits of a
+    tuning of just so many updates; the manifest says how many."""
+    told: list[Progress] = []
+    config = replace(LONG, stop_loss_ratio=0.6)
+    result = tune(model, image, config, on_progress=told.append)
+    done = len(result.losses)
+
+    assert 20 <= done < 64
+    assert np.mean(result.losses[-10:]) <= 0.6 * np.mean(result.losses[:10])
+    shorter = [result.losses[:number] for number in range(20, done)]
+    assert all(np.mean(losses[-10:]) > 0.6 * np.mean(losses[:10]) for losses in shorter)
+    last = told[-1]
+    assert (done, 64, 0.0, True) == (last.update, last.total, last.left_s, last.stopped_early)
+    assert not any(progress.stopped_early for progress in told[:-1])
+    plain = tune(model, image, replace(LONG, updates=done))
+    assert plain.losses == result.losses
+    assert all(torch.equal(plain.tensors[name], tensor) for name, tensor in result.tensors.items())
+    manifests = [pack_tuned(model, made, made_by, "key")[1] for made, made_by in ((result, config), (plain, SHORT))]
+    assert [(64, done), (3, 0)] == [(manifest.updates, manifest.stopped_after) for manifest in manifests]
+
+
+@pytest.mark.parametrize(("ratio", "stops"), [(0.0, False), (0.49, False), (0.5, True), (1.0, True)])
+def test_losses_have_fallen_when_their_last_mean_has(ratio: float, stops: bool) -> None:
+    """The means of ten are compared, whatever single losses are; never before there are two tens, never with 0."""
+    losses = [4.0] * 5 + [0.0] * 5 + [9.0] * 5 + [1.0] * 10
+
+    assert stops is module.have_fallen(losses, ratio)
+    assert not module.have_fallen([1.0] * 10 + [0.0] * 9, 1.0)
+    assert not module.have_fallen([0.0] * 20, 0.0)
+
+
+def test_a_stop_at_the_last_update_is_none(model: BaseModel, image: ModelImage) -> None:
+    """Whoever asked for so many updates and gets them was not stopped early."""
+    told: list[Progress] = []
+
+    result = tune(model, image, replace(LONG, updates=20, stop_loss_ratio=1.0), on_progress=told.append)
+
+    assert 20 == len(result.losses)
+    assert not any(progress.stopped_early for progress in told)

@@ -50,7 +50,8 @@ def test_edit_tunes_once_and_edits_by_every_prompt(server: ScriptedServer, photo
     server.script("Edit", scripted_server.edit_events([DOG, CAT], seeds=[3, 4], warnings=["unknown word: zebra"]))
     server.script("Edit", scripted_server.edit_events([CAT, DOG], seeds=[3, 4]))
     sampling = ["--strength=0.8", "--guidance=9", "--steps=30", "--scheduler=euler", "--seed=3", "--seed=4", "--seed=3"]
-    tuning = ["--updates=64", "--mode=lora", "--rare-tokens=xyz", "--address", server.address]
+    sampling += ["--guidance-interval", "0.5", "9"]
+    tuning = ["--updates=64", "--mode=lora", "--rare-tokens=xyz", "--stop-loss-ratio=0.25", "--address", server.address]
 
     done = unitune("edit", photo, "A dog, at night!", "a cat", "a cat", "-o", tmp_path / "o", *sampling, *tuning)
 
@@ -60,13 +61,20 @@ def test_edit_tunes_once_and_edits_by_every_prompt(server: ScriptedServer, photo
     assert [DOG, CAT, CAT, DOG] == [(tmp_path / "o" / name).read_bytes() for name in names]
     assert sorted([*names, "my cat--sheet.png"]) == sorted(path.name for path in (tmp_path / "o").iterdir())
     config = server.requests["CreateTuning"][0].config
-    assert tuning_pb2.TuningConfig(updates=64, mode="lora", rare_tokens="xyz") == config
+    expected = tuning_pb2.TuningConfig(updates=64, mode="lora", rare_tokens="xyz", stop_loss_ratio=0.25)
+    assert expected == config
     first, second = server.requests["Edit"]
     assert ("A dog, at night!", "a cat") == (first.prompt, second.prompt)
     assert [(TUNING, [3, 4])] * 2 == [(request.tuning, list(request.seeds)) for request in (first, second)]
     assert (
         edit_pb2.SamplingConfig(
-            method="unitune", strength=0.8, guidance_scale=9, num_inference_steps=30, scheduler="euler"
+            method="unitune",
+            strength=0.8,
+            guidance_scale=9,
+            num_inference_steps=30,
+            scheduler="euler",
+            guidance_sigma_low=0.5,
+            guidance_sigma_high=9,
         )
         == first.config
     )

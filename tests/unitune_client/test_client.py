@@ -152,6 +152,8 @@ OPTIONS = {
     "mask_padding": 8,
     "mask_keeps": True,
     "repeats": 2,
+    "guidance_sigma_low": 0.3,
+    "guidance_sigma_high": 5.5,
 }
 
 

@@ -24,7 +24,7 @@ def tune(model: BaseModel, latent: Tensor, config: TuningConfig, course: Course)
     noising = Noising(model.schedule, model.device)
     context = model.encode_prompt(with_rare_tokens(config.rare_tokens, ""))
 
-    for _ in course.updates(config.updates, config.learning_rate):
+    for _ in course.updates(config.updates, config.learning_rate, config.stop_loss_ratio):
         draws = draw(config.batch, latent, noising.num_timesteps, generator)
         with half_precision(model.device):
             loss = denoising_loss(model, chosen.weights(), latent, context, noising, draws)

@@ -1,0 +1,105 @@
+"""FLOPs and bytes of one update and one denoising step, and what of the machine's own rates they achieve.
+
+    python -m bench.roofline            # --quick: small matrices and 2 rounds, to see that it runs
+
+Both run in PyTorch, whose counter tells the FLOPs of matrix products and convolutions. Bytes are the weights' alone,
+the least that must move: a step reads them; an update reads them twice, writes and reads their gradients,
+and writes them.
+Activations and the optimizer's own state come on top.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.measure import seconds
+from tuner_svc import base_model
+from tuner_svc.adafactor import Adafactor
+from tuner_svc.base_model import BaseModel
+from tuner_svc.denoising import Noising, denoising_loss, draw
+from tuner_svc.trainable import trainable
+
+MODEL = Path(__file__).parent.parent / "stickerbook" / "model"
+BATCH, LEARNING_RATE = 4, 1e-4
+WEIGHT_PASSES = {"step": 1, "update": 5}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    print(json.dumps(roofline(base_model.load(MODEL), quick=parser.parse_args().quick), indent=1))
+
+
+def roofline(model: BaseModel, *, quick: bool) -> dict[str, float]:
+    """Rates of the machine, and for `update` and `step` FLOPs, bytes, seconds and achieved shares of either rate."""
+    rounds, side, megabytes = (2, 256, 16) if quick else (10, 2048, 512)
+    matmul, copied = matmul_rate(side, rounds), copy_rate(megabytes << 20, rounds)
+    found = {"roofline.matmul_gflop_per_s": matmul / 1e9, "roofline.copy_gb_per_s": copied / 1e9}
+    weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.tensors().values())
+    for name, work in {"update": updating(model), "step": stepping(model)}.items():
+        flops, moved = flops_of(work), WEIGHT_PASSES[name] * weight_bytes
+        taken_s = min(seconds(work) for _ in range(rounds))
+        found |= {
+            f"roofline.{name}.gflop": flops / 1e9,
+            f"roofline.{name}.weight_mb": moved / 1e6,
+            f"roofline.{name}.s": taken_s,
+            f"roofline.{name}.of_matmul_rate": flops / taken_s / matmul,
+            f"roofline.{name}.of_copy_rate": moved / taken_s / copied,
+        }
+    return found
+
+
+def flops_of(work: Callable[[], object]) -> int:
+    """A multiplication and an addition are two."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def matmul_rate(side: int, rounds: int) -> float:
+    """FLOPs per second of a square matrix product in fp32, the best of all rounds."""
+    left, right = torch.rand(side, side), torch.rand(side, side)
+    return 2 * side**3 / min(seconds(lambda: left @ right) for _ in range(rounds + 1))
+
+
+def copy_rate(size_bytes: int, rounds: int) -> float:
+    """Bytes read and written per second by a copy in memory, the best of all rounds."""
+    source = torch.rand(size_bytes // 4)
+    target = torch.empty_like(source)
+    return 2 * size_bytes / min(seconds(lambda: target.copy_(source)) for _ in range(rounds + 1))
+
+
+def updating(model: BaseModel) -> Callable[[], object]:
+    """One update of all weights, as tuner_svc.methods.unitune makes it."""
+    generator = torch.Generator().manual_seed(0)
+    chosen = trainable(model.denoiser.unet, "full", generator)
+    optimizer = Adafactor(chosen.parameters(), LEARNING_RATE)
+    noising, context = Noising(model.schedule, model.device), model.encode_prompt("beikkpic")
+    latent = torch.zeros(1, model.latent_channels, *model.latent_side)
+
+    def work() -> None:
+        draws = draw(BATCH, latent, noising.num_timesteps, generator)
+        denoising_loss(model, chosen.weights(), latent, context, noising, draws).backward()
+        optimizer.step()
+
+    return work
+
+
+def stepping(model: BaseModel) -> Callable[[], object]:
+    """One denoising step of batch 2: prompt and empty prompt."""
+    latents = torch.zeros(2, model.latent_channels, *model.latent_side)
+    context = model.encode_prompt("a cat").expand(2, -1, -1)
+
+    @torch.no_grad()
+    def work() -> None:
+        model.denoiser.unet(latents, torch.tensor([500, 500]), context)
+
+    return work
+
+
+if __name__ == "__main__":
+    main()
