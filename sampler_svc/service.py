@@ -396,9 +396,9 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         for weight in config.word_weights.values():
             is_right = -MAX_WORD_WEIGHT <= weight <= MAX_WORD_WEIGHT
             _check("config.word_weights", weight, is_right, f"it must be {-MAX_WORD_WEIGHT} to {MAX_WORD_WEIGHT}")
-        low, high = config.guidance_sigma_low, config.guidance_sigma_high
-        is_right = not config.HasField("guidance_sigma_high") or low < high
-        _check("config.guidance_sigma_high", high, is_right, f"it must be above guidance_sigma_low, {low}")
+        lowest, highest = config.guidance_sigma_low, config.guidance_sigma_high
+        is_right = not config.HasField("guidance_sigma_high") or lowest < highest
+        _check("config.guidance_sigma_high", highest, is_right, f"it must be above guidance_sigma_low, {lowest}")
         unconditional, models = config.unconditional_model, ", ".join(UNCONDITIONAL_MODELS)
         is_right = unconditional in ("", *UNCONDITIONAL_MODELS)
         _check("config.unconditional_model", unconditional, is_right, f"it must be one of {models}")
