@@ -16,18 +16,21 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.measure import Measured, Ratio, claimed, in_turns, psnr_db, seconds
+from bench.measure import Measured, Ratio, claimed, in_turns, psnr_db, seconds, spread
 from bench.peers.diffusers_dreambooth import dreambooth
 from bench.peers.diffusers_edit import DiffusersEdit
 from bench.refit_modes import refit_modes
 from bench.roofline import roofline
+from bench.serving import serving
 from sampler_svc.build import build
 from sampler_svc.engine import BASE
 from sampler_svc.model import Model
 from sampler_svc.request import Request
 from sampler_svc.sample import EditedImage, sample
 from tuner_svc import base_model
+from tuner_svc.config import DEFAULT_CODEC
 from tuner_svc.export import export
+from tuner_svc.probe import pack_tuned
 from tuner_svc.tune import tune
 from tuner_svc.tuning_config import TuningConfig
 from unitune import images
@@ -60,6 +63,9 @@ def main() -> None:
             **roofline(base_model.load(MODEL), quick=options.quick),
         }
         model.pool.close()
+    report |= serving(options.rounds, quick=options.quick)
+    # The headline: 50 steps.
+    report["edit.ratio_to_diffusers_eager"] = report["edit.50_steps.ratio_to_diffusers_eager"]
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     for name, values in report.items():
@@ -124,7 +130,7 @@ def refits(model: Model, build_s: float, rounds: int) -> dict[str, object]:
     return {
         "refit.s": {**medians(taken), "build": round(build_s, 4)},
         "refit.denoising_steps": asdict(Ratio.of(taken["refit"], taken["step"])),
-        "refit.ratio_to_build": round(taken["refit"].median_s / build_s, 4),
+        "refit.ratio_to_build": spread([refit_s / build_s for refit_s in taken["refit"].seconds]),  # one build
     }
 
 
@@ -140,7 +146,11 @@ def tunings(rounds: int) -> dict[str, object]:
         dreambooth(MODEL, image, "beikkpic", TUNING_UPDATES, batch=4, learning_rate=1e-4)
 
     taken = in_turns({"ours": ours, "diffusers dreambooth": theirs}, rounds)
+    model, config = base_model.load(MODEL), TuningConfig(updates=TUNING_UPDATES)
+    _, manifest = pack_tuned(model, tune(model, image, config), config, "bench", DEFAULT_CODEC)
+    fp16_bytes = 2 * sum(tensor.numel() for tensor in model.tensors().values())
     return {
+        "weights.ratio_to_fp16_full": spread([manifest.size_bytes / fp16_bytes]),  # bytes do not vary
         "tuning.s": medians(taken),
         "tuning.ratio_to_diffusers_dreambooth": asdict(Ratio.of(taken["ours"], taken["diffusers dreambooth"])),
     }

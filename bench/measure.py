@@ -63,6 +63,15 @@ def percentile(values: Sequence[float], share: float) -> float:
     return sorted(values)[math.ceil(share * len(values)) - 1]
 
 
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """The median, and the smallest and largest."""
+    return {
+        "median": round(statistics.median(values), 4),
+        "smallest": round(min(values), 4),
+        "largest": round(max(values), 4),
+    }
+
+
 def psnr_db(ours: np.ndarray, theirs: np.ndarray) -> float:
     """How alike two uint8 pictures are; at most 100, for equal ones. Raises ValueError for unlike shapes."""
     if ours.shape != theirs.shape:

@@ -1,0 +1,198 @@
+"""What serving costs: the gateway's overhead, a sampler's cold start and memory, and many users at once.
+
+    python -m bench.serving
+
+Real services on loopback, without a tuning: SDEdit's edits, so that only serving differs.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import grpc
+
+from bench.measure import Measured, Ratio, in_turns, percentile, seconds, spread
+from sampler_svc.engine import BASE
+from sampler_svc.model import Model
+from sampler_svc.request import Request
+from sampler_svc.sample import sample
+from stickerbook.save_model import MODEL
+from unitune.v1 import edit_pb2, sampler_pb2, sampler_pb2_grpc
+from unitune_client import Client
+from unitune_client.channel import NO_PROXY
+from unitune_client.home import Home
+from unitune_client.local import LocalServices
+
+PICTURE = Path(__file__).parent.parent / "demo" / "cat.png"
+PROMPT = "a dog in a meadow by day"
+STEPS, GUIDANCE = 20, 5.0
+USERS = (1, 2, 4, 8, 16)
+EDITS = 32  # of all users together, so that every row takes about as long
+PEAK = "VmHWM:"  # of /proc/PID/status, in kB
+
+DIFFUSERS = """
+import sys
+from pathlib import Path
+import numpy as np
+from bench.peers.diffusers_edit import DiffusersEdit
+folder, prompt, steps, guidance = sys.argv[1:]
+DiffusersEdit(Path(folder))(prompt, int(steps), float(guidance), np.zeros((1, 8, 16, 16), np.float32))
+print([line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:")][0])
+"""
+
+
+def serving(rounds: int, *, quick: bool = False) -> dict[str, object]:
+    """All figures of this page, by their names in the report."""
+    with tempfile.TemporaryDirectory() as scratch, LocalServices(home=Home(Path(scratch)), log=_say) as services:
+        (engine,) = (Path(scratch) / "engines").glob("*/")
+        _say("gateway overhead")
+        found: dict[str, object] = {"gateway.overhead_ms": overhead_ms(services.address, engine, rounds)}
+        for users in USERS[:2] if quick else USERS:
+            _say(f"{users} users")
+            found[f"users.{users}"] = together(services.address, users, EDITS if not quick else users)
+        services.stop()
+        _say("cold start")
+        found |= cold_start(engine, rounds if quick else max(rounds // 2, 2))
+    return found
+
+
+def overhead_ms(address: str, engine: Path, rounds: int) -> dict[str, float]:
+    """The same edit through gateway and sampler, less the sampling in process; milliseconds, round by round."""
+    model = Model.open(engine)
+    request = Request(PICTURE.read_bytes(), PROMPT, "ddim", STEPS, GUIDANCE, strength=1.0, seeds=(0,))
+    try:
+        with Client(address) as client, model.pool.lease(BASE, lambda: model.base) as lease:
+            works = {
+                "served": lambda: edit(client),
+                "in process": lambda: [*sample(model.graphs, model.schedule, lease.engine.run, request, lambda: False)],
+            }
+            taken = in_turns(works, rounds)
+    finally:
+        model.pool.close()
+    pairs = zip(taken["served"].seconds, taken["in process"].seconds, strict=True)
+    return spread([1e3 * (served - own) for served, own in pairs])
+
+
+def edit(client: Client) -> None:
+    """One edit of the base weights through the gateway; the picture is sent with it."""
+    client.edit_to_end(
+        PICTURE.read_bytes(), PROMPT, method="sdedit", scheduler="ddim", strength=1.0, guidance_scale=GUIDANCE,
+        num_inference_steps=STEPS, interpolation=0.0, seeds=[0],
+    )  # fmt: skip
+
+
+def together(address: str, users: int, edits: int) -> dict[str, float]:
+    """So many users, each a tenant with its own connection, who ask for the next edit when they have the last one."""
+
+    def one_user(user: int) -> list[float]:
+        with Client(address, tenant=f"user{user}") as client:
+            return [seconds(lambda: edit(client)) for _ in range(edits // users)]
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(users) as pool:
+        waits = [wait for waited in pool.map(one_user, range(users)) for wait in waited]
+    wall_s = time.perf_counter() - began
+    return {
+        "edits_per_s": round(len(waits) / wall_s, 3),
+        "p50_s": round(percentile(waits, 0.5), 3),
+        "p95_s": round(percentile(waits, 0.95), 3),
+    }
+
+
+@dataclass(frozen=True)
+class Start:
+    """A process from its start to its first picture."""
+
+    seconds: float
+    peak_mb: float
+
+
+def cold_start(engine: Path, rounds: int) -> dict[str, object]:
+    """Process start to first edit, and the peak of memory then: the sampler's against a diffusers process's."""
+    ours, theirs = [], []
+    for _ in range(rounds):
+        ours.append(_sampler_start(engine))
+        theirs.append(_diffusers_start())
+    taken = [Measured(tuple(start.seconds for start in starts)) for starts in (ours, theirs)]
+    return {
+        "cold_start.s": {"ours": round(taken[0].median_s, 2), "diffusers": round(taken[1].median_s, 2)},
+        "cold_start.ratio_to_diffusers": asdict(Ratio.of(*taken)),
+        "memory.peak_mb": {
+            "sampler": spread([start.peak_mb for start in ours]),
+            "diffusers": spread([start.peak_mb for start in theirs]),
+        },
+    }
+
+
+def _sampler_start(engine: Path) -> Start:
+    began = time.perf_counter()
+    with _sampler(engine) as (process, address):
+        config = edit_pb2.SamplingConfig(
+            method="sdedit", scheduler="ddim", num_inference_steps=STEPS, guidance_scale=GUIDANCE, strength=1.0,
+            interpolation=0.0,
+        )  # fmt: skip
+        request = sampler_pb2.SampleRequest(
+            edit="cold", image=PICTURE.read_bytes(), prompt=PROMPT, config=config, seeds=[0]
+        )
+        with grpc.insecure_channel(address, options=[NO_PROXY]) as channel:
+            kinds = [
+                event.WhichOneof("event") for event in sampler_pb2_grpc.SamplerServiceStub(channel).Sample(request)
+            ]
+        if "done" not in kinds:
+            raise RuntimeError(f"the sampler's first edit ended with {kinds[-1]}")
+        return Start(time.perf_counter() - began, _peak_mb(process.pid))
+
+
+@contextmanager
+def _sampler(engine: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A sampler process and its address, as soon as it listens."""
+    with tempfile.TemporaryDirectory() as store, (Path(store) / "log").open("w") as log:
+        environment = os.environ | {
+            "UNITUNE_ENGINE": str(engine), "UNITUNE_STORE": store, "UNITUNE_SAMPLER_ADDRESS": "127.0.0.1:0",
+        }  # fmt: skip
+        with subprocess.Popen(
+            [sys.executable, "-m", "sampler_svc"], stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+        ) as process:
+            try:
+                assert process.stdout is not None
+                yield process, process.stdout.readline().removeprefix("listening ").strip()
+            finally:
+                process.terminate()
+
+
+def _diffusers_start() -> Start:
+    began = time.perf_counter()
+    command = [sys.executable, "-c", DIFFUSERS, str(MODEL), PROMPT, str(STEPS), str(GUIDANCE)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return Start(time.perf_counter() - began, int(output.split()[-1]) / 1024)
+
+
+def _peak_mb(process: int) -> float:
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(PEAK)) / 1024
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--quick", action="store_true", help="one round, to see that it runs; its figures say nothing")
+    options = parser.parse_args()
+    for name, values in serving(1 if options.quick else options.rounds, quick=options.quick).items():
+        print(f"{name:36} {json.dumps(values)}")
+
+
+if __name__ == "__main__":
+    main()
