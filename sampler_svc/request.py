@@ -33,6 +33,7 @@ class Request:
     only_masked: bool = False
     mask_padding: int = DEFAULT_MASK_PADDING
     repeats: int = 1
+    inverted: bool = False
 
     @property
     def needs_base_weights(self) -> bool:

@@ -6,7 +6,9 @@ The schedulers are those of `unitune.diffusion.solvers`.
 TUNING_METHODS = ("unitune", "imagic", "dreambooth", "textual_inversion")
 EDIT_METHODS = (*TUNING_METHODS, "sdedit")
 MODES = ("full", "attn_out", "lora")
-MASK_SOURCES = ("given", "difference", "diffedit")
+MASK_SOURCES = ("given", "difference", "diffedit", "word", "attention")
+MASKS_BEFORE = ("given", "diffedit", "word")  # known before the first step
+MASKS_OF_WORDS = ("word", "attention")  # which find what mask_text names
 UNCONDITIONAL_MODELS = ("tuned", "base")
 CODECS = ("none", "int8", "int4", "lora")  # of stored weights: unitune.codecs
 

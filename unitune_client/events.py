@@ -101,6 +101,8 @@ class SamplingConfig:
     mask_padding: int | None = None
     repeats: int | None = None
     mask_keeps: bool = False
+    mask_text: str = ""
+    inverted: bool = False
     eta: float | None = None
     automatic: bool = False
     gate: bool = False

@@ -38,7 +38,7 @@ class EditRequest(_message.Message):
     def __init__(self, parent: _Optional[str] = ..., tuning: _Optional[str] = ..., image: _Optional[str] = ..., image_data: _Optional[bytes] = ..., tuning_config: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., prompt: _Optional[str] = ..., config: _Optional[_Union[SamplingConfig, _Mapping]] = ..., seeds: _Optional[_Iterable[int]] = ..., preview_every: _Optional[int] = ..., mask: _Optional[bytes] = ...) -> None: ...
 
 class SamplingConfig(_message.Message):
-    __slots__ = ("method", "scheduler", "num_inference_steps", "guidance_scale", "strength", "interpolation", "negative_prompt", "base_prompt", "prompt_guidance_scale", "unconditional_model", "base_mixture", "mask_source", "mask_blur", "only_masked", "mask_padding", "repeats", "mask_keeps", "eta", "automatic", "gate", "resamples")
+    __slots__ = ("method", "scheduler", "num_inference_steps", "guidance_scale", "strength", "interpolation", "negative_prompt", "base_prompt", "prompt_guidance_scale", "unconditional_model", "base_mixture", "mask_source", "mask_blur", "only_masked", "mask_padding", "repeats", "mask_keeps", "mask_text", "inverted", "eta", "automatic", "gate", "resamples")
     METHOD_FIELD_NUMBER: _ClassVar[int]
     SCHEDULER_FIELD_NUMBER: _ClassVar[int]
     NUM_INFERENCE_STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -56,6 +56,8 @@ class SamplingConfig(_message.Message):
     MASK_PADDING_FIELD_NUMBER: _ClassVar[int]
     REPEATS_FIELD_NUMBER: _ClassVar[int]
     MASK_KEEPS_FIELD_NUMBER: _ClassVar[int]
+    MASK_TEXT_FIELD_NUMBER: _ClassVar[int]
+    INVERTED_FIELD_NUMBER: _ClassVar[int]
     ETA_FIELD_NUMBER: _ClassVar[int]
     AUTOMATIC_FIELD_NUMBER: _ClassVar[int]
     GATE_FIELD_NUMBER: _ClassVar[int]
@@ -77,11 +79,13 @@ class SamplingConfig(_message.Message):
     mask_padding: int
     repeats: int
     mask_keeps: bool
+    mask_text: str
+    inverted: bool
     eta: float
     automatic: bool
     gate: bool
     resamples: int
-    def __init__(self, method: _Optional[str] = ..., scheduler: _Optional[str] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., strength: _Optional[float] = ..., interpolation: _Optional[float] = ..., negative_prompt: _Optional[str] = ..., base_prompt: _Optional[str] = ..., prompt_guidance_scale: _Optional[float] = ..., unconditional_model: _Optional[str] = ..., base_mixture: _Optional[float] = ..., mask_source: _Optional[str] = ..., mask_blur: _Optional[float] = ..., only_masked: _Optional[bool] = ..., mask_padding: _Optional[int] = ..., repeats: _Optional[int] = ..., mask_keeps: _Optional[bool] = ..., eta: _Optional[float] = ..., automatic: _Optional[bool] = ..., gate: _Optional[bool] = ..., resamples: _Optional[int] = ...) -> None: ...
+    def __init__(self, method: _Optional[str] = ..., scheduler: _Optional[str] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., strength: _Optional[float] = ..., interpolation: _Optional[float] = ..., negative_prompt: _Optional[str] = ..., base_prompt: _Optional[str] = ..., prompt_guidance_scale: _Optional[float] = ..., unconditional_model: _Optional[str] = ..., base_mixture: _Optional[float] = ..., mask_source: _Optional[str] = ..., mask_blur: _Optional[float] = ..., only_masked: _Optional[bool] = ..., mask_padding: _Optional[int] = ..., repeats: _Optional[int] = ..., mask_keeps: _Optional[bool] = ..., mask_text: _Optional[str] = ..., inverted: _Optional[bool] = ..., eta: _Optional[float] = ..., automatic: _Optional[bool] = ..., gate: _Optional[bool] = ..., resamples: _Optional[int] = ...) -> None: ...
 
 class Scores(_message.Message):
     __slots__ = ("prompt", "base_prompt", "kept", "passed")
