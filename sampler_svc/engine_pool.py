@@ -48,14 +48,16 @@ class _Slot:
 class EnginePool:
     """A fixed number of engines, at first with the base weights."""
 
-    def __init__(self, open_engine: Callable[[], Engine], base: Weights, size: int = 1) -> None:
-        """Opens all engines. Raises what opening or proving one raises."""
+    def __init__(
+        self, open_engine: Callable[[], Engine], base: Weights, size: int = 1, *, is_lazy: bool = False
+    ) -> None:
+        """Opens all engines, or each when it is first leased. Raises what opening or proving one raises."""
         self._open_engine, self._base = open_engine, base
         self._changed = threading.Condition()
         self._refitting: set[str] = set()
         self._waiting: dict[object, str] = {}  # who waits for which weights, in the order they came
         self._leases = 0
-        self._slots = [_Slot(self._open()) for _ in range(size)]
+        self._slots = [_Slot(None if is_lazy else self._open()) for _ in range(size)]
         self._base_turn = threading.Lock()
         self._base_engine: Engine | None = None
 
@@ -146,7 +148,7 @@ class EnginePool:
         began = time.perf_counter()
         try:
             if slot.engine is None:
-                slot.engine = self._open()
+                slot.engine = self._open_engine()
             report = slot.engine.refit(self._base if weights == BASE else read())
         finally:
             with self._changed:

@@ -6,10 +6,12 @@ from pathlib import Path
 from sampler_svc.backends import backend_of
 from sampler_svc.base_graphs import BaseGraphs
 from sampler_svc.config import AUTO, BACKENDS
+from sampler_svc.controlled_engine import ControlledEngine
 from sampler_svc.engine import EngineSpec, Weights
 from sampler_svc.engine_folder import open_folder
 from sampler_svc.engine_pool import EnginePool
 from sampler_svc.gate import Gate
+from sampler_svc.graph_layout import GraphLayout
 from sampler_svc.refit_weights import base_weights
 from unitune.base_model import BaseModelSpec
 from unitune.diffusion.schedule import Schedule
@@ -24,6 +26,7 @@ class Model:
     graphs: BaseGraphs
     base: Weights
     pool: EnginePool
+    controlled: EnginePool  # of one engine with control over attention, opened when it is first leased
     engine: str  # the runtime in words
     gate: Gate | None = None  # where the base model brings one
 
@@ -46,12 +49,18 @@ class Model:
         runtime = backend_of(backend)
         spec = open_folder(folder, runtime.facts)
         base = base_weights(folder, spec)
+        engine_spec = EngineSpec.of(spec)
+
+        def open_controlled() -> ControlledEngine:
+            return ControlledEngine(folder, engine_spec, threads, GraphLayout(engine_spec, base.tensors))
+
         return cls(
             spec=spec,
             schedule=Schedule(**asdict(spec.schedule)),
             graphs=BaseGraphs(folder, spec, threads, runtime.open_graph),
             base=base,
-            pool=EnginePool(runtime.opener(folder, EngineSpec.of(spec), base, threads, refit_mode), base, engines),
+            pool=EnginePool(runtime.opener(folder, engine_spec, base, threads, refit_mode), base, engines),
+            controlled=EnginePool(open_controlled, base, is_lazy=True),
             engine=" ".join(runtime.facts[fact] for fact in ("runtime", "version", "device")),
             gate=Gate.open(folder, spec.preset, threads, runtime.open_graph),
         )

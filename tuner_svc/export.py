@@ -20,12 +20,13 @@ from safetensors.torch import save_file
 
 from tuner_svc import export_half
 from tuner_svc.base_model import BaseModel, load
-from tuner_svc.export_check import CHECK_BATCHES, check_refit
+from tuner_svc.export_check import CHECK_BATCHES, check_controlled, check_refit
 from tuner_svc.export_clip import export_clip, has_clip
 from tuner_svc.export_denoiser import GRAPH_FILE, ExportError, example, export_denoiser, randomised_denoiser
 from tuner_svc.export_frozen import export_frozen, export_tokenizer
 from tuner_svc.export_preview import latent_to_rgb
 from tuner_svc.model_folder import UnusableBaseModel, digest
+from unitune.attention import CONTROLLED_FILE
 from unitune.base_model import BaseModelSpec, TensorSpec, file_digest
 
 DIGEST_CHARACTERS = 16  # of a folder's name
@@ -91,6 +92,7 @@ def _fill(folder: Path, base_model: Path, model: BaseModel, say: Say) -> None:
     randomised = randomised_denoiser(model, seed=1)
     for batch in CHECK_BATCHES:
         check_refit(folder / GRAPH_FILE, model.denoiser, randomised, tensors, example(model, batch, seed=1))
+    check_controlled(folder / CONTROLLED_FILE, model.denoiser, example(model, batch=4, seed=1))
     say("writing base weights and specification")
     base = {name: tensor.contiguous() for name, tensor in model.tensors().items()}
     save_file(base, folder / BaseModelSpec.base_weights)

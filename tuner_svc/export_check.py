@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tuner_svc.base_model import Denoiser
 from tuner_svc.export_denoiser import ExportError
+from unitune.attention import no_controls
 from unitune.base_model import TensorSpec
 
 # Of the largest output, of which rounding is about a millionth.
@@ -33,15 +34,22 @@ def check_refit(
         raise ExportError(f"{path.name} answers alike with other weights: no refit of it could be checked")
 
 
+def check_controlled(path: Path, denoiser: Denoiser, inputs: dict[str, Tensor]) -> None:
+    """Raises ExportError unless the controlled graph, its controls off, answers like PyTorch."""
+    batch, tokens, _ = inputs["encoder_hidden_states"].shape
+    off = {name: torch.from_numpy(array) for name, array in no_controls(batch, tokens)._asdict().items()}
+    _compare(path, answer_of(path, {**inputs, **off}), denoiser, inputs)
+
+
 def answer_of(path: Path, inputs: dict[str, Tensor], weights: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
-    """A graph's answer on ONNX Runtime, with these initializers in place of its own of these names."""
+    """A graph's first answer on ONNX Runtime, with these initializers in place of its own of these names."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if weights:
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in weights.values()]
         options.add_external_initializers(list(weights), values)
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    (answer,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+    answer, *_ = session.run(None, {name: value.numpy() for name, value in inputs.items()})
     return answer
 
 

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from tuner_svc.base_model import BaseModel, Denoiser
 from tuner_svc.export_attention import TRANSLATIONS
+from tuner_svc.export_controls import NoAttention, add_controls
 from tuner_svc.export_graph import to_graph
+from unitune.attention import CONTROLLED_FILE
 from unitune.base_model import TensorSpec
 
 GRAPH_FILE = "denoiser.onnx"
@@ -36,15 +38,22 @@ class Match(NamedTuple):
 
 
 def export_denoiser(model: BaseModel, folder: Path) -> dict[str, TensorSpec]:
-    """Write the denoiser's graph with the base weights, all of them in one data file; each tensor's layout there.
+    """Write the denoiser's graph and its controlled one, both with the base weights, all of them in one data file.
 
-    Raises ExportError unless every tensor is exactly one initializer and no initializer is two tensors.
+    Answers with each tensor's layout there. Raises ExportError unless every tensor is exactly one initializer and no
+    initializer is two tensors, or when the attention is of no form that can be controlled.
     """
     randomised = randomised_denoiser(model)
     graph = to_graph(randomised, example(model), "out", translations=TRANSLATIONS)
     matches = match({name: tensor.numpy() for name, tensor in randomised.unet.state_dict().items()}, graph)
     base = {name: tensor.cpu().numpy() for name, tensor in model.tensors().items()}
     store(graph, matches, base, folder / GRAPH_FILE)
+    height, width = model.latent_side
+    try:
+        add_controls(graph.graph, (height, width), model.context_tokens)
+    except NoAttention as error:
+        raise ExportError(str(error)) from error
+    ir.save(graph, folder / CONTROLLED_FILE)
     return {name: found.spec for name, found in matches.items()}
 
 

@@ -10,6 +10,7 @@ A graphs folder holds
     image_decoder.onnx      latent, scaled -> image in about [-1, 1]
     clip_image.onnx, clip_text.onnx, clip_tokenizer.json   the gate, where the base model has one
     denoiser.onnx (+ .data) sample, timestep int64 (n,), encoder_hidden_states -> out, the shape of sample
+    denoiser_controlled.onnx    the same over the same data file, with control over its attention (unitune.attention)
 
 Batch sizes are free, and so is k, 1 or more. Every tensor that a tuning may change is an initializer of the
 denoiser under the tensor's own name, stored externally; `layout` says how the initializer lies (engines transposed
@@ -25,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-SCHEMA = 2
+SCHEMA = 3
 SPEC_FILE = "spec.json"
 
 

@@ -29,6 +29,7 @@ FILES = {
     "denoiser.onnx",
     "denoiser.onnx.data",
     "denoiser.safetensors",
+    "denoiser_controlled.onnx",
     "image_decoder.onnx",
     "image_encoder.onnx",
     "text_encoder.onnx",
