@@ -84,16 +84,11 @@ def check_gate_prompt(config: SamplingConfig, prompt: str, words: str) -> None:
 
 
 def check_mask_words(config: SamplingConfig, mask: bytes, base_model: BaseModel, field: str) -> None:
-    """Refuse masks by word where nothing finds them, and words that what finds them does not know."""
+    """Refuse words that what finds them does not know: the base model, or with `word` a CLIPSeg, which knows all."""
     source = mask_source_of(config, mask)
-    if source not in MASKS_OF_WORDS:
+    if source not in MASKS_OF_WORDS or (source == "word" and base_model.has_clipseg):
         return
-    by_clipseg = source == "word" and base_model.has_clipseg
-    if not by_clipseg and not base_model.has_attention:
-        named = "mask_source" if config.mask_source else "mask_text"
-        remedy = "give a mask or choose diffedit: this server's engine was built without attention maps"
-        raise InvalidField(f"{field}.{named}", getattr(config, named), remedy)
-    for word, nearest in [] if by_clipseg else unknown_words(" ".join(things(config.mask_text)), base_model.vocabulary):
+    for word, nearest in unknown_words(" ".join(things(config.mask_text)), base_model.vocabulary):
         remedy = f"the base model does not know it; name {' or '.join(nearest) or 'something of its vocabulary'}"
         raise InvalidField(f"{field}.mask_text", word, remedy)
 

@@ -74,9 +74,9 @@ def sample(
 
     `cancelled` is asked before each step, and before each pass that estimates a mask. `base_denoiser` holds the base
     weights, for a request that needs them; `embed` takes the place of the base model's own text embedding; `find` finds
-    what the request's mask is of, for a mask source that names it. A strength that leaves no step gives the base image as the autoencoder sees it. Raises Cancelled (EDIT_CANCELLED),
-    InvalidArgument (IMAGE_TOO_LARGE) when a result is too large a file to be sent, and what `images.decode` and
-    `images.decode_mask` raise.
+    what the mask is of, for a mask source that names it. A strength that leaves no step gives the base image as the
+    autoencoder sees it. Raises Cancelled (EDIT_CANCELLED), InvalidArgument (IMAGE_TOO_LARGE) when a result is too large
+    a file to be sent, and what `images.decode`, `images.decode_mask` and `find` raise.
     """
     began = time.perf_counter()
     embed = embed or graphs.embed

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
@@ -22,6 +23,8 @@ from sampler_svc.conditioning import REFITS_NOTHING, embedding
 from sampler_svc.engine import BASE
 from sampler_svc.engine_pool import Lease
 from sampler_svc.mailbox import Mailbox
+from sampler_svc.masks import Find
+from sampler_svc.masks.attention import finder
 from sampler_svc.model import Model
 from sampler_svc.refit_weights import tuned_weights
 from sampler_svc.request import Request
@@ -33,6 +36,8 @@ from unitune.choices import (
     DEFAULT_RESAMPLES,
     EDIT_METHODS,
     MASK_SOURCES,
+    MASKS_BEFORE,
+    MASKS_OF_WORDS,
     MAX_ETA,
     MAX_GUIDANCE_SCALE,
     MAX_MASK_BLUR,
@@ -45,7 +50,7 @@ from unitune.choices import (
 )
 from unitune.diffusion.solvers import SCHEDULERS
 from unitune.errors import FailedPrecondition, Internal, InvalidField, Unavailable, UniTuneError, to_status
-from unitune.prompts import with_rare_tokens, without
+from unitune.prompts import things, with_rare_tokens, without
 from unitune.v1 import edit_pb2, sampler_pb2, sampler_pb2_grpc, server_pb2, tuning_pb2
 from unitune.weight_store import WeightStore
 from unitune.weights import TunedWeights
@@ -92,6 +97,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                 height=height,
                 vocabulary=spec.vocabulary,
                 has_gate=self._model.gate is not None,
+                has_clipseg=self._model.clipseg is not None,
             ),
             sampling_defaults=_defaults(preset, EDIT_METHODS[0]),
             method_defaults=[_defaults(preset.of(method), method) for method in EDIT_METHODS],
@@ -218,7 +224,9 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
 
         def sample_once(wanted: Request) -> Iterator[Event]:
             run_base = model.pool.run_base if wanted.needs_base_weights else None
-            return sample(model.graphs, model.schedule, lease.engine.run, wanted, cancelled.is_set, run_base, embed)
+            find = self._finder(wanted, cancelled)
+            denoiser = lease.engine.run
+            return sample(model.graphs, model.schedule, denoiser, wanted, cancelled.is_set, run_base, embed, find)
 
         if model.gate is None or not (config.automatic or config.gate):
             return sample_once(wanted)
@@ -227,6 +235,15 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         return sample_gated(
             sample_once, model.gate, without(request.prompt, words), attempts, tries_all=config.automatic
         )
+
+    def _finder(self, wanted: Request, cancelled: threading.Event) -> Find | None:
+        """What finds the things that the mask is of; None where the mask is of something else."""
+        model, named = self._model, things(wanted.mask_text)
+        if wanted.mask_source not in MASKS_OF_WORDS:
+            return None
+        if model.clipseg is not None and wanted.mask_source == "word":
+            return partial(model.clipseg.find, things=named)
+        return finder(model.graphs, model.schedule, model.base_maps, named, cancelled.is_set)
 
     def _lease(self, weights: tuning_pb2.WeightsRef | None) -> AbstractContextManager[Lease]:
         model = self._model
@@ -313,9 +330,15 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         for name in ("automatic", "gate"):
             is_right = not getattr(config, name) or self._model.gate is not None
             _check(f"config.{name}", "true", is_right, "leave it unset: this base model has no gate")
-        source = config.mask_source or ("given" if request.mask else "difference")
+        source = config.mask_source or ("given" if request.mask else "word" if config.mask_text else "difference")
         _check("config.mask_source", source, source in MASK_SOURCES, f"it must be one of {', '.join(MASK_SOURCES)}")
         _check("mask", "unset", bool(request.mask) or source != "given", "mask_source given needs it")
+        is_right = source not in MASKS_OF_WORDS or bool(things(config.mask_text))
+        _check("config.mask_text", "unset", is_right, f"mask_source {source} needs what the mask is of")
+        is_right = not config.inverted or (
+            source in MASKS_BEFORE and config.scheduler == "ddim" and config.repeats <= 1
+        )
+        _check("config.inverted", "true", is_right, "it needs scheduler ddim, one repeat and a mask known before")
         return Request(
             image=request.image,
             prompt=with_rare_tokens(request.rare_tokens, request.prompt),
@@ -333,6 +356,8 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             base_mixture=config.base_mixture,
             untuned_prompt=request.prompt,
             mask_source=source,
+            mask_text=config.mask_text,
+            inverted=config.inverted,
             mask=request.mask,
             mask_keeps=config.mask_keeps,
             mask_blur=config.mask_blur,

@@ -70,9 +70,7 @@ def _prepared(
     )
 
 
-def _controlled_cross(
-    graph: ir.Graph, softmax: ir.Node, source: ir.Value, mapper: ir.Value, own: ir.Value
-) -> ir.Value:
+def _controlled_cross(graph: ir.Graph, softmax: ir.Node, source: ir.Value, mapper: ir.Value, own: ir.Value) -> ir.Value:
     """map[source] @ mapper + map * own, in place of the map."""
     (weights,), users = softmax.outputs, list(softmax.outputs[0].uses())
     taken = _node(graph, softmax, "Gather", [weights, source], axis=0)
@@ -90,9 +88,7 @@ def _controlled_self(graph: ir.Graph, softmax: ir.Node, source: ir.Value, share:
     _instead(users, _node(graph, softmax, "Add", [theirs, kept]), weights)
 
 
-def _averaged(
-    graph: ir.Graph, used: dict[ir.Value, ir.Value], latent_side: tuple[int, int], tokens: int
-) -> ir.Value:
+def _averaged(graph: ir.Graph, used: dict[ir.Value, ir.Value], latent_side: tuple[int, int], tokens: int) -> ir.Value:
     sizes = {_positions(weights) for weights in used}
     size = max((size for size in sizes if size <= MAX_POSITIONS), default=min(sizes))
     maps = [value for weights, value in used.items() if _positions(weights) == size]
@@ -139,7 +135,9 @@ def _side(positions: int, latent_side: tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
-def _node(graph: ir.Graph, after: ir.Node, op_type: str, inputs: list[ir.Value], **attributes: int | list[int]) -> ir.Value:
+def _node(
+    graph: ir.Graph, after: ir.Node, op_type: str, inputs: list[ir.Value], **attributes: int | list[int]
+) -> ir.Value:
     node = ir.node(op_type, inputs, attributes)
     graph.insert_after(after, node)  # graph.sort() puts the nodes in order, once for all
     (output,) = node.outputs

@@ -405,6 +405,7 @@ class BaseModel:
     height: int
     vocabulary: tuple[str, ...]
     has_gate: bool = False
+    has_clipseg: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -375,6 +375,7 @@ def server_info(message: server_pb2.ServerInfo) -> events.ServerInfo:
             height=base_model.height,
             vocabulary=tuple(base_model.vocabulary),
             has_gate=base_model.has_gate,
+            has_clipseg=base_model.has_clipseg,
         ),
         tuning_defaults=_same_fields(events.TuningConfig, message.tuning_defaults),
         sampling_defaults=_sampling_config(message.sampling_defaults),

@@ -142,7 +142,7 @@ def test_fog_hides_the_distance_more_than_the_object():
 
 
 def test_an_objects_mask_is_where_its_sticker_is():
-    """Pixels that differ between two stickers in one place are in the mask of one of them; the shadow may lie outside."""
+    """What differs between two stickers in one place is in the mask of one of them; shadows may lie outside."""
     scene = alone(21).edited(object="cat")
     before, after = render(scene), render(scene.edited(object="robot"))
 
