@@ -121,9 +121,7 @@ def _check_inverted(options: EditOptions, source: str) -> None:
     if source in ("difference", "attention"):
         raise InvalidField("--inverted", "given", f"give --mask, --mask-text or --mask-source diffedit, not {source}")
     if len(options.get("seeds") or ()) > 1:
-        raise InvalidField(
-            "--seed", f"{len(options['seeds'] or ())} seeds", "give one: --inverted is the same for each"
-        )
+        raise InvalidField("--seed", f"{len(options['seeds'] or ())} seeds", "give one: --inverted is the same for all")
     if options.get("gate"):
         raise InvalidField("--gate", "given", "leave it out: --inverted is the same for every seed that it would try")
 

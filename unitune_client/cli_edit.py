@@ -94,8 +94,8 @@ Examples:
     type=click.Choice(MASK_SOURCES),
     help="given: --mask. difference: where the finished edit differs from PHOTO, for --interpolation. diffedit: where "
     "the prompts disagree, found before the first step. word: what --mask-text names in PHOTO. attention: what it "
-    "names in PHOTO or in the finished edit, for --interpolation.  [default: given with --mask, word with --mask-text, else "
-    "difference]",
+    "names in PHOTO or in the finished edit, for --interpolation.  [default: given with --mask, word with "
+    "--mask-text, else difference]",
 )
 @click.option(
     "--mask-text",

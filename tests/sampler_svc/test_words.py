@@ -1,4 +1,4 @@
-"""Masks of what a text names: by attention over the wire, the refinement of coarse maps, and the inverted base image."""
+"""Masks of what a text names: by attention, the refinement of coarse maps; and the inverted base image."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -56,7 +56,7 @@ def test_a_mask_by_word_is_told_and_keeps_what_is_outside(model: Model, engine: 
 
 
 def test_every_step_of_an_inverted_edit_keeps_the_inversions_latents_outside(model: Model, engine: Engine) -> None:
-    """What the network is guided through is, outside of the mask, what the inversion went through (DiffEdit, step 3)."""
+    """Outside of the mask the network sees what the inversion went through (DiffEdit, step 3)."""
     request = replace(GIVEN, mask=mask(box=LEFT), inverted=True)
     seen: list[np.ndarray] = []
 
