@@ -212,7 +212,7 @@ def _check_names(entries: list[CompareRequest.Entry]) -> None:
                 raise InvalidField(f"{place}.{config}.method", named, f"leave it unset: this entry is of {method}")
         if entry.config.mask_source == "given":
             raise InvalidField(
-                f"{place}.config.mask_source", "given", "choose difference or diffedit: a comparison takes no mask"
+                f"{place}.config.mask_source", "given", "choose another source: a comparison takes no mask"
             )
 
 

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from gateway import validation
 from gateway.images import Images
 from gateway.names import DEFAULT_TENANT, parse, parse_parent
-from gateway.sampling_options import check_gate, check_gate_prompt, check_options
+from gateway.sampling_options import (
+    check_gate,
+    check_gate_prompt,
+    check_inverted,
+    check_mask_words,
+    check_options,
+)
 from gateway.tunings import Tunings, not_found
 from gateway.upstreams import Upstreams, refuse_mismatch
 from unitune.choices import EDIT_METHODS, TUNING_METHODS
@@ -57,6 +63,7 @@ class Planner:
         _check(request)
         sampler = await self._upstreams.sampler_info()
         check_gate(request.config, sampler.base_model.has_gate, "config")
+        check_mask_words(request.config, request.mask, sampler.base_model, "config")
         return await self._settled(request, _method_of(request))
 
     async def plan(self, request: EditRequest) -> EditPlan:
@@ -64,6 +71,7 @@ class Planner:
         _check(request)
         sampler = await self._upstreams.sampler_info()
         check_gate(request.config, sampler.base_model.has_gate, "config")
+        check_mask_words(request.config, request.mask, sampler.base_model, "config")
         if request.WhichOneof("target") == "tuning":
             method, tenant, tuning, image = await self._of_tuning(request)
         else:
@@ -167,7 +175,7 @@ def warnings_of(prompt: str, vocabulary: Sequence[str]) -> list[str]:
 def _check(request: EditRequest) -> None:
     validation.check_prompt(request.prompt)
     validation.check_sampling_config(request.config, "config")
-    validation.check_seeds(request.seeds)
+    check_inverted(request.config, validation.check_seeds(request.seeds))
     validation.check_preview_every(request.preview_every)
     target = request.WhichOneof("target")
     if target is None:

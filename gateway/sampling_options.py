@@ -3,19 +3,29 @@
 An option that nothing would read is refused, not ignored; a filled config has none, so that it can be sent again.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
-from unitune.choices import DEFAULT_RESAMPLES, MAX_WORD_CHARACTERS, METHODS_WITH, PROMPT_TO_PROMPT
+from unitune.choices import (
+    DEFAULT_RESAMPLES,
+    MASKS_BEFORE,
+    MASKS_OF_WORDS,
+    MAX_WORD_CHARACTERS,
+    METHODS_WITH,
+    PROMPT_TO_PROMPT,
+)
 from unitune.errors import InvalidArgument, InvalidField
-from unitune.prompts import mentions, without
+from unitune.prompts import mentions, things, unknown_words, without
 from unitune.v1.edit_pb2 import SamplingConfig
+from unitune.v1.server_pb2 import BaseModel
 
+INVERTIBLE = "ddim"  # the scheduler of an inverted edit
 MASK_BYTES = 768 << 10  # with a picture of 3 MiB it fits a request of 4 MiB
 
 
 def mask_source_of(config: SamplingConfig, mask: bytes) -> str:
-    """The source in force: a mask that is sent is given, unless the config says otherwise."""
-    return config.mask_source or ("given" if mask else "difference")
+    """The source in force: a mask that is sent is given, and a text finds words, unless the config says otherwise."""
+    return config.mask_source or ("given" if mask else "word" if config.mask_text else "difference")
 
 
 def check_options(config: SamplingConfig, mask: bytes, field: str, method: str, prompt: str) -> None:
@@ -51,6 +61,8 @@ def fill_options(config: SamplingConfig, asked: SamplingConfig, mask: bytes) -> 
         config.ClearField("mask_blur")
     if not config.only_masked:
         config.ClearField("mask_padding")
+    if config.inverted and not asked.scheduler:
+        config.scheduler = INVERTIBLE
     if config.automatic:
         config.ClearField("strength")
         config.ClearField("guidance_scale")
@@ -117,6 +129,22 @@ def check_gate_prompt(config: SamplingConfig, prompt: str, words: str) -> None:
         raise InvalidField("prompt", f"{len(prompt)} characters", remedy)
 
 
+def check_mask_words(config: SamplingConfig, mask: bytes, base_model: BaseModel, field: str) -> None:
+    """Refuse words that what finds them does not know: the base model, or with `word` a CLIPSeg, which knows all."""
+    source = mask_source_of(config, mask)
+    if source not in MASKS_OF_WORDS or (source == "word" and base_model.has_clipseg):
+        return
+    for word, nearest in unknown_words(" ".join(things(config.mask_text)), base_model.vocabulary):
+        remedy = f"the base model does not know it; name {' or '.join(nearest) or 'something of its vocabulary'}"
+        raise InvalidField(f"{field}.mask_text", word, remedy)
+
+
+def check_inverted(config: SamplingConfig, seeds: Sequence[int]) -> None:
+    """Refuse several seeds of an inverted edit, which is the same for each."""
+    if config.inverted and len(seeds) > 1:
+        raise InvalidField("seeds", f"{len(seeds)} seeds", "give one: an inverted edit is the same for every seed")
+
+
 def _check_gate_options(config: SamplingConfig, field: str) -> None:
     for option in ("strength", "guidance_scale"):
         if config.automatic and config.HasField(option):
@@ -137,16 +165,34 @@ def _check_mask_options(config: SamplingConfig, mask: bytes, field: str) -> None
             metadata={"field": "mask", "value": value, "remedy": remedy},
         )
     if source == "given" and not mask:
-        remedy = "mask_source given needs the PNG of a mask; send one, or choose difference or diffedit"
+        remedy = "mask_source given needs the PNG of a mask; send one, or choose another source"
         raise InvalidField("mask", "unset", remedy)
     if source != "given" and mask:
         remedy = f"leave it unset, since mask_source {source} estimates its own, or choose mask_source given"
         raise InvalidField("mask", f"{len(mask)} bytes", remedy)
+    if config.mask_text and source not in MASKS_OF_WORDS:
+        remedy = f"leave it unset, since mask_source is {source}, or choose {' or '.join(MASKS_OF_WORDS)}"
+        if mask:
+            remedy = "leave it unset, since a mask is given, or leave that out"
+        raise InvalidField(f"{field}.mask_text", f"{len(config.mask_text)} characters", remedy)
+    if source in MASKS_OF_WORDS and not things(config.mask_text):
+        value = f"{len(config.mask_text)} characters" if config.mask_text.strip() else config.mask_text and "blank"
+        remedy = 'name what the mask is of, as in "the cat" or "cat, tree"'
+        raise InvalidField(f"{field}.mask_text", value or "unset", remedy)
+    if config.inverted:
+        for is_wrong, why in (
+            (source not in MASKS_BEFORE, f"the mask must be known before the first step, and {source} is not"),
+            (config.scheduler not in ("", INVERTIBLE), f"it inverts {INVERTIBLE}, not {config.scheduler}"),
+            (config.repeats > 1, "repeats begin with fresh noise each time"),
+            (config.gate, "it is the same for every seed, and the gate would try others"),
+        ):
+            if is_wrong:
+                raise InvalidField(f"{field}.inverted", True, f"leave it unset: {why}")
     for option in ("only_masked", "mask_keeps"):
         if getattr(config, option) and source != "given":
             raise InvalidField(f"{field}.{option}", True, "leave it unset, or give a mask: it says how to use that one")
     if config.HasField("mask_blur") and source == "difference":
-        remedy = "leave it unset, or give a mask or choose mask_source diffedit: difference has a soft edge of its own"
+        remedy = "leave it unset, or give a mask or choose another source: difference has a soft edge of its own"
         raise InvalidField(f"{field}.mask_blur", config.mask_blur, remedy)
     if config.HasField("mask_padding") and not config.only_masked:
         raise InvalidField(f"{field}.mask_padding", config.mask_padding, "leave it unset, or set only_masked, too")

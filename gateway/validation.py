@@ -188,7 +188,7 @@ def check_sampling_config(config: SamplingConfig, field: str) -> None:
         _finite(f"{field}.strength", config.strength, 0, 1)
     if config.HasField("interpolation"):
         _finite(f"{field}.interpolation", config.interpolation, 0, 1)
-    for prompt in ("negative_prompt", "base_prompt"):
+    for prompt in ("negative_prompt", "base_prompt", "mask_text"):
         if len(getattr(config, prompt)) > PROMPT_CHARACTERS:
             length = f"{len(getattr(config, prompt))} characters"
             raise InvalidField(f"{field}.{prompt}", length, f"use at most {PROMPT_CHARACTERS} characters")

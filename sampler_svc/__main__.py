@@ -23,7 +23,13 @@ def main() -> int:
     telemetry.configure("sampler")
     try:
         store = WeightStore(config.store)
-        model = Model.open(config.engine, threads=config.threads, backend=config.backend, refit_mode=config.refit_mode)
+        model = Model.open(
+            config.engine,
+            threads=config.threads,
+            backend=config.backend,
+            refit_mode=config.refit_mode,
+            clipseg=config.clipseg,
+        )
     except (BackendMissing, UnusableEngine, DataLoss, OSError) as error:
         print(f"sampler: {error}", file=sys.stderr)
         return 1

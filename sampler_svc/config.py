@@ -31,6 +31,13 @@ class SamplerConfig:
             "help": "new_session, in_place, or auto, which chooses by the size of the base model",
         },
     )
+    clipseg: Path | None = field(
+        default=None,
+        metadata={
+            "env": "UNITUNE_CLIPSEG",
+            "help": "a folder written by `python -m tuner_svc.export_clipseg`, for masks by word; empty means none",
+        },
+    )
     health_address: str | None = field(
         default=None, metadata={"env": "UNITUNE_HEALTH_ADDRESS", "help": "HOST:PORT for health alone; empty means none"}
     )

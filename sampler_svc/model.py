@@ -3,16 +3,21 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sampler_svc.backends import backend_of
 from sampler_svc.base_graphs import BaseGraphs
+from sampler_svc.clipseg import ClipSeg
 from sampler_svc.config import AUTO, BACKENDS
 from sampler_svc.controlled_engine import ControlledEngine
-from sampler_svc.engine import EngineSpec, Weights
+from sampler_svc.engine import BASE, Array, EngineSpec, Weights
 from sampler_svc.engine_folder import open_folder
 from sampler_svc.engine_pool import EnginePool
 from sampler_svc.gate import Gate
 from sampler_svc.graph_layout import GraphLayout
 from sampler_svc.refit_weights import base_weights
+from unitune.attention import no_controls
 from unitune.base_model import BaseModelSpec
 from unitune.diffusion.schedule import Schedule
 
@@ -29,6 +34,7 @@ class Model:
     controlled: EnginePool  # of one engine with control over attention, opened when it is first leased
     engine: str  # the runtime in words
     gate: Gate | None = None  # where the base model brings one
+    clipseg: ClipSeg | None = None  # where the sampler has one
 
     @classmethod
     def open(
@@ -39,8 +45,10 @@ class Model:
         engines: int = 1,
         backend: str = BACKENDS[0],
         refit_mode: str = AUTO,
+        clipseg: Path | None = None,
     ) -> "Model":
         """Load an engine folder; 0 threads means one for each core, `refit_mode` is one of REFIT_MODES.
+        `clipseg` is the folder of an exported CLIPSeg.
 
         Raises BackendMissing when this machine cannot run the backend, UnusableEngine when the folder was built for
         another machine or runtime, is damaged or was not proven to be refitted in this mode, and DataLoss when the
@@ -64,4 +72,13 @@ class Model:
             controlled=EnginePool(open_controlled, base, is_lazy=True),
             engine=" ".join(runtime.facts[fact] for fact in ("runtime", "version", "device")),
             gate=Gate.open(folder, spec.preset, graphs.round_trip_error, threads, runtime.open_graph),
+            clipseg=ClipSeg(clipseg, threads) if clipseg is not None else None,
         )
+
+    def base_maps(self, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
+        """The base model's cross-attention maps for a batch, (n, tokens, h, w)."""
+        controls = no_controls(len(latents), self.spec.context_tokens)
+        with self.controlled.lease(BASE, lambda: self.base) as lease:
+            engine = lease.engine
+            assert isinstance(engine, ControlledEngine)
+            return engine.run_controlled(latents, timesteps, contexts, controls).maps

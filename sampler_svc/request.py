@@ -31,10 +31,12 @@ class Request:
     mask_source: str = "difference"
     mask: bytes = b""  # PNG of a given one
     mask_keeps: bool = False
+    mask_text: str = ""  # what the mask is of, where its source finds that
     mask_blur: float = 0.0
     only_masked: bool = False
     mask_padding: int = DEFAULT_MASK_PADDING
     repeats: int = 1
+    inverted: bool = False
     attention: AttentionEdit | None = None  # Prompt-to-Prompt's
     guidance_sigma_low: float = 0.0
     guidance_sigma_high: float = math.inf

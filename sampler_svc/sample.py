@@ -6,8 +6,9 @@ before the prompt this is UniTune (arXiv 2210.09477), with the base weights SDEd
 """
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from sampler_svc.base_graphs import BaseGraphs
 from sampler_svc.interpolation import mix
-from sampler_svc.masks import AFTER, BEFORE, Scene
+from sampler_svc.masks import AFTER, BEFORE, Find, Finished, Scene
 from sampler_svc.masks.given import from_sdedit
 from sampler_svc.masks.shape import around, softened, to_latent, whole
 from sampler_svc.prompt_to_prompt import RunControlled, edited_beside
@@ -24,6 +25,7 @@ from unitune import images
 from unitune.attention import Controls
 from unitune.diffusion.denoiser import predict
 from unitune.diffusion.guidance import Context, Denoiser, guided
+from unitune.diffusion.inversion import inverted
 from unitune.diffusion.schedule import Latents, Schedule, add_noise, num_late_steps, sigma
 from unitune.diffusion.solvers import SCHEDULERS, Run
 from unitune.errors import Cancelled, Internal, InvalidArgument
@@ -70,16 +72,17 @@ def sample(
     base_denoiser: Denoiser | None = None,
     embed: Callable[[str], Context] | None = None,
     controlled: RunControlled | None = None,
+    find: Find | None = None,
 ) -> Iterator[Event]:
     """Sample one picture per seed, all seeds in one batch.
 
     `cancelled` is asked before each step, and before each pass that estimates a mask. `base_denoiser` holds the base
-    weights, for a request that needs them; `embed` takes the place of the base model's own text embedding, and
-    `controlled` is the denoiser with control over its attention, for a request that has `attention`. A strength that
-    leaves no step gives the base image as the autoencoder sees it. Raises Cancelled (EDIT_CANCELLED), InvalidField
-    for words and an alignment that the prompts do not have,
-    InvalidArgument (IMAGE_TOO_LARGE) when a result is too large a file to be sent, and what `images.decode` and
-    `images.decode_mask` raise.
+    weights, for a request that needs them; `embed` takes the place of the base model's own text embedding;
+    `controlled` is the denoiser with control over its attention, for a request that has `attention`; `find` finds what
+    the mask is of, for a mask source that names it. A strength that leaves no step gives the base image as the
+    autoencoder sees it. Raises Cancelled (EDIT_CANCELLED), InvalidField for words and an alignment that the prompts do
+    not have, InvalidArgument (IMAGE_TOO_LARGE) when a result is too large a file to be sent, and what `images.decode`,
+    `images.decode_mask` and `find` raise.
     """
     began = time.perf_counter()
     embed = embed or graphs.embed
@@ -114,10 +117,16 @@ def sample(
     if request.mask_source in BEFORE:
         contexts = embed(request.prompt), embed(request.base_prompt)
         cut = region.of(given) if given is not None else None
-        mask = BEFORE[request.mask_source](Scene(_size(base_image), cut, latent, schedule, look, *contexts))
+        found = partial(find, base_image) if find is not None else None
+        mask = BEFORE[request.mask_source](Scene(_size(base_image), cut, latent, schedule, look, *contexts, found))
         mask = softened(mask, request.mask_blur) if given is None else mask
     if request.attention is None:
-        latents = yield from _denoise(request, schedule, guided_output, latent, mask, preview)
+        run = SCHEDULERS[request.scheduler].run(schedule, request.num_inference_steps).late(request.strength)
+        trajectory = None
+        if request.inverted:
+            unprompted = embed("")[None]
+            trajectory = inverted(latent, lambda x, t: look(x, np.array([t]), unprompted), run, schedule)
+        latents = yield from _denoise(request, run, schedule, guided_output, latent, trajectory, mask, preview)
     else:
         if controlled is None:
             raise ValueError("the request has attention to control, and there is no denoiser for it")
@@ -132,7 +141,7 @@ def sample(
         edited = images.from_model(graphs.decode(latents[index : index + 1]), _size(base_image))
         used = mask
         if used is None and request.interpolation > 0 and _num_steps(request) > 0:
-            used = AFTER[request.mask_source](edited, base_image)
+            used = softened(AFTER[request.mask_source](Finished(edited, base_image, find)), request.mask_blur)
         if used is not None:
             edited = mix(edited, base_image, request.interpolation, used)
         png = images.encode_png(region.pasted(edited, picture))
@@ -158,18 +167,19 @@ def _given(request: Request, size: tuple[int, int]) -> Mask | None:
 
 def _denoise(
     request: Request,
+    run: Run,
     schedule: Schedule,
     guided_output: Callable[[Latents, int], Latents],
     latent: Latents,
+    trajectory: Sequence[Latents] | None,
     mask: Mask | None,
     preview: Callable[[Latents], bytes],
 ) -> Generator[Step, None, Latents]:
     """The edited latents, one per seed, step by step. Outside of the mask every step is the base image, noised.
 
-    Repeats begin anew from the last one's latents, kept to the base image outside, with fresh noise (SDEdit).
+    Repeats begin anew from the last one's latents, kept to the base image outside, with fresh noise (SDEdit). With the
+    trajectory of the base image's inversion, that takes the place of the noised base image (DiffEdit).
     """
-    scheduler = SCHEDULERS[request.scheduler]
-    run = scheduler.run(schedule, request.num_inference_steps).late(request.strength)
     total = request.repeats * len(run)
     inside = to_latent(mask, (latent.shape[2], latent.shape[3])) if mask is not None else None
     # Seeds are signed in the contract and unsigned for the generator. A seed's noise is its own, whatever other seeds
@@ -178,13 +188,16 @@ def _denoise(
     edited = np.repeat(latent, len(generators), axis=0)
     for repeat in range(request.repeats):
         noise = np.stack([rng.standard_normal(latent.shape[1:], dtype=np.float32) for rng in generators])
-        latents, solver = start(edited, noise, run), scheduler.solver()
+        latents, solver = start(edited, noise, run), SCHEDULERS[request.scheduler].solver()
+        if trajectory is not None:
+            latents = np.repeat(trajectory[0], len(generators), axis=0)
         for index, (timestep, level, next_level) in enumerate(run, start=repeat * len(run)):
             output = guided_output(latents, timestep)
             prediction = predict(output, latents, level, schedule.prediction_type)
             latents = solver.step(latents, prediction, level, next_level)
             if inside is not None:
-                latents = inside * latents + (1 - inside) * add_noise(latent, noise, next_level)
+                outside = add_noise(latent, noise, next_level) if trajectory is None else trajectory[index + 1]
+                latents = inside * latents + (1 - inside) * outside
             wants_preview = request.preview_every > 0 and (index + 1) % request.preview_every == 0
             yield Step(index, total, preview(prediction.denoised) if wants_preview else b"")
         edited = latents if inside is None else inside * latents + (1 - inside) * latent

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import grpc
@@ -24,6 +25,8 @@ from sampler_svc.controlled_engine import ControlledEngine
 from sampler_svc.engine import BASE
 from sampler_svc.engine_pool import Lease
 from sampler_svc.mailbox import Mailbox
+from sampler_svc.masks import Find
+from sampler_svc.masks.attention import finder
 from sampler_svc.model import Model
 from sampler_svc.prompt_to_prompt import AttentionEdit
 from sampler_svc.refit_weights import tuned_weights
@@ -38,6 +41,8 @@ from unitune.choices import (
     EDIT_METHODS,
     INVERSIONS,
     MASK_SOURCES,
+    MASKS_BEFORE,
+    MASKS_OF_WORDS,
     MAX_ETA,
     MAX_GUIDANCE_SCALE,
     MAX_MASK_BLUR,
@@ -53,7 +58,7 @@ from unitune.choices import (
 )
 from unitune.diffusion.solvers import SCHEDULERS
 from unitune.errors import FailedPrecondition, Internal, InvalidField, Unavailable, UniTuneError, to_status
-from unitune.prompts import with_rare_tokens, without
+from unitune.prompts import things, with_rare_tokens, without
 from unitune.v1 import edit_pb2, sampler_pb2, sampler_pb2_grpc, server_pb2, tuning_pb2
 from unitune.weight_store import WeightStore
 from unitune.weights import TunedWeights
@@ -100,6 +105,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                 height=height,
                 vocabulary=spec.vocabulary,
                 has_gate=self._model.gate is not None,
+                has_clipseg=self._model.clipseg is not None,
             ),
             sampling_defaults=_defaults(preset, EDIT_METHODS[0]),
             method_defaults=[_defaults(preset.of(method), method) for method in EDIT_METHODS],
@@ -228,7 +234,6 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         def sample_once(wanted: Request) -> Iterator[Event]:
             run_base = model.pool.run_base if wanted.needs_base_weights else None
             is_controlled = wanted.attention is not None
-            controlled = cast(ControlledEngine, lease.engine).run_controlled if is_controlled else None
             return sample(
                 model.graphs,
                 model.schedule,
@@ -237,7 +242,8 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                 cancelled.is_set,
                 run_base,
                 embed,
-                controlled,
+                cast(ControlledEngine, lease.engine).run_controlled if is_controlled else None,
+                self._finder(wanted, cancelled),
             )
 
         if model.gate is None or not (config.automatic or config.gate):
@@ -247,6 +253,15 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         return sample_gated(
             sample_once, model.gate, without(request.prompt, words), attempts, tries_all=config.automatic
         )
+
+    def _finder(self, wanted: Request, cancelled: threading.Event) -> Find | None:
+        """What finds the things that the mask is of; None where the mask is of something else."""
+        model, named = self._model, things(wanted.mask_text)
+        if wanted.mask_source not in MASKS_OF_WORDS:
+            return None
+        if model.clipseg is not None and wanted.mask_source == "word":
+            return partial(model.clipseg.find, things=named)
+        return finder(model.graphs, model.schedule, model.base_maps, named, cancelled.is_set)
 
     def _lease(
         self, weights: tuning_pb2.WeightsRef | None, *, is_controlled: bool = False
@@ -337,13 +352,19 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         for name in ("automatic", "gate"):
             is_right = not getattr(config, name) or self._model.gate is not None
             _check(f"config.{name}", "true", is_right, "leave it unset: this base model has no gate")
-        source = config.mask_source or ("given" if request.mask else "difference")
+        source = config.mask_source or ("given" if request.mask else "word" if config.mask_text else "difference")
         _check("config.mask_source", source, source in MASK_SOURCES, f"it must be one of {', '.join(MASK_SOURCES)}")
         _check("mask", "unset", bool(request.mask) or source != "given", "mask_source given needs it")
         if config.method == PROMPT_TO_PROMPT:
             is_right = config.scheduler == "ddim"
             _check("config.scheduler", config.scheduler, is_right, f"{PROMPT_TO_PROMPT} inverts ddim alone")
             _check("config.base_prompt", "blank", bool(config.base_prompt.strip()), f"{PROMPT_TO_PROMPT} needs it")
+        is_right = source not in MASKS_OF_WORDS or bool(things(config.mask_text))
+        _check("config.mask_text", "unset", is_right, f"mask_source {source} needs what the mask is of")
+        is_right = not config.inverted or (
+            source in MASKS_BEFORE and config.scheduler == "ddim" and config.repeats <= 1
+        )
+        _check("config.inverted", "true", is_right, "it needs scheduler ddim, one repeat and a mask known before")
         return Request(
             image=request.image,
             prompt=with_rare_tokens(request.rare_tokens, request.prompt),
@@ -361,6 +382,8 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             base_mixture=config.base_mixture,
             untuned_prompt=request.prompt,
             mask_source=source,
+            mask_text=config.mask_text,
+            inverted=config.inverted,
             mask=request.mask,
             mask_keeps=config.mask_keeps,
             mask_blur=config.mask_blur,

@@ -41,15 +41,36 @@ def render(scene: Scene) -> np.ndarray:
     """The picture of a scene: uint8, (64, 64, 3), RGB."""
     canvas = _sky(scene)
     _paint_place(canvas, scene)
+    *behind, front = _stickers(scene)
     if scene.side == "background":
-        _paint_second(canvas, scene)
+        _paint_sticker(canvas, scene, *behind.pop())
     if scene.weather == "fog":
         canvas = _in_fog(canvas, scene)
-    if scene.side in ("left", "right"):
-        _paint_second(canvas, scene)
-    _paint_sticker(canvas, scene, scene.object, scene.layout.center_x, scene.layout.base_y, scene.layout.size)
+    for sticker_behind in behind:
+        _paint_sticker(canvas, scene, *sticker_behind)
+    _paint_sticker(canvas, scene, *front)
     pixels = np.asarray(canvas.reduce(2)) * scene.layout.light
     return STYLE[scene.style](np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def object_mask(scene: Scene, word: str) -> np.ndarray:
+    """Where the sticker of an object shows: bool, (64, 64), without its shadow and without what stands before it.
+
+    `word` is the scene's object or its second one. A pixel counts when most of it is the sticker's. Raises ValueError
+    for a word that the scene does not show.
+    """
+    if word not in (scene.object, scene.second) or word == NONE:
+        raise ValueError(f"the scene shows no {word!r}")
+    cover = {}
+    for name, *place in _stickers(scene):
+        picture, corner = _placed(name, *place)
+        cover[name] = Image.new("L", (CANVAS, CANVAS), 0)
+        cover[name].paste(picture.getchannel("A"), corner)
+    shown = np.asarray(cover[word].reduce(2)) / 255
+    if word == scene.second:
+        shown = shown * (1 - np.asarray(cover[scene.object].reduce(2)) / 255)
+    is_shown: np.ndarray = shown > 0.5
+    return is_shown
 
 
 def kept_pixels(before: np.ndarray, after: np.ndarray, tolerance: int = 6) -> np.ndarray:
@@ -248,23 +269,34 @@ def _in_fog(canvas: Image.Image, scene: Scene) -> Image.Image:
     return Image.composite(fog, canvas, Image.fromarray(np.ascontiguousarray(thickness)))
 
 
-def _paint_second(canvas: Image.Image, scene: Scene) -> None:
+def _stickers(scene: Scene) -> list[tuple[str, float, float, float]]:
+    """Word, centre, base and size of each sticker, the one in front last."""
     layout = scene.layout
+    front = (scene.object, layout.center_x, layout.base_y, layout.size)
+    if scene.side == NONE:
+        return [front]
     if scene.side == "background":
         away = 1 if layout.center_x < 0.5 else -1
         x = layout.center_x + away * layout.second_offset
-        _paint_sticker(canvas, scene, scene.second, x, layout.horizon + 0.10, layout.second_size * BACKGROUND_SCALE)
-    elif scene.side != NONE:
-        x = layout.center_x + (layout.second_offset if scene.side == "right" else -layout.second_offset)
-        _paint_sticker(canvas, scene, scene.second, x, layout.base_y + 0.02, layout.second_size)
+        return [(scene.second, x, layout.horizon + 0.10, layout.second_size * BACKGROUND_SCALE), front]
+    x = layout.center_x + (layout.second_offset if scene.side == "right" else -layout.second_offset)
+    return [(scene.second, x, layout.base_y + 0.02, layout.second_size), front]
 
 
-def _paint_sticker(canvas: Image.Image, scene: Scene, word: str, center_x: float, base_y: float, size: float) -> None:
+def _placed(word: str, center_x: float, base_y: float, size: float) -> tuple[Image.Image, tuple[int, int]]:
+    """A sticker at its size on the canvas, and its upper left corner there."""
     picture = sticker(word)
     scale = size * CANVAS / max(picture.size)
     width, height = (max(1, round(side * scale)) for side in picture.size)
     left, base = round(center_x * CANVAS - width / 2), round(base_y * CANVAS)
     picture = picture.resize((width, height), Image.Resampling.BOX if scale < 0.5 else Image.Resampling.BILINEAR)
+    return picture, (left, base - height)
+
+
+def _paint_sticker(canvas: Image.Image, scene: Scene, word: str, center_x: float, base_y: float, size: float) -> None:
+    picture, (left, top) = _placed(word, center_x, base_y, size)
+    width, height = picture.size
+    base = top + height
 
     # The shadow falls away from the sun, and is fainter in fog.
     away = -0.10 * width * np.sign(scene.layout.sun_x - 0.5)
@@ -280,4 +312,4 @@ def _paint_sticker(canvas: Image.Image, scene: Scene, word: str, center_x: float
     if scene.weather == "fog":
         lit = 0.78 * lit + 0.22 * np.array(FOG[scene.time])
     lit = np.clip(lit, 0, 255).astype(np.uint8)
-    canvas.paste(Image.fromarray(lit), (left, base - height), picture.getchannel("A"))
+    canvas.paste(Image.fromarray(lit), (left, top), picture.getchannel("A"))

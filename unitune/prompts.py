@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 
 WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 NUM_NEAREST = 3
+ARTICLES = ("a", "an", "the")
 
 
 def with_rare_tokens(rare_tokens: str, prompt: str) -> str:
@@ -71,6 +72,17 @@ def ids_with_vectors(
         ids += [*range(-1, -1 - num_vectors, -1), *piece]
     ids = [begin, *ids[: len(padding)], end]
     return [*ids, *padding[len(ids) - 2 :]]
+
+
+def things(text: str) -> list[str]:
+    """What a text names, each without its article: "the cat, a tree" is cat and tree. Case does not count."""
+    named = []
+    for part in text.split(","):
+        words = part.lower().split()
+        while words and words[0] in ARTICLES:
+            words.pop(0)
+        named += [" ".join(words)] if words else []
+    return list(dict.fromkeys(named))
 
 
 def unknown_words(prompt: str, vocabulary: Collection[str]) -> list[tuple[str, tuple[str, ...]]]:

@@ -31,6 +31,7 @@ NAMES = frozenset(
     {
         "UNITUNE_ADDRESS",
         "UNITUNE_BASE_MODEL",
+        "UNITUNE_CLIPSEG",
         "UNITUNE_ENGINE",
         "UNITUNE_GATEWAY_ADDRESS",
         "UNITUNE_HEALTH_ADDRESS",

@@ -121,18 +121,34 @@ def check_comparison(
 def check_mask(options: EditOptions, picture: events.Image) -> None:
     """A mask that fits the picture, if one is needed, and options of masks only where there is one."""
     mask, source = options.get("mask"), options.get("mask_source")
-    source = source or ("given" if mask is not None else "difference")
+    text = options.get("mask_text")
+    source = source or ("given" if mask is not None else "word" if text else "difference")
     if source == "given" and mask is None:
         raise InvalidField("--mask", "unset", "--mask-source given needs it; give a PNG file")
+    if text and source not in ("word", "attention"):
+        raise InvalidField("--mask-text", text, f"leave it out: the mask is {source}, or give --mask-source word")
+    if source in ("word", "attention") and not (text or "").strip():
+        raise InvalidField("--mask-text", text or "unset", 'name what the mask is of, as in "the cat"')
+    if options.get("inverted"):
+        _check_inverted(options, source)
     if source != "given" and mask is not None:
         raise InvalidField("--mask", "given", f"leave it out: --mask-source {source} estimates its own")
     if options.get("only_masked") and source != "given":
         raise InvalidField("--only-masked", "given", "give --mask, too: it edits a crop around that")
     if options.get("mask_blur") is not None and source == "difference":
-        remedy = "give --mask or --mask-source diffedit, too: it softens the edge of that"
+        remedy = "give --mask, --mask-text or --mask-source diffedit, too: it softens the edge of that"
         raise InvalidField("--mask-blur", options["mask_blur"], remedy)
     if isinstance(mask, bytes):
         _check_mask_file(mask, picture)
+
+
+def _check_inverted(options: EditOptions, source: str) -> None:
+    if source in ("difference", "attention"):
+        raise InvalidField("--inverted", "given", f"give --mask, --mask-text or --mask-source diffedit, not {source}")
+    if len(options.get("seeds") or ()) > 1:
+        raise InvalidField("--seed", f"{len(options['seeds'] or ())} seeds", "give one: --inverted is the same for all")
+    if options.get("gate"):
+        raise InvalidField("--gate", "given", "leave it out: --inverted is the same for every seed that it would try")
 
 
 def mask_of(path: str | None) -> bytes | None:

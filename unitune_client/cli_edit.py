@@ -20,7 +20,7 @@ from unitune_client.outputs import slugs
 from unitune_client.pictures import picture_bytes
 from unitune_client.sheet import SheetEdit, contact_sheet
 
-MASK_SOURCES = ("given", "difference", "diffedit")
+MASK_SOURCES = ("given", "difference", "diffedit", "word", "attention")
 TUNED_METHOD = "unitune"  # the default of every server
 METHOD_PER_PROMPT = "imagic"  # it tunes for one text
 AUTOMATIC_METHODS = ("unitune", "sdedit")  # unless asked; the others start from the noisiest level, as published
@@ -33,6 +33,7 @@ Examples:
   unitune edit photo.jpg "a wooden toy car" --base-model ~/models/stable-diffusion-v1-5
   unitune edit cat.png "a dog" --strength 0.95 --guidance 10 --address 127.0.0.1:50051
   unitune edit cat.png "a red hat" --mask hat.png --mask-blur 4 --only-masked
+  unitune edit cat.png "a dog on a beach" --mask-text "the cat"
   unitune edit cat.png "a cat in the snow" --base-prompt "a cat on a beach" --prompt-guidance 1
   unitune edit cat.png "a cat on a beach" --method imagic --eta 0.8
   unitune edit cat.png "a dog on a beach" --method prompt_to_prompt --base-prompt "a cat on a beach" --blend dog
@@ -73,7 +74,7 @@ Examples:
     "--interpolation",
     type=Between(0.0, 1.0),
     help="How much of PHOTO comes back outside of the mask, 0 to 1; without a mask of yours, where the edit left it "
-    "nearly alone.  [default: the base model's own; 1 with --mask and --mask-source diffedit]",
+    "nearly alone.  [default: the base model's own; 1 with every mask but that]",
 )
 @click.option("--negative-prompt", metavar="TEXT", help="What the picture shall not show.  [default: nothing]")
 @click.option(
@@ -95,7 +96,20 @@ Examples:
     "--mask-source",
     type=click.Choice(MASK_SOURCES),
     help="given: --mask. difference: where the finished edit differs from PHOTO, for --interpolation. diffedit: where "
-    "the prompts disagree, found before the first step.  [default: given with --mask, else difference]",
+    "the prompts disagree, found before the first step. word: what --mask-text names in PHOTO. attention: what it "
+    "names in PHOTO or in the finished edit, for --interpolation.  [default: given with --mask, word with "
+    "--mask-text, else difference]",
+)
+@click.option(
+    "--mask-text",
+    metavar="TEXT",
+    help='What in PHOTO may change, found by its name: "the cat", or several things as "cat, tree".',
+)
+@click.option(
+    "--inverted",
+    is_flag=True,
+    help="Start from PHOTO inverted by DDIM, and keep to that outside of the mask (DiffEdit). One picture, whatever "
+    "the seed.",
 )
 @click.option(
     "--mask-blur",
@@ -151,6 +165,8 @@ def edit_command(
     mask: str | None,
     mask_source: str | None,
     mask_blur: float | None,
+    mask_text: str | None,
+    inverted: bool,
     only_masked: bool,
     repeats: int | None,
     steps: int | None,
@@ -191,6 +207,8 @@ def edit_command(
         prompt_guidance_scale=prompt_guidance,
         mask=mask_of(mask),
         mask_source=mask_source,
+        mask_text=mask_text,
+        inverted=inverted or None,
         mask_blur=mask_blur,
         only_masked=only_masked or None,
         repeats=repeats,

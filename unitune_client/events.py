@@ -102,6 +102,8 @@ class SamplingConfig:
     mask_padding: int | None = None
     repeats: int | None = None
     mask_keeps: bool = False
+    mask_text: str = ""
+    inverted: bool = False
     eta: float | None = None
     guidance_sigma_low: float | None = None
     guidance_sigma_high: float | None = None
@@ -423,6 +425,7 @@ class BaseModel:
     height: int
     vocabulary: tuple[str, ...]
     has_gate: bool = False
+    has_clipseg: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

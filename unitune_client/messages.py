@@ -90,10 +90,13 @@ class EditOptions(TuningOptions, total=False):
     unconditional_model   "tuned" or "base": whose weights predict the empty or negative prompt
     base_mixture          0 to 1, the base model's share of the prediction in the noisier half of the steps
     mask                  a PNG, bytes or path, as large as the photo: white is edited, black is kept exactly
-    mask_source           "given", "difference" (from the finished edit) or "diffedit" (before the first step)
+    mask_source           "given", "word" or "diffedit" (before the first step), "difference" or "attention" (from the
+                          finished edit)
+    mask_text             what the mask is of, as "the cat" or "cat, tree"; mask_source is then "word" or "attention"
     mask_blur             0 to 256, the radius of the mask's soft edge in pixels of the photo
     only_masked           True edits a crop around the mask at the model's full size, and pastes it back
     mask_padding          0 to 1024, pixels of the photo around the mask that the crop shows
+    inverted              True starts from the photo inverted by DDIM, and keeps to that outside of the mask (DiffEdit)
     mask_keeps            True for a mask in which white is kept and black is edited, as in SDEdit's own code
     repeats               1 to 10, whole runs of "sdedit", each from the last one's picture
     automatic             True lets the gate choose strength and guidance_scale from the base model's own points
@@ -130,6 +133,8 @@ class EditOptions(TuningOptions, total=False):
     base_mixture: float | None
     mask: PictureFile | None
     mask_source: str | None
+    mask_text: str | None
+    inverted: bool | None
     mask_blur: float | None
     only_masked: bool | None
     mask_padding: int | None
@@ -404,6 +409,7 @@ def server_info(message: server_pb2.ServerInfo) -> events.ServerInfo:
             height=base_model.height,
             vocabulary=tuple(base_model.vocabulary),
             has_gate=base_model.has_gate,
+            has_clipseg=base_model.has_clipseg,
         ),
         tuning_defaults=_same_fields(events.TuningConfig, message.tuning_defaults),
         sampling_defaults=_sampling_config(message.sampling_defaults),

@@ -9,10 +9,18 @@ from collections.abc import Callable, Mapping
 from sampler_svc.masks.diffedit import differing_predictions
 from sampler_svc.masks.difference import changed
 from sampler_svc.masks.given import given_mask
-from sampler_svc.masks.scene import Scene
-from unitune.images import Mask, Pixels
+from sampler_svc.masks.scene import Find, Finished, Scene
+from sampler_svc.masks.word import named, named_in_either
+from unitune.images import Mask
 
-BEFORE: Mapping[str, Callable[[Scene], Mask]] = {"given": given_mask, "diffedit": differing_predictions}
-AFTER: Mapping[str, Callable[[Pixels, Pixels], Mask]] = {"difference": changed}  # edit, base image
+BEFORE: Mapping[str, Callable[[Scene], Mask]] = {
+    "given": given_mask,
+    "diffedit": differing_predictions,
+    "word": named,
+}
+AFTER: Mapping[str, Callable[[Finished], Mask]] = {
+    "difference": lambda finished: changed(finished.edited, finished.base),
+    "attention": named_in_either,
+}
 
-__all__ = ["AFTER", "BEFORE", "Scene"]
+__all__ = ["AFTER", "BEFORE", "Find", "Finished", "Scene"]

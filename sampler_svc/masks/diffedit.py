@@ -6,9 +6,9 @@ has no mask at all.
 """
 
 import numpy as np
-from PIL import Image
 
 from sampler_svc.masks.scene import Scene
+from sampler_svc.masks.shape import enlarged
 from unitune.diffusion.schedule import add_noise
 from unitune.images import Mask
 
@@ -44,10 +44,4 @@ def differing_predictions(scene: Scene) -> Mask:
     if high - low <= ROUNDING * size:
         return np.zeros(scene.size, np.float32)
     rescaled = (np.minimum(difference, high) - low) / (high - low)
-    return _enlarged((rescaled > THRESHOLD).astype(np.float32), scene.size)
-
-
-def _enlarged(mask: Mask, size: tuple[int, int]) -> Mask:
-    """The latent's mask over the picture, linear between its centres."""
-    height, width = size
-    return np.array(Image.fromarray(mask).resize((width, height), Image.Resampling.BILINEAR))
+    return enlarged((rescaled > THRESHOLD).astype(np.float32), scene.size)

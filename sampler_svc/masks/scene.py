@@ -1,10 +1,13 @@
-"""What a source of masks may look at before the first step."""
+"""What a source of masks may look at: before the first step, and after the last."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from unitune.diffusion.guidance import Context, Denoiser
 from unitune.diffusion.schedule import Latents, Schedule
-from unitune.images import Mask
+from unitune.images import Mask, Pixels
+
+Find = Callable[[Pixels], Mask]  # where a picture shows what the request's mask_text names
 
 
 class Scene(NamedTuple):
@@ -17,3 +20,12 @@ class Scene(NamedTuple):
     denoiser: Denoiser  # with the edit's weights
     prompt: Context
     base_prompt: Context  # of the base image: the rare tokens and what describes it, or nothing
+    found: Callable[[], Mask] | None = None  # where the base image shows what mask_text names
+
+
+class Finished(NamedTuple):
+    """One edit after its last step, both pictures of one size."""
+
+    edited: Pixels
+    base: Pixels
+    find: Find | None = None

@@ -26,6 +26,12 @@ def to_latent(mask: Mask, side: tuple[int, int]) -> Latents:
     return np.array(Image.fromarray(mask).resize((width, height), Image.Resampling.BOX))[None, None]
 
 
+def enlarged(mask: Mask, size: tuple[int, int]) -> Mask:
+    """A small mask over a picture of `size` (height, width), linear between its centres."""
+    height, width = size
+    return np.array(Image.fromarray(mask).resize((width, height), Image.Resampling.BILINEAR))
+
+
 class Region(NamedTuple):
     """A rectangle of the picture, in pixels; `bottom` and `right` are just outside of it."""
 

@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from stickerbook.captions import caption
-from stickerbook.render import kept_pixels, render
+from stickerbook.render import kept_pixels, object_mask, render
 from stickerbook.world import (
     FIRST_HELD_OUT_SEED,
     NONE,
@@ -137,3 +139,29 @@ def test_fog_hides_the_distance_more_than_the_object():
     skyline, body = slice(horizon - 14, horizon), slice(y - 8, y + 8)
 
     assert fog[skyline].std() / clear[skyline].std() < fog[body, x - 8 : x + 8].std() / clear[body, x - 8 : x + 8].std()
+
+
+def test_an_objects_mask_is_where_its_sticker_is():
+    """What differs between two stickers in one place is in the mask of one of them; shadows may lie outside."""
+    scene = alone(21).edited(object="cat")
+    before, after = render(scene), render(scene.edited(object="robot"))
+
+    mask, other = object_mask(scene, "cat"), object_mask(scene.edited(object="robot"), "robot")
+
+    changed = ~kept_pixels(before, after)
+    assert 0.05 < mask.mean() < 0.5
+    assert changed[mask & ~other].mean() > 0.95 and (mask | other)[changed].mean() > 0.6
+
+
+def test_the_object_in_front_hides_the_second_one():
+    """The two masks share no pixel, and the hidden part is in the front one's."""
+    seed = next(seed for seed in range(500) if draw_scene(seed).side == "right")
+    scene = draw_scene(seed)
+    near = replace(scene, layout=replace(scene.layout, second_offset=0.1))
+
+    apart, hidden = object_mask(scene, scene.second), object_mask(near, scene.second)
+
+    assert not (hidden & object_mask(near, near.object)).any()
+    assert 0 < hidden.sum() < 0.8 * apart.sum()
+    with pytest.raises(ValueError, match="shows no 'none'"):
+        object_mask(alone(3), NONE)

@@ -38,7 +38,7 @@ class EditRequest(_message.Message):
     def __init__(self, parent: _Optional[str] = ..., tuning: _Optional[str] = ..., image: _Optional[str] = ..., image_data: _Optional[bytes] = ..., tuning_config: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., prompt: _Optional[str] = ..., config: _Optional[_Union[SamplingConfig, _Mapping]] = ..., seeds: _Optional[_Iterable[int]] = ..., preview_every: _Optional[int] = ..., mask: _Optional[bytes] = ...) -> None: ...
 
 class SamplingConfig(_message.Message):
-    __slots__ = ("method", "scheduler", "num_inference_steps", "guidance_scale", "strength", "interpolation", "negative_prompt", "base_prompt", "prompt_guidance_scale", "unconditional_model", "base_mixture", "mask_source", "mask_blur", "only_masked", "mask_padding", "repeats", "mask_keeps", "eta", "guidance_sigma_low", "guidance_sigma_high", "automatic", "gate", "resamples", "inversion", "cross_replace", "self_replace", "alignment", "word_weights", "blend_words")
+    __slots__ = ("method", "scheduler", "num_inference_steps", "guidance_scale", "strength", "interpolation", "negative_prompt", "base_prompt", "prompt_guidance_scale", "unconditional_model", "base_mixture", "mask_source", "mask_blur", "only_masked", "mask_padding", "repeats", "mask_keeps", "mask_text", "inverted", "eta", "guidance_sigma_low", "guidance_sigma_high", "automatic", "gate", "resamples", "inversion", "cross_replace", "self_replace", "alignment", "word_weights", "blend_words")
     class WordWeightsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -63,6 +63,8 @@ class SamplingConfig(_message.Message):
     MASK_PADDING_FIELD_NUMBER: _ClassVar[int]
     REPEATS_FIELD_NUMBER: _ClassVar[int]
     MASK_KEEPS_FIELD_NUMBER: _ClassVar[int]
+    MASK_TEXT_FIELD_NUMBER: _ClassVar[int]
+    INVERTED_FIELD_NUMBER: _ClassVar[int]
     ETA_FIELD_NUMBER: _ClassVar[int]
     GUIDANCE_SIGMA_LOW_FIELD_NUMBER: _ClassVar[int]
     GUIDANCE_SIGMA_HIGH_FIELD_NUMBER: _ClassVar[int]
@@ -92,6 +94,8 @@ class SamplingConfig(_message.Message):
     mask_padding: int
     repeats: int
     mask_keeps: bool
+    mask_text: str
+    inverted: bool
     eta: float
     guidance_sigma_low: float
     guidance_sigma_high: float
@@ -104,7 +108,7 @@ class SamplingConfig(_message.Message):
     alignment: str
     word_weights: _containers.ScalarMap[str, float]
     blend_words: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, method: _Optional[str] = ..., scheduler: _Optional[str] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., strength: _Optional[float] = ..., interpolation: _Optional[float] = ..., negative_prompt: _Optional[str] = ..., base_prompt: _Optional[str] = ..., prompt_guidance_scale: _Optional[float] = ..., unconditional_model: _Optional[str] = ..., base_mixture: _Optional[float] = ..., mask_source: _Optional[str] = ..., mask_blur: _Optional[float] = ..., only_masked: _Optional[bool] = ..., mask_padding: _Optional[int] = ..., repeats: _Optional[int] = ..., mask_keeps: _Optional[bool] = ..., eta: _Optional[float] = ..., guidance_sigma_low: _Optional[float] = ..., guidance_sigma_high: _Optional[float] = ..., automatic: _Optional[bool] = ..., gate: _Optional[bool] = ..., resamples: _Optional[int] = ..., inversion: _Optional[str] = ..., cross_replace: _Optional[float] = ..., self_replace: _Optional[float] = ..., alignment: _Optional[str] = ..., word_weights: _Optional[_Mapping[str, float]] = ..., blend_words: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, method: _Optional[str] = ..., scheduler: _Optional[str] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., strength: _Optional[float] = ..., interpolation: _Optional[float] = ..., negative_prompt: _Optional[str] = ..., base_prompt: _Optional[str] = ..., prompt_guidance_scale: _Optional[float] = ..., unconditional_model: _Optional[str] = ..., base_mixture: _Optional[float] = ..., mask_source: _Optional[str] = ..., mask_blur: _Optional[float] = ..., only_masked: _Optional[bool] = ..., mask_padding: _Optional[int] = ..., repeats: _Optional[int] = ..., mask_keeps: _Optional[bool] = ..., mask_text: _Optional[str] = ..., inverted: _Optional[bool] = ..., eta: _Optional[float] = ..., guidance_sigma_low: _Optional[float] = ..., guidance_sigma_high: _Optional[float] = ..., automatic: _Optional[bool] = ..., gate: _Optional[bool] = ..., resamples: _Optional[int] = ..., inversion: _Optional[str] = ..., cross_replace: _Optional[float] = ..., self_replace: _Optional[float] = ..., alignment: _Optional[str] = ..., word_weights: _Optional[_Mapping[str, float]] = ..., blend_words: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Scores(_message.Message):
     __slots__ = ("prompt", "base_prompt", "kept", "passed", "round_trip", "detail", "saturated")
