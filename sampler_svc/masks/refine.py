@@ -61,7 +61,8 @@ def _guided(values: Floats, guide: Floats, radius: int) -> Floats:
     covariance = _box(guide * values[..., None], radius) - mean_guide * mean[..., None]
     outer = _box(guide[..., :, None] * guide[..., None, :], radius)
     variance = outer - mean_guide[..., :, None] * mean_guide[..., None, :]
-    slope: Floats = np.linalg.solve(variance + EPSILON * np.eye(3), covariance[..., None])[..., 0]
+    solved = np.linalg.solve(variance + EPSILON * np.eye(3), covariance[..., None])
+    slope = solved[..., 0].astype(np.float64)
     offset = mean - (slope * mean_guide).sum(axis=-1)
     filtered: Floats = (_box(slope, radius) * guide).sum(axis=-1) + _box(offset, radius)
     return filtered
