@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -64,8 +65,6 @@ def main() -> None:
         }
         model.pool.close()
     report |= serving(options.rounds, quick=options.quick)
-    # The headline: 50 steps.
-    report["edit.ratio_to_diffusers_eager"] = report["edit.50_steps.ratio_to_diffusers_eager"]
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     for name, values in report.items():
@@ -73,11 +72,8 @@ def main() -> None:
 
 
 def edits(model: Model, rounds: int) -> dict[str, object]:
-    """One edit from pure noise, all steps, against the diffusers pipeline; and how alike the pictures are."""
-    peer, compiled = DiffusersEdit(MODEL), DiffusersEdit(MODEL, compiled=True)
-    can_compile = has_compiler()
-    if not can_compile:
-        say("not run: torch.compile, since there is no C++ compiler (c++, g++ or clang++)")
+    """One edit from pure noise, all steps, against the same edit by every peer; and how alike the pictures are."""
+    peers, absent = peers_here()
     shape = (1, model.spec.latent_channels, *model.spec.latent_side)
     noise = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)  # the draws of our seed 0
     found: dict[str, object] = {}
@@ -89,30 +85,37 @@ def edits(model: Model, rounds: int) -> dict[str, object]:
             events = sample(model.graphs, model.schedule, leased.engine.run, request, lambda: False)
             return images.decode(next(event.png for event in events if isinstance(event, EditedImage)))
 
-        def theirs(steps: int = steps) -> np.ndarray:
-            return peer(PROMPT, steps, GUIDANCE, noise)
-
-        def theirs_compiled(steps: int = steps) -> np.ndarray:
-            return compiled(PROMPT, steps, GUIDANCE, noise)
-
-        works: dict[str, Callable[[], np.ndarray]] = {"ours": ours, "diffusers eager": theirs}
-        if can_compile:
-            works["torch.compile"] = theirs_compiled
+        works: dict[str, Callable[[], np.ndarray]] = {"ours": ours}
+        works |= {name: partial(peer, PROMPT, steps, GUIDANCE, noise) for name, peer in peers.items()}
         with model.pool.lease(BASE, lambda: model.base) as leased:
-            alike_db = psnr_db(ours(), theirs())
-            compiled_db = psnr_db(ours(), theirs_compiled()) if can_compile else 0.0
+            alike_db = {name: psnr_db(ours(), works[name]()) for name in peers}
             taken = in_turns(works, rounds)
-        found[f"edit.{steps}_steps.s"] = medians(taken)
-        found[f"edit.{steps}_steps.ratio_to_diffusers_eager"] = claimed(
-            taken["ours"], taken["diffusers eager"], alike_db
-        )
-        found[f"edit.{steps}_steps.ratio_to_torch_compile"] = (
-            claimed(taken["ours"], taken["torch.compile"], compiled_db)
-            if can_compile
-            else {"refused": "not run: there is no C++ compiler"}
-        )
-        found[f"edit.{steps}_steps.psnr_to_diffusers_db"] = round(alike_db, 1)
-    return found
+        key = f"edit.{steps}_steps"
+        found[f"{key}.s"] = medians(taken)
+        for name in peers:
+            found[f"{key}.ratio_to_{name}"] = claimed(taken["ours"], taken[name], alike_db[name])
+        found |= {f"{key}.ratio_to_{name}": {"refused": f"not run: {why}"} for name, why in absent.items()}
+        found[f"{key}.psnr_db"] = {name: round(alike, 1) for name, alike in alike_db.items()}
+    # The headline: 50 steps.
+    return found | {"edit.ratio_to_diffusers_eager": found["edit.50_steps.ratio_to_diffusers_eager"]}
+
+
+def peers_here() -> tuple[dict[str, DiffusersEdit], dict[str, str]]:
+    """The peers that this machine can run, by name, and why it cannot run the others, said loudly."""
+    peers, absent = {"diffusers_eager": DiffusersEdit(MODEL)}, {}
+    if any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        peers["torch_compile"] = DiffusersEdit(MODEL, compiled=True)
+    else:
+        absent["torch_compile"] = "there is no C++ compiler (c++, g++ or clang++)"
+    try:
+        from bench.peers.openvino_edit import OpenVinoEdit
+    except ImportError:
+        absent["openvino"] = "openvino is not installed: pip install openvino"
+    else:
+        peers["openvino"] = OpenVinoEdit(MODEL)
+    for name, why in absent.items():
+        say(f"not run: {name}, since {why}")
+    return peers, absent
 
 
 def refits(model: Model, build_s: float, rounds: int) -> dict[str, object]:
@@ -154,11 +157,6 @@ def tunings(rounds: int) -> dict[str, object]:
         "tuning.s": medians(taken),
         "tuning.ratio_to_diffusers_dreambooth": asdict(Ratio.of(taken["ours"], taken["diffusers dreambooth"])),
     }
-
-
-def has_compiler() -> bool:
-    """Whether torch.compile finds what it needs on a CPU."""
-    return any(shutil.which(name) for name in ("c++", "g++", "clang++"))
 
 
 def medians(taken: dict[str, Measured]) -> dict[str, float]:

@@ -272,7 +272,7 @@ def test_json_prints_one_object_per_event_and_nothing_else(server: ScriptedServe
     assert ("picture", "a dog", 0) == (picture["kind"], picture["prompt"], picture["seed"])
     assert DOG == Path(picture["value"]).read_bytes()
     assert Path(sheet["value"]).is_file()
-    progress = {"update": 3, "total": 128, "loss": 0.5, "left_s": 9.0, "learning_rate": 1e-4}
+    progress = {"update": 3, "total": 128, "loss": 0.5, "left_s": 9.0, "learning_rate": 1e-4, "stopped_early": False}
     assert progress == lines[2]["progress"]
     assert "d1" == lines[3]["tuning"]["weights"]["digest"]
 
@@ -369,7 +369,7 @@ def test_what_the_server_would_refuse_is_refused_before_the_tuning(
         (
             None,
             ["--mask-blur=2"],
-            "--mask-blur is 2.0: give --mask or --mask-source diffedit, too: it softens the edge of that",
+            "--mask-blur is 2.0: give --mask, --mask-text or --mask-source diffedit, too: it softens the edge of that",
         ),
         (b"no picture", [], "--mask is '10 bytes': give a PNG file, white where PHOTO is to be edited"),
         (BLACK, [], "--mask is 'all black': make white what is to be edited; nothing is"),
