@@ -38,7 +38,7 @@ PRESET = {
     "gate_round_trip": 0.08,
     "gate_detail": 0.0018,
     "gate_saturated": 0.25,
-    "automatic_points": [[0.9, 3.0], [1.0, 3.0], [1.0, 8.0]],
+    "automatic_points": [[0.9, 3.0], [0.9, 5.0], [1.0, 3.0]],
     "methods": {"sdedit": {"strength": 0.8, "guidance_scale": 5.0}},
 }
 
