@@ -1,8 +1,10 @@
 """How well masks of what a text names fit: IoU with the exact masks of held-out scenes, main and second objects.
 
     python -m bench.masks --scenes 200
+    python -m bench.masks --figure docs/methods/masks.png
 
-Writes report.json and sheet.png (picture, mask, true mask) under out/masks. A second object is smaller, and often
+The first writes report.json and sheet.png (picture, mask, true mask) under out/masks; the second draws the figure of
+docs/methods/masks.md and measures nothing. A second object is smaller, and often
 half hidden. The prompt of the edit, which the masks avoid for contrast, is the scene's own caption.
 """
 
@@ -16,13 +18,22 @@ from PIL import Image
 
 from bench.editbench.run import MODEL, engine_folder
 from sampler_svc.engine import BASE
-from sampler_svc.masks.contrast import finder
+from sampler_svc.masks.contrast import contrast, finder, others
 from sampler_svc.model import Model
+from sampler_svc.request import Request
+from sampler_svc.sample import EditedImage, sample
 from stickerbook.captions import caption
 from stickerbook.render import SIDE, object_mask, render
 from stickerbook.world import FIRST_HELD_OUT_SEED, NONE, Scene, draw_scene
+from unitune import images
 from unitune.images import Mask, Pixels
 
+DEMO = Path(__file__).parents[1] / "demo"
+FIGURE = (
+    ("cat", "cat", "a dog"),
+    ("car", "car", "a bus"),
+    ("penguin", "penguin", "a snowman"),
+)  # picture, thing, prompt
 FIRST_SEED = FIRST_HELD_OUT_SEED + 300_000
 SCENES, SHOWN = 200, 24  # of the sheet: objects, main and second
 COLUMNS, SCALE, GAP = 3, 2, 6
@@ -32,8 +43,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=SCENES)
     parser.add_argument("--out", type=Path, default=Path("out/masks"))
+    parser.add_argument("--figure", type=Path, help="draw the page's figure into this file instead")
     options = parser.parse_args()
     model = Model.open(engine_folder(MODEL, options.out), threads=1)
+    if options.figure is not None:
+        figure(model).save(options.figure, optimize=True)
+        return
     found: dict[str, list[float]] = {"main": [], "second": []}
     panels: list[tuple[Pixels, Mask, Mask]] = []
     with model.pool.lease(BASE, lambda: model.base) as lease:
@@ -59,6 +74,36 @@ def main() -> None:
     print(f"{options.out / 'report.json'}\n{options.out / 'sheet.png'}")
 
 
+def figure(model: Model) -> Image.Image:
+    """Per edit a row of picture, contrast of the named thing, mask, and the picture edited within it."""
+    rows = []
+    with model.pool.lease(BASE, lambda: model.base) as lease:
+        run, graphs, schedule = lease.engine.run, model.graphs, model.schedule
+        for name, thing, prompt in FIGURE:
+            file = (DEMO / f"{name}.png").read_bytes()
+            picture = images.decode(file)
+            level = contrast(graphs, schedule, run, picture, thing, others(model.spec.vocabulary, (thing, prompt)))
+            shown = np.clip((level - level.min()) / np.ptp(level), 0, 1)
+            request = Request(file, prompt, "ddim", 50, 5.0, 0.9, (0,), 1.0, mask_source="word", mask_text=thing)
+            find = finder(graphs, schedule, run, [thing], prompt, lambda: False)
+            events = sample(graphs, schedule, run, request, lambda: False, find=find)
+            (edited,) = [event for event in events if isinstance(event, EditedImage)]
+            mask = images.decode_mask(edited.mask, picture.shape[:2])
+            rows.append([picture, grey(shown), grey(mask), images.decode(edited.png)])
+    side = SCALE * SIDE
+    page = Image.new("RGB", (len(rows[0]) * (side + GAP) - GAP, len(rows) * (side + GAP) - GAP), (250, 250, 248))
+    for y, row in enumerate(rows):
+        for x, panel in enumerate(row):
+            small = Image.fromarray(panel).resize((side, side), Image.Resampling.NEAREST)
+            page.paste(small, (x * (side + GAP), y * (side + GAP)))
+    return page
+
+
+def grey(level: Mask) -> Pixels:
+    """A map of 0 to 1 as a picture."""
+    return np.repeat((255 * level).astype(np.uint8)[..., None], 3, axis=2)
+
+
 def objects(scene: Scene) -> list[tuple[str, str]]:
     """Main and second object; one of which nothing shows is none."""
     named = [("main", scene.object), *([("second", scene.second)] if scene.second != NONE else [])]
@@ -77,8 +122,7 @@ def sheet(panels: list[tuple[Pixels, Mask, Mask]]) -> Image.Image:
     page = Image.new("RGB", (COLUMNS * width + GAP, rows * height + GAP), (250, 250, 248))
     for index, (picture, *masks) in enumerate(panels):
         left, top = GAP + index % COLUMNS * width, GAP + index // COLUMNS * height
-        grey = [np.repeat((255 * mask).astype(np.uint8)[..., None], 3, axis=2) for mask in masks]
-        row = Image.fromarray(np.concatenate([picture, *grey], axis=1))
+        row = Image.fromarray(np.concatenate([picture, *map(grey, masks)], axis=1))
         page.paste(row.resize((3 * side, side), Image.Resampling.NEAREST), (left, top))
     return page
 

@@ -261,7 +261,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             return None
         if model.clipseg is not None and wanted.mask_source == "word":
             return partial(model.clipseg.find, things=named)
-        # Tuned weights would draw the base image whatever the word is.
+        # Tuned weights have learnt one picture, not what words mean.
         denoiser = lease.engine.run if lease.engine.weights == BASE else model.pool.run_base
         return finder(model.graphs, model.schedule, denoiser, named, wanted.untuned_prompt, cancelled.is_set)
 

@@ -15,7 +15,7 @@ from sampler_svc.engine import Array
 from sampler_svc.masks.refine import refined
 from sampler_svc.masks.scene import Find
 from unitune import images
-from unitune.diffusion.guidance import Context, Denoiser
+from unitune.diffusion.guidance import Denoiser
 from unitune.diffusion.schedule import Schedule, add_noise
 from unitune.errors import Cancelled
 from unitune.images import Mask, Pixels
@@ -41,24 +41,33 @@ def finder(
     `prompt` is the edit's, whose words stand for nothing else. Raises Cancelled (EDIT_CANCELLED) before a pass.
     """
 
-    def predicted(noised: Array, timesteps: NDArray[np.int64], context: Context) -> Array:
+    def stopping(latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
         if cancelled():
             raise Cancelled("the edit was cancelled", reason="EDIT_CANCELLED")
-        return denoiser(noised, timesteps, np.repeat(context[None], len(noised), axis=0))
+        return denoiser(latents, timesteps, contexts)
 
     def find(picture: Pixels) -> Mask:
-        noised, timesteps = _noised(graphs.encode(images.to_model(picture, graphs.spec.image_side)), schedule)
         mask = np.zeros(picture.shape[:2], np.float32)
         for thing in things:
-            among = [
-                predicted(noised, timesteps, graphs.embed(other))
-                for other in others(graphs.spec.vocabulary, (*things, prompt))
-            ]
-            difference = predicted(noised, timesteps, graphs.embed(thing)) - np.mean(among, axis=0)
-            mask = np.maximum(mask, refined(np.abs(difference).mean(axis=(0, 1)), picture))
+            among = others(graphs.spec.vocabulary, (*things, prompt))
+            mask = np.maximum(mask, refined(contrast(graphs, schedule, stopping, picture, thing, among), picture))
         return mask
 
     return find
+
+
+def contrast(
+    graphs: BaseGraphs, schedule: Schedule, denoiser: Denoiser, picture: Pixels, thing: str, among: Sequence[str]
+) -> Array:
+    """How far the prediction for the thing is from the mean of those for the others, (h, w) of the latent."""
+    noised, timesteps = _noised(graphs.encode(images.to_model(picture, graphs.spec.image_side)), schedule)
+
+    def predicted(text: str) -> Array:
+        return denoiser(noised, timesteps, np.repeat(graphs.embed(text)[None], len(noised), axis=0))
+
+    difference = predicted(thing) - np.mean([predicted(other) for other in among], axis=0)
+    level: Array = np.abs(difference).mean(axis=(0, 1))
+    return level
 
 
 def others(vocabulary: Sequence[str], texts: Sequence[str]) -> list[str]:

@@ -73,7 +73,7 @@ def test_the_exported_graph_answers_as_transformers_does(exported) -> None:
     found = sampler.logits(pixels, THINGS)
 
     assert found.shape == (2, SIDE, SIDE) and np.abs(found[0] - found[1]).max() > 1e-4
-    np.testing.assert_allclose(found, logits(clipseg, pixels), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found, logits(clipseg, pixels), rtol=1e-4, atol=1e-4)  # values up to 5
 
 
 def test_the_mask_is_where_any_thing_is_likelier_than_not(exported) -> None:
