@@ -90,6 +90,8 @@ def _check_prompt_to_prompt(config: SamplingConfig, field: str, prompt: str) -> 
         raise InvalidField(f"{field}.base_prompt", "blank" if config.base_prompt else "unset", remedy)
     if config.scheduler not in ("", "ddim"):
         raise InvalidField(f"{field}.scheduler", config.scheduler, f"leave it unset: {PROMPT_TO_PROMPT} inverts ddim")
+    if config.inverted:
+        raise InvalidField(f"{field}.inverted", True, f"leave it unset: {PROMPT_TO_PROMPT} inverts by itself")
     if config.HasField("prompt_guidance_scale"):
         remedy = f"leave it unset: {PROMPT_TO_PROMPT} reads base_prompt in a way of its own"
         raise InvalidField(f"{field}.prompt_guidance_scale", config.prompt_guidance_scale, remedy)

@@ -73,10 +73,6 @@ class BaseGraphs:
         ids = ids_with_vectors(prompt, placeholder, len(vectors), self._piece, self.tokens(""))
         return self._encode_text(ids, vectors)
 
-    def num_tokens(self, text: str) -> int:
-        """How many tokens a text has by itself, without begin, end and padding."""
-        return len(self._piece(text))
-
     def _piece(self, text: str) -> list[int]:
         """The ids of a piece of text, without begin, end and padding."""
         found = self._tokenizer.encode(text, add_special_tokens=False)

@@ -3,21 +3,17 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from sampler_svc.backends import backend_of
 from sampler_svc.base_graphs import BaseGraphs
 from sampler_svc.clipseg import ClipSeg
 from sampler_svc.config import AUTO, BACKENDS
 from sampler_svc.controlled_engine import ControlledEngine
-from sampler_svc.engine import BASE, Array, EngineSpec, Weights
+from sampler_svc.engine import EngineSpec, Weights
 from sampler_svc.engine_folder import open_folder
 from sampler_svc.engine_pool import EnginePool
 from sampler_svc.gate import Gate
 from sampler_svc.graph_layout import GraphLayout
 from sampler_svc.refit_weights import base_weights
-from unitune.attention import no_controls
 from unitune.base_model import BaseModelSpec
 from unitune.diffusion.schedule import Schedule
 
@@ -74,11 +70,3 @@ class Model:
             gate=Gate.open(folder, spec.preset, graphs.round_trip_error, threads, runtime.open_graph),
             clipseg=ClipSeg(clipseg, threads) if clipseg is not None else None,
         )
-
-    def base_maps(self, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
-        """The base model's cross-attention maps for a batch, (n, tokens, h, w)."""
-        controls = no_controls(len(latents), self.spec.context_tokens)
-        with self.controlled.lease(BASE, lambda: self.base) as lease:
-            engine = lease.engine
-            assert isinstance(engine, ControlledEngine)
-            return engine.run_controlled(latents, timesteps, contexts, controls).maps

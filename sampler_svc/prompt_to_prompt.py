@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from sampler_svc.alignment import Alignment, Text, align
 from sampler_svc.controlled_engine import Controlled
 from sampler_svc.engine import Array
-from sampler_svc.inversion import inverted
 from sampler_svc.local_blend import LocalBlend, blended
 from unitune.attention import Controls, no_controls
 from unitune.diffusion.denoiser import predict
 from unitune.diffusion.guidance import Context, classifier_free
+from unitune.diffusion.inversion import inverted
 from unitune.diffusion.schedule import Latents
 from unitune.diffusion.solvers import FirstOrder, Run
 from unitune.errors import InvalidField

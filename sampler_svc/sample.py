@@ -125,7 +125,8 @@ def sample(
         trajectory = None
         if request.inverted:
             unprompted = embed("")[None]
-            trajectory = inverted(latent, lambda x, t: look(x, np.array([t]), unprompted), run, schedule)
+            up = inverted(latent, run, lambda x, t: look(x, np.array([t]), unprompted), schedule.prediction_type)
+            trajectory = [latent, *(level.latents for level in up)][::-1]
         latents = yield from _denoise(request, run, schedule, guided_output, latent, trajectory, mask, preview)
     else:
         if controlled is None:

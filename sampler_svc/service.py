@@ -26,7 +26,7 @@ from sampler_svc.engine import BASE
 from sampler_svc.engine_pool import Lease
 from sampler_svc.mailbox import Mailbox
 from sampler_svc.masks import Find
-from sampler_svc.masks.attention import finder
+from sampler_svc.masks.contrast import finder
 from sampler_svc.model import Model
 from sampler_svc.prompt_to_prompt import AttentionEdit
 from sampler_svc.refit_weights import tuned_weights
@@ -243,7 +243,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                 run_base,
                 embed,
                 cast(ControlledEngine, lease.engine).run_controlled if is_controlled else None,
-                self._finder(wanted, cancelled),
+                self._finder(wanted, lease, cancelled),
             )
 
         if model.gate is None or not (config.automatic or config.gate):
@@ -254,14 +254,16 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             sample_once, model.gate, without(request.prompt, words), attempts, tries_all=config.automatic
         )
 
-    def _finder(self, wanted: Request, cancelled: threading.Event) -> Find | None:
+    def _finder(self, wanted: Request, lease: Lease, cancelled: threading.Event) -> Find | None:
         """What finds the things that the mask is of; None where the mask is of something else."""
         model, named = self._model, things(wanted.mask_text)
         if wanted.mask_source not in MASKS_OF_WORDS:
             return None
         if model.clipseg is not None and wanted.mask_source == "word":
             return partial(model.clipseg.find, things=named)
-        return finder(model.graphs, model.schedule, model.base_maps, named, cancelled.is_set)
+        # Tuned weights have learnt one picture, not what words mean.
+        denoiser = lease.engine.run if lease.engine.weights == BASE else model.pool.run_base
+        return finder(model.graphs, model.schedule, denoiser, named, wanted.untuned_prompt, cancelled.is_set)
 
     def _lease(
         self, weights: tuning_pb2.WeightsRef | None, *, is_controlled: bool = False

@@ -39,7 +39,9 @@ class Segmenter(nn.Module):
         self.register_buffer("std", torch.tensor(std)[None, :, None, None])
 
     def forward(self, image: Tensor, input_ids: Tensor) -> Tensor:
-        return self.clipseg(input_ids=input_ids, pixel_values=(image - self.mean) / self.std).logits
+        # By itself it compares the two batch sizes as plain numbers, and the graph would have one for ever.
+        named = self.clipseg.clip.get_text_features(input_ids).pooler_output
+        return self.clipseg(pixel_values=(image - self.mean) / self.std, conditional_embeddings=named).logits
 
 
 def export_clipseg(source: Path, folder: Path) -> Path:

@@ -1,7 +1,9 @@
 """What a server would refuse after the tuning, said before it. Every check raises InvalidField naming the argument."""
 
 import io
+import re
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from unitune_client.messages import EditOptions
 from unitune_client.pictures import picture_bytes
 
 PROMPT_TO_PROMPT = "prompt_to_prompt"
+MASKS_OF_WORDS = ("word", "attention")
+WORD, ARTICLES = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*"), ("a", "an", "the")
 
 
 def check_prompts(info: events.ServerInfo, prompts: Sequence[str], options: EditOptions, method: str = "") -> None:
@@ -118,19 +122,36 @@ def check_comparison(
             raise InvalidField("PROMPT", prompt, f"it must have {given} in it, where {method} puts its own words")
 
 
+def check_mask_text(info: events.ServerInfo, options: EditOptions) -> None:
+    """What the mask is of, if its source finds words: given, and known to what finds it."""
+    text, source = options.get("mask_text"), _mask_source(options)
+    if source not in MASKS_OF_WORDS:
+        if text is not None:
+            raise InvalidField("--mask-text", text, f"leave it out: the mask is {source}, or give --mask-source word")
+        return
+    words = [word for word in WORD.findall((text or "").lower()) if word not in ARTICLES]
+    if not words:
+        value = "unset" if text is None else text
+        raise InvalidField("--mask-text", value, 'name what the mask is of, as in "the cat" or "cat, tree"')
+    if len(text or "") > info.limits.prompt_characters:
+        remedy = f"give at most {info.limits.prompt_characters} characters"
+        raise InvalidField("--mask-text", f"{len(text or '')} characters", remedy)
+    known = {word.lower() for word in info.base_model.vocabulary}
+    if not known or (source == "word" and info.base_model.has_clipseg):
+        return
+    for word in words:
+        if word not in known:
+            near = " or ".join(get_close_matches(word, sorted(known))) or "a word of `unitune doctor --vocabulary`"
+            raise InvalidField("--mask-text", word, f"the base model does not know it; name {near}")
+
+
 def check_mask(options: EditOptions, picture: events.Image) -> None:
     """A mask that fits the picture, if one is needed, and options of masks only where there is one."""
-    mask, source = options.get("mask"), options.get("mask_source")
-    text = options.get("mask_text")
-    source = source or ("given" if mask is not None else "word" if text else "difference")
+    mask, source = options.get("mask"), _mask_source(options)
     if source == "given" and mask is None:
         raise InvalidField("--mask", "unset", "--mask-source given needs it; give a PNG file")
-    if text and source not in ("word", "attention"):
-        raise InvalidField("--mask-text", text, f"leave it out: the mask is {source}, or give --mask-source word")
-    if source in ("word", "attention") and not (text or "").strip():
-        raise InvalidField("--mask-text", text or "unset", 'name what the mask is of, as in "the cat"')
     if options.get("inverted"):
-        _check_inverted(options, source)
+        _check_inverted(options, source, options.get("method"))
     if source != "given" and mask is not None:
         raise InvalidField("--mask", "given", f"leave it out: --mask-source {source} estimates its own")
     if options.get("only_masked") and source != "given":
@@ -142,11 +163,19 @@ def check_mask(options: EditOptions, picture: events.Image) -> None:
         _check_mask_file(mask, picture)
 
 
-def _check_inverted(options: EditOptions, source: str) -> None:
+def _mask_source(options: EditOptions) -> str:
+    """The source in force, as the server decides it."""
+    implied = "given" if options.get("mask") is not None else "word" if options.get("mask_text") is not None else ""
+    return options.get("mask_source") or implied or "difference"
+
+
+def _check_inverted(options: EditOptions, source: str, method: str | None) -> None:
     if source in ("difference", "attention"):
         raise InvalidField("--inverted", "given", f"give --mask, --mask-text or --mask-source diffedit, not {source}")
     if len(options.get("seeds") or ()) > 1:
         raise InvalidField("--seed", f"{len(options['seeds'] or ())} seeds", "give one: --inverted is the same for all")
+    if method == PROMPT_TO_PROMPT:
+        raise InvalidField("--inverted", "given", f"leave it out: {PROMPT_TO_PROMPT} inverts PHOTO by itself")
     if options.get("gate"):
         raise InvalidField("--gate", "given", "leave it out: --inverted is the same for every seed that it would try")
 

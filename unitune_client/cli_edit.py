@@ -10,7 +10,14 @@ from PIL import Image
 
 from unitune.errors import InvalidField, UniTuneError
 from unitune_client import events
-from unitune_client.cli_checks import check_choices, check_mask, check_prompts, check_words, mask_of
+from unitune_client.cli_checks import (
+    check_choices,
+    check_mask,
+    check_mask_text,
+    check_prompts,
+    check_words,
+    mask_of,
+)
 from unitune_client.cli_options import Between, attention_options, server_options, tuning_options
 from unitune_client.client import Client
 from unitune_client.connection import connection
@@ -231,6 +238,7 @@ def edit_command(
         method = method or info.sampling_defaults.method or TUNED_METHOD
         check_prompts(info, prompts, options, method)
         check_choices(info, method, options)
+        check_mask_text(info, options)
         if automatic is None:
             is_open = not gate and strength is None and guidance is None
             automatic = info.base_model.has_gate and is_open and method in AUTOMATIC_METHODS

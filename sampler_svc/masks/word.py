@@ -1,6 +1,6 @@
 """Masks of what a text names, found in the base image before the first step, or in both pictures after the last.
 
-What finds it is another matter: the base model's own cross-attention (`sampler_svc/masks/attention.py`) or a CLIPSeg
+What finds it is another matter: the base model's own predictions (`sampler_svc/masks/contrast.py`) or a CLIPSeg
 (`sampler_svc/clipseg.py`).
 """
 

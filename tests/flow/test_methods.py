@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 from safetensors import safe_open
 
 from unitune_client import Client, EditAccepted, EditDone, EditEvent, EditLoading, EditStep, InvalidField, TuningReady
+from unitune_client.cli import main
 from unitune_client.local import LocalServices
 
 SETTINGS = {"num_inference_steps": 4, "guidance_scale": 3.0, "seeds": [1]}
@@ -136,6 +138,25 @@ def test_prompt_to_prompt(client: Client) -> None:
         with pytest.raises(InvalidField) as refused:
             client.edit_to_end(picture(0), "a dog on the beach", **{**options, **bad})
         assert refused.value.field == field and refused.value.metadata["remedy"]
+
+
+def test_a_mask_by_word(client: Client, services: LocalServices, tmp_path: Path) -> None:
+    """The command's --mask-text is found in the picture, and what is outside of it keeps its pixels."""
+    (tmp_path / "photo.png").write_bytes(picture(0))
+    options = ["--method=sdedit", "--steps=4", "--guidance=3", "--strength=0.8", "--inverted"]
+    arguments = ["edit", tmp_path / "photo.png", "a dog", "--mask-text=the cat", "--mask-blur=0", *options]
+    done = CliRunner().invoke(main, [*map(str, arguments), "-o", str(tmp_path), "--address", services.address])
+    config = {"method": "sdedit", "num_inference_steps": 4, "guidance_scale": 3.0, "strength": 0.8, "inverted": True}
+    image = client.edit_to_end(picture(0), "a dog", mask_text="the cat", seeds=[0], **config).images[0]
+
+    assert done.exit_code == 0, done.output
+    before, after = (np.asarray(Image.open(io.BytesIO(png))) for png in (picture(0), image.png))
+    mask = np.asarray(Image.open(io.BytesIO(image.mask)))
+    assert 0 < (mask == 0).mean() < 1
+    np.testing.assert_array_equal(after[mask == 0], before[mask == 0])
+    assert (after[mask > 0] != before[mask > 0]).any()
+    (path,) = tmp_path.glob("photo--a-dog--*.png")
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), after)
 
 
 def test_the_server_tells_each_methods_defaults(client: Client) -> None:

@@ -184,6 +184,8 @@ async def test_a_mask_is_taken_wherever_its_picture_comes_from(world: World) -> 
         ),
         (SamplingConfig(method="unitune", only_masked=True, mask_padding=8), picture("white")),
         (SamplingConfig(method="sdedit", only_masked=True), picture("white")),
+        (SamplingConfig(method="sdedit", mask_text="the cat", inverted=True, mask_blur=2), b""),
+        (SamplingConfig(mask_text="the cat", mask_source="attention"), b""),
         (SamplingConfig(), b""),
         (SamplingConfig(automatic=True), b""),
         (SamplingConfig(gate=True), b""),

@@ -98,6 +98,23 @@ async def test_a_mask_is_held_to_the_picture_of_an_upload_and_of_a_tuning(world:
     assert not world.sampler.requests
 
 
+@pytest.mark.parametrize("source", ["", "attention"])
+async def test_a_mask_of_an_unknown_word_is_refused(world: World, source: str) -> None:
+    """A closed vocabulary has no zebra; a CLIPSeg takes it, but for `attention`, which the base model finds alone."""
+    asked = SamplingConfig(method="sdedit", mask_text="the zebra, Dog", mask_source=source)
+    request = EditRequest(image_data=picture(), prompt="a dog", config=asked)
+    world.sampler.base_model = BaseModel(name="tiny", digest=BASE_MODEL.digest, vocabulary=["dog", "cow"])
+    error = await refused(world.edits.Edit(request), INVALID, "INVALID_FIELD", "config.mask_text")
+    assert error.metadata["value"] == "zebra"
+    await lives(world)
+
+    world.sampler.base_model.has_clipseg = True
+    if source:
+        await refused(world.edits.Edit(request), INVALID, "INVALID_FIELD", "config.mask_text")
+    else:
+        assert [event async for event in world.edits.Edit(request)][-1].HasField("done")
+
+
 @pytest.mark.parametrize("option", ["automatic", "gate"])
 async def test_a_gate_is_refused_where_the_base_model_has_none(world: World, option: str) -> None:
     """Said before any tuning, with the option's name."""
@@ -174,6 +191,26 @@ async def test_picture_too_large_for_a_request_is_refused(world: World) -> None:
         ({"config": SamplingConfig(mask_source="given")}, "mask", "unset"),
         ({"config": SamplingConfig(mask_source="diffedit"), "mask": picture("white")}, "mask", f"{len(WHITE)} bytes"),
         ({"config": SamplingConfig(mask_source="difference"), "mask": picture("white")}, "mask", f"{len(WHITE)} bytes"),
+        ({"config": SamplingConfig(mask_source="word")}, "config.mask_text", "unset"),
+        ({"config": SamplingConfig(mask_source="attention", mask_text=" ")}, "config.mask_text", "blank"),
+        ({"config": SamplingConfig(mask_text="the, a")}, "config.mask_text", "6 characters"),
+        ({"config": SamplingConfig(mask_text="x" * 2001)}, "config.mask_text", "2001 characters"),
+        ({"config": SamplingConfig(mask_text="cat"), "mask": picture("white")}, "config.mask_text", "3 characters"),
+        ({"config": SamplingConfig(mask_text="cat", mask_source="diffedit")}, "config.mask_text", "3 characters"),
+        ({"config": SamplingConfig(inverted=True)}, "config.inverted", "True"),
+        (
+            {"config": SamplingConfig(inverted=True, mask_text="cat", mask_source="attention")},
+            "config.inverted",
+            "True",
+        ),
+        ({"config": SamplingConfig(inverted=True, mask_text="cat", scheduler="euler")}, "config.inverted", "True"),
+        ({"config": SamplingConfig(inverted=True, mask_text="cat", gate=True)}, "config.inverted", "True"),
+        (
+            {"config": SamplingConfig(method="sdedit", inverted=True, mask_text="cat", repeats=2)},
+            "config.inverted",
+            "True",
+        ),
+        ({"config": SamplingConfig(inverted=True, mask_text="cat"), "seeds": [1, 2]}, "seeds", "2 seeds"),
         ({"config": SamplingConfig(only_masked=True)}, "config.only_masked", "True"),
         ({"config": SamplingConfig(mask_keeps=True, mask_source="diffedit")}, "config.mask_keeps", "True"),
         ({"config": SamplingConfig(mask_blur=1)}, "config.mask_blur", "1.0"),
@@ -238,6 +275,7 @@ def beside(**options: Any) -> SamplingConfig:
         (beside(blend_words=["x" * 65]), "config.blend_words", "65 characters"),
         (beside(prompt_guidance_scale=2), "config.prompt_guidance_scale", "2.0"),
         (beside(gate=True, resamples=2), "config.resamples", "2"),
+        (beside(inverted=True, mask_text="cat"), "config.inverted", "True"),
         (beside(repeats=2), "config.repeats", "2"),
         (beside(eta=0.5), "config.eta", "0.5"),
         (SamplingConfig(cross_replace=0.5), "config.cross_replace", "0.5"),

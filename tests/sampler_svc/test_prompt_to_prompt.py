@@ -10,7 +10,6 @@ import pytest
 from sampler_svc import local_blend
 from sampler_svc.alignment import Piece, Text, align, refined, replaced
 from sampler_svc.controlled_engine import Controlled, ControlledEngine
-from sampler_svc.inversion import inverted
 from sampler_svc.local_blend import LocalBlend, blended
 from sampler_svc.model import Model
 from sampler_svc.prompt_to_prompt import AttentionEdit, Controller, edited_beside
@@ -18,6 +17,7 @@ from tests.sampler_svc.pictures import picture
 from unitune import images
 from unitune.attention import Controls, no_controls
 from unitune.diffusion.denoiser import predict
+from unitune.diffusion.inversion import inverted
 from unitune.diffusion.solvers import SCHEDULERS, FirstOrder
 from unitune.errors import InvalidField
 

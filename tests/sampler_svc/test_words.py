@@ -1,4 +1,4 @@
-"""Masks of what a text names: by attention, the refinement of coarse maps; and the inverted base image."""
+"""Masks of what a text names: by contrast, the refinement of coarse maps; and the inverted base image."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sampler_svc.engine import BASE, Engine
-from sampler_svc.masks.attention import finder
+from sampler_svc.masks.contrast import finder, others
 from sampler_svc.masks.refine import refined
 from sampler_svc.model import Model
 from sampler_svc.sample import EditedImage, sample
@@ -15,6 +15,7 @@ from tests.sampler_svc.pictures import mask
 from tests.sampler_svc.test_masked_sample import BASE_IMAGE, GIVEN, LEFT, REQUEST
 from unitune import images
 from unitune.diffusion.solvers import SCHEDULERS
+from unitune.errors import Cancelled
 
 
 @pytest.fixture
@@ -38,11 +39,52 @@ def test_a_coarse_map_gets_the_borders_of_the_picture() -> None:
     assert refined(np.full((4, 4), 0.3, np.float32), picture).max() == 0
 
 
+def test_what_is_found_is_where_the_word_alone_changes_the_prediction(model: Model) -> None:
+    """A denoiser that hears one word in one corner, and every word everywhere else, gives a mask of that corner."""
+    cat = model.graphs.embed("cat")
+    picture = np.full((48, 48, 3), 90, np.uint8)
+    picture[30:, 30:] = (200, 60, 30)
+
+    def corner(latents: np.ndarray, timesteps: np.ndarray, contexts: np.ndarray) -> np.ndarray:
+        is_cat = np.array([np.array_equal(context, cat) for context in contexts])
+        output = np.tanh(latents) + is_cat[:, None, None, None] * 0.1
+        output[:, :, 7:, 7:] += is_cat[:, None, None, None]
+        return output.astype(np.float32)
+
+    found = finder(model.graphs, model.schedule, corner, ["cat"], "a dog", lambda: False)(picture)
+
+    np.testing.assert_array_equal(found, picture[..., 0] == 200)
+
+
+def test_contrasts_are_spread_over_the_vocabulary_and_never_what_is_meant() -> None:
+    """A closed vocabulary gives its own words, an open one common things, and none at all the empty prompt."""
+    vocabulary = ["bus", "car", "cat", "dog", "fox", "frog", "owl"]
+
+    assert others(vocabulary, ["cat", "a Dog on a bus"]) == ["car", "frog", "owl"]
+    assert others(["cat", "dog"], ["cat", "two dogs"]) == ["dog"]
+    assert others(["cat"], ["the cat"]) == [""]
+    common = others([], ["house", "a person"])
+    assert len(common) == len({*common} - {"house", "person", ""}) == 3
+
+
+def test_a_cancelled_search_ends_before_its_next_pass(model: Model, engine: Engine) -> None:
+    """Told after the first pass, it makes no second one."""
+    passes: list[int] = []
+
+    def run(latents: np.ndarray, timesteps: np.ndarray, contexts: np.ndarray) -> np.ndarray:
+        passes.append(len(latents))
+        return engine.run(latents, timesteps, contexts)
+
+    with pytest.raises(Cancelled):
+        finder(model.graphs, model.schedule, run, ["cat", "dog"], "a cow", lambda: bool(passes))(BASE_IMAGE)
+    assert len(passes) == 1
+
+
 @pytest.mark.parametrize("source", ["word", "attention"])
 def test_a_mask_by_word_is_told_and_keeps_what_is_outside(model: Model, engine: Engine, source: str) -> None:
     """The same mask every time, with the result, and pixels outside of it are the base image's own."""
     request = replace(REQUEST, mask_source=source, mask_text="the cat")
-    find = finder(model.graphs, model.schedule, model.base_maps, ["cat"], lambda: False)
+    find = finder(model.graphs, model.schedule, engine.run, ["cat"], REQUEST.prompt, lambda: False)
     events = sample(model.graphs, model.schedule, engine.run, request, lambda: False, find=find)
     result = next(event for event in events if isinstance(event, EditedImage))
 

@@ -343,6 +343,18 @@ def test_wrong_input_is_one_line_and_code_2(photo: Path, options: list[str], lin
             ["a dog", "--repeats=2"],
             "error: --repeats is 2: leave it out, or give --method sdedit, which has it",
         ),
+        (
+            ["a dog", "--mask-text=the"],
+            'error: --mask-text is \'the\': name what the mask is of, as in "the cat" or "cat, tree"',
+        ),
+        (
+            ["a dog", "--mask-source=attention"],
+            'error: --mask-text is \'unset\': name what the mask is of, as in "the cat" or "cat, tree"',
+        ),
+        (
+            ["a dog", "--mask-text=cat", "--mask-source=diffedit"],
+            "error: --mask-text is 'cat': leave it out: the mask is diffedit, or give --mask-source word",
+        ),
     ],
 )
 def test_what_the_server_would_refuse_is_refused_before_the_tuning(
@@ -393,6 +405,37 @@ def test_a_mask_that_the_server_would_refuse_is_refused_before_the_tuning(
     done = unitune("edit", photo, "a dog", *arguments, "--address", server.address)
 
     assert (2, f"error: {line}") == (done.exit_code, done.stderr.strip())
+
+
+@pytest.mark.parametrize("source", [[], ["--mask-source=attention"]])
+def test_what_a_mask_is_of_must_be_known_before_the_tuning(
+    server: ScriptedServer, photo: Path, source: list[str]
+) -> None:
+    """A word outside of a closed vocabulary is refused with the nearest known one, before the photo is sent."""
+    server.script("GetServerInfo", scripted_server.server_info(vocabulary=["cat", "dog"]))
+
+    done = unitune("edit", photo, "a dog", "--mask-text=the dogg, Cat", *source, "--address", server.address)
+
+    line = "error: --mask-text is 'dogg': the base model does not know it; name dog"
+    assert (2, line) == (done.exit_code, done.stderr.strip())
+
+
+def test_what_a_mask_is_of_reaches_its_field(server: ScriptedServer, photo: Path) -> None:
+    """So does --inverted; a CLIPSeg takes words that the base model does not know."""
+    info = scripted_server.server_info(vocabulary=["cat", "dog"])
+    info.base_model.has_clipseg = True
+    server.script("GetServerInfo", info)
+    server.script("UploadImage", scripted_server.uploaded)
+    server.script("Edit", scripted_server.edit_events([DOG]))
+    options = ["--method=sdedit", "--mask-text=the zebra", "--inverted", "--strength=0.8"]
+
+    done = unitune("edit", photo, "a dog", *options, "--address", server.address)
+
+    assert 0 == done.exit_code, done.output
+    (request,) = server.requests["Edit"]
+    assert request.config == edit_pb2.SamplingConfig(
+        method="sdedit", mask_text="the zebra", inverted=True, strength=0.8
+    )
 
 
 def test_a_missing_mask_is_named(photo: Path) -> None:

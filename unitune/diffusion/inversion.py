@@ -1,25 +1,31 @@
-"""DDIM backwards: from a clean latent to the noise that DDIM would have made it from."""
+"""From a picture's latent to the noise that it comes from: DDIM run backwards (Song et al., 2021, section 4.3)."""
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from unitune.diffusion.denoiser import predict
-from unitune.diffusion.schedule import Latents, Schedule
-from unitune.diffusion.solvers import Run
+from unitune.diffusion.schedule import Latents
+from unitune.diffusion.solvers import FirstOrder, Run
+
+Predict = Callable[[Latents, int], Latents]  # latents, timestep -> the denoiser's output
 
 
-def inverted(
-    latents: Latents, output: Callable[[Latents, int], Latents], run: Run, schedule: Schedule
-) -> list[Latents]:
-    """The latents at the run's levels, the noisiest first, and the clean ones last: len(run) + 1 of them.
+class Level(NamedTuple):
+    """The latents at the noisier end of a step of the run, counted from the run's first."""
 
-    `output` is the denoiser's, for latents and timestep. Each step up takes the prediction for the latents at its lower
-    end and the timestep of its upper end, as diffusers' DDIMInverseScheduler does (Song et al., 2021, section 4.3).
-    Not exact: the more steps, the nearer do they lead back down.
+    step: int
+    latents: Latents
+
+
+def inverted(latent: Latents, run: Run, output: Predict, prediction_type: str) -> Iterator[Level]:
+    """The latents at every level of a run, from its last step's to its first's, which is where an edit begins.
+
+    Every step takes the noise that is predicted for the latents at its quieter end, and the timestep of its noisier
+    one, as diffusers' DDIMInverseScheduler does; so the way back does not quite lead to the picture: the more steps,
+    the nearer. Under guidance it would lead far away: `output` is the prediction for one prompt alone.
     """
-    trajectory = [latents]
-    for timestep, upper, lower in reversed(list(run)):
-        prediction = predict(output(latents, timestep), latents, lower, schedule.prediction_type)
-        latents = math.sqrt(upper) * prediction.denoised + math.sqrt(1 - upper) * prediction.epsilon
-        trajectory.append(latents)
-    return trajectory[::-1]
+    solver, latents = FirstOrder(), latent
+    for step, (timestep, level, next_level) in reversed(list(enumerate(run))):
+        prediction = predict(output(latents, timestep), latents, next_level, prediction_type)
+        latents = solver.step(latents, prediction, next_level, level)
+        yield Level(step, latents)
