@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument(
         "--methods",
         type=methods_of,
-        help=f"of {', '.join(EDIT_METHODS)}, with commas; default: UniTune and those that the base model's preset is for",
+        help=f"of {', '.join(EDIT_METHODS)}, with commas; default: UniTune and those in the model's preset",
     )
     parser.add_argument("--out", type=Path, default=Path("out/editbench"))
     options = parser.parse_args()
