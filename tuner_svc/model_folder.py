@@ -16,6 +16,7 @@ from unitune.choices import (
     MAX_GUIDANCE_SCALE,
     METHODS_WITH,
     OPTIONS_OF_ALL,
+    PROMPT_TO_PROMPT,
     TUNING_METHODS,
     TUNING_OPTIONS,
 )
@@ -32,6 +33,8 @@ SAMPLING_RANGES = {  # of a preset's values, ends included
     "strength": (0, 1),
     "interpolation": (0, 1),
     "eta": (0, MAX_ETA),
+    "cross_replace": (0, 1),
+    "self_replace": (0, 1),
     "gate_gain": (-2, 2),
     "gate_prompt": (-1, 1),
     "gate_kept": (-1, 1),
@@ -168,6 +171,8 @@ def _check_values(folder: Path, preset: Preset, method: str) -> None:
             raise refusal(name, error.message.removeprefix("config.")) from error
     if own.scheduler not in SCHEDULERS:
         raise refusal("scheduler", f"scheduler is {own.scheduler!r}: it must be one of {', '.join(SCHEDULERS)}")
+    if method == PROMPT_TO_PROMPT and own.scheduler != "ddim":
+        raise refusal("scheduler", f"scheduler is {own.scheduler!r}: {PROMPT_TO_PROMPT} inverts ddim alone")
     for name, (low, high) in SAMPLING_RANGES.items():
         value = getattr(own, name)
         if not low <= value <= high:

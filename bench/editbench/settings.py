@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from bench.editbench.cases import Case
 from tuner_svc.tuning_config import TuningConfig
 from unitune.base_model import Preset
-from unitune.choices import EDIT_METHODS, TUNING_METHODS
+from unitune.choices import EDIT_METHODS, PROMPT_TO_PROMPT, TUNING_METHODS
 from unitune.prompts import with_rare_tokens, with_words_before, with_words_instead
 
 PER_PROMPT = ("imagic",)  # methods whose tuning is for one prompt; the others tune once for all edits of a picture
@@ -26,10 +26,13 @@ class Setting:
     num_inference_steps: int
     rare_tokens: str  # that stand before the prompt; empty for none
     eta: float  # Imagic's; others do not read it
+    cross_replace: float | None = None  # these two: Prompt-to-Prompt's; the others have none
+    self_replace: float | None = None
 
     def key(self, base_model: str, case: str) -> str:
         """Names the result of a case: everything that it follows from."""
-        what = [base_model, case, {**asdict(self), "name": ""}]
+        own = {name: value for name, value in asdict(self).items() if name == "tuning" or value is not None}
+        what = [base_model, case, {**own, "name": ""}]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:24]
 
     def at(self, name: str, **changes: object) -> "Setting":
@@ -80,6 +83,8 @@ def of_method(preset: Preset, method: str) -> Setting:
         num_inference_steps=own.num_inference_steps,
         rare_tokens=own.rare_tokens if method == "unitune" else "",
         eta=own.eta,
+        cross_replace=own.cross_replace if method == PROMPT_TO_PROMPT else None,
+        self_replace=own.self_replace if method == PROMPT_TO_PROMPT else None,
     )
 
 

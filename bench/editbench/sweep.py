@@ -25,13 +25,14 @@ from bench.editbench.run import MODEL, run
 from bench.editbench.settings import PER_PROMPT, Setting, of_method
 from tuner_svc.model_folder import read_preset
 from unitune.base_model import Preset
-from unitune.choices import EDIT_METHODS
+from unitune.choices import EDIT_METHODS, PROMPT_TO_PROMPT
 from unitune.settings import num_cores
 
 ENOUGH_DB = 28.0
-FEW_PICTURES = 6  # of the development split, for methods that tune on each
+FEW_PICTURES = 6  # of the development split, for methods that tune on each, and for those that edit slowly
 # Seconds of one core, from docs/editbench.md: an update of a batch of 4, and an edit.
 UPDATE_S, EDIT_S = 0.18, 0.4
+EDITS_BESIDE = 3  # a Prompt-to-Prompt edit in ordinary ones: each step has one row to invert and four to edit, not two
 
 Values = tuple[float | int | str, ...]
 
@@ -63,6 +64,11 @@ GRIDS: Mapping[str, Mapping[str, Values]] = {
         "num_vectors": (1, 4),
         "guidance_scale": (3.0, 5.0),
     },
+    PROMPT_TO_PROMPT: {
+        "cross_replace": (0.2, 0.4, 0.8),
+        "self_replace": (0.2, 0.4, 0.6),
+        "guidance_scale": (3.0, 5.0, 8.0),
+    },
 }
 OPTIONS = {  # of the command line, for axes of a grid
     "mode": str,
@@ -78,6 +84,8 @@ OPTIONS = {  # of the command line, for axes of a grid
     "strength": float,
     "guidance_scale": float,
     "interpolation": float,
+    "cross_replace": float,
+    "self_replace": float,
 }
 
 
@@ -140,7 +148,8 @@ def expected(settings: Sequence[Setting], pictures: Sequence[Picture]) -> float:
     """Seconds of one core that the settings take, roughly."""
     cases = [case for picture in pictures for case in picture.cases]
     tunings = {(case.picture, setting.tuning_of(case)) for setting in settings for case in cases}
-    total = EDIT_S * len(settings) * len(cases)
+    edits = sum(EDITS_BESIDE if setting.method == PROMPT_TO_PROMPT else 1 for setting in settings)
+    total = EDIT_S * edits * len(cases)
     total += EDIT_S * sum({p: t.num_class_images for p, t in tunings if t and t.method == "dreambooth"}.values())
     for _, tuning in tunings:
         if tuning is None:

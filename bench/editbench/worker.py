@@ -12,10 +12,13 @@ from bench.editbench.results import result_file, save
 from bench.editbench.scores import score
 from bench.editbench.settings import Setting
 from sampler_svc.conditioning import REFITS_NOTHING, embedding
-from sampler_svc.engine import BASE, Weights
+from sampler_svc.controlled_engine import ControlledEngine
+from sampler_svc.engine import BASE, Engine, Weights
 from sampler_svc.model import Model
+from sampler_svc.prompt_to_prompt import AttentionEdit
 from sampler_svc.refit_weights import tuned_weights
 from sampler_svc.sample import EditedImage, Request, sample
+from stickerbook.captions import caption
 from stickerbook.judge import Judge
 from stickerbook.render import render
 from tuner_svc.base_model import load
@@ -24,7 +27,7 @@ from tuner_svc.probe import pack_tuned
 from tuner_svc.tune import tune
 from tuner_svc.tuning_config import TuningConfig
 from unitune import images
-from unitune.diffusion.guidance import Denoiser
+from unitune.choices import PROMPT_TO_PROMPT
 from unitune.weights import TunedWeights, unpack
 
 
@@ -55,14 +58,15 @@ class Worker:
             for case in picture.cases
             if not (path := result_file(self._out, self._digest, case, setting)).exists()
         ]
-        todo.sort(key=lambda work: repr(work[1].tuning_of(work[0])))
-        for config, group in itertools.groupby(todo, key=lambda work: work[1].tuning_of(work[0])):
+        todo.sort(key=lambda work: repr(_engine_of(*work[:2])))
+        for (is_controlled, config), group in itertools.groupby(todo, key=lambda work: _engine_of(*work[:2])):
             made = self._tuned(picture, config) if config is not None else Made(self._sampler.base)
             weights = made.weights
-            with self._sampler.pool.lease(weights.id, lambda weights=weights: weights) as lease:  # type: ignore[misc]
+            pool = self._sampler.controlled if is_controlled else self._sampler.pool
+            with pool.lease(weights.id, lambda weights=weights: weights) as lease:  # type: ignore[misc]
                 for case, setting, path in group:
                     began = time.perf_counter()
-                    pixels = self._edit(lease.engine.run, case, setting, made.tuned)
+                    pixels = self._edit(lease.engine, case, setting, made.tuned)
                     fields = {
                         "case": case.id,
                         "picture": picture.id,
@@ -87,8 +91,8 @@ class Worker:
             weights = tuned_weights(tuned, weights, self._sampler.spec.digest)
         return Made(weights, time.perf_counter() - began, len(data), tuned)
 
-    def _edit(self, denoiser: Denoiser, case: Case, setting: Setting, tuned: TunedWeights | None) -> np.ndarray:
-        graphs = self._sampler.graphs
+    def _edit(self, engine: Engine, case: Case, setting: Setting, tuned: TunedWeights | None) -> np.ndarray:
+        graphs, attention = self._sampler.graphs, _attention(setting)
         request = Request(
             image=images.encode_png(render(case.scene)),
             prompt=setting.prompt_of(case),
@@ -98,8 +102,25 @@ class Worker:
             strength=setting.strength,
             seeds=(0,),
             interpolation=setting.interpolation,
+            base_prompt=caption(case.scene) if attention is not None else "",
+            attention=attention,
         )
         embed = embedding(graphs, tuned, request.prompt, setting.eta) if tuned is not None else None
-        events = sample(graphs, self._sampler.schedule, denoiser, request, lambda: False, embed=embed)
+        controlled = engine.run_controlled if isinstance(engine, ControlledEngine) else None
+        events = sample(
+            graphs, self._sampler.schedule, engine.run, request, lambda: False, embed=embed, controlled=controlled
+        )
         (png,) = (event.png for event in events if isinstance(event, EditedImage))
         return images.decode(png)
+
+
+def _engine_of(case: Case, setting: Setting) -> tuple[bool, TuningConfig | None]:
+    """Whether an edit needs control over attention, and the tuning whose weights it needs."""
+    return setting.method == PROMPT_TO_PROMPT, setting.tuning_of(case)
+
+
+def _attention(setting: Setting) -> AttentionEdit | None:
+    """Prompt-to-Prompt's settings; None for other methods."""
+    if setting.cross_replace is None or setting.self_replace is None:
+        return None
+    return AttentionEdit(setting.cross_replace, setting.self_replace)

@@ -10,13 +10,15 @@ import pytest
 from bench.editbench import cases as cases_module
 from bench.editbench import rivals
 from bench.editbench.__main__ import methods_of, on_same_cases
-from bench.editbench.cases import CATEGORIES, Case, drawn, load
+from bench.editbench.cases import CATEGORIES, Case, Picture, drawn, load
 from bench.editbench.intervals import estimate, preference
 from bench.editbench.pictures import chosen
 from bench.editbench.results import Result, result_file, save
 from bench.editbench.scores import MAX_PSNR_DB, Score, score
 from bench.editbench.settings import automatic_points, of_method
 from bench.editbench.sweep import GRIDS, cases_for, expected, settings_of
+from bench.editbench.worker import Worker
+from sampler_svc.build import build
 from stickerbook.judge import Judge
 from stickerbook.render import kept_pixels, render
 from stickerbook.world import is_held_out
@@ -183,6 +185,43 @@ def test_a_method_runs_at_the_presets_own_values():
     assert (own.tuning.learning_rate, own.eta, own.guidance_scale, own.tuning.updates) == (3e-4, 0.4, 3.0, 1000)
     assert published.key("model", "case") != own.key("model", "case")
     assert [point.method for point in automatic_points(preset)] == ["unitune"] * 3
+
+
+def test_prompt_to_prompt_has_settings_of_its_own():
+    """Its shares are the preset's, in its key and in no other method's: results of those are found as before."""
+    preset = Preset(methods={"prompt_to_prompt": {"cross_replace": 0.8, "self_replace": 0.2, "guidance_scale": 5.0}})
+    published, own = of_method(Preset(), "prompt_to_prompt"), of_method(preset, "prompt_to_prompt")
+
+    assert (published.cross_replace, published.self_replace, published.strength) == (0.4, 0.6, 1.0)
+    assert (own.cross_replace, own.self_replace, own.guidance_scale) == (0.8, 0.2, 5.0)
+    assert own.tuning is None and own.key("model", "case") != own.at("", self_replace=0.6).key("model", "case")
+    assert of_method(preset, "sdedit") == of_method(Preset(), "sdedit")
+    assert of_method(Preset(), "sdedit").cross_replace is None
+
+
+def test_a_worker_edits_beside_the_base_image(tiny_model, tiny_graphs, tmp_path):
+    """Prompt-to-Prompt runs on the engine with control over attention, under the scene's caption, and SDEdit beside
+    it on the ordinary one; each share has its effect."""
+    case = next(c for c in all_cases("development") if c.category == "object")
+    beside = of_method(Preset(num_inference_steps=4, guidance_scale=3.0), "prompt_to_prompt")
+    settings = (
+        beside.at("beside"),
+        beside.at("more", cross_replace=1.0),
+        beside.at("less", self_replace=0.0),
+        of_method(Preset(num_inference_steps=4), "sdedit"),
+    )
+    engine = build(tiny_graphs, tmp_path / "engine")
+    (tmp_path / "results").mkdir()
+
+    Worker(tiny_model, engine, "digest", tmp_path).run(
+        Picture(case.picture, "development", case.scene, (case,)), settings
+    )
+
+    files = [result_file(tmp_path, "digest", case, setting) for setting in settings]
+    found = [Result.read(file, setting.name) for file, setting in zip(files, settings, strict=True)]
+    assert [r.tuning_s for r in found] == [0.0] * 4 and len(
+        {(tmp_path / "results" / r.image).read_bytes() for r in found}
+    ) == 4
 
 
 @pytest.mark.parametrize("method", GRIDS)

@@ -162,6 +162,15 @@ async def test_a_mask_is_taken_wherever_its_picture_comes_from(world: World) -> 
     assert all(request.config.mask_keeps for request in world.sampler.requests)
 
 
+async def test_prompt_to_prompts_defaults_are_in_force(world: World) -> None:
+    """What the base model says for the method is sampled with, and told, where the request leaves it out."""
+    asked = SamplingConfig(method="prompt_to_prompt", base_prompt="a cat", self_replace=0.5)
+    accepted = (await edit(world, image_data=picture(), config=asked))[0].accepted.config
+
+    assert (0.8, 0.5, 5.0) == (accepted.cross_replace, accepted.self_replace, accepted.guidance_scale)
+    assert accepted == world.sampler.requests[-1].config
+
+
 @pytest.mark.parametrize(
     ("config", "mask"),
     [

@@ -180,6 +180,17 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
                     interpolation=0,
                     eta=0.7,
                 ),
+                SamplingConfig(
+                    method="prompt_to_prompt",
+                    scheduler="ddim",
+                    num_inference_steps=10,
+                    guidance_scale=5,
+                    strength=1,
+                    interpolation=0,
+                    inversion="direct",
+                    cross_replace=0.8,
+                    self_replace=0.2,
+                ),
             ],
             engine="none at all",
         )

@@ -469,6 +469,21 @@ async def test_info_tells_base_model_and_defaults(sampler, model: Model) -> None
     assert info.engine.startswith("onnxruntime ")
 
 
+async def test_info_tells_the_presets_own_values_for_prompt_to_prompt(model: Model, store_folder: Path) -> None:
+    """What its section holds is a default, and published values are the rest; other methods have no such option."""
+    own = {"prompt_to_prompt": {"cross_replace": 0.8, "guidance_scale": 5.0}}
+    preset = replace(model.spec.preset, methods=own)
+    service = SamplerService(replace(model, spec=replace(model.spec, preset=preset)), WeightStore(str(store_folder)))
+
+    info = await service.GetSamplerInfo(sampler_pb2.GetSamplerInfoRequest(), None)
+
+    defaults = {one.method: one for one in info.method_defaults}
+    beside = defaults["prompt_to_prompt"]
+    assert (0.8, 0.6, 5.0) == (beside.cross_replace, beside.self_replace, beside.guidance_scale)
+    assert ("direct", "ddim", 1.0) == (beside.inversion, beside.scheduler, beside.strength)
+    assert not defaults["sdedit"].HasField("cross_replace")
+
+
 async def test_a_mistake_of_ours_is_internal_and_tells_nothing(
     sampler, model: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
