@@ -364,9 +364,13 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         is_right = source not in MASKS_OF_WORDS or bool(things(config.mask_text))
         _check("config.mask_text", "unset", is_right, f"mask_source {source} needs what the mask is of")
         is_right = not config.inverted or (
-            source in MASKS_BEFORE and config.scheduler == "ddim" and config.repeats <= 1
+            config.method != PROMPT_TO_PROMPT
+            and source in MASKS_BEFORE
+            and config.scheduler == "ddim"
+            and config.repeats <= 1
         )
-        _check("config.inverted", "true", is_right, "it needs scheduler ddim, one repeat and a mask known before")
+        remedy = f"it needs scheduler ddim, one repeat, a mask known before, and another method than {PROMPT_TO_PROMPT}"
+        _check("config.inverted", "true", is_right, remedy)
         return Request(
             image=request.image,
             prompt=with_rare_tokens(request.rare_tokens, request.prompt),
