@@ -1,37 +1,69 @@
-"""Where words look, as a mask over latents: what Prompt-to-Prompt's local blend edits (arXiv 2208.01626, 3.2)."""
+"""Where words look, as a mask over latents: what Prompt-to-Prompt's local blend edits (arXiv 2208.01626, 3.2).
 
-from collections.abc import Sequence
+The authors read the words' maps from the passes of the edit itself. Within a prompt a word's attention may be nearly
+the same everywhere, since other words have told the text encoder's later ones of it; so here each word is a prompt of
+its own, and its map is of its own tokens.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sampler_svc.alignment import Text
 from sampler_svc.engine import Array
+from unitune.diffusion.guidance import Context
 from unitune.diffusion.schedule import Latents
+from unitune.errors import InvalidField
+
+Look = Callable[[Latents, Context], Array]  # latents (n, ...), a prompt's context -> attention maps (n, tokens, h, w)
 
 THRESHOLD = 0.3  # of the largest value; as this and the 3 x 3 maximum in the authors' code
 STARTS_AFTER = 0.2  # of the steps: before, attention has no shape yet
 
 
+class Word(NamedTuple):
+    """A blend word, or several in a row, as a prompt of its own."""
+
+    text: Text
+    context: Context
+
+    def seen(self, maps: Array) -> Array:
+        """Its own tokens' mean map (n, h, w) of maps (n, tokens, h, w) for this prompt."""
+        found: Array = maps[:, 1 : 1 + len(self.text.pieces)].mean(axis=1)
+        return found
+
+
 class LocalBlend:
     """The attention of words, summed over the steps so far."""
 
-    def __init__(self, base_columns: Sequence[int], edited_columns: Sequence[int], steps: int) -> None:
-        """Columns of the words in the base prompt and in the edit prompt; at least one in all."""
-        self._columns = list(base_columns), list(edited_columns)
+    def __init__(self, words: Sequence[Word], base: Text, edited: Text, steps: int) -> None:
+        """`base` and `edited` are the prompts: a word is looked for in the branch of each that has it. Raises
+        InvalidField (config.blend_words) for a word that neither has."""
         self._first = int(STARTS_AFTER * steps)
-        self._sums: list[Array] = []
+        self._words: list[tuple[Word, list[int]]] = []
+        for word in words:
+            named = word.text.prompt
+            branches = [branch for branch, text in enumerate((base, edited)) if text.columns_of(named)]
+            if not branches:
+                raise InvalidField("config.blend_words", named, "name words of prompt or base_prompt")
+            self._words.append((word, branches))
+        self._sums: list[Array] = [np.zeros(1, dtype=np.float32)] * len(words)
 
-    def mask(self, step: int, maps: Array, side: tuple[int, int]) -> NDArray[np.bool_] | None:
-        """Where to edit, (h, w) of `side`, by the maps (2, tokens, h, w) of base and edit at this step and before.
+    def mask(self, step: int, latents: Latents, look: Look) -> NDArray[np.bool_] | None:
+        """Where to edit, (h, w) of the latents (2, channels, h, w) of base and edit at this step's noisier end.
 
-        The union of where either prompt's words look; None while it is too early.
+        The union of where each word looks in either branch, by this step and those before; None while it is too early.
+        Costs one pass of one or two rows for each word.
         """
-        seen = [own[columns].mean(axis=0) for own, columns in zip(maps, self._columns, strict=True) if columns]
-        self._sums = [before + now for before, now in zip(self._sums, seen, strict=True)] if self._sums else seen
+        for at, (word, branches) in enumerate(self._words):
+            self._sums[at] = self._sums[at] + word.seen(look(latents[branches], word.context))
         if step < self._first:
             return None
-        found = [widened(one) > THRESHOLD * widened(one).max() for one in self._sums]
-        return np.logical_or.reduce([enlarged(one, side) for one in found])
+        maps = [widened(one) for sums in self._sums for one in sums]
+        side = latents.shape[2], latents.shape[3]
+        return np.logical_or.reduce([enlarged(one > THRESHOLD * one.max(), side) for one in maps])
 
 
 def blended(base: Latents, edited: Latents, mask: NDArray[np.bool_]) -> Latents:

@@ -10,6 +10,7 @@ inversion (arXiv 2310.01506) puts it back on the inverted latents after every st
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from sampler_svc.alignment import Alignment, Text, align
 from sampler_svc.controlled_engine import Controlled
 from sampler_svc.engine import Array
-from sampler_svc.local_blend import LocalBlend, blended
+from sampler_svc.local_blend import LocalBlend, Word, blended
 from unitune.attention import Controls, no_controls
 from unitune.diffusion.denoiser import predict
 from unitune.diffusion.guidance import Context, classifier_free
@@ -81,17 +82,19 @@ def edited_beside(
     guidance_scale: float,
     prediction_type: str,
     keep: Callable[[Latents, Latents], Latents],
+    blend_words: Sequence[Word] = (),
 ) -> Generator[tuple[int, Latents], None, Latents]:
     """The edited latent (1, channels, h, w) of a base image's latent, by DDIM.
 
-    `texts` are base prompt and edit prompt, `contexts` their embeddings and the empty or negative prompt's. After
+    `texts` are base prompt and edit prompt, `contexts` their embeddings and the empty or negative prompt's;
+    `blend_words` are those of local blend. After
     every step `keep` puts the base branch's latents, its first argument, where nothing may be edited. Yields after
     each step of inversion and of the edit, counted through, with the latents as they would be without noise. Raises
-    what Controller raises, before the first step.
+    what Controller and LocalBlend raise, before the first step.
     """
     base_prompt, prompt, empty = contexts
     controller = Controller(edit, *texts, len(prompt), len(run))
-    blend = _blend(edit, *texts, len(run))
+    blend = LocalBlend(blend_words, *texts, len(run)) if blend_words else None
     off = no_controls(1, len(prompt))
     levels: list[Latents] = [latent] * (len(run) + 1)  # at the noisier end of each step; the last is the latent itself
 
@@ -106,12 +109,12 @@ def edited_beside(
     solver = FirstOrder()
     for step, (timestep, level, next_level) in enumerate(run):
         latents = np.concatenate([base, edited])
-        output, maps = _guided(denoiser, latents, timestep, rows, controller.controls(step, len(rows)))
+        output = _guided(denoiser, latents, timestep, rows, controller.controls(step, len(rows)))
         prediction = predict(output, latents, level, prediction_type)
         base, edited = np.split(solver.step(latents, prediction, level, next_level), 2)
         if edit.inversion == DIRECT:
             base = levels[step + 1]
-        mask = blend.mask(step, maps, (latent.shape[2], latent.shape[3])) if blend is not None else None
+        mask = blend.mask(step, latents, partial(_maps, denoiser, timestep)) if blend is not None else None
         if mask is not None:
             edited = blended(base, edited, mask)
         edited = keep(base, edited)
@@ -128,8 +131,8 @@ def _rows(scale: float, base_prompt: Context, prompt: Context, empty: Context) -
 
 def _guided(
     denoiser: RunControlled, latents: Latents, timestep: int, rows: Sequence[tuple[float, Array]], controls: Controls
-) -> tuple[Latents, Array]:
-    """The guided output for the two branches, and the prompts' maps (2, tokens, h, w)."""
+) -> Latents:
+    """The guided output for the two branches."""
     batch = len(rows) * len(latents)
     found = denoiser(
         np.concatenate([latents] * len(rows)),
@@ -138,18 +141,14 @@ def _guided(
         controls,
     )
     outputs = np.split(found.output, len(rows))
-    total = rows[0][0] * outputs[0]
+    total: Latents = rows[0][0] * outputs[0]
     for (weight, _), output in zip(rows[1:], outputs[1:], strict=True):
         total = total + weight * output
-    return total, found.maps[: len(latents)]
+    return total
 
 
-def _blend(edit: AttentionEdit, base: Text, edited: Text, steps: int) -> LocalBlend | None:
-    """Raises InvalidField for words that neither prompt has."""
-    if not edit.blend_words:
-        return None
-    for word in edit.blend_words:
-        if not base.columns_of(word) and not edited.columns_of(word):
-            raise InvalidField("config.blend_words", word, "name words of prompt or base_prompt")
-    of_base, of_edited = ([at for word in edit.blend_words for at in text.columns_of(word)] for text in (base, edited))
-    return LocalBlend(of_base, of_edited, steps)
+def _maps(denoiser: RunControlled, timestep: int, latents: Latents, context: Context) -> Array:
+    """The maps (n, tokens, h, w) of latents under one prompt, as they are without control."""
+    count, tokens = len(latents), len(context)
+    contexts = np.repeat(context[None], count, axis=0)
+    return denoiser(latents, np.full(count, timestep, dtype=np.int64), contexts, no_controls(count, tokens)).maps

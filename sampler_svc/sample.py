@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from sampler_svc.base_graphs import BaseGraphs
 from sampler_svc.interpolation import mix
+from sampler_svc.local_blend import Word
 from sampler_svc.masks import AFTER, BEFORE, Find, Finished, Scene
 from sampler_svc.masks.given import from_sdedit
 from sampler_svc.masks.shape import around, softened, to_latent, whole
@@ -230,6 +231,7 @@ def _denoise_beside(
         request.guidance_scale,
         schedule.prediction_type,
         lambda base, edited: edited if inside is None else inside * edited + (1 - inside) * base,
+        [Word(graphs.text(word), embed(word)) for word in request.attention.blend_words],
     )
     while True:
         try:

@@ -10,7 +10,7 @@ import pytest
 from sampler_svc import local_blend
 from sampler_svc.alignment import Piece, Text, align, refined, replaced
 from sampler_svc.controlled_engine import Controlled, ControlledEngine
-from sampler_svc.local_blend import LocalBlend, blended
+from sampler_svc.local_blend import LocalBlend, Word, blended
 from sampler_svc.model import Model
 from sampler_svc.prompt_to_prompt import AttentionEdit, Controller, edited_beside
 from tests.sampler_svc.pictures import picture
@@ -58,6 +58,7 @@ class Walk:
             guidance,
             model.schedule.prediction_type,
             keep or (lambda base, edited: edited),
+            [Word(graphs.text(word), graphs.embed(word)) for word in edit.blend_words],
         )
         self.indices = []
         while True:
@@ -213,16 +214,33 @@ def test_a_blend_keeps_the_base_latents_outside_bit_for_bit() -> None:
 
 
 def test_local_blend_is_where_either_prompts_words_look() -> None:
-    """Attention in two places gives the union of both, one place wider on each side, on latents twice as large."""
-    maps = np.zeros((2, 3, 8, 8), dtype=np.float32)
-    maps[0, 1, 1, 1] = maps[1, 2, 6, 6] = 1
-    maps[1, 1] = 9  # of another word
-    blend = LocalBlend([1], [2], steps=10)
+    """Each word as a prompt of its own, on the branch whose prompt has it: attention in two places gives the union of
+    both, one place wider on each side, on latents twice as large; one word's strength does not hide another."""
+    latents = np.stack([np.full((4, 16, 16), branch, dtype=np.float32) for branch in range(2)])
+    asked: list[tuple[float, float]] = []
+
+    def look(latents: np.ndarray, context: np.ndarray) -> np.ndarray:
+        word, maps = context[0, 0], np.full((len(latents), 5, 8, 8), 9, dtype=np.float32)
+        asked.extend((word, latent[0, 0, 0]) for latent in latents)
+        maps[:, 1] = 0
+        maps[:, 1, *((1, 1) if word == 0 else (6, 6))] = 1 + 99 * word
+        return maps
+
+    words = [Word(text((name, 1)), np.full((5, 2), at, dtype=np.float32)) for at, name in enumerate(("cat", "dog"))]
+    blend = LocalBlend(words, text(("a", 1), ("cat", 1)), text(("a", 1), ("dog", 1)), steps=10)
     expected = np.zeros((16, 16), bool)
     expected[0:6, 0:6] = expected[10:16, 10:16] = True
 
-    assert blend.mask(0, maps, (16, 16)) is None and blend.mask(1, maps, (16, 16)) is None
-    np.testing.assert_array_equal(expected, blend.mask(2, maps, (16, 16)))
+    assert blend.mask(0, latents, look) is None and blend.mask(1, latents, look) is None
+    np.testing.assert_array_equal(expected, blend.mask(2, latents, look))
+    assert [(0, 0), (1, 1)] * 3 == asked
+
+
+def test_a_word_of_both_prompts_is_looked_for_in_both_branches(loaded) -> None:
+    """And costs a pass of two rows for each step; a word of one prompt costs one row."""
+    walk = Walk(loaded, replace(NOTHING, blend_words=("beach", "dog")), guidance=3.0)
+
+    assert [1] * STEPS + [4, 2, 1] * STEPS == [len(latents) for latents, _, _ in walk.calls]
 
 
 def test_local_blend_confines_the_edit(loaded, monkeypatch: pytest.MonkeyPatch) -> None:
