@@ -1,6 +1,6 @@
 """Train the denoiser and its text encoder together, on cached latents.
 
-    python -m stickerbook.train --updates 6000
+    python -m stickerbook.train --updates 23000
 
 Needs the checkpoint of `stickerbook.train_autoencoder`. v-prediction, one caption in ten dropped, a moving
 average of the weights. Interrupt it at will;
@@ -145,12 +145,12 @@ def loss_of(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("work/stickerbook"), help="folder of the checkpoints")
-    parser.add_argument("--updates", type=int, default=6000)
+    parser.add_argument("--updates", type=int, default=23_000)
     parser.add_argument("--batch", type=int, default=24, help="scenes in an update")
-    parser.add_argument("--scenes", type=int, default=40_000, help="scenes in the latent cache")
-    parser.add_argument("--learning-rate", type=float, default=8e-4)
+    parser.add_argument("--scenes", type=int, default=60_000, help="scenes in the latent cache")
+    parser.add_argument("--learning-rate", type=float, default=7e-4)
     parser.add_argument(
-        "--second-share", type=float, default=0.4, help="share of the scenes that show a second object (the world: 0.4)"
+        "--second-share", type=float, default=0.6, help="share of the scenes that show a second object (the world: 0.4)"
     )
     parser.add_argument("--start-from", type=Path, metavar="FOLDER", help="begin with the weights of this base model")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
