@@ -88,7 +88,8 @@ def edits(model: Model, rounds: int) -> dict[str, object]:
         works: dict[str, Callable[[], np.ndarray]] = {"ours": ours}
         works |= {name: partial(peer, PROMPT, steps, GUIDANCE, noise) for name, peer in peers.items()}
         with model.pool.lease(BASE, lambda: model.base) as leased:
-            alike_db = {name: psnr_db(ours(), works[name]()) for name in peers}
+            picture = ours()
+            alike_db = {name: psnr_db(picture, works[name]()) for name in peers}
             taken = in_turns(works, rounds)
         key = f"edit.{steps}_steps"
         found[f"{key}.s"] = medians(taken)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from bench.editbench.run import MODEL, engine_folder
 from sampler_svc.engine import BASE
-from sampler_svc.masks.contrast import contrast, finder, others
+from sampler_svc.masks.contrast import contrasts, finder, others
 from sampler_svc.model import Model
 from sampler_svc.request import Request
 from sampler_svc.sample import EditedImage, sample
@@ -82,7 +82,8 @@ def figure(model: Model) -> Image.Image:
         for name, thing, prompt in FIGURE:
             file = (DEMO / f"{name}.png").read_bytes()
             picture = images.decode(file)
-            level = contrast(graphs, schedule, run, picture, thing, others(model.spec.vocabulary, (thing, prompt)))
+            among = others(model.spec.vocabulary, (thing, prompt))
+            (level,) = contrasts(graphs, schedule, run, picture, [thing], among)
             shown = np.clip((level - level.min()) / np.ptp(level), 0, 1)
             request = Request(file, prompt, "ddim", 50, 5.0, 0.9, (0,), 1.0, mask_source="word", mask_text=thing)
             find = finder(graphs, schedule, run, [thing], prompt, lambda: False)

@@ -11,10 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from unitune.choices import ALIGNMENTS
 from unitune.errors import InvalidField
 from unitune.prompts import spans_of
 
-REPLACE, REFINE = "replace", "refine"
+REPLACE, REFINE = ALIGNMENTS
 
 
 class Piece(NamedTuple):

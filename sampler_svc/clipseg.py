@@ -1,7 +1,7 @@
 """CLIPSeg (Lüddecke and Ecker, arXiv 2112.10003): where a picture shows what a text names.
 
-It is no part of a base model: a sampler that has one finds any words by it, and needs no attention maps for them. Its
-graph is written by `python -m tuner_svc.export_clipseg`.
+It is no part of a base model: a sampler that has one finds any words by it, in place of the base model's own
+predictions. Its graph is written by `python -m tuner_svc.export_clipseg`.
 """
 
 from collections.abc import Callable, Sequence

@@ -20,6 +20,8 @@ from sampler_svc.controlled_engine import Controlled
 from sampler_svc.engine import Array
 from sampler_svc.local_blend import LocalBlend, Word, blended
 from unitune.attention import Controls, no_controls
+from unitune.base_model import Preset
+from unitune.choices import INVERSIONS
 from unitune.diffusion.denoiser import predict
 from unitune.diffusion.guidance import Context, classifier_free
 from unitune.diffusion.inversion import inverted
@@ -27,7 +29,7 @@ from unitune.diffusion.schedule import Latents
 from unitune.diffusion.solvers import FirstOrder, Run
 from unitune.errors import InvalidField
 
-DIRECT = "direct"
+DIRECT, _ = INVERSIONS
 
 RunControlled = Callable[[Latents, NDArray[np.int64], Array, Controls], Controlled]
 
@@ -36,8 +38,8 @@ RunControlled = Callable[[Latents, NDArray[np.int64], Array, Controls], Controll
 class AttentionEdit:
     """How an edit takes over attention maps; edit.proto says what each setting means."""
 
-    cross_replace: float = 0.4  # share of the steps, from the first; as PIE-Bench's runs have it (arXiv 2310.01506)
-    self_replace: float = 0.6
+    cross_replace: float = Preset.cross_replace  # share of the steps, from the first
+    self_replace: float = Preset.self_replace
     inversion: str = DIRECT
     alignment: str = ""
     word_weights: Mapping[str, float] = field(default_factory=dict)

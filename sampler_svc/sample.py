@@ -9,12 +9,11 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sampler_svc.base_graphs import BaseGraphs
+from sampler_svc.cancellation import stop_if, stopping
 from sampler_svc.interpolation import mix
 from sampler_svc.local_blend import Word
 from sampler_svc.masks import AFTER, BEFORE, Find, Finished, Scene
@@ -23,13 +22,12 @@ from sampler_svc.masks.shape import around, softened, to_latent, whole
 from sampler_svc.prompt_to_prompt import RunControlled, edited_beside
 from sampler_svc.request import Request, guidance_rows
 from unitune import images
-from unitune.attention import Controls
 from unitune.diffusion.denoiser import predict
 from unitune.diffusion.guidance import Context, Denoiser, guided
 from unitune.diffusion.inversion import inverted
 from unitune.diffusion.schedule import Latents, Schedule, add_noise, num_late_steps, sigma
 from unitune.diffusion.solvers import SCHEDULERS, Run
-from unitune.errors import Cancelled, Internal, InvalidArgument
+from unitune.errors import Internal, InvalidArgument
 from unitune.images import Mask, Pixels
 
 
@@ -102,13 +100,11 @@ def sample(
     sigmas = sigma(schedule.alphas_cumprod)
 
     def guided_output(latents: Latents, timestep: int) -> Latents:
-        _stop_if(cancelled)
+        stop_if(cancelled)
         is_noisy, is_guided = timestep >= len(schedule) / 2, request.is_guided_at(float(sigmas[timestep]))
         return guided(denoiser, latents, timestep, rows[is_noisy, is_guided], base_denoiser)
 
-    def look(latents: Latents, timesteps: NDArray[np.int64], contexts: NDArray[np.float32]) -> Latents:
-        _stop_if(cancelled)
-        return denoiser(latents, timesteps, contexts)
+    look = stopping(denoiser, cancelled)
 
     def preview(denoised: Latents) -> bytes:
         return _preview(graphs, denoised, _size(base_image))
@@ -133,7 +129,7 @@ def sample(
         if controlled is None:
             raise ValueError("the request has attention to control, and there is no denoiser for it")
         latents = yield from _denoise_beside(
-            request, schedule, _stopping(controlled, cancelled), graphs, latent, mask, preview, embed
+            request, schedule, stopping(controlled, cancelled), graphs, latent, mask, preview, embed
         )
     if not np.isfinite(latents).all():
         raise Internal("sampling left the range of numbers", reason="NOT_FINITE")
@@ -241,21 +237,6 @@ def _denoise_beside(
             return np.repeat(edited, len(request.seeds), axis=0)
         wants_preview = request.preview_every > 0 and (index + 1) % request.preview_every == 0
         yield Step(index, 2 * len(run), preview(denoised) if wants_preview else b"")
-
-
-def _stopping(controlled: RunControlled, cancelled: Callable[[], bool]) -> RunControlled:
-    """The same, asking before each pass whether to go on."""
-
-    def run(latents: Latents, timesteps: NDArray[np.int64], contexts: NDArray[np.float32], controls: Controls) -> Any:
-        _stop_if(cancelled)
-        return controlled(latents, timesteps, contexts, controls)
-
-    return run
-
-
-def _stop_if(cancelled: Callable[[], bool]) -> None:
-    if cancelled():
-        raise Cancelled("the edit was cancelled", reason="EDIT_CANCELLED")
 
 
 def _num_steps(request: Request) -> int:

@@ -114,7 +114,7 @@ class Preset:
     prior_weight: float = 1.0
     num_vectors: int = 1  # these two: Textual Inversion
     scale_learning_rate: bool = True
-    cross_replace: float = 0.4  # these two: Prompt-to-Prompt
+    cross_replace: float = 0.4  # these two: Prompt-to-Prompt, as PIE-Bench's runs have them (arXiv 2310.01506)
     self_replace: float = 0.6
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampler_svc.base_graphs import BaseGraphs
+from sampler_svc.cancellation import stopping
 from sampler_svc.engine import Array
 from sampler_svc.masks.refine import refined
 from sampler_svc.masks.scene import Find
 from unitune import images
 from unitune.diffusion.guidance import Denoiser
 from unitune.diffusion.schedule import Schedule, add_noise
-from unitune.errors import Cancelled
 from unitune.images import Mask, Pixels
 from unitune.prompts import mentions
 
@@ -40,34 +40,32 @@ def finder(
 
     `prompt` is the edit's, whose words stand for nothing else. Raises Cancelled (EDIT_CANCELLED) before a pass.
     """
-
-    def stopping(latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
-        if cancelled():
-            raise Cancelled("the edit was cancelled", reason="EDIT_CANCELLED")
-        return denoiser(latents, timesteps, contexts)
+    among = others(graphs.spec.vocabulary, (*things, prompt))
+    run = stopping(denoiser, cancelled)
 
     def find(picture: Pixels) -> Mask:
-        mask = np.zeros(picture.shape[:2], np.float32)
-        for thing in things:
-            among = others(graphs.spec.vocabulary, (*things, prompt))
-            mask = np.maximum(mask, refined(contrast(graphs, schedule, stopping, picture, thing, among), picture))
-        return mask
+        levels = contrasts(graphs, schedule, run, picture, things, among)
+        return np.maximum.reduce([refined(level, picture) for level in levels])
 
     return find
 
 
-def contrast(
-    graphs: BaseGraphs, schedule: Schedule, denoiser: Denoiser, picture: Pixels, thing: str, among: Sequence[str]
+def contrasts(
+    graphs: BaseGraphs,
+    schedule: Schedule,
+    denoiser: Denoiser,
+    picture: Pixels,
+    things: Sequence[str],
+    among: Sequence[str],
 ) -> Array:
-    """How far the prediction for the thing is from the mean of those for the others, (h, w) of the latent."""
+    """How far the prediction for each thing is from the mean of those for the others, (things, h, w) of the latent."""
     noised, timesteps = _noised(graphs.encode(images.to_model(picture, graphs.spec.image_side)), schedule)
 
     def predicted(text: str) -> Array:
         return denoiser(noised, timesteps, np.repeat(graphs.embed(text)[None], len(noised), axis=0))
 
-    difference = predicted(thing) - np.mean([predicted(other) for other in among], axis=0)
-    level: Array = np.abs(difference).mean(axis=(0, 1))
-    return level
+    common = np.mean([predicted(other) for other in among], axis=0)
+    return np.stack([np.abs(predicted(thing) - common).mean(axis=(0, 1)) for thing in things])
 
 
 def others(vocabulary: Sequence[str], texts: Sequence[str]) -> list[str]:
