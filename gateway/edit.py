@@ -1,6 +1,6 @@
 """The story of an edit: resolve the target, find or make the tuning, stream its events, sample, done.
 
-accepted -> [tuning ...] -> loading -> step ... -> image ... -> done | failed | cancelled
+accepted -> [tuning ...] -> loading -> step ... -> [warning] -> image ... -> done | failed | cancelled
 """
 
 import logging
@@ -91,6 +91,8 @@ class Edits:
                     case "step":
                         if pace.lets_through(sample.step):
                             yield EditEvent(step=sample.step)
+                    case "warning":
+                        yield EditEvent(warning=sample.warning)
                     case "image":
                         validation.check_answer(sample, "the edited picture is too large for one message")
                         images.append(sample.image)

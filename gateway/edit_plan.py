@@ -16,13 +16,14 @@ from gateway.sampling_options import (
 )
 from gateway.tunings import Tunings, not_found
 from gateway.upstreams import Upstreams, refuse_mismatch
-from unitune.choices import EDIT_METHODS, TUNING_METHODS
+from unitune.choices import BOUND_TO_NULL_TEXT, NULL_TEXT, PROMPT_TO_PROMPT, TUNING_METHODS, tuned_by
 from unitune.diffusion.schedule import num_late_steps
 from unitune.errors import FailedPrecondition, InvalidArgument, InvalidField, NotFound
 from unitune.images import ImageInfo
 from unitune.prompts import unknown_words, without
 from unitune.v1.edit_pb2 import EditRequest, SamplingConfig
 from unitune.v1.image_pb2 import Image
+from unitune.v1.sampler_pb2 import SamplerInfo
 from unitune.v1.tuning_pb2 import Tuning, TuningConfig
 
 
@@ -64,7 +65,7 @@ class Planner:
         sampler = await self._upstreams.sampler_info()
         check_gate(request.config, sampler.base_model.has_gate, "config")
         check_mask_words(request.config, request.mask, sampler.base_model, "config")
-        return await self._settled(request, _method_of(request))
+        return await self._settled(request, _filled(request, _method_of(request), sampler))
 
     async def plan(self, request: EditRequest) -> EditPlan:
         """Check a request and find its target; an image's tuning is found or made. Raises as Edit does."""
@@ -73,14 +74,15 @@ class Planner:
         check_gate(request.config, sampler.base_model.has_gate, "config")
         check_mask_words(request.config, request.mask, sampler.base_model, "config")
         if request.WhichOneof("target") == "tuning":
-            method, tenant, tuning, image = await self._of_tuning(request)
+            tenant, named = await self._named(request)
+            request = completed(request, named.config)
+            method, tuning, image = await self._of_tuning(request, named)
+            config = _filled(request, method, sampler)
         else:
-            method = _method_of(request)
-            tenant, tuning, image = await self._of_image(request, method)
-        defaults = validation.defaults_of(method, sampler.method_defaults, sampler.sampling_defaults)
+            config = _filled(request, _method_of(request), sampler)
+            tenant, tuning, image = await self._of_image(request, config)
         if tuning is not None:
             refuse_mismatch(tuning.base_model, sampler.base_model.digest)
-        config = validation.fill_sampling_config(request.config, request.mask, defaults, method)
         words = " ".join((request.prompt, config.base_prompt, config.negative_prompt))
         return EditPlan(
             tenant=tenant,
@@ -97,18 +99,25 @@ class Planner:
             ),
         )
 
-    async def _of_tuning(self, request: EditRequest) -> tuple[str, str, Tuning | None, bytes]:
-        """Method, tenant, tuning and image of a tuning that is there."""
+    async def _named(self, request: EditRequest) -> tuple[str, Tuning]:
+        """Tenant and tuning of an edit with a tuning that is there."""
         name = parse(request.tuning, "tunings", "tuning")
         tenant = parse_parent(request.parent) or name.tenant
         if tenant != name.tenant:
             raise not_found(request.tuning)
-        tuning = await self._tunings.get(request.tuning)
-        method = request.config.method or tuning.config.method
-        uses_weights = method in TUNING_METHODS
-        if uses_weights and method != tuning.config.method:
-            remedy = f"{tuning.name} was made by {tuning.config.method}; leave the method unset, or edit the image"
-            raise InvalidField("config.method", method, remedy)
+        return tenant, await self._tunings.get(request.tuning)
+
+    async def _of_tuning(self, request: EditRequest, tuning: Tuning) -> tuple[str, Tuning | None, bytes]:
+        """Method, tuning if its weights are used, and image. The request is a completed one."""
+        by_default = PROMPT_TO_PROMPT if tuning.config.method == NULL_TEXT else tuning.config.method
+        method = request.config.method or by_default
+        uses_weights = tuned_by(method, request.config.inversion)
+        if uses_weights and uses_weights != tuning.config.method:
+            field, leave = (
+                ("inversion", "choose another") if uses_weights == NULL_TEXT else ("method", "leave it unset")
+            )
+            remedy = f"{tuning.name} was made by {tuning.config.method}; {leave}, or edit the image"
+            raise InvalidField(f"config.{field}", getattr(request.config, field), remedy)
         check_options(request.config, request.mask, "config", method, request.prompt)
         if uses_weights:
             check_words(request, tuning.config)
@@ -128,11 +137,11 @@ class Planner:
         name_of_image = parse(tuning.image, "images")
         image = await self._images.read(name_of_image)
         await self._check_mask(request, await self._images.find(name_of_image))
-        return method, tenant, tuning if uses_weights else None, image
+        return method, tuning if uses_weights else None, image
 
-    async def _of_image(self, request: EditRequest, method: str) -> tuple[str, Tuning | None, bytes]:
+    async def _of_image(self, request: EditRequest, sampling: SamplingConfig) -> tuple[str, Tuning | None, bytes]:
         """Tenant, tuning and image; the tuning is found or made, once all is found to be right."""
-        config = await self._settled(request, method)
+        config = await self._settled(request, sampling)
         if config is not None:
             check_words(request, config)
         asked = parse_parent(request.parent)
@@ -155,10 +164,11 @@ class Planner:
             return tenant, None, data
         return tenant, await self._tunings.find_or_make(tenant, name, config, needs_tuner=True), data
 
-    async def _settled(self, request: EditRequest, method: str) -> TuningConfig | None:
-        if method not in TUNING_METHODS:
+    async def _settled(self, request: EditRequest, sampling: SamplingConfig) -> TuningConfig | None:
+        """The tuning that an edit of an image needs, with every default filled in; `sampling` is the edit's own."""
+        if not tuned_by(sampling.method, sampling.inversion):
             return None
-        return await self._tunings.settled(_tuning_config(request, method), "tuning_config")
+        return await self._tunings.settled(_tuning_config(request, sampling), "tuning_config")
 
     async def _check_mask(self, request: EditRequest, picture: Image | ImageInfo) -> None:
         if request.mask:
@@ -181,13 +191,14 @@ def _check(request: EditRequest) -> None:
     if target is None:
         raise InvalidField("target", "unset", "set one of tuning, image or image_data")
     if request.tuning_config.ByteSize() and (
-        target == "tuning" or request.config.method in EDIT_METHODS[len(TUNING_METHODS) :]
+        target == "tuning" or (request.config.method and not tuned_by(request.config.method, request.config.inversion))
     ):
         why = "the tuning has its own" if target == "tuning" else f"{request.config.method} makes no tuning"
         raise InvalidField("tuning_config", "set", f"leave it unset: {why}")
     if target != "tuning":
         method = _method_of(request)
-        validation.check_tuning_config(request.tuning_config, "tuning_config", method)
+        needed = tuned_by(method, request.config.inversion)
+        validation.check_tuning_config(request.tuning_config, "tuning_config", needed)
         check_options(request.config, request.mask, "config", method, request.prompt)
     if len(request.image_data) > validation.IMAGE_DATA_BYTES:
         value, remedy = f"{len(request.image_data)} bytes", f"upload pictures above {validation.IMAGE_DATA_BYTES} bytes"
@@ -207,24 +218,58 @@ def check_words(request: EditRequest, tuning: TuningConfig) -> None:
 def _method_of(request: EditRequest) -> str:
     """The method of an edit of an image. Raises InvalidField when the request names two."""
     method, tunes_by = request.config.method, request.tuning_config.method
-    if method and tunes_by in TUNING_METHODS and method != tunes_by:
-        remedy = f"config.method is {method}; leave this one unset, it follows"
+    if tunes_by in TUNING_METHODS and tunes_by != tuned_by(method or tunes_by, request.config.inversion):
+        remedy = f"leave it unset: it follows from config.method, which is {method or 'unset'}, and its inversion"
         raise InvalidField("tuning_config.method", tunes_by, remedy)
     return method or tunes_by or TUNING_METHODS[0]
 
 
-def _tuning_config(request: EditRequest, method: str) -> TuningConfig:
-    """The config of the tuning that an edit of an image needs. Imagic tunes for the edit's own prompt."""
+def completed(request: EditRequest, tuning: TuningConfig) -> EditRequest:
+    """The request with all that an edit with null-text's embeddings has from their tuning; otherwise as it is.
+
+    Raises InvalidField for what it says itself, and otherwise.
+    """
+    config = request.config
+    is_other = config.method not in ("", PROMPT_TO_PROMPT) or config.inversion not in ("", NULL_TEXT)
+    if tuning.method != NULL_TEXT or is_other:
+        return request
+    whole = EditRequest()
+    whole.CopyFrom(request)
+    whole.config.method, whole.config.inversion = PROMPT_TO_PROMPT, NULL_TEXT
+    asked = {field.name: value for field, value in config.ListFields()}
+    for name in BOUND_TO_NULL_TEXT:
+        value = getattr(tuning, name)
+        if name in asked and asked[name] != value:
+            remedy = f"leave it unset: {request.tuning} is for {_shown(value)}; or edit the image, which tunes anew"
+            raise InvalidField(f"config.{name}", _shown(asked[name]), remedy)
+        setattr(whole.config, name, value)
+    return whole
+
+
+def _filled(request: EditRequest, method: str, sampler: SamplerInfo) -> SamplingConfig:
+    """The sampling's settings with the base model's defaults for the method."""
+    defaults = validation.defaults_of(method, sampler.method_defaults, sampler.sampling_defaults)
+    return validation.fill_sampling_config(request.config, request.mask, defaults, method)
+
+
+def _tuning_config(request: EditRequest, sampling: SamplingConfig) -> TuningConfig:
+    """The config of the tuning that an edit of an image needs. Imagic tunes for the edit's own prompt, and null-text
+    for what its embeddings are bound to."""
     config = TuningConfig()
     config.CopyFrom(request.tuning_config)
-    config.method = method
-    if method == "imagic":
-        if config.prompt and config.prompt != request.prompt:
-            raise InvalidField(
-                "tuning_config.prompt", f"{len(config.prompt)} characters", "leave it unset: it is the edit's own"
-            )
-        config.prompt = request.prompt
+    config.method = tuned_by(sampling.method, sampling.inversion)
+    of_edit = {"imagic": {"prompt": request.prompt}, NULL_TEXT: {n: getattr(sampling, n) for n in BOUND_TO_NULL_TEXT}}
+    asked = {field.name: value for field, value in config.ListFields()}
+    for name, value in of_edit.get(config.method, {}).items():
+        if name in asked and asked[name] != value:
+            raise InvalidField(f"tuning_config.{name}", _shown(asked[name]), "leave it unset: it is the edit's own")
+        setattr(config, name, value)
     return config
+
+
+def _shown(value: str | float) -> str:
+    """A setting, as an error shows it; a prompt by its length."""
+    return f"{len(value)} characters" if isinstance(value, str) else str(value)
 
 
 @contextmanager

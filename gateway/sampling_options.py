@@ -12,6 +12,7 @@ from unitune.choices import (
     MASKS_OF_WORDS,
     MAX_WORD_CHARACTERS,
     METHODS_WITH,
+    NULL_TEXT,
     PROMPT_TO_PROMPT,
 )
 from unitune.errors import InvalidArgument, InvalidField
@@ -34,6 +35,8 @@ def check_options(config: SamplingConfig, mask: bytes, field: str, method: str, 
     `mask` is the request's, `field` the config's own place in it, `method` the edit's, which the config may leave out.
     """
     _check_methods(config, field, method)
+    if config.inversion == NULL_TEXT:
+        _check_null_text(config, field)
     _check_mask_options(config, mask, field)
     _check_gate_options(config, field)
     if method == PROMPT_TO_PROMPT:
@@ -83,6 +86,22 @@ def _check_methods(config: SamplingConfig, field: str, method: str) -> None:
             raise InvalidField(f"{field}.{option}", value, remedy)
 
 
+def _check_null_text(config: SamplingConfig, field: str) -> None:
+    """What cannot be had with embeddings that are right for the whole picture, one guidance and no other empty text."""
+    for option, why in (
+        ("automatic", "its embeddings are for one guidance_scale"),
+        ("only_masked", "its embeddings are for the whole picture"),
+        ("negative_prompt", "its embeddings stand in that one's place"),
+    ):
+        value = getattr(config, option)
+        if value:
+            shown = f"{len(value)} characters" if isinstance(value, str) else "true"
+            raise InvalidField(f"{field}.{option}", shown, f"leave it unset with inversion {NULL_TEXT}: {why}")
+    if config.HasField("guidance_scale") and config.guidance_scale == 1:
+        remedy = f"choose another: with 1 there is no guidance, which is what {NULL_TEXT} corrects"
+        raise InvalidField(f"{field}.guidance_scale", config.guidance_scale, remedy)
+
+
 def _check_prompt_to_prompt(config: SamplingConfig, field: str, prompt: str) -> None:
     """What Prompt-to-Prompt needs of its prompts, and what it has no use for."""
     if not config.base_prompt.strip():
@@ -95,6 +114,10 @@ def _check_prompt_to_prompt(config: SamplingConfig, field: str, prompt: str) -> 
     if config.HasField("prompt_guidance_scale"):
         remedy = f"leave it unset: {PROMPT_TO_PROMPT} reads base_prompt in a way of its own"
         raise InvalidField(f"{field}.prompt_guidance_scale", config.prompt_guidance_scale, remedy)
+    for end in ("guidance_sigma_low", "guidance_sigma_high"):
+        if config.HasField(end):
+            remedy = f"leave it unset: {PROMPT_TO_PROMPT} guides every step"
+            raise InvalidField(f"{field}.{end}", getattr(config, end), remedy)
     if config.resamples > 0:
         remedy = f"leave it unset: {PROMPT_TO_PROMPT} draws nothing, so other seeds give the same picture"
         raise InvalidField(f"{field}.resamples", config.resamples, remedy)

@@ -32,6 +32,7 @@ from unitune.choices import (
     MAX_RESAMPLES,
     MAX_SEEDS,
     MAX_SIGMA,
+    MAX_STEPS,
     MAX_UPDATES,
     MAX_VECTORS,
     MAX_WORD_CHARACTERS,
@@ -39,6 +40,7 @@ from unitune.choices import (
     MAX_WORDS,
     MODES,
     MOST_IMAGES,
+    NULL_TEXT,
     OPTIONS_OF_ALL,
     TUNING_METHODS,
     TUNING_OPTIONS,
@@ -56,7 +58,6 @@ C = TypeVar("C", TuningConfig, SamplingConfig)
 SCHEDULERS = tuple(solvers.SCHEDULERS)
 
 PROMPT_CHARACTERS = MAX_PROMPT_CHARACTERS
-STEPS = 1000
 IMAGE_DATA_BYTES = 3 << 20  # the largest picture that fits a request of 4 MiB with certainty
 ANSWER_BYTES = (16 << 20) - 4096  # clients take messages of 16 MiB
 LABELS = 16
@@ -76,7 +77,7 @@ LIMITS = Limits(
 def check_tuning_config(config: TuningConfig, field: str, method: str = "") -> None:
     """Check every field that is set; `field` is the config's own place in the request.
 
-    `method` is that of the edit, and stands for a config that names none.
+    `method` is that which the edit needs, and stands for a config that names none.
     """
     if config.method:
         _one_of(f"{field}.method", config.method, TUNING_METHODS)
@@ -111,8 +112,13 @@ def check_tuning_config(config: TuningConfig, field: str, method: str = "") -> N
         if word and (not word.isprintable() or word.isspace() or len(word) > MAX_WORD_CHARACTERS):
             shown = word if len(word) <= MAX_WORD_CHARACTERS else f"{len(word)} characters"
             raise InvalidField(f"{field}.{name}", shown, f"use 1 to {MAX_WORD_CHARACTERS} visible characters")
-    if config.prompt:
-        check_prompt(config.prompt, f"{field}.prompt")
+    if config.HasField("num_inference_steps"):
+        _whole(f"{field}.num_inference_steps", config.num_inference_steps, 1, MAX_STEPS)
+    if config.HasField("guidance_scale"):
+        _finite(f"{field}.guidance_scale", config.guidance_scale, 0, MAX_GUIDANCE_SCALE)
+    for name in ("prompt", "base_prompt"):
+        if getattr(config, name):
+            check_prompt(getattr(config, name), f"{field}.{name}")
 
 
 def check_complete(config: TuningConfig, field: str) -> None:
@@ -121,6 +127,7 @@ def check_complete(config: TuningConfig, field: str) -> None:
         "imagic": ("prompt", "imagic tunes for one text: give the prompt of the edits to come"),
         "dreambooth": ("class_noun", "say what kind of thing the pictures show, such as dog"),
         "textual_inversion": ("initial_word", "give one word that says what the picture shows, such as dog"),
+        NULL_TEXT: ("base_prompt", "describe the picture as it is, as the edits to come will"),
     }
     if config.method in needed:
         name, remedy = needed[config.method]
@@ -181,7 +188,7 @@ def check_sampling_config(config: SamplingConfig, field: str) -> None:
     if config.scheduler:
         _one_of(f"{field}.scheduler", config.scheduler, SCHEDULERS)
     if config.HasField("num_inference_steps"):
-        _whole(f"{field}.num_inference_steps", config.num_inference_steps, 1, STEPS)
+        _whole(f"{field}.num_inference_steps", config.num_inference_steps, 1, MAX_STEPS)
     if config.HasField("guidance_scale"):
         _finite(f"{field}.guidance_scale", config.guidance_scale, 0, MAX_GUIDANCE_SCALE)
     if config.HasField("strength"):
@@ -275,7 +282,7 @@ def check_seeds(seeds: Iterable[int]) -> list[int]:
 
 def check_preview_every(preview_every: int) -> None:
     """0 for no preview, else so many steps between two."""
-    _whole("preview_every", preview_every, 0, STEPS)
+    _whole("preview_every", preview_every, 0, MAX_STEPS)
 
 
 def check_labels(labels: Mapping[str, str], field: str) -> None:
@@ -325,7 +332,7 @@ def _refuse_others(config: TuningConfig, field: str, method: str) -> None:
     for found, value in config.ListFields():
         if found.name not in own:
             owners = " or ".join(name for name, options in TUNING_OPTIONS.items() if found.name in options)
-            shown = f"{len(value)} characters" if found.name == "prompt" else value
+            shown = f"{len(value)} characters" if found.name in ("prompt", "base_prompt") else value
             raise InvalidField(
                 f"{field}.{found.name}", shown, f"it belongs to method {owners}, and this one's is {method}"
             )

@@ -13,7 +13,7 @@ import numpy as np
 
 from sampler_svc.gate import Gate, Scores
 from sampler_svc.request import Request
-from sampler_svc.sample import Done, EditedImage, Event, Step
+from sampler_svc.sample import Done, EditedImage, Event, Step, Warned
 from unitune import images
 
 SEED_STRIDE = 1_000_003  # from one attempt's seed to the next one's, so that they do not meet the caller's other seeds
@@ -47,7 +47,7 @@ def sample_gated(
     attempts: Sequence[Request],
     *,
     tries_all: bool,
-) -> Iterator[Step | Gated | Done]:
+) -> Iterator[Step | Warned | Gated | Done]:
     """All attempts, or only until each seed has a picture that passes; then the best picture of each seed.
 
     `prompt` is without rare tokens. Raises what `sample_once` raises.
@@ -71,6 +71,8 @@ def sample_gated(
             if isinstance(event, Step):
                 steps_done = steps_before + event.index + 1
                 yield Step(steps_done - 1, steps_before + event.total, event.preview)
+            elif isinstance(event, Warned):
+                yield event
             elif isinstance(event, EditedImage):
                 index = open_seeds[event.index]
                 scores = score(images.decode(event.png))

@@ -1,21 +1,28 @@
 """What stands for the prompt's embedding, by the method that made the weights.
 
 UniTune and DreamBooth change weights alone, and their prompts are embedded as they are. Imagic mixes two embeddings,
-and Textual Inversion puts vectors into the prompt.
+and Textual Inversion puts vectors into the prompt. Null-text has an embedding for each step in place of the empty
+prompt's.
 """
 
 from collections.abc import Callable
 
+from google.protobuf.message import Message
+
 from sampler_svc.base_graphs import BaseGraphs
 from sampler_svc.engine import Array
+from unitune.choices import NULL_TEXT
 from unitune.diffusion.guidance import Context
-from unitune.errors import DataLoss
+from unitune.errors import DataLoss, InvalidField
 from unitune.prompts import mentions
 from unitune.weights import TunedWeights
 
 Embed = Callable[[str], Context]  # a text to its embedding (tokens, width)
 
-REFITS_NOTHING = ("textual_inversion",)  # of the tuned methods: those that sample with the base model's own weights
+REFITS_NOTHING = (
+    "textual_inversion",
+    NULL_TEXT,
+)  # of the methods that tune: those that sample with the base model's own weights
 
 
 def embedding(graphs: BaseGraphs, tuned: TunedWeights, prompt: str, eta: float) -> Embed:
@@ -44,9 +51,27 @@ def mixed(eta: float, target: Context, optimized: Context) -> Context:
     return target if eta == 1 else optimized + eta * (target - optimized)
 
 
-def _extra(tuned: TunedWeights, name: str, shape: tuple[int, int]) -> Array:
+def null_embeddings(graphs: BaseGraphs, tuned: TunedWeights, num_inference_steps: int) -> Array:
+    """Null-text's embeddings, (steps, tokens, width), that of the noisiest step first.
+
+    Raises DataLoss (WEIGHTS_CORRUPT) as `embedding` does.
+    """
+    return _extra(tuned, "nulls", (num_inference_steps, graphs.spec.context_tokens, graphs.spec.context_width))
+
+
+def refuse_unbound(tuned: TunedWeights, config: Message) -> None:
+    """Raises InvalidField for a setting that the edit must have as the tuning had it, and has not."""
+    for name, value in tuned.manifest.bound_to.items():
+        asked = getattr(config, name)
+        if asked != value:
+            asked, value = (f"{len(one)} characters" if isinstance(one, str) else one for one in (asked, value))
+            raise InvalidField(f"config.{name}", asked, f"the tuning is for {value}; edit with that, or tune anew")
+
+
+def _extra(tuned: TunedWeights, name: str, shape: tuple[int, ...]) -> Array:
+    """The embeddings of that name; -1 in the shape is any size."""
     found = tuned.extras.get(name)
-    rows, width = shape
-    if found is None or found.ndim != 2 or found.shape[1] != width or rows not in (-1, len(found)):
+    sizes = zip(shape, found.shape, strict=False) if found is not None else ()
+    if found is None or found.ndim != len(shape) or any(wanted not in (-1, size) for wanted, size in sizes):
         raise DataLoss(f"the weights file has no {name} of this base model's shape", reason="WEIGHTS_CORRUPT")
     return found

@@ -5,7 +5,7 @@ the same everywhere, since other words have told the text encoder's later ones o
 its own, and its map is of its own tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -50,6 +50,7 @@ class LocalBlend:
                 raise InvalidField("config.blend_words", named, "name words of prompt or base_prompt")
             self._words.append((word, branches))
         self._sums: list[Array] = [np.zeros(1, dtype=np.float32)] * len(words)
+        self._masks: dict[str, NDArray[np.bool_]] = {}  # of the last step, by word
 
     def mask(self, step: int, latents: Latents, look: Look) -> NDArray[np.bool_] | None:
         """Where to edit, (h, w) of the latents (2, channels, h, w) of base and edit at this step's noisier end.
@@ -61,14 +62,35 @@ class LocalBlend:
             self._sums[at] = self._sums[at] + word.seen(look(latents[branches], word.context))
         if step < self._first:
             return None
-        maps = [widened(one) for sums in self._sums for one in sums]
         side = latents.shape[2], latents.shape[3]
-        return np.logical_or.reduce([enlarged(one > THRESHOLD * one.max(), side) for one in maps])
+        for (word, _), sums in zip(self._words, self._sums, strict=True):
+            maps = [widened(one) for one in sums]
+            seen = [enlarged(one > THRESHOLD * one.max(), side) for one in maps]
+            self._masks[word.text.prompt] = np.logical_or.reduce(seen)
+        return np.logical_or.reduce(list(self._masks.values()))
+
+    def warning(self) -> str:
+        """What is wrong with the last mask, if it keeps nothing of the base image or all of it; else empty."""
+        if not self._masks:
+            return ""
+        mask = np.logical_or.reduce(list(self._masks.values()))
+        if mask.all():
+            words = [word for word, own in self._masks.items() if own.all()] or list(self._masks)
+            remedy = "name smaller things, or give a mask"
+            return f"local blend keeps nothing of the picture, since {_listed(words)} look everywhere: {remedy}"
+        if not mask.any():
+            remedy = "name what the picture or the edit shows, or leave blend_words unset"
+            return f"local blend keeps all of the picture, since {_listed(self._masks)} look nowhere: {remedy}"
+        return ""
 
 
 def blended(base: Latents, edited: Latents, mask: NDArray[np.bool_]) -> Latents:
     """The edited latents where the mask (h, w) is, the base's everywhere else, bit for bit."""
     return np.where(mask, edited, base)
+
+
+def _listed(words: Iterable[str]) -> str:
+    return " and ".join(repr(word) for word in words)
 
 
 def widened(values: Array) -> Array:

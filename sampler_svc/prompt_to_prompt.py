@@ -5,7 +5,8 @@ the base prompt and one under the edit prompt; attention says which words shape 
 over the base's maps keeps its layout. Words that the edit prompt alone has keep maps of their own.
 
 The base branch would drift from the base image, since inversion is not exact and guidance moves away from it. Direct
-inversion (arXiv 2310.01506) puts it back on the inverted latents after every step.
+inversion (arXiv 2310.01506) puts it back on the inverted latents after every step. Null-text inversion (arXiv
+2211.09794) guides both branches away from an embedding of each step's own, which a tuner has found.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from sampler_svc.alignment import Alignment, Text, align
 from sampler_svc.controlled_engine import Controlled
 from sampler_svc.engine import Array
-from sampler_svc.local_blend import LocalBlend, Word, blended
+from sampler_svc.local_blend import LocalBlend, blended
 from unitune.attention import Controls, no_controls
 from unitune.base_model import Preset
 from unitune.choices import INVERSIONS
@@ -29,7 +30,7 @@ from unitune.diffusion.schedule import Latents
 from unitune.diffusion.solvers import FirstOrder, Run
 from unitune.errors import InvalidField
 
-DIRECT, _ = INVERSIONS
+DIRECT = INVERSIONS[0]
 
 RunControlled = Callable[[Latents, NDArray[np.int64], Array, Controls], Controlled]
 
@@ -44,6 +45,8 @@ class AttentionEdit:
     alignment: str = ""
     word_weights: Mapping[str, float] = field(default_factory=dict)
     blend_words: tuple[str, ...] = ()
+    # What stands for the empty prompt, (steps, tokens, width) of a whole run: null-text's. None is the prompt itself.
+    nulls: Array | None = None
 
 
 class Controller:
@@ -84,19 +87,17 @@ def edited_beside(
     guidance_scale: float,
     prediction_type: str,
     keep: Callable[[Latents, Latents], Latents],
-    blend_words: Sequence[Word] = (),
+    blend: LocalBlend | None = None,
 ) -> Generator[tuple[int, Latents], None, Latents]:
     """The edited latent (1, channels, h, w) of a base image's latent, by DDIM.
 
-    `texts` are base prompt and edit prompt, `contexts` their embeddings and the empty or negative prompt's;
-    `blend_words` are those of local blend. After
+    `texts` are base prompt and edit prompt, `contexts` their embeddings and the empty or negative prompt's. After
     every step `keep` puts the base branch's latents, its first argument, where nothing may be edited. Yields after
     each step of inversion and of the edit, counted through, with the latents as they would be without noise. Raises
-    what Controller and LocalBlend raise, before the first step.
+    what Controller raises, before the first step.
     """
     base_prompt, prompt, empty = contexts
     controller = Controller(edit, *texts, len(prompt), len(run))
-    blend = LocalBlend(blend_words, *texts, len(run)) if blend_words else None
     off = no_controls(1, len(prompt))
     levels: list[Latents] = [latent] * (len(run) + 1)  # at the noisier end of each step; the last is the latent itself
 
@@ -107,10 +108,12 @@ def edited_beside(
         levels[step] = latents
         yield done, latent
     base = edited = levels[0]
-    rows = _rows(guidance_scale, base_prompt, prompt, empty)
+    # A late start runs the last steps, with their embeddings.
+    nulls = [empty] * len(run) if edit.nulls is None else edit.nulls[len(edit.nulls) - len(run) :]
     solver = FirstOrder()
     for step, (timestep, level, next_level) in enumerate(run):
         latents = np.concatenate([base, edited])
+        rows = _rows(guidance_scale, base_prompt, prompt, nulls[step])
         output = _guided(denoiser, latents, timestep, rows, controller.controls(step, len(rows)))
         prediction = predict(output, latents, level, prediction_type)
         base, edited = np.split(solver.step(latents, prediction, level, next_level), 2)

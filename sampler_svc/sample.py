@@ -15,7 +15,7 @@ import numpy as np
 from sampler_svc.base_graphs import BaseGraphs
 from sampler_svc.cancellation import stop_if, stopping
 from sampler_svc.interpolation import mix
-from sampler_svc.local_blend import Word
+from sampler_svc.local_blend import LocalBlend, Word
 from sampler_svc.masks import AFTER, BEFORE, Find, Finished, Scene
 from sampler_svc.masks.given import from_sdedit
 from sampler_svc.masks.shape import around, softened, to_latent, whole
@@ -59,7 +59,14 @@ class Done:
     decode_s: float
 
 
-Event = Step | EditedImage | Done
+@dataclass(frozen=True)
+class Warned:
+    """A result that is hardly what was meant, in plain words, with a remedy."""
+
+    text: str
+
+
+Event = Step | Warned | EditedImage | Done
 
 
 def sample(
@@ -211,28 +218,33 @@ def _denoise_beside(
     mask: Mask | None,
     preview: Callable[[Latents], bytes],
     embed: Callable[[str], Context],
-) -> Generator[Step, None, Latents]:
+) -> Generator[Step | Warned, None, Latents]:
     """Prompt-to-Prompt's latents. Nothing is drawn, so they are the same for every seed; outside of the mask every
     step is the base image's own branch."""
     assert request.attention is not None
     run = SCHEDULERS[request.scheduler].run(schedule, request.num_inference_steps).late(request.strength)
     inside = to_latent(mask, (latent.shape[2], latent.shape[3])) if mask is not None else None
+    texts = graphs.text(request.base_prompt), graphs.text(request.prompt)
+    words = [Word(graphs.text(word), embed(word)) for word in request.attention.blend_words]
+    blend = LocalBlend(words, *texts, len(run)) if words else None
     walk = edited_beside(
         latent,
         run,
         controlled,
         request.attention,
-        (graphs.text(request.base_prompt), graphs.text(request.prompt)),
+        texts,
         (embed(request.base_prompt), embed(request.prompt), embed(request.negative_prompt)),
         request.guidance_scale,
         schedule.prediction_type,
         lambda base, edited: edited if inside is None else inside * edited + (1 - inside) * base,
-        [Word(graphs.text(word), embed(word)) for word in request.attention.blend_words],
+        blend,
     )
     while True:
         try:
             index, denoised = next(walk)
         except StopIteration as end:
+            if blend is not None and (warning := blend.warning()):
+                yield Warned(warning)
             edited: Latents = end.value
             return np.repeat(edited, len(request.seeds), axis=0)
         wants_preview = request.preview_every > 0 and (index + 1) % request.preview_every == 0

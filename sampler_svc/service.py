@@ -20,7 +20,7 @@ from typing import Any, TypeVar, cast
 import grpc
 
 from sampler_svc.attempts import Gated, attempts_of, sample_gated
-from sampler_svc.conditioning import REFITS_NOTHING, embedding
+from sampler_svc.conditioning import REFITS_NOTHING, embedding, null_embeddings, refuse_unbound
 from sampler_svc.controlled_engine import ControlledEngine
 from sampler_svc.engine import BASE
 from sampler_svc.engine_pool import Lease
@@ -31,7 +31,7 @@ from sampler_svc.model import Model
 from sampler_svc.prompt_to_prompt import AttentionEdit
 from sampler_svc.refit_weights import tuned_weights
 from sampler_svc.request import Request
-from sampler_svc.sample import EditedImage, Event, Step, sample
+from sampler_svc.sample import EditedImage, Event, Step, Warned, sample
 from unitune import telemetry
 from unitune.base_model import Preset
 from unitune.choices import (
@@ -52,9 +52,10 @@ from unitune.choices import (
     MAX_SEEDS,
     MAX_SIGMA,
     MAX_WORD_WEIGHT,
+    NULL_TEXT,
     PROMPT_TO_PROMPT,
-    TUNING_METHODS,
     UNCONDITIONAL_MODELS,
+    tuned_by,
 )
 from unitune.diffusion.solvers import SCHEDULERS
 from unitune.errors import FailedPrecondition, Internal, InvalidField, Unavailable, UniTuneError, to_status
@@ -65,7 +66,9 @@ from unitune.weights import TunedWeights
 
 logger = logging.getLogger(__name__)
 
-EXTRAS_KEPT = 256  # tunings; an embedding of Stable Diffusion is a quarter of a megabyte
+# Of embeddings that are kept to be read no more. One of Stable Diffusion is a quarter of a megabyte; null-text has one
+# for each step.
+EXTRAS_BYTES = 128 << 20
 REPLICA_STATE_S = 1.0  # at most so long between two states of WatchReplica
 
 T = TypeVar("T")
@@ -189,17 +192,19 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         timings = edit_pb2.Timings(queue_s=time.perf_counter() - asked)
         last = sampler_pb2.SampleEvent()
         try:
-            method = request.config.method
-            tuned = request.weights if request.HasField("weights") and method in TUNING_METHODS else None
-            refits = method not in REFITS_NOTHING
+            made_by = tuned_by(request.config.method, request.config.inversion)
+            tuned = request.weights if request.HasField("weights") and made_by else None
+            refits = made_by not in REFITS_NOTHING
             with self._lease(tuned if refits else None, is_controlled=wanted.attention is not None) as lease:
                 timings.refit_s = lease.refit_s
                 if refits:
                     mailbox.put(sampler_pb2.SampleEvent(loading=_loading(lease)))
-                extras = self._extras(tuned).of_method(method) if tuned is not None else None
+                extras = self._extras(tuned).of_method(made_by) if tuned is not None else None
                 for event in self._events(request, wanted, lease, extras, cancelled):
                     if isinstance(event, Step):
                         mailbox.put(event)
+                    elif isinstance(event, Warned):
+                        mailbox.put(sampler_pb2.SampleEvent(warning=edit_pb2.EditEvent.Warning(text=event.text)))
                     elif isinstance(event, (EditedImage, Gated)):
                         mailbox.put(sampler_pb2.SampleEvent(image=_edited_image(event, request.config)))
                     else:
@@ -228,8 +233,12 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         model, config = self._model, request.config
         embed, words = None, request.rare_tokens
         if extras is not None:
+            refuse_unbound(extras, config)
             embed = embedding(model.graphs, extras, wanted.prompt, config.eta)
             words = extras.manifest.rare_tokens  # some methods have them within the prompt; no CLIP knows them
+            if wanted.attention is not None:
+                nulls = null_embeddings(model.graphs, extras, config.num_inference_steps)
+                wanted = replace(wanted, attention=replace(wanted.attention, nulls=nulls))
 
         def sample_once(wanted: Request) -> Iterator[Event]:
             run_base = model.pool.run_base if wanted.needs_base_weights else None
@@ -283,7 +292,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         tuned = self._store.get_weights(weights.path, weights.digest)
         with self._kept_lock:
             self._kept[weights.digest] = replace(tuned, tensors={})
-            while len(self._kept) > EXTRAS_KEPT:
+            while len(self._kept) > 1 and sum(map(_extras_bytes, self._kept.values())) > EXTRAS_BYTES:
                 del self._kept[next(iter(self._kept))]
         return tuned
 
@@ -346,8 +355,9 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             _check(f"config.{name}", share, 0 <= share <= 1, "it must be 0 to 1")
         is_right = config.method != "imagic" or (config.HasField("eta") and 0 <= config.eta <= MAX_ETA)
         _check("config.eta", config.eta if config.HasField("eta") else "unset", is_right, f"it must be 0 to {MAX_ETA}")
-        is_right = request.HasField("weights") or config.method not in TUNING_METHODS[1:]
-        _check("weights", "unset", is_right, f"{config.method} samples with what its tuning made; give the weights")
+        made_by = tuned_by(config.method, config.inversion)
+        is_right = request.HasField("weights") or made_by in ("", EDIT_METHODS[0])
+        _check("weights", "unset", is_right, f"{made_by} samples with what its tuning made; give the weights")
         _check("seeds", len(request.seeds), 1 <= len(request.seeds) <= MAX_SEEDS, f"give 1 to {MAX_SEEDS} of them")
         _check("preview_every", request.preview_every, request.preview_every >= 0, "it must be 0 or more")
         self._check_options(config)
@@ -361,6 +371,10 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             is_right = config.scheduler == "ddim"
             _check("config.scheduler", config.scheduler, is_right, f"{PROMPT_TO_PROMPT} inverts ddim alone")
             _check("config.base_prompt", "blank", bool(config.base_prompt.strip()), f"{PROMPT_TO_PROMPT} needs it")
+        if made_by == NULL_TEXT:
+            for name in ("only_masked", "negative_prompt", "automatic"):
+                value = getattr(config, name)
+                _check(f"config.{name}", value, not value, f"leave it unset with inversion {NULL_TEXT}")
         is_right = source not in MASKS_OF_WORDS or bool(things(config.mask_text))
         _check("config.mask_text", "unset", is_right, f"mask_source {source} needs what the mask is of")
         is_right = not config.inverted or (
@@ -464,6 +478,10 @@ def _attention(config: edit_pb2.SamplingConfig) -> AttentionEdit:
         word_weights=dict(config.word_weights),
         blend_words=tuple(config.blend_words),
     )
+
+
+def _extras_bytes(tuned: TunedWeights) -> int:
+    return sum(extra.nbytes for extra in tuned.extras.values())
 
 
 def _check(field: str, value: object, is_right: bool, remedy: str) -> None:

@@ -6,7 +6,8 @@
 PATH is where the weights lie in the weight store, such as `tunings/default/t-0a1b`. `diffusers` writes OUT/unet, to be
 put in place of that folder of the base model. `kohya` writes OUT/lora.safetensors, which holds the change of every
 matrix and convolution up to the rank; norms and biases have no place in it. Embeddings that a method made beside the
-tensors (Imagic) are left out, and embeddings alone (Textual Inversion) are refused. The last line of stdout is OUT.
+tensors (Imagic) are left out, and embeddings alone (Textual Inversion, null-text) are refused. The last line of stdout
+is OUT.
 """
 
 import argparse

@@ -15,6 +15,7 @@ from unitune.choices import (
     MAX_ETA,
     MAX_GUIDANCE_SCALE,
     METHODS_WITH,
+    NULL_TEXT,
     OPTIONS_OF_ALL,
     PROMPT_TO_PROMPT,
     TUNING_METHODS,
@@ -27,6 +28,7 @@ from unitune.errors import InvalidField
 PRESET_FILE = "unitune_preset.json"
 VOCABULARY_FILE = "vocabulary.json"
 GATE_SETTINGS = {name for name in vars(Preset) if name.startswith("gate_")} | {"automatic_points"}
+METHODS = (*EDIT_METHODS, NULL_TEXT)  # that may have a section of a preset
 SAMPLING_RANGES = {  # of a preset's values, ends included
     "num_inference_steps": (1, 1000),
     "guidance_scale": (0, MAX_GUIDANCE_SCALE),
@@ -137,8 +139,8 @@ def read_preset(folder: Path) -> Preset:
     methods = given.pop("methods", {})
     if not isinstance(methods, dict) or not all(isinstance(own, dict) for own in methods.values()):
         raise UnusableBaseModel(f"{folder / PRESET_FILE}: methods must be an object of objects, by method")
-    if unknown := methods.keys() - EDIT_METHODS:
-        known = ", ".join(EDIT_METHODS)
+    if unknown := methods.keys() - METHODS:
+        known = ", ".join(METHODS)
         raise UnusableBaseModel(f"{folder / PRESET_FILE}: {min(unknown)} is not a method; known are {known}")
     for method, own in methods.items():
         if of_all := own.keys() & GATE_SETTINGS:
@@ -150,7 +152,7 @@ def read_preset(folder: Path) -> Preset:
             )
     own_settings = {method: _settings(folder, own, f"methods.{method}.") for method, own in methods.items()}
     preset = Preset(**_settings(folder, given), methods=own_settings)
-    for method in EDIT_METHODS:
+    for method in METHODS:
         _check_values(folder, preset, method)
     return preset
 
@@ -184,7 +186,7 @@ def _of_others(method: str) -> set[str]:
     of_tuning = {name for names in TUNING_OPTIONS.values() for name in names} | set(OPTIONS_OF_ALL)
     own = {*OPTIONS_OF_ALL, *TUNING_OPTIONS[method]} if method in TUNING_OPTIONS else set()
     of_sampling = {name for name, methods in METHODS_WITH.items() if method not in methods}
-    return (of_tuning - own) | of_sampling
+    return (of_tuning - own - SAMPLING_RANGES.keys()) | of_sampling
 
 
 def _settings(folder: Path, given: dict[str, Any], place: str = "") -> dict[str, Any]:

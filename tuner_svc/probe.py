@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from tuner_svc.base_model import BaseModel
-from tuner_svc.methods import Tuned
+from tuner_svc.methods import METHODS, Tuned
 from tuner_svc.tuning_config import TuningConfig
 from unitune.codecs import decode, encode
 from unitune.weights import Manifest, pack, probe_input
@@ -52,8 +52,9 @@ def pack_tuned(
         rare_tokens=config.rare_tokens,
         updates=config.updates,
         probe_seed=PROBE_SEED,
-        stopped_after=len(tuned.losses) if len(tuned.losses) < config.updates else 0,
+        stopped_after=len(tuned.losses) if len(tuned.losses) < METHODS[config.method].total(config) else 0,
         extras={name: tensor.cpu().numpy() for name, tensor in tuned.extras.items()},
+        bound_to=tuned.bound_to,
     )
 
 

@@ -6,10 +6,12 @@ from unitune.base_model import Preset
 from unitune.choices import (
     MAX_BATCH,
     MAX_CLASS_IMAGES,
+    MAX_GUIDANCE_SCALE,
     MAX_LEARNING_RATE,
     MAX_PRIOR_WEIGHT,
     MAX_PROMPT_CHARACTERS,
     MAX_RARE_TOKENS_CHARACTERS,
+    MAX_STEPS,
     MAX_UPDATES,
     MAX_VECTORS,
     MAX_WORD_CHARACTERS,
@@ -29,7 +31,7 @@ class TuningConfig:
     """
 
     mode: str = "full"  # or "attn_out", "lora"
-    updates: int = 128
+    updates: int = 128  # of null-text: for each step
     batch: int = 4  # noise draws of the picture in one update
     learning_rate: float = 1e-4
     rare_tokens: str = "beikkpic"  # of Textual Inversion: the placeholder
@@ -45,6 +47,9 @@ class TuningConfig:
     num_vectors: int = 1
     scale_learning_rate: bool = True
     stop_loss_ratio: float = 0.0  # UniTune; 0 never stops early
+    base_prompt: str = ""  # these three: null-text, as in the edits to come
+    num_inference_steps: int = 50
+    guidance_scale: float = 7.5
 
     def __post_init__(self) -> None:
         rate = f"it must be above 0 and at most {MAX_LEARNING_RATE}"
@@ -66,6 +71,9 @@ class TuningConfig:
             "prior_weight": (0 <= self.prior_weight <= MAX_PRIOR_WEIGHT, f"it must be 0 to {MAX_PRIOR_WEIGHT}"),
             "initial_word": _words(self.initial_word, MAX_WORD_CHARACTERS),
             "stop_loss_ratio": (0 <= self.stop_loss_ratio <= 1, "it must be 0 to 1"),
+            "base_prompt": _words(self.base_prompt, MAX_PROMPT_CHARACTERS),
+            "num_inference_steps": (1 <= self.num_inference_steps <= MAX_STEPS, f"it must be 1 to {MAX_STEPS}"),
+            "guidance_scale": (0 <= self.guidance_scale <= MAX_GUIDANCE_SCALE, f"it must be 0 to {MAX_GUIDANCE_SCALE}"),
             "num_vectors": (1 <= self.num_vectors <= MAX_VECTORS, f"it must be 1 to {MAX_VECTORS}"),
         }
         for field, (is_allowed, remedy) in allowed.items():
@@ -95,6 +103,9 @@ class TuningConfig:
             initial_word="_",
             num_vectors=own.num_vectors,
             scale_learning_rate=own.scale_learning_rate,
+            base_prompt="_",
+            num_inference_steps=own.num_inference_steps,
+            guidance_scale=own.guidance_scale,
         )
 
 

@@ -86,6 +86,7 @@ PUBLISHED: Mapping[str, Mapping[str, Any]] = {
         "updates": 5000, "batch": 4, "learning_rate": 5e-3, "strength": 1.0, "interpolation": 0.0,
     },
     "prompt_to_prompt": {"scheduler": "ddim", "strength": 1.0, "interpolation": 0.0},
+    "null_text": {"updates": 10, "learning_rate": 0.01},
 }  # fmt: skip
 
 

@@ -3,14 +3,16 @@
 The schedulers are those of `unitune.diffusion.solvers`.
 """
 
-TUNING_METHODS = ("unitune", "imagic", "dreambooth", "textual_inversion")
+TUNED_EDITS = ("unitune", "imagic", "dreambooth", "textual_inversion")  # whose tuning has the edit's own method
+NULL_TEXT = "null_text"  # a tuning for Prompt-to-Prompt, and the inversion that it makes
 PROMPT_TO_PROMPT = "prompt_to_prompt"
-EDIT_METHODS = (*TUNING_METHODS, "sdedit", PROMPT_TO_PROMPT)
+TUNING_METHODS = (*TUNED_EDITS, NULL_TEXT)
+EDIT_METHODS = (*TUNED_EDITS, "sdedit", PROMPT_TO_PROMPT)
 MODES = ("full", "attn_out", "lora")
 MASK_SOURCES = ("given", "difference", "diffedit", "word", "attention")
 MASKS_BEFORE = ("given", "diffedit", "word")  # known before the first step
 MASKS_OF_WORDS = ("word", "attention")  # which find what mask_text names
-INVERSIONS = ("direct", "ddim")
+INVERSIONS = ("direct", "ddim", NULL_TEXT)
 ALIGNMENTS = ("replace", "refine")
 UNCONDITIONAL_MODELS = ("tuned", "base")
 CODECS = ("none", "int8", "int4", "lora")  # of stored weights: unitune.codecs
@@ -30,12 +32,16 @@ METHODS_WITH = {
 }
 
 # The fields of a TuningConfig, by who has them.
-OPTIONS_OF_ALL = ("method", "updates", "batch", "learning_rate", "seed")
+OPTIONS_OF_ALL = ("method", "updates", "learning_rate")
+DRAWS = ("batch", "seed")  # of the methods that draw timesteps and noise
+# An edit with null-text's tuning has these in common with it: its embeddings are right for no others.
+BOUND_TO_NULL_TEXT = ("base_prompt", "num_inference_steps", "guidance_scale")
 TUNING_OPTIONS = {
-    "unitune": ("mode", "rare_tokens", "stop_loss_ratio"),
-    "imagic": ("mode", "prompt", "embedding_updates", "embedding_learning_rate"),
-    "dreambooth": ("mode", "rare_tokens", "class_noun", "num_class_images", "prior_weight"),
-    "textual_inversion": ("rare_tokens", "initial_word", "num_vectors", "scale_learning_rate"),
+    "unitune": (*DRAWS, "mode", "rare_tokens", "stop_loss_ratio"),
+    "imagic": (*DRAWS, "mode", "prompt", "embedding_updates", "embedding_learning_rate"),
+    "dreambooth": (*DRAWS, "mode", "rare_tokens", "class_noun", "num_class_images", "prior_weight"),
+    "textual_inversion": (*DRAWS, "rare_tokens", "initial_word", "num_vectors", "scale_learning_rate"),
+    NULL_TEXT: BOUND_TO_NULL_TEXT,
 }
 MOST_IMAGES = {"dreambooth": 5}  # of one tuning; one for every other method
 
@@ -47,4 +53,12 @@ MAX_SEEDS = 8  # pictures of one edit
 MAX_MASK_BLUR, MAX_MASK_PADDING, DEFAULT_MASK_PADDING = 256, 1024, 32  # pixels of the base image
 MAX_REPEATS = 10
 MAX_WORD_WEIGHT, MAX_WORDS = 10, 16  # of Prompt-to-Prompt; the paper's weights are -2 to 2
+MAX_STEPS = 1000
 MAX_RESAMPLES, DEFAULT_RESAMPLES = 8, 3  # other seeds that the gate may try
+
+
+def tuned_by(method: str, inversion: str = "") -> str:
+    """The method of the tuning that an edit samples with; empty for an edit without one."""
+    if method == PROMPT_TO_PROMPT:
+        return NULL_TEXT if inversion == NULL_TEXT else ""
+    return method if method in TUNED_EDITS else ""

@@ -16,6 +16,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load, save
@@ -48,7 +49,10 @@ class Manifest:
     codec_error: float = 0.0  # ||y(codec) - y(tuned)|| / ||y(tuned) - y(base)|| of the probe's answers y
     schema: int = SCHEMA
     stopped_after: int = 0  # updates, where the tuning stopped early; 0 where it did all
-    extras: tuple[str, ...] = ()  # `prompt` and `optimized` (imagic), `vectors` (textual_inversion)
+    extras: tuple[
+        str, ...
+    ] = ()  # `prompt` and `optimized` (imagic), `vectors` (textual_inversion), `nulls` (null_text)
+    bound_to: Mapping[str, Any] = field(default_factory=dict)  # settings that an edit with the extras must have, too
 
     def to_json(self) -> bytes:
         """The manifest file's bytes."""
@@ -108,6 +112,7 @@ def pack(
     codec_error: float = 0.0,
     extras: Mapping[str, np.ndarray] | None = None,
     stopped_after: int = 0,
+    bound_to: Mapping[str, Any] | None = None,
 ) -> tuple[bytes, Manifest]:
     """A weights file of tensors that are encoded already, and its manifest. The same input gives the same bytes.
 
@@ -131,6 +136,7 @@ def pack(
         codec_error=codec_error,
         stopped_after=stopped_after,
         extras=tuple(name.removeprefix(EXTRA) for name in extra),
+        bound_to=dict(bound_to or {}),
     )
     return data, manifest
 

@@ -379,7 +379,7 @@ def edit_result(seen: list[events.EditEvent]) -> events.EditResult:
         images=tuple(sorted(images, key=lambda image: image.index)),
         config=accepted.config,
         effective_strength=accepted.effective_strength,
-        warnings=accepted.warnings,
+        warnings=(*accepted.warnings, *(event.text for event in seen if isinstance(event, events.EditWarning))),
         timings=done.timings,
         tuning=done.tuning,
     )

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 from PIL import Image
@@ -44,6 +44,7 @@ Examples:
   unitune edit cat.png "a cat in the snow" --base-prompt "a cat on a beach" --prompt-guidance 1
   unitune edit cat.png "a cat on a beach" --method imagic --eta 0.8
   unitune edit cat.png "a dog on a beach" --method prompt_to_prompt --base-prompt "a cat on a beach" --blend dog
+  unitune edit cat.png "a dog" --method prompt_to_prompt --base-prompt "a cat" --inversion null_text
   unitune edit cat.png "a beikkpic cat on a beach" --method dreambooth --class-noun cat --photo cat2.png
   unitune edit cat.png "beikkpic on a beach" --method textual_inversion --initial-word cat
 """
@@ -56,7 +57,7 @@ Examples:
 @click.option(
     "--method",
     help="unitune, imagic, dreambooth or textual_inversion, which tune, or sdedit, also called img2img, or "
-    "prompt_to_prompt, which do not.  [default: unitune]",
+    "prompt_to_prompt, which do not (but for --inversion null_text).  [default: unitune]",
 )
 @click.option(
     "--strength",
@@ -246,6 +247,8 @@ def edit_command(
         tunes = method in (TUNED_METHOD, *info.method_tuning_defaults)
         if tunes:
             check_words(info, prompts, method, **tuning)
+        else:
+            options.update(cast(EditOptions, tuning))  # the server makes the tuning, if there is one
         say_what_the_model_knows(info, show)
         image = client.upload_image(data)
         check_mask(options, image)
@@ -273,9 +276,22 @@ def edit_command(
 
 @click.command("tune")
 @click.argument("photo")
-@click.option("--method", help="unitune, imagic, dreambooth or textual_inversion.  [default: unitune]")
+@click.option("--method", help="unitune, imagic, dreambooth, textual_inversion or null_text.  [default: unitune]")
 @click.option(
     "--prompt", "prompts", multiple=True, help="imagic: the prompt of the edits to come; one tuning for each."
+)
+@click.option("--base-prompt", metavar="TEXT", help="null_text: what PHOTO shows, as in the edits to come.")
+@click.option(
+    "--steps",
+    "num_inference_steps",
+    type=Between(1, 1000),
+    help="null_text: steps of the edits to come.  [default: the base model's own]",
+)
+@click.option(
+    "--guidance",
+    "guidance_scale",
+    type=Between(0.0, 64.0),
+    help="null_text: guidance of the edits to come.  [default: the base model's own]",
 )
 @tuning_options
 @server_options

@@ -62,6 +62,9 @@ class Display(AbstractContextManager["Display"]):
                 self.stage(
                     str(method or _shortened(str(context.get("prompt", "editing")))), event.index + 1, event.total, ""
                 )
+            case events.EditWarning():
+                self.end_stage()
+                self.say(f"warning: {event.text}")
             case events.EditDone():
                 self.end_stage()
             case events.CompareAccepted():

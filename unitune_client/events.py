@@ -1,6 +1,7 @@
 """What a server tells, as plain values: streams yield the events, calls answer with the rest.
 
-    edit            EditAccepted, tuning events if one is needed, EditLoading, EditStep ..., EditedImage ..., EditDone
+    edit            EditAccepted, tuning events if one is needed, EditLoading, EditStep ..., EditWarning if there is
+                    one, EditedImage ..., EditDone
     watch_tuning    TuningQueued, TuningStarted, TuningProgress ..., TuningReady
     compare         CompareAccepted, then for each method CompareEdit ..., CompareResult; CompareDone
 
@@ -75,6 +76,9 @@ class TuningConfig:
     num_vectors: int = 0
     scale_learning_rate: bool = False
     stop_loss_ratio: float = 0.0
+    base_prompt: str = ""
+    num_inference_steps: int = 0
+    guidance_scale: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,6 +303,13 @@ class EditStep(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EditWarning(Event):
+    """A result that is hardly what was meant: `text` says why, with a remedy. The edit goes on."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class EditedImage(Event):
     """One edited picture, as large as the base image. `index` is its place among the seeds.
 
@@ -343,7 +354,7 @@ TuningEvent = (
     | TuningCancelled
     | Heartbeat
 )
-EditEvent = EditAccepted | TuningEvent | EditLoading | EditStep | EditedImage | EditDone
+EditEvent = EditAccepted | TuningEvent | EditLoading | EditStep | EditWarning | EditedImage | EditDone
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,9 +23,9 @@ class UnknownOption(InvalidField, TypeError):
 class TuningOptions(TypedDict, total=False):
     """What may be said about a tuning; what is absent or None is the base model's own default (`server_info`).
 
-    method          "unitune", "imagic", "dreambooth" or "textual_inversion"
+    method          "unitune", "imagic", "dreambooth", "textual_inversion", or "null_text", for "prompt_to_prompt"
     mode            "full", "attn_out" or "lora": which weights of the UNet change
-    updates         optimizer updates, 0 to 5000
+    updates         optimizer updates, 0 to 5000; of "null_text" for each step
     batch           noise draws of the picture in one update, 1 to 64
     learning_rate   of the optimizer, above 0 to 0.1
     rare_tokens     words that the tuning binds to the picture, at most 32 characters; the placeholder of
@@ -51,6 +51,12 @@ class TuningOptions(TypedDict, total=False):
     initial_word          one token, from whose embedding the vectors start
     num_vectors           1 to 16, in the placeholder's place
     scale_learning_rate   whether the learning rate is multiplied by the batch
+
+    Of "null_text", as in the edits to come; an edit of a picture puts its own here:
+
+    base_prompt           what the photo shows
+    num_inference_steps   1 to 1000, of a run from pure noise
+    guidance_scale        0 to 64, weight of the prompt
     """
 
     method: str | None
@@ -70,13 +76,16 @@ class TuningOptions(TypedDict, total=False):
     initial_word: str | None
     num_vectors: int | None
     scale_learning_rate: bool | None
+    base_prompt: str | None
+    num_inference_steps: int | None
+    guidance_scale: float | None
 
 
 class EditOptions(TuningOptions, total=False):
     """What may be said about an edit; what is absent or None is the base model's own default (`server_info`).
 
     method                "unitune", "imagic", "dreambooth" or "textual_inversion", which tune, or "sdedit" or
-                          "prompt_to_prompt", which do not; absent means that of the tuning, and "unitune" for a picture
+                          "prompt_to_prompt", which do not, but for inversion "null_text"; absent means that of the tuning, and "unitune" for a picture
     strength              0 to 1, how far up the noise schedule the edit starts: more changes more
     guidance_scale        0 to 64, weight of the prompt; 1 is no guidance
     interpolation         0 to 1, how much of the photo comes back outside of the mask, or with mask_source
@@ -113,7 +122,8 @@ class EditOptions(TuningOptions, total=False):
 
     cross_replace         0 to 1, share of the steps in which words keep the photo's attention
     self_replace          0 to 1, the same for the photo's own layout
-    inversion             "direct" or "ddim": whether the photo's branch is put back on the photo at every step
+    inversion             "direct" or "ddim": whether the photo's branch is put back on the photo at every step; or
+                          "null_text", which tunes an embedding for each step that keeps it near
     alignment             "replace" or "refine": word by word, or by the words that both prompts have
     word_weights          word of the prompt to its weight, -10 to 10; above 1 shows more of it
     blend_words           words of either prompt; only where they look is the photo edited
@@ -122,12 +132,9 @@ class EditOptions(TuningOptions, total=False):
     """
 
     strength: float | None
-    guidance_scale: float | None
     interpolation: float | None
-    num_inference_steps: int | None
     scheduler: str | None
     negative_prompt: str | None
-    base_prompt: str | None
     prompt_guidance_scale: float | None
     unconditional_model: str | None
     base_mixture: float | None
@@ -164,6 +171,7 @@ _TUNING_FIELDS = {option: option for option in TuningOptions.__annotations__} | 
     "tuning_seed": "seed",
     "tuning_prompt": "prompt",
 }
+_OF_THE_EDIT = ("method", "base_prompt", "num_inference_steps", "guidance_scale")  # a server takes them over
 _SAMPLING_FIELDS = tuple(edit_pb2.SamplingConfig.DESCRIPTOR.fields_by_name)
 _REQUEST_FIELDS = ("seeds", "preview_every", "mask")
 
@@ -187,7 +195,7 @@ def edit_request(parent: str, prompt: str, options: Mapping[str, Any]) -> edit_p
     request = _filled(edit_pb2.EditRequest(parent=parent), {"prompt": prompt, **asked})
     if given:
         request.config.CopyFrom(_filled(edit_pb2.SamplingConfig(), given))
-    of_tuning = {option: value for option, value in options.items() if option != "method"}  # the server takes it over
+    of_tuning = {option: value for option, value in options.items() if option not in _OF_THE_EDIT}
     if (config := tuning_config(of_tuning)) is not None:
         request.tuning_config.CopyFrom(config)
     return request
@@ -336,6 +344,8 @@ def edit_event(message: edit_pb2.EditEvent) -> events.EditEvent | UniTuneError |
         case "step":
             step = message.step
             return events.EditStep(index=step.index, total=step.total, preview=step.preview or None, **when)
+        case "warning":
+            return events.EditWarning(text=message.warning.text, **when)
         case "image":
             return _edited_image(message.image, **when)
         case "done":

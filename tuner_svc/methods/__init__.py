@@ -11,9 +11,10 @@ from torch import Tensor
 
 from tuner_svc.base_model import BaseModel
 from tuner_svc.course import Course
-from tuner_svc.methods import dreambooth, imagic, textual_inversion, unitune
+from tuner_svc.methods import dreambooth, imagic, null_text, textual_inversion, unitune
 from tuner_svc.methods.tuned import Tuned
 from tuner_svc.tuning_config import TuningConfig
+from unitune.choices import NULL_TEXT
 
 
 def _just_updates(config: TuningConfig) -> int:
@@ -30,7 +31,7 @@ class Method:
 
     tune: Callable[[BaseModel, Tensor, TuningConfig, Course], Tuned]
     total: Callable[[TuningConfig], int] = _just_updates  # optimizer updates of all its stages
-    check: Callable[[BaseModel, TuningConfig], None] = _nothing_more  # raises InvalidField for what a tokenizer shows
+    check: Callable[[BaseModel, TuningConfig], None] = _nothing_more  # raises InvalidField for what the model shows
 
 
 METHODS: Mapping[str, Method] = {
@@ -38,6 +39,7 @@ METHODS: Mapping[str, Method] = {
     "imagic": Method(imagic.tune, total=imagic.total),
     "dreambooth": Method(dreambooth.tune),
     "textual_inversion": Method(textual_inversion.tune, check=textual_inversion.check),
+    NULL_TEXT: Method(null_text.tune, total=null_text.total, check=null_text.check),
 }
 
 __all__ = ["METHODS", "Method", "Tuned"]

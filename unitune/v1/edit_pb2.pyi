@@ -129,7 +129,7 @@ class Scores(_message.Message):
     def __init__(self, prompt: _Optional[float] = ..., base_prompt: _Optional[float] = ..., kept: _Optional[float] = ..., passed: _Optional[bool] = ..., round_trip: _Optional[float] = ..., detail: _Optional[float] = ..., saturated: _Optional[float] = ...) -> None: ...
 
 class EditEvent(_message.Message):
-    __slots__ = ("sequence", "create_time", "accepted", "tuning", "loading", "step", "image", "done", "failed", "cancelled", "heartbeat")
+    __slots__ = ("sequence", "create_time", "accepted", "tuning", "loading", "step", "image", "done", "failed", "cancelled", "heartbeat", "warning")
     class Accepted(_message.Message):
         __slots__ = ("edit", "config", "effective_strength", "seeds", "warnings")
         EDIT_FIELD_NUMBER: _ClassVar[int]
@@ -161,6 +161,11 @@ class EditEvent(_message.Message):
         total: int
         preview: bytes
         def __init__(self, index: _Optional[int] = ..., total: _Optional[int] = ..., preview: _Optional[bytes] = ...) -> None: ...
+    class Warning(_message.Message):
+        __slots__ = ("text",)
+        TEXT_FIELD_NUMBER: _ClassVar[int]
+        text: str
+        def __init__(self, text: _Optional[str] = ...) -> None: ...
     class EditedImage(_message.Message):
         __slots__ = ("index", "seed", "png", "mask", "scores", "strength", "guidance_scale")
         INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -199,6 +204,7 @@ class EditEvent(_message.Message):
     FAILED_FIELD_NUMBER: _ClassVar[int]
     CANCELLED_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    WARNING_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     create_time: _timestamp_pb2.Timestamp
     accepted: EditEvent.Accepted
@@ -210,7 +216,8 @@ class EditEvent(_message.Message):
     failed: _status_pb2.Status
     cancelled: Edit
     heartbeat: EditEvent.Heartbeat
-    def __init__(self, sequence: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., accepted: _Optional[_Union[EditEvent.Accepted, _Mapping]] = ..., tuning: _Optional[_Union[_tuning_pb2.TuningEvent, _Mapping]] = ..., loading: _Optional[_Union[EditEvent.Loading, _Mapping]] = ..., step: _Optional[_Union[EditEvent.Step, _Mapping]] = ..., image: _Optional[_Union[EditEvent.EditedImage, _Mapping]] = ..., done: _Optional[_Union[EditEvent.Done, _Mapping]] = ..., failed: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., cancelled: _Optional[_Union[Edit, _Mapping]] = ..., heartbeat: _Optional[_Union[EditEvent.Heartbeat, _Mapping]] = ...) -> None: ...
+    warning: EditEvent.Warning
+    def __init__(self, sequence: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., accepted: _Optional[_Union[EditEvent.Accepted, _Mapping]] = ..., tuning: _Optional[_Union[_tuning_pb2.TuningEvent, _Mapping]] = ..., loading: _Optional[_Union[EditEvent.Loading, _Mapping]] = ..., step: _Optional[_Union[EditEvent.Step, _Mapping]] = ..., image: _Optional[_Union[EditEvent.EditedImage, _Mapping]] = ..., done: _Optional[_Union[EditEvent.Done, _Mapping]] = ..., failed: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., cancelled: _Optional[_Union[Edit, _Mapping]] = ..., heartbeat: _Optional[_Union[EditEvent.Heartbeat, _Mapping]] = ..., warning: _Optional[_Union[EditEvent.Warning, _Mapping]] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("queue_s", "tune_s", "refit_s", "encode_s", "denoise_s", "decode_s", "total_s")
