@@ -82,8 +82,8 @@ def attention_options(command: F) -> F:
         click.option(
             "--inversion",
             type=click.Choice(("direct", "ddim", "null_text")),
-            help="prompt_to_prompt: put the photo's branch back on the photo at every step, or not, or tune an embedding "
-            "for each step that keeps it near; --updates is then for each, 10 by default.  [default: direct]",
+            help="prompt_to_prompt: put the photo's branch back on the photo at every step, or not, or tune an "
+            "embedding for each step that keeps it near, with --updates for each, 10 by default.  [default: direct]",
         ),
         click.option(
             "--self-replace",

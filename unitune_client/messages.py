@@ -85,7 +85,8 @@ class EditOptions(TuningOptions, total=False):
     """What may be said about an edit; what is absent or None is the base model's own default (`server_info`).
 
     method                "unitune", "imagic", "dreambooth" or "textual_inversion", which tune, or "sdedit" or
-                          "prompt_to_prompt", which do not, but for inversion "null_text"; absent means that of the tuning, and "unitune" for a picture
+                          "prompt_to_prompt", which do not, but for inversion "null_text"; absent means that of the
+                          tuning, and "unitune" for a picture
     strength              0 to 1, how far up the noise schedule the edit starts: more changes more
     guidance_scale        0 to 64, weight of the prompt; 1 is no guidance
     interpolation         0 to 1, how much of the photo comes back outside of the mask, or with mask_source

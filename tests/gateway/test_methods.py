@@ -7,7 +7,7 @@ import pytest
 
 from tests.gateway.conftest import World, picture, refused, sha256
 from unitune.errors import InvalidField
-from unitune.v1.edit_pb2 import EditEvent, EditRequest, SamplingConfig
+from unitune.v1.edit_pb2 import CompareRequest, EditEvent, EditRequest, SamplingConfig
 from unitune.v1.tuning_pb2 import CreateTuningRequest, DeleteTuningRequest, TuningConfig
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -46,6 +46,17 @@ async def edit(world: World, prompt: str, **fields: Any) -> list[EditEvent]:
             "config.prior_weight",
             "nan",
         ),
+        (TuningConfig(method="null_text"), "config.base_prompt", ""),
+        (TuningConfig(method="null_text", base_prompt="a cat", prompt="a dog"), "config.prompt", "5 characters"),
+        (TuningConfig(method="null_text", base_prompt="a cat", batch=1), "config.batch", "1"),
+        (TuningConfig(method="null_text", base_prompt="a cat", updates=5001), "config.updates", "5001"),
+        (TuningConfig(method="null_text", base_prompt="a cat", guidance_scale=65), "config.guidance_scale", "65.0"),
+        (
+            TuningConfig(method="null_text", base_prompt="a cat", num_inference_steps=0),
+            "config.num_inference_steps",
+            "0",
+        ),
+        (TuningConfig(method="imagic", prompt="a dog", base_prompt="a cat"), "config.base_prompt", "5 characters"),
         (TuningConfig(method="textual_inversion"), "config.initial_word", ""),
         (TuningConfig(method="textual_inversion", initial_word="dog", num_vectors=0), "config.num_vectors", "0"),
         (TuningConfig(method="textual_inversion", initial_word="dog", num_vectors=17), "config.num_vectors", "17"),
@@ -329,3 +340,122 @@ async def test_a_gate_needs_more_than_the_tunings_words(world: World, config: Sa
 
     assert "'beikkpic'" in error.metadata["remedy"]
     assert [] == world.stored() and [] == world.tuner.requests
+
+
+def null_text(**options: Any) -> SamplingConfig:
+    """A config of Prompt-to-Prompt with null-text inversion."""
+    return SamplingConfig(**{"method": "prompt_to_prompt", "base_prompt": "a cat", "inversion": "null_text", **options})
+
+
+async def test_null_text_makes_the_tuning_that_the_edit_needs(world: World) -> None:
+    """For the edit's own base prompt, steps and guidance, unset ones being Prompt-to-Prompt's; found again for another
+    prompt, and another one for another guidance; the sampler gets its weights."""
+    tuning_config = TuningConfig(updates=2)
+    first = await edit(world, "a dog", image_data=picture(), config=null_text(), tuning_config=tuning_config)
+    again = await edit(world, "a cow", image_data=picture(), config=null_text(), tuning_config=tuning_config)
+    other = await edit(world, "a dog", image_data=picture(), config=null_text(guidance_scale=3))
+
+    assert {"tuning"} < {event.WhichOneof("event") for event in first}
+    assert first[-1].done.tuning == again[-1].done.tuning != other[-1].done.tuning
+    made, more = (request.config for request in world.tuner.requests)
+    assert (
+        TuningConfig(
+            method="null_text",
+            updates=2,
+            learning_rate=0.01,
+            base_prompt="a cat",
+            num_inference_steps=10,
+            guidance_scale=5,
+        )
+        == made
+    )
+    assert (3, 3) == (more.updates, more.guidance_scale)
+    sampled = world.sampler.requests[0]
+    assert sampled.weights.key and (10, 5, "null_text") == (
+        sampled.config.num_inference_steps, sampled.config.guidance_scale, sampled.config.inversion)  # fmt: skip
+    assert "" == sampled.rare_tokens and sampled.config == first[0].accepted.config
+
+
+async def test_an_edit_with_null_texts_tuning_takes_its_settings(world: World) -> None:
+    """All that it leaves out; what it says otherwise is refused, with what the tuning is for; another inversion and
+    SDEdit use the picture alone, as with every tuning."""
+    bound = {"base_prompt": "a cat", "num_inference_steps": 7, "guidance_scale": 4.0}
+    tuning = await world.tuned(method="null_text", **bound)
+    for config in (SamplingConfig(), null_text(), null_text(**bound), SamplingConfig(inversion="null_text")):
+        accepted = (await edit(world, "a dog", tuning=tuning.name, config=config))[0].accepted.config
+        assert accepted == world.sampler.requests[-1].config
+        assert bound == {name: getattr(accepted, name) for name in bound}
+        assert ("prompt_to_prompt", "null_text") == (accepted.method, accepted.inversion)
+        assert tuning.weights.digest == world.sampler.requests[-1].weights.digest
+
+    for change, value in (
+        ({"num_inference_steps": 8}, "8"),
+        ({"guidance_scale": 0}, "0.0"),
+        ({"base_prompt": "a dog"}, "5 characters"),
+    ):
+        (name,) = change
+        call = world.edits.Edit(EditRequest(tuning=tuning.name, prompt="a dog", config=null_text(**change)))
+        error = await refused(call, INVALID, "INVALID_FIELD", f"config.{name}")
+        assert value == error.metadata["value"] and tuning.name in error.metadata["remedy"]
+
+    for config in (SamplingConfig(method="sdedit"), null_text(inversion="ddim")):
+        await edit(world, "a dog", tuning=tuning.name, config=config)
+        assert not world.sampler.requests[-1].HasField("weights")
+
+
+async def test_null_text_and_other_methods_refuse_each_others_tunings(world: World) -> None:
+    """Before anything is sampled, with the method that made them and what to do."""
+    nulls = await world.tuned(method="null_text", base_prompt="a cat")
+    for other, config, field in (
+        (await world.tuned(method="textual_inversion", initial_word="dog"), null_text(), "config.inversion"),
+        (await world.tuned(), null_text(), "config.inversion"),
+        (nulls, SamplingConfig(method="unitune"), "config.method"),
+        (nulls, SamplingConfig(method="textual_inversion"), "config.method"),
+    ):
+        call = world.edits.Edit(EditRequest(tuning=other.name, prompt="a beikkpic dog", config=config))
+        error = await refused(call, INVALID, "INVALID_FIELD", field)
+        assert f"made by {other.config.method}" in error.metadata["remedy"]
+    assert not world.sampler.requests
+
+
+@pytest.mark.parametrize(
+    ("config", "tuning_config", "field", "value"),
+    [
+        (null_text(negative_prompt="snow"), None, "config.negative_prompt", "4 characters"),
+        (null_text(automatic=True), None, "config.automatic", "true"),
+        (null_text(only_masked=True), None, "config.only_masked", "true"),
+        (null_text(guidance_scale=1), None, "config.guidance_scale", "1.0"),
+        (null_text(base_prompt=""), None, "config.base_prompt", "unset"),
+        (null_text(), TuningConfig(updates=5001), "tuning_config.updates", "5001"),
+        (null_text(), TuningConfig(seed=1), "tuning_config.seed", "1"),
+        (null_text(), TuningConfig(guidance_scale=6), "tuning_config.guidance_scale", "6.0"),
+        (null_text(), TuningConfig(base_prompt="a dog"), "tuning_config.base_prompt", "5 characters"),
+        (null_text(), TuningConfig(method="imagic"), "tuning_config.method", "imagic"),
+        (SamplingConfig(), TuningConfig(method="null_text", base_prompt="a"), "tuning_config.method", "null_text"),
+        (null_text(inversion="ddim"), TuningConfig(updates=2), "tuning_config", "set"),
+        (SamplingConfig(method="sdedit", inversion="null_text"), None, "config.inversion", "null_text"),
+        (SamplingConfig(inversion="null_text"), None, "config.inversion", "null_text"),
+    ],
+)
+async def test_bad_null_text_is_refused(
+    world: World, config: SamplingConfig, tuning_config: TuningConfig | None, field: str, value: str
+) -> None:
+    """Updates out of range, options of other methods or that its embeddings cannot serve, before anything is stored."""
+    request = EditRequest(image_data=picture(), prompt="a dog", config=config, tuning_config=tuning_config)
+
+    error = await refused(world.edits.Edit(request), INVALID, "INVALID_FIELD", field)
+
+    assert value == error.metadata["value"] and error.metadata["remedy"]
+    assert [] == world.stored()
+
+
+async def test_a_samplers_warning_comes_before_the_pictures(world: World) -> None:
+    """An edit that succeeds tells of it, by itself and in a comparison."""
+    world.sampler.warning = "local blend keeps nothing"
+    events = await edit(world, "a dog", image_data=picture(), config=SamplingConfig(method="sdedit"))
+
+    assert ["warning", "image", "done"] == [event.WhichOneof("event") for event in events][-3:]
+    assert "local blend keeps nothing" == events[-3].warning.text
+    request = CompareRequest(image_data=picture(), prompt="a dog", methods=[CompareRequest.Entry(method="sdedit")])
+    edits = [event.edit async for event in world.edits.Compare(request) if event.HasField("edit")]
+    assert "local blend keeps nothing" in [event.warning.text for event in edits]

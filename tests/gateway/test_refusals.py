@@ -275,6 +275,8 @@ def beside(**options: Any) -> SamplingConfig:
         (beside(blend_words=["x" * 65]), "config.blend_words", "65 characters"),
         (beside(prompt_guidance_scale=2), "config.prompt_guidance_scale", "2.0"),
         (beside(gate=True, resamples=2), "config.resamples", "2"),
+        (beside(guidance_sigma_low=0.5), "config.guidance_sigma_low", "0.5"),
+        (beside(guidance_sigma_high=5), "config.guidance_sigma_high", "5.0"),
         (beside(inverted=True, mask_text="cat"), "config.inverted", "True"),
         (beside(repeats=2), "config.repeats", "2"),
         (beside(eta=0.5), "config.eta", "0.5"),

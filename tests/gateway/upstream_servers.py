@@ -54,6 +54,7 @@ METHOD_DEFAULTS = [
         num_vectors=1,
         scale_learning_rate=True,
     ),
+    TuningConfig(method="null_text", updates=3, learning_rate=0.01, num_inference_steps=50, guidance_scale=7.5),
 ]
 SAMPLING_DEFAULTS = SamplingConfig(
     method="unitune",
@@ -164,6 +165,7 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
         self.steps_done = 0
         self.stopped = asyncio.Event()  # a run ended before its last event
         self.failure: Exception | None = None
+        self.warning = ""
 
     async def GetSamplerInfo(self, request: Any, context: Any) -> sampler_pb2.SamplerInfo:
         return sampler_pb2.SamplerInfo(
@@ -215,6 +217,8 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
                 yield sampler_pb2.SampleEvent(step=step)
                 if self.failure is not None:
                     raise self.failure
+            if self.warning:
+                yield sampler_pb2.SampleEvent(warning=EditEvent.Warning(text=self.warning))
             for index, seed in enumerate(request.seeds):
                 png = images.encode_png(np.full((4, 6, 3), seed % 256, np.uint8))
                 yield sampler_pb2.SampleEvent(

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sampler_svc.conditioning import embedding, mixed
+from sampler_svc import service
+from sampler_svc.conditioning import embedding, mixed, null_embeddings
 from sampler_svc.gate import Gate, Scores
 from sampler_svc.model import Model
 from sampler_svc.service import SamplerService
@@ -29,6 +30,11 @@ VECTORS = {"method": "textual_inversion", "rare_tokens": "S*", "initial_word": "
 
 DREAMBOOTH = {"method": "dreambooth", "mode": "attn_out", "class_noun": "cat", "num_class_images": 0, "updates": 3,
               "batch": 1, "learning_rate": 1e-3}  # fmt: skip
+
+NULLS = {"method": "null_text", "base_prompt": PROMPT, "num_inference_steps": 4, "guidance_scale": 3.0, "updates": 6,
+         "learning_rate": 1e-2}  # fmt: skip
+
+BESIDE = {"method": "prompt_to_prompt", "base_prompt": PROMPT}
 
 Stored = Callable[..., tuning_pb2.WeightsRef]
 
@@ -182,10 +188,13 @@ async def test_weights_of_another_method_are_refused(start: Callable[..., Any], 
     sampler, weights, vectors = await start(), stored(**IMAGIC), stored(**VECTORS)
     await png(sampler, request(weights, "imagic", eta=0.5))  # warm from here on
 
+    nulls = stored(**{**NULLS, "updates": 0})
     for asked in (
         request(weights, "unitune"),
         request(weights, "textual_inversion", prompt="S*"),
         request(vectors, "imagic", eta=1.0),
+        request(vectors, **BESIDE, inversion="null_text"),
+        request(nulls, "textual_inversion", prompt="S*"),
     ):
         failed = (await events(sampler, asked))[-1].failed
         assert from_status(failed).reason in ("METHOD_MISMATCH", "WEIGHTS_CORRUPT")
@@ -213,6 +222,7 @@ async def test_loading_vectors_ahead_takes_no_engine(
         ("imagic", {"eta": 2.5}, "config.eta"),
         ("dreambooth", {}, "weights"),
         ("textual_inversion", {}, "weights"),
+        ("prompt_to_prompt", {"inversion": "null_text", "base_prompt": PROMPT}, "weights"),
     ],
 )
 async def test_a_run_without_what_its_method_needs_is_refused(
@@ -225,6 +235,103 @@ async def test_a_run_without_what_its_method_needs_is_refused(
         await events(await start(), request(None, method, **changes))
 
     assert from_rpc_error(caught.value).field == field
+
+
+async def test_null_text_without_updates_is_ddim_inversion(start: Callable[..., Any], stored: Stored) -> None:
+    """The same picture, to the last level of a pixel: the tuner's empty prompt has other last bits (P9)."""
+    sampler, weights = await start(), stored(**{**NULLS, "updates": 0})
+
+    zero = await png(sampler, request(weights, **BESIDE, inversion="null_text"))
+    ddim = await png(sampler, request(None, **BESIDE, inversion="ddim"))
+
+    np.testing.assert_allclose(images.decode(zero).astype(int), images.decode(ddim).astype(int), atol=1)
+
+
+async def test_null_text_samples_without_a_refit(start: Callable[..., Any], stored: Stored) -> None:
+    """From the file alone, the same picture in two samplers, another one than by DDIM inversion, from a late start
+    too, and another one for another prompt."""
+    first, second, weights = await start(), await start(), stored(**NULLS)
+    asked = request(weights, **BESIDE, inversion="null_text", prompt="a dog on the beach")
+
+    found = await events(first, asked)
+
+    assert list(dict.fromkeys(event.WhichOneof("event") for event in found)) == ["step", "image", "done"]
+    assert await png(second, asked) == found[-2].image.png
+    pictures = {found[-2].image.png, await png(first, request(weights, **BESIDE, inversion="null_text"))}
+    for strength in (1.0, 0.75):
+        for given, inversion in ((weights, "null_text"), (None, "ddim")):
+            changes = {"inversion": inversion, "strength": strength, "prompt": "a dog on the beach"}
+            pictures.add(await png(first, request(given, **BESIDE, **changes)))
+    assert len(pictures) == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "value"),
+    [
+        ({"num_inference_steps": 5}, "config.num_inference_steps", "5"),
+        ({"guidance_scale": 4.0}, "config.guidance_scale", "4.0"),
+        ({"base_prompt": "a dog"}, "config.base_prompt", "5 characters"),
+    ],
+)
+async def test_null_text_for_another_edit_is_refused(
+    start: Callable[..., Any], stored: Stored, change: dict[str, Any], field: str, value: str
+) -> None:
+    """Its embeddings are right for one number of steps, one guidance and one base prompt; the error tells which."""
+    sampler, weights = await start(), stored(**{**NULLS, "updates": 0})
+
+    failed = (await events(sampler, request(weights, **{**BESIDE, "inversion": "null_text", **change})))[-1].failed
+
+    error = from_status(failed)
+    assert (field, value) == (error.field, error.metadata["value"])
+    assert "the tuning is for" in error.metadata["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"negative_prompt": "snow"}, "config.negative_prompt"),
+        ({"automatic": True}, "config.automatic"),
+        ({"only_masked": True}, "config.only_masked"),
+    ],
+)
+async def test_null_text_refuses_what_it_is_not_for(
+    start: Callable[..., Any], change: dict[str, Any], field: str
+) -> None:
+    """Another empty text, several guidances, and a crop, before anything runs."""
+    import grpc
+
+    weights = tuning_pb2.WeightsRef(digest="0", path="weights/0")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await events(await start(), request(weights, **BESIDE, inversion="null_text", **change))
+
+    assert from_rpc_error(caught.value).field == field
+
+
+async def test_embeddings_are_kept_up_to_a_size(
+    start: Callable[..., Any], stored: Stored, store: WeightStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read last is sampled with from memory; what it displaced is read again, and is missed."""
+    monkeypatch.setattr(service, "EXTRAS_BYTES", 1)
+    sampler, kinds = await start(), [stored(**{**NULLS, "updates": updates}) for updates in (0, 1)]
+    for weights in kinds:
+        await png(sampler, request(weights, **BESIDE, inversion="null_text"))
+        store.delete_weights(weights.path)
+
+    reasons = [
+        from_status(found[-1].failed).reason if found[-1].HasField("failed") else "done"
+        for found in [await events(sampler, request(weights, **BESIDE, inversion="null_text")) for weights in kinds]
+    ]
+
+    assert reasons == ["WEIGHTS_MISSING", "done"]
+
+
+async def test_a_blend_that_keeps_nothing_is_told_of(start: Callable[..., Any]) -> None:
+    """The attention of a random model is nearly even: before its picture the run warns, and names word and remedy."""
+    found = await events(await start(), request(None, **BESIDE, prompt="a dog on the beach", blend_words=["dog"]))
+
+    kinds = [event.WhichOneof("event") for event in found]
+    assert kinds[-3:] == ["warning", "image", "done"] and kinds.count("warning") == 1
+    assert "'dog' look everywhere" in found[-3].warning.text and "mask" in found[-3].warning.text
 
 
 async def test_damaged_vectors_are_refused(start: Callable[..., Any], stored: Stored, tmp_path: Path) -> None:
@@ -275,6 +382,9 @@ def test_embeddings_of_another_shape_are_refused(model: Model, stored: Stored, s
     for extras in ({}, {"vectors": np.zeros((2, 31), np.float32)}, {"vectors": np.zeros(32, np.float32)}):
         with pytest.raises(DataLoss, match="vectors"):
             embedding(model.graphs, replace(tuned, extras=extras), "S*", 0.0)
+    for shape in ((3, 16, 32), (4, 16, 31), (4, 32)):
+        with pytest.raises(DataLoss, match="nulls"):
+            null_embeddings(model.graphs, replace(tuned, extras={"nulls": np.zeros(shape, np.float32)}), 4)
 
 
 def test_a_prompt_with_vectors_has_the_tuners_embedding(

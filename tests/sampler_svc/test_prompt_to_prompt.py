@@ -37,28 +37,36 @@ def loaded(engine_folder) -> Iterator[tuple[Model, ControlledEngine]]:
 class Walk:
     """One edit of one picture, and everything that the denoiser was asked and answered on the way."""
 
-    def __init__(self, loaded, edit, base=CAT, prompt=DOG, *, guidance=3.0, steps=STEPS, is_off=False, keep=None):
+    def __init__(
+        self, loaded, edit, base=CAT, prompt=DOG, *, guidance=3.0, steps=STEPS, is_off=False, keep=None, strength=1.0
+    ):
         model, engine = loaded
         self.calls: list[tuple[np.ndarray, Controls, Controlled]] = []
+        self.contexts: list[np.ndarray] = []
 
         def run(latents, timesteps, contexts, controls) -> Controlled:
             controls = no_controls(len(latents), contexts.shape[1]) if is_off else controls
+            self.contexts.append(contexts)
             self.calls.append((latents, controls, engine.run_controlled(latents, timesteps, contexts, controls)))
             return self.calls[-1][2]
 
         graphs = model.graphs
+        run_of_steps = SCHEDULERS["ddim"].run(model.schedule, steps).late(strength)
+        texts = graphs.text(base), graphs.text(prompt)
+        words = [Word(graphs.text(word), graphs.embed(word)) for word in edit.blend_words]
+        self.blend = LocalBlend(words, *texts, len(run_of_steps)) if words else None
         self.latent = graphs.encode(images.to_model(images.decode(picture()), model.spec.image_side))
         walk = edited_beside(
             self.latent,
-            SCHEDULERS["ddim"].run(model.schedule, steps),
+            run_of_steps,
             run,
             edit,
-            (graphs.text(base), graphs.text(prompt)),
+            texts,
             tuple(graphs.embed(text) for text in (base, prompt, "")),
             guidance,
             model.schedule.prediction_type,
             keep or (lambda base, edited: edited),
-            [Word(graphs.text(word), graphs.embed(word)) for word in edit.blend_words],
+            self.blend,
         )
         self.indices = []
         while True:
@@ -251,6 +259,77 @@ def test_local_blend_confines_the_edit(loaded, monkeypatch: pytest.MonkeyPatch) 
 
     assert not (plain.edited == plain.latent).all(axis=1).any()
     assert 0 < is_kept.mean() < 1
+
+
+def test_local_blend_warns_of_a_mask_that_keeps_nothing_or_everything() -> None:
+    """With the words that are to blame and a remedy, by the last step's mask; a mask of some places is no reason."""
+    latents = np.zeros((2, 4, 8, 8), dtype=np.float32)
+    whole, some, none = np.ones((8, 8)), np.zeros((8, 8)), np.zeros((8, 8))
+    some[:, :3] = 1
+
+    def warning(*seen: np.ndarray) -> str:
+        words = [Word(text((name, 1)), np.full((5, 2), at)) for at, name in enumerate(("cat", "dog")[: len(seen)])]
+        blend = LocalBlend(words, text(("cat", 1)), text(("dog", 1)), steps=2)
+        assert blend.warning() == ""  # there is no mask yet
+        for step in range(2):
+            blend.mask(step, latents, lambda _, context: np.tile(seen[int(context[0, 0])], (1, 5, 1, 1)))
+        return blend.warning()
+
+    assert "keeps nothing of the picture, since 'dog' look everywhere: name smaller" in warning(some, whole)
+    assert "since 'cat' and 'dog' look everywhere" in warning(some, 1 - some)
+    assert "keeps all of the picture, since 'cat' and 'dog' look nowhere: name what" in warning(none, none)
+    assert warning(some) == warning(some, none) == ""
+
+
+def test_null_texts_embeddings_stand_in_the_empty_prompts_place(loaded) -> None:
+    """Each at its own step; where all are the empty prompt's the walk is plain DDIM inversion's, bit for bit (P9); a
+    late start takes the last ones."""
+    graphs = loaded[0].graphs
+    empty, beach = graphs.embed(""), graphs.embed("beach")
+    ddim = Walk(loaded, replace(ALL, inversion="ddim"))
+    same = Walk(loaded, replace(ALL, inversion="null_text", nulls=np.stack([empty] * STEPS)))
+    assert np.array_equal(ddim.edited, same.edited)
+
+    nulls = np.stack([empty + np.float32(step) * beach for step in range(STEPS)])
+    for strength, first in ((1.0, 0), (0.6, 2)):
+        walk = Walk(loaded, replace(ALL, inversion="null_text", nulls=nulls), strength=strength)
+        guided = [contexts for contexts in walk.contexts if len(contexts) == 4]
+        assert len(guided) == STEPS - first
+        for step, contexts in enumerate(guided, start=first):
+            assert np.array_equal(contexts[2], nulls[step]) and np.array_equal(contexts[3], nulls[step])
+        assert not np.array_equal(walk.edited, ddim.edited)
+
+
+def test_null_texts_base_branch_is_what_the_tuner_found(loaded, tiny_model) -> None:
+    """The sampler inverts by itself and walks down with the tuner's embeddings to where these led in the tuner, which
+    is nearer to the picture's latent than plain DDIM inversion comes."""
+    import torch  # slow to import
+
+    from tuner_svc.base_model import load
+    from tuner_svc.methods import null_text
+    from tuner_svc.tune import tune
+    from tuner_svc.tuning_config import TuningConfig
+
+    model, landed = load(tiny_model), []
+
+    class Watched(null_text.Step):
+        def landing(self, null: torch.Tensor) -> torch.Tensor:
+            landed.append(super().landing(null))
+            return landed[-1]
+
+    config = TuningConfig(
+        method="null_text", base_prompt=CAT, num_inference_steps=STEPS, guidance_scale=3.0, updates=8,
+        learning_rate=0.01,
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(null_text, "Step", Watched)
+        nulls = tune(model, images.to_model(images.decode(picture()), model.image_side), config).extras["nulls"]
+
+    tuned = Walk(loaded, replace(ALL, inversion="null_text", nulls=nulls.numpy()), CAT, CAT)
+    ddim = Walk(loaded, replace(ALL, inversion="ddim"), CAT, CAT)
+
+    np.testing.assert_allclose(tuned.edited, landed[-1].numpy(), atol=1e-3)
+    assert np.linalg.norm(tuned.edited - tuned.latent) < 0.9 * np.linalg.norm(ddim.edited - ddim.latent)
 
 
 def test_direct_inversion_keeps_the_base_branch_on_the_picture(loaded) -> None:
