@@ -7,10 +7,9 @@ prompt's.
 
 from collections.abc import Callable
 
-from google.protobuf.message import Message
-
 from sampler_svc.base_graphs import BaseGraphs
 from sampler_svc.engine import Array
+from sampler_svc.request import Request
 from unitune.choices import NULL_TEXT
 from unitune.diffusion.guidance import Context
 from unitune.errors import DataLoss, InvalidField
@@ -59,10 +58,10 @@ def null_embeddings(graphs: BaseGraphs, tuned: TunedWeights, num_inference_steps
     return _extra(tuned, "nulls", (num_inference_steps, graphs.spec.context_tokens, graphs.spec.context_width))
 
 
-def refuse_unbound(tuned: TunedWeights, config: Message) -> None:
+def refuse_unbound(tuned: TunedWeights, request: Request) -> None:
     """Raises InvalidField for a setting that the edit must have as the tuning had it, and has not."""
     for name, value in tuned.manifest.bound_to.items():
-        asked = getattr(config, name)
+        asked = getattr(request, name)
         if asked != value:
             asked, value = (f"{len(one)} characters" if isinstance(one, str) else one for one in (asked, value))
             raise InvalidField(f"config.{name}", asked, f"the tuning is for {value}; edit with that, or tune anew")

@@ -233,11 +233,11 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         model, config = self._model, request.config
         embed, words = None, request.rare_tokens
         if extras is not None:
-            refuse_unbound(extras, config)
+            refuse_unbound(extras, wanted)
             embed = embedding(model.graphs, extras, wanted.prompt, config.eta)
             words = extras.manifest.rare_tokens  # some methods have them within the prompt; no CLIP knows them
             if wanted.attention is not None:
-                nulls = null_embeddings(model.graphs, extras, config.num_inference_steps)
+                nulls = null_embeddings(model.graphs, extras, wanted.num_inference_steps)
                 wanted = replace(wanted, attention=replace(wanted.attention, nulls=nulls))
 
         def sample_once(wanted: Request) -> Iterator[Event]:

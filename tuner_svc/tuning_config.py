@@ -82,7 +82,8 @@ class TuningConfig:
 
     @classmethod
     def of(cls, preset: Preset, method: str = "unitune") -> "TuningConfig":
-        """A base model's own defaults for a method; words that only a caller can give are blanks that pass.
+        """A base model's own defaults for a method; words that only a caller can give are blanks that pass, and what
+        null-text has in common with an edit is left to that.
 
         Raises as the class does.
         """
@@ -104,8 +105,6 @@ class TuningConfig:
             num_vectors=own.num_vectors,
             scale_learning_rate=own.scale_learning_rate,
             base_prompt="_",
-            num_inference_steps=own.num_inference_steps,
-            guidance_scale=own.guidance_scale,
         )
 
 

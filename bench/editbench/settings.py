@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from bench.editbench.cases import Case
 from tuner_svc.tuning_config import TuningConfig
 from unitune.base_model import Preset
-from unitune.choices import EDIT_METHODS, PROMPT_TO_PROMPT, TUNING_METHODS
+from unitune.choices import BOUND_TO_NULL_TEXT, EDIT_METHODS, PROMPT_TO_PROMPT, TUNING_METHODS
 from unitune.prompts import with_rare_tokens, with_words_before, with_words_instead
 
 PER_PROMPT = ("imagic",)  # methods whose tuning is for one prompt; the others tune once for all edits of a picture
@@ -32,6 +32,8 @@ class Setting:
     def key(self, base_model: str, case: str) -> str:
         """Names the result of a case: everything that it follows from."""
         own = {name: value for name, value in asdict(self).items() if name == "tuning" or value is not None}
+        if self.tuning is not None:  # what no method here reads; results of before it was there keep their names
+            own["tuning"] = {name: value for name, value in own["tuning"].items() if name not in BOUND_TO_NULL_TEXT}
         what = [base_model, case, {**own, "name": ""}]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:24]
 

@@ -140,6 +140,36 @@ def test_prompt_to_prompt(client: Client) -> None:
         assert refused.value.field == field and refused.value.metadata["remedy"]
 
 
+def test_null_text(client: Client, services: LocalServices, tmp_path: Path) -> None:
+    """The command's edit makes the tuning; the same edit finds it, and so does one that names it alone; without
+    updates it is DDIM inversion to the last level of a pixel (P9), and a setting that it is not for is refused."""
+    (tmp_path / "photo.png").write_bytes(picture(0))
+    options = ["--method=prompt_to_prompt", "--base-prompt=a cat on the beach", "--steps=4", "--guidance=3"]
+    arguments = ["edit", tmp_path / "photo.png", "a dog on the beach", *options, "--inversion=null_text", "--updates=2"]
+    done = CliRunner().invoke(main, [*map(str, arguments), "-o", str(tmp_path), "--address", services.address])
+    assert done.exit_code == 0, done.output
+    assert "tuning: 1/8" in done.stderr
+    (path,) = tmp_path.glob("photo--a-dog-*--seed0.png")
+
+    config = {"method": "prompt_to_prompt", "base_prompt": "a cat on the beach", **SETTINGS}
+    null_text = {**config, "inversion": "null_text"}
+    events = list(client.edit(picture(0), "a dog on the beach", **null_text, updates=2))
+    assert not is_loaded(events) and not any(isinstance(event, TuningReady) for event in events)
+    tuning = events[-1].tuning
+    assert names_in(weights_file(services, tuning)) == {"extra.nulls", "probe.base", "probe.tuned"}
+    named = client.edit_to_end(tuning, "a dog on the beach").images[0].png
+    np.testing.assert_array_equal(*(np.asarray(Image.open(io.BytesIO(png))) for png in (named, path.read_bytes())))
+
+    zero = client.edit_to_end(picture(0), "a dog on the beach", **null_text, updates=0)
+    ddim = client.edit_to_end(picture(0), "a dog on the beach", **config, inversion="ddim")
+    ours, plain = (np.asarray(Image.open(io.BytesIO(one.images[0].png))).astype(int) for one in (zero, ddim))
+    np.testing.assert_allclose(ours, plain, atol=1)
+    assert zero.tuning not in ("", tuning) and ddim.tuning == ""
+    with pytest.raises(InvalidField) as refused:
+        client.edit_to_end(tuning, "a dog on the beach", num_inference_steps=5)
+    assert refused.value.field == "config.num_inference_steps"
+
+
 def test_a_mask_by_word(client: Client, services: LocalServices, tmp_path: Path) -> None:
     """The command's --mask-text is found in the picture, and what is outside of it keeps its pixels."""
     (tmp_path / "photo.png").write_bytes(picture(0))

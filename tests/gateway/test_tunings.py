@@ -77,6 +77,9 @@ def test_every_setting_is_in_the_key() -> None:
         "embedding_learning_rate": 9.0,
         "scale_learning_rate": False,
         "stop_loss_ratio": 0.5,
+        "base_prompt": "x",
+        "num_inference_steps": 9,
+        "guidance_scale": 9.0,
     }
     assert changes.keys() == {field.name for field in TuningConfig.DESCRIPTOR.fields}
     for name, value in changes.items():

@@ -137,6 +137,39 @@ def test_prompt_to_prompt_edits_the_picture_itself(server: ScriptedServer, photo
     assert wanted == request.config
 
 
+def test_null_text_is_tuned_by_the_edit_itself(server: ScriptedServer, photo: Path) -> None:
+    """The command asks for no tuning: the edit's settings, and its tuning's, go in one request, as `tune` has them."""
+    server.script("GetServerInfo", scripted_server.server_info(), scripted_server.server_info())
+    server.script("UploadImage", scripted_server.uploaded, scripted_server.uploaded)
+    log = scripted_server.edit_events([DOG])
+    log.insert(-2, edit_pb2.EditEvent(warning=edit_pb2.EditEvent.Warning(text="local blend keeps nothing")))
+    server.script("Edit", log)
+    server.script("CreateTuning", scripted_server.tuning("READY"))
+    bound = ["--base-prompt=a cat", "--steps=30", "--guidance=5", "--updates=20", "--address", server.address]
+    beside = ["--method=prompt_to_prompt", "--inversion=null_text", "--blend=dog"]
+
+    done = unitune("edit", photo, "a dog", *beside, *bound)
+    tuned = unitune("tune", photo, "--method=null_text", *bound)
+
+    assert 0 == done.exit_code, done.output
+    assert "warning: local blend keeps nothing" in done.stderr
+    (request,) = server.requests["Edit"]
+    config = edit_pb2.SamplingConfig(
+        method="prompt_to_prompt",
+        inversion="null_text",
+        base_prompt="a cat",
+        num_inference_steps=30,
+        guidance_scale=5,
+        blend_words=["dog"],
+    )
+    assert config == request.config and tuning_pb2.TuningConfig(updates=20) == request.tuning_config
+    assert 0 == tuned.exit_code, tuned.output
+    wanted = tuning_pb2.TuningConfig(
+        method="null_text", updates=20, base_prompt="a cat", num_inference_steps=30, guidance_scale=5
+    )
+    assert wanted == server.requests["CreateTuning"][0].config
+
+
 def test_imagic_tunes_for_every_prompt(server: ScriptedServer, photo: Path) -> None:
     """Each prompt makes its own tuning and is edited with it; the options reach their fields (I6)."""
     server.script("GetServerInfo", scripted_server.server_info())

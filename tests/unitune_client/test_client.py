@@ -354,14 +354,17 @@ def test_edit_uploads_a_picture_too_large_for_one_message(server: ScriptedServer
 
 def test_edit_to_end_collects_the_result(server: ScriptedServer, client: Client, tmp_path: Path) -> None:
     """The result holds pictures, settings, warnings and seconds; pictures can be saved."""
-    server.script("Edit", scripted_server.edit_events([PICTURE, b"two"], seeds=[3, 4], warnings=["careful"]))
+    log = scripted_server.edit_events([PICTURE, b"two"], seeds=[3, 4], warnings=["careful"])
+    log.insert(4, edit_pb2.EditEvent(warning=edit_pb2.EditEvent.Warning(text="kept nothing")))
+    server.script("Edit", log)
     seen: list[events.EditEvent] = []
 
     result = client.edit_to_end(TUNING, "a dog", on_event=seen.append)
 
     assert [(0, 3), (1, 4)] == [(image.index, image.seed) for image in result.images]
-    assert (EDIT, TUNING, ("careful",), 2.0) == (result.edit, result.tuning, result.warnings, result.timings.total_s)
-    assert 7 == len(seen)
+    warnings = ("careful", "kept nothing")
+    assert (EDIT, TUNING, warnings, 2.0) == (result.edit, result.tuning, result.warnings, result.timings.total_s)
+    assert 8 == len(seen)
     assert PICTURE == result.images[0].save(tmp_path / "dog.png").read_bytes()
     assert ["dog.png"] == [path.name for path in tmp_path.iterdir()]
 

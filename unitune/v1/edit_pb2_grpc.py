@@ -65,9 +65,9 @@ class EditServiceServicer:
         """Edit samples edited pictures and streams everything on the way.
 
         Events come in this order: `accepted`; with an image instead of a tuning, the tuning's events (`tuning`, none if
-        the weights were found); `loading`, unless the method refits nothing; `step`, some with a preview; `warning`, if there
-        is one; one `image` per seed; `done`. The stream ends with exactly one of `done`, `failed` or `cancelled`, then the status OK. It is never
-        silent for more than 15 seconds (`heartbeat`).
+        the weights were found); `loading`, unless the method refits nothing; `step`, some with a preview; `warning`, if
+        there is one; one `image` per seed; `done`. The stream ends with exactly one of `done`, `failed` or `cancelled`, then
+        the status OK. It is never silent for more than 15 seconds (`heartbeat`).
 
         What is refused is refused before `accepted`, as a status: INVALID_ARGUMENT (INVALID_FIELD,
         IMAGE_UNDECODABLE, IMAGE_TOO_LARGE, UPLOAD_TOO_LARGE) naming field, value and what is allowed; NOT_FOUND
