@@ -125,8 +125,10 @@ class Gate:
 
     def rank(self, scores: Scores) -> float:
         """Which of several pictures of one edit is the best: near the prompt, and, less so, near the base image;
-        malformed ones come last."""
-        return scores.prompt + KEPT_SHARE * scores.kept + (MALFORMED_RANK if self.is_malformed(scores) else 0)
+        malformed ones come last. From `gate_enough` on, being nearer the prompt counts no more: a CLIP likes what
+        overdoes an edit."""
+        shown = min(scores.prompt, self._preset.gate_enough)
+        return shown + KEPT_SHARE * scores.kept + (MALFORMED_RANK if self.is_malformed(scores) else 0)
 
     def with_preset(self, preset: Preset) -> "Gate":
         """The same CLIP by other thresholds."""

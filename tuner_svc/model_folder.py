@@ -40,6 +40,7 @@ SAMPLING_RANGES = {  # of a preset's values, ends included
     "gate_gain": (-2, 2),
     "gate_prompt": (-1, 1),
     "gate_kept": (-1, 1),
+    "gate_enough": (-1, 1),
     "gate_round_trip": (0, 1),
     "gate_detail": (0, 1),
     "gate_saturated": (0, 1),

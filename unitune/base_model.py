@@ -127,6 +127,7 @@ class Preset:
     gate_gain: float = 0.02  # how much nearer the prompt an edit must be than the base image
     gate_prompt: float = 0.2  # how near at all
     gate_kept: float = 0.6  # how near the base image
+    gate_enough: float = 1.0  # as near the prompt as need be: of edits that are, the one nearest the base image is best
     # What the gate takes for malformed, 0 to 1. Loose, as no Stable Diffusion has been measured.
     gate_round_trip: float = 0.15  # at most so far from what the autoencoder makes of it
     gate_detail: float = 0.0005  # at least so much difference between a pixel and those around it

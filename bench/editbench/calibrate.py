@@ -4,11 +4,13 @@
     python -m bench.editbench.calibrate --points 0.9:3 1:3 1:8
 
 Scores the stored pictures of these points with the gate. Prints how often the one that the gate ranks highest is right,
-by how much of the rank is the likeness to the base image, against every single point and the best point of each case;
-and the scores of right and of wrong pictures. `bench.editbench.malformed` chooses the gate's thresholds.
+by how much of the rank is the likeness to the base image and by the preset's `gate_enough`, against every single point
+and the best point of each case; and the scores of right and of wrong pictures. `bench.editbench.malformed` chooses the
+gate's thresholds.
 """
 
 import argparse
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,8 @@ from sampler_svc.gate import Scores
 from stickerbook.render import render
 from tuner_svc import base_model
 
-KEPT_SHARES = (0.0, 0.02, 0.05, 0.1, 0.25)
+KEPT_SHARES = (0.0, 0.02, 0.1)
+ENOUGH = (1.0, 0.86, 0.84, 0.82, 0.8, 0.78, 0.75)
 
 
 def main() -> None:
@@ -52,11 +55,10 @@ def main() -> None:
     for index, setting in enumerate(settings):
         print(f"{setting.name}: {right[:, index].mean():.3f} right, kept {np.nanmean(kept[:, index]):.1f} dB")
     print(f"best point of each case: {right.any(axis=1).mean():.3f} right")
-    for share in KEPT_SHARES:
-        chosen = np.arange(len(cases)), (figures[..., 0] + share * figures[..., 2]).argmax(axis=1)
-        print(
-            f"chosen by prompt + {share} kept: {right[chosen].mean():.3f} right, kept {np.nanmean(kept[chosen]):.1f} dB"
-        )
+    for share, enough in product(KEPT_SHARES, ENOUGH):
+        chosen = np.arange(len(cases)), (figures[..., 0].clip(max=enough) + share * figures[..., 2]).argmax(axis=1)
+        line = f"{right[chosen].mean():.3f} right, kept {np.nanmean(kept[chosen]):.1f} dB"
+        print(f"chosen by prompt up to {enough} + {share} kept: {line}")
     for name, where in (("right", right), ("wrong", ~right)):
         low, middle, high = np.percentile(figures[where], [10, 50, 90], axis=0).round(2)
         print(f"{name}: prompt, base_prompt, kept at 10, 50 and 90 %: {low}, {middle}, {high}")

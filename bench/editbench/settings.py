@@ -23,11 +23,13 @@ class Setting:
     strength: float
     guidance_scale: float
     interpolation: float
+    scheduler: str
     num_inference_steps: int
     rare_tokens: str  # that stand before the prompt; empty for none
     eta: float  # Imagic's; others do not read it
     cross_replace: float | None = None  # these two: Prompt-to-Prompt's; the others have none
     self_replace: float | None = None
+    codec: str | None = None  # of the stored weights; None for the tuner's default
 
     def key(self, base_model: str, case: str) -> str:
         """Names the result of a case: everything that it follows from."""
@@ -82,6 +84,7 @@ def of_method(preset: Preset, method: str) -> Setting:
         strength=own.strength,
         guidance_scale=own.guidance_scale,
         interpolation=own.interpolation,
+        scheduler=own.scheduler,
         num_inference_steps=own.num_inference_steps,
         rare_tokens=own.rare_tokens if method == "unitune" else "",
         eta=own.eta,

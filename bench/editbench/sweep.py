@@ -3,6 +3,8 @@
     python -m bench.editbench.sweep --method imagic          # its grid, a few cases; prints the row for PRESET
     python -m bench.editbench.sweep --method sdedit --strength 0.6 0.7 --guidance 3
     python -m bench.editbench.sweep --updates 96 128 192 --strength 0.85 0.9 0.95 --guidance 4 6 8
+    python -m bench.editbench.sweep --codec none int8 int4 lora        # what smaller weights cost
+    python -m bench.editbench.sweep --scheduler ddim dpmpp_2m --num-inference-steps 4 8 30
 
 Every rival has a grid in GRIDS, an option takes the place of its values, and UniTune stays at its preset but for the
 options given. A setting's rank is its success plus a fiftieth for every dB at which kept pixels lie nearer to 28 dB;
@@ -18,6 +20,8 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+import numpy as np
+
 from bench.editbench.cases import CATEGORIES, Picture, load
 from bench.editbench.intervals import mean_of
 from bench.editbench.results import Result, by_setting
@@ -25,7 +29,8 @@ from bench.editbench.run import MODEL, run
 from bench.editbench.settings import PER_PROMPT, Setting, of_method
 from tuner_svc.model_folder import read_preset
 from unitune.base_model import Preset
-from unitune.choices import EDIT_METHODS, PROMPT_TO_PROMPT
+from unitune.choices import CODECS, EDIT_METHODS, MODES, PROMPT_TO_PROMPT
+from unitune.diffusion.solvers import SCHEDULERS
 from unitune.settings import num_cores
 
 ENOUGH_DB = 28.0
@@ -84,9 +89,13 @@ OPTIONS = {  # of the command line, for axes of a grid
     "strength": float,
     "guidance_scale": float,
     "interpolation": float,
+    "scheduler": str,
+    "num_inference_steps": int,
+    "codec": str,
     "cross_replace": float,
     "self_replace": float,
 }
+CHOICES = {"mode": MODES, "scheduler": tuple(SCHEDULERS), "codec": CODECS}
 
 
 def main() -> None:
@@ -94,7 +103,7 @@ def main() -> None:
     parser.add_argument("--method", choices=EDIT_METHODS, default="unitune")
     for name, kind in OPTIONS.items():
         short = "--guidance" if name == "guidance_scale" else f"--{name.replace('_', '-')}"
-        parser.add_argument(short, dest=name, nargs="+", type=kind)
+        parser.add_argument(short, dest=name, nargs="+", type=kind, choices=CHOICES.get(name))
     parser.add_argument("--pictures", type=int, help="only so many pictures")
     parser.add_argument("--out", type=Path, default=Path("out/editbench"))
     options = parser.parse_args()
@@ -107,9 +116,12 @@ def main() -> None:
     print(f"about {expected_s / 60:.0f} min on {num_cores()} idle cores if nothing is there yet", flush=True)
     results = by_setting(run(MODEL, pictures, list(tried), options.out, "development split"))
     ranked = sorted(results.items(), key=lambda entry: -rank(entry[1]))
-    print("| setting | rank | success | kept attributes | kept pixels, dB | distance |\n|---|---|---|---|---|---|")
+    heads = ("setting", "rank", "success", "kept attributes", "kept pixels, dB", "distance", "edit s", "weights MB")
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for name, group in ranked:
-        print(f"| {name} | {rank(group):.3f} | " + " | ".join(f"{value:.3f}" for value in figures(group)) + " |")
+        costs = np.mean([(result.edit_s, result.artifact_bytes / 1e6) for result in group], axis=0)
+        values = (rank(group), *figures(group), *costs)
+        print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
     best = next(row for setting, row in tried.items() if setting.name == ranked[0][0])
     place = "PRESET" if options.method == "unitune" else f'PRESET["methods"]["{options.method}"]'
     print(f"\nbest, for {place} in stickerbook/save_model.py: {json.dumps(best)}")
@@ -122,9 +134,11 @@ def settings_of(preset: Preset, method: str, grid: Mapping[str, Values]) -> dict
     found = {}
     for values in product(*grid.values()):
         row = dict(zip(grid, values, strict=True))
+        codec = row.pop("codec", None)
         own = replace(preset, methods={**preset.methods, method: {**preset.methods.get(method, {}), **row}})
-        name = " ".join(f"{key} {value:g}" if not isinstance(value, str) else value for key, value in row.items())
-        found[of_method(own, method).at(f"{method} {name}".strip())] = row
+        words = [method, *(f"{key} {value:g}" if not isinstance(value, str) else value for key, value in row.items())]
+        name = " ".join([*words, str(codec)] if codec else words)
+        found[of_method(own, method).at(name, codec=codec)] = row
     return found
 
 

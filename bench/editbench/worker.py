@@ -3,6 +3,7 @@
 import itertools
 import time
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from stickerbook.judge import Judge
 from stickerbook.render import render
 from tuner_svc.base_model import load
 from tuner_svc.config import DEFAULT_CODEC
+from tuner_svc.methods import Tuned
 from tuner_svc.probe import pack_tuned
 from tuner_svc.tune import tune
 from tuner_svc.tuning_config import TuningConfig
@@ -59,8 +61,11 @@ class Worker:
             if not (path := result_file(self._out, self._digest, case, setting)).exists()
         ]
         todo.sort(key=lambda work: repr(_engine_of(*work[:2])))
-        for (is_controlled, config), group in itertools.groupby(todo, key=lambda work: _engine_of(*work[:2])):
-            made = self._tuned(picture, config) if config is not None else Made(self._sampler.base)
+        tuned = lru_cache(maxsize=1)(partial(self._tuned, picture))
+        for (config, codec, is_controlled), group in itertools.groupby(todo, key=lambda work: _engine_of(*work[:2])):
+            made = Made(self._sampler.base)
+            if config is not None:
+                made = self._stored(picture, config, codec or DEFAULT_CODEC, *tuned(config))
             weights = made.weights
             pool = self._sampler.controlled if is_controlled else self._sampler.pool
             with pool.lease(weights.id, lambda weights=weights: weights) as lease:  # type: ignore[misc]
@@ -82,21 +87,27 @@ class Worker:
             if weights.id != BASE:
                 self._sampler.pool.evict(weights.id)
 
-    def _tuned(self, picture: Picture, config: TuningConfig) -> Made:
+    def _tuned(self, picture: Picture, config: TuningConfig) -> tuple[Tuned, float]:
+        """A tuning, and the seconds that it took."""
         began = time.perf_counter()
-        image = images.to_model(render(picture.scene), self._tuner.image_side)
-        data, manifest = pack_tuned(self._tuner, tune(self._tuner, image, config), config, picture.id, DEFAULT_CODEC)
+        tuned = tune(self._tuner, images.to_model(render(picture.scene), self._tuner.image_side), config)
+        return tuned, time.perf_counter() - began
+
+    def _stored(self, picture: Picture, config: TuningConfig, codec: str, trained: Tuned, seconds: float) -> Made:
+        """The tuning as the sampler gets it: through a codec and back."""
+        began = time.perf_counter()
+        data, manifest = pack_tuned(self._tuner, trained, config, picture.id, codec)
         tuned, weights = unpack(data, manifest), self._sampler.base
         if config.method not in REFITS_NOTHING:
             weights = tuned_weights(tuned, weights, self._sampler.spec.digest)
-        return Made(weights, time.perf_counter() - began, len(data), tuned)
+        return Made(weights, seconds + time.perf_counter() - began, len(data), tuned)
 
     def _edit(self, engine: Engine, case: Case, setting: Setting, tuned: TunedWeights | None) -> np.ndarray:
         graphs, attention = self._sampler.graphs, _attention(setting)
         request = Request(
             image=images.encode_png(render(case.scene)),
             prompt=setting.prompt_of(case),
-            scheduler="ddim",
+            scheduler=setting.scheduler,
             num_inference_steps=setting.num_inference_steps,
             guidance_scale=setting.guidance_scale,
             strength=setting.strength,
@@ -114,9 +125,9 @@ class Worker:
         return images.decode(png)
 
 
-def _engine_of(case: Case, setting: Setting) -> tuple[bool, TuningConfig | None]:
-    """Whether an edit needs control over attention, and the tuning whose weights it needs."""
-    return setting.method == PROMPT_TO_PROMPT, setting.tuning_of(case)
+def _engine_of(case: Case, setting: Setting) -> tuple[TuningConfig | None, str | None, bool]:
+    """The tuning whose weights an edit needs, how they are stored, and whether it needs control over attention."""
+    return setting.tuning_of(case), setting.codec, setting.method == PROMPT_TO_PROMPT
 
 
 def _attention(setting: Setting) -> AttentionEdit | None:

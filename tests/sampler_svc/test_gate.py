@@ -89,6 +89,17 @@ def test_a_malformed_picture_ranks_behind_every_other(gate):
     assert gate.is_malformed(burnt) and not gate.is_malformed(far)
 
 
+def test_of_pictures_that_show_the_prompt_enough_the_one_nearest_the_base_image_ranks_first(gate):
+    """Below `gate_enough` the prompt decides, above it what was kept."""
+    enough = gate.with_preset(Preset(gate_enough=0.8))
+    overdone = Scores(prompt=0.95, base_prompt=0.0, kept=0.2, round_trip=0.0, detail=0.5, saturated=0.0)
+    kept = replace(overdone, prompt=0.81, kept=0.9)
+    faint = replace(overdone, prompt=0.7, kept=1.0)
+
+    assert enough.rank(kept) > enough.rank(overdone) > enough.rank(faint)
+    assert gate.rank(overdone) > gate.rank(kept)
+
+
 def test_pixels_are_measured_beside_the_cosines(gate):
     """A checkerboard of black and white has all the detail and saturation there is, grey has neither, and what the base
     image has burnt out itself does not count."""
