@@ -40,7 +40,33 @@ PRESET = {
     "gate_saturated": 0.25,
     "gate_enough": 0.82,
     "automatic_points": [[0.9, 3.0], [0.95, 3.0], [0.95, 4.0], [1.0, 4.0]],
-    "methods": {"sdedit": {"strength": 0.8, "guidance_scale": 5.0}},
+    "methods": {
+        "sdedit": {"strength": 0.8, "guidance_scale": 5.0},
+        "imagic": {
+            "batch": 4,
+            "embedding_updates": 100,
+            "embedding_learning_rate": 1e-2,
+            "updates": 100,
+            "learning_rate": 1e-4,
+            "eta": 1.0,
+            "guidance_scale": 3.0,
+        },
+        "dreambooth": {
+            "batch": 4,
+            "num_class_images": 32,
+            "updates": 64,
+            "learning_rate": 1e-4,
+            "guidance_scale": 3.0,
+        },
+        "textual_inversion": {
+            "batch": 4,
+            "updates": 200,
+            "learning_rate": 1e-3,
+            "num_vectors": 1,
+            "guidance_scale": 3.0,
+        },
+        "prompt_to_prompt": {"cross_replace": 0.2, "self_replace": 0.6, "guidance_scale": 5.0},
+    },
 }
 
 
