@@ -187,6 +187,8 @@ def _of_others(method: str) -> set[str]:
     of_tuning = {name for names in TUNING_OPTIONS.values() for name in names} | set(OPTIONS_OF_ALL)
     own = {*OPTIONS_OF_ALL, *TUNING_OPTIONS[method]} if method in TUNING_OPTIONS else set()
     of_sampling = {name for name, methods in METHODS_WITH.items() if method not in methods}
+    if method == NULL_TEXT:  # its edits are Prompt-to-Prompt's, whose section has their settings
+        of_sampling |= SAMPLING_RANGES.keys()
     return (of_tuning - own - SAMPLING_RANGES.keys()) | of_sampling
 
 

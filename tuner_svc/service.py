@@ -19,7 +19,14 @@ from tuner_svc.tune import check, tune
 from tuner_svc.tuning_config import TuningConfig
 from unitune import images, telemetry
 from unitune.base_model import Preset
-from unitune.choices import OPTIONS_OF_ALL, TUNING_METHODS, TUNING_OPTIONS
+from unitune.choices import (
+    BOUND_TO_NULL_TEXT,
+    NULL_TEXT,
+    OPTIONS_OF_ALL,
+    PROMPT_TO_PROMPT,
+    TUNING_METHODS,
+    TUNING_OPTIONS,
+)
 from unitune.errors import Cancelled, Internal, InvalidField, ResourceExhausted, Unavailable, UniTuneError, to_status
 from unitune.v1 import server_pb2, tuner_pb2, tuner_pb2_grpc, tuning_pb2
 from unitune.v1.tuner_pb2 import RunTuningEvent
@@ -175,8 +182,11 @@ def _model_images(files: Sequence[bytes], side: tuple[int, int]) -> images.Model
 def _defaults(preset: Preset, method: str) -> tuning_pb2.TuningConfig:
     """The preset of a method: the fields that are not a caller's own words."""
     own = preset.of(method)
-    known = {name for name in (*OPTIONS_OF_ALL, *TUNING_OPTIONS[method]) if hasattr(own, name)}
-    return tuning_pb2.TuningConfig(method=method, **{name: getattr(own, name) for name in known})
+    known = {name: own for name in (*OPTIONS_OF_ALL, *TUNING_OPTIONS[method]) if hasattr(own, name)}
+    if method == NULL_TEXT:  # what it has in common with an edit is what such edits have by themselves
+        edits = preset.of(PROMPT_TO_PROMPT)
+        known |= {name: edits for name in BOUND_TO_NULL_TEXT if hasattr(edits, name)}
+    return tuning_pb2.TuningConfig(method=method, **{name: getattr(source, name) for name, source in known.items()})
 
 
 def _read(request: tuner_pb2.RunTuningRequest) -> TuningConfig:

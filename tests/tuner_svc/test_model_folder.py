@@ -181,6 +181,7 @@ def test_sdedit_has_a_section_too(folder: Path) -> None:
         ('{"methods": {"prompt_to_prompt": {"self_replace": 1.5}}}', r"self_replace is 1\.5: it must be 0 to 1"),
         ('{"methods": {"sdedit": {"cross_replace": 0.4}}}', "cross_replace is set for sdedit, which has no such"),
         ('{"methods": {"null_text": {"batch": 2}}}', "batch is set for null_text, which has no such setting"),
+        ('{"methods": {"null_text": {"guidance_scale": 5}}}', "guidance_scale is set for null_text, which has no such"),
         ('{"methods": {"null_text": {"updates": -1}}}', r"methods\.null_text\.updates is -1: it must be 0 to 5000"),
         ('{"methods": {"magic": {}}}', "magic is not a method; known are unitune, imagic"),
         ('{"methods": {"imagic": {"etta": 1}}}', r"methods\.imagic\.etta is not a setting"),

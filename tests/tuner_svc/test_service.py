@@ -121,7 +121,14 @@ async def test_info_tells_model_and_defaults(start: Callable[..., Any], model: B
 
 async def test_info_tells_the_presets_own_values_for_a_method(start: Callable[..., Any], model: BaseModel) -> None:
     """A base model's section for a method is in force for it alone; published values stand where it is silent."""
-    preset = replace(model.preset, methods={"imagic": {"learning_rate": 3e-4, "batch": 2}})
+    preset = replace(
+        model.preset,
+        methods={
+            "imagic": {"learning_rate": 3e-4, "batch": 2},
+            "null_text": {"updates": 20},
+            "prompt_to_prompt": {"guidance_scale": 5.0},
+        },
+    )
     tuner = await start(model=replace(model, preset=preset))
 
     info = await tuner.stub.GetTunerInfo(tuner_pb2.GetTunerInfoRequest())
@@ -129,6 +136,8 @@ async def test_info_tells_the_presets_own_values_for_a_method(start: Callable[..
     told = {defaults.method: defaults for defaults in info.method_defaults}
     assert (3e-4, 2, 1000) == (told["imagic"].learning_rate, told["imagic"].batch, told["imagic"].updates)
     assert (5e-6, 1) == (told["dreambooth"].learning_rate, told["dreambooth"].batch)
+    null_text = told["null_text"]  # with the guidance of the edits that it is for
+    assert (20, 0.01, 5.0) == (null_text.updates, null_text.learning_rate, null_text.guidance_scale)
 
 
 async def test_a_run_ends_with_weights_in_the_store(
