@@ -1,4 +1,4 @@
-"""Measure every stage against a peer and write out/bench/report.json.
+"""Measure every stage against a peer and write out/bench/report.json, and report.png, which shows it.
 
     make bench
 
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.chart import draw
 from bench.measure import Measured, Ratio, claimed, in_turns, psnr_db, seconds, spread
 from bench.peers.diffusers_dreambooth import dreambooth
 from bench.peers.diffusers_edit import DiffusersEdit
@@ -67,6 +68,7 @@ def main() -> None:
     report |= serving(options.rounds, quick=options.quick)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    draw(report, options.out / "report.png")
     for name, values in report.items():
         print(f"{name:36} {json.dumps(values)}")
 
