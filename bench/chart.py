@@ -67,11 +67,10 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     upper.set_title("ours / the other: shorter is better, 1 is as fast (or large) as the other", fontsize=10)
     _rows(lower, below)
     lower.set_title("measured / goal", fontsize=10)
-    figure.text(
-        0.005, 0.005, "bar: median; whisker: smallest and largest round; | : goal; green meets it, red does not",
+    figure.supxlabel(
+        "bar: median; whisker: smallest and largest round; thick stroke: goal; green meets it, red does not",
         fontsize=8, color=NO_GOAL,
     )  # fmt: skip
-    figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 

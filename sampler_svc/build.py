@@ -23,7 +23,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from sampler_svc.config import BACKENDS
-from sampler_svc.cpu_layout import SMALL_BYTES, lay_out
+from sampler_svc.cpu_layout import lay_out
 from sampler_svc.engine import BackendMissing, Engine, EngineSpec, Probe, Tensors, Weights
 from sampler_svc.engine_folder import (
     BASE_PROBE_SEED,
@@ -36,7 +36,7 @@ from sampler_svc.engine_folder import (
 )
 from sampler_svc.graph_layout import GraphLayout
 from sampler_svc.in_place_engine import IN_PLACE, InPlaceEngine
-from sampler_svc.onnx_file import initializers, put_outside, structure_digest
+from sampler_svc.onnx_file import SMALL_BYTES, initializers, put_outside, structure_digest
 from sampler_svc.ort_engine import (
     DENOISER,
     NEW_SESSION,

@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sampler_svc.onnx_file import Initializer, initializers, put_outside
-from sampler_svc.ort_engine import DENOISER, OPTIMISATION, Array, open_session, session_options
+from sampler_svc.engine import Array
+from sampler_svc.onnx_file import SMALL_BYTES, Initializer, initializers, put_outside
+from sampler_svc.ort_engine import DENOISER, OPTIMISATION, open_session, session_options
 from unitune.base_model import BaseModelSpec
 
 LAID_OUT = "denoiser_cpu.onnx"
 LAID_OUT_DATA = f"{LAID_OUT}.data"
 LAYOUT_FILE = "denoiser_cpu.json"
-SMALL_BYTES = 64  # what the runtime's writer leaves inside; put_outside then sorts weights from shapes
 BLOCKS = (16, 8, 4)  # channels: fp32 lanes of AVX-512, of AVX, of NEON
 
 

@@ -75,7 +75,7 @@ def test_backends_agree_on_two_sets_of_weights(
 def test_nothing_computes_once_a_run_has_ended(
     backend: str, engine_folder: Path, spec: BaseModelSpec, base: Weights
 ) -> None:
-    """The runtime's threads do not spin on for tens of milliseconds, on cores that the next graph and the stream need."""
+    """The runtime's threads do not spin on for tens of milliseconds: the next graph and the stream need the cores."""
     engine_spec = EngineSpec.of(spec)
     engine = ENGINES[backend](engine_folder, engine_spec, threads=2, layout=GraphLayout(engine_spec, base.tensors))
     engine.refit(base)
