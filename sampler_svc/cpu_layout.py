@@ -67,11 +67,16 @@ def lay_out(folder: Path, spec: BaseModelSpec, tensors: Mapping[str, Array]) -> 
     found = initializers((folder / LAID_OUT).read_bytes())
     data = (folder / LAID_OUT_DATA).read_bytes() if (folder / LAID_OUT_DATA).exists() else b""
     kept = {name for name in spec.tensors if name in found}
-    others = {_digest(_values(one, data)): name for name, one in found.items() if name not in kept}
-    blocked = {name: _found(tensors[name], others) for name in spec.tensors.keys() - kept}
-    if all(blocked.values()):
-        forms = {name: form for name, form in sorted(blocked.items()) if form is not None}
-        put_outside(folder, LAID_OUT, kept | {form.initializer for form in forms.values()})
+    others = {(one.shape, _digest(_values(one, data))): name for name, one in found.items() if name not in kept}
+    forms: dict[str, Blocked] = {}
+    for name in sorted(spec.tensors.keys() - kept):
+        is_convolution = spec.tensors[name].layout == "same" and tensors[name].ndim in (1, 4)  # its bias or its kernel
+        form = _found(tensors[name], others) if is_convolution else None
+        if form is not None:
+            forms[name] = form
+    names = kept | {form.initializer for form in forms.values()}
+    if len(names) == len(spec.tensors):  # all were found, and no two of them in one place
+        put_outside(folder, LAID_OUT, names)
         (folder / LAYOUT_FILE).write_text(json.dumps({name: asdict(form) for name, form in forms.items()}, indent=1))
     else:
         (folder / LAID_OUT).unlink()
@@ -87,11 +92,13 @@ def read_layouts(folder: Path) -> dict[str, Blocked] | None:
     return {name: Blocked(**fields) for name, fields in json.loads(text).items()}
 
 
-def _found(tensor: Array, others: Mapping[bytes, str]) -> Blocked | None:
+def _found(tensor: Array, others: Mapping[tuple[tuple[int, ...], bytes], str]) -> Blocked | None:
+    """How a tensor lies among the other initializers, by shape and digest."""
     for block in BLOCKS:
         for inputs in (block, 1) if tensor.ndim == 4 and tensor.shape[1] % block == 0 else (1,):
             form = Blocked("", block, inputs)
-            name = others.get(_digest(np.ascontiguousarray(form.view(tensor)).tobytes()))
+            values = np.ascontiguousarray(form.view(tensor)).tobytes()
+            name = others.get((form.shape_in_graph(tensor.shape), _digest(values)))
             if name is not None:
                 return Blocked(name, block, inputs)
     return None
