@@ -1,4 +1,4 @@
-"""Measure every stage against a peer and write out/bench/report.json.
+"""Measure every stage against a peer and write out/bench/report.json, and report.png, which shows it.
 
     make bench
 
@@ -17,10 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.chart import draw
 from bench.measure import Measured, Ratio, claimed, in_turns, psnr_db, seconds, spread
 from bench.peers.diffusers_dreambooth import dreambooth
 from bench.peers.diffusers_edit import DiffusersEdit
 from bench.refit_modes import refit_modes
+from bench.refits import refits
 from bench.roofline import roofline
 from bench.serving import serving
 from sampler_svc.build import build
@@ -58,7 +60,7 @@ def main() -> None:
         model = Model.open(folder)
         report = {
             **edits(model, options.rounds),
-            **refits(model, build_s, options.rounds),
+            **refits(model, graphs, build_s, PROMPT, options.rounds),
             **refit_modes(graphs, folder, PICTURE.read_bytes(), PROMPT, options.rounds),
             **tunings(max(options.rounds // 2, 1 if options.quick else 2)),
             **roofline(base_model.load(MODEL), quick=options.quick),
@@ -67,6 +69,7 @@ def main() -> None:
     report |= serving(options.rounds, quick=options.quick)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    draw(report, options.out / "report.png")
     for name, values in report.items():
         print(f"{name:36} {json.dumps(values)}")
 
@@ -117,25 +120,6 @@ def peers_here() -> tuple[dict[str, DiffusersEdit], dict[str, str]]:
     for name, why in absent.items():
         say(f"not run: {name}, since {why}")
     return peers, absent
-
-
-def refits(model: Model, build_s: float, rounds: int) -> dict[str, object]:
-    """Load to proven, against the build of the same engine and against one denoising step of batch 2."""
-    say("refit")
-    latents = np.random.default_rng(1).standard_normal((2, model.spec.latent_channels, *model.spec.latent_side))
-    contexts = np.stack([model.graphs.embed(PROMPT), model.graphs.embed("")])
-    with model.pool.lease(BASE, lambda: model.base) as leased:
-        engine = leased.engine
-
-        def step() -> object:
-            return engine.run(latents.astype(np.float32), np.array([500, 500]), contexts)
-
-        taken = in_turns({"refit": lambda: engine.refit(model.base), "step": step}, rounds)
-    return {
-        "refit.s": {**medians(taken), "build": round(build_s, 4)},
-        "refit.denoising_steps": asdict(Ratio.of(taken["refit"], taken["step"])),
-        "refit.ratio_to_build": spread([refit_s / build_s for refit_s in taken["refit"].seconds]),  # one build
-    }
 
 
 def tunings(rounds: int) -> dict[str, object]:

@@ -74,7 +74,8 @@ def stepping(model: Model, prompt: str) -> Callable[[], object]:
     contexts = np.stack([model.graphs.embed(prompt), model.graphs.embed("")])
 
     def work() -> None:
-        with model.pool.lease(BASE, lambda: model.base) as lease:
+        held = model.pool.resident()  # whatever the engine has: no refit
+        with model.pool.lease(held[0] if held else BASE, lambda: model.base) as lease:
             lease.engine.run(latents, np.array([500, 500]), contexts)
 
     return work

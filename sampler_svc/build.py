@@ -5,7 +5,7 @@
     ... --backend tensorrt                                         # for a GPU, from graphs exported with --half
 
 On the CPU the denoiser is optimised offline as far as stays true for any weights of any CPU; the rest is done when it
-is loaded.
+is loaded. A second graph of it, for refits in place, has this CPU's layout of convolutions (cpu_layout.py).
 The last line of stdout is the engine's folder, ready only when it bears that name.
 """
 
@@ -23,6 +23,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from sampler_svc.config import BACKENDS
+from sampler_svc.cpu_layout import lay_out
 from sampler_svc.engine import BackendMissing, Engine, EngineSpec, Probe, Tensors, Weights
 from sampler_svc.engine_folder import (
     BASE_PROBE_SEED,
@@ -35,7 +36,7 @@ from sampler_svc.engine_folder import (
 )
 from sampler_svc.graph_layout import GraphLayout
 from sampler_svc.in_place_engine import IN_PLACE, InPlaceEngine
-from sampler_svc.onnx_file import initializers, put_outside, structure_digest
+from sampler_svc.onnx_file import SMALL_BYTES, initializers, put_outside, structure_digest
 from sampler_svc.ort_engine import (
     DENOISER,
     NEW_SESSION,
@@ -46,13 +47,13 @@ from sampler_svc.ort_engine import (
     open_session,
     session_options,
 )
+from sampler_svc.refit_modes import is_small
 from unitune.base_model import SPEC_FILE, BaseModelSpec, file_digest
 from unitune.errors import DataLoss
 from unitune.weights import probe_input
 
 DENOISER_DATA = f"{DENOISER}.data"
 MAX_REFIT_RATIO = 1e-3  # of the effect of random weights; fp32 gives about 1e-5, one stale tensor 3e-3 and more
-SMALL_BYTES = 64  # what the runtime's writer leaves inside the graph; put_outside then sorts weights from shapes
 EXPORT_AGAIN = "export the base model again"
 
 
@@ -217,6 +218,9 @@ def _fill(folder: Path, graphs: Path, spec: BaseModelSpec) -> None:
     except ValueError as error:
         raise BuildError(f"the optimised denoiser cannot be refitted: {error}") from error
     copy_others(folder, graphs, spec)
+    tensors = load_file(folder / spec.base_weights)
+    if is_small(tensors):  # a larger model is not refitted in place unless it is told to, and has no room to give away
+        lay_out(folder, spec, tensors)
 
 
 def copy_others(folder: Path, graphs: Path, spec: BaseModelSpec) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from unitune.base_model import BaseModelSpec, file_digest
 
-SCHEMA = 2
+SCHEMA = 3
 MANIFEST_FILE = "manifest.json"
 PROBE_FILE = "probe.safetensors"  # the exported graph's answer to the probe of BASE_PROBE_SEED, as `base`
 BASE_PROBE_SEED = 0

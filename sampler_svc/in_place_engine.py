@@ -2,15 +2,22 @@
 
 No new session, so a refit costs little more than its probe. In return nothing may be made from the weights when the
 session opens, or it would answer with a silent mixture of old and new ones: no optimisation (constants are folded), no
-prepacking (matrices are packed), no layout of the CPU's own. So a run takes longer than in `OrtEngine`;
+prepacking (matrices are packed). The CPU's own layout of convolutions is in the graph already, where the build could
+bring it there (cpu_layout.py). So a run takes a little longer than in `OrtEngine`;
 docs/decisions/refit-modes.md weighs the two. No document of the runtime promises that writes are seen: build.py tries
 every tensor before an engine may be refitted so, and the probe tries every refit.
 """
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
 
-from sampler_svc.engine import Array, Tensors
+from sampler_svc.cpu_layout import LAID_OUT, Blocked, read_layouts
+from sampler_svc.engine import Array, EngineSpec, Tensors
+from sampler_svc.graph_layout import GraphLayout
 from sampler_svc.ort_engine import OrtEngine, open_session, session_options
 
 IN_PLACE = "in_place"
@@ -22,6 +29,14 @@ class InPlaceEngine(OrtEngine):
     _buffers: dict[str, Array] | None = None
     _session_values: list[onnxruntime.OrtValue] | None = None
 
+    def __init__(self, folder: Path, spec: EngineSpec, threads: int = 0, layout: GraphLayout | None = None) -> None:
+        """As OrtEngine. Raises OSError and ValueError for layouts that cannot be read."""
+        super().__init__(folder, spec, threads, layout)
+        blocked = read_layouts(folder)
+        if blocked is not None:
+            self._path = folder / LAID_OUT
+        self._blocked: dict[str, Blocked] = blocked or {}
+
     def close(self) -> None:
         """Free the session, then the buffers it reads."""
         super().close()
@@ -30,7 +45,7 @@ class InPlaceEngine(OrtEngine):
     def _write(self, tensors: Tensors) -> None:
         if self._buffers is None:
             self._buffers = {
-                name: np.empty(spec.view_in_graph(tensors[name]).shape, dtype=spec.dtype)
+                name: np.empty(self._view(name, spec.view_in_graph(tensors[name])).shape, dtype=spec.dtype)
                 for name, spec in self.spec.tensors.items()
             }
             self._not_base = set(self._buffers)
@@ -39,7 +54,7 @@ class InPlaceEngine(OrtEngine):
             if is_base and name not in self._not_base:
                 continue  # it was copied by an earlier refit, and nothing else since
             self._not_base.add(name)
-            view = self._layout.view(name, tensors[name])
+            view = self._view(name, self._layout.view(name, tensors[name]))
             if view.shape != buffer.shape:  # numpy would broadcast it
                 raise ValueError(f"{name} is {view.shape} in the graph and must be {buffer.shape}")
             np.copyto(buffer, view, casting="no")
@@ -47,11 +62,19 @@ class InPlaceEngine(OrtEngine):
                 self._not_base.discard(name)
         if self._session is None:
             # An OrtValue on the CPU is a view of its array, which is what this engine lives by.
-            self._session_values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in self._buffers.values()]
-            options = self._options()
-            for name, value in zip(self._buffers, self._session_values, strict=True):
-                options.add_initializer(name, value)
+            self._session_values, options = [], self._options()
+            for name, buffer in self._buffers.items():
+                form = self._blocked.get(name)
+                shape = form.shape_in_graph(self.spec.tensors[name].shape) if form is not None else buffer.shape
+                value = onnxruntime.OrtValue.ortvalue_from_numpy(buffer.reshape(shape))
+                options.add_initializer(form.initializer if form is not None else name, value)
+                self._session_values.append(value)
             self._session = open_session(self._path, options)
+
+    def _view(self, name: str, tensor: NDArray[Any]) -> NDArray[Any]:
+        """A tensor of the denoiser's graph as this engine's graph has it."""
+        form = self._blocked.get(name)
+        return tensor if form is None else form.view(tensor)
 
     def _options(self) -> onnxruntime.SessionOptions:
         options = session_options(self._threads, "ORT_DISABLE_ALL")

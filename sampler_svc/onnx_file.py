@@ -17,6 +17,7 @@ DIMS, DATA_TYPE, FLOATS, NAME, RAW, EXTERNAL, LOCATION = 1, 2, 4, 8, 9, 13, 14
 DATA_FIELDS = {4, 5, 6, 7, RAW, 10, 11, EXTERNAL, LOCATION}
 LOCATION_EXTERNAL = 1
 ALIGNMENT = 64  # bytes, so that a runtime may map the data file
+SMALL_BYTES = 64  # what ONNX Runtime's writer is told to leave inside; put_outside then sorts weights from shapes
 SHAPES_AT_MOST = 1024  # bytes; larger constants are no shapes and may stay outside
 
 

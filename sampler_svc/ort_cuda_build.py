@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from sampler_svc.build import DENOISER_DATA, SMALL_BYTES, BuildError, Recipe
+from sampler_svc.build import DENOISER_DATA, BuildError, Recipe
 from sampler_svc.engine import BackendMissing, EngineSpec
 from sampler_svc.half_build import HALF_DENOISER, copy_all_but_the_denoiser, half_recipe
 from sampler_svc.half_weights import BATCH
-from sampler_svc.onnx_file import put_outside
+from sampler_svc.onnx_file import SMALL_BYTES, put_outside
 from sampler_svc.ort_cuda_engine import CUDA, CUDA_OPTIONS, OrtCudaEngine, check_cuda, fixed_batch, open_on
 from sampler_svc.ort_engine import DENOISER, backend, session_options
 from sampler_svc.qualification import Canary, Unqualified

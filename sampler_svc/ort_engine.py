@@ -41,6 +41,9 @@ def session_options(threads: int, optimisation: str = OPTIMISATION) -> onnxrunti
     options.intra_op_num_threads = threads or num_cores()
     options.inter_op_num_threads = 1
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, optimisation)
+    # Threads spin while they wait for the next operator, which is quick; by default they go on for tens of milliseconds
+    # after a run, and hold up the next graph, whose threads are others, and everything else on these cores.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3  # errors, which are raised as well; warnings speak of the graph's history
     return options
 

@@ -4,14 +4,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sampler_svc.config import AUTO
-from sampler_svc.engine import Engine, EngineSpec, Weights
+from sampler_svc.engine import Engine, EngineSpec, Tensors, Weights
 from sampler_svc.engine_folder import Manifest, UnusableEngine
 from sampler_svc.graph_layout import GraphLayout
 from sampler_svc.in_place_engine import IN_PLACE, InPlaceEngine
 from sampler_svc.ort_engine import NEW_SESSION, OrtEngine
 
 ENGINES = {NEW_SESSION: OrtEngine, IN_PLACE: InPlaceEngine}
-IN_PLACE_BYTES = 16 << 20  # of weights: a new session costs a small model many of its steps, and a large one few
+# Of weights. Opening a session costs stickerbook (35 MB) four of its steps; of larger models nothing is measured.
+IN_PLACE_BYTES = 64 << 20
 
 
 def ort_opener(folder: Path, spec: EngineSpec, base: Weights, threads: int, refit_mode: str) -> Callable[[], Engine]:
@@ -20,11 +21,15 @@ def ort_opener(folder: Path, spec: EngineSpec, base: Weights, threads: int, refi
     return lambda: engine(folder, spec, threads, layout)
 
 
+def is_small(tensors: Tensors) -> bool:
+    """Whether a base model of these weights is refitted in place by itself."""
+    return sum(tensor.nbytes for tensor in tensors.values()) <= IN_PLACE_BYTES
+
+
 def _chosen(wanted: str, manifest: Manifest, base: Weights) -> str:
     """Small models are refitted in place where the build has proven that (docs/decisions/refit-modes.md)."""
     if wanted == AUTO:
-        size_bytes = sum(tensor.nbytes for tensor in base.tensors.values())
-        return IN_PLACE if size_bytes <= IN_PLACE_BYTES and IN_PLACE in manifest.refit_modes else NEW_SESSION
+        return IN_PLACE if is_small(base.tensors) and IN_PLACE in manifest.refit_modes else NEW_SESSION
     if wanted not in manifest.refit_modes:
         proven = ", ".join(manifest.refit_modes)
         raise UnusableEngine(f"UNITUNE_REFIT_MODE is {wanted!r}, which the build has not proven: use {proven}")

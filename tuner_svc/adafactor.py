@@ -11,6 +11,7 @@ from torch import Tensor
 DECAY_RATE = -0.8  # of 1 - step ** DECAY_RATE, the second moment's decay; section 7.2
 GRADIENT_FLOOR = 1e-30  # added to squared gradients
 CLIP_THRESHOLD = 1.0  # root mean square of an update before the learning rate; section 6
+CACHED = 200_000  # values that are gone through several times on a CPU before the next ones: they stay in its cache
 
 
 class Adafactor:
@@ -34,6 +35,7 @@ class Adafactor:
         self._columns = [
             parameter.new_zeros((1, *shape[1:])) for parameter, shape in zip(self._factored, shapes, strict=True)
         ]
+        self._groups = _groups(self._factored)
 
     @torch.no_grad()
     def step(self) -> None:
@@ -42,8 +44,8 @@ class Adafactor:
         decay = 1 - self._steps**DECAY_RATE
         if self._whole:
             self._step_whole(decay)
-        if self._factored:
-            self._step_factored(decay)
+        for group in self._groups:
+            self._step_factored(decay, group)
         for parameter in (*self._whole, *self._factored):
             parameter.grad = None
 
@@ -54,16 +56,17 @@ class Adafactor:
         torch._foreach_mul_(updates, self._scales(updates))
         torch._foreach_sub_(self._whole, updates)
 
-    def _step_factored(self, decay: float) -> None:
+    def _step_factored(self, decay: float, group: slice) -> None:
         """The second moment of an element is row * column / mean of the rows; section 3."""
-        updates = [_rows_first(_gradient(parameter)).contiguous() for parameter in self._factored]
+        parameters, rows, columns = self._factored[group], self._rows[group], self._columns[group]
+        updates = [_rows_first(_gradient(parameter)).contiguous() for parameter in parameters]
         squares = torch._foreach_mul(updates, updates)
-        _average(self._rows, [square.mean(dim=1, keepdim=True) for square in squares], decay)
-        _average(self._columns, [square.mean(dim=0, keepdim=True) for square in squares], decay)
-        torch._foreach_mul_(updates, [(row / row.mean(dim=0, keepdim=True)).rsqrt_() for row in self._rows])
-        torch._foreach_mul_(updates, [column.rsqrt() for column in self._columns])
+        _average(rows, [square.mean(dim=1, keepdim=True) for square in squares], decay)
+        _average(columns, [square.mean(dim=0, keepdim=True) for square in squares], decay)
+        torch._foreach_mul_(updates, [(row / row.mean(dim=0, keepdim=True)).rsqrt_() for row in rows])
+        torch._foreach_mul_(updates, [column.rsqrt() for column in columns])
         torch._foreach_mul_(updates, self._scales(updates))
-        torch._foreach_sub_([_rows_first(parameter) for parameter in self._factored], updates)
+        torch._foreach_sub_([_rows_first(parameter) for parameter in parameters], updates)
 
     def _scales(self, updates: list[Tensor]) -> list[Tensor]:
         """The learning rate, one number per update, lower where its root mean square is above CLIP_THRESHOLD."""
@@ -73,6 +76,20 @@ class Adafactor:
         torch._foreach_reciprocal_(sizes)
         torch._foreach_mul_(sizes, self._learning_rate)
         return list(sizes)
+
+
+def _groups(parameters: list[Tensor]) -> list[slice]:
+    """Neighbours of CACHED values at most together, or one larger parameter; all of them on a GPU, where every call
+    costs and the cache holds nothing."""
+    if parameters and parameters[0].device.type != "cpu":
+        return [slice(len(parameters))]
+    groups, first, values = [], 0, 0
+    for index, parameter in enumerate(parameters):
+        if index > first and values + parameter.numel() > CACHED:
+            groups.append(slice(first, index))
+            first, values = index, 0
+        values += parameter.numel()
+    return [*groups, slice(first, len(parameters))] if parameters else []
 
 
 def _gradient(parameter: Tensor) -> Tensor:

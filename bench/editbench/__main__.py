@@ -5,8 +5,8 @@
     python -m bench.editbench --methods unitune,sdedit,imagic     with these rivals alone
 
 Rivals run on the 24 quick cases, since some need a tuning for every prompt, and are compared with UniTune on these.
-Prints the tables and writes out/editbench/report.json, contact sheets and plots. Interrupt it at will: the same command
-goes on. Give it an idle machine if its seconds are to mean something.
+Prints the tables and writes out/editbench/report.json, contact sheets, one of them for each method, plots. Interrupt
+it at will: the same command goes on. Give it an idle machine if its seconds are to mean something.
 """
 
 import argparse
@@ -82,10 +82,15 @@ def main() -> None:
         "seconds": round(time.monotonic() - began),
     }
     (options.out / "report.json").write_text(json.dumps(written, indent=1) + "\n")
-    by_case = {name: {result.case: result for result in results[name]} for name in rows}
+    of_cases = {name: {r.case: r for r in group} for name, group in {**compared, **results}.items()}
     for which in ("best", "median", "worst"):
-        page = drawings.sheet(drawings.chosen(cases, results["unitune"], which), by_case, options.out)
-        page.save(options.out / f"{which}.png")
+        shown = drawings.chosen(cases, results["unitune"], which)
+        drawings.sheet(shown, {name: of_cases[name] for name in rows}, options.out).save(options.out / f"{which}.png")
+    examples = drawings.one_of_each_category([case for picture in few for case in picture.cases])
+    for name in {**rows, **compared}:
+        pair = (name, "sdedit" if name == "unitune" else "unitune")
+        page = drawings.sheet(examples, {other: of_cases[other] for other in pair}, options.out)
+        page.save(options.out / f"{name}.png")
     if not (options.quick or options.no_grid):
         drawings.fidelity_against_alignment(results, methods[0], options.out / "fidelity-against-alignment.png")
     print(report.table(rows, stated))

@@ -7,7 +7,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from bench.editbench.cases import Case
+from bench.editbench.cases import CATEGORIES, Case
 from bench.editbench.grid import GUIDANCES, STRENGTHS, UPDATES, named
 from bench.editbench.intervals import mean_of
 from bench.editbench.results import Result
@@ -50,6 +50,12 @@ def chosen(cases: Sequence[Case], results: Sequence[Result], which: str, count: 
     ranked = sorted(results, key=lambda r: (not r.score.success, r.score.distance))
     start = {"best": 0, "median": (len(ranked) - count) // 2, "worst": len(ranked) - count}[which]
     return [by_id[result.case] for result in ranked[max(start, 0) : max(start, 0) + count]]
+
+
+def one_of_each_category(cases: Sequence[Case]) -> list[Case]:
+    """The first case of every category, in the order of CATEGORIES."""
+    first = {case.category: case for case in reversed(cases)}
+    return [first[category] for category in CATEGORIES if category in first]
 
 
 def fidelity_against_alignment(results: Mapping[str, Sequence[Result]], preset: Setting, path: Path) -> None:

@@ -1,5 +1,7 @@
 """The contract of engines, held to every backend: ONNX Runtime in both refit modes, and torch as the reference."""
 
+import statistics
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,6 +69,25 @@ def test_backends_agree_on_two_sets_of_weights(
         ours.refit(weights)
         reference.refit(weights)
         np.testing.assert_allclose(answers(ours), answers(reference), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("backend", ENGINES)
+def test_nothing_computes_once_a_run_has_ended(
+    backend: str, engine_folder: Path, spec: BaseModelSpec, base: Weights
+) -> None:
+    """The runtime's threads do not spin on for tens of milliseconds: the next graph and the stream need the cores."""
+    engine_spec = EngineSpec.of(spec)
+    engine = ENGINES[backend](engine_folder, engine_spec, threads=2, layout=GraphLayout(engine_spec, base.tensors))
+    engine.refit(base)
+
+    spent_s = []
+    for _ in range(5):
+        answers(engine)
+        before_s = time.process_time()
+        time.sleep(0.1)
+        spent_s.append(time.process_time() - before_s)
+
+    assert statistics.median(spent_s) < 0.003
 
 
 def test_a_refit_is_proven_and_named(engine: Engine, tunings: Tunings) -> None:

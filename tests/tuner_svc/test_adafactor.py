@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers.optimization import Adafactor as Reference
 
+from tuner_svc import adafactor
 from tuner_svc.adafactor import Adafactor
 
 SHAPES = ((24, 16, 3, 3), (16,), (32, 8), (8, 32, 1, 1), (1,), (7, 1), (5, 4, 3))
@@ -68,3 +69,22 @@ def test_parameters_that_lie_otherwise_in_memory_move_alike() -> None:
             optimizer.step()
 
     torch.testing.assert_close(plain, lying, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("cached", [1, 300])
+def test_what_fits_the_cache_together_changes_no_bit(cached: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parameters stepped one by one, or a few at a time, go where all of them at once go."""
+    together, apart = parameters(), parameters()
+    optimizers = [Adafactor(together, 1e-2)]
+    monkeypatch.setattr(adafactor, "CACHED", cached)
+    optimizers.append(Adafactor(apart, 1e-2))
+    assert [len(optimizer._groups) for optimizer in optimizers] == [1, 5 if cached == 1 else 4]
+    for step in range(3):
+        gradients = parameters(seed=step + 1)
+        for mine in (together, apart):
+            for parameter, gradient in zip(mine, gradients, strict=True):
+                parameter.grad = gradient.detach().clone()
+        for optimizer in optimizers:
+            optimizer.step()
+
+    assert all(torch.equal(one, other) for one, other in zip(together, apart, strict=True))

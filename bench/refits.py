@@ -1,0 +1,78 @@
+"""A refit from the stored weights to the proven engine, against a build and a denoising step; and where its time goes.
+
+Two tunings of all tensors, stored as the tuner stores them, take turns, so that every refit writes everything.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+
+from bench.measure import Ratio, in_turns, spread
+from bench.refit_modes import stepping
+from sampler_svc.build import random_weights, reference_answer
+from sampler_svc.engine_folder import BASE_PROBE_SEED
+from sampler_svc.model import Model
+from sampler_svc.refit_weights import tuned_weights
+from unitune.codecs import decode, encode
+from unitune.weight_store import WeightStore
+from unitune.weights import Manifest, pack
+
+CODEC = "int8"
+PARTS = ("read and checked", "decoded", "written and proven")
+
+
+def refits(model: Model, graphs: Path, build_s: float, prompt: str, rounds: int) -> dict[str, object]:
+    """Seconds and ratios; `build_s` is what building the same engine took."""
+    parts: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        store = WeightStore(folder)
+        refit = refitting(model, store, [stored(model, graphs, store, number) for number in (1, 2)], parts)
+        taken = in_turns({"refit": refit, "step": stepping(model, prompt)}, rounds)
+    return {
+        "refit.s": {name: round(one.median_s, 4) for name, one in taken.items()} | {"build": round(build_s, 4)},
+        "refit.parts.s": {name: round(statistics.median(seconds[1:]), 4) for name, seconds in parts.items()},
+        "refit.denoising_steps": asdict(Ratio.of(taken["refit"], taken["step"])),
+        "refit.ratio_to_build": spread([refit_s / build_s for refit_s in taken["refit"].seconds]),  # one build
+    }
+
+
+def stored(model: Model, graphs: Path, store: WeightStore, number: int) -> Manifest:
+    """A tuning in the store: every tensor a hundredth or two of the way to a random one."""
+    base, drawn = model.base.tensors, random_weights(model.base.tensors)
+    tuned = {name: base[name] + np.float32(0.01 * number) * drawn[name] for name in base}
+    parts = encode(tuned, base, CODEC)
+    answer = reference_answer(graphs, model.spec, {**base, **decode(parts, base, CODEC)})
+    data, manifest = pack(
+        parts, probe_tuned=answer, probe_base=model.base.probe.expected, key=str(number), base_model=model.spec.digest,
+        method="unitune", rare_tokens="", updates=number, probe_seed=BASE_PROBE_SEED, codec=CODEC,
+    )  # fmt: skip
+    store.put_weights(manifest.key, data, manifest)
+    return manifest
+
+
+def refitting(
+    model: Model, store: WeightStore, manifests: list[Manifest], parts: dict[str, list[float]]
+) -> Callable[[], object]:
+    """One refit with the next of the stored tunings; the seconds of its parts are added to `parts`."""
+    turns = cycle(manifests)
+
+    def work() -> None:
+        manifest = next(turns)
+        times = [time.perf_counter()]
+        tuned = store.get_weights(manifest.key, manifest.digest)
+        times.append(time.perf_counter())
+        weights = tuned_weights(tuned, model.base, model.spec.digest)
+        times.append(time.perf_counter())
+        with model.pool.lease(weights.id, lambda: weights) as lease:
+            times.append(time.perf_counter())
+            assert not lease.warm
+        for name, seconds in zip(PARTS, np.diff(times), strict=True):
+            parts.setdefault(name, []).append(float(seconds))
+
+    return work
