@@ -5,7 +5,8 @@
 Needs the base model's folder, for its autoencoder and text encoder, and the latent cache of `stickerbook.train`. The
 pictures to enlarge are mostly what the autoencoder makes of a render, as soft as the first stage's are. Each is noised
 to a level that the network is told (conditioning augmentation: Ho et al., arXiv 2106.15282; Imagen, arXiv 2205.11487,
-section 2.4), so that it looks past the first stage's errors. v-prediction. Interrupt it at will; the same command goes
+section 2.4), so that it looks past the first stage's errors. The network predicts the clean picture, most of which it
+sees enlarged: v asks it to hand on the noise of every pixel, for which it is too narrow. Interrupt it at will; the same command goes
 on. Every 500 updates a sheet of held-out scenes lies beside the checkpoint.
 """
 
@@ -31,6 +32,7 @@ from stickerbook.world import FIRST_HELD_OUT_SEED, draw_scene
 
 SIDE = 128
 BLOCK = 4  # the network sees 4x4 pixels as one of 16 times the channels, and works at 32x32
+MAX_WEIGHT = 5.0
 PLAIN_SHARE = 0.25  # of the pictures to enlarge: renders that have not been through the autoencoder
 
 
@@ -49,6 +51,11 @@ def new_super_resolution() -> UNet2DConditionModel:
         norm_num_groups=16,
         class_embed_type="timestep",
     )
+
+
+def new_noise_schedule() -> DDIMScheduler:
+    """The base model's levels; the network's output is the clean picture."""
+    return DDIMScheduler.from_config(new_scheduler().config, prediction_type="sample")
 
 
 def as_blocks(images: torch.Tensor) -> torch.Tensor:
@@ -75,7 +82,8 @@ def loss_of(
     scheduler: DDIMScheduler,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """Mean squared error of v. `images` are (n, 3, 128, 128), `small` (n, 3, 64, 64), `levels` timesteps (n,)."""
+    """Mean squared error of the picture, weighted as one of v but for the least noisy timesteps (min-SNR, arXiv
+    2303.09556: SNR + 1, at most MAX_WEIGHT). `images` are (n, 3, 128, 128), `small` (n, 3, 64, 64), `levels` timesteps (n,)."""
     target, low = as_blocks(images), as_blocks(enlarged(small))
     noise = torch.randn(target.shape, generator=generator, device=target.device)
     augmentation = torch.randn(low.shape, generator=generator, device=low.device)
@@ -83,11 +91,11 @@ def loss_of(
     noisy = torch.cat(
         [scheduler.add_noise(target, noise, timesteps), scheduler.add_noise(low, augmentation, levels)], dim=1
     )
-    velocity = scheduler.get_velocity(target, noise, timesteps)
     noisy = noisy.to(memory_format=torch.channels_last)
     with torch.autocast(target.device.type, torch.bfloat16):
         predicted = unet(noisy, timesteps, context, class_labels=levels).sample
-    return functional.mse_loss(predicted.float(), velocity)
+    weight = (1 / (1 - scheduler.alphas_cumprod.to(target.device)[timesteps])).clamp(max=MAX_WEIGHT)
+    return (weight * (predicted.float() - target).square().mean(dim=(1, 2, 3))).mean()
 
 
 @torch.no_grad()
@@ -109,8 +117,8 @@ def enlarge(
     latents = torch.randn(low.shape, generator=generator).to(low.device)
     scheduler.set_timesteps(steps)
     for timestep in scheduler.timesteps:
-        velocity = unet(torch.cat([latents, low], dim=1), timestep, context, class_labels=levels.to(low.device)).sample
-        latents = scheduler.step(velocity, timestep, latents).prev_sample
+        denoised = unet(torch.cat([latents, low], dim=1), timestep, context, class_labels=levels.to(low.device)).sample
+        latents = scheduler.step(denoised, timestep, latents).prev_sample
     return functional.pixel_shuffle(latents, BLOCK)
 
 
@@ -167,7 +175,7 @@ def main() -> None:
     options = parser.parse_args()
 
     torch.manual_seed(0)
-    tokenizer, scheduler, device = new_tokenizer(), new_scheduler(), options.device
+    tokenizer, scheduler, device = new_tokenizer(), new_noise_schedule(), options.device
     autoencoder = AutoencoderKL.from_pretrained(options.model, subfolder="vae", torch_dtype=torch.float32)
     text_encoder = CLIPTextModel.from_pretrained(options.model, subfolder="text_encoder", torch_dtype=torch.float32)
     autoencoder.requires_grad_(False).eval()
@@ -177,12 +185,8 @@ def main() -> None:
     text_encoder.to(device)
     latents = cached_latents(options.work / "latents.npy", autoencoder, 1, device)
     unet = new_super_resolution().to(device, memory_format=torch.channels_last)
-    run = Run(
-        options.work / "super_resolution.safetensors",
-        unet,
-        learning_rate=options.learning_rate,
-        updates=options.updates,
-    )
+    path = options.work / "super_resolution.safetensors"
+    run = Run(path, unet, learning_rate=options.learning_rate, updates=options.updates)
     if run.resume():
         print(f"resumed at update {run.updates_done}", flush=True)
     print(f"held-out PSNR of bicubic enlargement {psnr_db(held_out.bicubic, held_out.truth):.2f} dB", flush=True)
