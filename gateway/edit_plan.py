@@ -13,6 +13,7 @@ from gateway.sampling_options import (
     check_inverted,
     check_mask_words,
     check_options,
+    check_super_resolution,
 )
 from gateway.tunings import Tunings, not_found
 from gateway.upstreams import Upstreams, refuse_mismatch
@@ -64,6 +65,7 @@ class Planner:
         sampler = await self._upstreams.sampler_info()
         check_gate(request.config, sampler.base_model.has_gate, "config")
         check_mask_words(request.config, request.mask, sampler.base_model, "config")
+        check_super_resolution(request.config, sampler.base_model, "config")
         return await self._settled(request, _method_of(request))
 
     async def plan(self, request: EditRequest) -> EditPlan:
@@ -72,6 +74,7 @@ class Planner:
         sampler = await self._upstreams.sampler_info()
         check_gate(request.config, sampler.base_model.has_gate, "config")
         check_mask_words(request.config, request.mask, sampler.base_model, "config")
+        check_super_resolution(request.config, sampler.base_model, "config")
         if request.WhichOneof("target") == "tuning":
             method, tenant, tuning, image = await self._of_tuning(request)
         else:

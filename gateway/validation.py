@@ -25,6 +25,7 @@ from unitune.choices import (
     MAX_LEARNING_RATE,
     MAX_MASK_BLUR,
     MAX_MASK_PADDING,
+    MAX_NOISE_LEVEL,
     MAX_PRIOR_WEIGHT,
     MAX_PROMPT_CHARACTERS,
     MAX_RARE_TOKENS_CHARACTERS,
@@ -32,6 +33,7 @@ from unitune.choices import (
     MAX_RESAMPLES,
     MAX_SEEDS,
     MAX_SIGMA,
+    MAX_SUPER_RESOLUTION_STEPS,
     MAX_UPDATES,
     MAX_VECTORS,
     MAX_WORD_CHARACTERS,
@@ -213,6 +215,13 @@ def check_sampling_config(config: SamplingConfig, field: str) -> None:
     for end in ("guidance_sigma_low", "guidance_sigma_high"):
         if config.HasField(end):
             _finite(f"{field}.{end}", getattr(config, end), 0, MAX_SIGMA)
+    if config.HasField("super_resolution_noise_level"):
+        _whole(f"{field}.super_resolution_noise_level", config.super_resolution_noise_level, 0, MAX_NOISE_LEVEL)
+    if config.HasField("super_resolution_steps"):
+        _whole(f"{field}.super_resolution_steps", config.super_resolution_steps, 1, MAX_SUPER_RESOLUTION_STEPS)
+    if config.HasField("super_resolution_guidance_scale"):
+        scale = config.super_resolution_guidance_scale
+        _finite(f"{field}.super_resolution_guidance_scale", scale, 0, MAX_GUIDANCE_SCALE)
     _check_attention(config, field)
     _refuse_unknown(config, field)
 

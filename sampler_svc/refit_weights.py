@@ -9,8 +9,8 @@ from pathlib import Path
 from safetensors.numpy import load_file
 
 from sampler_svc.engine import BASE, Probe, Weights
-from sampler_svc.engine_folder import BASE_PROBE_SEED, PROBE_FILE
-from unitune.base_model import BaseModelSpec
+from sampler_svc.engine_folder import BASE_PROBE_SEED, PROBE_FILE, SUPER_RESOLUTION_PROBE_FILE
+from unitune.base_model import BaseModelSpec, SuperResolutionSpec
 from unitune.codecs import decode
 from unitune.errors import FailedPrecondition
 from unitune.weights import TunedWeights
@@ -18,10 +18,19 @@ from unitune.weights import TunedWeights
 
 def base_weights(folder: Path, spec: BaseModelSpec) -> Weights:
     """The base model's weights in an engine folder. They are shared and read-only."""
-    tensors = load_file(folder / spec.base_weights)
+    return _of_base(folder / spec.base_weights, folder / PROBE_FILE)
+
+
+def super_resolution_weights(folder: Path, stage: SuperResolutionSpec) -> Weights:
+    """The same of the second stage of a cascade."""
+    return _of_base(folder / stage.weights, folder / SUPER_RESOLUTION_PROBE_FILE)
+
+
+def _of_base(weights: Path, probe: Path) -> Weights:
+    tensors = load_file(weights)
     for tensor in tensors.values():
         tensor.flags.writeable = False
-    answer = load_file(folder / PROBE_FILE)["base"]
+    answer = load_file(probe)["base"]
     return Weights(BASE, tensors, Probe(BASE_PROBE_SEED, answer, answer))
 
 

@@ -32,8 +32,9 @@ from sampler_svc.prompt_to_prompt import AttentionEdit
 from sampler_svc.refit_weights import tuned_weights
 from sampler_svc.request import Request
 from sampler_svc.sample import EditedImage, Event, Step, sample
+from sampler_svc.super_resolution import Enlargement, SuperResolution
 from unitune import telemetry
-from unitune.base_model import Preset
+from unitune.base_model import Preset, SuperResolutionSpec
 from unitune.choices import (
     ALIGNMENTS,
     DEFAULT_MASK_PADDING,
@@ -47,12 +48,16 @@ from unitune.choices import (
     MAX_GUIDANCE_SCALE,
     MAX_MASK_BLUR,
     MAX_MASK_PADDING,
+    MAX_NOISE_LEVEL,
     MAX_REPEATS,
     MAX_RESAMPLES,
     MAX_SEEDS,
     MAX_SIGMA,
+    MAX_SUPER_RESOLUTION_STEPS,
+    MAX_UNTHRESHOLDED_GUIDANCE,
     MAX_WORD_WEIGHT,
     PROMPT_TO_PROMPT,
+    SUPER_RESOLUTION_OPTIONS,
     TUNING_METHODS,
     UNCONDITIONAL_MODELS,
 )
@@ -95,7 +100,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
 
     async def GetSamplerInfo(self, request: sampler_pb2.GetSamplerInfoRequest, context: Any) -> sampler_pb2.SamplerInfo:
         """Base model, defaults and engine."""
-        spec, preset = self._model.spec, self._model.spec.preset
+        spec, preset, second = self._model.spec, self._model.spec.preset, self._model.spec.super_resolution
         height, width = spec.image_side
         return sampler_pb2.SamplerInfo(
             base_model=server_pb2.BaseModel(
@@ -106,9 +111,11 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                 vocabulary=spec.vocabulary,
                 has_gate=self._model.gate is not None,
                 has_clipseg=self._model.clipseg is not None,
+                super_resolution_height=second.side[0] if second is not None else 0,
+                super_resolution_width=second.side[1] if second is not None else 0,
             ),
-            sampling_defaults=_defaults(preset, EDIT_METHODS[0]),
-            method_defaults=[_defaults(preset.of(method), method) for method in EDIT_METHODS],
+            sampling_defaults=_defaults(preset, EDIT_METHODS[0], second),
+            method_defaults=[_defaults(preset.of(method), method, second) for method in EDIT_METHODS],
             engine=self._model.engine,
         )
 
@@ -192,19 +199,22 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             method = request.config.method
             tuned = request.weights if request.HasField("weights") and method in TUNING_METHODS else None
             refits = method not in REFITS_NOTHING
-            with self._lease(tuned if refits else None, is_controlled=wanted.attention is not None) as lease:
+            with (
+                self._lease(tuned if refits else None, is_controlled=wanted.attention is not None) as lease,
+                self._second_stage(request, wanted, cancelled) as second,
+            ):
                 timings.refit_s = lease.refit_s
                 if refits:
                     mailbox.put(sampler_pb2.SampleEvent(loading=_loading(lease)))
                 extras = self._extras(tuned).of_method(method) if tuned is not None else None
-                for event in self._events(request, wanted, lease, extras, cancelled):
+                for event in self._events(request, wanted, lease, extras, second, cancelled):
                     if isinstance(event, Step):
                         mailbox.put(event)
                     elif isinstance(event, (EditedImage, Gated)):
                         mailbox.put(sampler_pb2.SampleEvent(image=_edited_image(event, request.config)))
                     else:
                         timings.encode_s, timings.denoise_s = event.encode_s, event.denoise_s
-                        timings.decode_s = event.decode_s
+                        timings.decode_s, timings.super_resolution_s = event.decode_s, event.super_resolution_s
             timings.total_s = time.perf_counter() - asked
             last.done.CopyFrom(timings)
             telemetry.event(logger, "sampled", edit=request.edit, warm=lease.warm, seconds=timings.total_s)
@@ -222,6 +232,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         wanted: Request,
         lease: Lease,
         extras: TunedWeights | None,
+        second: SuperResolution | None,
         cancelled: threading.Event,
     ) -> Iterator[Event | Gated]:
         """Of one run, or of as many attempts as the gate needs. `extras` are of the method's weights, if it has any."""
@@ -244,6 +255,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                 embed,
                 cast(ControlledEngine, lease.engine).run_controlled if is_controlled else None,
                 self._finder(wanted, lease, cancelled),
+                second,
             )
 
         if model.gate is None or not (config.automatic or config.gate):
@@ -264,6 +276,25 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         # Tuned weights have learnt one picture, not what words mean.
         denoiser = lease.engine.run if lease.engine.weights == BASE else model.pool.run_base
         return finder(model.graphs, model.schedule, denoiser, named, wanted.untuned_prompt, cancelled.is_set)
+
+    @contextlib.contextmanager
+    def _second_stage(
+        self, request: sampler_pb2.SampleRequest, wanted: Request, cancelled: threading.Event
+    ) -> Iterator[SuperResolution | None]:
+        """The second stage, ready for an edit that asks for it, with an engine of its own.
+
+        It holds the base model's weights, which know no word that a tuning binds.
+        """
+        model, asked = self._model, wanted.enlargement
+        if asked is None or model.super_resolution is None or model.spec.super_resolution is None:
+            yield None
+            return
+        base = model.super_resolution_base
+        assert base is not None
+        words = self._extras(request.weights).manifest.rare_tokens if request.HasField("weights") else ""
+        prompt, empty = model.graphs.embed(without(request.prompt, words)), model.graphs.embed("")
+        with model.super_resolution.lease(BASE, lambda: base) as lease:
+            yield SuperResolution(model.spec.super_resolution, lease.engine.run, asked, prompt, empty, cancelled.is_set)
 
     def _lease(
         self, weights: tuning_pb2.WeightsRef | None, *, is_controlled: bool = False
@@ -354,6 +385,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         for name in ("automatic", "gate"):
             is_right = not getattr(config, name) or self._model.gate is not None
             _check(f"config.{name}", "true", is_right, "leave it unset: this base model has no gate")
+        self._check_super_resolution(config)
         source = config.mask_source or ("given" if request.mask else "word" if config.mask_text else "difference")
         _check("config.mask_source", source, source in MASK_SOURCES, f"it must be one of {', '.join(MASK_SOURCES)}")
         _check("mask", "unset", bool(request.mask) or source != "given", "mask_source given needs it")
@@ -399,7 +431,21 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             attention=_attention(config) if config.method == PROMPT_TO_PROMPT else None,
             guidance_sigma_low=config.guidance_sigma_low,
             guidance_sigma_high=config.guidance_sigma_high if config.HasField("guidance_sigma_high") else math.inf,
+            enlargement=_enlargement(config, self._model.spec.super_resolution),
         )
+
+    def _check_super_resolution(self, config: edit_pb2.SamplingConfig) -> None:
+        """Raises InvalidField."""
+        is_right = not config.super_resolution or self._model.super_resolution is not None
+        _check("config.super_resolution", "true", is_right, "leave it unset: this base model has no second stage")
+        unread = [name for name in SUPER_RESOLUTION_OPTIONS if config.HasField(name) and not config.super_resolution]
+        for name in unread:
+            _check(f"config.{name}", getattr(config, name), False, "leave it unset, or set super_resolution, too")
+        scale = config.super_resolution_guidance_scale
+        is_off = config.HasField("dynamic_thresholding") and not config.dynamic_thresholding
+        is_right = not is_off or scale <= MAX_UNTHRESHOLDED_GUIDANCE
+        remedy = f"it must be at most {MAX_UNTHRESHOLDED_GUIDANCE} without dynamic_thresholding"
+        _check("config.super_resolution_guidance_scale", scale, is_right, remedy)
 
     @staticmethod
     def _check_options(config: edit_pb2.SamplingConfig) -> None:
@@ -415,6 +461,9 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             ("self_replace", 0, 1),
             ("guidance_sigma_low", 0, MAX_SIGMA),
             ("guidance_sigma_high", 0, MAX_SIGMA),
+            ("super_resolution_noise_level", 0, MAX_NOISE_LEVEL),
+            ("super_resolution_steps", 1, MAX_SUPER_RESOLUTION_STEPS),
+            ("super_resolution_guidance_scale", 0, MAX_GUIDANCE_SCALE),
         ):
             value = getattr(config, name)
             is_right = not config.HasField(name) or low <= value <= high
@@ -433,7 +482,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         _check("config.unconditional_model", unconditional, is_right, f"it must be one of {models}")
 
 
-def _defaults(preset: Preset, method: str) -> edit_pb2.SamplingConfig:
+def _defaults(preset: Preset, method: str, second: SuperResolutionSpec | None) -> edit_pb2.SamplingConfig:
     return edit_pb2.SamplingConfig(
         method=method,
         scheduler=preset.scheduler,
@@ -451,6 +500,25 @@ def _defaults(preset: Preset, method: str) -> edit_pb2.SamplingConfig:
         inversion=INVERSIONS[0] if method == PROMPT_TO_PROMPT else "",
         cross_replace=preset.cross_replace if method == PROMPT_TO_PROMPT else None,
         self_replace=preset.self_replace if method == PROMPT_TO_PROMPT else None,
+        super_resolution_noise_level=second.noise_level if second is not None else None,
+        super_resolution_steps=second.num_inference_steps if second is not None else None,
+        super_resolution_guidance_scale=second.guidance_scale if second is not None else None,
+        dynamic_thresholding=True if second is not None else None,
+    )
+
+
+def _enlargement(config: edit_pb2.SamplingConfig, stage: SuperResolutionSpec | None) -> Enlargement | None:
+    if not config.super_resolution or stage is None:
+        return None
+
+    def chosen(name: str, default: float) -> float:
+        return getattr(config, name) if config.HasField(name) else default  # type: ignore[no-any-return, arg-type]
+
+    return Enlargement(
+        noise_level=int(chosen("super_resolution_noise_level", stage.noise_level)),
+        num_inference_steps=int(chosen("super_resolution_steps", stage.num_inference_steps)),
+        guidance_scale=chosen("super_resolution_guidance_scale", stage.guidance_scale),
+        is_thresholded=bool(chosen("dynamic_thresholding", True)),
     )
 
 

@@ -6,8 +6,8 @@ Needs the base model's folder, for its autoencoder and text encoder, and the lat
 pictures to enlarge are mostly what the autoencoder makes of a render, as soft as the first stage's are. Each is noised
 to a level that the network is told (conditioning augmentation: Ho et al., arXiv 2106.15282; Imagen, arXiv 2205.11487,
 section 2.4), so that it looks past the first stage's errors. The network predicts the clean picture, most of which it
-sees enlarged: v asks it to hand on the noise of every pixel, for which it is too narrow. Interrupt it at will; the same command goes
-on. Every 500 updates a sheet of held-out scenes lies beside the checkpoint.
+sees enlarged: v asks it to hand on the noise of every pixel, for which it is too narrow. Interrupt it at will; the same
+command goes on. Every 500 updates a sheet of held-out scenes lies beside the checkpoint.
 """
 
 import argparse
@@ -83,7 +83,10 @@ def loss_of(
     generator: torch.Generator,
 ) -> torch.Tensor:
     """Mean squared error of the picture, weighted as one of v but for the least noisy timesteps (min-SNR, arXiv
-    2303.09556: SNR + 1, at most MAX_WEIGHT). `images` are (n, 3, 128, 128), `small` (n, 3, 64, 64), `levels` timesteps (n,)."""
+    2303.09556: SNR + 1, at most MAX_WEIGHT).
+
+    `images` are (n, 3, 128, 128), `small` (n, 3, 64, 64), `levels` timesteps (n,).
+    """
     target, low = as_blocks(images), as_blocks(enlarged(small))
     noise = torch.randn(target.shape, generator=generator, device=target.device)
     augmentation = torch.randn(low.shape, generator=generator, device=low.device)

@@ -153,15 +153,19 @@ def unpack(data: bytes, manifest: Manifest) -> TunedWeights:
     return TunedWeights(manifest, tensors, probe_tuned, probe_base, extras)
 
 
-def probe_input(seed: int, channels: int, side: tuple[int, int], context: tuple[int, int]) -> dict[str, np.ndarray]:
+def probe_input(
+    seed: int, channels: int, side: tuple[int, int], context: tuple[int, int], *, has_noise_level: bool = False
+) -> dict[str, np.ndarray]:
     """The denoiser input that proves a refit: two latents, a low and a high timestep, two contexts.
 
-    `side` is (height, width) of the latent, `context` is (tokens, width) of the text embedding. The
+    `side` is (height, width) of the latent, `context` is (tokens, width) of the text embedding; with `has_noise_level`
+    each timestep has a noise level beside it, as the second stage of a cascade takes them. The
     draws are float32 and the same on every machine (PCG64).
     """
     rng = np.random.default_rng(seed)
+    timesteps = [[200, 100], [800, 400]] if has_noise_level else [200, 800]
     return {
         "sample": rng.standard_normal((2, channels, *side), dtype=np.float32),
-        "timestep": np.array([200, 800], dtype=np.int64),
+        "timestep": np.array(timesteps, dtype=np.int64),
         "encoder_hidden_states": rng.standard_normal((2, *context), dtype=np.float32),
     }

@@ -14,7 +14,7 @@ from sampler_svc.engine_folder import Manifest, UnusableEngine
 from sampler_svc.graph_layout import GraphLayout
 from sampler_svc.in_place_engine import IN_PLACE, InPlaceEngine
 from sampler_svc.model import Model
-from sampler_svc.ort_engine import NEW_SESSION, OrtEngine, session_options
+from sampler_svc.ort_engine import DENOISER, NEW_SESSION, OrtEngine, session_options
 from tests.sampler_svc.tunings import Tunings, answers, question
 from unitune.base_model import BaseModelSpec
 from unitune.errors import DataLoss
@@ -60,7 +60,9 @@ class Forgetful(InPlaceEngine):
 def sets(tiny_graphs: Path, spec: BaseModelSpec, base: Weights) -> tuple[Weights, Weights]:
     """The two sets of weights that a build tries."""
     drawn = random_weights(base.tensors)
-    of_base, of_drawn = (reference_answer(tiny_graphs, spec, tensors) for tensors in (base.tensors, drawn))
+    of_base, of_drawn = (
+        reference_answer(tiny_graphs / DENOISER, EngineSpec.of(spec), tensors) for tensors in (base.tensors, drawn)
+    )
     return (
         Weights("base", base.tensors, Probe(0, of_base, of_base)),
         Weights("other", drawn, Probe(0, of_drawn, of_base)),
