@@ -5,9 +5,9 @@
 Needs the base model's folder, for its autoencoder and text encoder, and the latent cache of `stickerbook.train`. The
 pictures to enlarge are mostly what the autoencoder makes of a render, as soft as the first stage's are. Each is noised
 to a level that the network is told (conditioning augmentation: Ho et al., arXiv 2106.15282; Imagen, arXiv 2205.11487,
-section 2.4), so that it looks past the first stage's errors. The network predicts the clean picture, most of which it
-sees enlarged: v asks it to hand on the noise of every pixel, for which it is too narrow. Interrupt it at will; the same
-command goes on. Every 500 updates a sheet of held-out scenes lies beside the checkpoint.
+section 2.4), so that it looks past the first stage's errors. The network predicts by what the clean picture differs from
+the enlarged one, as in SRDiff (arXiv 2104.14951): v or the whole picture would have it hand on all values of every pixel,
+for which it is too narrow. Interrupt it at will; the same command goes on. Every 500 updates a sheet of held-out scenes lies beside the checkpoint.
 """
 
 import argparse
@@ -37,8 +37,11 @@ PLAIN_SHARE = 0.25  # of the pictures to enlarge: renders that have not been thr
 
 
 def new_super_resolution() -> UNet2DConditionModel:
-    """An untrained second stage: 3.2 million parameters, cross-attention at 8x8, told the augmentation's level."""
-    return UNet2DConditionModel(
+    """An untrained second stage: 3.2 million parameters, cross-attention at 8x8, told the augmentation's level.
+
+    It begins by predicting no difference to the enlarged picture.
+    """
+    unet = UNet2DConditionModel(
         sample_size=SIDE // BLOCK,
         in_channels=2 * 3 * BLOCK**2,  # the noisy picture, then the noised enlargement
         out_channels=3 * BLOCK**2,
@@ -51,10 +54,13 @@ def new_super_resolution() -> UNet2DConditionModel:
         norm_num_groups=16,
         class_embed_type="timestep",
     )
+    torch.nn.init.zeros_(unet.conv_out.weight)
+    torch.nn.init.zeros_(unet.conv_out.bias)
+    return unet
 
 
 def new_noise_schedule() -> DDIMScheduler:
-    """The base model's levels; the network's output is the clean picture."""
+    """The base model's levels; the network's output, with the enlarged picture added, is the clean picture."""
     return DDIMScheduler.from_config(new_scheduler().config, prediction_type="sample")
 
 
@@ -96,9 +102,9 @@ def loss_of(
     )
     noisy = noisy.to(memory_format=torch.channels_last)
     with torch.autocast(target.device.type, torch.bfloat16):
-        predicted = unet(noisy, timesteps, context, class_labels=levels).sample
+        difference = unet(noisy, timesteps, context, class_labels=levels).sample
     weight = (1 / (1 - scheduler.alphas_cumprod.to(target.device)[timesteps])).clamp(max=MAX_WEIGHT)
-    return (weight * (predicted.float() - target).square().mean(dim=(1, 2, 3))).mean()
+    return (weight * (low + difference.float() - target).square().mean(dim=(1, 2, 3))).mean()
 
 
 @torch.no_grad()
@@ -116,12 +122,13 @@ def enlarge(
     generator = torch.Generator("cpu").manual_seed(seed)
     low = as_blocks(enlarged(small))
     levels = torch.full((len(low),), noise_level)
-    low = scheduler.add_noise(low, torch.randn(low.shape, generator=generator).to(low.device), levels)
+    seen = scheduler.add_noise(low, torch.randn(low.shape, generator=generator).to(low.device), levels)
     latents = torch.randn(low.shape, generator=generator).to(low.device)
     scheduler.set_timesteps(steps)
     for timestep in scheduler.timesteps:
-        denoised = unet(torch.cat([latents, low], dim=1), timestep, context, class_labels=levels.to(low.device)).sample
-        latents = scheduler.step(denoised, timestep, latents).prev_sample
+        beside = torch.cat([latents, seen], dim=1)
+        difference = unet(beside, timestep, context, class_labels=levels.to(low.device)).sample
+        latents = scheduler.step(low + difference, timestep, latents).prev_sample
     return functional.pixel_shuffle(latents, BLOCK)
 
 
