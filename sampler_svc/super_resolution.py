@@ -55,7 +55,7 @@ class SuperResolution:
         schedule, wanted = Schedule(**asdict(self.spec.schedule)), self.wanted
         rng = np.random.default_rng((seed % 2**64, STREAM))
         low = to_blocks(enlarged(image, self.spec.side), self.spec.block)
-        low = augmented(low, rng.standard_normal(low.shape, dtype=np.float32), wanted.noise_level, schedule)
+        seen = augmented(low, rng.standard_normal(low.shape, dtype=np.float32), wanted.noise_level, schedule)
         latents = rng.standard_normal(low.shape, dtype=np.float32)
         rows = classifier_free(wanted.guidance_scale, self.prompt, self.empty)
         solver = FirstOrder()
@@ -63,11 +63,13 @@ class SuperResolution:
         def denoiser(latents: Latents, timesteps: np.ndarray, contexts: np.ndarray) -> Latents:
             stop_if(self.cancelled)
             levels = np.stack([timesteps, np.full_like(timesteps, wanted.noise_level)], axis=1)
-            beside = np.concatenate([latents, np.repeat(low, len(latents), axis=0)], axis=1)
+            beside = np.concatenate([latents, np.repeat(seen, len(latents), axis=0)], axis=1)
             return self.run(beside, levels, contexts)
 
         for timestep, level, next_level in ddim_run(schedule, wanted.num_inference_steps):
             output = guided(denoiser, latents, timestep, rows)
+            if self.spec.predicts_difference:
+                output = low + output
             prediction = predict(output, latents, level, schedule.prediction_type)
             if wanted.is_thresholded:
                 denoised = thresholded(prediction.denoised)

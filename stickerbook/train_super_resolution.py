@@ -5,9 +5,10 @@
 Needs the base model's folder, for its autoencoder and text encoder, and the latent cache of `stickerbook.train`. The
 pictures to enlarge are mostly what the autoencoder makes of a render, as soft as the first stage's are. Each is noised
 to a level that the network is told (conditioning augmentation: Ho et al., arXiv 2106.15282; Imagen, arXiv 2205.11487,
-section 2.4), so that it looks past the first stage's errors. The network predicts by what the clean picture differs from
-the enlarged one, as in SRDiff (arXiv 2104.14951): v or the whole picture would have it hand on all values of every pixel,
-for which it is too narrow. Interrupt it at will; the same command goes on. Every 500 updates a sheet of held-out scenes lies beside the checkpoint.
+section 2.4), so that it looks past the first stage's errors. The network predicts the clean picture's difference to the
+enlarged one, as in SRDiff (arXiv 2104.14951): v or the whole picture would have it hand on every value of every pixel,
+for which it is too narrow. Interrupt it at will; the same command goes on. Every 500 updates a sheet of held-out scenes
+lies beside the checkpoint.
 """
 
 import argparse

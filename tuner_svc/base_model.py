@@ -14,10 +14,13 @@ from transformers.masking_utils import create_causal_mask
 from transformers.utils import logging as transformers_logging
 
 from tuner_svc.model_folder import (
+    DIFFERENCE,
+    SCHEDULER_FILE,
     SUPER_RESOLUTION_FOLDER,
     UnusableBaseModel,
     check_layout,
     digest,
+    read_object,
     read_preset,
     read_schedule,
     read_vocabulary,
@@ -96,9 +99,9 @@ class Denoiser(nn.Module):
 
 
 class SuperResolver(nn.Module):
-    """The second stage: sample (n, 2 * channels, h, w), timestep int64 (n, 2), encoder_hidden_states -> (n, channels, h, w).
+    """sample (n, 2 * channels, h, w), timestep int64 (n, 2), encoder_hidden_states (n, tokens, width) -> picture.
 
-    The sample is the noisy picture, then the noised enlargement; a timestep is the picture's, then the enlargement's
+    The second stage of a cascade. The sample is the noisy picture, then the noised enlargement; a timestep is the picture's, then the enlargement's
     noise level. Pictures are in blocks (unitune.diffusion.super_resolution).
     """
 
@@ -230,7 +233,8 @@ def _super_resolution(folder: Path, unet: UNet2DConditionModel, context_width: i
             raise UnusableBaseModel(f"{folder / SUPER_RESOLUTION_FOLDER}: its config must have {wanted}")
     height, width = _pair(config.sample_size)
     schedule = read_schedule(folder, SUPER_RESOLUTION_FOLDER)
-    return SuperResolutionSpec((height * block, width * block), block, schedule, tensors={})
+    predicts_difference = bool(read_object(folder / SUPER_RESOLUTION_FOLDER / SCHEDULER_FILE).get(DIFFERENCE, False))
+    return SuperResolutionSpec((height * block, width * block), block, schedule, {}, predicts_difference)
 
 
 def _check_parts(folder: Path, unet: UNet2DConditionModel, autoencoder: AutoencoderKL, clip: CLIPTextModel) -> None:

@@ -43,7 +43,9 @@ SAMPLING_RANGES = {  # of a preset's values, ends included
     "gate_saturated": (0, 1),
 }
 SUPER_RESOLUTION_FOLDER = "super_resolution"  # optional: a UNet2DConditionModel and its scheduler, the second stage
-SUPER_RESOLUTION_FILES = ("config.json", "diffusion_pytorch_model.safetensors", "scheduler_config.json")
+SCHEDULER_FILE = "scheduler_config.json"
+SUPER_RESOLUTION_FILES = ("config.json", "diffusion_pytorch_model.safetensors", SCHEDULER_FILE)
+DIFFERENCE = "predicts_difference"  # true in its scheduler's config: the network's output is added to the enlargement
 CLIP_FOLDER = "clip"  # optional: a CLIPModel of transformers, for the gate
 CLIP_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json")
 CLASSES = {
@@ -95,7 +97,7 @@ def model_files(folder: Path) -> list[Path]:
 
     Raises UnusableBaseModel naming every file that is missing.
     """
-    needed = [Path("scheduler", "scheduler_config.json")]
+    needed = [Path("scheduler", SCHEDULER_FILE)]
     for part, weights in WEIGHTS.items():
         needed += [Path(part, "config.json"), *_weight_files(folder, part, weights)]
     if not (folder / "tokenizer" / "tokenizer.json").is_file():  # the older layout
@@ -122,7 +124,7 @@ def digest(folder: Path) -> str:
 
 def read_schedule(folder: Path, part: str = "scheduler") -> NoiseSchedule:
     """The training noise schedule of a part. Raises UnusableBaseModel for a kind that the sampler does not know."""
-    config = {**DDIMScheduler().config, **read_object(folder / part / "scheduler_config.json")}
+    config = {**DDIMScheduler().config, **read_object(folder / part / SCHEDULER_FILE)}
     if config.get("trained_betas") is not None:
         raise UnusableBaseModel(f"{folder}: its scheduler lists trained_betas; only a named beta_schedule can be used")
     known = {field.name: config[field.name] for field in fields(NoiseSchedule)}
