@@ -99,10 +99,10 @@ class Denoiser(nn.Module):
 
 
 class SuperResolver(nn.Module):
-    """sample (n, 2 * channels, h, w), timestep int64 (n, 2), encoder_hidden_states (n, tokens, width) -> picture.
+    """sample (n, 2 * channels, h, w), timestep int64 (n, 2), encoder_hidden_states (n, tokens, width) -> a picture.
 
-    The second stage of a cascade. The sample is the noisy picture, then the noised enlargement; a timestep is the picture's, then the enlargement's
-    noise level. Pictures are in blocks (unitune.diffusion.super_resolution).
+    The second stage of a cascade. The sample is the noisy picture, then the noised enlargement; a timestep is the
+    picture's, then the enlargement's noise level. Pictures are in blocks (unitune.diffusion.super_resolution).
     """
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
