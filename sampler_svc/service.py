@@ -29,7 +29,7 @@ from sampler_svc.masks import Find
 from sampler_svc.masks.contrast import finder
 from sampler_svc.model import Model
 from sampler_svc.prompt_to_prompt import AttentionEdit
-from sampler_svc.refit_weights import tuned_weights
+from sampler_svc.refit_weights import tuned_super_resolution, tuned_weights
 from sampler_svc.request import Request
 from sampler_svc.sample import EditedImage, Event, Step, sample
 from sampler_svc.super_resolution import Enlargement, SuperResolution
@@ -156,8 +156,9 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         """Forget weights."""
         with self._kept_lock:
             self._kept.pop(request.digest, None)
-        for pool in (self._model.pool, self._model.controlled):
-            await asyncio.to_thread(pool.evict, request.digest)
+        for pool in (self._model.pool, self._model.controlled, self._model.super_resolution):
+            if pool is not None:
+                await asyncio.to_thread(pool.evict, request.digest)
         self._tell_watchers()
         return sampler_pb2.EvictResponse()
 
@@ -283,17 +284,27 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
     ) -> Iterator[SuperResolution | None]:
         """The second stage, ready for an edit that asks for it, with an engine of its own.
 
-        It holds the base model's weights, which know no word that a tuning binds.
+        A tuned one sees the words that it was tuned by: UniTune's rare tokens before the prompt, and Imagic's own
+        embedding of the prompt (arXiv 2210.09276, section 3.2). That of the base model knows no word that a tuning
+        binds, and does not see it.
         """
         model, asked = self._model, wanted.enlargement
         if asked is None or model.super_resolution is None or model.spec.super_resolution is None:
             yield None
             return
-        base = model.super_resolution_base
+        base, graphs = model.super_resolution_base, model.graphs
         assert base is not None
-        words = self._extras(request.weights).manifest.rare_tokens if request.HasField("weights") else ""
-        prompt, empty = model.graphs.embed(without(request.prompt, words)), model.graphs.embed("")
-        with model.super_resolution.lease(BASE, lambda: base) as lease:
+        weights, tuned = request.weights, self._extras(request.weights) if request.HasField("weights") else None
+        if tuned is not None and tuned.tunes_second_stage:
+            prompt = embedding(graphs, tuned, wanted.prompt, eta=1.0)(wanted.prompt)
+            leased = model.super_resolution.lease(
+                weights.digest, lambda: tuned_super_resolution(self._read_weights(weights), base, model.spec.digest)
+            )
+        else:
+            prompt = graphs.embed(without(request.prompt, tuned.manifest.rare_tokens if tuned is not None else ""))
+            leased = model.super_resolution.lease(BASE, lambda: base)
+        with leased as lease:
+            empty = graphs.embed("")
             yield SuperResolution(model.spec.super_resolution, lease.engine.run, asked, prompt, empty, cancelled.is_set)
 
     def _lease(

@@ -45,6 +45,7 @@ class TuningConfig:
     num_vectors: int = 1
     scale_learning_rate: bool = True
     stop_loss_ratio: float = 0.0  # UniTune; 0 never stops early
+    super_resolution_updates: int = 0  # UniTune, Imagic: of the second stage, after the denoiser's
 
     def __post_init__(self) -> None:
         rate = f"it must be above 0 and at most {MAX_LEARNING_RATE}"
@@ -66,6 +67,10 @@ class TuningConfig:
             "prior_weight": (0 <= self.prior_weight <= MAX_PRIOR_WEIGHT, f"it must be 0 to {MAX_PRIOR_WEIGHT}"),
             "initial_word": _words(self.initial_word, MAX_WORD_CHARACTERS),
             "stop_loss_ratio": (0 <= self.stop_loss_ratio <= 1, "it must be 0 to 1"),
+            "super_resolution_updates": (
+                0 <= self.super_resolution_updates <= MAX_UPDATES,
+                f"it must be 0 to {MAX_UPDATES}",
+            ),
             "num_vectors": (1 <= self.num_vectors <= MAX_VECTORS, f"it must be 1 to {MAX_VECTORS}"),
         }
         for field, (is_allowed, remedy) in allowed.items():

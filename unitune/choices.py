@@ -32,8 +32,8 @@ METHODS_WITH = {
 # The fields of a TuningConfig, by who has them.
 OPTIONS_OF_ALL = ("method", "updates", "batch", "learning_rate", "seed")
 TUNING_OPTIONS = {
-    "unitune": ("mode", "rare_tokens", "stop_loss_ratio"),
-    "imagic": ("mode", "prompt", "embedding_updates", "embedding_learning_rate"),
+    "unitune": ("mode", "rare_tokens", "stop_loss_ratio", "super_resolution_updates"),
+    "imagic": ("mode", "prompt", "embedding_updates", "embedding_learning_rate", "super_resolution_updates"),
     "dreambooth": ("mode", "rare_tokens", "class_noun", "num_class_images", "prior_weight"),
     "textual_inversion": ("rare_tokens", "initial_word", "num_vectors", "scale_learning_rate"),
 }

@@ -3,7 +3,8 @@
 Two files lie under one path of the weight store:
 
     weights.safetensors   the tuned tensors, dense in fp32 or as `codec` says (unitune.codecs), the probe's answers, and
-                          under `extra.` what else the method made, fp32 whatever the codec: embeddings
+                          under `extra.` what else the method made, fp32 whatever the codec: embeddings;
+                          under `super_resolution.` the second stage's tensors, if they were tuned
     manifest.json         what is in it and its sha256; written last, so weights without it do not exist
 
 Only tensors that a tuning may change are in the file, and the probe's answer is that of the tensors as they are
@@ -27,6 +28,8 @@ SCHEMA = 1
 PROBE_TUNED = "probe.tuned"  # the denoiser's answer to the probe input with the tuned weights, fp32
 PROBE_BASE = "probe.base"  # the same with the base weights
 EXTRA = "extra."  # before the names of `Manifest.extras`
+SECOND_STAGE = "super_resolution."  # before the names of the second stage's tensors, and of its probe's two extras
+SECOND_TUNED, SECOND_BASE = f"{SECOND_STAGE}probe.tuned", f"{SECOND_STAGE}probe.base"
 WEIGHTS_FILE = "weights.safetensors"
 MANIFEST_FILE = "manifest.json"
 
@@ -48,7 +51,7 @@ class Manifest:
     codec_error: float = 0.0  # ||y(codec) - y(tuned)|| / ||y(tuned) - y(base)|| of the probe's answers y
     schema: int = SCHEMA
     stopped_after: int = 0  # updates, where the tuning stopped early; 0 where it did all
-    extras: tuple[str, ...] = ()  # `prompt` and `optimized` (imagic), `vectors` (textual_inversion)
+    extras: tuple[str, ...] = ()  # `prompt` and `optimized` (imagic), `vectors` (textual_inversion), probes
 
     def to_json(self) -> bytes:
         """The manifest file's bytes."""
@@ -81,6 +84,23 @@ class TunedWeights:
     probe_tuned: np.ndarray
     probe_base: np.ndarray
     extras: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def tunes_second_stage(self) -> bool:
+        """Whether the second stage was tuned, too."""
+        return any(name.startswith(SECOND_STAGE) for name in self.manifest.tensors)
+
+    def of_denoiser(self) -> dict[str, np.ndarray]:
+        """The denoiser's tensors, as stored."""
+        return {name: tensor for name, tensor in self.tensors.items() if not name.startswith(SECOND_STAGE)}
+
+    def of_second_stage(self) -> dict[str, np.ndarray]:
+        """The second stage's tensors, as stored, by their own names."""
+        return {
+            name.removeprefix(SECOND_STAGE): tensor
+            for name, tensor in self.tensors.items()
+            if name.startswith(SECOND_STAGE)
+        }
 
     def of_method(self, method: str) -> "TunedWeights":
         """These weights. Raises FailedPrecondition (METHOD_MISMATCH) when another method made them."""

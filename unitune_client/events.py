@@ -75,6 +75,7 @@ class TuningConfig:
     num_vectors: int = 0
     scale_learning_rate: bool = False
     stop_loss_ratio: float = 0.0
+    super_resolution_updates: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

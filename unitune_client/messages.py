@@ -33,6 +33,7 @@ class TuningOptions(TypedDict, total=False):
     tuning_seed     of every random draw of the tuning
     stop_loss_ratio of "unitune", 0 to 1: the tuning ends early when its loss has fallen to this share of the first
                     updates'; 0 never does
+    super_resolution_updates   of "unitune" and "imagic", 0 to 5000: the second stage is tuned, too, so many updates
 
     Of "imagic", which tunes for one text:
 
@@ -61,6 +62,7 @@ class TuningOptions(TypedDict, total=False):
     rare_tokens: str | None
     tuning_seed: int | None
     stop_loss_ratio: float | None
+    super_resolution_updates: int | None
     tuning_prompt: str | None
     embedding_updates: int | None
     embedding_learning_rate: float | None

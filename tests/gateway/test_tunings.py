@@ -77,6 +77,7 @@ def test_every_setting_is_in_the_key() -> None:
         "embedding_learning_rate": 9.0,
         "scale_learning_rate": False,
         "stop_loss_ratio": 0.5,
+        "super_resolution_updates": 9,
     }
     assert changes.keys() == {field.name for field in TuningConfig.DESCRIPTOR.fields}
     for name, value in changes.items():

@@ -18,3 +18,4 @@ class Tuned:
     losses: list[float]
     factors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+    second_stage: Mapping[str, Tensor] = field(default_factory=dict)  # its changed tensors, dense fp32
