@@ -523,7 +523,7 @@ def _enlargement(config: edit_pb2.SamplingConfig, stage: SuperResolutionSpec | N
         return None
 
     def chosen(name: str, default: float) -> float:
-        return getattr(config, name) if config.HasField(name) else default  # type: ignore[no-any-return, arg-type]
+        return getattr(config, name) if config.HasField(name) else default
 
     return Enlargement(
         noise_level=int(chosen("super_resolution_noise_level", stage.noise_level)),

@@ -11,7 +11,7 @@ import numpy as np
 
 from sampler_svc.cancellation import stop_if
 from unitune.base_model import SuperResolutionSpec
-from unitune.diffusion.denoiser import Prediction, predict
+from unitune.diffusion.denoiser import predict
 from unitune.diffusion.guidance import Context, Denoiser, classifier_free, guided
 from unitune.diffusion.schedule import Latents, Schedule
 from unitune.diffusion.solvers import FirstOrder, ddim_run
@@ -72,8 +72,6 @@ class SuperResolution:
                 output = low + output
             prediction = predict(output, latents, level, schedule.prediction_type)
             if wanted.is_thresholded:
-                denoised = thresholded(prediction.denoised)
-                noise = (latents - np.float32(np.sqrt(level)) * denoised) / np.float32(np.sqrt(1 - level))
-                prediction = Prediction(denoised, noise)
+                prediction = predict(thresholded(prediction.denoised), latents, level, "sample")
             latents = solver.step(latents, prediction, level, next_level).astype(np.float32)
             yield from_blocks(latents, self.spec.block)

@@ -67,8 +67,8 @@ def object_mask(scene: Scene, word: str) -> np.ndarray:
     if word not in (scene.object, scene.second) or word == NONE:
         raise ValueError(f"the scene shows no {word!r}")
     cover = {}
-    for name, *place in _stickers(scene):
-        picture, corner = _placed(name, *place)
+    for name, center_x, base_y, size in _stickers(scene):
+        picture, corner = _placed(name, center_x, base_y, size)
         cover[name] = Image.new("L", (CANVAS, CANVAS), 0)
         cover[name].paste(picture.getchannel("A"), corner)
     shown = np.asarray(cover[word].reduce(2)) / 255

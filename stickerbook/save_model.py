@@ -123,9 +123,8 @@ def main() -> None:
     parser.add_argument("--only", choices=["super_resolution"], help="write this part, and leave the others alone")
     options = parser.parse_args()
     if options.only or (options.work / "super_resolution.safetensors").exists():
-        print(
-            f"wrote {options.out / 'super_resolution'} after {save_super_resolution(options.work, options.out)} updates"
-        )
+        updates = save_super_resolution(options.work, options.out)
+        print(f"wrote {options.out / 'super_resolution'}, {updates} updates")
     if options.only:
         return
     pipeline, updates = trained_pipeline(options.work)

@@ -27,6 +27,7 @@ from unitune.v1.tuning_pb2 import (
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 WHITE = picture("white")
+CASCADE = BaseModel(name="tiny", digest=BASE_MODEL.digest, super_resolution_width=128, super_resolution_height=128)
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -274,7 +275,7 @@ async def test_bad_edit_is_refused(world: World, change: dict[str, Any], field: 
 
 async def test_strong_guidance_of_pixels_needs_dynamic_thresholding(world: World) -> None:
     """32 without it is refused, and taken with it, and on latents, which never have it (K4)."""
-    world.sampler.base_model.super_resolution_width = world.sampler.base_model.super_resolution_height = 128
+    world.sampler.base_model = CASCADE
     wild = SamplingConfig(super_resolution=True, super_resolution_guidance_scale=32, dynamic_thresholding=False)
     tame = SamplingConfig(super_resolution=True, super_resolution_guidance_scale=32, guidance_scale=32)
 
@@ -288,7 +289,7 @@ async def test_strong_guidance_of_pixels_needs_dynamic_thresholding(world: World
 
 async def test_a_second_stage_is_tuned_on_pictures_of_its_size_alone(world: World) -> None:
     """A smaller one has no detail to show: it is refused with the size that is needed, and nothing is tuned."""
-    world.tuner.base_model.super_resolution_width = world.tuner.base_model.super_resolution_height = 128
+    world.tuner.base_model = CASCADE
     small, large = (await world.upload(picture(size=size)) for size in ((64, 100), (90, 128)))
     config = TuningConfig(super_resolution_updates=8)
 
