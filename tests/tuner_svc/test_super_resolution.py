@@ -18,6 +18,7 @@ from tuner_svc.probe import pack_tuned, second_stage_answer
 from tuner_svc.tune import Progress, check, tune
 from tuner_svc.tuning_config import TuningConfig
 from unitune import images
+from unitune.codecs import decode, tensor_names
 from unitune.diffusion.schedule import Schedule
 from unitune.errors import InvalidField
 from unitune.images import ModelImage
@@ -114,7 +115,12 @@ def test_the_file_holds_both_stages_and_both_probes(
     weights = unpack(*pack_tuned(cascade, tuned, SHORT, "key", codec))
 
     assert weights.tunes_second_stage and weights.manifest.stopped_after == 0
-    assert not weights.of_denoiser().keys() & weights.of_second_stage().keys() - tuned.tensors.keys()
+    resolver = {name: tensor.numpy() for name, tensor in cascade.super_resolver.unet.state_dict().items()}
+    decoded = decode(weights.of_second_stage(), resolver, codec)
+    assert tensor_names(weights.of_denoiser()) <= tuned.tensors.keys() and decoded.keys() <= tuned.second_stage.keys()
+    for name, tensor in decoded.items():
+        change = np.abs(tuned.second_stage[name].numpy() - resolver[name]).max()
+        assert np.abs(tensor - tuned.second_stage[name].numpy()).max() <= (0 if codec == "none" else 0.01 * change)
     base = second_stage_answer(cascade, {}, weights.manifest.probe_seed)
     answer = second_stage_answer(cascade, tuned.second_stage, weights.manifest.probe_seed)
     effect = np.linalg.norm(answer - base)

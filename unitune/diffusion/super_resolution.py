@@ -7,33 +7,39 @@ to depth) have blocks of more than one pixel; noise is the same in either order.
 """
 
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
 
 from unitune.diffusion.schedule import Latents, Schedule, add_noise
-from unitune.images import ModelImage
+
+Images = NDArray[np.float32]  # (n, 3, height, width) in about [-1, 1]
 
 THRESHOLD_SHARE = 0.995  # of a picture's values that dynamic thresholding leaves within its range: diffusers' ratio
 
 
-def to_blocks(image: ModelImage, block: int) -> Latents:
+def to_blocks(image: Images, block: int) -> Latents:
     """Images (n, 3, height, width) as (n, 3 * block**2, height / block, width / block), as torch's pixel_unshuffle."""
     n, channels, height, width = image.shape
     cut = image.reshape(n, channels, height // block, block, width // block, block).transpose(0, 1, 3, 5, 2, 4)
     return np.ascontiguousarray(cut.reshape(n, channels * block**2, height // block, width // block))
 
 
-def from_blocks(blocks: Latents, block: int) -> ModelImage:
+def from_blocks(blocks: Latents, block: int) -> Images:
     """What `to_blocks` was given."""
     n, channels, height, width = blocks.shape
     cut = blocks.reshape(n, channels // block**2, block, block, height, width).transpose(0, 1, 4, 2, 5, 3)
     return np.ascontiguousarray(cut.reshape(n, channels // block**2, height * block, width * block))
 
 
-def enlarged(image: ModelImage, side: tuple[int, int]) -> ModelImage:
-    """One image (1, 3, h, w), bilinearly at `side` (height, width), pixel over pixel (align_corners False)."""
-    height, width = side
-    planes = [Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR) for plane in image[0]]
-    return np.stack([np.asarray(plane, np.float32) for plane in planes])[None]
+def enlarged(images: Images, side: tuple[int, int]) -> Images:
+    """Bilinearly at `side` (height, width), no smaller than they are, pixel over pixel (align_corners False)."""
+    rows, columns = (_between(before, after) for before, after in zip(images.shape[2:], side, strict=True))
+    return np.ascontiguousarray(rows @ images @ columns.T)
+
+
+def _between(before: int, after: int) -> NDArray[np.float32]:
+    """How much of each old pixel each new one has, (after, before)."""
+    places = ((np.arange(after) + 0.5) * before / after - 0.5).clip(0, before - 1)
+    return (1 - np.abs(places[:, None] - np.arange(before))).clip(min=0).astype(np.float32)
 
 
 def augmented(low: Latents, noise: Latents, noise_level: int, schedule: Schedule) -> Latents:
