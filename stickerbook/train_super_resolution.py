@@ -133,10 +133,10 @@ def enlarge(
     return functional.pixel_shuffle(latents, BLOCK)
 
 
-def psnr_db(images: torch.Tensor, truth: torch.Tensor) -> float:
-    """Mean over pictures of their PSNR, in dB."""
+def psnr_of(images: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Each picture's PSNR in dB, (n,)."""
     error = ((images.clamp(-1, 1) - truth) / 2).square().mean(dim=(1, 2, 3))
-    return float((-10 * error.log10()).mean())
+    return -10 * error.log10()
 
 
 def bicubic(small: torch.Tensor) -> torch.Tensor:
@@ -200,7 +200,7 @@ def main() -> None:
     run = Run(path, unet, learning_rate=options.learning_rate, updates=options.updates)
     if run.resume():
         print(f"resumed at update {run.updates_done}", flush=True)
-    print(f"held-out PSNR of bicubic enlargement {psnr_db(held_out.bicubic, held_out.truth):.2f} dB", flush=True)
+    print(f"held-out PSNR of bicubic enlargement {psnr_of(held_out.bicubic, held_out.truth).mean():.2f} dB", flush=True)
     generator = torch.Generator(device)
     started, mean_loss, first = time.monotonic(), 0.1, run.updates_done
     while not run.is_done:
@@ -233,7 +233,7 @@ def main() -> None:
             run.save()
         if run.updates_done % 500 == 0:
             large = held_out.enlarged_by(unet, scheduler)
-            print(f"held-out PSNR {psnr_db(large, held_out.truth):.2f} dB", flush=True)
+            print(f"held-out PSNR {psnr_of(large, held_out.truth).mean():.2f} dB", flush=True)
             Image.fromarray(held_out.sheet(large)).save(options.work / f"super-resolution-{run.updates_done:06d}.png")
     run.save()
 

@@ -1,0 +1,90 @@
+"""What the second stage adds: figures on held-out scenes, and a sheet of edits with their ground truth.
+
+    python -m stickerbook.cascade                                    # PSNR against bicubic enlargement, no services
+    python -m stickerbook.cascade --sheet docs/methods/cascade.png   # edits through the services, and no figures
+
+The figures are of pictures as soft as the first stage's, renders that went through the autoencoder, against the same
+scenes painted at 128 px. The sheet's rows are edits of demo pictures painted at 128 px: the first stage's picture
+enlarged, the same through the second stage, and the ground truth; nothing of the base image is mixed back.
+"""
+
+import argparse
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from PIL import Image
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from stickerbook.captions import caption
+from stickerbook.demo import load_cases, say
+from stickerbook.render import render
+from stickerbook.samples import contact_sheet
+from stickerbook.save_model import MODEL
+from stickerbook.train_super_resolution import SIDE, HeldOut, enlarge, new_noise_schedule, psnr_of
+from unitune_client import Client
+from unitune_client.local import LocalServices
+
+LEVELS = (0, 50, 100, 200)
+BATCH = 24
+
+
+def measure(model: Path, scenes: int) -> None:
+    """Print the PSNR of bicubic enlargement, and of the second stage at some noise levels."""
+    fp32 = {"torch_dtype": torch.float32}
+    held_out = HeldOut(
+        scenes,
+        AutoencoderKL.from_pretrained(model, subfolder="vae", **fp32).eval(),
+        CLIPTextModel.from_pretrained(model, subfolder="text_encoder", **fp32).eval(),
+        CLIPTokenizer.from_pretrained(model, subfolder="tokenizer"),
+    )
+    unet = UNet2DConditionModel.from_pretrained(model, subfolder="super_resolution", **fp32).eval()
+    of_bicubic = psnr_of(held_out.bicubic, held_out.truth)
+    print(f"{scenes} held-out scenes, bicubic: {of_bicubic.mean():.2f} dB")
+    for level in LEVELS:
+        batches = zip(held_out.context.split(BATCH), held_out.small.split(BATCH), strict=True)
+        large = [
+            enlarge(unet, context, small, new_noise_schedule(), noise_level=level, seed=index)
+            for index, (context, small) in enumerate(batches)
+        ]
+        found = psnr_of(torch.cat(large), held_out.truth)
+        better = float((found > of_bicubic).float().mean())
+        print(f"  noise level {level:3}: {found.mean():.2f} dB; better than bicubic in {better:.0%}", flush=True)
+
+
+def edits(cases: int) -> np.ndarray:
+    """The sheet, uint8: a row per edit, in columns as the module says."""
+    rows = []
+    with LocalServices(log=say) as services, Client(services.address) as client:
+        for case in load_cases()[:cases]:
+            file = io.BytesIO()
+            Image.fromarray(render(case.scene, SIDE)).save(file, "PNG")
+            tuning = client.tune(file.getvalue())
+            for wanted in case.edits:
+                results = [
+                    client.edit_to_end(tuning, caption(wanted), interpolation=0.0, super_resolution=is_cascade or None)
+                    for is_cascade in (False, True)
+                ]
+                say(f"{caption(wanted)}: {results[1].timings}")
+                rows += [np.asarray(Image.open(io.BytesIO(result.images[0].png))) for result in results]
+                rows.append(render(wanted, SIDE))
+    return contact_sheet(np.stack(rows), 3, enlarge=2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=MODEL)
+    parser.add_argument("--scenes", type=int, default=240)
+    parser.add_argument("--sheet", type=Path, metavar="PNG")
+    parser.add_argument("--cases", type=int, default=2, help="of the demo's pictures, for the sheet")
+    options = parser.parse_args()
+    if options.sheet is None:
+        measure(options.model, options.scenes)
+    else:
+        Image.fromarray(edits(options.cases)).save(options.sheet)
+
+
+if __name__ == "__main__":
+    main()
