@@ -7,7 +7,8 @@ pictures to enlarge are mostly what the autoencoder makes of a render, as soft a
 to a level that the network is told (conditioning augmentation: Ho et al., arXiv 2106.15282; Imagen, arXiv 2205.11487,
 section 2.4), so that it looks past the first stage's errors. The network predicts the clean picture's difference to the
 enlarged one, as in SRDiff (arXiv 2104.14951): v or the whole picture would have it hand on every value of every pixel,
-for which it is too narrow. Interrupt it at will; the same command goes on. Every 500 updates a sheet of held-out scenes
+for which it is too narrow. It sees the noisy picture times its share of signal, so that pure noise is out of its way.
+Interrupt it at will; the same command goes on. Every 500 updates a sheet of held-out scenes
 lies beside the checkpoint.
 """
 
@@ -33,7 +34,7 @@ from stickerbook.world import FIRST_HELD_OUT_SEED, draw_scene
 
 SIDE = 128
 BLOCK = 4  # the network sees 4x4 pixels as one of 16 times the channels, and works at 32x32
-MAX_WEIGHT = 5.0
+MAX_LEVEL = 250  # of the augmentation; beyond it nothing is left of the detail by which the picture differs
 PLAIN_SHARE = 0.25  # of the pictures to enlarge: renders that have not been through the autoencoder
 
 
@@ -77,7 +78,7 @@ def enlarged(images: torch.Tensor) -> torch.Tensor:
 
 def drawn_levels(rng: np.random.Generator, count: int) -> torch.Tensor:
     """Augmentation levels as timesteps, half of them in the lowest quarter: int64, (count,)."""
-    return torch.from_numpy((1000 * rng.random(count) ** 2).astype(np.int64))
+    return torch.from_numpy((MAX_LEVEL * rng.random(count) ** 2).astype(np.int64))
 
 
 def loss_of(
@@ -89,8 +90,7 @@ def loss_of(
     scheduler: DDIMScheduler,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """Mean squared error of the picture, weighted as one of v but for the least noisy timesteps (min-SNR, arXiv
-    2303.09556: SNR + 1, at most MAX_WEIGHT).
+    """Mean squared error of the picture, unweighted: at the noisy timesteps it is decided what the small one becomes.
 
     `images` are (n, 3, 128, 128), `small` (n, 3, 64, 64), `levels` timesteps (n,).
     """
@@ -98,14 +98,13 @@ def loss_of(
     noise = torch.randn(target.shape, generator=generator, device=target.device)
     augmentation = torch.randn(low.shape, generator=generator, device=low.device)
     timesteps = torch.randint(1000, (len(target),), generator=generator, device=target.device)
-    noisy = torch.cat(
-        [scheduler.add_noise(target, noise, timesteps), scheduler.add_noise(low, augmentation, levels)], dim=1
-    )
+    signal = scheduler.alphas_cumprod.to(target.device)[timesteps].sqrt()[:, None, None, None]
+    seen = scheduler.add_noise(low, augmentation, levels)
+    noisy = torch.cat([signal * scheduler.add_noise(target, noise, timesteps), seen], dim=1)
     noisy = noisy.to(memory_format=torch.channels_last)
     with torch.autocast(target.device.type, torch.bfloat16):
         difference = unet(noisy, timesteps, context, class_labels=levels).sample
-    weight = (1 / (1 - scheduler.alphas_cumprod.to(target.device)[timesteps])).clamp(max=MAX_WEIGHT)
-    return (weight * (low + difference.float() - target).square().mean(dim=(1, 2, 3))).mean()
+    return functional.mse_loss(low + difference.float(), target)
 
 
 @torch.no_grad()
@@ -127,7 +126,7 @@ def enlarge(
     latents = torch.randn(low.shape, generator=generator).to(low.device)
     scheduler.set_timesteps(steps)
     for timestep in scheduler.timesteps:
-        beside = torch.cat([latents, seen], dim=1)
+        beside = torch.cat([scheduler.alphas_cumprod[timestep].sqrt() * latents, seen], dim=1)
         difference = unet(beside, timestep, context, class_labels=levels.to(low.device)).sample
         latents = scheduler.step(low + difference, timestep, latents).prev_sample
     return functional.pixel_shuffle(latents, BLOCK)

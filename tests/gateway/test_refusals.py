@@ -290,7 +290,8 @@ async def test_strong_guidance_of_pixels_needs_dynamic_thresholding(world: World
 async def test_a_second_stage_is_tuned_on_pictures_of_its_size_alone(world: World) -> None:
     """A smaller one has no detail to show: it is refused with the size that is needed, and nothing is tuned."""
     world.tuner.base_model = CASCADE
-    small, large = (await world.upload(picture(size=size)) for size in ((64, 100), (90, 128)))
+    small = await world.upload(picture(size=(64, 100)))
+    large = await world.upload(picture(size=(90, 128)))
     config = TuningConfig(super_resolution_updates=8)
 
     call = world.tunings.CreateTuning(CreateTuningRequest(image=small.name, config=config))
