@@ -96,7 +96,7 @@ def save_super_resolution(work: Path, folder: Path) -> int:
     run.use_average()
     unet.eval().to(dtype=torch.float16).save_pretrained(own, safe_serialization=True)
     scheduler = new_noise_schedule()
-    scheduler.register_to_config(predicts_difference=True)
+    scheduler.register_to_config(is_preconditioned=True)
     scheduler.save_pretrained(own)
     facts = {"commit": commit("stickerbook/*.py"), "super_resolution_updates": str(run.updates_done)}
     stamp(own / "diffusion_pytorch_model.safetensors", facts)

@@ -8,8 +8,7 @@ to a level that the network is told (conditioning augmentation: Ho et al., arXiv
 section 2.4), so that it looks past the first stage's errors. The network predicts the clean picture's difference to the
 enlarged one, as in SRDiff (arXiv 2104.14951): v or the whole picture would have it hand on every value of every pixel,
 for which it is too narrow. It sees the noisy picture times its share of signal, so that pure noise is out of its way.
-Interrupt it at will; the same command goes on. Every 500 updates a sheet of held-out scenes
-lies beside the checkpoint.
+Interrupt it at will; the same command goes on. Every 500 updates a sheet of held-out scenes lies beside the checkpoint.
 """
 
 import argparse

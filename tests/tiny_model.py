@@ -103,7 +103,7 @@ def disturb(part: torch.nn.Module) -> None:
             parameter.add_(0.1 * torch.randn_like(parameter))
 
 
-def save_tiny_super_resolution(folder: Path, *, seed: int = 0, predicts_difference: bool = True) -> None:
+def save_tiny_super_resolution(folder: Path, *, seed: int = 0, is_preconditioned: bool = True) -> None:
     """Write a tiny second stage into a base model's folder: 96x96 pictures in blocks of 4x4, random by seed."""
     torch.manual_seed(seed)
     unet = UNet2DConditionModel(
@@ -127,7 +127,7 @@ def save_tiny_super_resolution(folder: Path, *, seed: int = 0, predicts_differen
         clip_sample=False,
         timestep_spacing="trailing",
     )
-    scheduler.register_to_config(predicts_difference=predicts_difference)
+    scheduler.register_to_config(is_preconditioned=is_preconditioned)
     scheduler.save_pretrained(folder / "super_resolution")
 
 

@@ -14,7 +14,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.utils import logging as transformers_logging
 
 from tuner_svc.model_folder import (
-    DIFFERENCE,
+    PRECONDITIONED,
     SCHEDULER_FILE,
     SUPER_RESOLUTION_FOLDER,
     UnusableBaseModel,
@@ -233,8 +233,8 @@ def _super_resolution(folder: Path, unet: UNet2DConditionModel, context_width: i
             raise UnusableBaseModel(f"{folder / SUPER_RESOLUTION_FOLDER}: its config must have {wanted}")
     height, width = _pair(config.sample_size)
     schedule = read_schedule(folder, SUPER_RESOLUTION_FOLDER)
-    predicts_difference = bool(read_object(folder / SUPER_RESOLUTION_FOLDER / SCHEDULER_FILE).get(DIFFERENCE, False))
-    return SuperResolutionSpec((height * block, width * block), block, schedule, {}, predicts_difference)
+    is_preconditioned = bool(read_object(folder / SUPER_RESOLUTION_FOLDER / SCHEDULER_FILE).get(PRECONDITIONED, False))
+    return SuperResolutionSpec((height * block, width * block), block, schedule, {}, is_preconditioned)
 
 
 def _check_parts(folder: Path, unet: UNet2DConditionModel, autoencoder: AutoencoderKL, clip: CLIPTextModel) -> None:

@@ -58,6 +58,10 @@ class Noising:
         signal, noise = self._at(draws.timesteps)
         return signal * latent + noise * draws.noise
 
+    def signal(self, draws: Draws) -> Tensor:
+        """How much of a latent is left at the drawn timesteps, (batch, 1, 1, 1)."""
+        return self._at(draws.timesteps)[0]
+
     def target(self, latent: Tensor, draws: Draws) -> Tensor:
         """Epsilon, v or the latent itself, (batch or 1, channels, h, w)."""
         if self._prediction_type == "sample":

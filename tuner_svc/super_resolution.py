@@ -19,6 +19,8 @@ from tuner_svc.denoising import Draws, Noising, draw, half_precision
 from tuner_svc.trainable import trainable
 from tuner_svc.tuning_config import TuningConfig
 
+MAX_LEVEL = 250  # of the noise on the small picture, as stickerbook's second stage was trained; Imagen's are up to 300
+
 
 class Optimizer(Protocol):
     """What moves tensors by their gradients."""
@@ -65,14 +67,18 @@ def tune_second_stage(
     for _ in course.updates(config.super_resolution_updates, config.learning_rate):
         draws = draw(config.batch, pair.large, noising.num_timesteps, generator)
         shown = draw(config.batch, pair.low, noising.num_timesteps, generator)
-        shown = Draws(shown.timesteps.square() // noising.num_timesteps, shown.noise)  # half in the lowest quarter
-        sample = torch.cat([noising.noised(pair.large, draws), noising.noised(pair.low, shown)], dim=1)
+        levels = MAX_LEVEL * shown.timesteps.square() // noising.num_timesteps**2  # half of them in the lowest quarter
+        shown = Draws(levels, shown.noise)
+        noisy = noising.noised(pair.large, draws)
+        if stage.is_preconditioned:
+            noisy = noising.signal(draws) * noisy
+        sample = torch.cat([noisy, noising.noised(pair.low, shown)], dim=1)
         timesteps = torch.stack([draws.timesteps, shown.timesteps], dim=1)
         arguments = (sample, timesteps, context.expand(config.batch, -1, -1))
         weights = {f"unet.{name}": tensor for name, tensor in chosen.weights().items()}
         with half_precision(model.device):
             output = functional_call(resolver, weights, arguments).float()
-        if stage.predicts_difference:
+        if stage.is_preconditioned:
             output = pair.low + output
         loss = mse_loss(output, noising.target(pair.large, draws))
         course.note(loss)

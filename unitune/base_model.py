@@ -146,7 +146,9 @@ class SuperResolutionSpec:
     block: int  # pixels of a side that the network takes as one
     schedule: NoiseSchedule
     tensors: Mapping[str, TensorSpec]
-    predicts_difference: bool = False  # of the clean picture to the enlarged one, which is added to the output
+    # Whether the network takes the noisy picture times its share of signal, and predicts the clean picture's difference
+    # to the enlarged one.
+    is_preconditioned: bool = False
     weights: str = "super_resolution.safetensors"
     noise_level: int = 50  # this and the next two: what an edit has that does not say
     num_inference_steps: int = 8

@@ -75,8 +75,9 @@ def diffusers_enlarged(folder: Path, image: np.ndarray, contexts: torch.Tensor, 
     latents = torch.from_numpy(rng.standard_normal(low.shape, dtype=np.float32))
     scheduler.set_timesteps(wanted.num_inference_steps)
     for timestep in scheduler.timesteps:
+        signal = scheduler.alphas_cumprod[timestep].sqrt()
         outputs = [
-            unet(torch.cat([latents, seen], 1), timestep, context[None], class_labels=level).sample
+            unet(torch.cat([signal * latents, seen], 1), timestep, context[None], class_labels=level).sample
             for context in contexts
         ]
         output = wanted.guidance_scale * outputs[0] + (1 - wanted.guidance_scale) * outputs[1]
