@@ -14,7 +14,7 @@ LARGEST_PANEL = 1024  # pixels; larger pictures are reduced to it
 MARGIN = 12
 FONT_SIZE = 15
 EDITS_IN_A_LINE = 2
-PRECONDITIONED_GAIN = 2
+DIFFERENCE_GAIN = 2
 # Pillow brings a font for ASCII alone. Of these, Pillow looks for one among the system's fonts.
 WIDER_FONTS = ("NotoSans-Regular.ttf", "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf")
 BACKGROUND, INK = (250, 250, 248), (40, 40, 40)
@@ -79,10 +79,7 @@ def _lines(picture: Image.Image, edits: Sequence[SheetEdit], has_masks: bool) ->
         line = [first if start == 0 else _nothing(first)]
         for caption, file, *mask in edits[start : start + EDITS_IN_A_LINE]:
             edited = _opened(file)
-            line += [
-                _panel(edited, caption),
-                _panel(_difference(picture, edited), f"difference x {PRECONDITIONED_GAIN}"),
-            ]
+            line += [_panel(edited, caption), _panel(_difference(picture, edited), f"difference x {DIFFERENCE_GAIN}")]
             if has_masks:
                 line.append(_panel(_opened(mask[0]), "mask") if any(mask) else _nothing(line[-1]))
         lines.append(line)
@@ -100,7 +97,7 @@ def _opened(file: bytes) -> Image.Image:
 
 def _difference(picture: Image.Image, edited: Image.Image) -> Image.Image:
     difference = ImageChops.difference(picture.resize(edited.size), edited)
-    return difference.point([min(255, PRECONDITIONED_GAIN * value) for value in range(256)] * 3)
+    return difference.point([min(255, DIFFERENCE_GAIN * value) for value in range(256)] * 3)
 
 
 def _panel(picture: Image.Image, caption: str) -> Image.Image:
