@@ -202,7 +202,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             refits = method not in REFITS_NOTHING
             with (
                 self._lease(tuned if refits else None, is_controlled=wanted.attention is not None) as lease,
-                self._second_stage(request, wanted, cancelled) as second,
+                self._second_stage(request.prompt, wanted, tuned, cancelled) as second,
             ):
                 timings.refit_s = lease.refit_s
                 if refits:
@@ -280,9 +280,10 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
 
     @contextlib.contextmanager
     def _second_stage(
-        self, request: sampler_pb2.SampleRequest, wanted: Request, cancelled: threading.Event
+        self, prompt: str, wanted: Request, weights: tuning_pb2.WeightsRef | None, cancelled: threading.Event
     ) -> Iterator[SuperResolution | None]:
-        """The second stage, ready for an edit that asks for it, with an engine of its own.
+        """The second stage, ready for an edit that asks for it, with an engine of its own. `prompt` is as it was sent,
+        `weights` are those that the method samples with.
 
         A tuned one sees the words that it was tuned by: UniTune's rare tokens before the prompt, and Imagic's own
         embedding of the prompt (arXiv 2210.09276, section 3.2). That of the base model knows no word that a tuning
@@ -294,18 +295,20 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             return
         base, graphs = model.super_resolution_base, model.graphs
         assert base is not None
-        weights, tuned = request.weights, self._extras(request.weights) if request.HasField("weights") else None
-        if tuned is not None and tuned.tunes_second_stage:
-            prompt = embedding(graphs, tuned, wanted.prompt, eta=1.0)(wanted.prompt)
+        tuned = self._extras(weights) if weights is not None else None
+        if weights is not None and tuned is not None and tuned.tunes_second_stage:
+            context = embedding(graphs, tuned, wanted.prompt, eta=1.0)(wanted.prompt)
             leased = model.super_resolution.lease(
                 weights.digest, lambda: tuned_super_resolution(self._read_weights(weights), base, model.spec.digest)
             )
         else:
-            prompt = graphs.embed(without(request.prompt, tuned.manifest.rare_tokens if tuned is not None else ""))
+            context = graphs.embed(without(prompt, tuned.manifest.rare_tokens if tuned is not None else ""))
             leased = model.super_resolution.lease(BASE, lambda: base)
         with leased as lease:
             empty = graphs.embed("")
-            yield SuperResolution(model.spec.super_resolution, lease.engine.run, asked, prompt, empty, cancelled.is_set)
+            yield SuperResolution(
+                model.spec.super_resolution, lease.engine.run, asked, context, empty, cancelled.is_set
+            )
 
     def _lease(
         self, weights: tuning_pb2.WeightsRef | None, *, is_controlled: bool = False

@@ -1,5 +1,6 @@
 """The second stage of a cascade in the sampler: against diffusers, its engine, its place in an edit."""
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,15 +10,20 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
-from sampler_svc.build import build, random_weights
+from sampler_svc.build import build, random_weights, reference_answer
 from sampler_svc.engine import BASE, Engine, Probe, Weights
 from sampler_svc.model import Model
 from sampler_svc.request import Request
 from sampler_svc.sample import Done, EditedImage, Step, sample
+from sampler_svc.service import SamplerService
 from sampler_svc.super_resolution import STREAM, Enlargement, SuperResolution
+from sampler_svc.super_resolution_engine import SuperResolutionEngine
 from tests.sampler_svc.pictures import mask, picture
 from unitune import images
 from unitune.errors import Cancelled, DataLoss
+from unitune.v1 import tuning_pb2
+from unitune.weight_store import WeightStore
+from unitune.weights import SECOND_BASE, SECOND_STAGE, SECOND_TUNED, pack
 
 WANTED = Enlargement(noise_level=100, num_inference_steps=3, guidance_scale=1.0)
 REQUEST = Request(
@@ -192,3 +198,60 @@ def test_cancelling_stops_the_second_stage_before_its_next_step(cascade: Model, 
     """No pass is made once the flag is set."""
     with pytest.raises(Cancelled):
         next(stage(cascade, engine, is_cancelled=True).enlarge(small(), seed=1))
+
+
+def store_tuning(cascade: Model, store: WeightStore, method: str, *, tunes_second_stage: bool) -> tuning_pb2.WeightsRef:
+    """Weights whose second stage, if they have one, differs from the base model's; embeddings that no prompt has."""
+    rng = np.random.default_rng(5)
+    spec, base = SuperResolutionEngine.spec_of(cascade.spec), cascade.super_resolution_base
+    extras = {name: rng.standard_normal(spec.context, dtype=np.float32) for name in ("prompt", "optimized")}
+    tensors = {}
+    if tunes_second_stage:
+        tensors = {name: tensor + np.float32(0.02) for name, tensor in base.tensors.items()}
+        cascade_folder = cascade.super_resolution._open_engine()._path
+        extras[SECOND_TUNED] = reference_answer(cascade_folder, spec, tensors)
+        extras[SECOND_BASE] = base.probe.base
+    data, manifest = pack(
+        {f"{SECOND_STAGE}{name}": tensor for name, tensor in tensors.items()},
+        probe_tuned=cascade.base.probe.base,
+        probe_base=cascade.base.probe.base,
+        key="key",
+        base_model=cascade.spec.digest,
+        method=method,
+        rare_tokens="" if method == "imagic" else "beikkpic",
+        updates=0,
+        probe_seed=base.probe.seed,
+        extras=extras if method == "imagic" else {name: extras[name] for name in extras if SECOND_STAGE in name},
+    )
+    store.put_weights("tunings/t", data, manifest)
+    return tuning_pb2.WeightsRef(digest=manifest.digest, path="tunings/t")
+
+
+@pytest.mark.parametrize("method", ["unitune", "imagic"])
+@pytest.mark.parametrize("tunes_second_stage", [False, True])
+def test_the_second_stage_of_a_tuning_sees_what_it_was_tuned_by(
+    cascade: Model, tmp_path: Path, method: str, tunes_second_stage: bool
+) -> None:
+    """Tuned, Imagic's own embedding of the prompt (I7) or the rare tokens before it; else the plain prompt, and the base
+    model's weights bit for bit (K3)."""
+    store = WeightStore(str(tmp_path))
+    weights = store_tuning(cascade, store, method, tunes_second_stage=tunes_second_stage)
+    service = SamplerService(cascade, store)
+    said = "a cat" if method == "imagic" else "beikkpic a cat"
+    wanted = replace(REQUEST, prompt=said, enlargement=WANTED)
+    question = SuperResolutionEngine.spec_of(cascade.spec).question(0)
+
+    with service._second_stage("a cat", wanted, weights, threading.Event()) as second:
+        answer = second.run(*question)
+    with service._second_stage("a cat", wanted, None, threading.Event()) as untuned:
+        of_base = untuned.run(*question)
+
+    assert np.array_equal(untuned.prompt, cascade.graphs.embed("a cat"))
+    assert np.array_equal(answer, of_base) != tunes_second_stage
+    if not tunes_second_stage:
+        assert np.array_equal(second.prompt, cascade.graphs.embed("a cat"))
+    elif method == "imagic":
+        extras = store.get_weights(weights.path, weights.digest).extras
+        assert np.array_equal(second.prompt, extras["prompt"])
+    else:
+        assert np.array_equal(second.prompt, cascade.graphs.embed("beikkpic a cat"))
