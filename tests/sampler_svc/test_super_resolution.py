@@ -232,8 +232,8 @@ def store_tuning(cascade: Model, store: WeightStore, method: str, *, tunes_secon
 def test_the_second_stage_of_a_tuning_sees_what_it_was_tuned_by(
     cascade: Model, tmp_path: Path, method: str, tunes_second_stage: bool
 ) -> None:
-    """Tuned, Imagic's own embedding of the prompt (I7) or the rare tokens before it; else the plain prompt, and the base
-    model's weights bit for bit (K3)."""
+    """Tuned, Imagic's own embedding of the prompt (I7) or the rare tokens before it; else the plain prompt, and the
+    base model's weights bit for bit (K3)."""
     store = WeightStore(str(tmp_path))
     weights = store_tuning(cascade, store, method, tunes_second_stage=tunes_second_stage)
     service = SamplerService(cascade, store)
