@@ -27,12 +27,12 @@ from stickerbook.train_super_resolution import SIDE, HeldOut, enlarge, new_noise
 from unitune_client import Client
 from unitune_client.local import LocalServices
 
-LEVELS = (0, 50, 100, 200)
+TRIED = ((0, 1), (50, 1), (100, 1), (200, 1), (50, 2), (50, 8))  # noise level, steps
 BATCH = 24
 
 
 def measure(model: Path, scenes: int) -> None:
-    """Print the PSNR of bicubic enlargement, and of the second stage at some noise levels."""
+    """Print the PSNR of bicubic enlargement, and of the second stage at some noise levels and numbers of steps."""
     fp32 = {"torch_dtype": torch.float32}
     held_out = HeldOut(
         scenes,
@@ -43,15 +43,15 @@ def measure(model: Path, scenes: int) -> None:
     unet = UNet2DConditionModel.from_pretrained(model, subfolder="super_resolution", **fp32).eval()
     of_bicubic = psnr_of(held_out.bicubic, held_out.truth)
     print(f"{scenes} held-out scenes, bicubic: {of_bicubic.mean():.2f} dB")
-    for level in LEVELS:
+    for level, steps in TRIED:
         batches = zip(held_out.context.split(BATCH), held_out.small.split(BATCH), strict=True)
         large = [
-            enlarge(unet, context, small, new_noise_schedule(), noise_level=level, seed=index)
+            enlarge(unet, context, small, new_noise_schedule(), noise_level=level, steps=steps, seed=index)
             for index, (context, small) in enumerate(batches)
         ]
         found = psnr_of(torch.cat(large), held_out.truth)
         better = float((found > of_bicubic).float().mean())
-        print(f"  noise level {level:3}: {found.mean():.2f} dB; better than bicubic in {better:.0%}", flush=True)
+        print(f"  noise level {level:3}, {steps} steps: {found.mean():.2f} dB; better in {better:.0%}", flush=True)
 
 
 def edits(cases: int) -> np.ndarray:

@@ -151,7 +151,7 @@ class SuperResolutionSpec:
     is_preconditioned: bool = False
     weights: str = "super_resolution.safetensors"
     noise_level: int = 50  # this and the next two: what an edit has that does not say
-    num_inference_steps: int = 8
+    num_inference_steps: int = 1
     guidance_scale: float = 1.0
 
     @property
