@@ -54,7 +54,8 @@ class SuperResolution:
         """
         schedule, wanted = Schedule(**asdict(self.spec.schedule)), self.wanted
         rng = np.random.default_rng((seed % 2**64, STREAM))
-        low = to_blocks(enlarged(image, self.spec.side), self.spec.block)
+        # What the first stage's decoder leaves beyond the range would be thresholded, and dim all of the picture.
+        low = to_blocks(enlarged(image.clip(-1, 1), self.spec.side), self.spec.block)
         seen = augmented(low, rng.standard_normal(low.shape, dtype=np.float32), wanted.noise_level, schedule)
         latents = rng.standard_normal(low.shape, dtype=np.float32)
         rows = classifier_free(wanted.guidance_scale, self.prompt, self.empty)

@@ -29,6 +29,7 @@ from unitune_client.local import LocalServices
 
 TRIED = ((0, 1), (50, 1), (100, 1), (200, 1), (50, 2), (50, 8))  # noise level, steps
 BATCH = 24
+SETTINGS = {"strength": 0.9, "guidance_scale": 5.0, "interpolation": 0.0}  # of the sheet's edits
 
 
 def measure(model: Path, scenes: int) -> None:
@@ -64,7 +65,7 @@ def edits(cases: int) -> np.ndarray:
             tuning = client.tune(file.getvalue())
             for wanted in case.edits:
                 results = [
-                    client.edit_to_end(tuning, caption(wanted), interpolation=0.0, super_resolution=is_cascade or None)
+                    client.edit_to_end(tuning, caption(wanted), **SETTINGS, super_resolution=is_cascade or None)
                     for is_cascade in (False, True)
                 ]
                 say(f"{caption(wanted)}: {results[1].timings}")

@@ -129,6 +129,14 @@ def test_the_noise_level_reaches_label_and_picture(cascade: Model) -> None:
     assert all(np.array_equal(low, low_at_0) for low, _ in seen[:3])
 
 
+def test_a_picture_beyond_the_range_is_enlarged_as_its_file_shows_it(cascade: Model, engine: Engine) -> None:
+    """What the decoder leaves beyond [-1, 1] is cut first; else thresholding would dim the whole picture for it."""
+    second = stage(cascade, engine)
+    burnt = small() * 1.6
+
+    assert np.array_equal(last(second.enlarge(burnt, 1)), last(second.enlarge(burnt.clip(-1, 1), 1)))
+
+
 def test_thresholding_keeps_strong_guidance_within_range(cascade: Model, engine: Engine) -> None:
     """Guidance of 32 leaves the range of a picture without it, and with it ends within [-1, 1] (K4)."""
     wild, tame = (
