@@ -31,7 +31,7 @@ from unitune_client.local import LocalServices
 TRIED = ((0, 1), (50, 1), (100, 1), (200, 1), (50, 2), (50, 8))  # noise level, steps
 BATCH = 24
 UPDATES = 64  # of the second stage, in the sheet's third column
-SETTINGS = EditOptions(strength=0.9, guidance_scale=5.0, interpolation=0.0)  # of the sheet's edits
+STRENGTH, GUIDANCE_SCALE = 0.9, 5.0  # of the sheet's edits
 
 
 def measure(model: Path, scenes: int) -> None:
@@ -68,9 +68,9 @@ def edits(cases: int) -> np.ndarray:
             tuned = client.tune(file.getvalue(), super_resolution_updates=UPDATES)
             for wanted in case.edits:
                 for tuning, is_enlarged in ((plain, None), (plain, True), (tuned, True)):
-                    result = client.edit_to_end(
-                        tuning, caption(wanted), **{**SETTINGS, "super_resolution": is_enlarged}
-                    )
+                    options = EditOptions(strength=STRENGTH, guidance_scale=GUIDANCE_SCALE, interpolation=0.0)
+                    options["super_resolution"] = is_enlarged
+                    result = client.edit_to_end(tuning, caption(wanted), **options)
                     rows.append(np.asarray(Image.open(io.BytesIO(result.images[0].png))))
                 rows.append(render(wanted, SIDE))
                 say(caption(wanted))
