@@ -55,6 +55,8 @@ train: $(READY) ## train stickerbook and its judge, from where it was interrupte
 	@$(BIN)/python -m stickerbook.train_autoencoder
 	@$(BIN)/python -m stickerbook.train
 	@$(BIN)/python -m stickerbook.save_model
+	@$(BIN)/python -m stickerbook.train_super_resolution
+	@$(BIN)/python -m stickerbook.save_model --only super_resolution
 	@$(BIN)/python -m stickerbook.judge
 	@$(BIN)/python -m stickerbook.train_clip
 

@@ -10,9 +10,10 @@ import numpy as np
 
 from bench.measure import Ratio, in_turns
 from sampler_svc.build import random_weights, reference_answer
-from sampler_svc.engine import BASE, Probe, Weights
+from sampler_svc.engine import BASE, EngineSpec, Probe, Weights
 from sampler_svc.engine_folder import BASE_PROBE_SEED, Manifest
 from sampler_svc.model import Model
+from sampler_svc.ort_engine import DENOISER
 from sampler_svc.sample import Request, sample
 
 EDIT_STEPS = (8, 20, 50)
@@ -51,7 +52,7 @@ def two_sets(graphs: Path, model: Model, names: list[str]) -> Iterator[Weights]:
     for number in (1, 2):
         near = {name: model.base.tensors[name] + np.float32(0.01 * number) * drawn[name] for name in names}
         tensors = {**model.base.tensors, **near}
-        answer = reference_answer(graphs, model.spec, tensors)
+        answer = reference_answer(graphs / DENOISER, EngineSpec.of(model.spec), tensors)
         sets.append(Weights(f"set {number}", tensors, Probe(BASE_PROBE_SEED, answer, model.base.probe.expected)))
     return cycle(sets)
 

@@ -13,6 +13,7 @@ from gateway.sampling_options import (
     check_inverted,
     check_mask_words,
     check_options,
+    check_super_resolution,
 )
 from gateway.tunings import Tunings, not_found
 from gateway.upstreams import Upstreams, refuse_mismatch
@@ -65,6 +66,7 @@ class Planner:
         sampler = await self._upstreams.sampler_info()
         check_gate(request.config, sampler.base_model.has_gate, "config")
         check_mask_words(request.config, request.mask, sampler.base_model, "config")
+        check_super_resolution(request.config, sampler.base_model, "config")
         return await self._settled(request, _filled(request, _method_of(request), sampler))
 
     async def plan(self, request: EditRequest) -> EditPlan:
@@ -73,6 +75,7 @@ class Planner:
         sampler = await self._upstreams.sampler_info()
         check_gate(request.config, sampler.base_model.has_gate, "config")
         check_mask_words(request.config, request.mask, sampler.base_model, "config")
+        check_super_resolution(request.config, sampler.base_model, "config")
         if request.WhichOneof("target") == "tuning":
             tenant, named = await self._named(request)
             request = completed(request, named.config)

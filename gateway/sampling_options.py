@@ -10,10 +10,12 @@ from unitune.choices import (
     DEFAULT_RESAMPLES,
     MASKS_BEFORE,
     MASKS_OF_WORDS,
+    MAX_UNTHRESHOLDED_GUIDANCE,
     MAX_WORD_CHARACTERS,
     METHODS_WITH,
     NULL_TEXT,
     PROMPT_TO_PROMPT,
+    SUPER_RESOLUTION_OPTIONS,
 )
 from unitune.errors import InvalidArgument, InvalidField
 from unitune.prompts import mentions, things, unknown_words, without
@@ -39,6 +41,7 @@ def check_options(config: SamplingConfig, mask: bytes, field: str, method: str, 
         _check_null_text(config, field)
     _check_mask_options(config, mask, field)
     _check_gate_options(config, field)
+    _check_super_resolution_options(config, field)
     if method == PROMPT_TO_PROMPT:
         _check_prompt_to_prompt(config, field, prompt)
         return
@@ -73,6 +76,9 @@ def fill_options(config: SamplingConfig, asked: SamplingConfig, mask: bytes) -> 
         config.resamples = 0 if config.method == PROMPT_TO_PROMPT else DEFAULT_RESAMPLES
     if config.method == PROMPT_TO_PROMPT:
         config.ClearField("prompt_guidance_scale")
+    if not config.super_resolution:
+        for option in SUPER_RESOLUTION_OPTIONS:
+            config.ClearField(option)
     for option, methods in METHODS_WITH.items():
         if config.method not in methods:
             config.ClearField(option)
@@ -147,6 +153,13 @@ def check_gate(config: SamplingConfig, has_gate: bool, field: str) -> None:
             )
 
 
+def check_super_resolution(config: SamplingConfig, base_model: BaseModel, field: str) -> None:
+    """Refuse a second stage where the base model brings none."""
+    if config.super_resolution and not base_model.super_resolution_width:
+        remedy = "leave it unset: this base model has no second stage (a super_resolution folder)"
+        raise InvalidField(f"{field}.super_resolution", "true", remedy)
+
+
 def check_gate_prompt(config: SamplingConfig, prompt: str, words: str) -> None:
     """Refuse a gate for a prompt of nothing but the words of its tuning: the gate reads what is left without them."""
     if (config.automatic or config.gate) and not without(prompt, words):
@@ -178,6 +191,18 @@ def _check_gate_options(config: SamplingConfig, field: str) -> None:
         raise InvalidField(f"{field}.gate", "true", "leave it unset: automatic uses the gate by itself")
     if config.HasField("resamples") and not config.gate:
         raise InvalidField(f"{field}.resamples", config.resamples, "leave it unset, or set gate, too")
+
+
+def _check_super_resolution_options(config: SamplingConfig, field: str) -> None:
+    for option in SUPER_RESOLUTION_OPTIONS:
+        if config.HasField(option) and not config.super_resolution:
+            remedy = "leave it unset, or set super_resolution, too"
+            raise InvalidField(f"{field}.{option}", getattr(config, option), remedy)
+    scale = config.super_resolution_guidance_scale
+    is_off = config.HasField("dynamic_thresholding") and not config.dynamic_thresholding
+    if is_off and scale > MAX_UNTHRESHOLDED_GUIDANCE:
+        remedy = f"give at most {MAX_UNTHRESHOLDED_GUIDANCE}, or leave dynamic_thresholding unset: colours would burn"
+        raise InvalidField(f"{field}.super_resolution_guidance_scale", scale, remedy)
 
 
 def _check_mask_options(config: SamplingConfig, mask: bytes, field: str) -> None:

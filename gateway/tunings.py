@@ -75,6 +75,9 @@ class Tunings:
         method = config.method or TUNING_METHODS[0]
         defaults = validation.defaults_of(method, info.method_defaults, info.tuning_defaults)
         filled = validation.fill_tuning_config(config, defaults)
+        if filled.super_resolution_updates > 0 and not info.base_model.super_resolution_width:
+            remedy = "leave it unset: this base model has no second stage (a super_resolution folder)"
+            raise InvalidField(f"{field}.super_resolution_updates", filled.super_resolution_updates, remedy)
         validation.check_complete(filled, field)
         if method == "textual_inversion":  # the one whose words must be tokens
             try:
@@ -102,10 +105,12 @@ class Tunings:
         """
         # Another tenant's name looks like one that does not exist.
         image, *further = (name._replace(tenant=tenant) for name in (image, *further))
-        sizes = [(await self._images.find(name)).size_bytes for name in (image, *further)]
+        pictures = [await self._images.find(name) for name in (image, *further)]
         if further:
-            validation.check_size_of_images(sum(sizes))
+            validation.check_size_of_images(sum(picture.size_bytes for picture in pictures))
         info = self._upstreams.known_tuner or await self._upstreams.tuner_info()
+        if config.super_resolution_updates > 0:
+            validation.check_size_for_second_stage(pictures[0], info.base_model)
         if self._upstreams.known_sampler is not None:
             refuse_mismatch(info.base_model.digest, self._upstreams.known_sampler.base_model.digest)
         await self.expire()

@@ -25,6 +25,7 @@ from unitune.choices import (
     MAX_LEARNING_RATE,
     MAX_MASK_BLUR,
     MAX_MASK_PADDING,
+    MAX_NOISE_LEVEL,
     MAX_PRIOR_WEIGHT,
     MAX_PROMPT_CHARACTERS,
     MAX_RARE_TOKENS_CHARACTERS,
@@ -33,6 +34,7 @@ from unitune.choices import (
     MAX_SEEDS,
     MAX_SIGMA,
     MAX_STEPS,
+    MAX_SUPER_RESOLUTION_STEPS,
     MAX_UPDATES,
     MAX_VECTORS,
     MAX_WORD_CHARACTERS,
@@ -50,7 +52,8 @@ from unitune.diffusion import solvers
 from unitune.errors import InvalidField, ResourceExhausted
 from unitune.prompts import mentions
 from unitune.v1.edit_pb2 import SamplingConfig
-from unitune.v1.server_pb2 import Limits
+from unitune.v1.image_pb2 import Image
+from unitune.v1.server_pb2 import BaseModel, Limits
 from unitune.v1.tuning_pb2 import Tuning, TuningConfig
 
 C = TypeVar("C", TuningConfig, SamplingConfig)
@@ -107,6 +110,7 @@ def check_tuning_config(config: TuningConfig, field: str, method: str = "") -> N
     if config.HasField("num_vectors"):
         _whole(f"{field}.num_vectors", config.num_vectors, 1, MAX_VECTORS)
     _finite(f"{field}.stop_loss_ratio", config.stop_loss_ratio, 0, 1)
+    _whole(f"{field}.super_resolution_updates", config.super_resolution_updates, 0, MAX_UPDATES)
     for name in ("class_noun", "initial_word"):
         word = getattr(config, name)
         if word and (not word.isprintable() or word.isspace() or len(word) > MAX_WORD_CHARACTERS):
@@ -148,6 +152,13 @@ def check_size_of_images(size_bytes: int) -> None:
     if size_bytes > images.MAX_BYTES:
         value, remedy = f"{size_bytes} bytes in all", f"the images of one tuning may have {images.MAX_BYTES} bytes"
         raise InvalidField("images", value, remedy)
+
+
+def check_size_for_second_stage(picture: Image, base_model: BaseModel) -> None:
+    """A second stage is tuned on detail that a small picture does not have."""
+    side = base_model.super_resolution_height, base_model.super_resolution_width
+    if not images.is_as_large(picture.width, picture.height, side):
+        raise InvalidField("image", f"{picture.width}x{picture.height} pixels", images.too_small(side))
 
 
 def check_edit_of(tuning: TuningConfig, prompt: str) -> None:
@@ -220,6 +231,13 @@ def check_sampling_config(config: SamplingConfig, field: str) -> None:
     for end in ("guidance_sigma_low", "guidance_sigma_high"):
         if config.HasField(end):
             _finite(f"{field}.{end}", getattr(config, end), 0, MAX_SIGMA)
+    if config.HasField("super_resolution_noise_level"):
+        _whole(f"{field}.super_resolution_noise_level", config.super_resolution_noise_level, 0, MAX_NOISE_LEVEL)
+    if config.HasField("super_resolution_steps"):
+        _whole(f"{field}.super_resolution_steps", config.super_resolution_steps, 1, MAX_SUPER_RESOLUTION_STEPS)
+    if config.HasField("super_resolution_guidance_scale"):
+        scale = config.super_resolution_guidance_scale
+        _finite(f"{field}.super_resolution_guidance_scale", scale, 0, MAX_GUIDANCE_SCALE)
     _check_attention(config, field)
     _refuse_unknown(config, field)
 

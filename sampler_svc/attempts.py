@@ -54,7 +54,7 @@ def sample_gated(
     """
     score = gate.against(images.decode(attempts[0].image), prompt)
     best: dict[int, Gated] = {}
-    spent = np.zeros(3)
+    spent = np.zeros(4)
     steps_done = 0
 
     def value(found: Gated) -> tuple[bool, float]:
@@ -81,6 +81,6 @@ def sample_gated(
                 if index not in best or value(found) > value(best[index]):
                     best[index] = found
             else:
-                spent += (event.encode_s, event.denoise_s, event.decode_s)
+                spent += (event.encode_s, event.denoise_s, event.decode_s, event.super_resolution_s)
     yield from (best[index] for index in sorted(best))
     yield Done(*(float(seconds) for seconds in spent))

@@ -29,6 +29,7 @@ from sampler_svc.engine_folder import (
     BASE_PROBE_SEED,
     MANIFEST_FILE,
     PROBE_FILE,
+    SUPER_RESOLUTION_PROBE_FILE,
     EngineKey,
     Manifest,
     is_complete,
@@ -48,9 +49,9 @@ from sampler_svc.ort_engine import (
     session_options,
 )
 from sampler_svc.refit_modes import is_small
-from unitune.base_model import SPEC_FILE, BaseModelSpec, file_digest
+from sampler_svc.super_resolution_engine import SuperResolutionEngine
+from unitune.base_model import SPEC_FILE, SUPER_RESOLUTION_GRAPH, BaseModelSpec, file_digest
 from unitune.errors import DataLoss
-from unitune.weights import probe_input
 
 DENOISER_DATA = f"{DENOISER}.data"
 MAX_REFIT_RATIO = 1e-3  # of the effect of random weights; fp32 gives about 1e-5, one stale tensor 3e-3 and more
@@ -99,6 +100,8 @@ def build(graphs: Path, folder: Path, recipe: Recipe | None = None) -> Path:
     try:
         recipe.fill(partial, graphs, spec)
         modes = recipe.verify(graphs, partial, spec) or ()
+        if spec.super_resolution is not None:
+            verify_super_resolution(partial, spec)
         files = {path.name: (file_digest(path), path.stat().st_size) for path in sorted(partial.iterdir())}
         Manifest(key, files, round(time.monotonic() - began, 3), modes).save(partial)
         if not is_complete(folder, key):  # another build may have come first
@@ -148,13 +151,13 @@ def verify(graphs: Path, engine_folder: Path, spec: BaseModelSpec) -> tuple[str,
     """
     tensors = load_file(engine_folder / spec.base_weights)
     drawn = random_weights(tensors)
-    of_base, of_drawn = (reference_answer(graphs, spec, weights) for weights in (tensors, drawn))
+    engine_spec = EngineSpec.of(spec)
+    of_base, of_drawn = (reference_answer(graphs / DENOISER, engine_spec, weights) for weights in (tensors, drawn))
     save_file({"base": of_base}, engine_folder / PROBE_FILE)
     base = Weights("base", tensors, Probe(BASE_PROBE_SEED, of_base, of_base))
     other = Weights("other", drawn, Probe(BASE_PROBE_SEED, of_drawn, of_base))
     for tensor in tensors.values():
         tensor.flags.writeable = False
-    engine_spec = EngineSpec.of(spec)
     layout = GraphLayout(engine_spec, tensors)
     check_refits(OrtEngine(engine_folder, engine_spec, layout=layout), base, other)
     try:
@@ -163,6 +166,22 @@ def verify(graphs: Path, engine_folder: Path, spec: BaseModelSpec) -> tuple[str,
         print(f"build: {error}; every refit will open a new session", file=sys.stderr)
         return (NEW_SESSION,)
     return (NEW_SESSION, IN_PLACE)
+
+
+def verify_super_resolution(engine_folder: Path, spec: BaseModelSpec) -> None:
+    """As `verify`, for the second stage of a cascade, which every backend has as it was exported. Raises BuildError."""
+    engine_spec, stage = SuperResolutionEngine.spec_of(spec), spec.super_resolution
+    assert stage is not None
+    graph, tensors = engine_folder / SUPER_RESOLUTION_GRAPH, load_file(engine_folder / stage.weights)
+    drawn = random_weights(tensors)
+    of_base, of_drawn = (reference_answer(graph, engine_spec, weights) for weights in (tensors, drawn))
+    save_file({"base": of_base}, engine_folder / SUPER_RESOLUTION_PROBE_FILE)
+    base = Weights("base", tensors, Probe(BASE_PROBE_SEED, of_base, of_base))
+    check_refits(
+        SuperResolutionEngine(engine_folder, engine_spec),
+        base,
+        Weights("other", drawn, Probe(BASE_PROBE_SEED, of_drawn, of_base)),
+    )
 
 
 def check_refits(engine: Engine, base: Weights, other: Weights) -> None:
@@ -174,7 +193,7 @@ def check_refits(engine: Engine, base: Weights, other: Weights) -> None:
     try:
         for weights in (base, other, base, other):
             ratio = engine.refit(weights).probe_ratio
-            answers.append(engine.run(*_probe_question(engine.spec)))
+            answers.append(engine.run(*engine.spec.question(BASE_PROBE_SEED)))
             if weights is other and not 0 <= ratio < MAX_REFIT_RATIO:
                 raise BuildError(f"the built engine is not refitted well enough: its probe ratio is {ratio:.3g}")
     except DataLoss as error:
@@ -243,19 +262,13 @@ def random_weights(base: Tensors) -> dict[str, np.ndarray]:
     return drawn
 
 
-def reference_answer(graphs: Path, spec: BaseModelSpec, tensors: Tensors) -> np.ndarray:
-    """The exported graph's answer to the probe of BASE_PROBE_SEED with these tensors, without any optimisation."""
+def reference_answer(graph: Path, spec: EngineSpec, tensors: Tensors) -> np.ndarray:
+    """An exported graph's answer to the probe of BASE_PROBE_SEED with these tensors, without any optimisation."""
     arrays = {name: np.ascontiguousarray(tensor.to_graph(tensors[name])) for name, tensor in spec.tensors.items()}
-    session = open_refitted(graphs / DENOISER, session_options(0, "ORT_DISABLE_ALL"), arrays)
-    latents, timesteps, contexts = _probe_question(EngineSpec.of(spec))
+    session = open_refitted(graph, session_options(0, "ORT_DISABLE_ALL"), arrays)
+    latents, timesteps, contexts = spec.question(BASE_PROBE_SEED)
     (answer,) = session.run(["out"], {"sample": latents, "timestep": timesteps, "encoder_hidden_states": contexts})
     return answer
-
-
-def _probe_question(spec: EngineSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    channels, *side = spec.latent
-    latents, timesteps, contexts = probe_input(BASE_PROBE_SEED, channels, (side[0], side[1]), spec.context).values()
-    return latents, timesteps, contexts
 
 
 def _publish(partial: Path, folder: Path) -> None:

@@ -43,12 +43,19 @@ class EngineSpec:
     latent: tuple[int, int, int]  # channels, height, width
     context: tuple[int, int]  # tokens, width
     tensors: Mapping[str, TensorSpec]
+    has_noise_level: bool = False  # beside each timestep: the second stage of a cascade
 
     @classmethod
     def of(cls, model: BaseModelSpec) -> "EngineSpec":
         """The engine of a base model's denoiser."""
         latent = (model.latent_channels, *model.latent_side)
         return cls(latent, (model.context_tokens, model.context_width), model.tensors)
+
+    def question(self, seed: int) -> "tuple[Array, NDArray[np.int64], Array]":
+        """The probe's latents, timesteps and contexts."""
+        channels, *side = self.latent
+        found = probe_input(seed, channels, (side[0], side[1]), self.context, has_noise_level=self.has_noise_level)
+        return found["sample"], found["timestep"], found["encoder_hidden_states"]
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,8 @@ class Engine(ABC):
         return RefitReport(written - began, time.perf_counter() - written, size_bytes, ratio)
 
     def run(self, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
-        """The denoiser's output for latents (n, *latent), timesteps (n,) and contexts (n, *context); n is free.
+        """The denoiser's output for latents (n, *latent), timesteps (n,) and contexts (n, *context); n is free. With
+        `has_noise_level` timesteps are (n, 2), and the output has half the channels.
 
         Raises Internal (WEIGHTS_UNKNOWN) after a refit that failed.
         """
@@ -127,9 +135,7 @@ class Engine(ABC):
         """Run the network."""
 
     def _prove(self, probe: Probe) -> float:
-        channels, *side = self.spec.latent
-        question = probe_input(probe.seed, channels, (side[0], side[1]), self.spec.context)
-        answer = self._compute(question["sample"], question["timestep"], question["encoder_hidden_states"])
+        answer = self._compute(*self.spec.question(probe.seed))
         return probe_ratio(answer, probe, self.rounding)
 
 

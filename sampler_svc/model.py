@@ -13,7 +13,8 @@ from sampler_svc.engine_folder import open_folder
 from sampler_svc.engine_pool import EnginePool
 from sampler_svc.gate import Gate
 from sampler_svc.graph_layout import GraphLayout
-from sampler_svc.refit_weights import base_weights
+from sampler_svc.refit_weights import base_weights, super_resolution_weights
+from sampler_svc.super_resolution_engine import SuperResolutionEngine
 from unitune.base_model import BaseModelSpec
 from unitune.diffusion.schedule import Schedule
 
@@ -29,6 +30,8 @@ class Model:
     pool: EnginePool
     controlled: EnginePool  # of one engine with control over attention, opened when it is first leased
     engine: str  # the runtime in words
+    super_resolution: EnginePool | None = None  # the second stage, where the base model is a cascade
+    super_resolution_base: Weights | None = None
     gate: Gate | None = None  # where the base model brings one
     clipseg: ClipSeg | None = None  # where the sampler has one
 
@@ -59,6 +62,15 @@ class Model:
         def open_controlled() -> ControlledEngine:
             return ControlledEngine(folder, engine_spec, threads, GraphLayout(engine_spec, base.tensors))
 
+        second, second_base = None, None
+        if spec.super_resolution is not None:
+            second_base = super_resolution_weights(folder, spec.super_resolution)
+            second_spec = SuperResolutionEngine.spec_of(spec)
+            layout = GraphLayout(second_spec, second_base.tensors)
+            second = EnginePool(
+                lambda: SuperResolutionEngine(folder, second_spec, threads, layout), second_base, engines, is_lazy=True
+            )
+
         return cls(
             spec=spec,
             schedule=Schedule(**asdict(spec.schedule)),
@@ -67,6 +79,8 @@ class Model:
             pool=EnginePool(runtime.opener(folder, engine_spec, base, threads, refit_mode), base, engines),
             controlled=EnginePool(open_controlled, base, is_lazy=True),
             engine=" ".join(runtime.facts[fact] for fact in ("runtime", "version", "device")),
+            super_resolution=second,
+            super_resolution_base=second_base,
             gate=Gate.open(folder, spec.preset, graphs.round_trip_error, threads, runtime.open_graph),
             clipseg=ClipSeg(clipseg, threads) if clipseg is not None else None,
         )

@@ -8,20 +8,29 @@ from pathlib import Path
 
 from safetensors.numpy import load_file
 
-from sampler_svc.engine import BASE, Probe, Weights
-from sampler_svc.engine_folder import BASE_PROBE_SEED, PROBE_FILE
-from unitune.base_model import BaseModelSpec
+from sampler_svc.engine import BASE, Probe, Tensors, Weights
+from sampler_svc.engine_folder import BASE_PROBE_SEED, PROBE_FILE, SUPER_RESOLUTION_PROBE_FILE
+from unitune.base_model import BaseModelSpec, SuperResolutionSpec
 from unitune.codecs import decode
-from unitune.errors import FailedPrecondition
-from unitune.weights import TunedWeights
+from unitune.errors import DataLoss, FailedPrecondition
+from unitune.weights import SECOND_BASE, SECOND_TUNED, TunedWeights
 
 
 def base_weights(folder: Path, spec: BaseModelSpec) -> Weights:
     """The base model's weights in an engine folder. They are shared and read-only."""
-    tensors = load_file(folder / spec.base_weights)
+    return _of_base(folder / spec.base_weights, folder / PROBE_FILE)
+
+
+def super_resolution_weights(folder: Path, stage: SuperResolutionSpec) -> Weights:
+    """The same of the second stage of a cascade."""
+    return _of_base(folder / stage.weights, folder / SUPER_RESOLUTION_PROBE_FILE)
+
+
+def _of_base(weights: Path, probe: Path) -> Weights:
+    tensors = load_file(weights)
     for tensor in tensors.values():
         tensor.flags.writeable = False
-    answer = load_file(folder / PROBE_FILE)["base"]
+    answer = load_file(probe)["base"]
     return Weights(BASE, tensors, Probe(BASE_PROBE_SEED, answer, answer))
 
 
@@ -31,8 +40,21 @@ def tuned_weights(tuned: TunedWeights, base: Weights, base_model: str) -> Weight
     Raises FailedPrecondition (BASE_MODEL_MISMATCH) for a tuning of another base model, and DataLoss (WEIGHTS_CORRUPT)
     for a codec that this server does not know and what cannot be decoded.
     """
+    probe = Probe(tuned.manifest.probe_seed, tuned.probe_tuned, tuned.probe_base)
+    return _over(tuned, tuned.of_denoiser(), probe, base, base_model)
+
+
+def tuned_super_resolution(tuned: TunedWeights, base: Weights, base_model: str) -> Weights:
+    """The same of the second stage, for weights that tune it. Raises as `tuned_weights`."""
+    try:
+        probe = Probe(tuned.manifest.probe_seed, tuned.extras[SECOND_TUNED], tuned.extras[SECOND_BASE])
+    except KeyError as error:
+        raise DataLoss("the stored weights carry no probe of the second stage", reason="WEIGHTS_CORRUPT") from error
+    return _over(tuned, tuned.of_second_stage(), probe, base, base_model)
+
+
+def _over(tuned: TunedWeights, stored: Tensors, probe: Probe, base: Weights, base_model: str) -> Weights:
     if tuned.manifest.base_model != base_model:
         raise FailedPrecondition("the weights were tuned from another base model", reason="BASE_MODEL_MISMATCH")
-    tensors = decode(tuned.tensors, base.tensors, tuned.manifest.codec)
-    probe = Probe(tuned.manifest.probe_seed, tuned.probe_tuned, tuned.probe_base)
+    tensors = decode(stored, base.tensors, tuned.manifest.codec)
     return Weights(tuned.manifest.digest, {**base.tensors, **tensors}, probe)

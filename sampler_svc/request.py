@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sampler_svc.prompt_to_prompt import AttentionEdit
+from sampler_svc.super_resolution import Enlargement
 from unitune.choices import DEFAULT_MASK_PADDING
 from unitune.diffusion.guidance import Context, Row, mixed_with_base, prompt_guided, unconditional_on_base
 
@@ -40,6 +41,7 @@ class Request:
     attention: AttentionEdit | None = None  # Prompt-to-Prompt's
     guidance_sigma_low: float = 0.0
     guidance_sigma_high: float = math.inf
+    enlargement: Enlargement | None = None  # of a cascade's second stage
 
     def is_guided_at(self, sigma: float) -> bool:
         """Whether a step of this sigma is guided: (low, high] as in arXiv 2404.07724."""

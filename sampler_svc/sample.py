@@ -7,7 +7,7 @@ before the prompt this is UniTune (arXiv 2210.09477), with the base weights SDEd
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -21,6 +21,7 @@ from sampler_svc.masks.given import from_sdedit
 from sampler_svc.masks.shape import around, softened, to_latent, whole
 from sampler_svc.prompt_to_prompt import RunControlled, edited_beside
 from sampler_svc.request import Request, guidance_rows
+from sampler_svc.super_resolution import SuperResolution
 from unitune import images
 from unitune.diffusion.denoiser import predict
 from unitune.diffusion.guidance import Context, Denoiser, guided
@@ -28,7 +29,7 @@ from unitune.diffusion.inversion import inverted
 from unitune.diffusion.schedule import Latents, Schedule, add_noise, num_late_steps, sigma
 from unitune.diffusion.solvers import SCHEDULERS, Run
 from unitune.errors import Internal, InvalidArgument
-from unitune.images import Mask, Pixels
+from unitune.images import Mask, ModelImage, Pixels
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class EditedImage:
 
     index: int  # into the seeds
     seed: int
-    png: bytes  # as large as the base image
+    png: bytes  # as large as the base image; with a second stage at least as large as that makes them
     mask: bytes = b""  # PNG of the mask that was used, as large; empty if none was
 
 
@@ -57,6 +58,7 @@ class Done:
     encode_s: float
     denoise_s: float
     decode_s: float
+    super_resolution_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -79,13 +81,15 @@ def sample(
     embed: Callable[[str], Context] | None = None,
     controlled: RunControlled | None = None,
     find: Find | None = None,
+    second: SuperResolution | None = None,
 ) -> Iterator[Event]:
-    """Sample one picture per seed, all seeds in one batch.
+    """Sample one picture per seed, all seeds in one batch; the second stage enlarges them one by one.
 
     `cancelled` is asked before each step, and before each pass that estimates a mask. `base_denoiser` holds the base
     weights, for a request that needs them; `embed` takes the place of the base model's own text embedding;
     `controlled` is the denoiser with control over its attention, for a request that has `attention`; `find` finds what
-    the mask is of, for a mask source that names it. A strength that leaves no step gives the base image as the
+    the mask is of, for a mask source that names it; `second` is the second stage of a cascade, for a request whose
+    results it is to enlarge. A strength that leaves no step gives the base image as the
     autoencoder sees it. Raises Cancelled (EDIT_CANCELLED), InvalidField for words and an alignment that the prompts do
     not have, InvalidArgument (IMAGE_TOO_LARGE) when a result is too large a file to be sent, and what `images.decode`,
     `images.decode_mask` and `find` raise.
@@ -131,30 +135,74 @@ def sample(
             unprompted = embed("")[None]
             up = inverted(latent, run, lambda x, t: look(x, np.array([t]), unprompted), schedule.prediction_type)
             trajectory = [latent, *(level.latents for level in up)][::-1]
-        latents = yield from _denoise(request, run, schedule, guided_output, latent, trajectory, mask, preview)
+        walk = _denoise(request, run, schedule, guided_output, latent, trajectory, mask, preview)
     else:
         if controlled is None:
             raise ValueError("the request has attention to control, and there is no denoiser for it")
-        latents = yield from _denoise_beside(
-            request, schedule, stopping(controlled, cancelled), graphs, latent, mask, preview, embed
-        )
+        walk = _denoise_beside(request, schedule, stopping(controlled, cancelled), graphs, latent, mask, preview, embed)
+    steps = Steps(second.num_steps * len(request.seeds) if second is not None else 0)
+    latents = yield from steps.of_first_stage(walk)
     if not np.isfinite(latents).all():
         raise Internal("sampling left the range of numbers", reason="NOT_FINITE")
 
     denoised = time.perf_counter()
+    enlarging = 0.0
+    # A smaller picture has no pixels to give back at the second stage's size: it is finished first, and enlarged whole.
+    size = _enlarged_size(_size(picture), second.spec.side) if second is not None else _size(picture)
+    is_enlarged_last = size != _size(picture)
     for index, seed in enumerate(request.seeds):
-        edited = images.from_model(graphs.decode(latents[index : index + 1]), _size(base_image))
+        image = graphs.decode(latents[index : index + 1])
+        if second is not None and not is_enlarged_last:
+            began_s = time.perf_counter()
+            image = yield from steps.of_second_stage(second.enlarge(image, seed))
+            enlarging += time.perf_counter() - began_s
+        edited = images.from_model(image, _size(base_image))
         used = mask
         if used is None and request.interpolation > 0 and _num_steps(request) > 0:
             used = softened(AFTER[request.mask_source](Finished(edited, base_image, find)), request.mask_blur)
         if used is not None:
             edited = mix(edited, base_image, request.interpolation, used)
-        png = images.encode_png(region.pasted(edited, picture))
+        finished = region.pasted(edited, picture)
+        if second is not None and is_enlarged_last:
+            began_s = time.perf_counter()
+            small = images.to_model(finished, graphs.spec.image_side)
+            finished = images.from_model((yield from steps.of_second_stage(second.enlarge(small, seed))), size)
+            enlarging += time.perf_counter() - began_s
+        png = images.encode_png(finished)
         if len(png) > images.MAX_BYTES:  # no message would carry it
             raise _too_large(_size(picture), len(png))
         shown = given if given is not None else used
         yield EditedImage(index, seed, png, images.encode_mask(shown) if shown is not None else b"")
-    yield Done(encoded - began, denoised - encoded, time.perf_counter() - denoised)
+    yield Done(encoded - began, denoised - encoded, time.perf_counter() - denoised - enlarging, enlarging)
+
+
+class Steps:
+    """Counts the steps of both stages as those of one edit."""
+
+    def __init__(self, of_second: int) -> None:
+        """`of_second` is how many the second stage will have for all seeds."""
+        self._of_second, self._done, self._total = of_second, 0, of_second
+
+    def of_first_stage(self, walk: Generator[Step | Warned, None, Latents]) -> Generator[Step | Warned, None, Latents]:
+        """The walk's events, its steps with the total of both stages; answers with its latents."""
+        while True:
+            try:
+                event = next(walk)
+            except StopIteration as end:
+                latents: Latents = end.value
+                return latents
+            if isinstance(event, Step):
+                self._done, self._total = event.index + 1, event.total + self._of_second
+                event = replace(event, total=self._total)
+            yield event
+
+    def of_second_stage(self, pictures: Iterator[ModelImage]) -> Generator[Step, None, ModelImage]:
+        """A step for each picture; answers with the last one."""
+        for picture in pictures:
+            self._done += 1
+            yield Step(self._done - 1, self._total)
+            last = picture
+        return last
 
 
 def start(latents: Latents, noise: Latents, run: Run) -> Latents:
@@ -179,7 +227,7 @@ def _denoise(
     trajectory: Sequence[Latents] | None,
     mask: Mask | None,
     preview: Callable[[Latents], bytes],
-) -> Generator[Step, None, Latents]:
+) -> Generator[Step | Warned, None, Latents]:
     """The edited latents, one per seed, step by step. Outside of the mask every step is the base image, noised.
 
     Repeats begin anew from the last one's latents, kept to the base image outside, with fresh noise (SDEdit). With the
@@ -253,6 +301,12 @@ def _denoise_beside(
 
 def _num_steps(request: Request) -> int:
     return num_late_steps(request.num_inference_steps, request.strength)
+
+
+def _enlarged_size(size: tuple[int, int], side: tuple[int, int]) -> tuple[int, int]:
+    """A picture's own size, or that of its aspect whose longer side reaches the second stage's."""
+    scale = max(1.0, min(side[0] / size[0], side[1] / size[1]))
+    return round(size[0] * scale), round(size[1] * scale)
 
 
 def _size(pixels: Pixels) -> tuple[int, int]:

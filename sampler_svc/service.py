@@ -29,11 +29,12 @@ from sampler_svc.masks import Find
 from sampler_svc.masks.contrast import finder
 from sampler_svc.model import Model
 from sampler_svc.prompt_to_prompt import AttentionEdit
-from sampler_svc.refit_weights import tuned_weights
+from sampler_svc.refit_weights import tuned_super_resolution, tuned_weights
 from sampler_svc.request import Request
 from sampler_svc.sample import EditedImage, Event, Step, Warned, sample
+from sampler_svc.super_resolution import Enlargement, SuperResolution
 from unitune import telemetry
-from unitune.base_model import Preset
+from unitune.base_model import Preset, SuperResolutionSpec
 from unitune.choices import (
     ALIGNMENTS,
     DEFAULT_MASK_PADDING,
@@ -47,13 +48,17 @@ from unitune.choices import (
     MAX_GUIDANCE_SCALE,
     MAX_MASK_BLUR,
     MAX_MASK_PADDING,
+    MAX_NOISE_LEVEL,
     MAX_REPEATS,
     MAX_RESAMPLES,
     MAX_SEEDS,
     MAX_SIGMA,
+    MAX_SUPER_RESOLUTION_STEPS,
+    MAX_UNTHRESHOLDED_GUIDANCE,
     MAX_WORD_WEIGHT,
     NULL_TEXT,
     PROMPT_TO_PROMPT,
+    SUPER_RESOLUTION_OPTIONS,
     UNCONDITIONAL_MODELS,
     tuned_by,
 )
@@ -98,7 +103,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
 
     async def GetSamplerInfo(self, request: sampler_pb2.GetSamplerInfoRequest, context: Any) -> sampler_pb2.SamplerInfo:
         """Base model, defaults and engine."""
-        spec, preset = self._model.spec, self._model.spec.preset
+        spec, preset, second = self._model.spec, self._model.spec.preset, self._model.spec.super_resolution
         height, width = spec.image_side
         return sampler_pb2.SamplerInfo(
             base_model=server_pb2.BaseModel(
@@ -109,9 +114,11 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                 vocabulary=spec.vocabulary,
                 has_gate=self._model.gate is not None,
                 has_clipseg=self._model.clipseg is not None,
+                super_resolution_height=second.side[0] if second is not None else 0,
+                super_resolution_width=second.side[1] if second is not None else 0,
             ),
-            sampling_defaults=_defaults(preset, EDIT_METHODS[0]),
-            method_defaults=[_defaults(preset.of(method), method) for method in EDIT_METHODS],
+            sampling_defaults=_defaults(preset, EDIT_METHODS[0], second),
+            method_defaults=[_defaults(preset.of(method), method, second) for method in EDIT_METHODS],
             engine=self._model.engine,
         )
 
@@ -152,8 +159,9 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         """Forget weights."""
         with self._kept_lock:
             self._kept.pop(request.digest, None)
-        for pool in (self._model.pool, self._model.controlled):
-            await asyncio.to_thread(pool.evict, request.digest)
+        for pool in (self._model.pool, self._model.controlled, self._model.super_resolution):
+            if pool is not None:
+                await asyncio.to_thread(pool.evict, request.digest)
         self._tell_watchers()
         return sampler_pb2.EvictResponse()
 
@@ -195,12 +203,15 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             made_by = tuned_by(request.config.method, request.config.inversion)
             tuned = request.weights if request.HasField("weights") and made_by else None
             refits = made_by not in REFITS_NOTHING
-            with self._lease(tuned if refits else None, is_controlled=wanted.attention is not None) as lease:
+            with (
+                self._lease(tuned if refits else None, is_controlled=wanted.attention is not None) as lease,
+                self._second_stage(request.prompt, wanted, tuned, cancelled) as second,
+            ):
                 timings.refit_s = lease.refit_s
                 if refits:
                     mailbox.put(sampler_pb2.SampleEvent(loading=_loading(lease)))
                 extras = self._extras(tuned).of_method(made_by) if tuned is not None else None
-                for event in self._events(request, wanted, lease, extras, cancelled):
+                for event in self._events(request, wanted, lease, extras, second, cancelled):
                     if isinstance(event, Step):
                         mailbox.put(event)
                     elif isinstance(event, Warned):
@@ -209,7 +220,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                         mailbox.put(sampler_pb2.SampleEvent(image=_edited_image(event, request.config)))
                     else:
                         timings.encode_s, timings.denoise_s = event.encode_s, event.denoise_s
-                        timings.decode_s = event.decode_s
+                        timings.decode_s, timings.super_resolution_s = event.decode_s, event.super_resolution_s
             timings.total_s = time.perf_counter() - asked
             last.done.CopyFrom(timings)
             telemetry.event(logger, "sampled", edit=request.edit, warm=lease.warm, seconds=timings.total_s)
@@ -227,6 +238,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         wanted: Request,
         lease: Lease,
         extras: TunedWeights | None,
+        second: SuperResolution | None,
         cancelled: threading.Event,
     ) -> Iterator[Event | Gated]:
         """Of one run, or of as many attempts as the gate needs. `extras` are of the method's weights, if it has any."""
@@ -253,6 +265,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                 embed,
                 cast(ControlledEngine, lease.engine).run_controlled if is_controlled else None,
                 self._finder(wanted, lease, cancelled),
+                second,
             )
 
         if model.gate is None or not (config.automatic or config.gate):
@@ -273,6 +286,38 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         # Tuned weights have learnt one picture, not what words mean.
         denoiser = lease.engine.run if lease.engine.weights == BASE else model.pool.run_base
         return finder(model.graphs, model.schedule, denoiser, named, wanted.untuned_prompt, cancelled.is_set)
+
+    @contextlib.contextmanager
+    def _second_stage(
+        self, prompt: str, wanted: Request, weights: tuning_pb2.WeightsRef | None, cancelled: threading.Event
+    ) -> Iterator[SuperResolution | None]:
+        """The second stage, ready for an edit that asks for it, with an engine of its own. `prompt` is as it was sent,
+        `weights` are those that the method samples with.
+
+        A tuned one sees the words that it was tuned by: UniTune's rare tokens before the prompt, and Imagic's own
+        embedding of the prompt (arXiv 2210.09276, section 3.2). That of the base model knows no word that a tuning
+        binds, and does not see it.
+        """
+        model, asked = self._model, wanted.enlargement
+        if asked is None or model.super_resolution is None or model.spec.super_resolution is None:
+            yield None
+            return
+        base, graphs = model.super_resolution_base, model.graphs
+        assert base is not None
+        tuned = self._extras(weights) if weights is not None else None
+        if weights is not None and tuned is not None and tuned.tunes_second_stage:
+            context = embedding(graphs, tuned, wanted.prompt, eta=1.0)(wanted.prompt)
+            leased = model.super_resolution.lease(
+                weights.digest, lambda: tuned_super_resolution(self._read_weights(weights), base, model.spec.digest)
+            )
+        else:
+            context = graphs.embed(without(prompt, tuned.manifest.rare_tokens if tuned is not None else ""))
+            leased = model.super_resolution.lease(BASE, lambda: base)
+        with leased as lease:
+            empty = graphs.embed("")
+            yield SuperResolution(
+                model.spec.super_resolution, lease.engine.run, asked, context, empty, cancelled.is_set
+            )
 
     def _lease(
         self, weights: tuning_pb2.WeightsRef | None, *, is_controlled: bool = False
@@ -364,6 +409,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         for name in ("automatic", "gate"):
             is_right = not getattr(config, name) or self._model.gate is not None
             _check(f"config.{name}", "true", is_right, "leave it unset: this base model has no gate")
+        self._check_super_resolution(config)
         source = config.mask_source or ("given" if request.mask else "word" if config.mask_text else "difference")
         _check("config.mask_source", source, source in MASK_SOURCES, f"it must be one of {', '.join(MASK_SOURCES)}")
         _check("mask", "unset", bool(request.mask) or source != "given", "mask_source given needs it")
@@ -413,7 +459,21 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             attention=_attention(config) if config.method == PROMPT_TO_PROMPT else None,
             guidance_sigma_low=config.guidance_sigma_low,
             guidance_sigma_high=config.guidance_sigma_high if config.HasField("guidance_sigma_high") else math.inf,
+            enlargement=_enlargement(config, self._model.spec.super_resolution),
         )
+
+    def _check_super_resolution(self, config: edit_pb2.SamplingConfig) -> None:
+        """Raises InvalidField."""
+        is_right = not config.super_resolution or self._model.super_resolution is not None
+        _check("config.super_resolution", "true", is_right, "leave it unset: this base model has no second stage")
+        unread = [name for name in SUPER_RESOLUTION_OPTIONS if config.HasField(name) and not config.super_resolution]
+        for name in unread:
+            _check(f"config.{name}", getattr(config, name), False, "leave it unset, or set super_resolution, too")
+        scale = config.super_resolution_guidance_scale
+        is_off = config.HasField("dynamic_thresholding") and not config.dynamic_thresholding
+        is_right = not is_off or scale <= MAX_UNTHRESHOLDED_GUIDANCE
+        remedy = f"it must be at most {MAX_UNTHRESHOLDED_GUIDANCE} without dynamic_thresholding"
+        _check("config.super_resolution_guidance_scale", scale, is_right, remedy)
 
     @staticmethod
     def _check_options(config: edit_pb2.SamplingConfig) -> None:
@@ -429,6 +489,9 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             ("self_replace", 0, 1),
             ("guidance_sigma_low", 0, MAX_SIGMA),
             ("guidance_sigma_high", 0, MAX_SIGMA),
+            ("super_resolution_noise_level", 0, MAX_NOISE_LEVEL),
+            ("super_resolution_steps", 1, MAX_SUPER_RESOLUTION_STEPS),
+            ("super_resolution_guidance_scale", 0, MAX_GUIDANCE_SCALE),
         ):
             value = getattr(config, name)
             is_right = not config.HasField(name) or low <= value <= high
@@ -447,7 +510,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         _check("config.unconditional_model", unconditional, is_right, f"it must be one of {models}")
 
 
-def _defaults(preset: Preset, method: str) -> edit_pb2.SamplingConfig:
+def _defaults(preset: Preset, method: str, second: SuperResolutionSpec | None) -> edit_pb2.SamplingConfig:
     return edit_pb2.SamplingConfig(
         method=method,
         scheduler=preset.scheduler,
@@ -465,6 +528,25 @@ def _defaults(preset: Preset, method: str) -> edit_pb2.SamplingConfig:
         inversion=INVERSIONS[0] if method == PROMPT_TO_PROMPT else "",
         cross_replace=preset.cross_replace if method == PROMPT_TO_PROMPT else None,
         self_replace=preset.self_replace if method == PROMPT_TO_PROMPT else None,
+        super_resolution_noise_level=second.noise_level if second is not None else None,
+        super_resolution_steps=second.num_inference_steps if second is not None else None,
+        super_resolution_guidance_scale=second.guidance_scale if second is not None else None,
+        dynamic_thresholding=True if second is not None else None,
+    )
+
+
+def _enlargement(config: edit_pb2.SamplingConfig, stage: SuperResolutionSpec | None) -> Enlargement | None:
+    if not config.super_resolution or stage is None:
+        return None
+
+    def chosen(name: str, default: float) -> float:
+        return getattr(config, name) if config.HasField(name) else default
+
+    return Enlargement(
+        noise_level=int(chosen("super_resolution_noise_level", stage.noise_level)),
+        num_inference_steps=int(chosen("super_resolution_steps", stage.num_inference_steps)),
+        guidance_scale=chosen("super_resolution_guidance_scale", stage.guidance_scale),
+        is_thresholded=bool(chosen("dynamic_thresholding", True)),
     )
 
 

@@ -1,7 +1,11 @@
 """Paint a scene: sky, place, stickers with their shadows, fog, light, style; about a millisecond each.
 
-Everything is painted at twice the size and averaged down, so that edges are soft.
+Everything is painted at twice the size and averaged down, so that edges are soft. Lengths in the code are those of
+the canvas of a 64 px picture, 128 wide; a larger picture is painted with each of them as many times as long, so that
+it shows the same scene, aligned to the pixel.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -14,6 +18,7 @@ SIDE = 64
 CANVAS = 2 * SIDE
 
 Colour = tuple[float, float, float]
+Ink = tuple[int, int, int] | int
 
 SKY: dict[str, tuple[Colour, Colour]] = {  # at the top, at the horizon
     "day": ((78, 150, 222), (196, 226, 244)),
@@ -37,9 +42,9 @@ FOG: dict[str, Colour] = {"day": (214, 220, 226), "sunset": (226, 186, 164), "ni
 BACKGROUND_SCALE = 0.75  # of a second object behind the first, against one beside it
 
 
-def render(scene: Scene) -> np.ndarray:
-    """The picture of a scene: uint8, (64, 64, 3), RGB."""
-    canvas = _sky(scene)
+def render(scene: Scene, side: int = SIDE) -> np.ndarray:
+    """The picture of a scene: uint8, (side, side, 3), RGB; `side` is a multiple of 64."""
+    canvas = _sky(scene, side // SIDE)
     _paint_place(canvas, scene)
     *behind, front = _stickers(scene)
     if scene.side == "background":
@@ -62,8 +67,8 @@ def object_mask(scene: Scene, word: str) -> np.ndarray:
     if word not in (scene.object, scene.second) or word == NONE:
         raise ValueError(f"the scene shows no {word!r}")
     cover = {}
-    for name, *place in _stickers(scene):
-        picture, corner = _placed(name, *place)
+    for name, center_x, base_y, size in _stickers(scene):
+        picture, corner = _placed(name, center_x, base_y, size)
         cover[name] = Image.new("L", (CANVAS, CANVAS), 0)
         cover[name].paste(picture.getchannel("A"), corner)
     shown = np.asarray(cover[word].reduce(2)) / 255
@@ -90,10 +95,36 @@ def psnr_db(before: np.ndarray, after: np.ndarray, where: np.ndarray) -> float:
     return float(-10 * np.log10(max(float(np.mean(error**2)), 1e-10)))
 
 
-def _gradient(top: Colour, bottom: Colour, rows: int) -> np.ndarray:
-    mix = np.linspace(0, 1, max(rows, 1))[:, None, None]
+class _Brush:
+    """Draws on a canvas of any scale in the lengths of a canvas of 128."""
+
+    def __init__(self, canvas: Image.Image) -> None:
+        self.scale = canvas.width // CANVAS
+        self._draw = ImageDraw.Draw(canvas)
+
+    def _box(self, box: Sequence[float]) -> tuple[float, ...]:
+        # The last row and column belong to a shape, and a larger canvas has several of each.
+        left, top, right, bottom = (self.scale * length for length in box)
+        return left, top, right + self.scale - 1, bottom + self.scale - 1
+
+    def rectangle(self, box: Sequence[float], fill: Ink) -> None:
+        self._draw.rectangle(self._box(box), fill=fill)
+
+    def ellipse(self, box: Sequence[float], fill: Ink) -> None:
+        self._draw.ellipse(self._box(box), fill=fill)
+
+    def arc(self, box: Sequence[float], start: float, end: float, fill: Ink, width: int) -> None:
+        self._draw.arc(self._box(box), start, end, fill=fill, width=self.scale * width)
+
+    def polygon(self, corners: list[tuple[float, float]], fill: Ink) -> None:
+        self._draw.polygon([(self.scale * x, self.scale * y) for x, y in corners], fill=fill)
+
+
+def _gradient(top: Colour, bottom: Colour, rows: int, scale: int) -> np.ndarray:
+    """A band of colour as wide as the canvas; `rows` are those of a canvas of 128."""
+    mix = np.linspace(0, 1, scale * max(rows, 1))[:, None, None]
     band = (1 - mix) * np.array(top) + mix * np.array(bottom)
-    return np.broadcast_to(band, (max(rows, 1), CANVAS, 3))
+    return np.broadcast_to(band, (len(mix), scale * CANVAS, 3))
 
 
 def _lit(colour: Colour, time: str) -> tuple[int, int, int]:
@@ -105,12 +136,12 @@ def _horizon(scene: Scene) -> int:
     return round(scene.layout.horizon * CANVAS)
 
 
-def _sky(scene: Scene) -> Image.Image:
+def _sky(scene: Scene, scale: int) -> Image.Image:
     horizon = _horizon(scene)
-    rows = np.zeros((CANVAS, CANVAS, 3))
-    rows[:horizon] = _gradient(*SKY[scene.time], horizon)
+    rows = np.zeros((scale * CANVAS, scale * CANVAS, 3))
+    rows[: scale * horizon] = _gradient(*SKY[scene.time], horizon, scale)
     canvas = Image.fromarray(rows.astype(np.uint8))
-    draw = ImageDraw.Draw(canvas)
+    draw = _Brush(canvas)
     rng = np.random.default_rng(scene.layout.details)
     x = scene.layout.sun_x * CANVAS
     if scene.time == "day":
@@ -130,14 +161,14 @@ def _sky(scene: Scene) -> Image.Image:
     return canvas
 
 
-def _disc(draw: ImageDraw.ImageDraw, x: float, y: float, radius: float, fill: tuple[int, int, int]) -> None:
+def _disc(draw: _Brush, x: float, y: float, radius: float, fill: tuple[int, int, int]) -> None:
     draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
 
 
 def _paint_place(canvas: Image.Image, scene: Scene) -> None:
     horizon, time = _horizon(scene), scene.time
     rng = np.random.default_rng(scene.layout.details + 1)
-    draw = ImageDraw.Draw(canvas)
+    draw = _Brush(canvas)
     if scene.place == "city":
         _paint_skyline(draw, rng, horizon, time)
     elif scene.place == "snow":
@@ -150,8 +181,8 @@ def _paint_place(canvas: Image.Image, scene: Scene) -> None:
         _paint_dunes(draw, rng, horizon, time)
     elif scene.place == "room":
         _paint_wall(canvas, scene, horizon)
-    ground = _gradient(*GROUND[scene.place], CANVAS - horizon) * np.array(LIGHT[time])
-    canvas.paste(Image.fromarray(ground.astype(np.uint8)), (0, horizon))
+    ground = _gradient(*GROUND[scene.place], CANVAS - horizon, draw.scale) * np.array(LIGHT[time])
+    canvas.paste(Image.fromarray(ground.astype(np.uint8)), (0, draw.scale * horizon))
     if scene.place == "beach":
         shore = horizon + 16
         draw.rectangle((0, horizon, CANVAS, shore), fill=_lit((64, 150, 200), time))
@@ -170,7 +201,7 @@ def _paint_place(canvas: Image.Image, scene: Scene) -> None:
         _paint_floor(draw, scene, horizon)
 
 
-def _paint_skyline(draw: ImageDraw.ImageDraw, rng: np.random.Generator, horizon: int, time: str) -> None:
+def _paint_skyline(draw: _Brush, rng: np.random.Generator, horizon: int, time: str) -> None:
     window = (250, 214, 110) if time == "night" else _lit((196, 212, 224), time)
     x = -4
     while x < CANVAS:
@@ -182,7 +213,7 @@ def _paint_skyline(draw: ImageDraw.ImageDraw, rng: np.random.Generator, horizon:
         x += width
 
 
-def _paint_pines(draw: ImageDraw.ImageDraw, rng: np.random.Generator, horizon: int, time: str) -> None:
+def _paint_pines(draw: _Brush, rng: np.random.Generator, horizon: int, time: str) -> None:
     for x in rng.uniform(0, CANVAS, 7):
         height = rng.uniform(14, 30)
         for part in (0.0, 0.35):
@@ -197,33 +228,32 @@ def _paint_pines(draw: ImageDraw.ImageDraw, rng: np.random.Generator, horizon: i
             )
 
 
-def _paint_hills(draw: ImageDraw.ImageDraw, rng: np.random.Generator, horizon: int, time: str) -> None:
+def _paint_hills(draw: _Brush, rng: np.random.Generator, horizon: int, time: str) -> None:
     for x in rng.uniform(0, CANVAS, 2):
         draw.ellipse((x - 48, horizon - 14, x + 48, horizon + 30), fill=_lit((112, 176, 84), time))
 
 
-def _paint_trunks(
-    canvas: Image.Image, draw: ImageDraw.ImageDraw, rng: np.random.Generator, horizon: int, time: str
-) -> None:
-    haze = Image.new("RGB", (CANVAS, horizon), _lit((58, 106, 66), time))
-    canvas.paste(Image.blend(canvas.crop((0, 0, CANVAS, horizon)), haze, 0.62), (0, 0))
+def _paint_trunks(canvas: Image.Image, draw: _Brush, rng: np.random.Generator, horizon: int, time: str) -> None:
+    sky = canvas.crop((0, 0, canvas.width, draw.scale * horizon))
+    haze = Image.new("RGB", sky.size, _lit((58, 106, 66), time))
+    canvas.paste(Image.blend(sky, haze, 0.62), (0, 0))
     for x in sorted(rng.uniform(0, CANVAS, 7)):
         width = rng.uniform(6, 11)
         draw.rectangle((x, 0, x + width, horizon + 4), fill=_lit((92, 64, 42), time))
 
 
-def _paint_waves(draw: ImageDraw.ImageDraw, rng: np.random.Generator, horizon: int, time: str) -> None:
+def _paint_waves(draw: _Brush, rng: np.random.Generator, horizon: int, time: str) -> None:
     for x, y in zip(rng.uniform(0, CANVAS, 12), rng.uniform(horizon + 5, CANVAS - 4, 12), strict=True):
         draw.rectangle((x, y, x + 14, y + 1.5), fill=_lit((170, 210, 232), time))
 
 
-def _paint_flowers(draw: ImageDraw.ImageDraw, rng: np.random.Generator, horizon: int, time: str) -> None:
+def _paint_flowers(draw: _Brush, rng: np.random.Generator, horizon: int, time: str) -> None:
     colours = ((252, 240, 120), (250, 250, 250), (240, 130, 150))
     for x, y in zip(rng.uniform(0, CANVAS, 10), rng.uniform(horizon + 12, CANVAS - 3, 10), strict=True):
         _disc(draw, x, y, 2, _lit(colours[int(rng.integers(3))], time))
 
 
-def _paint_dunes(draw: ImageDraw.ImageDraw, rng: np.random.Generator, horizon: int, time: str) -> None:
+def _paint_dunes(draw: _Brush, rng: np.random.Generator, horizon: int, time: str) -> None:
     for x in rng.uniform(0, CANVAS, 2):
         width, height = rng.uniform(14, 24), rng.uniform(16, 26)
         mesa = [(x - width, horizon), (x - width * 0.7, horizon - height), (x + width * 0.7, horizon - height)]
@@ -232,7 +262,7 @@ def _paint_dunes(draw: ImageDraw.ImageDraw, rng: np.random.Generator, horizon: i
     draw.ellipse((x - 70, horizon - 9, x + 70, horizon + 30), fill=_lit((240, 192, 116), time))
 
 
-def _paint_ripples(draw: ImageDraw.ImageDraw, rng: np.random.Generator, horizon: int, time: str) -> None:
+def _paint_ripples(draw: _Brush, rng: np.random.Generator, horizon: int, time: str) -> None:
     for x, y in zip(rng.uniform(-10, CANVAS - 20, 8), rng.uniform(horizon + 8, CANVAS - 4, 8), strict=True):
         draw.arc((x, y, x + 34, y + 8), 200, 340, fill=_lit((180, 112, 52), time), width=2)
 
@@ -241,18 +271,20 @@ def _paint_wall(canvas: Image.Image, scene: Scene, horizon: int) -> None:
     """A wall with a window, through which the sky tells the time."""
     light = 0.6 if scene.time == "night" else 1.0
     wall = tuple(int(channel * light * tint) for channel, tint in zip(WALL, STICKER_LIGHT[scene.time], strict=True))
-    outside = canvas.crop((0, 0, CANVAS, horizon))
-    canvas.paste(wall, (0, 0, CANVAS, horizon))
+    draw = _Brush(canvas)
+    above = (0, 0, canvas.width, draw.scale * horizon)
+    outside = canvas.crop(above)
+    canvas.paste(wall, above)
     left = 6 if scene.layout.sun_x < 0.5 else CANVAS - 50
     window = (left, 8, left + 44, horizon - 18)
-    draw = ImageDraw.Draw(canvas)
     draw.rectangle((window[0] - 3, window[1] - 3, window[2] + 3, window[3] + 3), fill=_lit((250, 246, 240), scene.time))
-    canvas.paste(outside.resize((window[2] - window[0], window[3] - window[1])), window[:2])
+    panes = (draw.scale * (window[2] - window[0]), draw.scale * (window[3] - window[1]))
+    canvas.paste(outside.resize(panes), (draw.scale * window[0], draw.scale * window[1]))
     middle = (window[0] + window[2]) // 2
     draw.rectangle((middle - 1, window[1], middle + 1, window[3]), fill=_lit((250, 246, 240), scene.time))
 
 
-def _paint_floor(draw: ImageDraw.ImageDraw, scene: Scene, horizon: int) -> None:
+def _paint_floor(draw: _Brush, scene: Scene, horizon: int) -> None:
     draw.rectangle((0, horizon, CANVAS, horizon + 4), fill=_lit((246, 238, 228), scene.time))
     for fraction in (0.2, 0.5, 0.85):
         y = horizon + 4 + fraction * (CANVAS - horizon - 4)
@@ -261,10 +293,10 @@ def _paint_floor(draw: ImageDraw.ImageDraw, scene: Scene, horizon: int) -> None:
 
 def _in_fog(canvas: Image.Image, scene: Scene) -> Image.Image:
     """Fog over what has been painted: thickest at the horizon, thinner towards the viewer."""
-    rows = np.arange(CANVAS) / CANVAS
+    rows = np.arange(canvas.height) / canvas.height
     distance = np.where(rows < scene.layout.horizon, 0.80, 0.80 - 0.9 * (rows - scene.layout.horizon))
     indoors = 0.8 if scene.place == "room" else 1.0
-    thickness = np.broadcast_to((255 * indoors * distance).astype(np.uint8)[:, None], (CANVAS, CANVAS))
+    thickness = np.broadcast_to((255 * indoors * distance).astype(np.uint8)[:, None], canvas.size)
     fog = Image.new("RGB", canvas.size, tuple(int(channel) for channel in FOG[scene.time]))
     return Image.composite(fog, canvas, Image.fromarray(np.ascontiguousarray(thickness)))
 
@@ -283,27 +315,35 @@ def _stickers(scene: Scene) -> list[tuple[str, float, float, float]]:
     return [(scene.second, x, layout.base_y + 0.02, layout.second_size), front]
 
 
-def _placed(word: str, center_x: float, base_y: float, size: float) -> tuple[Image.Image, tuple[int, int]]:
-    """A sticker at its size on the canvas, and its upper left corner there."""
+def _placed(
+    word: str, center_x: float, base_y: float, size: float, scale: int = 1
+) -> tuple[Image.Image, tuple[int, int]]:
+    """A sticker at its size on a canvas of a scale, and its upper left corner there."""
     picture = sticker(word)
-    scale = size * CANVAS / max(picture.size)
-    width, height = (max(1, round(side * scale)) for side in picture.size)
+    shrunk = size * CANVAS / max(picture.size)
+    width, height = (max(1, round(side * shrunk)) for side in picture.size)
     left, base = round(center_x * CANVAS - width / 2), round(base_y * CANVAS)
-    picture = picture.resize((width, height), Image.Resampling.BOX if scale < 0.5 else Image.Resampling.BILINEAR)
-    return picture, (left, base - height)
+    smooth = Image.Resampling.BOX if scale * shrunk < 0.5 else Image.Resampling.BILINEAR
+    return picture.resize((scale * width, scale * height), smooth), (scale * left, scale * (base - height))
 
 
 def _paint_sticker(canvas: Image.Image, scene: Scene, word: str, center_x: float, base_y: float, size: float) -> None:
-    picture, (left, top) = _placed(word, center_x, base_y, size)
+    scale = canvas.width // CANVAS
+    picture, (left, top) = _placed(word, center_x, base_y, size, scale)
     width, height = picture.size
     base = top + height
 
     # The shadow falls away from the sun, and is fainter in fog.
     away = -0.10 * width * np.sign(scene.layout.sun_x - 0.5)
-    shadow = Image.new("L", (CANVAS, CANVAS), 0)
-    shape = (left + width * 0.06 + away, base - 0.09 * width - 2, left + width * 0.94 + away, base + 0.08 * width + 1)
+    shadow = Image.new("L", canvas.size, 0)
+    shape = (
+        left + width * 0.06 + away,
+        base - 0.09 * width - 2 * scale,
+        left + width * 0.94 + away,
+        base + 0.08 * width + scale,
+    )
     ImageDraw.Draw(shadow).ellipse(shape, fill=110 if scene.weather == "clear" else 60)
-    shadow = shadow.filter(ImageFilter.BoxBlur(3))
+    shadow = shadow.filter(ImageFilter.BoxBlur(3 * scale))
     canvas.paste(Image.new("RGB", canvas.size, (10, 14, 30)), (0, 0), shadow)
 
     # The side that looks towards the sun is a little brighter.

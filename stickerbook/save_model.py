@@ -1,6 +1,7 @@
 """Write the trained weights as a diffusers folder, `stickerbook/model`: fp16 safetensors, a few tens of MB.
 
 python -m stickerbook.save_model
+python -m stickerbook.save_model --only super_resolution     # that folder alone, beside the others as they are
 """
 
 import argparse
@@ -18,6 +19,7 @@ from stickerbook.checkpoint import Run
 from stickerbook.commit import commit
 from stickerbook.tokenizer import new_tokenizer
 from stickerbook.train import new_scheduler, new_text_encoder, new_unet, trained_autoencoder
+from stickerbook.train_super_resolution import new_noise_schedule, new_super_resolution
 from stickerbook.world import OBJECTS
 
 MODEL = Path(__file__).parent / "model"
@@ -107,6 +109,27 @@ def trained_pipeline(work: Path) -> tuple[StableDiffusionPipeline, int]:
     return pipeline, run.updates_done
 
 
+def save_super_resolution(work: Path, folder: Path) -> int:
+    """Write the second stage of the checkpoint in `work`, its moving average, into a base model's folder; its updates.
+
+    Raises FileNotFoundError when there is no checkpoint.
+    """
+    unet, own = new_super_resolution(), folder / "super_resolution"
+    run = Run(work / "super_resolution.safetensors", unet, learning_rate=0, updates=1)
+    if not run.resume():
+        raise FileNotFoundError(
+            f"no second stage in {work}; run `python -m stickerbook.train_super_resolution` first, or leave it out"
+        )
+    run.use_average()
+    unet.eval().to(dtype=torch.float16).save_pretrained(own, safe_serialization=True)
+    scheduler = new_noise_schedule()
+    scheduler.register_to_config(is_preconditioned=True)
+    scheduler.save_pretrained(own)
+    facts = {"commit": commit("stickerbook/*.py"), "super_resolution_updates": str(run.updates_done)}
+    stamp(own / "diffusion_pytorch_model.safetensors", facts)
+    return run.updates_done
+
+
 def stamp(weights: Path, metadata: dict[str, str]) -> None:
     """Write where they came from into the header of a safetensors file, beside what diffusers wants there."""
     tensors = load_file(weights)
@@ -124,7 +147,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("work/stickerbook"), help="folder of the checkpoints")
     parser.add_argument("--out", type=Path, default=MODEL)
+    parser.add_argument("--only", choices=["super_resolution"], help="write this part, and leave the others alone")
     options = parser.parse_args()
+    if options.only or (options.work / "super_resolution.safetensors").exists():
+        updates = save_super_resolution(options.work, options.out)
+        print(f"wrote {options.out / 'super_resolution'}, {updates} updates")
+    if options.only:
+        return
     pipeline, updates = trained_pipeline(options.work)
     pipeline.to(dtype=torch.float16).save_pretrained(options.out, safe_serialization=True)
     (options.out / "vocabulary.json").write_text(json.dumps(vocabulary(), indent=1) + "\n")
@@ -136,7 +165,7 @@ def main() -> None:
     }
     (options.out / "training.json").write_text(json.dumps(training, indent=1) + "\n")
     for weights in options.out.glob("*/*.safetensors"):
-        if weights.parent.name != "clip":
+        if weights.parent.name not in ("clip", "super_resolution"):
             stamp(weights, {name: str(value) for name, value in training.items()})
     print(f"wrote {options.out}: {sum(f.stat().st_size for f in options.out.rglob('*') if f.is_file()) / 1e6:.1f} MB")
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,31 @@ def tiny_graphs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     from tuner_svc.export import export
 
     return export(tiny_model, tmp_path_factory.mktemp("graphs") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_cascade(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny base model with a second stage, which makes 96x96 of its 48x48. Nobody writes to it."""
+    from tests.tiny_model import save_tiny_super_resolution
+
+    folder = Path(shutil.copytree(tiny_model, tmp_path_factory.mktemp("cascade") / "tiny"))
+    save_tiny_super_resolution(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cascade_graphs(tiny_cascade: Path, tiny_graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The graphs folder of the tiny cascade: that of the tiny base model with the second stage. Nobody writes to it."""
+    from tuner_svc.base_model import load
+    from tuner_svc.export_super_resolution import export_super_resolution
+    from unitune.base_model import BaseModelSpec, file_digest
+
+    folder = Path(shutil.copytree(tiny_graphs, tmp_path_factory.mktemp("cascade_graphs") / "tiny"))
+    model, spec = load(tiny_cascade), BaseModelSpec.load(folder)
+    second = export_super_resolution(model, model.super_resolver, model.super_resolution, folder)
+    files = {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.name != "spec.json"}
+    replace(spec, digest=model.digest, super_resolution=second, files=files).save(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

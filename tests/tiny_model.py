@@ -103,6 +103,34 @@ def disturb(part: torch.nn.Module) -> None:
             parameter.add_(0.1 * torch.randn_like(parameter))
 
 
+def save_tiny_super_resolution(folder: Path, *, seed: int = 0, is_preconditioned: bool = True) -> None:
+    """Write a tiny second stage into a base model's folder: 96x96 pictures in blocks of 4x4, random by seed."""
+    torch.manual_seed(seed)
+    unet = UNet2DConditionModel(
+        sample_size=2 * IMAGE_SIDE // 4,
+        in_channels=2 * 48,
+        out_channels=48,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(16, 24),
+        layers_per_block=1,
+        cross_attention_dim=CONTEXT_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=8,
+        class_embed_type="timestep",
+    )
+    disturb(unet)
+    unet.save_pretrained(folder / "super_resolution", safe_serialization=True)
+    scheduler = DDIMScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="sample",
+        clip_sample=False,
+        timestep_spacing="trailing",
+    )
+    scheduler.register_to_config(is_preconditioned=is_preconditioned)
+    scheduler.save_pretrained(folder / "super_resolution")
+
+
 def save_tiny_model(folder: Path, *, seed: int = 0, prediction_type: str = "epsilon") -> Path:
     """Write the tiny model in diffusers layout."""
     tiny_pipeline(seed=seed, prediction_type=prediction_type).save_pretrained(folder, safe_serialization=True)

@@ -1,5 +1,6 @@
 """The base model in memory: frozen, fp32, in the four parts that are also the four graphs of the export."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +13,21 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.masking_utils import create_causal_mask
 from transformers.utils import logging as transformers_logging
 
-from tuner_svc.model_folder import UnusableBaseModel, check_layout, digest, read_preset, read_schedule, read_vocabulary
-from unitune.base_model import NoiseSchedule, Preset
+from tuner_svc.model_folder import (
+    PRECONDITIONED,
+    SCHEDULER_FILE,
+    SUPER_RESOLUTION_FOLDER,
+    UnusableBaseModel,
+    check_layout,
+    digest,
+    read_object,
+    read_preset,
+    read_schedule,
+    read_vocabulary,
+)
+from unitune.base_model import NoiseSchedule, Preset, SuperResolutionSpec
+
+FP32 = {"torch_dtype": torch.float32, "use_safetensors": True, "local_files_only": True}
 
 
 class TextEncoder(nn.Module):
@@ -84,6 +98,21 @@ class Denoiser(nn.Module):
         return self.unet(sample, timestep, encoder_hidden_states).sample
 
 
+class SuperResolver(nn.Module):
+    """sample (n, 2 * channels, h, w), timestep int64 (n, 2), encoder_hidden_states (n, tokens, width) -> a picture.
+
+    The second stage of a cascade. The sample is the noisy picture, then the noised enlargement; a timestep is the
+    picture's, then the enlargement's noise level. Pictures are in blocks (unitune.diffusion.super_resolution).
+    """
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        return self.unet(sample, timestep[:, 0], encoder_hidden_states, class_labels=timestep[:, 1]).sample
+
+
 @dataclass(frozen=True)
 class BaseModel:
     """A base model. Nothing writes to its tensors: every tuning starts from them."""
@@ -104,6 +133,8 @@ class BaseModel:
     latent_channels: int
     context_tokens: int
     context_width: int
+    super_resolver: SuperResolver | None = None  # this and the next: a base model that is a cascade
+    super_resolution: SuperResolutionSpec | None = None  # as yet without the tensors' layouts, which export finds
 
     def tensors(self) -> dict[str, Tensor]:
         """The denoiser's tensors by their name in the UNet, fp32."""
@@ -140,11 +171,13 @@ def load(folder: Path, device: str = "cpu") -> BaseModel:
     schedule, preset, vocabulary = read_schedule(folder), read_preset(folder), read_vocabulary(folder)
     try:
         unet, autoencoder, clip, tokenizer = _read_parts(folder)
+        second = _read_unet(folder, SUPER_RESOLUTION_FOLDER) if (folder / SUPER_RESOLUTION_FOLDER).is_dir() else None
     except Exception as error:  # each library raises kinds of its own for files that are damaged or do not fit
         complaint = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UnusableBaseModel(f"{folder} cannot be loaded: {complaint}") from error
     _check_parts(folder, unet, autoencoder, clip)
-    for part in (unet, autoencoder, clip):
+    stage = _super_resolution(folder, second, clip.config.hidden_size) if second is not None else None
+    for part in (unet, autoencoder, clip, *([second] if second is not None else [])):
         part.requires_grad_(False).eval().to(device)
     height, width = _pair(unet.config.sample_size)
     pixels = 2 ** (len(autoencoder.config.block_out_channels) - 1)  # of a side for each latent of that side
@@ -166,19 +199,42 @@ def load(folder: Path, device: str = "cpu") -> BaseModel:
         latent_channels=unet.config.in_channels,
         context_tokens=min(tokenizer.model_max_length, clip.config.max_position_embeddings),
         context_width=clip.config.hidden_size,
+        super_resolver=SuperResolver(second).eval() if second is not None else None,
+        super_resolution=stage,
     )
 
 
 def _read_parts(folder: Path) -> tuple[UNet2DConditionModel, AutoencoderKL, CLIPTextModel, CLIPTokenizer]:
     for library in (diffusers_logging, transformers_logging):
         library.disable_progress_bar()
-    options = {"torch_dtype": torch.float32, "use_safetensors": True, "local_files_only": True}
     return (
-        UNet2DConditionModel.from_pretrained(folder, subfolder="unet", low_cpu_mem_usage=False, **options),
-        AutoencoderKL.from_pretrained(folder, subfolder="vae", low_cpu_mem_usage=False, **options),
-        CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", **options),
+        _read_unet(folder, "unet"),
+        AutoencoderKL.from_pretrained(folder, subfolder="vae", low_cpu_mem_usage=False, **FP32),
+        CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", **FP32),
         CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True),
     )
+
+
+def _read_unet(folder: Path, part: str) -> UNet2DConditionModel:
+    return UNet2DConditionModel.from_pretrained(folder, subfolder=part, low_cpu_mem_usage=False, **FP32)
+
+
+def _super_resolution(folder: Path, unet: UNet2DConditionModel, context_width: int) -> SuperResolutionSpec:
+    """What the second stage is. Raises UnusableBaseModel unless it takes two pictures, a noise level and the text."""
+    config = unet.config
+    block = math.isqrt(config.out_channels // 3)
+    for is_right, wanted in (
+        (config.out_channels == 3 * block**2, "out_channels of 3 for each pixel of a square block: 3, 12, 48 ..."),
+        (config.in_channels == 2 * config.out_channels, "in_channels of two pictures, twice its out_channels"),
+        (config.class_embed_type == "timestep", "class_embed_type timestep, which tells it the noise level"),
+        (config.cross_attention_dim == context_width, f"cross_attention_dim {context_width}, the text_encoder's"),
+    ):
+        if not is_right:
+            raise UnusableBaseModel(f"{folder / SUPER_RESOLUTION_FOLDER}: its config must have {wanted}")
+    height, width = _pair(config.sample_size)
+    schedule = read_schedule(folder, SUPER_RESOLUTION_FOLDER)
+    is_preconditioned = bool(read_object(folder / SUPER_RESOLUTION_FOLDER / SCHEDULER_FILE).get(PRECONDITIONED, False))
+    return SuperResolutionSpec((height * block, width * block), block, schedule, {}, is_preconditioned)
 
 
 def _check_parts(folder: Path, unet: UNet2DConditionModel, autoencoder: AutoencoderKL, clip: CLIPTextModel) -> None:

@@ -44,13 +44,13 @@ def denoising_loss(
 
 
 class Noising:
-    """x_t = a_t x + s_t e, and what the denoiser is trained to say of it: e, or v = a_t e - s_t x."""
+    """x_t = a_t x + s_t e, and what the denoiser is trained to say of it: e, or v = a_t e - s_t x, or x."""
 
     def __init__(self, schedule: NoiseSchedule, device: torch.device) -> None:
         levels = torch.from_numpy(Schedule(**vars(schedule)).alphas_cumprod)
         self._signal = levels.sqrt().float().to(device)
         self._noise = (1 - levels).sqrt().float().to(device)
-        self._predicts_v = schedule.prediction_type == "v_prediction"
+        self._prediction_type = schedule.prediction_type
         self.num_timesteps = len(levels)
 
     def noised(self, latent: Tensor, draws: Draws) -> Tensor:
@@ -58,10 +58,16 @@ class Noising:
         signal, noise = self._at(draws.timesteps)
         return signal * latent + noise * draws.noise
 
+    def signal(self, draws: Draws) -> Tensor:
+        """How much of a latent is left at the drawn timesteps, (batch, 1, 1, 1)."""
+        return self._at(draws.timesteps)[0]
+
     def target(self, latent: Tensor, draws: Draws) -> Tensor:
-        """Epsilon or v."""
+        """Epsilon, v or the latent itself, (batch or 1, channels, h, w)."""
+        if self._prediction_type == "sample":
+            return latent.expand_as(draws.noise)
         signal, noise = self._at(draws.timesteps)
-        return signal * draws.noise - noise * latent if self._predicts_v else draws.noise
+        return signal * draws.noise - noise * latent if self._prediction_type == "v_prediction" else draws.noise
 
     def _at(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         return self._signal[timesteps, None, None, None], self._noise[timesteps, None, None, None]

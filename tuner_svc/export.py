@@ -25,9 +25,10 @@ from tuner_svc.export_clip import export_clip, has_clip
 from tuner_svc.export_denoiser import GRAPH_FILE, ExportError, example, export_denoiser, randomised_denoiser
 from tuner_svc.export_frozen import export_frozen, export_tokenizer
 from tuner_svc.export_preview import latent_to_rgb
+from tuner_svc.export_super_resolution import export_super_resolution
 from tuner_svc.model_folder import UnusableBaseModel, digest
 from unitune.attention import CONTROLLED_FILE
-from unitune.base_model import BaseModelSpec, TensorSpec, file_digest
+from unitune.base_model import BaseModelSpec, SuperResolutionSpec, TensorSpec, file_digest
 
 DIGEST_CHARACTERS = 16  # of a folder's name
 
@@ -96,10 +97,16 @@ def _fill(folder: Path, base_model: Path, model: BaseModel, say: Say) -> None:
     say("writing base weights and specification")
     base = {name: tensor.contiguous() for name, tensor in model.tensors().items()}
     save_file(base, folder / BaseModelSpec.base_weights)
-    _specification(folder, model, tensors).save(folder)
+    stage = None
+    if model.super_resolver is not None and model.super_resolution is not None:
+        say("exporting and checking the second stage")
+        stage = export_super_resolution(model, model.super_resolver, model.super_resolution, folder)
+    _specification(folder, model, tensors, stage).save(folder)
 
 
-def _specification(folder: Path, model: BaseModel, tensors: dict[str, TensorSpec]) -> BaseModelSpec:
+def _specification(
+    folder: Path, model: BaseModel, tensors: dict[str, TensorSpec], stage: SuperResolutionSpec | None
+) -> BaseModelSpec:
     return BaseModelSpec(
         name=model.name,
         digest=model.digest,
@@ -113,6 +120,7 @@ def _specification(folder: Path, model: BaseModel, tensors: dict[str, TensorSpec
         tensors=tensors,
         vocabulary=model.vocabulary,
         latent_to_rgb=latent_to_rgb(model),
+        super_resolution=stage,
         files={path.name: file_digest(path) for path in sorted(folder.iterdir())},
     )
 

@@ -8,7 +8,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from tuner_svc.base_model import Denoiser
+from tuner_svc.base_model import Denoiser, SuperResolver
 from tuner_svc.export_denoiser import ExportError
 from unitune.attention import no_controls
 from unitune.base_model import TensorSpec
@@ -24,7 +24,11 @@ def check_graph(path: Path, module: nn.Module, inputs: dict[str, Tensor]) -> np.
 
 
 def check_refit(
-    path: Path, denoiser: Denoiser, randomised: Denoiser, specs: Mapping[str, TensorSpec], inputs: dict[str, Tensor]
+    path: Path,
+    denoiser: Denoiser | SuperResolver,
+    randomised: Denoiser | SuperResolver,
+    specs: Mapping[str, TensorSpec],
+    inputs: dict[str, Tensor],
 ) -> None:
     """Raises ExportError unless the graph answers like PyTorch, with the base weights and after a refit by name."""
     base = check_graph(path, denoiser, inputs)

@@ -8,12 +8,12 @@ import copy
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import onnx_ir as ir
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tuner_svc.base_model import BaseModel, Denoiser
 from tuner_svc.export_attention import TRANSLATIONS
@@ -23,7 +23,8 @@ from unitune.attention import CONTROLLED_FILE
 from unitune.base_model import TensorSpec
 
 GRAPH_FILE = "denoiser.onnx"
-DATA_FILE = "denoiser.onnx.data"
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class ExportError(Exception):
@@ -64,7 +65,7 @@ def store(graph: ir.Model, matches: Mapping[str, Match], tensors: Mapping[str, n
     elsewhere.
     """
     values = [ir.Tensor(matches[name].spec.to_graph(tensors[name]), name=name) for name in sorted(matches)]
-    outside = ir.external_data.convert_tensors_to_external(values, path.parent, DATA_FILE)
+    outside = ir.external_data.convert_tensors_to_external(values, path.parent, f"{path.name}.data")
     for name, value in zip(sorted(matches), outside, strict=True):
         matches[name].initializer.name = name
         matches[name].initializer.const_value = value
@@ -94,13 +95,18 @@ def match(tensors: dict[str, np.ndarray], graph: ir.Model) -> dict[str, Match]:
 
 
 def randomised_denoiser(model: BaseModel, seed: int = 0) -> Denoiser:
-    """A copy of the denoiser with every tensor disturbed: of the base's size, and no two alike, not even norms."""
+    """As `randomised`, of the denoiser."""
+    return randomised(model.denoiser, seed)
+
+
+def randomised(module: M, seed: int = 0) -> M:
+    """A copy with every tensor disturbed: of the base's size, and no two alike, not even norms."""
     generator = torch.Generator().manual_seed(seed)
-    denoiser = copy.deepcopy(model.denoiser).cpu()
-    for tensor in denoiser.state_dict().values():
+    disturbed = copy.deepcopy(module).cpu()
+    for tensor in disturbed.state_dict().values():
         size = 0.1 * tensor.std(correction=0) + 0.02
         tensor.add_(size * torch.randn(tensor.shape, generator=generator))
-    return denoiser
+    return disturbed
 
 
 def example(model: BaseModel, batch: int = 2, seed: int = 0) -> dict[str, Tensor]:

@@ -62,7 +62,7 @@ def tuned_tensors(model: BaseModel, weights: TunedWeights) -> dict[str, Tensor]:
             reason="METHOD_MISMATCH",
         )
     base = {name: tensor.cpu().numpy() for name, tensor in model.tensors().items()}
-    decoded = decode(weights.tensors, base, weights.manifest.codec)
+    decoded = decode(weights.of_denoiser(), base, weights.manifest.codec)
     return {name: torch.from_numpy(np.array(tensor)) for name, tensor in decoded.items()}
 
 
@@ -119,7 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = load(options.base_model)
         tensors = tuned_tensors(model, weights)
         if weights.manifest.extras:
-            print(f"left out: the embeddings of {weights.manifest.method} ({', '.join(weights.manifest.extras)})")
+            what = "the second stage and its probe" if weights.tunes_second_stage else "the embeddings"
+            print(f"left out: {what} of {weights.manifest.method} ({', '.join(weights.manifest.extras)})")
         if options.format == "kohya":
             made = save_kohya(model, tensors, options.out, options.rank)
             share = 100 * error_of(model, made, weights)

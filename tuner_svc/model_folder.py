@@ -45,6 +45,10 @@ SAMPLING_RANGES = {  # of a preset's values, ends included
     "gate_detail": (0, 1),
     "gate_saturated": (0, 1),
 }
+SUPER_RESOLUTION_FOLDER = "super_resolution"  # optional: a UNet2DConditionModel and its scheduler, the second stage
+SCHEDULER_FILE = "scheduler_config.json"
+SUPER_RESOLUTION_FILES = ("config.json", "diffusion_pytorch_model.safetensors", SCHEDULER_FILE)
+PRECONDITIONED = "is_preconditioned"  # true in its scheduler's config: see unitune.base_model.SuperResolutionSpec
 CLIP_FOLDER = "clip"  # optional: a CLIPModel of transformers, for the gate
 CLIP_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json")
 CLASSES = {
@@ -92,17 +96,19 @@ def check_layout(folder: Path) -> None:
 
 def model_files(folder: Path) -> list[Path]:
     """The files that make the model what it is, relative and sorted: configs, weights, tokenizer,
-    preset, vocabulary and the gate's CLIP. Other files beside them do not matter.
+    preset, vocabulary, the second stage and the gate's CLIP. Other files beside them do not matter.
 
     Raises UnusableBaseModel naming every file that is missing.
     """
-    needed = [Path("scheduler", "scheduler_config.json")]
+    needed = [Path("scheduler", SCHEDULER_FILE)]
     for part, weights in WEIGHTS.items():
         needed += [Path(part, "config.json"), *_weight_files(folder, part, weights)]
     if not (folder / "tokenizer" / "tokenizer.json").is_file():  # the older layout
         needed += [Path("tokenizer", "vocab.json"), Path("tokenizer", "merges.txt")]
     if (folder / CLIP_FOLDER).is_dir():
         needed += [Path(CLIP_FOLDER, name) for name in CLIP_FILES]
+    if (folder / SUPER_RESOLUTION_FOLDER).is_dir():
+        needed += [Path(SUPER_RESOLUTION_FOLDER, name) for name in SUPER_RESOLUTION_FILES]
     missing = [str(path) for path in needed if not (folder / path).is_file()]
     if missing:
         raise UnusableBaseModel(f"{folder} lacks {', '.join(missing)}")
@@ -119,9 +125,9 @@ def digest(folder: Path) -> str:
     return total.hexdigest()
 
 
-def read_schedule(folder: Path) -> NoiseSchedule:
-    """The training noise schedule. Raises UnusableBaseModel for a kind that the sampler does not know."""
-    config = {**DDIMScheduler().config, **read_object(folder / "scheduler" / "scheduler_config.json")}
+def read_schedule(folder: Path, part: str = "scheduler") -> NoiseSchedule:
+    """The training noise schedule of a part. Raises UnusableBaseModel for a kind that the sampler does not know."""
+    config = {**DDIMScheduler().config, **read_object(folder / part / SCHEDULER_FILE)}
     if config.get("trained_betas") is not None:
         raise UnusableBaseModel(f"{folder}: its scheduler lists trained_betas; only a named beta_schedule can be used")
     known = {field.name: config[field.name] for field in fields(NoiseSchedule)}

@@ -14,7 +14,7 @@ from tuner_svc.base_model import BaseModel
 from tuner_svc.methods import METHODS, Tuned
 from tuner_svc.tuning_config import TuningConfig
 from unitune.codecs import decode, encode
-from unitune.weights import Manifest, pack, probe_input
+from unitune.weights import SECOND_BASE, SECOND_STAGE, SECOND_TUNED, Manifest, pack, probe_input
 
 PROBE_SEED = 0
 
@@ -31,7 +31,7 @@ def pack_tuned(
         codec = "lora"
     if not tuned.tensors:
         codec = "none"
-    tensors = {name: tensor.cpu().numpy() for name, tensor in tuned.tensors.items()}
+    tensors = _arrays(tuned.tensors)
     factors = {name: (up.cpu().numpy(), down.cpu().numpy()) for name, (up, down) in tuned.factors.items()}
     base = {name: tensor.cpu().numpy() for name, tensor in model.tensors().items() if name in tensors}
     stored = encode(tensors, base, codec, factors)
@@ -40,8 +40,9 @@ def pack_tuned(
         answer, of_base = (probe_answer(model, changed, PROBE_SEED) for changed in (tuned.tensors, {}))
     decoded = {name: torch.from_numpy(tensor) for name, tensor in decode(stored, base, codec).items()}
     of_decoded = answer if codec == "none" else probe_answer(model, decoded, PROBE_SEED)
+    second, of_second = _second_stage(model, tuned, codec)
     return pack(
-        stored,
+        {**stored, **second},
         probe_tuned=of_decoded,
         probe_base=of_base,
         codec=codec,
@@ -53,9 +54,41 @@ def pack_tuned(
         updates=config.updates,
         probe_seed=PROBE_SEED,
         stopped_after=len(tuned.losses) if len(tuned.losses) < METHODS[config.method].total(config) else 0,
-        extras={name: tensor.cpu().numpy() for name, tensor in tuned.extras.items()},
+        extras={**_arrays(tuned.extras), **of_second},
         bound_to=tuned.bound_to,
     )
+
+
+def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+
+
+def _second_stage(model: BaseModel, tuned: Tuned, codec: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The second stage's tensors as the file holds them, and its probe's answers; nothing where it was not tuned."""
+    resolver = model.super_resolver
+    if not tuned.second_stage or resolver is None:
+        return {}, {}
+    base = {name: tensor for name, tensor in _arrays(resolver.unet.state_dict()).items() if name in tuned.second_stage}
+    stored = encode(_arrays(tuned.second_stage), base, codec)
+    decoded = {name: torch.from_numpy(tensor) for name, tensor in decode(stored, base, codec).items()}
+    answers = {SECOND_TUNED: second_stage_answer(model, decoded, PROBE_SEED)}
+    answers[SECOND_BASE] = second_stage_answer(model, {}, PROBE_SEED)
+    return {f"{SECOND_STAGE}{name}": array for name, array in stored.items()}, answers
+
+
+@torch.no_grad()
+def second_stage_answer(model: BaseModel, tensors: Mapping[str, Tensor], seed: int) -> np.ndarray:
+    """As `probe_answer`, of the second stage; its output has the channels of one picture in blocks."""
+    resolver, stage = model.super_resolver, model.super_resolution
+    assert resolver is not None and stage is not None
+    channels, height, width = stage.blocks
+    context = (model.context_tokens, model.context_width)
+    values = probe_input(seed, 2 * channels, (height, width), context, has_noise_level=True)
+    arguments = tuple(torch.from_numpy(value).to(model.device) for value in values.values())
+    weights = {f"unet.{name}": tensor.to(model.device) for name, tensor in tensors.items()}
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        answer = functional_call(resolver, weights, arguments)
+    return answer.cpu().numpy()
 
 
 def _error(of_codec: np.ndarray, of_tuned: np.ndarray, of_base: np.ndarray) -> float:

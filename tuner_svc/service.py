@@ -59,11 +59,17 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
 
     async def GetTunerInfo(self, request: tuner_pb2.GetTunerInfoRequest, context: Any) -> tuner_pb2.TunerInfo:
         """Base model and preset."""
-        model = self._model
+        model, second = self._model, self._model.super_resolution
         height, width = model.image_side
         return tuner_pb2.TunerInfo(
             base_model=server_pb2.BaseModel(
-                name=model.name, digest=model.digest, width=width, height=height, vocabulary=model.vocabulary
+                name=model.name,
+                digest=model.digest,
+                width=width,
+                height=height,
+                vocabulary=model.vocabulary,
+                super_resolution_height=second.side[0] if second is not None else 0,
+                super_resolution_width=second.side[1] if second is not None else 0,
             ),
             tuning_defaults=_defaults(model.preset, TUNING_METHODS[0]),
             method_defaults=[_defaults(model.preset, method) for method in TUNING_METHODS],
@@ -80,6 +86,9 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
         check(self._model, config)
         pictures = (request.image, *request.further_images)
         image = await asyncio.to_thread(_model_images, pictures, self._model.image_side)
+        large = None
+        if config.super_resolution_updates > 0 and self._model.super_resolution is not None:
+            large = await asyncio.to_thread(_large_image, request.image, self._model.super_resolution.side)
         if self._is_draining:
             raise Unavailable("the tuner is about to stop", reason="DRAINING")
         for earlier in self._runs:
@@ -87,7 +96,7 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
                 earlier.cancel()
         run = Run(request.name)
         self._runs.add(run)
-        work = self._worker.submit(self._tune, run, request, config, image)
+        work = self._worker.submit(self._tune, run, request, config, image, large)
         work.add_done_callback(lambda _: run.wake())
         is_told = False
         try:
@@ -116,11 +125,16 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
         return tuner_pb2.CancelRunResponse()
 
     def _tune(
-        self, run: Run, request: tuner_pb2.RunTuningRequest, config: TuningConfig, image: images.ModelImage
+        self,
+        run: Run,
+        request: tuner_pb2.RunTuningRequest,
+        config: TuningConfig,
+        image: images.ModelImage,
+        large: images.ModelImage | None,
     ) -> tuning_pb2.WeightsRef:
         """One tuning, in the worker thread: tune, prove, store."""
         run.is_started = True
-        tuned = tune(self._model, image, config, on_progress=run.tell, cancelled=lambda: run.is_cancelled)
+        tuned = tune(self._model, image, config, large=large, on_progress=run.tell, cancelled=lambda: run.is_cancelled)
         data, manifest = pack_tuned(self._model, tuned, config, request.key, self._codec)
         if run.is_cancelled:
             raise Cancelled("the tuning was cancelled", reason="TUNING_CANCELLED")
@@ -177,6 +191,15 @@ def _progress(progress: Progress) -> RunTuningEvent:
 
 def _model_images(files: Sequence[bytes], side: tuple[int, int]) -> images.ModelImage:
     return np.concatenate([images.to_model(images.decode(data), side) for data in files])
+
+
+def _large_image(file: bytes, side: tuple[int, int]) -> images.ModelImage:
+    """The picture at the second stage's size. Raises InvalidField for a smaller one, which has no detail to show."""
+    picture = images.decode(file)
+    height, width = picture.shape[:2]
+    if not images.is_as_large(width, height, side):
+        raise InvalidField("image", f"{width}x{height} pixels", images.too_small(side))
+    return images.to_model(picture, side)
 
 
 def _defaults(preset: Preset, method: str) -> tuning_pb2.TuningConfig:

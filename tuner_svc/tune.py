@@ -1,12 +1,15 @@
 """The way into every method: pictures and a config in, what the method made out. The loops are in tuner_svc.methods."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
+import torch
 
 from tuner_svc.base_model import BaseModel
 from tuner_svc.course import Course, Progress
 from tuner_svc.methods import METHODS, Tuned
+from tuner_svc.super_resolution import pair_of, tune_second_stage
 from tuner_svc.tuning_config import TuningConfig
 from unitune.choices import MOST_IMAGES
 from unitune.errors import InvalidField
@@ -17,11 +20,12 @@ def tune(
     images: np.ndarray,
     config: TuningConfig,
     *,
+    large: np.ndarray | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Tuned:
     """Tune on model images, float32 (n, 3, height, width) in [-1, 1]; n is 1 except for DreamBooth. The base model
-    stays as it is.
+    stays as it is. `large` is the picture at the second stage's size, as a model image, for a config that tunes that.
 
     The same arguments give the same tensors on the same machine. `cancelled` is read before every update,
     `on_progress` is called at most five times a second, both on this thread. Raises Cancelled (TUNING_CANCELLED),
@@ -33,14 +37,26 @@ def tune(
     if not 1 <= len(images) <= most:
         raise InvalidField("images", f"{len(images)} pictures", f"{config.method} takes 1 to {most}")
     method = METHODS[config.method]
-    course = Course(method.total(config), on_progress, cancelled)
-    tuned = method.tune(model, model.encode_image(images), config, course)
-    course.refuse_infinite([*tuned.tensors.values(), *tuned.extras.values()])
+    course = Course(method.total(config) + config.super_resolution_updates, on_progress, cancelled)
+    latent = model.encode_image(images)
+    tuned = method.tune(model, latent, config, course)
+    if config.super_resolution_updates > 0 and method.second_stage is not None:
+        if large is None:
+            raise ValueError("the config tunes the second stage, and there is no picture of its size")
+        tuned = replace(tuned, losses=list(tuned.losses))  # the course goes on with the list that it has
+        pair = pair_of(model, torch.from_numpy(large).to(model.device), latent)
+        context = model.encode_prompt(method.second_stage.text(config))
+        tensors = tune_second_stage(model, pair, context, config, course, method.second_stage.optimizer)
+        tuned = replace(tuned, second_stage=tensors)
+    course.refuse_infinite([*tuned.tensors.values(), *tuned.extras.values(), *tuned.second_stage.values()])
     return tuned
 
 
 def check(model: BaseModel, config: TuningConfig) -> None:
-    """Raises InvalidField for what the base model's tokenizer shows to be wrong."""
+    """Raises InvalidField for what the base model shows to be wrong: by its tokenizer, and by what stages it has."""
+    if config.super_resolution_updates > 0 and model.super_resolution is None:
+        remedy = "it must be 0: this base model has no second stage"
+        raise InvalidField("config.super_resolution_updates", config.super_resolution_updates, remedy)
     METHODS[config.method].check(model, config)
 
 

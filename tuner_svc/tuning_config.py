@@ -50,6 +50,7 @@ class TuningConfig:
     base_prompt: str = ""  # these three: null-text, as in the edits to come
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
+    super_resolution_updates: int = 0  # UniTune, Imagic: of the second stage, after the denoiser's
 
     def __post_init__(self) -> None:
         rate = f"it must be above 0 and at most {MAX_LEARNING_RATE}"
@@ -74,6 +75,10 @@ class TuningConfig:
             "base_prompt": _words(self.base_prompt, MAX_PROMPT_CHARACTERS),
             "num_inference_steps": (1 <= self.num_inference_steps <= MAX_STEPS, f"it must be 1 to {MAX_STEPS}"),
             "guidance_scale": (0 <= self.guidance_scale <= MAX_GUIDANCE_SCALE, f"it must be 0 to {MAX_GUIDANCE_SCALE}"),
+            "super_resolution_updates": (
+                0 <= self.super_resolution_updates <= MAX_UPDATES,
+                f"it must be 0 to {MAX_UPDATES}",
+            ),
             "num_vectors": (1 <= self.num_vectors <= MAX_VECTORS, f"it must be 1 to {MAX_VECTORS}"),
         }
         for field, (is_allowed, remedy) in allowed.items():

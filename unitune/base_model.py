@@ -9,6 +9,9 @@ A graphs folder holds
     image_encoder.onnx      image float32 (n, 3, height, width) in [-1, 1] -> latent (n, channels, h, w), scaled, mode
     image_decoder.onnx      latent, scaled -> image in about [-1, 1]
     clip_image.onnx, clip_text.onnx, clip_tokenizer.json   the gate, where the base model has one
+    super_resolution.onnx (+ .data)   the second stage, where it has one: sample (the noisy picture, then the noised
+                            enlargement, in blocks), timestep int64 (n, 2), its own and the enlargement's noise level,
+                            encoder_hidden_states -> out, a picture in blocks
     denoiser.onnx (+ .data) sample, timestep int64 (n,), encoder_hidden_states -> out, the shape of sample
     denoiser_controlled.onnx    the same over the same data file, with control over its attention (unitune.attention)
 
@@ -28,6 +31,7 @@ import numpy as np
 
 SCHEMA = 3
 SPEC_FILE = "spec.json"
+SUPER_RESOLUTION_GRAPH = "super_resolution.onnx"
 
 
 def file_digest(path: Path) -> str:
@@ -65,7 +69,7 @@ class NoiseSchedule:
     beta_start: float = 0.00085
     beta_end: float = 0.012
     beta_schedule: str = "scaled_linear"
-    prediction_type: str = "epsilon"  # or "v_prediction"
+    prediction_type: str = "epsilon"  # or "v_prediction", or "sample": the clean latent
     timestep_spacing: str = "leading"
     steps_offset: int = 1
     set_alpha_to_one: bool = False
@@ -137,6 +141,28 @@ class Preset:
 
 
 @dataclass(frozen=True)
+class SuperResolutionSpec:
+    """The second stage of a base model that is a cascade: unitune.diffusion.super_resolution."""
+
+    side: tuple[int, int]  # height, width in pixels of what it makes
+    block: int  # pixels of a side that the network takes as one
+    schedule: NoiseSchedule
+    tensors: Mapping[str, TensorSpec]
+    # Whether the network takes the noisy picture times its share of signal, and predicts the clean picture's difference
+    # to the enlarged one.
+    is_preconditioned: bool = False
+    weights: str = "super_resolution.safetensors"
+    noise_level: int = 50  # this and the next two: what an edit has that does not say
+    num_inference_steps: int = 1
+    guidance_scale: float = 1.0
+
+    @property
+    def blocks(self) -> tuple[int, int, int]:
+        """Channels, height and width of a picture in blocks."""
+        return 3 * self.block**2, self.side[0] // self.block, self.side[1] // self.block
+
+
+@dataclass(frozen=True)
 class BaseModelSpec:
     """Everything about a base model that is not a weight."""
 
@@ -152,6 +178,7 @@ class BaseModelSpec:
     tensors: Mapping[str, TensorSpec]  # all tensors of the denoiser
     vocabulary: tuple[str, ...] = ()  # every word the model knows; empty means open
     latent_to_rgb: tuple[tuple[float, ...], ...] = ()  # (channels + 1, 3): linear preview, last row is the offset
+    super_resolution: SuperResolutionSpec | None = None
     base_weights: str = "denoiser.safetensors"  # the base model's denoiser tensors, by PyTorch name, fp32
     schema: int = SCHEMA
     files: Mapping[str, str] = field(default_factory=dict)  # file name to sha256
@@ -171,11 +198,19 @@ class BaseModelSpec:
         fields["schedule"] = NoiseSchedule(**fields["schedule"])
         points = tuple((strength, guidance) for strength, guidance in fields["preset"]["automatic_points"])
         fields["preset"] = Preset(**{**fields["preset"], "automatic_points": points})
-        fields["tensors"] = {
-            name: TensorSpec(tuple(t["shape"]), t["dtype"], t["layout"], tuple(t["graph_shape"]))
-            for name, t in fields["tensors"].items()
-        }
+        fields["tensors"] = _tensors(fields["tensors"])
         for name in ("image_side", "latent_side", "vocabulary"):
             fields[name] = tuple(fields[name])
+        if stage := fields.get("super_resolution"):
+            stage["side"], stage["schedule"] = tuple(stage["side"]), NoiseSchedule(**stage["schedule"])
+            stage["tensors"] = _tensors(stage["tensors"])
+            fields["super_resolution"] = SuperResolutionSpec(**stage)
         fields["latent_to_rgb"] = tuple(tuple(row) for row in fields["latent_to_rgb"])
         return cls(**fields)
+
+
+def _tensors(found: Mapping[str, Any]) -> dict[str, TensorSpec]:
+    return {
+        name: TensorSpec(tuple(t["shape"]), t["dtype"], t["layout"], tuple(t["graph_shape"]))
+        for name, t in found.items()
+    }

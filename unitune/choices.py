@@ -37,8 +37,8 @@ DRAWS = ("batch", "seed")  # of the methods that draw timesteps and noise
 # An edit with null-text's tuning has these in common with it: its embeddings are right for no others.
 BOUND_TO_NULL_TEXT = ("base_prompt", "num_inference_steps", "guidance_scale")
 TUNING_OPTIONS = {
-    "unitune": (*DRAWS, "mode", "rare_tokens", "stop_loss_ratio"),
-    "imagic": (*DRAWS, "mode", "prompt", "embedding_updates", "embedding_learning_rate"),
+    "unitune": (*DRAWS, "mode", "rare_tokens", "stop_loss_ratio", "super_resolution_updates"),
+    "imagic": (*DRAWS, "mode", "prompt", "embedding_updates", "embedding_learning_rate", "super_resolution_updates"),
     "dreambooth": (*DRAWS, "mode", "rare_tokens", "class_noun", "num_class_images", "prior_weight"),
     "textual_inversion": (*DRAWS, "rare_tokens", "initial_word", "num_vectors", "scale_learning_rate"),
     NULL_TEXT: BOUND_TO_NULL_TEXT,
@@ -49,6 +49,16 @@ MAX_UPDATES, MAX_BATCH, MAX_LEARNING_RATE, MAX_RARE_TOKENS_CHARACTERS = 5000, 64
 MAX_PROMPT_CHARACTERS, MAX_WORD_CHARACTERS = 2000, 64
 MAX_CLASS_IMAGES, MAX_PRIOR_WEIGHT, MAX_VECTORS, MAX_ETA = 1000, 100, 16, 2
 MAX_GUIDANCE_SCALE, MAX_SIGMA = 64, 10_000
+# Of the second stage: its steps and its noise level are timesteps of a schedule of 1000.
+SUPER_RESOLUTION_OPTIONS = (
+    "super_resolution_noise_level",
+    "super_resolution_steps",
+    "super_resolution_guidance_scale",
+    "dynamic_thresholding",
+)
+MAX_NOISE_LEVEL, MAX_SUPER_RESOLUTION_STEPS = 999, 1000
+# Beyond it pixels leave their range unless they are thresholded. Imagen's super-resolution is best at 7 to 10.
+MAX_UNTHRESHOLDED_GUIDANCE = 10
 MAX_SEEDS = 8  # pictures of one edit
 MAX_MASK_BLUR, MAX_MASK_PADDING, DEFAULT_MASK_PADDING = 256, 1024, 32  # pixels of the base image
 MAX_REPEATS = 10

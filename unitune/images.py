@@ -87,6 +87,16 @@ def from_model(image: ModelImage, size: tuple[int, int]) -> Pixels:
     return _resize(np.rint(scaled.clip(0, 255)).astype(np.uint8), size)
 
 
+def is_as_large(width: int, height: int, side: tuple[int, int]) -> bool:
+    """Whether a picture's longer side reaches that of `side` (height, width), so that it has detail of that size."""
+    return max(width / side[1], height / side[0]) >= 1
+
+
+def too_small(side: tuple[int, int]) -> str:
+    """The remedy for one that is not."""
+    return f"super_resolution_updates needs a picture of {side[1]}x{side[0]} pixels or more; give one, or leave it 0"
+
+
 def encode_png(pixels: Pixels) -> bytes:
     """A PNG file of the pixels; the same pixels give the same bytes."""
     file = io.BytesIO()

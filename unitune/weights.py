@@ -3,7 +3,8 @@
 Two files lie under one path of the weight store:
 
     weights.safetensors   the tuned tensors, dense in fp32 or as `codec` says (unitune.codecs), the probe's answers, and
-                          under `extra.` what else the method made, fp32 whatever the codec: embeddings
+                          under `extra.` what else the method made, fp32 whatever the codec: embeddings;
+                          under `super_resolution.` the second stage's tensors, if they were tuned
     manifest.json         what is in it and its sha256; written last, so weights without it do not exist
 
 Only tensors that a tuning may change are in the file, and the probe's answer is that of the tensors as they are
@@ -28,6 +29,8 @@ SCHEMA = 1
 PROBE_TUNED = "probe.tuned"  # the denoiser's answer to the probe input with the tuned weights, fp32
 PROBE_BASE = "probe.base"  # the same with the base weights
 EXTRA = "extra."  # before the names of `Manifest.extras`
+SECOND_STAGE = "super_resolution."  # before the names of the second stage's tensors, and of its probe's two extras
+SECOND_TUNED, SECOND_BASE = f"{SECOND_STAGE}probe.tuned", f"{SECOND_STAGE}probe.base"
 WEIGHTS_FILE = "weights.safetensors"
 MANIFEST_FILE = "manifest.json"
 
@@ -49,9 +52,9 @@ class Manifest:
     codec_error: float = 0.0  # ||y(codec) - y(tuned)|| / ||y(tuned) - y(base)|| of the probe's answers y
     schema: int = SCHEMA
     stopped_after: int = 0  # updates, where the tuning stopped early; 0 where it did all
-    extras: tuple[
-        str, ...
-    ] = ()  # `prompt` and `optimized` (imagic), `vectors` (textual_inversion), `nulls` (null_text)
+    # `prompt` and `optimized` (imagic), `vectors` (textual_inversion), `nulls` (null_text), and the second stage's
+    # probes.
+    extras: tuple[str, ...] = ()
     bound_to: Mapping[str, Any] = field(default_factory=dict)  # settings that an edit with the extras must have, too
 
     def to_json(self) -> bytes:
@@ -85,6 +88,23 @@ class TunedWeights:
     probe_tuned: np.ndarray
     probe_base: np.ndarray
     extras: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def tunes_second_stage(self) -> bool:
+        """Whether the second stage was tuned, too."""
+        return any(name.startswith(SECOND_STAGE) for name in self.manifest.tensors)
+
+    def of_denoiser(self) -> dict[str, np.ndarray]:
+        """The denoiser's tensors, as stored."""
+        return {name: tensor for name, tensor in self.tensors.items() if not name.startswith(SECOND_STAGE)}
+
+    def of_second_stage(self) -> dict[str, np.ndarray]:
+        """The second stage's tensors, as stored, by their own names."""
+        return {
+            name.removeprefix(SECOND_STAGE): tensor
+            for name, tensor in self.tensors.items()
+            if name.startswith(SECOND_STAGE)
+        }
 
     def of_method(self, method: str) -> "TunedWeights":
         """These weights. Raises FailedPrecondition (METHOD_MISMATCH) when another method made them."""
@@ -159,15 +179,19 @@ def unpack(data: bytes, manifest: Manifest) -> TunedWeights:
     return TunedWeights(manifest, tensors, probe_tuned, probe_base, extras)
 
 
-def probe_input(seed: int, channels: int, side: tuple[int, int], context: tuple[int, int]) -> dict[str, np.ndarray]:
+def probe_input(
+    seed: int, channels: int, side: tuple[int, int], context: tuple[int, int], *, has_noise_level: bool = False
+) -> dict[str, np.ndarray]:
     """The denoiser input that proves a refit: two latents, a low and a high timestep, two contexts.
 
-    `side` is (height, width) of the latent, `context` is (tokens, width) of the text embedding. The
+    `side` is (height, width) of the latent, `context` is (tokens, width) of the text embedding; with `has_noise_level`
+    each timestep has a noise level beside it, as the second stage of a cascade takes them. The
     draws are float32 and the same on every machine (PCG64).
     """
     rng = np.random.default_rng(seed)
+    timesteps = [[200, 100], [800, 400]] if has_noise_level else [200, 800]
     return {
         "sample": rng.standard_normal((2, channels, *side), dtype=np.float32),
-        "timestep": np.array([200, 800], dtype=np.int64),
+        "timestep": np.array(timesteps, dtype=np.int64),
         "encoder_hidden_states": rng.standard_normal((2, *context), dtype=np.float32),
     }

@@ -145,6 +145,13 @@ def check_mask_text(info: events.ServerInfo, options: EditOptions) -> None:
             raise InvalidField("--mask-text", word, f"the base model does not know it; name {near}")
 
 
+def check_super_resolution(info: events.ServerInfo, options: EditOptions) -> None:
+    """A second stage, if one is asked for."""
+    if options.get("super_resolution") and not info.base_model.super_resolution_width:
+        remedy = f"leave it out: the base model {info.base_model.name} has no second stage"
+        raise InvalidField("--super-resolution", "given", remedy)
+
+
 def check_mask(options: EditOptions, picture: events.Image) -> None:
     """A mask that fits the picture, if one is needed, and options of masks only where there is one."""
     mask, source = options.get("mask"), _mask_source(options)

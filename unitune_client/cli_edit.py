@@ -15,6 +15,7 @@ from unitune_client.cli_checks import (
     check_mask,
     check_mask_text,
     check_prompts,
+    check_super_resolution,
     check_words,
     mask_of,
 )
@@ -153,6 +154,11 @@ Examples:
     help="Guide only the steps whose sigma (noise over signal) is above LOW and at most HIGH; each other step costs "
     "one pass.  [default: every step]",
 )
+@click.option(
+    "--super-resolution",
+    is_flag=True,
+    help="Have the base model's second stage enlarge the pictures, where it has one: stickerbook's makes 128x128.",
+)
 @click.option("--seed", "seeds", type=Between(0, 2**63 - 1), multiple=True, help="One picture per seed.  [default: 0]")
 @attention_options
 @tuning_options
@@ -181,6 +187,7 @@ def edit_command(
     scheduler: str | None,
     eta: float | None,
     guidance_interval: tuple[float, float] | None,
+    super_resolution: bool,
     seeds: tuple[int, ...],
     cross_replace: float | None,
     self_replace: float | None,
@@ -233,6 +240,7 @@ def edit_command(
         word_weights=dict(word_weights) or None,
         blend_words=list(blend_words) or None,
         gate=gate or None,
+        super_resolution=super_resolution or None,
     )
     with display(as_json) as show, connection(address, base_model, show.say) as client:
         info = client.server_info()
@@ -240,6 +248,7 @@ def edit_command(
         check_prompts(info, prompts, options, method)
         check_choices(info, method, options)
         check_mask_text(info, options)
+        check_super_resolution(info, options)
         if automatic is None:
             is_open = not gate and strength is None and guidance is None
             automatic = info.base_model.has_gate and is_open and method in AUTOMATIC_METHODS
@@ -426,6 +435,7 @@ def in_words(timings: events.Timings) -> str:
         "encode": timings.encode_s,
         "denoise": timings.denoise_s,
         "decode": timings.decode_s,
+        "super-resolution": timings.super_resolution_s,
     }
     told = [f"{name} {seconds:.2f} s" for name, seconds in stages.items() if seconds >= 0.005]
     return f"edited in {timings.total_s:.2f} s ({', '.join(told)})" if told else f"edited in {timings.total_s:.2f} s"

@@ -111,6 +111,12 @@ def tuning_options(command: F) -> F:
             "[default: 0, never]",
         ),
         click.option(
+            "--super-resolution-updates",
+            type=Between(0, 5000),
+            help="unitune and imagic: tune the second stage, too, for --super-resolution. PHOTO must be at least as "
+            "large as what that makes.  [default: 0]",
+        ),
+        click.option(
             "--vectors",
             "num_vectors",
             type=Between(1, 16),

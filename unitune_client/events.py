@@ -79,6 +79,7 @@ class TuningConfig:
     base_prompt: str = ""
     num_inference_steps: int = 0
     guidance_scale: float = 0.0
+    super_resolution_updates: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +121,11 @@ class SamplingConfig:
     alignment: str = ""
     word_weights: Mapping[str, float] = field(default_factory=dict)
     blend_words: tuple[str, ...] = ()
+    super_resolution: bool = False
+    super_resolution_noise_level: int | None = None
+    super_resolution_steps: int | None = None
+    super_resolution_guidance_scale: float | None = None
+    dynamic_thresholding: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +207,7 @@ class Timings:
     encode_s: float = 0.0
     denoise_s: float = 0.0
     decode_s: float = 0.0
+    super_resolution_s: float = 0.0
     total_s: float = 0.0
 
 
@@ -428,7 +435,10 @@ class EditResult:
 
 @dataclass(frozen=True, kw_only=True)
 class BaseModel:
-    """The model before any tuning; width and height in pixels. An empty vocabulary is an open one."""
+    """The model before any tuning; width and height in pixels. An empty vocabulary is an open one.
+
+    What its second stage makes has `super_resolution_width` and `super_resolution_height`; 0 without one.
+    """
 
     name: str
     digest: str
@@ -437,6 +447,8 @@ class BaseModel:
     vocabulary: tuple[str, ...]
     has_gate: bool = False
     has_clipseg: bool = False
+    super_resolution_width: int = 0
+    super_resolution_height: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

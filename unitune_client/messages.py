@@ -33,6 +33,7 @@ class TuningOptions(TypedDict, total=False):
     tuning_seed     of every random draw of the tuning
     stop_loss_ratio of "unitune", 0 to 1: the tuning ends early when its loss has fallen to this share of the first
                     updates'; 0 never does
+    super_resolution_updates   of "unitune" and "imagic", 0 to 5000: the second stage is tuned, too, so many updates
 
     Of "imagic", which tunes for one text:
 
@@ -67,6 +68,7 @@ class TuningOptions(TypedDict, total=False):
     rare_tokens: str | None
     tuning_seed: int | None
     stop_loss_ratio: float | None
+    super_resolution_updates: int | None
     tuning_prompt: str | None
     embedding_updates: int | None
     embedding_learning_rate: float | None
@@ -116,6 +118,12 @@ class EditOptions(TuningOptions, total=False):
     guidance_sigma_low    0 to 10000; steps of a sigma (noise over signal) up to it are not guided, and cost one pass
     guidance_sigma_high   0 to 10000; steps of a sigma above it are not guided either. Unset, every step is
     eta                   of "imagic", 0 to 2: how far from the picture's embedding towards the prompt's
+    super_resolution      True has the base model's second stage enlarge the edited pictures, where it has one
+    super_resolution_noise_level     0 to 999, timestep to which the picture is noised for it: more lets it invent more
+    super_resolution_steps           1 to 1000, its steps
+    super_resolution_guidance_scale  0 to 64, its weight of the prompt; 1 is no guidance
+    dynamic_thresholding  False leaves its predictions outside of a picture's range as they are; then guidance is at
+                          most 10
     preview_every         a preview each so many steps; 0 is none
     timeout_s             seconds that the whole edit, tuning included, may take
 
@@ -160,6 +168,11 @@ class EditOptions(TuningOptions, total=False):
     automatic: bool | None
     gate: bool | None
     resamples: int | None
+    super_resolution: bool | None
+    super_resolution_noise_level: int | None
+    super_resolution_steps: int | None
+    super_resolution_guidance_scale: float | None
+    dynamic_thresholding: bool | None
     seeds: list[int] | tuple[int, ...] | None
     preview_every: int | None
     timeout_s: float | None
@@ -421,6 +434,8 @@ def server_info(message: server_pb2.ServerInfo) -> events.ServerInfo:
             vocabulary=tuple(base_model.vocabulary),
             has_gate=base_model.has_gate,
             has_clipseg=base_model.has_clipseg,
+            super_resolution_width=base_model.super_resolution_width,
+            super_resolution_height=base_model.super_resolution_height,
         ),
         tuning_defaults=_same_fields(events.TuningConfig, message.tuning_defaults),
         sampling_defaults=_sampling_config(message.sampling_defaults),

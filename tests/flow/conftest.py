@@ -1,4 +1,4 @@
-"""The three services, as real processes on the tiny base model, started once for all tests here."""
+"""The three services, as real processes on the tiny cascade, started once for all tests here."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +11,9 @@ from unitune_client.local import LocalServices
 
 
 @pytest.fixture(scope="session")
-def services(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServices]:
-    """The three services on the tiny base model."""
-    with LocalServices(str(tiny_model), home=Home(tmp_path_factory.mktemp("home"))) as services:
+def services(tiny_cascade: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServices]:
+    """The three services on the tiny base model with its second stage."""
+    with LocalServices(str(tiny_cascade), home=Home(tmp_path_factory.mktemp("home"))) as services:
         yield services
 
 

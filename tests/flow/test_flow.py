@@ -135,6 +135,30 @@ def test_a_mask_keeps_its_pixels_through_all_services(client: Client, picture: b
     assert 0 < outside.mean() < 1
 
 
+def test_a_cascade_enlarges_through_all_services(client: Client, picture: bytes) -> None:
+    """Both stages' steps are told, kept pixels of a large picture are exact, a tuned second stage makes another picture
+    and zero updates of it the same (K3)."""
+    file, mask = io.BytesIO(), io.BytesIO()
+    Image.open(io.BytesIO(picture)).resize((120, 88), Image.Resampling.BICUBIC).save(file, "PNG")
+    Image.fromarray(np.pad(np.full((40, 40), 255, np.uint8), ((20, 28), (40, 40)))).save(mask, "PNG")
+    large, kept = file.getvalue(), np.asarray(Image.open(mask)) == 0
+    settings = {"num_inference_steps": 4, "strength": 0.5, "super_resolution": True, "super_resolution_steps": 3}
+
+    small = client.edit_to_end(picture, "a cat", method="sdedit", **settings)
+    assert pixels(small.images[0]).shape == (70, 96, 3) and small.timings.super_resolution_s > 0
+    tunings = [client.tune(large, updates=2, super_resolution_updates=updates) for updates in (0, 4)]
+    events = list(client.edit(tunings[1], "a cat", mask=mask.getvalue(), **settings))
+    steps = [event for event in events if isinstance(event, EditStep)]
+    assert (steps[-1].index, steps[-1].total) == (4, 5)
+    tuned = pixels(next(event for event in events if isinstance(event, EditedImage)))
+    base, again = (
+        pixels(client.edit_to_end(tunings[0], "a cat", mask=mask.getvalue(), **settings).images[0]) for _ in range(2)
+    )
+
+    np.testing.assert_array_equal(tuned[kept], np.asarray(Image.open(file))[kept])
+    assert np.array_equal(base, again) and (base[~kept] != tuned[~kept]).any()
+
+
 def test_deleted_tunings_are_gone(client: Client, services: LocalServices, picture: bytes) -> None:
     """After a delete the weights are off the disk and an edit with the name is NOT_FOUND."""
     store = services._home.store

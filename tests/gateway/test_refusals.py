@@ -27,6 +27,7 @@ from unitune.v1.tuning_pb2 import (
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 WHITE = picture("white")
+CASCADE = BaseModel(name="tiny", digest=BASE_MODEL.digest, super_resolution_width=128, super_resolution_height=128)
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -180,6 +181,28 @@ async def test_picture_too_large_for_a_request_is_refused(world: World) -> None:
             "3.0",
         ),
         ({"config": SamplingConfig(repeats=2)}, "config.repeats", "2"),
+        ({"config": SamplingConfig(super_resolution=True)}, "config.super_resolution", "true"),
+        (
+            {"config": SamplingConfig(super_resolution_noise_level=50)},
+            "config.super_resolution_noise_level",
+            "50",
+        ),
+        ({"config": SamplingConfig(dynamic_thresholding=False)}, "config.dynamic_thresholding", "False"),
+        (
+            {"config": SamplingConfig(super_resolution=True, super_resolution_noise_level=1000)},
+            "config.super_resolution_noise_level",
+            "1000",
+        ),
+        (
+            {"config": SamplingConfig(super_resolution=True, super_resolution_steps=0)},
+            "config.super_resolution_steps",
+            "0",
+        ),
+        (
+            {"tuning_config": TuningConfig(super_resolution_updates=8)},
+            "tuning_config.super_resolution_updates",
+            "8",
+        ),
         ({"config": SamplingConfig(automatic=True, strength=0.5)}, "config.strength", "0.5"),
         ({"config": SamplingConfig(automatic=True, guidance_scale=5)}, "config.guidance_scale", "5.0"),
         ({"config": SamplingConfig(automatic=True, gate=True)}, "config.gate", "true"),
@@ -248,6 +271,34 @@ async def test_bad_edit_is_refused(world: World, change: dict[str, Any], field: 
     error = await refused(world.edits.Edit(EditRequest(**request)), INVALID, reason, field)
     assert error.metadata["value"] == value
     await lives(world)
+
+
+async def test_strong_guidance_of_pixels_needs_dynamic_thresholding(world: World) -> None:
+    """32 without it is refused, and taken with it, and on latents, which never have it (K4)."""
+    world.sampler.base_model = CASCADE
+    wild = SamplingConfig(super_resolution=True, super_resolution_guidance_scale=32, dynamic_thresholding=False)
+    tame = SamplingConfig(super_resolution=True, super_resolution_guidance_scale=32, guidance_scale=32)
+
+    call = world.edits.Edit(EditRequest(image_data=picture(), prompt="a dog", config=wild))
+    error = await refused(call, INVALID, "INVALID_FIELD", "config.super_resolution_guidance_scale")
+    assert error.metadata["value"] == "32.0" and "dynamic_thresholding" in error.metadata["remedy"]
+    await lives(world)
+    events = [event async for event in world.edits.Edit(EditRequest(image_data=picture(), prompt="a dog", config=tame))]
+    assert events[-1].WhichOneof("event") == "done"
+
+
+async def test_a_second_stage_is_tuned_on_pictures_of_its_size_alone(world: World) -> None:
+    """A smaller one has no detail to show: it is refused with the size that is needed, and nothing is tuned."""
+    world.tuner.base_model = CASCADE
+    small = await world.upload(picture(size=(64, 100)))
+    large = await world.upload(picture(size=(90, 128)))
+    config = TuningConfig(super_resolution_updates=8)
+
+    call = world.tunings.CreateTuning(CreateTuningRequest(image=small.name, config=config))
+    error = await refused(call, INVALID, "INVALID_FIELD", "image")
+    assert (error.metadata["value"], "128x128" in error.metadata["remedy"]) == ("64x100 pixels", True)
+    tuning = await world.tunings.CreateTuning(CreateTuningRequest(image=large.name, config=config))
+    assert tuning.config.super_resolution_updates == 8
 
 
 def beside(**options: Any) -> SamplingConfig:

@@ -76,7 +76,9 @@ class Forgetful(InPlaceEngine):
 def sets(tiny_graphs: Path, spec: BaseModelSpec, base: Weights) -> tuple[Weights, Weights]:
     """The two sets of weights that a build tries."""
     drawn = random_weights(base.tensors)
-    of_base, of_drawn = (reference_answer(tiny_graphs, spec, tensors) for tensors in (base.tensors, drawn))
+    of_base, of_drawn = (
+        reference_answer(tiny_graphs / DENOISER, EngineSpec.of(spec), tensors) for tensors in (base.tensors, drawn)
+    )
     return (
         Weights("base", base.tensors, Probe(0, of_base, of_base)),
         Weights("other", drawn, Probe(0, of_drawn, of_base)),

@@ -1,7 +1,9 @@
+import hashlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from stickerbook.captions import caption
 from stickerbook.render import kept_pixels, object_mask, render
@@ -57,6 +59,30 @@ def test_an_unknown_word_is_refused_by_name():
 def test_rendering_is_deterministic():
     """The same seed gives the same pixels."""
     assert np.array_equal(render(draw_scene(11)), render(draw_scene(11)))
+
+
+def test_the_pictures_that_weights_and_benches_know_never_change():
+    """Training and EditBench draw their scenes anew: places, times, weathers, styles and both objects, bit for bit."""
+    total = hashlib.sha256()
+    for seed in range(48):
+        total.update(render(draw_scene(seed).edited(style=STYLES[seed % len(STYLES)])).tobytes())
+
+    assert total.hexdigest() == "1eb2517b4e7fab7b53a12ca632eb97d2bbb661feba82f4600ee0e8813fcc1ed4"
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_scene_at_twice_the_size_is_the_same_scene(style: str) -> None:
+    """Averaged down it is the small picture, up to a few levels at edges; enlarged, the small one lacks its detail."""
+    for seed in (1, 5, 12, 30):
+        scene = draw_scene(seed).edited(style=style)
+        small, large = render(scene), render(scene, 128)
+        reduced = np.asarray(Image.fromarray(large).reduce(2)).astype(int)
+
+        assert large.shape == (128, 128, 3) and large.dtype == np.uint8
+        assert np.abs(reduced - small).mean() < 7  # a sketch's lines are of another width, all else is below 4
+        if style == "drawing":
+            enlarged = np.asarray(Image.fromarray(small).resize((128, 128), Image.Resampling.BICUBIC)).astype(int)
+            assert np.abs(enlarged - large).mean() > np.abs(reduced - small).mean()
 
 
 def test_ground_truth_of_an_object_swap_keeps_the_surroundings():

@@ -51,7 +51,8 @@ def test_edit_tunes_once_and_edits_by_every_prompt(server: ScriptedServer, photo
     server.script("Edit", scripted_server.edit_events([CAT, DOG], seeds=[3, 4]))
     sampling = ["--strength=0.8", "--guidance=9", "--steps=30", "--scheduler=euler", "--seed=3", "--seed=4", "--seed=3"]
     sampling += ["--guidance-interval", "0.5", "9"]
-    tuning = ["--updates=64", "--mode=lora", "--rare-tokens=xyz", "--stop-loss-ratio=0.25", "--address", server.address]
+    tuning = ["--updates=64", "--mode=lora", "--rare-tokens=xyz", "--stop-loss-ratio=0.25"]
+    tuning += ["--super-resolution-updates=32", "--address", server.address]
 
     done = unitune("edit", photo, "A dog, at night!", "a cat", "a cat", "-o", tmp_path / "o", *sampling, *tuning)
 
@@ -61,8 +62,9 @@ def test_edit_tunes_once_and_edits_by_every_prompt(server: ScriptedServer, photo
     assert [DOG, CAT, CAT, DOG] == [(tmp_path / "o" / name).read_bytes() for name in names]
     assert sorted([*names, "my cat--sheet.png"]) == sorted(path.name for path in (tmp_path / "o").iterdir())
     config = server.requests["CreateTuning"][0].config
-    expected = tuning_pb2.TuningConfig(updates=64, mode="lora", rare_tokens="xyz", stop_loss_ratio=0.25)
-    assert expected == config
+    assert config == tuning_pb2.TuningConfig(
+        updates=64, mode="lora", rare_tokens="xyz", stop_loss_ratio=0.25, super_resolution_updates=32
+    )
     first, second = server.requests["Edit"]
     assert ("A dog, at night!", "a cat") == (first.prompt, second.prompt)
     assert [(TUNING, [3, 4])] * 2 == [(request.tuning, list(request.seeds)) for request in (first, second)]

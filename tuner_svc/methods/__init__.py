@@ -8,11 +8,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
+from torch.optim import Adam
 
+from tuner_svc.adafactor import Adafactor
 from tuner_svc.base_model import BaseModel
 from tuner_svc.course import Course
 from tuner_svc.methods import dreambooth, imagic, null_text, textual_inversion, unitune
 from tuner_svc.methods.tuned import Tuned
+from tuner_svc.super_resolution import Optimizer
 from tuner_svc.tuning_config import TuningConfig
 from unitune.choices import NULL_TEXT
 
@@ -26,17 +29,26 @@ def _nothing_more(model: BaseModel, config: TuningConfig) -> None:
 
 
 @dataclass(frozen=True)
+class SecondStage:
+    """How a method tunes the second stage: under which text, by which optimizer."""
+
+    text: Callable[[TuningConfig], str]
+    optimizer: Callable[[list[Tensor], float], Optimizer]
+
+
+@dataclass(frozen=True)
 class Method:
     """One method. `tune` takes the pictures' latents, (n, channels, h, w)."""
 
     tune: Callable[[BaseModel, Tensor, TuningConfig, Course], Tuned]
     total: Callable[[TuningConfig], int] = _just_updates  # optimizer updates of all its stages
     check: Callable[[BaseModel, TuningConfig], None] = _nothing_more  # raises InvalidField for what the model shows
+    second_stage: SecondStage | None = None  # of those that tune a cascade's second stage, too
 
 
 METHODS: Mapping[str, Method] = {
-    "unitune": Method(unitune.tune),
-    "imagic": Method(imagic.tune, total=imagic.total),
+    "unitune": Method(unitune.tune, second_stage=SecondStage(lambda config: config.rare_tokens.strip(), Adafactor)),
+    "imagic": Method(imagic.tune, total=imagic.total, second_stage=SecondStage(lambda config: config.prompt, Adam)),
     "dreambooth": Method(dreambooth.tune),
     "textual_inversion": Method(textual_inversion.tune, check=textual_inversion.check),
     NULL_TEXT: Method(null_text.tune, total=null_text.total, check=null_text.check),

@@ -1,4 +1,4 @@
-"""What a denoiser's output means, whichever of epsilon or v the network was trained to predict."""
+"""What a denoiser's output means, whichever of epsilon, v or the clean latent the network was trained to predict."""
 
 import math
 from typing import NamedTuple
@@ -16,12 +16,15 @@ class Prediction(NamedTuple):
 
 
 def predict(output: Latents, latents: Latents, alpha_cumprod: float, prediction_type: str) -> Prediction:
-    """Read a denoiser's output for latents at a level; v is sqrt(alpha) epsilon - sqrt(1 - alpha) latent.
+    """Read a denoiser's output for latents at a level; v is sqrt(alpha) epsilon - sqrt(1 - alpha) latent, and "sample"
+    is the clean latent itself.
 
-    Epsilon says nothing about the clean latent at alpha_cumprod 0, so there only v gives finite numbers
+    Epsilon says nothing about the clean latent at alpha_cumprod 0, so there only the others give finite numbers
     (Salimans and Ho, 2022).
     """
     signal, noise = np.float32(math.sqrt(alpha_cumprod)), np.float32(math.sqrt(1 - alpha_cumprod))
     if prediction_type == "v_prediction":
         return Prediction(signal * latents - noise * output, signal * output + noise * latents)
+    if prediction_type == "sample":
+        return Prediction(output, np.divide(latents - signal * output, noise))
     return Prediction(np.divide(latents - noise * output, signal), output)

@@ -43,8 +43,8 @@ class Schedule:
         rescale_betas_zero_snr: bool = False,
     ) -> None:
         """Raises ValueError for a name that is not known."""
-        if prediction_type not in ("epsilon", "v_prediction"):
-            raise ValueError(f"prediction_type is {prediction_type!r}: it must be epsilon or v_prediction")
+        if prediction_type not in ("epsilon", "v_prediction", "sample"):
+            raise ValueError(f"prediction_type is {prediction_type!r}: it must be epsilon, v_prediction or sample")
         if timestep_spacing not in ("leading", "trailing", "linspace"):
             raise ValueError(f"timestep_spacing is {timestep_spacing!r}: it must be leading, trailing or linspace")
         self.prediction_type = prediction_type

@@ -38,7 +38,7 @@ class EditRequest(_message.Message):
     def __init__(self, parent: _Optional[str] = ..., tuning: _Optional[str] = ..., image: _Optional[str] = ..., image_data: _Optional[bytes] = ..., tuning_config: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., prompt: _Optional[str] = ..., config: _Optional[_Union[SamplingConfig, _Mapping]] = ..., seeds: _Optional[_Iterable[int]] = ..., preview_every: _Optional[int] = ..., mask: _Optional[bytes] = ...) -> None: ...
 
 class SamplingConfig(_message.Message):
-    __slots__ = ("method", "scheduler", "num_inference_steps", "guidance_scale", "strength", "interpolation", "negative_prompt", "base_prompt", "prompt_guidance_scale", "unconditional_model", "base_mixture", "mask_source", "mask_blur", "only_masked", "mask_padding", "repeats", "mask_keeps", "mask_text", "inverted", "eta", "guidance_sigma_low", "guidance_sigma_high", "automatic", "gate", "resamples", "inversion", "cross_replace", "self_replace", "alignment", "word_weights", "blend_words")
+    __slots__ = ("method", "scheduler", "num_inference_steps", "guidance_scale", "strength", "interpolation", "negative_prompt", "base_prompt", "prompt_guidance_scale", "unconditional_model", "base_mixture", "mask_source", "mask_blur", "only_masked", "mask_padding", "repeats", "mask_keeps", "mask_text", "inverted", "eta", "guidance_sigma_low", "guidance_sigma_high", "automatic", "gate", "resamples", "inversion", "cross_replace", "self_replace", "alignment", "word_weights", "blend_words", "super_resolution", "super_resolution_noise_level", "super_resolution_steps", "super_resolution_guidance_scale", "dynamic_thresholding")
     class WordWeightsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -77,6 +77,11 @@ class SamplingConfig(_message.Message):
     ALIGNMENT_FIELD_NUMBER: _ClassVar[int]
     WORD_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     BLEND_WORDS_FIELD_NUMBER: _ClassVar[int]
+    SUPER_RESOLUTION_FIELD_NUMBER: _ClassVar[int]
+    SUPER_RESOLUTION_NOISE_LEVEL_FIELD_NUMBER: _ClassVar[int]
+    SUPER_RESOLUTION_STEPS_FIELD_NUMBER: _ClassVar[int]
+    SUPER_RESOLUTION_GUIDANCE_SCALE_FIELD_NUMBER: _ClassVar[int]
+    DYNAMIC_THRESHOLDING_FIELD_NUMBER: _ClassVar[int]
     method: str
     scheduler: str
     num_inference_steps: int
@@ -108,7 +113,12 @@ class SamplingConfig(_message.Message):
     alignment: str
     word_weights: _containers.ScalarMap[str, float]
     blend_words: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, method: _Optional[str] = ..., scheduler: _Optional[str] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., strength: _Optional[float] = ..., interpolation: _Optional[float] = ..., negative_prompt: _Optional[str] = ..., base_prompt: _Optional[str] = ..., prompt_guidance_scale: _Optional[float] = ..., unconditional_model: _Optional[str] = ..., base_mixture: _Optional[float] = ..., mask_source: _Optional[str] = ..., mask_blur: _Optional[float] = ..., only_masked: _Optional[bool] = ..., mask_padding: _Optional[int] = ..., repeats: _Optional[int] = ..., mask_keeps: _Optional[bool] = ..., mask_text: _Optional[str] = ..., inverted: _Optional[bool] = ..., eta: _Optional[float] = ..., guidance_sigma_low: _Optional[float] = ..., guidance_sigma_high: _Optional[float] = ..., automatic: _Optional[bool] = ..., gate: _Optional[bool] = ..., resamples: _Optional[int] = ..., inversion: _Optional[str] = ..., cross_replace: _Optional[float] = ..., self_replace: _Optional[float] = ..., alignment: _Optional[str] = ..., word_weights: _Optional[_Mapping[str, float]] = ..., blend_words: _Optional[_Iterable[str]] = ...) -> None: ...
+    super_resolution: bool
+    super_resolution_noise_level: int
+    super_resolution_steps: int
+    super_resolution_guidance_scale: float
+    dynamic_thresholding: bool
+    def __init__(self, method: _Optional[str] = ..., scheduler: _Optional[str] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., strength: _Optional[float] = ..., interpolation: _Optional[float] = ..., negative_prompt: _Optional[str] = ..., base_prompt: _Optional[str] = ..., prompt_guidance_scale: _Optional[float] = ..., unconditional_model: _Optional[str] = ..., base_mixture: _Optional[float] = ..., mask_source: _Optional[str] = ..., mask_blur: _Optional[float] = ..., only_masked: _Optional[bool] = ..., mask_padding: _Optional[int] = ..., repeats: _Optional[int] = ..., mask_keeps: _Optional[bool] = ..., mask_text: _Optional[str] = ..., inverted: _Optional[bool] = ..., eta: _Optional[float] = ..., guidance_sigma_low: _Optional[float] = ..., guidance_sigma_high: _Optional[float] = ..., automatic: _Optional[bool] = ..., gate: _Optional[bool] = ..., resamples: _Optional[int] = ..., inversion: _Optional[str] = ..., cross_replace: _Optional[float] = ..., self_replace: _Optional[float] = ..., alignment: _Optional[str] = ..., word_weights: _Optional[_Mapping[str, float]] = ..., blend_words: _Optional[_Iterable[str]] = ..., super_resolution: _Optional[bool] = ..., super_resolution_noise_level: _Optional[int] = ..., super_resolution_steps: _Optional[int] = ..., super_resolution_guidance_scale: _Optional[float] = ..., dynamic_thresholding: _Optional[bool] = ...) -> None: ...
 
 class Scores(_message.Message):
     __slots__ = ("prompt", "base_prompt", "kept", "passed", "round_trip", "detail", "saturated")
@@ -220,7 +230,7 @@ class EditEvent(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., accepted: _Optional[_Union[EditEvent.Accepted, _Mapping]] = ..., tuning: _Optional[_Union[_tuning_pb2.TuningEvent, _Mapping]] = ..., loading: _Optional[_Union[EditEvent.Loading, _Mapping]] = ..., step: _Optional[_Union[EditEvent.Step, _Mapping]] = ..., image: _Optional[_Union[EditEvent.EditedImage, _Mapping]] = ..., done: _Optional[_Union[EditEvent.Done, _Mapping]] = ..., failed: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., cancelled: _Optional[_Union[Edit, _Mapping]] = ..., heartbeat: _Optional[_Union[EditEvent.Heartbeat, _Mapping]] = ..., warning: _Optional[_Union[EditEvent.Warning, _Mapping]] = ...) -> None: ...
 
 class Timings(_message.Message):
-    __slots__ = ("queue_s", "tune_s", "refit_s", "encode_s", "denoise_s", "decode_s", "total_s")
+    __slots__ = ("queue_s", "tune_s", "refit_s", "encode_s", "denoise_s", "decode_s", "total_s", "super_resolution_s")
     QUEUE_S_FIELD_NUMBER: _ClassVar[int]
     TUNE_S_FIELD_NUMBER: _ClassVar[int]
     REFIT_S_FIELD_NUMBER: _ClassVar[int]
@@ -228,6 +238,7 @@ class Timings(_message.Message):
     DENOISE_S_FIELD_NUMBER: _ClassVar[int]
     DECODE_S_FIELD_NUMBER: _ClassVar[int]
     TOTAL_S_FIELD_NUMBER: _ClassVar[int]
+    SUPER_RESOLUTION_S_FIELD_NUMBER: _ClassVar[int]
     queue_s: float
     tune_s: float
     refit_s: float
@@ -235,7 +246,8 @@ class Timings(_message.Message):
     denoise_s: float
     decode_s: float
     total_s: float
-    def __init__(self, queue_s: _Optional[float] = ..., tune_s: _Optional[float] = ..., refit_s: _Optional[float] = ..., encode_s: _Optional[float] = ..., denoise_s: _Optional[float] = ..., decode_s: _Optional[float] = ..., total_s: _Optional[float] = ...) -> None: ...
+    super_resolution_s: float
+    def __init__(self, queue_s: _Optional[float] = ..., tune_s: _Optional[float] = ..., refit_s: _Optional[float] = ..., encode_s: _Optional[float] = ..., denoise_s: _Optional[float] = ..., decode_s: _Optional[float] = ..., total_s: _Optional[float] = ..., super_resolution_s: _Optional[float] = ...) -> None: ...
 
 class Edit(_message.Message):
     __slots__ = ("name", "state", "images", "timings", "error", "tuning")

@@ -1,0 +1,240 @@
+"""Train the second stage of the cascade: from a 64 px picture and its caption to the same picture at 128 px.
+
+    python -m stickerbook.train_super_resolution --updates 3600
+
+Needs the base model's folder, for its autoencoder and text encoder, and the latent cache of `stickerbook.train`. The
+pictures to enlarge are mostly what the autoencoder makes of a render, as soft as the first stage's are. Each is noised
+to a level that the network is told (conditioning augmentation: Ho et al., arXiv 2106.15282; Imagen, arXiv 2205.11487,
+section 2.4), so that it looks past the first stage's errors. The network predicts the clean picture's difference to the
+enlarged one, as in SRDiff (arXiv 2104.14951): v or the whole picture would have it hand on every value of every pixel,
+for which it is too narrow. It sees the noisy picture times its share of signal, so that pure noise is out of its way.
+Interrupt it at will; the same command goes on. Every 500 updates a sheet of held-out scenes lies beside the checkpoint.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from PIL import Image
+from torch.nn import functional
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from stickerbook.captions import caption, training_caption
+from stickerbook.checkpoint import Run
+from stickerbook.latents import cached_latents
+from stickerbook.pictures import as_images, as_pixels, pictures
+from stickerbook.samples import contact_sheet
+from stickerbook.tokenizer import new_tokenizer
+from stickerbook.train import CONTEXT_WIDTH, new_scheduler, tokens_of
+from stickerbook.world import FIRST_HELD_OUT_SEED, draw_scene
+
+SIDE = 128
+BLOCK = 4  # the network sees 4x4 pixels as one of 16 times the channels, and works at 32x32
+MAX_LEVEL = 250  # of the augmentation; beyond it nothing is left of the detail by which the picture differs
+PLAIN_SHARE = 0.25  # of the pictures to enlarge: renders that have not been through the autoencoder
+
+
+def new_super_resolution() -> UNet2DConditionModel:
+    """An untrained second stage: 3.2 million parameters, cross-attention at 8x8, told the augmentation's level.
+
+    It begins by predicting no difference to the enlarged picture.
+    """
+    unet = UNet2DConditionModel(
+        sample_size=SIDE // BLOCK,
+        in_channels=2 * 3 * BLOCK**2,  # the noisy picture, then the noised enlargement
+        out_channels=3 * BLOCK**2,
+        down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        block_out_channels=(64, 64, 96),
+        layers_per_block=1,
+        cross_attention_dim=CONTEXT_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=16,
+        class_embed_type="timestep",
+    )
+    torch.nn.init.zeros_(unet.conv_out.weight)
+    torch.nn.init.zeros_(unet.conv_out.bias)
+    return unet
+
+
+def new_noise_schedule() -> DDIMScheduler:
+    """The base model's levels; the network's output, with the enlarged picture added, is the clean picture."""
+    return DDIMScheduler.from_config(new_scheduler().config, prediction_type="sample")
+
+
+def as_blocks(images: torch.Tensor) -> torch.Tensor:
+    """(n, 3, side, side) to (n, 48, side / 4, side / 4)."""
+    return functional.pixel_unshuffle(images, BLOCK)
+
+
+def enlarged(images: torch.Tensor) -> torch.Tensor:
+    """Pictures of 64 px, (n, 3, 64, 64), bilinearly at 128 px."""
+    return functional.interpolate(images, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
+
+
+def drawn_levels(rng: np.random.Generator, count: int) -> torch.Tensor:
+    """Augmentation levels as timesteps, half of them in the lowest quarter: int64, (count,)."""
+    return torch.from_numpy((MAX_LEVEL * rng.random(count) ** 2).astype(np.int64))
+
+
+def loss_of(
+    unet: UNet2DConditionModel,
+    context: torch.Tensor,
+    images: torch.Tensor,
+    small: torch.Tensor,
+    levels: torch.Tensor,
+    scheduler: DDIMScheduler,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Mean squared error of the picture, unweighted: at the noisy timesteps it is decided what the small one becomes.
+
+    `images` are (n, 3, 128, 128), `small` (n, 3, 64, 64), `levels` timesteps (n,).
+    """
+    target, low = as_blocks(images), as_blocks(enlarged(small))
+    noise = torch.randn(target.shape, generator=generator, device=target.device)
+    augmentation = torch.randn(low.shape, generator=generator, device=low.device)
+    timesteps = torch.randint(1000, (len(target),), generator=generator, device=target.device)
+    signal = scheduler.alphas_cumprod.to(target.device)[timesteps].sqrt()[:, None, None, None]
+    seen = scheduler.add_noise(low, augmentation, levels)
+    noisy = torch.cat([signal * scheduler.add_noise(target, noise, timesteps), seen], dim=1)
+    noisy = noisy.to(memory_format=torch.channels_last)
+    with torch.autocast(target.device.type, torch.bfloat16):
+        difference = unet(noisy, timesteps, context, class_labels=levels).sample
+    return functional.mse_loss(low + difference.float(), target)
+
+
+@torch.no_grad()
+def enlarge(
+    unet: UNet2DConditionModel,
+    context: torch.Tensor,
+    small: torch.Tensor,
+    scheduler: DDIMScheduler,
+    *,
+    noise_level: int = 50,
+    steps: int = 1,
+    seed: int = 0,
+) -> torch.Tensor:
+    """Pictures of 64 px, (n, 3, 64, 64), at 128 px by DDIM, without guidance; both in about [-1, 1]."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    low = as_blocks(enlarged(small))
+    levels = torch.full((len(low),), noise_level)
+    seen = scheduler.add_noise(low, torch.randn(low.shape, generator=generator).to(low.device), levels)
+    latents = torch.randn(low.shape, generator=generator).to(low.device)
+    scheduler.set_timesteps(steps)
+    for timestep in scheduler.timesteps:
+        beside = torch.cat([scheduler.alphas_cumprod[timestep].sqrt() * latents, seen], dim=1)
+        difference = unet(beside, timestep, context, class_labels=levels.to(low.device)).sample
+        latents = scheduler.step(low + difference, timestep, latents).prev_sample
+    return functional.pixel_shuffle(latents, BLOCK)
+
+
+def psnr_of(images: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Each picture's PSNR in dB, (n,)."""
+    error = ((images.clamp(-1, 1) - truth) / 2).square().mean(dim=(1, 2, 3))
+    return -10 * error.log10()
+
+
+def bicubic(small: torch.Tensor) -> torch.Tensor:
+    """What the second stage has to beat: (n, 3, 64, 64) at 128 px."""
+    large = [Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.BICUBIC) for picture in as_pixels(small)]
+    return as_images(np.stack([np.asarray(picture) for picture in large]))
+
+
+@torch.no_grad()
+def through(autoencoder: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
+    """Pictures of 64 px as the autoencoder gives them back."""
+    return autoencoder.decode(autoencoder.encode(images).latent_dist.mode()).sample.clamp(-1, 1)
+
+
+class HeldOut:
+    """Scenes that training never sees, to watch how well they are enlarged."""
+
+    def __init__(
+        self, count: int, autoencoder: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer
+    ) -> None:
+        seeds = range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + count)
+        captions = [caption(draw_scene(seed, "held_out")) for seed in seeds]
+        self.truth = pictures(seeds, "held_out", SIDE)
+        self.small = through(autoencoder, pictures(seeds, "held_out"))
+        self.bicubic = bicubic(self.small)
+        with torch.no_grad():
+            self.context = text_encoder(tokens_of(tokenizer, captions)).last_hidden_state
+
+    def enlarged_by(self, unet: UNet2DConditionModel, scheduler: DDIMScheduler) -> torch.Tensor:
+        """All of them at 128 px, in about [-1, 1]."""
+        return enlarge(unet, self.context.to(unet.device), self.small.to(unet.device), scheduler).cpu()
+
+    def sheet(self, large: torch.Tensor, count: int = 6) -> np.ndarray:
+        """Bicubic, enlarged and truth below one another; uint8."""
+        rows = torch.cat([self.bicubic[:count], large[:count], self.truth[:count]])
+        return contact_sheet(as_pixels(rows), count, enlarge=2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("work/stickerbook"), help="folder of the checkpoints")
+    parser.add_argument("--model", type=Path, default=Path(__file__).parent / "model", help="the base model's folder")
+    parser.add_argument("--updates", type=int, default=3600)
+    parser.add_argument("--batch", type=int, default=12, help="noisy pictures in an update, two of each scene")
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+
+    torch.manual_seed(0)
+    tokenizer, scheduler, device = new_tokenizer(), new_noise_schedule(), options.device
+    autoencoder = AutoencoderKL.from_pretrained(options.model, subfolder="vae", torch_dtype=torch.float32)
+    text_encoder = CLIPTextModel.from_pretrained(options.model, subfolder="text_encoder", torch_dtype=torch.float32)
+    autoencoder.requires_grad_(False).eval()
+    text_encoder.requires_grad_(False).eval()
+    held_out = HeldOut(24, autoencoder, text_encoder, tokenizer)
+    autoencoder.to(device, memory_format=torch.channels_last)
+    text_encoder.to(device)
+    latents = cached_latents(options.work / "latents.npy", autoencoder, 1, device)
+    unet = new_super_resolution().to(device, memory_format=torch.channels_last)
+    path = options.work / "super_resolution.safetensors"
+    run = Run(path, unet, learning_rate=options.learning_rate, updates=options.updates)
+    if run.resume():
+        print(f"resumed at update {run.updates_done}", flush=True)
+    print(f"held-out PSNR of bicubic enlargement {psnr_of(held_out.bicubic, held_out.truth).mean():.2f} dB", flush=True)
+    generator = torch.Generator(device)
+    started, mean_loss, first = time.monotonic(), 0.1, run.updates_done
+    while not run.is_done:
+        rng = np.random.default_rng([3, run.updates_done])
+        generator.manual_seed(run.updates_done)
+        seeds = rng.integers(len(latents), size=options.batch // 2)
+        captions = [training_caption(draw_scene(int(seed)), rng) for seed in seeds]
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16):
+            context = text_encoder(tokens_of(tokenizer, captions).to(device)).last_hidden_state.float()
+            batch = torch.from_numpy(latents[seeds].astype(np.float32)).to(device)
+            soft = autoencoder.decode(batch).sample.float().clamp(-1, 1)
+        is_plain = torch.from_numpy(rng.random(len(seeds)) < PLAIN_SHARE)[:, None, None, None]
+        small = torch.where(is_plain.to(device), pictures(seeds.tolist()).to(device), soft)
+        images = pictures(seeds.tolist(), side=SIDE).to(device)
+        levels = drawn_levels(rng, options.batch).to(device)
+        # Painting and decoding a scene cost as much as a pass over it, so each serves twice.
+        context, images, small = (torch.cat([tensor, tensor]) for tensor in (context, images, small))
+        loss = loss_of(unet, context, images, small, levels, scheduler, generator)
+        run.update(loss)
+        mean_loss += (loss.item() - mean_loss) * 0.01
+        if run.updates_done % 50 == 0:
+            seconds = time.monotonic() - started
+            rate = (run.updates_done - first) * options.batch / seconds
+            print(
+                f"update {run.updates_done}/{options.updates}  loss {mean_loss:.4f}  "
+                f"{rate:.1f} scenes/s  {seconds:.0f} s",
+                flush=True,
+            )
+        if run.updates_done % 250 == 0:
+            run.save()
+        if run.updates_done % 500 == 0:
+            large = held_out.enlarged_by(unet, scheduler)
+            print(f"held-out PSNR {psnr_of(large, held_out.truth).mean():.2f} dB", flush=True)
+            Image.fromarray(held_out.sheet(large)).save(options.work / f"super-resolution-{run.updates_done:06d}.png")
+    run.save()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Tune a cascade's second stage on the picture, too: UniTune (arXiv 2210.09477) and Imagic (arXiv 2210.09276, 3.2).
+
+It is tuned on what it will see: the noisy picture beside the small one as the first stage makes it, enlarged and noised
+to a random level that the network is told, as in its own training. Never on two noisy copies of the picture.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn.functional import interpolate, mse_loss, pixel_unshuffle
+
+from tuner_svc.base_model import BaseModel
+from tuner_svc.course import Course
+from tuner_svc.denoising import Draws, Noising, draw, half_precision
+from tuner_svc.trainable import trainable
+from tuner_svc.tuning_config import TuningConfig
+
+MAX_LEVEL = 250  # of the noise on the small picture, as stickerbook's second stage was trained; Imagen's are up to 300
+
+
+class Optimizer(Protocol):
+    """What moves tensors by their gradients."""
+
+    def step(self) -> None:
+        """One update."""
+        ...
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The picture and its enlargement, in blocks, (1, channels, h, w)."""
+
+    large: Tensor
+    low: Tensor
+
+
+@torch.no_grad()
+def pair_of(model: BaseModel, image: Tensor, latent: Tensor) -> Pair:
+    """From the picture at the second stage's size, (1, 3, height, width) in [-1, 1], and its latent."""
+    stage = model.super_resolution
+    assert stage is not None
+    small = model.image_decoder(latent).clamp(-1, 1)
+    low = interpolate(small, stage.side, mode="bilinear", align_corners=False)
+    return Pair(pixel_unshuffle(image, stage.block), pixel_unshuffle(low, stage.block))
+
+
+def tune_second_stage(
+    model: BaseModel,
+    pair: Pair,
+    context: Tensor,
+    config: TuningConfig,
+    course: Course,
+    optimizer_of: Callable[[list[Tensor], float], Optimizer],
+) -> dict[str, Tensor]:
+    """The changed tensors by name, after `super_resolution_updates` under one text embedding, (1, tokens, width)."""
+    resolver, stage = model.super_resolver, model.super_resolution
+    assert resolver is not None and stage is not None
+    generator = torch.Generator().manual_seed(config.seed)
+    chosen = trainable(resolver.unet, config.mode, generator)
+    parameters = chosen.parameters()
+    optimizer = optimizer_of(parameters, config.learning_rate)
+    noising = Noising(stage.schedule, model.device)
+    for _ in course.updates(config.super_resolution_updates, config.learning_rate):
+        draws = draw(config.batch, pair.large, noising.num_timesteps, generator)
+        shown = draw(config.batch, pair.low, noising.num_timesteps, generator)
+        levels = MAX_LEVEL * shown.timesteps.square() // noising.num_timesteps**2  # half of them in the lowest quarter
+        shown = Draws(levels, shown.noise)
+        noisy = noising.noised(pair.large, draws)
+        if stage.is_preconditioned:
+            noisy = noising.signal(draws) * noisy
+        sample = torch.cat([noisy, noising.noised(pair.low, shown)], dim=1)
+        timesteps = torch.stack([draws.timesteps, shown.timesteps], dim=1)
+        arguments = (sample, timesteps, context.expand(config.batch, -1, -1))
+        weights = {f"unet.{name}": tensor for name, tensor in chosen.weights().items()}
+        with half_precision(model.device):
+            output = functional_call(resolver, weights, arguments).float()
+        if stage.is_preconditioned:
+            output = pair.low + output
+        loss = mse_loss(output, noising.target(pair.large, draws))
+        course.note(loss)
+        for parameter in parameters:
+            parameter.grad = None
+        loss.backward()
+        optimizer.step()
+    return {name: tensor.detach() for name, tensor in chosen.weights().items()}
