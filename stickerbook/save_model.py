@@ -30,9 +30,9 @@ PRESET = {
     "learning_rate": 1e-4,
     "rare_tokens": "beikkpic",
     "scheduler": "ddim",
-    "num_inference_steps": 30,
+    "num_inference_steps": 10,
     "guidance_scale": 3.0,
-    "strength": 0.95,
+    "strength": 0.9,
     "interpolation": 1.0,
     "gate_gain": 0.02,
     "gate_prompt": 0.7,
@@ -41,9 +41,9 @@ PRESET = {
     "gate_detail": 0.0018,
     "gate_saturated": 0.25,
     "gate_enough": 0.82,
-    "automatic_points": [[0.9, 3.0], [0.95, 3.0], [0.95, 4.0], [1.0, 4.0]],
+    "automatic_points": [[0.9, 3.0], [0.9, 5.0], [1.0, 3.0]],
     "methods": {
-        "sdedit": {"strength": 0.8, "guidance_scale": 5.0},
+        "sdedit": {"num_inference_steps": 30, "strength": 0.8, "guidance_scale": 5.0},
         "imagic": {
             "batch": 4,
             "embedding_updates": 100,
@@ -51,6 +51,7 @@ PRESET = {
             "updates": 100,
             "learning_rate": 1e-4,
             "eta": 1.0,
+            "num_inference_steps": 30,
             "guidance_scale": 3.0,
         },
         "dreambooth": {
@@ -58,6 +59,7 @@ PRESET = {
             "num_class_images": 32,
             "updates": 64,
             "learning_rate": 1e-4,
+            "num_inference_steps": 30,
             "guidance_scale": 3.0,
         },
         "textual_inversion": {
@@ -65,9 +67,15 @@ PRESET = {
             "updates": 200,
             "learning_rate": 1e-3,
             "num_vectors": 1,
+            "num_inference_steps": 30,
             "guidance_scale": 3.0,
         },
-        "prompt_to_prompt": {"cross_replace": 0.2, "self_replace": 0.6, "guidance_scale": 5.0},
+        "prompt_to_prompt": {
+            "num_inference_steps": 30,
+            "cross_replace": 0.2,
+            "self_replace": 0.6,
+            "guidance_scale": 5.0,
+        },
     },
 }
 

@@ -8,6 +8,7 @@ from bench.editbench.settings import Setting
 UPDATES = (0, 64, 128, 256)
 STRENGTHS = (0.7, 0.8, 0.9, 1.0)
 GUIDANCES = (1.0, 4.0, 8.0)
+STEPS = 30  # of which every strength leaves a number of its own
 
 
 def named(preset: Setting, updates: int, strength: float, guidance_scale: float) -> Setting:
@@ -18,6 +19,7 @@ def named(preset: Setting, updates: int, strength: float, guidance_scale: float)
         tuning=replace(preset.tuning, updates=updates),
         strength=strength,
         guidance_scale=guidance_scale,
+        num_inference_steps=STEPS,
         interpolation=0.0,
     )
 

@@ -10,7 +10,7 @@ from unitune.images import Mask, Pixels
 # alter by accident can exceed the first figure anywhere, but seldom reaches the second. So a region above the first
 # counts only if it reaches the second somewhere: hysteresis, as in Canny's edge detector (1986). Chosen on EditBench's
 # development split (`python -m bench.editbench.thresholds`).
-UNCHANGED, CHANGED = 0.07, 0.15
+UNCHANGED, CHANGED = 0.06, 0.13
 BLUR = 1 / 40  # of the picture's shorter side
 EDGE = 1 / 80  # width of the mask's soft border, outside of the region, of the shorter side
 
