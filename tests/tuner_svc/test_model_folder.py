@@ -243,7 +243,7 @@ def test_a_schedule_without_optional_keys_has_the_defaults_of_diffusers(folder: 
 
 @pytest.mark.parametrize(
     ("change", "complaint"),
-    [({"prediction_type": "sample"}, "prediction_type"), ({"trained_betas": [0.1, 0.2]}, "trained_betas")],
+    [({"prediction_type": "flow_prediction"}, "prediction_type"), ({"trained_betas": [0.1, 0.2]}, "trained_betas")],
 )
 def test_a_schedule_that_the_sampler_does_not_know_is_refused(
     folder: Path, change: dict[str, object], complaint: str
