@@ -19,11 +19,11 @@ from sampler_svc.build import random_weights, reference_answer
 from sampler_svc.engine_folder import BASE_PROBE_SEED
 from sampler_svc.model import Model
 from sampler_svc.refit_weights import tuned_weights
+from tuner_svc.config import DEFAULT_CODEC
 from unitune.codecs import decode, encode
 from unitune.weight_store import WeightStore
 from unitune.weights import Manifest, pack
 
-CODEC = "int8"
 PARTS = ("read and checked", "decoded", "written and proven")
 
 
@@ -46,11 +46,11 @@ def stored(model: Model, graphs: Path, store: WeightStore, number: int) -> Manif
     """A tuning in the store: every tensor a hundredth or two of the way to a random one."""
     base, drawn = model.base.tensors, random_weights(model.base.tensors)
     tuned = {name: base[name] + np.float32(0.01 * number) * drawn[name] for name in base}
-    parts = encode(tuned, base, CODEC)
-    answer = reference_answer(graphs, model.spec, {**base, **decode(parts, base, CODEC)})
+    parts = encode(tuned, base, DEFAULT_CODEC)
+    answer = reference_answer(graphs, model.spec, {**base, **decode(parts, base, DEFAULT_CODEC)})
     data, manifest = pack(
         parts, probe_tuned=answer, probe_base=model.base.probe.expected, key=str(number), base_model=model.spec.digest,
-        method="unitune", rare_tokens="", updates=number, probe_seed=BASE_PROBE_SEED, codec=CODEC,
+        method="unitune", rare_tokens="", updates=number, probe_seed=BASE_PROBE_SEED, codec=DEFAULT_CODEC,
     )  # fmt: skip
     store.put_weights(manifest.key, data, manifest)
     return manifest
