@@ -16,6 +16,7 @@ import numpy as np
 from bench.measure import Ratio, in_turns, spread
 from bench.refit_modes import stepping
 from sampler_svc.build import random_weights, reference_answer
+from sampler_svc.engine import EngineSpec
 from sampler_svc.engine_folder import BASE_PROBE_SEED
 from sampler_svc.model import Model
 from sampler_svc.ort_engine import DENOISER
@@ -48,7 +49,9 @@ def stored(model: Model, graphs: Path, store: WeightStore, number: int) -> Manif
     base, drawn = model.base.tensors, random_weights(model.base.tensors)
     tuned = {name: base[name] + np.float32(0.01 * number) * drawn[name] for name in base}
     parts = encode(tuned, base, DEFAULT_CODEC)
-    answer = reference_answer(graphs / DENOISER, model.spec, {**base, **decode(parts, base, DEFAULT_CODEC)})
+    answer = reference_answer(
+        graphs / DENOISER, EngineSpec.of(model.spec), {**base, **decode(parts, base, DEFAULT_CODEC)}
+    )
     data, manifest = pack(
         parts, probe_tuned=answer, probe_base=model.base.probe.expected, key=str(number), base_model=model.spec.digest,
         method="unitune", rare_tokens="", updates=number, probe_seed=BASE_PROBE_SEED, codec=DEFAULT_CODEC,
