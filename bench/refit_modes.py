@@ -53,7 +53,8 @@ def two_sets(graphs: Path, model: Model, names: list[str]) -> Iterator[Weights]:
         near = {name: model.base.tensors[name] + np.float32(0.01 * number) * drawn[name] for name in names}
         tensors = {**model.base.tensors, **near}
         answer = reference_answer(graphs / DENOISER, EngineSpec.of(model.spec), tensors)
-        sets.append(Weights(f"set {number}", tensors, Probe(BASE_PROBE_SEED, answer, model.base.probe.expected)))
+        name = f"set {number} of {len(names)} tensors"  # other names than the last two sets', which the pool may hold
+        sets.append(Weights(name, tensors, Probe(BASE_PROBE_SEED, answer, model.base.probe.expected)))
     return cycle(sets)
 
 
