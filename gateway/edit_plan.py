@@ -62,20 +62,12 @@ class Planner:
 
         Raises what Edit refuses of the settings; neither the picture is looked at nor what the prompt must mention.
         """
-        _check(request)
-        sampler = await self._upstreams.sampler_info()
-        check_gate(request.config, sampler.base_model.has_gate, "config")
-        check_mask_words(request.config, request.mask, sampler.base_model, "config")
-        check_super_resolution(request.config, sampler.base_model, "config")
+        sampler = await self._checked(request)
         return await self._settled(request, _filled(request, _method_of(request), sampler))
 
     async def plan(self, request: EditRequest) -> EditPlan:
         """Check a request and find its target; an image's tuning is found or made. Raises as Edit does."""
-        _check(request)
-        sampler = await self._upstreams.sampler_info()
-        check_gate(request.config, sampler.base_model.has_gate, "config")
-        check_mask_words(request.config, request.mask, sampler.base_model, "config")
-        check_super_resolution(request.config, sampler.base_model, "config")
+        sampler = await self._checked(request)
         if request.WhichOneof("target") == "tuning":
             tenant, named = await self._named(request)
             request = completed(request, named.config)
@@ -101,6 +93,15 @@ class Planner:
                 sampler.base_model.vocabulary,
             ),
         )
+
+    async def _checked(self, request: EditRequest) -> SamplerInfo:
+        """The sampler, whose base model has what the request's settings ask of one. Raises as Edit does."""
+        _check(request)
+        sampler = await self._upstreams.sampler_info()
+        check_gate(request.config, sampler.base_model.has_gate, "config")
+        check_mask_words(request.config, request.mask, sampler.base_model, "config")
+        check_super_resolution(request.config, sampler.base_model, "config")
+        return sampler
 
     async def _named(self, request: EditRequest) -> tuple[str, Tuning]:
         """Tenant and tuning of an edit with a tuning that is there."""

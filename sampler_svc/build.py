@@ -149,16 +149,10 @@ def verify(graphs: Path, engine_folder: Path, spec: BaseModelSpec) -> tuple[str,
 
     Raises BuildError when not even a new session does.
     """
-    tensors = load_file(engine_folder / spec.base_weights)
-    drawn = random_weights(tensors)
     engine_spec = EngineSpec.of(spec)
-    of_base, of_drawn = (reference_answer(graphs / DENOISER, engine_spec, weights) for weights in (tensors, drawn))
-    save_file({"base": of_base}, engine_folder / PROBE_FILE)
-    base = Weights("base", tensors, Probe(BASE_PROBE_SEED, of_base, of_base))
-    other = Weights("other", drawn, Probe(BASE_PROBE_SEED, of_drawn, of_base))
-    for tensor in tensors.values():
-        tensor.flags.writeable = False
-    layout = GraphLayout(engine_spec, tensors)
+    weights, probe = engine_folder / spec.base_weights, engine_folder / PROBE_FILE
+    base, other = _canary(graphs / DENOISER, engine_spec, weights, probe)
+    layout = GraphLayout(engine_spec, base.tensors)
     check_refits(OrtEngine(engine_folder, engine_spec, layout=layout), base, other)
     try:
         check_refits(InPlaceEngine(engine_folder, engine_spec, layout=layout), base, other)
@@ -172,16 +166,22 @@ def verify_super_resolution(engine_folder: Path, spec: BaseModelSpec) -> None:
     """As `verify`, for the second stage of a cascade, which every backend has as it was exported. Raises BuildError."""
     engine_spec, stage = SuperResolutionEngine.spec_of(spec), spec.super_resolution
     assert stage is not None
-    graph, tensors = engine_folder / SUPER_RESOLUTION_GRAPH, load_file(engine_folder / stage.weights)
+    weights, probe = engine_folder / stage.weights, engine_folder / SUPER_RESOLUTION_PROBE_FILE
+    base, other = _canary(engine_folder / SUPER_RESOLUTION_GRAPH, engine_spec, weights, probe)
+    check_refits(SuperResolutionEngine(engine_folder, engine_spec), base, other)
+
+
+def _canary(graph: Path, spec: EngineSpec, weights: Path, probe: Path) -> tuple[Weights, Weights]:
+    """The base weights, read-only, and random ones, each with the exported graph's answer; the base's is written to
+    `probe`."""
+    tensors = load_file(weights)
     drawn = random_weights(tensors)
-    of_base, of_drawn = (reference_answer(graph, engine_spec, weights) for weights in (tensors, drawn))
-    save_file({"base": of_base}, engine_folder / SUPER_RESOLUTION_PROBE_FILE)
+    of_base, of_drawn = (reference_answer(graph, spec, each) for each in (tensors, drawn))
+    save_file({"base": of_base}, probe)
+    for tensor in tensors.values():
+        tensor.flags.writeable = False
     base = Weights("base", tensors, Probe(BASE_PROBE_SEED, of_base, of_base))
-    check_refits(
-        SuperResolutionEngine(engine_folder, engine_spec),
-        base,
-        Weights("other", drawn, Probe(BASE_PROBE_SEED, of_drawn, of_base)),
-    )
+    return base, Weights("other", drawn, Probe(BASE_PROBE_SEED, of_drawn, of_base))
 
 
 def check_refits(engine: Engine, base: Weights, other: Weights) -> None:

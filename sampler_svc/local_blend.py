@@ -67,13 +67,17 @@ class LocalBlend:
             maps = [widened(one) for one in sums]
             seen = [enlarged(one > THRESHOLD * one.max(), side) for one in maps]
             self._masks[word.text.prompt] = np.logical_or.reduce(seen)
-        return np.logical_or.reduce(list(self._masks.values()))
+        return self._union()
+
+    def _union(self) -> NDArray[np.bool_]:
+        found: NDArray[np.bool_] = np.logical_or.reduce(list(self._masks.values()))
+        return found
 
     def warning(self) -> str:
         """What is wrong with the last mask, if it keeps nothing of the base image or all of it; else empty."""
         if not self._masks:
             return ""
-        mask = np.logical_or.reduce(list(self._masks.values()))
+        mask = self._union()
         if mask.all():
             words = [word for word, own in self._masks.items() if own.all()] or list(self._masks)
             remedy = "name smaller things, or give a mask"

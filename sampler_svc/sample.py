@@ -146,16 +146,13 @@ def sample(
         raise Internal("sampling left the range of numbers", reason="NOT_FINITE")
 
     denoised = time.perf_counter()
-    enlarging = 0.0
     # A smaller picture has no pixels to give back at the second stage's size: it is finished first, and enlarged whole.
     size = _enlarged_size(_size(picture), second.spec.side) if second is not None else _size(picture)
     is_enlarged_last = size != _size(picture)
     for index, seed in enumerate(request.seeds):
         image = graphs.decode(latents[index : index + 1])
         if second is not None and not is_enlarged_last:
-            began_s = time.perf_counter()
             image = yield from steps.of_second_stage(second.enlarge(image, seed))
-            enlarging += time.perf_counter() - began_s
         edited = images.from_model(image, _size(base_image))
         used = mask
         if used is None and request.interpolation > 0 and _num_steps(request) > 0:
@@ -164,24 +161,24 @@ def sample(
             edited = mix(edited, base_image, request.interpolation, used)
         finished = region.pasted(edited, picture)
         if second is not None and is_enlarged_last:
-            began_s = time.perf_counter()
             small = images.to_model(finished, graphs.spec.image_side)
             finished = images.from_model((yield from steps.of_second_stage(second.enlarge(small, seed))), size)
-            enlarging += time.perf_counter() - began_s
         png = images.encode_png(finished)
         if len(png) > images.MAX_BYTES:  # no message would carry it
             raise _too_large(_size(picture), len(png))
         shown = given if given is not None else used
         yield EditedImage(index, seed, png, images.encode_mask(shown) if shown is not None else b"")
-    yield Done(encoded - began, denoised - encoded, time.perf_counter() - denoised - enlarging, enlarging)
+    decoding_s = time.perf_counter() - denoised - steps.of_second_s
+    yield Done(encoded - began, denoised - encoded, decoding_s, steps.of_second_s)
 
 
 class Steps:
-    """Counts the steps of both stages as those of one edit."""
+    """Counts the steps of both stages as those of one edit, and the seconds of the second."""
 
     def __init__(self, of_second: int) -> None:
         """`of_second` is how many the second stage will have for all seeds."""
         self._of_second, self._done, self._total = of_second, 0, of_second
+        self.of_second_s = 0.0
 
     def of_first_stage(self, walk: Generator[Step | Warned, None, Latents]) -> Generator[Step | Warned, None, Latents]:
         """The walk's events, its steps with the total of both stages; answers with its latents."""
@@ -198,10 +195,12 @@ class Steps:
 
     def of_second_stage(self, pictures: Iterator[ModelImage]) -> Generator[Step, None, ModelImage]:
         """A step for each picture; answers with the last one."""
+        began = time.perf_counter()
         for picture in pictures:
             self._done += 1
             yield Step(self._done - 1, self._total)
             last = picture
+        self.of_second_s += time.perf_counter() - began
         return last
 
 

@@ -5,6 +5,7 @@ final name. Tensors are prefixed `model.`, `average.` and `optimizer.<index>.`.
 """
 
 import os
+import time
 from pathlib import Path
 
 import torch
@@ -106,3 +107,24 @@ class Run:
                 if state:
                     self.optimizer.state[parameter] = state
         return True
+
+
+class Progress:
+    """Says how a run goes: the mean loss, and scenes a second since it began or went on."""
+
+    def __init__(self, run: Run, *, batch: int, every: int) -> None:
+        """A line after each `every` updates, of `batch` scenes each."""
+        self._run, self._batch, self._every = run, batch, every
+        self._started, self._first, self._mean_loss = time.monotonic(), run.updates_done, 0.1
+
+    def tell(self, loss: float) -> None:
+        """Note the loss of the update that is done, and print the line if it is time."""
+        self._mean_loss += (loss - self._mean_loss) * 0.01
+        done = self._run.updates_done
+        if done % self._every == 0:
+            seconds = time.monotonic() - self._started
+            rate = (done - self._first) * self._batch / seconds
+            print(
+                f"update {done}/{self._run.updates}  loss {self._mean_loss:.4f}  {rate:.1f} scenes/s  {seconds:.0f} s",
+                flush=True,
+            )

@@ -8,7 +8,6 @@ the same command goes on. Every 1000 updates a sheet of samples lies beside the 
 """
 
 import argparse
-import time
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from stickerbook.captions import training_caption
-from stickerbook.checkpoint import Run
+from stickerbook.checkpoint import Progress, Run
 from stickerbook.latents import cached_latents, normalise
 from stickerbook.pictures import pictures
 from stickerbook.samples import contact_sheet, sample
@@ -169,7 +168,7 @@ def main() -> None:
         run.start_from(trained_pair(options.start_from))
     singles, pairs = by_objects(len(latents))
     generator = torch.Generator(options.device)
-    started, mean_loss, first = time.monotonic(), 0.1, run.updates_done
+    progress = Progress(run, batch=options.batch, every=100)
     while not run.is_done:
         rng = np.random.default_rng([2, run.updates_done])
         generator.manual_seed(run.updates_done)
@@ -180,15 +179,7 @@ def main() -> None:
         batch = torch.from_numpy(latents[seeds].astype(np.float32)).to(options.device)
         loss = loss_of(unet, context, batch, scheduler, generator)
         run.update(loss)
-        mean_loss += (loss.item() - mean_loss) * 0.01
-        if run.updates_done % 100 == 0:
-            seconds = time.monotonic() - started
-            rate = (run.updates_done - first) * options.batch / seconds
-            print(
-                f"update {run.updates_done}/{options.updates}  loss {mean_loss:.4f}  "
-                f"{rate:.1f} scenes/s  {seconds:.0f} s",
-                flush=True,
-            )
+        progress.tell(loss.item())
         if run.updates_done % 250 == 0:
             run.save()
         if run.updates_done % 1000 == 0:

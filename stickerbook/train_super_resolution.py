@@ -12,7 +12,6 @@ Interrupt it at will; the same command goes on. Every 500 updates a sheet of hel
 """
 
 import argparse
-import time
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from stickerbook.captions import caption, training_caption
-from stickerbook.checkpoint import Run
+from stickerbook.checkpoint import Progress, Run
 from stickerbook.latents import cached_latents
 from stickerbook.pictures import as_images, as_pixels, pictures
 from stickerbook.samples import contact_sheet
@@ -200,7 +199,7 @@ def main() -> None:
         print(f"resumed at update {run.updates_done}", flush=True)
     print(f"held-out PSNR of bicubic enlargement {psnr_of(held_out.bicubic, held_out.truth).mean():.2f} dB", flush=True)
     generator = torch.Generator(device)
-    started, mean_loss, first = time.monotonic(), 0.1, run.updates_done
+    progress = Progress(run, batch=options.batch, every=50)
     while not run.is_done:
         rng = np.random.default_rng([3, run.updates_done])
         generator.manual_seed(run.updates_done)
@@ -218,15 +217,7 @@ def main() -> None:
         context, images, small = (torch.cat([tensor, tensor]) for tensor in (context, images, small))
         loss = loss_of(unet, context, images, small, levels, scheduler, generator)
         run.update(loss)
-        mean_loss += (loss.item() - mean_loss) * 0.01
-        if run.updates_done % 50 == 0:
-            seconds = time.monotonic() - started
-            rate = (run.updates_done - first) * options.batch / seconds
-            print(
-                f"update {run.updates_done}/{options.updates}  loss {mean_loss:.4f}  "
-                f"{rate:.1f} scenes/s  {seconds:.0f} s",
-                flush=True,
-            )
+        progress.tell(loss.item())
         if run.updates_done % 250 == 0:
             run.save()
         if run.updates_done % 500 == 0:
