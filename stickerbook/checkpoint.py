@@ -100,7 +100,7 @@ class Run:
                 parameter.copy_(saved)
                 average.copy_(file.get_tensor(f"average.{index}"))
                 state = {
-                    name.rsplit(".", 1)[1]: file.get_tensor(name)
+                    name.rsplit(".", 1)[1]: file.get_tensor(name).to(parameter.device)
                     for name in names
                     if name.startswith(f"optimizer.{index}.")
                 }
@@ -115,16 +115,17 @@ class Progress:
     def __init__(self, run: Run, *, batch: int, every: int) -> None:
         """A line after each `every` updates, of `batch` scenes each."""
         self._run, self._batch, self._every = run, batch, every
-        self._started, self._first, self._mean_loss = time.monotonic(), run.updates_done, 0.1
+        self._started, self._first = time.monotonic(), run.updates_done
+        self._mean_loss = torch.tensor(0.1, device=run.parameters[0].device)
 
-    def tell(self, loss: float) -> None:
-        """Note the loss of the update that is done, and print the line if it is time."""
-        self._mean_loss += (loss - self._mean_loss) * 0.01
+    def tell(self, loss: torch.Tensor) -> None:
+        """Note the loss of the update that is done, and print the line if it is time; else a GPU is not waited for."""
+        self._mean_loss.lerp_(loss.detach(), 0.01)
         done = self._run.updates_done
         if done % self._every == 0:
             seconds = time.monotonic() - self._started
             rate = (done - self._first) * self._batch / seconds
+            loss = self._mean_loss.item()
             print(
-                f"update {done}/{self._run.updates}  loss {self._mean_loss:.4f}  {rate:.1f} scenes/s  {seconds:.0f} s",
-                flush=True,
+                f"update {done}/{self._run.updates}  loss {loss:.4f}  {rate:.1f} scenes/s  {seconds:.0f} s", flush=True
             )

@@ -2,12 +2,14 @@
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
+from stickerbook.batches import batches
 from stickerbook.pictures import pictures
 
 
@@ -31,20 +33,22 @@ def normalise(autoencoder: AutoencoderKL, images: torch.Tensor) -> None:
 
 
 @torch.no_grad()
-def cached_latents(path: Path, autoencoder: AutoencoderKL, scenes: int, device: str = "cpu") -> np.ndarray:
+def cached_latents(
+    path: Path, autoencoder: AutoencoderKL, scenes: int, device: str = "cpu", workers: int = 0
+) -> np.ndarray:
     """Latents of the training scenes 0 to `scenes` - 1: float16, (scenes, 8, 16, 16).
 
-    They are read from `path`, or computed and written there.
+    They are read from `path`, or computed and written there, the scenes painted by worker processes.
     """
     if path.exists():
         latents = np.load(path, mmap_mode="r")
         if len(latents) >= scenes:
             return latents
     chunks, started = [], time.monotonic()
-    for start in range(0, scenes, 32):
-        batch = pictures(range(start, min(start + 32, scenes))).to(device, memory_format=torch.channels_last)
+    starts = range(0, scenes, 32)
+    for start, batch in zip(starts, batches(partial(_chunk, scenes), starts, workers), strict=True):
         with torch.autocast(device, torch.bfloat16):
-            mode = autoencoder.encode(batch).latent_dist.mode()
+            mode = autoencoder.encode(batch.to(device, memory_format=torch.channels_last)).latent_dist.mode()
         chunks.append(mode.float().cpu().numpy().astype(np.float16))
         if start % 3200 == 0:
             print(f"encoded {start}/{scenes} scenes in {time.monotonic() - started:.0f} s", flush=True)
@@ -52,3 +56,7 @@ def cached_latents(path: Path, autoencoder: AutoencoderKL, scenes: int, device: 
     np.save(temporary, np.concatenate(chunks))
     os.replace(temporary, path)
     return np.load(path, mmap_mode="r")
+
+
+def _chunk(scenes: int, start: int) -> torch.Tensor:
+    return pictures(range(start, min(start + 32, scenes)))

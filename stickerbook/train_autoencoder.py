@@ -4,10 +4,12 @@
 
 Trains on random 32x32 crops (all layers are convolutions, so what holds on crops holds on
 pictures), the last sixth on whole pictures. Interrupt it at will; the same command goes on.
+On a GPU, whole pictures alone and larger batches: `--crop-share 0 --batch 512`.
 """
 
 import argparse
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch.nn import functional
 
+from stickerbook.batches import batches, workers_for
 from stickerbook.checkpoint import Run
 from stickerbook.pictures import pictures
 from stickerbook.world import FIRST_HELD_OUT_SEED
@@ -57,6 +60,18 @@ def loss_of(autoencoder: AutoencoderKL, images: torch.Tensor, generator: torch.G
     return loss + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
 
 
+def drawn(batch: int, crops_until: int, update: int) -> torch.Tensor:
+    """The pictures of one update, as many pixels in each: `batch` crops, after `crops_until` updates whole pictures."""
+    rng = np.random.default_rng([1, update])
+    whole = update >= crops_until
+    scenes = batch // 4 if whole else batch // 2
+    images = pictures(rng.integers(FIRST_HELD_OUT_SEED, size=scenes).tolist())
+    if whole:
+        return images
+    corners = rng.integers(0, 64 - CROP + 1, size=(2 * scenes, 2))
+    return torch.stack([images[i // 2, :, y : y + CROP, x : x + CROP] for i, (y, x) in enumerate(corners.tolist())])
+
+
 @torch.no_grad()
 def psnr_db(autoencoder: AutoencoderKL, images: torch.Tensor) -> float:
     """Mean over pictures of the PSNR of decode(encode(picture)), in dB; the posterior's mode is decoded."""
@@ -70,6 +85,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("work/stickerbook"), help="folder of the checkpoints")
     parser.add_argument("--updates", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=16, help="crops of 32x32 in an update")
+    parser.add_argument("--crop-share", type=float, default=5 / 6, help="of the updates; the others see whole pictures")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--start-from", type=Path, metavar="FOLDER", help="begin with the weights of this base model")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -89,26 +105,17 @@ def main() -> None:
         run.start_from(AutoencoderKL.from_pretrained(options.start_from, subfolder="vae", torch_dtype=torch.float32))
     held_out = pictures(range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + 48), "held_out").to(options.device)
     generator = torch.Generator(options.device)
-    started, mean_loss = time.monotonic(), 0.0
-    while not run.is_done:
-        rng = np.random.default_rng([1, run.updates_done])
+    started, mean_loss = time.monotonic(), torch.tensor(0.0, device=options.device)
+    make = partial(drawn, options.batch, int(options.updates * options.crop_share))
+    for images in batches(make, range(run.updates_done, options.updates), workers_for(options.device)):
         generator.manual_seed(run.updates_done)
-        whole = run.updates_done >= options.updates * 5 // 6
-        scenes = options.batch // 4 if whole else options.batch // 2
-        images = pictures(rng.integers(FIRST_HELD_OUT_SEED, size=scenes).tolist())
-        if not whole:
-            corners = rng.integers(0, 64 - CROP + 1, size=(2 * scenes, 2))
-            images = torch.stack(
-                [images[i // 2, :, y : y + CROP, x : x + CROP] for i, (y, x) in enumerate(corners.tolist())]
-            )
-        images = images.to(options.device, memory_format=torch.channels_last)
-        loss = loss_of(autoencoder, images, generator)
+        loss = loss_of(autoencoder, images.to(options.device, memory_format=torch.channels_last), generator)
         run.update(loss)
-        mean_loss += (loss.item() - mean_loss) * 0.01
+        mean_loss.lerp_(loss.detach(), 0.01)
         if run.updates_done % 250 == 0:
             run.save()
             print(
-                f"update {run.updates_done}/{options.updates}  loss {mean_loss:.4f}  "
+                f"update {run.updates_done}/{options.updates}  loss {mean_loss.item():.4f}  "
                 f"held-out PSNR {psnr_db(autoencoder, held_out):.2f} dB  {time.monotonic() - started:.0f} s",
                 flush=True,
             )

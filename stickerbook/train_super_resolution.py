@@ -12,6 +12,7 @@ Interrupt it at will; the same command goes on. Every 500 updates a sheet of hel
 """
 
 import argparse
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from PIL import Image
 from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from stickerbook.batches import batches, workers_for
 from stickerbook.captions import caption, training_caption
 from stickerbook.checkpoint import Progress, Run
 from stickerbook.latents import cached_latents
@@ -59,6 +61,11 @@ def new_super_resolution() -> UNet2DConditionModel:
     return unet
 
 
+def second_stage_of(folder: Path) -> UNet2DConditionModel:
+    """The second stage of a base model."""
+    return UNet2DConditionModel.from_pretrained(folder, subfolder="super_resolution", torch_dtype=torch.float32)
+
+
 def new_noise_schedule() -> DDIMScheduler:
     """The base model's levels; the network's output, with the enlarged picture added, is the clean picture."""
     return DDIMScheduler.from_config(new_scheduler().config, prediction_type="sample")
@@ -77,6 +84,22 @@ def enlarged(images: torch.Tensor) -> torch.Tensor:
 def drawn_levels(rng: np.random.Generator, count: int) -> torch.Tensor:
     """Augmentation levels as timesteps, half of them in the lowest quarter: int64, (count,)."""
     return torch.from_numpy((MAX_LEVEL * rng.random(count) ** 2).astype(np.int64))
+
+
+@cache
+def _tokenizer() -> CLIPTokenizer:
+    return new_tokenizer()
+
+
+def drawn(batch: int, scenes: int, update: int) -> tuple[torch.Tensor, ...]:
+    """What an update sees of `batch` / 2 scenes: seeds and token ids, pictures of 64 and of 128 px, which of the small
+    ones are plain; and levels for all of the batch."""
+    rng = np.random.default_rng([3, update])
+    seeds = rng.integers(scenes, size=batch // 2)
+    captions = [training_caption(draw_scene(int(seed)), rng) for seed in seeds]
+    is_plain = torch.from_numpy(rng.random(len(seeds)) < PLAIN_SHARE)
+    small, large = pictures(seeds.tolist()), pictures(seeds.tolist(), side=SIDE)
+    return torch.from_numpy(seeds), tokens_of(_tokenizer(), captions), small, large, is_plain, drawn_levels(rng, batch)
 
 
 def loss_of(
@@ -179,6 +202,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=3600)
     parser.add_argument("--batch", type=int, default=12, help="noisy pictures in an update, two of each scene")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--start-from", type=Path, metavar="FOLDER", help="begin with this base model's second stage")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
 
@@ -191,33 +215,32 @@ def main() -> None:
     held_out = HeldOut(24, autoencoder, text_encoder, tokenizer)
     autoencoder.to(device, memory_format=torch.channels_last)
     text_encoder.to(device)
-    latents = cached_latents(options.work / "latents.npy", autoencoder, 1, device)
+    workers = workers_for(device)
+    scenes = cached_latents(options.work / "latents.npy", autoencoder, 1, device, workers)
+    latents = torch.from_numpy(np.array(scenes)).to(device)
     unet = new_super_resolution().to(device, memory_format=torch.channels_last)
     path = options.work / "super_resolution.safetensors"
     run = Run(path, unet, learning_rate=options.learning_rate, updates=options.updates)
     if run.resume():
         print(f"resumed at update {run.updates_done}", flush=True)
+    elif options.start_from:
+        run.start_from(second_stage_of(options.start_from))
     print(f"held-out PSNR of bicubic enlargement {psnr_of(held_out.bicubic, held_out.truth).mean():.2f} dB", flush=True)
     generator = torch.Generator(device)
     progress = Progress(run, batch=options.batch, every=50)
-    while not run.is_done:
-        rng = np.random.default_rng([3, run.updates_done])
+    make = partial(drawn, options.batch, len(latents))
+    for batch in batches(make, range(run.updates_done, options.updates), workers):
+        seeds, tokens, plain, images, is_plain, levels = (tensor.to(device) for tensor in batch)
         generator.manual_seed(run.updates_done)
-        seeds = rng.integers(len(latents), size=options.batch // 2)
-        captions = [training_caption(draw_scene(int(seed)), rng) for seed in seeds]
         with torch.no_grad(), torch.autocast(device, torch.bfloat16):
-            context = text_encoder(tokens_of(tokenizer, captions).to(device)).last_hidden_state.float()
-            batch = torch.from_numpy(latents[seeds].astype(np.float32)).to(device)
-            soft = autoencoder.decode(batch).sample.float().clamp(-1, 1)
-        is_plain = torch.from_numpy(rng.random(len(seeds)) < PLAIN_SHARE)[:, None, None, None]
-        small = torch.where(is_plain.to(device), pictures(seeds.tolist()).to(device), soft)
-        images = pictures(seeds.tolist(), side=SIDE).to(device)
-        levels = drawn_levels(rng, options.batch).to(device)
+            context = text_encoder(tokens).last_hidden_state.float()
+            soft = autoencoder.decode(latents[seeds].float()).sample.float().clamp(-1, 1)
+        small = torch.where(is_plain[:, None, None, None], plain, soft)
         # Painting and decoding a scene cost as much as a pass over it, so each serves twice.
         context, images, small = (torch.cat([tensor, tensor]) for tensor in (context, images, small))
         loss = loss_of(unet, context, images, small, levels, scheduler, generator)
         run.update(loss)
-        progress.tell(loss.item())
+        progress.tell(loss)
         if run.updates_done % 250 == 0:
             run.save()
         if run.updates_done % 500 == 0:
