@@ -6,6 +6,7 @@ final name. Tensors are prefixed `model.`, `average.` and `optimizer.<index>.`.
 
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -26,11 +27,14 @@ class Run:
         warmup: int = 200,
         average_decay: float = 0.999,
         weight_decay: float = 0.01,
+        facts: Mapping[str, str] | None = None,
     ) -> None:
+        """`facts` are what else a reader of the checkpoint should know; a resumed run has those of its file, too."""
         self.path, self.model = path, model
         self.learning_rate, self.updates, self.warmup = learning_rate, updates, warmup
         self.average_decay = average_decay
         self.updates_done = 0
+        self.facts = dict(facts or {})
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.average = [p.detach().clone() for p in self.parameters]
         self.optimizer = torch.optim.AdamW(
@@ -78,7 +82,7 @@ class Run:
                 tensors[f"optimizer.{index}.{key}"] = value.contiguous()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".partial")
-        save_file(tensors, temporary, metadata={"updates_done": str(self.updates_done)})
+        save_file(tensors, temporary, metadata={**self.facts, "updates_done": str(self.updates_done)})
         os.replace(temporary, self.path)
 
     def resume(self) -> bool:
@@ -91,6 +95,7 @@ class Run:
         with safe_open(self.path, framework="pt") as file, torch.no_grad():
             names = set(file.keys())
             self.updates_done = int(file.metadata()["updates_done"])
+            self.facts = {**file.metadata(), **self.facts}
             for index, (parameter, average) in enumerate(zip(self.parameters, self.average, strict=True)):
                 saved = file.get_tensor(f"model.{index}") if f"model.{index}" in names else None
                 if saved is None or saved.shape != parameter.shape:

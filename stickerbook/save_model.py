@@ -9,7 +9,6 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
@@ -93,8 +92,8 @@ def vocabulary() -> dict[str, list[str]]:
     }
 
 
-def trained_pipeline(work: Path) -> tuple[StableDiffusionPipeline, int]:
-    """The pipeline of the checkpoints in `work`, moving averages in use, and the denoiser's updates done.
+def trained_pipeline(work: Path) -> tuple[StableDiffusionPipeline, dict[str, str]]:
+    """The pipeline of the checkpoints in `work`, moving averages in use, and what is known of the denoiser's training.
 
     Raises FileNotFoundError when a checkpoint is missing.
     """
@@ -114,7 +113,7 @@ def trained_pipeline(work: Path) -> tuple[StableDiffusionPipeline, int]:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    return pipeline, run.updates_done
+    return pipeline, run.facts
 
 
 def save_super_resolution(work: Path, folder: Path) -> int:
@@ -146,11 +145,6 @@ def stamp(weights: Path, metadata: dict[str, str]) -> None:
     os.replace(temporary, weights)
 
 
-def scenes_in(work: Path) -> int:
-    """The number of scenes whose latents were trained on."""
-    return len(np.load(work / "latents.npy", mmap_mode="r"))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("work/stickerbook"), help="folder of the checkpoints")
@@ -162,14 +156,14 @@ def main() -> None:
         print(f"wrote {options.out / 'super_resolution'}, {updates} updates")
     if options.only:
         return
-    pipeline, updates = trained_pipeline(options.work)
+    pipeline, facts = trained_pipeline(options.work)
     pipeline.to(dtype=torch.float16).save_pretrained(options.out, safe_serialization=True)
     (options.out / "vocabulary.json").write_text(json.dumps(vocabulary(), indent=1) + "\n")
     (options.out / "unitune_preset.json").write_text(json.dumps(PRESET, indent=1) + "\n")
     training = {
         "commit": commit("stickerbook/*.py"),
-        "denoiser_updates": updates,
-        "scenes_in_cache": scenes_in(options.work),
+        "denoiser_updates": int(facts["updates_done"]),
+        **{f"denoiser_{name}": int(facts[name]) for name in ("batch", "scenes") if name in facts},
     }
     (options.out / "training.json").write_text(json.dumps(training, indent=1) + "\n")
     for weights in options.out.glob("*/*.safetensors"):

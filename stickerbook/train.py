@@ -205,7 +205,13 @@ def main() -> None:
     scenes = cached_latents(options.work / "latents.npy", autoencoder, options.scenes, options.device, workers)
     pair = torch.nn.ModuleDict({"unet": new_unet(), "text_encoder": new_text_encoder(tokenizer)}).to(options.device)
     unet, text_encoder = pair["unet"], pair["text_encoder"]
-    run = Run(options.work / "denoiser.safetensors", pair, learning_rate=options.learning_rate, updates=options.updates)
+    run = Run(
+        options.work / "denoiser.safetensors",
+        pair,
+        learning_rate=options.learning_rate,
+        updates=options.updates,
+        facts={"scenes": str(len(scenes)), "batch": str(options.batch)},
+    )
     if run.resume():
         print(f"resumed at update {run.updates_done}", flush=True)
     elif options.start_from:
