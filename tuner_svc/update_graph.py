@@ -21,6 +21,10 @@ logger = logging.getLogger(__name__)
 
 EAGER_UPDATES = 3  # before the capture: libraries choose their kernels and get their workspaces in them
 
+# Captures that failed. PyTorch 2.11 may leave its allocator in the midst of one, with a pointer to the graph, so the graph
+# is kept, and this process captures no more.
+_failed: list[torch.cuda.CUDAGraph] = []
+
 REPEATABLE_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # not cuDNN's
 
 
@@ -29,7 +33,7 @@ class UpdateGraph:
 
     `update` must do the same work in every call, but for its arguments and for what it changes in place itself. It
     ends with no gradient left on the `parameters`, and never waits for the device. A capture that fails is logged, and
-    the updates go on without one. Not for several threads.
+    these updates and all later ones of this process go on without. Not for several threads.
     """
 
     def __init__(self, update: Callable[..., Tensor], parameters: list[Tensor], device: torch.device) -> None:
@@ -56,7 +60,7 @@ class UpdateGraph:
         return loss
 
     def _update_on_device(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        if self._updates == EAGER_UPDATES:
+        if self._updates == EAGER_UPDATES and not _failed:
             self._capture(inputs)
         self._updates += 1
         if self._graph is None or self._loss is None:
@@ -79,6 +83,7 @@ class UpdateGraph:
             cause = error.__context__ or error  # the end of a capture complains, too, and says less
             detail = (str(cause).strip() or type(cause).__name__).splitlines()[0]
             telemetry.event(logger, "updates not captured", level=logging.WARNING, detail=detail)
+            _failed.append(graph)
             for parameter in self._parameters:
                 parameter.grad = None  # what the capture put there was never computed
             return

@@ -45,7 +45,6 @@ CONFIGS = {
     "imagic": replace(UNITUNE, method="imagic", prompt="a cat on the beach", embedding_updates=UPDATES),
     "dreambooth": DREAMBOOTH,
     "dreambooth without a prior": replace(DREAMBOOTH, prior_weight=0.0),
-    "textual_inversion": replace(UNITUNE, method="textual_inversion", rare_tokens="zqx", initial_word="cat"),
 }
 MAX_ERROR = 0.01  # of a tuning with the graph to one without; bfloat16 rounds to 0.004
 MAX_LOSS_ERROR = 0.01
@@ -73,7 +72,8 @@ def results(model: BaseModel, image: ModelImage, config: TuningConfig) -> dict[s
 
 def warnings_of(log: pytest.LogCaptureFixture) -> list[str]:
     """What the updates complained of."""
-    return [f"{record.message} {getattr(record, 'fields', '')}" for record in log.records]
+    ours = (record for record in log.records if record.name.startswith("tuner_svc"))
+    return [f"{record.message} {getattr(record, 'fields', '')}" for record in ours]
 
 
 def error(found: dict[str, Tensor], expected: dict[str, Tensor], base: dict[str, Tensor]) -> float:
@@ -158,7 +158,8 @@ def test_two_tunings_give_the_same_bits(
 
 
 def test_the_memory_of_a_tuning_is_given_back(model: BaseModel, image: ModelImage) -> None:
-    """Once a tuning has run, further ones leave as much allocated and reserved as it did: no graph's memory stays."""
+    """Once two tunings have run, further ones leave no more bytes allocated or reserved than they: no graph's memory
+    stays."""
 
     def left() -> tuple[int, int]:
         tune(model, image, UNITUNE)
@@ -167,14 +168,17 @@ def test_the_memory_of_a_tuning_is_given_back(model: BaseModel, image: ModelImag
         torch.cuda.empty_cache()
         return torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
 
-    first = left()
+    left()
+    allocated, reserved = left()
+    later = [left() for _ in range(3)]
 
-    assert [first, first, first] == [left() for _ in range(3)]
+    assert all(now <= allocated for now, _ in later), (allocated, later)
+    assert all(now <= reserved for _, now in later), (reserved, later)
 
 
 def test_what_cannot_be_captured_goes_on_without_a_graph(caplog: pytest.LogCaptureFixture) -> None:
     """An update that waits for the device breaks its capture: it is logged, every update takes place once, and no
-    gradient of the capture is left. The last test here: a broken capture may leave its mark on PyTorch's allocator."""
+    gradient of the capture is left. The last test here, for the process captures no more after it."""
     moved = torch.zeros(2, device=CUDA, requires_grad=True)
 
     def update(target: Tensor) -> Tensor:
@@ -192,7 +196,7 @@ def test_what_cannot_be_captured_goes_on_without_a_graph(caplog: pytest.LogCaptu
     with caplog.at_level(logging.WARNING, logger="tuner_svc.update_graph"):
         losses = [run(target).item() for target in targets]
 
-    assert ["updates not captured"] == [record.message for record in caplog.records]
+    assert 1 == len(warnings_of(caplog)) and warnings_of(caplog)[0].startswith("updates not captured")
     assert not run.is_captured and moved.grad is None
     assert [1.0] * UPDATES == losses
     assert torch.equal(targets[-1], moved.detach())

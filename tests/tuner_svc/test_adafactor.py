@@ -36,7 +36,7 @@ def test_every_step_is_that_of_the_reference(learning_rate: float) -> None:
 
 
 def test_many_steps_are_those_of_the_reference() -> None:
-    """The decay is right far beyond the first steps, too: after four hundred of them every parameter is where it goes."""
+    """The decay is right far beyond the first steps, too: four hundred of them bring every parameter where it goes."""
     mine, theirs = parameters(), parameters()
     optimizer = Adafactor(mine, 1e-3)
     reference = Reference(theirs, lr=1e-3, scale_parameter=False, relative_step=False, warmup_init=False)
