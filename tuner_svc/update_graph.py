@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 
 EAGER_UPDATES = 3  # before the capture: libraries choose their kernels and get their workspaces in them
 
-# Captures that failed. PyTorch 2.11 may leave its allocator in the midst of one, with a pointer to the graph, so the graph
-# is kept, and this process captures no more.
+# Captures that failed. PyTorch 2.11 may leave its allocator in the midst of one, with a pointer to the graph, so the
+# graph is kept, and this process captures no more.
 _failed: list[torch.cuda.CUDAGraph] = []
 
 REPEATABLE_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # not cuDNN's
@@ -80,9 +80,7 @@ class UpdateGraph:
             with torch.cuda.graph(graph, stream=torch.cuda.current_stream(self._device)):
                 loss = self._update(*static).detach()
         except RuntimeError as error:  # also CUDA's errors and OutOfMemoryError; a real one comes again without a graph
-            cause = error.__context__ or error  # the end of a capture complains, too, and says less
-            detail = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-            telemetry.event(logger, "updates not captured", level=logging.WARNING, detail=detail)
+            telemetry.event(logger, "updates not captured", level=logging.WARNING, detail=_cause(error))
             _failed.append(graph)
             for parameter in self._parameters:
                 parameter.grad = None  # what the capture put there was never computed
@@ -93,6 +91,12 @@ class UpdateGraph:
 def adam(parameters: list[Tensor], learning_rate: float) -> Adam:
     """Adam; on a CUDA device with its count of steps there, so that a replay counts on."""
     return Adam(parameters, learning_rate, capturable=parameters[0].device.type == "cuda")
+
+
+def _cause(error: BaseException) -> str:
+    """One line. The end of a broken capture complains, too, and says less than what broke it."""
+    first = error.__context__ or error
+    return (str(first).strip() or type(first).__name__).splitlines()[0]
 
 
 @contextmanager

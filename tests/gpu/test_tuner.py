@@ -122,13 +122,13 @@ def test_a_tuning_with_the_graph_is_one_without(
 ) -> None:
     """Losses and tensors are those of the same updates written out and run one by one, to MAX_ERROR."""
     config = replace(UNITUNE, mode=mode)
+    latent = model.encode_image(image)
+    generator = torch.Generator().manual_seed(config.seed)
+    chosen = trainable(model.denoiser.unet, mode, generator)
+    optimizer, noising = Adafactor(chosen.parameters(), config.learning_rate), Noising(model.schedule, CUDA)
+    context = model.encode_prompt(with_rare_tokens(config.rare_tokens, ""))
+    losses = []
     with repeatable_sums():
-        latent = model.encode_image(image)
-        generator = torch.Generator().manual_seed(config.seed)
-        chosen = trainable(model.denoiser.unet, mode, generator)
-        optimizer, noising = Adafactor(chosen.parameters(), config.learning_rate), Noising(model.schedule, CUDA)
-        context = model.encode_prompt(with_rare_tokens(config.rare_tokens, ""))
-        losses = []
         for _ in range(config.updates):
             draws = draw(config.batch, latent, noising.num_timesteps, generator)
             with half_precision(CUDA):
