@@ -23,7 +23,7 @@ demo: $(READY) ## edit a picture with all three services here; pictures in out/d
 test: check ## check, then everything that runs on a CPU
 	@$(BIN)/python -m pytest -m "not gpu"
 
-test-gpu: $(READY) ## the engines on an NVIDIA GPU, with numbers in out/gpu; says why it skips where there is none
+test-gpu: $(READY) ## engines and tuner on an NVIDIA GPU, with numbers in out/gpu; says why it skips where there is none
 	@if command -v nvidia-smi > /dev/null; then \
 	  $(BIN)/python -m pip uninstall --quiet --yes onnxruntime; \
 	  $(BIN)/python -m pip install --quiet -c constraints.txt -e ".[sampler-gpu]"; \

@@ -23,7 +23,8 @@ class Adafactor:
 
     def __init__(self, parameters: list[Tensor], learning_rate: float) -> None:
         self._learning_rate = learning_rate
-        self._steps = 0
+        # On their device, where a captured step counts on; in float64, from which the decay is exact in float32.
+        self._steps = torch.zeros((), dtype=torch.float64, device=parameters[0].device)
         self._factored = [parameter for parameter in parameters if parameter.dim() >= 2]
         self._whole = [parameter for parameter in parameters if parameter.dim() < 2]
         self._moments = [torch.zeros_like(parameter, requires_grad=False) for parameter in self._whole]
@@ -39,30 +40,30 @@ class Adafactor:
 
     @torch.no_grad()
     def step(self) -> None:
-        """One update. Every parameter must have a gradient."""
+        """One update. Every parameter must have a gradient. Never waits for a GPU, and can be captured there."""
         self._steps += 1
-        decay = 1 - self._steps**DECAY_RATE
+        latest_weight = (self._steps**DECAY_RATE).float()
         if self._whole:
-            self._step_whole(decay)
+            self._step_whole(latest_weight)
         for group in self._groups:
-            self._step_factored(decay, group)
+            self._step_factored(latest_weight, group)
         for parameter in (*self._whole, *self._factored):
             parameter.grad = None
 
-    def _step_whole(self, decay: float) -> None:
+    def _step_whole(self, latest_weight: Tensor) -> None:
         updates = [_gradient(parameter) for parameter in self._whole]
-        _average(self._moments, torch._foreach_mul(updates, updates), decay)
+        _average(self._moments, torch._foreach_mul(updates, updates), latest_weight)
         torch._foreach_div_(updates, torch._foreach_sqrt(self._moments))
         torch._foreach_mul_(updates, self._scales(updates))
         torch._foreach_sub_(self._whole, updates)
 
-    def _step_factored(self, decay: float, group: slice) -> None:
+    def _step_factored(self, latest_weight: Tensor, group: slice) -> None:
         """The second moment of an element is row * column / mean of the rows; section 3."""
         parameters, rows, columns = self._factored[group], self._rows[group], self._columns[group]
         updates = [_rows_first(_gradient(parameter)).contiguous() for parameter in parameters]
         squares = torch._foreach_mul(updates, updates)
-        _average(rows, [square.mean(dim=1, keepdim=True) for square in squares], decay)
-        _average(columns, [square.mean(dim=0, keepdim=True) for square in squares], decay)
+        _average(rows, [square.mean(dim=1, keepdim=True) for square in squares], latest_weight)
+        _average(columns, [square.mean(dim=0, keepdim=True) for square in squares], latest_weight)
         torch._foreach_mul_(updates, [(row / row.mean(dim=0, keepdim=True)).rsqrt_() for row in rows])
         torch._foreach_mul_(updates, [column.rsqrt() for column in columns])
         torch._foreach_mul_(updates, self._scales(updates))
@@ -102,7 +103,8 @@ def _rows_first(tensor: Tensor) -> Tensor:
     return tensor.movedim((-2, -1), (0, 1))
 
 
-def _average(moments: list[Tensor], latest: list[Tensor], decay: float) -> None:
-    """Move the running averages towards the latest squares, in place; uses `latest` up."""
+def _average(moments: list[Tensor], latest: list[Tensor], latest_weight: Tensor) -> None:
+    """Move the running averages towards the latest squares, in place; uses `latest` up. The weight, 0-dim, is
+    1 - decay."""
     torch._foreach_add_(latest, GRADIENT_FLOOR)
-    torch._foreach_lerp_(moments, latest, 1 - decay)
+    torch._foreach_lerp_(moments, latest, [latest_weight] * len(moments))

@@ -74,5 +74,8 @@ class Noising:
 
 
 def half_precision(device: torch.device) -> AbstractContextManager[None]:
-    """bfloat16 in the denoiser on a GPU; the weights, the loss and the optimizer stay fp32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    """bfloat16 in the denoiser on a GPU; the weights, the loss and the optimizer stay fp32.
+
+    Without autocast's cache, which must not outlive a capture and would save little: a weight is read once in a pass.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False)

@@ -27,7 +27,8 @@ def tune(
     """Tune on model images, float32 (n, 3, height, width) in [-1, 1]; n is 1 except for DreamBooth. The base model
     stays as it is. `large` is the picture at the second stage's size, as a model image, for a config that tunes that.
 
-    The same arguments give the same tensors on the same machine. `cancelled` is read before every update,
+    The same arguments give the same tensors on the same machine (on a GPU as far as tuner_svc.update_graph's
+    `repeatable_sums` goes). `cancelled` is read before every update,
     `on_progress` is called at most five times a second, both on this thread. Raises Cancelled (TUNING_CANCELLED),
     Internal (TUNING_DIVERGED) naming the update whose loss was not finite, InvalidField for what `check` refuses and
     for too many pictures, and ValueError for an unknown mode.

@@ -6,15 +6,15 @@ keep the class what it was: the prior-preservation loss.
 
 import torch
 from torch import Tensor
-from torch.optim import Adam
 
 from tuner_svc.base_model import BaseModel
 from tuner_svc.class_images import class_latents, class_prompt
 from tuner_svc.course import Course
-from tuner_svc.denoising import Noising, denoising_loss, draw, half_precision
+from tuner_svc.denoising import Draws, Noising, denoising_loss, draw, half_precision
 from tuner_svc.methods.tuned import Tuned
 from tuner_svc.trainable import trainable
 from tuner_svc.tuning_config import TuningConfig
+from tuner_svc.update_graph import UpdateGraph, adam
 
 CLASS_SEEDS = 2**31  # added to a seed it gives other draws: torch's generator on a CPU reads the lower 32 bits alone
 
@@ -26,28 +26,33 @@ def tune(model: BaseModel, latents: Tensor, config: TuningConfig, course: Course
     class_generator = torch.Generator().manual_seed(config.seed + CLASS_SEEDS)
     noising = Noising(model.schedule, model.device)
     chosen = trainable(model.denoiser.unet, config.mode, generator)
-    optimizer = Adam(chosen.parameters(), config.learning_rate)
+    optimizer = adam(chosen.parameters(), config.learning_rate)
     context = model.encode_prompt(instance_prompt(config))
     class_context = model.encode_prompt(class_prompt(config.class_noun))
     has_prior = config.prior_weight > 0 and config.num_class_images > 0 and config.updates > 0
     if has_prior:
         class_pictures = class_latents(model, config.class_noun, config.num_class_images, course.refuse_cancelled)
 
-    for update in course.updates(config.updates, config.learning_rate):
-        draws = draw(config.batch, latents, noising.num_timesteps, generator)
+    def update(pictures: Tensor, timesteps: Tensor, noise: Tensor, *of_class: Tensor) -> Tensor:
         with half_precision(model.device):
-            loss = denoising_loss(
-                model, chosen.weights(), in_turn(latents, update, config.batch), context, noising, draws
-            )
+            loss = denoising_loss(model, chosen.weights(), pictures, context, noising, Draws(timesteps, noise))
             if has_prior:
-                draws = draw(config.batch, latents, noising.num_timesteps, class_generator)
-                of_class = in_turn(class_pictures, update, config.batch)
-                prior_loss = denoising_loss(model, chosen.weights(), of_class, class_context, noising, draws)
+                shown, *class_draws = of_class
+                prior_loss = denoising_loss(model, chosen.weights(), shown, class_context, noising, Draws(*class_draws))
                 loss = loss + config.prior_weight * prior_loss
-        course.note(loss)
-        optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        optimizer.zero_grad()
+        return loss
+
+    run = UpdateGraph(update, chosen.parameters(), model.device)
+    for index in course.updates(config.updates, config.learning_rate):
+        draws = draw(config.batch, latents, noising.num_timesteps, generator)
+        inputs = [in_turn(latents, index, config.batch), draws.timesteps, draws.noise]
+        if has_prior:
+            draws = draw(config.batch, latents, noising.num_timesteps, class_generator)
+            inputs += [in_turn(class_pictures, index, config.batch), draws.timesteps, draws.noise]
+        course.note(run(*inputs))
 
     tensors = {name: tensor.detach() for name, tensor in chosen.weights().items()}
     return Tuned(tensors, course.losses, chosen.factors())

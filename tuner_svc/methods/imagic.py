@@ -5,14 +5,14 @@ One tuning per picture and text. At sampling the two embeddings are mixed (sampl
 
 import torch
 from torch import Tensor
-from torch.optim import Adam
 
 from tuner_svc.base_model import BaseModel
 from tuner_svc.course import Course
-from tuner_svc.denoising import Noising, denoising_loss, draw, half_precision
+from tuner_svc.denoising import Draws, Noising, denoising_loss, draw, half_precision
 from tuner_svc.methods.tuned import Tuned
 from tuner_svc.trainable import trainable
 from tuner_svc.tuning_config import TuningConfig
+from tuner_svc.update_graph import UpdateGraph, adam
 
 
 def tune(model: BaseModel, latent: Tensor, config: TuningConfig, course: Course) -> Tuned:
@@ -22,27 +22,37 @@ def tune(model: BaseModel, latent: Tensor, config: TuningConfig, course: Course)
 
     target = model.encode_prompt(config.prompt)
     embedding = target.clone().requires_grad_()
-    optimizer = Adam([embedding], config.embedding_learning_rate)
+    of_embedding = adam([embedding], config.embedding_learning_rate)
+
+    def update_embedding(timesteps: Tensor, noise: Tensor) -> Tensor:
+        with half_precision(model.device):
+            loss = denoising_loss(model, {}, latent, embedding, noising, Draws(timesteps, noise))
+        loss.backward()
+        of_embedding.step()
+        of_embedding.zero_grad()
+        return loss
+
+    run = UpdateGraph(update_embedding, [embedding], model.device)
     for _ in course.updates(config.embedding_updates, config.embedding_learning_rate):
         draws = draw(config.batch, latent, noising.num_timesteps, generator)
-        with half_precision(model.device):
-            loss = denoising_loss(model, {}, latent, embedding, noising, draws)
-        course.note(loss)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        course.note(run(draws.timesteps, draws.noise))
 
     optimized = embedding.detach()
     chosen = trainable(model.denoiser.unet, config.mode, generator)
-    optimizer = Adam(chosen.parameters(), config.learning_rate)
+    of_denoiser = adam(chosen.parameters(), config.learning_rate)
+
+    def update_denoiser(timesteps: Tensor, noise: Tensor) -> Tensor:
+        with half_precision(model.device):
+            loss = denoising_loss(model, chosen.weights(), latent, optimized, noising, Draws(timesteps, noise))
+        loss.backward()
+        of_denoiser.step()
+        of_denoiser.zero_grad()
+        return loss
+
+    run = UpdateGraph(update_denoiser, chosen.parameters(), model.device)
     for _ in course.updates(config.updates, config.learning_rate):
         draws = draw(config.batch, latent, noising.num_timesteps, generator)
-        with half_precision(model.device):
-            loss = denoising_loss(model, chosen.weights(), latent, optimized, noising, draws)
-        course.note(loss)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        course.note(run(draws.timesteps, draws.noise))
 
     tensors = {name: tensor.detach() for name, tensor in chosen.weights().items()}
     extras = {"prompt": target[0], "optimized": optimized[0]}

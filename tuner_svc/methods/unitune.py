@@ -9,10 +9,11 @@ from torch import Tensor
 from tuner_svc.adafactor import Adafactor
 from tuner_svc.base_model import BaseModel
 from tuner_svc.course import Course
-from tuner_svc.denoising import Noising, denoising_loss, draw, half_precision
+from tuner_svc.denoising import Draws, Noising, denoising_loss, draw, half_precision
 from tuner_svc.methods.tuned import Tuned
 from tuner_svc.trainable import trainable
 from tuner_svc.tuning_config import TuningConfig
+from tuner_svc.update_graph import UpdateGraph
 from unitune.prompts import with_rare_tokens
 
 
@@ -24,13 +25,17 @@ def tune(model: BaseModel, latent: Tensor, config: TuningConfig, course: Course)
     noising = Noising(model.schedule, model.device)
     context = model.encode_prompt(with_rare_tokens(config.rare_tokens, ""))
 
-    for _ in course.updates(config.updates, config.learning_rate, config.stop_loss_ratio):
-        draws = draw(config.batch, latent, noising.num_timesteps, generator)
+    def update(timesteps: Tensor, noise: Tensor) -> Tensor:
         with half_precision(model.device):
-            loss = denoising_loss(model, chosen.weights(), latent, context, noising, draws)
-        course.note(loss)
+            loss = denoising_loss(model, chosen.weights(), latent, context, noising, Draws(timesteps, noise))
         loss.backward()
         optimizer.step()
+        return loss
+
+    run = UpdateGraph(update, chosen.parameters(), model.device)
+    for _ in course.updates(config.updates, config.learning_rate, config.stop_loss_ratio):
+        draws = draw(config.batch, latent, noising.num_timesteps, generator)
+        course.note(run(draws.timesteps, draws.noise))
 
     tensors = {name: tensor.detach() for name, tensor in chosen.weights().items()}
     return Tuned(tensors, course.losses, chosen.factors())
