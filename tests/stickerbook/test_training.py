@@ -38,6 +38,16 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path):
         assert torch.equal(mine, theirs)
 
 
+def test_a_checkpoint_tells_its_facts(tmp_path):
+    """What a run was told of itself is in its file, and in a run that resumes from it without being told."""
+    run = Run(tmp_path / "run.safetensors", torch.nn.Linear(4, 4), learning_rate=0, updates=2, facts={"scenes": "7"})
+    run.save()
+    again = small_run(tmp_path / "run.safetensors")
+
+    assert again.resume()
+    assert again.facts == {"scenes": "7", "updates_done": "0"}
+
+
 def test_resume_without_a_checkpoint_starts_anew(tmp_path):
     """No file, no resume, no error."""
     run = small_run(tmp_path / "none.safetensors")
