@@ -30,7 +30,7 @@ PRESET = {
     "rare_tokens": "beikkpic",
     "scheduler": "ddim",
     "num_inference_steps": 10,
-    "guidance_scale": 3.0,
+    "guidance_scale": 4.0,
     "strength": 0.9,
     "interpolation": 1.0,
     "gate_gain": 0.02,
@@ -40,7 +40,7 @@ PRESET = {
     "gate_detail": 0.0018,
     "gate_saturated": 0.25,
     "gate_enough": 0.82,
-    "automatic_points": [[0.9, 3.0], [0.9, 5.0], [1.0, 3.0]],
+    "automatic_points": [[0.9, 4.0], [0.9, 5.0], [1.0, 3.0]],
     "methods": {
         "sdedit": {"num_inference_steps": 30, "strength": 0.8, "guidance_scale": 5.0},
         "imagic": {
