@@ -5,12 +5,14 @@ from pathlib import Path
 
 import click
 
+from unitune.choices import EDIT_METHODS, NEEDED
 from unitune_client import events
-from unitune_client.cli_checks import check_comparison
+from unitune_client.cli_checks import check_comparison, check_super_resolution
 from unitune_client.cli_edit import folder_of, picture_bytes_of, save_sheet, say_what_the_model_knows
-from unitune_client.cli_options import Between, server_options
+from unitune_client.cli_options import Between, server_options, super_resolution_option
 from unitune_client.connection import connection
 from unitune_client.display import Display, display
+from unitune_client.messages import EditOptions
 from unitune_client.outputs import slug
 from unitune_client.sheet import SheetEdit, comparison_sheet
 
@@ -39,6 +41,7 @@ Examples:
     "--initial-word", metavar="WORD", help="One word for what PHOTO shows, for textual_inversion; it is in PROMPT."
 )
 @click.option("--base-prompt", metavar="TEXT", help="What PHOTO shows, for prompt_to_prompt.")
+@super_resolution_option
 @click.option("--seed", "seeds", type=Between(0, 2**63 - 1), multiple=True, help="One picture per seed.  [default: 0]")
 @server_options
 def compare_command(
@@ -49,6 +52,7 @@ def compare_command(
     class_noun: str | None,
     initial_word: str | None,
     base_prompt: str | None,
+    super_resolution: bool,
     seeds: tuple[int, ...],
     address: str | None,
     base_model: str | None,
@@ -70,13 +74,17 @@ def compare_command(
         info = client.server_info()
         words = {"class_noun": class_noun, "initial_word": initial_word, "base_prompt": base_prompt}
         check_comparison(info, prompt, named, words, seeds)
+        own = EditOptions(super_resolution=True) if super_resolution else EditOptions()
+        check_super_resolution(info, own)
+        if super_resolution and not named:  # every method has the option, so each must be named
+            named = [method for method in EDIT_METHODS if method not in NEEDED or words[NEEDED[method]]]
         say_what_the_model_knows(info, show)
         image = client.upload_image(data)
         try:
             for event in client.compare(
                 image,
                 prompt,
-                named or None,
+                dict.fromkeys(named, own) or None,
                 class_noun=class_noun,
                 initial_word=initial_word,
                 base_prompt=base_prompt,

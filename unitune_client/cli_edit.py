@@ -19,7 +19,13 @@ from unitune_client.cli_checks import (
     check_words,
     mask_of,
 )
-from unitune_client.cli_options import Between, attention_options, server_options, tuning_options
+from unitune_client.cli_options import (
+    Between,
+    attention_options,
+    server_options,
+    super_resolution_option,
+    tuning_options,
+)
 from unitune_client.client import Client
 from unitune_client.connection import connection
 from unitune_client.display import Display, display
@@ -154,11 +160,7 @@ Examples:
     help="Guide only the steps whose sigma (noise over signal) is above LOW and at most HIGH; each other step costs "
     "one pass.  [default: every step]",
 )
-@click.option(
-    "--super-resolution",
-    is_flag=True,
-    help="Have the base model's second stage enlarge the pictures, where it has one: stickerbook's makes 128x128.",
-)
+@super_resolution_option
 @click.option("--seed", "seeds", type=Between(0, 2**63 - 1), multiple=True, help="One picture per seed.  [default: 0]")
 @attention_options
 @tuning_options

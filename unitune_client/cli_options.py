@@ -55,6 +55,13 @@ def server_options(command: F) -> F:
     return command
 
 
+super_resolution_option = click.option(
+    "--super-resolution",
+    is_flag=True,
+    help="Have the base model's second stage enlarge the pictures, where it has one: stickerbook's makes 128x128.",
+)
+
+
 def attention_options(command: F) -> F:
     """What prompt_to_prompt alone has."""
     for option in (

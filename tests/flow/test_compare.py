@@ -11,6 +11,7 @@ from unitune_client import Client, CompareAccepted, CompareDone, CompareEdit, Co
 from unitune_client.cli import main
 from unitune_client.local import LocalServices
 
+LARGE = (96, 70)  # of the tiny base model's second stage, for the picture's aspect
 SAMPLING = {"num_inference_steps": 4, "guidance_scale": 3.0, "strength": 0.8}
 
 
@@ -46,15 +47,16 @@ def test_a_comparison_gives_what_single_edits_give(client: Client) -> None:
 
 
 def test_the_command_writes_the_sheet_of_a_comparison(services: LocalServices, tmp_path: Path) -> None:
-    """`unitune compare` on real services leaves a picture, a sheet and one row of the table per method."""
+    """`unitune compare` on real services leaves a picture, here an enlarged one, a sheet and one row of the table per
+    method."""
     photo = tmp_path / "photo.png"
     photo.write_bytes(picture())
     words = ["compare", str(photo), "a cat", "--methods=sdedit", "-o", str(tmp_path / "out")]
 
-    done = CliRunner().invoke(main, [*words, "--address", services.address])
+    done = CliRunner().invoke(main, [*words, "--super-resolution", "--address", services.address])
 
     assert done.exit_code == 0, done.output
     edited, sheet, head, row = done.stdout.splitlines()
-    assert Image.open(edited).size == (60, 44)
-    assert Image.open(sheet).width > 2 * 240
+    assert Image.open(edited).size == LARGE
+    assert Image.open(sheet).width > 240 + 2 * LARGE[0]  # the photo, and the edit beside it
     assert head.startswith("method") and row.startswith("sdedit")

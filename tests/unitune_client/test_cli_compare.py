@@ -85,6 +85,32 @@ def test_words_reach_the_request_and_no_names_are_all_methods(server: ScriptedSe
     assert 0 == done.exit_code and done.stdout.splitlines()[-1].split() == ["sdedit", "-", "2.0", "s", "-", "-"]
 
 
+def test_every_method_that_can_run_is_enlarged(server: ScriptedServer, photo: Path) -> None:
+    """`--super-resolution` names the methods that the server would choose, since each is asked for it by itself."""
+    info = scripted_server.server_info()
+    info.base_model.super_resolution_width = 512
+    server.script("GetServerInfo", info)
+    server.script("UploadImage", scripted_server.uploaded)
+    server.script("Compare", scripted_server.compare_events({"sdedit": [CAT]}))
+
+    done = compare(server, photo, "a cat", "--super-resolution", "--initial-word=cat")
+
+    assert 0 == done.exit_code, done.output
+    entries = server.requests["Compare"][0].methods
+    assert [entry.method for entry in entries] == ["unitune", "imagic", "textual_inversion", "sdedit"]
+    assert all(entry.config.super_resolution and not entry.HasField("tuning_config") for entry in entries)
+
+
+def test_a_comparison_without_a_second_stage_is_not_begun(server: ScriptedServer, photo: Path) -> None:
+    """A base model that cannot enlarge is told before anything is sent."""
+    server.script("GetServerInfo", scripted_server.server_info())
+
+    done = compare(server, photo, "a cat", "--super-resolution")
+
+    assert done.exit_code == 2 and "--super-resolution is 'given': leave it out" in done.stderr
+    assert not server.requests.get("Compare")
+
+
 def test_a_prompt_may_have_the_placeholder_itself(server: ScriptedServer, photo: Path) -> None:
     """Then the initial word need not be in it."""
     expect(server, scripted_server.compare_events({"textual_inversion": [CAT]}))
