@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sampler_svc.engine import Array, BackendMissing, Engine, EngineSpec, RefitReport, Tensors, Weights
 from sampler_svc.engine_folder import REBUILD, UnusableEngine
-from sampler_svc.half_weights import BATCH, graph_shape, in_batches, write_half
+from sampler_svc.half_weights import BATCH, in_batches, rounded
 from sampler_svc.ort_engine import DENOISER, Graph, session_options
 from sampler_svc.qualification import Qualification
 from unitune import telemetry
@@ -133,10 +133,7 @@ class OrtCudaEngine(Engine):
         self._weights = {}
 
     def _write(self, tensors: Tensors) -> None:
-        halves = {}
-        for name, spec in self._half.tensors.items():
-            halves[name] = np.empty(graph_shape(spec), dtype=np.float16)
-            write_half(spec, name, tensors[name], halves[name])
+        halves = rounded(self._half.tensors, tensors)
         if self._session is None or not self._in_place:
             self._open(halves)
             return
