@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sampler_svc.engine import Array, BackendMissing, Engine, EngineSpec, RefitReport, Tensors, Weights
 from sampler_svc.engine_folder import REBUILD, UnusableEngine
-from sampler_svc.half_weights import BATCH, graph_shape, in_batches, write_half
+from sampler_svc.half_weights import BATCH, in_batches, rounded
 from sampler_svc.ort_engine import DENOISER, Graph, session_options
 from sampler_svc.qualification import Qualification
 from unitune import telemetry
@@ -98,7 +98,6 @@ class OrtCudaEngine(Engine):
         self._session: onnxruntime.InferenceSession | None = None
         self._binding: Any = None
         self._weights: dict[str, onnxruntime.OrtValue] = {}
-        self._kept: list[NDArray[Any]] = []  # on the CPU a value is a bare pointer into its array
 
     @classmethod
     def open_qualified(cls, folder: Path, spec: EngineSpec, provider: str = CUDA) -> "OrtCudaEngine":
@@ -131,13 +130,10 @@ class OrtCudaEngine(Engine):
     def close(self) -> None:
         """Free session and device memory."""
         self.weights, self._session, self._binding = None, None, None
-        self._weights, self._kept = {}, []
+        self._weights = {}
 
     def _write(self, tensors: Tensors) -> None:
-        halves = {}
-        for name, spec in self._half.tensors.items():
-            halves[name] = np.empty(graph_shape(spec), dtype=np.float16)
-            write_half(spec, name, tensors[name], halves[name])
+        halves = rounded(self._half.tensors, tensors)
         if self._session is None or not self._in_place:
             self._open(halves)
             return
@@ -147,12 +143,13 @@ class OrtCudaEngine(Engine):
     def _open(self, halves: dict[str, NDArray[np.float16]]) -> None:
         """A new session with new memory; the old one's is given back first."""
         self._session, self._binding = None, None
-        self._kept = []
         self._weights = {name: self._value(half) for name, half in halves.items()}
         options = fixed_batch(session_options(0, "ORT_DISABLE_ALL"))
         options.add_session_config_entry("session.disable_prepacking", "1")  # packed copies would keep old weights
-        for name, value in self._weights.items():
-            options.add_initializer(name, value)
+        # An initializer must not own its memory, and a value made here does: a session gets a view of it.
+        views = {name: onnxruntime.OrtValue.from_dlpack(value) for name, value in self._weights.items()}
+        for name, view in views.items():
+            options.add_initializer(name, view)
         self._session = open_on(self._provider, self._path, options, use_cuda_graph=self._use_cuda_graph)
         latent = np.zeros((BATCH, *self.spec.latent), dtype=np.float32)
         self._inputs = {
@@ -167,9 +164,10 @@ class OrtCudaEngine(Engine):
         self._binding.bind_ortvalue_output("out", self._output)
 
     def _value(self, array: NDArray[Any]) -> onnxruntime.OrtValue:
-        """The array in device memory."""
-        self._kept.append(array)
-        return onnxruntime.OrtValue.ortvalue_from_numpy(array, self._device, 0)
+        """A copy of the array in device memory; on the CPU, in memory of the value's own as well."""
+        value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype, self._device, 0)
+        value.update_inplace(array)
+        return value
 
     def _compute(self, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
         return in_batches(self._run_batch, latents, timesteps, contexts)

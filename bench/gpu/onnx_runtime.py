@@ -1,0 +1,168 @@
+"""The sampler's own engine for ONNX Runtime on CUDA: build, session, runs, refits in place, CUDA graph.
+
+The canary's two sets of weights are one here, drawn on the GPU; what an engine has to answer is PyTorch's there.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+
+from bench.gpu.half_folder import GRAPH, distance, fill, question_of, spec_of
+from bench.gpu.model import other_weights
+from bench.gpu.record import Found, Skipped, clocked, need_cuda, used_gb
+from bench.gpu.stepping import EDIT_STEPS, EDITS, GUIDANCE, ROUNDS, answer_of
+from sampler_svc.build import Recipe
+from sampler_svc.engine import BASE, EngineSpec, Probe, Weights
+from sampler_svc.half_weights import rounded
+from sampler_svc.ort_cuda_build import cuda_recipe
+from sampler_svc.ort_cuda_engine import CPU, CUDA, OrtCudaEngine
+from sampler_svc.qualification import MAX_ERROR
+from tuner_svc.base_model import BaseModel
+from unitune.diffusion.schedule import Schedule
+from unitune.half_graph import CANARY_FILE, CANARY_PROBE_SEED, HALF_FOLDER, HalfSpec
+
+REFITS = 2  # there and back; each takes seconds of the processor
+OTHER = "other"
+
+
+class Engines:
+    """What one process measures of ONNX Runtime, in this order: `build`, `runs`, `cuda_graph`."""
+
+    def __init__(self, model: BaseModel, graphs: Path, scratch: Path) -> None:
+        """`graphs` is what `half_folder.prepare` wrote."""
+        self._model, self._graphs, self._folder = model, graphs, scratch / "engine"
+        self._spec = EngineSpec.of(spec_of(model))
+        self._provider = CUDA if model.device.type == "cuda" else CPU  # the processor's, to see that it all runs
+        self._sets: dict[str, Weights] = {}
+        self._noise: dict[str, float] = {}
+
+    def build(self) -> Found:
+        """Weights into the graph, then the offline optimisation: seconds of each; fp16's noise in PyTorch."""
+        if not (self._graphs / GRAPH).is_file():
+            raise Skipped(f"{self._graphs} has no graph: python -m bench.gpu --prepare {self._graphs}")
+        recipe: Recipe = cuda_recipe(self._provider)
+        filled = clocked(lambda: fill(self._graphs, self._model), self._model.device)
+        self._draw_sets()
+        half = HalfSpec.load(self._graphs / HALF_FOLDER)
+        dataclasses.replace(half, noise=self._noise).save(self._graphs / HALF_FOLDER)
+        save_file({"base": self._sets[BASE].probe.expected}, self._graphs / HALF_FOLDER / CANARY_FILE)
+        spec = spec_of(self._model)
+        spec.save(self._graphs)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        built = clocked(lambda: recipe.fill(self._folder, self._graphs, spec), self._model.device)
+        return {
+            "fill_s": filled["median"],
+            "build_s": built["median"],
+            "noise": self._noise,
+            "facts": dict(recipe.facts),
+        }
+
+    def runs(self) -> Found:
+        """Session, runs, an edit, refits in place with their proof."""
+        return self._measured(use_cuda_graph=False)
+
+    def cuda_graph(self) -> Found:
+        """The same through ONNX Runtime's CUDA graph: does it see weights that were refitted after the capture?"""
+        need_cuda(self._model.device, "a CUDA graph")
+        return self._measured(use_cuda_graph=True)
+
+    def _measured(self, *, use_cuda_graph: bool) -> Found:
+        if not self._sets:
+            raise Skipped("the engine was not built")
+        before = used_gb() if self._provider == CUDA else 0.0
+        engine = OrtCudaEngine(
+            self._folder, self._spec, provider=self._provider, in_place=True, use_cuda_graph=use_cuda_graph
+        )
+        try:
+            began = time.perf_counter()
+            report = engine.refit(self._sets[BASE])
+            found: Found = {
+                "open_s": time.perf_counter() - began,  # check, rounding, session, first run
+                "session_s": report.write_s,
+                "first_run_s": report.probe_s,
+            }
+            found |= self._steps(engine)
+            if self._provider == CUDA:
+                found["device_gb"] = used_gb() - before
+            return found | self._refits(engine, 1 if use_cuda_graph else REFITS)
+        finally:
+            engine.close()
+
+    def _steps(self, engine: OrtCudaEngine) -> Found:
+        given = tuple(question_of(self._model).values())
+        return {
+            "step_s": clocked(lambda: engine.run(*given), self._model.device, ROUNDS, warm=3),
+            "edit_s": clocked(edit_of(self._model, engine.run), self._model.device, EDITS, warm=1),
+            "error": distance(engine.run(*given), self._sets[BASE].probe.expected),
+            "rounds_differ": not np.array_equal(engine.run(*given), engine.run(*given)),
+        }
+
+    def _refits(self, engine: OrtCudaEngine, rounds: int) -> Found:
+        """Refits there and back, each proven by the engine itself; then what a refit's seconds are made of."""
+        reports, taken, errors = [], [], {}
+        said: dict[str, list[np.ndarray]] = {}
+        given = tuple(question_of(self._model).values())
+        for name in (OTHER, BASE) * rounds:
+            began = time.perf_counter()
+            reports.append(engine.refit(self._sets[name]))
+            taken.append(time.perf_counter() - began)
+            answer = engine.run(*given)
+            errors[name] = distance(answer, self._sets[name].probe.expected)
+            said.setdefault(name, []).append(answer)
+        return {
+            "refit_s": taken,
+            "refit_write_s": [report.write_s for report in reports],
+            "refit_probe_s": [report.probe_s for report in reports],
+            "refit_probe_ratio": [report.probe_ratio for report in reports],
+            "refit_mb": reports[-1].size_bytes / 1e6,
+            "in_place_seen": engine._in_place,  # else the engine itself has gone over to new sessions
+            "errors": errors,
+            "allowed": {name: MAX_ERROR * noise for name, noise in self._noise.items()},
+            "differs_after_refit_there_and_back": [
+                name for name, answers in said.items() if any(not np.array_equal(answers[0], each) for each in answers)
+            ],
+            **self._parts(engine),
+        }
+
+    def _parts(self, engine: OrtCudaEngine) -> Found:
+        """Seconds of rounding to fp16 on the processor, and of writing to the device."""
+        began = time.perf_counter()
+        halves = rounded(engine._half.tensors, self._sets[BASE].tensors)
+        written = time.perf_counter()
+        for name, half in halves.items():
+            engine._weights[name].update_inplace(half)
+        return {"refit_rounding_s": written - began, "refit_copy_s": time.perf_counter() - written}
+
+    def _draw_sets(self) -> None:
+        base, other = self._model.tensors(), other_weights(self._model)
+        answers = {BASE: answer_of(self._model, {}), OTHER: answer_of(self._model, other)}
+        for name, tensors in ((BASE, base), (OTHER, other)):
+            arrays = {each: tensor.cpu().numpy() for each, tensor in tensors.items()}
+            probe = Probe(CANARY_PROBE_SEED, answers[name], answers[BASE])
+            self._sets[name] = Weights(name, arrays, probe)
+            self._noise[name] = distance(answer_of(self._model, tensors, torch.float16), answers[name])
+
+
+def edit_of(model: BaseModel, run: Callable[..., np.ndarray]) -> Callable[[], np.ndarray]:
+    """As stepping.edit_of, for an engine that takes and gives arrays."""
+    levels = Schedule(**vars(model.schedule)).alphas_cumprod.astype(np.float32)
+    stride = len(levels) // EDIT_STEPS
+    at = list(range((EDIT_STEPS - 1) * stride, -1, -stride))
+    latents, _, contexts = question_of(model).values()
+
+    def edit() -> np.ndarray:
+        latent = latents[:1]
+        for index, level in enumerate(at):
+            now, then = levels[level], levels[at[index + 1]] if index + 1 < len(at) else np.float32(1)
+            both = run(np.concatenate([latent, latent]), np.array([level, level], dtype=np.int64), contexts)
+            noise = both[1:] + np.float32(GUIDANCE) * (both[:1] - both[1:])
+            clean = (latent - np.sqrt(1 - now) * noise) / np.sqrt(now)
+            latent = np.sqrt(then) * clean + np.sqrt(1 - then) * noise
+        return latent
+
+    return edit

@@ -1,0 +1,137 @@
+"""One update of UniTune, all weights, batch 4: written out, as one CUDA graph, compiled, and diffusers' loop.
+
+All run the same passes in bfloat16 with weights, loss and optimizer in fp32 (tuner_svc.denoising.half_precision).
+"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor
+from torch.nn.functional import mse_loss
+from transformers.optimization import Adafactor as TransformersAdafactor
+
+from bench.gpu.record import Found, Skipped, need_cuda, timed
+from bench.roofline import flops_of
+from tuner_svc.adafactor import Adafactor
+from tuner_svc.base_model import BaseModel
+from tuner_svc.denoising import Draws, Noising, denoising_loss, draw, half_precision
+from tuner_svc.trainable import trainable
+from tuner_svc.update_graph import EAGER_UPDATES, UpdateGraph, repeatable_sums
+
+BATCH, LEARNING_RATE, ROUNDS = 4, 1e-5, 10
+
+Update = Callable[[Tensor, Tensor], Tensor]  # timesteps, noise -> loss
+
+
+def eager(model: BaseModel) -> Found:
+    """The update as the tuner ran it before it had a graph, with its FLOPs; and with any kernel allowed, also such
+    as add up otherwise in each run."""
+    update, _ = update_of(model)
+    draws = draws_of(model)
+
+    def work() -> Tensor:
+        return update(*draws()).detach()
+
+    with repeatable_sums():
+        found: Found = {"flop": flops_of(work), "update_s": timed(work, model.device, ROUNDS)}
+    return found | {"any_kernels_update_s": timed(work, model.device, ROUNDS), "loss": float(work())}
+
+
+def graph(model: BaseModel) -> Found:
+    """The update as the tuner runs it: captured whole, and replayed. Draws are copied in for every update."""
+    need_cuda(model.device, "a CUDA graph")
+    update, parameters = update_of(model)
+    draws = draws_of(model)
+    run = UpdateGraph(update, parameters, model.device)
+    found = {"update_s": timed(lambda: run(*draws()), model.device, ROUNDS, warm=EAGER_UPDATES + 2)}
+    if not run.is_captured:
+        raise Skipped("the update was not captured; the log says why")
+    return found | {"loss": float(run(*draws()))}
+
+
+def compiled(model: BaseModel) -> Found:
+    """The denoiser through torch.compile, the optimizer ours; the seconds of the first update, which compiles."""
+    need_cuda(model.device, "torch.compile here")
+    unet = copy.deepcopy(model.denoiser.unet).requires_grad_(True)
+    parameters = list(unet.parameters())
+    optimizer, noising = Adafactor(parameters, LEARNING_RATE), Noising(model.schedule, model.device)
+    latent, context = picture_and_prompt(model)
+    network = torch.compile(unet)
+    draws = draws_of(model)
+
+    def work() -> Tensor:
+        timesteps, noise = draws()
+        given = Draws(timesteps, noise)
+        with half_precision(model.device):
+            prediction = network(noising.noised(latent, given), timesteps, context.expand(BATCH, -1, -1)).sample
+        loss = mse_loss(prediction.float(), noising.target(latent, given))
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    first = timed(work, model.device, 1, warm=0)
+    return {"first_update_s": first["wall"], "update_s": timed(work, model.device, ROUNDS), "loss": float(work())}
+
+
+def diffusers_loop(model: BaseModel) -> Found:
+    """The update of diffusers' DreamBooth example (bench/peers/diffusers_dreambooth.py) without what encodes picture
+    and prompt, which would come on top: transformers' Adafactor, gradients clipped, eager."""
+    unet = copy.deepcopy(model.denoiser.unet).requires_grad_(True).train()
+    optimizer = TransformersAdafactor(unet.parameters(), lr=LEARNING_RATE, scale_parameter=False, relative_step=False)
+    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    latent, context = picture_and_prompt(model)
+    latents, contexts = latent.repeat(BATCH, 1, 1, 1), context.repeat(BATCH, 1, 1)
+
+    def work() -> Tensor:
+        noise = torch.randn_like(latents)
+        timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (BATCH,), device=model.device)
+        noised = scheduler.add_noise(latents, noise, timesteps)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda"):
+            prediction = unet(noised, timesteps, contexts).sample
+        loss = mse_loss(prediction.float(), noise)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return {"update_s": timed(work, model.device, ROUNDS), "loss": float(work())}
+
+
+def update_of(model: BaseModel) -> tuple[Update, list[Tensor]]:
+    """The tuner's update of all weights (tuner_svc.methods.unitune), and the weights that it moves."""
+    chosen = trainable(model.denoiser.unet, "full", torch.Generator())
+    optimizer, noising = Adafactor(chosen.parameters(), LEARNING_RATE), Noising(model.schedule, model.device)
+    latent, context = picture_and_prompt(model)
+
+    def update(timesteps: Tensor, noise: Tensor) -> Tensor:
+        with half_precision(model.device):
+            loss = denoising_loss(model, chosen.weights(), latent, context, noising, Draws(timesteps, noise))
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return update, chosen.parameters()
+
+
+def picture_and_prompt(model: BaseModel) -> tuple[Tensor, Tensor]:
+    """A latent and a text embedding, random."""
+    generator = torch.Generator().manual_seed(2)
+    latent = torch.randn((1, model.latent_channels, *model.latent_side), generator=generator)
+    context = torch.randn((1, model.context_tokens, model.context_width), generator=generator)
+    return latent.to(model.device), context.to(model.device)
+
+
+def draws_of(model: BaseModel) -> Callable[[], tuple[Tensor, Tensor]]:
+    """The tuner's draws, from the processor's generator."""
+    generator = torch.Generator().manual_seed(3)
+    latent, _ = picture_and_prompt(model)
+    num_timesteps = model.schedule.num_train_timesteps
+
+    def draws() -> tuple[Tensor, Tensor]:
+        drawn = draw(BATCH, latent, num_timesteps, generator)
+        return drawn.timesteps, drawn.noise
+
+    return draws
