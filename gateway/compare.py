@@ -21,13 +21,16 @@ from gateway.relay import Relay
 from gateway.tunings import Tunings
 from gateway.upstreams import Upstreams
 from unitune import telemetry
-from unitune.choices import EDIT_METHODS, NEEDED, NEEDED_WORD, PROMPT_TO_PROMPT
+from unitune.choices import EDIT_METHODS, PROMPT_TO_PROMPT
 from unitune.errors import Internal, InvalidField, NotFound, UniTuneError, from_status, to_status
 from unitune.prompts import mentions, with_words_before, with_words_instead, without
 from unitune.v1.edit_pb2 import CompareEvent, CompareRequest, EditRequest
 from unitune.v1.tuning_pb2 import TuningConfig
 
 logger = logging.getLogger(__name__)
+
+NEEDED_WORD = {"dreambooth": "class_noun", "textual_inversion": "initial_word"}  # what only a caller can say
+NEEDED = {**NEEDED_WORD, PROMPT_TO_PROMPT: "base_prompt"}  # the same, in fields of the request
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,6 @@ NULL_TEXT = "null_text"  # a tuning for Prompt-to-Prompt, and the inversion that
 PROMPT_TO_PROMPT = "prompt_to_prompt"
 TUNING_METHODS = (*TUNED_EDITS, NULL_TEXT)
 EDIT_METHODS = (*TUNED_EDITS, "sdedit", PROMPT_TO_PROMPT)
-# What a comparison has to be told for a method: only a caller can say it.
-NEEDED_WORD = {"dreambooth": "class_noun", "textual_inversion": "initial_word"}
-NEEDED = {**NEEDED_WORD, PROMPT_TO_PROMPT: "base_prompt"}
 MODES = ("full", "attn_out", "lora")
 MASK_SOURCES = ("given", "difference", "diffedit", "word", "attention")
 MASKS_BEFORE = ("given", "diffedit", "word")  # known before the first step

@@ -17,6 +17,8 @@ from unitune_client.pictures import picture_bytes
 PROMPT_TO_PROMPT = "prompt_to_prompt"
 MASKS_OF_WORDS = ("word", "attention")
 WORD, ARTICLES = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*"), ("a", "an", "the")
+# What a comparison has to be told for a method: only a caller can say it.
+NEEDED = {"dreambooth": "class_noun", "textual_inversion": "initial_word", PROMPT_TO_PROMPT: "base_prompt"}
 
 
 def check_prompts(info: events.ServerInfo, prompts: Sequence[str], options: EditOptions, method: str = "") -> None:
@@ -103,14 +105,15 @@ def check_comparison(
         _check_method(info, "--methods", method)
         if method in methods[:index]:
             raise InvalidField("--methods", method, "name each method once")
-    for method, word, remedy in (
-        ("dreambooth", "class_noun", "say what kind of thing PHOTO shows, such as dog"),
-        ("textual_inversion", "initial_word", "give one word that says what PHOTO shows, such as dog"),
-        (PROMPT_TO_PROMPT, "base_prompt", "describe PHOTO as it is, in words like PROMPT's"),
-    ):
+    remedies = {
+        "dreambooth": "say what kind of thing PHOTO shows, such as dog",
+        "textual_inversion": "give one word that says what PHOTO shows, such as dog",
+        PROMPT_TO_PROMPT: "describe PHOTO as it is, in words like PROMPT's",
+    }
+    for method, word in NEEDED.items():
         argument, given = f"--{word.replace('_', '-')}", said.get(word)
         if method in methods and not given:
-            raise InvalidField(argument, "", remedy)
+            raise InvalidField(argument, "", remedies[method])
         if methods and method not in methods and given:
             raise InvalidField(argument, given, f"leave it out, or name {method} in --methods, which reads it")
         bound = info.method_tuning_defaults.get(method, info.tuning_defaults).rare_tokens

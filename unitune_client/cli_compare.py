@@ -5,9 +5,8 @@ from pathlib import Path
 
 import click
 
-from unitune.choices import EDIT_METHODS, NEEDED
 from unitune_client import events
-from unitune_client.cli_checks import check_comparison, check_super_resolution
+from unitune_client.cli_checks import NEEDED, check_comparison, check_super_resolution
 from unitune_client.cli_edit import folder_of, picture_bytes_of, save_sheet, say_what_the_model_knows
 from unitune_client.cli_options import Between, server_options, super_resolution_option
 from unitune_client.connection import connection
@@ -77,7 +76,7 @@ def compare_command(
         own = EditOptions(super_resolution=True) if super_resolution else EditOptions()
         check_super_resolution(info, own)
         if super_resolution and not named:  # every method has the option, so each must be named
-            named = [method for method in EDIT_METHODS if method not in NEEDED or words[NEEDED[method]]]
+            named = [method for method in info.methods if method not in NEEDED or words[NEEDED[method]]]
         say_what_the_model_knows(info, show)
         image = client.upload_image(data)
         try:
