@@ -92,6 +92,11 @@ def _is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    # A zombie has ended; whoever inherits it may be slow to take note.
+    # A zombie has ended, and whoever inherits it may be slow to take note; but not while threads of it still end and
+    # hold its files and locks.
     status = Path(f"/proc/{pid}/stat")
-    return not status.is_file() or status.read_text().rpartition(")")[2].split()[0] != "Z"
+    if not status.is_file():
+        return True
+    state, *fields = status.read_text().rpartition(")")[2].split()
+    num_threads = int(fields[16])
+    return state != "Z" or num_threads > 1
