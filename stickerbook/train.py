@@ -127,7 +127,8 @@ def by_objects(scenes: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @cache
-def _tokenizer() -> CLIPTokenizer:
+def tokenizer_of_process() -> CLIPTokenizer:
+    """Made once in each process that makes batches."""
     return new_tokenizer()
 
 
@@ -139,7 +140,7 @@ def drawn(
     has_second = rng.random(batch) < second_share
     seeds = np.where(has_second, rng.choice(pairs, batch), rng.choice(singles, batch))
     captions = [training_caption(draw_scene(int(seed)), rng) for seed in seeds]
-    return torch.from_numpy(seeds), tokens_of(_tokenizer(), captions)
+    return torch.from_numpy(seeds), tokens_of(tokenizer_of_process(), captions)
 
 
 class Denoiser(torch.nn.Module):

@@ -12,7 +12,7 @@ Interrupt it at will; the same command goes on. Every 500 updates a sheet of hel
 """
 
 import argparse
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ from stickerbook.latents import cached_latents
 from stickerbook.pictures import as_images, as_pixels, pictures
 from stickerbook.samples import contact_sheet
 from stickerbook.tokenizer import new_tokenizer
-from stickerbook.train import CONTEXT_WIDTH, new_scheduler, tokens_of
+from stickerbook.train import CONTEXT_WIDTH, new_scheduler, tokenizer_of_process, tokens_of
 from stickerbook.world import FIRST_HELD_OUT_SEED, draw_scene
 
 SIDE = 128
@@ -86,11 +86,6 @@ def drawn_levels(rng: np.random.Generator, count: int) -> torch.Tensor:
     return torch.from_numpy((MAX_LEVEL * rng.random(count) ** 2).astype(np.int64))
 
 
-@cache
-def _tokenizer() -> CLIPTokenizer:
-    return new_tokenizer()
-
-
 def drawn(batch: int, scenes: int, update: int) -> tuple[torch.Tensor, ...]:
     """What an update sees of `batch` / 2 scenes: seeds and token ids, pictures of 64 and of 128 px, which of the small
     ones are plain; and levels for all of the batch."""
@@ -99,7 +94,8 @@ def drawn(batch: int, scenes: int, update: int) -> tuple[torch.Tensor, ...]:
     captions = [training_caption(draw_scene(int(seed)), rng) for seed in seeds]
     is_plain = torch.from_numpy(rng.random(len(seeds)) < PLAIN_SHARE)
     small, large = pictures(seeds.tolist()), pictures(seeds.tolist(), side=SIDE)
-    return torch.from_numpy(seeds), tokens_of(_tokenizer(), captions), small, large, is_plain, drawn_levels(rng, batch)
+    tokens = tokens_of(tokenizer_of_process(), captions)
+    return torch.from_numpy(seeds), tokens, small, large, is_plain, drawn_levels(rng, batch)
 
 
 def loss_of(

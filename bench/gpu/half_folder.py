@@ -1,6 +1,6 @@
 """The half graph of a random model: exported on any machine, filled with the model's weights where it is to run.
 
-    python -m bench.gpu --prepare FOLDER        # minutes on a processor, gigabytes of memory; FOLDER then has 2 MB
+    python -m bench.gpu --prepare FOLDER        # a minute or two on two cores, 8 GB of memory; writes 0.5 MB
 
 An export needs no GPU and takes longer than all else here, so it is done before. Its weights need not travel: they
 are drawn again.
