@@ -16,6 +16,7 @@ from unitune.choices import (
     NULL_TEXT,
     PROMPT_TO_PROMPT,
     SUPER_RESOLUTION_OPTIONS,
+    mask_source_of,
 )
 from unitune.errors import InvalidArgument, InvalidField
 from unitune.prompts import mentions, things, unknown_words, without
@@ -24,11 +25,6 @@ from unitune.v1.server_pb2 import BaseModel
 
 INVERTIBLE = "ddim"  # the scheduler of an inverted edit
 MASK_BYTES = 768 << 10  # with a picture of 3 MiB it fits a request of 4 MiB
-
-
-def mask_source_of(config: SamplingConfig, mask: bytes) -> str:
-    """The source in force: a mask that is sent is given, and a text finds words, unless the config says otherwise."""
-    return config.mask_source or ("given" if mask else "word" if config.mask_text else "difference")
 
 
 def check_options(config: SamplingConfig, mask: bytes, field: str, method: str, prompt: str) -> None:
@@ -45,7 +41,7 @@ def check_options(config: SamplingConfig, mask: bytes, field: str, method: str, 
     if method == PROMPT_TO_PROMPT:
         _check_prompt_to_prompt(config, field, prompt)
         return
-    source = mask_source_of(config, mask)
+    source = mask_source_of(config.mask_source, mask, config.mask_text)
     low, high = config.guidance_sigma_low, config.guidance_sigma_high
     if config.HasField("guidance_sigma_high") and high <= low:
         remedy = f"it must be above guidance_sigma_low, {low}; for no guidance at all set guidance_scale to 1"
@@ -60,7 +56,7 @@ def check_options(config: SamplingConfig, mask: bytes, field: str, method: str, 
 
 def fill_options(config: SamplingConfig, asked: SamplingConfig, mask: bytes) -> None:
     """Complete a filled config in place: the mask's source and what follows from it, and nothing that is not read."""
-    config.mask_source = mask_source_of(asked, mask)
+    config.mask_source = mask_source_of(asked.mask_source, mask, asked.mask_text)
     if config.mask_source != "difference" and not asked.HasField("interpolation"):
         config.interpolation = 1.0  # what a known mask keeps is kept exactly
     if config.mask_source == "difference":
@@ -169,7 +165,7 @@ def check_gate_prompt(config: SamplingConfig, prompt: str, words: str) -> None:
 
 def check_mask_words(config: SamplingConfig, mask: bytes, base_model: BaseModel, field: str) -> None:
     """Refuse words that what finds them does not know: the base model, or with `word` a CLIPSeg, which knows all."""
-    source = mask_source_of(config, mask)
+    source = mask_source_of(config.mask_source, mask, config.mask_text)
     if source not in MASKS_OF_WORDS or (source == "word" and base_model.has_clipseg):
         return
     for word, nearest in unknown_words(" ".join(things(config.mask_text)), base_model.vocabulary):
@@ -206,7 +202,7 @@ def _check_super_resolution_options(config: SamplingConfig, field: str) -> None:
 
 
 def _check_mask_options(config: SamplingConfig, mask: bytes, field: str) -> None:
-    source = mask_source_of(config, mask)
+    source = mask_source_of(config.mask_source, mask, config.mask_text)
     if len(mask) > MASK_BYTES:
         value, remedy = f"{len(mask)} bytes", f"send a PNG of at most {MASK_BYTES} bytes; black and white is small"
         raise InvalidArgument(

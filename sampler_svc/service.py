@@ -60,12 +60,14 @@ from unitune.choices import (
     PROMPT_TO_PROMPT,
     SUPER_RESOLUTION_OPTIONS,
     UNCONDITIONAL_MODELS,
+    mask_source_of,
     tuned_by,
 )
 from unitune.diffusion.solvers import SCHEDULERS
 from unitune.errors import FailedPrecondition, Internal, InvalidField, Unavailable, UniTuneError, to_status
 from unitune.prompts import things, with_rare_tokens, without
-from unitune.v1 import edit_pb2, sampler_pb2, sampler_pb2_grpc, server_pb2, tuning_pb2
+from unitune.server_info import base_model_info
+from unitune.v1 import edit_pb2, sampler_pb2, sampler_pb2_grpc, tuning_pb2
 from unitune.weight_store import WeightStore
 from unitune.weights import TunedWeights
 
@@ -104,19 +106,9 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
     async def GetSamplerInfo(self, request: sampler_pb2.GetSamplerInfoRequest, context: Any) -> sampler_pb2.SamplerInfo:
         """Base model, defaults and engine."""
         spec, preset, second = self._model.spec, self._model.spec.preset, self._model.spec.super_resolution
-        height, width = spec.image_side
+        has_gate, has_clipseg = self._model.gate is not None, self._model.clipseg is not None
         return sampler_pb2.SamplerInfo(
-            base_model=server_pb2.BaseModel(
-                name=spec.name,
-                digest=spec.digest,
-                width=width,
-                height=height,
-                vocabulary=spec.vocabulary,
-                has_gate=self._model.gate is not None,
-                has_clipseg=self._model.clipseg is not None,
-                super_resolution_height=second.side[0] if second is not None else 0,
-                super_resolution_width=second.side[1] if second is not None else 0,
-            ),
+            base_model=base_model_info(spec, has_gate=has_gate, has_clipseg=has_clipseg),
             sampling_defaults=_defaults(preset, EDIT_METHODS[0], second),
             method_defaults=[_defaults(preset.of(method), method, second) for method in EDIT_METHODS],
             engine=self._model.engine,
@@ -410,7 +402,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             is_right = not getattr(config, name) or self._model.gate is not None
             _check(f"config.{name}", "true", is_right, "leave it unset: this base model has no gate")
         self._check_super_resolution(config)
-        source = config.mask_source or ("given" if request.mask else "word" if config.mask_text else "difference")
+        source = mask_source_of(config.mask_source, request.mask, config.mask_text)
         _check("config.mask_source", source, source in MASK_SOURCES, f"it must be one of {', '.join(MASK_SOURCES)}")
         _check("mask", "unset", bool(request.mask) or source != "given", "mask_source given needs it")
         if config.method == PROMPT_TO_PROMPT:

@@ -25,7 +25,7 @@ from tuner_svc.model_folder import (
     read_schedule,
     read_vocabulary,
 )
-from unitune.base_model import NoiseSchedule, Preset, SuperResolutionSpec
+from unitune.base_model import BaseModelSpec, NoiseSchedule, Preset, SuperResolutionSpec, TensorSpec
 
 FP32 = {"torch_dtype": torch.float32, "use_safetensors": True, "local_files_only": True}
 
@@ -139,6 +139,24 @@ class BaseModel:
     def tensors(self) -> dict[str, Tensor]:
         """The denoiser's tensors by their name in the UNet, fp32."""
         return dict(self.denoiser.unet.state_dict())
+
+    @property
+    def spec(self) -> BaseModelSpec:
+        """What the sampler must know of it, as far as that is known before export: no layouts, no preview, no files."""
+        return BaseModelSpec(
+            name=self.name,
+            digest=self.digest,
+            image_side=self.image_side,
+            latent_side=self.latent_side,
+            latent_channels=self.latent_channels,
+            context_tokens=self.context_tokens,
+            context_width=self.context_width,
+            schedule=self.schedule,
+            preset=self.preset,
+            tensors={name: TensorSpec(tuple(tensor.shape)) for name, tensor in self.tensors().items()},
+            vocabulary=self.vocabulary,
+            super_resolution=self.super_resolution,
+        )
 
     def input_ids(self, prompts: list[str]) -> Tensor:
         """Token ids, int64 (n, tokens): padded, and cut at the end where a prompt is too long."""

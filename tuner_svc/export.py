@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -28,7 +29,7 @@ from tuner_svc.export_preview import latent_to_rgb
 from tuner_svc.export_super_resolution import export_super_resolution
 from tuner_svc.model_folder import UnusableBaseModel, digest
 from unitune.attention import CONTROLLED_FILE
-from unitune.base_model import BaseModelSpec, SuperResolutionSpec, TensorSpec, file_digest
+from unitune.base_model import BaseModelSpec, file_digest
 
 DIGEST_CHARACTERS = 16  # of a folder's name
 
@@ -101,28 +102,9 @@ def _fill(folder: Path, base_model: Path, model: BaseModel, say: Say) -> None:
     if model.super_resolver is not None and model.super_resolution is not None:
         say("exporting and checking the second stage")
         stage = export_super_resolution(model, model.super_resolver, model.super_resolution, folder)
-    _specification(folder, model, tensors, stage).save(folder)
-
-
-def _specification(
-    folder: Path, model: BaseModel, tensors: dict[str, TensorSpec], stage: SuperResolutionSpec | None
-) -> BaseModelSpec:
-    return BaseModelSpec(
-        name=model.name,
-        digest=model.digest,
-        image_side=model.image_side,
-        latent_side=model.latent_side,
-        latent_channels=model.latent_channels,
-        context_tokens=model.context_tokens,
-        context_width=model.context_width,
-        schedule=model.schedule,
-        preset=model.preset,
-        tensors=tensors,
-        vocabulary=model.vocabulary,
-        latent_to_rgb=latent_to_rgb(model),
-        super_resolution=stage,
-        files={path.name: file_digest(path) for path in sorted(folder.iterdir())},
-    )
+    files = {path.name: file_digest(path) for path in sorted(folder.iterdir())}
+    spec = replace(model.spec, tensors=tensors, latent_to_rgb=latent_to_rgb(model), super_resolution=stage, files=files)
+    spec.save(folder)
 
 
 def _publish(partial: Path, folder: Path, model_digest: str) -> None:

@@ -28,7 +28,8 @@ from unitune.choices import (
     TUNING_OPTIONS,
 )
 from unitune.errors import Cancelled, Internal, InvalidField, ResourceExhausted, Unavailable, UniTuneError, to_status
-from unitune.v1 import server_pb2, tuner_pb2, tuner_pb2_grpc, tuning_pb2
+from unitune.server_info import base_model_info
+from unitune.v1 import tuner_pb2, tuner_pb2_grpc, tuning_pb2
 from unitune.v1.tuner_pb2 import RunTuningEvent
 from unitune.weight_store import WeightStore
 
@@ -59,18 +60,9 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
 
     async def GetTunerInfo(self, request: tuner_pb2.GetTunerInfoRequest, context: Any) -> tuner_pb2.TunerInfo:
         """Base model and preset."""
-        model, second = self._model, self._model.super_resolution
-        height, width = model.image_side
+        model = self._model
         return tuner_pb2.TunerInfo(
-            base_model=server_pb2.BaseModel(
-                name=model.name,
-                digest=model.digest,
-                width=width,
-                height=height,
-                vocabulary=model.vocabulary,
-                super_resolution_height=second.side[0] if second is not None else 0,
-                super_resolution_width=second.side[1] if second is not None else 0,
-            ),
+            base_model=base_model_info(model.spec),
             tuning_defaults=_defaults(model.preset, TUNING_METHODS[0]),
             method_defaults=[_defaults(model.preset, method) for method in TUNING_METHODS],
         )
@@ -84,11 +76,10 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
         """Run in the worker thread; stream what it has to say."""
         config = _read(request)
         check(self._model, config)
+        stage = self._model.super_resolution
+        large_side = stage.side if stage is not None and config.super_resolution_updates > 0 else None
         pictures = (request.image, *request.further_images)
-        image = await asyncio.to_thread(_model_images, pictures, self._model.image_side)
-        large = None
-        if config.super_resolution_updates > 0 and self._model.super_resolution is not None:
-            large = await asyncio.to_thread(_large_image, request.image, self._model.super_resolution.side)
+        image, large = await asyncio.to_thread(_model_images, pictures, self._model.image_side, large_side)
         if self._is_draining:
             raise Unavailable("the tuner is about to stop", reason="DRAINING")
         for earlier in self._runs:
@@ -189,13 +180,18 @@ def _progress(progress: Progress) -> RunTuningEvent:
     return RunTuningEvent(progress=tuning_pb2.TuningProgress(**vars(progress)))
 
 
-def _model_images(files: Sequence[bytes], side: tuple[int, int]) -> images.ModelImage:
-    return np.concatenate([images.to_model(images.decode(data), side) for data in files])
+def _model_images(
+    files: Sequence[bytes], side: tuple[int, int], large_side: tuple[int, int] | None
+) -> tuple[images.ModelImage, images.ModelImage | None]:
+    """All pictures at the base model's size, and the first at the second stage's, where that is to be tuned."""
+    first, *others = files
+    picture = images.decode(first)
+    small = [images.to_model(picture, side), *(images.to_model(images.decode(data), side) for data in others)]
+    return np.concatenate(small), _large_image(picture, large_side) if large_side is not None else None
 
 
-def _large_image(file: bytes, side: tuple[int, int]) -> images.ModelImage:
+def _large_image(picture: images.Pixels, side: tuple[int, int]) -> images.ModelImage:
     """The picture at the second stage's size. Raises InvalidField for a smaller one, which has no detail to show."""
-    picture = images.decode(file)
     height, width = picture.shape[:2]
     if not images.is_as_large(width, height, side):
         raise InvalidField("image", f"{width}x{height} pixels", images.too_small(side))

@@ -72,3 +72,8 @@ def tuned_by(method: str, inversion: str = "") -> str:
     if method == PROMPT_TO_PROMPT:
         return NULL_TEXT if inversion == NULL_TEXT else ""
     return method if method in TUNED_EDITS else ""
+
+
+def mask_source_of(chosen: str, mask: bytes, mask_text: str) -> str:
+    """The mask source in force: a mask that is sent is given, and a text finds words, unless one is chosen."""
+    return chosen or ("given" if mask else "word" if mask_text else "difference")

@@ -17,7 +17,6 @@ from sampler_svc.onnx_file import initializers
 from tuner_svc.base_model import BaseModel
 from tuner_svc.export_check import answer_of
 from tuner_svc.export_half import export_half
-from unitune.base_model import BaseModelSpec, TensorSpec
 from unitune.half_graph import CANARY_PROBE_SEED, HALF_FOLDER, HalfSpec
 from unitune.weights import probe_input
 
@@ -72,22 +71,6 @@ def fill(folder: Path, model: BaseModel) -> None:
                 raise ValueError(f"{name} is inside the graph")
             file.seek(outside[0])
             file.write(np.ascontiguousarray(spec.to_graph(tensors[name].half().cpu().numpy())).tobytes())
-
-
-def spec_of(model: BaseModel) -> BaseModelSpec:
-    """The specification that an engine's folder needs; no file stands behind it."""
-    return BaseModelSpec(
-        name=model.name,
-        digest=model.digest,
-        image_side=model.image_side,
-        latent_side=model.latent_side,
-        latent_channels=model.latent_channels,
-        context_tokens=model.context_tokens,
-        context_width=model.context_width,
-        schedule=model.schedule,
-        preset=model.preset,
-        tensors={name: TensorSpec(tuple(tensor.shape)) for name, tensor in model.tensors().items()},
-    )
 
 
 def question_of(model: BaseModel) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-from bench.gpu.half_folder import GRAPH, distance, fill, question_of, spec_of
+from bench.gpu.half_folder import GRAPH, distance, fill, question_of
 from bench.gpu.model import other_weights
 from bench.gpu.record import Found, Skipped, clocked, need_cuda, used_gb
 from bench.gpu.stepping import EDIT_STEPS, EDITS, GUIDANCE, ROUNDS, answer_of
@@ -36,7 +36,7 @@ class Engines:
     def __init__(self, model: BaseModel, graphs: Path, scratch: Path) -> None:
         """`graphs` is what `half_folder.prepare` wrote."""
         self._model, self._graphs, self._folder = model, graphs, scratch / "engine"
-        self._spec = EngineSpec.of(spec_of(model))
+        self._spec = EngineSpec.of(model.spec)
         self._provider = CUDA if model.device.type == "cuda" else CPU  # the processor's, to see that it all runs
         self._sets: dict[str, Weights] = {}
         self._noise: dict[str, float] = {}
@@ -51,7 +51,7 @@ class Engines:
         half = HalfSpec.load(self._graphs / HALF_FOLDER)
         dataclasses.replace(half, noise=self._noise).save(self._graphs / HALF_FOLDER)
         save_file({"base": self._sets[BASE].probe.expected}, self._graphs / HALF_FOLDER / CANARY_FILE)
-        spec = spec_of(self._model)
+        spec = self._model.spec
         spec.save(self._graphs)
         self._folder.mkdir(parents=True, exist_ok=True)
         built = clocked(lambda: recipe.fill(self._folder, self._graphs, spec), self._model.device)

@@ -1,0 +1,21 @@
+"""What tuner and sampler say of their base model, in one form: the gateway compares it and hands it on."""
+
+from unitune.base_model import BaseModelSpec
+from unitune.v1 import server_pb2
+
+
+def base_model_info(spec: BaseModelSpec, *, has_gate: bool = False, has_clipseg: bool = False) -> server_pb2.BaseModel:
+    """The message; the size of what a second stage makes is 0 without one."""
+    height, width = spec.image_side
+    large_height, large_width = spec.super_resolution.side if spec.super_resolution is not None else (0, 0)
+    return server_pb2.BaseModel(
+        name=spec.name,
+        digest=spec.digest,
+        width=width,
+        height=height,
+        vocabulary=spec.vocabulary,
+        has_gate=has_gate,
+        has_clipseg=has_clipseg,
+        super_resolution_height=large_height,
+        super_resolution_width=large_width,
+    )
