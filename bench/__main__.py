@@ -18,6 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from bench.chart import draw
+from bench.edits import edited
+from bench.inputs import GUIDANCE, MODEL, PICTURE, PROMPT
 from bench.measure import Measured, Ratio, claimed, in_turns, psnr_db, seconds, spread
 from bench.peers.diffusers_dreambooth import dreambooth
 from bench.peers.diffusers_edit import DiffusersEdit
@@ -29,7 +31,6 @@ from sampler_svc.build import build
 from sampler_svc.engine import BASE
 from sampler_svc.model import Model
 from sampler_svc.request import Request
-from sampler_svc.sample import EditedImage, sample
 from tuner_svc import base_model
 from tuner_svc.config import DEFAULT_CODEC
 from tuner_svc.export import export
@@ -38,10 +39,6 @@ from tuner_svc.tune import tune
 from tuner_svc.tuning_config import TuningConfig
 from unitune import images
 
-MODEL = Path(__file__).parent.parent / "stickerbook" / "model"
-PICTURE = Path(__file__).parent.parent / "demo" / "cat.png"
-PROMPT = "a dog in a meadow by day"
-GUIDANCE = 5.0
 TUNING_UPDATES = 16  # of the paper's 128: every update costs the same
 
 
@@ -85,8 +82,7 @@ def edits(model: Model, rounds: int) -> dict[str, object]:
         request = Request(PICTURE.read_bytes(), PROMPT, "ddim", steps, GUIDANCE, strength=1.0, seeds=(0,))
 
         def ours(request: Request = request) -> np.ndarray:
-            events = sample(model.graphs, model.schedule, leased.engine.run, request, lambda: False)
-            return images.decode(next(event.png for event in events if isinstance(event, EditedImage)))
+            return edited(model, leased.engine, request)
 
         works: dict[str, Callable[[], np.ndarray]] = {"ours": ours}
         works |= {name: partial(peer, PROMPT, steps, GUIDANCE, noise) for name, peer in peers.items()}

@@ -7,8 +7,8 @@ answers: ||y(codec) - y(tuned)|| / ||y(tuned) - y(base)||.
 """
 
 import argparse
-from pathlib import Path
 
+from bench.inputs import MODEL, PICTURE
 from bench.measure import seconds
 from sampler_svc.engine import BASE, Probe, Weights
 from sampler_svc.refit_weights import tuned_weights
@@ -19,9 +19,6 @@ from tuner_svc.tuning_config import TuningConfig
 from unitune import images
 from unitune.choices import CODECS, MODES
 from unitune.weights import unpack
-
-MODEL = Path(__file__).parent.parent / "stickerbook" / "model"
-PICTURE = Path(__file__).parent.parent / "demo" / "cat.png"
 
 
 def main() -> None:

@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from bench.editbench.cases import Case, load
-from bench.editbench.run import MODEL, engine_folder
+from bench.editbench.run import engine_folder
 from bench.editbench.scores import score
-from sampler_svc.controlled_engine import ControlledEngine
-from sampler_svc.engine import BASE
+from bench.edits import edited
+from bench.inputs import MODEL
+from sampler_svc.engine import BASE, Engine
 from sampler_svc.model import Model
 from sampler_svc.prompt_to_prompt import AttentionEdit
 from sampler_svc.request import Request
-from sampler_svc.sample import EditedImage, sample
 from stickerbook.captions import caption
 from stickerbook.judge import Judge
 from stickerbook.render import psnr_db, render
@@ -46,7 +46,6 @@ def main() -> None:
     itself: dict[str, list[float]] = {inversion: [] for inversion in INVERSIONS}
     kept, right = {inversion: list[float]() for inversion in INVERSIONS}, dict.fromkeys(INVERSIONS, 0)
     with model.controlled.lease(BASE, lambda: model.base) as lease:
-        assert isinstance(lease.engine, ControlledEngine)
         for case in cases[: options.pictures]:
             config = TuningConfig(
                 method=NULL_TEXT,
@@ -57,13 +56,13 @@ def main() -> None:
                 guidance_scale=options.guidance,
             )
             nulls = null_embeddings(tuner, case, config)
-            decoded = edited(model, lease.engine, case, caption(case.scene), config, AttentionEdit(), strength=0.0)
+            decoded = beside(model, lease.engine, case, caption(case.scene), config, AttentionEdit(), strength=0.0)
             for inversion in INVERSIONS:
                 # The shares of the figure in docs/methods/prompt_to_prompt.md.
                 attention = AttentionEdit(0.4, 0.2, inversion, nulls=nulls if inversion == NULL_TEXT else None)
-                same = edited(model, lease.engine, case, caption(case.scene), config, attention)
+                same = beside(model, lease.engine, case, caption(case.scene), config, attention)
                 itself[inversion].append(psnr_db(decoded, same, np.ones(same.shape[:2], dtype=bool)))
-                found = score(case, edited(model, lease.engine, case, case.prompt, config, attention), judge)
+                found = score(case, beside(model, lease.engine, case, case.prompt, config, attention), judge)
                 if found.kept_psnr_db is not None:
                     kept[inversion].append(found.kept_psnr_db)
                 right[inversion] += found.success
@@ -80,9 +79,9 @@ def null_embeddings(tuner: BaseModel, case: Case, config: TuningConfig) -> np.nd
     return nulls
 
 
-def edited(
+def beside(
     model: Model,
-    engine: ControlledEngine,
+    engine: Engine,
     case: Case,
     prompt: str,
     config: TuningConfig,
@@ -101,9 +100,7 @@ def edited(
         seeds=(0,),
         attention=attention,
     )
-    events = sample(model.graphs, model.schedule, engine.run, request, lambda: False, controlled=engine.run_controlled)
-    (png,) = (event.png for event in events if isinstance(event, EditedImage))
-    return images.decode(png)
+    return edited(model, engine, request)
 
 
 if __name__ == "__main__":

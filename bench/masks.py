@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bench.editbench.run import MODEL, engine_folder
+from bench.editbench.run import engine_folder
+from bench.inputs import DEMO, MODEL
 from sampler_svc.engine import BASE
 from sampler_svc.masks.contrast import contrasts, finder, others
 from sampler_svc.model import Model
@@ -28,7 +29,6 @@ from stickerbook.world import FIRST_HELD_OUT_SEED, NONE, Scene, draw_scene
 from unitune import images
 from unitune.images import Mask, Pixels
 
-DEMO = Path(__file__).parents[1] / "demo"
 FIGURE = (
     ("cat", "cat", "a dog"),
     ("car", "car", "a bus"),

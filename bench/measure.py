@@ -64,11 +64,12 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """The median, and the smallest and largest."""
+    """The median, the smallest and the largest, and of how many rounds."""
     return {
-        "median": round(statistics.median(values), 4),
-        "smallest": round(min(values), 4),
-        "largest": round(max(values), 4),
+        "median": statistics.median(values),
+        "smallest": min(values),
+        "largest": max(values),
+        "rounds": len(values),
     }
 
 

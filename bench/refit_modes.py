@@ -1,6 +1,6 @@
 """Both refit modes of one engine, in turns: seconds of a refit, a step and an edit, and memory."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from itertools import cycle
 from pathlib import Path
@@ -10,11 +10,12 @@ import numpy as np
 
 from bench.measure import Ratio, in_turns
 from sampler_svc.build import random_weights, reference_answer
-from sampler_svc.engine import BASE, EngineSpec, Probe, Weights
+from sampler_svc.engine import BASE, Array, EngineSpec, Probe, Weights
 from sampler_svc.engine_folder import BASE_PROBE_SEED, Manifest
 from sampler_svc.model import Model
 from sampler_svc.ort_engine import DENOISER
-from sampler_svc.sample import Request, sample
+from sampler_svc.request import Request
+from sampler_svc.sample import sample
 
 EDIT_STEPS = (8, 20, 50)
 
@@ -47,15 +48,20 @@ def refit_modes(graphs: Path, folder: Path, image: bytes, prompt: str, rounds: i
 
 
 def two_sets(graphs: Path, model: Model, names: list[str]) -> Iterator[Weights]:
-    """Two sets of weights by turns, the named tensors a hundredth of the way to random ones."""
-    drawn, sets = random_weights(model.base.tensors), []
+    """Two sets of weights by turns, alike but for the named tensors."""
+    sets = []
     for number in (1, 2):
-        near = {name: model.base.tensors[name] + np.float32(0.01 * number) * drawn[name] for name in names}
-        tensors = {**model.base.tensors, **near}
+        tensors = {**model.base.tensors, **near(model, names, number)}
         answer = reference_answer(graphs / DENOISER, EngineSpec.of(model.spec), tensors)
         name = f"set {number} of {len(names)} tensors"  # other names than the last two sets', which the pool may hold
         sets.append(Weights(name, tensors, Probe(BASE_PROBE_SEED, answer, model.base.probe.expected)))
     return cycle(sets)
+
+
+def near(model: Model, names: Iterable[str], number: int) -> dict[str, Array]:
+    """The named tensors so many hundredths of the way from the base weights to random ones."""
+    base, drawn = model.base.tensors, random_weights(model.base.tensors)
+    return {name: base[name] + np.float32(0.01 * number) * drawn[name] for name in names}
 
 
 def refitting(model: Model, sets: Iterator[Weights]) -> Callable[[], object]:

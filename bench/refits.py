@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from bench.measure import Ratio, in_turns, spread
-from bench.refit_modes import stepping
-from sampler_svc.build import random_weights, reference_answer
+from bench.refit_modes import near, stepping
+from sampler_svc.build import reference_answer
 from sampler_svc.engine import EngineSpec
 from sampler_svc.engine_folder import BASE_PROBE_SEED
 from sampler_svc.model import Model
@@ -46,9 +46,8 @@ def refits(model: Model, graphs: Path, build_s: float, prompt: str, rounds: int)
 
 def stored(model: Model, graphs: Path, store: WeightStore, number: int) -> Manifest:
     """A tuning in the store: every tensor a hundredth or two of the way to a random one."""
-    base, drawn = model.base.tensors, random_weights(model.base.tensors)
-    tuned = {name: base[name] + np.float32(0.01 * number) * drawn[name] for name in base}
-    parts = encode(tuned, base, DEFAULT_CODEC)
+    base = model.base.tensors
+    parts = encode(near(model, base, number), base, DEFAULT_CODEC)
     answer = reference_answer(
         graphs / DENOISER, EngineSpec.of(model.spec), {**base, **decode(parts, base, DEFAULT_CODEC)}
     )

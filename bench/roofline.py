@@ -11,11 +11,11 @@ Activations and the optimizer's own state come on top.
 import argparse
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.inputs import MODEL
 from bench.measure import seconds
 from tuner_svc import base_model
 from tuner_svc.adafactor import Adafactor
@@ -23,7 +23,6 @@ from tuner_svc.base_model import BaseModel
 from tuner_svc.denoising import Noising, denoising_loss, draw
 from tuner_svc.trainable import trainable
 
-MODEL = Path(__file__).parent.parent / "stickerbook" / "model"
 BATCH, LEARNING_RATE = 4, 1e-4
 WEIGHT_PASSES = {"step": 1, "update": 5}
 

@@ -20,21 +20,19 @@ from pathlib import Path
 
 import grpc
 
+from bench.inputs import GUIDANCE, MODEL, PICTURE, PROMPT
 from bench.measure import Measured, Ratio, in_turns, percentile, seconds, spread
 from sampler_svc.engine import BASE
 from sampler_svc.model import Model
 from sampler_svc.request import Request
 from sampler_svc.sample import sample
-from stickerbook.save_model import MODEL
 from unitune.v1 import edit_pb2, sampler_pb2, sampler_pb2_grpc
 from unitune_client import Client
 from unitune_client.channel import NO_PROXY
 from unitune_client.home import Home
 from unitune_client.local import LocalServices
 
-PICTURE = Path(__file__).parent.parent / "demo" / "cat.png"
-PROMPT = "a dog in a meadow by day"
-STEPS, GUIDANCE = 20, 5.0
+STEPS = 20
 USERS = (1, 2, 4, 8, 16)
 EDITS = 32  # of all users together, so that every row takes about as long
 PEAK = "VmHWM:"  # of /proc/PID/status, in kB

@@ -22,9 +22,10 @@ from bench.editbench.automatic import chosen_by_gate
 from bench.editbench.cases import Picture, load
 from bench.editbench.grid import around
 from bench.editbench.results import Result, by_setting
-from bench.editbench.run import MODEL, engine_folder, open_gate, run
+from bench.editbench.run import engine_folder, open_gate, run
 from bench.editbench.settings import automatic_points, of_method
 from bench.editbench.statements import same_as_sdedit, statements
+from bench.inputs import MODEL
 from stickerbook.commit import commit
 from tuner_svc.model_folder import read_preset
 from unitune.choices import EDIT_METHODS

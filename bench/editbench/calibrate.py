@@ -18,8 +18,9 @@ from PIL import Image
 
 from bench.editbench.cases import load
 from bench.editbench.results import Result, result_file
-from bench.editbench.run import MODEL, engine_folder, open_gate
+from bench.editbench.run import engine_folder, open_gate
 from bench.editbench.settings import of_method
+from bench.inputs import MODEL
 from sampler_svc.gate import Scores
 from stickerbook.render import render
 from tuner_svc import base_model

@@ -23,8 +23,9 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from bench.editbench.cases import Case, load
-from bench.editbench.run import MODEL, engine_folder, open_gate, run
+from bench.editbench.run import engine_folder, open_gate, run
 from bench.editbench.settings import of_method
+from bench.inputs import MODEL
 from sampler_svc.gate import Gate, Scores
 from stickerbook.render import render
 from tuner_svc.model_folder import read_preset

@@ -23,8 +23,6 @@ from tuner_svc.model_folder import digest as model_digest
 from unitune.base_model import BaseModelSpec
 from unitune.settings import num_cores
 
-MODEL = Path(__file__).parents[2] / "stickerbook" / "model"
-
 
 def run(
     base_model: Path, pictures: Sequence[Picture], settings: Sequence[Setting], out: Path, title: str

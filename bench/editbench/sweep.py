@@ -25,8 +25,9 @@ import numpy as np
 from bench.editbench.cases import CATEGORIES, Picture, load
 from bench.editbench.intervals import mean_of
 from bench.editbench.results import Result, by_setting
-from bench.editbench.run import MODEL, run
+from bench.editbench.run import run
 from bench.editbench.settings import PER_PROMPT, Setting, of_method
+from bench.inputs import MODEL
 from tuner_svc.model_folder import read_preset
 from unitune.base_model import Preset
 from unitune.choices import CODECS, EDIT_METHODS, MODES, PROMPT_TO_PROMPT

@@ -14,9 +14,10 @@ import numpy as np
 from PIL import Image
 
 from bench.editbench.cases import load
-from bench.editbench.run import MODEL, run
+from bench.editbench.run import run
 from bench.editbench.scores import score
 from bench.editbench.settings import of_method
+from bench.inputs import MODEL
 from sampler_svc.interpolation import mix
 from sampler_svc.masks.difference import changed
 from stickerbook.judge import Judge

@@ -12,13 +12,13 @@ from bench.editbench.cases import Case, Picture
 from bench.editbench.results import result_file, save
 from bench.editbench.scores import score
 from bench.editbench.settings import Setting
+from bench.edits import edited
 from sampler_svc.conditioning import REFITS_NOTHING, embedding
-from sampler_svc.controlled_engine import ControlledEngine
 from sampler_svc.engine import BASE, Engine, Weights
 from sampler_svc.model import Model
 from sampler_svc.prompt_to_prompt import AttentionEdit
 from sampler_svc.refit_weights import tuned_weights
-from sampler_svc.sample import EditedImage, Request, sample
+from sampler_svc.request import Request
 from stickerbook.captions import caption
 from stickerbook.judge import Judge
 from stickerbook.render import render
@@ -103,7 +103,7 @@ class Worker:
         return Made(weights, seconds + time.perf_counter() - began, len(data), tuned)
 
     def _edit(self, engine: Engine, case: Case, setting: Setting, tuned: TunedWeights | None) -> np.ndarray:
-        graphs, attention = self._sampler.graphs, _attention(setting)
+        attention = _attention(setting)
         request = Request(
             image=images.encode_png(render(case.scene)),
             prompt=setting.prompt_of(case),
@@ -116,13 +116,8 @@ class Worker:
             base_prompt=caption(case.scene) if attention is not None else "",
             attention=attention,
         )
-        embed = embedding(graphs, tuned, request.prompt, setting.eta) if tuned is not None else None
-        controlled = engine.run_controlled if isinstance(engine, ControlledEngine) else None
-        events = sample(
-            graphs, self._sampler.schedule, engine.run, request, lambda: False, embed=embed, controlled=controlled
-        )
-        (png,) = (event.png for event in events if isinstance(event, EditedImage))
-        return images.decode(png)
+        embed = embedding(self._sampler.graphs, tuned, request.prompt, setting.eta) if tuned is not None else None
+        return edited(self._sampler, engine, request, embed)
 
 
 def _engine_of(case: Case, setting: Setting) -> tuple[TuningConfig | None, str | None, bool]:

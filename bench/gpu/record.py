@@ -8,7 +8,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import statistics
 import sys
 import time
 import traceback
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from bench.measure import spread
 
 FILE = "gpu.json"
 PACKAGES = ("torch", "diffusers", "transformers", "onnxruntime-gpu", "triton", "nvidia-cudnn-cu13", "nvidia-cublas")
@@ -139,16 +140,6 @@ def wait(device: torch.device) -> None:
     """Until the GPU is idle."""
     if device.type == "cuda":
         torch.cuda.synchronize()
-
-
-def spread(seconds: Sequence[float]) -> Found:
-    """Median, smallest and largest."""
-    return {
-        "median": statistics.median(seconds),
-        "smallest": min(seconds),
-        "largest": max(seconds),
-        "rounds": len(seconds),
-    }
 
 
 def need_cuda(device: torch.device, what: str) -> None:

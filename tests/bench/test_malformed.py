@@ -8,7 +8,7 @@ import torch
 
 from bench.editbench.cases import load
 from bench.editbench.malformed import COLLAPSE, KINDS, broken, proposed, table
-from bench.editbench.run import MODEL
+from bench.inputs import MODEL
 from sampler_svc.gate import Gate, Scores
 from stickerbook.render import render
 from tuner_svc.base_model import load as load_model
