@@ -59,9 +59,9 @@ def two_sets(graphs: Path, model: Model, names: list[str]) -> Iterator[Weights]:
 
 
 def near(model: Model, names: Iterable[str], number: int) -> dict[str, Array]:
-    """The named tensors so many hundredths of the way from the base weights to random ones."""
+    """The named tensors of the base, with so many hundredths of random ones added."""
     base, drawn = model.base.tensors, random_weights(model.base.tensors)
-    return {name: base[name] + np.float32(0.01 * number) * drawn[name] for name in names}
+    return {name: np.add(base[name], np.float32(0.01 * number) * drawn[name]) for name in names}
 
 
 def refitting(model: Model, sets: Iterator[Weights]) -> Callable[[], object]:

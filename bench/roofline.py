@@ -18,9 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.inputs import MODEL
 from bench.measure import seconds
 from tuner_svc import base_model
-from tuner_svc.adafactor import Adafactor
 from tuner_svc.base_model import BaseModel
-from tuner_svc.denoising import Noising, denoising_loss, draw
+from tuner_svc.denoising import draw
+from tuner_svc.methods import unitune
 from tuner_svc.trainable import trainable
 
 BATCH, LEARNING_RATE = 4, 1e-4
@@ -73,17 +73,15 @@ def copy_rate(size_bytes: int, rounds: int) -> float:
 
 
 def updating(model: BaseModel) -> Callable[[], object]:
-    """One update of all weights, as tuner_svc.methods.unitune makes it."""
+    """One update of all weights by UniTune."""
     generator = torch.Generator().manual_seed(0)
-    chosen = trainable(model.denoiser.unet, "full", generator)
-    optimizer = Adafactor(chosen.parameters(), LEARNING_RATE)
-    noising, context = Noising(model.schedule, model.device), model.encode_prompt("beikkpic")
     latent = torch.zeros(1, model.latent_channels, *model.latent_side)
+    chosen = trainable(model.denoiser.unet, "full", generator)
+    update = unitune.update_of(model, chosen, latent, model.encode_prompt("beikkpic"), LEARNING_RATE)
 
     def work() -> None:
-        draws = draw(BATCH, latent, noising.num_timesteps, generator)
-        denoising_loss(model, chosen.weights(), latent, context, noising, draws).backward()
-        optimizer.step()
+        draws = draw(BATCH, latent, model.schedule.num_train_timesteps, generator)
+        update(draws.timesteps, draws.noise)
 
     return work
 

@@ -116,7 +116,7 @@ def main() -> None:
     for kind in KINDS:
         scores[f"broken: {kind}"] = [score[case.id](broken(case, kind)) for case in cases.values()]
     thresholds = proposed(good, scores[f"broken: {COLLAPSE}"])
-    print(table(gate, scores, replace(preset, **thresholds)))
+    print(table(gate, scores, replace(preset, **thresholds)))  # type: ignore[arg-type]
     print(f"\nfor PRESET in stickerbook/save_model.py: {json.dumps(thresholds)}")
     print(f"{len(cases)} cases in {time.monotonic() - began:.0f} s")
 

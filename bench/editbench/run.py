@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bench.editbench.cases import Picture
 from bench.editbench.results import Result, result_file
 from bench.editbench.settings import Setting
+from bench.editbench.worker import Worker
 from sampler_svc.base_graphs import BaseGraphs
 from sampler_svc.build import build
 from sampler_svc.gate import Gate
@@ -22,6 +23,8 @@ from tuner_svc.export import export_under
 from tuner_svc.model_folder import digest as model_digest
 from unitune.base_model import BaseModelSpec
 from unitune.settings import num_cores
+
+_worker: Worker  # in a worker process, of `_start`
 
 
 def run(
@@ -67,8 +70,6 @@ def open_gate(engine: Path) -> Gate:
 def _start(base_model: Path, engine: Path, digest: str, out: Path) -> None:
     """Load everything once in a worker process."""
     global _worker
-    from bench.editbench.worker import Worker
-
     torch.set_num_threads(1)
     _worker = Worker(base_model, engine, digest, out)
 

@@ -5,7 +5,6 @@ The canary's two sets of weights are one here, drawn on the GPU; what an engine 
 
 import dataclasses
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from safetensors.numpy import save_file
 from bench.gpu.half_folder import GRAPH, distance, fill, question_of
 from bench.gpu.model import other_weights
 from bench.gpu.record import Found, Skipped, clocked, need_cuda, used_gb
-from bench.gpu.stepping import EDIT_STEPS, EDITS, GUIDANCE, ROUNDS, answer_of
+from bench.gpu.stepping import EDITS, GUIDANCE, ROUNDS, Predicted, answer_of, edit_of
 from sampler_svc.build import Recipe
 from sampler_svc.engine import BASE, EngineSpec, Probe, Weights
 from sampler_svc.half_weights import rounded
@@ -23,7 +22,9 @@ from sampler_svc.ort_cuda_build import cuda_recipe
 from sampler_svc.ort_cuda_engine import CPU, CUDA, OrtCudaEngine
 from sampler_svc.qualification import MAX_ERROR
 from tuner_svc.base_model import BaseModel
-from unitune.diffusion.schedule import Schedule
+from unitune.diffusion.denoiser import Prediction, predict
+from unitune.diffusion.guidance import classifier_free, guided
+from unitune.diffusion.schedule import Latents
 from unitune.half_graph import CANARY_FILE, CANARY_PROBE_SEED, HALF_FOLDER, HalfSpec
 
 REFITS = 2  # there and back; each takes seconds of the processor
@@ -95,9 +96,10 @@ class Engines:
 
     def _steps(self, engine: OrtCudaEngine) -> Found:
         given = tuple(question_of(self._model).values())
+        edit = edit_of(self._model, given[0][:1], predicted_by(engine, self._model))
         return {
             "step_s": clocked(lambda: engine.run(*given), self._model.device, ROUNDS, warm=3),
-            "edit_s": clocked(edit_of(self._model, engine.run), self._model.device, EDITS, warm=1),
+            "edit_s": clocked(edit, self._model.device, EDITS, warm=1),
             "error": distance(engine.run(*given), self._sets[BASE].probe.expected),
             "rounds_differ": not np.array_equal(engine.run(*given), engine.run(*given)),
         }
@@ -148,21 +150,12 @@ class Engines:
             self._noise[name] = distance(answer_of(self._model, tensors, torch.float16), answers[name])
 
 
-def edit_of(model: BaseModel, run: Callable[..., np.ndarray]) -> Callable[[], np.ndarray]:
-    """As stepping.edit_of, for an engine that takes and gives arrays."""
-    levels = Schedule(**vars(model.schedule)).alphas_cumprod.astype(np.float32)
-    stride = len(levels) // EDIT_STEPS
-    at = list(range((EDIT_STEPS - 1) * stride, -1, -stride))
-    latents, _, contexts = question_of(model).values()
+def predicted_by(engine: OrtCudaEngine, model: BaseModel) -> Predicted:
+    """As the sampler has it predicted."""
+    _, _, contexts = question_of(model).values()
+    rows = classifier_free(GUIDANCE, *contexts)
 
-    def edit() -> np.ndarray:
-        latent = latents[:1]
-        for index, level in enumerate(at):
-            now, then = levels[level], levels[at[index + 1]] if index + 1 < len(at) else np.float32(1)
-            both = run(np.concatenate([latent, latent]), np.array([level, level], dtype=np.int64), contexts)
-            noise = both[1:] + np.float32(GUIDANCE) * (both[:1] - both[1:])
-            clean = (latent - np.sqrt(1 - now) * noise) / np.sqrt(now)
-            latent = np.sqrt(then) * clean + np.sqrt(1 - then) * noise
-        return latent
+    def predicted(latent: Latents, timestep: int, level: float) -> Prediction:
+        return predict(guided(engine.run, latent, timestep, rows), latent, level, model.schedule.prediction_type)
 
-    return edit
+    return predicted

@@ -8,6 +8,7 @@ probe's question, against PyTorch in fp32 with the new weights.
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,11 +20,15 @@ from bench.gpu.model import other_weights
 from bench.gpu.record import Found, clocked, need_cuda, timed
 from bench.roofline import flops_of
 from tuner_svc.base_model import BaseModel
+from unitune.diffusion.denoiser import Prediction
 from unitune.diffusion.schedule import Schedule
+from unitune.diffusion.solvers import FirstOrder, ddim_run
 
 EDIT_STEPS, GUIDANCE = 50, 7.5
 ROUNDS, EDITS, REFITS = 30, 3, 5
 
+Latent = Any  # (1, channels, h, w), a tensor or an array
+Predicted = Callable[[Latent, int, float], Prediction]  # latent, timestep, level -> by the denoiser of epsilon, guided
 Step = Callable[[Tensor, Tensor, Tensor], Tensor]  # latents (2, ...), timesteps (2,), contexts (2, ...) -> prediction
 
 
@@ -74,10 +79,9 @@ def compiled_graph(model: BaseModel) -> Found:
 def figures(model: BaseModel, step: Step) -> Found:
     """Seconds of a step and of an edit, and how far off fp16 is."""
     given = on_device(model)
-    edited = edit_of(model, step)
     return {
         "step_s": timed(lambda: step(*given), model.device, ROUNDS),
-        "edit_s": clocked(edited, model.device, EDITS, warm=1),
+        "edit_s": clocked(edit_of(model, given[0][:1].float(), predicted_by(step, model)), model.device, EDITS, warm=1),
         "error": distance(step(*given).float().cpu().numpy(), answer_of(model, {})),
     }
 
@@ -146,26 +150,30 @@ def captured(plain: Step, given: tuple[Tensor, ...]) -> Step:
     return step
 
 
-def edit_of(model: BaseModel, step: Step) -> Callable[[], Tensor]:
-    """An edit from pure noise: EDIT_STEPS of DDIM with guidance, all on the GPU. Encoders and decoder are left out."""
-    levels = torch.from_numpy(Schedule(**vars(model.schedule)).alphas_cumprod).float()
-    stride = len(levels) // EDIT_STEPS
-    at = [int(level) for level in range((EDIT_STEPS - 1) * stride, -1, -stride)]
-    timesteps = torch.tensor(at, device=model.device)[:, None].expand(-1, 2).contiguous()
-    latents, _, contexts = on_device(model)
+def edit_of(model: BaseModel, noise: Latent, predicted: Predicted) -> Callable[[], Latent]:
+    """An edit from pure noise: EDIT_STEPS of DDIM, of tensors or of arrays. Encoders and decoder are left out."""
+    run, solver = ddim_run(Schedule(**vars(model.schedule)), EDIT_STEPS), FirstOrder()
 
-    def edit() -> Tensor:
-        latent = latents[:1].float()
-        for index, level in enumerate(at):
-            now = float(levels[level])
-            then = float(levels[at[index + 1]]) if index + 1 < len(at) else 1.0
-            prompted, empty = step(latent.expand(2, -1, -1, -1), timesteps[index], contexts).float().chunk(2)
-            noise = empty + GUIDANCE * (prompted - empty)
-            clean = (latent - (1 - now) ** 0.5 * noise) / now**0.5
-            latent = then**0.5 * clean + (1 - then) ** 0.5 * noise
+    def edit() -> Latent:
+        latent = noise
+        for timestep, level, next_level in run:
+            latent = solver.step(latent, predicted(latent, timestep, level), level, next_level)
         return latent
 
     return edit
+
+
+def predicted_by(step: Step, model: BaseModel) -> Predicted:
+    """All on the GPU, the timesteps too."""
+    _, _, contexts = on_device(model)
+    timesteps = torch.arange(model.schedule.num_train_timesteps, device=model.device).repeat_interleave(2).view(-1, 2)
+
+    def predicted(latent: Tensor, timestep: int, level: float) -> Prediction:
+        prompted, empty = step(latent.expand(2, -1, -1, -1), timesteps[timestep], contexts).float().chunk(2)
+        epsilon = empty + GUIDANCE * (prompted - empty)
+        return Prediction((latent - (1 - level) ** 0.5 * epsilon) / level**0.5, epsilon)
+
+    return predicted
 
 
 def on_device(model: BaseModel) -> tuple[Tensor, Tensor, Tensor]:

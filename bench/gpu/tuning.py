@@ -16,7 +16,8 @@ from bench.gpu.record import Found, Skipped, need_cuda, timed
 from bench.roofline import flops_of
 from tuner_svc.adafactor import Adafactor
 from tuner_svc.base_model import BaseModel
-from tuner_svc.denoising import Draws, Noising, denoising_loss, draw, half_precision
+from tuner_svc.denoising import Draws, Noising, draw, half_precision
+from tuner_svc.methods import unitune
 from tuner_svc.trainable import trainable
 from tuner_svc.update_graph import EAGER_UPDATES, UpdateGraph, repeatable_sums
 
@@ -101,19 +102,9 @@ def diffusers_loop(model: BaseModel) -> Found:
 
 
 def update_of(model: BaseModel) -> tuple[Update, list[Tensor]]:
-    """The tuner's update of all weights (tuner_svc.methods.unitune), and the weights that it moves."""
+    """The tuner's update of all weights, and the weights that it moves."""
     chosen = trainable(model.denoiser.unet, "full", torch.Generator())
-    optimizer, noising = Adafactor(chosen.parameters(), LEARNING_RATE), Noising(model.schedule, model.device)
-    latent, context = picture_and_prompt(model)
-
-    def update(timesteps: Tensor, noise: Tensor) -> Tensor:
-        with half_precision(model.device):
-            loss = denoising_loss(model, chosen.weights(), latent, context, noising, Draws(timesteps, noise))
-        loss.backward()
-        optimizer.step()
-        return loss
-
-    return update, chosen.parameters()
+    return unitune.update_of(model, chosen, *picture_and_prompt(model), LEARNING_RATE), chosen.parameters()
 
 
 def picture_and_prompt(model: BaseModel) -> tuple[Tensor, Tensor]:

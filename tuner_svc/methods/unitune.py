@@ -3,6 +3,8 @@
 One picture, one prompt that is the rare tokens alone, a few updates, text encoder and autoencoder frozen.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,7 @@ from tuner_svc.base_model import BaseModel
 from tuner_svc.course import Course
 from tuner_svc.denoising import Draws, Noising, denoising_loss, draw, half_precision
 from tuner_svc.methods.tuned import Tuned
-from tuner_svc.trainable import trainable
+from tuner_svc.trainable import Trainable, trainable
 from tuner_svc.tuning_config import TuningConfig
 from tuner_svc.update_graph import UpdateGraph
 from unitune.prompts import with_rare_tokens
@@ -21,9 +23,24 @@ def tune(model: BaseModel, latent: Tensor, config: TuningConfig, course: Course)
     """Bind the rare tokens to the picture, in the denoiser's weights."""
     generator = torch.Generator().manual_seed(config.seed)  # on the CPU, so that every device sees the same draws
     chosen = trainable(model.denoiser.unet, config.mode, generator)
-    optimizer = Adafactor(chosen.parameters(), config.learning_rate)
-    noising = Noising(model.schedule, model.device)
     context = model.encode_prompt(with_rare_tokens(config.rare_tokens, ""))
+    update = update_of(model, chosen, latent, context, config.learning_rate)
+
+    run = UpdateGraph(update, chosen.parameters(), model.device)
+    for _ in course.updates(config.updates, config.learning_rate, config.stop_loss_ratio):
+        draws = draw(config.batch, latent, model.schedule.num_train_timesteps, generator)
+        course.note(run(draws.timesteps, draws.noise))
+
+    tensors = {name: tensor.detach() for name, tensor in chosen.weights().items()}
+    return Tuned(tensors, course.losses, chosen.factors())
+
+
+def update_of(
+    model: BaseModel, chosen: Trainable, latent: Tensor, context: Tensor, learning_rate: float
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """An update of what is trainable, from the timesteps and the noise drawn for it to its loss."""
+    optimizer = Adafactor(chosen.parameters(), learning_rate)
+    noising = Noising(model.schedule, model.device)
 
     def update(timesteps: Tensor, noise: Tensor) -> Tensor:
         with half_precision(model.device):
@@ -32,10 +49,4 @@ def tune(model: BaseModel, latent: Tensor, config: TuningConfig, course: Course)
         optimizer.step()
         return loss
 
-    run = UpdateGraph(update, chosen.parameters(), model.device)
-    for _ in course.updates(config.updates, config.learning_rate, config.stop_loss_ratio):
-        draws = draw(config.batch, latent, noising.num_timesteps, generator)
-        course.note(run(draws.timesteps, draws.noise))
-
-    tensors = {name: tensor.detach() for name, tensor in chosen.weights().items()}
-    return Tuned(tensors, course.losses, chosen.factors())
+    return update
