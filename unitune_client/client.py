@@ -14,6 +14,8 @@ from unitune_client.async_client import AsyncClient, edit_result
 from unitune_client.messages import EditOptions, Methods, TuningOptions
 from unitune_client.pictures import Picture
 
+ENDING_S = 1.0  # that closing waits for the ends of its calls, which take milliseconds
+
 T = TypeVar("T")
 
 
@@ -258,6 +260,10 @@ def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
     try:
         loop.run_forever()
     finally:
+        # grpc tells each call that the closed channel ended so. An event for a loop that is closed by then would be an
+        # error in the log of whichever loop reads grpc's queue next: all loops of a process share it.
+        if ending := asyncio.all_tasks(loop):
+            loop.run_until_complete(asyncio.wait(ending, timeout=ENDING_S))
         for task in asyncio.all_tasks(loop):
             task.cancel()
             loop.run_until_complete(asyncio.gather(task, return_exceptions=True))

@@ -661,6 +661,24 @@ def test_a_closed_client_says_so(server: ScriptedServer) -> None:
         client.server_info()
 
 
+def test_closing_waits_for_what_grpc_has_to_say(server: ScriptedServer) -> None:
+    """A call that close ends has ended when its loop is closed: no event comes for it later."""
+    tasks = list[asyncio.Task[Any]]()
+
+    def remembered(loop: asyncio.AbstractEventLoop, call: Any, **options: Any) -> asyncio.Task[Any]:
+        tasks.append(asyncio.Task(call, loop=loop, **options))
+        return tasks[-1]
+
+    for _ in range(10):
+        server.script("Edit", [*scripted_server.edit_events([b"one"]), Hold()])
+        with Client(server.address) as client:
+            client._loop.call_soon_threadsafe(client._loop.set_task_factory, remembered)
+            stream = client.edit(TUNING, "a dog")
+            next(stream)
+
+    assert tasks and not [task for task in tasks if task.cancelled()]
+
+
 def test_an_unclosed_client_warns(server: ScriptedServer) -> None:
     """Forgetting close is a ResourceWarning that names the client, and its thread ends."""
     server.script("GetServerInfo", scripted_server.server_info())
