@@ -121,16 +121,15 @@ class Progress:
         """A line after each `every` updates, of `batch` scenes each."""
         self._run, self._batch, self._every = run, batch, every
         self._started, self._first = time.monotonic(), run.updates_done
-        self._mean_loss = torch.tensor(0.1, device=run.parameters[0].device)
+        self._mean_loss: torch.Tensor | None = None
 
     def tell(self, loss: torch.Tensor) -> None:
         """Note the loss of the update that is done, and print the line if it is time; else a GPU is not waited for."""
-        self._mean_loss.lerp_(loss.detach(), 0.01)
+        loss, before = loss.detach(), self._mean_loss
+        self._mean_loss = loss.clone() if before is None else before.lerp_(loss, 0.01)
         done = self._run.updates_done
         if done % self._every == 0:
             seconds = time.monotonic() - self._started
             rate = (done - self._first) * self._batch / seconds
-            loss = self._mean_loss.item()
-            print(
-                f"update {done}/{self._run.updates}  loss {loss:.4f}  {rate:.1f} scenes/s  {seconds:.0f} s", flush=True
-            )
+            mean = f"loss {self._mean_loss.item():.4f}"
+            print(f"update {done}/{self._run.updates}  {mean}  {rate:.1f} scenes/s  {seconds:.0f} s", flush=True)

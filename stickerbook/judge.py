@@ -7,7 +7,6 @@ command goes on.
 """
 
 import argparse
-import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
-from stickerbook.checkpoint import Run
+from stickerbook.checkpoint import Progress, Run
 from stickerbook.pictures import as_images
 from stickerbook.render import render
 from stickerbook.world import ATTRIBUTES, NONE, OBJECTS, PLACES, STYLES, Scene, draw_scene
@@ -140,7 +139,7 @@ def main() -> None:
     )
     if run.resume():
         print(f"resumed at update {run.updates_done}", flush=True)
-    started = time.monotonic()
+    progress = Progress(run, batch=options.batch, every=250)
     while not run.is_done:
         rng = np.random.default_rng([4, run.updates_done])
         images, labels = batch_of(rng.integers(FIRST_VALIDATION_SEED, size=options.batch).tolist())
@@ -149,13 +148,9 @@ def main() -> None:
         losses = [functional.cross_entropy(logits[attribute].float(), labels[attribute]) for attribute in ATTRIBUTES]
         loss = torch.stack(losses).sum()
         run.update(loss)
+        progress.tell(loss)
         if run.updates_done % 250 == 0:
             run.save()
-            print(
-                f"update {run.updates_done}/{options.updates}  loss {loss.item():.3f}  "
-                f"{time.monotonic() - started:.0f} s",
-                flush=True,
-            )
     run.use_average()
     for attribute, share in right_of_renders(judge, 2000).items():
         print(f"{attribute}: {share:.3f} right of 2000 unseen renders")

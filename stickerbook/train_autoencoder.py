@@ -8,7 +8,6 @@ On a GPU, whole pictures alone and larger batches: `--crop-share 0 --batch 512`.
 """
 
 import argparse
-import time
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from diffusers import AutoencoderKL
 from torch.nn import functional
 
 from stickerbook.batches import batches, workers_for
-from stickerbook.checkpoint import Run
+from stickerbook.checkpoint import Progress, Run
 from stickerbook.pictures import pictures
 from stickerbook.world import FIRST_HELD_OUT_SEED
 
@@ -105,20 +104,16 @@ def main() -> None:
         run.start_from(AutoencoderKL.from_pretrained(options.start_from, subfolder="vae", torch_dtype=torch.float32))
     held_out = pictures(range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + 48), "held_out").to(options.device)
     generator = torch.Generator(options.device)
-    started, mean_loss = time.monotonic(), torch.tensor(0.0, device=options.device)
+    progress = Progress(run, batch=options.batch // 4, every=250)  # four crops have a scene's pixels
     make = partial(drawn, options.batch, int(options.updates * options.crop_share))
     for images in batches(make, range(run.updates_done, options.updates), workers_for(options.device)):
         generator.manual_seed(run.updates_done)
         loss = loss_of(autoencoder, images.to(options.device, memory_format=torch.channels_last), generator)
         run.update(loss)
-        mean_loss.lerp_(loss.detach(), 0.01)
+        progress.tell(loss)
         if run.updates_done % 250 == 0:
             run.save()
-            print(
-                f"update {run.updates_done}/{options.updates}  loss {mean_loss.item():.4f}  "
-                f"held-out PSNR {psnr_db(autoencoder, held_out):.2f} dB  {time.monotonic() - started:.0f} s",
-                flush=True,
-            )
+            print(f"held-out PSNR {psnr_db(autoencoder, held_out):.2f} dB", flush=True)
     run.save()
 
 

@@ -8,7 +8,6 @@ Interrupt it at will; the same command goes on.
 """
 
 import argparse
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch.nn import functional
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from stickerbook.captions import caption, partial_caption
-from stickerbook.checkpoint import Run
+from stickerbook.checkpoint import Progress, Run
 from stickerbook.pictures import as_images
 from stickerbook.render import render
 from stickerbook.save_model import MODEL
@@ -106,7 +105,7 @@ def main() -> None:
     )
     if run.resume():
         print(f"resumed at update {run.updates_done}", flush=True)
-    started, mean_loss = time.monotonic(), 3.0
+    progress = Progress(run, batch=2 * options.pairs, every=250)
     tokenizer = new_tokenizer()
     while not run.is_done:
         rng = np.random.default_rng([5, run.updates_done])
@@ -121,14 +120,9 @@ def main() -> None:
         scores = scores.float()
         loss = (functional.cross_entropy(scores, labels) + functional.cross_entropy(scores.T, labels)) / 2
         run.update(loss)
-        mean_loss += (loss.item() - mean_loss) * 0.02
+        progress.tell(loss)
         if run.updates_done % 250 == 0:
             run.save()
-            print(
-                f"update {run.updates_done}/{options.updates}  loss {mean_loss:.3f}  "
-                f"{time.monotonic() - started:.0f} s",
-                flush=True,
-            )
     run.use_average()
     clip.eval()
     print(f"retrieval among {CANDIDATES} held-out captions: {retrieval(clip):.3f} right at first")

@@ -3,7 +3,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stickerbook.checkpoint import Run
+from stickerbook.checkpoint import Progress, Run
 from stickerbook.latents import cached_latents, normalise
 from stickerbook.pictures import pictures
 from stickerbook.train_autoencoder import new_autoencoder
@@ -36,6 +36,22 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path):
     assert second.updates_done == 12
     for mine, theirs in zip([*second.parameters, *second.average], [*whole.parameters, *whole.average], strict=True):
         assert torch.equal(mine, theirs)
+
+
+def test_progress_tells_the_mean_loss_since_the_run_went_on(tmp_path, capsys):
+    """A line after every third update of the run; its mean begins with the first loss, and one alone hardly moves it."""
+    run = small_run(tmp_path / "run.safetensors")
+    advance(run, 2)
+    progress = Progress(run, batch=8, every=3)
+    for loss in (5.0, 5.0, 6.0, 5.0):
+        advance(run, 1)
+        progress.tell(torch.tensor(loss))
+
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[:2] for line in lines] == [
+        ["update 3/20", "loss 5.0000"],
+        ["update 6/20", "loss 5.0099"],
+    ]
 
 
 def test_a_checkpoint_tells_its_facts(tmp_path):
