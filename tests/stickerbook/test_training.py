@@ -39,7 +39,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path):
 
 
 def test_progress_tells_the_mean_loss_since_the_run_went_on(tmp_path, capsys):
-    """A line after every third update of the run; its mean begins with the first loss, and one alone hardly moves it."""
+    """A line after every third update of the run; the mean begins with the first loss, and each moves it a little."""
     run = small_run(tmp_path / "run.safetensors")
     advance(run, 2)
     progress = Progress(run, batch=8, every=3)
