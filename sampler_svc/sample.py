@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from sampler_svc.interpolation import mix
 from sampler_svc.local_blend import LocalBlend, Word
 from sampler_svc.masks import AFTER, BEFORE, Find, Finished, Scene
 from sampler_svc.masks.given import from_sdedit
-from sampler_svc.masks.shape import around, softened, to_latent, whole
+from sampler_svc.masks.shape import Region, around, softened, to_latent, whole
 from sampler_svc.prompt_to_prompt import RunControlled, edited_beside
 from sampler_svc.request import Request, guidance_rows
 from sampler_svc.super_resolution import SuperResolution
@@ -71,6 +72,16 @@ class Warned:
 Event = Step | Warned | EditedImage | Done
 
 
+class Opened(NamedTuple):
+    """The picture of a request as an edit begins with it; no strength, guidance or seed matters to it."""
+
+    picture: Pixels
+    given: Mask | None  # the mask that came with it, with its soft edge
+    region: Region  # of the picture, that is edited
+    base_image: Pixels  # the picture there
+    latent: Latents  # of that, (1, channels, h, w)
+
+
 def sample(
     graphs: BaseGraphs,
     schedule: Schedule,
@@ -82,6 +93,7 @@ def sample(
     controlled: RunControlled | None = None,
     find: Find | None = None,
     second: SuperResolution | None = None,
+    opened: Callable[[], Opened] | None = None,
 ) -> Iterator[Event]:
     """Sample one picture per seed, all seeds in one batch; the second stage enlarges them one by one.
 
@@ -89,20 +101,14 @@ def sample(
     weights, for a request that needs them; `embed` takes the place of the base model's own text embedding;
     `controlled` is the denoiser with control over its attention, for a request that has `attention`; `find` finds what
     the mask is of, for a mask source that names it; `second` is the second stage of a cascade, for a request whose
-    results it is to enlarge. A strength that leaves no step gives the base image as the
-    autoencoder sees it. Raises Cancelled (EDIT_CANCELLED), InvalidField for words and an alignment that the prompts do
-    not have, InvalidArgument (IMAGE_TOO_LARGE) when a result is too large a file to be sent, and what `images.decode`,
-    `images.decode_mask` and `find` raise.
+    results it is to enlarge; `opened` answers with the opened picture, for attempts that have it in common. A strength
+    that leaves no step gives the base image as the autoencoder sees it. Raises Cancelled (EDIT_CANCELLED), InvalidField
+    for words and an alignment that the prompts do not have, InvalidArgument (IMAGE_TOO_LARGE) when a result is too
+    large a file to be sent, and what `open_picture` and `find` raise.
     """
     began = time.perf_counter()
     embed = embed or graphs.embed
-    picture = images.decode(request.image)
-    given = _given(request, _size(picture))
-    region = whole(_size(picture))
-    if request.only_masked and given is not None:
-        region = around(given, request.mask_padding, graphs.spec.image_side)
-    base_image = region.of(picture)
-    latent = graphs.encode(images.to_model(base_image, graphs.spec.image_side))
+    picture, given, region, base_image, latent = opened() if opened is not None else open_picture(graphs, request)
     rows = {
         (is_noisy, is_guided): guidance_rows(request, embed, is_noisy=is_noisy, is_guided=is_guided)
         for is_noisy in (False, True)
@@ -170,6 +176,18 @@ def sample(
         yield EditedImage(index, seed, png, images.encode_mask(shown) if shown is not None else b"")
     decoding_s = time.perf_counter() - denoised - steps.of_second_s
     yield Done(encoded - began, denoised - encoded, decoding_s, steps.of_second_s)
+
+
+def open_picture(graphs: BaseGraphs, request: Request) -> Opened:
+    """Decode and encode. Raises what `images.decode` and `images.decode_mask` raise."""
+    picture = images.decode(request.image)
+    given = _given(request, _size(picture))
+    region = whole(_size(picture))
+    if request.only_masked and given is not None:
+        region = around(given, request.mask_padding, graphs.spec.image_side)
+    base_image = region.of(picture)
+    latent = graphs.encode(images.to_model(base_image, graphs.spec.image_side))
+    return Opened(picture, given, region, base_image, latent)
 
 
 class Steps:

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeVar, cast
 
 import grpc
@@ -31,7 +31,7 @@ from sampler_svc.model import Model
 from sampler_svc.prompt_to_prompt import AttentionEdit
 from sampler_svc.refit_weights import tuned_super_resolution, tuned_weights
 from sampler_svc.request import Request
-from sampler_svc.sample import EditedImage, Event, Step, Warned, sample
+from sampler_svc.sample import EditedImage, Event, Step, Warned, open_picture, sample
 from sampler_svc.super_resolution import Enlargement, SuperResolution
 from unitune import telemetry
 from unitune.base_model import Preset, SuperResolutionSpec
@@ -244,6 +244,8 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                 nulls = null_embeddings(model.graphs, extras, wanted.num_inference_steps)
                 wanted = replace(wanted, attention=replace(wanted.attention, nulls=nulls))
 
+        opened = cache(partial(open_picture, model.graphs, wanted))
+
         def sample_once(wanted: Request) -> Iterator[Event]:
             run_base = model.pool.run_base if wanted.needs_base_weights else None
             is_controlled = wanted.attention is not None
@@ -258,6 +260,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                 cast(ControlledEngine, lease.engine).run_controlled if is_controlled else None,
                 self._finder(wanted, lease, cancelled),
                 second,
+                opened,
             )
 
         if model.gate is None or not (config.automatic or config.gate):

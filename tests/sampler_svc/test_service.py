@@ -529,6 +529,19 @@ async def test_automatic_returns_the_point_that_it_chose(gated) -> None:
     assert pngs(alone) == [image.png]
 
 
+@pytest.mark.parametrize("option", ["automatic", "gate"])
+async def test_all_attempts_have_the_encoded_picture_in_common(
+    gated, model: Model, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    """It is encoded once, however many points or seeds are tried."""
+    encoded, encode = [], model.graphs.encode
+    monkeypatch.setattr(model.graphs, "encode", lambda image: encoded.append(image) or encode(image))
+
+    found = await events(gated, request(**{option: True}))
+
+    assert kinds(found)[-1] == "done" and len(encoded) == 1
+
+
 async def test_the_gate_resamples_within_bounds_and_scores_the_answer(gated) -> None:
     """The answer has scores and the seed that it came from, which gives the same picture by itself."""
     found = await events(gated, request(gate=True, resamples=2))
