@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.inputs import GUIDANCE
 from bench.measure import Ratio, in_turns
 from sampler_svc.build import random_weights, reference_answer
 from sampler_svc.engine import BASE, Array, EngineSpec, Probe, Weights
@@ -39,7 +40,7 @@ def refit_modes(graphs: Path, folder: Path, image: bytes, prompt: str, rounds: i
     refit_s, step_s = found["refit_modes.refit_of_all.s"], found["refit_modes.step.s"]
     found["refit_modes.refit_in_steps"] = {mode: round(refit_s[mode] / step_s[mode], 2) for mode in models}
     for steps in EDIT_STEPS:
-        request = Request(image, prompt, "ddim", steps, 5.0, strength=1.0, seeds=(0,))
+        request = Request(image, prompt, "ddim", steps, GUIDANCE, strength=1.0, seeds=(0,))
         edits = {mode: editing(model, two_sets(graphs, model, tuned), request) for mode, model in models.items()}
         found |= ratios(f"refit_modes.edit_of_{steps}_steps", edits, rounds)
     for model in models.values():

@@ -1,6 +1,7 @@
 """Client: the same calls as AsyncClient, for programs without asyncio. Each waits for its answer."""
 
 import asyncio
+import contextlib
 import sys
 import threading
 import warnings
@@ -255,18 +256,22 @@ async def _close_and_stop(client: AsyncClient) -> None:
     asyncio.get_running_loop().stop()
 
 
+async def _end(tasks: set[asyncio.Task[Any]]) -> None:
+    """Wait for tasks, and cancel those that do not end by themselves.
+
+    grpc still has to tell each call that the closed channel ended so. An event for a loop that is closed by then would
+    be an error in the log of whichever loop reads grpc's queue next, for all loops of a process share it.
+    """
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), ENDING_S)
+
+
 def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
     asyncio.set_event_loop(loop)
     try:
         loop.run_forever()
     finally:
-        # grpc tells each call that the closed channel ended so. An event for a loop that is closed by then would be an
-        # error in the log of whichever loop reads grpc's queue next: all loops of a process share it.
-        if ending := asyncio.all_tasks(loop):
-            loop.run_until_complete(asyncio.wait(ending, timeout=ENDING_S))
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
-            loop.run_until_complete(asyncio.gather(task, return_exceptions=True))
+        loop.run_until_complete(_end(asyncio.all_tasks(loop)))
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.run_until_complete(loop.shutdown_default_executor())
         loop.close()

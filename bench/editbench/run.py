@@ -24,7 +24,7 @@ from tuner_svc.model_folder import digest as model_digest
 from unitune.base_model import BaseModelSpec
 from unitune.settings import num_cores
 
-_worker: Worker  # in a worker process, of `_start`
+_worker: Worker  # in worker processes alone, from `_start`
 
 
 def run(
