@@ -3,7 +3,8 @@
 An engine that was refitted must give the second answer and not the first (unitune.weights).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from unitune.codecs import decode, encode
 from unitune.weights import SECOND_BASE, SECOND_STAGE, SECOND_TUNED, Manifest, pack, probe_input
 
 PROBE_SEED = 0
+SENSITIVITY_SEED = 1  # not the probe's, which measures what was lost
 
 
 def pack_tuned(
@@ -34,7 +36,8 @@ def pack_tuned(
     tensors = _arrays(tuned.tensors)
     factors = {name: (up.cpu().numpy(), down.cpu().numpy()) for name, (up, down) in tuned.factors.items()}
     base = {name: tensor.cpu().numpy() for name, tensor in model.tensors().items() if name in tensors}
-    stored = encode(tensors, base, codec, factors)
+    sensitivity = sensitivities(partial(_answer, model), tuned.tensors) if codec == "sign" else {}
+    stored = encode(tensors, base, codec, factors, sensitivity)
     answer = of_base = np.empty(0, dtype=np.float32)
     if tuned.tensors:
         answer, of_base = (probe_answer(model, changed, PROBE_SEED) for changed in (tuned.tensors, {}))
@@ -69,16 +72,36 @@ def _second_stage(model: BaseModel, tuned: Tuned, codec: str) -> tuple[dict[str,
     if not tuned.second_stage or resolver is None:
         return {}, {}
     base = {name: tensor for name, tensor in _arrays(resolver.unet.state_dict()).items() if name in tuned.second_stage}
-    stored = encode(_arrays(tuned.second_stage), base, codec)
+    sensitivity = sensitivities(partial(_second_stage_answer, model), tuned.second_stage) if codec == "sign" else {}
+    stored = encode(_arrays(tuned.second_stage), base, codec, sensitivity=sensitivity)
     decoded = {name: torch.from_numpy(tensor) for name, tensor in decode(stored, base, codec).items()}
     answers = {SECOND_TUNED: second_stage_answer(model, decoded, PROBE_SEED)}
     answers[SECOND_BASE] = second_stage_answer(model, {}, PROBE_SEED)
     return {f"{SECOND_STAGE}{name}": array for name, array in stored.items()}, answers
 
 
+def sensitivities(
+    answer: Callable[[Mapping[str, Tensor], int], Tensor], tensors: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """How far errors in each matrix move the answer that tensors give: the expected square of its change for each value
+    that is off by 1, if errors are independent.
+
+    From one gradient g of a random projection of the answer; over all projections E[g^2] is just that.
+    """
+    matrices = {name: tensor.detach().requires_grad_() for name, tensor in tensors.items() if tensor.dim() > 1}
+    found = answer({**tensors, **matrices}, SENSITIVITY_SEED)
+    projection = torch.randn(found.shape, generator=torch.Generator().manual_seed(SENSITIVITY_SEED)).to(found.device)
+    gradients = torch.autograd.grad((found * projection).sum(), list(matrices.values()))
+    return {name: float(gradient.square().mean()) for name, gradient in zip(matrices, gradients, strict=True)}
+
+
 @torch.no_grad()
 def second_stage_answer(model: BaseModel, tensors: Mapping[str, Tensor], seed: int) -> np.ndarray:
     """As `probe_answer`, of the second stage; its output has the channels of one picture in blocks."""
+    return _second_stage_answer(model, tensors, seed).cpu().numpy()
+
+
+def _second_stage_answer(model: BaseModel, tensors: Mapping[str, Tensor], seed: int) -> Tensor:
     resolver, stage = model.super_resolver, model.super_resolution
     assert resolver is not None and stage is not None
     channels, height, width = stage.blocks
@@ -87,8 +110,8 @@ def second_stage_answer(model: BaseModel, tensors: Mapping[str, Tensor], seed: i
     arguments = tuple(torch.from_numpy(value).to(model.device) for value in values.values())
     weights = {f"unet.{name}": tensor.to(model.device) for name, tensor in tensors.items()}
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        answer = functional_call(resolver, weights, arguments)
-    return answer.cpu().numpy()
+        answer: Tensor = functional_call(resolver, weights, arguments)
+    return answer
 
 
 def _error(of_codec: np.ndarray, of_tuned: np.ndarray, of_base: np.ndarray) -> float:
@@ -100,10 +123,14 @@ def _error(of_codec: np.ndarray, of_tuned: np.ndarray, of_base: np.ndarray) -> f
 @torch.no_grad()
 def probe_answer(model: BaseModel, tensors: Mapping[str, Tensor], seed: int) -> np.ndarray:
     """The denoiser's output, fp32 (2, channels, h, w), with `tensors` in place of its own of these names."""
+    return _answer(model, tensors, seed).cpu().numpy()
+
+
+def _answer(model: BaseModel, tensors: Mapping[str, Tensor], seed: int) -> Tensor:
     values = probe_input(seed, model.latent_channels, model.latent_side, (model.context_tokens, model.context_width))
     arguments = tuple(torch.from_numpy(value).to(model.device) for value in values.values())
     tensors = {name: tensor.to(model.device) for name, tensor in tensors.items()}
     # Convolutions on a GPU round to 10 bits of mantissa by default, which is as coarse as what the probe looks for.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        answer = functional_call(model.denoiser.unet, tensors, arguments).sample
-    return answer.cpu().numpy()
+        answer: Tensor = functional_call(model.denoiser.unet, tensors, arguments).sample
+    return answer

@@ -15,7 +15,7 @@ MASKS_OF_WORDS = ("word", "attention")  # which find what mask_text names
 INVERSIONS = ("direct", "ddim", NULL_TEXT)
 ALIGNMENTS = ("replace", "refine")
 UNCONDITIONAL_MODELS = ("tuned", "base")
-CODECS = ("none", "int8", "int4", "lora")  # of stored weights: unitune.codecs
+CODECS = ("none", "int8", "int4", "sign", "lora")  # of stored weights: unitune.codecs
 
 # Sampling options that some edit methods alone have.
 METHODS_WITH = {

@@ -3,7 +3,7 @@
     python -m bench.editbench.sweep --method imagic          # its grid, a few cases; prints the row for PRESET
     python -m bench.editbench.sweep --method sdedit --strength 0.6 0.7 --guidance 3
     python -m bench.editbench.sweep --updates 96 128 192 --strength 0.85 0.9 0.95 --guidance 4 6 8
-    python -m bench.editbench.sweep --codec none int8 int4 lora        # what smaller weights cost
+    python -m bench.editbench.sweep --codec none int8 int4 sign lora   # what smaller weights cost
     python -m bench.editbench.sweep --scheduler ddim dpmpp_2m --num-inference-steps 4 8 30
 
 Every rival has a grid in GRIDS, an option takes the place of its values, and UniTune stays at its preset but for the

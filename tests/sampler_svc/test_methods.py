@@ -407,7 +407,7 @@ def test_a_prompt_with_vectors_has_the_tuners_embedding(
         np.testing.assert_allclose(ours, theirs, atol=1e-5, err_msg=prompt)
 
 
-@pytest.mark.parametrize("codec", ["int8", "int4", "lora"])
+@pytest.mark.parametrize("codec", ["int8", "int4", "sign", "lora"])
 async def test_coded_weights_of_a_method_are_proven_and_sampled(
     start: Callable[..., Any], stored: Stored, codec: str
 ) -> None:

@@ -8,15 +8,16 @@ import torch
 
 from tuner_svc.base_model import BaseModel
 from tuner_svc.config import TunerConfig
-from tuner_svc.probe import PROBE_SEED, pack_tuned, probe_answer
+from tuner_svc.probe import PROBE_SEED, pack_tuned, probe_answer, sensitivities
 from tuner_svc.tune import Tuned, tune
 from tuner_svc.tuning_config import TuningConfig
 from unitune.choices import CODECS
-from unitune.codecs import decode
+from unitune.codecs import decode, encode
 from unitune.images import ModelImage
 from unitune.weight_store import WeightStore
 from unitune.weights import probe_input, unpack
 
+CODED = tuple(codec for codec in CODECS if codec != "none")
 CONFIG = TuningConfig(mode="attn_out", updates=2, batch=1, learning_rate=1e-3)
 
 
@@ -90,7 +91,9 @@ def test_a_tuning_of_no_updates_proves_the_base_model(model: BaseModel, image: M
     assert np.array_equal(found.probe_base, found.probe_tuned)
 
 
-@pytest.mark.parametrize(("codec", "most", "bytes_most"), [("int8", 0.005, 0.35), ("int4", 0.05, 0.25)])
+@pytest.mark.parametrize(
+    ("codec", "most", "bytes_most"), [("int8", 0.005, 0.35), ("int4", 0.05, 0.25), ("sign", 0.05, 0.25)]
+)
 def test_the_probe_proves_the_tensors_as_they_are_decoded(
     model: BaseModel, tuned: Tuned, codec: str, most: float, bytes_most: float
 ) -> None:
@@ -113,6 +116,39 @@ def test_the_probe_proves_the_tensors_as_they_are_decoded(
     assert manifest.size_bytes - probes < bytes_most * (plain.size_bytes - probes)
 
 
+def test_sensitivities_are_the_squares_of_what_errors_do() -> None:
+    """For each value that is off by 1, of an answer that is linear; norms and biases have none."""
+    tensors = {"twice": torch.ones(90, 80), "half": torch.ones(90, 80), "norm": torch.ones(80)}
+
+    found = sensitivities(
+        lambda given, _: torch.cat([2 * given["twice"], 0.5 * given["half"]]) + given["norm"], tensors
+    )
+
+    assert found == {"twice": pytest.approx(4, rel=0.1), "half": pytest.approx(0.25, rel=0.1)}
+
+
+def test_a_file_is_finest_where_errors_move_the_denoiser_most(
+    model: BaseModel, image: ModelImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The probe loses less than if all matrices counted alike, in as many bytes. Of small matrices signs take most."""
+    monkeypatch.setattr("unitune.codecs.SIGN_BITS", 3.25)
+    config = TuningConfig(mode="full", updates=2, batch=1, learning_rate=1e-3)
+    result = tune(model, image, config)
+    tensors = {name: tensor.numpy() for name, tensor in result.tensors.items()}
+    base = {name: tensor.numpy() for name, tensor in model.tensors().items()}
+    answer, of_base = probe_answer(model, result.tensors, PROBE_SEED), probe_answer(model, {}, PROBE_SEED)
+
+    alike = encode(tensors, base, "sign")
+    found = unpack(*pack_tuned(model, result, config, "a key", "sign"))
+
+    decoded = {name: torch.from_numpy(tensor) for name, tensor in decode(alike, base, "sign").items()}
+    error = np.linalg.norm(probe_answer(model, decoded, PROBE_SEED) - answer) / np.linalg.norm(answer - of_base)
+    sizes = [sum(array.nbytes for array in stored.values()) for stored in (found.tensors, alike)]
+    kinds = {key.partition("#")[2] for key in found.tensors}
+    assert {"sign", "int4"} < kinds and max(sizes) < 1.02 * min(sizes)
+    assert found.manifest.codec_error < error
+
+
 @pytest.mark.parametrize("codec", ["int8", "lora"])
 def test_a_lora_tuning_is_stored_as_its_factors(model: BaseModel, image: ModelImage, codec: str) -> None:
     """Whatever codec is set, where they are smaller than the tensor: they lose almost nothing."""
@@ -130,7 +166,7 @@ def test_a_lora_tuning_is_stored_as_its_factors(model: BaseModel, image: ModelIm
     torch.testing.assert_close(model.tensors()[some] + up @ down, result.tensors[some], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("codec", ["int8", "int4", "lora"])
+@pytest.mark.parametrize("codec", CODED)
 def test_no_updates_store_no_tensor(model: BaseModel, image: ModelImage, codec: str) -> None:
     """U1 with a codec: nothing but the probe, whose answers are the same bits."""
     nothing = TuningConfig(updates=0)
