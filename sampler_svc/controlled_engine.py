@@ -27,6 +27,8 @@ class Controlled(NamedTuple):
 class ControlledEngine(OrtEngine):
     """Refitted as every engine is, with the same tensors under the same names; `run` leaves all maps alone."""
 
+    rows_are_independent = False  # one may take its maps from another
+
     def __init__(self, folder: Path, spec: EngineSpec, threads: int = 0, layout: GraphLayout | None = None) -> None:
         """As OrtEngine, on any backend's engine folder."""
         super().__init__(folder, spec, threads, layout)

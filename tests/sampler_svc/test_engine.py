@@ -1,6 +1,8 @@
 """The contract of engines, held to every backend: ONNX Runtime in both refit modes, and torch as the reference."""
 
+import itertools
 import statistics
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,8 +79,8 @@ def test_nothing_computes_once_a_run_has_ended(
 ) -> None:
     """The runtime's threads do not spin on for tens of milliseconds: the next graph and the stream need the cores."""
     engine_spec = EngineSpec.of(spec)
-    engine = ENGINES[backend](engine_folder, engine_spec, threads=2, layout=GraphLayout(engine_spec, base.tensors))
-    engine.refit(base)
+    engine = ENGINES[backend](engine_folder, engine_spec, threads=4, layout=GraphLayout(engine_spec, base.tensors))
+    engine.refit(base)  # two threads for each half of a batch
 
     spent_s = []
     for _ in range(5):
@@ -88,6 +90,53 @@ def test_nothing_computes_once_a_run_has_ended(
         spent_s.append(time.process_time() - before_s)
 
     assert statistics.median(spent_s) < 0.003
+
+
+@pytest.mark.parametrize("backend", ENGINES)
+@pytest.mark.parametrize("batch", [1, 2, 3, 5])
+def test_halves_of_a_batch_are_computed_as_the_whole_is(
+    backend: str, batch: int, engine_folder: Path, spec: BaseModelSpec, base: Weights
+) -> None:
+    """With two threads as with one: every row once, in its place."""
+    engine_spec = EngineSpec.of(spec)
+    one, two = (
+        ENGINES[backend](engine_folder, engine_spec, threads, layout=GraphLayout(engine_spec, base.tensors))
+        for threads in (1, 2)
+    )
+    latents, timesteps, contexts = question(engine_spec)
+    asked = [np.repeat(array[:1], batch, axis=0) for array in (latents, timesteps, contexts)]
+    asked[0] = asked[0] * np.linspace(0.5, 1.5, batch, dtype=np.float32)[:, None, None, None]
+    outputs = []
+    for engine in (one, two):
+        engine.refit(base)
+        outputs.append(engine.run(*asked))
+        engine.close()
+
+    assert all(np.abs(row - other).max() > 1e-3 for row, other in itertools.pairwise(outputs[0]))
+    np.testing.assert_allclose(outputs[1], outputs[0], rtol=0, atol=1e-5)
+
+
+def test_a_half_that_fails_waits_for_the_other(
+    engine_folder: Path, spec: BaseModelSpec, base: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error comes when neither half runs any more, since whoever gets it may close the engine."""
+    engine = ENGINES["new_session"](engine_folder, EngineSpec.of(spec), threads=2)
+    engine.refit(base)
+    run, ended = engine._run, []
+
+    def slow_or_failing(latents: np.ndarray, timesteps: np.ndarray, contexts: np.ndarray) -> np.ndarray:
+        if threading.current_thread() is threading.main_thread():
+            raise MemoryError("no room for this half")
+        time.sleep(0.2)
+        ended.append(run(latents, timesteps, contexts))
+        return ended[-1]
+
+    monkeypatch.setattr(engine, "_run", slow_or_failing)
+    with pytest.raises(MemoryError, match="this half"):
+        answers(engine)
+
+    assert len(ended) == 1
+    engine.close()
 
 
 def test_a_refit_is_proven_and_named(engine: Engine, tunings: Tunings) -> None:
