@@ -513,6 +513,8 @@ def _defaults(preset: Preset, method: str, second: SuperResolutionSpec | None) -
         guidance_scale=preset.guidance_scale,
         strength=preset.strength,
         interpolation=preset.interpolation,
+        guidance_sigma_low=preset.guidance_sigma_low or None,
+        guidance_sigma_high=preset.guidance_sigma_high if math.isfinite(preset.guidance_sigma_high) else None,
         prompt_guidance_scale=0.0,
         unconditional_model=UNCONDITIONAL_MODELS[0],
         base_mixture=0.0,

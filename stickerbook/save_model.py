@@ -30,8 +30,9 @@ PRESET = {
     "rare_tokens": "beikkpic",
     "scheduler": "ddim",
     "num_inference_steps": 10,
-    "guidance_scale": 4.0,
-    "strength": 0.9,
+    "guidance_scale": 2.5,
+    "guidance_sigma_high": 7.0,  # at the noisiest level the tuned model draws the picture's layout by itself
+    "strength": 1.0,
     "interpolation": 1.0,
     "gate_gain": 0.02,
     "gate_prompt": 0.7,
@@ -39,7 +40,7 @@ PRESET = {
     "gate_round_trip": 0.08,
     "gate_detail": 0.0018,
     "gate_saturated": 0.25,
-    "gate_enough": 0.82,
+    "gate_enough": 0.84,
     "automatic_points": [[0.9, 4.0], [0.9, 5.0], [1.0, 3.0]],
     "methods": {
         "sdedit": {"num_inference_steps": 30, "strength": 0.8, "guidance_scale": 5.0},

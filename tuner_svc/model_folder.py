@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 from diffusers import DDIMScheduler
 
 from tuner_svc.tuning_config import TuningConfig
-from unitune.base_model import NoiseSchedule, Preset, file_digest
+from unitune.base_model import EVERY_STEP, NoiseSchedule, Preset, file_digest
 from unitune.choices import (
     EDIT_METHODS,
     MAX_ETA,
     MAX_GUIDANCE_SCALE,
+    MAX_SIGMA,
     METHODS_WITH,
     NULL_TEXT,
     OPTIONS_OF_ALL,
@@ -34,6 +36,8 @@ SAMPLING_RANGES = {  # of a preset's values, ends included
     "guidance_scale": (0, MAX_GUIDANCE_SCALE),
     "strength": (0, 1),
     "interpolation": (0, 1),
+    "guidance_sigma_low": (0, MAX_SIGMA),
+    "guidance_sigma_high": (0, math.inf),
     "eta": (0, MAX_ETA),
     "cross_replace": (0, 1),
     "self_replace": (0, 1),
@@ -186,6 +190,11 @@ def _check_values(folder: Path, preset: Preset, method: str) -> None:
         value = getattr(own, name)
         if not low <= value <= high:
             raise refusal(name, f"{name} is {value}: it must be {low} to {high}")
+    ends = own.guidance_sigma_low, own.guidance_sigma_high
+    if ends[0] >= ends[1]:
+        raise refusal("guidance_sigma_high", f"guidance_sigma_high is {ends[1]}: it must be above _low, {ends[0]}")
+    if method == PROMPT_TO_PROMPT and ends != tuple(EVERY_STEP.values()):
+        raise refusal("guidance_sigma_high", f"guidance_sigma_low to _high is {ends}: {method} guides every step")
 
 
 def _of_others(method: str) -> set[str]:

@@ -22,6 +22,7 @@ or reshaped it at export).
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -76,6 +77,8 @@ class NoiseSchedule:
     rescale_betas_zero_snr: bool = False
 
 
+EVERY_STEP = {"guidance_sigma_low": 0.0, "guidance_sigma_high": math.inf}  # is guided
+
 # What the papers and ports of the other methods use where a base model's preset says nothing (docs/methods/). The
 # pictures of those that tune are sampled from the noisiest level; nothing of the base image is mixed back.
 PUBLISHED: Mapping[str, Mapping[str, Any]] = {
@@ -112,6 +115,8 @@ class Preset:
     guidance_scale: float = 7.5
     strength: float = 0.85
     interpolation: float = 0.0
+    guidance_sigma_low: float = 0.0  # guided are the steps of a sigma above this one and at most the next
+    guidance_sigma_high: float = math.inf
     embedding_updates: int = 500  # these two and eta: Imagic
     embedding_learning_rate: float = 1e-3
     eta: float = 0.7
@@ -124,8 +129,12 @@ class Preset:
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def of(self, method: str) -> "Preset":
-        """The defaults of a method: published values over UniTune's, this base model's own over both."""
-        return replace(self, **{**PUBLISHED.get(method, {}), **self.methods.get(method, {})})
+        """The defaults of a method: published values over UniTune's, this base model's own over both.
+
+        UniTune's interval of guidance is its own.
+        """
+        others = {} if method == "unitune" else EVERY_STEP
+        return replace(self, **{**others, **PUBLISHED.get(method, {}), **self.methods.get(method, {})})
 
     # Cosines of the gate (sampler_svc/gate.py): InstructPix2Pix's filter, set on Stable Diffusion's pictures.
     gate_gain: float = 0.02  # how much nearer the prompt an edit must be than the base image

@@ -116,7 +116,7 @@ class EditOptions(TuningOptions, total=False):
     resamples             0 to 8, how many other seeds the gate may try; 3 by default
     seeds                 one picture each; same seed, same picture
     guidance_sigma_low    0 to 10000; steps of a sigma (noise over signal) up to it are not guided, and cost one pass
-    guidance_sigma_high   0 to 10000; steps of a sigma above it are not guided either. Unset, every step is
+    guidance_sigma_high   0 to 10000; nor are steps of a sigma above it. Both unset are the base model's own interval
     eta                   of "imagic", 0 to 2: how far from the picture's embedding towards the prompt's
     super_resolution      True has the base model's second stage enlarge the edited pictures, where it has one
     super_resolution_noise_level     0 to 999, timestep to which the picture is noised for it: more lets it invent more

@@ -12,7 +12,8 @@ STEPS = 30  # of which every strength leaves a number of its own
 
 
 def named(preset: Setting, updates: int, strength: float, guidance_scale: float) -> Setting:
-    """The preset's method at other values, without interpolation, which would hide what the sampling keeps."""
+    """The preset's method at other values and guided at every step, without interpolation, which would hide what the
+    sampling keeps."""
     assert preset.tuning is not None
     return preset.at(
         f"u{updates} s{strength:g} g{guidance_scale:g}",
@@ -21,6 +22,7 @@ def named(preset: Setting, updates: int, strength: float, guidance_scale: float)
         guidance_scale=guidance_scale,
         num_inference_steps=STEPS,
         interpolation=0.0,
+        guidance_sigma_high=None,
     )
 
 

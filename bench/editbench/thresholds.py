@@ -1,9 +1,10 @@
 """Choose the thresholds of the difference mask, on the development split.
 
-    python -m bench.editbench.thresholds --points 0.9:3 1:3
+    python -m bench.editbench.thresholds --points 0.9:4 1:2.5
 
-Makes the edits of these points without interpolation, then interpolates and judges them under every pair of thresholds:
-above the first a pixel may belong to a region that changed, and above the second a region has one.
+Makes the edits of these points without interpolation, then interpolates and judges them under every choice: above the
+first threshold a pixel may belong to a region that changed, and above the second a region has one; how far both fall
+with the largest difference; and how small a region may be beside the largest.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from bench.editbench.scores import score
 from bench.editbench.settings import of_method
 from bench.inputs import MODEL
 from sampler_svc.interpolation import mix
-from sampler_svc.masks.difference import changed
+from sampler_svc.masks.difference import OF_LARGEST, SMALLEST, changed
 from stickerbook.judge import Judge
 from stickerbook.render import render
 from tuner_svc.model_folder import read_preset
@@ -32,6 +33,8 @@ def main() -> None:
     parser.add_argument("--points", nargs="+", required=True, metavar="STRENGTH:GUIDANCE")
     parser.add_argument("--low", nargs="+", type=float, default=LOW)
     parser.add_argument("--high", nargs="+", type=float, default=HIGH)
+    parser.add_argument("--of-largest", nargs="+", type=float, default=[OF_LARGEST])
+    parser.add_argument("--smallest", nargs="+", type=float, default=[SMALLEST])
     parser.add_argument("--pictures", type=int, help="only so many pictures")
     parser.add_argument("--out", type=Path, default=Path("out/editbench"))
     options = parser.parse_args()
@@ -45,16 +48,17 @@ def main() -> None:
     cases = {case.id: case for picture in pictures for case in picture.cases}
     judge = Judge.load()
     print("| strength:guidance | thresholds | success | kept pixels, dB | distance |\n|---|---|---|---|---|")
-    for setting, pair in product(settings, [None, *product(options.low, options.high)]):
+    choices = product(options.low, options.high, options.of_largest, options.smallest)
+    for setting, choice in product(settings, [None, *choices]):
         scores = []
         for result in (r for r in results if r.setting == setting.name):
             case = cases[result.case]
             edited, base = np.asarray(Image.open(options.out / "results" / result.image)), render(case.scene)
-            mixed = edited if pair is None else mix(edited, base, 1.0, changed(edited, base, *pair))
+            mixed = edited if choice is None else mix(edited, base, 1.0, changed(edited, base, *choice))
             scores.append(score(case, mixed, judge))
         kept = np.mean([s.kept_psnr_db for s in scores if s.kept_psnr_db is not None])
         success, distance = (np.mean([getattr(s, name) for s in scores]) for name in ("success", "distance"))
-        name = "no interpolation" if pair is None else f"{pair[0]:g}, {pair[1]:g}"
+        name = "no interpolation" if choice is None else ", ".join(f"{value:g}" for value in choice)
         print(f"| {setting.name} | {name} | {success:.3f} | {kept:.1f} | {distance:.3f} |", flush=True)
 
 

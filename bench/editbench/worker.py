@@ -1,6 +1,7 @@
 """One worker process of EditBench: a tuner and a sampler of its own, as the services run them."""
 
 import itertools
+import math
 import time
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -113,6 +114,7 @@ class Worker:
             strength=setting.strength,
             seeds=(0,),
             interpolation=setting.interpolation,
+            guidance_sigma_high=math.inf if setting.guidance_sigma_high is None else setting.guidance_sigma_high,
             base_prompt=caption(case.scene) if attention is not None else "",
             attention=attention,
         )

@@ -78,3 +78,35 @@ def test_a_faint_difference_counts_only_where_it_reaches_a_strong_one(base: np.n
 def test_equal_pictures_have_an_empty_mask(base: np.ndarray) -> None:
     """No change, no mask, and no division by nothing."""
     assert changed(base, base).max() == 0.0
+
+
+def test_a_faint_change_counts_where_there_is_no_stronger_one(base: np.ndarray) -> None:
+    """A thing drawn in the dark: 24 levels, which beside a strong change are an accident."""
+    edited = base.copy()
+    edited[10:40, 10:40] = np.clip(base[10:40, 10:40].astype(int) + 24, 0, 255)
+
+    mask = changed(edited, base)
+
+    assert mask[25, 25] == 1.0 and mask[60, 60] == 0.0
+
+
+def test_what_the_autoencoder_alters_alone_is_no_change(base: np.ndarray) -> None:
+    """However little the edit did: 6 levels everywhere bring the base image back, exactly."""
+    edited = (base // 2 + 64).astype(np.uint8)
+    faint = edited + np.uint8(6)
+
+    assert changed(faint, edited).max() == 0.0
+    assert np.array_equal(interpolate(faint, edited, 1.0), edited)
+
+
+def test_a_small_region_beside_a_large_one_is_an_accident(base: np.ndarray) -> None:
+    """As many pixels as a twentieth of the other's go; as many as a fifth stay."""
+    dark = (base // 2).astype(np.uint8)
+    edited = dark.copy()
+    edited[4:44, 4:44] += 100
+    small, fifth = edited.copy(), edited.copy()
+    small[50:59, 50:59] += 100
+    fifth[46:62, 40:62] += 100
+
+    assert changed(small, dark)[54, 54] == 0.0 and changed(small, dark)[20, 20] == 1.0
+    assert changed(fifth, dark)[54, 54] == 1.0

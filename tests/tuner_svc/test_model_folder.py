@@ -1,6 +1,7 @@
 """What a base model's folder must hold, and what is read from it."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -168,9 +169,25 @@ def test_sdedit_has_a_section_too(folder: Path) -> None:
     assert (0.5, ((0.5, 3.0),)) == (sdedit.gate_kept, sdedit.automatic_points)
 
 
+def test_the_interval_of_guidance_is_unitunes_own(folder: Path) -> None:
+    """The other methods are guided at every step unless their own section says otherwise."""
+    (folder / "unitune_preset.json").write_text(
+        '{"guidance_sigma_high": 7, "methods": {"imagic": {"guidance_sigma_low": 0.5}}}'
+    )
+
+    preset = read_preset(folder)
+
+    assert (0.0, 7.0) == (preset.of("unitune").guidance_sigma_low, preset.of("unitune").guidance_sigma_high)
+    assert (0.0, math.inf) == (preset.of("sdedit").guidance_sigma_low, preset.of("sdedit").guidance_sigma_high)
+    assert (0.5, math.inf) == (preset.of("imagic").guidance_sigma_low, preset.of("imagic").guidance_sigma_high)
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
+        ('{"guidance_sigma_low": 3, "guidance_sigma_high": 3}', r"guidance_sigma_high is 3\.0: it must be above"),
+        ('{"guidance_sigma_low": -1}', r"guidance_sigma_low is -1\.0: it must be 0 to 10000"),
+        ('{"methods": {"prompt_to_prompt": {"guidance_sigma_high": 7}}}', "prompt_to_prompt guides every step"),
         ('{"methods": {"sdedit": {"gate_kept": 0.5}}}', "gate_kept is set for sdedit: put it beside methods"),
         (
             '{"methods": {"imagic": {"automatic_points": [[1, 7]]}}}',

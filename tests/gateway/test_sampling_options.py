@@ -1,0 +1,31 @@
+"""What an option becomes when it is unset."""
+
+import pytest
+
+from gateway.validation import fill_sampling_config
+from unitune.v1.edit_pb2 import SamplingConfig
+
+DEFAULTS = SamplingConfig(scheduler="ddim", guidance_scale=2.5, strength=1, guidance_sigma_high=7, repeats=1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "low", "high"),
+    [
+        ({}, None, 7.0),
+        ({"guidance_scale": 4.0}, None, 7.0),
+        ({"guidance_sigma_low": 8.0}, 8.0, None),
+        ({"guidance_sigma_high": 5.0}, None, 5.0),
+        ({"automatic": True}, None, None),
+        ({"automatic": True, "guidance_sigma_high": 5.0}, None, 5.0),
+    ],
+)
+def test_the_base_models_interval_of_guidance_stands_as_a_whole(
+    asked: dict[str, float], low: float | None, high: float | None
+) -> None:
+    """Whoever asks for one end gets no other, and the points of automatic are guided at every step unless one does."""
+    filled = fill_sampling_config(SamplingConfig(**asked), b"", DEFAULTS, "unitune")  # type: ignore[arg-type]
+
+    ends = [
+        getattr(filled, end) if filled.HasField(end) else None for end in ("guidance_sigma_low", "guidance_sigma_high")
+    ]
+    assert [low, high] == ends
