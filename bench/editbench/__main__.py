@@ -4,7 +4,8 @@
     make editbench QUICK=1         24 edits of 6 pictures
     python -m bench.editbench --methods unitune,sdedit,imagic     with these rivals alone
 
-Rivals run on the 24 quick cases, since some need a tuning for every prompt, and are compared with UniTune on these.
+Rivals run on the 24 quick cases, since some need a tuning for every prompt, and are compared with UniTune on these;
+with --quick on the first eight of them.
 Prints the tables and writes out/editbench/report.json, contact sheets, one of them for each method, plots. Interrupt
 it at will: the same command goes on. Give it an idle machine if its seconds are to mean something.
 """
@@ -29,6 +30,8 @@ from bench.inputs import MODEL
 from stickerbook.commit import commit
 from tuner_svc.model_folder import read_preset
 from unitune.choices import EDIT_METHODS
+
+PICTURES_OF_QUICK_RIVALS = 2  # of six, four cases each
 
 
 def main() -> None:
@@ -55,7 +58,8 @@ def main() -> None:
     varied = [*same_as_sdedit(methods[0]), *around(methods[0], quick=options.quick or options.no_grid)]
     few = load("test", quick=True)[: options.pictures]
     found = run(MODEL, few, [*everywhere, *dict.fromkeys(varied)], options.out, "pictures with all settings")
-    of_rivals = run(MODEL, few, others, options.out, "rivals")
+    for_rivals = few[:PICTURES_OF_QUICK_RIVALS] if options.quick else few
+    of_rivals = run(MODEL, for_rivals, others, options.out, "rivals")
     if not options.quick:
         found = [r for r in found if r.setting not in {s.name for s in everywhere}]
         found += run(MODEL, pictures, everywhere, options.out, "all pictures")
@@ -68,7 +72,7 @@ def main() -> None:
     best = mean_of_best(of_points)
     rows = {name: report.method_row(results[name]) for name in ("unitune", "automatic", "sdedit")}
     stated = statements(results, methods[0], options.out)
-    compared = on_same_cases({**results, **by_setting(of_rivals)}, ["unitune", *names], few)
+    compared = on_same_cases({**results, **by_setting(of_rivals)}, ["unitune", *names], for_rivals)
     beside = rivals.beside_papers(compared)
     written = {
         "commit": commit(),
@@ -79,7 +83,11 @@ def main() -> None:
         "preference_over_sdedit": report.preferences(results),
         "automatic": {"points": [asdict(point) for point in points], "success_of_best_point": best},
         "statements": stated,
-        "rivals": {"pictures": [picture.id for picture in few], "methods": rivals.rows(compared), "papers": beside},
+        "rivals": {
+            "pictures": [picture.id for picture in for_rivals],
+            "methods": rivals.rows(compared),
+            "papers": beside,
+        },
         "seconds": round(time.monotonic() - began),
     }
     (options.out / "report.json").write_text(json.dumps(written, indent=1) + "\n")
@@ -87,7 +95,7 @@ def main() -> None:
     for which in ("best", "median", "worst"):
         shown = drawings.chosen(cases, results["unitune"], which)
         drawings.sheet(shown, {name: of_cases[name] for name in rows}, options.out).save(options.out / f"{which}.png")
-    examples = drawings.one_of_each_category([case for picture in few for case in picture.cases])
+    examples = drawings.one_of_each_category([case for picture in for_rivals for case in picture.cases])
     for name in {**rows, **compared}:
         pair = (name, "sdedit" if name == "unitune" else "unitune")
         page = drawings.sheet(examples, {other: of_cases[other] for other in pair}, options.out)
@@ -95,7 +103,7 @@ def main() -> None:
     if not (options.quick or options.no_grid):
         drawings.fidelity_against_alignment(results, methods[0], options.out / "fidelity-against-alignment.png")
     print(report.table(rows, stated))
-    subset = f"the same {len(compared['unitune'])} cases of {len(few)} pictures (the quick subset)"
+    subset = f"the same {len(compared['unitune'])} cases of {len(for_rivals)} pictures of the quick subset"
     print(f"\n{rivals.table(rivals.rows(compared), beside, subset)}")
     share = best and rows["automatic"]["success"]["mean"] / best  # type: ignore[index]
     print(f"\nautomatic settings reach {share:.0%} of what the best point of each case would ({best:.1%} right)")
