@@ -60,7 +60,7 @@ def fill_options(config: SamplingConfig, asked: SamplingConfig, mask: bytes) -> 
     if config.mask_source != "difference" and not asked.HasField("interpolation"):
         config.interpolation = 1.0  # what a known mask keeps is kept exactly
     ends = ("guidance_sigma_low", "guidance_sigma_high")
-    if config.automatic or any(asked.HasField(end) for end in ends):
+    if config.automatic or any(asked.HasField(name) for name in ("guidance_scale", *ends)):
         for end in ends:  # the base model's own interval goes with its own guidance_scale, and as a whole
             if not asked.HasField(end):
                 config.ClearField(end)

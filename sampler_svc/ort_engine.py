@@ -85,8 +85,8 @@ class Graph:
 class OrtEngine(Engine):
     """The denoiser in ONNX Runtime, fp32.
 
-    With an even number of threads each half of a batch has half of them: the two passes of guidance then run side by
-    side, and meet once a step instead of at every operator.
+    Two halves of a batch, so the two passes of guidance, run side by side and meet once a step instead of at every
+    operator. A single row has one thread less: of two threads one.
     """
 
     rows_are_independent = True  # so that halves of a batch can be computed apart
@@ -101,8 +101,8 @@ class OrtEngine(Engine):
         self._path, self._threads = folder / DENOISER, threads or num_cores()
         self._session: onnxruntime.InferenceSession | None = None
         self._other_half: ThreadPoolExecutor | None = None
-        if self.rows_are_independent and self._threads % 2 == 0:
-            self._threads //= 2
+        if self.rows_are_independent and self._threads > 1:
+            self._threads -= 1  # both callers compute, beside what a session has more than one
             self._other_half = ThreadPoolExecutor(1, thread_name_prefix="half of a batch")
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sampler_svc.prompt_to_prompt import AttentionEdit
 from sampler_svc.super_resolution import Enlargement
-from unitune.choices import DEFAULT_MASK_PADDING
+from unitune.choices import DEFAULT_MASK_PADDING, MAX_SIGMA
 from unitune.diffusion.guidance import Context, Row, mixed_with_base, prompt_guided, unconditional_on_base
 
 
@@ -44,8 +44,11 @@ class Request:
     enlargement: Enlargement | None = None  # of a cascade's second stage
 
     def is_guided_at(self, sigma: float) -> bool:
-        """Whether a step of this sigma is guided: (low, high] as in arXiv 2404.07724."""
-        return self.guidance_sigma_low < sigma <= self.guidance_sigma_high
+        """Whether a step of this sigma is guided: (low, high] as in arXiv 2404.07724.
+
+        The noisiest step of some schedules is beyond what may be asked for, and counts as MAX_SIGMA.
+        """
+        return self.guidance_sigma_low < min(sigma, MAX_SIGMA) <= self.guidance_sigma_high
 
     @property
     def needs_base_weights(self) -> bool:

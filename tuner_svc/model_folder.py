@@ -191,6 +191,8 @@ def _check_values(folder: Path, preset: Preset, method: str) -> None:
         if not low <= value <= high:
             raise refusal(name, f"{name} is {value}: it must be {low} to {high}")
     ends = own.guidance_sigma_low, own.guidance_sigma_high
+    if MAX_SIGMA < ends[1] < math.inf:
+        raise refusal("guidance_sigma_high", f"guidance_sigma_high is {ends[1]}: it must be 0 to {MAX_SIGMA}")
     if ends[0] >= ends[1]:
         raise refusal("guidance_sigma_high", f"guidance_sigma_high is {ends[1]}: it must be above _low, {ends[0]}")
     if method == PROMPT_TO_PROMPT and ends != tuple(EVERY_STEP.values()):

@@ -112,7 +112,8 @@ def _smallest(delta: Array, codec: str, factors: Factors | None) -> Parts:
         parts = _ENCODERS[codec](delta.reshape(len(delta), -1))
         if "int8" in parts:
             parts["int8"] = parts["int8"].reshape(delta.shape)
-    return min(whole, parts, key=_size)
+    forms = [whole, parts] if "sign" not in parts else [whole, parts, _encode_int4(delta.reshape(len(delta), -1))]
+    return min(forms, key=_size)  # factors are large beside a small matrix
 
 
 def _size(parts: Parts) -> int:
@@ -239,9 +240,8 @@ def _decode_sign(parts: Parts, shape: tuple[int, ...]) -> Array:
     packed, count = parts["sign"], math.prod(shape)
     if packed.dtype != np.uint8 or packed.shape != ((count + 7) // 8,):
         raise ValueError("its signs do not fit")
-    signs = np.take(
-        _SIGNS, packed, axis=0, mode="clip"
-    )  # no byte is outside, and looking for one takes most of the time
+    # No byte is outside, and looking for one takes most of the time.
+    signs = np.take(_SIGNS, packed, axis=0, mode="clip")
     delta = _scaled(signs.reshape(-1)[:count], parts["scale"], shape)
     delta += _product(parts, (shape[0], math.prod(shape[1:]))).reshape(shape)
     return delta

@@ -158,7 +158,7 @@ Examples:
     nargs=2,
     type=Between(0.0, 10_000.0),
     help="Guide only the steps whose sigma (noise over signal) is above LOW and at most HIGH; each other step costs "
-    "one pass.  [default: the base model's own; with automatic settings every step]",
+    "one pass.  [default: the base model's own; every step with --guidance and with automatic settings]",
 )
 @super_resolution_option
 @click.option("--seed", "seeds", type=Between(0, 2**63 - 1), multiple=True, help="One picture per seed.  [default: 0]")

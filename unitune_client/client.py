@@ -6,7 +6,7 @@ import sys
 import threading
 import warnings
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -15,6 +15,7 @@ from unitune_client.async_client import AsyncClient, edit_result
 from unitune_client.messages import EditOptions, Methods, TuningOptions
 from unitune_client.pictures import Picture
 
+LOOK_S = 0.1  # how often a thread that waits looks whether another one closed the client
 ENDING_S = 1.0  # that closing waits for the ends of its calls, which take milliseconds
 
 T = TypeVar("T")
@@ -190,7 +191,7 @@ class Client:
         """The answer of a call. An interrupt of this thread, such as Ctrl-C, cancels the call and waits for its end."""
         if self._loop.is_closed():
             call.close()
-            raise RuntimeError(f"{self!r} cannot be used any more")
+            raise self._closed()
         begun: list[asyncio.Task[T]] = []
         ended: list[bool] = []
         woken: SimpleQueue[None] = SimpleQueue()
@@ -214,16 +215,28 @@ class Client:
             # Futures, events and conditions take locks in Python code: an interrupt between two of its lines breaks
             # them. This queue waits in C, and an interrupt that swallows its item still leaves `ended`.
             while not ended:
-                woken.get()
+                try:
+                    woken.get(timeout=LOOK_S)
+                except Empty:
+                    if self._loop.is_closed() and not ended:  # another thread closed it before the call began or ended
+                        call.close()
+                        raise self._closed() from None
 
         try:
             self._loop.call_soon_threadsafe(begin)
             wait()
         except BaseException:
+            if self._loop.is_closed():
+                raise
             self._loop.call_soon_threadsafe(give_up)
             wait()
             raise
+        if begun[0].cancelled():
+            raise self._closed()
         return begun[0].result()
+
+    def _closed(self) -> RuntimeError:
+        return RuntimeError(f"{self!r} cannot be used any more")
 
     def _iterate(self, stream: AsyncGenerator[T, None]) -> Generator[T, None, None]:
         """The stream, item by item; it is closed when the caller stops asking."""

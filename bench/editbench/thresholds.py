@@ -25,7 +25,7 @@ from stickerbook.judge import Judge
 from stickerbook.render import render
 from tuner_svc.model_folder import read_preset
 
-LOW, HIGH = (0.04, 0.06, 0.08), (0.1, 0.15, 0.2, 0.25, 0.3)
+LOW, HIGH = (0.06, 0.08, 0.1), (0.1, 0.13, 0.15)
 
 
 def main() -> None:
@@ -33,8 +33,8 @@ def main() -> None:
     parser.add_argument("--points", nargs="+", required=True, metavar="STRENGTH:GUIDANCE")
     parser.add_argument("--low", nargs="+", type=float, default=LOW)
     parser.add_argument("--high", nargs="+", type=float, default=HIGH)
-    parser.add_argument("--of-largest", nargs="+", type=float, default=[OF_LARGEST])
-    parser.add_argument("--smallest", nargs="+", type=float, default=[SMALLEST])
+    parser.add_argument("--of-largest", nargs="+", type=float, default=(0.5, OF_LARGEST, 0.7))
+    parser.add_argument("--smallest", nargs="+", type=float, default=(0.0, SMALLEST))
     parser.add_argument("--pictures", type=int, help="only so many pictures")
     parser.add_argument("--out", type=Path, default=Path("out/editbench"))
     options = parser.parse_args()
@@ -42,7 +42,7 @@ def main() -> None:
     settings = []
     for point in options.points:
         strength, guidance = (float(value) for value in point.split(":"))
-        settings.append(preset.at(point, strength=strength, guidance_scale=guidance))
+        settings.append(preset.at(point, strength=strength, guidance_scale=guidance))  # guided as the preset is
     pictures = load("development")[: options.pictures]
     results = run(MODEL, pictures, settings, options.out, "edits without interpolation")
     cases = {case.id: case for picture in pictures for case in picture.cases}

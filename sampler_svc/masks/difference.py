@@ -14,7 +14,7 @@ from unitune.images import Mask, Pixels
 # that the second is this share of the largest, down to a share of themselves that no accident should exceed. And beside
 # a large region that changed a much smaller one is an accident.
 #
-# Chosen on EditBench's development split (`python -m bench.editbench.thresholds`).
+# Chosen on EditBench's development split (`python -m bench.editbench.thresholds --points 1:2.5`).
 UNCHANGED, CHANGED = 0.08, 0.13
 OF_LARGEST, LEAST = 0.6, 0.33
 SMALLEST = 0.1  # of the largest region's pixels
@@ -29,12 +29,13 @@ def changed(
     high: float = CHANGED,
     of_largest: float = OF_LARGEST,
     smallest: float = SMALLEST,
+    least: float = LEAST,
 ) -> Mask:
     """Where the edit differs from the base image: 0 to 1, (h, w), soft at its border. All thresholds are 0 to 1."""
     difference = np.abs(edited.astype(np.int16) - base.astype(np.int16)).mean(axis=2)
     side = min(difference.shape)
     level = _blurred(difference.round(), BLUR * side) / 255
-    share = min(max(of_largest * level.max() / high, LEAST), 1)
+    share = min(max(of_largest * level.max() / high, least), 1)
     region = ndimage.binary_propagation(level > share * high, mask=level > share * low)
     region = _without_small(region, smallest)
     # At a straight border the blur is a half: doubled, the region is whole and its edge lies outside.

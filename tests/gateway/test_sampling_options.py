@@ -12,7 +12,9 @@ DEFAULTS = SamplingConfig(scheduler="ddim", guidance_scale=2.5, strength=1, guid
     ("asked", "low", "high"),
     [
         ({}, None, 7.0),
-        ({"guidance_scale": 4.0}, None, 7.0),
+        ({"strength": 0.5}, None, 7.0),
+        ({"guidance_scale": 4.0}, None, None),
+        ({"guidance_scale": 4.0, "guidance_sigma_high": 5.0}, None, 5.0),
         ({"guidance_sigma_low": 8.0}, 8.0, None),
         ({"guidance_sigma_high": 5.0}, None, 5.0),
         ({"automatic": True}, None, None),
@@ -22,7 +24,7 @@ DEFAULTS = SamplingConfig(scheduler="ddim", guidance_scale=2.5, strength=1, guid
 def test_the_base_models_interval_of_guidance_stands_as_a_whole(
     asked: dict[str, float], low: float | None, high: float | None
 ) -> None:
-    """Whoever asks for one end gets no other, and the points of automatic are guided at every step unless one does."""
+    """Whoever asks for guidance or one end gets no end that was not asked for; nor do the points of automatic."""
     filled = fill_sampling_config(SamplingConfig(**asked), b"", DEFAULTS, "unitune")  # type: ignore[arg-type]
 
     ends = [

@@ -99,3 +99,15 @@ def test_a_start_that_cannot_be_is_one_line(tmp_path: Path, settings: dict[str, 
     assert done.returncode == 1
     assert done.stdout == ""
     assert says in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, "1"), ("2", "2")])
+def test_numpy_multiplies_on_one_thread_unless_told_otherwise(given: str | None, used: str) -> None:
+    """Before numpy is loaded: OpenBLAS reads it once, and its threads would hold up the runtime's."""
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    if given is not None:
+        environment["OPENBLAS_NUM_THREADS"] = given
+    told = "import sys, os, sampler_svc; print(os.environ['OPENBLAS_NUM_THREADS'], 'numpy' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", told], env=environment, capture_output=True, text=True, check=True)
+
+    assert run.stdout.split() == [used, "False"]

@@ -341,3 +341,9 @@ def test_a_cancelled_run_stops_before_its_next_step(model: Model, engine: Engine
             events.append(event)
 
     assert len(events) == len(passes.batches) == 2
+
+
+def test_the_noisiest_step_is_in_the_widest_interval() -> None:
+    """stickerbook's schedule begins at a sigma of 20291, and 10000 is the most that may be asked for."""
+    assert replace(REQUEST, guidance_sigma_high=10_000).is_guided_at(20_291.0)
+    assert not replace(REQUEST, guidance_sigma_high=9_999).is_guided_at(20_291.0)

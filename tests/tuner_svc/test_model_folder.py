@@ -186,6 +186,7 @@ def test_the_interval_of_guidance_is_unitunes_own(folder: Path) -> None:
     ("text", "complaint"),
     [
         ('{"guidance_sigma_low": 3, "guidance_sigma_high": 3}', r"guidance_sigma_high is 3\.0: it must be above"),
+        ('{"guidance_sigma_high": 20000}', r"guidance_sigma_high is 20000\.0: it must be 0 to 10000"),
         ('{"guidance_sigma_low": -1}', r"guidance_sigma_low is -1\.0: it must be 0 to 10000"),
         ('{"methods": {"prompt_to_prompt": {"guidance_sigma_high": 7}}}', "prompt_to_prompt guides every step"),
         ('{"methods": {"sdedit": {"gate_kept": 0.5}}}', "gate_kept is set for sdedit: put it beside methods"),

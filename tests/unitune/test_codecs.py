@@ -64,7 +64,7 @@ def test_bytes() -> None:
 
     assert size_bytes(encode(TUNED, BASE, "int8")) == values - 15 + scales - 12 + 2 * 15 + 2 * 48 - 3
     assert size_bytes(encode(TUNED, BASE, "int4")) == (values + 1) // 2 + scales + 2 * 48
-    signs = (values - 15) // 8 + scales - 12 + 2 * 15 + 2 * 48  # the smallest matrix is stored whole
+    signs = (values - 15) // 8 + scales + 8 + 2 * 48  # the smallest matrix is in int4
     factors = SIGN_RANK * (24 + 144 + 48 + 33) // 2 + 2 * 4 * SIGN_RANK
     assert size_bytes(encode(TUNED, BASE, "sign")) == signs + factors
 

@@ -679,6 +679,34 @@ def test_closing_waits_for_what_grpc_has_to_say(server: ScriptedServer) -> None:
     assert tasks and not [task for task in tasks if task.cancelled()]
 
 
+def test_a_client_closed_by_another_thread_leaves_nobody_waiting(server: ScriptedServer) -> None:
+    """Threads in the middle of a stream are told that the client is closed, and end."""
+    told = list[BaseException]()
+
+    def follow(stream: Iterator[Any]) -> None:
+        try:
+            list(stream)
+        except BaseException as error:
+            told.append(error)
+
+    for _ in range(25):
+        holds = [Hold() for _ in range(3)]
+        server.script("Edit", *[[scripted_server.edit_events([])[0], hold] for hold in holds])
+        client = Client(server.address)
+        threads = [threading.Thread(target=follow, args=[client.edit(TUNING, "a dog")], daemon=True) for _ in holds]
+        for thread in threads:
+            thread.start()
+        for hold in holds:
+            assert hold.reached.wait(10)
+        client.close()
+        for thread in threads:
+            thread.join(10)
+            assert not thread.is_alive()
+
+    assert {RuntimeError} == {type(error) for error in told}
+    assert all("cannot be used any more" in str(error) for error in told)
+
+
 def test_an_unclosed_client_warns(server: ScriptedServer) -> None:
     """Forgetting close is a ResourceWarning that names the client, and its thread ends."""
     server.script("GetServerInfo", scripted_server.server_info())
