@@ -21,7 +21,7 @@ from unitune.diffusion.schedule import Schedule, add_noise
 from unitune.images import Mask, Pixels
 from unitune.prompts import mentions
 
-STRENGTHS = (0.1, 0.3, 0.5, 0.7)  # how far up the schedule the picture is noised
+STRENGTHS = (0.3, 0.5, 0.7, 0.9)  # how far up the schedule the picture is noised
 NOISES_EACH = 2
 NOISE_SEED = 0  # the mask is the same for every seed of an edit
 NUM_OTHERS = 3
