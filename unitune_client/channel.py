@@ -41,6 +41,7 @@ SERVICE_CONFIG = {
             "name": [
                 {"service": "unitune.v1.TuningService", "method": "WatchTuning"},
                 {"service": "unitune.v1.EditService", "method": "Edit"},
+                {"service": "unitune.v1.EditService", "method": "Compare"},
             ],
             "retryPolicy": _STREAM_RETRY,
         },
