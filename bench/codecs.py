@@ -81,6 +81,8 @@ def edits(model: Model, weights: Weights) -> list[np.ndarray]:
                 strength=preset.strength,
                 seeds=tuple(range(MAX_SEEDS)),
                 interpolation=0.0,
+                guidance_sigma_low=preset.guidance_sigma_low,
+                guidance_sigma_high=preset.guidance_sigma_high,
             )
             events = sample(model.graphs, model.schedule, lease.engine.run, request, lambda: False)
             found += [images.decode(event.png) for event in events if isinstance(event, EditedImage)]

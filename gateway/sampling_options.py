@@ -8,6 +8,7 @@ from typing import Any
 
 from unitune.choices import (
     DEFAULT_RESAMPLES,
+    GUIDANCE_INTERVAL,
     MASKS_BEFORE,
     MASKS_OF_WORDS,
     MAX_UNTHRESHOLDED_GUIDANCE,
@@ -59,9 +60,8 @@ def fill_options(config: SamplingConfig, asked: SamplingConfig, mask: bytes) -> 
     config.mask_source = mask_source_of(asked.mask_source, mask, asked.mask_text)
     if config.mask_source != "difference" and not asked.HasField("interpolation"):
         config.interpolation = 1.0  # what a known mask keeps is kept exactly
-    ends = ("guidance_sigma_low", "guidance_sigma_high")
-    if config.automatic or any(asked.HasField(name) for name in ("guidance_scale", *ends)):
-        for end in ends:  # the base model's own interval goes with its own guidance_scale, and as a whole
+    if config.automatic or any(asked.HasField(name) for name in ("guidance_scale", *GUIDANCE_INTERVAL)):
+        for end in GUIDANCE_INTERVAL:  # the base model's own interval goes with its own guidance_scale, and as a whole
             if not asked.HasField(end):
                 config.ClearField(end)
     if config.mask_source == "difference":
@@ -121,7 +121,7 @@ def _check_prompt_to_prompt(config: SamplingConfig, field: str, prompt: str) -> 
     if config.HasField("prompt_guidance_scale"):
         remedy = f"leave it unset: {PROMPT_TO_PROMPT} reads base_prompt in a way of its own"
         raise InvalidField(f"{field}.prompt_guidance_scale", config.prompt_guidance_scale, remedy)
-    for end in ("guidance_sigma_low", "guidance_sigma_high"):
+    for end in GUIDANCE_INTERVAL:
         if config.HasField(end):
             remedy = f"leave it unset: {PROMPT_TO_PROMPT} guides every step"
             raise InvalidField(f"{field}.{end}", getattr(config, end), remedy)

@@ -16,6 +16,7 @@ from unitune import images
 from unitune.choices import (
     ALIGNMENTS,
     EDIT_METHODS,
+    GUIDANCE_INTERVAL,
     INVERSIONS,
     MASK_SOURCES,
     MAX_BATCH,
@@ -228,7 +229,7 @@ def check_sampling_config(config: SamplingConfig, field: str) -> None:
         _whole(f"{field}.resamples", config.resamples, 0, MAX_RESAMPLES)
     if config.HasField("eta"):
         _finite(f"{field}.eta", config.eta, 0, MAX_ETA)
-    for end in ("guidance_sigma_low", "guidance_sigma_high"):
+    for end in GUIDANCE_INTERVAL:
         if config.HasField(end):
             _finite(f"{field}.{end}", getattr(config, end), 0, MAX_SIGMA)
     if config.HasField("super_resolution_noise_level"):

@@ -49,6 +49,7 @@ MAX_UPDATES, MAX_BATCH, MAX_LEARNING_RATE, MAX_RARE_TOKENS_CHARACTERS = 5000, 64
 MAX_PROMPT_CHARACTERS, MAX_WORD_CHARACTERS = 2000, 64
 MAX_CLASS_IMAGES, MAX_PRIOR_WEIGHT, MAX_VECTORS, MAX_ETA = 1000, 100, 16, 2
 MAX_GUIDANCE_SCALE, MAX_SIGMA = 64, 10_000
+GUIDANCE_INTERVAL = ("guidance_sigma_low", "guidance_sigma_high")  # its ends, as options are named
 # Of the second stage: its steps and its noise level are timesteps of a schedule of 1000.
 SUPER_RESOLUTION_OPTIONS = (
     "super_resolution_noise_level",

@@ -112,8 +112,9 @@ def _smallest(delta: Array, codec: str, factors: Factors | None) -> Parts:
         parts = _ENCODERS[codec](delta.reshape(len(delta), -1))
         if "int8" in parts:
             parts["int8"] = parts["int8"].reshape(delta.shape)
-    forms = [whole, parts] if "sign" not in parts else [whole, parts, _encode_int4(delta.reshape(len(delta), -1))]
-    return min(forms, key=_size)  # factors are large beside a small matrix
+    if "sign" in parts and _size(parts) >= _size(whole):  # factors are large beside a small matrix
+        parts = _encode_int4(delta.reshape(len(delta), -1))
+    return min(whole, parts, key=_size)
 
 
 def _size(parts: Parts) -> int:

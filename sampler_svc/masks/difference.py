@@ -45,9 +45,7 @@ def changed(
 
 def _without_small(region: np.ndarray, smallest: float) -> np.ndarray:
     """The connected parts that have at least this share of the largest one's pixels."""
-    parts, count = ndimage.label(region)
-    if count == 0:
-        return region
+    parts, _ = ndimage.label(region)
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0  # what did not change
     large: np.ndarray = (sizes >= smallest * sizes.max()) & (sizes > 0)
