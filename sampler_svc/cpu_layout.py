@@ -70,8 +70,9 @@ def lay_out(folder: Path, spec: BaseModelSpec, tensors: Mapping[str, Array]) -> 
     others = {(one.shape, _digest(_values(one, data))): name for name, one in found.items() if name not in kept}
     forms: dict[str, Blocked] = {}
     for name in sorted(spec.tensors.keys() - kept):
-        is_convolution = spec.tensors[name].layout == "same" and tensors[name].ndim in (1, 4)  # its bias or its kernel
-        form = _found(tensors[name], others) if is_convolution else None
+        tensor = spec.tensors[name].view_in_graph(tensors[name])
+        is_convolution = spec.tensors[name].layout != "transposed" and tensor.ndim in (1, 4)  # its bias or its kernel
+        form = _found(tensor, others) if is_convolution else None
         if form is not None:
             forms[name] = form
     names = kept | {form.initializer for form in forms.values()}

@@ -65,7 +65,8 @@ class InPlaceEngine(OrtEngine):
             self._session_values, options = [], self._options()
             for name, buffer in self._buffers.items():
                 form = self._blocked.get(name)
-                shape = form.shape_in_graph(self.spec.tensors[name].shape) if form is not None else buffer.shape
+                spec = self.spec.tensors[name]
+                shape = form.shape_in_graph(spec.graph_shape or spec.shape) if form is not None else buffer.shape
                 value = onnxruntime.OrtValue.ortvalue_from_numpy(buffer.reshape(shape))
                 options.add_initializer(form.initializer if form is not None else name, value)
                 self._session_values.append(value)

@@ -1,39 +1,55 @@
-"""Attention as the plain product of matrices that it is, for the denoiser's graph.
+"""Attention as one node of ONNX Runtime's own, in place of the dozen that it is written out in.
 
-The exporter's own version transposes the keys by way of their run-time shape: nine more nodes for each attention, all
-of them run at every step.
+Those transpose queries, keys, values and result, and write out the scores of all heads; the one does neither.
 """
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 import onnx_ir as ir
-import torch
-from onnxscript import opset20 as op
+from onnxscript.rewriter import rewrite
+from onnxscript.rewriter.pattern import RewriteRule
+
+DOMAIN = "com.microsoft"
+HEADS_IN_FRONT = [0, 2, 1, 3]  # of (n, tokens, heads, width), or back
 
 
-def plain_attention(
+def fuse_attention(model: ir.Model) -> ir.Model:
+    """The model with one node for each attention that is written as plain_attention and diffusers' blocks have it. An
+    attention of another form stays as it is."""
+    return rewrite(model, [RewriteRule(_written_out, _one_node)])
+
+
+def _written_out(op: Any, query: Any, key: Any, value: Any, heads: Any, key_heads: Any, root: Any, shape: Any) -> Any:
+    queries = op.Transpose(op.Reshape(query, heads), perm=HEADS_IN_FRONT)
+    keys = op.Transpose(op.Reshape(key, key_heads), perm=[0, 2, 3, 1])
+    values = op.Transpose(op.Reshape(value, key_heads), perm=HEADS_IN_FRONT)
+    maps = op.Softmax(op.MatMul(op.Mul(queries, root), op.Mul(keys, root)), axis=-1)
+    return op.Reshape(op.Transpose(op.MatMul(maps, values), perm=HEADS_IN_FRONT), shape)
+
+
+def _one_node(
+    op: Any,
     query: ir.Value,
     key: ir.Value,
     value: ir.Value,
-    attn_mask: ir.Value | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
+    heads: ir.Value,
+    key_heads: ir.Value,
+    root: ir.Value,
+    shape: ir.Value,
 ) -> Any:
-    """softmax(q k^T / sqrt(width)) v over (n, heads, tokens, width). Raises ValueError where more is asked."""
-    width = query.shape[-1] if query.shape is not None else None
-    if attn_mask is not None or is_causal or enable_gqa or dropout_p or not isinstance(width, int):
-        raise ValueError("only attention without a mask and of a fixed width is exported")
-    # Each side gets the root of the scale, as in the exporter's own version: fp16 has no room for more.
-    root = op.Constant(value_float=math.sqrt(scale or 1 / math.sqrt(width)))
-    root = op.CastLike(root, query)
-    scores = op.MatMul(op.Mul(query, root), op.Mul(op.Transpose(key, perm=[0, 1, 3, 2]), root))
-    return op.MatMul(op.Softmax(scores, axis=-1), value)
+    _, tokens, count, width = heads.const_value.numpy()
+    key_tokens = key_heads.const_value.numpy()[1]
 
+    def together(values: ir.Value, tokens: int) -> Any:
+        return op.Reshape(values, op.Constant(value_ints=[-1, int(tokens), int(count * width)]))
 
-TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
-    torch.ops.aten.scaled_dot_product_attention.default: plain_attention
-}
+    result = op.MultiHeadAttention(
+        together(query, tokens),
+        together(key, key_tokens),
+        together(value, key_tokens),
+        num_heads=int(count),
+        scale=float(root.const_value.numpy()) ** 2,
+        _domain=DOMAIN,
+        _version=1,
+    )
+    return op.Reshape(result, shape)

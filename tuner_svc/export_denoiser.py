@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from tuner_svc.base_model import BaseModel, Denoiser
-from tuner_svc.export_attention import TRANSLATIONS
+from tuner_svc.export_attention import fuse_attention
 from tuner_svc.export_controls import NoAttention, add_controls
 from tuner_svc.export_graph import to_graph
+from tuner_svc.export_operators import TRANSLATIONS
 from unitune.attention import CONTROLLED_FILE
 from unitune.base_model import TensorSpec
 
@@ -49,6 +50,7 @@ def export_denoiser(model: BaseModel, folder: Path) -> dict[str, TensorSpec]:
     matches = match({name: tensor.numpy() for name, tensor in randomised.unet.state_dict().items()}, graph)
     base = {name: tensor.cpu().numpy() for name, tensor in model.tensors().items()}
     store(graph, matches, base, folder / GRAPH_FILE)
+    ir.save(fuse_attention(ir.load(folder / GRAPH_FILE)), folder / GRAPH_FILE)
     height, width = model.latent_side
     try:
         add_controls(graph.graph, (height, width), model.context_tokens)

@@ -8,10 +8,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tuner_svc.base_model import BaseModel, SuperResolver
-from tuner_svc.export_attention import TRANSLATIONS
 from tuner_svc.export_check import CHECK_BATCHES, check_refit
 from tuner_svc.export_denoiser import match, randomised, store
 from tuner_svc.export_graph import EXAMPLES, to_graph
+from tuner_svc.export_operators import TRANSLATIONS
 from unitune.base_model import SUPER_RESOLUTION_GRAPH, SuperResolutionSpec
 
 

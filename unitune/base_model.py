@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-SCHEMA = 3
+SCHEMA = 4
 SPEC_FILE = "spec.json"
 SUPER_RESOLUTION_GRAPH = "super_resolution.onnx"
 

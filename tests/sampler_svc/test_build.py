@@ -198,14 +198,14 @@ def test_a_weight_that_the_graph_lacks_is_refused(graphs: Path, tmp_path: Path) 
 
 
 def test_a_weight_of_another_layout_is_refused(graphs: Path, tmp_path: Path) -> None:
-    """A matrix that the specification calls untransposed is found by its shape in the graph."""
+    """A matrix that the specification calls transposed is found by its shape in the graph."""
     spec = json.loads((graphs / "spec.json").read_text())
     name = next(
         name
         for name, tensor in sorted(spec["tensors"].items())
-        if tensor["layout"] == "transposed" and len(set(tensor["shape"])) == 2
+        if tensor["layout"] == "same" and len(tensor["shape"]) == len(set(tensor["shape"])) == 2
     )
-    spec["tensors"][name]["layout"] = "same"
+    spec["tensors"][name]["layout"] = "transposed"
     (graphs / "spec.json").write_text(json.dumps(spec))
 
     with pytest.raises(BuildError, match=rf"{name} is .* in the graph and must be"):

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,18 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 from tests.tiny_model import WORDS
 from tuner_svc.base_model import BaseModel
 from tuner_svc.export import export, export_under, is_complete, main
+from tuner_svc.export_attention import fuse_attention
 from tuner_svc.export_check import check_graph
 from tuner_svc.export_denoiser import ExportError, example, match, randomised_denoiser
 from tuner_svc.export_graph import to_graph
+from tuner_svc.export_operators import TRANSLATIONS, plain_attention, plain_group_norm, plain_linear
 from tuner_svc.export_preview import latent_to_rgb
 from unitune.base_model import BaseModelSpec, TensorSpec
 from unitune.images import ModelImage
@@ -77,7 +81,7 @@ def test_every_tensor_is_an_initializer_of_its_own(tiny_graphs: Path, spec: Base
     for name, tensor in spec.tensors.items():
         assert base[name].shape == tensor.shape
         assert np.array_equal(tensor.to_graph(base[name]), graph.initializers[name].const_value.numpy()), name
-    assert {"same", "transposed", "reshaped"} == {tensor.layout for tensor in spec.tensors.values()}
+    assert {"same", "reshaped"} == {tensor.layout for tensor in spec.tensors.values()}
 
 
 def test_tensors_lie_outside_and_shapes_inside(tiny_graphs: Path, spec: BaseModelSpec) -> None:
@@ -125,25 +129,98 @@ def test_the_denoiser_answers_like_torch_with_two_weight_sets(
         assert np.abs(answers[0] - answers[1]).max() > 1e-2
 
 
-def test_attention_is_plain(tiny_graphs: Path) -> None:
-    """No node of the denoiser takes the keys' shape apart at run time, which the exporter's own attention does."""
-    nodes = onnx.load(tiny_graphs / "denoiser.onnx", load_external_data=False).graph.node
-    shapes = {node.output[0] for node in nodes if node.op_type == "Shape"}
+def test_attention_is_one_node(tiny_graphs: Path, model: BaseModel) -> None:
+    """Every attention of the denoiser is, and none of the controlled graph, whose maps must be in reach; neither reads
+    a shape at run time."""
+    nodes, controlled = (
+        Counter(node.op_type for node in onnx.load(tiny_graphs / name, load_external_data=False).graph.node)
+        for name in ("denoiser.onnx", "denoiser_controlled.onnx")
+    )
+    attentions = sum(isinstance(module, Attention) for module in model.denoiser.unet.modules())
 
-    assert any(node.op_type == "Softmax" for node in nodes)
-    assert {"Reshape"} == {node.op_type for node in nodes if shapes & set(node.input)}
+    assert (attentions, 0, 0) == (nodes["MultiHeadAttention"], nodes["Softmax"], nodes["Shape"])
+    assert (attentions, 0, 0) == (controlled["Softmax"], controlled["MultiHeadAttention"], controlled["Shape"])
+
+
+class Attending(torch.nn.Module):
+    """Attention of six places to four others, two heads; its maps are halved on their way if you like."""
+
+    def __init__(self, *, halved: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.to_q, self.to_k, self.to_v, self.to_out = (torch.nn.Linear(8, 8) for _ in range(4))
+        self.halved = halved
+
+    def forward(self, places: torch.Tensor) -> torch.Tensor:
+        others = places[:, 2:]
+        query, key, value = (
+            linear(of).unflatten(-1, (2, 4)).transpose(1, 2)
+            for linear, of in ((self.to_q, places), (self.to_k, others), (self.to_v, others))
+        )
+        if self.halved:
+            maps = ((query * 0.5) @ (key * 0.5).transpose(-1, -2)).softmax(-1)
+            return self.to_out((maps * 0.5 @ value).transpose(1, 2).flatten(2))
+        attended = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+        return self.to_out(attended.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("halved", [False, True])
+def test_attention_in_one_node_answers_like_torch(halved: bool, tmp_path: Path) -> None:
+    """With other numbers of queries and keys; what does more than attention does is left as it is."""
+    module, places = Attending(halved=halved).eval(), torch.randn((2, 6, 8), generator=torch.Generator().manual_seed(1))
+    graph = fuse_attention(to_graph(module, {"places": places}, "out", translations=TRANSLATIONS))
+    ir.save(graph, tmp_path / "attending.onnx")
+
+    assert (0 if halved else 1) == sum(node.op_type == "MultiHeadAttention" for node in graph.graph)
+    answer = run(tmp_path / "attending.onnx", {"places": places.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(answer, module(places).numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("operator", "shape"),
+    [
+        (torch.nn.Linear(4, 6), (2, 4)),
+        (torch.nn.Linear(4, 6), (2, 3, 4)),
+        (torch.nn.Linear(4, 6, bias=False), (2, 3, 5, 4)),
+        (torch.nn.GroupNorm(2, 4), (2, 4, 5)),
+        (torch.nn.GroupNorm(2, 4), (2, 4, 3, 5)),
+    ],
+)
+def test_our_operators_answer_like_torch(operator: torch.nn.Module, shape: tuple[int, ...], tmp_path: Path) -> None:
+    """Products of matrices and group norms of every rank, with tensors that are not 0 and 1, at two batch sizes; every
+    tensor lies in the graph as it does in PyTorch."""
+    generator = torch.Generator().manual_seed(0)
+    for tensor in operator.state_dict().values():
+        tensor.copy_(torch.randn(tensor.shape, generator=generator))
+    values = torch.randn(shape, generator=generator)
+    graph = to_graph(operator.eval(), {"values": values}, "out", translations=TRANSLATIONS)
+    ir.save(graph, tmp_path / "operator.onnx")
+
+    assert "transposed" not in {found.spec.layout for found in match(tensors_of(operator), graph).values()}
+    for batch in (values, values[:1]):
+        answer = run(tmp_path / "operator.onnx", {"values": batch.numpy()})
+        with torch.no_grad():
+            np.testing.assert_allclose(answer, operator(batch).numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize("more", [{"is_causal": True}, {"dropout_p": 0.1}, {"enable_gqa": True}])
 def test_attention_that_is_not_plain_is_refused(more: dict[str, Any]) -> None:
     """What the denoiser's own attention does not ask is not dropped without a word."""
-    from tuner_svc.export_attention import plain_attention
-
     value = ir.Value(name="query", shape=ir.Shape((2, 4, 9, 8)))
     with pytest.raises(ValueError, match="without a mask"):
         plain_attention(value, value, value, **more)
     with pytest.raises(ValueError, match="without a mask"):
         plain_attention(value, value, value, attn_mask=value)
+
+
+def test_an_operator_of_a_free_size_is_refused() -> None:
+    """Only the batch may be free: a size that a shape in the graph would leave out is not guessed."""
+    values, weight = ir.Value(name="values", shape=ir.Shape(["n", "k", 4])), ir.Value(name="w", shape=ir.Shape([6, 4]))
+
+    for refused in (lambda: plain_linear(values, weight), lambda: plain_group_norm(values, 2, weight, weight)):
+        with pytest.raises(ValueError, match="fixed sizes"):
+            refused()
 
 
 def test_each_tensor_matters_by_its_own_name(tiny_graphs: Path, spec: BaseModelSpec, model: BaseModel) -> None:

@@ -1,0 +1,81 @@
+"""Our own versions of a few of torch's operators, for the denoiser's graph: the nodes that ONNX Runtime runs fastest.
+
+The exporter's own are right for any input. Ours know that all sizes but the batch are fixed, and that a tensor of the
+model is best left as it lies: nothing is transposed at run time, nor at a refit.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnxscript import opset20 as op
+
+
+def plain_attention(
+    query: ir.Value,
+    key: ir.Value,
+    value: ir.Value,
+    attn_mask: ir.Value | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """softmax(q k^T / sqrt(width)) v over (n, heads, tokens, width). Raises ValueError where more is asked.
+
+    The exporter's own transposes the keys by way of their run-time shape: nine more nodes.
+    """
+    width = query.shape[-1] if query.shape is not None else None
+    if attn_mask is not None or is_causal or enable_gqa or dropout_p or not isinstance(width, int):
+        raise ValueError("only attention without a mask and of a fixed width is exported")
+    # Each side gets the root of the scale, as in the exporter's own version: fp16 has no room for more.
+    root = op.Constant(value_float=math.sqrt(scale or 1 / math.sqrt(width)))
+    root = op.CastLike(root, query)
+    scores = op.MatMul(op.Mul(query, root), op.Mul(op.Transpose(key, perm=[0, 1, 3, 2]), root))
+    return op.MatMul(op.Softmax(scores, axis=-1), value)
+
+
+def plain_linear(values: ir.Value, weight: ir.Value, bias: ir.Value | None = None) -> Any:
+    """x W^T + b over the last axis, as one product of matrices with the bias in it."""
+    rows = _fixed(values)[1:-1]
+    flat = op.Reshape(values, op.Constant(value_ints=[-1, _fixed(weight)[1]])) if rows else values
+    product = op.Gemm(flat, weight, bias, transB=1) if bias is not None else op.Gemm(flat, weight, transB=1)
+    return op.Reshape(product, op.Constant(value_ints=[-1, *rows, _fixed(weight)[0]])) if rows else product
+
+
+def plain_group_norm(
+    values: ir.Value,
+    num_groups: int,
+    weight: ir.Value,
+    bias: ir.Value,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Any:
+    """Groups of channels of (n, channels, ...), each brought to mean 0 and deviation 1; then w x + b for each channel,
+    which is a convolution of one channel and one place at a time: one pass over the values instead of two."""
+    channels, *sides = _fixed(values)[1:]
+    ones = op.Constant(value_floats=[1.0] * num_groups)
+    zeros = op.Constant(value_floats=[0.0] * num_groups)
+    groups = op.Reshape(values, op.Constant(value_ints=[0, num_groups, -1]))
+    alike = op.InstanceNormalization(groups, ones, zeros, epsilon=eps)
+    alike = op.Reshape(alike, op.Constant(value_ints=[-1, channels, *sides]))
+    kernel = op.Reshape(weight, op.Constant(value_ints=[channels, 1, *(1 for _ in sides)]))
+    return op.Conv(alike, kernel, bias, group=channels, kernel_shape=[1 for _ in sides])
+
+
+def _fixed(value: ir.Value) -> list[int]:
+    """The shape, whose first axis may be free (then 0). Raises ValueError where another one is."""
+    shape = list(value.shape) if value.shape is not None else []
+    fixed = [size for size in shape[1:] if isinstance(size, int)]
+    if not shape or len(fixed) != len(shape) - 1:
+        raise ValueError(f"only operators of fixed sizes are exported, and one has shape {value.shape}")
+    return [shape[0] if isinstance(shape[0], int) else 0, *fixed]
+
+
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.aten.scaled_dot_product_attention.default: plain_attention,
+    torch.ops.aten.linear.default: plain_linear,
+    torch.ops.aten.group_norm.default: plain_group_norm,
+}
