@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,13 +56,14 @@ def main() -> None:
         folder = Path(scratch) / "engine"
         build_s = seconds(lambda: build(graphs, folder))
         model = Model.open(folder)
-        report = {
+        report: dict[str, Any] = {
             **edits(model, options.rounds),
             **refits(model, graphs, build_s, PROMPT, options.rounds),
             **refit_modes(graphs, folder, PICTURE.read_bytes(), PROMPT, options.rounds),
             **tunings(max(options.rounds // 2, 1 if options.quick else 2)),
-            **roofline(base_model.load(MODEL), quick=options.quick),
         }
+        step_s = report["refit.s"]["step"]
+        report |= roofline(base_model.load(MODEL), quick=options.quick, engine_step_s=step_s)
         model.pool.close()
     report |= serving(options.rounds, quick=options.quick)
     options.out.mkdir(parents=True, exist_ok=True)
