@@ -8,7 +8,7 @@ before the prompt this is UniTune (arXiv 2210.09477), with the base weights SDEd
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -73,13 +73,49 @@ Event = Step | Warned | EditedImage | Done
 
 
 class Opened(NamedTuple):
-    """The picture of a request as an edit begins with it; no strength, guidance or seed matters to it."""
+    """The picture of a request as an edit begins with it."""
 
     picture: Pixels
     given: Mask | None  # the mask that came with it, with its soft edge
     region: Region  # of the picture, that is edited
     base_image: Pixels  # the picture there
     latent: Latents  # of that, (1, channels, h, w)
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What an edit has before its first step, each part made when it is first asked for.
+
+    No strength, guidance or seed of the request matters to it: attempts at one edit have it in common.
+    """
+
+    graphs: BaseGraphs
+    schedule: Schedule
+    denoiser: Denoiser
+    request: Request
+    cancelled: Callable[[], bool]
+    embed: Callable[[str], Context]
+    find: Find | None
+
+    @cached_property
+    def opened(self) -> Opened:
+        """The picture, decoded and encoded. Raises what `open_picture` raises."""
+        return open_picture(self.graphs, self.request)
+
+    @cached_property
+    def mask(self) -> Mask | None:
+        """The mask with its soft edge, where its source knows it now. Raises Cancelled before a pass of estimating it,
+        and what `find` raises."""
+        request, (_, given, region, base_image, latent) = self.request, self.opened
+        if request.mask_source not in BEFORE:
+            return None
+        look = stopping(self.denoiser, self.cancelled)
+        contexts = self.embed(request.prompt), self.embed(request.base_prompt)
+        cut = region.of(given) if given is not None else None
+        found = partial(self.find, base_image) if self.find is not None else None
+        scene = Scene(_size(base_image), cut, latent, self.schedule, look, *contexts, found)
+        mask = BEFORE[request.mask_source](scene)
+        return softened(mask, request.mask_blur) if given is None else mask
 
 
 def sample(
@@ -93,7 +129,7 @@ def sample(
     controlled: RunControlled | None = None,
     find: Find | None = None,
     second: SuperResolution | None = None,
-    opened: Callable[[], Opened] | None = None,
+    beginning: Beginning | None = None,
 ) -> Iterator[Event]:
     """Sample one picture per seed, all seeds in one batch; the second stage enlarges them one by one.
 
@@ -101,14 +137,15 @@ def sample(
     weights, for a request that needs them; `embed` takes the place of the base model's own text embedding;
     `controlled` is the denoiser with control over its attention, for a request that has `attention`; `find` finds what
     the mask is of, for a mask source that names it; `second` is the second stage of a cascade, for a request whose
-    results it is to enlarge; `opened` answers with the opened picture, for attempts that have it in common. A strength
-    that leaves no step gives the base image as the autoencoder sees it. Raises Cancelled (EDIT_CANCELLED), InvalidField
-    for words and an alignment that the prompts do not have, InvalidArgument (IMAGE_TOO_LARGE) when a result is too
-    large a file to be sent, and what `open_picture` and `find` raise.
+    results it is to enlarge; `beginning` is that of the edit, for attempts that have it in common. A strength that
+    leaves no step gives the base image as the autoencoder sees it. Raises Cancelled (EDIT_CANCELLED), InvalidField for
+    words and an alignment that the prompts do not have, InvalidArgument (IMAGE_TOO_LARGE) when a result is too large a
+    file to be sent, and what `open_picture` and `find` raise.
     """
     began = time.perf_counter()
     embed = embed or graphs.embed
-    picture, given, region, base_image, latent = opened() if opened is not None else open_picture(graphs, request)
+    beginning = beginning or Beginning(graphs, schedule, denoiser, request, cancelled, embed, find)
+    picture, given, region, base_image, latent = beginning.opened
     rows = {
         (is_noisy, is_guided): guidance_rows(request, embed, is_noisy=is_noisy, is_guided=is_guided)
         for is_noisy in (False, True)
@@ -127,13 +164,7 @@ def sample(
         return _preview(graphs, denoised, _size(base_image))
 
     encoded = time.perf_counter()
-    mask = None
-    if request.mask_source in BEFORE:
-        contexts = embed(request.prompt), embed(request.base_prompt)
-        cut = region.of(given) if given is not None else None
-        found = partial(find, base_image) if find is not None else None
-        mask = BEFORE[request.mask_source](Scene(_size(base_image), cut, latent, schedule, look, *contexts, found))
-        mask = softened(mask, request.mask_blur) if given is None else mask
+    mask = beginning.mask
     if request.attention is None:
         run = SCHEDULERS[request.scheduler].run(schedule, request.num_inference_steps).late(request.strength)
         trajectory = None

@@ -14,13 +14,13 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import grpc
 
 from sampler_svc.attempts import Gated, attempts_of, sample_gated
-from sampler_svc.conditioning import REFITS_NOTHING, embedding, null_embeddings, refuse_unbound
+from sampler_svc.conditioning import REFITS_NOTHING, Embed, embedding, null_embeddings, refuse_unbound
 from sampler_svc.controlled_engine import ControlledEngine
 from sampler_svc.engine import BASE
 from sampler_svc.engine_pool import Lease
@@ -31,7 +31,7 @@ from sampler_svc.model import Model
 from sampler_svc.prompt_to_prompt import AttentionEdit
 from sampler_svc.refit_weights import tuned_super_resolution, tuned_weights
 from sampler_svc.request import Request
-from sampler_svc.sample import EditedImage, Event, Step, Warned, open_picture, sample
+from sampler_svc.sample import Beginning, EditedImage, Event, Step, Warned, sample
 from sampler_svc.super_resolution import Enlargement, SuperResolution
 from unitune import telemetry
 from unitune.base_model import Preset, SuperResolutionSpec
@@ -234,8 +234,8 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         cancelled: threading.Event,
     ) -> Iterator[Event | Gated]:
         """Of one run, or of as many attempts as the gate needs. `extras` are of the method's weights, if it has any."""
-        model, config = self._model, request.config
-        embed, words = None, request.rare_tokens
+        model, config, words = self._model, request.config, request.rare_tokens
+        embed: Embed = model.graphs.embed
         if extras is not None:
             refuse_unbound(extras, wanted)
             embed = embedding(model.graphs, extras, wanted.prompt, config.eta)
@@ -244,7 +244,8 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                 nulls = null_embeddings(model.graphs, extras, wanted.num_inference_steps)
                 wanted = replace(wanted, attention=replace(wanted.attention, nulls=nulls))
 
-        opened = cache(partial(open_picture, model.graphs, wanted))
+        find, denoiser = self._finder(wanted, lease, cancelled), lease.engine.run
+        beginning = Beginning(model.graphs, model.schedule, denoiser, wanted, cancelled.is_set, embed, find)
 
         def sample_once(wanted: Request) -> Iterator[Event]:
             run_base = model.pool.run_base if wanted.needs_base_weights else None
@@ -252,15 +253,15 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             return sample(
                 model.graphs,
                 model.schedule,
-                lease.engine.run,
+                denoiser,
                 wanted,
                 cancelled.is_set,
                 run_base,
                 embed,
                 cast(ControlledEngine, lease.engine).run_controlled if is_controlled else None,
-                self._finder(wanted, lease, cancelled),
+                find,
                 second,
-                opened,
+                beginning,
             )
 
         if model.gate is None or not (config.automatic or config.gate):

@@ -160,7 +160,7 @@ def main() -> None:
     pipeline, facts = trained_pipeline(options.work)
     pipeline.to(dtype=torch.float16).save_pretrained(options.out, safe_serialization=True)
     (options.out / "vocabulary.json").write_text(json.dumps(vocabulary(), indent=1) + "\n")
-    (options.out / "unitune_preset.json").write_text(json.dumps(PRESET, indent=1) + "\n")
+    (options.out / "unitune_preset.json").write_text(json.dumps(PRESET, indent=1, allow_nan=False) + "\n")
     training = {
         "commit": commit("stickerbook/*.py"),
         "denoiser_updates": int(facts["updates_done"]),

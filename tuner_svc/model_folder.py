@@ -231,12 +231,12 @@ def _settings(folder: Path, given: dict[str, Any], place: str = "") -> dict[str,
 
 def _points(folder: Path, value: object) -> tuple[tuple[float, float], ...]:
     """Pairs of strength and guidance_scale. Raises UnusableBaseModel for anything else."""
-    wanted = "1 to 8 pairs of strength (0 to 1) and guidance_scale (0 or more)"
+    wanted = "1 to 8 pairs of strength (0 to 1) and guidance_scale (0 or more, and finite)"
     try:
         points = tuple((float(strength), float(guidance)) for strength, guidance in value)  # type: ignore[attr-defined]
     except (TypeError, ValueError):
         points = ()
-    if not 1 <= len(points) <= 8 or not all(0 <= strength <= 1 and guidance >= 0 for strength, guidance in points):
+    if not 1 <= len(points) <= 8 or not all(0 <= s <= 1 and 0 <= g < math.inf for s, g in points):
         raise UnusableBaseModel(f"{folder / PRESET_FILE}: automatic_points is {value!r}; it must be {wanted}")
     return points
 

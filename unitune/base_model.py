@@ -2,7 +2,7 @@
 
 A graphs folder holds
 
-    spec.json               this specification
+    spec.json               this specification; null in its preset is infinity, which JSON has not
     tokenizer.json          of the `tokenizers` library
     text_encoder.onnx       input_ids int64 (n, tokens), vectors float32 (k, width) -> hidden_states float32
                             (n, tokens, width); ids -1, -2, ... stand for the vectors
@@ -193,8 +193,10 @@ class BaseModelSpec:
     files: Mapping[str, str] = field(default_factory=dict)  # file name to sha256
 
     def save(self, folder: Path) -> None:
-        """Write spec.json into a folder."""
-        (folder / SPEC_FILE).write_text(json.dumps(asdict(self), indent=1, sort_keys=True))
+        """Write spec.json into a folder. Raises ValueError for NaN, and for infinity anywhere but in the preset."""
+        fields = asdict(self)
+        fields["preset"] = _replaced(fields["preset"], math.inf, None)
+        (folder / SPEC_FILE).write_text(json.dumps(fields, indent=1, sort_keys=True, allow_nan=False))
 
     @classmethod
     def load(cls, folder: Path) -> "BaseModelSpec":
@@ -205,8 +207,9 @@ class BaseModelSpec:
                 f"{folder / SPEC_FILE} has schema {fields.get('schema')}, this program reads {SCHEMA}; export again"
             )
         fields["schedule"] = NoiseSchedule(**fields["schedule"])
-        points = tuple((strength, guidance) for strength, guidance in fields["preset"]["automatic_points"])
-        fields["preset"] = Preset(**{**fields["preset"], "automatic_points": points})
+        preset = _replaced(fields["preset"], None, math.inf)
+        points = tuple((strength, guidance) for strength, guidance in preset["automatic_points"])
+        fields["preset"] = Preset(**{**preset, "automatic_points": points})
         fields["tensors"] = _tensors(fields["tensors"])
         for name in ("image_side", "latent_side", "vocabulary"):
             fields[name] = tuple(fields[name])
@@ -216,6 +219,14 @@ class BaseModelSpec:
             fields["super_resolution"] = SuperResolutionSpec(**stage)
         fields["latent_to_rgb"] = tuple(tuple(row) for row in fields["latent_to_rgb"])
         return cls(**fields)
+
+
+def _replaced(settings: Mapping[str, Any], old: float | None, new: float | None) -> dict[str, Any]:
+    """A preset's settings, those of its methods too, with another value where they have this one."""
+    return {
+        name: _replaced(value, old, new) if isinstance(value, Mapping) else new if value == old else value
+        for name, value in settings.items()
+    }
 
 
 def _tensors(found: Mapping[str, Any]) -> dict[str, TensorSpec]:

@@ -40,7 +40,8 @@ def main() -> None:
     settings = []
     for point in options.points:
         strength, guidance = (float(value) for value in point.split(":"))
-        settings.append(preset.at(point, strength=strength, guidance_scale=guidance, guidance_sigma_high=None))
+        changes = {"strength": strength, "guidance_scale": guidance}
+        settings.append(preset.at(point, **changes, guidance_sigma_low=None, guidance_sigma_high=None))
     cases = [case for picture in load("development") for case in picture.cases]
     results: list[list[Result]] = []
     scores: list[list[Scores]] = []

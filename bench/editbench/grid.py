@@ -22,6 +22,7 @@ def named(preset: Setting, updates: int, strength: float, guidance_scale: float)
         guidance_scale=guidance_scale,
         num_inference_steps=STEPS,
         interpolation=0.0,
+        guidance_sigma_low=None,
         guidance_sigma_high=None,
     )
 

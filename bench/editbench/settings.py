@@ -28,7 +28,8 @@ class Setting:
     num_inference_steps: int
     rare_tokens: str  # that stand before the prompt; empty for none
     eta: float  # Imagic's; others do not read it
-    guidance_sigma_high: float | None = None  # steps of a larger sigma are not guided; None for none such
+    guidance_sigma_low: float | None = None  # steps of a sigma up to it are not guided; None for none such
+    guidance_sigma_high: float | None = None  # nor are steps of a larger one; None for none such
     cross_replace: float | None = None  # these two: Prompt-to-Prompt's; the others have none
     self_replace: float | None = None
     codec: str | None = None  # of the stored weights; None for the tuner's default
@@ -90,6 +91,7 @@ def of_method(preset: Preset, method: str) -> Setting:
         num_inference_steps=own.num_inference_steps,
         rare_tokens=own.rare_tokens if method == "unitune" else "",
         eta=own.eta,
+        guidance_sigma_low=own.guidance_sigma_low or None,
         guidance_sigma_high=own.guidance_sigma_high if math.isfinite(own.guidance_sigma_high) else None,
         cross_replace=own.cross_replace if method == PROMPT_TO_PROMPT else None,
         self_replace=own.self_replace if method == PROMPT_TO_PROMPT else None,
@@ -103,6 +105,7 @@ def automatic_points(preset: Preset) -> list[Setting]:
             f"point {strength:g}:{guidance:g}",
             strength=strength,
             guidance_scale=guidance,
+            guidance_sigma_low=None,
             guidance_sigma_high=None,
         )
         for strength, guidance in preset.automatic_points

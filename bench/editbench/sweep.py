@@ -90,6 +90,7 @@ OPTIONS = {  # of the command line, for axes of a grid
     "strength": float,
     "guidance_scale": float,
     "interpolation": float,
+    "guidance_sigma_low": float,
     "guidance_sigma_high": float,
     "scheduler": str,
     "num_inference_steps": int,

@@ -114,6 +114,7 @@ class Worker:
             strength=setting.strength,
             seeds=(0,),
             interpolation=setting.interpolation,
+            guidance_sigma_low=setting.guidance_sigma_low or 0.0,
             guidance_sigma_high=math.inf if setting.guidance_sigma_high is None else setting.guidance_sigma_high,
             base_prompt=caption(case.scene) if attention is not None else "",
             attention=attention,

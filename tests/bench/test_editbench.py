@@ -1,7 +1,9 @@
 """EditBench: its cases, what it measures, and its statistics."""
 
 import argparse
+import hashlib
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -187,6 +189,42 @@ def test_a_method_runs_at_the_presets_own_values():
     assert [point.method for point in automatic_points(preset)] == ["unitune"] * 3
 
 
+@pytest.mark.parametrize("ends", [(0.5, 7.0), (0.5, math.inf), (0.0, 7.0), (0.0, math.inf)])
+def test_the_whole_interval_of_guidance_is_the_presets(ends):
+    """Both ends are in the setting and in its key; the points of automatic settings are guided at every step."""
+    preset = Preset(guidance_sigma_low=ends[0], guidance_sigma_high=ends[1])
+    setting = of_method(preset, "unitune")
+
+    assert (setting.guidance_sigma_low or 0.0, setting.guidance_sigma_high or math.inf) == ends
+    assert (setting.key("model", "case") == of_method(Preset(), "unitune").key("model", "case")) == (
+        ends == (0.0, math.inf)
+    )
+    assert automatic_points(preset) == automatic_points(Preset())
+    assert of_method(preset, "sdedit") == of_method(Preset(), "sdedit")
+
+
+def test_results_without_a_lower_end_keep_their_names():
+    """The key of such a setting is over the fields that settings had before there was one."""
+    setting = of_method(Preset(guidance_sigma_high=7.0), "unitune").at("", tuning=None)
+    fields = {
+        "name": "",
+        "method": "unitune",
+        "tuning": None,
+        "strength": 0.85,
+        "guidance_scale": 7.5,
+        "interpolation": 0.0,
+        "scheduler": "ddim",
+        "num_inference_steps": 50,
+        "rare_tokens": "beikkpic",
+        "eta": 0.7,
+        "guidance_sigma_high": 7.0,
+    }
+    expected = hashlib.sha256(json.dumps(["model", "case", fields], sort_keys=True).encode()).hexdigest()
+
+    assert setting.key("model", "case") == expected[:24]
+    assert setting.at("", guidance_sigma_low=0.5).key("model", "case") != expected[:24]
+
+
 def test_prompt_to_prompt_has_settings_of_its_own():
     """Its shares are the preset's, in its key and in no other method's: results of those are found as before."""
     preset = Preset(methods={"prompt_to_prompt": {"cross_replace": 0.8, "self_replace": 0.2, "guidance_scale": 5.0}})
@@ -222,6 +260,27 @@ def test_a_worker_edits_beside_the_base_image(tiny_model, tiny_graphs, tmp_path)
     assert [r.tuning_s for r in found] == [0.0] * 4 and len(
         {(tmp_path / "results" / r.image).read_bytes() for r in found}
     ) == 4
+
+
+def test_a_worker_guides_within_the_interval_alone(tiny_model, tiny_graphs, tmp_path):
+    """With a lower end above every step's sigma an edit is the unguided one; within the steps it is another yet."""
+    case = next(c for c in all_cases("development") if c.category == "object")
+    guided = of_method(Preset(num_inference_steps=4, guidance_scale=3.0), "sdedit")
+    settings = (
+        guided.at("guided"),
+        guided.at("unguided", guidance_scale=1.0),
+        guided.at("above all", guidance_sigma_low=10_000.0),
+        guided.at("noisier steps alone", guidance_sigma_low=1.0),
+    )
+    engine = build(tiny_graphs, tmp_path / "engine")
+    (tmp_path / "results").mkdir()
+
+    Worker(tiny_model, engine, "digest", tmp_path).run(
+        Picture(case.picture, "development", case.scene, (case,)), settings
+    )
+
+    pngs = [result_file(tmp_path, "digest", case, setting).with_suffix(".png").read_bytes() for setting in settings]
+    assert pngs[1] == pngs[2] and len(set(pngs)) == 3
 
 
 @pytest.mark.parametrize("method", GRIDS)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sampler_svc.attempts import SEED_STRIDE
-from sampler_svc.engine import Weights
+from sampler_svc.engine import BASE, Weights
 from sampler_svc.gate import Gate
 from sampler_svc.model import Model
 from sampler_svc.service import SamplerService
@@ -540,6 +540,34 @@ async def test_all_attempts_have_the_encoded_picture_in_common(
     found = await events(gated, request(**{option: True}))
 
     assert kinds(found)[-1] == "done" and len(encoded) == 1
+
+
+@pytest.mark.parametrize("option", ["automatic", "gate"])
+@pytest.mark.parametrize("source", [{"mask_source": "diffedit"}, {"mask_source": "word", "mask_text": "the cat"}])
+async def test_all_attempts_have_a_mask_known_before_in_common(
+    gated, model: Model, monkeypatch: pytest.MonkeyPatch, option: str, source: dict[str, str]
+) -> None:
+    """It is estimated once, by as many passes as for one edit alone, and is the mask of that."""
+    passes: list[int] = []
+    with model.pool.lease(BASE, lambda: model.base) as lease:
+        engine, run = lease.engine, lease.engine.run
+    monkeypatch.setattr(engine, "run", lambda latents, *rest: passes.append(len(latents)) or run(latents, *rest))
+
+    async def estimated(**changes: object) -> tuple[int, int, sampler_pb2.SampleEvent]:
+        """How many steps and other passes an edit makes, and its result."""
+        passes.clear()
+        found = await events(gated, request(**source, **changes))
+        assert kinds(found)[-2:] == ["image", "done"]
+        steps = max(event.step.index for event in found if event.WhichOneof("event") == "step") + 1
+        return steps, len(passes) - steps, found[-2].image
+
+    steps, others, image = await estimated(**{option: True})
+    chosen = {"strength": image.strength, "guidance_scale": image.guidance_scale} if option == "automatic" else {}
+    steps_alone, others_alone, alone = await estimated(seeds=[image.seed], **chosen)
+
+    assert steps > 2 * steps_alone
+    assert others == others_alone > 0
+    assert (image.mask, image.png) == (alone.mask, alone.png)
 
 
 async def test_the_gate_resamples_within_bounds_and_scores_the_answer(gated) -> None:

@@ -215,6 +215,7 @@ def test_the_interval_of_guidance_is_unitunes_own(folder: Path) -> None:
         ('{"methods": {"sdedit": {"updates": 9}}}', "updates is set for sdedit, which has no such setting"),
         ('{"methods": {"imagic": {"num_vectors": 2}}}', "num_vectors is set for imagic, which has no such setting"),
         ('{"guidance_scale": -1}', r"json: guidance_scale is -1\.0: it must be 0 to 64"),
+        ('{"automatic_points": [[0.9, Infinity]]}', r"automatic_points is \[\[0\.9, inf\]\]; it must be 1 to 8 pairs"),
         ('{"gate_round_trip": 2}', r"gate_round_trip is 2\.0: it must be 0 to 1"),
         ('{"methods": ["imagic"]}', "methods must be an object of objects"),
         ('{"upates": 3}', "upates is not a setting"),

@@ -1,6 +1,7 @@
 """The specification that crosses from the tuner's export to the sampler."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +36,40 @@ def test_a_specification_survives_its_file(tmp_path: Path) -> None:
     SPEC.save(tmp_path)
 
     assert BaseModelSpec.load(tmp_path) == SPEC
+
+
+@pytest.mark.parametrize("high", [math.inf, 7.0])
+def test_an_open_interval_of_guidance_is_written_as_json_that_every_parser_reads(tmp_path: Path, high: float) -> None:
+    """JSON has no Infinity: an upper end that is open is null, at the top and in a method's section, and comes back."""
+    own = {"unitune": {"guidance_sigma_high": math.inf}, "imagic": {"guidance_sigma_low": 0.5}}
+    spec = replace(SPEC, preset=Preset(guidance_sigma_high=high, methods=own))
+
+    spec.save(tmp_path)
+
+    def refuse(constant: str) -> None:
+        pytest.fail(f"{constant} is not JSON")
+
+    preset = json.loads((tmp_path / "spec.json").read_text(), parse_constant=refuse)["preset"]
+    assert preset["guidance_sigma_high"] == (None if high == math.inf else high)
+    assert preset["methods"]["unitune"] == {"guidance_sigma_high": None}
+    assert BaseModelSpec.load(tmp_path) == spec
+
+
+def test_an_infinity_in_an_older_file_is_still_read(tmp_path: Path) -> None:
+    """Graphs exported when an open end was written as Infinity need no new export."""
+    SPEC.save(tmp_path)
+    path = tmp_path / "spec.json"
+    older = path.read_text().replace('"guidance_sigma_high": null', '"guidance_sigma_high": Infinity')
+    path.write_text(older)
+
+    assert "Infinity" in older and BaseModelSpec.load(tmp_path) == SPEC
+
+
+def test_a_number_that_json_does_not_have_is_not_written(tmp_path: Path) -> None:
+    """Anywhere else it is a mistake: nothing lies in the folder then."""
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        replace(SPEC, latent_to_rgb=((math.nan, 0.0, 0.0),)).save(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_same_specification_gives_the_same_bytes(tmp_path: Path) -> None:
