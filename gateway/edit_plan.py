@@ -8,6 +8,7 @@ from gateway import validation
 from gateway.images import Images
 from gateway.names import DEFAULT_TENANT, parse, parse_parent
 from gateway.sampling_options import (
+    check_fast,
     check_gate,
     check_gate_prompt,
     check_inverted,
@@ -98,6 +99,7 @@ class Planner:
         """The sampler, whose base model has what the request's settings ask of one. Raises as Edit does."""
         _check(request)
         sampler = await self._upstreams.sampler_info()
+        check_fast(request.config, sampler.base_model, "config")
         check_gate(request.config, sampler.base_model.has_gate, "config")
         check_mask_words(request.config, request.mask, sampler.base_model, "config")
         check_super_resolution(request.config, sampler.base_model, "config")
@@ -253,7 +255,10 @@ def completed(request: EditRequest, tuning: TuningConfig) -> EditRequest:
 def _filled(request: EditRequest, method: str, sampler: SamplerInfo) -> SamplingConfig:
     """The sampling's settings with the base model's defaults for the method."""
     defaults = validation.defaults_of(method, sampler.method_defaults, sampler.sampling_defaults)
-    return validation.fill_sampling_config(request.config, request.mask, defaults, method)
+    filled = validation.fill_sampling_config(request.config, request.mask, defaults, method)
+    if filled.fast:
+        filled.num_inference_steps, filled.fast = sampler.base_model.fast_steps, False
+    return filled
 
 
 def _tuning_config(request: EditRequest, sampling: SamplingConfig) -> TuningConfig:

@@ -34,6 +34,8 @@ def check_options(config: SamplingConfig, mask: bytes, field: str, method: str, 
     `mask` is the request's, `field` the config's own place in it, `method` the edit's, which the config may leave out.
     """
     _check_methods(config, field, method)
+    if config.fast:
+        _check_fast_options(config, field)
     if config.inversion == NULL_TEXT:
         _check_null_text(config, field)
     _check_mask_options(config, mask, field)
@@ -91,6 +93,15 @@ def _check_methods(config: SamplingConfig, field: str, method: str) -> None:
         if value is not None and method not in methods:
             remedy = f"leave it unset: it is an option of method {' and '.join(methods)}, not of {method}"
             raise InvalidField(f"{field}.{option}", value, remedy)
+
+
+def _check_fast_options(config: SamplingConfig, field: str) -> None:
+    if config.HasField("num_inference_steps"):
+        remedy = "leave it unset, or leave fast unset, which chooses it"
+        raise InvalidField(f"{field}.num_inference_steps", config.num_inference_steps, remedy)
+    if config.automatic:
+        remedy = "leave it unset, or leave fast unset: its points are strengths, which few steps round down far"
+        raise InvalidField(f"{field}.automatic", "true", remedy)
 
 
 def _check_null_text(config: SamplingConfig, field: str) -> None:
@@ -152,6 +163,13 @@ def check_gate(config: SamplingConfig, has_gate: bool, field: str) -> None:
             raise InvalidField(
                 f"{field}.{option}", "true", "leave it unset: this base model has no gate (a clip folder)"
             )
+
+
+def check_fast(config: SamplingConfig, base_model: BaseModel, field: str) -> None:
+    """Refuse a fast edit where the base model does not say how few steps still do."""
+    if config.fast and not base_model.fast_steps:
+        remedy = "leave it unset and give num_inference_steps: this base model's preset has no fast_steps"
+        raise InvalidField(f"{field}.fast", "true", remedy)
 
 
 def check_super_resolution(config: SamplingConfig, base_model: BaseModel, field: str) -> None:

@@ -30,6 +30,7 @@ PRESET = {
     "rare_tokens": "beikkpic",
     "scheduler": "ddim",
     "num_inference_steps": 10,
+    "fast_steps": 4,
     "guidance_scale": 2.5,
     "guidance_sigma_high": 7.0,  # at the noisiest level the tuned model draws the picture's layout by itself
     "strength": 1.0,

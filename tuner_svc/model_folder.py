@@ -190,6 +190,9 @@ def _check_values(folder: Path, preset: Preset, method: str) -> None:
         value = getattr(own, name)
         if not low <= value <= high:
             raise refusal(name, f"{name} is {value}: it must be {low} to {high}")
+    if method in METHODS_WITH["fast"] and not 0 <= own.fast_steps <= own.num_inference_steps:
+        most = f"num_inference_steps, {own.num_inference_steps}"
+        raise refusal("fast_steps", f"fast_steps is {own.fast_steps}: it must be 0 to {most}")
     ends = own.guidance_sigma_low, own.guidance_sigma_high
     if MAX_SIGMA < ends[1] < math.inf:
         raise refusal("guidance_sigma_high", f"guidance_sigma_high is {ends[1]}: it must be 0 to {MAX_SIGMA}")
@@ -204,6 +207,8 @@ def _of_others(method: str) -> set[str]:
     of_tuning = {name for names in TUNING_OPTIONS.values() for name in names} | set(OPTIONS_OF_ALL)
     own = {*OPTIONS_OF_ALL, *TUNING_OPTIONS[method]} if method in TUNING_OPTIONS else set()
     of_sampling = {name for name, methods in METHODS_WITH.items() if method not in methods}
+    if method not in METHODS_WITH["fast"]:
+        of_sampling.add("fast_steps")
     if method == NULL_TEXT:  # its edits are Prompt-to-Prompt's, whose section has their settings
         of_sampling |= SAMPLING_RANGES.keys()
     return (of_tuning - own - SAMPLING_RANGES.keys()) | of_sampling

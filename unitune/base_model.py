@@ -112,6 +112,7 @@ class Preset:
     rare_tokens: str = "beikkpic"
     scheduler: str = "ddim"
     num_inference_steps: int = 50
+    fast_steps: int = 0  # of a fast edit by UniTune, in place of those; 0: nobody has found how few still do
     guidance_scale: float = 7.5
     strength: float = 0.85
     interpolation: float = 0.0

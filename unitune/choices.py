@@ -19,6 +19,7 @@ CODECS = ("none", "int8", "int4", "sign", "lora")  # of stored weights: unitune.
 
 # Sampling options that some edit methods alone have.
 METHODS_WITH = {
+    "fast": ("unitune",),
     "unconditional_model": ("unitune",),
     "base_mixture": ("unitune",),
     "repeats": ("sdedit",),

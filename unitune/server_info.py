@@ -18,4 +18,5 @@ def base_model_info(spec: BaseModelSpec, *, has_gate: bool = False, has_clipseg:
         has_clipseg=has_clipseg,
         super_resolution_height=large_height,
         super_resolution_width=large_width,
+        fast_steps=spec.preset.of("unitune").fast_steps,
     )

@@ -14,7 +14,7 @@ from unitune_client import events
 from unitune_client.messages import EditOptions
 from unitune_client.pictures import picture_bytes
 
-PROMPT_TO_PROMPT = "prompt_to_prompt"
+FAST_METHOD, PROMPT_TO_PROMPT = "unitune", "prompt_to_prompt"
 MASKS_OF_WORDS = ("word", "attention")
 WORD, ARTICLES = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*"), ("a", "an", "the")
 # What a comparison has to be told for a method: only a caller can say it.
@@ -146,6 +146,22 @@ def check_mask_text(info: events.ServerInfo, options: EditOptions) -> None:
         if word not in known:
             near = " or ".join(get_close_matches(word, sorted(known))) or "a word of `unitune doctor --vocabulary`"
             raise InvalidField("--mask-text", word, f"the base model does not know it; name {near}")
+
+
+def check_fast(info: events.ServerInfo, method: str, options: EditOptions) -> None:
+    """Few steps that the base model names, if they are asked for, and nothing that does not go with them."""
+    if not options.get("fast"):
+        return
+    if method != FAST_METHOD:
+        raise InvalidField("--fast", "given", f"leave it out, or give --method {FAST_METHOD}, which has it")
+    if options.get("num_inference_steps") is not None:
+        raise InvalidField("--steps", options["num_inference_steps"], "leave it out, or leave out --fast")
+    if options.get("automatic"):
+        remedy = "leave it out, or leave out --fast: few steps round its strengths down far"
+        raise InvalidField("--automatic", "given", remedy)
+    if not info.base_model.fast_steps:
+        remedy = f"give --steps instead: the base model {info.base_model.name} does not say how few still do"
+        raise InvalidField("--fast", "given", remedy)
 
 
 def check_super_resolution(info: events.ServerInfo, options: EditOptions) -> None:

@@ -437,7 +437,8 @@ class EditResult:
 class BaseModel:
     """The model before any tuning; width and height in pixels. An empty vocabulary is an open one.
 
-    What its second stage makes has `super_resolution_width` and `super_resolution_height`; 0 without one.
+    What its second stage makes has `super_resolution_width` and `super_resolution_height`; 0 without one. `fast_steps`
+    are those of an edit that is `fast`; 0 where it does not say.
     """
 
     name: str
@@ -449,6 +450,7 @@ class BaseModel:
     has_clipseg: bool = False
     super_resolution_width: int = 0
     super_resolution_height: int = 0
+    fast_steps: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,6 +94,7 @@ class EditOptions(TuningOptions, total=False):
     interpolation         0 to 1, how much of the photo comes back outside of the mask, or with mask_source
                           "difference" where the edit left it nearly alone; 1 by default with other masks
     num_inference_steps   steps of a run from pure noise, 1 to 1000; strength leaves the later part of them
+    fast                  of "unitune": True takes the base model's few steps in place of them, where it has such
     scheduler             "ddim", "euler" or "dpmpp_2m"
     negative_prompt       what the picture shall not show
     base_prompt           what the photo shows; prompt_guidance_scale and mask_source "diffedit" read it, and
@@ -142,6 +143,7 @@ class EditOptions(TuningOptions, total=False):
 
     strength: float | None
     interpolation: float | None
+    fast: bool | None
     scheduler: str | None
     negative_prompt: str | None
     prompt_guidance_scale: float | None
@@ -436,6 +438,7 @@ def server_info(message: server_pb2.ServerInfo) -> events.ServerInfo:
             has_clipseg=base_model.has_clipseg,
             super_resolution_width=base_model.super_resolution_width,
             super_resolution_height=base_model.super_resolution_height,
+            fast_steps=base_model.fast_steps,
         ),
         tuning_defaults=_same_fields(events.TuningConfig, message.tuning_defaults),
         sampling_defaults=_sampling_config(message.sampling_defaults),

@@ -74,6 +74,21 @@ def test_one_tuning_serves_many_prompts(client: Client, picture: bytes) -> None:
     assert next(event for event in events if isinstance(event, EditLoading)).warm
 
 
+def test_a_fast_edit_runs_the_base_models_fast_steps(client: Client, picture: bytes) -> None:
+    """So many steps run, of any tuning; the same number asked for gives the same picture; both at once are refused."""
+    tuning = client.tune(picture, updates=3)
+    events = list(client.edit(tuning, "a cat", fast=True, strength=1.0))
+    asked = client.edit_to_end(tuning, "a cat", num_inference_steps=3, strength=1.0)
+
+    assert (50, 3) == (client.server_info().sampling_defaults.num_inference_steps, events[0].config.num_inference_steps)
+    last_step = [event for event in events if isinstance(event, EditStep)][-1]
+    assert (last_step.index, last_step.total) == (2, 3)
+    assert [event.png for event in events if isinstance(event, EditedImage)] == [asked.images[0].png]
+    with pytest.raises(InvalidField) as refused:
+        client.edit_to_end(tuning, "a cat", fast=True, num_inference_steps=3)
+    assert refused.value.field == "config.num_inference_steps"
+
+
 def test_a_tuning_of_no_updates_is_the_base_model(client: Client, picture: bytes) -> None:
     """UniTune after zero updates gives bit for bit the picture of SDEdit with the same words."""
     settings = {"strength": 0.7, "num_inference_steps": 10, "guidance_scale": 3.0, "seeds": [9]}

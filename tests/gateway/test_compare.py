@@ -141,6 +141,18 @@ async def test_settings_of_an_entry_are_its_methods_own(world: World) -> None:
     ]
 
 
+async def test_an_entry_may_be_fast_where_the_base_model_says_how(world: World) -> None:
+    """Its steps are that method's alone; without such it is refused in the entry's own field, and nothing runs."""
+    fast = Entry(method="unitune", config=SamplingConfig(fast=True))
+    await refused(compare(world, "sdedit", fast), INVALID, "INVALID_FIELD", "methods[1].config.fast")
+    assert not world.tuner.requests and not world.sampler.requests
+
+    world.sampler.base_model = BaseModel(name="tiny", digest=BASE_MODEL.digest, fast_steps=4)
+    await events_of(compare(world, "sdedit", fast))
+
+    assert [request.config.num_inference_steps for request in world.sampler.requests] == [20, 4]
+
+
 async def test_pictures_are_scored_where_there_is_a_gate(world: World) -> None:
     """By the gate without other seeds, unless an entry says otherwise; without a gate nothing is asked of one."""
     automatic = Entry(method="unitune", config=SamplingConfig(automatic=True))

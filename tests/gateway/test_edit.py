@@ -79,6 +79,30 @@ async def test_accepted_tells_all_defaults(world: World) -> None:
     assert request.image == picture() and request.weights.key == world.tuner.requests[0].key
 
 
+async def test_a_fast_edit_takes_the_base_models_fast_steps(world: World) -> None:
+    """In place of the number of steps, on the weights of any other edit; `accepted` tells the number, and can be sent
+    again. With a tuning of another method it is refused."""
+    world.sampler.base_model = BaseModel(name="tiny", digest=BASE_MODEL.digest, fast_steps=4)
+    usual = await edit(world, image_data=picture())
+
+    events = await edit(world, image_data=picture(), config=SamplingConfig(fast=True))
+    again = await edit(world, tuning=usual[-1].done.tuning, config=events[0].accepted.config)
+
+    wanted = SamplingConfig()
+    wanted.CopyFrom(usual[0].accepted.config)
+    wanted.num_inference_steps = 4
+    assert wanted == events[0].accepted.config == again[0].accepted.config == world.sampler.requests[1].config
+    assert events[0].accepted.effective_strength == 0.75 and events[-2].HasField("image")
+    last = [event.step for event in events if event.HasField("step")][-1]
+    assert (last.index, last.total) == (2, 3)
+    assert len(world.tuner.requests) == 1
+
+    nulls = await world.tuned(method="null_text", base_prompt="a cat")
+    call = world.edits.Edit(EditRequest(tuning=nulls.name, prompt="a dog", config=SamplingConfig(fast=True)))
+    error = await refused(call, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", "config.fast")
+    assert "not of prompt_to_prompt" in error.metadata["remedy"]
+
+
 async def test_second_edit_uses_the_weights_of_the_first(world: World) -> None:
     """The same picture and settings never tune twice, whichever way the picture is given."""
     first = await edit(world, image_data=picture())

@@ -182,9 +182,24 @@ def test_the_interval_of_guidance_is_unitunes_own(folder: Path) -> None:
     assert (0.5, math.inf) == (preset.of("imagic").guidance_sigma_low, preset.of("imagic").guidance_sigma_high)
 
 
+def test_fast_steps_are_unitunes_own(folder: Path) -> None:
+    """They are at most as many as UniTune's own steps, whatever the other methods have."""
+    (folder / "unitune_preset.json").write_text(
+        '{"num_inference_steps": 10, "fast_steps": 4, "methods": {"sdedit": {"num_inference_steps": 3}}}'
+    )
+
+    assert 4 == read_preset(folder).of("unitune").fast_steps
+    assert 0 == Preset().fast_steps
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
+        ('{"fast_steps": 51}', "json: fast_steps is 51: it must be 0 to num_inference_steps, 50"),
+        ('{"fast_steps": -1}', "fast_steps is -1: it must be 0 to num_inference_steps, 50"),
+        ('{"fast_steps": null}', "fast_steps is None; it must be int"),
+        ('{"methods": {"sdedit": {"fast_steps": 4}}}', "fast_steps is set for sdedit, which has no such setting"),
+        ('{"methods": {"null_text": {"fast_steps": 4}}}', "fast_steps is set for null_text, which has no such setting"),
         ('{"guidance_sigma_low": 3, "guidance_sigma_high": 3}', r"guidance_sigma_high is 3\.0: it must be above"),
         ('{"guidance_sigma_high": 20000}', r"guidance_sigma_high is 20000\.0: it must be 0 to 10000"),
         ('{"guidance_sigma_low": -1}', r"guidance_sigma_low is -1\.0: it must be 0 to 10000"),

@@ -19,7 +19,7 @@ SPEC = BaseModelSpec(
     context_tokens=16,
     context_width=32,
     schedule=NoiseSchedule(prediction_type="v_prediction", rescale_betas_zero_snr=True),
-    preset=Preset(updates=64, strength=0.7, methods={"imagic": {"eta": 1.0}}),
+    preset=Preset(updates=64, fast_steps=4, strength=0.7, methods={"imagic": {"eta": 1.0}}),
     tensors={
         "conv_in.weight": TensorSpec((32, 4, 3, 3)),
         "to_q.weight": TensorSpec((32, 16), layout="transposed"),

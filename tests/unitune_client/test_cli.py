@@ -201,6 +201,7 @@ def test_imagic_tunes_for_every_prompt(server: ScriptedServer, photo: Path) -> N
         ("imagic", ["--automatic"], True),
         ("unitune", ["--no-automatic"], False),
         ("unitune", ["--strength=0.5"], False),
+        ("unitune", ["--fast"], False),
     ],
 )
 def test_automatic_is_the_default_where_the_method_leaves_it_open(
@@ -208,7 +209,7 @@ def test_automatic_is_the_default_where_the_method_leaves_it_open(
 ) -> None:
     """With a gate, for UniTune and SDEdit; the other methods keep their published settings unless it is asked for."""
     info = scripted_server.server_info()
-    info.base_model.has_gate = True
+    info.base_model.has_gate, info.base_model.fast_steps = True, 4
     server.script("GetServerInfo", info)
     server.script("UploadImage", scripted_server.uploaded)
     if method != "sdedit":
@@ -218,7 +219,8 @@ def test_automatic_is_the_default_where_the_method_leaves_it_open(
     done = unitune("edit", photo, "a dog", f"--method={method}", *asked, "--address", server.address)
 
     assert 0 == done.exit_code, done.output
-    assert automatic == server.requests["Edit"][0].config.automatic
+    (request,) = server.requests["Edit"]
+    assert (automatic, "--fast" in asked) == (request.config.automatic, request.config.fast)
 
 
 def test_dreambooth_takes_further_photos(server: ScriptedServer, photo: Path, tmp_path: Path) -> None:
@@ -357,6 +359,19 @@ def test_wrong_input_is_one_line_and_code_2(photo: Path, options: list[str], lin
         (
             ["a dog", "--method=sdedit", "--blend=dog"],
             "error: --blend is 'dog': leave it out, or give --method prompt_to_prompt, which has it",
+        ),
+        (
+            ["a dog", "--fast"],
+            "error: --fast is 'given': give --steps instead: the base model stickerbook does not say how few still do",
+        ),
+        (["a dog", "--fast", "--steps=4"], "error: --steps is 4: leave it out, or leave out --fast"),
+        (
+            ["a dog", "--fast", "--automatic"],
+            "error: --automatic is 'given': leave it out, or leave out --fast: few steps round its strengths down far",
+        ),
+        (
+            ["a dog", "--fast", "--method=sdedit"],
+            "error: --fast is 'given': leave it out, or give --method unitune, which has it",
         ),
         ([" "], "error: PROMPT is '': describe the picture in 1 to 2000 characters"),
         (["x" * 2001], "error: PROMPT is '2001 characters': describe the picture in 1 to 2000 characters"),
@@ -616,12 +631,15 @@ def test_no_command_is_shown_the_help() -> None:
 
 def test_doctor_asks_the_server(server: ScriptedServer) -> None:
     """With an address it tells the defaults there, and the words of the model."""
-    server.script("GetServerInfo", *[scripted_server.server_info(vocabulary=["cat", "dog"])] * 2)
+    fast = scripted_server.server_info()
+    fast.base_model.fast_steps = 4
+    server.script("GetServerInfo", *[scripted_server.server_info(vocabulary=["cat", "dog"])] * 2, fast)
 
     told = unitune("doctor", "--address", server.address).stdout
     words = unitune("doctor", "--vocabulary", "--address", server.address).stdout
 
-    assert re.search(r"edit defaults: +unitune, strength 0.8, guidance 7.5, interpolation 0, 20 ddim steps", told)
+    assert re.search(r"edit defaults: +unitune, strength 0.8, guidance 7.5, interpolation 0, 20 ddim steps\n", told)
+    assert "20 ddim steps, 4 with --fast\n" in unitune("doctor", "--address", server.address).stdout
     assert re.search(r"tuner: +torch \d", told) and re.search(r"python: +3\.", told)
     assert re.search(r"onnxruntime: +yes: version \d\S+ on cpu", told)
     assert re.search(r"onnxruntime-cuda: +(yes: version|no: )", told) and re.search(r"tensorrt: +(yes: |no: )", told)
