@@ -13,6 +13,7 @@ from different libraries, and on some CPUs one of the two leaves half of the vec
 
 import argparse
 import json
+import statistics
 from collections.abc import Callable
 
 import torch
@@ -37,8 +38,8 @@ def main() -> None:
 
 
 def roofline(model: BaseModel, *, quick: bool, engine_step_s: float | None = None) -> dict[str, float]:
-    """Rates of the machine, and for `update` and `step` FLOPs, bytes, seconds and achieved shares of either rate; the
-    same for `engine_step`, a step of batch 2 that took the sampler's engine so long."""
+    """Rates of the machine, and for `update` and `step` FLOPs, bytes, median seconds and achieved shares of either rate;
+    the same for `engine_step`, a step of batch 2 that took the sampler's engine so long."""
     rounds, side, megabytes = (2, 256, 16) if quick else (10, 2048, 512)
     matmul, convolution = matmul_rate(side, rounds), convolution_rate(side // 16, rounds)
     best, copied = max(matmul, convolution), copy_rate(megabytes << 20, rounds)
@@ -50,7 +51,7 @@ def roofline(model: BaseModel, *, quick: bool, engine_step_s: float | None = Non
     weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.tensors().values())
     works = {"update": updating(model), "step": stepping(model)}
     flops = {name: flops_of(work) for name, work in works.items()}
-    taken_s = {name: min(seconds(work) for _ in range(rounds)) for name, work in works.items()}
+    taken_s = {name: statistics.median(seconds(work) for _ in range(rounds)) for name, work in works.items()}
     if engine_step_s is not None:
         flops["engine_step"], taken_s["engine_step"] = flops["step"], engine_step_s
     for name, took_s in taken_s.items():
@@ -82,8 +83,7 @@ def convolution_rate(channels: int, rounds: int) -> float:
     """FLOPs per second of a 3x3 convolution of 64x64 places in fp32, the best of all rounds."""
     values, kernel = torch.rand(1, channels, 64, 64), torch.rand(channels, channels, 3, 3)
     work = torch.no_grad()(lambda: torch.conv2d(values, kernel, padding=1))
-    flops = 2 * 64 * 64 * kernel.numel()
-    return flops / min(seconds(work) for _ in range(rounds + 1))
+    return flops_of(work) / min(seconds(work) for _ in range(rounds + 1))
 
 
 def copy_rate(size_bytes: int, rounds: int) -> float:

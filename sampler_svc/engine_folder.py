@@ -117,7 +117,10 @@ def open_folder(folder: Path, backend: Mapping[str, str]) -> BaseModelSpec:
     for name, (digest, _) in manifest.files.items():
         if not (folder / name).is_file() or file_digest(folder / name) != digest:
             raise UnusableEngine(f"{folder} is damaged ({name}): {REBUILD}")
-    return BaseModelSpec.load(folder)
+    try:
+        return BaseModelSpec.load(folder)
+    except ValueError as error:
+        raise UnusableEngine(f"{folder} is of another version of this program ({error}): {REBUILD}") from error
 
 
 def this_platform() -> str:

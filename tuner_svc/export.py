@@ -23,8 +23,9 @@ from tuner_svc import export_half
 from tuner_svc.base_model import BaseModel, load
 from tuner_svc.export_check import CHECK_BATCHES, check_controlled, check_refit
 from tuner_svc.export_clip import export_clip, has_clip
-from tuner_svc.export_denoiser import GRAPH_FILE, ExportError, example, export_denoiser, randomised_denoiser
+from tuner_svc.export_denoiser import GRAPH_FILE, example, export_denoiser, randomised_denoiser
 from tuner_svc.export_frozen import export_frozen, export_tokenizer
+from tuner_svc.export_graph import ExportError
 from tuner_svc.export_preview import latent_to_rgb
 from tuner_svc.export_super_resolution import export_super_resolution
 from tuner_svc.model_folder import UnusableBaseModel, digest

@@ -1,7 +1,4 @@
-"""Attention as one node of ONNX Runtime's own, in place of the dozen that it is written out in.
-
-Those transpose queries, keys, values and result, and write out the scores of all heads; the one does neither.
-"""
+"""Attention as one node of ONNX Runtime's own, in place of the dozen that it is written out in: quicker on a CPU."""
 
 from typing import Any
 
@@ -16,7 +13,7 @@ HEADS_IN_FRONT = [0, 2, 1, 3]  # of (n, tokens, heads, width), or back
 def fuse_attention(model: ir.Model) -> ir.Model:
     """The model with one node for each attention that is written as plain_attention and diffusers' blocks have it. An
     attention of another form stays as it is."""
-    return rewrite(model, [RewriteRule(_written_out, _one_node)])
+    return rewrite(model, [RewriteRule(_written_out, _one_node, _is_fixed)])
 
 
 def _written_out(op: Any, query: Any, key: Any, value: Any, heads: Any, key_heads: Any, root: Any, shape: Any) -> Any:
@@ -25,6 +22,12 @@ def _written_out(op: Any, query: Any, key: Any, value: Any, heads: Any, key_head
     values = op.Transpose(op.Reshape(value, key_heads), perm=HEADS_IN_FRONT)
     maps = op.Softmax(op.MatMul(op.Mul(queries, root), op.Mul(keys, root)), axis=-1)
     return op.Reshape(op.Transpose(op.MatMul(maps, values), perm=HEADS_IN_FRONT), shape)
+
+
+def _is_fixed(context: object, heads: ir.Value, key_heads: ir.Value, root: ir.Value, **_: object) -> bool:
+    shapes = [shape.const_value for shape in (heads, key_heads)]
+    scale = root.const_value
+    return scale is not None and scale.size == 1 and all(s is not None and (s.numpy()[1:] > 0).all() for s in shapes)
 
 
 def _one_node(

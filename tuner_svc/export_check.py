@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tuner_svc.base_model import Denoiser, SuperResolver
-from tuner_svc.export_denoiser import ExportError
+from tuner_svc.export_graph import ExportError
 from unitune.attention import no_controls
 from unitune.base_model import TensorSpec
 

@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from transformers import CLIPSegForImageSegmentation, CLIPTokenizer
 
 from tuner_svc.export_check import CHECK_BATCHES, check_graph
-from tuner_svc.export_denoiser import ExportError
 from tuner_svc.export_frozen import save_tokenizer
-from tuner_svc.export_graph import EXAMPLES, to_graph
+from tuner_svc.export_graph import EXAMPLES, ExportError, to_graph
 from tuner_svc.model_folder import UnusableBaseModel, read_object
 
 GRAPH_FILE, TOKENIZER_FILE = "clipseg.onnx", "clipseg_tokenizer.json"

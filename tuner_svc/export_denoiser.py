@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tuner_svc.base_model import BaseModel, Denoiser
 from tuner_svc.export_attention import fuse_attention
 from tuner_svc.export_controls import NoAttention, add_controls
-from tuner_svc.export_graph import to_graph
+from tuner_svc.export_graph import ExportError, to_graph
 from tuner_svc.export_operators import TRANSLATIONS
 from unitune.attention import CONTROLLED_FILE
 from unitune.base_model import TensorSpec
@@ -26,10 +26,6 @@ from unitune.base_model import TensorSpec
 GRAPH_FILE = "denoiser.onnx"
 
 M = TypeVar("M", bound=nn.Module)
-
-
-class ExportError(Exception):
-    """The base model cannot be exported faithfully; nothing was written under the final name."""
 
 
 class Match(NamedTuple):

@@ -11,8 +11,7 @@ from transformers import CLIPTokenizer
 
 from tuner_svc.base_model import BaseModel
 from tuner_svc.export_check import CHECK_BATCHES, check_graph
-from tuner_svc.export_denoiser import ExportError
-from tuner_svc.export_graph import EXAMPLES, to_graph
+from tuner_svc.export_graph import EXAMPLES, ExportError, to_graph
 
 TOKENIZER_FILE = "tokenizer.json"
 

@@ -13,6 +13,10 @@ EXAMPLES = 2
 OPSET = 20  # newer operators are split up again by ONNX Runtime on a CPU, and run slower there
 
 
+class ExportError(Exception):
+    """The base model cannot be exported faithfully; nothing was written under the final name."""
+
+
 def to_graph(
     module: nn.Module,
     inputs: dict[str, Tensor],
@@ -23,24 +27,28 @@ def to_graph(
     """Export a module of one output. Every input's first axis is free: the batch where it is EXAMPLES long in the
     example given, and a size of its own, of one input at most, elsewhere.
 
-    `translations` has our own versions of some of torch's operators, in onnxscript.
+    `translations` has our own versions of some of torch's operators, in onnxscript. Raises ExportError when PyTorch
+    cannot export the module.
     """
     batch, free = torch.export.Dim("n"), torch.export.Dim("k")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of a package that no graph of ours needs
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of deprecations within torch
-        program = torch.onnx.export(
-            module,
-            tuple(inputs.values()),
-            dynamo=True,
-            opset_version=opset,
-            input_names=list(inputs),
-            output_names=[output],
-            dynamic_shapes=tuple({0: batch if len(one) == EXAMPLES else free} for one in inputs.values()),
-            custom_translation_table=dict(translations or {}),
-            optimize=True,
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                module,
+                tuple(inputs.values()),
+                dynamo=True,
+                opset_version=opset,
+                input_names=list(inputs),
+                output_names=[output],
+                dynamic_shapes=tuple({0: batch if len(one) == EXAMPLES else free} for one in inputs.values()),
+                custom_translation_table=dict(translations or {}),
+                optimize=True,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise ExportError(f"PyTorch cannot export it: {_first_line_of_cause(error)}") from error
     model: ir.Model = program.model
     for node in model.graph.all_nodes():
         node.metadata_props.clear()  # stack traces, with paths
@@ -52,3 +60,10 @@ def to_graph(
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     return model
+
+
+def _first_line_of_cause(error: BaseException) -> str:
+    """The exporter's own message is pages long; what went wrong is at the end of its chain of causes."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().split("\n")[0]

@@ -18,8 +18,8 @@ from torch.func import functional_call
 
 from tuner_svc.base_model import BaseModel, Denoiser
 from tuner_svc.export_check import answer_of
-from tuner_svc.export_denoiser import GRAPH_FILE, ExportError, example, match, randomised_denoiser, store
-from tuner_svc.export_graph import to_graph
+from tuner_svc.export_denoiser import GRAPH_FILE, example, match, randomised_denoiser, store
+from tuner_svc.export_graph import ExportError, to_graph
 from unitune.base_model import TensorSpec, file_digest
 from unitune.half_graph import CANARY_FILE, CANARY_PROBE_SEED, CANARY_SEEDS, HALF_FOLDER, HalfSpec, canary_tensors
 from unitune.weights import probe_input

@@ -1,7 +1,8 @@
-"""Our own versions of a few of torch's operators, for the denoiser's graph: the nodes that ONNX Runtime runs fastest.
+"""Our own versions of a few of torch's operators, for denoisers: the nodes that ONNX Runtime runs fastest on a CPU.
 
-The exporter's own are right for any input. Ours know that all sizes but the batch are fixed, and that a tensor of the
-model is best left as it lies: nothing is transposed at run time, nor at a refit.
+The exporter's own are right for any input. Ours know that all sizes but the batch are fixed, and leave the matrices of
+the model as they lie in PyTorch: none is transposed at run time, nor at a refit. They raise ValueError for what they do
+not know.
 """
 
 import math
@@ -39,7 +40,7 @@ def plain_attention(
 
 def plain_linear(values: ir.Value, weight: ir.Value, bias: ir.Value | None = None) -> Any:
     """x W^T + b over the last axis, as one product of matrices with the bias in it."""
-    rows = _fixed(values)[1:-1]
+    rows = _fixed(values, least=2)[1:-1]
     flat = op.Reshape(values, op.Constant(value_ints=[-1, _fixed(weight)[1]])) if rows else values
     product = op.Gemm(flat, weight, bias, transB=1) if bias is not None else op.Gemm(flat, weight, transB=1)
     return op.Reshape(product, op.Constant(value_ints=[-1, *rows, _fixed(weight)[0]])) if rows else product
@@ -48,29 +49,31 @@ def plain_linear(values: ir.Value, weight: ir.Value, bias: ir.Value | None = Non
 def plain_group_norm(
     values: ir.Value,
     num_groups: int,
-    weight: ir.Value,
-    bias: ir.Value,
+    weight: ir.Value | None = None,
+    bias: ir.Value | None = None,
     eps: float = 1e-5,
     cudnn_enabled: bool = True,
 ) -> Any:
     """Groups of channels of (n, channels, ...), each brought to mean 0 and deviation 1; then w x + b for each channel,
     which is a convolution of one channel and one place at a time: one pass over the values instead of two."""
-    channels, *sides = _fixed(values)[1:]
+    channels, *sides = _fixed(values, least=3)[1:]
     ones = op.Constant(value_floats=[1.0] * num_groups)
     zeros = op.Constant(value_floats=[0.0] * num_groups)
     groups = op.Reshape(values, op.Constant(value_ints=[0, num_groups, -1]))
     alike = op.InstanceNormalization(groups, ones, zeros, epsilon=eps)
     alike = op.Reshape(alike, op.Constant(value_ints=[-1, channels, *sides]))
+    if weight is None:
+        return alike
     kernel = op.Reshape(weight, op.Constant(value_ints=[channels, 1, *(1 for _ in sides)]))
-    return op.Conv(alike, kernel, bias, group=channels, kernel_shape=[1 for _ in sides])
+    return op.Conv(alike, kernel, *([] if bias is None else [bias]), group=channels, kernel_shape=[1 for _ in sides])
 
 
-def _fixed(value: ir.Value) -> list[int]:
-    """The shape, whose first axis may be free (then 0). Raises ValueError where another one is."""
+def _fixed(value: ir.Value, least: int = 1) -> list[int]:
+    """The shape, whose first axis may be free (then 0). Raises ValueError where another one is, or for fewer axes."""
     shape = list(value.shape) if value.shape is not None else []
     fixed = [size for size in shape[1:] if isinstance(size, int)]
-    if not shape or len(fixed) != len(shape) - 1:
-        raise ValueError(f"only operators of fixed sizes are exported, and one has shape {value.shape}")
+    if len(shape) < least or len(fixed) != len(shape) - 1:
+        raise ValueError(f"only operators of fixed sizes, of {least} axes and more, are exported: not of {value.shape}")
     return [shape[0] if isinstance(shape[0], int) else 0, *fixed]
 
 

@@ -14,7 +14,8 @@ from unitune_client import events
 from unitune_client.messages import EditOptions
 from unitune_client.pictures import picture_bytes
 
-FAST_METHOD, PROMPT_TO_PROMPT = "unitune", "prompt_to_prompt"
+TUNED_METHOD = "unitune"  # the default of every server
+PROMPT_TO_PROMPT = "prompt_to_prompt"
 MASKS_OF_WORDS = ("word", "attention")
 WORD, ARTICLES = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*"), ("a", "an", "the")
 # What a comparison has to be told for a method: only a caller can say it.
@@ -152,8 +153,8 @@ def check_fast(info: events.ServerInfo, method: str, options: EditOptions) -> No
     """Few steps that the base model names, if they are asked for, and nothing that does not go with them."""
     if not options.get("fast"):
         return
-    if method != FAST_METHOD:
-        raise InvalidField("--fast", "given", f"leave it out, or give --method {FAST_METHOD}, which has it")
+    if method != TUNED_METHOD:
+        raise InvalidField("--fast", "given", f"leave it out, or give --method {TUNED_METHOD}, which has it")
     if options.get("num_inference_steps") is not None:
         raise InvalidField("--steps", options["num_inference_steps"], "leave it out, or leave out --fast")
     if options.get("automatic"):

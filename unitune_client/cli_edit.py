@@ -11,6 +11,7 @@ from PIL import Image
 from unitune.errors import InvalidField, UniTuneError
 from unitune_client import events
 from unitune_client.cli_checks import (
+    TUNED_METHOD,
     check_choices,
     check_fast,
     check_mask,
@@ -36,7 +37,6 @@ from unitune_client.pictures import picture_bytes
 from unitune_client.sheet import SheetEdit, contact_sheet
 
 MASK_SOURCES = ("given", "difference", "diffedit", "word", "attention")
-TUNED_METHOD = "unitune"  # the default of every server
 METHOD_PER_PROMPT = "imagic"  # it tunes for one text
 AUTOMATIC_METHODS = ("unitune", "sdedit")  # unless asked; the others start from the noisiest level, as published
 
@@ -151,7 +151,8 @@ Examples:
 @click.option(
     "--fast",
     is_flag=True,
-    help="unitune: as few steps as the base model says still do, where it does: quicker, a little less often right.",
+    help="unitune: as few steps as the base model says still do, where it does, and no automatic settings: quicker, and "
+    "less often right.",
 )
 @click.option("--scheduler", help="ddim, euler or dpmpp_2m.  [default: the base model's own]")
 @click.option(

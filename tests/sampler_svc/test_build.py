@@ -125,6 +125,14 @@ def test_a_damaged_engine_is_refused(engine: Path, name: str) -> None:
         open_folder(engine, backend())
 
 
+def test_an_engine_of_another_version_is_refused(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its specification has another schema: the error says to build again, and nothing of it is loaded."""
+    monkeypatch.setattr("unitune.base_model.SCHEMA", 99)
+
+    with pytest.raises(UnusableEngine, match=r"another version .*sampler_svc\.build"):
+        open_folder(engine, backend())
+
+
 @pytest.mark.parametrize("text", [None, "", "{", "[]", '{"key": {"schema": 99}}'])
 def test_a_folder_without_a_readable_manifest_is_refused(engine: Path, text: str | None) -> None:
     """The error says to build, whatever is wrong with the manifest."""

@@ -22,8 +22,8 @@ from tuner_svc.base_model import BaseModel
 from tuner_svc.export import export, export_under, is_complete, main
 from tuner_svc.export_attention import fuse_attention
 from tuner_svc.export_check import check_graph
-from tuner_svc.export_denoiser import ExportError, example, match, randomised_denoiser
-from tuner_svc.export_graph import to_graph
+from tuner_svc.export_denoiser import example, match, randomised_denoiser
+from tuner_svc.export_graph import ExportError, to_graph
 from tuner_svc.export_operators import TRANSLATIONS, plain_attention, plain_group_norm, plain_linear
 from tuner_svc.export_preview import latent_to_rgb
 from unitune.base_model import BaseModelSpec, TensorSpec
@@ -185,11 +185,12 @@ def test_attention_in_one_node_answers_like_torch(halved: bool, tmp_path: Path) 
         (torch.nn.Linear(4, 6, bias=False), (2, 3, 5, 4)),
         (torch.nn.GroupNorm(2, 4), (2, 4, 5)),
         (torch.nn.GroupNorm(2, 4), (2, 4, 3, 5)),
+        (torch.nn.GroupNorm(2, 4, affine=False), (2, 4, 3, 5)),
     ],
 )
 def test_our_operators_answer_like_torch(operator: torch.nn.Module, shape: tuple[int, ...], tmp_path: Path) -> None:
-    """Products of matrices and group norms of every rank, with tensors that are not 0 and 1, at two batch sizes; every
-    tensor lies in the graph as it does in PyTorch."""
+    """Products of matrices and group norms of several ranks, with tensors that are not 0 and 1, at two batch sizes.
+    Every tensor lies in the graph as it does in PyTorch."""
     generator = torch.Generator().manual_seed(0)
     for tensor in operator.state_dict().values():
         tensor.copy_(torch.randn(tensor.shape, generator=generator))
@@ -214,13 +215,22 @@ def test_attention_that_is_not_plain_is_refused(more: dict[str, Any]) -> None:
         plain_attention(value, value, value, attn_mask=value)
 
 
-def test_an_operator_of_a_free_size_is_refused() -> None:
-    """Only the batch may be free: a size that a shape in the graph would leave out is not guessed."""
-    values, weight = ir.Value(name="values", shape=ir.Shape(["n", "k", 4])), ir.Value(name="w", shape=ir.Shape([6, 4]))
+@pytest.mark.parametrize("sizes", [["n", "k", 4], ["n"]])
+def test_an_operator_of_other_sizes_is_refused(sizes: list[str | int]) -> None:
+    """Only the batch may be free, and there must be rows: what a shape in the graph would have to guess is not."""
+    values, weight = ir.Value(name="values", shape=ir.Shape(sizes)), ir.Value(name="w", shape=ir.Shape([6, 4]))
 
     for refused in (lambda: plain_linear(values, weight), lambda: plain_group_norm(values, 2, weight, weight)):
         with pytest.raises(ValueError, match="fixed sizes"):
             refused()
+
+
+def test_a_module_that_cannot_be_exported_is_refused_with_the_cause() -> None:
+    """One line, from the end of the exporter's pages, in an error that the program tells as it is."""
+    group_norm = torch.nn.GroupNorm(2, 4)
+
+    with pytest.raises(ExportError, match=r"^PyTorch cannot export it: only operators of fixed sizes.*$"):
+        to_graph(group_norm, {"values": torch.randn(2, 4)}, "out", translations=TRANSLATIONS)
 
 
 def test_each_tensor_matters_by_its_own_name(tiny_graphs: Path, spec: BaseModelSpec, model: BaseModel) -> None:
