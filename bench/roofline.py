@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def roofline(model: BaseModel, *, quick: bool, engine_step_s: float | None = None) -> dict[str, float]:
-    """Rates of the machine, and for `update` and `step` FLOPs, bytes, median seconds and achieved shares of either rate;
+    """Rates of the machine, and for `update` and `step` FLOPs, bytes, median seconds and achieved shares of either;
     the same for `engine_step`, a step of batch 2 that took the sampler's engine so long."""
     rounds, side, megabytes = (2, 256, 16) if quick else (10, 2048, 512)
     matmul, convolution = matmul_rate(side, rounds), convolution_rate(side // 16, rounds)
@@ -101,7 +101,7 @@ def updating(model: BaseModel) -> Callable[[], object]:
     update = unitune.update_of(model, chosen, latent, model.encode_prompt("beikkpic"), LEARNING_RATE)
 
     def work() -> None:
-        draws = draw(BATCH, latent, model.schedule.num_train_timesteps, generator)
+        draws = draw(BATCH, latent, model.schedule.num_train_timesteps, generator, spread=True)
         update(draws.timesteps, draws.noise)
 
     return work

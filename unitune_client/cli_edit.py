@@ -151,7 +151,7 @@ Examples:
 @click.option(
     "--fast",
     is_flag=True,
-    help="unitune: as few steps as the base model says still do, where it does, and no automatic settings: quicker, and "
+    help="unitune: as few steps as the base model says still do, where it does, without automatic settings: quicker, "
     "less often right.",
 )
 @click.option("--scheduler", help="ddim, euler or dpmpp_2m.  [default: the base model's own]")

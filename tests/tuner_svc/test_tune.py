@@ -79,12 +79,27 @@ def test_sixty_four_updates_learn_the_picture(model: BaseModel, image: ModelImag
 def test_one_update_lowers_the_loss_where_it_was_taken(model: BaseModel, image: ModelImage) -> None:
     """U2: at its own timesteps and noise, a small enough step helps."""
     config = TuningConfig(updates=1, batch=4, learning_rate=1e-5)
-    own = draw(4, model.encode_image(image), 1000, torch.Generator().manual_seed(config.seed))
+    own = draw(4, model.encode_image(image), 1000, torch.Generator().manual_seed(config.seed), spread=True)
 
     result = tune(model, image, config)
 
     assert loss_at(model, image, {}, own) == pytest.approx(result.losses[0])
     assert loss_at(model, image, result.tensors, own) < result.losses[0]
+
+
+@pytest.mark.parametrize(("batch", "num_timesteps"), [(4, 1000), (3, 10), (1, 7)])
+def test_spread_timesteps_are_uniform_and_one_from_each_part(batch: int, num_timesteps: int) -> None:
+    """U2: over many draws every timestep comes about equally often, and every single draw covers the schedule."""
+    generator = torch.Generator().manual_seed(0)
+    latent = torch.zeros(1, 1, 1, 1)
+    drawn = torch.stack([draw(batch, latent, num_timesteps, generator, spread=True).timesteps for _ in range(2000)])
+
+    parts = torch.arange(batch)
+    assert ((parts * num_timesteps / batch).floor() <= drawn).all()
+    assert (drawn < ((parts + 1) * num_timesteps / batch).ceil()).all()
+    counts = torch.histc(drawn.float(), bins=7, min=0, max=num_timesteps) / drawn.numel()
+    expected = torch.histc(torch.arange(num_timesteps).float(), bins=7, min=0, max=num_timesteps) / num_timesteps
+    assert (counts - expected).abs().max() < 0.03
 
 
 def test_the_rare_tokens_alone_bring_the_picture_back(model: BaseModel, image: ModelImage, tuned: Tuned) -> None:
