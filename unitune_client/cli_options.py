@@ -178,6 +178,11 @@ def tuning_options(command: F) -> F:
             type=Between(0, 5000),
             help="Optimizer updates of the tuning: more keeps more of the photo.  [default: the base model's own, 128]",
         ),
+        click.option(
+            "--learning-rate",
+            type=Between(1e-9, 0.1),
+            help="Of these updates: a higher one needs fewer.  [default: the base model's own, 1e-4]",
+        ),
     ):
         command = option(command)
     return command

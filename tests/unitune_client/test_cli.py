@@ -585,10 +585,11 @@ def test_tune_prints_the_name(server: ScriptedServer, photo: Path) -> None:
     """The tuning's name is all that goes to stdout."""
     expect_tuning(server)
 
-    done = unitune("tune", photo, "--updates", "0", "--address", server.address)
+    done = unitune("tune", photo, "--updates", "0", "--learning-rate", "1.5e-4", "--address", server.address)
 
     assert (0, f"{TUNING}\n") == (done.exit_code, done.stdout)
     assert server.requests["CreateTuning"][0].config.HasField("updates")
+    assert 1.5e-4 == server.requests["CreateTuning"][0].config.learning_rate
 
 
 def test_tunings_are_listed_watched_cancelled_and_deleted(server: ScriptedServer) -> None:
