@@ -34,19 +34,12 @@ def rounded(specs: Mapping[str, TensorSpec], tensors: Tensors) -> dict[str, NDAr
     """
 
     def one(name: str) -> NDArray[np.float16]:
-        half = np.empty(graph_shape(specs[name]), dtype=np.float16)
+        half = np.empty(specs[name].shape_in_graph, dtype=np.float16)
         write_half(specs[name], name, tensors[name], half)
         return half
 
     with ThreadPoolExecutor(num_cores()) as pool:
         return dict(zip(specs, pool.map(one, specs), strict=True))
-
-
-def graph_shape(spec: TensorSpec) -> tuple[int, ...]:
-    """The shape of the initializer that holds a tensor."""
-    if spec.layout == "transposed":
-        return (*spec.shape[:-2], spec.shape[-1], spec.shape[-2])
-    return spec.graph_shape if spec.layout == "reshaped" else spec.shape
 
 
 def in_batches(compute: Compute, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:

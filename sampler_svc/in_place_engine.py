@@ -65,8 +65,8 @@ class InPlaceEngine(OrtEngine):
             self._session_values, options = [], self._options()
             for name, buffer in self._buffers.items():
                 form = self._blocked.get(name)
-                spec = self.spec.tensors[name]
-                shape = form.shape_in_graph(spec.graph_shape or spec.shape) if form is not None else buffer.shape
+                shape = self.spec.tensors[name].shape_in_graph
+                shape = form.shape_in_graph(shape) if form is not None else shape
                 value = onnxruntime.OrtValue.ortvalue_from_numpy(buffer.reshape(shape))
                 options.add_initializer(form.initializer if form is not None else name, value)
                 self._session_values.append(value)

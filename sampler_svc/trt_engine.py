@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sampler_svc.cuda_device import ALIGNMENT, CudaError, Device
 from sampler_svc.engine import Array, BackendMissing, Engine, EngineSpec, Probe, Tensors
 from sampler_svc.engine_folder import REBUILD, UnusableEngine
-from sampler_svc.half_weights import BATCH, graph_shape, in_batches, write_half
+from sampler_svc.half_weights import BATCH, in_batches, write_half
 from sampler_svc.qualification import Qualification
 from sampler_svc.trt_api import CudaRuntime, ICudaEngine, IExecutionContext, TensorRT
 from unitune import telemetry
@@ -278,7 +278,7 @@ class TrtEngine(Engine):
         self._views: dict[str, NDArray[np.float16]] = {}
         half = self._trt.DataType.HALF
         for name, offset in offsets.items():
-            shape = graph_shape(self._half.tensors[name])
+            shape = self._half.tensors[name].shape_in_graph
             count = int(np.prod(shape))
             prototype = self._refitter.get_weights_prototype(name)
             if prototype.dtype != half or prototype.size != count:

@@ -50,6 +50,13 @@ class TensorSpec:
     layout: str = "same"  # "same", "transposed" (the last two axes swapped) or "reshaped" to `graph_shape`
     graph_shape: tuple[int, ...] = ()
 
+    @property
+    def shape_in_graph(self) -> tuple[int, ...]:
+        """The shape of the graph's initializer that holds the tensor."""
+        if self.layout == "transposed":
+            return (*self.shape[:-2], self.shape[-1], self.shape[-2])
+        return self.graph_shape if self.layout == "reshaped" else self.shape
+
     def to_graph(self, tensor: np.ndarray) -> np.ndarray:
         """The tensor as the graph's initializer holds it; a contiguous copy when it is transposed there."""
         view = self.view_in_graph(tensor)

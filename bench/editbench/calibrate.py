@@ -19,7 +19,7 @@ from PIL import Image
 from bench.editbench.cases import load
 from bench.editbench.results import Result, result_file
 from bench.editbench.run import engine_folder, open_gate
-from bench.editbench.settings import of_method
+from bench.editbench.settings import GUIDED_AT_EVERY_STEP, of_method
 from bench.inputs import MODEL
 from sampler_svc.gate import Scores
 from stickerbook.render import render
@@ -40,8 +40,7 @@ def main() -> None:
     settings = []
     for point in options.points:
         strength, guidance = (float(value) for value in point.split(":"))
-        changes = {"strength": strength, "guidance_scale": guidance}
-        settings.append(preset.at(point, **changes, guidance_sigma_low=None, guidance_sigma_high=None))
+        settings.append(preset.at(point, strength=strength, guidance_scale=guidance, **GUIDED_AT_EVERY_STEP))
     cases = [case for picture in load("development") for case in picture.cases]
     results: list[list[Result]] = []
     scores: list[list[Scores]] = []

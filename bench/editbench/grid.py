@@ -3,7 +3,7 @@
 from dataclasses import replace
 from itertools import product
 
-from bench.editbench.settings import Setting
+from bench.editbench.settings import GUIDED_AT_EVERY_STEP, Setting
 
 UPDATES = (0, 64, 128, 256)
 STRENGTHS = (0.7, 0.8, 0.9, 1.0)
@@ -22,8 +22,7 @@ def named(preset: Setting, updates: int, strength: float, guidance_scale: float)
         guidance_scale=guidance_scale,
         num_inference_steps=STEPS,
         interpolation=0.0,
-        guidance_sigma_low=None,
-        guidance_sigma_high=None,
+        **GUIDED_AT_EVERY_STEP,
     )
 
 

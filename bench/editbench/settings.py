@@ -12,6 +12,7 @@ from unitune.choices import BOUND_TO_NULL_TEXT, EDIT_METHODS, PROMPT_TO_PROMPT, 
 from unitune.prompts import with_rare_tokens, with_words_before, with_words_instead
 
 PER_PROMPT = ("imagic",)  # methods whose tuning is for one prompt; the others tune once for all edits of a picture
+GUIDED_AT_EVERY_STEP = {"guidance_sigma_low": None, "guidance_sigma_high": None}
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,7 @@ def automatic_points(preset: Preset) -> list[Setting]:
             f"point {strength:g}:{guidance:g}",
             strength=strength,
             guidance_scale=guidance,
-            guidance_sigma_low=None,
-            guidance_sigma_high=None,
+            **GUIDED_AT_EVERY_STEP,
         )
         for strength, guidance in preset.automatic_points
     ]

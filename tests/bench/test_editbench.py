@@ -237,6 +237,15 @@ def test_prompt_to_prompt_has_settings_of_its_own():
     assert of_method(Preset(), "sdedit").cross_replace is None
 
 
+def edited_by_a_worker(case, settings, tiny_model, tiny_graphs, folder):
+    """The result files of one case under these settings, by a worker on an engine of its own."""
+    engine = build(tiny_graphs, folder / "engine")
+    (folder / "results").mkdir()
+    picture = Picture(case.picture, "development", case.scene, (case,))
+    Worker(tiny_model, engine, "digest", folder).run(picture, settings)
+    return [result_file(folder, "digest", case, setting) for setting in settings]
+
+
 def test_a_worker_edits_beside_the_base_image(tiny_model, tiny_graphs, tmp_path):
     """Prompt-to-Prompt runs on the engine with control over attention, under the scene's caption, and SDEdit beside
     it on the ordinary one; each share has its effect."""
@@ -248,14 +257,9 @@ def test_a_worker_edits_beside_the_base_image(tiny_model, tiny_graphs, tmp_path)
         beside.at("less", self_replace=0.0),
         of_method(Preset(num_inference_steps=4), "sdedit"),
     )
-    engine = build(tiny_graphs, tmp_path / "engine")
-    (tmp_path / "results").mkdir()
 
-    Worker(tiny_model, engine, "digest", tmp_path).run(
-        Picture(case.picture, "development", case.scene, (case,)), settings
-    )
+    files = edited_by_a_worker(case, settings, tiny_model, tiny_graphs, tmp_path)
 
-    files = [result_file(tmp_path, "digest", case, setting) for setting in settings]
     found = [Result.read(file, setting.name) for file, setting in zip(files, settings, strict=True)]
     assert [r.tuning_s for r in found] == [0.0] * 4 and len(
         {(tmp_path / "results" / r.image).read_bytes() for r in found}
@@ -272,14 +276,10 @@ def test_a_worker_guides_within_the_interval_alone(tiny_model, tiny_graphs, tmp_
         guided.at("above all", guidance_sigma_low=10_000.0),
         guided.at("noisier steps alone", guidance_sigma_low=1.0),
     )
-    engine = build(tiny_graphs, tmp_path / "engine")
-    (tmp_path / "results").mkdir()
 
-    Worker(tiny_model, engine, "digest", tmp_path).run(
-        Picture(case.picture, "development", case.scene, (case,)), settings
-    )
+    files = edited_by_a_worker(case, settings, tiny_model, tiny_graphs, tmp_path)
 
-    pngs = [result_file(tmp_path, "digest", case, setting).with_suffix(".png").read_bytes() for setting in settings]
+    pngs = [file.with_suffix(".png").read_bytes() for file in files]
     assert pngs[1] == pngs[2] and len(set(pngs)) == 3
 
 
