@@ -28,6 +28,14 @@ from grpc_status import rpc_status
 DOMAIN = "unitune.dev"
 MAX_SHOWN_VALUE = 80  # characters of a refused value that an error repeats
 
+# Reasons that more than one module gives. `unitune.system_errors` tells which of them an error of the system is.
+STORE_FULL = "STORE_FULL"  # ResourceExhausted: the disk or the quota of the weight store
+STORE_DOWN = "STORE_DOWN"  # Unavailable: the weight store does not answer, or refuses
+STORE_CORRUPT = "STORE_CORRUPT"  # DataLoss: something of the store cannot be what was written
+STATE_FULL = "STATE_FULL"  # ResourceExhausted: the disk of the gateway's state file
+STATE_DOWN = "STATE_DOWN"  # Unavailable: the gateway's state file cannot be read or written now
+STATE_CORRUPT = "STATE_CORRUPT"  # DataLoss: the gateway's state file is damaged
+
 
 class UniTuneError(Exception):
     """Base of all errors that cross a service's edge."""
