@@ -28,13 +28,13 @@ from bench.refit_modes import refit_modes
 from bench.refits import refits
 from bench.roofline import roofline
 from bench.serving import serving
-from sampler_svc.build import build
-from sampler_svc.engine import BASE
+from sampler_svc.build.recipe import build
+from sampler_svc.engines.engine import BASE
 from sampler_svc.model import Model
-from sampler_svc.request import Request
+from sampler_svc.sampling.request import Request
 from tuner_svc import base_model
 from tuner_svc.config import DEFAULT_CODEC
-from tuner_svc.export import export
+from tuner_svc.export.base_model import export
 from tuner_svc.probe import pack_tuned
 from tuner_svc.tune import tune
 from tuner_svc.tuning_config import TuningConfig

@@ -6,8 +6,8 @@ import os
 import sys
 
 from sampler_svc.config import SamplerConfig
-from sampler_svc.engine import BackendMissing
-from sampler_svc.engine_folder import UnusableEngine
+from sampler_svc.engines.engine import BackendMissing
+from sampler_svc.engines.folder import UnusableEngine
 from sampler_svc.model import Model
 from sampler_svc.service import SamplerService
 from unitune import telemetry

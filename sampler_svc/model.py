@@ -3,18 +3,18 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sampler_svc.backends import backend_of
-from sampler_svc.base_graphs import BaseGraphs
-from sampler_svc.clipseg import ClipSeg
 from sampler_svc.config import AUTO, BACKENDS
-from sampler_svc.controlled_engine import ControlledEngine
-from sampler_svc.engine import EngineSpec, Weights
-from sampler_svc.engine_folder import open_folder
-from sampler_svc.engine_pool import EnginePool
-from sampler_svc.gate import Gate
-from sampler_svc.graph_layout import GraphLayout
-from sampler_svc.refit_weights import base_weights, super_resolution_weights
-from sampler_svc.super_resolution_engine import SuperResolutionEngine
+from sampler_svc.engines.backends import backend_of
+from sampler_svc.engines.cpu_controlled import ControlledEngine
+from sampler_svc.engines.cpu_super_resolution import SuperResolutionEngine
+from sampler_svc.engines.engine import EngineSpec, Weights
+from sampler_svc.engines.folder import open_folder
+from sampler_svc.engines.layout import GraphLayout
+from sampler_svc.engines.pool import EnginePool
+from sampler_svc.engines.weights import base_weights, super_resolution_weights
+from sampler_svc.sampling.base_graphs import BaseGraphs
+from sampler_svc.sampling.clipseg import ClipSeg
+from sampler_svc.sampling.gate import Gate
 from unitune.base_model import BaseModelSpec
 from unitune.diffusion.schedule import Schedule
 

@@ -19,20 +19,20 @@ from typing import Any, TypeVar, cast
 
 import grpc
 
-from sampler_svc.attempts import Gated, attempts_of, sample_gated
-from sampler_svc.conditioning import REFITS_NOTHING, Embed, embedding, null_embeddings, refuse_unbound
-from sampler_svc.controlled_engine import ControlledEngine
-from sampler_svc.engine import BASE
-from sampler_svc.engine_pool import Lease
+from sampler_svc.engines.cpu_controlled import ControlledEngine
+from sampler_svc.engines.engine import BASE
+from sampler_svc.engines.pool import Lease
+from sampler_svc.engines.weights import tuned_super_resolution, tuned_weights
 from sampler_svc.mailbox import Mailbox
-from sampler_svc.masks import Find
-from sampler_svc.masks.contrast import finder
 from sampler_svc.model import Model
-from sampler_svc.prompt_to_prompt import AttentionEdit
-from sampler_svc.refit_weights import tuned_super_resolution, tuned_weights
-from sampler_svc.request import Request
-from sampler_svc.sample import Beginning, EditedImage, Event, Step, Warned, sample
-from sampler_svc.super_resolution import Enlargement, SuperResolution
+from sampler_svc.sampling.attempts import Gated, attempts_of, sample_gated
+from sampler_svc.sampling.conditioning import REFITS_NOTHING, Embed, embedding, null_embeddings, refuse_unbound
+from sampler_svc.sampling.masks import Find
+from sampler_svc.sampling.masks.contrast import finder
+from sampler_svc.sampling.prompt_to_prompt import AttentionEdit
+from sampler_svc.sampling.request import Request
+from sampler_svc.sampling.sample import Beginning, EditedImage, Event, Step, Warned, sample
+from sampler_svc.sampling.super_resolution import Enlargement, SuperResolution
 from unitune import telemetry
 from unitune.base_model import Preset, SuperResolutionSpec
 from unitune.choices import (

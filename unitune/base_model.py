@@ -144,7 +144,7 @@ class Preset:
         others = {} if method == "unitune" else EVERY_STEP
         return replace(self, **{**others, **PUBLISHED.get(method, {}), **self.methods.get(method, {})})
 
-    # Cosines of the gate (sampler_svc/gate.py): InstructPix2Pix's filter, set on Stable Diffusion's pictures.
+    # Cosines of the gate (sampler_svc/sampling/gate.py): InstructPix2Pix's filter, set on Stable Diffusion's pictures.
     gate_gain: float = 0.02  # how much nearer the prompt an edit must be than the base image
     gate_prompt: float = 0.2  # how near at all
     gate_kept: float = 0.6  # how near the base image

@@ -87,7 +87,7 @@ def export_command(name: str, kind: str, rank: int, out: str, base_model: str | 
     where = {"--base-model": folder, "--store": home.store, "--weights": "/".join(("tunings", *parts.groups()))}
     what = {"--format": kind, "--rank": rank, "--out": out}
     options = [str(word) for option in (where | what).items() for word in option]
-    click.echo(programs.run(["tuner_svc.export_tuning", *options], home.new_logs() / "export.log", on_stage=click.echo))
+    click.echo(programs.run(["tuner_svc.tuning_export", *options], home.new_logs() / "export.log", on_stage=click.echo))
 
 
 @tunings_group.command("delete")

@@ -35,7 +35,9 @@ def findings(home: Home) -> Iterator[Finding]:
         yield extra, "; ".join(filter(None, [told, remedy if missing else ""]))
     yield "CUDA device", cuda_device()
     # A program of its own: it loads drivers and libraries, and may meet broken ones.
-    for line in _lines([sys.executable, "-P", "-m", "sampler_svc.backends"]) or ["backends: none; no sampler is here"]:
+    for line in _lines([sys.executable, "-P", "-m", "sampler_svc.engines.backends"]) or [
+        "backends: none; no sampler is here"
+    ]:
         backend, _, verdict = line.partition(": ")
         yield backend, verdict
     yield (

@@ -9,7 +9,7 @@ from PIL import Image
 
 from bench.editbench.cases import Case
 from bench.editbench.results import Result
-from sampler_svc.gate import Gate
+from sampler_svc.sampling.gate import Gate
 from stickerbook.render import render
 
 

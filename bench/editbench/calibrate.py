@@ -21,7 +21,7 @@ from bench.editbench.results import Result, result_file
 from bench.editbench.run import engine_folder, open_gate
 from bench.editbench.settings import GUIDED_AT_EVERY_STEP, of_method
 from bench.inputs import MODEL
-from sampler_svc.gate import Scores
+from sampler_svc.sampling.gate import Scores
 from stickerbook.render import render
 from tuner_svc import base_model
 

@@ -26,7 +26,7 @@ from bench.editbench.cases import Case, load
 from bench.editbench.run import engine_folder, open_gate, run
 from bench.editbench.settings import of_method
 from bench.inputs import MODEL
-from sampler_svc.gate import Gate, Scores
+from sampler_svc.sampling.gate import Gate, Scores
 from stickerbook.render import render
 from tuner_svc.model_folder import read_preset
 from unitune.base_model import Preset

@@ -19,8 +19,8 @@ from bench.editbench.run import run
 from bench.editbench.scores import score
 from bench.editbench.settings import of_method
 from bench.inputs import MODEL
-from sampler_svc.interpolation import mix
-from sampler_svc.masks.difference import OF_LARGEST, SMALLEST, changed
+from sampler_svc.sampling.interpolation import mix
+from sampler_svc.sampling.masks.difference import OF_LARGEST, SMALLEST, changed
 from stickerbook.judge import Judge
 from stickerbook.render import render
 from tuner_svc.model_folder import read_preset

@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sampler_svc.attempts import SEED_STRIDE, Gated, attempts_of, sample_gated
-from sampler_svc.gate import Scores
-from sampler_svc.request import Request
-from sampler_svc.sample import Done, EditedImage, Event, Step
+from sampler_svc.sampling.attempts import SEED_STRIDE, Gated, attempts_of, sample_gated
+from sampler_svc.sampling.gate import Scores
+from sampler_svc.sampling.request import Request
+from sampler_svc.sampling.sample import Done, EditedImage, Event, Step
 from unitune import images
 from unitune.base_model import Preset
 

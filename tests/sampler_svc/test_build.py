@@ -10,11 +10,11 @@ import numpy as np
 import onnx
 import pytest
 
-from sampler_svc import build as build_module
-from sampler_svc.build import BuildError, build, main, read_graphs
-from sampler_svc.engine_folder import Manifest, UnusableEngine, open_folder
-from sampler_svc.onnx_file import initializers
-from sampler_svc.ort_engine import backend
+from sampler_svc.build import recipe as build_module
+from sampler_svc.build.onnx_file import initializers
+from sampler_svc.build.recipe import BuildError, build, main, read_graphs
+from sampler_svc.engines.cpu import backend
+from sampler_svc.engines.folder import Manifest, UnusableEngine, open_folder
 from unitune.base_model import BaseModelSpec, file_digest
 
 

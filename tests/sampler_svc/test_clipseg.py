@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
-from sampler_svc.clipseg import ClipSeg
+from sampler_svc.sampling.clipseg import ClipSeg
 from tests.tiny_model import CONTEXT_TOKENS, tiny_tokenizer
-from tuner_svc.export_clipseg import export_clipseg
+from tuner_svc.export.clipseg import export_clipseg
 from tuner_svc.model_folder import UnusableBaseModel
 
 SIDE, MEAN, STD = 32, [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from sampler_svc import service
-from sampler_svc.conditioning import embedding, mixed, null_embeddings
-from sampler_svc.gate import Gate, Scores
 from sampler_svc.model import Model
+from sampler_svc.sampling.conditioning import embedding, mixed, null_embeddings
+from sampler_svc.sampling.gate import Gate, Scores
 from sampler_svc.service import SamplerService
 from tests.sampler_svc.pictures import picture
 from unitune import images, serving

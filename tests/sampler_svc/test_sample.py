@@ -10,10 +10,10 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
 
-from sampler_svc.engine import BASE, Engine, Weights
+from sampler_svc.engines.engine import BASE, Engine, Weights
 from sampler_svc.model import Model
-from sampler_svc.request import Request
-from sampler_svc.sample import Done, EditedImage, Step, sample, start
+from sampler_svc.sampling.request import Request
+from sampler_svc.sampling.sample import Done, EditedImage, Step, sample, start
 from tests.sampler_svc.pictures import picture
 from tests.sampler_svc.tunings import Tunings
 from unitune import images

@@ -10,10 +10,10 @@ import grpc
 import numpy as np
 import pytest
 
-from sampler_svc.attempts import SEED_STRIDE
-from sampler_svc.engine import BASE, Weights
-from sampler_svc.gate import Gate
+from sampler_svc.engines.engine import BASE, Weights
 from sampler_svc.model import Model
+from sampler_svc.sampling.attempts import SEED_STRIDE
+from sampler_svc.sampling.gate import Gate
 from sampler_svc.service import SamplerService
 from tests.sampler_svc.pictures import mask, picture
 from tests.sampler_svc.tunings import Tunings

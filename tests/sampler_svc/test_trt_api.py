@@ -1,4 +1,4 @@
-"""The types in sampler_svc/trt_api.py against the true bindings of TensorRT and CUDA, which import without a GPU.
+"""The types in sampler_svc/engines/trt_api.py against the true bindings of TensorRT and CUDA, which import without a GPU.
 
 TensorRT's bindings want three libraries of 2 GB, but nine functions of them. A stub that exports these lets the true
 module be imported on any machine, in a process of its own: every class, member, parameter name and enum is there to
@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from sampler_svc import trt_api
+from sampler_svc.engines import trt_api
 from tests.sampler_svc.fake_gpu import FakeCuda, FakeTensorRT
 
 TENSORRT_WHEELS = ("tensorrt_cu13_bindings==11.4.0.106",)
@@ -227,7 +227,7 @@ def test_every_function_of_cuda_that_we_use_is_there(cuda_environment: dict[str,
 OPEN = """
 import json, sys
 import cuda.bindings.runtime as cuda
-from sampler_svc.cuda_device import CudaError, Device
+from sampler_svc.engines.cuda_device import CudaError, Device
 error, _ = cuda.cudaGetDeviceCount()
 try:
     Device(cuda).close()

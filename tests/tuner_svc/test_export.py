@@ -19,13 +19,13 @@ from tokenizers import Tokenizer
 
 from tests.tiny_model import WORDS
 from tuner_svc.base_model import BaseModel
-from tuner_svc.export import export, export_under, is_complete, main
-from tuner_svc.export_attention import fuse_attention
-from tuner_svc.export_check import check_graph
-from tuner_svc.export_denoiser import example, match, randomised_denoiser
-from tuner_svc.export_graph import ExportError, to_graph
-from tuner_svc.export_operators import TRANSLATIONS, plain_attention, plain_group_norm, plain_linear
-from tuner_svc.export_preview import latent_to_rgb
+from tuner_svc.export.attention import fuse_attention
+from tuner_svc.export.base_model import export, export_under, is_complete, main
+from tuner_svc.export.check import check_graph
+from tuner_svc.export.denoiser import example, match, randomised_denoiser
+from tuner_svc.export.graph import ExportError, to_graph
+from tuner_svc.export.operators import TRANSLATIONS, plain_attention, plain_group_norm, plain_linear
+from tuner_svc.export.preview import latent_to_rgb
 from unitune.base_model import BaseModelSpec, TensorSpec
 from unitune.images import ModelImage
 
@@ -376,7 +376,7 @@ def test_a_folder_with_other_files_is_left_alone(tiny_model: Path, tmp_path: Pat
 
 def test_a_failed_export_leaves_nothing(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph that does not pass its check never gets a folder, and no partial one stays."""
-    monkeypatch.setattr("tuner_svc.export_check.TOLERANCE", -1.0)
+    monkeypatch.setattr("tuner_svc.export.check.TOLERANCE", -1.0)
 
     with pytest.raises(ExportError, match="differs from PyTorch"):
         export(tiny_model, tmp_path / "graphs")
