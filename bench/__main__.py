@@ -28,7 +28,7 @@ from bench.refit_modes import refit_modes
 from bench.refits import refits
 from bench.roofline import roofline
 from bench.serving import serving
-from sampler_svc.build.recipe import build
+from sampler_svc.build.folder import build
 from sampler_svc.engines.engine import BASE
 from sampler_svc.model import Model
 from sampler_svc.sampling.request import Request

@@ -10,7 +10,7 @@ import numpy as np
 
 from bench.inputs import GUIDANCE
 from bench.measure import Ratio, in_turns
-from sampler_svc.build.recipe import random_weights, reference_answer
+from sampler_svc.build.refit_check import random_weights, reference_answer
 from sampler_svc.engines.cpu import DENOISER
 from sampler_svc.engines.engine import BASE, Array, EngineSpec, Probe, Weights
 from sampler_svc.engines.folder import BASE_PROBE_SEED, Manifest

@@ -15,7 +15,7 @@ import numpy as np
 
 from bench.measure import Ratio, in_turns, spread
 from bench.refit_modes import near, stepping
-from sampler_svc.build.recipe import reference_answer
+from sampler_svc.build.refit_check import reference_answer
 from sampler_svc.engines.cpu import DENOISER
 from sampler_svc.engines.engine import EngineSpec
 from sampler_svc.engines.folder import BASE_PROBE_SEED

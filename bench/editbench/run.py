@@ -16,7 +16,7 @@ from bench.editbench.cases import Picture
 from bench.editbench.results import Result, result_file
 from bench.editbench.settings import Setting
 from bench.editbench.worker import Worker
-from sampler_svc.build.recipe import build
+from sampler_svc.build.folder import build
 from sampler_svc.sampling.base_graphs import BaseGraphs
 from sampler_svc.sampling.gate import Gate
 from tuner_svc.export.base_model import export_under

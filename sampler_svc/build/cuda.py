@@ -7,37 +7,13 @@ from pathlib import Path
 from sampler_svc.build.fp16 import HALF_DENOISER, copy_all_but_the_denoiser, half_recipe
 from sampler_svc.build.onnx_file import SMALL_BYTES, put_outside
 from sampler_svc.build.recipe import DENOISER_DATA, BuildError, Recipe
-from sampler_svc.engines.cpu import DENOISER, backend, session_options
-from sampler_svc.engines.cuda import CUDA, CUDA_OPTIONS, OrtCudaEngine, check_cuda, fixed_batch, open_on
+from sampler_svc.engines.cpu import DENOISER, session_options
+from sampler_svc.engines.cuda import CUDA, OFFLINE_OPTIMISATIONS, OrtCudaEngine, cuda_facts, fixed_batch, open_on
 from sampler_svc.engines.engine import BackendMissing, EngineSpec
-from sampler_svc.engines.fp16_weights import BATCH
 from sampler_svc.engines.self_test import Canary, Unqualified
-from sampler_svc.engines.tensorrt import open_device
 from sampler_svc.engines.weights import base_weights
 from unitune.base_model import BaseModelSpec
 from unitune.errors import UniTuneError
-
-# The first that loses no tensor is taken: fusions for a GPU may pack several weights into one.
-OFFLINE_OPTIMISATIONS = ("ORT_ENABLE_EXTENDED", "ORT_ENABLE_BASIC", "ORT_DISABLE_ALL")
-
-
-def cuda_facts(provider: str = CUDA) -> dict[str, str]:
-    """What a built graph depends on. Raises BackendMissing without a CUDA build of onnxruntime, a driver and a GPU."""
-    device = {"device": "cpu"}
-    if provider == CUDA:
-        check_cuda()
-        gpu = open_device()
-        device = gpu.facts()
-        gpu.close()
-    return {
-        "runtime": "onnxruntime-cuda",
-        "version": backend()["version"],
-        **device,
-        "precision": "fp16",
-        "options": " ".join(f"{name}={value}" for name, value in sorted(CUDA_OPTIONS.items())),
-        "optimisation": f"first of {', '.join(OFFLINE_OPTIMISATIONS)}",
-        "profile": f"batch {BATCH}",
-    }
 
 
 def cuda_recipe(provider: str = CUDA) -> Recipe:

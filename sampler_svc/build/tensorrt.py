@@ -7,53 +7,29 @@ tensors are marked for refits: what else looks like a weight may be folded. One 
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 from sampler_svc.build.fp16 import AGAIN_WITH_HALF, HALF_DENOISER, copy_all_but_the_denoiser, half_recipe
 from sampler_svc.build.recipe import BuildError, Recipe
-from sampler_svc.engines.cuda_device import Device
 from sampler_svc.engines.engine import EngineSpec
 from sampler_svc.engines.folder import UnusableEngine
 from sampler_svc.engines.fp16_weights import BATCH
 from sampler_svc.engines.self_test import Canary, Unqualified
-from sampler_svc.engines.tensorrt import PLAN_FILE, TrtEngine, open_tensorrt
+from sampler_svc.engines.tensorrt import (
+    OPTIMISATION_LEVEL,
+    PLAN_FILE,
+    WORKSPACE_BYTES,
+    OpenRuntime,
+    TrtEngine,
+    open_tensorrt,
+    tensorrt_facts,
+)
 from sampler_svc.engines.trt_api import IBuilderConfig, INetworkDefinition, TensorRT
 from sampler_svc.engines.weights import base_weights
 from unitune.base_model import BaseModelSpec
 from unitune.errors import UniTuneError
-
-WORKSPACE_BYTES = 4 << 30  # at most, for a kernel's scratch memory; TensorRT takes what it needs
-OPTIMISATION_LEVEL = 3  # TensorRT's own default; said so that the key tells it
-
-OpenRuntime = Callable[[], tuple[TensorRT, Device]]
-
-
-def facts(trt: TensorRT, device: Device) -> dict[str, str]:
-    """What a plan depends on beside its graph. A plan is never tried where one of these differs."""
-    return {
-        "runtime": "tensorrt",
-        "version": trt.__version__,
-        **device.facts(),
-        "precision": "fp16, strongly typed",
-        "flags": "REFIT_INDIVIDUAL",
-        "tf32": "off",
-        "optimisation": f"level {OPTIMISATION_LEVEL}",
-        "tactics": "default",
-        "workspace": str(WORKSPACE_BYTES),
-        "profile": f"batch {BATCH}",
-        "compatibility": "this version and GPU only",
-    }
-
-
-def tensorrt_facts(open_runtime: OpenRuntime = open_tensorrt) -> dict[str, str]:
-    """The facts of this machine. Raises BackendMissing."""
-    trt, device = open_runtime()
-    try:
-        return facts(trt, device)
-    finally:
-        device.close()
 
 
 def tensorrt_recipe(open_runtime: OpenRuntime = open_tensorrt) -> Recipe:

@@ -1,4 +1,4 @@
-"""The backends by name: how each builds, what it depends on, how its engine opens. Each is imported only if asked for.
+"""The backends by name: what each depends on, and how its engine opens. Each is imported only if asked for.
 
 python -m sampler_svc.engines.backends      # what this machine can run, and what the others miss
 """
@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sampler_svc.build.recipe import Recipe, onnxruntime_recipe
 from sampler_svc.config import BACKENDS
-from sampler_svc.engines import cpu as ort_engine
+from sampler_svc.engines import cpu
 from sampler_svc.engines.cpu import Graph
 from sampler_svc.engines.engine import BackendMissing, Engine, EngineSpec, Weights
 from sampler_svc.engines.refit_modes import ort_opener
@@ -29,17 +28,14 @@ class Backend:
 def backend_of(name: str) -> Backend:
     """A backend, ready to open engines. Raises BackendMissing."""
     if name == "onnxruntime":
-        return Backend(ort_engine.backend(), ort_opener)
-    from sampler_svc.engines.cuda import CudaGraph, OrtCudaEngine, check_cuda, has_cuda
+        return Backend(cpu.backend(), ort_opener)
+    from sampler_svc.engines.cuda import CudaGraph, OrtCudaEngine, check_cuda, cuda_facts, has_cuda
 
     if name == "onnxruntime-cuda":
-        from sampler_svc.build.cuda import cuda_facts
-
         return Backend(
             cuda_facts(), lambda folder, spec, *_: lambda: OrtCudaEngine.open_qualified(folder, spec), CudaGraph
         )
-    from sampler_svc.build.tensorrt import tensorrt_facts
-    from sampler_svc.engines.tensorrt import TrtEngine
+    from sampler_svc.engines.tensorrt import TrtEngine, tensorrt_facts
 
     facts = tensorrt_facts()
     if has_cuda():  # TensorRT works beside an onnxruntime for CPUs too: then only the denoiser is on the GPU
@@ -49,19 +45,6 @@ def backend_of(name: str) -> Backend:
         lambda folder, spec, *_: lambda: TrtEngine.open_qualified(folder, spec),
         CudaGraph if has_cuda() else Graph,
     )
-
-
-def recipe_of(name: str) -> Recipe:
-    """How a backend builds here. Raises BackendMissing."""
-    if name == "onnxruntime":
-        return onnxruntime_recipe()
-    if name == "onnxruntime-cuda":
-        from sampler_svc.build.cuda import cuda_recipe
-
-        return cuda_recipe()
-    from sampler_svc.build.tensorrt import tensorrt_recipe
-
-    return tensorrt_recipe()
 
 
 def verdict(name: str) -> str:

@@ -2,7 +2,7 @@
 
 That way alone checks names, shapes and dtypes in the runtime and takes effect before graph optimisation; the quicker
 ones can leave a silent mixture of old and new weights. It needs every tensor of the spec to be stored externally,
-which build.py sees to.
+which sampler_svc/build/cpu.py sees to.
 """
 
 from collections.abc import Mapping

@@ -4,7 +4,7 @@ No new session, so a refit costs little more than its probe. In return nothing m
 session opens, or it would answer with a silent mixture of old and new ones: no optimisation (constants are folded), no
 prepacking (matrices are packed). The CPU's own layout of convolutions is in the graph already, where the build could
 bring it there (cpu_layout.py). So a run takes a little longer than in `OrtEngine`;
-docs/decisions/refit-modes.md weighs the two. No document of the runtime promises that writes are seen: build.py tries
+docs/decisions/refit-modes.md weighs the two. No document of the runtime promises that writes are seen: the build tries
 every tensor before an engine may be refitted so, and the probe tries every refit.
 """
 

@@ -13,7 +13,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from sampler_svc.engines.cpu import DENOISER, Graph, session_options
+from sampler_svc.engines.cpu import DENOISER, Graph, backend, session_options
+from sampler_svc.engines.cuda_device import open_device
 from sampler_svc.engines.engine import Array, BackendMissing, Engine, EngineSpec, RefitReport, Tensors, Weights
 from sampler_svc.engines.folder import REBUILD, UnusableEngine
 from sampler_svc.engines.fp16_weights import BATCH, in_batches, rounded
@@ -32,6 +33,9 @@ CUDA_OPTIONS = {
     "arena_extend_strategy": "kSameAsRequested",
 }
 
+# The first that loses no tensor is taken: fusions for a GPU may pack several weights into one.
+OFFLINE_OPTIMISATIONS = ("ORT_ENABLE_EXTENDED", "ORT_ENABLE_BASIC", "ORT_DISABLE_ALL")
+
 
 def has_cuda() -> bool:
     """Whether this onnxruntime was built for CUDA."""
@@ -48,6 +52,25 @@ def check_cuda() -> None:
         )
     # Libraries of CUDA that came as Python packages are found only if they are asked for.
     onnxruntime.preload_dlls(directory="")
+
+
+def cuda_facts(provider: str = CUDA) -> dict[str, str]:
+    """What a built graph depends on. Raises BackendMissing without a CUDA build of onnxruntime, a driver and a GPU."""
+    device = {"device": "cpu"}
+    if provider == CUDA:
+        check_cuda()
+        gpu = open_device()
+        device = gpu.facts()
+        gpu.close()
+    return {
+        "runtime": "onnxruntime-cuda",
+        "version": backend()["version"],
+        **device,
+        "precision": "fp16",
+        "options": " ".join(f"{name}={value}" for name, value in sorted(CUDA_OPTIONS.items())),
+        "optimisation": f"first of {', '.join(OFFLINE_OPTIMISATIONS)}",
+        "profile": f"batch {BATCH}",
+    }
 
 
 def open_on(

@@ -7,14 +7,16 @@ The process sees one GPU, the first of CUDA_VISIBLE_DEVICES.
 import ctypes
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sampler_svc.engines.engine import BackendMissing
 from sampler_svc.engines.trt_api import CudaRuntime
 
 ALIGNMENT = 256  # bytes; what TensorRT wants of activations, and cudaMalloc gives anyway
+INSTALL = "pip install 'unitune[sampler-gpu]'"
 
 
 class CudaError(Exception):
@@ -116,3 +118,15 @@ class Device:
             _, text = self._runtime.cudaGetErrorString(error)
             raise CudaError(f"{name}: {text.decode() if isinstance(text, bytes) else text}")
         return values[0] if values else None
+
+
+def open_device() -> Device:
+    """The GPU of this process. Raises BackendMissing."""
+    try:
+        import cuda.bindings.runtime as cuda
+    except ImportError as error:
+        raise BackendMissing(f"the package cuda-bindings cannot be imported ({error}): {INSTALL}") from error
+    try:
+        return Device(cast(CudaRuntime, cuda))
+    except CudaError as error:
+        raise BackendMissing(f"there is no usable NVIDIA GPU and driver ({error})") from error

@@ -5,7 +5,7 @@ The promises are kept here once, for every backend:
 1. `refit` checks names, shapes, dtypes and finiteness itself, before it touches anything: no runtime checks enough.
 2. `weights` is None from the first write until the probe has proved the new weights; such an engine does not run.
 3. A refit that fails raises, and leaves `weights` None. The owner replaces the engine.
-4. `refit` never overlaps `run`: whoever calls either has the lease (engine_pool.py).
+4. `refit` never overlaps `run`: whoever calls either has the lease (sampler_svc/engines/pool.py).
 5. Refitting A, B, then A gives A again, and refitting the base weights gives a fresh engine's answers.
 """
 

@@ -1,8 +1,8 @@
 """TensorRT, on one GPU, in fp16. A refit writes into the loaded plan; nothing is loaded again.
 
-The plan was built with REFIT_INDIVIDUAL and just the specification's tensors marked (trt_build.py). One block of device
-memory holds all new weights, each at its own address, which the refitter is told once. A refit is then one
-copy into that block and one call, both on the engine's stream.
+The plan was built with REFIT_INDIVIDUAL and only the specification's tensors marked (sampler_svc/build/tensorrt.py). One
+block of device memory holds all new weights, each at its own address, which the refitter is told once. A refit is then
+one copy into that block and one call, both on the engine's stream.
 
 TensorRT checks little: the number and dtype of each weight. It may have written some when it says False. So a
 refit that fails in any way leaves the engine without known weights (engine.py), and its owner replaces it.
@@ -17,12 +17,12 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from sampler_svc.engines.cuda_device import ALIGNMENT, CudaError, Device
+from sampler_svc.engines.cuda_device import ALIGNMENT, INSTALL, CudaError, Device, open_device
 from sampler_svc.engines.engine import Array, BackendMissing, Engine, EngineSpec, Probe, Tensors
 from sampler_svc.engines.folder import REBUILD, UnusableEngine
 from sampler_svc.engines.fp16_weights import BATCH, in_batches, write_half
 from sampler_svc.engines.self_test import Qualification
-from sampler_svc.engines.trt_api import CudaRuntime, ICudaEngine, IExecutionContext, TensorRT
+from sampler_svc.engines.trt_api import ICudaEngine, IExecutionContext, TensorRT
 from unitune import telemetry
 from unitune.base_model import TensorSpec
 from unitune.errors import DataLoss, Internal
@@ -31,22 +31,14 @@ from unitune.half_graph import HalfSpec
 logger = logging.getLogger(__name__)
 
 PLAN_FILE = "denoiser.plan"
-INSTALL = "pip install 'unitune[sampler-gpu]'"
 OLDEST = (10, 14)  # the first that can do all that is in trt_api.py
 # Of 11.3.0 its own documentation says that plans for refit may lose the bias of a matrix product, refitted or not.
 REFUSED = (11, 3)
 
+WORKSPACE_BYTES = 4 << 30  # at most, for a kernel's scratch memory; TensorRT takes what it needs
+OPTIMISATION_LEVEL = 3  # TensorRT's own default; said so that the key tells it
 
-def open_device() -> Device:
-    """The GPU of this process. Raises BackendMissing."""
-    try:
-        import cuda.bindings.runtime as cuda
-    except ImportError as error:
-        raise BackendMissing(f"the package cuda-bindings cannot be imported ({error}): {INSTALL}") from error
-    try:
-        return Device(cast(CudaRuntime, cuda))
-    except CudaError as error:
-        raise BackendMissing(f"there is no usable NVIDIA GPU and driver ({error})") from error
+OpenRuntime = Callable[[], tuple[TensorRT, Device]]
 
 
 def open_tensorrt() -> tuple[TensorRT, Device]:
@@ -81,6 +73,32 @@ def check_version(version: str) -> None:
         )
     if (major, minor) < OLDEST:
         raise BackendMissing(f"TensorRT is {version}: {'.'.join(map(str, OLDEST))} or later is needed, best 11.4")
+
+
+def facts(trt: TensorRT, device: Device) -> dict[str, str]:
+    """What a plan depends on beside its graph. A plan is never tried where one of these differs."""
+    return {
+        "runtime": "tensorrt",
+        "version": trt.__version__,
+        **device.facts(),
+        "precision": "fp16, strongly typed",
+        "flags": "REFIT_INDIVIDUAL",
+        "tf32": "off",
+        "optimisation": f"level {OPTIMISATION_LEVEL}",
+        "tactics": "default",
+        "workspace": str(WORKSPACE_BYTES),
+        "profile": f"batch {BATCH}",
+        "compatibility": "this version and GPU only",
+    }
+
+
+def tensorrt_facts(open_runtime: OpenRuntime = open_tensorrt) -> dict[str, str]:
+    """The facts of this machine. Raises BackendMissing."""
+    trt, device = open_runtime()
+    try:
+        return facts(trt, device)
+    finally:
+        device.close()
 
 
 class TrtEngine(Engine):

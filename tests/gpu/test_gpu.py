@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sampler_svc.build.recipe import build
+from sampler_svc.build.__main__ import recipe_of
+from sampler_svc.build.folder import build
 from sampler_svc.config import AUTO
-from sampler_svc.engines.backends import Backend, backend_of, recipe_of
+from sampler_svc.engines.backends import Backend, backend_of
 from sampler_svc.engines.engine import BASE, BackendMissing, Engine, EngineSpec, Probe, Weights
 from sampler_svc.engines.fp16_weights import BATCH
 from sampler_svc.engines.self_test import MAX_ERROR, Canary, Qualification

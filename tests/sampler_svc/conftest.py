@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sampler_svc.build.recipe import build
+from sampler_svc.build.folder import build
 from sampler_svc.engines.engine import Weights
 from sampler_svc.engines.weights import base_weights
 from sampler_svc.model import Model

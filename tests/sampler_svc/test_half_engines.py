@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sampler_svc.build.cuda import cuda_recipe
-from sampler_svc.build.recipe import build
+from sampler_svc.build.folder import build
 from sampler_svc.build.tensorrt import tensorrt_recipe
 from sampler_svc.engines.cuda import CPU, OrtCudaEngine
 from sampler_svc.engines.engine import BASE, TOO_SMALL, Engine, EngineSpec, Weights

@@ -7,7 +7,8 @@ import onnxruntime
 import pytest
 
 from sampler_svc.build import recipe as build_module
-from sampler_svc.build.recipe import MAX_REFIT_RATIO, BuildError, check_refits, random_weights, reference_answer
+from sampler_svc.build.recipe import BuildError
+from sampler_svc.build.refit_check import MAX_REFIT_RATIO, check_refits, random_weights, reference_answer
 from sampler_svc.config import SamplerConfig
 from sampler_svc.engines.cpu import DENOISER, NEW_SESSION, OrtEngine, session_options
 from sampler_svc.engines.cpu_in_place import IN_PLACE, InPlaceEngine

@@ -23,7 +23,7 @@ sys.meta_path.insert(0, Absent())
 SAMPLE = """
 from pathlib import Path
 import sampler_svc, sampler_svc.service, sampler_svc.build
-from sampler_svc.build.recipe import build
+from sampler_svc.build.folder import build
 from sampler_svc.model import Model
 from sampler_svc.sampling.request import Request
 from sampler_svc.sampling.sample import sample

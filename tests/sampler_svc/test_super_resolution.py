@@ -10,7 +10,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
-from sampler_svc.build.recipe import build, random_weights, reference_answer
+from sampler_svc.build.folder import build
+from sampler_svc.build.refit_check import random_weights, reference_answer
 from sampler_svc.engines.cpu_super_resolution import SuperResolutionEngine
 from sampler_svc.engines.engine import BASE, Engine, Probe, Weights
 from sampler_svc.model import Model

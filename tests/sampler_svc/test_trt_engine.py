@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sampler_svc.build.recipe import build
+from sampler_svc.build.folder import build
 from sampler_svc.build.tensorrt import tensorrt_recipe
 from sampler_svc.engines import tensorrt as trt_engine
 from sampler_svc.engines.cuda_device import CudaError, Device

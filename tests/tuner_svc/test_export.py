@@ -19,8 +19,9 @@ from tokenizers import Tokenizer
 
 from tests.tiny_model import WORDS
 from tuner_svc.base_model import BaseModel
+from tuner_svc.export.__main__ import main
 from tuner_svc.export.attention import fuse_attention
-from tuner_svc.export.base_model import export, export_under, is_complete, main
+from tuner_svc.export.base_model import export, export_under, is_complete
 from tuner_svc.export.check import check_graph
 from tuner_svc.export.denoiser import example, match, randomised_denoiser
 from tuner_svc.export.graph import ExportError, to_graph

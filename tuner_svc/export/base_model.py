@@ -1,26 +1,17 @@
-"""Export a base model for the sampler: once per model, minutes for Stable Diffusion.
-
-    python -m tuner_svc.export --base-model MODEL --out GRAPHS
-    python -m tuner_svc.export --base-model MODEL --graphs-root ROOT     # ROOT/{digest}, found again if it is there
-    ... --half                                                           # and the half graph, for engines on a GPU
-
-The folder is that of unitune.base_model. The last line of stdout is its path; it has its name only when it is complete
-and every graph was checked on ONNX Runtime against PyTorch.
+"""A base model's folder of graphs, as unitune.base_model describes it. It has its name only when it is complete and
+every graph was checked on ONNX Runtime against PyTorch.
 """
 
-import argparse
 import os
 import shutil
-import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import save_file
 
 from tuner_svc.base_model import BaseModel, load
-from tuner_svc.export import fp16 as export_half
 from tuner_svc.export.check import CHECK_BATCHES, check_controlled, check_refit
 from tuner_svc.export.clip import export_clip, has_clip
 from tuner_svc.export.denoiser import GRAPH_FILE, example, export_denoiser, randomised_denoiser
@@ -28,7 +19,7 @@ from tuner_svc.export.frozen import export_frozen, export_tokenizer
 from tuner_svc.export.graph import ExportError
 from tuner_svc.export.preview import latent_to_rgb
 from tuner_svc.export.super_resolution import export_super_resolution
-from tuner_svc.model_folder import UnusableBaseModel, digest
+from tuner_svc.model_folder import digest
 from unitune.attention import CONTROLLED_FILE
 from unitune.base_model import BaseModelSpec, file_digest
 
@@ -118,36 +109,3 @@ def _publish(partial: Path, folder: Path, model_digest: str) -> None:
     except OSError:
         if not is_complete(folder, model_digest):  # another export came first, and made something else
             raise
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The program; its exit code."""
-    parser = argparse.ArgumentParser("python -m tuner_svc.export", description="Export a base model for the sampler.")
-    parser.add_argument(
-        "--base-model", type=Path, required=True, help="a diffusers folder, Stable Diffusion 1.x or 2.x"
-    )
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--out", type=Path, help="the graphs folder")
-    where.add_argument("--graphs-root", type=Path, help="folder of graphs folders, each named by its model's digest")
-    parser.add_argument("--half", action="store_true", help="also the denoiser in fp16, for engines on a GPU")
-    options = parser.parse_args(arguments)
-    try:
-        if options.out:
-            folder = export(options.base_model, options.out, _say)
-        else:
-            folder = export_under(options.base_model, options.graphs_root, _say)
-        if options.half and not export_half.is_complete(folder, digest(options.base_model)):
-            export_half.add_half_graph(folder, load(options.base_model), _say)
-        print(folder)
-    except (UnusableBaseModel, ExportError) as error:
-        print(f"export: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _say(stage: str) -> None:
-    print(f"export: {stage} ...", file=sys.stderr, flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,7 @@
 """Masks of what a text names, found in the base image before the first step, or in both pictures after the last.
 
-What finds it is another matter: the base model's own predictions (`sampler_svc/sampling/masks/contrast.py`) or a CLIPSeg
-(`sampler_svc/sampling/clipseg.py`).
+What finds it is told elsewhere: the base model's own predictions (`sampler_svc/sampling/masks/contrast.py`), or a
+CLIPSeg (`sampler_svc/sampling/clipseg.py`).
 """
 
 import numpy as np
