@@ -6,7 +6,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from sampler_svc.build import recipe as build_module
+from sampler_svc.build import cpu as cpu_build
+from sampler_svc.build.folder import build
 from sampler_svc.build.recipe import BuildError
 from sampler_svc.build.refit_check import MAX_REFIT_RATIO, check_refits, random_weights, reference_answer
 from sampler_svc.config import SamplerConfig
@@ -140,9 +141,9 @@ def test_a_build_where_writes_are_not_seen_offers_new_sessions_alone(
 ) -> None:
     """The engine is built all the same, says why, and its manifest does not list the mode."""
     assert Manifest.load(engine_folder).refit_modes == (NEW_SESSION, IN_PLACE)
-    monkeypatch.setattr(build_module, "InPlaceEngine", Prepacked)
+    monkeypatch.setattr(cpu_build, "InPlaceEngine", Prepacked)
 
-    folder = build_module.build(tiny_graphs, tmp_path / "engine")
+    folder = build(tiny_graphs, tmp_path / "engine")
 
     assert Manifest.load(folder).refit_modes == (NEW_SESSION,)
     assert "every refit will open a new session" in capsys.readouterr().err
