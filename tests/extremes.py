@@ -76,7 +76,7 @@ def _values(field: FieldDescriptor) -> list[Any]:
         FieldDescriptor.TYPE_MESSAGE: (None,),
     }
     values = list(by_type[field.type])
-    return [[value] for value in values] + [[values[-1]] * _MANY] if field.is_repeated else values
+    return [[value] for value in values] + [[values[0]] * _MANY] if field.is_repeated else values
 
 
 def _texts(field: FieldDescriptor) -> tuple[str, ...]:

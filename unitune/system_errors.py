@@ -18,7 +18,9 @@ from unitune.errors import (
     STORE_CORRUPT,
     STORE_DOWN,
     STORE_FULL,
+    STORE_PATH,
     DataLoss,
+    InvalidArgument,
     ResourceExhausted,
     Unavailable,
     UniTuneError,
@@ -90,15 +92,14 @@ def is_full(error: BaseException) -> bool:
 
 
 def store_error(error: Exception) -> UniTuneError:
-    """What a failure of the store means to a caller: STORE_FULL, STORE_DOWN, or DataLoss (STORE_CORRUPT).
-
-    `error` is one of obstore or of the system; an error of ours stays what it is.
+    """What a failure of the store, one of obstore or of the system, means to a caller: STORE_FULL, STORE_DOWN, DataLoss
+    (STORE_CORRUPT), or InvalidArgument (STORE_PATH) for a name that is too long.
     """
-    if isinstance(error, UniTuneError):
-        return error
     if is_full(error):
         message = "the store of the server is full: its operator must free space; try again then"
         return ResourceExhausted(message, reason=STORE_FULL, retry_after_s=RETRY_FULL_S)
+    if _number(error) == errno.ENAMETOOLONG:
+        return InvalidArgument("the path is none of the store", reason=STORE_PATH)
     if _number(error) in _MISSHAPEN:
         return DataLoss("a file of the store is damaged: the server's log names it", reason=STORE_CORRUPT)
     message = "the store of the server does not answer: try again"

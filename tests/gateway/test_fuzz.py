@@ -12,19 +12,16 @@ import pytest
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.timestamp_pb2 import Timestamp
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.answers import fault_of
 from tests.extremes import extremes
 from tests.gateway.conftest import World, picture, refused
-from unitune.errors import DOMAIN
 from unitune.v1 import edit_pb2, image_pb2, server_pb2, tuning_pb2
 from unitune.v1.edit_pb2 import (
     CancelEditRequest,
     CompareRequest,
-    EditEvent,
     EditRequest,
     GetEditRequest,
     SamplingConfig,
@@ -43,7 +40,6 @@ from unitune.v1.tuning_pb2 import (
 )
 
 PUBLIC = (edit_pb2, image_pb2, server_pb2, tuning_pb2)
-MISTAKES = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS)
 AT_ONCE = 16  # calls
 
 
@@ -90,36 +86,6 @@ def _others(world: World, known: set[str]) -> Iterator[tuple[str, Any, Message]]
 
 
 SDEDIT = SamplingConfig(method="sdedit", num_inference_steps=1)
-
-
-async def fault_of(call: Any) -> str:
-    """What is wrong with the answer to a call; nothing where it is an answer, or a refusal as every refusal must be."""
-    try:
-        if hasattr(call, "__aiter__"):
-            return "; ".join([found async for event in call if (found := _fault_of_event(event))])
-        await call
-    except grpc.aio.AioRpcError as error:
-        return _fault_of_status(error.code(), rpc_status.from_call(error))
-    return ""
-
-
-def _fault_of_event(event: Any) -> str:
-    statuses = [event.failed] if isinstance(event, EditEvent) and event.HasField("failed") else []
-    if hasattr(event, "result") and event.HasField("result") and event.result.HasField("error"):
-        statuses = [event.result.error]
-    codes = {code.value[0]: code for code in grpc.StatusCode}
-    return "; ".join(filter(None, (_fault_of_status(codes[status.code], status) for status in statuses)))
-
-
-def _fault_of_status(code: grpc.StatusCode, status: Any) -> str:
-    if code in MISTAKES:
-        return f"{code.name}: {status and status.message}"
-    if status is None:
-        return f"{code.name} without details"
-    infos = [info for detail in status.details if detail.Unpack(info := error_details_pb2.ErrorInfo())]
-    if len(infos) != 1 or infos[0].domain != DOMAIN or not infos[0].reason:
-        return f"{code.name} without ErrorInfo"
-    return f"details of {status.ByteSize()} bytes" if status.ByteSize() > 4096 else ""
 
 
 async def faults(calls: Iterator[tuple[str, Any, Message]]) -> list[str]:
