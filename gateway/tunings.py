@@ -212,8 +212,9 @@ class Tunings:
         Raises NotFound (TUNING_NOT_FOUND). Should the store fail half-way, the tuning can be deleted once more.
         """
         parse(name, "tunings")
-        tuning = _present(await self._state.change(name, _cancel, lambda now: TuningEvent(cancelled=now)), name)
-        await self._state.change(name, _expire)
+        cancelled = await self._state.change(name, _cancel, lambda now: TuningEvent(cancelled=now), deletes=True)
+        tuning = _present(cancelled, name)
+        await self._state.change(name, _expire, deletes=True)
         await self._runs.stop(name)
         await self._discard(tuning)
         await self._state.remove(name)
@@ -228,7 +229,7 @@ class Tunings:
             tuning = await self._state.get(name)
             if tuning is not None:
                 await self._discard(tuning)  # first: should the store fail, the tuning is found again and tried again
-                await self._state.change(name, _expire)
+                await self._state.change(name, _expire, deletes=True)
                 telemetry.event(logger, "tuning expired", tuning=name)
 
     async def sweep(self, every_s: float) -> None:

@@ -54,6 +54,7 @@ _WORDS = {
     errno.ENODEV: ("its disk is gone", "connect the disk again"),
     errno.ENXIO: ("its disk is gone", "connect the disk again"),
 }
+REMEDY_FOR_DAMAGE = "put a copy in its place, or move it away to begin anew"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MISSHAPEN = (errno.ELOOP, errno.EISDIR, errno.ENOTDIR)  # something else lies where a file of ours should
 
@@ -133,8 +134,8 @@ def sqlite_sentence(path: str | os.PathLike[str], error: sqlite3.Error) -> str:
         sqlite3.SQLITE_CANTOPEN: ("it cannot be opened", "make file and folder readable and writable for this user"),
         sqlite3.SQLITE_BUSY: ("another process has it open", "end that process, or give another path"),
         sqlite3.SQLITE_LOCKED: ("another process has it open", "end that process, or give another path"),
-        sqlite3.SQLITE_NOTADB: ("it is not a SQLite file", "move it away, or give another path"),
-        sqlite3.SQLITE_CORRUPT: ("it is damaged", "put a copy in its place, or move it away to begin anew"),
+        sqlite3.SQLITE_NOTADB: ("it is not a database of SQLite", "move it away, or give another path"),
+        sqlite3.SQLITE_CORRUPT: ("it is damaged", REMEDY_FOR_DAMAGE),
     }
     reason, remedy = words.get(_sqlite_code(error), (str(error), ""))
     shown = f"cannot use {_path(os.fspath(path))}: {reason}"
