@@ -5,7 +5,6 @@ Two objects lie under `images/{tenant}/{sha256}` of the store: `file`, the pictu
 """
 
 import asyncio
-import contextlib
 import hashlib
 import json
 import re
@@ -17,7 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from gateway.names import DEFAULT_TENANT, Name, parse_parent
 from unitune import images
-from unitune.errors import InvalidArgument, InvalidField, NotFound
+from unitune.errors import DataLoss, InvalidArgument, InvalidField, NotFound
 from unitune.v1.image_pb2 import Image, UploadImageRequest
 from unitune.weight_store import WeightStore
 
@@ -50,36 +49,49 @@ class Images:
             raise InvalidField("mask", f"all {kept}", f"make {edited} what is to be edited; nothing is")
 
     async def keep(self, tenant: str, data: bytes) -> Image:
-        """Check a picture and keep it; one that is there already stays as it is. Raises as `check` does."""
+        """Check a picture and keep it; one that is there already stays, unless it is damaged. Raises as `check`."""
         name = Name(tenant, "images", hashlib.sha256(data).hexdigest())
-        with contextlib.suppress(NotFound):
-            return await self.find(name)
+        try:
+            there = await self.find(name)
+            await self.read(name)
+            return there
+        except NotFound:
+            pass
+        except DataLoss:
+            await self.discard(name)
         info = await self.check(data)
         about = {**asdict(info), "size_bytes": len(data), "create_s": time.time()}
-        await asyncio.to_thread(self._write, name, data, json.dumps(about).encode())
+        await self._store.answer(self._write, name, data, json.dumps(about).encode())
         return await self.find(name)
 
     async def find(self, name: Name) -> Image:
-        """A picture's resource. Raises NotFound (IMAGE_NOT_FOUND)."""
+        """A picture's resource. Raises NotFound (IMAGE_NOT_FOUND), DataLoss (IMAGE_CORRUPT)."""
         try:
-            about = json.loads(await asyncio.to_thread(self._store.get, f"{_path(name)}/image.json"))
+            text = await self._store.answer(self._store.get, f"{_path(name)}/image.json")
         except FileNotFoundError:
             raise _missing(name) from None
         create_time = Timestamp()
-        create_time.FromMicroseconds(round(about.pop("create_s") * 1e6))
-        return Image(name=str(name), sha256=name.id, create_time=create_time, **about)
+        try:
+            about = json.loads(text)
+            create_time.FromMicroseconds(round(about.pop("create_s") * 1e6))
+            return Image(name=str(name), sha256=name.id, create_time=create_time, **about)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
+            raise _damaged(name) from None
 
     async def read(self, name: Name) -> bytes:
-        """A picture's file. Raises NotFound (IMAGE_NOT_FOUND)."""
+        """A picture's file. Raises NotFound (IMAGE_NOT_FOUND), DataLoss (IMAGE_CORRUPT)."""
         try:
-            return await asyncio.to_thread(self._store.get, f"{_path(name)}/file")
+            data = await self._store.answer(self._store.get, f"{_path(name)}/file")
         except FileNotFoundError:
             raise _missing(name) from None
+        if hashlib.sha256(data).hexdigest() != name.id:
+            raise _damaged(name)
+        return data
 
     async def discard(self, name: Name) -> None:
         """Delete a picture; one that is not there is fine."""
         for part in ("image.json", "file"):
-            await asyncio.to_thread(self._store.delete, f"{_path(name)}/{part}")
+            await self._store.answer(self._store.delete, f"{_path(name)}/{part}")
 
     def _write(self, name: Name, data: bytes, about: bytes) -> None:
         self._store.put(f"{_path(name)}/file", data)
@@ -144,6 +156,12 @@ def _too_large(value: str) -> InvalidArgument:
 def _missing(name: Name) -> NotFound:
     return NotFound(
         f"there is no image {name}; upload it first", reason="IMAGE_NOT_FOUND", metadata={"name": str(name)}
+    )
+
+
+def _damaged(name: Name) -> DataLoss:
+    return DataLoss(
+        f"the stored image {name} is damaged; upload it again", reason="IMAGE_CORRUPT", metadata={"name": str(name)}
     )
 
 

@@ -64,11 +64,13 @@ class SqliteState:
     async def page(self, tenant: str, state: int, after: int, size: int) -> Page:
         return await self._do(lambda: self._table.page(tenant, state, after, size))
 
-    async def change(self, name: str, mutate: Mutate, announce: Announce | None = None) -> Tuning | None:
-        return await self._do(lambda: self._table.change(name, mutate, announce))
+    async def change(
+        self, name: str, mutate: Mutate, announce: Announce | None = None, *, deletes: bool = False
+    ) -> Tuning | None:
+        return await self._do(lambda: self._table.change(name, mutate, announce), deletes=deletes)
 
     async def remove(self, name: str) -> None:
-        await self._do(lambda: self._table.remove(name))
+        await self._do(lambda: self._table.remove(name), deletes=True)
 
     async def expired(self, now_s: float) -> list[str]:
         return await self._do(lambda: self._table.expired(now_s))
@@ -110,10 +112,10 @@ class SqliteState:
                 return
             await bell.wait()
 
-    async def _do(self, work: Callable[[], T]) -> T:
+    async def _do(self, work: Callable[[], T], *, deletes: bool = False) -> T:
         def on_thread() -> T:
             self._table.appended = {}
-            result = self._file.transaction(work)
+            result = self._file.deletion(work) if deletes else self._file.transaction(work)
             if self._table.appended:
                 self._loop.call_soon_threadsafe(self._ring, self._table.appended)
             return result

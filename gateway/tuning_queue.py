@@ -76,14 +76,20 @@ class TuningStore(Protocol):
     async def page(self, tenant: str, state: int, after: int, size: int) -> Page:
         """Tunings of one tenant; state 0 means any, `after` 0 means from the newest."""
 
-    async def change(self, name: str, mutate: Mutate, announce: Announce | None = None) -> Tuning | None:
+    async def change(
+        self, name: str, mutate: Mutate, announce: Announce | None = None, *, deletes: bool = False
+    ) -> Tuning | None:
         """Let `mutate` change a tuning in place, and append the event that `announce` makes of the result.
 
         Nothing is written or announced when `mutate` changes nothing. The tuning afterwards; None if there is none.
+        `deletes` says that this is part of a deletion, which must succeed on a full disk, too.
         """
 
     async def remove(self, name: str) -> None:
-        """Forget a tuning and its events; the ids of the requests that made it stay known."""
+        """Forget a tuning and its events, on a full disk, too; the ids of the requests that made it stay known.
+
+        Nothing else of it is left in any file.
+        """
 
     async def expired(self, now_s: float) -> list[str]:
         """Names of the READY tunings whose expire_time has come, in Unix seconds."""

@@ -29,6 +29,8 @@ from unitune.v1.tuning_pb2 import (
 
 logger = logging.getLogger(__name__)
 
+MAX_SEQUENCE = (1 << 63) - 1  # the largest number of SQLite
+
 
 class Runs(Protocol):
     """Who runs tunings."""
@@ -152,7 +154,7 @@ class Tunings:
         Raises NotFound (TUNING_NOT_FOUND), or InvalidField for an `after` that no event has had yet.
         """
         parse(name, "tunings")
-        kept = await self._state.read(name, after)
+        kept = await self._state.read(name, min(after, MAX_SEQUENCE))
         _present(kept and kept.tuning, name)
         if kept is not None and after > kept.last:
             raise InvalidField("after_sequence", after, f"the last event so far is {kept.last}")
@@ -189,9 +191,8 @@ class Tunings:
         """Replace labels and expire_time. Raises NotFound (TUNING_NOT_FOUND), Aborted (ETAG_MISMATCH), InvalidField."""
         parse(wanted.name, "tunings", "tuning.name")
         validation.check_labels(wanted.labels, "tuning.labels")
-        if wanted.HasField("expire_time") and wanted.expire_time.ToMicroseconds() <= time.time() * 1e6:
-            shown = wanted.expire_time.ToJsonString()
-            raise InvalidField("tuning.expire_time", shown, "it must be in the future; DeleteTuning discards now")
+        if wanted.HasField("expire_time"):
+            validation.check_future("tuning.expire_time", wanted.expire_time, "DeleteTuning discards now")
 
         def mutate(tuning: Tuning) -> None:
             if wanted.etag and wanted.etag != tuning.etag:
@@ -211,8 +212,9 @@ class Tunings:
         Raises NotFound (TUNING_NOT_FOUND). Should the store fail half-way, the tuning can be deleted once more.
         """
         parse(name, "tunings")
-        tuning = _present(await self._state.change(name, _cancel, lambda now: TuningEvent(cancelled=now)), name)
-        await self._state.change(name, _expire)
+        cancelled = await self._state.change(name, _cancel, lambda now: TuningEvent(cancelled=now), deletes=True)
+        tuning = _present(cancelled, name)
+        await self._state.change(name, _expire, deletes=True)
         await self._runs.stop(name)
         await self._discard(tuning)
         await self._state.remove(name)
@@ -227,7 +229,7 @@ class Tunings:
             tuning = await self._state.get(name)
             if tuning is not None:
                 await self._discard(tuning)  # first: should the store fail, the tuning is found again and tried again
-                await self._state.change(name, _expire)
+                await self._state.change(name, _expire, deletes=True)
                 telemetry.event(logger, "tuning expired", tuning=name)
 
     async def sweep(self, every_s: float) -> None:
@@ -307,8 +309,9 @@ def _page_token(tenant: str, state: int, after: int) -> str:
 def _read_token(token: str, tenant: str, state: int) -> int:
     try:
         of_tenant, of_state, after = json.loads(base64.urlsafe_b64decode(token))
-    except ValueError:
+    except (ValueError, TypeError, RecursionError):  # RecursionError: brackets within brackets
         of_tenant, of_state, after = None, None, None
-    if (of_tenant, of_state) != (tenant, state) or not isinstance(after, int):
+    is_row = type(after) is int and 0 < after <= MAX_SEQUENCE
+    if (of_tenant, of_state) != (tenant, state) or not is_row:
         raise InvalidField("page_token", token, "use next_page_token of an answer to the same parent and state")
     return after

@@ -4,11 +4,13 @@ A prompt is never repeated in an error: a refused one appears by its length.
 """
 
 import math
+import time
 import uuid
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from gateway.sampling_options import fill_options
@@ -320,6 +322,18 @@ def check_page_size(page_size: int) -> int:
     if page_size < 0:
         raise InvalidField("page_size", page_size, f"it must be 0 (for {PAGE_SIZE}) to {MAX_PAGE_SIZE}")
     return min(page_size or PAGE_SIZE, MAX_PAGE_SIZE)
+
+
+def check_future(field: str, moment: Timestamp, otherwise: str) -> None:
+    """A time that is to come; `otherwise` says what is for now. The contract lets any number of seconds through."""
+    try:
+        is_future, shown = moment.ToMicroseconds() > time.time() * 1e6, moment.ToJsonString()
+    except ValueError:
+        value = f"{moment.seconds} seconds and {moment.nanos} nanoseconds"
+        remedy = "seconds must be of the years 1 to 9999, and nanos 0 to 999999999"
+        raise InvalidField(field, value, remedy) from None
+    if not is_future:
+        raise InvalidField(field, shown, f"it must be in the future; {otherwise}")
 
 
 def check_state(state: int) -> None:

@@ -4,8 +4,6 @@ The tenant is in the path because weights encode somebody's picture: they are sh
 deleted at once. The attempt is, because a tuner that was killed may have left half of its files.
 """
 
-import asyncio
-
 from gateway.names import parse
 from unitune.errors import DataLoss
 from unitune.v1.tuning_pb2 import WeightsRef
@@ -26,7 +24,7 @@ class WeightFiles:
     async def verify(self, weights: WeightsRef) -> None:
         """Raise DataLoss (WEIGHTS_CORRUPT, WEIGHTS_MISSING) unless the store has a manifest that says the same."""
         try:
-            data = await asyncio.to_thread(self._store.get, f"{weights.path}/{MANIFEST_FILE}")
+            data = await self._store.answer(self._store.get, f"{weights.path}/{MANIFEST_FILE}")
         except FileNotFoundError:
             raise DataLoss("the tuner left no weights in the store", reason="WEIGHTS_MISSING") from None
         manifest = Manifest.from_json(data)
@@ -35,11 +33,7 @@ class WeightFiles:
 
     async def discard(self, name: str, *, keep: str = "") -> None:
         """Delete all that the attempts of a tuning left, except under the path `keep`."""
-        found = await asyncio.to_thread(self._store.list, _folder(name))
-        # Manifests first: nobody must begin to read weights that are going.
-        for path in sorted(found, key=lambda path: not path.endswith(MANIFEST_FILE)):
-            if not (keep and path.startswith(f"{keep}/")):
-                await asyncio.to_thread(self._store.delete, path)
+        await self._store.answer(self._store.discard, _folder(name), keep=keep)
 
 
 def _folder(name: str) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any
@@ -29,13 +30,17 @@ from unitune.choices import (
 )
 from unitune.errors import Cancelled, Internal, InvalidField, ResourceExhausted, Unavailable, UniTuneError, to_status
 from unitune.server_info import base_model_info
+from unitune.system_errors import store_error
 from unitune.v1 import tuner_pb2, tuner_pb2_grpc, tuning_pb2
 from unitune.v1.tuner_pb2 import RunTuningEvent
 from unitune.weight_store import WeightStore
+from unitune.weights import Manifest
 
 logger = logging.getLogger(__name__)
 
 WAITING_S = 5.0  # between two `waiting` events
+STORE_WAIT_S = 20.0  # for a store that is full or does not answer to take the weights
+STORE_RETRY_S = 0.5
 
 
 class TunerService(tuner_pb2_grpc.TunerServiceServicer):
@@ -130,11 +135,11 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
         if run.is_cancelled:
             raise Cancelled("the tuning was cancelled", reason="TUNING_CANCELLED")
         try:
-            self._store.put_weights(request.path, data, manifest)
+            self._put(run, request.path, data, manifest)
         except Exception as error:
             telemetry.failure(logger, "weights not stored", tuning=run.name)
             self._delete(run, request.path)
-            raise Unavailable("the weight store does not take the weights", reason="STORE_DOWN") from error
+            raise error if isinstance(error, UniTuneError) else store_error(error) from error
         return tuning_pb2.WeightsRef(
             key=manifest.key,
             digest=manifest.digest,
@@ -142,6 +147,18 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
             size_bytes=manifest.size_bytes,
             base_model=manifest.base_model,
         )
+
+    def _put(self, run: Run, path: str, data: bytes, manifest: Manifest) -> None:
+        """Write the weights, again and again for a while: they took minutes, and a full disk may have space soon."""
+        gives_up_at = time.monotonic() + STORE_WAIT_S
+        while True:
+            try:
+                self._store.put_weights(path, data, manifest)
+                return
+            except (ResourceExhausted, Unavailable):
+                if run.is_cancelled or time.monotonic() > gives_up_at:
+                    raise
+                time.sleep(STORE_RETRY_S)
 
     async def _take_back(self, run: Run, work: "Future[tuning_pb2.WeightsRef]", path: str) -> None:
         """Wait for the worker to let go, and delete the weights if it had just made them: nobody knows of them."""

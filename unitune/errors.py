@@ -37,6 +37,7 @@ MAX_METADATA_BYTES = 1600  # of all values of the metadata
 STORE_FULL = "STORE_FULL"  # ResourceExhausted: the disk or the quota of the weight store
 STORE_DOWN = "STORE_DOWN"  # Unavailable: the weight store does not answer, or refuses
 STORE_CORRUPT = "STORE_CORRUPT"  # DataLoss: something of the store cannot be what was written
+STORE_PATH = "STORE_PATH"  # InvalidArgument: no store has such a path
 STATE_FULL = "STATE_FULL"  # ResourceExhausted: the disk of the gateway's state file
 STATE_DOWN = "STATE_DOWN"  # Unavailable: the gateway's state file cannot be read or written now
 STATE_CORRUPT = "STATE_CORRUPT"  # DataLoss: the gateway's state file is damaged

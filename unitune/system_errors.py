@@ -18,7 +18,9 @@ from unitune.errors import (
     STORE_CORRUPT,
     STORE_DOWN,
     STORE_FULL,
+    STORE_PATH,
     DataLoss,
+    InvalidArgument,
     ResourceExhausted,
     Unavailable,
     UniTuneError,
@@ -52,6 +54,7 @@ _WORDS = {
     errno.ENODEV: ("its disk is gone", "connect the disk again"),
     errno.ENXIO: ("its disk is gone", "connect the disk again"),
 }
+REMEDY_FOR_DAMAGE = "put a copy in its place, or move it away to begin anew"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MISSHAPEN = (errno.ELOOP, errno.EISDIR, errno.ENOTDIR)  # something else lies where a file of ours should
 
@@ -90,15 +93,14 @@ def is_full(error: BaseException) -> bool:
 
 
 def store_error(error: Exception) -> UniTuneError:
-    """What a failure of the store means to a caller: STORE_FULL, STORE_DOWN, or DataLoss (STORE_CORRUPT).
-
-    `error` is one of obstore or of the system; an error of ours stays what it is.
+    """What a failure of the store, one of obstore or of the system, means to a caller: STORE_FULL, STORE_DOWN, DataLoss
+    (STORE_CORRUPT), or InvalidArgument (STORE_PATH) for a name that is too long.
     """
-    if isinstance(error, UniTuneError):
-        return error
     if is_full(error):
         message = "the store of the server is full: its operator must free space; try again then"
         return ResourceExhausted(message, reason=STORE_FULL, retry_after_s=RETRY_FULL_S)
+    if _number(error) == errno.ENAMETOOLONG:
+        return InvalidArgument("the path is none of the store", reason=STORE_PATH)
     if _number(error) in _MISSHAPEN:
         return DataLoss("a file of the store is damaged: the server's log names it", reason=STORE_CORRUPT)
     message = "the store of the server does not answer: try again"
@@ -132,8 +134,8 @@ def sqlite_sentence(path: str | os.PathLike[str], error: sqlite3.Error) -> str:
         sqlite3.SQLITE_CANTOPEN: ("it cannot be opened", "make file and folder readable and writable for this user"),
         sqlite3.SQLITE_BUSY: ("another process has it open", "end that process, or give another path"),
         sqlite3.SQLITE_LOCKED: ("another process has it open", "end that process, or give another path"),
-        sqlite3.SQLITE_NOTADB: ("it is not a SQLite file", "move it away, or give another path"),
-        sqlite3.SQLITE_CORRUPT: ("it is damaged", "put a copy in its place, or move it away to begin anew"),
+        sqlite3.SQLITE_NOTADB: ("it is not a database of SQLite", "move it away, or give another path"),
+        sqlite3.SQLITE_CORRUPT: ("it is damaged", REMEDY_FOR_DAMAGE),
     }
     reason, remedy = words.get(_sqlite_code(error), (str(error), ""))
     shown = f"cannot use {_path(os.fspath(path))}: {reason}"

@@ -220,7 +220,7 @@ async def test_the_file_belongs_to_one_process(tmp_path: Path) -> None:
     """A second opening of the same file is refused, and the file is for its owner's eyes."""
     path = tmp_path / "state.sqlite"
     state = await SqliteState.open(path)
-    with pytest.raises(OSError, match=r"state\.sqlite cannot be used: database is locked"):
+    with pytest.raises(OSError, match=r"state\.sqlite: another process has it open; end that process"):
         await SqliteState.open(path)
     assert path.stat().st_mode & 0o077 == 0
     await state.close()

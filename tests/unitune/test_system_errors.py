@@ -111,7 +111,7 @@ def test_a_damaged_file_of_sqlite_is_state_corrupt_and_a_file_that_cannot_be_ope
         sqlite3.connect(tmp_path / "none" / "state.sqlite")
     check(state_error(damaged.value), DataLoss, "STATE_CORRUPT", tmp_path)
     check(state_error(closed.value), Unavailable, "STATE_DOWN", tmp_path)
-    assert "it is not a SQLite file" in sqlite_sentence(path, damaged.value)
+    assert "it is not a database of SQLite" in sqlite_sentence(path, damaged.value)
 
 
 def test_the_module_needs_no_other_package_than_errors_does() -> None:
