@@ -1,10 +1,10 @@
-"""TunerService: message in, tune, messages out. One tuning at a time, in one worker thread; others wait in order."""
+"""TunerService: message in, tune, messages out. One tuning at a time, in the PyTorch thread; others wait in order."""
 
 import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future
 from typing import Any
 
 import grpc
@@ -16,6 +16,7 @@ from tuner_svc.config import DEFAULT_CODEC
 from tuner_svc.course import Progress
 from tuner_svc.probe import pack_tuned
 from tuner_svc.run import Run
+from tuner_svc.torch_thread import TorchThread
 from tuner_svc.tune import check, tune
 from tuner_svc.tuning_config import TuningConfig
 from unitune import images, telemetry
@@ -46,9 +47,12 @@ STORE_RETRY_S = 0.5
 class TunerService(tuner_pb2_grpc.TunerServiceServicer):
     """The servicer. It is used from one event loop."""
 
-    def __init__(self, model: BaseModel, store: WeightStore, codec: str = DEFAULT_CODEC) -> None:
+    def __init__(
+        self, model: BaseModel, store: WeightStore, codec: str = DEFAULT_CODEC, thread: TorchThread | None = None
+    ) -> None:
+        """`thread` is the one that loaded the model; without it there is a new one."""
         self._model, self._store, self._codec = model, store, codec
-        self._worker = ThreadPoolExecutor(1, "tuning")
+        self._thread = thread or TorchThread()
         self._runs: set[Run] = set()
         self._is_draining = False
 
@@ -78,7 +82,7 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
         return tuner_pb2.CheckTuningResponse()
 
     async def RunTuning(self, request: tuner_pb2.RunTuningRequest, context: Any) -> AsyncIterator[RunTuningEvent]:
-        """Run in the worker thread; stream what it has to say."""
+        """Run in the PyTorch thread; stream what it has to say."""
         config = _read(request)
         check(self._model, config)
         stage = self._model.super_resolution
@@ -92,7 +96,7 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
                 earlier.cancel()
         run = Run(request.name)
         self._runs.add(run)
-        work = self._worker.submit(self._tune, run, request, config, image, large)
+        work = self._thread.submit(self._tune, run, request, config, image, large)
         work.add_done_callback(lambda _: run.wake())
         is_told = False
         try:
@@ -128,12 +132,11 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
         image: images.ModelImage,
         large: images.ModelImage | None,
     ) -> tuning_pb2.WeightsRef:
-        """One tuning, in the worker thread: tune, prove, store."""
+        """One tuning, in the PyTorch thread: tune, prove, store."""
         run.is_started = True
         tuned = tune(self._model, image, config, large=large, on_progress=run.tell, cancelled=lambda: run.is_cancelled)
-        data, manifest = pack_tuned(self._model, tuned, config, request.key, self._codec)
-        if run.is_cancelled:
-            raise Cancelled("the tuning was cancelled", reason="TUNING_CANCELLED")
+        data, manifest = pack_tuned(self._model, tuned, config, request.key, self._codec, run.refuse_cancelled)
+        run.refuse_cancelled()
         try:
             self._put(run, request.path, data, manifest)
         except Exception as error:

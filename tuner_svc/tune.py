@@ -40,6 +40,7 @@ def tune(
     method = METHODS[config.method]
     course = Course(method.total(config) + config.super_resolution_updates, on_progress, cancelled)
     latent = model.encode_image(images)
+    course.refuse_cancelled()
     tuned = method.tune(model, latent, config, course)
     if config.super_resolution_updates > 0 and method.second_stage is not None:
         if large is None:

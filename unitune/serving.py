@@ -5,6 +5,7 @@ Kubernetes probe can neither speak TLS nor carry a credential.
 """
 
 import asyncio
+import faulthandler
 import logging
 import signal
 import sys
@@ -26,6 +27,11 @@ PUBLIC_REQUEST_BYTES = 4 << 20  # larger pictures come in chunks
 
 # Probed by Kubernetes. Liveness stays SERVING during a drain: a draining server is healthy.
 LIVENESS, READINESS = "liveness", "readiness"
+
+# Seconds from the first signal to the end of a service: for its drain, and for closing after that. What is still there
+# then, or LEAVE_S after a second signal, is cut. terminationGracePeriodSeconds in k8s/base is more than both.
+DRAIN_S = 30.0
+LEAVE_S = 5.0
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -151,7 +157,7 @@ async def serve(
     *,
     health_address: str | None = None,
     reflection: bool = True,
-    drain_s: float = 30.0,
+    drain_s: float = DRAIN_S,
     on_drain: Drain | None = None,
     max_receive_bytes: int = INTERNAL_MESSAGE_BYTES,
 ) -> int:
@@ -159,7 +165,8 @@ async def serve(
 
     Prints exactly one line, `listening HOST:PORT`, to stdout once calls are accepted (port 0 takes any free one).
     On the first signal: health says NOT_SERVING, `on_drain` may end what would not end by itself, running calls get
-    `drain_s` seconds. A second signal cancels them at once.
+    `drain_s` seconds. A second signal cancels them at once. LEAVE_S later the process ends whatever its threads do,
+    with exit code 1; where each thread was goes to stderr.
     """
     try:
         running = await start(
@@ -173,9 +180,18 @@ async def serve(
         print(f"{name}: {error}", file=sys.stderr)
         return 1
     first, second = asyncio.Event(), asyncio.Event()
+
+    def signalled() -> None:
+        if not first.is_set():
+            first.set()
+            _leave_within(drain_s + LEAVE_S)
+        elif not second.is_set():
+            second.set()
+            _leave_within(LEAVE_S)
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, lambda: (second if first.is_set() else first).set())
+        loop.add_signal_handler(number, signalled)
     print(f"listening {running.address}", flush=True)
     telemetry.event(logger, "listening", address=running.address)
     await first.wait()
@@ -192,6 +208,14 @@ async def serve(
     hurried.cancel()
     telemetry.event(logger, "stopped")
     return 0
+
+
+def _leave_within(seconds: float) -> None:
+    """End the process if it is still there then: Python itself waits for every worker thread, however long that takes.
+
+    The caller returns; a timer without Python's lock, which a thread may hold for long, does the work.
+    """
+    faulthandler.dump_traceback_later(seconds, exit=True)
 
 
 def _new_server(max_receive_bytes: int) -> grpc.aio.Server:

@@ -1,6 +1,7 @@
 """How a service of ours answers, is probed and stops, on a real server on loopback."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -284,9 +285,9 @@ sys.exit(asyncio.run(main()))
 """
 
 
-async def program(address: str, drain_s: float) -> tuple[asyncio.subprocess.Process, str]:
-    """A process that serves, and the first line it printed."""
-    command = [sys.executable, "-c", PROGRAM, address, str(drain_s)]
+async def program(address: str, drain_s: float, *, before: str = "") -> tuple[asyncio.subprocess.Process, str]:
+    """A process that serves, and the first line it printed; `before` is code that it runs first."""
+    command = [sys.executable, "-c", before + PROGRAM, address, str(drain_s)]
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=environ, stdout=PIPE, stderr=PIPE)
     assert process.stdout is not None
@@ -327,6 +328,42 @@ async def test_a_second_signal_hurries() -> None:
         process.send_signal(signal.SIGTERM)
         await asyncio.wait_for(process.communicate(), 30)
     assert process.returncode == 0
+
+
+STUCK = """
+import threading, time
+from unitune import serving
+serving.LEAVE_S = 0.5
+threading.Thread(target=time.sleep, args=(600,), name="stuck").start()  # Python's end waits for it
+"""
+
+
+async def test_a_thread_that_does_not_end_holds_up_no_end() -> None:
+    """Nothing waits longer than the drain and the time to leave; stderr says where each thread was (r19)."""
+    process, _ = await program("127.0.0.1:0", 0.5, before=STUCK)
+    process.send_signal(signal.SIGTERM)
+    try:
+        _, log = await asyncio.wait_for(process.communicate(), 60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+    assert process.returncode == 1
+    assert b'"stopped"' in log and b"Timeout" in log and b"threading.py" in log
+
+
+async def test_a_second_signal_waits_for_no_thread() -> None:
+    """The time to leave then counts from the second signal, not from the end of the drain (r19)."""
+    process, _ = await program("127.0.0.1:0", 600, before=STUCK)
+    assert process.stdout is not None
+    process.send_signal(signal.SIGTERM)
+    assert await process.stdout.readline() == b"draining\n"
+    process.send_signal(signal.SIGTERM)
+    try:
+        await asyncio.wait_for(process.communicate(), 60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+    assert process.returncode == 1
 
 
 async def test_serve_says_in_one_line_why_it_cannot(client: Client) -> None:
