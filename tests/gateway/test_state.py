@@ -14,7 +14,6 @@ from gateway.tuning_queue import KEPT_EVENTS, MAX_CRASHES, CreateRequest
 from unitune.errors import InvalidArgument, from_status
 from unitune.v1.tuning_pb2 import Tuning, TuningEvent
 
-
 # As the first version of this program made the file.
 FIRST_SCHEMA = """
 CREATE TABLE tunings (
@@ -332,5 +331,5 @@ async def test_a_file_that_is_not_ours_is_refused(tmp_path: Path) -> None:
     newer = sqlite3.connect(tmp_path / "newer")
     newer.execute("PRAGMA user_version = 99")
     newer.close()
-    with pytest.raises(OSError, match="it has schema 99, .* run the version of UniTune that wrote it"):
+    with pytest.raises(OSError, match=r"it has schema 99, .* run the version of UniTune that wrote it"):
         await SqliteState.open(tmp_path / "newer")

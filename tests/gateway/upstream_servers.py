@@ -82,6 +82,7 @@ class Tuner(tuner_pb2_grpc.TunerServiceServicer):
         self.instance = secrets.token_hex(8)
         self.requests: list[tuner_pb2.RunTuningRequest] = []
         self.stopped: list[str] = []  # names of runs that ended before `done`
+        self.update_s = 0.0
         self.go_on = asyncio.Event()  # cleared: every run waits after its second update
         self.go_on.set()
         self.failure: UniTuneError | None = None
@@ -116,6 +117,7 @@ class Tuner(tuner_pb2_grpc.TunerServiceServicer):
             for update in range(1, total + 1):
                 progress = TuningProgress(update=update, total=total, loss=1 / update, left_s=float(total - update))
                 yield tuner_pb2.RunTuningEvent(progress=progress)
+                await asyncio.sleep(self.update_s)
                 if update == 2:
                     await self.go_on.wait()
                 if self.crashes or self.losses:
