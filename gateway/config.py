@@ -3,6 +3,10 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from unitune.serving import SILENCE_S
+
+MAX_CONNECTION_AGE_S = 2_000_000  # gRPC counts it in milliseconds, in 31 bits
+
 
 @dataclass(frozen=True, kw_only=True)
 class GatewayConfig:
@@ -28,7 +32,23 @@ class GatewayConfig:
             "help": "HOST:PORT for health alone; empty for none of its own",
         },
     )
+    connection_age_s: float = field(
+        default=600.0,
+        metadata={
+            "env": "UNITUNE_CONNECTION_AGE_S",
+            "help": "seconds after which a client's connection takes no new calls, so that clients find new replicas; "
+            "streams that run go on, and 0 means never",
+        },
+    )
+    silence_s: float = SILENCE_S  # of tuner or sampler in a stream, until it is given up
     heartbeat_s: float = 15.0  # longest silence of a stream
     retry_s: float = 1.0  # wait before the tuner is asked again; doubles up to 16 times as much
-    sweep_s: float = 15.0  # between two looks for tunings that expire
+    sweep_s: float = 15.0  # between two looks for tunings that expire, or that are RUNNING and run by nobody
     look_s: float = 5.0  # between two questions to tuner and sampler what they are
+
+    def __post_init__(self) -> None:
+        if self.connection_age_s != 0 and not 1 <= self.connection_age_s <= MAX_CONNECTION_AGE_S:
+            raise ValueError(
+                f"UNITUNE_CONNECTION_AGE_S is {self.connection_age_s:g}: "
+                f"it must be 1 to {MAX_CONNECTION_AGE_S} seconds, or 0 for never"
+            )

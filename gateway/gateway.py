@@ -11,10 +11,11 @@ from gateway.edit import Edits
 from gateway.edit_plan import Planner
 from gateway.edit_results import EditResults
 from gateway.images import Images
+from gateway.known_services import KnownServices
 from gateway.service import EditService, ImageService, ServerService, TuningService
 from gateway.state import SqliteState
 from gateway.tunings import Tunings
-from gateway.upstreams import Upstreams, look_around
+from gateway.upstreams import Upstreams
 from gateway.weight_files import WeightFiles
 from unitune.errors import Unavailable
 from unitune.v1 import (
@@ -35,9 +36,12 @@ class Gateway:
 
     def __init__(self, config: GatewayConfig, state: SqliteState, store: WeightStore) -> None:
         self._state = state
-        self._upstreams = Upstreams(config.tuner, config.sampler)
+        self._upstreams = Upstreams(config.tuner, config.sampler, silence_s=config.silence_s)
+        self._services = KnownServices(self._upstreams, state)
         images, files = Images(store), WeightFiles(store)
-        self._dispatcher = Dispatcher(state, images, files, self._upstreams, retry_s=config.retry_s)
+        self._dispatcher = Dispatcher(
+            state, images, files, self._upstreams, retry_s=config.retry_s, sweep_s=config.sweep_s
+        )
         tunings = Tunings(state, images, files, self._upstreams, self._dispatcher)
         self._results = EditResults()
         planner = Planner(tunings, images, self._upstreams)
@@ -52,14 +56,16 @@ class Gateway:
         self._tasks = [
             asyncio.create_task(self._dispatcher.run()),
             asyncio.create_task(tunings.sweep(config.sweep_s)),
-            asyncio.create_task(look_around(self._upstreams, config.look_s)),
         ]
 
     @classmethod
     async def open(cls, config: GatewayConfig) -> "Gateway":
         """Open the state and the store and begin to run what is queued. Raises OSError when either cannot be used."""
         store = WeightStore(config.store)
-        return cls(config, await SqliteState.open(config.state), store)
+        gateway = cls(config, await SqliteState.open(config.state), store)
+        await gateway._services.begin()
+        gateway._tasks.append(asyncio.create_task(gateway._services.look_around(config.look_s)))
+        return gateway
 
     def register(self, server: grpc.aio.Server) -> list[str]:
         """Add the public services to a server; their names."""

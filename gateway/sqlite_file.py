@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -39,15 +39,18 @@ class SqliteFile:
         self._has_remains = False
 
     @classmethod
-    async def open(cls, path: Path, schema: str, version: int) -> "SqliteFile":
+    async def open(cls, path: Path, schema: str, version: int, migrations: Mapping[int, str]) -> "SqliteFile":
         """Open the file, making it by `schema` if it is missing or empty.
 
-        Raises OSError, with a path and a remedy, when another process has it, or it is no SQLite file, or damaged, or
-        cannot be written, or its schema has another version.
+        `migrations` holds the statements that bring a version to the next. Raises OSError, with a path and a remedy,
+        when another process has the file, or it is no SQLite file, or damaged, or cannot be written, or its version is
+        none that can be brought to this one.
         """
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="state")
         try:
-            connection = await asyncio.get_running_loop().run_in_executor(thread, _open, path, schema, version)
+            connection = await asyncio.get_running_loop().run_in_executor(
+                thread, _open, path, schema, version, migrations
+            )
         except (sqlite3.Error, OSError) as error:
             thread.shutdown()
             reason = sqlite_sentence(path, error) if isinstance(error, sqlite3.Error) else sentence(error)
@@ -123,7 +126,7 @@ class SqliteFile:
         return self._connection.execute(statement, values)
 
 
-def _open(path: Path, schema: str, version: int) -> sqlite3.Connection:
+def _open(path: Path, schema: str, version: int, migrations: Mapping[int, str]) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True)
     _look_at_journal(path)
     connection = sqlite3.connect(path, timeout=1.0, isolation_level=None, check_same_thread=False)
@@ -143,8 +146,14 @@ def _open(path: Path, schema: str, version: int) -> sqlite3.Connection:
         found = connection.execute("PRAGMA user_version").fetchone()[0]
         if found == 0:
             connection.executescript(f"BEGIN EXCLUSIVE; {schema}; PRAGMA user_version = {version}; COMMIT;")
-        elif found != version:
-            raise sqlite3.DatabaseError(f"it has schema {found}, this program reads {version}")
+        elif found > version or any(step not in migrations for step in range(found, version)):
+            raise sqlite3.DatabaseError(
+                f"it has schema {found}, this program reads {version}; "
+                "run the version of UniTune that wrote it, or name another file"
+            )
+        elif found < version:
+            steps = "".join(migrations[step] for step in range(found, version))
+            connection.executescript(f"BEGIN EXCLUSIVE; {steps} PRAGMA user_version = {version}; COMMIT;")
         connection.execute("BEGIN EXCLUSIVE")
         connection.execute("COMMIT")
     except sqlite3.Error:

@@ -11,14 +11,14 @@ from typing import TypeVar
 from gateway.names import parse
 from gateway.sqlite_file import SqliteFile
 from gateway.tuning_queue import Announce, CreateRequest, Kept, Mutate, Page, Taken
-from gateway.tuning_table import SCHEMA, SCHEMA_VERSION, TuningTable
+from gateway.tuning_table import MIGRATIONS, SCHEMA, SCHEMA_VERSION, TuningTable
 from unitune.v1.tuning_pb2 import Tuning
 
 T = TypeVar("T")
 
 
 class SqliteState:
-    """TuningStore, TuningQueue and EventLog in one file."""
+    """TuningStore, TuningQueue, EventLog and ServiceMemory in one file."""
 
     def __init__(self, file: SqliteFile) -> None:
         self._file = file
@@ -30,7 +30,7 @@ class SqliteState:
     @classmethod
     async def open(cls, path: Path) -> "SqliteState":
         """Open the file, making it if it is missing. Raises OSError when it is in use or not a file of ours."""
-        return cls(await SqliteFile.open(path, SCHEMA, SCHEMA_VERSION))
+        return cls(await SqliteFile.open(path, SCHEMA, SCHEMA_VERSION, MIGRATIONS))
 
     async def close(self) -> None:
         """Finish what was begun, then close the file."""
@@ -87,16 +87,21 @@ class SqliteState:
                 return
             await bell.wait()
 
-    async def take(self) -> Taken | None:
-        return await self._do(self._table.take)
+    async def take(self, tuner: str) -> Taken | None:
+        def work() -> Taken | None:
+            self._table.count_crashes(tuner)
+            return self._table.take(tuner)
 
-    async def give_back(self, name: str, *, crashed: bool) -> None:
-        await self._do(lambda: self._table.give_back(name, crashed=crashed))
+        return await self._do(work)
 
-    async def recover(self) -> None:
+    async def give_back(self, name: str, *, lost: bool) -> None:
+        await self._do(lambda: self._table.give_back(name, lost=lost))
+
+    async def recover(self, running: str = "") -> None:
         def work() -> None:
             for name in self._table.running():
-                self._table.give_back(name, crashed=True)
+                if name != running:
+                    self._table.give_back(name, lost=True)
 
         await self._do(work)
 
@@ -111,6 +116,14 @@ class SqliteState:
             if self._last_event.get(name, 0) > after:
                 return
             await bell.wait()
+
+    # ServiceMemory
+
+    async def known(self) -> dict[str, bytes]:
+        return await self._do(self._table.known)
+
+    async def know(self, service: str, info: bytes) -> None:
+        await self._do(lambda: self._table.know(service, info))
 
     async def _do(self, work: Callable[[], T], *, deletes: bool = False) -> T:
         def on_thread() -> T:

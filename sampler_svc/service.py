@@ -67,6 +67,7 @@ from unitune.diffusion.solvers import SCHEDULERS
 from unitune.errors import FailedPrecondition, Internal, InvalidField, Unavailable, UniTuneError, to_status
 from unitune.prompts import things, with_rare_tokens, without
 from unitune.server_info import base_model_info
+from unitune.serving import HEARTBEAT_S
 from unitune.v1 import edit_pb2, sampler_pb2, sampler_pb2_grpc, tuning_pb2
 from unitune.weight_store import WeightStore
 from unitune.weights import TunedWeights
@@ -122,8 +123,11 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         asked = time.perf_counter()
         run = self._submit(lambda: self._sample(request, wanted, asked, mailbox, cancelled))
         try:
-            async for event in mailbox.events():
-                yield sampler_pb2.SampleEvent(step=_step(event)) if isinstance(event, Step) else event
+            async for event in mailbox.events(HEARTBEAT_S):
+                if event is None:
+                    yield sampler_pb2.SampleEvent(heartbeat=edit_pb2.EditEvent.Heartbeat())
+                else:
+                    yield sampler_pb2.SampleEvent(step=_step(event)) if isinstance(event, Step) else event
         finally:
             cancelled.set()
             run.cancel()  # no more than a wish once a worker has begun

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import CancelledError, Future
@@ -31,6 +32,7 @@ from unitune.choices import (
 )
 from unitune.errors import Cancelled, Internal, InvalidField, ResourceExhausted, Unavailable, UniTuneError, to_status
 from unitune.server_info import base_model_info
+from unitune.serving import HEARTBEAT_S
 from unitune.system_errors import store_error
 from unitune.v1 import tuner_pb2, tuner_pb2_grpc, tuning_pb2
 from unitune.v1.tuner_pb2 import RunTuningEvent
@@ -39,9 +41,9 @@ from unitune.weights import Manifest
 
 logger = logging.getLogger(__name__)
 
-WAITING_S = 5.0  # between two `waiting` events
 STORE_WAIT_S = 20.0  # for a store that is full or does not answer to take the weights
 STORE_RETRY_S = 0.5
+INSTANCE_BYTES = 16  # of randomness, which no two processes share
 
 
 class TunerService(tuner_pb2_grpc.TunerServiceServicer):
@@ -55,6 +57,7 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
         self._thread = thread or TorchThread()
         self._runs: set[Run] = set()
         self._is_draining = False
+        self._instance = secrets.token_hex(INSTANCE_BYTES)
 
     def register(self, server: grpc.aio.Server) -> list[str]:
         """Add the servicer to a server; its full service names."""
@@ -68,12 +71,13 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
             run.cancel()
 
     async def GetTunerInfo(self, request: tuner_pb2.GetTunerInfoRequest, context: Any) -> tuner_pb2.TunerInfo:
-        """Base model and preset."""
+        """Base model and preset, and which process this is."""
         model = self._model
         return tuner_pb2.TunerInfo(
             base_model=base_model_info(model.spec),
             tuning_defaults=_defaults(model.preset, TUNING_METHODS[0]),
             method_defaults=[_defaults(model.preset, method) for method in TUNING_METHODS],
+            instance=self._instance,
         )
 
     async def CheckTuning(self, request: tuner_pb2.CheckTuningRequest, context: Any) -> tuner_pb2.CheckTuningResponse:
@@ -88,7 +92,13 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
         stage = self._model.super_resolution
         large_side = stage.side if stage is not None and config.super_resolution_updates > 0 else None
         pictures = (request.image, *request.further_images)
-        image, large = await asyncio.to_thread(_model_images, pictures, self._model.image_side, large_side)
+        decoding = asyncio.create_task(asyncio.to_thread(_model_images, pictures, self._model.image_side, large_side))
+        try:
+            while not (await asyncio.wait({decoding}, timeout=HEARTBEAT_S))[0]:
+                yield RunTuningEvent(heartbeat=RunTuningEvent.Heartbeat())
+        finally:
+            decoding.cancel()  # of no effect once it has ended
+        image, large = decoding.result()
         if self._is_draining:
             raise Unavailable("the tuner is about to stop", reason="DRAINING")
         for earlier in self._runs:
@@ -101,13 +111,15 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
         is_told = False
         try:
             while not work.done() or run.progress is not None:
-                has_changed = await run.changed(WAITING_S)
+                has_changed = await run.changed(HEARTBEAT_S)
                 if run.is_cancelled:
                     work.cancel()  # does nothing once it has started; then the loop of updates sees the flag
                 if run.progress is not None:
                     progress, run.progress = run.progress, None
                     yield _progress(progress)
-                elif not has_changed and not run.is_started:
+                elif not has_changed and run.is_started:
+                    yield RunTuningEvent(heartbeat=RunTuningEvent.Heartbeat())
+                elif not has_changed:
                     yield RunTuningEvent(waiting=RunTuningEvent.Waiting())
             is_told = True  # from here on the weights are the reader's, who may close the stream at once
             yield _outcome(run, work)

@@ -1,6 +1,7 @@
 """Running tunings: what happens when the tuner or the gateway is away, crashes, or does not keep its word."""
 
 import asyncio
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -34,6 +35,7 @@ async def test_create_needs_to_have_known_a_tuner_once(world: World) -> None:
     """A gateway that has never seen its tuner cannot fill in defaults: UNAVAILABLE, to be retried."""
     await world.close()
     await world.tuner_server.stop()
+    world.config = replace(world.config, state=world.folder / "empty.sqlite")
     await world.open()
     image = await world.upload(picture())
     call = world.tunings.CreateTuning(CreateTuningRequest(image=image.name))

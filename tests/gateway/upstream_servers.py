@@ -6,6 +6,7 @@ update, diverges, crashes or is cancelled between two steps. Weights files, mani
 
 import asyncio
 import hashlib
+import secrets
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -78,12 +79,15 @@ class Tuner(tuner_pb2_grpc.TunerServiceServicer):
     def __init__(self, store: WeightStore) -> None:
         self.store = store
         self.base_model = BASE_MODEL
+        self.instance = secrets.token_hex(8)
         self.requests: list[tuner_pb2.RunTuningRequest] = []
         self.stopped: list[str] = []  # names of runs that ended before `done`
+        self.update_s = 0.0
         self.go_on = asyncio.Event()  # cleared: every run waits after its second update
         self.go_on.set()
         self.failure: UniTuneError | None = None
-        self.crashes = 0  # so many runs are still to be lost after an update
+        self.crashes = 0  # so many runs are still to be lost after an update, with the tuner, which starts again
+        self.losses = 0  # so many runs are still to be lost after an update, and the tuner lives on
         self.lets_go = 0  # so many runs are still to be ended by the tuner itself
         self.spoil_manifest = False
         self.checked: list[TuningConfig] = []
@@ -91,7 +95,10 @@ class Tuner(tuner_pb2_grpc.TunerServiceServicer):
 
     async def GetTunerInfo(self, request: Any, context: Any) -> tuner_pb2.TunerInfo:
         return tuner_pb2.TunerInfo(
-            base_model=self.base_model, tuning_defaults=TUNING_DEFAULTS, method_defaults=METHOD_DEFAULTS
+            base_model=self.base_model,
+            tuning_defaults=TUNING_DEFAULTS,
+            method_defaults=METHOD_DEFAULTS,
+            instance=self.instance,
         )
 
     async def CheckTuning(self, request: tuner_pb2.CheckTuningRequest, context: Any) -> tuner_pb2.CheckTuningResponse:
@@ -110,10 +117,15 @@ class Tuner(tuner_pb2_grpc.TunerServiceServicer):
             for update in range(1, total + 1):
                 progress = TuningProgress(update=update, total=total, loss=1 / update, left_s=float(total - update))
                 yield tuner_pb2.RunTuningEvent(progress=progress)
+                await asyncio.sleep(self.update_s)
                 if update == 2:
                     await self.go_on.wait()
-                if self.crashes:
-                    self.crashes -= 1
+                if self.crashes or self.losses:
+                    if self.crashes:
+                        self.crashes -= 1
+                        self.instance = secrets.token_hex(8)
+                    else:
+                        self.losses -= 1
                     await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed at /secret/path")
                 if self.lets_go:
                     self.lets_go -= 1

@@ -211,7 +211,7 @@ async def test_closing_the_stream_stops_the_run(start: Callable[..., Any]) -> No
 
 async def test_a_second_run_waits_for_the_first(start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """While another run has the device the stream says so again and again; then it runs."""
-    monkeypatch.setattr(module, "WAITING_S", 0.05)
+    monkeypatch.setattr(module, "HEARTBEAT_S", 0.05)
     tuner = await start()
     first = tuner.run(ENDLESS)
     await next_of(first, "progress")
@@ -226,7 +226,7 @@ async def test_a_second_run_waits_for_the_first(start: Callable[..., Any], monke
 
 async def test_a_run_that_waits_can_be_cancelled(start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends at once, and the run before it goes on."""
-    monkeypatch.setattr(module, "WAITING_S", 0.05)
+    monkeypatch.setattr(module, "HEARTBEAT_S", 0.05)
     tuner = await start()
     first = tuner.run(ENDLESS)
     await next_of(first, "progress")
