@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gateway.sample_queue import MOST_STREAMS, STREAMS
+
 
 @dataclass(frozen=True, kw_only=True)
 class GatewayConfig:
@@ -28,7 +30,18 @@ class GatewayConfig:
             "help": "HOST:PORT for health alone; empty for none of its own",
         },
     )
+    sample_streams: int = field(
+        default=STREAMS,
+        metadata={
+            "env": "UNITUNE_SAMPLE_STREAMS",
+            "help": f"edits that are at the sampler at a time, 1 to {MOST_STREAMS}; others wait in the gateway",
+        },
+    )
     heartbeat_s: float = 15.0  # longest silence of a stream
     retry_s: float = 1.0  # wait before the tuner is asked again; doubles up to 16 times as much
     sweep_s: float = 15.0  # between two looks for tunings that expire
     look_s: float = 5.0  # between two questions to tuner and sampler what they are
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.sample_streams <= MOST_STREAMS:
+            raise ValueError(f"UNITUNE_SAMPLE_STREAMS is {self.sample_streams}: it must be 1 to {MOST_STREAMS}")

@@ -28,7 +28,7 @@ class OpenEdit:
     def __init__(self, tenant: str) -> None:
         self.edit = Edit(name=str(Name(tenant, "edits", new_id("e"))), state=Edit.STATE_RUNNING)
         self.relay: Relay[EditEvent] | None = None
-        self.awaits_tuning = False
+        self.waits = False  # for its tuning, or for its turn at the sampler
         self.end_s: float | None = None  # on the monotonic clock
         self.size_bytes = 0
         self._events = 0
@@ -95,9 +95,9 @@ class EditResults:
         return opened.edit
 
     def end_waiting(self, why: UniTuneError) -> None:
-        """End every edit that waits for its tuning, which may outlast any drain; those that sample go on."""
+        """End every edit that waits for its tuning or its turn, which may outlast any drain; others go on."""
         for opened in self._edits.values():
-            if opened.awaits_tuning and opened.relay is not None:
+            if opened.waits and opened.relay is not None:
                 opened.relay.stop(why)
 
     def _forget(self) -> None:

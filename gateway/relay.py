@@ -29,10 +29,9 @@ class Relay(Generic[Event]):
         self._why: UniTuneError | None = None
 
     def stop(self, why: UniTuneError) -> None:
-        """End the story now; its reader gets what was told, then `why`. After its end this changes nothing."""
-        if not self._task.done():
-            self._why = self._why or why
-            self._task.cancel()
+        """End the story now; its reader gets what was told, then `why`. One that was told whole stays so."""
+        self._why = self._why or why  # also in place of an error that the reader has not seen yet
+        self._task.cancel()
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """The events, to be read once. Raises what the story raised, or what it was stopped with."""

@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 INTERNAL_MESSAGE_BYTES = 20 << 20  # a 16 MiB picture and its company
 PUBLIC_REQUEST_BYTES = 4 << 20  # larger pictures come in chunks
 
+# Of one connection. Calls above it wait in the client's transport, unanswered: long calls are bounded below it.
+MAX_STREAMS = 1024
+
 # Probed by Kubernetes. Liveness stays SERVING during a drain: a draining server is healthy.
 LIVENESS, READINESS = "liveness", "readiness"
 
@@ -51,7 +54,7 @@ def server_options(max_receive_bytes: int) -> list[Option]:
         ("grpc.max_connection_age_ms", 600_000),
         ("grpc.max_connection_age_grace_ms", 300_000),
         ("grpc.max_connection_idle_ms", 900_000),
-        ("grpc.max_concurrent_streams", 100),
+        ("grpc.max_concurrent_streams", MAX_STREAMS),
         # With the probe on, the window grows until a reader that stopped costs 6 MB instead of 128 KiB.
         ("grpc.http2.bdp_probe", 0),
         # 1 would let two servers share a port unnoticed.
@@ -72,6 +75,8 @@ CHANNEL_OPTIONS: list[Option] = [
     ("grpc.max_reconnect_backoff_ms", 2_000),
     # A channel of its own: equal channels of one process would share a connection, and its failures.
     ("grpc.use_local_subchannel_pool", 1),
+    # A call whose messages outgrow this buffer is not repeated; the default of 256 KiB is less than a picture.
+    ("grpc.per_rpc_retry_buffer_size", INTERNAL_MESSAGE_BYTES),
     # Services reach one another directly; grpc would ask the proxy of http_proxy even for 127.0.0.1.
     ("grpc.enable_http_proxy", 0),
 ]
