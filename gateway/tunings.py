@@ -202,11 +202,8 @@ class Tunings:
 
         def mutate(tuning: Tuning) -> None:
             if wanted.etag and wanted.etag != tuning.etag:
-                raise Aborted(
-                    f"tuning.etag is {wanted.etag!r}, but the tuning has changed since: read it again",
-                    reason="ETAG_MISMATCH",
-                    metadata={"field": "tuning.etag", "value": wanted.etag, "remedy": "read it again"},
-                )
+                remedy = "the tuning has changed since: read it again"
+                raise Aborted.of_field("tuning.etag", wanted.etag, remedy, reason="ETAG_MISMATCH")
             tuning.ClearField("labels")
             tuning.labels.update(wanted.labels)
             tuning.ClearField("expire_time")

@@ -1,34 +1,35 @@
-"""How a call ends: errors become a status with details, every call leaves one log line, generators are closed."""
+"""How a call begins and ends: bytes that are no request are refused, errors become a status with details, every call
+leaves one log line, generators are closed."""
 
 import contextlib
 import inspect
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
+from grpc.aio import EOF  # type: ignore[attr-defined]  # the stubs lack it
 from grpc_status import rpc_status
 
 from unitune import telemetry
-from unitune.errors import Internal, UniTuneError, to_status
+from unitune.errors import Internal, InvalidArgument, UniTuneError, to_status
 
 logger = logging.getLogger(__name__)
 
 # Asked every few seconds by the gateway, as health is by probes; in the log they would drown everything else.
 _ROUTINE = ("/unitune.v1.TunerService/GetTunerInfo", "/unitune.v1.SamplerService/GetSamplerInfo")
 
-# grpc wraps a handler by four functions of one shape, by whether it streams in and out.
-_MAKE = {
-    (False, False): grpc.unary_unary_rpc_method_handler,
-    (False, True): grpc.unary_stream_rpc_method_handler,
-    (True, False): grpc.stream_unary_rpc_method_handler,
-    (True, True): grpc.stream_stream_rpc_method_handler,
-}
+# Stands for a request that its deserializer refused. Were the exception to leave the deserializer, grpc would answer by
+# itself: UNKNOWN without details, and a traceback in the log.
+_UNREADABLE = object()
 
 
 class Answering(grpc.aio.ServerInterceptor):
-    """Answers a UniTuneError with its status and details, and every other exception with INTERNAL alone."""
+    """Answers a UniTuneError with its status and details, and every other exception with INTERNAL alone.
+
+    A request that cannot be read is InvalidArgument (REQUEST_UNREADABLE), as is a call without any.
+    """
 
     async def intercept_service(
         self,
@@ -40,28 +41,69 @@ class Answering(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         inner = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
-        answer = _stream if handler.response_streaming else _unary
-        return _MAKE[handler.request_streaming, handler.response_streaming](
-            answer(handler_call_details.method, inner),
-            request_deserializer=handler.request_deserializer,
+        answer, make = _unary, grpc.stream_unary_rpc_method_handler
+        if handler.response_streaming:
+            answer, make = _stream, grpc.stream_stream_rpc_method_handler
+        # To grpc every call streams its requests: it lets one wait for ever that should have one and has none.
+        return make(
+            answer(handler_call_details.method, inner, _each if handler.request_streaming else _only),
+            request_deserializer=_lenient(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
 
 
-def _unary(method: str, inner: Any) -> Any:
-    async def call(request: Any, context: Any) -> Any:
-        async with _ended(method, context):
+def _lenient(deserializer: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Gives _UNREADABLE for bytes that the deserializer refuses."""
+
+    def read(data: bytes) -> Any:
+        try:
+            return deserializer(data)
+        except Exception:  # whatever it is, the caller's bytes are the reason
+            return _UNREADABLE
+
+    return read
+
+
+@contextlib.asynccontextmanager
+async def _only(context: Any) -> AsyncIterator[Any]:
+    """The request of a call that has one."""
+    yield _readable(await context.read())
+
+
+@contextlib.asynccontextmanager
+async def _each(context: Any) -> AsyncIterator[AsyncIterator[Any]]:
+    """The requests of a call that streams them."""
+
+    async def requests() -> AsyncGenerator[Any, None]:
+        while (request := await context.read()) is not EOF:
+            yield _readable(request)
+
+    async with contextlib.aclosing(requests()) as stream:
+        yield stream
+
+
+def _readable(request: Any) -> Any:
+    if request is _UNREADABLE or request is EOF:
+        problem = "there is no request" if request is EOF else "the request is no message of this call's type"
+        remedy = "send one, made from the protos of this server's version"
+        raise InvalidArgument(f"{problem}: {remedy}", reason="REQUEST_UNREADABLE")
+    return request
+
+
+def _unary(method: str, inner: Any, take: Any) -> Any:
+    async def call(_: Any, context: Any) -> Any:
+        async with _ended(method, context), take(context) as request:
             return await inner(request, context)
 
     return call
 
 
-def _stream(method: str, inner: Any) -> Any:
+def _stream(method: str, inner: Any, take: Any) -> Any:
     """Writes the events itself rather than yielding them on: a write that fails then closes the generator at once,
     so that clean-up in its `finally` runs when the client goes and not when memory is next collected."""
 
-    async def call(request: Any, context: Any) -> None:
-        async with _ended(method, context):
+    async def call(_: Any, context: Any) -> None:
+        async with _ended(method, context), take(context) as request:
             events = inner(request, context)
             if inspect.isawaitable(events):  # a handler that writes by itself
                 await events

@@ -13,11 +13,12 @@
     └── Internal               our mistake; carries nothing but its reason INTERNAL
 
 Every error carries `reason` (UPPER_SNAKE) and `metadata`, which travel as google.rpc.ErrorInfo of
-the domain "unitune.dev" (AIP-193). Messages never hold paths, traces or prompts.
+the domain "unitune.dev" (AIP-193). Messages never hold paths, traces or prompts. Every text of an error is cut by
+`cut`: what a caller sent may be of any length, and gRPC drops details beyond 8 KB without a word.
 """
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Self, TypedDict, cast
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -27,6 +28,39 @@ from grpc_status import rpc_status
 
 DOMAIN = "unitune.dev"
 MAX_SHOWN_VALUE = 80  # characters of a refused value that an error repeats
+# Limits of texts in UTF-8. A message travels three times, once of them with up to three bytes for each of these.
+MAX_MESSAGE_BYTES = 900
+MAX_PART_BYTES = 400  # of a value or a remedy
+MAX_METADATA_BYTES = 1600  # of all values of the metadata
+
+# Reasons that more than one module gives. `unitune.system_errors` tells which of them an error of the system is.
+STORE_FULL = "STORE_FULL"  # ResourceExhausted: the disk or the quota of the weight store
+STORE_DOWN = "STORE_DOWN"  # Unavailable: the weight store does not answer, or refuses
+STORE_CORRUPT = "STORE_CORRUPT"  # DataLoss: something of the store cannot be what was written
+STATE_FULL = "STATE_FULL"  # ResourceExhausted: the disk of the gateway's state file
+STATE_DOWN = "STATE_DOWN"  # Unavailable: the gateway's state file cannot be read or written now
+STATE_CORRUPT = "STATE_CORRUPT"  # DataLoss: the gateway's state file is damaged
+
+
+def cut(text: str, characters: int = MAX_MESSAGE_BYTES, size_bytes: int = MAX_MESSAGE_BYTES) -> str:
+    """The text in at most so many characters and bytes of UTF-8, with "…" for the end that was cut off.
+
+    What is no character, as half of a surrogate pair in a file's name, is shown by its number.
+    """
+    text = text.encode(errors="backslashreplace").decode()
+    if len(text) > characters:
+        text = f"{text[: characters - 1]}…"
+    data = text.encode()
+    if len(data) > size_bytes:
+        text = f"{data[: size_bytes - len('…'.encode())].decode(errors='ignore')}…"
+    return text
+
+
+def shown(value: object) -> str:
+    """A value that a caller sent, as a message or a metadata value repeats it."""
+    if isinstance(value, str | bytes):
+        value = value[: MAX_SHOWN_VALUE + 1]  # before repr: a value may have megabytes
+    return cut(value if isinstance(value, str) else repr(value), MAX_SHOWN_VALUE, MAX_PART_BYTES)
 
 
 class UniTuneError(Exception):
@@ -43,16 +77,37 @@ class UniTuneError(Exception):
         retry_after_s: float | None = None,
     ) -> None:
         """`retry_after_s` invites the caller to try again after so many seconds; None does not."""
+        message = cut(message)
         super().__init__(message)
         self.message = message
-        self.reason = reason
-        self.metadata = dict(metadata or {})
+        self.reason = cut(reason, MAX_SHOWN_VALUE)
+        metadata = metadata or {}
+        share = min(MAX_PART_BYTES, MAX_METADATA_BYTES // max(1, len(metadata)))
+        self.metadata = {cut(key, MAX_SHOWN_VALUE): cut(value, size_bytes=share) for key, value in metadata.items()}
         self.retry_after_s = retry_after_s
 
     @property
     def field(self) -> str | None:
         """The request field that is wrong, if it is one field."""
         return self.metadata.get("field")
+
+    @classmethod
+    def of_field(cls, field: str, value: object, remedy: str, *, reason: str) -> Self:
+        """An error about one field, with a reason of its own."""
+        return cls(**_refusal(field, value, remedy), reason=reason)
+
+
+class _Refusal(TypedDict):
+    message: str
+    metadata: dict[str, str]
+
+
+def _refusal(field: str, value: object, remedy: str) -> _Refusal:
+    """The words of an error about one field. Of long ones the beginning is told of each, not of the whole."""
+    field, told, remedy = cut(field, MAX_SHOWN_VALUE), shown(value), cut(remedy, size_bytes=MAX_PART_BYTES)
+    quoted = cut(repr(told), size_bytes=MAX_PART_BYTES) if isinstance(value, str) else told
+    metadata = {"field": field, "value": told, "remedy": remedy}
+    return {"message": f"{field} is {quoted}: {remedy}", "metadata": metadata}
 
 
 class InvalidArgument(UniTuneError):
@@ -65,14 +120,7 @@ class InvalidField(InvalidArgument):
     """One field of the request is wrong. `remedy` says what would be right."""
 
     def __init__(self, field: str, value: object, remedy: str) -> None:
-        shown = value if isinstance(value, str) else repr(value)
-        if len(shown) > MAX_SHOWN_VALUE:
-            shown = shown[: MAX_SHOWN_VALUE - 1] + "…"
-        super().__init__(
-            f"{field} is {shown!r}: {remedy}" if isinstance(value, str) else f"{field} is {shown}: {remedy}",
-            reason="INVALID_FIELD",
-            metadata={"field": field, "value": shown, "remedy": remedy},
-        )
+        super().__init__(**_refusal(field, value, remedy), reason="INVALID_FIELD")
 
 
 class NotFound(UniTuneError):

@@ -5,9 +5,21 @@ import pytest
 from google.protobuf.any_pb2 import Any
 from google.rpc import error_details_pb2
 from google.rpc.status_pb2 import Status
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from unitune import errors
-from unitune.errors import DOMAIN, Internal, InvalidField, Unavailable, UniTuneError, from_status, to_status
+from unitune.errors import (
+    DOMAIN,
+    Aborted,
+    Internal,
+    InvalidField,
+    NotFound,
+    Unavailable,
+    UniTuneError,
+    from_status,
+    to_status,
+)
 
 KINDS = UniTuneError.__subclasses__()
 
@@ -81,3 +93,31 @@ def test_foreign_statuses_become_errors_too() -> None:
     status = to_status(Unavailable("x", reason="Y"))
     status.details.append(foreign)
     assert from_status(status).metadata == {} and from_status(status).reason == "Y"
+
+
+@given(st.text(), st.text(), st.text(), st.integers(1, 3000))
+@settings(max_examples=60, derandomize=True, deadline=None)
+def test_no_text_makes_a_status_too_large(field: str, value: str, remedy: str, times: int) -> None:
+    """Texts of any length and alphabet give details below 4 KiB that come back as the same error (r5)."""
+    for error in (
+        InvalidField(field * times or "f", value * times, remedy * times),
+        Aborted.of_field(field * times or "f", value * times, remedy * times, reason="OTHER"),
+        NotFound(value * times, reason="GONE", metadata={f"k{n}": remedy * times for n in range(9)}),
+    ):
+        status = to_status(error)
+        back = from_status(Status.FromString(status.SerializeToString()))
+        assert status.ByteSize() <= 4096 and len(status.message.encode()) <= errors.MAX_MESSAGE_BYTES
+        assert (type(back), back.message, back.metadata) == (type(error), error.message, error.metadata)
+
+
+def test_the_remedy_is_told_however_long_the_value_is() -> None:
+    """Of a long value the end is cut off, never the remedy behind it (r5)."""
+    for value in ("\U000e0001" * 10_000, "ü" * 10_000, "\0" * 10_000, list(range(10_000)), b"\xff" * 10_000):
+        error = InvalidField("page_token", value, "use next_page_token")
+        assert error.message.endswith(": use next_page_token") and error.message.startswith("page_token is ")
+
+
+def test_text_that_is_no_unicode_can_be_told() -> None:
+    """Half a surrogate pair, as Python has for a file name's bytes, is told by its number (r5)."""
+    error = InvalidField("name", "caf\udce9", "give its name in UTF-8")
+    assert from_status(to_status(error)).metadata["value"] == r"caf\udce9"

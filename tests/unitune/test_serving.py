@@ -17,13 +17,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from unitune import serving
-from unitune.errors import InvalidField, Unavailable, from_rpc_error
-from unitune.v1 import edit_pb2, edit_pb2_grpc
+from unitune.errors import Aborted, InvalidField, Unavailable, from_rpc_error
+from unitune.v1 import edit_pb2, edit_pb2_grpc, image_pb2, image_pb2_grpc
 
 ROOT = Path(__file__).parents[2]
 
 
-class Service(edit_pb2_grpc.EditServiceServicer):
+class Service(edit_pb2_grpc.EditServiceServicer, image_pb2_grpc.ImageServiceServicer):
     """Does what the prompt says, and remembers how its last stream ended."""
 
     def __init__(self) -> None:
@@ -48,7 +48,12 @@ class Service(edit_pb2_grpc.EditServiceServicer):
             raise KeyError("/secret/path")
         if request.name == "busy":
             raise Unavailable("busy", reason="BUSY", retry_after_s=1.5)
+        if len(request.name) > 1000:
+            raise Aborted.of_field("name", request.name, "read it again", reason="CHANGED")
         return edit_pb2.Edit(name=request.name)
+
+    async def UploadImage(self, requests: AsyncIterator[image_pb2.UploadImageRequest], context: Any) -> image_pb2.Image:
+        return image_pb2.Image(size_bytes=sum([len(request.chunk) async for request in requests]))
 
     async def CancelEdit(self, request: edit_pb2.CancelEditRequest, context: Any) -> edit_pb2.Edit:
         await context.abort(grpc.StatusCode.OUT_OF_RANGE, "by itself")
@@ -57,6 +62,7 @@ class Service(edit_pb2_grpc.EditServiceServicer):
     def register(self, server: grpc.aio.Server) -> list[str]:
         """Add it to a server."""
         edit_pb2_grpc.add_EditServiceServicer_to_server(self, server)
+        image_pb2_grpc.add_ImageServiceServicer_to_server(self, server)
         return ["unitune.v1.EditService"]
 
 
@@ -111,6 +117,52 @@ async def test_a_mistake_of_ours_says_nothing(client: Client, caplog: pytest.Log
         assert from_rpc_error(raised).reason == "INTERNAL"
     assert "/secret/path" in caplog.text
     assert (await client.stub.GetEdit(edit_pb2.GetEditRequest(name="x"))).name == "x"
+
+
+UNREADABLE = {
+    "wrong wire type": b"\xff\xff\xff",
+    "cut short": b"\n\x7fabc",
+    "a string that is not UTF-8": b"\n\x02\xff\xfe",
+    "random": bytes(range(7, 256)),
+    "too deep": b"\x1b" * 500,
+}
+
+
+@pytest.mark.parametrize("data", UNREADABLE.values(), ids=UNREADABLE.keys())
+async def test_bytes_that_are_no_request_are_refused(
+    client: Client, caplog: pytest.LogCaptureFixture, data: bytes
+) -> None:
+    """INVALID_ARGUMENT with ErrorInfo for every shape of call, one line in the log and no traceback (r1)."""
+    caplog.set_level(logging.INFO)
+    for call in (
+        client.channel.unary_unary("/unitune.v1.EditService/GetEdit")(data),
+        client.channel.unary_stream("/unitune.v1.EditService/Edit")(data),
+        client.channel.stream_unary("/unitune.v1.ImageService/UploadImage")([b"\x12\x01x", data]),
+        client.channel.unary_unary("/grpc.health.v1.Health/Check")(data),
+    ):
+        raised = await caught(call)
+        assert raised.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert from_rpc_error(raised).reason == "REQUEST_UNREADABLE"
+    await client.server.stop()  # until then the server may still write its last line
+    lines = [record for record in caplog.records if record.name != "asyncio"]
+    assert len(lines) == 3 and not any(record.exc_info for record in caplog.records), caplog.text
+
+
+async def test_a_call_without_a_request_is_refused(client: Client) -> None:
+    """A client that ends its side without a request does not wait for ever (r1)."""
+    for call in (
+        client.channel.stream_unary("/unitune.v1.EditService/GetEdit")([], timeout=30),
+        client.channel.stream_stream("/unitune.v1.EditService/Edit")([], timeout=30),
+    ):
+        assert from_rpc_error(await caught(call)).reason == "REQUEST_UNREADABLE"
+
+
+async def test_details_of_the_longest_error_arrive(client: Client) -> None:
+    """gRPC drops details above 8 KB; those of a refused value of 100 KB arrive whole (r5)."""
+    for name in ("x" * 100_000, "\U000e0001" * 25_000, "\0" * 100_000):
+        error = from_rpc_error(await caught(client.stub.GetEdit(edit_pb2.GetEditRequest(name=name))))
+        assert isinstance(error, Aborted) and error.field == "name"
+        assert error.metadata["remedy"] == "read it again" and error.message.endswith("read it again")
 
 
 async def test_a_handler_may_answer_by_itself(client: Client) -> None:
