@@ -16,6 +16,7 @@ from gateway.sample_queue import SampleQueue
 from gateway.service import EditService, ImageService, ServerService, TuningService
 from gateway.state import SqliteState
 from gateway.tunings import Tunings
+from gateway.uploads import Uploads
 from gateway.upstreams import Upstreams, look_around
 from gateway.weight_files import WeightFiles
 from unitune.errors import Unavailable
@@ -50,7 +51,7 @@ class Gateway:
         )
         calls = OpenCalls()
         self._tuning_service = TuningService(tunings, calls, config.heartbeat_s)
-        self._image_service = ImageService(images, calls)
+        self._image_service = ImageService(images, Uploads(), calls)
         self._edit_service = EditService(edits, self._comparisons, self._results, calls)
         self._server_service = ServerService(self._upstreams)
         self._tasks = [

@@ -14,6 +14,7 @@ from gateway.images import Images, receive
 from gateway.open_calls import OpenCalls
 from gateway.relay import Relay
 from gateway.tunings import Tunings
+from gateway.uploads import Uploads
 from gateway.upstreams import Upstreams
 from unitune import __version__
 from unitune.choices import EDIT_METHODS
@@ -85,16 +86,18 @@ class TuningService(tuning_pb2_grpc.TuningServiceServicer):
 class ImageService(image_pb2_grpc.ImageServiceServicer):
     """Uploads, as `image.proto` promises them."""
 
-    def __init__(self, images: Images, calls: OpenCalls) -> None:
+    def __init__(self, images: Images, uploads: Uploads, calls: OpenCalls) -> None:
         self._images = images
+        self._uploads = uploads
         self._calls = calls
 
     async def UploadImage(
         self, request_iterator: AsyncIterator[image_pb2.UploadImageRequest], context: Any
     ) -> image_pb2.Image:
         with self._calls.one(context):
-            tenant, data = await receive(request_iterator)
-            return await self._images.keep(tenant, data)
+            async with self._uploads.one() as upload:
+                tenant, data = await receive(request_iterator, upload)
+                return await self._images.keep(tenant, data)
 
 
 class EditService(edit_pb2_grpc.EditServiceServicer):
