@@ -55,7 +55,13 @@ class Edits:
         plan = await self._planner.plan(request)
         opened = self._results.begin(plan.tenant)
         story = self._story(plan, opened, began, timeout_s)
-        opened.relay = Relay(story, silence_s=self._heartbeat_s, heartbeat=_heartbeat)
+        opened.relay = Relay(
+            story,
+            silence_s=self._heartbeat_s,
+            heartbeat=_heartbeat,
+            size_of=EditEvent.ByteSize,
+            lighten=_without_preview,
+        )
         try:
             async with aclosing(opened.relay.events()) as events:
                 async for event in events:
@@ -194,6 +200,11 @@ def _sample_request(plan: EditPlan, tuning: Tuning | None, opened: OpenEdit) -> 
         seeds=plan.seeds,
         preview_every=plan.preview_every,
     )
+
+
+def _without_preview(event: EditEvent) -> None:
+    if event.HasField("step"):
+        event.step.ClearField("preview")
 
 
 def _heartbeat() -> EditEvent:

@@ -54,7 +54,12 @@ class TuningService(tuning_pb2_grpc.TuningServiceServicer):
     ) -> AsyncGenerator[tuning_pb2.TuningEvent, None]:
         with self._calls.one(context):
             story = self._tunings.watch(request.name, request.after_sequence)
-            watch = Relay(story, silence_s=self._heartbeat_s, heartbeat=_heartbeat)
+            watch = Relay(
+                story,
+                silence_s=self._heartbeat_s,
+                heartbeat=_heartbeat,
+                size_of=tuning_pb2.TuningEvent.ByteSize,
+            )
             self._watches.add(watch)
             try:
                 async with aclosing(watch.events()) as events:

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 INTERNAL_MESSAGE_BYTES = 20 << 20  # a 16 MiB picture and its company
 PUBLIC_REQUEST_BYTES = 4 << 20  # larger pictures come in chunks
 
+HANDSHAKE_S = 20.0  # for a new connection to say that it speaks HTTP/2; one that says nothing is closed
+
 # Of one connection. Calls above it wait in the client's transport, unanswered: long calls are bounded below it.
 MAX_STREAMS = 1024
 
@@ -54,6 +56,7 @@ def server_options(max_receive_bytes: int) -> list[Option]:
         ("grpc.max_connection_age_ms", 600_000),
         ("grpc.max_connection_age_grace_ms", 300_000),
         ("grpc.max_connection_idle_ms", 900_000),
+        ("grpc.server_handshake_timeout_ms", round(1000 * HANDSHAKE_S)),
         ("grpc.max_concurrent_streams", MAX_STREAMS),
         # With the probe on, the window grows until a reader that stopped costs 6 MB instead of 128 KiB.
         ("grpc.http2.bdp_probe", 0),

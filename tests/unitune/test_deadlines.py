@@ -113,3 +113,17 @@ async def test_a_reader_that_never_reads_is_cut(monkeypatch: pytest.MonkeyPatch)
             if events == 30:  # slower than the server, for longer than the deadline
                 break
         assert events == 30
+
+
+@pytest.mark.parametrize("sent", [b"", b"PRI * HTTP/2.0\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"])
+async def test_a_connection_that_does_not_begin_is_closed(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that sends nothing, or half of how HTTP/2 begins, does not keep its socket (R8)."""
+    monkeypatch.setattr(serving, "HANDSHAKE_S", 0.5)
+    running = await serving.start("127.0.0.1:0", lambda server: [])
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(running.address.rpartition(":")[2]))
+    writer.write(sent)
+    async with asyncio.timeout(30):  # grpc's own default is two minutes
+        while await reader.read(1000):
+            pass
+    writer.close()
+    await running.stop()
