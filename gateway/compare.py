@@ -73,7 +73,12 @@ class Comparisons:
         """
         began = time.monotonic()
         turns = await self._turns(request)
-        relay = Relay(self._story(turns, began, timeout_s), silence_s=self._heartbeat_s, heartbeat=_heartbeat)
+        relay = Relay(
+            self._story(turns, began, timeout_s),
+            silence_s=self._heartbeat_s,
+            heartbeat=_heartbeat,
+            size_of=CompareEvent.ByteSize,
+        )
         number = 0
         try:
             async with aclosing(relay.events()) as events:

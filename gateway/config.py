@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gateway.sample_queue import MOST_STREAMS, STREAMS
 from unitune.serving import SILENCE_S
 
 MAX_CONNECTION_AGE_S = 2_000_000  # gRPC counts it in milliseconds, in 31 bits
@@ -40,6 +41,13 @@ class GatewayConfig:
             "streams that run go on, and 0 means never",
         },
     )
+    sample_streams: int = field(
+        default=STREAMS,
+        metadata={
+            "env": "UNITUNE_SAMPLE_STREAMS",
+            "help": f"edits that are at the sampler at a time, 1 to {MOST_STREAMS}; others wait in the gateway",
+        },
+    )
     silence_s: float = SILENCE_S  # of tuner or sampler in a stream, until it is given up
     heartbeat_s: float = 15.0  # longest silence of a stream
     retry_s: float = 1.0  # wait before the tuner is asked again; doubles up to 16 times as much
@@ -52,3 +60,5 @@ class GatewayConfig:
                 f"UNITUNE_CONNECTION_AGE_S is {self.connection_age_s:g}: "
                 f"it must be 1 to {MAX_CONNECTION_AGE_S} seconds, or 0 for never"
             )
+        if not 1 <= self.sample_streams <= MOST_STREAMS:
+            raise ValueError(f"UNITUNE_SAMPLE_STREAMS is {self.sample_streams}: it must be 1 to {MOST_STREAMS}")

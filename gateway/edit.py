@@ -12,12 +12,13 @@ from gateway import validation
 from gateway.edit_plan import EditPlan, Planner
 from gateway.edit_results import CancelledByOwner, EditResults, OpenEdit
 from gateway.relay import Relay
+from gateway.sample_queue import SampleQueue
 from gateway.tunings import Tunings
 from gateway.upstreams import Upstreams, unanswered
 from unitune import telemetry
 from unitune.errors import FailedPrecondition, Internal, UniTuneError, from_status, to_status
 from unitune.v1.edit_pb2 import EditEvent, EditRequest, Timings
-from unitune.v1.sampler_pb2 import SampleRequest
+from unitune.v1.sampler_pb2 import SampleEvent, SampleRequest
 from unitune.v1.tuning_pb2 import Tuning, TuningEvent
 
 logger = logging.getLogger(__name__)
@@ -29,12 +30,20 @@ class Edits:
     """Runs edits."""
 
     def __init__(
-        self, planner: Planner, tunings: Tunings, upstreams: Upstreams, results: EditResults, *, heartbeat_s: float
+        self,
+        planner: Planner,
+        tunings: Tunings,
+        upstreams: Upstreams,
+        results: EditResults,
+        queue: SampleQueue,
+        *,
+        heartbeat_s: float,
     ) -> None:
         self._planner = planner
         self._tunings = tunings
         self._upstreams = upstreams
         self._results = results
+        self._queue = queue
         self._heartbeat_s = heartbeat_s
 
     async def edit(self, request: EditRequest, timeout_s: float | None) -> AsyncGenerator[EditEvent, None]:
@@ -46,7 +55,13 @@ class Edits:
         plan = await self._planner.plan(request)
         opened = self._results.begin(plan.tenant)
         story = self._story(plan, opened, began, timeout_s)
-        opened.relay = Relay(story, silence_s=self._heartbeat_s, heartbeat=_heartbeat)
+        opened.relay = Relay(
+            story,
+            silence_s=self._heartbeat_s,
+            heartbeat=_heartbeat,
+            size_of=EditEvent.ByteSize,
+            lighten=_without_preview,
+        )
         try:
             async with aclosing(opened.relay.events()) as events:
                 async for event in events:
@@ -71,19 +86,18 @@ class Edits:
 
         tuning, tune_s = plan.tuning, 0.0
         if tuning is not None and tuning.state != Tuning.STATE_READY:
-            opened.awaits_tuning = True
+            opened.waits = True
             async with aclosing(self._tunings.watch(tuning.name, 0)) as events:
                 async for event in events:
                     yield EditEvent(tuning=event)
-            opened.awaits_tuning = False
+            opened.waits = False
             tuning = _ready(event)
             tune_s = time.monotonic() - began
 
         images: list[EditEvent.EditedImage] = []
         timings: Timings | None = None
         pace = Pace()
-        left_s = None if timeout_s is None else began + timeout_s - time.monotonic()
-        async with aclosing(self._upstreams.sample(_sample_request(plan, tuning, opened), left_s)) as samples:
+        async with aclosing(self._samples(plan, tuning, opened, began, timeout_s)) as samples:
             async for sample in samples:
                 match sample.WhichOneof("event"):
                     case "loading":
@@ -109,6 +123,22 @@ class Edits:
         opened.edit.tuning = tuning.name if tuning is not None else ""
         opened.done(images, timings)
         yield EditEvent(done=EditEvent.Done(timings=timings, tuning=opened.edit.tuning))
+
+    async def _samples(
+        self, plan: EditPlan, tuning: Tuning | None, opened: OpenEdit, began: float, timeout_s: float | None
+    ) -> AsyncGenerator[SampleEvent, None]:
+        """What the sampler says of the edit, once it is its turn. Raises NotFound for a tuning that is gone by then."""
+        opened.waits = True
+        async with self._queue.turn(plan.tenant) as waited_s:
+            opened.waits = False
+            if tuning is not None:
+                await self._tunings.with_weights(tuning.name)
+            left_s = None if timeout_s is None else began + timeout_s - time.monotonic()
+            async with aclosing(self._upstreams.sample(_sample_request(plan, tuning, opened), left_s)) as samples:
+                async for sample in samples:
+                    if sample.HasField("done"):
+                        sample.done.queue_s += waited_s
+                    yield sample
 
 
 class Pace:
@@ -170,6 +200,11 @@ def _sample_request(plan: EditPlan, tuning: Tuning | None, opened: OpenEdit) -> 
         seeds=plan.seeds,
         preview_every=plan.preview_every,
     )
+
+
+def _without_preview(event: EditEvent) -> None:
+    if event.HasField("step"):
+        event.step.ClearField("preview")
 
 
 def _heartbeat() -> EditEvent:

@@ -16,11 +16,11 @@ from gateway.sampling_options import (
     check_options,
     check_super_resolution,
 )
-from gateway.tunings import Tunings, not_found
+from gateway.tunings import Tunings, expired, not_found
 from gateway.upstreams import Upstreams, refuse_mismatch
 from unitune.choices import BOUND_TO_NULL_TEXT, NULL_TEXT, PROMPT_TO_PROMPT, TUNING_METHODS, tuned_by
 from unitune.diffusion.schedule import num_late_steps
-from unitune.errors import FailedPrecondition, InvalidArgument, InvalidField, NotFound
+from unitune.errors import FailedPrecondition, InvalidArgument, InvalidField
 from unitune.images import ImageInfo
 from unitune.prompts import unknown_words, without
 from unitune.v1.edit_pb2 import EditRequest, SamplingConfig
@@ -128,11 +128,7 @@ class Planner:
         if uses_weights:
             check_words(request, tuning.config)
         if uses_weights and tuning.state == Tuning.STATE_EXPIRED:
-            raise NotFound(
-                f"the weights of {tuning.name} are discarded; make a new tuning",
-                reason="TUNING_EXPIRED",
-                metadata={"name": tuning.name},
-            )
+            raise expired(tuning.name)
         if uses_weights and tuning.state != Tuning.STATE_READY:
             state = Tuning.State.Name(tuning.state)
             raise FailedPrecondition(

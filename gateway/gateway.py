@@ -12,9 +12,12 @@ from gateway.edit_plan import Planner
 from gateway.edit_results import EditResults
 from gateway.images import Images
 from gateway.known_services import KnownServices
+from gateway.open_calls import OpenCalls
+from gateway.sample_queue import SampleQueue
 from gateway.service import EditService, ImageService, ServerService, TuningService
 from gateway.state import SqliteState
 from gateway.tunings import Tunings
+from gateway.uploads import Uploads
 from gateway.upstreams import Upstreams
 from gateway.weight_files import WeightFiles
 from unitune.errors import Unavailable
@@ -45,13 +48,15 @@ class Gateway:
         tunings = Tunings(state, images, files, self._upstreams, self._dispatcher)
         self._results = EditResults()
         planner = Planner(tunings, images, self._upstreams)
-        edits = Edits(planner, tunings, self._upstreams, self._results, heartbeat_s=config.heartbeat_s)
+        queue = SampleQueue(config.sample_streams)
+        edits = Edits(planner, tunings, self._upstreams, self._results, queue, heartbeat_s=config.heartbeat_s)
         self._comparisons = Comparisons(
             planner, edits, tunings, images, self._upstreams, heartbeat_s=config.heartbeat_s
         )
-        self._tuning_service = TuningService(tunings, config.heartbeat_s)
-        self._image_service = ImageService(images)
-        self._edit_service = EditService(edits, self._comparisons, self._results)
+        calls = OpenCalls()
+        self._tuning_service = TuningService(tunings, calls, config.heartbeat_s)
+        self._image_service = ImageService(images, Uploads(), calls)
+        self._edit_service = EditService(edits, self._comparisons, self._results, calls)
         self._server_service = ServerService(self._upstreams)
         self._tasks = [
             asyncio.create_task(self._dispatcher.run()),

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from gateway.names import DEFAULT_TENANT, Name, parse_parent
+from gateway.uploads import Upload
 from unitune import images
 from unitune.errors import DataLoss, InvalidArgument, InvalidField, NotFound
 from unitune.v1.image_pb2 import Image, UploadImageRequest
@@ -98,13 +99,14 @@ class Images:
         self._store.put(f"{_path(name)}/image.json", about)
 
 
-async def receive(requests: AsyncIterator[UploadImageRequest]) -> tuple[str, bytes]:
+async def receive(requests: AsyncIterator[UploadImageRequest], upload: Upload) -> tuple[str, bytes]:
     """An upload's tenant and bytes, held in memory and nowhere else.
 
-    Raises InvalidField for a message out of place, InvalidArgument for UPLOAD_TOO_LARGE and DIGEST_MISMATCH.
+    Raises InvalidField for a message out of place, InvalidArgument for UPLOAD_TOO_LARGE and DIGEST_MISMATCH, and
+    ResourceExhausted as `Upload.add` does.
     """
     tenant, header = DEFAULT_TENANT, None
-    data, digest = bytearray(), hashlib.sha256()
+    digest = hashlib.sha256()
     async for request in requests:
         if request.WhichOneof("part") == "header":
             if header is not None:
@@ -117,14 +119,14 @@ async def receive(requests: AsyncIterator[UploadImageRequest]) -> tuple[str, byt
             raise InvalidField("header", "missing", "the first message of an upload is its header")
         if not 1 <= len(request.chunk) <= images.MAX_CHUNK_BYTES:
             raise InvalidField("chunk", f"{len(request.chunk)} bytes", f"send 1 to {images.MAX_CHUNK_BYTES} bytes each")
-        if len(data) + len(request.chunk) > images.MAX_BYTES:
+        if upload.size_bytes + len(request.chunk) > images.MAX_BYTES:
             raise _too_large(f"more than {images.MAX_BYTES} bytes")
-        data += request.chunk
+        upload.add(request.chunk)
         digest.update(request.chunk)
     if header is None:
         raise InvalidField("header", "missing", "the first message of an upload is its header")
-    if header.size_bytes and header.size_bytes != len(data):
-        raise InvalidField("header.size_bytes", header.size_bytes, f"but {len(data)} bytes came")
+    if header.size_bytes and header.size_bytes != upload.size_bytes:
+        raise InvalidField("header.size_bytes", header.size_bytes, f"but {upload.size_bytes} bytes came")
     if header.sha256 and header.sha256.lower() != digest.hexdigest():
         remedy = "the bytes that came have another digest; send the file again"
         raise InvalidArgument(
@@ -132,7 +134,7 @@ async def receive(requests: AsyncIterator[UploadImageRequest]) -> tuple[str, byt
             reason="DIGEST_MISMATCH",
             metadata={"field": "header.sha256", "value": header.sha256, "remedy": remedy},
         )
-    return tenant, bytes(data)
+    return tenant, upload.whole()
 
 
 def _check_header(header: UploadImageRequest.Header) -> None:

@@ -138,6 +138,13 @@ class Tunings:
         parse(name, "tunings")
         return _present(await self._state.get(name), name)
 
+    async def with_weights(self, name: str) -> Tuning:
+        """A tuning whose weights may be used. Raises NotFound (TUNING_NOT_FOUND, TUNING_EXPIRED)."""
+        tuning = await self.get(name)
+        if tuning.state != Tuning.STATE_READY:
+            raise expired(name)
+        return tuning
+
     async def page(self, request: ListTuningsRequest) -> ListTuningsResponse:
         """One page of a tenant's tunings. Raises InvalidField."""
         tenant = parse_parent(request.parent) or DEFAULT_TENANT
@@ -273,6 +280,13 @@ def tuning_key(image_sha256: str, base_model: str, config: TuningConfig, further
 def not_found(name: str) -> NotFound:
     """The answer for a tuning that is not there, or is somebody else's."""
     return NotFound(f"there is no tuning {name}", reason="TUNING_NOT_FOUND", metadata={"name": name})
+
+
+def expired(name: str) -> NotFound:
+    """The answer for a tuning whose weights are discarded."""
+    return NotFound(
+        f"the weights of {name} are discarded; make a new tuning", reason="TUNING_EXPIRED", metadata={"name": name}
+    )
 
 
 def _present(tuning: Tuning | None, name: str) -> Tuning:

@@ -1,8 +1,9 @@
 """The tuner and the sampler as the gateway calls them: channels, deadlines, retries, errors.
 
-Only calls that change nothing are retried. An error that a service sent with details goes on as it
-is; a service that did not answer is Unavailable (BACKEND_DOWN), and what gRPC said of it is for the log alone.
-So is one that stands still: its connection may live on for minutes, but no heartbeat comes in its streams.
+Only calls that change nothing are repeated, a stream of samples only before its first event. An error that a service
+sent with details goes on as it is; a service that did not answer is Unavailable (BACKEND_DOWN), and what gRPC said of
+it is for the log alone. So is one that stands still: its connection may live on for minutes, but no heartbeat comes
+in its streams.
 """
 
 import asyncio
@@ -50,7 +51,8 @@ _RETRY = {
 }
 _IDEMPOTENT = {
     "unitune.v1.TunerService": ("GetTunerInfo", "CheckTuning"),
-    "unitune.v1.SamplerService": ("GetSamplerInfo", "Evict"),
+    # A stream is repeated only before its first event: one that was refused, or ended with its connection.
+    "unitune.v1.SamplerService": ("GetSamplerInfo", "Evict", "Sample"),
 }
 _SERVICE_CONFIG = json.dumps(
     {
@@ -68,9 +70,12 @@ class Upstreams:
     def __init__(self, tuner: str, sampler: str, *, silence_s: float = serving.SILENCE_S) -> None:
         """`silence_s` is the longest time without an event in a stream."""
         self._silence_s = silence_s
-        self._channels = [serving.channel(address, service_config=_SERVICE_CONFIG) for address in (tuner, sampler)]
+        # Streams have a connection of their own: whatever becomes of them, a question to the sampler is answered.
+        addresses = (tuner, sampler, sampler)
+        self._channels = [serving.channel(address, service_config=_SERVICE_CONFIG) for address in addresses]
         self._tuner: Any = TunerServiceStub(self._channels[0])
         self._sampler: Any = SamplerServiceStub(self._channels[1])
+        self._sampling: Any = SamplerServiceStub(self._channels[2])
         self.known_tuner: TunerInfo | None = None  # as it last answered
         self.known_sampler: SamplerInfo | None = None
         self._silent: set[str] = set()  # those that did not answer when last asked
@@ -110,7 +115,7 @@ class Upstreams:
 
     def sample(self, request: SampleRequest, timeout_s: float | None) -> AsyncGenerator[SampleEvent, None]:
         """Sample; closing the iterator cancels it before its next step."""
-        return self._stream("sampler", self._sampler.Sample(request, timeout=timeout_s))
+        return self._stream("sampler", self._sampling.Sample(request, timeout=timeout_s))
 
     async def _call(self, upstream: str, method: Any, request: Any, timeout_s: float = CALL_S) -> Any:
         try:

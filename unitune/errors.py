@@ -7,6 +7,7 @@
     ├── FailedPrecondition     not in this state                           FAILED_PRECONDITION
     ├── Aborted                somebody else changed it; read again        ABORTED
     ├── ResourceExhausted      too much at once; retry later if told so    RESOURCE_EXHAUSTED
+    ├── DeadlineExceeded       the caller was too slow; may be tried again DEADLINE_EXCEEDED
     ├── Unavailable            not now; retry                              UNAVAILABLE
     ├── DataLoss               stored weights are not what they should be  DATA_LOSS
     ├── Cancelled              stopped on request                          CANCELLED
@@ -148,6 +149,12 @@ class ResourceExhausted(UniTuneError):
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+class DeadlineExceeded(UniTuneError):
+    """The caller took too long to send or to read; the call may be tried again."""
+
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+
+
 class Unavailable(UniTuneError):
     """A service does not answer now; the call may be retried."""
 
@@ -180,6 +187,7 @@ _BY_CODE: dict[int, type[UniTuneError]] = {
         FailedPrecondition,
         Aborted,
         ResourceExhausted,
+        DeadlineExceeded,
         Unavailable,
         DataLoss,
         Cancelled,

@@ -30,6 +30,10 @@ PUBLIC_REQUEST_BYTES = 4 << 20  # larger pictures come in chunks
 HEARTBEAT_S = 5.0
 # Silence after which such a stream is given up: three heartbeats that did not come.
 SILENCE_S = 3 * HEARTBEAT_S
+HANDSHAKE_S = 20.0  # for a new connection to say that it speaks HTTP/2; one that says nothing is closed
+
+# Of one connection. Calls above it wait in the client's transport, unanswered: long calls are bounded below it.
+MAX_STREAMS = 1024
 
 # Probed by Kubernetes. Liveness stays SERVING during a drain: a draining server is healthy.
 LIVENESS, READINESS = "liveness", "readiness"
@@ -63,7 +67,8 @@ def server_options(max_receive_bytes: int, connection_age_s: float = 0.0) -> lis
         ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
         ("grpc.http2.max_ping_strikes", 2),
         ("grpc.max_connection_idle_ms", 900_000),
-        ("grpc.max_concurrent_streams", 100),
+        ("grpc.server_handshake_timeout_ms", round(1000 * HANDSHAKE_S)),
+        ("grpc.max_concurrent_streams", MAX_STREAMS),
         # With the probe on, the window grows until a reader that stopped costs 6 MB instead of 128 KiB.
         ("grpc.http2.bdp_probe", 0),
         # 1 would let two servers share a port unnoticed.
@@ -93,6 +98,8 @@ CHANNEL_OPTIONS: list[Option] = [
     ("grpc.min_reconnect_backoff_ms", 2_000),
     # A channel of its own: equal channels of one process would share a connection, and its failures.
     ("grpc.use_local_subchannel_pool", 1),
+    # A call whose messages outgrow this buffer is not repeated; the default of 256 KiB is less than a picture.
+    ("grpc.per_rpc_retry_buffer_size", INTERNAL_MESSAGE_BYTES),
     # Services reach one another directly; grpc would ask the proxy of http_proxy even for 127.0.0.1.
     ("grpc.enable_http_proxy", 0),
 ]

@@ -38,6 +38,7 @@ NAMES = frozenset(
         "UNITUNE_HEALTH_ADDRESS",
         "UNITUNE_HOME",  # of the client's local services
         "UNITUNE_REFIT_MODE",
+        "UNITUNE_SAMPLE_STREAMS",
         "UNITUNE_SAMPLER",
         "UNITUNE_SAMPLER_ADDRESS",
         "UNITUNE_SAMPLER_BACKEND",

@@ -11,7 +11,7 @@ from typing import Any, Self, Unpack
 
 import grpc
 
-from unitune.errors import Cancelled, Unavailable, UniTuneError
+from unitune.errors import Cancelled, ResourceExhausted, Unavailable, UniTuneError
 from unitune.v1 import (
     edit_pb2,
     edit_pb2_grpc,
@@ -100,7 +100,9 @@ class AsyncClient:
                 stub = image_pb2_grpc.ImageServiceStub(self._connection())
                 with typed_errors(self._address):
                     return messages.image(await stub.UploadImage(self._upload(data), timeout=UPLOAD_TIMEOUT_S))
-            except Unavailable as error:
+            except (Unavailable, ResourceExhausted) as error:
+                if isinstance(error, ResourceExhausted) and error.retry_after_s is None:
+                    raise
                 await backoff.wait_after(error)
 
     async def create_tuning(

@@ -280,6 +280,8 @@ async def test_cancel_edit_from_another_connection(world: World) -> None:
     doomed, other = world.edits.Edit(request), world.edits.Edit(request)
     name = (await doomed.read()).accepted.edit
     await other.read()
+    while not (await doomed.read()).HasField("step"):
+        pass
     answer = await world.edits.CancelEdit(CancelEditRequest(name=name))
     assert answer.state == Edit.STATE_CANCELLED
     events = await rest(doomed)

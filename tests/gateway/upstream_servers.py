@@ -178,6 +178,10 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
         self.stopped = asyncio.Event()  # a run ended before its last event
         self.failure: Exception | None = None
         self.warning = ""
+        self.go_on = asyncio.Event()  # cleared: every run waits before its first event
+        self.go_on.set()
+        self.refusals = 0  # so many runs are still to be ended as a transport does, before their first event
+        self.breaks = False  # ends every run so after its first event
 
     async def GetSamplerInfo(self, request: Any, context: Any) -> sampler_pb2.SamplerInfo:
         return sampler_pb2.SamplerInfo(
@@ -213,6 +217,10 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
         self.requests.append(request)
         is_done = False
         try:
+            await self.go_on.wait()
+            if self.refusals:
+                self.refusals -= 1
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "Stream refused")
             if request.HasField("weights"):
                 try:
                     self.store.get_weights(request.weights.path, request.weights.digest)
@@ -220,6 +228,8 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
                     yield sampler_pb2.SampleEvent(failed=to_status(error))
                     return
             yield sampler_pb2.SampleEvent(loading=EditEvent.Loading(warm=False, refit_s=0.25, probe_ratio=0.01))
+            if self.breaks:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
             total = int(request.config.num_inference_steps * request.config.strength)
             for index in range(total):
                 await asyncio.sleep(self.step_s)

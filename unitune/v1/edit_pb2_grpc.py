@@ -77,7 +77,16 @@ class EditServiceServicer:
         own, TUNING_CANCELLED if it was cancelled meanwhile, DATA_LOSS (WEIGHTS_CORRUPT, WEIGHTS_MISSING), UNAVAILABLE
         (BACKEND_DOWN), RESOURCE_EXHAUSTED (MESSAGE_TOO_LARGE) for a picture above 16 MiB.
 
-        Closing the stream cancels the edit before its next step. A tuning that it began goes on.
+        A server lets a number of edits run at a time. Others wait for their turn: callers in turn, each one's oldest first.
+        Meanwhile only heartbeats come, after `accepted` and the tuning's events; `done` tells in queue_s how long it was.
+
+        A stream that is not read for 60 seconds although there is more to read is cut: it ends with DEADLINE_EXCEEDED
+        (READER_TOO_SLOW), and the edit is cancelled. A reader that is slow, but reads, may go without previews. A connection
+        may have 256 streams and uploads open; a further one is RESOURCE_EXHAUSTED (TOO_MANY_CALLS), which says when to try
+        again, and other calls are answered still.
+
+        Closing the stream cancels the edit before its next step, or takes it out of the queue. A tuning that it began goes
+        on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -105,8 +114,9 @@ class EditServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetEdit(self, request, context):
-        """GetEdit answers with an edit and, once it is done, its pictures; kept for 10 minutes after the end, or less
-        when there are very many. Fails with NOT_FOUND (EDIT_NOT_FOUND), and with RESOURCE_EXHAUSTED (MESSAGE_TOO_LARGE)
+        """GetEdit answers with an edit and, once it is done, its pictures; kept for 10 minutes after the end. The oldest are
+        forgotten sooner when more than 1000 edits, or 128 MiB of their pictures, would be kept of all callers together.
+        Fails with NOT_FOUND (EDIT_NOT_FOUND), and with RESOURCE_EXHAUSTED (MESSAGE_TOO_LARGE)
         when the pictures together exceed 16 MiB.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -114,7 +124,7 @@ class EditServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelEdit(self, request, context):
-        """CancelEdit stops an edit before its next step, from any connection. After the end it changes nothing.
+        """CancelEdit stops an edit while it waits or before its next step, from any connection. After the end it changes nothing.
         Fails with NOT_FOUND (EDIT_NOT_FOUND).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

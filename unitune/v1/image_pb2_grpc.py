@@ -57,7 +57,9 @@ class ImageServiceServicer:
         DIGEST_MISMATCH when they do not have the announced digest,
         UPLOAD_TOO_LARGE above 16 MiB, IMAGE_UNDECODABLE when they are not a PNG, JPEG or WebP picture or are
         cut short, IMAGE_TOO_LARGE above 64 megapixels (known from the file's header, before it is decoded).
-        Nothing is kept of a failed upload.
+        An upload must not pause for 30 seconds (DEADLINE_EXCEEDED, REQUEST_TOO_SLOW), nor last more than 5 minutes
+        (UPLOAD_TOO_SLOW). When too many are under way, by number or by bytes, it fails with RESOURCE_EXHAUSTED
+        (TOO_MANY_UPLOADS) and says when to send it again. Nothing is kept of a failed upload.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
