@@ -31,6 +31,7 @@ class OpenEdit:
         self.awaits_tuning = False
         self.end_s: float | None = None  # on the monotonic clock
         self.size_bytes = 0
+        self.too_large_bytes = 0  # of its pictures, when no answer could hold them and they are not kept
         self._events = 0
 
     def numbered(self, event: EditEvent) -> EditEvent:

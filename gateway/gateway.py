@@ -36,7 +36,8 @@ class Gateway:
     def __init__(self, config: GatewayConfig, state: SqliteState, store: WeightStore) -> None:
         self._state = state
         self._upstreams = Upstreams(config.tuner, config.sampler)
-        images, files = Images(store), WeightFiles(store)
+        self._images, files = Images(store), WeightFiles(store)
+        images = self._images
         self._dispatcher = Dispatcher(state, images, files, self._upstreams, retry_s=config.retry_s)
         tunings = Tunings(state, images, files, self._upstreams, self._dispatcher)
         self._results = EditResults()
@@ -84,4 +85,5 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._upstreams.close()
+        await self._images.close()
         await self._state.close()

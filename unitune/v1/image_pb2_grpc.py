@@ -55,8 +55,10 @@ class ImageServiceServicer:
 
         Fails with INVALID_ARGUMENT: INVALID_FIELD for a message out of place or bytes that are not as many as announced,
         DIGEST_MISMATCH when they do not have the announced digest,
-        UPLOAD_TOO_LARGE above 16 MiB, IMAGE_UNDECODABLE when they are not a PNG, JPEG or WebP picture or are
-        cut short, IMAGE_TOO_LARGE above 64 megapixels (known from the file's header, before it is decoded).
+        UPLOAD_TOO_LARGE above 16 MiB, IMAGE_UNDECODABLE when they are not a PNG, JPEG or WebP picture or are damaged or
+        cut short, IMAGE_TOO_LARGE above 64 megapixels (24 of a WebP), above 16384 pixels a side (both known from the file's
+        header, before it is decoded), and for a picture that needs more memory or time to be decoded than one may. A JPEG
+        with several pictures in it, as many cameras write, is its first one.
         Nothing is kept of a failed upload.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
