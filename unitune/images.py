@@ -114,12 +114,16 @@ def _resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:
     height, width = size
     if pixels.shape[:2] == (height, width):
         return pixels
-    # As Pillow by itself does it, first all rows and then all columns; in strips no copy of the large picture is made.
-    narrow = Image.new("RGB", (width, pixels.shape[0]))
+    # As Pillow by itself does it, first along the rows and then along the columns, each of which is one by itself: in
+    # strips there is no copy of a large picture.
+    wide = Image.new("RGB", (width, pixels.shape[0]))
     for rows in strips_of(pixels):
         strip = Image.fromarray(pixels[rows])
-        narrow.paste(strip.resize((width, strip.height), Image.Resampling.LANCZOS), (0, rows.start))
+        wide.paste(strip.resize((width, strip.height), Image.Resampling.LANCZOS), (0, rows.start))
     resized = np.empty((height, width, 3), np.uint8)
-    for top, bottom, strip in picture_file.strips(narrow.resize((width, height), Image.Resampling.LANCZOS)):
-        resized[top:bottom] = np.asarray(strip)
+    columns = max(1, picture_file.STRIP_PIXELS // height)
+    for left in range(0, width, columns):
+        right = min(left + columns, width)
+        part = wide.crop((left, 0, right, wide.height)).resize((right - left, height), Image.Resampling.LANCZOS)
+        resized[:, left:right] = np.asarray(part)
     return resized

@@ -197,8 +197,8 @@ def flattened(image: Image.Image, mode: str = "RGB", background: str = "white") 
 
 
 def strips(image: Image.Image) -> Iterator[tuple[int, int, Image.Image]]:
-    """The picture in parts, from its top, each after its first row and the one behind its last: a large picture is never
-    copied whole."""
+    """The picture in parts from its top, each after its first row and the one behind its last, so that no copy is made
+    of a large picture."""
     rows = max(1, STRIP_PIXELS // image.width)
     for top in range(0, image.height, rows):
         bottom = min(top + rows, image.height)

@@ -97,7 +97,7 @@ class AsyncClient:
             return messages.server_info(await stub.GetServerInfo(server_pb2.GetServerInfoRequest()))
 
     async def upload_image(self, image: Picture) -> events.Image:
-        """Upload a picture: its bytes or the path of a PNG, JPEG or WebP file, at most 16 MiB and 64 megapixels, or 24 as
+        """Upload a picture: its bytes or the path of a PNG, JPEG or WebP file, at most 16 MiB and 64 megapixels, 24 as
         WebP.
 
         Images are named by their digest, so uploading one again changes nothing.
