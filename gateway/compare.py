@@ -23,6 +23,7 @@ from gateway.upstreams import Upstreams
 from unitune import telemetry
 from unitune.choices import EDIT_METHODS, PROMPT_TO_PROMPT
 from unitune.errors import Internal, InvalidField, NotFound, UniTuneError, from_status, to_status
+from unitune.image_pieces import PIECE_BYTES, Assembly, cut
 from unitune.prompts import mentions, with_words_before, with_words_instead, without
 from unitune.v1.edit_pb2 import CompareEvent, CompareRequest, EditRequest
 from unitune.v1.tuning_pb2 import TuningConfig
@@ -109,12 +110,15 @@ class Comparisons:
     async def _take(self, turn: Turn, left_s: float | None) -> AsyncGenerator[CompareEvent, None]:
         """The events of one method's edit, and its result."""
         result = CompareEvent.Result(prompt=turn.request.prompt)
+        assembly = Assembly()
         try:
             async with aclosing(self._edits.edit(turn.request, left_s)) as events:
                 async for event in events:
                     match event.WhichOneof("event"):
                         case "image":
-                            result.images.append(event.image)
+                            assembly.begin([event.image])
+                        case "image_part":
+                            assembly.add(event.image_part)
                         case "done":
                             result.timings.CopyFrom(event.done.timings)
                             result.tuning = event.done.tuning
@@ -126,11 +130,13 @@ class Comparisons:
                             pass  # the comparison has its own
                         case _:
                             yield CompareEvent(edit=event)
+                    if assembly.is_whole:
+                        result.images.extend(assembly.take())
             await self._measure(result)
-            validation.check_answer(result, "the pictures of one method are too large together; ask for fewer seeds")
         except UniTuneError as error:
             result = CompareEvent.Result(prompt=turn.request.prompt, error=to_status(error))
-        yield CompareEvent(result=result)
+        for message in _in_messages(result):
+            yield message
 
     async def _measure(self, result: CompareEvent.Result) -> None:
         """Put in what an edit does not tell: what its tuning took, whenever it ran, and what it left."""
@@ -277,6 +283,21 @@ def _in_entry(request: CompareRequest, index: int) -> Iterator[None]:
         elif field.startswith(("config.", "tuning_config")):
             field = f"methods[{index}].{field}"
         raise InvalidField(field, error.metadata["value"], error.metadata["remedy"]) from None
+
+
+def _in_messages(result: CompareEvent.Result) -> Iterator[CompareEvent]:
+    """A result, and what of its pictures does not fit into one message with it."""
+    if result.ByteSize() <= validation.ANSWER_BYTES:
+        yield CompareEvent(result=result)
+        return
+    first_bytes = min(PIECE_BYTES, validation.ANSWER_BYTES // (4 * len(result.images)))
+    images = [cut(image, first_bytes) for image in result.images]
+    del result.images[:]
+    result.images.extend(first for first, _ in images)
+    yield CompareEvent(result=result)
+    for _, parts in images:
+        for part in parts:
+            yield CompareEvent(image_part=part)
 
 
 def _numbered(event: CompareEvent, number: int) -> CompareEvent:

@@ -8,9 +8,9 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from gateway import validation
 from gateway.edit_plan import EditPlan, Planner
 from gateway.edit_results import CancelledByOwner, EditResults, OpenEdit
+from gateway.kept_images import KeptImages
 from gateway.relay import Relay
 from gateway.sample_queue import SampleQueue
 from gateway.tunings import Tunings
@@ -94,7 +94,7 @@ class Edits:
             tuning = _ready(event)
             tune_s = time.monotonic() - began
 
-        images: list[EditEvent.EditedImage] = []
+        kept = KeptImages()
         timings: Timings | None = None
         pace = Pace()
         async with aclosing(self._samples(plan, tuning, opened, began, timeout_s)) as samples:
@@ -108,9 +108,11 @@ class Edits:
                     case "warning":
                         yield EditEvent(warning=sample.warning)
                     case "image":
-                        validation.check_answer(sample, "the edited picture is too large for one message")
-                        images.append(sample.image)
                         yield EditEvent(image=sample.image)
+                        kept.begin(sample.image)
+                    case "image_part":
+                        yield EditEvent(image_part=sample.image_part)
+                        kept.add(sample.image_part)
                     case "done":
                         timings = sample.done
                     case "failed":
@@ -121,7 +123,8 @@ class Edits:
         timings.tune_s = tune_s
         timings.total_s = time.monotonic() - began
         opened.edit.tuning = tuning.name if tuning is not None else ""
-        opened.done(images, timings)
+        opened.too_large_bytes = kept.too_large_bytes
+        opened.done(kept.images, timings)
         yield EditEvent(done=EditEvent.Done(timings=timings, tuning=opened.edit.tuning))
 
     async def _samples(

@@ -37,6 +37,7 @@ class OpenEdit:
         self.end_s: float | None = None  # on the monotonic clock
         self.size_bytes = 0
         self.counted_bytes = 0  # by EditResults
+        self.too_large_bytes = 0  # of its pictures, when no answer could hold them and they are not kept
         self._events = 0
         self._on_end = on_end
 

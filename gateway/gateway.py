@@ -41,7 +41,8 @@ class Gateway:
         self._state = state
         self._upstreams = Upstreams(config.tuner, config.sampler, silence_s=config.silence_s)
         self._services = KnownServices(self._upstreams, state)
-        images, files = Images(store), WeightFiles(store)
+        self._images, files = Images(store), WeightFiles(store)
+        images = self._images
         self._dispatcher = Dispatcher(
             state, images, files, self._upstreams, retry_s=config.retry_s, sweep_s=config.sweep_s
         )
@@ -95,4 +96,5 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._upstreams.close()
+        await self._images.close()
         await self._state.close()

@@ -4,7 +4,6 @@ Two objects lie under `images/{tenant}/{sha256}` of the store: `file`, the pictu
 `image.json`, what is known of it, written last, so that a picture without it does not exist.
 """
 
-import asyncio
 import hashlib
 import json
 import re
@@ -18,10 +17,10 @@ from gateway.names import DEFAULT_TENANT, Name, parse_parent
 from gateway.uploads import Upload
 from unitune import images
 from unitune.errors import DataLoss, InvalidArgument, InvalidField, NotFound
+from unitune.picture_check import PictureChecks
+from unitune.picture_file import MAX_BYTES, PictureInfo, refusal
 from unitune.v1.image_pb2 import Image, UploadImageRequest
 from unitune.weight_store import WeightStore
-
-CONCURRENT_CHECKS = 2  # a picture of 64 megapixels takes 200 MB while it is decoded
 
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
@@ -31,21 +30,25 @@ class Images:
 
     def __init__(self, store: WeightStore) -> None:
         self._store = store
-        self._checks = asyncio.Semaphore(CONCURRENT_CHECKS)
+        self._checks = PictureChecks()
 
-    async def check(self, data: bytes) -> images.ImageInfo:
-        """What a picture's file holds. Raises InvalidArgument as `unitune.images.inspect` does."""
-        async with self._checks:
-            return await asyncio.to_thread(images.inspect, data)
+    async def close(self) -> None:
+        """End what checks pictures."""
+        await self._checks.close()
 
-    async def check_mask(self, data: bytes, picture: Image | images.ImageInfo, *, keeps: bool) -> None:
-        """Raise InvalidArgument naming `mask`, as `unitune.images.decode_mask` does, or if nothing would be edited.
+    async def check(self, data: bytes) -> PictureInfo:
+        """What a picture's file holds. Raises as `PictureChecks.picture` does."""
+        return await self._checks.picture(data)
+
+    async def check_mask(self, data: bytes, picture: Image | PictureInfo, *, keeps: bool) -> None:
+        """Raise InvalidArgument naming `mask`: as `PictureChecks.mask` does, for a mask of another size than the
+        picture, and if nothing would be edited.
 
         `keeps` says that what is white is kept.
         """
-        async with self._checks:
-            mask = await asyncio.to_thread(images.decode_mask, data, (picture.height, picture.width))
-        if mask.min() == 1 if keeps else mask.max() == 0:
+        mask = await self._checks.mask(data)
+        images.check_mask_size(mask.width, mask.height, (picture.height, picture.width))
+        if mask.darkest == 255 if keeps else mask.brightest == 0:
             edited, kept = ("black", "white") if keeps else ("white", "black")
             raise InvalidField("mask", f"all {kept}", f"make {edited} what is to be edited; nothing is")
 
@@ -119,8 +122,8 @@ async def receive(requests: AsyncIterator[UploadImageRequest], upload: Upload) -
             raise InvalidField("header", "missing", "the first message of an upload is its header")
         if not 1 <= len(request.chunk) <= images.MAX_CHUNK_BYTES:
             raise InvalidField("chunk", f"{len(request.chunk)} bytes", f"send 1 to {images.MAX_CHUNK_BYTES} bytes each")
-        if upload.size_bytes + len(request.chunk) > images.MAX_BYTES:
-            raise _too_large(f"more than {images.MAX_BYTES} bytes")
+        if upload.size_bytes + len(request.chunk) > MAX_BYTES:
+            raise _too_large(f"more than {MAX_BYTES} bytes")
         upload.add(request.chunk)
         digest.update(request.chunk)
     if header is None:
@@ -140,19 +143,14 @@ async def receive(requests: AsyncIterator[UploadImageRequest], upload: Upload) -
 def _check_header(header: UploadImageRequest.Header) -> None:
     if header.size_bytes < 0:
         raise InvalidField("header.size_bytes", header.size_bytes, "it must be the file's size, or 0 if unknown")
-    if header.size_bytes > images.MAX_BYTES:
+    if header.size_bytes > MAX_BYTES:
         raise _too_large(f"{header.size_bytes} bytes")
     if header.sha256 and not _SHA256.fullmatch(header.sha256):
         raise InvalidField("header.sha256", header.sha256, "it must be 64 hexadecimal digits, or empty")
 
 
 def _too_large(value: str) -> InvalidArgument:
-    remedy = f"send a file of at most {images.MAX_BYTES} bytes"
-    return InvalidArgument(
-        f"image is {value}: {remedy}",
-        reason="UPLOAD_TOO_LARGE",
-        metadata={"field": "image", "value": value, "remedy": remedy},
-    )
+    return refusal("image", "UPLOAD_TOO_LARGE", value, f"send a file of at most {MAX_BYTES} bytes")
 
 
 def _missing(name: Name) -> NotFound:

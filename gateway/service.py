@@ -129,9 +129,12 @@ class EditService(edit_pb2_grpc.EditServiceServicer):
                     yield event
 
     async def GetEdit(self, request: edit_pb2.GetEditRequest, context: Any) -> edit_pb2.Edit:
-        edit = self._results.get(request.name).edit
-        validation.check_answer(edit, "the pictures of this edit are too large for one answer; its stream had them")
-        return edit
+        opened = self._results.get(request.name)
+        validation.check_answer(
+            max(opened.too_large_bytes, opened.edit.ByteSize()),
+            "the pictures of this edit are too large for one answer; its stream had them",
+        )
+        return opened.edit
 
     async def CancelEdit(self, request: edit_pb2.CancelEditRequest, context: Any) -> edit_pb2.Edit:
         return self._results.cancel(request.name)

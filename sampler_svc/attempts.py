@@ -75,7 +75,7 @@ def sample_gated(
                 yield event
             elif isinstance(event, EditedImage):
                 index = open_seeds[event.index]
-                scores = score(images.decode(event.png))
+                scores = score(images.decode(event.png, max_bytes=None))
                 image = replace(event, index=index)
                 found = Gated(image, scores, gate.passes(scores), attempt.strength, attempt.guidance_scale)
                 if index not in best or value(found) > value(best[index]):

@@ -33,7 +33,7 @@ from sampler_svc.refit_weights import tuned_super_resolution, tuned_weights
 from sampler_svc.request import Request
 from sampler_svc.sample import Beginning, EditedImage, Event, Step, Warned, sample
 from sampler_svc.super_resolution import Enlargement, SuperResolution
-from unitune import telemetry
+from unitune import image_pieces, telemetry
 from unitune.base_model import Preset, SuperResolutionSpec
 from unitune.choices import (
     ALIGNMENTS,
@@ -213,7 +213,10 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                     elif isinstance(event, Warned):
                         mailbox.put(sampler_pb2.SampleEvent(warning=edit_pb2.EditEvent.Warning(text=event.text)))
                     elif isinstance(event, (EditedImage, Gated)):
-                        mailbox.put(sampler_pb2.SampleEvent(image=_edited_image(event, request.config)))
+                        image, parts = image_pieces.cut(_edited_image(event, request.config))
+                        mailbox.put(sampler_pb2.SampleEvent(image=image))
+                        for part in parts:
+                            mailbox.put(sampler_pb2.SampleEvent(image_part=part))
                     else:
                         timings.encode_s, timings.denoise_s = event.encode_s, event.denoise_s
                         timings.decode_s, timings.super_resolution_s = event.decode_s, event.super_resolution_s

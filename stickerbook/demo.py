@@ -21,6 +21,7 @@ from stickerbook.captions import caption
 from stickerbook.judge import Judge
 from stickerbook.render import kept_pixels, psnr_db, render
 from stickerbook.world import FIRST_HELD_OUT_SEED, Scene, draw_scene
+from unitune import images
 from unitune_client import Client
 from unitune_client.home import Home
 from unitune_client.local import LocalServices
@@ -96,7 +97,7 @@ def main() -> None:
                 stages["edit_s"] += result.timings.total_s
                 file = options.out / f"{case.picture.stem}--{caption(wanted).replace(' ', '-')}.png"
                 file.write_bytes(result.images[0].png)
-                verdict = judged(case, wanted, np.asarray(Image.open(file).convert("RGB")), judge)
+                verdict = judged(case, wanted, images.decode(result.images[0].png, max_bytes=None), judge)
                 edits.append({"picture": case.picture.name, "prompt": caption(wanted), "image": file.name, **verdict})
                 outcome = "right" if verdict["success"] else "not right"
                 say(f"  {caption(wanted)}: {outcome}, kept pixels {verdict['kept_psnr_db']} dB")

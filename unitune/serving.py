@@ -22,7 +22,7 @@ from unitune.answering import Answering
 
 logger = logging.getLogger(__name__)
 
-INTERNAL_MESSAGE_BYTES = 20 << 20  # a 16 MiB picture and its company
+INTERNAL_MESSAGE_BYTES = 36 << 20  # a picture of 16 MiB, a mask as large, and their company
 PUBLIC_REQUEST_BYTES = 4 << 20  # larger pictures come in chunks
 
 # A stream between services that has nothing to tell sends a heartbeat. It comes from the event loop, so that a worker

@@ -11,7 +11,9 @@ from typing import Any, Self, Unpack
 
 import grpc
 
-from unitune.errors import Cancelled, ResourceExhausted, Unavailable, UniTuneError
+from unitune.errors import Cancelled, InvalidArgument, InvalidField, ResourceExhausted, Unavailable, UniTuneError
+from unitune.image_pieces import Assembly
+from unitune.picture_file import PNG, other_kind
 from unitune.v1 import (
     edit_pb2,
     edit_pb2_grpc,
@@ -23,7 +25,14 @@ from unitune.v1 import (
     tuning_pb2_grpc,
 )
 from unitune_client import events, messages
-from unitune_client.channel import CHUNK_BYTES, INLINE_IMAGE_BYTES, Backoff, open_channel, typed_errors
+from unitune_client.channel import (
+    CHUNK_BYTES,
+    INLINE_IMAGE_BYTES,
+    INLINE_MASK_BYTES,
+    Backoff,
+    open_channel,
+    typed_errors,
+)
 from unitune_client.messages import EditOptions, Methods, TuningOptions
 from unitune_client.pictures import Picture, picture_bytes, resource_name
 
@@ -88,12 +97,16 @@ class AsyncClient:
             return messages.server_info(await stub.GetServerInfo(server_pb2.GetServerInfoRequest()))
 
     async def upload_image(self, image: Picture) -> events.Image:
-        """Upload a picture: its bytes or the path of a PNG, JPEG or WebP file, at most 16 MiB and 64 megapixels.
+        """Upload a picture: its bytes or the path of a PNG, JPEG or WebP file, at most 16 MiB and 64 megapixels, 24 as
+        WebP.
 
         Images are named by their digest, so uploading one again changes nothing.
         Raises InvalidArgument when the server cannot use the picture.
         """
-        data = await asyncio.to_thread(picture_bytes, image)
+        return await self._upload_file(await asyncio.to_thread(picture_bytes, image))
+
+    async def _upload_file(self, data: bytes, field: str = "image") -> events.Image:
+        """Errors name the field that the file is for."""
         backoff = Backoff(self._reconnect_s)
         while True:
             try:
@@ -104,6 +117,8 @@ class AsyncClient:
                 if isinstance(error, ResourceExhausted) and error.retry_after_s is None:
                     raise
                 await backoff.wait_after(error)
+            except InvalidArgument as error:
+                raise messages.of_field(error, field) from None
 
     async def create_tuning(
         self,
@@ -227,15 +242,20 @@ class AsyncClient:
         """
         messages.refuse_unknown(options, EditOptions)
         if (mask := options.get("mask")) is not None:
-            options["mask"] = await asyncio.to_thread(picture_bytes, mask, "mask")
+            options["mask"] = data = await asyncio.to_thread(picture_bytes, mask, "mask")
         request = messages.edit_request(self._parent, prompt, options)
+        if mask is not None and len(data) > INLINE_MASK_BYTES:
+            if wrong := other_kind(data, (PNG,)):
+                raise InvalidField("mask", *wrong)
+            request.mask_image = (await self._upload_file(data, "mask")).name
+            request.ClearField("mask")
         await self._set_target(request, image_or_tuning)
         stub = edit_pb2_grpc.EditServiceStub(self._connection())
-        call = stub.Edit(request, timeout=options.get("timeout_s"))
+        call, assembly = stub.Edit(request, timeout=options.get("timeout_s")), Assembly()
         try:
             with typed_errors(self._address):
                 async for message in call:
-                    event = messages.edit_event(message)
+                    event = messages.edit_event(message, assembly)
                     if isinstance(event, UniTuneError):
                         raise event
                     if isinstance(event, events.Edit):
@@ -293,11 +313,11 @@ class AsyncClient:
         words = {"class_noun": class_noun, "initial_word": initial_word, "base_prompt": base_prompt}
         request = messages.compare_request(self._parent, prompt, methods, seeds, words)
         await self._set_picture(request, picture)
-        call = self._edits().Compare(request, timeout=timeout_s)
+        call, reader = self._edits().Compare(request, timeout=timeout_s), messages.ComparisonReader()
         try:
             with typed_errors(self._address):
                 async for message in call:
-                    event = messages.compare_event(message)
+                    event = reader.event(message)
                     if isinstance(event, UniTuneError):
                         raise event
                     if event is not None:

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 
 import grpc
 
-from unitune.errors import Unavailable, UniTuneError, from_rpc_error
+from unitune.errors import ResourceExhausted, Unavailable, UniTuneError, from_rpc_error
 
-MAX_MESSAGE_BYTES = 16 << 20  # an edited picture comes in one message
+MAX_MESSAGE_BYTES = 16 << 20  # of an answer; larger pictures come in pieces
 CHUNK_BYTES = 256 << 10
 INLINE_IMAGE_BYTES = 3 << 20  # larger pictures are uploaded before the edit
+INLINE_MASK_BYTES = 768 << 10  # and larger masks
 
 _UNARY_RETRY = {
     "maxAttempts": 4,
@@ -103,6 +104,9 @@ def _typed(error: grpc.aio.AioRpcError, address: str) -> UniTuneError:
     typed = from_rpc_error(error)
     if typed.reason == "UNAVAILABLE":  # from grpc itself: the servers' own errors name a better reason
         return Unavailable(f"no UniTune server answers at {address}", reason="UNAVAILABLE")
+    if typed.reason == "RESOURCE_EXHAUSTED" and "larger than max" in typed.message:  # the size of a message
+        remedy = "a picture or a mask is too large for one message; upload it first"
+        return ResourceExhausted(f"the server at {address} refuses the request: {remedy}", reason="MESSAGE_TOO_LARGE")
     if typed.reason == "DEADLINE_EXCEEDED":
         return Unavailable(f"the server at {address} did not answer in time", reason="DEADLINE_EXCEEDED")
     return typed

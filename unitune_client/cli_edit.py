@@ -20,6 +20,7 @@ from unitune_client.cli_checks import (
     check_super_resolution,
     check_words,
     mask_of,
+    refuse_kind,
 )
 from unitune_client.cli_options import (
     Between,
@@ -424,9 +425,11 @@ def folder_of(output: str) -> Path:
 def picture_bytes_of(photo: str, argument: str = "PHOTO") -> bytes:
     """The photo's file. Raises InvalidField under the argument's own name."""
     try:
-        return picture_bytes(Path(photo))
+        data = picture_bytes(Path(photo))
     except InvalidField as error:
         raise InvalidField(argument, photo, error.metadata["remedy"]) from None
+    refuse_kind(argument, photo, data)
+    return data
 
 
 def save_sheet(sheet: Image.Image, path: Path) -> None:

@@ -52,7 +52,10 @@ def findings(home: Home) -> Iterator[Finding]:
 def server_findings(info: events.ServerInfo) -> Iterator[Finding]:
     """Everything about a server that matters to a caller, in words."""
     model, tuning, sampling, limits = info.base_model, info.tuning_defaults, info.sampling_defaults, info.limits
-    pictures = f"{limits.upload_bytes / 2**20:.0f} MiB and {limits.upload_pixels / 1e6:.0f} megapixels a picture"
+    pictures = (
+        f"{limits.upload_bytes / 2**20:.0f} MiB, {limits.upload_pixels / 1e6:.0f} megapixels "
+        f"({limits.upload_webp_pixels / 1e6:.0f} as WebP) and {limits.upload_side} pixels a side of a picture"
+    )
     updates = f"{tuning.updates} updates of batch {tuning.batch} at learning rate {tuning.learning_rate:g}"
     weights = (
         f"strength {sampling.strength:g}, guidance {sampling.guidance_scale:g}, "

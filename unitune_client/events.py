@@ -41,7 +41,10 @@ class EditState(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
-    """An uploaded picture. `name` is `tenants/{tenant}/images/{sha256}`; width and height are upright, in pixels."""
+    """An uploaded picture. `name` is `tenants/{tenant}/images/{sha256}`; width and height are upright, in pixels.
+
+    `warnings` are of what the file has and no edit keeps, in plain words; edits repeat them.
+    """
 
     name: str
     sha256: str
@@ -50,6 +53,7 @@ class Image:
     height: int
     media_type: str
     create_time: datetime | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -462,6 +466,8 @@ class Limits:
     chunk_bytes: int
     prompt_characters: int
     seeds: int
+    upload_side: int = 0
+    upload_webp_pixels: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,8 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from unitune.errors import InvalidField, UniTuneError, from_status
+from unitune.errors import InvalidArgument, InvalidField, UniTuneError, from_status
+from unitune.image_pieces import Assembly
 from unitune.v1 import edit_pb2, image_pb2, server_pb2, tuning_pb2
 from unitune_client import events
 from unitune_client.pictures import PictureFile
@@ -277,6 +278,15 @@ _KINDS = {
 }
 
 
+def of_field(error: InvalidArgument, field: str) -> InvalidArgument:
+    """What a file is refused for, naming the field that it is for."""
+    if error.field != "image" or field == "image":
+        return error
+    metadata = {**error.metadata, "field": field}
+    message = f"{field} is {metadata.get('value', 'refused')}: {metadata.get('remedy', error.message)}"
+    return InvalidArgument(message, reason=error.reason, metadata=metadata)
+
+
 def image(message: image_pb2.Image) -> events.Image:
     """An uploaded picture."""
     return events.Image(
@@ -286,6 +296,7 @@ def image(message: image_pb2.Image) -> events.Image:
         width=message.width,
         height=message.height,
         media_type=message.media_type,
+        warnings=tuple(message.warnings),
         create_time=_time(message, "create_time"),
     )
 
@@ -336,8 +347,10 @@ def tuning_event(message: tuning_pb2.TuningEvent) -> events.TuningEvent | None:
     return None
 
 
-def edit_event(message: edit_pb2.EditEvent) -> events.EditEvent | UniTuneError | events.Edit | None:
-    """One event of an edit; its error if it failed, the edit if it was cancelled, None for a kind not known here."""
+def edit_event(message: edit_pb2.EditEvent, assembly: Assembly) -> events.EditEvent | UniTuneError | events.Edit | None:
+    """One event of an edit; its error if it failed, the edit if it was cancelled, None for a kind not known here, and
+    for a picture that is not whole yet. `assembly` is one for the stream. Raises DataLoss when pieces of one are lost.
+    """
     when: Any = {"sequence": message.sequence, "create_time": _time(message, "create_time")}
     match message.WhichOneof("event"):
         case "accepted":
@@ -362,9 +375,11 @@ def edit_event(message: edit_pb2.EditEvent) -> events.EditEvent | UniTuneError |
             return events.EditStep(index=step.index, total=step.total, preview=step.preview or None, **when)
         case "warning":
             return events.EditWarning(text=message.warning.text, **when)
-        case "image":
-            return _edited_image(message.image, **when)
+        case "image" | "image_part" as kind:
+            assembly.begin([message.image]) if kind == "image" else assembly.add(message.image_part)
+            return _edited_image(assembly.take()[0], **when) if assembly.is_whole else None
         case "done":
+            assembly.take()
             return events.EditDone(
                 timings=_same_fields(events.Timings, message.done.timings), tuning=message.done.tuning, **when
             )
@@ -377,14 +392,38 @@ def edit_event(message: edit_pb2.EditEvent) -> events.EditEvent | UniTuneError |
     return None
 
 
-def compare_event(message: edit_pb2.CompareEvent) -> events.CompareEvent | UniTuneError | None:
-    """One event of a comparison; its error if it failed, None for a kind not known here."""
+class ComparisonReader:
+    """Reads the events of one comparison."""
+
+    def __init__(self) -> None:
+        self._assembly = Assembly()
+        self._result = edit_pb2.CompareEvent()  # whose pictures are not whole yet
+
+    def event(self, message: edit_pb2.CompareEvent) -> events.CompareEvent | UniTuneError | None:
+        """One event; the error of a comparison that failed, None for a kind not known here, and for a result whose
+        pictures are not whole yet. Raises DataLoss when pieces of a picture are lost.
+        """
+        kind = message.WhichOneof("event")
+        if kind == "result":
+            self._assembly.begin(message.result.images)
+            self._result = message
+        elif kind == "image_part":
+            self._assembly.add(message.image_part)
+        else:
+            return _compare_event(message)
+        if not self._assembly.is_whole:
+            return None
+        self._assembly.take()  # the pictures are the result's own messages
+        return _compare_event(self._result)
+
+
+def _compare_event(message: edit_pb2.CompareEvent) -> events.CompareEvent | UniTuneError | None:
     when: Any = {"sequence": message.sequence, "create_time": _time(message, "create_time")}
     match message.WhichOneof("event"):
         case "accepted":
             return events.CompareAccepted(methods=tuple(message.accepted.methods), **when)
         case "edit":
-            event = edit_event(message.edit)
+            event = edit_event(message.edit, Assembly())
             if event is None or isinstance(event, (UniTuneError, events.Edit)):
                 return None  # the end of an edit, which its method's result tells
             return events.CompareEdit(method=message.method, event=event, **when)

@@ -3,11 +3,12 @@
 `contact_sheet` is of edits, `comparison_sheet` of methods.
 """
 
-import io
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageOps
+
+from unitune.picture_file import rgb
 
 PANEL = 256  # pixels; smaller pictures are enlarged by a whole factor until they are about as large
 LARGEST_PANEL = 1024  # pixels; larger pictures are reduced to it
@@ -26,8 +27,8 @@ def contact_sheet(rows: Iterable[tuple[bytes, Sequence[SheetEdit]]]) -> Image.Im
     """One row per picture: the picture | an edit | its difference | its mask | an edit | its difference | its mask ...
 
     A row is a picture's file and its edits; more than two edits go on below. The difference is |edit - picture|,
-    twice as bright. The masks have columns if any edit of the sheet has one. Raises OSError for a file that Pillow
-    cannot read.
+    twice as bright. The masks have columns if any edit of the sheet has one. Raises InvalidArgument for a file
+    that is no picture.
     """
     wanted = list(rows)
     has_masks = any(any(mask) for _, edits in wanted for _, _, *mask in edits)
@@ -38,7 +39,7 @@ def comparison_sheet(picture: bytes, columns: Sequence[tuple[str, Sequence[Sheet
     """The picture and one column per method: under each other its edits, each with its mask below it, if it has one.
 
     A column is what stands where a method has no picture, such as why it failed, and its edits in the order of the
-    seeds. Raises OSError for a file that Pillow cannot read.
+    seeds. Raises InvalidArgument for a file that is no picture.
     """
     original = _panel(_opened(picture), "original")
     blank = Image.new("RGB", _opened(picture).size, BACKGROUND)
@@ -92,7 +93,7 @@ def _nothing(beside: Image.Image) -> Image.Image:
 
 
 def _opened(file: bytes) -> Image.Image:
-    return ImageOps.exif_transpose(Image.open(io.BytesIO(file))).convert("RGB")
+    return rgb(file, max_bytes=None)  # results may be larger than uploads
 
 
 def _difference(picture: Image.Image, edited: Image.Image) -> Image.Image:

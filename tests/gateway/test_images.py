@@ -6,7 +6,8 @@ import grpc
 import pytest
 
 from tests.gateway.conftest import World, picture, refused, sha256
-from unitune.images import MAX_BYTES, MAX_CHUNK_BYTES
+from unitune.images import MAX_CHUNK_BYTES
+from unitune.picture_file import MAX_BYTES
 from unitune.v1.image_pb2 import Image, UploadImageRequest
 
 Header = UploadImageRequest.Header

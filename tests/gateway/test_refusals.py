@@ -260,7 +260,7 @@ async def test_picture_too_large_for_a_request_is_refused(world: World) -> None:
         ({"tuning_config": TuningConfig(seed=1), "config": SamplingConfig(method="sdedit")}, "tuning_config", "set"),
         ({"parent": "default"}, "parent", "default"),
         ({"parent": "tenants/Acme"}, "parent", "tenants/Acme"),
-        ({"image_data": b""}, "image_data", "0 bytes"),
+        ({"image_data": b""}, "image_data", "an empty file"),
         ({"tuning": "tunings/x"}, "tuning", "tunings/x"),
         ({"tuning": "tenants/default/images/t-1234"}, "tuning", "tenants/default/images/t-1234"),
         ({"image": "tenants/default/images/xyz"}, "image", "tenants/default/images/xyz"),

@@ -50,7 +50,7 @@ class SampleRequest(_message.Message):
     def __init__(self, edit: _Optional[str] = ..., weights: _Optional[_Union[_tuning_pb2.WeightsRef, _Mapping]] = ..., image: _Optional[bytes] = ..., rare_tokens: _Optional[str] = ..., prompt: _Optional[str] = ..., config: _Optional[_Union[_edit_pb2.SamplingConfig, _Mapping]] = ..., seeds: _Optional[_Iterable[int]] = ..., preview_every: _Optional[int] = ..., mask: _Optional[bytes] = ...) -> None: ...
 
 class SampleEvent(_message.Message):
-    __slots__ = ("loading", "step", "image", "done", "failed", "warning", "heartbeat")
+    __slots__ = ("loading", "step", "image", "done", "failed", "warning", "heartbeat", "image_part")
     LOADING_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
@@ -58,6 +58,7 @@ class SampleEvent(_message.Message):
     FAILED_FIELD_NUMBER: _ClassVar[int]
     WARNING_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_PART_FIELD_NUMBER: _ClassVar[int]
     loading: _edit_pb2.EditEvent.Loading
     step: _edit_pb2.EditEvent.Step
     image: _edit_pb2.EditEvent.EditedImage
@@ -65,7 +66,8 @@ class SampleEvent(_message.Message):
     failed: _status_pb2.Status
     warning: _edit_pb2.EditEvent.Warning
     heartbeat: _edit_pb2.EditEvent.Heartbeat
-    def __init__(self, loading: _Optional[_Union[_edit_pb2.EditEvent.Loading, _Mapping]] = ..., step: _Optional[_Union[_edit_pb2.EditEvent.Step, _Mapping]] = ..., image: _Optional[_Union[_edit_pb2.EditEvent.EditedImage, _Mapping]] = ..., done: _Optional[_Union[_edit_pb2.Timings, _Mapping]] = ..., failed: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., warning: _Optional[_Union[_edit_pb2.EditEvent.Warning, _Mapping]] = ..., heartbeat: _Optional[_Union[_edit_pb2.EditEvent.Heartbeat, _Mapping]] = ...) -> None: ...
+    image_part: _edit_pb2.EditEvent.ImagePart
+    def __init__(self, loading: _Optional[_Union[_edit_pb2.EditEvent.Loading, _Mapping]] = ..., step: _Optional[_Union[_edit_pb2.EditEvent.Step, _Mapping]] = ..., image: _Optional[_Union[_edit_pb2.EditEvent.EditedImage, _Mapping]] = ..., done: _Optional[_Union[_edit_pb2.Timings, _Mapping]] = ..., failed: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., warning: _Optional[_Union[_edit_pb2.EditEvent.Warning, _Mapping]] = ..., heartbeat: _Optional[_Union[_edit_pb2.EditEvent.Heartbeat, _Mapping]] = ..., image_part: _Optional[_Union[_edit_pb2.EditEvent.ImagePart, _Mapping]] = ...) -> None: ...
 
 class LoadRequest(_message.Message):
     __slots__ = ("weights",)

@@ -76,8 +76,8 @@ class SamplerServiceServicer:
     def Sample(self, request, context):
         """Sample leases an engine that holds the weights, refitting one if it must, and samples one picture per seed.
 
-        It streams `loading`, `step`s, `warning`s, one `image` per seed, then exactly one of `done` or `failed` and the
-        status OK, and `heartbeat` whenever nothing else came for 5 seconds, also while it waits for an engine. Closing the
+        It streams `loading`, `step`s, `warning`s, one `image` per seed with its `image_part`s, then exactly one of `done` or
+        `failed` and the status OK, and `heartbeat` whenever nothing else came for 5 seconds, also while it waits for an engine. Closing the
         stream stops it before the next step. Fails with DATA_LOSS (WEIGHTS_CORRUPT) inside `failed` when the
         stored weights do not have their digest or the probe does not prove them.
         """
