@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection
 
 from unitune import telemetry
 from unitune.answering import Answering
+from unitune.drain import DRAIN_S
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +152,7 @@ async def serve(
     *,
     health_address: str | None = None,
     reflection: bool = True,
-    drain_s: float = 30.0,
+    drain_s: float = DRAIN_S,
     on_drain: Drain | None = None,
     max_receive_bytes: int = INTERNAL_MESSAGE_BYTES,
 ) -> int:

@@ -23,7 +23,14 @@ from unitune.v1 import (
     tuning_pb2_grpc,
 )
 from unitune_client import events, messages
-from unitune_client.channel import CHUNK_BYTES, INLINE_IMAGE_BYTES, Backoff, open_channel, typed_errors
+from unitune_client.channel import (
+    CHUNK_BYTES,
+    INLINE_IMAGE_BYTES,
+    Backoff,
+    checked_address,
+    open_channel,
+    typed_errors,
+)
 from unitune_client.messages import EditOptions, Methods, TuningOptions
 from unitune_client.pictures import Picture, picture_bytes, resource_name
 
@@ -52,9 +59,9 @@ class AsyncClient:
         reconnect_s: float = 120.0,
     ) -> None:
         """`address` is HOST:PORT. `root_certificates` is a PEM file's bytes and turns `tls` on. A lost watch or upload
-        is tried again until the server was away for `reconnect_s` seconds.
+        is tried again until the server was away for `reconnect_s` seconds. Raises InvalidField for no such address.
         """
-        self._address, self._tls, self._root_certificates = address, tls, root_certificates
+        self._address, self._tls, self._root_certificates = checked_address(address), tls, root_certificates
         self._parent = f"tenants/{tenant}"
         self._reconnect_s = reconnect_s
         self._channel: grpc.aio.Channel | None = None
