@@ -65,7 +65,7 @@ class Commands(click.Group):
             streams.err(f"error: {error}")
             return 1
         except (click.Abort, KeyboardInterrupt):
-            streams.err("\ninterrupted")
+            streams.err("interrupted")
             return INTERRUPTED
 
     def _told(self, show: Display, given: Sequence[str], error: Exception) -> int:

@@ -46,10 +46,10 @@ def up_command(port: int, base_model: str | None) -> None:
     """
     show = Display()
     with LocalServices(base_model, log=show.say, port=port, waits=False) as services:
-        services.share()
-        streams.out(f"listening {services.address}")
-        show.say("Ctrl-C stops the services")
         try:
+            services.share()
+            streams.out(f"listening {services.address}")
+            show.say("Ctrl-C stops the services")
             while True:
                 services.check()
                 time.sleep(LOOKS_EVERY_S)

@@ -195,10 +195,8 @@ class LocalServices:
             nonlocal said
             if not said:
                 name = base_model_name(self._base_model)
-                how_long = (
-                    "about half a minute" if self._base_model == embedded_base_model() else "minutes if it is large"
-                )
-                self._log(f"building the engine for {name}, once, {how_long}")
+                how_long = ", about half a minute" if self._base_model == embedded_base_model() else ""
+                self._log(f"building the engine for {name}, once{how_long}")
                 said = True
             if stage:
                 self._log(f"  {stage}")

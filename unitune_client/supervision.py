@@ -110,7 +110,7 @@ class Supervisor:
         service.ended_s.append(now)
         number, minutes = len(service.ended_s), f"{WITHIN_S / 60:.0f} minutes"
         if number > RESTARTS:
-            self.failure = service.failure(f", for the {number}th time within {minutes}, and is given up")
+            self.failure = service.failure(f", {number} times within {minutes}, and is given up")
             return
         self.last_end = service.failure(" and is started again: repeat the command")
         service.starts_at_s = now + FIRST_WAIT_S * 2 ** (number - 1)

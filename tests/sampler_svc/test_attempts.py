@@ -127,7 +127,7 @@ def test_no_resamples_score_and_change_nothing():
 
 
 def test_each_attempt_counts_its_own_steps_and_seconds_add_up():
-    """A total of steps is right from an attempt's first step to its last; the stages' seconds are those of all (N25)."""
+    """A total of steps is right from an attempt's first step on; the stages' seconds are those of all (N25)."""
     sampler = Sampler(lambda _, __: 0.2)
     events = run(sampler, attempts_of(replace(request(0)), BrightnessGate(), is_automatic=False, resamples=1))
     steps = [event for event in events if isinstance(event, Step)]
