@@ -40,6 +40,8 @@ class Step:
     index: int  # from 0
     total: int
     preview: bytes = b""  # PNG of the first seed's picture so far
+    attempt: int = 0  # from 1, where there may be several
+    attempts: int = 0  # at most
 
 
 @dataclass(frozen=True)

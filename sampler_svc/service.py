@@ -592,4 +592,4 @@ def _edited_image(found: EditedImage | Gated, config: edit_pb2.SamplingConfig) -
 
 
 def _step(step: Step) -> edit_pb2.EditEvent.Step:
-    return edit_pb2.EditEvent.Step(index=step.index, total=step.total, preview=step.preview)
+    return edit_pb2.EditEvent.Step(**vars(step))

@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection
 
 from unitune import telemetry
 from unitune.answering import Answering
+from unitune.drain import DRAIN_S
 
 logger = logging.getLogger(__name__)
 

@@ -30,6 +30,7 @@ from unitune_client.channel import (
     INLINE_IMAGE_BYTES,
     INLINE_MASK_BYTES,
     Backoff,
+    checked_address,
     open_channel,
     typed_errors,
 )
@@ -61,9 +62,9 @@ class AsyncClient:
         reconnect_s: float = 120.0,
     ) -> None:
         """`address` is HOST:PORT. `root_certificates` is a PEM file's bytes and turns `tls` on. A lost watch or upload
-        is tried again until the server was away for `reconnect_s` seconds.
+        is tried again until the server was away for `reconnect_s` seconds. Raises InvalidField for no such address.
         """
-        self._address, self._tls, self._root_certificates = address, tls, root_certificates
+        self._address, self._tls, self._root_certificates = checked_address(address), tls, root_certificates
         self._parent = f"tenants/{tenant}"
         self._reconnect_s = reconnect_s
         self._channel: grpc.aio.Channel | None = None

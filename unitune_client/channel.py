@@ -4,15 +4,17 @@ import asyncio
 import ipaddress
 import json
 import random
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import grpc
 
-from unitune.errors import ResourceExhausted, Unavailable, UniTuneError, from_rpc_error
+from unitune.errors import InvalidField, ResourceExhausted, Unavailable, UniTuneError, from_rpc_error
 
 MAX_MESSAGE_BYTES = 16 << 20  # of an answer; larger pictures come in pieces
 CHUNK_BYTES = 256 << 10
+PORT = 50051  # of a gateway, unless it was told another
 INLINE_IMAGE_BYTES = 3 << 20  # larger pictures are uploaded before the edit
 INLINE_MASK_BYTES = 768 << 10  # and larger masks
 
@@ -70,6 +72,9 @@ CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
 ]
 
 
+# What a name resolver of grpc takes in place of HOST:PORT.
+_RESOLVED = re.compile(r"(dns|ipv4|ipv6|unix|unix-abstract|vsock|xds):.")
+
 NO_PROXY: tuple[str, int] = ("grpc.enable_http_proxy", 0)
 
 
@@ -80,6 +85,34 @@ def open_channel(address: str, tls: bool, root_certificates: bytes | None) -> gr
         credentials = grpc.ssl_channel_credentials(root_certificates)
         return grpc.aio.secure_channel(address, credentials, options=options)
     return grpc.aio.insecure_channel(address, options=options)
+
+
+def checked_address(address: str, field: str = "address") -> str:
+    """The address. Raises InvalidField for one that grpc would try to reach at a port that nobody meant."""
+    scheme, is_url, rest = address.partition("://")
+    if is_url and scheme.lower() in ("http", "https", "grpc", "grpcs"):
+        raise InvalidField(field, address, f"give HOST:PORT alone, such as {_with_port(rest.partition('/')[0])}")
+    if _RESOLVED.match(address):
+        return address
+    host, _, port = address.rpartition(":")
+    is_whole = bool(host) and (":" not in host or (host.startswith("[") and host.endswith("]")))
+    if not is_whole or not (port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
+        raise InvalidField(field, address, f"give HOST:PORT, such as {_with_port(address)}")
+    return address
+
+
+def _with_port(given: str) -> str:
+    """An example that is like what was given."""
+    host = given.strip().strip("[]")
+    try:
+        is_ipv6 = ipaddress.ip_address(host).version == 6
+    except ValueError:
+        is_ipv6 = False
+    if is_ipv6:
+        return f"[{host}]:{PORT}"
+    name, _, port = given.partition(":")
+    name = name if re.fullmatch(r"[A-Za-z0-9.-]+", name) else "127.0.0.1"
+    return f"{name}:{port if port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16 else PORT}"
 
 
 def is_this_machine(address: str) -> bool:

@@ -8,9 +8,10 @@ import click
 from unitune_client import events
 from unitune_client.cli_checks import NEEDED, check_comparison, check_super_resolution
 from unitune_client.cli_edit import folder_of, picture_bytes_of, save_sheet, say_what_the_model_knows
-from unitune_client.cli_options import Between, server_options, super_resolution_option
+from unitune_client.cli_options import Between, PathOption, output_option, server_options, super_resolution_option
 from unitune_client.connection import connection
 from unitune_client.display import Display, display
+from unitune_client.flags import in_words
 from unitune_client.messages import EditOptions
 from unitune_client.outputs import slug
 from unitune_client.sheet import SheetEdit, comparison_sheet
@@ -27,9 +28,9 @@ Examples:
 
 
 @click.command("compare", epilog=EXAMPLES)
-@click.argument("photo")
+@click.argument("photo", type=PathOption())
 @click.argument("prompt", metavar='"PROMPT"')
-@click.option("-o", "--output", metavar="OUT", default="out", show_default=True, help="Folder for the pictures.")
+@output_option
 @click.option(
     "--methods",
     metavar="A,B,...",
@@ -116,7 +117,7 @@ def save_pictures(result: events.CompareResult, path: Path, show: Display) -> No
 def column_of(result: events.CompareResult) -> tuple[str, list[SheetEdit]]:
     """A method's column of the sheet: why it failed, or its pictures with seconds and scores under them."""
     if result.error is not None:
-        return f"{result.method}: failed: {result.error.message}", []
+        return f"{result.method}: failed: {in_words(result.error)}", []
     seconds = f"{result.method}: tuning {result.tuning_s:.1f} s, edit {result.edit_s:.1f} s"
     edits: list[SheetEdit] = []
     for image in result.images:
@@ -133,7 +134,7 @@ def table_of(results: Sequence[events.CompareResult]) -> list[list[str]]:
     rows = [["method", "tuning", "edit", "weights", "gate"]]
     for result in results:
         if result.error is not None:
-            rows.append([result.method, "-", "-", "-", f"failed: {result.error.message}"])
+            rows.append([result.method, "-", "-", "-", f"failed: {in_words(result.error)}"])
             continue
         tuned = bool(result.tuning)
         rows.append(

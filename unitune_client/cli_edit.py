@@ -24,7 +24,9 @@ from unitune_client.cli_checks import (
 )
 from unitune_client.cli_options import (
     Between,
+    PathOption,
     attention_options,
+    output_option,
     server_options,
     super_resolution_option,
     tuning_options,
@@ -61,9 +63,9 @@ Examples:
 
 
 @click.command("edit", epilog=EXAMPLES)
-@click.argument("photo")
+@click.argument("photo", type=PathOption())
 @click.argument("prompts", metavar='"PROMPT" ...', nargs=-1, required=True)
-@click.option("-o", "--output", metavar="OUT", default="out", show_default=True, help="Folder for the pictures.")
+@output_option
 @click.option(
     "--method",
     help="unitune, imagic, dreambooth or textual_inversion, which tune, or sdedit, also called img2img, or "
@@ -108,6 +110,7 @@ Examples:
 @click.option(
     "--mask",
     metavar="PNG",
+    type=PathOption(),
     help="Where PHOTO may change, as large as PHOTO: white is edited, black keeps its pixels exactly.",
 )
 @click.option(
@@ -298,7 +301,7 @@ def edit_command(
 
 
 @click.command("tune")
-@click.argument("photo")
+@click.argument("photo", type=PathOption())
 @click.option("--method", help="unitune, imagic, dreambooth, textual_inversion or null_text.  [default: unitune]")
 @click.option(
     "--prompt", "prompts", multiple=True, help="imagic: the prompt of the edits to come; one tuning for each."

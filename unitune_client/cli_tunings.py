@@ -2,13 +2,15 @@
 
 import os
 import re
+from datetime import datetime
 
 import click
 
 from unitune.errors import InvalidField
-from unitune_client import events, programs
+from unitune_client import events, programs, streams
+from unitune_client.cli_edit import folder_of
 from unitune_client.cli_local import base_model_option
-from unitune_client.cli_options import Between, server_options
+from unitune_client.cli_options import Between, output_option, server_options
 from unitune_client.connection import connection
 from unitune_client.display import display
 from unitune_client.home import Home
@@ -34,11 +36,11 @@ def tunings_group() -> None:
 )
 @server_options
 def list_command(state: str | None, address: str | None, base_model: str | None, as_json: bool) -> None:
-    """List the tunings, the newest first: name, state, updates, time of creation."""
+    """List the tunings, the newest first: name, state, updates of all phases, local time of creation."""
     with display(as_json) as show, connection(address, base_model, show.say) as client:
         for tuning in client.list_tunings(state=state):
-            created = f"{tuning.create_time:%Y-%m-%d %H:%M}" if tuning.create_time else "-"
-            line = f"{tuning.name}  {tuning.state:9}  {tuning.config.updates:5} updates  {created}"
+            created = in_local_time(tuning.create_time) if tuning.create_time else "-"
+            line = f"{tuning.name}  {tuning.state:9}  {tuning.config.total_updates:5} updates  {created}"
             show.result(line, kind="tuning", tuning=tuning)
 
 
@@ -74,10 +76,11 @@ def cancel_command(name: str, address: str | None, base_model: str | None, as_js
     help="diffusers: a folder OUT/unet in place of the base model's. kohya: OUT/lora.safetensors.",
 )
 @click.option("--rank", type=Between(1, 4096), default=16, show_default=True, help="Of the LoRA: more loses less.")
-@click.option("-o", "--out", type=click.Path(file_okay=False), default="out", show_default=True, help="Folder.")
+@output_option
 @base_model_option
-def export_command(name: str, kind: str, rank: int, out: str, base_model: str | None) -> None:
+def export_command(name: str, kind: str, rank: int, output: str, base_model: str | None) -> None:
     """Write the tuning NAME, made by services of this machine, as files that other programs read."""
+    folder_of(output)
     parts = re.fullmatch(r"tenants/([^/]+)/tunings/([^/]+)", name)
     if parts is None:
         raise InvalidField("NAME", name, "give a tuning's name, such as tenants/default/tunings/t-0a1b")
@@ -85,9 +88,10 @@ def export_command(name: str, kind: str, rank: int, out: str, base_model: str | 
     home.prepare()
     folder = base_model_folder(base_model)
     where = {"--base-model": folder, "--store": home.store, "--weights": "/".join(("tunings", *parts.groups()))}
-    what = {"--format": kind, "--rank": rank, "--out": out}
+    what = {"--format": kind, "--rank": rank, "--out": output}
     options = [str(word) for option in (where | what).items() for word in option]
-    click.echo(programs.run(["tuner_svc.export_tuning", *options], home.new_logs() / "export.log", on_stage=click.echo))
+    log = home.new_logs() / "export.log"
+    streams.out(str(programs.run(["tuner_svc.export_tuning", *options], log, on_stage=streams.err)))
 
 
 @tunings_group.command("delete")
@@ -98,3 +102,8 @@ def delete_command(name: str, address: str | None, base_model: str | None, as_js
     with display(as_json) as show, connection(address, base_model, show.say) as client:
         client.delete_tuning(name)
         show.result(f"{name}  deleted", kind="deleted", tuning=name)
+
+
+def in_local_time(time: datetime) -> str:
+    """Minutes, as the clock of this machine shows them, with its offset from UTC."""
+    return f"{time.astimezone():%Y-%m-%d %H:%M %z}"

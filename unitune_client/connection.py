@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from unitune.errors import InvalidField, Unavailable
+from unitune.errors import Internal, InvalidField, Unavailable
 from unitune_client.client import Client
 from unitune_client.home import Home
 from unitune_client.local import LocalServices
@@ -29,18 +29,38 @@ def connection(address: str | None, base_model: str | None, say: Say) -> Iterato
     base_model = base_model or os.environ.get("UNITUNE_BASE_MODEL")
     home = Home.of(os.environ)
     running = home.running()
+    if running is None:
+        services = LocalServices(base_model, home=home, log=say)
+        running = services.wait_for_turn()
     if running is not None:
         if base_model and str(base_model_folder(base_model)) != running.base_model:
             remedy = f"leave it out, or stop `unitune up` (process {running.pid}), which has {running.base_model}"
             raise InvalidField("--base-model", base_model, remedy)
-        say(f"using the services of `unitune up` at {running.address}")
-        with Client(running.address) as client:
+        say(f"using the services of `unitune up` at {running.address}, process {running.pid}")
+        with _named_logs(running.logs), Client(running.address) as client:
             yield client
         return
-    say("starting the services here; `unitune up` keeps them running")
-    with LocalServices(base_model, home=home, log=say) as services, Client(services.address) as client:
+    say("running the services here; `unitune up` keeps them running")
+    with services, _named_logs(str(services.logs)), Client(services.address) as client:
+        services.on_failure = client.close  # whoever waits for an answer is told, and asks why
         try:
             yield client
         except Unavailable:
-            services.check()  # one that died says more than that nobody answers
+            services.check_unbroken()  # one that died says more than that nobody answers
             raise
+        except Exception:
+            services.check()
+            raise
+
+
+@contextmanager
+def _named_logs(folder: str) -> Iterator[None]:
+    """Errors that speak of a service's log name the file."""
+    try:
+        yield
+    except Internal as error:
+        name = next((name for name in ("tuner", "sampler") if f"the {name} " in error.message), "gateway")
+        if not folder or "log" not in error.message:
+            raise
+        message = f"{error.message}: {folder}/{name}.log"
+        raise Internal(message, reason=error.reason, metadata=error.metadata) from None

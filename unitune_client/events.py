@@ -85,6 +85,12 @@ class TuningConfig:
     guidance_scale: float = 0.0
     super_resolution_updates: int = 0
 
+    @property
+    def total_updates(self) -> int:
+        """Optimizer updates of all phases together, as progress counts them."""
+        of_each = self.num_inference_steps if self.method == "null_text" else 1
+        return self.embedding_updates + self.updates * of_each + self.super_resolution_updates
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
@@ -306,11 +312,17 @@ class EditLoading(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class EditStep(Event):
-    """One denoising step is done; `index` counts from 0. `preview` is a PNG of the first seed's picture so far."""
+    """One denoising step is done; `index` counts from 0. `preview` is a PNG of the first seed's picture so far.
+
+    With `automatic` or `gate` they count the steps of `attempt`, from 1, of which there are at most `attempts`; both
+    are 0 without.
+    """
 
     index: int
     total: int
     preview: bytes | None = field(default=None, repr=False)
+    attempt: int = 0
+    attempts: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,8 @@ from typing import IO, Self
 from unitune_client.machine import LocalError
 
 KEPT_LOGS = 10
+CLAIM_S = 2.0  # for a program that only looks, or ends, to let go of the lock
+LOOKS_EVERY_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Running:
     pid: int
     address: str
     base_model: str
+    logs: str = ""  # the folder of their logs
 
 
 @dataclass(frozen=True)
@@ -92,26 +95,50 @@ class Home:
 
     def claim(self) -> "Claim | None":
         """The right to run services here; None while another program has it. It ends with this process."""
-        lock = (self.root / "lock").open("a")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            return None
-        return Claim(self, lock)
+        lock = (self.root / "lock").open("a+")
+        gives_up_at = time.monotonic() + CLAIM_S
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > gives_up_at or self.holder() is not None:
+                    lock.close()
+                    return None
+                time.sleep(LOOKS_EVERY_S)
+            else:
+                return Claim(self, lock)
 
     def running(self) -> Running | None:
         """The services that another program runs here and shares; None if there are none."""
-        if not self.root.is_dir():
-            return None
-        claim = self.claim()
-        if claim is not None:
-            claim.release()
+        if not self.root.is_dir() or not self._is_claimed():
             return None
         try:
             return Running(**json.loads(self._running.read_text()))
         except (OSError, ValueError, TypeError):  # it shares none, or not yet
             return None
+
+    def holder(self) -> int | None:
+        """The process that has the right to run services here; None if none has, or it has not said so yet."""
+        if not self._is_claimed():
+            return None
+        try:
+            pid = int((self.root / "lock").read_text())
+            os.kill(pid, 0)
+        except (OSError, ValueError):
+            return None
+        return pid
+
+    def _is_claimed(self) -> bool:
+        try:
+            lock = (self.root / "lock").open()
+        except FileNotFoundError:
+            return False
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: those who look are not in each other's way
+            except BlockingIOError:
+                return True
+        return False
 
     @property
     def _running(self) -> Path:
@@ -124,11 +151,12 @@ class Claim:
     def __init__(self, home: Home, lock: IO[str]) -> None:
         self._home, self._lock = home, lock
         self._home._running.unlink(missing_ok=True)  # of one that was killed
+        self._write_holder(str(os.getpid()))
 
-    def share(self, address: str, base_model: str) -> None:
+    def share(self, address: str, base_model: str, logs: Path) -> None:
         """Tell other programs of this user where the services are."""
         unfinished = self._home.root / f".running.{os.getpid()}"
-        unfinished.write_text(json.dumps(asdict(Running(os.getpid(), address, base_model))))
+        unfinished.write_text(json.dumps(asdict(Running(os.getpid(), address, base_model, str(logs)))))
         unfinished.replace(self._home._running)
 
     def fileno(self) -> int:
@@ -138,4 +166,11 @@ class Claim:
     def release(self) -> None:
         """Let others run services here."""
         self._home._running.unlink(missing_ok=True)
+        self._write_holder("")
         self._lock.close()
+
+    def _write_holder(self, text: str) -> None:
+        self._lock.seek(0)
+        self._lock.truncate()
+        self._lock.write(text)
+        self._lock.flush()

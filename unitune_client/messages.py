@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import UTC, datetime
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypedDict, TypeVar, cast
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
@@ -226,7 +226,9 @@ def compare_request(
     Raises InvalidField for a value of a wrong type, TypeError for an option that no method has for itself.
     """
     given = {word: value for word, value in words.items() if value is not None}
-    request = _filled(edit_pb2.CompareRequest(parent=parent), {"prompt": prompt, "seeds": list(seeds or ()), **given})
+    request = _filled(
+        edit_pb2.CompareRequest(parent=parent), {"prompt": prompt, "seeds": () if seeds is None else seeds, **given}
+    )
     by_method = methods if isinstance(methods, Mapping) else {}
     for method in methods or ():
         options = by_method.get(method, {})
@@ -254,18 +256,45 @@ def refuse_unknown(options: Mapping[str, Any], known: type) -> None:
 
 def _filled(message: M, values: Mapping[str, Any]) -> M:
     for field, value in values.items():
+        kind = cast(FieldDescriptor, message.DESCRIPTOR.fields_by_name[field])
         try:
-            if isinstance(value, (list, tuple)):
-                getattr(message, field).extend(value)
-            elif isinstance(value, Mapping):
+            if _is_map(kind):
                 getattr(message, field).update(value)
+            elif kind.is_repeated:
+                getattr(message, field).extend(_several(value))
             else:
                 setattr(message, field, value)
-        except (TypeError, ValueError, AttributeError):  # the last for one value where many belong
-            kind = message.DESCRIPTOR.fields_by_name[field]
-            remedy = f"give {_KINDS[kind.type]}" if kind.type in _KINDS else "give words with a number each"
-            raise InvalidField(field, value, remedy) from None
+        except (TypeError, ValueError, AttributeError):  # the last for a map's value without keys
+            raise InvalidField(field, value, f"give {_wanted(kind)}{_why_not_text(value)}") from None
     return message
+
+
+def _several(value: Any) -> list[Any]:
+    """The values of a list. Raises TypeError for one value, and for a text, which Python would take for its letters."""
+    if isinstance(value, (str, bytes, bytearray, Mapping)):
+        raise TypeError("one value where several belong")
+    return list(value)
+
+
+def _is_map(kind: FieldDescriptor) -> bool:
+    return kind.message_type is not None and kind.message_type.GetOptions().map_entry
+
+
+def _wanted(kind: FieldDescriptor) -> str:
+    """What a field takes."""
+    if _is_map(kind):
+        return "a mapping from words to numbers, such as {'dog': 2.0}"
+    if kind.is_repeated:
+        one, example = _LISTS[kind.type]
+        return f"a list of {one}, such as {example}"
+    return _KINDS[kind.type]
+
+
+def _why_not_text(value: Any) -> str:
+    """Why a text is refused: only a lone surrogate is no Unicode."""
+    texts = [value] if isinstance(value, str) else value if isinstance(value, (list, tuple)) else []
+    surrogates = any("\ud800" <= letter <= "\udfff" for text in texts if isinstance(text, str) for letter in text)
+    return "; this one has bytes that are no Unicode" if surrogates else ""
 
 
 _KINDS = {
@@ -275,6 +304,10 @@ _KINDS = {
     FieldDescriptor.TYPE_DOUBLE: "a number",
     FieldDescriptor.TYPE_INT32: "a whole number of at most 2^31",
     FieldDescriptor.TYPE_INT64: "a whole number of at most 2^63",
+}
+_LISTS = {
+    FieldDescriptor.TYPE_STRING: ("texts", "['dog']"),
+    FieldDescriptor.TYPE_INT64: ("whole numbers", "[0, 1]"),
 }
 
 
@@ -372,7 +405,14 @@ def edit_event(message: edit_pb2.EditEvent, assembly: Assembly) -> events.EditEv
             )
         case "step":
             step = message.step
-            return events.EditStep(index=step.index, total=step.total, preview=step.preview or None, **when)
+            return events.EditStep(
+                index=step.index,
+                total=step.total,
+                preview=step.preview or None,
+                attempt=step.attempt,
+                attempts=step.attempts,
+                **when,
+            )
         case "warning":
             return events.EditWarning(text=message.warning.text, **when)
         case "image" | "image_part" as kind:

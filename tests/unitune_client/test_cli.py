@@ -556,7 +556,7 @@ def test_a_refusal_by_the_server_keeps_its_words_and_decides_the_code(server: Sc
     refused = unitune("edit", photo, "a dog", "--mode", "most", "--address", server.address)
     failed = unitune("tune", photo, "--json", "--address", server.address)
 
-    wanted = "error: config.mode is 'most': it must be full or attn_out or lora"
+    wanted = "error: --mode is 'most': it must be full or attn_out or lora"
     assert (2, wanted) == (refused.exit_code, refused.stderr.strip())
     assert (1, "error: the tuning diverged at update 12") == (failed.exit_code, failed.stderr.strip())
     assert "TUNING_DIVERGED" == json.loads(failed.stdout)["reason"]

@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from click.testing import CliRunner
 import unitune_client
 from tests.unitune_client import stand_ins
 from unitune.errors import InvalidField
-from unitune_client import Client, machine, programs
+from unitune_client import Client, machine, programs, supervision
 from unitune_client.cli import main
 from unitune_client.connection import connection
 from unitune_client.home import Home
@@ -82,7 +83,7 @@ def test_the_engine_is_built_once(home: Home, base_model: str, said: list[str]) 
     second = LocalServices(base_model, home=home, log=said.append).build()
 
     assert home.engines / "e1" == first == second
-    words = "building the engine for tiny, once, about half a minute"
+    words = "building the engine for tiny, once"
     assert [words, "  g1: working on it ...", "  e1: working on it ..."] == said
     arguments = ast.literal_eval((home.engines / "e1" / "arguments").read_text())
     assert {"--graphs": str(home.graphs / "g1"), "--engines": str(home.engines)} == arguments
@@ -166,7 +167,8 @@ def test_a_service_that_does_not_stop_is_killed(
         "signal.signal(signal.SIGTERM, signal.SIG_IGN); print('listening 127.0.0.1:1', flush=True); time.sleep(99)"
     )
     stand_ins.write(tmp_path / "programs", sampler=ignores)
-    monkeypatch.setattr(programs, "STOP_S", 0.3)
+    monkeypatch.setattr(programs, "TELLS_AFTER_S", 0.1)
+    monkeypatch.setattr(programs, "KILLED_AFTER_S", 0.3)
 
     with LocalServices(base_model, home=home):
         pass
@@ -174,14 +176,17 @@ def test_a_service_that_does_not_stop_is_killed(
     assert 3 == len(pids(home)) and [] == stand_ins.still_running(pids(home))
 
 
-def test_a_service_that_dies_later_is_noticed(home: Home, base_model: str, said: list[str]) -> None:
-    """`check` tells which one ended; a lost server is told by that and not as unavailable."""
-    died = pytest.raises(LocalError, match="the gateway ended with status -9")
+def test_a_service_that_dies_later_is_noticed(
+    home: Home, base_model: str, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that is lost is told as the service that ended, with its log, and not as one that does not answer."""
+    monkeypatch.setattr(supervision, "FIRST_WAIT_S", 60.0)
+    died = pytest.raises(LocalError, match="the gateway ended with status -9 and is started again: repeat the command")
     with died, connection(None, base_model, said.append) as client:
         os.kill(stand_ins.notes(home.store)["gateway"]["pid"], signal.SIGKILL)
         client.server_info()
 
-    assert "starting the services here; `unitune up` keeps them running" == said[0]
+    assert "running the services here; `unitune up` keeps them running" in said
     assert [] == stand_ins.still_running(pids(home))
 
 
@@ -228,9 +233,10 @@ def test_only_one_program_runs_services_in_a_home(home: Home, base_model: str, s
             time.sleep(0.02)
         time.sleep(0.3)
         assert starting.is_alive() and "" == other.address
-    starting.join(30)
+        who = f"another program (process {os.getpid()})"
+        assert [f"{who} runs its services in {home.root}; waiting for its end"] == said
+    starting.join(60)
     try:
-        assert [f"another program runs its services in {home.root}; waiting for its end"] == said
         with Client(other.address) as client:
             assert "gateway" == client.server_info().version
     finally:
@@ -306,9 +312,44 @@ def test_services_end_when_their_parent_is_killed(home: Home, up: subprocess.Pop
     claim.release()
 
 
-def test_up_ends_when_a_service_dies(home: Home, up: subprocess.Popen[str]) -> None:
-    """It stops the others and leaves with 1."""
-    os.kill(stand_ins.notes(home.store)["sampler"]["pid"], signal.SIGKILL)
+def test_a_service_that_dies_is_started_again_at_its_address(
+    home: Home, base_model: str, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others need not be told: it listens where it did. After a few times it is given up (r12)."""
+    monkeypatch.setattr(supervision, "RESTARTS", 2)
+    with LocalServices(base_model, home=home, log=said.append) as services:
+        for name in ("sampler", "gateway"):
+            before = stand_ins.notes(home.store)[name]
+            os.kill(int(str(before["pid"])), signal.SIGKILL)
+            wait_until(lambda name=name: f"the {name} listens again, after" in "\n".join(said))
+            notes = stand_ins.notes(home.store)
+            assert before["pid"] != notes[name]["pid"]
+            where = {"sampler": notes["gateway"]["settings"]["UNITUNE_SAMPLER"], "gateway": services.address}[name]
+            assert where == notes[name]["settings"][f"UNITUNE_{name.upper()}_ADDRESS"]
+        with Client(services.address) as client:
+            assert "gateway" == client.server_info().version
+        services.check()
+        given_up = threading.Event()
+        services.on_failure = given_up.set
 
-    assert 1 == up.wait(30)
+        def listens_again(times: int) -> bool:
+            return given_up.is_set() or sum("sampler listens again" in line for line in said) == times
+
+        for times in (2, 3):
+            os.kill(int(str(stand_ins.notes(home.store)["sampler"]["pid"])), signal.SIGKILL)
+            wait_until(partial(listens_again, times))
+
+        assert given_up.wait(30)
+        with pytest.raises(
+            LocalError, match="the sampler ended with status -9, 3 times within 10 minutes, and is given up"
+        ):
+            services.check()
     assert [] == stand_ins.still_running(pids(home))
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for what another thread does."""
+    gives_up_at = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < gives_up_at
+        time.sleep(0.02)

@@ -167,14 +167,18 @@ class EditEvent(_message.Message):
         probe_ratio: float
         def __init__(self, warm: _Optional[bool] = ..., refit_s: _Optional[float] = ..., probe_ratio: _Optional[float] = ...) -> None: ...
     class Step(_message.Message):
-        __slots__ = ("index", "total", "preview")
+        __slots__ = ("index", "total", "preview", "attempt", "attempts")
         INDEX_FIELD_NUMBER: _ClassVar[int]
         TOTAL_FIELD_NUMBER: _ClassVar[int]
         PREVIEW_FIELD_NUMBER: _ClassVar[int]
+        ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+        ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
         index: int
         total: int
         preview: bytes
-        def __init__(self, index: _Optional[int] = ..., total: _Optional[int] = ..., preview: _Optional[bytes] = ...) -> None: ...
+        attempt: int
+        attempts: int
+        def __init__(self, index: _Optional[int] = ..., total: _Optional[int] = ..., preview: _Optional[bytes] = ..., attempt: _Optional[int] = ..., attempts: _Optional[int] = ...) -> None: ...
     class Warning(_message.Message):
         __slots__ = ("text",)
         TEXT_FIELD_NUMBER: _ClassVar[int]
