@@ -312,7 +312,7 @@ def test_manifests_probe_the_health_port_by_number() -> None:
 
 def test_the_kubelet_waits_until_a_program_has_ended_by_itself() -> None:
     """The grace of every pod is longer than the drain and the time to leave together (r19)."""
-    from unitune.serving import DRAIN_S, LEAVE_S
+    from unitune.drain import DRAIN_S, LEAVE_S
 
     for name, pod in pods():
         assert pod["terminationGracePeriodSeconds"] > DRAIN_S + LEAVE_S, name

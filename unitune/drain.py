@@ -2,6 +2,8 @@
 
 # Seconds that running calls get after SIGTERM, before a service cancels them.
 DRAIN_S = 30.0
-# Seconds from SIGTERM to SIGKILL. The rest is for what comes after the drain: letting go of work, closing files.
+# Seconds after the drain, or after a second signal, to let go of work and close files. Then a service cuts what is left.
+LEAVE_S = 5.0
+# Seconds from SIGTERM to SIGKILL, by those who start a service: more than both together.
 # k8s/base has the same number as terminationGracePeriodSeconds.
 KILLED_AFTER_S = 45.0

@@ -19,7 +19,7 @@ from grpc_reflection.v1alpha import reflection
 
 from unitune import telemetry
 from unitune.answering import Answering
-from unitune.drain import DRAIN_S
+from unitune.drain import DRAIN_S, LEAVE_S
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +38,6 @@ MAX_STREAMS = 1024
 
 # Probed by Kubernetes. Liveness stays SERVING during a drain: a draining server is healthy.
 LIVENESS, READINESS = "liveness", "readiness"
-
-# Seconds from the first signal to the end of a service: for its drain, and for closing after that. What is still there
-# then, or LEAVE_S after a second signal, is cut. terminationGracePeriodSeconds in k8s/base is more than both.
-DRAIN_S = 30.0
-LEAVE_S = 5.0
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
