@@ -311,11 +311,12 @@ def test_manifests_probe_the_health_port_by_number() -> None:
 
 
 def test_the_kubelet_waits_until_a_program_has_ended_by_itself() -> None:
-    """The grace of every pod is longer than the drain and the time to leave together (r19)."""
-    from unitune.drain import DRAIN_S, LEAVE_S
+    """Every pod's grace is the one number, which is more than the drain and the time to leave together (r11, r19)."""
+    from unitune.drain import DRAIN_S, KILLED_AFTER_S, LEAVE_S
 
+    assert KILLED_AFTER_S > DRAIN_S + LEAVE_S
     for name, pod in pods():
-        assert pod["terminationGracePeriodSeconds"] > DRAIN_S + LEAVE_S, name
+        assert pod["terminationGracePeriodSeconds"] == KILLED_AFTER_S, name
 
 
 def test_manifests_meet_the_restricted_pod_security_profile() -> None:
