@@ -22,7 +22,7 @@ from transformers import CLIPSegForImageSegmentation, CLIPTokenizer
 from tuner_svc.export_check import CHECK_BATCHES, check_graph
 from tuner_svc.export_frozen import save_tokenizer
 from tuner_svc.export_graph import EXAMPLES, ExportError, to_graph
-from tuner_svc.model_folder import UnusableBaseModel, read_object
+from tuner_svc.model_folder import UnusableBaseModel, check_safetensors, read_object
 
 GRAPH_FILE, TOKENIZER_FILE = "clipseg.onnx", "clipseg_tokenizer.json"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the published model's preprocessor
@@ -49,8 +49,11 @@ def export_clipseg(source: Path, folder: Path) -> Path:
     Raises UnusableBaseModel for a folder that holds no CLIPSeg, and ExportError when the graph does not answer like
     PyTorch.
     """
+    check_safetensors(source)
     try:
-        clipseg = CLIPSegForImageSegmentation.from_pretrained(source, dtype=torch.float32, local_files_only=True).eval()
+        clipseg = CLIPSegForImageSegmentation.from_pretrained(
+            source, dtype=torch.float32, local_files_only=True, use_safetensors=True
+        ).eval()
         tokenizer = CLIPTokenizer.from_pretrained(source, local_files_only=True)
     except (OSError, ValueError) as error:
         raise UnusableBaseModel(f"{source} holds no CLIPSeg model of transformers: {error}") from error

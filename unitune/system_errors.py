@@ -58,7 +58,7 @@ REMEDY_FOR_DAMAGE = "put a copy in its place, or move it away to begin anew"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MISSHAPEN = (errno.ELOOP, errno.EISDIR, errno.ENOTDIR)  # something else lies where a file of ours should
 
-_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how obstore, which is written in Rust, shows a number of errno
+_OS_ERROR = re.compile(r"\(os error (\d+)\)|\berrno:? (\d+)\b", re.IGNORECASE)  # as Rust shows it, and C++ often does
 
 
 def sentence(error: OSError) -> str:
@@ -83,6 +83,17 @@ def about(path: str | os.PathLike[str]) -> Iterator[None]:
         if error.errno is not None and error.filename is None:
             error.filename = os.fspath(path)
         raise
+
+
+def of_library(error: Exception, path: str | os.PathLike[str]) -> Exception:
+    """The OSError about `path` that a library wrapped into an exception of its own (safetensors does); else the error.
+
+    ONNX Runtime and safetensors are not written in Python, and show the system's number in their text only.
+    """
+    number = _number(error)
+    if isinstance(error, OSError) or number is None:
+        return error
+    return OSError(number, os.strerror(number), os.fspath(path))
 
 
 def is_full(error: BaseException) -> bool:
@@ -147,7 +158,7 @@ def _number(error: BaseException) -> int | None:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     found = _OS_ERROR.search(str(error))
-    return int(found[1]) if found else None
+    return int(found[1] or found[2]) if found else None
 
 
 def _sqlite_code(error: sqlite3.Error) -> int:
