@@ -8,8 +8,10 @@ import contextlib
 import errno
 import os
 import re
+import shutil
 import sqlite3
 from collections.abc import Iterator
+from pathlib import Path
 
 from unitune.errors import (
     STATE_CORRUPT,
@@ -28,6 +30,7 @@ from unitune.errors import (
 
 RETRY_FULL_S = 30.0  # somebody has to free space first
 RETRY_DOWN_S = 5.0
+FULL_BYTES = 64 << 10  # with less free space on a disk a program may fail for that alone
 
 # Number -> what is wrong with the path, and what to do.
 _WORDS = {
@@ -85,15 +88,25 @@ def about(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
 
 
-def of_library(error: Exception, path: str | os.PathLike[str]) -> Exception:
-    """The OSError about `path` that a library wrapped into an exception of its own (safetensors does); else the error.
+def disk_sentence(error: Exception, path: str | os.PathLike[str]) -> str | None:
+    """As `sentence`, for what a program met while it wrote to `path`; None where the disk is not the reason.
 
-    ONNX Runtime and safetensors are not written in Python, and show the system's number in their text only.
+    safetensors and ONNX Runtime raise exceptions of their own: the first shows the system's number in its text, the
+    second nothing at all, and then a full disk is the reason.
     """
     number = _number(error)
-    if isinstance(error, OSError) or number is None:
-        return error
-    return OSError(number, os.strerror(number), os.fspath(path))
+    if number is None and not isinstance(error, OSError) and _free_bytes(path) < FULL_BYTES:
+        number = errno.ENOSPC
+    if number is None:
+        return None
+    named = getattr(error, "filename", None) or os.fspath(path)
+    return sentence(OSError(number, os.strerror(number), named))
+
+
+def _free_bytes(path: str | os.PathLike[str]) -> int:
+    """On the disk of the path, or of the nearest folder above that there is."""
+    place = Path(path).absolute()
+    return shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.exists())).free
 
 
 def is_full(error: BaseException) -> bool:

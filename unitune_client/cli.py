@@ -10,6 +10,7 @@ import click
 
 from unitune import __version__
 from unitune.errors import InvalidArgument, UniTuneError
+from unitune.system_errors import sentence
 from unitune_client.cli_compare import compare_command
 from unitune_client.cli_edit import edit_command, tune_command
 from unitune_client.cli_local import build_command, doctor_command, up_command
@@ -42,8 +43,11 @@ class Commands(click.Group):
         except UniTuneError as error:
             show.error(error.message, error)
             code = WRONG_INPUT if isinstance(error, InvalidArgument) else 1
-        except (LocalError, OSError) as error:
+        except LocalError as error:
             show.error(str(error), error)
+            code = 1
+        except OSError as error:
+            show.error(sentence(error), error)
             code = 1
         finally:
             signal.signal(signal.SIGTERM, before)

@@ -2,6 +2,7 @@
 
 import os
 import re
+from contextlib import AbstractContextManager, nullcontext
 
 import click
 
@@ -35,7 +36,11 @@ def tunings_group() -> None:
 @server_options
 def list_command(state: str | None, address: str | None, base_model: str | None, as_json: bool) -> None:
     """List the tunings, the newest first: name, state, updates, time of creation."""
-    with display(as_json) as show, connection(address, base_model, show.say) as client:
+    with (
+        _space_to_delete(address),  # whoever deletes looks first
+        display(as_json) as show,
+        connection(address, base_model, show.say) as client,
+    ):
         for tuning in client.list_tunings(state=state):
             created = f"{tuning.create_time:%Y-%m-%d %H:%M}" if tuning.create_time else "-"
             line = f"{tuning.name}  {tuning.state:9}  {tuning.config.updates:5} updates  {created}"
@@ -95,6 +100,15 @@ def export_command(name: str, kind: str, rank: int, out: str, base_model: str | 
 @server_options
 def delete_command(name: str, address: str | None, base_model: str | None, as_json: bool) -> None:
     """Discard the tuning NAME with its weights, cancelling it if it runs."""
-    with display(as_json) as show, connection(address, base_model, show.say) as client:
+    with (
+        _space_to_delete(address),
+        display(as_json) as show,
+        connection(address, base_model, show.say) as client,
+    ):
         client.delete_tuning(name)
         show.result(f"{name}  deleted", kind="deleted", tuning=name)
+
+
+def _space_to_delete(address: str | None) -> AbstractContextManager[None]:
+    """The reserve of this machine's services; of a server it is the server's affair."""
+    return nullcontext() if address else Home.of(os.environ).space_to_delete()
