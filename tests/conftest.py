@@ -1,12 +1,17 @@
-"""What many tests share: the tiny base model and its exported graphs, each made once per session."""
+"""What many tests share, made once per session: the tiny base model, its graphs, and the three services on it."""
 
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from unitune_client import Client
+from unitune_client.home import Home
+from unitune_client.local import LocalServices
 
 # One thread each: tests run beside other work, and sums come out alike on every run. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -64,3 +69,20 @@ def tiny_half_graphs(tiny_model: Path, tiny_graphs: Path, tmp_path_factory: pyte
     folder = Path(shutil.copytree(tiny_graphs, tmp_path_factory.mktemp("half") / "tiny"))
     add_half_graph(folder, load(tiny_model))
     return folder
+
+
+@pytest.fixture(scope="session")
+def services(tiny_cascade: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServices]:
+    """The three services as real processes, started once for all tests that cross them: on the tiny base model with its
+    second stage, and a preset of its own for fast edits."""
+    folder = Path(shutil.copytree(tiny_cascade, tmp_path_factory.mktemp("fast") / "tiny"))
+    (folder / "unitune_preset.json").write_text('{"methods": {"unitune": {"fast_steps": 3}}}')
+    with LocalServices(str(folder), home=Home(tmp_path_factory.mktemp("home"))) as services:
+        yield services
+
+
+@pytest.fixture
+def client(services: LocalServices) -> Iterator[Client]:
+    """A client of the services."""
+    with Client(services.address) as client:
+        yield client
