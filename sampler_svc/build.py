@@ -52,6 +52,7 @@ from sampler_svc.refit_modes import is_small
 from sampler_svc.super_resolution_engine import SuperResolutionEngine
 from unitune.base_model import SPEC_FILE, SUPER_RESOLUTION_GRAPH, BaseModelSpec, file_digest
 from unitune.errors import DataLoss
+from unitune.system_errors import disk_sentence
 
 DENOISER_DATA = f"{DENOISER}.data"
 MAX_REFIT_RATIO = 1e-3  # of the effect of random weights; fp32 gives about 1e-5, one stale tensor 3e-3 and more
@@ -222,6 +223,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (BuildError, BackendMissing) as error:
         print(f"build: {error}", file=sys.stderr)
         return 1
+    except Exception as error:
+        told = disk_sentence(error, options.out or options.engines)
+        if told is None:
+            raise
+        print(f"build: {told}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -231,7 +238,13 @@ def _fill(folder: Path, graphs: Path, spec: BaseModelSpec) -> None:
     options.optimized_model_filepath = str(folder / DENOISER)
     for setting, value in (("file_name", DENOISER_DATA), ("min_size_in_bytes", str(SMALL_BYTES))):
         options.add_session_config_entry(f"session.optimized_model_external_initializers_{setting}", value)
-    open_session(graphs / DENOISER, options)
+    try:
+        open_session(graphs / DENOISER, options)
+    except Exception as error:  # ONNX Runtime does not say that a disk is full
+        told = disk_sentence(error, folder)
+        if told is None:
+            raise
+        raise BuildError(told) from error
     try:
         put_outside(folder, DENOISER, spec.tensors.keys())
     except ValueError as error:

@@ -37,7 +37,7 @@ STRENGTH, GUIDANCE_SCALE = 0.9, 5.0  # of the sheet's edits
 
 def measure(model: Path, scenes: int) -> None:
     """Print the PSNR of bicubic enlargement, and of the second stage at some noise levels and numbers of steps."""
-    fp32 = {"torch_dtype": torch.float32}
+    fp32 = {"torch_dtype": torch.float32, "use_safetensors": True}
     held_out = HeldOut(
         scenes,
         AutoencoderKL.from_pretrained(model, subfolder="vae", **fp32).eval(),

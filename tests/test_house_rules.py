@@ -179,6 +179,30 @@ def test_a_program_imports_without_the_other_extras(modules: str, absent: tuple[
     assert 0 == done.returncode, done.stderr
 
 
+def test_every_model_is_loaded_from_safetensors() -> None:
+    """Each from_pretrained says use_safetensors=True, or diffusers and transformers would unpickle (r10)."""
+    wrong, found = [], 0
+    for path in source_files(*PACKAGES, "bench"):
+        tree = ast.parse(path.read_text())
+        safe = {  # dictionaries of keywords that hold it
+            target.id
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Assign) and "'use_safetensors': True" in ast.unparse(node.value)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
+        for node in ast.walk(tree):
+            if not (isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".from_pretrained")):
+                continue
+            found += 1
+            named = {keyword.arg or ast.unparse(keyword.value): ast.unparse(keyword.value) for keyword in node.keywords}
+            is_safe = named.get("use_safetensors") == "True" or safe & named.keys()
+            if not is_safe and "Tokenizer" not in ast.unparse(node.func):  # a tokenizer has no weights
+                wrong.append(f"{path.name}:{node.lineno}")
+
+    assert found > 10 and [] == wrong
+
+
 def test_nothing_unpickles() -> None:
     """Weights and state are safetensors, JSON and SQLite: a file from elsewhere cannot run code."""
     wrong = []

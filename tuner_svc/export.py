@@ -31,6 +31,7 @@ from tuner_svc.export_super_resolution import export_super_resolution
 from tuner_svc.model_folder import UnusableBaseModel, digest
 from unitune.attention import CONTROLLED_FILE
 from unitune.base_model import BaseModelSpec, file_digest
+from unitune.system_errors import disk_sentence
 
 DIGEST_CHARACTERS = 16  # of a folder's name
 
@@ -141,6 +142,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(folder)
     except (UnusableBaseModel, ExportError) as error:
         print(f"export: {error}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        told = disk_sentence(error, options.out or options.graphs_root)
+        if told is None:
+            raise
+        print(f"export: {told}", file=sys.stderr)
         return 1
     return 0
 

@@ -8,8 +8,10 @@ import contextlib
 import errno
 import os
 import re
+import shutil
 import sqlite3
 from collections.abc import Iterator
+from pathlib import Path
 
 from unitune.errors import (
     STATE_CORRUPT,
@@ -28,6 +30,7 @@ from unitune.errors import (
 
 RETRY_FULL_S = 30.0  # somebody has to free space first
 RETRY_DOWN_S = 5.0
+FULL_BYTES = 64 << 10  # with less free space on a disk a program may fail for that alone
 
 # Number -> what is wrong with the path, and what to do.
 _WORDS = {
@@ -58,7 +61,7 @@ REMEDY_FOR_DAMAGE = "put a copy in its place, or move it away to begin anew"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MISSHAPEN = (errno.ELOOP, errno.EISDIR, errno.ENOTDIR)  # something else lies where a file of ours should
 
-_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how obstore, which is written in Rust, shows a number of errno
+_OS_ERROR = re.compile(r"\(os error (\d+)\)|\berrno:? (\d+)\b", re.IGNORECASE)  # as Rust shows it, and C++ often does
 
 
 def sentence(error: OSError) -> str:
@@ -83,6 +86,27 @@ def about(path: str | os.PathLike[str]) -> Iterator[None]:
         if error.errno is not None and error.filename is None:
             error.filename = os.fspath(path)
         raise
+
+
+def disk_sentence(error: Exception, path: str | os.PathLike[str]) -> str | None:
+    """As `sentence`, for what a program met while it wrote to `path`; None where the disk is not the reason.
+
+    safetensors and ONNX Runtime raise exceptions of their own: the first shows the system's number in its text, the
+    second nothing at all, and then a full disk is the reason.
+    """
+    number = _number(error)
+    if number is None and not isinstance(error, OSError) and _free_bytes(path) < FULL_BYTES:
+        number = errno.ENOSPC
+    if number is None:
+        return None
+    named = getattr(error, "filename", None) or os.fspath(path)
+    return sentence(OSError(number, os.strerror(number), named))
+
+
+def _free_bytes(path: str | os.PathLike[str]) -> int:
+    """On the disk of the path, or of the nearest folder above that there is."""
+    place = Path(path).absolute()
+    return shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.exists())).free
 
 
 def is_full(error: BaseException) -> bool:
@@ -147,7 +171,7 @@ def _number(error: BaseException) -> int | None:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     found = _OS_ERROR.search(str(error))
-    return int(found[1]) if found else None
+    return int(found[1] or found[2]) if found else None
 
 
 def _sqlite_code(error: sqlite3.Error) -> int:

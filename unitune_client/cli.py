@@ -14,6 +14,7 @@ from PIL import Image
 
 from unitune import __version__
 from unitune.errors import InvalidArgument, UniTuneError
+from unitune.system_errors import sentence
 from unitune_client import streams
 from unitune_client.cli_compare import compare_command
 from unitune_client.cli_edit import edit_command, tune_command
@@ -81,6 +82,9 @@ class Commands(click.Group):
                 flags = Flags(self._command_of(given), given)
                 show.error(flags.message(error), error, flags)
                 return WRONG_INPUT if isinstance(error, InvalidArgument) else 1
+            case OSError():
+                show.error(sentence(error), error)
+                return 1
         show.error(str(error), error)
         return 1
 
@@ -101,7 +105,7 @@ def libraries_kept_quiet(say: Callable[[str], object]) -> Iterator[None]:
     """
     told: set[str] = set()
 
-    def sentence(message: Warning | str, *where: Any, **more: Any) -> None:
+    def show_once(message: Warning | str, *where: Any, **more: Any) -> None:
         text = " ".join(str(message).split())
         if text not in told:
             told.add(text)
@@ -113,7 +117,7 @@ def libraries_kept_quiet(say: Callable[[str], object]) -> Iterator[None]:
         with warnings.catch_warnings():
             if not sys.warnoptions:
                 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-                warnings.showwarning = sentence
+                warnings.showwarning = show_once
             yield
     finally:
         logging.getLogger().removeHandler(nowhere)

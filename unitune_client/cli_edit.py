@@ -9,6 +9,7 @@ import click
 from PIL import Image
 
 from unitune.errors import InvalidField, UniTuneError
+from unitune.system_errors import about
 from unitune_client import events
 from unitune_client.cli_checks import (
     TUNED_METHOD,
@@ -439,7 +440,8 @@ def save_sheet(sheet: Image.Image, path: Path) -> None:
     """Write a contact sheet; it appears whole or not at all."""
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
-        sheet.save(unfinished, "PNG")
+        with about(path):
+            sheet.save(unfinished, "PNG")
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

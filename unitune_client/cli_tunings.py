@@ -2,6 +2,7 @@
 
 import os
 import re
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 
 import click
@@ -37,7 +38,11 @@ def tunings_group() -> None:
 @server_options
 def list_command(state: str | None, address: str | None, base_model: str | None, as_json: bool) -> None:
     """List the tunings, the newest first: name, state, updates of all phases, local time of creation."""
-    with display(as_json) as show, connection(address, base_model, show.say) as client:
+    with (
+        _space_to_delete(address),  # whoever deletes looks first
+        display(as_json) as show,
+        connection(address, base_model, show.say) as client,
+    ):
         for tuning in client.list_tunings(state=state):
             created = in_local_time(tuning.create_time) if tuning.create_time else "-"
             line = f"{tuning.name}  {tuning.state:9}  {tuning.config.total_updates:5} updates  {created}"
@@ -99,7 +104,11 @@ def export_command(name: str, kind: str, rank: int, output: str, base_model: str
 @server_options
 def delete_command(name: str, address: str | None, base_model: str | None, as_json: bool) -> None:
     """Discard the tuning NAME with its weights, cancelling it if it runs."""
-    with display(as_json) as show, connection(address, base_model, show.say) as client:
+    with (
+        _space_to_delete(address),
+        display(as_json) as show,
+        connection(address, base_model, show.say) as client,
+    ):
         client.delete_tuning(name)
         show.result(f"{name}  deleted", kind="deleted", tuning=name)
 
@@ -107,3 +116,8 @@ def delete_command(name: str, address: str | None, base_model: str | None, as_js
 def in_local_time(time: datetime) -> str:
     """Minutes, as the clock of this machine shows them, with its offset from UTC."""
     return f"{time.astimezone():%Y-%m-%d %H:%M %z}"
+
+
+def _space_to_delete(address: str | None) -> AbstractContextManager[None]:
+    """The reserve of this machine's services; of a server it is the server's affair."""
+    return nullcontext() if address else Home.of(os.environ).space_to_delete()

@@ -1,14 +1,25 @@
 """Where a command finds its server: at --address, at services that `unitune up` shares, or started for it here."""
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from unitune.errors import Internal, InvalidField, Unavailable
+from unitune.errors import (
+    STATE_DOWN,
+    STATE_FULL,
+    STORE_DOWN,
+    STORE_FULL,
+    Internal,
+    InvalidField,
+    ResourceExhausted,
+    Unavailable,
+)
+from unitune.system_errors import sentence
 from unitune_client.client import Client
 from unitune_client.home import Home
 from unitune_client.local import LocalServices
-from unitune_client.machine import base_model_folder
+from unitune_client.machine import LocalError, base_model_folder
 
 Say = Callable[[str], object]
 
@@ -37,14 +48,15 @@ def connection(address: str | None, base_model: str | None, say: Say) -> Iterato
             remedy = f"leave it out, or stop `unitune up` (process {running.pid}), which has {running.base_model}"
             raise InvalidField("--base-model", base_model, remedy)
         say(f"using the services of `unitune up` at {running.address}, process {running.pid}")
-        with _named_logs(running.logs), Client(running.address) as client:
+        with _local_paths(home), _named_logs(running.logs), Client(running.address) as client:
             yield client
         return
     say("running the services here; `unitune up` keeps them running")
     with services, _named_logs(str(services.logs)), Client(services.address) as client:
         services.on_failure = client.close  # whoever waits for an answer is told, and asks why
         try:
-            yield client
+            with _local_paths(home):
+                yield client
         except Unavailable:
             services.check_unbroken()  # one that died says more than that nobody answers
             raise
@@ -64,3 +76,19 @@ def _named_logs(folder: str) -> Iterator[None]:
             raise
         message = f"{error.message}: {folder}/{name}.log"
         raise Internal(message, reason=error.reason, metadata=error.metadata) from None
+
+
+@contextmanager
+def _local_paths(home: Home) -> Iterator[None]:
+    """A server names no path; where it is of this machine, an error of its disk does."""
+    try:
+        yield
+    except (ResourceExhausted, Unavailable) as error:
+        paths = {STORE_FULL: home.store, STORE_DOWN: home.store, STATE_FULL: home.state, STATE_DOWN: home.state}
+        path = paths.get(error.reason)
+        if path is None:
+            raise
+        if error.reason in (STORE_FULL, STATE_FULL):
+            full = sentence(OSError(errno.ENOSPC, "", str(path)))
+            raise LocalError(f"{full}, as by `unitune tunings delete NAME`") from error
+        raise LocalError(f"cannot use {path}: the log of the gateway in {home.root / 'logs'} says why") from error

@@ -17,6 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from unitune.errors import UniTuneError
+from unitune.system_errors import about
 
 
 class TuningState(StrEnum):
@@ -353,7 +354,8 @@ class EditedImage(Event):
         path = Path(path)
         unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
         try:
-            unfinished.write_bytes(self.png)
+            with about(path):
+                unfinished.write_bytes(self.png)
             return unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.full_disk import fill, mounted
 from tuner_svc import service as module
 from tuner_svc.base_model import BaseModel
 from tuner_svc.service import TunerService
@@ -20,7 +21,7 @@ from tuner_svc.tune import tune
 from tuner_svc.tuning_config import TuningConfig
 from unitune import serving
 from unitune.codecs import decode
-from unitune.errors import InvalidArgument, InvalidField, Unavailable, from_rpc_error, from_status
+from unitune.errors import InvalidArgument, InvalidField, ResourceExhausted, Unavailable, from_rpc_error, from_status
 from unitune.images import ModelImage
 from unitune.v1 import tuner_pb2, tuner_pb2_grpc, tuning_pb2
 from unitune.v1.tuner_pb2 import RunTuningEvent
@@ -401,3 +402,30 @@ async def test_a_drain_lets_go_of_every_run_and_takes_no_more(start: Callable[..
         await events(tuner.run(SHORT))
     assert "DRAINING" == from_rpc_error(caught.value).reason
     assert [] == tuner.store.list("")
+
+
+async def test_weights_wait_for_a_store_that_is_full_for_a_while(start: Callable[..., Any], tmp_path: Path) -> None:
+    """A real disk without space when the weights are made, and with space a moment later: the tuning succeeds (r6)."""
+    with mounted(tmp_path / "disk", "4m") as disk:
+        store = WeightStore(str(disk / "store"))
+        tuner, ballast = await start(store=store), fill(disk)
+        call = tuner.run(SHORT)
+        await next_of(call, "progress")
+        await asyncio.sleep(2 * module.STORE_RETRY_S)
+        ballast.unlink()
+        done = (await events(call))[-1].done
+        assert store.get_weights(PATH, done.digest)
+
+
+async def test_a_store_that_stays_full_fails_the_run(
+    start: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """STORE_FULL with an invitation to try again, nothing half-written, and the tuner lives on (r6)."""
+    monkeypatch.setattr(module, "STORE_WAIT_S", 0.1)
+    with mounted(tmp_path / "disk", "4m") as disk:
+        tuner, ballast = await start(store=WeightStore(str(disk / "store"))), fill(disk)
+        error = from_status((await events(tuner.run(SHORT)))[-1].failed)
+        assert ("STORE_FULL", ResourceExhausted) == (error.reason, type(error)) and error.retry_after_s
+        assert str(disk) not in error.message and [] == tuner.store.list("")
+        ballast.unlink()
+        assert "done" == (await events(tuner.run(SHORT)))[-1].WhichOneof("event")

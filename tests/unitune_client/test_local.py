@@ -16,12 +16,13 @@ import pytest
 from click.testing import CliRunner
 
 import unitune_client
+from tests.full_disk import fill, mounted
 from tests.unitune_client import stand_ins
-from unitune.errors import InvalidField
+from unitune.errors import InvalidField, ResourceExhausted, UniTuneError
 from unitune_client import Client, machine, programs, supervision
 from unitune_client.cli import main
 from unitune_client.connection import connection
-from unitune_client.home import Home
+from unitune_client.home import RESERVE_BYTES, Home
 from unitune_client.local import LocalServices
 from unitune_client.machine import LocalError
 
@@ -353,3 +354,47 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < gives_up_at
         time.sleep(0.02)
+
+
+@pytest.fixture
+def small_home(home: Home, tmp_path: Path) -> Iterator[Home]:
+    """The home on a disk of its own, of 24 MB."""
+    with mounted(tmp_path / "home", "24m"):
+        yield home
+
+
+def test_a_full_home_is_told_with_its_path_before_anything_starts(small_home: Home, base_model: str) -> None:
+    """`unitune build` on a full disk names the folder and the remedy, in one line without a number (N11)."""
+    fill(small_home.root)
+    ended = CliRunner().invoke(main, ["build", "--base-model", base_model])
+    assert ended.exit_code == 1 and ended.output.count("\n") == 1
+    assert f"error: cannot use {small_home.root}: its disk is full; free some space there" in ended.output
+    assert "Errno" not in ended.output and "unitune tunings delete" in ended.output
+
+
+def test_deleting_starts_the_services_on_a_full_disk(small_home: Home, base_model: str) -> None:
+    """Logs, lock and state of the services get the reserve's space, and the reserve is put back when there is some."""
+    small_home.prepare()
+    ballast = fill(small_home.root)
+    services = LocalServices(base_model, home=small_home)
+    with small_home.space_to_delete(), services, Client(services.address) as client:
+        assert "gateway" == client.server_info().version
+    assert not (small_home.root / "reserve").exists()
+    ballast.unlink()
+    with small_home.space_to_delete():
+        pass
+    assert (small_home.root / "reserve").stat().st_size == RESERVE_BYTES
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind", "place"),
+    [("STORE_FULL", ResourceExhausted, "store"), ("STATE_FULL", ResourceExhausted, "state/gateway.sqlite")],
+)
+def test_a_full_disk_of_our_own_services_is_told_with_its_path(
+    home: Home, base_model: str, reason: str, kind: type[UniTuneError], place: str
+) -> None:
+    """What a server says without a path has one when the server is this machine's (N11)."""
+    with pytest.raises(LocalError) as told, connection(None, base_model, lambda line: None):
+        raise kind("the store of the server is full", reason=reason, retry_after_s=1.0)
+    assert f"cannot use {home.root / place}: its disk is full" in str(told.value)
+    assert "unitune tunings delete" in str(told.value)
