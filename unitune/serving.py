@@ -232,14 +232,6 @@ async def serve(
     return 0
 
 
-def _leave_within(seconds: float) -> None:
-    """End the process if it is still there then: Python itself waits for every worker thread, however long that takes.
-
-    The caller returns; a timer without Python's lock, which a thread may hold for long, does the work.
-    """
-    faulthandler.dump_traceback_later(seconds, exit=True)
-
-
 def _new_server(max_receive_bytes: int, connection_age_s: float = 0.0) -> grpc.aio.Server:
     return grpc.aio.server(options=server_options(max_receive_bytes, connection_age_s), interceptors=[Answering()])
 
@@ -252,3 +244,11 @@ def _bind(server: grpc.aio.Server, address: str) -> str:
     if address.startswith("unix:"):
         return address
     return f"{address.rpartition(':')[0]}:{port}"
+
+
+def _leave_within(seconds: float) -> None:
+    """End the process if it is still there then: Python itself waits for every worker thread, however long that takes.
+
+    The caller returns; a timer without Python's lock, which a thread may hold for long, does the work.
+    """
+    faulthandler.dump_traceback_later(seconds, exit=True)
