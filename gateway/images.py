@@ -1,7 +1,8 @@
 """Uploaded pictures: received in chunks, checked, kept under the digest of their bytes.
 
 Two objects lie under `images/{tenant}/{sha256}` of the store: `file`, the picture as it came, and
-`image.json`, what is known of it, written last, so that a picture without it does not exist.
+`image.json`, what is known of it, written last, so that a picture without it does not exist. A third, `renewed`, is
+there for its time alone: the last upload of the same bytes.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from gateway.names import DEFAULT_TENANT, Name, parse_parent
 from gateway.uploads import Upload
-from unitune import images
+from unitune import images, store_paths
 from unitune.errors import InvalidArgument, InvalidField, NotFound
 from unitune.v1.image_pb2 import Image, UploadImageRequest
 from unitune.weight_store import WeightStore
@@ -32,6 +33,8 @@ class Images:
 
     def __init__(self, store: WeightStore) -> None:
         self._store = store
+        # Held by whoever looks for a picture, or for its users, and then does what must fit to what was found.
+        self.changes = asyncio.Lock()
         self._checks = asyncio.Semaphore(CONCURRENT_CHECKS)
 
     async def check(self, data: bytes) -> images.ImageInfo:
@@ -51,10 +54,13 @@ class Images:
             raise InvalidField("mask", f"all {kept}", f"make {edited} what is to be edited; nothing is")
 
     async def keep(self, tenant: str, data: bytes) -> Image:
-        """Check a picture and keep it; one that is there already stays as it is. Raises as `check` does."""
+        """Check a picture and keep it; of one that is there already only the time changes. Raises as `check` does."""
         name = Name(tenant, "images", hashlib.sha256(data).hexdigest())
-        with contextlib.suppress(NotFound):
-            return await self.find(name)
+        async with self.changes:
+            with contextlib.suppress(NotFound):
+                image = await self.find(name)
+                await asyncio.to_thread(self._store.touch, f"{_path(name)}/renewed")
+                return image
         info = await self.check(data)
         about = {**asdict(info), "size_bytes": len(data), "create_s": time.time()}
         await asyncio.to_thread(self._write, name, data, json.dumps(about).encode())
@@ -77,9 +83,13 @@ class Images:
         except FileNotFoundError:
             raise _missing(name) from None
 
+    async def time_of(self, name: Name) -> float:
+        """When a picture was uploaded last, in Unix seconds; 0 if nothing is there."""
+        return max((await asyncio.to_thread(self._store.times, _path(name))).values(), default=0.0)
+
     async def discard(self, name: Name) -> None:
-        """Delete a picture; one that is not there is fine."""
-        for part in ("image.json", "file"):
+        """Delete a picture, or what a failed upload left of it; one that is not there is fine."""
+        for part in ("image.json", "file", "renewed"):
             await asyncio.to_thread(self._store.delete, f"{_path(name)}/{part}")
 
     def _write(self, name: Name, data: bytes, about: bytes) -> None:
@@ -150,4 +160,4 @@ def _missing(name: Name) -> NotFound:
 
 
 def _path(name: Name) -> str:
-    return f"images/{name.tenant}/{name.id}"
+    return store_paths.of_image(name.tenant, name.id)

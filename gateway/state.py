@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from gateway.eviction_table import EvictionTable
 from gateway.names import parse
 from gateway.sqlite_file import SqliteFile
 from gateway.tuning_queue import Announce, CreateRequest, Kept, Mutate, Page, Taken
@@ -23,6 +24,7 @@ class SqliteState:
     def __init__(self, file: SqliteFile) -> None:
         self._file = file
         self._table = TuningTable(file)
+        self._evictions = EvictionTable(file)
         self._loop = asyncio.get_running_loop()
         self._bell = asyncio.Event()  # replaced whenever it rings, so that nobody has to clear it
         self._last_event: dict[str, int] = {}  # of tunings that had an event since the start
@@ -30,7 +32,9 @@ class SqliteState:
     @classmethod
     async def open(cls, path: Path) -> "SqliteState":
         """Open the file, making it if it is missing. Raises OSError when it is in use or not a file of ours."""
-        return cls(await SqliteFile.open(path, SCHEMA, SCHEMA_VERSION))
+        state = cls(await SqliteFile.open(path, SCHEMA, SCHEMA_VERSION))
+        await state._do(state._evictions.prepare)
+        return state
 
     async def close(self) -> None:
         """Finish what was begun, then close the file."""
@@ -75,6 +79,18 @@ class SqliteState:
 
     async def uses_image(self, image: str) -> bool:
         return await self._do(lambda: self._table.uses_image(image))
+
+    async def live_user_of(self, image: str) -> str | None:
+        return await self._do(lambda: self._table.live_user_of(image))
+
+    async def add_eviction(self, digest: str) -> None:
+        await self._do(lambda: self._evictions.add(digest))
+
+    async def evictions(self) -> list[str]:
+        return await self._do(self._evictions.all)
+
+    async def remove_eviction(self, digest: str) -> None:
+        await self._do(lambda: self._evictions.remove(digest))
 
     # TuningQueue
 

@@ -136,6 +136,13 @@ class TuningTable:
         # Further images have no column of their own; their names are in the message as they are. Deletions are rare.
         return self._sql("SELECT 1 FROM tunings WHERE instr(blob, ?)", image.encode()).fetchone() is not None
 
+    def live_user_of(self, image: str) -> str | None:
+        """The name of a live tuning that was made from this image."""
+        live = ", ".join(map(str, LIVE))
+        row = self._sql(f"SELECT name FROM tunings WHERE state IN ({live}) AND instr(blob, ?)", image.encode())
+        found = row.fetchone()
+        return found[0] if found else None
+
     def change(self, name: str, mutate: Mutate, announce: Announce | None) -> Tuning | None:
         """Change a tuning and tell of it, as TuningStore says."""
         row = self._sql("SELECT number, blob, position FROM tunings WHERE name = ?", name).fetchone()
