@@ -15,7 +15,7 @@ from unitune.v1.tuning_pb2 import DeleteTuningRequest, GetTuningRequest
 
 
 async def test_a_deletion_does_not_wait_for_a_sampler_that_hangs(world: World) -> None:
-    """It is OK before the sampler's deadline, the weights are of no use, and the sampler is told when it answers (r8)."""
+    """It is OK before the sampler's deadline, the weights are of no use, and it is told when it answers (r8)."""
     tuning = await world.tuned()
     world.sampler.answers.clear()
     began = time.monotonic()

@@ -218,7 +218,7 @@ async def test_closing_the_stream_stops_the_run(start: Callable[..., Any]) -> No
     found = await asyncio.wait_for(events(tuner.run(SHORT, name="other", path="tunings/t/other/1")), 30)
 
     assert "done" == found[-1].WhichOneof("event")
-    assert {"other"} == {path.partition("/")[0] for path in tuner.store.list("")}
+    assert {"other"} == {path.split("/")[2] for path in tuner.store.list("")}
 
 
 async def test_a_second_run_waits_for_the_first(start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +249,7 @@ async def test_a_run_that_waits_can_be_cancelled(start: Callable[..., Any], monk
 
     assert "cancelled" == (await events(second))[-1].WhichOneof("event")
     await next_of(first, "progress")
-    assert [] == tuner.store.list("second")
+    assert [] == tuner.store.list("tunings/t/second")
 
 
 async def test_asking_again_for_the_same_name_replaces_the_first_run(start: Callable[..., Any]) -> None:
