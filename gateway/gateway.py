@@ -10,9 +10,11 @@ from gateway.dispatch import Dispatcher
 from gateway.edit import Edits
 from gateway.edit_plan import Planner
 from gateway.edit_results import EditResults
+from gateway.evictions import Evictions
 from gateway.images import Images
 from gateway.known_services import KnownServices
 from gateway.open_calls import OpenCalls
+from gateway.retention import Retention
 from gateway.sample_queue import SampleQueue
 from gateway.service import EditService, ImageService, ServerService, TuningService
 from gateway.state import SqliteState
@@ -46,7 +48,9 @@ class Gateway:
         self._dispatcher = Dispatcher(
             state, images, files, self._upstreams, retry_s=config.retry_s, sweep_s=config.sweep_s
         )
-        tunings = Tunings(state, images, files, self._upstreams, self._dispatcher)
+        evictions = Evictions(state, self._upstreams, retry_s=config.retry_s)
+        tunings = Tunings(state, images, files, self._upstreams, self._dispatcher, evictions)
+        self.retention = Retention(state, images, store, keep_s=config.keep_unused_s)
         self._results = EditResults()
         planner = Planner(tunings, images, self._upstreams)
         queue = SampleQueue(config.sample_streams)
@@ -56,12 +60,14 @@ class Gateway:
         )
         calls = OpenCalls()
         self._tuning_service = TuningService(tunings, calls, config.heartbeat_s)
-        self._image_service = ImageService(images, Uploads(), calls)
+        self._image_service = ImageService(images, Uploads(), self.retention, calls)
         self._edit_service = EditService(edits, self._comparisons, self._results, calls)
         self._server_service = ServerService(self._upstreams)
         self._tasks = [
             asyncio.create_task(self._dispatcher.run()),
             asyncio.create_task(tunings.sweep(config.sweep_s)),
+            asyncio.create_task(self.retention.run(config.store_sweep_s)),
+            asyncio.create_task(evictions.run()),
         ]
 
     @classmethod

@@ -1,9 +1,11 @@
 """Uploaded pictures: received in chunks, checked, kept under the digest of their bytes.
 
 Two objects lie under `images/{tenant}/{sha256}` of the store: `file`, the picture as it came, and
-`image.json`, what is known of it, written last, so that a picture without it does not exist.
+`image.json`, what is known of it, written last, so that a picture without it does not exist. A third, `renewed`, is
+there for its time alone: the last upload of the same bytes.
 """
 
+import asyncio
 import hashlib
 import json
 import re
@@ -15,7 +17,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from gateway.names import DEFAULT_TENANT, Name, parse_parent
 from gateway.uploads import Upload
-from unitune import images
+from unitune import images, store_paths
 from unitune.errors import DataLoss, InvalidArgument, InvalidField, NotFound
 from unitune.picture_check import PictureChecks
 from unitune.picture_file import MAX_BYTES, PictureInfo, refusal
@@ -30,6 +32,8 @@ class Images:
 
     def __init__(self, store: WeightStore) -> None:
         self._store = store
+        # Held by whoever looks for a picture, or for its users, and then does what must fit to what was found.
+        self.changes = asyncio.Lock()
         self._checks = PictureChecks()
 
     async def close(self) -> None:
@@ -53,16 +57,21 @@ class Images:
             raise InvalidField("mask", f"all {kept}", f"make {edited} what is to be edited; nothing is")
 
     async def keep(self, tenant: str, data: bytes) -> Image:
-        """Check a picture and keep it; one that is there already stays, unless it is damaged. Raises as `check`."""
+        """Check a picture and keep it; of one that is there already, and whole, only the time changes.
+
+        Raises as `check` does.
+        """
         name = Name(tenant, "images", hashlib.sha256(data).hexdigest())
-        try:
-            there = await self.find(name)
-            await self.read(name)
-            return there
-        except NotFound:
-            pass
-        except DataLoss:
-            await self.discard(name)
+        async with self.changes:
+            try:
+                there = await self.find(name)
+                await self.read(name)
+                await self._store.answer(self._store.touch, f"{_path(name)}/renewed")
+                return there
+            except NotFound:
+                pass
+            except DataLoss:
+                await self.discard(name)
         info = await self.check(data)
         about = {**asdict(info), "size_bytes": len(data), "create_s": time.time()}
         await self._store.answer(self._write, name, data, json.dumps(about).encode())
@@ -92,9 +101,13 @@ class Images:
             raise _damaged(name)
         return data
 
+    async def time_of(self, name: Name) -> float:
+        """When a picture was uploaded last, in Unix seconds; 0 if nothing is there."""
+        return max((await self._store.answer(self._store.times, _path(name))).values(), default=0.0)
+
     async def discard(self, name: Name) -> None:
-        """Delete a picture; one that is not there is fine."""
-        for part in ("image.json", "file"):
+        """Delete a picture, or what a failed upload left of it; one that is not there is fine."""
+        for part in ("image.json", "file", "renewed"):
             await self._store.answer(self._store.delete, f"{_path(name)}/{part}")
 
     def _write(self, name: Name, data: bytes, about: bytes) -> None:
@@ -166,4 +179,4 @@ def _damaged(name: Name) -> DataLoss:
 
 
 def _path(name: Name) -> str:
-    return f"images/{name.tenant}/{name.id}"
+    return store_paths.of_image(name.tenant, name.id)

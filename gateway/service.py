@@ -13,6 +13,7 @@ from gateway.edit_results import EditResults
 from gateway.images import Images, receive
 from gateway.open_calls import OpenCalls
 from gateway.relay import Relay
+from gateway.retention import Retention
 from gateway.tunings import Tunings
 from gateway.uploads import Uploads
 from gateway.upstreams import Upstreams
@@ -91,9 +92,10 @@ class TuningService(tuning_pb2_grpc.TuningServiceServicer):
 class ImageService(image_pb2_grpc.ImageServiceServicer):
     """Uploads, as `image.proto` promises them."""
 
-    def __init__(self, images: Images, uploads: Uploads, calls: OpenCalls) -> None:
+    def __init__(self, images: Images, uploads: Uploads, retention: Retention, calls: OpenCalls) -> None:
         self._images = images
         self._uploads = uploads
+        self._retention = retention
         self._calls = calls
 
     async def UploadImage(
@@ -103,6 +105,10 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
             async with self._uploads.one() as upload:
                 tenant, data = await receive(request_iterator, upload)
                 return await self._images.keep(tenant, data)
+
+    async def DeleteImage(self, request: image_pb2.DeleteImageRequest, context: Any) -> Empty:
+        await self._retention.delete_image(request.name, allow_missing=request.allow_missing)
+        return Empty()
 
 
 class EditService(edit_pb2_grpc.EditServiceServicer):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from gateway.eviction_table import EvictionTable
 from gateway.names import parse
 from gateway.sqlite_file import SqliteFile
 from gateway.tuning_queue import Announce, CreateRequest, Kept, Mutate, Page, Taken
@@ -23,6 +24,7 @@ class SqliteState:
     def __init__(self, file: SqliteFile) -> None:
         self._file = file
         self._table = TuningTable(file)
+        self._evictions = EvictionTable(file)
         self._loop = asyncio.get_running_loop()
         self._bell = asyncio.Event()  # replaced whenever it rings, so that nobody has to clear it
         self._last_event: dict[str, int] = {}  # of tunings that had an event since the start
@@ -77,6 +79,18 @@ class SqliteState:
 
     async def uses_image(self, image: str) -> bool:
         return await self._do(lambda: self._table.uses_image(image))
+
+    async def live_user_of(self, image: str) -> str | None:
+        return await self._do(lambda: self._table.live_user_of(image))
+
+    async def add_eviction(self, digest: str) -> None:
+        await self._do(lambda: self._evictions.add(digest))
+
+    async def evictions(self) -> list[str]:
+        return await self._do(self._evictions.all)
+
+    async def remove_eviction(self, digest: str) -> None:
+        await self._do(lambda: self._evictions.remove(digest))
 
     # TuningQueue
 

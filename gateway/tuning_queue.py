@@ -99,6 +99,18 @@ class TuningStore(Protocol):
     async def uses_image(self, image: str) -> bool:
         """Whether any tuning was made from this image."""
 
+    async def live_user_of(self, image: str) -> str | None:
+        """A live tuning of this image, by name."""
+
+    async def add_eviction(self, digest: str) -> None:
+        """Remember weights that the sampler must forget; twice is once."""
+
+    async def evictions(self) -> list[str]:
+        """Digests of the weights that the sampler must still forget, the oldest first."""
+
+    async def remove_eviction(self, digest: str) -> None:
+        """The sampler has forgotten these weights."""
+
 
 class TuningQueue(Protocol):
     """The QUEUED tunings in the order in which they run: tenants in turn, within a tenant the oldest first."""

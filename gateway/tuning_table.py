@@ -55,6 +55,7 @@ CREATE TABLE requests (
 ) WITHOUT ROWID;
 CREATE TABLE turns (tenant TEXT PRIMARY KEY, last_turn INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE services (name TEXT PRIMARY KEY, info BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE evictions (number INTEGER PRIMARY KEY AUTOINCREMENT, digest TEXT NOT NULL UNIQUE);
 """
 
 # From each earlier version to the next.
@@ -66,6 +67,7 @@ ALTER TABLE tunings ADD COLUMN reached INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE tunings ADD COLUMN furthest INTEGER NOT NULL DEFAULT 0;
 UPDATE tunings SET crashes = 0;
 CREATE TABLE services (name TEXT PRIMARY KEY, info BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE evictions (number INTEGER PRIMARY KEY AUTOINCREMENT, digest TEXT NOT NULL UNIQUE);
 """,
 }
 
@@ -150,6 +152,13 @@ class TuningTable:
         """Whether any tuning was made from this image."""
         # Further images have no column of their own; their names are in the message as they are. Deletions are rare.
         return self._sql("SELECT 1 FROM tunings WHERE instr(blob, ?)", image.encode()).fetchone() is not None
+
+    def live_user_of(self, image: str) -> str | None:
+        """The name of a live tuning that was made from this image."""
+        live = ", ".join(map(str, LIVE))
+        row = self._sql(f"SELECT name FROM tunings WHERE state IN ({live}) AND instr(blob, ?)", image.encode())
+        found = row.fetchone()
+        return found[0] if found else None
 
     def change(self, name: str, mutate: Mutate, announce: Announce | None) -> Tuning | None:
         """Change a tuning and tell of it, as TuningStore says."""

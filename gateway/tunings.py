@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Protocol
 
 from gateway import validation
+from gateway.evictions import Evictions
 from gateway.images import Images
 from gateway.names import DEFAULT_TENANT, Name, new_id, parse, parse_parent
 from gateway.tuning_queue import UNFINISHED, CreateRequest, State
@@ -17,7 +18,7 @@ from gateway.upstreams import Upstreams, refuse_mismatch
 from gateway.weight_files import WeightFiles
 from unitune import telemetry, weights
 from unitune.choices import TUNING_METHODS
-from unitune.errors import Aborted, InvalidArgument, InvalidField, NotFound, UniTuneError
+from unitune.errors import Aborted, InvalidArgument, InvalidField, NotFound
 from unitune.v1.tuning_pb2 import (
     CreateTuningRequest,
     ListTuningsRequest,
@@ -42,12 +43,21 @@ class Runs(Protocol):
 class Tunings:
     """The tunings of all tenants."""
 
-    def __init__(self, state: State, images: Images, files: WeightFiles, upstreams: Upstreams, runs: Runs) -> None:
+    def __init__(
+        self,
+        state: State,
+        images: Images,
+        files: WeightFiles,
+        upstreams: Upstreams,
+        runs: Runs,
+        evictions: Evictions,
+    ) -> None:
         self._state = state
         self._images = images
         self._files = files
         self._upstreams = upstreams
         self._runs = runs
+        self._evictions = evictions
 
     async def create(self, request: CreateTuningRequest) -> Tuning:
         """The tuning that the request asks for, new or found. Raises as CreateTuning does."""
@@ -131,7 +141,10 @@ class Tunings:
             found = await self._state.live(tenant, tuning.key)
             if found is None or found.state == Tuning.STATE_QUEUED:
                 await self._upstreams.tuner_info()
-        return await self._state.create(tuning, caller)
+        async with self._images.changes:
+            for name in (image, *further):
+                await self._images.find(name)  # a moment ago it may have been deleted
+            return await self._state.create(tuning, caller)
 
     async def get(self, name: str) -> Tuning:
         """A tuning as it is now. Raises NotFound (TUNING_NOT_FOUND)."""
@@ -221,13 +234,19 @@ class Tunings:
         parse(name, "tunings")
         cancelled = await self._state.change(name, _cancel, lambda now: TuningEvent(cancelled=now), deletes=True)
         tuning = _present(cancelled, name)
+        digest = tuning.weights.digest
+        if digest:
+            await self._evictions.note(digest)
         await self._state.change(name, _expire, deletes=True)
         await self._runs.stop(name)
-        await self._discard(tuning)
+        await self._files.discard(name)
         await self._state.remove(name)
-        for image in (tuning.image, *tuning.images):
-            if not await self._state.uses_image(image):
-                await self._images.discard(parse(image, "images"))
+        async with self._images.changes:
+            for image in (tuning.image, *tuning.images):
+                if not await self._state.uses_image(image):
+                    await self._images.discard(parse(image, "images"))
+        if digest:
+            await self._evictions.begin(digest)
         telemetry.event(logger, "tuning deleted", tuning=name)
 
     async def expire(self) -> None:
@@ -235,8 +254,10 @@ class Tunings:
         for name in await self._state.expired(time.time()):
             tuning = await self._state.get(name)
             if tuning is not None:
-                await self._discard(tuning)  # first: should the store fail, the tuning is found again and tried again
+                await self._evictions.note(tuning.weights.digest)
+                await self._files.discard(name)  # first: should the store fail, the tuning is found and tried again
                 await self._state.change(name, _expire, deletes=True)
+                await self._evictions.begin(tuning.weights.digest)
                 telemetry.event(logger, "tuning expired", tuning=name)
 
     async def sweep(self, every_s: float) -> None:
@@ -247,14 +268,6 @@ class Tunings:
             except Exception:  # such as a store that does not answer; the next round tries again
                 telemetry.failure(logger, "sweep failed")
             await asyncio.sleep(every_s)
-
-    async def _discard(self, tuning: Tuning) -> None:
-        await self._files.discard(tuning.name)
-        if tuning.HasField("weights"):
-            try:
-                await self._upstreams.evict(tuning.weights.digest)
-            except UniTuneError as error:  # an engine that cannot be reached cannot be asked to sample with them either
-                telemetry.event(logger, "evict failed", tuning=tuning.name, reason=error.reason)
 
 
 def tuning_key(image_sha256: str, base_model: str, config: TuningConfig, further: Sequence[str] = ()) -> str:

@@ -1,10 +1,7 @@
-"""Where the weights of a tuning lie in the store: `tunings/{tenant}/{tuning}/{attempt}`.
-
-The tenant is in the path because weights encode somebody's picture: they are shared with nobody and can be
-deleted at once. The attempt is, because a tuner that was killed may have left half of its files.
-"""
+"""The weights of tunings in the store, as the gateway sees them: named, verified, deleted."""
 
 from gateway.names import parse
+from unitune import store_paths
 from unitune.errors import DataLoss
 from unitune.v1.tuning_pb2 import WeightsRef
 from unitune.weight_store import WeightStore
@@ -19,7 +16,8 @@ class WeightFiles:
 
     def path(self, name: str, attempt: int) -> str:
         """Where an attempt of a tuning puts its weights."""
-        return f"{_folder(name)}/{attempt}"
+        parts = parse(name, "tunings")
+        return store_paths.of_weights(parts.tenant, parts.id, attempt)
 
     async def verify(self, weights: WeightsRef) -> None:
         """Raise DataLoss (WEIGHTS_CORRUPT, WEIGHTS_MISSING) unless the store has a manifest that says the same."""
@@ -38,4 +36,4 @@ class WeightFiles:
 
 def _folder(name: str) -> str:
     parts = parse(name, "tunings")
-    return f"tunings/{parts.tenant}/{parts.id}"
+    return store_paths.of_tuning(parts.tenant, parts.id)

@@ -33,7 +33,7 @@ from sampler_svc.refit_weights import tuned_super_resolution, tuned_weights
 from sampler_svc.request import Request
 from sampler_svc.sample import Beginning, EditedImage, Event, Step, Warned, sample
 from sampler_svc.super_resolution import Enlargement, SuperResolution
-from unitune import image_pieces, telemetry
+from unitune import image_pieces, store_paths, telemetry
 from unitune.base_model import Preset, SuperResolutionSpec
 from unitune.choices import (
     ALIGNMENTS,
@@ -138,6 +138,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         Embeddings alone need no engine, and are read.
         """
         _check("weights.digest", request.weights.digest, bool(request.weights.digest), "it must be set")
+        store_paths.check_weights(request.weights.path, "weights.path")
         if self._waiting or not self._model.pool.is_free():
             return sampler_pb2.LoadResponse()
 
@@ -381,6 +382,8 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
 
     def _read(self, request: sampler_pb2.SampleRequest) -> Request:
         """Raises InvalidField naming what is wrong."""
+        if request.HasField("weights"):
+            store_paths.check_weights(request.weights.path, "weights.path")
         config = request.config
         chosen = ("guidance_scale", "strength")
         for name in ("num_inference_steps", "interpolation", *(() if config.automatic else chosen)):

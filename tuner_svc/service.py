@@ -20,7 +20,7 @@ from tuner_svc.run import Run
 from tuner_svc.torch_thread import TorchThread
 from tuner_svc.tune import check, tune
 from tuner_svc.tuning_config import TuningConfig
-from unitune import images, telemetry
+from unitune import images, store_paths, telemetry
 from unitune.base_model import Preset
 from unitune.choices import (
     BOUND_TO_NULL_TEXT,
@@ -245,6 +245,7 @@ def _read(request: tuner_pb2.RunTuningRequest) -> TuningConfig:
     for field in ("name", "key", "path"):
         if not getattr(request, field):
             raise InvalidField(field, "", "it must be set")
+    store_paths.check_weights(request.path, "path")
     return _config(request.config)
 
 

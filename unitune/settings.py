@@ -37,6 +37,7 @@ NAMES = frozenset(
         "UNITUNE_GATEWAY_ADDRESS",
         "UNITUNE_HEALTH_ADDRESS",
         "UNITUNE_HOME",  # of the client's local services
+        "UNITUNE_KEEP_UNUSED_S",
         "UNITUNE_REFIT_MODE",
         "UNITUNE_SAMPLE_STREAMS",
         "UNITUNE_SAMPLER",

@@ -17,8 +17,10 @@ class Fields(TypedDict, total=False):
     attempt: int
     code: str
     detail: str
+    digest: str
     edit: str
     engine: str
+    image: str
     key: str
     loss: float
     method: str

@@ -7,6 +7,7 @@ nothing else we know of has both without a daemon.
 import asyncio
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -17,7 +18,7 @@ from typing import ParamSpec, TypeVar
 import obstore
 from obstore.store import ObjectStore, from_url
 
-from unitune import telemetry
+from unitune import store_paths, telemetry
 from unitune.errors import STORE_DOWN, STORE_PATH, DataLoss, InvalidArgument, Unavailable
 from unitune.system_errors import RETRY_DOWN_S, sentence, store_error
 from unitune.weights import MANIFEST_FILE, WEIGHTS_FILE, Manifest, TunedWeights, unpack
@@ -31,13 +32,16 @@ THREADS = 16  # a folder on a network disk that hangs takes one for each call
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_UNFINISHED = re.compile(r".+#\d+")
+
 
 class WeightStore:
     """Bytes by path, and tuned weights on top. Thread-safe; blocking calls.
 
     Besides what each names, every call raises ResourceExhausted (STORE_FULL), Unavailable (STORE_DOWN), DataLoss
-    (STORE_CORRUPT) for something else than a file where one should be, and InvalidArgument (STORE_PATH) for a path
-    that no store takes. The log names the path and the system's own reason; the error does not.
+    (STORE_CORRUPT) for something else than a file where one should be, and InvalidField for a path that no object of
+    the store has (`unitune.store_paths`), such as one that leaves it. The log names the path and the system's own
+    reason; the error does not.
     """
 
     def __init__(self, url: str) -> None:
@@ -73,6 +77,7 @@ class WeightStore:
 
     def put(self, path: str, data: bytes) -> None:
         """Create an object; a path that exists keeps its bytes (paths are named by content or are unique)."""
+        store_paths.check_object(path)
         with _told():
             try:
                 obstore.put(self._store, path, data, mode="create")
@@ -81,11 +86,13 @@ class WeightStore:
 
     def get(self, path: str) -> bytes:
         """The object's bytes. Raises FileNotFoundError."""
+        store_paths.check_object(path)
         with _told():
             return bytes(obstore.get(self._store, path).bytes())
 
     def has(self, path: str) -> bool:
         """Whether the object exists."""
+        store_paths.check_object(path)
         with _told():
             try:
                 obstore.head(self._store, path)
@@ -95,6 +102,7 @@ class WeightStore:
 
     def delete(self, path: str) -> None:
         """Delete an object; one that is not there is fine."""
+        store_paths.check_object(path)
         with _told():
             try:
                 obstore.delete(self._store, path)
@@ -102,23 +110,51 @@ class WeightStore:
                 return
 
     def list(self, prefix: str) -> list[str]:
-        """All paths below a prefix."""
+        """All paths below a prefix; the empty one has all."""
+        return list(self.times(prefix))
+
+    def times(self, prefix: str) -> dict[str, float]:
+        """All paths below a prefix, with the Unix seconds in which each was written last, by the store's own clock."""
+        if prefix:
+            store_paths.check_object(prefix)
         with _told():
-            return [meta["path"] for page in obstore.list(self._store, prefix) for meta in page]
+            pages = obstore.list(self._store, prefix)
+            return {meta["path"]: meta["last_modified"].timestamp() for page in pages for meta in page}
+
+    def touch(self, path: str) -> None:
+        """Write an empty object whether or not it exists: its time is now."""
+        store_paths.check_object(path)
+        with _told():
+            obstore.put(self._store, path, b"")
+
+    def delete_unfinished(self, before_s: float) -> int:
+        """Delete files of a local folder that were begun before a moment, in Unix seconds, and not finished; how many.
+
+        An object's bytes are first put into a file beside it, named by it, "#" and a number, which no listing has.
+        A process that was killed leaves it. Object stores forget unfinished uploads by rules of their own.
+        """
+        if self._folder is None:
+            return 0
+        count = 0
+        for path in self._folder.rglob("*#*"):
+            with suppress(FileNotFoundError):
+                if _UNFINISHED.fullmatch(path.name) and path.is_file() and path.stat().st_mtime < before_s:
+                    path.unlink()
+                    count += 1
+        return count
 
     def discard(self, prefix: str, *, keep: str = "") -> None:
         """Delete all that lies below a prefix, manifests first, except below `keep`.
 
         Of a folder also what only a folder has: what a killed process left half-written, links, empty folders.
         """
+        store_paths.check_object(prefix)
         if self._folder is None:
             found = [path for path in self.list(prefix) if not (keep and path.startswith(f"{keep}/"))]
             for path in sorted(found, key=_manifests_first):
                 self.delete(path)
             return
         with _told():
-            if ".." in prefix.split("/") or prefix.startswith("/"):
-                raise ValueError(prefix)
             _empty(self._folder / prefix, kept=self._folder / keep if keep else None)
 
     def put_weights(self, path: str, data: bytes, manifest: Manifest) -> None:

@@ -121,6 +121,16 @@ class AsyncClient:
             except InvalidArgument as error:
                 raise messages.of_field(error, field) from None
 
+    async def delete_image(self, name: str, *, allow_missing: bool = False) -> None:
+        """Delete an uploaded picture. The server deletes one that no tuning uses by itself, after a day.
+
+        Raises FailedPrecondition while a tuning uses it, NotFound unless `allow_missing`.
+        """
+        request = image_pb2.DeleteImageRequest(name=name, allow_missing=allow_missing)
+        stub = image_pb2_grpc.ImageServiceStub(self._connection())
+        with typed_errors(self._address):
+            await stub.DeleteImage(request)
+
     async def create_tuning(
         self,
         image: Picture,

@@ -35,7 +35,10 @@ SERVICE_CONFIG = {
     "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
     "methodConfig": [
         {
-            "name": [{"service": "unitune.v1.TuningService"}],
+            "name": [
+                {"service": "unitune.v1.TuningService"},
+                {"service": "unitune.v1.ImageService", "method": "DeleteImage"},
+            ],
             "timeout": "15s",
             "waitForReady": True,
             "retryPolicy": _UNARY_RETRY,

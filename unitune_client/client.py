@@ -84,6 +84,10 @@ class Client:
         """As AsyncClient.upload_image."""
         return self._wait_for(self._client.upload_image(image))
 
+    def delete_image(self, name: str, *, allow_missing: bool = False) -> None:
+        """As AsyncClient.delete_image."""
+        self._wait_for(self._client.delete_image(name, allow_missing=allow_missing))
+
     def create_tuning(
         self,
         image: Picture,

@@ -180,6 +180,8 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
         self.warning = ""
         self.go_on = asyncio.Event()  # cleared: every run waits before its first event
         self.go_on.set()
+        self.answers = asyncio.Event()  # cleared: Evict waits
+        self.answers.set()
         self.refusals = 0  # so many runs are still to be ended as a transport does, before their first event
         self.breaks = False  # ends every run so after its first event
 
@@ -257,6 +259,7 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
         return sampler_pb2.LoadResponse()
 
     async def Evict(self, request: sampler_pb2.EvictRequest, context: Any) -> sampler_pb2.EvictResponse:
+        await self.answers.wait()
         self.evicted.append(request.digest)
         return sampler_pb2.EvictResponse()
 

@@ -28,7 +28,7 @@ from unitune.v1.tuner_pb2 import RunTuningEvent
 from unitune.weight_store import WeightStore
 from unitune.weights import WEIGHTS_FILE, Manifest
 
-NAME, PATH = "tenants/t/tunings/1", "weights/t/1"
+NAME, PATH = "tenants/t/tunings/1", "tunings/t/t-001/1"
 SHORT = {"method": "unitune", "mode": "attn_out", "updates": 2, "batch": 1, "learning_rate": 1e-3, "rare_tokens": "r"}
 ENDLESS = {**SHORT, "mode": "full", "updates": 5000}
 TERMINAL = {"done", "failed", "cancelled"}
@@ -95,6 +95,18 @@ async def next_of(call: Any, kind: str) -> RunTuningEvent:
             if kind == event.WhichOneof("event"):
                 return event
     raise AssertionError(f"the stream ended without {kind}")
+
+
+@pytest.mark.parametrize("path", ["images/alice", "tunings/../x", "/tunings/a/t-001/1", "tunings/a/t-001\x00/1"])
+async def test_weights_go_to_their_own_paths_alone(start: Callable[..., Any], path: str, tmp_path: Path) -> None:
+    """A path of another form is refused by name before anything is computed, and nothing is written (r17)."""
+    tuner = await start()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await events(tuner.run(SHORT, path=path))
+    error = from_rpc_error(caught.value)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert (error.reason, error.field) == ("INVALID_FIELD", "path") and not tuner.servicer._runs
+    assert [found for found in (tmp_path / "store").rglob("*") if found.is_file()] == []
 
 
 async def test_info_tells_model_and_defaults(start: Callable[..., Any], model: BaseModel) -> None:
@@ -204,10 +216,10 @@ async def test_closing_the_stream_stops_the_run(start: Callable[..., Any]) -> No
     await next_of(call, "progress")
 
     call.cancel()
-    found = await asyncio.wait_for(events(tuner.run(SHORT, name="other", path="other")), 30)
+    found = await asyncio.wait_for(events(tuner.run(SHORT, name="other", path="tunings/t/other/1")), 30)
 
     assert "done" == found[-1].WhichOneof("event")
-    assert {"other"} == {path.partition("/")[0] for path in tuner.store.list("")}
+    assert {"other"} == {path.split("/")[2] for path in tuner.store.list("")}
 
 
 async def test_a_second_run_waits_for_the_first(start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,7 +228,7 @@ async def test_a_second_run_waits_for_the_first(start: Callable[..., Any], monke
     tuner = await start()
     first = tuner.run(ENDLESS)
     await next_of(first, "progress")
-    second = tuner.run(SHORT, name="second", path="second")
+    second = tuner.run(SHORT, name="second", path="tunings/t/second/1")
     await next_of(second, "waiting")
     await next_of(second, "waiting")
 
@@ -231,14 +243,14 @@ async def test_a_run_that_waits_can_be_cancelled(start: Callable[..., Any], monk
     tuner = await start()
     first = tuner.run(ENDLESS)
     await next_of(first, "progress")
-    second = tuner.run(SHORT, name="second", path="second")
+    second = tuner.run(SHORT, name="second", path="tunings/t/second/1")
     await next_of(second, "waiting")
 
     await tuner.cancel("second")
 
     assert "cancelled" == (await events(second))[-1].WhichOneof("event")
     await next_of(first, "progress")
-    assert [] == tuner.store.list("second")
+    assert [] == tuner.store.list("tunings/t/second")
 
 
 async def test_asking_again_for_the_same_name_replaces_the_first_run(start: Callable[..., Any]) -> None:
@@ -389,7 +401,7 @@ async def test_a_drain_lets_go_of_every_run_and_takes_no_more(start: Callable[..
     tuner = await start()
     first = tuner.run(ENDLESS)
     await next_of(first, "progress")
-    second = tuner.run(SHORT, name="second", path="second")
+    second = tuner.run(SHORT, name="second", path="tunings/t/second/1")
     async with asyncio.timeout(30):
         while len(tuner.servicer._runs) < 2:
             await asyncio.sleep(0.01)

@@ -231,7 +231,7 @@ def test_a_path_that_is_none_is_refused(store: WeightStore, path: str) -> None:
     ):
         with pytest.raises(InvalidArgument) as refused:
             call()
-        assert refused.value.reason == "STORE_PATH"
+        assert refused.value.reason == "INVALID_FIELD"
 
 
 def test_packing_is_deterministic() -> None:

@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from unitune.v1 import image_pb2 as unitune_dot_v1_dot_image__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -27,6 +28,9 @@ if _version_not_supported:
 
 class ImageServiceStub:
     """ImageService keeps uploaded pictures until the tunings made from them are gone.
+
+    A picture that no tuning uses is deleted 24 hours after its last upload (a server may have another time). An edit with
+    it is NOT_FOUND (IMAGE_NOT_FOUND) from then on: upload it again.
     """
 
     def __init__(self, channel):
@@ -40,10 +44,18 @@ class ImageServiceStub:
                 request_serializer=unitune_dot_v1_dot_image__pb2.UploadImageRequest.SerializeToString,
                 response_deserializer=unitune_dot_v1_dot_image__pb2.Image.FromString,
                 _registered_method=True)
+        self.DeleteImage = channel.unary_unary(
+                '/unitune.v1.ImageService/DeleteImage',
+                request_serializer=unitune_dot_v1_dot_image__pb2.DeleteImageRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
 
 
 class ImageServiceServicer:
     """ImageService keeps uploaded pictures until the tunings made from them are gone.
+
+    A picture that no tuning uses is deleted 24 hours after its last upload (a server may have another time). An edit with
+    it is NOT_FOUND (IMAGE_NOT_FOUND) from then on: upload it again.
     """
 
     def UploadImage(self, request_iterator, context):
@@ -51,7 +63,7 @@ class ImageServiceServicer:
 
         The client sends one `header`, then the file's bytes in `chunk` messages of at most 256 KiB, in
         order, then half-closes. An image is named by the digest of its bytes: uploading the same file
-        again is a no-op that answers alike, so a client may simply send it again after a failure.
+        again answers alike and changes nothing but how long it is kept, so a client may simply send it again after a failure.
 
         Fails with INVALID_ARGUMENT: INVALID_FIELD for a message out of place or bytes that are not as many as announced,
         DIGEST_MISMATCH when they do not have the announced digest,
@@ -68,6 +80,15 @@ class ImageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteImage(self, request, context):
+        """DeleteImage deletes a picture at once. Edits that run with it go on.
+        Fails with NOT_FOUND (IMAGE_NOT_FOUND) unless allow_missing is set, and with FAILED_PRECONDITION (IMAGE_IN_USE) while a
+        tuning that is queued, running or ready was made from it: delete that tuning, which deletes its image, too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ImageServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +96,11 @@ def add_ImageServiceServicer_to_server(servicer, server):
                     servicer.UploadImage,
                     request_deserializer=unitune_dot_v1_dot_image__pb2.UploadImageRequest.FromString,
                     response_serializer=unitune_dot_v1_dot_image__pb2.Image.SerializeToString,
+            ),
+            'DeleteImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteImage,
+                    request_deserializer=unitune_dot_v1_dot_image__pb2.DeleteImageRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -86,6 +112,9 @@ def add_ImageServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class ImageService:
     """ImageService keeps uploaded pictures until the tunings made from them are gone.
+
+    A picture that no tuning uses is deleted 24 hours after its last upload (a server may have another time). An edit with
+    it is NOT_FOUND (IMAGE_NOT_FOUND) from then on: upload it again.
     """
 
     @staticmethod
@@ -105,6 +134,33 @@ class ImageService:
             '/unitune.v1.ImageService/UploadImage',
             unitune_dot_v1_dot_image__pb2.UploadImageRequest.SerializeToString,
             unitune_dot_v1_dot_image__pb2.Image.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/unitune.v1.ImageService/DeleteImage',
+            unitune_dot_v1_dot_image__pb2.DeleteImageRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
             options,
             channel_credentials,
             insecure,
