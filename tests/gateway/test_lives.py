@@ -89,7 +89,7 @@ async def test_an_edit_right_after_the_sampler_listens(world: World) -> None:
     tuning = await world.tuned()
     address = world.sampler_server.address
     await world.sampler_server.stop()
-    await asyncio.sleep(2)  # the channel has failed to connect, and waits longer each time
+    await asyncio.sleep(3)  # the channel has failed to connect, and waits longer each time
     world.sampler_server = await serve_sampler(world.sampler, address)
     events = [event async for event in world.edits.Edit(EditRequest(tuning=tuning.name, prompt="a dog"))]
     assert events[-1].HasField("done")
