@@ -229,7 +229,11 @@ class Tunings:
         for name in await self._state.expired(time.time()):
             tuning = await self._state.get(name)
             if tuning is not None:
-                await self._discard(tuning)  # first: should the store fail, the tuning is found again and tried again
+                try:
+                    await self._discard(tuning)  # first: should the store fail, the tuning is found and tried again
+                except Exception:  # of one tuning: neither the others nor whoever makes a new one must wait for it
+                    telemetry.failure(logger, "weights not discarded", tuning=name)
+                    continue
                 await self._state.change(name, _expire)
                 telemetry.event(logger, "tuning expired", tuning=name)
 
