@@ -139,13 +139,13 @@ class Dispatcher:
         telemetry.event(logger, "tuning started", tuning=name, attempt=taken.attempt)
         try:
             weights = await self._attempt(taken, tuner)
-        except Unavailable as error:
-            # A tuner that can still say why it stops (it drains, its store is down) was not brought down by the run.
-            is_lost = error.reason == "BACKEND_DOWN"
-            telemetry.event(logger, "tuning lost", level=logging.WARNING, tuning=name, reason=error.reason)
-            await self._insist(lambda: self._state.give_back(name, lost=is_lost), name)
-            return True
         except UniTuneError as error:
+            if isinstance(error, Unavailable) or error.retry_after_s is not None:  # it will pass, as a full store will
+                telemetry.event(logger, "tuning lost", level=logging.WARNING, tuning=name, reason=error.reason)
+                # A tuner that can still say why it stops (it drains, its store is down) did not die.
+                is_lost = error.reason == "BACKEND_DOWN"
+                await self._insist(lambda: self._state.give_back(name, lost=is_lost), name)
+                return True
             await self._failed(name, error)
         except Exception:
             telemetry.failure(logger, "tuning failed", tuning=name)
