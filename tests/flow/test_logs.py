@@ -4,6 +4,7 @@ import contextlib
 import json
 import shutil
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,15 @@ def live(client: Client, services: LocalServices) -> None:
             break
     rest = client.edit(file, "a cat", **short | {"num_inference_steps": 999, "seeds": [1, 2, 3, 4]})
     with contextlib.suppress(UniTuneError):
+        is_draining = False
         for event in rest:
-            if isinstance(event, EditStep):
+            if isinstance(event, EditStep) and not is_draining:
+                is_draining = True
                 for process in services._processes.values():
                     process.send_signal(signal.SIGTERM)
-                for process in services._processes.values():
-                    process.send_signal(signal.SIGTERM)  # the second one hurries: running calls are cancelled
+                time.sleep(1)
+                # The second signal cuts the drain, and with it the edit, short.
+                services._processes["sampler"].send_signal(signal.SIGTERM)
 
 
 def test_an_ordinary_life_is_told_without_alarm(services: LocalServices, home: Home) -> None:
