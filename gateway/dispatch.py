@@ -139,13 +139,13 @@ class Dispatcher:
         telemetry.event(logger, "tuning started", tuning=name, attempt=taken.attempt)
         try:
             weights = await self._attempt(taken, tuner)
-        except Unavailable as error:
-            # A tuner that can still say why it stops (it drains, its store is down) was not brought down by the run.
-            is_lost = error.reason == "BACKEND_DOWN"
-            telemetry.event(logger, "tuning lost", level=logging.WARNING, tuning=name, reason=error.reason)
-            await self._insist(lambda: self._state.give_back(name, lost=is_lost), name)
-            return True
         except UniTuneError as error:
+            if isinstance(error, Unavailable) or error.retry_after_s is not None:  # it will pass, as a full store will
+                telemetry.event(logger, "tuning lost", level=logging.WARNING, tuning=name, reason=error.reason)
+                # A tuner that can still say why it stops (it drains, its store is down) did not die.
+                is_lost = error.reason == "BACKEND_DOWN"
+                await self._insist(lambda: self._state.give_back(name, lost=is_lost), name)
+                return True
             await self._failed(name, error)
         except Exception:
             telemetry.failure(logger, "tuning failed", tuning=name)
@@ -171,7 +171,7 @@ class Dispatcher:
             path=self._files.path(tuning.name, taken.attempt),
             further_images=[await self._images.read(parse(name, "images")) for name in tuning.images],
         )
-        now = await self._state.get(tuning.name)
+        now = await self._insist(lambda: self._state.get(tuning.name), tuning.name)
         if now is None or now.state != Tuning.STATE_RUNNING:  # cancelled before there was a run to stop
             raise asyncio.CancelledError
         async with aclosing(self._upstreams.run_tuning(request)) as events:
@@ -203,7 +203,7 @@ class Dispatcher:
             self._misses_progress = True
 
     async def _insist(self, work: Callable[[], Awaitable[T]], name: str) -> T:
-        """Do `work` again until it succeeds: what a run came to must outlast a disk that is full for a while.
+        """Do `work` again until it succeeds: a run, and what it came to, must outlast a disk that is full for a while.
 
         Raises what it finds of the weights, DataLoss, at once.
         """
@@ -215,7 +215,7 @@ class Dispatcher:
                 raise
             except Exception:
                 if wait == 1:
-                    telemetry.failure(logger, "result not recorded yet", tuning=name)
+                    telemetry.failure(logger, "state or store not usable yet", tuning=name)
             await asyncio.sleep(wait * self._retry_s)
             wait = min(2 * wait, LONGEST_WAIT)
 

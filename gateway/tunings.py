@@ -255,7 +255,11 @@ class Tunings:
             tuning = await self._state.get(name)
             if tuning is not None:
                 await self._evictions.note(tuning.weights.digest)
-                await self._files.discard(name)  # first: should the store fail, the tuning is found and tried again
+                try:
+                    await self._files.discard(name)  # first: should the store fail, the tuning is found and tried again
+                except Exception:  # of one tuning: neither the others nor whoever makes a new one must wait for it
+                    telemetry.failure(logger, "weights not discarded", tuning=name)
+                    continue
                 await self._state.change(name, _expire, deletes=True)
                 await self._evictions.begin(tuning.weights.digest)
                 telemetry.event(logger, "tuning expired", tuning=name)

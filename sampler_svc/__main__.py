@@ -38,9 +38,12 @@ def main() -> int:
 
 
 async def _serve(config: SamplerConfig, service: SamplerService) -> int:
-    return await serve(
-        "sampler", config.address, service.register, health_address=config.health_address, on_drain=service.drain
-    )
+    try:
+        return await serve(
+            "sampler", config.address, service.register, health_address=config.health_address, on_drain=service.drain
+        )
+    finally:
+        await service.close()
 
 
 if __name__ == "__main__":

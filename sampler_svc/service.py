@@ -104,6 +104,10 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         self._is_draining = True
         self._tell_watchers()
 
+    async def close(self) -> None:
+        """Wait for the worker threads, which tell the event loop what they do. Call it once the server is stopped."""
+        await asyncio.to_thread(self._workers.shutdown, cancel_futures=True)
+
     async def GetSamplerInfo(self, request: sampler_pb2.GetSamplerInfoRequest, context: Any) -> sampler_pb2.SamplerInfo:
         """Base model, defaults and engine."""
         spec, preset, second = self._model.spec, self._model.spec.preset, self._model.spec.super_resolution

@@ -178,7 +178,8 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
     async def _take_back(self, run: Run, work: "Future[tuning_pb2.WeightsRef]", path: str) -> None:
         """Wait for the worker to let go, and delete the weights if it had just made them: nobody knows of them."""
         if not work.cancel():
-            await asyncio.wait({asyncio.wrap_future(work)})
+            while not work.done():
+                await run.changed(HEARTBEAT_S)
             if work.exception() is None:
                 await asyncio.to_thread(self._delete, run, path)
 

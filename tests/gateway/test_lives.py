@@ -10,6 +10,7 @@ import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -89,7 +90,7 @@ async def test_an_edit_right_after_the_sampler_listens(world: World) -> None:
     tuning = await world.tuned()
     address = world.sampler_server.address
     await world.sampler_server.stop()
-    await asyncio.sleep(2)  # the channel has failed to connect, and waits longer each time
+    await asyncio.sleep(3)  # the channel has failed to connect, and waits longer each time
     world.sampler_server = await serve_sampler(world.sampler, address)
     events = [event async for event in world.edits.Edit(EditRequest(tuning=tuning.name, prompt="a dog"))]
     assert events[-1].HasField("done")
@@ -121,9 +122,11 @@ from unitune.weight_store import WeightStore
 
 async def main():
     kind, store, address = sys.argv[1:]
-    made = servers.Tuner(WeightStore(store)) if kind == "tuner" else servers.Sampler(WeightStore(store))
-    if kind == "tuner":
+    made = servers.Sampler(WeightStore(store)) if kind == "sampler" else servers.Tuner(WeightStore(store))
+    if kind != "sampler":
         made.update_s = 0.05
+        if kind == "held tuner":
+            made.go_on.clear()
         server = await servers.serve_tuner(made, address)
     else:
         made.step_s = 0.05
@@ -193,6 +196,7 @@ async def test_a_frozen_sampler_fails_its_edit_soon(world: World) -> None:
 IMPATIENT = """
 import asyncio, os, sys
 from dataclasses import replace
+from functools import partial
 from gateway.__main__ import run
 from gateway.config import GatewayConfig
 from unitune import settings
@@ -220,9 +224,27 @@ async def test_a_gateway_that_stood_still_blames_nobody(world: World) -> None:
     await end(process)
 
 
-async def has_progress(world: World, name: str) -> bool:
-    """Whether a tuning tells of an update."""
-    return (await world.tunings.GetTuning(GetTuningRequest(name=name))).progress.update > 0
+async def test_a_tuning_that_kills_its_tuners_fails(world: World) -> None:
+    """Processes that die under a run at the same place count, and after three of them the tuning is FAILED (R1)."""
+    await world.close()
+    address, name = "127.0.0.1:0", ""
+    for _ in range(3):
+        with service(world, "held tuner", address) as (_, address):
+            if not name:
+                world.config = replace(world.config, tuner=address)
+                await world.open()
+                name = (await world.tune()).name
+            await eventually(partial(has_progress, world, name, 2), within_s=60)
+    with service(world, "tuner", address):
+        async with asyncio.timeout(60):
+            events = await world.watch(name)
+    assert from_status(events[-1].failed).reason == "WORKER_CRASHED"
+    assert [event.started.attempt for event in events if event.HasField("started")] == [1, 2, 3]
+
+
+async def has_progress(world: World, name: str, updates: int = 1) -> bool:
+    """Whether a tuning tells of so many updates."""
+    return (await world.tunings.GetTuning(GetTuningRequest(name=name))).progress.update >= updates
 
 
 async def only_weights_of(world: World, tuning: Tuning) -> bool:

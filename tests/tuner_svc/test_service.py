@@ -345,6 +345,58 @@ async def test_a_reader_who_leaves_before_done_leaves_no_weights(start: Callable
     assert "done" == (await events(tuner.run(SHORT)))[-1].WhichOneof("event")
 
 
+async def test_a_busy_worker_is_no_silent_tuner(
+    start: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the worker thread has nothing to tell, the stream says again and again that the run goes on (R7)."""
+    monkeypatch.setattr(module, "HEARTBEAT_S", 0.05)
+    store = SlowStore(str(tmp_path / "slow"))
+    tuner = await start(store=store)
+    call = tuner.run(SHORT)
+    await asyncio.to_thread(store.written.wait, 30)
+
+    for _ in range(3):
+        await next_of(call, "heartbeat")
+
+    store.go_on.set()
+    assert "done" == (await events(call))[-1].WhichOneof("event")
+
+
+async def test_pictures_that_take_long_to_read_are_no_silence(
+    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stream lives from its beginning, before there is a run, and still tells what is wrong with a picture (R7)."""
+    monkeypatch.setattr(module, "HEARTBEAT_S", 0.05)
+    go_on, decode = threading.Event(), module._model_images
+
+    def slow(*arguments: Any) -> Any:
+        go_on.wait(30)
+        return decode(*arguments)
+
+    monkeypatch.setattr(module, "_model_images", slow)
+    tuner = await start()
+    for picture, outcome in ((tuner.picture, "done"), (b"not a picture", "IMAGE_UNDECODABLE")):
+        go_on.clear()
+        call = tuner.run(SHORT, image=picture)
+        await next_of(call, "heartbeat")
+        go_on.set()
+        if outcome == "done":
+            assert "done" == (await events(call))[-1].WhichOneof("event")
+        else:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await next_of(call, "done")
+            assert outcome == from_rpc_error(caught.value).reason
+
+
+async def test_an_instance_is_a_process(start: Callable[..., Any]) -> None:
+    """A tuner tells the same instance over every connection, and no other tuner tells it (R1)."""
+    one, other = await start(), await start()
+
+    told = [(await tuner.stub.GetTunerInfo(tuner_pb2.GetTunerInfoRequest())).instance for tuner in (one, one, other)]
+
+    assert told[0] and told[0] == told[1] != told[2]
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [

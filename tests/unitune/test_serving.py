@@ -29,8 +29,10 @@ class Service(edit_pb2_grpc.EditServiceServicer, image_pb2_grpc.ImageServiceServ
 
     def __init__(self) -> None:
         self.ended = asyncio.Event()
+        self.peers: list[str] = []
 
     async def Edit(self, request: edit_pb2.EditRequest, context: Any) -> AsyncIterator[edit_pb2.EditEvent]:
+        self.peers.append(context.peer())
         try:
             for number in range(1, 1000):
                 if request.prompt == "refuse":
@@ -234,6 +236,30 @@ async def test_a_health_port_of_its_own_serves_health_alone() -> None:
         call = edit_pb2_grpc.EditServiceStub(channel).GetEdit(edit_pb2.GetEditRequest(name="x"))
         assert (await caught(call)).code() is grpc.StatusCode.UNIMPLEMENTED
     await server.stop()
+
+
+async def test_a_stream_outlives_the_age_of_its_connection() -> None:
+    """A connection that is too old takes no new call, and cuts none that runs (R1)."""
+    service = Service()
+    server = await serving.start("127.0.0.1:0", service.register, connection_age_s=1.0)
+    async with serving.channel(server.address) as channel:
+        stub = edit_pb2_grpc.EditServiceStub(channel)
+        call = stub.Edit(edit_pb2.EditRequest(prompt="stop at 900"))
+        count = 0
+        while await call.read() is not grpc.aio.EOF:
+            count += 1
+        assert count == 900  # which takes 4.5 seconds at least
+        assert len([event async for event in stub.Edit(edit_pb2.EditRequest(prompt="stop at 1"))]) == 1
+    await server.stop()
+    assert len(set(service.peers)) == 2  # the age was in force: the later call has a connection of its own
+
+
+def test_connections_between_services_have_no_age() -> None:
+    """A server is given an age of connections by those alone who ask for it, and never a grace: it would cut (R1)."""
+    for options in (serving.server_options(1), serving.server_options(1, 60.0)):
+        names = [name for name, _ in options]
+        assert ("grpc.max_connection_age_ms" in names) == (len(options) > len(serving.server_options(1)))
+        assert "grpc.max_connection_age_grace_ms" not in names
 
 
 async def test_an_address_in_use_is_one_clear_error(client: Client) -> None:

@@ -31,8 +31,10 @@ class TuningServiceStub:
 
     A tuning runs on the server whether or not anybody watches. Its state only moves forward:
     QUEUED, RUNNING, then one of READY, FAILED, CANCELLED; a READY tuning becomes EXPIRED in the end.
-    One exception: a RUNNING tuning that is lost with the process that ran it is QUEUED again, at its old
-    place, and FAILED (WORKER_CRASHED) when that has happened three times.
+    One exception: a RUNNING tuning whose run is lost is QUEUED again, at its old place. That its tuner died
+    under it counts against it: it is FAILED (WORKER_CRASHED) after three such deaths, where a run that got further than
+    those before it begins the count anew. A lost connection, a tuner that stood still and a gateway that died
+    count for nothing.
     """
 
     def __init__(self, channel):
@@ -83,8 +85,10 @@ class TuningServiceServicer:
 
     A tuning runs on the server whether or not anybody watches. Its state only moves forward:
     QUEUED, RUNNING, then one of READY, FAILED, CANCELLED; a READY tuning becomes EXPIRED in the end.
-    One exception: a RUNNING tuning that is lost with the process that ran it is QUEUED again, at its old
-    place, and FAILED (WORKER_CRASHED) when that has happened three times.
+    One exception: a RUNNING tuning whose run is lost is QUEUED again, at its old place. That its tuner died
+    under it counts against it: it is FAILED (WORKER_CRASHED) after three such deaths, where a run that got further than
+    those before it begins the count anew. A lost connection, a tuner that stood still and a gateway that died
+    count for nothing.
     """
 
     def CreateTuning(self, request, context):
@@ -96,7 +100,8 @@ class TuningServiceServicer:
         Fails with INVALID_ARGUMENT (INVALID_FIELD) naming the field, its value and what is allowed, with
         NOT_FOUND (IMAGE_NOT_FOUND) when the image was never uploaded, with FAILED_PRECONDITION
         (BASE_MODEL_MISMATCH) when tuner and sampler work on different base models, and with UNAVAILABLE
-        (BACKEND_DOWN) as long as the server has not seen its tuner once; later a tuner that is away only makes it wait.
+        (BACKEND_DOWN) as long as the server has not seen its tuner once, which it remembers when it starts anew; later a
+        tuner that is away only makes it wait.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -209,8 +214,10 @@ class TuningService:
 
     A tuning runs on the server whether or not anybody watches. Its state only moves forward:
     QUEUED, RUNNING, then one of READY, FAILED, CANCELLED; a READY tuning becomes EXPIRED in the end.
-    One exception: a RUNNING tuning that is lost with the process that ran it is QUEUED again, at its old
-    place, and FAILED (WORKER_CRASHED) when that has happened three times.
+    One exception: a RUNNING tuning whose run is lost is QUEUED again, at its old place. That its tuner died
+    under it counts against it: it is FAILED (WORKER_CRASHED) after three such deaths, where a run that got further than
+    those before it begins the count anew. A lost connection, a tuner that stood still and a gateway that died
+    count for nothing.
     """
 
     @staticmethod
