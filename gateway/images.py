@@ -1,8 +1,8 @@
 """Uploaded pictures: received in chunks, checked, kept under the digest of their bytes.
 
 Two objects lie under `images/{tenant}/{sha256}` of the store: `file`, the picture as it came, and
-`image.json`, what is known of it, written last, so that a picture without it does not exist. A third, `renewed`, is
-there for its time alone: the last upload of the same bytes.
+`image.json`, what is known of it, written last, so that a picture without it does not exist, and written again by
+every upload of the same bytes, for its time.
 """
 
 import asyncio
@@ -66,7 +66,7 @@ class Images:
             try:
                 there = await self.find(name)
                 await self.read(name)
-                await self._store.answer(self._store.touch, f"{_path(name)}/renewed")
+                await self._store.answer(self._store.renew, f"{_path(name)}/image.json")
                 return there
             except NotFound:
                 pass
@@ -107,7 +107,7 @@ class Images:
 
     async def discard(self, name: Name) -> None:
         """Delete a picture, or what a failed upload left of it; one that is not there is fine."""
-        for part in ("image.json", "file", "renewed"):
+        for part in ("image.json", "file"):
             await self._store.answer(self._store.delete, f"{_path(name)}/{part}")
 
     def _write(self, name: Name, data: bytes, about: bytes) -> None:

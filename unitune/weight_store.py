@@ -121,11 +121,11 @@ class WeightStore:
             pages = obstore.list(self._store, prefix)
             return {meta["path"]: meta["last_modified"].timestamp() for page in pages for meta in page}
 
-    def touch(self, path: str) -> None:
-        """Write an empty object whether or not it exists: its time is now."""
-        store_paths.check_object(path)
+    def renew(self, path: str) -> None:
+        """Write an object's own bytes once more: its time is now. Raises FileNotFoundError."""
+        data = self.get(path)
         with _told():
-            obstore.put(self._store, path, b"")
+            obstore.put(self._store, path, data)
 
     def delete_unfinished(self, before_s: float) -> int:
         """Delete files of a local folder that were begun before a moment, in Unix seconds, and not finished; how many.

@@ -6,12 +6,15 @@ import time
 from pathlib import Path
 
 import grpc
+import pytest
 
 from gateway.config import GatewayConfig
 from tests.gateway.conftest import World, eventually, picture, refused
+from unitune.errors import FailedPrecondition, NotFound
 from unitune.v1.edit_pb2 import EditRequest
 from unitune.v1.image_pb2 import DeleteImageRequest
 from unitune.v1.tuning_pb2 import CreateTuningRequest, DeleteTuningRequest, Tuning
+from unitune_client import AsyncClient
 
 DAY_S = 24 * 3600.0
 
@@ -156,3 +159,19 @@ async def test_what_nobody_owns_goes_after_a_day(world: World) -> None:
     assert world.stored() == sorted((*before, *foreign, young))
     again = [event async for event in world.edits.Edit(EditRequest(tuning=tuning.name, prompt="a dog"))]
     assert again[-1].HasField("done")
+
+
+async def test_the_sdk_deletes_pictures(world: World) -> None:
+    """`delete_image` deletes an upload, says why one stays, and is content with a missing one if told so (R10)."""
+    assert world.server is not None
+    async with AsyncClient(world.server.address) as client:
+        image = await client.upload_image(picture())
+        await client.delete_image(image.name)
+        assert world.stored() == []
+        with pytest.raises(NotFound):
+            await client.delete_image(image.name)
+        await client.delete_image(image.name, allow_missing=True)
+        tuning = await client.tune(picture())
+        with pytest.raises(FailedPrecondition) as caught:
+            await client.delete_image(tuning.image)
+        assert caught.value.reason == "IMAGE_IN_USE" and tuning.name in caught.value.message

@@ -54,7 +54,7 @@ def test_any_other_path_of_weights_is_refused(path: str) -> None:
 def test_the_store_refuses_what_is_no_path(path: str, tmp_path: Path) -> None:
     """To write, read, look for, delete and list alike, and nothing is made anywhere (r17)."""
     store = WeightStore(str(tmp_path / "store"))
-    calls = (store.get, store.has, store.delete, store.touch, lambda path: store.put(path, b"x"))
+    calls = (store.get, store.has, store.delete, store.renew, lambda path: store.put(path, b"x"))
     for call in calls:
         with pytest.raises(InvalidField):
             call(path)
