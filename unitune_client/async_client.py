@@ -157,6 +157,8 @@ class AsyncClient:
     ) -> AsyncGenerator[events.Tuning, None]:
         """The tunings of this tenant, the newest first; with `state`, only those in it."""
         request = tuning_pb2.ListTuningsRequest(parent=self._parent)
+        if state == events.TuningState.UNKNOWN:
+            raise InvalidField("state", str(state), "name one that this client knows")
         if state is not None:
             request.state = getattr(tuning_pb2.Tuning, f"STATE_{events.TuningState(state)}")
         while True:

@@ -56,7 +56,7 @@ def edit_command(services: LocalServices, photo: Path, out: Path, *more: object)
 @pytest.fixture(scope="module")
 def large_photo() -> bytes:
     """A noisy JPEG of 12 megapixels and about 9 MB, whose PNG has more than 16 MiB."""
-    data = file_of(noise((4000, 3000)), "JPEG", quality=70)
+    data = file_of(noise((4000, 3000)), "JPEG", quality=85)
     assert 7 << 20 < len(data) < 16 << 20
     return data
 
