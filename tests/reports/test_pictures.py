@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image, PngImagePlugin
 
-from unitune_client import Client, EditAccepted, EditedImage, InvalidArgument, InvalidField
+from unitune_client import Client, EditAccepted, EditedImage, InvalidArgument, InvalidField, ResourceExhausted
 from unitune_client.cli import main
 from unitune_client.local import LocalServices
 from unitune_client.sheet import contact_sheet
@@ -141,6 +141,14 @@ def test_a_large_mask_of_the_wrong_size_or_kind_is_refused_by_name(client: Clien
 
     assert (wrong_size.value.field, wrong_size.value.metadata["value"]) == ("mask_image", "600x600 pixels")
     assert (wrong_kind.value.field, wrong_kind.value.metadata["value"]) == ("mask", "a BMP")
+
+
+def test_a_request_above_the_largest_message_is_told_as_that(client: Client) -> None:
+    """gRPC's own refusal becomes an error in words with a remedy (N9)."""
+    with pytest.raises(ResourceExhausted, match="upload pictures and masks, and shorten texts") as refusal:
+        client.edit_to_end(file_of(Image.new("RGB", (60, 44))), "a dog " * 1_000_000, **FAST)
+
+    assert refusal.value.reason == "MESSAGE_TOO_LARGE"
 
 
 def test_a_png_with_a_workflow_in_it_is_edited(services: LocalServices, tmp_path: Path) -> None:
