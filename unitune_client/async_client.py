@@ -13,7 +13,7 @@ import grpc
 
 from unitune.errors import Cancelled, InvalidArgument, InvalidField, Unavailable, UniTuneError
 from unitune.image_pieces import Assembly
-from unitune.picture_file import PNG, other_kind
+from unitune.picture_file import MAX_BYTES, PNG, header, other_kind
 from unitune.v1 import (
     edit_pb2,
     edit_pb2_grpc,
@@ -107,6 +107,8 @@ class AsyncClient:
 
     async def _upload_file(self, data: bytes, field: str = "image") -> events.Image:
         """Errors name the field that the file is for."""
+        if len(data) > MAX_BYTES:  # a server that refuses it does so while it is sent, and grpc may not say why
+            header(data, field)
         backoff = Backoff(self._reconnect_s)
         while True:
             try:

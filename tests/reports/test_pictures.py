@@ -187,6 +187,15 @@ def test_a_wrong_kind_of_file_is_named(
             client.upload_image(photo)
 
 
+@pytest.mark.parametrize("data", [file_of(noise((60, 44))) + bytes(16 << 20), b"%PDF-1.7" + bytes(17 << 20)])
+def test_a_file_that_is_too_large_is_refused_as_that(client: Client, data: bytes) -> None:
+    """The SDK says how many bytes may be sent, and never what grpc makes of a stream that was ended (N13)."""
+    with pytest.raises(InvalidArgument, match="send a") as refusal:
+        client.upload_image(data)
+
+    assert refusal.value.reason in ("UPLOAD_TOO_LARGE", "IMAGE_UNDECODABLE")
+
+
 def test_what_a_picture_loses_is_told(client: Client) -> None:
     """Further frames and transparency are warned of when an edit is accepted, and at the upload (N22, N23)."""
     frames = [Image.new("RGB", (60, 44), colour) for colour in ("teal", "red")]
