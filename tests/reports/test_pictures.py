@@ -53,14 +53,6 @@ def edit_command(services: LocalServices, photo: Path, out: Path, *more: object)
     return unitune(services, "edit", photo, "a dog", "-o", out, *fast, *more)
 
 
-@pytest.fixture(scope="module")
-def large_photo() -> bytes:
-    """A noisy JPEG of 12 megapixels and about 9 MB, whose PNG has more than 16 MiB."""
-    data = file_of(noise((4000, 3000)), "JPEG", quality=85)
-    assert 7 << 20 < len(data) < 16 << 20
-    return data
-
-
 def test_a_jpeg_of_many_phones_is_edited(services: LocalServices, tmp_path: Path) -> None:
     """A JPEG that is an MPO is taken as its first picture (N1)."""
     photo = tmp_path / "phone.jpg"
@@ -72,8 +64,10 @@ def test_a_jpeg_of_many_phones_is_edited(services: LocalServices, tmp_path: Path
     assert "mistake" not in done.output
 
 
-def test_a_large_noisy_photo_comes_back(services: LocalServices, large_photo: bytes, tmp_path: Path) -> None:
+def test_a_large_noisy_photo_comes_back(services: LocalServices, tmp_path: Path) -> None:
     """12 megapixels with a mask and --only-masked: the result of more than 16 MiB is whole, and kept outside (N3)."""
+    large_photo = file_of(noise((4000, 3000)), "JPEG", quality=85)
+    assert 7 << 20 < len(large_photo) < 16 << 20
     photo, mask, out = tmp_path / "photo.jpg", tmp_path / "mask.png", tmp_path / "out"
     photo.write_bytes(large_photo)
     drawn = Image.new("L", (4000, 3000))
@@ -91,16 +85,6 @@ def test_a_large_noisy_photo_comes_back(services: LocalServices, large_photo: by
     np.testing.assert_array_equal(found, given)
     assert not np.array_equal(inside, given[1000:1400, 1000:1500])
     assert any("sheet" in path.name for path in out.glob("*.png"))
-
-
-def test_a_comparison_of_a_large_photo_comes_back(client: Client, large_photo: bytes) -> None:
-    """Two pictures of a method, each larger than a message, are whole; GetEdit alone says that it cannot (N3)."""
-    mask_of_nothing = {"sdedit": {"num_inference_steps": 2, "strength": 0.0, "interpolation": 0.0}}
-    events = list(client.compare(large_photo, "a dog", mask_of_nothing, seeds=[1, 2]))
-
-    (result,) = (event for event in events if type(event).__name__ == "CompareResult")
-    assert result.error is None and [image.seed for image in result.images] == [1, 2]
-    assert [pixels(image).shape for image in result.images] == [(3000, 4000, 3)] * 2
 
 
 def test_the_sheet_shows_what_was_edited() -> None:
