@@ -13,7 +13,7 @@ import grpc
 
 from unitune.errors import Cancelled, InvalidArgument, InvalidField, ResourceExhausted, Unavailable, UniTuneError
 from unitune.image_pieces import Assembly
-from unitune.picture_file import PNG, other_kind
+from unitune.picture_file import MAX_BYTES, PNG, header, other_kind
 from unitune.v1 import (
     edit_pb2,
     edit_pb2_grpc,
@@ -108,6 +108,8 @@ class AsyncClient:
 
     async def _upload_file(self, data: bytes, field: str = "image") -> events.Image:
         """Errors name the field that the file is for."""
+        if len(data) > MAX_BYTES:  # a server that refuses it does so while it is sent, and grpc may not say why
+            header(data, field)
         backoff = Backoff(self._reconnect_s)
         while True:
             try:
@@ -170,6 +172,8 @@ class AsyncClient:
     ) -> AsyncGenerator[events.Tuning, None]:
         """The tunings of this tenant, the newest first; with `state`, only those in it."""
         request = tuning_pb2.ListTuningsRequest(parent=self._parent)
+        if state == events.TuningState.UNKNOWN:
+            raise InvalidField("state", str(state), "name one that this client knows")
         if state is not None:
             request.state = getattr(tuning_pb2.Tuning, f"STATE_{events.TuningState(state)}")
         while True:

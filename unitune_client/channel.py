@@ -141,8 +141,9 @@ def _typed(error: grpc.aio.AioRpcError, address: str) -> UniTuneError:
     if typed.reason == "UNAVAILABLE":  # from grpc itself: the servers' own errors name a better reason
         return Unavailable(f"no UniTune server answers at {address}", reason="UNAVAILABLE")
     if typed.reason == "RESOURCE_EXHAUSTED" and "larger than max" in typed.message:  # the size of a message
-        remedy = "a picture or a mask is too large for one message; upload it first"
-        return ResourceExhausted(f"the server at {address} refuses the request: {remedy}", reason="MESSAGE_TOO_LARGE")
+        remedy = "upload pictures and masks, and shorten texts"
+        problem = f"the request is larger than the server at {address} takes in one message"
+        return ResourceExhausted(f"{problem}: {remedy}", reason="MESSAGE_TOO_LARGE", metadata={"remedy": remedy})
     if typed.reason == "DEADLINE_EXCEEDED":
         return Unavailable(f"the server at {address} did not answer in time", reason="DEADLINE_EXCEEDED")
     return typed

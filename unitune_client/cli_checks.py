@@ -238,8 +238,7 @@ def _check_mask_file(data: bytes, picture: events.Image) -> None:
     try:
         mask = read(data, "--mask", (PNG,))
     except InvalidArgument as error:
-        remedy = f"{error.metadata['remedy']}; it is a PNG, white where PHOTO is to be edited"
-        raise InvalidField("--mask", error.metadata["value"], remedy) from None
+        raise InvalidField("--mask", error.metadata["value"], error.metadata["remedy"]) from None
     if mask.size != (picture.width, picture.height):
         remedy = f"make it as large as PHOTO, {picture.width}x{picture.height}"
         raise InvalidField("--mask", f"{mask.width}x{mask.height} pixels", remedy)

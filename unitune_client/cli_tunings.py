@@ -32,7 +32,7 @@ def tunings_group() -> None:
 @tunings_group.command("list")
 @click.option(
     "--state",
-    type=click.Choice([state.value for state in events.TuningState], case_sensitive=False),
+    type=click.Choice([state.value for state in events.TuningState if state != "UNKNOWN"], case_sensitive=False),
     help="Only tunings in this state.",
 )
 @server_options

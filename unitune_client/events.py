@@ -21,7 +21,9 @@ from unitune.system_errors import about
 
 
 class TuningState(StrEnum):
-    """State of a tuning; it only moves forward. EXPIRED had weights, which are discarded."""
+    """State of a tuning; it only moves forward. EXPIRED had weights, which are discarded. UNKNOWN is one that only a
+    newer server has.
+    """
 
     QUEUED = "QUEUED"
     RUNNING = "RUNNING"
@@ -29,15 +31,17 @@ class TuningState(StrEnum):
     FAILED = "FAILED"
     CANCELLED = "CANCELLED"
     EXPIRED = "EXPIRED"
+    UNKNOWN = "UNKNOWN"
 
 
 class EditState(StrEnum):
-    """State of an edit."""
+    """State of an edit. UNKNOWN is one that only a newer server has."""
 
     RUNNING = "RUNNING"
     DONE = "DONE"
     FAILED = "FAILED"
     CANCELLED = "CANCELLED"
+    UNKNOWN = "UNKNOWN"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -193,6 +193,7 @@ _SAMPLING_FIELDS = tuple(edit_pb2.SamplingConfig.DESCRIPTOR.fields_by_name)
 _REQUEST_FIELDS = ("seeds", "preview_every", "mask")
 
 M = TypeVar("M", bound=Message)
+S = TypeVar("S", events.TuningState, events.EditState)
 T = TypeVar("T")
 
 
@@ -341,7 +342,7 @@ def tuning(message: tuning_pb2.Tuning) -> events.Tuning:
         image=message.image,
         base_model=message.base_model,
         config=_same_fields(events.TuningConfig, message.config),
-        state=events.TuningState(tuning_pb2.Tuning.State.Name(message.state).removeprefix("STATE_")),
+        state=_state(events.TuningState, tuning_pb2.Tuning.State, message.state),
         key=message.key,
         progress=_same_fields(events.Progress, message.progress) if message.HasField("progress") else None,
         queue_position=message.queue_position,
@@ -494,7 +495,7 @@ def edit(message: edit_pb2.Edit) -> events.Edit:
     """An edit as it was when the server answered."""
     return events.Edit(
         name=message.name,
-        state=events.EditState(edit_pb2.Edit.State.Name(message.state).removeprefix("STATE_")),
+        state=_state(events.EditState, edit_pb2.Edit.State, message.state),
         images=tuple(_edited_image(one) for one in message.images),
         timings=_same_fields(events.Timings, message.timings),
         error=from_status(message.error) if message.HasField("error") else None,
@@ -529,6 +530,12 @@ def server_info(message: server_pb2.ServerInfo) -> events.ServerInfo:
         },
         method_sampling_defaults={one.method: _sampling_config(one) for one in message.method_sampling_defaults},
     )
+
+
+def _state(kind: type[S], states: Any, number: int) -> S:
+    """A state by its number; a newer server may have one that is not known here."""
+    known = {states.Value(f"STATE_{state}"): state for state in kind if state != "UNKNOWN"}
+    return known.get(number, kind("UNKNOWN"))
 
 
 def _same_fields(kind: type[T], message: Message) -> T:

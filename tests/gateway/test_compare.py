@@ -1,6 +1,7 @@
 """The story of a comparison: one method after the other, each with its result, and one last event."""
 
 import asyncio
+import os
 from typing import Any
 
 import grpc
@@ -13,6 +14,7 @@ from unitune.image_pieces import Assembly
 from unitune.v1.edit_pb2 import CancelEditRequest, CompareEvent, CompareRequest, Edit, GetEditRequest, SamplingConfig
 from unitune.v1.server_pb2 import BaseModel
 from unitune.v1.tuning_pb2 import GetTuningRequest, Tuning, TuningConfig
+from unitune_client import AsyncClient, CompareDone, CompareResult
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 Entry = CompareRequest.Entry
@@ -237,6 +239,21 @@ async def test_pictures_that_do_not_fit_one_message_come_in_pieces(
             found[event.method] = [image.png for image in assembly.take()]
     assert found == {method: [image.png for image in result.images] for method, result in whole.items()}
     assert sum(event.HasField("image_part") for event in events) >= 14 and kinds(events)[-1] == "done"
+
+
+async def test_the_sdk_puts_a_large_comparison_together(world: World) -> None:
+    """Two pictures of a method, together larger than any message, are whole in its result (N3)."""
+    world.sampler.png = os.urandom(9 << 20)
+
+    async with AsyncClient(world.server.address) as client:
+        seen = [event async for event in client.compare(picture(), "a dog", ["sdedit", "unitune"], seeds=[1, 2])]
+
+    found = [event for event in seen if isinstance(event, CompareResult)]
+    assert [result.method for result in found] == ["sdedit", "unitune"]
+    for result in found:
+        assert result.error is None and [image.seed for image in result.images] == [1, 2]
+        assert [image.png for image in result.images] == [world.sampler.png] * 2
+    assert isinstance(seen[-1], CompareDone)
 
 
 async def test_closing_the_stream_stops_the_edit_that_runs_and_begins_no_other(world: World) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import numpy as np
 
-from unitune import images, serving, weights
+from unitune import image_pieces, images, serving, weights
 from unitune.errors import UniTuneError, to_status
 from unitune.v1 import sampler_pb2, sampler_pb2_grpc, tuner_pb2, tuner_pb2_grpc
 from unitune.v1.edit_pb2 import EditEvent, SamplingConfig, Timings
@@ -173,6 +173,7 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
         self.requests: list[sampler_pb2.SampleRequest] = []
         self.evicted: list[str] = []
         self.loaded: list[str] = []
+        self.png = b""  # of every result; empty makes a small one
         self.step_s = 0.0
         self.steps_done = 0
         self.stopped = asyncio.Event()  # a run ended before its last event
@@ -244,10 +245,12 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
             if self.warning:
                 yield sampler_pb2.SampleEvent(warning=EditEvent.Warning(text=self.warning))
             for index, seed in enumerate(request.seeds):
-                png = images.encode_png(np.full((4, 6, 3), seed % 256, np.uint8))
-                yield sampler_pb2.SampleEvent(
-                    image=EditEvent.EditedImage(index=index, seed=seed, png=png, mask=request.mask)
-                )
+                png = self.png or images.encode_png(np.full((4, 6, 3), seed % 256, np.uint8))
+                whole = EditEvent.EditedImage(index=index, seed=seed, png=png, mask=request.mask)
+                image, parts = image_pieces.cut(whole)
+                yield sampler_pb2.SampleEvent(image=image)
+                for part in parts:
+                    yield sampler_pb2.SampleEvent(image_part=part)
             is_done = True
             yield sampler_pb2.SampleEvent(done=Timings(refit_s=0.25, denoise_s=1.5))
         finally:

@@ -419,6 +419,27 @@ def test_what_the_server_would_refuse_is_refused_before_the_tuning(
 
 
 @pytest.mark.parametrize(
+    ("argument", "name", "data", "line"),
+    [
+        ("--mask", "mask.png", b"no picture", "--mask is 'mask.png': it is text; give a PNG picture"),
+        ("--mask", "mask.jpg", b"\xff\xd8\xff", "--mask is 'mask.jpg': it is a JPEG; give a PNG picture"),
+        ("PHOTO", "a.gif", b"GIF89a", "PHOTO is 'a.gif': it is a GIF; give a PNG, JPEG or WebP picture"),
+        ("--photo", "b.pdf", b"%PDF", "--photo is 'b.pdf': it is a PDF; give a PNG, JPEG or WebP picture"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused_before_anything_starts(
+    photo: Path, argument: str, name: str, data: bytes, line: str
+) -> None:
+    """Whatever it is given as, and without a server: no services start, and nothing is uploaded (N13)."""
+    Path(name).write_bytes(data)
+    arguments = [name, "a dog"] if argument == "PHOTO" else [photo, "a dog", argument, name]
+
+    done = unitune("edit", *arguments, "--address", "127.0.0.1:1")
+
+    assert (2, f"error: {line}") == (done.exit_code, done.stderr.strip())
+
+
+@pytest.mark.parametrize(
     ("mask", "arguments", "line"),
     [
         (None, ["--mask-source=given"], "--mask is 'unset': --mask-source given needs it; give a PNG file"),
@@ -433,7 +454,6 @@ def test_what_the_server_would_refuse_is_refused_before_the_tuning(
             ["--mask-blur=2"],
             "--mask-blur is 2.0: give --mask, --mask-text or --mask-source diffedit, too: it softens the edge of that",
         ),
-        (b"no picture", [], "--mask is '10 bytes': give a PNG file, white where PHOTO is to be edited"),
         (BLACK, [], "--mask is 'all black': make white what is to be edited; nothing is"),
         (
             scripted_server.png((255, 255, 255), (48, 64)),
