@@ -33,6 +33,11 @@ class TuningServiceStub:
     QUEUED, RUNNING, then one of READY, FAILED, CANCELLED; a READY tuning becomes EXPIRED in the end.
     One exception: a RUNNING tuning that is lost with the process that ran it is QUEUED again, at its old
     place, and FAILED (WORKER_CRASHED) when that has happened three times.
+
+    Every call of this server, of its other services too, can also fail with INVALID_ARGUMENT (REQUEST_UNREADABLE) for
+    bytes that are no request, with RESOURCE_EXHAUSTED (STORE_FULL, STATE_FULL) while a disk of the server is full, with
+    UNAVAILABLE (STORE_DOWN, STATE_DOWN) while the server's store or state does not answer, both with RetryInfo, and with
+    DATA_LOSS (STORE_CORRUPT, STATE_CORRUPT, IMAGE_CORRUPT) for what is damaged there.
     """
 
     def __init__(self, channel):
@@ -85,6 +90,11 @@ class TuningServiceServicer:
     QUEUED, RUNNING, then one of READY, FAILED, CANCELLED; a READY tuning becomes EXPIRED in the end.
     One exception: a RUNNING tuning that is lost with the process that ran it is QUEUED again, at its old
     place, and FAILED (WORKER_CRASHED) when that has happened three times.
+
+    Every call of this server, of its other services too, can also fail with INVALID_ARGUMENT (REQUEST_UNREADABLE) for
+    bytes that are no request, with RESOURCE_EXHAUSTED (STORE_FULL, STATE_FULL) while a disk of the server is full, with
+    UNAVAILABLE (STORE_DOWN, STATE_DOWN) while the server's store or state does not answer, both with RetryInfo, and with
+    DATA_LOSS (STORE_CORRUPT, STATE_CORRUPT, IMAGE_CORRUPT) for what is damaged there.
     """
 
     def CreateTuning(self, request, context):
@@ -142,7 +152,7 @@ class TuningServiceServicer:
     def UpdateTuning(self, request, context):
         """UpdateTuning changes the labels or the expiry of a tuning.
         Fails with NOT_FOUND (TUNING_NOT_FOUND), with ABORTED (ETAG_MISMATCH) if an etag is given and stale, and with
-        INVALID_ARGUMENT (INVALID_FIELD) for an expiry that is not in the future.
+        INVALID_ARGUMENT (INVALID_FIELD) for an expiry that is not in the future, or later than the year 9999.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -210,6 +220,11 @@ class TuningService:
     QUEUED, RUNNING, then one of READY, FAILED, CANCELLED; a READY tuning becomes EXPIRED in the end.
     One exception: a RUNNING tuning that is lost with the process that ran it is QUEUED again, at its old
     place, and FAILED (WORKER_CRASHED) when that has happened three times.
+
+    Every call of this server, of its other services too, can also fail with INVALID_ARGUMENT (REQUEST_UNREADABLE) for
+    bytes that are no request, with RESOURCE_EXHAUSTED (STORE_FULL, STATE_FULL) while a disk of the server is full, with
+    UNAVAILABLE (STORE_DOWN, STATE_DOWN) while the server's store or state does not answer, both with RetryInfo, and with
+    DATA_LOSS (STORE_CORRUPT, STATE_CORRUPT, IMAGE_CORRUPT) for what is damaged there.
     """
 
     @staticmethod
