@@ -14,6 +14,7 @@ from tuner_svc.service import TunerService
 from tuner_svc.torch_thread import TorchThread
 from unitune import settings, telemetry
 from unitune.serving import serve
+from unitune.system_errors import sentence
 from unitune.weight_store import WeightStore
 
 
@@ -29,7 +30,7 @@ def main() -> int:
         print(f"tuner: UNITUNE_BASE_MODEL: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"tuner: {error}", file=sys.stderr)
+        print(f"tuner: {sentence(error)}", file=sys.stderr)
         return 1
     service = TunerService(model, store, config.weights_codec, thread)
     return asyncio.run(

@@ -35,6 +35,11 @@ class TuningServiceStub:
     under it counts against it: it is FAILED (WORKER_CRASHED) after three such deaths, where a run that got further than
     those before it begins the count anew. A lost connection, a tuner that stood still and a gateway that died
     count for nothing.
+
+    Every call of this server, of its other services too, can also fail with INVALID_ARGUMENT (REQUEST_UNREADABLE) for
+    bytes that are no request, with RESOURCE_EXHAUSTED (STORE_FULL, STATE_FULL) while a disk of the server is full, with
+    UNAVAILABLE (STORE_DOWN, STATE_DOWN) while the server's store or state does not answer, both with RetryInfo, and with
+    DATA_LOSS (STORE_CORRUPT, STATE_CORRUPT, IMAGE_CORRUPT) for what is damaged there.
     """
 
     def __init__(self, channel):
@@ -89,6 +94,11 @@ class TuningServiceServicer:
     under it counts against it: it is FAILED (WORKER_CRASHED) after three such deaths, where a run that got further than
     those before it begins the count anew. A lost connection, a tuner that stood still and a gateway that died
     count for nothing.
+
+    Every call of this server, of its other services too, can also fail with INVALID_ARGUMENT (REQUEST_UNREADABLE) for
+    bytes that are no request, with RESOURCE_EXHAUSTED (STORE_FULL, STATE_FULL) while a disk of the server is full, with
+    UNAVAILABLE (STORE_DOWN, STATE_DOWN) while the server's store or state does not answer, both with RetryInfo, and with
+    DATA_LOSS (STORE_CORRUPT, STATE_CORRUPT, IMAGE_CORRUPT) for what is damaged there.
     """
 
     def CreateTuning(self, request, context):
@@ -147,7 +157,7 @@ class TuningServiceServicer:
     def UpdateTuning(self, request, context):
         """UpdateTuning changes the labels or the expiry of a tuning.
         Fails with NOT_FOUND (TUNING_NOT_FOUND), with ABORTED (ETAG_MISMATCH) if an etag is given and stale, and with
-        INVALID_ARGUMENT (INVALID_FIELD) for an expiry that is not in the future.
+        INVALID_ARGUMENT (INVALID_FIELD) for an expiry that is not in the future, or later than the year 9999.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -218,6 +228,11 @@ class TuningService:
     under it counts against it: it is FAILED (WORKER_CRASHED) after three such deaths, where a run that got further than
     those before it begins the count anew. A lost connection, a tuner that stood still and a gateway that died
     count for nothing.
+
+    Every call of this server, of its other services too, can also fail with INVALID_ARGUMENT (REQUEST_UNREADABLE) for
+    bytes that are no request, with RESOURCE_EXHAUSTED (STORE_FULL, STATE_FULL) while a disk of the server is full, with
+    UNAVAILABLE (STORE_DOWN, STATE_DOWN) while the server's store or state does not answer, both with RetryInfo, and with
+    DATA_LOSS (STORE_CORRUPT, STATE_CORRUPT, IMAGE_CORRUPT) for what is damaged there.
     """
 
     @staticmethod
