@@ -1,8 +1,9 @@
 """The base model in memory: frozen, fp32, in the four parts that are also the four graphs of the export."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -135,6 +136,8 @@ class BaseModel:
     context_width: int
     super_resolver: SuperResolver | None = None  # this and the next: a base model that is a cascade
     super_resolution: SuperResolutionSpec | None = None  # as yet without the tensors' layouts, which export finds
+    # Padding and truncation are a state of the tokenizer, and requests are checked while a tuning encodes its prompts.
+    _tokenizing: Lock = field(default_factory=Lock, repr=False, compare=False)
 
     def tensors(self) -> dict[str, Tensor]:
         """The denoiser's tensors by their name in the UNet, fp32."""
@@ -159,14 +162,17 @@ class BaseModel:
         )
 
     def input_ids(self, prompts: list[str]) -> Tensor:
-        """Token ids, int64 (n, tokens): padded, and cut at the end where a prompt is too long."""
-        return self.tokenizer(
-            prompts, padding="max_length", truncation=True, max_length=self.context_tokens, return_tensors="pt"
-        ).input_ids.to(self.device)
+        """Token ids, int64 (n, tokens): padded, and cut at the end where a prompt is too long. From any thread."""
+        with self._tokenizing:
+            ids = self.tokenizer(
+                prompts, padding="max_length", truncation=True, max_length=self.context_tokens, return_tensors="pt"
+            ).input_ids
+        return ids.to(self.device)
 
     def token_ids(self, text: str) -> list[int]:
-        """The ids of a piece of text alone, without begin, end and padding."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        """The ids of a piece of text alone, without begin, end and padding. From any thread."""
+        with self._tokenizing:
+            ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
         return ids
 
     @torch.no_grad()

@@ -80,6 +80,8 @@ def test_a_client_from_the_protos_alone_edits(services: LocalServices, photo: Pa
     stubs = tmp_path / "stubs"
     stubs.mkdir()
     generate(stubs)
+    for package in (stubs / "unitune", stubs / "unitune" / "v1"):  # or Python would find ours, which is a package
+        (package / "__init__.py").touch()
     program = tmp_path / "stranger" / "client.py"
     program.parent.mkdir()
     program.write_text(STRANGER)
