@@ -630,7 +630,7 @@ def test_a_list_counts_every_phase_and_tells_local_time(
     made = scripted_server.tuning("READY", create_time=Timestamp(seconds=1_790_000_000))
     made.config.CopyFrom(config)
     server.script("ListTunings", tuning_pb2.ListTuningsResponse(tunings=[made]))
-    monkeypatch.setenv("TZ", "Asia/Kolkata-5:30")
+    monkeypatch.setenv("TZ", "IST-5:30")
     time.tzset()
     try:
         told = unitune("tunings", "list", "--address", server.address).stdout
