@@ -658,7 +658,7 @@ def test_a_bar_has_a_total_that_stays(server: ScriptedServer, photo: Path, tmp_p
         "PYTHONPATH": str(Path(unitune_client.__file__).parents[1]), "TERM": "xterm", "COLUMNS": "120"
     }  # fmt: skip
     errors = theirs if on_terminal else (tmp_path / "said").open("wb")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, cwd=tmp_path, env=environment) as process:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, cwd=tmp_path, env=environment) as process:
         os.close(theirs)
         shown = b""
         try:
