@@ -26,6 +26,7 @@ from unitune_client.flags import Flags
 from unitune_client.machine import LocalError
 
 INTERRUPTED = 130
+PRINTED_BY_CLICK = frozenset({"-h", "--help", "--version"})
 OUTPUT_CLOSED = 141  # what a shell says of a program that SIGPIPE ended
 WRONG_INPUT = 2
 
@@ -83,6 +84,8 @@ class Commands(click.Group):
                 show.error(flags.message(error), error, flags)
                 return WRONG_INPUT if isinstance(error, InvalidArgument) else 1
             case OSError():
+                if PRINTED_BY_CLICK.intersection(given):
+                    raise streams.OutputLost(error)
                 show.error(sentence(error), error)
                 return 1
         show.error(str(error), error)

@@ -170,7 +170,7 @@ def display(as_json: bool) -> Display:
     """The right display for where standard error goes."""
     if as_json:
         return JsonDisplay()
-    return BarDisplay() if sys.stderr.isatty() else Display()
+    return BarDisplay() if sys.stderr is not None and sys.stderr.isatty() else Display()
 
 
 def plain(value: Any) -> Any:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from google.protobuf.empty_pb2 import Empty
+from google.protobuf.timestamp_pb2 import Timestamp
 from PIL import Image
 
 import unitune_client
@@ -631,6 +632,67 @@ def test_tunings_are_listed_watched_cancelled_and_deleted(server: ScriptedServer
     assert "CANCELLED" == json.loads(cancelled.stdout)["tuning"]["state"]
     assert f"{TUNING}  deleted\n" == deleted.stdout
     assert (1, "error: there is no such tuning\n") == (missing.exit_code, missing.stderr)
+
+
+@pytest.mark.parametrize(
+    ("config", "updates"),
+    [
+        (tuning_pb2.TuningConfig(method="imagic", embedding_updates=500, updates=1000), 1500),
+        (tuning_pb2.TuningConfig(method="unitune", updates=128, super_resolution_updates=32), 160),
+        (tuning_pb2.TuningConfig(method="null_text", updates=10, num_inference_steps=50), 500),
+    ],
+    ids=lambda value: getattr(value, "method", ""),
+)
+def test_a_list_counts_every_phase_and_tells_local_time(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, config: tuning_pb2.TuningConfig, updates: int
+) -> None:
+    """Updates are those that progress counts; the time is this machine's, with its offset from UTC (N20)."""
+    made = scripted_server.tuning("READY", create_time=Timestamp(seconds=1_790_000_000))
+    made.config.CopyFrom(config)
+    server.script("ListTunings", tuning_pb2.ListTuningsResponse(tunings=[made]))
+    monkeypatch.setenv("TZ", "IST-5:30")
+    time.tzset()
+    try:
+        told = unitune("tunings", "list", "--address", server.address).stdout
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+    assert f"{TUNING}  READY      {updates:5} updates  2026-09-21 19:43 +0530\n" == told
+
+
+@pytest.mark.parametrize("on_terminal", [False, True])
+def test_a_bar_has_a_total_that_stays(server: ScriptedServer, photo: Path, tmp_path: Path, on_terminal: bool) -> None:
+    """Attempts of which the gate chooses are a bar each, which says which one of how many it is (N25)."""
+    expect_tuning(server)
+    events = scripted_server.edit_events([DOG], steps=2)
+    steps = [(index, total, attempt) for attempt, total in ((1, 9), (2, 5), (3, 2)) for index in range(total)]
+    kinds = edit_pb2.EditEvent
+    events[2:4] = [
+        kinds(step=kinds.Step(index=index, total=total, attempt=attempt, attempts=3)) for index, total, attempt in steps
+    ]
+    server.script("Edit", events)
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "unitune_client", "edit", str(photo), "a dog", "--address", server.address]
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(unitune_client.__file__).parents[1]), "TERM": "xterm", "COLUMNS": "120"
+    }  # fmt: skip
+    errors = theirs if on_terminal else (tmp_path / "said").open("wb")
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, cwd=tmp_path, env=environment) as process:
+        os.close(theirs)
+        shown = b""
+        try:
+            while data := os.read(ours, 65536):
+                shown += data
+        except OSError:  # how a terminal says that the other end is closed
+            pass
+        os.close(ours)
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", (shown or (tmp_path / "said").read_bytes()).decode())
+
+    assert 0 == process.returncode, text
+    for attempt, total in ((1, 9), (2, 5), (3, 2)):
+        counts = re.findall(rf"a dog \(attempt {attempt} of 3\)[^0-9]+(\d+)/(\d+)", text)
+        assert {str(total)} == {of for _, of in counts} and str(total) == counts[-1][0], text
 
 
 def test_help_names_examples_and_units() -> None:

@@ -1,9 +1,11 @@
 """LocalServices and `unitune up` with stand-in programs: real processes, real ports, real signals."""
 
 import ast
+import inspect
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,7 +20,8 @@ from click.testing import CliRunner
 import unitune_client
 from tests.full_disk import fill, mounted
 from tests.unitune_client import stand_ins
-from unitune.errors import InvalidField, ResourceExhausted, UniTuneError
+from unitune import drain, serving
+from unitune.errors import Internal, InvalidField, ResourceExhausted, UniTuneError
 from unitune_client import Client, machine, programs, supervision
 from unitune_client.cli import main
 from unitune_client.connection import connection
@@ -53,6 +56,11 @@ def base_model(tmp_path: Path) -> str:
 def said() -> list[str]:
     """What the services told on the way."""
     return []
+
+
+def environment_of(folder: Path) -> dict[str, str]:
+    """For a program of ours, with the stand-ins before the real ones."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(folder / "programs"), str(ROOT)])}
 
 
 def pids(home: Home) -> list[int]:
@@ -191,6 +199,177 @@ def test_a_service_that_dies_later_is_noticed(
     assert [] == stand_ins.still_running(pids(home))
 
 
+def test_an_error_that_speaks_of_a_log_names_it(home: Home, base_model: str, said: list[str]) -> None:
+    """The details are in a file of this machine, and the message has its path (N25)."""
+    for message, name in (
+        ("the server made a mistake; its log has the details", "gateway"),
+        ("the tuner made a mistake; its log has the details", "tuner"),
+    ):
+        with pytest.raises(Internal) as raised, connection(None, base_model, said.append):
+            raise Internal(message, reason="INTERNAL")
+
+        told, _, path = raised.value.message.rpartition(": ")
+        assert (message, f"{name}.log", True) == (told, Path(path).name, Path(path).is_file())
+
+
+def test_a_port_in_use_is_told_before_anything_starts(home: Home, base_model: str, said: list[str]) -> None:
+    """No engine is built and no service runs for a port that is not to be had (N18)."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with (
+            pytest.raises(LocalError, match=rf"cannot listen on 127\.0\.0\.1:{port}: it is in use; give an"),
+            LocalServices(base_model, home=home, log=said.append, port=port),
+        ):
+            pytest.fail("it must not start")
+
+    assert [] == said and {} == stand_ins.notes(home.store) and [] == home.engine_names()
+
+
+def test_a_port_is_kept_while_the_engine_is_built(home: Home, base_model: str, tmp_path: Path) -> None:
+    """Nobody takes it in the minutes until the gateway listens on it, which then works (N18)."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    outcomes: list[str] = []
+
+    def say(line: str) -> None:
+        if "building the engine" in line:
+            with socket.socket() as other:
+                try:
+                    other.bind(("127.0.0.1", port))
+                except OSError:
+                    outcomes.append("kept")
+
+    with LocalServices(base_model, home=home, log=say, port=port) as services, Client(services.address) as client:
+        assert (f"127.0.0.1:{port}", "gateway") == (services.address, client.server_info().version)
+    assert ["kept"] == outcomes
+
+
+def test_a_start_says_what_it_does_and_how_long_it_took(home: Home, base_model: str, said: list[str]) -> None:
+    """A line per stage, with the seconds since the start, which never go back (N18)."""
+    with LocalServices(base_model, home=home, log=said.append):
+        pass
+
+    assert said[0].startswith(f"starting the services; their logs are in {home.root}/logs/")
+    stages = [re.fullmatch(r"(.*) after (\d+\.\d) s", line) for line in said]
+    told = [(stage[1], float(stage[2])) for stage in stages if stage is not None]
+    assert [
+        "the engine is there",
+        "the tuner listens",
+        "the sampler listens",
+        "the gateway listens",
+        "the gateway answers",
+    ] == [what for what, _ in told]
+    assert sorted(seconds for _, seconds in told) == [seconds for _, seconds in told]
+
+
+def test_a_second_up_names_the_first(home: Home, up: subprocess.Popen[str], base_model: str, tmp_path: Path) -> None:
+    """It tells address and process, and ends with 1 instead of waiting (N18)."""
+    running = home.running()
+    assert running is not None
+
+    second = subprocess.run(up.args, capture_output=True, text=True, env=environment_of(tmp_path), timeout=120)
+
+    assert (1, "") == (second.returncode, second.stdout)
+    assert second.stderr.startswith(f"error: `unitune up` runs already: {running.address}, process {up.pid}; ")
+
+
+def test_an_up_beside_a_command_with_its_own_services_names_that(home: Home, base_model: str, tmp_path: Path) -> None:
+    """A command that shares nothing is told by its process (N18)."""
+    with LocalServices(base_model, home=home):
+        command = [sys.executable, "-m", "unitune_client", "up", "--port", "0", "--base-model", base_model]
+        second = subprocess.run(command, capture_output=True, text=True, env=environment_of(tmp_path), timeout=120)
+
+    assert 1 == second.returncode
+    assert second.stderr.startswith(f"error: process {os.getpid()} runs its services in {home.root}; ")
+
+
+def test_a_waiting_command_takes_services_that_are_shared_meanwhile(
+    home: Home, base_model: str, said: list[str]
+) -> None:
+    """A command that came while `up` was starting does not wait for the end of it (N18)."""
+    with LocalServices(base_model, home=home) as services:
+        found: list[str] = []
+
+        def command() -> None:
+            with connection(None, base_model, said.append) as client:
+                found.append(client.server_info().version)
+
+        waiting = threading.Thread(target=command)
+        waiting.start()
+        wait_until(lambda: any("waiting for its end" in line for line in said))
+        services.share()
+        waiting.join(60)
+
+    assert ["gateway"] == found
+    assert f"using the services of `unitune up` at {services.address}, process {os.getpid()}" in said
+
+
+def test_looking_is_in_nobodys_way(home: Home) -> None:
+    """Programs that look whether services run never make a start believe that some do (N18)."""
+    home.prepare()
+    stopped = threading.Event()
+
+    def look() -> None:
+        while not stopped.is_set():
+            home.running()
+
+    lookers = [threading.Thread(target=look) for _ in range(3)]
+    for looker in lookers:
+        looker.start()
+    try:
+        for _ in range(100):
+            claim = home.claim()
+            assert claim is not None
+            claim.release()
+    finally:
+        stopped.set()
+        for looker in lookers:
+            looker.join()
+
+
+def test_every_time_for_an_end_is_one_number(home: Home, base_model: str) -> None:
+    """Services drain as long as their parents and Kubernetes let them, and the help says so (r11)."""
+    graces = [
+        int(seconds)
+        for path in sorted((ROOT / "k8s" / "base").glob("*.yaml"))
+        for seconds in re.findall(r"terminationGracePeriodSeconds: (\d+)", path.read_text())
+    ]
+
+    assert [drain.KILLED_AFTER_S] * 3 == graces
+    assert drain.DRAIN_S < drain.KILLED_AFTER_S
+    assert drain.DRAIN_S == inspect.signature(serving.serve).parameters["drain_s"].default
+    words = " ".join(CliRunner().invoke(main, ["up", "--help"]).stdout.split())
+    assert f"what runs gets {drain.DRAIN_S:.0f} seconds to end; a second Ctrl-C ends it at once" in words
+    with LocalServices(base_model, home=home) as services:
+        given = Path(f"/proc/{services._services['tuner'].process.pid}/cmdline").read_bytes().split(b"\0")
+    assert f"{drain.KILLED_AFTER_S}".encode() in given
+
+
+def test_what_drains_is_told_and_a_second_interrupt_ends_it(home: Home, base_model: str, tmp_path: Path) -> None:
+    """Ctrl-C waits for what runs, and says how long and what ends it at once, which it does (r11)."""
+    drains = "signal.signal(signal.SIGTERM, signal.SIG_IGN); print('listening 127.0.0.1:1', flush=True); time.sleep(99)"
+    stand_ins.write(tmp_path / "programs", sampler=drains)
+    command = [sys.executable, "-m", "unitune_client", "up", "--port", "0", "--base-model", base_model]
+    said = tmp_path / "said"
+    with (
+        said.open("w") as stderr,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment_of(tmp_path)
+        ) as process,
+    ):
+        assert process.stdout is not None and process.stdout.readline().startswith("listening")
+        process.send_signal(signal.SIGINT)
+        wait_until(lambda: "what still runs gets 30 s to end; Ctrl-C again ends it at once" in said.read_text())
+        assert process.poll() is None
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+
+        assert 130 == process.wait(60)
+
+    assert time.monotonic() - began < drain.DRAIN_S - 5
+    assert [] == stand_ins.still_running(pids(home))
+
+
 def test_missing_packages_are_named_with_the_remedy(
     home: Home, base_model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,7 +440,7 @@ def test_old_logs_are_thrown_away(home: Home) -> None:
 def up(home: Home, base_model: str, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """`unitune up`, once it listens."""
     command = [sys.executable, "-m", "unitune_client", "up", "--port", "0", "--base-model", base_model]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path / "programs"), str(ROOT)])}
+    environment = environment_of(tmp_path)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path) as process:
         assert process.stdout is not None and process.stdout.readline().startswith("listening 127.0.0.1:")
         yield process
