@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import os
 import uuid
 import warnings
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from unitune.v1 import (
     tuning_pb2,
     tuning_pb2_grpc,
 )
-from unitune_client import events, messages
+from unitune_client import events, forks, messages
 from unitune_client.channel import CHUNK_BYTES, INLINE_IMAGE_BYTES, Backoff, open_channel, typed_errors
 from unitune_client.messages import EditOptions, Methods, TuningOptions
 from unitune_client.pictures import Picture, picture_bytes, resource_name
@@ -40,6 +41,10 @@ class AsyncClient:
 
     Every method raises errors of `unitune.errors`: Unavailable when no server answers, InvalidField when a value is
     wrong, and so on. What may be repeated is repeated, with growing pauses.
+
+    A client does not outlive a fork (os.fork, multiprocessing's "fork", gunicorn's preload, Celery's prefork): in the
+    child its methods raise RuntimeError, and `close` does nothing. Make a client in the child, and have none open in
+    the parent at the fork: gRPC would not work in the child, and a new client there raises RuntimeError, too.
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class AsyncClient:
         self._reconnect_s = reconnect_s
         self._channel: grpc.aio.Channel | None = None
         self._closed = False
+        self._process = os.getpid()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._address}{', closed' if self._closed else ''}>"
@@ -72,11 +78,13 @@ class AsyncClient:
         await self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_channel", None) is not None:
+        if getattr(self, "_channel", None) is not None and os.getpid() == self._process:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
 
     async def close(self) -> None:
-        """Close the connection and every stream on it. Closing twice is harmless."""
+        """Close the connection and every stream on it. Closing twice is harmless, and so is closing after a fork."""
+        if os.getpid() != self._process:
+            return
         channel, self._channel, self._closed = self._channel, None, True
         if channel is not None:
             await channel.close(None)
@@ -317,6 +325,7 @@ class AsyncClient:
             return messages.edit(await self._edits().CancelEdit(edit_pb2.CancelEditRequest(name=name)))
 
     def _connection(self) -> grpc.aio.Channel:
+        forks.refuse_foreign(self._process)
         if self._closed:
             raise RuntimeError(f"{self!r} cannot be used any more")
         if self._channel is None:
