@@ -1,12 +1,13 @@
 """From an EditRequest to all that an edit needs: checked, with defaults filled in and its target found."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from gateway import validation
 from gateway.images import Images
-from gateway.names import DEFAULT_TENANT, parse, parse_parent
+from gateway.names import DEFAULT_TENANT, Name, parse, parse_parent
 from gateway.sampling_options import (
     check_fast,
     check_gate,
@@ -26,6 +27,7 @@ from unitune.prompts import unknown_words, without
 from unitune.v1.edit_pb2 import EditRequest, SamplingConfig
 from unitune.v1.image_pb2 import Image
 from unitune.v1.sampler_pb2 import SamplerInfo
+from unitune.v1.server_pb2 import BaseModel
 from unitune.v1.tuning_pb2 import Tuning, TuningConfig
 
 
@@ -42,6 +44,8 @@ class EditPlan:
     seeds: list[int]
     preview_every: int
     warnings: list[str]
+    base_model: BaseModel
+    omit_metadata: bool = False
 
     @property
     def effective_strength(self) -> float:
@@ -67,7 +71,9 @@ class Planner:
         return await self._settled(request, _filled(request, _method_of(request), sampler))
 
     async def plan(self, request: EditRequest) -> EditPlan:
-        """Check a request and find its target; an image's tuning is found or made. Raises as Edit does."""
+        """Check a request and find its target; an image's tuning is found, or made unless the request is to be
+        validated only. Raises as Edit does.
+        """
         sampler = await self._checked(request)
         if request.WhichOneof("target") == "tuning":
             tenant, named = await self._named(request)
@@ -79,7 +85,6 @@ class Planner:
             tenant, tuning, image = await self._of_image(request, config)
         if tuning is not None:
             refuse_mismatch(tuning.base_model, sampler.base_model.digest)
-        words = " ".join((request.prompt, config.base_prompt, config.negative_prompt))
         return EditPlan(
             tenant=tenant,
             tuning=tuning,
@@ -90,9 +95,11 @@ class Planner:
             seeds=validation.check_seeds(request.seeds),
             preview_every=request.preview_every,
             warnings=warnings_of(
-                without(words, tuning.config.rare_tokens) if tuning is not None else words,
+                words_of(request, tuning.config.rare_tokens if tuning is not None else ""),
                 sampler.base_model.vocabulary,
             ),
+            base_model=sampler.base_model,
+            omit_metadata=request.omit_metadata,
         )
 
     async def _checked(self, request: EditRequest) -> SamplerInfo:
@@ -146,7 +153,10 @@ class Planner:
         return method, tuning if uses_weights else None, image
 
     async def _of_image(self, request: EditRequest, sampling: SamplingConfig) -> tuple[str, Tuning | None, bytes]:
-        """Tenant, tuning and image; the tuning is found or made, once all is found to be right."""
+        """Tenant, tuning and image; the tuning is found or made, once all is found to be right.
+
+        Of a request that is to be validated only it is found, or stands for the one that would be made.
+        """
         config = await self._settled(request, sampling)
         if config is not None:
             check_words(request, config)
@@ -156,18 +166,23 @@ class Planner:
             tenant = asked or name.tenant
             name = name._replace(tenant=tenant)  # another tenant's name looks like one that does not exist
             data = await self._images.read(name)
-            await self._check_mask(request, await self._images.find(name))
+            picture: Image | ImageInfo = await self._images.find(name)
+            await self._check_mask(request, picture)
         else:
             tenant, data = asked or DEFAULT_TENANT, request.image_data
-            if request.mask or config is None:
+            if request.mask or config is None or request.validate_only:
                 with in_field("image_data"):
                     picture = await self._images.check(data)
                 await self._check_mask(request, picture)
-            if config is not None:
+            if config is not None and request.validate_only:
+                name = Name(tenant, "images", hashlib.sha256(data).hexdigest())
+            elif config is not None:
                 with in_field("image_data"):
                     name = parse((await self._images.keep(tenant, data)).name, "images")
         if config is None:
             return tenant, None, data
+        if request.validate_only:
+            return tenant, await self._tunings.found_or_planned(tenant, name, picture, config), data
         return tenant, await self._tunings.find_or_make(tenant, name, config, needs_tuner=True), data
 
     async def _settled(self, request: EditRequest, sampling: SamplingConfig) -> TuningConfig | None:
@@ -179,6 +194,12 @@ class Planner:
     async def _check_mask(self, request: EditRequest, picture: Image | ImageInfo) -> None:
         if request.mask:
             await self._images.check_mask(request.mask, picture, keeps=request.config.mask_keeps)
+
+
+def words_of(request: EditRequest, bound: str) -> str:
+    """All that an edit's prompts say, without the words that its tuning binds."""
+    config = request.config
+    return without(" ".join((request.prompt, config.base_prompt, config.negative_prompt)), bound)
 
 
 def warnings_of(prompt: str, vocabulary: Sequence[str]) -> list[str]:

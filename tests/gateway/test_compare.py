@@ -218,7 +218,7 @@ async def test_a_tuner_that_is_away_fails_those_that_need_it(world: World) -> No
 
 async def test_pictures_that_do_not_fit_one_message_are_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A result that no client would take is an error that says so; the next method goes on."""
-    monkeypatch.setattr("gateway.validation.ANSWER_BYTES", 600)
+    monkeypatch.setattr("gateway.validation.ANSWER_BYTES", 3000)
 
     events = await events_of(compare(world, "unitune", "sdedit", seeds=[1, 2, 3, 4, 5, 6, 7]))
 
