@@ -166,6 +166,7 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
         self.stopped = asyncio.Event()  # a run ended before its last event
         self.failure: Exception | None = None
         self.warning = ""
+        self.chosen: dict[str, Any] = {}  # fields of each image, as a gate would set them
 
     async def GetSamplerInfo(self, request: Any, context: Any) -> sampler_pb2.SamplerInfo:
         return sampler_pb2.SamplerInfo(
@@ -221,9 +222,8 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
                 yield sampler_pb2.SampleEvent(warning=EditEvent.Warning(text=self.warning))
             for index, seed in enumerate(request.seeds):
                 png = images.encode_png(np.full((4, 6, 3), seed % 256, np.uint8))
-                yield sampler_pb2.SampleEvent(
-                    image=EditEvent.EditedImage(index=index, seed=seed, png=png, mask=request.mask)
-                )
+                fields = {"index": index, "seed": seed, "png": png, "mask": request.mask} | self.chosen
+                yield sampler_pb2.SampleEvent(image=EditEvent.EditedImage(**fields))
             is_done = True
             yield sampler_pb2.SampleEvent(done=Timings(refit_s=0.25, denoise_s=1.5))
         finally:
