@@ -231,10 +231,33 @@ class AsyncClient:
         Raises the edit's own error if it fails, Cancelled if it is cancelled, InvalidField, NotFound, and
         FailedPrecondition for a tuning that is not READY.
         """
+        async with aclosing(self._edit(image_or_tuning, prompt, options, validate_only=False)) as stream:
+            async for event in stream:
+                yield event
+
+    async def check_edit(
+        self, image_or_tuning: Picture | events.Tuning, prompt: str, **options: Unpack[EditOptions]
+    ) -> events.EditAccepted:
+        """What `edit` would begin with, settings in force and warnings included, without tuning or editing.
+
+        Raises what `edit` would be refused with: so that it is known before anything costly.
+        """
+        accepted = None
+        async with aclosing(self._edit(image_or_tuning, prompt, options, validate_only=True)) as stream:
+            async for event in stream:
+                accepted = event if isinstance(event, events.EditAccepted) else accepted
+        if accepted is None:
+            raise Unavailable("the stream ended before the edit was accepted", reason="STREAM_ENDED")
+        return accepted
+
+    async def _edit(
+        self, image_or_tuning: Picture | events.Tuning, prompt: str, options: EditOptions, *, validate_only: bool
+    ) -> AsyncGenerator[events.EditEvent, None]:
         messages.refuse_unknown(options, EditOptions)
         if (mask := options.get("mask")) is not None:
             options["mask"] = await asyncio.to_thread(picture_bytes, mask, "mask")
         request = messages.edit_request(self._parent, prompt, options)
+        request.validate_only = validate_only
         await self._set_target(request, image_or_tuning)
         stub = edit_pb2_grpc.EditServiceStub(self._connection())
         call = stub.Edit(request, timeout=options.get("timeout_s"))
@@ -283,6 +306,7 @@ class AsyncClient:
         initial_word: str | None = None,
         base_prompt: str | None = None,
         seeds: Sequence[int] | None = None,
+        omit_metadata: bool = False,
         timeout_s: float | None = None,
     ) -> AsyncGenerator[events.CompareEvent, None]:
         """Edit a picture by one prompt with several methods in turn, and yield everything on the way.
@@ -298,6 +322,7 @@ class AsyncClient:
         """
         words = {"class_noun": class_noun, "initial_word": initial_word, "base_prompt": base_prompt}
         request = messages.compare_request(self._parent, prompt, methods, seeds, words)
+        request.omit_metadata = omit_metadata
         await self._set_picture(request, picture)
         call = self._edits().Compare(request, timeout=timeout_s)
         try:

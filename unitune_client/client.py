@@ -143,6 +143,12 @@ class Client:
         """As AsyncClient.edit."""
         return self._iterate(self._client.edit(image_or_tuning, prompt, **options))
 
+    def check_edit(
+        self, image_or_tuning: Picture | events.Tuning, prompt: str, **options: Unpack[EditOptions]
+    ) -> events.EditAccepted:
+        """As AsyncClient.check_edit."""
+        return self._wait_for(self._client.check_edit(image_or_tuning, prompt, **options))
+
     def edit_to_end(
         self,
         image_or_tuning: Picture | events.Tuning,
@@ -169,6 +175,7 @@ class Client:
         initial_word: str | None = None,
         base_prompt: str | None = None,
         seeds: Sequence[int] | None = None,
+        omit_metadata: bool = False,
         timeout_s: float | None = None,
     ) -> Generator[events.CompareEvent, None, None]:
         """As AsyncClient.compare."""
@@ -180,6 +187,7 @@ class Client:
             initial_word=initial_word,
             base_prompt=base_prompt,
             seeds=seeds,
+            omit_metadata=omit_metadata,
             timeout_s=timeout_s,
         )
         return self._iterate(stream)
