@@ -15,7 +15,9 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import Image
 
 from tests.reports.conftest import PATIENCE_S, Done, Unitune
+from tests.unitune_client import scripted_server
 from unitune import png_text
+from unitune.errors import InvalidField
 from unitune_client import Client
 from unitune_client.cli import main
 from unitune_client.local import LocalServices
@@ -324,16 +326,33 @@ def test_a_long_name_is_shortened(unitune: Unitune, photo: Path, tmp_path: Path,
     assert all(name.startswith(stem[:10]) and name.endswith(f"--seed{seed}.png") for name in made)
 
 
-def test_all_warnings_come_before_the_tuning(
-    unitune: Unitune, photo: Path, services: LocalServices, tmp_path: Path
-) -> None:
-    """Words that the base model does not know are told of every prompt first, and once (N10)."""
-    with Client(services.address) as client:
-        checked = client.check_edit(photo, "a cat", updates=2)
-    assert checked.edit == "" and checked.config.method == "unitune"
-    done = unitune("edit", photo, "a cat", "a dog", *TUNED)
+def test_warnings_and_refusals_of_every_prompt_come_first(photo: Path, tmp_path: Path) -> None:
+    """What the server says of any prompt is told before the tuning, once; a refused prompt begins none (N10)."""
+    with scripted_server.running() as server:
+        ran = ("edit", photo, "a cat", "a zebra", "--updates=64", "-o", tmp_path, "--address", server.address)
+        arguments = [str(argument) for argument in ran]
+        accepted = scripted_server.edit_events([], warnings=["unknown: zebra"])[::4]
+        for _ in range(2):
+            server.script("GetServerInfo", scripted_server.server_info())
+            server.script("UploadImage", scripted_server.uploaded)
+        server.script("CheckEdit", scripted_server.edit_events([])[::4], accepted)
+        server.script("CreateTuning", scripted_server.tuning("QUEUED"))
+        server.script("WatchTuning", scripted_server.tuning_events("queued", "started", "progress", "ready"))
+        server.script("Edit", scripted_server.edit_events([photo.read_bytes()]))
+        server.script("Edit", scripted_server.edit_events([photo.read_bytes()], warnings=["unknown: zebra"]))
+        done = CliRunner().invoke(main, arguments)
+        server.script("CheckEdit", scripted_server.edit_events([])[::4], InvalidField("prompt", "a zebra", "no"))
+        refused = CliRunner().invoke(main, arguments)
+        checks = server.requests["CheckEdit"]
 
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.output
+    assert done.stderr.index("warning: unknown: zebra") < done.stderr.index("tuning: ")
+    assert done.stderr.count("unknown: zebra") == 1
+    assert [(check.prompt, check.tuning_config.updates, check.WhichOneof("target")) for check in checks[:2]] == [
+        ("a cat", 64, "image"),
+        ("a zebra", 64, "image"),
+    ]
+    assert refused.exit_code == 2 and "prompt is 'a zebra'" in refused.stderr  # CreateTuning had one answer
 
 
 def font_of(signs: str, folder: Path) -> None:
