@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from gateway import validation
 from gateway.edit import Edits
-from gateway.edit_plan import Planner, check_words, in_field
+from gateway.edit_plan import Planner, check_words, in_field, warnings_of, words_of
 from gateway.edit_results import CancelledByOwner
 from gateway.images import Images
 from gateway.names import parse, parse_parent
@@ -40,6 +40,7 @@ class Turn:
 
     method: str
     request: EditRequest
+    warnings: list[str]
 
 
 class Comparisons:
@@ -75,7 +76,7 @@ class Comparisons:
         began = time.monotonic()
         turns = await self._turns(request)
         relay = Relay(
-            self._story(turns, began, timeout_s),
+            self._story(turns, began, timeout_s, validate_only=request.validate_only),
             silence_s=self._heartbeat_s,
             heartbeat=_heartbeat,
             size_of=CompareEvent.ByteSize,
@@ -94,10 +95,12 @@ class Comparisons:
             yield _numbered(CompareEvent(failed=to_status(ours)), number + 1)
 
     async def _story(
-        self, turns: list[Turn], began: float, timeout_s: float | None
+        self, turns: list[Turn], began: float, timeout_s: float | None, *, validate_only: bool
     ) -> AsyncGenerator[CompareEvent, None]:
-        yield CompareEvent(accepted=CompareEvent.Accepted(methods=[turn.method for turn in turns]))
-        for turn in turns:
+        warnings = dict.fromkeys(warning for turn in turns for warning in turn.warnings)
+        methods = [turn.method for turn in turns]
+        yield CompareEvent(accepted=CompareEvent.Accepted(methods=methods, warnings=warnings))
+        for turn in () if validate_only else turns:
             if self._why is not None:
                 raise self._why
             left_s = None if timeout_s is None else began + timeout_s - time.monotonic()
@@ -156,7 +159,7 @@ class Comparisons:
         entries = list(request.methods) or _all_that_can_run(request)
         _check_names(entries)
         _check_words(request, entries)
-        has_gate = (await self._upstreams.sampler_info()).base_model.has_gate
+        base_model = (await self._upstreams.sampler_info()).base_model
         turns = []
         for index, entry in enumerate(entries):
             asked = _edit_request(request, entry)
@@ -167,10 +170,11 @@ class Comparisons:
                     validation.check_prompt(asked.prompt)  # it is longer now
                     check_words(asked, config)
             is_scored = asked.config.gate or asked.config.automatic
-            if has_gate and not is_scored and without(asked.prompt, config.rare_tokens if config else ""):
+            if base_model.has_gate and not is_scored and without(asked.prompt, config.rare_tokens if config else ""):
                 asked.config.gate = True
                 asked.config.resamples = 0  # the seeds stay those that were asked for
-            turns.append(Turn(entry.method, asked))
+            warnings = warnings_of(words_of(asked, config.rare_tokens if config else ""), base_model.vocabulary)
+            turns.append(Turn(entry.method, asked, warnings))
         await self._check_picture(request)
         return turns
 
@@ -253,6 +257,7 @@ def _edit_request(request: CompareRequest, entry: CompareRequest.Entry) -> EditR
         seeds=request.seeds,
         config=entry.config,
         tuning_config=entry.tuning_config,
+        omit_metadata=request.omit_metadata,
     )
     if request.WhichOneof("target") == "image":
         asked.image = request.image

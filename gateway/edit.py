@@ -1,8 +1,11 @@
 """The story of an edit: resolve the target, find or make the tuning, stream its events, sample, done.
 
 accepted -> [tuning ...] -> loading -> step ... -> [warning] -> image ... -> done | failed | cancelled
+
+Of a request that is to be validated only: accepted -> done.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator
@@ -11,6 +14,7 @@ from contextlib import aclosing
 from gateway.edit_plan import EditPlan, Planner
 from gateway.edit_results import CancelledByOwner, EditResults, OpenEdit
 from gateway.kept_images import KeptImages
+from gateway.metadata import Metadata
 from gateway.relay import Relay
 from gateway.sample_queue import SampleQueue
 from gateway.tunings import Tunings
@@ -53,6 +57,12 @@ class Edits:
         """
         began = time.monotonic()
         plan = await self._planner.plan(request)
+        if request.validate_only:
+            for number, event in enumerate(_validated(plan, time.monotonic() - began), start=1):
+                event.sequence = number
+                event.create_time.GetCurrentTime()
+                yield event
+            return
         opened = self._results.begin(plan.tenant)
         story = self._story(plan, opened, began, timeout_s)
         opened.relay = Relay(
@@ -82,7 +92,7 @@ class Edits:
     async def _story(
         self, plan: EditPlan, opened: OpenEdit, began: float, timeout_s: float | None
     ) -> AsyncGenerator[EditEvent, None]:
-        yield _accepted(plan, opened)
+        yield _accepted(plan, opened.edit.name)
 
         tuning, tune_s = plan.tuning, 0.0
         if tuning is not None and tuning.state != Tuning.STATE_READY:
@@ -95,6 +105,7 @@ class Edits:
             tune_s = time.monotonic() - began
 
         kept = KeptImages()
+        metadata = None if plan.omit_metadata else await asyncio.to_thread(Metadata, plan, tuning)
         timings: Timings | None = None
         pace = Pace()
         async with aclosing(self._samples(plan, tuning, opened, began, timeout_s)) as samples:
@@ -108,6 +119,8 @@ class Edits:
                     case "warning":
                         yield EditEvent(warning=sample.warning)
                     case "image":
+                        if metadata is not None:
+                            metadata.put_into(sample.image)
                         yield EditEvent(image=sample.image)
                         kept.begin(sample.image)
                     case "image_part":
@@ -165,10 +178,15 @@ class Pace:
         return True
 
 
-def _accepted(plan: EditPlan, opened: OpenEdit) -> EditEvent:
+def _validated(plan: EditPlan, total_s: float) -> tuple[EditEvent, EditEvent]:
+    """The events of an edit that is not made."""
+    return _accepted(plan, ""), EditEvent(done=EditEvent.Done(timings=Timings(total_s=total_s)))
+
+
+def _accepted(plan: EditPlan, edit: str) -> EditEvent:
     return EditEvent(
         accepted=EditEvent.Accepted(
-            edit=opened.edit.name,
+            edit=edit,
             config=plan.config,
             effective_strength=plan.effective_strength,
             seeds=plan.seeds,

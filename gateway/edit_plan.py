@@ -1,12 +1,13 @@
 """From an EditRequest to all that an edit needs: checked, with defaults filled in and its target found."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from gateway import validation
 from gateway.images import Images
-from gateway.names import DEFAULT_TENANT, parse, parse_parent
+from gateway.names import DEFAULT_TENANT, Name, parse, parse_parent
 from gateway.sampling_options import (
     check_fast,
     check_gate,
@@ -26,6 +27,7 @@ from unitune.prompts import unknown_words, without
 from unitune.v1.edit_pb2 import EditRequest, SamplingConfig
 from unitune.v1.image_pb2 import Image
 from unitune.v1.sampler_pb2 import SamplerInfo
+from unitune.v1.server_pb2 import BaseModel
 from unitune.v1.tuning_pb2 import Tuning, TuningConfig
 
 
@@ -42,6 +44,8 @@ class EditPlan:
     seeds: list[int]
     preview_every: int
     warnings: list[str]
+    base_model: BaseModel
+    omit_metadata: bool = False
 
     @property
     def effective_strength(self) -> float:
@@ -68,7 +72,9 @@ class Planner:
         return await self._settled(request, _filled(request, _method_of(request), sampler))
 
     async def plan(self, request: EditRequest) -> EditPlan:
-        """Check a request and find its target; an image's tuning is found or made. Raises as Edit does."""
+        """Check a request and find its target; an image's tuning is found, or made unless the request is to be
+        validated only. Raises as Edit does.
+        """
         request = await self._with_mask(request)
         sampler = await self._checked(request)
         if request.WhichOneof("target") == "tuning":
@@ -81,7 +87,6 @@ class Planner:
             tenant, tuning, image, warnings = await self._of_image(request, config)
         if tuning is not None:
             refuse_mismatch(tuning.base_model, sampler.base_model.digest)
-        words = " ".join((request.prompt, config.base_prompt, config.negative_prompt))
         return EditPlan(
             tenant=tenant,
             tuning=tuning,
@@ -94,10 +99,12 @@ class Planner:
             warnings=[
                 *warnings,
                 *warnings_of(
-                    without(words, tuning.config.rare_tokens) if tuning is not None else words,
+                    words_of(request, tuning.config.rare_tokens if tuning is not None else ""),
                     sampler.base_model.vocabulary,
                 ),
             ],
+            base_model=sampler.base_model,
+            omit_metadata=request.omit_metadata,
         )
 
     async def _with_mask(self, request: EditRequest) -> EditRequest:
@@ -162,7 +169,10 @@ class Planner:
     async def _of_image(
         self, request: EditRequest, sampling: SamplingConfig
     ) -> tuple[str, Tuning | None, bytes, Sequence[str]]:
-        """Tenant, tuning, image, and its warnings; the tuning is found or made, once all is found to be right."""
+        """Tenant, tuning, image, and its warnings; the tuning is found or made, once all is found to be right.
+
+        Of a request that is to be validated only it is found, or stands for the one that would be made.
+        """
         config = await self._settled(request, sampling)
         if config is not None:
             check_words(request, config)
@@ -175,17 +185,22 @@ class Planner:
             await self._check_mask(request, picture)
         else:
             data = request.image_data
-            if request.mask or config is None:
+            if request.mask or config is None or request.validate_only:
                 with in_field("image_data"):
                     picture = await self._images.check(data)
                 await self._check_mask(request, picture)
-            if config is not None:
+            if config is not None and request.validate_only:
+                name = Name(tenant, "images", hashlib.sha256(data).hexdigest())
+            elif config is not None:
                 with in_field("image_data"):
                     picture = await self._images.keep(tenant, data)
                 name = parse(picture.name, "images")
         if config is None:
             return tenant, None, data, picture.warnings
-        tuning = await self._tunings.find_or_make(tenant, name, config, needs_tuner=True)
+        if request.validate_only:
+            tuning = await self._tunings.found_or_planned(tenant, name, picture, config)
+        else:
+            tuning = await self._tunings.find_or_make(tenant, name, config, needs_tuner=True)
         return tenant, tuning, data, picture.warnings
 
     async def _settled(self, request: EditRequest, sampling: SamplingConfig) -> TuningConfig | None:
@@ -198,6 +213,12 @@ class Planner:
         if request.mask:
             with in_field("mask_image") if request.mask_image else nullcontext():
                 await self._images.check_mask(request.mask, picture, keeps=request.config.mask_keeps)
+
+
+def words_of(request: EditRequest, bound: str) -> str:
+    """All that an edit's prompts say, without the words that its tuning binds."""
+    config = request.config
+    return without(" ".join((request.prompt, config.base_prompt, config.negative_prompt)), bound)
 
 
 def warnings_of(prompt: str, vocabulary: Sequence[str]) -> list[str]:

@@ -19,6 +19,8 @@ from gateway.weight_files import WeightFiles
 from unitune import telemetry, weights
 from unitune.choices import TUNING_METHODS
 from unitune.errors import Aborted, InvalidArgument, InvalidField, NotFound
+from unitune.picture_file import PictureInfo
+from unitune.v1.image_pb2 import Image
 from unitune.v1.tuning_pb2 import (
     CreateTuningRequest,
     ListTuningsRequest,
@@ -120,9 +122,32 @@ class Tunings:
         pictures = [await self._images.find(name) for name in (image, *further)]
         if further:
             validation.check_size_of_images(sum(picture.size_bytes for picture in pictures))
+        tuning = await self._planned(tenant, image, pictures[0], config, further)
+        tuning.labels.update(labels or {})
+        if needs_tuner:
+            await self._needs_tuner(tenant, tuning)
+        async with self._images.changes:
+            for name in (image, *further):
+                await self._images.find(name)  # a moment ago it may have been deleted
+            return await self._state.create(tuning, caller)
+
+    async def found_or_planned(
+        self, tenant: str, image: Name, picture: Image | PictureInfo, config: TuningConfig
+    ) -> Tuning:
+        """The live tuning that `find_or_make` would find, or the one that it would make, which is not made.
+
+        The image need not be stored. Raises as `find_or_make` with `needs_tuner` does.
+        """
+        tuning = await self._planned(tenant, image, picture, config)
+        return await self._needs_tuner(tenant, tuning) or tuning
+
+    async def _planned(
+        self, tenant: str, image: Name, picture: Image | PictureInfo, config: TuningConfig, further: Sequence[Name] = ()
+    ) -> Tuning:
+        """A tuning as it would be stored, of pictures that are right for it. Raises as `find_or_make` does."""
         info = self._upstreams.known_tuner or await self._upstreams.tuner_info()
         if config.super_resolution_updates > 0:
-            validation.check_size_for_second_stage(pictures[0], info.base_model)
+            validation.check_size_for_second_stage(picture, info.base_model)
         if self._upstreams.known_sampler is not None:
             refuse_mismatch(info.base_model.digest, self._upstreams.known_sampler.base_model.digest)
         await self.expire()
@@ -132,19 +157,20 @@ class Tunings:
             base_model=info.base_model.digest,
             config=config,
             state=Tuning.STATE_QUEUED,
-            labels=labels,
             images=[str(name) for name in further],
         )
         tuning.key = tuning_key(image.id, tuning.base_model, tuning.config, [name.id for name in further])
         tuning.create_time.GetCurrentTime()
-        if needs_tuner:
-            found = await self._state.live(tenant, tuning.key)
-            if found is None or found.state == Tuning.STATE_QUEUED:
-                await self._upstreams.tuner_info()
-        async with self._images.changes:
-            for name in (image, *further):
-                await self._images.find(name)  # a moment ago it may have been deleted
-            return await self._state.create(tuning, caller)
+        return tuning
+
+    async def _needs_tuner(self, tenant: str, planned: Tuning) -> Tuning | None:
+        """The live tuning of the same key, if there is one. Raises Unavailable (BACKEND_DOWN) if one would have to run
+        and no tuner answers.
+        """
+        found = await self._state.live(tenant, planned.key)
+        if found is None or found.state == Tuning.STATE_QUEUED:
+            await self._upstreams.tuner_info()
+        return found
 
     async def get(self, name: str) -> Tuning:
         """A tuning as it is now. Raises NotFound (TUNING_NOT_FOUND)."""

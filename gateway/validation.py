@@ -160,7 +160,7 @@ def check_size_of_images(size_bytes: int) -> None:
         raise InvalidField("images", value, remedy)
 
 
-def check_size_for_second_stage(picture: Image, base_model: BaseModel) -> None:
+def check_size_for_second_stage(picture: Image | picture_file.PictureInfo, base_model: BaseModel) -> None:
     """A second stage is tuned on detail that a small picture does not have."""
     side = base_model.super_resolution_height, base_model.super_resolution_width
     if not images.is_as_large(picture.width, picture.height, side):

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import os
 import uuid
 import warnings
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from unitune.v1 import (
     tuning_pb2,
     tuning_pb2_grpc,
 )
-from unitune_client import events, messages
+from unitune_client import events, forks, messages
 from unitune_client.channel import (
     CHUNK_BYTES,
     INLINE_IMAGE_BYTES,
@@ -50,6 +51,10 @@ class AsyncClient:
 
     Every method raises errors of `unitune.errors`: Unavailable when no server answers, InvalidField when a value is
     wrong, and so on. What may be repeated is repeated, with growing pauses.
+
+    A client does not outlive a fork (os.fork, multiprocessing's "fork", gunicorn's preload, Celery's prefork): in the
+    child its methods raise RuntimeError, and `close` does nothing. Make a client in the child, and have none open in
+    the parent at the fork: gRPC would not work in the child, and a new client there raises RuntimeError, too.
     """
 
     def __init__(
@@ -69,6 +74,7 @@ class AsyncClient:
         self._reconnect_s = reconnect_s
         self._channel: grpc.aio.Channel | None = None
         self._closed = False
+        self._process = os.getpid()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._address}{', closed' if self._closed else ''}>"
@@ -82,11 +88,13 @@ class AsyncClient:
         await self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_channel", None) is not None:
+        if getattr(self, "_channel", None) is not None and os.getpid() == self._process:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
 
     async def close(self) -> None:
-        """Close the connection and every stream on it. Closing twice is harmless."""
+        """Close the connection and every stream on it. Closing twice is harmless, and so is closing after a fork."""
+        if os.getpid() != self._process:
+            return
         channel, self._channel, self._closed = self._channel, None, True
         if channel is not None:
             await channel.close(None)
@@ -255,6 +263,28 @@ class AsyncClient:
         Raises the edit's own error if it fails, Cancelled if it is cancelled, InvalidField, NotFound, and
         FailedPrecondition for a tuning that is not READY.
         """
+        async with aclosing(self._edit(image_or_tuning, prompt, options, validate_only=False)) as stream:
+            async for event in stream:
+                yield event
+
+    async def check_edit(
+        self, image_or_tuning: Picture | events.Tuning, prompt: str, **options: Unpack[EditOptions]
+    ) -> events.EditAccepted:
+        """What `edit` would begin with, settings in force and warnings included, without tuning or editing.
+
+        Raises what `edit` would be refused with: so that it is known before anything costly.
+        """
+        accepted = None
+        async with aclosing(self._edit(image_or_tuning, prompt, options, validate_only=True)) as stream:
+            async for event in stream:
+                accepted = event if isinstance(event, events.EditAccepted) else accepted
+        if accepted is None:
+            raise Unavailable("the stream ended before the edit was accepted", reason="STREAM_ENDED")
+        return accepted
+
+    async def _edit(
+        self, image_or_tuning: Picture | events.Tuning, prompt: str, options: EditOptions, *, validate_only: bool
+    ) -> AsyncGenerator[events.EditEvent, None]:
         messages.refuse_unknown(options, EditOptions)
         if (mask := options.get("mask")) is not None:
             options["mask"] = data = await asyncio.to_thread(picture_bytes, mask, "mask")
@@ -264,6 +294,7 @@ class AsyncClient:
                 raise InvalidField("mask", *wrong)
             request.mask_image = (await self._upload_file(data, "mask")).name
             request.ClearField("mask")
+        request.validate_only = validate_only
         await self._set_target(request, image_or_tuning)
         stub = edit_pb2_grpc.EditServiceStub(self._connection())
         call, assembly = stub.Edit(request, timeout=options.get("timeout_s")), Assembly()
@@ -312,6 +343,7 @@ class AsyncClient:
         initial_word: str | None = None,
         base_prompt: str | None = None,
         seeds: Sequence[int] | None = None,
+        omit_metadata: bool = False,
         timeout_s: float | None = None,
     ) -> AsyncGenerator[events.CompareEvent, None]:
         """Edit a picture by one prompt with several methods in turn, and yield everything on the way.
@@ -327,6 +359,7 @@ class AsyncClient:
         """
         words = {"class_noun": class_noun, "initial_word": initial_word, "base_prompt": base_prompt}
         request = messages.compare_request(self._parent, prompt, methods, seeds, words)
+        request.omit_metadata = omit_metadata
         await self._set_picture(request, picture)
         call, reader = self._edits().Compare(request, timeout=timeout_s), messages.ComparisonReader()
         try:
@@ -354,6 +387,7 @@ class AsyncClient:
             return messages.edit(await self._edits().CancelEdit(edit_pb2.CancelEditRequest(name=name)))
 
     def _connection(self) -> grpc.aio.Channel:
+        forks.refuse_foreign(self._process)
         if self._closed:
             raise RuntimeError(f"{self!r} cannot be used any more")
         if self._channel is None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import grpc
 
 from unitune.errors import InvalidField, ResourceExhausted, Unavailable, UniTuneError, from_rpc_error
+from unitune_client import forks
 
 MAX_MESSAGE_BYTES = 16 << 20  # of an answer; larger pictures come in pieces
 CHUNK_BYTES = 256 << 10
@@ -82,12 +83,16 @@ NO_PROXY: tuple[str, int] = ("grpc.enable_http_proxy", 0)
 
 
 def open_channel(address: str, tls: bool, root_certificates: bytes | None) -> grpc.aio.Channel:
-    """A channel that connects at its first call. It belongs to the running event loop."""
+    """A channel that connects at its first call. It belongs to the running event loop.
+
+    Raises RuntimeError in a process that was forked while a client was open.
+    """
+    forks.refuse_spoiled()
     options = [*CHANNEL_OPTIONS, NO_PROXY] if is_this_machine(address) else CHANNEL_OPTIONS
     if tls or root_certificates is not None:
         credentials = grpc.ssl_channel_credentials(root_certificates)
-        return grpc.aio.secure_channel(address, credentials, options=options)
-    return grpc.aio.insecure_channel(address, options=options)
+        return forks.opened(grpc.aio.secure_channel(address, credentials, options=options))
+    return forks.opened(grpc.aio.insecure_channel(address, options=options))
 
 
 def checked_address(address: str, field: str = "address") -> str:

@@ -20,6 +20,7 @@ from unitune_client.cli_compare import compare_command
 from unitune_client.cli_edit import edit_command, tune_command
 from unitune_client.cli_local import build_command, doctor_command, up_command
 from unitune_client.cli_options import refuse_other_than_text
+from unitune_client.cli_show import show_command
 from unitune_client.cli_tunings import tunings_group
 from unitune_client.display import Display, JsonDisplay
 from unitune_client.flags import Flags
@@ -140,10 +141,20 @@ def main() -> None:
     Start here:
       unitune edit cat.png "a dog on a beach"     tune on the picture, edit it, write the pictures into out/
       unitune compare cat.png "a cat on a beach"  the same by several methods, side by side
+      unitune show PICTURE                        how a picture was made; edit --like PICTURE makes it again
       unitune doctor                              say what this machine can run
     """
 
 
-for command in (edit_command, compare_command, tune_command, tunings_group, up_command, build_command, doctor_command):
+for command in (
+    edit_command,
+    compare_command,
+    show_command,
+    tune_command,
+    tunings_group,
+    up_command,
+    build_command,
+    doctor_command,
+):
     main.add_command(command)
 refuse_other_than_text(main)

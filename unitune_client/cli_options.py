@@ -120,6 +120,26 @@ output_option = click.option(
     help="Folder for what is written.",
 )
 
+
+def result_options(command: F) -> F:
+    """--overwrite and --no-metadata."""
+    for option in (
+        click.option(
+            "--no-metadata",
+            "omit_metadata",
+            is_flag=True,
+            help="Leave out of the pictures how they were made, which `unitune show` prints and `edit --like` reads.",
+        ),
+        click.option(
+            "--overwrite",
+            is_flag=True,
+            help="Replace files of the same name; without it another picture gets a name of its own, as ...--2.png.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 super_resolution_option = click.option(
     "--super-resolution",
     is_flag=True,

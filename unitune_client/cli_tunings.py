@@ -9,13 +9,15 @@ import click
 
 from unitune.errors import InvalidField
 from unitune_client import events, programs, streams
-from unitune_client.cli_edit import folder_of
 from unitune_client.cli_local import base_model_option
 from unitune_client.cli_options import Between, output_option, server_options
 from unitune_client.connection import connection
 from unitune_client.display import display
 from unitune_client.home import Home
 from unitune_client.machine import base_model_folder
+from unitune_client.outputs import folder_of, give_name, unfinished_folder
+
+EXPORTS = {"diffusers": "unet", "kohya": "lora.safetensors"}  # what the exporter calls its result
 
 
 @click.group("tunings")
@@ -82,21 +84,26 @@ def cancel_command(name: str, address: str | None, base_model: str | None, as_js
 )
 @click.option("--rank", type=Between(1, 4096), default=16, show_default=True, help="Of the LoRA: more loses less.")
 @output_option
+@click.option("--overwrite", is_flag=True, help="Replace what is there under the name of the export.")
 @base_model_option
-def export_command(name: str, kind: str, rank: int, output: str, base_model: str | None) -> None:
+def export_command(name: str, kind: str, rank: int, output: str, overwrite: bool, base_model: str | None) -> None:
     """Write the tuning NAME, made by services of this machine, as files that other programs read."""
-    folder_of(output)
     parts = re.fullmatch(r"tenants/([^/]+)/tunings/([^/]+)", name)
     if parts is None:
         raise InvalidField("NAME", name, "give a tuning's name, such as tenants/default/tunings/t-0a1b")
+    exported = folder_of(output) / EXPORTS[kind]
+    if exported.exists() and not overwrite:
+        raise InvalidField("--out", output, f"{exported} is there already; give another folder, or --overwrite")
     home = Home.of(os.environ)
     home.prepare()
     folder = base_model_folder(base_model)
     where = {"--base-model": folder, "--store": home.store, "--weights": "/".join(("tunings", *parts.groups()))}
-    what = {"--format": kind, "--rank": rank, "--out": output}
-    options = [str(word) for option in (where | what).items() for word in option]
-    log = home.new_logs() / "export.log"
-    streams.out(str(programs.run(["tuner_svc.export_tuning", *options], log, on_stage=streams.err)))
+    with unfinished_folder(exported.parent) as unfinished:
+        what = {"--format": kind, "--rank": rank, "--out": unfinished}
+        options = [str(word) for option in (where | what).items() for word in option]
+        programs.run(["tuner_svc.export_tuning", *options], home.new_logs() / "export.log", on_stage=streams.err)
+        give_name(unfinished / exported.name, exported, overwrites=overwrite)
+    streams.out(output)
 
 
 @tunings_group.command("delete")

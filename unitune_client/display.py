@@ -30,6 +30,7 @@ class Display(AbstractContextManager["Display"]):
 
     def __init__(self) -> None:
         self._shown = ("", -1)  # the stage, and how many of its lines
+        self._warned: set[str] = set()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -57,7 +58,7 @@ class Display(AbstractContextManager["Display"]):
             case events.EditAccepted():
                 self.say(_in_words(event))
                 for warning in event.warnings:
-                    self.say(f"warning: {warning}")
+                    self.warn(warning)
             case events.EditStep():
                 name = str(method or _shortened(str(context.get("prompt", "editing"))))
                 if event.attempts > 1:
@@ -65,15 +66,23 @@ class Display(AbstractContextManager["Display"]):
                 self.stage(name, event.index + 1, event.total, "")
             case events.EditWarning():
                 self.end_stage()
-                self.say(f"warning: {event.text}")
+                self.warn(event.text)
             case events.EditDone():
                 self.end_stage()
             case events.CompareAccepted():
                 self.say(f"comparing {', '.join(event.methods)}")
+                for warning in event.warnings:
+                    self.warn(warning)
             case events.CompareResult():
                 self.end_stage()
                 if event.error is not None:
                     self.say(f"{event.method}: failed: {in_words(event.error)}")
+
+    def warn(self, text: str, **context: object) -> None:
+        """A warning, told once however often it comes."""
+        if text not in self._warned:
+            self._warned.add(text)
+            self.say(f"warning: {text}")
 
     def result(self, text: str, **context: object) -> None:
         """A path or a name: what the command is for."""
@@ -144,6 +153,10 @@ class JsonDisplay(Display):
         """The event by its name, such as `edit_step`, and its fields."""
         fields = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
         self._print({"event": _snake(type(event).__name__), **context, **fields})
+
+    def warn(self, text: str, **context: object) -> None:
+        """The warning as an event of its own, `warning`."""
+        self._print({"event": "warning", "text": text, **context})
 
     def result(self, text: str, **context: object) -> None:
         """The result under its kind."""

@@ -290,7 +290,7 @@ class TuningCancelled(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class EditAccepted(Event):
-    """The edit's name and its settings in force.
+    """The edit's name, empty if it is checked only, and its settings in force.
 
     `effective_strength` is the share of the steps that will run, since steps are whole. `warnings` are in plain words.
     """
@@ -341,6 +341,8 @@ class EditWarning(Event):
 class EditedImage(Event):
     """One edited picture, as large as the base image. `index` is its place among the seeds.
 
+    `png` says how it was made, unless `omit_metadata` was set: `unitune show` prints it, `edit --like` repeats it.
+
     `mask` is the PNG of the mask that was used, white where it was edited; None if there was none. `scores` are the
     gate's, `strength` and `guidance_scale` what `automatic` chose; None without them.
     """
@@ -388,9 +390,10 @@ EditEvent = EditAccepted | TuningEvent | EditLoading | EditStep | EditWarning | 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareAccepted(Event):
-    """The methods that will be compared, in the order in which they run."""
+    """The methods that will be compared, in the order in which they run, and the warnings of them all."""
 
     methods: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

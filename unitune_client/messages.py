@@ -126,6 +126,7 @@ class EditOptions(TuningOptions, total=False):
     super_resolution_guidance_scale  0 to 64, its weight of the prompt; 1 is no guidance
     dynamic_thresholding  False leaves its predictions outside of a picture's range as they are; then guidance is at
                           most 10
+    omit_metadata         True leaves out of the PNG files what they otherwise say of their making
     preview_every         a preview each so many steps; 0 is none
     timeout_s             seconds that the whole edit, tuning included, may take
 
@@ -177,6 +178,7 @@ class EditOptions(TuningOptions, total=False):
     super_resolution_guidance_scale: float | None
     dynamic_thresholding: bool | None
     seeds: list[int] | tuple[int, ...] | None
+    omit_metadata: bool | None
     preview_every: int | None
     timeout_s: float | None
 
@@ -190,7 +192,7 @@ _TUNING_FIELDS = {option: option for option in TuningOptions.__annotations__} | 
 }
 _OF_THE_EDIT = ("method", "base_prompt", "num_inference_steps", "guidance_scale")  # a server takes them over
 _SAMPLING_FIELDS = tuple(edit_pb2.SamplingConfig.DESCRIPTOR.fields_by_name)
-_REQUEST_FIELDS = ("seeds", "preview_every", "mask")
+_REQUEST_FIELDS = ("seeds", "preview_every", "mask", "omit_metadata")
 
 M = TypeVar("M", bound=Message)
 S = TypeVar("S", events.TuningState, events.EditState)
@@ -234,7 +236,7 @@ def compare_request(
     for method in methods or ():
         options = by_method.get(method, {})
         refuse_unknown(options, EditOptions)
-        if shared := {"method", "seeds", "mask", "preview_every", "timeout_s"} & options.keys():
+        if shared := {"method", "seeds", "mask", "omit_metadata", "preview_every", "timeout_s"} & options.keys():
             raise TypeError(f"{', '.join(sorted(shared))} is no option of a single method in a comparison")
         edit = edit_request("", "", options)
         entry = _filled(request.methods.add(), {"method": method})
@@ -462,7 +464,9 @@ def _compare_event(message: edit_pb2.CompareEvent) -> events.CompareEvent | UniT
     when: Any = {"sequence": message.sequence, "create_time": _time(message, "create_time")}
     match message.WhichOneof("event"):
         case "accepted":
-            return events.CompareAccepted(methods=tuple(message.accepted.methods), **when)
+            return events.CompareAccepted(
+                methods=tuple(message.accepted.methods), warnings=tuple(message.accepted.warnings), **when
+            )
         case "edit":
             event = edit_event(message.edit, Assembly())
             if event is None or isinstance(event, (UniTuneError, events.Edit)):

@@ -4,11 +4,11 @@
 """
 
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 
 from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageOps
 
 from unitune.picture_file import rgb
+from unitune_client.fonts import font_for, shown_in_part
 
 PANEL = 256  # pixels; smaller pictures are enlarged by a whole factor until they are about as large
 LARGEST_PANEL = 1024  # pixels; larger pictures are reduced to it
@@ -16,8 +16,6 @@ MARGIN = 12
 FONT_SIZE = 15
 EDITS_IN_A_LINE = 2
 DIFFERENCE_GAIN = 2
-# Pillow brings a font for ASCII alone. Of these, Pillow looks for one among the system's fonts.
-WIDER_FONTS = ("NotoSans-Regular.ttf", "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf")
 BACKGROUND, INK = (250, 250, 248), (40, 40, 40)
 
 SheetEdit = tuple[str, bytes] | tuple[str, bytes, bytes]  # caption, picture file, file of its mask or none
@@ -109,7 +107,10 @@ def _panel(picture: Image.Image, caption: str) -> Image.Image:
         picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     elif longest > LARGEST_PANEL:
         picture = ImageOps.contain(picture, (LARGEST_PANEL, LARGEST_PANEL))
-    font = _font(caption)
+    font = font_for(caption, FONT_SIZE)
+    if font is None:
+        caption = shown_in_part(caption, FONT_SIZE)
+        font = ImageFont.load_default(FONT_SIZE)
     lines = wrapped(caption, font, picture.width)
     line_height = FONT_SIZE + 5
     panel = Image.new("RGB", (picture.width, picture.height + 4 + line_height * len(lines)), BACKGROUND)
@@ -120,11 +121,9 @@ def _panel(picture: Image.Image, caption: str) -> Image.Image:
     return panel
 
 
-def _font(text: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    for name in () if text.isascii() else WIDER_FONTS:
-        with suppress(OSError):
-            return ImageFont.truetype(name, FONT_SIZE)
-    return ImageFont.load_default(FONT_SIZE)
+def can_show(text: str) -> bool:
+    """Whether some font has all of its letters."""
+    return font_for(text, FONT_SIZE) is not None
 
 
 def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:

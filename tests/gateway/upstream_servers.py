@@ -185,6 +185,7 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
         self.answers.set()
         self.refusals = 0  # so many runs are still to be ended as a transport does, before their first event
         self.breaks = False  # ends every run so after its first event
+        self.chosen: dict[str, Any] = {}  # fields of each image, as a gate would set them
 
     async def GetSamplerInfo(self, request: Any, context: Any) -> sampler_pb2.SamplerInfo:
         return sampler_pb2.SamplerInfo(
@@ -246,7 +247,8 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
                 yield sampler_pb2.SampleEvent(warning=EditEvent.Warning(text=self.warning))
             for index, seed in enumerate(request.seeds):
                 png = self.png or images.encode_png(np.full((4, 6, 3), seed % 256, np.uint8))
-                whole = EditEvent.EditedImage(index=index, seed=seed, png=png, mask=request.mask)
+                fields = {"index": index, "seed": seed, "png": png, "mask": request.mask} | self.chosen
+                whole = EditEvent.EditedImage(**fields)
                 image, parts = image_pieces.cut(whole)
                 yield sampler_pb2.SampleEvent(image=image)
                 for part in parts:

@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from tests.full_disk import fill, mounted
 from tests.reports.conftest import PATIENCE_S, ROOT, Done
 from tests.unitune_client import stand_ins
 from unitune.system_errors import sentence
-from unitune_client.cli_edit import save_sheet
 from unitune_client.events import EditedImage
+from unitune_client.outputs import Outputs
 
 MODEL_SERVICE = """
 import asyncio, os, sys
@@ -98,7 +97,7 @@ def test_a_full_output_folder_is_told_with_the_picture_that_did_not_fit(tmp_path
         edited = EditedImage(index=0, seed=0, png=bytes(10_000))
         for path, save in (
             (folder / "cat--dog.png", edited.save),
-            (folder / "sheet.png", lambda path: save_sheet(Image.effect_noise((200, 200), 50), path)),
+            (folder / "cat--sheet.png", lambda path: Outputs(folder, "cat.jpg").save(bytes(10_000), "sheet")),
         ):
             with pytest.raises(OSError) as full:
                 save(path)

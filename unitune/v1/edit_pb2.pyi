@@ -14,7 +14,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class EditRequest(_message.Message):
-    __slots__ = ("parent", "tuning", "image", "image_data", "tuning_config", "prompt", "config", "seeds", "preview_every", "mask", "mask_image")
+    __slots__ = ("parent", "tuning", "image", "image_data", "tuning_config", "prompt", "config", "seeds", "preview_every", "mask", "mask_image", "omit_metadata", "validate_only")
     PARENT_FIELD_NUMBER: _ClassVar[int]
     TUNING_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
@@ -26,6 +26,8 @@ class EditRequest(_message.Message):
     PREVIEW_EVERY_FIELD_NUMBER: _ClassVar[int]
     MASK_FIELD_NUMBER: _ClassVar[int]
     MASK_IMAGE_FIELD_NUMBER: _ClassVar[int]
+    OMIT_METADATA_FIELD_NUMBER: _ClassVar[int]
+    VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
     parent: str
     tuning: str
     image: str
@@ -37,7 +39,9 @@ class EditRequest(_message.Message):
     preview_every: int
     mask: bytes
     mask_image: str
-    def __init__(self, parent: _Optional[str] = ..., tuning: _Optional[str] = ..., image: _Optional[str] = ..., image_data: _Optional[bytes] = ..., tuning_config: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., prompt: _Optional[str] = ..., config: _Optional[_Union[SamplingConfig, _Mapping]] = ..., seeds: _Optional[_Iterable[int]] = ..., preview_every: _Optional[int] = ..., mask: _Optional[bytes] = ..., mask_image: _Optional[str] = ...) -> None: ...
+    omit_metadata: bool
+    validate_only: bool
+    def __init__(self, parent: _Optional[str] = ..., tuning: _Optional[str] = ..., image: _Optional[str] = ..., image_data: _Optional[bytes] = ..., tuning_config: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., prompt: _Optional[str] = ..., config: _Optional[_Union[SamplingConfig, _Mapping]] = ..., seeds: _Optional[_Iterable[int]] = ..., preview_every: _Optional[int] = ..., mask: _Optional[bytes] = ..., mask_image: _Optional[str] = ..., omit_metadata: _Optional[bool] = ..., validate_only: _Optional[bool] = ...) -> None: ...
 
 class SamplingConfig(_message.Message):
     __slots__ = ("method", "scheduler", "num_inference_steps", "guidance_scale", "strength", "interpolation", "negative_prompt", "base_prompt", "prompt_guidance_scale", "unconditional_model", "base_mixture", "mask_source", "mask_blur", "only_masked", "mask_padding", "repeats", "mask_keeps", "mask_text", "inverted", "eta", "guidance_sigma_low", "guidance_sigma_high", "automatic", "gate", "resamples", "inversion", "cross_replace", "self_replace", "alignment", "word_weights", "blend_words", "super_resolution", "super_resolution_noise_level", "super_resolution_steps", "super_resolution_guidance_scale", "dynamic_thresholding", "fast")
@@ -313,7 +317,7 @@ class CancelEditRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class CompareRequest(_message.Message):
-    __slots__ = ("parent", "image", "image_data", "prompt", "methods", "seeds", "class_noun", "initial_word", "base_prompt")
+    __slots__ = ("parent", "image", "image_data", "prompt", "methods", "seeds", "class_noun", "initial_word", "base_prompt", "omit_metadata", "validate_only")
     class Entry(_message.Message):
         __slots__ = ("method", "tuning_config", "config")
         METHOD_FIELD_NUMBER: _ClassVar[int]
@@ -332,6 +336,8 @@ class CompareRequest(_message.Message):
     CLASS_NOUN_FIELD_NUMBER: _ClassVar[int]
     INITIAL_WORD_FIELD_NUMBER: _ClassVar[int]
     BASE_PROMPT_FIELD_NUMBER: _ClassVar[int]
+    OMIT_METADATA_FIELD_NUMBER: _ClassVar[int]
+    VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
     parent: str
     image: str
     image_data: bytes
@@ -341,15 +347,19 @@ class CompareRequest(_message.Message):
     class_noun: str
     initial_word: str
     base_prompt: str
-    def __init__(self, parent: _Optional[str] = ..., image: _Optional[str] = ..., image_data: _Optional[bytes] = ..., prompt: _Optional[str] = ..., methods: _Optional[_Iterable[_Union[CompareRequest.Entry, _Mapping]]] = ..., seeds: _Optional[_Iterable[int]] = ..., class_noun: _Optional[str] = ..., initial_word: _Optional[str] = ..., base_prompt: _Optional[str] = ...) -> None: ...
+    omit_metadata: bool
+    validate_only: bool
+    def __init__(self, parent: _Optional[str] = ..., image: _Optional[str] = ..., image_data: _Optional[bytes] = ..., prompt: _Optional[str] = ..., methods: _Optional[_Iterable[_Union[CompareRequest.Entry, _Mapping]]] = ..., seeds: _Optional[_Iterable[int]] = ..., class_noun: _Optional[str] = ..., initial_word: _Optional[str] = ..., base_prompt: _Optional[str] = ..., omit_metadata: _Optional[bool] = ..., validate_only: _Optional[bool] = ...) -> None: ...
 
 class CompareEvent(_message.Message):
     __slots__ = ("sequence", "create_time", "method", "accepted", "edit", "result", "done", "failed", "heartbeat", "image_part")
     class Accepted(_message.Message):
-        __slots__ = ("methods",)
+        __slots__ = ("methods", "warnings")
         METHODS_FIELD_NUMBER: _ClassVar[int]
+        WARNINGS_FIELD_NUMBER: _ClassVar[int]
         methods: _containers.RepeatedScalarFieldContainer[str]
-        def __init__(self, methods: _Optional[_Iterable[str]] = ...) -> None: ...
+        warnings: _containers.RepeatedScalarFieldContainer[str]
+        def __init__(self, methods: _Optional[_Iterable[str]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
     class Result(_message.Message):
         __slots__ = ("images", "prompt", "tuning_s", "edit_s", "size_bytes", "tuning", "timings", "error")
         IMAGES_FIELD_NUMBER: _ClassVar[int]
