@@ -1,7 +1,7 @@
 """From an EditRequest to all that an edit needs: checked, with defaults filled in and its target found."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from gateway import validation
@@ -20,13 +20,21 @@ from gateway.tunings import Tunings, not_found
 from gateway.upstreams import Upstreams, refuse_mismatch
 from unitune.choices import BOUND_TO_NULL_TEXT, NULL_TEXT, PROMPT_TO_PROMPT, TUNING_METHODS, tuned_by
 from unitune.diffusion.schedule import num_late_steps
-from unitune.errors import FailedPrecondition, InvalidArgument, InvalidField, NotFound
+from unitune.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    InvalidField,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 from unitune.images import ImageInfo
 from unitune.prompts import unknown_words, without
 from unitune.v1.edit_pb2 import EditRequest, SamplingConfig
 from unitune.v1.image_pb2 import Image
-from unitune.v1.sampler_pb2 import SamplerInfo
-from unitune.v1.tuning_pb2 import Tuning, TuningConfig
+from unitune.v1.sampler_pb2 import SampleRequest, SamplerInfo
+from unitune.v1.server_pb2 import BaseModel
+from unitune.v1.tuning_pb2 import Tuning, TuningConfig, WeightsRef
 
 
 @dataclass(frozen=True)
@@ -61,10 +69,14 @@ class Planner:
     async def settle(self, request: EditRequest) -> TuningConfig | None:
         """The config with which an edit of an image would tune; None for a method without a tuning. Makes nothing.
 
-        Raises what Edit refuses of the settings; neither the picture is looked at nor what the prompt must mention.
+        Raises what Edit refuses of settings and texts; neither the picture is looked at nor what the prompt must
+        mention.
         """
         sampler = await self._checked(request)
-        return await self._settled(request, _filled(request, _method_of(request), sampler))
+        sampling = _filled(request, _method_of(request), sampler)
+        config = await self._settled(request, sampling)
+        await self._upstreams.check_sample(_unsampled(request, sampling, config))
+        return config
 
     async def plan(self, request: EditRequest) -> EditPlan:
         """Check a request and find its target; an image's tuning is found or made. Raises as Edit does."""
@@ -74,9 +86,12 @@ class Planner:
             request = completed(request, named.config)
             method, tuning, image = await self._of_tuning(request, named)
             config = _filled(request, method, sampler)
+            unread = await self._upstreams.check_sample(
+                _unsampled(request, config, tuning.config if tuning else None, tuning.weights if tuning else None)
+            )
         else:
             config = _filled(request, _method_of(request), sampler)
-            tenant, tuning, image = await self._of_image(request, config)
+            tenant, tuning, image, unread = await self._of_image(request, config, sampler.base_model)
         if tuning is not None:
             refuse_mismatch(tuning.base_model, sampler.base_model.digest)
         words = " ".join((request.prompt, config.base_prompt, config.negative_prompt))
@@ -89,10 +104,13 @@ class Planner:
             config=config,
             seeds=validation.check_seeds(request.seeds),
             preview_every=request.preview_every,
-            warnings=warnings_of(
-                without(words, tuning.config.rare_tokens) if tuning is not None else words,
-                sampler.base_model.vocabulary,
-            ),
+            warnings=[
+                *warnings_of(
+                    without(words, tuning.config.rare_tokens) if tuning is not None else words,
+                    sampler.base_model.vocabulary,
+                ),
+                *unread,
+            ],
         )
 
     async def _checked(self, request: EditRequest) -> SamplerInfo:
@@ -145,8 +163,11 @@ class Planner:
         await self._check_mask(request, await self._images.find(name_of_image))
         return method, tuning if uses_weights else None, image
 
-    async def _of_image(self, request: EditRequest, sampling: SamplingConfig) -> tuple[str, Tuning | None, bytes]:
-        """Tenant, tuning and image; the tuning is found or made, once all is found to be right."""
+    async def _of_image(
+        self, request: EditRequest, sampling: SamplingConfig, base_model: BaseModel
+    ) -> tuple[str, Tuning | None, bytes, list[str]]:
+        """Tenant, tuning, image and the sampler's warnings; the tuning is found or made, once all is found to be
+        right."""
         config = await self._settled(request, sampling)
         if config is not None:
             check_words(request, config)
@@ -163,12 +184,18 @@ class Planner:
                 with in_field("image_data"):
                     picture = await self._images.check(data)
                 await self._check_mask(request, picture)
-            if config is not None:
-                with in_field("image_data"):
-                    name = parse((await self._images.keep(tenant, data)).name, "images")
+        unsampled = _unsampled(request, sampling, config)
+        warnings = await self._upstreams.check_sample(unsampled)
+        if config is not None and request.WhichOneof("target") == "image_data":
+            with in_field("image_data"):
+                name = parse((await self._images.keep(tenant, data)).name, "images")
+        if base_model.has_known_pictures:
+            unsampled.image = data
+            with suppress(Unavailable, ResourceExhausted):  # not looked at in time, it is edited without a warning
+                warnings = await self._upstreams.check_sample(unsampled)
         if config is None:
-            return tenant, None, data
-        return tenant, await self._tunings.find_or_make(tenant, name, config, needs_tuner=True), data
+            return tenant, None, data, warnings
+        return tenant, await self._tunings.find_or_make(tenant, name, config, needs_tuner=True), data, warnings
 
     async def _settled(self, request: EditRequest, sampling: SamplingConfig) -> TuningConfig | None:
         """The tuning that an edit of an image needs, with every default filled in; `sampling` is the edit's own."""
@@ -179,6 +206,26 @@ class Planner:
     async def _check_mask(self, request: EditRequest, picture: Image | ImageInfo) -> None:
         if request.mask:
             await self._images.check_mask(request.mask, picture, keeps=request.config.mask_keeps)
+
+
+def rare_tokens_before(tuning: TuningConfig | None) -> str:
+    """What the sampler puts before the prompt: UniTune's words. Other methods' prompts have theirs in them already."""
+    return tuning.rare_tokens if tuning is not None and tuning.method == "unitune" else ""
+
+
+def _unsampled(
+    request: EditRequest, sampling: SamplingConfig, tuning: TuningConfig | None, weights: WeightsRef | None = None
+) -> SampleRequest:
+    """An edit's run for the sampler to check, without its pictures; `weights` of a tuning that is READY."""
+    return SampleRequest(
+        weights=weights,
+        rare_tokens=rare_tokens_before(tuning),
+        prompt=request.prompt,
+        config=sampling,
+        seeds=validation.check_seeds(request.seeds),
+        preview_every=request.preview_every,
+        tuning_config=tuning,
+    )
 
 
 def warnings_of(prompt: str, vocabulary: Sequence[str]) -> list[str]:
