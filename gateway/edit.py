@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from gateway.edit_plan import EditPlan, Planner
+from gateway.edit_plan import EditPlan, Planner, rare_tokens_before
 from gateway.edit_results import CancelledByOwner, EditResults, OpenEdit
 from gateway.kept_images import KeptImages
 from gateway.metadata import Metadata
@@ -214,8 +214,7 @@ def _sample_request(plan: EditPlan, tuning: Tuning | None, opened: OpenEdit) -> 
         weights=tuning.weights if tuning is not None else None,
         image=plan.image,
         mask=plan.mask,
-        # Other methods' prompts have their words in them already.
-        rare_tokens=tuning.config.rare_tokens if tuning is not None and tuning.config.method == "unitune" else "",
+        rare_tokens=rare_tokens_before(tuning.config if tuning is not None else None),
         prompt=plan.prompt,
         config=plan.config,
         seeds=plan.seeds,

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 
 from gateway import validation
@@ -21,14 +21,14 @@ from gateway.tunings import Tunings, expired, not_found
 from gateway.upstreams import Upstreams, refuse_mismatch
 from unitune.choices import BOUND_TO_NULL_TEXT, NULL_TEXT, PROMPT_TO_PROMPT, TUNING_METHODS, tuned_by
 from unitune.diffusion.schedule import num_late_steps
-from unitune.errors import FailedPrecondition, InvalidArgument, InvalidField
+from unitune.errors import FailedPrecondition, InvalidArgument, InvalidField, ResourceExhausted, Unavailable
 from unitune.picture_file import PictureInfo, refusal
 from unitune.prompts import unknown_words, without
 from unitune.v1.edit_pb2 import EditRequest, SamplingConfig
 from unitune.v1.image_pb2 import Image
-from unitune.v1.sampler_pb2 import SamplerInfo
+from unitune.v1.sampler_pb2 import SampleRequest, SamplerInfo
 from unitune.v1.server_pb2 import BaseModel
-from unitune.v1.tuning_pb2 import Tuning, TuningConfig
+from unitune.v1.tuning_pb2 import Tuning, TuningConfig, WeightsRef
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,15 @@ class Planner:
     async def settle(self, request: EditRequest) -> TuningConfig | None:
         """The config with which an edit of an image would tune; None for a method without a tuning. Makes nothing.
 
-        Raises what Edit refuses of the settings; neither the picture is looked at nor what the prompt must mention.
+        Raises what Edit refuses of settings and texts; neither the picture is looked at nor what the prompt must
+        mention.
         """
         _check_sizes(request)
         sampler = await self._checked(request)
-        return await self._settled(request, _filled(request, _method_of(request), sampler))
+        sampling = _filled(request, _method_of(request), sampler)
+        config = await self._settled(request, sampling)
+        await self._upstreams.check_sample(_unsampled(request, sampling, config))
+        return config
 
     async def plan(self, request: EditRequest) -> EditPlan:
         """Check a request and find its target; an image's tuning is found, or made unless the request is to be
@@ -82,9 +86,13 @@ class Planner:
             request = completed(request, named.config)
             method, tuning, image, warnings = await self._of_tuning(request, named)
             config = _filled(request, method, sampler)
+            unsampled = _unsampled(
+                request, config, tuning.config if tuning else None, tuning.weights if tuning else None
+            )
+            warnings = [*warnings, *await self._upstreams.check_sample(unsampled)]
         else:
             config = _filled(request, _method_of(request), sampler)
-            tenant, tuning, image, warnings = await self._of_image(request, config)
+            tenant, tuning, image, warnings = await self._of_image(request, config, sampler.base_model)
         if tuning is not None:
             refuse_mismatch(tuning.base_model, sampler.base_model.digest)
         return EditPlan(
@@ -167,9 +175,9 @@ class Planner:
         return method, tuning if uses_weights else None, image, picture.warnings
 
     async def _of_image(
-        self, request: EditRequest, sampling: SamplingConfig
+        self, request: EditRequest, sampling: SamplingConfig, base_model: BaseModel
     ) -> tuple[str, Tuning | None, bytes, Sequence[str]]:
-        """Tenant, tuning, image, and its warnings; the tuning is found or made, once all is found to be right.
+        """Tenant, tuning, image, and warnings; the tuning is found or made, once all is found to be right.
 
         Of a request that is to be validated only it is found, or stands for the one that would be made.
         """
@@ -189,19 +197,27 @@ class Planner:
                 with in_field("image_data"):
                     picture = await self._images.check(data)
                 await self._check_mask(request, picture)
-            if config is not None and request.validate_only:
+        unsampled = _unsampled(request, sampling, config)
+        warnings = await self._upstreams.check_sample(unsampled)
+        if config is not None and request.WhichOneof("target") == "image_data":
+            if request.validate_only:
                 name = Name(tenant, "images", hashlib.sha256(data).hexdigest())
-            elif config is not None:
+            else:
                 with in_field("image_data"):
                     picture = await self._images.keep(tenant, data)
                 name = parse(picture.name, "images")
+        if base_model.has_known_pictures:
+            unsampled.image = data
+            with suppress(Unavailable, ResourceExhausted):  # not looked at in time, it is edited without a warning
+                warnings = await self._upstreams.check_sample(unsampled)
+        warnings = [*picture.warnings, *warnings]
         if config is None:
-            return tenant, None, data, picture.warnings
+            return tenant, None, data, warnings
         if request.validate_only:
             tuning = await self._tunings.found_or_planned(tenant, name, picture, config)
         else:
             tuning = await self._tunings.find_or_make(tenant, name, config, needs_tuner=True)
-        return tenant, tuning, data, picture.warnings
+        return tenant, tuning, data, warnings
 
     async def _settled(self, request: EditRequest, sampling: SamplingConfig) -> TuningConfig | None:
         """The tuning that an edit of an image needs, with every default filled in; `sampling` is the edit's own."""
@@ -219,6 +235,26 @@ def words_of(request: EditRequest, bound: str) -> str:
     """All that an edit's prompts say, without the words that its tuning binds."""
     config = request.config
     return without(" ".join((request.prompt, config.base_prompt, config.negative_prompt)), bound)
+
+
+def rare_tokens_before(tuning: TuningConfig | None) -> str:
+    """What the sampler puts before the prompt: UniTune's words. Other methods' prompts have theirs in them already."""
+    return tuning.rare_tokens if tuning is not None and tuning.method == "unitune" else ""
+
+
+def _unsampled(
+    request: EditRequest, sampling: SamplingConfig, tuning: TuningConfig | None, weights: WeightsRef | None = None
+) -> SampleRequest:
+    """An edit's run for the sampler to check, without its pictures; `weights` of a tuning that is READY."""
+    return SampleRequest(
+        weights=weights,
+        rare_tokens=rare_tokens_before(tuning),
+        prompt=request.prompt,
+        config=sampling,
+        seeds=validation.check_seeds(request.seeds),
+        preview_every=request.preview_every,
+        tuning_config=tuning,
+    )
 
 
 def warnings_of(prompt: str, vocabulary: Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ from gateway.upstreams import Upstreams, refuse_mismatch
 from gateway.weight_files import WeightFiles
 from unitune import telemetry, weights
 from unitune.choices import TUNING_METHODS
-from unitune.errors import Aborted, InvalidArgument, InvalidField, NotFound
+from unitune.errors import Aborted, InvalidArgument, InvalidField, NotFound, Unavailable
 from unitune.picture_file import PictureInfo
 from unitune.v1.image_pb2 import Image
 from unitune.v1.tuning_pb2 import (
@@ -77,7 +77,10 @@ class Tunings:
             if earlier is not None:
                 return earlier
         config = await self.settled(request.config, "config")
-        return await self.find_or_make(tenant, image, config, further, labels=request.labels, caller=caller)
+        warnings = await self._unread(config)
+        return await self.find_or_make(
+            tenant, image, config, further, labels=request.labels, caller=caller, warnings=warnings
+        )
 
     async def settled(self, config: TuningConfig, field: str) -> TuningConfig:
         """A checked config with every default filled in. `field` is its place in the request.
@@ -101,6 +104,18 @@ class Tunings:
                 raise InvalidField(f"{field}.{name}", error.metadata["value"], error.metadata["remedy"]) from None
         return filled
 
+    async def _unread(self, config: TuningConfig) -> list[str]:
+        """Warnings of what is not read of a settled config's texts. Raises InvalidField for one that cannot be read.
+
+        A tuner that is away only makes a tuning wait: it then looks at the texts itself before it begins.
+        """
+        if config.method == "textual_inversion":  # `settled` has asked already
+            return []
+        try:
+            return await self._upstreams.check_tuning(config)
+        except Unavailable:
+            return []
+
     async def find_or_make(
         self,
         tenant: str,
@@ -111,6 +126,7 @@ class Tunings:
         labels: Mapping[str, str] | None = None,
         caller: CreateRequest | None = None,
         needs_tuner: bool = False,
+        warnings: Sequence[str] = (),
     ) -> Tuning:
         """The live tuning of an image, a settled config and further images, or a new one.
 
@@ -124,6 +140,7 @@ class Tunings:
             validation.check_size_of_images(sum(picture.size_bytes for picture in pictures))
         tuning = await self._planned(tenant, image, pictures[0], config, further)
         tuning.labels.update(labels or {})
+        tuning.warnings.extend(warnings)
         if needs_tuner:
             await self._needs_tuner(tenant, tuning)
         async with self._images.changes:

@@ -52,7 +52,7 @@ _RETRY = {
 _IDEMPOTENT = {
     "unitune.v1.TunerService": ("GetTunerInfo", "CheckTuning"),
     # A stream is repeated only before its first event: one that was refused, or ended with its connection.
-    "unitune.v1.SamplerService": ("GetSamplerInfo", "Evict", "Sample"),
+    "unitune.v1.SamplerService": ("GetSamplerInfo", "CheckSample", "Evict", "Sample"),
 }
 _SERVICE_CONFIG = json.dumps(
     {
@@ -97,9 +97,17 @@ class Upstreams:
         self.known_sampler = info
         return info
 
-    async def check_tuning(self, config: TuningConfig) -> None:
-        """Ask the tuner whether it can run a config. Raises InvalidArgument, Unavailable (BACKEND_DOWN)."""
-        await self._call("tuner", self._tuner.CheckTuning, CheckTuningRequest(config=config))
+    async def check_tuning(self, config: TuningConfig) -> list[str]:
+        """Ask the tuner whether it can run a config; its warnings. Raises InvalidArgument, Unavailable
+        (BACKEND_DOWN)."""
+        answer = await self._call("tuner", self._tuner.CheckTuning, CheckTuningRequest(config=config))
+        return list(answer.warnings)
+
+    async def check_sample(self, request: SampleRequest) -> list[str]:
+        """Ask the sampler what it would make of a run; its warnings. Raises InvalidArgument, Unavailable
+        (BACKEND_DOWN)."""
+        answer = await self._call("sampler", self._sampler.CheckSample, request)
+        return list(answer.warnings)
 
     async def evict(self, digest: str) -> None:
         """Make the sampler forget weights. Raises Unavailable (BACKEND_DOWN)."""

@@ -33,6 +33,7 @@ from sampler_svc.refit_weights import tuned_super_resolution, tuned_weights
 from sampler_svc.request import Request
 from sampler_svc.sample import Beginning, EditedImage, Event, Step, Warned, sample
 from sampler_svc.super_resolution import Enlargement, SuperResolution
+from sampler_svc.text_check import Texts, check_texts
 from unitune import image_pieces, store_paths, telemetry
 from unitune.base_model import Preset, SuperResolutionSpec
 from unitune.choices import (
@@ -112,8 +113,9 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         """Base model, defaults and engine."""
         spec, preset, second = self._model.spec, self._model.spec.preset, self._model.spec.super_resolution
         has_gate, has_clipseg = self._model.gate is not None, self._model.clipseg is not None
+        has_known = self._model.picture_check is not None
         return sampler_pb2.SamplerInfo(
-            base_model=base_model_info(spec, has_gate=has_gate, has_clipseg=has_clipseg),
+            base_model=base_model_info(spec, has_gate=has_gate, has_clipseg=has_clipseg, has_known_pictures=has_known),
             sampling_defaults=_defaults(preset, EDIT_METHODS[0], second),
             method_defaults=[_defaults(preset.of(method), method, second) for method in EDIT_METHODS],
             engine=self._model.engine,
@@ -135,6 +137,14 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         finally:
             cancelled.set()
             run.cancel()  # no more than a wish once a worker has begun
+
+    async def CheckSample(self, request: sampler_pb2.SampleRequest, context: Any) -> sampler_pb2.CheckSampleResponse:
+        """What only tokenizers and encoders know of a run, beside the worker threads: it waits for no edit."""
+        model, wanted = self._model, self._read(request, is_run=False)
+        warnings = check_texts(model.graphs, model.gate, model.clipseg, _texts(request, wanted))
+        if request.image and model.picture_check is not None:
+            warnings += await asyncio.to_thread(model.picture_check.warnings_of, request.image)
+        return sampler_pb2.CheckSampleResponse(warnings=warnings)
 
     async def Load(self, request: sampler_pb2.LoadRequest, context: Any) -> sampler_pb2.LoadResponse:
         """Lease an engine for the weights, if one is free, and give it back at once: edits come first.
@@ -384,8 +394,8 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         for changed in self._changed:
             changed.set()
 
-    def _read(self, request: sampler_pb2.SampleRequest) -> Request:
-        """Raises InvalidField naming what is wrong."""
+    def _read(self, request: sampler_pb2.SampleRequest, *, is_run: bool = True) -> Request:
+        """Raises InvalidField naming what is wrong. What is no run yet needs neither weights nor mask."""
         if request.HasField("weights"):
             store_paths.check_weights(request.weights.path, "weights.path")
         config = request.config
@@ -411,7 +421,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         is_right = config.method != "imagic" or (config.HasField("eta") and 0 <= config.eta <= MAX_ETA)
         _check("config.eta", config.eta if config.HasField("eta") else "unset", is_right, f"it must be 0 to {MAX_ETA}")
         made_by = tuned_by(config.method, config.inversion)
-        is_right = request.HasField("weights") or made_by in ("", EDIT_METHODS[0])
+        is_right = not is_run or request.HasField("weights") or made_by in ("", EDIT_METHODS[0])
         _check("weights", "unset", is_right, f"{made_by} samples with what its tuning made; give the weights")
         _check("seeds", len(request.seeds), 1 <= len(request.seeds) <= MAX_SEEDS, f"give 1 to {MAX_SEEDS} of them")
         _check("preview_every", request.preview_every, request.preview_every >= 0, "it must be 0 or more")
@@ -422,7 +432,8 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         self._check_super_resolution(config)
         source = mask_source_of(config.mask_source, request.mask, config.mask_text)
         _check("config.mask_source", source, source in MASK_SOURCES, f"it must be one of {', '.join(MASK_SOURCES)}")
-        _check("mask", "unset", bool(request.mask) or source != "given", "mask_source given needs it")
+        is_right = not is_run or bool(request.mask) or source != "given"
+        _check("mask", "unset", is_right, "mask_source given needs it")
         if config.method == PROMPT_TO_PROMPT:
             is_right = config.scheduler == "ddim"
             _check("config.scheduler", config.scheduler, is_right, f"{PROMPT_TO_PROMPT} inverts ddim alone")
@@ -559,6 +570,21 @@ def _enlargement(config: edit_pb2.SamplingConfig, stage: SuperResolutionSpec | N
         num_inference_steps=int(chosen("super_resolution_steps", stage.num_inference_steps)),
         guidance_scale=chosen("super_resolution_guidance_scale", stage.guidance_scale),
         is_thresholded=bool(chosen("dynamic_thresholding", True)),
+    )
+
+
+def _texts(request: sampler_pb2.SampleRequest, wanted: Request) -> Texts:
+    config, tuning = request.config, request.tuning_config
+    is_placeholder = tuned_by(config.method, config.inversion) == "textual_inversion"
+    is_made = request.HasField("weights") or not request.HasField("tuning_config")
+    return Texts(
+        wanted=wanted,
+        rare_tokens=request.rare_tokens,
+        base_prompt=config.base_prompt,
+        bound=request.rare_tokens or tuning.rare_tokens,
+        vectors=(tuning.rare_tokens, tuning.num_vectors) if is_placeholder else ("", 0),
+        tuning=None if is_made else tuning,
+        is_gated=config.automatic or config.gate,
     )
 
 

@@ -27,6 +27,7 @@ from tuner_svc.model_folder import (
     read_vocabulary,
 )
 from unitune.base_model import BaseModelSpec, NoiseSchedule, Preset, SuperResolutionSpec, TensorSpec
+from unitune.reading import BEGIN_AND_END, Piece, Reader
 
 FP32 = {"torch_dtype": torch.float32, "use_safetensors": True, "local_files_only": True}
 
@@ -174,6 +175,18 @@ class BaseModel:
         with self._tokenizing:
             ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
         return ids
+
+    @property
+    def reader(self) -> Reader:
+        """Reads texts as the text encoder does."""
+        words = self.tokenizer
+
+        def encode(text: str) -> list[Piece]:
+            found = words(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            return [Piece(token, *at) for token, at in zip(found.input_ids, found.offset_mapping, strict=True)]
+
+        empty = frozenset({words.bos_token_id, words.eos_token_id, words.unk_token_id})
+        return Reader(encode, self.context_tokens - BEGIN_AND_END, empty, bool(self.vocabulary))
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str) -> Tensor:

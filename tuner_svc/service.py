@@ -82,8 +82,7 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
 
     async def CheckTuning(self, request: tuner_pb2.CheckTuningRequest, context: Any) -> tuner_pb2.CheckTuningResponse:
         """What only the tokenizer knows."""
-        check(self._model, _config(request.config))
-        return tuner_pb2.CheckTuningResponse()
+        return tuner_pb2.CheckTuningResponse(warnings=check(self._model, _config(request.config)))
 
     async def RunTuning(self, request: tuner_pb2.RunTuningRequest, context: Any) -> AsyncIterator[RunTuningEvent]:
         """Run in the PyTorch thread; stream what it has to say."""

@@ -385,6 +385,8 @@ def tune(client: Client, image: events.Image, show: Display, **config: Any) -> e
     """The picture's tuning, READY, with its progress on show. An interrupt cancels it."""
     began = time.monotonic()
     tuning = client.create_tuning(image, **config)
+    for warning in tuning.warnings:
+        show.say(f"warning: {warning}")
     if tuning.state == events.TuningState.READY:
         show.say("this picture was tuned on before")
         return tuning
@@ -436,7 +438,7 @@ def say_what_the_model_knows(info: events.ServerInfo, show: Display) -> None:
     if info.base_model.vocabulary:
         show.say(
             f"the model {info.base_model.name} knows only its own world of stickers (unitune doctor --vocabulary); "
-            "for photographs give --base-model"
+            "for photographs give --base-model: see docs/photographs.md"
         )
 
 

@@ -189,7 +189,7 @@ class Weights:
 class Tuning:
     """One fine-tuning of the base model on one picture; once READY it serves any number of edits.
 
-    `images` are DreamBooth's further ones.
+    `images` are DreamBooth's further ones, `warnings` name the words of its texts that are not read.
     `error` is set when it FAILED, `weights` when it is READY. `queue_position` counts the tunings ahead.
     """
 
@@ -210,6 +210,7 @@ class Tuning:
     expire_time: datetime | None = None
     etag: str = ""
     images: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -357,6 +357,7 @@ def tuning(message: tuning_pb2.Tuning) -> events.Tuning:
         expire_time=_time(message, "expire_time"),
         etag=message.etag,
         images=tuple(message.images),
+        warnings=tuple(message.warnings),
     )
 
 

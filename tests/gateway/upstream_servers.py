@@ -92,6 +92,7 @@ class Tuner(tuner_pb2_grpc.TunerServiceServicer):
         self.spoil_manifest = False
         self.checked: list[TuningConfig] = []
         self.refusal: UniTuneError | None = None  # of CheckTuning
+        self.warnings: list[str] = []  # of CheckTuning
 
     async def GetTunerInfo(self, request: Any, context: Any) -> tuner_pb2.TunerInfo:
         return tuner_pb2.TunerInfo(
@@ -105,7 +106,7 @@ class Tuner(tuner_pb2_grpc.TunerServiceServicer):
         self.checked.append(request.config)
         if self.refusal is not None:
             raise self.refusal
-        return tuner_pb2.CheckTuningResponse()
+        return tuner_pb2.CheckTuningResponse(warnings=self.warnings)
 
     async def RunTuning(
         self, request: tuner_pb2.RunTuningRequest, context: Any
@@ -186,6 +187,11 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
         self.refusals = 0  # so many runs are still to be ended as a transport does, before their first event
         self.breaks = False  # ends every run so after its first event
         self.chosen: dict[str, Any] = {}  # fields of each image, as a gate would set them
+        self.checked: list[sampler_pb2.SampleRequest] = []
+        self.refusal: UniTuneError | None = None  # of CheckSample
+        self.warnings: list[str] = []  # of CheckSample
+        self.picture_s = 0.0  # that CheckSample takes for a request with an image
+        self.picture_warning = ""  # of CheckSample for a request with an image
 
     async def GetSamplerInfo(self, request: Any, context: Any) -> sampler_pb2.SamplerInfo:
         return sampler_pb2.SamplerInfo(
@@ -258,6 +264,15 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
         finally:
             if not is_done:
                 self.stopped.set()
+
+    async def CheckSample(self, request: sampler_pb2.SampleRequest, context: Any) -> sampler_pb2.CheckSampleResponse:
+        self.checked.append(request)
+        if self.refusal is not None:
+            raise self.refusal
+        if not request.image:
+            return sampler_pb2.CheckSampleResponse(warnings=self.warnings)
+        await asyncio.sleep(self.picture_s)
+        return sampler_pb2.CheckSampleResponse(warnings=[*self.warnings, self.picture_warning])
 
     async def Load(self, request: sampler_pb2.LoadRequest, context: Any) -> sampler_pb2.LoadResponse:
         self.loaded.append(request.weights.digest)

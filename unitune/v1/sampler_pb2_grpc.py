@@ -45,6 +45,11 @@ class SamplerServiceStub:
                 request_serializer=unitune_dot_v1_dot_sampler__pb2.SampleRequest.SerializeToString,
                 response_deserializer=unitune_dot_v1_dot_sampler__pb2.SampleEvent.FromString,
                 _registered_method=True)
+        self.CheckSample = channel.unary_unary(
+                '/unitune.v1.SamplerService/CheckSample',
+                request_serializer=unitune_dot_v1_dot_sampler__pb2.SampleRequest.SerializeToString,
+                response_deserializer=unitune_dot_v1_dot_sampler__pb2.CheckSampleResponse.FromString,
+                _registered_method=True)
         self.Load = channel.unary_unary(
                 '/unitune.v1.SamplerService/Load',
                 request_serializer=unitune_dot_v1_dot_sampler__pb2.LoadRequest.SerializeToString,
@@ -85,6 +90,17 @@ class SamplerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckSample(self, request, context):
+        """CheckSample says before a tuning is made what Sample would make of a request, by what only the base model's
+        tokenizers and encoders know: it runs nothing and waits for no engine.
+
+        Fails with INVALID_ARGUMENT (INVALID_FIELD) as Sample does, but that `weights` may be unset, and for a text of which
+        the base model reads nothing: `prompt`, a text of `config`, or, without `weights`, of `tuning_config`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Load(self, request, context):
         """Load puts weights into a free engine before the first edit asks for them; when no engine is free it does nothing.
         Fails with DATA_LOSS as Sample does, and with UNAVAILABLE (DRAINING) when the replica accepts no more.
@@ -119,6 +135,11 @@ def add_SamplerServiceServicer_to_server(servicer, server):
                     servicer.Sample,
                     request_deserializer=unitune_dot_v1_dot_sampler__pb2.SampleRequest.FromString,
                     response_serializer=unitune_dot_v1_dot_sampler__pb2.SampleEvent.SerializeToString,
+            ),
+            'CheckSample': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckSample,
+                    request_deserializer=unitune_dot_v1_dot_sampler__pb2.SampleRequest.FromString,
+                    response_serializer=unitune_dot_v1_dot_sampler__pb2.CheckSampleResponse.SerializeToString,
             ),
             'Load': grpc.unary_unary_rpc_method_handler(
                     servicer.Load,
@@ -191,6 +212,33 @@ class SamplerService:
             '/unitune.v1.SamplerService/Sample',
             unitune_dot_v1_dot_sampler__pb2.SampleRequest.SerializeToString,
             unitune_dot_v1_dot_sampler__pb2.SampleEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckSample(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/unitune.v1.SamplerService/CheckSample',
+            unitune_dot_v1_dot_sampler__pb2.SampleRequest.SerializeToString,
+            unitune_dot_v1_dot_sampler__pb2.CheckSampleResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -33,8 +33,10 @@ class CheckTuningRequest(_message.Message):
     def __init__(self, config: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ...) -> None: ...
 
 class CheckTuningResponse(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("warnings",)
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RunTuningRequest(_message.Message):
     __slots__ = ("name", "key", "image", "config", "path", "further_images")

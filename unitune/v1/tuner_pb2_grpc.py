@@ -82,7 +82,8 @@ class TunerServiceServicer:
 
     def CheckTuning(self, request, context):
         """CheckTuning says whether a config can be run on the base model, by what only its tokenizer knows. Fails with
-        INVALID_ARGUMENT (INVALID_FIELD) naming the field under `config`.
+        INVALID_ARGUMENT (INVALID_FIELD) naming the field under `config`: also for a text of which nothing is read, and for
+        rare tokens or a class noun that are not read whole. RunTuning fails alike.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
