@@ -27,6 +27,7 @@ from bench.peers.diffusers_edit import DiffusersEdit
 from bench.refit_modes import refit_modes
 from bench.refits import refits
 from bench.roofline import roofline
+from bench.served_tuning import served_tuning
 from bench.serving import serving
 from sampler_svc.build.folder import build
 from sampler_svc.engines.engine import BASE
@@ -65,6 +66,7 @@ def main() -> None:
         step_s = report["refit.s"]["step"]
         report |= roofline(base_model.load(MODEL), quick=options.quick, engine_step_s=step_s)
         model.pool.close()
+    report |= served_tuning(max(options.rounds // 2, 1 if options.quick else 2), quick=options.quick)
     report |= serving(options.rounds, quick=options.quick)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -77,8 +77,14 @@ def services(tiny_cascade: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     second stage, and a preset of its own for fast edits."""
     folder = Path(shutil.copytree(tiny_cascade, tmp_path_factory.mktemp("fast") / "tiny"))
     (folder / "unitune_preset.json").write_text('{"methods": {"unitune": {"fast_steps": 3}}}')
-    with LocalServices(str(folder), home=Home(tmp_path_factory.mktemp("home"))) as services:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("UNITUNE_THREADS", "1")  # more would wait for one another on a busy machine
+        services = LocalServices(str(folder), home=Home(tmp_path_factory.mktemp("home")))
+        services.__enter__()
+    try:
         yield services
+    finally:
+        services.stop()
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from sampler_svc.build.folder import build, read_graphs
 from sampler_svc.build.recipe import BuildError, Recipe
 from sampler_svc.config import BACKENDS
 from sampler_svc.engines.engine import BackendMissing
+from unitune.system_errors import disk_sentence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,6 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(build(options.graphs, folder, recipe))
     except (BuildError, BackendMissing) as error:
         print(f"build: {error}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        told = disk_sentence(error, options.out or options.engines)
+        if told is None:
+            raise
+        print(f"build: {told}", file=sys.stderr)
         return 1
     return 0
 

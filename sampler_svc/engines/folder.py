@@ -74,7 +74,7 @@ class Manifest:
                 raise UnusableEngine(f"{folder} has schema {schema}, this program reads {SCHEMA}: {REBUILD}")
             files = {name: (digest, size) for name, (digest, size) in found["files"].items()}
             return cls(EngineKey(**found["key"]), files, found["build_s"], tuple(found["refit_modes"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UnusableEngine(f"{folder} holds no complete engine: {REBUILD}") from error
 
 

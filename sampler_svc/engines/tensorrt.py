@@ -1,8 +1,8 @@
 """TensorRT, on one GPU, in fp16. A refit writes into the loaded plan; nothing is loaded again.
 
 The plan was built with REFIT_INDIVIDUAL and only the specification's tensors marked (sampler_svc/build/tensorrt.py).
-One block of device memory holds all new weights, each at its own address, which the refitter is told once. A refit is then
-one copy into that block and one call, both on the engine's stream.
+One block of device memory holds all new weights, each at its own address, which the refitter is told once. A refit is
+then one copy into that block and one call, both on the engine's stream.
 
 TensorRT checks little: the number and dtype of each weight. It may have written some when it says False. So a
 refit that fails in any way leaves the engine without known weights (engine.py), and its owner replaces it.

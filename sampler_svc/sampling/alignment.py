@@ -14,16 +14,9 @@ from numpy.typing import NDArray
 from unitune.choices import ALIGNMENTS
 from unitune.errors import InvalidField
 from unitune.prompts import spans_of
+from unitune.reading import Piece
 
 REPLACE, REFINE = ALIGNMENTS
-
-
-class Piece(NamedTuple):
-    """One token of a text, and where in the text it is: `start` to just before `stop`."""
-
-    token: int
-    start: int
-    stop: int
 
 
 class Text(NamedTuple):

@@ -55,27 +55,26 @@ def sample_gated(
     score = gate.against(images.decode(attempts[0].image), prompt)
     best: dict[int, Gated] = {}
     spent = np.zeros(4)
-    steps_done = 0
 
     def value(found: Gated) -> tuple[bool, float]:
         # What passes ends the search for other seeds; among the points of automatic settings the rank decides.
         return not tries_all and found.passed, gate.rank(found.scores)
 
-    for attempt in attempts:
+    for number, attempt in enumerate(attempts, start=1):
         is_open = [tries_all or index not in best or not best[index].passed for index in range(len(attempt.seeds))]
         open_seeds = [index for index, wanted in enumerate(is_open) if wanted]
         if not open_seeds:
             break
-        steps_before = steps_done
         for event in sample_once(replace(attempt, seeds=tuple(attempt.seeds[index] for index in open_seeds))):
             if isinstance(event, Step):
-                steps_done = steps_before + event.index + 1
-                yield Step(steps_done - 1, steps_before + event.total, event.preview)
+                # Points differ in strength, so in steps, and how many attempts are made is not known yet: no total of
+                # them all would be right from the start.
+                yield replace(event, attempt=number, attempts=len(attempts))
             elif isinstance(event, Warned):
                 yield event
             elif isinstance(event, EditedImage):
                 index = open_seeds[event.index]
-                scores = score(images.decode(event.png))
+                scores = score(images.decode(event.png, max_bytes=None))
                 image = replace(event, index=index)
                 found = Gated(image, scores, gate.passes(scores), attempt.strength, attempt.guidance_scale)
                 if index not in best or value(found) > value(best[index]):

@@ -9,13 +9,16 @@ from tokenizers import Tokenizer
 
 from sampler_svc.engines.cpu import Graph
 from sampler_svc.engines.engine import Array
-from sampler_svc.sampling.alignment import Piece, Text
+from sampler_svc.sampling.alignment import Text
+from sampler_svc.sampling.text_reader import open_reader
 from unitune.base_model import BaseModelSpec
 from unitune.diffusion.guidance import Context
 from unitune.diffusion.schedule import Latents
 from unitune.images import ModelImage, Pixels, to_model
 from unitune.prompts import ids_with_vectors
+from unitune.reading import Piece
 
+TOKENIZER = "tokenizer.json"
 EMBEDDINGS_KEPT = 256  # prompts; the empty one is in every edit
 
 
@@ -27,7 +30,8 @@ class BaseGraphs:
     ) -> None:
         """Loads the graphs of an engine folder. Raises what tokenizers and the runtime raise for damaged files."""
         self.spec = spec
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        self.reader = open_reader(folder / TOKENIZER, is_closed=bool(spec.vocabulary))
         self._text_encoder = open_graph(folder / "text_encoder.onnx", threads)
         self._image_encoder = open_graph(folder / "image_encoder.onnx", threads)
         self._image_decoder = open_graph(folder / "image_decoder.onnx", threads)

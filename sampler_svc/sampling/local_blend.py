@@ -44,11 +44,7 @@ class LocalBlend:
         self._first = int(STARTS_AFTER * steps)
         self._words: list[tuple[Word, list[int]]] = []
         for word in words:
-            named = word.text.prompt
-            branches = [branch for branch, text in enumerate((base, edited)) if text.columns_of(named)]
-            if not branches:
-                raise InvalidField("config.blend_words", named, "name words of prompt or base_prompt")
-            self._words.append((word, branches))
+            self._words.append((word, branches_with(word.text.prompt, base, edited)))
         self._sums: list[Array] = [np.zeros(1, dtype=np.float32)] * len(words)
         self._masks: dict[str, NDArray[np.bool_]] = {}  # of the last step, by word
 
@@ -86,6 +82,16 @@ class LocalBlend:
             remedy = "name what the picture or the edit shows, or leave blend_words unset"
             return f"local blend keeps all of the picture, since {_listed(self._masks)} look nowhere: {remedy}"
         return ""
+
+
+def branches_with(named: str, base: Text, edited: Text) -> list[int]:
+    """In which of the two prompts the words are, 0 or 1. Raises InvalidField (config.blend_words) where in neither, or
+    where the text encoder has no room for them."""
+    branches = [branch for branch, text in enumerate((base, edited)) if text.columns_of(named)]
+    if not branches:
+        remedy = "name words of prompt or base_prompt, which the model cuts when long"
+        raise InvalidField("config.blend_words", named, remedy)
+    return branches
 
 
 def blended(base: Latents, edited: Latents, mask: NDArray[np.bool_]) -> Latents:

@@ -29,7 +29,7 @@ from unitune.diffusion.guidance import Context, Denoiser, guided
 from unitune.diffusion.inversion import inverted
 from unitune.diffusion.schedule import Latents, Schedule, add_noise, num_late_steps, sigma
 from unitune.diffusion.solvers import SCHEDULERS, Run
-from unitune.errors import Internal, InvalidArgument
+from unitune.errors import Internal
 from unitune.images import Mask, ModelImage, Pixels
 
 
@@ -40,6 +40,8 @@ class Step:
     index: int  # from 0
     total: int
     preview: bytes = b""  # PNG of the first seed's picture so far
+    attempt: int = 0  # from 1, where there may be several
+    attempts: int = 0  # at most
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ class Opened(NamedTuple):
     """The picture of a request as an edit begins with it."""
 
     picture: Pixels
-    given: Mask | None  # the mask that came with it, with its soft edge
+    given: Mask | None  # the mask that came with it, with its soft edge, in the region
+    given_png: bytes  # the whole of it; empty if none came
     region: Region  # of the picture, that is edited
     base_image: Pixels  # the picture there
     latent: Latents  # of that, (1, channels, h, w)
@@ -106,14 +109,13 @@ class Beginning:
     def mask(self) -> Mask | None:
         """The mask with its soft edge, where its source knows it now. Raises Cancelled before a pass of estimating it,
         and what `find` raises."""
-        request, (_, given, region, base_image, latent) = self.request, self.opened
+        request, (_, given, _, _, base_image, latent) = self.request, self.opened
         if request.mask_source not in BEFORE:
             return None
         look = stopping(self.denoiser, self.cancelled)
         contexts = self.embed(request.prompt), self.embed(request.base_prompt)
-        cut = region.of(given) if given is not None else None
         found = partial(self.find, base_image) if self.find is not None else None
-        scene = Scene(_size(base_image), cut, latent, self.schedule, look, *contexts, found)
+        scene = Scene(_size(base_image), given, latent, self.schedule, look, *contexts, found)
         mask = BEFORE[request.mask_source](scene)
         return softened(mask, request.mask_blur) if given is None else mask
 
@@ -139,13 +141,12 @@ def sample(
     the mask is of, for a mask source that names it; `second` is the second stage of a cascade, for a request whose
     results it is to enlarge; `beginning` is that of the edit, for attempts that have it in common. A strength that
     leaves no step gives the base image as the autoencoder sees it. Raises Cancelled (EDIT_CANCELLED), InvalidField for
-    words and an alignment that the prompts do not have, InvalidArgument (IMAGE_TOO_LARGE) when a result is too large a
-    file to be sent, and what `open_picture` and `find` raise.
+    words and an alignment that the prompts do not have, and what `open_picture` and `find` raise.
     """
     began = time.perf_counter()
     embed = embed or graphs.embed
     beginning = beginning or Beginning(graphs, schedule, denoiser, request, cancelled, embed, find)
-    picture, given, region, base_image, latent = beginning.opened
+    picture, _, given_png, region, base_image, latent = beginning.opened
     rows = {
         (is_noisy, is_guided): guidance_rows(request, embed, is_noisy=is_noisy, is_guided=is_guided)
         for is_noisy in (False, True)
@@ -195,16 +196,15 @@ def sample(
         if used is None and request.interpolation > 0 and _num_steps(request) > 0:
             used = softened(AFTER[request.mask_source](Finished(edited, base_image, find)), request.mask_blur)
         if used is not None:
-            edited = mix(edited, base_image, request.interpolation, used)
+            edited = mix(edited, base_image, request.interpolation, used, out=edited)
+        shown = given_png or (images.encode_mask(used) if used is not None else b"")
+        del used
         finished = region.pasted(edited, picture)
         if second is not None and is_enlarged_last:
             small = images.to_model(finished, graphs.spec.image_side)
             finished = images.from_model((yield from steps.of_second_stage(second.enlarge(small, seed))), size)
-        png = images.encode_png(finished)
-        if len(png) > images.MAX_BYTES:  # no message would carry it
-            raise _too_large(_size(picture), len(png))
-        shown = given if given is not None else used
-        yield EditedImage(index, seed, png, images.encode_mask(shown) if shown is not None else b"")
+        del edited
+        yield EditedImage(index, seed, images.encode_png(finished), shown)
     decoding_s = time.perf_counter() - denoised - steps.of_second_s
     yield Done(encoded - began, denoised - encoded, decoding_s, steps.of_second_s)
 
@@ -216,9 +216,12 @@ def open_picture(graphs: BaseGraphs, request: Request) -> Opened:
     region = whole(_size(picture))
     if request.only_masked and given is not None:
         region = around(given, request.mask_padding, graphs.spec.image_side)
+    given_png = b""
+    if given is not None:
+        given_png, given = images.encode_mask(given), np.ascontiguousarray(region.of(given))
     base_image = region.of(picture)
     latent = graphs.encode(images.to_model(base_image, graphs.spec.image_side))
-    return Opened(picture, given, region, base_image, latent)
+    return Opened(picture, given, given_png, region, base_image, latent)
 
 
 class Steps:
@@ -366,12 +369,3 @@ def _preview(graphs: BaseGraphs, denoised: Latents, size: tuple[int, int]) -> by
     shrink = min(1.0, max(graphs.spec.image_side) / max(size))
     small = max(round(size[0] * shrink), 1), max(round(size[1] * shrink), 1)
     return images.encode_png(images.from_model(graphs.preview(denoised[:1]), small))
-
-
-def _too_large(size: tuple[int, int], size_bytes: int) -> InvalidArgument:
-    value, remedy = f"{size[1]}x{size[0]} pixels", "edit a smaller copy of the picture"
-    return InvalidArgument(
-        f"the edited picture would be a file of {size_bytes} bytes, more than {images.MAX_BYTES}: {remedy}",
-        reason="IMAGE_TOO_LARGE",
-        metadata={"field": "image", "value": value, "remedy": remedy},
-    )

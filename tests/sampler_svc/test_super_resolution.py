@@ -232,8 +232,8 @@ def store_tuning(cascade: Model, store: WeightStore, method: str, *, tunes_secon
         probe_seed=base.probe.seed,
         extras=extras if method == "imagic" else {name: extras[name] for name in extras if SECOND_STAGE in name},
     )
-    store.put_weights("tunings/t", data, manifest)
-    return tuning_pb2.WeightsRef(digest=manifest.digest, path="tunings/t")
+    store.put_weights("tunings/default/t-000/1", data, manifest)
+    return tuning_pb2.WeightsRef(digest=manifest.digest, path="tunings/default/t-000/1")
 
 
 @pytest.mark.parametrize("method", ["unitune", "imagic"])

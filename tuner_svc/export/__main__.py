@@ -17,6 +17,7 @@ from tuner_svc.export import fp16
 from tuner_svc.export.base_model import export, export_under
 from tuner_svc.export.graph import ExportError
 from tuner_svc.model_folder import UnusableBaseModel, digest
+from unitune.system_errors import disk_sentence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,6 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(folder)
     except (UnusableBaseModel, ExportError) as error:
         print(f"export: {error}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        told = disk_sentence(error, options.out or options.graphs_root)
+        if told is None:
+            raise
+        print(f"export: {told}", file=sys.stderr)
         return 1
     return 0
 

@@ -22,6 +22,7 @@ from tuner_svc.export.super_resolution import export_super_resolution
 from tuner_svc.model_folder import digest
 from unitune.attention import CONTROLLED_FILE
 from unitune.base_model import BaseModelSpec, file_digest
+from unitune.known_pictures import KNOWN_PICTURES_FILE
 
 DIGEST_CHARACTERS = 16  # of a folder's name
 
@@ -41,7 +42,7 @@ def export_under(base_model: Path, root: Path, say: Say = lambda stage: None) ->
     """As `export`, into the folder below `root` that is named by the digest, in place of an older program's."""
     model_digest = digest(base_model)
     folder = root / model_digest[:DIGEST_CHARACTERS]
-    if folder.is_dir() and not is_complete(folder, model_digest):
+    if folder.is_dir() and not is_export_of(folder, base_model, model_digest):
         shutil.rmtree(folder)
     return _export(base_model, folder, model_digest, say)
 
@@ -55,8 +56,16 @@ def is_complete(folder: Path, model_digest: str) -> bool:
     return spec.digest == model_digest and all((folder / name).is_file() for name in spec.files)
 
 
+def is_export_of(folder: Path, base_model: Path, model_digest: str) -> bool:
+    """Whether it is complete, and says what the base model says of the pictures that it knows, which no digest has."""
+    theirs, own = base_model / KNOWN_PICTURES_FILE, folder / KNOWN_PICTURES_FILE
+    if theirs.is_file() != own.is_file() or not is_complete(folder, model_digest):
+        return False
+    return not theirs.is_file() or file_digest(theirs) == file_digest(own)
+
+
 def _export(base_model: Path, folder: Path, model_digest: str, say: Say) -> Path:
-    if is_complete(folder, model_digest):
+    if is_export_of(folder, base_model, model_digest):
         return folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ExportError(f"{folder} holds something else: give an empty or a new folder")
@@ -80,6 +89,8 @@ def _fill(folder: Path, base_model: Path, model: BaseModel, say: Say) -> None:
     if has_clip(base_model):
         say("exporting the gate's CLIP")
         export_clip(folder, base_model)
+    if (base_model / KNOWN_PICTURES_FILE).is_file():
+        shutil.copyfile(base_model / KNOWN_PICTURES_FILE, folder / KNOWN_PICTURES_FILE)
     say("exporting the denoiser")
     tensors = export_denoiser(model, folder)
     say("checking the denoiser with its own and with other weights")

@@ -16,7 +16,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from tuner_svc.export.check import CHECK_BATCHES, check_graph
 from tuner_svc.export.frozen import save_tokenizer
 from tuner_svc.export.graph import to_graph
-from tuner_svc.model_folder import CLIP_FOLDER, UnusableBaseModel, read_object
+from tuner_svc.model_folder import CLIP_FOLDER, UnusableBaseModel, check_safetensors, read_object
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the published CLIP models' preprocessor
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -56,8 +56,11 @@ def export_clip(folder: Path, base_model: Path) -> None:
     """Write and check both graphs and the tokenizer. Raises UnusableBaseModel for a folder that holds no CLIP, and
     ExportError when a graph does not answer like PyTorch."""
     source = base_model / CLIP_FOLDER
+    check_safetensors(source)
     try:
-        clip = CLIPModel.from_pretrained(source, dtype=torch.float32, local_files_only=True).eval()
+        clip = CLIPModel.from_pretrained(
+            source, dtype=torch.float32, local_files_only=True, use_safetensors=True
+        ).eval()
         tokenizer = CLIPTokenizer.from_pretrained(source, local_files_only=True)
     except (OSError, ValueError) as error:
         raise UnusableBaseModel(f"{source} holds no CLIP model of transformers: {error}") from error

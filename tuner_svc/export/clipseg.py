@@ -22,7 +22,8 @@ from transformers import CLIPSegForImageSegmentation, CLIPTokenizer
 from tuner_svc.export.check import CHECK_BATCHES, check_graph
 from tuner_svc.export.frozen import save_tokenizer
 from tuner_svc.export.graph import EXAMPLES, ExportError, to_graph
-from tuner_svc.model_folder import UnusableBaseModel, read_object
+from tuner_svc.model_folder import UnusableBaseModel, check_safetensors, read_object
+from unitune.system_errors import disk_sentence
 
 GRAPH_FILE, TOKENIZER_FILE = "clipseg.onnx", "clipseg_tokenizer.json"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the published model's preprocessor
@@ -49,8 +50,11 @@ def export_clipseg(source: Path, folder: Path) -> Path:
     Raises UnusableBaseModel for a folder that holds no CLIPSeg, and ExportError when the graph does not answer like
     PyTorch.
     """
+    check_safetensors(source)
     try:
-        clipseg = CLIPSegForImageSegmentation.from_pretrained(source, dtype=torch.float32, local_files_only=True).eval()
+        clipseg = CLIPSegForImageSegmentation.from_pretrained(
+            source, dtype=torch.float32, local_files_only=True, use_safetensors=True
+        ).eval()
         tokenizer = CLIPTokenizer.from_pretrained(source, local_files_only=True)
     except (OSError, ValueError) as error:
         raise UnusableBaseModel(f"{source} holds no CLIPSeg model of transformers: {error}") from error
@@ -93,6 +97,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(export_clipseg(options.clipseg, options.out))
     except (UnusableBaseModel, ExportError) as error:
         print(f"export: {error}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        told = disk_sentence(error, options.out)
+        if told is None:
+            raise
+        print(f"export: {told}", file=sys.stderr)
         return 1
     return 0
 

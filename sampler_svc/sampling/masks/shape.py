@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from unitune import images
 from unitune.diffusion.schedule import Latents
 from unitune.images import Mask, Pixels
 
@@ -16,8 +17,8 @@ def softened(mask: Mask, blur: float) -> Mask:
     """The mask under a Gaussian of this radius in pixels; a radius of 0 changes nothing."""
     if blur == 0:
         return mask
-    grey = Image.fromarray(np.rint(255 * mask).astype(np.uint8))
-    return np.asarray(grey.filter(ImageFilter.GaussianBlur(blur)), np.float32) / np.float32(255)
+    soft = np.asarray(Image.fromarray(images.grey(mask)).filter(ImageFilter.GaussianBlur(blur)))
+    return (np.arange(256, dtype=np.float32) / np.float32(255))[soft]
 
 
 def to_latent(mask: Mask, side: tuple[int, int]) -> Latents:
@@ -45,7 +46,9 @@ class Region(NamedTuple):
         return array[self.top : self.bottom, self.left : self.right]
 
     def pasted(self, part: Pixels, picture: Pixels) -> Pixels:
-        """A copy of the picture with this part of it replaced."""
+        """A copy of the picture with this part of it replaced; the part itself where that is all of it."""
+        if part.shape == picture.shape:
+            return part
         copy = picture.copy()
         copy[self.top : self.bottom, self.left : self.right] = part
         return copy
