@@ -165,6 +165,17 @@ async def test_picture_that_is_gone_fails_its_tuning(world: World) -> None:
     assert (await world.tuned(seed=3)).state == Tuning.STATE_READY
 
 
+async def test_a_run_is_read_to_its_end(world: World) -> None:
+    """The stream of a run that ended well is not cut after its last event: it would be logged as cancelled (R18)."""
+    world.tuner.update_s = 0.1
+    tuning = await world.tuned()
+
+    async def has_ended() -> bool:
+        return world.tuner.ended == [tuning.name]
+
+    await eventually(has_ended)
+
+
 async def test_weights_of_a_tuning_that_is_ready_are_loaded_ahead(world: World) -> None:
     """The sampler is asked once for each READY tuning, and never for one that failed."""
     world.tuner.failure = Internal("it diverged", reason="TUNING_DIVERGED")

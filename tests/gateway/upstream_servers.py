@@ -82,6 +82,7 @@ class Tuner(tuner_pb2_grpc.TunerServiceServicer):
         self.instance = secrets.token_hex(8)
         self.requests: list[tuner_pb2.RunTuningRequest] = []
         self.stopped: list[str] = []  # names of runs that ended before `done`
+        self.ended: list[str] = []  # names of runs whose stream was read to its end
         self.update_s = 0.0
         self.go_on = asyncio.Event()  # cleared: every run waits after its second update
         self.go_on.set()
@@ -157,6 +158,8 @@ class Tuner(tuner_pb2_grpc.TunerServiceServicer):
                     base_model=self.base_model.digest,
                 )
             )
+            await asyncio.sleep(self.update_s)
+            self.ended.append(request.name)
         finally:
             if not is_done:
                 self.stopped.append(request.name)
