@@ -4,7 +4,9 @@ import asyncio
 import time
 
 import grpc
+import pytest
 
+from gateway import evictions
 from gateway.eviction_table import EvictionTable
 from gateway.sqlite_file import SqliteFile
 from gateway.tuning_table import SCHEMA_VERSION
@@ -14,8 +16,9 @@ from unitune.v1.edit_pb2 import EditRequest
 from unitune.v1.tuning_pb2 import DeleteTuningRequest, GetTuningRequest
 
 
-async def test_a_deletion_does_not_wait_for_a_sampler_that_hangs(world: World) -> None:
+async def test_a_deletion_does_not_wait_for_a_sampler_that_hangs(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is OK before the sampler's deadline, the weights are of no use, and it is told when it answers (r8)."""
+    monkeypatch.setattr(evictions, "ANSWER_S", 0.05)
     tuning = await world.tuned()
     world.sampler.answers.clear()
     began = time.monotonic()
