@@ -34,6 +34,9 @@ ALIASES = {
 # The options of a method in a comparison, and of a tuning, as a whole.
 METHODS, TUNING_CONFIG = "methods", "tuning_config"
 
+# What an edit has as well is no option of its tuning.
+OF_TUNING = TuningOptions.__annotations__.keys() - edit_pb2.SamplingConfig.DESCRIPTOR.fields_by_name.keys()
+
 FIELDS = frozenset(
     field.name
     for message in (
@@ -113,7 +116,7 @@ class Flags:
         return self._by_name.get(field) or self._by_name.get(ALIASES.get(field, field))
 
     def _given_of_tuning(self) -> list[str]:
-        options = [shown(param) for name, param in self._by_name.items() if name in TuningOptions.__annotations__]
+        options = [shown(param) for name, param in self._by_name.items() if name in OF_TUNING]
         return [flag for flag in options if any(one.split("=")[0] == flag for one in self._arguments)]
 
 

@@ -263,7 +263,7 @@ def test_an_option_that_is_on_by_itself_is_switched_off() -> None:
 def test_the_program_names_options(unitune: Unitune, photo: Path) -> None:
     """What only the server misses is refused under its option, on one line, and in JSON with the option (N17)."""
     done = unitune("tune", photo, "--method", "textual_inversion")
-    told = unitune("edit", photo, "a dog", "--automatic", "--json")
+    told = unitune("edit", photo, "a dog", "--method", "sdedit", "--automatic", "--json")
     whole = unitune("edit", photo, "a dog", "--method", "sdedit", "--updates", "3")
 
     assert (2, "error: --initial-word is '': give one word that says what the picture shows, such as dog") == (
