@@ -105,11 +105,11 @@ class Planner:
             seeds=validation.check_seeds(request.seeds),
             preview_every=request.preview_every,
             warnings=[
-                *warnings,
                 *warnings_of(
                     words_of(request, tuning.config.rare_tokens if tuning is not None else ""),
                     sampler.base_model.vocabulary,
                 ),
+                *warnings,
             ],
             base_model=sampler.base_model,
             omit_metadata=request.omit_metadata,
