@@ -27,14 +27,15 @@ from bench.peers.diffusers_edit import DiffusersEdit
 from bench.refit_modes import refit_modes
 from bench.refits import refits
 from bench.roofline import roofline
+from bench.served_tuning import served_tuning
 from bench.serving import serving
-from sampler_svc.build import build
-from sampler_svc.engine import BASE
+from sampler_svc.build.folder import build
+from sampler_svc.engines.engine import BASE
 from sampler_svc.model import Model
-from sampler_svc.request import Request
+from sampler_svc.sampling.request import Request
 from tuner_svc import base_model
 from tuner_svc.config import DEFAULT_CODEC
-from tuner_svc.export import export
+from tuner_svc.export.base_model import export
 from tuner_svc.probe import pack_tuned
 from tuner_svc.tune import tune
 from tuner_svc.tuning_config import TuningConfig
@@ -65,6 +66,7 @@ def main() -> None:
         step_s = report["refit.s"]["step"]
         report |= roofline(base_model.load(MODEL), quick=options.quick, engine_step_s=step_s)
         model.pool.close()
+    report |= served_tuning(max(options.rounds // 2, 1 if options.quick else 2), quick=options.quick)
     report |= serving(options.rounds, quick=options.quick)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -17,6 +17,7 @@ RATIOS: dict[str, tuple[str, float | None]] = {
     "edit.50_steps.ratio_to_torch_compile": ("edit of 50 steps / torch.compile", None),
     "edit.50_steps.ratio_to_openvino": ("edit of 50 steps / OpenVINO", None),
     "tuning.ratio_to_diffusers_dreambooth": ("tuning / diffusers DreamBooth", 0.5),
+    "served_tuning.ratio_to_in_process": ("tuning through the services / in process", 1.05),
     "refit.ratio_to_build": ("refit / build of the engine", 0.05),
     "weights.ratio_to_fp16_full": ("stored tuning / denoiser in fp16", 0.125),
     "cold_start.ratio_to_diffusers": ("cold start / diffusers", None),

@@ -15,11 +15,11 @@ import numpy as np
 from bench.editbench.run import engine_folder
 from bench.inputs import MODEL, PICTURE
 from bench.measure import psnr_db, seconds
-from sampler_svc.engine import Weights
+from sampler_svc.engines.engine import Weights
+from sampler_svc.engines.weights import tuned_weights
 from sampler_svc.model import Model
-from sampler_svc.refit_weights import tuned_weights
-from sampler_svc.request import Request
-from sampler_svc.sample import EditedImage, sample
+from sampler_svc.sampling.request import Request
+from sampler_svc.sampling.sample import EditedImage, sample
 from tuner_svc import base_model
 from tuner_svc.probe import pack_tuned
 from tuner_svc.tune import tune

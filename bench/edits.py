@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
-from sampler_svc.controlled_engine import ControlledEngine
-from sampler_svc.engine import Engine
+from sampler_svc.engines.cpu_controlled import ControlledEngine
+from sampler_svc.engines.engine import Engine
 from sampler_svc.model import Model
-from sampler_svc.request import Request
-from sampler_svc.sample import EditedImage, sample
+from sampler_svc.sampling.request import Request
+from sampler_svc.sampling.sample import EditedImage, sample
 from unitune import images
 from unitune.diffusion.guidance import Context
 from unitune.images import Pixels

@@ -17,10 +17,10 @@ from bench.editbench.run import engine_folder
 from bench.editbench.scores import score
 from bench.edits import edited
 from bench.inputs import MODEL
-from sampler_svc.engine import BASE, Engine
+from sampler_svc.engines.engine import BASE, Engine
 from sampler_svc.model import Model
-from sampler_svc.prompt_to_prompt import AttentionEdit
-from sampler_svc.request import Request
+from sampler_svc.sampling.prompt_to_prompt import AttentionEdit
+from sampler_svc.sampling.request import Request
 from stickerbook.captions import caption
 from stickerbook.judge import Judge
 from stickerbook.render import psnr_db, render

@@ -18,11 +18,11 @@ from PIL import Image
 
 from bench.editbench.run import engine_folder
 from bench.inputs import DEMO, MODEL
-from sampler_svc.engine import BASE
-from sampler_svc.masks.contrast import contrasts, finder, others
+from sampler_svc.engines.engine import BASE
 from sampler_svc.model import Model
-from sampler_svc.request import Request
-from sampler_svc.sample import EditedImage, sample
+from sampler_svc.sampling.masks.contrast import contrasts, finder, others
+from sampler_svc.sampling.request import Request
+from sampler_svc.sampling.sample import EditedImage, sample
 from stickerbook.captions import caption
 from stickerbook.render import SIDE, object_mask, render
 from stickerbook.world import FIRST_HELD_OUT_SEED, NONE, Scene, draw_scene

@@ -10,13 +10,13 @@ import numpy as np
 
 from bench.inputs import GUIDANCE
 from bench.measure import Ratio, in_turns
-from sampler_svc.build import random_weights, reference_answer
-from sampler_svc.engine import BASE, Array, EngineSpec, Probe, Weights
-from sampler_svc.engine_folder import BASE_PROBE_SEED, Manifest
+from sampler_svc.build.refit_check import random_weights, reference_answer
+from sampler_svc.engines.cpu import DENOISER
+from sampler_svc.engines.engine import BASE, Array, EngineSpec, Probe, Weights
+from sampler_svc.engines.folder import BASE_PROBE_SEED, Manifest
 from sampler_svc.model import Model
-from sampler_svc.ort_engine import DENOISER
-from sampler_svc.request import Request
-from sampler_svc.sample import sample
+from sampler_svc.sampling.request import Request
+from sampler_svc.sampling.sample import sample
 
 EDIT_STEPS = (8, 20, 50)
 

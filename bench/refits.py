@@ -15,12 +15,12 @@ import numpy as np
 
 from bench.measure import Ratio, in_turns, spread
 from bench.refit_modes import near, stepping
-from sampler_svc.build import reference_answer
-from sampler_svc.engine import EngineSpec
-from sampler_svc.engine_folder import BASE_PROBE_SEED
+from sampler_svc.build.refit_check import reference_answer
+from sampler_svc.engines.cpu import DENOISER
+from sampler_svc.engines.engine import EngineSpec
+from sampler_svc.engines.folder import BASE_PROBE_SEED
+from sampler_svc.engines.weights import tuned_weights
 from sampler_svc.model import Model
-from sampler_svc.ort_engine import DENOISER
-from sampler_svc.refit_weights import tuned_weights
 from tuner_svc.config import DEFAULT_CODEC
 from unitune.codecs import decode, encode
 from unitune.weight_store import WeightStore

@@ -22,10 +22,10 @@ import grpc
 
 from bench.inputs import GUIDANCE, MODEL, PICTURE, PROMPT
 from bench.measure import Measured, Ratio, in_turns, percentile, seconds, spread
-from sampler_svc.engine import BASE
+from sampler_svc.engines.engine import BASE
 from sampler_svc.model import Model
-from sampler_svc.request import Request
-from sampler_svc.sample import sample
+from sampler_svc.sampling.request import Request
+from sampler_svc.sampling.sample import sample
 from unitune.v1 import edit_pb2, sampler_pb2, sampler_pb2_grpc
 from unitune_client import Client
 from unitune_client.channel import NO_PROXY

@@ -24,6 +24,7 @@ async def run(config: GatewayConfig) -> int:
             health_address=config.health_address or None,
             on_drain=gateway.drain,
             max_receive_bytes=serving.PUBLIC_REQUEST_BYTES,
+            connection_age_s=config.connection_age_s,
         )
     finally:
         await gateway.close()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from gateway import validation
 from gateway.edit import Edits
-from gateway.edit_plan import Planner, check_words, in_field
+from gateway.edit_plan import Planner, check_words, in_field, warnings_of, words_of
 from gateway.edit_results import CancelledByOwner
 from gateway.images import Images
 from gateway.names import parse, parse_parent
@@ -23,6 +23,7 @@ from gateway.upstreams import Upstreams
 from unitune import telemetry
 from unitune.choices import EDIT_METHODS, PROMPT_TO_PROMPT
 from unitune.errors import Internal, InvalidField, NotFound, UniTuneError, from_status, to_status
+from unitune.image_pieces import PIECE_BYTES, Assembly, cut
 from unitune.prompts import mentions, with_words_before, with_words_instead, without
 from unitune.v1.edit_pb2 import CompareEvent, CompareRequest, EditRequest
 from unitune.v1.tuning_pb2 import TuningConfig
@@ -39,6 +40,7 @@ class Turn:
 
     method: str
     request: EditRequest
+    warnings: list[str]
 
 
 class Comparisons:
@@ -73,7 +75,12 @@ class Comparisons:
         """
         began = time.monotonic()
         turns = await self._turns(request)
-        relay = Relay(self._story(turns, began, timeout_s), silence_s=self._heartbeat_s, heartbeat=_heartbeat)
+        relay = Relay(
+            self._story(turns, began, timeout_s, validate_only=request.validate_only),
+            silence_s=self._heartbeat_s,
+            heartbeat=_heartbeat,
+            size_of=CompareEvent.ByteSize,
+        )
         number = 0
         try:
             async with aclosing(relay.events()) as events:
@@ -88,10 +95,12 @@ class Comparisons:
             yield _numbered(CompareEvent(failed=to_status(ours)), number + 1)
 
     async def _story(
-        self, turns: list[Turn], began: float, timeout_s: float | None
+        self, turns: list[Turn], began: float, timeout_s: float | None, *, validate_only: bool
     ) -> AsyncGenerator[CompareEvent, None]:
-        yield CompareEvent(accepted=CompareEvent.Accepted(methods=[turn.method for turn in turns]))
-        for turn in turns:
+        warnings = dict.fromkeys(warning for turn in turns for warning in turn.warnings)
+        methods = [turn.method for turn in turns]
+        yield CompareEvent(accepted=CompareEvent.Accepted(methods=methods, warnings=warnings))
+        for turn in () if validate_only else turns:
             if self._why is not None:
                 raise self._why
             left_s = None if timeout_s is None else began + timeout_s - time.monotonic()
@@ -104,12 +113,15 @@ class Comparisons:
     async def _take(self, turn: Turn, left_s: float | None) -> AsyncGenerator[CompareEvent, None]:
         """The events of one method's edit, and its result."""
         result = CompareEvent.Result(prompt=turn.request.prompt)
+        assembly = Assembly()
         try:
             async with aclosing(self._edits.edit(turn.request, left_s)) as events:
                 async for event in events:
                     match event.WhichOneof("event"):
                         case "image":
-                            result.images.append(event.image)
+                            assembly.begin([event.image])
+                        case "image_part":
+                            assembly.add(event.image_part)
                         case "done":
                             result.timings.CopyFrom(event.done.timings)
                             result.tuning = event.done.tuning
@@ -121,11 +133,13 @@ class Comparisons:
                             pass  # the comparison has its own
                         case _:
                             yield CompareEvent(edit=event)
+                    if assembly.is_whole:
+                        result.images.extend(assembly.take())
             await self._measure(result)
-            validation.check_answer(result, "the pictures of one method are too large together; ask for fewer seeds")
         except UniTuneError as error:
             result = CompareEvent.Result(prompt=turn.request.prompt, error=to_status(error))
-        yield CompareEvent(result=result)
+        for message in _in_messages(result):
+            yield message
 
     async def _measure(self, result: CompareEvent.Result) -> None:
         """Put in what an edit does not tell: what its tuning took, whenever it ran, and what it left."""
@@ -145,7 +159,7 @@ class Comparisons:
         entries = list(request.methods) or _all_that_can_run(request)
         _check_names(entries)
         _check_words(request, entries)
-        has_gate = (await self._upstreams.sampler_info()).base_model.has_gate
+        base_model = (await self._upstreams.sampler_info()).base_model
         turns = []
         for index, entry in enumerate(entries):
             asked = _edit_request(request, entry)
@@ -156,10 +170,11 @@ class Comparisons:
                     validation.check_prompt(asked.prompt)  # it is longer now
                     check_words(asked, config)
             is_scored = asked.config.gate or asked.config.automatic
-            if has_gate and not is_scored and without(asked.prompt, config.rare_tokens if config else ""):
+            if base_model.has_gate and not is_scored and without(asked.prompt, config.rare_tokens if config else ""):
                 asked.config.gate = True
                 asked.config.resamples = 0  # the seeds stay those that were asked for
-            turns.append(Turn(entry.method, asked))
+            warnings = warnings_of(words_of(asked, config.rare_tokens if config else ""), base_model.vocabulary)
+            turns.append(Turn(entry.method, asked, warnings))
         await self._check_picture(request)
         return turns
 
@@ -242,6 +257,7 @@ def _edit_request(request: CompareRequest, entry: CompareRequest.Entry) -> EditR
         seeds=request.seeds,
         config=entry.config,
         tuning_config=entry.tuning_config,
+        omit_metadata=request.omit_metadata,
     )
     if request.WhichOneof("target") == "image":
         asked.image = request.image
@@ -272,6 +288,21 @@ def _in_entry(request: CompareRequest, index: int) -> Iterator[None]:
         elif field.startswith(("config.", "tuning_config")):
             field = f"methods[{index}].{field}"
         raise InvalidField(field, error.metadata["value"], error.metadata["remedy"]) from None
+
+
+def _in_messages(result: CompareEvent.Result) -> Iterator[CompareEvent]:
+    """A result, and what of its pictures does not fit into one message with it."""
+    if result.ByteSize() <= validation.ANSWER_BYTES:
+        yield CompareEvent(result=result)
+        return
+    first_bytes = min(PIECE_BYTES, validation.ANSWER_BYTES // (4 * len(result.images)))
+    images = [cut(image, first_bytes) for image in result.images]
+    del result.images[:]
+    result.images.extend(first for first, _ in images)
+    yield CompareEvent(result=result)
+    for _, parts in images:
+        for part in parts:
+            yield CompareEvent(image_part=part)
 
 
 def _numbered(event: CompareEvent, number: int) -> CompareEvent:

@@ -3,6 +3,11 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gateway.sample_queue import MOST_STREAMS, STREAMS
+from unitune.serving import SILENCE_S
+
+MAX_CONNECTION_AGE_S = 2_000_000  # gRPC counts it in milliseconds, in 31 bits
+
 
 @dataclass(frozen=True, kw_only=True)
 class GatewayConfig:
@@ -28,7 +33,42 @@ class GatewayConfig:
             "help": "HOST:PORT for health alone; empty for none of its own",
         },
     )
+    connection_age_s: float = field(
+        default=600.0,
+        metadata={
+            "env": "UNITUNE_CONNECTION_AGE_S",
+            "help": "seconds after which a client's connection takes no new calls, so that clients find new replicas; "
+            "streams that run go on, and 0 means never",
+        },
+    )
+    sample_streams: int = field(
+        default=STREAMS,
+        metadata={
+            "env": "UNITUNE_SAMPLE_STREAMS",
+            "help": f"edits that are at the sampler at a time, 1 to {MOST_STREAMS}; others wait in the gateway",
+        },
+    )
+    keep_unused_s: float = field(
+        default=24 * 3600.0,
+        metadata={
+            "env": "UNITUNE_KEEP_UNUSED_S",
+            "help": "seconds that a picture that no tuning uses, or what else nobody owns, is kept; 0 means for ever",
+        },
+    )
+    silence_s: float = SILENCE_S  # of tuner or sampler in a stream, until it is given up
     heartbeat_s: float = 15.0  # longest silence of a stream
     retry_s: float = 1.0  # wait before the tuner is asked again; doubles up to 16 times as much
-    sweep_s: float = 15.0  # between two looks for tunings that expire
+    sweep_s: float = 15.0  # between two looks for tunings that expire, or that are RUNNING and run by nobody
+    store_sweep_s: float = 900.0  # between two looks through the store for what nobody owns
     look_s: float = 5.0  # between two questions to tuner and sampler what they are
+
+    def __post_init__(self) -> None:
+        if self.connection_age_s != 0 and not 1 <= self.connection_age_s <= MAX_CONNECTION_AGE_S:
+            raise ValueError(
+                f"UNITUNE_CONNECTION_AGE_S is {self.connection_age_s:g}: "
+                f"it must be 1 to {MAX_CONNECTION_AGE_S} seconds, or 0 for never"
+            )
+        if self.keep_unused_s < 0:
+            raise ValueError(f"UNITUNE_KEEP_UNUSED_S is {self.keep_unused_s:g}: it must be 0 or more")
+        if not 1 <= self.sample_streams <= MOST_STREAMS:
+            raise ValueError(f"UNITUNE_SAMPLE_STREAMS is {self.sample_streams}: it must be 1 to {MOST_STREAMS}")

@@ -1,12 +1,19 @@
 """Takes tunings from the queue, one at a time, and has the tuner run them.
 
-A tuner that does not answer leaves the queue as it is. A run that is lost with its tuner is queued again at its
-old place, and FAILED when that has happened too often: a picture that kills its tuner must not do so forever.
+A tuner that does not answer leaves the queue as it is. A run that is lost is queued again at its old place. Only when
+the tuner has died with it, which its instance tells, that counts against the tuning, which is FAILED when it has
+happened too often: a picture that kills its tuner must not do so forever. A connection that was cut, a tuner that stood
+still and a gateway that died count for nothing.
+
+While the state cannot be written, such as on a full disk, a run goes on and its result waits.
 """
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from functools import partial
+from typing import TypeVar
 
 from gateway.images import Images
 from gateway.names import parse
@@ -14,7 +21,7 @@ from gateway.tuning_queue import State, Taken
 from gateway.upstreams import Upstreams, unanswered
 from gateway.weight_files import WeightFiles
 from unitune import telemetry
-from unitune.errors import FailedPrecondition, Internal, Unavailable, UniTuneError, from_status, to_status
+from unitune.errors import DataLoss, FailedPrecondition, Internal, Unavailable, UniTuneError, from_status, to_status
 from unitune.v1.tuner_pb2 import RunTuningRequest, TunerInfo
 from unitune.v1.tuning_pb2 import Tuning, TuningEvent, TuningProgress, WeightsRef
 
@@ -24,19 +31,31 @@ LONGEST_WAIT = 16  # times the first wait
 # After a tuning is READY until its weights are loaded ahead: an edit that waited for it comes first and needs no help.
 LOAD_AFTER_S = 0.5
 
+T = TypeVar("T")
+
 
 class Dispatcher:
     """The one who runs tunings."""
 
     def __init__(
-        self, state: State, images: Images, files: WeightFiles, upstreams: Upstreams, *, retry_s: float
+        self,
+        state: State,
+        images: Images,
+        files: WeightFiles,
+        upstreams: Upstreams,
+        *,
+        retry_s: float,
+        sweep_s: float,
     ) -> None:
         self._state = state
         self._images = images
         self._files = files
         self._upstreams = upstreams
         self._retry_s = retry_s
+        self._sweep_s = sweep_s
+        self._taking = asyncio.Lock()  # so that nothing is RUNNING before `_running` says so
         self._running = ""
+        self._misses_progress = False  # of the run that goes on; the log has been told
         self._task: asyncio.Task[bool] | None = None
         self._open = asyncio.Event()
         self._open.set()
@@ -45,18 +64,18 @@ class Dispatcher:
     async def run(self) -> None:
         """Run tunings until cancelled; a run that is cut off by that goes back into the queue."""
         try:
-            await self._run_all()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._run_all())
+                tasks.create_task(self._sweep())
         finally:
             for load in self._loads:
                 load.cancel()
 
     async def _run_all(self) -> None:
-        wait, recovered = 1, False
+        wait = 1
         while True:
             try:
-                if not recovered:
-                    await self._state.recover()
-                    recovered = True
+                await self._recover()
                 lost = await self._next()
             except Exception:  # our own mistake must not end all tuning
                 telemetry.failure(logger, "dispatch failed")
@@ -64,6 +83,20 @@ class Dispatcher:
             if lost:
                 await asyncio.sleep(wait * self._retry_s)
             wait = min(2 * wait, LONGEST_WAIT) if lost else 1
+
+    async def _sweep(self) -> None:
+        """Recover again and again: whatever it was that left a tuning RUNNING, it is not for ever."""
+        while True:
+            await asyncio.sleep(self._sweep_s)
+            try:
+                await self._recover()
+            except Exception:  # such as a disk that is full; the next round tries again
+                telemetry.failure(logger, "recovery failed")
+
+    async def _recover(self) -> None:
+        """Give back what is RUNNING and not run here: by an earlier process, or left so by a disk that was full."""
+        async with self._taking:
+            await self._state.recover(self._running)
 
     def pause(self) -> None:
         """Take no more tunings; the one that runs goes on."""
@@ -83,34 +116,36 @@ class Dispatcher:
             tuner = await self._upstreams.tuner_info()
         except UniTuneError:
             return True
-        taken = await self._state.take()
-        if taken is None:
-            return False
-        self._running = taken.tuning.name
+        async with self._taking:
+            taken = await self._state.take(tuner.instance)
+            if taken is None:
+                return False
+            self._running = taken.tuning.name
         self._task = asyncio.create_task(self._run(taken, tuner))
         try:
             await asyncio.wait({self._task})
             return not self._task.cancelled() and self._task.result()
         finally:
-            self._running = ""
             self._task.cancel()
             await asyncio.wait({self._task})
-            broke = not self._task.cancelled() and self._task.exception() is not None
+            self._running = ""
             # Changes nothing unless it is still RUNNING, which nothing may be that nobody runs.
-            await self._state.give_back(taken.tuning.name, crashed=broke)
+            await self._state.give_back(taken.tuning.name, lost=False)
 
     async def _run(self, taken: Taken, tuner: TunerInfo) -> bool:
         """Run one attempt and record how it ended; whether the tuner was lost."""
         name = taken.tuning.name
+        self._misses_progress = False
         telemetry.event(logger, "tuning started", tuning=name, attempt=taken.attempt)
         try:
             weights = await self._attempt(taken, tuner)
-        except Unavailable as error:
-            # A tuner that can still say why it stops (it drains, its store is down) was not brought down by the run.
-            telemetry.event(logger, "tuning lost", level=logging.WARNING, tuning=name, reason=error.reason)
-            await self._state.give_back(name, crashed=error.reason == "BACKEND_DOWN")
-            return True
         except UniTuneError as error:
+            if isinstance(error, Unavailable) or error.retry_after_s is not None:  # it will pass, as a full store will
+                telemetry.event(logger, "tuning lost", level=logging.WARNING, tuning=name, reason=error.reason)
+                # A tuner that can still say why it stops (it drains, its store is down) did not die.
+                is_lost = error.reason == "BACKEND_DOWN"
+                await self._insist(lambda: self._state.give_back(name, lost=is_lost), name)
+                return True
             await self._failed(name, error)
         except Exception:
             telemetry.failure(logger, "tuning failed", tuning=name)
@@ -136,7 +171,7 @@ class Dispatcher:
             path=self._files.path(tuning.name, taken.attempt),
             further_images=[await self._images.read(parse(name, "images")) for name in tuning.images],
         )
-        now = await self._state.get(tuning.name)
+        now = await self._insist(lambda: self._state.get(tuning.name), tuning.name)
         if now is None or now.state != Tuning.STATE_RUNNING:  # cancelled before there was a run to stop
             raise asyncio.CancelledError
         async with aclosing(self._upstreams.run_tuning(request)) as events:
@@ -147,7 +182,7 @@ class Dispatcher:
                     case "done":
                         if (event.done.key, event.done.base_model) != (tuning.key, tuning.base_model):
                             raise Internal("the tuner made other weights than were asked for", reason="WRONG_WEIGHTS")
-                        await self._files.verify(event.done)
+                        await self._insist(partial(self._files.verify, event.done), tuning.name)
                         return event.done
                     case "failed":
                         raise from_status(event.failed)
@@ -160,7 +195,35 @@ class Dispatcher:
             if tuning.state == Tuning.STATE_RUNNING:
                 tuning.progress.CopyFrom(progress)
 
-        await self._state.change(name, mutate, lambda _: TuningEvent(progress=progress))
+        try:
+            await self._state.change(name, mutate, lambda _: TuningEvent(progress=progress))
+        except Exception:  # such as a disk that is full: worth no run
+            if not self._misses_progress:
+                telemetry.failure(logger, "progress not written", tuning=name)
+            self._misses_progress = True
+
+    async def _insist(self, work: Callable[[], Awaitable[T]], name: str) -> T:
+        """Do `work` again until it succeeds: a run, and what it came to, must outlast a disk that is full for a while.
+
+        Raises what it finds of the weights, DataLoss, at once.
+        """
+        wait = 1
+        while True:
+            try:
+                return await work()
+            except DataLoss:
+                raise
+            except Exception:
+                if wait == 1:
+                    telemetry.failure(logger, "state or store not usable yet", tuning=name)
+            await asyncio.sleep(wait * self._retry_s)
+            wait = min(2 * wait, LONGEST_WAIT)
+
+    async def _discard(self, name: str, *, keep: str = "") -> None:
+        try:
+            await self._files.discard(name, keep=keep)
+        except Exception:  # the store is down; what is left goes when the tuning is deleted
+            telemetry.failure(logger, "weights not discarded", tuning=name)
 
     async def _ready(self, name: str, weights: WeightsRef) -> None:
         def mutate(tuning: Tuning) -> None:
@@ -169,9 +232,9 @@ class Dispatcher:
                 tuning.weights.CopyFrom(weights)
                 tuning.end_time.GetCurrentTime()
 
-        tuning = await self._state.change(name, mutate, lambda now: TuningEvent(ready=now))
+        tuning = await self._insist(lambda: self._state.change(name, mutate, lambda now: TuningEvent(ready=now)), name)
         is_ready = tuning is not None and tuning.weights.digest == weights.digest
-        await self._files.discard(name, keep=weights.path if is_ready else "")
+        await self._discard(name, keep=weights.path if is_ready else "")
         if is_ready:
             telemetry.event(logger, "tuning ready", tuning=name, size_bytes=weights.size_bytes)
             load = asyncio.create_task(self._load_ahead(name, weights))
@@ -185,6 +248,8 @@ class Dispatcher:
             await self._upstreams.load(weights)
         except UniTuneError as error:
             telemetry.event(logger, "weights not loaded ahead", tuning=name, reason=error.reason)
+        except Exception:
+            telemetry.failure(logger, "weights not loaded ahead", tuning=name)
 
     async def _failed(self, name: str, error: UniTuneError) -> None:
         status = to_status(error)
@@ -195,6 +260,6 @@ class Dispatcher:
                 tuning.error.CopyFrom(status)
                 tuning.end_time.GetCurrentTime()
 
-        await self._files.discard(name)  # first: FAILED means that nothing is left
-        await self._state.change(name, mutate, lambda _: TuningEvent(failed=status))
+        await self._discard(name)  # first: FAILED means that nothing is left, unless the store is down
+        await self._insist(lambda: self._state.change(name, mutate, lambda _: TuningEvent(failed=status)), name)
         telemetry.event(logger, "tuning failed", level=logging.WARNING, tuning=name, reason=error.reason)

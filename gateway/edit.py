@@ -1,23 +1,28 @@
 """The story of an edit: resolve the target, find or make the tuning, stream its events, sample, done.
 
 accepted -> [tuning ...] -> loading -> step ... -> [warning] -> image ... -> done | failed | cancelled
+
+Of a request that is to be validated only: accepted -> done.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from gateway import validation
-from gateway.edit_plan import EditPlan, Planner
+from gateway.edit_plan import EditPlan, Planner, rare_tokens_before
 from gateway.edit_results import CancelledByOwner, EditResults, OpenEdit
+from gateway.kept_images import KeptImages
+from gateway.metadata import Metadata
 from gateway.relay import Relay
+from gateway.sample_queue import SampleQueue
 from gateway.tunings import Tunings
 from gateway.upstreams import Upstreams, unanswered
 from unitune import telemetry
 from unitune.errors import FailedPrecondition, Internal, UniTuneError, from_status, to_status
 from unitune.v1.edit_pb2 import EditEvent, EditRequest, Timings
-from unitune.v1.sampler_pb2 import SampleRequest
+from unitune.v1.sampler_pb2 import SampleEvent, SampleRequest
 from unitune.v1.tuning_pb2 import Tuning, TuningEvent
 
 logger = logging.getLogger(__name__)
@@ -29,12 +34,20 @@ class Edits:
     """Runs edits."""
 
     def __init__(
-        self, planner: Planner, tunings: Tunings, upstreams: Upstreams, results: EditResults, *, heartbeat_s: float
+        self,
+        planner: Planner,
+        tunings: Tunings,
+        upstreams: Upstreams,
+        results: EditResults,
+        queue: SampleQueue,
+        *,
+        heartbeat_s: float,
     ) -> None:
         self._planner = planner
         self._tunings = tunings
         self._upstreams = upstreams
         self._results = results
+        self._queue = queue
         self._heartbeat_s = heartbeat_s
 
     async def edit(self, request: EditRequest, timeout_s: float | None) -> AsyncGenerator[EditEvent, None]:
@@ -44,9 +57,21 @@ class Edits:
         """
         began = time.monotonic()
         plan = await self._planner.plan(request)
+        if request.validate_only:
+            for number, event in enumerate(_validated(plan, time.monotonic() - began), start=1):
+                event.sequence = number
+                event.create_time.GetCurrentTime()
+                yield event
+            return
         opened = self._results.begin(plan.tenant)
         story = self._story(plan, opened, began, timeout_s)
-        opened.relay = Relay(story, silence_s=self._heartbeat_s, heartbeat=_heartbeat)
+        opened.relay = Relay(
+            story,
+            silence_s=self._heartbeat_s,
+            heartbeat=_heartbeat,
+            size_of=EditEvent.ByteSize,
+            lighten=_without_preview,
+        )
         try:
             async with aclosing(opened.relay.events()) as events:
                 async for event in events:
@@ -67,23 +92,23 @@ class Edits:
     async def _story(
         self, plan: EditPlan, opened: OpenEdit, began: float, timeout_s: float | None
     ) -> AsyncGenerator[EditEvent, None]:
-        yield _accepted(plan, opened)
+        yield _accepted(plan, opened.edit.name)
 
         tuning, tune_s = plan.tuning, 0.0
         if tuning is not None and tuning.state != Tuning.STATE_READY:
-            opened.awaits_tuning = True
+            opened.waits = True
             async with aclosing(self._tunings.watch(tuning.name, 0)) as events:
                 async for event in events:
                     yield EditEvent(tuning=event)
-            opened.awaits_tuning = False
+            opened.waits = False
             tuning = _ready(event)
             tune_s = time.monotonic() - began
 
-        images: list[EditEvent.EditedImage] = []
+        kept = KeptImages()
+        metadata = None if plan.omit_metadata else await asyncio.to_thread(Metadata, plan, tuning)
         timings: Timings | None = None
         pace = Pace()
-        left_s = None if timeout_s is None else began + timeout_s - time.monotonic()
-        async with aclosing(self._upstreams.sample(_sample_request(plan, tuning, opened), left_s)) as samples:
+        async with aclosing(self._samples(plan, tuning, opened, began, timeout_s)) as samples:
             async for sample in samples:
                 match sample.WhichOneof("event"):
                     case "loading":
@@ -94,9 +119,13 @@ class Edits:
                     case "warning":
                         yield EditEvent(warning=sample.warning)
                     case "image":
-                        validation.check_answer(sample, "the edited picture is too large for one message")
-                        images.append(sample.image)
+                        if metadata is not None:
+                            metadata.put_into(sample.image)
                         yield EditEvent(image=sample.image)
+                        kept.begin(sample.image)
+                    case "image_part":
+                        yield EditEvent(image_part=sample.image_part)
+                        kept.add(sample.image_part)
                     case "done":
                         timings = sample.done
                     case "failed":
@@ -107,8 +136,25 @@ class Edits:
         timings.tune_s = tune_s
         timings.total_s = time.monotonic() - began
         opened.edit.tuning = tuning.name if tuning is not None else ""
-        opened.done(images, timings)
+        opened.too_large_bytes = kept.too_large_bytes
+        opened.done(kept.images, timings)
         yield EditEvent(done=EditEvent.Done(timings=timings, tuning=opened.edit.tuning))
+
+    async def _samples(
+        self, plan: EditPlan, tuning: Tuning | None, opened: OpenEdit, began: float, timeout_s: float | None
+    ) -> AsyncGenerator[SampleEvent, None]:
+        """What the sampler says of the edit, once it is its turn. Raises NotFound for a tuning that is gone by then."""
+        opened.waits = True
+        async with self._queue.turn(plan.tenant) as waited_s:
+            opened.waits = False
+            if tuning is not None:
+                await self._tunings.with_weights(tuning.name)
+            left_s = None if timeout_s is None else began + timeout_s - time.monotonic()
+            async with aclosing(self._upstreams.sample(_sample_request(plan, tuning, opened), left_s)) as samples:
+                async for sample in samples:
+                    if sample.HasField("done"):
+                        sample.done.queue_s += waited_s
+                    yield sample
 
 
 class Pace:
@@ -132,10 +178,15 @@ class Pace:
         return True
 
 
-def _accepted(plan: EditPlan, opened: OpenEdit) -> EditEvent:
+def _validated(plan: EditPlan, total_s: float) -> tuple[EditEvent, EditEvent]:
+    """The events of an edit that is not made."""
+    return _accepted(plan, ""), EditEvent(done=EditEvent.Done(timings=Timings(total_s=total_s)))
+
+
+def _accepted(plan: EditPlan, edit: str) -> EditEvent:
     return EditEvent(
         accepted=EditEvent.Accepted(
-            edit=opened.edit.name,
+            edit=edit,
             config=plan.config,
             effective_strength=plan.effective_strength,
             seeds=plan.seeds,
@@ -163,13 +214,17 @@ def _sample_request(plan: EditPlan, tuning: Tuning | None, opened: OpenEdit) -> 
         weights=tuning.weights if tuning is not None else None,
         image=plan.image,
         mask=plan.mask,
-        # Other methods' prompts have their words in them already.
-        rare_tokens=tuning.config.rare_tokens if tuning is not None and tuning.config.method == "unitune" else "",
+        rare_tokens=rare_tokens_before(tuning.config if tuning is not None else None),
         prompt=plan.prompt,
         config=plan.config,
         seeds=plan.seeds,
         preview_every=plan.preview_every,
     )
+
+
+def _without_preview(event: EditEvent) -> None:
+    if event.HasField("step"):
+        event.step.ClearField("preview")
 
 
 def _heartbeat() -> EditEvent:

@@ -1,12 +1,13 @@
 """From an EditRequest to all that an edit needs: checked, with defaults filled in and its target found."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 
 from gateway import validation
 from gateway.images import Images
-from gateway.names import DEFAULT_TENANT, parse, parse_parent
+from gateway.names import DEFAULT_TENANT, Name, parse, parse_parent
 from gateway.sampling_options import (
     check_fast,
     check_gate,
@@ -16,17 +17,18 @@ from gateway.sampling_options import (
     check_options,
     check_super_resolution,
 )
-from gateway.tunings import Tunings, not_found
+from gateway.tunings import Tunings, expired, not_found
 from gateway.upstreams import Upstreams, refuse_mismatch
 from unitune.choices import BOUND_TO_NULL_TEXT, NULL_TEXT, PROMPT_TO_PROMPT, TUNING_METHODS, tuned_by
 from unitune.diffusion.schedule import num_late_steps
-from unitune.errors import FailedPrecondition, InvalidArgument, InvalidField, NotFound
-from unitune.images import ImageInfo
+from unitune.errors import FailedPrecondition, InvalidArgument, InvalidField, ResourceExhausted, Unavailable
+from unitune.picture_file import PictureInfo, refusal
 from unitune.prompts import unknown_words, without
 from unitune.v1.edit_pb2 import EditRequest, SamplingConfig
 from unitune.v1.image_pb2 import Image
-from unitune.v1.sampler_pb2 import SamplerInfo
-from unitune.v1.tuning_pb2 import Tuning, TuningConfig
+from unitune.v1.sampler_pb2 import SampleRequest, SamplerInfo
+from unitune.v1.server_pb2 import BaseModel
+from unitune.v1.tuning_pb2 import Tuning, TuningConfig, WeightsRef
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class EditPlan:
     seeds: list[int]
     preview_every: int
     warnings: list[str]
+    base_model: BaseModel
+    omit_metadata: bool = False
 
     @property
     def effective_strength(self) -> float:
@@ -61,25 +65,36 @@ class Planner:
     async def settle(self, request: EditRequest) -> TuningConfig | None:
         """The config with which an edit of an image would tune; None for a method without a tuning. Makes nothing.
 
-        Raises what Edit refuses of the settings; neither the picture is looked at nor what the prompt must mention.
+        Raises what Edit refuses of settings and texts; neither the picture is looked at nor what the prompt must
+        mention.
         """
+        _check_sizes(request)
         sampler = await self._checked(request)
-        return await self._settled(request, _filled(request, _method_of(request), sampler))
+        sampling = _filled(request, _method_of(request), sampler)
+        config = await self._settled(request, sampling)
+        await self._upstreams.check_sample(_unsampled(request, sampling, config))
+        return config
 
     async def plan(self, request: EditRequest) -> EditPlan:
-        """Check a request and find its target; an image's tuning is found or made. Raises as Edit does."""
+        """Check a request and find its target; an image's tuning is found, or made unless the request is to be
+        validated only. Raises as Edit does.
+        """
+        request = await self._with_mask(request)
         sampler = await self._checked(request)
         if request.WhichOneof("target") == "tuning":
             tenant, named = await self._named(request)
             request = completed(request, named.config)
-            method, tuning, image = await self._of_tuning(request, named)
+            method, tuning, image, warnings = await self._of_tuning(request, named)
             config = _filled(request, method, sampler)
+            unsampled = _unsampled(
+                request, config, tuning.config if tuning else None, tuning.weights if tuning else None
+            )
+            warnings = [*warnings, *await self._upstreams.check_sample(unsampled)]
         else:
             config = _filled(request, _method_of(request), sampler)
-            tenant, tuning, image = await self._of_image(request, config)
+            tenant, tuning, image, warnings = await self._of_image(request, config, sampler.base_model)
         if tuning is not None:
             refuse_mismatch(tuning.base_model, sampler.base_model.digest)
-        words = " ".join((request.prompt, config.base_prompt, config.negative_prompt))
         return EditPlan(
             tenant=tenant,
             tuning=tuning,
@@ -89,11 +104,29 @@ class Planner:
             config=config,
             seeds=validation.check_seeds(request.seeds),
             preview_every=request.preview_every,
-            warnings=warnings_of(
-                without(words, tuning.config.rare_tokens) if tuning is not None else words,
-                sampler.base_model.vocabulary,
-            ),
+            warnings=[
+                *warnings_of(
+                    words_of(request, tuning.config.rare_tokens if tuning is not None else ""),
+                    sampler.base_model.vocabulary,
+                ),
+                *warnings,
+            ],
+            base_model=sampler.base_model,
+            omit_metadata=request.omit_metadata,
         )
+
+    async def _with_mask(self, request: EditRequest) -> EditRequest:
+        """The request with the uploaded mask that it names in `mask`, whose name stays; otherwise as it is."""
+        _check_sizes(request)
+        if not request.mask_image:
+            return request
+        if request.mask:
+            raise InvalidField("mask_image", request.mask_image, "leave it unset beside mask, or leave mask unset")
+        name = parse(request.mask_image, "images", "mask_image")
+        whole = EditRequest()
+        whole.CopyFrom(request)
+        whole.mask = await self._images.read(name._replace(tenant=_tenant_of(request)))
+        return whole
 
     async def _checked(self, request: EditRequest) -> SamplerInfo:
         """The sampler, whose base model has what the request's settings ask of one. Raises as Edit does."""
@@ -113,8 +146,8 @@ class Planner:
             raise not_found(request.tuning)
         return tenant, await self._tunings.get(request.tuning)
 
-    async def _of_tuning(self, request: EditRequest, tuning: Tuning) -> tuple[str, Tuning | None, bytes]:
-        """Method, tuning if its weights are used, and image. The request is a completed one."""
+    async def _of_tuning(self, request: EditRequest, tuning: Tuning) -> tuple[str, Tuning | None, bytes, Sequence[str]]:
+        """Method, tuning if its weights are used, image, and its warnings. The request is a completed one."""
         by_default = PROMPT_TO_PROMPT if tuning.config.method == NULL_TEXT else tuning.config.method
         method = request.config.method or by_default
         uses_weights = tuned_by(method, request.config.inversion)
@@ -128,11 +161,7 @@ class Planner:
         if uses_weights:
             check_words(request, tuning.config)
         if uses_weights and tuning.state == Tuning.STATE_EXPIRED:
-            raise NotFound(
-                f"the weights of {tuning.name} are discarded; make a new tuning",
-                reason="TUNING_EXPIRED",
-                metadata={"name": tuning.name},
-            )
+            raise expired(tuning.name)
         if uses_weights and tuning.state != Tuning.STATE_READY:
             state = Tuning.State.Name(tuning.state)
             raise FailedPrecondition(
@@ -141,34 +170,54 @@ class Planner:
                 metadata={"name": tuning.name, "state": state},
             )
         name_of_image = parse(tuning.image, "images")
-        image = await self._images.read(name_of_image)
-        await self._check_mask(request, await self._images.find(name_of_image))
-        return method, tuning if uses_weights else None, image
+        image, picture = await self._images.read(name_of_image), await self._images.find(name_of_image)
+        await self._check_mask(request, picture)
+        return method, tuning if uses_weights else None, image, picture.warnings
 
-    async def _of_image(self, request: EditRequest, sampling: SamplingConfig) -> tuple[str, Tuning | None, bytes]:
-        """Tenant, tuning and image; the tuning is found or made, once all is found to be right."""
+    async def _of_image(
+        self, request: EditRequest, sampling: SamplingConfig, base_model: BaseModel
+    ) -> tuple[str, Tuning | None, bytes, Sequence[str]]:
+        """Tenant, tuning, image, and warnings; the tuning is found or made, once all is found to be right.
+
+        Of a request that is to be validated only it is found, or stands for the one that would be made.
+        """
         config = await self._settled(request, sampling)
         if config is not None:
             check_words(request, config)
-        asked = parse_parent(request.parent)
+        tenant = _tenant_of(request)
+        picture: Image | PictureInfo
         if request.WhichOneof("target") == "image":
-            name = parse(request.image, "images", "image")
-            tenant = asked or name.tenant
-            name = name._replace(tenant=tenant)  # another tenant's name looks like one that does not exist
-            data = await self._images.read(name)
-            await self._check_mask(request, await self._images.find(name))
+            # Another tenant's name looks like one that does not exist.
+            name = parse(request.image, "images", "image")._replace(tenant=tenant)
+            data, picture = await self._images.read(name), await self._images.find(name)
+            await self._check_mask(request, picture)
         else:
-            tenant, data = asked or DEFAULT_TENANT, request.image_data
-            if request.mask or config is None:
+            data = request.image_data
+            if request.mask or config is None or request.validate_only:
                 with in_field("image_data"):
                     picture = await self._images.check(data)
                 await self._check_mask(request, picture)
-            if config is not None:
+        unsampled = _unsampled(request, sampling, config)
+        warnings = await self._upstreams.check_sample(unsampled)
+        if config is not None and request.WhichOneof("target") == "image_data":
+            if request.validate_only:
+                name = Name(tenant, "images", hashlib.sha256(data).hexdigest())
+            else:
                 with in_field("image_data"):
-                    name = parse((await self._images.keep(tenant, data)).name, "images")
+                    picture = await self._images.keep(tenant, data)
+                name = parse(picture.name, "images")
+        if base_model.has_known_pictures:
+            unsampled.image = data
+            with suppress(Unavailable, ResourceExhausted):  # not looked at in time, it is edited without a warning
+                warnings = await self._upstreams.check_sample(unsampled)
+        warnings = [*picture.warnings, *warnings]
         if config is None:
-            return tenant, None, data
-        return tenant, await self._tunings.find_or_make(tenant, name, config, needs_tuner=True), data
+            return tenant, None, data, warnings
+        if request.validate_only:
+            tuning = await self._tunings.found_or_planned(tenant, name, picture, config)
+        else:
+            tuning = await self._tunings.find_or_make(tenant, name, config, needs_tuner=True)
+        return tenant, tuning, data, warnings
 
     async def _settled(self, request: EditRequest, sampling: SamplingConfig) -> TuningConfig | None:
         """The tuning that an edit of an image needs, with every default filled in; `sampling` is the edit's own."""
@@ -176,9 +225,36 @@ class Planner:
             return None
         return await self._tunings.settled(_tuning_config(request, sampling), "tuning_config")
 
-    async def _check_mask(self, request: EditRequest, picture: Image | ImageInfo) -> None:
+    async def _check_mask(self, request: EditRequest, picture: Image | PictureInfo) -> None:
         if request.mask:
-            await self._images.check_mask(request.mask, picture, keeps=request.config.mask_keeps)
+            with in_field("mask_image") if request.mask_image else nullcontext():
+                await self._images.check_mask(request.mask, picture, keeps=request.config.mask_keeps)
+
+
+def words_of(request: EditRequest, bound: str) -> str:
+    """All that an edit's prompts say, without the words that its tuning binds."""
+    config = request.config
+    return without(" ".join((request.prompt, config.base_prompt, config.negative_prompt)), bound)
+
+
+def rare_tokens_before(tuning: TuningConfig | None) -> str:
+    """What the sampler puts before the prompt: UniTune's words. Other methods' prompts have theirs in them already."""
+    return tuning.rare_tokens if tuning is not None and tuning.method == "unitune" else ""
+
+
+def _unsampled(
+    request: EditRequest, sampling: SamplingConfig, tuning: TuningConfig | None, weights: WeightsRef | None = None
+) -> SampleRequest:
+    """An edit's run for the sampler to check, without its pictures; `weights` of a tuning that is READY."""
+    return SampleRequest(
+        weights=weights,
+        rare_tokens=rare_tokens_before(tuning),
+        prompt=request.prompt,
+        config=sampling,
+        seeds=validation.check_seeds(request.seeds),
+        preview_every=request.preview_every,
+        tuning_config=tuning,
+    )
 
 
 def warnings_of(prompt: str, vocabulary: Sequence[str]) -> list[str]:
@@ -206,13 +282,28 @@ def _check(request: EditRequest) -> None:
         needed = tuned_by(method, request.config.inversion)
         validation.check_tuning_config(request.tuning_config, "tuning_config", needed)
         check_options(request.config, request.mask, "config", method, request.prompt)
-    if len(request.image_data) > validation.IMAGE_DATA_BYTES:
-        value, remedy = f"{len(request.image_data)} bytes", f"upload pictures above {validation.IMAGE_DATA_BYTES} bytes"
-        raise InvalidArgument(
-            f"image_data is {value}: {remedy}",
-            reason="UPLOAD_TOO_LARGE",
-            metadata={"field": "image_data", "value": value, "remedy": remedy},
-        )
+
+
+def _check_sizes(request: EditRequest) -> None:
+    """What a request carries itself must leave it below the largest message."""
+    for field, most, instead in (
+        ("image_data", validation.IMAGE_DATA_BYTES, "image"),
+        ("mask", validation.MASK_BYTES, "mask_image"),
+    ):
+        size = len(getattr(request, field))
+        if size > most:
+            remedy = f"upload what is above {most} bytes with UploadImage, and name it in {instead}"
+            raise refusal(field, "UPLOAD_TOO_LARGE", f"{size} bytes", remedy)
+
+
+def _tenant_of(request: EditRequest) -> str:
+    """The tenant whose edit it is: that of the parent, or of the target."""
+    if asked := parse_parent(request.parent):
+        return asked
+    target = request.WhichOneof("target")
+    if target in ("tuning", "image"):
+        return parse(getattr(request, target), f"{target}s", target).tenant
+    return DEFAULT_TENANT
 
 
 def check_words(request: EditRequest, tuning: TuningConfig) -> None:

@@ -1,7 +1,12 @@
-"""Edits by name: those that run, and for ten minutes those that ended, with their pictures, in memory."""
+"""Edits by name: those that run, and for ten minutes those that ended, with their pictures, in memory.
 
+Pictures are kept up to a number of bytes in all; the oldest are forgotten first.
+"""
+
+import asyncio
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 
 from google.rpc.status_pb2 import Status
 
@@ -25,13 +30,16 @@ class CancelledByOwner(Cancelled):
 class OpenEdit:
     """One edit, from its acceptance on."""
 
-    def __init__(self, tenant: str) -> None:
+    def __init__(self, tenant: str, on_end: "Callable[[OpenEdit], None]") -> None:
         self.edit = Edit(name=str(Name(tenant, "edits", new_id("e"))), state=Edit.STATE_RUNNING)
         self.relay: Relay[EditEvent] | None = None
-        self.awaits_tuning = False
+        self.waits = False  # for its tuning, or for its turn at the sampler
         self.end_s: float | None = None  # on the monotonic clock
         self.size_bytes = 0
+        self.counted_bytes = 0  # by EditResults
+        self.too_large_bytes = 0  # of its pictures, when no answer could hold them and they are not kept
         self._events = 0
+        self._on_end = on_end
 
     def numbered(self, event: EditEvent) -> EditEvent:
         """The event with its number and time; a heartbeat has no number."""
@@ -62,25 +70,27 @@ class OpenEdit:
         self.relay = None
         self.end_s = time.monotonic()
         self.size_bytes = self.edit.ByteSize()
+        self._on_end(self)
 
 
 class EditResults:
     """All edits of this process."""
 
     def __init__(self) -> None:
-        self._edits: OrderedDict[str, OpenEdit] = OrderedDict()
+        self._edits: dict[str, OpenEdit] = {}
+        self._ended: OrderedDict[str, OpenEdit] = OrderedDict()  # the oldest end first
+        self._timer: asyncio.TimerHandle | None = None
+        self.size_bytes = 0  # of those that ended
 
     def begin(self, tenant: str) -> OpenEdit:
         """A new edit of a tenant."""
-        self._forget()
-        opened = OpenEdit(tenant)
+        opened = OpenEdit(tenant, self._end)
         self._edits[opened.edit.name] = opened
         return opened
 
     def get(self, name: str) -> OpenEdit:
         """An edit by name. Raises NotFound (EDIT_NOT_FOUND)."""
         parse(name, "edits")
-        self._forget()
         try:
             return self._edits[name]
         except KeyError:
@@ -95,17 +105,30 @@ class EditResults:
         return opened.edit
 
     def end_waiting(self, why: UniTuneError) -> None:
-        """End every edit that waits for its tuning, which may outlast any drain; those that sample go on."""
+        """End every edit that waits for its tuning or its turn, which may outlast any drain; others go on."""
         for opened in self._edits.values():
-            if opened.awaits_tuning and opened.relay is not None:
+            if opened.waits and opened.relay is not None:
                 opened.relay.stop(why)
 
+    def _end(self, opened: OpenEdit) -> None:
+        name = opened.edit.name
+        earlier = self._ended.pop(name, None)  # one that was cancelled in the moment in which it failed ends twice
+        self.size_bytes += opened.size_bytes - (opened.counted_bytes if earlier is not None else 0)
+        opened.counted_bytes = opened.size_bytes
+        self._ended[name] = opened
+        self._forget()
+
     def _forget(self) -> None:
-        """Drop what ended too long ago, and the oldest of what would be too much."""
-        ended = [(name, opened) for name, opened in self._edits.items() if opened.end_s is not None]
-        count, size = len(ended), sum(opened.size_bytes for _, opened in ended)
-        for name, opened in ended:
-            is_old = opened.end_s is not None and time.monotonic() - opened.end_s > KEPT_S
-            if is_old or count > MAX_EDITS or size > MAX_BYTES:
-                del self._edits[name]
-                count, size = count - 1, size - opened.size_bytes
+        """Drop what ended too long ago, and the oldest of what would be too much; come back for the rest in time."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        now_s = time.monotonic()
+        while self._ended:
+            name, oldest = next(iter(self._ended.items()))
+            left_s = KEPT_S - (now_s - (oldest.end_s or now_s))
+            if left_s > 0 and len(self._ended) <= MAX_EDITS and self.size_bytes <= MAX_BYTES:
+                self._timer = asyncio.get_running_loop().call_later(left_s, self._forget)
+                return
+            del self._ended[name], self._edits[name]
+            self.size_bytes -= oldest.counted_bytes

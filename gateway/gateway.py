@@ -10,11 +10,17 @@ from gateway.dispatch import Dispatcher
 from gateway.edit import Edits
 from gateway.edit_plan import Planner
 from gateway.edit_results import EditResults
+from gateway.evictions import Evictions
 from gateway.images import Images
+from gateway.known_services import KnownServices
+from gateway.open_calls import OpenCalls
+from gateway.retention import Retention
+from gateway.sample_queue import SampleQueue
 from gateway.service import EditService, ImageService, ServerService, TuningService
 from gateway.state import SqliteState
 from gateway.tunings import Tunings
-from gateway.upstreams import Upstreams, look_around
+from gateway.uploads import Uploads
+from gateway.upstreams import Upstreams
 from gateway.weight_files import WeightFiles
 from unitune.errors import Unavailable
 from unitune.v1 import (
@@ -35,31 +41,43 @@ class Gateway:
 
     def __init__(self, config: GatewayConfig, state: SqliteState, store: WeightStore) -> None:
         self._state = state
-        self._upstreams = Upstreams(config.tuner, config.sampler)
-        images, files = Images(store), WeightFiles(store)
-        self._dispatcher = Dispatcher(state, images, files, self._upstreams, retry_s=config.retry_s)
-        tunings = Tunings(state, images, files, self._upstreams, self._dispatcher)
+        self._upstreams = Upstreams(config.tuner, config.sampler, silence_s=config.silence_s)
+        self._services = KnownServices(self._upstreams, state)
+        self._images, files = Images(store), WeightFiles(store)
+        images = self._images
+        self._dispatcher = Dispatcher(
+            state, images, files, self._upstreams, retry_s=config.retry_s, sweep_s=config.sweep_s
+        )
+        evictions = Evictions(state, self._upstreams, retry_s=config.retry_s)
+        tunings = Tunings(state, images, files, self._upstreams, self._dispatcher, evictions)
+        self.retention = Retention(state, images, store, keep_s=config.keep_unused_s)
         self._results = EditResults()
         planner = Planner(tunings, images, self._upstreams)
-        edits = Edits(planner, tunings, self._upstreams, self._results, heartbeat_s=config.heartbeat_s)
+        queue = SampleQueue(config.sample_streams)
+        edits = Edits(planner, tunings, self._upstreams, self._results, queue, heartbeat_s=config.heartbeat_s)
         self._comparisons = Comparisons(
             planner, edits, tunings, images, self._upstreams, heartbeat_s=config.heartbeat_s
         )
-        self._tuning_service = TuningService(tunings, config.heartbeat_s)
-        self._image_service = ImageService(images)
-        self._edit_service = EditService(edits, self._comparisons, self._results)
+        calls = OpenCalls()
+        self._tuning_service = TuningService(tunings, calls, config.heartbeat_s)
+        self._image_service = ImageService(images, Uploads(), self.retention, calls)
+        self._edit_service = EditService(edits, self._comparisons, self._results, calls)
         self._server_service = ServerService(self._upstreams)
         self._tasks = [
             asyncio.create_task(self._dispatcher.run()),
             asyncio.create_task(tunings.sweep(config.sweep_s)),
-            asyncio.create_task(look_around(self._upstreams, config.look_s)),
+            asyncio.create_task(self.retention.run(config.store_sweep_s)),
+            asyncio.create_task(evictions.run()),
         ]
 
     @classmethod
     async def open(cls, config: GatewayConfig) -> "Gateway":
         """Open the state and the store and begin to run what is queued. Raises OSError when either cannot be used."""
         store = WeightStore(config.store)
-        return cls(config, await SqliteState.open(config.state), store)
+        gateway = cls(config, await SqliteState.open(config.state), store)
+        await gateway._services.begin()
+        gateway._tasks.append(asyncio.create_task(gateway._services.look_around(config.look_s)))
+        return gateway
 
     def register(self, server: grpc.aio.Server) -> list[str]:
         """Add the public services to a server; their names."""
@@ -84,4 +102,5 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._upstreams.close()
+        await self._images.close()
         await self._state.close()

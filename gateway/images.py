@@ -1,11 +1,11 @@
 """Uploaded pictures: received in chunks, checked, kept under the digest of their bytes.
 
 Two objects lie under `images/{tenant}/{sha256}` of the store: `file`, the picture as it came, and
-`image.json`, what is known of it, written last, so that a picture without it does not exist.
+`image.json`, what is known of it, written last, so that a picture without it does not exist, and written again by
+every upload of the same bytes, for its time.
 """
 
 import asyncio
-import contextlib
 import hashlib
 import json
 import re
@@ -16,12 +16,13 @@ from dataclasses import asdict
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from gateway.names import DEFAULT_TENANT, Name, parse_parent
-from unitune import images
-from unitune.errors import InvalidArgument, InvalidField, NotFound
+from gateway.uploads import Upload
+from unitune import images, store_paths
+from unitune.errors import DataLoss, InvalidArgument, InvalidField, NotFound
+from unitune.picture_check import PictureChecks
+from unitune.picture_file import MAX_BYTES, PictureInfo, refusal
 from unitune.v1.image_pb2 import Image, UploadImageRequest
 from unitune.weight_store import WeightStore
-
-CONCURRENT_CHECKS = 2  # a picture of 64 megapixels takes 200 MB while it is decoded
 
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
@@ -31,68 +32,97 @@ class Images:
 
     def __init__(self, store: WeightStore) -> None:
         self._store = store
-        self._checks = asyncio.Semaphore(CONCURRENT_CHECKS)
+        # Held by whoever looks for a picture, or for its users, and then does what must fit to what was found.
+        self.changes = asyncio.Lock()
+        self._checks = PictureChecks()
 
-    async def check(self, data: bytes) -> images.ImageInfo:
-        """What a picture's file holds. Raises InvalidArgument as `unitune.images.inspect` does."""
-        async with self._checks:
-            return await asyncio.to_thread(images.inspect, data)
+    async def close(self) -> None:
+        """End what checks pictures."""
+        await self._checks.close()
 
-    async def check_mask(self, data: bytes, picture: Image | images.ImageInfo, *, keeps: bool) -> None:
-        """Raise InvalidArgument naming `mask`, as `unitune.images.decode_mask` does, or if nothing would be edited.
+    async def check(self, data: bytes) -> PictureInfo:
+        """What a picture's file holds. Raises as `PictureChecks.picture` does."""
+        return await self._checks.picture(data)
+
+    async def check_mask(self, data: bytes, picture: Image | PictureInfo, *, keeps: bool) -> None:
+        """Raise InvalidArgument naming `mask`: as `PictureChecks.mask` does, for a mask of another size than the
+        picture, and if nothing would be edited.
 
         `keeps` says that what is white is kept.
         """
-        async with self._checks:
-            mask = await asyncio.to_thread(images.decode_mask, data, (picture.height, picture.width))
-        if mask.min() == 1 if keeps else mask.max() == 0:
+        mask = await self._checks.mask(data)
+        images.check_mask_size(mask.width, mask.height, (picture.height, picture.width))
+        if mask.darkest == 255 if keeps else mask.brightest == 0:
             edited, kept = ("black", "white") if keeps else ("white", "black")
             raise InvalidField("mask", f"all {kept}", f"make {edited} what is to be edited; nothing is")
 
     async def keep(self, tenant: str, data: bytes) -> Image:
-        """Check a picture and keep it; one that is there already stays as it is. Raises as `check` does."""
+        """Check a picture and keep it; of one that is there already, and whole, only the time changes.
+
+        Raises as `check` does.
+        """
         name = Name(tenant, "images", hashlib.sha256(data).hexdigest())
-        with contextlib.suppress(NotFound):
-            return await self.find(name)
+        async with self.changes:
+            try:
+                there = await self.find(name)
+                await self.read(name)
+                await self._store.answer(self._store.renew, f"{_path(name)}/image.json")
+                return there
+            except NotFound:
+                pass
+            except DataLoss:
+                await self.discard(name)
         info = await self.check(data)
         about = {**asdict(info), "size_bytes": len(data), "create_s": time.time()}
-        await asyncio.to_thread(self._write, name, data, json.dumps(about).encode())
+        await self._store.answer(self._write, name, data, json.dumps(about).encode())
         return await self.find(name)
 
     async def find(self, name: Name) -> Image:
-        """A picture's resource. Raises NotFound (IMAGE_NOT_FOUND)."""
+        """A picture's resource. Raises NotFound (IMAGE_NOT_FOUND), DataLoss (IMAGE_CORRUPT)."""
         try:
-            about = json.loads(await asyncio.to_thread(self._store.get, f"{_path(name)}/image.json"))
+            text = await self._store.answer(self._store.get, f"{_path(name)}/image.json")
         except FileNotFoundError:
             raise _missing(name) from None
         create_time = Timestamp()
-        create_time.FromMicroseconds(round(about.pop("create_s") * 1e6))
-        return Image(name=str(name), sha256=name.id, create_time=create_time, **about)
+        try:
+            about = json.loads(text)
+            create_time.FromMicroseconds(round(about.pop("create_s") * 1e6))
+            return Image(name=str(name), sha256=name.id, create_time=create_time, **about)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
+            raise _damaged(name) from None
 
     async def read(self, name: Name) -> bytes:
-        """A picture's file. Raises NotFound (IMAGE_NOT_FOUND)."""
+        """A picture's file. Raises NotFound (IMAGE_NOT_FOUND), DataLoss (IMAGE_CORRUPT)."""
         try:
-            return await asyncio.to_thread(self._store.get, f"{_path(name)}/file")
+            data = await self._store.answer(self._store.get, f"{_path(name)}/file")
         except FileNotFoundError:
             raise _missing(name) from None
+        if hashlib.sha256(data).hexdigest() != name.id:
+            raise _damaged(name)
+        return data
+
+    async def time_of(self, name: Name) -> float:
+        """When a picture was uploaded last, in Unix seconds; 0 if nothing is there."""
+        return max((await self._store.answer(self._store.times, _path(name))).values(), default=0.0)
 
     async def discard(self, name: Name) -> None:
-        """Delete a picture; one that is not there is fine."""
+        """Delete a picture, or what a failed upload left of it; one that is not there is fine."""
         for part in ("image.json", "file"):
-            await asyncio.to_thread(self._store.delete, f"{_path(name)}/{part}")
+            await self._store.answer(self._store.delete, f"{_path(name)}/{part}")
 
     def _write(self, name: Name, data: bytes, about: bytes) -> None:
         self._store.put(f"{_path(name)}/file", data)
         self._store.put(f"{_path(name)}/image.json", about)
 
 
-async def receive(requests: AsyncIterator[UploadImageRequest]) -> tuple[str, bytes]:
+async def receive(requests: AsyncIterator[UploadImageRequest], upload: Upload) -> tuple[str, bytes]:
     """An upload's tenant and bytes, held in memory and nowhere else.
 
-    Raises InvalidField for a message out of place, InvalidArgument for UPLOAD_TOO_LARGE and DIGEST_MISMATCH.
+    Raises InvalidField for a message out of place, InvalidArgument for UPLOAD_TOO_LARGE and DIGEST_MISMATCH, and
+    ResourceExhausted as `Upload.add` does.
     """
     tenant, header = DEFAULT_TENANT, None
-    data, digest = bytearray(), hashlib.sha256()
+    digest = hashlib.sha256()
     async for request in requests:
         if request.WhichOneof("part") == "header":
             if header is not None:
@@ -105,14 +135,14 @@ async def receive(requests: AsyncIterator[UploadImageRequest]) -> tuple[str, byt
             raise InvalidField("header", "missing", "the first message of an upload is its header")
         if not 1 <= len(request.chunk) <= images.MAX_CHUNK_BYTES:
             raise InvalidField("chunk", f"{len(request.chunk)} bytes", f"send 1 to {images.MAX_CHUNK_BYTES} bytes each")
-        if len(data) + len(request.chunk) > images.MAX_BYTES:
-            raise _too_large(f"more than {images.MAX_BYTES} bytes")
-        data += request.chunk
+        if upload.size_bytes + len(request.chunk) > MAX_BYTES:
+            raise _too_large(f"more than {MAX_BYTES} bytes")
+        upload.add(request.chunk)
         digest.update(request.chunk)
     if header is None:
         raise InvalidField("header", "missing", "the first message of an upload is its header")
-    if header.size_bytes and header.size_bytes != len(data):
-        raise InvalidField("header.size_bytes", header.size_bytes, f"but {len(data)} bytes came")
+    if header.size_bytes and header.size_bytes != upload.size_bytes:
+        raise InvalidField("header.size_bytes", header.size_bytes, f"but {upload.size_bytes} bytes came")
     if header.sha256 and header.sha256.lower() != digest.hexdigest():
         remedy = "the bytes that came have another digest; send the file again"
         raise InvalidArgument(
@@ -120,25 +150,20 @@ async def receive(requests: AsyncIterator[UploadImageRequest]) -> tuple[str, byt
             reason="DIGEST_MISMATCH",
             metadata={"field": "header.sha256", "value": header.sha256, "remedy": remedy},
         )
-    return tenant, bytes(data)
+    return tenant, upload.whole()
 
 
 def _check_header(header: UploadImageRequest.Header) -> None:
     if header.size_bytes < 0:
         raise InvalidField("header.size_bytes", header.size_bytes, "it must be the file's size, or 0 if unknown")
-    if header.size_bytes > images.MAX_BYTES:
+    if header.size_bytes > MAX_BYTES:
         raise _too_large(f"{header.size_bytes} bytes")
     if header.sha256 and not _SHA256.fullmatch(header.sha256):
         raise InvalidField("header.sha256", header.sha256, "it must be 64 hexadecimal digits, or empty")
 
 
 def _too_large(value: str) -> InvalidArgument:
-    remedy = f"send a file of at most {images.MAX_BYTES} bytes"
-    return InvalidArgument(
-        f"image is {value}: {remedy}",
-        reason="UPLOAD_TOO_LARGE",
-        metadata={"field": "image", "value": value, "remedy": remedy},
-    )
+    return refusal("image", "UPLOAD_TOO_LARGE", value, f"send a file of at most {MAX_BYTES} bytes")
 
 
 def _missing(name: Name) -> NotFound:
@@ -147,5 +172,11 @@ def _missing(name: Name) -> NotFound:
     )
 
 
+def _damaged(name: Name) -> DataLoss:
+    return DataLoss(
+        f"the stored image {name} is damaged; upload it again", reason="IMAGE_CORRUPT", metadata={"name": str(name)}
+    )
+
+
 def _path(name: Name) -> str:
-    return f"images/{name.tenant}/{name.id}"
+    return store_paths.of_image(name.tenant, name.id)

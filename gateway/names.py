@@ -4,14 +4,15 @@ import re
 import uuid
 from typing import NamedTuple
 
+from unitune import store_paths
 from unitune.errors import InvalidField
 
 DEFAULT_TENANT = "default"
 
-_TENANT = re.compile(r"[a-z][a-z0-9-]{0,62}")
+_TENANT = re.compile(store_paths.TENANT)
 _ID = {
-    "images": re.compile(r"[0-9a-f]{64}"),
-    "tunings": re.compile(r"[a-z][a-z0-9-]{3,62}"),
+    "images": re.compile(store_paths.SHA256),
+    "tunings": re.compile(store_paths.TUNING),
     "edits": re.compile(r"[a-z][a-z0-9-]{3,62}"),
 }
 _SHAPE = {"images": "{sha256}", "tunings": "{tuning}", "edits": "{edit}"}

@@ -19,13 +19,12 @@ from unitune.choices import (
     SUPER_RESOLUTION_OPTIONS,
     mask_source_of,
 )
-from unitune.errors import InvalidArgument, InvalidField
+from unitune.errors import InvalidField
 from unitune.prompts import mentions, things, unknown_words, without
 from unitune.v1.edit_pb2 import SamplingConfig
 from unitune.v1.server_pb2 import BaseModel
 
 INVERTIBLE = "ddim"  # the scheduler of an inverted edit
-MASK_BYTES = 768 << 10  # with a picture of 3 MiB it fits a request of 4 MiB
 
 
 def check_options(config: SamplingConfig, mask: bytes, field: str, method: str, prompt: str) -> None:
@@ -226,13 +225,6 @@ def _check_super_resolution_options(config: SamplingConfig, field: str) -> None:
 
 def _check_mask_options(config: SamplingConfig, mask: bytes, field: str) -> None:
     source = mask_source_of(config.mask_source, mask, config.mask_text)
-    if len(mask) > MASK_BYTES:
-        value, remedy = f"{len(mask)} bytes", f"send a PNG of at most {MASK_BYTES} bytes; black and white is small"
-        raise InvalidArgument(
-            f"mask is {value}: {remedy}",
-            reason="UPLOAD_TOO_LARGE",
-            metadata={"field": "mask", "value": value, "remedy": remedy},
-        )
     if source == "given" and not mask:
         remedy = "mask_source given needs the PNG of a mask; send one, or choose another source"
         raise InvalidField("mask", "unset", remedy)

@@ -11,8 +11,11 @@ from gateway.compare import Comparisons
 from gateway.edit import Edits
 from gateway.edit_results import EditResults
 from gateway.images import Images, receive
+from gateway.open_calls import OpenCalls
 from gateway.relay import Relay
+from gateway.retention import Retention
 from gateway.tunings import Tunings
+from gateway.uploads import Uploads
 from gateway.upstreams import Upstreams
 from unitune import __version__
 from unitune.choices import EDIT_METHODS
@@ -32,8 +35,9 @@ from unitune.v1 import (
 class TuningService(tuning_pb2_grpc.TuningServiceServicer):
     """Tunings, as `tuning.proto` promises them."""
 
-    def __init__(self, tunings: Tunings, heartbeat_s: float) -> None:
+    def __init__(self, tunings: Tunings, calls: OpenCalls, heartbeat_s: float) -> None:
         self._tunings = tunings
+        self._calls = calls
         self._heartbeat_s = heartbeat_s
         self._watches: set[Relay[tuning_pb2.TuningEvent]] = set()
 
@@ -49,15 +53,21 @@ class TuningService(tuning_pb2_grpc.TuningServiceServicer):
     async def WatchTuning(
         self, request: tuning_pb2.WatchTuningRequest, context: Any
     ) -> AsyncGenerator[tuning_pb2.TuningEvent, None]:
-        story = self._tunings.watch(request.name, request.after_sequence)
-        watch = Relay(story, silence_s=self._heartbeat_s, heartbeat=_heartbeat)
-        self._watches.add(watch)
-        try:
-            async with aclosing(watch.events()) as events:
-                async for event in events:
-                    yield event
-        finally:
-            self._watches.discard(watch)
+        with self._calls.one(context):
+            story = self._tunings.watch(request.name, request.after_sequence)
+            watch = Relay(
+                story,
+                silence_s=self._heartbeat_s,
+                heartbeat=_heartbeat,
+                size_of=tuning_pb2.TuningEvent.ByteSize,
+            )
+            self._watches.add(watch)
+            try:
+                async with aclosing(watch.events()) as events:
+                    async for event in events:
+                        yield event
+            finally:
+                self._watches.discard(watch)
 
     async def CancelTuning(self, request: tuning_pb2.CancelTuningRequest, context: Any) -> tuning_pb2.Tuning:
         return await self._tunings.cancel(request.name)
@@ -82,40 +92,55 @@ class TuningService(tuning_pb2_grpc.TuningServiceServicer):
 class ImageService(image_pb2_grpc.ImageServiceServicer):
     """Uploads, as `image.proto` promises them."""
 
-    def __init__(self, images: Images) -> None:
+    def __init__(self, images: Images, uploads: Uploads, retention: Retention, calls: OpenCalls) -> None:
         self._images = images
+        self._uploads = uploads
+        self._retention = retention
+        self._calls = calls
 
     async def UploadImage(
         self, request_iterator: AsyncIterator[image_pb2.UploadImageRequest], context: Any
     ) -> image_pb2.Image:
-        tenant, data = await receive(request_iterator)
-        return await self._images.keep(tenant, data)
+        with self._calls.one(context):
+            async with self._uploads.one() as upload:
+                tenant, data = await receive(request_iterator, upload)
+                return await self._images.keep(tenant, data)
+
+    async def DeleteImage(self, request: image_pb2.DeleteImageRequest, context: Any) -> Empty:
+        await self._retention.delete_image(request.name, allow_missing=request.allow_missing)
+        return Empty()
 
 
 class EditService(edit_pb2_grpc.EditServiceServicer):
     """Edits, as `edit.proto` promises them."""
 
-    def __init__(self, edits: Edits, comparisons: Comparisons, results: EditResults) -> None:
+    def __init__(self, edits: Edits, comparisons: Comparisons, results: EditResults, calls: OpenCalls) -> None:
         self._edits = edits
         self._comparisons = comparisons
         self._results = results
+        self._calls = calls
 
     async def Edit(self, request: edit_pb2.EditRequest, context: Any) -> AsyncGenerator[edit_pb2.EditEvent, None]:
-        async with aclosing(self._edits.edit(request, context.time_remaining())) as events:
-            async for event in events:
-                yield event
+        with self._calls.one(context):
+            async with aclosing(self._edits.edit(request, context.time_remaining())) as events:
+                async for event in events:
+                    yield event
 
     async def Compare(
         self, request: edit_pb2.CompareRequest, context: Any
     ) -> AsyncGenerator[edit_pb2.CompareEvent, None]:
-        async with aclosing(self._comparisons.compare(request, context.time_remaining())) as events:
-            async for event in events:
-                yield event
+        with self._calls.one(context):
+            async with aclosing(self._comparisons.compare(request, context.time_remaining())) as events:
+                async for event in events:
+                    yield event
 
     async def GetEdit(self, request: edit_pb2.GetEditRequest, context: Any) -> edit_pb2.Edit:
-        edit = self._results.get(request.name).edit
-        validation.check_answer(edit, "the pictures of this edit are too large for one answer; its stream had them")
-        return edit
+        opened = self._results.get(request.name)
+        validation.check_answer(
+            max(opened.too_large_bytes, opened.edit.ByteSize()),
+            "the pictures of this edit are too large for one answer; its stream had them",
+        )
+        return opened.edit
 
     async def CancelEdit(self, request: edit_pb2.CancelEditRequest, context: Any) -> edit_pb2.Edit:
         return self._results.cancel(request.name)

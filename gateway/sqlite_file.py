@@ -1,35 +1,63 @@
 """One SQLite file that belongs to one process, and the one thread that touches it."""
 
 import asyncio
+import logging
+import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
+
+from google.protobuf.message import DecodeError
+
+from unitune import telemetry
+from unitune.errors import STATE_CORRUPT, DataLoss
+from unitune.system_errors import REMEDY_FOR_DAMAGE, is_full, sentence, sqlite_sentence, state_error
+
+logger = logging.getLogger(__name__)
+
+# SQLite needs space to delete: the changed pages go into its journal first. A file of this size is given up for that.
+RESERVE_BYTES = 1 << 20
+_WAL_MAGIC = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")  # https://sqlite.org/fileformat.html#walformat
 
 T = TypeVar("T")
 
 
 class SqliteFile:
-    """Transactions on one thread, in the order in which they were asked for."""
+    """Transactions on one thread, in the order in which they were asked for.
 
-    def __init__(self, connection: sqlite3.Connection, thread: ThreadPoolExecutor) -> None:
+    What a transaction meets becomes ResourceExhausted (STATE_FULL), Unavailable (STATE_DOWN) or DataLoss
+    (STATE_CORRUPT); the log has SQLite's own words.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, thread: ThreadPoolExecutor, path: Path) -> None:
         self._connection = connection
         self._thread = thread
+        self._reserve = path.with_name(f"{path.name}-reserve")
+        self._has_remains = False
 
     @classmethod
-    async def open(cls, path: Path, schema: str, version: int) -> "SqliteFile":
+    async def open(cls, path: Path, schema: str, version: int, migrations: Mapping[int, str]) -> "SqliteFile":
         """Open the file, making it by `schema` if it is missing or empty.
 
-        Raises OSError when another process has it, or it is no SQLite file, or its schema has another version.
+        `migrations` holds the statements that bring a version to the next. Raises OSError, with a path and a remedy,
+        when another process has the file, or it is no SQLite file, or damaged, or cannot be written, or its version is
+        none that can be brought to this one.
         """
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="state")
         try:
-            connection = await asyncio.get_running_loop().run_in_executor(thread, _open, path, schema, version)
-        except sqlite3.Error as error:
+            connection = await asyncio.get_running_loop().run_in_executor(
+                thread, _open, path, schema, version, migrations
+            )
+        except (sqlite3.Error, OSError) as error:
             thread.shutdown()
-            raise OSError(f"the state file {path} cannot be used: {error}") from error
-        return cls(connection, thread)
+            reason = sqlite_sentence(path, error) if isinstance(error, sqlite3.Error) else sentence(error)
+            raise OSError(f"the gateway's state: {reason}") from error
+        file = cls(connection, thread, path)
+        await asyncio.get_running_loop().run_in_executor(thread, file._make_reserve)
+        return file
 
     async def close(self) -> None:
         """Finish what was begun, then close the file."""
@@ -38,26 +66,69 @@ class SqliteFile:
 
     async def run(self, work: Callable[[], T]) -> T:
         """Run `work` on the thread. A caller that goes away leaves it running to its end: no half transactions."""
-        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, work))
+        try:
+            return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, work))
+        except sqlite3.Error as error:
+            telemetry.event(logger, "state failed", level=logging.ERROR, detail=str(error))
+            raise state_error(error) from error
+        except DecodeError as error:  # a row that SQLite finds nothing wrong with
+            telemetry.failure(logger, "state damaged")
+            raise DataLoss("what the server has stored is damaged", reason=STATE_CORRUPT) from error
 
     def transaction(self, work: Callable[[], T]) -> T:
         """On the thread: `work`, and all its statements or none of them."""
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             result = work()
+            self._connection.execute("COMMIT")
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            # A full disk may have rolled it back already, or leave it open when COMMIT fails: all later ones would.
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
             raise
-        self._connection.execute("COMMIT")
+        if self._has_remains:
+            self._wipe()
         return result
+
+    def deletion(self, work: Callable[[], T]) -> T:
+        """On the thread: a transaction that works on a full disk too, and leaves nothing of what it deletes."""
+        self._has_remains = True
+        try:
+            result = self.transaction(work)
+        except sqlite3.OperationalError as error:
+            if not is_full(error):
+                raise
+            self._reserve.unlink(missing_ok=True)
+            result = self.transaction(work)
+        self._make_reserve()
+        return result
+
+    def _wipe(self) -> None:
+        """Empty the journal, which holds earlier states of the changed pages. What cannot be done now is done later."""
+        with suppress(sqlite3.Error):
+            is_busy, _, _ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            self._has_remains = bool(is_busy)
+
+    def _make_reserve(self) -> None:
+        """Fill the reserve, if there is space. Of zeros some file systems would keep nothing."""
+        if self._reserve.exists():
+            return
+        try:
+            self._reserve.touch(mode=0o600)
+            with self._reserve.open("wb") as file:
+                file.write(os.urandom(RESERVE_BYTES))
+        except OSError:
+            with suppress(OSError):
+                self._reserve.unlink(missing_ok=True)
 
     def sql(self, statement: str, *values: object) -> sqlite3.Cursor:
         """On the thread, within a transaction: run one statement."""
         return self._connection.execute(statement, values)
 
 
-def _open(path: Path, schema: str, version: int) -> sqlite3.Connection:
+def _open(path: Path, schema: str, version: int, migrations: Mapping[int, str]) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True)
+    _look_at_journal(path)
     connection = sqlite3.connect(path, timeout=1.0, isolation_level=None, check_same_thread=False)
     try:
         path.chmod(0o600)
@@ -66,14 +137,34 @@ def _open(path: Path, schema: str, version: int) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         # A killed process loses nothing; a power failure may lose the last moment, but never tears the file.
         connection.execute("PRAGMA synchronous = NORMAL")
+        # What is deleted is overwritten, and nothing is written outside of the state's folder.
+        connection.execute("PRAGMA secure_delete = ON")
+        connection.execute("PRAGMA temp_store = MEMORY")
+        problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if problem != "ok":
+            raise sqlite3.DatabaseError(f"it is damaged ({' '.join(problem.split())}); {REMEDY_FOR_DAMAGE}")
         found = connection.execute("PRAGMA user_version").fetchone()[0]
         if found == 0:
             connection.executescript(f"BEGIN EXCLUSIVE; {schema}; PRAGMA user_version = {version}; COMMIT;")
-        elif found != version:
-            raise sqlite3.DatabaseError(f"it has schema {found}, this program reads {version}")
+        elif found > version or any(step not in migrations for step in range(found, version)):
+            raise sqlite3.DatabaseError(
+                f"it has schema {found}, this program reads {version}; "
+                "run the version of UniTune that wrote it, or name another file"
+            )
+        elif found < version:
+            steps = "".join(migrations[step] for step in range(found, version))
+            connection.executescript(f"BEGIN EXCLUSIVE; {steps} PRAGMA user_version = {version}; COMMIT;")
         connection.execute("BEGIN EXCLUSIVE")
         connection.execute("COMMIT")
     except sqlite3.Error:
         connection.close()
         raise
     return connection
+
+
+def _look_at_journal(path: Path) -> None:
+    """Log when the journal of a killed process cannot be read: SQLite goes on without its changes, and says nothing."""
+    with suppress(FileNotFoundError), path.with_name(f"{path.name}-wal").open("rb") as journal:
+        begin = journal.read(4)
+        if begin and begin not in _WAL_MAGIC:
+            telemetry.event(logger, "state journal damaged", level=logging.ERROR, detail="its changes are lost")

@@ -11,7 +11,6 @@ from gateway.tuning_queue import (
     KEPT_EVENTS,
     LIVE,
     MAX_CRASHES,
-    UNFINISHED,
     Announce,
     CreateRequest,
     Kept,
@@ -22,7 +21,7 @@ from gateway.tuning_queue import (
 from unitune.errors import Internal, InvalidArgument, NotFound, to_status
 from unitune.v1.tuning_pb2 import Tuning, TuningEvent
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 REQUESTS_KEPT_S = 24 * 3600.0
 
 SCHEMA = f"""
@@ -35,7 +34,10 @@ CREATE TABLE tunings (
     state INTEGER NOT NULL,
     position INTEGER,
     attempt INTEGER NOT NULL DEFAULT 0,
-    crashes INTEGER NOT NULL DEFAULT 0,
+    tuner TEXT NOT NULL DEFAULT '', -- the instance that runs it, or that ran it when it was lost
+    reached INTEGER NOT NULL DEFAULT 0, -- updates that were made when it was lost
+    furthest INTEGER NOT NULL DEFAULT 0, -- the most updates of a run that crashed
+    crashes INTEGER NOT NULL DEFAULT 0, -- since the one that got furthest
     last_event INTEGER NOT NULL DEFAULT 0,
     expire_s REAL,
     blob BLOB NOT NULL
@@ -52,7 +54,22 @@ CREATE TABLE requests (
     PRIMARY KEY (tenant, request_id)
 ) WITHOUT ROWID;
 CREATE TABLE turns (tenant TEXT PRIMARY KEY, last_turn INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE services (name TEXT PRIMARY KEY, info BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE evictions (number INTEGER PRIMARY KEY AUTOINCREMENT, digest TEXT NOT NULL UNIQUE);
 """
+
+# From each earlier version to the next.
+MIGRATIONS = {
+    # Version 1 counted what the gateway itself lost, too, so its counts blame nobody.
+    1: """
+ALTER TABLE tunings ADD COLUMN tuner TEXT NOT NULL DEFAULT '';
+ALTER TABLE tunings ADD COLUMN reached INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE tunings ADD COLUMN furthest INTEGER NOT NULL DEFAULT 0;
+UPDATE tunings SET crashes = 0;
+CREATE TABLE services (name TEXT PRIMARY KEY, info BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE evictions (number INTEGER PRIMARY KEY AUTOINCREMENT, digest TEXT NOT NULL UNIQUE);
+""",
+}
 
 # A tenant's first tuning comes before anybody's second; among firsts, the tenant whose turn is longest ago.
 _ORDER = f"""
@@ -136,6 +153,13 @@ class TuningTable:
         # Further images have no column of their own; their names are in the message as they are. Deletions are rare.
         return self._sql("SELECT 1 FROM tunings WHERE instr(blob, ?)", image.encode()).fetchone() is not None
 
+    def live_user_of(self, image: str) -> str | None:
+        """The name of a live tuning that was made from this image."""
+        live = ", ".join(map(str, LIVE))
+        row = self._sql(f"SELECT name FROM tunings WHERE state IN ({live}) AND instr(blob, ?)", image.encode())
+        found = row.fetchone()
+        return found[0] if found else None
+
     def change(self, name: str, mutate: Mutate, announce: Announce | None) -> Tuning | None:
         """Change a tuning and tell of it, as TuningStore says."""
         row = self._sql("SELECT number, blob, position FROM tunings WHERE name = ?", name).fetchone()
@@ -173,13 +197,14 @@ class TuningTable:
         """Whether `take` would give one."""
         return self._sql(_ORDER).fetchone() is not None
 
-    def take(self) -> Taken | None:
-        """Make the next tuning RUNNING."""
+    def take(self, tuner: str) -> Taken | None:
+        """Make the next tuning RUNNING at this tuner."""
         row = self._sql(_ORDER).fetchone()
         if row is None:
             return None
         name, tenant, attempt = self._sql(
-            "UPDATE tunings SET attempt = attempt + 1 WHERE number = ? RETURNING name, tenant, attempt", row[0]
+            "UPDATE tunings SET attempt = attempt + 1, tuner = ? WHERE number = ? RETURNING name, tenant, attempt",
+            *(tuner, row[0]),
         ).fetchone()
         self._sql(
             "INSERT INTO turns SELECT ?, COALESCE(MAX(last_turn), 0) + 1 FROM turns WHERE true"
@@ -194,11 +219,38 @@ class TuningTable:
         self.change(name, start, lambda _: TuningEvent(started=TuningEvent.Started(attempt=attempt)))
         return Taken(self._certain("name = ?", name), attempt)
 
-    def give_back(self, name: str, *, crashed: bool) -> None:
-        """Queue an unfinished tuning again, or let it be FAILED (WORKER_CRASHED)."""
-        self._sql("UPDATE tunings SET crashes = crashes + ? WHERE name = ?", int(crashed), name)
-        row = self._sql("SELECT crashes FROM tunings WHERE name = ?", name).fetchone()
-        is_worn_out = row is not None and row[0] >= MAX_CRASHES
+    def give_back(self, name: str, *, lost: bool) -> None:
+        """Queue a RUNNING tuning again; one that was lost keeps its tuner's instance for `count_crashes`."""
+
+        def back(tuning: Tuning) -> None:
+            if tuning.state != Tuning.STATE_RUNNING:
+                return
+            reached = tuning.progress.update
+            self._sql("UPDATE tunings SET reached = ? WHERE name = ?", reached, name)
+            if not lost:
+                self._sql("UPDATE tunings SET tuner = '' WHERE name = ?", name)
+            tuning.ClearField("progress")
+            tuning.state = Tuning.STATE_QUEUED
+            tuning.ClearField("start_time")
+
+        self.change(name, back, None)
+
+    def count_crashes(self, tuner: str) -> None:
+        """Judge what was lost, now that this tuner answers: with another instance it has crashed."""
+        lost = f"state = {Tuning.STATE_QUEUED} AND tuner != ''"
+        if tuner:
+            # The old values are on the right of each assignment.
+            crashed = self._sql(
+                "UPDATE tunings SET crashes = CASE WHEN reached > furthest THEN 1 ELSE crashes + 1 END,"
+                f" furthest = MAX(furthest, reached) WHERE {lost} AND tuner != ? RETURNING name, crashes",
+                tuner,
+            ).fetchall()
+            for name, crashes in crashed:
+                if crashes >= MAX_CRASHES:
+                    self._worn_out(name)
+        self._sql(f"UPDATE tunings SET tuner = '' WHERE {lost}")
+
+    def _worn_out(self, name: str) -> None:
         error = to_status(
             Internal(
                 f"the tuning was lost {MAX_CRASHES} times with the process that ran it",
@@ -207,19 +259,20 @@ class TuningTable:
             )
         )
 
-        def back(tuning: Tuning) -> None:
-            if tuning.state not in UNFINISHED:
-                return
-            tuning.ClearField("progress")
-            if is_worn_out:
-                tuning.state = Tuning.STATE_FAILED
-                tuning.error.CopyFrom(error)
-                tuning.end_time.GetCurrentTime()
-            else:
-                tuning.state = Tuning.STATE_QUEUED
-                tuning.ClearField("start_time")
+        def fail(tuning: Tuning) -> None:
+            tuning.state = Tuning.STATE_FAILED
+            tuning.error.CopyFrom(error)
+            tuning.end_time.GetCurrentTime()
 
-        self.change(name, back, (lambda _: TuningEvent(failed=error)) if is_worn_out else None)
+        self.change(name, fail, lambda _: TuningEvent(failed=error))
+
+    def known(self) -> dict[str, bytes]:
+        """What each service last said of itself."""
+        return dict(self._sql("SELECT name, info FROM services").fetchall())
+
+    def know(self, service: str, info: bytes) -> None:
+        """Replace what is known of a service."""
+        self._sql("INSERT OR REPLACE INTO services VALUES (?, ?)", service, info)
 
     def renumber(self) -> None:
         """Store each QUEUED tuning's position, and tell those that moved."""

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Protocol
 
 from gateway import validation
+from gateway.evictions import Evictions
 from gateway.images import Images
 from gateway.names import DEFAULT_TENANT, Name, new_id, parse, parse_parent
 from gateway.tuning_queue import UNFINISHED, CreateRequest, State
@@ -17,7 +18,9 @@ from gateway.upstreams import Upstreams, refuse_mismatch
 from gateway.weight_files import WeightFiles
 from unitune import telemetry, weights
 from unitune.choices import TUNING_METHODS
-from unitune.errors import Aborted, InvalidArgument, InvalidField, NotFound, UniTuneError
+from unitune.errors import Aborted, InvalidArgument, InvalidField, NotFound, Unavailable
+from unitune.picture_file import PictureInfo
+from unitune.v1.image_pb2 import Image
 from unitune.v1.tuning_pb2 import (
     CreateTuningRequest,
     ListTuningsRequest,
@@ -28,6 +31,8 @@ from unitune.v1.tuning_pb2 import (
 )
 
 logger = logging.getLogger(__name__)
+
+MAX_SEQUENCE = (1 << 63) - 1  # the largest number of SQLite
 
 
 class Runs(Protocol):
@@ -40,12 +45,21 @@ class Runs(Protocol):
 class Tunings:
     """The tunings of all tenants."""
 
-    def __init__(self, state: State, images: Images, files: WeightFiles, upstreams: Upstreams, runs: Runs) -> None:
+    def __init__(
+        self,
+        state: State,
+        images: Images,
+        files: WeightFiles,
+        upstreams: Upstreams,
+        runs: Runs,
+        evictions: Evictions,
+    ) -> None:
         self._state = state
         self._images = images
         self._files = files
         self._upstreams = upstreams
         self._runs = runs
+        self._evictions = evictions
 
     async def create(self, request: CreateTuningRequest) -> Tuning:
         """The tuning that the request asks for, new or found. Raises as CreateTuning does."""
@@ -63,7 +77,10 @@ class Tunings:
             if earlier is not None:
                 return earlier
         config = await self.settled(request.config, "config")
-        return await self.find_or_make(tenant, image, config, further, labels=request.labels, caller=caller)
+        warnings = await self._unread(config)
+        return await self.find_or_make(
+            tenant, image, config, further, labels=request.labels, caller=caller, warnings=warnings
+        )
 
     async def settled(self, config: TuningConfig, field: str) -> TuningConfig:
         """A checked config with every default filled in. `field` is its place in the request.
@@ -87,6 +104,18 @@ class Tunings:
                 raise InvalidField(f"{field}.{name}", error.metadata["value"], error.metadata["remedy"]) from None
         return filled
 
+    async def _unread(self, config: TuningConfig) -> list[str]:
+        """Warnings of what is not read of a settled config's texts. Raises InvalidField for one that cannot be read.
+
+        A tuner that is away only makes a tuning wait: it then looks at the texts itself before it begins.
+        """
+        if config.method == "textual_inversion":  # `settled` has asked already
+            return []
+        try:
+            return await self._upstreams.check_tuning(config)
+        except Unavailable:
+            return []
+
     async def find_or_make(
         self,
         tenant: str,
@@ -97,6 +126,7 @@ class Tunings:
         labels: Mapping[str, str] | None = None,
         caller: CreateRequest | None = None,
         needs_tuner: bool = False,
+        warnings: Sequence[str] = (),
     ) -> Tuning:
         """The live tuning of an image, a settled config and further images, or a new one.
 
@@ -108,9 +138,33 @@ class Tunings:
         pictures = [await self._images.find(name) for name in (image, *further)]
         if further:
             validation.check_size_of_images(sum(picture.size_bytes for picture in pictures))
+        tuning = await self._planned(tenant, image, pictures[0], config, further)
+        tuning.labels.update(labels or {})
+        tuning.warnings.extend(warnings)
+        if needs_tuner:
+            await self._needs_tuner(tenant, tuning)
+        async with self._images.changes:
+            for name in (image, *further):
+                await self._images.find(name)  # a moment ago it may have been deleted
+            return await self._state.create(tuning, caller)
+
+    async def found_or_planned(
+        self, tenant: str, image: Name, picture: Image | PictureInfo, config: TuningConfig
+    ) -> Tuning:
+        """The live tuning that `find_or_make` would find, or the one that it would make, which is not made.
+
+        The image need not be stored. Raises as `find_or_make` with `needs_tuner` does.
+        """
+        tuning = await self._planned(tenant, image, picture, config)
+        return await self._needs_tuner(tenant, tuning) or tuning
+
+    async def _planned(
+        self, tenant: str, image: Name, picture: Image | PictureInfo, config: TuningConfig, further: Sequence[Name] = ()
+    ) -> Tuning:
+        """A tuning as it would be stored, of pictures that are right for it. Raises as `find_or_make` does."""
         info = self._upstreams.known_tuner or await self._upstreams.tuner_info()
         if config.super_resolution_updates > 0:
-            validation.check_size_for_second_stage(pictures[0], info.base_model)
+            validation.check_size_for_second_stage(picture, info.base_model)
         if self._upstreams.known_sampler is not None:
             refuse_mismatch(info.base_model.digest, self._upstreams.known_sampler.base_model.digest)
         await self.expire()
@@ -120,21 +174,32 @@ class Tunings:
             base_model=info.base_model.digest,
             config=config,
             state=Tuning.STATE_QUEUED,
-            labels=labels,
             images=[str(name) for name in further],
         )
         tuning.key = tuning_key(image.id, tuning.base_model, tuning.config, [name.id for name in further])
         tuning.create_time.GetCurrentTime()
-        if needs_tuner:
-            found = await self._state.live(tenant, tuning.key)
-            if found is None or found.state == Tuning.STATE_QUEUED:
-                await self._upstreams.tuner_info()
-        return await self._state.create(tuning, caller)
+        return tuning
+
+    async def _needs_tuner(self, tenant: str, planned: Tuning) -> Tuning | None:
+        """The live tuning of the same key, if there is one. Raises Unavailable (BACKEND_DOWN) if one would have to run
+        and no tuner answers.
+        """
+        found = await self._state.live(tenant, planned.key)
+        if found is None or found.state == Tuning.STATE_QUEUED:
+            await self._upstreams.tuner_info()
+        return found
 
     async def get(self, name: str) -> Tuning:
         """A tuning as it is now. Raises NotFound (TUNING_NOT_FOUND)."""
         parse(name, "tunings")
         return _present(await self._state.get(name), name)
+
+    async def with_weights(self, name: str) -> Tuning:
+        """A tuning whose weights may be used. Raises NotFound (TUNING_NOT_FOUND, TUNING_EXPIRED)."""
+        tuning = await self.get(name)
+        if tuning.state != Tuning.STATE_READY:
+            raise expired(name)
+        return tuning
 
     async def page(self, request: ListTuningsRequest) -> ListTuningsResponse:
         """One page of a tenant's tunings. Raises InvalidField."""
@@ -152,7 +217,7 @@ class Tunings:
         Raises NotFound (TUNING_NOT_FOUND), or InvalidField for an `after` that no event has had yet.
         """
         parse(name, "tunings")
-        kept = await self._state.read(name, after)
+        kept = await self._state.read(name, min(after, MAX_SEQUENCE))
         _present(kept and kept.tuning, name)
         if kept is not None and after > kept.last:
             raise InvalidField("after_sequence", after, f"the last event so far is {kept.last}")
@@ -189,9 +254,8 @@ class Tunings:
         """Replace labels and expire_time. Raises NotFound (TUNING_NOT_FOUND), Aborted (ETAG_MISMATCH), InvalidField."""
         parse(wanted.name, "tunings", "tuning.name")
         validation.check_labels(wanted.labels, "tuning.labels")
-        if wanted.HasField("expire_time") and wanted.expire_time.ToMicroseconds() <= time.time() * 1e6:
-            shown = wanted.expire_time.ToJsonString()
-            raise InvalidField("tuning.expire_time", shown, "it must be in the future; DeleteTuning discards now")
+        if wanted.HasField("expire_time"):
+            validation.check_future("tuning.expire_time", wanted.expire_time, "DeleteTuning discards now")
 
         def mutate(tuning: Tuning) -> None:
             if wanted.etag and wanted.etag != tuning.etag:
@@ -211,14 +275,21 @@ class Tunings:
         Raises NotFound (TUNING_NOT_FOUND). Should the store fail half-way, the tuning can be deleted once more.
         """
         parse(name, "tunings")
-        tuning = _present(await self._state.change(name, _cancel, lambda now: TuningEvent(cancelled=now)), name)
-        await self._state.change(name, _expire)
+        cancelled = await self._state.change(name, _cancel, lambda now: TuningEvent(cancelled=now), deletes=True)
+        tuning = _present(cancelled, name)
+        digest = tuning.weights.digest
+        if digest:
+            await self._evictions.note(digest)
+        await self._state.change(name, _expire, deletes=True)
         await self._runs.stop(name)
-        await self._discard(tuning)
+        await self._files.discard(name)
         await self._state.remove(name)
-        for image in (tuning.image, *tuning.images):
-            if not await self._state.uses_image(image):
-                await self._images.discard(parse(image, "images"))
+        async with self._images.changes:
+            for image in (tuning.image, *tuning.images):
+                if not await self._state.uses_image(image):
+                    await self._images.discard(parse(image, "images"))
+        if digest:
+            await self._evictions.begin(digest)
         telemetry.event(logger, "tuning deleted", tuning=name)
 
     async def expire(self) -> None:
@@ -226,8 +297,14 @@ class Tunings:
         for name in await self._state.expired(time.time()):
             tuning = await self._state.get(name)
             if tuning is not None:
-                await self._discard(tuning)  # first: should the store fail, the tuning is found again and tried again
-                await self._state.change(name, _expire)
+                await self._evictions.note(tuning.weights.digest)
+                try:
+                    await self._files.discard(name)  # first: should the store fail, the tuning is found and tried again
+                except Exception:  # of one tuning: neither the others nor whoever makes a new one must wait for it
+                    telemetry.failure(logger, "weights not discarded", tuning=name)
+                    continue
+                await self._state.change(name, _expire, deletes=True)
+                await self._evictions.begin(tuning.weights.digest)
                 telemetry.event(logger, "tuning expired", tuning=name)
 
     async def sweep(self, every_s: float) -> None:
@@ -238,14 +315,6 @@ class Tunings:
             except Exception:  # such as a store that does not answer; the next round tries again
                 telemetry.failure(logger, "sweep failed")
             await asyncio.sleep(every_s)
-
-    async def _discard(self, tuning: Tuning) -> None:
-        await self._files.discard(tuning.name)
-        if tuning.HasField("weights"):
-            try:
-                await self._upstreams.evict(tuning.weights.digest)
-            except UniTuneError as error:  # an engine that cannot be reached cannot be asked to sample with them either
-                telemetry.event(logger, "evict failed", tuning=tuning.name, reason=error.reason)
 
 
 def tuning_key(image_sha256: str, base_model: str, config: TuningConfig, further: Sequence[str] = ()) -> str:
@@ -271,6 +340,13 @@ def tuning_key(image_sha256: str, base_model: str, config: TuningConfig, further
 def not_found(name: str) -> NotFound:
     """The answer for a tuning that is not there, or is somebody else's."""
     return NotFound(f"there is no tuning {name}", reason="TUNING_NOT_FOUND", metadata={"name": name})
+
+
+def expired(name: str) -> NotFound:
+    """The answer for a tuning whose weights are discarded."""
+    return NotFound(
+        f"the weights of {name} are discarded; make a new tuning", reason="TUNING_EXPIRED", metadata={"name": name}
+    )
 
 
 def _present(tuning: Tuning | None, name: str) -> Tuning:
@@ -307,8 +383,9 @@ def _page_token(tenant: str, state: int, after: int) -> str:
 def _read_token(token: str, tenant: str, state: int) -> int:
     try:
         of_tenant, of_state, after = json.loads(base64.urlsafe_b64decode(token))
-    except ValueError:
+    except (ValueError, TypeError, RecursionError):  # RecursionError: brackets within brackets
         of_tenant, of_state, after = None, None, None
-    if (of_tenant, of_state) != (tenant, state) or not isinstance(after, int):
+    is_row = type(after) is int and 0 < after <= MAX_SEQUENCE
+    if (of_tenant, of_state) != (tenant, state) or not is_row:
         raise InvalidField("page_token", token, "use next_page_token of an answer to the same parent and state")
     return after

@@ -1,10 +1,13 @@
 """The tuner and the sampler as the gateway calls them: channels, deadlines, retries, errors.
 
-Only calls that change nothing are retried. An error that a service sent with details goes on as it
-is; a service that did not answer is Unavailable (BACKEND_DOWN), and what gRPC said of it is for the log alone.
+Only calls that change nothing are repeated, a stream of samples only before its first event. An error that a service
+sent with details goes on as it is; a service that did not answer is Unavailable (BACKEND_DOWN), and what gRPC said of
+it is for the log alone. So is one that stands still: its connection may live on for minutes, but no heartbeat comes
+in its streams.
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import AsyncGenerator
@@ -30,9 +33,14 @@ from unitune.v1.tuning_pb2 import TuningConfig, WeightsRef
 
 logger = logging.getLogger(__name__)
 
-CALL_S = 3.0  # deadline of every call that is no stream
+CALL_S = 3.0  # deadline of every call that is no stream; a service that just came back is waited for so long
 LOAD_S = 60.0  # but of loading weights, which for a large model is no quick answer, and which nobody waits for
 RETRY_AFTER_S = 2.0  # what a caller is told to wait when a service does not answer
+LOOKS = 15  # into a stream within the longest silence
+END_S = 1.0  # a stream that has told its end gets to end by itself
+
+_EOF = grpc.aio.EOF  # type: ignore[attr-defined]  # its stubs lack it
+_LAST_EVENTS = ("done", "failed", "cancelled")
 
 _RETRY = {
     "maxAttempts": 3,
@@ -43,7 +51,8 @@ _RETRY = {
 }
 _IDEMPOTENT = {
     "unitune.v1.TunerService": ("GetTunerInfo", "CheckTuning"),
-    "unitune.v1.SamplerService": ("GetSamplerInfo", "Evict"),
+    # A stream is repeated only before its first event: one that was refused, or ended with its connection.
+    "unitune.v1.SamplerService": ("GetSamplerInfo", "CheckSample", "Evict", "Sample"),
 }
 _SERVICE_CONFIG = json.dumps(
     {
@@ -58,10 +67,15 @@ _SERVICE_CONFIG = json.dumps(
 class Upstreams:
     """One tuner and one sampler."""
 
-    def __init__(self, tuner: str, sampler: str) -> None:
-        self._channels = [serving.channel(address, service_config=_SERVICE_CONFIG) for address in (tuner, sampler)]
+    def __init__(self, tuner: str, sampler: str, *, silence_s: float = serving.SILENCE_S) -> None:
+        """`silence_s` is the longest time without an event in a stream."""
+        self._silence_s = silence_s
+        # Streams have a connection of their own: whatever becomes of them, a question to the sampler is answered.
+        addresses = (tuner, sampler, sampler)
+        self._channels = [serving.channel(address, service_config=_SERVICE_CONFIG) for address in addresses]
         self._tuner: Any = TunerServiceStub(self._channels[0])
         self._sampler: Any = SamplerServiceStub(self._channels[1])
+        self._sampling: Any = SamplerServiceStub(self._channels[2])
         self.known_tuner: TunerInfo | None = None  # as it last answered
         self.known_sampler: SamplerInfo | None = None
         self._silent: set[str] = set()  # those that did not answer when last asked
@@ -83,9 +97,17 @@ class Upstreams:
         self.known_sampler = info
         return info
 
-    async def check_tuning(self, config: TuningConfig) -> None:
-        """Ask the tuner whether it can run a config. Raises InvalidArgument, Unavailable (BACKEND_DOWN)."""
-        await self._call("tuner", self._tuner.CheckTuning, CheckTuningRequest(config=config))
+    async def check_tuning(self, config: TuningConfig) -> list[str]:
+        """Ask the tuner whether it can run a config; its warnings. Raises InvalidArgument, Unavailable
+        (BACKEND_DOWN)."""
+        answer = await self._call("tuner", self._tuner.CheckTuning, CheckTuningRequest(config=config))
+        return list(answer.warnings)
+
+    async def check_sample(self, request: SampleRequest) -> list[str]:
+        """Ask the sampler what it would make of a run; its warnings. Raises InvalidArgument, Unavailable
+        (BACKEND_DOWN)."""
+        answer = await self._call("sampler", self._sampler.CheckSample, request)
+        return list(answer.warnings)
 
     async def evict(self, digest: str) -> None:
         """Make the sampler forget weights. Raises Unavailable (BACKEND_DOWN)."""
@@ -101,11 +123,11 @@ class Upstreams:
 
     def sample(self, request: SampleRequest, timeout_s: float | None) -> AsyncGenerator[SampleEvent, None]:
         """Sample; closing the iterator cancels it before its next step."""
-        return self._stream("sampler", self._sampler.Sample(request, timeout=timeout_s))
+        return self._stream("sampler", self._sampling.Sample(request, timeout=timeout_s))
 
     async def _call(self, upstream: str, method: Any, request: Any, timeout_s: float = CALL_S) -> Any:
         try:
-            answer = await method(request, timeout=timeout_s)
+            answer = await method(request, timeout=timeout_s, wait_for_ready=True)
         except grpc.aio.AioRpcError as error:
             raise self._translated(upstream, error) from None
         if upstream in self._silent:
@@ -114,23 +136,39 @@ class Upstreams:
         return answer
 
     async def _stream(self, upstream: str, call: Any) -> AsyncGenerator[Any, None]:
+        """The events but for heartbeats. Raises Unavailable (BACKEND_DOWN) after too long a silence, too."""
+        kind = None
         try:
-            async for event in call:
-                yield event
+            while (event := await self._next_event(upstream, call)) is not _EOF:
+                kind = event.WhichOneof("event")
+                if kind != "heartbeat":
+                    yield event
         except grpc.aio.AioRpcError as error:
             raise self._translated(upstream, error) from None
         finally:
+            if kind in _LAST_EVENTS and not call.done():  # a stream that is cut here would be logged as cancelled there
+                await _ended(call)
             call.cancel()
+
+    async def _next_event(self, upstream: str, call: Any) -> Any:
+        reading = asyncio.ensure_future(call.read())
+        try:
+            # In several looks: while this process itself stood still, one of them at most passed.
+            for _ in range(LOOKS):
+                await asyncio.wait({reading}, timeout=self._silence_s / LOOKS)
+                if reading.done():
+                    return reading.result()
+        finally:
+            if not reading.cancel() and not reading.cancelled():
+                reading.exception()  # now seen, should the reader be cancelled in this very moment
+        self._is_silent(upstream, f"no event for {self._silence_s:g} seconds")
+        raise unanswered(upstream)
 
     def _translated(self, upstream: str, error: grpc.aio.AioRpcError) -> UniTuneError:
         status = rpc_status.from_call(cast(grpc.Call, error))
         if status is not None:
             return from_status(status)
-        if upstream not in self._silent:
-            self._silent.add(upstream)
-            code, detail = error.code().name, error.details() or ""
-            problem = "upstream does not answer"
-            telemetry.event(logger, problem, level=logging.WARNING, upstream=upstream, code=code, detail=detail)
+        self._is_silent(upstream, error.details() or "", error.code().name)
         if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:  # the only cause without details: a message's size
             return ResourceExhausted(
                 f"a message to or from the {upstream} is larger than it may be",
@@ -139,12 +177,20 @@ class Upstreams:
             )
         return unanswered(upstream)
 
+    def _is_silent(self, upstream: str, detail: str, code: str = "") -> None:
+        """Write to the log, once until it answers again, that a service does not."""
+        if upstream not in self._silent:
+            self._silent.add(upstream)
+            problem = "upstream does not answer"
+            telemetry.event(logger, problem, level=logging.WARNING, upstream=upstream, code=code, detail=detail)
 
-async def look_around(upstreams: Upstreams, every_s: float) -> None:
-    """Ask both services again and again, so that what is known of them is never old and needs no waiting for."""
-    while True:
-        await asyncio.gather(upstreams.tuner_info(), upstreams.sampler_info(), return_exceptions=True)
-        await asyncio.sleep(every_s)
+
+async def _ended(call: Any) -> None:
+    """Read a stream whose last event has come to its end."""
+    with contextlib.suppress(grpc.aio.AioRpcError, TimeoutError):
+        async with asyncio.timeout(END_S):
+            while await call.read() is not _EOF:
+                pass
 
 
 def refuse_mismatch(tuned: str, sampled: str) -> None:

@@ -4,15 +4,16 @@ A prompt is never repeated in an error: a refused one appears by its length.
 """
 
 import math
+import time
 import uuid
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from gateway.sampling_options import fill_options
-from unitune import images
+from unitune import images, picture_file
 from unitune.choices import (
     ALIGNMENTS,
     EDIT_METHODS,
@@ -63,6 +64,7 @@ SCHEDULERS = tuple(solvers.SCHEDULERS)
 
 PROMPT_CHARACTERS = MAX_PROMPT_CHARACTERS
 IMAGE_DATA_BYTES = 3 << 20  # the largest picture that fits a request of 4 MiB with certainty
+MASK_BYTES = 768 << 10  # with a picture of 3 MiB it fits such a request
 ANSWER_BYTES = (16 << 20) - 4096  # clients take messages of 16 MiB
 LABELS = 16
 LABEL_CHARACTERS = 63
@@ -70,8 +72,10 @@ PAGE_SIZE, MAX_PAGE_SIZE = 50, 200
 PAPER_LEARNING_RATE = 1e-4  # arXiv 2210.09477: Adafactor on all weights
 
 LIMITS = Limits(
-    upload_bytes=images.MAX_BYTES,
-    upload_pixels=images.MAX_PIXELS,
+    upload_bytes=picture_file.MAX_BYTES,
+    upload_pixels=picture_file.MAX_PIXELS,
+    upload_side=picture_file.MAX_SIDE,
+    upload_webp_pixels=picture_file.WEBP_PIXELS,
     chunk_bytes=images.MAX_CHUNK_BYTES,
     prompt_characters=PROMPT_CHARACTERS,
     seeds=MAX_SEEDS,
@@ -150,12 +154,13 @@ def check_number_of_images(number: int, method: str) -> None:
 
 def check_size_of_images(size_bytes: int) -> None:
     """The files of all images of a tuning travel to the tuner in one message."""
-    if size_bytes > images.MAX_BYTES:
-        value, remedy = f"{size_bytes} bytes in all", f"the images of one tuning may have {images.MAX_BYTES} bytes"
+    if size_bytes > picture_file.MAX_BYTES:
+        remedy = f"the images of one tuning may have {picture_file.MAX_BYTES} bytes"
+        value = f"{size_bytes} bytes in all"
         raise InvalidField("images", value, remedy)
 
 
-def check_size_for_second_stage(picture: Image, base_model: BaseModel) -> None:
+def check_size_for_second_stage(picture: Image | picture_file.PictureInfo, base_model: BaseModel) -> None:
     """A second stage is tuned on detail that a small picture does not have."""
     side = base_model.super_resolution_height, base_model.super_resolution_width
     if not images.is_as_large(picture.width, picture.height, side):
@@ -322,6 +327,18 @@ def check_page_size(page_size: int) -> int:
     return min(page_size or PAGE_SIZE, MAX_PAGE_SIZE)
 
 
+def check_future(field: str, moment: Timestamp, otherwise: str) -> None:
+    """A time that is to come; `otherwise` says what is for now. The contract lets any number of seconds through."""
+    try:
+        is_future, shown = moment.ToMicroseconds() > time.time() * 1e6, moment.ToJsonString()
+    except ValueError:
+        value = f"{moment.seconds} seconds and {moment.nanos} nanoseconds"
+        remedy = "seconds must be of the years 1 to 9999, and nanos 0 to 999999999"
+        raise InvalidField(field, value, remedy) from None
+    if not is_future:
+        raise InvalidField(field, shown, f"it must be in the future; {otherwise}")
+
+
 def check_state(state: int) -> None:
     """A state of a tuning by its number; the contract lets any number through."""
     known = Tuning.State.values()
@@ -339,10 +356,10 @@ def check_request_id(request_id: str) -> None:
         raise InvalidField("request_id", request_id, "it must be a UUID, such as uuid.uuid4() makes")
 
 
-def check_answer(answer: Message, problem: str) -> None:
+def check_answer(size_bytes: int, problem: str) -> None:
     """Raise ResourceExhausted (MESSAGE_TOO_LARGE) for what no client would take; gRPC would not say why."""
-    if answer.ByteSize() > ANSWER_BYTES:
-        raise ResourceExhausted(problem, reason="MESSAGE_TOO_LARGE", metadata={"size_bytes": str(answer.ByteSize())})
+    if size_bytes > ANSWER_BYTES:
+        raise ResourceExhausted(problem, reason="MESSAGE_TOO_LARGE", metadata={"size_bytes": str(size_bytes)})
 
 
 def _refuse_others(config: TuningConfig, field: str, method: str) -> None:

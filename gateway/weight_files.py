@@ -1,12 +1,7 @@
-"""Where the weights of a tuning lie in the store: `tunings/{tenant}/{tuning}/{attempt}`.
-
-The tenant is in the path because weights encode somebody's picture: they are shared with nobody and can be
-deleted at once. The attempt is, because a tuner that was killed may have left half of its files.
-"""
-
-import asyncio
+"""The weights of tunings in the store, as the gateway sees them: named, verified, deleted."""
 
 from gateway.names import parse
+from unitune import store_paths
 from unitune.errors import DataLoss
 from unitune.v1.tuning_pb2 import WeightsRef
 from unitune.weight_store import WeightStore
@@ -21,12 +16,13 @@ class WeightFiles:
 
     def path(self, name: str, attempt: int) -> str:
         """Where an attempt of a tuning puts its weights."""
-        return f"{_folder(name)}/{attempt}"
+        parts = parse(name, "tunings")
+        return store_paths.of_weights(parts.tenant, parts.id, attempt)
 
     async def verify(self, weights: WeightsRef) -> None:
         """Raise DataLoss (WEIGHTS_CORRUPT, WEIGHTS_MISSING) unless the store has a manifest that says the same."""
         try:
-            data = await asyncio.to_thread(self._store.get, f"{weights.path}/{MANIFEST_FILE}")
+            data = await self._store.answer(self._store.get, f"{weights.path}/{MANIFEST_FILE}")
         except FileNotFoundError:
             raise DataLoss("the tuner left no weights in the store", reason="WEIGHTS_MISSING") from None
         manifest = Manifest.from_json(data)
@@ -35,13 +31,9 @@ class WeightFiles:
 
     async def discard(self, name: str, *, keep: str = "") -> None:
         """Delete all that the attempts of a tuning left, except under the path `keep`."""
-        found = await asyncio.to_thread(self._store.list, _folder(name))
-        # Manifests first: nobody must begin to read weights that are going.
-        for path in sorted(found, key=lambda path: not path.endswith(MANIFEST_FILE)):
-            if not (keep and path.startswith(f"{keep}/")):
-                await asyncio.to_thread(self._store.delete, path)
+        await self._store.answer(self._store.discard, _folder(name), keep=keep)
 
 
 def _folder(name: str) -> str:
     parts = parse(name, "tunings")
-    return f"tunings/{parts.tenant}/{parts.id}"
+    return store_paths.of_tuning(parts.tenant, parts.id)

@@ -6,14 +6,15 @@ import os
 import sys
 
 from sampler_svc.config import SamplerConfig
-from sampler_svc.engine import BackendMissing
-from sampler_svc.engine_folder import UnusableEngine
+from sampler_svc.engines.engine import BackendMissing
+from sampler_svc.engines.folder import UnusableEngine
 from sampler_svc.model import Model
 from sampler_svc.service import SamplerService
 from unitune import telemetry
 from unitune.errors import DataLoss
 from unitune.serving import serve
 from unitune.settings import load
+from unitune.system_errors import sentence
 from unitune.weight_store import WeightStore
 
 
@@ -31,16 +32,19 @@ def main() -> int:
             clipseg=config.clipseg,
         )
     except (BackendMissing, UnusableEngine, DataLoss, OSError) as error:
-        print(f"sampler: {error}", file=sys.stderr)
+        print(f"sampler: {sentence(error) if isinstance(error, OSError) else error}", file=sys.stderr)
         return 1
     telemetry.event(logging.getLogger(__name__), "engine loaded", engine=model.engine)
     return asyncio.run(_serve(config, SamplerService(model, store)))
 
 
 async def _serve(config: SamplerConfig, service: SamplerService) -> int:
-    return await serve(
-        "sampler", config.address, service.register, health_address=config.health_address, on_drain=service.drain
-    )
+    try:
+        return await serve(
+            "sampler", config.address, service.register, health_address=config.health_address, on_drain=service.drain
+        )
+    finally:
+        await service.close()
 
 
 if __name__ == "__main__":

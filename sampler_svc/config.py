@@ -35,7 +35,7 @@ class SamplerConfig:
         default=None,
         metadata={
             "env": "UNITUNE_CLIPSEG",
-            "help": "a folder written by `python -m tuner_svc.export_clipseg`, for masks by word; empty means none",
+            "help": "a folder written by `python -m tuner_svc.export.clipseg`, for masks by word; empty means none",
         },
     )
     health_address: str | None = field(

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Generic, TypeVar
 
-from sampler_svc.sample import Step
+from sampler_svc.sampling.sample import Step
 
 STEP_INTERVAL_S = 0.2
 
@@ -43,15 +43,18 @@ class Mailbox(Generic[T]):
         """End the stream after what was put; from the worker thread."""
         self._loop.call_soon_threadsafe(self._end)
 
-    async def events(self) -> AsyncIterator[T | Step]:
-        """What was put, until it is closed."""
+    async def events(self, heartbeat_s: float | None = None) -> AsyncIterator[T | Step | None]:
+        """What was put, until it is closed; None whenever nothing was for `heartbeat_s` seconds, if that is given."""
         while True:
             while self._waiting:
                 yield self._waiting.popleft()
             if self._is_closed:
                 return
             self._arrived.clear()
-            await self._arrived.wait()
+            try:
+                await asyncio.wait_for(self._arrived.wait(), heartbeat_s)
+            except TimeoutError:
+                yield None
 
     def _take_in(self, event: T | Step) -> None:
         if isinstance(event, Step) and self._waiting and isinstance(self._waiting[-1], Step):

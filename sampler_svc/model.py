@@ -3,20 +3,22 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sampler_svc.backends import backend_of
-from sampler_svc.base_graphs import BaseGraphs
-from sampler_svc.clipseg import ClipSeg
 from sampler_svc.config import AUTO, BACKENDS
-from sampler_svc.controlled_engine import ControlledEngine
-from sampler_svc.engine import EngineSpec, Weights
-from sampler_svc.engine_folder import open_folder
-from sampler_svc.engine_pool import EnginePool
-from sampler_svc.gate import Gate
-from sampler_svc.graph_layout import GraphLayout
-from sampler_svc.refit_weights import base_weights, super_resolution_weights
-from sampler_svc.super_resolution_engine import SuperResolutionEngine
+from sampler_svc.engines.backends import backend_of
+from sampler_svc.engines.cpu_controlled import ControlledEngine
+from sampler_svc.engines.cpu_super_resolution import SuperResolutionEngine
+from sampler_svc.engines.engine import EngineSpec, Weights
+from sampler_svc.engines.folder import open_folder
+from sampler_svc.engines.layout import GraphLayout
+from sampler_svc.engines.pool import EnginePool
+from sampler_svc.engines.weights import base_weights, super_resolution_weights
+from sampler_svc.sampling.base_graphs import BaseGraphs
+from sampler_svc.sampling.clipseg import ClipSeg
+from sampler_svc.sampling.gate import Gate
+from sampler_svc.sampling.picture_check import PictureCheck
 from unitune.base_model import BaseModelSpec
 from unitune.diffusion.schedule import Schedule
+from unitune.known_pictures import KnownPictures
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Model:
     super_resolution_base: Weights | None = None
     gate: Gate | None = None  # where the base model brings one
     clipseg: ClipSeg | None = None  # where the sampler has one
+    picture_check: PictureCheck | None = None  # where the base model says which pictures it knows, and has a gate
 
     @classmethod
     def open(
@@ -71,6 +74,8 @@ class Model:
                 lambda: SuperResolutionEngine(folder, second_spec, threads, layout), second_base, engines, is_lazy=True
             )
 
+        gate = Gate.open(folder, spec.preset, graphs.round_trip_error, threads, runtime.open_graph)
+        known = KnownPictures.load(folder)
         return cls(
             spec=spec,
             schedule=Schedule(**asdict(spec.schedule)),
@@ -81,6 +86,7 @@ class Model:
             engine=" ".join(runtime.facts[fact] for fact in ("runtime", "version", "device")),
             super_resolution=second,
             super_resolution_base=second_base,
-            gate=Gate.open(folder, spec.preset, graphs.round_trip_error, threads, runtime.open_graph),
+            gate=gate,
             clipseg=ClipSeg(clipseg, threads) if clipseg is not None else None,
+            picture_check=PictureCheck(known, gate, graphs) if known is not None and gate is not None else None,
         )

@@ -19,21 +19,22 @@ from typing import Any, TypeVar, cast
 
 import grpc
 
-from sampler_svc.attempts import Gated, attempts_of, sample_gated
-from sampler_svc.conditioning import REFITS_NOTHING, Embed, embedding, null_embeddings, refuse_unbound
-from sampler_svc.controlled_engine import ControlledEngine
-from sampler_svc.engine import BASE
-from sampler_svc.engine_pool import Lease
+from sampler_svc.engines.cpu_controlled import ControlledEngine
+from sampler_svc.engines.engine import BASE
+from sampler_svc.engines.pool import Lease
+from sampler_svc.engines.weights import tuned_super_resolution, tuned_weights
 from sampler_svc.mailbox import Mailbox
-from sampler_svc.masks import Find
-from sampler_svc.masks.contrast import finder
 from sampler_svc.model import Model
-from sampler_svc.prompt_to_prompt import AttentionEdit
-from sampler_svc.refit_weights import tuned_super_resolution, tuned_weights
-from sampler_svc.request import Request
-from sampler_svc.sample import Beginning, EditedImage, Event, Step, Warned, sample
-from sampler_svc.super_resolution import Enlargement, SuperResolution
-from unitune import telemetry
+from sampler_svc.sampling.attempts import Gated, attempts_of, sample_gated
+from sampler_svc.sampling.conditioning import REFITS_NOTHING, Embed, embedding, null_embeddings, refuse_unbound
+from sampler_svc.sampling.masks import Find
+from sampler_svc.sampling.masks.contrast import finder
+from sampler_svc.sampling.prompt_to_prompt import AttentionEdit
+from sampler_svc.sampling.request import Request
+from sampler_svc.sampling.sample import Beginning, EditedImage, Event, Step, Warned, sample
+from sampler_svc.sampling.super_resolution import Enlargement, SuperResolution
+from sampler_svc.sampling.text_check import Texts, check_texts
+from unitune import image_pieces, store_paths, telemetry
 from unitune.base_model import Preset, SuperResolutionSpec
 from unitune.choices import (
     ALIGNMENTS,
@@ -67,6 +68,7 @@ from unitune.diffusion.solvers import SCHEDULERS
 from unitune.errors import FailedPrecondition, Internal, InvalidField, Unavailable, UniTuneError, to_status
 from unitune.prompts import things, with_rare_tokens, without
 from unitune.server_info import base_model_info
+from unitune.serving import HEARTBEAT_S
 from unitune.v1 import edit_pb2, sampler_pb2, sampler_pb2_grpc, tuning_pb2
 from unitune.weight_store import WeightStore
 from unitune.weights import TunedWeights
@@ -103,12 +105,17 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         self._is_draining = True
         self._tell_watchers()
 
+    async def close(self) -> None:
+        """Wait for the worker threads, which tell the event loop what they do. Call it once the server is stopped."""
+        await asyncio.to_thread(self._workers.shutdown, cancel_futures=True)
+
     async def GetSamplerInfo(self, request: sampler_pb2.GetSamplerInfoRequest, context: Any) -> sampler_pb2.SamplerInfo:
         """Base model, defaults and engine."""
         spec, preset, second = self._model.spec, self._model.spec.preset, self._model.spec.super_resolution
         has_gate, has_clipseg = self._model.gate is not None, self._model.clipseg is not None
+        has_known = self._model.picture_check is not None
         return sampler_pb2.SamplerInfo(
-            base_model=base_model_info(spec, has_gate=has_gate, has_clipseg=has_clipseg),
+            base_model=base_model_info(spec, has_gate=has_gate, has_clipseg=has_clipseg, has_known_pictures=has_known),
             sampling_defaults=_defaults(preset, EDIT_METHODS[0], second),
             method_defaults=[_defaults(preset.of(method), method, second) for method in EDIT_METHODS],
             engine=self._model.engine,
@@ -122,11 +129,22 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         asked = time.perf_counter()
         run = self._submit(lambda: self._sample(request, wanted, asked, mailbox, cancelled))
         try:
-            async for event in mailbox.events():
-                yield sampler_pb2.SampleEvent(step=_step(event)) if isinstance(event, Step) else event
+            async for event in mailbox.events(HEARTBEAT_S):
+                if event is None:
+                    yield sampler_pb2.SampleEvent(heartbeat=edit_pb2.EditEvent.Heartbeat())
+                else:
+                    yield sampler_pb2.SampleEvent(step=_step(event)) if isinstance(event, Step) else event
         finally:
             cancelled.set()
             run.cancel()  # no more than a wish once a worker has begun
+
+    async def CheckSample(self, request: sampler_pb2.SampleRequest, context: Any) -> sampler_pb2.CheckSampleResponse:
+        """What only tokenizers and encoders know of a run, beside the worker threads: it waits for no edit."""
+        model, wanted = self._model, self._read(request, is_run=False)
+        warnings = check_texts(model.graphs, model.gate, model.clipseg, _texts(request, wanted))
+        if request.image and model.picture_check is not None:
+            warnings += await asyncio.to_thread(model.picture_check.warnings_of, request.image)
+        return sampler_pb2.CheckSampleResponse(warnings=warnings)
 
     async def Load(self, request: sampler_pb2.LoadRequest, context: Any) -> sampler_pb2.LoadResponse:
         """Lease an engine for the weights, if one is free, and give it back at once: edits come first.
@@ -134,6 +152,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         Embeddings alone need no engine, and are read.
         """
         _check("weights.digest", request.weights.digest, bool(request.weights.digest), "it must be set")
+        store_paths.check_weights(request.weights.path, "weights.path")
         if self._waiting or not self._model.pool.is_free():
             return sampler_pb2.LoadResponse()
 
@@ -209,7 +228,10 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                     elif isinstance(event, Warned):
                         mailbox.put(sampler_pb2.SampleEvent(warning=edit_pb2.EditEvent.Warning(text=event.text)))
                     elif isinstance(event, (EditedImage, Gated)):
-                        mailbox.put(sampler_pb2.SampleEvent(image=_edited_image(event, request.config)))
+                        image, parts = image_pieces.cut(_edited_image(event, request.config))
+                        mailbox.put(sampler_pb2.SampleEvent(image=image))
+                        for part in parts:
+                            mailbox.put(sampler_pb2.SampleEvent(image_part=part))
                     else:
                         timings.encode_s, timings.denoise_s = event.encode_s, event.denoise_s
                         timings.decode_s, timings.super_resolution_s = event.decode_s, event.super_resolution_s
@@ -372,8 +394,10 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         for changed in self._changed:
             changed.set()
 
-    def _read(self, request: sampler_pb2.SampleRequest) -> Request:
-        """Raises InvalidField naming what is wrong."""
+    def _read(self, request: sampler_pb2.SampleRequest, *, is_run: bool = True) -> Request:
+        """Raises InvalidField naming what is wrong. What is no run yet needs neither weights nor mask."""
+        if request.HasField("weights"):
+            store_paths.check_weights(request.weights.path, "weights.path")
         config = request.config
         chosen = ("guidance_scale", "strength")
         for name in ("num_inference_steps", "interpolation", *(() if config.automatic else chosen)):
@@ -397,7 +421,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         is_right = config.method != "imagic" or (config.HasField("eta") and 0 <= config.eta <= MAX_ETA)
         _check("config.eta", config.eta if config.HasField("eta") else "unset", is_right, f"it must be 0 to {MAX_ETA}")
         made_by = tuned_by(config.method, config.inversion)
-        is_right = request.HasField("weights") or made_by in ("", EDIT_METHODS[0])
+        is_right = not is_run or request.HasField("weights") or made_by in ("", EDIT_METHODS[0])
         _check("weights", "unset", is_right, f"{made_by} samples with what its tuning made; give the weights")
         _check("seeds", len(request.seeds), 1 <= len(request.seeds) <= MAX_SEEDS, f"give 1 to {MAX_SEEDS} of them")
         _check("preview_every", request.preview_every, request.preview_every >= 0, "it must be 0 or more")
@@ -408,7 +432,8 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         self._check_super_resolution(config)
         source = mask_source_of(config.mask_source, request.mask, config.mask_text)
         _check("config.mask_source", source, source in MASK_SOURCES, f"it must be one of {', '.join(MASK_SOURCES)}")
-        _check("mask", "unset", bool(request.mask) or source != "given", "mask_source given needs it")
+        is_right = not is_run or bool(request.mask) or source != "given"
+        _check("mask", "unset", is_right, "mask_source given needs it")
         if config.method == PROMPT_TO_PROMPT:
             is_right = config.scheduler == "ddim"
             _check("config.scheduler", config.scheduler, is_right, f"{PROMPT_TO_PROMPT} inverts ddim alone")
@@ -548,6 +573,21 @@ def _enlargement(config: edit_pb2.SamplingConfig, stage: SuperResolutionSpec | N
     )
 
 
+def _texts(request: sampler_pb2.SampleRequest, wanted: Request) -> Texts:
+    config, tuning = request.config, request.tuning_config
+    is_placeholder = tuned_by(config.method, config.inversion) == "textual_inversion"
+    is_made = request.HasField("weights") or not request.HasField("tuning_config")
+    return Texts(
+        wanted=wanted,
+        rare_tokens=request.rare_tokens,
+        base_prompt=config.base_prompt,
+        bound=request.rare_tokens or tuning.rare_tokens,
+        vectors=(tuning.rare_tokens, tuning.num_vectors) if is_placeholder else ("", 0),
+        tuning=None if is_made else tuning,
+        is_gated=config.automatic or config.gate,
+    )
+
+
 def _attention(config: edit_pb2.SamplingConfig) -> AttentionEdit:
     default = AttentionEdit()
     return AttentionEdit(
@@ -585,4 +625,4 @@ def _edited_image(found: EditedImage | Gated, config: edit_pb2.SamplingConfig) -
 
 
 def _step(step: Step) -> edit_pb2.EditEvent.Step:
-    return edit_pb2.EditEvent.Step(index=step.index, total=step.total, preview=step.preview)
+    return edit_pb2.EditEvent.Step(**vars(step))

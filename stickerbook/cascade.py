@@ -25,6 +25,7 @@ from stickerbook.render import render
 from stickerbook.samples import contact_sheet
 from stickerbook.save_model import MODEL
 from stickerbook.train_super_resolution import SIDE, HeldOut, enlarge, new_noise_schedule, psnr_of
+from unitune import images
 from unitune_client import Client, EditOptions
 from unitune_client.local import LocalServices
 
@@ -36,7 +37,7 @@ STRENGTH, GUIDANCE_SCALE = 0.9, 5.0  # of the sheet's edits
 
 def measure(model: Path, scenes: int) -> None:
     """Print the PSNR of bicubic enlargement, and of the second stage at some noise levels and numbers of steps."""
-    fp32 = {"torch_dtype": torch.float32}
+    fp32 = {"torch_dtype": torch.float32, "use_safetensors": True}
     held_out = HeldOut(
         scenes,
         AutoencoderKL.from_pretrained(model, subfolder="vae", **fp32).eval(),
@@ -71,7 +72,7 @@ def edits(cases: int) -> np.ndarray:
                     options = EditOptions(strength=STRENGTH, guidance_scale=GUIDANCE_SCALE, interpolation=0.0)
                     options["super_resolution"] = is_enlarged
                     result = client.edit_to_end(tuning, caption(wanted), **options)
-                    rows.append(np.asarray(Image.open(io.BytesIO(result.images[0].png))))
+                    rows.append(images.decode(result.images[0].png, max_bytes=None))
                 rows.append(render(wanted, SIDE))
                 say(caption(wanted))
     return contact_sheet(np.stack(rows), 4, enlarge=2)

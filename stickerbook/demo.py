@@ -21,9 +21,11 @@ from stickerbook.captions import caption
 from stickerbook.judge import Judge
 from stickerbook.render import kept_pixels, psnr_db, render
 from stickerbook.world import FIRST_HELD_OUT_SEED, Scene, draw_scene
+from unitune import images
 from unitune_client import Client
 from unitune_client.home import Home
 from unitune_client.local import LocalServices
+from unitune_client.outputs import Outputs, slug
 from unitune_client.sheet import contact_sheet
 
 CASES = Path(__file__).parent.parent / "demo" / "cases.json"
@@ -94,9 +96,9 @@ def main() -> None:
                 result = client.edit_to_end(tuning, caption(wanted), automatic=True)
                 stages["refit_s"] += result.timings.refit_s
                 stages["edit_s"] += result.timings.total_s
-                file = options.out / f"{case.picture.stem}--{caption(wanted).replace(' ', '-')}.png"
-                file.write_bytes(result.images[0].png)
-                verdict = judged(case, wanted, np.asarray(Image.open(file).convert("RGB")), judge)
+                outputs = Outputs(options.out, case.picture.name, overwrites=True)
+                file = outputs.save(result.images[0].png, slug(caption(wanted)))
+                verdict = judged(case, wanted, images.decode(result.images[0].png, max_bytes=None), judge)
                 edits.append({"picture": case.picture.name, "prompt": caption(wanted), "image": file.name, **verdict})
                 outcome = "right" if verdict["success"] else "not right"
                 say(f"  {caption(wanted)}: {outcome}, kept pixels {verdict['kept_psnr_db']} dB")

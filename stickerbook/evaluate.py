@@ -39,7 +39,9 @@ def main() -> None:
     if options.work:
         pipeline, _ = trained_pipeline(options.work)
     else:
-        pipeline = StableDiffusionPipeline.from_pretrained(options.model, torch_dtype=torch.float32)
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            options.model, torch_dtype=torch.float32, use_safetensors=True
+        )
     judge = Judge.load()
     scenes = [draw_scene(FIRST_HELD_OUT_SEED + index, "held_out") for index in range(options.samples)]
     images = []

@@ -108,8 +108,12 @@ def trained_pair(folder: Path) -> torch.nn.ModuleDict:
     """The denoiser and the text encoder of a base model."""
     return torch.nn.ModuleDict(
         {
-            "unet": UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=torch.float32),
-            "text_encoder": CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", torch_dtype=torch.float32),
+            "unet": UNet2DConditionModel.from_pretrained(
+                folder, subfolder="unet", torch_dtype=torch.float32, use_safetensors=True
+            ),
+            "text_encoder": CLIPTextModel.from_pretrained(
+                folder, subfolder="text_encoder", torch_dtype=torch.float32, use_safetensors=True
+            ),
         }
     )
 

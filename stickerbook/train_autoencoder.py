@@ -101,7 +101,11 @@ def main() -> None:
     if run.resume():
         print(f"resumed at update {run.updates_done}", flush=True)
     elif options.start_from:
-        run.start_from(AutoencoderKL.from_pretrained(options.start_from, subfolder="vae", torch_dtype=torch.float32))
+        run.start_from(
+            AutoencoderKL.from_pretrained(
+                options.start_from, subfolder="vae", torch_dtype=torch.float32, use_safetensors=True
+            )
+        )
     held_out = pictures(range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + 48), "held_out").to(options.device)
     generator = torch.Generator(options.device)
     progress = Progress(run, batch=options.batch // 4, every=250)  # four crops have a scene's pixels

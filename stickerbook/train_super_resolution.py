@@ -63,7 +63,9 @@ def new_super_resolution() -> UNet2DConditionModel:
 
 def second_stage_of(folder: Path) -> UNet2DConditionModel:
     """The second stage of a base model."""
-    return UNet2DConditionModel.from_pretrained(folder, subfolder="super_resolution", torch_dtype=torch.float32)
+    return UNet2DConditionModel.from_pretrained(
+        folder, subfolder="super_resolution", torch_dtype=torch.float32, use_safetensors=True
+    )
 
 
 def new_noise_schedule() -> DDIMScheduler:
@@ -204,8 +206,12 @@ def main() -> None:
 
     torch.manual_seed(0)
     tokenizer, scheduler, device = new_tokenizer(), new_noise_schedule(), options.device
-    autoencoder = AutoencoderKL.from_pretrained(options.model, subfolder="vae", torch_dtype=torch.float32)
-    text_encoder = CLIPTextModel.from_pretrained(options.model, subfolder="text_encoder", torch_dtype=torch.float32)
+    autoencoder = AutoencoderKL.from_pretrained(
+        options.model, subfolder="vae", torch_dtype=torch.float32, use_safetensors=True
+    )
+    text_encoder = CLIPTextModel.from_pretrained(
+        options.model, subfolder="text_encoder", torch_dtype=torch.float32, use_safetensors=True
+    )
     autoencoder.requires_grad_(False).eval()
     text_encoder.requires_grad_(False).eval()
     held_out = HeldOut(24, autoencoder, text_encoder, tokenizer)

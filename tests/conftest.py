@@ -30,7 +30,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_graphs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The graphs folder of the tiny base model, as `tuner_svc.export` writes it. Nobody writes to it."""
-    from tuner_svc.export import export
+    from tuner_svc.export.base_model import export
 
     return export(tiny_model, tmp_path_factory.mktemp("graphs") / "tiny")
 
@@ -49,7 +49,7 @@ def tiny_cascade(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def cascade_graphs(tiny_cascade: Path, tiny_graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The graphs folder of the tiny cascade: that of the tiny base model with the second stage. Nobody writes to it."""
     from tuner_svc.base_model import load
-    from tuner_svc.export_super_resolution import export_super_resolution
+    from tuner_svc.export.super_resolution import export_super_resolution
     from unitune.base_model import BaseModelSpec, file_digest
 
     folder = Path(shutil.copytree(tiny_graphs, tmp_path_factory.mktemp("cascade_graphs") / "tiny"))
@@ -64,7 +64,7 @@ def cascade_graphs(tiny_cascade: Path, tiny_graphs: Path, tmp_path_factory: pyte
 def tiny_half_graphs(tiny_model: Path, tiny_graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with the half graph, as `tuner_svc.export --half` writes it. Nobody writes to it."""
     from tuner_svc.base_model import load
-    from tuner_svc.export_half import add_half_graph
+    from tuner_svc.export.fp16 import add_half_graph
 
     folder = Path(shutil.copytree(tiny_graphs, tmp_path_factory.mktemp("half") / "tiny"))
     add_half_graph(folder, load(tiny_model))
@@ -77,8 +77,14 @@ def services(tiny_cascade: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     second stage, and a preset of its own for fast edits."""
     folder = Path(shutil.copytree(tiny_cascade, tmp_path_factory.mktemp("fast") / "tiny"))
     (folder / "unitune_preset.json").write_text('{"methods": {"unitune": {"fast_steps": 3}}}')
-    with LocalServices(str(folder), home=Home(tmp_path_factory.mktemp("home"))) as services:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("UNITUNE_THREADS", "1")  # more would wait for one another on a busy machine
+        services = LocalServices(str(folder), home=Home(tmp_path_factory.mktemp("home")))
+        services.__enter__()
+    try:
         yield services
+    finally:
+        services.stop()
 
 
 @pytest.fixture

@@ -78,11 +78,10 @@ def test_vendored_protos_are_those_of_the_installed_wheel() -> None:
 
 
 def test_a_runtime_is_imported_only_where_engines_are_made() -> None:
-    """onnxruntime, tensorrt and cuda appear in the sampler's engines and build, and in the tuner's export checks."""
+    """onnxruntime, tensorrt and cuda appear in the sampler's engines and in the tuner's export checks."""
     allowed = {
-        *ROOT.glob("sampler_svc/*_engine.py"),
-        ROOT / "sampler_svc" / "build.py",
-        *ROOT.glob("tuner_svc/export*.py"),
+        *ROOT.glob("sampler_svc/engines/*.py"),
+        *ROOT.glob("tuner_svc/export/*.py"),
     }
 
     wrong = [path for path in source_files(*PACKAGES) if path not in allowed and tops(path) & set(RUNTIMES)]
@@ -114,12 +113,13 @@ def test_the_mathematics_of_diffusion_imports_only_numpy() -> None:
 
 
 def test_the_client_takes_only_the_contract_from_unitune() -> None:
-    """unitune_client imports unitune.v1 and unitune's errors, and nothing else of unitune."""
+    """unitune_client imports unitune.v1 and what needs no array library, and nothing else of unitune."""
+    allowed = ("v1", "errors", "system_errors", "drain", "image_pieces", "picture_file", "png_text", "__version__")
     wrong = [
         (path.name, name)
         for path in source_files("unitune_client")
         for name in imported_modules(path)
-        if name.startswith("unitune.") and name.split(".")[1] not in ("v1", "errors", "system_errors", "__version__")
+        if name.startswith("unitune.") and name.split(".")[1] not in allowed
     ]
 
     assert [] == wrong
@@ -176,6 +176,30 @@ def test_a_program_imports_without_the_other_extras(modules: str, absent: tuple[
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
     assert 0 == done.returncode, done.stderr
+
+
+def test_every_model_is_loaded_from_safetensors() -> None:
+    """Each from_pretrained says use_safetensors=True, or diffusers and transformers would unpickle (r10)."""
+    wrong, found = [], 0
+    for path in source_files(*PACKAGES, "bench"):
+        tree = ast.parse(path.read_text())
+        safe = {  # dictionaries of keywords that hold it
+            target.id
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Assign) and "'use_safetensors': True" in ast.unparse(node.value)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
+        for node in ast.walk(tree):
+            if not (isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".from_pretrained")):
+                continue
+            found += 1
+            named = {keyword.arg or ast.unparse(keyword.value): ast.unparse(keyword.value) for keyword in node.keywords}
+            is_safe = named.get("use_safetensors") == "True" or safe & named.keys()
+            if not is_safe and "Tokenizer" not in ast.unparse(node.func):  # a tokenizer has no weights
+                wrong.append(f"{path.name}:{node.lineno}")
+
+    assert found > 10 and [] == wrong
 
 
 def test_nothing_unpickles() -> None:
@@ -307,6 +331,15 @@ def test_manifests_probe_the_health_port_by_number() -> None:
         assert {"port": port, "service": READINESS} == container["readinessProbe"]["grpc"], name
         assert {"port": port, "service": READINESS} == container["startupProbe"]["grpc"], name
         assert {"port": port, "service": LIVENESS} == container["livenessProbe"]["grpc"], name
+
+
+def test_the_kubelet_waits_until_a_program_has_ended_by_itself() -> None:
+    """Every pod's grace is the one number, which is more than the drain and the time to leave together (r11, r19)."""
+    from unitune.drain import DRAIN_S, KILLED_AFTER_S, LEAVE_S
+
+    assert KILLED_AFTER_S > DRAIN_S + LEAVE_S
+    for name, pod in pods():
+        assert pod["terminationGracePeriodSeconds"] == KILLED_AFTER_S, name
 
 
 def test_manifests_meet_the_restricted_pod_security_profile() -> None:

@@ -3,15 +3,18 @@
 import asyncio
 import os
 import sys
+from pathlib import Path
 
 import torch
 
-from tuner_svc.base_model import load
+from tuner_svc.base_model import BaseModel, load
 from tuner_svc.config import TunerConfig
 from tuner_svc.model_folder import UnusableBaseModel
 from tuner_svc.service import TunerService
+from tuner_svc.torch_thread import TorchThread
 from unitune import settings, telemetry
 from unitune.serving import serve
+from unitune.system_errors import sentence
 from unitune.weight_store import WeightStore
 
 
@@ -19,17 +22,17 @@ def main() -> int:
     """Serve until a signal comes; the exit code."""
     config = settings.load(TunerConfig, os.environ)
     telemetry.configure("tuner")
-    torch.set_num_threads(config.num_threads())
+    thread = TorchThread(config.num_threads())
     try:
         store = WeightStore(config.store)
-        model = load(config.base_model, "cuda" if torch.cuda.is_available() else "cpu")
+        model = thread.submit(_load, config.base_model).result()
     except UnusableBaseModel as error:
         print(f"tuner: UNITUNE_BASE_MODEL: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"tuner: {error}", file=sys.stderr)
+        print(f"tuner: {sentence(error)}", file=sys.stderr)
         return 1
-    service = TunerService(model, store, config.weights_codec)
+    service = TunerService(model, store, config.weights_codec, thread)
     return asyncio.run(
         serve(
             "tuner",
@@ -39,6 +42,10 @@ def main() -> int:
             on_drain=service.drain,
         )
     )
+
+
+def _load(base_model: Path) -> BaseModel:
+    return load(base_model, "cuda" if torch.cuda.is_available() else "cpu")
 
 
 if __name__ == "__main__":

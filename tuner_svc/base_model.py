@@ -1,8 +1,9 @@
 """The base model in memory: frozen, fp32, in the four parts that are also the four graphs of the export."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from tuner_svc.model_folder import (
     read_vocabulary,
 )
 from unitune.base_model import BaseModelSpec, NoiseSchedule, Preset, SuperResolutionSpec, TensorSpec
+from unitune.reading import BEGIN_AND_END, Piece, Reader
 
 FP32 = {"torch_dtype": torch.float32, "use_safetensors": True, "local_files_only": True}
 
@@ -135,6 +137,8 @@ class BaseModel:
     context_width: int
     super_resolver: SuperResolver | None = None  # this and the next: a base model that is a cascade
     super_resolution: SuperResolutionSpec | None = None  # as yet without the tensors' layouts, which export finds
+    # Padding and truncation are a state of the tokenizer, and requests are checked while a tuning encodes its prompts.
+    _tokenizing: Lock = field(default_factory=Lock, repr=False, compare=False)
 
     def tensors(self) -> dict[str, Tensor]:
         """The denoiser's tensors by their name in the UNet, fp32."""
@@ -159,15 +163,30 @@ class BaseModel:
         )
 
     def input_ids(self, prompts: list[str]) -> Tensor:
-        """Token ids, int64 (n, tokens): padded, and cut at the end where a prompt is too long."""
-        return self.tokenizer(
-            prompts, padding="max_length", truncation=True, max_length=self.context_tokens, return_tensors="pt"
-        ).input_ids.to(self.device)
+        """Token ids, int64 (n, tokens): padded, and cut at the end where a prompt is too long. From any thread."""
+        with self._tokenizing:
+            ids = self.tokenizer(
+                prompts, padding="max_length", truncation=True, max_length=self.context_tokens, return_tensors="pt"
+            ).input_ids
+        return ids.to(self.device)
 
     def token_ids(self, text: str) -> list[int]:
-        """The ids of a piece of text alone, without begin, end and padding."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        """The ids of a piece of text alone, without begin, end and padding. From any thread."""
+        with self._tokenizing:
+            ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
         return ids
+
+    @property
+    def reader(self) -> Reader:
+        """Reads texts as the text encoder does."""
+        words = self.tokenizer
+
+        def encode(text: str) -> list[Piece]:
+            found = words(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            return [Piece(token, *at) for token, at in zip(found.input_ids, found.offset_mapping, strict=True)]
+
+        empty = frozenset({words.bos_token_id, words.eos_token_id, words.unk_token_id})
+        return Reader(encode, self.context_tokens - BEGIN_AND_END, empty, bool(self.vocabulary))
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str) -> Tensor:

@@ -20,7 +20,7 @@ from unitune.diffusion.solvers import SCHEDULERS
 BATCH = 4  # pictures drawn together
 KEPT = 8  # sets of pictures in memory
 
-_kept: OrderedDict[tuple[str, str, int], Tensor] = OrderedDict()  # the tuner has one worker thread
+_kept: OrderedDict[tuple[str, str, int], Tensor] = OrderedDict()  # the tuner has one PyTorch thread
 
 
 def class_prompt(class_noun: str) -> str:
@@ -33,7 +33,7 @@ def class_latents(
 ) -> Tensor:
     """Latents (number, channels, h, w) of a base model and class noun; drawn once, while they are among the last few.
 
-    `before_each` may raise before a batch is drawn, which keeps nothing.
+    `before_each` may raise before a step of a batch, which keeps nothing.
     """
     key = (model.digest, class_noun.strip(), number)
     if key not in _kept:
@@ -62,11 +62,11 @@ def draw_class(
     batches = []
     shape = (model.latent_channels, *model.latent_side)
     for first in range(0, number, BATCH):
-        before_each()
         seeds = range(first, min(first + BATCH, number))
         latents = np.stack([np.random.default_rng(seed).standard_normal(shape, dtype=np.float32) for seed in seeds])
         solver = scheduler.solver()
         for timestep, level, next_level in scheduler.run(schedule, model.preset.num_inference_steps):
+            before_each()
             output = guided(denoiser, latents, timestep, rows)
             latents = solver.step(latents, predict(output, latents, level, schedule.prediction_type), level, next_level)
         batches.append(torch.from_numpy(np.asarray(latents, dtype=np.float32)))

@@ -55,6 +55,7 @@ SUPER_RESOLUTION_FILES = ("config.json", "diffusion_pytorch_model.safetensors", 
 PRECONDITIONED = "is_preconditioned"  # true in its scheduler's config: see unitune.base_model.SuperResolutionSpec
 CLIP_FOLDER = "clip"  # optional: a CLIPModel of transformers, for the gate
 CLIP_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json")
+PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 CLASSES = {
     "text_encoder": ("CLIPTextModel",),
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
@@ -113,6 +114,8 @@ def model_files(folder: Path) -> list[Path]:
         needed += [Path(CLIP_FOLDER, name) for name in CLIP_FILES]
     if (folder / SUPER_RESOLUTION_FOLDER).is_dir():
         needed += [Path(SUPER_RESOLUTION_FOLDER, name) for name in SUPER_RESOLUTION_FILES]
+    for part in ("text_encoder", CLIP_FOLDER):
+        check_safetensors(folder / part)
     missing = [str(path) for path in needed if not (folder / path).is_file()]
     if missing:
         raise UnusableBaseModel(f"{folder} lacks {', '.join(missing)}")
@@ -265,6 +268,16 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UnusableBaseModel(f"{path} is not a JSON object")
     return found
+
+
+def check_safetensors(folder: Path) -> None:
+    """Raises UnusableBaseModel for a folder of transformers whose weights are pickled, and in no other form."""
+    pickled = next((name for name in PICKLED if (folder / name).is_file()), None)
+    if pickled is not None and not any(folder.glob("model*.safetensors")):
+        raise UnusableBaseModel(
+            f"{folder / pickled} is not loaded, since a pickled file can run any code: give {folder} with "
+            "model.safetensors, as save_pretrained(..., safe_serialization=True) of transformers writes it"
+        )
 
 
 def _weight_files(folder: Path, part: str, weights: str) -> list[Path]:

@@ -22,12 +22,18 @@ SENSITIVITY_SEED = 1  # not the probe's, which measures what was lost
 
 
 def pack_tuned(
-    model: BaseModel, tuned: Tuned, config: TuningConfig, key: str, codec: str = "none"
+    model: BaseModel,
+    tuned: Tuned,
+    config: TuningConfig,
+    key: str,
+    codec: str = "none",
+    before_each: Callable[[], None] = lambda: None,
 ) -> tuple[bytes, Manifest]:
     """The weights file of a tuning, and its manifest. A LoRA tuning's factors are stored, unless the codec is none.
 
     The probe's answer is that of the tensors as a sampler decodes them; where no tensor of the denoiser changes there
-    is no probe. Extras are no deltas, and stored as they are. Raises ValueError as `encode` does.
+    is no probe. Extras are no deltas, and stored as they are. `before_each` may raise before a tensor is encoded and
+    before a pass of the denoiser. Raises ValueError as `encode` does.
     """
     if tuned.factors and codec != "none":
         codec = "lora"
@@ -36,14 +42,20 @@ def pack_tuned(
     tensors = _arrays(tuned.tensors)
     factors = {name: (up.cpu().numpy(), down.cpu().numpy()) for name, (up, down) in tuned.factors.items()}
     base = {name: tensor.cpu().numpy() for name, tensor in model.tensors().items() if name in tensors}
+    before_each()
     sensitivity = sensitivities(partial(_answer, model), tuned.tensors) if codec == "sign" else {}
-    stored = encode(tensors, base, codec, factors, sensitivity)
+    stored = encode(tensors, base, codec, factors, sensitivity, before_each)
+
+    def answer_with(changed: Mapping[str, Tensor]) -> np.ndarray:
+        before_each()
+        return probe_answer(model, changed, PROBE_SEED)
+
     answer = of_base = np.empty(0, dtype=np.float32)
     if tuned.tensors:
-        answer, of_base = (probe_answer(model, changed, PROBE_SEED) for changed in (tuned.tensors, {}))
+        answer, of_base = answer_with(tuned.tensors), answer_with({})
     decoded = {name: torch.from_numpy(tensor) for name, tensor in decode(stored, base, codec).items()}
-    of_decoded = answer if codec == "none" else probe_answer(model, decoded, PROBE_SEED)
-    second, of_second = _second_stage(model, tuned, codec)
+    of_decoded = answer if codec == "none" else answer_with(decoded)
+    second, of_second = _second_stage(model, tuned, codec, before_each)
     return pack(
         {**stored, **second},
         probe_tuned=of_decoded,
@@ -66,15 +78,19 @@ def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
 
 
-def _second_stage(model: BaseModel, tuned: Tuned, codec: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def _second_stage(
+    model: BaseModel, tuned: Tuned, codec: str, before_each: Callable[[], None]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The second stage's tensors as the file holds them, and its probe's answers; nothing where it was not tuned."""
     resolver = model.super_resolver
     if not tuned.second_stage or resolver is None:
         return {}, {}
     base = {name: tensor for name, tensor in _arrays(resolver.unet.state_dict()).items() if name in tuned.second_stage}
+    before_each()
     sensitivity = sensitivities(partial(_second_stage_answer, model), tuned.second_stage) if codec == "sign" else {}
-    stored = encode(_arrays(tuned.second_stage), base, codec, sensitivity=sensitivity)
+    stored = encode(_arrays(tuned.second_stage), base, codec, sensitivity=sensitivity, before_each=before_each)
     decoded = {name: torch.from_numpy(tensor) for name, tensor in decode(stored, base, codec).items()}
+    before_each()
     answers = {SECOND_TUNED: second_stage_answer(model, decoded, PROBE_SEED)}
     answers[SECOND_BASE] = second_stage_answer(model, {}, PROBE_SEED)
     return {f"{SECOND_STAGE}{name}": array for name, array in stored.items()}, answers

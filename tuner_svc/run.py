@@ -1,13 +1,14 @@
-"""One run of the tuner, as the event loop and the worker thread share it."""
+"""One run of the tuner, as the event loop and the PyTorch thread share it."""
 
 import asyncio
 import contextlib
 
 from tuner_svc.course import Progress
+from unitune.errors import Cancelled
 
 
 class Run:
-    """One RunTuning: what the worker thread has to say, and whether it should stop."""
+    """One RunTuning: what the PyTorch thread has to say, and whether it should stop."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -18,12 +19,17 @@ class Run:
         self._loop = asyncio.get_running_loop()
 
     def cancel(self) -> None:
-        """Stop before the next update; from the event loop."""
+        """Stop before the next update, or the next part of what comes before and after them; from the event loop."""
         self.is_cancelled = True
         self._changed.set()
 
+    def refuse_cancelled(self) -> None:
+        """Raises Cancelled (TUNING_CANCELLED) once the run is cancelled; from any thread."""
+        if self.is_cancelled:
+            raise Cancelled("the tuning was cancelled", reason="TUNING_CANCELLED")
+
     def tell(self, progress: Progress) -> None:
-        """From the worker thread."""
+        """From the PyTorch thread."""
         self.progress = progress
         self.wake()
 

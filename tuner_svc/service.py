@@ -1,9 +1,11 @@
-"""TunerService: message in, tune, messages out. One tuning at a time, in one worker thread; others wait in order."""
+"""TunerService: message in, tune, messages out. One tuning at a time, in the PyTorch thread; others wait in order."""
 
 import asyncio
 import logging
+import secrets
+import time
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future
 from typing import Any
 
 import grpc
@@ -15,9 +17,10 @@ from tuner_svc.config import DEFAULT_CODEC
 from tuner_svc.course import Progress
 from tuner_svc.probe import pack_tuned
 from tuner_svc.run import Run
+from tuner_svc.torch_thread import TorchThread
 from tuner_svc.tune import check, tune
 from tuner_svc.tuning_config import TuningConfig
-from unitune import images, telemetry
+from unitune import images, store_paths, telemetry
 from unitune.base_model import Preset
 from unitune.choices import (
     BOUND_TO_NULL_TEXT,
@@ -29,23 +32,32 @@ from unitune.choices import (
 )
 from unitune.errors import Cancelled, Internal, InvalidField, ResourceExhausted, Unavailable, UniTuneError, to_status
 from unitune.server_info import base_model_info
+from unitune.serving import HEARTBEAT_S
+from unitune.system_errors import store_error
 from unitune.v1 import tuner_pb2, tuner_pb2_grpc, tuning_pb2
 from unitune.v1.tuner_pb2 import RunTuningEvent
 from unitune.weight_store import WeightStore
+from unitune.weights import Manifest
 
 logger = logging.getLogger(__name__)
 
-WAITING_S = 5.0  # between two `waiting` events
+STORE_WAIT_S = 20.0  # for a store that is full or does not answer to take the weights
+STORE_RETRY_S = 0.5
+INSTANCE_BYTES = 16  # of randomness, which no two processes share
 
 
 class TunerService(tuner_pb2_grpc.TunerServiceServicer):
     """The servicer. It is used from one event loop."""
 
-    def __init__(self, model: BaseModel, store: WeightStore, codec: str = DEFAULT_CODEC) -> None:
+    def __init__(
+        self, model: BaseModel, store: WeightStore, codec: str = DEFAULT_CODEC, thread: TorchThread | None = None
+    ) -> None:
+        """`thread` is the one that loaded the model; without it there is a new one."""
         self._model, self._store, self._codec = model, store, codec
-        self._worker = ThreadPoolExecutor(1, "tuning")
+        self._thread = thread or TorchThread()
         self._runs: set[Run] = set()
         self._is_draining = False
+        self._instance = secrets.token_hex(INSTANCE_BYTES)
 
     def register(self, server: grpc.aio.Server) -> list[str]:
         """Add the servicer to a server; its full service names."""
@@ -59,27 +71,33 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
             run.cancel()
 
     async def GetTunerInfo(self, request: tuner_pb2.GetTunerInfoRequest, context: Any) -> tuner_pb2.TunerInfo:
-        """Base model and preset."""
+        """Base model and preset, and which process this is."""
         model = self._model
         return tuner_pb2.TunerInfo(
             base_model=base_model_info(model.spec),
             tuning_defaults=_defaults(model.preset, TUNING_METHODS[0]),
             method_defaults=[_defaults(model.preset, method) for method in TUNING_METHODS],
+            instance=self._instance,
         )
 
     async def CheckTuning(self, request: tuner_pb2.CheckTuningRequest, context: Any) -> tuner_pb2.CheckTuningResponse:
         """What only the tokenizer knows."""
-        check(self._model, _config(request.config))
-        return tuner_pb2.CheckTuningResponse()
+        return tuner_pb2.CheckTuningResponse(warnings=check(self._model, _config(request.config)))
 
     async def RunTuning(self, request: tuner_pb2.RunTuningRequest, context: Any) -> AsyncIterator[RunTuningEvent]:
-        """Run in the worker thread; stream what it has to say."""
+        """Run in the PyTorch thread; stream what it has to say."""
         config = _read(request)
         check(self._model, config)
         stage = self._model.super_resolution
         large_side = stage.side if stage is not None and config.super_resolution_updates > 0 else None
         pictures = (request.image, *request.further_images)
-        image, large = await asyncio.to_thread(_model_images, pictures, self._model.image_side, large_side)
+        decoding = asyncio.create_task(asyncio.to_thread(_model_images, pictures, self._model.image_side, large_side))
+        try:
+            while not (await asyncio.wait({decoding}, timeout=HEARTBEAT_S))[0]:
+                yield RunTuningEvent(heartbeat=RunTuningEvent.Heartbeat())
+        finally:
+            decoding.cancel()  # of no effect once it has ended
+        image, large = decoding.result()
         if self._is_draining:
             raise Unavailable("the tuner is about to stop", reason="DRAINING")
         for earlier in self._runs:
@@ -87,18 +105,20 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
                 earlier.cancel()
         run = Run(request.name)
         self._runs.add(run)
-        work = self._worker.submit(self._tune, run, request, config, image, large)
+        work = self._thread.submit(self._tune, run, request, config, image, large)
         work.add_done_callback(lambda _: run.wake())
         is_told = False
         try:
             while not work.done() or run.progress is not None:
-                has_changed = await run.changed(WAITING_S)
+                has_changed = await run.changed(HEARTBEAT_S)
                 if run.is_cancelled:
                     work.cancel()  # does nothing once it has started; then the loop of updates sees the flag
                 if run.progress is not None:
                     progress, run.progress = run.progress, None
                     yield _progress(progress)
-                elif not has_changed and not run.is_started:
+                elif not has_changed and run.is_started:
+                    yield RunTuningEvent(heartbeat=RunTuningEvent.Heartbeat())
+                elif not has_changed:
                     yield RunTuningEvent(waiting=RunTuningEvent.Waiting())
             is_told = True  # from here on the weights are the reader's, who may close the stream at once
             yield _outcome(run, work)
@@ -123,18 +143,17 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
         image: images.ModelImage,
         large: images.ModelImage | None,
     ) -> tuning_pb2.WeightsRef:
-        """One tuning, in the worker thread: tune, prove, store."""
+        """One tuning, in the PyTorch thread: tune, prove, store."""
         run.is_started = True
         tuned = tune(self._model, image, config, large=large, on_progress=run.tell, cancelled=lambda: run.is_cancelled)
-        data, manifest = pack_tuned(self._model, tuned, config, request.key, self._codec)
-        if run.is_cancelled:
-            raise Cancelled("the tuning was cancelled", reason="TUNING_CANCELLED")
+        data, manifest = pack_tuned(self._model, tuned, config, request.key, self._codec, run.refuse_cancelled)
+        run.refuse_cancelled()
         try:
-            self._store.put_weights(request.path, data, manifest)
+            self._put(run, request.path, data, manifest)
         except Exception as error:
             telemetry.failure(logger, "weights not stored", tuning=run.name)
             self._delete(run, request.path)
-            raise Unavailable("the weight store does not take the weights", reason="STORE_DOWN") from error
+            raise error if isinstance(error, UniTuneError) else store_error(error) from error
         return tuning_pb2.WeightsRef(
             key=manifest.key,
             digest=manifest.digest,
@@ -143,10 +162,23 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
             base_model=manifest.base_model,
         )
 
+    def _put(self, run: Run, path: str, data: bytes, manifest: Manifest) -> None:
+        """Write the weights, again and again for a while: they took minutes, and a full disk may have space soon."""
+        gives_up_at = time.monotonic() + STORE_WAIT_S
+        while True:
+            try:
+                self._store.put_weights(path, data, manifest)
+                return
+            except (ResourceExhausted, Unavailable):
+                if run.is_cancelled or time.monotonic() > gives_up_at:
+                    raise
+                time.sleep(STORE_RETRY_S)
+
     async def _take_back(self, run: Run, work: "Future[tuning_pb2.WeightsRef]", path: str) -> None:
         """Wait for the worker to let go, and delete the weights if it had just made them: nobody knows of them."""
         if not work.cancel():
-            await asyncio.wait({asyncio.wrap_future(work)})
+            while not work.done():
+                await run.changed(HEARTBEAT_S)
             if work.exception() is None:
                 await asyncio.to_thread(self._delete, run, path)
 
@@ -213,6 +245,7 @@ def _read(request: tuner_pb2.RunTuningRequest) -> TuningConfig:
     for field in ("name", "key", "path"):
         if not getattr(request, field):
             raise InvalidField(field, "", "it must be set")
+    store_paths.check_weights(request.path, "path")
     return _config(request.config)
 
 

@@ -13,6 +13,7 @@ from tuner_svc.super_resolution import pair_of, tune_second_stage
 from tuner_svc.tuning_config import TuningConfig
 from unitune.choices import MOST_IMAGES
 from unitune.errors import InvalidField
+from unitune.reading import check_tuning
 
 
 def tune(
@@ -40,6 +41,7 @@ def tune(
     method = METHODS[config.method]
     course = Course(method.total(config) + config.super_resolution_updates, on_progress, cancelled)
     latent = model.encode_image(images)
+    course.refuse_cancelled()
     tuned = method.tune(model, latent, config, course)
     if config.super_resolution_updates > 0 and method.second_stage is not None:
         if large is None:
@@ -53,12 +55,14 @@ def tune(
     return tuned
 
 
-def check(model: BaseModel, config: TuningConfig) -> None:
-    """Raises InvalidField for what the base model shows to be wrong: by its tokenizer, and by what stages it has."""
+def check(model: BaseModel, config: TuningConfig) -> list[str]:
+    """Warnings of what the text encoder does not read of the config's texts. Raises InvalidField for what the base
+    model shows to be wrong: by its tokenizer, and by what stages it has."""
     if config.super_resolution_updates > 0 and model.super_resolution is None:
         remedy = "it must be 0: this base model has no second stage"
         raise InvalidField("config.super_resolution_updates", config.super_resolution_updates, remedy)
     METHODS[config.method].check(model, config)
+    return check_tuning(model.reader, config, "config")
 
 
 __all__ = ["Progress", "Tuned", "check", "tune"]

@@ -1,6 +1,7 @@
 """How a call begins and ends: bytes that are no request are refused, errors become a status with details, every call
 leaves one log line, generators are closed."""
 
+import asyncio
 import contextlib
 import inspect
 import logging
@@ -12,7 +13,8 @@ import grpc
 from grpc.aio import EOF  # type: ignore[attr-defined]  # the stubs lack it
 from grpc_status import rpc_status
 
-from unitune import telemetry
+from unitune import deadlines, telemetry
+from unitune.deadlines import ReaderTooSlow
 from unitune.errors import Internal, InvalidArgument, UniTuneError, to_status
 
 logger = logging.getLogger(__name__)
@@ -41,12 +43,11 @@ class Answering(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         inner = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
-        answer, make = _unary, grpc.stream_unary_rpc_method_handler
-        if handler.response_streaming:
-            answer, make = _stream, grpc.stream_stream_rpc_method_handler
-        # To grpc every call streams its requests: it lets one wait for ever that should have one and has none.
-        return make(
-            answer(handler_call_details.method, inner, _each if handler.request_streaming else _only),
+        # To grpc every call streams its requests and answers: it would let one wait for ever that has no request, and
+        # one whose answer nobody reads.
+        take = _each if handler.request_streaming else _only
+        return grpc.stream_stream_rpc_method_handler(
+            _answer(handler_call_details.method, inner, take),
             request_deserializer=_lenient(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
@@ -67,7 +68,7 @@ def _lenient(deserializer: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 @contextlib.asynccontextmanager
 async def _only(context: Any) -> AsyncIterator[Any]:
     """The request of a call that has one."""
-    yield _readable(await context.read())
+    yield _readable(await deadlines.read(context))
 
 
 @contextlib.asynccontextmanager
@@ -75,7 +76,7 @@ async def _each(context: Any) -> AsyncIterator[AsyncIterator[Any]]:
     """The requests of a call that streams them."""
 
     async def requests() -> AsyncGenerator[Any, None]:
-        while (request := await context.read()) is not EOF:
+        while (request := await deadlines.read(context)) is not EOF:
             yield _readable(request)
 
     async with contextlib.aclosing(requests()) as stream:
@@ -90,27 +91,21 @@ def _readable(request: Any) -> Any:
     return request
 
 
-def _unary(method: str, inner: Any, take: Any) -> Any:
-    async def call(_: Any, context: Any) -> Any:
-        async with _ended(method, context), take(context) as request:
-            return await inner(request, context)
-
-    return call
-
-
-def _stream(method: str, inner: Any, take: Any) -> Any:
+def _answer(method: str, inner: Any, take: Any) -> Any:
     """Writes the events itself rather than yielding them on: a write that fails then closes the generator at once,
     so that clean-up in its `finally` runs when the client goes and not when memory is next collected."""
 
     async def call(_: Any, context: Any) -> None:
         async with _ended(method, context), take(context) as request:
-            events = inner(request, context)
-            if inspect.isawaitable(events):  # a handler that writes by itself
-                await events
+            answers = inner(request, context)
+            if inspect.isawaitable(answers):
+                answer = await answers
+                if answer is not None:  # else a handler of a stream that writes by itself
+                    await deadlines.write(context, answer)
                 return
-            async with contextlib.aclosing(events):
-                async for event in events:
-                    await context.write(event)
+            async with contextlib.aclosing(answers):
+                async for answer in answers:
+                    await deadlines.write(context, answer)
 
     return call
 
@@ -129,6 +124,9 @@ async def _ended(method: str, context: Any) -> AsyncIterator[None]:
         pass
     except UniTuneError as error:
         code, reason = error.code.name, error.reason
+        if isinstance(error, ReaderTooSlow):
+            telemetry.event(logger, "reader too slow", level=logging.WARNING, method=method)
+            await asyncio.wait({error.writing})  # until it reads on, or the connection ends
         await context.abort_with_status(rpc_status.to_status(to_status(error)))
     except Exception:
         code, reason = "INTERNAL", "INTERNAL"

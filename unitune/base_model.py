@@ -144,7 +144,7 @@ class Preset:
         others = {} if method == "unitune" else EVERY_STEP
         return replace(self, **{**others, **PUBLISHED.get(method, {}), **self.methods.get(method, {})})
 
-    # Cosines of the gate (sampler_svc/gate.py): InstructPix2Pix's filter, set on Stable Diffusion's pictures.
+    # Cosines of the gate (sampler_svc/sampling/gate.py): InstructPix2Pix's filter, set on Stable Diffusion's pictures.
     gate_gain: float = 0.02  # how much nearer the prompt an edit must be than the base image
     gate_prompt: float = 0.2  # how near at all
     gate_kept: float = 0.6  # how near the base image
@@ -208,8 +208,15 @@ class BaseModelSpec:
 
     @classmethod
     def load(cls, folder: Path) -> "BaseModelSpec":
-        """Read spec.json of a folder. Raises FileNotFoundError, or ValueError for another schema."""
-        fields: dict[str, Any] = json.loads((folder / SPEC_FILE).read_text())
+        """Read spec.json of a folder. Raises FileNotFoundError, or ValueError for another schema or a damaged file."""
+        try:
+            return cls._of_json((folder / SPEC_FILE).read_text(), folder)
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{folder / SPEC_FILE} is damaged; export again") from error
+
+    @classmethod
+    def _of_json(cls, text: str, folder: Path) -> "BaseModelSpec":
+        fields: dict[str, Any] = json.loads(text)
         if fields.get("schema") != SCHEMA:
             raise ValueError(
                 f"{folder / SPEC_FILE} has schema {fields.get('schema')}, this program reads {SCHEMA}; export again"

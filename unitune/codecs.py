@@ -38,11 +38,12 @@ def encode(
     codec: str,
     factors: Mapping[str, Factors] | None = None,
     sensitivity: Mapping[str, float] | None = None,
+    before_each: Callable[[], None] = lambda: None,
 ) -> dict[str, NDArray]:
     """What to store of tuned tensors, fp32. Raises ValueError for a codec unknown, and values that are not finite.
 
     `sensitivity` is how much a squared error in a tensor's values counts, for `sign` to choose what is in int4; without
-    it all count alike.
+    it all count alike. `before_each` may raise before a tensor, of which there may be minutes of work.
     """
     if codec not in CODECS:
         raise ValueError(f"the codec is {codec!r}: it must be one of {', '.join(CODECS)}")
@@ -56,6 +57,7 @@ def encode(
     gains: dict[str, float] = {}
     count = 0
     for name, tensor in tensors.items():
+        before_each()
         delta = np.subtract(tensor, base[name], dtype=np.float32)
         if delta.any():
             count += delta.size

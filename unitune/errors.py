@@ -7,6 +7,7 @@
     ├── FailedPrecondition     not in this state                           FAILED_PRECONDITION
     ├── Aborted                somebody else changed it; read again        ABORTED
     ├── ResourceExhausted      too much at once; retry later if told so    RESOURCE_EXHAUSTED
+    ├── DeadlineExceeded       the caller was too slow; may be tried again DEADLINE_EXCEEDED
     ├── Unavailable            not now; retry                              UNAVAILABLE
     ├── DataLoss               stored weights are not what they should be  DATA_LOSS
     ├── Cancelled              stopped on request                          CANCELLED
@@ -37,6 +38,7 @@ MAX_METADATA_BYTES = 1600  # of all values of the metadata
 STORE_FULL = "STORE_FULL"  # ResourceExhausted: the disk or the quota of the weight store
 STORE_DOWN = "STORE_DOWN"  # Unavailable: the weight store does not answer, or refuses
 STORE_CORRUPT = "STORE_CORRUPT"  # DataLoss: something of the store cannot be what was written
+STORE_PATH = "STORE_PATH"  # InvalidArgument: no store has such a path
 STATE_FULL = "STATE_FULL"  # ResourceExhausted: the disk of the gateway's state file
 STATE_DOWN = "STATE_DOWN"  # Unavailable: the gateway's state file cannot be read or written now
 STATE_CORRUPT = "STATE_CORRUPT"  # DataLoss: the gateway's state file is damaged
@@ -147,6 +149,12 @@ class ResourceExhausted(UniTuneError):
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+class DeadlineExceeded(UniTuneError):
+    """The caller took too long to send or to read; the call may be tried again."""
+
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+
+
 class Unavailable(UniTuneError):
     """A service does not answer now; the call may be retried."""
 
@@ -179,6 +187,7 @@ _BY_CODE: dict[int, type[UniTuneError]] = {
         FailedPrecondition,
         Aborted,
         ResourceExhausted,
+        DeadlineExceeded,
         Unavailable,
         DataLoss,
         Cancelled,

@@ -4,7 +4,9 @@ from unitune.base_model import BaseModelSpec
 from unitune.v1 import server_pb2
 
 
-def base_model_info(spec: BaseModelSpec, *, has_gate: bool = False, has_clipseg: bool = False) -> server_pb2.BaseModel:
+def base_model_info(
+    spec: BaseModelSpec, *, has_gate: bool = False, has_clipseg: bool = False, has_known_pictures: bool = False
+) -> server_pb2.BaseModel:
     """The message; the size of what a second stage makes is 0 without one."""
     height, width = spec.image_side
     large_height, large_width = spec.super_resolution.side if spec.super_resolution is not None else (0, 0)
@@ -16,6 +18,7 @@ def base_model_info(spec: BaseModelSpec, *, has_gate: bool = False, has_clipseg:
         vocabulary=spec.vocabulary,
         has_gate=has_gate,
         has_clipseg=has_clipseg,
+        has_known_pictures=has_known_pictures,
         super_resolution_height=large_height,
         super_resolution_width=large_width,
         fast_steps=spec.preset.of("unitune").fast_steps,

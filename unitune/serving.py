@@ -5,6 +5,7 @@ Kubernetes probe can neither speak TLS nor carry a credential.
 """
 
 import asyncio
+import faulthandler
 import logging
 import signal
 import sys
@@ -18,11 +19,22 @@ from grpc_reflection.v1alpha import reflection
 
 from unitune import telemetry
 from unitune.answering import Answering
+from unitune.drain import DRAIN_S, LEAVE_S
 
 logger = logging.getLogger(__name__)
 
-INTERNAL_MESSAGE_BYTES = 20 << 20  # a 16 MiB picture and its company
+INTERNAL_MESSAGE_BYTES = 36 << 20  # a picture of 16 MiB, a mask as large, and their company
 PUBLIC_REQUEST_BYTES = 4 << 20  # larger pictures come in chunks
+
+# A stream between services that has nothing to tell sends a heartbeat. It comes from the event loop, so that a worker
+# thread that is long busy is not taken for a process that stands still.
+HEARTBEAT_S = 5.0
+# Silence after which such a stream is given up: three heartbeats that did not come.
+SILENCE_S = 3 * HEARTBEAT_S
+HANDSHAKE_S = 20.0  # for a new connection to say that it speaks HTTP/2; one that says nothing is closed
+
+# Of one connection. Calls above it wait in the client's transport, unanswered: long calls are bounded below it.
+MAX_STREAMS = 1024
 
 # Probed by Kubernetes. Liveness stays SERVING during a drain: a draining server is healthy.
 LIVENESS, READINESS = "liveness", "readiness"
@@ -35,9 +47,12 @@ Drain = Callable[[], Awaitable[None]]
 Option = tuple[str, int | str]
 
 
-def server_options(max_receive_bytes: int) -> list[Option]:
-    """Options of a server. Names and values are those that took effect in a measurement of grpcio 1.85."""
-    return [
+def server_options(max_receive_bytes: int, connection_age_s: float = 0.0) -> list[Option]:
+    """Options of a server. Names and values are those that took effect in a measurement of grpcio 1.85.
+
+    `connection_age_s` is the age at which a connection takes no more calls; 0 means that it never does.
+    """
+    options: list[Option] = [
         ("grpc.max_receive_message_length", max_receive_bytes),
         ("grpc.max_send_message_length", INTERNAL_MESSAGE_BYTES),
         ("grpc.max_metadata_size", 8 << 10),
@@ -47,16 +62,19 @@ def server_options(max_receive_bytes: int) -> list[Option]:
         # The server's default of 5 minutes answers a client that pings every 30 s with "too many pings".
         ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
         ("grpc.http2.max_ping_strikes", 2),
-        # Age moves clients to new replicas; the grace must outlast the longest stream, for it cuts live ones.
-        ("grpc.max_connection_age_ms", 600_000),
-        ("grpc.max_connection_age_grace_ms", 300_000),
         ("grpc.max_connection_idle_ms", 900_000),
-        ("grpc.max_concurrent_streams", 100),
+        ("grpc.server_handshake_timeout_ms", round(1000 * HANDSHAKE_S)),
+        ("grpc.max_concurrent_streams", MAX_STREAMS),
         # With the probe on, the window grows until a reader that stopped costs 6 MB instead of 128 KiB.
         ("grpc.http2.bdp_probe", 0),
         # 1 would let two servers share a port unnoticed.
         ("grpc.so_reuseport", 0),
     ]
+    if connection_age_s > 0:
+        # Never with a grace: that would cut the streams that still run. Without one an old connection takes no new
+        # call and ends with its last stream, however long that lasts.
+        options.append(("grpc.max_connection_age_ms", round(1000 * connection_age_s)))
+    return options
 
 
 CHANNEL_OPTIONS: list[Option] = [
@@ -67,11 +85,17 @@ CHANNEL_OPTIONS: list[Option] = [
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.bdp_probe", 0),
     ("grpc.dns_min_time_between_resolutions_ms", 10_000),
-    # The default grows to 2 minutes: a tuner that came back would wait that long for its gateway.
+    # The default grows to 2 minutes: a tuner that came back would wait that long for its gateway. Below the deadline
+    # of a short call, which waits for the connection.
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    # Despite its name the time that an attempt to connect may take, 20 s by default: a pod that went leaves an
+    # address that never answers.
+    ("grpc.min_reconnect_backoff_ms", 2_000),
     # A channel of its own: equal channels of one process would share a connection, and its failures.
     ("grpc.use_local_subchannel_pool", 1),
+    # A call whose messages outgrow this buffer is not repeated; the default of 256 KiB is less than a picture.
+    ("grpc.per_rpc_retry_buffer_size", INTERNAL_MESSAGE_BYTES),
     # Services reach one another directly; grpc would ask the proxy of http_proxy even for 127.0.0.1.
     ("grpc.enable_http_proxy", 0),
 ]
@@ -119,12 +143,14 @@ async def start(
     health_address: str | None = None,
     reflection_on: bool = True,
     max_receive_bytes: int = INTERNAL_MESSAGE_BYTES,
+    connection_age_s: float = 0.0,
 ) -> RunningServer:
     """Start a server and return once it accepts calls.
 
-    `register` adds the servicers and returns their full service names. Raises OSError when an address cannot be bound.
+    `register` adds the servicers and returns their full service names. `connection_age_s` is for public servers, whose
+    clients should find new replicas; see `server_options`. Raises OSError when an address cannot be bound.
     """
-    server = _new_server(max_receive_bytes)
+    server = _new_server(max_receive_bytes, connection_age_s)
     services = register(server)
     probes = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(probes, server)
@@ -151,15 +177,17 @@ async def serve(
     *,
     health_address: str | None = None,
     reflection: bool = True,
-    drain_s: float = 30.0,
+    drain_s: float = DRAIN_S,
     on_drain: Drain | None = None,
     max_receive_bytes: int = INTERNAL_MESSAGE_BYTES,
+    connection_age_s: float = 0.0,
 ) -> int:
     """Run a service until SIGTERM or SIGINT; the program's exit code.
 
     Prints exactly one line, `listening HOST:PORT`, to stdout once calls are accepted (port 0 takes any free one).
     On the first signal: health says NOT_SERVING, `on_drain` may end what would not end by itself, running calls get
-    `drain_s` seconds. A second signal cancels them at once.
+    `drain_s` seconds. A second signal cancels them at once. LEAVE_S later the process ends whatever its threads do,
+    with exit code 1; where each thread was goes to stderr.
     """
     try:
         running = await start(
@@ -168,14 +196,24 @@ async def serve(
             health_address=health_address,
             reflection_on=reflection,
             max_receive_bytes=max_receive_bytes,
+            connection_age_s=connection_age_s,
         )
     except OSError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 1
     first, second = asyncio.Event(), asyncio.Event()
+
+    def signalled() -> None:
+        if not first.is_set():
+            first.set()
+            _leave_within(drain_s + LEAVE_S)
+        elif not second.is_set():
+            second.set()
+            _leave_within(LEAVE_S)
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, lambda: (second if first.is_set() else first).set())
+        loop.add_signal_handler(number, signalled)
     print(f"listening {running.address}", flush=True)
     telemetry.event(logger, "listening", address=running.address)
     await first.wait()
@@ -194,8 +232,8 @@ async def serve(
     return 0
 
 
-def _new_server(max_receive_bytes: int) -> grpc.aio.Server:
-    return grpc.aio.server(options=server_options(max_receive_bytes), interceptors=[Answering()])
+def _new_server(max_receive_bytes: int, connection_age_s: float = 0.0) -> grpc.aio.Server:
+    return grpc.aio.server(options=server_options(max_receive_bytes, connection_age_s), interceptors=[Answering()])
 
 
 def _bind(server: grpc.aio.Server, address: str) -> str:
@@ -206,3 +244,11 @@ def _bind(server: grpc.aio.Server, address: str) -> str:
     if address.startswith("unix:"):
         return address
     return f"{address.rpartition(':')[0]}:{port}"
+
+
+def _leave_within(seconds: float) -> None:
+    """End the process if it is still there then: Python itself waits for every worker thread, however long that takes.
+
+    The caller returns; a timer without Python's lock, which a thread may hold for long, does the work.
+    """
+    faulthandler.dump_traceback_later(seconds, exit=True)

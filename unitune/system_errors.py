@@ -8,8 +8,10 @@ import contextlib
 import errno
 import os
 import re
+import shutil
 import sqlite3
 from collections.abc import Iterator
+from pathlib import Path
 
 from unitune.errors import (
     STATE_CORRUPT,
@@ -18,7 +20,9 @@ from unitune.errors import (
     STORE_CORRUPT,
     STORE_DOWN,
     STORE_FULL,
+    STORE_PATH,
     DataLoss,
+    InvalidArgument,
     ResourceExhausted,
     Unavailable,
     UniTuneError,
@@ -26,6 +30,7 @@ from unitune.errors import (
 
 RETRY_FULL_S = 30.0  # somebody has to free space first
 RETRY_DOWN_S = 5.0
+FULL_BYTES = 64 << 10  # with less free space on a disk a program may fail for that alone
 
 # Number -> what is wrong with the path, and what to do.
 _WORDS = {
@@ -52,10 +57,11 @@ _WORDS = {
     errno.ENODEV: ("its disk is gone", "connect the disk again"),
     errno.ENXIO: ("its disk is gone", "connect the disk again"),
 }
+REMEDY_FOR_DAMAGE = "put a copy in its place, or move it away to begin anew"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MISSHAPEN = (errno.ELOOP, errno.EISDIR, errno.ENOTDIR)  # something else lies where a file of ours should
 
-_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how obstore, which is written in Rust, shows a number of errno
+_OS_ERROR = re.compile(r"\(os error (\d+)\)|\berrno:? (\d+)\b", re.IGNORECASE)  # as Rust shows it, and C++ often does
 
 
 def sentence(error: OSError) -> str:
@@ -82,6 +88,27 @@ def about(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
 
 
+def disk_sentence(error: Exception, path: str | os.PathLike[str]) -> str | None:
+    """As `sentence`, for what a program met while it wrote to `path`; None where the disk is not the reason.
+
+    safetensors and ONNX Runtime raise exceptions of their own: the first shows the system's number in its text, the
+    second nothing at all, and then a full disk is the reason.
+    """
+    number = _number(error)
+    if number is None and not isinstance(error, OSError) and _free_bytes(path) < FULL_BYTES:
+        number = errno.ENOSPC
+    if number is None:
+        return None
+    named = getattr(error, "filename", None) or os.fspath(path)
+    return sentence(OSError(number, os.strerror(number), named))
+
+
+def _free_bytes(path: str | os.PathLike[str]) -> int:
+    """On the disk of the path, or of the nearest folder above that there is."""
+    place = Path(path).absolute()
+    return shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.exists())).free
+
+
 def is_full(error: BaseException) -> bool:
     """Whether no space is left: an error of the system, of obstore or of SQLite."""
     if isinstance(error, sqlite3.Error):
@@ -90,15 +117,14 @@ def is_full(error: BaseException) -> bool:
 
 
 def store_error(error: Exception) -> UniTuneError:
-    """What a failure of the store means to a caller: STORE_FULL, STORE_DOWN, or DataLoss (STORE_CORRUPT).
-
-    `error` is one of obstore or of the system; an error of ours stays what it is.
+    """What a failure of the store, one of obstore or of the system, means to a caller: STORE_FULL, STORE_DOWN, DataLoss
+    (STORE_CORRUPT), or InvalidArgument (STORE_PATH) for a name that is too long.
     """
-    if isinstance(error, UniTuneError):
-        return error
     if is_full(error):
         message = "the store of the server is full: its operator must free space; try again then"
         return ResourceExhausted(message, reason=STORE_FULL, retry_after_s=RETRY_FULL_S)
+    if _number(error) == errno.ENAMETOOLONG:
+        return InvalidArgument("the path is none of the store", reason=STORE_PATH)
     if _number(error) in _MISSHAPEN:
         return DataLoss("a file of the store is damaged: the server's log names it", reason=STORE_CORRUPT)
     message = "the store of the server does not answer: try again"
@@ -132,8 +158,8 @@ def sqlite_sentence(path: str | os.PathLike[str], error: sqlite3.Error) -> str:
         sqlite3.SQLITE_CANTOPEN: ("it cannot be opened", "make file and folder readable and writable for this user"),
         sqlite3.SQLITE_BUSY: ("another process has it open", "end that process, or give another path"),
         sqlite3.SQLITE_LOCKED: ("another process has it open", "end that process, or give another path"),
-        sqlite3.SQLITE_NOTADB: ("it is not a SQLite file", "move it away, or give another path"),
-        sqlite3.SQLITE_CORRUPT: ("it is damaged", "put a copy in its place, or move it away to begin anew"),
+        sqlite3.SQLITE_NOTADB: ("it is not a database of SQLite", "move it away, or give another path"),
+        sqlite3.SQLITE_CORRUPT: ("it is damaged", REMEDY_FOR_DAMAGE),
     }
     reason, remedy = words.get(_sqlite_code(error), (str(error), ""))
     shown = f"cannot use {_path(os.fspath(path))}: {reason}"
@@ -145,7 +171,7 @@ def _number(error: BaseException) -> int | None:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     found = _OS_ERROR.search(str(error))
-    return int(found[1]) if found else None
+    return int(found[1] or found[2]) if found else None
 
 
 def _sqlite_code(error: sqlite3.Error) -> int:

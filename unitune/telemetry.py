@@ -1,6 +1,7 @@
 """What a service writes to its log: one JSON object a line on stderr, with field names from one list.
 
-No prompt, picture, path of a store or credential is a field; a tuning or an edit appears by its name alone.
+No prompt, picture or credential is a field; a tuning or an edit appears by its name alone, and a path only in what the
+system said when it refused it.
 """
 
 import json
@@ -17,8 +18,10 @@ class Fields(TypedDict, total=False):
     attempt: int
     code: str
     detail: str
+    digest: str
     edit: str
     engine: str
+    image: str
     key: str
     loss: float
     method: str

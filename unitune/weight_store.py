@@ -4,65 +4,158 @@ obstore gives one interface to local folders, memory, S3, GCS and Azure, with a 
 nothing else we know of has both without a daemon.
 """
 
+import asyncio
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import obstore
 from obstore.store import ObjectStore, from_url
 
-from unitune.errors import DataLoss
+from unitune import store_paths, telemetry
+from unitune.errors import STORE_DOWN, STORE_PATH, DataLoss, InvalidArgument, Unavailable
+from unitune.system_errors import RETRY_DOWN_S, sentence, store_error
 from unitune.weights import MANIFEST_FILE, WEIGHTS_FILE, Manifest, TunedWeights, unpack
+
+logger = logging.getLogger(__name__)
+
+RETRIES_S = 20.0  # in which an object store is asked again; obstore's own three minutes outlast every caller
+ANSWER_S = 60.0  # for one call, a picture of 16 MiB at most
+THREADS = 16  # a folder on a network disk that hangs takes one for each call
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_UNFINISHED = re.compile(r".+#\d+")
 
 
 class WeightStore:
-    """Bytes by path, and tuned weights on top. Thread-safe; blocking calls."""
+    """Bytes by path, and tuned weights on top. Thread-safe; blocking calls.
+
+    Besides what each names, every call raises ResourceExhausted (STORE_FULL), Unavailable (STORE_DOWN), DataLoss
+    (STORE_CORRUPT) for something else than a file where one should be, and InvalidField for a path that no object of
+    the store has (`unitune.store_paths`), such as one that leaves it. The log names the path and the system's own
+    reason; the error does not.
+    """
 
     def __init__(self, url: str) -> None:
         """Open a store. A plain path means a local folder, made if it is missing, mode 0700.
 
         Raises OSError naming the setting when it cannot be used.
         """
+        self._folder = None if "://" in url else Path(url).resolve()
         try:
             self._store: ObjectStore = self._open(url)
         except Exception as error:  # obstore raises many kinds; the first line of each says enough
-            raise OSError(f"UNITUNE_STORE is {url!r}: {str(error).splitlines()[0]}") from error
+            reason = sentence(error) if isinstance(error, OSError) else _first_line(error)
+            raise OSError(f"UNITUNE_STORE is {url!r}: {reason}") from error
+        self._threads = ThreadPoolExecutor(THREADS, "store")
 
-    @staticmethod
-    def _open(url: str) -> ObjectStore:
-        if "://" not in url:
-            folder = Path(url).resolve()
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            url = folder.as_uri()
-        return from_url(url)
+    def _open(self, url: str) -> ObjectStore:
+        if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            url = self._folder.as_uri()
+        return from_url(url, retry_config={"retry_timeout": timedelta(seconds=RETRIES_S)})
+
+    async def answer(self, call: Callable[P, T], /, *arguments: P.args, **options: P.kwargs) -> T:
+        """What one of the calls below gives, made on a thread. Raises Unavailable (STORE_DOWN) if it takes too long."""
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                work = asyncio.get_running_loop().run_in_executor(self._threads, lambda: call(*arguments, **options))
+                return await work
+        except TimeoutError:
+            telemetry.event(logger, "store failed", level=logging.ERROR, detail=f"no answer within {ANSWER_S:g} s")
+            raise Unavailable(
+                "the store of the server does not answer: try again", reason=STORE_DOWN, retry_after_s=RETRY_DOWN_S
+            ) from None
 
     def put(self, path: str, data: bytes) -> None:
         """Create an object; a path that exists keeps its bytes (paths are named by content or are unique)."""
-        try:
-            obstore.put(self._store, path, data, mode="create")
-        except obstore.exceptions.AlreadyExistsError:
-            return
+        store_paths.check_object(path)
+        with _told():
+            try:
+                obstore.put(self._store, path, data, mode="create")
+            except obstore.exceptions.AlreadyExistsError:
+                return
 
     def get(self, path: str) -> bytes:
         """The object's bytes. Raises FileNotFoundError."""
-        return bytes(obstore.get(self._store, path).bytes())
+        store_paths.check_object(path)
+        with _told():
+            return bytes(obstore.get(self._store, path).bytes())
 
     def has(self, path: str) -> bool:
         """Whether the object exists."""
-        try:
-            obstore.head(self._store, path)
-        except FileNotFoundError:
-            return False
-        return True
+        store_paths.check_object(path)
+        with _told():
+            try:
+                obstore.head(self._store, path)
+            except FileNotFoundError:
+                return False
+            return True
 
     def delete(self, path: str) -> None:
         """Delete an object; one that is not there is fine."""
-        try:
-            obstore.delete(self._store, path)
-        except FileNotFoundError:
-            return
+        store_paths.check_object(path)
+        with _told():
+            try:
+                obstore.delete(self._store, path)
+            except FileNotFoundError:
+                return
 
     def list(self, prefix: str) -> list[str]:
-        """All paths below a prefix."""
-        return [meta["path"] for page in obstore.list(self._store, prefix) for meta in page]
+        """All paths below a prefix; the empty one has all."""
+        return list(self.times(prefix))
+
+    def times(self, prefix: str) -> dict[str, float]:
+        """All paths below a prefix, with the Unix seconds in which each was written last, by the store's own clock."""
+        if prefix:
+            store_paths.check_object(prefix)
+        with _told():
+            pages = obstore.list(self._store, prefix)
+            return {meta["path"]: meta["last_modified"].timestamp() for page in pages for meta in page}
+
+    def renew(self, path: str) -> None:
+        """Write an object's own bytes once more: its time is now. Raises FileNotFoundError."""
+        data = self.get(path)
+        with _told():
+            obstore.put(self._store, path, data)
+
+    def delete_unfinished(self, before_s: float) -> int:
+        """Delete files of a local folder that were begun before a moment, in Unix seconds, and not finished; how many.
+
+        An object's bytes are first put into a file beside it, named by it, "#" and a number, which no listing has.
+        A process that was killed leaves it. Object stores forget unfinished uploads by rules of their own.
+        """
+        if self._folder is None:
+            return 0
+        count = 0
+        for path in self._folder.rglob("*#*"):
+            with suppress(FileNotFoundError):
+                if _UNFINISHED.fullmatch(path.name) and path.is_file() and path.stat().st_mtime < before_s:
+                    path.unlink()
+                    count += 1
+        return count
+
+    def discard(self, prefix: str, *, keep: str = "") -> None:
+        """Delete all that lies below a prefix, manifests first, except below `keep`.
+
+        Of a folder also what only a folder has: what a killed process left half-written, links, empty folders.
+        """
+        store_paths.check_object(prefix)
+        if self._folder is None:
+            found = [path for path in self.list(prefix) if not (keep and path.startswith(f"{keep}/"))]
+            for path in sorted(found, key=_manifests_first):
+                self.delete(path)
+            return
+        with _told():
+            _empty(self._folder / prefix, kept=self._folder / keep if keep else None)
 
     def put_weights(self, path: str, data: bytes, manifest: Manifest) -> None:
         """Write weights, then their manifest: until the second is there the weights do not exist."""
@@ -96,6 +189,45 @@ class WeightStore:
         """Delete the manifest first, so that nobody reads weights that are going."""
         self.delete(f"{path}/{MANIFEST_FILE}")
         self.delete(f"{path}/{WEIGHTS_FILE}")
+
+
+def _empty(folder: Path, kept: Path | None) -> None:
+    """Delete what is in a folder of the store, and the folder, but for what is below `kept`."""
+    if folder.is_symlink() or not folder.is_dir():
+        folder.unlink(missing_ok=True)
+        return
+    walked = [(Path(path), folders, files) for path, folders, files in os.walk(folder, topdown=False)]
+    found = [path / name for path, folders, files in walked for name in (*folders, *files)]
+    gone = [path for path in found if path.is_symlink() or not path.is_dir()]
+    for path in sorted(gone, key=lambda path: _manifests_first(path.name)):
+        if kept is None or kept not in path.parents:
+            path.unlink(missing_ok=True)
+    for path, _, _ in walked:
+        with suppress(OSError):  # not empty: it holds what is kept, or what somebody writes now
+            path.rmdir()
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Make errors of ours of what obstore and the system raise; FileNotFoundError is an answer and stays."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (ValueError, TypeError) as error:  # obstore's, for a path that is none
+        raise InvalidArgument("the path is none of the store", reason=STORE_PATH) from error
+    except Exception as error:
+        telemetry.event(logger, "store failed", level=logging.ERROR, detail=_first_line(error))
+        raise store_error(error) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _manifests_first(path: str) -> bool:
+    """A key to sort by: nobody must begin to read weights that are going."""
+    return not path.endswith(MANIFEST_FILE)
 
 
 def _gone() -> DataLoss:

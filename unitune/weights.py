@@ -69,7 +69,8 @@ class Manifest:
             fields["tensors"] = tuple(fields["tensors"])
             fields["extras"] = tuple(fields.get("extras", ()))
             manifest = cls(**fields)
-        except (ValueError, TypeError, KeyError) as error:
+            manifest._refuse_other_types()
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DataLoss("the weights' manifest cannot be read", reason="WEIGHTS_CORRUPT") from error
         if manifest.schema != SCHEMA:
             raise DataLoss(
@@ -77,6 +78,21 @@ class Manifest:
                 reason="WEIGHTS_CORRUPT",
             )
         return manifest
+
+    def _refuse_other_types(self) -> None:
+        """Raises TypeError for a value that JSON can hold and a manifest cannot."""
+        kinds: dict[str, type | tuple[type, ...]] = {
+            **dict.fromkeys(("updates", "probe_seed", "size_bytes", "schema", "stopped_after"), int),
+            "codec_error": (float, int),
+            "tensors": tuple,
+            "extras": tuple,
+            "bound_to": dict,
+        }
+        for name, value in vars(self).items():
+            if not isinstance(value, kinds.get(name, str)):
+                raise TypeError(name)
+        if not all(isinstance(name, str) for name in (*self.tensors, *self.extras)):
+            raise TypeError("tensors")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import os
 import uuid
 import warnings
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
@@ -11,7 +12,9 @@ from typing import Any, Self, Unpack
 
 import grpc
 
-from unitune.errors import Cancelled, Unavailable, UniTuneError
+from unitune.errors import Cancelled, InvalidArgument, InvalidField, ResourceExhausted, Unavailable, UniTuneError
+from unitune.image_pieces import Assembly
+from unitune.picture_file import MAX_BYTES, PNG, header, other_kind
 from unitune.v1 import (
     edit_pb2,
     edit_pb2_grpc,
@@ -22,8 +25,16 @@ from unitune.v1 import (
     tuning_pb2,
     tuning_pb2_grpc,
 )
-from unitune_client import events, messages
-from unitune_client.channel import CHUNK_BYTES, INLINE_IMAGE_BYTES, Backoff, open_channel, typed_errors
+from unitune_client import events, forks, messages
+from unitune_client.channel import (
+    CHUNK_BYTES,
+    INLINE_IMAGE_BYTES,
+    INLINE_MASK_BYTES,
+    Backoff,
+    checked_address,
+    open_channel,
+    typed_errors,
+)
 from unitune_client.messages import EditOptions, Methods, TuningOptions
 from unitune_client.pictures import Picture, picture_bytes, resource_name
 
@@ -40,6 +51,10 @@ class AsyncClient:
 
     Every method raises errors of `unitune.errors`: Unavailable when no server answers, InvalidField when a value is
     wrong, and so on. What may be repeated is repeated, with growing pauses.
+
+    A client does not outlive a fork (os.fork, multiprocessing's "fork", gunicorn's preload, Celery's prefork): in the
+    child its methods raise RuntimeError, and `close` does nothing. Make a client in the child, and have none open in
+    the parent at the fork: gRPC would not work in the child, and a new client there raises RuntimeError, too.
     """
 
     def __init__(
@@ -52,13 +67,14 @@ class AsyncClient:
         reconnect_s: float = 120.0,
     ) -> None:
         """`address` is HOST:PORT. `root_certificates` is a PEM file's bytes and turns `tls` on. A lost watch or upload
-        is tried again until the server was away for `reconnect_s` seconds.
+        is tried again until the server was away for `reconnect_s` seconds. Raises InvalidField for no such address.
         """
-        self._address, self._tls, self._root_certificates = address, tls, root_certificates
+        self._address, self._tls, self._root_certificates = checked_address(address), tls, root_certificates
         self._parent = f"tenants/{tenant}"
         self._reconnect_s = reconnect_s
         self._channel: grpc.aio.Channel | None = None
         self._closed = False
+        self._process = os.getpid()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {self._address}{', closed' if self._closed else ''}>"
@@ -72,11 +88,13 @@ class AsyncClient:
         await self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_channel", None) is not None:
+        if getattr(self, "_channel", None) is not None and os.getpid() == self._process:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
 
     async def close(self) -> None:
-        """Close the connection and every stream on it. Closing twice is harmless."""
+        """Close the connection and every stream on it. Closing twice is harmless, and so is closing after a fork."""
+        if os.getpid() != self._process:
+            return
         channel, self._channel, self._closed = self._channel, None, True
         if channel is not None:
             await channel.close(None)
@@ -88,20 +106,40 @@ class AsyncClient:
             return messages.server_info(await stub.GetServerInfo(server_pb2.GetServerInfoRequest()))
 
     async def upload_image(self, image: Picture) -> events.Image:
-        """Upload a picture: its bytes or the path of a PNG, JPEG or WebP file, at most 16 MiB and 64 megapixels.
+        """Upload a picture: its bytes or the path of a PNG, JPEG or WebP file, at most 16 MiB and 64 megapixels, 24 as
+        WebP.
 
         Images are named by their digest, so uploading one again changes nothing.
         Raises InvalidArgument when the server cannot use the picture.
         """
-        data = await asyncio.to_thread(picture_bytes, image)
+        return await self._upload_file(await asyncio.to_thread(picture_bytes, image))
+
+    async def _upload_file(self, data: bytes, field: str = "image") -> events.Image:
+        """Errors name the field that the file is for."""
+        if len(data) > MAX_BYTES:  # a server that refuses it does so while it is sent, and grpc may not say why
+            header(data, field)
         backoff = Backoff(self._reconnect_s)
         while True:
             try:
                 stub = image_pb2_grpc.ImageServiceStub(self._connection())
                 with typed_errors(self._address):
                     return messages.image(await stub.UploadImage(self._upload(data), timeout=UPLOAD_TIMEOUT_S))
-            except Unavailable as error:
+            except (Unavailable, ResourceExhausted) as error:
+                if isinstance(error, ResourceExhausted) and error.retry_after_s is None:
+                    raise
                 await backoff.wait_after(error)
+            except InvalidArgument as error:
+                raise messages.of_field(error, field) from None
+
+    async def delete_image(self, name: str, *, allow_missing: bool = False) -> None:
+        """Delete an uploaded picture. The server deletes one that no tuning uses by itself, after a day.
+
+        Raises FailedPrecondition while a tuning uses it, NotFound unless `allow_missing`.
+        """
+        request = image_pb2.DeleteImageRequest(name=name, allow_missing=allow_missing)
+        stub = image_pb2_grpc.ImageServiceStub(self._connection())
+        with typed_errors(self._address):
+            await stub.DeleteImage(request)
 
     async def create_tuning(
         self,
@@ -142,6 +180,8 @@ class AsyncClient:
     ) -> AsyncGenerator[events.Tuning, None]:
         """The tunings of this tenant, the newest first; with `state`, only those in it."""
         request = tuning_pb2.ListTuningsRequest(parent=self._parent)
+        if state == events.TuningState.UNKNOWN:
+            raise InvalidField("state", str(state), "name one that this client knows")
         if state is not None:
             request.state = getattr(tuning_pb2.Tuning, f"STATE_{events.TuningState(state)}")
         while True:
@@ -223,17 +263,45 @@ class AsyncClient:
         Raises the edit's own error if it fails, Cancelled if it is cancelled, InvalidField, NotFound, and
         FailedPrecondition for a tuning that is not READY.
         """
+        async with aclosing(self._edit(image_or_tuning, prompt, options, validate_only=False)) as stream:
+            async for event in stream:
+                yield event
+
+    async def check_edit(
+        self, image_or_tuning: Picture | events.Tuning, prompt: str, **options: Unpack[EditOptions]
+    ) -> events.EditAccepted:
+        """What `edit` would begin with, settings in force and warnings included, without tuning or editing.
+
+        Raises what `edit` would be refused with: so that it is known before anything costly.
+        """
+        accepted = None
+        async with aclosing(self._edit(image_or_tuning, prompt, options, validate_only=True)) as stream:
+            async for event in stream:
+                accepted = event if isinstance(event, events.EditAccepted) else accepted
+        if accepted is None:
+            raise Unavailable("the stream ended before the edit was accepted", reason="STREAM_ENDED")
+        return accepted
+
+    async def _edit(
+        self, image_or_tuning: Picture | events.Tuning, prompt: str, options: EditOptions, *, validate_only: bool
+    ) -> AsyncGenerator[events.EditEvent, None]:
         messages.refuse_unknown(options, EditOptions)
         if (mask := options.get("mask")) is not None:
-            options["mask"] = await asyncio.to_thread(picture_bytes, mask, "mask")
+            options["mask"] = data = await asyncio.to_thread(picture_bytes, mask, "mask")
         request = messages.edit_request(self._parent, prompt, options)
+        if mask is not None and len(data) > INLINE_MASK_BYTES:
+            if wrong := other_kind(data, (PNG,)):
+                raise InvalidField("mask", *wrong)
+            request.mask_image = (await self._upload_file(data, "mask")).name
+            request.ClearField("mask")
+        request.validate_only = validate_only
         await self._set_target(request, image_or_tuning)
         stub = edit_pb2_grpc.EditServiceStub(self._connection())
-        call = stub.Edit(request, timeout=options.get("timeout_s"))
+        call, assembly = stub.Edit(request, timeout=options.get("timeout_s")), Assembly()
         try:
             with typed_errors(self._address):
                 async for message in call:
-                    event = messages.edit_event(message)
+                    event = messages.edit_event(message, assembly)
                     if isinstance(event, UniTuneError):
                         raise event
                     if isinstance(event, events.Edit):
@@ -275,6 +343,7 @@ class AsyncClient:
         initial_word: str | None = None,
         base_prompt: str | None = None,
         seeds: Sequence[int] | None = None,
+        omit_metadata: bool = False,
         timeout_s: float | None = None,
     ) -> AsyncGenerator[events.CompareEvent, None]:
         """Edit a picture by one prompt with several methods in turn, and yield everything on the way.
@@ -290,12 +359,13 @@ class AsyncClient:
         """
         words = {"class_noun": class_noun, "initial_word": initial_word, "base_prompt": base_prompt}
         request = messages.compare_request(self._parent, prompt, methods, seeds, words)
+        request.omit_metadata = omit_metadata
         await self._set_picture(request, picture)
-        call = self._edits().Compare(request, timeout=timeout_s)
+        call, reader = self._edits().Compare(request, timeout=timeout_s), messages.ComparisonReader()
         try:
             with typed_errors(self._address):
                 async for message in call:
-                    event = messages.compare_event(message)
+                    event = reader.event(message)
                     if isinstance(event, UniTuneError):
                         raise event
                     if event is not None:
@@ -317,6 +387,7 @@ class AsyncClient:
             return messages.edit(await self._edits().CancelEdit(edit_pb2.CancelEditRequest(name=name)))
 
     def _connection(self) -> grpc.aio.Channel:
+        forks.refuse_foreign(self._process)
         if self._closed:
             raise RuntimeError(f"{self!r} cannot be used any more")
         if self._channel is None:

@@ -4,16 +4,20 @@ import asyncio
 import ipaddress
 import json
 import random
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import grpc
 
-from unitune.errors import Unavailable, UniTuneError, from_rpc_error
+from unitune.errors import InvalidField, ResourceExhausted, Unavailable, UniTuneError, from_rpc_error
+from unitune_client import forks
 
-MAX_MESSAGE_BYTES = 16 << 20  # an edited picture comes in one message
+MAX_MESSAGE_BYTES = 16 << 20  # of an answer; larger pictures come in pieces
 CHUNK_BYTES = 256 << 10
+PORT = 50051  # of a gateway, unless it was told another
 INLINE_IMAGE_BYTES = 3 << 20  # larger pictures are uploaded before the edit
+INLINE_MASK_BYTES = 768 << 10  # and larger masks
 
 _UNARY_RETRY = {
     "maxAttempts": 4,
@@ -32,7 +36,10 @@ SERVICE_CONFIG = {
     "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
     "methodConfig": [
         {
-            "name": [{"service": "unitune.v1.TuningService"}],
+            "name": [
+                {"service": "unitune.v1.TuningService"},
+                {"service": "unitune.v1.ImageService", "method": "DeleteImage"},
+            ],
             "timeout": "15s",
             "waitForReady": True,
             "retryPolicy": _UNARY_RETRY,
@@ -69,16 +76,51 @@ CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
 ]
 
 
+# What a name resolver of grpc takes in place of HOST:PORT.
+_RESOLVED = re.compile(r"(dns|ipv4|ipv6|unix|unix-abstract|vsock|xds):.")
+
 NO_PROXY: tuple[str, int] = ("grpc.enable_http_proxy", 0)
 
 
 def open_channel(address: str, tls: bool, root_certificates: bytes | None) -> grpc.aio.Channel:
-    """A channel that connects at its first call. It belongs to the running event loop."""
+    """A channel that connects at its first call. It belongs to the running event loop.
+
+    Raises RuntimeError in a process that was forked while a client was open.
+    """
+    forks.refuse_spoiled()
     options = [*CHANNEL_OPTIONS, NO_PROXY] if is_this_machine(address) else CHANNEL_OPTIONS
     if tls or root_certificates is not None:
         credentials = grpc.ssl_channel_credentials(root_certificates)
-        return grpc.aio.secure_channel(address, credentials, options=options)
-    return grpc.aio.insecure_channel(address, options=options)
+        return forks.opened(grpc.aio.secure_channel(address, credentials, options=options))
+    return forks.opened(grpc.aio.insecure_channel(address, options=options))
+
+
+def checked_address(address: str, field: str = "address") -> str:
+    """The address. Raises InvalidField for one that grpc would try to reach at a port that nobody meant."""
+    scheme, is_url, rest = address.partition("://")
+    if is_url and scheme.lower() in ("http", "https", "grpc", "grpcs"):
+        raise InvalidField(field, address, f"give HOST:PORT alone, such as {_with_port(rest.partition('/')[0])}")
+    if _RESOLVED.match(address):
+        return address
+    host, _, port = address.rpartition(":")
+    is_whole = bool(host) and (":" not in host or (host.startswith("[") and host.endswith("]")))
+    if not is_whole or not (port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
+        raise InvalidField(field, address, f"give HOST:PORT, such as {_with_port(address)}")
+    return address
+
+
+def _with_port(given: str) -> str:
+    """An example that is like what was given."""
+    host = given.strip().strip("[]")
+    try:
+        is_ipv6 = ipaddress.ip_address(host).version == 6
+    except ValueError:
+        is_ipv6 = False
+    if is_ipv6:
+        return f"[{host}]:{PORT}"
+    name, _, port = given.partition(":")
+    name = name if re.fullmatch(r"[A-Za-z0-9.-]+", name) else "127.0.0.1"
+    return f"{name}:{port if port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16 else PORT}"
 
 
 def is_this_machine(address: str) -> bool:
@@ -103,6 +145,10 @@ def _typed(error: grpc.aio.AioRpcError, address: str) -> UniTuneError:
     typed = from_rpc_error(error)
     if typed.reason == "UNAVAILABLE":  # from grpc itself: the servers' own errors name a better reason
         return Unavailable(f"no UniTune server answers at {address}", reason="UNAVAILABLE")
+    if typed.reason == "RESOURCE_EXHAUSTED" and "larger than max" in typed.message:  # the size of a message
+        remedy = "upload pictures and masks, and shorten texts"
+        problem = f"the request is larger than the server at {address} takes in one message"
+        return ResourceExhausted(f"{problem}: {remedy}", reason="MESSAGE_TOO_LARGE", metadata={"remedy": remedy})
     if typed.reason == "DEADLINE_EXCEEDED":
         return Unavailable(f"the server at {address} did not answer in time", reason="DEADLINE_EXCEEDED")
     return typed

@@ -1,53 +1,130 @@
 """The command line. Entry point: `main`."""
 
+import logging
 import signal
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Never
 
 import click
+from PIL import Image
 
 from unitune import __version__
 from unitune.errors import InvalidArgument, UniTuneError
+from unitune.system_errors import sentence
+from unitune_client import streams
 from unitune_client.cli_compare import compare_command
 from unitune_client.cli_edit import edit_command, tune_command
 from unitune_client.cli_local import build_command, doctor_command, up_command
+from unitune_client.cli_options import refuse_other_than_text
+from unitune_client.cli_show import show_command
 from unitune_client.cli_tunings import tunings_group
 from unitune_client.display import Display, JsonDisplay
+from unitune_client.flags import Flags
 from unitune_client.machine import LocalError
 
 INTERRUPTED = 130
+PRINTED_BY_CLICK = frozenset({"-h", "--help", "--version"})
+OUTPUT_CLOSED = 141  # what a shell says of a program that SIGPIPE ended
 WRONG_INPUT = 2
 
 
 class Commands(click.Group):
-    """Turns every foreseeable error into one line and an exit code: 2 for wrong input, 130 for Ctrl-C, else 1."""
+    """Turns every foreseeable error into one line and an exit code.
+
+    2 for wrong input, 130 for Ctrl-C, 141 for standard output that nobody reads any more, else 1.
+    """
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **extra: Any) -> Never:
         """Run a command as a program and leave with its exit code."""
-        show = JsonDisplay() if "--json" in (sys.argv if args is None else args) else Display()
+        given = sys.argv[1:] if args is None else list(args)
+        streams.prepare()
+        show = JsonDisplay() if "--json" in given else Display()
         before = signal.signal(signal.SIGTERM, _interrupt)
         try:
-            code = super().main(args, *more, **extra | {"standalone_mode": False}) or 0
-        except click.Abort:
-            click.echo("interrupted", err=True)
-            code = INTERRUPTED
-        except click.exceptions.NoArgsIsHelpError as error:
-            error.show()
-            code = error.exit_code
-        except click.ClickException as error:
-            show.error(error.format_message(), error)
-            code = error.exit_code
-        except UniTuneError as error:
-            show.error(error.message, error)
-            code = WRONG_INPUT if isinstance(error, InvalidArgument) else 1
-        except (LocalError, OSError) as error:
-            show.error(str(error), error)
-            code = 1
+            with libraries_kept_quiet(show.say):
+                code = self._run(
+                    show, given, lambda: super(Commands, self).main(args, *more, **extra | {"standalone_mode": False})
+                )
         finally:
             signal.signal(signal.SIGTERM, before)
         sys.exit(code)
+
+    def _run(self, show: Display, given: Sequence[str], run: Callable[[], Any]) -> int:
+        """The exit code of `run`, with a line for whatever it raises."""
+        try:
+            try:
+                code = run() or 0
+                streams.finish()
+                return code
+            except (click.ClickException, UniTuneError, LocalError, OSError) as error:
+                return self._told(show, given, error)
+        except streams.OutputLost as error:
+            if error.is_closed:  # as in `unitune tunings list | head -1`: the reader has what it wanted
+                return OUTPUT_CLOSED
+            streams.err(f"error: {error}")
+            return 1
+        except (click.Abort, KeyboardInterrupt):
+            streams.err("interrupted")
+            return INTERRUPTED
+
+    def _told(self, show: Display, given: Sequence[str], error: Exception) -> int:
+        """Say why the command ends; its exit code."""
+        match error:
+            case click.exceptions.NoArgsIsHelpError():
+                error.show()
+                return error.exit_code
+            case click.ClickException():
+                show.error(error.format_message(), error)
+                return error.exit_code
+            case UniTuneError():
+                flags = Flags(self._command_of(given), given)
+                show.error(flags.message(error), error, flags)
+                return WRONG_INPUT if isinstance(error, InvalidArgument) else 1
+            case OSError():
+                if PRINTED_BY_CLICK.intersection(given):
+                    raise streams.OutputLost(error)
+                show.error(sentence(error), error)
+                return 1
+        show.error(str(error), error)
+        return 1
+
+    def _command_of(self, given: Sequence[str]) -> click.Command:
+        """The command that the arguments name."""
+        command: click.Command = self
+        for word in given:
+            if isinstance(command, click.Group) and word in command.commands:
+                command = command.commands[word]
+        return command
+
+
+@contextmanager
+def libraries_kept_quiet(say: Callable[[str], object]) -> Iterator[None]:
+    """Warnings of libraries become a sentence each, once, and their logs go nowhere: a user cannot act on either.
+
+    Pillow's own limit of pixels is not ours: a server tells its limit, and refuses larger pictures by name.
+    """
+    told: set[str] = set()
+
+    def show_once(message: Warning | str, *where: Any, **more: Any) -> None:
+        text = " ".join(str(message).split())
+        if text not in told:
+            told.add(text)
+            say(f"warning: {text}")
+
+    nowhere = logging.NullHandler()  # without any handler Python prints warnings of libraries itself
+    logging.getLogger().addHandler(nowhere)
+    try:
+        with warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+                warnings.showwarning = show_once
+            yield
+    finally:
+        logging.getLogger().removeHandler(nowhere)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -64,9 +141,20 @@ def main() -> None:
     Start here:
       unitune edit cat.png "a dog on a beach"     tune on the picture, edit it, write the pictures into out/
       unitune compare cat.png "a cat on a beach"  the same by several methods, side by side
+      unitune show PICTURE                        how a picture was made; edit --like PICTURE makes it again
       unitune doctor                              say what this machine can run
     """
 
 
-for command in (edit_command, compare_command, tune_command, tunings_group, up_command, build_command, doctor_command):
+for command in (
+    edit_command,
+    compare_command,
+    show_command,
+    tune_command,
+    tunings_group,
+    up_command,
+    build_command,
+    doctor_command,
+):
     main.add_command(command)
+refuse_other_than_text(main)

@@ -1,15 +1,13 @@
 """What a server would refuse after the tuning, said before it. Every check raises InvalidField naming the argument."""
 
-import io
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from unitune.errors import InvalidField
+from unitune.errors import InvalidArgument, InvalidField
+from unitune.picture_file import KINDS, PNG, flattened, other_kind, read
 from unitune_client import events
 from unitune_client.messages import EditOptions
 from unitune_client.pictures import picture_bytes
@@ -212,9 +210,18 @@ def mask_of(path: str | None) -> bytes | None:
     if path is None:
         return None
     try:
-        return picture_bytes(Path(path), "mask")
+        data = picture_bytes(Path(path), "mask")
     except InvalidField as error:
         raise InvalidField("--mask", path, error.metadata["remedy"]) from None
+    refuse_kind("--mask", path, data, (PNG,))
+    return data
+
+
+def refuse_kind(argument: str, path: str, data: bytes, kinds: Sequence[str] = KINDS) -> None:
+    """Raise InvalidField for a file that is no picture of these kinds, naming what it is."""
+    if wrong := other_kind(data, kinds):
+        kind, remedy = wrong
+        raise InvalidField(argument, path, f"it is {kind}; {remedy.replace('send', 'give', 1)}")
 
 
 def _check_method(info: events.ServerInfo, argument: str, method: str) -> None:
@@ -229,14 +236,11 @@ def _check_seeds(info: events.ServerInfo, seeds: Sequence[int]) -> None:
 
 def _check_mask_file(data: bytes, picture: events.Image) -> None:
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as mask:
-            size, brightest = mask.size, mask.convert("L").getextrema()[1]
-    except Exception:  # Pillow raises many kinds on damaged files, and all mean this
-        raise InvalidField(
-            "--mask", f"{len(data)} bytes", "give a PNG file, white where PHOTO is to be edited"
-        ) from None
-    if size != (picture.width, picture.height):
+        mask = read(data, "--mask", (PNG,))
+    except InvalidArgument as error:
+        raise InvalidField("--mask", error.metadata["value"], error.metadata["remedy"]) from None
+    if mask.size != (picture.width, picture.height):
         remedy = f"make it as large as PHOTO, {picture.width}x{picture.height}"
-        raise InvalidField("--mask", f"{size[0]}x{size[1]} pixels", remedy)
-    if brightest == 0:
+        raise InvalidField("--mask", f"{mask.width}x{mask.height} pixels", remedy)
+    if flattened(mask, "L", "black").getextrema()[1] == 0:
         raise InvalidField("--mask", "all black", "make white what is to be edited; nothing is")

@@ -1,18 +1,25 @@
 """`unitune compare`."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import click
 
 from unitune_client import events
 from unitune_client.cli_checks import NEEDED, check_comparison, check_super_resolution
-from unitune_client.cli_edit import folder_of, picture_bytes_of, save_sheet, say_what_the_model_knows
-from unitune_client.cli_options import Between, server_options, super_resolution_option
+from unitune_client.cli_edit import picture_bytes_of, png_of, say_what_the_model_knows
+from unitune_client.cli_options import (
+    Between,
+    PathOption,
+    output_option,
+    result_options,
+    server_options,
+    super_resolution_option,
+)
 from unitune_client.connection import connection
 from unitune_client.display import Display, display
+from unitune_client.flags import in_words
 from unitune_client.messages import EditOptions
-from unitune_client.outputs import slug
+from unitune_client.outputs import Outputs, folder_of, slug
 from unitune_client.sheet import SheetEdit, comparison_sheet
 
 FAILED = 1  # exit code when a method had no pictures
@@ -27,9 +34,10 @@ Examples:
 
 
 @click.command("compare", epilog=EXAMPLES)
-@click.argument("photo")
+@click.argument("photo", type=PathOption())
 @click.argument("prompt", metavar='"PROMPT"')
-@click.option("-o", "--output", metavar="OUT", default="out", show_default=True, help="Folder for the pictures.")
+@output_option
+@result_options
 @click.option(
     "--methods",
     metavar="A,B,...",
@@ -47,6 +55,8 @@ def compare_command(
     photo: str,
     prompt: str,
     output: str,
+    overwrite: bool,
+    omit_metadata: bool,
     methods: str | None,
     class_noun: str | None,
     initial_word: str | None,
@@ -64,8 +74,8 @@ def compare_command(
     OUT; their paths and a table are printed, of what is done also after Ctrl-C. A tuning that exists is used, and one
     that was made serves later edits.
     """
-    data, folder = picture_bytes_of(photo), folder_of(output)
-    stem = Path(photo).stem
+    data = picture_bytes_of(photo)
+    outputs = Outputs(folder_of(output), photo, overwrites=overwrite)
     named = [name.strip() for name in methods.split(",")] if methods is not None else []
     seeds = tuple(dict.fromkeys(seeds))
     results: list[events.CompareResult] = []
@@ -88,6 +98,7 @@ def compare_command(
                 initial_word=initial_word,
                 base_prompt=base_prompt,
                 seeds=seeds,
+                omit_metadata=omit_metadata,
             ):
                 if isinstance(event, events.CompareEdit):
                     show.event(event.event, method=event.method)
@@ -95,28 +106,28 @@ def compare_command(
                 show.event(event)
                 if isinstance(event, events.CompareResult):
                     results.append(event)
-                    save_pictures(event, folder / f"{stem}--{slug(prompt)}--{event.method}", show)
+                    save_pictures(event, outputs, prompt, show)
         finally:  # an interrupt, or a server that is lost, takes nothing of what is done
             if results:
-                sheet = folder / f"{stem}--{slug(prompt)}--methods.png"
-                save_sheet(comparison_sheet(data, [column_of(result) for result in results]), sheet)
-                show.result(str(sheet), kind="sheet")
+                sheet = comparison_sheet(data, [column_of(result) for result in results])
+                path = outputs.save(png_of(sheet), slug(prompt), "methods")
+                show.result(str(path), kind="sheet")
                 show.table(table_of(results))
     if any(result.error is not None for result in results):
         raise click.exceptions.Exit(FAILED)
 
 
-def save_pictures(result: events.CompareResult, path: Path, show: Display) -> None:
+def save_pictures(result: events.CompareResult, outputs: Outputs, prompt: str, show: Display) -> None:
     """Write a method's pictures, each under its seed."""
     for image in result.images:
-        saved = image.save(path.with_name(f"{path.name}--seed{image.seed}.png"))
+        saved = outputs.save(image.png, slug(prompt), result.method, f"seed{image.seed}")
         show.result(str(saved), kind="picture", method=result.method, seed=image.seed)
 
 
 def column_of(result: events.CompareResult) -> tuple[str, list[SheetEdit]]:
     """A method's column of the sheet: why it failed, or its pictures with seconds and scores under them."""
     if result.error is not None:
-        return f"{result.method}: failed: {result.error.message}", []
+        return f"{result.method}: failed: {in_words(result.error)}", []
     seconds = f"{result.method}: tuning {result.tuning_s:.1f} s, edit {result.edit_s:.1f} s"
     edits: list[SheetEdit] = []
     for image in result.images:
@@ -133,7 +144,7 @@ def table_of(results: Sequence[events.CompareResult]) -> list[list[str]]:
     rows = [["method", "tuning", "edit", "weights", "gate"]]
     for result in results:
         if result.error is not None:
-            rows.append([result.method, "-", "-", "-", f"failed: {result.error.message}"])
+            rows.append([result.method, "-", "-", "-", f"failed: {in_words(result.error)}"])
             continue
         tuned = bool(result.tuning)
         rows.append(

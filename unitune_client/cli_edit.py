@@ -1,7 +1,9 @@
 """`unitune edit` and `unitune tune`."""
 
+import hashlib
+import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,10 +22,14 @@ from unitune_client.cli_checks import (
     check_super_resolution,
     check_words,
     mask_of,
+    refuse_kind,
 )
 from unitune_client.cli_options import (
     Between,
+    PathOption,
     attention_options,
+    output_option,
+    result_options,
     server_options,
     super_resolution_option,
     tuning_options,
@@ -31,10 +37,11 @@ from unitune_client.cli_options import (
 from unitune_client.client import Client
 from unitune_client.connection import connection
 from unitune_client.display import Display, display
-from unitune_client.messages import EditOptions
-from unitune_client.outputs import slugs
+from unitune_client.messages import EditOptions, TuningOptions
+from unitune_client.outputs import Outputs, folder_of, slugs
 from unitune_client.pictures import picture_bytes
-from unitune_client.sheet import SheetEdit, contact_sheet
+from unitune_client.record import Record
+from unitune_client.sheet import SheetEdit, can_show, contact_sheet
 
 MASK_SOURCES = ("given", "difference", "diffedit", "word", "attention")
 METHOD_PER_PROMPT = "imagic"  # it tunes for one text
@@ -56,13 +63,23 @@ Examples:
   unitune edit cat.png "a dog" --method prompt_to_prompt --base-prompt "a cat" --inversion null_text
   unitune edit cat.png "a beikkpic cat on a beach" --method dreambooth --class-noun cat --photo cat2.png
   unitune edit cat.png "beikkpic on a beach" --method textual_inversion --initial-word cat
+  unitune edit cat.png --like out/cat--a-dog--seed0.png
+  unitune edit cat.png "a dog at night" --like out/cat--a-dog--seed0.png --guidance 9
 """
 
 
 @click.command("edit", epilog=EXAMPLES)
-@click.argument("photo")
-@click.argument("prompts", metavar='"PROMPT" ...', nargs=-1, required=True)
-@click.option("-o", "--output", metavar="OUT", default="out", show_default=True, help="Folder for the pictures.")
+@click.argument("photo", type=PathOption())
+@click.argument("prompts", metavar='"PROMPT" ...', nargs=-1)
+@output_option
+@click.option(
+    "--like",
+    metavar="PICTURE",
+    type=PathOption(),
+    help="A picture that UniTune made: take its prompt, seed and every setting, but for what is given here beside it. "
+    "With the same PHOTO and nothing else it is made again. Another --method takes its seed alone.",
+)
+@result_options
 @click.option(
     "--method",
     help="unitune, imagic, dreambooth or textual_inversion, which tune, or sdedit, also called img2img, or "
@@ -107,6 +124,7 @@ Examples:
 @click.option(
     "--mask",
     metavar="PNG",
+    type=PathOption(),
     help="Where PHOTO may change, as large as PHOTO: white is edited, black keeps its pixels exactly.",
 )
 @click.option(
@@ -177,6 +195,9 @@ def edit_command(
     photo: str,
     prompts: tuple[str, ...],
     output: str,
+    like: str | None,
+    overwrite: bool,
+    omit_metadata: bool,
     method: str | None,
     strength: float | None,
     guidance: float | None,
@@ -217,13 +238,18 @@ def edit_command(
     The model is tuned on the photo once; all prompts, and later commands with the same photo, use that tuning (imagic
     makes one for each prompt). Without
     --address the services run here for as long as the command does. The pictures, and a sheet of all of them, go
-    into OUT; their paths are printed.
+    into OUT; their paths are printed. What is refused is refused, and what is warned of is told, before the tuning.
+
+    Each picture says how it was made: `unitune show PICTURE` prints it, and --like PICTURE does the same again.
 
     The settings in force, defaults filled in, are told when an edit starts; `unitune doctor` shows a server's.
     """
+    record = Record.of(like, "--like") if like is not None else None
+    prompts = prompts or ((record.prompt,) if record is not None else ())
+    if not prompts:
+        raise InvalidField("PROMPT", "unset", "describe the picture that you want to see, or give --like PICTURE")
     data, further = picture_bytes_of(photo), [picture_bytes_of(one, "--photo") for one in further_photos]
-    folder = folder_of(output)
-    stem = Path(photo).stem
+    outputs = Outputs(folder_of(output), photo, overwrites=overwrite)
     options = EditOptions(
         strength=strength,
         guidance_scale=guidance,
@@ -253,9 +279,15 @@ def edit_command(
         blend_words=list(blend_words) or None,
         gate=gate or None,
         super_resolution=super_resolution or None,
+        omit_metadata=omit_metadata or None,
     )
     with display(as_json) as show, connection(address, base_model, show.say) as client:
         info = client.server_info()
+        if record is not None:
+            check_like(record, info, data, further, options, show)
+            options = record.options(cast(EditOptions, {**options, "method": method, "automatic": automatic}))
+            tuning = dict(record.tuning_options(cast(TuningOptions, tuning), method))
+            method, automatic = options.get("method"), options.get("automatic")
         method = method or info.sampling_defaults.method or TUNED_METHOD
         check_prompts(info, prompts, options, method)
         check_choices(info, method, options)
@@ -276,28 +308,33 @@ def edit_command(
         check_mask(options, image)
         if method != TUNED_METHOD:
             tuning["method"] = method
+        options["method"] = method
+        named = slugs(prompts)
+        for prompt in named:
+            asked = cast(EditOptions, {**options, **(tuning if tunes else {})})
+            for warning in client.check_edit(image, prompt, **asked).warnings:
+                show.warn(warning, prompt=prompt)
         target: events.Image | events.Tuning = image
         if tunes and method != METHOD_PER_PROMPT:
             target = tune(client, image, show, further_images=further, **tuning)
-        options["method"] = method
         edits: list[SheetEdit] = []
-        for prompt, slug in slugs(prompts).items():
+        captions = captions_of(named, show)
+        for prompt, slug in named.items():
             if method == METHOD_PER_PROMPT:
                 target = tune(client, image, show, further_images=further, tuning_prompt=prompt, **tuning)
             for edited in edit(client, target, prompt, options, show):
-                path = edited.save(folder / f"{stem}--{slug}--seed{edited.seed}.png")
+                path = outputs.save(edited.png, slug, f"seed{edited.seed}")
                 if edited.scores is not None:
                     show.say(what_the_gate_says(edited))
                 show.result(str(path), kind="picture", prompt=prompt, seed=edited.seed)
-                caption = f"{prompt} (seed {edited.seed})" if len(seeds) > 1 else prompt
+                caption = f"{captions[prompt]} (seed {edited.seed})" if len(seeds) > 1 else captions[prompt]
                 edits.append((caption, edited.png, edited.mask or b""))
-        sheet = folder / f"{stem}--sheet.png"
-        save_sheet(contact_sheet([(data, edits)]), sheet)
+        sheet = outputs.save(png_of(contact_sheet([(data, edits)])), "sheet")
         show.result(str(sheet), kind="sheet")
 
 
 @click.command("tune")
-@click.argument("photo")
+@click.argument("photo", type=PathOption())
 @click.option("--method", help="unitune, imagic, dreambooth, textual_inversion or null_text.  [default: unitune]")
 @click.option(
     "--prompt", "prompts", multiple=True, help="imagic: the prompt of the edits to come; one tuning for each."
@@ -348,6 +385,8 @@ def tune(client: Client, image: events.Image, show: Display, **config: Any) -> e
     """The picture's tuning, READY, with its progress on show. An interrupt cancels it."""
     began = time.monotonic()
     tuning = client.create_tuning(image, **config)
+    for warning in tuning.warnings:
+        show.say(f"warning: {warning}")
     if tuning.state == events.TuningState.READY:
         show.say("this picture was tuned on before")
         return tuning
@@ -399,7 +438,7 @@ def say_what_the_model_knows(info: events.ServerInfo, show: Display) -> None:
     if info.base_model.vocabulary:
         show.say(
             f"the model {info.base_model.name} knows only its own world of stickers (unitune doctor --vocabulary); "
-            "for photographs give --base-model"
+            "for photographs give --base-model: see docs/photographs.md"
         )
 
 
@@ -412,31 +451,58 @@ def what_the_gate_says(edited: events.EditedImage) -> str:
     return f"gate: {'passed' if scores.passed else 'not passed'}{chosen} ({figures})"
 
 
-def folder_of(output: str) -> Path:
-    """The folder for the pictures, made if it is not there. Raises InvalidField for a file."""
-    folder = Path(output)
-    if folder.exists() and not folder.is_dir():
-        raise InvalidField("--output", output, "it is a file; give a folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def picture_bytes_of(photo: str, argument: str = "PHOTO") -> bytes:
     """The photo's file. Raises InvalidField under the argument's own name."""
     try:
-        return picture_bytes(Path(photo))
+        data = picture_bytes(Path(photo))
     except InvalidField as error:
         raise InvalidField(argument, photo, error.metadata["remedy"]) from None
+    refuse_kind(argument, photo, data)
+    return data
 
 
-def save_sheet(sheet: Image.Image, path: Path) -> None:
-    """Write a contact sheet; it appears whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        sheet.save(unfinished, "PNG")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+def png_of(sheet: Image.Image) -> bytes:
+    """A contact sheet's file."""
+    file = io.BytesIO()
+    sheet.save(file, "PNG")
+    return file.getvalue()
+
+
+def captions_of(prompts: Iterable[str], show: Display) -> dict[str, str]:
+    """What stands under the pictures of each prompt: itself, or its number, told, where no font has its letters."""
+    captions = {}
+    for number, prompt in enumerate(prompts, start=1):
+        captions[prompt] = prompt if can_show(prompt) else f"prompt {number}"
+        if captions[prompt] != prompt:
+            show.say(
+                f"no font of this machine has the letters of prompt {number}, so the sheet has its number: {prompt}"
+            )
+    return captions
+
+
+def check_like(
+    record: Record, info: events.ServerInfo, data: bytes, further: Sequence[bytes], asked: EditOptions, show: Display
+) -> None:
+    """Warn of what makes another picture than the recorded one. Raises InvalidField for files that are missing."""
+    if hashlib.sha256(data).hexdigest() != record.photo:
+        show.warn("PHOTO is not the file that the picture of --like was made from; the result will be another")
+    if info.base_model.digest != record.base_model:
+        show.warn(
+            f"the picture of --like was made with the base model {record.base_model_name} ({record.base_model[:12]}), "
+            f"this server has {info.base_model.name} ({info.base_model.digest[:12]}); the result will be another"
+        )
+    if (asked.get("method") or record.method) != record.method:
+        return
+    mask, source = asked.get("mask"), asked.get("mask_source") or record.sampling.get("mask_source")
+    if record.mask and not isinstance(mask, bytes) and source == "given" and not asked.get("mask_text"):
+        raise InvalidField("--mask", "unset", "the picture of --like was made with a mask; give its file")
+    if record.mask and isinstance(mask, bytes) and hashlib.sha256(mask).hexdigest() != record.mask:
+        show.warn("--mask is not the file that the picture of --like was made with; the result will be another")
+    if len(further) < len(record.further_photos):
+        remedy = f"the picture of --like was made with {len(record.further_photos)} further photos; give them all"
+        raise InvalidField("--photo", f"{len(further)} files", remedy)
+    if [hashlib.sha256(one).hexdigest() for one in further] != list(record.further_photos):
+        show.warn("the files of --photo are not those that the picture of --like was made with, in their order")
 
 
 def in_words(timings: events.Timings) -> str:

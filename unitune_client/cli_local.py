@@ -2,21 +2,27 @@
 
 import os
 import time
+from itertools import chain
+from pathlib import Path
 
 import click
 
-from unitune_client import doctor
-from unitune_client.cli_options import Between
+from unitune_client import doctor, streams
+from unitune_client.channel import PORT
+from unitune_client.cli_options import Address, Between, PathOption
 from unitune_client.client import Client
 from unitune_client.display import Display
 from unitune_client.home import Home
 from unitune_client.local import LocalServices
+from unitune_client.machine import base_model_folder
 
 LOOKS_EVERY_S = 0.5
+UNREADABLE = 1  # exit code of doctor when a finding could not be made
 
 base_model_option = click.option(
     "--base-model",
     metavar="PATH",
+    type=PathOption(),
     envvar="UNITUNE_BASE_MODEL",
     help="Folder of a Stable Diffusion model in diffusers layout.  [env: UNITUNE_BASE_MODEL; default: the embedded "
     "model]",
@@ -24,29 +30,32 @@ base_model_option = click.option(
 
 
 @click.command("up")
-@click.option("--port", type=Between(0, 65535), default=50051, show_default=True, help="Port of the gateway; 0: any.")
+@click.option("--port", type=Between(0, 65535), default=PORT, show_default=True, help="Port of the gateway; 0: any.")
 @base_model_option
 def up_command(port: int, base_model: str | None) -> None:
     """Run the three services here until Ctrl-C. Other commands on this machine find them by themselves.
 
     Everything is kept under UNITUNE_HOME (~/.cache/unitune): engines, tuned weights, state, logs. The gateway listens
-    on 127.0.0.1 only and asks for no credentials.
+    on 127.0.0.1 only and asks for no credentials. A service that ends by itself is started again, a few times.
+
+    After Ctrl-C what runs gets 30 seconds to end; a second Ctrl-C ends it at once.
 
     \b
     Example:
       unitune up --port 50051
     """
     show = Display()
-    try:
-        with LocalServices(base_model, log=show.say, port=port) as services:
+    with LocalServices(base_model, log=show.say, port=port, waits=False) as services:
+        try:
             services.share()
-            click.echo(f"listening {services.address}")
+            streams.out(f"listening {services.address}")
             show.say("Ctrl-C stops the services")
             while True:
                 services.check()
                 time.sleep(LOOKS_EVERY_S)
-    except KeyboardInterrupt:
-        show.say("stopped")
+        except KeyboardInterrupt:
+            show.say("stopping the services")
+    show.say("stopped")
 
 
 @click.command("build")
@@ -58,17 +67,25 @@ def build_command(base_model: str | None) -> None:
     Example:
       unitune build --base-model ~/models/stable-diffusion-v1-5
     """
-    click.echo(LocalServices(base_model, log=Display().say).build())
+    streams.out(str(LocalServices(base_model, log=Display().say).build()))
 
 
 @click.command("doctor")
 @click.option("--vocabulary", is_flag=True, help="Print the words that the base model knows, and nothing else.")
 @click.option(
-    "--address", metavar="HOST:PORT", envvar="UNITUNE_ADDRESS", help="A running server to ask.  [env: UNITUNE_ADDRESS]"
+    "--address",
+    metavar="HOST:PORT",
+    type=Address(),
+    envvar="UNITUNE_ADDRESS",
+    help="A running server to ask.  [env: UNITUNE_ADDRESS]",
 )
 @base_model_option
 def doctor_command(vocabulary: bool, address: str | None, base_model: str | None) -> None:
     """Say what this machine can run and, with --address, what the server there can do.
+
+    Exit status: 0; 1 when something here cannot be read or the server does not answer, though all else is told; 2 for
+    a wrong option, such as a --base-model that is none. A missing package is told, and no error: not every machine runs
+    every service.
 
     \b
     Examples:
@@ -76,20 +93,32 @@ def doctor_command(vocabulary: bool, address: str | None, base_model: str | None
       unitune doctor --address 127.0.0.1:50051
       unitune doctor --vocabulary
     """
-    home = Home.of(os.environ)
-    running = home.running()
-    if address is None and running is not None:
-        address = running.address
-    info = None
-    if address is not None:
-        with Client(address) as client:
-            info = client.server_info()
+    given = base_model_folder(base_model) if base_model else None
     if vocabulary:
-        words = doctor.vocabulary(base_model) if info is None else {"words": list(info.base_model.vocabulary)}
-        for kind, some in words.items():
-            click.echo(f"{kind}: {', '.join(some)}")
-        if not any(words.values()):
-            click.echo("any word: the vocabulary is open")
+        say_vocabulary(given, address)
         return
-    for what, found in [*doctor.findings(home), *(doctor.server_findings(info) if info is not None else ())]:
-        click.echo(f"{what + ':':<23}{found}")
+    problems = 0
+    told: doctor.Findings = doctor.findings(os.environ)
+    if given is not None:
+        told = chain(told, doctor.base_model_findings(given))
+    for what, found in chain(told, doctor.findings_of_server(address, os.environ)):
+        if isinstance(found, doctor.Problem):
+            problems += 1
+        streams.out(f"{what + ':':<23}{found}")
+    if problems:
+        raise click.exceptions.Exit(UNREADABLE)
+
+
+def say_vocabulary(folder: Path | None, address: str | None) -> None:
+    """The words of a base model: that of the folder, else of the server, else the embedded one's."""
+    running = None if address or folder else Home.of(os.environ).running()
+    address = address or (running.address if running is not None else None)
+    if folder is None and address is not None:
+        with Client(address) as client:
+            words = {"words": list(client.server_info().base_model.vocabulary)}
+    else:
+        words = doctor.vocabulary(folder or base_model_folder(None))
+    for kind, some in words.items():
+        streams.out(f"{kind}: {', '.join(some)}")
+    if not any(words.values()):
+        streams.out("any word: the vocabulary is open")

@@ -6,15 +6,65 @@ from typing import Any, TypeVar
 import click
 
 from unitune.errors import InvalidField
+from unitune_client.channel import checked_address
+from unitune_client.streams import is_text
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Between(click.ParamType):
-    """A number from `low` to `high`; whole if both are."""
+class Text(click.ParamType):
+    """Words for the server, which takes Unicode alone; an argument that is not UTF-8 is refused here."""
 
-    def __init__(self, low: float, high: float) -> None:
-        self._low, self._high = low, high
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text. Raises InvalidField naming the option."""
+        text = str(value)
+        if not is_text(text):
+            remedy = "it has bytes that are no text in this terminal's encoding; type it again as UTF-8"
+            raise InvalidField(shown(param), text, remedy)
+        return text
+
+
+class PathOption(click.ParamType):
+    """A path, of any bytes that the system has in one."""
+
+    name = "path"
+
+
+class Address(Text):
+    """HOST:PORT."""
+
+    name = "address"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The address. Raises InvalidField naming the option."""
+        return checked_address(super().convert(value, param, ctx), shown(param))
+
+
+def refuse_other_than_text(command: click.Command) -> None:
+    """Have every argument and option of plain words, of this command and those below it, be Text."""
+    for below in command.commands.values() if isinstance(command, click.Group) else ():
+        refuse_other_than_text(below)
+    for param in command.params:
+        if param.type is click.STRING:
+            param.type = Text()
+        elif isinstance(param.type, click.Tuple):
+            param.type.types = [Text() if kind is click.STRING else kind for kind in param.type.types]
+
+
+def shown(param: click.Parameter | None) -> str:
+    """What --help calls it: `--seed`, or PROMPT, of which there may be several."""
+    if isinstance(param, click.Argument):
+        return (param.name or "").upper().removesuffix("S")
+    return param.opts[-1] if param is not None else "value"
+
+
+class Between(click.ParamType):
+    """A number from `low` to `high`, or above `low` if that itself is not allowed; whole if both are."""
+
+    def __init__(self, low: float, high: float, *, above_low: bool = False) -> None:
+        self._low, self._high, self._above_low = low, high, above_low
         self._kind: type[int] | type[float] = int if isinstance(low, int) and isinstance(high, int) else float
         self.name = "whole number" if self._kind is int else "number"
 
@@ -28,9 +78,10 @@ class Between(click.ParamType):
             number = self._kind(value)
         except ValueError:
             number = None
-        if number is None or not self._low <= number <= self._high:  # not a number is not between either
-            option = param.opts[-1] if param is not None else "value"
-            raise InvalidField(option, value, f"give a {self.name} from {self._low} to {self._high}")
+        is_low = number is not None and number == self._low and self._above_low
+        if number is None or is_low or not self._low <= number <= self._high:  # not a number is not between either
+            span = f"above {self._low:g}, to {self._high}" if self._above_low else f"from {self._low} to {self._high}"
+            raise InvalidField(shown(param), value, f"give a {self.name} {span}")
         return number
 
 
@@ -41,14 +92,48 @@ def server_options(command: F) -> F:
         click.option(
             "--base-model",
             metavar="PATH",
+            type=PathOption(),
             help="Folder of a Stable Diffusion model in diffusers layout, for services that are started here.  "
             "[env: UNITUNE_BASE_MODEL; default: the embedded model]",
         ),
         click.option(
             "--address",
             metavar="HOST:PORT",
+            type=Address(),
             envvar="UNITUNE_ADDRESS",
             help="A running server.  [env: UNITUNE_ADDRESS; default: run the services here]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+output_option = click.option(
+    "-o",
+    "--out",
+    "--output",
+    "output",
+    metavar="OUT",
+    type=PathOption(),
+    default="out",
+    show_default=True,
+    help="Folder for what is written.",
+)
+
+
+def result_options(command: F) -> F:
+    """--overwrite and --no-metadata."""
+    for option in (
+        click.option(
+            "--no-metadata",
+            "omit_metadata",
+            is_flag=True,
+            help="Leave out of the pictures how they were made, which `unitune show` prints and `edit --like` reads.",
+        ),
+        click.option(
+            "--overwrite",
+            is_flag=True,
+            help="Replace files of the same name; without it another picture gets a name of its own, as ...--2.png.",
         ),
     ):
         command = option(command)
@@ -150,6 +235,7 @@ def tuning_options(command: F) -> F:
             "--photo",
             "further_photos",
             metavar="FILE",
+            type=PathOption(),
             multiple=True,
             help="dreambooth: a further photo of the same subject; up to 4.",
         ),
@@ -180,7 +266,7 @@ def tuning_options(command: F) -> F:
         ),
         click.option(
             "--learning-rate",
-            type=Between(1e-9, 0.1),
+            type=Between(0.0, 0.1, above_low=True),
             help="Of these updates: a higher one needs fewer.  [default: the base model's own, 1e-4]",
         ),
     ):

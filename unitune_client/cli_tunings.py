@@ -2,17 +2,22 @@
 
 import os
 import re
+from contextlib import AbstractContextManager, nullcontext
+from datetime import datetime
 
 import click
 
 from unitune.errors import InvalidField
-from unitune_client import events, programs
+from unitune_client import events, programs, streams
 from unitune_client.cli_local import base_model_option
-from unitune_client.cli_options import Between, server_options
+from unitune_client.cli_options import Between, output_option, server_options
 from unitune_client.connection import connection
 from unitune_client.display import display
 from unitune_client.home import Home
 from unitune_client.machine import base_model_folder
+from unitune_client.outputs import folder_of, give_name, unfinished_folder
+
+EXPORTS = {"diffusers": "unet", "kohya": "lora.safetensors"}  # what the exporter calls its result
 
 
 @click.group("tunings")
@@ -29,16 +34,20 @@ def tunings_group() -> None:
 @tunings_group.command("list")
 @click.option(
     "--state",
-    type=click.Choice([state.value for state in events.TuningState], case_sensitive=False),
+    type=click.Choice([state.value for state in events.TuningState if state != "UNKNOWN"], case_sensitive=False),
     help="Only tunings in this state.",
 )
 @server_options
 def list_command(state: str | None, address: str | None, base_model: str | None, as_json: bool) -> None:
-    """List the tunings, the newest first: name, state, updates, time of creation."""
-    with display(as_json) as show, connection(address, base_model, show.say) as client:
+    """List the tunings, the newest first: name, state, updates of all phases, local time of creation."""
+    with (
+        _space_to_delete(address),  # whoever deletes looks first
+        display(as_json) as show,
+        connection(address, base_model, show.say) as client,
+    ):
         for tuning in client.list_tunings(state=state):
-            created = f"{tuning.create_time:%Y-%m-%d %H:%M}" if tuning.create_time else "-"
-            line = f"{tuning.name}  {tuning.state:9}  {tuning.config.updates:5} updates  {created}"
+            created = in_local_time(tuning.create_time) if tuning.create_time else "-"
+            line = f"{tuning.name}  {tuning.state:9}  {tuning.config.total_updates:5} updates  {created}"
             show.result(line, kind="tuning", tuning=tuning)
 
 
@@ -74,20 +83,27 @@ def cancel_command(name: str, address: str | None, base_model: str | None, as_js
     help="diffusers: a folder OUT/unet in place of the base model's. kohya: OUT/lora.safetensors.",
 )
 @click.option("--rank", type=Between(1, 4096), default=16, show_default=True, help="Of the LoRA: more loses less.")
-@click.option("-o", "--out", type=click.Path(file_okay=False), default="out", show_default=True, help="Folder.")
+@output_option
+@click.option("--overwrite", is_flag=True, help="Replace what is there under the name of the export.")
 @base_model_option
-def export_command(name: str, kind: str, rank: int, out: str, base_model: str | None) -> None:
+def export_command(name: str, kind: str, rank: int, output: str, overwrite: bool, base_model: str | None) -> None:
     """Write the tuning NAME, made by services of this machine, as files that other programs read."""
     parts = re.fullmatch(r"tenants/([^/]+)/tunings/([^/]+)", name)
     if parts is None:
         raise InvalidField("NAME", name, "give a tuning's name, such as tenants/default/tunings/t-0a1b")
+    exported = folder_of(output) / EXPORTS[kind]
+    if exported.exists() and not overwrite:
+        raise InvalidField("--out", output, f"{exported} is there already; give another folder, or --overwrite")
     home = Home.of(os.environ)
     home.prepare()
     folder = base_model_folder(base_model)
     where = {"--base-model": folder, "--store": home.store, "--weights": "/".join(("tunings", *parts.groups()))}
-    what = {"--format": kind, "--rank": rank, "--out": out}
-    options = [str(word) for option in (where | what).items() for word in option]
-    click.echo(programs.run(["tuner_svc.export_tuning", *options], home.new_logs() / "export.log", on_stage=click.echo))
+    with unfinished_folder(exported.parent) as unfinished:
+        what = {"--format": kind, "--rank": rank, "--out": unfinished}
+        options = [str(word) for option in (where | what).items() for word in option]
+        programs.run(["tuner_svc.tuning_export", *options], home.new_logs() / "export.log", on_stage=streams.err)
+        give_name(unfinished / exported.name, exported, overwrites=overwrite)
+    streams.out(output)
 
 
 @tunings_group.command("delete")
@@ -95,6 +111,20 @@ def export_command(name: str, kind: str, rank: int, out: str, base_model: str | 
 @server_options
 def delete_command(name: str, address: str | None, base_model: str | None, as_json: bool) -> None:
     """Discard the tuning NAME with its weights, cancelling it if it runs."""
-    with display(as_json) as show, connection(address, base_model, show.say) as client:
+    with (
+        _space_to_delete(address),
+        display(as_json) as show,
+        connection(address, base_model, show.say) as client,
+    ):
         client.delete_tuning(name)
         show.result(f"{name}  deleted", kind="deleted", tuning=name)
+
+
+def in_local_time(time: datetime) -> str:
+    """Minutes, as the clock of this machine shows them, with its offset from UTC."""
+    return f"{time.astimezone():%Y-%m-%d %H:%M %z}"
+
+
+def _space_to_delete(address: str | None) -> AbstractContextManager[None]:
+    """The reserve of this machine's services; of a server it is the server's affair."""
+    return nullcontext() if address else Home.of(os.environ).space_to_delete()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import sys
 import threading
 import warnings
@@ -10,7 +11,7 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
-from unitune_client import events
+from unitune_client import events, forks
 from unitune_client.async_client import AsyncClient, edit_result
 from unitune_client.messages import EditOptions, Methods, TuningOptions
 from unitune_client.pictures import Picture
@@ -29,7 +30,8 @@ class Client:
             result = client.edit_to_end(tuning, "a cat on a beach", seeds=[1, 2])
             result.images[0].save("beach.png")
 
-    An AsyncClient does the work in a thread of its own; its methods say what these do and raise.
+    An AsyncClient does the work in a thread of its own; its methods say what these do and raise, and it says what
+    a fork means.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Client:
         self._client = AsyncClient(
             address, tenant=tenant, tls=tls, root_certificates=root_certificates, reconnect_s=reconnect_s
         )
+        self._process = os.getpid()
         self._loop = asyncio.new_event_loop()
         # The thread holds the loop and not the client, so that a forgotten client is still collected, and warns.
         self._thread = threading.Thread(target=_run_loop, args=(self._loop,), name="unitune-client", daemon=True)
@@ -62,15 +65,17 @@ class Client:
 
     def __del__(self) -> None:
         loop = getattr(self, "_loop", None)
-        if loop is not None and not loop.is_closed():
+        if loop is not None and not loop.is_closed() and os.getpid() == self._process:
             message = f"unclosed {self!r}"
             # Not `close`: this may run in any thread, the loop's own too, where waiting would never end.
             asyncio.run_coroutine_threadsafe(_close_and_stop(self._client), loop)
             warnings.warn(message, ResourceWarning, source=self, stacklevel=2)
 
     def close(self) -> None:
-        """Close the connection and every stream on it, and end the thread. Closing twice is harmless."""
-        if self._loop.is_closed():
+        """Close the connection and every stream on it, and end the thread. Closing twice is harmless, and so is
+        closing after a fork.
+        """
+        if self._loop.is_closed() or os.getpid() != self._process:
             return
         self._wait_for(self._client.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -83,6 +88,10 @@ class Client:
     def upload_image(self, image: Picture) -> events.Image:
         """As AsyncClient.upload_image."""
         return self._wait_for(self._client.upload_image(image))
+
+    def delete_image(self, name: str, *, allow_missing: bool = False) -> None:
+        """As AsyncClient.delete_image."""
+        self._wait_for(self._client.delete_image(name, allow_missing=allow_missing))
 
     def create_tuning(
         self,
@@ -138,6 +147,12 @@ class Client:
         """As AsyncClient.edit."""
         return self._iterate(self._client.edit(image_or_tuning, prompt, **options))
 
+    def check_edit(
+        self, image_or_tuning: Picture | events.Tuning, prompt: str, **options: Unpack[EditOptions]
+    ) -> events.EditAccepted:
+        """As AsyncClient.check_edit."""
+        return self._wait_for(self._client.check_edit(image_or_tuning, prompt, **options))
+
     def edit_to_end(
         self,
         image_or_tuning: Picture | events.Tuning,
@@ -164,6 +179,7 @@ class Client:
         initial_word: str | None = None,
         base_prompt: str | None = None,
         seeds: Sequence[int] | None = None,
+        omit_metadata: bool = False,
         timeout_s: float | None = None,
     ) -> Generator[events.CompareEvent, None, None]:
         """As AsyncClient.compare."""
@@ -175,6 +191,7 @@ class Client:
             initial_word=initial_word,
             base_prompt=base_prompt,
             seeds=seeds,
+            omit_metadata=omit_metadata,
             timeout_s=timeout_s,
         )
         return self._iterate(stream)
@@ -189,6 +206,11 @@ class Client:
 
     def _wait_for(self, call: Coroutine[Any, Any, T]) -> T:
         """The answer of a call. An interrupt of this thread, such as Ctrl-C, cancels the call and waits for its end."""
+        try:
+            forks.refuse_foreign(self._process)
+        except RuntimeError:
+            call.close()
+            raise
         if self._loop.is_closed():
             call.close()
             raise self._closed()
@@ -249,6 +271,8 @@ class Client:
         finally:
             if threading.current_thread() is self._thread:  # collected there: waiting would never end
                 self._loop.create_task(stream.aclose())
+            elif os.getpid() != self._process:
+                pass  # the parent's stream
             elif not self._loop.is_closed() and not sys.is_finalizing():  # at exit the thread stands still
                 self._wait_for(_close(stream))
 

@@ -1,14 +1,25 @@
 """Where a command finds its server: at --address, at services that `unitune up` shares, or started for it here."""
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from unitune.errors import InvalidField, Unavailable
+from unitune.errors import (
+    STATE_DOWN,
+    STATE_FULL,
+    STORE_DOWN,
+    STORE_FULL,
+    Internal,
+    InvalidField,
+    ResourceExhausted,
+    Unavailable,
+)
+from unitune.system_errors import sentence
 from unitune_client.client import Client
 from unitune_client.home import Home
 from unitune_client.local import LocalServices
-from unitune_client.machine import base_model_folder
+from unitune_client.machine import LocalError, base_model_folder
 
 Say = Callable[[str], object]
 
@@ -29,18 +40,55 @@ def connection(address: str | None, base_model: str | None, say: Say) -> Iterato
     base_model = base_model or os.environ.get("UNITUNE_BASE_MODEL")
     home = Home.of(os.environ)
     running = home.running()
+    if running is None:
+        services = LocalServices(base_model, home=home, log=say)
+        running = services.wait_for_turn()
     if running is not None:
         if base_model and str(base_model_folder(base_model)) != running.base_model:
             remedy = f"leave it out, or stop `unitune up` (process {running.pid}), which has {running.base_model}"
             raise InvalidField("--base-model", base_model, remedy)
-        say(f"using the services of `unitune up` at {running.address}")
-        with Client(running.address) as client:
+        say(f"using the services of `unitune up` at {running.address}, process {running.pid}")
+        with _local_paths(home), _named_logs(running.logs), Client(running.address) as client:
             yield client
         return
-    say("starting the services here; `unitune up` keeps them running")
-    with LocalServices(base_model, home=home, log=say) as services, Client(services.address) as client:
+    say("running the services here; `unitune up` keeps them running")
+    with services, _named_logs(str(services.logs)), Client(services.address) as client:
+        services.on_failure = client.close  # whoever waits for an answer is told, and asks why
         try:
-            yield client
+            with _local_paths(home):
+                yield client
         except Unavailable:
-            services.check()  # one that died says more than that nobody answers
+            services.check_unbroken()  # one that died says more than that nobody answers
             raise
+        except Exception:
+            services.check()
+            raise
+
+
+@contextmanager
+def _named_logs(folder: str) -> Iterator[None]:
+    """Errors that speak of a service's log name the file."""
+    try:
+        yield
+    except Internal as error:
+        name = next((name for name in ("tuner", "sampler") if f"the {name} " in error.message), "gateway")
+        if not folder or "log" not in error.message:
+            raise
+        message = f"{error.message}: {folder}/{name}.log"
+        raise Internal(message, reason=error.reason, metadata=error.metadata) from None
+
+
+@contextmanager
+def _local_paths(home: Home) -> Iterator[None]:
+    """A server names no path; where it is of this machine, an error of its disk does."""
+    try:
+        yield
+    except (ResourceExhausted, Unavailable) as error:
+        paths = {STORE_FULL: home.store, STORE_DOWN: home.store, STATE_FULL: home.state, STATE_DOWN: home.state}
+        path = paths.get(error.reason)
+        if path is None:
+            raise
+        if error.reason in (STORE_FULL, STATE_FULL):
+            full = sentence(OSError(errno.ENOSPC, "", str(path)))
+            raise LocalError(f"{full}, as by `unitune tunings delete NAME`") from error
+        raise LocalError(f"cannot use {path}: the log of the gateway in {home.root / 'logs'} says why") from error

@@ -14,12 +14,12 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any
 
-import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from unitune.errors import UniTuneError
-from unitune_client import events
+from unitune_client import events, streams
+from unitune_client.flags import Flags, in_words
 
 SHOWN_PROMPT = 40  # characters beside a bar
 LINES_PER_STAGE = 8  # where there is no bar
@@ -29,7 +29,8 @@ class Display(AbstractContextManager["Display"]):
     """Plain lines. `stage` counts: show how many of how many are done, with a note."""
 
     def __init__(self) -> None:
-        self._shown = -1
+        self._shown = ("", -1)  # the stage, and how many of its lines
+        self._warned: set[str] = set()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -38,7 +39,7 @@ class Display(AbstractContextManager["Display"]):
 
     def say(self, line: str) -> None:
         """A sentence for people."""
-        click.echo(line, err=True)
+        streams.err(line)
 
     def event(self, event: events.EditEvent | events.CompareEvent, **context: object) -> None:
         """Anything that a stream yields."""
@@ -57,50 +58,59 @@ class Display(AbstractContextManager["Display"]):
             case events.EditAccepted():
                 self.say(_in_words(event))
                 for warning in event.warnings:
-                    self.say(f"warning: {warning}")
+                    self.warn(warning)
             case events.EditStep():
-                self.stage(
-                    str(method or _shortened(str(context.get("prompt", "editing")))), event.index + 1, event.total, ""
-                )
+                name = str(method or _shortened(str(context.get("prompt", "editing"))))
+                if event.attempts > 1:
+                    name += f" (attempt {event.attempt} of {event.attempts})"
+                self.stage(name, event.index + 1, event.total, "")
             case events.EditWarning():
                 self.end_stage()
-                self.say(f"warning: {event.text}")
+                self.warn(event.text)
             case events.EditDone():
                 self.end_stage()
             case events.CompareAccepted():
                 self.say(f"comparing {', '.join(event.methods)}")
+                for warning in event.warnings:
+                    self.warn(warning)
             case events.CompareResult():
                 self.end_stage()
                 if event.error is not None:
-                    self.say(f"{event.method}: failed: {event.error.message}")
+                    self.say(f"{event.method}: failed: {in_words(event.error)}")
+
+    def warn(self, text: str, **context: object) -> None:
+        """A warning, told once however often it comes."""
+        if text not in self._warned:
+            self._warned.add(text)
+            self.say(f"warning: {text}")
 
     def result(self, text: str, **context: object) -> None:
         """A path or a name: what the command is for."""
         self.end_stage()
-        click.echo(text)
+        streams.out(text)
 
     def table(self, rows: Sequence[Sequence[str]]) -> None:
         """Results in columns, the first row being their names."""
         self.end_stage()
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
-            click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+            streams.out("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
-    def error(self, message: str, error: Exception) -> None:
-        """Why the command ends."""
+    def error(self, message: str, error: Exception, flags: Flags | None = None) -> None:
+        """Why the command ends. `flags` are those of the command, for an error that refuses one."""
         self.end_stage()
-        click.echo(f"error: {message}", err=True)
+        streams.err(f"error: {message}")
 
     def stage(self, name: str, done: int, total: int, note: str) -> None:
         """So much of a stage is done; a line at every eighth."""
-        part = done * LINES_PER_STAGE // max(1, total)
-        if part != self._shown:
-            self._shown = part
+        shown = name, done * LINES_PER_STAGE // max(1, total)
+        if shown != self._shown:
+            self._shown = shown
             self.say(f"{name}: {done}/{total}{', ' + note if note else ''}")
 
     def end_stage(self) -> None:
         """The stage is over."""
-        self._shown = -1
+        self._shown = ("", -1)
 
 
 class BarDisplay(Display):
@@ -111,19 +121,23 @@ class BarDisplay(Display):
         self._console = Console(stderr=True, highlight=False)
         self._bars: Progress | None = None
         self._bar = TaskID(0)
+        self._name = ""
 
     def say(self, line: str) -> None:
         """A sentence for people, above the bar."""
         self._console.print(line, markup=False, soft_wrap=True)
 
     def stage(self, name: str, done: int, total: int, note: str) -> None:
-        """So much of a stage is done."""
+        """So much of a stage is done; another name is another bar."""
+        if name != self._name:
+            self.end_stage()
         if self._bars is None:
             columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
             self._bars = Progress(*columns, TextColumn("{task.fields[note]}"), console=self._console)
             self._bars.start()
             self._bar = self._bars.add_task(name, total=total, note=note)
-        self._bars.update(self._bar, completed=done, note=note)
+            self._name = name
+        self._bars.update(self._bar, completed=done, total=total, note=note)
 
     def end_stage(self) -> None:
         """Leave the bar as it is."""
@@ -140,6 +154,10 @@ class JsonDisplay(Display):
         fields = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
         self._print({"event": _snake(type(event).__name__), **context, **fields})
 
+    def warn(self, text: str, **context: object) -> None:
+        """The warning as an event of its own, `warning`."""
+        self._print({"event": "warning", "text": text, **context})
+
     def result(self, text: str, **context: object) -> None:
         """The result under its kind."""
         self._print({"event": "result", "value": text, **context})
@@ -147,22 +165,25 @@ class JsonDisplay(Display):
     def table(self, rows: Sequence[Sequence[str]]) -> None:
         """Nothing: what the rows tell was in the events."""
 
-    def error(self, message: str, error: Exception) -> None:
-        """The error on standard error as ever, and with its reason on standard output."""
+    def error(self, message: str, error: Exception, flags: Flags | None = None) -> None:
+        """The error on standard error as ever, and with its reason on standard output; `option` is what it refuses."""
         super().error(message, error)
-        reason = error.reason if isinstance(error, UniTuneError) else "LOCAL"
-        metadata = error.metadata if isinstance(error, UniTuneError) else {}
-        self._print({"event": "error", "reason": reason, "message": message, "metadata": metadata})
+        told: dict[str, Any] = {"event": "error", "reason": "LOCAL", "message": message, "metadata": {}}
+        if isinstance(error, UniTuneError):
+            told |= {"reason": error.reason, "metadata": error.metadata}
+            if flags is not None and error.field is not None and (option := flags.of(error.field)) is not None:
+                told["option"] = option
+        self._print(told)
 
     def _print(self, fields: Mapping[str, Any]) -> None:
-        click.echo(json.dumps(plain(fields)))
+        streams.out(json.dumps(plain(fields)))
 
 
 def display(as_json: bool) -> Display:
     """The right display for where standard error goes."""
     if as_json:
         return JsonDisplay()
-    return BarDisplay() if sys.stderr.isatty() else Display()
+    return BarDisplay() if sys.stderr is not None and sys.stderr.isatty() else Display()
 
 
 def plain(value: Any) -> Any:

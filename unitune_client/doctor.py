@@ -1,58 +1,140 @@
 """What this machine can run, found out without importing any of it."""
 
+import errno
 import importlib.metadata
 import json
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
 
 from unitune import __version__
+from unitune.errors import UniTuneError
 from unitune_client import events
+from unitune_client.client import Client
 from unitune_client.home import Home
-from unitune_client.machine import EXTRAS, base_model_folder, embedded_base_model
+from unitune_client.machine import EXTRAS, LocalError, embedded_base_model
 
 # Name of the distribution, where it is another than the module's.
 DISTRIBUTIONS = {"grpc_health": "grpcio-health-checking", "grpc_reflection": "grpcio-reflection"}
 # Other distributions of the same module.
 ALTERNATIVES = {"onnxruntime": ("onnxruntime-gpu",)}
 
+NO_ENGINES = "none; the first edit builds one, or `unitune build`"
+# Folders of a base model in diffusers layout without which nothing runs.
+PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
+
+
+class Problem(str):
+    """What could not be found out, and why."""
+
+
 Finding = tuple[str, str]  # what, and what it is
+Findings = Iterable[Finding]
 
 
-def findings(home: Home) -> Iterator[Finding]:
-    """Everything about this machine that matters here, in words."""
+def findings(environ: Mapping[str, str]) -> Iterator[Finding]:
+    """Everything about this machine that matters here, in words. None of them stops the others."""
     yield "unitune", __version__
     yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     yield "cores", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
-    for extra, modules in EXTRAS.items():
-        versions = [(module, version(module)) for module in modules]
-        told = ", ".join(f"{module} {found}" for module, found in versions if found)
-        missing = [module for module, found in versions if not found]
-        remedy = f"missing: {', '.join(missing)}: pip install 'unitune[{extra}]'"
-        yield extra, "; ".join(filter(None, [told, remedy if missing else ""]))
-    yield "CUDA device", cuda_device()
+    for extra in EXTRAS:
+        yield extra, found(partial(packages, extra))
+    yield "CUDA device", found(cuda_device)
     # A program of its own: it loads drivers and libraries, and may meet broken ones.
-    for line in _lines([sys.executable, "-P", "-m", "sampler_svc.backends"]) or ["backends: none; no sampler is here"]:
+    for line in _lines([sys.executable, "-P", "-m", "sampler_svc.engines.backends"]) or [
+        "backends: none; no sampler is here"
+    ]:
         backend, _, verdict = line.partition(": ")
         yield backend, verdict
-    yield (
-        "home",
-        f"{home.root}, {home.size_bytes() / 2**20:.0f} MiB" if home.root.is_dir() else f"{home.root}, none yet",
-    )
-    engines = home.engine_names()
-    yield "engines", ", ".join(engines) if engines else "none; the first edit builds one, or `unitune build`"
+    yield "home", found(lambda: home_in_words(Home.of(environ)))
+    yield "engines", found(lambda: ", ".join(Home.of(environ).engine_names()) or NO_ENGINES)
+    yield "running here", found(lambda: running_in_words(Home.of(environ)))
+    yield "embedded model", found(lambda: str(embedded_base_model() or "not installed; give --base-model"))
+
+
+def found(look: Callable[[], str]) -> str:
+    """What `look` finds, or the Problem with it."""
+    try:
+        return look()
+    except OSError as error:
+        path = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        return Problem(f"cannot be read: {path}{error.strerror or error}")
+    except Exception as error:  # of whatever library: the other findings are worth the more
+        return Problem(f"cannot be found out: {' '.join(str(error).split()) or type(error).__name__}")
+
+
+def packages(extra: str) -> str:
+    """The versions of what an extra installs, and what is missing."""
+    versions = [(module, version(module)) for module in EXTRAS[extra]]
+    told = ", ".join(f"{module} {number}" for module, number in versions if number)
+    missing = [module for module, number in versions if not number]
+    remedy = f"missing: {', '.join(missing)}: pip install 'unitune[{extra}]'"
+    return "; ".join(filter(None, [told, remedy if missing else ""]))
+
+
+def home_in_words(home: Home) -> str:
+    """The folder of this machine's services, and what it takes on the disk. Raises OSError if it cannot be used."""
+    try:
+        mode = home.root.stat().st_mode
+    except FileNotFoundError:
+        return f"{home.root}, none yet"
+    if not stat.S_ISDIR(mode):
+        raise NotADirectoryError(errno.ENOTDIR, "it is no folder; set UNITUNE_HOME to one", str(home.root))
+    if not os.access(home.root, os.R_OK | os.W_OK | os.X_OK):
+        what = "this user may not use it; change its owner or mode, or set UNITUNE_HOME to another"
+        raise PermissionError(errno.EACCES, what, str(home.root))
+    return f"{home.root}, {home.size_bytes() / 2**20:.0f} MiB"
+
+
+def running_in_words(home: Home) -> str:
+    """Where services run here, if some are shared."""
     running = home.running()
-    yield "running here", f"{running.address}, process {running.pid}" if running else "no"
-    yield "embedded model", str(embedded_base_model() or "not installed; give --base-model")
+    return f"{running.address}, process {running.pid}" if running else "no"
+
+
+def base_model_findings(folder: Path) -> Iterator[Finding]:
+    """Whether a folder has the parts of a base model."""
+    missing = [part for part in PARTS if not (folder / part).is_dir()]
+    yield (
+        "given base model",
+        Problem(f"{folder} lacks {', '.join(missing)}: it is no whole Stable Diffusion model in diffusers layout")
+        if missing
+        else str(folder),
+    )
+
+
+def findings_of_server(address: str | None, environ: Mapping[str, str]) -> Iterator[Finding]:
+    """What a server says of itself: that at the address, else the one that `unitune up` runs here, if it does."""
+    if address is None:
+        try:
+            running = Home.of(environ).running()
+        except (LocalError, OSError):  # told already
+            running = None
+        if running is None:
+            return
+        address = running.address
+    try:
+        with Client(address) as client:
+            info = client.server_info()
+    except UniTuneError as error:
+        yield "server", Problem(error.message)
+    else:
+        yield from server_findings(info)
 
 
 def server_findings(info: events.ServerInfo) -> Iterator[Finding]:
     """Everything about a server that matters to a caller, in words."""
     model, tuning, sampling, limits = info.base_model, info.tuning_defaults, info.sampling_defaults, info.limits
-    pictures = f"{limits.upload_bytes / 2**20:.0f} MiB and {limits.upload_pixels / 1e6:.0f} megapixels a picture"
+    pictures = (
+        f"{limits.upload_bytes / 2**20:.0f} MiB, {limits.upload_pixels / 1e6:.0f} megapixels "
+        f"({limits.upload_webp_pixels / 1e6:.0f} as WebP) and {limits.upload_side} pixels a side of a picture"
+    )
     updates = f"{tuning.updates} updates of batch {tuning.batch} at learning rate {tuning.learning_rate:g}"
     weights = (
         f"strength {sampling.strength:g}, guidance {sampling.guidance_scale:g}, "
@@ -69,10 +151,16 @@ def server_findings(info: events.ServerInfo) -> Iterator[Finding]:
     yield "limits", f"{pictures}, {limits.prompt_characters} characters a prompt, {limits.seeds} seeds"
 
 
-def vocabulary(base_model: str | None) -> dict[str, list[str]]:
-    """The words that a base model's folder lists, by kind; none for an open vocabulary. Raises as base_model_folder."""
-    path = base_model_folder(base_model) / "vocabulary.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+def vocabulary(folder: Path) -> dict[str, list[str]]:
+    """The words that a base model's folder lists, by kind; none for an open vocabulary. Raises LocalError, OSError."""
+    path = folder / "vocabulary.json"
+    if not path.is_file():
+        return {}
+    try:
+        listed = json.loads(path.read_bytes())
+        return {str(kind): [str(word) for word in words] for kind, words in listed.items()}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise LocalError(f"{path} is no list of words by kind: {error}") from None
 
 
 def version(module: str) -> str | None:
@@ -96,7 +184,7 @@ def cuda_device() -> str:
 def _lines(command: list[str]) -> list[str]:
     """The lines that a program prints; none if it fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return []
     return done.stdout.strip().splitlines() if done.returncode == 0 else []

@@ -17,10 +17,13 @@ from enum import StrEnum
 from pathlib import Path
 
 from unitune.errors import UniTuneError
+from unitune.system_errors import about
 
 
 class TuningState(StrEnum):
-    """State of a tuning; it only moves forward. EXPIRED had weights, which are discarded."""
+    """State of a tuning; it only moves forward. EXPIRED had weights, which are discarded. UNKNOWN is one that only a
+    newer server has.
+    """
 
     QUEUED = "QUEUED"
     RUNNING = "RUNNING"
@@ -28,20 +31,25 @@ class TuningState(StrEnum):
     FAILED = "FAILED"
     CANCELLED = "CANCELLED"
     EXPIRED = "EXPIRED"
+    UNKNOWN = "UNKNOWN"
 
 
 class EditState(StrEnum):
-    """State of an edit."""
+    """State of an edit. UNKNOWN is one that only a newer server has."""
 
     RUNNING = "RUNNING"
     DONE = "DONE"
     FAILED = "FAILED"
     CANCELLED = "CANCELLED"
+    UNKNOWN = "UNKNOWN"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
-    """An uploaded picture. `name` is `tenants/{tenant}/images/{sha256}`; width and height are upright, in pixels."""
+    """An uploaded picture. `name` is `tenants/{tenant}/images/{sha256}`; width and height are upright, in pixels.
+
+    `warnings` are of what the file has and no edit keeps, in plain words; edits repeat them.
+    """
 
     name: str
     sha256: str
@@ -50,6 +58,7 @@ class Image:
     height: int
     media_type: str
     create_time: datetime | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +89,12 @@ class TuningConfig:
     num_inference_steps: int = 0
     guidance_scale: float = 0.0
     super_resolution_updates: int = 0
+
+    @property
+    def total_updates(self) -> int:
+        """Optimizer updates of all phases together, as progress counts them."""
+        of_each = self.num_inference_steps if self.method == "null_text" else 1
+        return self.embedding_updates + self.updates * of_each + self.super_resolution_updates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +189,7 @@ class Weights:
 class Tuning:
     """One fine-tuning of the base model on one picture; once READY it serves any number of edits.
 
-    `images` are DreamBooth's further ones.
+    `images` are DreamBooth's further ones, `warnings` name the words of its texts that are not read.
     `error` is set when it FAILED, `weights` when it is READY. `queue_position` counts the tunings ahead.
     """
 
@@ -195,6 +210,7 @@ class Tuning:
     expire_time: datetime | None = None
     etag: str = ""
     images: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,7 +291,7 @@ class TuningCancelled(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class EditAccepted(Event):
-    """The edit's name and its settings in force.
+    """The edit's name, empty if it is checked only, and its settings in force.
 
     `effective_strength` is the share of the steps that will run, since steps are whole. `warnings` are in plain words.
     """
@@ -302,11 +318,17 @@ class EditLoading(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class EditStep(Event):
-    """One denoising step is done; `index` counts from 0. `preview` is a PNG of the first seed's picture so far."""
+    """One denoising step is done; `index` counts from 0. `preview` is a PNG of the first seed's picture so far.
+
+    With `automatic` or `gate` they count the steps of `attempt`, from 1, of which there are at most `attempts`; both
+    are 0 without.
+    """
 
     index: int
     total: int
     preview: bytes | None = field(default=None, repr=False)
+    attempt: int = 0
+    attempts: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,6 +341,8 @@ class EditWarning(Event):
 @dataclass(frozen=True, kw_only=True)
 class EditedImage(Event):
     """One edited picture, as large as the base image. `index` is its place among the seeds.
+
+    `png` says how it was made, unless `omit_metadata` was set: `unitune show` prints it, `edit --like` repeats it.
 
     `mask` is the PNG of the mask that was used, white where it was edited; None if there was none. `scores` are the
     gate's, `strength` and `guidance_scale` what `automatic` chose; None without them.
@@ -337,7 +361,8 @@ class EditedImage(Event):
         path = Path(path)
         unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
         try:
-            unfinished.write_bytes(self.png)
+            with about(path):
+                unfinished.write_bytes(self.png)
             return unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)
@@ -366,9 +391,10 @@ EditEvent = EditAccepted | TuningEvent | EditLoading | EditStep | EditWarning | 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareAccepted(Event):
-    """The methods that will be compared, in the order in which they run."""
+    """The methods that will be compared, in the order in which they run, and the warnings of them all."""
 
     methods: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -462,6 +488,8 @@ class Limits:
     chunk_bytes: int
     prompt_characters: int
     seeds: int
+    upload_side: int = 0
+    upload_webp_pixels: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,25 +3,33 @@
     engines/  graphs/    made once per base model
     store/    state/     tuned weights and pictures; which tunings there are
     logs/                one folder per start, the newest ten
+    reserve              given up on a full disk, so that tunings can be deleted
     lock, running.json   held by the one program that runs services here; how to reach them, if it shares them
 
 The state is one SQLite file, so two gateways must never run on it: services start only under a Claim.
 """
 
+import errno
 import fcntl
 import json
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Self
 
+from unitune.system_errors import about, sentence
 from unitune_client.machine import LocalError
 
 KEPT_LOGS = 10
+CLAIM_S = 2.0  # for a program that only looks, or ends, to let go of the lock
+LOOKS_EVERY_S = 0.05
+RESERVE_BYTES = 4 << 20  # logs of three services, and what they write when they delete
+LEAST_FREE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,7 @@ class Running:
     pid: int
     address: str
     base_model: str
+    logs: str = ""  # the folder of their logs
 
 
 @dataclass(frozen=True)
@@ -68,9 +77,41 @@ class Home:
         return self.root / "state" / "gateway.sqlite"
 
     def prepare(self) -> None:
-        """Make the folders, closed to other users: tuned weights can show the pictures they were tuned on."""
+        """Make the folders, closed to other users: tuned weights can show the pictures they were tuned on.
+
+        Raises LocalError when the disk is so full that no service could write its log.
+        """
         for folder in (self.root, self.engines, self.graphs, self.store, self.state.parent, self.root / "logs"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._make_reserve()
+        if shutil.disk_usage(self.root).free < LEAST_FREE_BYTES:
+            full = sentence(OSError(errno.ENOSPC, "", str(self.root)))
+            raise LocalError(f"{full}, as by `unitune tunings delete NAME`")
+
+    @contextmanager
+    def space_to_delete(self) -> Iterator[None]:
+        """On a full disk give up the reserve for as long as the block lasts: services that delete need space, too."""
+        if self.root.is_dir() and shutil.disk_usage(self.root).free < RESERVE_BYTES:
+            self._reserve.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            if self.root.is_dir():
+                self._make_reserve()
+
+    def _make_reserve(self) -> None:
+        """Fill the reserve, where it takes only a part of the free space. Of zeros some file systems keep nothing."""
+        if self._reserve.exists() or shutil.disk_usage(self.root).free < 2 * RESERVE_BYTES:
+            return
+        try:
+            self._reserve.write_bytes(os.urandom(RESERVE_BYTES))
+        except OSError:  # somebody else was faster
+            with suppress(OSError):
+                self._reserve.unlink(missing_ok=True)
+
+    @property
+    def _reserve(self) -> Path:
+        return self.root / "reserve"
 
     def new_logs(self) -> Path:
         """A new folder for logs; of the older ones the newest stay."""
@@ -92,26 +133,50 @@ class Home:
 
     def claim(self) -> "Claim | None":
         """The right to run services here; None while another program has it. It ends with this process."""
-        lock = (self.root / "lock").open("a")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            return None
-        return Claim(self, lock)
+        lock = (self.root / "lock").open("a+")
+        gives_up_at = time.monotonic() + CLAIM_S
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > gives_up_at or self.holder() is not None:
+                    lock.close()
+                    return None
+                time.sleep(LOOKS_EVERY_S)
+            else:
+                return Claim(self, lock)
 
     def running(self) -> Running | None:
         """The services that another program runs here and shares; None if there are none."""
-        if not self.root.is_dir():
-            return None
-        claim = self.claim()
-        if claim is not None:
-            claim.release()
+        if not self.root.is_dir() or not self._is_claimed():
             return None
         try:
             return Running(**json.loads(self._running.read_text()))
         except (OSError, ValueError, TypeError):  # it shares none, or not yet
             return None
+
+    def holder(self) -> int | None:
+        """The process that has the right to run services here; None if none has, or it has not said so yet."""
+        if not self._is_claimed():
+            return None
+        try:
+            pid = int((self.root / "lock").read_text())
+            os.kill(pid, 0)
+        except (OSError, ValueError):
+            return None
+        return pid
+
+    def _is_claimed(self) -> bool:
+        try:
+            lock = (self.root / "lock").open()
+        except FileNotFoundError:
+            return False
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: those who look are not in each other's way
+            except BlockingIOError:
+                return True
+        return False
 
     @property
     def _running(self) -> Path:
@@ -124,11 +189,13 @@ class Claim:
     def __init__(self, home: Home, lock: IO[str]) -> None:
         self._home, self._lock = home, lock
         self._home._running.unlink(missing_ok=True)  # of one that was killed
+        self._write_holder(str(os.getpid()))
 
-    def share(self, address: str, base_model: str) -> None:
+    def share(self, address: str, base_model: str, logs: Path) -> None:
         """Tell other programs of this user where the services are."""
         unfinished = self._home.root / f".running.{os.getpid()}"
-        unfinished.write_text(json.dumps(asdict(Running(os.getpid(), address, base_model))))
+        with about(unfinished):
+            unfinished.write_text(json.dumps(asdict(Running(os.getpid(), address, base_model, str(logs)))))
         unfinished.replace(self._home._running)
 
     def fileno(self) -> int:
@@ -138,4 +205,11 @@ class Claim:
     def release(self) -> None:
         """Let others run services here."""
         self._home._running.unlink(missing_ok=True)
+        self._write_holder("")
         self._lock.close()
+
+    def _write_holder(self, text: str) -> None:
+        self._lock.seek(0)
+        self._lock.truncate()
+        self._lock.write(text)
+        self._lock.flush()

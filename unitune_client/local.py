@@ -1,25 +1,29 @@
 """The three services on this machine, as processes of ours, for as long as a `with` block lasts."""
 
+import errno
 import os
-import re
+import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import grpc
 
+from unitune.drain import DRAIN_S
 from unitune.v1 import server_pb2, server_pb2_grpc
 from unitune_client import programs
 from unitune_client.channel import NO_PROXY
-from unitune_client.home import Claim, Home
-from unitune_client.machine import LocalError, base_model_folder, base_model_name, missing_modules
+from unitune_client.home import Claim, Home, Running
+from unitune_client.machine import LocalError, base_model_folder, base_model_name, embedded_base_model, missing_modules
+from unitune_client.supervision import Service, Supervisor
 
-LISTENING = re.compile(r"^listening (\S+:\d+)$", re.MULTILINE)
 CPU_BACKEND = "onnxruntime"  # the only one that needs no half graph
 START_S = 300.0  # a large base model is read from a slow disk
 LOOKS_EVERY_S = 0.05
+NOTICED_S = 1.0  # in which the end of a service is noticed that a caller notices, too
 
 Say = Callable[[str], object]
 
@@ -30,8 +34,9 @@ class LocalServices:
         with LocalServices(log=print) as services, Client(services.address) as client:
             ...
 
-    Should this process be killed, they end by themselves. Their logs are files in the home. Only one program may run
-    services in a home; another one waits for its turn.
+    One that ends by itself is started again at its address, a few times. Should this process be killed, they end by
+    themselves. Their logs are files in the home. Only one program may run services in a home; another one waits for its
+    turn, unless it is told not to.
     """
 
     def __init__(
@@ -41,16 +46,21 @@ class LocalServices:
         home: Home | None = None,
         log: Say = lambda line: None,
         port: int = 0,
+        waits: bool = True,
     ) -> None:
-        """`base_model` is a folder in diffusers layout, the embedded one by default. `log` is told what takes long.
-        `port` of the gateway; 0 takes a free one.
+        """`base_model` is a folder in diffusers layout, the embedded one by default. `log` is told what takes long, and
+        of every restart, from another thread. `port` of the gateway; 0 takes a free one. Without `waits` a home in
+        which another program runs its services is a LocalError.
         """
         self._home = home or Home.of(os.environ)
         self._base_model = base_model_folder(base_model)
-        self._log, self._port = log, port
+        self._log, self._port, self._waits = log, port, waits
         self._claim: Claim | None = None
-        self._logs = Path()
-        self._processes: dict[str, programs.Process] = {}
+        self._services: dict[str, Service] = {}
+        self._supervisor: Supervisor | None = None
+        self._began_s = 0.0
+        self.logs = Path()
+        self.on_failure: Callable[[], object] = lambda: None  # called when a service is given up, from another thread
         self.address = ""
 
     def __enter__(self) -> Self:
@@ -72,50 +82,103 @@ class LocalServices:
         Raises LocalError when something is not installed or a program fails.
         """
         self._prepare()
+        self.logs = self._home.new_logs()
         return self._engine()
+
+    def wait_for_turn(self) -> Running | None:
+        """Wait until services may start here, which `with` then does; or the services of another program, if it shares
+        some meanwhile. Raises LocalError for a home in use, without `waits`.
+        """
+        return self._wait_for_claim(takes_shared=True)
 
     def share(self) -> None:
         """Let other commands on this machine use these services."""
         if self._claim is not None:
-            self._claim.share(self.address, str(self._base_model))
+            self._claim.share(self.address, str(self._base_model), self.logs)
 
     def check(self) -> None:
-        """Raises LocalError if a service has ended, with the end of its log."""
-        for name, process in self._processes.items():
-            if process.poll() is not None:
-                raise programs.failure(f"the {name} ended with status {process.returncode}", self._log_of(name))
+        """Raises LocalError if a service has ended and is not started again, with the end of its log."""
+        if self._supervisor is not None:
+            if self._supervisor.failure is not None:
+                raise self._supervisor.failure
+            return
+        for service in self._services.values():
+            if service.process.poll() is not None:
+                raise service.failure()
+
+    def check_unbroken(self) -> None:
+        """Raises LocalError if a service has ended, though it is started again."""
+        gives_up_at = time.monotonic() + NOTICED_S
+        while time.monotonic() < gives_up_at:
+            self.check()
+            if self._supervisor is not None and self._supervisor.last_end is not None:
+                raise self._supervisor.last_end
+            time.sleep(LOOKS_EVERY_S)
 
     def stop(self) -> None:
-        """Stop the services; there is none left afterwards."""
+        """Stop the services; there is none left afterwards. What runs in them gets DRAIN_S seconds to end."""
         try:
-            programs.stop(self._processes.values())
+            if self._supervisor is not None:
+                self._supervisor.end()
         finally:
-            self._processes.clear()
-            if self._claim is not None:
-                self._claim.release()
-                self._claim = None
+            try:
+                programs.stop([service.process for service in self._services.values()], on_wait=self._say_drain)
+            finally:
+                self._services.clear()
+                self._supervisor = None
+                if self._claim is not None:
+                    self._claim.release()
+                    self._claim = None
+
+    def _say_drain(self) -> None:
+        self._log(f"what still runs gets {DRAIN_S:.0f} s to end; Ctrl-C again ends it at once")
 
     def _start(self) -> None:
-        self._prepare()
-        self._claim = self._wait_for_claim()
-        store = {"UNITUNE_STORE": str(self._home.store)}
-        tuner = {"UNITUNE_TUNER_ADDRESS": "127.0.0.1:0", "UNITUNE_BASE_MODEL": str(self._base_model)}
-        if self._home.engine_names():  # most likely nothing is to be built, and the tuner may load meanwhile
-            self._spawn("tuner", "tuner_svc", store | tuner)
-        sampler = {"UNITUNE_SAMPLER_ADDRESS": "127.0.0.1:0", "UNITUNE_ENGINE": str(self._engine())}
-        if "tuner" not in self._processes:
-            self._spawn("tuner", "tuner_svc", store | tuner)
-        self._spawn("sampler", "sampler_svc", store | sampler)
-        gateway = {
-            "UNITUNE_GATEWAY_ADDRESS": f"127.0.0.1:{self._port}",
-            "UNITUNE_STATE": str(self._home.state),
-            "UNITUNE_TUNER": self._listening("tuner"),
-            "UNITUNE_SAMPLER": self._listening("sampler"),
-        }
+        if self._claim is None:
+            self._wait_for_claim(takes_shared=False)
+        self._began_s, self.logs = time.monotonic(), self._home.new_logs()
+        with _reserved(self._port):
+            self._log(f"starting the services; their logs are in {self.logs}")
+            store = {"UNITUNE_STORE": str(self._home.store)}
+            tuner = {"UNITUNE_TUNER_ADDRESS": "127.0.0.1:0", "UNITUNE_BASE_MODEL": str(self._base_model)}
+            if self._home.engine_names():  # most likely nothing is to be built, and the tuner may load meanwhile
+                self._spawn("tuner", "tuner_svc", store | tuner)
+            sampler = {"UNITUNE_SAMPLER_ADDRESS": "127.0.0.1:0", "UNITUNE_ENGINE": str(self._engine())}
+            self._say_since_start("the engine is there")
+            if "tuner" not in self._services:
+                self._spawn("tuner", "tuner_svc", store | tuner)
+            self._spawn("sampler", "sampler_svc", store | sampler)
+            gateway = {
+                "UNITUNE_GATEWAY_ADDRESS": f"127.0.0.1:{self._port}",
+                "UNITUNE_STATE": str(self._home.state),
+                "UNITUNE_TUNER": self._listening("tuner"),
+                "UNITUNE_SAMPLER": self._listening("sampler"),
+            }
         # With the claim: should this process be killed, nobody else starts a gateway before this one has ended.
+        assert self._claim is not None
         self._spawn("gateway", "gateway", store | gateway, keep_open=[self._claim.fileno()])
         self.address = self._listening("gateway")
         self._wait_until_serving()
+        self._say_since_start("the gateway answers")
+        self._supervisor = Supervisor(list(self._services.values()), self._log, lambda: self.on_failure())
+        self._supervisor.start()
+
+    def _wait_for_claim(self, *, takes_shared: bool) -> Running | None:
+        self._prepare()
+        told: int | str | None = ""
+        while (claim := self._home.claim()) is None:
+            running, holder = self._home.running(), self._home.holder()
+            if not self._waits:
+                raise LocalError(_in_use(self._home, running, holder))
+            if running is not None and takes_shared:
+                return running
+            if holder != told:
+                who = f"another program (process {holder})" if holder else "another program"
+                self._log(f"{who} runs its services in {self._home.root}; waiting for its end")
+                told = holder
+            time.sleep(LOOKS_EVERY_S)
+        self._claim = claim
+        return None
 
     def _prepare(self) -> None:
         if missing := missing_modules():
@@ -124,7 +187,6 @@ class LocalServices:
                 "pip install 'unitune[tuner,sampler,gateway]', or give --address of a server"
             )
         self._home.prepare()
-        self._logs = self._home.new_logs()
 
     def _engine(self) -> Path:
         said = False
@@ -133,7 +195,8 @@ class LocalServices:
             nonlocal said
             if not said:
                 name = base_model_name(self._base_model)
-                self._log(f"building the engine for {name}, once, about half a minute")
+                how_long = ", about half a minute" if self._base_model == embedded_base_model() else ""
+                self._log(f"building the engine for {name}, once{how_long}")
                 said = True
             if stage:
                 self._log(f"  {stage}")
@@ -150,27 +213,23 @@ class LocalServices:
         build += ["--graphs", str(graphs)]
         return programs.run(build, self._log_of("build"), on_stage=say)
 
-    def _wait_for_claim(self) -> Claim:
-        said = False
-        while (claim := self._home.claim()) is None:
-            if not said:
-                self._log(f"another program runs its services in {self._home.root}; waiting for its end")
-                said = True
-            time.sleep(LOOKS_EVERY_S)
-        return claim
-
     def _spawn(self, name: str, module: str, settings: dict[str, str], keep_open: Sequence[int] = ()) -> None:
-        self._processes[name] = programs.start([module], settings, self._log_of(name), keep_open=keep_open)
+        self._services[name] = Service(name, module, settings, self._log_of(name), keep_open=keep_open)
 
     def _listening(self, name: str) -> str:
         """The address that a service printed. Raises LocalError when a service ends or this one says nothing."""
+        service = self._services[name]
         gives_up_at = time.monotonic() + START_S
         while time.monotonic() < gives_up_at:
             self.check()
-            if (found := LISTENING.search(self._log_of(name).read_text(errors="replace"))) is not None:
-                return found[1]
+            if service.listens():
+                self._say_since_start(f"the {name} listens")
+                return service.address
             time.sleep(LOOKS_EVERY_S)
         raise programs.failure(f"the {name} did not start within {START_S:.0f} seconds", self._log_of(name))
+
+    def _say_since_start(self, what: str) -> None:
+        self._log(f"{what} after {time.monotonic() - self._began_s:.1f} s")
 
     def _wait_until_serving(self) -> None:
         """Until the gateway is healthy and knows its tuner and its sampler."""
@@ -195,4 +254,30 @@ class LocalServices:
         raise programs.failure(f"the gateway was not ready within {START_S:.0f} seconds", self._log_of("gateway"))
 
     def _log_of(self, name: str) -> Path:
-        return self._logs / f"{name}.log"
+        return self.logs / f"{name}.log"
+
+
+@contextmanager
+def _reserved(port: int) -> Iterator[None]:
+    """Keep a port from others until the gateway takes it. Raises LocalError at once for one that is not to be had."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as holder:
+        if port:
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what has ended just now is in nobody's way
+            try:
+                holder.bind(("127.0.0.1", port))
+            except OSError as error:
+                why = "it is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error)).lower()
+                raise LocalError(
+                    f"the gateway cannot listen on 127.0.0.1:{port}: {why}; give another --port, or 0 for any"
+                ) from None
+        yield
+
+
+def _in_use(home: Home, running: Running | None, holder: int | None) -> str:
+    """Who runs services in a home, and what to do about it."""
+    if running is not None:
+        remedy = f"commands on this machine use it by themselves; to stop it: kill {running.pid}"
+        return f"`unitune up` runs already: {running.address}, process {running.pid}; {remedy}"
+    if holder is not None:
+        return f"process {holder} runs its services in {home.root}; wait for its end, or stop it: kill {holder}"
+    return f"services of a program that was killed are ending in {home.root}; try again in a minute"

@@ -4,13 +4,14 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import UTC, datetime
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypedDict, TypeVar, cast
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from unitune.errors import InvalidField, UniTuneError, from_status
+from unitune.errors import InvalidArgument, InvalidField, UniTuneError, from_status
+from unitune.image_pieces import Assembly
 from unitune.v1 import edit_pb2, image_pb2, server_pb2, tuning_pb2
 from unitune_client import events
 from unitune_client.pictures import PictureFile
@@ -125,6 +126,7 @@ class EditOptions(TuningOptions, total=False):
     super_resolution_guidance_scale  0 to 64, its weight of the prompt; 1 is no guidance
     dynamic_thresholding  False leaves its predictions outside of a picture's range as they are; then guidance is at
                           most 10
+    omit_metadata         True leaves out of the PNG files what they otherwise say of their making
     preview_every         a preview each so many steps; 0 is none
     timeout_s             seconds that the whole edit, tuning included, may take
 
@@ -176,6 +178,7 @@ class EditOptions(TuningOptions, total=False):
     super_resolution_guidance_scale: float | None
     dynamic_thresholding: bool | None
     seeds: list[int] | tuple[int, ...] | None
+    omit_metadata: bool | None
     preview_every: int | None
     timeout_s: float | None
 
@@ -189,9 +192,10 @@ _TUNING_FIELDS = {option: option for option in TuningOptions.__annotations__} | 
 }
 _OF_THE_EDIT = ("method", "base_prompt", "num_inference_steps", "guidance_scale")  # a server takes them over
 _SAMPLING_FIELDS = tuple(edit_pb2.SamplingConfig.DESCRIPTOR.fields_by_name)
-_REQUEST_FIELDS = ("seeds", "preview_every", "mask")
+_REQUEST_FIELDS = ("seeds", "preview_every", "mask", "omit_metadata")
 
 M = TypeVar("M", bound=Message)
+S = TypeVar("S", events.TuningState, events.EditState)
 T = TypeVar("T")
 
 
@@ -225,12 +229,14 @@ def compare_request(
     Raises InvalidField for a value of a wrong type, TypeError for an option that no method has for itself.
     """
     given = {word: value for word, value in words.items() if value is not None}
-    request = _filled(edit_pb2.CompareRequest(parent=parent), {"prompt": prompt, "seeds": list(seeds or ()), **given})
+    request = _filled(
+        edit_pb2.CompareRequest(parent=parent), {"prompt": prompt, "seeds": () if seeds is None else seeds, **given}
+    )
     by_method = methods if isinstance(methods, Mapping) else {}
     for method in methods or ():
         options = by_method.get(method, {})
         refuse_unknown(options, EditOptions)
-        if shared := {"method", "seeds", "mask", "preview_every", "timeout_s"} & options.keys():
+        if shared := {"method", "seeds", "mask", "omit_metadata", "preview_every", "timeout_s"} & options.keys():
             raise TypeError(f"{', '.join(sorted(shared))} is no option of a single method in a comparison")
         edit = edit_request("", "", options)
         entry = _filled(request.methods.add(), {"method": method})
@@ -253,18 +259,45 @@ def refuse_unknown(options: Mapping[str, Any], known: type) -> None:
 
 def _filled(message: M, values: Mapping[str, Any]) -> M:
     for field, value in values.items():
+        kind = cast(FieldDescriptor, message.DESCRIPTOR.fields_by_name[field])
         try:
-            if isinstance(value, (list, tuple)):
-                getattr(message, field).extend(value)
-            elif isinstance(value, Mapping):
+            if _is_map(kind):
                 getattr(message, field).update(value)
+            elif kind.is_repeated:
+                getattr(message, field).extend(_several(value))
             else:
                 setattr(message, field, value)
-        except (TypeError, ValueError, AttributeError):  # the last for one value where many belong
-            kind = message.DESCRIPTOR.fields_by_name[field]
-            remedy = f"give {_KINDS[kind.type]}" if kind.type in _KINDS else "give words with a number each"
-            raise InvalidField(field, value, remedy) from None
+        except (TypeError, ValueError, AttributeError):  # the last for a map's value without keys
+            raise InvalidField(field, value, f"give {_wanted(kind)}{_why_not_text(value)}") from None
     return message
+
+
+def _several(value: Any) -> list[Any]:
+    """The values of a list. Raises TypeError for one value, and for a text, which Python would take for its letters."""
+    if isinstance(value, (str, bytes, bytearray, Mapping)):
+        raise TypeError("one value where several belong")
+    return list(value)
+
+
+def _is_map(kind: FieldDescriptor) -> bool:
+    return kind.message_type is not None and kind.message_type.GetOptions().map_entry
+
+
+def _wanted(kind: FieldDescriptor) -> str:
+    """What a field takes."""
+    if _is_map(kind):
+        return "a mapping from words to numbers, such as {'dog': 2.0}"
+    if kind.is_repeated:
+        one, example = _LISTS[kind.type]
+        return f"a list of {one}, such as {example}"
+    return _KINDS[kind.type]
+
+
+def _why_not_text(value: Any) -> str:
+    """Why a text is refused: only a lone surrogate is no Unicode."""
+    texts = [value] if isinstance(value, str) else value if isinstance(value, (list, tuple)) else []
+    surrogates = any("\ud800" <= letter <= "\udfff" for text in texts if isinstance(text, str) for letter in text)
+    return "; this one has bytes that are no Unicode" if surrogates else ""
 
 
 _KINDS = {
@@ -275,6 +308,19 @@ _KINDS = {
     FieldDescriptor.TYPE_INT32: "a whole number of at most 2^31",
     FieldDescriptor.TYPE_INT64: "a whole number of at most 2^63",
 }
+_LISTS = {
+    FieldDescriptor.TYPE_STRING: ("texts", "['dog']"),
+    FieldDescriptor.TYPE_INT64: ("whole numbers", "[0, 1]"),
+}
+
+
+def of_field(error: InvalidArgument, field: str) -> InvalidArgument:
+    """What a file is refused for, naming the field that it is for."""
+    if error.field != "image" or field == "image":
+        return error
+    metadata = {**error.metadata, "field": field}
+    message = f"{field} is {metadata.get('value', 'refused')}: {metadata.get('remedy', error.message)}"
+    return InvalidArgument(message, reason=error.reason, metadata=metadata)
 
 
 def image(message: image_pb2.Image) -> events.Image:
@@ -286,6 +332,7 @@ def image(message: image_pb2.Image) -> events.Image:
         width=message.width,
         height=message.height,
         media_type=message.media_type,
+        warnings=tuple(message.warnings),
         create_time=_time(message, "create_time"),
     )
 
@@ -297,7 +344,7 @@ def tuning(message: tuning_pb2.Tuning) -> events.Tuning:
         image=message.image,
         base_model=message.base_model,
         config=_same_fields(events.TuningConfig, message.config),
-        state=events.TuningState(tuning_pb2.Tuning.State.Name(message.state).removeprefix("STATE_")),
+        state=_state(events.TuningState, tuning_pb2.Tuning.State, message.state),
         key=message.key,
         progress=_same_fields(events.Progress, message.progress) if message.HasField("progress") else None,
         queue_position=message.queue_position,
@@ -310,6 +357,7 @@ def tuning(message: tuning_pb2.Tuning) -> events.Tuning:
         expire_time=_time(message, "expire_time"),
         etag=message.etag,
         images=tuple(message.images),
+        warnings=tuple(message.warnings),
     )
 
 
@@ -336,8 +384,10 @@ def tuning_event(message: tuning_pb2.TuningEvent) -> events.TuningEvent | None:
     return None
 
 
-def edit_event(message: edit_pb2.EditEvent) -> events.EditEvent | UniTuneError | events.Edit | None:
-    """One event of an edit; its error if it failed, the edit if it was cancelled, None for a kind not known here."""
+def edit_event(message: edit_pb2.EditEvent, assembly: Assembly) -> events.EditEvent | UniTuneError | events.Edit | None:
+    """One event of an edit; its error if it failed, the edit if it was cancelled, None for a kind not known here, and
+    for a picture that is not whole yet. `assembly` is one for the stream. Raises DataLoss when pieces of one are lost.
+    """
     when: Any = {"sequence": message.sequence, "create_time": _time(message, "create_time")}
     match message.WhichOneof("event"):
         case "accepted":
@@ -359,12 +409,21 @@ def edit_event(message: edit_pb2.EditEvent) -> events.EditEvent | UniTuneError |
             )
         case "step":
             step = message.step
-            return events.EditStep(index=step.index, total=step.total, preview=step.preview or None, **when)
+            return events.EditStep(
+                index=step.index,
+                total=step.total,
+                preview=step.preview or None,
+                attempt=step.attempt,
+                attempts=step.attempts,
+                **when,
+            )
         case "warning":
             return events.EditWarning(text=message.warning.text, **when)
-        case "image":
-            return _edited_image(message.image, **when)
+        case "image" | "image_part" as kind:
+            assembly.begin([message.image]) if kind == "image" else assembly.add(message.image_part)
+            return _edited_image(assembly.take()[0], **when) if assembly.is_whole else None
         case "done":
+            assembly.take()
             return events.EditDone(
                 timings=_same_fields(events.Timings, message.done.timings), tuning=message.done.tuning, **when
             )
@@ -377,14 +436,40 @@ def edit_event(message: edit_pb2.EditEvent) -> events.EditEvent | UniTuneError |
     return None
 
 
-def compare_event(message: edit_pb2.CompareEvent) -> events.CompareEvent | UniTuneError | None:
-    """One event of a comparison; its error if it failed, None for a kind not known here."""
+class ComparisonReader:
+    """Reads the events of one comparison."""
+
+    def __init__(self) -> None:
+        self._assembly = Assembly()
+        self._result = edit_pb2.CompareEvent()  # whose pictures are not whole yet
+
+    def event(self, message: edit_pb2.CompareEvent) -> events.CompareEvent | UniTuneError | None:
+        """One event; the error of a comparison that failed, None for a kind not known here, and for a result whose
+        pictures are not whole yet. Raises DataLoss when pieces of a picture are lost.
+        """
+        kind = message.WhichOneof("event")
+        if kind == "result":
+            self._assembly.begin(message.result.images)
+            self._result = message
+        elif kind == "image_part":
+            self._assembly.add(message.image_part)
+        else:
+            return _compare_event(message)
+        if not self._assembly.is_whole:
+            return None
+        self._assembly.take()  # the pictures are the result's own messages
+        return _compare_event(self._result)
+
+
+def _compare_event(message: edit_pb2.CompareEvent) -> events.CompareEvent | UniTuneError | None:
     when: Any = {"sequence": message.sequence, "create_time": _time(message, "create_time")}
     match message.WhichOneof("event"):
         case "accepted":
-            return events.CompareAccepted(methods=tuple(message.accepted.methods), **when)
+            return events.CompareAccepted(
+                methods=tuple(message.accepted.methods), warnings=tuple(message.accepted.warnings), **when
+            )
         case "edit":
-            event = edit_event(message.edit)
+            event = edit_event(message.edit, Assembly())
             if event is None or isinstance(event, (UniTuneError, events.Edit)):
                 return None  # the end of an edit, which its method's result tells
             return events.CompareEdit(method=message.method, event=event, **when)
@@ -415,7 +500,7 @@ def edit(message: edit_pb2.Edit) -> events.Edit:
     """An edit as it was when the server answered."""
     return events.Edit(
         name=message.name,
-        state=events.EditState(edit_pb2.Edit.State.Name(message.state).removeprefix("STATE_")),
+        state=_state(events.EditState, edit_pb2.Edit.State, message.state),
         images=tuple(_edited_image(one) for one in message.images),
         timings=_same_fields(events.Timings, message.timings),
         error=from_status(message.error) if message.HasField("error") else None,
@@ -450,6 +535,12 @@ def server_info(message: server_pb2.ServerInfo) -> events.ServerInfo:
         },
         method_sampling_defaults={one.method: _sampling_config(one) for one in message.method_sampling_defaults},
     )
+
+
+def _state(kind: type[S], states: Any, number: int) -> S:
+    """A state by its number; a newer server may have one that is not known here."""
+    known = {states.Value(f"STATE_{state}"): state for state in kind if state != "UNKNOWN"}
+    return known.get(number, kind("UNKNOWN"))
 
 
 def _same_fields(kind: type[T], message: Message) -> T:

@@ -1,7 +1,9 @@
 """Our other programs as child processes: started so that they end with us, stopped so that none is left."""
 
+import errno
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,12 +12,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from unitune.drain import KILLED_AFTER_S
+from unitune.system_errors import FULL_BYTES, sentence
 from unitune_client import tether
 from unitune_client.machine import LocalError
 
-STOP_S = 10.0
 LOOKS_EVERY_S = 0.2
 TAIL_LINES = 8
+TELLS_AFTER_S = 1.0  # most programs end sooner, and then there is nothing to tell
 STAGE = re.compile(r"^.+ \.\.\.$", re.MULTILINE)
 
 # Of the caller's environment: its own settings, and a port that three services cannot share.
@@ -38,7 +42,7 @@ def start(
     with log.open("ab") as file:
         return subprocess.Popen(
             # -P: a folder called `gateway` where the user happens to stand is not our gateway.
-            [sys.executable, "-P", str(Path(tether.__file__)), str(os.getpid()), *program],
+            [sys.executable, "-P", str(Path(tether.__file__)), str(os.getpid()), str(KILLED_AFTER_S), *program],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if read_output else file,
             stderr=file,
@@ -66,35 +70,55 @@ def run(program: Sequence[str], log: Path, *, on_stage: Callable[[str], object])
                 told = len(stages)
         finally:
             stop([process], signal.SIGINT)  # an interrupt lets it throw away what it has half made
-    last = output.decode(errors="replace").strip().rpartition("\n")[2]
+    last = os.fsdecode(output).strip().rpartition("\n")[2]
     if process.returncode != 0 or not Path(last).is_dir():
         raise failure(f"python -m {program[0]} ended with status {process.returncode}", log)
     return Path(last)
 
 
-def stop(processes: Iterable[Process], number: signal.Signals = signal.SIGTERM) -> None:
-    """Signal all; SIGKILL to what is still there after 10 seconds, or at once on another Ctrl-C."""
+def stop(
+    processes: Iterable[Process],
+    number: signal.Signals = signal.SIGTERM,
+    *,
+    on_wait: Callable[[], object] = lambda: None,
+) -> None:
+    """Signal all; SIGKILL to what is still there after KILLED_AFTER_S seconds, or at once on another Ctrl-C.
+
+    `on_wait` is called once if they do not end within a second.
+    """
     running = [process for process in processes if process.poll() is None]
     try:
         for process in running:
             process.send_signal(number)
-        gives_up_at = time.monotonic() + STOP_S
-        for process in running:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, gives_up_at - time.monotonic()))
+        began = time.monotonic()
+        _wait(running, began + TELLS_AFTER_S)
+        if any(process.poll() is None for process in running):
+            on_wait()
+            _wait(running, began + KILLED_AFTER_S)
     finally:
         for process in running:
             _kill(process)
 
 
+def _wait(running: Sequence[Process], until_s: float) -> None:
+    for process in running:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, until_s - time.monotonic()))
+
+
 def failure(what: str, log: Path) -> LocalError:
     """The error of a program that did not do its work, with the end of its log."""
+    if shutil.disk_usage(log.parent).free < FULL_BYTES:  # then its log may say nothing
+        return LocalError(f"{what}: {sentence(OSError(errno.ENOSPC, '', str(log.parent)))}")
     tail = log.read_text(errors="replace").rstrip().splitlines()[-TAIL_LINES:]
     return LocalError("\n  ".join([f"{what}; the end of its log, {log}:", *(tail or ["(it is empty)"])]))
 
 
 def _environment(settings: Mapping[str, str]) -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED} | dict(settings)
+    # Programs print paths, which are bytes to the system and need not be text in the encoding of the terminal.
+    encoding = sys.getfilesystemencoding()
+    environment["PYTHONIOENCODING"] = f"{'utf-8' if encoding == 'ascii' else encoding}:surrogateescape"
     root = Path(__file__).resolve().parent.parent
     if root.name not in ("site-packages", "dist-packages"):  # a source tree that may not be installed
         paths = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]

@@ -3,11 +3,12 @@
 `contact_sheet` is of edits, `comparison_sheet` of methods.
 """
 
-import io
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 
 from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageOps
+
+from unitune.picture_file import rgb
+from unitune_client.fonts import font_for, shown_in_part
 
 PANEL = 256  # pixels; smaller pictures are enlarged by a whole factor until they are about as large
 LARGEST_PANEL = 1024  # pixels; larger pictures are reduced to it
@@ -15,8 +16,6 @@ MARGIN = 12
 FONT_SIZE = 15
 EDITS_IN_A_LINE = 2
 DIFFERENCE_GAIN = 2
-# Pillow brings a font for ASCII alone. Of these, Pillow looks for one among the system's fonts.
-WIDER_FONTS = ("NotoSans-Regular.ttf", "DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf")
 BACKGROUND, INK = (250, 250, 248), (40, 40, 40)
 
 SheetEdit = tuple[str, bytes] | tuple[str, bytes, bytes]  # caption, picture file, file of its mask or none
@@ -26,8 +25,8 @@ def contact_sheet(rows: Iterable[tuple[bytes, Sequence[SheetEdit]]]) -> Image.Im
     """One row per picture: the picture | an edit | its difference | its mask | an edit | its difference | its mask ...
 
     A row is a picture's file and its edits; more than two edits go on below. The difference is |edit - picture|,
-    twice as bright. The masks have columns if any edit of the sheet has one. Raises OSError for a file that Pillow
-    cannot read.
+    twice as bright. The masks have columns if any edit of the sheet has one. Raises InvalidArgument for a file
+    that is no picture.
     """
     wanted = list(rows)
     has_masks = any(any(mask) for _, edits in wanted for _, _, *mask in edits)
@@ -38,7 +37,7 @@ def comparison_sheet(picture: bytes, columns: Sequence[tuple[str, Sequence[Sheet
     """The picture and one column per method: under each other its edits, each with its mask below it, if it has one.
 
     A column is what stands where a method has no picture, such as why it failed, and its edits in the order of the
-    seeds. Raises OSError for a file that Pillow cannot read.
+    seeds. Raises InvalidArgument for a file that is no picture.
     """
     original = _panel(_opened(picture), "original")
     blank = Image.new("RGB", _opened(picture).size, BACKGROUND)
@@ -92,7 +91,7 @@ def _nothing(beside: Image.Image) -> Image.Image:
 
 
 def _opened(file: bytes) -> Image.Image:
-    return ImageOps.exif_transpose(Image.open(io.BytesIO(file))).convert("RGB")
+    return rgb(file, max_bytes=None)  # results may be larger than uploads
 
 
 def _difference(picture: Image.Image, edited: Image.Image) -> Image.Image:
@@ -108,7 +107,10 @@ def _panel(picture: Image.Image, caption: str) -> Image.Image:
         picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     elif longest > LARGEST_PANEL:
         picture = ImageOps.contain(picture, (LARGEST_PANEL, LARGEST_PANEL))
-    font = _font(caption)
+    font = font_for(caption, FONT_SIZE)
+    if font is None:
+        caption = shown_in_part(caption, FONT_SIZE)
+        font = ImageFont.load_default(FONT_SIZE)
     lines = wrapped(caption, font, picture.width)
     line_height = FONT_SIZE + 5
     panel = Image.new("RGB", (picture.width, picture.height + 4 + line_height * len(lines)), BACKGROUND)
@@ -119,11 +121,9 @@ def _panel(picture: Image.Image, caption: str) -> Image.Image:
     return panel
 
 
-def _font(text: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    for name in () if text.isascii() else WIDER_FONTS:
-        with suppress(OSError):
-            return ImageFont.truetype(name, FONT_SIZE)
-    return ImageFont.load_default(FONT_SIZE)
+def can_show(text: str) -> bool:
+    """Whether some font has all of its letters."""
+    return font_for(text, FONT_SIZE) is not None
 
 
 def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:

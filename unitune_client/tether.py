@@ -1,11 +1,11 @@
 """Runs a module as a program that ends when its parent does, however that ended.
 
-    python -P tether.py PARENT_PID MODULE [ARGUMENT ...]
+    python -P tether.py PARENT_PID GRACE_S MODULE [ARGUMENT ...]
 
-Once a second it asks whether the parent is still there; if not, it sends itself SIGTERM and, should that not help,
-SIGKILL. Linux could do this in the kernel (prctl), but only from code that runs between fork and exec, which is not
-safe in a parent with threads; this works on every Unix. It imports nothing of ours, so the program starts as it would
-by itself.
+Once a second it asks whether the parent is still there; if not, it sends itself SIGTERM and, should that not help in
+GRACE_S seconds, SIGKILL. Linux could do this in the kernel (prctl), but only from code that runs between fork and exec,
+which is not safe in a parent with threads; this works on every Unix. It imports nothing of ours, so the program starts
+as it would by itself.
 """
 
 import os
@@ -16,23 +16,22 @@ import threading
 import time
 
 ASKS_EVERY_S = 1.0
-GRACE_S = 10.0
 
 
-def end_with(parent: int) -> None:
+def end_with(parent: int, grace_s: float) -> None:
     """Wait until `parent` is no longer this process's parent, then end this process."""
     while os.getppid() == parent:
         time.sleep(ASKS_EVERY_S)
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(GRACE_S)
+    time.sleep(grace_s)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def main() -> None:
     """Run the module that the arguments name."""
-    parent, module = int(sys.argv[1]), sys.argv[2]
-    sys.argv[:] = sys.argv[2:]
-    threading.Thread(target=end_with, args=(parent,), name="tether", daemon=True).start()
+    parent, grace_s, module = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
+    sys.argv[:] = sys.argv[3:]
+    threading.Thread(target=end_with, args=(parent, grace_s), name="tether", daemon=True).start()
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

@@ -26,9 +26,10 @@ from bench.editbench.cases import Case, load
 from bench.editbench.run import engine_folder, open_gate, run
 from bench.editbench.settings import of_method
 from bench.inputs import MODEL
-from sampler_svc.gate import Gate, Scores
+from sampler_svc.sampling.gate import Gate, Scores
 from stickerbook.render import render
 from tuner_svc.model_folder import read_preset
+from unitune import images
 from unitune.base_model import Preset
 from unitune.images import Pixels
 
@@ -108,7 +109,7 @@ def main() -> None:
     scores = {"ground truths": [score[case.id](render(case.wanted)) for case in cases.values()]}
     for setting in settings:
         scores[f"right edits of {setting.name}"] = [
-            score[r.case](np.asarray(Image.open(options.out / "results" / r.image)))
+            score[r.case](images.decode((options.out / "results" / r.image).read_bytes()))
             for r in results
             if r.setting == setting.name and r.score.success
         ]

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from bench.editbench.cases import CATEGORIES, Case
@@ -13,6 +12,7 @@ from bench.editbench.intervals import mean_of
 from bench.editbench.results import Result
 from bench.editbench.settings import Setting
 from stickerbook.render import render
+from unitune import images
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -35,7 +35,7 @@ def sheet(cases: Sequence[Case], results: Mapping[str, Mapping[str, Result]], ou
             result = by_case[case.id]
             kept = "" if result.score.kept_psnr_db is None else f" {result.score.kept_psnr_db:.0f} dB"
             verdict = "right" if result.score.success else "not right"
-            panels.append((np.asarray(Image.open(out / "results" / result.image)), f"{name}: {verdict}{kept}"))
+            panels.append((images.decode((out / "results" / result.image).read_bytes()), f"{name}: {verdict}{kept}"))
         for column, (pixels, label) in enumerate(panels):
             x = left + column * (PANEL + GAP)
             page.paste(Image.fromarray(pixels).resize((PANEL, PANEL), Image.Resampling.NEAREST), (x, top))

@@ -16,10 +16,10 @@ from bench.editbench.cases import Picture
 from bench.editbench.results import Result, result_file
 from bench.editbench.settings import Setting
 from bench.editbench.worker import Worker
-from sampler_svc.base_graphs import BaseGraphs
-from sampler_svc.build import build
-from sampler_svc.gate import Gate
-from tuner_svc.export import export_under
+from sampler_svc.build.folder import build
+from sampler_svc.sampling.base_graphs import BaseGraphs
+from sampler_svc.sampling.gate import Gate
+from tuner_svc.export.base_model import export_under
 from tuner_svc.model_folder import digest as model_digest
 from unitune.base_model import BaseModelSpec
 from unitune.settings import num_cores

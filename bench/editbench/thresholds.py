@@ -12,18 +12,18 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from bench.editbench.cases import load
 from bench.editbench.run import run
 from bench.editbench.scores import score
 from bench.editbench.settings import of_method
 from bench.inputs import MODEL
-from sampler_svc.interpolation import mix
-from sampler_svc.masks.difference import OF_LARGEST, SMALLEST, changed
+from sampler_svc.sampling.interpolation import mix
+from sampler_svc.sampling.masks.difference import OF_LARGEST, SMALLEST, changed
 from stickerbook.judge import Judge
 from stickerbook.render import render
 from tuner_svc.model_folder import read_preset
+from unitune import images
 
 LOW, HIGH = (0.06, 0.08, 0.1), (0.1, 0.13, 0.15)
 
@@ -53,7 +53,7 @@ def main() -> None:
         scores = []
         for result in (r for r in results if r.setting == setting.name):
             case = cases[result.case]
-            edited, base = np.asarray(Image.open(options.out / "results" / result.image)), render(case.scene)
+            edited, base = images.decode((options.out / "results" / result.image).read_bytes()), render(case.scene)
             mixed = edited if choice is None else mix(edited, base, 1.0, changed(edited, base, *choice))
             scores.append(score(case, mixed, judge))
         kept = np.mean([s.kept_psnr_db for s in scores if s.kept_psnr_db is not None])

@@ -14,12 +14,12 @@ from bench.editbench.results import result_file, save
 from bench.editbench.scores import score
 from bench.editbench.settings import Setting
 from bench.edits import edited
-from sampler_svc.conditioning import REFITS_NOTHING, embedding
-from sampler_svc.engine import BASE, Engine, Weights
+from sampler_svc.engines.engine import BASE, Engine, Weights
+from sampler_svc.engines.weights import tuned_weights
 from sampler_svc.model import Model
-from sampler_svc.prompt_to_prompt import AttentionEdit
-from sampler_svc.refit_weights import tuned_weights
-from sampler_svc.request import Request
+from sampler_svc.sampling.conditioning import REFITS_NOTHING, embedding
+from sampler_svc.sampling.prompt_to_prompt import AttentionEdit
+from sampler_svc.sampling.request import Request
 from stickerbook.captions import caption
 from stickerbook.judge import Judge
 from stickerbook.render import render

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from bench.gpu.model import random_model
-from sampler_svc.onnx_file import initializers
+from sampler_svc.build.onnx_file import initializers
 from tuner_svc.base_model import BaseModel
-from tuner_svc.export_check import answer_of
-from tuner_svc.export_half import export_half
+from tuner_svc.export.check import answer_of
+from tuner_svc.export.fp16 import export_half
 from unitune.half_graph import CANARY_PROBE_SEED, HALF_FOLDER, HalfSpec
 from unitune.weights import probe_input
 

@@ -15,12 +15,12 @@ from bench.gpu.half_folder import GRAPH, distance, fill, question_of
 from bench.gpu.model import other_weights
 from bench.gpu.record import Found, Skipped, clocked, need_cuda, used_gb
 from bench.gpu.stepping import EDITS, GUIDANCE, ROUNDS, Predicted, answer_of, edit_of
-from sampler_svc.build import Recipe
-from sampler_svc.engine import BASE, EngineSpec, Probe, Weights
-from sampler_svc.half_weights import rounded
-from sampler_svc.ort_cuda_build import cuda_recipe
-from sampler_svc.ort_cuda_engine import CPU, CUDA, OrtCudaEngine
-from sampler_svc.qualification import MAX_ERROR
+from sampler_svc.build.cuda import cuda_recipe
+from sampler_svc.build.recipe import Recipe
+from sampler_svc.engines.cuda import CPU, CUDA, OrtCudaEngine
+from sampler_svc.engines.engine import BASE, EngineSpec, Probe, Weights
+from sampler_svc.engines.fp16_weights import rounded
+from sampler_svc.engines.self_test import MAX_ERROR
 from tuner_svc.base_model import BaseModel
 from unitune.diffusion.denoiser import Prediction, predict
 from unitune.diffusion.guidance import classifier_free, guided

@@ -14,7 +14,7 @@ from transformers.optimization import Adafactor
 
 def dreambooth(folder: Path, image: np.ndarray, prompt: str, updates: int, batch: int, learning_rate: float) -> None:
     """Fine-tune the UNet of a folder on a model image, float32 (1, 3, height, width) in [-1, 1]."""
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True)
     unet, autoencoder, text_encoder = pipeline.unet, pipeline.vae, pipeline.text_encoder
     autoencoder.requires_grad_(False)
     text_encoder.requires_grad_(False)

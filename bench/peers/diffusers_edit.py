@@ -11,7 +11,9 @@ class DiffusersEdit:
     """The pipeline of a folder, in fp32. `compiled` puts its denoiser through torch.compile, at the first call."""
 
     def __init__(self, folder: Path, *, compiled: bool = False) -> None:
-        self._pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+        self._pipeline = StableDiffusionPipeline.from_pretrained(
+            folder, torch_dtype=torch.float32, use_safetensors=True
+        )
         self._pipeline.set_progress_bar_config(disable=True)
         if compiled:
             self._pipeline.unet = torch.compile(self._pipeline.unet)

@@ -20,7 +20,7 @@ from bench.editbench.scores import MAX_PSNR_DB, Score, score
 from bench.editbench.settings import automatic_points, of_method
 from bench.editbench.sweep import GRIDS, cases_for, expected, settings_of
 from bench.editbench.worker import Worker
-from sampler_svc.build import build
+from sampler_svc.build.folder import build
 from stickerbook.judge import Judge
 from stickerbook.render import kept_pixels, render
 from stickerbook.world import is_held_out

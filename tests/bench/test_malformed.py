@@ -9,10 +9,10 @@ import torch
 from bench.editbench.cases import load
 from bench.editbench.malformed import COLLAPSE, KINDS, broken, proposed, table
 from bench.inputs import MODEL
-from sampler_svc.gate import Gate, Scores
+from sampler_svc.sampling.gate import Gate, Scores
 from stickerbook.render import render
 from tuner_svc.base_model import load as load_model
-from tuner_svc.export_clip import export_clip
+from tuner_svc.export.clip import export_clip
 from unitune import images
 
 # Edits that a CLIP sees: the time of day in black and white gains too little, whatever the picture.

@@ -119,12 +119,40 @@ class World:
 
         return await eventually(reached)
 
+    async def until_not(self, name: str, state: tuning_pb2.Tuning.State) -> None:
+        """Return once the tuning is in another state."""
+
+        async def has_left() -> bool:
+            return (await self.tunings.GetTuning(tuning_pb2.GetTuningRequest(name=name))).state != state
+
+        await eventually(has_left, within_s=60)
+
     async def running(self, name: str) -> None:
         """Return once the tuner has begun to run this tuning."""
         call = self.tunings.WatchTuning(tuning_pb2.WatchTuningRequest(name=name))
         while not (await call.read()).HasField("progress"):
             pass
         call.cancel()
+
+    async def known(self) -> None:
+        """Return once the gateway knows tuner and sampler as they are now."""
+
+        async def is_known() -> bool:
+            assert self.gateway is not None
+            upstreams = self.gateway._upstreams
+            tuner, sampler = upstreams.known_tuner, upstreams.known_sampler
+            return (
+                tuner is not None
+                and sampler is not None
+                and (tuner.base_model, tuner.instance) == (self.tuner.base_model, self.tuner.instance)
+                and sampler.base_model == self.sampler.base_model
+            )
+
+        await eventually(is_known)
+
+    def stored_weights(self) -> list[str]:
+        """Those of them that belong to tunings."""
+        return [path for path in self.stored() if path.startswith("tunings/")]
 
     def stored(self) -> list[str]:
         """All objects of the store, such as `images/...`."""

@@ -1,6 +1,7 @@
 """The story of a comparison: one method after the other, each with its result, and one last event."""
 
 import asyncio
+import os
 from typing import Any
 
 import grpc
@@ -9,9 +10,11 @@ import pytest
 from tests.gateway.conftest import World, eventually, picture, refused
 from tests.gateway.upstream_servers import BASE_MODEL, serve_tuner
 from unitune.errors import DataLoss, InvalidField, from_status
+from unitune.image_pieces import Assembly
 from unitune.v1.edit_pb2 import CancelEditRequest, CompareEvent, CompareRequest, Edit, GetEditRequest, SamplingConfig
 from unitune.v1.server_pb2 import BaseModel
 from unitune.v1.tuning_pb2 import GetTuningRequest, Tuning, TuningConfig
+from unitune_client import AsyncClient, CompareDone, CompareResult
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 Entry = CompareRequest.Entry
@@ -216,17 +219,41 @@ async def test_a_tuner_that_is_away_fails_those_that_need_it(world: World) -> No
     assert kinds(broken)[-1] == "done" and "secret" not in str(broken)
 
 
-async def test_pictures_that_do_not_fit_one_message_are_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A result that no client would take is an error that says so; the next method goes on."""
+async def test_pictures_that_do_not_fit_one_message_come_in_pieces(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A result larger than a message is followed by the rest of its pictures, all of which are whole (N3)."""
+    whole = results(await events_of(compare(world, "unitune", "sdedit", seeds=[1, 2, 3, 4, 5, 6, 7])))
     monkeypatch.setattr("gateway.validation.ANSWER_BYTES", 600)
 
     events = await events_of(compare(world, "unitune", "sdedit", seeds=[1, 2, 3, 4, 5, 6, 7]))
 
-    for result in results(events).values():
-        error = from_status(result.error)
-        assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE")
-        assert "fewer seeds" in error.message
-    assert len(results(events)) == 2 and kinds(events)[-1] == "done"
+    assembly, found = Assembly(), {}
+    for event in events:
+        if event.HasField("result"):
+            assert event.result.ByteSize() <= 1200  # names and numbers have no limit of their own
+            assembly.begin(event.result.images)
+        elif event.HasField("image_part"):
+            assembly.add(event.image_part)
+        if event.WhichOneof("event") in ("result", "image_part") and assembly.is_whole:
+            found[event.method] = [image.png for image in assembly.take()]
+    assert found == {method: [image.png for image in result.images] for method, result in whole.items()}
+    assert sum(event.HasField("image_part") for event in events) >= 14 and kinds(events)[-1] == "done"
+
+
+async def test_the_sdk_puts_a_large_comparison_together(world: World) -> None:
+    """Two pictures of a method, together larger than any message, are whole in its result (N3)."""
+    world.sampler.png = os.urandom(9 << 20)
+
+    async with AsyncClient(world.server.address) as client:
+        seen = [event async for event in client.compare(picture(), "a dog", ["sdedit", "unitune"], seeds=[1, 2])]
+
+    found = [event for event in seen if isinstance(event, CompareResult)]
+    assert [result.method for result in found] == ["sdedit", "unitune"]
+    for result in found:
+        assert result.error is None and [image.seed for image in result.images] == [1, 2]
+        assert [image.png for image in result.images] == [world.sampler.png] * 2
+    assert isinstance(seen[-1], CompareDone)
 
 
 async def test_closing_the_stream_stops_the_edit_that_runs_and_begins_no_other(world: World) -> None:

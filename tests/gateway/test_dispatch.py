@@ -1,13 +1,14 @@
 """Running tunings: what happens when the tuner or the gateway is away, crashes, or does not keep its word."""
 
 import asyncio
+from dataclasses import replace
 
 import grpc
 import pytest
 
 from tests.gateway.conftest import World, eventually, picture, refused
 from tests.gateway.upstream_servers import serve_tuner
-from unitune.errors import Internal, Unavailable, from_status
+from unitune.errors import Internal, ResourceExhausted, Unavailable, UniTuneError, from_status
 from unitune.v1.server_pb2 import BaseModel
 from unitune.v1.tuning_pb2 import CreateTuningRequest, GetTuningRequest, Tuning, WatchTuningRequest
 
@@ -34,6 +35,7 @@ async def test_create_needs_to_have_known_a_tuner_once(world: World) -> None:
     """A gateway that has never seen its tuner cannot fill in defaults: UNAVAILABLE, to be retried."""
     await world.close()
     await world.tuner_server.stop()
+    world.config = replace(world.config, state=world.folder / "empty.sqlite")
     await world.open()
     image = await world.upload(picture())
     call = world.tunings.CreateTuning(CreateTuningRequest(image=image.name))
@@ -70,9 +72,16 @@ async def test_run_that_the_tuner_lets_go_does_not_count(world: World) -> None:
     assert tuning.state == Tuning.STATE_READY and len(world.tuner.requests) == 5
 
 
-async def test_tuner_that_says_it_is_unavailable_is_asked_again(world: World) -> None:
-    """A tuner whose store is down counts for nothing against the tuning, however long that lasts."""
-    world.tuner.failure = Unavailable("the weight store does not take the weights", reason="STORE_DOWN")
+@pytest.mark.parametrize(
+    "failure",
+    [
+        Unavailable("the weight store does not take the weights", reason="STORE_DOWN"),
+        ResourceExhausted("the weight store is full", reason="STORE_FULL", retry_after_s=1.0),
+    ],
+)
+async def test_tuner_that_says_it_is_unavailable_is_asked_again(world: World, failure: UniTuneError) -> None:
+    """A tuner whose store is down or full counts for nothing against the tuning, however long that lasts (R6)."""
+    world.tuner.failure = failure
     tuning = await world.tune()
 
     async def asked_often() -> bool:
@@ -154,6 +163,17 @@ async def test_picture_that_is_gone_fails_its_tuning(world: World) -> None:
     world.tuner.go_on.set()
     assert from_status((await world.watch(second.name))[-1].failed).reason == "IMAGE_NOT_FOUND"
     assert (await world.tuned(seed=3)).state == Tuning.STATE_READY
+
+
+async def test_a_run_is_read_to_its_end(world: World) -> None:
+    """The stream of a run that ended well is not cut after its last event: it would be logged as cancelled (R18)."""
+    world.tuner.update_s = 0.1
+    tuning = await world.tuned()
+
+    async def has_ended() -> bool:
+        return world.tuner.ended == [tuning.name]
+
+    await eventually(has_ended)
 
 
 async def test_weights_of_a_tuning_that_is_ready_are_loaded_ahead(world: World) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import os
 from typing import Any
 
 import grpc
@@ -13,6 +14,7 @@ from gateway.edit_plan import warnings_of
 from tests.gateway.conftest import World, eventually, picture, refused
 from tests.gateway.upstream_servers import BASE_MODEL, serve_sampler, serve_tuner
 from unitune.errors import DataLoss, from_status
+from unitune.image_pieces import Assembly
 from unitune.v1.edit_pb2 import CancelEditRequest, Edit, EditEvent, EditRequest, GetEditRequest, SamplingConfig
 from unitune.v1.server_pb2 import BaseModel
 from unitune.v1.tuning_pb2 import DeleteTuningRequest, GetTuningRequest, Tuning, TuningConfig, WatchTuningRequest
@@ -156,6 +158,74 @@ async def test_get_edit_answers_with_the_pictures(world: World) -> None:
     assert Image.open(io.BytesIO(found.images[0].png)).getpixel((0, 0)) == (7, 7, 7)
 
 
+@pytest.mark.parametrize("size_bytes", [5 << 20, 17 << 20])
+async def test_a_large_picture_comes_in_pieces(world: World, size_bytes: int) -> None:
+    """The stream has all of it, in order; GetEdit has it too, or says why one answer cannot hold it (N3)."""
+    world.sampler.png = os.urandom(size_bytes)
+
+    events = await edit(world, image_data=picture(), seeds=[7], config=SamplingConfig(method="sdedit"))
+
+    assert kinds(events)[-1] == "done" and max(event.ByteSize() for event in events) < 3 << 20
+    assembly = Assembly()
+    for event in events:
+        if event.HasField("image"):
+            assembly.begin([event.image])
+        elif event.HasField("image_part"):
+            assembly.add(event.image_part)
+    assert [image.png for image in assembly.take()] == [world.sampler.png]
+    asked = world.edits.GetEdit(GetEditRequest(name=events[0].accepted.edit))
+    if size_bytes < 16 << 20:
+        assert [image.png for image in (await asked).images] == [world.sampler.png]
+    else:
+        error = await refused(asked, grpc.StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE")
+        assert int(error.metadata["size_bytes"]) >= size_bytes and "stream" in error.message
+
+
+async def test_an_uploaded_mask_is_as_good_as_one_in_the_request(world: World) -> None:
+    """Of a picture in the request, an upload and a tuning: it reaches the sampler as it was uploaded (N9)."""
+    mask, tuning = await world.upload(picture("white")), await world.tuned(picture())
+    for target in ({"image_data": picture()}, {"image": tuning.image}, {"tuning": tuning.name}):
+        events = await edit(world, **target, mask_image=mask.name)
+        assert kinds(events)[-1] == "done"
+        assert events[0].accepted.config.mask_source == "given"
+    assert [request.mask for request in world.sampler.requests] == [picture("white")] * 3
+
+
+async def test_an_uploaded_mask_that_cannot_be_used_is_refused(world: World) -> None:
+    """Another tenant's, one beside a mask, another kind of file, another size, and one that edits nothing (N9)."""
+    theirs = await world.upload(picture("white"), parent="tenants/acme")
+    files = {"jpeg": picture("white", kind="JPEG"), "small": picture("white", (4, 4)), "black": picture("black")}
+    names = {name: (await world.upload(data)).name for name, data in files.items()}
+    invalid, missing = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
+
+    def asked(**request: object) -> object:
+        return world.edits.Edit(EditRequest(prompt="a dog", image_data=picture(), **request))
+
+    await refused(asked(mask_image=theirs.name), missing, "IMAGE_NOT_FOUND")
+    await refused(asked(mask_image=names["black"], mask=picture("white")), invalid, "INVALID_FIELD", "mask_image")
+    await refused(asked(mask_image="white.png"), invalid, "INVALID_FIELD", "mask_image")
+    await refused(asked(mask_image=names["jpeg"]), invalid, "IMAGE_UNDECODABLE", "mask_image")
+    await refused(asked(mask_image=names["small"]), invalid, "INVALID_FIELD", "mask_image")
+    await refused(asked(mask_image=names["black"]), invalid, "INVALID_FIELD", "mask_image")
+    error = await refused(asked(mask=bytes((768 << 10) + 1)), invalid, "UPLOAD_TOO_LARGE", "mask")
+    assert "mask_image" in error.metadata["remedy"]
+    assert not world.sampler.requests and not world.tuner.requests
+
+
+async def test_what_a_picture_loses_is_in_the_warnings_of_its_edits(world: World) -> None:
+    """Of an upload, of a tuning of it, and of a picture in the request (N22, N23)."""
+    file = io.BytesIO()
+    Image.new("RGBA", (40, 30), (200, 0, 0, 40)).save(file, "PNG")
+    image = await world.upload(file.getvalue())
+    tuning = await world.tuned(file.getvalue())
+
+    assert ["transparent" in warning for warning in image.warnings] == [True]
+    for target in ({"image_data": file.getvalue()}, {"image": image.name}, {"tuning": tuning.name}):
+        for method in ("unitune", "sdedit"):
+            events = await edit(world, **target, config=SamplingConfig(method=method))
+            assert list(events[0].accepted.warnings) == list(image.warnings)
+
+
 async def test_a_mask_is_given_and_keeps_pixels_exactly_unless_told_otherwise(world: World) -> None:
     """It reaches the sampler as it came, implies its source and interpolation 1, and comes back with the pictures."""
     mask = picture("white")
@@ -280,6 +350,8 @@ async def test_cancel_edit_from_another_connection(world: World) -> None:
     doomed, other = world.edits.Edit(request), world.edits.Edit(request)
     name = (await doomed.read()).accepted.edit
     await other.read()
+    while not (await doomed.read()).HasField("step"):
+        pass
     answer = await world.edits.CancelEdit(CancelEditRequest(name=name))
     assert answer.state == Edit.STATE_CANCELLED
     events = await rest(doomed)

@@ -1,12 +1,16 @@
 """Uploads: what is kept, under which name, and that nothing is left of one that is refused."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import grpc
 import pytest
 
+from tests.full_disk import fill, mounted, read_only
 from tests.gateway.conftest import World, picture, refused, sha256
-from unitune.images import MAX_BYTES, MAX_CHUNK_BYTES
+from unitune.images import MAX_CHUNK_BYTES
+from unitune.picture_file import MAX_BYTES
+from unitune.v1.edit_pb2 import EditRequest, SamplingConfig
 from unitune.v1.image_pb2 import Image, UploadImageRequest
 
 Header = UploadImageRequest.Header
@@ -86,3 +90,50 @@ async def test_upload_that_is_too_large_is_refused(world: World) -> None:
     sent = send(world, HEADER, *chunks, CHUNK)
     await refused(sent, grpc.StatusCode.INVALID_ARGUMENT, "UPLOAD_TOO_LARGE", "image")
     assert world.stored() == []
+
+
+async def test_a_damaged_picture_is_data_loss_until_it_is_uploaded_again(world: World) -> None:
+    """A file cut short, other JSON, a circle of links: DATA_LOSS, and the next upload heals it (r16)."""
+    data = picture("navy")
+    image = await world.upload(data)
+    folder = world.folder / "store" / "images" / "default" / image.sha256
+    about = (folder / "image.json").read_bytes()
+    for part, damage in (
+        ("image.json", about[: len(about) // 2]),
+        ("image.json", b""),
+        ("image.json", b"[]"),
+        ("image.json", b'{"create_s": 1e400}'),
+        ("image.json", about.replace(b"}", b', "other": 1}')),
+        ("file", data[:40]),
+        ("image.json", None),
+        ("file", None),
+    ):
+        (folder / part).unlink()
+        if damage is None:
+            (folder / part).symlink_to(part)
+        else:
+            (folder / part).write_bytes(damage)
+        reason = "STORE_CORRUPT" if damage is None else "IMAGE_CORRUPT"
+        call = world.edits.Edit(EditRequest(image=image.name, prompt="a dog", config=SamplingConfig(method="sdedit")))
+        await refused(call, grpc.StatusCode.DATA_LOSS, reason)
+        assert (await world.upload(data)).name == image.name
+        request = EditRequest(image=image.name, prompt="a dog", config=SamplingConfig(method="sdedit"))
+        assert [event async for event in world.edits.Edit(request)][-1].HasField("done")
+
+
+async def test_a_store_that_is_full_says_so(world: World, tmp_path: Path) -> None:
+    """An upload into a full store is RESOURCE_EXHAUSTED with RetryInfo, leaves nothing, and works later (r6)."""
+    (tmp_path / "store").rename(tmp_path / "old")
+    with mounted(tmp_path / "store", "1m"):
+        ballast = fill(tmp_path / "store")
+        error = await refused(world.upload(picture()), grpc.StatusCode.RESOURCE_EXHAUSTED, "STORE_FULL")
+        assert error.retry_after_s and world.stored() == ["ballast"]
+        ballast.unlink()
+        assert (await world.upload(picture())).size_bytes == len(picture())
+
+
+async def test_a_store_that_cannot_be_written_says_so(world: World) -> None:
+    """An upload into a store that can only be read is UNAVAILABLE with RetryInfo (r6)."""
+    with read_only(world.folder / "store"):
+        error = await refused(world.upload(picture()), grpc.StatusCode.UNAVAILABLE, "STORE_DOWN")
+    assert error.retry_after_s

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from unitune.v1.tuning_pb2_grpc import TuningServiceStub
 ROOT = Path(__file__).parents[2]
 
 
-async def start(world: World, **settings: str) -> tuple[Process, str]:
-    """A gateway process on the world's state and store, and its address."""
+async def start(world: World, *, program: Sequence[str] = ("-m", "gateway"), **settings: str) -> tuple[Process, str]:
+    """A gateway process on the world's state and store, and its address. `program` is what Python runs."""
     environ = {
         **{name: value for name, value in os.environ.items() if not name.startswith("UNITUNE_")},
         "UNITUNE_GATEWAY_ADDRESS": "127.0.0.1:0",
@@ -34,7 +35,7 @@ async def start(world: World, **settings: str) -> tuple[Process, str]:
         **settings,
     }
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "gateway", cwd=ROOT, env=environ, stdout=PIPE, stderr=PIPE
+        sys.executable, *program, cwd=ROOT, env=environ, stdout=PIPE, stderr=PIPE
     )
     assert process.stdout is not None
     line = (await asyncio.wait_for(process.stdout.readline(), 60)).decode()

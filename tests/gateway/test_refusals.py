@@ -4,6 +4,7 @@ import math
 import struct
 import time
 import zlib
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -259,7 +260,7 @@ async def test_picture_too_large_for_a_request_is_refused(world: World) -> None:
         ({"tuning_config": TuningConfig(seed=1), "config": SamplingConfig(method="sdedit")}, "tuning_config", "set"),
         ({"parent": "default"}, "parent", "default"),
         ({"parent": "tenants/Acme"}, "parent", "tenants/Acme"),
-        ({"image_data": b""}, "image_data", "0 bytes"),
+        ({"image_data": b""}, "image_data", "an empty file"),
         ({"tuning": "tunings/x"}, "tuning", "tunings/x"),
         ({"tuning": "tenants/default/images/t-1234"}, "tuning", "tenants/default/images/t-1234"),
         ({"image": "tenants/default/images/xyz"}, "image", "tenants/default/images/xyz"),
@@ -294,6 +295,7 @@ async def test_strong_guidance_of_pixels_needs_dynamic_thresholding(world: World
 async def test_a_second_stage_is_tuned_on_pictures_of_its_size_alone(world: World) -> None:
     """A smaller one has no detail to show: it is refused with the size that is needed, and nothing is tuned."""
     world.tuner.base_model = CASCADE
+    await world.known()
     small = await world.upload(picture(size=(64, 100)))
     large = await world.upload(picture(size=(90, 128)))
     config = TuningConfig(super_resolution_updates=8)
@@ -472,6 +474,7 @@ async def test_server_info_needs_nobody(world: World) -> None:
     await world.close()
     await world.tuner_server.stop()
     await world.sampler_server.stop()
+    world.config = replace(world.config, state=world.folder / "empty.sqlite")
     await world.open()
     info = await world.info.GetServerInfo(GetServerInfoRequest(), timeout=2)
     assert info.limits.seeds == 8 and not info.HasField("base_model")

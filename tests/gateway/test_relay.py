@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 
-from gateway.relay import Relay
+from gateway.relay import WAITING_BYTES, WAITING_EVENTS, Relay
 from unitune.errors import Cancelled
+from unitune.v1.edit_pb2 import EditEvent
 
 STOP = Cancelled("stopped", reason="STOPPED")
 
@@ -35,7 +37,7 @@ class Story:
 
 def relay(story: Story, silence_s: float = 10.0) -> Relay[int]:
     """The story's relay, whose heartbeat is -1."""
-    return Relay(story.tell(), silence_s=silence_s, heartbeat=lambda: -1)
+    return Relay(story.tell(), silence_s=silence_s, heartbeat=lambda: -1, size_of=lambda _: 1)
 
 
 async def test_everything_is_told_in_order() -> None:
@@ -105,3 +107,49 @@ async def test_reader_that_goes_away_ends_the_story() -> None:
         await reader
     await asyncio.sleep(0)
     assert cancelled.closed
+
+
+async def told(events: list[EditEvent], **more: Any) -> tuple[int, list[EditEvent]]:
+    """How far a story of these events gets while its reader has only the first, and what the reader has in the end."""
+    count = 0
+
+    async def story() -> AsyncGenerator[EditEvent, None]:
+        nonlocal count
+        for event in events:
+            count += 1
+            yield event
+
+    on_its_way = Relay(story(), silence_s=10, heartbeat=EditEvent, size_of=EditEvent.ByteSize, **more)
+    stream = on_its_way.events()
+    seen = [await anext(stream)]
+    await asyncio.sleep(0.05)
+    reached = count
+    return reached, seen + [event async for event in stream]
+
+
+def image(size: int) -> EditEvent:
+    """A picture of so many bytes."""
+    return EditEvent(image=EditEvent.EditedImage(png=bytes(size)))
+
+
+async def test_a_slow_reader_costs_bytes_not_events() -> None:
+    """Large events wait one at a time, small ones a few, and each reader gets all of them in the end (R9)."""
+    large = [image(3 * WAITING_BYTES) for _ in range(5)]
+    reached, seen = await told(large)
+    assert reached == 2 and seen == large  # the reader has one, the story holds one
+    small = [image(1000) for _ in range(20)]
+    reached, seen = await told(small)
+    assert reached == WAITING_EVENTS + 1 and seen == small
+
+
+async def test_a_slow_reader_goes_without_previews() -> None:
+    """A preview that would have to wait is taken out of its step, the steps all arrive (R9)."""
+    steps = [EditEvent(step=EditEvent.Step(index=index, preview=bytes(WAITING_BYTES // 2))) for index in range(12)]
+    wanted = [step.step.index for step in steps]
+
+    def lighten(event: EditEvent) -> None:
+        event.step.ClearField("preview")
+
+    _, seen = await told(steps, lighten=lighten)
+    assert [event.step.index for event in seen] == wanted
+    assert seen[0].step.preview and not any(event.step.preview for event in seen[2:5])

@@ -14,6 +14,37 @@ from gateway.tuning_queue import KEPT_EVENTS, MAX_CRASHES, CreateRequest
 from unitune.errors import InvalidArgument, from_status
 from unitune.v1.tuning_pb2 import Tuning, TuningEvent
 
+# As the first version of this program made the file.
+FIRST_SCHEMA = """
+CREATE TABLE tunings (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL UNIQUE,
+    tenant TEXT NOT NULL,
+    key TEXT NOT NULL,
+    image TEXT NOT NULL,
+    state INTEGER NOT NULL,
+    position INTEGER,
+    attempt INTEGER NOT NULL DEFAULT 0,
+    crashes INTEGER NOT NULL DEFAULT 0,
+    last_event INTEGER NOT NULL DEFAULT 0,
+    expire_s REAL,
+    blob BLOB NOT NULL
+);
+CREATE UNIQUE INDEX live ON tunings (tenant, key) WHERE state IN (1, 2, 3);
+CREATE INDEX by_tenant ON tunings (tenant, number);
+CREATE INDEX by_image ON tunings (image);
+CREATE INDEX by_state ON tunings (state);
+CREATE TABLE events (
+    tuning INTEGER, sequence INTEGER, blob BLOB NOT NULL, PRIMARY KEY (tuning, sequence)
+) WITHOUT ROWID;
+CREATE TABLE requests (
+    tenant TEXT, request_id TEXT, body TEXT NOT NULL, tuning TEXT NOT NULL, create_s REAL NOT NULL,
+    PRIMARY KEY (tenant, request_id)
+) WITHOUT ROWID;
+CREATE TABLE turns (tenant TEXT PRIMARY KEY, last_turn INTEGER NOT NULL) WITHOUT ROWID;
+PRAGMA user_version = 1;
+"""
+
 
 @pytest.fixture
 async def state(tmp_path: Path) -> AsyncIterator[SqliteState]:
@@ -82,11 +113,11 @@ async def test_tenants_take_turns(state: SqliteState) -> None:
     """One tenant's fifty tunings delay another's first by one; within a tenant the oldest goes first."""
     for number in range(50):
         await state.create(tuning("acme", f"a{number:02d}"), None)
-    first = await state.take()
+    first = await state.take("tuner")
     await state.create(tuning("zoo", "z"), None)
     await state.create(tuning("bee", "b0"), None)
     await state.create(tuning("bee", "b1"), None)
-    order = [(await state.take()).tuning.key for _ in range(6)]
+    order = [(await state.take("tuner")).tuning.key for _ in range(6)]
     assert first.tuning.key == "a00"
     assert order == ["z", "b0", "a01", "b1", "a02", "a03"]
 
@@ -98,9 +129,9 @@ async def test_positions_are_the_order_of_taking(state: SqliteState) -> None:
         await state.create(tuning({"a": "acme", "b": "bee", "c": "cow"}[name[0]], name), None)
     page = [(await state.page(tenant, 0, 0, 9)).tunings for tenant in ("acme", "bee", "cow")]
     positions = {found.key: found.queue_position for tunings in page for found in tunings}
-    taken = [(await state.take()).tuning.key for _ in names]
+    taken = [(await state.take("tuner")).tuning.key for _ in names]
     assert taken == sorted(positions, key=positions.__getitem__)
-    assert await state.take() is None
+    assert await state.take("tuner") is None
 
 
 async def test_event_and_change_happen_together_or_not_at_all(state: SqliteState) -> None:
@@ -171,22 +202,88 @@ async def test_a_cancelled_caller_leaves_a_whole_change(state: SqliteState) -> N
     assert (await state.get(made.name)).state == Tuning.STATE_CANCELLED
 
 
-async def test_recover_gives_back_what_was_running(tmp_path: Path) -> None:
-    """After each lost process a RUNNING tuning is QUEUED again, at its old place; the third time it is FAILED."""
+async def test_what_was_lost_counts_when_its_tuner_died(tmp_path: Path) -> None:
+    """After each lost process a RUNNING tuning is QUEUED again, at its old place; once three tuners have died with it
+    it is FAILED (R5)."""
     path = tmp_path / "state.sqlite"
     state = await SqliteState.open(path)
     name = (await state.create(tuning(key="first"), None)).name
     await state.create(tuning(key="second"), None)
     for attempt in range(1, MAX_CRASHES + 1):
-        taken = await state.take()
+        taken = await state.take(f"tuner {attempt}")
         assert (taken.tuning.name, taken.attempt) == (name, attempt)
         await state.close()
         state = await SqliteState.open(path)
         await state.recover()
+    assert (await state.get(name)).state == Tuning.STATE_QUEUED  # the last tuner may yet prove to be alive
+    assert (await state.take("tuner 4")).tuning.key == "second"
     failed = await state.get(name)
     assert failed.state == Tuning.STATE_FAILED and from_status(failed.error).reason == "WORKER_CRASHED"
-    assert await kinds(state, name) == ["queued", "started", "queued", "started", "queued", "started", "failed"]
-    assert (await state.take()).tuning.key == "second"
+    assert await kinds(state, name) == [*["queued", "started"] * 3, "queued", "failed"]
+    await state.close()
+
+
+async def test_what_was_lost_without_its_tuner_never_fails(state: SqliteState) -> None:
+    """A tuner that answers with its old instance, or with none at all, did not die with the run (R1)."""
+    made = await state.create(tuning(), None)
+    for instance in ("one", "one", "", "two", "", "") * MAX_CRASHES:
+        assert (await state.take(instance)).tuning.name == made.name
+        await state.give_back(made.name, lost=True)
+        assert await state.take(instance) is not None  # the same tuner, and then it lets go
+        await state.give_back(made.name, lost=False)
+    assert (await state.get(made.name)).state == Tuning.STATE_QUEUED
+
+
+async def test_a_run_that_gets_further_begins_the_count_anew(state: SqliteState) -> None:
+    """Tuners may die as often as they like under a long tuning, unless its runs end ever at the same place (R5)."""
+    made = await state.create(tuning(), None)
+    reached = [1, 1, 5, 9, 9, 20, 3, 20]
+    for number, updates in enumerate(reached):
+        taken = await state.take(f"tuner {number}")
+        assert taken is not None, number
+        await state.change(made.name, lambda tuning, n=updates: setattr(tuning.progress, "update", n))
+        await state.give_back(made.name, lost=True)
+    assert await state.take("the last") is None
+    assert from_status((await state.get(made.name)).error).reason == "WORKER_CRASHED"
+
+
+async def test_recover_leaves_the_one_that_runs(state: SqliteState) -> None:
+    """What is RUNNING and run by nobody goes back into the queue at any time, beside one that runs (R6)."""
+    one, two = await state.create(tuning(key="1"), None), await state.create(tuning(key="2"), None)
+    for _ in range(2):
+        await state.take("tuner")
+    await state.recover(one.name)
+    states = [(await state.get(made.name)).state for made in (one, two)]
+    assert states == [Tuning.STATE_RUNNING, Tuning.STATE_QUEUED]
+
+
+async def test_an_older_file_is_brought_up_to_date(tmp_path: Path) -> None:
+    """A file of the first schema keeps its tunings and events, and no death that it counted for the gateway (R5)."""
+    path = tmp_path / "state.sqlite"
+    old = sqlite3.connect(path)
+    old.executescript(FIRST_SCHEMA)
+    for key, crashes, value in (("a", 2, Tuning.STATE_RUNNING), ("b", 2, Tuning.STATE_READY)):
+        message = tuning(key=key)
+        message.state = value
+        old.execute(
+            "INSERT INTO tunings (name, tenant, key, image, state, attempt, crashes, last_event, blob)"
+            " VALUES (?, 'default', ?, ?, ?, 2, ?, 1, ?)",
+            (message.name, key, message.image, value, crashes, message.SerializeToString()),
+        )
+        event = TuningEvent(sequence=1, started=TuningEvent.Started(attempt=2))
+        old.execute("INSERT INTO events SELECT MAX(number), 1, ? FROM tunings", (event.SerializeToString(),))
+    old.commit()
+    old.close()
+    state = await SqliteState.open(path)
+    await state.recover()
+    assert (await state.live("default", "b")).state == Tuning.STATE_READY
+    taken = await state.take("tuner")
+    assert (taken.tuning.key, taken.attempt) == ("a", 3)
+    assert await kinds(state, taken.tuning.name) == ["started", "queued", "started"]
+    await state.know("tuner", b"what it said")
+    await state.close()
+    state = await SqliteState.open(path)  # which is not brought up to date a second time
+    assert await state.known() == {"tuner": b"what it said"}
     await state.close()
 
 
@@ -194,11 +291,11 @@ async def test_giving_back_without_a_crash_never_fails(state: SqliteState) -> No
     """A run that was let go of does not count."""
     made = await state.create(tuning(), None)
     for _ in range(MAX_CRASHES + 2):
-        await state.take()
-        await state.give_back(made.name, crashed=False)
+        await state.take("tuner")
+        await state.give_back(made.name, lost=False)
     assert (await state.get(made.name)).state == Tuning.STATE_QUEUED
     await state.change(made.name, becomes(Tuning.STATE_CANCELLED))
-    await state.give_back(made.name, crashed=False)
+    await state.give_back(made.name, lost=False)
     assert (await state.get(made.name)).state == Tuning.STATE_CANCELLED
 
 
@@ -220,7 +317,7 @@ async def test_the_file_belongs_to_one_process(tmp_path: Path) -> None:
     """A second opening of the same file is refused, and the file is for its owner's eyes."""
     path = tmp_path / "state.sqlite"
     state = await SqliteState.open(path)
-    with pytest.raises(OSError, match=r"state\.sqlite cannot be used: database is locked"):
+    with pytest.raises(OSError, match=r"state\.sqlite: another process has it open; end that process"):
         await SqliteState.open(path)
     assert path.stat().st_mode & 0o077 == 0
     await state.close()
@@ -234,5 +331,5 @@ async def test_a_file_that_is_not_ours_is_refused(tmp_path: Path) -> None:
     newer = sqlite3.connect(tmp_path / "newer")
     newer.execute("PRAGMA user_version = 99")
     newer.close()
-    with pytest.raises(OSError, match="it has schema 99"):
+    with pytest.raises(OSError, match=r"it has schema 99, .* run the version of UniTune that wrote it"):
         await SqliteState.open(tmp_path / "newer")

@@ -6,11 +6,11 @@ import time
 import uuid
 
 import grpc
-import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from gateway.tuning_queue import KEPT_EVENTS
 from gateway.tunings import tuning_key
+from tests.full_disk import read_only
 from tests.gateway.conftest import World, eventually, picture, refused, sha256
 from tests.gateway.upstream_servers import BASE_MODEL, TUNING_DEFAULTS
 from unitune.errors import Internal, from_status
@@ -27,7 +27,6 @@ from unitune.v1.tuning_pb2 import (
     UpdateTuningRequest,
     WatchTuningRequest,
 )
-from unitune.weight_store import WeightStore
 
 TERMINAL = {"ready", "failed", "cancelled"}
 
@@ -379,9 +378,7 @@ async def test_expired_tuning_has_no_weights_and_is_made_anew(world: World) -> N
     assert kinds(await world.watch(tuning.name))[-1] == "ready"
 
 
-async def test_weights_that_could_not_be_discarded_are_discarded_later(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_weights_that_could_not_be_discarded_are_discarded_later(world: World) -> None:
     """A store that fails when a tuning expires does not keep its weights for ever: the next look tries again."""
     tuning = await world.tuned()
     soon = Timestamp()
@@ -389,13 +386,9 @@ async def test_weights_that_could_not_be_discarded_are_discarded_later(
     await world.tunings.UpdateTuning(UpdateTuningRequest(tuning=Tuning(name=tuning.name, expire_time=soon)))
     await asyncio.sleep(1.1)
 
-    def fail(store: WeightStore, path: str) -> None:
-        raise OSError("no route to the store")
-
-    with monkeypatch.context() as broken:
-        broken.setattr(WeightStore, "delete", fail)
+    with read_only(world.folder / "store" / tuning.weights.path):
         call = world.tunings.CreateTuning(CreateTuningRequest(image=tuning.image))
-        await refused(call, grpc.StatusCode.INTERNAL, "INTERNAL")
+        await refused(call, grpc.StatusCode.UNAVAILABLE, "STORE_DOWN")
     assert (await world.tuned()).name != tuning.name
     assert not any(path.startswith(tuning.weights.path) for path in world.stored())
 

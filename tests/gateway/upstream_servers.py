@@ -6,13 +6,14 @@ update, diverges, crashes or is cancelled between two steps. Weights files, mani
 
 import asyncio
 import hashlib
+import secrets
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 import numpy as np
 
-from unitune import images, serving, weights
+from unitune import image_pieces, images, serving, weights
 from unitune.errors import UniTuneError, to_status
 from unitune.v1 import sampler_pb2, sampler_pb2_grpc, tuner_pb2, tuner_pb2_grpc
 from unitune.v1.edit_pb2 import EditEvent, SamplingConfig, Timings
@@ -78,27 +79,35 @@ class Tuner(tuner_pb2_grpc.TunerServiceServicer):
     def __init__(self, store: WeightStore) -> None:
         self.store = store
         self.base_model = BASE_MODEL
+        self.instance = secrets.token_hex(8)
         self.requests: list[tuner_pb2.RunTuningRequest] = []
         self.stopped: list[str] = []  # names of runs that ended before `done`
+        self.ended: list[str] = []  # names of runs whose stream was read to its end
+        self.update_s = 0.0
         self.go_on = asyncio.Event()  # cleared: every run waits after its second update
         self.go_on.set()
         self.failure: UniTuneError | None = None
-        self.crashes = 0  # so many runs are still to be lost after an update
+        self.crashes = 0  # so many runs are still to be lost after an update, with the tuner, which starts again
+        self.losses = 0  # so many runs are still to be lost after an update, and the tuner lives on
         self.lets_go = 0  # so many runs are still to be ended by the tuner itself
         self.spoil_manifest = False
         self.checked: list[TuningConfig] = []
         self.refusal: UniTuneError | None = None  # of CheckTuning
+        self.warnings: list[str] = []  # of CheckTuning
 
     async def GetTunerInfo(self, request: Any, context: Any) -> tuner_pb2.TunerInfo:
         return tuner_pb2.TunerInfo(
-            base_model=self.base_model, tuning_defaults=TUNING_DEFAULTS, method_defaults=METHOD_DEFAULTS
+            base_model=self.base_model,
+            tuning_defaults=TUNING_DEFAULTS,
+            method_defaults=METHOD_DEFAULTS,
+            instance=self.instance,
         )
 
     async def CheckTuning(self, request: tuner_pb2.CheckTuningRequest, context: Any) -> tuner_pb2.CheckTuningResponse:
         self.checked.append(request.config)
         if self.refusal is not None:
             raise self.refusal
-        return tuner_pb2.CheckTuningResponse()
+        return tuner_pb2.CheckTuningResponse(warnings=self.warnings)
 
     async def RunTuning(
         self, request: tuner_pb2.RunTuningRequest, context: Any
@@ -110,10 +119,15 @@ class Tuner(tuner_pb2_grpc.TunerServiceServicer):
             for update in range(1, total + 1):
                 progress = TuningProgress(update=update, total=total, loss=1 / update, left_s=float(total - update))
                 yield tuner_pb2.RunTuningEvent(progress=progress)
+                await asyncio.sleep(self.update_s)
                 if update == 2:
                     await self.go_on.wait()
-                if self.crashes:
-                    self.crashes -= 1
+                if self.crashes or self.losses:
+                    if self.crashes:
+                        self.crashes -= 1
+                        self.instance = secrets.token_hex(8)
+                    else:
+                        self.losses -= 1
                     await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed at /secret/path")
                 if self.lets_go:
                     self.lets_go -= 1
@@ -144,6 +158,8 @@ class Tuner(tuner_pb2_grpc.TunerServiceServicer):
                     base_model=self.base_model.digest,
                 )
             )
+            await asyncio.sleep(self.update_s)
+            self.ended.append(request.name)
         finally:
             if not is_done:
                 self.stopped.append(request.name)
@@ -161,11 +177,24 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
         self.requests: list[sampler_pb2.SampleRequest] = []
         self.evicted: list[str] = []
         self.loaded: list[str] = []
+        self.png = b""  # of every result; empty makes a small one
         self.step_s = 0.0
         self.steps_done = 0
         self.stopped = asyncio.Event()  # a run ended before its last event
         self.failure: Exception | None = None
         self.warning = ""
+        self.go_on = asyncio.Event()  # cleared: every run waits before its first event
+        self.go_on.set()
+        self.answers = asyncio.Event()  # cleared: Evict waits
+        self.answers.set()
+        self.refusals = 0  # so many runs are still to be ended as a transport does, before their first event
+        self.breaks = False  # ends every run so after its first event
+        self.chosen: dict[str, Any] = {}  # fields of each image, as a gate would set them
+        self.checked: list[sampler_pb2.SampleRequest] = []
+        self.refusal: UniTuneError | None = None  # of CheckSample
+        self.warnings: list[str] = []  # of CheckSample
+        self.picture_s = 0.0  # that CheckSample takes for a request with an image
+        self.picture_warning = ""  # of CheckSample for a request with an image
 
     async def GetSamplerInfo(self, request: Any, context: Any) -> sampler_pb2.SamplerInfo:
         return sampler_pb2.SamplerInfo(
@@ -201,6 +230,10 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
         self.requests.append(request)
         is_done = False
         try:
+            await self.go_on.wait()
+            if self.refusals:
+                self.refusals -= 1
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "Stream refused")
             if request.HasField("weights"):
                 try:
                     self.store.get_weights(request.weights.path, request.weights.digest)
@@ -208,6 +241,8 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
                     yield sampler_pb2.SampleEvent(failed=to_status(error))
                     return
             yield sampler_pb2.SampleEvent(loading=EditEvent.Loading(warm=False, refit_s=0.25, probe_ratio=0.01))
+            if self.breaks:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
             total = int(request.config.num_inference_steps * request.config.strength)
             for index in range(total):
                 await asyncio.sleep(self.step_s)
@@ -220,21 +255,34 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
             if self.warning:
                 yield sampler_pb2.SampleEvent(warning=EditEvent.Warning(text=self.warning))
             for index, seed in enumerate(request.seeds):
-                png = images.encode_png(np.full((4, 6, 3), seed % 256, np.uint8))
-                yield sampler_pb2.SampleEvent(
-                    image=EditEvent.EditedImage(index=index, seed=seed, png=png, mask=request.mask)
-                )
+                png = self.png or images.encode_png(np.full((4, 6, 3), seed % 256, np.uint8))
+                fields = {"index": index, "seed": seed, "png": png, "mask": request.mask} | self.chosen
+                whole = EditEvent.EditedImage(**fields)
+                image, parts = image_pieces.cut(whole)
+                yield sampler_pb2.SampleEvent(image=image)
+                for part in parts:
+                    yield sampler_pb2.SampleEvent(image_part=part)
             is_done = True
             yield sampler_pb2.SampleEvent(done=Timings(refit_s=0.25, denoise_s=1.5))
         finally:
             if not is_done:
                 self.stopped.set()
 
+    async def CheckSample(self, request: sampler_pb2.SampleRequest, context: Any) -> sampler_pb2.CheckSampleResponse:
+        self.checked.append(request)
+        if self.refusal is not None:
+            raise self.refusal
+        if not request.image:
+            return sampler_pb2.CheckSampleResponse(warnings=self.warnings)
+        await asyncio.sleep(self.picture_s)
+        return sampler_pb2.CheckSampleResponse(warnings=[*self.warnings, self.picture_warning])
+
     async def Load(self, request: sampler_pb2.LoadRequest, context: Any) -> sampler_pb2.LoadResponse:
         self.loaded.append(request.weights.digest)
         return sampler_pb2.LoadResponse()
 
     async def Evict(self, request: sampler_pb2.EvictRequest, context: Any) -> sampler_pb2.EvictResponse:
+        await self.answers.wait()
         self.evicted.append(request.digest)
         return sampler_pb2.EvictResponse()
 

@@ -16,15 +16,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sampler_svc.backends import Backend, backend_of, recipe_of
-from sampler_svc.build import build
+from sampler_svc.build.__main__ import recipe_of
+from sampler_svc.build.folder import build
 from sampler_svc.config import AUTO
-from sampler_svc.engine import BASE, BackendMissing, Engine, EngineSpec, Probe, Weights
-from sampler_svc.half_weights import BATCH
+from sampler_svc.engines.backends import Backend, backend_of
+from sampler_svc.engines.engine import BASE, BackendMissing, Engine, EngineSpec, Probe, Weights
+from sampler_svc.engines.fp16_weights import BATCH
+from sampler_svc.engines.self_test import MAX_ERROR, Canary, Qualification
+from sampler_svc.engines.weights import base_weights
 from sampler_svc.model import Model
-from sampler_svc.qualification import MAX_ERROR, Canary, Qualification
-from sampler_svc.refit_weights import base_weights
-from sampler_svc.sample import Request, sample
+from sampler_svc.sampling.sample import Request, sample
 from tests.sampler_svc.pictures import picture
 from unitune.base_model import BaseModelSpec
 from unitune.half_graph import CANARY_PROBE_SEED, CANARY_SEEDS, canary_tensors

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from sampler_svc.build import build
-from sampler_svc.engine import Weights
+from sampler_svc.build.folder import build
+from sampler_svc.engines.engine import Weights
+from sampler_svc.engines.weights import base_weights
 from sampler_svc.model import Model
-from sampler_svc.refit_weights import base_weights
 from unitune.base_model import BaseModelSpec
 
 
@@ -47,7 +47,7 @@ def model(engine_folder: Path) -> Model:
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> "tuple[Path, Path, CLIPModel]":  # noqa: F821
     """A base model's folder with a tiny CLIP in it and nothing else, the CLIP's graphs, and the CLIP itself."""
     from tests.sampler_svc.tiny_clip import save_tiny_clip  # torch is slow to import
-    from tuner_svc.export_clip import export_clip
+    from tuner_svc.export.clip import export_clip
     from tuner_svc.model_folder import CLIP_FOLDER
 
     folder, graphs = tmp_path_factory.mktemp("base_model"), tmp_path_factory.mktemp("clip_graphs")

@@ -1,4 +1,4 @@
-"""A fake GPU: CUDA's runtime and TensorRT as far as sampler_svc/trt_api.py names them.
+"""A fake GPU: CUDA's runtime and TensorRT as far as sampler_svc/engines/trt_api.py names them.
 
 It is a fake because nothing real can run here: TensorRT needs an NVIDIA GPU and a driver. It proves nothing about
 speed, accuracy or TensorRT's own mistakes. It does compute: a plan runs its ONNX graph on ONNX Runtime with the weights
@@ -542,9 +542,9 @@ class FakeRefitter:
 
 
 def fake_runtime(faults: Faults, version: str = VERSION) -> Callable[[], tuple[Any, Any]]:
-    """What sampler_svc.trt_engine.open_tensorrt does, on a fake GPU of its own each time."""
-    from sampler_svc.cuda_device import Device
-    from sampler_svc.trt_engine import check_version
+    """What sampler_svc.engines.tensorrt.open_tensorrt does, on a fake GPU of its own each time."""
+    from sampler_svc.engines.cuda_device import Device
+    from sampler_svc.engines.tensorrt import check_version
 
     def open_runtime() -> tuple[Any, Any]:
         cuda = FakeCuda(faults)

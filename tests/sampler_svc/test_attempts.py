@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sampler_svc.attempts import SEED_STRIDE, Gated, attempts_of, sample_gated
-from sampler_svc.gate import Scores
-from sampler_svc.request import Request
-from sampler_svc.sample import Done, EditedImage, Event, Step
+from sampler_svc.sampling.attempts import SEED_STRIDE, Gated, attempts_of, sample_gated
+from sampler_svc.sampling.gate import Scores
+from sampler_svc.sampling.request import Request
+from sampler_svc.sampling.sample import Done, EditedImage, Event, Step
 from unitune import images
 from unitune.base_model import Preset
 
@@ -126,12 +126,13 @@ def test_no_resamples_score_and_change_nothing():
     assert found.scores.prompt == pytest.approx(0.2, abs=0.01)
 
 
-def test_steps_count_on_and_seconds_add_up():
-    """Steps of later attempts follow those of earlier ones; the stages' seconds are those of all attempts."""
+def test_each_attempt_counts_its_own_steps_and_seconds_add_up():
+    """A total of steps is right from an attempt's first step on; the stages' seconds are those of all (N25)."""
     sampler = Sampler(lambda _, __: 0.2)
     events = run(sampler, attempts_of(replace(request(0)), BrightnessGate(), is_automatic=False, resamples=1))
     steps = [event for event in events if isinstance(event, Step)]
 
-    assert [step.index for step in steps] == list(range(2 * STEPS))
-    assert all(step.index < step.total for step in steps)
+    assert [step.index for step in steps] == [*range(STEPS)] * 2
+    assert [step.total for step in steps] == [STEPS] * 2 * STEPS
+    assert [(step.attempt, step.attempts) for step in steps] == [(1, 2)] * STEPS + [(2, 2)] * STEPS
     assert events[-1] == Done(2.0, 4.0, 6.0)

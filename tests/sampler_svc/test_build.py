@@ -10,11 +10,13 @@ import numpy as np
 import onnx
 import pytest
 
-from sampler_svc import build as build_module
-from sampler_svc.build import BuildError, build, main, read_graphs
-from sampler_svc.engine_folder import Manifest, UnusableEngine, open_folder
-from sampler_svc.onnx_file import initializers
-from sampler_svc.ort_engine import backend
+from sampler_svc.build import cpu as cpu_build
+from sampler_svc.build.__main__ import main
+from sampler_svc.build.folder import build, read_graphs
+from sampler_svc.build.onnx_file import initializers
+from sampler_svc.build.recipe import BuildError
+from sampler_svc.engines.cpu import backend
+from sampler_svc.engines.folder import Manifest, UnusableEngine, open_folder
 from unitune.base_model import BaseModelSpec, file_digest
 
 
@@ -62,7 +64,7 @@ def test_the_manifest_tells_key_and_digests(engine_folder: Path, spec: BaseModel
 
 def test_building_again_is_at_once(engine: Path, tiny_graphs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A complete engine with the same key is the answer; nothing is verified or written again."""
-    monkeypatch.setattr(build_module, "verify", None)
+    monkeypatch.setattr(cpu_build, "verify", None)
     before = (engine / "manifest.json").stat().st_mtime_ns
 
     assert build(tiny_graphs, engine) == engine
@@ -224,7 +226,7 @@ def test_an_engine_that_does_not_answer_like_the_graphs_is_not_published(
     graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When verification fails there is no folder of that name, nor anything else left over."""
-    real = build_module._fill
+    real = cpu_build._fill
 
     def tampering(folder: Path, *rest: object) -> None:
         real(folder, *rest)
@@ -237,7 +239,7 @@ def test_an_engine_that_does_not_answer_like_the_graphs_is_not_published(
         constant.raw_data = (onnx.numpy_helper.to_array(constant) * np.float32(1.5)).tobytes()
         onnx.save(model, folder / "denoiser.onnx")
 
-    monkeypatch.setattr(build_module, "_fill", tampering)
+    monkeypatch.setattr(cpu_build, "_fill", tampering)
     with pytest.raises(BuildError, match="does not answer like"):
         build(graphs, tmp_path / "engine")
 

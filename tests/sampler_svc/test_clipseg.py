@@ -9,10 +9,12 @@ import torch
 from PIL import Image
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
-from sampler_svc.clipseg import ClipSeg
+from sampler_svc.sampling.clipseg import ClipSeg
+from tests.sampler_svc.tiny_clip import save_tiny_clip
 from tests.tiny_model import CONTEXT_TOKENS, tiny_tokenizer
-from tuner_svc.export_clipseg import export_clipseg
-from tuner_svc.model_folder import UnusableBaseModel
+from tuner_svc.export.clip import export_clip
+from tuner_svc.export.clipseg import export_clipseg
+from tuner_svc.model_folder import CLIP_FOLDER, UnusableBaseModel
 
 SIDE, MEAN, STD = 32, [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]
 THINGS = ["cat", "dog on the beach"]
@@ -96,3 +98,24 @@ def test_a_folder_without_one_is_refused(tmp_path: Path) -> None:
         export_clipseg(tmp_path, tmp_path / "graphs")
     with pytest.raises(FileNotFoundError, match="has no clipseg"):
         ClipSeg(tmp_path)
+
+
+def test_pickled_weights_are_refused(tmp_path: Path) -> None:
+    """A folder with pytorch_model.bin alone is not loaded; the error names the file and the remedy (r10)."""
+    clipseg = save_tiny_clipseg(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(clipseg.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(UnusableBaseModel, match=r"pytorch_model\.bin is not loaded.* with model\.safetensors"):
+        export_clipseg(tmp_path, tmp_path / "graphs")
+    assert not (tmp_path / "graphs").exists()
+
+
+def test_a_pickled_gate_is_refused(tmp_path: Path) -> None:
+    """The same for a base model's CLIP, and nothing in the file is run (r10)."""
+    clip = save_tiny_clip(tmp_path / CLIP_FOLDER)
+    (tmp_path / CLIP_FOLDER / "model.safetensors").unlink()
+    torch.save(clip.state_dict(), tmp_path / CLIP_FOLDER / "pytorch_model.bin")
+    (tmp_path / "graphs").mkdir()
+    with pytest.raises(UnusableBaseModel, match=r"clip/pytorch_model\.bin is not loaded"):
+        export_clip(tmp_path / "graphs", tmp_path)
+    assert list((tmp_path / "graphs").iterdir()) == []

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sampler_svc.controlled_engine import ControlledEngine
-from sampler_svc.engine import EngineSpec, Weights
+from sampler_svc.engines.cpu import OrtEngine
+from sampler_svc.engines.cpu_controlled import ControlledEngine
+from sampler_svc.engines.engine import EngineSpec, Weights
 from sampler_svc.model import Model
-from sampler_svc.ort_engine import OrtEngine
 from tests.sampler_svc.tunings import Tunings
 from unitune.attention import no_controls
 from unitune.base_model import BaseModelSpec

@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sampler_svc import cpu_layout
-from sampler_svc.build import build
-from sampler_svc.cpu_layout import LAID_OUT, LAYOUT_FILE, Blocked, read_layouts
-from sampler_svc.engine import EngineSpec, Weights
-from sampler_svc.engine_folder import Manifest
-from sampler_svc.graph_layout import GraphLayout
-from sampler_svc.in_place_engine import IN_PLACE, InPlaceEngine
-from sampler_svc.onnx_file import initializers
-from sampler_svc.ort_engine import DENOISER, OrtEngine
+from sampler_svc.build.folder import build
+from sampler_svc.build.onnx_file import initializers
+from sampler_svc.engines import cpu_layout
+from sampler_svc.engines.cpu import DENOISER, OrtEngine
+from sampler_svc.engines.cpu_in_place import IN_PLACE, InPlaceEngine
+from sampler_svc.engines.cpu_layout import LAID_OUT, LAYOUT_FILE, Blocked, read_layouts
+from sampler_svc.engines.engine import EngineSpec, Weights
+from sampler_svc.engines.folder import Manifest
+from sampler_svc.engines.layout import GraphLayout
 from tests.sampler_svc.tunings import Tunings, answers
 from unitune.base_model import BaseModelSpec
 

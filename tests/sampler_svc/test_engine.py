@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sampler_svc.engine import BASE, TOO_SMALL, Engine, EngineSpec, Probe, Weights, probe_ratio
-from sampler_svc.graph_layout import GraphLayout
-from sampler_svc.refit_modes import ENGINES
+from sampler_svc.engines.engine import BASE, TOO_SMALL, Engine, EngineSpec, Probe, Weights, probe_ratio
+from sampler_svc.engines.layout import GraphLayout
+from sampler_svc.engines.refit_modes import ENGINES
 from tests.sampler_svc.torch_engine import TorchEngine
 from tests.sampler_svc.tunings import Tunings, answers, lying, question
 from unitune.base_model import BaseModelSpec

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sampler_svc.engine import BASE, TOO_SMALL, Engine, EngineSpec, Weights
-from sampler_svc.engine_pool import EnginePool
-from sampler_svc.ort_engine import OrtEngine
-from sampler_svc.refit_weights import tuned_weights
+from sampler_svc.engines.cpu import OrtEngine
+from sampler_svc.engines.engine import BASE, TOO_SMALL, Engine, EngineSpec, Weights
+from sampler_svc.engines.pool import EnginePool
+from sampler_svc.engines.weights import tuned_weights
 from tests.sampler_svc.tunings import PROBE_SEED, Tunings, answers, lying, question
 from unitune.base_model import BaseModelSpec
 from unitune.codecs import decode, encode

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sampler_svc.engine import BASE, Engine, EngineSpec, Probe, Tensors, Weights
-from sampler_svc.engine_pool import EnginePool
+from sampler_svc.engines.engine import BASE, Engine, EngineSpec, Probe, Tensors, Weights
+from sampler_svc.engines.pool import EnginePool
 from unitune.base_model import TensorSpec
 from unitune.errors import Cancelled, DataLoss
 from unitune.weights import probe_input

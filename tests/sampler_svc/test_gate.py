@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from sampler_svc.gate import Gate, Scores
+from sampler_svc.sampling.gate import Gate, Scores
 from tests.sampler_svc.tiny_clip import SIDE
 from tests.tiny_model import CONTEXT_TOKENS, tiny_tokenizer
-from tuner_svc.export_clip import export_clip, has_clip
+from tuner_svc.export.clip import export_clip, has_clip
 from tuner_svc.model_folder import CLIP_FOLDER, UnusableBaseModel
 from unitune.base_model import Preset
 

@@ -12,16 +12,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from sampler_svc import backends, ort_cuda_build
-from sampler_svc.build import BuildError, build, main, read_graphs
+from sampler_svc.build.__main__ import main
+from sampler_svc.build.cuda import cuda_recipe
+from sampler_svc.build.folder import build, read_graphs
+from sampler_svc.build.recipe import BuildError
+from sampler_svc.build.tensorrt import build_plan, tensorrt_recipe
 from sampler_svc.config import BACKENDS
-from sampler_svc.engine import BackendMissing, EngineSpec
-from sampler_svc.engine_folder import Manifest, UnusableEngine, open_folder
-from sampler_svc.ort_cuda_build import cuda_recipe
-from sampler_svc.ort_cuda_engine import CPU, OrtCudaEngine, check_cuda
-from sampler_svc.qualification import MAX_ERROR, Qualification
-from sampler_svc.trt_build import WORKSPACE_BYTES, build_plan, tensorrt_recipe
-from sampler_svc.trt_engine import PLAN_FILE
+from sampler_svc.engines import backends, cuda
+from sampler_svc.engines.cuda import CPU, OrtCudaEngine, check_cuda
+from sampler_svc.engines.engine import BackendMissing, EngineSpec
+from sampler_svc.engines.folder import Manifest, UnusableEngine, open_folder
+from sampler_svc.engines.self_test import MAX_ERROR, Qualification
+from sampler_svc.engines.tensorrt import PLAN_FILE, WORKSPACE_BYTES
 from tests.sampler_svc.fake_gpu import NO_DEVICE, FakeCuda, FakeTensorRT, Faults, fake_runtime
 from tests.sampler_svc.tunings import Tunings
 from unitune.base_model import BaseModelSpec
@@ -103,8 +105,8 @@ def test_whatever_goes_wrong_there_is_no_engine(graphs: Path, tmp_path: Path, fa
 
 def test_the_canary_finds_a_plan_that_is_wrong_before_any_refit(graphs: Path, spec: BaseModelSpec) -> None:
     """A bias that counts as zero in the plan, as 11.3 may build it, shows in the base model's answer."""
-    from sampler_svc.qualification import Canary, Unqualified
-    from sampler_svc.trt_engine import TrtEngine
+    from sampler_svc.engines.self_test import Canary, Unqualified
+    from sampler_svc.engines.tensorrt import TrtEngine
 
     faults = Faults()
     engine_folder = build(graphs, graphs.parent / "engine", tensorrt_recipe(fake_runtime(faults)))
@@ -244,7 +246,7 @@ def test_refused_versions_do_not_build() -> None:
 
 def test_without_cuda_the_error_says_what_onnxruntime_has() -> None:
     """This runtime lists no CUDA provider, and the error says which it lists and what to install."""
-    if "CUDAExecutionProvider" in backends.ort_engine.onnxruntime.get_available_providers():
+    if "CUDAExecutionProvider" in cuda.onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime was built for CUDA")
     with pytest.raises(BackendMissing, match=r"has .*CPUExecutionProvider.* but not CUDA.*sampler-gpu"):
         check_cuda()
@@ -252,12 +254,12 @@ def test_without_cuda_the_error_says_what_onnxruntime_has() -> None:
 
 def test_without_a_gpu_cuda_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A build of onnxruntime for CUDA lists its provider without a GPU too, so the driver is asked as well."""
-    monkeypatch.setattr(ort_cuda_build, "check_cuda", lambda: None)
+    monkeypatch.setattr(cuda, "check_cuda", lambda: None)
 
     def no_gpu() -> None:
         raise BackendMissing(f"there is no usable NVIDIA GPU and driver (error {NO_DEVICE})")
 
-    monkeypatch.setattr(ort_cuda_build, "open_device", no_gpu)
+    monkeypatch.setattr(cuda, "open_device", no_gpu)
     with pytest.raises(BackendMissing, match="no usable NVIDIA GPU"):
         cuda_recipe()
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sampler_svc.build import build
-from sampler_svc.engine import BASE, TOO_SMALL, Engine, EngineSpec, Weights
-from sampler_svc.engine_pool import EnginePool
-from sampler_svc.ort_cuda_build import cuda_recipe
-from sampler_svc.ort_cuda_engine import CPU, OrtCudaEngine
-from sampler_svc.refit_weights import base_weights
-from sampler_svc.trt_build import tensorrt_recipe
-from sampler_svc.trt_engine import TrtEngine
+from sampler_svc.build.cuda import cuda_recipe
+from sampler_svc.build.folder import build
+from sampler_svc.build.tensorrt import tensorrt_recipe
+from sampler_svc.engines.cuda import CPU, OrtCudaEngine
+from sampler_svc.engines.engine import BASE, TOO_SMALL, Engine, EngineSpec, Weights
+from sampler_svc.engines.pool import EnginePool
+from sampler_svc.engines.tensorrt import TrtEngine
+from sampler_svc.engines.weights import base_weights
 from tests.sampler_svc.fake_gpu import Faults, fake_runtime
 from tests.sampler_svc.tunings import Tunings, answers, lying, question
 from unitune.base_model import BaseModelSpec

@@ -6,15 +6,17 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from sampler_svc import build as build_module
-from sampler_svc.build import MAX_REFIT_RATIO, BuildError, check_refits, random_weights, reference_answer
+from sampler_svc.build import cpu as cpu_build
+from sampler_svc.build.folder import build
+from sampler_svc.build.recipe import BuildError
+from sampler_svc.build.refit_check import MAX_REFIT_RATIO, check_refits, random_weights, reference_answer
 from sampler_svc.config import SamplerConfig
-from sampler_svc.engine import BASE, Engine, EngineSpec, Probe, Tensors, Weights
-from sampler_svc.engine_folder import Manifest, UnusableEngine
-from sampler_svc.graph_layout import GraphLayout
-from sampler_svc.in_place_engine import IN_PLACE, InPlaceEngine
+from sampler_svc.engines.cpu import DENOISER, NEW_SESSION, OrtEngine, session_options
+from sampler_svc.engines.cpu_in_place import IN_PLACE, InPlaceEngine
+from sampler_svc.engines.engine import BASE, Engine, EngineSpec, Probe, Tensors, Weights
+from sampler_svc.engines.folder import Manifest, UnusableEngine
+from sampler_svc.engines.layout import GraphLayout
 from sampler_svc.model import Model
-from sampler_svc.ort_engine import DENOISER, NEW_SESSION, OrtEngine, session_options
 from tests.sampler_svc.tunings import Tunings, answers, question
 from unitune.base_model import BaseModelSpec
 from unitune.errors import DataLoss
@@ -139,9 +141,9 @@ def test_a_build_where_writes_are_not_seen_offers_new_sessions_alone(
 ) -> None:
     """The engine is built all the same, says why, and its manifest does not list the mode."""
     assert Manifest.load(engine_folder).refit_modes == (NEW_SESSION, IN_PLACE)
-    monkeypatch.setattr(build_module, "InPlaceEngine", Prepacked)
+    monkeypatch.setattr(cpu_build, "InPlaceEngine", Prepacked)
 
-    folder = build_module.build(tiny_graphs, tmp_path / "engine")
+    folder = build(tiny_graphs, tmp_path / "engine")
 
     assert Manifest.load(folder).refit_modes == (NEW_SESSION,)
     assert "every refit will open a new session" in capsys.readouterr().err
@@ -184,7 +186,7 @@ def test_a_refit_that_broke_off_leaves_no_old_tensor_behind(
             raise MemoryError("in the middle")
         copyto(*arguments, **options)
 
-    monkeypatch.setattr("sampler_svc.in_place_engine.np.copyto", breaking)
+    monkeypatch.setattr("sampler_svc.engines.cpu_in_place.np.copyto", breaking)
     with pytest.raises(MemoryError):
         engine.refit(weights)
     assert engine.weights is None
@@ -208,7 +210,7 @@ def test_a_refit_copies_only_what_is_not_there_already(
         copies.append(1)
         copyto(*arguments, **options)
 
-    monkeypatch.setattr("sampler_svc.in_place_engine.np.copyto", counting)
+    monkeypatch.setattr("sampler_svc.engines.cpu_in_place.np.copyto", counting)
     engine.refit(tunings.weights(2, names=names[2:]))
 
     assert len(copies) == 3

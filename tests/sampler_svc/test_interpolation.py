@@ -5,8 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from sampler_svc.interpolation import mix
-from sampler_svc.masks.difference import changed
+from sampler_svc.sampling.interpolation import mix
+from sampler_svc.sampling.masks.difference import changed
 
 
 def interpolate(edited: np.ndarray, base: np.ndarray, weight: float) -> np.ndarray:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from sampler_svc import mailbox as mailbox_module
 from sampler_svc.mailbox import Mailbox
-from sampler_svc.sample import Step
+from sampler_svc.sampling.sample import Step
 
 
 async def received(write: Callable[[Mailbox[str]], None]) -> list[str | Step]:
@@ -95,3 +95,16 @@ async def test_a_reader_that_waits_gets_events_as_they_come() -> None:
     await worker
 
     assert seen == ["first", "second"]
+
+
+async def test_a_mailbox_without_news_says_so() -> None:
+    """While the writer has nothing to say its reader is told that again and again, and nothing else is lost (R7)."""
+    mailbox: Mailbox[str] = Mailbox(asyncio.get_running_loop())
+    events = mailbox.events(0.02)
+
+    assert [await anext(events), await anext(events)] == [None, None]
+    await asyncio.to_thread(mailbox.put, "news")
+    found = await anext(events)
+    while found is None:
+        found = await anext(events)
+    assert found == "news"

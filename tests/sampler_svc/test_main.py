@@ -23,10 +23,10 @@ sys.meta_path.insert(0, Absent())
 SAMPLE = """
 from pathlib import Path
 import sampler_svc, sampler_svc.service, sampler_svc.build
-from sampler_svc.build import build
+from sampler_svc.build.folder import build
 from sampler_svc.model import Model
-from sampler_svc.request import Request
-from sampler_svc.sample import sample
+from sampler_svc.sampling.request import Request
+from sampler_svc.sampling.sample import sample
 graphs, folder, image = (Path(argument) for argument in sys.argv[1:])
 model = Model.open(build(graphs, folder), threads=1)
 request = Request(image.read_bytes(), "a cat", "ddim", 4, 4.0, 0.5, (0,))

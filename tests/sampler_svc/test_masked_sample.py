@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sampler_svc.engine import BASE, Engine
-from sampler_svc.masks.shape import around, softened
+from sampler_svc.engines.engine import BASE, Engine
 from sampler_svc.model import Model
-from sampler_svc.request import Request
-from sampler_svc.sample import EditedImage, Step, sample
+from sampler_svc.sampling.masks.shape import around, softened
+from sampler_svc.sampling.request import Request
+from sampler_svc.sampling.sample import EditedImage, Step, sample
 from tests.sampler_svc.pictures import mask, picture
 from tests.sampler_svc.tunings import Tunings
 from unitune import images

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from sampler_svc.engine import BASE
-from sampler_svc.masks import AFTER, BEFORE, Scene
-from sampler_svc.masks.diffedit import differing_predictions
-from sampler_svc.masks.given import from_sdedit
-from sampler_svc.masks.shape import Region, around, softened, to_latent
+from sampler_svc.engines.engine import BASE
 from sampler_svc.model import Model
+from sampler_svc.sampling.masks import AFTER, BEFORE, Scene
+from sampler_svc.sampling.masks.diffedit import differing_predictions
+from sampler_svc.sampling.masks.given import from_sdedit
+from sampler_svc.sampling.masks.shape import Region, around, softened, to_latent
 from tests.sampler_svc.pictures import picture
 from unitune import images
 from unitune.choices import MASK_SOURCES

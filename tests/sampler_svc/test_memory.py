@@ -55,8 +55,10 @@ def test_memory_stays_flat_over_many_edits_of_mixed_methods(
     store, tuned = WeightStore(str(tmp_path)), []
     for seed in (1, 2):
         data, manifest = tunings.file(seed)
-        store.put_weights(f"weights/{seed}", data, manifest)
-        tuned.append(tuning_pb2.WeightsRef(key=manifest.key, digest=manifest.digest, path=f"weights/{seed}"))
+        store.put_weights(f"tunings/default/t-{seed:03}/1", data, manifest)
+        tuned.append(
+            tuning_pb2.WeightsRef(key=manifest.key, digest=manifest.digest, path=f"tunings/default/t-{seed:03}/1")
+        )
     settings = environment(ENGINE=str(engine_folder), STORE=str(tmp_path), SAMPLER_ADDRESS="127.0.0.1:0", THREADS="1")
     program = subprocess.Popen([sys.executable, "-m", "sampler_svc"], env=settings, stdout=subprocess.PIPE, text=True)
     try:

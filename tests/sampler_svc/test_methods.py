@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from sampler_svc import service
-from sampler_svc.conditioning import embedding, mixed, null_embeddings
-from sampler_svc.gate import Gate, Scores
 from sampler_svc.model import Model
+from sampler_svc.sampling.conditioning import embedding, mixed, null_embeddings
+from sampler_svc.sampling.gate import Gate, Scores
 from sampler_svc.service import SamplerService
 from tests.sampler_svc.pictures import picture
 from unitune import images, serving
@@ -65,7 +65,7 @@ def stored(base_model: Any, store: WeightStore) -> Stored:
         image = images.to_model(images.decode(picture()), base_model.image_side)
         key = repr(sorted(fields.items()))
         data, manifest = pack_tuned(base_model, tune(base_model, image, config), config, key, codec)
-        path = f"weights/{manifest.digest}"
+        path = f"tunings/default/t-{manifest.digest[:40]}/1"
         store.put_weights(path, data, manifest)
         return tuning_pb2.WeightsRef(key=key, digest=manifest.digest, path=path)
 
@@ -300,7 +300,7 @@ async def test_null_text_refuses_what_it_is_not_for(
     """Another empty text, several guidances, and a crop, before anything runs."""
     import grpc
 
-    weights = tuning_pb2.WeightsRef(digest="0", path="weights/0")
+    weights = tuning_pb2.WeightsRef(digest="0", path="tunings/default/t-000/1")
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await events(await start(), request(weights, **BESIDE, inversion="null_text", **change))
 

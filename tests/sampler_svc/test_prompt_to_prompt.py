@@ -7,12 +7,12 @@ from typing import cast
 import numpy as np
 import pytest
 
-from sampler_svc import local_blend
-from sampler_svc.alignment import Piece, Text, align, refined, replaced
-from sampler_svc.controlled_engine import Controlled, ControlledEngine
-from sampler_svc.local_blend import LocalBlend, Word, blended
+from sampler_svc.engines.cpu_controlled import Controlled, ControlledEngine
 from sampler_svc.model import Model
-from sampler_svc.prompt_to_prompt import AttentionEdit, Controller, edited_beside
+from sampler_svc.sampling import local_blend
+from sampler_svc.sampling.alignment import Piece, Text, align, refined, replaced
+from sampler_svc.sampling.local_blend import LocalBlend, Word, blended
+from sampler_svc.sampling.prompt_to_prompt import AttentionEdit, Controller, edited_beside
 from tests.sampler_svc.pictures import picture
 from unitune import images
 from unitune.attention import Controls, no_controls

@@ -10,16 +10,16 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
 
-from sampler_svc.engine import BASE, Engine, Weights
+from sampler_svc.engines.engine import BASE, Engine, Weights
 from sampler_svc.model import Model
-from sampler_svc.request import Request
-from sampler_svc.sample import Done, EditedImage, Step, sample, start
+from sampler_svc.sampling.request import Request
+from sampler_svc.sampling.sample import Done, EditedImage, Step, sample, start
 from tests.sampler_svc.pictures import picture
 from tests.sampler_svc.tunings import Tunings
 from unitune import images
 from unitune.diffusion.schedule import Schedule
 from unitune.diffusion.solvers import SCHEDULERS
-from unitune.errors import Cancelled, InvalidArgument
+from unitune.errors import Cancelled
 
 REQUEST = Request(
     image=picture(),
@@ -317,19 +317,6 @@ def test_a_preview_is_the_linear_map_or_else_the_decoder(model: Model) -> None:
     np.testing.assert_allclose(preview[0], expected + offset[:, None, None], rtol=0, atol=1e-5)
     assert preview.dtype == np.float32
     np.testing.assert_array_equal(model.graphs.preview(latent), model.graphs.decode(latent))
-
-
-def test_a_result_too_large_to_send_is_an_error_in_words(
-    model: Model, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The limit of a file holds for results too, and the error says what to do."""
-    monkeypatch.setattr(images, "MAX_BYTES", len(REQUEST.image))
-
-    with pytest.raises(InvalidArgument) as refusal:
-        run(model, engine, REQUEST)
-
-    assert (refusal.value.reason, refusal.value.field) == ("IMAGE_TOO_LARGE", "image")
-    assert "smaller" in refusal.value.metadata["remedy"]
 
 
 def test_a_cancelled_run_stops_before_its_next_step(model: Model, engine: Engine) -> None:

@@ -10,10 +10,10 @@ import grpc
 import numpy as np
 import pytest
 
-from sampler_svc.attempts import SEED_STRIDE
-from sampler_svc.engine import BASE, Weights
-from sampler_svc.gate import Gate
+from sampler_svc.engines.engine import BASE, Weights
 from sampler_svc.model import Model
+from sampler_svc.sampling.attempts import SEED_STRIDE
+from sampler_svc.sampling.gate import Gate
 from sampler_svc.service import SamplerService
 from tests.sampler_svc.pictures import mask, picture
 from tests.sampler_svc.tunings import Tunings
@@ -54,7 +54,7 @@ def stored(store_folder: Path, tunings: Tunings) -> Callable[[int], tuning_pb2.W
 
     def put(seed: int, size: float = 0.3) -> tuning_pb2.WeightsRef:
         data, manifest = tunings.file(seed, size)
-        path = f"tenants/default/weights/{seed}-{size}"
+        path = f"tunings/default/t-{seed}-{size}/1"
         WeightStore(str(store_folder)).put_weights(path, data, manifest)
         return tuning_pb2.WeightsRef(key=manifest.key, digest=manifest.digest, path=path)
 
@@ -177,9 +177,11 @@ async def test_weights_that_do_not_prove_fail_and_the_next_edit_works(
     data, manifest = pack(
         base.tensors, probe_tuned=honest.probe_tuned, probe_base=honest.probe_base, probe_seed=11, **facts
     )
-    WeightStore(str(store_folder)).put_weights("lying", data, manifest)
+    WeightStore(str(store_folder)).put_weights("tunings/default/lying/1", data, manifest)
 
-    failed = await events(sampler, request(tuning_pb2.WeightsRef(digest=manifest.digest, path="lying")))
+    failed = await events(
+        sampler, request(tuning_pb2.WeightsRef(digest=manifest.digest, path="tunings/default/lying/1"))
+    )
 
     assert kinds(failed) == ["failed"]
     assert "probe" in from_status(failed[0].failed).message
@@ -188,9 +190,22 @@ async def test_weights_that_do_not_prove_fail_and_the_next_edit_works(
 
 async def test_missing_weights_are_told(sampler) -> None:
     """Weights that are gone are DATA_LOSS (WEIGHTS_MISSING)."""
-    found = await events(sampler, request(tuning_pb2.WeightsRef(digest="00", path="nowhere")))
+    found = await events(sampler, request(tuning_pb2.WeightsRef(digest="00", path="tunings/default/nowhere/1")))
 
     assert from_status(found[-1].failed).reason == "WEIGHTS_MISSING"
+
+
+@pytest.mark.parametrize("path", ["", "images/alice", "tunings/../x", "/tunings/a/t-001/1", "tunings/a/t-001\x00/1"])
+async def test_weights_are_read_from_their_own_paths_alone(
+    sampler: sampler_pb2_grpc.SamplerServiceStub, path: str
+) -> None:
+    """A path of another form is refused by name, by an edit and by loading ahead (r17)."""
+    weights = tuning_pb2.WeightsRef(digest="00", path=path)
+    for call in (sampler.Sample(request(weights)), sampler.Load(sampler_pb2.LoadRequest(weights=weights))):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await anext(aiter(call)) if hasattr(call, "__aiter__") else await call
+        error = from_rpc_error(caught.value)
+        assert (error.reason, error.field) == ("INVALID_FIELD", "weights.path")
 
 
 async def test_a_picture_that_cannot_be_decoded_is_told(sampler) -> None:
@@ -409,7 +424,7 @@ async def test_loading_ahead_is_never_in_the_way_of_an_edit(sampler, stored) -> 
 async def test_loading_what_is_not_there_fails(sampler) -> None:
     """As a status, since there is no stream."""
     for weights, reason in (
-        (tuning_pb2.WeightsRef(digest="00", path="nowhere"), "WEIGHTS_MISSING"),
+        (tuning_pb2.WeightsRef(digest="00", path="tunings/default/nowhere/1"), "WEIGHTS_MISSING"),
         (tuning_pb2.WeightsRef(), "INVALID_FIELD"),
     ):
         with pytest.raises(grpc.aio.AioRpcError) as failure:

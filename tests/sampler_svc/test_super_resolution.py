@@ -10,14 +10,15 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
-from sampler_svc.build import build, random_weights, reference_answer
-from sampler_svc.engine import BASE, Engine, Probe, Weights
+from sampler_svc.build.folder import build
+from sampler_svc.build.refit_check import random_weights, reference_answer
+from sampler_svc.engines.cpu_super_resolution import SuperResolutionEngine
+from sampler_svc.engines.engine import BASE, Engine, Probe, Weights
 from sampler_svc.model import Model
-from sampler_svc.request import Request
-from sampler_svc.sample import Done, EditedImage, Step, sample
+from sampler_svc.sampling.request import Request
+from sampler_svc.sampling.sample import Done, EditedImage, Step, sample
+from sampler_svc.sampling.super_resolution import STREAM, Enlargement, SuperResolution
 from sampler_svc.service import SamplerService
-from sampler_svc.super_resolution import STREAM, Enlargement, SuperResolution
-from sampler_svc.super_resolution_engine import SuperResolutionEngine
 from tests.sampler_svc.pictures import mask, picture
 from unitune import images
 from unitune.errors import Cancelled, DataLoss
@@ -231,8 +232,8 @@ def store_tuning(cascade: Model, store: WeightStore, method: str, *, tunes_secon
         probe_seed=base.probe.seed,
         extras=extras if method == "imagic" else {name: extras[name] for name in extras if SECOND_STAGE in name},
     )
-    store.put_weights("tunings/t", data, manifest)
-    return tuning_pb2.WeightsRef(digest=manifest.digest, path="tunings/t")
+    store.put_weights("tunings/default/t-000/1", data, manifest)
+    return tuning_pb2.WeightsRef(digest=manifest.digest, path="tunings/default/t-000/1")
 
 
 @pytest.mark.parametrize("method", ["unitune", "imagic"])

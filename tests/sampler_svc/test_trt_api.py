@@ -1,4 +1,4 @@
-"""The types in sampler_svc/trt_api.py against the true bindings of TensorRT and CUDA, which import without a GPU.
+"""The types in sampler_svc/engines/trt_api.py against the bindings of TensorRT and CUDA, which import without a GPU.
 
 TensorRT's bindings want three libraries of 2 GB, but nine functions of them. A stub that exports these lets the true
 module be imported on any machine, in a process of its own: every class, member, parameter name and enum is there to
@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from sampler_svc import trt_api
+from sampler_svc.engines import trt_api
 from tests.sampler_svc.fake_gpu import FakeCuda, FakeTensorRT
 
 TENSORRT_WHEELS = ("tensorrt_cu13_bindings==11.4.0.106",)
@@ -49,7 +49,7 @@ for path in json.load(sys.stdin):
 print(json.dumps(found))
 """
 # Members of enums that the code names; found in its text below, so that none is forgotten.
-SOURCES = ("trt_engine.py", "trt_build.py", "cuda_device.py")
+SOURCES = ("engines/tensorrt.py", "build/tensorrt.py", "engines/cuda_device.py")
 
 
 def wheels(names: tuple[str, ...], cache: Path) -> Path:
@@ -171,7 +171,7 @@ def test_every_constructor_takes_what_we_give(tensorrt_environment: dict[str, st
 
 def named_in_code(owner: str) -> set[str]:
     """Dotted names below `trt.` or `cudaX.` that our code uses, such as BuilderFlag.TF32."""
-    text = "\n".join((Path(trt_api.__file__).parent / source).read_text() for source in SOURCES)
+    text = "\n".join((Path(trt_api.__file__).parent.parent / source).read_text() for source in SOURCES)
     text = text.replace("types.", "trt.DataType.").replace("self._trt.", "trt.")
     return set(re.findall(rf"\b{owner}\.((?:[A-Z]\w+\.)*[A-Z]\w+\.[A-Z][A-Z0-9_]+)\b", text))
 
@@ -227,7 +227,7 @@ def test_every_function_of_cuda_that_we_use_is_there(cuda_environment: dict[str,
 OPEN = """
 import json, sys
 import cuda.bindings.runtime as cuda
-from sampler_svc.cuda_device import CudaError, Device
+from sampler_svc.engines.cuda_device import CudaError, Device
 error, _ = cuda.cudaGetDeviceCount()
 try:
     Device(cuda).close()

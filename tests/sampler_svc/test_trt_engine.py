@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sampler_svc import trt_engine
-from sampler_svc.build import build
-from sampler_svc.cuda_device import CudaError, Device
-from sampler_svc.engine import BackendMissing, EngineSpec, Weights
-from sampler_svc.engine_folder import UnusableEngine
-from sampler_svc.refit_weights import base_weights
-from sampler_svc.trt_build import tensorrt_recipe
-from sampler_svc.trt_engine import PLAN_FILE, TrtEngine, check_version
+from sampler_svc.build.folder import build
+from sampler_svc.build.tensorrt import tensorrt_recipe
+from sampler_svc.engines import tensorrt as trt_engine
+from sampler_svc.engines.cuda_device import CudaError, Device
+from sampler_svc.engines.engine import BackendMissing, EngineSpec, Weights
+from sampler_svc.engines.folder import UnusableEngine
+from sampler_svc.engines.tensorrt import PLAN_FILE, TrtEngine, check_version
+from sampler_svc.engines.weights import base_weights
 from tests.sampler_svc.fake_gpu import ILLEGAL_ADDRESS, FakeCuda, FakeTensorRT, Faults, fake_runtime
 from tests.sampler_svc.tunings import Tunings, answers
 from unitune.base_model import BaseModelSpec

@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sampler_svc.engine import BASE, Engine
-from sampler_svc.masks.contrast import finder, others
-from sampler_svc.masks.refine import refined
+from sampler_svc.engines.engine import BASE, Engine
 from sampler_svc.model import Model
-from sampler_svc.sample import EditedImage, sample
+from sampler_svc.sampling.masks.contrast import finder, others
+from sampler_svc.sampling.masks.refine import refined
+from sampler_svc.sampling.sample import EditedImage, sample
 from tests.sampler_svc.pictures import mask
 from tests.sampler_svc.test_masked_sample import BASE_IMAGE, GIVEN, LEFT, REQUEST
 from unitune import images

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 
-from sampler_svc.engine import Engine, EngineSpec, Tensors
+from sampler_svc.engines.engine import Engine, EngineSpec, Tensors
 
 
 class TorchEngine(Engine):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sampler_svc.engine import BASE, Engine, EngineSpec, Probe, Weights
-from sampler_svc.refit_weights import tuned_weights
+from sampler_svc.engines.engine import BASE, Engine, EngineSpec, Probe, Weights
+from sampler_svc.engines.weights import tuned_weights
 from tests.sampler_svc.torch_engine import TorchEngine
 from unitune import weights as weights_file
 from unitune.base_model import BaseModelSpec

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -144,3 +146,26 @@ def test_damaged_weights_are_refused_in_one_line(tiny_model: Path, tmp_path: Pat
         load(folder)
 
     assert "\n" not in str(caught.value)
+
+
+def test_a_check_beside_an_encoding_changes_neither(model: BaseModel) -> None:
+    """Tokens are padded to the context's length, and a word's are not, while another thread asks for the other."""
+    before, stops = sys.getswitchinterval(), threading.Event()
+    sys.setswitchinterval(1e-5)  # threads take turns within a call of the tokenizer, too
+    words: list[int] = []
+
+    def check() -> None:
+        while not stops.is_set():
+            words.append(len(model.token_ids("a cat")))
+
+    checking = threading.Thread(target=check)
+    checking.start()
+    try:
+        lengths = {model.input_ids(["a dog on a beach"]).shape[1] for _ in range(3000)}
+    finally:
+        stops.set()
+        checking.join()
+        sys.setswitchinterval(before)
+
+    assert {model.context_tokens} == lengths
+    assert {len(model.token_ids("a cat"))} == set(words)

@@ -19,15 +19,18 @@ from tokenizers import Tokenizer
 
 from tests.tiny_model import WORDS
 from tuner_svc.base_model import BaseModel
-from tuner_svc.export import export, export_under, is_complete, main
-from tuner_svc.export_attention import fuse_attention
-from tuner_svc.export_check import check_graph
-from tuner_svc.export_denoiser import example, match, randomised_denoiser
-from tuner_svc.export_graph import ExportError, to_graph
-from tuner_svc.export_operators import TRANSLATIONS, plain_attention, plain_group_norm, plain_linear
-from tuner_svc.export_preview import latent_to_rgb
+from tuner_svc.export.__main__ import main
+from tuner_svc.export.attention import fuse_attention
+from tuner_svc.export.base_model import export, export_under, is_complete, is_export_of
+from tuner_svc.export.check import check_graph
+from tuner_svc.export.denoiser import example, match, randomised_denoiser
+from tuner_svc.export.graph import ExportError, to_graph
+from tuner_svc.export.operators import TRANSLATIONS, plain_attention, plain_group_norm, plain_linear
+from tuner_svc.export.preview import latent_to_rgb
+from tuner_svc.model_folder import digest as digest_of
 from unitune.base_model import BaseModelSpec, TensorSpec
 from unitune.images import ModelImage
+from unitune.known_pictures import KnownPictures
 
 FILES = {
     "denoiser.onnx",
@@ -376,7 +379,7 @@ def test_a_folder_with_other_files_is_left_alone(tiny_model: Path, tmp_path: Pat
 
 def test_a_failed_export_leaves_nothing(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph that does not pass its check never gets a folder, and no partial one stays."""
-    monkeypatch.setattr("tuner_svc.export_check.TOLERANCE", -1.0)
+    monkeypatch.setattr("tuner_svc.export.check.TOLERANCE", -1.0)
 
     with pytest.raises(ExportError, match="differs from PyTorch"):
         export(tiny_model, tmp_path / "graphs")
@@ -461,3 +464,22 @@ def test_a_graph_of_another_model_does_not_pass_the_check(tmp_path: Path) -> Non
 
     with pytest.raises(ExportError, match=r"pair\.onnx differs from PyTorch"):
         check_graph(tmp_path / "pair.onnx", pair, inputs)
+
+
+def test_an_export_goes_with_the_pictures_that_its_base_model_knows(
+    tiny_model: Path, tiny_graphs: Path, tmp_path: Path
+) -> None:
+    """They are not in the digest, so an export with other limits, or none, is made again (the end of N25)."""
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "tiny"))
+    assert is_export_of(tiny_graphs, folder, digest_of(folder))
+
+    limits = KnownPictures(np.zeros(2, np.float32), np.eye(2, dtype=np.float32), 1.0, 0.1, "squares")
+    limits.save(folder)
+
+    assert digest_of(folder) == digest_of(tiny_model)
+    assert not is_export_of(tiny_graphs, folder, digest_of(folder))
+    graphs = Path(shutil.copytree(tiny_graphs, tmp_path / "graphs"))
+    limits.save(graphs)
+    assert is_export_of(graphs, folder, digest_of(folder))
+    replace(limits, distance=2.0).save(folder)
+    assert not is_export_of(graphs, folder, digest_of(folder))

@@ -11,10 +11,10 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from tuner_svc.base_model import BaseModel
-from tuner_svc.export_controls import NoAttention, add_controls
-from tuner_svc.export_denoiser import example, randomised_denoiser
-from tuner_svc.export_graph import to_graph
-from tuner_svc.export_operators import TRANSLATIONS
+from tuner_svc.export.controls import NoAttention, add_controls
+from tuner_svc.export.denoiser import example, randomised_denoiser
+from tuner_svc.export.graph import to_graph
+from tuner_svc.export.operators import TRANSLATIONS
 from unitune.attention import MAPS, OUT, Controls, no_controls
 from unitune.base_model import BaseModelSpec
 

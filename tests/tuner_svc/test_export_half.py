@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from tuner_svc import export_half
 from tuner_svc.base_model import BaseModel
-from tuner_svc.export import main
-from tuner_svc.export_graph import ExportError
-from tuner_svc.export_half import MAX_ERROR, check_half, is_complete
-from tuner_svc.export_half import export_half as export_half_graph
+from tuner_svc.export import fp16 as export_half
+from tuner_svc.export.__main__ import main
+from tuner_svc.export.fp16 import MAX_ERROR, check_half, is_complete
+from tuner_svc.export.fp16 import export_half as export_half_graph
+from tuner_svc.export.graph import ExportError
 from unitune.half_graph import CANARY_FILE, CANARY_SEEDS, CANARY_SETS, HalfSpec, canary_tensors
 
 

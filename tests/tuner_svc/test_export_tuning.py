@@ -12,10 +12,10 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 from tuner_svc.base_model import BaseModel
-from tuner_svc.export_tuning import LORA_FILE, main
 from tuner_svc.probe import pack_tuned
 from tuner_svc.tune import Tuned, tune
 from tuner_svc.tuning_config import TuningConfig
+from tuner_svc.tuning_export import LORA_FILE, main
 from unitune.images import ModelImage
 from unitune.weight_store import WeightStore
 from unitune.weights import probe_input

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 from tuner_svc.config import TunerConfig
 from unitune import settings
 from unitune.settings import BadSetting
-from unitune.v1 import tuner_pb2, tuner_pb2_grpc
+from unitune.v1 import tuner_pb2, tuner_pb2_grpc, tuning_pb2
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "tuner_svc"]
@@ -46,6 +47,55 @@ def test_it_serves_until_a_signal(tuner: subprocess.Popen[str]) -> None:
     assert ("listening", "tiny") == (word, info.base_model.name)
     assert 0 == tuner.wait(30)
     assert "" == tuner.stdout.read()
+
+
+HURRIED_TUNER = """
+import functools, sys
+from unitune import serving
+serving.serve, serving.LEAVE_S = functools.partial(serving.serve, drain_s=0.5), 0.5
+from tuner_svc.__main__ import main
+sys.exit(main())
+"""
+
+
+def test_a_signal_ends_it_in_the_midst_of_what_nothing_interrupts(
+    tiny_model: Path, tmp_path: Path, picture: bytes
+) -> None:
+    """While it stores weights in an object store that does not answer, SIGTERM ends a tuner after its drain
+    and the time to leave, and says in its log what held it up (r19)."""
+    config = tuning_pb2.TuningConfig(
+        method="unitune", mode="attn_out", updates=1, batch=1, learning_rate=1e-3, rare_tokens="r"
+    )
+    request = tuner_pb2.RunTuningRequest(name="t", key="k", path="tunings/t/1", image=picture, config=config)
+    with socket.create_server(("127.0.0.1", 0)) as silent, (tmp_path / "log").open("w") as log:
+        silent.settimeout(120)
+        variables = environment(
+            UNITUNE_BASE_MODEL=str(tiny_model),
+            UNITUNE_STORE="s3://silent",
+            AWS_ENDPOINT=f"http://127.0.0.1:{silent.getsockname()[1]}",
+            AWS_ALLOW_HTTP="true",
+            AWS_ACCESS_KEY_ID="nobody",
+            AWS_SECRET_ACCESS_KEY="nothing",
+            NO_PROXY="127.0.0.1",
+        )
+        command = [sys.executable, "-c", HURRIED_TUNER]
+        with subprocess.Popen(command, env=variables, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True) as tuner:
+            try:
+                assert tuner.stdout is not None
+                address = tuner.stdout.readline().split()[1]
+                with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+                    run = tuner_pb2_grpc.TunerServiceStub(channel).RunTuning(request)
+                    connection, _ = silent.accept()
+                    tuner.send_signal(signal.SIGTERM)
+                    code = tuner.wait(60)
+                    run.cancel()
+                    connection.close()
+            finally:
+                tuner.kill()
+
+    told = (tmp_path / "log").read_text()
+    assert 1 == code
+    assert "put_weights" in told[told.index('"draining"') :]
 
 
 def test_a_folder_that_is_no_model_stops_the_start(tmp_path: Path) -> None:

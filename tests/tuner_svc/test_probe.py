@@ -1,5 +1,6 @@
 """The weights file that a tuning makes, and the proof inside it."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from tuner_svc.tune import Tuned, tune
 from tuner_svc.tuning_config import TuningConfig
 from unitune.choices import CODECS
 from unitune.codecs import decode, encode
+from unitune.errors import Cancelled
 from unitune.images import ModelImage
 from unitune.weight_store import WeightStore
 from unitune.weights import probe_input, unpack
@@ -227,3 +229,24 @@ def test_a_lora_of_any_method_is_stored_as_its_factors(model: BaseModel, image: 
     _, manifest = pack_tuned(model, tune(model, image, config), config, "key", "int8")
 
     assert manifest.codec == "lora" and 0 < manifest.codec_error < 1e-2
+
+
+def test_packing_stops_between_its_parts(model: BaseModel, image: ModelImage) -> None:
+    """Whoever cancels waits for one tensor or one pass at most: every one of them is preceded by a look (r19)."""
+    tuned, looks = tune(model, image, CONFIG), 0
+
+    def look(stops_at: float) -> None:
+        nonlocal looks
+        looks += 1
+        if looks >= stops_at:
+            raise Cancelled("enough", reason="TUNING_CANCELLED")
+
+    pack_tuned(model, tuned, CONFIG, "a key", "sign", lambda: look(math.inf))
+    needed = looks
+
+    assert needed == len(tuned.tensors) + 4  # sensitivities, and the probe's answers: tuned, base, decoded
+    for stops_at in (1, 2, needed):
+        looks = 0
+        with pytest.raises(Cancelled):
+            pack_tuned(model, tuned, CONFIG, "a key", "sign", lambda stops_at=stops_at: look(stops_at))
+        assert looks == stops_at

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.full_disk import fill, mounted
 from tuner_svc import service as module
 from tuner_svc.base_model import BaseModel
 from tuner_svc.service import TunerService
@@ -20,14 +21,14 @@ from tuner_svc.tune import tune
 from tuner_svc.tuning_config import TuningConfig
 from unitune import serving
 from unitune.codecs import decode
-from unitune.errors import InvalidArgument, InvalidField, Unavailable, from_rpc_error, from_status
+from unitune.errors import InvalidArgument, InvalidField, ResourceExhausted, Unavailable, from_rpc_error, from_status
 from unitune.images import ModelImage
 from unitune.v1 import tuner_pb2, tuner_pb2_grpc, tuning_pb2
 from unitune.v1.tuner_pb2 import RunTuningEvent
 from unitune.weight_store import WeightStore
 from unitune.weights import WEIGHTS_FILE, Manifest
 
-NAME, PATH = "tenants/t/tunings/1", "weights/t/1"
+NAME, PATH = "tenants/t/tunings/1", "tunings/t/t-001/1"
 SHORT = {"method": "unitune", "mode": "attn_out", "updates": 2, "batch": 1, "learning_rate": 1e-3, "rare_tokens": "r"}
 ENDLESS = {**SHORT, "mode": "full", "updates": 5000}
 TERMINAL = {"done", "failed", "cancelled"}
@@ -94,6 +95,18 @@ async def next_of(call: Any, kind: str) -> RunTuningEvent:
             if kind == event.WhichOneof("event"):
                 return event
     raise AssertionError(f"the stream ended without {kind}")
+
+
+@pytest.mark.parametrize("path", ["images/alice", "tunings/../x", "/tunings/a/t-001/1", "tunings/a/t-001\x00/1"])
+async def test_weights_go_to_their_own_paths_alone(start: Callable[..., Any], path: str, tmp_path: Path) -> None:
+    """A path of another form is refused by name before anything is computed, and nothing is written (r17)."""
+    tuner = await start()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await events(tuner.run(SHORT, path=path))
+    error = from_rpc_error(caught.value)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert (error.reason, error.field) == ("INVALID_FIELD", "path") and not tuner.servicer._runs
+    assert [found for found in (tmp_path / "store").rglob("*") if found.is_file()] == []
 
 
 async def test_info_tells_model_and_defaults(start: Callable[..., Any], model: BaseModel) -> None:
@@ -203,19 +216,19 @@ async def test_closing_the_stream_stops_the_run(start: Callable[..., Any]) -> No
     await next_of(call, "progress")
 
     call.cancel()
-    found = await asyncio.wait_for(events(tuner.run(SHORT, name="other", path="other")), 30)
+    found = await asyncio.wait_for(events(tuner.run(SHORT, name="other", path="tunings/t/other/1")), 30)
 
     assert "done" == found[-1].WhichOneof("event")
-    assert {"other"} == {path.partition("/")[0] for path in tuner.store.list("")}
+    assert {"other"} == {path.split("/")[2] for path in tuner.store.list("")}
 
 
 async def test_a_second_run_waits_for_the_first(start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """While another run has the device the stream says so again and again; then it runs."""
-    monkeypatch.setattr(module, "WAITING_S", 0.05)
+    monkeypatch.setattr(module, "HEARTBEAT_S", 0.05)
     tuner = await start()
     first = tuner.run(ENDLESS)
     await next_of(first, "progress")
-    second = tuner.run(SHORT, name="second", path="second")
+    second = tuner.run(SHORT, name="second", path="tunings/t/second/1")
     await next_of(second, "waiting")
     await next_of(second, "waiting")
 
@@ -226,18 +239,18 @@ async def test_a_second_run_waits_for_the_first(start: Callable[..., Any], monke
 
 async def test_a_run_that_waits_can_be_cancelled(start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends at once, and the run before it goes on."""
-    monkeypatch.setattr(module, "WAITING_S", 0.05)
+    monkeypatch.setattr(module, "HEARTBEAT_S", 0.05)
     tuner = await start()
     first = tuner.run(ENDLESS)
     await next_of(first, "progress")
-    second = tuner.run(SHORT, name="second", path="second")
+    second = tuner.run(SHORT, name="second", path="tunings/t/second/1")
     await next_of(second, "waiting")
 
     await tuner.cancel("second")
 
     assert "cancelled" == (await events(second))[-1].WhichOneof("event")
     await next_of(first, "progress")
-    assert [] == tuner.store.list("second")
+    assert [] == tuner.store.list("tunings/t/second")
 
 
 async def test_asking_again_for_the_same_name_replaces_the_first_run(start: Callable[..., Any]) -> None:
@@ -332,6 +345,58 @@ async def test_a_reader_who_leaves_before_done_leaves_no_weights(start: Callable
     assert "done" == (await events(tuner.run(SHORT)))[-1].WhichOneof("event")
 
 
+async def test_a_busy_worker_is_no_silent_tuner(
+    start: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the worker thread has nothing to tell, the stream says again and again that the run goes on (R7)."""
+    monkeypatch.setattr(module, "HEARTBEAT_S", 0.05)
+    store = SlowStore(str(tmp_path / "slow"))
+    tuner = await start(store=store)
+    call = tuner.run(SHORT)
+    await asyncio.to_thread(store.written.wait, 30)
+
+    for _ in range(3):
+        await next_of(call, "heartbeat")
+
+    store.go_on.set()
+    assert "done" == (await events(call))[-1].WhichOneof("event")
+
+
+async def test_pictures_that_take_long_to_read_are_no_silence(
+    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stream lives from its beginning, before there is a run, and still tells what is wrong with a picture (R7)."""
+    monkeypatch.setattr(module, "HEARTBEAT_S", 0.05)
+    go_on, decode = threading.Event(), module._model_images
+
+    def slow(*arguments: Any) -> Any:
+        go_on.wait(30)
+        return decode(*arguments)
+
+    monkeypatch.setattr(module, "_model_images", slow)
+    tuner = await start()
+    for picture, outcome in ((tuner.picture, "done"), (b"not a picture", "IMAGE_UNDECODABLE")):
+        go_on.clear()
+        call = tuner.run(SHORT, image=picture)
+        await next_of(call, "heartbeat")
+        go_on.set()
+        if outcome == "done":
+            assert "done" == (await events(call))[-1].WhichOneof("event")
+        else:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await next_of(call, "done")
+            assert outcome == from_rpc_error(caught.value).reason
+
+
+async def test_an_instance_is_a_process(start: Callable[..., Any]) -> None:
+    """A tuner tells the same instance over every connection, and no other tuner tells it (R1)."""
+    one, other = await start(), await start()
+
+    told = [(await tuner.stub.GetTunerInfo(tuner_pb2.GetTunerInfoRequest())).instance for tuner in (one, one, other)]
+
+    assert told[0] and told[0] == told[1] != told[2]
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [
@@ -388,7 +453,7 @@ async def test_a_drain_lets_go_of_every_run_and_takes_no_more(start: Callable[..
     tuner = await start()
     first = tuner.run(ENDLESS)
     await next_of(first, "progress")
-    second = tuner.run(SHORT, name="second", path="second")
+    second = tuner.run(SHORT, name="second", path="tunings/t/second/1")
     async with asyncio.timeout(30):
         while len(tuner.servicer._runs) < 2:
             await asyncio.sleep(0.01)
@@ -401,3 +466,30 @@ async def test_a_drain_lets_go_of_every_run_and_takes_no_more(start: Callable[..
         await events(tuner.run(SHORT))
     assert "DRAINING" == from_rpc_error(caught.value).reason
     assert [] == tuner.store.list("")
+
+
+async def test_weights_wait_for_a_store_that_is_full_for_a_while(start: Callable[..., Any], tmp_path: Path) -> None:
+    """A real disk without space when the weights are made, and with space a moment later: the tuning succeeds (r6)."""
+    with mounted(tmp_path / "disk", "4m") as disk:
+        store = WeightStore(str(disk / "store"))
+        tuner, ballast = await start(store=store), fill(disk)
+        call = tuner.run(SHORT)
+        await next_of(call, "progress")
+        await asyncio.sleep(2 * module.STORE_RETRY_S)
+        ballast.unlink()
+        done = (await events(call))[-1].done
+        assert store.get_weights(PATH, done.digest)
+
+
+async def test_a_store_that_stays_full_fails_the_run(
+    start: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """STORE_FULL with an invitation to try again, nothing half-written, and the tuner lives on (r6)."""
+    monkeypatch.setattr(module, "STORE_WAIT_S", 0.1)
+    with mounted(tmp_path / "disk", "4m") as disk:
+        tuner, ballast = await start(store=WeightStore(str(disk / "store"))), fill(disk)
+        error = from_status((await events(tuner.run(SHORT)))[-1].failed)
+        assert ("STORE_FULL", ResourceExhausted) == (error.reason, type(error)) and error.retry_after_s
+        assert str(disk) not in error.message and [] == tuner.store.list("")
+        ballast.unlink()
+        assert "done" == (await events(tuner.run(SHORT)))[-1].WhichOneof("event")

@@ -103,3 +103,17 @@ def test_layouts_keep_every_value(name: str) -> None:
     else:
         assert laid_out.shape == (spec.graph_shape or spec.shape)
         np.testing.assert_array_equal(laid_out.reshape(spec.shape), tensor)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.9, "null", "[]", "7", '{"schema": 1}', "[" * 100_000])
+def test_a_specification_that_is_cut_short_or_none_is_refused_with_the_remedy(
+    tmp_path: Path, part: float | str
+) -> None:
+    """Whatever lies there instead, it is a ValueError, which each program tells in one line (r16)."""
+    SPEC.save(tmp_path)
+    path = tmp_path / "spec.json"
+    text = path.read_text()
+    path.write_text(part if isinstance(part, str) else text[: int(part * len(text))])
+    with pytest.raises(ValueError) as damaged:
+        BaseModelSpec.load(tmp_path)
+    assert isinstance(damaged.value, json.JSONDecodeError) or "export again" in str(damaged.value)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unitune import images
+from unitune import images, picture_file
 from unitune.errors import InvalidArgument
 
 
@@ -35,7 +35,7 @@ def png_header(width: int, height: int) -> bytes:
 @pytest.mark.parametrize(("kind", "media_type"), [("PNG", "image/png"), ("JPEG", "image/jpeg"), ("WEBP", "image/webp")])
 def test_inspect_reads_kind_and_size_from_the_bytes(kind: str, media_type: str) -> None:
     """PNG, JPEG and WebP are told apart by their bytes."""
-    assert images.inspect(as_file(picture(), kind)) == images.ImageInfo(20, 12, media_type)
+    assert picture_file.check(as_file(picture(), kind)) == picture_file.PictureInfo(20, 12, media_type)
 
 
 def test_decode_gives_the_pixels_of_a_png() -> None:
@@ -47,10 +47,10 @@ def test_decode_gives_the_pixels_of_a_png() -> None:
 def test_exif_orientation_is_applied_to_size_and_pixels(orientation: int) -> None:
     """Sizes told and pixels decoded agree, for each of EXIF's eight orientations."""
     exif = Image.Exif()
-    exif[images.EXIF_ORIENTATION] = orientation
+    exif[picture_file.EXIF_ORIENTATION] = orientation
     data = as_file(picture(), exif=exif.tobytes())
 
-    info, pixels = images.inspect(data), images.decode(data)
+    info, pixels = picture_file.check(data), images.decode(data)
 
     assert (info.height, info.width) == pixels.shape[:2] == ((12, 20) if orientation <= 4 else (20, 12))
     upright = {1: lambda p: p, 3: lambda p: np.rot90(p, 2), 6: lambda p: np.rot90(p, -1), 8: lambda p: np.rot90(p)}
@@ -65,7 +65,7 @@ def test_a_file_cut_short_is_undecodable(kind: str, share: float) -> None:
     data = as_file(picture(64, 64), kind)
 
     with pytest.raises(InvalidArgument) as refusal:
-        images.inspect(data[: int(len(data) * share)])
+        picture_file.check(data[: int(len(data) * share)])
 
     assert refusal.value.reason == "IMAGE_UNDECODABLE"
     assert refusal.value.field == "image"
@@ -95,12 +95,11 @@ def test_damaged_pixels_never_raise_anything_else() -> None:
                 assert refusal.reason in {"IMAGE_UNDECODABLE", "IMAGE_TOO_LARGE"}
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("side", [(8001, 8000), (10000, 10000), (40000, 40000)])
+@pytest.mark.parametrize("side", [(8001, 8000), (10000, 10000), (16384, 16384)])
 def test_too_many_pixels_are_refused_from_the_header(side: tuple[int, int]) -> None:
     """A file of a few bytes that announces too many pixels is refused for that, not for its missing data."""
     with pytest.raises(InvalidArgument) as refusal:
-        images.inspect(png_header(*side))
+        picture_file.check(png_header(*side))
 
     assert refusal.value.reason == "IMAGE_TOO_LARGE"
     assert refusal.value.metadata["value"] in {f"{side[0]}x{side[1]} pixels", f"{side[0] * side[1]} pixels"}
@@ -110,7 +109,7 @@ def test_too_many_pixels_are_refused_from_the_header(side: tuple[int, int]) -> N
 def test_too_many_bytes_are_refused() -> None:
     """A file above 16 MiB is refused by its length alone."""
     with pytest.raises(InvalidArgument) as refusal:
-        images.inspect(bytes(images.MAX_BYTES + 1))
+        picture_file.check(as_file(picture()) + bytes(picture_file.MAX_BYTES))
 
     assert refusal.value.reason == "UPLOAD_TOO_LARGE"
 
@@ -197,9 +196,9 @@ def test_a_mask_comes_back_as_it_was_encoded() -> None:
 @pytest.mark.parametrize(
     ("data", "reason", "value"),
     [
-        (b"no picture", "IMAGE_UNDECODABLE", "10 bytes"),
-        (b"", "IMAGE_UNDECODABLE", "0 bytes"),
-        (images.encode_mask(np.ones((40, 40)))[:60], "IMAGE_UNDECODABLE", "60 bytes"),
+        (b"no picture", "IMAGE_UNDECODABLE", "text"),
+        (b"", "IMAGE_UNDECODABLE", "an empty file"),
+        (images.encode_mask(np.ones((40, 40)))[:60], "IMAGE_UNDECODABLE", "a PNG of 60 bytes"),
         (images.encode_mask(np.ones((3, 5))), "INVALID_FIELD", "5x3 pixels"),
     ],
 )

@@ -1,6 +1,7 @@
 """How a service of ours answers, is probed and stops, on a real server on loopback."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -28,8 +29,10 @@ class Service(edit_pb2_grpc.EditServiceServicer, image_pb2_grpc.ImageServiceServ
 
     def __init__(self) -> None:
         self.ended = asyncio.Event()
+        self.peers: list[str] = []
 
     async def Edit(self, request: edit_pb2.EditRequest, context: Any) -> AsyncIterator[edit_pb2.EditEvent]:
+        self.peers.append(context.peer())
         try:
             for number in range(1, 1000):
                 if request.prompt == "refuse":
@@ -235,6 +238,30 @@ async def test_a_health_port_of_its_own_serves_health_alone() -> None:
     await server.stop()
 
 
+async def test_a_stream_outlives_the_age_of_its_connection() -> None:
+    """A connection that is too old takes no new call, and cuts none that runs (R1)."""
+    service = Service()
+    server = await serving.start("127.0.0.1:0", service.register, connection_age_s=1.0)
+    async with serving.channel(server.address) as channel:
+        stub = edit_pb2_grpc.EditServiceStub(channel)
+        call = stub.Edit(edit_pb2.EditRequest(prompt="stop at 900"))
+        count = 0
+        while await call.read() is not grpc.aio.EOF:
+            count += 1
+        assert count == 900  # which takes 4.5 seconds at least
+        assert len([event async for event in stub.Edit(edit_pb2.EditRequest(prompt="stop at 1"))]) == 1
+    await server.stop()
+    assert len(set(service.peers)) == 2  # the age was in force: the later call has a connection of its own
+
+
+def test_connections_between_services_have_no_age() -> None:
+    """A server is given an age of connections by those alone who ask for it, and never a grace: it would cut (R1)."""
+    for options in (serving.server_options(1), serving.server_options(1, 60.0)):
+        names = [name for name, _ in options]
+        assert ("grpc.max_connection_age_ms" in names) == (len(options) > len(serving.server_options(1)))
+        assert "grpc.max_connection_age_grace_ms" not in names
+
+
 async def test_an_address_in_use_is_one_clear_error(client: Client) -> None:
     """Two servers never share a port unnoticed."""
     with pytest.raises(OSError, match=f"cannot listen on {client.server.address}: it is in use"):
@@ -284,9 +311,9 @@ sys.exit(asyncio.run(main()))
 """
 
 
-async def program(address: str, drain_s: float) -> tuple[asyncio.subprocess.Process, str]:
-    """A process that serves, and the first line it printed."""
-    command = [sys.executable, "-c", PROGRAM, address, str(drain_s)]
+async def program(address: str, drain_s: float, *, before: str = "") -> tuple[asyncio.subprocess.Process, str]:
+    """A process that serves, and the first line it printed; `before` is code that it runs first."""
+    command = [sys.executable, "-c", before + PROGRAM, address, str(drain_s)]
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=environ, stdout=PIPE, stderr=PIPE)
     assert process.stdout is not None
@@ -327,6 +354,42 @@ async def test_a_second_signal_hurries() -> None:
         process.send_signal(signal.SIGTERM)
         await asyncio.wait_for(process.communicate(), 30)
     assert process.returncode == 0
+
+
+STUCK = """
+import threading, time
+from unitune import serving
+serving.LEAVE_S = 0.5
+threading.Thread(target=time.sleep, args=(600,), name="stuck").start()  # Python's end waits for it
+"""
+
+
+async def test_a_thread_that_does_not_end_holds_up_no_end() -> None:
+    """Nothing waits longer than the drain and the time to leave; stderr says where each thread was (r19)."""
+    process, _ = await program("127.0.0.1:0", 0.5, before=STUCK)
+    process.send_signal(signal.SIGTERM)
+    try:
+        _, log = await asyncio.wait_for(process.communicate(), 60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+    assert process.returncode == 1
+    assert b'"stopped"' in log and b"Timeout" in log and b"threading.py" in log
+
+
+async def test_a_second_signal_waits_for_no_thread() -> None:
+    """The time to leave then counts from the second signal, not from the end of the drain (r19)."""
+    process, _ = await program("127.0.0.1:0", 600, before=STUCK)
+    assert process.stdout is not None
+    process.send_signal(signal.SIGTERM)
+    assert await process.stdout.readline() == b"draining\n"
+    process.send_signal(signal.SIGTERM)
+    try:
+        await asyncio.wait_for(process.communicate(), 60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+    assert process.returncode == 1
 
 
 async def test_serve_says_in_one_line_why_it_cannot(client: Client) -> None:

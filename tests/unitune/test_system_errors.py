@@ -9,13 +9,16 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import obstore
 import pytest
 from obstore.store import LocalStore
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from tests.full_disk import fill, mounted
 from unitune.errors import DataLoss, ResourceExhausted, Unavailable, UniTuneError
-from unitune.system_errors import about, sentence, sqlite_sentence, state_error, store_error
+from unitune.system_errors import about, disk_sentence, sentence, sqlite_sentence, state_error, store_error
 
 
 @pytest.fixture
@@ -111,7 +114,7 @@ def test_a_damaged_file_of_sqlite_is_state_corrupt_and_a_file_that_cannot_be_ope
         sqlite3.connect(tmp_path / "none" / "state.sqlite")
     check(state_error(damaged.value), DataLoss, "STATE_CORRUPT", tmp_path)
     check(state_error(closed.value), Unavailable, "STATE_DOWN", tmp_path)
-    assert "it is not a SQLite file" in sqlite_sentence(path, damaged.value)
+    assert "it is not a database of SQLite" in sqlite_sentence(path, damaged.value)
 
 
 def test_the_module_needs_no_other_package_than_errors_does() -> None:
@@ -125,3 +128,15 @@ def check(error: UniTuneError, kind: type[UniTuneError], reason: str, folder: Pa
     assert (type(error), error.reason) == (kind, reason)
     assert (error.retry_after_s is None) == (kind is DataLoss)
     assert str(folder) not in error.message + str(error.metadata)
+
+
+def test_a_full_disk_behind_a_library_is_told_too(small_disk: Path) -> None:
+    """safetensors and those who say nothing: the path that was written to, and that its disk is full (N11)."""
+    path = small_disk / "weights.safetensors"
+    with pytest.raises(SafetensorError) as full:
+        save_file({"a": np.zeros(2 << 20, np.float32)}, path)
+    words = f"cannot use {path}: its disk is full; free some space there"
+    assert (disk_sentence(full.value, path) or "").startswith(words)
+    assert disk_sentence(RuntimeError("serialization failed"), path) is None
+    fill(small_disk)
+    assert (disk_sentence(RuntimeError("serialization failed"), path / "none") or "").startswith("cannot use")

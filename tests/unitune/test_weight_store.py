@@ -1,12 +1,15 @@
 """The store of pictures and weights: nothing half-written is ever read, nothing is overwritten, nothing is left."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from unitune import weights
-from unitune.errors import DataLoss
+from tests.full_disk import mounted, read_only
+from unitune import weight_store, weights
+from unitune.errors import DataLoss, InvalidArgument, ResourceExhausted, Unavailable
 from unitune.weight_store import WeightStore
 
 
@@ -112,6 +115,123 @@ def test_deleted_weights_leave_nothing(tmp_path: Path, store: WeightStore) -> No
     store.delete_weights("t/1")
     assert gone == ["t/1/manifest.json", "t/1/weights.safetensors"]
     assert [path for path in (tmp_path / "store").rglob("*") if path.is_file()] == []
+
+
+def test_a_full_store_is_store_full_and_leaves_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """No half of an object is left, the error names no path, the log does not keep the reason to itself (r6)."""
+    with mounted(tmp_path / "disk", "1m") as disk:
+        store = WeightStore(str(disk / "store"))
+        store.put("small", b"1")
+        with pytest.raises(ResourceExhausted) as full:
+            store.put("a/large", bytes(2 << 20))
+        assert full.value.reason == "STORE_FULL" and full.value.retry_after_s and str(tmp_path) not in str(full.value)
+        assert "No space left on device" in caplog.records[-1].__dict__["fields"]["detail"]
+        assert store.get("small") == b"1" and store.list("a") == []
+        store.put("a/large", bytes(100))  # the space is there again
+
+
+def test_a_store_that_cannot_be_written_is_store_down(tmp_path: Path) -> None:
+    """A file system that can only be read: writing and deleting are UNAVAILABLE, reading goes on (r6)."""
+    store = WeightStore(str(tmp_path / "store"))
+    store.put("a", b"1")
+    with read_only(tmp_path / "store"):
+        for call in (lambda: store.put("b", b"2"), lambda: store.delete("a"), lambda: store.discard("a")):
+            with pytest.raises(Unavailable) as down:
+                call()
+            assert down.value.reason == "STORE_DOWN" and down.value.retry_after_s
+        assert store.get("a") == b"1"
+
+
+def test_an_object_store_that_is_not_there_is_store_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port that nobody listens at, asked again for 20 seconds at most (r6)."""
+    monkeypatch.setattr(weight_store, "RETRIES_S", 0.5)
+    for name, value in {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "ALLOW_HTTP": "true", "REGION": "r"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(Unavailable) as down:
+        WeightStore("s3://bucket/").get("a")
+    assert down.value.reason == "STORE_DOWN" and "127.0.0.1" not in down.value.message
+
+
+async def test_a_folder_that_hangs_is_store_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading what never answers, as a lost network disk does, ends with UNAVAILABLE (r6)."""
+    monkeypatch.setattr(weight_store, "ANSWER_S", 0.5)
+    store = WeightStore(str(tmp_path / "store"))
+    os.mkfifo(tmp_path / "store" / "pipe")
+    with pytest.raises(Unavailable) as down:
+        await store.answer(store.get, "pipe")
+    assert down.value.reason == "STORE_DOWN"
+    (tmp_path / "store" / "pipe").write_bytes(b"")  # lets the thread go
+
+
+@pytest.mark.parametrize("part", ["manifest.json", "weights.safetensors"])
+def test_weights_that_are_a_circle_of_links_are_data_loss(tmp_path: Path, part: str) -> None:
+    """What cannot be a file of ours is DATA_LOSS, and can still be discarded (r16)."""
+    store = WeightStore(str(tmp_path / "store"))
+    data, manifest = packed()
+    store.put_weights("t/1", data, manifest)
+    path = tmp_path / "store" / "t" / "1" / part
+    path.unlink()
+    path.symlink_to(part)
+    with pytest.raises(DataLoss) as damaged:
+        store.get_weights("t/1", manifest.digest)
+    assert damaged.value.reason == "STORE_CORRUPT" and str(tmp_path) not in damaged.value.message
+    store.discard("t")
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"null",
+        b"[]",
+        b"3",
+        b"[" * 100_000,
+        b"\xff\xfe",
+        b'{"tensors": [["a"]]}',
+        lambda whole: whole.replace(b'"updates": 3', b'"updates": "3"'),
+        lambda whole: whole.replace(b'"method": "unitune"', b'"method": 3'),
+        lambda whole: whole.replace(b'"a",', b'["a"],'),
+    ],
+    ids=lambda text: text[:20].decode(errors="replace") if isinstance(text, bytes) else "wrong type",
+)
+def test_a_manifest_that_is_none_is_data_loss(store: WeightStore, text: Any) -> None:
+    """Whatever JSON, or no JSON, lies there (r16)."""
+    data, manifest = packed()
+    whole = manifest.to_json()
+    changed = text if isinstance(text, bytes) else text(whole)
+    assert changed != whole
+    store.put("t/1/weights.safetensors", data)
+    store.put("t/1/manifest.json", changed)
+    with pytest.raises(DataLoss) as caught:
+        store.get_weights("t/1", manifest.digest)
+    assert caught.value.reason == "WEIGHTS_CORRUPT"
+
+
+def test_what_is_discarded_leaves_nothing_but_what_is_kept(tmp_path: Path, store: WeightStore) -> None:
+    """Also what a killed process left half-written, which an object store does not list (r9)."""
+    for path in ("t/1/a", "t/2/manifest.json", "t/2/b", "u/c"):
+        store.put(path, b"1")
+    (tmp_path / "store" / "t" / "1" / "weights.safetensors#1").write_bytes(b"half")
+    store.discard("t", keep="t/2")
+    left = sorted(str(path.relative_to(tmp_path / "store")) for path in (tmp_path / "store").rglob("*"))
+    assert left == ["t", "t/2", "t/2/b", "t/2/manifest.json", "u", "u/c"]
+    with pytest.raises(InvalidArgument):
+        store.discard("../store")
+
+
+@pytest.mark.parametrize("path", ["../a", "a\0b", "x" * 5000, "/../../etc/passwd"])
+def test_a_path_that_is_none_is_refused(store: WeightStore, path: str) -> None:
+    """It is the caller's mistake, not the store's: INVALID_ARGUMENT, and nothing outside of the store is touched."""
+    for call in (
+        lambda: store.get(path),
+        lambda: store.put(path, b"1"),
+        lambda: store.delete(path),
+        lambda: store.has(path),
+    ):
+        with pytest.raises(InvalidArgument) as refused:
+            call()
+        assert refused.value.reason == "INVALID_FIELD"
 
 
 def test_packing_is_deterministic() -> None:

@@ -102,6 +102,16 @@ class ScriptedServer:
             else:
                 yield event
 
+    def check_edit(self, request: Any) -> list[Any]:
+        """Answer a request that is to be validated only: as scripted, or accepted without warnings."""
+        if self._answers["CheckEdit"]:
+            answer = self.next_answer("CheckEdit", request)
+            if isinstance(answer, UniTuneError):
+                raise answer
+            return answer
+        self.requests["CheckEdit"].append(request)
+        return [event for event in edit_events([]) if event.WhichOneof("event") in ("accepted", "done")]
+
     def register(self, server: grpc.aio.Server) -> list[str]:
         """Add the servicers; their full names."""
         image_pb2_grpc.add_ImageServiceServicer_to_server(_Images(self), server)
@@ -148,6 +158,10 @@ class _Edits(edit_pb2_grpc.EditServiceServicer):
         self._script = script
 
     async def Edit(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        if request.validate_only:  # needs no script, and may have one as `CheckEdit`
+            for event in self._script.check_edit(request):
+                yield event
+            return
         async for event in self._script.stream("Edit", request):
             yield event
 

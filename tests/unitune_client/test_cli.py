@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from google.protobuf.empty_pb2 import Empty
+from google.protobuf.timestamp_pb2 import Timestamp
 from PIL import Image
 
 import unitune_client
@@ -419,6 +420,27 @@ def test_what_the_server_would_refuse_is_refused_before_the_tuning(
 
 
 @pytest.mark.parametrize(
+    ("argument", "name", "data", "line"),
+    [
+        ("--mask", "mask.png", b"no picture", "--mask is 'mask.png': it is text; give a PNG picture"),
+        ("--mask", "mask.jpg", b"\xff\xd8\xff", "--mask is 'mask.jpg': it is a JPEG; give a PNG picture"),
+        ("PHOTO", "a.gif", b"GIF89a", "PHOTO is 'a.gif': it is a GIF; give a PNG, JPEG or WebP picture"),
+        ("--photo", "b.pdf", b"%PDF", "--photo is 'b.pdf': it is a PDF; give a PNG, JPEG or WebP picture"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused_before_anything_starts(
+    photo: Path, argument: str, name: str, data: bytes, line: str
+) -> None:
+    """Whatever it is given as, and without a server: no services start, and nothing is uploaded (N13)."""
+    Path(name).write_bytes(data)
+    arguments = [name, "a dog"] if argument == "PHOTO" else [photo, "a dog", argument, name]
+
+    done = unitune("edit", *arguments, "--address", "127.0.0.1:1")
+
+    assert (2, f"error: {line}") == (done.exit_code, done.stderr.strip())
+
+
+@pytest.mark.parametrize(
     ("mask", "arguments", "line"),
     [
         (None, ["--mask-source=given"], "--mask is 'unset': --mask-source given needs it; give a PNG file"),
@@ -433,7 +455,6 @@ def test_what_the_server_would_refuse_is_refused_before_the_tuning(
             ["--mask-blur=2"],
             "--mask-blur is 2.0: give --mask, --mask-text or --mask-source diffedit, too: it softens the edge of that",
         ),
-        (b"no picture", [], "--mask is '10 bytes': give a PNG file, white where PHOTO is to be edited"),
         (BLACK, [], "--mask is 'all black': make white what is to be edited; nothing is"),
         (
             scripted_server.png((255, 255, 255), (48, 64)),
@@ -556,7 +577,7 @@ def test_a_refusal_by_the_server_keeps_its_words_and_decides_the_code(server: Sc
     refused = unitune("edit", photo, "a dog", "--mode", "most", "--address", server.address)
     failed = unitune("tune", photo, "--json", "--address", server.address)
 
-    wanted = "error: config.mode is 'most': it must be full or attn_out or lora"
+    wanted = "error: --mode is 'most': it must be full or attn_out or lora"
     assert (2, wanted) == (refused.exit_code, refused.stderr.strip())
     assert (1, "error: the tuning diverged at update 12") == (failed.exit_code, failed.stderr.strip())
     assert "TUNING_DIVERGED" == json.loads(failed.stdout)["reason"]
@@ -611,6 +632,67 @@ def test_tunings_are_listed_watched_cancelled_and_deleted(server: ScriptedServer
     assert "CANCELLED" == json.loads(cancelled.stdout)["tuning"]["state"]
     assert f"{TUNING}  deleted\n" == deleted.stdout
     assert (1, "error: there is no such tuning\n") == (missing.exit_code, missing.stderr)
+
+
+@pytest.mark.parametrize(
+    ("config", "updates"),
+    [
+        (tuning_pb2.TuningConfig(method="imagic", embedding_updates=500, updates=1000), 1500),
+        (tuning_pb2.TuningConfig(method="unitune", updates=128, super_resolution_updates=32), 160),
+        (tuning_pb2.TuningConfig(method="null_text", updates=10, num_inference_steps=50), 500),
+    ],
+    ids=lambda value: getattr(value, "method", ""),
+)
+def test_a_list_counts_every_phase_and_tells_local_time(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, config: tuning_pb2.TuningConfig, updates: int
+) -> None:
+    """Updates are those that progress counts; the time is this machine's, with its offset from UTC (N20)."""
+    made = scripted_server.tuning("READY", create_time=Timestamp(seconds=1_790_000_000))
+    made.config.CopyFrom(config)
+    server.script("ListTunings", tuning_pb2.ListTuningsResponse(tunings=[made]))
+    monkeypatch.setenv("TZ", "IST-5:30")
+    time.tzset()
+    try:
+        told = unitune("tunings", "list", "--address", server.address).stdout
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+    assert f"{TUNING}  READY      {updates:5} updates  2026-09-21 19:43 +0530\n" == told
+
+
+@pytest.mark.parametrize("on_terminal", [False, True])
+def test_a_bar_has_a_total_that_stays(server: ScriptedServer, photo: Path, tmp_path: Path, on_terminal: bool) -> None:
+    """Attempts of which the gate chooses are a bar each, which says which one of how many it is (N25)."""
+    expect_tuning(server)
+    events = scripted_server.edit_events([DOG], steps=2)
+    steps = [(index, total, attempt) for attempt, total in ((1, 9), (2, 5), (3, 2)) for index in range(total)]
+    kinds = edit_pb2.EditEvent
+    events[2:4] = [
+        kinds(step=kinds.Step(index=index, total=total, attempt=attempt, attempts=3)) for index, total, attempt in steps
+    ]
+    server.script("Edit", events)
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "unitune_client", "edit", str(photo), "a dog", "--address", server.address]
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(unitune_client.__file__).parents[1]), "TERM": "xterm", "COLUMNS": "120"
+    }  # fmt: skip
+    errors = theirs if on_terminal else (tmp_path / "said").open("wb")
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, cwd=tmp_path, env=environment) as process:
+        os.close(theirs)
+        shown = b""
+        try:
+            while data := os.read(ours, 65536):
+                shown += data
+        except OSError:  # how a terminal says that the other end is closed
+            pass
+        os.close(ours)
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", (shown or (tmp_path / "said").read_bytes()).decode())
+
+    assert 0 == process.returncode, text
+    for attempt, total in ((1, 9), (2, 5), (3, 2)):
+        counts = re.findall(rf"a dog \(attempt {attempt} of 3\)[^0-9]+(\d+)/(\d+)", text)
+        assert {str(total)} == {of for _, of in counts} and str(total) == counts[-1][0], text
 
 
 def test_help_names_examples_and_units() -> None:

@@ -135,7 +135,7 @@ def test_an_unknown_option_is_an_invalid_field_with_the_nearest_name(client: Cli
     with pytest.raises(InvalidField, match=r"n_cross_replace is 0\.4: did you mean cross_replace\?") as refused:
         next(client.edit(PICTURE, "a dog", n_cross_replace=0.4))  # type: ignore[call-arg]
     assert {"field": "n_cross_replace", "value": "0.4"}.items() <= refused.value.metadata.items()
-    with pytest.raises(InvalidField, match="word_weights is 3: give words with a number each"):
+    with pytest.raises(InvalidField, match="word_weights is 3: give a mapping from words to numbers"):
         next(client.edit(PICTURE, "a dog", word_weights=3))  # type: ignore[arg-type]
 
 

@@ -6,6 +6,7 @@ import typing
 
 import unitune_client
 from unitune import errors
+from unitune.v1 import edit_pb2, tuning_pb2
 from unitune_client import events, messages
 
 
@@ -64,3 +65,10 @@ def test_every_message_field_of_a_config_has_an_option() -> None:
 
     assert tuning == set(messages.TuningOptions.__annotations__)
     assert sampling <= set(messages.EditOptions.__annotations__)
+
+
+def test_a_state_of_a_newer_server_is_unknown_and_no_error() -> None:
+    """What a message says beyond this client's states has an answer, too, and known ones are what they are (N1)."""
+    assert messages.tuning(tuning_pb2.Tuning(state=99)).state is events.TuningState.UNKNOWN
+    assert messages.edit(edit_pb2.Edit(state=99)).state is events.EditState.UNKNOWN
+    assert messages.tuning(tuning_pb2.Tuning(state=tuning_pb2.Tuning.STATE_READY)).state is events.TuningState.READY

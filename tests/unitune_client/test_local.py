@@ -1,26 +1,31 @@
 """LocalServices and `unitune up` with stand-in programs: real processes, real ports, real signals."""
 
 import ast
+import inspect
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 import unitune_client
+from tests.full_disk import fill, mounted
 from tests.unitune_client import stand_ins
-from unitune.errors import InvalidField
-from unitune_client import Client, machine, programs
+from unitune import drain, serving
+from unitune.errors import Internal, InvalidField, ResourceExhausted, UniTuneError
+from unitune_client import Client, machine, programs, supervision
 from unitune_client.cli import main
 from unitune_client.connection import connection
-from unitune_client.home import Home
+from unitune_client.home import RESERVE_BYTES, Home
 from unitune_client.local import LocalServices
 from unitune_client.machine import LocalError
 
@@ -53,6 +58,11 @@ def said() -> list[str]:
     return []
 
 
+def environment_of(folder: Path) -> dict[str, str]:
+    """For a program of ours, with the stand-ins before the real ones."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(folder / "programs"), str(ROOT)])}
+
+
 def pids(home: Home) -> list[int]:
     """The processes that were started."""
     return [note["pid"] for note in stand_ins.notes(home.store).values()]
@@ -82,7 +92,7 @@ def test_the_engine_is_built_once(home: Home, base_model: str, said: list[str]) 
     second = LocalServices(base_model, home=home, log=said.append).build()
 
     assert home.engines / "e1" == first == second
-    words = "building the engine for tiny, once, about half a minute"
+    words = "building the engine for tiny, once"
     assert [words, "  g1: working on it ...", "  e1: working on it ..."] == said
     arguments = ast.literal_eval((home.engines / "e1" / "arguments").read_text())
     assert {"--graphs": str(home.graphs / "g1"), "--engines": str(home.engines)} == arguments
@@ -166,7 +176,8 @@ def test_a_service_that_does_not_stop_is_killed(
         "signal.signal(signal.SIGTERM, signal.SIG_IGN); print('listening 127.0.0.1:1', flush=True); time.sleep(99)"
     )
     stand_ins.write(tmp_path / "programs", sampler=ignores)
-    monkeypatch.setattr(programs, "STOP_S", 0.3)
+    monkeypatch.setattr(programs, "TELLS_AFTER_S", 0.1)
+    monkeypatch.setattr(programs, "KILLED_AFTER_S", 0.3)
 
     with LocalServices(base_model, home=home):
         pass
@@ -174,14 +185,188 @@ def test_a_service_that_does_not_stop_is_killed(
     assert 3 == len(pids(home)) and [] == stand_ins.still_running(pids(home))
 
 
-def test_a_service_that_dies_later_is_noticed(home: Home, base_model: str, said: list[str]) -> None:
-    """`check` tells which one ended; a lost server is told by that and not as unavailable."""
-    died = pytest.raises(LocalError, match="the gateway ended with status -9")
+def test_a_service_that_dies_later_is_noticed(
+    home: Home, base_model: str, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that is lost is told as the service that ended, with its log, and not as one that does not answer."""
+    monkeypatch.setattr(supervision, "FIRST_WAIT_S", 60.0)
+    died = pytest.raises(LocalError, match="the gateway ended with status -9 and is started again: repeat the command")
     with died, connection(None, base_model, said.append) as client:
         os.kill(stand_ins.notes(home.store)["gateway"]["pid"], signal.SIGKILL)
         client.server_info()
 
-    assert "starting the services here; `unitune up` keeps them running" == said[0]
+    assert "running the services here; `unitune up` keeps them running" in said
+    assert [] == stand_ins.still_running(pids(home))
+
+
+def test_an_error_that_speaks_of_a_log_names_it(home: Home, base_model: str, said: list[str]) -> None:
+    """The details are in a file of this machine, and the message has its path (N25)."""
+    for message, name in (
+        ("the server made a mistake; its log has the details", "gateway"),
+        ("the tuner made a mistake; its log has the details", "tuner"),
+    ):
+        with pytest.raises(Internal) as raised, connection(None, base_model, said.append):
+            raise Internal(message, reason="INTERNAL")
+
+        told, _, path = raised.value.message.rpartition(": ")
+        assert (message, f"{name}.log", True) == (told, Path(path).name, Path(path).is_file())
+
+
+def test_a_port_in_use_is_told_before_anything_starts(home: Home, base_model: str, said: list[str]) -> None:
+    """No engine is built and no service runs for a port that is not to be had (N18)."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with (
+            pytest.raises(LocalError, match=rf"cannot listen on 127\.0\.0\.1:{port}: it is in use; give an"),
+            LocalServices(base_model, home=home, log=said.append, port=port),
+        ):
+            pytest.fail("it must not start")
+
+    assert [] == said and {} == stand_ins.notes(home.store) and [] == home.engine_names()
+
+
+def test_a_port_is_kept_while_the_engine_is_built(home: Home, base_model: str, tmp_path: Path) -> None:
+    """Nobody takes it in the minutes until the gateway listens on it, which then works (N18)."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    outcomes: list[str] = []
+
+    def say(line: str) -> None:
+        if "building the engine" in line:
+            with socket.socket() as other:
+                try:
+                    other.bind(("127.0.0.1", port))
+                except OSError:
+                    outcomes.append("kept")
+
+    with LocalServices(base_model, home=home, log=say, port=port) as services, Client(services.address) as client:
+        assert (f"127.0.0.1:{port}", "gateway") == (services.address, client.server_info().version)
+    assert ["kept"] == outcomes
+
+
+def test_a_start_says_what_it_does_and_how_long_it_took(home: Home, base_model: str, said: list[str]) -> None:
+    """A line per stage, with the seconds since the start, which never go back (N18)."""
+    with LocalServices(base_model, home=home, log=said.append):
+        pass
+
+    assert said[0].startswith(f"starting the services; their logs are in {home.root}/logs/")
+    stages = [re.fullmatch(r"(.*) after (\d+\.\d) s", line) for line in said]
+    told = [(stage[1], float(stage[2])) for stage in stages if stage is not None]
+    assert [
+        "the engine is there",
+        "the tuner listens",
+        "the sampler listens",
+        "the gateway listens",
+        "the gateway answers",
+    ] == [what for what, _ in told]
+    assert sorted(seconds for _, seconds in told) == [seconds for _, seconds in told]
+
+
+def test_a_second_up_names_the_first(home: Home, up: subprocess.Popen[str], base_model: str, tmp_path: Path) -> None:
+    """It tells address and process, and ends with 1 instead of waiting (N18)."""
+    running = home.running()
+    assert running is not None
+
+    second = subprocess.run(up.args, capture_output=True, text=True, env=environment_of(tmp_path), timeout=120)
+
+    assert (1, "") == (second.returncode, second.stdout)
+    assert second.stderr.startswith(f"error: `unitune up` runs already: {running.address}, process {up.pid}; ")
+
+
+def test_an_up_beside_a_command_with_its_own_services_names_that(home: Home, base_model: str, tmp_path: Path) -> None:
+    """A command that shares nothing is told by its process (N18)."""
+    with LocalServices(base_model, home=home):
+        command = [sys.executable, "-m", "unitune_client", "up", "--port", "0", "--base-model", base_model]
+        second = subprocess.run(command, capture_output=True, text=True, env=environment_of(tmp_path), timeout=120)
+
+    assert 1 == second.returncode
+    assert second.stderr.startswith(f"error: process {os.getpid()} runs its services in {home.root}; ")
+
+
+def test_a_waiting_command_takes_services_that_are_shared_meanwhile(
+    home: Home, base_model: str, said: list[str]
+) -> None:
+    """A command that came while `up` was starting does not wait for the end of it (N18)."""
+    with LocalServices(base_model, home=home) as services:
+        found: list[str] = []
+
+        def command() -> None:
+            with connection(None, base_model, said.append) as client:
+                found.append(client.server_info().version)
+
+        waiting = threading.Thread(target=command)
+        waiting.start()
+        wait_until(lambda: any("waiting for its end" in line for line in said))
+        services.share()
+        waiting.join(60)
+
+    assert ["gateway"] == found
+    assert f"using the services of `unitune up` at {services.address}, process {os.getpid()}" in said
+
+
+def test_looking_is_in_nobodys_way(home: Home) -> None:
+    """Programs that look whether services run never make a start believe that some do (N18)."""
+    home.prepare()
+    stopped = threading.Event()
+
+    def look() -> None:
+        while not stopped.is_set():
+            home.running()
+
+    lookers = [threading.Thread(target=look) for _ in range(3)]
+    for looker in lookers:
+        looker.start()
+    try:
+        for _ in range(100):
+            claim = home.claim()
+            assert claim is not None
+            claim.release()
+    finally:
+        stopped.set()
+        for looker in lookers:
+            looker.join()
+
+
+def test_every_time_for_an_end_is_one_number(home: Home, base_model: str) -> None:
+    """Services drain as long as their parents and Kubernetes let them, and the help says so (r11)."""
+    graces = [
+        int(seconds)
+        for path in sorted((ROOT / "k8s" / "base").glob("*.yaml"))
+        for seconds in re.findall(r"terminationGracePeriodSeconds: (\d+)", path.read_text())
+    ]
+
+    assert [drain.KILLED_AFTER_S] * 3 == graces
+    assert drain.DRAIN_S < drain.KILLED_AFTER_S
+    assert drain.DRAIN_S == inspect.signature(serving.serve).parameters["drain_s"].default
+    words = " ".join(CliRunner().invoke(main, ["up", "--help"]).stdout.split())
+    assert f"what runs gets {drain.DRAIN_S:.0f} seconds to end; a second Ctrl-C ends it at once" in words
+    with LocalServices(base_model, home=home) as services:
+        given = Path(f"/proc/{services._services['tuner'].process.pid}/cmdline").read_bytes().split(b"\0")
+    assert f"{drain.KILLED_AFTER_S}".encode() in given
+
+
+def test_what_drains_is_told_and_a_second_interrupt_ends_it(home: Home, base_model: str, tmp_path: Path) -> None:
+    """Ctrl-C waits for what runs, and says how long and what ends it at once, which it does (r11)."""
+    drains = "signal.signal(signal.SIGTERM, signal.SIG_IGN); print('listening 127.0.0.1:1', flush=True); time.sleep(99)"
+    stand_ins.write(tmp_path / "programs", sampler=drains)
+    command = [sys.executable, "-m", "unitune_client", "up", "--port", "0", "--base-model", base_model]
+    said = tmp_path / "said"
+    with (
+        said.open("w") as stderr,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment_of(tmp_path)
+        ) as process,
+    ):
+        assert process.stdout is not None and process.stdout.readline().startswith("listening")
+        process.send_signal(signal.SIGINT)
+        wait_until(lambda: "what still runs gets 30 s to end; Ctrl-C again ends it at once" in said.read_text())
+        assert process.poll() is None
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+
+        assert 130 == process.wait(60)
+
+    assert time.monotonic() - began < drain.DRAIN_S - 5
     assert [] == stand_ins.still_running(pids(home))
 
 
@@ -228,9 +413,10 @@ def test_only_one_program_runs_services_in_a_home(home: Home, base_model: str, s
             time.sleep(0.02)
         time.sleep(0.3)
         assert starting.is_alive() and "" == other.address
-    starting.join(30)
+        who = f"another program (process {os.getpid()})"
+        assert [f"{who} runs its services in {home.root}; waiting for its end"] == said
+    starting.join(60)
     try:
-        assert [f"another program runs its services in {home.root}; waiting for its end"] == said
         with Client(other.address) as client:
             assert "gateway" == client.server_info().version
     finally:
@@ -254,7 +440,7 @@ def test_old_logs_are_thrown_away(home: Home) -> None:
 def up(home: Home, base_model: str, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """`unitune up`, once it listens."""
     command = [sys.executable, "-m", "unitune_client", "up", "--port", "0", "--base-model", base_model]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path / "programs"), str(ROOT)])}
+    environment = environment_of(tmp_path)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path) as process:
         assert process.stdout is not None and process.stdout.readline().startswith("listening 127.0.0.1:")
         yield process
@@ -306,9 +492,88 @@ def test_services_end_when_their_parent_is_killed(home: Home, up: subprocess.Pop
     claim.release()
 
 
-def test_up_ends_when_a_service_dies(home: Home, up: subprocess.Popen[str]) -> None:
-    """It stops the others and leaves with 1."""
-    os.kill(stand_ins.notes(home.store)["sampler"]["pid"], signal.SIGKILL)
+def test_a_service_that_dies_is_started_again_at_its_address(
+    home: Home, base_model: str, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others need not be told: it listens where it did. After a few times it is given up (r12)."""
+    monkeypatch.setattr(supervision, "RESTARTS", 2)
+    with LocalServices(base_model, home=home, log=said.append) as services:
+        for name in ("sampler", "gateway"):
+            before = stand_ins.notes(home.store)[name]
+            os.kill(int(str(before["pid"])), signal.SIGKILL)
+            wait_until(lambda name=name: f"the {name} listens again, after" in "\n".join(said))
+            notes = stand_ins.notes(home.store)
+            assert before["pid"] != notes[name]["pid"]
+            where = {"sampler": notes["gateway"]["settings"]["UNITUNE_SAMPLER"], "gateway": services.address}[name]
+            assert where == notes[name]["settings"][f"UNITUNE_{name.upper()}_ADDRESS"]
+        with Client(services.address) as client:
+            assert "gateway" == client.server_info().version
+        services.check()
+        given_up = threading.Event()
+        services.on_failure = given_up.set
 
-    assert 1 == up.wait(30)
+        def listens_again(times: int) -> bool:
+            return given_up.is_set() or sum("sampler listens again" in line for line in said) == times
+
+        for times in (2, 3):
+            os.kill(int(str(stand_ins.notes(home.store)["sampler"]["pid"])), signal.SIGKILL)
+            wait_until(partial(listens_again, times))
+
+        assert given_up.wait(30)
+        with pytest.raises(
+            LocalError, match="the sampler ended with status -9, 3 times within 10 minutes, and is given up"
+        ):
+            services.check()
     assert [] == stand_ins.still_running(pids(home))
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for what another thread does."""
+    gives_up_at = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < gives_up_at
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def small_home(home: Home, tmp_path: Path) -> Iterator[Home]:
+    """The home on a disk of its own, of 24 MB."""
+    with mounted(tmp_path / "home", "24m"):
+        yield home
+
+
+def test_a_full_home_is_told_with_its_path_before_anything_starts(small_home: Home, base_model: str) -> None:
+    """`unitune build` on a full disk names the folder and the remedy, in one line without a number (N11)."""
+    fill(small_home.root)
+    ended = CliRunner().invoke(main, ["build", "--base-model", base_model])
+    assert ended.exit_code == 1 and ended.output.count("\n") == 1
+    assert f"error: cannot use {small_home.root}: its disk is full; free some space there" in ended.output
+    assert "Errno" not in ended.output and "unitune tunings delete" in ended.output
+
+
+def test_deleting_starts_the_services_on_a_full_disk(small_home: Home, base_model: str) -> None:
+    """Logs, lock and state of the services get the reserve's space, and the reserve is put back when there is some."""
+    small_home.prepare()
+    ballast = fill(small_home.root)
+    services = LocalServices(base_model, home=small_home)
+    with small_home.space_to_delete(), services, Client(services.address) as client:
+        assert "gateway" == client.server_info().version
+    assert not (small_home.root / "reserve").exists()
+    ballast.unlink()
+    with small_home.space_to_delete():
+        pass
+    assert (small_home.root / "reserve").stat().st_size == RESERVE_BYTES
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind", "place"),
+    [("STORE_FULL", ResourceExhausted, "store"), ("STATE_FULL", ResourceExhausted, "state/gateway.sqlite")],
+)
+def test_a_full_disk_of_our_own_services_is_told_with_its_path(
+    home: Home, base_model: str, reason: str, kind: type[UniTuneError], place: str
+) -> None:
+    """What a server says without a path has one when the server is this machine's (N11)."""
+    with pytest.raises(LocalError) as told, connection(None, base_model, lambda line: None):
+        raise kind("the store of the server is full", reason=reason, retry_after_s=1.0)
+    assert f"cannot use {home.root / place}: its disk is full" in str(told.value)
+    assert "unitune tunings delete" in str(told.value)

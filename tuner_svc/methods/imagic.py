@@ -1,6 +1,6 @@
 """Imagic (arXiv 2210.09276), section 3.2: first the text's embedding is moved to the picture, then the denoiser.
 
-One tuning per picture and text. At sampling the two embeddings are mixed (sampler_svc.conditioning).
+One tuning per picture and text. At sampling the two embeddings are mixed (sampler_svc.sampling.conditioning).
 """
 
 import torch

@@ -14,7 +14,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class EditRequest(_message.Message):
-    __slots__ = ("parent", "tuning", "image", "image_data", "tuning_config", "prompt", "config", "seeds", "preview_every", "mask")
+    __slots__ = ("parent", "tuning", "image", "image_data", "tuning_config", "prompt", "config", "seeds", "preview_every", "mask", "mask_image", "omit_metadata", "validate_only")
     PARENT_FIELD_NUMBER: _ClassVar[int]
     TUNING_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
@@ -25,6 +25,9 @@ class EditRequest(_message.Message):
     SEEDS_FIELD_NUMBER: _ClassVar[int]
     PREVIEW_EVERY_FIELD_NUMBER: _ClassVar[int]
     MASK_FIELD_NUMBER: _ClassVar[int]
+    MASK_IMAGE_FIELD_NUMBER: _ClassVar[int]
+    OMIT_METADATA_FIELD_NUMBER: _ClassVar[int]
+    VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
     parent: str
     tuning: str
     image: str
@@ -35,7 +38,10 @@ class EditRequest(_message.Message):
     seeds: _containers.RepeatedScalarFieldContainer[int]
     preview_every: int
     mask: bytes
-    def __init__(self, parent: _Optional[str] = ..., tuning: _Optional[str] = ..., image: _Optional[str] = ..., image_data: _Optional[bytes] = ..., tuning_config: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., prompt: _Optional[str] = ..., config: _Optional[_Union[SamplingConfig, _Mapping]] = ..., seeds: _Optional[_Iterable[int]] = ..., preview_every: _Optional[int] = ..., mask: _Optional[bytes] = ...) -> None: ...
+    mask_image: str
+    omit_metadata: bool
+    validate_only: bool
+    def __init__(self, parent: _Optional[str] = ..., tuning: _Optional[str] = ..., image: _Optional[str] = ..., image_data: _Optional[bytes] = ..., tuning_config: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., prompt: _Optional[str] = ..., config: _Optional[_Union[SamplingConfig, _Mapping]] = ..., seeds: _Optional[_Iterable[int]] = ..., preview_every: _Optional[int] = ..., mask: _Optional[bytes] = ..., mask_image: _Optional[str] = ..., omit_metadata: _Optional[bool] = ..., validate_only: _Optional[bool] = ...) -> None: ...
 
 class SamplingConfig(_message.Message):
     __slots__ = ("method", "scheduler", "num_inference_steps", "guidance_scale", "strength", "interpolation", "negative_prompt", "base_prompt", "prompt_guidance_scale", "unconditional_model", "base_mixture", "mask_source", "mask_blur", "only_masked", "mask_padding", "repeats", "mask_keeps", "mask_text", "inverted", "eta", "guidance_sigma_low", "guidance_sigma_high", "automatic", "gate", "resamples", "inversion", "cross_replace", "self_replace", "alignment", "word_weights", "blend_words", "super_resolution", "super_resolution_noise_level", "super_resolution_steps", "super_resolution_guidance_scale", "dynamic_thresholding", "fast")
@@ -141,7 +147,7 @@ class Scores(_message.Message):
     def __init__(self, prompt: _Optional[float] = ..., base_prompt: _Optional[float] = ..., kept: _Optional[float] = ..., passed: _Optional[bool] = ..., round_trip: _Optional[float] = ..., detail: _Optional[float] = ..., saturated: _Optional[float] = ...) -> None: ...
 
 class EditEvent(_message.Message):
-    __slots__ = ("sequence", "create_time", "accepted", "tuning", "loading", "step", "image", "done", "failed", "cancelled", "heartbeat", "warning")
+    __slots__ = ("sequence", "create_time", "accepted", "tuning", "loading", "step", "image", "done", "failed", "cancelled", "heartbeat", "warning", "image_part")
     class Accepted(_message.Message):
         __slots__ = ("edit", "config", "effective_strength", "seeds", "warnings")
         EDIT_FIELD_NUMBER: _ClassVar[int]
@@ -165,25 +171,31 @@ class EditEvent(_message.Message):
         probe_ratio: float
         def __init__(self, warm: _Optional[bool] = ..., refit_s: _Optional[float] = ..., probe_ratio: _Optional[float] = ...) -> None: ...
     class Step(_message.Message):
-        __slots__ = ("index", "total", "preview")
+        __slots__ = ("index", "total", "preview", "attempt", "attempts")
         INDEX_FIELD_NUMBER: _ClassVar[int]
         TOTAL_FIELD_NUMBER: _ClassVar[int]
         PREVIEW_FIELD_NUMBER: _ClassVar[int]
+        ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+        ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
         index: int
         total: int
         preview: bytes
-        def __init__(self, index: _Optional[int] = ..., total: _Optional[int] = ..., preview: _Optional[bytes] = ...) -> None: ...
+        attempt: int
+        attempts: int
+        def __init__(self, index: _Optional[int] = ..., total: _Optional[int] = ..., preview: _Optional[bytes] = ..., attempt: _Optional[int] = ..., attempts: _Optional[int] = ...) -> None: ...
     class Warning(_message.Message):
         __slots__ = ("text",)
         TEXT_FIELD_NUMBER: _ClassVar[int]
         text: str
         def __init__(self, text: _Optional[str] = ...) -> None: ...
     class EditedImage(_message.Message):
-        __slots__ = ("index", "seed", "png", "mask", "scores", "strength", "guidance_scale")
+        __slots__ = ("index", "seed", "png", "mask", "size_bytes", "mask_size_bytes", "scores", "strength", "guidance_scale")
         INDEX_FIELD_NUMBER: _ClassVar[int]
         SEED_FIELD_NUMBER: _ClassVar[int]
         PNG_FIELD_NUMBER: _ClassVar[int]
         MASK_FIELD_NUMBER: _ClassVar[int]
+        SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+        MASK_SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
         SCORES_FIELD_NUMBER: _ClassVar[int]
         STRENGTH_FIELD_NUMBER: _ClassVar[int]
         GUIDANCE_SCALE_FIELD_NUMBER: _ClassVar[int]
@@ -191,10 +203,21 @@ class EditEvent(_message.Message):
         seed: int
         png: bytes
         mask: bytes
+        size_bytes: int
+        mask_size_bytes: int
         scores: Scores
         strength: float
         guidance_scale: float
-        def __init__(self, index: _Optional[int] = ..., seed: _Optional[int] = ..., png: _Optional[bytes] = ..., mask: _Optional[bytes] = ..., scores: _Optional[_Union[Scores, _Mapping]] = ..., strength: _Optional[float] = ..., guidance_scale: _Optional[float] = ...) -> None: ...
+        def __init__(self, index: _Optional[int] = ..., seed: _Optional[int] = ..., png: _Optional[bytes] = ..., mask: _Optional[bytes] = ..., size_bytes: _Optional[int] = ..., mask_size_bytes: _Optional[int] = ..., scores: _Optional[_Union[Scores, _Mapping]] = ..., strength: _Optional[float] = ..., guidance_scale: _Optional[float] = ...) -> None: ...
+    class ImagePart(_message.Message):
+        __slots__ = ("index", "png", "mask")
+        INDEX_FIELD_NUMBER: _ClassVar[int]
+        PNG_FIELD_NUMBER: _ClassVar[int]
+        MASK_FIELD_NUMBER: _ClassVar[int]
+        index: int
+        png: bytes
+        mask: bytes
+        def __init__(self, index: _Optional[int] = ..., png: _Optional[bytes] = ..., mask: _Optional[bytes] = ...) -> None: ...
     class Done(_message.Message):
         __slots__ = ("timings", "tuning")
         TIMINGS_FIELD_NUMBER: _ClassVar[int]
@@ -217,6 +240,7 @@ class EditEvent(_message.Message):
     CANCELLED_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     WARNING_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_PART_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     create_time: _timestamp_pb2.Timestamp
     accepted: EditEvent.Accepted
@@ -229,7 +253,8 @@ class EditEvent(_message.Message):
     cancelled: Edit
     heartbeat: EditEvent.Heartbeat
     warning: EditEvent.Warning
-    def __init__(self, sequence: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., accepted: _Optional[_Union[EditEvent.Accepted, _Mapping]] = ..., tuning: _Optional[_Union[_tuning_pb2.TuningEvent, _Mapping]] = ..., loading: _Optional[_Union[EditEvent.Loading, _Mapping]] = ..., step: _Optional[_Union[EditEvent.Step, _Mapping]] = ..., image: _Optional[_Union[EditEvent.EditedImage, _Mapping]] = ..., done: _Optional[_Union[EditEvent.Done, _Mapping]] = ..., failed: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., cancelled: _Optional[_Union[Edit, _Mapping]] = ..., heartbeat: _Optional[_Union[EditEvent.Heartbeat, _Mapping]] = ..., warning: _Optional[_Union[EditEvent.Warning, _Mapping]] = ...) -> None: ...
+    image_part: EditEvent.ImagePart
+    def __init__(self, sequence: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., accepted: _Optional[_Union[EditEvent.Accepted, _Mapping]] = ..., tuning: _Optional[_Union[_tuning_pb2.TuningEvent, _Mapping]] = ..., loading: _Optional[_Union[EditEvent.Loading, _Mapping]] = ..., step: _Optional[_Union[EditEvent.Step, _Mapping]] = ..., image: _Optional[_Union[EditEvent.EditedImage, _Mapping]] = ..., done: _Optional[_Union[EditEvent.Done, _Mapping]] = ..., failed: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., cancelled: _Optional[_Union[Edit, _Mapping]] = ..., heartbeat: _Optional[_Union[EditEvent.Heartbeat, _Mapping]] = ..., warning: _Optional[_Union[EditEvent.Warning, _Mapping]] = ..., image_part: _Optional[_Union[EditEvent.ImagePart, _Mapping]] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("queue_s", "tune_s", "refit_s", "encode_s", "denoise_s", "decode_s", "total_s", "super_resolution_s")
@@ -292,7 +317,7 @@ class CancelEditRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class CompareRequest(_message.Message):
-    __slots__ = ("parent", "image", "image_data", "prompt", "methods", "seeds", "class_noun", "initial_word", "base_prompt")
+    __slots__ = ("parent", "image", "image_data", "prompt", "methods", "seeds", "class_noun", "initial_word", "base_prompt", "omit_metadata", "validate_only")
     class Entry(_message.Message):
         __slots__ = ("method", "tuning_config", "config")
         METHOD_FIELD_NUMBER: _ClassVar[int]
@@ -311,6 +336,8 @@ class CompareRequest(_message.Message):
     CLASS_NOUN_FIELD_NUMBER: _ClassVar[int]
     INITIAL_WORD_FIELD_NUMBER: _ClassVar[int]
     BASE_PROMPT_FIELD_NUMBER: _ClassVar[int]
+    OMIT_METADATA_FIELD_NUMBER: _ClassVar[int]
+    VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
     parent: str
     image: str
     image_data: bytes
@@ -320,15 +347,19 @@ class CompareRequest(_message.Message):
     class_noun: str
     initial_word: str
     base_prompt: str
-    def __init__(self, parent: _Optional[str] = ..., image: _Optional[str] = ..., image_data: _Optional[bytes] = ..., prompt: _Optional[str] = ..., methods: _Optional[_Iterable[_Union[CompareRequest.Entry, _Mapping]]] = ..., seeds: _Optional[_Iterable[int]] = ..., class_noun: _Optional[str] = ..., initial_word: _Optional[str] = ..., base_prompt: _Optional[str] = ...) -> None: ...
+    omit_metadata: bool
+    validate_only: bool
+    def __init__(self, parent: _Optional[str] = ..., image: _Optional[str] = ..., image_data: _Optional[bytes] = ..., prompt: _Optional[str] = ..., methods: _Optional[_Iterable[_Union[CompareRequest.Entry, _Mapping]]] = ..., seeds: _Optional[_Iterable[int]] = ..., class_noun: _Optional[str] = ..., initial_word: _Optional[str] = ..., base_prompt: _Optional[str] = ..., omit_metadata: _Optional[bool] = ..., validate_only: _Optional[bool] = ...) -> None: ...
 
 class CompareEvent(_message.Message):
-    __slots__ = ("sequence", "create_time", "method", "accepted", "edit", "result", "done", "failed", "heartbeat")
+    __slots__ = ("sequence", "create_time", "method", "accepted", "edit", "result", "done", "failed", "heartbeat", "image_part")
     class Accepted(_message.Message):
-        __slots__ = ("methods",)
+        __slots__ = ("methods", "warnings")
         METHODS_FIELD_NUMBER: _ClassVar[int]
+        WARNINGS_FIELD_NUMBER: _ClassVar[int]
         methods: _containers.RepeatedScalarFieldContainer[str]
-        def __init__(self, methods: _Optional[_Iterable[str]] = ...) -> None: ...
+        warnings: _containers.RepeatedScalarFieldContainer[str]
+        def __init__(self, methods: _Optional[_Iterable[str]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
     class Result(_message.Message):
         __slots__ = ("images", "prompt", "tuning_s", "edit_s", "size_bytes", "tuning", "timings", "error")
         IMAGES_FIELD_NUMBER: _ClassVar[int]
@@ -365,6 +396,7 @@ class CompareEvent(_message.Message):
     DONE_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_PART_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     create_time: _timestamp_pb2.Timestamp
     method: str
@@ -374,4 +406,5 @@ class CompareEvent(_message.Message):
     done: CompareEvent.Done
     failed: _status_pb2.Status
     heartbeat: CompareEvent.Heartbeat
-    def __init__(self, sequence: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., method: _Optional[str] = ..., accepted: _Optional[_Union[CompareEvent.Accepted, _Mapping]] = ..., edit: _Optional[_Union[EditEvent, _Mapping]] = ..., result: _Optional[_Union[CompareEvent.Result, _Mapping]] = ..., done: _Optional[_Union[CompareEvent.Done, _Mapping]] = ..., failed: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., heartbeat: _Optional[_Union[CompareEvent.Heartbeat, _Mapping]] = ...) -> None: ...
+    image_part: EditEvent.ImagePart
+    def __init__(self, sequence: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., method: _Optional[str] = ..., accepted: _Optional[_Union[CompareEvent.Accepted, _Mapping]] = ..., edit: _Optional[_Union[EditEvent, _Mapping]] = ..., result: _Optional[_Union[CompareEvent.Result, _Mapping]] = ..., done: _Optional[_Union[CompareEvent.Done, _Mapping]] = ..., failed: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., heartbeat: _Optional[_Union[CompareEvent.Heartbeat, _Mapping]] = ..., image_part: _Optional[_Union[EditEvent.ImagePart, _Mapping]] = ...) -> None: ...

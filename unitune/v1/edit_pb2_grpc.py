@@ -66,18 +66,30 @@ class EditServiceServicer:
 
         Events come in this order: `accepted`; with an image instead of a tuning, the tuning's events (`tuning`, none if
         the weights were found); `loading`, unless the method refits nothing; `step`, some with a preview; `warning`, if
-        there is one; one `image` per seed; `done`. The stream ends with exactly one of `done`, `failed` or `cancelled`, then
+        there is one; one `image` per seed, each followed by its `image_part`s if it is large; `done`. The stream ends with exactly one of `done`, `failed` or `cancelled`, then
         the status OK. It is never silent for more than 15 seconds (`heartbeat`).
 
         What is refused is refused before `accepted`, as a status: INVALID_ARGUMENT (INVALID_FIELD,
         IMAGE_UNDECODABLE, IMAGE_TOO_LARGE, UPLOAD_TOO_LARGE) naming field, value and what is allowed; NOT_FOUND
-        (TUNING_NOT_FOUND, TUNING_EXPIRED, IMAGE_NOT_FOUND); FAILED_PRECONDITION (TUNING_NOT_READY) for a tuning that
+        (TUNING_NOT_FOUND, TUNING_EXPIRED, IMAGE_NOT_FOUND, of mask_image too); FAILED_PRECONDITION (TUNING_NOT_READY) for a tuning that
         is not READY, or (BASE_MODEL_MISMATCH) for one of another base model than the sampler's; UNAVAILABLE
         (BACKEND_DOWN) when no tuner or sampler answers, which may be retried. Later failures are `failed`: the tuning's
         own, TUNING_CANCELLED if it was cancelled meanwhile, DATA_LOSS (WEIGHTS_CORRUPT, WEIGHTS_MISSING), UNAVAILABLE
-        (BACKEND_DOWN), RESOURCE_EXHAUSTED (MESSAGE_TOO_LARGE) for a picture above 16 MiB.
+        (BACKEND_DOWN). Every picture that is taken comes back, however large its result.
 
-        Closing the stream cancels the edit before its next step. A tuning that it began goes on.
+        A request has at most 4 MiB; gRPC itself refuses a larger one, with RESOURCE_EXHAUSTED and without details. Upload
+        what is larger: the picture (`image`) and its mask (`mask_image`).
+
+        A server lets a number of edits run at a time. Others wait for their turn: callers in turn, each one's oldest first.
+        Meanwhile only heartbeats come, after `accepted` and the tuning's events; `done` tells in queue_s how long it was.
+
+        A stream that is not read for 60 seconds although there is more to read is cut: it ends with DEADLINE_EXCEEDED
+        (READER_TOO_SLOW), and the edit is cancelled. A reader that is slow, but reads, may go without previews. A connection
+        may have 256 streams and uploads open; a further one is RESOURCE_EXHAUSTED (TOO_MANY_CALLS), which says when to try
+        again, and other calls are answered still.
+
+        Closing the stream cancels the edit before its next step, or takes it out of the queue. A tuning that it began goes
+        on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -87,7 +99,8 @@ class EditServiceServicer:
         """Compare edits one picture by one prompt with several methods, one after the other, to be looked at side by side.
 
         Events come in this order: `accepted`; then for each method in turn the events of its edit (`edit`, in Edit's
-        order, but for `image` and the one that ends it) and its `result`; `done`. A method that fails has its error as its
+        order, but for `image`, `image_part` and the one that ends it) and its `result`, followed by `image_part`s if its
+        pictures are large; `done`. A method that fails has its error as its
         result, and the next one begins. The stream ends with exactly one of `done` or `failed`, then the status OK. It is
         never silent for more than 15 seconds (`heartbeat`).
 
@@ -105,16 +118,17 @@ class EditServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetEdit(self, request, context):
-        """GetEdit answers with an edit and, once it is done, its pictures; kept for 10 minutes after the end, or less
-        when there are very many. Fails with NOT_FOUND (EDIT_NOT_FOUND), and with RESOURCE_EXHAUSTED (MESSAGE_TOO_LARGE)
-        when the pictures together exceed 16 MiB.
+        """GetEdit answers with an edit and, once it is done, its pictures; kept for 10 minutes after the end. The oldest are
+        forgotten sooner when more than 1000 edits, or 128 MiB of their pictures, would be kept of all callers together.
+        Fails with NOT_FOUND (EDIT_NOT_FOUND), and with RESOURCE_EXHAUSTED (MESSAGE_TOO_LARGE)
+        when the pictures together exceed 16 MiB: they come in the edit's stream alone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelEdit(self, request, context):
-        """CancelEdit stops an edit before its next step, from any connection. After the end it changes nothing.
+        """CancelEdit stops an edit while it waits or before its next step, from any connection. After the end it changes nothing.
         Fails with NOT_FOUND (EDIT_NOT_FOUND).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

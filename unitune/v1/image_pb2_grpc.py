@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from unitune.v1 import image_pb2 as unitune_dot_v1_dot_image__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -27,6 +28,9 @@ if _version_not_supported:
 
 class ImageServiceStub:
     """ImageService keeps uploaded pictures until the tunings made from them are gone.
+
+    A picture that no tuning uses is deleted 24 hours after its last upload (a server may have another time). An edit with
+    it is NOT_FOUND (IMAGE_NOT_FOUND) from then on: upload it again.
     """
 
     def __init__(self, channel):
@@ -40,10 +44,18 @@ class ImageServiceStub:
                 request_serializer=unitune_dot_v1_dot_image__pb2.UploadImageRequest.SerializeToString,
                 response_deserializer=unitune_dot_v1_dot_image__pb2.Image.FromString,
                 _registered_method=True)
+        self.DeleteImage = channel.unary_unary(
+                '/unitune.v1.ImageService/DeleteImage',
+                request_serializer=unitune_dot_v1_dot_image__pb2.DeleteImageRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
 
 
 class ImageServiceServicer:
     """ImageService keeps uploaded pictures until the tunings made from them are gone.
+
+    A picture that no tuning uses is deleted 24 hours after its last upload (a server may have another time). An edit with
+    it is NOT_FOUND (IMAGE_NOT_FOUND) from then on: upload it again.
     """
 
     def UploadImage(self, request_iterator, context):
@@ -51,13 +63,27 @@ class ImageServiceServicer:
 
         The client sends one `header`, then the file's bytes in `chunk` messages of at most 256 KiB, in
         order, then half-closes. An image is named by the digest of its bytes: uploading the same file
-        again is a no-op that answers alike, so a client may simply send it again after a failure.
+        again answers alike and changes nothing but how long it is kept, so a client may simply send it again after a failure.
 
         Fails with INVALID_ARGUMENT: INVALID_FIELD for a message out of place or bytes that are not as many as announced,
         DIGEST_MISMATCH when they do not have the announced digest,
-        UPLOAD_TOO_LARGE above 16 MiB, IMAGE_UNDECODABLE when they are not a PNG, JPEG or WebP picture or are
-        cut short, IMAGE_TOO_LARGE above 64 megapixels (known from the file's header, before it is decoded).
-        Nothing is kept of a failed upload.
+        UPLOAD_TOO_LARGE above 16 MiB, IMAGE_UNDECODABLE when they are not a PNG, JPEG or WebP picture or are damaged or
+        cut short, IMAGE_TOO_LARGE above 64 megapixels (24 of a WebP), above 16384 pixels a side (both known from the file's
+        header, before it is decoded), and for a picture that needs more memory or time to be decoded than one may. A JPEG
+        with several pictures in it, as many cameras write, is its first one.
+
+        An upload must not pause for 30 seconds (DEADLINE_EXCEEDED, REQUEST_TOO_SLOW), nor last more than 5 minutes
+        (UPLOAD_TOO_SLOW). When too many are under way, by number or by bytes, it fails with RESOURCE_EXHAUSTED
+        (TOO_MANY_UPLOADS) and says when to send it again. Nothing is kept of a failed upload.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteImage(self, request, context):
+        """DeleteImage deletes a picture at once. Edits that run with it go on.
+        Fails with NOT_FOUND (IMAGE_NOT_FOUND) unless allow_missing is set, and with FAILED_PRECONDITION (IMAGE_IN_USE) while a
+        tuning that is queued, running or ready was made from it: delete that tuning, which deletes its image, too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -71,6 +97,11 @@ def add_ImageServiceServicer_to_server(servicer, server):
                     request_deserializer=unitune_dot_v1_dot_image__pb2.UploadImageRequest.FromString,
                     response_serializer=unitune_dot_v1_dot_image__pb2.Image.SerializeToString,
             ),
+            'DeleteImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteImage,
+                    request_deserializer=unitune_dot_v1_dot_image__pb2.DeleteImageRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'unitune.v1.ImageService', rpc_method_handlers)
@@ -81,6 +112,9 @@ def add_ImageServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class ImageService:
     """ImageService keeps uploaded pictures until the tunings made from them are gone.
+
+    A picture that no tuning uses is deleted 24 hours after its last upload (a server may have another time). An edit with
+    it is NOT_FOUND (IMAGE_NOT_FOUND) from then on: upload it again.
     """
 
     @staticmethod
@@ -100,6 +134,33 @@ class ImageService:
             '/unitune.v1.ImageService/UploadImage',
             unitune_dot_v1_dot_image__pb2.UploadImageRequest.SerializeToString,
             unitune_dot_v1_dot_image__pb2.Image.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/unitune.v1.ImageService/DeleteImage',
+            unitune_dot_v1_dot_image__pb2.DeleteImageRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
             options,
             channel_credentials,
             insecure,

@@ -28,7 +28,7 @@ class SamplerInfo(_message.Message):
     def __init__(self, base_model: _Optional[_Union[_server_pb2.BaseModel, _Mapping]] = ..., sampling_defaults: _Optional[_Union[_edit_pb2.SamplingConfig, _Mapping]] = ..., engine: _Optional[str] = ..., method_defaults: _Optional[_Iterable[_Union[_edit_pb2.SamplingConfig, _Mapping]]] = ...) -> None: ...
 
 class SampleRequest(_message.Message):
-    __slots__ = ("edit", "weights", "image", "rare_tokens", "prompt", "config", "seeds", "preview_every", "mask")
+    __slots__ = ("edit", "weights", "image", "rare_tokens", "prompt", "config", "seeds", "preview_every", "mask", "tuning_config")
     EDIT_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
@@ -38,6 +38,7 @@ class SampleRequest(_message.Message):
     SEEDS_FIELD_NUMBER: _ClassVar[int]
     PREVIEW_EVERY_FIELD_NUMBER: _ClassVar[int]
     MASK_FIELD_NUMBER: _ClassVar[int]
+    TUNING_CONFIG_FIELD_NUMBER: _ClassVar[int]
     edit: str
     weights: _tuning_pb2.WeightsRef
     image: bytes
@@ -47,23 +48,34 @@ class SampleRequest(_message.Message):
     seeds: _containers.RepeatedScalarFieldContainer[int]
     preview_every: int
     mask: bytes
-    def __init__(self, edit: _Optional[str] = ..., weights: _Optional[_Union[_tuning_pb2.WeightsRef, _Mapping]] = ..., image: _Optional[bytes] = ..., rare_tokens: _Optional[str] = ..., prompt: _Optional[str] = ..., config: _Optional[_Union[_edit_pb2.SamplingConfig, _Mapping]] = ..., seeds: _Optional[_Iterable[int]] = ..., preview_every: _Optional[int] = ..., mask: _Optional[bytes] = ...) -> None: ...
+    tuning_config: _tuning_pb2.TuningConfig
+    def __init__(self, edit: _Optional[str] = ..., weights: _Optional[_Union[_tuning_pb2.WeightsRef, _Mapping]] = ..., image: _Optional[bytes] = ..., rare_tokens: _Optional[str] = ..., prompt: _Optional[str] = ..., config: _Optional[_Union[_edit_pb2.SamplingConfig, _Mapping]] = ..., seeds: _Optional[_Iterable[int]] = ..., preview_every: _Optional[int] = ..., mask: _Optional[bytes] = ..., tuning_config: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ...) -> None: ...
+
+class CheckSampleResponse(_message.Message):
+    __slots__ = ("warnings",)
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SampleEvent(_message.Message):
-    __slots__ = ("loading", "step", "image", "done", "failed", "warning")
+    __slots__ = ("loading", "step", "image", "done", "failed", "warning", "heartbeat", "image_part")
     LOADING_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     WARNING_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_PART_FIELD_NUMBER: _ClassVar[int]
     loading: _edit_pb2.EditEvent.Loading
     step: _edit_pb2.EditEvent.Step
     image: _edit_pb2.EditEvent.EditedImage
     done: _edit_pb2.Timings
     failed: _status_pb2.Status
     warning: _edit_pb2.EditEvent.Warning
-    def __init__(self, loading: _Optional[_Union[_edit_pb2.EditEvent.Loading, _Mapping]] = ..., step: _Optional[_Union[_edit_pb2.EditEvent.Step, _Mapping]] = ..., image: _Optional[_Union[_edit_pb2.EditEvent.EditedImage, _Mapping]] = ..., done: _Optional[_Union[_edit_pb2.Timings, _Mapping]] = ..., failed: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., warning: _Optional[_Union[_edit_pb2.EditEvent.Warning, _Mapping]] = ...) -> None: ...
+    heartbeat: _edit_pb2.EditEvent.Heartbeat
+    image_part: _edit_pb2.EditEvent.ImagePart
+    def __init__(self, loading: _Optional[_Union[_edit_pb2.EditEvent.Loading, _Mapping]] = ..., step: _Optional[_Union[_edit_pb2.EditEvent.Step, _Mapping]] = ..., image: _Optional[_Union[_edit_pb2.EditEvent.EditedImage, _Mapping]] = ..., done: _Optional[_Union[_edit_pb2.Timings, _Mapping]] = ..., failed: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., warning: _Optional[_Union[_edit_pb2.EditEvent.Warning, _Mapping]] = ..., heartbeat: _Optional[_Union[_edit_pb2.EditEvent.Heartbeat, _Mapping]] = ..., image_part: _Optional[_Union[_edit_pb2.EditEvent.ImagePart, _Mapping]] = ...) -> None: ...
 
 class LoadRequest(_message.Message):
     __slots__ = ("weights",)

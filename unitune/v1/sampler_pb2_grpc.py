@@ -45,6 +45,11 @@ class SamplerServiceStub:
                 request_serializer=unitune_dot_v1_dot_sampler__pb2.SampleRequest.SerializeToString,
                 response_deserializer=unitune_dot_v1_dot_sampler__pb2.SampleEvent.FromString,
                 _registered_method=True)
+        self.CheckSample = channel.unary_unary(
+                '/unitune.v1.SamplerService/CheckSample',
+                request_serializer=unitune_dot_v1_dot_sampler__pb2.SampleRequest.SerializeToString,
+                response_deserializer=unitune_dot_v1_dot_sampler__pb2.CheckSampleResponse.FromString,
+                _registered_method=True)
         self.Load = channel.unary_unary(
                 '/unitune.v1.SamplerService/Load',
                 request_serializer=unitune_dot_v1_dot_sampler__pb2.LoadRequest.SerializeToString,
@@ -76,9 +81,21 @@ class SamplerServiceServicer:
     def Sample(self, request, context):
         """Sample leases an engine that holds the weights, refitting one if it must, and samples one picture per seed.
 
-        It streams `loading`, `step`s, `warning`s, one `image` per seed, then exactly one of `done` or `failed` and the
-        status OK. Closing the stream stops it before the next step. Fails with DATA_LOSS (WEIGHTS_CORRUPT) inside `failed` when the
+        It streams `loading`, `step`s, `warning`s, one `image` per seed with its `image_part`s, then exactly one of `done` or
+        `failed` and the status OK, and `heartbeat` whenever nothing else came for 5 seconds, also while it waits for an engine. Closing the
+        stream stops it before the next step. Fails with DATA_LOSS (WEIGHTS_CORRUPT) inside `failed` when the
         stored weights do not have their digest or the probe does not prove them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckSample(self, request, context):
+        """CheckSample says before a tuning is made what Sample would make of a request, by what only the base model's
+        tokenizers and encoders know: it runs nothing and waits for no engine.
+
+        Fails with INVALID_ARGUMENT (INVALID_FIELD) as Sample does, but that `weights` may be unset, and for a text of which
+        the base model reads nothing: `prompt`, a text of `config`, or, without `weights`, of `tuning_config`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -118,6 +135,11 @@ def add_SamplerServiceServicer_to_server(servicer, server):
                     servicer.Sample,
                     request_deserializer=unitune_dot_v1_dot_sampler__pb2.SampleRequest.FromString,
                     response_serializer=unitune_dot_v1_dot_sampler__pb2.SampleEvent.SerializeToString,
+            ),
+            'CheckSample': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckSample,
+                    request_deserializer=unitune_dot_v1_dot_sampler__pb2.SampleRequest.FromString,
+                    response_serializer=unitune_dot_v1_dot_sampler__pb2.CheckSampleResponse.SerializeToString,
             ),
             'Load': grpc.unary_unary_rpc_method_handler(
                     servicer.Load,
@@ -190,6 +212,33 @@ class SamplerService:
             '/unitune.v1.SamplerService/Sample',
             unitune_dot_v1_dot_sampler__pb2.SampleRequest.SerializeToString,
             unitune_dot_v1_dot_sampler__pb2.SampleEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckSample(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/unitune.v1.SamplerService/CheckSample',
+            unitune_dot_v1_dot_sampler__pb2.SampleRequest.SerializeToString,
+            unitune_dot_v1_dot_sampler__pb2.CheckSampleResponse.FromString,
             options,
             channel_credentials,
             insecure,

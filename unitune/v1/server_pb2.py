@@ -26,7 +26,7 @@ from unitune.v1 import edit_pb2 as unitune_dot_v1_dot_edit__pb2
 from unitune.v1 import tuning_pb2 as unitune_dot_v1_dot_tuning__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17unitune/v1/server.proto\x12\nunitune.v1\x1a\x15unitune/v1/edit.proto\x1a\x17unitune/v1/tuning.proto\"\x16\n\x14GetServerInfoRequest\"\xf3\x02\n\nServerInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12)\n\nbase_model\x18\x02 \x01(\x0b\x32\x15.unitune.v1.BaseModel\x12\x31\n\x0ftuning_defaults\x18\x03 \x01(\x0b\x32\x18.unitune.v1.TuningConfig\x12\x35\n\x11sampling_defaults\x18\x04 \x01(\x0b\x32\x1a.unitune.v1.SamplingConfig\x12\"\n\x06limits\x18\x05 \x01(\x0b\x32\x12.unitune.v1.Limits\x12\x0f\n\x07methods\x18\x06 \x03(\t\x12\x12\n\nschedulers\x18\x07 \x03(\t\x12\x38\n\x16method_tuning_defaults\x18\n \x03(\x0b\x32\x18.unitune.v1.TuningConfig\x12<\n\x18method_sampling_defaults\x18\x0b \x03(\x0b\x32\x1a.unitune.v1.SamplingConfig\"\xd8\x01\n\tBaseModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\x05\x12\x0e\n\x06height\x18\x04 \x01(\x05\x12\x12\n\nvocabulary\x18\x05 \x03(\t\x12\x10\n\x08has_gate\x18\x06 \x01(\x08\x12\x13\n\x0bhas_clipseg\x18\x15 \x01(\x08\x12\x1e\n\x16super_resolution_width\x18\x16 \x01(\x05\x12\x1f\n\x17super_resolution_height\x18\x17 \x01(\x05\x12\x12\n\nfast_steps\x18\x18 \x01(\x05\"t\n\x06Limits\x12\x14\n\x0cupload_bytes\x18\x01 \x01(\x03\x12\x15\n\rupload_pixels\x18\x02 \x01(\x03\x12\x13\n\x0b\x63hunk_bytes\x18\x03 \x01(\x03\x12\x19\n\x11prompt_characters\x18\x04 \x01(\x05\x12\r\n\x05seeds\x18\x05 \x01(\x05\x32Z\n\rServerService\x12I\n\rGetServerInfo\x12 .unitune.v1.GetServerInfoRequest\x1a\x16.unitune.v1.ServerInfob\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17unitune/v1/server.proto\x12\nunitune.v1\x1a\x15unitune/v1/edit.proto\x1a\x17unitune/v1/tuning.proto\"\x16\n\x14GetServerInfoRequest\"\xf3\x02\n\nServerInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12)\n\nbase_model\x18\x02 \x01(\x0b\x32\x15.unitune.v1.BaseModel\x12\x31\n\x0ftuning_defaults\x18\x03 \x01(\x0b\x32\x18.unitune.v1.TuningConfig\x12\x35\n\x11sampling_defaults\x18\x04 \x01(\x0b\x32\x1a.unitune.v1.SamplingConfig\x12\"\n\x06limits\x18\x05 \x01(\x0b\x32\x12.unitune.v1.Limits\x12\x0f\n\x07methods\x18\x06 \x03(\t\x12\x12\n\nschedulers\x18\x07 \x03(\t\x12\x38\n\x16method_tuning_defaults\x18\n \x03(\x0b\x32\x18.unitune.v1.TuningConfig\x12<\n\x18method_sampling_defaults\x18\x0b \x03(\x0b\x32\x1a.unitune.v1.SamplingConfig\"\xf4\x01\n\tBaseModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\x05\x12\x0e\n\x06height\x18\x04 \x01(\x05\x12\x12\n\nvocabulary\x18\x05 \x03(\t\x12\x10\n\x08has_gate\x18\x06 \x01(\x08\x12\x13\n\x0bhas_clipseg\x18\x15 \x01(\x08\x12\x1e\n\x16super_resolution_width\x18\x16 \x01(\x05\x12\x1f\n\x17super_resolution_height\x18\x17 \x01(\x05\x12\x12\n\nfast_steps\x18\x18 \x01(\x05\x12\x1a\n\x12has_known_pictures\x18\x1e \x01(\x08\"\xa5\x01\n\x06Limits\x12\x14\n\x0cupload_bytes\x18\x01 \x01(\x03\x12\x15\n\rupload_pixels\x18\x02 \x01(\x03\x12\x13\n\x0b\x63hunk_bytes\x18\x03 \x01(\x03\x12\x19\n\x11prompt_characters\x18\x04 \x01(\x05\x12\r\n\x05seeds\x18\x05 \x01(\x05\x12\x13\n\x0bupload_side\x18\x06 \x01(\x05\x12\x1a\n\x12upload_webp_pixels\x18\x07 \x01(\x03\x32Z\n\rServerService\x12I\n\rGetServerInfo\x12 .unitune.v1.GetServerInfoRequest\x1a\x16.unitune.v1.ServerInfob\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,9 +38,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SERVERINFO']._serialized_start=112
   _globals['_SERVERINFO']._serialized_end=483
   _globals['_BASEMODEL']._serialized_start=486
-  _globals['_BASEMODEL']._serialized_end=702
-  _globals['_LIMITS']._serialized_start=704
-  _globals['_LIMITS']._serialized_end=820
-  _globals['_SERVERSERVICE']._serialized_start=822
-  _globals['_SERVERSERVICE']._serialized_end=912
+  _globals['_BASEMODEL']._serialized_end=730
+  _globals['_LIMITS']._serialized_start=733
+  _globals['_LIMITS']._serialized_end=898
+  _globals['_SERVERSERVICE']._serialized_start=900
+  _globals['_SERVERSERVICE']._serialized_end=990
 # @@protoc_insertion_point(module_scope)

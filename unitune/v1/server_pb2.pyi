@@ -35,7 +35,7 @@ class ServerInfo(_message.Message):
     def __init__(self, version: _Optional[str] = ..., base_model: _Optional[_Union[BaseModel, _Mapping]] = ..., tuning_defaults: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., sampling_defaults: _Optional[_Union[_edit_pb2.SamplingConfig, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., methods: _Optional[_Iterable[str]] = ..., schedulers: _Optional[_Iterable[str]] = ..., method_tuning_defaults: _Optional[_Iterable[_Union[_tuning_pb2.TuningConfig, _Mapping]]] = ..., method_sampling_defaults: _Optional[_Iterable[_Union[_edit_pb2.SamplingConfig, _Mapping]]] = ...) -> None: ...
 
 class BaseModel(_message.Message):
-    __slots__ = ("name", "digest", "width", "height", "vocabulary", "has_gate", "has_clipseg", "super_resolution_width", "super_resolution_height", "fast_steps")
+    __slots__ = ("name", "digest", "width", "height", "vocabulary", "has_gate", "has_clipseg", "super_resolution_width", "super_resolution_height", "fast_steps", "has_known_pictures")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +46,7 @@ class BaseModel(_message.Message):
     SUPER_RESOLUTION_WIDTH_FIELD_NUMBER: _ClassVar[int]
     SUPER_RESOLUTION_HEIGHT_FIELD_NUMBER: _ClassVar[int]
     FAST_STEPS_FIELD_NUMBER: _ClassVar[int]
+    HAS_KNOWN_PICTURES_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     width: int
@@ -56,18 +57,23 @@ class BaseModel(_message.Message):
     super_resolution_width: int
     super_resolution_height: int
     fast_steps: int
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., vocabulary: _Optional[_Iterable[str]] = ..., has_gate: _Optional[bool] = ..., has_clipseg: _Optional[bool] = ..., super_resolution_width: _Optional[int] = ..., super_resolution_height: _Optional[int] = ..., fast_steps: _Optional[int] = ...) -> None: ...
+    has_known_pictures: bool
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., vocabulary: _Optional[_Iterable[str]] = ..., has_gate: _Optional[bool] = ..., has_clipseg: _Optional[bool] = ..., super_resolution_width: _Optional[int] = ..., super_resolution_height: _Optional[int] = ..., fast_steps: _Optional[int] = ..., has_known_pictures: _Optional[bool] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("upload_bytes", "upload_pixels", "chunk_bytes", "prompt_characters", "seeds")
+    __slots__ = ("upload_bytes", "upload_pixels", "chunk_bytes", "prompt_characters", "seeds", "upload_side", "upload_webp_pixels")
     UPLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
     UPLOAD_PIXELS_FIELD_NUMBER: _ClassVar[int]
     CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
     PROMPT_CHARACTERS_FIELD_NUMBER: _ClassVar[int]
     SEEDS_FIELD_NUMBER: _ClassVar[int]
+    UPLOAD_SIDE_FIELD_NUMBER: _ClassVar[int]
+    UPLOAD_WEBP_PIXELS_FIELD_NUMBER: _ClassVar[int]
     upload_bytes: int
     upload_pixels: int
     chunk_bytes: int
     prompt_characters: int
     seeds: int
-    def __init__(self, upload_bytes: _Optional[int] = ..., upload_pixels: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., prompt_characters: _Optional[int] = ..., seeds: _Optional[int] = ...) -> None: ...
+    upload_side: int
+    upload_webp_pixels: int
+    def __init__(self, upload_bytes: _Optional[int] = ..., upload_pixels: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., prompt_characters: _Optional[int] = ..., seeds: _Optional[int] = ..., upload_side: _Optional[int] = ..., upload_webp_pixels: _Optional[int] = ...) -> None: ...

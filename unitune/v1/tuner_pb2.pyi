@@ -15,14 +15,16 @@ class GetTunerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class TunerInfo(_message.Message):
-    __slots__ = ("base_model", "tuning_defaults", "method_defaults")
+    __slots__ = ("base_model", "tuning_defaults", "method_defaults", "instance")
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     TUNING_DEFAULTS_FIELD_NUMBER: _ClassVar[int]
     METHOD_DEFAULTS_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
     base_model: _server_pb2.BaseModel
     tuning_defaults: _tuning_pb2.TuningConfig
     method_defaults: _containers.RepeatedCompositeFieldContainer[_tuning_pb2.TuningConfig]
-    def __init__(self, base_model: _Optional[_Union[_server_pb2.BaseModel, _Mapping]] = ..., tuning_defaults: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., method_defaults: _Optional[_Iterable[_Union[_tuning_pb2.TuningConfig, _Mapping]]] = ...) -> None: ...
+    instance: str
+    def __init__(self, base_model: _Optional[_Union[_server_pb2.BaseModel, _Mapping]] = ..., tuning_defaults: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., method_defaults: _Optional[_Iterable[_Union[_tuning_pb2.TuningConfig, _Mapping]]] = ..., instance: _Optional[str] = ...) -> None: ...
 
 class CheckTuningRequest(_message.Message):
     __slots__ = ("config",)
@@ -31,8 +33,10 @@ class CheckTuningRequest(_message.Message):
     def __init__(self, config: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ...) -> None: ...
 
 class CheckTuningResponse(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("warnings",)
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RunTuningRequest(_message.Message):
     __slots__ = ("name", "key", "image", "config", "path", "further_images")
@@ -51,11 +55,14 @@ class RunTuningRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., key: _Optional[str] = ..., image: _Optional[bytes] = ..., config: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., path: _Optional[str] = ..., further_images: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class RunTuningEvent(_message.Message):
-    __slots__ = ("waiting", "progress", "done", "failed", "cancelled")
+    __slots__ = ("waiting", "progress", "done", "failed", "cancelled", "heartbeat")
     class Waiting(_message.Message):
         __slots__ = ()
         def __init__(self) -> None: ...
     class Cancelled(_message.Message):
+        __slots__ = ()
+        def __init__(self) -> None: ...
+    class Heartbeat(_message.Message):
         __slots__ = ()
         def __init__(self) -> None: ...
     WAITING_FIELD_NUMBER: _ClassVar[int]
@@ -63,12 +70,14 @@ class RunTuningEvent(_message.Message):
     DONE_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     CANCELLED_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     waiting: RunTuningEvent.Waiting
     progress: _tuning_pb2.TuningProgress
     done: _tuning_pb2.WeightsRef
     failed: _status_pb2.Status
     cancelled: RunTuningEvent.Cancelled
-    def __init__(self, waiting: _Optional[_Union[RunTuningEvent.Waiting, _Mapping]] = ..., progress: _Optional[_Union[_tuning_pb2.TuningProgress, _Mapping]] = ..., done: _Optional[_Union[_tuning_pb2.WeightsRef, _Mapping]] = ..., failed: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., cancelled: _Optional[_Union[RunTuningEvent.Cancelled, _Mapping]] = ...) -> None: ...
+    heartbeat: RunTuningEvent.Heartbeat
+    def __init__(self, waiting: _Optional[_Union[RunTuningEvent.Waiting, _Mapping]] = ..., progress: _Optional[_Union[_tuning_pb2.TuningProgress, _Mapping]] = ..., done: _Optional[_Union[_tuning_pb2.WeightsRef, _Mapping]] = ..., failed: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., cancelled: _Optional[_Union[RunTuningEvent.Cancelled, _Mapping]] = ..., heartbeat: _Optional[_Union[RunTuningEvent.Heartbeat, _Mapping]] = ...) -> None: ...
 
 class CancelRunRequest(_message.Message):
     __slots__ = ("name",)

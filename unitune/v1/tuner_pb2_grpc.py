@@ -73,7 +73,8 @@ class TunerServiceServicer:
 
         It streams `progress` at most five times a second, then exactly one of `done`, `failed` or `cancelled` and the
         status OK. Nothing is in the store unless `done` was reached. Closing the stream cancels. A tuner that is busy
-        makes the call wait; it streams `waiting` every 5 seconds meanwhile.
+        makes the call wait; it streams `waiting` every 5 seconds meanwhile. A run that has nothing to tell for 5 seconds
+        streams `heartbeat`, so that a stream that is silent for longer belongs to a tuner that no longer runs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -81,7 +82,8 @@ class TunerServiceServicer:
 
     def CheckTuning(self, request, context):
         """CheckTuning says whether a config can be run on the base model, by what only its tokenizer knows. Fails with
-        INVALID_ARGUMENT (INVALID_FIELD) naming the field under `config`.
+        INVALID_ARGUMENT (INVALID_FIELD) naming the field under `config`: also for a text of which nothing is read, and for
+        rare tokens or a class noun that are not read whole. RunTuning fails alike.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -14,7 +14,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Tuning(_message.Message):
-    __slots__ = ("name", "image", "base_model", "config", "state", "key", "progress", "queue_position", "error", "weights", "labels", "create_time", "start_time", "end_time", "expire_time", "etag", "images")
+    __slots__ = ("name", "image", "base_model", "config", "state", "key", "progress", "queue_position", "error", "weights", "labels", "create_time", "start_time", "end_time", "expire_time", "etag", "images", "warnings")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[Tuning.State]
@@ -55,6 +55,7 @@ class Tuning(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
     ETAG_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     name: str
     image: str
     base_model: str
@@ -72,7 +73,8 @@ class Tuning(_message.Message):
     expire_time: _timestamp_pb2.Timestamp
     etag: str
     images: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., image: _Optional[str] = ..., base_model: _Optional[str] = ..., config: _Optional[_Union[TuningConfig, _Mapping]] = ..., state: _Optional[_Union[Tuning.State, str]] = ..., key: _Optional[str] = ..., progress: _Optional[_Union[TuningProgress, _Mapping]] = ..., queue_position: _Optional[int] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., weights: _Optional[_Union[WeightsRef, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ..., images: _Optional[_Iterable[str]] = ...) -> None: ...
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., image: _Optional[str] = ..., base_model: _Optional[str] = ..., config: _Optional[_Union[TuningConfig, _Mapping]] = ..., state: _Optional[_Union[Tuning.State, str]] = ..., key: _Optional[str] = ..., progress: _Optional[_Union[TuningProgress, _Mapping]] = ..., queue_position: _Optional[int] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., weights: _Optional[_Union[WeightsRef, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., etag: _Optional[str] = ..., images: _Optional[_Iterable[str]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class TuningConfig(_message.Message):
     __slots__ = ("method", "mode", "updates", "batch", "learning_rate", "rare_tokens", "seed", "prompt", "class_noun", "num_class_images", "prior_weight", "initial_word", "num_vectors", "embedding_updates", "embedding_learning_rate", "scale_learning_rate", "stop_loss_ratio", "base_prompt", "num_inference_steps", "guidance_scale", "super_resolution_updates")

@@ -31,8 +31,15 @@ class TuningServiceStub:
 
     A tuning runs on the server whether or not anybody watches. Its state only moves forward:
     QUEUED, RUNNING, then one of READY, FAILED, CANCELLED; a READY tuning becomes EXPIRED in the end.
-    One exception: a RUNNING tuning that is lost with the process that ran it is QUEUED again, at its old
-    place, and FAILED (WORKER_CRASHED) when that has happened three times.
+    One exception: a RUNNING tuning whose run is lost is QUEUED again, at its old place. That its tuner died
+    under it counts against it: it is FAILED (WORKER_CRASHED) after three such deaths, where a run that got further than
+    those before it begins the count anew. A lost connection, a tuner that stood still and a gateway that died
+    count for nothing.
+
+    Every call of this server, of its other services too, can also fail with INVALID_ARGUMENT (REQUEST_UNREADABLE) for
+    bytes that are no request, with RESOURCE_EXHAUSTED (STORE_FULL, STATE_FULL) while a disk of the server is full, with
+    UNAVAILABLE (STORE_DOWN, STATE_DOWN) while the server's store or state does not answer, both with RetryInfo, and with
+    DATA_LOSS (STORE_CORRUPT, STATE_CORRUPT, IMAGE_CORRUPT) for what is damaged there.
     """
 
     def __init__(self, channel):
@@ -83,8 +90,15 @@ class TuningServiceServicer:
 
     A tuning runs on the server whether or not anybody watches. Its state only moves forward:
     QUEUED, RUNNING, then one of READY, FAILED, CANCELLED; a READY tuning becomes EXPIRED in the end.
-    One exception: a RUNNING tuning that is lost with the process that ran it is QUEUED again, at its old
-    place, and FAILED (WORKER_CRASHED) when that has happened three times.
+    One exception: a RUNNING tuning whose run is lost is QUEUED again, at its old place. That its tuner died
+    under it counts against it: it is FAILED (WORKER_CRASHED) after three such deaths, where a run that got further than
+    those before it begins the count anew. A lost connection, a tuner that stood still and a gateway that died
+    count for nothing.
+
+    Every call of this server, of its other services too, can also fail with INVALID_ARGUMENT (REQUEST_UNREADABLE) for
+    bytes that are no request, with RESOURCE_EXHAUSTED (STORE_FULL, STATE_FULL) while a disk of the server is full, with
+    UNAVAILABLE (STORE_DOWN, STATE_DOWN) while the server's store or state does not answer, both with RetryInfo, and with
+    DATA_LOSS (STORE_CORRUPT, STATE_CORRUPT, IMAGE_CORRUPT) for what is damaged there.
     """
 
     def CreateTuning(self, request, context):
@@ -96,7 +110,8 @@ class TuningServiceServicer:
         Fails with INVALID_ARGUMENT (INVALID_FIELD) naming the field, its value and what is allowed, with
         NOT_FOUND (IMAGE_NOT_FOUND) when the image was never uploaded, with FAILED_PRECONDITION
         (BASE_MODEL_MISMATCH) when tuner and sampler work on different base models, and with UNAVAILABLE
-        (BACKEND_DOWN) as long as the server has not seen its tuner once; later a tuner that is away only makes it wait.
+        (BACKEND_DOWN) as long as the server has not seen its tuner once, which it remembers when it starts anew; later a
+        tuner that is away only makes it wait.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -142,7 +157,7 @@ class TuningServiceServicer:
     def UpdateTuning(self, request, context):
         """UpdateTuning changes the labels or the expiry of a tuning.
         Fails with NOT_FOUND (TUNING_NOT_FOUND), with ABORTED (ETAG_MISMATCH) if an etag is given and stale, and with
-        INVALID_ARGUMENT (INVALID_FIELD) for an expiry that is not in the future.
+        INVALID_ARGUMENT (INVALID_FIELD) for an expiry that is not in the future, or later than the year 9999.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -150,7 +165,8 @@ class TuningServiceServicer:
 
     def DeleteTuning(self, request, context):
         """DeleteTuning cancels a tuning if it runs and discards its weights, and its image when no other tuning was made
-        from it. Later edits with it are NOT_FOUND.
+        from it. Later edits with it are NOT_FOUND, and so are those that wait for their turn. It does not wait for a sampler
+        that does not answer: that one is told to forget the weights until it has.
         Fails with NOT_FOUND (TUNING_NOT_FOUND) unless allow_missing is set.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -208,8 +224,15 @@ class TuningService:
 
     A tuning runs on the server whether or not anybody watches. Its state only moves forward:
     QUEUED, RUNNING, then one of READY, FAILED, CANCELLED; a READY tuning becomes EXPIRED in the end.
-    One exception: a RUNNING tuning that is lost with the process that ran it is QUEUED again, at its old
-    place, and FAILED (WORKER_CRASHED) when that has happened three times.
+    One exception: a RUNNING tuning whose run is lost is QUEUED again, at its old place. That its tuner died
+    under it counts against it: it is FAILED (WORKER_CRASHED) after three such deaths, where a run that got further than
+    those before it begins the count anew. A lost connection, a tuner that stood still and a gateway that died
+    count for nothing.
+
+    Every call of this server, of its other services too, can also fail with INVALID_ARGUMENT (REQUEST_UNREADABLE) for
+    bytes that are no request, with RESOURCE_EXHAUSTED (STORE_FULL, STATE_FULL) while a disk of the server is full, with
+    UNAVAILABLE (STORE_DOWN, STATE_DOWN) while the server's store or state does not answer, both with RetryInfo, and with
+    DATA_LOSS (STORE_CORRUPT, STATE_CORRUPT, IMAGE_CORRUPT) for what is damaged there.
     """
 
     @staticmethod

@@ -219,8 +219,16 @@ def test_too_many_pictures_are_refused(quick: BaseModel, image: ModelImage) -> N
 
 
 def test_cancelling_stops_while_class_images_are_drawn(quick: BaseModel, image: ModelImage) -> None:
-    """It need not wait for the last of them, and what was begun is not kept."""
-    with pytest.raises(Cancelled):
-        tune(quick, image, replace(SHORT, class_noun="cancelled", num_class_images=999), cancelled=lambda: True)
+    """It waits for one step, not for the last of them or of its batch (r19), and what was begun is not kept."""
+    looks = 0
 
+    def is_cancelled() -> bool:
+        nonlocal looks
+        looks += 1
+        return looks == 4  # after encoding the picture, and before each of three steps
+
+    with pytest.raises(Cancelled):
+        tune(quick, image, replace(SHORT, updates=1, class_noun="cancelled"), cancelled=is_cancelled)
+
+    assert 4 == looks
     assert not any("cancelled" in key for key in class_images._kept)

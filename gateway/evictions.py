@@ -1,0 +1,68 @@
+"""Weights that the sampler must forget: told to it until it has, across restarts of both.
+
+A deletion does not wait for a sampler that stands still. Nobody can ask for these weights meanwhile.
+"""
+
+import asyncio
+import logging
+
+from gateway.tuning_queue import State
+from gateway.upstreams import Upstreams
+from unitune import telemetry
+from unitune.errors import UniTuneError
+
+logger = logging.getLogger(__name__)
+
+ANSWER_S = 1.0  # that a deletion waits for a sampler that answers at once, as it mostly does
+
+
+class Evictions:
+    """What is to be forgotten, in the state; one task tells it."""
+
+    def __init__(self, state: State, upstreams: Upstreams, *, retry_s: float) -> None:
+        """`retry_s` is the wait before a sampler that did not answer is asked again."""
+        self._state = state
+        self._upstreams = upstreams
+        self._retry_s = retry_s
+        self._bell = asyncio.Event()
+        self._done: dict[str, asyncio.Event] = {}
+
+    async def note(self, digest: str) -> None:
+        """Remember that these weights are to be forgotten, whatever becomes of this process."""
+        await self._state.add_eviction(digest)
+
+    async def begin(self, digest: str) -> None:
+        """Have noted weights forgotten; returns when they are, or after a second, and then it goes on."""
+        done = self._done.setdefault(digest, asyncio.Event())
+        self._bell.set()
+        try:
+            await asyncio.wait_for(done.wait(), ANSWER_S)
+        except TimeoutError:
+            telemetry.event(logger, "sampler still to forget weights", level=logging.WARNING, digest=digest)
+
+    async def run(self) -> None:
+        """Tell the sampler, for as long as it takes."""
+        while True:
+            self._bell.clear()
+            try:
+                is_behind = not await self._tell_all()
+            except Exception:  # such as a state that cannot be read; the next round tries again
+                telemetry.failure(logger, "evictions failed")
+                is_behind = True
+            if is_behind:
+                await asyncio.sleep(self._retry_s)
+            else:
+                await self._bell.wait()
+
+    async def _tell_all(self) -> bool:
+        """Whether nothing is left to be told."""
+        for digest in await self._state.evictions():
+            try:
+                await self._upstreams.evict(digest)
+            except UniTuneError:
+                return False
+            await self._state.remove_eviction(digest)
+            done = self._done.pop(digest, None)
+            if done is not None:
+                done.set()
+        return True

@@ -1,0 +1,98 @@
+"""What a PNG says of its own making: once as other programs read it, once whole, so that it can be made again.
+
+The contract tells the form (EditedImage.png in edit.proto). Nothing that differs between two runs of the same request
+may be in it, and nothing that its reader should not know: no path, no tenant, no tuning's name, no time.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from google.protobuf.message import Message
+
+from gateway.edit_plan import EditPlan
+from gateway.names import parse
+from unitune import __version__, png_text
+from unitune.v1.edit_pb2 import EditEvent
+from unitune.v1.tuning_pb2 import Tuning
+
+VERSION = 1
+SOFTWARE = f"UniTune {__version__}"
+SAMPLERS = {"ddim": "DDIM", "euler": "Euler", "dpmpp_2m": "DPM++ 2M"}  # as web interfaces call them
+HASH_DIGITS = 10  # of a model, as they show it
+
+
+class Metadata:
+    """What the pictures of one edit have in common, and each one's own."""
+
+    def __init__(self, plan: EditPlan, tuning: Tuning | None) -> None:
+        """`tuning` is the one whose weights are used. Takes the digest of the picture, some milliseconds."""
+        self._seeds = plan.seeds
+        self._record: dict[str, Any] = {
+            "version": VERSION,
+            "software": SOFTWARE,
+            "prompt": plan.prompt,
+            "method": plan.config.method,
+            "sampling": _fields(plan.config),
+            "base_model": {"name": plan.base_model.name, "digest": plan.base_model.digest},
+            "picture": {"sha256": hashlib.sha256(plan.image).hexdigest()},
+        }
+        if plan.mask:
+            self._record["mask"] = {"sha256": hashlib.sha256(plan.mask).hexdigest()}
+        if tuning is not None:
+            self._record["tuning"] = {"key": tuning.key, "config": _fields(tuning.config)}
+            if tuning.images:
+                further = [parse(name, "images").id for name in tuning.images]
+                self._record["tuning"]["further_pictures"] = further
+
+    def put_into(self, image: EditEvent.EditedImage) -> None:
+        """Write it into a picture's file, of which this may be the first piece."""
+        record = self._record | {"seed": self._seeds[image.index]}
+        if image.seed != record["seed"]:
+            record["sampled_seed"] = image.seed
+        if image.strength:
+            record["chosen"] = {"strength": image.strength, "guidance_scale": image.guidance_scale}
+        texts = {
+            "parameters": _parameters(record, png_text.size_of(image.png)),
+            "unitune": json.dumps(record, sort_keys=True, separators=(",", ":")),
+        }
+        told = png_text.with_texts(image.png, texts)
+        image.size_bytes += len(told) - len(image.png)
+        image.png = told
+
+
+def _fields(config: Message) -> dict[str, Any]:
+    """All that is set of a config, by name."""
+    return {field.name: _plain(value) for field, value in config.ListFields()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    return value if isinstance(value, (str, int, float)) else list(value)
+
+
+def _parameters(record: Mapping[str, Any], size: tuple[int, int]) -> str:
+    """In the form that AUTOMATIC1111's stable-diffusion-webui made usual: its `create_infotext`."""
+    sampling = record["sampling"] | record.get("chosen", {})
+    said = {
+        "Steps": sampling["num_inference_steps"],
+        "Sampler": SAMPLERS.get(sampling["scheduler"], sampling["scheduler"]),
+        "CFG scale": f"{sampling.get('guidance_scale', 1):g}",
+        "Seed": record.get("sampled_seed", record["seed"]),
+        "Size": f"{size[0]}x{size[1]}",
+        "Model hash": record["base_model"]["digest"][:HASH_DIGITS],
+        "Model": record["base_model"]["name"],
+        "Denoising strength": f"{sampling.get('strength', 1):g}",
+        "Edit method": record["method"],
+        "Version": record["software"],
+    }
+    negative = sampling.get("negative_prompt", "")
+    lines = [record["prompt"], *([f"Negative prompt: {negative}"] if negative else [])]
+    return "\n".join([*lines, ", ".join(f"{name}: {_quoted(str(value))}" for name, value in said.items())])
+
+
+def _quoted(value: str) -> str:
+    """As it is, unless it has a sign that separates values there."""
+    return json.dumps(value, ensure_ascii=False) if any(sign in value for sign in ",:\n") else value

@@ -1,0 +1,96 @@
+"""How long the store keeps what nobody owns: pictures that no tuning uses, weights that no tuning has, halves of files.
+
+Whoever looks whether a picture is used and then deletes it, or whether it is there and then uses it, holds
+`Images.changes` meanwhile.
+"""
+
+import asyncio
+import logging
+import time
+
+from gateway.images import Images
+from gateway.names import Name, parse
+from gateway.tuning_queue import UNFINISHED, State
+from unitune import store_paths, telemetry
+from unitune.errors import FailedPrecondition, NotFound
+from unitune.weight_store import WeightStore
+from unitune.weights import MANIFEST_FILE
+
+logger = logging.getLogger(__name__)
+
+
+class Retention:
+    """Keeps the store of one gateway clean."""
+
+    def __init__(self, state: State, images: Images, store: WeightStore, *, keep_s: float) -> None:
+        """`keep_s` is how long what nobody owns is kept; 0 keeps it for ever."""
+        self._state = state
+        self._images = images
+        self._store = store
+        self._keep_s = keep_s
+
+    async def delete_image(self, name: str, *, allow_missing: bool) -> None:
+        """Delete a picture. Raises NotFound (IMAGE_NOT_FOUND), FailedPrecondition (IMAGE_IN_USE)."""
+        image = parse(name, "images")
+        async with self._images.changes:
+            try:
+                await self._images.find(image)
+            except NotFound:
+                if not allow_missing:
+                    raise
+            user = await self._state.live_user_of(name)
+            if user is not None:
+                raise FailedPrecondition(
+                    f"{name} is used by {user}; delete that tuning, which deletes its image, too",
+                    reason="IMAGE_IN_USE",
+                    metadata={"name": name, "tuning": user},
+                )
+            await self._images.discard(image)
+
+    async def run(self, every_s: float) -> None:
+        """Look again and again."""
+        while self._keep_s > 0:
+            try:
+                await self.sweep()
+            except Exception:  # such as a store that does not answer; the next round tries again
+                telemetry.failure(logger, "store not swept")
+            await asyncio.sleep(every_s)
+
+    async def sweep(self) -> None:
+        """Delete what nobody has owned for long enough."""
+        before_s = time.time() - self._keep_s
+        await self._sweep_images(before_s)
+        await self._sweep_weights(before_s)
+        await self._store.answer(self._store.delete_unfinished, before_s)
+
+    async def _sweep_images(self, before_s: float) -> None:
+        newest: dict[Name, float] = {}
+        for path, time_s in (await self._store.answer(self._store.times, store_paths.IMAGES)).items():
+            of = store_paths.read_image(path)
+            if of is not None:
+                name = Name(of[0], "images", of[1])
+                newest[name] = max(newest.get(name, 0.0), time_s)
+        for name, time_s in newest.items():
+            if time_s >= before_s:
+                continue
+            async with self._images.changes:
+                if await self._state.uses_image(str(name)) or await self._images.time_of(name) >= before_s:
+                    continue
+                await self._images.discard(name)
+            telemetry.event(logger, "unused image deleted", image=str(name))
+
+    async def _sweep_weights(self, before_s: float) -> None:
+        attempts: dict[str, dict[str, float]] = {}
+        for path, time_s in (await self._store.answer(self._store.times, store_paths.TUNINGS)).items():
+            attempts.setdefault(path.rpartition("/")[0], {})[path] = time_s
+        for attempt, times in attempts.items():
+            of = store_paths.read_weights(attempt)
+            if of is None or max(times.values()) >= before_s:
+                continue
+            name = str(Name(of.tenant, "tunings", of.tuning))
+            tuning = await self._state.get(name)
+            if tuning is not None and (tuning.state in UNFINISHED or tuning.weights.path == attempt):
+                continue
+            for path in sorted(times, key=lambda path: not path.endswith(MANIFEST_FILE)):
+                await self._store.answer(self._store.delete, path)
+            telemetry.event(logger, "weights of no tuning deleted", tuning=name, attempt=of.attempt)

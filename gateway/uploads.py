@@ -1,0 +1,81 @@
+"""Uploads that have not ended: how long one may take, and how much all of them may hold in memory.
+
+Silence within an upload is cut as in every call (`unitune.deadlines`).
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from unitune.errors import DeadlineExceeded, ResourceExhausted
+
+UPLOAD_S = 300.0  # longest upload; 16 MiB in it are 56 KB/s
+MAX_UPLOADS = 64  # at a time
+MAX_BYTES = 192 << 20  # of them together
+RETRY_AFTER_S = 2.0
+
+
+class Upload:
+    """The bytes of one upload that came so far."""
+
+    def __init__(self, uploads: "Uploads") -> None:
+        self._uploads = uploads
+        self._data = bytearray()  # a list of tiny chunks would take many times their bytes
+        self.size_bytes = 0
+
+    def add(self, chunk: bytes) -> None:
+        """Keep what came next. Raises ResourceExhausted (TOO_MANY_UPLOADS)."""
+        if self._uploads.size_bytes + len(chunk) > self._uploads.max_bytes:
+            raise _too_many()
+        self._uploads.size_bytes += len(chunk)
+        self.size_bytes += len(chunk)
+        self._data += chunk
+
+    def whole(self) -> bytes:
+        """All of them, to be asked for once."""
+        data = bytes(self._data)
+        self._data = bytearray()
+        return data
+
+
+class Uploads:
+    """All uploads of one gateway."""
+
+    def __init__(
+        self, *, upload_s: float = UPLOAD_S, max_uploads: int = MAX_UPLOADS, max_bytes: int = MAX_BYTES
+    ) -> None:
+        self.max_bytes = max_bytes
+        self.size_bytes = 0
+        self._upload_s = upload_s
+        self._left = max_uploads
+
+    @asynccontextmanager
+    async def one(self) -> AsyncGenerator[Upload, None]:
+        """An upload, for as long as the block lasts: until its picture is checked and kept.
+
+        Raises ResourceExhausted (TOO_MANY_UPLOADS), DeadlineExceeded (UPLOAD_TOO_SLOW).
+        """
+        if self._left == 0:
+            raise _too_many()
+        self._left -= 1
+        upload = Upload(self)
+        try:
+            async with asyncio.timeout(self._upload_s):
+                yield upload
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"the upload took more than {self._upload_s:g} seconds: send it again, faster",
+                reason="UPLOAD_TOO_SLOW",
+                metadata={"seconds": f"{self._upload_s:g}"},
+            ) from None
+        finally:
+            self._left += 1
+            self.size_bytes -= upload.size_bytes
+
+
+def _too_many() -> ResourceExhausted:
+    return ResourceExhausted(
+        "too many pictures are being uploaded now; send this one again in a moment",
+        reason="TOO_MANY_UPLOADS",
+        retry_after_s=RETRY_AFTER_S,
+    )

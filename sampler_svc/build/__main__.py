@@ -1,0 +1,62 @@
+"""Build an engine from exported graphs: once per base model, runtime version and kind of CPU or GPU.
+
+    python -m sampler_svc.build --graphs GRAPHS --out ENGINE
+    python -m sampler_svc.build --graphs GRAPHS --engines ROOT     # ROOT/{key}, found again if it is there
+    ... --backend tensorrt                                         # for a GPU, from graphs exported with --half
+
+The last line of stdout is the engine's folder, ready only when it bears that name.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sampler_svc.build.cpu import onnxruntime_recipe
+from sampler_svc.build.folder import build, read_graphs
+from sampler_svc.build.recipe import BuildError, Recipe
+from sampler_svc.config import BACKENDS
+from sampler_svc.engines.engine import BackendMissing
+from unitune.system_errors import disk_sentence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The program; its exit code."""
+    parser = argparse.ArgumentParser("python -m sampler_svc.build", description="Build an engine from exported graphs.")
+    parser.add_argument("--graphs", type=Path, required=True, help="folder written by tuner_svc.export")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--out", type=Path, help="the engine's folder")
+    where.add_argument("--engines", type=Path, help="folder of engines, each in a folder named by its key")
+    parser.add_argument("--backend", choices=BACKENDS, default=BACKENDS[0], help="what is to run it (%(default)s)")
+    options = parser.parse_args(arguments)
+    try:
+        recipe = recipe_of(options.backend)
+        folder = options.out or options.engines / read_graphs(options.graphs, recipe)[1].digest[:16]
+        print(build(options.graphs, folder, recipe))
+    except (BuildError, BackendMissing) as error:
+        print(f"build: {error}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        told = disk_sentence(error, options.out or options.engines)
+        if told is None:
+            raise
+        print(f"build: {told}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def recipe_of(name: str) -> Recipe:
+    """How a backend builds here; its module is imported only if asked for. Raises BackendMissing."""
+    if name == "onnxruntime":
+        return onnxruntime_recipe()
+    if name == "onnxruntime-cuda":
+        from sampler_svc.build.cuda import cuda_recipe
+
+        return cuda_recipe()
+    from sampler_svc.build.tensorrt import tensorrt_recipe
+
+    return tensorrt_recipe()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""Build for ONNX Runtime on this CPU.
+
+The denoiser is optimised offline as far as stays true for any weights of any CPU; the rest is done when it is loaded.
+A second graph of it, for refits in place, has this CPU's layout of convolutions (sampler_svc/build/cpu_layout.py).
+"""
+
+import sys
+from pathlib import Path
+
+from safetensors.numpy import load_file
+
+from sampler_svc.build.cpu_layout import lay_out
+from sampler_svc.build.onnx_file import SMALL_BYTES, initializers, put_outside
+from sampler_svc.build.recipe import DENOISER_DATA, EXPORT_AGAIN, BuildError, Recipe, copy_others
+from sampler_svc.build.refit_check import base_and_random_weights, check_refits
+from sampler_svc.engines.cpu import (
+    DENOISER,
+    NEW_SESSION,
+    OFFLINE_OPTIMISATION,
+    OrtEngine,
+    backend,
+    open_session,
+    session_options,
+)
+from sampler_svc.engines.cpu_in_place import IN_PLACE, InPlaceEngine
+from sampler_svc.engines.engine import EngineSpec
+from sampler_svc.engines.folder import PROBE_FILE
+from sampler_svc.engines.layout import GraphLayout
+from sampler_svc.engines.refit_modes import is_small
+from unitune.base_model import SPEC_FILE, BaseModelSpec
+from unitune.system_errors import disk_sentence
+
+
+def onnxruntime_recipe() -> Recipe:
+    """ONNX Runtime on this CPU."""
+    return Recipe(backend(), DENOISER, (SPEC_FILE,), check_graph, _fill, verify)
+
+
+def check_graph(graphs: Path, spec: BaseModelSpec) -> None:
+    """Raises BuildError unless every tensor of the specification is a weight of the denoiser within a refit's reach."""
+    found = initializers((graphs / DENOISER).read_bytes())
+    for name, tensor in spec.tensors.items():
+        if name not in found:
+            raise BuildError(f"the denoiser has no weight called {name}; {EXPORT_AGAIN}")
+        if found[name].outside is None:
+            raise BuildError(f"{name} is stored inside the denoiser's graph, out of a refit's reach; {EXPORT_AGAIN}")
+        if found[name].shape != tensor.shape_in_graph:
+            shapes = f"{found[name].shape} in the graph and must be {tensor.shape_in_graph}"
+            raise BuildError(f"{name} is {shapes}; {EXPORT_AGAIN}")
+
+
+def verify(graphs: Path, engine_folder: Path, spec: BaseModelSpec) -> tuple[str, ...]:
+    """The ways in which the engine may be refitted: each answers like the exported graph, run without optimisation.
+
+    Raises BuildError when not even a new session does.
+    """
+    engine_spec = EngineSpec.of(spec)
+    weights, probe = engine_folder / spec.base_weights, engine_folder / PROBE_FILE
+    base, other = base_and_random_weights(graphs / DENOISER, engine_spec, weights, probe)
+    layout = GraphLayout(engine_spec, base.tensors)
+    check_refits(OrtEngine(engine_folder, engine_spec, layout=layout), base, other)
+    try:
+        check_refits(InPlaceEngine(engine_folder, engine_spec, layout=layout), base, other)
+    except BuildError as error:
+        print(f"build: {error}; every refit will open a new session", file=sys.stderr)
+        return (NEW_SESSION,)
+    return (NEW_SESSION, IN_PLACE)
+
+
+def _fill(folder: Path, graphs: Path, spec: BaseModelSpec) -> None:
+    """Everything but manifest and probe: the denoiser optimised, all else copied."""
+    options = session_options(0, OFFLINE_OPTIMISATION)
+    options.optimized_model_filepath = str(folder / DENOISER)
+    for setting, value in (("file_name", DENOISER_DATA), ("min_size_in_bytes", str(SMALL_BYTES))):
+        options.add_session_config_entry(f"session.optimized_model_external_initializers_{setting}", value)
+    try:
+        open_session(graphs / DENOISER, options)
+    except Exception as error:  # ONNX Runtime does not say that a disk is full
+        told = disk_sentence(error, folder)
+        if told is None:
+            raise
+        raise BuildError(told) from error
+    try:
+        put_outside(folder, DENOISER, spec.tensors.keys())
+    except ValueError as error:
+        raise BuildError(f"the optimised denoiser cannot be refitted: {error}") from error
+    copy_others(folder, graphs, spec)
+    tensors = load_file(folder / spec.base_weights)
+    if is_small(tensors):  # a larger model is not refitted in place unless it is told to, and has no room to give away
+        lay_out(folder, spec, tensors)

@@ -1,0 +1,89 @@
+"""Build an engine for ONNX Runtime on CUDA from the half graph: optimised offline, as far as weights stay weights."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from sampler_svc.build.fp16 import HALF_DENOISER, copy_all_but_the_denoiser, half_recipe
+from sampler_svc.build.onnx_file import SMALL_BYTES, put_outside
+from sampler_svc.build.recipe import DENOISER_DATA, BuildError, Recipe
+from sampler_svc.engines.cpu import DENOISER, session_options
+from sampler_svc.engines.cuda import CUDA, OFFLINE_OPTIMISATIONS, OrtCudaEngine, cuda_facts, fixed_batch, open_on
+from sampler_svc.engines.engine import BackendMissing, EngineSpec
+from sampler_svc.engines.self_test import Canary, Unqualified
+from sampler_svc.engines.weights import base_weights
+from unitune.base_model import BaseModelSpec
+from unitune.errors import UniTuneError
+
+
+def cuda_recipe(provider: str = CUDA) -> Recipe:
+    """ONNX Runtime on this GPU. Raises BackendMissing."""
+    here = cuda_facts(provider)
+    return half_recipe(here, partial(_fill, provider=provider), partial(verify, provider=provider, here=here))
+
+
+def verify(graphs: Path, engine_folder: Path, spec: BaseModelSpec, *, provider: str, here: Mapping[str, str]) -> None:
+    """Ask the canary: weights written in place, else in new sessions; then through a CUDA graph. Raises BuildError."""
+    base = base_weights(engine_folder, spec)
+    try:
+        canary = Canary(engine_folder)
+        in_place = _qualifies(canary, engine_folder, spec, provider)
+        if not in_place:
+            canary = Canary(engine_folder)
+            _qualify(canary, engine_folder, spec, provider, in_place=False)
+        cuda_graph = in_place and provider == CUDA and _sees_refits(engine_folder, spec)
+        canary.found(here, cuda_graph=cuda_graph, in_place=in_place).save(engine_folder)
+        engine = OrtCudaEngine.open_qualified(engine_folder, EngineSpec.of(spec), provider)
+        engine.refit(base)
+        engine.close()
+    except Unqualified as error:
+        raise BuildError(f"the engine does not compute what PyTorch does: {error}") from error
+    except (BackendMissing, UniTuneError) as error:
+        raise BuildError(f"the engine cannot be used: {error}") from error
+
+
+def _qualifies(canary: Canary, folder: Path, spec: BaseModelSpec, provider: str) -> bool:
+    try:
+        _qualify(canary, folder, spec, provider, in_place=True)
+    except Unqualified:
+        return False
+    return True
+
+
+def _qualify(canary: Canary, folder: Path, spec: BaseModelSpec, provider: str, *, in_place: bool) -> None:
+    engine = OrtCudaEngine(folder, EngineSpec.of(spec), provider=provider, in_place=in_place)
+    try:
+        engine._write(base_weights(folder, spec).tensors)  # there is no session before
+        canary.qualify(engine)
+    finally:
+        engine.close()
+
+
+def _sees_refits(folder: Path, spec: BaseModelSpec) -> bool:
+    engine = OrtCudaEngine(folder, EngineSpec.of(spec), use_cuda_graph=True)
+    try:
+        return Canary(folder).sees_refits(engine)
+    except Exception:  # a graph that cannot be captured as a whole is refused in one of many ways
+        return False
+    finally:
+        engine.close()
+
+
+def _fill(folder: Path, graphs: Path, spec: BaseModelSpec, *, provider: str) -> None:
+    for level in OFFLINE_OPTIMISATIONS:
+        options = fixed_batch(session_options(0, level))
+        options.optimized_model_filepath = str(folder / DENOISER)
+        for setting, value in (("file_name", DENOISER_DATA), ("min_size_in_bytes", str(SMALL_BYTES))):
+            options.add_session_config_entry(f"session.optimized_model_external_initializers_{setting}", value)
+        try:
+            open_on(provider, graphs / HALF_DENOISER, options)
+            put_outside(folder, DENOISER, spec.tensors.keys())
+        except ValueError as error:  # a tensor was lost
+            lost = error
+            continue
+        except BackendMissing as error:
+            raise BuildError(str(error)) from error
+        break
+    else:
+        raise BuildError(f"the optimised denoiser cannot be refitted: {lost}")
+    copy_all_but_the_denoiser(folder, graphs, spec)

@@ -1,0 +1,95 @@
+"""An engine's folder, made from a folder of exported graphs: checked first, proven, published under its name last."""
+
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from sampler_svc.build.cpu import onnxruntime_recipe
+from sampler_svc.build.onnx_file import structure_digest
+from sampler_svc.build.recipe import EXPORT_AGAIN, BuildError, Recipe
+from sampler_svc.build.refit_check import base_and_random_weights, check_refits
+from sampler_svc.engines.cpu_super_resolution import SuperResolutionEngine
+from sampler_svc.engines.folder import (
+    MANIFEST_FILE,
+    SUPER_RESOLUTION_PROBE_FILE,
+    EngineKey,
+    Manifest,
+    is_complete,
+    key_of,
+)
+from unitune.base_model import SUPER_RESOLUTION_GRAPH, BaseModelSpec, file_digest
+
+
+def build(graphs: Path, folder: Path, recipe: Recipe | None = None) -> Path:
+    """Build an engine into a folder; at once if a complete one with the same key is there. Answers with the folder.
+
+    Without a recipe it is for ONNX Runtime on this CPU. An engine of another key is replaced by the new one. Raises
+    BuildError when the graphs are incomplete, or a built engine would not answer or refit like them.
+    """
+    began = time.monotonic()
+    recipe = recipe or onnxruntime_recipe()
+    spec, key = read_graphs(graphs, recipe)
+    if is_complete(folder, key):
+        return folder
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST_FILE).exists():
+        raise BuildError(f"{folder} is a folder with other files: give an empty or a new one")
+    check_files(graphs, spec)
+    recipe.check(graphs, spec)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        recipe.fill(partial, graphs, spec)
+        modes = recipe.verify(graphs, partial, spec) or ()
+        if spec.super_resolution is not None:
+            verify_super_resolution(partial, spec)
+        files = {path.name: (file_digest(path), path.stat().st_size) for path in sorted(partial.iterdir())}
+        Manifest(key, files, round(time.monotonic() - began, 3), modes).save(partial)
+        if not is_complete(folder, key):  # another build may have come first
+            _publish(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def read_graphs(graphs: Path, recipe: Recipe | None = None) -> tuple[BaseModelSpec, EngineKey]:
+    """The specification of exported graphs, and the key of the engine built from them here. Raises BuildError."""
+    recipe = recipe or onnxruntime_recipe()
+    try:
+        spec = BaseModelSpec.load(graphs)
+        structure = structure_digest((graphs / recipe.denoiser).read_bytes())
+        specification = " ".join(file_digest(graphs / name) for name in recipe.specifications)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        with_half = " with --half" if len(recipe.specifications) > 1 else ""
+        raise BuildError(f"{graphs} holds no exported graphs ({error}); {EXPORT_AGAIN}{with_half}") from error
+    return spec, key_of(spec, structure, specification, recipe.facts)
+
+
+def check_files(graphs: Path, spec: BaseModelSpec) -> None:
+    """Raises BuildError unless every file of the graphs folder is the one that the specification was written for."""
+    for name, digest in spec.files.items():
+        if not (graphs / name).is_file() or file_digest(graphs / name) != digest:
+            raise BuildError(f"{graphs / name} is missing or damaged; {EXPORT_AGAIN}")
+
+
+def verify_super_resolution(engine_folder: Path, spec: BaseModelSpec) -> None:
+    """As `verify`, for the second stage of a cascade, which every backend has as it was exported. Raises BuildError."""
+    engine_spec, stage = SuperResolutionEngine.spec_of(spec), spec.super_resolution
+    assert stage is not None
+    weights, probe = engine_folder / stage.weights, engine_folder / SUPER_RESOLUTION_PROBE_FILE
+    base, other = base_and_random_weights(engine_folder / SUPER_RESOLUTION_GRAPH, engine_spec, weights, probe)
+    check_refits(SuperResolutionEngine(engine_folder, engine_spec), base, other)
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    """Give the finished folder its name; one that is there already moves out of the way first."""
+    for path in partial.iterdir():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    partial.chmod(0o755)
+    old = partial.with_name(f"{partial.name}-old")
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

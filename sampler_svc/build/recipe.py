@@ -1,0 +1,35 @@
+"""What is particular to building for one backend, and what all builds share."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sampler_svc.engines.cpu import DENOISER
+from unitune.base_model import SPEC_FILE, BaseModelSpec
+
+DENOISER_DATA = f"{DENOISER}.data"
+EXPORT_AGAIN = "export the base model again"
+
+
+class BuildError(Exception):
+    """The graphs do not give an engine. The message says why."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is particular to building for one backend. Its steps raise BuildError."""
+
+    facts: Mapping[str, str]  # the runtime, its device and how it builds, for the key
+    denoiser: str  # the exported denoiser, within the graphs folder
+    specifications: tuple[str, ...]  # files that have the digests of all that is used
+    check: Callable[[Path, BaseModelSpec], None]  # of the graphs
+    fill: Callable[[Path, Path, BaseModelSpec], None]  # an engine folder, from the graphs
+    # Of graphs and engine folder; writes the base model's probe. Answers with the proven refit modes if it has several.
+    verify: Callable[[Path, Path, BaseModelSpec], tuple[str, ...] | None]
+
+
+def copy_others(folder: Path, graphs: Path, spec: BaseModelSpec) -> None:
+    """All files of the graphs but the denoiser's into an engine folder."""
+    for name in {SPEC_FILE, *spec.files} - {DENOISER, DENOISER_DATA}:
+        shutil.copyfile(graphs / name, folder / name)

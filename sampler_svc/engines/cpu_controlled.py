@@ -1,0 +1,55 @@
+"""The denoiser with control over its attention maps (unitune.attention), in ONNX Runtime on the CPU, fp32.
+
+Its graph is not optimised offline, as few edits need it. The data file that it names lies in the graphs folder alone:
+a session without external initializers of ours would find other values or none.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sampler_svc.engines.cpu import OrtEngine
+from sampler_svc.engines.engine import Array, EngineSpec
+from sampler_svc.engines.layout import GraphLayout
+from unitune.attention import CONTROLLED_FILE, MAPS, OUT, Controls, no_controls
+from unitune.errors import Internal
+
+
+class Controlled(NamedTuple):
+    """What a controlled run gives."""
+
+    output: Array  # (n, channels, h, w), as of any engine
+    maps: Array  # (n, tokens, h, w): cross-attention as it was used, mean over heads and layers; sums to 1 over tokens
+
+
+class ControlledEngine(OrtEngine):
+    """Refitted as every engine is, with the same tensors under the same names; `run` leaves all maps alone."""
+
+    rows_are_independent = False  # one may take its maps from another
+
+    def __init__(self, folder: Path, spec: EngineSpec, threads: int = 0, layout: GraphLayout | None = None) -> None:
+        """As OrtEngine, on any backend's engine folder."""
+        super().__init__(folder, spec, threads, layout)
+        self._path = folder / CONTROLLED_FILE
+
+    def run_controlled(
+        self, latents: Array, timesteps: NDArray[np.int64], contexts: Array, controls: Controls
+    ) -> Controlled:
+        """Output and maps for a batch of n; `controls` has n rows. Raises Internal (WEIGHTS_UNKNOWN) as `run` does."""
+        if self.weights is None:
+            raise Internal("the engine holds unknown weights", reason="WEIGHTS_UNKNOWN")
+        return self._compute_controlled(latents, timesteps, contexts, controls)
+
+    def _compute(self, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
+        controls = no_controls(len(latents), self.spec.context[0])
+        return self._compute_controlled(latents, timesteps, contexts, controls).output
+
+    def _compute_controlled(
+        self, latents: Array, timesteps: NDArray[np.int64], contexts: Array, controls: Controls
+    ) -> Controlled:
+        if self._session is None:
+            raise RuntimeError("the engine is closed")
+        feed = {"sample": latents, "timestep": timesteps, "encoder_hidden_states": contexts, **controls._asdict()}
+        return Controlled(*self._session.run([OUT, MAPS], feed))

@@ -1,0 +1,83 @@
+"""ONNX Runtime on the CPU, refitted in place: the session reads buffers of ours, and a refit copies into them.
+
+No new session, so a refit costs little more than its probe. In return nothing may be made from the weights when the
+session opens, or it would answer with a silent mixture of old and new ones: no optimisation (constants are folded), no
+prepacking (matrices are packed). The CPU's own layout of convolutions is in the graph already, where the build could
+bring it there (cpu_layout.py). So a run takes a little longer than in `OrtEngine`;
+docs/decisions/refit-modes.md weighs the two. No document of the runtime promises that writes are seen: the build tries
+every tensor before an engine may be refitted so, and the probe tries every refit.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from sampler_svc.engines.cpu import OrtEngine, open_session, session_options
+from sampler_svc.engines.cpu_layout import LAID_OUT, Blocked, read_layouts
+from sampler_svc.engines.engine import Array, EngineSpec, Tensors
+from sampler_svc.engines.layout import GraphLayout
+
+IN_PLACE = "in_place"
+
+
+class InPlaceEngine(OrtEngine):
+    """The denoiser in ONNX Runtime, fp32, over buffers that belong to this engine alone."""
+
+    _buffers: dict[str, Array] | None = None
+    _session_values: list[onnxruntime.OrtValue] | None = None
+
+    def __init__(self, folder: Path, spec: EngineSpec, threads: int = 0, layout: GraphLayout | None = None) -> None:
+        """As OrtEngine. Raises OSError and ValueError for layouts that cannot be read."""
+        super().__init__(folder, spec, threads, layout)
+        blocked = read_layouts(folder)
+        if blocked is not None:
+            self._path = folder / LAID_OUT
+        self._blocked: dict[str, Blocked] = blocked or {}
+
+    def close(self) -> None:
+        """Free the session, then the buffers it reads."""
+        super().close()
+        self._session_values = self._buffers = None
+
+    def _write(self, tensors: Tensors) -> None:
+        if self._buffers is None:
+            self._buffers = {
+                name: np.empty(self._view(name, spec.view_in_graph(tensors[name])).shape, dtype=spec.dtype)
+                for name, spec in self.spec.tensors.items()
+            }
+            self._not_base = set(self._buffers)
+        for name, buffer in self._buffers.items():
+            is_base = self._layout.is_base(name, tensors[name])
+            if is_base and name not in self._not_base:
+                continue  # it was copied by an earlier refit, and nothing else since
+            self._not_base.add(name)
+            view = self._view(name, self._layout.view(name, tensors[name]))
+            if view.shape != buffer.shape:  # numpy would broadcast it
+                raise ValueError(f"{name} is {view.shape} in the graph and must be {buffer.shape}")
+            np.copyto(buffer, view, casting="no")
+            if is_base:
+                self._not_base.discard(name)
+        if self._session is None:
+            # An OrtValue on the CPU is a view of its array, which is what this engine lives by.
+            self._session_values, options = [], self._options()
+            for name, buffer in self._buffers.items():
+                form = self._blocked.get(name)
+                shape = self.spec.tensors[name].shape_in_graph
+                shape = form.shape_in_graph(shape) if form is not None else shape
+                value = onnxruntime.OrtValue.ortvalue_from_numpy(buffer.reshape(shape))
+                options.add_initializer(form.initializer if form is not None else name, value)
+                self._session_values.append(value)
+            self._session = open_session(self._path, options)
+
+    def _view(self, name: str, tensor: NDArray[Any]) -> NDArray[Any]:
+        """A tensor of the denoiser's graph as this engine's graph has it."""
+        form = self._blocked.get(name)
+        return tensor if form is None else form.view(tensor)
+
+    def _options(self) -> onnxruntime.SessionOptions:
+        options = session_options(self._threads, "ORT_DISABLE_ALL")
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        return options

@@ -1,0 +1,30 @@
+"""The second stage of a cascade in ONNX Runtime on the CPU, fp32, whatever backend runs the denoiser.
+
+It is refitted as every engine is. Its graph is not optimised offline, since it is small and seldom opened.
+"""
+
+from pathlib import Path
+
+from sampler_svc.engines.cpu import OrtEngine
+from sampler_svc.engines.engine import EngineSpec
+from sampler_svc.engines.layout import GraphLayout
+from unitune.base_model import SUPER_RESOLUTION_GRAPH, BaseModelSpec
+
+
+class SuperResolutionEngine(OrtEngine):
+    """Latents are the noisy picture and the noised enlargement, in blocks; timesteps have noise levels beside them."""
+
+    def __init__(self, folder: Path, spec: EngineSpec, threads: int = 0, layout: GraphLayout | None = None) -> None:
+        """As OrtEngine, on any backend's engine folder."""
+        super().__init__(folder, spec, threads, layout)
+        self._path = folder / SUPER_RESOLUTION_GRAPH
+
+    @staticmethod
+    def spec_of(model: BaseModelSpec) -> EngineSpec:
+        """The engine of a base model's second stage. Raises ValueError for one without."""
+        stage = model.super_resolution
+        if stage is None:
+            raise ValueError(f"{model.name} has no second stage")
+        channels, height, width = stage.blocks
+        context = (model.context_tokens, model.context_width)
+        return EngineSpec((2 * channels, height, width), context, stage.tensors, has_noise_level=True)

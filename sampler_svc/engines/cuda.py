@@ -1,0 +1,211 @@
+"""ONNX Runtime on CUDA, in fp16. Weights lie in device memory of ours, and a refit writes there, if the probe agrees.
+
+No document promises that a session sees writes to an initializer that it was given. Where the graph has been optimised
+before and is not optimised again, there is nothing that could keep a copy; where a copy is kept all the same, the
+probe finds the old weights, and from then on every refit opens a new session.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from sampler_svc.engines.cpu import DENOISER, Graph, backend, session_options
+from sampler_svc.engines.cuda_device import open_device
+from sampler_svc.engines.engine import Array, BackendMissing, Engine, EngineSpec, RefitReport, Tensors, Weights
+from sampler_svc.engines.folder import REBUILD, UnusableEngine
+from sampler_svc.engines.fp16_weights import BATCH, in_batches, rounded
+from sampler_svc.engines.self_test import Qualification
+from unitune import telemetry
+from unitune.errors import DataLoss, Internal
+from unitune.half_graph import HalfSpec
+
+logger = logging.getLogger(__name__)
+
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+BATCH_AXIS = "n"  # name of the batch's dimension in exported graphs
+CUDA_OPTIONS = {
+    "use_tf32": "0",  # what the graph calls fp32 is meant
+    "cudnn_conv_algo_search": "HEURISTIC",  # an exhaustive search may choose otherwise in every session
+    "arena_extend_strategy": "kSameAsRequested",
+}
+
+# The first that loses no tensor is taken: fusions for a GPU may pack several weights into one.
+OFFLINE_OPTIMISATIONS = ("ORT_ENABLE_EXTENDED", "ORT_ENABLE_BASIC", "ORT_DISABLE_ALL")
+
+
+def has_cuda() -> bool:
+    """Whether this onnxruntime was built for CUDA."""
+    return CUDA in onnxruntime.get_available_providers()
+
+
+def check_cuda() -> None:
+    """Raises BackendMissing unless this onnxruntime was built for CUDA."""
+    if not has_cuda():
+        providers = ", ".join(onnxruntime.get_available_providers())
+        raise BackendMissing(
+            f"onnxruntime {onnxruntime.__version__} here has {providers} but not {CUDA}: "
+            "pip uninstall onnxruntime, then pip install 'unitune[sampler-gpu]'"
+        )
+    # Libraries of CUDA that came as Python packages are found only if they are asked for.
+    onnxruntime.preload_dlls(directory="")
+
+
+def cuda_facts(provider: str = CUDA) -> dict[str, str]:
+    """What a built graph depends on. Raises BackendMissing without a CUDA build of onnxruntime, a driver and a GPU."""
+    device = {"device": "cpu"}
+    if provider == CUDA:
+        check_cuda()
+        gpu = open_device()
+        device = gpu.facts()
+        gpu.close()
+    return {
+        "runtime": "onnxruntime-cuda",
+        "version": backend()["version"],
+        **device,
+        "precision": "fp16",
+        "options": " ".join(f"{name}={value}" for name, value in sorted(CUDA_OPTIONS.items())),
+        "optimisation": f"first of {', '.join(OFFLINE_OPTIMISATIONS)}",
+        "profile": f"batch {BATCH}",
+    }
+
+
+def open_on(
+    provider: str, path: Path, options: onnxruntime.SessionOptions, *, use_cuda_graph: bool = False
+) -> onnxruntime.InferenceSession:
+    """A session whose first provider is this one. Raises BackendMissing if the runtime has silently chosen another."""
+    providers: list[Any] = [provider]
+    if provider == CUDA:
+        providers = [(CUDA, CUDA_OPTIONS | {"enable_cuda_graph": str(int(use_cuda_graph))}), CPU]
+    session = onnxruntime.InferenceSession(path, options, providers=providers)
+    if session.get_providers()[0] != provider:
+        raise BackendMissing(f"onnxruntime cannot start {provider}: its libraries or the driver are missing or too old")
+    return session
+
+
+def fixed_batch(options: onnxruntime.SessionOptions) -> onnxruntime.SessionOptions:
+    """The options, for runs of just BATCH rows: then no node computes shapes, which would run on the CPU."""
+    options.add_free_dimension_override_by_name(BATCH_AXIS, BATCH)
+    return options
+
+
+class CudaGraph(Graph):
+    """A graph of the base model that no tuning changes, on the GPU, in fp32."""
+
+    def _open(self, path: Path, threads: int) -> onnxruntime.InferenceSession:
+        return open_on(CUDA, path, session_options(threads))
+
+
+class OrtCudaEngine(Engine):
+    """The half graph in ONNX Runtime. `provider` is CUDA; the CPU provider runs the same code, to test it."""
+
+    def __init__(
+        self,
+        folder: Path,
+        spec: EngineSpec,
+        *,
+        provider: str = CUDA,
+        in_place: bool = True,
+        use_cuda_graph: bool = False,
+    ) -> None:
+        """Reads the specification; the graph is loaded by the first refit. Raises OSError and ValueError."""
+        super().__init__(spec)
+        self._path, self._provider, self._use_cuda_graph = folder / DENOISER, provider, use_cuda_graph
+        self._device = "cuda" if provider == CUDA else "cpu"
+        self._half = HalfSpec.load(folder)
+        self.rounding = self._half.rounding
+        self._in_place = in_place
+        self._session: onnxruntime.InferenceSession | None = None
+        self._binding: Any = None
+        self._weights: dict[str, onnxruntime.OrtValue] = {}
+
+    @classmethod
+    def open_qualified(cls, folder: Path, spec: EngineSpec, provider: str = CUDA) -> "OrtCudaEngine":
+        """An engine as the canary found it to work here. Raises UnusableEngine if it was never asked."""
+        try:
+            found = Qualification.load(folder)
+        except (OSError, ValueError) as error:
+            raise UnusableEngine(f"{folder} holds a graph that was never qualified: {REBUILD}") from error
+        engine = cls(folder, spec, provider=provider, in_place=found.in_place, use_cuda_graph=found.cuda_graph)
+        engine.rounding = max(engine.rounding, found.errors["base"])
+        return engine
+
+    def refit(self, weights: Weights) -> RefitReport:
+        """As Engine.refit. Where a write in place does not show in the probe, a new session must."""
+        wrote_in_place = self._session is not None and self._in_place
+        try:
+            return super().refit(weights)
+        except DataLoss:
+            if not wrote_in_place or self.weights is not None:  # nothing was written, or it was a new session's
+                raise
+        self._in_place, self._session = False, None
+        try:
+            report = super().refit(weights)
+        except DataLoss:
+            self._in_place = True  # the weights are wrong, whichever way
+            raise
+        telemetry.event(logger, "this runtime does not see weights written in place", level=logging.WARNING)
+        return report
+
+    def close(self) -> None:
+        """Free session and device memory."""
+        self.weights, self._session, self._binding = None, None, None
+        self._weights = {}
+
+    def _write(self, tensors: Tensors) -> None:
+        halves = rounded(self._half.tensors, tensors)
+        if self._session is None or not self._in_place:
+            self._open(halves)
+            return
+        for name, half in halves.items():
+            self._weights[name].update_inplace(half)
+
+    def _open(self, halves: dict[str, NDArray[np.float16]]) -> None:
+        """A new session with new memory; the old one's is given back first."""
+        self._session, self._binding = None, None
+        self._weights = {name: self._value(half) for name, half in halves.items()}
+        options = fixed_batch(session_options(0, "ORT_DISABLE_ALL"))
+        options.add_session_config_entry("session.disable_prepacking", "1")  # packed copies would keep old weights
+        # An initializer must not own its memory, and a value made here does: a session gets a view of it.
+        views = {name: onnxruntime.OrtValue.from_dlpack(value) for name, value in self._weights.items()}
+        for name, view in views.items():
+            options.add_initializer(name, view)
+        self._session = open_on(self._provider, self._path, options, use_cuda_graph=self._use_cuda_graph)
+        latent = np.zeros((BATCH, *self.spec.latent), dtype=np.float32)
+        self._inputs = {
+            "sample": self._value(latent),
+            "timestep": self._value(np.zeros(BATCH, dtype=np.int64)),
+            "encoder_hidden_states": self._value(np.zeros((BATCH, *self.spec.context), dtype=np.float32)),
+        }
+        self._output = self._value(latent.copy())
+        self._binding = self._session.io_binding()
+        for name, value in self._inputs.items():
+            self._binding.bind_ortvalue_input(name, value)
+        self._binding.bind_ortvalue_output("out", self._output)
+
+    def _value(self, array: NDArray[Any]) -> onnxruntime.OrtValue:
+        """A copy of the array in device memory; on the CPU, in memory of the value's own as well."""
+        value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype, self._device, 0)
+        value.update_inplace(array)
+        return value
+
+    def _compute(self, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
+        return in_batches(self._run_batch, latents, timesteps, contexts)
+
+    def _run_batch(self, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
+        if self._session is None:
+            raise RuntimeError("the engine is closed")
+        given = {"sample": latents, "timestep": timesteps, "encoder_hidden_states": contexts}
+        try:
+            for name, array in given.items():
+                self._inputs[name].update_inplace(array)
+            self._session.run_with_iobinding(self._binding)
+            answer: Array = self._output.numpy().copy()
+        except Exception as error:  # the runtime has many kinds, none of them documented
+            self.weights = None
+            telemetry.failure(logger, "the engine failed")
+            raise Internal("a run failed on the GPU; see the sampler's log", reason="ENGINE_FAILED") from error
+        return answer

@@ -1,0 +1,187 @@
+"""What an engine is: a denoiser in a runtime, built once, whose weights can be replaced while it is loaded.
+
+The promises are kept here once, for every backend:
+
+1. `refit` checks names, shapes, dtypes and finiteness itself, before it touches anything: no runtime checks enough.
+2. `weights` is None from the first write until the probe has proved the new weights; such an engine does not run.
+3. A refit that fails raises, and leaves `weights` None. The owner replaces the engine.
+4. `refit` never overlaps `run`: whoever calls either has the lease (sampler_svc/engines/pool.py).
+5. Refitting A, B, then A gives A again, and refitting the base weights gives a fresh engine's answers.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unitune.base_model import BaseModelSpec, TensorSpec
+from unitune.errors import DataLoss, Internal
+from unitune.weights import probe_input
+
+BASE = "base"  # names the base model's own weights, as a digest names tuned ones
+MAX_PROBE_RATIO = 0.1  # of the tuning's effect; fp32 gives about 1e-4, weights that did not take give 1
+# fp32 runtimes differ by 1e-6 of the output. An effect below three times this cannot be told from rounding.
+ROUNDING = 1e-5
+MAX_ROUNDING = 1.5  # times an engine's rounding is still rounding, be the effect ever so small
+TOO_SMALL = -1.0  # the probe ratio of an effect that cannot be told from rounding
+
+Array = NDArray[np.float32]
+Tensors = Mapping[str, NDArray[np.generic]]
+
+
+class BackendMissing(Exception):
+    """A backend cannot be used on this machine. The message says what is missing and what to do."""
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """What an engine takes and gives, and which tensors can be refitted: all of them, by name."""
+
+    latent: tuple[int, int, int]  # channels, height, width
+    context: tuple[int, int]  # tokens, width
+    tensors: Mapping[str, TensorSpec]
+    has_noise_level: bool = False  # beside each timestep: the second stage of a cascade
+
+    @classmethod
+    def of(cls, model: BaseModelSpec) -> "EngineSpec":
+        """The engine of a base model's denoiser."""
+        latent = (model.latent_channels, *model.latent_side)
+        return cls(latent, (model.context_tokens, model.context_width), model.tensors)
+
+    def question(self, seed: int) -> "tuple[Array, NDArray[np.int64], Array]":
+        """The probe's latents, timesteps and contexts."""
+        channels, *side = self.latent
+        found = probe_input(seed, channels, (side[0], side[1]), self.context, has_noise_level=self.has_noise_level)
+        return found["sample"], found["timestep"], found["encoder_hidden_states"]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What proves a refit: the answers to `probe_input(seed, ...)` of the weights to come and of the base weights."""
+
+    seed: int
+    expected: Array
+    base: Array
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A whole set: every tensor of the spec by PyTorch name, in PyTorch's shape, and what proves that they took."""
+
+    id: str  # digest of the weights file, or BASE
+    tensors: Tensors
+    probe: Probe
+
+
+@dataclass(frozen=True)
+class RefitReport:
+    """What a refit took and how well it is proven."""
+
+    write_s: float
+    probe_s: float
+    size_bytes: int
+    probe_ratio: float  # error over the tuning's effect; negative if the effect was too small to verify
+
+
+class Engine(ABC):
+    """One loaded engine. It holds one set of weights at a time and serves one caller at a time."""
+
+    rounding = ROUNDING  # what the engine's precision makes of an answer, as a share of it
+
+    def __init__(self, spec: EngineSpec, known: Tensors | None = None) -> None:
+        """`known` are read-only arrays, checked before, that refits need not look through again."""
+        self.spec = spec
+        self._known = known or {}
+        self.weights: str | None = None  # id of the weights inside; None means unknown, so that it must not run
+
+    def refit(self, weights: Weights) -> RefitReport:
+        """Put in a whole set of weights, and prove that they took.
+
+        Raises DataLoss (WEIGHTS_CORRUPT) when the tensors are not those of the spec, and when the probe fails.
+        """
+        check_tensors(self.spec, weights.tensors, self._known)
+        began = time.perf_counter()
+        self.weights = None
+        self._write(weights.tensors)
+        written = time.perf_counter()
+        ratio = self._prove(weights.probe)
+        self.weights = weights.id
+        size_bytes = sum(tensor.nbytes for tensor in weights.tensors.values())
+        return RefitReport(written - began, time.perf_counter() - written, size_bytes, ratio)
+
+    def run(self, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
+        """The denoiser's output for latents (n, *latent), timesteps (n,) and contexts (n, *context); n is free. With
+        `has_noise_level` timesteps are (n, 2), and the output has half the channels.
+
+        Raises Internal (WEIGHTS_UNKNOWN) after a refit that failed.
+        """
+        if self.weights is None:
+            raise Internal("the engine holds unknown weights", reason="WEIGHTS_UNKNOWN")
+        return self._compute(latents, timesteps, contexts)
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what the engine holds. It does not run again."""
+
+    @abstractmethod
+    def _write(self, tensors: Tensors) -> None:
+        """Replace all weights. The caller's arrays are left alone, now and later."""
+
+    @abstractmethod
+    def _compute(self, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
+        """Run the network."""
+
+    def _prove(self, probe: Probe) -> float:
+        answer = self._compute(*self.spec.question(probe.seed))
+        return probe_ratio(answer, probe, self.rounding)
+
+
+def check_tensors(spec: EngineSpec, tensors: Tensors, known: Tensors | None = None) -> None:
+    """Raises DataLoss (WEIGHTS_CORRUPT) unless these are just the spec's tensors, of its shapes and dtypes, finite.
+
+    Arrays that are `known` under the same name were found finite before.
+    """
+    known = known or {}
+    missing, unknown = spec.tensors.keys() - tensors.keys(), tensors.keys() - spec.tensors.keys()
+    if missing or unknown:
+        raise corrupt(f"{len(missing)} tensors are missing and {len(unknown)} unknown", min(missing | unknown))
+    for name, wanted in spec.tensors.items():
+        tensor = tensors[name]
+        if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:
+            found = f"{tensor.dtype}{list(tensor.shape)}"
+            raise corrupt(f"a tensor is {found} and must be {wanted.dtype}{list(wanted.shape)}", name)
+        if tensor is not known.get(name) and not np.isfinite(tensor).all():
+            raise corrupt("a tensor holds values that are not finite", name)
+
+
+def probe_ratio(answer: Array, probe: Probe, rounding_share: float = ROUNDING) -> float:
+    """||answer - expected|| / ||base - expected||: 0 is perfect, 1 means that the base weights are still there.
+
+    It must be below MAX_PROBE_RATIO, or the error no more than rounding, which is `rounding_share` of the answer. An
+    effect below three times rounding is TOO_SMALL to verify, once the answer is right up to that. Raises DataLoss
+    (WEIGHTS_CORRUPT) otherwise.
+    """
+    if answer.shape != probe.expected.shape or answer.shape != probe.base.shape:
+        raise corrupt(f"the probe's answer is {list(answer.shape)} and must be {list(probe.expected.shape)}")
+    if not (np.isfinite(answer).all() and np.isfinite(probe.expected).all() and np.isfinite(probe.base).all()):
+        raise corrupt("the probe's answer is not finite")
+    error, effect, rounding = (
+        float(np.linalg.norm(array.astype(np.float64)))
+        for array in (answer - probe.expected, probe.base - probe.expected, rounding_share * probe.expected)
+    )
+    if effect < 3 * rounding:
+        if error > 3 * rounding:
+            raise corrupt(f"the probe's answer is {error / rounding:.3g} times rounding away from the tuner's")
+        return TOO_SMALL
+    if error / effect >= MAX_PROBE_RATIO and error > MAX_ROUNDING * rounding:
+        raise corrupt(f"the probe's ratio is {error / effect:.3g} and must be below {MAX_PROBE_RATIO}")
+    return error / effect
+
+
+def corrupt(what: str, tensor: str = "") -> DataLoss:
+    """The error for weights that cannot be used, and why."""
+    where = f" ({tensor})" if tensor else ""
+    return DataLoss(f"the weights cannot be used: {what}{where}", reason="WEIGHTS_CORRUPT")

@@ -1,0 +1,142 @@
+"""The folder that `sampler_svc.build` writes and the sampler loads: graphs, base weights, and a manifest written last.
+
+The manifest names everything the built graph depends on (the key). A folder is loaded only where its key holds and its
+files have their digests; otherwise it must be built again.
+"""
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from unitune.base_model import BaseModelSpec, file_digest
+
+SCHEMA = 3
+MANIFEST_FILE = "manifest.json"
+PROBE_FILE = "probe.safetensors"  # the exported graph's answer to the probe of BASE_PROBE_SEED, as `base`
+SUPER_RESOLUTION_PROBE_FILE = "super_resolution_probe.safetensors"  # the same of the second stage's graph
+BASE_PROBE_SEED = 0
+REBUILD = "build it with `python -m sampler_svc.build`"
+
+# What a runtime chooses its kernels by; other flags of a CPU do not matter to it.
+CPU_FEATURES = (
+    "avx", "avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_tile", "f16c", "fma", "sse4_1",
+    "asimd", "asimddp", "asimdhp", "bf16", "i8mm", "sve", "sve2",
+)  # fmt: skip
+
+
+class UnusableEngine(Exception):
+    """An engine folder cannot be loaded here. The message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class EngineKey:
+    """What a built engine depends on. Two builds with one key are interchangeable."""
+
+    graph: str  # structure of the exported denoiser, without weight values
+    specification: str  # digest of spec.json, which has the digests of all exported files
+    base_model: str  # digest of the base model, whose weights the engine holds at first
+    tensors: str  # digest over names, shapes, dtypes and layouts of the tensors that a refit replaces
+    backend: Mapping[str, str]  # runtime, version, device, optimisation level
+    platform: str
+    cpu: str
+    schema: int = SCHEMA
+
+    @property
+    def digest(self) -> str:
+        """sha256 over all of it."""
+        return _digest_of(asdict(self))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What lies in an engine folder: its key, (sha256, bytes) of each file, and how the engine may be refitted."""
+
+    key: EngineKey
+    files: Mapping[str, tuple[str, int]]
+    build_s: float
+    refit_modes: tuple[str, ...]  # those that the build has proven, tensor by tensor
+
+    def save(self, folder: Path) -> None:
+        """Write manifest.json."""
+        text = json.dumps({**asdict(self), "key_digest": self.key.digest}, indent=1, sort_keys=True)
+        (folder / MANIFEST_FILE).write_text(text)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Manifest":
+        """Read manifest.json. Raises UnusableEngine when there is none, or one of another schema."""
+        try:
+            found = json.loads((folder / MANIFEST_FILE).read_text())
+            schema = found["key"]["schema"]
+            if schema != SCHEMA:
+                raise UnusableEngine(f"{folder} has schema {schema}, this program reads {SCHEMA}: {REBUILD}")
+            files = {name: (digest, size) for name, (digest, size) in found["files"].items()}
+            return cls(EngineKey(**found["key"]), files, found["build_s"], tuple(found["refit_modes"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise UnusableEngine(f"{folder} holds no complete engine: {REBUILD}") from error
+
+
+def key_of(spec: BaseModelSpec, graph: str, specification: str, backend: Mapping[str, str]) -> EngineKey:
+    """The key of an engine built here, from the exported denoiser's structure and the digest of spec.json."""
+    tensors = {name: asdict(tensor) for name, tensor in spec.tensors.items()}
+    return EngineKey(
+        graph=graph,
+        specification=specification,
+        base_model=spec.digest,
+        tensors=_digest_of(tensors),
+        backend=dict(backend),
+        platform=this_platform(),
+        cpu=this_cpu(),
+    )
+
+
+def is_complete(folder: Path, key: EngineKey) -> bool:
+    """Whether the folder holds an engine of that key, judged by its manifest and its files' sizes."""
+    try:
+        manifest = Manifest.load(folder)
+    except UnusableEngine:
+        return False
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    return manifest.key == key and all(sizes.get(name) == size for name, (_, size) in manifest.files.items())
+
+
+def open_folder(folder: Path, backend: Mapping[str, str]) -> BaseModelSpec:
+    """Check that an engine folder belongs to this runtime and machine and is whole, and read its specification.
+
+    Raises UnusableEngine otherwise: an engine is never tried where it was not built for.
+    """
+    manifest = Manifest.load(folder)
+    here = {**backend, "platform": this_platform(), "cpu": this_cpu()}
+    there = {**manifest.key.backend, "platform": manifest.key.platform, "cpu": manifest.key.cpu}
+    for name in sorted(here.keys() | there.keys()):
+        if here.get(name) != there.get(name):
+            change = f"its {name} was {there.get(name)!r} and is {here.get(name)!r} here"
+            raise UnusableEngine(f"{folder} was built for another machine or runtime ({change}): {REBUILD} here")
+    for name, (digest, _) in manifest.files.items():
+        if not (folder / name).is_file() or file_digest(folder / name) != digest:
+            raise UnusableEngine(f"{folder} is damaged ({name}): {REBUILD}")
+    try:
+        return BaseModelSpec.load(folder)
+    except ValueError as error:
+        raise UnusableEngine(f"{folder} is of another version of this program ({error}): {REBUILD}") from error
+
+
+def this_platform() -> str:
+    """Operating system and machine, such as `linux-x86_64`."""
+    return f"{platform.system()}-{platform.machine()}".lower()
+
+
+def this_cpu() -> str:
+    """The vector extensions of this CPU that a runtime chooses kernels by; empty where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    flags = {flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.split()}
+    return " ".join(feature for feature in CPU_FEATURES if feature in flags)
+
+
+def _digest_of(fields: object) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,320 @@
+"""TensorRT, on one GPU, in fp16. A refit writes into the loaded plan; nothing is loaded again.
+
+The plan was built with REFIT_INDIVIDUAL and only the specification's tensors marked (sampler_svc/build/tensorrt.py).
+One block of device memory holds all new weights, each at its own address, which the refitter is told once. A refit is
+then one copy into that block and one call, both on the engine's stream.
+
+TensorRT checks little: the number and dtype of each weight. It may have written some when it says False. So a
+refit that fails in any way leaves the engine without known weights (engine.py), and its owner replaces it.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sampler_svc.engines.cuda_device import ALIGNMENT, INSTALL, CudaError, Device, open_device
+from sampler_svc.engines.engine import Array, BackendMissing, Engine, EngineSpec, Probe, Tensors
+from sampler_svc.engines.folder import REBUILD, UnusableEngine
+from sampler_svc.engines.fp16_weights import BATCH, in_batches, write_half
+from sampler_svc.engines.self_test import Qualification
+from sampler_svc.engines.trt_api import ICudaEngine, IExecutionContext, TensorRT
+from unitune import telemetry
+from unitune.base_model import TensorSpec
+from unitune.errors import DataLoss, Internal
+from unitune.half_graph import HalfSpec
+
+logger = logging.getLogger(__name__)
+
+PLAN_FILE = "denoiser.plan"
+OLDEST = (10, 14)  # the first that can do all that is in trt_api.py
+# Of 11.3.0 its own documentation says that plans for refit may lose the bias of a matrix product, refitted or not.
+REFUSED = (11, 3)
+
+WORKSPACE_BYTES = 4 << 30  # at most, for a kernel's scratch memory; TensorRT takes what it needs
+OPTIMISATION_LEVEL = 3  # TensorRT's own default; said so that the key tells it
+
+OpenRuntime = Callable[[], tuple[TensorRT, Device]]
+
+
+def open_tensorrt() -> tuple[TensorRT, Device]:
+    """The runtime and the GPU. Raises BackendMissing.
+
+    The device comes first: TensorRT's runtime crashes a process that has no driver.
+    """
+    device = open_device()
+    try:
+        import tensorrt
+
+        check_version(tensorrt.__version__)
+    except (ImportError, OSError) as error:
+        device.close()
+        raise BackendMissing(f"the package tensorrt cannot be imported ({error}): {INSTALL}") from error
+    except BackendMissing:
+        device.close()
+        raise
+    return cast(TensorRT, tensorrt), device
+
+
+def check_version(version: str) -> None:
+    """Raises BackendMissing for a TensorRT whose plans cannot be refitted, or not be trusted."""
+    try:
+        major, minor = (int(part) for part in version.split(".")[:2])
+    except ValueError as error:
+        raise BackendMissing(f"TensorRT calls its version {version!r}, which is no number") from error
+    if (major, minor) == REFUSED:
+        raise BackendMissing(
+            f"TensorRT is {version}: plans of 11.3 that can be refitted may lose the bias of a matrix product, even "
+            "without a refit; install 11.4 or later, or 10.14 to 11.2"
+        )
+    if (major, minor) < OLDEST:
+        raise BackendMissing(f"TensorRT is {version}: {'.'.join(map(str, OLDEST))} or later is needed, best 11.4")
+
+
+def facts(trt: TensorRT, device: Device) -> dict[str, str]:
+    """What a plan depends on beside its graph. A plan is never tried where one of these differs."""
+    return {
+        "runtime": "tensorrt",
+        "version": trt.__version__,
+        **device.facts(),
+        "precision": "fp16, strongly typed",
+        "flags": "REFIT_INDIVIDUAL",
+        "tf32": "off",
+        "optimisation": f"level {OPTIMISATION_LEVEL}",
+        "tactics": "default",
+        "workspace": str(WORKSPACE_BYTES),
+        "profile": f"batch {BATCH}",
+        "compatibility": "this version and GPU only",
+    }
+
+
+def tensorrt_facts(open_runtime: OpenRuntime = open_tensorrt) -> dict[str, str]:
+    """The facts of this machine. Raises BackendMissing."""
+    trt, device = open_runtime()
+    try:
+        return facts(trt, device)
+    finally:
+        device.close()
+
+
+class TrtEngine(Engine):
+    """The denoiser in a TensorRT plan. Device memory: the plan, one more set of its weights, activations."""
+
+    def __init__(
+        self, folder: Path, spec: EngineSpec, trt: TensorRT, device: Device, *, use_cuda_graph: bool = False
+    ) -> None:
+        """Loads the plan and binds all addresses. The engine owns the device object and closes it.
+
+        Raises UnusableEngine for a plan that this TensorRT or GPU does not take, or that was not built for refits.
+        """
+        super().__init__(spec)
+        self._trt, self._device, self._use_cuda_graph = trt, device, use_cuda_graph
+        self._graph: Any = None
+        self._is_closed = False
+        try:
+            self._half = HalfSpec.load(folder)
+            self.rounding = self._half.rounding
+            self._log = trt.Logger(trt.ILogger.Severity.WARNING)
+            self._runtime = trt.Runtime(self._log)
+            self._engine = self._load((folder / PLAN_FILE).read_bytes())
+            self._context = self._open_context()
+            self._buffers = self._bind_tensors()
+            self._bind_weights()
+        except UnusableEngine:
+            self.close()
+            raise
+        except (OSError, ValueError, TypeError, CudaError) as error:  # the bindings' own constructors raise TypeError
+            self.close()
+            raise UnusableEngine(f"the plan cannot be loaded ({error}): {REBUILD}") from error
+
+    @classmethod
+    def open_qualified(
+        cls, folder: Path, spec: EngineSpec, open_runtime: Callable[[], tuple[TensorRT, Device]] = open_tensorrt
+    ) -> "TrtEngine":
+        """An engine whose plan passed the canary here, with a CUDA graph where that passed too.
+
+        Raises UnusableEngine for a plan that was never qualified, and what opening raises.
+        """
+        try:
+            qualification = Qualification.load(folder)
+        except (OSError, ValueError) as error:
+            raise UnusableEngine(f"{folder} holds a plan that was never qualified: {REBUILD}") from error
+        trt, device = open_runtime()
+        engine = cls(folder, spec, trt, device, use_cuda_graph=qualification.cuda_graph)
+        engine.rounding = max(engine.rounding, qualification.errors["base"])
+        return engine
+
+    def close(self) -> None:
+        """Free plan and memory. TensorRT wants what was made last to go first."""
+        self.weights = None
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._forget_graph()
+        for name in ("_refitter", "_context", "_engine", "_runtime", "_views", "_staged", "_questions", "_answer"):
+            if hasattr(self, name):
+                delattr(self, name)
+        self._device.close()
+
+    def _write(self, tensors: Tensors) -> None:
+        if self._is_closed:
+            raise RuntimeError("the engine is closed")
+        for name, view in self._views.items():
+            write_half(self._half.tensors[name], name, tensors[name], view)
+        try:
+            self._device.synchronize()  # nothing may be pending on the engine, on whatever stream
+            self._device.copy_in(self._staging, self._staged)
+            took = self._refitter.refit_cuda_engine_async(self._device.stream)
+            self._device.synchronize()
+        except CudaError as error:
+            raise self._failed("a refit", str(error)) from error
+        if not took:
+            missing = self._refitter.get_missing_weights()
+            raise self._failed("a refit", f"TensorRT refused it; {len(missing)} weights are missing")
+
+    def _prove(self, probe: Probe) -> float:
+        if self._graph is None:
+            return super()._prove(probe)
+        try:
+            return super()._prove(probe)
+        except DataLoss:
+            # No document says that a captured graph sees weights that were refitted after. Capture again, ask again:
+            # should that fail as well, it was not the graph.
+            self._forget_graph()
+            ratio = super()._prove(probe)
+            telemetry.event(logger, "a captured CUDA graph did not see a refit", level=logging.WARNING)
+            return ratio
+
+    def _compute(self, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
+        if self._is_closed:
+            raise RuntimeError("the engine is closed")
+        return in_batches(self._run_batch, latents, timesteps, contexts)
+
+    def _run_batch(self, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
+        """The answer for just BATCH rows, at the addresses that the context was told."""
+        given = {"sample": latents, "timestep": timesteps, "encoder_hidden_states": contexts}
+        try:
+            for name, array in given.items():
+                self._questions[name][...] = array
+                self._device.copy_in(self._buffers[name], self._questions[name])
+            if not self._use_cuda_graph:
+                self._enqueue()
+            else:
+                if self._graph is None:
+                    self._enqueue()  # TensorRT finishes its own preparations in a first run, which no graph may hold
+                    self._device.synchronize()
+                    self._graph = self._device.capture(self._enqueue)
+                self._device.launch(self._graph)
+            self._device.copy_out(self._answer, self._buffers["out"])
+            self._device.synchronize()
+        except CudaError as error:
+            raise self._failed("a run", str(error)) from error
+        return self._answer.copy()
+
+    def _enqueue(self) -> None:
+        if not self._context.execute_async_v3(self._device.stream):
+            raise self._failed("a run", "TensorRT refused it")
+
+    def _failed(self, what: str, why: str) -> Internal:
+        """The error of an engine that is not to be used again: from here on its weights count as unknown."""
+        self.weights = None
+        telemetry.event(logger, "the engine failed", level=logging.ERROR, detail=f"{what}: {why}")
+        return Internal(f"{what} failed on the GPU; see the sampler's log", reason="ENGINE_FAILED")
+
+    def _forget_graph(self) -> None:
+        if self._graph is not None:
+            with suppress(CudaError):
+                self._device.forget(self._graph)
+            self._graph = None
+
+    def _load(self, plan: bytes) -> ICudaEngine:
+        engine = self._runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise UnusableEngine(f"this TensorRT does not take the plan; its log says why: {REBUILD}")
+        if not engine.refittable:
+            raise UnusableEngine(f"the plan cannot be refitted: {REBUILD}")
+        return engine
+
+    def _open_context(self) -> IExecutionContext:
+        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        context = self._engine.create_execution_context(strategy)
+        if context is None:
+            raise UnusableEngine("TensorRT has no memory for an execution context: free the GPU of other work")
+        size = max(self._engine.device_memory_size_v2, ALIGNMENT)
+        context.set_device_memory(self._device.allocate(size), size)
+        return context
+
+    def _bind_tensors(self) -> dict[str, int]:
+        """Memory for inputs and output, and their addresses. They never change, so that a graph may hold them."""
+        types = self._trt.DataType
+        latent = (BATCH, *self.spec.latent)
+        wanted: dict[str, tuple[tuple[int, ...], type, Any]] = {
+            "sample": (latent, np.float32, types.FLOAT),
+            "timestep": ((BATCH,), np.int64, types.INT64),
+            "encoder_hidden_states": ((BATCH, *self.spec.context), np.float32, types.FLOAT),
+            "out": (latent, np.float32, types.FLOAT),
+        }
+        found = {self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)}
+        if found != wanted.keys():
+            raise UnusableEngine(f"the plan takes and gives {sorted(found)}, not {sorted(wanted)}: {REBUILD}")
+        self._questions: dict[str, NDArray[Any]] = {}
+        buffers = {}
+        for name, (shape, kind, dtype) in wanted.items():
+            if self._engine.get_tensor_dtype(name) != dtype:
+                raise UnusableEngine(f"{name} of the plan is {self._engine.get_tensor_dtype(name)}: {REBUILD}")
+            array: NDArray[Any] = (
+                self._device.pinned(int(np.prod(shape)) * np.dtype(kind).itemsize).view(kind).reshape(shape)
+            )
+            buffers[name] = self._device.allocate(array.nbytes)
+            if not self._context.set_tensor_address(name, buffers[name]):
+                raise UnusableEngine(f"TensorRT refuses an address for {name}: {REBUILD}")
+            if self._engine.get_tensor_mode(name) == self._trt.TensorIOMode.OUTPUT:
+                self._answer: Array = array
+                continue
+            if not self._context.set_input_shape(name, shape):
+                raise UnusableEngine(f"the plan was not made for {name} of shape {list(shape)}: {REBUILD}")
+            self._questions[name] = array
+        return buffers
+
+    def _bind_weights(self) -> None:
+        """One address for each tensor, told to the refitter once."""
+        self._refitter = self._trt.Refitter(self._engine, self._log)
+        names = self.spec.tensors.keys()
+        # Not left to get_missing_weights: there were releases that forgot some.
+        others = set(self._refitter.get_all_weights()) ^ names
+        if others:
+            raise UnusableEngine(
+                f"the plan's refittable weights are not the model's tensors, such as {min(others)}: {REBUILD}"
+            )
+        offsets, size = _offsets(self._half.tensors)
+        self._staging = self._device.allocate(size)
+        self._staged = self._device.pinned(size)
+        self._views: dict[str, NDArray[np.float16]] = {}
+        half = self._trt.DataType.HALF
+        for name, offset in offsets.items():
+            shape = self._half.tensors[name].shape_in_graph
+            count = int(np.prod(shape))
+            prototype = self._refitter.get_weights_prototype(name)
+            if prototype.dtype != half or prototype.size != count:
+                wanted = f"{count} in fp16, the plan has {prototype.size} as {prototype.dtype}"
+                raise UnusableEngine(f"{name} must be {wanted}: {REBUILD}")
+            weights = self._trt.Weights(half, self._staging + offset, count)
+            if not self._refitter.set_named_weights(name, weights, self._trt.TensorLocation.DEVICE):
+                raise UnusableEngine(f"TensorRT refuses weights for {name}: {REBUILD}")
+            self._views[name] = self._staged[offset : offset + 2 * count].view(np.float16).reshape(shape)
+        missing = self._refitter.get_missing_weights()
+        if missing:
+            raise UnusableEngine(f"the plan wants {len(missing)} more weights, such as {missing[0]!r}: {REBUILD}")
+
+
+def _offsets(tensors: Mapping[str, TensorSpec]) -> tuple[dict[str, int], int]:
+    """Where each tensor lies in the block, aligned as cudaMalloc would, and the block's size in bytes."""
+    offsets, size = {}, 0
+    for name, tensor in sorted(tensors.items()):
+        offsets[name] = size
+        size += -(-2 * int(np.prod(tensor.shape)) // ALIGNMENT) * ALIGNMENT
+    return offsets, size

@@ -1,0 +1,1 @@
+"""Sample edited pictures from an engine that holds the weights."""

@@ -1,0 +1,92 @@
+"""The parts of a base model that no tuning changes: tokenizer, text encoder, image encoder and decoder."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from sampler_svc.engines.cpu import Graph
+from sampler_svc.engines.engine import Array
+from sampler_svc.sampling.alignment import Text
+from sampler_svc.sampling.text_reader import open_reader
+from unitune.base_model import BaseModelSpec
+from unitune.diffusion.guidance import Context
+from unitune.diffusion.schedule import Latents
+from unitune.images import ModelImage, Pixels, to_model
+from unitune.prompts import ids_with_vectors
+from unitune.reading import Piece
+
+TOKENIZER = "tokenizer.json"
+EMBEDDINGS_KEPT = 256  # prompts; the empty one is in every edit
+
+
+class BaseGraphs:
+    """Encodes prompts and pictures, decodes latents. Answers do not depend on what was asked before."""
+
+    def __init__(
+        self, folder: Path, spec: BaseModelSpec, threads: int = 0, open_graph: Callable[[Path, int], Graph] = Graph
+    ) -> None:
+        """Loads the graphs of an engine folder. Raises what tokenizers and the runtime raise for damaged files."""
+        self.spec = spec
+        self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        self.reader = open_reader(folder / TOKENIZER, is_closed=bool(spec.vocabulary))
+        self._text_encoder = open_graph(folder / "text_encoder.onnx", threads)
+        self._image_encoder = open_graph(folder / "image_encoder.onnx", threads)
+        self._image_decoder = open_graph(folder / "image_decoder.onnx", threads)
+        self.embed = lru_cache(maxsize=EMBEDDINGS_KEPT)(self._embed)
+
+    def tokens(self, prompt: str) -> list[int]:
+        """The ids of a prompt, cut and padded to the model's number of tokens."""
+        ids: list[int] = self._tokenizer.encode(prompt).ids
+        return ids
+
+    def text(self, prompt: str) -> Text:
+        """A prompt with its tokens and the characters that each came from, cut where the text encoder cuts."""
+        found = self._tokenizer.encode(prompt)
+        # Begin, end and padding came from no characters.
+        pieces = [Piece(token, *at) for token, at in zip(found.ids, found.offsets, strict=True) if at[0] < at[1]]
+        return Text(prompt, pieces)
+
+    def encode(self, image: ModelImage) -> Latents:
+        """The latent (1, channels, h, w) of an image (1, 3, height, width): the mode, so always the same."""
+        return self._image_encoder(image)
+
+    def decode(self, latents: Latents) -> ModelImage:
+        """The images of latents, in about [-1, 1]."""
+        return self._image_decoder(latents)
+
+    def round_trip_error(self, picture: Pixels) -> float:
+        """Root mean square difference, 0 to 1, between a picture, uint8 (h, w, 3), at the model's size and what the
+        autoencoder makes of it. It grows with noise, of which a latent cannot hold much."""
+        image = to_model(picture, self.spec.image_side)
+        difference = (self.decode(self.encode(image)).clip(-1, 1) - image) / 2
+        return float(np.sqrt(np.mean(np.square(difference))))
+
+    def preview(self, latents: Latents) -> ModelImage:
+        """The image of one latent, roughly: by a linear map where the base model has one, else by the decoder."""
+        if not self.spec.latent_to_rgb:
+            return self._image_decoder(latents)
+        *weights, offset = np.array(self.spec.latent_to_rgb, dtype=np.float32)
+        image: Array = np.einsum("nchw,cr->nrhw", latents, np.stack(weights)) + offset[None, :, None, None]
+        return image
+
+    def embed_vectors(self, prompt: str, placeholder: str, vectors: Array) -> Context:
+        """The text embedding (tokens, width) of a prompt, vectors (k, width) wherever the placeholder stands."""
+        ids = ids_with_vectors(prompt, placeholder, len(vectors), self._piece, self.tokens(""))
+        return self._encode_text(ids, vectors)
+
+    def _piece(self, text: str) -> list[int]:
+        """The ids of a piece of text, without begin, end and padding."""
+        found = self._tokenizer.encode(text, add_special_tokens=False)
+        return [number for number, is_text in zip(found.ids, found.attention_mask, strict=True) if is_text]
+
+    def _embed(self, prompt: str) -> Context:
+        """The text embedding (tokens, width) of a prompt."""
+        return self._encode_text(self.tokens(prompt), np.zeros((1, self.spec.context_width), dtype=np.float32))
+
+    def _encode_text(self, ids: list[int], vectors: Array) -> Context:
+        embedding: Context = self._text_encoder(np.array([ids], dtype=np.int64), vectors)[0]
+        embedding.flags.writeable = False
+        return embedding

@@ -1,0 +1,46 @@
+"""CLIPSeg (Lüddecke and Ecker, arXiv 2112.10003): where a picture shows what a text names.
+
+It is no part of a base model: a sampler that has one finds any words by it, in place of the base model's own
+predictions. Its graph is written by `python -m tuner_svc.export.clipseg`.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tokenizers import Tokenizer
+
+from sampler_svc.engines.cpu import Graph
+from sampler_svc.engines.engine import Array
+from sampler_svc.sampling.masks.shape import enlarged
+from sampler_svc.sampling.text_reader import open_reader
+from unitune.images import Mask, Pixels
+
+GRAPH, TOKENIZER = "clipseg.onnx", "clipseg_tokenizer.json"
+
+
+class ClipSeg:
+    """A CLIPSeg's graph and tokenizer."""
+
+    def __init__(self, folder: Path, threads: int = 0, open_graph: Callable[[Path, int], Graph] = Graph) -> None:
+        """Raises FileNotFoundError for a folder without them, and what tokenizers and the runtime raise for damage."""
+        for name in (GRAPH, TOKENIZER):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"{folder} has no {name}: write it by python -m tuner_svc.export.clipseg")
+        self._graph = open_graph(folder / GRAPH, threads)
+        self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        self.reader = open_reader(folder / TOKENIZER)
+        self._side: int = self._graph.input_shape[-1]
+
+    def find(self, picture: Pixels, things: Sequence[str]) -> Mask:
+        """Where the picture, uint8 (h, w, 3), shows one of the things: each at a logit above 0, its own even odds."""
+        found: Mask = np.any(self.logits(picture, things) > 0, axis=0).astype(np.float32)
+        return enlarged(found, (picture.shape[0], picture.shape[1]))
+
+    def logits(self, picture: Pixels, things: Sequence[str]) -> Array:
+        """(things, height, width) of the model's own size."""
+        small = Image.fromarray(picture).resize((self._side, self._side), Image.Resampling.BILINEAR)
+        pixels = np.asarray(small)[None].transpose(0, 3, 1, 2).astype(np.float32) / 255
+        ids = np.array([self._tokenizer.encode(thing).ids for thing in things], dtype=np.int64)
+        return self._graph(np.repeat(pixels, len(things), axis=0), ids)

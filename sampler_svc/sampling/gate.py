@@ -1,0 +1,175 @@
+"""The gate: a CLIP that says how well an edited picture shows the prompt, and how much of the base image it kept.
+
+These figures are cosines of CLIP embeddings, -1 to 1 (CLIPScore would be 2.5 times that). The gate ranks and rejects;
+it certifies nothing, since CLIP neither judges a single picture reliably nor sees small details (Imagic, arXiv
+2210.09276, section 4.4). The rule is InstructPix2Pix's filter (arXiv 2211.09800), its thresholds are the base model's
+own.
+
+A CLIP reads through noise, blur and burnt colours, so three figures of the pixels tell malformed pictures: how far the
+picture is from what the autoencoder makes of it, how much a pixel differs from those around it, and how many colour
+values are at an end of their range.
+"""
+
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tokenizers import Tokenizer
+
+from sampler_svc.engines.cpu import Graph
+from sampler_svc.engines.engine import Array
+from sampler_svc.sampling.text_reader import open_reader
+from unitune.base_model import Preset
+from unitune.images import Pixels
+
+IMAGE_GRAPH, TEXT_GRAPH, TOKENIZER = "clip_image.onnx", "clip_text.onnx", "clip_tokenizer.json"
+EMBEDDINGS_KEPT = 256
+KEPT_SHARE = 0.02  # of the base image in a rank, against the prompt
+MALFORMED_RANK = -3.0  # added to a rank: behind every picture that is not malformed, as cosines are -1 to 1
+DARKEST, BRIGHTEST = 2, 253  # from here on a colour value counts as at the end of its range
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the gate sees of one edited picture: three cosines, then three figures of its pixels, 0 to 1."""
+
+    prompt: float  # the edited picture and the prompt
+    base_prompt: float  # the base image and the prompt: what an edit has to beat
+    kept: float  # the edited picture and the base image
+    round_trip: float  # root mean square difference to what the autoencoder makes of it: large for noise
+    detail: float  # how much a pixel differs from those around it: small for blur
+    saturated: float  # how much larger the share of colour values at an end of their range is than in the base image
+
+    @property
+    def gain(self) -> float:
+        """How much nearer the prompt is than it was."""
+        return self.prompt - self.base_prompt
+
+
+class Gate:
+    """A CLIP of an engine folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        preset: Preset,
+        round_trip_error: Callable[[Pixels], float],
+        threads: int = 0,
+        open_graph: Callable[[Path, int], Graph] = Graph,
+    ) -> None:
+        """Loads the graphs; `round_trip_error` is the base model's (BaseGraphs). Raises what tokenizers and the runtime
+        raise for damaged files."""
+        self._image, self._text = open_graph(folder / IMAGE_GRAPH, threads), open_graph(folder / TEXT_GRAPH, threads)
+        self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        self.reader = open_reader(folder / TOKENIZER)
+        self._side: int = self._image.input_shape[-1]
+        self._preset, self._round_trip_error = preset, round_trip_error
+        self.embed_prompt = lru_cache(maxsize=EMBEDDINGS_KEPT)(self._embed_prompt)
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        preset: Preset,
+        round_trip_error: Callable[[Pixels], float],
+        threads: int = 0,
+        open_graph: Callable[[Path, int], Graph] = Graph,
+    ) -> "Gate | None":
+        """The folder's gate, or None where the base model brought none."""
+        if not (folder / IMAGE_GRAPH).is_file():
+            return None
+        return cls(folder, preset, round_trip_error, threads, open_graph)
+
+    def against(self, base: Pixels, prompt: str) -> Callable[[Pixels], Scores]:
+        """Scores edited pictures of one base image and prompt, which are embedded once.
+
+        Pictures are uint8 (h, w, 3), of any size; the prompt is without rare tokens.
+        """
+        before, text = self.embed_picture(base), self.embed_prompt(prompt)
+        saturated_before = saturated(base)
+
+        def score(edited: Pixels) -> Scores:
+            after = self.embed_picture(edited)
+            return Scores(
+                prompt=float(after @ text),
+                base_prompt=float(before @ text),
+                kept=float(after @ before),
+                round_trip=self._round_trip_error(edited),
+                detail=detail(self._small(edited)),
+                saturated=max(saturated(edited) - saturated_before, 0.0),
+            )
+
+        return score
+
+    def passes(self, scores: Scores) -> bool:
+        """Whether the picture is well formed, shows enough of the prompt, more than the base image did, and enough of
+        that too."""
+        preset = self._preset
+        return (
+            scores.gain >= preset.gate_gain
+            and scores.prompt >= preset.gate_prompt
+            and scores.kept >= preset.gate_kept
+            and not self.is_malformed(scores)
+        )
+
+    def is_malformed(self, scores: Scores) -> bool:
+        """Whether it is hardly a picture at all: noise that no autoencoder could say, a blur, or colours burnt out."""
+        preset = self._preset
+        return (
+            scores.round_trip > preset.gate_round_trip
+            or scores.detail < preset.gate_detail
+            or scores.saturated > preset.gate_saturated
+        )
+
+    def rank(self, scores: Scores) -> float:
+        """Which of several pictures of one edit is the best: near the prompt, and, less so, near the base image;
+        malformed ones come last. From `gate_enough` on, being nearer the prompt counts no more: a CLIP likes what
+        overdoes an edit."""
+        shown = min(scores.prompt, self._preset.gate_enough)
+        return shown + KEPT_SHARE * scores.kept + (MALFORMED_RANK if self.is_malformed(scores) else 0)
+
+    def with_preset(self, preset: Preset) -> "Gate":
+        """The same CLIP by other thresholds."""
+        other = copy(self)
+        other._preset = preset
+        return other
+
+    @property
+    def automatic_points(self) -> tuple[tuple[float, float], ...]:
+        """(strength, guidance_scale) of each attempt of an automatic edit."""
+        return self._preset.automatic_points
+
+    def embed_picture(self, picture: Pixels) -> Array:
+        """The embedding, of length 1, (d,)."""
+        pixels = self._small(picture)[None].transpose(0, 3, 1, 2).astype(np.float32) / 255
+        embedding: Array = self._image(pixels)[0]
+        return embedding
+
+    def _small(self, picture: Pixels) -> Pixels:
+        return np.asarray(Image.fromarray(picture).resize((self._side, self._side), Image.Resampling.BICUBIC))
+
+    def _embed_prompt(self, prompt: str) -> Array:
+        embedding: Array = self._text(np.array([self._tokenizer.encode(prompt).ids], dtype=np.int64))[0]
+        embedding.flags.writeable = False
+        return embedding
+
+
+def detail(picture: Pixels) -> float:
+    """Mean absolute difference in brightness, 0 to 1, between a pixel and the mean of its four neighbours."""
+    brightness = picture.mean(axis=2) / 255
+    above, below, left, right = (
+        brightness[:-2, 1:-1],
+        brightness[2:, 1:-1],
+        brightness[1:-1, :-2],
+        brightness[1:-1, 2:],
+    )
+    return float(np.abs(brightness[1:-1, 1:-1] - (above + below + left + right) / 4).mean())
+
+
+def saturated(picture: Pixels) -> float:
+    """The share of a picture's colour values that are at an end of their range, 0 to 1."""
+    return float(np.mean((picture <= DARKEST) | (picture >= BRIGHTEST)))

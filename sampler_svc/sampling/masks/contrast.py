@@ -1,0 +1,87 @@
+"""What a text names, found by the base model: where it predicts other noise for the thing than for other things.
+
+DiffEdit's estimate (Couairon et al., arXiv 2210.11427, section 3.2) for one picture and no edit: the prompts are the
+thing alone, and a few others. What they have in common, the mean of the others takes away. A latent is a few positions
+wide, so the borders are drawn by the picture's colours (`sampler_svc/sampling/masks/refine.py`).
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sampler_svc.engines.engine import Array
+from sampler_svc.sampling.base_graphs import BaseGraphs
+from sampler_svc.sampling.cancellation import stopping
+from sampler_svc.sampling.masks.refine import refined
+from sampler_svc.sampling.masks.scene import Find
+from unitune import images
+from unitune.diffusion.guidance import Denoiser
+from unitune.diffusion.schedule import Schedule, add_noise
+from unitune.images import Mask, Pixels
+from unitune.prompts import mentions
+
+STRENGTHS = (0.3, 0.5, 0.7, 0.9)  # how far up the schedule the picture is noised
+NOISES_EACH = 2
+NOISE_SEED = 0  # the mask is the same for every seed of an edit
+NUM_OTHERS = 3
+COMMON = ("person", "house", "tree", "car", "dog", "table", "flower", "book")  # things that every open vocabulary has
+
+
+def finder(
+    graphs: BaseGraphs,
+    schedule: Schedule,
+    denoiser: Denoiser,
+    things: Sequence[str],
+    prompt: str,
+    cancelled: Callable[[], bool],
+) -> Find:
+    """What finds these things in a picture, by a denoiser with the base weights.
+
+    `prompt` is the edit's, whose words stand for nothing else. Raises Cancelled (EDIT_CANCELLED) before a pass.
+    """
+    among = others(graphs.spec.vocabulary, (*things, prompt))
+    run = stopping(denoiser, cancelled)
+
+    def find(picture: Pixels) -> Mask:
+        levels = contrasts(graphs, schedule, run, picture, things, among)
+        return np.maximum.reduce([refined(level, picture) for level in levels])
+
+    return find
+
+
+def contrasts(
+    graphs: BaseGraphs,
+    schedule: Schedule,
+    denoiser: Denoiser,
+    picture: Pixels,
+    things: Sequence[str],
+    among: Sequence[str],
+) -> Array:
+    """How far the prediction for each thing is from the mean of those for the others, (things, h, w) of the latent."""
+    noised, timesteps = _noised(graphs.encode(images.to_model(picture, graphs.spec.image_side)), schedule)
+
+    def predicted(text: str) -> Array:
+        return denoiser(noised, timesteps, np.repeat(graphs.embed(text)[None], len(noised), axis=0))
+
+    common = np.mean([predicted(other) for other in among], axis=0)
+    return np.stack([np.abs(predicted(thing) - common).mean(axis=(0, 1)) for thing in things])
+
+
+def others(vocabulary: Sequence[str], texts: Sequence[str]) -> list[str]:
+    """Prompts of other things: spread evenly over a closed vocabulary, or common ones where it is open (empty).
+
+    Never a word of the texts; the empty prompt where no word is left.
+    """
+    left = [word for word in vocabulary or COMMON if not any(mentions(text, word) for text in texts)]
+    count = min(NUM_OTHERS, len(left))
+    return [left[(2 * index + 1) * len(left) // (2 * count)] for index in range(count)] or [""]
+
+
+def _noised(latent: Array, schedule: Schedule) -> tuple[Array, NDArray[np.int64]]:
+    """The latent (1, ...) at each strength with each noise, and the timesteps (n,)."""
+    timesteps = np.repeat([int(strength * len(schedule)) for strength in STRENGTHS], NOISES_EACH)
+    noises = np.random.default_rng(NOISE_SEED).standard_normal((len(timesteps), *latent.shape), dtype=np.float32)
+    levels = schedule.alphas_cumprod[timesteps]
+    noised = [add_noise(latent, noise, float(level)) for noise, level in zip(noises, levels, strict=True)]
+    return np.concatenate(noised).astype(np.float32), timesteps

@@ -1,0 +1,86 @@
+"""Geometry of masks: a soft edge, the latent's resolution, and a region of the picture around one."""
+
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from unitune import images
+from unitune.diffusion.schedule import Latents
+from unitune.images import Mask, Pixels
+
+D = TypeVar("D", bound=np.generic)
+
+
+def softened(mask: Mask, blur: float) -> Mask:
+    """The mask under a Gaussian of this radius in pixels; a radius of 0 changes nothing."""
+    if blur == 0:
+        return mask
+    soft = np.asarray(Image.fromarray(images.grey(mask)).filter(ImageFilter.GaussianBlur(blur)))
+    return (np.arange(256, dtype=np.float32) / np.float32(255))[soft]
+
+
+def to_latent(mask: Mask, side: tuple[int, int]) -> Latents:
+    """The mask (1, 1, h, w) over a latent of `side` (h, w): each value is the mean over its area, never sharpened."""
+    height, width = side
+    return np.array(Image.fromarray(mask).resize((width, height), Image.Resampling.BOX))[None, None]
+
+
+def enlarged(mask: Mask, size: tuple[int, int]) -> Mask:
+    """A small mask over a picture of `size` (height, width), linear between its centres."""
+    height, width = size
+    return np.array(Image.fromarray(mask).resize((width, height), Image.Resampling.BILINEAR))
+
+
+class Region(NamedTuple):
+    """A rectangle of the picture, in pixels; `bottom` and `right` are just outside of it."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    def of(self, array: NDArray[D]) -> NDArray[D]:
+        """This part of a picture or a mask."""
+        return array[self.top : self.bottom, self.left : self.right]
+
+    def pasted(self, part: Pixels, picture: Pixels) -> Pixels:
+        """A copy of the picture with this part of it replaced; the part itself where that is all of it."""
+        if part.shape == picture.shape:
+            return part
+        copy = picture.copy()
+        copy[self.top : self.bottom, self.left : self.right] = part
+        return copy
+
+
+def whole(size: tuple[int, int]) -> Region:
+    """All of a picture of `size` (height, width)."""
+    return Region(0, 0, *size)
+
+
+def around(mask: Mask, padding: int, side: tuple[int, int]) -> Region:
+    """The mask's bounding box with so many pixels around it, grown to the aspect of `side` (height, width).
+
+    At the picture's border it is moved inwards, and where the picture is too small for the aspect it is as large as
+    the picture. An empty mask has the whole picture.
+    """
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if len(rows) == 0:
+        return whole((mask.shape[0], mask.shape[1]))
+    height, width = mask.shape
+    top, bottom = max(int(rows[0]) - padding, 0), min(int(rows[-1]) + 1 + padding, height)
+    left, right = max(int(columns[0]) - padding, 0), min(int(columns[-1]) + 1 + padding, width)
+    aspect = side[1] / side[0]
+    if right - left > aspect * (bottom - top):
+        top, bottom = _grown(top, bottom, round((right - left) / aspect), height)
+    else:
+        left, right = _grown(left, right, round((bottom - top) * aspect), width)
+    return Region(top, left, bottom, right)
+
+
+def _grown(start: int, stop: int, length: int, limit: int) -> tuple[int, int]:
+    """The interval grown on both sides to a length, within 0 and the limit."""
+    length = min(max(length, stop - start), limit)
+    start = min(max(start - (length - (stop - start)) // 2, 0), limit - length)
+    return start, start + length

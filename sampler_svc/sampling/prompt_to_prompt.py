@@ -1,0 +1,159 @@
+"""Prompt-to-Prompt (arXiv 2208.01626): the edit runs beside the base image, and takes its attention maps from there.
+
+The base image is inverted to noise under its base prompt. From there two branches walk down in one batch, one under
+the base prompt and one under the edit prompt; attention says which words shape which places, so an edit that takes
+over the base's maps keeps its layout. Words that the edit prompt alone has keep maps of their own.
+
+The base branch would drift from the base image, since inversion is not exact and guidance moves away from it. Direct
+inversion (arXiv 2310.01506) puts it back on the inverted latents after every step. Null-text inversion (arXiv
+2211.09794) guides both branches away from an embedding of each step's own, which a tuner has found.
+"""
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sampler_svc.engines.cpu_controlled import Controlled
+from sampler_svc.engines.engine import Array
+from sampler_svc.sampling.alignment import Alignment, Text, align
+from sampler_svc.sampling.local_blend import LocalBlend, blended
+from unitune.attention import Controls, no_controls
+from unitune.base_model import Preset
+from unitune.choices import INVERSIONS
+from unitune.diffusion.denoiser import predict
+from unitune.diffusion.guidance import Context, classifier_free
+from unitune.diffusion.inversion import inverted
+from unitune.diffusion.schedule import Latents
+from unitune.diffusion.solvers import FirstOrder, Run
+from unitune.errors import InvalidField
+
+DIRECT = INVERSIONS[0]
+
+RunControlled = Callable[[Latents, NDArray[np.int64], Array, Controls], Controlled]
+
+
+@dataclass(frozen=True)
+class AttentionEdit:
+    """How an edit takes over attention maps; edit.proto says what each setting means."""
+
+    cross_replace: float = Preset.cross_replace  # share of the steps, from the first
+    self_replace: float = Preset.self_replace
+    inversion: str = DIRECT
+    alignment: str = ""
+    word_weights: Mapping[str, float] = field(default_factory=dict)
+    blend_words: tuple[str, ...] = ()
+    # What stands for the empty prompt, (steps, tokens, width) of a whole run: null-text's. None is the prompt itself.
+    nulls: Array | None = None
+
+
+class Controller:
+    """The controls of each step, for batches of (base, edit) for every row of guidance, the prompts' row first."""
+
+    def __init__(self, edit: AttentionEdit, base: Text, edited: Text, tokens: int, steps: int) -> None:
+        """Raises InvalidField for words that are not in the prompts, and for an alignment that they do not allow."""
+        self._edit, self._steps, self._tokens = edit, steps, tokens
+        self._alignment: Alignment = align(base, edited, tokens, edit.alignment)
+        self._weights = np.ones(tokens, dtype=np.float32)
+        for word, weight in edit.word_weights.items():
+            columns = edited.columns_of(word)
+            if not columns:
+                raise InvalidField(
+                    "config.word_weights", word, "name words of the prompt, which the model cuts when long"
+                )
+            self._weights[columns] = weight
+
+    def controls(self, step: int, rows: int) -> Controls:
+        """For a batch of 2 * `rows`: the edit's latents under the edit prompt, row 1, take from the base's, row 0."""
+        controls = no_controls(2 * rows, self._tokens)
+        # int as in the authors' code; a share of 1 is all steps, 0 none.
+        taken = self._alignment.taken * (step < int(self._edit.cross_replace * self._steps))
+        controls.source[1] = 0
+        controls.mapper[1] = self._alignment.mapper * (taken * self._weights)
+        controls.own[1] = (1 - taken) * self._weights
+        controls.share[1] = step < int(self._edit.self_replace * self._steps)
+        return controls
+
+
+def edited_beside(
+    latent: Latents,
+    run: Run,
+    denoiser: RunControlled,
+    edit: AttentionEdit,
+    texts: tuple[Text, Text],
+    contexts: tuple[Context, Context, Context],
+    guidance_scale: float,
+    prediction_type: str,
+    keep: Callable[[Latents, Latents], Latents],
+    blend: LocalBlend | None = None,
+) -> Generator[tuple[int, Latents], None, Latents]:
+    """The edited latent (1, channels, h, w) of a base image's latent, by DDIM.
+
+    `texts` are base prompt and edit prompt, `contexts` their embeddings and the empty or negative prompt's. After
+    every step `keep` puts the base branch's latents, its first argument, where nothing may be edited. Yields after
+    each step of inversion and of the edit, counted through, with the latents as they would be without noise. Raises
+    what Controller raises, before the first step.
+    """
+    base_prompt, prompt, empty = contexts
+    controller = Controller(edit, *texts, len(prompt), len(run))
+    off = no_controls(1, len(prompt))
+    levels: list[Latents] = [latent] * (len(run) + 1)  # at the noisier end of each step; the last is the latent itself
+
+    def alone(latents: Latents, timestep: int) -> Latents:
+        return denoiser(latents, np.array([timestep]), base_prompt[None], off).output
+
+    for done, (step, latents) in enumerate(inverted(latent, run, alone, prediction_type)):
+        levels[step] = latents
+        yield done, latent
+    base = edited = levels[0]
+    # A late start runs the last steps, with their embeddings.
+    nulls = [empty] * len(run) if edit.nulls is None else edit.nulls[len(edit.nulls) - len(run) :]
+    solver = FirstOrder()
+    for step, (timestep, level, next_level) in enumerate(run):
+        latents = np.concatenate([base, edited])
+        rows = _rows(guidance_scale, base_prompt, prompt, nulls[step])
+        output = _guided(denoiser, latents, timestep, rows, controller.controls(step, len(rows)))
+        prediction = predict(output, latents, level, prediction_type)
+        base, edited = np.split(solver.step(latents, prediction, level, next_level), 2)
+        if edit.inversion == DIRECT:
+            base = levels[step + 1]
+        mask = blend.mask(step, latents, partial(_maps, denoiser, timestep)) if blend is not None else None
+        if mask is not None:
+            edited = blended(base, edited, mask)
+        edited = keep(base, edited)
+        yield len(run) + step, prediction.denoised[1:]
+    return edited
+
+
+def _rows(scale: float, base_prompt: Context, prompt: Context, empty: Context) -> list[tuple[float, Array]]:
+    """Weights and contexts (2, tokens, width) of guidance; what has no weight is not run, but for the prompts' row."""
+    (first, _), (second, _) = (row[:2] for row in classifier_free(scale, prompt, empty))
+    rows = [(first, np.stack([base_prompt, prompt]))]
+    return [*rows, (second, np.stack([empty, empty]))] if second != 0 else rows
+
+
+def _guided(
+    denoiser: RunControlled, latents: Latents, timestep: int, rows: Sequence[tuple[float, Array]], controls: Controls
+) -> Latents:
+    """The guided output for the two branches."""
+    batch = len(rows) * len(latents)
+    found = denoiser(
+        np.concatenate([latents] * len(rows)),
+        np.full(batch, timestep, dtype=np.int64),
+        np.concatenate([contexts for _, contexts in rows]),
+        controls,
+    )
+    outputs = np.split(found.output, len(rows))
+    total: Latents = rows[0][0] * outputs[0]
+    for (weight, _), output in zip(rows[1:], outputs[1:], strict=True):
+        total = total + weight * output
+    return total
+
+
+def _maps(denoiser: RunControlled, timestep: int, latents: Latents, context: Context) -> Array:
+    """The maps (n, tokens, h, w) of latents under one prompt, as they are without control."""
+    count, tokens = len(latents), len(context)
+    contexts = np.repeat(context[None], count, axis=0)
+    return denoiser(latents, np.full(count, timestep, dtype=np.int64), contexts, no_controls(count, tokens)).maps

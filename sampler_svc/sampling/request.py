@@ -1,0 +1,79 @@
+"""One edit as the sampler takes it, and the guidance that it asks for."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sampler_svc.sampling.prompt_to_prompt import AttentionEdit
+from sampler_svc.sampling.super_resolution import Enlargement
+from unitune.choices import DEFAULT_MASK_PADDING, MAX_SIGMA
+from unitune.diffusion.guidance import Context, Row, mixed_with_base, prompt_guided, unconditional_on_base
+
+
+@dataclass(frozen=True)
+class Request:
+    """One edit, every setting filled in and checked. The settings mean what edit.proto says."""
+
+    image: bytes
+    prompt: str  # with the rare tokens, where there are any
+    scheduler: str
+    num_inference_steps: int
+    guidance_scale: float
+    strength: float
+    seeds: tuple[int, ...]
+    interpolation: float = 0.0
+    preview_every: int = 0  # steps; 0 means no previews
+    negative_prompt: str = ""
+    base_prompt: str = ""  # with the rare tokens, or these alone, where there are any
+    prompt_guidance_scale: float = 0.0
+    unconditional_on_base: bool = False
+    base_mixture: float = 0.0
+    untuned_prompt: str = ""  # the prompt without rare tokens, for the base weights
+    mask_source: str = "difference"
+    mask: bytes = b""  # PNG of a given one
+    mask_keeps: bool = False
+    mask_text: str = ""  # what the mask is of, where its source finds that
+    mask_blur: float = 0.0
+    only_masked: bool = False
+    mask_padding: int = DEFAULT_MASK_PADDING
+    repeats: int = 1
+    inverted: bool = False
+    attention: AttentionEdit | None = None  # Prompt-to-Prompt's
+    guidance_sigma_low: float = 0.0
+    guidance_sigma_high: float = math.inf
+    enlargement: Enlargement | None = None  # of a cascade's second stage
+
+    def is_guided_at(self, sigma: float) -> bool:
+        """Whether a step of this sigma is guided: (low, high] as in arXiv 2404.07724.
+
+        The noisiest step of some schedules is beyond what may be asked for, and counts as MAX_SIGMA.
+        """
+        return self.guidance_sigma_low < min(sigma, MAX_SIGMA) <= self.guidance_sigma_high
+
+    @property
+    def needs_base_weights(self) -> bool:
+        """Whether any row of the guidance is on the base model's weights."""
+        return self.unconditional_on_base or self.base_mixture > 0
+
+
+def guidance_rows(
+    request: Request, embed: Callable[[str], Context], *, is_noisy: bool, is_guided: bool = True
+) -> list[Row]:
+    """The guidance of an edit as rows of the one form; `is_noisy` for the noisier half of the schedule's timesteps.
+
+    Where a step is not guided the prompt's prediction is left alone.
+    """
+    rows = [Row(1.0, embed(request.prompt))]
+    if is_guided:
+        rows = prompt_guided(
+            request.guidance_scale,
+            request.prompt_guidance_scale,
+            embed(request.prompt),
+            embed(request.negative_prompt),
+            embed(request.base_prompt),
+        )
+        if request.unconditional_on_base:
+            rows = unconditional_on_base(rows)
+    if request.base_mixture > 0 and is_noisy:
+        rows = mixed_with_base(rows, request.base_mixture, embed(request.untuned_prompt))
+    return rows

@@ -1,0 +1,80 @@
+"""The second stage of a cascade, as an edit runs it: an edited picture in, the same picture at its size out.
+
+DDIM from pure noise over few steps. The picture to enlarge is noised once, to the noise level that the network is told,
+and stands beside the noisy one at every step (Ho et al., arXiv 2106.15282; Imagen, arXiv 2205.11487, section 2.4).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from sampler_svc.sampling.cancellation import stop_if
+from unitune.base_model import SuperResolutionSpec
+from unitune.diffusion.denoiser import predict
+from unitune.diffusion.guidance import Context, Denoiser, classifier_free, guided
+from unitune.diffusion.schedule import Latents, Schedule
+from unitune.diffusion.solvers import FirstOrder, ddim_run
+from unitune.diffusion.super_resolution import augmented, enlarged, from_blocks, thresholded, to_blocks
+from unitune.images import ModelImage
+
+STREAM = 1  # of a seed's random numbers; the first stage draws from the seed itself
+
+
+@dataclass(frozen=True)
+class Enlargement:
+    """How an edit wants its picture enlarged; the settings mean what edit.proto says."""
+
+    noise_level: int
+    num_inference_steps: int
+    guidance_scale: float
+    is_thresholded: bool = True
+
+
+@dataclass(frozen=True)
+class SuperResolution:
+    """The stage, ready for one edit: an engine that holds its weights, and the text that it sees."""
+
+    spec: SuperResolutionSpec
+    run: Denoiser
+    wanted: Enlargement
+    prompt: Context
+    empty: Context
+    cancelled: Callable[[], bool]
+
+    @property
+    def num_steps(self) -> int:
+        """Steps for one picture."""
+        return self.wanted.num_inference_steps
+
+    def enlarge(self, image: ModelImage, seed: int) -> Iterator[ModelImage]:
+        """The picture so far after each step, (1, 3, *side) in about [-1, 1]; the last one is the result.
+
+        `image` is (1, 3, h, w). The same seed gives the same picture. Raises Cancelled (EDIT_CANCELLED).
+        """
+        schedule, wanted = Schedule(**asdict(self.spec.schedule)), self.wanted
+        rng = np.random.default_rng((seed % 2**64, STREAM))
+        # What the first stage's decoder leaves beyond the range would be thresholded, and dim all of the picture.
+        low = to_blocks(enlarged(image.clip(-1, 1), self.spec.side), self.spec.block)
+        seen = augmented(low, rng.standard_normal(low.shape, dtype=np.float32), wanted.noise_level, schedule)
+        latents = rng.standard_normal(low.shape, dtype=np.float32)
+        rows = classifier_free(wanted.guidance_scale, self.prompt, self.empty)
+        solver = FirstOrder()
+
+        def denoiser(latents: Latents, timesteps: np.ndarray, contexts: np.ndarray) -> Latents:
+            stop_if(self.cancelled)
+            levels = np.stack([timesteps, np.full_like(timesteps, wanted.noise_level)], axis=1)
+            if self.spec.is_preconditioned:
+                latents = np.sqrt(schedule.alphas_cumprod[timesteps, None, None, None]).astype(np.float32) * latents
+            beside = np.concatenate([latents, np.repeat(seen, len(latents), axis=0)], axis=1)
+            return self.run(beside, levels, contexts)
+
+        for timestep, level, next_level in ddim_run(schedule, wanted.num_inference_steps):
+            output = guided(denoiser, latents, timestep, rows)
+            if self.spec.is_preconditioned:
+                output = low + output
+            prediction = predict(output, latents, level, schedule.prediction_type)
+            if wanted.is_thresholded:
+                prediction = predict(thresholded(prediction.denoised), latents, level, "sample")
+            latents = solver.step(latents, prediction, level, next_level).astype(np.float32)
+            yield from_blocks(latents, self.spec.block)

@@ -1,0 +1,77 @@
+"""What an edit's texts come to, before its tuning is made: what of them no text encoder reads."""
+
+from dataclasses import dataclass
+
+from sampler_svc.sampling.base_graphs import BaseGraphs
+from sampler_svc.sampling.clipseg import ClipSeg
+from sampler_svc.sampling.gate import Gate
+from sampler_svc.sampling.local_blend import branches_with
+from sampler_svc.sampling.prompt_to_prompt import Controller
+from sampler_svc.sampling.request import Request
+from unitune.choices import MASKS_OF_WORDS
+from unitune.errors import InvalidField
+from unitune.prompts import things, without
+from unitune.reading import TuningTexts, check_tuning, checked, shown, warnings_of
+
+NAME_WORDS = "describe the edited picture in words"
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What of a request its texts are, as they were sent."""
+
+    wanted: Request
+    rare_tokens: str  # that come before prompt and base prompt
+    base_prompt: str
+    bound: str  # the words that the tuning binds, which no gate knows
+    vectors: tuple[str, int]  # the placeholder of Textual Inversion, and how many vectors stand in its place
+    tuning: TuningTexts | None  # of the tuning, if it is still to be made
+    is_gated: bool  # the gate reads the prompt
+
+
+def check_texts(graphs: BaseGraphs, gate: Gate | None, clipseg: ClipSeg | None, texts: Texts) -> list[str]:
+    """Warnings in plain words.
+
+    Raises InvalidField for a text of which nothing is read that the edit needs, and for words that a prompt does not
+    have, or has where it is not read.
+    """
+    wanted, before, reader = texts.wanted, texts.rare_tokens, graphs.reader
+    prompt = wanted.untuned_prompt
+    warnings = checked(reader, "prompt", prompt, before=before, vectors=texts.vectors, remedy=NAME_WORDS)
+    if wanted.negative_prompt.strip():
+        reading = reader.read(wanted.negative_prompt)
+        if reading.says_nothing:
+            warnings.append("negative_prompt does nothing: nothing of it is a word that the base model reads")
+        else:
+            warnings += warnings_of(reading, reader, "config.negative_prompt")
+    if texts.base_prompt.strip():
+        remedy = "describe the picture as it is in words"
+        warnings += checked(reader, "config.base_prompt", texts.base_prompt, before=before, remedy=remedy)
+    if wanted.mask_source in MASKS_OF_WORDS:
+        finds = clipseg.reader if clipseg is not None and wanted.mask_source == "word" else reader
+        for thing in things(wanted.mask_text):
+            warnings += checked(finds, "config.mask_text", thing, remedy="name what the mask is of in words")
+    if wanted.attention is not None:
+        base, edited = graphs.text(wanted.base_prompt), graphs.text(wanted.prompt)
+        Controller(wanted.attention, base, edited, graphs.spec.context_tokens, wanted.num_inference_steps)
+        for word in wanted.attention.blend_words:
+            branches_with(word, base, edited)
+            if reader.read(word).says_nothing:
+                remedy = "the base model reads nothing of it; name words of prompt or base_prompt"
+                raise InvalidField("config.blend_words", word, remedy)
+    if texts.tuning is not None:
+        warnings += check_tuning(reader, texts.tuning, "tuning_config")
+    if gate is not None and texts.is_gated:
+        unread = reader.read(prompt, before, texts.vectors).unread
+        warnings += _of_gate(gate, without(prompt, texts.bound), unread)
+    return list(dict.fromkeys(warnings))
+
+
+def _of_gate(gate: Gate, prompt: str, unread: str) -> list[str]:
+    """A warning where the gate reads less of a prompt than the text encoder, which does not read `unread`."""
+    reading = gate.reader.read(prompt)
+    if reading.says_nothing:
+        return ["the gate's CLIP reads nothing of prompt: its scores and its choice mean nothing"]
+    if len(reading.unread.split()) > len(unread.split()):
+        return [f"the gate's CLIP does not read all of prompt: it judges without {shown(reading.unread)}"]
+    return []

@@ -1,0 +1,95 @@
+"""What the services write to their logs in an ordinary life: what happened, and no alarm."""
+
+import contextlib
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.gateway.conftest import picture
+from unitune.errors import Cancelled, UniTuneError
+from unitune_client import Client, EditAccepted, EditStep, TuningProgress
+from unitune_client.home import Home
+from unitune_client.local import LocalServices
+
+SERVICES = ("gateway", "tuner", "sampler")
+
+
+@pytest.fixture
+def home(services: LocalServices, tmp_path: Path) -> Home:
+    """A home of its own with the engine that is built already."""
+    home = Home(tmp_path / "home")
+    for folder in (home.engines, home.graphs):
+        shutil.copytree(services._home.root / folder.name, folder)
+    return home
+
+
+def live(client: Client, services: LocalServices) -> None:
+    """Tune and edit, cancel an edit, leave another, cancel a tuning, delete one that runs, drain amid an edit."""
+    file = picture(size=(60, 50))
+    image = client.upload_image(file).name
+    short: dict[str, Any] = {"updates": 3, "num_inference_steps": 8}
+    client.edit_to_end(file, "a dog", **short)
+
+    with contextlib.suppress(Cancelled):
+        name = ""
+        for event in client.edit(file, "a dog", **short | {"num_inference_steps": 900}):
+            if isinstance(event, EditAccepted):
+                name = event.edit
+            if isinstance(event, EditStep):
+                client.cancel_edit(name)
+
+    for event in client.edit(file, "a dog", **short | {"num_inference_steps": 900}):
+        if isinstance(event, EditStep):
+            break
+
+    for end in (client.cancel_tuning, client.delete_tuning):
+        tuning = client.create_tuning(image, updates=5000)
+        with contextlib.suppress(Cancelled):
+            for event in client.watch_tuning(tuning.name):
+                if isinstance(event, TuningProgress):
+                    end(tuning.name)
+
+    client.create_tuning(image, updates=4999)
+    for event in client.edit(file, "a cat", **short | {"num_inference_steps": 999}):
+        if isinstance(event, EditStep):
+            break
+    rest = client.edit(file, "a cat", **short | {"num_inference_steps": 999, "seeds": [1, 2, 3, 4]})
+    with contextlib.suppress(UniTuneError):
+        is_draining = False
+        for event in rest:
+            if isinstance(event, EditStep) and not is_draining:
+                is_draining = True
+                for process in services._processes.values():
+                    process.send_signal(signal.SIGTERM)
+                time.sleep(1)
+                # The second signal cuts the drain, and with it the edit, short.
+                services._processes["sampler"].send_signal(signal.SIGTERM)
+
+
+def test_an_ordinary_life_is_told_without_alarm(services: LocalServices, home: Home) -> None:
+    """Through tunings, edits, cancellations and a drain no service logs an error or prints a traceback, and each run
+    that ended well is logged as OK (R18)."""
+    base_model = str(services._base_model)
+    with LocalServices(base_model, home=home) as own, Client(own.address) as client:
+        live(client, own)
+        for process in own._processes.values():
+            assert process.wait(60) == 0
+    (logs,) = (home.root / "logs").iterdir()
+    calls = []
+    for service in SERVICES:
+        for line in (logs / f"{service}.log").read_text().splitlines():
+            if line.startswith("listening "):
+                continue
+            told = json.loads(line)  # nothing is written past the log
+            assert told["level"] in ("info", "warning") and "traceback" not in told, line
+            if told["event"] == "call":
+                calls.append((told["method"].rpartition("/")[2], told["code"]))
+    # The first tuning, and the one that was cancelled by its name; the deleted one may be cut by its reader.
+    assert calls.count(("RunTuning", "OK")) >= 1
+    assert calls.count(("RunTuning", "CANCELLED")) <= 3
+    assert ("Sample", "OK") in calls

@@ -1,0 +1,406 @@
+"""What a tuning survives: cut connections, frozen services, killed gateways, a disk that is full for a while."""
+
+import asyncio
+import contextlib
+import os
+import resource
+import signal
+import subprocess
+import sys
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import grpc
+import pytest
+
+from tests.gateway.conftest import World, eventually, picture
+from tests.gateway.proxy import Proxy
+from tests.gateway.test_main import start
+from tests.gateway.upstream_servers import serve_sampler
+from unitune import serving
+from unitune.errors import from_status
+from unitune.v1.edit_pb2 import EditRequest
+from unitune.v1.image_pb2 import UploadImageRequest
+from unitune.v1.image_pb2_grpc import ImageServiceStub
+from unitune.v1.tuning_pb2 import CreateTuningRequest, GetTuningRequest, Tuning, TuningConfig, WatchTuningRequest
+from unitune.v1.tuning_pb2_grpc import TuningServiceStub
+
+ROOT = Path(__file__).parents[2]
+
+
+async def attempts(world: World, name: str) -> list[int]:
+    """The attempts that a tuning's events tell of."""
+    return [event.started.attempt for event in await world.watch(name) if event.HasField("started")]
+
+
+# Connections
+
+
+async def test_cut_connections_to_the_tuner_are_no_crash(world: World) -> None:
+    """However often the connection to a tuner that lives is cut under a run, the tuning ends READY (R1)."""
+    await world.close()
+    proxy = Proxy(world.tuner_server.address)
+    await proxy.start()
+    world.config = replace(world.config, tuner=proxy.address)
+    await world.open()
+    world.tuner.go_on.clear()
+    tuning = await world.tune()
+    for number in range(1, 6):
+
+        async def has_begun(number: int = number) -> bool:
+            return len(world.tuner.requests) == number
+
+        await eventually(has_begun, within_s=30)
+        assert proxy.cut() > 0
+    world.tuner.go_on.set()
+
+    async def has_ended() -> Tuning | None:
+        found = await world.tunings.GetTuning(GetTuningRequest(name=tuning.name))
+        return found if found.state not in (Tuning.STATE_QUEUED, Tuning.STATE_RUNNING) else None
+
+    found = await eventually(has_ended, within_s=30)
+    assert found.state == Tuning.STATE_READY, found
+    await proxy.stop()
+
+
+async def test_a_run_may_be_older_than_its_connections(world: World) -> None:
+    """A tuning and those who watch it live on when the gateway's connections are too old for new calls (R1)."""
+    world.tuner.update_s = 0.5
+    process, address = await start(world, UNITUNE_CONNECTION_AGE_S="1")
+    async with serving.channel(address) as channel:
+        image = await upload(channel)
+        tunings = TuningServiceStub(channel)
+        tuning = await tunings.CreateTuning(CreateTuningRequest(image=image, config=TuningConfig(updates=12)))
+        watched = []
+        async for event in tunings.WatchTuning(WatchTuningRequest(name=tuning.name), timeout=60):
+            watched.append(event)
+            # New calls go on beside it, over new connections.
+            assert (await tunings.GetTuning(GetTuningRequest(name=tuning.name), timeout=10)).name == tuning.name
+    assert [event.started.attempt for event in watched if event.HasField("started")] == [1]
+    assert watched[-1].HasField("ready")
+    await end(process)
+
+
+async def test_an_edit_right_after_the_sampler_listens(world: World) -> None:
+    """A sampler that is back is waited for, not refused for as long as the channel would wait to try again (R13)."""
+    tuning = await world.tuned()
+    address = world.sampler_server.address
+    for seconds in (2.6, 3.2):  # meanwhile the channel fails to connect, and waits longer each time
+        await world.sampler_server.stop()
+        await asyncio.sleep(seconds)
+        world.sampler_server = await serve_sampler(world.sampler, address)
+        events = [event async for event in world.edits.Edit(EditRequest(tuning=tuning.name, prompt="a dog"))]
+        assert events[-1].HasField("done")
+
+
+# What is known
+
+
+async def test_a_gateway_that_starts_without_its_tuner_accepts_tunings(world: World) -> None:
+    """What tuner and sampler last said outlives the gateway: tunings are accepted as before, and run later (R20)."""
+    await world.known()
+    await world.close()
+    await world.tuner_server.stop()
+    await world.sampler_server.stop()
+    await world.open()
+    tuning = await world.tune(seed=7)
+    assert tuning.state == Tuning.STATE_QUEUED
+    assert tuning.config.updates == 5 and tuning.config.mode == "attn_out"  # as the tuner told
+
+
+# Frozen services
+
+SERVICE = """
+import asyncio, sys
+from tests.gateway import upstream_servers as servers
+from unitune.v1 import sampler_pb2, tuner_pb2
+from unitune.v1.edit_pb2 import EditEvent
+from unitune.weight_store import WeightStore
+
+async def main():
+    kind, store, address = sys.argv[1:]
+    made = servers.Sampler(WeightStore(store)) if kind == "sampler" else servers.Tuner(WeightStore(store))
+    if kind != "sampler":
+        made.update_s = 0.05
+        if kind == "held tuner":
+            made.go_on.clear()
+        server = await servers.serve_tuner(made, address)
+    else:
+        made.step_s = 0.05
+        server = await servers.serve_sampler(made, address)
+    print(server.address, flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+@contextlib.contextmanager
+def service(world: World, kind: str, address: str = "127.0.0.1:0") -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A stand-in tuner or sampler as a process of its own, which a signal can stop, and its address."""
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", SERVICE, kind, str(world.folder / "store"), address]
+    process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        yield process, process.stdout.readline().decode().strip()
+    finally:
+        process.kill()  # a stopped one, too
+        process.wait()
+        process.stdout.close()
+
+
+async def test_a_frozen_tuner_is_given_up_and_not_blamed(world: World) -> None:
+    """A tuner that stands still, its connection alive, loses its run within the silence that streams may have. When it
+    goes on, the run is made again, and of the old one nothing is left (R7)."""
+    await world.close()
+    with service(world, "tuner") as (process, address):
+        world.config = replace(world.config, tuner=address, silence_s=2.0)
+        await world.open()
+        tuning = await world.tune(updates=60)
+        for _ in range(4):  # more often than a tuning may crash
+            await world.until(tuning.name, Tuning.STATE_RUNNING)
+            await eventually(lambda: has_progress(world, tuning.name))
+            process.send_signal(signal.SIGSTOP)
+            # Without a look into the streams it takes the transport's keepalive of 40 seconds, or 90.
+            await asyncio.wait_for(world.until_not(tuning.name, Tuning.STATE_RUNNING), 30)
+            process.send_signal(signal.SIGCONT)
+        async with asyncio.timeout(60):
+            events = await world.watch(tuning.name)
+        assert events[-1].HasField("ready"), events[-1]
+        assert await attempts(world, tuning.name) == [1, 2, 3, 4, 5]
+        await eventually(lambda: only_weights_of(world, events[-1].ready))
+
+
+async def test_a_frozen_sampler_fails_its_edit_soon(world: World) -> None:
+    """An edit whose sampler stands still ends with UNAVAILABLE, BACKEND_DOWN, within that silence (R7)."""
+    tuning = await world.tuned()
+    await world.close()
+    with service(world, "sampler") as (process, address):
+        world.config = replace(world.config, sampler=address, silence_s=3.0)
+        await world.open()
+        call = world.edits.Edit(EditRequest(tuning=tuning.name, prompt="a dog"))
+        async with asyncio.timeout(30):
+            while not (event := await call.read()).HasField("step"):
+                pass
+            process.send_signal(signal.SIGSTOP)
+            while (following := await call.read()) is not grpc.aio.EOF:
+                event = following
+        error = from_status(event.failed)
+        assert (error.reason, error.metadata) == ("BACKEND_DOWN", {"upstream": "sampler"})
+
+
+IMPATIENT = """
+import asyncio, os, sys
+from dataclasses import replace
+from functools import partial
+from gateway.__main__ import run
+from gateway.config import GatewayConfig
+from unitune import settings
+sys.exit(asyncio.run(run(replace(settings.load(GatewayConfig, os.environ), silence_s=3.0))))
+"""
+
+
+async def test_a_gateway_that_stood_still_blames_nobody(world: World) -> None:
+    """Time in which the gateway itself did not run is no silence of its tuner: the run goes on where it was (R7)."""
+    world.tuner.update_s = 0.2
+    process, address = await start(world, program=("-c", IMPATIENT))
+    async with serving.channel(address) as channel:
+        tunings = TuningServiceStub(channel)
+        config = TuningConfig(updates=30)
+        tuning = await tunings.CreateTuning(CreateTuningRequest(image=await upload(channel), config=config))
+        call = tunings.WatchTuning(WatchTuningRequest(name=tuning.name))
+        while not (event := await call.read()).HasField("progress"):
+            pass
+        process.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(4)
+        process.send_signal(signal.SIGCONT)
+        while (following := await call.read()) is not grpc.aio.EOF:
+            event = following
+    assert event.HasField("ready") and len(world.tuner.requests) == 1
+    await end(process)
+
+
+async def test_a_tuning_that_kills_its_tuners_fails(world: World) -> None:
+    """Processes that die under a run at the same place count, and after three of them the tuning is FAILED (R1)."""
+    await world.close()
+    address, name = "127.0.0.1:0", ""
+    for _ in range(3):
+        with service(world, "held tuner", address) as (_, address):
+            if not name:
+                world.config = replace(world.config, tuner=address)
+                await world.open()
+                name = (await world.tune()).name
+            await eventually(partial(has_progress, world, name, 2), within_s=60)
+    with service(world, "tuner", address):
+        async with asyncio.timeout(60):
+            events = await world.watch(name)
+    assert from_status(events[-1].failed).reason == "WORKER_CRASHED"
+    assert [event.started.attempt for event in events if event.HasField("started")] == [1, 2, 3]
+
+
+async def has_progress(world: World, name: str, updates: int = 1) -> bool:
+    """Whether a tuning tells of so many updates."""
+    return (await world.tunings.GetTuning(GetTuningRequest(name=name))).progress.update >= updates
+
+
+async def only_weights_of(world: World, tuning: Tuning) -> bool:
+    """Whether the store has these weights and no others."""
+    weights = [path for path in world.stored() if path.startswith("tunings/")]
+    return weights == [f"{tuning.weights.path}/manifest.json", f"{tuning.weights.path}/weights.safetensors"]
+
+
+# Killed gateways
+
+
+async def test_killed_gateways_do_not_fail_a_tuning(world: World) -> None:
+    """SIGKILL to four gateways in turn, each in the middle of the run: the tuning ends READY (R5)."""
+    world.tuner.go_on.clear()
+    name = ""
+    for number in range(1, 5):
+        process, address = await start(world)
+        async with serving.channel(address) as channel:
+            if not name:
+                tunings = TuningServiceStub(channel)
+                name = (await tunings.CreateTuning(CreateTuningRequest(image=await upload(channel)))).name
+
+            async def has_begun(number: int = number) -> bool:
+                return len(world.tuner.requests) == number
+
+            await eventually(has_begun, within_s=30)
+            process.kill()
+            await process.wait()
+    world.tuner.go_on.set()
+    process, address = await start(world)
+    async with serving.channel(address) as channel:
+        call = TuningServiceStub(channel).WatchTuning(WatchTuningRequest(name=name), timeout=60)
+        events = [event async for event in call]
+    assert events[-1].HasField("ready"), events[-1]
+    await end(process)
+
+
+# A full disk
+
+
+class Disk(Protocol):
+    """Where a gateway's state lies, and how to fill it."""
+
+    state: Path
+
+    def fill(self, gateway: Process) -> None:
+        """From now on nothing can be written."""
+
+    def free(self, gateway: Process) -> None:
+        """From now on it can."""
+
+
+class NoFileMayGrow:
+    """What the gateway writes to a file fails as on a disk that fails."""
+
+    def __init__(self, folder: Path) -> None:
+        self.state = folder / "grow.sqlite"
+
+    def fill(self, gateway: Process) -> None:
+        resource.prlimit(gateway.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+
+    def free(self, gateway: Process) -> None:
+        resource.prlimit(gateway.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+class SmallDisk:
+    """A file system of 3 MB, and a file that takes what is left of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.state, self._filler = folder / "state.sqlite", folder / "filler"
+
+    def fill(self, gateway: Process) -> None:
+        with contextlib.suppress(OSError), self._filler.open("wb", buffering=0) as file:
+            while file.write(bytes(512)):
+                pass
+
+    def free(self, gateway: Process) -> None:
+        self._filler.unlink()
+
+
+@pytest.fixture(params=["failing", "full"])
+async def disk(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Disk]:
+    """A disk that fails, and, where this process may mount one, a disk that is full."""
+    if request.param == "failing":
+        yield NoFileMayGrow(tmp_path)
+        return
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"this process may not mount a small disk: {mounted.stderr.strip()}")
+    yield SmallDisk(folder)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+async def state_of(tunings: Any, name: str) -> Tuning.State:
+    """The state of a tuning, if it can be told now."""
+    return (await tunings.GetTuning(GetTuningRequest(name=name), timeout=10)).state
+
+
+@pytest.mark.parametrize("lost", [False, True])
+async def test_a_full_disk_delays_a_tuning_and_no_more(world: World, disk: Disk, lost: bool) -> None:
+    """While the state cannot be written a run goes on; its result, or that it was lost, is written as soon as it can
+    be, and nothing stays RUNNING (R6, N2)."""
+    world.tuner.go_on.clear()
+    world.tuner.losses = int(lost)
+    process, address = await start(world, UNITUNE_STATE=str(disk.state))
+    async with serving.channel(address) as channel:
+        tunings = TuningServiceStub(channel)
+        config = TuningConfig(updates=40)
+        if lost:  # the loss comes with the first update, so the tuner waits before it
+            world.tuner.update_s = 1.0
+        name = (await tunings.CreateTuning(CreateTuningRequest(image=await upload(channel), config=config))).name
+
+        async def has_begun() -> bool:
+            return await state_of(tunings, name) == Tuning.STATE_RUNNING and len(world.tuner.requests) == 1
+
+        await eventually(has_begun, within_s=30)
+        disk.fill(process)
+        world.tuner.go_on.set()
+
+        async def has_ended() -> bool:
+            return bool(world.tuner.stopped if lost else world.stored_weights())
+
+        await eventually(has_ended, within_s=30)
+        world.tuner.update_s = 0.0
+        await asyncio.sleep(1)  # for the writes that must fail
+        disk.free(process)
+        call = tunings.WatchTuning(WatchTuningRequest(name=name), timeout=60)
+        events = [event async for event in call]
+        assert events[-1].HasField("ready"), events[-1]
+        started = [event.started.attempt for event in events if event.HasField("started")]
+        assert started == ([1, 2] if lost else [1])
+        assert await only_weights_of(world, events[-1].ready)
+    await end(process)
+
+
+# Helpers
+
+
+async def upload(channel: grpc.aio.Channel) -> str:
+    """The name of an uploaded picture."""
+
+    async def requests() -> AsyncIterator[UploadImageRequest]:
+        yield UploadImageRequest(header=UploadImageRequest.Header())
+        yield UploadImageRequest(chunk=picture())
+
+    return (await ImageServiceStub(channel).UploadImage(requests(), timeout=30)).name
+
+
+async def end(process: Process) -> str:
+    """Stop a gateway as a supervisor does; what it logged."""
+    process.terminate()
+    _, log = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 0, log.decode()
+    return log.decode()

@@ -1,0 +1,266 @@
+"""The state file under attack: full disks, damage, other programs' files. What is refused names file and remedy."""
+
+import asyncio
+import logging
+import os
+import shutil
+import sqlite3
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+import pytest
+
+from gateway.sqlite_file import RESERVE_BYTES
+from gateway.state import SqliteState
+from tests.full_disk import fill, mounted, read_only
+from tests.gateway.conftest import World, picture, refused
+from tests.gateway.test_main import start
+from tests.gateway.test_state import becomes, tuning
+from unitune.errors import DataLoss, ResourceExhausted, Unavailable
+from unitune.v1.tuning_pb2 import (
+    CreateTuningRequest,
+    DeleteTuningRequest,
+    GetTuningRequest,
+    ListTuningsRequest,
+    Tuning,
+    TuningEvent,
+    UpdateTuningRequest,
+)
+
+SECRET = "grandmother-in-hospital"
+
+
+async def many(path: Path, number: int = 60) -> list[str]:
+    """A state with so many tunings, each with a label and a few events; their names."""
+    state = await SqliteState.open(path)
+    names = []
+    for index in range(number):
+        wanted = tuning(key=f"k{index}", number=index)
+        wanted.labels["who"] = f"{SECRET}-{index}-{'x' * (index % 40)}"
+        names.append((await state.create(wanted, None)).name)
+        await state.change(names[-1], becomes(Tuning.STATE_READY), lambda now: TuningEvent(ready=now))
+    await state.close()
+    return names
+
+
+def bytes_of(path: Path) -> bytes:
+    """All that the state has on the disk."""
+    return b"".join(file.read_bytes() for file in path.parent.glob(f"{path.name}*"))
+
+
+async def test_nothing_of_a_deleted_tuning_is_left_in_the_files(tmp_path: Path) -> None:
+    """Its labels are in neither the state file nor its journal, whether they were replaced before or not (r9)."""
+    path = tmp_path / "state.sqlite"
+    names = await many(path)
+    state = await SqliteState.open(path)
+    assert SECRET.encode() in bytes_of(path)
+    for number, name in enumerate(names):
+
+        def relabel(now: Tuning, number: int = number) -> None:
+            now.labels["who"] = f"{SECRET}-again-{'y' * (number % 37)}"
+
+        if number % 3 == 0:
+            await state.change(name, relabel)
+    for name in names[1::2] + names[::2]:
+        await state.remove(name)
+        gone = [f"{SECRET}-{names.index(name)}-".encode(), name.encode()]
+        assert not [word for word in gone if word in bytes_of(path)]
+    assert SECRET.encode() not in bytes_of(path)
+    await state.close()
+
+
+async def test_a_deleted_tuning_leaves_no_label_at_a_gateway(world: World) -> None:
+    """DeleteTuning over the wire, with the gateway still running: no byte of the label is left on its disk (r9)."""
+    made = await world.tuned()
+    wanted = Tuning(name=made.name, labels={"who": SECRET})
+    await world.tunings.UpdateTuning(UpdateTuningRequest(tuning=wanted))
+    assert SECRET.encode() in bytes_of(world.config.state)
+    await world.tunings.DeleteTuning(DeleteTuningRequest(name=made.name))
+    left = [path for path in world.folder.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
+    assert left == []
+
+
+async def refusal(world: World, path: Path) -> str:
+    """The one line with which a gateway process refuses to start on this state."""
+    process, line = await start(world, UNITUNE_STATE=str(path))
+    _, log = await asyncio.wait_for(process.communicate(), 60)
+    lines = log.decode().splitlines()
+    assert line == "" and process.returncode == 1 and len(lines) == 1, lines
+    assert str(path.parent) in lines[0] and "Traceback" not in lines[0]
+    return lines[0]
+
+
+async def test_a_state_file_with_a_hole_stops_the_start(world: World) -> None:
+    """8 KiB of zeros in its middle: one line that names file and remedy, and nothing is changed (r15)."""
+    path = world.folder / "damaged" / "state.sqlite"
+    await many(path)
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2 // 4096 * 4096)
+        file.write(bytes(8192))
+    before = path.read_bytes()
+    line = await refusal(world, path)
+    assert "it is damaged" in line and "put a copy in its place, or move it away to begin anew" in line
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("text", "it is not a database of SQLite; move it away, or give another path"),
+        ("cut", "it is damaged"),
+        ("newer", "it has schema 99"),
+        ("folder", "it cannot be opened"),
+        ("below a file", "it exists already"),
+        ("read-only", "its file system can only be read"),
+    ],
+)
+async def test_a_state_file_that_cannot_be_used_stops_the_start(world: World, kind: str, words: str) -> None:
+    """Each in one line that names the file and what is wrong with it (r15)."""
+    path = world.folder / "odd" / "state.sqlite"
+    await many(path)
+    if kind == "text":
+        path.write_text("no database " * 2000)
+    elif kind == "cut":
+        os.truncate(path, path.stat().st_size // 2)
+    elif kind == "newer":
+        with sqlite3.connect(path) as connection:
+            connection.execute("PRAGMA user_version = 99")
+        connection.close()
+    elif kind == "folder":
+        shutil.rmtree(path.parent)
+        path.mkdir(parents=True)
+    elif kind == "below a file":
+        path = path / "state.sqlite"
+    if kind == "read-only":
+        with read_only(path.parent):
+            assert words in await refusal(world, path)
+    else:
+        assert words in await refusal(world, path)
+
+
+async def test_a_journal_that_cannot_be_read_is_told_and_the_state_before_it_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The journal of a killed process without its beginning: what was in the file is there, the log says so (r15)."""
+    path, copy = tmp_path / "state.sqlite", tmp_path / "copy" / "state.sqlite"
+    names = await many(path, 3)
+    state = await SqliteState.open(path)
+    await state.create(tuning(key="journal", number=99), None)
+    copy.parent.mkdir()
+    for name in ("state.sqlite", "state.sqlite-wal"):  # as SIGKILL leaves them
+        shutil.copy(tmp_path / name, copy.parent / name)
+    await state.close()
+    with (copy.parent / "state.sqlite-wal").open("r+b") as journal:
+        assert len(journal.read()) > 4096
+        journal.seek(0)
+        journal.write(bytes(32))
+    state = await SqliteState.open(copy)
+    assert {found.name for found in (await state.page("default", 0, 0, 99)).tunings} == set(names)
+    await state.close()
+    assert any(record.message == "state journal damaged" for record in caplog.records)
+
+
+async def test_a_row_that_is_damaged_is_data_loss(tmp_path: Path) -> None:
+    """Bytes of a tuning that SQLite finds nothing wrong with, but that are no tuning (r16)."""
+    path = tmp_path / "state.sqlite"
+    (name,) = await many(path, 1)
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE tunings SET blob = ?", (b"\xff\xff\xff",))
+    connection.close()
+    state = await SqliteState.open(path)
+    with pytest.raises(DataLoss) as damaged:
+        await state.get(name)
+    assert damaged.value.reason == "STATE_CORRUPT"
+    await state.close()
+
+
+async def test_a_state_that_cannot_be_written_is_state_down(tmp_path: Path) -> None:
+    """A disk that becomes read-only under a running gateway: UNAVAILABLE, and no path in the error (r6)."""
+    path = tmp_path / "folder" / "state.sqlite"
+    await many(path, 2)
+    with read_only(path.parent), pytest.raises(OSError, match="can only be read"):
+        await SqliteState.open(path)
+    state = await SqliteState.open(path)
+    os.truncate(path, 0)  # under the open file: SQLite cannot read its pages
+    with pytest.raises((Unavailable, DataLoss)) as down:
+        for number in range(200):
+            await state.get(f"tenants/default/tunings/t-{number:04d}")
+            await state.create(tuning(key=f"k{number}", number=1000 + number), None)
+    assert down.value.reason in ("STATE_DOWN", "STATE_CORRUPT") and str(tmp_path) not in down.value.message
+    await state.close()
+
+
+@pytest.fixture
+async def small(world: World, tmp_path: Path) -> AsyncIterator[World]:
+    """The world with a gateway whose state is on a disk of 3 MB."""
+    with mounted(tmp_path / "disk", "3m") as disk:
+        await world.close()
+        world.config = replace(world.config, state=disk / "state.sqlite")
+        await world.open()
+        yield world
+        await world.close()
+
+
+async def test_a_full_state_is_state_full_and_passes(small: World) -> None:
+    """Writing calls are RESOURCE_EXHAUSTED with RetryInfo, reading goes on, and all is well when space is back (r6)."""
+    made = await small.tuned()
+    image = (await small.upload(picture("navy"))).name
+    ballast = fill(small.config.state.parent)
+    for _ in range(3):
+        call = small.tunings.CreateTuning(CreateTuningRequest(image=image))
+        error = await refused(call, grpc.StatusCode.RESOURCE_EXHAUSTED, "STATE_FULL")
+        assert error.retry_after_s
+    assert (await small.tunings.GetTuning(GetTuningRequest(name=made.name))).state == Tuning.STATE_READY
+    ballast.unlink()
+    assert (await small.tuned(picture("navy"))).state == Tuning.STATE_READY
+
+
+async def test_deleting_works_on_a_full_disk(small: World) -> None:
+    """DeleteTuning of every tuning of a full state succeeds, discards the weights, and gives the space back (N11)."""
+    names = [(await small.tuned(picture(colour))).name for colour in ("red", "green", "blue")]
+    disk = small.config.state.parent
+    fill(disk)
+    for name in names:
+        await small.tunings.DeleteTuning(DeleteTuningRequest(name=name))
+    assert list((await small.tunings.ListTunings(ListTuningsRequest())).tunings) == []
+    assert small.stored() == []
+    assert not [name for name in names if name.encode() in small.config.state.read_bytes()]
+
+
+async def test_the_reserve_is_there_again_when_there_is_space(small: World) -> None:
+    """What a deletion on a full disk used up is put back by the next one, so that it helps the next time, too (N11)."""
+    reserve = small.config.state.with_name("state.sqlite-reserve")
+    names = [(await small.tuned(picture(colour))).name for colour in ("red", "green")]
+    assert reserve.stat().st_size == RESERVE_BYTES
+    ballast = fill(small.config.state.parent)
+    await small.tunings.DeleteTuning(DeleteTuningRequest(name=names[0]))
+    ballast.unlink()
+    await small.tunings.DeleteTuning(DeleteTuningRequest(name=names[1]))
+    assert reserve.stat().st_size == RESERVE_BYTES and len(set(reserve.read_bytes())) == 256
+
+
+async def test_a_gateway_starts_on_a_full_disk_and_deletes(small: World) -> None:
+    """A restart while the disk is full does not stand in the way of deleting (N11)."""
+    name = (await small.tuned()).name
+    await small.close()
+    fill(small.config.state.parent)
+    await small.open()
+    await small.tunings.DeleteTuning(DeleteTuningRequest(name=name))
+    await refused(small.tunings.GetTuning(GetTuningRequest(name=name)), grpc.StatusCode.NOT_FOUND, "TUNING_NOT_FOUND")
+
+
+async def test_full_state_is_told_by_the_state_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The error has no path, the log has SQLite's words (r6)."""
+    caplog.set_level(logging.INFO)
+    with mounted(tmp_path / "disk", "2m") as disk:
+        state = await SqliteState.open(disk / "state.sqlite")
+        await state.create(tuning(), None)
+        fill(disk)
+        with pytest.raises(ResourceExhausted) as full:
+            for number in range(100):
+                await state.create(tuning(key=f"k{number}", number=number + 1), None)
+        await state.close()
+    assert full.value.reason == "STATE_FULL" and str(tmp_path) not in full.value.message
+    assert any("disk is full" in record.__dict__.get("fields", {}).get("detail", "") for record in caplog.records)

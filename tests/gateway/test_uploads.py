@@ -1,0 +1,90 @@
+"""Uploads that do not end: each is cut, and all of them together hold a bounded number of bytes."""
+
+import asyncio
+from typing import Any
+
+import grpc
+import pytest
+
+from gateway.uploads import Uploads
+from tests.gateway.conftest import World, eventually, picture, refused
+from unitune import deadlines
+from unitune.images import MAX_CHUNK_BYTES
+from unitune.v1.image_pb2 import UploadImageRequest
+
+HEADER = UploadImageRequest(header=UploadImageRequest.Header())
+CHUNK = UploadImageRequest(chunk=bytes(MAX_CHUNK_BYTES))
+
+
+async def begin(world: World, chunks: int) -> Any:
+    """An upload that has sent so much and does not end."""
+    call = world.images.UploadImage(timeout=60)
+    await call.write(HEADER)
+    for _ in range(chunks):
+        await call.write(CHUNK)
+    return call
+
+
+def bound(world: World, **limits: Any) -> Uploads:
+    """Give the gateway other limits of uploads."""
+    assert world.gateway is not None
+    uploads = Uploads(**limits)
+    world.gateway._image_service._uploads = uploads
+    return uploads
+
+
+async def came(uploads: Uploads, size_bytes: int) -> None:
+    """Return once so many bytes of all uploads are held."""
+
+    async def check() -> bool:
+        return uploads.size_bytes == size_bytes
+
+    await eventually(check, 30)
+
+
+async def test_an_upload_that_stops_is_cut_and_holds_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten uploads that stop after a megabyte end with a deadline, and their bytes are let go (R8)."""
+    monkeypatch.setattr(deadlines, "READ_S", 1.0)
+    uploads = bound(world)
+    calls = [await begin(world, 4) for _ in range(10)]
+    for call in calls:
+        await refused(call, grpc.StatusCode.DEADLINE_EXCEEDED, "REQUEST_TOO_SLOW")
+    await came(uploads, 0)
+    assert world.stored() == [] and (await world.upload(picture())).width == 40
+
+
+async def test_an_upload_that_trickles_is_cut(world: World) -> None:
+    """One that is never silent for long ends when it has lasted too long (R8)."""
+    uploads = bound(world, upload_s=1.0)
+    call = await begin(world, 1)
+
+    async def trickle() -> None:
+        while not call.done():
+            await call.write(UploadImageRequest(chunk=b"x"))
+            await asyncio.sleep(0.05)
+
+    trickling = asyncio.create_task(trickle())
+    error = await refused(call, grpc.StatusCode.DEADLINE_EXCEEDED, "UPLOAD_TOO_SLOW")
+    await asyncio.gather(trickling, return_exceptions=True)
+    assert "1 seconds" in error.message and uploads.size_bytes == 0
+
+
+async def test_all_uploads_together_are_bounded(world: World) -> None:
+    """By bytes and by number: what is too much is refused with a time to wait, the others go on (R8)."""
+    size = 8 * MAX_CHUNK_BYTES
+    uploads = bound(world, max_uploads=3, max_bytes=size)
+    first = await begin(world, 5)
+    await came(uploads, 5 * MAX_CHUNK_BYTES)
+    error = await refused(await begin(world, 4), grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_UPLOADS")
+    assert error.retry_after_s
+    await came(uploads, 5 * MAX_CHUNK_BYTES)
+    second, third = await begin(world, 1), await begin(world, 1)
+    await came(uploads, 7 * MAX_CHUNK_BYTES)
+    await refused(await begin(world, 0), grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_UPLOADS")
+    second.cancel()
+    await came(uploads, 6 * MAX_CHUNK_BYTES)
+    assert (await world.upload(picture())).width == 40
+    for call in (first, third):
+        await call.done_writing()
+        await refused(call, grpc.StatusCode.INVALID_ARGUMENT, "IMAGE_UNDECODABLE")
+    await came(uploads, 0)

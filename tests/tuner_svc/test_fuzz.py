@@ -1,0 +1,45 @@
+"""Every field of the tuner's requests with extreme values: nothing of them is our mistake."""
+
+from collections.abc import Callable
+from typing import Any
+
+from tests.answers import fault_of
+from tests.extremes import extremes
+from tests.tuner_svc.test_service import NAME, PATH, SHORT, start, store
+from unitune.choices import OPTIONS_OF_ALL, TUNING_OPTIONS
+from unitune.v1 import tuner_pb2, tuning_pb2
+
+__all__ = ["start", "store"]  # fixtures
+
+OWN = (*OPTIONS_OF_ALL, *TUNING_OPTIONS["unitune"])
+
+
+async def test_no_extreme_value_of_a_run_is_our_mistake(start: Callable[..., Any]) -> None:
+    """Numbers, texts and bytes at their ends, one field at a time: a tuning, or a refusal with details (r1, r2)."""
+    tuner = await start()
+    config = tuning_pb2.TuningConfig(**{**SHORT, "updates": 0})
+    base = tuner_pb2.RunTuningRequest(name=NAME, key="key", image=tuner.picture, path=PATH, config=config)
+    found = []
+    for done, asked in extremes(base):
+        if done.startswith("config.") and done.removeprefix("config.").partition("=")[0] not in OWN:
+            continue  # what other methods read is not read here
+        if fault := await fault_of(tuner.stub.RunTuning(asked, timeout=120)):
+            found.append(f"{done}: {fault}")
+    assert found == []
+
+
+async def test_no_extreme_value_of_the_other_calls_is_our_mistake(start: Callable[..., Any]) -> None:
+    """A check and a cancel with anything in them: an answer, or a refusal with details (r1, r2)."""
+    tuner = await start()
+    imagic = {**SHORT, "method": "imagic", "prompt": "a cat", "embedding_updates": 1, "embedding_learning_rate": 1e-3}
+    found = []
+    for call, base in (
+        (tuner.stub.CheckTuning, tuner_pb2.CheckTuningRequest(config=tuning_pb2.TuningConfig(**SHORT))),
+        (tuner.stub.CheckTuning, tuner_pb2.CheckTuningRequest(config=tuning_pb2.TuningConfig(**imagic))),
+        (tuner.stub.CancelTuning, tuner_pb2.CancelRunRequest(name=NAME)),
+        (tuner.stub.GetTunerInfo, tuner_pb2.GetTunerInfoRequest()),
+    ):
+        for done, asked in extremes(base):
+            if fault := await fault_of(call(asked, timeout=120)):
+                found.append(f"{done}: {fault}")
+    assert found == []

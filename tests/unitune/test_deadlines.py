@@ -1,0 +1,129 @@
+"""Clients that send half of a request, and readers that do not read: each is cut, and its cost is bounded."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+
+from tests.gateway.conftest import eventually, refused
+from unitune import deadlines, serving
+from unitune.v1 import image_pb2, image_pb2_grpc, server_pb2, server_pb2_grpc, tuning_pb2, tuning_pb2_grpc
+
+PIECE = 300 << 10  # more than a stream's window of 64 KiB
+
+
+class Tunings(tuning_pb2_grpc.TuningServiceServicer):
+    """Watches that send large events as fast as they are taken."""
+
+    def __init__(self) -> None:
+        self.told, self.closed = 0, 0
+
+    async def WatchTuning(self, request: Any, context: Any) -> AsyncGenerator[tuning_pb2.TuningEvent, None]:
+        try:
+            while True:
+                tuning = tuning_pb2.Tuning(name="x" * PIECE)
+                self.told += 1
+                yield tuning_pb2.TuningEvent(snapshot=tuning)
+        finally:
+            self.closed += 1
+
+
+class Images(image_pb2_grpc.ImageServiceServicer):
+    """Uploads that are counted."""
+
+    async def UploadImage(self, requests: AsyncIterator[Any], context: Any) -> image_pb2.Image:
+        return image_pb2.Image(size_bytes=len([request async for request in requests]))
+
+
+class Server(server_pb2_grpc.ServerServiceServicer):
+    """Answers at once."""
+
+    async def GetServerInfo(self, request: Any, context: Any) -> server_pb2.ServerInfo:
+        return server_pb2.ServerInfo(version="1")
+
+
+@contextlib.asynccontextmanager
+async def served(tunings: Tunings) -> AsyncIterator[grpc.aio.Channel]:
+    """A server with all of them, and a connection."""
+
+    def register(server: grpc.aio.Server) -> list[str]:
+        tuning_pb2_grpc.add_TuningServiceServicer_to_server(tunings, server)
+        image_pb2_grpc.add_ImageServiceServicer_to_server(Images(), server)
+        server_pb2_grpc.add_ServerServiceServicer_to_server(Server(), server)
+        return []
+
+    running = await serving.start("127.0.0.1:0", register)
+    channel = serving.channel(running.address)
+    yield channel
+    await channel.close(None)
+    await running.stop()
+
+
+@pytest.mark.parametrize("method", ["ServerService/GetServerInfo", "TuningService/WatchTuning"])
+async def test_a_call_that_sends_no_request_is_cut(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that is opened and left so ends with a deadline of the server's, and says why (R8)."""
+    monkeypatch.setattr(deadlines, "READ_S", 0.3)
+    async with served(Tunings()) as channel:
+        call = channel.stream_stream(f"/unitune.v1.{method}")(timeout=20)
+        error = await refused(call, grpc.StatusCode.DEADLINE_EXCEEDED, "REQUEST_TOO_SLOW")
+        assert "0.3 seconds" in error.message
+        info = await server_pb2_grpc.ServerServiceStub(channel).GetServerInfo(server_pb2.GetServerInfoRequest())
+        assert info.version == "1"
+
+
+async def test_a_request_that_stops_half_way_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silence between two messages is measured anew after each: a slow stream is fine, one that stops is cut (R8)."""
+    monkeypatch.setattr(deadlines, "READ_S", 1.0)
+    async with served(Tunings()) as channel:
+        stub = image_pb2_grpc.ImageServiceStub(channel)
+        slow = stub.UploadImage(timeout=30)
+        for _ in range(5):
+            await slow.write(image_pb2.UploadImageRequest(chunk=b"x"))
+            await asyncio.sleep(0.3)
+        await slow.done_writing()
+        assert (await slow).size_bytes == 5
+        stopped = stub.UploadImage(timeout=30)
+        await stopped.write(image_pb2.UploadImageRequest(chunk=b"x"))
+        await refused(stopped, grpc.StatusCode.DEADLINE_EXCEEDED, "REQUEST_TOO_SLOW")
+
+
+async def test_a_reader_that_never_reads_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its generator is closed while it still does not read; who comes back gets what was sent, and the reason (R9)."""
+    monkeypatch.setattr(deadlines, "WRITE_S", 0.5)
+    monkeypatch.setattr(deadlines, "SLOWEST_BYTES_PER_S", 1 << 40)
+    tunings = Tunings()
+    async with served(tunings) as channel:
+        stub = tuning_pb2_grpc.TuningServiceStub(channel)
+        call = stub.WatchTuning(tuning_pb2.WatchTuningRequest(name="x"), timeout=60)
+
+        async def is_closed() -> bool:
+            return tunings.closed == 1
+
+        await eventually(is_closed)
+        assert tunings.told <= 4
+        await refused(call, grpc.StatusCode.DEADLINE_EXCEEDED, "READER_TOO_SLOW")
+
+        events = 0
+        async for _ in stub.WatchTuning(tuning_pb2.WatchTuningRequest(name="x"), timeout=60):
+            await asyncio.sleep(0.05)
+            events += 1
+            if events == 30:  # slower than the server, for longer than the deadline
+                break
+        assert events == 30
+
+
+@pytest.mark.parametrize("sent", [b"", b"PRI * HTTP/2.0\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"])
+async def test_a_connection_that_does_not_begin_is_closed(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that sends nothing, or half of how HTTP/2 begins, does not keep its socket (R8)."""
+    monkeypatch.setattr(serving, "HANDSHAKE_S", 0.5)
+    running = await serving.start("127.0.0.1:0", lambda server: [])
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(running.address.rpartition(":")[2]))
+    writer.write(sent)
+    async with asyncio.timeout(30):  # grpc's own default is two minutes
+        while await reader.read(1000):
+            pass
+    writer.close()
+    await running.stop()

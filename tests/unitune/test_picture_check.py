@@ -1,0 +1,174 @@
+"""Children that decode: bounded memory, and no picture and no death of one is ever a hang or a mistake of ours."""
+
+import asyncio
+import io
+import os
+import resource
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from unitune import picture_check
+from unitune.errors import InvalidArgument
+from unitune.picture_check import MaskInfo, PictureChecks
+from unitune.picture_file import PictureInfo
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of memory and /proc are Linux's")
+
+
+def file_of(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    """The picture's file."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+SMALL = file_of(Image.new("RGB", (20, 12), "teal"))
+
+
+@pytest.fixture
+async def checks() -> AsyncIterator[PictureChecks]:
+    """Checks without a child yet."""
+    checks = PictureChecks()
+    yield checks
+    await checks.close()
+
+
+def peak_bytes(pid: int | str) -> int:
+    """The most memory that a process ever had in RAM."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+
+
+async def reason_of(checks: PictureChecks, data: bytes) -> str:
+    """Why a picture is refused."""
+    with pytest.raises(InvalidArgument) as refusal:
+        await checks.picture(data)
+    assert refusal.value.field == "image" and refusal.value.metadata["remedy"]
+    return refusal.value.reason
+
+
+async def test_a_warm_child_serves_many_pictures(checks: PictureChecks) -> None:
+    """One after the other, in one child, and several at once in no more than two."""
+    for _ in range(3):
+        assert await checks.picture(SMALL) == PictureInfo(20, 12, "image/png")
+    assert len(checks._idle) == 1
+    await asyncio.gather(*(checks.picture(SMALL) for _ in range(6)))
+    assert len(checks._idle) <= picture_check.CHILDREN
+
+
+async def test_a_mask_is_told_by_size_and_range(checks: PictureChecks) -> None:
+    """Its darkest and brightest grey say whether it edits anything; another kind of file is refused as a mask."""
+    mask = Image.new("L", (20, 12), 40)
+    mask.putpixel((3, 3), 200)
+
+    assert await checks.mask(file_of(mask)) == MaskInfo(20, 12, 40, 200)
+    with pytest.raises(InvalidArgument, match="mask is a JPEG: send a PNG picture"):
+        await checks.mask(file_of(mask, "JPEG"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "kind"),
+    [
+        ("RGBA", (8000, 8000), "PNG"),
+        ("RGB", (16_383, 1464), "WEBP"),
+        ("RGB", (8000, 8000), "JPEG"),
+    ],
+)
+async def test_the_largest_pictures_fit_the_memory_that_one_has(
+    checks: PictureChecks, mode: str, size: tuple[int, int], kind: str
+) -> None:
+    """The child stays below 640 MiB and this process takes on nothing of the picture (R4)."""
+    options = {"PNG": {"compress_level": 1}, "WEBP": {"quality": 1, "method": 0}, "JPEG": {"progressive": True}}
+    data = file_of(Image.new(mode, size, "teal"), kind, **options[kind])
+    before = peak_bytes("self")
+
+    info = await checks.picture(data)
+
+    assert (info.width, info.height) == size
+    assert peak_bytes(checks._idle[0].pid) < 640 << 20
+    assert peak_bytes("self") - before < 32 << 20
+
+
+async def test_a_picture_that_needs_too_much_memory_is_too_large(checks: PictureChecks) -> None:
+    """An allocation that fails in the child is IMAGE_TOO_LARGE, and the child goes on (R4)."""
+    await checks.picture(SMALL)
+    child = checks._idle[0]
+    taken = int(Path(f"/proc/{child.pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.prlimit(child.pid, resource.RLIMIT_AS, (taken + (48 << 20), taken + (48 << 20)))
+
+    assert await reason_of(checks, file_of(Image.new("RGB", (6000, 6000)))) == "IMAGE_TOO_LARGE"
+    assert await checks.picture(SMALL) == PictureInfo(20, 12, "image/png")
+    assert checks._idle == [child]
+
+
+async def test_a_child_that_died_is_replaced(checks: PictureChecks) -> None:
+    """One that was killed while it was idle costs nobody anything (R4)."""
+    await checks.picture(SMALL)
+    checks._idle[0].kill()
+
+    assert await checks.picture(SMALL) == PictureInfo(20, 12, "image/png")
+
+
+async def test_a_picture_that_kills_its_decoder_is_refused(checks: PictureChecks) -> None:
+    """Killed for memory each time it is decoded, it is IMAGE_TOO_LARGE; the next picture is taken (R4)."""
+    large = file_of(Image.new("RGB", (8000, 8000)), compress_level=0)[: 15 << 20]
+    killed: set[int] = set()
+
+    async def kill() -> None:
+        while True:
+            for entry in Path("/proc/self/task").glob("*/children"):
+                for pid in map(int, entry.read_text().split()):
+                    os.kill(pid, signal.SIGKILL)
+                    killed.add(pid)
+            await asyncio.sleep(0.01)
+
+    killer = asyncio.create_task(kill())
+    try:
+        assert await reason_of(checks, large) == "IMAGE_TOO_LARGE"
+    finally:
+        killer.cancel()
+    assert len(killed) == 2
+    assert await checks.picture(SMALL) == PictureInfo(20, 12, "image/png")
+
+
+async def test_a_child_that_hangs_is_ended_at_the_deadline() -> None:
+    """A stopped child is replaced, and its picture is refused instead of waiting for ever (R4)."""
+    checks = PictureChecks(deadline_s=3)
+    try:
+        await asyncio.wait_for(_warmed(checks), 60)
+        child = checks._idle[0]
+        child.send_signal(signal.SIGSTOP)
+
+        assert await asyncio.wait_for(reason_of(checks, SMALL), 60) == "IMAGE_TOO_LARGE"
+        assert child.returncode is not None
+        await asyncio.wait_for(_warmed(checks), 60)
+    finally:
+        await checks.close()
+
+
+async def test_a_caller_who_goes_leaves_no_child_behind(checks: PictureChecks) -> None:
+    """The child of a check that was cancelled is ended, and its place and its bytes are free again."""
+    data = file_of(Image.new("RGB", (8000, 8000)), compress_level=1)
+    running = [asyncio.create_task(checks.picture(data)) for _ in range(3)]
+    await asyncio.sleep(0.5)
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+
+    assert checks._decoding_bytes == 0
+    assert await checks.picture(SMALL) == PictureInfo(20, 12, "image/png")
+
+
+async def _warmed(checks: PictureChecks) -> None:
+    """Until a child has answered within the deadline, which a busy machine may need a second try for."""
+    while True:
+        try:
+            await checks.picture(SMALL)
+            return
+        except InvalidArgument:
+            continue

@@ -1,0 +1,1 @@
+"""Export a base model to ONNX graphs for the sampler."""

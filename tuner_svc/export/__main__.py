@@ -1,0 +1,59 @@
+"""Export a base model for the sampler: once per model, minutes for Stable Diffusion.
+
+    python -m tuner_svc.export --base-model MODEL --out GRAPHS
+    python -m tuner_svc.export --base-model MODEL --graphs-root ROOT     # ROOT/{digest}, found again if it is there
+    ... --half                                                           # and the half graph, for engines on a GPU
+
+The last line of stdout is the folder's path.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tuner_svc.base_model import load
+from tuner_svc.export import fp16
+from tuner_svc.export.base_model import export, export_under
+from tuner_svc.export.graph import ExportError
+from tuner_svc.model_folder import UnusableBaseModel, digest
+from unitune.system_errors import disk_sentence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The program; its exit code."""
+    parser = argparse.ArgumentParser("python -m tuner_svc.export", description="Export a base model for the sampler.")
+    parser.add_argument(
+        "--base-model", type=Path, required=True, help="a diffusers folder, Stable Diffusion 1.x or 2.x"
+    )
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--out", type=Path, help="the graphs folder")
+    where.add_argument("--graphs-root", type=Path, help="folder of graphs folders, each named by its model's digest")
+    parser.add_argument("--half", action="store_true", help="also the denoiser in fp16, for engines on a GPU")
+    options = parser.parse_args(arguments)
+    try:
+        if options.out:
+            folder = export(options.base_model, options.out, _say)
+        else:
+            folder = export_under(options.base_model, options.graphs_root, _say)
+        if options.half and not fp16.is_complete(folder, digest(options.base_model)):
+            fp16.add_half_graph(folder, load(options.base_model), _say)
+        print(folder)
+    except (UnusableBaseModel, ExportError) as error:
+        print(f"export: {error}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        told = disk_sentence(error, options.out or options.graphs_root)
+        if told is None:
+            raise
+        print(f"export: {told}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _say(stage: str) -> None:
+    print(f"export: {stage} ...", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""A base model's folder of graphs, as unitune.base_model describes it. It has its name only when it is complete and
+every graph was checked on ONNX Runtime against PyTorch.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from tuner_svc.base_model import BaseModel, load
+from tuner_svc.export.check import CHECK_BATCHES, check_controlled, check_refit
+from tuner_svc.export.clip import export_clip, has_clip
+from tuner_svc.export.denoiser import GRAPH_FILE, example, export_denoiser, randomised_denoiser
+from tuner_svc.export.frozen import export_frozen, export_tokenizer
+from tuner_svc.export.graph import ExportError
+from tuner_svc.export.preview import latent_to_rgb
+from tuner_svc.export.super_resolution import export_super_resolution
+from tuner_svc.model_folder import digest
+from unitune.attention import CONTROLLED_FILE
+from unitune.base_model import BaseModelSpec, file_digest
+from unitune.known_pictures import KNOWN_PICTURES_FILE
+
+DIGEST_CHARACTERS = 16  # of a folder's name
+
+Say = Callable[[str], None]
+
+
+def export(base_model: Path, folder: Path, say: Say = lambda stage: None) -> Path:
+    """Export a diffusers folder into a folder; at once if that holds the same model already. Answers with the folder.
+
+    `say` is told each stage as it begins. Raises UnusableBaseModel, or ExportError when the folder holds something else
+    or a graph would not answer like PyTorch.
+    """
+    return _export(base_model, folder, digest(base_model), say)
+
+
+def export_under(base_model: Path, root: Path, say: Say = lambda stage: None) -> Path:
+    """As `export`, into the folder below `root` that is named by the digest, in place of an older program's."""
+    model_digest = digest(base_model)
+    folder = root / model_digest[:DIGEST_CHARACTERS]
+    if folder.is_dir() and not is_export_of(folder, base_model, model_digest):
+        shutil.rmtree(folder)
+    return _export(base_model, folder, model_digest, say)
+
+
+def is_complete(folder: Path, model_digest: str) -> bool:
+    """Whether the folder holds the graphs of that base model."""
+    try:
+        spec = BaseModelSpec.load(folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return spec.digest == model_digest and all((folder / name).is_file() for name in spec.files)
+
+
+def is_export_of(folder: Path, base_model: Path, model_digest: str) -> bool:
+    """Whether it is complete, and says what the base model says of the pictures that it knows, which no digest has."""
+    theirs, own = base_model / KNOWN_PICTURES_FILE, folder / KNOWN_PICTURES_FILE
+    if theirs.is_file() != own.is_file() or not is_complete(folder, model_digest):
+        return False
+    return not theirs.is_file() or file_digest(theirs) == file_digest(own)
+
+
+def _export(base_model: Path, folder: Path, model_digest: str, say: Say) -> Path:
+    if is_export_of(folder, base_model, model_digest):
+        return folder
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ExportError(f"{folder} holds something else: give an empty or a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        say("loading the base model")
+        model = load(base_model)
+        _fill(partial, base_model, model, say)
+        _publish(partial, folder, model.digest)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _fill(folder: Path, base_model: Path, model: BaseModel, say: Say) -> None:
+    """Everything, the specification last."""
+    say("exporting text encoder, image encoder and image decoder")
+    export_frozen(folder, model)
+    export_tokenizer(folder, model)
+    if has_clip(base_model):
+        say("exporting the gate's CLIP")
+        export_clip(folder, base_model)
+    if (base_model / KNOWN_PICTURES_FILE).is_file():
+        shutil.copyfile(base_model / KNOWN_PICTURES_FILE, folder / KNOWN_PICTURES_FILE)
+    say("exporting the denoiser")
+    tensors = export_denoiser(model, folder)
+    say("checking the denoiser with its own and with other weights")
+    randomised = randomised_denoiser(model, seed=1)
+    for batch in CHECK_BATCHES:
+        check_refit(folder / GRAPH_FILE, model.denoiser, randomised, tensors, example(model, batch, seed=1))
+    check_controlled(folder / CONTROLLED_FILE, model.denoiser, example(model, batch=4, seed=1))
+    say("writing base weights and specification")
+    base = {name: tensor.contiguous() for name, tensor in model.tensors().items()}
+    save_file(base, folder / BaseModelSpec.base_weights)
+    stage = None
+    if model.super_resolver is not None and model.super_resolution is not None:
+        say("exporting and checking the second stage")
+        stage = export_super_resolution(model, model.super_resolver, model.super_resolution, folder)
+    files = {path.name: file_digest(path) for path in sorted(folder.iterdir())}
+    spec = replace(model.spec, tensors=tensors, latent_to_rgb=latent_to_rgb(model), super_resolution=stage, files=files)
+    spec.save(folder)
+
+
+def _publish(partial: Path, folder: Path, model_digest: str) -> None:
+    """Give the folder its name, and everybody the right to read it."""
+    partial.chmod(0o755)
+    for path in partial.iterdir():
+        path.chmod(0o644)
+    try:
+        os.replace(partial, folder)  # takes the place of an empty folder
+    except OSError:
+        if not is_complete(folder, model_digest):  # another export came first, and made something else
+            raise

@@ -1,0 +1,64 @@
+"""The parts of a base model that no tuning changes: text encoder, image encoder, image decoder, tokenizer."""
+
+import json
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from tuner_svc.base_model import BaseModel
+from tuner_svc.export.check import CHECK_BATCHES, check_graph
+from tuner_svc.export.graph import EXAMPLES, ExportError, to_graph
+
+TOKENIZER_FILE = "tokenizer.json"
+
+
+def export_frozen(folder: Path, model: BaseModel) -> None:
+    """Write and check the three graphs. Raises ExportError if one does not answer like PyTorch."""
+    generator = torch.Generator().manual_seed(0)
+
+    def ids(batch: int) -> Tensor:
+        return torch.randint(0, len(model.tokenizer), (batch, model.context_tokens), generator=generator)
+
+    def images(batch: int) -> Tensor:
+        return 2 * torch.rand((batch, 3, *model.image_side), generator=generator) - 1
+
+    def latents(batch: int) -> Tensor:
+        return torch.randn((batch, model.latent_channels, *model.latent_side), generator=generator)
+
+    def prompts(batch: int) -> dict[str, Tensor]:
+        vectors = torch.randn((batch + 1, model.context_width), generator=generator)
+        found = ids(batch)
+        found[:, 1 : 1 + len(vectors)] = -1 - torch.arange(len(vectors))
+        return {"input_ids": found, "vectors": vectors}
+
+    for module, draw, output_name, file_name in (
+        (model.text_encoder, prompts, "hidden_states", "text_encoder.onnx"),
+        (model.image_encoder, lambda batch: {"image": images(batch)}, "latent", "image_encoder.onnx"),
+        (model.image_decoder, lambda batch: {"latent": latents(batch)}, "image", "image_decoder.onnx"),
+    ):
+        ir.save(to_graph(module, draw(EXAMPLES), output_name), folder / file_name)
+        for batch in CHECK_BATCHES:
+            check_graph(folder / file_name, module, draw(batch))
+
+
+def save_tokenizer(tokenizer: CLIPTokenizer, num_tokens: int, path: Path) -> None:
+    """Write a tokenizer for the `tokenizers` library that pads and cuts to a number of tokens."""
+    saved = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    saved.enable_truncation(num_tokens)
+    saved.enable_padding(length=num_tokens, pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
+    saved.save(str(path))
+
+
+def export_tokenizer(folder: Path, model: BaseModel) -> None:
+    """Write tokenizer.json, which gives a prompt's ids padded and cut. Raises ExportError if they are other ids."""
+    save_tokenizer(model.tokenizer, model.context_tokens, folder / TOKENIZER_FILE)
+    saved = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+    rare = model.preset.rare_tokens
+    prompts = ["", rare, f"{rare} a dog", "A  Dog,\n1984!", "an é in a naïve café, 日本", "a cat on a beach " * 40]
+    for prompt in prompts:
+        if saved.encode(prompt).ids != model.input_ids([prompt])[0].tolist():
+            raise ExportError(f"{TOKENIZER_FILE} gives other ids than the tokenizer does for {json.dumps(prompt[:40])}")

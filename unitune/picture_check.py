@@ -1,0 +1,201 @@
+"""Pictures of callers are decoded in child processes with a limit of memory, so that none can take a service down.
+
+The children are warm, a few, and started when first needed; one that dies or takes too long is replaced. What a file's
+header says is looked at here, before a child sees the file. This module is the program of such a child, too.
+"""
+
+import asyncio
+import json
+import os
+import resource
+import struct
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from unitune import picture_file
+from unitune.errors import InvalidArgument, Unavailable
+from unitune.picture_file import PNG, PictureInfo, refusal
+
+CHILDREN = 2
+DECODING_BYTES = 512 << 20  # of memory for all pictures that are decoded at once, and for each
+FILE_BYTES = 4 * picture_file.MAX_BYTES  # of a child's memory beside that, for the file itself and its copies
+DEADLINE_S = 60.0  # the largest pictures take a few seconds
+RETRY_AFTER_S = 2.0
+
+_REQUEST = struct.Struct(">BI")  # what is asked, and how long the file is that follows
+_ANSWER = struct.Struct(">I")  # how long the JSON is that follows
+_PICTURE, _MASK = 0, 1
+
+_ROOT = str(Path(__file__).resolve().parent.parent)
+_PROGRAM = f"import sys; sys.path.insert(0, {_ROOT!r}); from unitune.picture_check import main; main()"
+
+
+@dataclass(frozen=True)
+class MaskInfo:
+    """What a mask's file holds: sides in pixels, and its darkest and brightest grey, 0 to 255."""
+
+    width: int
+    height: int
+    darkest: int
+    brightest: int
+
+
+class PictureChecks:
+    """Checks pictures. It belongs to one event loop; `close` ends its children."""
+
+    def __init__(self, *, deadline_s: float = DEADLINE_S) -> None:
+        self._deadline_s = deadline_s
+        self._children = asyncio.Semaphore(CHILDREN)
+        self._idle: list[asyncio.subprocess.Process] = []
+        self._turn = asyncio.Lock()  # who came first is served first, however large the picture
+        self._room = asyncio.Condition()
+        self._decoding_bytes = 0
+
+    async def picture(self, data: bytes) -> PictureInfo:
+        """What a picture's file holds, all of which decodes. Raises InvalidArgument as `picture_file.read` does, and
+        Unavailable when no process can be started.
+        """
+        head = picture_file.header(data)
+        found = await self._checked(_PICTURE, data, "image", head)
+        return PictureInfo(**{**found, "warnings": tuple(found["warnings"])})
+
+    async def mask(self, data: bytes) -> MaskInfo:
+        """The same of a mask, which is a PNG; errors name the field `mask`."""
+        head = picture_file.header(data, "mask", (PNG,))
+        return MaskInfo(**await self._checked(_MASK, data, "mask", head))
+
+    async def close(self) -> None:
+        """End the children."""
+        while self._idle:
+            await _end(self._idle.pop())
+
+    async def _checked(self, what: int, data: bytes, field: str, head: picture_file.Header) -> dict[str, Any]:
+        shown = f"{head.width}x{head.height} pixels"
+        if head.checking_bytes > DECODING_BYTES:
+            raise refusal(
+                field, "IMAGE_TOO_LARGE", shown, "it needs too much memory to be decoded; send a smaller copy"
+            )
+        async with self._space(head.checking_bytes), self._children:
+            code: int | None = None
+            for is_last in (False, True):
+                child = await self._start() if is_last else await self._warm()
+                try:
+                    async with asyncio.timeout(self._deadline_s):
+                        answer = await _ask(child, what, data)
+                except TimeoutError:
+                    await _end(child)
+                    remedy = f"it takes more than {self._deadline_s:g} seconds to be decoded; send a smaller copy"
+                    raise refusal(field, "IMAGE_TOO_LARGE", shown, remedy) from None
+                except (OSError, EOFError):
+                    code = await _end(child)  # it may have died while it was idle: once more, in a fresh one
+                    continue
+                except BaseException:
+                    await _end(child)
+                    raise
+                self._idle.append(child)
+                if "refused" in answer:
+                    raise refusal(*answer["refused"])
+                return dict(answer)
+            if code is not None and code < 0 and -code == 9:
+                remedy = "it needs more memory to be decoded than there is; send a smaller copy"
+                raise refusal(field, "IMAGE_TOO_LARGE", shown, remedy)
+            raise refusal(field, "IMAGE_UNDECODABLE", shown, "the file ends its decoder; save it anew and send that")
+
+    async def _warm(self) -> asyncio.subprocess.Process:
+        while self._idle:
+            child = self._idle.pop()
+            if child.returncode is None:
+                return child
+        return await self._start()
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        pipe = asyncio.subprocess.PIPE
+        try:
+            return await asyncio.create_subprocess_exec(
+                # -P: a folder called `unitune` where the service happens to stand is not ours.
+                *(sys.executable, "-P", "-c", _PROGRAM),
+                stdin=pipe,
+                stdout=pipe,
+                start_new_session=True,  # an interrupt is for the service, which ends its children itself
+            )
+        except OSError as error:
+            raise Unavailable(
+                f"no process can be started to check the picture: {error.strerror}",
+                reason="BACKEND_DOWN",
+                metadata={"upstream": "picture decoder"},
+                retry_after_s=RETRY_AFTER_S,
+            ) from error
+
+    @asynccontextmanager
+    async def _space(self, size: int) -> AsyncIterator[None]:
+        """So many bytes of all that may be decoded at once."""
+        async with self._turn, self._room:
+            await self._room.wait_for(lambda: self._decoding_bytes + size <= DECODING_BYTES)
+            self._decoding_bytes += size
+        try:
+            yield
+        finally:
+            self._decoding_bytes -= size
+            async with self._room:
+                self._room.notify_all()
+
+
+async def _ask(child: asyncio.subprocess.Process, what: int, data: bytes) -> dict[str, Any]:
+    """Raises OSError or EOFError when the child is no more."""
+    assert child.stdin is not None and child.stdout is not None
+    child.stdin.write(_REQUEST.pack(what, len(data)))
+    child.stdin.write(data)
+    await child.stdin.drain()
+    (size,) = _ANSWER.unpack(await child.stdout.readexactly(_ANSWER.size))
+    answer: dict[str, Any] = json.loads(await child.stdout.readexactly(size))
+    return answer
+
+
+async def _end(child: asyncio.subprocess.Process) -> int:
+    """End a child that may have ended; how it did."""
+    with suppress(ProcessLookupError):
+        child.kill()
+    code = await child.wait()
+    if child.stdin is not None:
+        child.stdin.close()
+    return code
+
+
+def main() -> None:
+    """A child: check what comes on standard input until that ends."""
+    _limit_memory()
+    requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    while len(asked := requests.read(_REQUEST.size)) == _REQUEST.size:
+        what, size = _REQUEST.unpack(asked)
+        told = json.dumps(_answer(what, requests, size)).encode()
+        answers.write(_ANSWER.pack(len(told)) + told)
+        answers.flush()
+
+
+def _answer(what: int, requests: BinaryIO, size: int) -> dict[str, Any]:
+    data = requests.read(size)
+    try:
+        return asdict(_mask(data) if what == _MASK else picture_file.check(data))
+    except InvalidArgument as error:
+        return {"refused": (error.field, error.reason, error.metadata["value"], error.metadata["remedy"])}
+
+
+def _mask(data: bytes) -> MaskInfo:
+    image = picture_file.read(data, "mask", (PNG,))
+    darkest, brightest = 255, 0
+    for _, _, strip in picture_file.strips(image):
+        low, high = cast(tuple[int, int], picture_file.flattened(strip, "L", "black").getextrema())
+        darkest, brightest = min(darkest, low), max(brightest, high)
+    return MaskInfo(image.width, image.height, darkest, brightest)
+
+
+def _limit_memory() -> None:
+    """Address space beyond what the program itself takes: then an allocation fails here, and nothing dies elsewhere."""
+    with suppress(OSError, ValueError):  # where there is no such limit, or no /proc, the header's estimate has to do
+        taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        most = taken + DECODING_BYTES + FILE_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))

@@ -1,0 +1,75 @@
+"""`unitune show`."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import click
+
+from unitune.errors import InvalidField
+from unitune_client import streams
+from unitune_client.cli_options import PathOption
+from unitune_client.record import NO_RECORD, Record, texts_of
+
+TITLES = {
+    "prompt": "prompt",
+    "seed": "seed",
+    "sampled_seed": "seed that the gate took",
+    "method": "method",
+    "sampling": "settings",
+    "chosen": "chosen by automatic",
+    "tuning": "tuning",
+    "base_model": "base model",
+    "picture": "photo",
+    "mask": "mask",
+    "software": "made by",
+}
+
+
+@click.command("show")
+@click.argument("picture", type=PathOption())
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON, as it is in the file.")
+def show_command(picture: str, as_json: bool) -> None:
+    """Say how PICTURE, a PNG file that UniTune made, was made: prompt, seed, settings, tuning, model.
+
+    `unitune edit PHOTO --like PICTURE` makes it again, or another one like it.
+
+    \b
+    Examples:
+      unitune show "out/cat--a-dog-on-a-beach--seed0.png"
+      unitune show out/cat--a-dog--seed0.png --json
+    """
+    texts = texts_of(picture, "PICTURE")
+    if "unitune" not in texts and "parameters" in texts and not as_json:
+        streams.out(f"not made by UniTune; it says of itself:\n{printable(texts['parameters'])}")
+        return
+    if "unitune" not in texts:
+        raise InvalidField("PICTURE", picture, NO_RECORD)
+    record = Record.of(picture, "PICTURE")
+    if as_json:
+        streams.out(json.dumps(record.whole, sort_keys=True))
+        return
+    width = max(map(len, TITLES.values()))
+    for name, title in TITLES.items():
+        for line in lines_of(record.whole[name]) if name in record.whole else ():
+            streams.out(f"{title.ljust(width)}  {line}")
+            title = ""
+
+
+def lines_of(value: Any) -> Iterator[str]:
+    """A value for people, a line for each of its parts."""
+    if not isinstance(value, Mapping):
+        yield printable(str(value))
+        return
+    for name in sorted(value):
+        inner = value[name]
+        if name == "config" and isinstance(inner, Mapping):
+            yield from lines_of(inner)
+        else:
+            shown = inner if isinstance(inner, str) else json.dumps(inner, ensure_ascii=False)
+            yield printable(f"{name} {shown}")
+
+
+def printable(text: str) -> str:
+    """The text without signs that a terminal would obey: a picture may come from anybody."""
+    return "".join(sign if sign.isprintable() or sign == "\n" else f"\\x{ord(sign):02x}" for sign in text)

@@ -1,0 +1,126 @@
+"""A server's refusals in the words of the command line: its options in place of the API's fields.
+
+A refusal carries field, value and remedy (google.rpc.ErrorInfo), and every server words a remedy alike: `leave FIELD
+unset`, `set FIELD`, or the field's name. So the command line needs the names alone, and reads them from its own
+options: an option is called as the field is, or stands in ALIASES.
+"""
+
+import re
+from collections.abc import Sequence
+
+import click
+
+from unitune.errors import UniTuneError
+from unitune.v1 import edit_pb2, image_pb2, tuning_pb2
+from unitune_client.cli_options import shown
+from unitune_client.messages import TuningOptions
+
+# Fields whose option is called otherwise in the code of some command.
+ALIASES = {
+    "guidance_scale": "guidance",
+    "guidance_sigma_low": "guidance_interval",
+    "guidance_sigma_high": "guidance_interval",
+    "header": "photo",
+    "image": "photo",
+    "image_data": "photo",
+    "images": "further_photos",
+    "mask_image": "mask",
+    "num_inference_steps": "steps",
+    "prompt": "prompts",
+    "prompt_guidance_scale": "prompt_guidance",
+    "target": "photo",
+    "tuning": "name",
+}
+# The options of a method in a comparison, and of a tuning, as a whole.
+METHODS, TUNING_CONFIG = "methods", "tuning_config"
+
+# What an edit has as well is no option of its tuning.
+OF_TUNING = TuningOptions.__annotations__.keys() - edit_pb2.SamplingConfig.DESCRIPTOR.fields_by_name.keys()
+
+FIELDS = frozenset(
+    field.name
+    for message in (
+        edit_pb2.EditRequest,
+        edit_pb2.CompareRequest,
+        edit_pb2.SamplingConfig,
+        tuning_pb2.TuningConfig,
+        tuning_pb2.CreateTuningRequest,
+        image_pb2.UploadImageRequest,
+    )
+    for field in message.DESCRIPTOR.fields
+)
+
+_NAME = r"[a-z]+(?:_[a-z0-9]+)*"
+_LEAVE_UNSET = re.compile(rf"leave ({_NAME}(?: (?:and|or) {_NAME})*) unset")
+_SET = re.compile(rf"\bset ({_NAME}(?: (?:and|or) {_NAME})*)(?: to (?=\d))?")
+_LONG_NAME = re.compile(r"\b[a-z]+(?:_[a-z0-9]+)+\b")  # never a word of a sentence
+
+
+class Flags:
+    """The options of one command."""
+
+    def __init__(self, command: click.Command, arguments: Sequence[str] = ()) -> None:
+        """`arguments` are those that it was called with."""
+        self._by_name = {param.name: param for param in command.params}
+        self._arguments = arguments
+
+    def of(self, field: str) -> str | None:
+        """The option, or the argument, that sets a field of the API, as `--seed` does `seeds[2]`; None without one."""
+        first, *rest = re.sub(r"\[[^]]*\]", "", field).split(".")
+        last = rest[-1] if rest else first
+        if first == METHODS and last == "method":
+            last = METHODS
+        if last == TUNING_CONFIG:
+            return ", ".join(self._given_of_tuning()) or None
+        param = self._param(last) or (self._param(first) if first in ALIASES else None)
+        return shown(param) if param is not None else None
+
+    def message(self, error: UniTuneError) -> str:
+        """The error's message, if it refuses a field, by the command's own names; else as it is."""
+        field, remedy = error.field, error.metadata.get("remedy", "")
+        if field is None or not error.message.startswith(f"{field} is ") or not error.message.endswith(remedy):
+            return error.message
+        value = error.message.removeprefix(field).removesuffix(remedy)
+        return f"{self.of(field) or field}{value}{self._in_words(remedy, field)}"
+
+    def _in_words(self, remedy: str, field: str) -> str:
+        own = field.rpartition(".")[2]
+
+        def left_out(match: re.Match[str]) -> str:
+            names = [own if name == "it" else name for name in re.split(r" (?:and|or) ", match[1])]
+            if match[1] != "it" and not all(name in FIELDS for name in names):
+                return match[0]
+            shown = []
+            for name in names:
+                param = self._param(name)
+                if isinstance(param, click.Option) and param.secondary_opts:
+                    shown.append(f"give {param.secondary_opts[-1]}")
+                elif match[1] == "it":
+                    shown.append("leave it out")
+                else:
+                    shown.append(f"leave out {self.of(name) or name}")
+            return " and ".join(shown)
+
+        def given(match: re.Match[str]) -> str:
+            words = re.split(r"( (?:and|or) )", match[1])
+            if not all(word in FIELDS for word in words[::2]):
+                return match[0]
+            return "give " + "".join(self.of(word) or word for word in words) + " " * match[0].endswith(" to ")
+
+        def named(match: re.Match[str]) -> str:
+            return (self.of(match[0]) if match[0] in FIELDS else None) or match[0]
+
+        return _LONG_NAME.sub(named, _SET.sub(given, _LEAVE_UNSET.sub(left_out, remedy)))
+
+    def _param(self, field: str) -> click.Parameter | None:
+        return self._by_name.get(field) or self._by_name.get(ALIASES.get(field, field))
+
+    def _given_of_tuning(self) -> list[str]:
+        options = [shown(param) for name, param in self._by_name.items() if name in OF_TUNING]
+        return [flag for flag in options if any(one.split("=")[0] == flag for one in self._arguments)]
+
+
+def in_words(error: UniTuneError) -> str:
+    """The error's message by the names of the command that runs."""
+    context = click.get_current_context(silent=True)
+    return Flags(context.command).message(error) if context is not None else error.message

@@ -1,0 +1,156 @@
+"""What a picture says of its own making, as the server wrote it: read, shown, and turned into options again.
+
+The contract tells the form (EditedImage.png in edit.proto). A picture may come from anybody, so all of it is checked.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from unitune import png_text
+from unitune.errors import InvalidField
+from unitune_client.messages import EditOptions, TuningOptions
+
+VERSION = 1
+NO_RECORD = "it does not say how it was made: it is not by UniTune, or was made or saved again without that"
+# What a tuning has from the edit that it is for.
+OF_THE_EDIT = ("method", "prompt", "base_prompt", "num_inference_steps", "guidance_scale")
+MASK_OPTIONS = ("mask_source", "mask_text", "mask_blur", "mask_keeps", "mask_padding", "only_masked", "interpolation")
+CHOSEN_BY_AUTOMATIC = ("strength", "guidance_scale")
+
+
+@dataclass(frozen=True)
+class Record:
+    """How a picture was made. Digests are sha256 of files, hexadecimal; `mask` is empty if none was given."""
+
+    prompt: str
+    seed: int
+    method: str
+    sampling: Mapping[str, Any]
+    tuning: Mapping[str, Any]
+    base_model: str
+    base_model_name: str
+    photo: str
+    mask: str = ""
+    chosen: Mapping[str, float] = field(default_factory=dict)
+    further_photos: tuple[str, ...] = ()
+    whole: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, path: str, argument: str) -> "Record":
+        """What the picture at a path says. Raises InvalidField naming `argument`."""
+        return _parsed(texts_of(path, argument).get("unitune", ""), path, argument)
+
+    def options(self, asked: EditOptions) -> EditOptions:
+        """The options that make this picture again, but for those that are asked for.
+
+        With another method than the picture's all are those asked for, and only the seed is the picture's.
+        """
+        given = _given(asked)
+        if given.get("method", self.method) != self.method:
+            return cast(EditOptions, {"seeds": [self.seed], **given})
+        recorded = {"automatic": False, **self.sampling, "method": self.method}
+        if recorded["automatic"] and (
+            given.get("automatic") is False or any(name in given for name in (*CHOSEN_BY_AUTOMATIC, "gate", "fast"))
+        ):
+            recorded |= {**self.chosen, "automatic": False}
+        leaves = self._left_out(given)
+        kept = {name: value for name, value in recorded.items() if name not in leaves}
+        return cast(EditOptions, {"seeds": [self.seed], **kept, **given})
+
+    def tuning_options(self, asked: TuningOptions, method: str | None) -> TuningOptions:
+        """The same of its tuning; a prompt, and what else the edit has in common with it, are the edit's own.
+
+        `method` is the one asked for.
+        """
+        if (method or self.method) != self.method:
+            return asked
+        kept = {name: value for name, value in self.tuning.items() if name not in OF_THE_EDIT}
+        if "seed" in kept:
+            kept["tuning_seed"] = kept.pop("seed")
+        return cast(TuningOptions, {**kept, **_given(asked)})
+
+    def _left_out(self, given: Mapping[str, Any]) -> set[str]:
+        """What does not go with options that are given."""
+        leaves = set()
+        if given.get("fast"):
+            leaves |= {"num_inference_steps"}
+        if given.get("automatic"):
+            leaves |= {*CHOSEN_BY_AUTOMATIC, "gate", "resamples", "guidance_sigma_low", "guidance_sigma_high"}
+        recorded = self.sampling.get("mask_source")
+        implied = "given" if "mask" in given else "word" if "mask_text" in given else recorded
+        if given.get("mask_source", implied) != recorded:
+            leaves |= set(MASK_OPTIONS)
+        return leaves
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value not in (None, [])}
+
+
+def texts_of(path: str, argument: str) -> dict[str, str]:
+    """The texts of a PNG file. Raises InvalidField naming `argument`."""
+    try:
+        return png_text.texts_of(Path(path).read_bytes())
+    except png_text.NotPng as error:
+        raise InvalidField(argument, path, f"{error}; give a PNG file that UniTune made") from None
+    except OSError as error:
+        raise InvalidField(argument, path, f"{error.strerror or error}; give a PNG file that UniTune made") from None
+
+
+def _parsed(text: str, path: str, argument: str) -> Record:
+    if not text:
+        raise InvalidField(argument, path, NO_RECORD)
+    try:
+        said = json.loads(text)
+        version = said["version"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise InvalidField(argument, path, "what it says of its making is damaged") from None
+    if version != VERSION:
+        remedy = f"a UniTune of another version wrote it (form {str(version)[:8]}, not {VERSION}); update this one"
+        raise InvalidField(argument, path, remedy)
+    try:
+        tuning = said.get("tuning", {})
+        record = Record(
+            prompt=_text(said["prompt"]),
+            seed=_number(said["seed"]),
+            method=_text(said["method"]),
+            sampling=_table(said["sampling"]),
+            tuning=_table(tuning.get("config", {})),
+            base_model=_text(said["base_model"]["digest"]),
+            base_model_name=_text(said["base_model"]["name"]),
+            photo=_text(said["picture"]["sha256"]),
+            mask=_text(said.get("mask", {}).get("sha256", "")),
+            chosen={name: float(said["chosen"][name]) for name in CHOSEN_BY_AUTOMATIC} if "chosen" in said else {},
+            further_photos=tuple(map(_text, tuning.get("further_pictures", ()))),
+            whole=said,
+        )
+        unknown = (record.sampling.keys() - EditOptions.__annotations__.keys()) | (
+            record.tuning.keys() - {*TuningOptions.__annotations__, "seed", "prompt"}
+        )
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise InvalidField(argument, path, "what it says of its making is damaged") from None
+    if unknown:
+        remedy = f"it was made with settings that this UniTune does not know ({', '.join(sorted(unknown))[:80]})"
+        raise InvalidField(argument, path, remedy)
+    return record
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(value)
+    return value
+
+
+def _number(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise TypeError(value)
+    return value
+
+
+def _table(value: object) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(value)
+    return value

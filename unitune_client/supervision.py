@@ -1,0 +1,121 @@
+"""Services as child processes that are kept running: one that ends by itself is started again where it was.
+
+The others know its address, so it gets the same one. What fails again and again is given up: after RESTARTS restarts
+within WITHIN_S seconds the next end of that service is the end of all.
+"""
+
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from unitune_client import programs
+from unitune_client.machine import LocalError
+
+RESTARTS, WITHIN_S = 5, 600.0
+FIRST_WAIT_S = 0.5  # before a restart; twice as long before each further one
+LOOKS_EVERY_S = 0.2
+LISTENING = re.compile(rb"^listening (\S+:\d+)$", re.MULTILINE)
+
+Say = Callable[[str], object]
+
+
+class Service:
+    """One program, its settings and its log. It tells where it listens by a line of its output."""
+
+    def __init__(
+        self, name: str, module: str, settings: dict[str, str], log: Path, *, keep_open: Sequence[int] = ()
+    ) -> None:
+        """`settings` name its own address under UNITUNE_NAME_ADDRESS; `keep_open` are files that it inherits."""
+        self.name, self.log, self.address = name, log, ""
+        self._module, self._settings, self._keep_open = module, settings, keep_open
+        self._log_bytes = 0  # what earlier runs wrote
+        self.process = self._start()
+        self.began_s = time.monotonic()
+        self.ended_s: deque[float] = deque()  # when it ended by itself, lately
+        self.starts_at_s: float | None = None  # when it is to be started again
+        self.is_awaited = False  # it was started again, and does not listen yet
+
+    def listens(self) -> bool:
+        """Whether it has said so; `address` is then known."""
+        with self.log.open("rb") as log:
+            log.seek(self._log_bytes)
+            found = LISTENING.search(log.read())
+        if found is not None:
+            self.address = found[1].decode()
+        return found is not None
+
+    def restart(self) -> None:
+        """Start it again, at the same address."""
+        if self.address:
+            self._settings[f"UNITUNE_{self.name.upper()}_ADDRESS"] = self.address
+        self.began_s = time.monotonic()
+        self.process = self._start()
+        self.starts_at_s, self.is_awaited = None, True
+
+    def failure(self, more: str = "") -> LocalError:
+        """Why it is not there."""
+        return programs.failure(f"the {self.name} ended with status {self.process.returncode}{more}", self.log)
+
+    def _start(self) -> programs.Process:
+        self._log_bytes = self.log.stat().st_size if self.log.exists() else 0
+        return programs.start([self._module], self._settings, self.log, keep_open=self._keep_open)
+
+
+class Supervisor:
+    """Keeps services running, in a thread of its own, from `start` to `end`."""
+
+    def __init__(self, services: Sequence[Service], say: Say, on_failure: Callable[[], object]) -> None:
+        """`say` is told of every end and restart, in words; `on_failure` is called when a service is given up."""
+        self._services, self._say, self._on_failure = services, say, on_failure
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
+        self.failure: LocalError | None = None
+        self.last_end: LocalError | None = None
+
+    def start(self) -> None:
+        """Begin to look after them."""
+        self._thread.start()
+
+    def end(self) -> None:
+        """Start none again any more."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stopping.wait(LOOKS_EVERY_S):
+            for service in self._services:
+                self._look_at(service)
+                if self.failure is not None:
+                    self._on_failure()
+                    return
+
+    def _look_at(self, service: Service) -> None:
+        now = time.monotonic()
+        if service.starts_at_s is not None:
+            if now >= service.starts_at_s:
+                service.restart()
+        elif service.process.poll() is not None:
+            self._note_end(service, now)
+        elif service.is_awaited and service.listens():
+            service.is_awaited = False
+            self._say(f"the {service.name} listens again, after {now - service.began_s:.1f} s")
+
+    def _note_end(self, service: Service, now: float) -> None:
+        while service.ended_s and service.ended_s[0] < now - WITHIN_S:
+            service.ended_s.popleft()
+        service.ended_s.append(now)
+        number, minutes = len(service.ended_s), f"{WITHIN_S / 60:.0f} minutes"
+        if number > RESTARTS:
+            self.failure = service.failure(f", {number} times within {minutes}, and is given up")
+            return
+        self.last_end = service.failure(" and is started again: repeat the command")
+        service.starts_at_s = now + FIRST_WAIT_S * 2 ** (number - 1)
+        status = service.process.returncode
+        self._say(
+            f"the {service.name} ended with status {status}; it is started again "
+            f"({number} of at most {RESTARTS} times within {minutes}); its log is {service.log}"
+        )
