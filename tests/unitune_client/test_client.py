@@ -1,5 +1,6 @@
 """Client and AsyncClient against a real server on loopback."""
 
+import asyncio
 import asyncio.base_events
 import asyncio.selector_events
 import gc
@@ -325,6 +326,7 @@ def test_leaving_a_comparison_early_cancels_it_on_the_server(server: ScriptedSer
 
     for event in client.compare(PICTURE, "a cat"):
         if isinstance(event, events.CompareEdit):
+            assert hold.reached.wait(10)
             break
 
     assert hold.left.wait(10)
@@ -432,6 +434,7 @@ def test_leaving_an_edit_early_cancels_it_on_the_server(server: ScriptedServer, 
 
     for event in client.edit(TUNING, "a dog"):
         if isinstance(event, events.EditLoading):
+            assert hold.reached.wait(10)
             break
 
     assert hold.left.wait(10)
@@ -444,6 +447,7 @@ async def test_leaving_an_async_edit_early_cancels_it_on_the_server(server: Scri
 
     async with AsyncClient(server.address) as client, aclosing(client.edit(TUNING, "a dog")) as stream:
         assert isinstance(await anext(stream), events.EditAccepted)
+        assert await asyncio.to_thread(hold.reached.wait, 10)
 
     assert hold.left.wait(10)
 
