@@ -66,7 +66,7 @@ def test_a_signal_ends_it_in_the_midst_of_what_nothing_interrupts(
     config = tuning_pb2.TuningConfig(
         method="unitune", mode="attn_out", updates=1, batch=1, learning_rate=1e-3, rare_tokens="r"
     )
-    request = tuner_pb2.RunTuningRequest(name="t", key="k", path="tunings/t/1", image=picture, config=config)
+    request = tuner_pb2.RunTuningRequest(name="t", key="k", path="tunings/t/t-001/1", image=picture, config=config)
     with socket.create_server(("127.0.0.1", 0)) as silent, (tmp_path / "log").open("w") as log:
         silent.settimeout(120)
         variables = environment(

@@ -52,7 +52,7 @@ def test_a_tuner_computes_in_one_thread(tiny_model: Path, tmp_path: Path, pictur
                     request = tuner_pb2.RunTuningRequest(
                         name=f"t{number}",
                         key=f"k{number}",
-                        path=f"tunings/t/{number}",
+                        path=f"tunings/t/t-00{number}/1",
                         image=picture,
                         config=tuning_pb2.TuningConfig(**config, rare_tokens="r"),
                     )

@@ -322,7 +322,7 @@ def test_json_prints_one_object_per_event_and_nothing_else(server: ScriptedServe
         (["--strength", "nan"], "error: --strength is 'nan': give a number from 0.0 to 1.0"),
         (["--steps", "2.5"], "error: --steps is '2.5': give a whole number from 1 to 1000"),
         (["--seed", "-1"], f"error: --seed is '-1': give a whole number from 0 to {2**63 - 1}"),
-        (["-o", "file"], "error: --output is 'file': it is a file; give a folder"),
+        (["-o", "file"], "error: --out is 'file': it is a file; give a folder"),
         (["--base-model", "m"], "error: --base-model is 'm': leave it out: the server at 127.0.0.1:1 has its own"),
         (["--eta", "3"], "error: --eta is '3': give a number from 0.0 to 2.0"),
         (["--vectors", "0"], "error: --vectors is '0': give a whole number from 1 to 16"),
