@@ -60,9 +60,11 @@ def test_too_many_open_files_is_told_as_that(tmp_path: Path) -> None:
     """A process at its limit of open files hears of the limit (N11)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     (tmp_path / "file").write_text("")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1, hard))
+    with (tmp_path / "file").open() as file:
+        lowest_free = file.fileno()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
     try:
-        with pytest.raises(OSError) as refused, (tmp_path / "file").open(), (tmp_path / "file").open():
+        with pytest.raises(OSError) as refused, (tmp_path / "file").open():
             pass
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
