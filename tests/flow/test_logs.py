@@ -75,7 +75,7 @@ def live(client: Client, services: LocalServices) -> None:
 
 def test_an_ordinary_life_is_told_without_alarm(services: LocalServices, home: Home) -> None:
     """Through tunings, edits, cancellations and a drain no service logs an error or prints a traceback, and each run
-    that ended well is logged as OK (R18)."""
+    that ended well is logged as OK (r18)."""
     base_model = str(services._base_model)
     with LocalServices(base_model, home=home) as own, Client(own.address) as client:
         live(client, own)

@@ -166,7 +166,7 @@ async def test_picture_that_is_gone_fails_its_tuning(world: World) -> None:
 
 
 async def test_a_run_is_read_to_its_end(world: World) -> None:
-    """The stream of a run that ended well is not cut after its last event: it would be logged as cancelled (R18)."""
+    """The stream of a run that ended well is not cut after its last event: it would be logged as cancelled (r18)."""
     world.tuner.update_s = 0.1
     tuning = await world.tuned()
 

@@ -86,7 +86,7 @@ async def test_a_run_may_be_older_than_its_connections(world: World) -> None:
 
 
 async def test_an_edit_right_after_the_sampler_listens(world: World) -> None:
-    """A sampler that is back is waited for, not refused for as long as the channel would wait to try again (R13)."""
+    """A sampler that is back is waited for, not refused for as long as the channel would wait to try again (r13)."""
     tuning = await world.tuned()
     address = world.sampler_server.address
     for seconds in (2.6, 3.2):  # meanwhile the channel fails to connect, and waits longer each time
@@ -101,7 +101,7 @@ async def test_an_edit_right_after_the_sampler_listens(world: World) -> None:
 
 
 async def test_a_gateway_that_starts_without_its_tuner_accepts_tunings(world: World) -> None:
-    """What tuner and sampler last said outlives the gateway: tunings are accepted as before, and run later (R20)."""
+    """What tuner and sampler last said outlives the gateway: tunings are accepted as before, and run later (r20)."""
     await world.known()
     await world.close()
     await world.tuner_server.stop()
@@ -156,7 +156,7 @@ def service(world: World, kind: str, address: str = "127.0.0.1:0") -> Iterator[t
 
 async def test_a_frozen_tuner_is_given_up_and_not_blamed(world: World) -> None:
     """A tuner that stands still, its connection alive, loses its run within the silence that streams may have. When it
-    goes on, the run is made again, and of the old one nothing is left (R7)."""
+    goes on, the run is made again, and of the old one nothing is left (r7)."""
     await world.close()
     with service(world, "tuner") as (process, address):
         world.config = replace(world.config, tuner=address, silence_s=2.0)
@@ -177,7 +177,7 @@ async def test_a_frozen_tuner_is_given_up_and_not_blamed(world: World) -> None:
 
 
 async def test_a_frozen_sampler_fails_its_edit_soon(world: World) -> None:
-    """An edit whose sampler stands still ends with UNAVAILABLE, BACKEND_DOWN, within that silence (R7)."""
+    """An edit whose sampler stands still ends with UNAVAILABLE, BACKEND_DOWN, within that silence (r7)."""
     tuning = await world.tuned()
     await world.close()
     with service(world, "sampler") as (process, address):
@@ -206,7 +206,7 @@ sys.exit(asyncio.run(run(replace(settings.load(GatewayConfig, os.environ), silen
 
 
 async def test_a_gateway_that_stood_still_blames_nobody(world: World) -> None:
-    """Time in which the gateway itself did not run is no silence of its tuner: the run goes on where it was (R7)."""
+    """Time in which the gateway itself did not run is no silence of its tuner: the run goes on where it was (r7)."""
     world.tuner.update_s = 0.2
     process, address = await start(world, program=("-c", IMPATIENT))
     async with serving.channel(address) as channel:

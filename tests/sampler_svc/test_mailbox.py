@@ -98,7 +98,7 @@ async def test_a_reader_that_waits_gets_events_as_they_come() -> None:
 
 
 async def test_a_mailbox_without_news_says_so() -> None:
-    """While the writer has nothing to say its reader is told that again and again, and nothing else is lost (R7)."""
+    """While the writer has nothing to say its reader is told that again and again, and nothing else is lost (r7)."""
     mailbox: Mailbox[str] = Mailbox(asyncio.get_running_loop())
     events = mailbox.events(0.02)
 

@@ -348,7 +348,7 @@ async def test_a_reader_who_leaves_before_done_leaves_no_weights(start: Callable
 async def test_a_busy_worker_is_no_silent_tuner(
     start: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the worker thread has nothing to tell, the stream says again and again that the run goes on (R7)."""
+    """While the worker thread has nothing to tell, the stream says again and again that the run goes on (r7)."""
     monkeypatch.setattr(module, "HEARTBEAT_S", 0.05)
     store = SlowStore(str(tmp_path / "slow"))
     tuner = await start(store=store)
@@ -365,7 +365,7 @@ async def test_a_busy_worker_is_no_silent_tuner(
 async def test_pictures_that_take_long_to_read_are_no_silence(
     start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The stream lives from its beginning, before there is a run, and still tells what is wrong with a picture (R7)."""
+    """The stream lives from its beginning, before there is a run, and still tells what is wrong with a picture (r7)."""
     monkeypatch.setattr(module, "HEARTBEAT_S", 0.05)
     go_on, decode = threading.Event(), module._model_images
 
