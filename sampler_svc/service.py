@@ -27,13 +27,15 @@ from sampler_svc.mailbox import Mailbox
 from sampler_svc.model import Model
 from sampler_svc.sampling.attempts import Gated, attempts_of, sample_gated
 from sampler_svc.sampling.conditioning import REFITS_NOTHING, Embed, embedding, null_embeddings, refuse_unbound
+from sampler_svc.sampling.events import EditedImage, Event, Step, Warned
 from sampler_svc.sampling.masks import Find
 from sampler_svc.sampling.masks.contrast import finder
 from sampler_svc.sampling.prompt_to_prompt import AttentionEdit
 from sampler_svc.sampling.request import Request
-from sampler_svc.sampling.sample import Beginning, EditedImage, Event, Step, Warned, sample
+from sampler_svc.sampling.sample import sample
 from sampler_svc.sampling.super_resolution import Enlargement, SuperResolution
 from sampler_svc.sampling.text_check import Texts, check_texts
+from sampler_svc.sampling.tools import PreparedEdit
 from unitune import image_pieces, store_paths, telemetry
 from unitune.base_model import Preset, SuperResolutionSpec
 from unitune.choices import (
@@ -222,7 +224,8 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                 if refits:
                     mailbox.put(sampler_pb2.SampleEvent(loading=_loading(lease)))
                 extras = self._extras(tuned).of_method(made_by) if tuned is not None else None
-                for event in self._events(request, wanted, lease, extras, second, cancelled):
+
+                def on_event(event: Event | Gated) -> None:
                     if isinstance(event, Step):
                         mailbox.put(event)
                     elif isinstance(event, Warned):
@@ -235,6 +238,8 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                     else:
                         timings.encode_s, timings.denoise_s = event.encode_s, event.denoise_s
                         timings.decode_s, timings.super_resolution_s = event.decode_s, event.super_resolution_s
+
+                self._edit(request, wanted, lease, extras, second, cancelled, on_event)
             timings.total_s = time.perf_counter() - asked
             last.done.CopyFrom(timings)
             telemetry.event(logger, "sampled", edit=request.edit, warm=lease.warm, seconds=timings.total_s)
@@ -246,7 +251,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         mailbox.put(last)
         mailbox.close()
 
-    def _events(
+    def _edit(
         self,
         request: sampler_pb2.SampleRequest,
         wanted: Request,
@@ -254,8 +259,9 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         extras: TunedWeights | None,
         second: SuperResolution | None,
         cancelled: threading.Event,
-    ) -> Iterator[Event | Gated]:
-        """Of one run, or of as many attempts as the gate needs. `extras` are of the method's weights, if it has any."""
+        on_event: Callable[[Event | Gated], None],
+    ) -> None:
+        """One run, or as many attempts as the gate needs. `extras` are of the method's weights, if it has any."""
         model, config, words = self._model, request.config, request.rare_tokens
         embed: Embed = model.graphs.embed
         if extras is not None:
@@ -266,32 +272,28 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                 nulls = null_embeddings(model.graphs, extras, wanted.num_inference_steps)
                 wanted = replace(wanted, attention=replace(wanted.attention, nulls=nulls))
 
-        find, denoiser = self._finder(wanted, lease, cancelled), lease.engine.run
-        beginning = Beginning(model.graphs, model.schedule, denoiser, wanted, cancelled.is_set, embed, find)
-
-        def sample_once(wanted: Request) -> Iterator[Event]:
-            run_base = model.pool.run_base if wanted.needs_base_weights else None
-            is_controlled = wanted.attention is not None
-            return sample(
-                model.graphs,
-                model.schedule,
-                denoiser,
-                wanted,
-                cancelled.is_set,
-                run_base,
-                embed,
-                cast(ControlledEngine, lease.engine).run_controlled if is_controlled else None,
-                find,
-                second,
-                beginning,
-            )
-
+        tools = model.tools(
+            lease.engine.run,
+            embed=embed,
+            cancelled=cancelled.is_set,
+            base_denoiser=model.pool.run_base if wanted.needs_base_weights else None,
+            controlled=cast(ControlledEngine, lease.engine).run_controlled if wanted.attention is not None else None,
+            find=self._finder(wanted, lease, cancelled),
+            super_resolution=second,
+        )
         if model.gate is None or not (config.automatic or config.gate):
-            return sample_once(wanted)
+            sample(wanted, tools, on_event)
+            return
+        tools = replace(tools, prepared=PreparedEdit(wanted, tools))
         resamples = config.resamples if config.HasField("resamples") else DEFAULT_RESAMPLES
         attempts = attempts_of(wanted, model.gate, is_automatic=config.automatic, resamples=resamples)
-        return sample_gated(
-            sample_once, model.gate, without(request.prompt, words), attempts, tries_all=config.automatic
+        sample_gated(
+            lambda attempt, on_event: sample(attempt, tools, on_event),
+            model.gate,
+            without(request.prompt, words),
+            attempts,
+            on_event,
+            tries_all=config.automatic,
         )
 
     def _finder(self, wanted: Request, lease: Lease, cancelled: threading.Event) -> Find | None:

@@ -25,7 +25,8 @@ from sampler_svc.engines.fp16_weights import BATCH
 from sampler_svc.engines.self_test import MAX_ERROR, Canary, Qualification
 from sampler_svc.engines.weights import base_weights
 from sampler_svc.model import Model
-from sampler_svc.sampling.sample import Request, sample
+from sampler_svc.sampling.request import Request
+from tests.sampler_svc.edit_events import edit_events
 from tests.sampler_svc.pictures import picture
 from unitune.base_model import BaseModelSpec
 from unitune.half_graph import CANARY_PROBE_SEED, CANARY_SEEDS, canary_tensors
@@ -159,9 +160,9 @@ def test_an_edit_comes_out(name: str, backend: Backend, folder: Path, record: Ca
     request = Request(picture(), "a cat", "ddim", 20, 4.0, 0.8, (0, 1))
     try:
         with model.pool.lease(BASE, lambda: model.base) as lease:
-            first = list(sample(model.graphs, model.schedule, lease.engine.run, request, lambda: False))
+            first = edit_events(request, model.tools(lease.engine.run))
             began = time.perf_counter()
-            again = list(sample(model.graphs, model.schedule, lease.engine.run, request, lambda: False))
+            again = edit_events(request, model.tools(lease.engine.run))
     finally:
         model.pool.close()
 

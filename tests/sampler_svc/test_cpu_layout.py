@@ -64,7 +64,7 @@ def test_without_every_tensor_in_it_there_is_no_such_graph(
     tiny_graphs: Path, spec: BaseModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A CPU with blocks of a size unknown here is refitted in place all the same, over the plain graph."""
-    monkeypatch.setattr(cpu_layout, "BLOCKS", ())
+    monkeypatch.setattr("sampler_svc.build.cpu_layout.BLOCKS", ())
 
     folder = build(tiny_graphs, tmp_path / "engine")
 

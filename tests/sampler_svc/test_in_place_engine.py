@@ -161,7 +161,7 @@ def test_the_mode_asked_for_is_the_mode_of_the_engine(
     engine_folder: Path, mode: str, kind: type[Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A small model is refitted in place by itself, a large one is not."""
-    from sampler_svc import refit_modes
+    from sampler_svc.engines import refit_modes
 
     model = Model.open(engine_folder, threads=1, refit_mode=mode)
     with model.pool.lease(BASE, lambda: model.base) as lease:
