@@ -8,7 +8,6 @@ import pytest
 
 from sampler_svc.build.folder import build
 from sampler_svc.build.onnx_file import initializers
-from sampler_svc.engines import cpu_layout
 from sampler_svc.engines.cpu import DENOISER, OrtEngine
 from sampler_svc.engines.cpu_in_place import IN_PLACE, InPlaceEngine
 from sampler_svc.engines.cpu_layout import LAID_OUT, LAYOUT_FILE, Blocked, read_layouts

@@ -245,9 +245,9 @@ def test_the_second_stage_of_a_tuning_sees_what_it_was_tuned_by(
     wanted = replace(REQUEST, prompt=said, enlargement=WANTED)
     question = SuperResolutionEngine.spec_of(cascade.spec).question(0)
 
-    with service._second_stage("a cat", wanted, weights, threading.Event()) as second:
+    with service._super_resolution("a cat", wanted, weights, threading.Event()) as second:
         answer = second.run(*question)
-    with service._second_stage("a cat", wanted, None, threading.Event()) as untuned:
+    with service._super_resolution("a cat", wanted, None, threading.Event()) as untuned:
         of_base = untuned.run(*question)
 
     assert np.array_equal(untuned.prompt, cascade.graphs.embed("a cat"))
