@@ -15,8 +15,8 @@ from bench.gpu.half_folder import GRAPH, distance, fill, question_of
 from bench.gpu.model import other_weights
 from bench.gpu.record import Found, Skipped, clocked, need_cuda, used_gb
 from bench.gpu.stepping import EDITS, GUIDANCE, ROUNDS, Predicted, answer_of, edit_of
-from sampler_svc.build.cuda import cuda_recipe
-from sampler_svc.build.recipe import Recipe
+from sampler_svc.build.builder import Builder
+from sampler_svc.build.cuda import cuda_builder
 from sampler_svc.engines.cuda import CPU, CUDA, OrtCudaEngine
 from sampler_svc.engines.engine import BASE, EngineSpec, Probe, Weights
 from sampler_svc.engines.fp16_weights import rounded
@@ -46,7 +46,7 @@ class Engines:
         """Weights into the graph, then the offline optimisation: seconds of each; fp16's noise in PyTorch."""
         if not (self._graphs / GRAPH).is_file():
             raise Skipped(f"{self._graphs} has no graph: python -m bench.gpu --prepare {self._graphs}")
-        recipe: Recipe = cuda_recipe(self._provider)
+        builder: Builder = cuda_builder(self._provider)
         filled = clocked(lambda: fill(self._graphs, self._model), self._model.device)
         self._draw_sets()
         half = HalfSpec.load(self._graphs / HALF_FOLDER)
@@ -55,12 +55,12 @@ class Engines:
         spec = self._model.spec
         spec.save(self._graphs)
         self._folder.mkdir(parents=True, exist_ok=True)
-        built = clocked(lambda: recipe.fill(self._folder, self._graphs, spec), self._model.device)
+        built = clocked(lambda: builder.fill(self._folder, self._graphs, spec), self._model.device)
         return {
             "fill_s": filled["median"],
             "build_s": built["median"],
             "noise": self._noise,
-            "facts": dict(recipe.facts),
+            "facts": dict(builder.facts),
         }
 
     def runs(self) -> Found:

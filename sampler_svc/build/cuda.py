@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from sampler_svc.build.fp16 import HALF_DENOISER, copy_all_but_the_denoiser, half_recipe
+from sampler_svc.build.builder import DENOISER_DATA, Builder, BuildError
+from sampler_svc.build.fp16 import HALF_DENOISER, copy_all_but_the_denoiser, half_builder
 from sampler_svc.build.onnx_file import SMALL_BYTES, put_outside
-from sampler_svc.build.recipe import DENOISER_DATA, BuildError, Recipe
 from sampler_svc.engines.cpu import DENOISER, session_options
 from sampler_svc.engines.cuda import CUDA, OFFLINE_OPTIMISATIONS, OrtCudaEngine, cuda_facts, fixed_batch, open_on
 from sampler_svc.engines.engine import BackendMissing, EngineSpec
@@ -16,10 +16,10 @@ from unitune.base_model import BaseModelSpec
 from unitune.errors import UniTuneError
 
 
-def cuda_recipe(provider: str = CUDA) -> Recipe:
+def cuda_builder(provider: str = CUDA) -> Builder:
     """ONNX Runtime on this GPU. Raises BackendMissing."""
     here = cuda_facts(provider)
-    return half_recipe(here, partial(_fill, provider=provider), partial(verify, provider=provider, here=here))
+    return half_builder(here, partial(_fill, provider=provider), partial(verify, provider=provider, here=here))
 
 
 def verify(graphs: Path, engine_folder: Path, spec: BaseModelSpec, *, provider: str, here: Mapping[str, str]) -> None:

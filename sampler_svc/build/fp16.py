@@ -6,8 +6,8 @@ from pathlib import Path
 
 from safetensors.numpy import load_file, save_file
 
+from sampler_svc.build.builder import EXPORT_AGAIN, Builder, BuildError, copy_others
 from sampler_svc.build.onnx_file import initializers
-from sampler_svc.build.recipe import EXPORT_AGAIN, BuildError, Recipe, copy_others
 from sampler_svc.engines.folder import PROBE_FILE
 from unitune.base_model import SPEC_FILE, BaseModelSpec, file_digest
 from unitune.half_graph import CANARY_FILE, HALF_FILE, HALF_FOLDER, HalfSpec
@@ -18,9 +18,9 @@ AGAIN_WITH_HALF = f"{EXPORT_AGAIN} with --half"
 Step = Callable[[Path, Path, BaseModelSpec], None]
 
 
-def half_recipe(facts: Mapping[str, str], fill: Step, verify: Step) -> Recipe:
-    """A recipe that begins at the half graph."""
-    return Recipe(facts, HALF_DENOISER, (SPEC_FILE, f"{HALF_FOLDER}/{HALF_FILE}"), check_half_graph, fill, verify)
+def half_builder(facts: Mapping[str, str], fill: Step, verify: Step) -> Builder:
+    """A builder that begins at the half graph."""
+    return Builder(facts, HALF_DENOISER, (SPEC_FILE, f"{HALF_FOLDER}/{HALF_FILE}"), check_half_graph, fill, verify)
 
 
 def check_half_graph(graphs: Path, spec: BaseModelSpec) -> None:

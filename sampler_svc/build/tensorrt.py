@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from sampler_svc.build.fp16 import AGAIN_WITH_HALF, HALF_DENOISER, copy_all_but_the_denoiser, half_recipe
-from sampler_svc.build.recipe import BuildError, Recipe
+from sampler_svc.build.builder import Builder, BuildError
+from sampler_svc.build.fp16 import AGAIN_WITH_HALF, HALF_DENOISER, copy_all_but_the_denoiser, half_builder
 from sampler_svc.engines.engine import EngineSpec
 from sampler_svc.engines.folder import UnusableEngine
 from sampler_svc.engines.fp16_weights import BATCH
@@ -32,11 +32,11 @@ from unitune.base_model import BaseModelSpec
 from unitune.errors import UniTuneError
 
 
-def tensorrt_recipe(open_runtime: OpenRuntime = open_tensorrt) -> Recipe:
+def tensorrt_builder(open_runtime: OpenRuntime = open_tensorrt) -> Builder:
     """TensorRT on this GPU. Raises BackendMissing."""
     here = tensorrt_facts(open_runtime)
     fill, check = (partial(step, open_runtime=open_runtime, here=here) for step in (_fill, verify))
-    return half_recipe(here, fill, check)
+    return half_builder(here, fill, check)
 
 
 def build_plan(trt: TensorRT, graph: Path, spec: BaseModelSpec, timing_cache: Path) -> bytes:

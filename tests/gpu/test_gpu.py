@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sampler_svc.build.__main__ import recipe_of
+from sampler_svc.build.__main__ import builder_of
 from sampler_svc.build.folder import build
 from sampler_svc.config import AUTO
 from sampler_svc.engines.backends import Backend, backend_of
@@ -63,7 +63,7 @@ def backend(name: str) -> Backend:
 @pytest.fixture(scope="module")
 def folder(name: str, backend: Backend, graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The backend's engine folder, built now."""
-    return build(graphs, tmp_path_factory.mktemp("gpu") / name, recipe_of(name))
+    return build(graphs, tmp_path_factory.mktemp("gpu") / name, builder_of(name))
 
 
 @pytest.fixture(scope="module")

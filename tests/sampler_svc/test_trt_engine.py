@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sampler_svc.build.folder import build
-from sampler_svc.build.tensorrt import tensorrt_recipe
+from sampler_svc.build.tensorrt import tensorrt_builder
 from sampler_svc.engines import tensorrt as trt_engine
 from sampler_svc.engines.cuda_device import CudaError, Device
 from sampler_svc.engines.engine import BackendMissing, EngineSpec, Weights
@@ -30,7 +30,7 @@ Open = Callable[..., TrtEngine]
 def plan_folder(tiny_half_graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An engine folder with a qualified plan. Nobody writes to it."""
     folder = tmp_path_factory.mktemp("plans") / "tiny"
-    return build(tiny_half_graphs, folder, tensorrt_recipe(fake_runtime(Faults())))
+    return build(tiny_half_graphs, folder, tensorrt_builder(fake_runtime(Faults())))
 
 
 @pytest.fixture(scope="module")
