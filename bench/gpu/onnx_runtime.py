@@ -1,6 +1,6 @@
 """The sampler's own engine for ONNX Runtime on CUDA: build, session, runs, refits in place, CUDA graph.
 
-The canary's two sets of weights are one here, drawn on the GPU; what an engine has to answer is PyTorch's there.
+The self-test's two sets of weights are one here, drawn on the GPU; what an engine has to answer is PyTorch's there.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from tuner_svc.base_model import BaseModel
 from unitune.diffusion.denoiser import Prediction, predict
 from unitune.diffusion.guidance import classifier_free, guided
 from unitune.diffusion.schedule import Latents
-from unitune.half_graph import CANARY_FILE, CANARY_PROBE_SEED, HALF_FOLDER, HalfSpec
+from unitune.half_graph import HALF_FOLDER, SELF_TEST_FILE, SELF_TEST_PROBE_SEED, HalfSpec
 
 REFITS = 2  # there and back; each takes seconds of the processor
 OTHER = "other"
@@ -51,7 +51,7 @@ class Engines:
         self._draw_sets()
         half = HalfSpec.load(self._graphs / HALF_FOLDER)
         dataclasses.replace(half, noise=self._noise).save(self._graphs / HALF_FOLDER)
-        save_file({"base": self._sets[BASE].probe.expected}, self._graphs / HALF_FOLDER / CANARY_FILE)
+        save_file({"base": self._sets[BASE].probe.expected}, self._graphs / HALF_FOLDER / SELF_TEST_FILE)
         spec = self._model.spec
         spec.save(self._graphs)
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -145,7 +145,7 @@ class Engines:
         answers = {BASE: answer_of(self._model, {}), OTHER: answer_of(self._model, other)}
         for name, tensors in ((BASE, base), (OTHER, other)):
             arrays = {each: tensor.cpu().numpy() for each, tensor in tensors.items()}
-            probe = Probe(CANARY_PROBE_SEED, answers[name], answers[BASE])
+            probe = Probe(SELF_TEST_PROBE_SEED, answers[name], answers[BASE])
             self._sets[name] = Weights(name, arrays, probe)
             self._noise[name] = distance(answer_of(self._model, tensors, torch.float16), answers[name])
 

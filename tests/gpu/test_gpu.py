@@ -1,4 +1,4 @@
-"""The engines on a real NVIDIA GPU: build, canary, contract and times of each backend. `make test-gpu` runs them.
+"""The engines on a real NVIDIA GPU: build, self-test, contract and times of each backend. `make test-gpu` runs them.
 
 They skip, with the reason, where a backend cannot run. What they find is written to out/gpu/{backend}.json, so that a
 number in a page has a file to come from. UNITUNE_GRAPHS may name a graphs folder exported with --half; without it
@@ -22,14 +22,14 @@ from sampler_svc.config import AUTO
 from sampler_svc.engines.backends import Backend, backend_of
 from sampler_svc.engines.engine import BASE, BackendMissing, Engine, EngineSpec, Probe, Weights
 from sampler_svc.engines.fp16_weights import BATCH
-from sampler_svc.engines.self_test import MAX_ERROR, Canary, Qualification
+from sampler_svc.engines.self_test import MAX_ERROR, SelfTest, SelfTestReport
 from sampler_svc.engines.weights import base_weights
 from sampler_svc.model import Model
 from sampler_svc.sampling.request import Request
 from tests.sampler_svc.edit_events import edit_events
 from tests.sampler_svc.pictures import picture
 from unitune.base_model import BaseModelSpec
-from unitune.half_graph import CANARY_PROBE_SEED, CANARY_SEEDS, canary_tensors
+from unitune.half_graph import SELF_TEST_PROBE_SEED, SELF_TEST_SEEDS, self_test_tensors
 
 pytestmark = pytest.mark.gpu
 
@@ -74,15 +74,15 @@ def spec(folder: Path) -> BaseModelSpec:
 
 @pytest.fixture(scope="module")
 def sets(folder: Path, spec: BaseModelSpec) -> dict[str, Weights]:
-    """The base weights and the canary's random ones, each with PyTorch's answer as its probe."""
-    canary, base = Canary(folder), base_weights(folder, spec)
+    """The base weights and the self-test's random ones, each with PyTorch's answer as its probe."""
+    self_test, base = SelfTest(folder), base_weights(folder, spec)
     return {BASE: base} | {
         name: Weights(
             name,
-            canary_tensors(seed, spec.tensors),
-            Probe(CANARY_PROBE_SEED, canary.answers[name], canary.answers["base"]),
+            self_test_tensors(seed, spec.tensors),
+            Probe(SELF_TEST_PROBE_SEED, self_test.answers[name], self_test.answers["base"]),
         )
-        for name, seed in CANARY_SEEDS.items()
+        for name, seed in SELF_TEST_SEEDS.items()
     }
 
 
@@ -111,12 +111,12 @@ def ask(engine: Engine) -> np.ndarray:
     return engine.run(latents, np.array([200, 800], dtype=np.int64), contexts)
 
 
-def test_the_plan_qualifies(folder: Path, graphs: Path, record: Callable[..., None]) -> None:
-    """The canary passed at the build, for all sets of weights; its errors and times are kept."""
-    found = Qualification.load(folder)
+def test_the_plan_passes(folder: Path, graphs: Path, record: Callable[..., None]) -> None:
+    """The engine self-test passed at the build, for all sets of weights; its errors and times are kept."""
+    found = SelfTestReport.load(folder)
     manifest = json.loads((folder / "manifest.json").read_text())
 
-    record(qualification=asdict(found), build_s=manifest["build_s"], graphs=graphs.name)
+    record(self_test=asdict(found), build_s=manifest["build_s"], graphs=graphs.name)
     assert all(error < MAX_ERROR * found.noise[each] for each, error in found.errors.items())
 
 

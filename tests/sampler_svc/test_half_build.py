@@ -1,4 +1,4 @@
-"""Building for a GPU: what the builder is told, what the canary lets through, and what is refused.
+"""Building for a GPU: what the builder is told, what the engine self-test lets through, and what is refused.
 
 TensorRT is the fake of fake_gpu.py; ONNX Runtime is real, on its CPU provider in place of CUDA.
 """
@@ -22,7 +22,7 @@ from sampler_svc.engines import backends, cuda
 from sampler_svc.engines.cuda import CPU, OrtCudaEngine, check_cuda
 from sampler_svc.engines.engine import BackendMissing, EngineSpec
 from sampler_svc.engines.folder import Manifest, UnusableEngine, open_folder
-from sampler_svc.engines.self_test import MAX_ERROR, Qualification
+from sampler_svc.engines.self_test import MAX_ERROR, SelfTestReport
 from sampler_svc.engines.tensorrt import PLAN_FILE, WORKSPACE_BYTES
 from tests.sampler_svc.fake_gpu import NO_DEVICE, FakeCuda, FakeTensorRT, Faults, fake_runtime
 from tests.sampler_svc.tunings import Tunings
@@ -103,9 +103,9 @@ def test_whatever_goes_wrong_there_is_no_engine(graphs: Path, tmp_path: Path, fa
     assert not [path for path in tmp_path.iterdir() if path.is_dir() and path.name != "graphs"]
 
 
-def test_the_canary_finds_a_plan_that_is_wrong_before_any_refit(graphs: Path, spec: BaseModelSpec) -> None:
+def test_the_self_test_finds_a_plan_that_is_wrong_before_any_refit(graphs: Path, spec: BaseModelSpec) -> None:
     """A bias that counts as zero in the plan, as 11.3 may build it, shows in the base model's answer."""
-    from sampler_svc.engines.self_test import Canary, Unqualified
+    from sampler_svc.engines.self_test import SelfTest, SelfTestFailed
     from sampler_svc.engines.tensorrt import TrtEngine
 
     faults = Faults()
@@ -114,35 +114,35 @@ def test_the_canary_finds_a_plan_that_is_wrong_before_any_refit(graphs: Path, sp
     bias = engine._engine.weights["mid_block.resnets.0.conv1.bias"]
     engine._engine.weights["mid_block.resnets.0.conv1.bias"] = np.zeros_like(bias)
 
-    with pytest.raises(Unqualified, match="with base weights"):
-        Canary(engine_folder).qualify(engine)
+    with pytest.raises(SelfTestFailed, match="with base weights"):
+        SelfTest(engine_folder).run(engine)
     engine.close()
 
 
 @pytest.mark.parametrize("name", BACKENDS[1:])
-def test_an_engine_folder_is_whole_and_qualified(
+def test_an_engine_folder_is_whole_and_tested(
     tiny_half_graphs: Path, tmp_path: Path, spec: BaseModelSpec, name: str
 ) -> None:
     """Errors of all sets within bounds, the base model's probe from PyTorch, and every file with its digest."""
     builder = cuda_builder(CPU) if name == "onnxruntime-cuda" else tensorrt_builder(fake_runtime(Faults()))
     folder = build(tiny_half_graphs, tmp_path / "engine", builder)
-    found, manifest = Qualification.load(folder), Manifest.load(folder)
+    found, manifest = SelfTestReport.load(folder), Manifest.load(folder)
 
     assert found.errors.keys() == found.noise.keys() == {"base", "first", "second"}
     assert all(0 < error < MAX_ERROR * found.noise[name] for name, error in found.errors.items())
     assert found.in_place and found.cuda_graph == (name == "tensorrt")
     assert found.backend == builder.facts == manifest.key.backend
     assert set(manifest.files) == {path.name for path in folder.iterdir()} - {"manifest.json"} > FOLDER_FILES
-    probe, canary = load_file(folder / "probe.safetensors"), load_file(folder / "canary.safetensors")
-    np.testing.assert_array_equal(probe["base"], canary["base"])
+    probe, self_test = load_file(folder / "probe.safetensors"), load_file(folder / "canary.safetensors")
+    np.testing.assert_array_equal(probe["base"], self_test["base"])
     assert open_folder(folder, builder.facts) == spec
 
 
 def test_a_graph_that_keeps_old_weights_is_not_used(tiny_half_graphs: Path, tmp_path: Path) -> None:
-    """The plan is good all the same: it qualifies without CUDA graphs, and engines open without."""
+    """The plan is good all the same: it passes without CUDA graphs, and engines open without."""
     builder = tensorrt_builder(fake_runtime(Faults(graph_keeps_weights=True)))
 
-    found = Qualification.load(build(tiny_half_graphs, tmp_path / "engine", builder))
+    found = SelfTestReport.load(build(tiny_half_graphs, tmp_path / "engine", builder))
 
     assert not found.cuda_graph and found.errors.keys() == {"base", "first", "second"}
 
@@ -150,7 +150,7 @@ def test_a_graph_that_keeps_old_weights_is_not_used(tiny_half_graphs: Path, tmp_
 def test_a_runtime_that_does_not_see_writes_in_place_gets_new_sessions(
     tiny_half_graphs: Path, tmp_path: Path, spec: BaseModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where values written into a session's weights do not show, the canary finds out and the engine opens anew."""
+    """Where values written into a session's weights do not show, the self-test finds out and the engine opens anew."""
     written = OrtCudaEngine._write
 
     def unseen(engine: OrtCudaEngine, tensors: dict[str, np.ndarray]) -> None:
@@ -160,16 +160,16 @@ def test_a_runtime_that_does_not_see_writes_in_place_gets_new_sessions(
     monkeypatch.setattr(OrtCudaEngine, "_write", unseen)
     folder = build(tiny_half_graphs, tmp_path / "engine", cuda_builder(CPU))
 
-    assert not Qualification.load(folder).in_place
-    assert not OrtCudaEngine.open_qualified(folder, EngineSpec.of(spec), CPU)._in_place
+    assert not SelfTestReport.load(folder).in_place
+    assert not OrtCudaEngine.open_tested(folder, EngineSpec.of(spec), CPU)._in_place
 
 
 def test_writes_that_stop_showing_are_found_by_the_probe(
     tiny_half_graphs: Path, tmp_path: Path, spec: BaseModelSpec, tunings: Tunings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An engine that was qualified to write in place turns to new sessions at the first probe that fails."""
+    """An engine that passed the self-test writing in place turns to new sessions at the first probe that fails."""
     folder = build(tiny_half_graphs, tmp_path / "engine", cuda_builder(CPU))
-    engine = OrtCudaEngine.open_qualified(folder, EngineSpec.of(spec), CPU)
+    engine = OrtCudaEngine.open_tested(folder, EngineSpec.of(spec), CPU)
     first, second = tunings.weights(1), tunings.weights(2)
     engine.refit(first)
     real = OrtCudaEngine._write
@@ -211,7 +211,7 @@ def test_a_plan_of_another_machine_is_refused_and_built_again(
 
 
 def test_the_key_follows_the_half_graph(graphs: Path) -> None:
-    """Another canary or another fp16 graph is another engine, although the fp32 graphs are the same."""
+    """Another self-test or another fp16 graph is another engine, although the fp32 graphs are the same."""
     builder = tensorrt_builder(fake_runtime(Faults()))
     before = read_graphs(graphs, builder)[1].digest
     half = json.loads((graphs / "half" / "half.json").read_text())

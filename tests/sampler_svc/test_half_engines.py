@@ -48,9 +48,9 @@ def open_engine(request: pytest.FixtureRequest, half_folders: dict[str, Path], s
     """Opens engines of a backend."""
     folder, engine_spec = half_folders[request.param.partition(" ")[0]], EngineSpec.of(spec)
     return {
-        "onnxruntime": lambda: OrtCudaEngine.open_qualified(folder, engine_spec, CPU),
+        "onnxruntime": lambda: OrtCudaEngine.open_tested(folder, engine_spec, CPU),
         "onnxruntime in new sessions": lambda: OrtCudaEngine(folder, engine_spec, provider=CPU, in_place=False),
-        "tensorrt": lambda: TrtEngine.open_qualified(folder, engine_spec, fake_runtime(Faults())),
+        "tensorrt": lambda: TrtEngine.open_tested(folder, engine_spec, fake_runtime(Faults())),
         "tensorrt without a graph": lambda: TrtEngine(folder, engine_spec, *fake_runtime(Faults())()),
     }[request.param]
 
