@@ -276,7 +276,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         embedding of the prompt (arXiv 2210.09276, section 3.2). That of the base model knows no word that a tuning
         binds, and does not see it.
         """
-        model, asked = self._model, wanted.enlargement
+        model, asked = self._model, wanted.super_resolution
         if asked is None or model.super_resolution is None or model.spec.super_resolution is None:
             yield None
             return

@@ -11,7 +11,7 @@ from sampler_svc.sampling.attempts import Gated
 from sampler_svc.sampling.events import EditedImage, Step, Warned
 from sampler_svc.sampling.prompt_to_prompt import AttentionEdit
 from sampler_svc.sampling.request import Request
-from sampler_svc.sampling.super_resolution import Enlargement
+from sampler_svc.sampling.super_resolution import SuperResolutionOptions
 from sampler_svc.sampling.text_check import Texts
 from unitune import image_pieces, store_paths
 from unitune.base_model import Preset, SuperResolutionSpec
@@ -138,7 +138,7 @@ def read_request(request: sampler_pb2.SampleRequest, model: Model, *, is_run: bo
         attention=_attention(config) if config.method == PROMPT_TO_PROMPT else None,
         guidance_sigma_low=config.guidance_sigma_low,
         guidance_sigma_high=config.guidance_sigma_high if config.HasField("guidance_sigma_high") else math.inf,
-        enlargement=_enlargement(config, model.spec.super_resolution),
+        super_resolution=_super_resolution(config, model.spec.super_resolution),
     )
 
 
@@ -274,14 +274,16 @@ def _defaults(preset: Preset, method: str, second: SuperResolutionSpec | None) -
     )
 
 
-def _enlargement(config: edit_pb2.SamplingConfig, stage: SuperResolutionSpec | None) -> Enlargement | None:
+def _super_resolution(
+    config: edit_pb2.SamplingConfig, stage: SuperResolutionSpec | None
+) -> SuperResolutionOptions | None:
     if not config.super_resolution or stage is None:
         return None
 
     def chosen(name: str, default: float) -> float:
         return getattr(config, name) if config.HasField(name) else default
 
-    return Enlargement(
+    return SuperResolutionOptions(
         noise_level=int(chosen("super_resolution_noise_level", stage.noise_level)),
         num_inference_steps=int(chosen("super_resolution_steps", stage.num_inference_steps)),
         guidance_scale=chosen("super_resolution_guidance_scale", stage.guidance_scale),

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sampler_svc.sampling.prompt_to_prompt import AttentionEdit
-from sampler_svc.sampling.super_resolution import Enlargement
+from sampler_svc.sampling.super_resolution import SuperResolutionOptions
 from unitune.choices import DEFAULT_MASK_PADDING, MAX_SIGMA
 from unitune.diffusion.guidance import Context, GuidanceTerm, mixed_with_base, prompt_guided, unconditional_on_base
 from unitune.diffusion.schedule import Schedule, num_late_steps, sigma
@@ -42,7 +42,7 @@ class Request:
     attention: AttentionEdit | None = None  # Prompt-to-Prompt's
     guidance_sigma_low: float = 0.0
     guidance_sigma_high: float = math.inf
-    enlargement: Enlargement | None = None  # of a cascade's second stage
+    super_resolution: SuperResolutionOptions | None = None  # of a cascade's second stage
 
     def is_guided_at(self, sigma: float) -> bool:
         """Whether a step of this sigma is guided: (low, high] as in arXiv 2404.07724.

@@ -15,7 +15,7 @@ from sampler_svc.sampling.edit_steps import EditSteps
 from sampler_svc.sampling.events import Done, EditedImage, OnEvent, Warned
 from sampler_svc.sampling.interpolation import mix
 from sampler_svc.sampling.local_blend import LocalBlend, Word
-from sampler_svc.sampling.masks import AFTER, Finished
+from sampler_svc.sampling.masks import AFTER, FinishedEdit
 from sampler_svc.sampling.masks.shape import softened, to_latent
 from sampler_svc.sampling.prompt_to_prompt import PromptToPrompt
 from sampler_svc.sampling.request import Request, guidance_by_timestep
@@ -130,7 +130,9 @@ def finish(latents: Latents, index: int, request: Request, edit: PreparedEdit, s
         image = steps.enlarge(image, seed)
     edited, mask = images.from_model(image, edit.size), edit.mask
     if mask is None and request.interpolation > 0 and request.num_steps > 0:
-        mask = softened(AFTER[request.mask_source](Finished(edited, edit.base_image, tools.find)), request.mask_blur)
+        mask = softened(
+            AFTER[request.mask_source](FinishedEdit(edited, edit.base_image, tools.find)), request.mask_blur
+        )
     if mask is not None:
         edited = mix(edited, edit.base_image, request.interpolation, mask, out=edited)
     shown = edit.given.png or (images.encode_mask(mask) if mask is not None else b"")

@@ -22,7 +22,7 @@ STREAM = 1  # of a seed's random numbers; the first stage draws from the seed it
 
 
 @dataclass(frozen=True)
-class Enlargement:
+class SuperResolutionOptions:
     """How an edit wants its picture enlarged; the settings mean what edit.proto says."""
 
     noise_level: int
@@ -37,7 +37,7 @@ class SuperResolution:
 
     spec: SuperResolutionSpec
     run: Denoiser
-    wanted: Enlargement
+    wanted: SuperResolutionOptions
     prompt: Context
     empty: Context
     cancelled: Callable[[], bool]

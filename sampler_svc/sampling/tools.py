@@ -13,7 +13,7 @@ import numpy as np
 from sampler_svc.sampling.base_graphs import BaseGraphs
 from sampler_svc.sampling.cancellation import stop_if, stopping
 from sampler_svc.sampling.conditioning import Embed
-from sampler_svc.sampling.masks import BEFORE, Find, Scene
+from sampler_svc.sampling.masks import BEFORE, Find, MaskInputs
 from sampler_svc.sampling.masks.given import from_sdedit
 from sampler_svc.sampling.masks.shape import Region, around, softened, whole
 from sampler_svc.sampling.prompt_to_prompt import RunControlled
@@ -115,8 +115,8 @@ class PreparedEdit:
         denoiser = stopping(tools.denoiser, tools.cancelled)
         contexts = tools.embed(request.prompt), tools.embed(request.base_prompt)
         found = None if tools.find is None else partial(tools.find, self.base_image)
-        scene = Scene(self.size, self.given.mask, self.latent, tools.schedule, denoiser, *contexts, found)
-        mask = BEFORE[request.mask_source](scene)
+        inputs = MaskInputs(self.size, self.given.mask, self.latent, tools.schedule, denoiser, *contexts, found)
+        mask = BEFORE[request.mask_source](inputs)
         return softened(mask, request.mask_blur) if self.given.mask is None else mask
 
     @property

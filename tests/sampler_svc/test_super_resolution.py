@@ -17,7 +17,7 @@ from sampler_svc.engines.engine import BASE, Engine, Probe, Weights
 from sampler_svc.model import Model
 from sampler_svc.sampling.events import Done, EditedImage, Step
 from sampler_svc.sampling.request import Request
-from sampler_svc.sampling.super_resolution import STREAM, Enlargement, SuperResolution
+from sampler_svc.sampling.super_resolution import STREAM, SuperResolution, SuperResolutionOptions
 from sampler_svc.service import SamplerService
 from tests.sampler_svc.edit_events import edit_events
 from tests.sampler_svc.pictures import mask, picture
@@ -27,7 +27,7 @@ from unitune.v1 import tuning_pb2
 from unitune.weight_store import WeightStore
 from unitune.weights import SECOND_BASE, SECOND_STAGE, SECOND_TUNED, pack
 
-WANTED = Enlargement(noise_level=100, num_inference_steps=3, guidance_scale=1.0)
+WANTED = SuperResolutionOptions(noise_level=100, num_inference_steps=3, guidance_scale=1.0)
 REQUEST = Request(
     image=picture(120, 100),
     prompt="a cat at the beach",
@@ -53,7 +53,9 @@ def engine(cascade: Model) -> Iterator[Engine]:
         yield lease.engine
 
 
-def stage(cascade: Model, engine: Engine, wanted: Enlargement = WANTED, is_cancelled: bool = False) -> SuperResolution:
+def stage(
+    cascade: Model, engine: Engine, wanted: SuperResolutionOptions = WANTED, is_cancelled: bool = False
+) -> SuperResolution:
     """The second stage for one edit."""
     prompt, empty = cascade.graphs.embed("a cat"), cascade.graphs.embed("")
     return SuperResolution(cascade.spec.super_resolution, engine.run, wanted, prompt, empty, lambda: is_cancelled)
@@ -65,7 +67,9 @@ def small() -> np.ndarray:
 
 
 @torch.no_grad()
-def diffusers_enlarged(folder: Path, image: np.ndarray, contexts: torch.Tensor, wanted: Enlargement, seed: int):
+def diffusers_enlarged(
+    folder: Path, image: np.ndarray, contexts: torch.Tensor, wanted: SuperResolutionOptions, seed: int
+):
     """The same by torch and diffusers: their interpolation, noise, UNet with class labels, and DDIM."""
     unet = UNet2DConditionModel.from_pretrained(folder / "super_resolution")
     scheduler = DDIMScheduler.from_pretrained(folder / "super_resolution")
@@ -242,7 +246,7 @@ def test_the_second_stage_of_a_tuning_sees_what_it_was_tuned_by(
     weights = store_tuning(cascade, store, method, tunes_second_stage=tunes_second_stage)
     service = SamplerService(cascade, store)
     said = "a cat" if method == "imagic" else "beikkpic a cat"
-    wanted = replace(REQUEST, prompt=said, enlargement=WANTED)
+    wanted = replace(REQUEST, prompt=said, super_resolution=WANTED)
     question = SuperResolutionEngine.spec_of(cascade.spec).question(0)
 
     with service._super_resolution("a cat", wanted, weights, threading.Event()) as second:

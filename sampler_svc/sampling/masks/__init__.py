@@ -9,18 +9,18 @@ from collections.abc import Callable, Mapping
 from sampler_svc.sampling.masks.diffedit import differing_predictions
 from sampler_svc.sampling.masks.difference import changed
 from sampler_svc.sampling.masks.given import given_mask
-from sampler_svc.sampling.masks.scene import Find, Finished, Scene
+from sampler_svc.sampling.masks.inputs import Find, FinishedEdit, MaskInputs
 from sampler_svc.sampling.masks.word import named, named_in_either
 from unitune.images import Mask
 
-BEFORE: Mapping[str, Callable[[Scene], Mask]] = {
+BEFORE: Mapping[str, Callable[[MaskInputs], Mask]] = {
     "given": given_mask,
     "diffedit": differing_predictions,
     "word": named,
 }
-AFTER: Mapping[str, Callable[[Finished], Mask]] = {
+AFTER: Mapping[str, Callable[[FinishedEdit], Mask]] = {
     "difference": lambda finished: changed(finished.edited, finished.base),
     "attention": named_in_either,
 }
 
-__all__ = ["AFTER", "BEFORE", "Find", "Finished", "Scene"]
+__all__ = ["AFTER", "BEFORE", "Find", "FinishedEdit", "MaskInputs"]
