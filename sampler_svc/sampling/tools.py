@@ -40,7 +40,7 @@ class Tools:
     controlled: RunControlled | None = None  # with control over its attention, for a request that has `attention`
     find: Find | None = None  # finds what the mask is of, for a mask source that names it
     super_resolution: SuperResolution | None = None  # for a request whose results it is to enlarge
-    prepared: "PreparedEdit | None" = None  # that of the edit, for attempts that share it
+    prepared: "PreparedEdit | None" = None  # made with these tools, for attempts that share it
 
     def stop_if_cancelled(self) -> None:
         """Raises Cancelled (EDIT_CANCELLED)."""
