@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from bench.editbench.run import engine_folder
+from bench.edits import results
 from bench.inputs import MODEL, PICTURE
 from bench.measure import psnr_db, seconds
 from sampler_svc.engines.engine import Weights
 from sampler_svc.engines.weights import tuned_weights
 from sampler_svc.model import Model
 from sampler_svc.sampling.request import Request
-from sampler_svc.sampling.sample import EditedImage, sample
 from tuner_svc import base_model
 from tuner_svc.probe import pack_tuned
 from tuner_svc.tune import tune
@@ -84,8 +84,7 @@ def edits(model: Model, weights: Weights) -> list[np.ndarray]:
                 guidance_sigma_low=preset.guidance_sigma_low,
                 guidance_sigma_high=preset.guidance_sigma_high,
             )
-            events = sample(model.graphs, model.schedule, lease.engine.run, request, lambda: False)
-            found += [images.decode(event.png) for event in events if isinstance(event, EditedImage)]
+            found += [images.decode(result.png) for result in results(request, model.tools(lease.engine.run))]
     model.pool.evict(weights.id)
     return found
 

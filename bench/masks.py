@@ -17,12 +17,12 @@ import numpy as np
 from PIL import Image
 
 from bench.editbench.run import engine_folder
+from bench.edits import results
 from bench.inputs import DEMO, MODEL
 from sampler_svc.engines.engine import BASE
 from sampler_svc.model import Model
 from sampler_svc.sampling.masks.contrast import contrasts, finder, others
 from sampler_svc.sampling.request import Request
-from sampler_svc.sampling.sample import EditedImage, sample
 from stickerbook.captions import caption
 from stickerbook.render import SIDE, object_mask, render
 from stickerbook.world import FIRST_HELD_OUT_SEED, NONE, Scene, draw_scene
@@ -87,8 +87,7 @@ def figure(model: Model) -> Image.Image:
             shown = np.clip((level - level.min()) / np.ptp(level), 0, 1)
             request = Request(file, prompt, "ddim", 50, 5.0, 0.9, (0,), 1.0, mask_source="word", mask_text=thing)
             find = finder(graphs, schedule, run, [thing], prompt, lambda: False)
-            events = sample(graphs, schedule, run, request, lambda: False, find=find)
-            (edited,) = [event for event in events if isinstance(event, EditedImage)]
+            (edited,) = results(request, model.tools(run, find=find))
             mask = images.decode_mask(edited.mask, picture.shape[:2])
             rows.append([picture, grey(shown), grey(mask), images.decode(edited.png)])
     side = SCALE * SIDE

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.edits import results
 from bench.inputs import GUIDANCE
 from bench.measure import Ratio, in_turns
 from sampler_svc.build.refit_check import random_weights, reference_answer
@@ -16,7 +17,6 @@ from sampler_svc.engines.engine import BASE, Array, EngineSpec, Probe, Weights
 from sampler_svc.engines.folder import BASE_PROBE_SEED, Manifest
 from sampler_svc.model import Model
 from sampler_svc.sampling.request import Request
-from sampler_svc.sampling.sample import sample
 
 EDIT_STEPS = (8, 20, 50)
 
@@ -96,7 +96,7 @@ def editing(model: Model, sets: Iterator[Weights], request: Request) -> Callable
     def work() -> None:
         weights = next(sets)
         with model.pool.lease(weights.id, lambda: weights) as lease:
-            list(sample(model.graphs, model.schedule, lease.engine.run, request, lambda: False))
+            results(request, model.tools(lease.engine.run))
 
     return work
 

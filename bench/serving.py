@@ -20,12 +20,12 @@ from pathlib import Path
 
 import grpc
 
+from bench.edits import results
 from bench.inputs import GUIDANCE, MODEL, PICTURE, PROMPT
 from bench.measure import Measured, Ratio, in_turns, percentile, seconds, spread
 from sampler_svc.engines.engine import BASE
 from sampler_svc.model import Model
 from sampler_svc.sampling.request import Request
-from sampler_svc.sampling.sample import sample
 from unitune.v1 import edit_pb2, sampler_pb2, sampler_pb2_grpc
 from unitune_client import Client
 from unitune_client.channel import NO_PROXY
@@ -71,7 +71,7 @@ def overhead_ms(address: str, engine: Path, rounds: int) -> dict[str, float]:
         with Client(address) as client, model.pool.lease(BASE, lambda: model.base) as lease:
             works = {
                 "served": lambda: edit(client),
-                "in process": lambda: [*sample(model.graphs, model.schedule, lease.engine.run, request, lambda: False)],
+                "in process": lambda: results(request, model.tools(lease.engine.run)),
             }
             taken = in_turns(works, rounds)
     finally:

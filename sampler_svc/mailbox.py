@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Generic, TypeVar
 
-from sampler_svc.sampling.sample import Step
+from sampler_svc.sampling.events import Step
 
 STEP_INTERVAL_S = 0.2
 

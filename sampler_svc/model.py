@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from sampler_svc.config import AUTO, BACKENDS
 from sampler_svc.engines.backends import backend_of
@@ -14,9 +15,12 @@ from sampler_svc.engines.pool import EnginePool
 from sampler_svc.engines.weights import base_weights, super_resolution_weights
 from sampler_svc.sampling.base_graphs import BaseGraphs
 from sampler_svc.sampling.clipseg import ClipSeg
+from sampler_svc.sampling.conditioning import Embed
 from sampler_svc.sampling.gate import Gate
 from sampler_svc.sampling.picture_check import PictureCheck
+from sampler_svc.sampling.tools import Tools
 from unitune.base_model import BaseModelSpec
+from unitune.diffusion.guidance import Denoiser
 from unitune.diffusion.schedule import Schedule
 from unitune.known_pictures import KnownPictures
 
@@ -90,3 +94,10 @@ class Model:
             clipseg=ClipSeg(clipseg, threads) if clipseg is not None else None,
             picture_check=PictureCheck(known, gate, graphs) if known is not None and gate is not None else None,
         )
+
+    def tools(self, denoiser: Denoiser, *, embed: Embed | None = None, **more: Any) -> Tools:
+        """What an edit is made with, by a denoiser that holds its weights; `more` are fields of Tools.
+
+        `embed` takes the place of the base model's own text embedding.
+        """
+        return Tools(self.graphs, self.schedule, denoiser, embed or self.graphs.embed, **more)

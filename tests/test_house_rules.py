@@ -126,8 +126,8 @@ def test_the_client_takes_only_the_contract_from_unitune() -> None:
 
 
 def test_messages_stop_at_the_edge_of_a_service() -> None:
-    """Tuning and sampling take and yield dataclasses; only service and __main__ know grpc or unitune.v1."""
-    edge = {"__main__.py", "service.py"}
+    """Tuning and sampling take and give dataclasses; only service, wire and __main__ know grpc or unitune.v1."""
+    edge = {"__main__.py", "service.py", "wire.py"}
 
     wrong = [
         (str(path.relative_to(ROOT)), name)

@@ -2,7 +2,7 @@
 
     half/half.json              this specification
     half/denoiser.onnx (+ .data)  fp16 within; inputs, output and tensor names are those of the fp32 graph
-    half/canary.safetensors     PyTorch's answers in fp32 with base weights and two random sets
+    half/canary.safetensors     PyTorch's answers for the self-test, in fp32 with base weights and two random sets
 
 A random set changes every tensor beyond doubt, so an engine that gives its answer has left no tensor behind: of the
 real tunings that a probe sees, most tensors change less than fp16 rounds. Both sides draw the sets from a seed.
@@ -21,10 +21,10 @@ from unitune.base_model import TensorSpec
 SCHEMA = 1
 HALF_FOLDER = "half"
 HALF_FILE = "half.json"
-CANARY_FILE = "canary.safetensors"
-CANARY_SEEDS = {"first": 1, "second": 2}  # name of a random set, and what it is drawn from
-CANARY_SETS = ("base", *CANARY_SEEDS)
-CANARY_PROBE_SEED = 0  # of the question, `unitune.weights.probe_input`; a base model's own probe asks the same
+SELF_TEST_FILE = "canary.safetensors"
+SELF_TEST_SEEDS = {"first": 1, "second": 2}  # name of a random set, and what it is drawn from
+SELF_TEST_SETS = ("base", *SELF_TEST_SEEDS)
+SELF_TEST_PROBE_SEED = 0  # of the question, `unitune.weights.probe_input`; a base model's own probe asks the same
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class HalfSpec:
         return self.noise["base"]
 
 
-def canary_tensors(seed: int, tensors: Mapping[str, TensorSpec]) -> dict[str, np.ndarray]:
+def self_test_tensors(seed: int, tensors: Mapping[str, TensorSpec]) -> dict[str, np.ndarray]:
     """A random set of weights, float32 but exact in fp16: every tensor unlike any other's, no bias zero.
 
     Matrices and kernels are scaled by their fan-in, so that a network of them neither dies out nor overflows.

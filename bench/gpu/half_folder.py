@@ -17,7 +17,7 @@ from sampler_svc.build.onnx_file import initializers
 from tuner_svc.base_model import BaseModel
 from tuner_svc.export.check import answer_of
 from tuner_svc.export.fp16 import export_half
-from unitune.half_graph import CANARY_PROBE_SEED, HALF_FOLDER, HalfSpec
+from unitune.half_graph import HALF_FOLDER, SELF_TEST_PROBE_SEED, HalfSpec
 from unitune.weights import probe_input
 
 GRAPH = f"{HALF_FOLDER}/denoiser.onnx"
@@ -76,7 +76,7 @@ def fill(folder: Path, model: BaseModel) -> None:
 def question_of(model: BaseModel) -> dict[str, np.ndarray]:
     """Latents, timesteps and contexts of one batch: what a probe asks."""
     context = (model.context_tokens, model.context_width)
-    return probe_input(CANARY_PROBE_SEED, model.latent_channels, model.latent_side, context)
+    return probe_input(SELF_TEST_PROBE_SEED, model.latent_channels, model.latent_side, context)
 
 
 def distance(answer: np.ndarray, expected: np.ndarray) -> float:

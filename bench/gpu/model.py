@@ -78,7 +78,7 @@ def random_model(shape: str, device: torch.device, seed: int = 0) -> BaseModel:
 
 @torch.no_grad()
 def other_weights(model: BaseModel, seed: int = 1) -> dict[str, Tensor]:
-    """A set of weights unlike the model's in every tensor, exact in fp16; drawn as `canary_tensors` does, there where
+    """A set of weights unlike the model's in every tensor, exact in fp16; drawn as `self_test_tensors` does, but where
     the model is, since a processor takes a minute for 860 million draws."""
     generator = torch.Generator(model.device).manual_seed(seed)
     drawn = {}

@@ -1,6 +1,6 @@
 """The sampler's own engine for ONNX Runtime on CUDA: build, session, runs, refits in place, CUDA graph.
 
-The canary's two sets of weights are one here, drawn on the GPU; what an engine has to answer is PyTorch's there.
+The self-test's two sets of weights are one here, drawn on the GPU; what an engine has to answer is PyTorch's there.
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ from bench.gpu.half_folder import GRAPH, distance, fill, question_of
 from bench.gpu.model import other_weights
 from bench.gpu.record import Found, Skipped, clocked, need_cuda, used_gb
 from bench.gpu.stepping import EDITS, GUIDANCE, ROUNDS, Predicted, answer_of, edit_of
-from sampler_svc.build.cuda import cuda_recipe
-from sampler_svc.build.recipe import Recipe
+from sampler_svc.build.builder import Builder
+from sampler_svc.build.cuda import cuda_builder
 from sampler_svc.engines.cuda import CPU, CUDA, OrtCudaEngine
 from sampler_svc.engines.engine import BASE, EngineSpec, Probe, Weights
 from sampler_svc.engines.fp16_weights import rounded
@@ -25,7 +25,7 @@ from tuner_svc.base_model import BaseModel
 from unitune.diffusion.denoiser import Prediction, predict
 from unitune.diffusion.guidance import classifier_free, guided
 from unitune.diffusion.schedule import Latents
-from unitune.half_graph import CANARY_FILE, CANARY_PROBE_SEED, HALF_FOLDER, HalfSpec
+from unitune.half_graph import HALF_FOLDER, SELF_TEST_FILE, SELF_TEST_PROBE_SEED, HalfSpec
 
 REFITS = 2  # there and back; each takes seconds of the processor
 OTHER = "other"
@@ -46,21 +46,21 @@ class Engines:
         """Weights into the graph, then the offline optimisation: seconds of each; fp16's noise in PyTorch."""
         if not (self._graphs / GRAPH).is_file():
             raise Skipped(f"{self._graphs} has no graph: python -m bench.gpu --prepare {self._graphs}")
-        recipe: Recipe = cuda_recipe(self._provider)
+        builder: Builder = cuda_builder(self._provider)
         filled = clocked(lambda: fill(self._graphs, self._model), self._model.device)
         self._draw_sets()
         half = HalfSpec.load(self._graphs / HALF_FOLDER)
         dataclasses.replace(half, noise=self._noise).save(self._graphs / HALF_FOLDER)
-        save_file({"base": self._sets[BASE].probe.expected}, self._graphs / HALF_FOLDER / CANARY_FILE)
+        save_file({"base": self._sets[BASE].probe.expected}, self._graphs / HALF_FOLDER / SELF_TEST_FILE)
         spec = self._model.spec
         spec.save(self._graphs)
         self._folder.mkdir(parents=True, exist_ok=True)
-        built = clocked(lambda: recipe.fill(self._folder, self._graphs, spec), self._model.device)
+        built = clocked(lambda: builder.fill(self._folder, self._graphs, spec), self._model.device)
         return {
             "fill_s": filled["median"],
             "build_s": built["median"],
             "noise": self._noise,
-            "facts": dict(recipe.facts),
+            "facts": dict(builder.facts),
         }
 
     def runs(self) -> Found:
@@ -145,7 +145,7 @@ class Engines:
         answers = {BASE: answer_of(self._model, {}), OTHER: answer_of(self._model, other)}
         for name, tensors in ((BASE, base), (OTHER, other)):
             arrays = {each: tensor.cpu().numpy() for each, tensor in tensors.items()}
-            probe = Probe(CANARY_PROBE_SEED, answers[name], answers[BASE])
+            probe = Probe(SELF_TEST_PROBE_SEED, answers[name], answers[BASE])
             self._sets[name] = Weights(name, arrays, probe)
             self._noise[name] = distance(answer_of(self._model, tensors, torch.float16), answers[name])
 

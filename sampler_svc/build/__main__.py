@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sampler_svc.build.cpu import onnxruntime_recipe
+from sampler_svc.build.builder import Builder, BuildError
+from sampler_svc.build.cpu import onnxruntime_builder
 from sampler_svc.build.folder import build, read_graphs
-from sampler_svc.build.recipe import BuildError, Recipe
 from sampler_svc.config import BACKENDS
 from sampler_svc.engines.engine import BackendMissing
 from unitune.system_errors import disk_sentence
@@ -30,9 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--backend", choices=BACKENDS, default=BACKENDS[0], help="what is to run it (%(default)s)")
     options = parser.parse_args(arguments)
     try:
-        recipe = recipe_of(options.backend)
-        folder = options.out or options.engines / read_graphs(options.graphs, recipe)[1].digest[:16]
-        print(build(options.graphs, folder, recipe))
+        builder = builder_of(options.backend)
+        folder = options.out or options.engines / read_graphs(options.graphs, builder)[1].digest[:16]
+        print(build(options.graphs, folder, builder))
     except (BuildError, BackendMissing) as error:
         print(f"build: {error}", file=sys.stderr)
         return 1
@@ -45,17 +45,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def recipe_of(name: str) -> Recipe:
+def builder_of(name: str) -> Builder:
     """How a backend builds here; its module is imported only if asked for. Raises BackendMissing."""
     if name == "onnxruntime":
-        return onnxruntime_recipe()
+        return onnxruntime_builder()
     if name == "onnxruntime-cuda":
-        from sampler_svc.build.cuda import cuda_recipe
+        from sampler_svc.build.cuda import cuda_builder
 
-        return cuda_recipe()
-    from sampler_svc.build.tensorrt import tensorrt_recipe
+        return cuda_builder()
+    from sampler_svc.build.tensorrt import tensorrt_builder
 
-    return tensorrt_recipe()
+    return tensorrt_builder()
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from safetensors.numpy import load_file
 
+from sampler_svc.build.builder import DENOISER_DATA, EXPORT_AGAIN, Builder, BuildError, copy_others
 from sampler_svc.build.cpu_layout import lay_out
 from sampler_svc.build.onnx_file import SMALL_BYTES, initializers, put_outside
-from sampler_svc.build.recipe import DENOISER_DATA, EXPORT_AGAIN, BuildError, Recipe, copy_others
 from sampler_svc.build.refit_check import base_and_random_weights, check_refits
 from sampler_svc.engines.cpu import (
     DENOISER,
@@ -31,9 +31,9 @@ from unitune.base_model import SPEC_FILE, BaseModelSpec
 from unitune.system_errors import disk_sentence
 
 
-def onnxruntime_recipe() -> Recipe:
+def onnxruntime_builder() -> Builder:
     """ONNX Runtime on this CPU."""
-    return Recipe(backend(), DENOISER, (SPEC_FILE,), check_graph, _fill, verify)
+    return Builder(backend(), DENOISER, (SPEC_FILE,), check_graph, _fill, verify)
 
 
 def check_graph(graphs: Path, spec: BaseModelSpec) -> None:

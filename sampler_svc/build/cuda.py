@@ -4,57 +4,60 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from sampler_svc.build.fp16 import HALF_DENOISER, copy_all_but_the_denoiser, half_recipe
+from sampler_svc.build.builder import DENOISER_DATA, Builder, BuildError
+from sampler_svc.build.fp16 import HALF_DENOISER, copy_all_but_the_denoiser, half_builder
 from sampler_svc.build.onnx_file import SMALL_BYTES, put_outside
-from sampler_svc.build.recipe import DENOISER_DATA, BuildError, Recipe
 from sampler_svc.engines.cpu import DENOISER, session_options
 from sampler_svc.engines.cuda import CUDA, OFFLINE_OPTIMISATIONS, OrtCudaEngine, cuda_facts, fixed_batch, open_on
 from sampler_svc.engines.engine import BackendMissing, EngineSpec
-from sampler_svc.engines.self_test import Canary, Unqualified
+from sampler_svc.engines.self_test import SelfTest, SelfTestFailed
 from sampler_svc.engines.weights import base_weights
 from unitune.base_model import BaseModelSpec
 from unitune.errors import UniTuneError
 
 
-def cuda_recipe(provider: str = CUDA) -> Recipe:
+def cuda_builder(provider: str = CUDA) -> Builder:
     """ONNX Runtime on this GPU. Raises BackendMissing."""
     here = cuda_facts(provider)
-    return half_recipe(here, partial(_fill, provider=provider), partial(verify, provider=provider, here=here))
+    return half_builder(here, partial(_fill, provider=provider), partial(verify, provider=provider, here=here))
 
 
 def verify(graphs: Path, engine_folder: Path, spec: BaseModelSpec, *, provider: str, here: Mapping[str, str]) -> None:
-    """Ask the canary: weights written in place, else in new sessions; then through a CUDA graph. Raises BuildError."""
+    """Run the self-test with weights written in place, else in new sessions, then through a CUDA graph.
+
+    Raises BuildError.
+    """
     base = base_weights(engine_folder, spec)
     try:
-        canary = Canary(engine_folder)
-        in_place = _qualifies(canary, engine_folder, spec, provider)
+        self_test = SelfTest(engine_folder)
+        in_place = _passes(self_test, engine_folder, spec, provider)
         if not in_place:
-            canary = Canary(engine_folder)
-            _qualify(canary, engine_folder, spec, provider, in_place=False)
+            self_test = SelfTest(engine_folder)
+            _run_self_test(self_test, engine_folder, spec, provider, in_place=False)
         cuda_graph = in_place and provider == CUDA and _sees_refits(engine_folder, spec)
-        canary.found(here, cuda_graph=cuda_graph, in_place=in_place).save(engine_folder)
-        engine = OrtCudaEngine.open_qualified(engine_folder, EngineSpec.of(spec), provider)
+        self_test.found(here, cuda_graph=cuda_graph, in_place=in_place).save(engine_folder)
+        engine = OrtCudaEngine.open_tested(engine_folder, EngineSpec.of(spec), provider)
         engine.refit(base)
         engine.close()
-    except Unqualified as error:
+    except SelfTestFailed as error:
         raise BuildError(f"the engine does not compute what PyTorch does: {error}") from error
     except (BackendMissing, UniTuneError) as error:
         raise BuildError(f"the engine cannot be used: {error}") from error
 
 
-def _qualifies(canary: Canary, folder: Path, spec: BaseModelSpec, provider: str) -> bool:
+def _passes(self_test: SelfTest, folder: Path, spec: BaseModelSpec, provider: str) -> bool:
     try:
-        _qualify(canary, folder, spec, provider, in_place=True)
-    except Unqualified:
+        _run_self_test(self_test, folder, spec, provider, in_place=True)
+    except SelfTestFailed:
         return False
     return True
 
 
-def _qualify(canary: Canary, folder: Path, spec: BaseModelSpec, provider: str, *, in_place: bool) -> None:
+def _run_self_test(self_test: SelfTest, folder: Path, spec: BaseModelSpec, provider: str, *, in_place: bool) -> None:
     engine = OrtCudaEngine(folder, EngineSpec.of(spec), provider=provider, in_place=in_place)
     try:
         engine._write(base_weights(folder, spec).tensors)  # there is no session before
-        canary.qualify(engine)
+        self_test.run(engine)
     finally:
         engine.close()
 
@@ -62,7 +65,7 @@ def _qualify(canary: Canary, folder: Path, spec: BaseModelSpec, provider: str, *
 def _sees_refits(folder: Path, spec: BaseModelSpec) -> bool:
     engine = OrtCudaEngine(folder, EngineSpec.of(spec), use_cuda_graph=True)
     try:
-        return Canary(folder).sees_refits(engine)
+        return SelfTest(folder).sees_refits(engine)
     except Exception:  # a graph that cannot be captured as a whole is refused in one of many ways
         return False
     finally:

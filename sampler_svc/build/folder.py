@@ -6,9 +6,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from sampler_svc.build.cpu import onnxruntime_recipe
+from sampler_svc.build.builder import EXPORT_AGAIN, Builder, BuildError
+from sampler_svc.build.cpu import onnxruntime_builder
 from sampler_svc.build.onnx_file import structure_digest
-from sampler_svc.build.recipe import EXPORT_AGAIN, BuildError, Recipe
 from sampler_svc.build.refit_check import base_and_random_weights, check_refits
 from sampler_svc.engines.cpu_super_resolution import SuperResolutionEngine
 from sampler_svc.engines.folder import (
@@ -22,26 +22,26 @@ from sampler_svc.engines.folder import (
 from unitune.base_model import SUPER_RESOLUTION_GRAPH, BaseModelSpec, file_digest
 
 
-def build(graphs: Path, folder: Path, recipe: Recipe | None = None) -> Path:
+def build(graphs: Path, folder: Path, builder: Builder | None = None) -> Path:
     """Build an engine into a folder; at once if a complete one with the same key is there. Answers with the folder.
 
-    Without a recipe it is for ONNX Runtime on this CPU. An engine of another key is replaced by the new one. Raises
+    Without a builder it is for ONNX Runtime on this CPU. An engine of another key is replaced by the new one. Raises
     BuildError when the graphs are incomplete, or a built engine would not answer or refit like them.
     """
     began = time.monotonic()
-    recipe = recipe or onnxruntime_recipe()
-    spec, key = read_graphs(graphs, recipe)
+    builder = builder or onnxruntime_builder()
+    spec, key = read_graphs(graphs, builder)
     if is_complete(folder, key):
         return folder
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST_FILE).exists():
         raise BuildError(f"{folder} is a folder with other files: give an empty or a new one")
     check_files(graphs, spec)
-    recipe.check(graphs, spec)
+    builder.check(graphs, spec)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        recipe.fill(partial, graphs, spec)
-        modes = recipe.verify(graphs, partial, spec) or ()
+        builder.fill(partial, graphs, spec)
+        modes = builder.verify(graphs, partial, spec) or ()
         if spec.super_resolution is not None:
             verify_super_resolution(partial, spec)
         files = {path.name: (file_digest(path), path.stat().st_size) for path in sorted(partial.iterdir())}
@@ -53,17 +53,17 @@ def build(graphs: Path, folder: Path, recipe: Recipe | None = None) -> Path:
     return folder
 
 
-def read_graphs(graphs: Path, recipe: Recipe | None = None) -> tuple[BaseModelSpec, EngineKey]:
+def read_graphs(graphs: Path, builder: Builder | None = None) -> tuple[BaseModelSpec, EngineKey]:
     """The specification of exported graphs, and the key of the engine built from them here. Raises BuildError."""
-    recipe = recipe or onnxruntime_recipe()
+    builder = builder or onnxruntime_builder()
     try:
         spec = BaseModelSpec.load(graphs)
-        structure = structure_digest((graphs / recipe.denoiser).read_bytes())
-        specification = " ".join(file_digest(graphs / name) for name in recipe.specifications)
+        structure = structure_digest((graphs / builder.denoiser).read_bytes())
+        specification = " ".join(file_digest(graphs / name) for name in builder.specifications)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        with_half = " with --half" if len(recipe.specifications) > 1 else ""
+        with_half = " with --half" if len(builder.specifications) > 1 else ""
         raise BuildError(f"{graphs} holds no exported graphs ({error}); {EXPORT_AGAIN}{with_half}") from error
-    return spec, key_of(spec, structure, specification, recipe.facts)
+    return spec, key_of(spec, structure, specification, builder.facts)
 
 
 def check_files(graphs: Path, spec: BaseModelSpec) -> None:

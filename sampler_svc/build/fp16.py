@@ -1,4 +1,4 @@
-"""What builds for a GPU share: they begin at the half graph, and end at the canary."""
+"""What builds for a GPU share: they begin at the half graph, and end at the engine self-test."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -6,11 +6,11 @@ from pathlib import Path
 
 from safetensors.numpy import load_file, save_file
 
+from sampler_svc.build.builder import EXPORT_AGAIN, Builder, BuildError, copy_others
 from sampler_svc.build.onnx_file import initializers
-from sampler_svc.build.recipe import EXPORT_AGAIN, BuildError, Recipe, copy_others
 from sampler_svc.engines.folder import PROBE_FILE
 from unitune.base_model import SPEC_FILE, BaseModelSpec, file_digest
-from unitune.half_graph import CANARY_FILE, HALF_FILE, HALF_FOLDER, HalfSpec
+from unitune.half_graph import HALF_FILE, HALF_FOLDER, SELF_TEST_FILE, HalfSpec
 
 HALF_DENOISER = f"{HALF_FOLDER}/denoiser.onnx"
 AGAIN_WITH_HALF = f"{EXPORT_AGAIN} with --half"
@@ -18,9 +18,9 @@ AGAIN_WITH_HALF = f"{EXPORT_AGAIN} with --half"
 Step = Callable[[Path, Path, BaseModelSpec], None]
 
 
-def half_recipe(facts: Mapping[str, str], fill: Step, verify: Step) -> Recipe:
-    """A recipe that begins at the half graph."""
-    return Recipe(facts, HALF_DENOISER, (SPEC_FILE, f"{HALF_FOLDER}/{HALF_FILE}"), check_half_graph, fill, verify)
+def half_builder(facts: Mapping[str, str], fill: Step, verify: Step) -> Builder:
+    """A builder that begins at the half graph."""
+    return Builder(facts, HALF_DENOISER, (SPEC_FILE, f"{HALF_FOLDER}/{HALF_FILE}"), check_half_graph, fill, verify)
 
 
 def check_half_graph(graphs: Path, spec: BaseModelSpec) -> None:
@@ -42,8 +42,8 @@ def check_half_graph(graphs: Path, spec: BaseModelSpec) -> None:
 
 
 def copy_all_but_the_denoiser(folder: Path, graphs: Path, spec: BaseModelSpec) -> None:
-    """Half specification, canary, the other graphs, and PyTorch's answer with base weights as their probe."""
-    for name in (HALF_FILE, CANARY_FILE):
+    """Half specification, self-test answers, the other graphs, and PyTorch's answer with base weights as the probe."""
+    for name in (HALF_FILE, SELF_TEST_FILE):
         shutil.copyfile(graphs / HALF_FOLDER / name, folder / name)
     copy_others(folder, graphs, spec)
-    save_file({"base": load_file(folder / CANARY_FILE)["base"]}, folder / PROBE_FILE)
+    save_file({"base": load_file(folder / SELF_TEST_FILE)["base"]}, folder / PROBE_FILE)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from sampler_svc.build.recipe import BuildError
+from sampler_svc.build.builder import BuildError
 from sampler_svc.engines.cpu import open_refitted, session_options
 from sampler_svc.engines.engine import Engine, EngineSpec, Probe, Tensors, Weights
 from sampler_svc.engines.folder import BASE_PROBE_SEED

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from sampler_svc.build.fp16 import AGAIN_WITH_HALF, HALF_DENOISER, copy_all_but_the_denoiser, half_recipe
-from sampler_svc.build.recipe import BuildError, Recipe
+from sampler_svc.build.builder import Builder, BuildError
+from sampler_svc.build.fp16 import AGAIN_WITH_HALF, HALF_DENOISER, copy_all_but_the_denoiser, half_builder
 from sampler_svc.engines.engine import EngineSpec
 from sampler_svc.engines.folder import UnusableEngine
 from sampler_svc.engines.fp16_weights import BATCH
-from sampler_svc.engines.self_test import Canary, Unqualified
+from sampler_svc.engines.self_test import SelfTest, SelfTestFailed
 from sampler_svc.engines.tensorrt import (
     OPTIMISATION_LEVEL,
     PLAN_FILE,
@@ -32,11 +32,11 @@ from unitune.base_model import BaseModelSpec
 from unitune.errors import UniTuneError
 
 
-def tensorrt_recipe(open_runtime: OpenRuntime = open_tensorrt) -> Recipe:
+def tensorrt_builder(open_runtime: OpenRuntime = open_tensorrt) -> Builder:
     """TensorRT on this GPU. Raises BackendMissing."""
     here = tensorrt_facts(open_runtime)
     fill, check = (partial(step, open_runtime=open_runtime, here=here) for step in (_fill, verify))
-    return half_recipe(here, fill, check)
+    return half_builder(here, fill, check)
 
 
 def build_plan(trt: TensorRT, graph: Path, spec: BaseModelSpec, timing_cache: Path) -> bytes:
@@ -73,27 +73,27 @@ def build_plan(trt: TensorRT, graph: Path, spec: BaseModelSpec, timing_cache: Pa
 def verify(
     graphs: Path, engine_folder: Path, spec: BaseModelSpec, *, open_runtime: OpenRuntime, here: Mapping[str, str]
 ) -> None:
-    """Ask the canary, plainly and through a CUDA graph, and write qualification.json. Raises BuildError if it dies."""
+    """Run the self-test, plainly and through a CUDA graph, and write its report. Raises BuildError if it dies."""
     engine_spec = EngineSpec.of(spec)
     try:
-        canary = Canary(engine_folder)
+        self_test = SelfTest(engine_folder)
         engine = TrtEngine(engine_folder, engine_spec, *open_runtime())
         try:
-            canary.qualify(engine)
+            self_test.run(engine)
         finally:
             engine.close()
         captured = TrtEngine(engine_folder, engine_spec, *open_runtime(), use_cuda_graph=True)
         try:
-            cuda_graph = Canary(engine_folder).sees_refits(captured)
+            cuda_graph = SelfTest(engine_folder).sees_refits(captured)
         finally:
             captured.close()
-        canary.found(here, cuda_graph=cuda_graph).save(engine_folder)
-        proven = TrtEngine.open_qualified(engine_folder, engine_spec, open_runtime)
+        self_test.found(here, cuda_graph=cuda_graph).save(engine_folder)
+        proven = TrtEngine.open_tested(engine_folder, engine_spec, open_runtime)
         try:
             proven.refit(base_weights(engine_folder, spec))
         finally:
             proven.close()
-    except Unqualified as error:
+    except SelfTestFailed as error:
         raise BuildError(f"the plan does not compute what PyTorch does: {error}") from error
     except (UnusableEngine, UniTuneError) as error:
         raise BuildError(f"the plan cannot be used: {error}") from error
@@ -102,7 +102,7 @@ def verify(
 def _fill(
     folder: Path, graphs: Path, spec: BaseModelSpec, *, open_runtime: OpenRuntime, here: Mapping[str, str]
 ) -> None:
-    """Plan, half specification and canary, and all files that are not the denoiser."""
+    """Plan, half specification, the self-test's answers, and all files that are not the denoiser."""
     trt, device = open_runtime()
     print("build: building the plan, which takes minutes for a large model ...", file=sys.stderr, flush=True)
     try:

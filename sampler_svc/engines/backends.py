@@ -33,7 +33,7 @@ def backend_of(name: str) -> Backend:
 
     if name == "onnxruntime-cuda":
         return Backend(
-            cuda_facts(), lambda folder, spec, *_: lambda: OrtCudaEngine.open_qualified(folder, spec), CudaGraph
+            cuda_facts(), lambda folder, spec, *_: lambda: OrtCudaEngine.open_tested(folder, spec), CudaGraph
         )
     from sampler_svc.engines.tensorrt import TrtEngine, tensorrt_facts
 
@@ -42,7 +42,7 @@ def backend_of(name: str) -> Backend:
         check_cuda()
     return Backend(
         facts,
-        lambda folder, spec, *_: lambda: TrtEngine.open_qualified(folder, spec),
+        lambda folder, spec, *_: lambda: TrtEngine.open_tested(folder, spec),
         CudaGraph if has_cuda() else Graph,
     )
 

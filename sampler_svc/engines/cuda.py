@@ -18,7 +18,7 @@ from sampler_svc.engines.cuda_device import open_device
 from sampler_svc.engines.engine import Array, BackendMissing, Engine, EngineSpec, RefitReport, Tensors, Weights
 from sampler_svc.engines.folder import REBUILD, UnusableEngine
 from sampler_svc.engines.fp16_weights import BATCH, in_batches, rounded
-from sampler_svc.engines.self_test import Qualification
+from sampler_svc.engines.self_test import SelfTestReport
 from unitune import telemetry
 from unitune.errors import DataLoss, Internal
 from unitune.half_graph import HalfSpec
@@ -123,12 +123,12 @@ class OrtCudaEngine(Engine):
         self._weights: dict[str, onnxruntime.OrtValue] = {}
 
     @classmethod
-    def open_qualified(cls, folder: Path, spec: EngineSpec, provider: str = CUDA) -> "OrtCudaEngine":
-        """An engine as the canary found it to work here. Raises UnusableEngine if it was never asked."""
+    def open_tested(cls, folder: Path, spec: EngineSpec, provider: str = CUDA) -> "OrtCudaEngine":
+        """An engine as the engine self-test found it to work here. Raises UnusableEngine if it was never asked."""
         try:
-            found = Qualification.load(folder)
+            found = SelfTestReport.load(folder)
         except (OSError, ValueError) as error:
-            raise UnusableEngine(f"{folder} holds a graph that was never qualified: {REBUILD}") from error
+            raise UnusableEngine(f"{folder} holds a graph that never passed the engine self-test: {REBUILD}") from error
         engine = cls(folder, spec, provider=provider, in_place=found.in_place, use_cuda_graph=found.cuda_graph)
         engine.rounding = max(engine.rounding, found.errors["base"])
         return engine

@@ -1,4 +1,4 @@
-"""The canary: that a built plan computes what PyTorch does, and that a refit of it leaves no tensor behind.
+"""The engine self-test: that a built plan computes what PyTorch does, and that a refit of it leaves no tensor behind.
 
 Once per plan and GPU, at its build. The plan as it is, then two random sets of weights in turn, must give the answers
 that the exporter shipped, up to three times fp16's own rounding. A probe after every refit (engine.py) proves that
@@ -16,20 +16,20 @@ from safetensors.numpy import load_file
 
 from sampler_svc.engines.engine import Array, Engine
 from unitune.errors import UniTuneError
-from unitune.half_graph import CANARY_FILE, CANARY_PROBE_SEED, CANARY_SEEDS, HalfSpec, canary_tensors
+from unitune.half_graph import SELF_TEST_FILE, SELF_TEST_PROBE_SEED, SELF_TEST_SEEDS, HalfSpec, self_test_tensors
 from unitune.weights import probe_input
 
-QUALIFICATION_FILE = "qualification.json"
+REPORT_FILE = "qualification.json"
 MAX_ERROR = 3.0  # times fp16's noise; a single stale tensor gives more (tests/tuner_svc/test_export_half.py)
 
 
-class Unqualified(Exception):
+class SelfTestFailed(Exception):
     """A plan computes or refits wrongly. The message says what and by how much."""
 
 
 @dataclass(frozen=True)
-class Qualification:
-    """What the canary found."""
+class SelfTestReport:
+    """What the engine self-test found."""
 
     errors: Mapping[str, float]  # set of weights to the largest error, as a share of PyTorch's fp32 answer
     noise: Mapping[str, float]  # the same for PyTorch in fp16
@@ -40,31 +40,31 @@ class Qualification:
 
     def save(self, folder: Path) -> None:
         """Write qualification.json."""
-        (folder / QUALIFICATION_FILE).write_text(json.dumps(asdict(self), indent=1, sort_keys=True))
+        (folder / REPORT_FILE).write_text(json.dumps(asdict(self), indent=1, sort_keys=True))
 
     @classmethod
-    def load(cls, folder: Path) -> "Qualification":
+    def load(cls, folder: Path) -> "SelfTestReport":
         """Read qualification.json. Raises OSError where there is none, and ValueError for anything else."""
         try:
-            return cls(**json.loads((folder / QUALIFICATION_FILE).read_text()))
+            return cls(**json.loads((folder / REPORT_FILE).read_text()))
         except TypeError as error:
-            raise ValueError(f"{folder / QUALIFICATION_FILE} is no qualification") from error
+            raise ValueError(f"{folder / REPORT_FILE} is no report of a self-test") from error
 
 
-class Canary:
-    """The questions to one base model's engines, and the answers."""
+class SelfTest:
+    """The self-test of one base model's engines: questions, and PyTorch's answers."""
 
     def __init__(self, folder: Path) -> None:
         """From a folder with half.json and canary.safetensors."""
         self.half = HalfSpec.load(folder)
-        self.answers = load_file(folder / CANARY_FILE)
+        self.answers = load_file(folder / SELF_TEST_FILE)
         self.errors: dict[str, float] = {}
         self.seconds: dict[str, list[float]] = {}
 
     def ask(self, engine: Engine, name: str) -> Array:
-        """What the engine answers as it is. Raises Unqualified unless that is the answer of the set `name`."""
+        """What the engine answers as it is. Raises SelfTestFailed unless that is the answer of the set `name`."""
         channels, *side = engine.spec.latent
-        question = probe_input(CANARY_PROBE_SEED, channels, (side[0], side[1]), engine.spec.context)
+        question = probe_input(SELF_TEST_PROBE_SEED, channels, (side[0], side[1]), engine.spec.context)
         began = time.perf_counter()
         answer = engine._compute(*question.values())
         self._took("run", began)
@@ -73,42 +73,42 @@ class Canary:
         self.errors[name] = max(error, self.errors.get(name, 0.0))
         if not error < MAX_ERROR * self.half.noise[name]:  # also when it is not a number
             allowed = MAX_ERROR * self.half.noise[name]
-            raise Unqualified(f"with {name} weights its answer is {error:.1e} off; {allowed:.1e} is allowed")
+            raise SelfTestFailed(f"with {name} weights its answer is {error:.1e} off; {allowed:.1e} is allowed")
         return answer
 
     def refit_and_ask(self, engine: Engine, name: str) -> Array:
         """The same, after a refit with a random set."""
-        tensors = canary_tensors(CANARY_SEEDS[name], self.half.tensors)
+        tensors = self_test_tensors(SELF_TEST_SEEDS[name], self.half.tensors)
         began = time.perf_counter()
         engine._write(tensors)
         self._took("refit", began)
         return self.ask(engine, name)
 
-    def qualify(self, engine: Engine) -> None:
-        """The whole of it, on an engine that was not refitted yet. Raises Unqualified."""
+    def run(self, engine: Engine) -> None:
+        """The whole of it, on an engine that was not refitted yet. Raises SelfTestFailed."""
         self.ask(engine, "base")
         first = self.refit_and_ask(engine, "first")
         self.refit_and_ask(engine, "second")
         again = self.refit_and_ask(engine, "first")
         if not np.array_equal(first, again):
-            raise Unqualified("it does not come back to the same answer after a refit there and back")
+            raise SelfTestFailed("it does not come back to the same answer after a refit there and back")
 
     def sees_refits(self, engine: Engine) -> bool:
         """Whether an engine that runs through a captured graph gives each set's answer without another capture.
 
-        Asked by another canary than the one that is kept: a failure here only means that no graph is used.
+        Asked by another self-test than the one that is kept: a failure here only means that no graph is used.
         """
         try:
             for name in ("first", "second", "first"):
                 self.refit_and_ask(engine, name)
-        except (Unqualified, UniTuneError):
+        except (SelfTestFailed, UniTuneError):
             return False
         return True
 
-    def found(self, backend: Mapping[str, str], *, cuda_graph: bool, in_place: bool = True) -> Qualification:
+    def found(self, backend: Mapping[str, str], *, cuda_graph: bool, in_place: bool = True) -> SelfTestReport:
         """What is to be kept, as of now."""
         seconds = {what: round(float(np.median(times)), 6) for what, times in self.seconds.items()}
-        return Qualification(dict(self.errors), dict(self.half.noise), dict(backend), cuda_graph, in_place, seconds)
+        return SelfTestReport(dict(self.errors), dict(self.half.noise), dict(backend), cuda_graph, in_place, seconds)
 
     def _took(self, what: str, began: float) -> None:
         self.seconds.setdefault(what, []).append(time.perf_counter() - began)

@@ -21,7 +21,7 @@ from sampler_svc.engines.cuda_device import ALIGNMENT, INSTALL, CudaError, Devic
 from sampler_svc.engines.engine import Array, BackendMissing, Engine, EngineSpec, Probe, Tensors
 from sampler_svc.engines.folder import REBUILD, UnusableEngine
 from sampler_svc.engines.fp16_weights import BATCH, in_batches, write_half
-from sampler_svc.engines.self_test import Qualification
+from sampler_svc.engines.self_test import SelfTestReport
 from sampler_svc.engines.trt_api import ICudaEngine, IExecutionContext, TensorRT
 from unitune import telemetry
 from unitune.base_model import TensorSpec
@@ -132,20 +132,20 @@ class TrtEngine(Engine):
             raise UnusableEngine(f"the plan cannot be loaded ({error}): {REBUILD}") from error
 
     @classmethod
-    def open_qualified(
+    def open_tested(
         cls, folder: Path, spec: EngineSpec, open_runtime: Callable[[], tuple[TensorRT, Device]] = open_tensorrt
     ) -> "TrtEngine":
-        """An engine whose plan passed the canary here, with a CUDA graph where that passed too.
+        """An engine whose plan passed the engine self-test here, with a CUDA graph where that passed too.
 
-        Raises UnusableEngine for a plan that was never qualified, and what opening raises.
+        Raises UnusableEngine for a plan that never passed the engine self-test, and what opening raises.
         """
         try:
-            qualification = Qualification.load(folder)
+            report = SelfTestReport.load(folder)
         except (OSError, ValueError) as error:
-            raise UnusableEngine(f"{folder} holds a plan that was never qualified: {REBUILD}") from error
+            raise UnusableEngine(f"{folder} holds a plan that never passed the engine self-test: {REBUILD}") from error
         trt, device = open_runtime()
-        engine = cls(folder, spec, trt, device, use_cuda_graph=qualification.cuda_graph)
-        engine.rounding = max(engine.rounding, qualification.errors["base"])
+        engine = cls(folder, spec, trt, device, use_cuda_graph=report.cuda_graph)
+        engine.rounding = max(engine.rounding, report.errors["base"])
         return engine
 
     def close(self) -> None:

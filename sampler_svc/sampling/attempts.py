@@ -6,14 +6,15 @@ whose picture the gate ranks highest is taken. A seed whose picture did not pass
 does is enough.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
+from sampler_svc.sampling.events import Done, EditedImage, Event, OnEvent, Step, Warned
 from sampler_svc.sampling.gate import Gate, Scores
 from sampler_svc.sampling.request import Request
-from sampler_svc.sampling.sample import Done, EditedImage, Event, Step, Warned
 from unitune import images
 
 SEED_STRIDE = 1_000_003  # from one attempt's seed to the next one's, so that they do not meet the caller's other seeds
@@ -40,46 +41,78 @@ def attempts_of(request: Request, gate: Gate, *, is_automatic: bool, resamples: 
     ]
 
 
+class BestPictures:
+    """The best picture of each seed among the attempts so far, and the seconds that all of them took."""
+
+    def __init__(self, gate: Gate, base_image: bytes, prompt: str, *, tries_all: bool) -> None:
+        self._gate, self._tries_all = gate, tries_all
+        self._score = gate.against(images.decode(base_image), prompt)
+        self._best: dict[int, Gated] = {}
+        self._seconds = np.zeros(4)
+
+    def open_seeds(self, seeds: int) -> list[int]:
+        """Which of so many seeds, by index, are to be tried once more."""
+        return [
+            index
+            for index in range(seeds)
+            if self._tries_all or index not in self._best or not self._best[index].passed
+        ]
+
+    def take(self, image: EditedImage, attempt: Request) -> None:
+        """Keep a picture of an attempt if it is the best of its seed; `image.index` is into all seeds."""
+        scores = self._score(images.decode(image.png, max_bytes=None))
+        found = Gated(image, scores, self._gate.passes(scores), attempt.strength, attempt.guidance_scale)
+        if image.index not in self._best or self._value(found) > self._value(self._best[image.index]):
+            self._best[image.index] = found
+
+    def add_seconds(self, done: Done) -> None:
+        """Count what an attempt took."""
+        self._seconds += (done.encode_s, done.denoise_s, done.decode_s, done.super_resolution_s)
+
+    def results(self) -> list[Gated | Done]:
+        """The best picture of each seed in order, and the sums of the seconds."""
+        seconds = (float(seconds) for seconds in self._seconds)
+        return [*(self._best[index] for index in sorted(self._best)), Done(*seconds)]
+
+    def _value(self, found: Gated) -> tuple[bool, float]:
+        # What passes ends the search for other seeds; among the points of automatic settings the rank decides.
+        return not self._tries_all and found.passed, self._gate.rank(found.scores)
+
+
 def sample_gated(
-    sample_once: Callable[[Request], Iterator[Event]],
+    sample_once: Callable[[Request, OnEvent], None],
     gate: Gate,
     prompt: str,
     attempts: Sequence[Request],
+    on_event: Callable[[Event | Gated], None],
     *,
     tries_all: bool,
-) -> Iterator[Step | Warned | Gated | Done]:
+) -> None:
     """All attempts, or only until each seed has a picture that passes; then the best picture of each seed.
 
-    `prompt` is without rare tokens. Raises what `sample_once` raises.
+    `prompt` is without rare tokens. `on_event` is called with the steps and warnings of all attempts, then with a Gated
+    for each seed, and with Done at the end. Raises what `sample_once` raises.
     """
-    score = gate.against(images.decode(attempts[0].image), prompt)
-    best: dict[int, Gated] = {}
-    spent = np.zeros(4)
+    best = BestPictures(gate, attempts[0].image, prompt, tries_all=tries_all)
 
-    def value(found: Gated) -> tuple[bool, float]:
-        # What passes ends the search for other seeds; among the points of automatic settings the rank decides.
-        return not tries_all and found.passed, gate.rank(found.scores)
-
-    for number, attempt in enumerate(attempts, start=1):
-        is_open = [tries_all or index not in best or not best[index].passed for index in range(len(attempt.seeds))]
-        open_seeds = [index for index, wanted in enumerate(is_open) if wanted]
-        if not open_seeds:
-            break
-        for event in sample_once(replace(attempt, seeds=tuple(attempt.seeds[index] for index in open_seeds))):
-            if isinstance(event, Step):
+    def attempted(number: int, attempt: Request, open_seeds: Sequence[int], event: Event) -> None:
+        match event:
+            case Step():
                 # Points differ in strength, so in steps, and how many attempts are made is not known yet: no total of
                 # them all would be right from the start.
-                yield replace(event, attempt=number, attempts=len(attempts))
-            elif isinstance(event, Warned):
-                yield event
-            elif isinstance(event, EditedImage):
-                index = open_seeds[event.index]
-                scores = score(images.decode(event.png, max_bytes=None))
-                image = replace(event, index=index)
-                found = Gated(image, scores, gate.passes(scores), attempt.strength, attempt.guidance_scale)
-                if index not in best or value(found) > value(best[index]):
-                    best[index] = found
-            else:
-                spent += (event.encode_s, event.denoise_s, event.decode_s, event.super_resolution_s)
-    yield from (best[index] for index in sorted(best))
-    yield Done(*(float(seconds) for seconds in spent))
+                on_event(replace(event, attempt=number, attempts=len(attempts)))
+            case Warned():
+                on_event(event)
+            case EditedImage():
+                best.take(replace(event, index=open_seeds[event.index]), attempt)
+            case Done():
+                best.add_seconds(event)
+
+    for number, attempt in enumerate(attempts, start=1):
+        open_seeds = best.open_seeds(len(attempt.seeds))
+        if not open_seeds:
+            break
+        wanted = replace(attempt, seeds=tuple(attempt.seeds[index] for index in open_seeds))
+        sample_once(wanted, partial(attempted, number, attempt, open_seeds))
+    for result in best.results():
+        on_event(result)

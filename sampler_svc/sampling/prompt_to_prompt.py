@@ -9,7 +9,7 @@ inversion (arXiv 2310.01506) puts it back on the inverted latents after every st
 2211.09794) guides both branches away from an embedding of each step's own, which a tuner has found.
 """
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -50,7 +50,7 @@ class AttentionEdit:
 
 
 class Controller:
-    """The controls of each step, for batches of (base, edit) for every row of guidance, the prompts' row first."""
+    """The controls of each step, for batches of (base, edit) for every term of guidance, the prompts' own first."""
 
     def __init__(self, edit: AttentionEdit, base: Text, edited: Text, tokens: int, steps: int) -> None:
         """Raises InvalidField for words that are not in the prompts, and for an alignment that they do not allow."""
@@ -65,9 +65,9 @@ class Controller:
                 )
             self._weights[columns] = weight
 
-    def controls(self, step: int, rows: int) -> Controls:
-        """For a batch of 2 * `rows`: the edit's latents under the edit prompt, row 1, take from the base's, row 0."""
-        controls = no_controls(2 * rows, self._tokens)
+    def controls(self, step: int, terms: int) -> Controls:
+        """For a batch of 2 * `terms`: the edit's latents under the edit prompt, row 1, take from the base's, row 0."""
+        controls = no_controls(2 * terms, self._tokens)
         # int as in the authors' code; a share of 1 is all steps, 0 none.
         taken = self._alignment.taken * (step < int(self._edit.cross_replace * self._steps))
         controls.source[1] = 0
@@ -77,77 +77,92 @@ class Controller:
         return controls
 
 
-def edited_beside(
-    latent: Latents,
-    run: Run,
-    denoiser: RunControlled,
-    edit: AttentionEdit,
-    texts: tuple[Text, Text],
-    contexts: tuple[Context, Context, Context],
-    guidance_scale: float,
-    prediction_type: str,
-    keep: Callable[[Latents, Latents], Latents],
-    blend: LocalBlend | None = None,
-) -> Generator[tuple[int, Latents], None, Latents]:
-    """The edited latent (1, channels, h, w) of a base image's latent, by DDIM.
+@dataclass(frozen=True)
+class PromptToPrompt:
+    """The two branches of one edit, ready to run."""
 
-    `texts` are base prompt and edit prompt, `contexts` their embeddings and the empty or negative prompt's. After
-    every step `keep` puts the base branch's latents, its first argument, where nothing may be edited. Yields after
-    each step of inversion and of the edit, counted through, with the latents as they would be without noise. Raises
-    what Controller raises, before the first step.
-    """
-    base_prompt, prompt, empty = contexts
-    controller = Controller(edit, *texts, len(prompt), len(run))
-    off = no_controls(1, len(prompt))
-    levels: list[Latents] = [latent] * (len(run) + 1)  # at the noisier end of each step; the last is the latent itself
+    run: Run
+    denoiser: RunControlled
+    attention: AttentionEdit
+    texts: tuple[Text, Text]  # base prompt and edit prompt
+    contexts: tuple[Context, Context, Context]  # their embeddings, and the empty or negative prompt's
+    guidance_scale: float
+    prediction_type: str
+    blend: LocalBlend | None = None
 
-    def alone(latents: Latents, timestep: int) -> Latents:
-        return denoiser(latents, np.array([timestep]), base_prompt[None], off).output
+    @property
+    def num_steps(self) -> int:
+        """Steps of the inversion and of the edit."""
+        return 2 * len(self.run)
 
-    for done, (step, latents) in enumerate(inverted(latent, run, alone, prediction_type)):
-        levels[step] = latents
-        yield done, latent
-    base = edited = levels[0]
-    # A late start runs the last steps, with their embeddings.
-    nulls = [empty] * len(run) if edit.nulls is None else edit.nulls[len(edit.nulls) - len(run) :]
-    solver = FirstOrder()
-    for step, (timestep, level, next_level) in enumerate(run):
-        latents = np.concatenate([base, edited])
-        rows = _rows(guidance_scale, base_prompt, prompt, nulls[step])
-        output = _guided(denoiser, latents, timestep, rows, controller.controls(step, len(rows)))
-        prediction = predict(output, latents, level, prediction_type)
-        base, edited = np.split(solver.step(latents, prediction, level, next_level), 2)
-        if edit.inversion == DIRECT:
-            base = levels[step + 1]
-        mask = blend.mask(step, latents, partial(_maps, denoiser, timestep)) if blend is not None else None
-        if mask is not None:
-            edited = blended(base, edited, mask)
-        edited = keep(base, edited)
-        yield len(run) + step, prediction.denoised[1:]
-    return edited
+    def edit(
+        self, latent: Latents, keep: Callable[[Latents, Latents], Latents], on_step: Callable[[Latents], None]
+    ) -> Latents:
+        """The edited latent (1, channels, h, w) of a base image's latent, by DDIM.
+
+        After every step `keep` puts the base branch's latents, its first argument, where nothing may be edited. Calls
+        `on_step` after each step of inversion and of the edit, with the latents as they would be without noise. Raises
+        what Controller raises, before the first step.
+        """
+        run, (base_prompt, prompt, empty) = self.run, self.contexts
+        controller = Controller(self.attention, *self.texts, len(prompt), len(run))
+        inversion = self.inversion(latent, on_step)
+        base = edited = inversion[0]
+        # A late start runs the last steps, with their embeddings.
+        nulls = self.attention.nulls
+        empties = [empty] * len(run) if nulls is None else nulls[len(nulls) - len(run) :]
+        solver = FirstOrder()
+        for step, (timestep, level, next_level) in enumerate(run):
+            latents = np.concatenate([base, edited])
+            terms = _terms(self.guidance_scale, base_prompt, prompt, empties[step])
+            output = _guided(self.denoiser, latents, timestep, terms, controller.controls(step, len(terms)))
+            prediction = predict(output, latents, level, self.prediction_type)
+            base, edited = np.split(solver.step(latents, prediction, level, next_level), 2)
+            if self.attention.inversion == DIRECT:
+                base = inversion[step + 1]
+            if self.blend is not None:
+                mask = self.blend.mask(step, latents, partial(_maps, self.denoiser, timestep))
+                edited = edited if mask is None else blended(base, edited, mask)
+            edited = keep(base, edited)
+            on_step(prediction.denoised[1:])
+        return edited
+
+    def inversion(self, latent: Latents, on_step: Callable[[Latents], None]) -> list[Latents]:
+        """The latents at the noisier end of each step of the run, inverted under the base prompt; last the latent."""
+        base_prompt = self.contexts[0]
+        off = no_controls(1, len(base_prompt))
+
+        def output(latents: Latents, timestep: int) -> Latents:
+            return self.denoiser(latents, np.array([timestep]), base_prompt[None], off).output
+
+        found = [latent]
+        for level in inverted(latent, self.run, output, self.prediction_type):
+            found.append(level.latents)
+            on_step(latent)
+        return found[::-1]
 
 
-def _rows(scale: float, base_prompt: Context, prompt: Context, empty: Context) -> list[tuple[float, Array]]:
-    """Weights and contexts (2, tokens, width) of guidance; what has no weight is not run, but for the prompts' row."""
-    (first, _), (second, _) = (row[:2] for row in classifier_free(scale, prompt, empty))
-    rows = [(first, np.stack([base_prompt, prompt]))]
-    return [*rows, (second, np.stack([empty, empty]))] if second != 0 else rows
+def _terms(scale: float, base_prompt: Context, prompt: Context, empty: Context) -> list[tuple[float, Array]]:
+    """Weights and contexts (2, tokens, width) of guidance; terms of weight 0 are left out, except the prompts' own."""
+    first, second = (term.weight for term in classifier_free(scale, prompt, empty))
+    terms = [(first, np.stack([base_prompt, prompt]))]
+    return [*terms, (second, np.stack([empty, empty]))] if second != 0 else terms
 
 
 def _guided(
-    denoiser: RunControlled, latents: Latents, timestep: int, rows: Sequence[tuple[float, Array]], controls: Controls
+    denoiser: RunControlled, latents: Latents, timestep: int, terms: Sequence[tuple[float, Array]], controls: Controls
 ) -> Latents:
     """The guided output for the two branches."""
-    batch = len(rows) * len(latents)
+    batch = len(terms) * len(latents)
     found = denoiser(
-        np.concatenate([latents] * len(rows)),
+        np.concatenate([latents] * len(terms)),
         np.full(batch, timestep, dtype=np.int64),
-        np.concatenate([contexts for _, contexts in rows]),
+        np.concatenate([contexts for _, contexts in terms]),
         controls,
     )
-    outputs = np.split(found.output, len(rows))
-    total: Latents = rows[0][0] * outputs[0]
-    for (weight, _), output in zip(rows[1:], outputs[1:], strict=True):
+    outputs = np.split(found.output, len(terms))
+    total: Latents = terms[0][0] * outputs[0]
+    for (weight, _), output in zip(terms[1:], outputs[1:], strict=True):
         total = total + weight * output
     return total
 

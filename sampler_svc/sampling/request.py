@@ -5,9 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sampler_svc.sampling.prompt_to_prompt import AttentionEdit
-from sampler_svc.sampling.super_resolution import Enlargement
+from sampler_svc.sampling.super_resolution import SuperResolutionOptions
 from unitune.choices import DEFAULT_MASK_PADDING, MAX_SIGMA
-from unitune.diffusion.guidance import Context, Row, mixed_with_base, prompt_guided, unconditional_on_base
+from unitune.diffusion.guidance import Context, GuidanceTerm, mixed_with_base, prompt_guided, unconditional_on_base
+from unitune.diffusion.schedule import Schedule, num_late_steps, sigma
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Request:
     attention: AttentionEdit | None = None  # Prompt-to-Prompt's
     guidance_sigma_low: float = 0.0
     guidance_sigma_high: float = math.inf
-    enlargement: Enlargement | None = None  # of a cascade's second stage
+    super_resolution: SuperResolutionOptions | None = None  # of a cascade's second stage
 
     def is_guided_at(self, sigma: float) -> bool:
         """Whether a step of this sigma is guided: (low, high] as in arXiv 2404.07724.
@@ -51,21 +52,45 @@ class Request:
         return self.guidance_sigma_low < min(sigma, MAX_SIGMA) <= self.guidance_sigma_high
 
     @property
+    def num_steps(self) -> int:
+        """Denoising steps of all repeats; with `attention` those of the inversion and of the edit."""
+        late = num_late_steps(self.num_inference_steps, self.strength)
+        return 2 * late if self.attention is not None else self.repeats * late
+
+    @property
     def needs_base_weights(self) -> bool:
-        """Whether any row of the guidance is on the base model's weights."""
+        """Whether any term of the guidance is on the base model's weights."""
         return self.unconditional_on_base or self.base_mixture > 0
 
 
-def guidance_rows(
-    request: Request, embed: Callable[[str], Context], *, is_noisy: bool, is_guided: bool = True
-) -> list[Row]:
-    """The guidance of an edit as rows of the one form; `is_noisy` for the noisier half of the schedule's timesteps.
+def guidance_by_timestep(
+    request: Request, embed: Callable[[str], Context], schedule: Schedule
+) -> Callable[[int], list[GuidanceTerm]]:
+    """The terms of an edit's guidance at a timestep. Texts are embedded once."""
+    sigmas = sigma(schedule.alphas_cumprod)
+    terms = {
+        (is_noisy, is_guided): guidance_terms(request, embed, is_noisy=is_noisy, is_guided=is_guided)
+        for is_noisy in (False, True)
+        for is_guided in (False, True)
+    }
 
-    Where a step is not guided the prompt's prediction is left alone.
+    def terms_of(timestep: int) -> list[GuidanceTerm]:
+        return terms[timestep >= len(schedule) / 2, request.is_guided_at(float(sigmas[timestep]))]
+
+    return terms_of
+
+
+def guidance_terms(
+    request: Request, embed: Callable[[str], Context], *, is_noisy: bool, is_guided: bool = True
+) -> list[GuidanceTerm]:
+    """The guidance of an edit as terms of the one linear form.
+
+    `is_noisy` is for the noisier half of the schedule's timesteps. Where a step is not guided the prompt's prediction
+    is left alone.
     """
-    rows = [Row(1.0, embed(request.prompt))]
+    terms = [GuidanceTerm(1.0, embed(request.prompt))]
     if is_guided:
-        rows = prompt_guided(
+        terms = prompt_guided(
             request.guidance_scale,
             request.prompt_guidance_scale,
             embed(request.prompt),
@@ -73,7 +98,7 @@ def guidance_rows(
             embed(request.base_prompt),
         )
         if request.unconditional_on_base:
-            rows = unconditional_on_base(rows)
+            terms = unconditional_on_base(terms)
     if request.base_mixture > 0 and is_noisy:
-        rows = mixed_with_base(rows, request.base_mixture, embed(request.untuned_prompt))
-    return rows
+        terms = mixed_with_base(terms, request.base_mixture, embed(request.untuned_prompt))
+    return terms

@@ -1,10 +1,10 @@
-"""The second stage of a cascade, as an edit runs it: an edited picture in, the same picture at its size out.
+"""Super-resolution, the second stage of a cascade: an edited picture in, the same picture at the stage's size out.
 
 DDIM from pure noise over few steps. The picture to enlarge is noised once, to the noise level that the network is told,
 and stands beside the noisy one at every step (Ho et al., arXiv 2106.15282; Imagen, arXiv 2205.11487, section 2.4).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ STREAM = 1  # of a seed's random numbers; the first stage draws from the seed it
 
 
 @dataclass(frozen=True)
-class Enlargement:
+class SuperResolutionOptions:
     """How an edit wants its picture enlarged; the settings mean what edit.proto says."""
 
     noise_level: int
@@ -37,7 +37,7 @@ class SuperResolution:
 
     spec: SuperResolutionSpec
     run: Denoiser
-    wanted: Enlargement
+    wanted: SuperResolutionOptions
     prompt: Context
     empty: Context
     cancelled: Callable[[], bool]
@@ -47,10 +47,10 @@ class SuperResolution:
         """Steps for one picture."""
         return self.wanted.num_inference_steps
 
-    def enlarge(self, image: ModelImage, seed: int) -> Iterator[ModelImage]:
-        """The picture so far after each step, (1, 3, *side) in about [-1, 1]; the last one is the result.
+    def enlarge(self, image: ModelImage, seed: int, on_step: Callable[[], None] = lambda: None) -> ModelImage:
+        """The picture (1, 3, *side) in about [-1, 1], from an image (1, 3, h, w). Calls `on_step` after each step.
 
-        `image` is (1, 3, h, w). The same seed gives the same picture. Raises Cancelled (EDIT_CANCELLED).
+        The same seed gives the same picture. Raises Cancelled (EDIT_CANCELLED).
         """
         schedule, wanted = Schedule(**asdict(self.spec.schedule)), self.wanted
         rng = np.random.default_rng((seed % 2**64, STREAM))
@@ -58,7 +58,7 @@ class SuperResolution:
         low = to_blocks(enlarged(image.clip(-1, 1), self.spec.side), self.spec.block)
         seen = augmented(low, rng.standard_normal(low.shape, dtype=np.float32), wanted.noise_level, schedule)
         latents = rng.standard_normal(low.shape, dtype=np.float32)
-        rows = classifier_free(wanted.guidance_scale, self.prompt, self.empty)
+        terms = classifier_free(wanted.guidance_scale, self.prompt, self.empty)
         solver = FirstOrder()
 
         def denoiser(latents: Latents, timesteps: np.ndarray, contexts: np.ndarray) -> Latents:
@@ -70,11 +70,12 @@ class SuperResolution:
             return self.run(beside, levels, contexts)
 
         for timestep, level, next_level in ddim_run(schedule, wanted.num_inference_steps):
-            output = guided(denoiser, latents, timestep, rows)
+            output = guided(denoiser, latents, timestep, terms)
             if self.spec.is_preconditioned:
                 output = low + output
             prediction = predict(output, latents, level, schedule.prediction_type)
             if wanted.is_thresholded:
                 prediction = predict(thresholded(prediction.denoised), latents, level, "sample")
             latents = solver.step(latents, prediction, level, next_level).astype(np.float32)
-            yield from_blocks(latents, self.spec.block)
+            on_step()
+        return from_blocks(latents, self.spec.block)

@@ -1,4 +1,4 @@
-"""The engines on a real NVIDIA GPU: build, canary, contract and times of each backend. `make test-gpu` runs them.
+"""The engines on a real NVIDIA GPU: build, self-test, contract and times of each backend. `make test-gpu` runs them.
 
 They skip, with the reason, where a backend cannot run. What they find is written to out/gpu/{backend}.json, so that a
 number in a page has a file to come from. UNITUNE_GRAPHS may name a graphs folder exported with --half; without it
@@ -16,19 +16,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sampler_svc.build.__main__ import recipe_of
+from sampler_svc.build.__main__ import builder_of
 from sampler_svc.build.folder import build
 from sampler_svc.config import AUTO
 from sampler_svc.engines.backends import Backend, backend_of
 from sampler_svc.engines.engine import BASE, BackendMissing, Engine, EngineSpec, Probe, Weights
 from sampler_svc.engines.fp16_weights import BATCH
-from sampler_svc.engines.self_test import MAX_ERROR, Canary, Qualification
+from sampler_svc.engines.self_test import MAX_ERROR, SelfTest, SelfTestReport
 from sampler_svc.engines.weights import base_weights
 from sampler_svc.model import Model
-from sampler_svc.sampling.sample import Request, sample
+from sampler_svc.sampling.request import Request
+from tests.sampler_svc.edit_events import edit_events
 from tests.sampler_svc.pictures import picture
 from unitune.base_model import BaseModelSpec
-from unitune.half_graph import CANARY_PROBE_SEED, CANARY_SEEDS, canary_tensors
+from unitune.half_graph import SELF_TEST_PROBE_SEED, SELF_TEST_SEEDS, self_test_tensors
 
 pytestmark = pytest.mark.gpu
 
@@ -62,7 +63,7 @@ def backend(name: str) -> Backend:
 @pytest.fixture(scope="module")
 def folder(name: str, backend: Backend, graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The backend's engine folder, built now."""
-    return build(graphs, tmp_path_factory.mktemp("gpu") / name, recipe_of(name))
+    return build(graphs, tmp_path_factory.mktemp("gpu") / name, builder_of(name))
 
 
 @pytest.fixture(scope="module")
@@ -73,15 +74,15 @@ def spec(folder: Path) -> BaseModelSpec:
 
 @pytest.fixture(scope="module")
 def sets(folder: Path, spec: BaseModelSpec) -> dict[str, Weights]:
-    """The base weights and the canary's random ones, each with PyTorch's answer as its probe."""
-    canary, base = Canary(folder), base_weights(folder, spec)
+    """The base weights and the self-test's random ones, each with PyTorch's answer as its probe."""
+    self_test, base = SelfTest(folder), base_weights(folder, spec)
     return {BASE: base} | {
         name: Weights(
             name,
-            canary_tensors(seed, spec.tensors),
-            Probe(CANARY_PROBE_SEED, canary.answers[name], canary.answers["base"]),
+            self_test_tensors(seed, spec.tensors),
+            Probe(SELF_TEST_PROBE_SEED, self_test.answers[name], self_test.answers["base"]),
         )
-        for name, seed in CANARY_SEEDS.items()
+        for name, seed in SELF_TEST_SEEDS.items()
     }
 
 
@@ -110,12 +111,12 @@ def ask(engine: Engine) -> np.ndarray:
     return engine.run(latents, np.array([200, 800], dtype=np.int64), contexts)
 
 
-def test_the_plan_qualifies(folder: Path, graphs: Path, record: Callable[..., None]) -> None:
-    """The canary passed at the build, for all sets of weights; its errors and times are kept."""
-    found = Qualification.load(folder)
+def test_the_plan_passes(folder: Path, graphs: Path, record: Callable[..., None]) -> None:
+    """The engine self-test passed at the build, for all sets of weights; its errors and times are kept."""
+    found = SelfTestReport.load(folder)
     manifest = json.loads((folder / "manifest.json").read_text())
 
-    record(qualification=asdict(found), build_s=manifest["build_s"], graphs=graphs.name)
+    record(self_test=asdict(found), build_s=manifest["build_s"], graphs=graphs.name)
     assert all(error < MAX_ERROR * found.noise[each] for each, error in found.errors.items())
 
 
@@ -159,9 +160,9 @@ def test_an_edit_comes_out(name: str, backend: Backend, folder: Path, record: Ca
     request = Request(picture(), "a cat", "ddim", 20, 4.0, 0.8, (0, 1))
     try:
         with model.pool.lease(BASE, lambda: model.base) as lease:
-            first = list(sample(model.graphs, model.schedule, lease.engine.run, request, lambda: False))
+            first = edit_events(request, model.tools(lease.engine.run))
             began = time.perf_counter()
-            again = list(sample(model.graphs, model.schedule, lease.engine.run, request, lambda: False))
+            again = edit_events(request, model.tools(lease.engine.run))
     finally:
         model.pool.close()
 

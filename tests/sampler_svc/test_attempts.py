@@ -1,15 +1,15 @@
 """Several attempts at one edit: which are made, which picture is chosen, what it costs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from sampler_svc.sampling.attempts import SEED_STRIDE, Gated, attempts_of, sample_gated
+from sampler_svc.sampling.events import Done, EditedImage, Event, OnEvent, Step
 from sampler_svc.sampling.gate import Scores
 from sampler_svc.sampling.request import Request
-from sampler_svc.sampling.sample import Done, EditedImage, Event, Step
 from unitune import images
 from unitune.base_model import Preset
 
@@ -47,17 +47,21 @@ class Sampler:
         self.asked: list[Request] = []
         self._brightness = brightness
 
-    def __call__(self, wanted: Request) -> Iterator[Event]:
+    def __call__(self, wanted: Request, on_event: OnEvent) -> None:
         self.asked.append(wanted)
         for index in range(STEPS):
-            yield Step(index, STEPS)
+            on_event(Step(index, STEPS))
         for index, seed in enumerate(wanted.seeds):
-            yield EditedImage(index, seed, picture(self._brightness(wanted, seed)))
-        yield Done(1.0, 2.0, 3.0)
+            on_event(EditedImage(index, seed, picture(self._brightness(wanted, seed))))
+        on_event(Done(1.0, 2.0, 3.0))
 
 
-def run(sampler: Sampler, attempts: list[Request], *, tries_all: bool = False) -> list[Step | Gated | Done]:
-    return list(sample_gated(sampler, BrightnessGate(), "a cat", attempts, tries_all=tries_all))
+def run(
+    sampler: Sampler, attempts: list[Request], *, tries_all: bool = False, gate: BrightnessGate | None = None
+) -> list[Step | Gated | Done]:
+    events: list[Step | Gated | Done] = []
+    sample_gated(sampler, gate or BrightnessGate(), "a cat", attempts, events.append, tries_all=tries_all)
+    return events
 
 
 def test_automatic_takes_the_point_that_the_gate_ranks_highest():
@@ -89,7 +93,7 @@ def test_what_passes_is_preferred_to_what_ranks_higher():
 
     sampler = Sampler(lambda _, seed: 0.2 if seed == 5 else 0.9)
     attempts = attempts_of(request(5), Contrary(), is_automatic=False, resamples=1)
-    events = list(sample_gated(sampler, Contrary(), "a cat", attempts, tries_all=False))
+    events = run(sampler, attempts, gate=Contrary())
     (found,) = (event for event in events if isinstance(event, Gated))
 
     assert found.passed and found.image.seed == 5 + SEED_STRIDE
@@ -118,7 +122,9 @@ def test_resampling_is_bounded_and_returns_the_best():
 def test_no_resamples_score_and_change_nothing():
     """The gate without resamples gives the picture of the plain edit, with its scores."""
     sampler = Sampler(lambda _, __: 0.2)
-    plain = [event for event in Sampler(lambda _, __: 0.2)(request(7)) if isinstance(event, EditedImage)]
+    unfiltered: list[Event] = []
+    Sampler(lambda _, __: 0.2)(request(7), unfiltered.append)
+    plain = [event for event in unfiltered if isinstance(event, EditedImage)]
     events = run(sampler, attempts_of(request(7), BrightnessGate(), is_automatic=False, resamples=0))
     (found,) = (event for event in events if isinstance(event, Gated))
 

@@ -12,9 +12,9 @@ import pytest
 
 from sampler_svc.build import cpu as cpu_build
 from sampler_svc.build.__main__ import main
+from sampler_svc.build.builder import BuildError
 from sampler_svc.build.folder import build, read_graphs
 from sampler_svc.build.onnx_file import initializers
-from sampler_svc.build.recipe import BuildError
 from sampler_svc.engines.cpu import backend
 from sampler_svc.engines.folder import Manifest, UnusableEngine, open_folder
 from unitune.base_model import BaseModelSpec, file_digest

@@ -1,4 +1,4 @@
-"""Building for a GPU: what the builder is told, what the canary lets through, and what is refused.
+"""Building for a GPU: what the builder is told, what the engine self-test lets through, and what is refused.
 
 TensorRT is the fake of fake_gpu.py; ONNX Runtime is real, on its CPU provider in place of CUDA.
 """
@@ -13,16 +13,16 @@ import pytest
 from safetensors.numpy import load_file
 
 from sampler_svc.build.__main__ import main
-from sampler_svc.build.cuda import cuda_recipe
+from sampler_svc.build.builder import BuildError
+from sampler_svc.build.cuda import cuda_builder
 from sampler_svc.build.folder import build, read_graphs
-from sampler_svc.build.recipe import BuildError
-from sampler_svc.build.tensorrt import build_plan, tensorrt_recipe
+from sampler_svc.build.tensorrt import build_plan, tensorrt_builder
 from sampler_svc.config import BACKENDS
 from sampler_svc.engines import backends, cuda
 from sampler_svc.engines.cuda import CPU, OrtCudaEngine, check_cuda
 from sampler_svc.engines.engine import BackendMissing, EngineSpec
 from sampler_svc.engines.folder import Manifest, UnusableEngine, open_folder
-from sampler_svc.engines.self_test import MAX_ERROR, Qualification
+from sampler_svc.engines.self_test import MAX_ERROR, SelfTestReport
 from sampler_svc.engines.tensorrt import PLAN_FILE, WORKSPACE_BYTES
 from tests.sampler_svc.fake_gpu import NO_DEVICE, FakeCuda, FakeTensorRT, Faults, fake_runtime
 from tests.sampler_svc.tunings import Tunings
@@ -97,52 +97,52 @@ def test_a_timing_cache_is_kept_and_used(graphs: Path, spec: BaseModelSpec, trt:
 def test_whatever_goes_wrong_there_is_no_engine(graphs: Path, tmp_path: Path, faults: Faults, reason: str) -> None:
     """False or None from any call, and every wrong answer, is a BuildError with its reason; nothing is published."""
     with pytest.raises(BuildError, match=reason):
-        build(graphs, tmp_path / "engine", tensorrt_recipe(fake_runtime(faults)))
+        build(graphs, tmp_path / "engine", tensorrt_builder(fake_runtime(faults)))
 
     assert not (tmp_path / "engine").exists()
     assert not [path for path in tmp_path.iterdir() if path.is_dir() and path.name != "graphs"]
 
 
-def test_the_canary_finds_a_plan_that_is_wrong_before_any_refit(graphs: Path, spec: BaseModelSpec) -> None:
+def test_the_self_test_finds_a_plan_that_is_wrong_before_any_refit(graphs: Path, spec: BaseModelSpec) -> None:
     """A bias that counts as zero in the plan, as 11.3 may build it, shows in the base model's answer."""
-    from sampler_svc.engines.self_test import Canary, Unqualified
+    from sampler_svc.engines.self_test import SelfTest, SelfTestFailed
     from sampler_svc.engines.tensorrt import TrtEngine
 
     faults = Faults()
-    engine_folder = build(graphs, graphs.parent / "engine", tensorrt_recipe(fake_runtime(faults)))
+    engine_folder = build(graphs, graphs.parent / "engine", tensorrt_builder(fake_runtime(faults)))
     engine = TrtEngine(engine_folder, EngineSpec.of(spec), *fake_runtime(faults)())
     bias = engine._engine.weights["mid_block.resnets.0.conv1.bias"]
     engine._engine.weights["mid_block.resnets.0.conv1.bias"] = np.zeros_like(bias)
 
-    with pytest.raises(Unqualified, match="with base weights"):
-        Canary(engine_folder).qualify(engine)
+    with pytest.raises(SelfTestFailed, match="with base weights"):
+        SelfTest(engine_folder).run(engine)
     engine.close()
 
 
 @pytest.mark.parametrize("name", BACKENDS[1:])
-def test_an_engine_folder_is_whole_and_qualified(
+def test_an_engine_folder_is_whole_and_tested(
     tiny_half_graphs: Path, tmp_path: Path, spec: BaseModelSpec, name: str
 ) -> None:
     """Errors of all sets within bounds, the base model's probe from PyTorch, and every file with its digest."""
-    recipe = cuda_recipe(CPU) if name == "onnxruntime-cuda" else tensorrt_recipe(fake_runtime(Faults()))
-    folder = build(tiny_half_graphs, tmp_path / "engine", recipe)
-    found, manifest = Qualification.load(folder), Manifest.load(folder)
+    builder = cuda_builder(CPU) if name == "onnxruntime-cuda" else tensorrt_builder(fake_runtime(Faults()))
+    folder = build(tiny_half_graphs, tmp_path / "engine", builder)
+    found, manifest = SelfTestReport.load(folder), Manifest.load(folder)
 
     assert found.errors.keys() == found.noise.keys() == {"base", "first", "second"}
     assert all(0 < error < MAX_ERROR * found.noise[name] for name, error in found.errors.items())
     assert found.in_place and found.cuda_graph == (name == "tensorrt")
-    assert found.backend == recipe.facts == manifest.key.backend
+    assert found.backend == builder.facts == manifest.key.backend
     assert set(manifest.files) == {path.name for path in folder.iterdir()} - {"manifest.json"} > FOLDER_FILES
-    probe, canary = load_file(folder / "probe.safetensors"), load_file(folder / "canary.safetensors")
-    np.testing.assert_array_equal(probe["base"], canary["base"])
-    assert open_folder(folder, recipe.facts) == spec
+    probe, self_test = load_file(folder / "probe.safetensors"), load_file(folder / "canary.safetensors")
+    np.testing.assert_array_equal(probe["base"], self_test["base"])
+    assert open_folder(folder, builder.facts) == spec
 
 
 def test_a_graph_that_keeps_old_weights_is_not_used(tiny_half_graphs: Path, tmp_path: Path) -> None:
-    """The plan is good all the same: it qualifies without CUDA graphs, and engines open without."""
-    recipe = tensorrt_recipe(fake_runtime(Faults(graph_keeps_weights=True)))
+    """The plan is good all the same: it passes without CUDA graphs, and engines open without."""
+    builder = tensorrt_builder(fake_runtime(Faults(graph_keeps_weights=True)))
 
-    found = Qualification.load(build(tiny_half_graphs, tmp_path / "engine", recipe))
+    found = SelfTestReport.load(build(tiny_half_graphs, tmp_path / "engine", builder))
 
     assert not found.cuda_graph and found.errors.keys() == {"base", "first", "second"}
 
@@ -150,7 +150,7 @@ def test_a_graph_that_keeps_old_weights_is_not_used(tiny_half_graphs: Path, tmp_
 def test_a_runtime_that_does_not_see_writes_in_place_gets_new_sessions(
     tiny_half_graphs: Path, tmp_path: Path, spec: BaseModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where values written into a session's weights do not show, the canary finds out and the engine opens anew."""
+    """Where values written into a session's weights do not show, the self-test finds out and the engine opens anew."""
     written = OrtCudaEngine._write
 
     def unseen(engine: OrtCudaEngine, tensors: dict[str, np.ndarray]) -> None:
@@ -158,18 +158,18 @@ def test_a_runtime_that_does_not_see_writes_in_place_gets_new_sessions(
             written(engine, tensors)
 
     monkeypatch.setattr(OrtCudaEngine, "_write", unseen)
-    folder = build(tiny_half_graphs, tmp_path / "engine", cuda_recipe(CPU))
+    folder = build(tiny_half_graphs, tmp_path / "engine", cuda_builder(CPU))
 
-    assert not Qualification.load(folder).in_place
-    assert not OrtCudaEngine.open_qualified(folder, EngineSpec.of(spec), CPU)._in_place
+    assert not SelfTestReport.load(folder).in_place
+    assert not OrtCudaEngine.open_tested(folder, EngineSpec.of(spec), CPU)._in_place
 
 
 def test_writes_that_stop_showing_are_found_by_the_probe(
     tiny_half_graphs: Path, tmp_path: Path, spec: BaseModelSpec, tunings: Tunings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An engine that was qualified to write in place turns to new sessions at the first probe that fails."""
-    folder = build(tiny_half_graphs, tmp_path / "engine", cuda_recipe(CPU))
-    engine = OrtCudaEngine.open_qualified(folder, EngineSpec.of(spec), CPU)
+    """An engine that passed the self-test writing in place turns to new sessions at the first probe that fails."""
+    folder = build(tiny_half_graphs, tmp_path / "engine", cuda_builder(CPU))
+    engine = OrtCudaEngine.open_tested(folder, EngineSpec.of(spec), CPU)
     first, second = tunings.weights(1), tunings.weights(2)
     engine.refit(first)
     real = OrtCudaEngine._write
@@ -195,38 +195,38 @@ def test_a_plan_of_another_machine_is_refused_and_built_again(
     tiny_half_graphs: Path, tmp_path: Path, fact: str, value: str
 ) -> None:
     """The key tells GPU, driver and version: a folder of another one is not opened, and a build replaces it."""
-    recipe = tensorrt_recipe(fake_runtime(Faults()))
-    folder = build(tiny_half_graphs, tmp_path / "engine", recipe)
-    elsewhere = {**recipe.facts, fact: value}
+    builder = tensorrt_builder(fake_runtime(Faults()))
+    folder = build(tiny_half_graphs, tmp_path / "engine", builder)
+    elsewhere = {**builder.facts, fact: value}
     written = (folder / PLAN_FILE).stat().st_ino
 
     with pytest.raises(UnusableEngine, match=f"its {fact} was"):
         open_folder(folder, elsewhere)
-    assert build(tiny_half_graphs, folder, recipe) == folder
+    assert build(tiny_half_graphs, folder, builder) == folder
     assert (folder / PLAN_FILE).stat().st_ino == written
-    build(tiny_half_graphs, folder, replace(recipe, facts=elsewhere))
+    build(tiny_half_graphs, folder, replace(builder, facts=elsewhere))
 
     assert open_folder(folder, elsewhere).files
     assert (folder / PLAN_FILE).stat().st_ino != written
 
 
 def test_the_key_follows_the_half_graph(graphs: Path) -> None:
-    """Another canary or another fp16 graph is another engine, although the fp32 graphs are the same."""
-    recipe = tensorrt_recipe(fake_runtime(Faults()))
-    before = read_graphs(graphs, recipe)[1].digest
+    """Another self-test or another fp16 graph is another engine, although the fp32 graphs are the same."""
+    builder = tensorrt_builder(fake_runtime(Faults()))
+    before = read_graphs(graphs, builder)[1].digest
     half = json.loads((graphs / "half" / "half.json").read_text())
     half["files"]["canary.safetensors"] = "00" * 32
     (graphs / "half" / "half.json").write_text(json.dumps(half))
 
-    assert read_graphs(graphs, recipe)[1].digest != before
+    assert read_graphs(graphs, builder)[1].digest != before
     with pytest.raises(BuildError, match=r"canary\.safetensors is missing or damaged.*--half"):
-        build(graphs, graphs.parent / "engine", recipe)
+        build(graphs, graphs.parent / "engine", builder)
 
 
 def test_graphs_without_a_half_graph_are_refused(tiny_graphs: Path, tmp_path: Path) -> None:
     """The error says how to export one."""
     with pytest.raises(BuildError, match="export the base model again with --half"):
-        build(tiny_graphs, tmp_path / "engine", tensorrt_recipe(fake_runtime(Faults())))
+        build(tiny_graphs, tmp_path / "engine", tensorrt_builder(fake_runtime(Faults())))
 
 
 def test_a_half_graph_of_another_model_is_refused(graphs: Path, tmp_path: Path) -> None:
@@ -235,13 +235,13 @@ def test_a_half_graph_of_another_model_is_refused(graphs: Path, tmp_path: Path) 
     (graphs / "half" / "half.json").write_text(json.dumps(half | {"base_model": "00" * 32}))
 
     with pytest.raises(BuildError, match="another base model's"):
-        build(graphs, tmp_path / "engine", tensorrt_recipe(fake_runtime(Faults())))
+        build(graphs, tmp_path / "engine", tensorrt_builder(fake_runtime(Faults())))
 
 
 def test_refused_versions_do_not_build() -> None:
     """11.3 ends with its reason before any graph is read."""
     with pytest.raises(BackendMissing, match="may lose the bias"):
-        tensorrt_recipe(fake_runtime(Faults(), version="11.3.0.14"))
+        tensorrt_builder(fake_runtime(Faults(), version="11.3.0.14"))
 
 
 def test_without_cuda_the_error_says_what_onnxruntime_has() -> None:
@@ -261,7 +261,7 @@ def test_without_a_gpu_cuda_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(cuda, "open_device", no_gpu)
     with pytest.raises(BackendMissing, match="no usable NVIDIA GPU"):
-        cuda_recipe()
+        cuda_builder()
 
 
 def test_backends_tell_whether_they_can_run_here(capsys: pytest.CaptureFixture[str]) -> None:
@@ -282,7 +282,7 @@ def test_building_for_a_backend_that_is_missing_ends_with_one_line(
     def missing(name: str) -> None:
         raise BackendMissing(f"{name} is not here")
 
-    monkeypatch.setattr("sampler_svc.build.__main__.recipe_of", missing)
+    monkeypatch.setattr("sampler_svc.build.__main__.builder_of", missing)
     arguments = ["--graphs", str(tiny_half_graphs), "--out", str(tmp_path / "engine"), "--backend", "tensorrt"]
 
     assert main(arguments) == 1

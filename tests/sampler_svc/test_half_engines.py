@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sampler_svc.build.cuda import cuda_recipe
+from sampler_svc.build.cuda import cuda_builder
 from sampler_svc.build.folder import build
-from sampler_svc.build.tensorrt import tensorrt_recipe
+from sampler_svc.build.tensorrt import tensorrt_builder
 from sampler_svc.engines.cuda import CPU, OrtCudaEngine
 from sampler_svc.engines.engine import BASE, TOO_SMALL, Engine, EngineSpec, Weights
 from sampler_svc.engines.pool import EnginePool
@@ -32,8 +32,8 @@ def half_folders(tiny_half_graphs: Path, tmp_path_factory: pytest.TempPathFactor
     """An engine folder for each backend. Nobody writes to them."""
     root = tmp_path_factory.mktemp("half engines")
     return {
-        "onnxruntime": build(tiny_half_graphs, root / "onnxruntime", cuda_recipe(CPU)),
-        "tensorrt": build(tiny_half_graphs, root / "tensorrt", tensorrt_recipe(fake_runtime(Faults()))),
+        "onnxruntime": build(tiny_half_graphs, root / "onnxruntime", cuda_builder(CPU)),
+        "tensorrt": build(tiny_half_graphs, root / "tensorrt", tensorrt_builder(fake_runtime(Faults()))),
     }
 
 
@@ -48,9 +48,9 @@ def open_engine(request: pytest.FixtureRequest, half_folders: dict[str, Path], s
     """Opens engines of a backend."""
     folder, engine_spec = half_folders[request.param.partition(" ")[0]], EngineSpec.of(spec)
     return {
-        "onnxruntime": lambda: OrtCudaEngine.open_qualified(folder, engine_spec, CPU),
+        "onnxruntime": lambda: OrtCudaEngine.open_tested(folder, engine_spec, CPU),
         "onnxruntime in new sessions": lambda: OrtCudaEngine(folder, engine_spec, provider=CPU, in_place=False),
-        "tensorrt": lambda: TrtEngine.open_qualified(folder, engine_spec, fake_runtime(Faults())),
+        "tensorrt": lambda: TrtEngine.open_tested(folder, engine_spec, fake_runtime(Faults())),
         "tensorrt without a graph": lambda: TrtEngine(folder, engine_spec, *fake_runtime(Faults())()),
     }[request.param]
 

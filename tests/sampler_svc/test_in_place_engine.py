@@ -7,8 +7,8 @@ import onnxruntime
 import pytest
 
 from sampler_svc.build import cpu as cpu_build
+from sampler_svc.build.builder import BuildError
 from sampler_svc.build.folder import build
-from sampler_svc.build.recipe import BuildError
 from sampler_svc.build.refit_check import MAX_REFIT_RATIO, check_refits, random_weights, reference_answer
 from sampler_svc.config import SamplerConfig
 from sampler_svc.engines import refit_modes

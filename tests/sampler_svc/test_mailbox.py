@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from sampler_svc import mailbox as mailbox_module
 from sampler_svc.mailbox import Mailbox
-from sampler_svc.sampling.sample import Step
+from sampler_svc.sampling.events import Step
 
 
 async def received(write: Callable[[Mailbox[str]], None]) -> list[str | Step]:

@@ -31,7 +31,8 @@ graphs, folder, image = (Path(argument) for argument in sys.argv[1:])
 model = Model.open(build(graphs, folder), threads=1)
 request = Request(image.read_bytes(), "a cat", "ddim", 4, 4.0, 0.5, (0,))
 with model.pool.lease("base", lambda: model.base) as lease:
-    events = list(sample(model.graphs, model.schedule, lease.engine.run, request, lambda: False))
+    events = []
+    sample(request, model.tools(lease.engine.run), events.append)
 print(*(type(event).__name__ for event in events))
 """
 

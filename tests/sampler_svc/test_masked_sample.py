@@ -8,9 +8,11 @@ import pytest
 
 from sampler_svc.engines.engine import BASE, Engine
 from sampler_svc.model import Model
+from sampler_svc.sampling.events import EditedImage, Step
 from sampler_svc.sampling.masks.shape import around, softened
 from sampler_svc.sampling.request import Request
-from sampler_svc.sampling.sample import EditedImage, Step, sample
+from sampler_svc.sampling.sample import sample
+from tests.sampler_svc.edit_events import edit_events
 from tests.sampler_svc.pictures import mask, picture
 from tests.sampler_svc.tunings import Tunings
 from unitune import images
@@ -42,8 +44,7 @@ def engine(model: Model) -> Iterator[Engine]:
 
 def results(model: Model, engine: Engine, request: Request) -> list[EditedImage]:
     """The results of a run, which may ask for the base weights, too."""
-    run_base = model.pool.run_base
-    events = sample(model.graphs, model.schedule, engine.run, request, lambda: False, run_base)
+    events = edit_events(request, model.tools(engine.run, base_denoiser=model.pool.run_base))
     return [event for event in events if isinstance(event, EditedImage)]
 
 
@@ -91,7 +92,7 @@ def test_every_step_keeps_the_base_image_outside(model: Model, engine: Engine) -
         seen.append(latents[0])
         return engine.run(latents, timesteps, contexts)
 
-    list(sample(model.graphs, model.schedule, run, request, lambda: False))
+    edit_events(request, model.tools(run))
 
     latent = model.graphs.encode(images.to_model(BASE_IMAGE, (48, 48)))[0]
     noise = np.random.default_rng(5).standard_normal(latent.shape, dtype=np.float32)
@@ -188,7 +189,7 @@ def test_estimating_a_mask_can_be_cancelled(model: Model, engine: Engine) -> Non
 
     request = replace(REQUEST, mask_source="diffedit")
     with pytest.raises(Cancelled):
-        list(sample(model.graphs, model.schedule, run, request, lambda: len(passes) == 3))
+        edit_events(request, model.tools(run, cancelled=lambda: len(passes) == 3))
 
     assert passes == [2, 2, 2]
 
@@ -197,11 +198,9 @@ def test_an_edit_that_runs_on_the_base_weights_alone_can_be_cancelled(model: Mod
     """Guidance 0 with the base model's empty prompt never asks the edit's own weights; the flag is still read."""
     request, seen = replace(REQUEST, guidance_scale=0.0, unconditional_on_base=True), []
 
+    tools = model.tools(engine.run, base_denoiser=model.pool.run_base, cancelled=lambda: len(seen) == 2)
     with pytest.raises(Cancelled):
-        for event in sample(
-            model.graphs, model.schedule, engine.run, request, lambda: len(seen) == 2, model.pool.run_base
-        ):
-            seen.append(event)
+        sample(request, tools, seen.append)
 
     assert len(seen) == 2
 
@@ -246,9 +245,7 @@ def test_only_masked_sees_more_with_more_padding(model: Model, engine: Engine) -
 
 def test_one_repeat_is_the_plain_run(model: Model, engine: Engine) -> None:
     """More of them are other pictures, with so many times the steps, counted through (check E8)."""
-    events = list(
-        sample(model.graphs, model.schedule, engine.run, replace(REQUEST, repeats=3, interpolation=0), lambda: False)
-    )
+    events = edit_events(replace(REQUEST, repeats=3, interpolation=0), model.tools(engine.run))
 
     steps = [event for event in events if isinstance(event, Step)]
     assert [(step.index, step.total) for step in steps] == [(index, 18) for index in range(18)]
@@ -266,7 +263,7 @@ def test_a_repeat_begins_from_the_last_ones_picture_with_fresh_noise(model: Mode
         return engine.run(latents, timesteps, contexts)
 
     request = replace(GIVEN, mask=mask(box=LEFT), repeats=2)
-    list(sample(model.graphs, model.schedule, run, request, lambda: False))
+    edit_events(request, model.tools(run))
 
     latent = model.graphs.encode(images.to_model(BASE_IMAGE, (48, 48)))
     rng = np.random.default_rng(5)
@@ -318,7 +315,7 @@ def test_prompt_guidance_from_the_same_prompt_changes_nothing(model: Model, engi
 
     plain = replace(REQUEST, interpolation=0.0)
     guided = replace(plain, prompt_guidance_scale=2.0, base_prompt=plain.prompt)
-    list(sample(model.graphs, model.schedule, run, guided, lambda: False))
+    edit_events(guided, model.tools(run))
 
     without = pixels(model, engine, plain)
     assert np.abs(pixels(model, engine, guided).astype(int) - without).max() <= 1
@@ -354,7 +351,7 @@ def test_mixtures_run_on_the_weights_that_they_name(model: Model, tunings: Tunin
     request = replace(REQUEST, strength=1.0, base_mixture=0.4, unconditional_on_base=True)
     with model.pool.lease(weights.id, lambda: weights) as lease:
         tuned, base = noted("tuned", lease.engine.run), noted("base", model.pool.run_base)
-        list(sample(model.graphs, model.schedule, tuned, request, lambda: False, base))
+        edit_events(request, model.tools(tuned, base_denoiser=base))
 
     timesteps = SCHEDULERS["ddim"].run(model.schedule, 8).timesteps.tolist()
     plain = REQUEST.untuned_prompt
@@ -381,7 +378,7 @@ def test_a_whole_mixture_without_guidance_is_the_base_model_in_the_noisier_half(
                 return model.pool.run_base(latents, timesteps, contexts)
             return lease.engine.run(latents, timesteps, contexts)
 
-        events = sample(model.graphs, model.schedule, switched, request, lambda: False)
+        events = edit_events(request, model.tools(switched))
         by_hand = next(images.decode(event.png) for event in events if isinstance(event, EditedImage))
 
     np.testing.assert_array_equal(whole, by_hand)

@@ -5,7 +5,7 @@ import pytest
 
 from sampler_svc.engines.engine import BASE
 from sampler_svc.model import Model
-from sampler_svc.sampling.masks import AFTER, BEFORE, Scene
+from sampler_svc.sampling.masks import AFTER, BEFORE, MaskInputs
 from sampler_svc.sampling.masks.diffedit import differing_predictions
 from sampler_svc.sampling.masks.given import from_sdedit
 from sampler_svc.sampling.masks.shape import Region, around, softened, to_latent
@@ -29,7 +29,7 @@ def estimated(model: Model, prompt: str, base_prompt: str, size: tuple[int, int]
     latent = graphs.encode(images.to_model(images.decode(picture(*size)), SIDE))
     contexts = graphs.embed(prompt), graphs.embed(base_prompt)
     with model.pool.lease(BASE, lambda: model.base) as lease:
-        return differing_predictions(Scene(size, None, latent, model.schedule, lease.engine.run, *contexts))
+        return differing_predictions(MaskInputs(size, None, latent, model.schedule, lease.engine.run, *contexts))
 
 
 def test_every_source_that_can_be_asked_for_has_a_room() -> None:
@@ -49,8 +49,10 @@ def test_prompts_that_differ_by_rounding_alone_estimate_an_empty_mask(model: Mod
     latent = model.graphs.encode(images.to_model(images.decode(picture()), SIDE))
     context = model.graphs.embed("a cat")
     with model.pool.lease(BASE, lambda: model.base) as lease:
-        scene = Scene(SIDE, None, latent, model.schedule, lease.engine.run, context, context * np.float32(1 + 1e-6))
-        mask = differing_predictions(scene)
+        inputs = MaskInputs(
+            SIDE, None, latent, model.schedule, lease.engine.run, context, context * np.float32(1 + 1e-6)
+        )
+        mask = differing_predictions(inputs)
 
     assert mask.max() == 0
 
@@ -76,7 +78,7 @@ def test_the_estimated_mask_is_where_the_predictions_differ(model: Model) -> Non
         return output
 
     latent = model.graphs.encode(images.to_model(images.decode(picture()), SIDE))
-    mask = differing_predictions(Scene(SIDE, None, latent, model.schedule, corner, prompt, base_prompt))
+    mask = differing_predictions(MaskInputs(SIDE, None, latent, model.schedule, corner, prompt, base_prompt))
 
     assert mask[28:, 28:].min() == 1
     assert mask[:20].max() == 0 and mask[:, :20].max() == 0

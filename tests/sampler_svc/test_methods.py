@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sampler_svc import service
+from sampler_svc import stored_weights
 from sampler_svc.model import Model
 from sampler_svc.sampling.conditioning import embedding, mixed, null_embeddings
 from sampler_svc.sampling.gate import Gate, Scores
@@ -311,7 +311,7 @@ async def test_embeddings_are_kept_up_to_a_size(
     start: Callable[..., Any], stored: Stored, store: WeightStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was read last is sampled with from memory; what it displaced is read again, and is missed."""
-    monkeypatch.setattr(service, "EXTRAS_BYTES", 1)
+    monkeypatch.setattr(stored_weights, "EXTRAS_BYTES", 1)
     sampler, kinds = await start(), [stored(**{**NULLS, "updates": updates}) for updates in (0, 1)]
     for weights in kinds:
         await png(sampler, request(weights, **BESIDE, inversion="null_text"))

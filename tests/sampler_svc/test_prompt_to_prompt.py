@@ -12,7 +12,7 @@ from sampler_svc.model import Model
 from sampler_svc.sampling import local_blend
 from sampler_svc.sampling.alignment import Piece, Text, align, refined, replaced
 from sampler_svc.sampling.local_blend import LocalBlend, Word, blended
-from sampler_svc.sampling.prompt_to_prompt import AttentionEdit, Controller, edited_beside
+from sampler_svc.sampling.prompt_to_prompt import AttentionEdit, Controller, PromptToPrompt
 from tests.sampler_svc.pictures import picture
 from unitune import images
 from unitune.attention import Controls, no_controls
@@ -56,8 +56,12 @@ class Walk:
         words = [Word(graphs.text(word), graphs.embed(word)) for word in edit.blend_words]
         self.blend = LocalBlend(words, *texts, len(run_of_steps)) if words else None
         self.latent = graphs.encode(images.to_model(images.decode(picture()), model.spec.image_side))
-        walk = edited_beside(
-            self.latent,
+        self.num_steps = 0
+
+        def on_step(denoised: np.ndarray) -> None:
+            self.num_steps += 1
+
+        branches = PromptToPrompt(
             run_of_steps,
             run,
             edit,
@@ -65,16 +69,9 @@ class Walk:
             tuple(graphs.embed(text) for text in (base, prompt, "")),
             guidance,
             model.schedule.prediction_type,
-            keep or (lambda base, edited: edited),
             self.blend,
         )
-        self.indices = []
-        while True:
-            try:
-                self.indices.append(next(walk)[0])
-            except StopIteration as end:
-                self.edited = end.value
-                break
+        self.edited = branches.edit(self.latent, keep or (lambda base, edited: edited), on_step)
         self.branches = [call for call in self.calls if len(call[0]) > 1]  # without the inversion
 
     def base_branch(self) -> list[np.ndarray]:
@@ -370,7 +367,7 @@ def test_steps_are_counted_through_both_ways(loaded) -> None:
     """Inversion and edit are 2 * 5 steps, and cost 5 passes of one row and 5 of four, or of two without guidance."""
     for guidance, rows in ((3.0, 4), (1.0, 2)):
         walk = Walk(loaded, ALL, guidance=guidance)
-        assert list(range(2 * STEPS)) == walk.indices
+        assert 2 * STEPS == walk.num_steps
         assert [1] * STEPS + [rows] * STEPS == [len(latents) for latents, _, _ in walk.calls]
 
 

@@ -12,8 +12,10 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 
 from sampler_svc.engines.engine import BASE, Engine, Weights
 from sampler_svc.model import Model
+from sampler_svc.sampling.events import Done, EditedImage, Step
 from sampler_svc.sampling.request import Request
-from sampler_svc.sampling.sample import Done, EditedImage, Step, sample, start
+from sampler_svc.sampling.sample import sample, start
+from tests.sampler_svc.edit_events import edit_events
 from tests.sampler_svc.pictures import picture
 from tests.sampler_svc.tunings import Tunings
 from unitune import images
@@ -54,7 +56,7 @@ def engine(model: Model) -> Iterator[Engine]:
 
 def run(model: Model, engine: Engine, request: Request) -> list[Step | EditedImage | Done]:
     """All events of a run."""
-    return list(sample(model.graphs, model.schedule, engine.run, request, lambda: False))
+    return edit_events(request, model.tools(engine.run))
 
 
 def pictures(model: Model, engine: Engine, request: Request) -> list[bytes]:
@@ -149,7 +151,7 @@ def test_a_step_outside_of_the_guidance_interval_is_one_pass(
     request = replace(request, guidance_sigma_low=falling[last + 1], guidance_sigma_high=falling[first])
     passes = Passes(engine)
 
-    list(sample(model.graphs, model.schedule, passes, request, lambda: False))
+    edit_events(request, model.tools(passes))
 
     assert passes.batches == [3 if first <= step <= last else 1 for step in range(6)]
 
@@ -174,7 +176,7 @@ def test_guidance_one_is_one_pass(model: Model, engine: Engine) -> None:
     for guidance_scale, batches in ((1.0, [1] * 6), (0.0, [1] * 6), (4.0, [2] * 6)):
         passes = Passes(engine)
         request = replace(REQUEST, guidance_scale=guidance_scale)
-        list(sample(model.graphs, model.schedule, passes, request, lambda: False))
+        edit_events(request, model.tools(passes))
         assert passes.batches == batches
 
 
@@ -202,7 +204,7 @@ def test_strength_one_runs_all_steps_from_the_noisiest_level(model: Model, engin
     """It starts at a_T x + s_T e, where a tenth of the picture is still there: not from pure noise (checks S3, E1)."""
     passes = Passes(engine)
 
-    events = list(sample(model.graphs, model.schedule, passes, replace(REQUEST, strength=1.0), lambda: False))
+    events = edit_events(replace(REQUEST, strength=1.0), model.tools(passes))
 
     assert sum(isinstance(event, Step) for event in events) == 8
     latent = model.graphs.encode(images.to_model(images.decode(REQUEST.image), (48, 48)))
@@ -324,8 +326,7 @@ def test_a_cancelled_run_stops_before_its_next_step(model: Model, engine: Engine
     passes, events = Passes(engine), []
 
     with pytest.raises(Cancelled):
-        for event in sample(model.graphs, model.schedule, passes, REQUEST, lambda: len(events) == 2):
-            events.append(event)
+        sample(REQUEST, model.tools(passes, cancelled=lambda: len(events) == 2), events.append)
 
     assert len(events) == len(passes.batches) == 2
 

@@ -15,10 +15,11 @@ from sampler_svc.build.refit_check import random_weights, reference_answer
 from sampler_svc.engines.cpu_super_resolution import SuperResolutionEngine
 from sampler_svc.engines.engine import BASE, Engine, Probe, Weights
 from sampler_svc.model import Model
+from sampler_svc.sampling.events import Done, EditedImage, Step
 from sampler_svc.sampling.request import Request
-from sampler_svc.sampling.sample import Done, EditedImage, Step, sample
-from sampler_svc.sampling.super_resolution import STREAM, Enlargement, SuperResolution
+from sampler_svc.sampling.super_resolution import STREAM, SuperResolution, SuperResolutionOptions
 from sampler_svc.service import SamplerService
+from tests.sampler_svc.edit_events import edit_events
 from tests.sampler_svc.pictures import mask, picture
 from unitune import images
 from unitune.errors import Cancelled, DataLoss
@@ -26,7 +27,7 @@ from unitune.v1 import tuning_pb2
 from unitune.weight_store import WeightStore
 from unitune.weights import SECOND_BASE, SECOND_STAGE, SECOND_TUNED, pack
 
-WANTED = Enlargement(noise_level=100, num_inference_steps=3, guidance_scale=1.0)
+WANTED = SuperResolutionOptions(noise_level=100, num_inference_steps=3, guidance_scale=1.0)
 REQUEST = Request(
     image=picture(120, 100),
     prompt="a cat at the beach",
@@ -52,7 +53,9 @@ def engine(cascade: Model) -> Iterator[Engine]:
         yield lease.engine
 
 
-def stage(cascade: Model, engine: Engine, wanted: Enlargement = WANTED, is_cancelled: bool = False) -> SuperResolution:
+def stage(
+    cascade: Model, engine: Engine, wanted: SuperResolutionOptions = WANTED, is_cancelled: bool = False
+) -> SuperResolution:
     """The second stage for one edit."""
     prompt, empty = cascade.graphs.embed("a cat"), cascade.graphs.embed("")
     return SuperResolution(cascade.spec.super_resolution, engine.run, wanted, prompt, empty, lambda: is_cancelled)
@@ -63,14 +66,10 @@ def small() -> np.ndarray:
     return images.to_model(images.decode(picture()), (48, 48))
 
 
-def last(pictures: Iterator[np.ndarray]) -> np.ndarray:
-    """The result."""
-    *_, result = pictures
-    return result
-
-
 @torch.no_grad()
-def diffusers_enlarged(folder: Path, image: np.ndarray, contexts: torch.Tensor, wanted: Enlargement, seed: int):
+def diffusers_enlarged(
+    folder: Path, image: np.ndarray, contexts: torch.Tensor, wanted: SuperResolutionOptions, seed: int
+):
     """The same by torch and diffusers: their interpolation, noise, UNet with class labels, and DDIM."""
     unet = UNet2DConditionModel.from_pretrained(folder / "super_resolution")
     scheduler = DDIMScheduler.from_pretrained(folder / "super_resolution")
@@ -100,7 +99,7 @@ def test_the_stage_is_that_of_diffusers(
     wanted = replace(WANTED, guidance_scale=guidance_scale, is_thresholded=False)
     second = stage(cascade, engine, wanted)
 
-    ours = last(second.enlarge(small(), seed=7))
+    ours = second.enlarge(small(), seed=7)
 
     contexts = torch.from_numpy(np.stack([second.prompt, second.empty]))
     theirs = diffusers_enlarged(tiny_cascade, small(), contexts, wanted, seed=7)
@@ -120,7 +119,7 @@ def test_the_noise_level_reaches_label_and_picture(cascade: Model) -> None:
     for level in (0, 100):
         wanted = replace(WANTED, noise_level=level)
         second = SuperResolution(cascade.spec.super_resolution, network, wanted, context, context, lambda: False)
-        last(second.enlarge(np.zeros((1, 3, 48, 48), np.float32), seed=1))
+        second.enlarge(np.zeros((1, 3, 48, 48), np.float32), seed=1)
 
     (low_at_0, at_0), (low_at_100, at_100) = seen[0], seen[3]
     assert (at_0[0, 1], at_100[0, 1]) == (0, 100)
@@ -135,13 +134,13 @@ def test_a_picture_beyond_the_range_is_enlarged_as_its_file_shows_it(cascade: Mo
     second = stage(cascade, engine)
     burnt = small() * 1.6
 
-    assert np.array_equal(last(second.enlarge(burnt, 1)), last(second.enlarge(burnt.clip(-1, 1), 1)))
+    assert np.array_equal(second.enlarge(burnt, 1), second.enlarge(burnt.clip(-1, 1), 1))
 
 
 def test_thresholding_keeps_strong_guidance_within_range(cascade: Model, engine: Engine) -> None:
     """Guidance of 32 leaves the range of a picture without it, and with it ends within [-1, 1] (K4)."""
     wild, tame = (
-        last(stage(cascade, engine, replace(WANTED, guidance_scale=32.0, is_thresholded=on)).enlarge(small(), 1))
+        stage(cascade, engine, replace(WANTED, guidance_scale=32.0, is_thresholded=on)).enlarge(small(), 1)
         for on in (False, True)
     )
 
@@ -161,7 +160,7 @@ def test_the_engine_refuses_weights_that_do_not_take(cascade: Model, engine: Eng
 def run(cascade: Model, engine: Engine, request: Request, second: SuperResolution | None) -> list:
     """All events of an edit."""
     with cascade.pool.lease(BASE, lambda: cascade.base) as lease:
-        return list(sample(cascade.graphs, cascade.schedule, lease.engine.run, request, lambda: False, second=second))
+        return edit_events(request, cascade.tools(lease.engine.run, super_resolution=second))
 
 
 def pictures(events: list) -> list[np.ndarray]:
@@ -199,14 +198,14 @@ def test_a_small_picture_is_finished_first_and_enlarged_whole(cascade: Model, en
     (plain,) = pictures(run(cascade, engine, request, None))
 
     seen = images.to_model(plain, (48, 48))
-    expected = images.from_model(last(stage(cascade, engine).enlarge(seen, seed=5)), (96, 72))
+    expected = images.from_model(stage(cascade, engine).enlarge(seen, seed=5), (96, 72))
     assert np.array_equal(edited, expected)
 
 
 def test_cancelling_stops_the_second_stage_before_its_next_step(cascade: Model, engine: Engine) -> None:
     """No pass is made once the flag is set."""
     with pytest.raises(Cancelled):
-        next(stage(cascade, engine, is_cancelled=True).enlarge(small(), seed=1))
+        stage(cascade, engine, is_cancelled=True).enlarge(small(), seed=1)
 
 
 def store_tuning(cascade: Model, store: WeightStore, method: str, *, tunes_second_stage: bool) -> tuning_pb2.WeightsRef:
@@ -247,12 +246,12 @@ def test_the_second_stage_of_a_tuning_sees_what_it_was_tuned_by(
     weights = store_tuning(cascade, store, method, tunes_second_stage=tunes_second_stage)
     service = SamplerService(cascade, store)
     said = "a cat" if method == "imagic" else "beikkpic a cat"
-    wanted = replace(REQUEST, prompt=said, enlargement=WANTED)
+    wanted = replace(REQUEST, prompt=said, super_resolution=WANTED)
     question = SuperResolutionEngine.spec_of(cascade.spec).question(0)
 
-    with service._second_stage("a cat", wanted, weights, threading.Event()) as second:
+    with service._super_resolution("a cat", wanted, weights, threading.Event()) as second:
         answer = second.run(*question)
-    with service._second_stage("a cat", wanted, None, threading.Event()) as untuned:
+    with service._super_resolution("a cat", wanted, None, threading.Event()) as untuned:
         of_base = untuned.run(*question)
 
     assert np.array_equal(untuned.prompt, cascade.graphs.embed("a cat"))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sampler_svc.build.folder import build
-from sampler_svc.build.tensorrt import tensorrt_recipe
+from sampler_svc.build.tensorrt import tensorrt_builder
 from sampler_svc.engines import tensorrt as trt_engine
 from sampler_svc.engines.cuda_device import CudaError, Device
 from sampler_svc.engines.engine import BackendMissing, EngineSpec, Weights
@@ -28,9 +28,9 @@ Open = Callable[..., TrtEngine]
 
 @pytest.fixture(scope="module")
 def plan_folder(tiny_half_graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An engine folder with a qualified plan. Nobody writes to it."""
+    """An engine folder with a tested plan. Nobody writes to it."""
     folder = tmp_path_factory.mktemp("plans") / "tiny"
-    return build(tiny_half_graphs, folder, tensorrt_recipe(fake_runtime(Faults())))
+    return build(tiny_half_graphs, folder, tensorrt_builder(fake_runtime(Faults())))
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +80,8 @@ def test_versions_that_cannot_be_trusted_are_refused(version: str) -> None:
 
 
 @pytest.mark.parametrize("version", ["10.14.1.48", "10.16.0", "11.0.0", "11.2.1", "11.4.0.106", "11.10.0", "12.0.0"])
-def test_other_versions_are_left_to_the_canary(version: str) -> None:
-    """Old enough to have the API and not known to be wrong: the qualification of the plan decides."""
+def test_other_versions_are_left_to_the_self_test(version: str) -> None:
+    """Old enough to have the API and not known to be wrong: the self-test of the plan decides."""
     check_version(version)
 
 
@@ -317,13 +317,13 @@ def test_a_damaged_plan_is_refused(plan_folder: Path, spec: BaseModelSpec, tmp_p
         TrtEngine(folder, EngineSpec.of(spec), FakeTensorRT(cuda), Device(cuda))
 
 
-def test_a_plan_that_was_never_qualified_is_refused(plan_folder: Path, spec: BaseModelSpec, tmp_path: Path) -> None:
-    """No qualification, no engine, even if everything else is there."""
-    folder = Path(shutil.copytree(plan_folder, tmp_path / "unqualified"))
+def test_a_plan_that_was_never_tested_is_refused(plan_folder: Path, spec: BaseModelSpec, tmp_path: Path) -> None:
+    """No report of a self-test, no engine, even if everything else is there."""
+    folder = Path(shutil.copytree(plan_folder, tmp_path / "untested"))
     (folder / "qualification.json").unlink()
 
-    with pytest.raises(UnusableEngine, match="never qualified"):
-        TrtEngine.open_qualified(folder, EngineSpec.of(spec), fake_runtime(Faults()))
+    with pytest.raises(UnusableEngine, match="never passed the engine self-test"):
+        TrtEngine.open_tested(folder, EngineSpec.of(spec), fake_runtime(Faults()))
 
 
 def test_the_engines_rounding_is_what_its_plan_was_found_to_have(
@@ -336,7 +336,7 @@ def test_the_engines_rounding_is_what_its_plan_was_found_to_have(
     (folder / "qualification.json").write_text(json.dumps(found | {"errors": {**found["errors"], "base": 2 * noise}}))
 
     coarse, fine = (
-        TrtEngine.open_qualified(each, EngineSpec.of(spec), fake_runtime(Faults())) for each in (folder, plan_folder)
+        TrtEngine.open_tested(each, EngineSpec.of(spec), fake_runtime(Faults())) for each in (folder, plan_folder)
     )
 
     assert coarse.rounding == pytest.approx(2 * noise) and fine.rounding == pytest.approx(noise)

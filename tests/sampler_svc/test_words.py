@@ -8,9 +8,10 @@ import pytest
 
 from sampler_svc.engines.engine import BASE, Engine
 from sampler_svc.model import Model
+from sampler_svc.sampling.events import EditedImage
 from sampler_svc.sampling.masks.contrast import finder, others
 from sampler_svc.sampling.masks.refine import refined
-from sampler_svc.sampling.sample import EditedImage, sample
+from tests.sampler_svc.edit_events import edit_events
 from tests.sampler_svc.pictures import mask
 from tests.sampler_svc.test_masked_sample import BASE_IMAGE, GIVEN, LEFT, REQUEST
 from unitune import images
@@ -85,7 +86,7 @@ def test_a_mask_by_word_is_told_and_keeps_what_is_outside(model: Model, engine: 
     """The same mask every time, with the result, and pixels outside of it are the base image's own."""
     request = replace(REQUEST, mask_source=source, mask_text="the cat")
     find = finder(model.graphs, model.schedule, engine.run, ["cat"], REQUEST.prompt, lambda: False)
-    events = sample(model.graphs, model.schedule, engine.run, request, lambda: False, find=find)
+    events = edit_events(request, model.tools(engine.run, find=find))
     result = next(event for event in events if isinstance(event, EditedImage))
 
     used = images.decode_mask(result.mask, (48, 48))
@@ -107,7 +108,7 @@ def test_every_step_of_an_inverted_edit_keeps_the_inversions_latents_outside(mod
         return engine.run(latents, timesteps, contexts)
 
     def png(seed: int) -> bytes:
-        events = sample(model.graphs, model.schedule, run, replace(request, seeds=(seed,)), lambda: False)
+        events = edit_events(replace(request, seeds=(seed,)), model.tools(run))
         return next(event.png for event in events if isinstance(event, EditedImage))
 
     first = png(5)

@@ -18,7 +18,7 @@ from tuner_svc.export.__main__ import main
 from tuner_svc.export.fp16 import MAX_ERROR, check_half, is_complete
 from tuner_svc.export.fp16 import export_half as export_half_graph
 from tuner_svc.export.graph import ExportError
-from unitune.half_graph import CANARY_FILE, CANARY_SEEDS, CANARY_SETS, HalfSpec, canary_tensors
+from unitune.half_graph import SELF_TEST_FILE, SELF_TEST_SEEDS, SELF_TEST_SETS, HalfSpec, self_test_tensors
 
 
 @pytest.fixture(scope="module")
@@ -60,33 +60,33 @@ def test_the_graph_is_typed_fp16_within_and_fp32_outside(half: Path) -> None:
 
 def test_the_random_sets_leave_nothing_alike(spec: HalfSpec, model: BaseModel) -> None:
     """No bias is zero, no two tensors agree, each is exact in fp16, and a seed gives the same set again."""
-    first, second = (canary_tensors(seed, spec.tensors) for seed in CANARY_SEEDS.values())
+    first, second = (self_test_tensors(seed, spec.tensors) for seed in SELF_TEST_SEEDS.values())
 
     for name, tensor in first.items():
         assert tensor.shape == tuple(model.tensors()[name].shape)
         assert np.array_equal(tensor, tensor.astype(np.float16)) and np.all(np.abs(tensor).max() > 0)
         assert not np.array_equal(tensor, second[name])
     assert len({tensor.tobytes() for tensor in first.values()}) == len(first)
-    again = canary_tensors(CANARY_SEEDS["first"], spec.tensors)
+    again = self_test_tensors(SELF_TEST_SEEDS["first"], spec.tensors)
     assert all(np.array_equal(first[name], again[name]) for name in first)
 
 
-def test_the_canarys_answers_are_torchs_and_unlike_each_other(half: Path, spec: HalfSpec, model: BaseModel) -> None:
+def test_the_self_tests_answers_are_torchs_and_unlike_each_other(half: Path, spec: HalfSpec, model: BaseModel) -> None:
     """The base answer is the base model's; random sets answer otherwise by far more than fp16's noise."""
-    answers = load_file(half / CANARY_FILE)
+    answers = load_file(half / SELF_TEST_FILE)
     expected = export_half._answer(model, model.denoiser.unet, {})
 
-    assert set(CANARY_SETS) == answers.keys() == spec.noise.keys()
+    assert set(SELF_TEST_SETS) == answers.keys() == spec.noise.keys()
     np.testing.assert_allclose(answers["base"], expected, rtol=0, atol=1e-5)
-    for name in CANARY_SEEDS:
+    for name in SELF_TEST_SEEDS:
         assert 1e-5 < spec.noise[name] < 0.01
         assert np.linalg.norm(answers[name] - answers["base"]) > 0.5 * np.linalg.norm(answers[name])
 
 
 def test_the_check_finds_a_single_stale_tensor(half: Path, spec: HalfSpec, model: BaseModel) -> None:
     """With random sets, one tensor of all left as it was goes beyond three times the noise, whichever it is."""
-    answers = load_file(half / CANARY_FILE)
-    first, second = (canary_tensors(seed, spec.tensors) for seed in CANARY_SEEDS.values())
+    answers = load_file(half / SELF_TEST_FILE)
+    first, second = (self_test_tensors(seed, spec.tensors) for seed in SELF_TEST_SEEDS.values())
     unet = export_half.HalfDenoiser(model.denoiser).unet
     names = sorted(first)[:: len(first) // 12]
 
@@ -98,7 +98,7 @@ def test_the_check_finds_a_single_stale_tensor(half: Path, spec: HalfSpec, model
 
 def test_a_graph_that_answers_otherwise_is_not_written(half: Path, spec: HalfSpec, model: BaseModel) -> None:
     """The check names the set of weights and the size of the error."""
-    answers = load_file(half / CANARY_FILE)
+    answers = load_file(half / SELF_TEST_FILE)
     answers["second"] = answers["second"] * np.float32(1.1)
 
     with pytest.raises(ExportError, match="with second weights"):

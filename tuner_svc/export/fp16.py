@@ -21,7 +21,14 @@ from tuner_svc.export.check import answer_of
 from tuner_svc.export.denoiser import GRAPH_FILE, example, match, randomised_denoiser, store
 from tuner_svc.export.graph import ExportError, to_graph
 from unitune.base_model import TensorSpec, file_digest
-from unitune.half_graph import CANARY_FILE, CANARY_PROBE_SEED, CANARY_SEEDS, HALF_FOLDER, HalfSpec, canary_tensors
+from unitune.half_graph import (
+    HALF_FOLDER,
+    SELF_TEST_FILE,
+    SELF_TEST_PROBE_SEED,
+    SELF_TEST_SEEDS,
+    HalfSpec,
+    self_test_tensors,
+)
 from unitune.weights import probe_input
 
 OPSET = 21  # the first with a GroupNormalization that a GPU has one kernel for
@@ -61,9 +68,9 @@ def add_half_graph(graphs: Path, model: BaseModel, say: Callable[[str], None] = 
     try:
         say("exporting the denoiser in fp16")
         tensors = export_half(model, partial)
-        say("answering the canary's questions")
-        answers, noise = canary_answers(model)
-        save_file(answers, partial / CANARY_FILE)
+        say("answering the self-test's questions")
+        answers, noise = self_test_answers(model)
+        save_file(answers, partial / SELF_TEST_FILE)
         say("checking the graph with all sets of weights")
         check_half(partial / GRAPH_FILE, model, tensors, answers, noise)
         files = {path.name: file_digest(path) for path in sorted(partial.iterdir())}
@@ -94,7 +101,7 @@ def export_half(model: BaseModel, folder: Path) -> dict[str, TensorSpec]:
     return {name: found.spec for name, found in matches.items()}
 
 
-def canary_answers(model: BaseModel) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+def self_test_answers(model: BaseModel) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """The answers in fp32 with base weights and the random sets, and how far fp16 is from each (HalfSpec.noise).
 
     Raises ExportError when fp16 gives no number, or one far away.
@@ -103,10 +110,10 @@ def canary_answers(model: BaseModel) -> tuple[dict[str, np.ndarray], dict[str, f
     half = HalfDenoiser(model.denoiser).to("cpu")
     full = copy.deepcopy(model.denoiser.unet).cpu()
     answers, noise = {}, {}
-    for name in ("base", *CANARY_SEEDS):
+    for name in ("base", *SELF_TEST_SEEDS):
         tensors: Mapping[str, np.ndarray] = {}
-        if name in CANARY_SEEDS:
-            tensors = canary_tensors(CANARY_SEEDS[name], specs)
+        if name in SELF_TEST_SEEDS:
+            tensors = self_test_tensors(SELF_TEST_SEEDS[name], specs)
         answer, rounded = _answer(model, full, tensors), _answer(model, half.unet, tensors)
         noise[name] = float(np.linalg.norm(rounded - answer) / np.linalg.norm(answer))
         if not noise[name] < MAX_NOISE:  # also when it is not a number
@@ -126,7 +133,7 @@ def check_half(
 ) -> None:
     """Raises ExportError unless ONNX Runtime gives each set's answer after a refit by name, up to fp16's noise."""
     for name, answer in answers.items():
-        weights = canary_tensors(CANARY_SEEDS[name], tensors) if name in CANARY_SEEDS else {}
+        weights = self_test_tensors(SELF_TEST_SEEDS[name], tensors) if name in SELF_TEST_SEEDS else {}
         half = {each: tensors[each].to_graph(tensor.astype(np.float16)) for each, tensor in weights.items()}
         error = np.linalg.norm(answer_of(path, _question(model), half) - answer) / np.linalg.norm(answer)
         if not error < MAX_ERROR * noise[name]:  # also when it is not a number
@@ -135,7 +142,7 @@ def check_half(
 
 def _question(model: BaseModel) -> dict[str, Tensor]:
     context = (model.context_tokens, model.context_width)
-    question = probe_input(CANARY_PROBE_SEED, model.latent_channels, model.latent_side, context)
+    question = probe_input(SELF_TEST_PROBE_SEED, model.latent_channels, model.latent_side, context)
     return {name: torch.from_numpy(array) for name, array in question.items()}
 
 

@@ -1,6 +1,6 @@
 """Guidance as one linear form: sum over k of weight_k * denoiser_k(latents, context_k), the weights summing to 1.
 
-Classifier-free guidance, negative prompts, prompt guidance and mixtures with the base model are rows of it. Since the
+Classifier-free guidance, negative prompts, prompt guidance and mixtures with the base model are terms of it. Since the
 weights sum to 1 it is the same for a denoiser of epsilon and of v.
 """
 
@@ -16,25 +16,25 @@ Context = NDArray[np.float32]  # (tokens, width), one text embedding
 Denoiser = Callable[[Latents, NDArray[np.int64], NDArray[np.float32]], Latents]  # latents, timesteps, contexts
 
 
-class Row(NamedTuple):
-    """One term of the form."""
+class GuidanceTerm(NamedTuple):
+    """One term of the linear form."""
 
     weight: float
     context: Context
     on_base: bool = False  # whether the base model's weights predict it; otherwise those of the edit do
 
 
-def classifier_free(guidance_scale: float, prompt: Context, empty: Context) -> list[Row]:
+def classifier_free(guidance_scale: float, prompt: Context, empty: Context) -> list[GuidanceTerm]:
     """w * prompt + (1 - w) * empty prompt (Imagen, arXiv 2205.11487, equation 2): w = 1 is no guidance.
 
     A negative prompt takes the place of the empty one.
     """
-    return [Row(guidance_scale, prompt), Row(1 - guidance_scale, empty)]
+    return [GuidanceTerm(guidance_scale, prompt), GuidanceTerm(1 - guidance_scale, empty)]
 
 
 def prompt_guided(
     guidance_scale: float, prompt_guidance_scale: float, prompt: Context, empty: Context, base: Context
-) -> list[Row]:
+) -> list[GuidanceTerm]:
     """empty + w_c * (prompt - empty) + w_p * (prompt - base prompt): away from what the base image shows, too.
 
     Prompt Guidance of UniTune (arXiv 2210.09477), reconstructed from notes: the paper's formula could not be read.
@@ -42,55 +42,57 @@ def prompt_guided(
     classifier-free guidance.
     """
     return [
-        Row(guidance_scale + prompt_guidance_scale, prompt),
-        Row(1 - guidance_scale, empty),
-        Row(-prompt_guidance_scale, base),
+        GuidanceTerm(guidance_scale + prompt_guidance_scale, prompt),
+        GuidanceTerm(1 - guidance_scale, empty),
+        GuidanceTerm(-prompt_guidance_scale, base),
     ]
 
 
-def unconditional_on_base(rows: Sequence[Row]) -> list[Row]:
-    """The same form, with the empty prompt, the second row, predicted by the base model (after arXiv 2503.20240)."""
-    prompt, empty, *others = rows
+def unconditional_on_base(terms: Sequence[GuidanceTerm]) -> list[GuidanceTerm]:
+    """The same form, with the empty prompt, the second term, predicted by the base model (after arXiv 2503.20240)."""
+    prompt, empty, *others = terms
     return [prompt, empty._replace(on_base=True), *others]
 
 
-def mixed_with_base(rows: Sequence[Row], share: float, prompt: Context) -> list[Row]:
-    """The same form, with a share of the prompt's prediction, the first row, from the base model (SINE, 2212.04489).
+def mixed_with_base(terms: Sequence[GuidanceTerm], share: float, prompt: Context) -> list[GuidanceTerm]:
+    """The same form, with a share of the prompt's prediction, the first term, from the base model (SINE, 2212.04489).
 
     The base model, which was never tuned, gets the `prompt` without rare tokens.
     """
-    tuned, *others = rows
-    return [Row((1 - share) * tuned.weight, tuned.context), Row(share * tuned.weight, prompt, on_base=True), *others]
+    tuned, *others = terms
+    mixed = [GuidanceTerm((1 - share) * tuned.weight, tuned.context), GuidanceTerm(share * tuned.weight, prompt, True)]
+    return [*mixed, *others]
 
 
 def guided(
-    denoiser: Denoiser, latents: Latents, timestep: int, rows: Sequence[Row], base: Denoiser | None = None
+    denoiser: Denoiser, latents: Latents, timestep: int, terms: Sequence[GuidanceTerm], base: Denoiser | None = None
 ) -> Latents:
-    """The guided output for latents that share a timestep: one call of the denoiser, and one of `base` if rows need it.
+    """The guided output for latents that share a timestep: one call of the denoiser, and one of `base`
+    if any term needs it.
 
-    Rows of weight 0 cost no pass, so guidance 1 is bit-equal to the prompt alone and guidance 0 to the empty prompt.
-    Raises ValueError for a row on the base model without one.
+    Terms of weight 0 cost no pass, so guidance 1 is bit-equal to the prompt alone and guidance 0 to the empty prompt.
+    Raises ValueError for a term on the base model without one.
     """
-    rows = [row for row in rows if row.weight != 0]
-    own, on_base = [row for row in rows if not row.on_base], [row for row in rows if row.on_base]
+    terms = [term for term in terms if term.weight != 0]
+    own, on_base = [term for term in terms if not term.on_base], [term for term in terms if term.on_base]
     if on_base and base is None:
-        raise ValueError("a row of guidance is on the base model, and there is none")
+        raise ValueError("a term of guidance is on the base model, and there is none")
     outputs = iter(_predictions(denoiser, latents, timestep, own))
     base_outputs = iter(_predictions(base, latents, timestep, on_base) if base is not None else [])
-    total, *others = (row.weight * next(base_outputs if row.on_base else outputs) for row in rows)
-    for term in others:
-        total = total + term
+    total, *others = (term.weight * next(base_outputs if term.on_base else outputs) for term in terms)
+    for other in others:
+        total = total + other
     return total
 
 
-def _predictions(denoiser: Denoiser, latents: Latents, timestep: int, rows: Sequence[Row]) -> list[Latents]:
-    """The prediction of each row, in one call."""
-    if not rows:
+def _predictions(denoiser: Denoiser, latents: Latents, timestep: int, terms: Sequence[GuidanceTerm]) -> list[Latents]:
+    """The prediction of each term, in one call."""
+    if not terms:
         return []
-    passes = len(rows) * len(latents)
+    passes = len(terms) * len(latents)
     outputs = denoiser(
-        np.concatenate([latents] * len(rows)),
+        np.concatenate([latents] * len(terms)),
         np.full(passes, timestep, dtype=np.int64),
-        np.repeat(np.stack([row.context for row in rows]), len(latents), axis=0),
+        np.repeat(np.stack([term.context for term in terms]), len(latents), axis=0),
     )
-    return np.split(outputs, len(rows))
+    return np.split(outputs, len(terms))

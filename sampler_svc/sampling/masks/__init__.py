@@ -1,4 +1,4 @@
-"""Edit masks: where an edit may change the picture. One room per source, and the table of them.
+"""Edit masks: where an edit may change the picture. One module per source, and the table of them.
 
 A mask is float32 (height, width) over the base image, 1 where it is edited and 0 where it is kept. A source either
 knows it before the first step, and then every step keeps what is outside, or estimates it from the finished edit.
@@ -9,18 +9,18 @@ from collections.abc import Callable, Mapping
 from sampler_svc.sampling.masks.diffedit import differing_predictions
 from sampler_svc.sampling.masks.difference import changed
 from sampler_svc.sampling.masks.given import given_mask
-from sampler_svc.sampling.masks.scene import Find, Finished, Scene
+from sampler_svc.sampling.masks.inputs import Find, FinishedEdit, MaskInputs
 from sampler_svc.sampling.masks.word import named, named_in_either
 from unitune.images import Mask
 
-BEFORE: Mapping[str, Callable[[Scene], Mask]] = {
+BEFORE: Mapping[str, Callable[[MaskInputs], Mask]] = {
     "given": given_mask,
     "diffedit": differing_predictions,
     "word": named,
 }
-AFTER: Mapping[str, Callable[[Finished], Mask]] = {
+AFTER: Mapping[str, Callable[[FinishedEdit], Mask]] = {
     "difference": lambda finished: changed(finished.edited, finished.base),
     "attention": named_in_either,
 }
 
-__all__ = ["AFTER", "BEFORE", "Find", "Finished", "Scene"]
+__all__ = ["AFTER", "BEFORE", "Find", "FinishedEdit", "MaskInputs"]

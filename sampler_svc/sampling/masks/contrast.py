@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from sampler_svc.engines.engine import Array
 from sampler_svc.sampling.base_graphs import BaseGraphs
 from sampler_svc.sampling.cancellation import stopping
+from sampler_svc.sampling.masks.inputs import Find
 from sampler_svc.sampling.masks.refine import refined
-from sampler_svc.sampling.masks.scene import Find
 from unitune import images
 from unitune.diffusion.guidance import Denoiser
 from unitune.diffusion.schedule import Schedule, add_noise

@@ -7,7 +7,7 @@ has no mask at all.
 
 import numpy as np
 
-from sampler_svc.sampling.masks.scene import Scene
+from sampler_svc.sampling.masks.inputs import MaskInputs
 from sampler_svc.sampling.masks.shape import enlarged
 from unitune.diffusion.schedule import add_noise
 from unitune.images import Mask
@@ -20,28 +20,28 @@ ROUNDING = 1e-5  # of the predictions: differences of this size say nothing abou
 NOISE_SEED = 0  # the mask is the same for every seed of an edit
 
 
-def differing_predictions(scene: Scene) -> Mask:
+def differing_predictions(inputs: MaskInputs) -> Mask:
     """1 where the predictions differ by more than half of the range of their differences, extreme ones aside.
 
     Prompts that predict the same, as equal ones do, give an empty mask: rescaling their difference would give nothing
     but rounding, or not a number, which may compare as edited.
     """
-    timestep = int(STRENGTH * len(scene.schedule))
-    level = float(scene.schedule.alphas_cumprod[timestep])
+    timestep = int(STRENGTH * len(inputs.schedule))
+    level = float(inputs.schedule.alphas_cumprod[timestep])
     rng = np.random.default_rng(NOISE_SEED)
-    difference = np.zeros(scene.latent.shape[2:], np.float32)
+    difference = np.zeros(inputs.latent.shape[2:], np.float32)
     size = 0.0
     for _ in range(NUM_NOISES):
-        noised = add_noise(scene.latent, rng.standard_normal(scene.latent.shape, dtype=np.float32), level)
-        predictions = scene.denoiser(
+        noised = add_noise(inputs.latent, rng.standard_normal(inputs.latent.shape, dtype=np.float32), level)
+        predictions = inputs.denoiser(
             np.concatenate([noised, noised]),
             np.full(2, timestep, dtype=np.int64),
-            np.stack([scene.prompt, scene.base_prompt]),
+            np.stack([inputs.prompt, inputs.base_prompt]),
         )
         difference += np.abs(predictions[0] - predictions[1]).mean(axis=0) / NUM_NOISES
         size += float(np.abs(predictions).mean()) / NUM_NOISES
     low, high = float(difference.min()), min(float(difference.max()), CLAMP * float(difference.mean()))
     if high - low <= ROUNDING * size:
-        return np.zeros(scene.size, np.float32)
+        return np.zeros(inputs.size, np.float32)
     rescaled = (np.minimum(difference, high) - low) / (high - low)
-    return enlarged((rescaled > THRESHOLD).astype(np.float32), scene.size)
+    return enlarged((rescaled > THRESHOLD).astype(np.float32), inputs.size)

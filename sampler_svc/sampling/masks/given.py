@@ -1,14 +1,14 @@
 """A mask that the caller drew."""
 
-from sampler_svc.sampling.masks.scene import Scene
+from sampler_svc.sampling.masks.inputs import MaskInputs
 from unitune.images import Mask
 
 
-def given_mask(scene: Scene) -> Mask:
+def given_mask(inputs: MaskInputs) -> Mask:
     """The request's own. Raises ValueError when there is none, which the service refuses first."""
-    if scene.given is None:
+    if inputs.given is None:
         raise ValueError("the mask is given, and there is none")
-    return scene.given
+    return inputs.given
 
 
 def from_sdedit(mask: Mask) -> Mask:

@@ -6,18 +6,18 @@ CLIPSeg (`sampler_svc/sampling/clipseg.py`).
 
 import numpy as np
 
-from sampler_svc.sampling.masks.scene import Finished, Scene
+from sampler_svc.sampling.masks.inputs import FinishedEdit, MaskInputs
 from unitune.images import Mask
 
 
-def named(scene: Scene) -> Mask:
+def named(inputs: MaskInputs) -> Mask:
     """Where the base image shows it. Raises ValueError when nothing finds it, which the service refuses first."""
-    if scene.found is None:
+    if inputs.found is None:
         raise ValueError("the mask is of what a text names, and there is nothing that finds it")
-    return scene.found()
+    return inputs.found()
 
 
-def named_in_either(finished: Finished) -> Mask:
+def named_in_either(finished: FinishedEdit) -> Mask:
     """Where base image or edit shows it: the union in Prompt-to-Prompt's local blend (arXiv 2208.01626, section 3.2).
 
     Raises ValueError as `named` does.

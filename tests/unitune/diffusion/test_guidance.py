@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from unitune.diffusion.guidance import (
-    Row,
+    GuidanceTerm,
     classifier_free,
     guided,
     mixed_with_base,
@@ -56,7 +56,7 @@ def test_guidance_zero_is_bit_equal_to_the_empty_prompt() -> None:
     np.testing.assert_array_equal(output, alone(EMPTY))
 
 
-def test_guidance_is_one_call_for_all_rows_and_affine_in_the_weight() -> None:
+def test_guidance_is_one_call_for_all_terms_and_affine_in_the_weight() -> None:
     """Weight 7.5 is empty + 7.5 (prompt - empty), in a single call of twice the batch (check S2)."""
     denoiser = CountingDenoiser()
 
@@ -111,9 +111,9 @@ def other_alone(context: np.ndarray) -> np.ndarray:
 def test_the_empty_prompt_may_be_predicted_by_the_base_model() -> None:
     """Then only it is: one pass of each model, and the rest of the form as ever."""
     denoiser = CountingDenoiser()
-    rows = unconditional_on_base(classifier_free(7.5, PROMPT, EMPTY))
+    terms = unconditional_on_base(classifier_free(7.5, PROMPT, EMPTY))
 
-    output = guided(denoiser, LATENTS, 500, rows, other)
+    output = guided(denoiser, LATENTS, 500, terms, other)
 
     assert denoiser.calls == [3]
     expected = other_alone(EMPTY) + 7.5 * (alone(PROMPT) - other_alone(EMPTY))
@@ -122,26 +122,26 @@ def test_the_empty_prompt_may_be_predicted_by_the_base_model() -> None:
 
 def test_a_share_of_the_prediction_comes_from_the_base_model() -> None:
     """SINE: empty + g (b base(plain) + (1 - b) tuned(prompt) - empty); shares 0 and 1 need one model's prediction."""
-    plain, rows = BASE, classifier_free(7.5, PROMPT, EMPTY)
+    plain, terms = BASE, classifier_free(7.5, PROMPT, EMPTY)
 
-    mixed = guided(CountingDenoiser(), LATENTS, 500, mixed_with_base(rows, 0.4, plain), other)
-    none = guided(CountingDenoiser(), LATENTS, 500, mixed_with_base(rows, 0.0, plain), other)
-    whole = guided(denoiser := CountingDenoiser(), LATENTS, 500, mixed_with_base(rows, 1.0, plain), other)
+    mixed = guided(CountingDenoiser(), LATENTS, 500, mixed_with_base(terms, 0.4, plain), other)
+    none = guided(CountingDenoiser(), LATENTS, 500, mixed_with_base(terms, 0.0, plain), other)
+    whole = guided(denoiser := CountingDenoiser(), LATENTS, 500, mixed_with_base(terms, 1.0, plain), other)
 
     expected = alone(EMPTY) + 7.5 * (0.4 * other_alone(plain) + 0.6 * alone(PROMPT) - alone(EMPTY))
     np.testing.assert_allclose(mixed, expected, rtol=0, atol=1e-5)
-    np.testing.assert_array_equal(none, guided(CountingDenoiser(), LATENTS, 500, rows))
+    np.testing.assert_array_equal(none, guided(CountingDenoiser(), LATENTS, 500, terms))
     assert denoiser.calls == [3]  # the empty prompt alone
     np.testing.assert_allclose(whole, -6.5 * alone(EMPTY) + 7.5 * other_alone(plain), rtol=0, atol=1e-5)
 
 
-def test_a_row_on_the_base_model_needs_one() -> None:
+def test_a_term_on_the_base_model_needs_one() -> None:
     """Otherwise the edit's own weights would answer for it."""
     with pytest.raises(ValueError, match="base model"):
-        guided(CountingDenoiser(), LATENTS, 500, [Row(1.0, PROMPT, on_base=True)])
+        guided(CountingDenoiser(), LATENTS, 500, [GuidanceTerm(1.0, PROMPT, on_base=True)])
 
 
 @pytest.mark.parametrize("guidance_scale", [0.0, 1.0, 1.5, 7.5, 32.0])
 def test_weights_of_classifier_free_guidance_sum_to_one(guidance_scale: float) -> None:
     """Only then is guidance of v the guidance of epsilon."""
-    assert sum(row.weight for row in classifier_free(guidance_scale, PROMPT, EMPTY)) == 1
+    assert sum(term.weight for term in classifier_free(guidance_scale, PROMPT, EMPTY)) == 1

@@ -10,7 +10,7 @@ from unitune.images import Mask, Pixels
 Find = Callable[[Pixels], Mask]  # where a picture shows what the request's mask_text names
 
 
-class Scene(NamedTuple):
+class MaskInputs(NamedTuple):
     """One edit before its first step."""
 
     size: tuple[int, int]  # height, width of the base image
@@ -23,7 +23,7 @@ class Scene(NamedTuple):
     found: Callable[[], Mask] | None = None  # where the base image shows what mask_text names
 
 
-class Finished(NamedTuple):
+class FinishedEdit(NamedTuple):
     """One edit after its last step, both pictures of one size."""
 
     edited: Pixels

@@ -1,0 +1,44 @@
+"""Counts the steps of an edit and of its super-resolution as those of one edit, and tells each of them."""
+
+import time
+
+from sampler_svc.sampling.events import OnEvent, Step
+from sampler_svc.sampling.request import Request
+from sampler_svc.sampling.tools import PreparedEdit
+from unitune import images
+from unitune.diffusion.schedule import Latents
+from unitune.images import ModelImage
+
+
+class EditSteps:
+    """The steps of one edit, from 0, with previews as often as the request wants them."""
+
+    def __init__(self, edit: PreparedEdit, request: Request, on_event: OnEvent) -> None:
+        self._edit, self._preview_every, self._on_event = edit, request.preview_every, on_event
+        stage = edit.tools.super_resolution
+        self._done = 0
+        self._total = request.num_steps + (stage.num_steps * len(request.seeds) if stage is not None else 0)
+        self.super_resolution_s = 0.0
+
+    def tell(self, denoised: Latents | None = None) -> None:
+        """A step is done; `denoised` are the latents as they would be without noise, for a preview of the first."""
+        wants_preview = self._preview_every > 0 and (self._done + 1) % self._preview_every == 0
+        preview = self._preview(denoised) if denoised is not None and wants_preview else b""
+        self._on_event(Step(self._done, self._total, preview))
+        self._done += 1
+
+    def enlarge(self, image: ModelImage, seed: int) -> ModelImage:
+        """The image after super-resolution, which the tools must have. Raises what `SuperResolution.enlarge` raises."""
+        stage, began = self._edit.tools.super_resolution, time.perf_counter()
+        if stage is None:
+            raise ValueError("the tools have no super-resolution")
+        enlarged = stage.enlarge(image, seed, self.tell)
+        self.super_resolution_s += time.perf_counter() - began
+        return enlarged
+
+    def _preview(self, denoised: Latents) -> bytes:
+        """PNG with the base image's aspect, and no larger than the model's own pictures."""
+        graphs, size = self._edit.tools.graphs, self._edit.size
+        shrink = min(1.0, max(graphs.spec.image_side) / max(size))
+        small = max(round(size[0] * shrink), 1), max(round(size[1] * shrink), 1)
+        return images.encode_png(images.from_model(graphs.preview(denoised[:1]), small))

@@ -1,0 +1,146 @@
+"""What an edit is made with: the model's parts, denoisers that hold the weights to use, and the picture it begins with.
+
+The model's parts are those that no tuning changes. A service puts them together for one edit.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import NamedTuple
+
+import numpy as np
+
+from sampler_svc.sampling.base_graphs import BaseGraphs
+from sampler_svc.sampling.cancellation import stop_if, stopping
+from sampler_svc.sampling.conditioning import Embed
+from sampler_svc.sampling.masks import BEFORE, Find, MaskInputs
+from sampler_svc.sampling.masks.given import from_sdedit
+from sampler_svc.sampling.masks.shape import Region, around, softened, whole
+from sampler_svc.sampling.prompt_to_prompt import RunControlled
+from sampler_svc.sampling.request import Request
+from sampler_svc.sampling.super_resolution import SuperResolution
+from unitune import images
+from unitune.diffusion.guidance import Denoiser
+from unitune.diffusion.inversion import inverted
+from unitune.diffusion.schedule import Latents, Schedule
+from unitune.diffusion.solvers import Run
+from unitune.images import Mask, Pixels
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What an edit is made with. All of it may be used from the edit's thread alone."""
+
+    graphs: BaseGraphs
+    schedule: Schedule
+    denoiser: Denoiser  # with the edit's weights
+    embed: Embed  # a text to its embedding (tokens, width), as the edit's weights are to see it
+    cancelled: Callable[[], bool] = lambda: False  # asked before each pass of a denoiser
+    base_denoiser: Denoiser | None = None  # with the base weights, for a request that needs them
+    controlled: RunControlled | None = None  # with control over its attention, for a request that has `attention`
+    find: Find | None = None  # finds what the mask is of, for a mask source that names it
+    super_resolution: SuperResolution | None = None  # for a request whose results it is to enlarge
+    prepared: "PreparedEdit | None" = None  # made with these tools, for attempts that share it
+
+    def stop_if_cancelled(self) -> None:
+        """Raises Cancelled (EDIT_CANCELLED)."""
+        stop_if(self.cancelled)
+
+
+class GivenMask(NamedTuple):
+    """The mask that came with a request, and the part of the picture that is edited for it."""
+
+    region: Region
+    mask: Mask | None = None  # in the region, with its soft edge; None if none came
+    png: bytes = b""  # all of it; empty if none came
+
+
+@dataclass(frozen=True)
+class PreparedEdit:
+    """What an edit needs before its first step, each part made when it is first asked for.
+
+    No strength, guidance or seed of the request matters to it, so all attempts at one edit share it.
+    """
+
+    request: Request
+    tools: Tools
+
+    @cached_property
+    def picture(self) -> Pixels:
+        """The whole picture. Raises what `images.decode` raises."""
+        return images.decode(self.request.image)
+
+    @cached_property
+    def given(self) -> "GivenMask":
+        """The mask that came with the request. Raises what `images.decode_mask` raises."""
+        request, size = self.request, _size(self.picture)
+        if request.mask_source != "given":
+            return GivenMask(whole(size))
+        mask = images.decode_mask(request.mask, size)
+        mask = softened(from_sdedit(mask) if request.mask_keeps else mask, request.mask_blur)
+        side = self.tools.graphs.spec.image_side
+        region = around(mask, request.mask_padding, side) if request.only_masked else whole(size)
+        return GivenMask(region, np.ascontiguousarray(region.of(mask)), images.encode_mask(mask))
+
+    @property
+    def region(self) -> Region:
+        """The part of the picture that is edited."""
+        return self.given.region
+
+    @cached_property
+    def base_image(self) -> Pixels:
+        """The picture in the region."""
+        return self.region.of(self.picture)
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the region in pixels."""
+        return _size(self.base_image)
+
+    @cached_property
+    def latent(self) -> Latents:
+        """The base image's latent, (1, channels, h, w)."""
+        graphs = self.tools.graphs
+        return graphs.encode(images.to_model(self.base_image, graphs.spec.image_side))
+
+    @cached_property
+    def mask(self) -> Mask | None:
+        """The mask over the base image with its soft edge, where its source knows it before the first step.
+
+        Raises Cancelled before a pass that estimates it, and what `find` raises.
+        """
+        request, tools = self.request, self.tools
+        if request.mask_source not in BEFORE:
+            return None
+        denoiser = stopping(tools.denoiser, tools.cancelled)
+        contexts = tools.embed(request.prompt), tools.embed(request.base_prompt)
+        found = None if tools.find is None else partial(tools.find, self.base_image)
+        inputs = MaskInputs(self.size, self.given.mask, self.latent, tools.schedule, denoiser, *contexts, found)
+        mask = BEFORE[request.mask_source](inputs)
+        return softened(mask, request.mask_blur) if self.given.mask is None else mask
+
+    @property
+    def result_size(self) -> tuple[int, int]:
+        """Height and width of the results: the picture's, or that of its aspect whose longer side is that of
+        super-resolution, where that is larger."""
+        height, width = _size(self.picture)
+        stage = self.tools.super_resolution
+        if stage is None:
+            return height, width
+        scale = max(1.0, min(stage.spec.side[0] / height, stage.spec.side[1] / width))
+        return round(height * scale), round(width * scale)
+
+    def inversion(self, run: Run) -> list[Latents]:
+        """The base image's latents by DDIM inversion without a prompt, at each level of the run and at its end."""
+        tools, unprompted = self.tools, self.tools.embed("")[None]
+
+        def output(latents: Latents, timestep: int) -> Latents:
+            tools.stop_if_cancelled()
+            return tools.denoiser(latents, np.array([timestep]), unprompted)
+
+        levels = inverted(self.latent, run, output, tools.schedule.prediction_type)
+        return [self.latent, *(level.latents for level in levels)][::-1]
+
+
+def _size(pixels: Pixels) -> tuple[int, int]:
+    return pixels.shape[0], pixels.shape[1]
