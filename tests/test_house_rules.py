@@ -277,6 +277,19 @@ def test_a_document_names_files_that_exist(document: Path) -> None:
     assert [] == sorted({name for name in named_paths(document) if not is_there(name, document)})
 
 
+def test_every_promise_has_its_test() -> None:
+    """Each test that docs/guarantees.md names is there; `::test_...` alone is of the file named before it."""
+    named, file = [], ""
+    for path, test in re.findall(
+        r"`(tests/[\w/]+\.py)?(?:::(test_\w+))?`", (ROOT / "docs" / "guarantees.md").read_text()
+    ):
+        file = path or file
+        named.append((file, test))
+
+    assert len(named) > 100
+    assert [] == [(path, test) for path, test in named if f"def {test}" not in (ROOT / path).read_text()]
+
+
 @pytest.mark.parametrize("document", documents(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_document_names_verbs_that_make_knows(document: Path) -> None:
     """Every `make VERB` in a page is a target of the Makefile."""
