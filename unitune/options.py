@@ -92,10 +92,10 @@ class Field:
             return
         if isinstance(value, str):
             is_wrong = bool(self.choices) and value not in self.choices
-            if limits.max_len and len(value) > limits.max_len:
-                is_wrong, shown = True, f"{len(value)} characters"
-            elif len(value.strip()) < limits.min_len:
+            if len(value.strip()) < limits.min_len:
                 is_wrong, shown = True, "blank" if value else ""
+            elif limits.max_len and len(value) > limits.max_len:
+                is_wrong, shown = True, f"{len(value)} characters"
             elif limits.printable and not value.isprintable():
                 is_wrong = True
         elif isinstance(value, int | float):
