@@ -148,7 +148,7 @@ BASE_MODEL = options_of(server_pb2.BaseModel)
 
 
 def range_in_words(field: Field) -> str:
-    """`0 to 64`, `above 0, to 0.1`, `one of a, b`, `1 to 64 visible characters`; empty for a field without a range."""
+    """`0 to 1`, `above 0, to 0.1`, `one of a, b`, `1 to 64 visible characters`; empty for a field without a range."""
     limits = field.limits
     if field.choices:
         return f"one of {', '.join(field.choices)}"
