@@ -84,13 +84,13 @@ class SqliteState:
         return await self._do(lambda: self._table.live_user_of(image))
 
     async def add_eviction(self, digest: str) -> None:
-        await self._do(lambda: self._evictions.add(digest))
+        await self._do(lambda: self._evictions.add(digest), deletes=True)  # part of a deletion
 
     async def evictions(self) -> list[str]:
         return await self._do(self._evictions.all)
 
     async def remove_eviction(self, digest: str) -> None:
-        await self._do(lambda: self._evictions.remove(digest))
+        await self._do(lambda: self._evictions.remove(digest), deletes=True)
 
     # TuningQueue
 

@@ -18,8 +18,9 @@ from gateway.upstreams import Upstreams, refuse_mismatch
 from gateway.weight_files import WeightFiles
 from unitune import telemetry, weights
 from unitune.choices import TUNING_METHODS
-from unitune.errors import Aborted, InvalidArgument, InvalidField, NotFound, Unavailable
+from unitune.errors import STORE_DOWN, Aborted, InvalidArgument, InvalidField, NotFound, Unavailable
 from unitune.picture_file import PictureInfo
+from unitune.system_errors import RETRY_DOWN_S
 from unitune.v1.image_pb2 import Image
 from unitune.v1.tuning_pb2 import (
     CreateTuningRequest,
@@ -146,7 +147,14 @@ class Tunings:
         async with self._images.changes:
             for name in (image, *further):
                 await self._images.find(name)  # a moment ago it may have been deleted
-            return await self._state.create(tuning, caller)
+            made = await self._state.create(tuning, caller)
+        if made.state == Tuning.STATE_READY and _is_past(made):
+            raise Unavailable(
+                "the tuning of this picture has expired, and its weights could not be discarded yet: try again",
+                reason=STORE_DOWN,
+                retry_after_s=RETRY_DOWN_S,
+            )
+        return made
 
     async def found_or_planned(
         self, tenant: str, image: Name, picture: Image | PictureInfo, config: TuningConfig
@@ -347,6 +355,11 @@ def expired(name: str) -> NotFound:
     return NotFound(
         f"the weights of {name} are discarded; make a new tuning", reason="TUNING_EXPIRED", metadata={"name": name}
     )
+
+
+def _is_past(tuning: Tuning) -> bool:
+    """Whether a tuning's time has come."""
+    return tuning.HasField("expire_time") and tuning.expire_time.ToMicroseconds() <= time.time() * 1e6
 
 
 def _present(tuning: Tuning | None, name: str) -> Tuning:

@@ -57,7 +57,9 @@ class Eye:
     """The gate's CLIP and the autoencoder, as the sampler uses them."""
 
     def __init__(self, folder: Path) -> None:
-        clip = CLIPModel.from_pretrained(folder / "clip", dtype=torch.float32, local_files_only=True)
+        clip = CLIPModel.from_pretrained(
+            folder / "clip", dtype=torch.float32, local_files_only=True, use_safetensors=True
+        )
         self._model: BaseModel = load(folder)
         self._tower = ImageTower(clip, [0.5] * 3, [0.5] * 3).eval()
 

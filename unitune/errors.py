@@ -107,7 +107,10 @@ class _Refusal(TypedDict):
 def _refusal(field: str, value: object, remedy: str) -> _Refusal:
     """The words of an error about one field. Of long ones the beginning is told of each, not of the whole."""
     field, told, remedy = cut(field, MAX_SHOWN_VALUE), shown(value), cut(remedy, size_bytes=MAX_PART_BYTES)
-    quoted = cut(repr(told), size_bytes=MAX_PART_BYTES) if isinstance(value, str) else told
+    quoted = told
+    if isinstance(value, str):
+        begin = value if len(value) <= MAX_SHOWN_VALUE else f"{value[: MAX_SHOWN_VALUE - 1]}…"
+        quoted = cut(repr(begin), size_bytes=MAX_PART_BYTES)
     metadata = {"field": field, "value": told, "remedy": remedy}
     return {"message": f"{field} is {quoted}: {remedy}", "metadata": metadata}
 

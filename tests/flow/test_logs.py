@@ -64,11 +64,13 @@ def live(client: Client, services: LocalServices) -> None:
         for event in rest:
             if isinstance(event, EditStep) and not is_draining:
                 is_draining = True
-                for process in services._processes.values():
-                    process.send_signal(signal.SIGTERM)
+                assert services._supervisor is not None
+                services._supervisor.end()  # or it would start them again
+                for service in services._services.values():
+                    service.process.send_signal(signal.SIGTERM)
                 time.sleep(1)
                 # The second signal cuts the drain, and with it the edit, short.
-                services._processes["sampler"].send_signal(signal.SIGTERM)
+                services._services["sampler"].process.send_signal(signal.SIGTERM)
 
 
 def test_an_ordinary_life_is_told_without_alarm(services: LocalServices, home: Home) -> None:
@@ -77,8 +79,8 @@ def test_an_ordinary_life_is_told_without_alarm(services: LocalServices, home: H
     base_model = str(services._base_model)
     with LocalServices(base_model, home=home) as own, Client(own.address) as client:
         live(client, own)
-        for process in own._processes.values():
-            assert process.wait(60) == 0
+        for service in own._services.values():
+            assert service.process.wait(60) == 0
     (logs,) = (home.root / "logs").iterdir()
     calls = []
     for service in SERVICES:

@@ -246,7 +246,9 @@ async def test_the_sdk_puts_a_large_comparison_together(world: World) -> None:
     world.sampler.png = os.urandom(9 << 20)
 
     async with AsyncClient(world.server.address) as client:
-        seen = [event async for event in client.compare(picture(), "a dog", ["sdedit", "unitune"], seeds=[1, 2])]
+        methods = ["sdedit", "unitune"]
+        stream = client.compare(picture(), "a dog", methods, seeds=[1, 2], omit_metadata=True)
+        seen = [event async for event in stream]
 
     found = [event for event in seen if isinstance(event, CompareResult)]
     assert [result.method for result in found] == ["sdedit", "unitune"]

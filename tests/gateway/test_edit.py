@@ -15,6 +15,7 @@ from tests.gateway.conftest import World, eventually, picture, refused
 from tests.gateway.upstream_servers import BASE_MODEL, serve_sampler, serve_tuner
 from unitune.errors import DataLoss, from_status
 from unitune.image_pieces import Assembly
+from unitune.png_text import HEADER_BYTES
 from unitune.v1.edit_pb2 import CancelEditRequest, Edit, EditEvent, EditRequest, GetEditRequest, SamplingConfig
 from unitune.v1.server_pb2 import BaseModel
 from unitune.v1.tuning_pb2 import DeleteTuningRequest, GetTuningRequest, Tuning, TuningConfig, WatchTuningRequest
@@ -160,8 +161,9 @@ async def test_get_edit_answers_with_the_pictures(world: World) -> None:
 
 @pytest.mark.parametrize("size_bytes", [5 << 20, 17 << 20])
 async def test_a_large_picture_comes_in_pieces(world: World, size_bytes: int) -> None:
-    """The stream has all of it, in order; GetEdit has it too, or says why one answer cannot hold it (N3)."""
-    world.sampler.png = os.urandom(size_bytes)
+    """The stream has all of it, in order, with what it says of itself; GetEdit has it too, or says why not (N3)."""
+    header = picture()[:HEADER_BYTES]
+    world.sampler.png = header + os.urandom(size_bytes)
 
     events = await edit(world, image_data=picture(), seeds=[7], config=SamplingConfig(method="sdedit"))
 
@@ -172,10 +174,13 @@ async def test_a_large_picture_comes_in_pieces(world: World, size_bytes: int) ->
             assembly.begin([event.image])
         elif event.HasField("image_part"):
             assembly.add(event.image_part)
-    assert [image.png for image in assembly.take()] == [world.sampler.png]
+    (image,) = assembly.take()
+    assert image.size_bytes == len(image.png) > len(world.sampler.png)
+    assert image.png.startswith(header + image.png[HEADER_BYTES:][:4] + b"tEXt")
+    assert image.png.endswith(world.sampler.png[HEADER_BYTES:])
     asked = world.edits.GetEdit(GetEditRequest(name=events[0].accepted.edit))
     if size_bytes < 16 << 20:
-        assert [image.png for image in (await asked).images] == [world.sampler.png]
+        assert [found.png for found in (await asked).images] == [image.png]
     else:
         error = await refused(asked, grpc.StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE")
         assert int(error.metadata["size_bytes"]) >= size_bytes and "stream" in error.message

@@ -54,6 +54,6 @@ async def test_what_is_to_be_forgotten_outlives_the_gateway(world: World) -> Non
     await eventually(is_told, 30)
     await asyncio.sleep(0.1)
     await world.close()
-    file = await SqliteFile.open(world.config.state, "", SCHEMA_VERSION)
+    file = await SqliteFile.open(world.config.state, "", SCHEMA_VERSION, {})
     assert await file.run(lambda: file.transaction(EvictionTable(file).all)) == []
     await file.close()

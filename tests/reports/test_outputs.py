@@ -271,7 +271,7 @@ def tunings_of(services: LocalServices) -> int:
             "guidance",
         ),
         (("a cat", "--inverted", "--mask-text=cat", "--scheduler=euler"), "inverted"),
-        (("a cat", "--super-resolution-updates=3"), "super_resolution"),
+        (("a cat", "--super-resolution-updates=3"), "--super-resolution-updates"),
         (("a cat", "-o", "photo.png/out"), "--out"),
         (("a cat", "-o", "/proc/1/nowhere"), "--out"),
     ],
@@ -305,7 +305,7 @@ def test_a_folder_that_nothing_can_be_written_into_is_told_first(
         done = subprocess.run(shell, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=240)
         (tmp_path / "full").rmdir()
 
-        assert done.returncode == 2 and "--output is 'full'" in done.stderr, done.stderr
+        assert done.returncode == 2 and "--out is 'full'" in done.stderr, done.stderr
         assert "No space left" in done.stderr
     assert tunings_of(services) == before
 
@@ -352,7 +352,7 @@ def test_warnings_and_refusals_of_every_prompt_come_first(photo: Path, tmp_path:
         ("a cat", 64, "image"),
         ("a zebra", 64, "image"),
     ]
-    assert refused.exit_code == 2 and "prompt is 'a zebra'" in refused.stderr  # CreateTuning had one answer
+    assert refused.exit_code == 2 and "PROMPT is 'a zebra'" in refused.stderr  # CreateTuning had one answer
 
 
 def font_of(signs: str, folder: Path) -> None:

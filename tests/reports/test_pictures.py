@@ -194,7 +194,7 @@ def test_what_a_picture_loses_is_told(client: Client) -> None:
 
 def test_a_small_file_of_many_pixels_costs_the_gateway_little(services: LocalServices) -> None:
     """A WebP of 16383 x 3900 and a PNG of 64,000,000 x 1 never take it above 300 MB (R4)."""
-    status = Path(f"/proc/{services._processes['gateway'].pid}/status")
+    status = Path(f"/proc/{services._services['gateway'].process.pid}/status")
     webp = file_of(Image.new("RGB", (16_383, 3_900)), "WEBP", quality=1, method=0)
     png = file_of(Image.new("L", (64_000_000, 1)), compress_level=1)
 

@@ -8,7 +8,6 @@ import pytest
 
 from sampler_svc.build.folder import build
 from sampler_svc.build.onnx_file import initializers
-from sampler_svc.engines import cpu_layout
 from sampler_svc.engines.cpu import DENOISER, OrtEngine
 from sampler_svc.engines.cpu_in_place import IN_PLACE, InPlaceEngine
 from sampler_svc.engines.cpu_layout import LAID_OUT, LAYOUT_FILE, Blocked, read_layouts
@@ -64,7 +63,7 @@ def test_without_every_tensor_in_it_there_is_no_such_graph(
     tiny_graphs: Path, spec: BaseModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A CPU with blocks of a size unknown here is refitted in place all the same, over the plain graph."""
-    monkeypatch.setattr(cpu_layout, "BLOCKS", ())
+    monkeypatch.setattr("sampler_svc.build.cpu_layout.BLOCKS", ())
 
     folder = build(tiny_graphs, tmp_path / "engine")
 

@@ -282,7 +282,7 @@ def test_building_for_a_backend_that_is_missing_ends_with_one_line(
     def missing(name: str) -> None:
         raise BackendMissing(f"{name} is not here")
 
-    monkeypatch.setattr(backends, "recipe_of", missing)
+    monkeypatch.setattr("sampler_svc.build.__main__.recipe_of", missing)
     arguments = ["--graphs", str(tiny_half_graphs), "--out", str(tmp_path / "engine"), "--backend", "tensorrt"]
 
     assert main(arguments) == 1

@@ -11,6 +11,7 @@ from sampler_svc.build.folder import build
 from sampler_svc.build.recipe import BuildError
 from sampler_svc.build.refit_check import MAX_REFIT_RATIO, check_refits, random_weights, reference_answer
 from sampler_svc.config import SamplerConfig
+from sampler_svc.engines import refit_modes
 from sampler_svc.engines.cpu import DENOISER, NEW_SESSION, OrtEngine, session_options
 from sampler_svc.engines.cpu_in_place import IN_PLACE, InPlaceEngine
 from sampler_svc.engines.engine import BASE, Engine, EngineSpec, Probe, Tensors, Weights
@@ -161,8 +162,6 @@ def test_the_mode_asked_for_is_the_mode_of_the_engine(
     engine_folder: Path, mode: str, kind: type[Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A small model is refitted in place by itself, a large one is not."""
-    from sampler_svc import refit_modes
-
     model = Model.open(engine_folder, threads=1, refit_mode=mode)
     with model.pool.lease(BASE, lambda: model.base) as lease:
         assert type(lease.engine) is kind

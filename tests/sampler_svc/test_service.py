@@ -54,7 +54,7 @@ def stored(store_folder: Path, tunings: Tunings) -> Callable[[int], tuning_pb2.W
 
     def put(seed: int, size: float = 0.3) -> tuning_pb2.WeightsRef:
         data, manifest = tunings.file(seed, size)
-        path = f"tunings/default/t-{seed}-{size}/1"
+        path = f"tunings/default/t-{seed}-{round(1000 * size)}/1"
         WeightStore(str(store_folder)).put_weights(path, data, manifest)
         return tuning_pb2.WeightsRef(key=manifest.key, digest=manifest.digest, path=path)
 
@@ -538,7 +538,11 @@ async def test_automatic_returns_the_point_that_it_chose(gated) -> None:
     assert (image.strength, image.guidance_scale) in points
     assert image.HasField("scores") and not image.scores.passed
     steps = [event.step for event in found if event.WhichOneof("event") == "step"]
-    assert steps[-1].index + 1 == sum(int(8 * strength) for strength, _ in points)
+    ends = [step for step in steps if step.index + 1 == step.total]
+    assert [(step.attempt, step.attempts) for step in ends] == [
+        (number + 1, len(points)) for number in range(len(points))
+    ]
+    assert [step.total for step in ends] == [int(8 * strength) for strength, _ in points]
     (point,) = (point for point in points if point == (image.strength, image.guidance_scale))
     alone = await events(gated, request(strength=point[0], guidance_scale=point[1]))
     assert pngs(alone) == [image.png]

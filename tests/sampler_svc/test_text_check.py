@@ -230,7 +230,7 @@ async def test_texts_of_a_tuning_are_checked_until_it_is_made(of_stickerbook) ->
     for rare in ("🦊", "qzxqzxqzxqzxqzxqzxqzxqzxqzxqzxqz"):
         asked = request(rare_tokens="", tuning_config=TuningConfig(method="unitune", rare_tokens=rare))
         assert (await refused(of_stickerbook, asked)).field == "tuning_config.rare_tokens"
-        asked.weights.CopyFrom(WeightsRef(digest="0" * 64, path="tenants/default/weights/1"))
+        asked.weights.CopyFrom(WeightsRef(digest="0" * 64, path="tunings/default/t-000/1"))
         assert await warnings(of_stickerbook, asked) == []
 
 
