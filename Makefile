@@ -41,9 +41,11 @@ check: $(READY) ## lint, types, who imports whom, protos; seconds once mypy's ca
 	@echo "buf"
 	@$(BIN)/buf lint
 	@$(BIN)/python protos/generate.py --check
+	@$(BIN)/python protos/options_page.py --check
 
-protos: $(READY) ## generate unitune/v1 from protos/
+protos: $(READY) ## generate unitune/v1 and docs/options.md from protos/
 	@$(BIN)/python protos/generate.py
+	@$(BIN)/python protos/options_page.py
 
 bench: $(READY) ## speed of every stage, as ratios measured in one run
 	@$(BIN)/python -m bench

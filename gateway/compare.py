@@ -24,6 +24,7 @@ from unitune import telemetry
 from unitune.choices import EDIT_METHODS, PROMPT_TO_PROMPT
 from unitune.errors import Internal, InvalidField, NotFound, UniTuneError, from_status, to_status
 from unitune.image_pieces import PIECE_BYTES, Assembly, cut
+from unitune.options import check
 from unitune.prompts import mentions, with_words_before, with_words_instead, without
 from unitune.v1.edit_pb2 import CompareEvent, CompareRequest, EditRequest
 from unitune.v1.tuning_pb2 import TuningConfig
@@ -153,7 +154,7 @@ class Comparisons:
 
     async def _turns(self, request: CompareRequest) -> list[Turn]:
         """What each method will be asked for. Raises as Compare does; nothing is stored and no tuning is made."""
-        validation.check_prompt(request.prompt)
+        check(request)
         if request.WhichOneof("target") is None:
             raise InvalidField("target", "unset", "set one of image or image_data")
         entries = list(request.methods) or _all_that_can_run(request)
@@ -167,7 +168,7 @@ class Comparisons:
                 config = await self._planner.settle(asked)
                 if config is not None:
                     asked.prompt = bound(config, request.prompt)
-                    validation.check_prompt(asked.prompt)  # it is longer now
+                    check(asked, only=["prompt"])  # it is longer now
                     check_words(asked, config)
             is_scored = asked.config.gate or asked.config.automatic
             if base_model.has_gate and not is_scored and without(asked.prompt, config.rare_tokens if config else ""):
@@ -216,8 +217,7 @@ def _check_names(entries: list[CompareRequest.Entry]) -> None:
     seen: set[str] = set()
     for index, entry in enumerate(entries):
         place, method = f"methods[{index}]", entry.method
-        if method not in EDIT_METHODS:
-            raise InvalidField(f"{place}.method", method, f"it must be {' or '.join(EDIT_METHODS)}")
+        check(entry, f"{place}.", only=["method"])
         if method in seen:
             raise InvalidField(f"{place}.method", method, "name each method once; compare its settings by edits")
         seen.add(method)

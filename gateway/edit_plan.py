@@ -9,20 +9,18 @@ from gateway import validation
 from gateway.images import Images
 from gateway.names import DEFAULT_TENANT, Name, parse, parse_parent
 from gateway.sampling_options import (
-    check_fast,
-    check_gate,
     check_gate_prompt,
     check_inverted,
     check_mask_words,
     check_options,
-    check_super_resolution,
 )
 from gateway.tunings import Tunings, expired, not_found
 from gateway.upstreams import Upstreams, refuse_mismatch
 from unitune.choices import BOUND_TO_NULL_TEXT, NULL_TEXT, PROMPT_TO_PROMPT, TUNING_METHODS, tuned_by
 from unitune.diffusion.schedule import num_late_steps
 from unitune.errors import FailedPrecondition, InvalidArgument, InvalidField, ResourceExhausted, Unavailable
-from unitune.picture_file import PictureInfo, refusal
+from unitune.options import check, check_base_model
+from unitune.picture_file import PictureInfo
 from unitune.prompts import unknown_words, without
 from unitune.v1.edit_pb2 import EditRequest, SamplingConfig
 from unitune.v1.image_pb2 import Image
@@ -68,7 +66,7 @@ class Planner:
         Raises what Edit refuses of settings and texts; neither the picture is looked at nor what the prompt must
         mention.
         """
-        _check_sizes(request)
+        check(request)
         sampler = await self._checked(request)
         sampling = _filled(request, _method_of(request), sampler)
         config = await self._settled(request, sampling)
@@ -79,6 +77,7 @@ class Planner:
         """Check a request and find its target; an image's tuning is found, or made unless the request is to be
         validated only. Raises as Edit does.
         """
+        check(request)
         request = await self._with_mask(request)
         sampler = await self._checked(request)
         if request.WhichOneof("target") == "tuning":
@@ -102,7 +101,7 @@ class Planner:
             mask=request.mask,
             prompt=request.prompt,
             config=config,
-            seeds=validation.check_seeds(request.seeds),
+            seeds=seeds_of(request),
             preview_every=request.preview_every,
             warnings=[
                 *warnings_of(
@@ -117,7 +116,6 @@ class Planner:
 
     async def _with_mask(self, request: EditRequest) -> EditRequest:
         """The request with the uploaded mask that it names in `mask`, whose name stays; otherwise as it is."""
-        _check_sizes(request)
         if not request.mask_image:
             return request
         if request.mask:
@@ -132,10 +130,8 @@ class Planner:
         """The sampler, whose base model has what the request's settings ask of one. Raises as Edit does."""
         _check(request)
         sampler = await self._upstreams.sampler_info()
-        check_fast(request.config, sampler.base_model, "config")
-        check_gate(request.config, sampler.base_model.has_gate, "config")
+        check_base_model(request.config, sampler.base_model, "config.")
         check_mask_words(request.config, request.mask, sampler.base_model, "config")
-        check_super_resolution(request.config, sampler.base_model, "config")
         return sampler
 
     async def _named(self, request: EditRequest) -> tuple[str, Tuning]:
@@ -251,7 +247,7 @@ def _unsampled(
         rare_tokens=rare_tokens_before(tuning),
         prompt=request.prompt,
         config=sampling,
-        seeds=validation.check_seeds(request.seeds),
+        seeds=seeds_of(request),
         preview_every=request.preview_every,
         tuning_config=tuning,
     )
@@ -265,10 +261,9 @@ def warnings_of(prompt: str, vocabulary: Sequence[str]) -> list[str]:
 
 
 def _check(request: EditRequest) -> None:
-    validation.check_prompt(request.prompt)
+    """What is wrong in the request alone, beyond each of its own fields."""
     validation.check_sampling_config(request.config, "config")
-    check_inverted(request.config, validation.check_seeds(request.seeds))
-    validation.check_preview_every(request.preview_every)
+    check_inverted(request.config, request.seeds)
     target = request.WhichOneof("target")
     if target is None:
         raise InvalidField("target", "unset", "set one of tuning, image or image_data")
@@ -284,16 +279,9 @@ def _check(request: EditRequest) -> None:
         check_options(request.config, request.mask, "config", method, request.prompt)
 
 
-def _check_sizes(request: EditRequest) -> None:
-    """What a request carries itself must leave it below the largest message."""
-    for field, most, instead in (
-        ("image_data", validation.IMAGE_DATA_BYTES, "image"),
-        ("mask", validation.MASK_BYTES, "mask_image"),
-    ):
-        size = len(getattr(request, field))
-        if size > most:
-            remedy = f"upload what is above {most} bytes with UploadImage, and name it in {instead}"
-            raise refusal(field, "UPLOAD_TOO_LARGE", f"{size} bytes", remedy)
+def seeds_of(request: EditRequest) -> list[int]:
+    """The seeds to use: one picture from seed 0 if there are none."""
+    return list(request.seeds) or [0]
 
 
 def _tenant_of(request: EditRequest) -> str:

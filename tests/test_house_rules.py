@@ -66,6 +66,20 @@ def test_generated_code_is_fresh() -> None:
     assert 0 == done.returncode, done.stderr
 
 
+def test_the_page_of_options_is_fresh() -> None:
+    """docs/options.md is what protos/options_page.py makes of the contract, and tells every option that is declared."""
+    page = (ROOT / "docs" / "options.md").read_text()
+    done = subprocess.run(
+        [sys.executable, ROOT / "protos" / "options_page.py", "--check"], capture_output=True, text=True
+    )
+
+    assert 0 == done.returncode, done.stderr
+    assert (
+        "| `guidance_scale` | 0 to 64 |" in page
+        and "| `class_noun` | 1 to 64 visible characters | dreambooth |" in page
+    )
+
+
 def test_vendored_protos_are_those_of_the_installed_wheel() -> None:
     """third_party/googleapis describes the same messages as the modules that are imported at run time."""
     vendored = ROOT / "third_party" / "googleapis"
@@ -114,7 +128,17 @@ def test_the_mathematics_of_diffusion_imports_only_numpy() -> None:
 
 def test_the_client_takes_only_the_contract_from_unitune() -> None:
     """unitune_client imports unitune.v1 and what needs no array library, and nothing else of unitune."""
-    allowed = ("v1", "errors", "system_errors", "drain", "image_pieces", "picture_file", "png_text", "__version__")
+    allowed = (
+        "v1",
+        "errors",
+        "system_errors",
+        "drain",
+        "image_pieces",
+        "options",
+        "picture_file",
+        "png_text",
+        "__version__",
+    )
     wrong = [
         (path.name, name)
         for path in source_files("unitune_client")
@@ -123,6 +147,21 @@ def test_the_client_takes_only_the_contract_from_unitune() -> None:
     ]
 
     assert [] == wrong
+
+
+def test_a_range_is_said_once() -> None:
+    """The upper end of guidance_scale stands in one file, the contract; what is generated from that does not count."""
+    said = (
+        r"(guidance|GUIDANCE)\w*[\W\d]{1,12}\b64\b",
+        r"guidance_scale = \d+ \[[^]]*lte: 64",
+        r"\b0(\.0)? to 64\b|\b0\.0, 64\.0",
+    )
+    end = re.compile("|".join(said))
+    own = [path for path in text_files() if path.relative_to(ROOT).parts[0] not in ("tests", "bench")]
+
+    saying = [path for path in own if "_pb2" not in path.name and end.search(path.read_text())]
+
+    assert [ROOT / "protos" / "unitune" / "v1" / "edit.proto"] == [path for path in saying if path.name != "options.md"]
 
 
 def test_messages_stop_at_the_edge_of_a_service() -> None:

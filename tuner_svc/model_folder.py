@@ -11,36 +11,17 @@ from diffusers import DDIMScheduler
 
 from tuner_svc.tuning_config import TuningConfig
 from unitune.base_model import EVERY_STEP, NoiseSchedule, Preset, file_digest
-from unitune.choices import (
-    EDIT_METHODS,
-    MAX_ETA,
-    MAX_GUIDANCE_SCALE,
-    MAX_SIGMA,
-    METHODS_WITH,
-    NULL_TEXT,
-    OPTIONS_OF_ALL,
-    PROMPT_TO_PROMPT,
-    TUNING_METHODS,
-    TUNING_OPTIONS,
-)
+from unitune.choices import EDIT_METHODS, NULL_TEXT, PROMPT_TO_PROMPT, TUNING_METHODS
 from unitune.diffusion.schedule import Schedule
-from unitune.diffusion.solvers import SCHEDULERS
 from unitune.errors import InvalidField
+from unitune.options import SAMPLING, TUNING, check_values, read_by
 
 PRESET_FILE = "unitune_preset.json"
 VOCABULARY_FILE = "vocabulary.json"
 GATE_SETTINGS = {name for name in vars(Preset) if name.startswith("gate_")} | {"automatic_points"}
 METHODS = (*EDIT_METHODS, NULL_TEXT)  # that may have a section of a preset
-SAMPLING_RANGES = {  # of a preset's values, ends included
-    "num_inference_steps": (1, 1000),
-    "guidance_scale": (0, MAX_GUIDANCE_SCALE),
-    "strength": (0, 1),
-    "interpolation": (0, 1),
-    "guidance_sigma_low": (0, MAX_SIGMA),
-    "guidance_sigma_high": (0, math.inf),
-    "eta": (0, MAX_ETA),
-    "cross_replace": (0, 1),
-    "self_replace": (0, 1),
+SAMPLING_SETTINGS = tuple(name for name in SAMPLING if name in vars(Preset))
+GATE_RANGES = {  # ends included
     "gate_gain": (-2, 2),
     "gate_prompt": (-1, 1),
     "gate_kept": (-1, 1),
@@ -179,26 +160,26 @@ def _check_values(folder: Path, preset: Preset, method: str) -> None:
         return UnusableBaseModel(f"{folder / PRESET_FILE}: {place}{complaint}")
 
     own = preset.of(method)
-    if method in TUNING_METHODS:
-        try:
+    sampling = {name: getattr(own, name) for name in SAMPLING_SETTINGS}
+    if own.guidance_sigma_high == math.inf:
+        del sampling["guidance_sigma_high"]  # the interval has no such end
+    try:
+        if method in TUNING_METHODS:
             TuningConfig.of(preset, method)
-        except InvalidField as error:
-            name = error.metadata["field"].removeprefix("config.")
-            raise refusal(name, error.message.removeprefix("config.")) from error
-    if own.scheduler not in SCHEDULERS:
-        raise refusal("scheduler", f"scheduler is {own.scheduler!r}: it must be one of {', '.join(SCHEDULERS)}")
+        check_values(SAMPLING, sampling)
+    except InvalidField as error:
+        name = error.metadata["field"].removeprefix("config.")
+        raise refusal(name, error.message.removeprefix("config.")) from error
     if method == PROMPT_TO_PROMPT and own.scheduler != "ddim":
         raise refusal("scheduler", f"scheduler is {own.scheduler!r}: {PROMPT_TO_PROMPT} inverts ddim alone")
-    for name, (low, high) in SAMPLING_RANGES.items():
+    for name, (low, high) in GATE_RANGES.items():
         value = getattr(own, name)
         if not low <= value <= high:
             raise refusal(name, f"{name} is {value}: it must be {low} to {high}")
-    if method in METHODS_WITH["fast"] and not 0 <= own.fast_steps <= own.num_inference_steps:
+    if SAMPLING["fast"].is_read_by(method) and not 0 <= own.fast_steps <= own.num_inference_steps:
         most = f"num_inference_steps, {own.num_inference_steps}"
         raise refusal("fast_steps", f"fast_steps is {own.fast_steps}: it must be 0 to {most}")
     ends = own.guidance_sigma_low, own.guidance_sigma_high
-    if MAX_SIGMA < ends[1] < math.inf:
-        raise refusal("guidance_sigma_high", f"guidance_sigma_high is {ends[1]}: it must be 0 to {MAX_SIGMA}")
     if ends[0] >= ends[1]:
         raise refusal("guidance_sigma_high", f"guidance_sigma_high is {ends[1]}: it must be above _low, {ends[0]}")
     if method == PROMPT_TO_PROMPT and ends != tuple(EVERY_STEP.values()):
@@ -207,14 +188,13 @@ def _check_values(folder: Path, preset: Preset, method: str) -> None:
 
 def _of_others(method: str) -> set[str]:
     """The settings of a preset that belong to other methods than this one."""
-    of_tuning = {name for names in TUNING_OPTIONS.values() for name in names} | set(OPTIONS_OF_ALL)
-    own = {*OPTIONS_OF_ALL, *TUNING_OPTIONS[method]} if method in TUNING_OPTIONS else set()
-    of_sampling = {name for name, methods in METHODS_WITH.items() if method not in methods}
-    if method not in METHODS_WITH["fast"]:
+    own = set(read_by(TUNING, method)) if method in TUNING_METHODS else set()
+    of_sampling = SAMPLING.keys() - read_by(SAMPLING, method)
+    if not SAMPLING["fast"].is_read_by(method):
         of_sampling.add("fast_steps")
     if method == NULL_TEXT:  # its edits are Prompt-to-Prompt's, whose section has their settings
-        of_sampling |= SAMPLING_RANGES.keys()
-    return (of_tuning - own - SAMPLING_RANGES.keys()) | of_sampling
+        of_sampling |= {*SAMPLING_SETTINGS, *GATE_RANGES} - {"scheduler"}
+    return (TUNING.keys() - own - SAMPLING.keys()) | of_sampling
 
 
 def _settings(folder: Path, given: dict[str, Any], place: str = "") -> dict[str, Any]:

@@ -25,12 +25,11 @@ from unitune.base_model import Preset
 from unitune.choices import (
     BOUND_TO_NULL_TEXT,
     NULL_TEXT,
-    OPTIONS_OF_ALL,
     PROMPT_TO_PROMPT,
     TUNING_METHODS,
-    TUNING_OPTIONS,
 )
 from unitune.errors import Cancelled, Internal, InvalidField, ResourceExhausted, Unavailable, UniTuneError, to_status
+from unitune.options import TUNING, check_values, read_by
 from unitune.server_info import base_model_info
 from unitune.serving import HEARTBEAT_S
 from unitune.system_errors import store_error
@@ -233,7 +232,7 @@ def _large_image(picture: images.Pixels, side: tuple[int, int]) -> images.ModelI
 def _defaults(preset: Preset, method: str) -> tuning_pb2.TuningConfig:
     """The preset of a method: the fields that are not a caller's own words."""
     own = preset.of(method)
-    known = {name: own for name in (*OPTIONS_OF_ALL, *TUNING_OPTIONS[method]) if hasattr(own, name)}
+    known = {name: own for name in read_by(TUNING, method) if hasattr(own, name)}
     if method == NULL_TEXT:  # what it has in common with an edit is what such edits have by themselves
         edits = preset.of(PROMPT_TO_PROMPT)
         known |= {name: edits for name in BOUND_TO_NULL_TEXT if hasattr(edits, name)}
@@ -250,9 +249,8 @@ def _read(request: tuner_pb2.RunTuningRequest) -> TuningConfig:
 
 
 def _config(config: tuning_pb2.TuningConfig) -> TuningConfig:
-    if config.method not in TUNING_METHODS:
-        raise InvalidField("config.method", config.method, f"it must be one of {', '.join(TUNING_METHODS)}")
-    fields = (*OPTIONS_OF_ALL, *TUNING_OPTIONS[config.method])
+    check_values(TUNING, {"method": config.method}, "config.")
+    fields = read_by(TUNING, config.method)
     for field in fields:
         if config.DESCRIPTOR.fields_by_name[field].has_presence and not config.HasField(field):
             raise InvalidField(f"config.{field}", "unset", "it must be set")

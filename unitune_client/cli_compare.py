@@ -4,14 +4,17 @@ from collections.abc import Sequence
 
 import click
 
+from unitune.options import options_of
+from unitune.v1.edit_pb2 import CompareRequest
 from unitune_client import events
 from unitune_client.cli_checks import NEEDED, check_comparison, check_super_resolution
 from unitune_client.cli_edit import picture_bytes_of, png_of, say_what_the_model_knows
 from unitune_client.cli_options import (
-    Between,
     PathOption,
+    field_option,
     output_option,
     result_options,
+    seed_option,
     server_options,
     super_resolution_option,
 )
@@ -22,6 +25,7 @@ from unitune_client.messages import EditOptions
 from unitune_client.outputs import Outputs, folder_of, slug
 from unitune_client.sheet import SheetEdit, comparison_sheet
 
+COMPARE = options_of(CompareRequest)
 FAILED = 1  # exit code when a method had no pictures
 
 EXAMPLES = """
@@ -43,13 +47,11 @@ Examples:
     metavar="A,B,...",
     help="unitune, imagic, dreambooth, textual_inversion, sdedit, prompt_to_prompt.  [default: every one that can run]",
 )
-@click.option("--class-noun", metavar="WORD", help="What kind of thing PHOTO shows, for dreambooth; it is in PROMPT.")
-@click.option(
-    "--initial-word", metavar="WORD", help="One word for what PHOTO shows, for textual_inversion; it is in PROMPT."
-)
-@click.option("--base-prompt", metavar="TEXT", help="What PHOTO shows, for prompt_to_prompt.")
+@field_option(COMPARE["class_noun"], metavar="WORD")
+@field_option(COMPARE["initial_word"], metavar="WORD")
+@field_option(COMPARE["base_prompt"], metavar="TEXT")
 @super_resolution_option
-@click.option("--seed", "seeds", type=Between(0, 2**63 - 1), multiple=True, help="One picture per seed.  [default: 0]")
+@seed_option
 @server_options
 def compare_command(
     photo: str,

@@ -11,6 +11,7 @@ import click
 from PIL import Image
 
 from unitune.errors import InvalidField, UniTuneError
+from unitune.options import EDIT, SAMPLING, TUNING
 from unitune_client import events
 from unitune_client.cli_checks import (
     TUNED_METHOD,
@@ -25,11 +26,12 @@ from unitune_client.cli_checks import (
     refuse_kind,
 )
 from unitune_client.cli_options import (
-    Between,
     PathOption,
     attention_options,
+    field_option,
     output_option,
     result_options,
+    seed_option,
     server_options,
     super_resolution_option,
     tuning_options,
@@ -43,7 +45,6 @@ from unitune_client.pictures import picture_bytes
 from unitune_client.record import Record
 from unitune_client.sheet import SheetEdit, can_show, contact_sheet
 
-MASK_SOURCES = ("given", "difference", "diffedit", "word", "attention")
 METHOD_PER_PROMPT = "imagic"  # it tunes for one text
 AUTOMATIC_METHODS = ("unitune", "sdedit")  # unless asked; the others start from the noisiest level, as published
 
@@ -80,114 +81,34 @@ Examples:
     "With the same PHOTO and nothing else it is made again. Another --method takes its seed alone.",
 )
 @result_options
-@click.option(
-    "--method",
-    help="unitune, imagic, dreambooth or textual_inversion, which tune, or sdedit, also called img2img, or "
-    "prompt_to_prompt, which do not (but for --inversion null_text).  [default: unitune]",
-)
-@click.option(
-    "--strength",
-    type=Between(0.0, 1.0),
-    help="How far up the noise schedule the edit starts, 0 to 1: more changes more.  [default: the base model's own]",
-)
-@click.option(
-    "--guidance",
-    type=Between(0.0, 64.0),
-    help="Weight of the prompt, 0 to 64; 1 is no guidance.  [default: the base model's own]",
-)
-@click.option(
-    "--automatic/--no-automatic",
-    default=None,
-    help="Let the gate choose --strength and --guidance among the base model's own points.  [default: yes for "
-    "unitune and sdedit, where the base model has a gate and neither of them nor --fast is given]",
-)
-@click.option(
-    "--gate", is_flag=True, help="Score every picture, and try other seeds in place of one that does not pass."
-)
-@click.option(
-    "--interpolation",
-    type=Between(0.0, 1.0),
-    help="How much of PHOTO comes back outside of the mask, 0 to 1; without a mask of yours, where the edit left it "
-    "nearly alone.  [default: the base model's own; 1 with every mask but that]",
-)
-@click.option("--negative-prompt", metavar="TEXT", help="What the picture shall not show.  [default: nothing]")
-@click.option(
-    "--base-prompt",
-    metavar="TEXT",
-    help="What PHOTO shows; --prompt-guidance and --mask-source diffedit read it, prompt_to_prompt needs it.",
-)
-@click.option(
-    "--prompt-guidance",
-    type=Between(0.0, 64.0),
-    help="How far the edit is pushed away from --base-prompt, 0 to 64.  [default: 0]",
-)
-@click.option(
-    "--mask",
-    metavar="PNG",
-    type=PathOption(),
-    help="Where PHOTO may change, as large as PHOTO: white is edited, black keeps its pixels exactly.",
-)
-@click.option(
-    "--mask-source",
-    type=click.Choice(MASK_SOURCES),
-    help="given: --mask. difference: where the finished edit differs from PHOTO, for --interpolation. diffedit: where "
-    "the prompts disagree, found before the first step. word: what --mask-text names in PHOTO. attention: what it "
-    "names in PHOTO or in the finished edit, for --interpolation.  [default: given with --mask, word with "
-    "--mask-text, else difference]",
-)
-@click.option(
-    "--mask-text",
-    metavar="TEXT",
-    help='What in PHOTO may change, found by its name: "the cat", or several things as "cat, tree".',
-)
-@click.option(
-    "--inverted",
-    is_flag=True,
-    help="Start from PHOTO inverted by DDIM, and keep to that outside of the mask (DiffEdit). One picture, whatever "
-    "the seed.",
-)
-@click.option(
-    "--mask-blur",
-    type=Between(0.0, 256.0),
-    help="Radius of the mask's soft edge in pixels of PHOTO; 4 is usual for 512 pixels.  [default: 0]",
-)
-@click.option(
-    "--only-masked",
-    is_flag=True,
-    help="Edit a crop around --mask at the model's full size and paste it back: for small parts of large photos.",
-)
-@click.option(
-    "--repeats",
-    type=Between(1, 10),
-    help="Whole runs of sdedit, each from the last one's picture: more leaves less of PHOTO.  [default: 1]",
-)
-@click.option(
-    "--steps",
-    type=Between(1, 1000),
-    help="Denoising steps of a run from pure noise; --strength leaves the later part.  [default: the base model's own]",
-)
-@click.option(
-    "--fast",
-    is_flag=True,
-    help="unitune: as few steps as the base model says still do, where it does, without automatic settings: quicker, "
-    "less often right.",
-)
-@click.option("--scheduler", help="ddim, euler or dpmpp_2m.  [default: the base model's own]")
-@click.option(
-    "--eta",
-    type=Between(0.0, 2.0),
-    help="imagic: 0 gives PHOTO back, 1 follows the prompt, 2 goes beyond it.  [default: the base model's own, 0.7]",
-)
-@click.option(
-    "--guidance-interval",
+@field_option(SAMPLING["method"], type=str)
+@field_option(SAMPLING["strength"])
+@field_option(SAMPLING["guidance_scale"], "guidance")
+@field_option(SAMPLING["automatic"], default=None)
+@field_option(SAMPLING["gate"])
+@field_option(SAMPLING["interpolation"])
+@field_option(SAMPLING["negative_prompt"], metavar="TEXT")
+@field_option(SAMPLING["base_prompt"], metavar="TEXT")
+@field_option(SAMPLING["prompt_guidance_scale"], "prompt_guidance")
+@field_option(EDIT["mask"], metavar="PNG", type=PathOption())
+@field_option(SAMPLING["mask_source"])
+@field_option(SAMPLING["mask_text"], metavar="TEXT")
+@field_option(SAMPLING["inverted"])
+@field_option(SAMPLING["mask_blur"])
+@field_option(SAMPLING["only_masked"])
+@field_option(SAMPLING["repeats"])
+@field_option(SAMPLING["num_inference_steps"], "steps")
+@field_option(SAMPLING["fast"])
+@field_option(SAMPLING["scheduler"], type=str)
+@field_option(SAMPLING["eta"])
+@field_option(
+    SAMPLING["guidance_sigma_low"],
+    "guidance_interval",
     metavar="LOW HIGH",
     nargs=2,
-    type=Between(0.0, 10_000.0),
-    help="Guide only the steps whose sigma (noise over signal) is above LOW and at most HIGH; each other step costs "
-    "one pass.  [default: the base model's own; every step with --guidance and with automatic settings]",
 )
 @super_resolution_option
-@click.option("--seed", "seeds", type=Between(0, 2**63 - 1), multiple=True, help="One picture per seed.  [default: 0]")
+@seed_option
 @attention_options
 @tuning_options
 @server_options
@@ -335,23 +256,11 @@ def edit_command(
 
 @click.command("tune")
 @click.argument("photo", type=PathOption())
-@click.option("--method", help="unitune, imagic, dreambooth, textual_inversion or null_text.  [default: unitune]")
-@click.option(
-    "--prompt", "prompts", multiple=True, help="imagic: the prompt of the edits to come; one tuning for each."
-)
-@click.option("--base-prompt", metavar="TEXT", help="null_text: what PHOTO shows, as in the edits to come.")
-@click.option(
-    "--steps",
-    "num_inference_steps",
-    type=Between(1, 1000),
-    help="null_text: steps of the edits to come.  [default: the base model's own]",
-)
-@click.option(
-    "--guidance",
-    "guidance_scale",
-    type=Between(0.0, 64.0),
-    help="null_text: guidance of the edits to come.  [default: the base model's own]",
-)
+@field_option(TUNING["method"], type=str)
+@field_option(TUNING["prompt"], "prompts", multiple=True)
+@field_option(TUNING["base_prompt"], metavar="TEXT")
+@field_option(TUNING["num_inference_steps"])
+@field_option(TUNING["guidance_scale"])
 @tuning_options
 @server_options
 def tune_command(

@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 import click
 
 from unitune.errors import InvalidField
+from unitune.options import EDIT, SAMPLING, TUNING, Field, flag_of, options_of, range_in_words
+from unitune.v1.tuning_pb2 import CreateTuningRequest
 from unitune_client.channel import checked_address
 from unitune_client.streams import is_text
 
@@ -80,9 +82,39 @@ class Between(click.ParamType):
             number = None
         is_low = number is not None and number == self._low and self._above_low
         if number is None or is_low or not self._low <= number <= self._high:  # not a number is not between either
-            span = f"above {self._low:g}, to {self._high}" if self._above_low else f"from {self._low} to {self._high}"
+            low, high = (f"{end:g}" if isinstance(end, float) else str(end) for end in (self._low, self._high))
+            span = f"above {low}, to {high}" if self._above_low else f"from {low} to {high}"
             raise InvalidField(shown(param), value, f"give a {self.name} {span}")
         return number
+
+
+def number_of(field: Field) -> Between:
+    """A number in the range that the contract declares of a field."""
+    limits, kind = field.limits, int if field.is_whole else float
+    low = limits.gt if limits.HasField("gt") else limits.gte
+    high = kind(limits.lte) if limits.HasField("lte") else 2**63 - 1
+    return Between(kind(low), high, above_low=limits.HasField("gt"))
+
+
+def field_option(field: Field, name: str = "", **settings: Any) -> Callable[[F], F]:
+    """The option that sets a field, with the flag, range, help and default that the contract declares of it.
+
+    `name` is what the command calls it, if otherwise; `settings` are click's, before those of the declaration.
+    """
+    kind: dict[str, Any] = {}
+    words, default = range_in_words(field), field.declared.default
+    if field.descriptor.type == field.descriptor.TYPE_BOOL:
+        if "/" not in field.declared.flag:  # of which click sees by itself that it is one
+            kind["is_flag"] = True
+    elif field.choices and "type" not in settings:
+        kind["type"], words = click.Choice(field.choices), ""  # click itself shows them
+    elif field.descriptor.type == field.descriptor.TYPE_BYTES:
+        words = ""  # a file that is larger is uploaded
+    elif words and not field.choices and not field.limits.max_len:
+        kind["type"] = number_of(field)
+    notes = "; ".join(filter(None, (words, default and f"default: {default}")))
+    help_text = field.declared.help + (f"  [{notes}]" if notes else "")
+    return click.option(flag_of(field) or "", name or field.name, **{**kind, "help": help_text, **settings})
 
 
 def server_options(command: F) -> F:
@@ -124,12 +156,7 @@ output_option = click.option(
 def result_options(command: F) -> F:
     """--overwrite and --no-metadata."""
     for option in (
-        click.option(
-            "--no-metadata",
-            "omit_metadata",
-            is_flag=True,
-            help="Leave out of the pictures how they were made, which `unitune show` prints and `edit --like` reads.",
-        ),
+        field_option(EDIT["omit_metadata"]),
         click.option(
             "--overwrite",
             is_flag=True,
@@ -140,54 +167,20 @@ def result_options(command: F) -> F:
     return command
 
 
-super_resolution_option = click.option(
-    "--super-resolution",
-    is_flag=True,
-    help="Have the base model's second stage enlarge the pictures, where it has one: stickerbook's makes 128x128.",
-)
+super_resolution_option = field_option(SAMPLING["super_resolution"])
+seed_option = field_option(EDIT["seeds"], multiple=True)
 
 
 def attention_options(command: F) -> F:
     """What prompt_to_prompt alone has."""
+    weight = (str, number_of(SAMPLING["word_weights"]))
     for option in (
-        click.option(
-            "--blend",
-            "blend_words",
-            metavar="WORD",
-            multiple=True,
-            help="prompt_to_prompt: edit only where WORD looks, a word of PROMPT or of --base-prompt; may be repeated.",
-        ),
-        click.option(
-            "--weight",
-            "word_weights",
-            metavar="WORD X",
-            type=(str, Between(-10.0, 10.0)),
-            multiple=True,
-            help="prompt_to_prompt: show X times as much of WORD of PROMPT; may be repeated.",
-        ),
-        click.option(
-            "--alignment",
-            type=click.Choice(("replace", "refine")),
-            help="prompt_to_prompt: compare the prompts word by word, or by the words that both have.  [default: "
-            "replace where they have as many words]",
-        ),
-        click.option(
-            "--inversion",
-            type=click.Choice(("direct", "ddim", "null_text")),
-            help="prompt_to_prompt: put the photo's branch back on the photo at every step, or not, or tune an "
-            "embedding for each step that keeps it near, with --updates for each, 10 by default.  [default: direct]",
-        ),
-        click.option(
-            "--self-replace",
-            type=Between(0.0, 1.0),
-            help="prompt_to_prompt: share of the steps that keep the photo's layout.  [default: the base model's own]",
-        ),
-        click.option(
-            "--cross-replace",
-            type=Between(0.0, 1.0),
-            help="prompt_to_prompt: share of the steps in which words look where the photo's do.  [default: the base "
-            "model's own]",
-        ),
+        field_option(SAMPLING["blend_words"], metavar="WORD", multiple=True),
+        field_option(SAMPLING["word_weights"], metavar="WORD X", type=weight, multiple=True),
+        field_option(SAMPLING["alignment"]),
+        field_option(SAMPLING["inversion"]),
+        field_option(SAMPLING["self_replace"]),
+        field_option(SAMPLING["cross_replace"]),
     ):
         command = option(command)
     return command
@@ -195,80 +188,21 @@ def attention_options(command: F) -> F:
 
 def tuning_options(command: F) -> F:
     """--updates, --mode and --rare-tokens, and what single methods need."""
+    photos = options_of(CreateTuningRequest)["images"]
     for option in (
-        click.option(
-            "--stop-loss-ratio",
-            type=Between(0.0, 1.0),
-            help="unitune: end the tuning early when its loss has fallen to this share of the first updates'.  "
-            "[default: 0, never]",
-        ),
-        click.option(
-            "--super-resolution-updates",
-            type=Between(0, 5000),
-            help="unitune and imagic: tune the second stage, too, for --super-resolution. PHOTO must be at least as "
-            "large as what that makes.  [default: 0]",
-        ),
-        click.option(
-            "--vectors",
-            "num_vectors",
-            type=Between(1, 16),
-            help="textual_inversion: vectors in the placeholder's place.  [default: the base model's own, 1]",
-        ),
-        click.option(
-            "--initial-word",
-            metavar="WORD",
-            help="textual_inversion: one word for what the photo shows. Prompts must have the placeholder "
-            "(--rare-tokens) in them.",
-        ),
-        click.option(
-            "--prior-weight",
-            type=Between(0.0, 100.0),
-            help="dreambooth: weight of the class images.  [default: the base model's own, 1]",
-        ),
-        click.option(
-            "--class-images",
-            "num_class_images",
-            type=Between(0, 1000),
-            help="dreambooth: pictures of the class that the base model draws first.  [default: the base model's own]",
-        ),
-        click.option(
-            "--photo",
-            "further_photos",
-            metavar="FILE",
-            type=PathOption(),
-            multiple=True,
-            help="dreambooth: a further photo of the same subject; up to 4.",
-        ),
-        click.option(
-            "--class-noun",
-            metavar="NOUN",
-            help="dreambooth: what kind of thing the photos show. Prompts must have --rare-tokens and NOUN in them.",
-        ),
-        click.option(
-            "--embedding-updates",
-            type=Between(0, 5000),
-            help="imagic: updates of the text embedding, before --updates.  [default: the base model's own, 500]",
-        ),
-        click.option(
-            "--rare-tokens",
-            metavar="T",
-            help="Words that the tuning binds to the photo, at most 32 characters.  [default: the base model's own]",
-        ),
-        click.option(
-            "--mode",
-            metavar="M",
-            help="Which UNet weights change: full, attn_out or lora.  [default: the base model's own]",
-        ),
-        click.option(
-            "--updates",
-            type=Between(0, 5000),
-            help="Optimizer updates of the tuning: more keeps more of the photo.  [default: the base model's own, 128]",
-        ),
-        click.option(
-            "--learning-rate",
-            type=Between(0.0, 0.1, above_low=True),
-            help="Of these updates: a higher one needs fewer.  [default: the base model's own, 1e-4]",
-        ),
+        field_option(TUNING["stop_loss_ratio"]),
+        field_option(TUNING["super_resolution_updates"]),
+        field_option(TUNING["num_vectors"]),
+        field_option(TUNING["initial_word"], metavar="WORD"),
+        field_option(TUNING["prior_weight"]),
+        field_option(TUNING["num_class_images"]),
+        field_option(photos, "further_photos", metavar="FILE", type=PathOption(), multiple=True),
+        field_option(TUNING["class_noun"], metavar="NOUN"),
+        field_option(TUNING["embedding_updates"]),
+        field_option(TUNING["rare_tokens"], metavar="T"),
+        field_option(TUNING["mode"], metavar="M", type=str),
+        field_option(TUNING["updates"]),
+        field_option(TUNING["learning_rate"]),
     ):
         command = option(command)
     return command

@@ -58,7 +58,7 @@ class TuningOptions(TypedDict, total=False):
 
     base_prompt           what the photo shows
     num_inference_steps   1 to 1000, of a run from pure noise
-    guidance_scale        0 to 64, weight of the prompt
+    guidance_scale        weight of the prompt
     """
 
     method: str | None
@@ -91,7 +91,7 @@ class EditOptions(TuningOptions, total=False):
                           "prompt_to_prompt", which do not, but for inversion "null_text"; absent means that of the
                           tuning, and "unitune" for a picture
     strength              0 to 1, how far up the noise schedule the edit starts: more changes more
-    guidance_scale        0 to 64, weight of the prompt; 1 is no guidance
+    guidance_scale        weight of the prompt; 1 is no guidance
     interpolation         0 to 1, how much of the photo comes back outside of the mask, or with mask_source
                           "difference" where the edit left it nearly alone; 1 by default with other masks
     num_inference_steps   steps of a run from pure noise, 1 to 1000; strength leaves the later part of them
@@ -100,7 +100,7 @@ class EditOptions(TuningOptions, total=False):
     negative_prompt       what the picture shall not show
     base_prompt           what the photo shows; prompt_guidance_scale and mask_source "diffedit" read it, and
                           "prompt_to_prompt" needs it
-    prompt_guidance_scale 0 to 64, how far the edit is pushed away from base_prompt
+    prompt_guidance_scale how far the edit is pushed away from base_prompt
     unconditional_model   "tuned" or "base": whose weights predict the empty or negative prompt
     base_mixture          0 to 1, the base model's share of the prediction in the noisier half of the steps
     mask                  a PNG, bytes or path, as large as the photo: white is edited, black is kept exactly
@@ -123,7 +123,7 @@ class EditOptions(TuningOptions, total=False):
     super_resolution      True has the base model's second stage enlarge the edited pictures, where it has one
     super_resolution_noise_level     0 to 999, timestep to which the picture is noised for it: more lets it invent more
     super_resolution_steps           1 to 1000, its steps
-    super_resolution_guidance_scale  0 to 64, its weight of the prompt; 1 is no guidance
+    super_resolution_guidance_scale  its weight of the prompt; 1 is no guidance
     dynamic_thresholding  False leaves its predictions outside of a picture's range as they are; then guidance is at
                           most 10
     omit_metadata         True leaves out of the PNG files what they otherwise say of their making

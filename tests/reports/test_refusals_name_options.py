@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 
 from tests.reports.conftest import ROOT, Unitune
 from unitune.errors import InvalidField, UniTuneError, from_rpc_error
+from unitune.options import BASE_MODEL, EDIT, SAMPLING, TUNING
 from unitune.v1 import edit_pb2, edit_pb2_grpc, tuning_pb2, tuning_pb2_grpc
 from unitune_client import Client
 from unitune_client.cli import main
@@ -216,6 +217,9 @@ def remedies() -> list[str]:
                 texts.append("".join(p.value if isinstance(p, ast.Constant) else "X" for p in node.values))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 texts.append(node.value)
+    for fields in (EDIT, SAMPLING, TUNING, BASE_MODEL):
+        texts += [field.limits.remedy for field in fields.values()]
+        texts += [f"leave it unset: {why}" for field in fields.values() for why in field.declared.refused_with.values()]
     return [text for text in texts if re.search(r" unset\b|\bset [a-z]+_?[a-z]*\b[^:]|^set ", text)]
 
 

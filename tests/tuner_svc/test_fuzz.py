@@ -6,12 +6,12 @@ from typing import Any
 from tests.answers import fault_of
 from tests.extremes import extremes
 from tests.tuner_svc.test_service import NAME, PATH, SHORT, start, store
-from unitune.choices import OPTIONS_OF_ALL, TUNING_OPTIONS
+from unitune.options import TUNING, read_by
 from unitune.v1 import tuner_pb2, tuning_pb2
 
 __all__ = ["start", "store"]  # fixtures
 
-OWN = (*OPTIONS_OF_ALL, *TUNING_OPTIONS["unitune"])
+OWN = read_by(TUNING, "unitune")
 
 
 async def test_no_extreme_value_of_a_run_is_our_mistake(start: Callable[..., Any]) -> None:

@@ -318,13 +318,13 @@ def test_json_prints_one_object_per_event_and_nothing_else(server: ScriptedServe
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (["--strength", "3"], "error: --strength is '3': give a number from 0.0 to 1.0"),
-        (["--strength", "nan"], "error: --strength is 'nan': give a number from 0.0 to 1.0"),
+        (["--strength", "3"], "error: --strength is '3': give a number from 0 to 1"),
+        (["--strength", "nan"], "error: --strength is 'nan': give a number from 0 to 1"),
         (["--steps", "2.5"], "error: --steps is '2.5': give a whole number from 1 to 1000"),
         (["--seed", "-1"], f"error: --seed is '-1': give a whole number from 0 to {2**63 - 1}"),
         (["-o", "file"], "error: --out is 'file': it is a file; give a folder"),
         (["--base-model", "m"], "error: --base-model is 'm': leave it out: the server at 127.0.0.1:1 has its own"),
-        (["--eta", "3"], "error: --eta is '3': give a number from 0.0 to 2.0"),
+        (["--eta", "3"], "error: --eta is '3': give a number from 0 to 2"),
         (["--vectors", "0"], "error: --vectors is '0': give a whole number from 1 to 16"),
         (["--zzzz"], "error: No such option '--zzzz'."),
     ],
@@ -701,7 +701,7 @@ def test_help_names_examples_and_units() -> None:
 
     assert 'unitune edit cat.png "a dog on a beach"' in shown
     words = " ".join(shown.split())
-    assert "0 to 1" in shown and "[default: the base model's own]" in words
+    assert "[0 to 1; default: the base model's own]" in words
     assert "sdedit, also called img2img" in words and "white is edited, black keeps its pixels exactly" in words
 
 

@@ -26,9 +26,10 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
+from unitune.v1 import option_pb2 as unitune_dot_v1_dot_option__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17unitune/v1/tuning.proto\x12\nunitune.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xf7\x06\n\x06Tuning\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x13\n\x05image\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nbase_model\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12.\n\x06\x63onfig\x18\x04 \x01(\x0b\x32\x18.unitune.v1.TuningConfigB\x04\xe2\x41\x01\x03\x12-\n\x05state\x18\x05 \x01(\x0e\x32\x18.unitune.v1.Tuning.StateB\x04\xe2\x41\x01\x03\x12\x11\n\x03key\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x12\x32\n\x08progress\x18\x07 \x01(\x0b\x32\x1a.unitune.v1.TuningProgressB\x04\xe2\x41\x01\x03\x12\x1c\n\x0equeue_position\x18\x08 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\'\n\x05\x65rror\x18\t \x01(\x0b\x32\x12.google.rpc.StatusB\x04\xe2\x41\x01\x03\x12-\n\x07weights\x18\n \x01(\x0b\x32\x16.unitune.v1.WeightsRefB\x04\xe2\x41\x01\x03\x12\x34\n\x06labels\x18\x0b \x03(\x0b\x32\x1e.unitune.v1.Tuning.LabelsEntryB\x04\xe2\x41\x01\x01\x12\x35\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x34\n\nstart_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x32\n\x08\x65nd_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x65xpire_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x12\n\x04\x65tag\x18\x10 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06images\x18\x14 \x03(\tB\x04\xe2\x41\x01\x03\x12\x16\n\x08warnings\x18\x1e \x03(\tB\x04\xe2\x41\x01\x03\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8e\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_QUEUED\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x0f\n\x0bSTATE_READY\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\x12\x13\n\x0fSTATE_CANCELLED\x10\x05\x12\x11\n\rSTATE_EXPIRED\x10\x06\"\xeb\x06\n\x0cTuningConfig\x12\x14\n\x06method\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x12\n\x04mode\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1a\n\x07updates\x18\x03 \x01(\x05\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x18\n\x05\x62\x61tch\x18\x04 \x01(\x05\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x12 \n\rlearning_rate\x18\x05 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x02\x88\x01\x01\x12\x19\n\x0brare_tokens\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01\x12\x12\n\x04seed\x18\x07 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x14\n\x06prompt\x18\x08 \x01(\tB\x04\xe2\x41\x01\x01\x12\x18\n\nclass_noun\x18\t \x01(\tB\x04\xe2\x41\x01\x01\x12#\n\x10num_class_images\x18\n \x01(\x05\x42\x04\xe2\x41\x01\x01H\x03\x88\x01\x01\x12\x1f\n\x0cprior_weight\x18\x0b \x01(\x01\x42\x04\xe2\x41\x01\x01H\x04\x88\x01\x01\x12\x1a\n\x0cinitial_word\x18\x0c \x01(\tB\x04\xe2\x41\x01\x01\x12\x1e\n\x0bnum_vectors\x18\r \x01(\x05\x42\x04\xe2\x41\x01\x01H\x05\x88\x01\x01\x12$\n\x11\x65mbedding_updates\x18\x0e \x01(\x05\x42\x04\xe2\x41\x01\x01H\x06\x88\x01\x01\x12*\n\x17\x65mbedding_learning_rate\x18\x0f \x01(\x01\x42\x04\xe2\x41\x01\x01H\x07\x88\x01\x01\x12&\n\x13scale_learning_rate\x18\x10 \x01(\x08\x42\x04\xe2\x41\x01\x01H\x08\x88\x01\x01\x12\x1d\n\x0fstop_loss_ratio\x18\x16 \x01(\x01\x42\x04\xe2\x41\x01\x01\x12\x19\n\x0b\x62\x61se_prompt\x18\x17 \x01(\tB\x04\xe2\x41\x01\x01\x12&\n\x13num_inference_steps\x18\x18 \x01(\x05\x42\x04\xe2\x41\x01\x01H\t\x88\x01\x01\x12!\n\x0eguidance_scale\x18\x19 \x01(\x01\x42\x04\xe2\x41\x01\x01H\n\x88\x01\x01\x12&\n\x18super_resolution_updates\x18\x1a \x01(\x05\x42\x04\xe2\x41\x01\x01\x42\n\n\x08_updatesB\x08\n\x06_batchB\x10\n\x0e_learning_rateB\x13\n\x11_num_class_imagesB\x0f\n\r_prior_weightB\x0e\n\x0c_num_vectorsB\x14\n\x12_embedding_updatesB\x1a\n\x18_embedding_learning_rateB\x16\n\x14_scale_learning_rateB\x16\n\x14_num_inference_stepsB\x11\n\x0f_guidance_scale\"{\n\x0eTuningProgress\x12\x0e\n\x06update\x18\x01 \x01(\x05\x12\r\n\x05total\x18\x02 \x01(\x05\x12\x0c\n\x04loss\x18\x03 \x01(\x01\x12\x0e\n\x06left_s\x18\x04 \x01(\x01\x12\x15\n\rlearning_rate\x18\x05 \x01(\x01\x12\x15\n\rstopped_early\x18\x06 \x01(\x08\"_\n\nWeightsRef\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x12\n\nbase_model\x18\x05 \x01(\t\"\x92\x02\n\x13\x43reateTuningRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05image\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12.\n\x06\x63onfig\x18\x03 \x01(\x0b\x32\x18.unitune.v1.TuningConfigB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12\x41\n\x06labels\x18\x05 \x03(\x0b\x32+.unitune.v1.CreateTuningRequest.LabelsEntryB\x04\xe2\x41\x01\x01\x12\x14\n\x06images\x18\n \x03(\tB\x04\xe2\x41\x01\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"&\n\x10GetTuningRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\x8c\x01\n\x12ListTuningsRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12-\n\x05state\x18\x04 \x01(\x0e\x32\x18.unitune.v1.Tuning.StateB\x04\xe2\x41\x01\x01\"S\n\x13ListTuningsResponse\x12#\n\x07tunings\x18\x01 \x03(\x0b\x32\x12.unitune.v1.Tuning\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"F\n\x12WatchTuningRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1c\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04\x42\x04\xe2\x41\x01\x01\"\x88\x04\n\x0bTuningEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x08snapshot\x18\x03 \x01(\x0b\x32\x12.unitune.v1.TuningH\x00\x12\x30\n\x06queued\x18\x04 \x01(\x0b\x32\x1e.unitune.v1.TuningEvent.QueuedH\x00\x12\x32\n\x07started\x18\x05 \x01(\x0b\x32\x1f.unitune.v1.TuningEvent.StartedH\x00\x12.\n\x08progress\x18\x06 \x01(\x0b\x32\x1a.unitune.v1.TuningProgressH\x00\x12#\n\x05ready\x18\x07 \x01(\x0b\x32\x12.unitune.v1.TuningH\x00\x12$\n\x06\x66\x61iled\x18\x08 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12\'\n\tcancelled\x18\t \x01(\x0b\x32\x12.unitune.v1.TuningH\x00\x12\x36\n\theartbeat\x18\n \x01(\x0b\x32!.unitune.v1.TuningEvent.HeartbeatH\x00\x1a\x1a\n\x06Queued\x12\x10\n\x08position\x18\x01 \x01(\x05\x1a\x1a\n\x07Started\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x05\x1a\x0b\n\tHeartbeatB\x07\n\x05\x65vent\")\n\x13\x43\x61ncelTuningRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"?\n\x13UpdateTuningRequest\x12(\n\x06tuning\x18\x01 \x01(\x0b\x32\x12.unitune.v1.TuningB\x04\xe2\x41\x01\x02\"F\n\x13\x44\x65leteTuningRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1b\n\rallow_missing\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x01\x32\x80\x04\n\rTuningService\x12\x43\n\x0c\x43reateTuning\x12\x1f.unitune.v1.CreateTuningRequest\x1a\x12.unitune.v1.Tuning\x12=\n\tGetTuning\x12\x1c.unitune.v1.GetTuningRequest\x1a\x12.unitune.v1.Tuning\x12N\n\x0bListTunings\x12\x1e.unitune.v1.ListTuningsRequest\x1a\x1f.unitune.v1.ListTuningsResponse\x12H\n\x0bWatchTuning\x12\x1e.unitune.v1.WatchTuningRequest\x1a\x17.unitune.v1.TuningEvent0\x01\x12\x43\n\x0c\x43\x61ncelTuning\x12\x1f.unitune.v1.CancelTuningRequest\x1a\x12.unitune.v1.Tuning\x12\x43\n\x0cUpdateTuning\x12\x1f.unitune.v1.UpdateTuningRequest\x1a\x12.unitune.v1.Tuning\x12G\n\x0c\x44\x65leteTuning\x12\x1f.unitune.v1.DeleteTuningRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17unitune/v1/tuning.proto\x12\nunitune.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x17unitune/v1/option.proto\"\xf7\x06\n\x06Tuning\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x13\n\x05image\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nbase_model\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12.\n\x06\x63onfig\x18\x04 \x01(\x0b\x32\x18.unitune.v1.TuningConfigB\x04\xe2\x41\x01\x03\x12-\n\x05state\x18\x05 \x01(\x0e\x32\x18.unitune.v1.Tuning.StateB\x04\xe2\x41\x01\x03\x12\x11\n\x03key\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x12\x32\n\x08progress\x18\x07 \x01(\x0b\x32\x1a.unitune.v1.TuningProgressB\x04\xe2\x41\x01\x03\x12\x1c\n\x0equeue_position\x18\x08 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\'\n\x05\x65rror\x18\t \x01(\x0b\x32\x12.google.rpc.StatusB\x04\xe2\x41\x01\x03\x12-\n\x07weights\x18\n \x01(\x0b\x32\x16.unitune.v1.WeightsRefB\x04\xe2\x41\x01\x03\x12\x34\n\x06labels\x18\x0b \x03(\x0b\x32\x1e.unitune.v1.Tuning.LabelsEntryB\x04\xe2\x41\x01\x01\x12\x35\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x34\n\nstart_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x32\n\x08\x65nd_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x65xpire_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x12\n\x04\x65tag\x18\x10 \x01(\tB\x04\xe2\x41\x01\x03\x12\x14\n\x06images\x18\x14 \x03(\tB\x04\xe2\x41\x01\x03\x12\x16\n\x08warnings\x18\x1e \x03(\tB\x04\xe2\x41\x01\x03\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8e\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_QUEUED\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x0f\n\x0bSTATE_READY\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\x12\x13\n\x0fSTATE_CANCELLED\x10\x05\x12\x11\n\rSTATE_EXPIRED\x10\x06\"\xe9\x1a\n\x0cTuningConfig\x12}\n\x06method\x18\x01 \x01(\tBm\xe2\x41\x01\x01\xa2\xbb\x18\x65*\x07unitune*\x06imagic*\ndreambooth*\x11textual_inversion*\tnull_textz\x08--method\x82\x01\x13Which method tunes.\x8a\x01\x07unitune\x12\x85\x01\n\x04mode\x18\x02 \x01(\tBw\xe2\x41\x01\x01\xa2\xbb\x18o*\x04\x66ull*\x08\x61ttn_out*\x04loraZ\x07unituneZ\x06imagicZ\ndreamboothz\x06--mode\x82\x01\x1aWhich UNet weights change.\x8a\x01\x14the base model\'s own\x12\x99\x01\n\x07updates\x18\x03 \x01(\x05\x42\x82\x01\xe2\x41\x01\x01\xa2\xbb\x18z\t\x00\x00\x00\x00\x00\x00\x00\x00\x19\x00\x00\x00\x00\x00\x88\xb3@z\t--updates\x82\x01>Optimizer updates of the tuning: more keeps more of the photo.\x8a\x01\x19the base model\'s own, 128H\x00\x88\x01\x01\x12x\n\x05\x62\x61tch\x18\x04 \x01(\x05\x42\x64\xe2\x41\x01\x01\xa2\xbb\x18\\\t\x00\x00\x00\x00\x00\x00\xf0?\x19\x00\x00\x00\x00\x00\x00P@Z\x07unituneZ\x06imagicZ\ndreamboothZ\x11textual_inversion\x8a\x01\x17the base model\'s own, 4H\x01\x88\x01\x01\x12\x92\x01\n\rlearning_rate\x18\x05 \x01(\x01\x42v\xe2\x41\x01\x01\xa2\xbb\x18n\x11\x00\x00\x00\x00\x00\x00\x00\x00\x19\x9a\x99\x99\x99\x99\x99\xb9?z\x0f--learning-rate\x82\x01+Of these updates: a higher one needs fewer.\x8a\x01\x1athe base model\'s own, 1e-4H\x02\x88\x01\x01\x12\x9f\x01\n\x0brare_tokens\x18\x06 \x01(\tB\x89\x01\xe2\x41\x01\x01\xa2\xbb\x18\x80\x01\x30\x01\x38 H\x01Z\x07unituneZ\ndreamboothZ\x11textual_inversionz\r--rare-tokens\x82\x01)Words that the tuning binds to the photo.\x8a\x01\x14the base model\'s own\x12S\n\x04seed\x18\x07 \x01(\x03\x42\x45\xe2\x41\x01\x01\xa2\xbb\x18=\t\x00\x00\x00\x00\x00\x00\x00\x00Z\x07unituneZ\x06imagicZ\ndreamboothZ\x11textual_inversion\x8a\x01\x01\x30\x12~\n\x06prompt\x18\x08 \x01(\tBn\xe2\x41\x01\x01\xa2\xbb\x18\x66R\x12\x45\x64itRequest.promptZ\x06imagicz\x08--prompt\x82\x01=imagic: the prompt of the edits to come; one tuning for each.\x12\xa2\x01\n\nclass_noun\x18\t \x01(\tB\x8d\x01\xe2\x41\x01\x01\xa2\xbb\x18\x84\x01\x30\x01\x38@H\x01Z\ndreamboothz\x0c--class-noun\x82\x01\x61\x64reambooth: what kind of thing the photos show. Prompts must have --rare-tokens and NOUN in them.\x12\xb3\x01\n\x10num_class_images\x18\n \x01(\x05\x42\x93\x01\xe2\x41\x01\x01\xa2\xbb\x18\x8a\x01\t\x00\x00\x00\x00\x00\x00\x00\x00\x19\x00\x00\x00\x00\x00@\x8f@Z\ndreamboothz\x0e--class-images\x82\x01\x42\x64reambooth: pictures of the class that the base model draws first.\x8a\x01\x14the base model\'s ownH\x03\x88\x01\x01\x12\x95\x01\n\x0cprior_weight\x18\x0b \x01(\x01\x42z\xe2\x41\x01\x01\xa2\xbb\x18r\t\x00\x00\x00\x00\x00\x00\x00\x00\x19\x00\x00\x00\x00\x00\x00Y@Z\ndreamboothz\x0e--prior-weight\x82\x01\'dreambooth: weight of the class images.\x8a\x01\x17the base model\'s own, 1H\x04\x88\x01\x01\x12\xbc\x01\n\x0cinitial_word\x18\x0c \x01(\tB\xa5\x01\xe2\x41\x01\x01\xa2\xbb\x18\x9c\x01\x30\x01\x38@H\x01Z\x11textual_inversionz\x0e--initial-word\x82\x01ptextual_inversion: one word for what the photo shows. Prompts must have the placeholder (--rare-tokens) in them.\x12\xa7\x01\n\x0bnum_vectors\x18\r \x01(\x05\x42\x8c\x01\xe2\x41\x01\x01\xa2\xbb\x18\x83\x01\t\x00\x00\x00\x00\x00\x00\xf0?\x19\x00\x00\x00\x00\x00\x00\x30@Z\x11textual_inversionz\t--vectors\x82\x01\x36textual_inversion: vectors in the placeholder\'s place.\x8a\x01\x17the base model\'s own, 1H\x05\x88\x01\x01\x12\xb4\x01\n\x11\x65mbedding_updates\x18\x0e \x01(\x05\x42\x93\x01\xe2\x41\x01\x01\xa2\xbb\x18\x8a\x01R\x14TuningConfig.updatesZ\x06imagicz\x13--embedding-updates\x82\x01\x38imagic: updates of the text embedding, before --updates.\x8a\x01\x19the base model\'s own, 500H\x06\x88\x01\x01\x12o\n\x17\x65mbedding_learning_rate\x18\x0f \x01(\x01\x42I\xe2\x41\x01\x01\xa2\xbb\x18\x41R\x1aTuningConfig.learning_rateZ\x06imagic\x8a\x01\x1athe base model\'s own, 1e-3H\x07\x88\x01\x01\x12Z\n\x13scale_learning_rate\x18\x10 \x01(\x08\x42\x38\xe2\x41\x01\x01\xa2\xbb\x18\x30Z\x11textual_inversion\x8a\x01\x1athe base model\'s own, trueH\x08\x88\x01\x01\x12\xba\x01\n\x0fstop_loss_ratio\x18\x16 \x01(\x01\x42\xa0\x01\xe2\x41\x01\x01\xa2\xbb\x18\x97\x01\t\x00\x00\x00\x00\x00\x00\x00\x00\x19\x00\x00\x00\x00\x00\x00\xf0?Z\x07unitunez\x11--stop-loss-ratio\x82\x01[unitune: end the tuning early when its loss has fallen to this share of the first updates\'.\x8a\x01\x08\x30, never\x12\x83\x01\n\x0b\x62\x61se_prompt\x18\x17 \x01(\tBn\xe2\x41\x01\x01\xa2\xbb\x18\x66R\x12\x45\x64itRequest.promptZ\tnull_textz\r--base-prompt\x82\x01\x35null_text: what PHOTO shows, as in the edits to come.\x12\xa3\x01\n\x13num_inference_steps\x18\x18 \x01(\x05\x42\x80\x01\xe2\x41\x01\x01\xa2\xbb\x18xR\"SamplingConfig.num_inference_stepsZ\tnull_textz\x07--steps\x82\x01&null_text: steps of the edits to come.\x8a\x01\x14the base model\'s ownH\t\x88\x01\x01\x12\x9f\x01\n\x0eguidance_scale\x18\x19 \x01(\x01\x42\x81\x01\xe2\x41\x01\x01\xa2\xbb\x18yR\x1dSamplingConfig.guidance_scaleZ\tnull_textz\n--guidance\x82\x01)null_text: guidance of the edits to come.\x8a\x01\x14the base model\'s ownH\n\x88\x01\x01\x12\xf1\x01\n\x18super_resolution_updates\x18\x1a \x01(\x05\x42\xce\x01\xe2\x41\x01\x01\xa2\xbb\x18\xc5\x01R\x14TuningConfig.updatesZ\x07unituneZ\x06imagicz\x1a--super-resolution-updates\x82\x01{unitune and imagic: tune the second stage, too, for --super-resolution. PHOTO must be at least as large as what that makes.\x8a\x01\x01\x30\x42\n\n\x08_updatesB\x08\n\x06_batchB\x10\n\x0e_learning_rateB\x13\n\x11_num_class_imagesB\x0f\n\r_prior_weightB\x0e\n\x0c_num_vectorsB\x14\n\x12_embedding_updatesB\x1a\n\x18_embedding_learning_rateB\x16\n\x14_scale_learning_rateB\x16\n\x14_num_inference_stepsB\x11\n\x0f_guidance_scale\"{\n\x0eTuningProgress\x12\x0e\n\x06update\x18\x01 \x01(\x05\x12\r\n\x05total\x18\x02 \x01(\x05\x12\x0c\n\x04loss\x18\x03 \x01(\x01\x12\x0e\n\x06left_s\x18\x04 \x01(\x01\x12\x15\n\rlearning_rate\x18\x05 \x01(\x01\x12\x15\n\rstopped_early\x18\x06 \x01(\x08\"_\n\nWeightsRef\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x12\n\nbase_model\x18\x05 \x01(\t\"\xe5\x02\n\x13\x43reateTuningRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x13\n\x05image\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12.\n\x06\x63onfig\x18\x03 \x01(\x0b\x32\x18.unitune.v1.TuningConfigB\x04\xe2\x41\x01\x01\x12\x18\n\nrequest_id\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12I\n\x06labels\x18\x05 \x03(\x0b\x32+.unitune.v1.CreateTuningRequest.LabelsEntryB\x0c\xe2\x41\x01\x01\xa2\xbb\x18\x04\x38?@\x10\x12_\n\x06images\x18\n \x03(\tBO\xe2\x41\x01\x01\xa2\xbb\x18G@\x04z\x07--photo\x82\x01\x39\x64reambooth: a further photo of the same subject; up to 4.\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"&\n\x10GetTuningRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\x8c\x01\n\x12ListTuningsRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12-\n\x05state\x18\x04 \x01(\x0e\x32\x18.unitune.v1.Tuning.StateB\x04\xe2\x41\x01\x01\"S\n\x13ListTuningsResponse\x12#\n\x07tunings\x18\x01 \x03(\x0b\x32\x12.unitune.v1.Tuning\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"F\n\x12WatchTuningRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1c\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04\x42\x04\xe2\x41\x01\x01\"\x88\x04\n\x0bTuningEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x08snapshot\x18\x03 \x01(\x0b\x32\x12.unitune.v1.TuningH\x00\x12\x30\n\x06queued\x18\x04 \x01(\x0b\x32\x1e.unitune.v1.TuningEvent.QueuedH\x00\x12\x32\n\x07started\x18\x05 \x01(\x0b\x32\x1f.unitune.v1.TuningEvent.StartedH\x00\x12.\n\x08progress\x18\x06 \x01(\x0b\x32\x1a.unitune.v1.TuningProgressH\x00\x12#\n\x05ready\x18\x07 \x01(\x0b\x32\x12.unitune.v1.TuningH\x00\x12$\n\x06\x66\x61iled\x18\x08 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12\'\n\tcancelled\x18\t \x01(\x0b\x32\x12.unitune.v1.TuningH\x00\x12\x36\n\theartbeat\x18\n \x01(\x0b\x32!.unitune.v1.TuningEvent.HeartbeatH\x00\x1a\x1a\n\x06Queued\x12\x10\n\x08position\x18\x01 \x01(\x05\x1a\x1a\n\x07Started\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\x05\x1a\x0b\n\tHeartbeatB\x07\n\x05\x65vent\")\n\x13\x43\x61ncelTuningRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"?\n\x13UpdateTuningRequest\x12(\n\x06tuning\x18\x01 \x01(\x0b\x32\x12.unitune.v1.TuningB\x04\xe2\x41\x01\x02\"F\n\x13\x44\x65leteTuningRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1b\n\rallow_missing\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x01\x32\x80\x04\n\rTuningService\x12\x43\n\x0c\x43reateTuning\x12\x1f.unitune.v1.CreateTuningRequest\x1a\x12.unitune.v1.Tuning\x12=\n\tGetTuning\x12\x1c.unitune.v1.GetTuningRequest\x1a\x12.unitune.v1.Tuning\x12N\n\x0bListTunings\x12\x1e.unitune.v1.ListTuningsRequest\x1a\x1f.unitune.v1.ListTuningsResponse\x12H\n\x0bWatchTuning\x12\x1e.unitune.v1.WatchTuningRequest\x1a\x17.unitune.v1.TuningEvent0\x01\x12\x43\n\x0c\x43\x61ncelTuning\x12\x1f.unitune.v1.CancelTuningRequest\x1a\x12.unitune.v1.Tuning\x12\x43\n\x0cUpdateTuning\x12\x1f.unitune.v1.UpdateTuningRequest\x1a\x12.unitune.v1.Tuning\x12G\n\x0c\x44\x65leteTuning\x12\x1f.unitune.v1.DeleteTuningRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -74,47 +75,47 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TUNING'].fields_by_name['warnings']._loaded_options = None
   _globals['_TUNING'].fields_by_name['warnings']._serialized_options = b'\342A\001\003'
   _globals['_TUNINGCONFIG'].fields_by_name['method']._loaded_options = None
-  _globals['_TUNINGCONFIG'].fields_by_name['method']._serialized_options = b'\342A\001\001'
+  _globals['_TUNINGCONFIG'].fields_by_name['method']._serialized_options = b'\342A\001\001\242\273\030e*\007unitune*\006imagic*\ndreambooth*\021textual_inversion*\tnull_textz\010--method\202\001\023Which method tunes.\212\001\007unitune'
   _globals['_TUNINGCONFIG'].fields_by_name['mode']._loaded_options = None
-  _globals['_TUNINGCONFIG'].fields_by_name['mode']._serialized_options = b'\342A\001\001'
+  _globals['_TUNINGCONFIG'].fields_by_name['mode']._serialized_options = b'\342A\001\001\242\273\030o*\004full*\010attn_out*\004loraZ\007unituneZ\006imagicZ\ndreamboothz\006--mode\202\001\032Which UNet weights change.\212\001\024the base model\'s own'
   _globals['_TUNINGCONFIG'].fields_by_name['updates']._loaded_options = None
-  _globals['_TUNINGCONFIG'].fields_by_name['updates']._serialized_options = b'\342A\001\001'
+  _globals['_TUNINGCONFIG'].fields_by_name['updates']._serialized_options = b'\342A\001\001\242\273\030z\t\000\000\000\000\000\000\000\000\031\000\000\000\000\000\210\263@z\t--updates\202\001>Optimizer updates of the tuning: more keeps more of the photo.\212\001\031the base model\'s own, 128'
   _globals['_TUNINGCONFIG'].fields_by_name['batch']._loaded_options = None
-  _globals['_TUNINGCONFIG'].fields_by_name['batch']._serialized_options = b'\342A\001\001'
+  _globals['_TUNINGCONFIG'].fields_by_name['batch']._serialized_options = b'\342A\001\001\242\273\030\\\t\000\000\000\000\000\000\360?\031\000\000\000\000\000\000P@Z\007unituneZ\006imagicZ\ndreamboothZ\021textual_inversion\212\001\027the base model\'s own, 4'
   _globals['_TUNINGCONFIG'].fields_by_name['learning_rate']._loaded_options = None
-  _globals['_TUNINGCONFIG'].fields_by_name['learning_rate']._serialized_options = b'\342A\001\001'
+  _globals['_TUNINGCONFIG'].fields_by_name['learning_rate']._serialized_options = b'\342A\001\001\242\273\030n\021\000\000\000\000\000\000\000\000\031\232\231\231\231\231\231\271?z\017--learning-rate\202\001+Of these updates: a higher one needs fewer.\212\001\032the base model\'s own, 1e-4'
   _globals['_TUNINGCONFIG'].fields_by_name['rare_tokens']._loaded_options = None
-  _globals['_TUNINGCONFIG'].fields_by_name['rare_tokens']._serialized_options = b'\342A\001\001'
+  _globals['_TUNINGCONFIG'].fields_by_name['rare_tokens']._serialized_options = b'\342A\001\001\242\273\030\200\0010\0018 H\001Z\007unituneZ\ndreamboothZ\021textual_inversionz\r--rare-tokens\202\001)Words that the tuning binds to the photo.\212\001\024the base model\'s own'
   _globals['_TUNINGCONFIG'].fields_by_name['seed']._loaded_options = None
-  _globals['_TUNINGCONFIG'].fields_by_name['seed']._serialized_options = b'\342A\001\001'
+  _globals['_TUNINGCONFIG'].fields_by_name['seed']._serialized_options = b'\342A\001\001\242\273\030=\t\000\000\000\000\000\000\000\000Z\007unituneZ\006imagicZ\ndreamboothZ\021textual_inversion\212\001\0010'
   _globals['_TUNINGCONFIG'].fields_by_name['prompt']._loaded_options = None
-  _globals['_TUNINGCONFIG'].fields_by_name['prompt']._serialized_options = b'\342A\001\001'
+  _globals['_TUNINGCONFIG'].fields_by_name['prompt']._serialized_options = b'\342A\001\001\242\273\030fR\022EditRequest.promptZ\006imagicz\010--prompt\202\001=imagic: the prompt of the edits to come; one tuning for each.'
   _globals['_TUNINGCONFIG'].fields_by_name['class_noun']._loaded_options = None
-  _globals['_TUNINGCONFIG'].fields_by_name['class_noun']._serialized_options = b'\342A\001\001'
+  _globals['_TUNINGCONFIG'].fields_by_name['class_noun']._serialized_options = b'\342A\001\001\242\273\030\204\0010\0018@H\001Z\ndreamboothz\014--class-noun\202\001adreambooth: what kind of thing the photos show. Prompts must have --rare-tokens and NOUN in them.'
   _globals['_TUNINGCONFIG'].fields_by_name['num_class_images']._loaded_options = None
-  _globals['_TUNINGCONFIG'].fields_by_name['num_class_images']._serialized_options = b'\342A\001\001'
+  _globals['_TUNINGCONFIG'].fields_by_name['num_class_images']._serialized_options = b'\342A\001\001\242\273\030\212\001\t\000\000\000\000\000\000\000\000\031\000\000\000\000\000@\217@Z\ndreamboothz\016--class-images\202\001Bdreambooth: pictures of the class that the base model draws first.\212\001\024the base model\'s own'
   _globals['_TUNINGCONFIG'].fields_by_name['prior_weight']._loaded_options = None
-  _globals['_TUNINGCONFIG'].fields_by_name['prior_weight']._serialized_options = b'\342A\001\001'
+  _globals['_TUNINGCONFIG'].fields_by_name['prior_weight']._serialized_options = b'\342A\001\001\242\273\030r\t\000\000\000\000\000\000\000\000\031\000\000\000\000\000\000Y@Z\ndreamboothz\016--prior-weight\202\001\'dreambooth: weight of the class images.\212\001\027the base model\'s own, 1'
   _globals['_TUNINGCONFIG'].fields_by_name['initial_word']._loaded_options = None
-  _globals['_TUNINGCONFIG'].fields_by_name['initial_word']._serialized_options = b'\342A\001\001'
+  _globals['_TUNINGCONFIG'].fields_by_name['initial_word']._serialized_options = b'\342A\001\001\242\273\030\234\0010\0018@H\001Z\021textual_inversionz\016--initial-word\202\001ptextual_inversion: one word for what the photo shows. Prompts must have the placeholder (--rare-tokens) in them.'
   _globals['_TUNINGCONFIG'].fields_by_name['num_vectors']._loaded_options = None
-  _globals['_TUNINGCONFIG'].fields_by_name['num_vectors']._serialized_options = b'\342A\001\001'
+  _globals['_TUNINGCONFIG'].fields_by_name['num_vectors']._serialized_options = b'\342A\001\001\242\273\030\203\001\t\000\000\000\000\000\000\360?\031\000\000\000\000\000\0000@Z\021textual_inversionz\t--vectors\202\0016textual_inversion: vectors in the placeholder\'s place.\212\001\027the base model\'s own, 1'
   _globals['_TUNINGCONFIG'].fields_by_name['embedding_updates']._loaded_options = None
-  _globals['_TUNINGCONFIG'].fields_by_name['embedding_updates']._serialized_options = b'\342A\001\001'
+  _globals['_TUNINGCONFIG'].fields_by_name['embedding_updates']._serialized_options = b'\342A\001\001\242\273\030\212\001R\024TuningConfig.updatesZ\006imagicz\023--embedding-updates\202\0018imagic: updates of the text embedding, before --updates.\212\001\031the base model\'s own, 500'
   _globals['_TUNINGCONFIG'].fields_by_name['embedding_learning_rate']._loaded_options = None
-  _globals['_TUNINGCONFIG'].fields_by_name['embedding_learning_rate']._serialized_options = b'\342A\001\001'
+  _globals['_TUNINGCONFIG'].fields_by_name['embedding_learning_rate']._serialized_options = b'\342A\001\001\242\273\030AR\032TuningConfig.learning_rateZ\006imagic\212\001\032the base model\'s own, 1e-3'
   _globals['_TUNINGCONFIG'].fields_by_name['scale_learning_rate']._loaded_options = None
-  _globals['_TUNINGCONFIG'].fields_by_name['scale_learning_rate']._serialized_options = b'\342A\001\001'
+  _globals['_TUNINGCONFIG'].fields_by_name['scale_learning_rate']._serialized_options = b'\342A\001\001\242\273\0300Z\021textual_inversion\212\001\032the base model\'s own, true'
   _globals['_TUNINGCONFIG'].fields_by_name['stop_loss_ratio']._loaded_options = None
-  _globals['_TUNINGCONFIG'].fields_by_name['stop_loss_ratio']._serialized_options = b'\342A\001\001'
+  _globals['_TUNINGCONFIG'].fields_by_name['stop_loss_ratio']._serialized_options = b'\342A\001\001\242\273\030\227\001\t\000\000\000\000\000\000\000\000\031\000\000\000\000\000\000\360?Z\007unitunez\021--stop-loss-ratio\202\001[unitune: end the tuning early when its loss has fallen to this share of the first updates\'.\212\001\0100, never'
   _globals['_TUNINGCONFIG'].fields_by_name['base_prompt']._loaded_options = None
-  _globals['_TUNINGCONFIG'].fields_by_name['base_prompt']._serialized_options = b'\342A\001\001'
+  _globals['_TUNINGCONFIG'].fields_by_name['base_prompt']._serialized_options = b'\342A\001\001\242\273\030fR\022EditRequest.promptZ\tnull_textz\r--base-prompt\202\0015null_text: what PHOTO shows, as in the edits to come.'
   _globals['_TUNINGCONFIG'].fields_by_name['num_inference_steps']._loaded_options = None
-  _globals['_TUNINGCONFIG'].fields_by_name['num_inference_steps']._serialized_options = b'\342A\001\001'
+  _globals['_TUNINGCONFIG'].fields_by_name['num_inference_steps']._serialized_options = b'\342A\001\001\242\273\030xR\"SamplingConfig.num_inference_stepsZ\tnull_textz\007--steps\202\001&null_text: steps of the edits to come.\212\001\024the base model\'s own'
   _globals['_TUNINGCONFIG'].fields_by_name['guidance_scale']._loaded_options = None
-  _globals['_TUNINGCONFIG'].fields_by_name['guidance_scale']._serialized_options = b'\342A\001\001'
+  _globals['_TUNINGCONFIG'].fields_by_name['guidance_scale']._serialized_options = b'\342A\001\001\242\273\030yR\035SamplingConfig.guidance_scaleZ\tnull_textz\n--guidance\202\001)null_text: guidance of the edits to come.\212\001\024the base model\'s own'
   _globals['_TUNINGCONFIG'].fields_by_name['super_resolution_updates']._loaded_options = None
-  _globals['_TUNINGCONFIG'].fields_by_name['super_resolution_updates']._serialized_options = b'\342A\001\001'
+  _globals['_TUNINGCONFIG'].fields_by_name['super_resolution_updates']._serialized_options = b'\342A\001\001\242\273\030\305\001R\024TuningConfig.updatesZ\007unituneZ\006imagicz\032--super-resolution-updates\202\001{unitune and imagic: tune the second stage, too, for --super-resolution. PHOTO must be at least as large as what that makes.\212\001\0010'
   _globals['_CREATETUNINGREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_CREATETUNINGREQUEST_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_CREATETUNINGREQUEST'].fields_by_name['parent']._loaded_options = None
@@ -126,9 +127,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATETUNINGREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_CREATETUNINGREQUEST'].fields_by_name['request_id']._serialized_options = b'\342A\001\001'
   _globals['_CREATETUNINGREQUEST'].fields_by_name['labels']._loaded_options = None
-  _globals['_CREATETUNINGREQUEST'].fields_by_name['labels']._serialized_options = b'\342A\001\001'
+  _globals['_CREATETUNINGREQUEST'].fields_by_name['labels']._serialized_options = b'\342A\001\001\242\273\030\0048?@\020'
   _globals['_CREATETUNINGREQUEST'].fields_by_name['images']._loaded_options = None
-  _globals['_CREATETUNINGREQUEST'].fields_by_name['images']._serialized_options = b'\342A\001\001'
+  _globals['_CREATETUNINGREQUEST'].fields_by_name['images']._serialized_options = b'\342A\001\001\242\273\030G@\004z\007--photo\202\0019dreambooth: a further photo of the same subject; up to 4.'
   _globals['_GETTUNINGREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETTUNINGREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
   _globals['_LISTTUNINGSREQUEST'].fields_by_name['parent']._loaded_options = None
@@ -151,44 +152,44 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETETUNINGREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
   _globals['_DELETETUNINGREQUEST'].fields_by_name['allow_missing']._loaded_options = None
   _globals['_DELETETUNINGREQUEST'].fields_by_name['allow_missing']._serialized_options = b'\342A\001\001'
-  _globals['_TUNING']._serialized_start=160
-  _globals['_TUNING']._serialized_end=1047
-  _globals['_TUNING_LABELSENTRY']._serialized_start=857
-  _globals['_TUNING_LABELSENTRY']._serialized_end=902
-  _globals['_TUNING_STATE']._serialized_start=905
-  _globals['_TUNING_STATE']._serialized_end=1047
-  _globals['_TUNINGCONFIG']._serialized_start=1050
-  _globals['_TUNINGCONFIG']._serialized_end=1925
-  _globals['_TUNINGPROGRESS']._serialized_start=1927
-  _globals['_TUNINGPROGRESS']._serialized_end=2050
-  _globals['_WEIGHTSREF']._serialized_start=2052
-  _globals['_WEIGHTSREF']._serialized_end=2147
-  _globals['_CREATETUNINGREQUEST']._serialized_start=2150
-  _globals['_CREATETUNINGREQUEST']._serialized_end=2424
-  _globals['_CREATETUNINGREQUEST_LABELSENTRY']._serialized_start=857
-  _globals['_CREATETUNINGREQUEST_LABELSENTRY']._serialized_end=902
-  _globals['_GETTUNINGREQUEST']._serialized_start=2426
-  _globals['_GETTUNINGREQUEST']._serialized_end=2464
-  _globals['_LISTTUNINGSREQUEST']._serialized_start=2467
-  _globals['_LISTTUNINGSREQUEST']._serialized_end=2607
-  _globals['_LISTTUNINGSRESPONSE']._serialized_start=2609
-  _globals['_LISTTUNINGSRESPONSE']._serialized_end=2692
-  _globals['_WATCHTUNINGREQUEST']._serialized_start=2694
-  _globals['_WATCHTUNINGREQUEST']._serialized_end=2764
-  _globals['_TUNINGEVENT']._serialized_start=2767
-  _globals['_TUNINGEVENT']._serialized_end=3287
-  _globals['_TUNINGEVENT_QUEUED']._serialized_start=3211
-  _globals['_TUNINGEVENT_QUEUED']._serialized_end=3237
-  _globals['_TUNINGEVENT_STARTED']._serialized_start=3239
-  _globals['_TUNINGEVENT_STARTED']._serialized_end=3265
-  _globals['_TUNINGEVENT_HEARTBEAT']._serialized_start=3267
-  _globals['_TUNINGEVENT_HEARTBEAT']._serialized_end=3278
-  _globals['_CANCELTUNINGREQUEST']._serialized_start=3289
-  _globals['_CANCELTUNINGREQUEST']._serialized_end=3330
-  _globals['_UPDATETUNINGREQUEST']._serialized_start=3332
-  _globals['_UPDATETUNINGREQUEST']._serialized_end=3395
-  _globals['_DELETETUNINGREQUEST']._serialized_start=3397
-  _globals['_DELETETUNINGREQUEST']._serialized_end=3467
-  _globals['_TUNINGSERVICE']._serialized_start=3470
-  _globals['_TUNINGSERVICE']._serialized_end=3982
+  _globals['_TUNING']._serialized_start=185
+  _globals['_TUNING']._serialized_end=1072
+  _globals['_TUNING_LABELSENTRY']._serialized_start=882
+  _globals['_TUNING_LABELSENTRY']._serialized_end=927
+  _globals['_TUNING_STATE']._serialized_start=930
+  _globals['_TUNING_STATE']._serialized_end=1072
+  _globals['_TUNINGCONFIG']._serialized_start=1075
+  _globals['_TUNINGCONFIG']._serialized_end=4508
+  _globals['_TUNINGPROGRESS']._serialized_start=4510
+  _globals['_TUNINGPROGRESS']._serialized_end=4633
+  _globals['_WEIGHTSREF']._serialized_start=4635
+  _globals['_WEIGHTSREF']._serialized_end=4730
+  _globals['_CREATETUNINGREQUEST']._serialized_start=4733
+  _globals['_CREATETUNINGREQUEST']._serialized_end=5090
+  _globals['_CREATETUNINGREQUEST_LABELSENTRY']._serialized_start=882
+  _globals['_CREATETUNINGREQUEST_LABELSENTRY']._serialized_end=927
+  _globals['_GETTUNINGREQUEST']._serialized_start=5092
+  _globals['_GETTUNINGREQUEST']._serialized_end=5130
+  _globals['_LISTTUNINGSREQUEST']._serialized_start=5133
+  _globals['_LISTTUNINGSREQUEST']._serialized_end=5273
+  _globals['_LISTTUNINGSRESPONSE']._serialized_start=5275
+  _globals['_LISTTUNINGSRESPONSE']._serialized_end=5358
+  _globals['_WATCHTUNINGREQUEST']._serialized_start=5360
+  _globals['_WATCHTUNINGREQUEST']._serialized_end=5430
+  _globals['_TUNINGEVENT']._serialized_start=5433
+  _globals['_TUNINGEVENT']._serialized_end=5953
+  _globals['_TUNINGEVENT_QUEUED']._serialized_start=5877
+  _globals['_TUNINGEVENT_QUEUED']._serialized_end=5903
+  _globals['_TUNINGEVENT_STARTED']._serialized_start=5905
+  _globals['_TUNINGEVENT_STARTED']._serialized_end=5931
+  _globals['_TUNINGEVENT_HEARTBEAT']._serialized_start=5933
+  _globals['_TUNINGEVENT_HEARTBEAT']._serialized_end=5944
+  _globals['_CANCELTUNINGREQUEST']._serialized_start=5955
+  _globals['_CANCELTUNINGREQUEST']._serialized_end=5996
+  _globals['_UPDATETUNINGREQUEST']._serialized_start=5998
+  _globals['_UPDATETUNINGREQUEST']._serialized_end=6061
+  _globals['_DELETETUNINGREQUEST']._serialized_start=6063
+  _globals['_DELETETUNINGREQUEST']._serialized_end=6133
+  _globals['_TUNINGSERVICE']._serialized_start=6136
+  _globals['_TUNINGSERVICE']._serialized_end=6648
 # @@protoc_insertion_point(module_scope)

@@ -1,0 +1,120 @@
+"""Write docs/options.md: every option of a request, as the contract declares it.
+
+    python protos/options_page.py          # write it
+    python protos/options_page.py --check  # say whether it is fresh
+
+The words about an option are the first sentence of its comment, which only the compiler reads.
+"""
+
+import argparse
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from generate import INCLUDES, ROOT
+from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorSet
+from google.protobuf.message import Message
+from grpc_tools import protoc
+
+from unitune.options import Field, flag_of, options_of, range_in_words
+from unitune.v1 import edit_pb2, tuning_pb2
+
+PAGE = ROOT / "docs" / "options.md"
+REQUESTS: dict[type[Message], str] = {
+    edit_pb2.EditRequest: "An edit.",
+    edit_pb2.SamplingConfig: "How an edit is sampled: `config` of an EditRequest.",
+    tuning_pb2.TuningConfig: "How to tune: `config` of a CreateTuningRequest, `tuning_config` of an EditRequest.",
+    tuning_pb2.CreateTuningRequest: "A tuning.",
+    edit_pb2.CompareRequest: "A comparison of methods.",
+}
+HEAD = """# Options
+
+What each option of a request takes. This page is made of `protos/unitune/v1` by `make protos`; change it there. The
+comments there say more, and `GetServerInfo` tells the defaults of a server's base model.
+
+A value out of its range is refused with INVALID_ARGUMENT (INVALID_FIELD), which names field, value and what would be
+right. So is an option that the method does not read, one without what it needs, and one beside what excludes it. In a
+list or a map the range is that of each number.
+"""
+
+
+def comments() -> dict[str, str]:
+    """The comment of each field, by `Message.field`."""
+    with tempfile.TemporaryDirectory() as folder:
+        into = Path(folder) / "set"
+        arguments = ["protoc", *(f"-I{include}" for include in INCLUDES), f"--descriptor_set_out={into}"]
+        names = ("unitune/v1/edit.proto", "unitune/v1/tuning.proto")
+        if protoc.main([*arguments, "--include_source_info", *names]) != 0:
+            raise RuntimeError("protoc refuses the contract; it has printed why")
+        files = FileDescriptorSet.FromString(into.read_bytes()).file
+    found = {}
+    for file in files:
+        at = {tuple(location.path): location.leading_comments for location in file.source_code_info.location}
+        for number, message in enumerate(file.message_type):
+            for place, name in _places(message):
+                found[f"{message.name}.{name}"] = " ".join(at.get((4, number, 2, place), "").split())
+    return found
+
+
+def _places(message: DescriptorProto) -> Iterator[tuple[int, str]]:
+    for place, field in enumerate(message.field):
+        yield place, field.name
+
+
+def first_sentence(comment: str) -> str:
+    """What is before the first full stop or colon that ends a sentence, on one line of a table."""
+    return re.split(r"(?<=[^.\s]{2})[.:] (?=[A-Z`])|\.$|: ", comment, maxsplit=1)[0].replace("|", "\\|")
+
+
+def row(field: Field, comment: str) -> str:
+    """One line of a table."""
+    declared = field.declared
+    limits = [range_in_words(field).replace("one of ", "")]
+    if field.limits.max_items:
+        limits.append(f"at most {field.limits.max_items} of them")
+    base_model = f"the base model's `{declared.needs_base_model}`" if declared.needs_base_model else ""
+    needs = [f"`{declared.needs}`" if declared.needs else "", base_model]
+    without = [f"not with `{name}`" for name in sorted(declared.refused_with)]
+    cells = (
+        f"`{field.name}`",
+        ", ".join(filter(None, limits)),
+        ", ".join(field.methods),
+        ", ".join(filter(None, [*needs, *without])),
+        declared.default,
+        f"`{flag_of(field)}`" if flag_of(field) else "",
+        first_sentence(comment),
+    )
+    return f"| {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |")
+
+
+def page() -> str:
+    """The whole page."""
+    told, parts = comments(), [HEAD]
+    for kind, title in REQUESTS.items():
+        name = kind.DESCRIPTOR.name
+        parts += [f"\n## {name}\n", f"{title}\n"]
+        parts.append("| option | range | only for | needs | default | flag | in words |\n|---|---|---|---|---|---|---|")
+        parts += [row(field, told[f"{name}.{field.name}"]) for field in options_of(kind).values()]
+        parts[-1] += "\n"
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(parts)).rstrip() + "\n"
+
+
+def main() -> int:
+    """Write the page, or compare it."""
+    parser = argparse.ArgumentParser(description="Write docs/options.md from protos/unitune/v1.")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if it is not fresh")
+    fresh, is_check = page(), parser.parse_args().check
+    if PAGE.exists() and PAGE.read_text() == fresh:
+        return 0
+    if is_check:
+        print(f"{PAGE.relative_to(ROOT)} is not what protos/ says; run `make protos`", file=sys.stderr)
+        return 1
+    PAGE.write_text(fresh)
+    print(f"{PAGE.relative_to(ROOT)}: written")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
