@@ -16,25 +16,13 @@ from sampler_svc.sampling.text_check import Texts
 from unitune import image_pieces, store_paths
 from unitune.base_model import Preset, SuperResolutionSpec
 from unitune.choices import (
-    ALIGNMENTS,
     DEFAULT_MASK_PADDING,
     EDIT_METHODS,
     INVERSIONS,
-    MASK_SOURCES,
     MASKS_BEFORE,
     MASKS_OF_WORDS,
-    MAX_ETA,
-    MAX_GUIDANCE_SCALE,
-    MAX_MASK_BLUR,
-    MAX_MASK_PADDING,
-    MAX_NOISE_LEVEL,
-    MAX_REPEATS,
-    MAX_RESAMPLES,
     MAX_SEEDS,
-    MAX_SIGMA,
-    MAX_SUPER_RESOLUTION_STEPS,
     MAX_UNTHRESHOLDED_GUIDANCE,
-    MAX_WORD_WEIGHT,
     NULL_TEXT,
     PROMPT_TO_PROMPT,
     SUPER_RESOLUTION_OPTIONS,
@@ -42,8 +30,8 @@ from unitune.choices import (
     mask_source_of,
     tuned_by,
 )
-from unitune.diffusion.solvers import SCHEDULERS
 from unitune.errors import InvalidField
+from unitune.options import SAMPLING, check
 from unitune.prompts import things, with_rare_tokens
 from unitune.server_info import base_model_info
 from unitune.v1 import edit_pb2, sampler_pb2
@@ -57,39 +45,27 @@ def read_request(request: sampler_pb2.SampleRequest, model: Model, *, is_run: bo
     if request.HasField("weights"):
         store_paths.check_weights(request.weights.path, "weights.path")
     config = request.config
+    check(config, "config.")
     chosen = ("guidance_scale", "strength")
-    for name in ("num_inference_steps", "interpolation", *(() if config.automatic else chosen)):
-        if not config.HasField(name):
+    needed = ("method", "scheduler", "num_inference_steps", "interpolation", *(() if config.automatic else chosen))
+    for name in (*needed, *(("eta",) if config.method == "imagic" else ())):
+        if not SAMPLING[name].is_set(config):
             raise InvalidField(f"config.{name}", "unset", "it must be set")
-    _check(
-        "config.method",
-        config.method,
-        config.method in EDIT_METHODS,
-        f"it must be one of {', '.join(EDIT_METHODS)}",
-    )
-    schedulers = ", ".join(SCHEDULERS)
-    _check("config.scheduler", config.scheduler, config.scheduler in SCHEDULERS, f"it must be one of {schedulers}")
     steps, scale, most = config.num_inference_steps, config.guidance_scale, len(model.schedule)
-    _check("config.num_inference_steps", steps, 1 <= steps <= most, f"it must be 1 to {most}")
-    is_right = 0 <= scale <= MAX_GUIDANCE_SCALE
-    _check("config.guidance_scale", scale, is_right, f"it must be 0 to {MAX_GUIDANCE_SCALE}")
-    for name in ("strength", "interpolation"):
-        share = getattr(config, name)
-        _check(f"config.{name}", share, 0 <= share <= 1, "it must be 0 to 1")
-    is_right = config.method != "imagic" or (config.HasField("eta") and 0 <= config.eta <= MAX_ETA)
-    _check("config.eta", config.eta if config.HasField("eta") else "unset", is_right, f"it must be 0 to {MAX_ETA}")
+    _check("config.num_inference_steps", steps, steps <= most, f"it must be 1 to {most}")
     made_by = tuned_by(config.method, config.inversion)
     is_right = not is_run or request.HasField("weights") or made_by in ("", EDIT_METHODS[0])
     _check("weights", "unset", is_right, f"{made_by} samples with what its tuning made; give the weights")
     _check("seeds", len(request.seeds), 1 <= len(request.seeds) <= MAX_SEEDS, f"give 1 to {MAX_SEEDS} of them")
     _check("preview_every", request.preview_every, request.preview_every >= 0, "it must be 0 or more")
-    _check_options(config)
+    lowest, highest = config.guidance_sigma_low, config.guidance_sigma_high
+    is_right = not config.HasField("guidance_sigma_high") or lowest < highest
+    _check("config.guidance_sigma_high", highest, is_right, f"it must be above guidance_sigma_low, {lowest}")
     for name in ("automatic", "gate"):
         is_right = not getattr(config, name) or model.gate is not None
         _check(f"config.{name}", "true", is_right, "leave it unset: this base model has no gate")
     _check_super_resolution(config, model)
     source = mask_source_of(config.mask_source, request.mask, config.mask_text)
-    _check("config.mask_source", source, source in MASK_SOURCES, f"it must be one of {', '.join(MASK_SOURCES)}")
     is_right = not is_run or bool(request.mask) or source != "given"
     _check("mask", "unset", is_right, "mask_source given needs it")
     if config.method == PROMPT_TO_PROMPT:
@@ -211,40 +187,6 @@ def _check_super_resolution(config: edit_pb2.SamplingConfig, model: Model) -> No
     is_right = not is_off or scale <= MAX_UNTHRESHOLDED_GUIDANCE
     remedy = f"it must be at most {MAX_UNTHRESHOLDED_GUIDANCE} without dynamic_thresholding"
     _check("config.super_resolution_guidance_scale", scale, is_right, remedy)
-
-
-def _check_options(config: edit_pb2.SamplingConfig) -> None:
-    """The ranges of the options that are set. Raises InvalidField."""
-    for name, low, high in (
-        ("prompt_guidance_scale", 0, MAX_GUIDANCE_SCALE),
-        ("base_mixture", 0, 1),
-        ("mask_blur", 0, MAX_MASK_BLUR),
-        ("mask_padding", 0, MAX_MASK_PADDING),
-        ("repeats", 1, MAX_REPEATS),
-        ("resamples", 0, MAX_RESAMPLES),
-        ("cross_replace", 0, 1),
-        ("self_replace", 0, 1),
-        ("guidance_sigma_low", 0, MAX_SIGMA),
-        ("guidance_sigma_high", 0, MAX_SIGMA),
-        ("super_resolution_noise_level", 0, MAX_NOISE_LEVEL),
-        ("super_resolution_steps", 1, MAX_SUPER_RESOLUTION_STEPS),
-        ("super_resolution_guidance_scale", 0, MAX_GUIDANCE_SCALE),
-    ):
-        value = getattr(config, name)
-        is_right = not config.HasField(name) or low <= value <= high
-        _check(f"config.{name}", value, is_right, f"it must be {low} to {high}")
-    for name, choices in (("inversion", INVERSIONS), ("alignment", ALIGNMENTS)):
-        choice = getattr(config, name)
-        _check(f"config.{name}", choice, choice in ("", *choices), f"it must be one of {', '.join(choices)}")
-    for weight in config.word_weights.values():
-        is_right = -MAX_WORD_WEIGHT <= weight <= MAX_WORD_WEIGHT
-        _check("config.word_weights", weight, is_right, f"it must be {-MAX_WORD_WEIGHT} to {MAX_WORD_WEIGHT}")
-    lowest, highest = config.guidance_sigma_low, config.guidance_sigma_high
-    is_right = not config.HasField("guidance_sigma_high") or lowest < highest
-    _check("config.guidance_sigma_high", highest, is_right, f"it must be above guidance_sigma_low, {lowest}")
-    unconditional, models = config.unconditional_model, ", ".join(UNCONDITIONAL_MODELS)
-    is_right = unconditional in ("", *UNCONDITIONAL_MODELS)
-    _check("config.unconditional_model", unconditional, is_right, f"it must be one of {models}")
 
 
 def _defaults(preset: Preset, method: str, second: SuperResolutionSpec | None) -> edit_pb2.SamplingConfig:

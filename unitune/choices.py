@@ -30,13 +30,6 @@ DEFAULT_MASK_PADDING = 32  # pixels of the base image
 DEFAULT_RESAMPLES = 3  # other seeds that the gate may try
 MAX_SEEDS = EDIT["seeds"].limits.max_items  # pictures of one edit
 MAX_SIGMA = SAMPLING["guidance_sigma_low"].most
-# The ends of ranges that the sampler names.
-MAX_GUIDANCE_SCALE, MAX_ETA = SAMPLING["guidance_scale"].most, SAMPLING["eta"].most
-MAX_MASK_BLUR, MAX_MASK_PADDING = SAMPLING["mask_blur"].most, SAMPLING["mask_padding"].most
-MAX_REPEATS, MAX_RESAMPLES = SAMPLING["repeats"].most, SAMPLING["resamples"].most
-MAX_WORD_WEIGHT = SAMPLING["word_weights"].most
-MAX_NOISE_LEVEL = SAMPLING["super_resolution_noise_level"].most
-MAX_SUPER_RESOLUTION_STEPS = SAMPLING["super_resolution_steps"].most
 
 
 def tuned_by(method: str, inversion: str = "") -> str:
