@@ -11,7 +11,9 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
+from weakref import WeakValueDictionary
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -32,13 +34,23 @@ class Images:
 
     def __init__(self, store: WeightStore) -> None:
         self._store = store
-        # Held by whoever looks for a picture, or for its users, and then does what must fit to what was found.
-        self.changes = asyncio.Lock()
+        self._locks: WeakValueDictionary[Name, asyncio.Lock] = WeakValueDictionary()  # of pictures in somebody's hands
         self._checks = PictureChecks()
 
     async def close(self) -> None:
         """End what checks pictures."""
         await self._checks.close()
+
+    @asynccontextmanager
+    async def holding(self, *names: Name) -> AsyncIterator[None]:
+        """Nobody else holds these pictures meanwhile.
+
+        For whoever looks for a picture, or for its users, and then does what must fit to what was found.
+        """
+        async with AsyncExitStack() as held:
+            for name in sorted(set(names)):  # in one order, so that no two wait for each other
+                await held.enter_async_context(self._locks.setdefault(name, asyncio.Lock()))
+            yield
 
     async def check(self, data: bytes) -> PictureInfo:
         """What a picture's file holds. Raises as `PictureChecks.picture` does."""
@@ -62,7 +74,7 @@ class Images:
         Raises as `check` does.
         """
         name = Name(tenant, "images", hashlib.sha256(data).hexdigest())
-        async with self.changes:
+        async with self.holding(name):
             try:
                 there = await self.find(name)
                 await self.read(name)

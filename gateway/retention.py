@@ -1,7 +1,7 @@
 """How long the store keeps what nobody owns: pictures that no tuning uses, weights that no tuning has, halves of files.
 
 Whoever looks whether a picture is used and then deletes it, or whether it is there and then uses it, holds
-`Images.changes` meanwhile.
+that picture (`Images.holding`) meanwhile.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ class Retention:
     async def delete_image(self, name: str, *, allow_missing: bool) -> None:
         """Delete a picture. Raises NotFound (IMAGE_NOT_FOUND), FailedPrecondition (IMAGE_IN_USE)."""
         image = parse(name, "images")
-        async with self._images.changes:
+        async with self._images.holding(image):
             try:
                 await self._images.find(image)
             except NotFound:
@@ -73,7 +73,7 @@ class Retention:
         for name, time_s in newest.items():
             if time_s >= before_s:
                 continue
-            async with self._images.changes:
+            async with self._images.holding(name):
                 if await self._state.uses_image(str(name)) or await self._images.time_of(name) >= before_s:
                     continue
                 await self._images.discard(name)

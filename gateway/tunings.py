@@ -144,7 +144,7 @@ class Tunings:
         tuning.warnings.extend(warnings)
         if needs_tuner:
             await self._needs_tuner(tenant, tuning)
-        async with self._images.changes:
+        async with self._images.holding(image, *further):
             for name in (image, *further):
                 await self._images.find(name)  # a moment ago it may have been deleted
             made = await self._state.create(tuning, caller)
@@ -292,8 +292,8 @@ class Tunings:
         await self._runs.stop(name)
         await self._files.discard(name)
         await self._state.remove(name)
-        async with self._images.changes:
-            for image in (tuning.image, *tuning.images):
+        for image in (tuning.image, *tuning.images):
+            async with self._images.holding(parse(image, "images")):
                 if not await self._state.uses_image(image):
                     await self._images.discard(parse(image, "images"))
         if digest:
