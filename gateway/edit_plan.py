@@ -18,7 +18,7 @@ from gateway.tunings import Tunings, expired, not_found
 from gateway.upstreams import Upstreams, refuse_mismatch
 from unitune.choices import BOUND_TO_NULL_TEXT, NULL_TEXT, PROMPT_TO_PROMPT, TUNING_METHODS, tuned_by
 from unitune.diffusion.schedule import num_late_steps
-from unitune.errors import FailedPrecondition, InvalidArgument, InvalidField, ResourceExhausted, Unavailable
+from unitune.errors import FailedPrecondition, InvalidArgument, InvalidField, NotFound, ResourceExhausted, Unavailable
 from unitune.options import check, check_base_model
 from unitune.picture_file import PictureInfo
 from unitune.prompts import unknown_words, without
@@ -212,7 +212,13 @@ class Planner:
         if request.validate_only:
             tuning = await self._tunings.found_or_planned(tenant, name, picture, config)
         else:
-            tuning = await self._tunings.find_or_make(tenant, name, config, needs_tuner=True)
+            try:
+                tuning = await self._tunings.find_or_make(tenant, name, config, needs_tuner=True)
+            except NotFound:  # another tuning of the picture was deleted meanwhile, and the picture with it
+                if request.WhichOneof("target") != "image_data":
+                    raise
+                await self._images.keep(tenant, data)
+                tuning = await self._tunings.find_or_make(tenant, name, config, needs_tuner=True)
         return tenant, tuning, data, warnings
 
     async def _settled(self, request: EditRequest, sampling: SamplingConfig) -> TuningConfig | None:

@@ -31,6 +31,10 @@ class Evictions:
         """Remember that these weights are to be forgotten, whatever becomes of this process."""
         await self._state.add_eviction(digest)
 
+    def ring(self) -> None:
+        """Have noted weights forgotten, without waiting for it."""
+        self._bell.set()
+
     async def begin(self, digest: str) -> None:
         """Have noted weights forgotten; returns when they are, or after a second, and then it goes on."""
         done = self._done.setdefault(digest, asyncio.Event())

@@ -50,7 +50,7 @@ class Gateway:
         )
         evictions = Evictions(state, self._upstreams, retry_s=config.retry_s)
         tunings = Tunings(state, images, files, self._upstreams, self._dispatcher, evictions)
-        self.retention = Retention(state, images, store, keep_s=config.keep_unused_s)
+        self.retention = Retention(state, state, images, store, keep_s=config.keep_unused_s)
         self._results = EditResults()
         planner = Planner(tunings, images, self._upstreams)
         queue = SampleQueue(config.sample_streams)

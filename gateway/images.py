@@ -11,7 +11,7 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict
 from weakref import WeakValueDictionary
 
@@ -20,7 +20,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from gateway.names import DEFAULT_TENANT, Name, parse_parent
 from gateway.uploads import Upload
 from unitune import images, store_paths
-from unitune.errors import DataLoss, InvalidArgument, InvalidField, NotFound
+from unitune.errors import DataLoss, InvalidArgument, InvalidField, NotFound, ResourceExhausted, Unavailable
 from unitune.picture_check import PictureChecks
 from unitune.picture_file import MAX_BYTES, PictureInfo, refusal
 from unitune.v1.image_pb2 import Image, UploadImageRequest
@@ -78,7 +78,8 @@ class Images:
             try:
                 there = await self.find(name)
                 await self.read(name)
-                await self._store.answer(self._store.renew, f"{_path(name)}/image.json")
+                with suppress(ResourceExhausted, Unavailable):  # it is there, whatever else the store can take
+                    await self._store.answer(self._store.renew, f"{_path(name)}/image.json")
                 return there
             except NotFound:
                 pass

@@ -6,28 +6,36 @@ that picture (`Images.holding`) meanwhile.
 
 import asyncio
 import logging
+import secrets
 import time
 
 from gateway.images import Images
 from gateway.names import Name, parse
-from gateway.tuning_queue import UNFINISHED, State
+from gateway.tuning_queue import UNFINISHED, ServiceMemory, State
 from unitune import store_paths, telemetry
-from unitune.errors import FailedPrecondition, NotFound
+from unitune.errors import DataLoss, FailedPrecondition, NotFound
 from unitune.weight_store import WeightStore
 from unitune.weights import MANIFEST_FILE
 
 logger = logging.getLogger(__name__)
 
+OWNER = "owner"  # the object of the store that names the state that it belongs to
+IDENTITY = "identity"  # of a state, under which it remembers its own
+
 
 class Retention:
     """Keeps the store of one gateway clean."""
 
-    def __init__(self, state: State, images: Images, store: WeightStore, *, keep_s: float) -> None:
+    def __init__(
+        self, state: State, memory: ServiceMemory, images: Images, store: WeightStore, *, keep_s: float
+    ) -> None:
         """`keep_s` is how long what nobody owns is kept; 0 keeps it for ever."""
         self._state = state
+        self._memory = memory
         self._images = images
         self._store = store
         self._keep_s = keep_s
+        self._owns = False  # until the store was asked
 
     async def delete_image(self, name: str, *, allow_missing: bool) -> None:
         """Delete a picture. Raises NotFound (IMAGE_NOT_FOUND), FailedPrecondition (IMAGE_IN_USE)."""
@@ -38,6 +46,8 @@ class Retention:
             except NotFound:
                 if not allow_missing:
                     raise
+            except DataLoss:
+                pass  # what is damaged can be deleted
             user = await self._state.live_user_of(name)
             if user is not None:
                 raise FailedPrecondition(
@@ -51,10 +61,43 @@ class Retention:
         """Look again and again."""
         while self._keep_s > 0:
             try:
-                await self.sweep()
+                if await self._is_ours():
+                    await self.sweep()
             except Exception:  # such as a store that does not answer; the next round tries again
                 telemetry.failure(logger, "store not swept")
             await asyncio.sleep(every_s)
+
+    async def _is_ours(self) -> bool:
+        """Whether the store is this state's: what another state knows is not nobody's.
+
+        The store names its state. One without a name gets it while it is empty, or if this state knows what is in it.
+        """
+        if self._owns:
+            return True
+        identity = (await self._memory.known()).get(IDENTITY)
+        if identity is None:
+            identity = secrets.token_hex(16).encode()
+            await self._memory.know(IDENTITY, identity)
+        if await self._store.answer(self._store.has, OWNER):
+            owner = await self._store.answer(self._store.get, OWNER)
+        else:
+            owner = identity if await self._knows_the_store() else b""
+            if owner:
+                await self._store.answer(self._store.put, OWNER, identity)
+                owner = await self._store.answer(self._store.get, OWNER)
+        self._owns = owner == identity
+        if not self._owns:
+            problem = "store is of another state; nothing is deleted from it unasked"
+            telemetry.event(logger, problem, level=logging.WARNING)
+        return self._owns
+
+    async def _knows_the_store(self) -> bool:
+        paths = await self._store.answer(self._store.list, store_paths.TUNINGS)
+        for attempt in {path.rpartition("/")[0] for path in paths}:
+            of = store_paths.read_weights(attempt)
+            if of is not None and await self._state.get(str(Name(of.tenant, "tunings", of.tuning))) is not None:
+                return True
+        return not paths and not await self._store.answer(self._store.list, store_paths.IMAGES)
 
     async def sweep(self) -> None:
         """Delete what nobody has owned for long enough."""

@@ -10,7 +10,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
-STREAMS = 32  # of all tenants together; a sampler has few engines, and serves first who came first
+STREAMS = 4  # of all tenants together; a sampler has few engines, and serves first who came first: what is there waits
 MOST_STREAMS = 90  # below the 100 streams of one connection that HTTP/2 recommends a server to allow at least
 
 

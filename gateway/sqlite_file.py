@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import re
 import sqlite3
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 # SQLite needs space to delete: the changed pages go into its journal first. A file of this size is given up for that.
 RESERVE_BYTES = 1 << 20
+_FIRST_TABLE = re.compile(r"CREATE TABLE (\w+)")
 _WAL_MAGIC = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")  # https://sqlite.org/fileformat.html#walformat
 
 T = TypeVar("T")
@@ -128,6 +130,7 @@ class SqliteFile:
 
 def _open(path: Path, schema: str, version: int, migrations: Mapping[int, str]) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True)
+    _refuse_foreign(path, schema)
     _look_at_journal(path)
     connection = sqlite3.connect(path, timeout=1.0, isolation_level=None, check_same_thread=False)
     try:
@@ -160,6 +163,22 @@ def _open(path: Path, schema: str, version: int, migrations: Mapping[int, str]) 
         connection.close()
         raise
     return connection
+
+
+def _refuse_foreign(path: Path, schema: str) -> None:
+    """Raise DatabaseError for another program's database, which is left as it is: only the file itself is read."""
+    first = _FIRST_TABLE.search(schema)
+    try:
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
+        try:
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        finally:
+            connection.close()
+    except sqlite3.Error:  # there is none yet, or it is told when it is opened
+        return
+    if tables and (version == 0 or (first is not None and first[1] not in tables)):
+        raise sqlite3.DatabaseError("it is a database of another program; name another file")
 
 
 def _look_at_journal(path: Path) -> None:

@@ -6,6 +6,7 @@ Everything here runs on the state file's thread, within a transaction.
 import hashlib
 import time
 
+from gateway.names import parse
 from gateway.sqlite_file import SqliteFile
 from gateway.tuning_queue import (
     KEPT_EVENTS,
@@ -151,12 +152,14 @@ class TuningTable:
     def uses_image(self, image: str) -> bool:
         """Whether any tuning was made from this image."""
         # Further images have no column of their own; their names are in the message as they are. Deletions are rare.
-        return self._sql("SELECT 1 FROM tunings WHERE instr(blob, ?)", image.encode()).fetchone() is not None
+        row = self._sql("SELECT 1 FROM tunings WHERE tenant = ? AND instr(blob, ?)", _tenant(image), image.encode())
+        return row.fetchone() is not None
 
     def live_user_of(self, image: str) -> str | None:
         """The name of a live tuning that was made from this image."""
         live = ", ".join(map(str, LIVE))
-        row = self._sql(f"SELECT name FROM tunings WHERE state IN ({live}) AND instr(blob, ?)", image.encode())
+        own = f"SELECT name FROM tunings WHERE tenant = ? AND state IN ({live}) AND instr(blob, ?)"
+        row = self._sql(own, _tenant(image), image.encode())
         found = row.fetchone()
         return found[0] if found else None
 
@@ -310,6 +313,10 @@ class TuningTable:
         tuning = self._one(where, *values)
         assert tuning is not None  # written in this very transaction
         return tuning
+
+
+def _tenant(name: str) -> str:
+    return parse(name, "images").tenant
 
 
 def _tuning(blob: bytes, position: int | None) -> Tuning:

@@ -304,7 +304,7 @@ class Tunings:
         """Discard the weights of every tuning whose time has come."""
         for name in await self._state.expired(time.time()):
             tuning = await self._state.get(name)
-            if tuning is not None:
+            if tuning is not None and tuning.state == Tuning.STATE_READY:  # or somebody else was faster
                 await self._evictions.note(tuning.weights.digest)
                 try:
                     await self._files.discard(name)  # first: should the store fail, the tuning is found and tried again
@@ -312,7 +312,7 @@ class Tunings:
                     telemetry.failure(logger, "weights not discarded", tuning=name)
                     continue
                 await self._state.change(name, _expire, deletes=True)
-                await self._evictions.begin(tuning.weights.digest)
+                self._evictions.ring()  # whoever makes a new tuning does not wait for the sampler
                 telemetry.event(logger, "tuning expired", tuning=name)
 
     async def sweep(self, every_s: float) -> None:

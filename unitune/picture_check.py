@@ -23,7 +23,7 @@ from unitune.picture_file import PNG, PictureInfo, refusal
 CHILDREN = 2
 DECODING_BYTES = 512 << 20  # of memory for all pictures that are decoded at once, and for each
 FILE_BYTES = 4 * picture_file.MAX_BYTES  # of a child's memory beside that, for the file itself and its copies
-DEADLINE_S = 60.0  # the largest pictures take a few seconds
+DEADLINE_S = 20.0  # the largest pictures take a few seconds, and others wait meanwhile
 RETRY_AFTER_S = 2.0
 
 _REQUEST = struct.Struct(">BI")  # what is asked, and how long the file is that follows

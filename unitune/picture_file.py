@@ -20,6 +20,8 @@ MAX_SIDE = 16_384  # pixels of a picture's longer side
 WEBP_PIXELS = 24_000_000  # of a WebP picture: its decoder holds two canvases and a frame whole
 STRIP_PIXELS = 1 << 20  # that are converted at once
 
+# Of a progressive JPEG, which has about ten; each costs a decoder as much time as the whole picture.
+MAX_SCANS = 200
 PNG, JPEG, WEBP = "PNG", "JPEG", "WebP"
 KINDS = (PNG, JPEG, WEBP)
 MEDIA_TYPES = {PNG: "image/png", JPEG: "image/jpeg", WEBP: "image/webp"}
@@ -148,6 +150,11 @@ def header(
         raise refusal(field, "IMAGE_TOO_LARGE", f"{width}x{height} pixels", remedy)
     if min(width, height) == 0:
         raise _damaged(field, kind, data)
+    scans = data.count(b"\xff\xda") if kind == JPEG else 0  # within pixels no such bytes stand
+    if scans > MAX_SCANS:
+        raise refusal(
+            field, "IMAGE_TOO_LARGE", f"{scans} scans", f"save it anew, as a JPEG of at most {MAX_SCANS} scans"
+        )
     return Header(kind, width, height, width * height * bytes_each)
 
 

@@ -5,6 +5,7 @@ Kubernetes probe can neither speak TLS nor carry a credential.
 """
 
 import asyncio
+import contextlib
 import faulthandler
 import logging
 import signal
@@ -214,7 +215,8 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled)
-    print(f"listening {running.address}", flush=True)
+    with contextlib.suppress(OSError):  # a full disk under the log; whoever started this may know the address already
+        print(f"listening {running.address}", flush=True)
     telemetry.event(logger, "listening", address=running.address)
     await first.wait()
     telemetry.event(logger, "draining")

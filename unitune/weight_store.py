@@ -136,7 +136,8 @@ class WeightStore:
         if self._folder is None:
             return 0
         count = 0
-        for path in self._folder.rglob("*#*"):
+        # os.walk passes over folders that vanish meanwhile.
+        for path in (Path(folder) / name for folder, _, names in os.walk(self._folder) for name in names):
             with suppress(FileNotFoundError):
                 if _UNFINISHED.fullmatch(path.name) and path.is_file() and path.stat().st_mtime < before_s:
                     path.unlink()

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, cast
 import click
 from PIL import Image
 
-from unitune.errors import InvalidField, UniTuneError
+from unitune.errors import Cancelled, InvalidField, UniTuneError
 from unitune.options import EDIT, SAMPLING, TUNING
 from unitune_client import events
 from unitune_client.cli_checks import (
@@ -45,6 +46,7 @@ from unitune_client.pictures import picture_bytes
 from unitune_client.record import Record
 from unitune_client.sheet import SheetEdit, can_show, contact_sheet
 
+COMMAND_LABEL = "command"  # of a tuning, which tells the command that made it from those that found it
 METHOD_PER_PROMPT = "imagic"  # it tunes for one text
 AUTOMATIC_METHODS = ("unitune", "sdedit")  # unless asked; the others start from the noisiest level, as published
 
@@ -291,9 +293,10 @@ def tune_command(
 
 
 def tune(client: Client, image: events.Image, show: Display, **config: Any) -> events.Tuning:
-    """The picture's tuning, READY, with its progress on show. An interrupt cancels it."""
-    began = time.monotonic()
-    tuning = client.create_tuning(image, **config)
+    """The picture's tuning, READY, with its progress on show. An interrupt cancels it, unless another made it."""
+    began, mark = time.monotonic(), secrets.token_hex(4)
+    tuning = client.create_tuning(image, labels={COMMAND_LABEL: mark}, **config)
+    is_ours = tuning.labels.get(COMMAND_LABEL) == mark
     for warning in tuning.warnings:
         show.say(f"warning: {warning}")
     if tuning.state == events.TuningState.READY:
@@ -305,8 +308,17 @@ def tune(client: Client, image: events.Image, show: Display, **config: Any) -> e
             if isinstance(event, events.TuningReady):
                 tuning = event.tuning
     except KeyboardInterrupt:
-        cancel(show, "tuning", tuning.name, client.cancel_tuning)
+        if is_ours:
+            cancel(show, "tuning", tuning.name, client.cancel_tuning)
+        else:
+            show.end_stage()
+            show.say(f"{tuning.name} goes on: another command made it")
         raise
+    except Cancelled as error:
+        if error.reason != "TUNING_CANCELLED":
+            raise
+        message = f"{tuning.name} was cancelled by another command; run this one again"
+        raise Cancelled(message, reason=error.reason, metadata=error.metadata) from None
     show.say(f"tuned in {time.monotonic() - began:.1f} s")
     return tuning
 

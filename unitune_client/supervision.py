@@ -11,12 +11,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from unitune.system_errors import sentence
 from unitune_client import programs
 from unitune_client.machine import LocalError
 
 RESTARTS, WITHIN_S = 5, 600.0
 FIRST_WAIT_S = 0.5  # before a restart; twice as long before each further one
 LOOKS_EVERY_S = 0.2
+AGAIN_S = 2.0  # before a restart that could not be made
 LISTENING = re.compile(rb"^listening (\S+:\d+)$", re.MULTILINE)
 
 Say = Callable[[str], object]
@@ -60,6 +62,7 @@ class Service:
         return programs.failure(f"the {self.name} ended with status {self.process.returncode}{more}", self.log)
 
     def _start(self) -> programs.Process:
+        self.log.parent.mkdir(parents=True, exist_ok=True)  # somebody may have cleaned it away
         self._log_bytes = self.log.stat().st_size if self.log.exists() else 0
         return programs.start([self._module], self._settings, self.log, keep_open=self._keep_open)
 
@@ -74,6 +77,7 @@ class Supervisor:
         self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
         self.failure: LocalError | None = None
         self.last_end: LocalError | None = None
+        self._told: set[str] = set()
 
     def start(self) -> None:
         """Begin to look after them."""
@@ -88,10 +92,19 @@ class Supervisor:
     def _watch(self) -> None:
         while not self._stopping.wait(LOOKS_EVERY_S):
             for service in self._services:
-                self._look_at(service)
+                try:
+                    self._look_at(service)
+                except OSError as error:  # such as a log folder that was cleaned, or no memory for a process
+                    self._tell_once(f"the {service.name} cannot be looked after: {sentence(error)}")
+                    service.starts_at_s = time.monotonic() + AGAIN_S if service.process.poll() is not None else None
                 if self.failure is not None:
                     self._on_failure()
                     return
+
+    def _tell_once(self, problem: str) -> None:
+        if problem not in self._told:
+            self._told.add(problem)
+            self._say(problem)
 
     def _look_at(self, service: Service) -> None:
         now = time.monotonic()

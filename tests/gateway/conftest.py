@@ -16,6 +16,7 @@ from PIL import Image
 
 from gateway.config import GatewayConfig
 from gateway.gateway import Gateway
+from gateway.retention import OWNER
 from tests.gateway.upstream_servers import Sampler, Tuner, serve_sampler, serve_tuner
 from unitune import serving
 from unitune.errors import DOMAIN, UniTuneError, from_rpc_error
@@ -155,9 +156,10 @@ class World:
         return [path for path in self.stored() if path.startswith("tunings/")]
 
     def stored(self) -> list[str]:
-        """All objects of the store, such as `images/...`."""
+        """All objects of the store, such as `images/...`, but for the one that names its state."""
         root = self.folder / "store"
-        return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+        found = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+        return sorted(found - {OWNER})
 
 
 @pytest.fixture

@@ -175,3 +175,29 @@ async def test_the_sdk_deletes_pictures(world: World) -> None:
         with pytest.raises(FailedPrecondition) as caught:
             await client.delete_image(tuning.image)
         assert caught.value.reason == "IMAGE_IN_USE" and tuning.name in caught.value.message
+
+
+async def test_a_store_of_another_state_is_left_alone(world: World) -> None:
+    """A new state beside an old store knows nothing of what is in it, and deletes none of it (R10)."""
+    tuning = await world.tuned()
+    await world.upload(picture("red"))
+    before = world.stored()
+    age(world, "", 9 * DAY_S)
+    await world.close()
+    old = world.config.state
+    for state, left in ((old.with_name("new.sqlite"), before), (old, [path for path in before if "tunings/" in path])):
+        world.config = GatewayConfig(**{**vars(world.config), "state": state, "store_sweep_s": 0.05})
+        await world.open()
+        await asyncio.sleep(0.5)
+        assert set(left) <= set(world.stored())
+        await world.close()
+    await world.open()
+    assert (await world.edits.Edit(EditRequest(tuning=tuning.name, prompt="a dog")).read()).HasField("accepted")
+
+
+async def test_a_damaged_picture_can_be_deleted(world: World) -> None:
+    """Its owner need not upload it again to be rid of it."""
+    image = await world.upload(picture("red"))
+    (world.folder / "store" / "images" / "default" / image.sha256 / "image.json").write_bytes(b"{")
+    await world.images.DeleteImage(DeleteImageRequest(name=image.name))
+    assert world.stored() == []

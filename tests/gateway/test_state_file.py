@@ -109,6 +109,7 @@ async def test_a_state_file_with_a_hole_stops_the_start(world: World) -> None:
     ("kind", "words"),
     [
         ("text", "it is not a database of SQLite; move it away, or give another path"),
+        ("foreign", "it is a database of another program; name another file"),
         ("cut", "it is damaged"),
         ("newer", "it has schema 99"),
         ("folder", "it cannot be opened"),
@@ -122,6 +123,12 @@ async def test_a_state_file_that_cannot_be_used_stops_the_start(world: World, ki
     await many(path)
     if kind == "text":
         path.write_text("no database " * 2000)
+    elif kind == "foreign":
+        path.unlink()
+        with sqlite3.connect(path) as connection:
+            connection.execute("CREATE TABLE bookmarks (url TEXT)")
+        connection.close()
+        before = path.read_bytes()
     elif kind == "cut":
         os.truncate(path, path.stat().st_size // 2)
     elif kind == "newer":
@@ -138,6 +145,8 @@ async def test_a_state_file_that_cannot_be_used_stops_the_start(world: World, ki
             assert words in await refusal(world, path)
     else:
         assert words in await refusal(world, path)
+    if kind == "foreign":
+        assert path.read_bytes() == before
 
 
 async def test_a_journal_that_cannot_be_read_is_told_and_the_state_before_it_is_kept(

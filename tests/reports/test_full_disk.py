@@ -85,7 +85,7 @@ def test_tunings_are_deleted_from_a_full_home(at_home: Callable[..., Done], smal
     assert listed.returncode == 0 and name in listed.stdout, listed.stderr
     deleted = at_home("tunings", "delete", name)
     assert deleted.returncode == 0 and f"{name}  deleted" in deleted.stdout, deleted.stderr
-    assert [path for path in (small_home / "store").rglob("*") if path.is_file()] == []
+    assert [path.name for path in (small_home / "store").rglob("*") if path.is_file()] in ([], ["owner"])
     ballast.unlink()
     assert name not in at_home("tunings", "list").stdout
 

@@ -268,3 +268,15 @@ def test_the_kinds_have_one_table() -> None:
     """Every kind that is taken has a reader, a size and a media type; none is looked up by what a library says (N1)."""
     assert set(picture_file.KINDS) == set(picture_file.MEDIA_TYPES) == {PNG, JPEG, WEBP}
     assert ".format" not in Path(picture_file.__file__).read_text()
+
+
+def test_a_jpeg_of_very_many_scans_is_refused_before_it_is_decoded() -> None:
+    """Each scan costs a decoder as much as the picture: thousands of them are refused by their number (R4)."""
+    file = file_of(Image.new("L", (640, 640)), "JPEG", progressive=True)
+    last = file.rindex(b"\xff\xda")
+    scan = file[last:-2]
+    with pytest.raises(InvalidArgument) as refused:
+        picture_file.header(file[:last] + scan * 4000 + file[-2:])
+
+    assert refused.value.reason == "IMAGE_TOO_LARGE" and "scans" in refused.value.message
+    assert picture_file.header(file[:last] + scan * 20 + file[-2:]).width == 640

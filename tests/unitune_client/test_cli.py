@@ -41,7 +41,7 @@ def expect_tuning(server: ScriptedServer, *events: str) -> None:
     """Script all that comes before the first edit of a picture."""
     server.script("GetServerInfo", scripted_server.server_info(vocabulary=["cat", "dog"]))
     server.script("UploadImage", scripted_server.uploaded)
-    server.script("CreateTuning", scripted_server.tuning("QUEUED"))
+    server.script("CreateTuning", lambda request: scripted_server.tuning("QUEUED", labels=request.labels))
     server.script("WatchTuning", scripted_server.tuning_events(*(events or ("queued", "started", "progress", "ready"))))
 
 
@@ -806,6 +806,24 @@ def test_an_interrupt_cancels_the_tuning_on_the_server(
     assert 130 == program.returncode
     assert [TUNING] == [request.name for request in server.requests["CancelTuning"]]
     assert f"cancelled tuning {TUNING}\n" in (tmp_path / "said").read_text()
+
+
+def test_an_interrupt_leaves_the_tuning_of_another_command_alone(
+    server: ScriptedServer, program: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    """Two commands share a photo's tuning: Ctrl-C in the one that found it does not cancel it for the other."""
+    expect_tuning(server)
+    hold = Hold()
+    server._answers["WatchTuning"][0][2:] = [hold]
+    server._answers["CreateTuning"][0] = scripted_server.tuning("RUNNING", labels={"command": "another"})
+    assert hold.reached.wait(60)
+
+    program.send_signal(signal.SIGINT)
+    program.communicate(timeout=30)
+
+    assert 130 == program.returncode
+    assert [] == server.requests["CancelTuning"]
+    assert f"{TUNING} goes on: another command made it\n" in (tmp_path / "said").read_text()
 
 
 def test_a_terminal_gets_bars(server: ScriptedServer, photo: Path, tmp_path: Path) -> None:
