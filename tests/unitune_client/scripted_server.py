@@ -201,10 +201,18 @@ def running() -> Iterator[ScriptedServer]:
         yield script
     finally:
         wait_for(server.stop(0))
+        wait_for(_rest())
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
     script.check()
+
+
+async def _rest() -> None:
+    """Let what was cancelled come to its end: calls that are destroyed in their midst are told with a traceback."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    if others:
+        await asyncio.wait(others, timeout=5)
 
 
 class Wire:
