@@ -5,10 +5,8 @@
 Ours and the peer's take turns in one process, with the same model, steps and threads. Run it on an idle machine.
 """
 
-import argparse
 import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
@@ -24,6 +22,7 @@ from bench.inputs import GUIDANCE, MODEL, PICTURE, PROMPT
 from bench.measure import Measured, Ratio, claimed, in_turns, psnr_db, seconds, spread
 from bench.peers.diffusers_dreambooth import dreambooth
 from bench.peers.diffusers_edit import DiffusersEdit
+from bench.program import options_of, say, show
 from bench.refit_modes import refit_modes
 from bench.refits import refits
 from bench.roofline import roofline
@@ -45,9 +44,7 @@ TUNING_UPDATES = 16  # of the paper's 128: every update costs the same
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--quick", action="store_true", help="one round, to see that it runs; its figures say nothing")
+    parser = options_of(__doc__, rounds=7)
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     options = parser.parse_args()
     options.rounds = 1 if options.quick else options.rounds
@@ -71,8 +68,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     draw(report, options.out / "report.png")
-    for name, values in report.items():
-        print(f"{name:36} {json.dumps(values)}")
+    show(report)
 
 
 def edits(model: Model, rounds: int) -> dict[str, object]:
@@ -147,11 +143,6 @@ def tunings(rounds: int) -> dict[str, object]:
 def medians(taken: dict[str, Measured]) -> dict[str, float]:
     """Seconds by name."""
     return {name: round(measured.median_s, 4) for name, measured in taken.items()}
-
-
-def say(line: str) -> None:
-    """Progress goes to standard error."""
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,6 @@ Both tune stickerbook on the same picture with the same seeds, on all cores, and
 the two idles while the other computes. Loading the model is left out: the tuner has done it before it listens.
 """
 
-import argparse
-import json
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
@@ -17,6 +14,7 @@ from pathlib import Path
 
 from bench.inputs import MODEL, PICTURE
 from bench.measure import Ratio, in_turns
+from bench.program import run, say
 from tuner_svc import base_model
 from tuner_svc.config import DEFAULT_CODEC
 from tuner_svc.probe import pack_tuned
@@ -38,7 +36,7 @@ def served_tuning(rounds: int, *, quick: bool = False) -> dict[str, object]:
     image = images.to_model(images.decode(PICTURE.read_bytes()), model.image_side)
     with (
         tempfile.TemporaryDirectory() as scratch,
-        LocalServices(home=Home(Path(scratch)), log=_say) as services,
+        LocalServices(home=Home(Path(scratch)), log=say) as services,
         Client(services.address) as client,
     ):
 
@@ -64,24 +62,11 @@ def _by_seed(what: str, work: Callable[[int], None], times: int) -> Callable[[],
 
     def told() -> None:
         seed = next(seeds)
-        _say(f"tuning of {what}: {seed} of {times}")
+        say(f"tuning of {what}: {seed} of {times}")
         work(seed)
 
     return told
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="one round, to see that it runs; its figures say nothing")
-    options = parser.parse_args()
-    for name, values in served_tuning(1 if options.quick else options.rounds, quick=options.quick).items():
-        print(f"{name:36} {json.dumps(values)}")
-
-
 if __name__ == "__main__":
-    main()
+    run(served_tuning, __doc__, rounds=3)

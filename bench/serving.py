@@ -5,8 +5,6 @@
 Real services on loopback, without a tuning: SDEdit's edits, so that only serving differs.
 """
 
-import argparse
-import json
 import os
 import subprocess
 import sys
@@ -23,6 +21,7 @@ import grpc
 from bench.edits import results
 from bench.inputs import GUIDANCE, MODEL, PICTURE, PROMPT
 from bench.measure import Measured, Ratio, in_turns, percentile, seconds, spread
+from bench.program import run, say
 from sampler_svc.engines.engine import BASE
 from sampler_svc.model import Model
 from sampler_svc.sampling.request import Request
@@ -50,15 +49,15 @@ print([line.split()[1] for line in open("/proc/self/status") if line.startswith(
 
 def serving(rounds: int, *, quick: bool = False) -> dict[str, object]:
     """All figures of this page, by their names in the report."""
-    with tempfile.TemporaryDirectory() as scratch, LocalServices(home=Home(Path(scratch)), log=_say) as services:
+    with tempfile.TemporaryDirectory() as scratch, LocalServices(home=Home(Path(scratch)), log=say) as services:
         (engine,) = (Path(scratch) / "engines").glob("*/")
-        _say("gateway overhead")
+        say("gateway overhead")
         found: dict[str, object] = {"gateway.overhead_ms": overhead_ms(services.address, engine, 3 * rounds)}  # short
         for users in USERS[:2] if quick else USERS:
-            _say(f"{users} users")
+            say(f"{users} users")
             found[f"users.{users}"] = together(services.address, users, EDITS if not quick else users)
         services.stop()
-        _say("cold start")
+        say("cold start")
         found |= cold_start(engine, rounds if quick else max(rounds // 2, 2))
     return found
 
@@ -179,18 +178,5 @@ def _peak_mb(process: int) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(PEAK)) / 1024
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--quick", action="store_true", help="one round, to see that it runs; its figures say nothing")
-    options = parser.parse_args()
-    for name, values in serving(1 if options.quick else options.rounds, quick=options.quick).items():
-        print(f"{name:36} {json.dumps(values)}")
-
-
 if __name__ == "__main__":
-    main()
+    run(serving, __doc__, rounds=7)

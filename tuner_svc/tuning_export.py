@@ -26,7 +26,7 @@ from tuner_svc.model_folder import UnusableBaseModel
 from tuner_svc.probe import probe_answer
 from unitune.codecs import LORA_RANK, decode, low_rank
 from unitune.errors import DataLoss, FailedPrecondition, UniTuneError
-from unitune.system_errors import disk_sentence
+from unitune.system_errors import failure_sentence
 from unitune.weight_store import WeightStore
 from unitune.weights import MANIFEST_FILE, Manifest, TunedWeights
 
@@ -129,14 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"the LoRA loses {share:.2g} % of the tuning's effect, {left_out} norms and biases with it")
         else:
             save_diffusers(model, tensors, options.out)
-    except (UnusableBaseModel, UniTuneError) as error:
-        print(f"export: {error}", file=sys.stderr)
-        return 1
     except Exception as error:
-        told = disk_sentence(error, options.out)
-        if told is None:
-            raise
-        print(f"export: {told}", file=sys.stderr)
+        print(f"export: {failure_sentence(error, options.out, UnusableBaseModel, UniTuneError)}", file=sys.stderr)
         return 1
     print(options.out)
     return 0

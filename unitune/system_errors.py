@@ -103,6 +103,17 @@ def disk_sentence(error: Exception, path: str | os.PathLike[str]) -> str | None:
     return sentence(OSError(number, os.strerror(number), named))
 
 
+def failure_sentence(error: Exception, path: str | os.PathLike[str], *expected: type[Exception]) -> str:
+    """Why a program that writes to `path` ends: the text of an expected error, or as `disk_sentence`.
+
+    Raises the error itself where neither tells it.
+    """
+    told = str(error) if isinstance(error, expected) else disk_sentence(error, path)
+    if told is None:
+        raise error
+    return told
+
+
 def _free_bytes(path: str | os.PathLike[str]) -> int:
     """On the disk of the path, or of the nearest folder above that there is."""
     place = Path(path).absolute()

@@ -17,7 +17,7 @@ from sampler_svc.build.cpu import onnxruntime_builder
 from sampler_svc.build.folder import build, read_graphs
 from sampler_svc.config import BACKENDS
 from sampler_svc.engines.engine import BackendMissing
-from unitune.system_errors import disk_sentence
+from unitune.system_errors import failure_sentence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,13 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         builder = builder_of(options.backend)
         folder = options.out or options.engines / read_graphs(options.graphs, builder)[1].digest[:16]
         print(build(options.graphs, folder, builder))
-    except (BuildError, BackendMissing) as error:
-        print(f"build: {error}", file=sys.stderr)
-        return 1
     except Exception as error:
-        told = disk_sentence(error, options.out or options.engines)
-        if told is None:
-            raise
+        told = failure_sentence(error, options.out or options.engines, BuildError, BackendMissing)
         print(f"build: {told}", file=sys.stderr)
         return 1
     return 0

@@ -28,7 +28,7 @@ from sampler_svc.engines.folder import PROBE_FILE
 from sampler_svc.engines.layout import GraphLayout
 from sampler_svc.engines.refit_modes import is_small
 from unitune.base_model import SPEC_FILE, BaseModelSpec
-from unitune.system_errors import disk_sentence
+from unitune.system_errors import failure_sentence
 
 
 def onnxruntime_builder() -> Builder:
@@ -76,10 +76,7 @@ def _fill(folder: Path, graphs: Path, spec: BaseModelSpec) -> None:
     try:
         open_session(graphs / DENOISER, options)
     except Exception as error:  # ONNX Runtime does not say that a disk is full
-        told = disk_sentence(error, folder)
-        if told is None:
-            raise
-        raise BuildError(told) from error
+        raise BuildError(failure_sentence(error, folder)) from error
     try:
         put_outside(folder, DENOISER, spec.tensors.keys())
     except ValueError as error:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import grpc
 import pytest
 
+from tests.full_disk import fill, mounted
 from tests.gateway.conftest import World, eventually, picture
 from tests.gateway.proxy import Proxy
 from tests.gateway.test_main import start
@@ -315,15 +316,13 @@ class SmallDisk:
     """A file system of 3 MB, and a file that takes what is left of it."""
 
     def __init__(self, folder: Path) -> None:
-        self.state, self._filler = folder / "state.sqlite", folder / "filler"
+        self.state, self._folder = folder / "state.sqlite", folder
 
     def fill(self, gateway: Process) -> None:
-        with contextlib.suppress(OSError), self._filler.open("wb", buffering=0) as file:
-            while file.write(bytes(512)):
-                pass
+        self._ballast = fill(self._folder)
 
     def free(self, gateway: Process) -> None:
-        self._filler.unlink()
+        self._ballast.unlink()
 
 
 @pytest.fixture(params=["failing", "full"])
@@ -332,15 +331,8 @@ async def disk(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
     if request.param == "failing":
         yield NoFileMayGrow(tmp_path)
         return
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"this process may not mount a small disk: {mounted.stderr.strip()}")
-    yield SmallDisk(folder)
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with mounted(tmp_path / "disk", "3m") as folder:
+        yield SmallDisk(folder)
 
 
 async def state_of(tunings: Any, name: str) -> Tuning.State:

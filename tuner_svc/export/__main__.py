@@ -17,7 +17,7 @@ from tuner_svc.export import fp16
 from tuner_svc.export.base_model import export, export_under
 from tuner_svc.export.graph import ExportError
 from tuner_svc.model_folder import UnusableBaseModel, digest
-from unitune.system_errors import disk_sentence
+from unitune.system_errors import failure_sentence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,13 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.half and not fp16.is_complete(folder, digest(options.base_model)):
             fp16.add_half_graph(folder, load(options.base_model), _say)
         print(folder)
-    except (UnusableBaseModel, ExportError) as error:
-        print(f"export: {error}", file=sys.stderr)
-        return 1
     except Exception as error:
-        told = disk_sentence(error, options.out or options.graphs_root)
-        if told is None:
-            raise
+        told = failure_sentence(error, options.out or options.graphs_root, UnusableBaseModel, ExportError)
         print(f"export: {told}", file=sys.stderr)
         return 1
     return 0

@@ -23,7 +23,7 @@ from tuner_svc.export.check import CHECK_BATCHES, check_graph
 from tuner_svc.export.frozen import save_tokenizer
 from tuner_svc.export.graph import EXAMPLES, ExportError, to_graph
 from tuner_svc.model_folder import UnusableBaseModel, check_safetensors, read_object
-from unitune.system_errors import disk_sentence
+from unitune.system_errors import failure_sentence
 
 GRAPH_FILE, TOKENIZER_FILE = "clipseg.onnx", "clipseg_tokenizer.json"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the published model's preprocessor
@@ -95,14 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         print(export_clipseg(options.clipseg, options.out))
-    except (UnusableBaseModel, ExportError) as error:
-        print(f"export: {error}", file=sys.stderr)
-        return 1
     except Exception as error:
-        told = disk_sentence(error, options.out)
-        if told is None:
-            raise
-        print(f"export: {told}", file=sys.stderr)
+        print(f"export: {failure_sentence(error, options.out, UnusableBaseModel, ExportError)}", file=sys.stderr)
         return 1
     return 0
 
