@@ -170,11 +170,12 @@ class Comparisons:
                     asked.prompt = bound(config, request.prompt)
                     check(asked, only=["prompt"])  # it is longer now
                     check_words(asked, config)
+            rare_tokens = config.rare_tokens if config else ""
             is_scored = asked.config.gate or asked.config.automatic
-            if base_model.has_gate and not is_scored and without(asked.prompt, config.rare_tokens if config else ""):
+            if base_model.has_gate and not is_scored and without(asked.prompt, rare_tokens):
                 asked.config.gate = True
                 asked.config.resamples = 0  # the seeds stay those that were asked for
-            warnings = warnings_of(words_of(asked, config.rare_tokens if config else ""), base_model.vocabulary)
+            warnings = warnings_of(words_of(asked, rare_tokens), base_model.vocabulary)
             turns.append(Turn(entry.method, asked, warnings))
         await self._check_picture(request)
         return turns

@@ -43,7 +43,7 @@ class EditPlan:
     preview_every: int
     warnings: list[str]
     base_model: BaseModel
-    omit_metadata: bool = False
+    omit_metadata: bool
 
     @property
     def effective_strength(self) -> float:
@@ -137,7 +137,7 @@ class Planner:
     async def _named(self, request: EditRequest) -> tuple[str, Tuning]:
         """Tenant and tuning of an edit with a tuning that is there."""
         name = parse(request.tuning, "tunings", "tuning")
-        tenant = parse_parent(request.parent) or name.tenant
+        tenant = _tenant_of(request)
         if tenant != name.tenant:
             raise not_found(request.tuning)
         return tenant, await self._tunings.get(request.tuning)
@@ -372,6 +372,4 @@ def in_field(field: str) -> Iterator[None]:
     try:
         yield
     except InvalidArgument as error:
-        metadata = {**error.metadata, "field": field}
-        message = f"{field} is {metadata.get('value', 'refused')}: {metadata.get('remedy', error.message)}"
-        raise InvalidArgument(message, reason=error.reason, metadata=metadata) from None
+        raise error.in_field(field) from None

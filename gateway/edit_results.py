@@ -35,8 +35,7 @@ class OpenEdit:
         self.relay: Relay[EditEvent] | None = None
         self.waits = False  # for its tuning, or for its turn at the sampler
         self.end_s: float | None = None  # on the monotonic clock
-        self.size_bytes = 0
-        self.counted_bytes = 0  # by EditResults
+        self.size_bytes = 0  # as it was counted at its end
         self.too_large_bytes = 0  # of its pictures, when no answer could hold them and they are not kept
         self._events = 0
         self._on_end = on_end
@@ -69,7 +68,6 @@ class OpenEdit:
         self.edit.state = state
         self.relay = None
         self.end_s = time.monotonic()
-        self.size_bytes = self.edit.ByteSize()
         self._on_end(self)
 
 
@@ -112,9 +110,10 @@ class EditResults:
 
     def _end(self, opened: OpenEdit) -> None:
         name = opened.edit.name
-        earlier = self._ended.pop(name, None)  # one that was cancelled in the moment in which it failed ends twice
-        self.size_bytes += opened.size_bytes - (opened.counted_bytes if earlier is not None else 0)
-        opened.counted_bytes = opened.size_bytes
+        if self._ended.pop(name, None) is not None:  # cancelled in the moment in which it failed, it ends twice
+            self.size_bytes -= opened.size_bytes
+        opened.size_bytes = opened.edit.ByteSize()
+        self.size_bytes += opened.size_bytes
         self._ended[name] = opened
         self._forget()
 
@@ -131,4 +130,4 @@ class EditResults:
                 self._timer = asyncio.get_running_loop().call_later(left_s, self._forget)
                 return
             del self._ended[name], self._edits[name]
-            self.size_bytes -= oldest.counted_bytes
+            self.size_bytes -= oldest.size_bytes

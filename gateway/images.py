@@ -22,7 +22,8 @@ from gateway.uploads import Upload
 from unitune import images, store_paths
 from unitune.errors import DataLoss, InvalidArgument, InvalidField, NotFound, ResourceExhausted, Unavailable
 from unitune.picture_check import PictureChecks
-from unitune.picture_file import MAX_BYTES, PictureInfo, refusal
+from unitune.picture_file import PictureInfo
+from unitune.picture_header import MAX_BYTES, refusal
 from unitune.v1.image_pb2 import Image, UploadImageRequest
 from unitune.weight_store import WeightStore
 
@@ -107,10 +108,10 @@ class Images:
     async def read(self, name: Name) -> bytes:
         """A picture's file. Raises NotFound (IMAGE_NOT_FOUND), DataLoss (IMAGE_CORRUPT)."""
         try:
-            data = await self._store.answer(self._store.get, f"{_path(name)}/file")
+            data, digest = await self._store.answer(self._read, name)
         except FileNotFoundError:
             raise _missing(name) from None
-        if hashlib.sha256(data).hexdigest() != name.id:
+        if digest != name.id:
             raise _damaged(name)
         return data
 
@@ -122,6 +123,11 @@ class Images:
         """Delete a picture, or what a failed upload left of it; one that is not there is fine."""
         for part in ("image.json", "file"):
             await self._store.answer(self._store.delete, f"{_path(name)}/{part}")
+
+    def _read(self, name: Name) -> tuple[bytes, str]:
+        """A picture's file and its SHA-256, which takes some milliseconds: not on the event loop."""
+        data = self._store.get(f"{_path(name)}/file")
+        return data, hashlib.sha256(data).hexdigest()
 
     def _write(self, name: Name, data: bytes, about: bytes) -> None:
         self._store.put(f"{_path(name)}/file", data)
@@ -158,11 +164,7 @@ async def receive(requests: AsyncIterator[UploadImageRequest], upload: Upload) -
         raise InvalidField("header.size_bytes", header.size_bytes, f"but {upload.size_bytes} bytes came")
     if header.sha256 and header.sha256.lower() != digest.hexdigest():
         remedy = "the bytes that came have another digest; send the file again"
-        raise InvalidArgument(
-            f"header.sha256 is {header.sha256!r}: {remedy}",
-            reason="DIGEST_MISMATCH",
-            metadata={"field": "header.sha256", "value": header.sha256, "remedy": remedy},
-        )
+        raise InvalidArgument.of_field("header.sha256", header.sha256, remedy, reason="DIGEST_MISMATCH")
     return tenant, upload.whole()
 
 

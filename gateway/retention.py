@@ -15,7 +15,6 @@ from gateway.tuning_queue import UNFINISHED, ServiceMemory, State
 from unitune import store_paths, telemetry
 from unitune.errors import DataLoss, FailedPrecondition, NotFound
 from unitune.weight_store import WeightStore
-from unitune.weights import MANIFEST_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -123,17 +122,17 @@ class Retention:
             telemetry.event(logger, "unused image deleted", image=str(name))
 
     async def _sweep_weights(self, before_s: float) -> None:
-        attempts: dict[str, dict[str, float]] = {}
+        newest: dict[str, float] = {}
         for path, time_s in (await self._store.answer(self._store.times, store_paths.TUNINGS)).items():
-            attempts.setdefault(path.rpartition("/")[0], {})[path] = time_s
-        for attempt, times in attempts.items():
+            attempt = path.rpartition("/")[0]
+            newest[attempt] = max(newest.get(attempt, 0.0), time_s)
+        for attempt, time_s in newest.items():
             of = store_paths.read_weights(attempt)
-            if of is None or max(times.values()) >= before_s:
+            if of is None or time_s >= before_s:
                 continue
             name = str(Name(of.tenant, "tunings", of.tuning))
             tuning = await self._state.get(name)
             if tuning is not None and (tuning.state in UNFINISHED or tuning.weights.path == attempt):
                 continue
-            for path in sorted(times, key=lambda path: not path.endswith(MANIFEST_FILE)):
-                await self._store.answer(self._store.delete, path)
+            await self._store.answer(self._store.discard, attempt)
             telemetry.event(logger, "weights of no tuning deleted", tuning=name, attempt=of.attempt)

@@ -18,7 +18,7 @@ from unitune.choices import (
     mask_source_of,
 )
 from unitune.errors import InvalidField
-from unitune.options import SAMPLING, WORD_CHARACTERS, clear_unread, refuse_unread, shown
+from unitune.options import SAMPLING, clear_unread, refuse_unread, shown
 from unitune.prompts import mentions, things, unknown_words, without
 from unitune.v1.edit_pb2 import SamplingConfig
 from unitune.v1.server_pb2 import BaseModel
@@ -147,10 +147,17 @@ def _of_prompt_to_prompt(asked: Asked) -> Iterator[Rule]:
     remedy = f"choose refine, or leave it unset: base_prompt has {words[0]} words and prompt {words[1]}"
     yield Rule("alignment", config.alignment == "replace" and words[0] != words[1], remedy)
     for word in config.word_weights:
-        yield Rule("word_weights", not _is_in(word, prompt), "name a word of the prompt", _shown(word))
+        yield Rule(
+            "word_weights",
+            not _is_in(word, prompt),
+            "name a word of the prompt",
+            str(shown(SAMPLING["word_weights"], word)),
+        )
     for word in config.blend_words:
         is_wrong = not _is_in(word, prompt, config.base_prompt)
-        yield Rule("blend_words", is_wrong, "name a word of prompt or base_prompt", _shown(word))
+        yield Rule(
+            "blend_words", is_wrong, "name a word of prompt or base_prompt", str(shown(SAMPLING["blend_words"], word))
+        )
 
 
 def _of_base_prompt(asked: Asked) -> Iterator[Rule]:
@@ -168,11 +175,6 @@ def _of_base_prompt(asked: Asked) -> Iterator[Rule]:
 
 def _is_in(word: str, *prompts: str) -> bool:
     return bool(word.strip()) and any(mentions(prompt, word) for prompt in prompts)
-
-
-def _shown(word: str) -> str:
-    """A word, as an error shows it; more than a word by its length, since it may be a prompt."""
-    return word if len(word) <= WORD_CHARACTERS else f"{len(word)} characters"
 
 
 def fill_options(config: SamplingConfig, asked: SamplingConfig, mask: bytes) -> None:

@@ -151,8 +151,12 @@ class TuningTable:
 
     def uses_image(self, image: str) -> bool:
         """Whether any tuning was made from this image."""
-        # Further images have no column of their own; their names are in the message as they are. Deletions are rare.
-        row = self._sql("SELECT 1 FROM tunings WHERE tenant = ? AND instr(blob, ?)", _tenant(image), image.encode())
+        # The first image has an index. Further ones have no column of their own: their names are in the message.
+        row = self._sql(
+            "SELECT 1 FROM tunings WHERE image = ?"
+            " UNION ALL SELECT 1 FROM tunings WHERE tenant = ? AND instr(blob, ?) LIMIT 1",
+            *(image, _tenant(image), image.encode()),
+        )
         return row.fetchone() is not None
 
     def live_user_of(self, image: str) -> str | None:

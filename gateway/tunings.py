@@ -19,6 +19,7 @@ from gateway.weight_files import WeightFiles
 from unitune import telemetry, weights
 from unitune.choices import TUNING_METHODS
 from unitune.errors import STORE_DOWN, Aborted, InvalidArgument, InvalidField, NotFound, Unavailable
+from unitune.options import check_base_model
 from unitune.picture_file import PictureInfo
 from unitune.system_errors import RETRY_DOWN_S
 from unitune.v1.image_pb2 import Image
@@ -93,9 +94,7 @@ class Tunings:
         method = config.method or TUNING_METHODS[0]
         defaults = validation.defaults_of(method, info.method_defaults, info.tuning_defaults)
         filled = validation.fill_tuning_config(config, defaults)
-        if filled.super_resolution_updates > 0 and not info.base_model.super_resolution_width:
-            remedy = "leave it unset: this base model has no second stage (a super_resolution folder)"
-            raise InvalidField(f"{field}.super_resolution_updates", filled.super_resolution_updates, remedy)
+        check_base_model(filled, info.base_model, f"{field}.")
         validation.check_complete(filled, field)
         if method == "textual_inversion":  # the one whose words must be tokens
             try:

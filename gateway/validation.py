@@ -12,10 +12,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from gateway.sampling_options import fill_options
-from unitune import images, picture_file
+from unitune import images, picture_header
 from unitune.choices import MOST_IMAGES, NULL_TEXT, TUNING_METHODS
 from unitune.errors import InvalidField, ResourceExhausted
 from unitune.options import EDIT, SAMPLING, check, options_of, refuse_unread
+from unitune.picture_file import PictureInfo
 from unitune.prompts import mentions
 from unitune.v1.edit_pb2 import SamplingConfig
 from unitune.v1.image_pb2 import Image
@@ -31,10 +32,10 @@ PAGE_SIZE, MAX_PAGE_SIZE = 50, 200
 PAPER_LEARNING_RATE = 1e-4  # arXiv 2210.09477: Adafactor on all weights
 
 LIMITS = Limits(
-    upload_bytes=picture_file.MAX_BYTES,
-    upload_pixels=picture_file.MAX_PIXELS,
-    upload_side=picture_file.MAX_SIDE,
-    upload_webp_pixels=picture_file.WEBP_PIXELS,
+    upload_bytes=picture_header.MAX_BYTES,
+    upload_pixels=picture_header.MAX_PIXELS,
+    upload_side=picture_header.MAX_SIDE,
+    upload_webp_pixels=picture_header.WEBP_PIXELS,
     chunk_bytes=images.MAX_CHUNK_BYTES,
     prompt_characters=EDIT["prompt"].limits.max_len,
     seeds=EDIT["seeds"].limits.max_items,
@@ -75,13 +76,13 @@ def check_number_of_images(number: int, method: str) -> None:
 
 def check_size_of_images(size_bytes: int) -> None:
     """The files of all images of a tuning travel to the tuner in one message."""
-    if size_bytes > picture_file.MAX_BYTES:
-        remedy = f"the images of one tuning may have {picture_file.MAX_BYTES} bytes"
+    if size_bytes > picture_header.MAX_BYTES:
+        remedy = f"the images of one tuning may have {picture_header.MAX_BYTES} bytes"
         value = f"{size_bytes} bytes in all"
         raise InvalidField("images", value, remedy)
 
 
-def check_size_for_second_stage(picture: Image | picture_file.PictureInfo, base_model: BaseModel) -> None:
+def check_size_for_second_stage(picture: Image | PictureInfo, base_model: BaseModel) -> None:
     """A second stage is tuned on detail that a small picture does not have."""
     side = base_model.super_resolution_height, base_model.super_resolution_width
     if not images.is_as_large(picture.width, picture.height, side):

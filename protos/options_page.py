@@ -10,15 +10,14 @@ import argparse
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from generate import INCLUDES, ROOT
-from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorSet
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.message import Message
 from grpc_tools import protoc
 
-from unitune.options import Field, flag_of, options_of, range_in_words
+from unitune.options import Field, options_of, range_in_words
 from unitune.v1 import edit_pb2, tuning_pb2
 
 PAGE = ROOT / "docs" / "options.md"
@@ -53,14 +52,9 @@ def comments() -> dict[str, str]:
     for file in files:
         at = {tuple(location.path): location.leading_comments for location in file.source_code_info.location}
         for number, message in enumerate(file.message_type):
-            for place, name in _places(message):
-                found[f"{message.name}.{name}"] = " ".join(at.get((4, number, 2, place), "").split())
+            for place, field in enumerate(message.field):
+                found[f"{message.name}.{field.name}"] = " ".join(at.get((4, number, 2, place), "").split())
     return found
-
-
-def _places(message: DescriptorProto) -> Iterator[tuple[int, str]]:
-    for place, field in enumerate(message.field):
-        yield place, field.name
 
 
 def first_sentence(comment: str) -> str:
@@ -83,7 +77,7 @@ def row(field: Field, comment: str) -> str:
         ", ".join(field.methods),
         ", ".join(filter(None, [*needs, *without])),
         declared.default,
-        f"`{flag_of(field)}`" if flag_of(field) else "",
+        f"`{declared.flag}`" if declared.flag else "",
         first_sentence(comment),
     )
     return f"| {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |")

@@ -242,12 +242,13 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         if model.gate is None or not (config.automatic or config.gate):
             sample(wanted, tools, on_event)
             return
-        tools = replace(tools, prepared=PreparedEdit(wanted, tools))
+        edit = PreparedEdit(wanted, tools)
         resamples = config.resamples if config.HasField("resamples") else DEFAULT_RESAMPLES
         attempts = attempts_of(wanted, model.gate, is_automatic=config.automatic, resamples=resamples)
         sample_gated(
-            lambda attempt, on_event: sample(attempt, tools, on_event),
+            lambda attempt, on_event: sample(attempt, tools, on_event, edit),
             model.gate,
+            edit.picture,
             without(request.prompt, words),
             attempts,
             on_event,

@@ -87,6 +87,15 @@ def services(tiny_cascade: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         services.stop()
 
 
+@pytest.fixture(scope="module")
+def home(services: LocalServices, tmp_path_factory: pytest.TempPathFactory) -> Home:
+    """A home of the module's own, with the engine that the session's services have built."""
+    home = Home(tmp_path_factory.mktemp("own") / "home")
+    for folder in (services._home.engines, services._home.graphs):
+        shutil.copytree(folder, home.root / folder.name)
+    return home
+
+
 @pytest.fixture
 def client(services: LocalServices) -> Iterator[Client]:
     """A client of the services."""

@@ -136,6 +136,7 @@ def test_the_client_takes_only_the_contract_from_unitune() -> None:
         "image_pieces",
         "options",
         "picture_file",
+        "picture_header",
         "png_text",
         "__version__",
     )
@@ -171,7 +172,7 @@ def test_messages_stop_at_the_edge_of_a_service() -> None:
     wrong = [
         (str(path.relative_to(ROOT)), name)
         for path in source_files("sampler_svc", "tuner_svc")
-        if path.name not in edge
+        if not (path.name in edge and path.parent.parent == ROOT)
         for name in imported_modules(path)
         if name.partition(".")[0] in ("grpc", "grpc_status", "google") or name.startswith("unitune.v1")
     ]
@@ -326,7 +327,8 @@ def test_every_promise_has_its_test() -> None:
         named.append((file, test))
 
     assert len(named) > 100
-    assert [] == [(path, test) for path, test in named if f"def {test}" not in (ROOT / path).read_text()]
+    missing = [(path, test) for path, test in named if test and f"def {test}(" not in (ROOT / path).read_text()]
+    assert [] == missing + [path for path, _ in named if not (ROOT / path).is_file()]
 
 
 @pytest.mark.parametrize("document", documents(), ids=lambda path: str(path.relative_to(ROOT)))

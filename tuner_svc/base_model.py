@@ -178,11 +178,12 @@ class BaseModel:
 
     @property
     def reader(self) -> Reader:
-        """Reads texts as the text encoder does."""
+        """Reads texts as the text encoder does. From any thread."""
         words = self.tokenizer
 
         def encode(text: str) -> list[Piece]:
-            found = words(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            with self._tokenizing:
+                found = words(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
             return [Piece(token, *at) for token, at in zip(found.input_ids, found.offset_mapping, strict=True)]
 
         empty = frozenset({words.bos_token_id, words.eos_token_id, words.unk_token_id})

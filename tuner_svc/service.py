@@ -152,7 +152,9 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
         except Exception as error:
             telemetry.failure(logger, "weights not stored", tuning=run.name)
             self._delete(run, request.path)
-            raise error if isinstance(error, UniTuneError) else store_error(error) from error
+            if isinstance(error, UniTuneError):
+                raise
+            raise store_error(error) from error
         return tuning_pb2.WeightsRef(
             key=manifest.key,
             digest=manifest.digest,

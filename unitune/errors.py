@@ -120,6 +120,12 @@ class InvalidArgument(UniTuneError):
 
     code = grpc.StatusCode.INVALID_ARGUMENT
 
+    def in_field(self, field: str) -> "InvalidArgument":
+        """The same error about the field in which a request carries what is refused."""
+        metadata = {**self.metadata, "field": field}
+        message = f"{field} is {metadata.get('value', 'refused')}: {metadata.get('remedy', self.message)}"
+        return InvalidArgument(message, reason=self.reason, metadata=metadata)
+
 
 class InvalidField(InvalidArgument):
     """One field of the request is wrong. `remedy` says what would be right."""

@@ -13,6 +13,7 @@ from PIL import Image
 
 from unitune import picture_file
 from unitune.errors import InvalidField
+from unitune.picture_header import MAX_BYTES, PNG
 
 MAX_CHUNK_BYTES = 256 * 1024  # of one upload message
 
@@ -23,7 +24,7 @@ ModelImage = NDArray[np.float32]
 Mask = NDArray[np.float32]
 
 
-def decode(data: bytes, *, max_bytes: int | None = picture_file.MAX_BYTES) -> Pixels:
+def decode(data: bytes, *, max_bytes: int | None = MAX_BYTES) -> Pixels:
     """The picture's pixels, upright, transparent parts over white. Raises as `picture_file.read` does.
 
     A file of ours may be larger than any upload: `max_bytes` None.
@@ -40,7 +41,7 @@ def decode_mask(data: bytes, size: tuple[int, int]) -> Mask:
 
     Raises InvalidArgument naming the field `mask`: as `picture_file.read` does, and INVALID_FIELD for another size.
     """
-    image = picture_file.read(data, "mask", (picture_file.PNG,))
+    image = picture_file.read(data, "mask", (PNG,))
     check_mask_size(image.width, image.height, size)
     mask = np.empty(size, np.float32)
     for top, bottom, strip in picture_file.strips(image):

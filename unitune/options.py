@@ -168,11 +168,6 @@ def range_in_words(field: Field) -> str:
     return ", ".join(parts)
 
 
-def flag_of(field: Field) -> str | None:
-    """The option of the command line that sets it; None without one."""
-    return field.declared.flag or None
-
-
 def violations(message: Message, prefix: str = "", only: Iterable[str] = ()) -> Iterator[InvalidArgument]:
     """Everything that is wrong with the fields that are set, each by itself, and with a text that must be set."""
     names = set(only)

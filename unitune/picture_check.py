@@ -8,6 +8,7 @@ import asyncio
 import json
 import os
 import resource
+import signal
 import struct
 import sys
 from collections.abc import AsyncIterator
@@ -18,11 +19,12 @@ from typing import Any, BinaryIO, cast
 
 from unitune import picture_file
 from unitune.errors import InvalidArgument, Unavailable
-from unitune.picture_file import PNG, PictureInfo, refusal
+from unitune.picture_file import PictureInfo
+from unitune.picture_header import MAX_BYTES, PNG, Header, header, refusal
 
 CHILDREN = 2
 DECODING_BYTES = 512 << 20  # of memory for all pictures that are decoded at once, and for each
-FILE_BYTES = 4 * picture_file.MAX_BYTES  # of a child's memory beside that, for the file itself and its copies
+FILE_BYTES = 4 * MAX_BYTES  # of a child's memory beside that, for the file itself and its copies
 DEADLINE_S = 20.0  # the largest pictures take a few seconds, and others wait meanwhile
 RETRY_AFTER_S = 2.0
 
@@ -59,13 +61,13 @@ class PictureChecks:
         """What a picture's file holds, all of which decodes. Raises InvalidArgument as `picture_file.read` does, and
         Unavailable when no process can be started.
         """
-        head = picture_file.header(data)
+        head = header(data)
         found = await self._checked(_PICTURE, data, "image", head)
         return PictureInfo(**{**found, "warnings": tuple(found["warnings"])})
 
     async def mask(self, data: bytes) -> MaskInfo:
         """The same of a mask, which is a PNG; errors name the field `mask`."""
-        head = picture_file.header(data, "mask", (PNG,))
+        head = header(data, "mask", (PNG,))
         return MaskInfo(**await self._checked(_MASK, data, "mask", head))
 
     async def close(self) -> None:
@@ -73,7 +75,7 @@ class PictureChecks:
         while self._idle:
             await _end(self._idle.pop())
 
-    async def _checked(self, what: int, data: bytes, field: str, head: picture_file.Header) -> dict[str, Any]:
+    async def _checked(self, what: int, data: bytes, field: str, head: Header) -> dict[str, Any]:
         shown = f"{head.width}x{head.height} pixels"
         if head.checking_bytes > DECODING_BYTES:
             raise refusal(
@@ -100,7 +102,7 @@ class PictureChecks:
                 if "refused" in answer:
                     raise refusal(*answer["refused"])
                 return dict(answer)
-            if code is not None and code < 0 and -code == 9:
+            if code == -signal.SIGKILL:
                 remedy = "it needs more memory to be decoded than there is; send a smaller copy"
                 raise refusal(field, "IMAGE_TOO_LARGE", shown, remedy)
             raise refusal(field, "IMAGE_UNDECODABLE", shown, "the file ends its decoder; save it anew and send that")

@@ -77,6 +77,11 @@ def sentence(error: OSError) -> str:
     return f"{shown}; {remedy}" if remedy else shown
 
 
+def full_sentence(path: str | os.PathLike[str]) -> str:
+    """As `sentence`, for a path whose disk is full."""
+    return sentence(OSError(errno.ENOSPC, "", str(path)))
+
+
 @contextlib.contextmanager
 def about(path: str | os.PathLike[str]) -> Iterator[None]:
     """Name the path in an OSError that does not, as one of writing to an open file."""

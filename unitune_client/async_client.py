@@ -14,7 +14,7 @@ import grpc
 
 from unitune.errors import Cancelled, InvalidArgument, InvalidField, ResourceExhausted, Unavailable, UniTuneError
 from unitune.image_pieces import Assembly
-from unitune.picture_file import MAX_BYTES, PNG, header, other_kind
+from unitune.picture_header import MAX_BYTES, PNG, header, other_kind
 from unitune.v1 import (
     edit_pb2,
     edit_pb2_grpc,
@@ -286,10 +286,13 @@ class AsyncClient:
         self, image_or_tuning: Picture | events.Tuning, prompt: str, options: EditOptions, *, validate_only: bool
     ) -> AsyncGenerator[events.EditEvent, None]:
         messages.refuse_unknown(options, EditOptions)
-        if (mask := options.get("mask")) is not None:
-            options["mask"] = data = await asyncio.to_thread(picture_bytes, mask, "mask")
-        request = messages.edit_request(self._parent, prompt, options)
-        if mask is not None and len(data) > INLINE_MASK_BYTES:
+        mask, data, uploaded = options.get("mask"), b"", None
+        if mask is not None and (uploaded := resource_name(mask, "images")) is None:
+            data = await asyncio.to_thread(picture_bytes, mask, "mask")
+        request = messages.edit_request(self._parent, prompt, {**options, "mask": data or None})
+        if uploaded is not None:
+            request.mask_image = uploaded
+        elif len(data) > INLINE_MASK_BYTES:
             if wrong := other_kind(data, (PNG,)):
                 raise InvalidField("mask", *wrong)
             request.mask_image = (await self._upload_file(data, "mask")).name

@@ -11,13 +11,14 @@ from contextlib import contextmanager
 import grpc
 
 from unitune.errors import InvalidField, ResourceExhausted, Unavailable, UniTuneError, from_rpc_error
+from unitune.options import EDIT
 from unitune_client import forks
 
 MAX_MESSAGE_BYTES = 16 << 20  # of an answer; larger pictures come in pieces
 CHUNK_BYTES = 256 << 10
 PORT = 50051  # of a gateway, unless it was told another
-INLINE_IMAGE_BYTES = 3 << 20  # larger pictures are uploaded before the edit
-INLINE_MASK_BYTES = 768 << 10  # and larger masks
+INLINE_IMAGE_BYTES = EDIT["image_data"].limits.max_len  # larger pictures are uploaded before the edit
+INLINE_MASK_BYTES = EDIT["mask"].limits.max_len  # and larger masks
 
 _UNARY_RETRY = {
     "maxAttempts": 4,
@@ -104,9 +105,13 @@ def checked_address(address: str, field: str = "address") -> str:
         return address
     host, _, port = address.rpartition(":")
     is_whole = bool(host) and (":" not in host or (host.startswith("[") and host.endswith("]")))
-    if not is_whole or not (port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
+    if not is_whole or not _is_port(port):
         raise InvalidField(field, address, f"give HOST:PORT, such as {_with_port(address)}")
     return address
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and 0 < int(text) < 1 << 16
 
 
 def _with_port(given: str) -> str:
@@ -120,7 +125,7 @@ def _with_port(given: str) -> str:
         return f"[{host}]:{PORT}"
     name, _, port = given.partition(":")
     name = name if re.fullmatch(r"[A-Za-z0-9.-]+", name) else "127.0.0.1"
-    return f"{name}:{port if port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16 else PORT}"
+    return f"{name}:{port if _is_port(port) else PORT}"
 
 
 def is_this_machine(address: str) -> bool:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from unitune.errors import InvalidArgument, InvalidField
-from unitune.picture_file import KINDS, PNG, flattened, other_kind, read
+from unitune.picture_file import flattened, read
+from unitune.picture_header import KINDS, PNG, other_kind
 from unitune_client import events
 from unitune_client.messages import EditOptions
 from unitune_client.pictures import picture_bytes

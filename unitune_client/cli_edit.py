@@ -11,9 +11,10 @@ from typing import Any, cast
 import click
 from PIL import Image
 
-from unitune.errors import Cancelled, InvalidField, UniTuneError
+from unitune.errors import Cancelled, InvalidArgument, InvalidField, UniTuneError
 from unitune.options import EDIT, SAMPLING, TUNING
 from unitune_client import events
+from unitune_client.channel import INLINE_MASK_BYTES
 from unitune_client.cli_checks import (
     TUNED_METHOD,
     check_choices,
@@ -40,9 +41,9 @@ from unitune_client.cli_options import (
 from unitune_client.client import Client
 from unitune_client.connection import connection
 from unitune_client.display import Display, display
-from unitune_client.messages import EditOptions, TuningOptions
+from unitune_client.messages import EditOptions, TuningOptions, of_field
 from unitune_client.outputs import Outputs, folder_of, slugs
-from unitune_client.pictures import picture_bytes
+from unitune_client.pictures import Picture, picture_bytes
 from unitune_client.record import Record
 from unitune_client.sheet import SheetEdit, can_show, contact_sheet
 
@@ -85,13 +86,13 @@ Examples:
 @result_options
 @field_option(SAMPLING["method"], type=str)
 @field_option(SAMPLING["strength"])
-@field_option(SAMPLING["guidance_scale"], "guidance")
+@field_option(SAMPLING["guidance_scale"])
 @field_option(SAMPLING["automatic"], default=None)
 @field_option(SAMPLING["gate"])
 @field_option(SAMPLING["interpolation"])
 @field_option(SAMPLING["negative_prompt"], metavar="TEXT")
 @field_option(SAMPLING["base_prompt"], metavar="TEXT")
-@field_option(SAMPLING["prompt_guidance_scale"], "prompt_guidance")
+@field_option(SAMPLING["prompt_guidance_scale"])
 @field_option(EDIT["mask"], metavar="PNG", type=PathOption())
 @field_option(SAMPLING["mask_source"])
 @field_option(SAMPLING["mask_text"], metavar="TEXT")
@@ -99,7 +100,7 @@ Examples:
 @field_option(SAMPLING["mask_blur"])
 @field_option(SAMPLING["only_masked"])
 @field_option(SAMPLING["repeats"])
-@field_option(SAMPLING["num_inference_steps"], "steps")
+@field_option(SAMPLING["num_inference_steps"])
 @field_option(SAMPLING["fast"])
 @field_option(SAMPLING["scheduler"], type=str)
 @field_option(SAMPLING["eta"])
@@ -123,13 +124,13 @@ def edit_command(
     omit_metadata: bool,
     method: str | None,
     strength: float | None,
-    guidance: float | None,
+    guidance_scale: float | None,
     automatic: bool | None,
     gate: bool,
     interpolation: float | None,
     negative_prompt: str | None,
     base_prompt: str | None,
-    prompt_guidance: float | None,
+    prompt_guidance_scale: float | None,
     mask: str | None,
     mask_source: str | None,
     mask_blur: float | None,
@@ -137,7 +138,7 @@ def edit_command(
     inverted: bool,
     only_masked: bool,
     repeats: int | None,
-    steps: int | None,
+    num_inference_steps: int | None,
     fast: bool,
     scheduler: str | None,
     eta: float | None,
@@ -175,11 +176,11 @@ def edit_command(
     outputs = Outputs(folder_of(output), photo, overwrites=overwrite)
     options = EditOptions(
         strength=strength,
-        guidance_scale=guidance,
+        guidance_scale=guidance_scale,
         interpolation=interpolation,
         negative_prompt=negative_prompt,
         base_prompt=base_prompt,
-        prompt_guidance_scale=prompt_guidance,
+        prompt_guidance_scale=prompt_guidance_scale,
         mask=mask_of(mask),
         mask_source=mask_source,
         mask_text=mask_text,
@@ -187,7 +188,7 @@ def edit_command(
         mask_blur=mask_blur,
         only_masked=only_masked or None,
         repeats=repeats,
-        num_inference_steps=steps,
+        num_inference_steps=num_inference_steps,
         fast=fast or None,
         scheduler=scheduler,
         eta=eta,
@@ -217,7 +218,7 @@ def edit_command(
         check_mask_text(info, options)
         check_super_resolution(info, options)
         if automatic is None:
-            is_open = not gate and not fast and strength is None and guidance is None
+            is_open = not gate and not fast and strength is None and guidance_scale is None
             automatic = info.base_model.has_gate and is_open and method in AUTOMATIC_METHODS
         options["automatic"] = automatic or None
         check_fast(info, method, options)
@@ -229,6 +230,7 @@ def edit_command(
         say_what_the_model_knows(info, show)
         image = client.upload_image(data)
         check_mask(options, image)
+        options["mask"] = uploaded_if_large(client, options.get("mask"))
         if method != TUNED_METHOD:
             tuning["method"] = method
         options["method"] = method
@@ -321,6 +323,16 @@ def tune(client: Client, image: events.Image, show: Display, **config: Any) -> e
         raise Cancelled(message, reason=error.reason, metadata=error.metadata) from None
     show.say(f"tuned in {time.monotonic() - began:.1f} s")
     return tuning
+
+
+def uploaded_if_large(client: Client, mask: Picture | None) -> Picture | None:
+    """The mask, or its upload if no request may carry it: once for all prompts."""
+    if not isinstance(mask, bytes) or len(mask) <= INLINE_MASK_BYTES:
+        return mask
+    try:
+        return client.upload_image(mask)
+    except InvalidArgument as error:
+        raise of_field(error, "mask") from None
 
 
 def edit(

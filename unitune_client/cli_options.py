@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import click
 
 from unitune.errors import InvalidField
-from unitune.options import EDIT, SAMPLING, TUNING, Field, flag_of, options_of, range_in_words
+from unitune.options import EDIT, SAMPLING, TUNING, Field, options_of, range_in_words
 from unitune.v1.tuning_pb2 import CreateTuningRequest
 from unitune_client.channel import checked_address
 from unitune_client.streams import is_text
@@ -114,7 +114,7 @@ def field_option(field: Field, name: str = "", **settings: Any) -> Callable[[F],
         kind["type"] = number_of(field)
     notes = "; ".join(filter(None, (words, default and f"default: {default}")))
     help_text = field.declared.help + (f"  [{notes}]" if notes else "")
-    return click.option(flag_of(field) or "", name or field.name, **{**kind, "help": help_text, **settings})
+    return click.option(field.declared.flag, name or field.name, **{**kind, "help": help_text, **settings})
 
 
 def server_options(command: F) -> F:

@@ -6,10 +6,9 @@ from typing import Any
 
 import click
 
-from unitune.errors import InvalidField
 from unitune_client import streams
 from unitune_client.cli_options import PathOption
-from unitune_client.record import NO_RECORD, Record, texts_of
+from unitune_client.record import parsed, texts_of
 
 TITLES = {
     "prompt": "prompt",
@@ -43,9 +42,7 @@ def show_command(picture: str, as_json: bool) -> None:
     if "unitune" not in texts and "parameters" in texts and not as_json:
         streams.out(f"not made by UniTune; it says of itself:\n{printable(texts['parameters'])}")
         return
-    if "unitune" not in texts:
-        raise InvalidField("PICTURE", picture, NO_RECORD)
-    record = Record.of(picture, "PICTURE")
+    record = parsed(texts.get("unitune", ""), picture, "PICTURE")
     if as_json:
         streams.out(json.dumps(record.whole, sort_keys=True))
         return

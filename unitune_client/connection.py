@@ -1,6 +1,5 @@
 """Where a command finds its server: at --address, at services that `unitune up` shares, or started for it here."""
 
-import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,11 +14,10 @@ from unitune.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from unitune.system_errors import sentence
 from unitune_client.client import Client
 from unitune_client.home import Home
 from unitune_client.local import LocalServices
-from unitune_client.machine import LocalError, base_model_folder
+from unitune_client.machine import LocalError, base_model_folder, disk_full
 
 Say = Callable[[str], object]
 
@@ -89,6 +87,5 @@ def _local_paths(home: Home) -> Iterator[None]:
         if path is None:
             raise
         if error.reason in (STORE_FULL, STATE_FULL):
-            full = sentence(OSError(errno.ENOSPC, "", str(path)))
-            raise LocalError(f"{full}, as by `unitune tunings delete NAME`") from error
+            raise disk_full(path) from error
         raise LocalError(f"cannot use {path}: the log of the gateway in {home.root / 'logs'} says why") from error

@@ -17,7 +17,6 @@ from unitune_client.messages import TuningOptions
 
 # Fields whose option is called otherwise in the code of some command.
 ALIASES = {
-    "guidance_scale": "guidance",
     "guidance_sigma_low": "guidance_interval",
     "guidance_sigma_high": "guidance_interval",
     "header": "photo",
@@ -25,9 +24,7 @@ ALIASES = {
     "image_data": "photo",
     "images": "further_photos",
     "mask_image": "mask",
-    "num_inference_steps": "steps",
     "prompt": "prompts",
-    "prompt_guidance_scale": "prompt_guidance",
     "target": "photo",
     "tuning": "name",
 }

@@ -9,7 +9,6 @@
 The state is one SQLite file, so two gateways must never run on it: services start only under a Claim.
 """
 
-import errno
 import fcntl
 import json
 import os
@@ -22,8 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Self
 
-from unitune.system_errors import about, sentence
-from unitune_client.machine import LocalError
+from unitune.system_errors import about
+from unitune_client.machine import LocalError, disk_full
 
 KEPT_LOGS = 10
 CLAIM_S = 2.0  # for a program that only looks, or ends, to let go of the lock
@@ -85,8 +84,7 @@ class Home:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._make_reserve()
         if shutil.disk_usage(self.root).free < LEAST_FREE_BYTES:
-            full = sentence(OSError(errno.ENOSPC, "", str(self.root)))
-            raise LocalError(f"{full}, as by `unitune tunings delete NAME`")
+            raise disk_full(self.root)
 
     @contextmanager
     def space_to_delete(self) -> Iterator[None]:

@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 
 from unitune.errors import InvalidField
+from unitune.system_errors import full_sentence
 
 # What each extra is recognised by. Finding a module does not import it.
 EXTRAS = {
@@ -15,6 +16,11 @@ EXTRAS = {
 
 class LocalError(Exception):
     """The services cannot run on this machine, or one of them ended. The message is for people, whole."""
+
+
+def disk_full(path: Path) -> LocalError:
+    """The error of a path of ours whose disk is full, with what frees space."""
+    return LocalError(f"{full_sentence(path)}, as by `unitune tunings delete NAME`")
 
 
 def missing_modules() -> list[str]:

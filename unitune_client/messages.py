@@ -14,7 +14,7 @@ from unitune.errors import InvalidArgument, InvalidField, UniTuneError, from_sta
 from unitune.image_pieces import Assembly
 from unitune.v1 import edit_pb2, image_pb2, server_pb2, tuning_pb2
 from unitune_client import events
-from unitune_client.pictures import PictureFile
+from unitune_client.pictures import Picture
 
 
 class UnknownOption(InvalidField, TypeError):
@@ -103,7 +103,8 @@ class EditOptions(TuningOptions, total=False):
     prompt_guidance_scale how far the edit is pushed away from base_prompt
     unconditional_model   "tuned" or "base": whose weights predict the empty or negative prompt
     base_mixture          0 to 1, the base model's share of the prediction in the noisier half of the steps
-    mask                  a PNG, bytes or path, as large as the photo: white is edited, black is kept exactly
+    mask                  a PNG, bytes, path or uploaded image, as large as the photo: white is edited, black is
+                          kept exactly
     mask_source           "given", "word" or "diffedit" (before the first step), "difference" or "attention" (from the
                           finished edit)
     mask_text             what the mask is of, as "the cat" or "cat, tree"; mask_source is then "word" or "attention"
@@ -151,7 +152,7 @@ class EditOptions(TuningOptions, total=False):
     prompt_guidance_scale: float | None
     unconditional_model: str | None
     base_mixture: float | None
-    mask: PictureFile | None
+    mask: Picture | None
     mask_source: str | None
     mask_text: str | None
     inverted: bool | None
@@ -190,7 +191,7 @@ _TUNING_FIELDS = {option: option for option in TuningOptions.__annotations__} | 
     "tuning_seed": "seed",
     "tuning_prompt": "prompt",
 }
-_OF_THE_EDIT = ("method", "base_prompt", "num_inference_steps", "guidance_scale")  # a server takes them over
+OF_THE_EDIT = ("method", "base_prompt", "num_inference_steps", "guidance_scale")  # a server takes them over
 _SAMPLING_FIELDS = tuple(edit_pb2.SamplingConfig.DESCRIPTOR.fields_by_name)
 _REQUEST_FIELDS = ("seeds", "preview_every", "mask", "omit_metadata")
 
@@ -215,7 +216,7 @@ def edit_request(parent: str, prompt: str, options: Mapping[str, Any]) -> edit_p
     request = _filled(edit_pb2.EditRequest(parent=parent), {"prompt": prompt, **asked})
     if given:
         request.config.CopyFrom(_filled(edit_pb2.SamplingConfig(), given))
-    of_tuning = {option: value for option, value in options.items() if option not in _OF_THE_EDIT}
+    of_tuning = {option: value for option, value in options.items() if option not in OF_THE_EDIT}
     if (config := tuning_config(of_tuning)) is not None:
         request.tuning_config.CopyFrom(config)
     return request
@@ -316,11 +317,7 @@ _LISTS = {
 
 def of_field(error: InvalidArgument, field: str) -> InvalidArgument:
     """What a file is refused for, naming the field that it is for."""
-    if error.field != "image" or field == "image":
-        return error
-    metadata = {**error.metadata, "field": field}
-    message = f"{field} is {metadata.get('value', 'refused')}: {metadata.get('remedy', error.message)}"
-    return InvalidArgument(message, reason=error.reason, metadata=metadata)
+    return error if error.field != "image" or field == "image" else error.in_field(field)
 
 
 def image(message: image_pb2.Image) -> events.Image:

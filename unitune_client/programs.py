@@ -1,6 +1,5 @@
 """Our other programs as child processes: started so that they end with us, stopped so that none is left."""
 
-import errno
 import os
 import re
 import shutil
@@ -13,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from unitune.drain import KILLED_AFTER_S
-from unitune.system_errors import FULL_BYTES, sentence
+from unitune.system_errors import FULL_BYTES, full_sentence
 from unitune_client import tether
 from unitune_client.machine import LocalError
 
@@ -109,7 +108,7 @@ def _wait(running: Sequence[Process], until_s: float) -> None:
 def failure(what: str, log: Path) -> LocalError:
     """The error of a program that did not do its work, with the end of its log."""
     if shutil.disk_usage(log.parent).free < FULL_BYTES:  # then its log may say nothing
-        return LocalError(f"{what}: {sentence(OSError(errno.ENOSPC, '', str(log.parent)))}")
+        return LocalError(f"{what}: {full_sentence(log.parent)}")
     tail = log.read_text(errors="replace").rstrip().splitlines()[-TAIL_LINES:]
     return LocalError("\n  ".join([f"{what}; the end of its log, {log}:", *(tail or ["(it is empty)"])]))
 

@@ -11,12 +11,10 @@ from typing import Any, cast
 
 from unitune import png_text
 from unitune.errors import InvalidField
-from unitune_client.messages import EditOptions, TuningOptions
+from unitune_client.messages import OF_THE_EDIT, EditOptions, TuningOptions
 
 VERSION = 1
 NO_RECORD = "it does not say how it was made: it is not by UniTune, or was made or saved again without that"
-# What a tuning has from the edit that it is for.
-OF_THE_EDIT = ("method", "prompt", "base_prompt", "num_inference_steps", "guidance_scale")
 MASK_OPTIONS = ("mask_source", "mask_text", "mask_blur", "mask_keeps", "mask_padding", "only_masked", "interpolation")
 CHOSEN_BY_AUTOMATIC = ("strength", "guidance_scale")
 
@@ -41,7 +39,7 @@ class Record:
     @classmethod
     def of(cls, path: str, argument: str) -> "Record":
         """What the picture at a path says. Raises InvalidField naming `argument`."""
-        return _parsed(texts_of(path, argument).get("unitune", ""), path, argument)
+        return parsed(texts_of(path, argument).get("unitune", ""), path, argument)
 
     def options(self, asked: EditOptions) -> EditOptions:
         """The options that make this picture again, but for those that are asked for.
@@ -67,7 +65,7 @@ class Record:
         """
         if (method or self.method) != self.method:
             return asked
-        kept = {name: value for name, value in self.tuning.items() if name not in OF_THE_EDIT}
+        kept = {name: value for name, value in self.tuning.items() if name not in (*OF_THE_EDIT, "prompt")}
         if "seed" in kept:
             kept["tuning_seed"] = kept.pop("seed")
         return cast(TuningOptions, {**kept, **_given(asked)})
@@ -100,7 +98,8 @@ def texts_of(path: str, argument: str) -> dict[str, str]:
         raise InvalidField(argument, path, f"{error.strerror or error}; give a PNG file that UniTune made") from None
 
 
-def _parsed(text: str, path: str, argument: str) -> Record:
+def parsed(text: str, path: str, argument: str) -> Record:
+    """What the text of a picture at a path says. Raises InvalidField naming `argument`."""
     if not text:
         raise InvalidField(argument, path, NO_RECORD)
     try:

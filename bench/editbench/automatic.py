@@ -10,7 +10,6 @@ from bench.editbench.cases import Case
 from bench.editbench.results import Result
 from sampler_svc.sampling.gate import Gate
 from stickerbook.render import render
-from unitune import images
 
 
 def chosen_by_gate(gate: Gate, cases: Sequence[Case], points: Sequence[Sequence[Result]], out: Path) -> list[Result]:
@@ -19,7 +18,7 @@ def chosen_by_gate(gate: Gate, cases: Sequence[Case], points: Sequence[Sequence[
     for case, of_points in zip(cases, zip(*points, strict=True), strict=True):
         assert all(result.case == case.id for result in of_points)
         score = gate.against(render(case.scene), case.prompt)
-        pictures = [images.decode((out / "results" / result.image).read_bytes()) for result in of_points]
+        pictures = [result.pixels(out) for result in of_points]
         ranks = [gate.rank(score(picture)) for picture in pictures]
         edit_s = sum(result.edit_s for result in of_points)
         chosen.append(replace(of_points[int(np.argmax(ranks))], setting="automatic", edit_s=edit_s))

@@ -23,7 +23,6 @@ from bench.inputs import MODEL
 from sampler_svc.sampling.gate import Scores
 from stickerbook.render import render
 from tuner_svc import base_model
-from unitune import images
 
 KEPT_SHARES = (0.0, 0.02, 0.1)
 ENOUGH = (1.0, 0.86, 0.84, 0.82, 0.8, 0.78, 0.75)
@@ -46,7 +45,7 @@ def main() -> None:
     scores: list[list[Scores]] = []
     for case in cases:
         found = [Result.read(result_file(options.out, model.digest, case, s), s.name) for s in settings]
-        pictures = [images.decode((options.out / "results" / r.image).read_bytes()) for r in found]
+        pictures = [r.pixels(options.out) for r in found]
         results.append(found)
         scores.append([*map(gate.against(render(case.scene), case.prompt), pictures)])
 

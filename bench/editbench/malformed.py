@@ -29,7 +29,6 @@ from bench.inputs import MODEL
 from sampler_svc.sampling.gate import Gate, Scores
 from stickerbook.render import render
 from tuner_svc.model_folder import read_preset
-from unitune import images
 from unitune.base_model import Preset
 from unitune.images import Pixels
 
@@ -109,9 +108,7 @@ def main() -> None:
     scores = {"ground truths": [score[case.id](render(case.wanted)) for case in cases.values()]}
     for setting in settings:
         scores[f"right edits of {setting.name}"] = [
-            score[r.case](images.decode((options.out / "results" / r.image).read_bytes()))
-            for r in results
-            if r.setting == setting.name and r.score.success
+            score[r.case](r.pixels(options.out)) for r in results if r.setting == setting.name and r.score.success
         ]
     good = [one for group in scores.values() for one in group]
     for kind in KINDS:

@@ -12,7 +12,6 @@ from bench.editbench.intervals import mean_of
 from bench.editbench.results import Result
 from bench.editbench.settings import Setting
 from stickerbook.render import render
-from unitune import images
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -35,7 +34,7 @@ def sheet(cases: Sequence[Case], results: Mapping[str, Mapping[str, Result]], ou
             result = by_case[case.id]
             kept = "" if result.score.kept_psnr_db is None else f" {result.score.kept_psnr_db:.0f} dB"
             verdict = "right" if result.score.success else "not right"
-            panels.append((images.decode((out / "results" / result.image).read_bytes()), f"{name}: {verdict}{kept}"))
+            panels.append((result.pixels(out), f"{name}: {verdict}{kept}"))
         for column, (pixels, label) in enumerate(panels):
             x = left + column * (PANEL + GAP)
             page.paste(Image.fromarray(pixels).resize((PANEL, PANEL), Image.Resampling.NEAREST), (x, top))

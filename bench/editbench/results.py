@@ -12,6 +12,8 @@ from PIL import Image
 from bench.editbench.cases import Case
 from bench.editbench.scores import Score
 from bench.editbench.settings import Setting
+from unitune import images
+from unitune.images import Pixels
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,10 @@ class Result:
         fields = json.loads(path.read_text())
         fields["score"] = Score(**fields["score"])
         return cls(**{**fields, "setting": setting})
+
+    def pixels(self, out: Path) -> Pixels:
+        """The edited picture; `out` is the folder of the whole bench."""
+        return images.decode((out / "results" / self.image).read_bytes())
 
 
 def result_file(out: Path, base_model: str, case: Case, setting: Setting) -> Path:

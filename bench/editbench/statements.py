@@ -9,7 +9,6 @@ from bench.editbench.grid import named
 from bench.editbench.intervals import Estimate, mean_of, preference
 from bench.editbench.results import Result
 from bench.editbench.settings import Setting
-from unitune import images
 
 PAPER_PREFERENCE = {"all": 0.72, "aligned": 0.60, "unaligned": 0.83}  # of people, over SDEdit, on 93 pairs
 
@@ -88,5 +87,5 @@ def _mean(results: Sequence[Result], field: str) -> Estimate:
 
 
 def _largest_difference(out: Path, one: Result, other: Result) -> int:
-    pixels = [images.decode((out / "results" / r.image).read_bytes()).astype(np.int16) for r in (one, other)]
+    pixels = [r.pixels(out).astype(np.int16) for r in (one, other)]
     return int(np.abs(pixels[0] - pixels[1]).max())

@@ -23,7 +23,6 @@ from sampler_svc.sampling.masks.difference import OF_LARGEST, SMALLEST, changed
 from stickerbook.judge import Judge
 from stickerbook.render import render
 from tuner_svc.model_folder import read_preset
-from unitune import images
 
 LOW, HIGH = (0.06, 0.08, 0.1), (0.1, 0.13, 0.15)
 
@@ -53,7 +52,7 @@ def main() -> None:
         scores = []
         for result in (r for r in results if r.setting == setting.name):
             case = cases[result.case]
-            edited, base = images.decode((options.out / "results" / result.image).read_bytes()), render(case.scene)
+            edited, base = result.pixels(options.out), render(case.scene)
             mixed = edited if choice is None else mix(edited, base, 1.0, changed(edited, base, *choice))
             scores.append(score(case, mixed, judge))
         kept = np.mean([s.kept_psnr_db for s in scores if s.kept_psnr_db is not None])

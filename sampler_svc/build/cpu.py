@@ -28,7 +28,6 @@ from sampler_svc.engines.folder import PROBE_FILE
 from sampler_svc.engines.layout import GraphLayout
 from sampler_svc.engines.refit_modes import is_small
 from unitune.base_model import SPEC_FILE, BaseModelSpec
-from unitune.system_errors import failure_sentence
 
 
 def onnxruntime_builder() -> Builder:
@@ -73,10 +72,7 @@ def _fill(folder: Path, graphs: Path, spec: BaseModelSpec) -> None:
     options.optimized_model_filepath = str(folder / DENOISER)
     for setting, value in (("file_name", DENOISER_DATA), ("min_size_in_bytes", str(SMALL_BYTES))):
         options.add_session_config_entry(f"session.optimized_model_external_initializers_{setting}", value)
-    try:
-        open_session(graphs / DENOISER, options)
-    except Exception as error:  # ONNX Runtime does not say that a disk is full
-        raise BuildError(failure_sentence(error, folder)) from error
+    open_session(graphs / DENOISER, options)
     try:
         put_outside(folder, DENOISER, spec.tensors.keys())
     except ValueError as error:

@@ -11,6 +11,7 @@ from sampler_svc.build.cpu import onnxruntime_builder
 from sampler_svc.build.onnx_file import structure_digest
 from sampler_svc.build.refit_check import base_and_random_weights, check_refits
 from sampler_svc.engines.cpu_super_resolution import SuperResolutionEngine
+from sampler_svc.engines.engine import BackendMissing
 from sampler_svc.engines.folder import (
     MANIFEST_FILE,
     SUPER_RESOLUTION_PROBE_FILE,
@@ -20,6 +21,7 @@ from sampler_svc.engines.folder import (
     key_of,
 )
 from unitune.base_model import SUPER_RESOLUTION_GRAPH, BaseModelSpec, file_digest
+from unitune.system_errors import failure_sentence
 
 
 def build(graphs: Path, folder: Path, builder: Builder | None = None) -> Path:
@@ -48,6 +50,10 @@ def build(graphs: Path, folder: Path, builder: Builder | None = None) -> Path:
         Manifest(key, files, round(time.monotonic() - began, 3), modes).save(partial)
         if not is_complete(folder, key):  # another build may have come first
             _publish(partial, folder)
+    except (BuildError, BackendMissing, OSError):
+        raise
+    except Exception as error:  # ONNX Runtime does not say that a disk is full, and it is as long as `partial` is there
+        raise BuildError(failure_sentence(error, partial)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder

@@ -132,9 +132,7 @@ class TrtEngine(Engine):
             raise UnusableEngine(f"the plan cannot be loaded ({error}): {REBUILD}") from error
 
     @classmethod
-    def open_tested(
-        cls, folder: Path, spec: EngineSpec, open_runtime: Callable[[], tuple[TensorRT, Device]] = open_tensorrt
-    ) -> "TrtEngine":
+    def open_tested(cls, folder: Path, spec: EngineSpec, open_runtime: OpenRuntime = open_tensorrt) -> "TrtEngine":
         """An engine whose plan passed the engine self-test here, with a CUDA graph where that passed too.
 
         Raises UnusableEngine for a plan that never passed the engine self-test, and what opening raises.

@@ -16,6 +16,7 @@ from sampler_svc.sampling.events import Done, EditedImage, Event, OnEvent, Step,
 from sampler_svc.sampling.gate import Gate, Scores
 from sampler_svc.sampling.request import Request
 from unitune import images
+from unitune.images import Pixels
 
 SEED_STRIDE = 1_000_003  # from one attempt's seed to the next one's, so that they do not meet the caller's other seeds
 
@@ -44,9 +45,9 @@ def attempts_of(request: Request, gate: Gate, *, is_automatic: bool, resamples: 
 class BestPictures:
     """The best picture of each seed among the attempts so far, and the seconds that all of them took."""
 
-    def __init__(self, gate: Gate, base_image: bytes, prompt: str, *, tries_all: bool) -> None:
+    def __init__(self, gate: Gate, base_image: Pixels, prompt: str, *, tries_all: bool) -> None:
         self._gate, self._tries_all = gate, tries_all
-        self._score = gate.against(images.decode(base_image), prompt)
+        self._score = gate.against(base_image, prompt)
         self._best: dict[int, Gated] = {}
         self._seconds = np.zeros(4)
 
@@ -82,6 +83,7 @@ class BestPictures:
 def sample_gated(
     sample_once: Callable[[Request, OnEvent], None],
     gate: Gate,
+    base_image: Pixels,
     prompt: str,
     attempts: Sequence[Request],
     on_event: Callable[[Event | Gated], None],
@@ -90,10 +92,10 @@ def sample_gated(
 ) -> None:
     """All attempts, or only until each seed has a picture that passes; then the best picture of each seed.
 
-    `prompt` is without rare tokens. `on_event` is called with the steps and warnings of all attempts, then with a Gated
-    for each seed, and with Done at the end. Raises what `sample_once` raises.
+    `base_image` is the whole picture, `prompt` is without rare tokens. `on_event` is called with the steps and warnings
+    of all attempts, then with a Gated for each seed, and with Done at the end. Raises what `sample_once` raises.
     """
-    best = BestPictures(gate, attempts[0].image, prompt, tries_all=tries_all)
+    best = BestPictures(gate, base_image, prompt, tries_all=tries_all)
 
     def attempted(number: int, attempt: Request, open_seeds: Sequence[int], event: Event) -> None:
         match event:

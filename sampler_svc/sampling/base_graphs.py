@@ -10,13 +10,12 @@ from tokenizers import Tokenizer
 from sampler_svc.engines.cpu import Graph
 from sampler_svc.engines.engine import Array
 from sampler_svc.sampling.alignment import Text
-from sampler_svc.sampling.text_reader import open_reader
+from sampler_svc.sampling.text_reader import reader_of
 from unitune.base_model import BaseModelSpec
 from unitune.diffusion.guidance import Context
 from unitune.diffusion.schedule import Latents
 from unitune.images import ModelImage, Pixels, to_model
 from unitune.prompts import ids_with_vectors
-from unitune.reading import Piece
 
 TOKENIZER = "tokenizer.json"
 EMBEDDINGS_KEPT = 256  # prompts; the empty one is in every edit
@@ -31,7 +30,7 @@ class BaseGraphs:
         """Loads the graphs of an engine folder. Raises what tokenizers and the runtime raise for damaged files."""
         self.spec = spec
         self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-        self.reader = open_reader(folder / TOKENIZER, is_closed=bool(spec.vocabulary))
+        self.reader = reader_of(self._tokenizer, is_closed=bool(spec.vocabulary))
         self._text_encoder = open_graph(folder / "text_encoder.onnx", threads)
         self._image_encoder = open_graph(folder / "image_encoder.onnx", threads)
         self._image_decoder = open_graph(folder / "image_decoder.onnx", threads)
@@ -44,10 +43,8 @@ class BaseGraphs:
 
     def text(self, prompt: str) -> Text:
         """A prompt with its tokens and the characters that each came from, cut where the text encoder cuts."""
-        found = self._tokenizer.encode(prompt)
-        # Begin, end and padding came from no characters.
-        pieces = [Piece(token, *at) for token, at in zip(found.ids, found.offsets, strict=True) if at[0] < at[1]]
-        return Text(prompt, pieces)
+        read = self.reader.encode(prompt)[: self.reader.room]
+        return Text(prompt, [piece for piece in read if piece.start < piece.stop])
 
     def encode(self, image: ModelImage) -> Latents:
         """The latent (1, channels, h, w) of an image (1, 3, height, width): the mode, so always the same."""
@@ -74,13 +71,12 @@ class BaseGraphs:
 
     def embed_vectors(self, prompt: str, placeholder: str, vectors: Array) -> Context:
         """The text embedding (tokens, width) of a prompt, vectors (k, width) wherever the placeholder stands."""
-        ids = ids_with_vectors(prompt, placeholder, len(vectors), self._piece, self.tokens(""))
+        ids = ids_with_vectors(prompt, placeholder, len(vectors), self._ids, self.tokens(""))
         return self._encode_text(ids, vectors)
 
-    def _piece(self, text: str) -> list[int]:
+    def _ids(self, text: str) -> list[int]:
         """The ids of a piece of text, without begin, end and padding."""
-        found = self._tokenizer.encode(text, add_special_tokens=False)
-        return [number for number, is_text in zip(found.ids, found.attention_mask, strict=True) if is_text]
+        return [piece.token for piece in self.reader.encode(text)]
 
     def _embed(self, prompt: str) -> Context:
         """The text embedding (tokens, width) of a prompt."""

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from sampler_svc.engines.cpu import Graph
 from sampler_svc.engines.engine import Array
 from sampler_svc.sampling.masks.shape import enlarged
-from sampler_svc.sampling.text_reader import open_reader
+from sampler_svc.sampling.text_reader import reader_of
 from unitune.images import Mask, Pixels
 
 GRAPH, TOKENIZER = "clipseg.onnx", "clipseg_tokenizer.json"
@@ -30,7 +30,7 @@ class ClipSeg:
                 raise FileNotFoundError(f"{folder} has no {name}: write it by python -m tuner_svc.export.clipseg")
         self._graph = open_graph(folder / GRAPH, threads)
         self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-        self.reader = open_reader(folder / TOKENIZER)
+        self.reader = reader_of(self._tokenizer)
         self._side: int = self._graph.input_shape[-1]
 
     def find(self, picture: Pixels, things: Sequence[str]) -> Mask:

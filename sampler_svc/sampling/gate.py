@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 
 from sampler_svc.engines.cpu import Graph
 from sampler_svc.engines.engine import Array
-from sampler_svc.sampling.text_reader import open_reader
+from sampler_svc.sampling.text_reader import reader_of
 from unitune.base_model import Preset
 from unitune.images import Pixels
 
@@ -65,7 +65,7 @@ class Gate:
         raise for damaged files."""
         self._image, self._text = open_graph(folder / IMAGE_GRAPH, threads), open_graph(folder / TEXT_GRAPH, threads)
         self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-        self.reader = open_reader(folder / TOKENIZER)
+        self.reader = reader_of(self._tokenizer)
         self._side: int = self._image.input_shape[-1]
         self._preset, self._round_trip_error = preset, round_trip_error
         self.embed_prompt = lru_cache(maxsize=EMBEDDINGS_KEPT)(self._embed_prompt)

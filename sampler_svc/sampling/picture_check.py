@@ -1,28 +1,51 @@
 """Says whether a base image is one of those that the base model knows, before a tuning is made of it."""
 
-from dataclasses import dataclass
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from threading import Lock
 
 from sampler_svc.sampling.base_graphs import BaseGraphs
 from sampler_svc.sampling.gate import Gate
 from unitune import images
 from unitune.known_pictures import KnownPictures
 
+ANSWERS_KEPT = 256  # pictures; one is asked about before each of its edits
+
 
 @dataclass(frozen=True)
 class PictureCheck:
-    """The limits of a base model's known pictures, and what measures a picture."""
+    """The limits of a base model's known pictures, and what measures a picture. From any thread."""
 
     known: KnownPictures
     gate: Gate
     graphs: BaseGraphs
+    # Whether a picture is known, by the SHA-256 of its file; the oldest question first.
+    _answers: OrderedDict[bytes, bool] = field(default_factory=OrderedDict, init=False, repr=False, compare=False)
+    _lock: Lock = field(default_factory=Lock, init=False, repr=False, compare=False)
 
     def warnings_of(self, image: bytes) -> list[str]:
         """At most one warning for a picture's file. Raises what `images.decode` raises."""
-        picture = images.decode(image)
-        round_trip = self.graphs.round_trip_error(picture)
-        if self.known.strangeness(self.gate.embed_picture(picture), round_trip) <= 1:
+        if self._is_known(image):
             return []
         return [
             f"the picture is unlike what {self.graphs.spec.name} knows ({self.known.shows}): edits of it will look "
             "nothing like it; for photographs give a Stable Diffusion model (--base-model): see docs/photographs.md"
         ]
+
+    def _is_known(self, image: bytes) -> bool:
+        digest = hashlib.sha256(image).digest()
+        with self._lock:
+            answer = self._answers.pop(digest, None)
+        if answer is None:
+            answer = self._measured(image)
+        with self._lock:
+            self._answers[digest] = answer
+            if len(self._answers) > ANSWERS_KEPT:
+                self._answers.popitem(last=False)
+        return answer
+
+    def _measured(self, image: bytes) -> bool:
+        picture = images.decode(image)
+        round_trip = self.graphs.round_trip_error(picture)
+        return self.known.strangeness(self.gate.embed_picture(picture), round_trip) <= 1

@@ -90,11 +90,6 @@ class PromptToPrompt:
     prediction_type: str
     blend: LocalBlend | None = None
 
-    @property
-    def num_steps(self) -> int:
-        """Steps of the inversion and of the edit."""
-        return 2 * len(self.run)
-
     def edit(
         self, latent: Latents, keep: Callable[[Latents, Latents], Latents], on_step: Callable[[Latents], None]
     ) -> Latents:
@@ -136,8 +131,8 @@ class PromptToPrompt:
             return self.denoiser(latents, np.array([timestep]), base_prompt[None], off).output
 
         found = [latent]
-        for level in inverted(latent, self.run, output, self.prediction_type):
-            found.append(level.latents)
+        for latents in inverted(latent, self.run, output, self.prediction_type):
+            found.append(latents)
             on_step(latent)
         return found[::-1]
 

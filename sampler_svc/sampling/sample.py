@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from sampler_svc.sampling.cancellation import stopping
+from sampler_svc.sampling.cancellation import stop_if, stopping
 from sampler_svc.sampling.edit_steps import EditSteps
 from sampler_svc.sampling.events import Done, EditedImage, OnEvent, Warned
 from sampler_svc.sampling.interpolation import mix
@@ -28,15 +28,16 @@ from unitune.diffusion.solvers import SCHEDULERS, Run
 from unitune.errors import Internal
 
 
-def sample(request: Request, tools: Tools, on_event: OnEvent) -> None:
+def sample(request: Request, tools: Tools, on_event: OnEvent, edit: PreparedEdit | None = None) -> None:
     """Sample one picture per seed, all seeds in one batch; super-resolution enlarges them one by one.
 
-    `on_event` is called after each step, for each result, and with Done at the end. A strength that leaves no step
+    Attempts at one edit share a prepared `edit`, made with the same tools. `on_event` is called after each step, for
+    each result, and with Done at the end. A strength that leaves no step
     gives the base image as the autoencoder sees it. Raises Cancelled (EDIT_CANCELLED), InvalidField for words and an
     alignment that the prompts do not have, and what PreparedEdit raises.
     """
     began = time.perf_counter()
-    edit = tools.prepared or PreparedEdit(request, tools)
+    edit = edit or PreparedEdit(request, tools)
     steps = EditSteps(edit, request, on_event)
     latent, terms = edit.latent, guidance_by_timestep(request, tools.embed, tools.schedule)
 
@@ -76,7 +77,7 @@ def denoise(
         latents = start(edited, noise, run) if inversion is None else np.repeat(inversion[0], len(generators), axis=0)
         solver = scheduler.solver()
         for step, (timestep, level, next_level) in enumerate(run):
-            tools.stop_if_cancelled()
+            stop_if(tools.cancelled)
             output = guided(tools.denoiser, latents, timestep, terms(timestep), tools.base_denoiser)
             prediction = predict(output, latents, level, schedule.prediction_type)
             latents = solver.step(latents, prediction, level, next_level)

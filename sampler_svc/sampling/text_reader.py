@@ -1,23 +1,25 @@
-"""Opens the tokenizer of a text encoder as what reads texts as that encoder does."""
+"""What reads texts as a text encoder does, by that encoder's tokenizer."""
 
-from pathlib import Path
-
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from unitune.reading import BEGIN_AND_END, Piece, Reader
 
 
-def open_reader(path: Path, *, is_closed: bool = False) -> Reader:
-    """Reads by a tokenizer.json that cuts to its text encoder's number of tokens. Raises what tokenizers raise."""
-    tokenizer = Tokenizer.from_file(str(path))
-    room = (tokenizer.truncation or {})["max_length"] - BEGIN_AND_END
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    unknown = tokenizer.token_to_id(tokenizer.model.unk_token or "")
-    empty = {*tokenizer.encode("").ids, *([] if unknown is None else [unknown])}
+def reader_of(tokenizer: Tokenizer, *, is_closed: bool = False) -> Reader:
+    """Reads by a tokenizer that cuts to its text encoder's number of tokens; what it cuts is read, too."""
 
     def encode(text: str) -> list[Piece]:
         found = tokenizer.encode(text, add_special_tokens=False)
-        return [Piece(token, *at) for token, at in zip(found.ids, found.offsets, strict=True)]
+        return [piece for part in (found, *found.overflowing) for piece in _pieces(part)]
 
-    return Reader(encode, room, frozenset(empty), is_closed)
+    room = (tokenizer.truncation or {})["max_length"] - BEGIN_AND_END
+    unknown = tokenizer.token_to_id(tokenizer.model.unk_token or "")
+    begin_and_end = [piece.token for piece in _pieces(tokenizer.encode(""))]
+    empty = frozenset([*begin_and_end, *([] if unknown is None else [unknown])])
+    return Reader(encode, room, empty, is_closed)
+
+
+def _pieces(found: Encoding) -> list[Piece]:
+    """The tokens without padding."""
+    columns = zip(found.ids, found.offsets, found.attention_mask, strict=True)
+    return [Piece(token, *at) for token, at, is_text in columns if is_text]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sampler_svc.sampling.base_graphs import BaseGraphs
-from sampler_svc.sampling.cancellation import stop_if, stopping
+from sampler_svc.sampling.cancellation import stopping
 from sampler_svc.sampling.conditioning import Embed
 from sampler_svc.sampling.masks import BEFORE, Find, MaskInputs
 from sampler_svc.sampling.masks.given import from_sdedit
@@ -40,11 +40,6 @@ class Tools:
     controlled: RunControlled | None = None  # with control over its attention, for a request that has `attention`
     find: Find | None = None  # finds what the mask is of, for a mask source that names it
     super_resolution: SuperResolution | None = None  # for a request whose results it is to enlarge
-    prepared: "PreparedEdit | None" = None  # made with these tools, for attempts that share it
-
-    def stop_if_cancelled(self) -> None:
-        """Raises Cancelled (EDIT_CANCELLED)."""
-        stop_if(self.cancelled)
 
 
 class GivenMask(NamedTuple):
@@ -71,7 +66,7 @@ class PreparedEdit:
         return images.decode(self.request.image)
 
     @cached_property
-    def given(self) -> "GivenMask":
+    def given(self) -> GivenMask:
         """The mask that came with the request. Raises what `images.decode_mask` raises."""
         request, size = self.request, _size(self.picture)
         if request.mask_source != "given":
@@ -133,13 +128,12 @@ class PreparedEdit:
     def inversion(self, run: Run) -> list[Latents]:
         """The base image's latents by DDIM inversion without a prompt, at each level of the run and at its end."""
         tools, unprompted = self.tools, self.tools.embed("")[None]
+        denoiser = stopping(tools.denoiser, tools.cancelled)
 
         def output(latents: Latents, timestep: int) -> Latents:
-            tools.stop_if_cancelled()
-            return tools.denoiser(latents, np.array([timestep]), unprompted)
+            return denoiser(latents, np.array([timestep]), unprompted)
 
-        levels = inverted(self.latent, run, output, tools.schedule.prediction_type)
-        return [self.latent, *(level.latents for level in levels)][::-1]
+        return [self.latent, *inverted(self.latent, run, output, tools.schedule.prediction_type)][::-1]
 
 
 def _size(pixels: Pixels) -> tuple[int, int]:

@@ -1,14 +1,13 @@
 """A picture through gateway, tuner and sampler: real processes, a real base model of another shape than stickerbook."""
 
 import io
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.picture_files import png_header
 from tests.tiny_model import IMAGE_SIDE
 from unitune_client import (
     Client,
@@ -224,13 +223,6 @@ def test_an_edit_before_ready_is_refused(client: Client, picture: bytes) -> None
         client.cancel_tuning(tuning.name)
 
 
-def png_of(width: int, height: int) -> bytes:
-    """The file of a one-colour picture that claims to be this large: small, since nobody should decode it."""
-    size = struct.pack(">II", width, height) + b"\x08\x00\x00\x00\x00"
-    header = struct.pack(">I", 13) + b"IHDR" + size + struct.pack(">I", zlib.crc32(b"IHDR" + size))
-    return b"\x89PNG\r\n\x1a\n" + header + struct.pack(">I", 0) + b"IEND\xaeB`\x82"
-
-
 def test_bad_pictures_and_names_are_refused_and_leave_nothing(
     client: Client, services: LocalServices, picture: bytes
 ) -> None:
@@ -243,7 +235,7 @@ def test_bad_pictures_and_names_are_refused_and_leave_nothing(
     for data, reason in (
         (b"not a picture", "IMAGE_UNDECODABLE"),
         (picture[: len(picture) // 2], "IMAGE_UNDECODABLE"),
-        (png_of(20_000, 20_000), "IMAGE_TOO_LARGE"),
+        (png_header(20_000, 20_000), "IMAGE_TOO_LARGE"),
     ):
         with pytest.raises(InvalidArgument) as refused:
             client.edit_to_end(data, "a cat")

@@ -2,13 +2,9 @@
 
 import contextlib
 import json
-import shutil
 import signal
 import time
-from pathlib import Path
 from typing import Any
-
-import pytest
 
 from tests.gateway.conftest import picture
 from unitune.errors import Cancelled, UniTuneError
@@ -17,15 +13,6 @@ from unitune_client.home import Home
 from unitune_client.local import LocalServices
 
 SERVICES = ("gateway", "tuner", "sampler")
-
-
-@pytest.fixture
-def home(services: LocalServices, tmp_path: Path) -> Home:
-    """A home of its own with the engine that is built already."""
-    home = Home(tmp_path / "home")
-    for folder in (home.engines, home.graphs):
-        shutil.copytree(services._home.root / folder.name, folder)
-    return home
 
 
 def live(client: Client, services: LocalServices) -> None:
@@ -91,7 +78,8 @@ def test_an_ordinary_life_is_told_without_alarm(services: LocalServices, home: H
             assert told["level"] in ("info", "warning") and "traceback" not in told, line
             if told["event"] == "call":
                 calls.append((told["method"].rpartition("/")[2], told["code"]))
-    # The first tuning, and the one that was cancelled by its name; the deleted one may be cut by its reader.
-    assert calls.count(("RunTuning", "OK")) >= 1
-    assert calls.count(("RunTuning", "CANCELLED")) <= 3
+    # The first tuning ends well. The others are cut short: whether by the tuner or by its reader is a matter of time.
+    runs = [code for method, code in calls if method == "RunTuning"]
+    assert runs[0] == "OK"
+    assert runs.count("CANCELLED") <= 3
     assert ("Sample", "OK") in calls

@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import io
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,17 +17,17 @@ from gateway.config import GatewayConfig
 from gateway.gateway import Gateway
 from gateway.retention import OWNER
 from tests.gateway.upstream_servers import Sampler, Tuner, serve_sampler, serve_tuner
+from tests.picture_files import file_of
 from unitune import serving
 from unitune.errors import DOMAIN, UniTuneError, from_rpc_error
 from unitune.v1 import edit_pb2_grpc, image_pb2, image_pb2_grpc, server_pb2_grpc, tuning_pb2, tuning_pb2_grpc
+from unitune.v1.edit_pb2 import EditEvent, EditRequest
 from unitune.weight_store import WeightStore
 
 
 def picture(colour: str = "teal", size: tuple[int, int] = (40, 30), kind: str = "PNG") -> bytes:
     """A picture's file."""
-    file = io.BytesIO()
-    Image.new("RGB", size, colour).save(file, kind)
-    return file.getvalue()
+    return file_of(Image.new("RGB", size, colour), kind)
 
 
 @dataclass
@@ -111,6 +110,10 @@ class World:
         request = tuning_pb2.WatchTuningRequest(name=name, after_sequence=after)
         return [event async for event in self.tunings.WatchTuning(request, timeout=20)]
 
+    async def attempts(self, name: str) -> list[int]:
+        """The attempts that a tuning's events tell of."""
+        return [event.started.attempt for event in await self.watch(name) if event.HasField("started")]
+
     async def until(self, name: str, state: tuning_pb2.Tuning.State) -> tuning_pb2.Tuning:
         """The tuning, once it is in this state."""
 
@@ -152,7 +155,7 @@ class World:
         await eventually(is_known)
 
     def stored_weights(self) -> list[str]:
-        """Those of them that belong to tunings."""
+        """The objects of the store that belong to tunings."""
         return [path for path in self.stored() if path.startswith("tunings/")]
 
     def stored(self) -> list[str]:
@@ -182,6 +185,11 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     await world.close()
     await world.tuner_server.stop()
     await world.sampler_server.stop()
+
+
+async def edit(world: World, **request: object) -> list[EditEvent]:
+    """All events of an edit."""
+    return [event async for event in world.edits.Edit(EditRequest(**{"prompt": "a dog", **request}), timeout=20)]
 
 
 async def eventually(check: Callable[[], Awaitable[Any]], within_s: float = 10.0) -> Any:

@@ -13,11 +13,6 @@ from unitune.v1.server_pb2 import BaseModel
 from unitune.v1.tuning_pb2 import CreateTuningRequest, GetTuningRequest, Tuning, WatchTuningRequest
 
 
-async def attempts(world: World, name: str) -> list[int]:
-    """The attempts that a tuning's events tell of."""
-    return [event.started.attempt for event in await world.watch(name) if event.HasField("started")]
-
-
 async def test_tuner_that_is_away_leaves_the_queue(world: World) -> None:
     """While no tuner answers, tunings are accepted and wait; when it is back they run as if nothing had been."""
     await world.tuned(seed=1)
@@ -28,7 +23,7 @@ async def test_tuner_that_is_away_leaves_the_queue(world: World) -> None:
     assert (await world.tunings.GetTuning(GetTuningRequest(name=tuning.name))).state == Tuning.STATE_QUEUED
     world.tuner_server = await serve_tuner(world.tuner, address)
     await world.until(tuning.name, Tuning.STATE_READY)
-    assert await attempts(world, tuning.name) == [1]
+    assert await world.attempts(tuning.name) == [1]
 
 
 async def test_create_needs_to_have_known_a_tuner_once(world: World) -> None:
@@ -47,10 +42,12 @@ async def test_lost_run_is_tried_again(world: World) -> None:
     """A tuner that breaks off is asked again, under another path, and only whole weights remain."""
     world.tuner.crashes = 2
     tuning = await world.tuned()
-    assert tuning.state == Tuning.STATE_READY and await attempts(world, tuning.name) == [1, 2, 3]
+    assert tuning.state == Tuning.STATE_READY and await world.attempts(tuning.name) == [1, 2, 3]
     assert len({request.path for request in world.tuner.requests}) == 3
-    weights = [path for path in world.stored() if path.startswith("tunings/")]
-    assert weights == [f"{tuning.weights.path}/manifest.json", f"{tuning.weights.path}/weights.safetensors"]
+    assert world.stored_weights() == [
+        f"{tuning.weights.path}/manifest.json",
+        f"{tuning.weights.path}/weights.safetensors",
+    ]
 
 
 async def test_run_that_is_always_lost_fails(world: World) -> None:
@@ -60,9 +57,9 @@ async def test_run_that_is_always_lost_fails(world: World) -> None:
     events = await world.watch(poison.name)
     error = from_status(events[-1].failed)
     assert error.reason == "WORKER_CRASHED" and "secret" not in str(events)
-    assert await attempts(world, poison.name) == [1, 2, 3]
+    assert await world.attempts(poison.name) == [1, 2, 3]
     await world.until(healthy.name, Tuning.STATE_READY)
-    assert await attempts(world, healthy.name) == [1]
+    assert await world.attempts(healthy.name) == [1]
 
 
 async def test_run_that_the_tuner_lets_go_does_not_count(world: World) -> None:
@@ -111,7 +108,7 @@ async def test_gateway_that_stops_puts_its_run_back(world: World) -> None:
     sequences = [event.sequence for event in [*seen, *rest]]
     assert sequences == list(range(1, len(sequences) + 1))
     assert rest[-1].ready.state == Tuning.STATE_READY
-    assert await attempts(world, tuning.name) == [1, 2]
+    assert await world.attempts(tuning.name) == [1, 2]
 
 
 async def test_drain_ends_watches_and_takes_no_more(world: World) -> None:

@@ -11,8 +11,9 @@ from PIL import Image
 
 from gateway.edit import Pace
 from gateway.edit_plan import warnings_of
-from tests.gateway.conftest import World, eventually, picture, refused
+from tests.gateway.conftest import World, edit, eventually, picture, refused
 from tests.gateway.upstream_servers import BASE_MODEL, serve_sampler, serve_tuner
+from tests.picture_files import file_of
 from unitune.errors import DataLoss, from_status
 from unitune.image_pieces import Assembly
 from unitune.png_text import HEADER_BYTES
@@ -21,11 +22,6 @@ from unitune.v1.server_pb2 import BaseModel
 from unitune.v1.tuning_pb2 import DeleteTuningRequest, GetTuningRequest, Tuning, TuningConfig, WatchTuningRequest
 
 TERMINAL = {"done", "failed", "cancelled"}
-
-
-async def edit(world: World, **request: object) -> list[EditEvent]:
-    """All events of an edit."""
-    return [event async for event in world.edits.Edit(EditRequest(**{"prompt": "a dog", **request}), timeout=20)]
 
 
 def kinds(events: list[EditEvent]) -> list[str]:
@@ -219,13 +215,12 @@ async def test_an_uploaded_mask_that_cannot_be_used_is_refused(world: World) -> 
 
 async def test_what_a_picture_loses_is_in_the_warnings_of_its_edits(world: World) -> None:
     """Of an upload, of a tuning of it, and of a picture in the request (N22, N23)."""
-    file = io.BytesIO()
-    Image.new("RGBA", (40, 30), (200, 0, 0, 40)).save(file, "PNG")
-    image = await world.upload(file.getvalue())
-    tuning = await world.tuned(file.getvalue())
+    clear = file_of(Image.new("RGBA", (40, 30), (200, 0, 0, 40)))
+    image = await world.upload(clear)
+    tuning = await world.tuned(clear)
 
     assert ["transparent" in warning for warning in image.warnings] == [True]
-    for target in ({"image_data": file.getvalue()}, {"image": image.name}, {"tuning": tuning.name}):
+    for target in ({"image_data": clear}, {"image": image.name}, {"tuning": tuning.name}):
         for method in ("unitune", "sdedit"):
             events = await edit(world, **target, config=SamplingConfig(method=method))
             assert list(events[0].accepted.warnings) == list(image.warnings)

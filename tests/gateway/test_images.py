@@ -9,7 +9,7 @@ import pytest
 from tests.full_disk import fill, mounted, read_only
 from tests.gateway.conftest import World, picture, refused, sha256
 from unitune.images import MAX_CHUNK_BYTES
-from unitune.picture_file import MAX_BYTES
+from unitune.picture_header import MAX_BYTES
 from unitune.v1.edit_pb2 import EditRequest, SamplingConfig
 from unitune.v1.image_pb2 import Image, UploadImageRequest
 

@@ -33,11 +33,6 @@ from unitune.v1.tuning_pb2_grpc import TuningServiceStub
 ROOT = Path(__file__).parents[2]
 
 
-async def attempts(world: World, name: str) -> list[int]:
-    """The attempts that a tuning's events tell of."""
-    return [event.started.attempt for event in await world.watch(name) if event.HasField("started")]
-
-
 # Connections
 
 
@@ -173,7 +168,7 @@ async def test_a_frozen_tuner_is_given_up_and_not_blamed(world: World) -> None:
         async with asyncio.timeout(60):
             events = await world.watch(tuning.name)
         assert events[-1].HasField("ready"), events[-1]
-        assert await attempts(world, tuning.name) == [1, 2, 3, 4, 5]
+        assert await world.attempts(tuning.name) == [1, 2, 3, 4, 5]
         await eventually(lambda: only_weights_of(world, events[-1].ready))
 
 
@@ -251,8 +246,10 @@ async def has_progress(world: World, name: str, updates: int = 1) -> bool:
 
 async def only_weights_of(world: World, tuning: Tuning) -> bool:
     """Whether the store has these weights and no others."""
-    weights = [path for path in world.stored() if path.startswith("tunings/")]
-    return weights == [f"{tuning.weights.path}/manifest.json", f"{tuning.weights.path}/weights.safetensors"]
+    return world.stored_weights() == [
+        f"{tuning.weights.path}/manifest.json",
+        f"{tuning.weights.path}/weights.safetensors",
+    ]
 
 
 # Killed gateways

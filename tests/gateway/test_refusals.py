@@ -1,9 +1,7 @@
 """Bad requests: each is refused naming the field, its value and the remedy; nothing is kept and the server lives on."""
 
 import math
-import struct
 import time
-import zlib
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from tests.gateway.conftest import World, picture, refused
 from tests.gateway.upstream_servers import BASE_MODEL
+from tests.picture_files import png_header
 from unitune.v1.edit_pb2 import CancelEditRequest, EditRequest, GetEditRequest, SamplingConfig
 from unitune.v1.server_pb2 import BaseModel, GetServerInfoRequest
 from unitune.v1.tuning_pb2 import (
@@ -29,16 +28,6 @@ from unitune.v1.tuning_pb2 import (
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 WHITE = picture("white")
 CASCADE = BaseModel(name="tiny", digest=BASE_MODEL.digest, super_resolution_width=128, super_resolution_height=128)
-
-
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that announces a size and holds almost nothing: a decompression bomb's beginning."""
-
-    def part(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", zlib.compress(bytes(1000))) + part(b"IEND", b"")
 
 
 BAD_PICTURES = [

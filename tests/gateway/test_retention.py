@@ -3,12 +3,12 @@
 import asyncio
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
 import pytest
 
-from gateway.config import GatewayConfig
 from tests.gateway.conftest import World, eventually, picture, refused
 from unitune.errors import FailedPrecondition, NotFound
 from unitune.v1.edit_pb2 import EditRequest
@@ -49,7 +49,7 @@ async def test_a_picture_that_no_tuning_uses_goes_after_a_day(world: World) -> N
     age(world, used.image.replace("tenants/default/images", "images/default"), 9 * DAY_S)
     age(world, f"images/default/{young.sha256}", DAY_S - 600)
     await world.close()
-    world.config = GatewayConfig(**{**vars(world.config), "store_sweep_s": 0.05})
+    world.config = replace(world.config, store_sweep_s=0.05)
     await world.open()
 
     async def is_gone() -> bool:
@@ -69,7 +69,7 @@ async def test_a_picture_is_kept_for_ever_if_told_so(world: World) -> None:
     image = await world.upload(picture())
     age(world, "images", 99 * DAY_S)
     await world.close()
-    world.config = GatewayConfig(**{**vars(world.config), "store_sweep_s": 0.02, "keep_unused_s": 0.0})
+    world.config = replace(world.config, store_sweep_s=0.02, keep_unused_s=0.0)
     await world.open()
     await asyncio.sleep(0.2)
     assert sum(image.sha256 in path for path in world.stored()) == 2
@@ -181,12 +181,12 @@ async def test_a_store_of_another_state_is_left_alone(world: World) -> None:
     """A new state beside an old store knows nothing of what is in it, and deletes none of it (R10)."""
     tuning = await world.tuned()
     await world.upload(picture("red"))
-    before = world.stored()
+    before, weights = world.stored(), world.stored_weights()
     age(world, "", 9 * DAY_S)
     await world.close()
     old = world.config.state
-    for state, left in ((old.with_name("new.sqlite"), before), (old, [path for path in before if "tunings/" in path])):
-        world.config = GatewayConfig(**{**vars(world.config), "state": state, "store_sweep_s": 0.05})
+    for state, left in ((old.with_name("new.sqlite"), before), (old, weights)):
+        world.config = replace(world.config, state=state, store_sweep_s=0.05)
         await world.open()
         await asyncio.sleep(0.5)
         assert set(left) <= set(world.stored())

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -148,7 +149,7 @@ async def test_an_edit_tells_how_long_it_waited_and_is_never_silent(world: World
     """Waiting for a turn is in queue_s, heartbeats come meanwhile, and a deleted tuning's weights are not used after it
     (R2)."""
     await world.close()
-    world.config = GatewayConfig(**{**vars(world.config), "heartbeat_s": 0.05, "sample_streams": 1})
+    world.config = replace(world.config, heartbeat_s=0.05, sample_streams=1)
     await world.open()
     tuning = await world.tuned()
     async with held(world):

@@ -16,9 +16,11 @@ from gateway.sqlite_file import RESERVE_BYTES
 from gateway.state import SqliteState
 from tests.full_disk import fill, mounted, read_only
 from tests.gateway.conftest import World, picture, refused
+from tests.gateway.test_lives import NoFileMayGrow, end
 from tests.gateway.test_main import start
 from tests.gateway.test_state import becomes, tuning
-from unitune.errors import DataLoss, ResourceExhausted, Unavailable
+from unitune import serving
+from unitune.errors import DataLoss, ResourceExhausted
 from unitune.v1.tuning_pb2 import (
     CreateTuningRequest,
     DeleteTuningRequest,
@@ -28,6 +30,7 @@ from unitune.v1.tuning_pb2 import (
     TuningEvent,
     UpdateTuningRequest,
 )
+from unitune.v1.tuning_pb2_grpc import TuningServiceStub
 
 SECRET = "grandmother-in-hospital"
 
@@ -185,20 +188,44 @@ async def test_a_row_that_is_damaged_is_data_loss(tmp_path: Path) -> None:
     await state.close()
 
 
-async def test_a_state_that_cannot_be_written_is_state_down(tmp_path: Path) -> None:
-    """A disk that becomes read-only under a running gateway: UNAVAILABLE, and no path in the error (r6)."""
+async def test_a_state_on_a_disk_that_can_only_be_read_is_not_opened(tmp_path: Path) -> None:
+    """The error says what is wrong with the disk, and the file can be opened once the disk is well (r6)."""
     path = tmp_path / "folder" / "state.sqlite"
-    await many(path, 2)
+    (name,) = await many(path, 1)
     with read_only(path.parent), pytest.raises(OSError, match="can only be read"):
         await SqliteState.open(path)
     state = await SqliteState.open(path)
-    os.truncate(path, 0)  # under the open file: SQLite cannot read its pages
-    with pytest.raises((Unavailable, DataLoss)) as down:
-        for number in range(200):
-            await state.get(f"tenants/default/tunings/t-{number:04d}")
-            await state.create(tuning(key=f"k{number}", number=1000 + number), None)
-    assert down.value.reason in ("STATE_DOWN", "STATE_CORRUPT") and str(tmp_path) not in down.value.message
+    assert (await state.get(name)).name == name
     await state.close()
+
+
+async def test_a_state_that_is_emptied_under_its_gateway_is_state_corrupt(tmp_path: Path) -> None:
+    """DATA_LOSS for what reads and writes it, and no path in the error (r16)."""
+    path = tmp_path / "folder" / "state.sqlite"
+    names = await many(path, 2)
+    state = await SqliteState.open(path)
+    os.truncate(path, 0)  # under the open file: SQLite cannot read its pages
+    for call in (state.get(names[0]), state.create(tuning(key="new", number=1000), None)):
+        with pytest.raises(DataLoss) as damaged:
+            await call
+        assert damaged.value.reason == "STATE_CORRUPT" and str(tmp_path) not in damaged.value.message
+    await state.close()
+
+
+async def test_a_state_that_cannot_be_written_is_state_down(world: World) -> None:
+    """A disk that fails under a running gateway: UNAVAILABLE with RetryInfo for what writes, until it is well (r6)."""
+    process, address = await start(world)
+    async with serving.channel(address) as channel:
+        tunings = TuningServiceStub(channel)
+        image = (await world.upload(picture())).name
+        disk = NoFileMayGrow(world.folder)
+        disk.fill(process)
+        call = tunings.CreateTuning(CreateTuningRequest(image=image), timeout=30)
+        error = await refused(call, grpc.StatusCode.UNAVAILABLE, "STATE_DOWN")
+        assert error.retry_after_s
+        disk.free(process)
+        assert (await tunings.CreateTuning(CreateTuningRequest(image=image), timeout=30)).name
+    await end(process)
 
 
 @pytest.fixture

@@ -3,20 +3,15 @@
 import grpc
 import pytest
 
-from tests.gateway.conftest import World, picture, refused
+from tests.gateway.conftest import World, edit, picture, refused
 from tests.gateway.upstream_servers import BASE_MODEL
 from unitune.errors import InvalidField
-from unitune.v1.edit_pb2 import CompareRequest, EditEvent, EditRequest, SamplingConfig
+from unitune.v1.edit_pb2 import CompareRequest, EditRequest, SamplingConfig
 from unitune.v1.server_pb2 import BaseModel
 from unitune.v1.tuning_pb2 import CreateTuningRequest, ListTuningsRequest, TuningConfig
 
 UNREAD = "prompt has 41 tokens and the text encoder reads 30: it does not read 'at sunset'"
 STRANGE = "the picture is unlike what tiny knows"
-
-
-async def edit(world: World, **request: object) -> list[EditEvent]:
-    """All events of an edit."""
-    return [event async for event in world.edits.Edit(EditRequest(**{"prompt": "a dog", **request}), timeout=60)]
 
 
 def knows_pictures(world: World) -> None:

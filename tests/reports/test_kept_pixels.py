@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from tests.picture_files import file_of
 from unitune_client import Client
 
 ORIENTATION = 0x0112  # EXIF's tag
@@ -17,9 +18,7 @@ def corner_mask(size: tuple[int, int]) -> bytes:
     """A PNG of this width and height that is white in its first pixels alone."""
     mask = np.zeros((size[1], size[0]), np.uint8)
     mask[:4, :4] = 255
-    file = io.BytesIO()
-    Image.fromarray(mask).save(file, "PNG")
-    return file.getvalue()
+    return file_of(Image.fromarray(mask))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

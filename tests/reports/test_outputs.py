@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import Image
 
+from tests.full_disk import fill, mounted
 from tests.reports.conftest import PATIENCE_S, Done, Unitune
 from tests.unitune_client import scripted_server
 from unitune import png_text
@@ -294,19 +294,14 @@ def test_a_folder_that_nothing_can_be_written_into_is_told_first(
 ) -> None:
     """A full disk is noticed before the tuning, not by the first picture; edit and compare alike (N10)."""
     before = tunings_of(services)
-    for command in ("edit", "compare"):
-        # In a mount of its own: a tmpfs of one page, full.
-        program = (
-            "mkdir full && mount -t tmpfs -o size=4k none full && head -c 4096 /dev/zero > full/it; "
-            f'exec "$0" -m unitune_client {command} "$1" "a cat" -o full'
-        )
-        shell = ["unshare", "--mount", "--map-root-user", "sh", "-c", program, sys.executable, str(photo)]
-        env = os.environ | {"UNITUNE_ADDRESS": services.address, "PYTHONPATH": str(Path(__file__).parents[2])}
-        done = subprocess.run(shell, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=240)
-        (tmp_path / "full").rmdir()
+    with mounted(tmp_path / "full", "4k") as full:
+        fill(full)
+        for command in ("edit", "compare"):
+            done = unitune(command, photo, "a cat", "-o", "full")
 
-        assert done.returncode == 2 and "--out is 'full'" in done.stderr, done.stderr
-        assert "No space left" in done.stderr
+            assert done.returncode == 2 and "--out is 'full'" in done.stderr, done.stderr
+            assert "No space left" in done.stderr
+            assert [path.name for path in full.iterdir()] == ["ballast"]
     assert tunings_of(services) == before
 
 

@@ -9,19 +9,13 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image, PngImagePlugin
 
+from tests.picture_files import file_of
 from unitune_client import Client, EditAccepted, EditedImage, InvalidArgument, InvalidField, ResourceExhausted
 from unitune_client.cli import main
 from unitune_client.local import LocalServices
 from unitune_client.sheet import contact_sheet
 
 FAST = {"method": "sdedit", "num_inference_steps": 2, "strength": 1.0}  # an edit without a tuning
-
-
-def file_of(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    """The picture's file."""
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def noise(size: tuple[int, int], seed: int = 0) -> Image.Image:
@@ -171,13 +165,20 @@ def test_a_wrong_kind_of_file_is_named(
             client.upload_image(photo)
 
 
-@pytest.mark.parametrize("data", [file_of(noise((60, 44))) + bytes(16 << 20), b"%PDF-1.7" + bytes(17 << 20)])
-def test_a_file_that_is_too_large_is_refused_as_that(client: Client, data: bytes) -> None:
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (file_of(noise((60, 44))) + bytes(16 << 20), "UPLOAD_TOO_LARGE"),
+        (b"%PDF-1.7" + bytes(17 << 20), "IMAGE_UNDECODABLE"),
+    ],
+    ids=["picture", "pdf"],
+)
+def test_a_file_that_is_too_large_is_refused_as_that(client: Client, data: bytes, reason: str) -> None:
     """The SDK says how many bytes may be sent, and never what grpc makes of a stream that was ended (N13)."""
     with pytest.raises(InvalidArgument, match="send a") as refusal:
         client.upload_image(data)
 
-    assert refusal.value.reason in ("UPLOAD_TOO_LARGE", "IMAGE_UNDECODABLE")
+    assert refusal.value.reason == reason
 
 
 def test_what_a_picture_loses_is_told(client: Client) -> None:

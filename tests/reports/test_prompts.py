@@ -1,14 +1,11 @@
 """Prompts that are read in part or not at all, through the real services: said before a tuning, not after."""
 
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.reports.conftest import Unitune
 from unitune_client import Client, EditAccepted, EditDone, EditedImage, InvalidField
-
-Unitune = Callable[..., subprocess.CompletedProcess[str]]
 
 # With the rare tokens, 7 of the tiny base model's tokens, its text encoder has no room for what comes after it.
 LONG = "a cat on the beach in snow"

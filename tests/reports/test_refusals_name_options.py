@@ -206,7 +206,7 @@ def test_a_servers_refusal_names_an_option(
 def remedies() -> list[str]:
     """Every text of the servers that tells to leave a field unset or to set one, with X for what it fills in."""
     texts = []
-    for path in [*ROOT.glob("gateway/*.py"), *ROOT.glob("sampler_svc/*.py"), *ROOT.glob("tuner_svc/**/*.py")]:
+    for path in [path for server in ("gateway", "sampler_svc", "tuner_svc") for path in ROOT.glob(f"{server}/**/*.py")]:
         tree = ast.parse(path.read_text())
         docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
         inner = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}

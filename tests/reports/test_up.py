@@ -1,7 +1,6 @@
 """`unitune up` on the real services: what is killed is started again, and an edit then works as before."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,15 +16,6 @@ from unitune_client.local import LocalServices
 
 PATIENCE_S = 600  # three services start, on a busy machine
 SERVICES = ("tuner", "sampler", "gateway")
-
-
-@pytest.fixture(scope="module")
-def home(services: LocalServices, tmp_path_factory: pytest.TempPathFactory) -> Home:
-    """A home of its own, with the engine that the session's services have built."""
-    home = Home(tmp_path_factory.mktemp("up") / "home")
-    for folder in (services._home.engines, services._home.graphs):
-        shutil.copytree(folder, home.root / folder.name)
-    return home
 
 
 @pytest.fixture(scope="module")

@@ -60,7 +60,8 @@ def run(
     sampler: Sampler, attempts: list[Request], *, tries_all: bool = False, gate: BrightnessGate | None = None
 ) -> list[Step | Gated | Done]:
     events: list[Step | Gated | Done] = []
-    sample_gated(sampler, gate or BrightnessGate(), "a cat", attempts, events.append, tries_all=tries_all)
+    base = images.decode(attempts[0].image)
+    sample_gated(sampler, gate or BrightnessGate(), base, "a cat", attempts, events.append, tries_all=tries_all)
     return events
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from sampler_svc.engines.engine import BASE
 from sampler_svc.model import Model
 from sampler_svc.sampling.gate import Gate
-from sampler_svc.sampling.text_reader import open_reader
+from sampler_svc.sampling.text_reader import reader_of
 from sampler_svc.service import SamplerService
 from tests.sampler_svc.pictures import picture
 from tests.tiny_model import CONTEXT_TOKENS, WORDS
@@ -70,7 +71,7 @@ def stickerbook_reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
 
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     save_tokenizer(new_tokenizer(), MAX_TOKENS, path)
-    return open_reader(path, is_closed=True)
+    return reader_of(Tokenizer.from_file(str(path)), is_closed=True)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unitune import images, picture_file
+from unitune import images, picture_file, picture_header
 from unitune.errors import InvalidArgument
 
 
@@ -109,7 +109,7 @@ def test_too_many_pixels_are_refused_from_the_header(side: tuple[int, int]) -> N
 def test_too_many_bytes_are_refused() -> None:
     """A file above 16 MiB is refused by its length alone."""
     with pytest.raises(InvalidArgument) as refusal:
-        picture_file.check(as_file(picture()) + bytes(picture_file.MAX_BYTES))
+        picture_file.check(as_file(picture()) + bytes(picture_header.MAX_BYTES))
 
     assert refusal.value.reason == "UPLOAD_TOO_LARGE"
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin, features
 
-from unitune import images, picture_file
+from unitune import images, picture_file, picture_header
 from unitune.errors import InvalidArgument
-from unitune.picture_file import JPEG, PNG, WEBP
+from unitune.picture_header import JPEG, PNG, WEBP
 
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "LAB", "HSV", "I", "I;16", "F")
 REASONS = {"IMAGE_UNDECODABLE", "IMAGE_TOO_LARGE", "UPLOAD_TOO_LARGE"}
@@ -170,7 +170,7 @@ def test_another_kind_of_file_is_named(data: bytes, kind: str) -> None:
 
 def test_a_wrong_kind_is_named_even_of_a_file_that_is_too_large() -> None:
     """A PDF above the limit is a PDF first: a smaller one would not be taken either (N13)."""
-    assert refused(b"%PDF-1.7" + bytes(picture_file.MAX_BYTES)).metadata["value"] == "a PDF"
+    assert refused(b"%PDF-1.7" + bytes(picture_header.MAX_BYTES)).metadata["value"] == "a PDF"
 
 
 def test_a_damaged_file_is_told_as_such() -> None:
@@ -193,7 +193,7 @@ def test_a_damaged_file_is_told_as_such() -> None:
 def test_sides_and_pixels_are_refused_from_the_header(data: bytes, size: str, remedy: str) -> None:
     """Before a decoder sees the file, for each kind by what its decoder needs (R4)."""
     with pytest.raises(InvalidArgument) as refusal:
-        picture_file.header(data)
+        picture_header.header(data)
 
     assert (refusal.value.reason, refusal.value.metadata["value"]) == ("IMAGE_TOO_LARGE", f"{size} pixels")
     assert remedy in refusal.value.metadata["remedy"]
@@ -266,8 +266,8 @@ def test_an_avif_of_pillows_own_is_named() -> None:
 
 def test_the_kinds_have_one_table() -> None:
     """Every kind that is taken has a reader, a size and a media type; none is looked up by what a library says (N1)."""
-    assert set(picture_file.KINDS) == set(picture_file.MEDIA_TYPES) == {PNG, JPEG, WEBP}
-    assert ".format" not in Path(picture_file.__file__).read_text()
+    assert set(picture_header.KINDS) == set(picture_header.MEDIA_TYPES) == {PNG, JPEG, WEBP}
+    assert all(".format" not in Path(module.__file__).read_text() for module in (picture_file, picture_header))
 
 
 def test_a_jpeg_of_very_many_scans_is_refused_before_it_is_decoded() -> None:
@@ -276,7 +276,7 @@ def test_a_jpeg_of_very_many_scans_is_refused_before_it_is_decoded() -> None:
     last = file.rindex(b"\xff\xda")
     scan = file[last:-2]
     with pytest.raises(InvalidArgument) as refused:
-        picture_file.header(file[:last] + scan * 4000 + file[-2:])
+        picture_header.header(file[:last] + scan * 4000 + file[-2:])
 
     assert refused.value.reason == "IMAGE_TOO_LARGE" and "scans" in refused.value.message
-    assert picture_file.header(file[:last] + scan * 20 + file[-2:]).width == 640
+    assert picture_header.header(file[:last] + scan * 20 + file[-2:]).width == 640

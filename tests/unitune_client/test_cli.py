@@ -21,8 +21,9 @@ from PIL import Image
 import unitune_client
 from tests.unitune_client import scripted_server
 from tests.unitune_client.scripted_server import EDIT, TUNING, Hold, ScriptedServer
-from unitune.errors import Internal, InvalidField, NotFound, Unavailable, to_status
+from unitune.errors import Internal, InvalidArgument, InvalidField, NotFound, Unavailable, to_status
 from unitune.v1 import edit_pb2, tuning_pb2
+from unitune_client.channel import INLINE_MASK_BYTES
 from unitune_client.cli import main
 
 WHITE, BLACK = scripted_server.png((255, 255, 255)), scripted_server.png((0, 0, 0))
@@ -542,6 +543,37 @@ def test_options_of_guidance_and_mask_reach_their_fields(server: ScriptedServer,
     )
     colours = {colour: count for count, colour in Image.open("out/my cat--sheet.png").getcolors(1 << 20)}
     assert colours[(255, 255, 255)] >= 256 * 192
+
+
+def test_a_large_mask_is_uploaded_once_for_all_prompts(server: ScriptedServer, photo: Path) -> None:
+    """Each request names what none may carry."""
+    mask = WHITE + bytes(INLINE_MASK_BYTES)
+    Path("mask.png").write_bytes(mask)
+    expect_tuning(server)
+    server.script("UploadImage", scripted_server.uploaded)
+    for _ in range(2):
+        server.script("Edit", scripted_server.edit_events([DOG]))
+
+    done = unitune("edit", photo, "a dog", "a cat", "--mask=mask.png", "--address", server.address)
+
+    assert 0 == done.exit_code, done.output
+    assert 2 == len(server.requests["UploadImage"])
+    name = f"tenants/default/images/{hashlib.sha256(mask).hexdigest()}"
+    requests = [*server.requests["CheckEdit"], *server.requests["Edit"]]
+    assert [(name, b"")] * 4 == [(request.mask_image, request.mask) for request in requests]
+
+
+def test_a_large_mask_that_no_server_takes_is_named(server: ScriptedServer, photo: Path) -> None:
+    """Its upload is refused as --mask, not as the photo."""
+    Path("mask.png").write_bytes(WHITE + bytes(INLINE_MASK_BYTES))
+    metadata = {"field": "image", "value": "64x48 pixels", "remedy": "send a smaller copy"}
+    error = InvalidArgument("image is 64x48 pixels: send a smaller copy", reason="IMAGE_TOO_LARGE", metadata=metadata)
+    server.script("GetServerInfo", scripted_server.server_info())
+    server.script("UploadImage", scripted_server.uploaded, error)
+
+    done = unitune("edit", photo, "a dog", "--mask=mask.png", "--address", server.address)
+
+    assert (2, "error: --mask is 64x48 pixels: send a smaller copy") == (done.exit_code, done.stderr.strip())
 
 
 def test_options_of_sdedit_reach_their_fields(server: ScriptedServer, photo: Path) -> None:

@@ -176,6 +176,19 @@ def test_every_option_of_guidance_and_masks_reaches_its_field(
         assert request.config == edit_pb2.SamplingConfig(**OPTIONS)
 
 
+def test_a_mask_may_be_an_uploaded_image(server: ScriptedServer, client: Client) -> None:
+    """It is named as `image` may be, and not sent again."""
+    server.script("UploadImage", scripted_server.uploaded)
+    for _ in range(2):
+        server.script("Edit", scripted_server.edit_events([b"one"]))
+
+    mask = client.upload_image(PICTURE)
+    for given in (mask, mask.name):
+        client.edit_to_end(PICTURE, "a dog", mask=given)
+
+    assert [(mask.name, b"")] * 2 == [(request.mask_image, request.mask) for request in server.requests["Edit"]]
+
+
 async def test_an_async_client_sends_and_gets_masks(server: ScriptedServer, tmp_path: Path) -> None:
     """The same options as the blocking one; a mask that is not there is named before anything is sent."""
     server.script("Edit", scripted_server.edit_events([b"one"]))

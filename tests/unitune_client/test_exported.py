@@ -2,6 +2,8 @@
 
 import dataclasses
 import enum
+import subprocess
+import sys
 import typing
 
 import unitune_client
@@ -52,6 +54,13 @@ def test_values_hold_only_plain_python() -> None:
             for field, kind in typing.get_type_hints(value).items():
                 shown = str(kind)
                 assert not any(word in shown for word in ("_pb2", "grpc", "numpy", "google")), (name, field, shown)
+
+
+def test_the_import_brings_in_neither_pillow_nor_numpy() -> None:
+    """A program that only calls a server does not load what reads pixels."""
+    code = "import sys, unitune_client; sys.exit(sum(name in sys.modules for name in ('PIL', 'numpy')))"
+
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_every_message_field_of_a_config_has_an_option() -> None:

@@ -94,7 +94,7 @@ def levels(model: BaseModel, latent: Tensor, base_prompt: Tensor, run: Run, cour
         return found
 
     up = inverted(latent.cpu().numpy(), run, output, model.schedule.prediction_type)
-    return [latent, *(torch.from_numpy(level.latents).to(model.device) for level in up)][::-1]
+    return [latent, *(torch.from_numpy(latents).to(model.device) for latents in up)][::-1]
 
 
 def optimized(step: Step, null: Tensor, pivot: Tensor, config: TuningConfig, index: int, course: Course) -> Tensor:

@@ -1,7 +1,6 @@
 """From a picture's latent to the noise that it comes from: DDIM run backwards (Song et al., 2021, section 4.3)."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 from unitune.diffusion.denoiser import predict
 from unitune.diffusion.schedule import Latents
@@ -10,14 +9,7 @@ from unitune.diffusion.solvers import FirstOrder, Run
 Predict = Callable[[Latents, int], Latents]  # latents, timestep -> the denoiser's output
 
 
-class Level(NamedTuple):
-    """The latents at the noisier end of a step of the run, counted from the run's first."""
-
-    step: int
-    latents: Latents
-
-
-def inverted(latent: Latents, run: Run, output: Predict, prediction_type: str) -> Iterator[Level]:
+def inverted(latent: Latents, run: Run, output: Predict, prediction_type: str) -> Iterator[Latents]:
     """The latents at every level of a run, from its last step's to its first's, which is where an edit begins.
 
     Every step takes the noise that is predicted for the latents at its quieter end, and the timestep of its noisier
@@ -25,7 +17,7 @@ def inverted(latent: Latents, run: Run, output: Predict, prediction_type: str) -
     the nearer. Under guidance it would lead far away: `output` is the prediction for one prompt alone.
     """
     solver, latents = FirstOrder(), latent
-    for step, (timestep, level, next_level) in reversed(list(enumerate(run))):
+    for timestep, level, next_level in reversed(list(run)):
         prediction = predict(output(latents, timestep), latents, next_level, prediction_type)
         latents = solver.step(latents, prediction, next_level, level)
-        yield Level(step, latents)
+        yield latents

@@ -39,6 +39,5 @@ def test_every_level_is_that_of_diffusers(prediction_type: str) -> None:
     run = SCHEDULERS["ddim"].run(schedule, STEPS)
     found = list(inverted(latent, run, output, prediction_type))
 
-    assert [level.step for level in found] == list(range(STEPS))[::-1]
-    for (_, latents), wanted in zip(found, expected, strict=True):
+    for latents, wanted in zip(found, expected, strict=True):
         np.testing.assert_allclose(latents, wanted, rtol=0, atol=1e-4)
