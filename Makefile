@@ -8,7 +8,7 @@ SHELL := bash
 
 BIN := .venv/bin
 READY := .venv/.ready
-EXTRAS := tuner,sampler,gateway,dev
+EXTRAS := cli,tuner,sampler,gateway,dev
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 # Set PYTHON to use another interpreter, 3.11 or newer.
 PYTHONS := $(strip $(PYTHON) python3.11 python3)

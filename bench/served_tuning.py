@@ -22,8 +22,8 @@ from tuner_svc.tune import tune
 from tuner_svc.tuning_config import TuningConfig
 from unitune import images
 from unitune_client import Client
-from unitune_client.home import Home
-from unitune_client.local import LocalServices
+from unitune_client.local.home import Home
+from unitune_client.local.services import LocalServices
 
 UPDATES = 64  # about 13 s on two cores, so that what does not grow with updates weighs little
 QUICK_UPDATES = 4

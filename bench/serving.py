@@ -28,8 +28,8 @@ from sampler_svc.sampling.request import Request
 from unitune.v1 import edit_pb2, sampler_pb2, sampler_pb2_grpc
 from unitune_client import Client
 from unitune_client.channel import NO_PROXY
-from unitune_client.home import Home
-from unitune_client.local import LocalServices
+from unitune_client.local.home import Home
+from unitune_client.local.services import LocalServices
 
 STEPS = 20
 USERS = (1, 2, 4, 8, 16)

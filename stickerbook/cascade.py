@@ -27,7 +27,7 @@ from stickerbook.save_model import MODEL
 from stickerbook.train_super_resolution import SIDE, HeldOut, enlarge, new_noise_schedule, psnr_of
 from unitune import images
 from unitune_client import Client, EditOptions
-from unitune_client.local import LocalServices
+from unitune_client.local.services import LocalServices
 
 TRIED = ((0, 1), (50, 1), (100, 1), (200, 1), (50, 2), (50, 8))  # noise level, steps
 BATCH = 24

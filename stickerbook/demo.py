@@ -23,10 +23,10 @@ from stickerbook.render import kept_pixels, psnr_db, render
 from stickerbook.world import FIRST_HELD_OUT_SEED, Scene, draw_scene
 from unitune import images
 from unitune_client import Client
-from unitune_client.home import Home
-from unitune_client.local import LocalServices
-from unitune_client.outputs import Outputs, slug
-from unitune_client.sheet import contact_sheet
+from unitune_client.cli.outputs import Outputs, slug
+from unitune_client.cli.sheet import contact_sheet
+from unitune_client.local.home import Home
+from unitune_client.local.services import LocalServices
 
 CASES = Path(__file__).parent.parent / "demo" / "cases.json"
 

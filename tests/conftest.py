@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from unitune_client import Client
-from unitune_client.home import Home
-from unitune_client.local import LocalServices
+from unitune_client.local.home import Home
+from unitune_client.local.services import LocalServices
 
 # One thread each: tests run beside other work, and sums come out alike on every run. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -204,7 +204,7 @@ for module in sys.argv[1].split(","):
         ("tuner_svc,tuner_svc.service,tuner_svc.__main__", (*RUNTIMES, "sampler_svc", "gateway")),
         ("gateway,gateway.service,gateway.__main__", (*TRAINING, *RUNTIMES, "tokenizers", "tuner_svc", "sampler_svc")),
         (
-            "unitune_client,unitune_client.cli",
+            "unitune_client,unitune_client.cli.main",
             (*TRAINING, *RUNTIMES, "grpc_health", "grpc_reflection", "numpy", "obstore", "safetensors", "tokenizers"),
         ),
     ],

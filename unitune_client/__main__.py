@@ -1,5 +1,24 @@
-"""`python -m unitune_client` is `unitune`."""
+"""The program `unitune`, which `python -m unitune_client` is, too."""
 
-from unitune_client.cli import main
+import sys
 
-main(prog_name="unitune")
+INTERRUPTED = 130  # what a shell reports of a program that SIGINT ended
+
+
+def main() -> None:
+    """Run the command line. Its imports take half a second, in which Ctrl-C ends it as it does later."""
+    try:
+        try:
+            from unitune_client.cli.main import main as command
+        except ModuleNotFoundError as error:
+            if error.name not in ("click", "PIL", "rich"):
+                raise
+            sys.exit(f"error: the command line needs {error.name}: pip install 'unitune[cli]'")
+        command(prog_name="unitune")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

@@ -22,7 +22,7 @@ from unitune_client import (
     NotFound,
     TuningReady,
 )
-from unitune_client.local import LocalServices
+from unitune_client.local.services import LocalServices
 
 SIZE = (60, 44)  # width and height of the test picture; the model works at 48x48
 

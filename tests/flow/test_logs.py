@@ -9,8 +9,8 @@ from typing import Any
 from tests.gateway.conftest import picture
 from unitune.errors import Cancelled, UniTuneError
 from unitune_client import Client, EditAccepted, EditStep, TuningProgress
-from unitune_client.home import Home
-from unitune_client.local import LocalServices
+from unitune_client.local.home import Home
+from unitune_client.local.services import LocalServices
 
 SERVICES = ("gateway", "tuner", "sampler")
 

@@ -10,8 +10,8 @@ from PIL import Image
 from safetensors import safe_open
 
 from unitune_client import Client, EditAccepted, EditDone, EditEvent, EditLoading, EditStep, InvalidField, TuningReady
-from unitune_client.cli import main
-from unitune_client.local import LocalServices
+from unitune_client.cli.main import main
+from unitune_client.local.services import LocalServices
 
 SETTINGS = {"num_inference_steps": 4, "guidance_scale": 3.0, "seeds": [1]}
 

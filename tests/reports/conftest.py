@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unitune_client.local import LocalServices
+from unitune_client.local.services import LocalServices
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 240  # a busy machine starts Python slowly

@@ -12,7 +12,7 @@ import pytest
 
 from tests.reports.conftest import PATIENCE_S, ROOT
 from unitune_client import Cancelled, Client, EditAccepted, EditEvent, EditState, EditStep, Unavailable
-from unitune_client.local import LocalServices
+from unitune_client.local.services import LocalServices
 
 # Thousands of steps: minutes, if nobody stops them.
 LONG = {

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from unitune_client import doctor
-from unitune_client.cli import main
+from unitune_client.cli.main import main
+from unitune_client.local import doctor
 
 pytestmark = pytest.mark.usefixtures("own_home")
 

@@ -14,8 +14,8 @@ from tests.full_disk import fill, mounted
 from tests.reports.conftest import PATIENCE_S, ROOT, Done
 from tests.unitune_client import stand_ins
 from unitune.system_errors import sentence
+from unitune_client.cli.outputs import Outputs
 from unitune_client.events import EditedImage
-from unitune_client.outputs import Outputs
 
 MODEL_SERVICE = """
 import asyncio, os, sys

@@ -19,8 +19,8 @@ from tests.unitune_client import scripted_server
 from unitune import png_text
 from unitune.errors import InvalidField
 from unitune_client import Client
-from unitune_client.cli import main
-from unitune_client.local import LocalServices
+from unitune_client.cli.main import main
+from unitune_client.local.services import LocalServices
 
 FAST = ("--steps=3", "--strength=0.7")
 TUNED = (*FAST, "--updates=2")
@@ -114,7 +114,7 @@ def test_commands_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
     program = """
 import sys
 from pathlib import Path
-from unitune_client.outputs import Outputs
+from unitune_client.cli.outputs import Outputs
 start, folder = int(sys.argv[1]), Path(sys.argv[2])
 for number in range(start, start + 5):
     print(Outputs(folder, "photo.png").save(b"%05d" % number * 20_000, "a-cat", "seed0"))

@@ -11,9 +11,9 @@ from PIL import Image, PngImagePlugin
 
 from tests.picture_files import file_of
 from unitune_client import Client, EditAccepted, EditedImage, InvalidArgument, InvalidField, ResourceExhausted
-from unitune_client.cli import main
-from unitune_client.local import LocalServices
-from unitune_client.sheet import contact_sheet
+from unitune_client.cli.main import main
+from unitune_client.cli.sheet import contact_sheet
+from unitune_client.local.services import LocalServices
 
 FAST = {"method": "sdedit", "num_inference_steps": 2, "strength": 1.0}  # an edit without a tuning
 

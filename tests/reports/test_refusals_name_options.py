@@ -16,9 +16,9 @@ from unitune.errors import InvalidField, UniTuneError, from_rpc_error
 from unitune.options import BASE_MODEL, EDIT, SAMPLING, TUNING
 from unitune.v1 import edit_pb2, edit_pb2_grpc, tuning_pb2, tuning_pb2_grpc
 from unitune_client import Client
-from unitune_client.cli import main
-from unitune_client.flags import FIELDS, Flags
-from unitune_client.local import LocalServices
+from unitune_client.cli.flags import FIELDS, Flags
+from unitune_client.cli.main import main
+from unitune_client.local.services import LocalServices
 
 LONG = "x" * 2001
 TUNED = {"imagic": ("embedding_updates", "prompt"), "dreambooth": ("class_noun", "num_class_images", "prior_weight")}

@@ -10,7 +10,7 @@ from PIL import Image
 
 from protos.generate import generate
 from tests.reports.conftest import PATIENCE_S, Unitune
-from unitune_client.local import LocalServices
+from unitune_client.local.services import LocalServices
 
 SHORT = ("--method", "sdedit", "--steps", 2, "--strength", 0.5)
 DEAD = "http://127.0.0.1:9"  # the discard port, where nothing listens

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.reports.conftest import ROOT
-from unitune_client.home import Home
-from unitune_client.local import LocalServices
+from unitune_client.local.home import Home
+from unitune_client.local.services import LocalServices
 
 PATIENCE_S = 600  # three services start, on a busy machine
 SERVICES = ("tuner", "sampler", "gateway")

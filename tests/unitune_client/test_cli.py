@@ -24,7 +24,7 @@ from tests.unitune_client.scripted_server import EDIT, TUNING, Hold, ScriptedSer
 from unitune.errors import Internal, InvalidArgument, InvalidField, NotFound, Unavailable, to_status
 from unitune.v1 import edit_pb2, tuning_pb2
 from unitune_client.channel import INLINE_MASK_BYTES
-from unitune_client.cli import main
+from unitune_client.cli.main import main
 
 WHITE, BLACK = scripted_server.png((255, 255, 255)), scripted_server.png((0, 0, 0))
 DOG, CAT = scripted_server.png((0, 200, 0)), scripted_server.png((0, 0, 200))

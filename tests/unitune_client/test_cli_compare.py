@@ -17,7 +17,7 @@ from tests.unitune_client import scripted_server
 from tests.unitune_client.scripted_server import Hold, ScriptedServer
 from unitune.errors import DataLoss, Unavailable, to_status
 from unitune.v1 import edit_pb2
-from unitune_client.cli import main
+from unitune_client.cli.main import main
 
 WHITE, DOG, CAT = (scripted_server.png(colour) for colour in ((255, 255, 255), (0, 200, 0), (0, 0, 200)))
 SCORES = edit_pb2.Scores(prompt=0.31, base_prompt=0.2, kept=0.88, passed=True)

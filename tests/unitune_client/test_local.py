@@ -22,12 +22,13 @@ from tests.full_disk import fill, mounted
 from tests.unitune_client import stand_ins
 from unitune import drain, serving
 from unitune.errors import Internal, InvalidField, ResourceExhausted, UniTuneError
-from unitune_client import Client, machine, programs, supervision
-from unitune_client.cli import main
-from unitune_client.connection import connection
-from unitune_client.home import RESERVE_BYTES, Home
-from unitune_client.local import LocalServices
-from unitune_client.machine import LocalError
+from unitune_client import Client
+from unitune_client.cli.connection import connection
+from unitune_client.cli.main import main
+from unitune_client.local import machine, programs, supervision
+from unitune_client.local.home import RESERVE_BYTES, Home
+from unitune_client.local.machine import LocalError
+from unitune_client.local.services import LocalServices
 
 ROOT = Path(unitune_client.__file__).parents[1]
 
@@ -377,7 +378,7 @@ def test_missing_packages_are_named_with_the_remedy(
     monkeypatch.setitem(machine.EXTRAS, "tuner", ("torch_of_nobody",))
 
     with pytest.raises(
-        LocalError, match=r"torch_of_nobody cannot be found: pip install 'unitune\[tuner,sampler,gateway\]'"
+        LocalError, match=r"torch_of_nobody cannot be found: pip install 'unitune\[cli,tuner,sampler,gateway\]'"
     ):
         LocalServices(base_model, home=home).build()
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from unitune_client.outputs import slug, slugs
+from unitune_client.cli.outputs import slug, slugs
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, ImageChops, ImageFont
 
 from tests.unitune_client.scripted_server import png
-from unitune_client import sheet
+from unitune_client.cli import sheet
 
 RED, GREEN, BLUE = (200, 40, 40), (0, 200, 0), (0, 0, 200)
 

@@ -14,11 +14,17 @@ import grpc
 
 from unitune.drain import DRAIN_S
 from unitune.v1 import server_pb2, server_pb2_grpc
-from unitune_client import programs
 from unitune_client.channel import NO_PROXY
-from unitune_client.home import Claim, Home, Running
-from unitune_client.machine import LocalError, base_model_folder, base_model_name, embedded_base_model, missing_modules
-from unitune_client.supervision import Service, Supervisor
+from unitune_client.local import programs
+from unitune_client.local.home import Claim, Home, Running
+from unitune_client.local.machine import (
+    LocalError,
+    base_model_folder,
+    base_model_name,
+    embedded_base_model,
+    missing_modules,
+)
+from unitune_client.local.supervision import Service, Supervisor
 
 CPU_BACKEND = "onnxruntime"  # the only one that needs no half graph
 START_S = 300.0  # a large base model is read from a slow disk
@@ -184,7 +190,7 @@ class LocalServices:
         if missing := missing_modules():
             raise LocalError(
                 f"the services cannot run here, because {', '.join(missing)} cannot be found: "
-                "pip install 'unitune[tuner,sampler,gateway]', or give --address of a server"
+                "pip install 'unitune[cli,tuner,sampler,gateway]', or give --address of a server"
             )
         self._home.prepare()
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from unitune_client import streams
-from unitune_client.cli_options import PathOption
-from unitune_client.record import parsed, texts_of
+from unitune_client.cli import streams
+from unitune_client.cli.options import PathOption
+from unitune_client.cli.record import parsed, texts_of
 
 TITLES = {
     "prompt": "prompt",

@@ -15,9 +15,9 @@ from unitune.errors import (
     Unavailable,
 )
 from unitune_client.client import Client
-from unitune_client.home import Home
-from unitune_client.local import LocalServices
-from unitune_client.machine import LocalError, base_model_folder, disk_full
+from unitune_client.local.home import Home
+from unitune_client.local.machine import LocalError, base_model_folder, disk_full
+from unitune_client.local.services import LocalServices
 
 Say = Callable[[str], object]
 

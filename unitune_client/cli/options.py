@@ -9,7 +9,7 @@ from unitune.errors import InvalidField
 from unitune.options import EDIT, SAMPLING, TUNING, Field, options_of, range_in_words
 from unitune.v1.tuning_pb2 import CreateTuningRequest
 from unitune_client.channel import checked_address
-from unitune_client.streams import is_text
+from unitune_client.cli.streams import is_text
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import click
 
-from unitune_client import doctor, streams
 from unitune_client.channel import PORT
-from unitune_client.cli_options import Address, Between, PathOption
+from unitune_client.cli import streams
+from unitune_client.cli.display import Display
+from unitune_client.cli.options import Address, Between, PathOption
 from unitune_client.client import Client
-from unitune_client.display import Display
-from unitune_client.home import Home
-from unitune_client.local import LocalServices
-from unitune_client.machine import base_model_folder
+from unitune_client.local import doctor
+from unitune_client.local.home import Home
+from unitune_client.local.machine import base_model_folder
+from unitune_client.local.services import LocalServices
 
 LOOKS_EVERY_S = 0.5
 UNREADABLE = 1  # exit code of doctor when a finding could not be made

@@ -7,9 +7,12 @@ import click
 from unitune.options import options_of
 from unitune.v1.edit_pb2 import CompareRequest
 from unitune_client import events
-from unitune_client.cli_checks import NEEDED, check_comparison, check_super_resolution
-from unitune_client.cli_edit import picture_bytes_of, png_of, say_what_the_model_knows
-from unitune_client.cli_options import (
+from unitune_client.cli.checks import NEEDED, check_comparison, check_super_resolution
+from unitune_client.cli.connection import connection
+from unitune_client.cli.display import Display, display
+from unitune_client.cli.edit import picture_bytes_of, png_of, say_what_the_model_knows
+from unitune_client.cli.flags import in_words
+from unitune_client.cli.options import (
     PathOption,
     field_option,
     output_option,
@@ -18,12 +21,9 @@ from unitune_client.cli_options import (
     server_options,
     super_resolution_option,
 )
-from unitune_client.connection import connection
-from unitune_client.display import Display, display
-from unitune_client.flags import in_words
+from unitune_client.cli.outputs import Outputs, folder_of, slug
+from unitune_client.cli.sheet import SheetEdit, comparison_sheet
 from unitune_client.messages import EditOptions
-from unitune_client.outputs import Outputs, folder_of, slug
-from unitune_client.sheet import SheetEdit, comparison_sheet
 
 COMPARE = options_of(CompareRequest)
 FAILED = 1  # exit code when a method had no pictures

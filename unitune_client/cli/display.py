@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from unitune.errors import UniTuneError
-from unitune_client import events, streams
-from unitune_client.flags import Flags, in_words
+from unitune_client import events
+from unitune_client.cli import streams
+from unitune_client.cli.flags import Flags, in_words
 
 SHOWN_PROMPT = 40  # characters beside a bar
 LINES_PER_STAGE = 8  # where there is no bar

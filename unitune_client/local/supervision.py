@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from unitune.system_errors import sentence
-from unitune_client import programs
-from unitune_client.machine import LocalError
+from unitune_client.local import programs
+from unitune_client.local.machine import LocalError
 
 RESTARTS, WITHIN_S = 5, 600.0
 FIRST_WAIT_S = 0.5  # before a restart; twice as long before each further one

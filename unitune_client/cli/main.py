@@ -15,16 +15,16 @@ from PIL import Image
 from unitune import __version__
 from unitune.errors import InvalidArgument, UniTuneError
 from unitune.system_errors import sentence
-from unitune_client import streams
-from unitune_client.cli_compare import compare_command
-from unitune_client.cli_edit import edit_command, tune_command
-from unitune_client.cli_local import build_command, doctor_command, up_command
-from unitune_client.cli_options import refuse_other_than_text
-from unitune_client.cli_show import show_command
-from unitune_client.cli_tunings import tunings_group
-from unitune_client.display import Display, JsonDisplay
-from unitune_client.flags import Flags
-from unitune_client.machine import LocalError
+from unitune_client.cli import streams
+from unitune_client.cli.compare import compare_command
+from unitune_client.cli.display import Display, JsonDisplay
+from unitune_client.cli.edit import edit_command, tune_command
+from unitune_client.cli.flags import Flags
+from unitune_client.cli.options import refuse_other_than_text
+from unitune_client.cli.services import build_command, doctor_command, up_command
+from unitune_client.cli.show import show_command
+from unitune_client.cli.tunings import tunings_group
+from unitune_client.local.machine import LocalError
 
 INTERRUPTED = 130
 PRINTED_BY_CLICK = frozenset({"-h", "--help", "--version"})

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from unitune.drain import KILLED_AFTER_S
 from unitune.system_errors import FULL_BYTES, full_sentence
-from unitune_client import tether
-from unitune_client.machine import LocalError
+from unitune_client.local import child_guard
+from unitune_client.local.machine import LocalError
 
 LOOKS_EVERY_S = 0.2
 TAIL_LINES = 8
@@ -41,7 +41,7 @@ def start(
     with log.open("ab") as file:
         return subprocess.Popen(
             # -P: a folder called `gateway` where the user happens to stand is not our gateway.
-            [sys.executable, "-P", str(Path(tether.__file__)), str(os.getpid()), str(KILLED_AFTER_S), *program],
+            [sys.executable, "-P", str(Path(child_guard.__file__)), str(os.getpid()), str(KILLED_AFTER_S), *program],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if read_output else file,
             stderr=file,

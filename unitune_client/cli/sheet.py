@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageOps
 
 from unitune.picture_file import rgb
-from unitune_client.fonts import font_for, shown_in_part
+from unitune_client.cli.fonts import font_for, shown_in_part
 
 PANEL = 256  # pixels; smaller pictures are enlarged by a whole factor until they are about as large
 LARGEST_PANEL = 1024  # pixels; larger pictures are reduced to it

@@ -15,7 +15,7 @@ from unitune.errors import Cancelled, InvalidArgument, InvalidField, UniTuneErro
 from unitune.options import EDIT, SAMPLING, TUNING
 from unitune_client import events
 from unitune_client.channel import INLINE_MASK_BYTES
-from unitune_client.cli_checks import (
+from unitune_client.cli.checks import (
     TUNED_METHOD,
     check_choices,
     check_fast,
@@ -27,7 +27,9 @@ from unitune_client.cli_checks import (
     mask_of,
     refuse_kind,
 )
-from unitune_client.cli_options import (
+from unitune_client.cli.connection import connection
+from unitune_client.cli.display import Display, display
+from unitune_client.cli.options import (
     PathOption,
     attention_options,
     field_option,
@@ -38,14 +40,12 @@ from unitune_client.cli_options import (
     super_resolution_option,
     tuning_options,
 )
+from unitune_client.cli.outputs import Outputs, folder_of, slugs
+from unitune_client.cli.record import Record
+from unitune_client.cli.sheet import SheetEdit, can_show, contact_sheet
 from unitune_client.client import Client
-from unitune_client.connection import connection
-from unitune_client.display import Display, display
 from unitune_client.messages import EditOptions, TuningOptions, of_field
-from unitune_client.outputs import Outputs, folder_of, slugs
 from unitune_client.pictures import Picture, picture_bytes
-from unitune_client.record import Record
-from unitune_client.sheet import SheetEdit, can_show, contact_sheet
 
 COMMAND_LABEL = "command"  # of a tuning, which tells the command that made it from those that found it
 METHOD_PER_PROMPT = "imagic"  # it tunes for one text

@@ -17,8 +17,8 @@ from unitune import __version__
 from unitune.errors import UniTuneError
 from unitune_client import events
 from unitune_client.client import Client
-from unitune_client.home import Home
-from unitune_client.machine import EXTRAS, LocalError, embedded_base_model
+from unitune_client.local.home import Home
+from unitune_client.local.machine import EXTRAS, LocalError, embedded_base_model
 
 # Name of the distribution, where it is another than the module's.
 DISTRIBUTIONS = {"grpc_health": "grpcio-health-checking", "grpc_reflection": "grpcio-reflection"}

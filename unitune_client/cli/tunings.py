@@ -8,14 +8,16 @@ from datetime import datetime
 import click
 
 from unitune.errors import InvalidField
-from unitune_client import events, programs, streams
-from unitune_client.cli_local import base_model_option
-from unitune_client.cli_options import Between, output_option, server_options
-from unitune_client.connection import connection
-from unitune_client.display import display
-from unitune_client.home import Home
-from unitune_client.machine import base_model_folder
-from unitune_client.outputs import folder_of, give_name, unfinished_folder
+from unitune_client import events
+from unitune_client.cli import streams
+from unitune_client.cli.connection import connection
+from unitune_client.cli.display import display
+from unitune_client.cli.options import Between, output_option, server_options
+from unitune_client.cli.outputs import folder_of, give_name, unfinished_folder
+from unitune_client.cli.services import base_model_option
+from unitune_client.local import programs
+from unitune_client.local.home import Home
+from unitune_client.local.machine import base_model_folder
 
 EXPORTS = {"diffusers": "unet", "kohya": "lora.safetensors"}  # what the exporter calls its result
 

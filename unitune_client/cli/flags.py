@@ -12,7 +12,7 @@ import click
 
 from unitune.errors import UniTuneError
 from unitune.v1 import edit_pb2, image_pb2, tuning_pb2
-from unitune_client.cli_options import shown
+from unitune_client.cli.options import shown
 from unitune_client.messages import TuningOptions
 
 # Fields whose option is called otherwise in the code of some command.

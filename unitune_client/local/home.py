@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Self
 
 from unitune.system_errors import about
-from unitune_client.machine import LocalError, disk_full
+from unitune_client.local.machine import LocalError, disk_full
 
 KEPT_LOGS = 10
 CLAIM_S = 2.0  # for a program that only looks, or ends, to let go of the lock

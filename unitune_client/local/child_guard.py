@@ -1,6 +1,6 @@
 """Runs a module as a program that ends when its parent does, however that ended.
 
-    python -P tether.py PARENT_PID GRACE_S MODULE [ARGUMENT ...]
+    python -P child_guard.py PARENT_PID GRACE_S MODULE [ARGUMENT ...]
 
 Once a second it asks whether the parent is still there; if not, it sends itself SIGTERM and, should that not help in
 GRACE_S seconds, SIGKILL. Linux could do this in the kernel (prctl), but only from code that runs between fork and exec,
@@ -31,7 +31,7 @@ def main() -> None:
     """Run the module that the arguments name."""
     parent, grace_s, module = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
     sys.argv[:] = sys.argv[3:]
-    threading.Thread(target=end_with, args=(parent, grace_s), name="tether", daemon=True).start()
+    threading.Thread(target=end_with, args=(parent, grace_s), name="child guard", daemon=True).start()
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
