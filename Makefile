@@ -8,6 +8,9 @@ SHELL := bash
 
 BIN := .venv/bin
 READY := .venv/.ready
+# On two cores; a file's tests stay together, since they share what is slow to make.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+QUICK := tests/gateway tests/sampler_svc tests/unitune tests/unitune_client tests/test_house_rules.py
 EXTRAS := cli,tuner,sampler,gateway,dev
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 # Set PYTHON to use another interpreter, 3.11 or newer.
@@ -15,13 +18,16 @@ PYTHONS := $(strip $(PYTHON) python3.11 python3)
 # Set BASE_MODEL to a diffusers folder to use that instead of stickerbook.
 BASE_MODEL :=
 
-.PHONY: demo test test-gpu check protos bench editbench train build clean help
+.PHONY: demo test quick test-gpu check protos bench editbench train build clean help
 
 demo: $(READY) ## edit a picture with all three services here; pictures in out/demo
 	@$(BIN)/python -m stickerbook.demo
 
 test: check ## check, then everything that runs on a CPU
-	@$(BIN)/python -m pytest -m "not gpu"
+	@$(PYTEST) -m "not gpu"
+
+quick: $(READY) ## the tests that need no export, no engine and no running services: a minute
+	@$(PYTEST) -q -m "not gpu and not slow" $(QUICK)
 
 test-gpu: $(READY) ## engines and tuner on an NVIDIA GPU, with numbers in out/gpu; says why it skips where there is none
 	@if command -v nvidia-smi > /dev/null; then \

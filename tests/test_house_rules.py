@@ -197,6 +197,7 @@ for module in sys.argv[1].split(","):
 '''
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("modules", "absent"),
     [

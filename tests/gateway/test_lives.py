@@ -30,6 +30,8 @@ from unitune.v1.image_pb2_grpc import ImageServiceStub
 from unitune.v1.tuning_pb2 import CreateTuningRequest, GetTuningRequest, Tuning, TuningConfig, WatchTuningRequest
 from unitune.v1.tuning_pb2_grpc import TuningServiceStub
 
+pytestmark = pytest.mark.slow  # real services, killed and started again
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -30,6 +30,8 @@ from unitune_client.local.home import RESERVE_BYTES, Home
 from unitune_client.local.machine import LocalError
 from unitune_client.local.services import LocalServices
 
+pytestmark = pytest.mark.slow  # real services, killed and started again
+
 ROOT = Path(unitune_client.__file__).parents[1]
 
 
