@@ -118,7 +118,7 @@ def _environment(settings: Mapping[str, str]) -> dict[str, str]:
     # Programs print paths, which are bytes to the system and need not be text in the encoding of the terminal.
     encoding = sys.getfilesystemencoding()
     environment["PYTHONIOENCODING"] = f"{'utf-8' if encoding == 'ascii' else encoding}:surrogateescape"
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]  # where our packages lie
     if root.name not in ("site-packages", "dist-packages"):  # a source tree that may not be installed
         paths = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
         environment["PYTHONPATH"] = os.pathsep.join([*paths, str(root)])
