@@ -18,6 +18,7 @@ from tuner_svc.model_folder import (
     PRECONDITIONED,
     SCHEDULER_FILE,
     SUPER_RESOLUTION_FOLDER,
+    WEIGHTS,
     UnusableBaseModel,
     check_layout,
     digest,
@@ -25,6 +26,7 @@ from tuner_svc.model_folder import (
     read_preset,
     read_schedule,
     read_vocabulary,
+    variant_of,
 )
 from unitune.base_model import BaseModelSpec, NoiseSchedule, Preset, SuperResolutionSpec, TensorSpec
 from unitune.reading import BEGIN_AND_END, Piece, Reader
@@ -247,14 +249,21 @@ def _read_parts(folder: Path) -> tuple[UNet2DConditionModel, AutoencoderKL, CLIP
         library.disable_progress_bar()
     return (
         _read_unet(folder, "unet"),
-        AutoencoderKL.from_pretrained(folder, subfolder="vae", low_cpu_mem_usage=False, **FP32),
-        CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", **FP32),
+        AutoencoderKL.from_pretrained(
+            folder, subfolder="vae", low_cpu_mem_usage=False, variant=variant_of(folder, "vae"), **FP32
+        ),
+        CLIPTextModel.from_pretrained(
+            folder, subfolder="text_encoder", variant=variant_of(folder, "text_encoder"), **FP32
+        ),
         CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True),
     )
 
 
 def _read_unet(folder: Path, part: str) -> UNet2DConditionModel:
-    return UNet2DConditionModel.from_pretrained(folder, subfolder=part, low_cpu_mem_usage=False, **FP32)
+    variant = variant_of(folder, part) if part in WEIGHTS else None
+    return UNet2DConditionModel.from_pretrained(
+        folder, subfolder=part, variant=variant, low_cpu_mem_usage=False, **FP32
+    )
 
 
 def _super_resolution(folder: Path, unet: UNet2DConditionModel, context_width: int) -> SuperResolutionSpec:

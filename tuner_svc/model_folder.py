@@ -48,6 +48,7 @@ WEIGHTS = {
     "unet": "diffusion_pytorch_model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
 }
+VARIANTS = (None, "fp16", "bf16")  # of weights, in the order in which they are taken
 TOKENIZER_FILES = (
     "added_tokens.json",
     "merges.txt",
@@ -260,9 +261,27 @@ def check_safetensors(folder: Path) -> None:
         )
 
 
+def variant_of(folder: Path, part: str) -> str | None:
+    """Which of a part's weights are taken where it has several: the plain ones, None, before fp16 before bf16."""
+    for variant in VARIANTS:
+        if any((folder / part / name).is_file() for name in _weight_names(WEIGHTS[part], variant)):
+            return variant
+    return None
+
+
+def _weight_names(weights: str, variant: str | None) -> tuple[str, str]:
+    """The names of a variant of a weights file and of its index, as diffusers and transformers write them."""
+    stem, ending = weights.rsplit(".", 1)
+    between = f".{variant}" if variant else ""
+    return f"{stem}{between}.{ending}", f"{weights}.index{between}.json"
+
+
 def _weight_files(folder: Path, part: str, weights: str) -> list[Path]:
-    """A part's weights: one file, or an index and the shards that it lists."""
-    index = Path(part, f"{weights}.index.json")
-    if (folder / part / weights).is_file() or not (folder / index).is_file():
-        return [Path(part, weights)]
-    return [index, *sorted({Path(part, shard) for shard in read_object(folder / index)["weight_map"].values()})]
+    """A part's weights: one file, or an index and the shards that it lists. Raises UnusableBaseModel."""
+    name, index = _weight_names(weights, variant_of(folder, part))
+    if (folder / part / name).is_file() or not (folder / part / index).is_file():
+        return [Path(part, name)]
+    shards = set(read_object(folder / part / index)["weight_map"].values())
+    if outside := sorted(str(shard) for shard in shards if Path(str(shard)).name != shard):
+        raise UnusableBaseModel(f"{folder / part / index} names {outside[0]!r}: a shard must lie beside its index")
+    return [Path(part, index), *sorted(Path(part, shard) for shard in shards)]

@@ -7,8 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+from tuner_svc.base_model import load
 from tuner_svc.model_folder import (
+    WEIGHTS,
     UnusableBaseModel,
     check_layout,
     digest,
@@ -92,6 +96,43 @@ def test_shards_count_as_weights(folder: Path) -> None:
     index.write_text(json.dumps({"weight_map": {"conv_in.weight": "one.safetensors", "conv_out.bias": "two"}}))
 
     with pytest.raises(UnusableBaseModel, match="lacks unet/two"):
+        check_layout(folder)
+
+
+def test_a_variant_is_taken_where_there_are_no_plain_weights(folder: Path, tiny_model: Path) -> None:
+    """fp16 files are loaded as the values that they hold, sharded or not; plain ones beside them win (M6)."""
+    for part in WEIGHTS:
+        weights = folder / part / WEIGHTS[part]
+        halves = {name: tensor.half() for name, tensor in load_file(weights).items()}
+        weights.unlink()
+        if part == "unet":  # in two shards
+            names = sorted(halves)
+            shards = {"a-1.fp16.safetensors": names[::2], "a-2.fp16.safetensors": names[1::2]}
+            for shard, some in shards.items():
+                save_file({name: halves[name] for name in some}, folder / part / shard, {"format": "pt"})
+            places = {name: shard for shard, some in shards.items() for name in some}
+            index = {"metadata": {"total_size": 0}, "weight_map": places}
+            (folder / part / f"{WEIGHTS[part]}.index.fp16.json").write_text(json.dumps(index))
+        else:
+            save_file(halves, weights.with_suffix(".fp16.safetensors"), {"format": "pt"})
+
+    plain, loaded = load(tiny_model).tensors(), load(folder).tensors()
+
+    assert [] == [name for name in plain if not torch.equal(loaded[name], plain[name].half().float())]
+    before = digest(folder)
+    for part in WEIGHTS:
+        shutil.copy(tiny_model / part / WEIGHTS[part], folder / part)
+    assert before != digest(folder) == digest(tiny_model)
+
+
+def test_a_shard_outside_of_its_folder_is_refused(folder: Path) -> None:
+    """A shard's name leads nowhere else (M7)."""
+    weights = folder / "unet" / WEIGHTS["unet"]
+    weights.rename(folder / "x.safetensors")
+    index = {"weight_map": {"conv_in.weight": "../x.safetensors"}}
+    weights.with_name(f"{weights.name}.index.json").write_text(json.dumps(index))
+
+    with pytest.raises(UnusableBaseModel, match="a shard must lie beside its index"):
         check_layout(folder)
 
 

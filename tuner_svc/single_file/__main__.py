@@ -1,0 +1,62 @@
+"""Write a base model that is one .safetensors file as a diffusers folder, which every command takes.
+
+    python -m tuner_svc.single_file MODEL.safetensors --out FOLDER
+    ... --vae FILE --lora FILE:0.8 --prediction v --clip-skip 2
+
+The last line of stdout is the folder's path.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tuner_svc.model_folder import UnusableBaseModel
+from tuner_svc.single_file.model import Lora, Source, write_folder
+from tuner_svc.single_file.prediction import PREDICTION_TYPES
+from unitune.system_errors import failure_sentence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The program; its exit code."""
+    parser = argparse.ArgumentParser("python -m tuner_svc.single_file", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("file", type=Path, help="a .safetensors file of Stable Diffusion 1.x or 2.x")
+    parser.add_argument("--out", type=Path, required=True, help="the folder, which must not be there yet")
+    parser.add_argument("--vae", type=Path, help="an autoencoder in place of the file's own: a file or a folder")
+    parser.add_argument(
+        "--lora", type=_lora, action="append", default=[], metavar="FILE[:WEIGHT]", help="merged into the weights"
+    )
+    parser.add_argument("--prediction", choices=tuple(PREDICTION_TYPES), help="what it predicts, if it does not say so")
+    parser.add_argument(
+        "--clip-skip", type=int, default=1, help="2 leaves the text encoder's last layer out  [default: 1]"
+    )
+    parser.add_argument("--config", type=Path, help="a diffusers folder of the same architecture, for an unusual one")
+    options = parser.parse_args(arguments)
+    source = Source(
+        options.file, options.vae, tuple(options.lora), options.prediction, options.clip_skip, options.config
+    )
+    try:
+        print(write_folder(source, options.out, _say))
+    except Exception as error:
+        print(f"import: {failure_sentence(error, options.out, UnusableBaseModel)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _lora(text: str) -> Lora:
+    """FILE or FILE:WEIGHT. Raises ArgumentTypeError for a weight that is no number."""
+    path, colon, weight = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return Lora(Path(text))
+    try:
+        return Lora(Path(path), float(weight))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: its weight must be a number, as in FILE:0.8") from None
+
+
+def _say(line: str) -> None:
+    print(f"import: {line}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

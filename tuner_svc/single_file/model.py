@@ -1,0 +1,193 @@
+"""Writes a single file as a diffusers folder: recognised, renamed, with another autoencoder and LoRA where given."""
+
+import gzip
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tuner_svc.model_folder import SCHEDULER_FILE, WEIGHTS, UnusableBaseModel, check_layout, read_object
+from tuner_svc.single_file.convert import (
+    has_vae,
+    read_text_encoder,
+    read_unet,
+    read_vae,
+    text_encoder_shapes,
+    unet_shapes,
+)
+from tuner_svc.single_file.family import SAMPLE_SIDE_OF_V, SD_2, Family, family_of
+from tuner_svc.single_file.lora import Factors, merged, read_lora
+from tuner_svc.single_file.prediction import Prediction, prediction_of
+from tuner_svc.single_file.tensor_file import Header, read_header, write_tensors
+
+MERGES = Path(__file__).parent / "clip_merges.txt.gz"  # of CLIP's vocabulary
+SOURCE_FILE = "unitune_source.json"  # in the folder: what it was made of; no part of the model's digest
+PARTS = {
+    "scheduler": ("diffusers", "DDIMScheduler"),
+    "text_encoder": ("transformers", "CLIPTextModel"),
+    "tokenizer": ("transformers", "CLIPTokenizer"),
+    "unet": ("diffusers", "UNet2DConditionModel"),
+    "vae": ("diffusers", "AutoencoderKL"),
+}
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA file, and how much of it is added."""
+
+    path: Path
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file, and what is to be made of it."""
+
+    file: Path
+    vae: Path | None = None  # an autoencoder's file, or its folder in diffusers layout, in place of the file's own
+    loras: Sequence[Lora] = ()
+    prediction: str | None = None  # epsilon or v; None: as the file says
+    clip_skip: int = 1  # 2 leaves the text encoder's last layer out, as many illustration models want
+    config: Path | None = None  # a diffusers folder of the same architecture, for one that is neither SD 1.x nor SD 2.x
+
+
+def write_folder(source: Source, out: Path, say: Say = lambda line: None) -> Path:
+    """Write a base model's folder, tensor by tensor, in the file's own dtype. The folder appears when it is whole.
+
+    Raises UnusableBaseModel for what is no such model, for a LoRA or an autoencoder that does not fit it, and for a
+    folder that is there already; OSError.
+    """
+    if out.exists():
+        raise UnusableBaseModel(f"{out} is there already: give another folder")
+    header = read_header(source.file)
+    family = _family(header, source.config)
+    prediction = prediction_of(header, family, source.prediction)
+    if source.config is None and family is SD_2 and prediction.kind == "v_prediction":
+        family = _with_side(family, SAMPLE_SIDE_OF_V)
+    family = family.without_last_layers(source.clip_skip)
+    say(f"{family.name}, predicts {prediction.kind} ({prediction.source})")
+    unet, is_averaged = read_unet(header, family)
+    if is_averaged:
+        say("the averaged weights (EMA) are taken")
+    tensors = {
+        "unet": unet,
+        "text_encoder": read_text_encoder(header, family),
+        "vae": read_vae(*_vae_source(header, family, source.vae)),
+    }
+    changes = _changes(source.loras, family)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        folder = Path(scratch) / "model"
+        _write_configs(folder, family, prediction, source.config)
+        for part, found in tensors.items():
+            say(f"writing {part}")
+            write_tensors(folder / part / WEIGHTS[part], _made(found, changes.get(part, {})), found)
+        _write(folder / SOURCE_FILE, _told(source, family, prediction, is_averaged))
+        check_layout(folder)
+        folder.chmod(0o755)
+        folder.rename(out)
+    return out
+
+
+def _family(header: Header, config: Path | None) -> Family:
+    if config is None:
+        return family_of(header)
+    check_layout(config)
+    parts = {part: read_object(config / part / "config.json") for part in ("unet", "vae", "text_encoder")}
+    scheduler = read_object(config / "scheduler" / SCHEDULER_FILE)
+    return Family(f"as {config.name}", **parts, tokenizer={}, scheduler=scheduler)
+
+
+def _with_side(family: Family, side: int) -> Family:
+    return Family(**{**vars(family), "unet": {**family.unet, "sample_size": side}})
+
+
+def _vae_source(header: Header, family: Family, given: Path | None) -> tuple[Header, Family]:
+    """Where the autoencoder is read from. Raises UnusableBaseModel where there is none, or another scale."""
+    if given is None:
+        if not has_vae(header):
+            raise UnusableBaseModel(f"{header.path} has no autoencoder: give one as --vae")
+        return header, family
+    if not given.is_dir():
+        return read_header(given), family
+    folder = given / "vae" if (given / "vae").is_dir() else given
+    scale = read_object(folder / "config.json").get("scaling_factor", 0.18215)
+    if scale != family.vae["scaling_factor"]:
+        raise UnusableBaseModel(
+            f"{given} scales its latents by {scale} and this model by {family.vae['scaling_factor']}: pictures would "
+            "come out wrong; give an autoencoder of the same family"
+        )
+    return read_header(folder / WEIGHTS["vae"]), family
+
+
+def _changes(loras: Sequence[Lora], family: Family) -> dict[str, dict[str, list[Factors]]]:
+    """What all LoRA add, by part and tensor."""
+    shapes = {"unet": unet_shapes(family), "text_encoder": text_encoder_shapes(family)}
+    total: dict[str, dict[str, list[Factors]]] = {part: {} for part in shapes}
+    for lora in loras:
+        for part, found in read_lora(lora.path, lora.weight, shapes).items():
+            for name, factors in found.items():
+                total[part].setdefault(name, []).extend(factors)
+    return total
+
+
+def _made(found: Mapping[str, Tensor], changes: Mapping[str, list[Factors]]) -> dict[str, Callable[[], Tensor]]:
+    """A function for each tensor, so that only one is in memory at a time."""
+
+    def maker(name: str) -> Callable[[], Tensor]:
+        return lambda: merged(found[name], changes.get(name, []))
+
+    return {name: maker(name) for name in found}
+
+
+def _write_configs(folder: Path, family: Family, prediction: Prediction, config: Path | None) -> None:
+    index = {"_class_name": "StableDiffusionPipeline", **{part: list(kind) for part, kind in PARTS.items()}}
+    _write(folder / "model_index.json", {**index, "safety_checker": [None, None], "feature_extractor": [None, None]})
+    scheduler = {**family.scheduler, "prediction_type": prediction.kind}
+    if prediction.has_zero_snr:
+        scheduler |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    _write(folder / "scheduler" / SCHEDULER_FILE, scheduler)
+    for part in ("unet", "vae", "text_encoder"):
+        _write(folder / part / "config.json", getattr(family, part))
+    if config is not None:
+        shutil.copytree(config / "tokenizer", folder / "tokenizer")
+        return
+    merges = gzip.decompress(MERGES.read_bytes()).decode()
+    _write(folder / "tokenizer" / "tokenizer_config.json", family.tokenizer)
+    _write(folder / "tokenizer" / "vocab.json", _vocabulary(merges))
+    (folder / "tokenizer" / "merges.txt").write_text(merges)
+
+
+def _vocabulary(merges: str) -> dict[str, int]:
+    """CLIP's tokens by number: every byte's letter, inside and at the end of a word, every merge, begin and end."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    rest = [256 + index for index in range(256 - len(printable))]  # letters that stand for the other bytes
+    letters = [chr(code) for code in [*printable, *rest]]
+    pairs = ["".join(line.split()) for line in merges.splitlines()[1:]]
+    ends = [f"{letter}</w>" for letter in letters]
+    tokens = [*letters, *ends, *pairs, "<|startoftext|>", "<|endoftext|>"]
+    return {token: number for number, token in enumerate(tokens)}
+
+
+def _told(source: Source, family: Family, prediction: Prediction, is_averaged: bool) -> dict[str, Any]:
+    return {
+        "file": source.file.name,
+        "family": family.name,
+        "prediction_type": prediction.kind,
+        "prediction_type_told_by": prediction.source,
+        "is_averaged": is_averaged,
+        "vae": source.vae.name if source.vae else None,
+        "loras": [{**asdict(lora), "path": lora.path.name} for lora in source.loras],
+        "clip_skip": source.clip_skip,
+    }
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2) + "\n")
