@@ -24,7 +24,7 @@ from unitune import telemetry
 from unitune.choices import EDIT_METHODS, PROMPT_TO_PROMPT
 from unitune.errors import Internal, InvalidField, NotFound, UniTuneError, from_status, to_status
 from unitune.image_pieces import PIECE_BYTES, Assembly, cut
-from unitune.options import check
+from unitune.options import SAMPLING, Flat, check, put_words
 from unitune.prompts import mentions, with_words_before, with_words_instead, without
 from unitune.v1.edit_pb2 import CompareEvent, CompareRequest, EditRequest
 from unitune.v1.tuning_pb2 import TuningConfig
@@ -39,7 +39,7 @@ NEEDED = {**NEEDED_WORD, PROMPT_TO_PROMPT: "base_prompt"}  # the same, in fields
 class Turn:
     """One method of a comparison, with the request of its edit."""
 
-    method: str
+    entry: CompareRequest.Entry
     request: EditRequest
     warnings: list[str]
 
@@ -99,15 +99,15 @@ class Comparisons:
         self, turns: list[Turn], began: float, timeout_s: float | None, *, validate_only: bool
     ) -> AsyncGenerator[CompareEvent, None]:
         warnings = dict.fromkeys(warning for turn in turns for warning in turn.warnings)
-        methods = [turn.method for turn in turns]
-        yield CompareEvent(accepted=CompareEvent.Accepted(methods=methods, warnings=warnings))
+        accepted = CompareEvent.Accepted(methods=[turn.entry.method for turn in turns], warnings=warnings)
+        yield CompareEvent(accepted=accepted)
         for turn in () if validate_only else turns:
             if self._why is not None:
                 raise self._why
             left_s = None if timeout_s is None else began + timeout_s - time.monotonic()
             async with aclosing(self._take(turn, left_s)) as events:
                 async for event in events:
-                    event.method = turn.method
+                    event.method = turn.entry.method
                     yield event
         yield CompareEvent(done=CompareEvent.Done(total_s=time.monotonic() - began))
 
@@ -171,12 +171,11 @@ class Comparisons:
                     check(asked, only=["prompt"])  # it is longer now
                     check_words(asked, config)
             rare_tokens = config.rare_tokens if config else ""
-            is_scored = asked.config.gate or asked.config.automatic
-            if base_model.has_gate and not is_scored and without(asked.prompt, rare_tokens):
-                asked.config.gate = True
-                asked.config.resamples = 0  # the seeds stay those that were asked for
+            is_scored = asked.config.HasField("clip_filter") or asked.config.automatic
+            if base_model.has_clip_filter and not is_scored and without(asked.prompt, rare_tokens):
+                asked.config.clip_filter.resamples = 0  # the seeds stay those that were asked for
             warnings = warnings_of(words_of(asked, rare_tokens), base_model.vocabulary)
-            turns.append(Turn(entry.method, asked, warnings))
+            turns.append(Turn(entry, asked, warnings))
         await self._check_picture(request)
         return turns
 
@@ -195,19 +194,20 @@ def bound(config: TuningConfig, prompt: str) -> str:
 
     UniTune's go before every prompt anyway, Imagic has none. Raises InvalidField for a prompt without a place for them.
     """
-    if config.method not in NEEDED_WORD:
+    method = Flat(config).method
+    if method not in NEEDED_WORD:
         return prompt
-    noun = getattr(config, NEEDED_WORD[config.method])
+    noun = getattr(config, NEEDED_WORD[method])
     if not mentions(prompt, config.rare_tokens) and not mentions(prompt, noun):
-        remedy = f"it must have {noun!r} in it, where {config.method} puts its own words"
+        remedy = f"it must have {noun!r} in it, where {method} puts its own words"
         raise InvalidField("prompt", f"{len(prompt)} characters", remedy)
-    put = with_words_before if config.method == "dreambooth" else with_words_instead
+    put = with_words_before if method == "dreambooth" else with_words_instead
     return put(prompt, config.rare_tokens, noun)
 
 
 def _all_that_can_run(request: CompareRequest) -> list[CompareRequest.Entry]:
     return [
-        CompareRequest.Entry(method=method)
+        put_words(CompareRequest.Entry(), {"method": method})
         for method in EDIT_METHODS
         if method not in NEEDED or getattr(request, NEEDED[method])
     ]
@@ -217,19 +217,18 @@ def _check_names(entries: list[CompareRequest.Entry]) -> None:
     """Each method known and named once, and no setting that speaks of another one."""
     seen: set[str] = set()
     for index, entry in enumerate(entries):
-        place, method = f"methods[{index}]", entry.method
+        place, method = f"methods[{index}]", Flat(entry).method
         check(entry, f"{place}.", only=["method"])
         if method in seen:
             raise InvalidField(f"{place}.method", method, "name each method once; compare its settings by edits")
         seen.add(method)
         for config in ("config", "tuning_config"):
-            named = getattr(entry, config).method
+            named = Flat(getattr(entry, config)).method
             if named and named != method:
                 raise InvalidField(f"{place}.{config}.method", named, f"leave it unset: this entry is of {method}")
-        if entry.config.mask_source == "given":
-            raise InvalidField(
-                f"{place}.config.mask_source", "given", "choose another source: a comparison takes no mask"
-            )
+        if Flat(entry.config).mask_source == "given":
+            remedy = "choose another source: a comparison takes no mask"
+            raise InvalidField(f"{place}.config.{SAMPLING['mask_source'].path}", "given", remedy)
 
 
 def _check_words(request: CompareRequest, entries: list[CompareRequest.Entry]) -> None:
@@ -239,7 +238,7 @@ def _check_words(request: CompareRequest, entries: list[CompareRequest.Entry]) -
         if not given:
             continue
         shown = f"{len(given)} characters" if word == "base_prompt" else given
-        index = next((index for index, entry in enumerate(entries) if entry.method == method), None)
+        index = next((index for index, entry in enumerate(entries) if Flat(entry).method == method), None)
         if index is None:
             raise InvalidField(word, shown, f"leave it unset, or name {method}, which reads it")
         place = "tuning_config" if method in NEEDED_WORD else "config"
@@ -264,11 +263,11 @@ def _edit_request(request: CompareRequest, entry: CompareRequest.Entry) -> EditR
         asked.image = request.image
     else:
         asked.image_data = request.image_data
-    asked.config.method = entry.method
-    word = NEEDED_WORD.get(entry.method)
+    asked.config.method, method = entry.method, Flat(entry).method
+    word = NEEDED_WORD.get(method)
     if word and getattr(request, word):
         setattr(asked.tuning_config, word, getattr(request, word))
-    if entry.method == PROMPT_TO_PROMPT and request.base_prompt:
+    if method == PROMPT_TO_PROMPT and request.base_prompt:
         asked.config.base_prompt = request.base_prompt
     return asked
 

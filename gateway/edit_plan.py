@@ -1,15 +1,16 @@
 """From an EditRequest to all that an edit needs: checked, with defaults filled in and its target found."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from typing import Any
 
 from gateway import validation
 from gateway.images import Images
 from gateway.names import DEFAULT_TENANT, Name, parse, parse_parent
 from gateway.sampling_options import (
-    check_gate_prompt,
+    check_clip_filter_prompt,
     check_inverted,
     check_mask_words,
     check_options,
@@ -19,7 +20,7 @@ from gateway.upstreams import Upstreams, refuse_mismatch
 from unitune.choices import BOUND_TO_NULL_TEXT, NULL_TEXT, PROMPT_TO_PROMPT, TUNING_METHODS, tuned_by
 from unitune.diffusion.schedule import num_late_steps
 from unitune.errors import FailedPrecondition, InvalidArgument, InvalidField, NotFound, ResourceExhausted, Unavailable
-from unitune.options import check, check_base_model
+from unitune.options import SAMPLING, TUNING, Flat, check, check_base_model, put_words, to_words
 from unitune.picture_file import PictureInfo
 from unitune.prompts import unknown_words, without
 from unitune.v1.edit_pb2 import EditRequest, SamplingConfig
@@ -144,15 +145,13 @@ class Planner:
 
     async def _of_tuning(self, request: EditRequest, tuning: Tuning) -> tuple[str, Tuning | None, bytes, Sequence[str]]:
         """Method, tuning if its weights are used, image, and its warnings. The request is a completed one."""
-        by_default = PROMPT_TO_PROMPT if tuning.config.method == NULL_TEXT else tuning.config.method
-        method = request.config.method or by_default
-        uses_weights = tuned_by(method, request.config.inversion)
-        if uses_weights and uses_weights != tuning.config.method:
-            field, leave = (
-                ("inversion", "choose another") if uses_weights == NULL_TEXT else ("method", "leave it unset")
-            )
-            remedy = f"{tuning.name} was made by {tuning.config.method}; {leave}, or edit the image"
-            raise InvalidField(f"config.{field}", getattr(request.config, field), remedy)
+        asked, made_by = Flat(request.config), Flat(tuning.config).method
+        method = asked.method or (PROMPT_TO_PROMPT if made_by == NULL_TEXT else made_by)
+        uses_weights = tuned_by(method, asked.inversion)
+        if uses_weights and uses_weights != made_by:
+            name, leave = ("inversion", "choose another") if uses_weights == NULL_TEXT else ("method", "leave it unset")
+            remedy = f"{tuning.name} was made by {made_by}; {leave}, or edit the image"
+            raise InvalidField(f"config.{SAMPLING[name].path}", getattr(asked, name), remedy)
         check_options(request.config, request.mask, "config", method, request.prompt)
         if uses_weights:
             check_words(request, tuning.config)
@@ -223,14 +222,14 @@ class Planner:
 
     async def _settled(self, request: EditRequest, sampling: SamplingConfig) -> TuningConfig | None:
         """The tuning that an edit of an image needs, with every default filled in; `sampling` is the edit's own."""
-        if not tuned_by(sampling.method, sampling.inversion):
+        if not _tuned_by(sampling):
             return None
         return await self._tunings.settled(_tuning_config(request, sampling), "tuning_config")
 
     async def _check_mask(self, request: EditRequest, picture: Image | PictureInfo) -> None:
         if request.mask:
             with in_field("mask_image") if request.mask_image else nullcontext():
-                await self._images.check_mask(request.mask, picture, keeps=request.config.mask_keeps)
+                await self._images.check_mask(request.mask, picture, keeps=request.config.mask.keeps)
 
 
 def words_of(request: EditRequest, bound: str) -> str:
@@ -241,7 +240,7 @@ def words_of(request: EditRequest, bound: str) -> str:
 
 def rare_tokens_before(tuning: TuningConfig | None) -> str:
     """What the sampler puts before the prompt: UniTune's words. Other methods' prompts have theirs in them already."""
-    return tuning.rare_tokens if tuning is not None and tuning.method == "unitune" else ""
+    return tuning.rare_tokens if tuning is not None and Flat(tuning).method == "unitune" else ""
 
 
 def _unsampled(
@@ -270,17 +269,15 @@ def _check(request: EditRequest) -> None:
     """What is wrong in the request alone, beyond each of its own fields."""
     validation.check_sampling_config(request.config, "config")
     check_inverted(request.config, request.seeds)
-    target = request.WhichOneof("target")
+    target, asked = request.WhichOneof("target"), Flat(request.config).method
     if target is None:
         raise InvalidField("target", "unset", "set one of tuning, image or image_data")
-    if request.tuning_config.ByteSize() and (
-        target == "tuning" or (request.config.method and not tuned_by(request.config.method, request.config.inversion))
-    ):
-        why = "the tuning has its own" if target == "tuning" else f"{request.config.method} makes no tuning"
+    if request.tuning_config.ByteSize() and (target == "tuning" or (asked and not _tuned_by(request.config))):
+        why = "the tuning has its own" if target == "tuning" else f"{asked} makes no tuning"
         raise InvalidField("tuning_config", "set", f"leave it unset: {why}")
     if target != "tuning":
         method = _method_of(request)
-        needed = tuned_by(method, request.config.inversion)
+        needed = tuned_by(method, Flat(request.config).inversion)
         validation.check_tuning_config(request.tuning_config, "tuning_config", needed)
         check_options(request.config, request.mask, "config", method, request.prompt)
 
@@ -301,18 +298,24 @@ def _tenant_of(request: EditRequest) -> str:
 
 
 def check_words(request: EditRequest, tuning: TuningConfig) -> None:
-    """The prompt against the tuning's words: it must have what the method needs, and more than them for a gate."""
+    """The prompt against the tuning's words: it must have what the method needs, and more for a CLIP filter."""
     validation.check_edit_of(tuning, request.prompt)
-    check_gate_prompt(request.config, request.prompt, tuning.rare_tokens)
+    check_clip_filter_prompt(request.config, request.prompt, tuning.rare_tokens)
+
+
+def _tuned_by(config: SamplingConfig) -> str:
+    """The method of the tuning that an edit with such a config samples with, as `tuned_by`."""
+    asked = Flat(config)
+    return tuned_by(asked.method, asked.inversion)
 
 
 def _method_of(request: EditRequest) -> str:
     """The method of an edit of an image. Raises InvalidField when the request names two."""
-    method, tunes_by = request.config.method, request.tuning_config.method
-    if tunes_by in TUNING_METHODS and tunes_by != tuned_by(method or tunes_by, request.config.inversion):
-        remedy = f"leave it unset: it follows from config.method, which is {method or 'unset'}, and its inversion"
+    asked, tunes_by = Flat(request.config), Flat(request.tuning_config).method
+    if tunes_by in TUNING_METHODS and tunes_by != tuned_by(asked.method or tunes_by, asked.inversion):
+        remedy = f"leave it unset: it follows from config.method, which is {asked.method or 'unset'}, and its inversion"
         raise InvalidField("tuning_config.method", tunes_by, remedy)
-    return method or tunes_by or TUNING_METHODS[0]
+    return str(asked.method or tunes_by or TUNING_METHODS[0])
 
 
 def completed(request: EditRequest, tuning: TuningConfig) -> EditRequest:
@@ -320,20 +323,20 @@ def completed(request: EditRequest, tuning: TuningConfig) -> EditRequest:
 
     Raises InvalidField for what it says itself, and otherwise.
     """
-    config = request.config
+    config = Flat(request.config)
     is_other = config.method not in ("", PROMPT_TO_PROMPT) or config.inversion not in ("", NULL_TEXT)
-    if tuning.method != NULL_TEXT or is_other:
+    if Flat(tuning).method != NULL_TEXT or is_other:
         return request
     whole = EditRequest()
     whole.CopyFrom(request)
-    whole.config.method, whole.config.inversion = PROMPT_TO_PROMPT, NULL_TEXT
-    asked = {field.name: value for field, value in config.ListFields()}
-    for name in BOUND_TO_NULL_TEXT:
-        value = getattr(tuning, name)
-        if name in asked and asked[name] != value:
-            remedy = f"leave it unset: {request.tuning} is for {_shown(value)}; or edit the image, which tunes anew"
-            raise InvalidField(f"config.{name}", _shown(asked[name]), remedy)
-        setattr(whole.config, name, value)
+    bound = {name: getattr(tuning, name) for name in BOUND_TO_NULL_TEXT}
+    _refuse_others(
+        to_words(request.config),
+        bound,
+        lambda name: f"config.{SAMPLING[name].path}",
+        lambda value: f"{request.tuning} is for {_shown(value)}; or edit the image, which tunes anew",
+    )
+    put_words(whole.config, {"method": PROMPT_TO_PROMPT, "inversion": NULL_TEXT, **bound})
     return whole
 
 
@@ -349,16 +352,29 @@ def _filled(request: EditRequest, method: str, sampler: SamplerInfo) -> Sampling
 def _tuning_config(request: EditRequest, sampling: SamplingConfig) -> TuningConfig:
     """The config of the tuning that an edit of an image needs. Imagic tunes for the edit's own prompt, and null-text
     for what its embeddings are bound to."""
-    config = TuningConfig()
+    config, method = TuningConfig(), _tuned_by(sampling)
     config.CopyFrom(request.tuning_config)
-    config.method = tuned_by(sampling.method, sampling.inversion)
     of_edit = {"imagic": {"prompt": request.prompt}, NULL_TEXT: {n: getattr(sampling, n) for n in BOUND_TO_NULL_TEXT}}
-    asked = {field.name: value for field, value in config.ListFields()}
-    for name, value in of_edit.get(config.method, {}).items():
+    bound = of_edit.get(method, {})
+    _refuse_others(
+        to_words(request.tuning_config),
+        bound,
+        lambda name: f"tuning_config.{TUNING[name].path}",
+        lambda value: "it is the edit's own",
+    )
+    return put_words(config, {"method": method, **bound})
+
+
+def _refuse_others(
+    asked: Mapping[str, Any],
+    bound: Mapping[str, Any],
+    place: Callable[[str], str],
+    why: Callable[[Any], str],
+) -> None:
+    """Refuse options that are asked for with other values than what they are bound to."""
+    for name, value in bound.items():
         if name in asked and asked[name] != value:
-            raise InvalidField(f"tuning_config.{name}", _shown(asked[name]), "leave it unset: it is the edit's own")
-        setattr(config, name, value)
-    return config
+            raise InvalidField(place(name), _shown(asked[name]), f"leave it unset: {why(value)}")
 
 
 def _shown(value: str | float) -> str:

@@ -9,11 +9,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from google.protobuf.message import Message
-
 from gateway.edit_plan import EditPlan
 from gateway.names import parse
 from unitune import __version__, png_text
+from unitune.options import Flat, to_words
 from unitune.v1.edit_pb2 import EditEvent
 from unitune.v1.tuning_pb2 import Tuning
 
@@ -33,15 +32,15 @@ class Metadata:
             "version": VERSION,
             "software": SOFTWARE,
             "prompt": plan.prompt,
-            "method": plan.config.method,
-            "sampling": _fields(plan.config),
+            "method": Flat(plan.config).method,
+            "sampling": to_words(plan.config),
             "base_model": {"name": plan.base_model.name, "digest": plan.base_model.digest},
             "picture": {"sha256": hashlib.sha256(plan.image).hexdigest()},
         }
         if plan.mask:
             self._record["mask"] = {"sha256": hashlib.sha256(plan.mask).hexdigest()}
         if tuning is not None:
-            self._record["tuning"] = {"key": tuning.key, "config": _fields(tuning.config)}
+            self._record["tuning"] = {"key": tuning.key, "config": to_words(tuning.config)}
             if tuning.images:
                 further = [parse(name, "images").id for name in tuning.images]
                 self._record["tuning"]["further_pictures"] = further
@@ -60,17 +59,6 @@ class Metadata:
         told = png_text.with_texts(image.png, texts)
         image.size_bytes += len(told) - len(image.png)
         image.png = told
-
-
-def _fields(config: Message) -> dict[str, Any]:
-    """All that is set of a config, by name."""
-    return {field.name: _plain(value) for field, value in config.ListFields()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return dict(value)
-    return value if isinstance(value, (str, int, float)) else list(value)
 
 
 def _parameters(record: Mapping[str, Any], size: tuple[int, int]) -> str:

@@ -18,7 +18,6 @@ from gateway.tunings import Tunings
 from gateway.uploads import Uploads
 from gateway.upstreams import Upstreams
 from unitune import __version__
-from unitune.choices import EDIT_METHODS
 from unitune.errors import NotFound, UniTuneError
 from unitune.v1 import (
     edit_pb2,
@@ -161,8 +160,8 @@ class ServerService(server_pb2_grpc.ServerServiceServicer):
             tuning_defaults=tuner.tuning_defaults if tuner else None,
             sampling_defaults=sampler.sampling_defaults if sampler else None,
             limits=validation.LIMITS,
-            methods=EDIT_METHODS,
-            schedulers=validation.SCHEDULERS,
+            methods=edit_pb2.SamplingConfig.Method.keys()[1:],  # 0 is unset
+            schedulers=edit_pb2.SamplingConfig.Scheduler.keys()[1:],
             method_tuning_defaults=tuner.method_defaults if tuner else (),
             method_sampling_defaults=sampler.method_defaults if sampler else (),
         )

@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -41,17 +41,24 @@ class SqliteFile:
         self._has_remains = False
 
     @classmethod
-    async def open(cls, path: Path, schema: str, version: int, migrations: Mapping[int, str]) -> "SqliteFile":
+    async def open(
+        cls,
+        path: Path,
+        schema: str,
+        version: int,
+        migrations: Mapping[int, str],
+        functions: Sequence[Callable[[bytes], bytes]] = (),
+    ) -> "SqliteFile":
         """Open the file, making it by `schema` if it is missing or empty.
 
-        `migrations` holds the statements that bring a version to the next. Raises OSError, with a path and a remedy,
-        when another process has the file, or it is no SQLite file, or damaged, or cannot be written, or its version is
-        none that can be brought to this one.
+        `migrations` holds the statements that bring a version to the next, `functions` what they call. Raises OSError,
+        with a path and a remedy, when another process has the file, or it is no SQLite file, or damaged, or cannot be
+        written, or its version is none that can be brought to this one.
         """
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="state")
         try:
             connection = await asyncio.get_running_loop().run_in_executor(
-                thread, _open, path, schema, version, migrations
+                thread, _open, path, schema, version, migrations, functions
             )
         except (sqlite3.Error, OSError) as error:
             thread.shutdown()
@@ -128,7 +135,13 @@ class SqliteFile:
         return self._connection.execute(statement, values)
 
 
-def _open(path: Path, schema: str, version: int, migrations: Mapping[int, str]) -> sqlite3.Connection:
+def _open(
+    path: Path,
+    schema: str,
+    version: int,
+    migrations: Mapping[int, str],
+    functions: Sequence[Callable[[bytes], bytes]],
+) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True)
     _refuse_foreign(path, schema)
     _look_at_journal(path)
@@ -155,6 +168,8 @@ def _open(path: Path, schema: str, version: int, migrations: Mapping[int, str]) 
                 "run the version of UniTune that wrote it, or name another file"
             )
         elif found < version:
+            for function in functions:
+                connection.create_function(function.__name__, 1, function)
             steps = "".join(migrations[step] for step in range(found, version))
             connection.executescript(f"BEGIN EXCLUSIVE; {steps} PRAGMA user_version = {version}; COMMIT;")
         connection.execute("BEGIN EXCLUSIVE")

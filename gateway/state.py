@@ -12,7 +12,7 @@ from gateway.eviction_table import EvictionTable
 from gateway.names import parse
 from gateway.sqlite_file import SqliteFile
 from gateway.tuning_queue import Announce, CreateRequest, Kept, Mutate, Page, Taken
-from gateway.tuning_table import MIGRATIONS, SCHEMA, SCHEMA_VERSION, TuningTable
+from gateway.tuning_table import MIGRATION_FUNCTIONS, MIGRATIONS, SCHEMA, SCHEMA_VERSION, TuningTable
 from unitune.v1.tuning_pb2 import Tuning
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ class SqliteState:
     @classmethod
     async def open(cls, path: Path) -> "SqliteState":
         """Open the file, making it if it is missing. Raises OSError when it is in use or not a file of ours."""
-        return cls(await SqliteFile.open(path, SCHEMA, SCHEMA_VERSION, MIGRATIONS))
+        return cls(await SqliteFile.open(path, SCHEMA, SCHEMA_VERSION, MIGRATIONS, MIGRATION_FUNCTIONS))
 
     async def close(self) -> None:
         """Finish what was begun, then close the file."""

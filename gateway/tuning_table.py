@@ -6,6 +6,9 @@ Everything here runs on the state file's thread, within a transaction.
 import hashlib
 import time
 
+from google.protobuf.message import DecodeError
+
+from gateway import state_upgrade
 from gateway.names import parse
 from gateway.sqlite_file import SqliteFile
 from gateway.tuning_queue import (
@@ -22,7 +25,7 @@ from gateway.tuning_queue import (
 from unitune.errors import Internal, InvalidArgument, NotFound, to_status
 from unitune.v1.tuning_pb2 import Tuning, TuningEvent
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 REQUESTS_KEPT_S = 24 * 3600.0
 
 SCHEMA = f"""
@@ -70,7 +73,16 @@ UPDATE tunings SET crashes = 0;
 CREATE TABLE services (name TEXT PRIMARY KEY, info BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE evictions (number INTEGER PRIMARY KEY AUTOINCREMENT, digest TEXT NOT NULL UNIQUE);
 """,
+    # In version 2 the choices of a config were texts. What a service said is asked again, and a request that is sent
+    # again finds its tuning by the key.
+    2: """
+UPDATE tunings SET blob = upgraded_tuning(blob);
+UPDATE events SET blob = upgraded_event(blob);
+DELETE FROM services;
+DELETE FROM requests;
+""",
 }
+
 
 # A tenant's first tuning comes before anybody's second; among firsts, the tenant whose turn is longest ago.
 _ORDER = f"""
@@ -336,3 +348,30 @@ def _etag(tuning: Tuning) -> str:
     plain.ClearField("etag")
     plain.ClearField("queue_position")
     return hashlib.sha256(plain.SerializeToString(deterministic=True)).hexdigest()[:16]
+
+
+def upgraded_tuning(blob: bytes) -> bytes:
+    """A tuning of schema 2 as today. What cannot be read stays as it is: whoever asks for it is told."""
+    try:
+        tuning = Tuning.FromString(blob)
+    except DecodeError:
+        return blob
+    state_upgrade.upgrade(tuning.config)
+    tuning.etag = _etag(tuning)
+    return tuning.SerializeToString()
+
+
+def upgraded_event(blob: bytes) -> bytes:
+    """The same of an event, which may tell of a tuning."""
+    try:
+        event = TuningEvent.FromString(blob)
+    except DecodeError:
+        return blob
+    kind = event.WhichOneof("event")
+    if kind in ("snapshot", "ready", "cancelled"):
+        told = getattr(event, kind)
+        told.CopyFrom(Tuning.FromString(upgraded_tuning(told.SerializeToString())))
+    return event.SerializeToString()
+
+
+MIGRATION_FUNCTIONS = (upgraded_tuning, upgraded_event)

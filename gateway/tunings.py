@@ -19,7 +19,7 @@ from gateway.weight_files import WeightFiles
 from unitune import telemetry, weights
 from unitune.choices import TUNING_METHODS
 from unitune.errors import STORE_DOWN, Aborted, InvalidArgument, InvalidField, NotFound, Unavailable
-from unitune.options import check_base_model
+from unitune.options import Flat, check_base_model, to_words
 from unitune.picture_file import PictureInfo
 from unitune.system_errors import RETRY_DOWN_S
 from unitune.v1.image_pb2 import Image
@@ -69,7 +69,7 @@ class Tunings:
         validation.check_labels(request.labels, "labels")
         image = parse(request.image, "images", "image")
         further = [parse(name, "images", f"images[{index}]") for index, name in enumerate(request.images)]
-        validation.check_number_of_images(1 + len(further), request.config.method or TUNING_METHODS[0])
+        validation.check_number_of_images(1 + len(further), Flat(request.config).method or TUNING_METHODS[0])
         tenant = parse_parent(request.parent) or image.tenant
         caller = None
         if request.request_id:
@@ -91,7 +91,7 @@ class Tunings:
         cannot take; Unavailable (BACKEND_DOWN).
         """
         info = self._upstreams.known_tuner or await self._upstreams.tuner_info()
-        method = config.method or TUNING_METHODS[0]
+        method = Flat(config).method or TUNING_METHODS[0]
         defaults = validation.defaults_of(method, info.method_defaults, info.tuning_defaults)
         filled = validation.fill_tuning_config(config, defaults)
         check_base_model(filled, info.base_model, f"{field}.")
@@ -109,7 +109,7 @@ class Tunings:
 
         A tuner that is away only makes a tuning wait: it then looks at the texts itself before it begins.
         """
-        if config.method == "textual_inversion":  # `settled` has asked already
+        if Flat(config).method == "textual_inversion":  # `settled` has asked already
             return []
         try:
             return await self._upstreams.check_tuning(config)
@@ -326,19 +326,9 @@ class Tunings:
 
 def tuning_key(image_sha256: str, base_model: str, config: TuningConfig, further: Sequence[str] = ()) -> str:
     """The name of the weights by what goes in: pictures, base model, every setting, and the file's schema."""
-    inputs = {
-        "image": image_sha256,
-        "base_model": base_model,
-        "method": config.method,
-        "mode": config.mode,
-        "updates": config.updates,
-        "batch": config.batch,
-        "learning_rate": config.learning_rate,
-        "rare_tokens": config.rare_tokens,
-        "seed": config.seed,
-        "schema": weights.SCHEMA,
-    }
-    inputs |= {field.name: value for field, value in config.ListFields() if field.name not in inputs}
+    always = ("method", "mode", "updates", "batch", "learning_rate", "rare_tokens", "seed")
+    inputs = {"image": image_sha256, "base_model": base_model, "schema": weights.SCHEMA}
+    inputs |= {name: getattr(Flat(config), name) for name in always} | to_words(config)
     if further:
         inputs["images"] = list(further)
     return hashlib.sha256(json.dumps(inputs, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.protobuf.unknown_fields import UnknownFieldSet
 
@@ -15,7 +16,7 @@ from gateway.sampling_options import fill_options
 from unitune import images, picture_header
 from unitune.choices import MOST_IMAGES, NULL_TEXT, TUNING_METHODS
 from unitune.errors import InvalidField, ResourceExhausted
-from unitune.options import EDIT, SAMPLING, check, options_of, refuse_unread
+from unitune.options import EDIT, SAMPLING, Flat, check, options_of, put_words, refuse_unread
 from unitune.picture_file import PictureInfo
 from unitune.prompts import mentions
 from unitune.v1.edit_pb2 import SamplingConfig
@@ -48,7 +49,7 @@ def check_tuning_config(config: TuningConfig, field: str, method: str = "") -> N
     `method` is that which the edit needs, and stands for a config that names none.
     """
     check(config, f"{field}.", only=["method"])
-    refuse_unread(config, config.method or method or TUNING_METHODS[0], f"{field}.")
+    refuse_unread(config, Flat(config).method or method or TUNING_METHODS[0], f"{field}.")
     check(config, f"{field}.")
 
 
@@ -60,8 +61,9 @@ def check_complete(config: TuningConfig, field: str) -> None:
         "textual_inversion": ("initial_word", "give one word that says what the picture shows, such as dog"),
         NULL_TEXT: ("base_prompt", "describe the picture as it is, as the edits to come will"),
     }
-    if config.method in needed:
-        name, remedy = needed[config.method]
+    method = Flat(config).method
+    if method in needed:
+        name, remedy = needed[method]
         if not getattr(config, name):
             raise InvalidField(f"{field}.{name}", "", remedy)
 
@@ -91,21 +93,21 @@ def check_size_for_second_stage(picture: Image | PictureInfo, base_model: BaseMo
 
 def check_edit_of(tuning: TuningConfig, prompt: str) -> None:
     """Check that a prompt says what an edit with such a tuning needs."""
-    words = tuning.rare_tokens.strip()
-    if tuning.method == "imagic" and prompt.strip() != tuning.prompt.strip():
+    words, method = tuning.rare_tokens.strip(), Flat(tuning).method
+    if method == "imagic" and prompt.strip() != tuning.prompt.strip():
         remedy = "this tuning is for another text; edit with that one, or edit the image, which makes another tuning"
         raise InvalidField("prompt", f"{len(prompt)} characters", remedy)
-    if tuning.method == "dreambooth" and not (mentions(prompt, words) and mentions(prompt, tuning.class_noun)):
+    if method == "dreambooth" and not (mentions(prompt, words) and mentions(prompt, tuning.class_noun)):
         remedy = f"it must have both {words!r} and {tuning.class_noun!r} in it, as in 'a {words} {tuning.class_noun}'"
         raise InvalidField("prompt", f"{len(prompt)} characters", remedy)
-    if tuning.method == "textual_inversion" and not mentions(prompt, words):
+    if method == "textual_inversion" and not mentions(prompt, words):
         remedy = f"it must have the placeholder {words!r} in it, where the picture's subject should be"
         raise InvalidField("prompt", f"{len(prompt)} characters", remedy)
 
 
 def defaults_of(method: str, by_method: Iterable[C], others: C) -> C:
     """The defaults of a method, from those that name theirs."""
-    return next((defaults for defaults in by_method if defaults.method == method), others)
+    return next((defaults for defaults in by_method if Flat(defaults).method == method), others)
 
 
 def fill_tuning_config(config: TuningConfig, defaults: TuningConfig) -> TuningConfig:
@@ -113,7 +115,7 @@ def fill_tuning_config(config: TuningConfig, defaults: TuningConfig) -> TuningCo
     filled = TuningConfig()
     filled.CopyFrom(defaults)
     filled.MergeFrom(config)
-    filled.method = config.method or TUNING_METHODS[0]
+    put_words(filled, {"method": Flat(config).method or TUNING_METHODS[0]})
     # The preset's rate belongs to the preset's mode; another mode gets the paper's.
     if not config.HasField("learning_rate") and filled.mode != defaults.mode:
         filled.learning_rate = PAPER_LEARNING_RATE
@@ -128,11 +130,14 @@ def check_sampling_config(config: SamplingConfig, field: str) -> None:
 
 def _refuse_unknown(config: SamplingConfig, field: str) -> None:
     """Refuse what a newer client, or one of another contract, set and this server would ignore."""
-    unknown_fields = UnknownFieldSet(config)
-    for index in range(len(unknown_fields)):
-        unknown = unknown_fields[index]
-        remedy = "leave it unset: this server's SamplingConfig has no such field"
-        raise InvalidField(field, f"field number {unknown.field_number}", remedy)
+    groups = {parent.path: parent for option in SAMPLING.values() for parent in option.parents}
+    messages: dict[str, Message] = {field: config}
+    messages |= {f"{field}.{path}": group.raw(config) for path, group in groups.items()}
+    for place, message in messages.items():
+        unknown_fields = UnknownFieldSet(message)
+        for index in range(len(unknown_fields)):
+            remedy = f"leave it unset: this server's {message.DESCRIPTOR.name} has no such field"
+            raise InvalidField(place, f"field number {unknown_fields[index].field_number}", remedy)
 
 
 def fill_sampling_config(config: SamplingConfig, mask: bytes, defaults: SamplingConfig, method: str) -> SamplingConfig:
@@ -140,8 +145,7 @@ def fill_sampling_config(config: SamplingConfig, mask: bytes, defaults: Sampling
     filled = SamplingConfig()
     filled.CopyFrom(defaults)
     filled.MergeFrom(config)
-    filled.method = method
-    filled.scheduler = filled.scheduler or SCHEDULERS[0]
+    put_words(filled, {"method": method, "scheduler": Flat(filled).scheduler or SCHEDULERS[0]})
     fill_options(filled, config, mask)
     return filled
 

@@ -1,4 +1,5 @@
-"""Generate `unitune/v1` from `protos/unitune/v1`: messages, their type stubs and the gRPC stubs.
+"""Generate `unitune/v1` from `protos/unitune/v1`: messages, their type stubs and the gRPC stubs; and from them the
+options of the SDK, `unitune_client/options.py`.
 
     python protos/generate.py          # write them
     python protos/generate.py --check  # say whether they are fresh
@@ -7,6 +8,7 @@ The compiler is the one of grpcio-tools, in the version that constraints.txt pin
 """
 
 import argparse
+import subprocess
 import sys
 import tempfile
 from importlib.resources import files
@@ -50,6 +52,11 @@ def _content(path: Path) -> bytes | None:
     return path.read_bytes() if path.exists() else None
 
 
+def client_options(*arguments: str) -> int:
+    """Run client_options.py, in a process of its own, which imports what was just written. Its exit status."""
+    return subprocess.run([sys.executable, str(ROOT / "protos" / "client_options.py"), *arguments], cwd=ROOT).returncode
+
+
 def main() -> int:
     """Generate into a scratch folder, then compare or replace: a proto that does not compile changes nothing."""
     parser = argparse.ArgumentParser(description="Generate unitune/v1 from protos/unitune/v1.")
@@ -64,7 +71,7 @@ def main() -> int:
         if check:
             for name in names:
                 print(f"{name} is not what protos/ says; run `make protos`", file=sys.stderr)
-            return 1 if names else 0
+            return 1 if names else client_options("--check")
         for name in names:
             if (scratch / name).exists():
                 (ROOT / name).write_bytes((scratch / name).read_bytes())
@@ -72,7 +79,7 @@ def main() -> int:
                 (ROOT / name).unlink()
             print(f"{name}: {'written' if (ROOT / name).exists() else 'removed'}")
     print(f"unitune/v1 is fresh; {len(names)} files changed")
-    return 0
+    return client_options()
 
 
 if __name__ == "__main__":

@@ -36,6 +36,11 @@ comments there say more, and `GetServerInfo` tells the defaults of a server's ba
 A value out of its range is refused with INVALID_ARGUMENT (INVALID_FIELD), which names field, value and what would be
 right. So is an option that the method does not read, one without what it needs, and one beside what excludes it. In a
 list or a map the range is that of each number.
+
+`option` is the SDK's keyword and the name in a picture's record (but `tuning_seed` and `tuning_prompt` of a
+TuningConfig), `path` where a message has it, if that is another place: `mask_blur` is `mask.blur`. `clip_filter` and
+`super_resolution` are messages, which turn something on when they are set. A choice is an enum: `ddim` is
+`SCHEDULER_DDIM`.
 """
 
 
@@ -62,6 +67,11 @@ def first_sentence(comment: str) -> str:
     return re.split(r"(?<=[^.\s]{2})[.:] (?=[A-Z`])|\.$|: ", comment, maxsplit=1)[0].replace("|", "\\|")
 
 
+def place_of(field: Field) -> str:
+    """`Mask.blur`: where its comment is."""
+    return field.descriptor.full_name.removeprefix("unitune.v1.")
+
+
 def row(field: Field, comment: str) -> str:
     """One line of a table."""
     declared = field.declared
@@ -69,10 +79,11 @@ def row(field: Field, comment: str) -> str:
     if field.limits.max_items:
         limits.append(f"at most {field.limits.max_items} of them")
     base_model = f"the base model's `{declared.needs_base_model}`" if declared.needs_base_model else ""
-    needs = [f"`{declared.needs}`" if declared.needs else "", base_model]
+    needs = [f"`{field.needs}`" if field.needs else "", base_model]
     without = [f"not with `{name}`" for name in sorted(declared.refused_with)]
     cells = (
         f"`{field.name}`",
+        f"`{field.path}`" if field.path != field.name else "",
         ", ".join(filter(None, limits)),
         ", ".join(field.methods),
         ", ".join(filter(None, [*needs, *without])),
@@ -89,8 +100,9 @@ def page() -> str:
     for kind, title in REQUESTS.items():
         name = kind.DESCRIPTOR.name
         parts += [f"\n## {name}\n", f"{title}\n"]
-        parts.append("| option | range | only for | needs | default | flag | in words |\n|---|---|---|---|---|---|---|")
-        parts += [row(field, told[f"{name}.{field.name}"]) for field in options_of(kind).values()]
+        columns = ("option", "path", "range", "only for", "needs", "default", "flag", "in words")
+        parts.append(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
+        parts += [row(field, told[place_of(field)]) for field in options_of(kind).values()]
         parts[-1] += "\n"
     return re.sub(r"\n{3,}", "\n\n", "\n".join(parts)).rstrip() + "\n"
 

@@ -39,6 +39,7 @@ from sampler_svc.stored_weights import StoredWeights
 from unitune import store_paths, telemetry
 from unitune.choices import DEFAULT_RESAMPLES, MASKS_OF_WORDS, tuned_by
 from unitune.errors import Internal, InvalidField, Unavailable, UniTuneError, to_status
+from unitune.options import Flat
 from unitune.prompts import things, without
 from unitune.serving import HEARTBEAT_S
 from unitune.v1 import edit_pb2, sampler_pb2, sampler_pb2_grpc, tuning_pb2
@@ -171,7 +172,8 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         timings = edit_pb2.Timings(queue_s=time.perf_counter() - asked)
         last = sampler_pb2.SampleEvent()
         try:
-            made_by = tuned_by(request.config.method, request.config.inversion)
+            config = Flat(request.config)
+            made_by = tuned_by(config.method, config.inversion)
             tuned = request.weights if request.HasField("weights") and made_by else None
             refits = made_by not in REFITS_NOTHING
             with (
@@ -239,11 +241,11 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             find=self._finder(wanted, lease, cancelled),
             super_resolution=second,
         )
-        if model.gate is None or not (config.automatic or config.gate):
+        if model.gate is None or not (config.automatic or config.HasField("clip_filter")):
             sample(wanted, tools, on_event)
             return
         edit = PreparedEdit(wanted, tools)
-        resamples = config.resamples if config.HasField("resamples") else DEFAULT_RESAMPLES
+        resamples = config.clip_filter.resamples if config.clip_filter.HasField("resamples") else DEFAULT_RESAMPLES
         attempts = attempts_of(wanted, model.gate, is_automatic=config.automatic, resamples=resamples)
         sample_gated(
             lambda attempt, on_event: sample(attempt, tools, on_event, edit),

@@ -29,7 +29,8 @@ from unitune.choices import (
     TUNING_METHODS,
 )
 from unitune.errors import Cancelled, Internal, InvalidField, ResourceExhausted, Unavailable, UniTuneError, to_status
-from unitune.options import TUNING, check_values, read_by
+from unitune.options import TUNING, Flat, put_words, read_by
+from unitune.options import check as check_fields
 from unitune.server_info import base_model_info
 from unitune.serving import HEARTBEAT_S
 from unitune.system_errors import store_error
@@ -238,7 +239,8 @@ def _defaults(preset: Preset, method: str) -> tuning_pb2.TuningConfig:
     if method == NULL_TEXT:  # what it has in common with an edit is what such edits have by themselves
         edits = preset.of(PROMPT_TO_PROMPT)
         known |= {name: edits for name in BOUND_TO_NULL_TEXT if hasattr(edits, name)}
-    return tuning_pb2.TuningConfig(method=method, **{name: getattr(source, name) for name, source in known.items()})
+    own_words = {name: getattr(source, name) for name, source in known.items()}
+    return put_words(tuning_pb2.TuningConfig(), {"method": method, **own_words})
 
 
 def _read(request: tuner_pb2.RunTuningRequest) -> TuningConfig:
@@ -251,9 +253,10 @@ def _read(request: tuner_pb2.RunTuningRequest) -> TuningConfig:
 
 
 def _config(config: tuning_pb2.TuningConfig) -> TuningConfig:
-    check_values(TUNING, {"method": config.method}, "config.")
-    fields = read_by(TUNING, config.method)
-    for field in fields:
-        if config.DESCRIPTOR.fields_by_name[field].has_presence and not config.HasField(field):
-            raise InvalidField(f"config.{field}", "unset", "it must be set")
-    return TuningConfig(**{field: getattr(config, field) for field in fields})
+    check_fields(config, "config.", only=["method", "mode"])
+    asked = Flat(config)
+    fields = read_by(TUNING, asked.method)
+    for name in fields:
+        if TUNING[name].descriptor.has_presence and not asked.has(name):
+            raise InvalidField(f"config.{name}", "unset", "it must be set")
+    return TuningConfig(**{name: getattr(asked, name) for name in fields})

@@ -22,12 +22,8 @@ BOUND_TO_NULL_TEXT = ("base_prompt", "num_inference_steps", "guidance_scale")
 # Of one tuning; one for every other method.
 MOST_IMAGES = {"dreambooth": 1 + options_of(CreateTuningRequest)["images"].limits.max_items}
 GUIDANCE_INTERVAL = ("guidance_sigma_low", "guidance_sigma_high")  # its ends, as options are named
-# Of the second stage.
-SUPER_RESOLUTION_OPTIONS = tuple(name for name, field in SAMPLING.items() if field.declared.needs == "super_resolution")
-# Beyond it pixels leave their range unless they are thresholded. Imagen's super-resolution is best at 7 to 10.
-MAX_UNTHRESHOLDED_GUIDANCE = 10
 DEFAULT_MASK_PADDING = 32  # pixels of the base image
-DEFAULT_RESAMPLES = 3  # other seeds that the gate may try
+DEFAULT_RESAMPLES = 3  # other seeds that the CLIP filter may try
 MAX_SEEDS = EDIT["seeds"].limits.max_items  # pictures of one edit
 MAX_SIGMA = SAMPLING["guidance_sigma_low"].most
 

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 
 from unitune.choices import NULL_TEXT
 from unitune.errors import MAX_SHOWN_VALUE, InvalidField
+from unitune.options import name_of
 from unitune.prompts import spans_of, with_rare_tokens
 
 BEGIN_AND_END = 2  # tokens that every text has
@@ -99,7 +100,7 @@ def checked(
 
 def warnings_of(reading: Reading, reader: Reader, field: str, *, has_words_before: bool = False) -> list[str]:
     """What is not read, in plain words: at most one warning of a text that is too long, and one of unknown signs."""
-    name, warnings = field.rpartition(".")[2], []
+    name, warnings = name_of(field), []
     if reading.unread:
         counted = f"{name} with the words of the tuning before it has" if has_words_before else f"{name} has"
         warnings.append(

@@ -5,7 +5,7 @@ from unitune.v1 import server_pb2
 
 
 def base_model_info(
-    spec: BaseModelSpec, *, has_gate: bool = False, has_clipseg: bool = False, has_known_pictures: bool = False
+    spec: BaseModelSpec, *, has_clip_filter: bool = False, has_clipseg: bool = False, has_known_pictures: bool = False
 ) -> server_pb2.BaseModel:
     """The message; the size of what a second stage makes is 0 without one."""
     height, width = spec.image_side
@@ -16,7 +16,7 @@ def base_model_info(
         width=width,
         height=height,
         vocabulary=spec.vocabulary,
-        has_gate=has_gate,
+        has_clip_filter=has_clip_filter,
         has_clipseg=has_clipseg,
         has_known_pictures=has_known_pictures,
         super_resolution_height=large_height,

@@ -55,7 +55,7 @@ from unitune_client.events import (
     TuningState,
     Weights,
 )
-from unitune_client.messages import EditOptions, TuningOptions
+from unitune_client.options import EditOptions, TuningOptions
 
 __all__ = [
     "Aborted",

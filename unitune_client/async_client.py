@@ -35,7 +35,8 @@ from unitune_client.channel import (
     open_channel,
     typed_errors,
 )
-from unitune_client.messages import EditOptions, Methods, TuningOptions
+from unitune_client.messages import Methods
+from unitune_client.options import EditOptions, TuningOptions
 from unitune_client.pictures import Picture, picture_bytes, resource_name
 
 UPLOAD_TIMEOUT_S = 120.0

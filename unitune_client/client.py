@@ -13,7 +13,8 @@ from typing import Any, Self, TypeVar, Unpack
 
 from unitune_client import events, forks
 from unitune_client.async_client import AsyncClient, edit_result
-from unitune_client.messages import EditOptions, Methods, TuningOptions
+from unitune_client.messages import Methods
+from unitune_client.options import EditOptions, TuningOptions
 from unitune_client.pictures import Picture
 
 LOOK_S = 0.1  # how often a thread that waits looks whether another one closed the client

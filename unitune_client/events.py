@@ -128,7 +128,7 @@ class SamplingConfig:
     guidance_sigma_low: float | None = None
     guidance_sigma_high: float | None = None
     automatic: bool = False
-    gate: bool = False
+    clip_filter: bool = False
     resamples: int | None = None
     inversion: str = ""
     cross_replace: float | None = None
@@ -145,7 +145,7 @@ class SamplingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What the gate sees of an edited picture: three cosines, -1 to 1, and three figures of its pixels, 0 to 1.
+    """What the CLIP filter sees of an edited picture: three cosines, -1 to 1, and three figures of its pixels, 0 to 1.
 
     `passed` tells whether all of them meet its thresholds. A large `round_trip` is noise, a small `detail` a blur, a
     large `saturated` burnt colours; all three are 0 from a server that does not tell them.
@@ -320,8 +320,8 @@ class EditLoading(Event):
 class EditStep(Event):
     """One denoising step is done; `index` counts from 0. `preview` is a PNG of the first seed's picture so far.
 
-    With `automatic` or `gate` they count the steps of `attempt`, from 1, of which there are at most `attempts`; both
-    are 0 without.
+    With `automatic` or `clip_filter` they count the steps of `attempt`, from 1, of which there are at most `attempts`;
+    both are 0 without.
     """
 
     index: int
@@ -345,7 +345,7 @@ class EditedImage(Event):
     `png` says how it was made, unless `omit_metadata` was set: `unitune show` prints it, `edit --like` repeats it.
 
     `mask` is the PNG of the mask that was used, white where it was edited; None if there was none. `scores` are the
-    gate's, `strength` and `guidance_scale` what `automatic` chose; None without them.
+    CLIP filter's, `strength` and `guidance_scale` what `automatic` chose; None without them.
     """
 
     index: int
@@ -463,8 +463,8 @@ class EditResult:
 class BaseModel:
     """The model before any tuning; width and height in pixels. An empty vocabulary is an open one.
 
-    What its second stage makes has `super_resolution_width` and `super_resolution_height`; 0 without one. `fast_steps`
-    are those of an edit that is `fast`; 0 where it does not say.
+    What its super-resolution makes has `super_resolution_width` and `super_resolution_height`; 0 without it.
+    `fast_steps` are those of an edit that is `fast`; 0 where it does not say.
     """
 
     name: str
@@ -472,7 +472,7 @@ class BaseModel:
     width: int
     height: int
     vocabulary: tuple[str, ...]
-    has_gate: bool = False
+    has_clip_filter: bool = False
     has_clipseg: bool = False
     super_resolution_width: int = 0
     super_resolution_height: int = 0

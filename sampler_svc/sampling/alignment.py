@@ -51,7 +51,7 @@ def align(base: Text, edited: Text, tokens: int, kind: str = "") -> Alignment:
     counts = len(base.prompt.split()), len(edited.prompt.split())
     if kind == REPLACE and counts[0] != counts[1]:
         remedy = f"use refine: the base prompt has {counts[0]} words and the prompt {counts[1]}"
-        raise InvalidField("config.alignment", kind, remedy)
+        raise InvalidField("config.prompt_to_prompt.alignment", kind, remedy)
     return (
         replaced(base, edited, tokens)
         if (kind or REPLACE) == REPLACE and counts[0] == counts[1]

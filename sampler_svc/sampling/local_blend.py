@@ -90,7 +90,7 @@ def branches_with(named: str, base: Text, edited: Text) -> list[int]:
     branches = [branch for branch, text in enumerate((base, edited)) if text.columns_of(named)]
     if not branches:
         remedy = "name words of prompt or base_prompt, which the model cuts when long"
-        raise InvalidField("config.blend_words", named, remedy)
+        raise InvalidField("config.prompt_to_prompt.blend_words", named, remedy)
     return branches
 
 

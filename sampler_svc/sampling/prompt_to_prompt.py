@@ -60,9 +60,8 @@ class Controller:
         for word, weight in edit.word_weights.items():
             columns = edited.columns_of(word)
             if not columns:
-                raise InvalidField(
-                    "config.word_weights", word, "name words of the prompt, which the model cuts when long"
-                )
+                remedy = "name words of the prompt, which the model cuts when long"
+                raise InvalidField("config.prompt_to_prompt.word_weights", word, remedy)
             self._weights[columns] = weight
 
     def controls(self, step: int, terms: int) -> Controls:

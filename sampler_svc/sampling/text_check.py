@@ -50,7 +50,7 @@ def check_texts(graphs: BaseGraphs, gate: Gate | None, clipseg: ClipSeg | None, 
     if wanted.mask_source in MASKS_OF_WORDS:
         finds = clipseg.reader if clipseg is not None and wanted.mask_source == "word" else reader
         for thing in things(wanted.mask_text):
-            warnings += checked(finds, "config.mask_text", thing, remedy="name what the mask is of in words")
+            warnings += checked(finds, "config.mask.text", thing, remedy="name what the mask is of in words")
     if wanted.attention is not None:
         base, edited = graphs.text(wanted.base_prompt), graphs.text(wanted.prompt)
         Controller(wanted.attention, base, edited, graphs.spec.context_tokens, wanted.num_inference_steps)
@@ -58,7 +58,7 @@ def check_texts(graphs: BaseGraphs, gate: Gate | None, clipseg: ClipSeg | None, 
             branches_with(word, base, edited)
             if reader.read(word).says_nothing:
                 remedy = "the base model reads nothing of it; name words of prompt or base_prompt"
-                raise InvalidField("config.blend_words", word, remedy)
+                raise InvalidField("config.prompt_to_prompt.blend_words", word, remedy)
     if texts.tuning is not None:
         warnings += check_tuning(reader, texts.tuning, "tuning_config")
     if gate is not None and texts.is_gated:

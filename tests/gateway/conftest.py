@@ -16,6 +16,7 @@ from PIL import Image
 from gateway.config import GatewayConfig
 from gateway.gateway import Gateway
 from gateway.retention import OWNER
+from tests.configs import tuning_config
 from tests.gateway.upstream_servers import Sampler, Tuner, serve_sampler, serve_tuner
 from tests.picture_files import file_of
 from unitune import serving
@@ -96,7 +97,7 @@ class World:
     async def tune(self, data: bytes | None = None, **config: Any) -> tuning_pb2.Tuning:
         """Upload a picture and create a tuning of it."""
         image = await self.upload(data or picture())
-        request = tuning_pb2.CreateTuningRequest(image=image.name, config=tuning_pb2.TuningConfig(**config))
+        request = tuning_pb2.CreateTuningRequest(image=image.name, config=tuning_config(**config))
         return await self.tunings.CreateTuning(request)
 
     async def tuned(self, data: bytes | None = None, **config: Any) -> tuning_pb2.Tuning:

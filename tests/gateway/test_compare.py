@@ -7,13 +7,15 @@ from typing import Any
 import grpc
 import pytest
 
+from tests.configs import entry, sampling_config, tuning_config
 from tests.gateway.conftest import World, eventually, picture, refused
 from tests.gateway.upstream_servers import BASE_MODEL, serve_tuner
 from unitune.errors import DataLoss, InvalidField, from_status
 from unitune.image_pieces import Assembly
-from unitune.v1.edit_pb2 import CancelEditRequest, CompareEvent, CompareRequest, Edit, GetEditRequest, SamplingConfig
+from unitune.options import Flat
+from unitune.v1.edit_pb2 import CancelEditRequest, CompareEvent, CompareRequest, Edit, GetEditRequest
 from unitune.v1.server_pb2 import BaseModel
-from unitune.v1.tuning_pb2 import GetTuningRequest, Tuning, TuningConfig
+from unitune.v1.tuning_pb2 import GetTuningRequest, Tuning
 from unitune_client import AsyncClient, CompareDone, CompareResult
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -24,7 +26,7 @@ def compare(world: World, *methods: str | Entry, prompt: str = "a dog on a beach
     """The call of a comparison; a method is an entry, or its name."""
     if "image" not in fields:
         fields.setdefault("image_data", picture())
-    entries = [Entry(method=one) if isinstance(one, str) else one for one in methods]
+    entries = [entry(one) if isinstance(one, str) else one for one in methods]
     return world.edits.Compare(CompareRequest(prompt=prompt, methods=entries, **fields), timeout=20)
 
 
@@ -42,13 +44,13 @@ def kinds(events: list[CompareEvent]) -> list[str]:
     for event in events:
         name = event.WhichOneof("event") or ""
         name = event.edit.WhichOneof("event") or "" if name == "edit" else name
-        names.append(f"{event.method}:{name}" if event.method else name)
+        names.append(f"{Flat(event).method}:{name}" if event.method else name)
     return [name for index, name in enumerate(names) if index == 0 or names[index - 1] != name]
 
 
 def results(events: list[CompareEvent]) -> dict[str, CompareEvent.Result]:
     """The result of each method."""
-    return {event.method: event.result for event in events if event.HasField("result")}
+    return {Flat(event).method: event.result for event in events if event.HasField("result")}
 
 
 async def test_each_method_has_its_turn(world: World) -> None:
@@ -61,7 +63,7 @@ async def test_each_method_has_its_turn(world: World) -> None:
         *(f"sdedit:{kind}" for kind in ("accepted", "loading", "step", "result")),
         "done",
     ]
-    assert list(events[0].accepted.methods) == ["unitune", "sdedit"]
+    assert Flat(events[0].accepted).methods == ["unitune", "sdedit"]
     assert [event.sequence for event in events] == list(range(1, len(events) + 1))
     assert all(event.HasField("create_time") for event in events)
     assert events[-1].done.total_s >= sum(one.edit_s for one in results(events).values())
@@ -102,7 +104,7 @@ async def test_without_names_every_method_runs_that_can(
     """Class noun, initial word and base prompt bring in the methods that need them."""
     events = await events_of(compare(world, **words))
 
-    assert list(events[0].accepted.methods) == methods == list(results(events))
+    assert Flat(events[0].accepted).methods == methods == list(results(events))
     assert not any(result.HasField("error") for result in results(events).values())
 
 
@@ -120,24 +122,24 @@ async def test_each_method_gets_the_prompt_with_the_words_that_it_binds(world: W
     assert {method: result.prompt for method, result in results(events).items()} == wanted
     assert [request.prompt for request in world.sampler.requests] == list(wanted.values())
     assert [request.rare_tokens for request in world.sampler.requests] == ["beikkpic", "", "", "", ""]
-    assert [request.config.prompt for request in world.tuner.requests if request.config.method == "imagic"] == [
+    assert [request.config.prompt for request in world.tuner.requests if Flat(request.config).method == "imagic"] == [
         "A Dog on a beach, dog"
     ]
 
 
 async def test_settings_of_an_entry_are_its_methods_own(world: World) -> None:
     """They reach that method's tuning and sampling, and no other's."""
-    own = Entry(
-        method="unitune",
-        tuning_config=TuningConfig(updates=2, rare_tokens="zqx"),
-        config=SamplingConfig(strength=0.5, scheduler="euler"),
+    own = entry(
+        "unitune",
+        tuning_config=tuning_config(updates=2, rare_tokens="zqx"),
+        config=sampling_config(strength=0.5, scheduler="euler"),
     )
 
     await events_of(compare(world, "sdedit", own))
 
     (tuned,) = world.tuner.requests
     assert (tuned.config.updates, tuned.config.rare_tokens) == (2, "zqx")
-    configs = [request.config for request in world.sampler.requests]
+    configs = [Flat(request.config) for request in world.sampler.requests]
     assert [(one.method, one.strength, one.scheduler) for one in configs] == [
         ("sdedit", 0.75, "ddim"),
         ("unitune", 0.5, "euler"),
@@ -146,7 +148,7 @@ async def test_settings_of_an_entry_are_its_methods_own(world: World) -> None:
 
 async def test_an_entry_may_be_fast_where_the_base_model_says_how(world: World) -> None:
     """Its steps are that method's alone; without such it is refused in the entry's own field, and nothing runs."""
-    fast = Entry(method="unitune", config=SamplingConfig(fast=True))
+    fast = entry("unitune", config=sampling_config(fast=True))
     await refused(compare(world, "sdedit", fast), INVALID, "INVALID_FIELD", "methods[1].config.fast")
     assert not world.tuner.requests and not world.sampler.requests
 
@@ -158,32 +160,32 @@ async def test_an_entry_may_be_fast_where_the_base_model_says_how(world: World) 
 
 async def test_pictures_are_scored_where_there_is_a_gate(world: World) -> None:
     """By the gate without other seeds, unless an entry says otherwise; without a gate nothing is asked of one."""
-    automatic = Entry(method="unitune", config=SamplingConfig(automatic=True))
-    own = Entry(method="imagic", config=SamplingConfig(gate=True, resamples=2))
+    automatic = entry("unitune", config=sampling_config(automatic=True))
+    own = entry("imagic", config=sampling_config(clip_filter=True, resamples=2))
     await events_of(compare(world, "sdedit", automatic, own))
     world.sampler.base_model = BaseModel(name="tiny", digest=BASE_MODEL.digest)
     await events_of(compare(world, "sdedit"))
 
-    configs = [request.config for request in world.sampler.requests]
-    assert [(one.gate, one.automatic, one.resamples) for one in configs] == [
+    configs = [Flat(request.config) for request in world.sampler.requests]
+    assert [(one.clip_filter, one.automatic, one.resamples) for one in configs] == [
         (True, False, 0),
         (False, True, 0),
         (True, False, 2),
         (False, False, 0),
     ]
-    assert configs[0].HasField("resamples") and not configs[3].HasField("resamples")
+    assert configs[0].has("resamples") and not configs[3].has("resamples")
 
 
 async def test_a_prompt_of_nothing_but_the_tunings_words_is_not_scored(world: World) -> None:
     """What the gate could not read is edited all the same, unless the gate was asked for, which is refused."""
-    gate = Entry(method="textual_inversion", config=SamplingConfig(gate=True))
+    gate = entry("textual_inversion", config=sampling_config(clip_filter=True))
     call = compare(world, gate, prompt="dog", initial_word="dog")
     await refused(call, INVALID, "INVALID_FIELD", "prompt")
 
     events = await events_of(compare(world, "textual_inversion", "sdedit", prompt="dog", initial_word="dog"))
 
     assert not any(result.HasField("error") for result in results(events).values())
-    assert [(request.prompt, request.config.gate) for request in world.sampler.requests] == [
+    assert [(request.prompt, Flat(request.config).clip_filter) for request in world.sampler.requests] == [
         ("beikkpic", False),
         ("dog", True),
     ]
@@ -236,7 +238,7 @@ async def test_pictures_that_do_not_fit_one_message_come_in_pieces(
         elif event.HasField("image_part"):
             assembly.add(event.image_part)
         if event.WhichOneof("event") in ("result", "image_part") and assembly.is_whole:
-            found[event.method] = [image.png for image in assembly.take()]
+            found[Flat(event).method] = [image.png for image in assembly.take()]
     assert found == {method: [image.png for image in result.images] for method, result in whole.items()}
     assert sum(event.HasField("image_part") for event in events) >= 14 and kinds(events)[-1] == "done"
 
@@ -321,7 +323,7 @@ async def test_a_silent_comparison_has_heartbeats(world: World) -> None:
     world.tuner.go_on.set()
     seen += await events_of(call)
 
-    assert all((event.sequence, event.method) == (0, "") for event in seen if event.HasField("heartbeat"))
+    assert all((event.sequence, event.method) == (0, 0) for event in seen if event.HasField("heartbeat"))
     numbers = [event.sequence for event in seen if event.sequence]
     assert numbers == list(range(1, len(numbers) + 1))
     assert not any(event.edit.HasField("heartbeat") for event in seen)
@@ -346,7 +348,7 @@ async def test_a_drain_ends_a_comparison(world: World) -> None:
 @pytest.mark.parametrize(
     ("methods", "fields", "field", "value"),
     [
-        (["magic"], {}, "methods[0].method", "magic"),
+        ([Entry(method=99)], {}, "methods[0].method", "99"),
         (["sdedit", ""], {}, "methods[1].method", ""),
         (["sdedit", "unitune", "sdedit"], {}, "methods[2].method", "sdedit"),
         (["unitune"], {"prompt": " "}, "prompt", "blank"),
@@ -361,7 +363,7 @@ async def test_a_drain_ends_a_comparison(world: World) -> None:
         (["prompt_to_prompt"], {}, "methods[0].config.base_prompt", "unset"),
         (["prompt_to_prompt"], {"base_prompt": " "}, "base_prompt", "blank"),
         (
-            [Entry(method="prompt_to_prompt", config=SamplingConfig(base_prompt="a cow"))],
+            [entry("prompt_to_prompt", config=sampling_config(base_prompt="a cow"))],
             {"base_prompt": "a cat"},
             "methods[0].config.base_prompt",
             "5 characters",
@@ -372,47 +374,47 @@ async def test_a_drain_ends_a_comparison(world: World) -> None:
         ([], {"initial_word": "cat"}, "prompt", "16 characters"),
         ([], {"class_noun": "dog", "prompt": f"a dog {'x' * 1994}"}, "prompt", "2009 characters"),
         (
-            [Entry(method="dreambooth", tuning_config=TuningConfig(class_noun="cat"))],
+            [entry("dreambooth", tuning_config=tuning_config(class_noun="cat"))],
             {"class_noun": "dog"},
             "methods[0].tuning_config.class_noun",
             "cat",
         ),
         (
-            [Entry(method="dreambooth", tuning_config=TuningConfig(class_noun="d\n"))],
+            [entry("dreambooth", tuning_config=tuning_config(class_noun="d\n"))],
             {},
             "methods[0].tuning_config.class_noun",
             "d\n",
         ),
         (
-            ["sdedit", Entry(method="unitune", config=SamplingConfig(strength=2))],
+            ["sdedit", entry("unitune", config=sampling_config(strength=2))],
             {},
             "methods[1].config.strength",
             "2.0",
         ),
         (
-            [Entry(method="unitune", tuning_config=TuningConfig(updates=5001))],
+            [entry("unitune", tuning_config=tuning_config(updates=5001))],
             {},
             "methods[0].tuning_config.updates",
             "5001",
         ),
-        ([Entry(method="sdedit", tuning_config=TuningConfig(updates=5))], {}, "methods[0].tuning_config", "set"),
+        ([entry("sdedit", tuning_config=tuning_config(updates=5))], {}, "methods[0].tuning_config", "set"),
         (
-            [Entry(method="sdedit", config=SamplingConfig(method="imagic"))],
+            [entry("sdedit", config=sampling_config(method="imagic"))],
             {},
             "methods[0].config.method",
             "imagic",
         ),
         (
-            [Entry(method="imagic", tuning_config=TuningConfig(prompt="a cat"))],
+            [entry("imagic", tuning_config=tuning_config(prompt="a cat"))],
             {},
             "methods[0].tuning_config.prompt",
             "5 characters",
         ),
-        ([Entry(method="unitune", config=SamplingConfig(eta=0.5))], {}, "methods[0].config.eta", "0.5"),
+        ([entry("unitune", config=sampling_config(eta=0.5))], {}, "methods[0].config.eta", "0.5"),
         (
-            [Entry(method="unitune", config=SamplingConfig(mask_source="given"))],
+            [entry("unitune", config=sampling_config(mask_source="given"))],
             {},
-            "methods[0].config.mask_source",
+            "methods[0].config.mask.source",
             "given",
         ),
     ],

@@ -11,15 +11,17 @@ from PIL import Image
 
 from gateway.edit import Pace
 from gateway.edit_plan import warnings_of
+from tests.configs import sampling_config, tuning_config
 from tests.gateway.conftest import World, edit, eventually, picture, refused
 from tests.gateway.upstream_servers import BASE_MODEL, serve_sampler, serve_tuner
 from tests.picture_files import file_of
 from unitune.errors import DataLoss, from_status
 from unitune.image_pieces import Assembly
+from unitune.options import SAMPLING, Flat
 from unitune.png_text import HEADER_BYTES
 from unitune.v1.edit_pb2 import CancelEditRequest, Edit, EditEvent, EditRequest, GetEditRequest, SamplingConfig
 from unitune.v1.server_pb2 import BaseModel
-from unitune.v1.tuning_pb2 import DeleteTuningRequest, GetTuningRequest, Tuning, TuningConfig, WatchTuningRequest
+from unitune.v1.tuning_pb2 import DeleteTuningRequest, GetTuningRequest, Tuning, WatchTuningRequest
 
 TERMINAL = {"done", "failed", "cancelled"}
 
@@ -56,9 +58,9 @@ async def test_an_image_is_tuned_then_edited(world: World) -> None:
 
 async def test_accepted_tells_all_defaults(world: World) -> None:
     """`accepted` carries the sampler's defaults, the caller's own values over them, and whole steps."""
-    events = await edit(world, image_data=picture(), config=SamplingConfig(strength=0.68, scheduler="euler"))
+    events = await edit(world, image_data=picture(), config=sampling_config(strength=0.68, scheduler="euler"))
     accepted = events[0].accepted
-    assert accepted.config == SamplingConfig(
+    assert accepted.config == sampling_config(
         method="unitune",
         scheduler="euler",
         num_inference_steps=20,
@@ -84,10 +86,10 @@ async def test_a_fast_edit_takes_the_base_models_fast_steps(world: World) -> Non
     world.sampler.base_model = BaseModel(name="tiny", digest=BASE_MODEL.digest, fast_steps=4)
     usual = await edit(world, image_data=picture())
 
-    events = await edit(world, image_data=picture(), config=SamplingConfig(fast=True))
+    events = await edit(world, image_data=picture(), config=sampling_config(fast=True))
     again = await edit(world, tuning=usual[-1].done.tuning, config=events[0].accepted.config)
 
-    wanted = SamplingConfig()
+    wanted = sampling_config()
     wanted.CopyFrom(usual[0].accepted.config)
     wanted.num_inference_steps = 4
     assert wanted == events[0].accepted.config == again[0].accepted.config == world.sampler.requests[1].config
@@ -97,7 +99,7 @@ async def test_a_fast_edit_takes_the_base_models_fast_steps(world: World) -> Non
     assert len(world.tuner.requests) == 1
 
     nulls = await world.tuned(method="null_text", base_prompt="a cat")
-    call = world.edits.Edit(EditRequest(tuning=nulls.name, prompt="a dog", config=SamplingConfig(fast=True)))
+    call = world.edits.Edit(EditRequest(tuning=nulls.name, prompt="a dog", config=sampling_config(fast=True)))
     error = await refused(call, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", "config.fast")
     assert "not of prompt_to_prompt" in error.metadata["remedy"]
 
@@ -116,14 +118,14 @@ async def test_second_edit_uses_the_weights_of_the_first(world: World) -> None:
 async def test_other_settings_tune_anew(world: World) -> None:
     """A change of any setting of the tuning is another tuning."""
     first = await edit(world, image_data=picture())
-    other = await edit(world, image_data=picture(), tuning_config=TuningConfig(seed=1))
+    other = await edit(world, image_data=picture(), tuning_config=tuning_config(seed=1))
     assert other[-1].done.tuning != first[-1].done.tuning
     assert [request.config.seed for request in world.tuner.requests] == [0, 1]
 
 
 async def test_sdedit_needs_no_tuning(world: World) -> None:
     """Method sdedit samples with the base weights, tunes nothing, and keeps nothing of a picture sent along."""
-    events = await edit(world, image_data=picture(), config=SamplingConfig(method="sdedit"))
+    events = await edit(world, image_data=picture(), config=sampling_config(method="sdedit"))
     assert kinds(events) == ["accepted", "loading", "step", "image", "done"]
     assert events[-1].done.tuning == "" and not world.tuner.requests and world.stored() == []
     assert not world.sampler.requests[0].HasField("weights") and world.sampler.requests[0].rare_tokens == ""
@@ -131,7 +133,7 @@ async def test_sdedit_needs_no_tuning(world: World) -> None:
 
 async def test_steps_are_paced_and_previews_survive(world: World) -> None:
     """A fast sampler's steps are thinned to five a second; the last one is never dropped, nor the newest preview."""
-    events = await edit(world, image_data=picture(), preview_every=4, config=SamplingConfig(strength=1))
+    events = await edit(world, image_data=picture(), preview_every=4, config=sampling_config(strength=1))
     steps = [event.step for event in events if event.HasField("step")]
     assert len(steps) <= 3 and steps[-1].index == 19 and steps[-1].total == 20
     assert steps[-1].preview == b"preview 19"
@@ -161,7 +163,7 @@ async def test_a_large_picture_comes_in_pieces(world: World, size_bytes: int) ->
     header = picture()[:HEADER_BYTES]
     world.sampler.png = header + os.urandom(size_bytes)
 
-    events = await edit(world, image_data=picture(), seeds=[7], config=SamplingConfig(method="sdedit"))
+    events = await edit(world, image_data=picture(), seeds=[7], config=sampling_config(method="sdedit"))
 
     assert kinds(events)[-1] == "done" and max(event.ByteSize() for event in events) < 3 << 20
     assembly = Assembly()
@@ -188,7 +190,7 @@ async def test_an_uploaded_mask_is_as_good_as_one_in_the_request(world: World) -
     for target in ({"image_data": picture()}, {"image": tuning.image}, {"tuning": tuning.name}):
         events = await edit(world, **target, mask_image=mask.name)
         assert kinds(events)[-1] == "done"
-        assert events[0].accepted.config.mask_source == "given"
+        assert Flat(events[0].accepted.config).mask_source == "given"
     assert [request.mask for request in world.sampler.requests] == [picture("white")] * 3
 
 
@@ -222,7 +224,7 @@ async def test_what_a_picture_loses_is_in_the_warnings_of_its_edits(world: World
     assert ["transparent" in warning for warning in image.warnings] == [True]
     for target in ({"image_data": clear}, {"image": image.name}, {"tuning": tuning.name}):
         for method in ("unitune", "sdedit"):
-            events = await edit(world, **target, config=SamplingConfig(method=method))
+            events = await edit(world, **target, config=sampling_config(method=method))
             assert list(events[0].accepted.warnings) == list(image.warnings)
 
 
@@ -231,11 +233,11 @@ async def test_a_mask_is_given_and_keeps_pixels_exactly_unless_told_otherwise(wo
     mask = picture("white")
 
     events = await edit(world, image_data=picture(), mask=mask)
-    mixed = await edit(world, image_data=picture(), mask=mask, config=SamplingConfig(interpolation=0.5))
-    estimated = await edit(world, image_data=picture(), config=SamplingConfig(mask_source="diffedit"))
+    mixed = await edit(world, image_data=picture(), mask=mask, config=sampling_config(interpolation=0.5))
+    estimated = await edit(world, image_data=picture(), config=sampling_config(mask_source="diffedit"))
 
     config = events[0].accepted.config
-    assert (config.mask_source, config.interpolation, config.mask_blur) == ("given", 1, 0)
+    assert (Flat(config).mask_source, config.interpolation, config.mask.blur) == ("given", 1, 0)
     assert mixed[0].accepted.config.interpolation == 0.5
     assert estimated[0].accepted.config.interpolation == 1
     assert [request.mask for request in world.sampler.requests] == [mask, mask, b""]
@@ -250,31 +252,35 @@ async def test_a_mask_is_taken_wherever_its_picture_comes_from(world: World) -> 
     targets = ({"image_data": picture()}, {"image": tuning.image}, {"tuning": tuning.name})
     for target in targets:
         for method in ("unitune", "sdedit"):
-            config = SamplingConfig(method=method, mask_keeps=True)
+            config = sampling_config(method=method, mask_keeps=True)
             events = await edit(world, **target, mask=picture("black"), config=config)
             assert kinds(events)[-1] == "done"
-    assert all(request.config.mask_keeps for request in world.sampler.requests)
+    assert all(request.config.mask.keeps for request in world.sampler.requests)
 
 
 async def test_prompt_to_prompts_defaults_are_in_force(world: World) -> None:
     """What the base model says for the method is sampled with, and told, where the request leaves it out."""
-    asked = SamplingConfig(method="prompt_to_prompt", base_prompt="a cat", self_replace=0.5)
-    accepted = (await edit(world, image_data=picture(), config=asked))[0].accepted.config
+    asked = sampling_config(method="prompt_to_prompt", base_prompt="a cat", self_replace=0.5)
+    config = (await edit(world, image_data=picture(), config=asked))[0].accepted.config
+    accepted = Flat(config)
 
     assert (0.8, 0.5, 5.0) == (accepted.cross_replace, accepted.self_replace, accepted.guidance_scale)
-    assert accepted == world.sampler.requests[-1].config
+    assert config == world.sampler.requests[-1].config
 
 
 @pytest.mark.parametrize(
     ("config", "mask"),
     [
-        (SamplingConfig(method="unitune", unconditional_model="base", base_mixture=0.4), b""),
-        (SamplingConfig(method="unitune", prompt_guidance_scale=2, base_prompt="a cat"), b""),
-        (SamplingConfig(method="unitune", mask_source="diffedit", base_prompt="a cat", mask_blur=2), b""),
-        (SamplingConfig(method="sdedit", repeats=3, negative_prompt="snow"), b""),
-        (SamplingConfig(method="prompt_to_prompt", base_prompt="a cat", gate=True, negative_prompt="snow"), b""),
+        (sampling_config(method="unitune", unconditional_model="base", base_mixture=0.4), b""),
+        (sampling_config(method="unitune", prompt_guidance_scale=2, base_prompt="a cat"), b""),
+        (sampling_config(method="unitune", mask_source="diffedit", base_prompt="a cat", mask_blur=2), b""),
+        (sampling_config(method="sdedit", repeats=3, negative_prompt="snow"), b""),
         (
-            SamplingConfig(
+            sampling_config(method="prompt_to_prompt", base_prompt="a cat", clip_filter=True, negative_prompt="snow"),
+            b"",
+        ),
+        (
+            sampling_config(
                 method="prompt_to_prompt",
                 base_prompt="a cat",
                 inversion="ddim",
@@ -285,13 +291,13 @@ async def test_prompt_to_prompts_defaults_are_in_force(world: World) -> None:
             ),
             b"",
         ),
-        (SamplingConfig(method="unitune", only_masked=True, mask_padding=8), picture("white")),
-        (SamplingConfig(method="sdedit", only_masked=True), picture("white")),
-        (SamplingConfig(method="sdedit", mask_text="the cat", inverted=True, mask_blur=2), b""),
-        (SamplingConfig(mask_text="the cat", mask_source="attention"), b""),
-        (SamplingConfig(), b""),
-        (SamplingConfig(automatic=True), b""),
-        (SamplingConfig(gate=True), b""),
+        (sampling_config(method="unitune", only_masked=True, mask_padding=8), picture("white")),
+        (sampling_config(method="sdedit", only_masked=True), picture("white")),
+        (sampling_config(method="sdedit", mask_text="the cat", inverted=True, mask_blur=2), b""),
+        (sampling_config(mask_text="the cat", mask_source="attention"), b""),
+        (sampling_config(), b""),
+        (sampling_config(automatic=True), b""),
+        (sampling_config(clip_filter=True), b""),
     ],
 )
 async def test_the_config_that_was_accepted_can_be_sent_again(
@@ -302,9 +308,9 @@ async def test_the_config_that_was_accepted_can_be_sent_again(
     again = (await edit(world, image_data=picture(), config=accepted, mask=mask))[0].accepted.config
 
     assert again == accepted
-    filled = SamplingConfig()
+    filled = sampling_config()
     filled.CopyFrom(accepted)
-    filled.ClearField("blend_words")  # merging appends to lists
+    SAMPLING["blend_words"].clear(filled)  # merging appends to lists
     filled.MergeFrom(config)
     assert filled == accepted
 
@@ -313,7 +319,7 @@ async def test_closing_the_stream_stops_the_sampler_but_not_the_tuning(world: Wo
     """A client that goes away ends its sampling at once, and leaves an edit that is CANCELLED."""
     world.sampler.step_s = 0.2
     tuning = await world.tuned()
-    call = world.edits.Edit(EditRequest(tuning=tuning.name, prompt="a dog", config=SamplingConfig(strength=1)))
+    call = world.edits.Edit(EditRequest(tuning=tuning.name, prompt="a dog", config=sampling_config(strength=1)))
     accepted = await call.read()
     await call.read()
     call.cancel()
@@ -346,7 +352,7 @@ async def test_cancel_edit_from_another_connection(world: World) -> None:
     """CancelEdit ends the stream with `cancelled`, stops the sampler, touches no other edit, and may be repeated."""
     world.sampler.step_s = 0.05
     tuning = await world.tuned()
-    request = EditRequest(tuning=tuning.name, prompt="a dog", config=SamplingConfig(strength=1))
+    request = EditRequest(tuning=tuning.name, prompt="a dog", config=sampling_config(strength=1))
     doomed, other = world.edits.Edit(request), world.edits.Edit(request)
     name = (await doomed.read()).accepted.edit
     await other.read()
@@ -508,7 +514,7 @@ async def test_tuning_deleted_under_a_waiting_edit(world: World) -> None:
 async def test_unknown_words_are_warned_of(world: World) -> None:
     """Words outside a closed vocabulary give one warning with the nearest known ones."""
     world.sampler.base_model = BaseModel(name="tiny", digest=BASE_MODEL.digest, vocabulary=["a", "dog", "on", "beach"])
-    config = SamplingConfig(negative_prompt="qqqq", base_prompt="a wwww", prompt_guidance_scale=1)
+    config = sampling_config(negative_prompt="qqqq", base_prompt="a wwww", prompt_guidance_scale=1)
     events = await edit(world, image_data=picture(), prompt="A dgo on a BEACH, zzzzzz", config=config)
     (warning,) = events[0].accepted.warnings
     assert "dgo (nearest: dog)" in warning and "zzzzzz" in warning and "beach" not in warning.lower()

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.answers import fault_of
+from tests.configs import sampling_config, tuning_config
 from tests.extremes import extremes
 from tests.gateway.conftest import World, picture, refused
 from unitune.v1 import edit_pb2, image_pb2, server_pb2, tuning_pb2
@@ -24,7 +25,6 @@ from unitune.v1.edit_pb2 import (
     CompareRequest,
     EditRequest,
     GetEditRequest,
-    SamplingConfig,
 )
 from unitune.v1.image_pb2 import UploadImageRequest
 from unitune.v1.tuning_pb2 import (
@@ -34,7 +34,6 @@ from unitune.v1.tuning_pb2 import (
     GetTuningRequest,
     ListTuningsRequest,
     Tuning,
-    TuningConfig,
     UpdateTuningRequest,
     WatchTuningRequest,
 )
@@ -50,7 +49,7 @@ async def requests_of(world: World) -> list[tuple[str, Any, Message]]:
     edits = [event async for event in world.edits.Edit(EditRequest(image=image, prompt="a dog", config=SDEDIT))]
     edit = edits[0].accepted.edit
     chunk = UploadImageRequest(chunk=picture("red"))
-    config = TuningConfig(method="unitune", updates=1)
+    config = tuning_config(method="unitune", updates=1)
 
     def upload(request: UploadImageRequest) -> Any:
         return world.images.UploadImage([request, chunk])
@@ -85,7 +84,7 @@ def _others(world: World, known: set[str]) -> Iterator[tuple[str, Any, Message]]
                 yield method.name, call, GetMessageClass(method.input_type)()
 
 
-SDEDIT = SamplingConfig(method="sdedit", num_inference_steps=1)
+SDEDIT = sampling_config(method="sdedit", num_inference_steps=1)
 
 
 async def faults(calls: Iterator[tuple[str, Any, Message]]) -> list[str]:

@@ -6,11 +6,12 @@ from pathlib import Path
 import grpc
 import pytest
 
+from tests.configs import sampling_config
 from tests.full_disk import fill, mounted, read_only
 from tests.gateway.conftest import World, picture, refused, sha256
 from unitune.images import MAX_CHUNK_BYTES
 from unitune.picture_header import MAX_BYTES
-from unitune.v1.edit_pb2 import EditRequest, SamplingConfig
+from unitune.v1.edit_pb2 import EditRequest
 from unitune.v1.image_pb2 import Image, UploadImageRequest
 
 Header = UploadImageRequest.Header
@@ -114,10 +115,10 @@ async def test_a_damaged_picture_is_data_loss_until_it_is_uploaded_again(world: 
         else:
             (folder / part).write_bytes(damage)
         reason = "STORE_CORRUPT" if damage is None else "IMAGE_CORRUPT"
-        call = world.edits.Edit(EditRequest(image=image.name, prompt="a dog", config=SamplingConfig(method="sdedit")))
+        call = world.edits.Edit(EditRequest(image=image.name, prompt="a dog", config=sampling_config(method="sdedit")))
         await refused(call, grpc.StatusCode.DATA_LOSS, reason)
         assert (await world.upload(data)).name == image.name
-        request = EditRequest(image=image.name, prompt="a dog", config=SamplingConfig(method="sdedit"))
+        request = EditRequest(image=image.name, prompt="a dog", config=sampling_config(method="sdedit"))
         assert [event async for event in world.edits.Edit(request)][-1].HasField("done")
 
 

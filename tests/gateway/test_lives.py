@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import grpc
 import pytest
 
+from tests.configs import tuning_config
 from tests.full_disk import fill, mounted
 from tests.gateway.conftest import World, eventually, picture
 from tests.gateway.proxy import Proxy
@@ -24,10 +25,11 @@ from tests.gateway.test_main import start
 from tests.gateway.upstream_servers import serve_sampler
 from unitune import serving
 from unitune.errors import from_status
+from unitune.options import Flat
 from unitune.v1.edit_pb2 import EditRequest
 from unitune.v1.image_pb2 import UploadImageRequest
 from unitune.v1.image_pb2_grpc import ImageServiceStub
-from unitune.v1.tuning_pb2 import CreateTuningRequest, GetTuningRequest, Tuning, TuningConfig, WatchTuningRequest
+from unitune.v1.tuning_pb2 import CreateTuningRequest, GetTuningRequest, Tuning, WatchTuningRequest
 from unitune.v1.tuning_pb2_grpc import TuningServiceStub
 
 pytestmark = pytest.mark.slow  # real services, killed and started again
@@ -72,7 +74,7 @@ async def test_a_run_may_be_older_than_its_connections(world: World) -> None:
     async with serving.channel(address) as channel:
         image = await upload(channel)
         tunings = TuningServiceStub(channel)
-        tuning = await tunings.CreateTuning(CreateTuningRequest(image=image, config=TuningConfig(updates=12)))
+        tuning = await tunings.CreateTuning(CreateTuningRequest(image=image, config=tuning_config(updates=12)))
         watched = []
         async for event in tunings.WatchTuning(WatchTuningRequest(name=tuning.name), timeout=60):
             watched.append(event)
@@ -107,7 +109,7 @@ async def test_a_gateway_that_starts_without_its_tuner_accepts_tunings(world: Wo
     await world.open()
     tuning = await world.tune(seed=7)
     assert tuning.state == Tuning.STATE_QUEUED
-    assert tuning.config.updates == 5 and tuning.config.mode == "attn_out"  # as the tuner told
+    assert tuning.config.updates == 5 and Flat(tuning.config).mode == "attn_out"  # as the tuner told
 
 
 # Frozen services
@@ -209,7 +211,7 @@ async def test_a_gateway_that_stood_still_blames_nobody(world: World) -> None:
     process, address = await start(world, program=("-c", IMPATIENT))
     async with serving.channel(address) as channel:
         tunings = TuningServiceStub(channel)
-        config = TuningConfig(updates=30)
+        config = tuning_config(updates=30)
         tuning = await tunings.CreateTuning(CreateTuningRequest(image=await upload(channel), config=config))
         call = tunings.WatchTuning(WatchTuningRequest(name=tuning.name))
         while not (event := await call.read()).HasField("progress"):
@@ -348,7 +350,7 @@ async def test_a_full_disk_delays_a_tuning_and_no_more(world: World, disk: Disk,
     process, address = await start(world, UNITUNE_STATE=str(disk.state))
     async with serving.channel(address) as channel:
         tunings = TuningServiceStub(channel)
-        config = TuningConfig(updates=40)
+        config = tuning_config(updates=40)
         if lost:  # the loss comes with the first update, so the tuner waits before it
             world.tuner.update_s = 1.0
         name = (await tunings.CreateTuning(CreateTuningRequest(image=await upload(channel), config=config))).name

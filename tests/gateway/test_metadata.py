@@ -8,12 +8,14 @@ from typing import Any
 import grpc
 from PIL import Image
 
+from tests.configs import entry, sampling_config, tuning_config
 from tests.gateway.conftest import World, picture, refused, sha256
 from unitune import __version__, png_text
 from unitune.errors import InvalidField
-from unitune.v1.edit_pb2 import CompareRequest, EditEvent, EditRequest, GetEditRequest, SamplingConfig
+from unitune.options import Flat
+from unitune.v1.edit_pb2 import CompareRequest, EditEvent, EditRequest, GetEditRequest
 from unitune.v1.server_pb2 import BaseModel
-from unitune.v1.tuning_pb2 import CreateTuningRequest, ListTuningsRequest, TuningConfig
+from unitune.v1.tuning_pb2 import CreateTuningRequest, ListTuningsRequest
 
 PROMPT = "a dog, on a beach"
 
@@ -32,7 +34,7 @@ def record_of(image: EditEvent.EditedImage) -> dict[str, Any]:
 async def test_a_result_says_all_that_made_it(world: World) -> None:
     """Prompt, seed, the settings in force, the tuning's config and key, model, and the digest of the picture."""
     tuning = await world.tuned(picture("red"))
-    (image,) = await images_of(world, tuning=tuning.name, seeds=[7], config=SamplingConfig(guidance_scale=9))
+    (image,) = await images_of(world, tuning=tuning.name, seeds=[7], config=sampling_config(guidance_scale=9))
 
     assert record_of(image) == {
         "version": 1,
@@ -75,7 +77,7 @@ async def test_other_programs_read_the_usual_form(world: World) -> None:
     """`parameters` is prompt, negative prompt, and a line of names and values; values with separators are quoted."""
     world.sampler.base_model = BaseModel(name="tiny, small", digest=world.tuner.base_model.digest)
     (image,) = await images_of(
-        world, image_data=picture(), config=SamplingConfig(scheduler="dpmpp_2m", negative_prompt="fog")
+        world, image_data=picture(), config=sampling_config(scheduler="dpmpp_2m", negative_prompt="fog")
     )
 
     digest = world.sampler.base_model.digest
@@ -113,7 +115,7 @@ async def test_the_same_request_gives_the_same_bytes(world: World) -> None:
 async def test_nothing_secret_is_in_a_result(world: World) -> None:
     """No path, no tenant, no resource's name, no time and no label."""
     image = await world.upload(picture("red"), parent="tenants/secretive")
-    (made,) = await images_of(world, image=image.name, mask=picture("white"), config=SamplingConfig(mask_blur=2))
+    (made,) = await images_of(world, image=image.name, mask=picture("white"), config=sampling_config(mask_blur=2))
 
     text = "\n".join(png_text.texts_of(made.png).values())
     assert not any(word in text for word in ("tenants", "secretive", "/", "time", str(world.folder)))
@@ -132,7 +134,7 @@ async def test_the_mask_is_named_by_its_digest(world: World) -> None:
 async def test_what_was_chosen_is_told_beside_what_was_asked(world: World) -> None:
     """The gate's seed and the automatic settings' point are there, and so is what to ask for to have them again."""
     world.sampler.chosen = {"seed": 1_000_010, "strength": 0.5, "guidance_scale": 4.0}
-    (image,) = await images_of(world, image_data=picture(), seeds=[7], config=SamplingConfig(automatic=True))
+    (image,) = await images_of(world, image_data=picture(), seeds=[7], config=sampling_config(automatic=True))
 
     record, texts = record_of(image), png_text.texts_of(image.png)
     assert (record["seed"], record["sampled_seed"]) == (7, 1_000_010)
@@ -145,7 +147,7 @@ async def test_further_pictures_are_named_by_their_digests(world: World) -> None
     """Those of DreamBooth, without whom the tuning cannot be made again."""
     names = [(await world.upload(picture(colour))).name for colour in ("red", "blue")]
     request = {"image": names[0], "images": names[1:]}
-    config = TuningConfig(method="dreambooth", class_noun="dog")
+    config = tuning_config(method="dreambooth", class_noun="dog")
     tuning = await world.tunings.CreateTuning(CreateTuningRequest(config=config, **request))
     await world.watch(tuning.name)
     (image,) = await images_of(world, tuning=tuning.name, prompt="a beikkpic dog")
@@ -160,7 +162,7 @@ async def test_metadata_can_be_left_out(world: World) -> None:
     (with_it,) = await images_of(world, image_data=picture())
     compared = {}
     for omits in (True, False):
-        entries = [CompareRequest.Entry(method=method) for method in ("unitune", "sdedit")]
+        entries = [entry(method) for method in ("unitune", "sdedit")]
         request = CompareRequest(prompt=PROMPT, image_data=picture(), methods=entries, omit_metadata=omits)
         results = [event.result async for event in world.edits.Compare(request) if event.HasField("result")]
         compared[omits] = [result.images[0] for result in results]
@@ -194,24 +196,24 @@ async def test_a_validated_request_makes_and_stores_nothing(world: World) -> Non
 
 async def test_what_an_edit_is_refused_for_a_validated_one_is(world: World) -> None:
     """Settings, words, the tuner's own look at a config, the picture, the mask, and a tuner that is away."""
-    invalid, imagic = grpc.StatusCode.INVALID_ARGUMENT, TuningConfig(method="imagic", prompt="another")
+    invalid, imagic = grpc.StatusCode.INVALID_ARGUMENT, tuning_config(method="imagic", prompt="another")
 
     async def refusal(reason: str, field: str | None, code: grpc.StatusCode = invalid, **request: Any) -> None:
         ask = EditRequest(validate_only=True, **({"prompt": PROMPT, "image_data": picture()} | request))
         await refused(world.edits.Edit(ask), code, reason, field)
 
     await refusal("INVALID_FIELD", "prompt", prompt=" ")
-    await refusal("INVALID_FIELD", "config.strength", config=SamplingConfig(strength=2))
+    await refusal("INVALID_FIELD", "config.strength", config=sampling_config(strength=2))
     await refusal("INVALID_FIELD", "tuning_config.prompt", tuning_config=imagic)
     await refusal("IMAGE_UNDECODABLE", "image_data", image_data=b"no picture")
     await refusal("INVALID_FIELD", "mask", mask=picture("black"))
     world.tuner.refusal = InvalidField("config.initial_word", "xyzzy", "it must be one token")
-    words = TuningConfig(method="textual_inversion", initial_word="xyzzy")
+    words = tuning_config(method="textual_inversion", initial_word="xyzzy")
     await refusal("INVALID_FIELD", "tuning_config.initial_word", prompt="a beikkpic", tuning_config=words)
     world.tuner.refusal = None
     await world.tuner_server.stop()
     await refusal("BACKEND_DOWN", None, grpc.StatusCode.UNAVAILABLE)
-    accepted, _ = await validated(world, prompt=PROMPT, image_data=picture(), config=SamplingConfig(method="sdedit"))
+    accepted, _ = await validated(world, prompt=PROMPT, image_data=picture(), config=sampling_config(method="sdedit"))
     assert accepted.HasField("accepted")
     assert not world.tuner.requests and not world.sampler.requests and not world.stored()
 
@@ -234,8 +236,8 @@ async def test_a_validated_comparison_makes_nothing(world: World) -> None:
     events = [event async for event in world.edits.Compare(request)]
 
     assert [event.WhichOneof("event") for event in events] == ["accepted", "done"]
-    assert list(events[0].accepted.methods) == ["unitune", "imagic", "sdedit"]
+    assert Flat(events[0].accepted).methods == ["unitune", "imagic", "sdedit"]
     assert len(events[0].accepted.warnings) == 1 and "zebra" in events[0].accepted.warnings[0]
     assert not world.tuner.requests and not world.sampler.requests and not world.stored()
-    request.methods.add(method="nonsense")
+    request.methods.add(method=99)
     await refused(world.edits.Compare(request), grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", "methods[0].method")

@@ -5,8 +5,10 @@ from typing import Any
 import grpc
 import pytest
 
+from tests.configs import entry, sampling_config, tuning_config
 from tests.gateway.conftest import World, picture, refused, sha256
 from unitune.errors import InvalidField
+from unitune.options import Flat
 from unitune.v1.edit_pb2 import CompareRequest, EditEvent, EditRequest, SamplingConfig
 from unitune.v1.tuning_pb2 import CreateTuningRequest, DeleteTuningRequest, TuningConfig
 
@@ -23,43 +25,43 @@ async def edit(world: World, prompt: str, **fields: Any) -> list[EditEvent]:
 @pytest.mark.parametrize(
     ("config", "field", "value"),
     [
-        (TuningConfig(class_noun="dog"), "config.class_noun", "dog"),
-        (TuningConfig(method="unitune", num_vectors=2), "config.num_vectors", "2"),
-        (TuningConfig(prior_weight=0), "config.prior_weight", "0.0"),
-        (TuningConfig(method="imagic", prompt="a dog", rare_tokens="zqx"), "config.rare_tokens", "zqx"),
-        (TuningConfig(method="dreambooth", class_noun="dog", prompt="a dog"), "config.prompt", "5 characters"),
-        (TuningConfig(method="textual_inversion", initial_word="dog", mode="full"), "config.mode", "full"),
-        (TuningConfig(method="imagic"), "config.prompt", ""),
-        (TuningConfig(method="imagic", prompt=" "), "config.prompt", "blank"),
-        (TuningConfig(method="imagic", prompt="a dog", embedding_updates=5001), "config.embedding_updates", "5001"),
+        (tuning_config(class_noun="dog"), "config.class_noun", "dog"),
+        (tuning_config(method="unitune", num_vectors=2), "config.num_vectors", "2"),
+        (tuning_config(prior_weight=0), "config.prior_weight", "0.0"),
+        (tuning_config(method="imagic", prompt="a dog", rare_tokens="zqx"), "config.rare_tokens", "zqx"),
+        (tuning_config(method="dreambooth", class_noun="dog", prompt="a dog"), "config.prompt", "5 characters"),
+        (tuning_config(method="textual_inversion", initial_word="dog", mode="full"), "config.mode", "full"),
+        (tuning_config(method="imagic"), "config.prompt", ""),
+        (tuning_config(method="imagic", prompt=" "), "config.prompt", "blank"),
+        (tuning_config(method="imagic", prompt="a dog", embedding_updates=5001), "config.embedding_updates", "5001"),
         (
-            TuningConfig(method="imagic", prompt="a dog", embedding_learning_rate=0),
+            tuning_config(method="imagic", prompt="a dog", embedding_learning_rate=0),
             "config.embedding_learning_rate",
             "0.0",
         ),
-        (TuningConfig(method="dreambooth"), "config.class_noun", ""),
-        (TuningConfig(method="dreambooth", class_noun="x" * 65), "config.class_noun", "65 characters"),
-        (TuningConfig(method="dreambooth", class_noun="d\n"), "config.class_noun", "d\n"),
-        (TuningConfig(method="dreambooth", class_noun="dog", num_class_images=-1), "config.num_class_images", "-1"),
+        (tuning_config(method="dreambooth"), "config.class_noun", ""),
+        (tuning_config(method="dreambooth", class_noun="x" * 65), "config.class_noun", "65 characters"),
+        (tuning_config(method="dreambooth", class_noun="d\n"), "config.class_noun", "d\n"),
+        (tuning_config(method="dreambooth", class_noun="dog", num_class_images=-1), "config.num_class_images", "-1"),
         (
-            TuningConfig(method="dreambooth", class_noun="dog", prior_weight=float("nan")),
+            tuning_config(method="dreambooth", class_noun="dog", prior_weight=float("nan")),
             "config.prior_weight",
             "nan",
         ),
-        (TuningConfig(method="null_text"), "config.base_prompt", ""),
-        (TuningConfig(method="null_text", base_prompt="a cat", prompt="a dog"), "config.prompt", "5 characters"),
-        (TuningConfig(method="null_text", base_prompt="a cat", batch=1), "config.batch", "1"),
-        (TuningConfig(method="null_text", base_prompt="a cat", updates=5001), "config.updates", "5001"),
-        (TuningConfig(method="null_text", base_prompt="a cat", guidance_scale=65), "config.guidance_scale", "65.0"),
+        (tuning_config(method="null_text"), "config.base_prompt", ""),
+        (tuning_config(method="null_text", base_prompt="a cat", prompt="a dog"), "config.prompt", "5 characters"),
+        (tuning_config(method="null_text", base_prompt="a cat", batch=1), "config.batch", "1"),
+        (tuning_config(method="null_text", base_prompt="a cat", updates=5001), "config.updates", "5001"),
+        (tuning_config(method="null_text", base_prompt="a cat", guidance_scale=65), "config.guidance_scale", "65.0"),
         (
-            TuningConfig(method="null_text", base_prompt="a cat", num_inference_steps=0),
+            tuning_config(method="null_text", base_prompt="a cat", num_inference_steps=0),
             "config.num_inference_steps",
             "0",
         ),
-        (TuningConfig(method="imagic", prompt="a dog", base_prompt="a cat"), "config.base_prompt", "5 characters"),
-        (TuningConfig(method="textual_inversion"), "config.initial_word", ""),
-        (TuningConfig(method="textual_inversion", initial_word="dog", num_vectors=0), "config.num_vectors", "0"),
-        (TuningConfig(method="textual_inversion", initial_word="dog", num_vectors=17), "config.num_vectors", "17"),
+        (tuning_config(method="imagic", prompt="a dog", base_prompt="a cat"), "config.base_prompt", "5 characters"),
+        (tuning_config(method="textual_inversion"), "config.initial_word", ""),
+        (tuning_config(method="textual_inversion", initial_word="dog", num_vectors=0), "config.num_vectors", "0"),
+        (tuning_config(method="textual_inversion", initial_word="dog", num_vectors=17), "config.num_vectors", "17"),
     ],
 )
 async def test_bad_options_of_a_method_are_refused(world: World, config: TuningConfig, field: str, value: str) -> None:
@@ -82,7 +84,7 @@ async def test_defaults_are_those_of_the_method(world: World) -> None:
     tuning = await world.tune(method="imagic", prompt="a dog")
 
     assert (
-        TuningConfig(
+        tuning_config(
             method="imagic",
             mode="full",
             updates=4,
@@ -119,10 +121,10 @@ async def test_another_text_is_another_tuning(world: World) -> None:
 
 async def test_an_edit_of_an_image_tunes_for_its_own_prompt(world: World) -> None:
     """With imagic the edit's prompt goes into the tuning, and an edit by another prompt makes another (I6)."""
-    config = SamplingConfig(method="imagic", eta=0.9)
+    config = sampling_config(method="imagic", eta=0.9)
     for prompt in ("a dog", "a cat", "a dog"):
         events = await edit(world, prompt, image_data=picture(), config=config)
-        accepted = events[0].accepted.config
+        accepted = Flat(events[0].accepted.config)
         assert ("imagic", "euler", 0.9) == (accepted.method, accepted.scheduler, accepted.eta)
 
     assert ["a dog", "a cat"] == [request.config.prompt for request in world.tuner.requests]
@@ -141,8 +143,8 @@ async def test_a_tunings_text_is_the_only_one_it_edits_by(world: World) -> None:
         EditRequest(
             image_data=picture(),
             prompt="a cat",
-            config=SamplingConfig(method="imagic"),
-            tuning_config=TuningConfig(prompt="a cow"),
+            config=sampling_config(method="imagic"),
+            tuning_config=tuning_config(prompt="a cow"),
         )
     )
     await refused(call, INVALID, "INVALID_FIELD", "tuning_config.prompt")
@@ -152,9 +154,9 @@ async def test_a_tunings_text_is_the_only_one_it_edits_by(world: World) -> None:
 @pytest.mark.parametrize("prompt", ["a dog", "a beikkpic", "a beikkpicdog", "a beikkpic cat", "a beikkpic dogs"])
 async def test_dreambooth_needs_token_and_class_noun(world: World, prompt: str) -> None:
     """A prompt without both is refused, for an image before anything is stored or tuned (D7)."""
-    config = SamplingConfig(method="dreambooth")
+    config = sampling_config(method="dreambooth")
     request = EditRequest(
-        image_data=picture(), prompt=prompt, config=config, tuning_config=TuningConfig(class_noun="dog")
+        image_data=picture(), prompt=prompt, config=config, tuning_config=tuning_config(class_noun="dog")
     )
 
     error = await refused(world.edits.Edit(request), INVALID, "INVALID_FIELD", "prompt")
@@ -180,7 +182,7 @@ async def test_dreambooth_prompts_go_as_they_are(world: World) -> None:
 async def test_further_images_reach_the_tuner_and_the_key(world: World) -> None:
     """In their order, under the tuning's images; another set of them is another tuning."""
     names = [(await world.upload(picture(colour))).name for colour in ("teal", "red", "blue")]
-    config = TuningConfig(method="dreambooth", class_noun="dog")
+    config = tuning_config(method="dreambooth", class_noun="dog")
     made = [
         await world.tunings.CreateTuning(CreateTuningRequest(image=names[0], images=further, config=config))
         for further in ([], names[1:], names[1:], names[:0:-1])
@@ -200,7 +202,7 @@ async def test_too_many_images_are_refused(world: World) -> None:
     """Two for UniTune, six for DreamBooth, one that is not there, and one that is no image's name."""
     image = (await world.upload(picture())).name
     other = image.replace(sha256(picture()), "a" * 64)
-    dreambooth = TuningConfig(method="dreambooth", class_noun="dog")
+    dreambooth = tuning_config(method="dreambooth", class_noun="dog")
     for request, field in (
         (CreateTuningRequest(image=image, images=[image]), "images"),
         (CreateTuningRequest(image=image, images=[image] * 5, config=dreambooth), "images"),
@@ -214,7 +216,7 @@ async def test_too_many_images_are_refused(world: World) -> None:
 async def test_further_images_go_with_their_last_tuning(world: World) -> None:
     """A further image stays while any tuning was made from it, and is discarded with the last one."""
     names = [(await world.upload(picture(colour))).name for colour in ("teal", "red")]
-    config = TuningConfig(method="dreambooth", class_noun="dog")
+    config = tuning_config(method="dreambooth", class_noun="dog")
     both = await world.tunings.CreateTuning(CreateTuningRequest(image=names[0], images=names[1:], config=config))
     single = await world.tuned(picture("red"))
     await world.watch(both.name)
@@ -230,7 +232,7 @@ async def test_the_tokenizer_is_asked_before_a_tuning_is_made(world: World) -> N
     """What the tuner refuses of a placeholder or initial word is refused here, under the request's own field (T4)."""
     world.tuner.refusal = InvalidField("config.rare_tokens", "dog", "the vocabulary has this word already")
     image = await world.upload(picture())
-    config = TuningConfig(method="textual_inversion", initial_word="cat", rare_tokens="dog")
+    config = tuning_config(method="textual_inversion", initial_word="cat", rare_tokens="dog")
 
     call = world.tunings.CreateTuning(CreateTuningRequest(image=image.name, config=config))
     await refused(call, INVALID, "INVALID_FIELD", "config.rare_tokens")
@@ -259,34 +261,34 @@ async def test_an_edits_method_is_its_tunings(world: World) -> None:
     tuning = await world.tuned(method="dreambooth", class_noun="dog")
 
     events = await edit(world, "a beikkpic dog", tuning=tuning.name)
-    assert "dreambooth" == events[0].accepted.config.method
+    assert "dreambooth" == Flat(events[0].accepted.config).method
     for method in ("unitune", "imagic", "textual_inversion"):
         call = world.edits.Edit(
-            EditRequest(tuning=tuning.name, prompt="a beikkpic dog", config=SamplingConfig(method=method))
+            EditRequest(tuning=tuning.name, prompt="a beikkpic dog", config=sampling_config(method=method))
         )
         error = await refused(call, INVALID, "INVALID_FIELD", "config.method")
         assert method == error.metadata["value"] and "made by dreambooth" in error.metadata["remedy"]
-    await edit(world, "a cat", tuning=tuning.name, config=SamplingConfig(method="sdedit"))
+    await edit(world, "a cat", tuning=tuning.name, config=sampling_config(method="sdedit"))
     assert not world.sampler.requests[-1].HasField("weights")
 
 
 @pytest.mark.parametrize(
     ("fields", "field"),
     [
-        ({"config": SamplingConfig(eta=0.5)}, "config.eta"),
-        ({"config": SamplingConfig(method="sdedit", eta=0.5)}, "config.eta"),
-        ({"config": SamplingConfig(method="imagic", eta=2.5)}, "config.eta"),
-        ({"config": SamplingConfig(method="imagic", eta=float("nan"))}, "config.eta"),
+        ({"config": sampling_config(eta=0.5)}, "config.eta"),
+        ({"config": sampling_config(method="sdedit", eta=0.5)}, "config.eta"),
+        ({"config": sampling_config(method="imagic", eta=2.5)}, "config.eta"),
+        ({"config": sampling_config(method="imagic", eta=float("nan"))}, "config.eta"),
         (
-            {"config": SamplingConfig(method="imagic"), "tuning_config": TuningConfig(method="dreambooth")},
+            {"config": sampling_config(method="imagic"), "tuning_config": tuning_config(method="dreambooth")},
             "tuning_config.method",
         ),
         (
-            {"config": SamplingConfig(method="imagic"), "tuning_config": TuningConfig(class_noun="dog")},
+            {"config": sampling_config(method="imagic"), "tuning_config": tuning_config(class_noun="dog")},
             "tuning_config.class_noun",
         ),
-        ({"config": SamplingConfig(method="dreambooth")}, "tuning_config.class_noun"),
-        ({"config": SamplingConfig(method="textual_inversion")}, "tuning_config.initial_word"),
+        ({"config": sampling_config(method="dreambooth")}, "tuning_config.class_noun"),
+        ({"config": sampling_config(method="textual_inversion")}, "tuning_config.initial_word"),
     ],
 )
 async def test_bad_edits_of_an_image_are_refused(world: World, fields: dict[str, Any], field: str) -> None:
@@ -300,17 +302,17 @@ async def test_bad_edits_of_an_image_are_refused(world: World, fields: dict[str,
 
 async def test_the_methods_may_be_told_by_the_tuning_config(world: World) -> None:
     """An edit of an image takes the method of its tuning_config."""
-    config = TuningConfig(method="imagic")
+    config = tuning_config(method="imagic")
 
     events = await edit(world, "a dog", image_data=picture(), tuning_config=config)
 
-    assert "imagic" == events[0].accepted.config.method
+    assert "imagic" == Flat(events[0].accepted.config).method
     (request,) = world.tuner.requests
-    assert ("imagic", "a dog") == (request.config.method, request.config.prompt)
+    assert ("imagic", "a dog") == (Flat(request.config).method, request.config.prompt)
     assert events[-1].done.tuning == request.name
 
 
-@pytest.mark.parametrize("option", ["automatic", "gate"])
+@pytest.mark.parametrize("option", ["automatic", "clip_filter"])
 async def test_every_method_takes_the_gate(world: World, option: str) -> None:
     """It reaches the sampler with the method's own defaults; automatic leaves strength and guidance to the gate."""
     for method, prompt, fields in (
@@ -320,20 +322,20 @@ async def test_every_method_takes_the_gate(world: World, option: str) -> None:
     ):
         tuning = await world.tuned(method=method, **fields)
 
-        await edit(world, prompt, tuning=tuning.name, config=SamplingConfig(**{option: True}))
+        await edit(world, prompt, tuning=tuning.name, config=sampling_config(**{option: True}))
 
-        config = world.sampler.requests[-1].config
+        config = Flat(world.sampler.requests[-1].config)
         assert method == config.method and getattr(config, option)
-        assert config.HasField("strength") == config.HasField("guidance_scale") == (option == "gate")
-        assert config.HasField("eta") == (method == "imagic")
+        assert config.has("strength") == config.has("guidance_scale") == (option == "clip_filter")
+        assert config.has("eta") == (method == "imagic")
 
 
-@pytest.mark.parametrize("config", [SamplingConfig(automatic=True), SamplingConfig(gate=True)])
+@pytest.mark.parametrize("config", [sampling_config(automatic=True), sampling_config(clip_filter=True)])
 async def test_a_gate_needs_more_than_the_tunings_words(world: World, config: SamplingConfig) -> None:
     """It reads the prompt without them, so that a placeholder alone is refused, before anything is stored or tuned."""
-    config.method = "textual_inversion"
+    config.method = SamplingConfig.METHOD_TEXTUAL_INVERSION
     request = EditRequest(
-        image_data=picture(), prompt=" beikkpic ", config=config, tuning_config=TuningConfig(initial_word="dog")
+        image_data=picture(), prompt=" beikkpic ", config=config, tuning_config=tuning_config(initial_word="dog")
     )
 
     error = await refused(world.edits.Edit(request), INVALID, "INVALID_FIELD", "prompt")
@@ -344,22 +346,24 @@ async def test_a_gate_needs_more_than_the_tunings_words(world: World, config: Sa
 
 def null_text(**options: Any) -> SamplingConfig:
     """A config of Prompt-to-Prompt with null-text inversion."""
-    return SamplingConfig(**{"method": "prompt_to_prompt", "base_prompt": "a cat", "inversion": "null_text", **options})
+    return sampling_config(
+        **{"method": "prompt_to_prompt", "base_prompt": "a cat", "inversion": "null_text", **options}
+    )
 
 
 async def test_null_text_makes_the_tuning_that_the_edit_needs(world: World) -> None:
     """For the edit's own base prompt, steps and guidance, unset ones being Prompt-to-Prompt's; found again for another
     prompt, and another one for another guidance; the sampler gets its weights."""
-    tuning_config = TuningConfig(updates=2)
-    first = await edit(world, "a dog", image_data=picture(), config=null_text(), tuning_config=tuning_config)
-    again = await edit(world, "a cow", image_data=picture(), config=null_text(), tuning_config=tuning_config)
+    asked = tuning_config(updates=2)
+    first = await edit(world, "a dog", image_data=picture(), config=null_text(), tuning_config=asked)
+    again = await edit(world, "a cow", image_data=picture(), config=null_text(), tuning_config=asked)
     other = await edit(world, "a dog", image_data=picture(), config=null_text(guidance_scale=3))
 
     assert {"tuning"} < {event.WhichOneof("event") for event in first}
     assert first[-1].done.tuning == again[-1].done.tuning != other[-1].done.tuning
     made, more = (request.config for request in world.tuner.requests)
     assert (
-        TuningConfig(
+        tuning_config(
             method="null_text",
             updates=2,
             learning_rate=0.01,
@@ -371,8 +375,9 @@ async def test_null_text_makes_the_tuning_that_the_edit_needs(world: World) -> N
     )
     assert (3, 3) == (more.updates, more.guidance_scale)
     sampled = world.sampler.requests[0]
-    assert sampled.weights.key and (10, 5, "null_text") == (
-        sampled.config.num_inference_steps, sampled.config.guidance_scale, sampled.config.inversion)  # fmt: skip
+    config = Flat(sampled.config)
+    assert sampled.weights.key
+    assert (10, 5, "null_text") == (config.num_inference_steps, config.guidance_scale, config.inversion)
     assert "" == sampled.rare_tokens and sampled.config == first[0].accepted.config
 
 
@@ -381,11 +386,11 @@ async def test_an_edit_with_null_texts_tuning_takes_its_settings(world: World) -
     SDEdit use the picture alone, as with every tuning."""
     bound = {"base_prompt": "a cat", "num_inference_steps": 7, "guidance_scale": 4.0}
     tuning = await world.tuned(method="null_text", **bound)
-    for config in (SamplingConfig(), null_text(), null_text(**bound), SamplingConfig(inversion="null_text")):
+    for config in (sampling_config(), null_text(), null_text(**bound), sampling_config(inversion="null_text")):
         accepted = (await edit(world, "a dog", tuning=tuning.name, config=config))[0].accepted.config
         assert accepted == world.sampler.requests[-1].config
         assert bound == {name: getattr(accepted, name) for name in bound}
-        assert ("prompt_to_prompt", "null_text") == (accepted.method, accepted.inversion)
+        assert ("prompt_to_prompt", "null_text") == (Flat(accepted).method, Flat(accepted).inversion)
         assert tuning.weights.digest == world.sampler.requests[-1].weights.digest
 
     for change, value in (
@@ -398,7 +403,7 @@ async def test_an_edit_with_null_texts_tuning_takes_its_settings(world: World) -
         error = await refused(call, INVALID, "INVALID_FIELD", f"config.{name}")
         assert value == error.metadata["value"] and tuning.name in error.metadata["remedy"]
 
-    for config in (SamplingConfig(method="sdedit"), null_text(inversion="ddim")):
+    for config in (sampling_config(method="sdedit"), null_text(inversion="ddim")):
         await edit(world, "a dog", tuning=tuning.name, config=config)
         assert not world.sampler.requests[-1].HasField("weights")
 
@@ -407,14 +412,18 @@ async def test_null_text_and_other_methods_refuse_each_others_tunings(world: Wor
     """Before anything is sampled, with the method that made them and what to do."""
     nulls = await world.tuned(method="null_text", base_prompt="a cat")
     for other, config, field in (
-        (await world.tuned(method="textual_inversion", initial_word="dog"), null_text(), "config.inversion"),
-        (await world.tuned(), null_text(), "config.inversion"),
-        (nulls, SamplingConfig(method="unitune"), "config.method"),
-        (nulls, SamplingConfig(method="textual_inversion"), "config.method"),
+        (
+            await world.tuned(method="textual_inversion", initial_word="dog"),
+            null_text(),
+            "config.prompt_to_prompt.inversion",
+        ),
+        (await world.tuned(), null_text(), "config.prompt_to_prompt.inversion"),
+        (nulls, sampling_config(method="unitune"), "config.method"),
+        (nulls, sampling_config(method="textual_inversion"), "config.method"),
     ):
         call = world.edits.Edit(EditRequest(tuning=other.name, prompt="a beikkpic dog", config=config))
         error = await refused(call, INVALID, "INVALID_FIELD", field)
-        assert f"made by {other.config.method}" in error.metadata["remedy"]
+        assert f"made by {Flat(other.config).method}" in error.metadata["remedy"]
     assert not world.sampler.requests
 
 
@@ -423,18 +432,23 @@ async def test_null_text_and_other_methods_refuse_each_others_tunings(world: Wor
     [
         (null_text(negative_prompt="snow"), None, "config.negative_prompt", "4 characters"),
         (null_text(automatic=True), None, "config.automatic", "true"),
-        (null_text(only_masked=True), None, "config.only_masked", "true"),
+        (null_text(only_masked=True), None, "config.mask.only_masked", "true"),
         (null_text(guidance_scale=1), None, "config.guidance_scale", "1.0"),
         (null_text(base_prompt=""), None, "config.base_prompt", "unset"),
-        (null_text(), TuningConfig(updates=5001), "tuning_config.updates", "5001"),
-        (null_text(), TuningConfig(seed=1), "tuning_config.seed", "1"),
-        (null_text(), TuningConfig(guidance_scale=6), "tuning_config.guidance_scale", "6.0"),
-        (null_text(), TuningConfig(base_prompt="a dog"), "tuning_config.base_prompt", "5 characters"),
-        (null_text(), TuningConfig(method="imagic"), "tuning_config.method", "imagic"),
-        (SamplingConfig(), TuningConfig(method="null_text", base_prompt="a"), "tuning_config.method", "null_text"),
-        (null_text(inversion="ddim"), TuningConfig(updates=2), "tuning_config", "set"),
-        (SamplingConfig(method="sdedit", inversion="null_text"), None, "config.inversion", "null_text"),
-        (SamplingConfig(inversion="null_text"), None, "config.inversion", "null_text"),
+        (null_text(), tuning_config(updates=5001), "tuning_config.updates", "5001"),
+        (null_text(), tuning_config(seed=1), "tuning_config.seed", "1"),
+        (null_text(), tuning_config(guidance_scale=6), "tuning_config.guidance_scale", "6.0"),
+        (null_text(), tuning_config(base_prompt="a dog"), "tuning_config.base_prompt", "5 characters"),
+        (null_text(), tuning_config(method="imagic"), "tuning_config.method", "imagic"),
+        (sampling_config(), tuning_config(method="null_text", base_prompt="a"), "tuning_config.method", "null_text"),
+        (null_text(inversion="ddim"), tuning_config(updates=2), "tuning_config", "set"),
+        (
+            sampling_config(method="sdedit", inversion="null_text"),
+            None,
+            "config.prompt_to_prompt.inversion",
+            "null_text",
+        ),
+        (sampling_config(inversion="null_text"), None, "config.prompt_to_prompt.inversion", "null_text"),
     ],
 )
 async def test_bad_null_text_is_refused(
@@ -452,10 +466,10 @@ async def test_bad_null_text_is_refused(
 async def test_a_samplers_warning_comes_before_the_pictures(world: World) -> None:
     """An edit that succeeds tells of it, by itself and in a comparison."""
     world.sampler.warning = "local blend keeps nothing"
-    events = await edit(world, "a dog", image_data=picture(), config=SamplingConfig(method="sdedit"))
+    events = await edit(world, "a dog", image_data=picture(), config=sampling_config(method="sdedit"))
 
     assert ["warning", "image", "done"] == [event.WhichOneof("event") for event in events][-3:]
     assert "local blend keeps nothing" == events[-3].warning.text
-    request = CompareRequest(image_data=picture(), prompt="a dog", methods=[CompareRequest.Entry(method="sdedit")])
+    request = CompareRequest(image_data=picture(), prompt="a dog", methods=[entry("sdedit")])
     edits = [event.edit async for event in world.edits.Compare(request) if event.HasField("edit")]
     assert "local blend keeps nothing" in [event.warning.text for event in edits]

@@ -9,6 +9,7 @@ import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from tests.configs import sampling_config, tuning_config
 from tests.gateway.conftest import World, picture, refused
 from tests.gateway.upstream_servers import BASE_MODEL
 from tests.picture_files import png_header
@@ -52,7 +53,7 @@ async def test_bad_picture_is_refused_in_every_way_it_can_come(world: World, dat
     """Uploaded, or sent along with an edit by either method: the same reason, in the field that carried it."""
     await refused(world.upload(data), INVALID, reason, "image")
     for method in ("unitune", "sdedit"):
-        config = SamplingConfig(method=method)
+        config = sampling_config(method=method)
         call = world.edits.Edit(EditRequest(image_data=data, prompt="a dog", config=config))
         await refused(call, INVALID, reason, "image_data")
     await lives(world)
@@ -68,7 +69,7 @@ async def test_a_mask_that_is_no_picture_is_refused(world: World, method: str) -
         (png_header(20_000, 20_000), "IMAGE_TOO_LARGE"),
         (bytes((768 << 10) + 1), "UPLOAD_TOO_LARGE"),
     ):
-        config = SamplingConfig(method=method)
+        config = sampling_config(method=method)
         call = world.edits.Edit(EditRequest(image_data=picture(), prompt="a dog", config=config, mask=data))
         await refused(call, INVALID, reason, "mask")
     await lives(world)
@@ -78,7 +79,7 @@ async def test_a_mask_is_held_to_the_picture_of_an_upload_and_of_a_tuning(world:
     """Wherever the picture comes from, a mask of another size is refused, and no tuning is made for it."""
     image = (await world.upload(picture(size=(50, 20)))).name
     for method in ("unitune", "sdedit"):
-        config = SamplingConfig(method=method)
+        config = sampling_config(method=method)
         call = world.edits.Edit(EditRequest(image=image, prompt="a dog", config=config, mask=WHITE))
         error = await refused(call, INVALID, "INVALID_FIELD", "mask")
         assert "50x20" in error.metadata["remedy"]
@@ -92,25 +93,25 @@ async def test_a_mask_is_held_to_the_picture_of_an_upload_and_of_a_tuning(world:
 @pytest.mark.parametrize("source", ["", "attention"])
 async def test_a_mask_of_an_unknown_word_is_refused(world: World, source: str) -> None:
     """A closed vocabulary has no zebra; a CLIPSeg takes it, but for `attention`, which the base model finds alone."""
-    asked = SamplingConfig(method="sdedit", mask_text="the zebra, Dog", mask_source=source)
+    asked = sampling_config(method="sdedit", mask_text="the zebra, Dog", mask_source=source)
     request = EditRequest(image_data=picture(), prompt="a dog", config=asked)
     world.sampler.base_model = BaseModel(name="tiny", digest=BASE_MODEL.digest, vocabulary=["dog", "cow"])
-    error = await refused(world.edits.Edit(request), INVALID, "INVALID_FIELD", "config.mask_text")
+    error = await refused(world.edits.Edit(request), INVALID, "INVALID_FIELD", "config.mask.text")
     assert error.metadata["value"] == "zebra"
     await lives(world)
 
     world.sampler.base_model.has_clipseg = True
     if source:
-        await refused(world.edits.Edit(request), INVALID, "INVALID_FIELD", "config.mask_text")
+        await refused(world.edits.Edit(request), INVALID, "INVALID_FIELD", "config.mask.text")
     else:
         assert [event async for event in world.edits.Edit(request)][-1].HasField("done")
 
 
-@pytest.mark.parametrize("option", ["automatic", "gate"])
+@pytest.mark.parametrize("option", ["automatic", "clip_filter"])
 async def test_a_gate_is_refused_where_the_base_model_has_none(world: World, option: str) -> None:
     """Said before any tuning, with the option's name."""
     world.sampler.base_model = BaseModel(name="tiny", digest=BASE_MODEL.digest)
-    call = world.edits.Edit(EditRequest(image_data=picture(), prompt="a dog", config=SamplingConfig(**{option: True})))
+    call = world.edits.Edit(EditRequest(image_data=picture(), prompt="a dog", config=sampling_config(**{option: True})))
     await refused(call, INVALID, "INVALID_FIELD", f"config.{option}")
     assert list((await world.tunings.ListTunings(ListTuningsRequest())).tunings) == []
 
@@ -131,122 +132,119 @@ async def test_picture_too_large_for_a_request_is_refused(world: World) -> None:
         ({"prompt": ""}, "prompt", ""),
         ({"prompt": " \n "}, "prompt", "blank"),
         ({"prompt": "x" * 10_000}, "prompt", "10000 characters"),
-        ({"config": SamplingConfig(strength=2)}, "config.strength", "2.0"),
-        ({"config": SamplingConfig(strength=-0.1)}, "config.strength", "-0.1"),
-        ({"config": SamplingConfig(strength=math.nan)}, "config.strength", "nan"),
-        ({"config": SamplingConfig(guidance_scale=math.nan)}, "config.guidance_scale", "nan"),
-        ({"config": SamplingConfig(guidance_scale=math.inf)}, "config.guidance_scale", "inf"),
-        ({"config": SamplingConfig(guidance_scale=65)}, "config.guidance_scale", "65.0"),
-        ({"config": SamplingConfig(interpolation=1.5)}, "config.interpolation", "1.5"),
-        ({"config": SamplingConfig(interpolation=math.nan)}, "config.interpolation", "nan"),
-        ({"config": SamplingConfig(num_inference_steps=0)}, "config.num_inference_steps", "0"),
-        ({"config": SamplingConfig(num_inference_steps=1001)}, "config.num_inference_steps", "1001"),
-        ({"config": SamplingConfig(fast=True)}, "config.fast", "true"),
-        ({"config": SamplingConfig(fast=True, num_inference_steps=4)}, "config.num_inference_steps", "4"),
-        ({"config": SamplingConfig(fast=True, automatic=True)}, "config.automatic", "true"),
-        ({"config": SamplingConfig(fast=True, method="sdedit")}, "config.fast", "true"),
-        ({"config": SamplingConfig(method="magic")}, "config.method", "magic"),
-        ({"config": SamplingConfig(scheduler="pndm")}, "config.scheduler", "pndm"),
-        ({"config": SamplingConfig(negative_prompt="x" * 2001)}, "config.negative_prompt", "2001 characters"),
-        ({"config": SamplingConfig(base_prompt="x" * 2001)}, "config.base_prompt", "2001 characters"),
-        ({"config": SamplingConfig(base_prompt="a cat")}, "config.base_prompt", "5 characters"),
-        ({"config": SamplingConfig(prompt_guidance_scale=2)}, "config.base_prompt", "unset"),
-        ({"config": SamplingConfig(prompt_guidance_scale=2, base_prompt=" ")}, "config.base_prompt", "blank"),
+        ({"config": sampling_config(strength=2)}, "config.strength", "2.0"),
+        ({"config": sampling_config(strength=-0.1)}, "config.strength", "-0.1"),
+        ({"config": sampling_config(strength=math.nan)}, "config.strength", "nan"),
+        ({"config": sampling_config(guidance_scale=math.nan)}, "config.guidance_scale", "nan"),
+        ({"config": sampling_config(guidance_scale=math.inf)}, "config.guidance_scale", "inf"),
+        ({"config": sampling_config(guidance_scale=65)}, "config.guidance_scale", "65.0"),
+        ({"config": sampling_config(interpolation=1.5)}, "config.interpolation", "1.5"),
+        ({"config": sampling_config(interpolation=math.nan)}, "config.interpolation", "nan"),
+        ({"config": sampling_config(num_inference_steps=0)}, "config.num_inference_steps", "0"),
+        ({"config": sampling_config(num_inference_steps=1001)}, "config.num_inference_steps", "1001"),
+        ({"config": sampling_config(fast=True)}, "config.fast", "true"),
+        ({"config": sampling_config(fast=True, num_inference_steps=4)}, "config.num_inference_steps", "4"),
+        ({"config": sampling_config(fast=True, automatic=True)}, "config.automatic", "true"),
+        ({"config": sampling_config(fast=True, method="sdedit")}, "config.fast", "true"),
+        ({"config": sampling_config(method=99)}, "config.method", "99"),
+        ({"config": sampling_config(scheduler=-1)}, "config.scheduler", "-1"),
+        ({"config": sampling_config(negative_prompt="x" * 2001)}, "config.negative_prompt", "2001 characters"),
+        ({"config": sampling_config(base_prompt="x" * 2001)}, "config.base_prompt", "2001 characters"),
+        ({"config": sampling_config(base_prompt="a cat")}, "config.base_prompt", "5 characters"),
+        ({"config": sampling_config(prompt_guidance_scale=2)}, "config.base_prompt", "unset"),
+        ({"config": sampling_config(prompt_guidance_scale=2, base_prompt=" ")}, "config.base_prompt", "blank"),
         (
-            {"config": SamplingConfig(prompt_guidance_scale=65, base_prompt="a cat")},
+            {"config": sampling_config(prompt_guidance_scale=65, base_prompt="a cat")},
             "config.prompt_guidance_scale",
             "65.0",
         ),
-        ({"config": SamplingConfig(prompt_guidance_scale=math.nan)}, "config.prompt_guidance_scale", "nan"),
-        ({"config": SamplingConfig(unconditional_model="other")}, "config.unconditional_model", "other"),
+        ({"config": sampling_config(prompt_guidance_scale=math.nan)}, "config.prompt_guidance_scale", "nan"),
+        ({"config": sampling_config(unconditional_model=3)}, "config.unconditional_model", "3"),
         (
-            {"config": SamplingConfig(method="sdedit", unconditional_model="base")},
+            {"config": sampling_config(method="sdedit", unconditional_model="base")},
             "config.unconditional_model",
             "base",
         ),
-        ({"config": SamplingConfig(base_mixture=1.5)}, "config.base_mixture", "1.5"),
-        ({"config": SamplingConfig(method="sdedit", base_mixture=0.5)}, "config.base_mixture", "0.5"),
-        ({"config": SamplingConfig(guidance_sigma_low=-1)}, "config.guidance_sigma_low", "-1.0"),
-        ({"config": SamplingConfig(guidance_sigma_high=math.inf)}, "config.guidance_sigma_high", "inf"),
-        ({"config": SamplingConfig(guidance_sigma_high=0)}, "config.guidance_sigma_high", "0.0"),
+        ({"config": sampling_config(base_mixture=1.5)}, "config.base_mixture", "1.5"),
+        ({"config": sampling_config(method="sdedit", base_mixture=0.5)}, "config.base_mixture", "0.5"),
+        ({"config": sampling_config(guidance_sigma_low=-1)}, "config.guidance_interval.low", "-1.0"),
+        ({"config": sampling_config(guidance_sigma_high=math.inf)}, "config.guidance_interval.high", "inf"),
+        ({"config": sampling_config(guidance_sigma_high=0)}, "config.guidance_interval.high", "0.0"),
         (
-            {"config": SamplingConfig(guidance_sigma_low=3, guidance_sigma_high=3)},
-            "config.guidance_sigma_high",
+            {"config": sampling_config(guidance_sigma_low=3, guidance_sigma_high=3)},
+            "config.guidance_interval.high",
             "3.0",
         ),
-        ({"config": SamplingConfig(repeats=2)}, "config.repeats", "2"),
-        ({"config": SamplingConfig(super_resolution=True)}, "config.super_resolution", "true"),
+        ({"config": sampling_config(repeats=2)}, "config.repeats", "2"),
+        ({"config": sampling_config(super_resolution=True)}, "config.super_resolution", "true"),
         (
-            {"config": SamplingConfig(super_resolution_noise_level=50)},
-            "config.super_resolution_noise_level",
-            "50",
-        ),
-        ({"config": SamplingConfig(dynamic_thresholding=False)}, "config.dynamic_thresholding", "false"),
-        (
-            {"config": SamplingConfig(super_resolution=True, super_resolution_noise_level=1000)},
-            "config.super_resolution_noise_level",
+            {"config": sampling_config(super_resolution=True, super_resolution_noise_level=1000)},
+            "config.super_resolution.noise_level",
             "1000",
         ),
         (
-            {"config": SamplingConfig(super_resolution=True, super_resolution_steps=0)},
-            "config.super_resolution_steps",
+            {"config": sampling_config(super_resolution=True, super_resolution_steps=0)},
+            "config.super_resolution.steps",
             "0",
         ),
         (
-            {"tuning_config": TuningConfig(super_resolution_updates=8)},
+            {"tuning_config": tuning_config(super_resolution_updates=8)},
             "tuning_config.super_resolution_updates",
             "8",
         ),
-        ({"config": SamplingConfig(automatic=True, strength=0.5)}, "config.strength", "0.5"),
-        ({"config": SamplingConfig(automatic=True, guidance_scale=5)}, "config.guidance_scale", "5.0"),
-        ({"config": SamplingConfig(automatic=True, gate=True)}, "config.gate", "true"),
-        ({"config": SamplingConfig(resamples=2)}, "config.resamples", "2"),
-        ({"config": SamplingConfig(gate=True, resamples=9)}, "config.resamples", "9"),
-        ({"config": SamplingConfig(method="sdedit", repeats=0)}, "config.repeats", "0"),
-        ({"config": SamplingConfig(method="sdedit", repeats=11)}, "config.repeats", "11"),
-        ({"config": SamplingConfig(mask_source="guessed")}, "config.mask_source", "guessed"),
-        ({"config": SamplingConfig(mask_source="given")}, "mask", "unset"),
-        ({"config": SamplingConfig(mask_source="diffedit"), "mask": picture("white")}, "mask", f"{len(WHITE)} bytes"),
-        ({"config": SamplingConfig(mask_source="difference"), "mask": picture("white")}, "mask", f"{len(WHITE)} bytes"),
-        ({"config": SamplingConfig(mask_source="word")}, "config.mask_text", "unset"),
-        ({"config": SamplingConfig(mask_source="attention", mask_text=" ")}, "config.mask_text", "blank"),
-        ({"config": SamplingConfig(mask_text="the, a")}, "config.mask_text", "6 characters"),
-        ({"config": SamplingConfig(mask_text="x" * 2001)}, "config.mask_text", "2001 characters"),
-        ({"config": SamplingConfig(mask_text="cat"), "mask": picture("white")}, "config.mask_text", "3 characters"),
-        ({"config": SamplingConfig(mask_text="cat", mask_source="diffedit")}, "config.mask_text", "3 characters"),
-        ({"config": SamplingConfig(inverted=True)}, "config.inverted", "true"),
+        ({"config": sampling_config(automatic=True, strength=0.5)}, "config.strength", "0.5"),
+        ({"config": sampling_config(automatic=True, guidance_scale=5)}, "config.guidance_scale", "5.0"),
+        ({"config": sampling_config(automatic=True, clip_filter=True)}, "config.clip_filter", "true"),
+        ({"config": sampling_config(clip_filter=True, resamples=9)}, "config.clip_filter.resamples", "9"),
+        ({"config": sampling_config(method="sdedit", repeats=0)}, "config.repeats", "0"),
+        ({"config": sampling_config(method="sdedit", repeats=11)}, "config.repeats", "11"),
+        ({"config": sampling_config(mask_source=6)}, "config.mask.source", "6"),
+        ({"config": sampling_config(mask_source="given")}, "mask", "unset"),
+        ({"config": sampling_config(mask_source="diffedit"), "mask": picture("white")}, "mask", f"{len(WHITE)} bytes"),
         (
-            {"config": SamplingConfig(inverted=True, mask_text="cat", mask_source="attention")},
+            {"config": sampling_config(mask_source="difference"), "mask": picture("white")},
+            "mask",
+            f"{len(WHITE)} bytes",
+        ),
+        ({"config": sampling_config(mask_source="word")}, "config.mask.text", "unset"),
+        ({"config": sampling_config(mask_source="attention", mask_text=" ")}, "config.mask.text", "blank"),
+        ({"config": sampling_config(mask_text="the, a")}, "config.mask.text", "6 characters"),
+        ({"config": sampling_config(mask_text="x" * 2001)}, "config.mask.text", "2001 characters"),
+        ({"config": sampling_config(mask_text="cat"), "mask": picture("white")}, "config.mask.text", "3 characters"),
+        ({"config": sampling_config(mask_text="cat", mask_source="diffedit")}, "config.mask.text", "3 characters"),
+        ({"config": sampling_config(inverted=True)}, "config.inverted", "true"),
+        (
+            {"config": sampling_config(inverted=True, mask_text="cat", mask_source="attention")},
             "config.inverted",
             "true",
         ),
-        ({"config": SamplingConfig(inverted=True, mask_text="cat", scheduler="euler")}, "config.inverted", "true"),
-        ({"config": SamplingConfig(inverted=True, mask_text="cat", gate=True)}, "config.inverted", "true"),
+        ({"config": sampling_config(inverted=True, mask_text="cat", scheduler="euler")}, "config.inverted", "true"),
+        ({"config": sampling_config(inverted=True, mask_text="cat", clip_filter=True)}, "config.inverted", "true"),
         (
-            {"config": SamplingConfig(method="sdedit", inverted=True, mask_text="cat", repeats=2)},
+            {"config": sampling_config(method="sdedit", inverted=True, mask_text="cat", repeats=2)},
             "config.inverted",
             "true",
         ),
-        ({"config": SamplingConfig(inverted=True, mask_text="cat"), "seeds": [1, 2]}, "seeds", "2 seeds"),
-        ({"config": SamplingConfig(only_masked=True)}, "config.only_masked", "true"),
-        ({"config": SamplingConfig(mask_keeps=True, mask_source="diffedit")}, "config.mask_keeps", "true"),
-        ({"config": SamplingConfig(mask_blur=1)}, "config.mask_blur", "1.0"),
-        ({"config": SamplingConfig(mask_blur=257), "mask": picture("white")}, "config.mask_blur", "257.0"),
-        ({"config": SamplingConfig(mask_padding=4), "mask": picture("white")}, "config.mask_padding", "4"),
+        ({"config": sampling_config(inverted=True, mask_text="cat"), "seeds": [1, 2]}, "seeds", "2 seeds"),
+        ({"config": sampling_config(only_masked=True)}, "config.mask.only_masked", "true"),
+        ({"config": sampling_config(mask_keeps=True, mask_source="diffedit")}, "config.mask.keeps", "true"),
+        ({"config": sampling_config(mask_blur=1)}, "config.mask.blur", "1.0"),
+        ({"config": sampling_config(mask_blur=257), "mask": picture("white")}, "config.mask.blur", "257.0"),
+        ({"config": sampling_config(mask_padding=4), "mask": picture("white")}, "config.mask.padding", "4"),
         (
-            {"config": SamplingConfig(mask_padding=-1, only_masked=True), "mask": picture("white")},
-            "config.mask_padding",
+            {"config": sampling_config(mask_padding=-1, only_masked=True), "mask": picture("white")},
+            "config.mask.padding",
             "-1",
         ),
         ({"mask": picture("black")}, "mask", "all black"),
-        ({"mask": picture("white"), "config": SamplingConfig(mask_keeps=True)}, "mask", "all white"),
+        ({"mask": picture("white"), "config": sampling_config(mask_keeps=True)}, "mask", "all white"),
         ({"mask": picture("white", (30, 40))}, "mask", "30x40 pixels"),
         ({"seeds": range(9)}, "seeds", "9 seeds"),
         ({"seeds": [1, -1]}, "seeds[1]", "-1"),
         ({"preview_every": -1}, "preview_every", "-1"),
-        ({"tuning_config": TuningConfig(mode="half")}, "tuning_config.mode", "half"),
-        ({"tuning_config": TuningConfig(method="sdedit")}, "tuning_config.method", "sdedit"),
-        ({"tuning_config": TuningConfig(seed=1), "config": SamplingConfig(method="sdedit")}, "tuning_config", "set"),
+        ({"tuning_config": tuning_config(mode=4)}, "tuning_config.mode", "4"),
+        ({"tuning_config": tuning_config(method=6)}, "tuning_config.method", "6"),
+        ({"tuning_config": tuning_config(seed=1), "config": sampling_config(method="sdedit")}, "tuning_config", "set"),
         ({"parent": "default"}, "parent", "default"),
         ({"parent": "tenants/Acme"}, "parent", "tenants/Acme"),
         ({"image_data": b""}, "image_data", "an empty file"),
@@ -270,11 +268,11 @@ async def test_bad_edit_is_refused(world: World, change: dict[str, Any], field: 
 async def test_strong_guidance_of_pixels_needs_dynamic_thresholding(world: World) -> None:
     """32 without it is refused, and taken with it, and on latents, which never have it (K4)."""
     world.sampler.base_model = CASCADE
-    wild = SamplingConfig(super_resolution=True, super_resolution_guidance_scale=32, dynamic_thresholding=False)
-    tame = SamplingConfig(super_resolution=True, super_resolution_guidance_scale=32, guidance_scale=32)
+    wild = sampling_config(super_resolution=True, super_resolution_guidance_scale=32, dynamic_thresholding=False)
+    tame = sampling_config(super_resolution=True, super_resolution_guidance_scale=32, guidance_scale=32)
 
     call = world.edits.Edit(EditRequest(image_data=picture(), prompt="a dog", config=wild))
-    error = await refused(call, INVALID, "INVALID_FIELD", "config.super_resolution_guidance_scale")
+    error = await refused(call, INVALID, "INVALID_FIELD", "config.super_resolution.guidance_scale")
     assert error.metadata["value"] == "32.0" and "dynamic_thresholding" in error.metadata["remedy"]
     await lives(world)
     events = [event async for event in world.edits.Edit(EditRequest(image_data=picture(), prompt="a dog", config=tame))]
@@ -287,7 +285,7 @@ async def test_a_second_stage_is_tuned_on_pictures_of_its_size_alone(world: Worl
     await world.known()
     small = await world.upload(picture(size=(64, 100)))
     large = await world.upload(picture(size=(90, 128)))
-    config = TuningConfig(super_resolution_updates=8)
+    config = tuning_config(super_resolution_updates=8)
 
     call = world.tunings.CreateTuning(CreateTuningRequest(image=small.name, config=config))
     error = await refused(call, INVALID, "INVALID_FIELD", "image")
@@ -298,7 +296,7 @@ async def test_a_second_stage_is_tuned_on_pictures_of_its_size_alone(world: Worl
 
 def beside(**options: Any) -> SamplingConfig:
     """A config of Prompt-to-Prompt with a base prompt of two words."""
-    return SamplingConfig(**{"method": "prompt_to_prompt", "base_prompt": "a cat", **options})
+    return sampling_config(**{"method": "prompt_to_prompt", "base_prompt": "a cat", **options})
 
 
 @pytest.mark.parametrize(
@@ -307,32 +305,33 @@ def beside(**options: Any) -> SamplingConfig:
         (beside(base_prompt=""), "config.base_prompt", "unset"),
         (beside(base_prompt=" "), "config.base_prompt", "blank"),
         (beside(scheduler="euler"), "config.scheduler", "euler"),
-        (beside(cross_replace=1.1), "config.cross_replace", "1.1"),
-        (beside(self_replace=math.nan), "config.self_replace", "nan"),
-        (beside(inversion="null"), "config.inversion", "null"),
-        (beside(alignment="swap"), "config.alignment", "swap"),
-        (beside(alignment="replace", base_prompt="a red cat"), "config.alignment", "replace"),
-        (beside(word_weights={"dog": 11}), "config.word_weights", "11.0"),
-        (beside(word_weights={"cat": 2}), "config.word_weights", "cat"),
-        (beside(word_weights={"": 2}), "config.word_weights", ""),
-        (beside(word_weights={f"w{n}": 1 for n in range(17)}), "config.word_weights", "17 weights"),
-        (beside(blend_words=["cow"]), "config.blend_words", "cow"),
-        (beside(blend_words=["cat", " "]), "config.blend_words", " "),
-        (beside(blend_words=["x" * 65]), "config.blend_words", "65 characters"),
+        (beside(cross_replace=1.1), "config.prompt_to_prompt.cross_replace", "1.1"),
+        (beside(self_replace=math.nan), "config.prompt_to_prompt.self_replace", "nan"),
+        (beside(inversion=4), "config.prompt_to_prompt.inversion", "4"),
+        (beside(alignment=3), "config.prompt_to_prompt.alignment", "3"),
+        (beside(alignment="replace", base_prompt="a red cat"), "config.prompt_to_prompt.alignment", "replace"),
+        (beside(word_weights={"dog": 11}), "config.prompt_to_prompt.word_weights", "11.0"),
+        (beside(word_weights={"cat": 2}), "config.prompt_to_prompt.word_weights", "cat"),
+        (beside(word_weights={"": 2}), "config.prompt_to_prompt.word_weights", ""),
+        (beside(word_weights={f"w{n}": 1 for n in range(17)}), "config.prompt_to_prompt.word_weights", "17 weights"),
+        (beside(blend_words=["cow"]), "config.prompt_to_prompt.blend_words", "cow"),
+        (beside(blend_words=["cat", " "]), "config.prompt_to_prompt.blend_words", " "),
+        (beside(blend_words=["x" * 65]), "config.prompt_to_prompt.blend_words", "65 characters"),
         (beside(prompt_guidance_scale=2), "config.prompt_guidance_scale", "2.0"),
-        (beside(gate=True, resamples=2), "config.resamples", "2"),
-        (beside(guidance_sigma_low=0.5), "config.guidance_sigma_low", "0.5"),
-        (beside(guidance_sigma_high=5), "config.guidance_sigma_high", "5.0"),
+        (beside(clip_filter=True, resamples=2), "config.clip_filter.resamples", "2"),
+        (beside(guidance_sigma_low=0.5), "config.guidance_interval.low", "0.5"),
+        (beside(guidance_sigma_high=5), "config.guidance_interval.high", "5.0"),
         (beside(inverted=True, mask_text="cat"), "config.inverted", "true"),
         (beside(repeats=2), "config.repeats", "2"),
         (beside(eta=0.5), "config.eta", "0.5"),
-        (SamplingConfig(cross_replace=0.5), "config.cross_replace", "0.5"),
-        (SamplingConfig(method="sdedit", self_replace=0.0), "config.self_replace", "0.0"),
-        (SamplingConfig(method="imagic", inversion="ddim"), "config.inversion", "ddim"),
-        (SamplingConfig(alignment="refine"), "config.alignment", "refine"),
-        (SamplingConfig(word_weights={"dog": 2}), "config.word_weights", "1 of them"),
-        (SamplingConfig(blend_words=["dog", "cat"]), "config.blend_words", "2 of them"),
+        (sampling_config(cross_replace=0.5), "config.prompt_to_prompt.cross_replace", "0.5"),
+        (sampling_config(method="sdedit", self_replace=0.0), "config.prompt_to_prompt.self_replace", "0.0"),
+        (sampling_config(method="imagic", inversion="ddim"), "config.prompt_to_prompt.inversion", "ddim"),
+        (sampling_config(alignment="refine"), "config.prompt_to_prompt.alignment", "refine"),
+        (sampling_config(word_weights={"dog": 2}), "config.prompt_to_prompt.word_weights", "1 of them"),
+        (sampling_config(blend_words=["dog", "cat"]), "config.prompt_to_prompt.blend_words", "2 of them"),
         (SamplingConfig.FromString(b"\xf8\x3f\x01"), "config", "field number 1023"),
+        (SamplingConfig.FromString(b"\x62\x03\xf8\x3f\x01"), "config.mask", "field number 1023"),
     ],
 )
 async def test_bad_prompt_to_prompt_is_refused(world: World, config: SamplingConfig, field: str, value: str) -> None:
@@ -346,7 +345,7 @@ async def test_bad_prompt_to_prompt_is_refused(world: World, config: SamplingCon
 async def test_prompt_to_prompt_makes_no_tuning(world: World) -> None:
     """It edits a picture at once, and takes no settings of a tuning."""
     call = world.edits.Edit(
-        EditRequest(image_data=picture(), prompt="a dog", config=beside(), tuning_config=TuningConfig(seed=1))
+        EditRequest(image_data=picture(), prompt="a dog", config=beside(), tuning_config=tuning_config(seed=1))
     )
     error = await refused(call, INVALID, "INVALID_FIELD", "tuning_config")
     assert "prompt_to_prompt makes no tuning" in error.metadata["remedy"]
@@ -361,7 +360,7 @@ async def test_edit_needs_a_target(world: World) -> None:
     """An edit of nothing is refused, and so are two configs for one tuning."""
     await refused(world.edits.Edit(EditRequest(prompt="a dog")), INVALID, "INVALID_FIELD", "target")
     name = "tenants/default/tunings/t-1234"
-    call = world.edits.Edit(EditRequest(prompt="a dog", tuning=name, tuning_config=TuningConfig(seed=1)))
+    call = world.edits.Edit(EditRequest(prompt="a dog", tuning=name, tuning_config=tuning_config(seed=1)))
     await refused(call, INVALID, "INVALID_FIELD", "tuning_config")
     await lives(world)
 
@@ -369,22 +368,22 @@ async def test_edit_needs_a_target(world: World) -> None:
 @pytest.mark.parametrize(
     ("config", "field"),
     [
-        (TuningConfig(method="sdedit"), "config.method"),
-        (TuningConfig(mode="everything"), "config.mode"),
-        (TuningConfig(updates=-1), "config.updates"),
-        (TuningConfig(updates=5001), "config.updates"),
-        (TuningConfig(batch=0), "config.batch"),
-        (TuningConfig(batch=65), "config.batch"),
-        (TuningConfig(learning_rate=0), "config.learning_rate"),
-        (TuningConfig(learning_rate=0.11), "config.learning_rate"),
-        (TuningConfig(learning_rate=math.nan), "config.learning_rate"),
-        (TuningConfig(rare_tokens="x" * 33), "config.rare_tokens"),
-        (TuningConfig(rare_tokens="a\nb"), "config.rare_tokens"),
-        (TuningConfig(rare_tokens=" "), "config.rare_tokens"),
-        (TuningConfig(seed=-1), "config.seed"),
-        (TuningConfig(stop_loss_ratio=1.1), "config.stop_loss_ratio"),
-        (TuningConfig(stop_loss_ratio=math.nan), "config.stop_loss_ratio"),
-        (TuningConfig(method="dreambooth", class_noun="cat", stop_loss_ratio=0.5), "config.stop_loss_ratio"),
+        (tuning_config(method=6), "config.method"),
+        (tuning_config(mode=4), "config.mode"),
+        (tuning_config(updates=-1), "config.updates"),
+        (tuning_config(updates=5001), "config.updates"),
+        (tuning_config(batch=0), "config.batch"),
+        (tuning_config(batch=65), "config.batch"),
+        (tuning_config(learning_rate=0), "config.learning_rate"),
+        (tuning_config(learning_rate=0.11), "config.learning_rate"),
+        (tuning_config(learning_rate=math.nan), "config.learning_rate"),
+        (tuning_config(rare_tokens="x" * 33), "config.rare_tokens"),
+        (tuning_config(rare_tokens="a\nb"), "config.rare_tokens"),
+        (tuning_config(rare_tokens=" "), "config.rare_tokens"),
+        (tuning_config(seed=-1), "config.seed"),
+        (tuning_config(stop_loss_ratio=1.1), "config.stop_loss_ratio"),
+        (tuning_config(stop_loss_ratio=math.nan), "config.stop_loss_ratio"),
+        (tuning_config(method="dreambooth", class_noun="cat", stop_loss_ratio=0.5), "config.stop_loss_ratio"),
     ],
 )
 async def test_bad_tuning_config_is_refused(world: World, config: TuningConfig, field: str) -> None:
@@ -454,7 +453,7 @@ async def test_bad_input_is_refused_without_tuner_and_sampler(world: World) -> N
     """What is wrong with a request is said even while nothing behind the gateway answers."""
     await world.tuner_server.stop()
     await world.sampler_server.stop()
-    call = world.edits.Edit(EditRequest(image_data=picture(), prompt="a dog", config=SamplingConfig(strength=2)))
+    call = world.edits.Edit(EditRequest(image_data=picture(), prompt="a dog", config=sampling_config(strength=2)))
     await refused(call, INVALID, "INVALID_FIELD", "config.strength")
 
 
@@ -474,8 +473,8 @@ async def test_server_info_never_waits(world: World) -> None:
     info = await world.info.GetServerInfo(GetServerInfoRequest(), timeout=2)
     assert info.limits.upload_bytes == 16 << 20 and info.limits.upload_pixels == 64_000_000
     assert info.limits.chunk_bytes == 256 << 10 and info.limits.prompt_characters == 2000 and info.limits.seeds == 8
-    assert list(info.methods) == ["unitune", "imagic", "dreambooth", "textual_inversion", "sdedit", "prompt_to_prompt"]
-    assert list(info.schedulers) == ["ddim", "euler", "dpmpp_2m"]
+    assert list(info.methods) == SamplingConfig.Method.values()[1:]
+    assert list(info.schedulers) == SamplingConfig.Scheduler.values()[1:]
     assert info.version
     await world.tune()
     info = await world.info.GetServerInfo(GetServerInfoRequest(), timeout=2)

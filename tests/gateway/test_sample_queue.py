@@ -12,9 +12,10 @@ import pytest
 from gateway.config import GatewayConfig
 from gateway.open_calls import LONG_CALLS
 from gateway.sample_queue import STREAMS, SampleQueue
+from tests.configs import sampling_config
 from tests.gateway.conftest import World, eventually, picture, refused
 from unitune import settings
-from unitune.v1.edit_pb2 import CancelEditRequest, Edit, EditEvent, EditRequest, GetEditRequest, SamplingConfig
+from unitune.v1.edit_pb2 import CancelEditRequest, Edit, EditEvent, EditRequest, GetEditRequest
 from unitune.v1.tuning_pb2 import DeleteTuningRequest
 
 
@@ -80,7 +81,7 @@ def test_the_number_of_streams_is_a_setting() -> None:
             settings.load(GatewayConfig, needed | {"UNITUNE_SAMPLE_STREAMS": wrong})
 
 
-SDEDIT = SamplingConfig(method="sdedit")
+SDEDIT = sampling_config(method="sdedit")
 
 
 def begin(stub: Any, tenant: str, **request: Any) -> Any:

@@ -3,9 +3,10 @@
 import pytest
 
 from gateway.validation import fill_sampling_config
-from unitune.v1.edit_pb2 import SamplingConfig
+from tests.configs import sampling_config
+from unitune.options import Flat
 
-DEFAULTS = SamplingConfig(scheduler="ddim", guidance_scale=2.5, strength=1, guidance_sigma_high=7, repeats=1)
+DEFAULTS = sampling_config(scheduler="ddim", guidance_scale=2.5, strength=1, guidance_sigma_high=7, repeats=1)
 
 
 @pytest.mark.parametrize(
@@ -25,9 +26,7 @@ def test_the_base_models_interval_of_guidance_stands_as_a_whole(
     asked: dict[str, float], low: float | None, high: float | None
 ) -> None:
     """Whoever asks for guidance or one end gets no end that was not asked for; nor do the points of automatic."""
-    filled = fill_sampling_config(SamplingConfig(**asked), b"", DEFAULTS, "unitune")  # type: ignore[arg-type]
+    filled = Flat(fill_sampling_config(sampling_config(**asked), b"", DEFAULTS, "unitune"))  # type: ignore[arg-type]
 
-    ends = [
-        getattr(filled, end) if filled.HasField(end) else None for end in ("guidance_sigma_low", "guidance_sigma_high")
-    ]
+    ends = [getattr(filled, end) if filled.has(end) else None for end in ("guidance_sigma_low", "guidance_sigma_high")]
     assert [low, high] == ends

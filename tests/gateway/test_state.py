@@ -12,6 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from gateway.state import SqliteState
 from gateway.tuning_queue import KEPT_EVENTS, MAX_CRASHES, CreateRequest
 from unitune.errors import InvalidArgument, from_status
+from unitune.options import Flat
 from unitune.v1.tuning_pb2 import Tuning, TuningEvent
 
 # As the first version of this program made the file.
@@ -333,3 +334,41 @@ async def test_a_file_that_is_not_ours_is_refused(tmp_path: Path) -> None:
     newer.close()
     with pytest.raises(OSError, match=r"it has schema 99, .* run the version of UniTune that wrote it"):
         await SqliteState.open(tmp_path / "newer")
+
+
+# Of version 2, whose choices were texts: method dreambooth, mode lora.
+OLD_TUNING = bytes.fromhex(
+    "0a1b74656e616e74732f64656661756c742f74756e696e67732f742d31125774656e616e74732f64656661756c742f696d616765732f616161616161616161616161616161616161616161616161616161616161616161616161616161616161616161616161616161616161616161616161616161611a406262626262626262626262626262626262626262626262626262626262626262626262626262626262626262626262626262626262626262626262626262626222340a0a647265616d626f6f746812046c6f72611803200129fca9f1d24d62503f3203736b734a03646f67500059000000000000f03f2803324034653261613338353835373264616165656533616662333762353433663138633466393532636133653366386664396461633332353666626230636266613232524d0a016b1201641a017020032a4062626262626262626262626262626262626262626262626262626262626262626262626262626262626262626262626262626262626262626262626262626262"
+)
+OLD_EVENT = bytes.fromhex(
+    "08033a81030a1b74656e616e74732f64656661756c742f74756e696e67732f742d31125774656e616e74732f64656661756c742f696d616765732f616161616161616161616161616161616161616161616161616161616161616161616161616161616161616161616161616161616161616161616161616161611a406262626262626262626262626262626262626262626262626262626262626262626262626262626262626262626262626262626262626262626262626262626222340a0a647265616d626f6f746812046c6f72611803200129fca9f1d24d62503f3203736b734a03646f67500059000000000000f03f2803324034653261613338353835373264616165656533616662333762353433663138633466393532636133653366386664396461633332353666626230636266613232524d0a016b1201641a017020032a4062626262626262626262626262626262626262626262626262626262626262626262626262626262626262626262626262626262626262626262626262626262"
+)
+
+
+async def test_a_file_of_the_version_whose_choices_were_texts_is_brought_up_to_date(tmp_path: Path) -> None:
+    """Tunings are found by their keys and have method and mode, events too; a second start changes nothing."""
+    path = tmp_path / "state.sqlite"
+    await (await SqliteState.open(path)).close()
+    old = sqlite3.connect(path)
+    told = Tuning.FromString(OLD_TUNING)
+    old.execute(
+        "INSERT INTO tunings (name, tenant, key, image, state, last_event, blob) VALUES (?, 'default', ?, ?, ?, 1, ?)",
+        (told.name, told.key, told.image, told.state, OLD_TUNING),
+    )
+    old.execute("INSERT INTO events VALUES (1, 1, ?)", (OLD_EVENT,))
+    old.execute("INSERT INTO services VALUES ('tuner', ?)", (b"what it said",))
+    old.execute("PRAGMA user_version = 2")
+    old.commit()
+    old.close()
+
+    for _ in range(2):
+        state = await SqliteState.open(path)
+        tuning = await state.live("default", told.key)
+        assert tuning is not None and tuning.state == Tuning.STATE_READY
+        found = Flat(tuning.config)
+        assert ("dreambooth", "lora", 3, "dog") == (found.method, found.mode, found.updates, found.class_noun)
+        kept = await state.read(told.name, 0)
+        assert kept is not None and kept.events[0].ready.config == tuning.config
+        assert await state.change(told.name, lambda _: None) == tuning  # whose etag is that of what it says
+        assert await state.known() == {}
+        await state.close()

@@ -3,12 +3,13 @@
 import grpc
 import pytest
 
+from tests.configs import entry, sampling_config, tuning_config
 from tests.gateway.conftest import World, edit, picture, refused
 from tests.gateway.upstream_servers import BASE_MODEL
 from unitune.errors import InvalidField
-from unitune.v1.edit_pb2 import CompareRequest, EditRequest, SamplingConfig
+from unitune.v1.edit_pb2 import CompareRequest, EditRequest
 from unitune.v1.server_pb2 import BaseModel
-from unitune.v1.tuning_pb2 import CreateTuningRequest, ListTuningsRequest, TuningConfig
+from unitune.v1.tuning_pb2 import CreateTuningRequest, ListTuningsRequest
 
 UNREAD = "prompt has 41 tokens and the text encoder reads 30: it does not read 'at sunset'"
 STRANGE = "the picture is unlike what tiny knows"
@@ -67,7 +68,7 @@ async def test_a_refused_text_costs_nothing(world: World, target: str) -> None:
 async def test_a_comparison_is_refused_before_it_begins(world: World) -> None:
     """Compare says the same of a text, by the place where the comparison has it (N14)."""
     world.sampler.refusal = InvalidField("config.negative_prompt", "1 characters", "describe it in words")
-    entries = [CompareRequest.Entry(method="sdedit", config=SamplingConfig(negative_prompt="x"))]
+    entries = [entry("sdedit", config=sampling_config(negative_prompt="x"))]
     asked = CompareRequest(image_data=picture(), prompt="a dog", methods=entries)
 
     field = "methods[0].config.negative_prompt"
@@ -77,7 +78,7 @@ async def test_a_comparison_is_refused_before_it_begins(world: World) -> None:
 async def test_a_comparison_tells_the_warnings_of_each_method(world: World) -> None:
     """They are in the `accepted` of the method's edit, before its tuning (N5)."""
     world.sampler.warnings = [UNREAD]
-    asked = CompareRequest(image_data=picture(), prompt="a dog", methods=[CompareRequest.Entry(method="unitune")])
+    asked = CompareRequest(image_data=picture(), prompt="a dog", methods=[entry("unitune")])
 
     events = [event.edit async for event in world.edits.Compare(asked, timeout=60) if event.HasField("edit")]
 
@@ -89,7 +90,7 @@ async def test_a_strange_picture_is_told_before_the_tuning(world: World, method:
     """The sampler is shown the picture where its base model says which it knows (the end of N25)."""
     knows_pictures(world)
 
-    events = await edit(world, image_data=picture(), config=SamplingConfig(method=method))
+    events = await edit(world, image_data=picture(), config=sampling_config(method=method))
 
     assert list(events[0].accepted.warnings) == [STRANGE]
     assert world.sampler.checked[-1].image == picture()
@@ -121,7 +122,7 @@ async def test_a_tuning_of_words_that_say_nothing_is_refused(world: World) -> No
     world.tuner.refusal = InvalidField("config.rare_tokens", "🦊", "use letters")
     image = await world.upload(picture())
 
-    asked = CreateTuningRequest(image=image.name, config=TuningConfig(rare_tokens="🦊"))
+    asked = CreateTuningRequest(image=image.name, config=tuning_config(rare_tokens="🦊"))
 
     status = grpc.StatusCode.INVALID_ARGUMENT
     await refused(world.tunings.CreateTuning(asked), status, "INVALID_FIELD", "config.rare_tokens")

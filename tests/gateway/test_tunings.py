@@ -4,12 +4,15 @@ import asyncio
 import random
 import time
 import uuid
+from typing import Any
 
 import grpc
+import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from gateway.tuning_queue import KEPT_EVENTS
 from gateway.tunings import tuning_key
+from tests.configs import tuning_config
 from tests.full_disk import read_only
 from tests.gateway.conftest import World, eventually, picture, refused, sha256
 from tests.gateway.upstream_servers import BASE_MODEL, TUNING_DEFAULTS
@@ -42,7 +45,7 @@ async def test_created_tuning_has_all_that_goes_in(world: World) -> None:
     tuning = await world.tune(seed=4)
     assert tuning.state == Tuning.STATE_QUEUED and not tuning.HasField("weights") and not tuning.HasField("error")
     assert tuning.base_model == BASE_MODEL.digest and tuning.image.endswith(sha256(picture()))
-    wanted = TuningConfig()
+    wanted = tuning_config()
     wanted.CopyFrom(TUNING_DEFAULTS)
     wanted.seed = 4
     assert tuning.config == wanted
@@ -54,13 +57,79 @@ async def test_created_tuning_has_all_that_goes_in(world: World) -> None:
     assert ready.etag != tuning.etag and ready.progress.update == 5
 
 
+@pytest.mark.parametrize(
+    ("config", "further", "key"),
+    [
+        (
+            {
+                "method": "unitune",
+                "mode": "attn_out",
+                "updates": 128,
+                "batch": 4,
+                "learning_rate": 1e-4,
+                "rare_tokens": "beikkpic",
+                "seed": 7,
+                "stop_loss_ratio": 0.5,
+            },
+            [],
+            "a06bfa72795c8aa45485640d8c3941d73a7638bafed7c20638f71f3812e46723",
+        ),
+        (
+            {
+                "method": "null_text",
+                "updates": 10,
+                "learning_rate": 0.01,
+                "base_prompt": "a cat on a beach",
+                "num_inference_steps": 20,
+                "guidance_scale": 7.5,
+            },
+            [],
+            "908b72097cb0b9da2b23d283230685d205cfc72c06184d8537219041aebbcb0a",
+        ),
+        (
+            {
+                "method": "textual_inversion",
+                "updates": 3,
+                "batch": 1,
+                "learning_rate": 1e-3,
+                "rare_tokens": "sks",
+                "initial_word": "dog",
+                "num_vectors": 2,
+                "scale_learning_rate": False,
+            },
+            [],
+            "0a29c40ae92509e8c57bf82df904f101c76e1d1890a88a3a7b77959f8240f961",
+        ),
+        (
+            {
+                "method": "dreambooth",
+                "mode": "lora",
+                "updates": 3,
+                "batch": 1,
+                "learning_rate": 1e-3,
+                "rare_tokens": "sks",
+                "class_noun": "dog",
+                "num_class_images": 0,
+                "prior_weight": 1.0,
+            },
+            ["c" * 64],
+            "d789bb96b1abcb9c0cef4b2c3d77a311cf9e75ab91e0b1515f0f85794d4daf74",
+        ),
+    ],
+    ids=lambda value: value.get("method") if isinstance(value, dict) else None,
+)
+def test_the_key_is_that_of_the_versions_before(config: dict[str, Any], further: list[str], key: str) -> None:
+    """The same options have the key that versions wrote whose choices were texts, so their weights are found."""
+    assert key == tuning_key("a" * 64, "b" * 64, tuning_config(**config), further)
+
+
 def test_every_setting_is_in_the_key() -> None:
     """A change of any input changes the key; the same inputs give the same key."""
     keys = {tuning_key("a", "b", TUNING_DEFAULTS), tuning_key("x", "b", TUNING_DEFAULTS)}
     keys.add(tuning_key("a", "x", TUNING_DEFAULTS))
     changes = {
-        "method": "x",
-        "mode": "x",
+        "method": TuningConfig.METHOD_IMAGIC,
+        "mode": TuningConfig.MODE_LORA,
         "updates": 9,
         "batch": 9,
         "learning_rate": 9.0,
@@ -83,7 +152,7 @@ def test_every_setting_is_in_the_key() -> None:
     }
     assert changes.keys() == {field.name for field in TuningConfig.DESCRIPTOR.fields}
     for name, value in changes.items():
-        other = TuningConfig()
+        other = tuning_config()
         other.CopyFrom(TUNING_DEFAULTS)
         setattr(other, name, value)
         keys.add(tuning_key("a", "b", other))
@@ -154,7 +223,7 @@ async def test_request_id_with_another_body_is_refused(world: World) -> None:
     image = await world.upload(picture())
     request = CreateTuningRequest(image=image.name, request_id=str(uuid.uuid4()))
     tuning = await world.tunings.CreateTuning(request)
-    other = CreateTuningRequest(image=image.name, request_id=request.request_id, config=TuningConfig(seed=1))
+    other = CreateTuningRequest(image=image.name, request_id=request.request_id, config=tuning_config(seed=1))
     call = world.tunings.CreateTuning(other)
     await refused(call, grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_ID_REUSED", "request_id")
     await world.tunings.DeleteTuning(DeleteTuningRequest(name=tuning.name))

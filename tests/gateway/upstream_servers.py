@@ -13,21 +13,25 @@ from typing import Any
 import grpc
 import numpy as np
 
+from tests.configs import sampling_config, tuning_config
 from unitune import image_pieces, images, serving, weights
 from unitune.errors import UniTuneError, to_status
+from unitune.options import Flat
 from unitune.v1 import sampler_pb2, sampler_pb2_grpc, tuner_pb2, tuner_pb2_grpc
-from unitune.v1.edit_pb2 import EditEvent, SamplingConfig, Timings
+from unitune.v1.edit_pb2 import EditEvent, Timings
 from unitune.v1.server_pb2 import BaseModel
 from unitune.v1.tuning_pb2 import TuningConfig, TuningProgress, WeightsRef
 from unitune.weight_store import WeightStore
 
-BASE_MODEL = BaseModel(name="tiny", digest=hashlib.sha256(b"tiny").hexdigest(), width=64, height=64, has_gate=True)
-TUNING_DEFAULTS = TuningConfig(
+BASE_MODEL = BaseModel(
+    name="tiny", digest=hashlib.sha256(b"tiny").hexdigest(), width=64, height=64, has_clip_filter=True
+)
+TUNING_DEFAULTS = tuning_config(
     method="unitune", mode="attn_out", updates=5, batch=4, learning_rate=2e-4, rare_tokens="beikkpic"
 )
 METHOD_DEFAULTS = [
     TUNING_DEFAULTS,
-    TuningConfig(
+    tuning_config(
         method="imagic",
         mode="full",
         updates=4,
@@ -36,7 +40,7 @@ METHOD_DEFAULTS = [
         embedding_updates=3,
         embedding_learning_rate=1e-3,
     ),
-    TuningConfig(
+    tuning_config(
         method="dreambooth",
         mode="full",
         updates=3,
@@ -46,7 +50,7 @@ METHOD_DEFAULTS = [
         num_class_images=20,
         prior_weight=1,
     ),
-    TuningConfig(
+    tuning_config(
         method="textual_inversion",
         updates=3,
         batch=4,
@@ -55,9 +59,9 @@ METHOD_DEFAULTS = [
         num_vectors=1,
         scale_learning_rate=True,
     ),
-    TuningConfig(method="null_text", updates=3, learning_rate=0.01, num_inference_steps=50, guidance_scale=7.5),
+    tuning_config(method="null_text", updates=3, learning_rate=0.01, num_inference_steps=50, guidance_scale=7.5),
 ]
-SAMPLING_DEFAULTS = SamplingConfig(
+SAMPLING_DEFAULTS = sampling_config(
     method="unitune",
     scheduler="ddim",
     num_inference_steps=20,
@@ -142,7 +146,7 @@ class Tuner(tuner_pb2_grpc.TunerServiceServicer):
                 probe_base=np.zeros((1, 2), np.float32),
                 key=request.key,
                 base_model=self.base_model.digest,
-                method=request.config.method,
+                method=Flat(request.config).method,
                 rare_tokens=request.config.rare_tokens,
                 updates=total,
                 probe_seed=0,
@@ -202,7 +206,7 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
             sampling_defaults=SAMPLING_DEFAULTS,
             method_defaults=[
                 SAMPLING_DEFAULTS,
-                SamplingConfig(
+                sampling_config(
                     method="imagic",
                     scheduler="euler",
                     num_inference_steps=10,
@@ -211,7 +215,7 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
                     interpolation=0,
                     eta=0.7,
                 ),
-                SamplingConfig(
+                sampling_config(
                     method="prompt_to_prompt",
                     scheduler="ddim",
                     num_inference_steps=10,

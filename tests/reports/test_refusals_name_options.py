@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from tests.reports.conftest import ROOT, Unitune
 from unitune.errors import InvalidField, UniTuneError, from_rpc_error
-from unitune.options import BASE_MODEL, EDIT, SAMPLING, TUNING
+from unitune.options import BASE_MODEL, EDIT, SAMPLING, TUNING, name_of, options_of, put_words
 from unitune.v1 import edit_pb2, edit_pb2_grpc, tuning_pb2, tuning_pb2_grpc
 from unitune_client import Client
 from unitune_client.cli.flags import FIELDS, Flags
@@ -38,16 +38,16 @@ WRONG: dict[type[Message], dict[str, Any]] = {
         "mask_image": None,
     },
     edit_pb2.SamplingConfig: {
-        "method": "magic",
+        "method": 99,
         "num_inference_steps": 0,
         "guidance_scale": -1,
         "strength": 2,
         "interpolation": 2,
-        "scheduler": "magic",
+        "scheduler": 99,
         "negative_prompt": LONG,
         "base_prompt": LONG,
         "prompt_guidance_scale": -1,
-        "mask_source": "magic",
+        "mask_source": 99,
         "mask_blur": -1,
         "mask_text": LONG,
         "inverted": True,
@@ -57,11 +57,11 @@ WRONG: dict[type[Message], dict[str, Any]] = {
         "guidance_sigma_low": -1,
         "guidance_sigma_high": -1,
         "automatic": True,
-        "gate": True,
-        "inversion": "magic",
+        "clip_filter": True,
+        "inversion": 99,
         "cross_replace": 2,
         "self_replace": 2,
-        "alignment": "magic",
+        "alignment": 99,
         "word_weights": {"cat": 99},
         "blend_words": ["cat"] * 99,
         "super_resolution": None,
@@ -69,8 +69,8 @@ WRONG: dict[type[Message], dict[str, Any]] = {
     },
     tuning_pb2.CreateTuningRequest: {"image": "nonsense", "images": ["tenants/default/images/" + "0" * 64] * 9},
     tuning_pb2.TuningConfig: {
-        "method": "magic",
-        "mode": "magic",
+        "method": 99,
+        "mode": 99,
         "updates": -1,
         "learning_rate": 0,
         "rare_tokens": "x" * 99,
@@ -91,7 +91,7 @@ WRONG: dict[type[Message], dict[str, Any]] = {
         "image": "nonsense",
         "image_data": None,
         "prompt": "",
-        "methods": [edit_pb2.CompareRequest.Entry(method="magic")],
+        "methods": [edit_pb2.CompareRequest.Entry(method=99)],
         "seeds": [-1],
         "class_noun": LONG,
         "initial_word": LONG,
@@ -135,7 +135,7 @@ def refused_by(services: LocalServices) -> Iterator[Callable[[type[Message], str
                     of = request if kind is edit_pb2.EditRequest else request.config
                     set_field(of, field, value)
                     if field == "fast":
-                        request.config.method = "sdedit"
+                        request.config.method = edit_pb2.SamplingConfig.METHOD_SDEDIT
                     list(edits.Edit(request, timeout=60))
                 elif kind is edit_pb2.CompareRequest:
                     request = edit_pb2.CompareRequest(parent="tenants/default", image=image, prompt="a cat")
@@ -145,22 +145,23 @@ def refused_by(services: LocalServices) -> Iterator[Callable[[type[Message], str
                     request = tuning_pb2.CreateTuningRequest(parent="tenants/default", image=image)
                     set_field(request if kind is tuning_pb2.CreateTuningRequest else request.config, field, value)
                     if field in sum(TUNED.values(), ()):
-                        request.config.method = next(method for method, fields in TUNED.items() if field in fields)
+                        method = next(method for method, fields in TUNED.items() if field in fields)
+                        put_words(request.config, {"method": method})
                     tunings.CreateTuning(request, timeout=60)
             return from_rpc_error(raised.value)
 
         yield refused
 
 
-def set_field(message: Message, field: str, value: Any) -> None:
-    """Put a value into any field."""
-    if isinstance(value, list):
-        message.ClearField(field)
-        getattr(message, field).extend(value)
-    elif isinstance(value, dict):
-        getattr(message, field).update(value)
-    else:
-        setattr(message, field, value)
+def set_field(message: Message, name: str, value: Any) -> None:
+    """Put a value into any field, a choice by its number."""
+    field = options_of(type(message))[name]
+    if not field.choices:
+        field.put(message, value)
+        return
+    for parent in field.parents:
+        message = getattr(message, parent.descriptor.name)
+    setattr(message, field.descriptor.name, value)
 
 
 def command_of(kind: type[Message]) -> click.Command:
@@ -178,7 +179,7 @@ def test_every_field_is_an_option_or_of_the_api_alone(kind: type[Message]) -> No
     """A new field of the contract has an option that refusals name, or stands here as one that has none (N17)."""
     flags, shown = Flags(command_of(kind)), help_of(command_of(kind))
     known = WRONG[kind].keys() | OF_THE_API[kind] | NEVER_REFUSED
-    fields = {field.name for field in kind.DESCRIPTOR.fields}
+    fields = set(options_of(kind))
 
     assert fields <= known, f"neither an option nor of the API alone: {fields - known}"
     for field in fields & (WRONG[kind].keys() - {"config", "tuning_config"}):
@@ -196,7 +197,7 @@ def test_a_servers_refusal_names_an_option(
 
     option = flags.of(error.field or "")
 
-    assert error.field is not None and re.sub(r"\[.*", "", error.field.rpartition(".")[2]) in (field, "method")
+    assert error.field is not None and name_of(error.field) in (field, "method")
     assert option is not None and option in help_of(command_of(kind)).split("\n  ", 1)[0] + help_of(command_of(kind))
     told = flags.message(error)
     assert told.startswith(f"{option} is ")
@@ -206,7 +207,9 @@ def test_a_servers_refusal_names_an_option(
 def remedies() -> list[str]:
     """Every text of the servers that tells to leave a field unset or to set one, with X for what it fills in."""
     texts = []
-    for path in [path for server in ("gateway", "sampler_svc", "tuner_svc") for path in ROOT.glob(f"{server}/**/*.py")]:
+    servers = ("gateway", "sampler_svc", "tuner_svc")
+    of_servers = [path for server in servers for path in ROOT.glob(f"{server}/**/*.py")]
+    for path in [*of_servers, ROOT / "unitune" / "sampling_rules.py"]:
         tree = ast.parse(path.read_text())
         docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
         inner = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
@@ -243,10 +246,13 @@ def test_every_remedy_of_the_servers_can_be_said_in_options() -> None:
     [
         ("leave it unset: automatic chooses it", "leave it out: automatic chooses it"),
         ("leave automatic unset", "give --no-automatic"),
-        ("say more, or leave automatic and gate unset", "say more, or give --no-automatic and leave out --gate"),
+        (
+            "say more, or leave automatic and clip_filter unset",
+            "say more, or give --no-automatic and leave out --clip-filter",
+        ),
         ("for no guidance at all set guidance_scale to 1", "for no guidance at all give --guidance 1"),
         ("it must be above guidance_sigma_low, 3", "it must be above --guidance-interval, 3"),
-        ("leave it unset, or set gate, too", "leave it out, or give --gate, too"),
+        ("leave it unset, or set clip_filter, too", "leave it out, or give --clip-filter, too"),
     ],
 )
 def test_remedies_are_worded_in_options(remedy: str, told: str) -> None:
@@ -258,11 +264,13 @@ def test_remedies_are_worded_in_options(remedy: str, told: str) -> None:
 
 def test_an_option_that_is_on_by_itself_is_switched_off() -> None:
     """`leave it unset` of --automatic is --no-automatic (N17)."""
-    error = InvalidField("config.automatic", "true", "leave it unset: this base model has no gate (a clip folder)")
+    error = InvalidField(
+        "config.automatic", "true", "leave it unset: this base model has no CLIP filter (a clip folder)"
+    )
 
     told = Flags(main.commands["edit"]).message(error)
 
-    assert "--automatic is 'true': give --no-automatic: this base model has no gate (a clip folder)" == told
+    assert "--automatic is 'true': give --no-automatic: this base model has no CLIP filter (a clip folder)" == told
 
 
 def test_the_program_names_options(unitune: Unitune, photo: Path) -> None:

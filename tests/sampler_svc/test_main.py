@@ -9,8 +9,9 @@ from pathlib import Path
 import grpc
 import pytest
 
+from tests.configs import sampling_config
 from tests.sampler_svc.pictures import picture
-from unitune.v1 import edit_pb2, sampler_pb2, sampler_pb2_grpc
+from unitune.v1 import sampler_pb2, sampler_pb2_grpc
 
 WITHOUT_THE_TUNER = """
 import sys
@@ -63,7 +64,7 @@ def test_the_program_serves_until_it_is_told_to_stop(engine_folder: Path, tmp_pa
     try:
         assert program.stdout is not None
         address = program.stdout.readline().removeprefix("listening ").strip()
-        config = edit_pb2.SamplingConfig(
+        config = sampling_config(
             method="sdedit", scheduler="euler", num_inference_steps=4, guidance_scale=2, strength=0.5, interpolation=0
         )
         request = sampler_pb2.SampleRequest(image=picture(), prompt="a cat", config=config, seeds=[1])

@@ -9,11 +9,11 @@ from pathlib import Path
 import grpc
 import pytest
 
+from tests.configs import sampling_config
 from tests.sampler_svc.pictures import mask, picture
 from tests.sampler_svc.test_main import environment
 from tests.sampler_svc.tunings import Tunings
 from unitune.v1 import sampler_pb2_grpc, tuning_pb2
-from unitune.v1.edit_pb2 import SamplingConfig
 from unitune.v1.sampler_pb2 import SampleRequest
 from unitune.weight_store import WeightStore
 
@@ -42,7 +42,7 @@ def requests(tuned: Sequence[tuning_pb2.WeightsRef]) -> list[SampleRequest]:
         ({"method": "sdedit", "mask_text": "cat", "mask_source": "attention"}, {"image": picture(60, 90)}),
     ]
     return [
-        SampleRequest(config=SamplingConfig(**setting, **config), **{"seeds": [3], **common, **fields})
+        SampleRequest(config=sampling_config(**setting, **config), **{"seeds": [3], **common, **fields})
         for config, fields in ways
     ]
 

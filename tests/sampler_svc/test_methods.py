@@ -13,12 +13,13 @@ from sampler_svc.model import Model
 from sampler_svc.sampling.conditioning import embedding, mixed, null_embeddings
 from sampler_svc.sampling.gate import Gate, Scores
 from sampler_svc.service import SamplerService
+from tests.configs import sampling_config
 from tests.sampler_svc.pictures import picture
 from unitune import images, serving
 from unitune.base_model import Preset
 from unitune.errors import DataLoss, from_rpc_error, from_status
+from unitune.options import SAMPLING
 from unitune.v1 import sampler_pb2, sampler_pb2_grpc, tuning_pb2
-from unitune.v1.edit_pb2 import SamplingConfig
 from unitune.weight_store import WeightStore
 from unitune.weights import WEIGHTS_FILE, TunedWeights, pack
 
@@ -91,9 +92,9 @@ async def start(engine_folder: Path, store: WeightStore) -> AsyncIterator[Callab
 
 def request(weights: tuning_pb2.WeightsRef | None, method: str, **changes: Any) -> sampler_pb2.SampleRequest:
     """A run of four steps from the noisiest level."""
-    names = SamplingConfig.DESCRIPTOR.fields_by_name
+    names = SAMPLING
     settings = {name: changes.pop(name) for name in list(changes) if name in names}
-    config = SamplingConfig(
+    config = sampling_config(
         **{
             "method": method,
             "scheduler": "ddim",
@@ -291,7 +292,7 @@ async def test_null_text_for_another_edit_is_refused(
     [
         ({"negative_prompt": "snow"}, "config.negative_prompt"),
         ({"automatic": True}, "config.automatic"),
-        ({"only_masked": True}, "config.only_masked"),
+        ({"only_masked": True}, "config.mask.only_masked"),
     ],
 )
 async def test_null_text_refuses_what_it_is_not_for(
@@ -470,7 +471,7 @@ async def test_the_gate_chooses_among_attempts_of_every_method(
     alone = request(weights, tuning["method"], prompt=prompt, **point, **settings)
     assert await png(sampler, alone) == chosen.png
     assert [" ".join(one.split()) for one in gate.prompts] == [read] * len(Preset().automatic_points)
-    asked = request(weights, tuning["method"], prompt=prompt, gate=True, resamples=1, **settings)
+    asked = request(weights, tuning["method"], prompt=prompt, clip_filter=True, resamples=1, **settings)
     (chosen,) = [event.image for event in await events(sampler, asked) if event.WhichOneof("event") == "image"]
     again = request(weights, tuning["method"], prompt=prompt, seeds=[chosen.seed], **settings)
     assert await png(sampler, again) == chosen.png

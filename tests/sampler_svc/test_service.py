@@ -15,13 +15,15 @@ from sampler_svc.model import Model
 from sampler_svc.sampling.attempts import SEED_STRIDE
 from sampler_svc.sampling.gate import Gate
 from sampler_svc.service import SamplerService
+from tests.configs import sampling_config
 from tests.sampler_svc.pictures import mask, picture
 from tests.sampler_svc.tunings import Tunings
 from unitune import images, serving
 from unitune.base_model import Preset
 from unitune.choices import DEFAULT_RESAMPLES
 from unitune.errors import DataLoss, from_rpc_error, from_status
-from unitune.v1 import edit_pb2, sampler_pb2, sampler_pb2_grpc, tuning_pb2
+from unitune.options import SAMPLING, Flat
+from unitune.v1 import sampler_pb2, sampler_pb2_grpc, tuning_pb2
 from unitune.weight_store import WeightStore
 from unitune.weights import WEIGHTS_FILE
 
@@ -71,11 +73,7 @@ def request(weights: tuning_pb2.WeightsRef | None = None, **changes: object) -> 
         "guidance_scale": 4.0,
         "strength": 0.75,
         "interpolation": 0.0,
-        **{
-            name: changes.pop(name)
-            for name in list(changes)
-            if name in edit_pb2.SamplingConfig.DESCRIPTOR.fields_by_name
-        },
+        **{name: changes.pop(name) for name in list(changes) if name in SAMPLING},
     }
     fields = {
         "edit": "tenants/default/edits/1",
@@ -85,7 +83,8 @@ def request(weights: tuning_pb2.WeightsRef | None = None, **changes: object) -> 
         "seeds": [5],
         **changes,
     }
-    return sampler_pb2.SampleRequest(weights=weights, config=edit_pb2.SamplingConfig(**config), **fields)
+    config = {name: value for name, value in config.items() if value is not None}
+    return sampler_pb2.SampleRequest(weights=weights, config=sampling_config(**config), **fields)
 
 
 async def events(sampler: sampler_pb2_grpc.SamplerServiceStub, asked: sampler_pb2.SampleRequest) -> list[Event]:
@@ -274,8 +273,8 @@ async def test_the_base_prompt_of_a_tuned_model_has_the_rare_tokens(sampler, sto
 @pytest.mark.parametrize(
     ("field", "change"),
     [
-        ("config.method", {"method": "magic"}),
-        ("config.scheduler", {"scheduler": "plms"}),
+        ("config.method", {"method": 99}),
+        ("config.scheduler", {"scheduler": 99}),
         ("config.num_inference_steps", {"num_inference_steps": 0}),
         ("config.num_inference_steps", {"num_inference_steps": 1001}),
         ("config.num_inference_steps", {"num_inference_steps": None}),
@@ -286,15 +285,15 @@ async def test_the_base_prompt_of_a_tuned_model_has_the_rare_tokens(sampler, sto
         ("config.interpolation", {"interpolation": None}),
         ("config.interpolation", {"interpolation": 1.01}),
         ("config.prompt_guidance_scale", {"prompt_guidance_scale": 65.0}),
-        ("config.unconditional_model", {"unconditional_model": "other"}),
+        ("config.unconditional_model", {"unconditional_model": 99}),
         ("config.base_mixture", {"base_mixture": float("nan")}),
-        ("config.mask_source", {"mask_source": "guessed"}),
-        ("config.mask_blur", {"mask_blur": -1.0}),
-        ("config.mask_padding", {"mask_padding": 1025}),
+        ("config.mask.source", {"mask_source": 99}),
+        ("config.mask.blur", {"mask_blur": -1.0}),
+        ("config.mask.padding", {"mask_padding": 1025}),
         ("config.repeats", {"repeats": 0}),
-        ("config.guidance_sigma_low", {"guidance_sigma_low": -0.5}),
-        ("config.guidance_sigma_high", {"guidance_sigma_high": float("nan")}),
-        ("config.guidance_sigma_high", {"guidance_sigma_low": 2.0, "guidance_sigma_high": 2.0}),
+        ("config.guidance_interval.low", {"guidance_sigma_low": -0.5}),
+        ("config.guidance_interval.high", {"guidance_sigma_high": float("nan")}),
+        ("config.guidance_interval.high", {"guidance_sigma_low": 2.0, "guidance_sigma_high": 2.0}),
         ("mask", {"mask_source": "given"}),
         ("seeds", {"seeds": []}),
         ("seeds", {"seeds": list(range(9))}),
@@ -480,7 +479,7 @@ async def test_info_tells_base_model_and_defaults(sampler, model: Model) -> None
     info = await sampler.GetSamplerInfo(sampler_pb2.GetSamplerInfoRequest())
 
     assert (info.base_model.digest, info.base_model.width, info.base_model.height) == (model.spec.digest, 48, 48)
-    assert info.sampling_defaults.method == "unitune"
+    assert Flat(info.sampling_defaults).method == "unitune"
     assert info.sampling_defaults.strength == model.spec.preset.strength
     assert info.engine.startswith("onnxruntime ")
 
@@ -493,11 +492,11 @@ async def test_info_tells_the_presets_own_values_for_prompt_to_prompt(model: Mod
 
     info = await service.GetSamplerInfo(sampler_pb2.GetSamplerInfoRequest(), None)
 
-    defaults = {one.method: one for one in info.method_defaults}
+    defaults = {Flat(one).method: Flat(one) for one in info.method_defaults}
     beside = defaults["prompt_to_prompt"]
     assert (0.8, 0.6, 5.0) == (beside.cross_replace, beside.self_replace, beside.guidance_scale)
     assert ("direct", "ddim", 1.0) == (beside.inversion, beside.scheduler, beside.strength)
-    assert not defaults["sdedit"].HasField("cross_replace")
+    assert not defaults["sdedit"].has("cross_replace")
 
 
 async def test_a_mistake_of_ours_is_internal_and_tells_nothing(
@@ -549,7 +548,7 @@ async def test_automatic_returns_the_point_that_it_chose(gated) -> None:
     assert pngs(alone) == [image.png]
 
 
-@pytest.mark.parametrize("option", ["automatic", "gate"])
+@pytest.mark.parametrize("option", ["automatic", "clip_filter"])
 async def test_all_attempts_have_the_encoded_picture_in_common(
     gated, model: Model, monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:
@@ -562,7 +561,7 @@ async def test_all_attempts_have_the_encoded_picture_in_common(
     assert kinds(found)[-1] == "done" and len(encoded) == 1
 
 
-@pytest.mark.parametrize("option", ["automatic", "gate"])
+@pytest.mark.parametrize("option", ["automatic", "clip_filter"])
 @pytest.mark.parametrize("source", [{"mask_source": "diffedit"}, {"mask_source": "word", "mask_text": "the cat"}])
 async def test_all_attempts_have_a_mask_known_before_in_common(
     gated, model: Model, monkeypatch: pytest.MonkeyPatch, option: str, source: dict[str, str]
@@ -593,7 +592,7 @@ async def test_all_attempts_have_a_mask_known_before_in_common(
 
 async def test_the_gate_resamples_within_bounds_and_scores_the_answer(gated) -> None:
     """The answer has scores and the seed that it came from, which gives the same picture by itself."""
-    found = await events(gated, request(gate=True, resamples=2))
+    found = await events(gated, request(clip_filter=True, resamples=2))
     (image,) = (event.image for event in found if event.WhichOneof("event") == "image")
 
     assert kinds(found) == ["loading", "step", "image", "done"]
@@ -604,7 +603,7 @@ async def test_the_gate_resamples_within_bounds_and_scores_the_answer(gated) -> 
 
 async def test_a_run_that_tries_again_can_be_cancelled_between_attempts(gated) -> None:
     """Closing the stream during a later attempt stops the work, and the engine is free for the next run."""
-    call = gated.Sample(request(gate=True, resamples=8, num_inference_steps=40))
+    call = gated.Sample(request(clip_filter=True, resamples=8, num_inference_steps=40))
     async for event in call:
         if event.WhichOneof("event") == "step" and event.step.attempt > 1:
             break
@@ -615,7 +614,7 @@ async def test_a_run_that_tries_again_can_be_cancelled_between_attempts(gated) -
 
 async def test_a_gate_is_refused_where_there_is_none(sampler) -> None:
     """The field is named."""
-    for option in ("automatic", "gate"):
+    for option in ("automatic", "clip_filter"):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await events(sampler, request(**{option: True}))
         assert from_rpc_error(caught.value).metadata["field"] == f"config.{option}"

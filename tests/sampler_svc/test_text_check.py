@@ -16,16 +16,17 @@ from sampler_svc.model import Model
 from sampler_svc.sampling.gate import Gate
 from sampler_svc.sampling.text_reader import reader_of
 from sampler_svc.service import SamplerService
+from tests.configs import sampling_config, tuning_config
 from tests.sampler_svc.pictures import picture
 from tests.tiny_model import CONTEXT_TOKENS, WORDS
 from unitune import serving
 from unitune.errors import InvalidField, from_rpc_error
+from unitune.options import SAMPLING
 from unitune.prompts import with_rare_tokens
 from unitune.reading import Reader
-from unitune.v1.edit_pb2 import SamplingConfig
 from unitune.v1.sampler_pb2 import SampleRequest
 from unitune.v1.sampler_pb2_grpc import SamplerServiceStub
-from unitune.v1.tuning_pb2 import TuningConfig, WeightsRef
+from unitune.v1.tuning_pb2 import WeightsRef
 from unitune.weight_store import WeightStore
 
 ROOM = CONTEXT_TOKENS - 2
@@ -34,12 +35,12 @@ RARE, RARE_TOKENS = "beikkpic", 7  # as the tiny tokenizer has it: be, then each
 
 def request(prompt: str = "a cat", **changes: object) -> SampleRequest:
     """What the gateway asks about an edit whose tuning is not made yet; options of the config may be given by name."""
-    names = SamplingConfig.DESCRIPTOR.fields_by_name
+    names = SAMPLING
     config = {"method": "unitune", "scheduler": "ddim", "num_inference_steps": 8, "guidance_scale": 4.0}
     config |= {"strength": 0.75, "interpolation": 0.0}
     config |= {name: changes.pop(name) for name in list(changes) if name in names}
     fields = {"prompt": prompt, "seeds": [0], **changes}
-    return SampleRequest(config=SamplingConfig(**config), **fields)
+    return SampleRequest(config=sampling_config(**config), **fields)
 
 
 @pytest.fixture
@@ -161,7 +162,7 @@ async def test_a_placeholder_takes_the_room_of_its_vectors(sampler) -> None:
     tuning = {"method": "textual_inversion", "rare_tokens": RARE, "initial_word": "cat"}
 
     for vectors, is_cut in ((ROOM - 3, False), (ROOM - 2, True)):
-        config = TuningConfig(num_vectors=vectors, **tuning)
+        config = tuning_config(num_vectors=vectors, **tuning)
         asked = request(prompt, method="textual_inversion", tuning_config=config)
         assert [("'snow'" in warning) for warning in await warnings(sampler, asked)] == [True] * is_cut
 
@@ -173,7 +174,7 @@ async def test_a_word_that_the_model_cuts_is_refused_before_the_tuning(sampler, 
     words = {"blend_words": ["cow"]} if option == "blend_words" else {"word_weights": {"cow": 2.0}}
     asked = request(prompt, method="prompt_to_prompt", base_prompt="a cat", alignment="refine", **words)
 
-    assert (await refused(sampler, asked)).field == f"config.{option}"
+    assert (await refused(sampler, asked)).field == f"config.prompt_to_prompt.{option}"
 
 
 @pytest.mark.parametrize("prompt", ["🦊", "...", "\u200b\u200b", "?!", "日本", "<|endoftext|>", "🦊 🐶 …"])
@@ -223,13 +224,13 @@ async def test_other_texts_of_nothing_are_refused_by_name(of_stickerbook, change
     """Base prompt and mask text are needed where they are read (N14)."""
     error = await refused(of_stickerbook, request(**changes))
 
-    assert error.field == ("config.mask_text" if "mask_text" in changes else "config.base_prompt")
+    assert error.field == ("config.mask.text" if "mask_text" in changes else "config.base_prompt")
 
 
 async def test_texts_of_a_tuning_are_checked_until_it_is_made(of_stickerbook) -> None:
     """Rare tokens of nothing, or too long to be read, cannot be bound; a tuning that is there is not judged (N14)."""
     for rare in ("🦊", "qzxqzxqzxqzxqzxqzxqzxqzxqzxqzxqz"):
-        asked = request(rare_tokens="", tuning_config=TuningConfig(method="unitune", rare_tokens=rare))
+        asked = request(rare_tokens="", tuning_config=tuning_config(method="unitune", rare_tokens=rare))
         assert (await refused(of_stickerbook, asked)).field == "tuning_config.rare_tokens"
         asked.weights.CopyFrom(WeightsRef(digest="0" * 64, path="tunings/default/t-000/1"))
         assert await warnings(of_stickerbook, asked) == []
@@ -240,9 +241,9 @@ async def test_the_gate_is_told_of_only_where_it_reads_less(serve, model: Model,
     gate = Gate(clip_folder[1], model.spec.preset, lambda picture: 0.0, threads=1)
     prompt = "a cat on the beach in the snow by day"
     async for sampler in serve(gate=gate):
-        assert await warnings(sampler, request(prompt, gate=True)) == []
+        assert await warnings(sampler, request(prompt, clip_filter=True)) == []
         gate.reader = replace(gate.reader, room=5)
-        (warning,) = await warnings(sampler, request(prompt, gate=True))
+        (warning,) = await warnings(sampler, request(prompt, clip_filter=True))
         assert "gate" in warning and "'in the snow by day'" in warning
         assert await warnings(sampler, request(prompt)) == []
 

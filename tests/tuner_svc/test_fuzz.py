@@ -4,10 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.answers import fault_of
+from tests.configs import tuning_config
 from tests.extremes import extremes
 from tests.tuner_svc.test_service import NAME, PATH, SHORT, start, store
 from unitune.options import TUNING, read_by
-from unitune.v1 import tuner_pb2, tuning_pb2
+from unitune.v1 import tuner_pb2
 
 __all__ = ["start", "store"]  # fixtures
 
@@ -17,7 +18,7 @@ OWN = read_by(TUNING, "unitune")
 async def test_no_extreme_value_of_a_run_is_our_mistake(start: Callable[..., Any]) -> None:
     """Numbers, texts and bytes at their ends, one field at a time: a tuning, or a refusal with details (r1, r2)."""
     tuner = await start()
-    config = tuning_pb2.TuningConfig(**{**SHORT, "updates": 0})
+    config = tuning_config(**{**SHORT, "updates": 0})
     base = tuner_pb2.RunTuningRequest(name=NAME, key="key", image=tuner.picture, path=PATH, config=config)
     found = []
     for done, asked in extremes(base):
@@ -33,8 +34,8 @@ async def test_no_extreme_value_of_the_other_calls_is_our_mistake(start: Callabl
     tuner = await start()
     imagic = {**SHORT, "method": "imagic", "prompt": "a cat", "embedding_updates": 1, "embedding_learning_rate": 1e-3}
     calls = (
-        ("CheckTuning", tuner_pb2.CheckTuningRequest(config=tuning_pb2.TuningConfig(**SHORT))),
-        ("CheckTuning", tuner_pb2.CheckTuningRequest(config=tuning_pb2.TuningConfig(**imagic))),
+        ("CheckTuning", tuner_pb2.CheckTuningRequest(config=tuning_config(**SHORT))),
+        ("CheckTuning", tuner_pb2.CheckTuningRequest(config=tuning_config(**imagic))),
         ("CancelTuning", tuner_pb2.CancelRunRequest(name=NAME)),
         ("GetTunerInfo", tuner_pb2.GetTunerInfoRequest()),
     )

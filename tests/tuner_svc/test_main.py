@@ -11,10 +11,11 @@ from pathlib import Path
 import grpc
 import pytest
 
+from tests.configs import tuning_config
 from tuner_svc.config import TunerConfig
 from unitune import settings
 from unitune.settings import BadSetting
-from unitune.v1 import tuner_pb2, tuner_pb2_grpc, tuning_pb2
+from unitune.v1 import tuner_pb2, tuner_pb2_grpc
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "tuner_svc"]
@@ -63,9 +64,7 @@ def test_a_signal_ends_it_in_the_midst_of_what_nothing_interrupts(
 ) -> None:
     """While it stores weights in an object store that does not answer, SIGTERM ends a tuner after its drain
     and the time to leave, and says in its log what held it up (r19)."""
-    config = tuning_pb2.TuningConfig(
-        method="unitune", mode="attn_out", updates=1, batch=1, learning_rate=1e-3, rare_tokens="r"
-    )
+    config = tuning_config(method="unitune", mode="attn_out", updates=1, batch=1, learning_rate=1e-3, rare_tokens="r")
     request = tuner_pb2.RunTuningRequest(name="t", key="k", path="tunings/t/t-001/1", image=picture, config=config)
     with socket.create_server(("127.0.0.1", 0)) as silent, (tmp_path / "log").open("w") as log:
         silent.settimeout(120)

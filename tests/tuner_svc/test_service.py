@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.configs import tuning_config
 from tests.full_disk import fill, mounted
 from tuner_svc import service as module
 from tuner_svc.base_model import BaseModel
@@ -23,7 +24,8 @@ from unitune import serving
 from unitune.codecs import decode
 from unitune.errors import InvalidArgument, InvalidField, ResourceExhausted, Unavailable, from_rpc_error, from_status
 from unitune.images import ModelImage
-from unitune.v1 import tuner_pb2, tuner_pb2_grpc, tuning_pb2
+from unitune.options import Flat
+from unitune.v1 import tuner_pb2, tuner_pb2_grpc
 from unitune.v1.tuner_pb2 import RunTuningEvent
 from unitune.weight_store import WeightStore
 from unitune.weights import WEIGHTS_FILE, Manifest
@@ -43,7 +45,7 @@ class Tuner:
     def run(self, config: dict[str, Any], **fields: Any) -> Any:
         """Begin a run."""
         values = {"name": NAME, "key": "key", "image": self.picture, "path": PATH, **fields}
-        return self.stub.RunTuning(tuner_pb2.RunTuningRequest(config=tuning_pb2.TuningConfig(**config), **values))
+        return self.stub.RunTuning(tuner_pb2.RunTuningRequest(config=tuning_config(**config), **values))
 
     async def cancel(self, name: str = NAME) -> None:
         """Cancel the runs of that name."""
@@ -123,8 +125,8 @@ async def test_info_tells_model_and_defaults(start: Callable[..., Any], model: B
     )
     defaults = info.tuning_defaults
     assert ("unitune", "attn_out", 128, 4, 1e-4, "beikkpic") == (
-        defaults.method,
-        defaults.mode,
+        Flat(defaults).method,
+        Flat(defaults).mode,
         defaults.updates,
         defaults.batch,
         defaults.learning_rate,
@@ -146,7 +148,7 @@ async def test_info_tells_the_presets_own_values_for_a_method(start: Callable[..
 
     info = await tuner.stub.GetTunerInfo(tuner_pb2.GetTunerInfoRequest())
 
-    told = {defaults.method: defaults for defaults in info.method_defaults}
+    told = {Flat(defaults).method: defaults for defaults in info.method_defaults}
     assert (3e-4, 2, 1000) == (told["imagic"].learning_rate, told["imagic"].batch, told["imagic"].updates)
     assert (5e-6, 1) == (told["dreambooth"].learning_rate, told["dreambooth"].batch)
     null_text = told["null_text"]  # with the guidance of the edits that it is for
@@ -400,9 +402,9 @@ async def test_an_instance_is_a_process(start: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "field"),
     [
-        ({"method": "magic"}, "config.method"),
+        ({"method": 99}, "config.method"),
         ({"method": "dreambooth"}, "config.num_class_images"),
-        ({"mode": "attention"}, "config.mode"),
+        ({"mode": 99}, "config.mode"),
         ({"updates": 5001}, "config.updates"),
         ({"updates": None}, "config.updates"),
         ({"batch": 0}, "config.batch"),

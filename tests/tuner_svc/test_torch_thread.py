@@ -10,8 +10,9 @@ from pathlib import Path
 import grpc
 import torch
 
+from tests.configs import tuning_config
 from tuner_svc.torch_thread import TorchThread
-from unitune.v1 import tuner_pb2, tuner_pb2_grpc, tuning_pb2
+from unitune.v1 import tuner_pb2, tuner_pb2_grpc
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,7 +55,7 @@ def test_a_tuner_computes_in_one_thread(tiny_model: Path, tmp_path: Path, pictur
                         key=f"k{number}",
                         path=f"tunings/t/t-00{number}/1",
                         image=picture,
-                        config=tuning_pb2.TuningConfig(**config, rare_tokens="r"),
+                        config=tuning_config(**config, rare_tokens="r"),
                     )
                     stub.CheckTuning(tuner_pb2.CheckTuningRequest(config=request.config))
                     *_, last = stub.RunTuning(request)

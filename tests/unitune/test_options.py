@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from tests.configs import sampling_config, tuning_config
 from unitune.diffusion.solvers import SCHEDULERS
 from unitune.errors import InvalidArgument, InvalidField
 from unitune.options import (
@@ -39,7 +40,7 @@ REQUESTS = (SamplingConfig, TuningConfig, EditRequest, edit_pb2.CompareRequest, 
         (SAMPLING["mask_text"], "at most 2000 characters"),
         (EDIT["mask"], "at most 786432 bytes"),
         (SAMPLING["word_weights"], "-10 to 10"),
-        (SAMPLING["gate"], ""),
+        (SAMPLING["clip_filter"], ""),
     ],
     ids=lambda value: getattr(value, "name", None),
 )
@@ -51,15 +52,15 @@ def test_a_range_has_one_wording(field: object, words: str) -> None:
 @pytest.mark.parametrize(
     ("config", "field", "value"),
     [
-        (SamplingConfig(guidance_scale=64.5), "guidance_scale", "64.5"),
-        (SamplingConfig(guidance_scale=math.nan), "guidance_scale", "nan"),
-        (SamplingConfig(guidance_sigma_high=math.inf), "guidance_sigma_high", "inf"),
-        (SamplingConfig(word_weights={"a secret": 11}), "word_weights", "11.0"),
-        (SamplingConfig(blend_words=["a"] * 17), "blend_words", "17 words"),
-        (SamplingConfig(base_prompt="x" * 2001), "base_prompt", "2001 characters"),
-        (TuningConfig(learning_rate=0), "learning_rate", "0.0"),
-        (TuningConfig(prompt=" " * 2001), "prompt", "blank"),
-        (TuningConfig(class_noun="a\ndog"), "class_noun", "a\ndog"),
+        (sampling_config(guidance_scale=64.5), "guidance_scale", "64.5"),
+        (sampling_config(guidance_scale=math.nan), "guidance_scale", "nan"),
+        (sampling_config(guidance_sigma_high=math.inf), "guidance_interval.high", "inf"),
+        (sampling_config(word_weights={"a secret": 11}), "prompt_to_prompt.word_weights", "11.0"),
+        (sampling_config(blend_words=["a"] * 17), "prompt_to_prompt.blend_words", "17 words"),
+        (sampling_config(base_prompt="x" * 2001), "base_prompt", "2001 characters"),
+        (tuning_config(learning_rate=0), "learning_rate", "0.0"),
+        (tuning_config(prompt=" " * 2001), "prompt", "blank"),
+        (tuning_config(class_noun="a\ndog"), "class_noun", "a\ndog"),
         (EditRequest(), "prompt", ""),
         (EditRequest(prompt="a cat", seeds=[3, -1]), "seeds[1]", "-1"),
     ],
@@ -75,8 +76,17 @@ def test_what_is_out_of_its_range_is_refused(config: object, field: str, value: 
 
 def test_ends_are_in_the_range() -> None:
     """What is at an end that counts is taken, and so is what is unset or has no declaration."""
-    check(SamplingConfig(guidance_scale=0, strength=1, num_inference_steps=1000, resamples=0, blend_words=["a"] * 16))
-    check(TuningConfig(learning_rate=0.1, updates=0, seed=2**63 - 1, class_noun="x" * 64))
+    check(
+        sampling_config(
+            guidance_scale=0,
+            strength=1,
+            num_inference_steps=1000,
+            clip_filter=True,
+            resamples=0,
+            blend_words=["a"] * 16,
+        )
+    )
+    check(tuning_config(learning_rate=0.1, updates=0, seed=2**63 - 1, class_noun="x" * 64))
     check_values(TUNING, {"num_vectors": 16, "scale_learning_rate": False})
 
 
@@ -90,7 +100,7 @@ def test_bytes_that_are_too_many_say_so() -> None:
 
 def test_every_violation_is_found() -> None:
     """Whoever asks for all of them gets each, in the order of the contract."""
-    config = SamplingConfig(eta=3, method="magic", strength=-1)
+    config = sampling_config(eta=3, method=99, strength=-1)
 
     assert ["method", "strength", "eta"] == [error.field for error in violations(config)]
 
@@ -99,18 +109,18 @@ def test_every_violation_is_found() -> None:
     ("config", "method", "message"),
     [
         (
-            SamplingConfig(eta=1),
+            sampling_config(eta=1),
             "unitune",
             "eta is 1.0: leave it unset: it is an option of method imagic, not",
         ),
-        (SamplingConfig(mask_padding=3), "unitune", "mask_padding is 3: leave it unset, or set only_masked, too"),
+        (sampling_config(mask_padding=3), "unitune", "mask.padding is 3: leave it unset, or set only_masked, too"),
         (
-            SamplingConfig(automatic=True, strength=1),
+            sampling_config(automatic=True, strength=1),
             "unitune",
             "strength is 1.0: leave it unset: automatic",
         ),
         (
-            TuningConfig(base_prompt="a secret"),
+            tuning_config(base_prompt="a secret"),
             "imagic",
             "base_prompt is '8 characters': leave it unset: it is an option of method null_text, not of imagic",
         ),
@@ -127,20 +137,22 @@ def test_what_nothing_would_read_is_refused(config: object, method: str, message
 
 def test_what_nothing_would_read_is_cleared() -> None:
     """A filled config keeps what its method reads, and passes."""
-    config = SamplingConfig(eta=1, repeats=2, resamples=3, gate=True, super_resolution_steps=3)
+    config = sampling_config(eta=1, repeats=2, resamples=3, clip_filter=True, cross_replace=0.5, mask_padding=3)
 
     clear_unread(config, "imagic")
 
-    assert SamplingConfig(eta=1, resamples=3, gate=True) == config
+    assert sampling_config(eta=1, resamples=3, clip_filter=True) == config
     refuse_unread(config, "imagic", "")
 
 
 def test_what_the_base_model_lacks_is_refused() -> None:
     """The remedy is that of the base model's own field."""
-    check_base_model(SamplingConfig(gate=True), server_pb2.BaseModel(has_gate=True), "config.")
+    check_base_model(sampling_config(clip_filter=True), server_pb2.BaseModel(has_clip_filter=True), "config.")
 
-    with pytest.raises(InvalidField, match=r"config\.gate is 'true': leave it unset: this base model has no gate"):
-        check_base_model(SamplingConfig(gate=True), server_pb2.BaseModel(fast_steps=3), "config.")
+    with pytest.raises(
+        InvalidField, match=r"config\.clip_filter is 'true': leave it unset: this base model has no CLIP filter"
+    ):
+        check_base_model(sampling_config(clip_filter=True), server_pb2.BaseModel(fast_steps=3), "config.")
 
 
 def test_the_schedulers_are_those_that_can_step() -> None:
@@ -154,6 +166,6 @@ def test_a_declaration_names_what_there_is(kind: type) -> None:
     fields = options_of(kind)
     methods = {*SAMPLING["method"].choices, *TUNING["method"].choices}
     for field in fields.values():
-        assert {field.declared.needs, *field.declared.refused_with} - {""} <= fields.keys(), field.name
+        assert {field.needs, *field.declared.refused_with} - {""} <= fields.keys(), field.name
         assert set(field.methods) <= methods, field.name
         assert not field.declared.needs_base_model or BASE_MODEL[field.declared.needs_base_model].declared.remedy

@@ -19,8 +19,10 @@ import grpc
 from google.protobuf.message import Message
 from PIL import Image
 
+from tests.configs import sampling_config, tuning_config
 from unitune import serving
 from unitune.errors import Internal, UniTuneError, to_status
+from unitune.options import SAMPLING
 from unitune.v1 import (
     edit_pb2,
     edit_pb2_grpc,
@@ -283,7 +285,7 @@ def uploaded(parts: list[image_pb2.UploadImageRequest]) -> image_pb2.Image:
 
 def tuning(state: str, **fields: Any) -> tuning_pb2.Tuning:
     """A tuning in a state such as `READY`."""
-    config = tuning_pb2.TuningConfig(
+    config = tuning_config(
         method="unitune", mode="full", updates=128, batch=4, learning_rate=1e-4, rare_tokens="beikkpic"
     )
     return tuning_pb2.Tuning(
@@ -321,7 +323,7 @@ def edit_events(
 ) -> list[edit_pb2.EditEvent]:
     """Events of an edit that succeeds with these pictures."""
     kinds = edit_pb2.EditEvent
-    config = edit_pb2.SamplingConfig(
+    config = sampling_config(
         method="unitune", scheduler="ddim", num_inference_steps=20, guidance_scale=7.5, strength=0.8
     )
     accepted = kinds.Accepted(edit=EDIT, config=config, effective_strength=0.8, seeds=seeds, warnings=warnings)
@@ -345,12 +347,12 @@ def compare_events(
 ) -> list[edit_pb2.CompareEvent]:
     """Events of a comparison in which each method gives these pictures or fails; `sdedit` tunes nothing."""
     kinds = edit_pb2.CompareEvent
-    events = [kinds(accepted=kinds.Accepted(methods=turns))]
+    events = [kinds(accepted=kinds.Accepted(methods=map(SAMPLING["method"].number, turns)))]
     for method, outcome in turns.items():
         edit = edit_events([], seeds=seeds)[:4]
         if method != "sdedit":
             edit[1:1] = [edit_pb2.EditEvent(sequence=2, tuning=one) for one in tuning_events("queued", "progress")]
-        events += [kinds(method=method, edit=event) for event in edit]
+        events += [kinds(method=SAMPLING["method"].number(method), edit=event) for event in edit]
         if isinstance(outcome, UniTuneError):
             result = kinds.Result(prompt="a cat", error=to_status(outcome))
         else:
@@ -361,7 +363,7 @@ def compare_events(
             ]
             timings = edit_pb2.Timings(denoise_s=1.5, total_s=2.0)
             result = kinds.Result(images=images, prompt="a cat", edit_s=2.0, timings=timings, **tuned)
-        events.append(kinds(method=method, result=result))
+        events.append(kinds(method=SAMPLING["method"].number(method), result=result))
     events.append(kinds(done=kinds.Done(total_s=17.0)))
     for number, event in enumerate(events, start=1):
         event.sequence = number
@@ -379,21 +381,21 @@ def server_info(vocabulary: Iterable[str] = ()) -> server_pb2.ServerInfo:
         version="0.1.0",
         base_model=server_pb2.BaseModel(name="stickerbook", digest="b1", width=64, height=64, vocabulary=vocabulary),
         tuning_defaults=tuning("READY").config,
-        sampling_defaults=edit_pb2.SamplingConfig(
+        sampling_defaults=sampling_config(
             method="unitune", scheduler="ddim", num_inference_steps=20, guidance_scale=7.5, strength=0.8
         ),
         limits=server_pb2.Limits(
             upload_bytes=16 << 20, upload_pixels=64_000_000, chunk_bytes=256 << 10, prompt_characters=2000, seeds=8
         ),
-        methods=["unitune", "imagic", "dreambooth", "textual_inversion", "sdedit", "prompt_to_prompt"],
-        schedulers=["ddim", "euler", "dpmpp_2m"],
+        methods=edit_pb2.SamplingConfig.Method.values()[1:],
+        schedulers=edit_pb2.SamplingConfig.Scheduler.values()[1:],
         method_tuning_defaults=[
             tuning("READY").config,
-            tuning_pb2.TuningConfig(method="imagic", updates=1000, embedding_updates=500),
-            tuning_pb2.TuningConfig(method="dreambooth", updates=800, rare_tokens="beikkpic", num_class_images=200),
-            tuning_pb2.TuningConfig(method="textual_inversion", updates=5000, rare_tokens="beikkpic", num_vectors=1),
+            tuning_config(method="imagic", updates=1000, embedding_updates=500),
+            tuning_config(method="dreambooth", updates=800, rare_tokens="beikkpic", num_class_images=200),
+            tuning_config(method="textual_inversion", updates=5000, rare_tokens="beikkpic", num_vectors=1),
         ],
-        method_sampling_defaults=[edit_pb2.SamplingConfig(method="imagic", strength=1, eta=0.7)],
+        method_sampling_defaults=[sampling_config(method="imagic", strength=1, eta=0.7)],
     )
 
 

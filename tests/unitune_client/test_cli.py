@@ -19,9 +19,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from PIL import Image
 
 import unitune_client
+from tests.configs import sampling_config, tuning_config
 from tests.unitune_client import scripted_server
 from tests.unitune_client.scripted_server import EDIT, TUNING, Hold, ScriptedServer
 from unitune.errors import Internal, InvalidArgument, InvalidField, NotFound, Unavailable, to_status
+from unitune.options import Flat
 from unitune.v1 import edit_pb2, tuning_pb2
 from unitune_client.channel import INLINE_MASK_BYTES
 from unitune_client.cli.main import main
@@ -64,14 +66,14 @@ def test_edit_tunes_once_and_edits_by_every_prompt(server: ScriptedServer, photo
     assert [DOG, CAT, CAT, DOG] == [(tmp_path / "o" / name).read_bytes() for name in names]
     assert sorted([*names, "my cat--sheet.png"]) == sorted(path.name for path in (tmp_path / "o").iterdir())
     config = server.requests["CreateTuning"][0].config
-    assert config == tuning_pb2.TuningConfig(
+    assert config == tuning_config(
         updates=64, mode="lora", rare_tokens="xyz", stop_loss_ratio=0.25, super_resolution_updates=32
     )
     first, second = server.requests["Edit"]
     assert ("A dog, at night!", "a cat") == (first.prompt, second.prompt)
     assert [(TUNING, [3, 4])] * 2 == [(request.tuning, list(request.seeds)) for request in (first, second)]
     assert (
-        edit_pb2.SamplingConfig(
+        sampling_config(
             method="unitune",
             strength=0.8,
             guidance_scale=9,
@@ -128,7 +130,7 @@ def test_prompt_to_prompt_edits_the_picture_itself(server: ScriptedServer, photo
     assert 0 == done.exit_code, done.output
     (request,) = server.requests["Edit"]
     assert "image" == request.WhichOneof("target")
-    wanted = edit_pb2.SamplingConfig(
+    wanted = sampling_config(
         method="prompt_to_prompt",
         base_prompt="a cat",
         cross_replace=0.5,
@@ -158,7 +160,7 @@ def test_null_text_is_tuned_by_the_edit_itself(server: ScriptedServer, photo: Pa
     assert 0 == done.exit_code, done.output
     assert "warning: local blend keeps nothing" in done.stderr
     (request,) = server.requests["Edit"]
-    config = edit_pb2.SamplingConfig(
+    config = sampling_config(
         method="prompt_to_prompt",
         inversion="null_text",
         base_prompt="a cat",
@@ -166,9 +168,9 @@ def test_null_text_is_tuned_by_the_edit_itself(server: ScriptedServer, photo: Pa
         guidance_scale=5,
         blend_words=["dog"],
     )
-    assert config == request.config and tuning_pb2.TuningConfig(updates=20) == request.tuning_config
+    assert config == request.config and tuning_config(updates=20) == request.tuning_config
     assert 0 == tuned.exit_code, tuned.output
-    wanted = tuning_pb2.TuningConfig(
+    wanted = tuning_config(
         method="null_text", updates=20, base_prompt="a cat", num_inference_steps=30, guidance_scale=5
     )
     assert wanted == server.requests["CreateTuning"][0].config
@@ -186,11 +188,10 @@ def test_imagic_tunes_for_every_prompt(server: ScriptedServer, photo: Path) -> N
 
     assert 0 == done.exit_code, done.output
     assert [
-        tuning_pb2.TuningConfig(method="imagic", updates=9, embedding_updates=7, prompt=prompt)
-        for prompt in ("a dog", "a cat")
+        tuning_config(method="imagic", updates=9, embedding_updates=7, prompt=prompt) for prompt in ("a dog", "a cat")
     ] == [request.config for request in server.requests["CreateTuning"]]
     assert [("imagic", 1.2, "a dog"), ("imagic", 1.2, "a cat")] == [
-        (request.config.method, request.config.eta, request.prompt) for request in server.requests["Edit"]
+        (Flat(request.config).method, request.config.eta, request.prompt) for request in server.requests["Edit"]
     ]
 
 
@@ -211,7 +212,7 @@ def test_automatic_is_the_default_where_the_method_leaves_it_open(
 ) -> None:
     """With a gate, for UniTune and SDEdit; the other methods keep their published settings unless it is asked for."""
     info = scripted_server.server_info()
-    info.base_model.has_gate, info.base_model.fast_steps = True, 4
+    info.base_model.has_clip_filter, info.base_model.fast_steps = True, 4
     server.script("GetServerInfo", info)
     server.script("UploadImage", scripted_server.uploaded)
     if method != "sdedit":
@@ -239,7 +240,7 @@ def test_dreambooth_takes_further_photos(server: ScriptedServer, photo: Path, tm
 
     assert 0 == done.exit_code, done.output
     (request,) = server.requests["CreateTuning"]
-    expected = tuning_pb2.TuningConfig(method="dreambooth", class_noun="cat", num_class_images=12, prior_weight=0.5)
+    expected = tuning_config(method="dreambooth", class_noun="cat", num_class_images=12, prior_weight=0.5)
     assert expected == request.config
     assert [f"tenants/default/images/{hashlib.sha256(CAT).hexdigest()}"] == list(request.images)
     assert 2 == len(server.requests["Edit"])
@@ -505,9 +506,7 @@ def test_what_a_mask_is_of_reaches_its_field(server: ScriptedServer, photo: Path
 
     assert 0 == done.exit_code, done.output
     (request,) = server.requests["Edit"]
-    assert request.config == edit_pb2.SamplingConfig(
-        method="sdedit", mask_text="the zebra", inverted=True, strength=0.8
-    )
+    assert request.config == sampling_config(method="sdedit", mask_text="the zebra", inverted=True, strength=0.8)
 
 
 def test_a_missing_mask_is_named(photo: Path) -> None:
@@ -531,7 +530,7 @@ def test_options_of_guidance_and_mask_reach_their_fields(server: ScriptedServer,
     assert 0 == done.exit_code, done.output
     (request,) = server.requests["Edit"]
     assert WHITE == request.mask
-    assert request.config == edit_pb2.SamplingConfig(
+    assert request.config == sampling_config(
         method="unitune",
         negative_prompt="snow",
         base_prompt="a cat",
@@ -587,7 +586,7 @@ def test_options_of_sdedit_reach_their_fields(server: ScriptedServer, photo: Pat
 
     assert 0 == done.exit_code, done.output
     config = server.requests["Edit"][0].config
-    assert config == edit_pb2.SamplingConfig(method="sdedit", repeats=3, mask_source="diffedit", base_prompt="a cat")
+    assert config == sampling_config(method="sdedit", repeats=3, mask_source="diffedit", base_prompt="a cat")
 
 
 def test_a_missing_photo_is_named(tmp_path: Path) -> None:
@@ -600,19 +599,30 @@ def test_a_missing_photo_is_named(tmp_path: Path) -> None:
 
 def test_a_refusal_by_the_server_keeps_its_words_and_decides_the_code(server: ScriptedServer, photo: Path) -> None:
     """INVALID_ARGUMENT is code 2, a failure is code 1; no traceback either way."""
-    wrong = InvalidField("config.mode", "most", "it must be full or attn_out or lora")
+    wrong = InvalidField("config.rare_tokens", "most", "use other words")
     for answer in (wrong, Internal("the tuning diverged at update 12", reason="TUNING_DIVERGED")):
         server.script("GetServerInfo", scripted_server.server_info())
         server.script("UploadImage", scripted_server.uploaded)
         server.script("CreateTuning", answer)
 
-    refused = unitune("edit", photo, "a dog", "--mode", "most", "--address", server.address)
+    refused = unitune("edit", photo, "a dog", "--rare-tokens", "most", "--address", server.address)
     failed = unitune("tune", photo, "--json", "--address", server.address)
 
-    wanted = "error: --mode is 'most': it must be full or attn_out or lora"
+    wanted = "error: --rare-tokens is 'most': use other words"
     assert (2, wanted) == (refused.exit_code, refused.stderr.strip())
     assert (1, "error: the tuning diverged at update 12") == (failed.exit_code, failed.stderr.strip())
     assert "TUNING_DIVERGED" == json.loads(failed.stdout)["reason"]
+
+
+def test_a_word_that_the_contract_does_not_have_is_refused_by_its_option(server: ScriptedServer, photo: Path) -> None:
+    """No message can carry it, so the command refuses it, as a server would, and code 2."""
+    server.script("GetServerInfo", scripted_server.server_info())
+    server.script("UploadImage", scripted_server.uploaded)
+
+    refused = unitune("edit", photo, "a dog", "--mode", "most", "--address", server.address)
+
+    wanted = "error: --mode is 'most': it must be one of full, attn_out, lora"
+    assert (2, wanted) == (refused.exit_code, refused.stderr.strip())
 
 
 def test_a_failed_tuning_is_told(server: ScriptedServer, photo: Path) -> None:
@@ -669,9 +679,9 @@ def test_tunings_are_listed_watched_cancelled_and_deleted(server: ScriptedServer
 @pytest.mark.parametrize(
     ("config", "updates"),
     [
-        (tuning_pb2.TuningConfig(method="imagic", embedding_updates=500, updates=1000), 1500),
-        (tuning_pb2.TuningConfig(method="unitune", updates=128, super_resolution_updates=32), 160),
-        (tuning_pb2.TuningConfig(method="null_text", updates=10, num_inference_steps=50), 500),
+        (tuning_config(method="imagic", embedding_updates=500, updates=1000), 1500),
+        (tuning_config(method="unitune", updates=128, super_resolution_updates=32), 160),
+        (tuning_config(method="null_text", updates=10, num_inference_steps=50), 500),
     ],
     ids=lambda value: getattr(value, "method", ""),
 )

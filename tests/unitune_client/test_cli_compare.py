@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import unitune_client
+from tests.configs import methods_of
 from tests.unitune_client import scripted_server
 from tests.unitune_client.scripted_server import Hold, ScriptedServer
 from unitune.errors import DataLoss, Unavailable, to_status
@@ -55,7 +56,7 @@ def test_methods_are_compared_on_one_sheet_and_in_one_table(
 
     assert 0 == done.exit_code, done.output
     (request,) = server.requests["Compare"]
-    assert [entry.method for entry in request.methods] == ["unitune", "sdedit"]
+    assert methods_of(request.methods) == ["unitune", "sdedit"]
     assert (list(request.seeds), request.prompt, request.WhichOneof("target")) == ([3, 4], "a cat", "image")
     names = [f"my cat--a-cat--{method}--seed{seed}.png" for method in turns for seed in (3, 4)]
     assert [DOG, DOG, CAT, CAT] == [(tmp_path / "o" / name).read_bytes() for name in names]
@@ -97,7 +98,7 @@ def test_every_method_that_can_run_is_enlarged(server: ScriptedServer, photo: Pa
 
     assert 0 == done.exit_code, done.output
     entries = server.requests["Compare"][0].methods
-    assert [entry.method for entry in entries] == ["unitune", "imagic", "textual_inversion", "sdedit"]
+    assert methods_of(entries) == ["unitune", "imagic", "textual_inversion", "sdedit"]
     assert all(entry.config.super_resolution and not entry.HasField("tuning_config") for entry in entries)
 
 

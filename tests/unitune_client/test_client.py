@@ -20,6 +20,7 @@ import pytest
 from google.protobuf.empty_pb2 import Empty
 
 import unitune_client
+from tests.configs import entry, methods_of, sampling_config, tuning_config
 from tests.unitune_client import scripted_server
 from tests.unitune_client.scripted_server import EDIT, TUNING, Hold, ScriptedServer, Wire
 from unitune import errors
@@ -94,7 +95,7 @@ def test_create_tuning_uploads_the_picture_and_sends_the_config(
 
     request = server.requests["CreateTuning"][0]
     assert f"tenants/default/images/{hashlib.sha256(photo.read_bytes()).hexdigest()}" == request.image
-    assert tuning_pb2.TuningConfig(updates=0, learning_rate=1e-3, seed=7) == request.config
+    assert tuning_config(updates=0, learning_rate=1e-3, seed=7) == request.config
     assert request.config.HasField("updates") and not request.config.HasField("batch")
     assert {"who": "me"} == dict(request.labels)
     assert 36 == len(request.request_id)
@@ -174,7 +175,7 @@ def test_every_option_of_guidance_and_masks_reaches_its_field(
     assert by_path.images[0].mask == b"used"
     for request in server.requests["Edit"]:
         assert request.mask == PICTURE
-        assert request.config == edit_pb2.SamplingConfig(**OPTIONS)
+        assert request.config == sampling_config(**OPTIONS)
 
 
 def test_a_mask_may_be_an_uploaded_image(server: ScriptedServer, client: Client) -> None:
@@ -233,8 +234,8 @@ def test_edit_maps_every_event(server: ScriptedServer, client: Client) -> None:
         list(request.seeds),
         request.preview_every,
     )
-    assert edit_pb2.SamplingConfig(strength=0.8) == request.config
-    assert tuning_pb2.TuningConfig(rare_tokens="xyz") == request.tuning_config
+    assert sampling_config(strength=0.8) == request.config
+    assert tuning_config(rare_tokens="xyz") == request.tuning_config
     accepted, queued_event, ready_event, heartbeat, loading, step, last_step, one, two, done = seen
     assert isinstance(accepted, events.EditAccepted)
     assert (EDIT, (5, 6), ("unknown word: zebra",)) == (accepted.edit, accepted.seeds, accepted.warnings)
@@ -306,17 +307,16 @@ async def test_an_async_comparison_sends_each_methods_own_options(server: Script
         with pytest.raises(TypeError, match="'guidance'"):
             await anext(client.compare(image, "a cat", {"sdedit": {"guidance": 1}}))  # type: ignore[dict-item]
 
-    entry = edit_pb2.CompareRequest.Entry
     first, second = server.requests["Compare"]
     assert list(first.methods) == [
         entry(
-            method="unitune",
-            tuning_config=tuning_pb2.TuningConfig(updates=64, seed=3),
-            config=edit_pb2.SamplingConfig(strength=0.5),
+            "unitune",
+            tuning_config=tuning_config(updates=64, seed=3),
+            config=sampling_config(strength=0.5),
         ),
-        entry(method="sdedit"),
+        entry("sdedit"),
     ]
-    assert [one.method for one in second.methods] == ["sdedit", "imagic"] and second.image == image
+    assert methods_of(second.methods) == ["sdedit", "imagic"] and second.image == image
 
 
 def test_a_comparison_that_breaks_off_raises(server: ScriptedServer, client: Client) -> None:

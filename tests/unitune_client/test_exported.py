@@ -8,8 +8,9 @@ import typing
 
 import unitune_client
 from unitune import errors
+from unitune.options import SAMPLING, TUNING
 from unitune.v1 import edit_pb2, tuning_pb2
-from unitune_client import events, messages
+from unitune_client import events, messages, options
 
 
 def test_every_value_and_option_is_exported() -> None:
@@ -65,15 +66,10 @@ def test_the_import_brings_in_neither_pillow_nor_numpy() -> None:
 
 def test_every_message_field_of_a_config_has_an_option() -> None:
     """A setting that the contract offers can be given by keyword."""
-    from unitune.v1 import edit_pb2, tuning_pb2
+    tuning = {field.keyword for field in TUNING.values()}
 
-    # An edit has a prompt and seeds of its own.
-    named = {"seed": "tuning_seed", "prompt": "tuning_prompt"}
-    tuning = {named.get(name, name) for name in tuning_pb2.TuningConfig.DESCRIPTOR.fields_by_name}
-    sampling = set(edit_pb2.SamplingConfig.DESCRIPTOR.fields_by_name)
-
-    assert tuning == set(messages.TuningOptions.__annotations__)
-    assert sampling <= set(messages.EditOptions.__annotations__)
+    assert tuning == set(options.TuningOptions.__annotations__)
+    assert SAMPLING.keys() | tuning <= set(options.EditOptions.__annotations__)
 
 
 def test_a_state_of_a_newer_server_is_unknown_and_no_error() -> None:

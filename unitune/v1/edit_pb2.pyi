@@ -45,14 +45,41 @@ class EditRequest(_message.Message):
     def __init__(self, parent: _Optional[str] = ..., tuning: _Optional[str] = ..., image: _Optional[str] = ..., image_data: _Optional[bytes] = ..., tuning_config: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., prompt: _Optional[str] = ..., config: _Optional[_Union[SamplingConfig, _Mapping]] = ..., seeds: _Optional[_Iterable[int]] = ..., preview_every: _Optional[int] = ..., mask: _Optional[bytes] = ..., mask_image: _Optional[str] = ..., omit_metadata: _Optional[bool] = ..., validate_only: _Optional[bool] = ...) -> None: ...
 
 class SamplingConfig(_message.Message):
-    __slots__ = ("method", "scheduler", "num_inference_steps", "guidance_scale", "strength", "interpolation", "negative_prompt", "base_prompt", "prompt_guidance_scale", "unconditional_model", "base_mixture", "mask_source", "mask_blur", "only_masked", "mask_padding", "repeats", "mask_keeps", "mask_text", "inverted", "eta", "guidance_sigma_low", "guidance_sigma_high", "automatic", "gate", "resamples", "inversion", "cross_replace", "self_replace", "alignment", "word_weights", "blend_words", "super_resolution", "super_resolution_noise_level", "super_resolution_steps", "super_resolution_guidance_scale", "dynamic_thresholding", "fast")
-    class WordWeightsEntry(_message.Message):
-        __slots__ = ("key", "value")
-        KEY_FIELD_NUMBER: _ClassVar[int]
-        VALUE_FIELD_NUMBER: _ClassVar[int]
-        key: str
-        value: float
-        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    __slots__ = ("method", "scheduler", "num_inference_steps", "guidance_scale", "strength", "interpolation", "negative_prompt", "base_prompt", "prompt_guidance_scale", "unconditional_model", "base_mixture", "mask", "repeats", "inverted", "eta", "guidance_interval", "automatic", "clip_filter", "prompt_to_prompt", "super_resolution", "fast")
+    class Method(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        METHOD_UNSPECIFIED: _ClassVar[SamplingConfig.Method]
+        METHOD_UNITUNE: _ClassVar[SamplingConfig.Method]
+        METHOD_IMAGIC: _ClassVar[SamplingConfig.Method]
+        METHOD_DREAMBOOTH: _ClassVar[SamplingConfig.Method]
+        METHOD_TEXTUAL_INVERSION: _ClassVar[SamplingConfig.Method]
+        METHOD_SDEDIT: _ClassVar[SamplingConfig.Method]
+        METHOD_PROMPT_TO_PROMPT: _ClassVar[SamplingConfig.Method]
+    METHOD_UNSPECIFIED: SamplingConfig.Method
+    METHOD_UNITUNE: SamplingConfig.Method
+    METHOD_IMAGIC: SamplingConfig.Method
+    METHOD_DREAMBOOTH: SamplingConfig.Method
+    METHOD_TEXTUAL_INVERSION: SamplingConfig.Method
+    METHOD_SDEDIT: SamplingConfig.Method
+    METHOD_PROMPT_TO_PROMPT: SamplingConfig.Method
+    class Scheduler(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        SCHEDULER_UNSPECIFIED: _ClassVar[SamplingConfig.Scheduler]
+        SCHEDULER_DDIM: _ClassVar[SamplingConfig.Scheduler]
+        SCHEDULER_EULER: _ClassVar[SamplingConfig.Scheduler]
+        SCHEDULER_DPMPP_2M: _ClassVar[SamplingConfig.Scheduler]
+    SCHEDULER_UNSPECIFIED: SamplingConfig.Scheduler
+    SCHEDULER_DDIM: SamplingConfig.Scheduler
+    SCHEDULER_EULER: SamplingConfig.Scheduler
+    SCHEDULER_DPMPP_2M: SamplingConfig.Scheduler
+    class UnconditionalModel(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        UNCONDITIONAL_MODEL_UNSPECIFIED: _ClassVar[SamplingConfig.UnconditionalModel]
+        UNCONDITIONAL_MODEL_TUNED: _ClassVar[SamplingConfig.UnconditionalModel]
+        UNCONDITIONAL_MODEL_BASE: _ClassVar[SamplingConfig.UnconditionalModel]
+    UNCONDITIONAL_MODEL_UNSPECIFIED: SamplingConfig.UnconditionalModel
+    UNCONDITIONAL_MODEL_TUNED: SamplingConfig.UnconditionalModel
+    UNCONDITIONAL_MODEL_BASE: SamplingConfig.UnconditionalModel
     METHOD_FIELD_NUMBER: _ClassVar[int]
     SCHEDULER_FIELD_NUMBER: _ClassVar[int]
     NUM_INFERENCE_STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -64,34 +91,18 @@ class SamplingConfig(_message.Message):
     PROMPT_GUIDANCE_SCALE_FIELD_NUMBER: _ClassVar[int]
     UNCONDITIONAL_MODEL_FIELD_NUMBER: _ClassVar[int]
     BASE_MIXTURE_FIELD_NUMBER: _ClassVar[int]
-    MASK_SOURCE_FIELD_NUMBER: _ClassVar[int]
-    MASK_BLUR_FIELD_NUMBER: _ClassVar[int]
-    ONLY_MASKED_FIELD_NUMBER: _ClassVar[int]
-    MASK_PADDING_FIELD_NUMBER: _ClassVar[int]
+    MASK_FIELD_NUMBER: _ClassVar[int]
     REPEATS_FIELD_NUMBER: _ClassVar[int]
-    MASK_KEEPS_FIELD_NUMBER: _ClassVar[int]
-    MASK_TEXT_FIELD_NUMBER: _ClassVar[int]
     INVERTED_FIELD_NUMBER: _ClassVar[int]
     ETA_FIELD_NUMBER: _ClassVar[int]
-    GUIDANCE_SIGMA_LOW_FIELD_NUMBER: _ClassVar[int]
-    GUIDANCE_SIGMA_HIGH_FIELD_NUMBER: _ClassVar[int]
+    GUIDANCE_INTERVAL_FIELD_NUMBER: _ClassVar[int]
     AUTOMATIC_FIELD_NUMBER: _ClassVar[int]
-    GATE_FIELD_NUMBER: _ClassVar[int]
-    RESAMPLES_FIELD_NUMBER: _ClassVar[int]
-    INVERSION_FIELD_NUMBER: _ClassVar[int]
-    CROSS_REPLACE_FIELD_NUMBER: _ClassVar[int]
-    SELF_REPLACE_FIELD_NUMBER: _ClassVar[int]
-    ALIGNMENT_FIELD_NUMBER: _ClassVar[int]
-    WORD_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
-    BLEND_WORDS_FIELD_NUMBER: _ClassVar[int]
+    CLIP_FILTER_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TO_PROMPT_FIELD_NUMBER: _ClassVar[int]
     SUPER_RESOLUTION_FIELD_NUMBER: _ClassVar[int]
-    SUPER_RESOLUTION_NOISE_LEVEL_FIELD_NUMBER: _ClassVar[int]
-    SUPER_RESOLUTION_STEPS_FIELD_NUMBER: _ClassVar[int]
-    SUPER_RESOLUTION_GUIDANCE_SCALE_FIELD_NUMBER: _ClassVar[int]
-    DYNAMIC_THRESHOLDING_FIELD_NUMBER: _ClassVar[int]
     FAST_FIELD_NUMBER: _ClassVar[int]
-    method: str
-    scheduler: str
+    method: SamplingConfig.Method
+    scheduler: SamplingConfig.Scheduler
     num_inference_steps: int
     guidance_scale: float
     strength: float
@@ -99,35 +110,116 @@ class SamplingConfig(_message.Message):
     negative_prompt: str
     base_prompt: str
     prompt_guidance_scale: float
-    unconditional_model: str
+    unconditional_model: SamplingConfig.UnconditionalModel
     base_mixture: float
-    mask_source: str
-    mask_blur: float
-    only_masked: bool
-    mask_padding: int
+    mask: Mask
     repeats: int
-    mask_keeps: bool
-    mask_text: str
     inverted: bool
     eta: float
-    guidance_sigma_low: float
-    guidance_sigma_high: float
+    guidance_interval: GuidanceInterval
     automatic: bool
-    gate: bool
+    clip_filter: ClipFilter
+    prompt_to_prompt: PromptToPrompt
+    super_resolution: SuperResolution
+    fast: bool
+    def __init__(self, method: _Optional[_Union[SamplingConfig.Method, str]] = ..., scheduler: _Optional[_Union[SamplingConfig.Scheduler, str]] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., strength: _Optional[float] = ..., interpolation: _Optional[float] = ..., negative_prompt: _Optional[str] = ..., base_prompt: _Optional[str] = ..., prompt_guidance_scale: _Optional[float] = ..., unconditional_model: _Optional[_Union[SamplingConfig.UnconditionalModel, str]] = ..., base_mixture: _Optional[float] = ..., mask: _Optional[_Union[Mask, _Mapping]] = ..., repeats: _Optional[int] = ..., inverted: _Optional[bool] = ..., eta: _Optional[float] = ..., guidance_interval: _Optional[_Union[GuidanceInterval, _Mapping]] = ..., automatic: _Optional[bool] = ..., clip_filter: _Optional[_Union[ClipFilter, _Mapping]] = ..., prompt_to_prompt: _Optional[_Union[PromptToPrompt, _Mapping]] = ..., super_resolution: _Optional[_Union[SuperResolution, _Mapping]] = ..., fast: _Optional[bool] = ...) -> None: ...
+
+class Mask(_message.Message):
+    __slots__ = ("source", "text", "blur", "only_masked", "padding", "keeps")
+    class Source(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        SOURCE_UNSPECIFIED: _ClassVar[Mask.Source]
+        SOURCE_GIVEN: _ClassVar[Mask.Source]
+        SOURCE_DIFFERENCE: _ClassVar[Mask.Source]
+        SOURCE_DIFFEDIT: _ClassVar[Mask.Source]
+        SOURCE_WORD: _ClassVar[Mask.Source]
+        SOURCE_ATTENTION: _ClassVar[Mask.Source]
+    SOURCE_UNSPECIFIED: Mask.Source
+    SOURCE_GIVEN: Mask.Source
+    SOURCE_DIFFERENCE: Mask.Source
+    SOURCE_DIFFEDIT: Mask.Source
+    SOURCE_WORD: Mask.Source
+    SOURCE_ATTENTION: Mask.Source
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    BLUR_FIELD_NUMBER: _ClassVar[int]
+    ONLY_MASKED_FIELD_NUMBER: _ClassVar[int]
+    PADDING_FIELD_NUMBER: _ClassVar[int]
+    KEEPS_FIELD_NUMBER: _ClassVar[int]
+    source: Mask.Source
+    text: str
+    blur: float
+    only_masked: bool
+    padding: int
+    keeps: bool
+    def __init__(self, source: _Optional[_Union[Mask.Source, str]] = ..., text: _Optional[str] = ..., blur: _Optional[float] = ..., only_masked: _Optional[bool] = ..., padding: _Optional[int] = ..., keeps: _Optional[bool] = ...) -> None: ...
+
+class GuidanceInterval(_message.Message):
+    __slots__ = ("low", "high")
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    HIGH_FIELD_NUMBER: _ClassVar[int]
+    low: float
+    high: float
+    def __init__(self, low: _Optional[float] = ..., high: _Optional[float] = ...) -> None: ...
+
+class ClipFilter(_message.Message):
+    __slots__ = ("resamples",)
+    RESAMPLES_FIELD_NUMBER: _ClassVar[int]
     resamples: int
-    inversion: str
+    def __init__(self, resamples: _Optional[int] = ...) -> None: ...
+
+class PromptToPrompt(_message.Message):
+    __slots__ = ("inversion", "cross_replace", "self_replace", "alignment", "word_weights", "blend_words")
+    class Inversion(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        INVERSION_UNSPECIFIED: _ClassVar[PromptToPrompt.Inversion]
+        INVERSION_DIRECT: _ClassVar[PromptToPrompt.Inversion]
+        INVERSION_DDIM: _ClassVar[PromptToPrompt.Inversion]
+        INVERSION_NULL_TEXT: _ClassVar[PromptToPrompt.Inversion]
+    INVERSION_UNSPECIFIED: PromptToPrompt.Inversion
+    INVERSION_DIRECT: PromptToPrompt.Inversion
+    INVERSION_DDIM: PromptToPrompt.Inversion
+    INVERSION_NULL_TEXT: PromptToPrompt.Inversion
+    class Alignment(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        ALIGNMENT_UNSPECIFIED: _ClassVar[PromptToPrompt.Alignment]
+        ALIGNMENT_REPLACE: _ClassVar[PromptToPrompt.Alignment]
+        ALIGNMENT_REFINE: _ClassVar[PromptToPrompt.Alignment]
+    ALIGNMENT_UNSPECIFIED: PromptToPrompt.Alignment
+    ALIGNMENT_REPLACE: PromptToPrompt.Alignment
+    ALIGNMENT_REFINE: PromptToPrompt.Alignment
+    class WordWeightsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    INVERSION_FIELD_NUMBER: _ClassVar[int]
+    CROSS_REPLACE_FIELD_NUMBER: _ClassVar[int]
+    SELF_REPLACE_FIELD_NUMBER: _ClassVar[int]
+    ALIGNMENT_FIELD_NUMBER: _ClassVar[int]
+    WORD_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    BLEND_WORDS_FIELD_NUMBER: _ClassVar[int]
+    inversion: PromptToPrompt.Inversion
     cross_replace: float
     self_replace: float
-    alignment: str
+    alignment: PromptToPrompt.Alignment
     word_weights: _containers.ScalarMap[str, float]
     blend_words: _containers.RepeatedScalarFieldContainer[str]
-    super_resolution: bool
-    super_resolution_noise_level: int
-    super_resolution_steps: int
-    super_resolution_guidance_scale: float
+    def __init__(self, inversion: _Optional[_Union[PromptToPrompt.Inversion, str]] = ..., cross_replace: _Optional[float] = ..., self_replace: _Optional[float] = ..., alignment: _Optional[_Union[PromptToPrompt.Alignment, str]] = ..., word_weights: _Optional[_Mapping[str, float]] = ..., blend_words: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class SuperResolution(_message.Message):
+    __slots__ = ("noise_level", "steps", "guidance_scale", "dynamic_thresholding")
+    NOISE_LEVEL_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    GUIDANCE_SCALE_FIELD_NUMBER: _ClassVar[int]
+    DYNAMIC_THRESHOLDING_FIELD_NUMBER: _ClassVar[int]
+    noise_level: int
+    steps: int
+    guidance_scale: float
     dynamic_thresholding: bool
-    fast: bool
-    def __init__(self, method: _Optional[str] = ..., scheduler: _Optional[str] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., strength: _Optional[float] = ..., interpolation: _Optional[float] = ..., negative_prompt: _Optional[str] = ..., base_prompt: _Optional[str] = ..., prompt_guidance_scale: _Optional[float] = ..., unconditional_model: _Optional[str] = ..., base_mixture: _Optional[float] = ..., mask_source: _Optional[str] = ..., mask_blur: _Optional[float] = ..., only_masked: _Optional[bool] = ..., mask_padding: _Optional[int] = ..., repeats: _Optional[int] = ..., mask_keeps: _Optional[bool] = ..., mask_text: _Optional[str] = ..., inverted: _Optional[bool] = ..., eta: _Optional[float] = ..., guidance_sigma_low: _Optional[float] = ..., guidance_sigma_high: _Optional[float] = ..., automatic: _Optional[bool] = ..., gate: _Optional[bool] = ..., resamples: _Optional[int] = ..., inversion: _Optional[str] = ..., cross_replace: _Optional[float] = ..., self_replace: _Optional[float] = ..., alignment: _Optional[str] = ..., word_weights: _Optional[_Mapping[str, float]] = ..., blend_words: _Optional[_Iterable[str]] = ..., super_resolution: _Optional[bool] = ..., super_resolution_noise_level: _Optional[int] = ..., super_resolution_steps: _Optional[int] = ..., super_resolution_guidance_scale: _Optional[float] = ..., dynamic_thresholding: _Optional[bool] = ..., fast: _Optional[bool] = ...) -> None: ...
+    def __init__(self, noise_level: _Optional[int] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., dynamic_thresholding: _Optional[bool] = ...) -> None: ...
 
 class Scores(_message.Message):
     __slots__ = ("prompt", "base_prompt", "kept", "passed", "round_trip", "detail", "saturated")
@@ -324,10 +416,10 @@ class CompareRequest(_message.Message):
         METHOD_FIELD_NUMBER: _ClassVar[int]
         TUNING_CONFIG_FIELD_NUMBER: _ClassVar[int]
         CONFIG_FIELD_NUMBER: _ClassVar[int]
-        method: str
+        method: SamplingConfig.Method
         tuning_config: _tuning_pb2.TuningConfig
         config: SamplingConfig
-        def __init__(self, method: _Optional[str] = ..., tuning_config: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., config: _Optional[_Union[SamplingConfig, _Mapping]] = ...) -> None: ...
+        def __init__(self, method: _Optional[_Union[SamplingConfig.Method, str]] = ..., tuning_config: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., config: _Optional[_Union[SamplingConfig, _Mapping]] = ...) -> None: ...
     PARENT_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     IMAGE_DATA_FIELD_NUMBER: _ClassVar[int]
@@ -358,9 +450,9 @@ class CompareEvent(_message.Message):
         __slots__ = ("methods", "warnings")
         METHODS_FIELD_NUMBER: _ClassVar[int]
         WARNINGS_FIELD_NUMBER: _ClassVar[int]
-        methods: _containers.RepeatedScalarFieldContainer[str]
+        methods: _containers.RepeatedScalarFieldContainer[SamplingConfig.Method]
         warnings: _containers.RepeatedScalarFieldContainer[str]
-        def __init__(self, methods: _Optional[_Iterable[str]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+        def __init__(self, methods: _Optional[_Iterable[_Union[SamplingConfig.Method, str]]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
     class Result(_message.Message):
         __slots__ = ("images", "prompt", "tuning_s", "edit_s", "size_bytes", "tuning", "timings", "error")
         IMAGES_FIELD_NUMBER: _ClassVar[int]
@@ -400,7 +492,7 @@ class CompareEvent(_message.Message):
     IMAGE_PART_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     create_time: _timestamp_pb2.Timestamp
-    method: str
+    method: SamplingConfig.Method
     accepted: CompareEvent.Accepted
     edit: EditEvent
     result: CompareEvent.Result
@@ -408,4 +500,4 @@ class CompareEvent(_message.Message):
     failed: _status_pb2.Status
     heartbeat: CompareEvent.Heartbeat
     image_part: EditEvent.ImagePart
-    def __init__(self, sequence: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., method: _Optional[str] = ..., accepted: _Optional[_Union[CompareEvent.Accepted, _Mapping]] = ..., edit: _Optional[_Union[EditEvent, _Mapping]] = ..., result: _Optional[_Union[CompareEvent.Result, _Mapping]] = ..., done: _Optional[_Union[CompareEvent.Done, _Mapping]] = ..., failed: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., heartbeat: _Optional[_Union[CompareEvent.Heartbeat, _Mapping]] = ..., image_part: _Optional[_Union[EditEvent.ImagePart, _Mapping]] = ...) -> None: ...
+    def __init__(self, sequence: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., method: _Optional[_Union[SamplingConfig.Method, str]] = ..., accepted: _Optional[_Union[CompareEvent.Accepted, _Mapping]] = ..., edit: _Optional[_Union[EditEvent, _Mapping]] = ..., result: _Optional[_Union[CompareEvent.Result, _Mapping]] = ..., done: _Optional[_Union[CompareEvent.Done, _Mapping]] = ..., failed: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., heartbeat: _Optional[_Union[CompareEvent.Heartbeat, _Mapping]] = ..., image_part: _Optional[_Union[EditEvent.ImagePart, _Mapping]] = ...) -> None: ...

@@ -10,7 +10,7 @@ OPTION_FIELD_NUMBER: _ClassVar[int]
 option: _descriptor.FieldDescriptor
 
 class Option(_message.Message):
-    __slots__ = ("gte", "gt", "lte", "lt", "min_len", "max_len", "max_items", "printable", "like", "methods", "needs", "needs_base_model", "refused_with", "flag", "help", "default", "remedy")
+    __slots__ = ("gte", "gt", "lte", "lt", "name", "min_len", "max_len", "max_items", "printable", "like", "methods", "needs", "needs_base_model", "refused_with", "flag", "help", "default", "remedy", "keyword", "is_group", "is_switch")
     class RefusedWithEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -22,7 +22,7 @@ class Option(_message.Message):
     GT_FIELD_NUMBER: _ClassVar[int]
     LTE_FIELD_NUMBER: _ClassVar[int]
     LT_FIELD_NUMBER: _ClassVar[int]
-    IN_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
     MIN_LEN_FIELD_NUMBER: _ClassVar[int]
     MAX_LEN_FIELD_NUMBER: _ClassVar[int]
     MAX_ITEMS_FIELD_NUMBER: _ClassVar[int]
@@ -36,10 +36,14 @@ class Option(_message.Message):
     HELP_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_FIELD_NUMBER: _ClassVar[int]
     REMEDY_FIELD_NUMBER: _ClassVar[int]
+    KEYWORD_FIELD_NUMBER: _ClassVar[int]
+    IS_GROUP_FIELD_NUMBER: _ClassVar[int]
+    IS_SWITCH_FIELD_NUMBER: _ClassVar[int]
     gte: float
     gt: float
     lte: float
     lt: float
+    name: str
     min_len: int
     max_len: int
     max_items: int
@@ -53,4 +57,7 @@ class Option(_message.Message):
     help: str
     default: str
     remedy: str
-    def __init__(self, gte: _Optional[float] = ..., gt: _Optional[float] = ..., lte: _Optional[float] = ..., lt: _Optional[float] = ..., min_len: _Optional[int] = ..., max_len: _Optional[int] = ..., max_items: _Optional[int] = ..., printable: _Optional[bool] = ..., like: _Optional[str] = ..., methods: _Optional[_Iterable[str]] = ..., needs: _Optional[str] = ..., needs_base_model: _Optional[str] = ..., refused_with: _Optional[_Mapping[str, str]] = ..., flag: _Optional[str] = ..., help: _Optional[str] = ..., default: _Optional[str] = ..., remedy: _Optional[str] = ..., **kwargs) -> None: ...
+    keyword: str
+    is_group: bool
+    is_switch: bool
+    def __init__(self, gte: _Optional[float] = ..., gt: _Optional[float] = ..., lte: _Optional[float] = ..., lt: _Optional[float] = ..., name: _Optional[str] = ..., min_len: _Optional[int] = ..., max_len: _Optional[int] = ..., max_items: _Optional[int] = ..., printable: _Optional[bool] = ..., like: _Optional[str] = ..., methods: _Optional[_Iterable[str]] = ..., needs: _Optional[str] = ..., needs_base_model: _Optional[str] = ..., refused_with: _Optional[_Mapping[str, str]] = ..., flag: _Optional[str] = ..., help: _Optional[str] = ..., default: _Optional[str] = ..., remedy: _Optional[str] = ..., keyword: _Optional[str] = ..., is_group: _Optional[bool] = ..., is_switch: _Optional[bool] = ...) -> None: ...

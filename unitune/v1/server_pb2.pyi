@@ -29,20 +29,20 @@ class ServerInfo(_message.Message):
     tuning_defaults: _tuning_pb2.TuningConfig
     sampling_defaults: _edit_pb2.SamplingConfig
     limits: Limits
-    methods: _containers.RepeatedScalarFieldContainer[str]
-    schedulers: _containers.RepeatedScalarFieldContainer[str]
+    methods: _containers.RepeatedScalarFieldContainer[_edit_pb2.SamplingConfig.Method]
+    schedulers: _containers.RepeatedScalarFieldContainer[_edit_pb2.SamplingConfig.Scheduler]
     method_tuning_defaults: _containers.RepeatedCompositeFieldContainer[_tuning_pb2.TuningConfig]
     method_sampling_defaults: _containers.RepeatedCompositeFieldContainer[_edit_pb2.SamplingConfig]
-    def __init__(self, version: _Optional[str] = ..., base_model: _Optional[_Union[BaseModel, _Mapping]] = ..., tuning_defaults: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., sampling_defaults: _Optional[_Union[_edit_pb2.SamplingConfig, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., methods: _Optional[_Iterable[str]] = ..., schedulers: _Optional[_Iterable[str]] = ..., method_tuning_defaults: _Optional[_Iterable[_Union[_tuning_pb2.TuningConfig, _Mapping]]] = ..., method_sampling_defaults: _Optional[_Iterable[_Union[_edit_pb2.SamplingConfig, _Mapping]]] = ...) -> None: ...
+    def __init__(self, version: _Optional[str] = ..., base_model: _Optional[_Union[BaseModel, _Mapping]] = ..., tuning_defaults: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., sampling_defaults: _Optional[_Union[_edit_pb2.SamplingConfig, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., methods: _Optional[_Iterable[_Union[_edit_pb2.SamplingConfig.Method, str]]] = ..., schedulers: _Optional[_Iterable[_Union[_edit_pb2.SamplingConfig.Scheduler, str]]] = ..., method_tuning_defaults: _Optional[_Iterable[_Union[_tuning_pb2.TuningConfig, _Mapping]]] = ..., method_sampling_defaults: _Optional[_Iterable[_Union[_edit_pb2.SamplingConfig, _Mapping]]] = ...) -> None: ...
 
 class BaseModel(_message.Message):
-    __slots__ = ("name", "digest", "width", "height", "vocabulary", "has_gate", "has_clipseg", "super_resolution_width", "super_resolution_height", "fast_steps", "has_known_pictures")
+    __slots__ = ("name", "digest", "width", "height", "vocabulary", "has_clip_filter", "has_clipseg", "super_resolution_width", "super_resolution_height", "fast_steps", "has_known_pictures")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
     VOCABULARY_FIELD_NUMBER: _ClassVar[int]
-    HAS_GATE_FIELD_NUMBER: _ClassVar[int]
+    HAS_CLIP_FILTER_FIELD_NUMBER: _ClassVar[int]
     HAS_CLIPSEG_FIELD_NUMBER: _ClassVar[int]
     SUPER_RESOLUTION_WIDTH_FIELD_NUMBER: _ClassVar[int]
     SUPER_RESOLUTION_HEIGHT_FIELD_NUMBER: _ClassVar[int]
@@ -53,13 +53,13 @@ class BaseModel(_message.Message):
     width: int
     height: int
     vocabulary: _containers.RepeatedScalarFieldContainer[str]
-    has_gate: bool
+    has_clip_filter: bool
     has_clipseg: bool
     super_resolution_width: int
     super_resolution_height: int
     fast_steps: int
     has_known_pictures: bool
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., vocabulary: _Optional[_Iterable[str]] = ..., has_gate: _Optional[bool] = ..., has_clipseg: _Optional[bool] = ..., super_resolution_width: _Optional[int] = ..., super_resolution_height: _Optional[int] = ..., fast_steps: _Optional[int] = ..., has_known_pictures: _Optional[bool] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., vocabulary: _Optional[_Iterable[str]] = ..., has_clip_filter: _Optional[bool] = ..., has_clipseg: _Optional[bool] = ..., super_resolution_width: _Optional[int] = ..., super_resolution_height: _Optional[int] = ..., fast_steps: _Optional[int] = ..., has_known_pictures: _Optional[bool] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("upload_bytes", "upload_pixels", "chunk_bytes", "prompt_characters", "seeds", "upload_side", "upload_webp_pixels")

@@ -79,6 +79,30 @@ class Tuning(_message.Message):
 
 class TuningConfig(_message.Message):
     __slots__ = ("method", "mode", "updates", "batch", "learning_rate", "rare_tokens", "seed", "prompt", "class_noun", "num_class_images", "prior_weight", "initial_word", "num_vectors", "embedding_updates", "embedding_learning_rate", "scale_learning_rate", "stop_loss_ratio", "base_prompt", "num_inference_steps", "guidance_scale", "super_resolution_updates")
+    class Method(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        METHOD_UNSPECIFIED: _ClassVar[TuningConfig.Method]
+        METHOD_UNITUNE: _ClassVar[TuningConfig.Method]
+        METHOD_IMAGIC: _ClassVar[TuningConfig.Method]
+        METHOD_DREAMBOOTH: _ClassVar[TuningConfig.Method]
+        METHOD_TEXTUAL_INVERSION: _ClassVar[TuningConfig.Method]
+        METHOD_NULL_TEXT: _ClassVar[TuningConfig.Method]
+    METHOD_UNSPECIFIED: TuningConfig.Method
+    METHOD_UNITUNE: TuningConfig.Method
+    METHOD_IMAGIC: TuningConfig.Method
+    METHOD_DREAMBOOTH: TuningConfig.Method
+    METHOD_TEXTUAL_INVERSION: TuningConfig.Method
+    METHOD_NULL_TEXT: TuningConfig.Method
+    class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        MODE_UNSPECIFIED: _ClassVar[TuningConfig.Mode]
+        MODE_FULL: _ClassVar[TuningConfig.Mode]
+        MODE_ATTN_OUT: _ClassVar[TuningConfig.Mode]
+        MODE_LORA: _ClassVar[TuningConfig.Mode]
+    MODE_UNSPECIFIED: TuningConfig.Mode
+    MODE_FULL: TuningConfig.Mode
+    MODE_ATTN_OUT: TuningConfig.Mode
+    MODE_LORA: TuningConfig.Mode
     METHOD_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     UPDATES_FIELD_NUMBER: _ClassVar[int]
@@ -100,8 +124,8 @@ class TuningConfig(_message.Message):
     NUM_INFERENCE_STEPS_FIELD_NUMBER: _ClassVar[int]
     GUIDANCE_SCALE_FIELD_NUMBER: _ClassVar[int]
     SUPER_RESOLUTION_UPDATES_FIELD_NUMBER: _ClassVar[int]
-    method: str
-    mode: str
+    method: TuningConfig.Method
+    mode: TuningConfig.Mode
     updates: int
     batch: int
     learning_rate: float
@@ -121,7 +145,7 @@ class TuningConfig(_message.Message):
     num_inference_steps: int
     guidance_scale: float
     super_resolution_updates: int
-    def __init__(self, method: _Optional[str] = ..., mode: _Optional[str] = ..., updates: _Optional[int] = ..., batch: _Optional[int] = ..., learning_rate: _Optional[float] = ..., rare_tokens: _Optional[str] = ..., seed: _Optional[int] = ..., prompt: _Optional[str] = ..., class_noun: _Optional[str] = ..., num_class_images: _Optional[int] = ..., prior_weight: _Optional[float] = ..., initial_word: _Optional[str] = ..., num_vectors: _Optional[int] = ..., embedding_updates: _Optional[int] = ..., embedding_learning_rate: _Optional[float] = ..., scale_learning_rate: _Optional[bool] = ..., stop_loss_ratio: _Optional[float] = ..., base_prompt: _Optional[str] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., super_resolution_updates: _Optional[int] = ...) -> None: ...
+    def __init__(self, method: _Optional[_Union[TuningConfig.Method, str]] = ..., mode: _Optional[_Union[TuningConfig.Mode, str]] = ..., updates: _Optional[int] = ..., batch: _Optional[int] = ..., learning_rate: _Optional[float] = ..., rare_tokens: _Optional[str] = ..., seed: _Optional[int] = ..., prompt: _Optional[str] = ..., class_noun: _Optional[str] = ..., num_class_images: _Optional[int] = ..., prior_weight: _Optional[float] = ..., initial_word: _Optional[str] = ..., num_vectors: _Optional[int] = ..., embedding_updates: _Optional[int] = ..., embedding_learning_rate: _Optional[float] = ..., scale_learning_rate: _Optional[bool] = ..., stop_loss_ratio: _Optional[float] = ..., base_prompt: _Optional[str] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., super_resolution_updates: _Optional[int] = ...) -> None: ...
 
 class TuningProgress(_message.Message):
     __slots__ = ("update", "total", "loss", "left_s", "learning_rate", "stopped_early")

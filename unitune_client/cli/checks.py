@@ -10,7 +10,7 @@ from unitune.errors import InvalidArgument, InvalidField
 from unitune.picture_file import flattened, read
 from unitune.picture_header import KINDS, PNG, other_kind
 from unitune_client import events
-from unitune_client.messages import EditOptions
+from unitune_client.options import EditOptions
 from unitune_client.pictures import picture_bytes
 
 TUNED_METHOD = "unitune"  # the default of every server
@@ -165,9 +165,9 @@ def check_fast(info: events.ServerInfo, method: str, options: EditOptions) -> No
 
 
 def check_super_resolution(info: events.ServerInfo, options: EditOptions) -> None:
-    """A second stage, if one is asked for."""
+    """Super-resolution, if it is asked for."""
     if options.get("super_resolution") and not info.base_model.super_resolution_width:
-        remedy = f"leave it out: the base model {info.base_model.name} has no second stage"
+        remedy = f"leave it out: the base model {info.base_model.name} has no super-resolution"
         raise InvalidField("--super-resolution", "given", remedy)
 
 
@@ -202,8 +202,10 @@ def _check_inverted(options: EditOptions, source: str, method: str | None) -> No
         raise InvalidField("--seed", f"{len(options['seeds'] or ())} seeds", "give one: --inverted is the same for all")
     if method == PROMPT_TO_PROMPT:
         raise InvalidField("--inverted", "given", f"leave it out: {PROMPT_TO_PROMPT} inverts PHOTO by itself")
-    if options.get("gate"):
-        raise InvalidField("--gate", "given", "leave it out: --inverted is the same for every seed that it would try")
+    if options.get("clip_filter"):
+        raise InvalidField(
+            "--clip-filter", "given", "leave it out: --inverted is the same for every seed that it would try"
+        )
 
 
 def mask_of(path: str | None) -> bytes | None:

@@ -23,7 +23,7 @@ from unitune_client.cli.options import (
 )
 from unitune_client.cli.outputs import Outputs, folder_of, slug
 from unitune_client.cli.sheet import SheetEdit, comparison_sheet
-from unitune_client.messages import EditOptions
+from unitune_client.options import EditOptions
 
 COMPARE = options_of(CompareRequest)
 FAILED = 1  # exit code when a method had no pictures

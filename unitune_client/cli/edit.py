@@ -44,7 +44,8 @@ from unitune_client.cli.outputs import Outputs, folder_of, slugs
 from unitune_client.cli.record import Record
 from unitune_client.cli.sheet import SheetEdit, can_show, contact_sheet
 from unitune_client.client import Client
-from unitune_client.messages import EditOptions, TuningOptions, of_field
+from unitune_client.messages import of_field
+from unitune_client.options import EditOptions, TuningOptions
 from unitune_client.pictures import Picture, picture_bytes
 
 COMMAND_LABEL = "command"  # of a tuning, which tells the command that made it from those that found it
@@ -88,7 +89,7 @@ Examples:
 @field_option(SAMPLING["strength"])
 @field_option(SAMPLING["guidance_scale"])
 @field_option(SAMPLING["automatic"], default=None)
-@field_option(SAMPLING["gate"])
+@field_option(SAMPLING["clip_filter"])
 @field_option(SAMPLING["interpolation"])
 @field_option(SAMPLING["negative_prompt"], metavar="TEXT")
 @field_option(SAMPLING["base_prompt"], metavar="TEXT")
@@ -126,7 +127,7 @@ def edit_command(
     strength: float | None,
     guidance_scale: float | None,
     automatic: bool | None,
-    gate: bool,
+    clip_filter: bool,
     interpolation: float | None,
     negative_prompt: str | None,
     base_prompt: str | None,
@@ -174,37 +175,38 @@ def edit_command(
         raise InvalidField("PROMPT", "unset", "describe the picture that you want to see, or give --like PICTURE")
     data, further = picture_bytes_of(photo), [picture_bytes_of(one, "--photo") for one in further_photos]
     outputs = Outputs(folder_of(output), photo, overwrites=overwrite)
-    options = EditOptions(
-        strength=strength,
-        guidance_scale=guidance_scale,
-        interpolation=interpolation,
-        negative_prompt=negative_prompt,
-        base_prompt=base_prompt,
-        prompt_guidance_scale=prompt_guidance_scale,
-        mask=mask_of(mask),
-        mask_source=mask_source,
-        mask_text=mask_text,
-        inverted=inverted or None,
-        mask_blur=mask_blur,
-        only_masked=only_masked or None,
-        repeats=repeats,
-        num_inference_steps=num_inference_steps,
-        fast=fast or None,
-        scheduler=scheduler,
-        eta=eta,
-        guidance_sigma_low=guidance_interval[0] if guidance_interval else None,
-        guidance_sigma_high=guidance_interval[1] if guidance_interval else None,
-        seeds=list(dict.fromkeys(seeds)),
-        cross_replace=cross_replace,
-        self_replace=self_replace,
-        inversion=inversion,
-        alignment=alignment,
-        word_weights=dict(word_weights) or None,
-        blend_words=list(blend_words) or None,
-        gate=gate or None,
-        super_resolution=super_resolution or None,
-        omit_metadata=omit_metadata or None,
-    )
+    said = {
+        "strength": strength,
+        "guidance_scale": guidance_scale,
+        "interpolation": interpolation,
+        "negative_prompt": negative_prompt,
+        "base_prompt": base_prompt,
+        "prompt_guidance_scale": prompt_guidance_scale,
+        "mask": mask_of(mask),
+        "mask_source": mask_source,
+        "mask_text": mask_text,
+        "inverted": inverted or None,
+        "mask_blur": mask_blur,
+        "only_masked": only_masked or None,
+        "repeats": repeats,
+        "num_inference_steps": num_inference_steps,
+        "fast": fast or None,
+        "scheduler": scheduler,
+        "eta": eta,
+        "guidance_sigma_low": guidance_interval[0] if guidance_interval else None,
+        "guidance_sigma_high": guidance_interval[1] if guidance_interval else None,
+        "seeds": list(dict.fromkeys(seeds)),
+        "cross_replace": cross_replace,
+        "self_replace": self_replace,
+        "inversion": inversion,
+        "alignment": alignment,
+        "word_weights": dict(word_weights) or None,
+        "blend_words": list(blend_words) or None,
+        "clip_filter": clip_filter or None,
+        "super_resolution": super_resolution or None,
+        "omit_metadata": omit_metadata or None,
+    }
+    options = cast(EditOptions, said)  # a server knows the words that it takes
     with display(as_json) as show, connection(address, base_model, show.say) as client:
         info = client.server_info()
         if record is not None:
@@ -218,8 +220,8 @@ def edit_command(
         check_mask_text(info, options)
         check_super_resolution(info, options)
         if automatic is None:
-            is_open = not gate and not fast and strength is None and guidance_scale is None
-            automatic = info.base_model.has_gate and is_open and method in AUTOMATIC_METHODS
+            is_open = not clip_filter and not fast and strength is None and guidance_scale is None
+            automatic = info.base_model.has_clip_filter and is_open and method in AUTOMATIC_METHODS
         options["automatic"] = automatic or None
         check_fast(info, method, options)
         tunes = method in (TUNED_METHOD, *info.method_tuning_defaults)
@@ -233,7 +235,7 @@ def edit_command(
         options["mask"] = uploaded_if_large(client, options.get("mask"))
         if method != TUNED_METHOD:
             tuning["method"] = method
-        options["method"] = method
+        options = cast(EditOptions, {**options, "method": method})
         named = slugs(prompts)
         for prompt in named:
             asked = cast(EditOptions, {**options, **(tuning if tunes else {})})

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import click
 
 from unitune.errors import UniTuneError
+from unitune.options import name_of, options_of
 from unitune.v1 import edit_pb2, image_pb2, tuning_pb2
 from unitune_client.cli.options import shown
-from unitune_client.messages import TuningOptions
+from unitune_client.options import OwnTuningOptions
 
 # Fields whose option is called otherwise in the code of some command.
 ALIASES = {
@@ -32,10 +33,10 @@ ALIASES = {
 METHODS, TUNING_CONFIG = "methods", "tuning_config"
 
 # What an edit has as well is no option of its tuning.
-OF_TUNING = TuningOptions.__annotations__.keys() - edit_pb2.SamplingConfig.DESCRIPTOR.fields_by_name.keys()
+OF_TUNING = OwnTuningOptions.__annotations__.keys()
 
 FIELDS = frozenset(
-    field.name
+    name
     for message in (
         edit_pb2.EditRequest,
         edit_pb2.CompareRequest,
@@ -44,7 +45,7 @@ FIELDS = frozenset(
         tuning_pb2.CreateTuningRequest,
         image_pb2.UploadImageRequest,
     )
-    for field in message.DESCRIPTOR.fields
+    for name in options_of(message)
 )
 
 _NAME = r"[a-z]+(?:_[a-z0-9]+)*"
@@ -63,8 +64,7 @@ class Flags:
 
     def of(self, field: str) -> str | None:
         """The option, or the argument, that sets a field of the API, as `--seed` does `seeds[2]`; None without one."""
-        first, *rest = re.sub(r"\[[^]]*\]", "", field).split(".")
-        last = rest[-1] if rest else first
+        first, last = re.split(r"[.[]", field)[0], name_of(field)
         if first == METHODS and last == "method":
             last = METHODS
         if last == TUNING_CONFIG:
@@ -81,7 +81,7 @@ class Flags:
         return f"{self.of(field) or field}{value}{self._in_words(remedy, field)}"
 
     def _in_words(self, remedy: str, field: str) -> str:
-        own = field.rpartition(".")[2]
+        own = name_of(field)
 
         def left_out(match: re.Match[str]) -> str:
             names = [own if name == "it" else name for name in re.split(r" (?:and|or) ", match[1])]

@@ -103,7 +103,7 @@ def field_option(field: Field, name: str = "", **settings: Any) -> Callable[[F],
     """
     kind: dict[str, Any] = {}
     words, default = range_in_words(field), field.declared.default
-    if field.descriptor.type == field.descriptor.TYPE_BOOL:
+    if field.is_switch or field.descriptor.type == field.descriptor.TYPE_BOOL:
         if "/" not in field.declared.flag:  # of which click sees by itself that it is one
             kind["is_flag"] = True
     elif field.choices and "type" not in settings:

@@ -11,12 +11,13 @@ from typing import Any, cast
 
 from unitune import png_text
 from unitune.errors import InvalidField
-from unitune_client.messages import OF_THE_EDIT, EditOptions, TuningOptions
+from unitune_client.options import OF_THE_EDIT, EditOptions, TuningOptions
 
 VERSION = 1
 NO_RECORD = "it does not say how it was made: it is not by UniTune, or was made or saved again without that"
 MASK_OPTIONS = ("mask_source", "mask_text", "mask_blur", "mask_keeps", "mask_padding", "only_masked", "interpolation")
 CHOSEN_BY_AUTOMATIC = ("strength", "guidance_scale")
+OLD_NAMES = {"gate": "clip_filter"}  # of settings, in records of earlier versions
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class Record:
             return cast(EditOptions, {"seeds": [self.seed], **given})
         recorded = {"automatic": False, **self.sampling, "method": self.method}
         if recorded["automatic"] and (
-            given.get("automatic") is False or any(name in given for name in (*CHOSEN_BY_AUTOMATIC, "gate", "fast"))
+            given.get("automatic") is False
+            or any(name in given for name in (*CHOSEN_BY_AUTOMATIC, "clip_filter", "fast"))
         ):
             recorded |= {**self.chosen, "automatic": False}
         leaves = self._left_out(given)
@@ -76,7 +78,7 @@ class Record:
         if given.get("fast"):
             leaves |= {"num_inference_steps"}
         if given.get("automatic"):
-            leaves |= {*CHOSEN_BY_AUTOMATIC, "gate", "resamples", "guidance_sigma_low", "guidance_sigma_high"}
+            leaves |= {*CHOSEN_BY_AUTOMATIC, "clip_filter", "resamples", "guidance_sigma_low", "guidance_sigma_high"}
         recorded = self.sampling.get("mask_source")
         implied = "given" if "mask" in given else "word" if "mask_text" in given else recorded
         if given.get("mask_source", implied) != recorded:
@@ -116,7 +118,7 @@ def parsed(text: str, path: str, argument: str) -> Record:
             prompt=_text(said["prompt"]),
             seed=_number(said["seed"]),
             method=_text(said["method"]),
-            sampling=_table(said["sampling"]),
+            sampling={OLD_NAMES.get(name, name): value for name, value in _table(said["sampling"]).items()},
             tuning=_table(tuning.get("config", {})),
             base_model=_text(said["base_model"]["digest"]),
             base_model_name=_text(said["base_model"]["name"]),
