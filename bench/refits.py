@@ -23,7 +23,7 @@ from sampler_svc.engines.weights import tuned_weights
 from sampler_svc.model import Model
 from tuner_svc.config import DEFAULT_CODEC
 from unitune.codecs import decode, encode
-from unitune.weight_store import WeightStore
+from unitune.object_store import ObjectStore
 from unitune.weights import Manifest, pack
 
 PARTS = ("read and checked", "decoded", "written and proven")
@@ -33,7 +33,7 @@ def refits(model: Model, graphs: Path, build_s: float, prompt: str, rounds: int)
     """Seconds and ratios; `build_s` is what building the same engine took."""
     parts: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        store = WeightStore(folder)
+        store = ObjectStore(folder)
         refit = refitting(model, store, [stored(model, graphs, store, number) for number in (1, 2)], parts)
         taken = in_turns({"refit": refit, "step": stepping(model, prompt)}, rounds)
     return {
@@ -44,7 +44,7 @@ def refits(model: Model, graphs: Path, build_s: float, prompt: str, rounds: int)
     }
 
 
-def stored(model: Model, graphs: Path, store: WeightStore, number: int) -> Manifest:
+def stored(model: Model, graphs: Path, store: ObjectStore, number: int) -> Manifest:
     """A tuning in the store: every tensor a hundredth or two of the way to a random one."""
     base = model.base.tensors
     parts = encode(near(model, base, number), base, DEFAULT_CODEC)
@@ -60,7 +60,7 @@ def stored(model: Model, graphs: Path, store: WeightStore, number: int) -> Manif
 
 
 def refitting(
-    model: Model, store: WeightStore, manifests: list[Manifest], parts: dict[str, list[float]]
+    model: Model, store: ObjectStore, manifests: list[Manifest], parts: dict[str, list[float]]
 ) -> Callable[[], object]:
     """One refit with the next of the stored tunings; the seconds of its parts are added to `parts`."""
     turns = cycle(manifests)

@@ -39,10 +39,10 @@ from sampler_svc.stored_weights import StoredWeights
 from unitune import store_paths, telemetry
 from unitune.choices import DEFAULT_RESAMPLES, MASKS_OF_WORDS, tuned_by
 from unitune.errors import Internal, InvalidField, Unavailable, UniTuneError, to_status
+from unitune.object_store import ObjectStore
 from unitune.prompts import things, without
 from unitune.serving import HEARTBEAT_S
 from unitune.v1 import edit_pb2, sampler_pb2, sampler_pb2_grpc, tuning_pb2
-from unitune.weight_store import WeightStore
 from unitune.weights import TunedWeights
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ T = TypeVar("T")
 class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
     """The servicer. It is used from one event loop."""
 
-    def __init__(self, model: Model, store: WeightStore) -> None:
+    def __init__(self, model: Model, store: ObjectStore) -> None:
         self._model, self._weights = model, StoredWeights(store, model.spec.digest)
         self._workers = ThreadPoolExecutor(model.pool.size, "engine")
         self._waiting = 0

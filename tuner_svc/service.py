@@ -29,13 +29,13 @@ from unitune.choices import (
     TUNING_METHODS,
 )
 from unitune.errors import Cancelled, Internal, InvalidField, ResourceExhausted, Unavailable, UniTuneError, to_status
+from unitune.object_store import ObjectStore
 from unitune.options import TUNING, check_values, read_by
 from unitune.server_info import base_model_info
 from unitune.serving import HEARTBEAT_S
 from unitune.system_errors import store_error
 from unitune.v1 import tuner_pb2, tuner_pb2_grpc, tuning_pb2
 from unitune.v1.tuner_pb2 import RunTuningEvent
-from unitune.weight_store import WeightStore
 from unitune.weights import Manifest
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
     """The servicer. It is used from one event loop."""
 
     def __init__(
-        self, model: BaseModel, store: WeightStore, codec: str = DEFAULT_CODEC, thread: TorchThread | None = None
+        self, model: BaseModel, store: ObjectStore, codec: str = DEFAULT_CODEC, thread: TorchThread | None = None
     ) -> None:
         """`thread` is the one that loaded the model; without it there is a new one."""
         self._model, self._store, self._codec = model, store, codec

@@ -3,7 +3,7 @@
     python -m tuner_svc.tuning_export --base-model MODEL --store STORE --weights PATH --format diffusers --out OUT
     python -m tuner_svc.tuning_export --base-model MODEL --store STORE --weights PATH --format kohya --rank 16 --out OUT
 
-PATH is where the weights lie in the weight store, such as `tunings/default/t-0a1b`. `diffusers` writes OUT/unet, to be
+PATH is where the weights lie in the object store, such as `tunings/default/t-0a1b`. `diffusers` writes OUT/unet, to be
 put in place of that folder of the base model. `kohya` writes OUT/lora.safetensors, which holds the change of every
 matrix and convolution up to the rank; norms and biases have no place in it. Embeddings that a method made beside the
 tensors (Imagic) are left out, and embeddings alone (Textual Inversion, null-text) are refused. The last line of stdout
@@ -26,15 +26,15 @@ from tuner_svc.model_folder import UnusableBaseModel
 from tuner_svc.probe import probe_answer
 from unitune.codecs import LORA_RANK, decode, low_rank
 from unitune.errors import DataLoss, FailedPrecondition, UniTuneError
+from unitune.object_store import ObjectStore
 from unitune.system_errors import failure_sentence
-from unitune.weight_store import WeightStore
 from unitune.weights import MANIFEST_FILE, Manifest, TunedWeights
 
 FORMATS = ("diffusers", "kohya")
 LORA_FILE = "lora.safetensors"
 
 
-def read_weights(store: WeightStore, path: str) -> TunedWeights:
+def read_weights(store: ObjectStore, path: str) -> TunedWeights:
     """The weights at a path of the store or in the one folder below it that is complete.
 
     Raises DataLoss (WEIGHTS_MISSING, WEIGHTS_CORRUPT).
@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The program; its exit code."""
     parser = argparse.ArgumentParser("python -m tuner_svc.tuning_export", description="Take a tuning elsewhere.")
     parser.add_argument("--base-model", type=Path, required=True, help="the diffusers folder that was tuned")
-    parser.add_argument("--store", required=True, help="the weight store's folder or URL")
+    parser.add_argument("--store", required=True, help="the object store's folder or URL")
     parser.add_argument("--weights", required=True, help="the weights' path in the store")
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0])
     parser.add_argument("--rank", type=int, default=LORA_RANK, help="of the LoRA, at least 1; more loses less")
@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.rank < 1:
         parser.error(f"argument --rank: {options.rank} is no rank: give 1 or more")
     try:
-        weights = read_weights(WeightStore(options.store), options.weights)
+        weights = read_weights(ObjectStore(options.store), options.weights)
         model = load(options.base_model)
         tensors = tuned_tensors(model, weights)
         if weights.manifest.extras:

@@ -35,8 +35,8 @@ MAX_PART_BYTES = 400  # of a value or a remedy
 MAX_METADATA_BYTES = 1600  # of all values of the metadata
 
 # Reasons that more than one module gives. `unitune.system_errors` tells which of them an error of the system is.
-STORE_FULL = "STORE_FULL"  # ResourceExhausted: the disk or the quota of the weight store
-STORE_DOWN = "STORE_DOWN"  # Unavailable: the weight store does not answer, or refuses
+STORE_FULL = "STORE_FULL"  # ResourceExhausted: the disk or the quota of the object store
+STORE_DOWN = "STORE_DOWN"  # Unavailable: the object store does not answer, or refuses
 STORE_CORRUPT = "STORE_CORRUPT"  # DataLoss: something of the store cannot be what was written
 STORE_PATH = "STORE_PATH"  # InvalidArgument: no store has such a path
 STATE_FULL = "STATE_FULL"  # ResourceExhausted: the disk of the gateway's state file

@@ -1,4 +1,4 @@
-"""Where things lie in the weight store: the forms of all paths, which gateway, tuner and sampler read here.
+"""Where things lie in the object store: the forms of all paths, which gateway, tuner and sampler read here.
 
     images/{tenant}/{sha256}/{part}                what was uploaded, by the gateway
     tunings/{tenant}/{tuning}/{attempt}/{part}     what an attempt at a tuning made, by the tuner

@@ -1,6 +1,6 @@
 """The tuned-weights file: what a tuning made, where tuner and sampler meet.
 
-Two files lie under one path of the weight store:
+Two files lie under one path of the object store:
 
     weights.safetensors   the tuned tensors, dense in fp32 or as `codec` says (unitune.codecs), the probe's answers, and
                           under `extra.` what else the method made, fp32 whatever the codec: embeddings;

@@ -17,9 +17,9 @@ from tests.sampler_svc.pictures import picture
 from unitune import images, serving
 from unitune.base_model import Preset
 from unitune.errors import DataLoss, from_rpc_error, from_status
+from unitune.object_store import ObjectStore
 from unitune.v1 import sampler_pb2, sampler_pb2_grpc, tuning_pb2
 from unitune.v1.edit_pb2 import SamplingConfig
-from unitune.weight_store import WeightStore
 from unitune.weights import WEIGHTS_FILE, TunedWeights, pack
 
 PROMPT = "a cat on the beach"
@@ -48,13 +48,13 @@ def base_model(tiny_model: Path) -> Any:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> WeightStore:
+def store(tmp_path: Path) -> ObjectStore:
     """An empty store in a folder."""
-    return WeightStore(str(tmp_path / "store"))
+    return ObjectStore(str(tmp_path / "store"))
 
 
 @pytest.fixture
-def stored(base_model: Any, store: WeightStore) -> Stored:
+def stored(base_model: Any, store: ObjectStore) -> Stored:
     """Tunes and puts what was made into the store."""
     from tuner_svc.probe import pack_tuned
     from tuner_svc.tune import tune
@@ -73,7 +73,7 @@ def stored(base_model: Any, store: WeightStore) -> Stored:
 
 
 @pytest.fixture
-async def start(engine_folder: Path, store: WeightStore) -> AsyncIterator[Callable[..., Any]]:
+async def start(engine_folder: Path, store: ObjectStore) -> AsyncIterator[Callable[..., Any]]:
     """Starts samplers, each with engines of its own, and stops them."""
     stops: list[Any] = []
 
@@ -201,7 +201,7 @@ async def test_weights_of_another_method_are_refused(start: Callable[..., Any], 
 
 
 async def test_loading_vectors_ahead_takes_no_engine(
-    start: Callable[..., Any], stored: Stored, store: WeightStore
+    start: Callable[..., Any], stored: Stored, store: ObjectStore
 ) -> None:
     """Load reads a file of embeddings alone, so that its edits read nothing, and tells of no refit."""
     sampler, weights = await start(), stored(**VECTORS)
@@ -308,7 +308,7 @@ async def test_null_text_refuses_what_it_is_not_for(
 
 
 async def test_embeddings_are_kept_up_to_a_size(
-    start: Callable[..., Any], stored: Stored, store: WeightStore, monkeypatch: pytest.MonkeyPatch
+    start: Callable[..., Any], stored: Stored, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was read last is sampled with from memory; what it displaced is read again, and is missed."""
     monkeypatch.setattr(stored_weights, "EXTRAS_BYTES", 1)
@@ -347,7 +347,7 @@ async def test_damaged_vectors_are_refused(start: Callable[..., Any], stored: St
     assert from_status(failed).reason == "WEIGHTS_CORRUPT"
 
 
-async def test_evicted_vectors_are_forgotten(start: Callable[..., Any], stored: Stored, store: WeightStore) -> None:
+async def test_evicted_vectors_are_forgotten(start: Callable[..., Any], stored: Stored, store: ObjectStore) -> None:
     """After an evict nothing is sampled from memory."""
     sampler, weights = await start(), stored(**VECTORS)
     asked = request(weights, "textual_inversion", prompt="S*")
@@ -361,7 +361,7 @@ async def test_evicted_vectors_are_forgotten(start: Callable[..., Any], stored: 
 
 
 async def test_vectors_of_another_base_model_are_refused(
-    start: Callable[..., Any], stored: Stored, store: WeightStore, monkeypatch: pytest.MonkeyPatch, base_model: Any
+    start: Callable[..., Any], stored: Stored, store: ObjectStore, monkeypatch: pytest.MonkeyPatch, base_model: Any
 ) -> None:
     """Every time, though nothing is refitted that would show it."""
     from tuner_svc import probe
@@ -374,7 +374,7 @@ async def test_vectors_of_another_base_model_are_refused(
         assert from_status(failed).reason == "BASE_MODEL_MISMATCH"
 
 
-def test_embeddings_of_another_shape_are_refused(model: Model, stored: Stored, store: WeightStore) -> None:
+def test_embeddings_of_another_shape_are_refused(model: Model, stored: Stored, store: ObjectStore) -> None:
     """A file whose embeddings are not this base model's, or are missing, is corrupt."""
     weights = stored(**VECTORS)
     tuned: TunedWeights = store.get_weights(weights.path, weights.digest)
@@ -388,7 +388,7 @@ def test_embeddings_of_another_shape_are_refused(model: Model, stored: Stored, s
 
 
 def test_a_prompt_with_vectors_has_the_tuners_embedding(
-    model: Model, base_model: Any, stored: Stored, store: WeightStore
+    model: Model, base_model: Any, stored: Stored, store: ObjectStore
 ) -> None:
     """The sampler's text encoder and tokenizer place the vectors as the tuner's do (T8)."""
     import torch

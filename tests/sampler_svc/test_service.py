@@ -21,8 +21,8 @@ from unitune import images, serving
 from unitune.base_model import Preset
 from unitune.choices import DEFAULT_RESAMPLES
 from unitune.errors import DataLoss, from_rpc_error, from_status
+from unitune.object_store import ObjectStore
 from unitune.v1 import edit_pb2, sampler_pb2, sampler_pb2_grpc, tuning_pb2
-from unitune.weight_store import WeightStore
 from unitune.weights import WEIGHTS_FILE
 
 Event = sampler_pb2.SampleEvent
@@ -37,7 +37,7 @@ def store_folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def service(model: Model, store_folder: Path) -> SamplerService:
     """The servicer, with an engine that holds the base weights."""
-    return SamplerService(model, WeightStore(str(store_folder)))
+    return SamplerService(model, ObjectStore(str(store_folder)))
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def stored(store_folder: Path, tunings: Tunings) -> Callable[[int], tuning_pb2.W
     def put(seed: int, size: float = 0.3) -> tuning_pb2.WeightsRef:
         data, manifest = tunings.file(seed, size)
         path = f"tunings/default/t-{seed}-{round(1000 * size)}/1"
-        WeightStore(str(store_folder)).put_weights(path, data, manifest)
+        ObjectStore(str(store_folder)).put_weights(path, data, manifest)
         return tuning_pb2.WeightsRef(key=manifest.key, digest=manifest.digest, path=path)
 
     return put
@@ -178,7 +178,7 @@ async def test_weights_that_do_not_prove_fail_and_the_next_edit_works(
     data, manifest = pack(
         base.tensors, probe_tuned=honest.probe_tuned, probe_base=honest.probe_base, probe_seed=11, **facts
     )
-    WeightStore(str(store_folder)).put_weights("tunings/default/lying/1", data, manifest)
+    ObjectStore(str(store_folder)).put_weights("tunings/default/lying/1", data, manifest)
 
     failed = await events(
         sampler, request(tuning_pb2.WeightsRef(digest=manifest.digest, path="tunings/default/lying/1"))
@@ -489,7 +489,7 @@ async def test_info_tells_the_presets_own_values_for_prompt_to_prompt(model: Mod
     """What its section holds is a default, and published values are the rest; other methods have no such option."""
     own = {"prompt_to_prompt": {"cross_replace": 0.8, "guidance_scale": 5.0}}
     preset = replace(model.spec.preset, methods=own)
-    service = SamplerService(replace(model, spec=replace(model.spec, preset=preset)), WeightStore(str(store_folder)))
+    service = SamplerService(replace(model, spec=replace(model.spec, preset=preset)), ObjectStore(str(store_folder)))
 
     info = await service.GetSamplerInfo(sampler_pb2.GetSamplerInfoRequest(), None)
 
@@ -519,7 +519,7 @@ async def gated(model, store_folder, clip_folder) -> AsyncIterator[sampler_pb2_g
     """A client of a sampler whose base model brings a CLIP; its thresholds let no picture pass."""
     nothing_passes = replace(model.spec.preset, gate_gain=3.0)
     gate = Gate(clip_folder[1], nothing_passes, lambda picture: 0.0, threads=1)
-    service = SamplerService(replace(model, gate=gate), WeightStore(str(store_folder)))
+    service = SamplerService(replace(model, gate=gate), ObjectStore(str(store_folder)))
     server = await serving.start("127.0.0.1:0", service.register)
     async with serving.channel(server.address) as channel:
         yield sampler_pb2_grpc.SamplerServiceStub(channel)

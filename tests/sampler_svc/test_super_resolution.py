@@ -23,8 +23,8 @@ from tests.sampler_svc.edit_events import edit_events
 from tests.sampler_svc.pictures import mask, picture
 from unitune import images
 from unitune.errors import Cancelled, DataLoss
+from unitune.object_store import ObjectStore
 from unitune.v1 import tuning_pb2
-from unitune.weight_store import WeightStore
 from unitune.weights import SECOND_BASE, SECOND_STAGE, SECOND_TUNED, pack
 
 WANTED = SuperResolutionOptions(noise_level=100, num_inference_steps=3, guidance_scale=1.0)
@@ -208,7 +208,7 @@ def test_cancelling_stops_the_second_stage_before_its_next_step(cascade: Model, 
         stage(cascade, engine, is_cancelled=True).enlarge(small(), seed=1)
 
 
-def store_tuning(cascade: Model, store: WeightStore, method: str, *, tunes_second_stage: bool) -> tuning_pb2.WeightsRef:
+def store_tuning(cascade: Model, store: ObjectStore, method: str, *, tunes_second_stage: bool) -> tuning_pb2.WeightsRef:
     """Weights whose second stage, if they have one, differs from the base model's; embeddings that no prompt has."""
     rng = np.random.default_rng(5)
     spec, base = SuperResolutionEngine.spec_of(cascade.spec), cascade.super_resolution_base
@@ -242,7 +242,7 @@ def test_the_second_stage_of_a_tuning_sees_what_it_was_tuned_by(
 ) -> None:
     """Tuned, Imagic's own embedding of the prompt (I7) or the rare tokens before it; else the plain prompt, and the
     base model's weights bit for bit (K3)."""
-    store = WeightStore(str(tmp_path))
+    store = ObjectStore(str(tmp_path))
     weights = store_tuning(cascade, store, method, tunes_second_stage=tunes_second_stage)
     service = SamplerService(cascade, store)
     said = "a cat" if method == "imagic" else "beikkpic a cat"

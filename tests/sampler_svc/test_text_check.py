@@ -20,13 +20,13 @@ from tests.sampler_svc.pictures import picture
 from tests.tiny_model import CONTEXT_TOKENS, WORDS
 from unitune import serving
 from unitune.errors import InvalidField, from_rpc_error
+from unitune.object_store import ObjectStore
 from unitune.prompts import with_rare_tokens
 from unitune.reading import Reader
 from unitune.v1.edit_pb2 import SamplingConfig
 from unitune.v1.sampler_pb2 import SampleRequest
 from unitune.v1.sampler_pb2_grpc import SamplerServiceStub
 from unitune.v1.tuning_pb2 import TuningConfig, WeightsRef
-from unitune.weight_store import WeightStore
 
 ROOM = CONTEXT_TOKENS - 2
 RARE, RARE_TOKENS = "beikkpic", 7  # as the tiny tokenizer has it: be, then each letter
@@ -47,7 +47,7 @@ def serve(model: Model, tmp_path: Path) -> Callable[..., object]:
     """Starts a sampler with the tiny model, parts of it exchanged."""
 
     async def start(**parts: object) -> AsyncIterator[SamplerServiceStub]:
-        service = SamplerService(replace(model, **parts), WeightStore(str(tmp_path / "store")))
+        service = SamplerService(replace(model, **parts), ObjectStore(str(tmp_path / "store")))
         server = await serving.start("127.0.0.1:0", service.register)
         async with serving.channel(server.address) as channel:
             yield SamplerServiceStub(channel)

@@ -1,4 +1,4 @@
-"""Where weights and uploaded images lie: a folder by default, an object store by URL.
+"""Where weights and uploaded images lie: a folder by default, a bucket by URL.
 
 obstore gives one interface to local folders, memory, S3, GCS and Azure, with a create-only put;
 nothing else we know of has both without a daemon.
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import obstore
-from obstore.store import ObjectStore, from_url
+from obstore.store import from_url
 
 from unitune import store_paths, telemetry
 from unitune.errors import STORE_DOWN, STORE_PATH, DataLoss, InvalidArgument, Unavailable
@@ -25,7 +25,7 @@ from unitune.weights import MANIFEST_FILE, WEIGHTS_FILE, Manifest, TunedWeights,
 
 logger = logging.getLogger(__name__)
 
-RETRIES_S = 20.0  # in which an object store is asked again; obstore's own three minutes outlast every caller
+RETRIES_S = 20.0  # in which a bucket is asked again; obstore's own three minutes outlast every caller
 ANSWER_S = 60.0  # for one call, a picture of 16 MiB at most
 THREADS = 16  # a folder on a network disk that hangs takes one for each call
 
@@ -35,7 +35,7 @@ T = TypeVar("T")
 _UNFINISHED = re.compile(r".+#\d+")
 
 
-class WeightStore:
+class ObjectStore:
     """Bytes by path, and tuned weights on top. Thread-safe; blocking calls.
 
     Besides what each names, every call raises ResourceExhausted (STORE_FULL), Unavailable (STORE_DOWN), DataLoss
@@ -51,13 +51,13 @@ class WeightStore:
         """
         self._folder = None if "://" in url else Path(url).resolve()
         try:
-            self._store: ObjectStore = self._open(url)
+            self._store: obstore.store.ObjectStore = self._open(url)
         except Exception as error:  # obstore raises many kinds; the first line of each says enough
             reason = sentence(error) if isinstance(error, OSError) else _first_line(error)
             raise OSError(f"UNITUNE_STORE is {url!r}: {reason}") from error
         self._threads = ThreadPoolExecutor(THREADS, "store")
 
-    def _open(self, url: str) -> ObjectStore:
+    def _open(self, url: str) -> obstore.store.ObjectStore:
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             url = self._folder.as_uri()
@@ -131,7 +131,7 @@ class WeightStore:
         """Delete files of a local folder that were begun before a moment, in Unix seconds, and not finished; how many.
 
         An object's bytes are first put into a file beside it, named by it, "#" and a number, which no listing has.
-        A process that was killed leaves it. Object stores forget unfinished uploads by rules of their own.
+        A process that was killed leaves it. Buckets forget unfinished uploads by rules of their own.
         """
         if self._folder is None:
             return 0
