@@ -23,7 +23,6 @@ HALF_FOLDER = "half"
 HALF_FILE = "half.json"
 SELF_TEST_FILE = "canary.safetensors"
 SELF_TEST_SEEDS = {"first": 1, "second": 2}  # name of a random set, and what it is drawn from
-SELF_TEST_SETS = ("base", *SELF_TEST_SEEDS)
 SELF_TEST_PROBE_SEED = 0  # of the question, `unitune.weights.probe_input`; a base model's own probe asks the same
 
 

@@ -88,17 +88,6 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def describe(cls: type[Any]) -> list[tuple[str, str, str]]:
-    """(variable, default in words, help) of every setting of a class, in its order."""
-    rows = []
-    for field in dataclasses.fields(cls):
-        if "env" not in field.metadata:
-            continue
-        default = "required" if field.default is dataclasses.MISSING else str(field.default)
-        rows.append((field.metadata["env"], default, field.metadata.get("help", "")))
-    return rows
-
-
 def _refuse_unknown(environ: Mapping[str, str], known: frozenset[str]) -> None:
     for variable in sorted(environ):
         if not variable.startswith(PREFIX) or variable in known or _SERVICE_LINK.search(variable):

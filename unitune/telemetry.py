@@ -22,16 +22,10 @@ class Fields(TypedDict, total=False):
     edit: str
     engine: str
     image: str
-    key: str
-    loss: float
     method: str
-    peer: str
     reason: str
-    retry_s: float
     seconds: float
     size_bytes: int
-    state: str
-    steps: int
     tuning: str
     upstream: str
     warm: bool

@@ -1,11 +1,10 @@
-"""The noise schedule: timestep <-> alpha_cumprod <-> sigma <-> log SNR <-> strength.
+"""The noise schedule: timestep <-> alpha_cumprod <-> sigma, and the steps that a strength leaves.
 
 A noised latent is sqrt(alpha_cumprod) * latent + sqrt(1 - alpha_cumprod) * noise (Ho et al., 2020). sigma is noise
-over signal, as in EDM (Karras et al., 2022), and log SNR is log(alpha_cumprod / (1 - alpha_cumprod)), natural.
+over signal, as in EDM (Karras et al., 2022).
 """
 
 import math
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -16,14 +15,6 @@ Levels = NDArray[np.float64]  # alpha_cumprod, in [0, 1]
 
 COSINE_OFFSET = 0.008  # of the cosine schedule, Nichol and Dhariwal, 2021
 MAX_COSINE_BETA = 0.999
-
-
-@dataclass(frozen=True)
-class Strength:
-    """A strength in [0, 1], with a note if the schedule is never as noisy as was asked."""
-
-    value: float
-    note: str = ""
 
 
 class Schedule:
@@ -58,34 +49,6 @@ class Schedule:
     def __len__(self) -> int:
         """The number of training timesteps."""
         return len(self.alphas_cumprod)
-
-    def log_snr_at(self, strength: float) -> float:
-        """The log SNR of a latent noised to a strength, in (0, 1]."""
-        return float(np.interp(strength * len(self) - 1, np.arange(len(self)), log_snr(self.alphas_cumprod)))
-
-    def strength_at(self, wanted: float) -> Strength:
-        """The strength whose log SNR is the wanted one; beyond the schedule's noisiest level it is 1, with a note.
-
-        Schedules differ, so the same share of two schedules is not the same noise: a starting point is carried from
-        one base model to another by its log SNR.
-        """
-        falling = log_snr(self.alphas_cumprod)
-        if wanted < falling[-1]:
-            note = f"log SNR {wanted:.2f} is noisier than this base model ever is ({falling[-1]:.2f}): strength is 1"
-            return Strength(1.0, note)
-        timestep = np.interp(-wanted, -falling, np.arange(len(self)))
-        return Strength(float(timestep + 1) / len(self))
-
-
-def log_snr(alphas_cumprod: Levels) -> NDArray[np.float64]:
-    """log(alpha_cumprod / (1 - alpha_cumprod)); -inf at pure noise."""
-    with np.errstate(divide="ignore"):
-        return np.log(alphas_cumprod) - np.log1p(-alphas_cumprod)
-
-
-def cosine_log_snr(fraction: float) -> float:
-    """The log SNR at a fraction, in (0, 1), of the continuous cosine schedule: the scale of the paper's t0."""
-    return float(log_snr(np.array(_cosine(fraction) / _cosine(0.0))))
 
 
 def sigma(alphas_cumprod: Levels) -> NDArray[np.float64]:
