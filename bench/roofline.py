@@ -101,7 +101,7 @@ def updating(model: BaseModel) -> Callable[[], object]:
     update = unitune.update_of(model, chosen, latent, model.encode_prompt("beikkpic"), LEARNING_RATE)
 
     def work() -> None:
-        draws = draw(BATCH, latent, model.schedule.num_train_timesteps, generator, spread=True)
+        draws = draw(BATCH, latent, model.schedule.num_train_timesteps, generator, stratified=True)
         update(draws.timesteps, draws.noise)
 
     return work

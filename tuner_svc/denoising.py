@@ -22,14 +22,16 @@ class Draws:
     noise: Tensor
 
 
-def draw(batch: int, latent: Tensor, num_timesteps: int, generator: torch.Generator, *, spread: bool = False) -> Draws:
+def draw(
+    batch: int, latent: Tensor, num_timesteps: int, generator: torch.Generator, *, stratified: bool = False
+) -> Draws:
     """The next draws of the generator, on the latent's device.
 
-    Timesteps that are `spread` come one from each of `batch` equal parts of the schedule. Each is still as likely as
-    any other, but no update sees little noise alone, or much, so updates differ less from one another (Kingma et al.,
-    2021, arXiv 2107.00630, appendix I.1, ties the parts' draws to each other; ours are independent).
+    With `stratified`, one timestep comes from each of `batch` equal parts of the schedule. All timesteps stay equally
+    likely. Every update then sees both little noise and much, so updates differ less. Kingma et al. (2021, arXiv
+    2107.00630, appendix I.1) tie the parts' draws to each other; these are independent.
     """
-    if spread:
+    if stratified:
         places = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
         timesteps = (places * num_timesteps).long().clamp(max=num_timesteps - 1)  # a place may round up to 1
     else:

@@ -122,7 +122,7 @@ def draws_of(model: BaseModel) -> Callable[[], tuple[Tensor, Tensor]]:
     num_timesteps = model.schedule.num_train_timesteps
 
     def draws() -> tuple[Tensor, Tensor]:
-        drawn = draw(BATCH, latent, num_timesteps, generator, spread=True)
+        drawn = draw(BATCH, latent, num_timesteps, generator, stratified=True)
         return drawn.timesteps, drawn.noise
 
     return draws

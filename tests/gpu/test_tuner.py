@@ -130,7 +130,7 @@ def test_a_tuning_with_the_graph_is_one_without(
     losses = []
     with repeatable_sums():
         for _ in range(config.updates):
-            draws = draw(config.batch, latent, noising.num_timesteps, generator, spread=True)
+            draws = draw(config.batch, latent, noising.num_timesteps, generator, stratified=True)
             with half_precision(CUDA):
                 loss = denoising_loss(model, chosen.weights(), latent, context, noising, draws)
             losses.append(loss.item())

@@ -79,7 +79,7 @@ def test_sixty_four_updates_learn_the_picture(model: BaseModel, image: ModelImag
 def test_one_update_lowers_the_loss_where_it_was_taken(model: BaseModel, image: ModelImage) -> None:
     """U2: at its own timesteps and noise, a small enough step helps."""
     config = TuningConfig(updates=1, batch=4, learning_rate=1e-5)
-    own = draw(4, model.encode_image(image), 1000, torch.Generator().manual_seed(config.seed), spread=True)
+    own = draw(4, model.encode_image(image), 1000, torch.Generator().manual_seed(config.seed), stratified=True)
 
     result = tune(model, image, config)
 
@@ -88,11 +88,11 @@ def test_one_update_lowers_the_loss_where_it_was_taken(model: BaseModel, image: 
 
 
 @pytest.mark.parametrize(("batch", "num_timesteps"), [(4, 1000), (3, 10), (1, 7)])
-def test_spread_timesteps_are_uniform_and_one_from_each_part(batch: int, num_timesteps: int) -> None:
+def test_stratified_timesteps_are_uniform_and_one_from_each_part(batch: int, num_timesteps: int) -> None:
     """U2: over many draws every timestep comes about equally often, and every single draw covers the schedule."""
     generator = torch.Generator().manual_seed(0)
     latent = torch.zeros(1, 1, 1, 1)
-    drawn = torch.stack([draw(batch, latent, num_timesteps, generator, spread=True).timesteps for _ in range(2000)])
+    drawn = torch.stack([draw(batch, latent, num_timesteps, generator, stratified=True).timesteps for _ in range(2000)])
 
     parts = torch.arange(batch)
     assert ((parts * num_timesteps / batch).floor() <= drawn).all()

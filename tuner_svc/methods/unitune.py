@@ -28,7 +28,7 @@ def tune(model: BaseModel, latent: Tensor, config: TuningConfig, course: Course)
 
     run = UpdateGraph(update, chosen.parameters(), model.device)
     for _ in course.updates(config.updates, config.learning_rate, config.stop_loss_ratio):
-        draws = draw(config.batch, latent, model.schedule.num_train_timesteps, generator, spread=True)
+        draws = draw(config.batch, latent, model.schedule.num_train_timesteps, generator, stratified=True)
         course.note(run(draws.timesteps, draws.noise))
 
     tensors = {name: tensor.detach() for name, tensor in chosen.weights().items()}
