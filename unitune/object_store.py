@@ -90,6 +90,16 @@ class ObjectStore:
         with _told():
             return bytes(obstore.get(self._store, path).bytes())
 
+    def has(self, path: str) -> bool:
+        """Whether the object exists."""
+        store_paths.check_object(path)
+        with _told():
+            try:
+                obstore.head(self._store, path)
+            except FileNotFoundError:
+                return False
+            return True
+
     def delete(self, path: str) -> None:
         """Delete an object; one that is not there is fine."""
         store_paths.check_object(path)

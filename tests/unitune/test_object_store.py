@@ -40,11 +40,11 @@ def test_bytes_come_back(tmp_path: Path, url: str) -> None:
     store = ObjectStore(str(tmp_path / url) if url == "folder" else url)
     store.put("a/b/c", b"123")
     store.put("a/bc", b"")
-    assert store.get("a/b/c") == b"123" and store.get("a/bc") == b""
+    assert store.get("a/b/c") == b"123" and store.get("a/bc") == b"" and store.has("a/b/c")
     assert store.list("a/b") == ["a/b/c"] and sorted(store.list("a")) == ["a/b/c", "a/bc"]
     store.delete("a/b/c")
     store.delete("a/b/c")
-    assert store.list("a/b") == []
+    assert not store.has("a/b/c") and store.list("a/b") == []
     with pytest.raises(FileNotFoundError):
         store.get("a/b/c")
 
@@ -227,6 +227,7 @@ def test_a_path_that_is_none_is_refused(store: ObjectStore, path: str) -> None:
         lambda: store.get(path),
         lambda: store.put(path, b"1"),
         lambda: store.delete(path),
+        lambda: store.has(path),
     ):
         with pytest.raises(InvalidArgument) as refused:
             call()
