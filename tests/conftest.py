@@ -61,13 +61,13 @@ def cascade_graphs(tiny_cascade: Path, tiny_graphs: Path, tmp_path_factory: pyte
 
 
 @pytest.fixture(scope="session")
-def tiny_half_graphs(tiny_model: Path, tiny_graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with the half graph, as `tuner_svc.export --half` writes it. Nobody writes to it."""
+def tiny_fp16_graphs(tiny_model: Path, tiny_graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the fp16 graph, as `tuner_svc.export --fp16` writes it. Nobody writes to it."""
     from tuner_svc.base_model import load
-    from tuner_svc.export.fp16 import add_half_graph
+    from tuner_svc.export.fp16 import add_fp16_graph
 
-    folder = Path(shutil.copytree(tiny_graphs, tmp_path_factory.mktemp("half") / "tiny"))
-    add_half_graph(folder, load(tiny_model))
+    folder = Path(shutil.copytree(tiny_graphs, tmp_path_factory.mktemp("fp16") / "tiny"))
+    add_fp16_graph(folder, load(tiny_model))
     return folder
 
 

@@ -84,7 +84,7 @@ class Noising:
         return self._signal[timesteps, None, None, None], self._noise[timesteps, None, None, None]
 
 
-def half_precision(device: torch.device) -> AbstractContextManager[None]:
+def mixed_precision(device: torch.device) -> AbstractContextManager[None]:
     """bfloat16 in the denoiser on a GPU; the weights, the loss and the optimizer stay fp32.
 
     Without autocast's cache, which must not outlive a capture and would save little: a weight is read once in a pass.

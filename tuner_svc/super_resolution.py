@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate, mse_loss, pixel_unshuffle
 
 from tuner_svc.base_model import BaseModel
 from tuner_svc.course import Course
-from tuner_svc.denoising import Draws, Noising, draw, half_precision
+from tuner_svc.denoising import Draws, Noising, draw, mixed_precision
 from tuner_svc.trainable import trainable
 from tuner_svc.tuning_config import TuningConfig
 
@@ -76,7 +76,7 @@ def tune_second_stage(
         timesteps = torch.stack([draws.timesteps, shown.timesteps], dim=1)
         arguments = (sample, timesteps, context.expand(config.batch, -1, -1))
         weights = {f"unet.{name}": tensor for name, tensor in chosen.weights().items()}
-        with half_precision(model.device):
+        with mixed_precision(model.device):
             output = functional_call(resolver, weights, arguments).float()
         if stage.is_preconditioned:
             output = pair.low + output

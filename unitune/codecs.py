@@ -29,7 +29,7 @@ LORA_RANK = 16
 SIGN_RANK = 12  # more take the bytes of int4 where errors count most; of stickerbook this loses least
 SIGN_BITS = 1.875  # a value, of all parts: with header and probe that is less than 2 bits, an eighth of fp16
 SWEEPS = 2  # of subspace iteration: what they leave is a twentieth more than the exact directions would
-HALF_ERROR = 1e-3  # of a tensor's largest value: more than fp16 loses unless the values are too small or large for it
+FP16_ERROR = 1e-3  # of a tensor's largest value: more than fp16 loses unless the values are too small or large for it
 
 
 def encode(
@@ -105,11 +105,11 @@ def tensor_names(stored: Mapping[str, NDArray]) -> set[str]:
 
 def _smallest(delta: Array, codec: str, factors: Factors | None) -> Parts:
     """The codec's parts of a delta, or the whole delta where that is smaller."""
-    whole = {"": _half(delta)}
+    whole = {"": _fp16(delta)}
     if delta.ndim < 2:
         return whole
     if factors is not None:
-        parts = {"up": _half(factors[0]), "down": _half(factors[1])}
+        parts = {"up": _fp16(factors[0]), "down": _fp16(factors[1])}
     else:
         parts = _ENCODERS[codec](delta.reshape(len(delta), -1))
         if "int8" in parts:
@@ -138,12 +138,12 @@ def _refine(forms: dict[str, Parts], finer: Mapping[str, Parts], gains: Mapping[
             room -= costs[name]
 
 
-def _half(array: NDArray) -> NDArray:
+def _fp16(array: NDArray) -> NDArray:
     """In fp16 where that is as good as fp16 can be, else as it is."""
     with np.errstate(over="ignore"):
-        half = array.astype(np.float16)
-    error = np.abs(half.astype(np.float32) - array).max(initial=0)
-    return half if error <= HALF_ERROR * np.abs(array).max(initial=0) else array.astype(np.float32)
+        rounded = array.astype(np.float16)
+    error = np.abs(rounded.astype(np.float32) - array).max(initial=0)
+    return rounded if error <= FP16_ERROR * np.abs(array).max(initial=0) else array.astype(np.float32)
 
 
 def _quantised(rows: Array, largest: int) -> tuple[NDArray[np.int8], Array]:
@@ -196,7 +196,7 @@ def _main_directions(rows: Array, rank: int) -> Factors:
 
 def _encode_lora(rows: Array) -> Parts:
     up, down = low_rank(rows, LORA_RANK)
-    return {"up": _half(up), "down": _half(down)}
+    return {"up": _fp16(up), "down": _fp16(down)}
 
 
 def low_rank(rows: Array, rank: int) -> Factors:

@@ -2,7 +2,7 @@
 
     python -m sampler_svc.build --graphs GRAPHS --out ENGINE
     python -m sampler_svc.build --graphs GRAPHS --engines ROOT     # ROOT/{key}, found again if it is there
-    ... --backend tensorrt                                         # for a GPU, from graphs exported with --half
+    ... --backend tensorrt                                         # for a GPU, from graphs exported with --fp16
 
 The last line of stdout is the engine's folder, ready only when it bears that name.
 """

@@ -1,11 +1,11 @@
-"""Build an engine for ONNX Runtime on CUDA from the half graph: optimised offline, as far as weights stay weights."""
+"""Build an engine for ONNX Runtime on CUDA from the fp16 graph: optimised offline, as far as weights stay weights."""
 
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 from sampler_svc.build.builder import DENOISER_DATA, Builder, BuildError
-from sampler_svc.build.fp16 import HALF_DENOISER, copy_all_but_the_denoiser, half_builder
+from sampler_svc.build.fp16 import FP16_DENOISER, copy_all_but_the_denoiser, fp16_builder
 from sampler_svc.build.onnx_file import SMALL_BYTES, put_outside
 from sampler_svc.engines.cpu import DENOISER, session_options
 from sampler_svc.engines.cuda import CUDA, OFFLINE_OPTIMISATIONS, OrtCudaEngine, cuda_facts, fixed_batch, open_on
@@ -19,7 +19,7 @@ from unitune.errors import UniTuneError
 def cuda_builder(provider: str = CUDA) -> Builder:
     """ONNX Runtime on this GPU. Raises BackendMissing."""
     here = cuda_facts(provider)
-    return half_builder(here, partial(_fill, provider=provider), partial(verify, provider=provider, here=here))
+    return fp16_builder(here, partial(_fill, provider=provider), partial(verify, provider=provider, here=here))
 
 
 def verify(graphs: Path, engine_folder: Path, spec: BaseModelSpec, *, provider: str, here: Mapping[str, str]) -> None:
@@ -79,7 +79,7 @@ def _fill(folder: Path, graphs: Path, spec: BaseModelSpec, *, provider: str) -> 
         for setting, value in (("file_name", DENOISER_DATA), ("min_size_in_bytes", str(SMALL_BYTES))):
             options.add_session_config_entry(f"session.optimized_model_external_initializers_{setting}", value)
         try:
-            open_on(provider, graphs / HALF_DENOISER, options)
+            open_on(provider, graphs / FP16_DENOISER, options)
             put_outside(folder, DENOISER, spec.tensors.keys())
         except ValueError as error:  # a tensor was lost
             lost = error

@@ -67,8 +67,8 @@ def read_graphs(graphs: Path, builder: Builder | None = None) -> tuple[BaseModel
         structure = structure_digest((graphs / builder.denoiser).read_bytes())
         specification = " ".join(file_digest(graphs / name) for name in builder.specifications)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        with_half = " with --half" if len(builder.specifications) > 1 else ""
-        raise BuildError(f"{graphs} holds no exported graphs ({error}); {EXPORT_AGAIN}{with_half}") from error
+        with_fp16 = " with --fp16" if len(builder.specifications) > 1 else ""
+        raise BuildError(f"{graphs} holds no exported graphs ({error}); {EXPORT_AGAIN}{with_fp16}") from error
     return spec, key_of(spec, structure, specification, builder.facts)
 
 

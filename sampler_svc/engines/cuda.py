@@ -21,7 +21,7 @@ from sampler_svc.engines.fp16_weights import BATCH, in_batches, rounded
 from sampler_svc.engines.self_test import SelfTestReport
 from unitune import telemetry
 from unitune.errors import DataLoss, Internal
-from unitune.half_graph import HalfSpec
+from unitune.fp16_graph import Fp16Spec
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class CudaGraph(Graph):
 
 
 class OrtCudaEngine(Engine):
-    """The half graph in ONNX Runtime. `provider` is CUDA; the CPU provider runs the same code, to test it."""
+    """The fp16 graph in ONNX Runtime. `provider` is CUDA; the CPU provider runs the same code, to test it."""
 
     def __init__(
         self,
@@ -115,8 +115,8 @@ class OrtCudaEngine(Engine):
         super().__init__(spec)
         self._path, self._provider, self._use_cuda_graph = folder / DENOISER, provider, use_cuda_graph
         self._device = "cuda" if provider == CUDA else "cpu"
-        self._half = HalfSpec.load(folder)
-        self.rounding = self._half.rounding
+        self._fp16 = Fp16Spec.load(folder)
+        self.rounding = self._fp16.rounding
         self._in_place = in_place
         self._session: onnxruntime.InferenceSession | None = None
         self._binding: Any = None
@@ -156,17 +156,17 @@ class OrtCudaEngine(Engine):
         self._weights = {}
 
     def _write(self, tensors: Tensors) -> None:
-        halves = rounded(self._half.tensors, tensors)
+        arrays = rounded(self._fp16.tensors, tensors)
         if self._session is None or not self._in_place:
-            self._open(halves)
+            self._open(arrays)
             return
-        for name, half in halves.items():
-            self._weights[name].update_inplace(half)
+        for name, array in arrays.items():
+            self._weights[name].update_inplace(array)
 
-    def _open(self, halves: dict[str, NDArray[np.float16]]) -> None:
+    def _open(self, arrays: dict[str, NDArray[np.float16]]) -> None:
         """A new session with new memory; the old one's is given back first."""
         self._session, self._binding = None, None
-        self._weights = {name: self._value(half) for name, half in halves.items()}
+        self._weights = {name: self._value(array) for name, array in arrays.items()}
         options = fixed_batch(session_options(0, "ORT_DISABLE_ALL"))
         options.add_session_config_entry("session.disable_prepacking", "1")  # packed copies would keep old weights
         # An initializer must not own its memory, and a value made here does: a session gets a view of it.

@@ -1,4 +1,4 @@
-"""What engines in fp16 share: weights rounded into the half graph's layout, and runs cut to one batch size."""
+"""What engines in fp16 share: weights rounded into the fp16 graph's layout, and runs cut to one batch size."""
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,7 @@ BATCH = 2
 Compute = Callable[[Array, NDArray[np.int64], Array], Array]
 
 
-def write_half(spec: TensorSpec, name: str, tensor: NDArray[np.generic], into: NDArray[np.float16]) -> None:
+def write_fp16(spec: TensorSpec, name: str, tensor: NDArray[np.generic], into: NDArray[np.float16]) -> None:
     """Round a tensor to fp16, in the layout and shape of the graph, into memory that is there.
 
     Raises DataLoss (WEIGHTS_CORRUPT) for values beyond fp16's range.
@@ -28,15 +28,15 @@ def write_half(spec: TensorSpec, name: str, tensor: NDArray[np.generic], into: N
 
 
 def rounded(specs: Mapping[str, TensorSpec], tensors: Tensors) -> dict[str, NDArray[np.float16]]:
-    """New arrays of all tensors as `write_half` writes them, on every core that this process may use. Raises DataLoss.
+    """New arrays of all tensors as `write_fp16` writes them, on every core that this process may use. Raises DataLoss.
 
     numpy lets go of the interpreter while it rounds.
     """
 
     def one(name: str) -> NDArray[np.float16]:
-        half = np.empty(specs[name].shape_in_graph, dtype=np.float16)
-        write_half(specs[name], name, tensors[name], half)
-        return half
+        array = np.empty(specs[name].shape_in_graph, dtype=np.float16)
+        write_fp16(specs[name], name, tensors[name], array)
+        return array
 
     with ThreadPoolExecutor(num_cores()) as pool:
         return dict(zip(specs, pool.map(one, specs), strict=True))

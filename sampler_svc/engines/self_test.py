@@ -16,11 +16,11 @@ from safetensors.numpy import load_file
 
 from sampler_svc.engines.engine import Array, Engine
 from unitune.errors import UniTuneError
-from unitune.half_graph import SELF_TEST_FILE, SELF_TEST_PROBE_SEED, SELF_TEST_SEEDS, HalfSpec, self_test_tensors
+from unitune.fp16_graph import SELF_TEST_FILE, SELF_TEST_PROBE_SEED, SELF_TEST_SEEDS, Fp16Spec, self_test_tensors
 from unitune.weights import probe_input
 
-REPORT_FILE = "qualification.json"
-MAX_ERROR = 3.0  # times fp16's noise; a single stale tensor gives more (tests/tuner_svc/test_export_half.py)
+REPORT_FILE = "self_test_report.json"
+MAX_ERROR = 3.0  # times fp16's noise; a single stale tensor gives more (tests/tuner_svc/test_export_fp16.py)
 
 
 class SelfTestFailed(Exception):
@@ -39,12 +39,12 @@ class SelfTestReport:
     seconds: Mapping[str, float]  # medians of what was done several times
 
     def save(self, folder: Path) -> None:
-        """Write qualification.json."""
+        """Write self_test_report.json."""
         (folder / REPORT_FILE).write_text(json.dumps(asdict(self), indent=1, sort_keys=True))
 
     @classmethod
     def load(cls, folder: Path) -> "SelfTestReport":
-        """Read qualification.json. Raises OSError where there is none, and ValueError for anything else."""
+        """Read self_test_report.json. Raises OSError where there is none, and ValueError for anything else."""
         try:
             return cls(**json.loads((folder / REPORT_FILE).read_text()))
         except TypeError as error:
@@ -55,8 +55,8 @@ class SelfTest:
     """The self-test of one base model's engines: questions, and PyTorch's answers."""
 
     def __init__(self, folder: Path) -> None:
-        """From a folder with half.json and canary.safetensors."""
-        self.half = HalfSpec.load(folder)
+        """From a folder with fp16.json and self_test.safetensors."""
+        self.fp16 = Fp16Spec.load(folder)
         self.answers = load_file(folder / SELF_TEST_FILE)
         self.errors: dict[str, float] = {}
         self.seconds: dict[str, list[float]] = {}
@@ -71,14 +71,14 @@ class SelfTest:
         expected = self.answers[name]
         error = float(np.linalg.norm(answer - expected) / np.linalg.norm(expected))
         self.errors[name] = max(error, self.errors.get(name, 0.0))
-        if not error < MAX_ERROR * self.half.noise[name]:  # also when it is not a number
-            allowed = MAX_ERROR * self.half.noise[name]
+        if not error < MAX_ERROR * self.fp16.noise[name]:  # also when it is not a number
+            allowed = MAX_ERROR * self.fp16.noise[name]
             raise SelfTestFailed(f"with {name} weights its answer is {error:.1e} off; {allowed:.1e} is allowed")
         return answer
 
     def refit_and_ask(self, engine: Engine, name: str) -> Array:
         """The same, after a refit with a random set."""
-        tensors = self_test_tensors(SELF_TEST_SEEDS[name], self.half.tensors)
+        tensors = self_test_tensors(SELF_TEST_SEEDS[name], self.fp16.tensors)
         began = time.perf_counter()
         engine._write(tensors)
         self._took("refit", began)
@@ -108,7 +108,7 @@ class SelfTest:
     def found(self, backend: Mapping[str, str], *, cuda_graph: bool, in_place: bool = True) -> SelfTestReport:
         """What is to be kept, as of now."""
         seconds = {what: round(float(np.median(times)), 6) for what, times in self.seconds.items()}
-        return SelfTestReport(dict(self.errors), dict(self.half.noise), dict(backend), cuda_graph, in_place, seconds)
+        return SelfTestReport(dict(self.errors), dict(self.fp16.noise), dict(backend), cuda_graph, in_place, seconds)
 
     def _took(self, what: str, began: float) -> None:
         self.seconds.setdefault(what, []).append(time.perf_counter() - began)

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from sampler_svc.engines.cuda_device import ALIGNMENT, INSTALL, CudaError, Device, open_device
 from sampler_svc.engines.engine import Array, BackendMissing, Engine, EngineSpec, Probe, Tensors
 from sampler_svc.engines.folder import REBUILD, UnusableEngine
-from sampler_svc.engines.fp16_weights import BATCH, in_batches, write_half
+from sampler_svc.engines.fp16_weights import BATCH, in_batches, write_fp16
 from sampler_svc.engines.self_test import SelfTestReport
 from sampler_svc.engines.trt_api import ICudaEngine, IExecutionContext, TensorRT
 from unitune import telemetry
 from unitune.base_model import TensorSpec
 from unitune.errors import DataLoss, Internal
-from unitune.half_graph import HalfSpec
+from unitune.fp16_graph import Fp16Spec
 
 logger = logging.getLogger(__name__)
 
@@ -116,8 +116,8 @@ class TrtEngine(Engine):
         self._graph: Any = None
         self._is_closed = False
         try:
-            self._half = HalfSpec.load(folder)
-            self.rounding = self._half.rounding
+            self._fp16 = Fp16Spec.load(folder)
+            self.rounding = self._fp16.rounding
             self._log = trt.Logger(trt.ILogger.Severity.WARNING)
             self._runtime = trt.Runtime(self._log)
             self._engine = self._load((folder / PLAN_FILE).read_bytes())
@@ -162,7 +162,7 @@ class TrtEngine(Engine):
         if self._is_closed:
             raise RuntimeError("the engine is closed")
         for name, view in self._views.items():
-            write_half(self._half.tensors[name], name, tensors[name], view)
+            write_fp16(self._fp16.tensors[name], name, tensors[name], view)
         try:
             self._device.synchronize()  # nothing may be pending on the engine, on whatever stream
             self._device.copy_in(self._staging, self._staged)
@@ -288,19 +288,19 @@ class TrtEngine(Engine):
             raise UnusableEngine(
                 f"the plan's refittable weights are not the model's tensors, such as {min(others)}: {REBUILD}"
             )
-        offsets, size = _offsets(self._half.tensors)
+        offsets, size = _offsets(self._fp16.tensors)
         self._staging = self._device.allocate(size)
         self._staged = self._device.pinned(size)
         self._views: dict[str, NDArray[np.float16]] = {}
-        half = self._trt.DataType.HALF
+        fp16 = self._trt.DataType.HALF
         for name, offset in offsets.items():
-            shape = self._half.tensors[name].shape_in_graph
+            shape = self._fp16.tensors[name].shape_in_graph
             count = int(np.prod(shape))
             prototype = self._refitter.get_weights_prototype(name)
-            if prototype.dtype != half or prototype.size != count:
+            if prototype.dtype != fp16 or prototype.size != count:
                 wanted = f"{count} in fp16, the plan has {prototype.size} as {prototype.dtype}"
                 raise UnusableEngine(f"{name} must be {wanted}: {REBUILD}")
-            weights = self._trt.Weights(half, self._staging + offset, count)
+            weights = self._trt.Weights(fp16, self._staging + offset, count)
             if not self._refitter.set_named_weights(name, weights, self._trt.TensorLocation.DEVICE):
                 raise UnusableEngine(f"TensorRT refuses weights for {name}: {REBUILD}")
             self._views[name] = self._staged[offset : offset + 2 * count].view(np.float16).reshape(shape)

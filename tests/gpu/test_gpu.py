@@ -1,7 +1,7 @@
 """The engines on a real NVIDIA GPU: build, self-test, contract and times of each backend. `make test-gpu` runs them.
 
 They skip, with the reason, where a backend cannot run. What they find is written to out/gpu/{backend}.json, so that a
-number in a page has a file to come from. UNITUNE_GRAPHS may name a graphs folder exported with --half; without it
+number in a page has a file to come from. UNITUNE_GRAPHS may name a graphs folder exported with --fp16; without it
 the tiny model is used, which says nothing about speed.
 """
 
@@ -29,7 +29,7 @@ from sampler_svc.sampling.request import Request
 from tests.sampler_svc.edit_events import edit_events
 from tests.sampler_svc.pictures import picture
 from unitune.base_model import BaseModelSpec
-from unitune.half_graph import SELF_TEST_PROBE_SEED, SELF_TEST_SEEDS, self_test_tensors
+from unitune.fp16_graph import SELF_TEST_PROBE_SEED, SELF_TEST_SEEDS, self_test_tensors
 
 pytestmark = pytest.mark.gpu
 
@@ -40,9 +40,9 @@ RUNS = 50
 
 @pytest.fixture(scope="module")
 def graphs(request: pytest.FixtureRequest) -> Path:
-    """Graphs with the half graph."""
+    """Graphs with the fp16 graph."""
     given = os.environ.get("UNITUNE_GRAPHS")
-    return Path(given) if given else request.getfixturevalue("tiny_half_graphs")
+    return Path(given) if given else request.getfixturevalue("tiny_fp16_graphs")
 
 
 @pytest.fixture(scope="module", params=["onnxruntime-cuda", "tensorrt"])

@@ -27,10 +27,10 @@ Open = Callable[..., TrtEngine]
 
 
 @pytest.fixture(scope="module")
-def plan_folder(tiny_half_graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plan_folder(tiny_fp16_graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An engine folder with a tested plan. Nobody writes to it."""
     folder = tmp_path_factory.mktemp("plans") / "tiny"
-    return build(tiny_half_graphs, folder, tensorrt_builder(fake_runtime(Faults())))
+    return build(tiny_fp16_graphs, folder, tensorrt_builder(fake_runtime(Faults())))
 
 
 @pytest.fixture(scope="module")
@@ -320,7 +320,7 @@ def test_a_damaged_plan_is_refused(plan_folder: Path, spec: BaseModelSpec, tmp_p
 def test_a_plan_that_was_never_tested_is_refused(plan_folder: Path, spec: BaseModelSpec, tmp_path: Path) -> None:
     """No report of a self-test, no engine, even if everything else is there."""
     folder = Path(shutil.copytree(plan_folder, tmp_path / "untested"))
-    (folder / "qualification.json").unlink()
+    (folder / "self_test_report.json").unlink()
 
     with pytest.raises(UnusableEngine, match="never passed the engine self-test"):
         TrtEngine.open_tested(folder, EngineSpec.of(spec), fake_runtime(Faults()))
@@ -331,9 +331,11 @@ def test_the_engines_rounding_is_what_its_plan_was_found_to_have(
 ) -> None:
     """A plan that rounds more than PyTorch does is not held to PyTorch's rounding in every probe."""
     folder = Path(shutil.copytree(plan_folder, tmp_path / "coarse"))
-    found = json.loads((folder / "qualification.json").read_text())
+    found = json.loads((folder / "self_test_report.json").read_text())
     noise = found["noise"]["base"]
-    (folder / "qualification.json").write_text(json.dumps(found | {"errors": {**found["errors"], "base": 2 * noise}}))
+    (folder / "self_test_report.json").write_text(
+        json.dumps(found | {"errors": {**found["errors"], "base": 2 * noise}})
+    )
 
     coarse, fine = (
         TrtEngine.open_tested(each, EngineSpec.of(spec), fake_runtime(Faults())) for each in (folder, plan_folder)

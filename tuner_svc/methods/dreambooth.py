@@ -10,7 +10,7 @@ from torch import Tensor
 from tuner_svc.base_model import BaseModel
 from tuner_svc.class_images import class_latents, class_prompt
 from tuner_svc.course import Course
-from tuner_svc.denoising import Draws, Noising, denoising_loss, draw, half_precision
+from tuner_svc.denoising import Draws, Noising, denoising_loss, draw, mixed_precision
 from tuner_svc.methods.tuned import Tuned
 from tuner_svc.trainable import trainable
 from tuner_svc.tuning_config import TuningConfig
@@ -34,7 +34,7 @@ def tune(model: BaseModel, latents: Tensor, config: TuningConfig, course: Course
         class_pictures = class_latents(model, config.class_noun, config.num_class_images, course.refuse_cancelled)
 
     def update(pictures: Tensor, timesteps: Tensor, noise: Tensor, *of_class: Tensor) -> Tensor:
-        with half_precision(model.device):
+        with mixed_precision(model.device):
             loss = denoising_loss(model, chosen.weights(), pictures, context, noising, Draws(timesteps, noise))
             if has_prior:
                 shown, *class_draws = of_class

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tuner_svc.base_model import BaseModel
 from tuner_svc.course import Course
-from tuner_svc.denoising import Draws, Noising, denoising_loss, draw, half_precision
+from tuner_svc.denoising import Draws, Noising, denoising_loss, draw, mixed_precision
 from tuner_svc.methods.tuned import Tuned
 from tuner_svc.trainable import trainable
 from tuner_svc.tuning_config import TuningConfig
@@ -25,7 +25,7 @@ def tune(model: BaseModel, latent: Tensor, config: TuningConfig, course: Course)
     of_embedding = adam([embedding], config.embedding_learning_rate)
 
     def update_embedding(timesteps: Tensor, noise: Tensor) -> Tensor:
-        with half_precision(model.device):
+        with mixed_precision(model.device):
             loss = denoising_loss(model, {}, latent, embedding, noising, Draws(timesteps, noise))
         loss.backward()
         of_embedding.step()
@@ -42,7 +42,7 @@ def tune(model: BaseModel, latent: Tensor, config: TuningConfig, course: Course)
     of_denoiser = adam(chosen.parameters(), config.learning_rate)
 
     def update_denoiser(timesteps: Tensor, noise: Tensor) -> Tensor:
-        with half_precision(model.device):
+        with mixed_precision(model.device):
             loss = denoising_loss(model, chosen.weights(), latent, optimized, noising, Draws(timesteps, noise))
         loss.backward()
         of_denoiser.step()

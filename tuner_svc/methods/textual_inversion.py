@@ -10,7 +10,7 @@ from torch.optim import Adam
 
 from tuner_svc.base_model import BaseModel
 from tuner_svc.course import Course
-from tuner_svc.denoising import Noising, denoising_loss, draw, half_precision
+from tuner_svc.denoising import Noising, denoising_loss, draw, mixed_precision
 from tuner_svc.methods.tuned import Tuned
 from tuner_svc.tuning_config import TuningConfig
 from unitune.errors import InvalidField
@@ -33,7 +33,7 @@ def tune(model: BaseModel, latent: Tensor, config: TuningConfig, course: Course)
     for _ in course.updates(config.updates, rate):
         ids = prompts[int(torch.randint(0, len(prompts), (), generator=generator))]
         draws = draw(config.batch, latent, noising.num_timesteps, generator)
-        with half_precision(model.device):
+        with mixed_precision(model.device):
             context = model.text_encoder(ids, vectors)
             loss = denoising_loss(model, {}, latent, context, noising, draws)
         course.note(loss)

@@ -11,7 +11,7 @@ from torch import Tensor
 from tuner_svc.adafactor import Adafactor
 from tuner_svc.base_model import BaseModel
 from tuner_svc.course import Course
-from tuner_svc.denoising import Draws, Noising, denoising_loss, draw, half_precision
+from tuner_svc.denoising import Draws, Noising, denoising_loss, draw, mixed_precision
 from tuner_svc.methods.tuned import Tuned
 from tuner_svc.trainable import Trainable, trainable
 from tuner_svc.tuning_config import TuningConfig
@@ -43,7 +43,7 @@ def update_of(
     noising = Noising(model.schedule, model.device)
 
     def update(timesteps: Tensor, noise: Tensor) -> Tensor:
-        with half_precision(model.device):
+        with mixed_precision(model.device):
             loss = denoising_loss(model, chosen.weights(), latent, context, noising, Draws(timesteps, noise))
         loss.backward()
         optimizer.step()
