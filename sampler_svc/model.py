@@ -14,9 +14,9 @@ from sampler_svc.engines.layout import GraphLayout
 from sampler_svc.engines.pool import EnginePool
 from sampler_svc.engines.weights import base_weights, super_resolution_weights
 from sampler_svc.sampling.base_graphs import BaseGraphs
+from sampler_svc.sampling.clip_filter import ClipFilter
 from sampler_svc.sampling.clipseg import ClipSeg
 from sampler_svc.sampling.conditioning import Embed
-from sampler_svc.sampling.gate import Gate
 from sampler_svc.sampling.picture_check import PictureCheck
 from sampler_svc.sampling.tools import Tools
 from unitune.base_model import BaseModelSpec
@@ -38,9 +38,11 @@ class Model:
     engine: str  # the runtime in words
     super_resolution: EnginePool | None = None  # the second stage, where the base model is a cascade
     super_resolution_base: Weights | None = None
-    gate: Gate | None = None  # where the base model brings one
+    clip_filter: ClipFilter | None = None  # where the base model brings one
     clipseg: ClipSeg | None = None  # where the sampler has one
-    picture_check: PictureCheck | None = None  # where the base model says which pictures it knows, and has a gate
+    picture_check: PictureCheck | None = (
+        None  # where the base model says which pictures it knows, and has a CLIP filter
+    )
 
     @classmethod
     def open(
@@ -78,7 +80,7 @@ class Model:
                 lambda: SuperResolutionEngine(folder, second_spec, threads, layout), second_base, engines, is_lazy=True
             )
 
-        gate = Gate.open(folder, spec.preset, graphs.round_trip_error, threads, runtime.open_graph)
+        clip_filter = ClipFilter.open(folder, spec.preset, graphs.round_trip_error, threads, runtime.open_graph)
         known = KnownPictures.load(folder)
         return cls(
             spec=spec,
@@ -90,9 +92,11 @@ class Model:
             engine=" ".join(runtime.facts[fact] for fact in ("runtime", "version", "device")),
             super_resolution=second,
             super_resolution_base=second_base,
-            gate=gate,
+            clip_filter=clip_filter,
             clipseg=ClipSeg(clipseg, threads) if clipseg is not None else None,
-            picture_check=PictureCheck(known, gate, graphs) if known is not None and gate is not None else None,
+            picture_check=PictureCheck(known, clip_filter, graphs)
+            if known is not None and clip_filter is not None
+            else None,
         )
 
     def tools(self, denoiser: Denoiser, *, embed: Embed | None = None, **more: Any) -> Tools:

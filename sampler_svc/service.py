@@ -25,7 +25,7 @@ from sampler_svc.engines.pool import Lease
 from sampler_svc.engines.weights import tuned_super_resolution, tuned_weights
 from sampler_svc.mailbox import Mailbox
 from sampler_svc.model import Model
-from sampler_svc.sampling.attempts import Gated, attempts_of, sample_gated
+from sampler_svc.sampling.attempts import ScoredImage, attempts_of, sample_filtered
 from sampler_svc.sampling.conditioning import REFITS_NOTHING, Embed, embedding, null_embeddings, refuse_unbound
 from sampler_svc.sampling.events import EditedImage, Event, Step, Warned
 from sampler_svc.sampling.masks import Find
@@ -101,7 +101,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         """What only tokenizers and encoders know of a run, beside the worker threads: it waits for no edit."""
         model = self._model
         wanted = wire.read_request(request, model, is_run=False)
-        warnings = check_texts(model.graphs, model.gate, model.clipseg, wire.read_texts(request, wanted))
+        warnings = check_texts(model.graphs, model.clip_filter, model.clipseg, wire.read_texts(request, wanted))
         if request.image and model.picture_check is not None:
             warnings += await asyncio.to_thread(model.picture_check.warnings_of, request.image)
         return sampler_pb2.CheckSampleResponse(warnings=warnings)
@@ -185,12 +185,12 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                 if tuned is not None:
                     extras = self._weights.extras(tuned.path, tuned.digest).of_method(made_by)
 
-                def on_event(event: Event | Gated) -> None:
+                def on_event(event: Event | ScoredImage) -> None:
                     if isinstance(event, Step):
                         mailbox.put(event)
                     elif isinstance(event, Warned):
                         mailbox.put(wire.warning_event(event))
-                    elif isinstance(event, (EditedImage, Gated)):
+                    elif isinstance(event, (EditedImage, ScoredImage)):
                         for message in wire.result_events(event, request.config):
                             mailbox.put(message)
                     else:
@@ -217,9 +217,9 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         extras: TunedWeights | None,
         second: SuperResolution | None,
         cancelled: threading.Event,
-        on_event: Callable[[Event | Gated], None],
+        on_event: Callable[[Event | ScoredImage], None],
     ) -> None:
-        """One run, or as many attempts as the gate needs. `extras` are of the method's weights, if it has any."""
+        """One run, or all attempts that the CLIP filter needs. `extras` are of the method's weights, if it has any."""
         model, config, words = self._model, request.config, request.rare_tokens
         embed: Embed = model.graphs.embed
         if extras is not None:
@@ -239,15 +239,15 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             find=self._finder(wanted, lease, cancelled),
             super_resolution=second,
         )
-        if model.gate is None or not (config.automatic or config.gate):
+        if model.clip_filter is None or not (config.automatic or config.gate):
             sample(wanted, tools, on_event)
             return
         edit = PreparedEdit(wanted, tools)
         resamples = config.resamples if config.HasField("resamples") else DEFAULT_RESAMPLES
-        attempts = attempts_of(wanted, model.gate, is_automatic=config.automatic, resamples=resamples)
-        sample_gated(
+        attempts = attempts_of(wanted, model.clip_filter, is_automatic=config.automatic, resamples=resamples)
+        sample_filtered(
             lambda attempt, on_event: sample(attempt, tools, on_event, edit),
-            model.gate,
+            model.clip_filter,
             edit.picture,
             without(request.prompt, words),
             attempts,

@@ -7,7 +7,7 @@ import math
 
 from sampler_svc.engines.pool import Lease
 from sampler_svc.model import Model
-from sampler_svc.sampling.attempts import Gated
+from sampler_svc.sampling.attempts import ScoredImage
 from sampler_svc.sampling.events import EditedImage, Step, Warned
 from sampler_svc.sampling.prompt_to_prompt import AttentionEdit
 from sampler_svc.sampling.request import Request
@@ -62,7 +62,7 @@ def read_request(request: sampler_pb2.SampleRequest, model: Model, *, is_run: bo
     is_right = not config.HasField("guidance_sigma_high") or lowest < highest
     _check("config.guidance_sigma_high", highest, is_right, f"it must be above guidance_sigma_low, {lowest}")
     for name in ("automatic", "gate"):
-        is_right = not getattr(config, name) or model.gate is not None
+        is_right = not getattr(config, name) or model.clip_filter is not None
         _check(f"config.{name}", "true", is_right, "leave it unset: this base model has no gate")
     _check_super_resolution(config, model)
     source = mask_source_of(config.mask_source, request.mask, config.mask_text)
@@ -130,14 +130,16 @@ def read_texts(request: sampler_pb2.SampleRequest, wanted: Request) -> Texts:
         bound=request.rare_tokens or tuning.rare_tokens,
         vectors=(tuning.rare_tokens, tuning.num_vectors) if is_placeholder else ("", 0),
         tuning=None if is_made else tuning,
-        is_gated=config.automatic or config.gate,
+        is_scored=config.automatic or config.gate,
     )
 
 
 def sampler_info(model: Model) -> sampler_pb2.SamplerInfo:
     """Base model, defaults and engine."""
     spec, preset, second = model.spec, model.spec.preset, model.spec.super_resolution
-    has_gate, has_clipseg, has_known = (part is not None for part in (model.gate, model.clipseg, model.picture_check))
+    has_gate, has_clipseg, has_known = (
+        part is not None for part in (model.clip_filter, model.clipseg, model.picture_check)
+    )
     return sampler_pb2.SamplerInfo(
         base_model=base_model_info(spec, has_gate=has_gate, has_clipseg=has_clipseg, has_known_pictures=has_known),
         sampling_defaults=_defaults(preset, EDIT_METHODS[0], second),
@@ -161,7 +163,7 @@ def step_event(step: Step) -> sampler_pb2.SampleEvent:
     return sampler_pb2.SampleEvent(step=edit_pb2.EditEvent.Step(**vars(step)))
 
 
-def result_events(result: EditedImage | Gated, config: edit_pb2.SamplingConfig) -> list[sampler_pb2.SampleEvent]:
+def result_events(result: EditedImage | ScoredImage, config: edit_pb2.SamplingConfig) -> list[sampler_pb2.SampleEvent]:
     """A result; one that is too large for a message is followed by the parts of its file."""
     image, parts = image_pieces.cut(_edited_image(result, config))
     return [
@@ -245,10 +247,10 @@ def _attention(config: edit_pb2.SamplingConfig) -> AttentionEdit:
     )
 
 
-def _edited_image(found: EditedImage | Gated, config: edit_pb2.SamplingConfig) -> edit_pb2.EditEvent.EditedImage:
-    image = found.image if isinstance(found, Gated) else found
+def _edited_image(found: EditedImage | ScoredImage, config: edit_pb2.SamplingConfig) -> edit_pb2.EditEvent.EditedImage:
+    image = found.image if isinstance(found, ScoredImage) else found
     message = edit_pb2.EditEvent.EditedImage(index=image.index, seed=image.seed, png=image.png, mask=image.mask)
-    if isinstance(found, Gated):
+    if isinstance(found, ScoredImage):
         scores = found.scores
         message.scores.CopyFrom(edit_pb2.Scores(**vars(scores), passed=found.passed))
         if config.automatic:

@@ -54,7 +54,7 @@ class Figures:
 
 
 class Eye:
-    """The gate's CLIP and the autoencoder, as the sampler uses them."""
+    """The filter's CLIP and the autoencoder, as the sampler uses them."""
 
     def __init__(self, folder: Path) -> None:
         clip = CLIPModel.from_pretrained(

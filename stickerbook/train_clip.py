@@ -1,4 +1,4 @@
-"""Train the gate's CLIP: an image and a text tower that agree on which caption belongs to which picture.
+"""Train the filter's CLIP: an image and a text tower that agree on which caption belongs to which picture.
 
     python -m stickerbook.train_clip --updates 2500
 

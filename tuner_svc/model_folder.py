@@ -18,23 +18,23 @@ from unitune.options import SAMPLING, TUNING, check_values, read_by
 
 PRESET_FILE = "unitune_preset.json"
 VOCABULARY_FILE = "vocabulary.json"
-GATE_SETTINGS = {name for name in vars(Preset) if name.startswith("gate_")} | {"automatic_points"}
+CLIP_FILTER_SETTINGS = {name for name in vars(Preset) if name.startswith("clip_filter_")} | {"automatic_points"}
 METHODS = (*EDIT_METHODS, NULL_TEXT)  # that may have a section of a preset
 SAMPLING_SETTINGS = tuple(name for name in SAMPLING if name in vars(Preset))
-GATE_RANGES = {  # ends included
-    "gate_gain": (-2, 2),
-    "gate_prompt": (-1, 1),
-    "gate_kept": (-1, 1),
-    "gate_enough": (-1, 1),
-    "gate_round_trip": (0, 1),
-    "gate_detail": (0, 1),
-    "gate_saturated": (0, 1),
+CLIP_FILTER_RANGES = {  # ends included
+    "clip_filter_gain": (-2, 2),
+    "clip_filter_prompt": (-1, 1),
+    "clip_filter_kept": (-1, 1),
+    "clip_filter_enough": (-1, 1),
+    "clip_filter_round_trip": (0, 1),
+    "clip_filter_detail": (0, 1),
+    "clip_filter_saturated": (0, 1),
 }
 SUPER_RESOLUTION_FOLDER = "super_resolution"  # optional: a UNet2DConditionModel and its scheduler, the second stage
 SCHEDULER_FILE = "scheduler_config.json"
 SUPER_RESOLUTION_FILES = ("config.json", "diffusion_pytorch_model.safetensors", SCHEDULER_FILE)
 PRECONDITIONED = "is_preconditioned"  # true in its scheduler's config: see unitune.base_model.SuperResolutionSpec
-CLIP_FOLDER = "clip"  # optional: a CLIPModel of transformers, for the gate
+CLIP_FOLDER = "clip"  # optional: a CLIPModel of transformers, for the CLIP filter
 CLIP_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json")
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 CLASSES = {
@@ -82,7 +82,7 @@ def check_layout(folder: Path) -> None:
 
 def model_files(folder: Path) -> list[Path]:
     """The files that make the model what it is, relative and sorted: configs, weights, tokenizer,
-    preset, vocabulary, the second stage and the gate's CLIP. Other files beside them do not matter.
+    preset, vocabulary, the second stage and the filter's CLIP. Other files beside them do not matter.
 
     Raises UnusableBaseModel naming every file that is missing.
     """
@@ -138,7 +138,7 @@ def read_preset(folder: Path) -> Preset:
         known = ", ".join(METHODS)
         raise UnusableBaseModel(f"{folder / PRESET_FILE}: {min(unknown)} is not a method; known are {known}")
     for method, own in methods.items():
-        if of_all := own.keys() & GATE_SETTINGS:
+        if of_all := own.keys() & CLIP_FILTER_SETTINGS:
             remedy = "put it beside methods, it is one for all of them"
             raise UnusableBaseModel(f"{folder / PRESET_FILE}: {min(of_all)} is set for {method}: {remedy}")
         if foreign := own.keys() & _of_others(method):
@@ -172,7 +172,7 @@ def _check_values(folder: Path, preset: Preset, method: str) -> None:
         raise refusal(name, error.message.removeprefix("config.")) from error
     if method == PROMPT_TO_PROMPT and own.scheduler != "ddim":
         raise refusal("scheduler", f"scheduler is {own.scheduler!r}: {PROMPT_TO_PROMPT} inverts ddim alone")
-    for name, (low, high) in GATE_RANGES.items():
+    for name, (low, high) in CLIP_FILTER_RANGES.items():
         value = getattr(own, name)
         if not low <= value <= high:
             raise refusal(name, f"{name} is {value}: it must be {low} to {high}")
@@ -193,7 +193,7 @@ def _of_others(method: str) -> set[str]:
     if not SAMPLING["fast"].is_read_by(method):
         of_sampling.add("fast_steps")
     if method == NULL_TEXT:  # its edits are Prompt-to-Prompt's, whose section has their settings
-        of_sampling |= {*SAMPLING_SETTINGS, *GATE_RANGES} - {"scheduler"}
+        of_sampling |= {*SAMPLING_SETTINGS, *CLIP_FILTER_RANGES} - {"scheduler"}
     return (TUNING.keys() - own - SAMPLING.keys()) | of_sampling
 
 

@@ -8,7 +8,7 @@ A graphs folder holds
                             (n, tokens, width); ids -1, -2, ... stand for the vectors
     image_encoder.onnx      image float32 (n, 3, height, width) in [-1, 1] -> latent (n, channels, h, w), scaled, mode
     image_decoder.onnx      latent, scaled -> image in about [-1, 1]
-    clip_image.onnx, clip_text.onnx, clip_tokenizer.json   the gate, where the base model has one
+    clip_image.onnx, clip_text.onnx, clip_tokenizer.json   the CLIP filter, where the base model has one
     super_resolution.onnx (+ .data)   the second stage, where it has one: sample (the noisy picture, then the noised
                             enlargement, in blocks), timestep int64 (n, 2), its own and the enlargement's noise level,
                             encoder_hidden_states -> out, a picture in blocks
@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-SCHEMA = 4
+SCHEMA = 5
 SPEC_FILE = "spec.json"
 SUPER_RESOLUTION_GRAPH = "super_resolution.onnx"
 
@@ -109,7 +109,7 @@ class Preset:
     """The defaults of a base model for tuning and sampling; `unitune_preset.json` beside it overrides them.
 
     They are UniTune's; `of` has those of another method, for which `methods` may hold overrides under its name. The
-    gate's settings are one for all methods.
+    CLIP filter's settings are one for all methods.
     """
 
     mode: str = "attn_out"
@@ -144,15 +144,18 @@ class Preset:
         others = {} if method == "unitune" else EVERY_STEP
         return replace(self, **{**others, **PUBLISHED.get(method, {}), **self.methods.get(method, {})})
 
-    # Cosines of the gate (sampler_svc/sampling/gate.py): InstructPix2Pix's filter, set on Stable Diffusion's pictures.
-    gate_gain: float = 0.02  # how much nearer the prompt an edit must be than the base image
-    gate_prompt: float = 0.2  # how near at all
-    gate_kept: float = 0.6  # how near the base image
-    gate_enough: float = 1.0  # as near the prompt as need be: of edits that are, the one nearest the base image is best
-    # What the gate takes for malformed, 0 to 1. Loose, as no Stable Diffusion has been measured.
-    gate_round_trip: float = 0.15  # at most so far from what the autoencoder makes of it
-    gate_detail: float = 0.0005  # at least so much difference between a pixel and those around it
-    gate_saturated: float = 0.5  # at most so many more colour values burnt out than in the base image
+    # Cosines of the CLIP filter (sampler_svc/sampling/clip_filter.py). The values are InstructPix2Pix's, for pictures
+    # of Stable Diffusion.
+    clip_filter_gain: float = 0.02  # how much nearer the prompt an edit must be than the base image
+    clip_filter_prompt: float = 0.2  # how near at all
+    clip_filter_kept: float = 0.6  # how near the base image
+    clip_filter_enough: float = (
+        1.0  # as near the prompt as need be: of edits that are, the one nearest the base image is best
+    )
+    # Limits beyond which a picture is malformed, 0 to 1. They are loose, as no Stable Diffusion has been measured.
+    clip_filter_round_trip: float = 0.15  # at most so far from what the autoencoder makes of it
+    clip_filter_detail: float = 0.0005  # at least so much difference between a pixel and those around it
+    clip_filter_saturated: float = 0.5  # at most so many more colour values burnt out than in the base image
     # (strength, guidance_scale) that an automatic edit tries.
     automatic_points: tuple[tuple[float, float], ...] = ((0.7, 7.5), (0.85, 7.5), (0.95, 10.0))
 

@@ -1,6 +1,6 @@
 """Which pictures a base model knows: `known_pictures.safetensors` in its folder, where it says so.
 
-A picture is unknown if it is far from those in either of two ways: its embedding by the gate's CLIP from their mean,
+A picture is unknown if it is far from those in either of two ways: its embedding by the filter's CLIP from their mean,
 by Mahalanobis' distance, or the picture from what the autoencoder makes of it. The two find different ones: a CLIP
 that never saw noise or text may put them anywhere, and the autoencoder can draw a blurred photograph.
 

@@ -19,11 +19,11 @@ from pathlib import Path
 
 from bench.editbench import pictures as drawings
 from bench.editbench import report, rivals
-from bench.editbench.automatic import chosen_by_gate
+from bench.editbench.automatic import chosen_by_clip_filter
 from bench.editbench.cases import Picture, load
 from bench.editbench.grid import around
 from bench.editbench.results import Result, by_setting
-from bench.editbench.run import engine_folder, open_gate, run
+from bench.editbench.run import engine_folder, open_clip_filter, run
 from bench.editbench.settings import automatic_points, of_method
 from bench.editbench.statements import same_as_sdedit, statements
 from bench.inputs import MODEL
@@ -66,9 +66,9 @@ def main() -> None:
 
     results = by_setting(found)
     cases = [case for picture in pictures for case in picture.cases]
-    gate = open_gate(engine_folder(MODEL, options.out))
+    clip_filter = open_clip_filter(engine_folder(MODEL, options.out))
     of_points = [results[point.name] for point in points]
-    results["automatic"] = chosen_by_gate(gate, cases, of_points, options.out)
+    results["automatic"] = chosen_by_clip_filter(clip_filter, cases, of_points, options.out)
     best = mean_of_best(of_points)
     rows = {name: report.method_row(results[name]) for name in ("unitune", "automatic", "sdedit")}
     stated = statements(results, methods[0], options.out)

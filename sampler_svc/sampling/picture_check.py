@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from threading import Lock
 
 from sampler_svc.sampling.base_graphs import BaseGraphs
-from sampler_svc.sampling.gate import Gate
+from sampler_svc.sampling.clip_filter import ClipFilter
 from unitune import images
 from unitune.known_pictures import KnownPictures
 
@@ -18,7 +18,7 @@ class PictureCheck:
     """The limits of a base model's known pictures, and what measures a picture. From any thread."""
 
     known: KnownPictures
-    gate: Gate
+    clip_filter: ClipFilter
     graphs: BaseGraphs
     # Whether a picture is known, by the SHA-256 of its file; the oldest question first.
     _answers: OrderedDict[bytes, bool] = field(default_factory=OrderedDict, init=False, repr=False, compare=False)
@@ -48,4 +48,4 @@ class PictureCheck:
     def _measured(self, image: bytes) -> bool:
         picture = images.decode(image)
         round_trip = self.graphs.round_trip_error(picture)
-        return self.known.strangeness(self.gate.embed_picture(picture), round_trip) <= 1
+        return self.known.strangeness(self.clip_filter.embed_picture(picture), round_trip) <= 1

@@ -110,7 +110,7 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "graphs").exists()
 
 
-def test_a_pickled_gate_is_refused(tmp_path: Path) -> None:
+def test_a_pickled_clip_is_refused(tmp_path: Path) -> None:
     """The same for a base model's CLIP, and nothing in the file is run (r10)."""
     clip = save_tiny_clip(tmp_path / CLIP_FOLDER)
     (tmp_path / CLIP_FOLDER / "model.safetensors").unlink()

@@ -10,8 +10,8 @@ import pytest
 
 from sampler_svc import stored_weights
 from sampler_svc.model import Model
+from sampler_svc.sampling.clip_filter import ClipFilter, Scores
 from sampler_svc.sampling.conditioning import embedding, mixed, null_embeddings
-from sampler_svc.sampling.gate import Gate, Scores
 from sampler_svc.service import SamplerService
 from tests.sampler_svc.pictures import picture
 from unitune import images, serving
@@ -77,8 +77,8 @@ async def start(engine_folder: Path, store: ObjectStore) -> AsyncIterator[Callab
     """Starts samplers, each with engines of its own, and stops them."""
     stops: list[Any] = []
 
-    async def start(gate: Gate | None = None) -> Any:
-        model = replace(Model.open(engine_folder, threads=1), gate=gate)
+    async def start(clip_filter: ClipFilter | None = None) -> Any:
+        model = replace(Model.open(engine_folder, threads=1), clip_filter=clip_filter)
         server = await serving.start("127.0.0.1:0", SamplerService(model, store).register)
         channel = serving.channel(server.address)
         stops.extend([channel.close, server.stop])
@@ -422,8 +422,8 @@ async def test_coded_weights_of_a_method_are_proven_and_sampled(
     assert len({await png(sampler, request(one, "textual_inversion", prompt="S*")) for one in vectors.values()}) == 1
 
 
-class ReadingGate(Gate):
-    """A gate that keeps the prompts which it scores by. Nothing passes it."""
+class ReadingFilter(ClipFilter):
+    """A CLIP filter that keeps the prompts which it scores by. Nothing passes it."""
 
     def against(self, base: images.Pixels, prompt: str) -> Callable[[images.Pixels], Scores]:
         score = super().against(base, prompt)
@@ -446,7 +446,7 @@ class ReadingGate(Gate):
         (VECTORS, "a S* on the beach", "a on the beach", {}),
     ],
 )
-async def test_the_gate_chooses_among_attempts_of_every_method(
+async def test_the_clip_filter_chooses_among_attempts_of_every_method(
     start: Callable[..., Any],
     stored: Stored,
     clip_folder: Any,
@@ -455,10 +455,10 @@ async def test_the_gate_chooses_among_attempts_of_every_method(
     read: str,
     settings: dict[str, Any],
 ) -> None:
-    """Each attempt has the method's own embedding; the answer is what its settings give alone; the gate reads the
-    prompt without the tuning's words."""
-    gate = ReadingGate(clip_folder[1], Preset(), lambda picture: 0.0, threads=1)
-    sampler, weights = await start(gate), stored(**tuning)
+    """Each attempt has the method's own embedding; the answer is what its settings give alone; the CLIP filter reads
+    the prompt without the tuning's words."""
+    clip_filter = ReadingFilter(clip_folder[1], Preset(), lambda picture: 0.0, threads=1)
+    sampler, weights = await start(clip_filter), stored(**tuning)
     asked = request(weights, tuning["method"], prompt=prompt, automatic=True, **settings)
     asked.config.ClearField("strength")
     asked.config.ClearField("guidance_scale")
@@ -469,7 +469,7 @@ async def test_the_gate_chooses_among_attempts_of_every_method(
     assert tuple(point.values()) in Preset().automatic_points and chosen.HasField("scores")
     alone = request(weights, tuning["method"], prompt=prompt, **point, **settings)
     assert await png(sampler, alone) == chosen.png
-    assert [" ".join(one.split()) for one in gate.prompts] == [read] * len(Preset().automatic_points)
+    assert [" ".join(one.split()) for one in clip_filter.prompts] == [read] * len(Preset().automatic_points)
     asked = request(weights, tuning["method"], prompt=prompt, gate=True, resamples=1, **settings)
     (chosen,) = [event.image for event in await events(sampler, asked) if event.WhichOneof("event") == "image"]
     again = request(weights, tuning["method"], prompt=prompt, seeds=[chosen.seed], **settings)

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from sampler_svc.engines.engine import BASE
 from sampler_svc.model import Model
-from sampler_svc.sampling.gate import Gate
+from sampler_svc.sampling.clip_filter import ClipFilter
 from sampler_svc.sampling.text_reader import reader_of
 from sampler_svc.service import SamplerService
 from tests.sampler_svc.pictures import picture
@@ -235,15 +235,17 @@ async def test_texts_of_a_tuning_are_checked_until_it_is_made(of_stickerbook) ->
         assert await warnings(of_stickerbook, asked) == []
 
 
-async def test_the_gate_is_told_of_only_where_it_reads_less(serve, model: Model, clip_folder, tmp_path: Path) -> None:
-    """A gate whose context is the text encoder's says nothing; one with less room names what it judges without (N5)."""
-    gate = Gate(clip_folder[1], model.spec.preset, lambda picture: 0.0, threads=1)
+async def test_the_clip_filter_is_told_of_only_where_it_reads_less(
+    serve, model: Model, clip_folder, tmp_path: Path
+) -> None:
+    """A CLIP filter that reads as much as the text encoder says nothing; one that does not names the rest (N5)."""
+    clip_filter = ClipFilter(clip_folder[1], model.spec.preset, lambda picture: 0.0, threads=1)
     prompt = "a cat on the beach in the snow by day"
-    async for sampler in serve(gate=gate):
+    async for sampler in serve(clip_filter=clip_filter):
         assert await warnings(sampler, request(prompt, gate=True)) == []
-        gate.reader = replace(gate.reader, room=5)
+        clip_filter.reader = replace(clip_filter.reader, room=5)
         (warning,) = await warnings(sampler, request(prompt, gate=True))
-        assert "gate" in warning and "'in the snow by day'" in warning
+        assert "CLIP filter" in warning and "'in the snow by day'" in warning
         assert await warnings(sampler, request(prompt)) == []
 
 

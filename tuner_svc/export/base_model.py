@@ -87,7 +87,7 @@ def _fill(folder: Path, base_model: Path, model: BaseModel, say: Say) -> None:
     export_frozen(folder, model)
     export_tokenizer(folder, model)
     if has_clip(base_model):
-        say("exporting the gate's CLIP")
+        say("exporting the filter's CLIP")
         export_clip(folder, base_model)
     if (base_model / KNOWN_PICTURES_FILE).is_file():
         shutil.copyfile(base_model / KNOWN_PICTURES_FILE, folder / KNOWN_PICTURES_FILE)
