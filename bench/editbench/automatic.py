@@ -15,7 +15,7 @@ from stickerbook.render import render
 def chosen_by_clip_filter(
     clip_filter: ClipFilter, cases: Sequence[Case], points: Sequence[Sequence[Result]], out: Path
 ) -> list[Result]:
-    """One result per case: of the point whose picture the CLIP filter ranks highest. `points` has each point's results."""
+    """One result per case: of the point whose picture the CLIP filter ranks highest. `points` has those of each."""
     chosen = []
     for case, of_points in zip(cases, zip(*points, strict=True), strict=True):
         assert all(result.case == case.id for result in of_points)

@@ -126,8 +126,8 @@ class ClipFilter:
 
     def rank(self, scores: Scores) -> float:
         """A picture's rank among several of one edit: higher is better. It grows with the likeness to the prompt and,
-        less, to the base image; malformed pictures come last. Likeness to the prompt counts up to `clip_filter_enough`, since
-        CLIP prefers edits that go too far."""
+        less, to the base image; malformed pictures come last. Likeness to the prompt counts up to
+        `clip_filter_enough`, since CLIP prefers edits that go too far."""
         shown = min(scores.prompt, self._preset.clip_filter_enough)
         return shown + KEPT_SHARE * scores.kept + (MALFORMED_RANK if self.is_malformed(scores) else 0)
 
