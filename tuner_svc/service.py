@@ -14,8 +14,8 @@ import torch
 
 from tuner_svc.base_model import BaseModel
 from tuner_svc.config import DEFAULT_CODEC
-from tuner_svc.course import Progress
 from tuner_svc.probe import pack_tuned
+from tuner_svc.progress_tracker import TuningProgress
 from tuner_svc.run import Run
 from tuner_svc.torch_thread import TorchThread
 from tuner_svc.tune import check, tune
@@ -209,7 +209,7 @@ def _outcome(run: Run, work: "Future[tuning_pb2.WeightsRef]") -> RunTuningEvent:
     return RunTuningEvent(failed=to_status(failure))
 
 
-def _progress(progress: Progress) -> RunTuningEvent:
+def _progress(progress: TuningProgress) -> RunTuningEvent:
     return RunTuningEvent(progress=tuning_pb2.TuningProgress(**vars(progress)))
 
 

@@ -14,8 +14,8 @@ from torch.func import functional_call
 from torch.nn.functional import interpolate, mse_loss, pixel_unshuffle
 
 from tuner_svc.base_model import BaseModel
-from tuner_svc.course import Course
 from tuner_svc.denoising import Draws, Noising, draw, mixed_precision
+from tuner_svc.progress_tracker import ProgressTracker
 from tuner_svc.trainable import trainable
 from tuner_svc.tuning_config import TuningConfig
 
@@ -53,7 +53,7 @@ def tune_second_stage(
     pair: Pair,
     context: Tensor,
     config: TuningConfig,
-    course: Course,
+    tracker: ProgressTracker,
     optimizer_of: Callable[[list[Tensor], float], Optimizer],
 ) -> dict[str, Tensor]:
     """The changed tensors by name, after `super_resolution_updates` under one text embedding, (1, tokens, width)."""
@@ -64,7 +64,7 @@ def tune_second_stage(
     parameters = chosen.parameters()
     optimizer = optimizer_of(parameters, config.learning_rate)
     noising = Noising(stage.schedule, model.device)
-    for _ in course.updates(config.super_resolution_updates, config.learning_rate):
+    for _ in tracker.updates(config.super_resolution_updates, config.learning_rate):
         draws = draw(config.batch, pair.large, noising.num_timesteps, generator)
         shown = draw(config.batch, pair.low, noising.num_timesteps, generator)
         levels = MAX_LEVEL * shown.timesteps.square() // noising.num_timesteps**2  # half of them in the lowest quarter
@@ -81,7 +81,7 @@ def tune_second_stage(
         if stage.is_preconditioned:
             output = pair.low + output
         loss = mse_loss(output, noising.target(pair.large, draws))
-        course.note(loss)
+        tracker.record(loss)
         for parameter in parameters:
             parameter.grad = None
         loss.backward()

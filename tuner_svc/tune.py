@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from tuner_svc.base_model import BaseModel
-from tuner_svc.course import Course, Progress
 from tuner_svc.methods import METHODS, Tuned
+from tuner_svc.progress_tracker import ProgressTracker, TuningProgress
 from tuner_svc.super_resolution import pair_of, tune_second_stage
 from tuner_svc.tuning_config import TuningConfig
 from unitune.choices import MOST_IMAGES
@@ -22,7 +22,7 @@ def tune(
     config: TuningConfig,
     *,
     large: np.ndarray | None = None,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: Callable[[TuningProgress], None] = lambda progress: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Tuned:
     """Tune on model images, float32 (n, 3, height, width) in [-1, 1]; n is 1 except for DreamBooth. The base model
@@ -39,19 +39,19 @@ def tune(
     if not 1 <= len(images) <= most:
         raise InvalidField("images", f"{len(images)} pictures", f"{config.method} takes 1 to {most}")
     method = METHODS[config.method]
-    course = Course(method.total(config) + config.super_resolution_updates, on_progress, cancelled)
+    tracker = ProgressTracker(method.total(config) + config.super_resolution_updates, on_progress, cancelled)
     latent = model.encode_image(images)
-    course.refuse_cancelled()
-    tuned = method.tune(model, latent, config, course)
+    tracker.refuse_cancelled()
+    tuned = method.tune(model, latent, config, tracker)
     if config.super_resolution_updates > 0 and method.second_stage is not None:
         if large is None:
             raise ValueError("the config tunes the second stage, and there is no picture of its size")
-        tuned = replace(tuned, losses=list(tuned.losses))  # the course goes on with the list that it has
+        tuned = replace(tuned, losses=list(tuned.losses))  # the tracker goes on with the list that it has
         pair = pair_of(model, torch.from_numpy(large).to(model.device), latent)
         context = model.encode_prompt(method.second_stage.text(config))
-        tensors = tune_second_stage(model, pair, context, config, course, method.second_stage.optimizer)
+        tensors = tune_second_stage(model, pair, context, config, tracker, method.second_stage.optimizer)
         tuned = replace(tuned, second_stage=tensors)
-    course.refuse_infinite([*tuned.tensors.values(), *tuned.extras.values(), *tuned.second_stage.values()])
+    tracker.refuse_infinite([*tuned.tensors.values(), *tuned.extras.values(), *tuned.second_stage.values()])
     return tuned
 
 
@@ -65,4 +65,4 @@ def check(model: BaseModel, config: TuningConfig) -> list[str]:
     return check_tuning(model.reader, config, "config")
 
 
-__all__ = ["Progress", "Tuned", "check", "tune"]
+__all__ = ["Tuned", "TuningProgress", "check", "tune"]

@@ -12,9 +12,9 @@ from torch.optim import Adam
 
 from tuner_svc.adafactor import Adafactor
 from tuner_svc.base_model import BaseModel
-from tuner_svc.course import Course
 from tuner_svc.methods import dreambooth, imagic, null_text, textual_inversion, unitune
 from tuner_svc.methods.tuned import Tuned
+from tuner_svc.progress_tracker import ProgressTracker
 from tuner_svc.super_resolution import Optimizer
 from tuner_svc.tuning_config import TuningConfig
 from unitune.choices import NULL_TEXT
@@ -40,7 +40,7 @@ class SecondStage:
 class Method:
     """One method. `tune` takes the pictures' latents, (n, channels, h, w)."""
 
-    tune: Callable[[BaseModel, Tensor, TuningConfig, Course], Tuned]
+    tune: Callable[[BaseModel, Tensor, TuningConfig, ProgressTracker], Tuned]
     total: Callable[[TuningConfig], int] = _just_updates  # optimizer updates of all its stages
     check: Callable[[BaseModel, TuningConfig], None] = _nothing_more  # raises InvalidField for what the model shows
     second_stage: SecondStage | None = None  # of those that tune a cascade's second stage, too

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from tuner_svc.base_model import BaseModel
 from tuner_svc.class_images import class_latents, class_prompt
-from tuner_svc.course import Course
 from tuner_svc.denoising import Draws, Noising, denoising_loss, draw, mixed_precision
 from tuner_svc.methods.tuned import Tuned
+from tuner_svc.progress_tracker import ProgressTracker
 from tuner_svc.trainable import trainable
 from tuner_svc.tuning_config import TuningConfig
 from tuner_svc.update_graph import UpdateGraph, adam
@@ -19,7 +19,7 @@ from tuner_svc.update_graph import UpdateGraph, adam
 CLASS_SEEDS = 2**31  # added to a seed it gives other draws: torch's generator on a CPU reads the lower 32 bits alone
 
 
-def tune(model: BaseModel, latents: Tensor, config: TuningConfig, course: Course) -> Tuned:
+def tune(model: BaseModel, latents: Tensor, config: TuningConfig, tracker: ProgressTracker) -> Tuned:
     """Tune on the subject's pictures in turn, and on as many of the class."""
     generator = torch.Generator().manual_seed(config.seed)
     # Draws of its own, so that without a prior it is plain tuning, bit for bit.
@@ -31,7 +31,7 @@ def tune(model: BaseModel, latents: Tensor, config: TuningConfig, course: Course
     class_context = model.encode_prompt(class_prompt(config.class_noun))
     has_prior = config.prior_weight > 0 and config.num_class_images > 0 and config.updates > 0
     if has_prior:
-        class_pictures = class_latents(model, config.class_noun, config.num_class_images, course.refuse_cancelled)
+        class_pictures = class_latents(model, config.class_noun, config.num_class_images, tracker.refuse_cancelled)
 
     def update(pictures: Tensor, timesteps: Tensor, noise: Tensor, *of_class: Tensor) -> Tensor:
         with mixed_precision(model.device):
@@ -46,16 +46,16 @@ def tune(model: BaseModel, latents: Tensor, config: TuningConfig, course: Course
         return loss
 
     run = UpdateGraph(update, chosen.parameters(), model.device)
-    for index in course.updates(config.updates, config.learning_rate):
+    for index in tracker.updates(config.updates, config.learning_rate):
         draws = draw(config.batch, latents, noising.num_timesteps, generator)
         inputs = [in_turn(latents, index, config.batch), draws.timesteps, draws.noise]
         if has_prior:
             draws = draw(config.batch, latents, noising.num_timesteps, class_generator)
             inputs += [in_turn(class_pictures, index, config.batch), draws.timesteps, draws.noise]
-        course.note(run(*inputs))
+        tracker.record(run(*inputs))
 
     tensors = {name: tensor.detach() for name, tensor in chosen.weights().items()}
-    return Tuned(tensors, course.losses, chosen.factors())
+    return Tuned(tensors, tracker.losses, chosen.factors())
 
 
 def instance_prompt(config: TuningConfig) -> str:

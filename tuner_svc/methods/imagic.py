@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from tuner_svc.base_model import BaseModel
-from tuner_svc.course import Course
 from tuner_svc.denoising import Draws, Noising, denoising_loss, draw, mixed_precision
 from tuner_svc.methods.tuned import Tuned
+from tuner_svc.progress_tracker import ProgressTracker
 from tuner_svc.trainable import trainable
 from tuner_svc.tuning_config import TuningConfig
 from tuner_svc.update_graph import UpdateGraph, adam
 
 
-def tune(model: BaseModel, latent: Tensor, config: TuningConfig, course: Course) -> Tuned:
+def tune(model: BaseModel, latent: Tensor, config: TuningConfig, tracker: ProgressTracker) -> Tuned:
     """Find e_opt near the text's own embedding e_tgt, then tune the denoiser at e_opt, which stays as it is."""
     generator = torch.Generator().manual_seed(config.seed)
     noising = Noising(model.schedule, model.device)
@@ -33,9 +33,9 @@ def tune(model: BaseModel, latent: Tensor, config: TuningConfig, course: Course)
         return loss
 
     run = UpdateGraph(update_embedding, [embedding], model.device)
-    for _ in course.updates(config.embedding_updates, config.embedding_learning_rate):
+    for _ in tracker.updates(config.embedding_updates, config.embedding_learning_rate):
         draws = draw(config.batch, latent, noising.num_timesteps, generator)
-        course.note(run(draws.timesteps, draws.noise))
+        tracker.record(run(draws.timesteps, draws.noise))
 
     optimized = embedding.detach()
     chosen = trainable(model.denoiser.unet, config.mode, generator)
@@ -50,13 +50,13 @@ def tune(model: BaseModel, latent: Tensor, config: TuningConfig, course: Course)
         return loss
 
     run = UpdateGraph(update_denoiser, chosen.parameters(), model.device)
-    for _ in course.updates(config.updates, config.learning_rate):
+    for _ in tracker.updates(config.updates, config.learning_rate):
         draws = draw(config.batch, latent, noising.num_timesteps, generator)
-        course.note(run(draws.timesteps, draws.noise))
+        tracker.record(run(draws.timesteps, draws.noise))
 
     tensors = {name: tensor.detach() for name, tensor in chosen.weights().items()}
     extras = {"prompt": target[0], "optimized": optimized[0]}
-    return Tuned(tensors, course.losses, chosen.factors(), extras)
+    return Tuned(tensors, tracker.losses, chosen.factors(), extras)
 
 
 def total(config: TuningConfig) -> int:

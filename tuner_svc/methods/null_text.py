@@ -15,8 +15,8 @@ from torch.nn.functional import mse_loss
 from torch.optim import Adam
 
 from tuner_svc.base_model import BaseModel
-from tuner_svc.course import Course
 from tuner_svc.methods.tuned import Tuned
+from tuner_svc.progress_tracker import ProgressTracker
 from tuner_svc.tuning_config import TuningConfig
 from unitune.choices import BOUND_TO_NULL_TEXT
 from unitune.diffusion.denoiser import predict
@@ -47,27 +47,27 @@ class Step:
         return self.of_latents * self.latents + self.of_output * guided
 
 
-def tune(model: BaseModel, latent: Tensor, config: TuningConfig, course: Course) -> Tuned:
+def tune(model: BaseModel, latent: Tensor, config: TuningConfig, tracker: ProgressTracker) -> Tuned:
     """Find the null embedding of each step, (steps, tokens, width), from the noisiest step down.
 
     Each starts from the last step's, the first from the empty prompt's; so without updates all are the empty prompt's.
     """
     run = SCHEDULERS["ddim"].run(Schedule(**vars(model.schedule)), config.num_inference_steps)
     base_prompt, null = model.encode_prompt(config.base_prompt), model.encode_prompt("")
-    latents, *pivots = levels(model, latent, base_prompt, run, course)
+    latents, *pivots = levels(model, latent, base_prompt, run, tracker)
     nulls = []
     for index, ((timestep, level, next_level), pivot) in enumerate(zip(run, pivots, strict=True)):
-        course.refuse_cancelled()
+        tracker.refuse_cancelled()
         with torch.no_grad():
             prompt = predicted(model, latents, timestep, base_prompt)
         factors = ddim_factors(level, next_level, model.schedule.prediction_type)
         step = Step(model, latents, timestep, prompt, *factors, config.guidance_scale)
-        null = optimized(step, null, pivot, config, index, course)
+        null = optimized(step, null, pivot, config, index, tracker)
         nulls.append(null)
         with torch.no_grad():
             latents = step.landing(null)
     bound_to = {name: getattr(config, name) for name in BOUND_TO_NULL_TEXT}
-    return Tuned({}, course.losses, extras={"nulls": torch.cat(nulls)}, bound_to=bound_to)
+    return Tuned({}, tracker.losses, extras={"nulls": torch.cat(nulls)}, bound_to=bound_to)
 
 
 def total(config: TuningConfig) -> int:
@@ -82,12 +82,12 @@ def check(model: BaseModel, config: TuningConfig) -> None:
         raise InvalidField("config.num_inference_steps", config.num_inference_steps, f"it must be 1 to {most}")
 
 
-def levels(model: BaseModel, latent: Tensor, base_prompt: Tensor, run: Run, course: Course) -> list[Tensor]:
+def levels(model: BaseModel, latent: Tensor, base_prompt: Tensor, run: Run, tracker: ProgressTracker) -> list[Tensor]:
     """The inversion's latents at every level of the run, from the noisiest, where an edit starts, to the picture's."""
 
     @torch.no_grad()
     def output(latents: Latents, timestep: int) -> Latents:
-        course.refuse_cancelled()
+        tracker.refuse_cancelled()
         found: Latents = (
             predicted(model, torch.from_numpy(latents).to(model.device), timestep, base_prompt).cpu().numpy()
         )
@@ -97,7 +97,9 @@ def levels(model: BaseModel, latent: Tensor, base_prompt: Tensor, run: Run, cour
     return [latent, *(torch.from_numpy(latents).to(model.device) for latents in up)][::-1]
 
 
-def optimized(step: Step, null: Tensor, pivot: Tensor, config: TuningConfig, index: int, course: Course) -> Tensor:
+def optimized(
+    step: Step, null: Tensor, pivot: Tensor, config: TuningConfig, index: int, tracker: ProgressTracker
+) -> Tensor:
     """Of the null embeddings on Adam's way from `null`, itself included, the one that lands nearest to the pivot.
 
     The authors take the last one. The nearest is never farther away than with fewer updates.
@@ -106,9 +108,9 @@ def optimized(step: Step, null: Tensor, pivot: Tensor, config: TuningConfig, ind
     moving = null.clone().requires_grad_()
     optimizer = Adam([moving], rate)
     nearest, least = null, math.inf
-    for _ in course.updates(config.updates, rate):
+    for _ in tracker.updates(config.updates, rate):
         loss = mse_loss(step.landing(moving), pivot)
-        course.note(loss)
+        tracker.record(loss)
         if loss.item() < least:
             nearest, least = moving.detach().clone(), loss.item()
         if least < ENOUGH + index * ENOUGH_PER_STEP:

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.optim import Adam
 
 from tuner_svc.base_model import BaseModel
-from tuner_svc.course import Course
 from tuner_svc.denoising import Noising, denoising_loss, draw, mixed_precision
 from tuner_svc.methods.tuned import Tuned
+from tuner_svc.progress_tracker import ProgressTracker
 from tuner_svc.tuning_config import TuningConfig
 from unitune.errors import InvalidField
 from unitune.prompts import ids_with_vectors
@@ -20,7 +20,7 @@ from unitune.prompts import ids_with_vectors
 TEMPLATES = ("a photo of {}", "a picture of {}", "a rendering of {}", "an image of {}", "{}")
 
 
-def tune(model: BaseModel, latent: Tensor, config: TuningConfig, course: Course) -> Tuned:
+def tune(model: BaseModel, latent: Tensor, config: TuningConfig, tracker: ProgressTracker) -> Tuned:
     """Move the vectors that stand in the placeholder's place until the frozen model draws the picture for them."""
     generator = torch.Generator().manual_seed(config.seed)
     noising = Noising(model.schedule, model.device)
@@ -30,18 +30,18 @@ def tune(model: BaseModel, latent: Tensor, config: TuningConfig, course: Course)
     templates = TEMPLATES if not model.vocabulary else TEMPLATES[-1:]
     prompts = [placeholder_ids(model, template.format(config.rare_tokens), config) for template in templates]
 
-    for _ in course.updates(config.updates, rate):
+    for _ in tracker.updates(config.updates, rate):
         ids = prompts[int(torch.randint(0, len(prompts), (), generator=generator))]
         draws = draw(config.batch, latent, noising.num_timesteps, generator)
         with mixed_precision(model.device):
             context = model.text_encoder(ids, vectors)
             loss = denoising_loss(model, {}, latent, context, noising, draws)
-        course.note(loss)
+        tracker.record(loss)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
-    return Tuned({}, course.losses, extras={"vectors": vectors.detach()})
+    return Tuned({}, tracker.losses, extras={"vectors": vectors.detach()})
 
 
 def check(model: BaseModel, config: TuningConfig) -> None:
