@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 
-class Run:
+class TrainingRun:
     """One training run: steps the optimizer, follows the weights' moving average, saves and resumes."""
 
     def __init__(
@@ -114,10 +114,10 @@ class Run:
         return True
 
 
-class Progress:
+class TrainingLog:
     """Says how a run goes: the mean loss, and scenes a second since it began or went on."""
 
-    def __init__(self, run: Run, *, batch: int, every: int) -> None:
+    def __init__(self, run: TrainingRun, *, batch: int, every: int) -> None:
         """A line after each `every` updates, of `batch` scenes each."""
         self._run, self._batch, self._every = run, batch, every
         self._started, self._first = time.monotonic(), run.updates_done

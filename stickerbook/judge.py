@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
-from stickerbook.checkpoint import Progress, Run
+from stickerbook.checkpoint import TrainingLog, TrainingRun
 from stickerbook.pictures import as_images
 from stickerbook.render import render
 from stickerbook.world import ATTRIBUTES, NONE, OBJECTS, PLACES, STYLES, Scene, draw_scene
@@ -130,7 +130,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     judge = Judge()
-    run = Run(
+    run = TrainingRun(
         options.work / "judge.safetensors",
         judge,
         learning_rate=options.learning_rate,
@@ -139,7 +139,7 @@ def main() -> None:
     )
     if run.resume():
         print(f"resumed at update {run.updates_done}", flush=True)
-    progress = Progress(run, batch=options.batch, every=250)
+    progress = TrainingLog(run, batch=options.batch, every=250)
     while not run.is_done:
         rng = np.random.default_rng([4, run.updates_done])
         images, labels = batch_of(rng.integers(FIRST_VALIDATION_SEED, size=options.batch).tolist())

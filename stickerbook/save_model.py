@@ -14,7 +14,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from stickerbook.captions import PLACE_PHRASES, SIDE_PHRASES, STYLE_PHRASES, TIME_PHRASES, WEATHER_PHRASES
-from stickerbook.checkpoint import Run
+from stickerbook.checkpoint import TrainingRun
 from stickerbook.commit import commit
 from stickerbook.tokenizer import new_tokenizer
 from stickerbook.train import new_scheduler, new_text_encoder, new_unet, trained_autoencoder
@@ -101,7 +101,7 @@ def trained_pipeline(work: Path) -> tuple[StableDiffusionPipeline, dict[str, str
     """
     tokenizer = new_tokenizer()
     pair = torch.nn.ModuleDict({"unet": new_unet(), "text_encoder": new_text_encoder(tokenizer)})
-    run = Run(work / "denoiser.safetensors", pair, learning_rate=0, updates=1)
+    run = TrainingRun(work / "denoiser.safetensors", pair, learning_rate=0, updates=1)
     if not run.resume():
         raise FileNotFoundError(f"no denoiser in {work}; run `python -m stickerbook.train` first")
     run.use_average()
@@ -124,7 +124,7 @@ def save_super_resolution(work: Path, folder: Path) -> int:
     Raises FileNotFoundError when there is no checkpoint.
     """
     unet, own = new_super_resolution(), folder / "super_resolution"
-    run = Run(work / "super_resolution.safetensors", unet, learning_rate=0, updates=1)
+    run = TrainingRun(work / "super_resolution.safetensors", unet, learning_rate=0, updates=1)
     if not run.resume():
         raise FileNotFoundError(
             f"no second stage in {work}; run `python -m stickerbook.train_super_resolution` first, or leave it out"

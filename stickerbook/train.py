@@ -22,7 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from stickerbook.batches import batches, workers_for
 from stickerbook.captions import training_caption
-from stickerbook.checkpoint import Progress, Run
+from stickerbook.checkpoint import TrainingLog, TrainingRun
 from stickerbook.latents import cached_latents, normalise
 from stickerbook.pictures import pictures
 from stickerbook.samples import contact_sheet, sample
@@ -95,7 +95,7 @@ def trained_autoencoder(work: Path, device: str) -> AutoencoderKL:
     Raises FileNotFoundError before `stickerbook.train_autoencoder` has run.
     """
     autoencoder = new_autoencoder()
-    run = Run(work / "autoencoder.safetensors", autoencoder, learning_rate=0, updates=1)
+    run = TrainingRun(work / "autoencoder.safetensors", autoencoder, learning_rate=0, updates=1)
     if not run.resume():
         raise FileNotFoundError(f"no autoencoder in {work}; run `python -m stickerbook.train_autoencoder` first")
     run.use_average()
@@ -147,7 +147,7 @@ def drawn(
     return torch.from_numpy(seeds), tokens_of(tokenizer_of_process(), captions)
 
 
-class Denoiser(torch.nn.Module):
+class CapturedDenoiser(torch.nn.Module):
     """The UNet as a function of tensors. At its widths bfloat16 makes an update 1.6 times as fast as float32 on a CPU
     that has it."""
 
@@ -160,9 +160,9 @@ class Denoiser(torch.nn.Module):
             return self.unet(noisy, timesteps, context).sample
 
 
-def graphed(unet: UNet2DConditionModel, batch: int) -> Denoiser:
+def graphed(unet: UNet2DConditionModel, batch: int) -> CapturedDenoiser:
     """The denoiser, for this batch alone; on a GPU its passes are CUDA graphs, for launching them takes longer."""
-    denoiser, device = Denoiser(unet), unet.device
+    denoiser, device = CapturedDenoiser(unet), unet.device
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")  # the text encoder is not in bfloat16
@@ -210,7 +210,7 @@ def main() -> None:
     scenes = cached_latents(options.work / "latents.npy", autoencoder, options.scenes, options.device, workers)
     pair = torch.nn.ModuleDict({"unet": new_unet(), "text_encoder": new_text_encoder(tokenizer)}).to(options.device)
     unet, text_encoder = pair["unet"], pair["text_encoder"]
-    run = Run(
+    run = TrainingRun(
         options.work / "denoiser.safetensors",
         pair,
         learning_rate=options.learning_rate,
@@ -225,7 +225,7 @@ def main() -> None:
     latents = torch.from_numpy(np.array(scenes)).to(options.device)
     denoiser = graphed(unet, options.batch)
     generator = torch.Generator(options.device)
-    progress = Progress(run, batch=options.batch, every=100)
+    progress = TrainingLog(run, batch=options.batch, every=100)
     for seeds, tokens in batches(make, range(run.updates_done, options.updates), workers):
         generator.manual_seed(run.updates_done)
         context = text_encoder(tokens.to(options.device)).last_hidden_state

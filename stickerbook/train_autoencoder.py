@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL
 from torch.nn import functional
 
 from stickerbook.batches import batches, workers_for
-from stickerbook.checkpoint import Progress, Run
+from stickerbook.checkpoint import TrainingLog, TrainingRun
 from stickerbook.pictures import pictures
 from stickerbook.world import FIRST_HELD_OUT_SEED
 
@@ -92,7 +92,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     autoencoder = new_autoencoder().to(options.device, memory_format=torch.channels_last)
-    run = Run(
+    run = TrainingRun(
         options.work / "autoencoder.safetensors",
         autoencoder,
         learning_rate=options.learning_rate,
@@ -108,7 +108,7 @@ def main() -> None:
         )
     held_out = pictures(range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + 48), "held_out").to(options.device)
     generator = torch.Generator(options.device)
-    progress = Progress(run, batch=options.batch // 4, every=250)  # four crops have a scene's pixels
+    progress = TrainingLog(run, batch=options.batch // 4, every=250)  # four crops have a scene's pixels
     make = partial(drawn, options.batch, int(options.updates * options.crop_share))
     for images in batches(make, range(run.updates_done, options.updates), workers_for(options.device)):
         generator.manual_seed(run.updates_done)

@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from stickerbook.captions import caption, partial_caption
-from stickerbook.checkpoint import Progress, Run
+from stickerbook.checkpoint import TrainingLog, TrainingRun
 from stickerbook.pictures import as_images
 from stickerbook.render import render
 from stickerbook.save_model import MODEL
@@ -96,7 +96,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     clip = new_clip()
-    run = Run(
+    run = TrainingRun(
         options.work / "clip.safetensors",
         clip,
         learning_rate=options.learning_rate,
@@ -105,7 +105,7 @@ def main() -> None:
     )
     if run.resume():
         print(f"resumed at update {run.updates_done}", flush=True)
-    progress = Progress(run, batch=2 * options.pairs, every=250)
+    progress = TrainingLog(run, batch=2 * options.pairs, every=250)
     tokenizer = new_tokenizer()
     while not run.is_done:
         rng = np.random.default_rng([5, run.updates_done])

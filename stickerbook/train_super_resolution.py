@@ -24,7 +24,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from stickerbook.batches import batches, workers_for
 from stickerbook.captions import caption, training_caption
-from stickerbook.checkpoint import Progress, Run
+from stickerbook.checkpoint import TrainingLog, TrainingRun
 from stickerbook.latents import cached_latents
 from stickerbook.pictures import as_images, as_pixels, pictures
 from stickerbook.samples import contact_sheet
@@ -222,14 +222,14 @@ def main() -> None:
     latents = torch.from_numpy(np.array(scenes)).to(device)
     unet = new_super_resolution().to(device, memory_format=torch.channels_last)
     path = options.work / "super_resolution.safetensors"
-    run = Run(path, unet, learning_rate=options.learning_rate, updates=options.updates)
+    run = TrainingRun(path, unet, learning_rate=options.learning_rate, updates=options.updates)
     if run.resume():
         print(f"resumed at update {run.updates_done}", flush=True)
     elif options.start_from:
         run.start_from(second_stage_of(options.start_from))
     print(f"held-out PSNR of bicubic enlargement {psnr_of(held_out.bicubic, held_out.truth).mean():.2f} dB", flush=True)
     generator = torch.Generator(device)
-    progress = Progress(run, batch=options.batch, every=50)
+    progress = TrainingLog(run, batch=options.batch, every=50)
     make = partial(drawn, options.batch, len(latents))
     for batch in batches(make, range(run.updates_done, options.updates), workers):
         seeds, tokens, plain, images, is_plain, levels = (tensor.to(device) for tensor in batch)
