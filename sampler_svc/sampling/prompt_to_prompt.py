@@ -27,7 +27,7 @@ from unitune.diffusion.denoiser import predict
 from unitune.diffusion.guidance import Context, classifier_free
 from unitune.diffusion.inversion import inverted
 from unitune.diffusion.schedule import Latents
-from unitune.diffusion.solvers import FirstOrder, Run
+from unitune.diffusion.solvers import DenoisingRun, FirstOrder
 from unitune.errors import InvalidField
 
 DIRECT = INVERSIONS[0]
@@ -81,7 +81,7 @@ class Controller:
 class PromptToPrompt:
     """The two branches of one edit, ready to run."""
 
-    run: Run
+    run: DenoisingRun
     denoiser: RunControlled
     attention: AttentionEdit
     texts: tuple[Text, Text]  # base prompt and edit prompt

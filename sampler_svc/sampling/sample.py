@@ -24,7 +24,7 @@ from unitune import images
 from unitune.diffusion.denoiser import predict
 from unitune.diffusion.guidance import GuidanceTerm, guided
 from unitune.diffusion.schedule import Latents, add_noise
-from unitune.diffusion.solvers import SCHEDULERS, Run
+from unitune.diffusion.solvers import SCHEDULERS, DenoisingRun
 from unitune.errors import Internal
 
 
@@ -116,7 +116,7 @@ def denoise_beside(
     return np.repeat(edited, len(request.seeds), axis=0)
 
 
-def start(latents: Latents, noise: Latents, run: Run) -> Latents:
+def start(latents: Latents, noise: Latents, run: DenoisingRun) -> Latents:
     """Latents noised to the run's first level (SDEdit's late start); as they are if there is no step to run."""
     return add_noise(latents, noise, float(run.levels[0])) if len(run) > 0 else latents
 

@@ -23,7 +23,7 @@ from unitune import images
 from unitune.diffusion.guidance import Denoiser
 from unitune.diffusion.inversion import inverted
 from unitune.diffusion.schedule import Latents, Schedule
-from unitune.diffusion.solvers import Run
+from unitune.diffusion.solvers import DenoisingRun
 from unitune.images import Mask, Pixels
 
 
@@ -125,7 +125,7 @@ class PreparedEdit:
         scale = max(1.0, min(stage.spec.side[0] / height, stage.spec.side[1] / width))
         return round(height * scale), round(width * scale)
 
-    def inversion(self, run: Run) -> list[Latents]:
+    def inversion(self, run: DenoisingRun) -> list[Latents]:
         """The base image's latents by DDIM inversion without a prompt, at each level of the run and at its end."""
         tools, unprompted = self.tools, self.tools.embed("")[None]
         denoiser = stopping(tools.denoiser, tools.cancelled)

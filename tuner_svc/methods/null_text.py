@@ -22,7 +22,7 @@ from unitune.choices import BOUND_TO_NULL_TEXT
 from unitune.diffusion.denoiser import predict
 from unitune.diffusion.inversion import inverted
 from unitune.diffusion.schedule import Latents, Schedule
-from unitune.diffusion.solvers import SCHEDULERS, FirstOrder, Run
+from unitune.diffusion.solvers import SCHEDULERS, DenoisingRun, FirstOrder
 from unitune.errors import InvalidField
 
 ENOUGH, ENOUGH_PER_STEP = 1e-5, 2e-5  # a loss that ends a step's updates, and how it grows: as in the authors' code
@@ -82,7 +82,9 @@ def check(model: BaseModel, config: TuningConfig) -> None:
         raise InvalidField("config.num_inference_steps", config.num_inference_steps, f"it must be 1 to {most}")
 
 
-def levels(model: BaseModel, latent: Tensor, base_prompt: Tensor, run: Run, tracker: ProgressTracker) -> list[Tensor]:
+def levels(
+    model: BaseModel, latent: Tensor, base_prompt: Tensor, run: DenoisingRun, tracker: ProgressTracker
+) -> list[Tensor]:
     """The inversion's latents at every level of the run, from the noisiest, where an edit starts, to the picture's."""
 
     @torch.no_grad()

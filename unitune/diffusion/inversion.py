@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator
 
 from unitune.diffusion.denoiser import predict
 from unitune.diffusion.schedule import Latents
-from unitune.diffusion.solvers import FirstOrder, Run
+from unitune.diffusion.solvers import DenoisingRun, FirstOrder
 
 Predict = Callable[[Latents, int], Latents]  # latents, timestep -> the denoiser's output
 
 
-def inverted(latent: Latents, run: Run, output: Predict, prediction_type: str) -> Iterator[Latents]:
+def inverted(latent: Latents, run: DenoisingRun, output: Predict, prediction_type: str) -> Iterator[Latents]:
     """The latents at every level of a run, from its last step's to its first's, which is where an edit begins.
 
     Every step takes the noise that is predicted for the latents at its quieter end, and the timestep of its noisier

@@ -57,7 +57,7 @@ class MultistepSecondOrder:
 
 
 @dataclass(frozen=True)
-class Run:
+class DenoisingRun:
     """The steps of one run in order: `timesteps` (n,) for the network, levels (n,) that each leads from and to."""
 
     timesteps: NDArray[np.int64]
@@ -71,34 +71,34 @@ class Run:
         """(timestep, level, next level) of each step."""
         return zip(self.timesteps.tolist(), self.levels.tolist(), self.next_levels.tolist(), strict=True)
 
-    def late(self, strength: float) -> "Run":
+    def late(self, strength: float) -> "DenoisingRun":
         """The run that starts late: its last int(n * strength) steps, possibly none."""
         first = len(self) - num_late_steps(len(self), strength)
-        return Run(self.timesteps[first:], self.levels[first:], self.next_levels[first:])
+        return DenoisingRun(self.timesteps[first:], self.levels[first:], self.next_levels[first:])
 
 
 @dataclass(frozen=True)
 class Scheduler:
     """What a user chooses by name: a schedule of levels and a solver."""
 
-    run: Callable[[Schedule, int], Run]
+    run: Callable[[Schedule, int], DenoisingRun]
     solver: Callable[[], Solver]
 
 
-def ddim_run(schedule: Schedule, num_inference_steps: int) -> Run:
+def ddim_run(schedule: Schedule, num_inference_steps: int) -> DenoisingRun:
     """DDIM's levels: each step leads T // N timesteps down, and the last to the schedule's final level."""
     timesteps = spaced_timesteps(schedule, num_inference_steps, past_the_end=0)
     after = timesteps - len(schedule) // num_inference_steps
     next_levels = np.where(after >= 0, schedule.alphas_cumprod[after], schedule.final_alpha_cumprod)
-    return Run(timesteps, schedule.alphas_cumprod[timesteps], next_levels)
+    return DenoisingRun(timesteps, schedule.alphas_cumprod[timesteps], next_levels)
 
 
-def euler_run(schedule: Schedule, num_inference_steps: int) -> Run:
+def euler_run(schedule: Schedule, num_inference_steps: int) -> DenoisingRun:
     """Each step leads to the next timestep's level, the last to no noise at all."""
     return _chained(schedule, spaced_timesteps(schedule, num_inference_steps, past_the_end=0))
 
 
-def dpmpp_run(schedule: Schedule, num_inference_steps: int) -> Run:
+def dpmpp_run(schedule: Schedule, num_inference_steps: int) -> DenoisingRun:
     """As Euler's, over timesteps that count the end as one more."""
     return _chained(schedule, spaced_timesteps(schedule, num_inference_steps, past_the_end=1))
 
@@ -110,10 +110,10 @@ SCHEDULERS = {
 }
 
 
-def _chained(schedule: Schedule, timesteps: NDArray[np.int64]) -> Run:
+def _chained(schedule: Schedule, timesteps: NDArray[np.int64]) -> DenoisingRun:
     levels = schedule.alphas_cumprod[timesteps]
     levels = np.where(levels == 0, SMALLEST_SIGNAL, levels)
-    return Run(timesteps, levels, np.append(levels[1:], 1.0))
+    return DenoisingRun(timesteps, levels, np.append(levels[1:], 1.0))
 
 
 def _half_log_snr(level: float) -> float:
