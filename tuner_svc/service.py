@@ -16,10 +16,10 @@ from tuner_svc.base_model import BaseModel
 from tuner_svc.config import DEFAULT_CODEC
 from tuner_svc.probe import pack_tuned
 from tuner_svc.progress_tracker import TuningProgress
-from tuner_svc.run import Run
 from tuner_svc.torch_thread import TorchThread
 from tuner_svc.tune import check, tune
 from tuner_svc.tuning_config import TuningConfig
+from tuner_svc.tuning_run import TuningRun
 from unitune import images, store_paths, telemetry
 from unitune.base_model import Preset
 from unitune.choices import (
@@ -54,7 +54,7 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
         """`thread` is the one that loaded the model; without it there is a new one."""
         self._model, self._store, self._codec = model, store, codec
         self._thread = thread or TorchThread()
-        self._runs: set[Run] = set()
+        self._runs: set[TuningRun] = set()
         self._is_draining = False
         self._instance = secrets.token_hex(INSTANCE_BYTES)
 
@@ -102,7 +102,7 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
         for earlier in self._runs:
             if earlier.name == request.name:  # who asks again has lost the first stream
                 earlier.cancel()
-        run = Run(request.name)
+        run = TuningRun(request.name)
         self._runs.add(run)
         work = self._thread.submit(self._tune, run, request, config, image, large)
         work.add_done_callback(lambda _: run.wake())
@@ -136,7 +136,7 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
 
     def _tune(
         self,
-        run: Run,
+        run: TuningRun,
         request: tuner_pb2.RunTuningRequest,
         config: TuningConfig,
         image: images.ModelImage,
@@ -163,7 +163,7 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
             base_model=manifest.base_model,
         )
 
-    def _put(self, run: Run, path: str, data: bytes, manifest: Manifest) -> None:
+    def _put(self, run: TuningRun, path: str, data: bytes, manifest: Manifest) -> None:
         """Write the weights, again and again for a while: they took minutes, and a full disk may have space soon."""
         gives_up_at = time.monotonic() + STORE_WAIT_S
         while True:
@@ -175,7 +175,7 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
                     raise
                 time.sleep(STORE_RETRY_S)
 
-    async def _take_back(self, run: Run, work: "Future[tuning_pb2.WeightsRef]", path: str) -> None:
+    async def _take_back(self, run: TuningRun, work: "Future[tuning_pb2.WeightsRef]", path: str) -> None:
         """Wait for the worker to let go, and delete the weights if it had just made them: nobody knows of them."""
         if not work.cancel():
             while not work.done():
@@ -183,14 +183,14 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
             if work.exception() is None:
                 await asyncio.to_thread(self._delete, run, path)
 
-    def _delete(self, run: Run, path: str) -> None:
+    def _delete(self, run: TuningRun, path: str) -> None:
         try:
             self._store.delete_weights(path)
         except Exception:  # the store is down; the gateway deletes all that a tuning left when it records its end
             telemetry.failure(logger, "weights not deleted", tuning=run.name)
 
 
-def _outcome(run: Run, work: "Future[tuning_pb2.WeightsRef]") -> RunTuningEvent:
+def _outcome(run: TuningRun, work: "Future[tuning_pb2.WeightsRef]") -> RunTuningEvent:
     """The last event of a run that has ended."""
     failure: UniTuneError
     try:

@@ -7,7 +7,7 @@ from tuner_svc.progress_tracker import TuningProgress
 from unitune.errors import Cancelled
 
 
-class Run:
+class TuningRun:
     """One RunTuning: what the PyTorch thread has to say, and whether it should stop."""
 
     def __init__(self, name: str) -> None:
