@@ -16,7 +16,7 @@ from bench.editbench.run import engine_folder
 from bench.edits import results
 from bench.inputs import MODEL, PICTURE
 from bench.measure import psnr_db, seconds
-from sampler_svc.engines.engine import Weights
+from sampler_svc.engines.engine import WeightSet
 from sampler_svc.engines.weights import tuned_weights
 from sampler_svc.model import Model
 from sampler_svc.sampling.request import Request
@@ -67,7 +67,7 @@ def main() -> None:
         )
 
 
-def edits(model: Model, weights: Weights) -> list[np.ndarray]:
+def edits(model: Model, weights: WeightSet) -> list[np.ndarray]:
     """Edited pictures of all prompts and seeds."""
     preset, found = model.spec.preset, []
     with model.pool.lease(weights.id, lambda: weights) as lease:

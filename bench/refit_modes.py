@@ -13,7 +13,7 @@ from bench.inputs import GUIDANCE
 from bench.measure import Ratio, in_turns
 from sampler_svc.build.refit_check import random_weights, reference_answer
 from sampler_svc.engines.cpu import DENOISER
-from sampler_svc.engines.engine import BASE, Array, EngineSpec, Probe, Weights
+from sampler_svc.engines.engine import BASE, Array, EngineSpec, Probe, WeightSet
 from sampler_svc.engines.folder import BASE_PROBE_SEED, Manifest
 from sampler_svc.model import Model
 from sampler_svc.sampling.request import Request
@@ -48,14 +48,14 @@ def refit_modes(graphs: Path, folder: Path, image: bytes, prompt: str, rounds: i
     return found
 
 
-def two_sets(graphs: Path, model: Model, names: list[str]) -> Iterator[Weights]:
+def two_sets(graphs: Path, model: Model, names: list[str]) -> Iterator[WeightSet]:
     """Two sets of weights by turns, alike but for the named tensors."""
     sets = []
     for number in (1, 2):
         tensors = {**model.base.tensors, **near(model, names, number)}
         answer = reference_answer(graphs / DENOISER, EngineSpec.of(model.spec), tensors)
         name = f"set {number} of {len(names)} tensors"  # other names than the last two sets', which the pool may hold
-        sets.append(Weights(name, tensors, Probe(BASE_PROBE_SEED, answer, model.base.probe.expected)))
+        sets.append(WeightSet(name, tensors, Probe(BASE_PROBE_SEED, answer, model.base.probe.expected)))
     return cycle(sets)
 
 
@@ -65,7 +65,7 @@ def near(model: Model, names: Iterable[str], number: int) -> dict[str, Array]:
     return {name: np.add(base[name], np.float32(0.01 * number) * drawn[name]) for name in names}
 
 
-def refitting(model: Model, sets: Iterator[Weights]) -> Callable[[], object]:
+def refitting(model: Model, sets: Iterator[WeightSet]) -> Callable[[], object]:
     """One refit."""
 
     def work() -> None:
@@ -90,7 +90,7 @@ def stepping(model: Model, prompt: str) -> Callable[[], object]:
     return work
 
 
-def editing(model: Model, sets: Iterator[Weights], request: Request) -> Callable[[], object]:
+def editing(model: Model, sets: Iterator[WeightSet], request: Request) -> Callable[[], object]:
     """One edit with its refit."""
 
     def work() -> None:

@@ -8,7 +8,7 @@ from sampler_svc.config import AUTO, BACKENDS
 from sampler_svc.engines.backends import backend_of
 from sampler_svc.engines.cpu_controlled import ControlledEngine
 from sampler_svc.engines.cpu_super_resolution import SuperResolutionEngine
-from sampler_svc.engines.engine import EngineSpec, Weights
+from sampler_svc.engines.engine import EngineSpec, WeightSet
 from sampler_svc.engines.folder import open_folder
 from sampler_svc.engines.layout import GraphLayout
 from sampler_svc.engines.pool import EnginePool
@@ -32,12 +32,12 @@ class Model:
     spec: BaseModelSpec
     schedule: Schedule
     graphs: BaseGraphs
-    base: Weights
+    base: WeightSet
     pool: EnginePool
     controlled: EnginePool  # of one engine with control over attention, opened when it is first leased
     engine: str  # the runtime in words
     super_resolution: EnginePool | None = None  # the second stage, where the base model is a cascade
-    super_resolution_base: Weights | None = None
+    super_resolution_base: WeightSet | None = None
     clip_filter: ClipFilter | None = None  # where the base model brings one
     clipseg: ClipSeg | None = None  # where the sampler has one
     picture_check: PictureCheck | None = (

@@ -18,7 +18,7 @@ from bench.gpu.stepping import EDITS, GUIDANCE, ROUNDS, Predicted, answer_of, ed
 from sampler_svc.build.builder import Builder
 from sampler_svc.build.cuda import cuda_builder
 from sampler_svc.engines.cuda import CPU, CUDA, OrtCudaEngine
-from sampler_svc.engines.engine import BASE, EngineSpec, Probe, Weights
+from sampler_svc.engines.engine import BASE, EngineSpec, Probe, WeightSet
 from sampler_svc.engines.fp16_weights import rounded
 from sampler_svc.engines.self_test import MAX_ERROR
 from tuner_svc.base_model import BaseModel
@@ -39,7 +39,7 @@ class Engines:
         self._model, self._graphs, self._folder = model, graphs, scratch / "engine"
         self._spec = EngineSpec.of(model.spec)
         self._provider = CUDA if model.device.type == "cuda" else CPU  # the processor's, to see that it all runs
-        self._sets: dict[str, Weights] = {}
+        self._sets: dict[str, WeightSet] = {}
         self._noise: dict[str, float] = {}
 
     def build(self) -> Found:
@@ -146,7 +146,7 @@ class Engines:
         for name, tensors in ((BASE, base), (OTHER, other)):
             arrays = {each: tensor.cpu().numpy() for each, tensor in tensors.items()}
             probe = Probe(SELF_TEST_PROBE_SEED, answers[name], answers[BASE])
-            self._sets[name] = Weights(name, arrays, probe)
+            self._sets[name] = WeightSet(name, arrays, probe)
             self._noise[name] = distance(answer_of(self._model, tensors, torch.float16), answers[name])
 
 

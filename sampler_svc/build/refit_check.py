@@ -7,14 +7,14 @@ from safetensors.numpy import load_file, save_file
 
 from sampler_svc.build.builder import BuildError
 from sampler_svc.engines.cpu import open_refitted, session_options
-from sampler_svc.engines.engine import Engine, EngineSpec, Probe, Tensors, Weights
+from sampler_svc.engines.engine import Engine, EngineSpec, Probe, Tensors, WeightSet
 from sampler_svc.engines.folder import BASE_PROBE_SEED
 from unitune.errors import DataLoss
 
 MAX_REFIT_RATIO = 1e-3  # of the effect of random weights; fp32 gives about 1e-5, one stale tensor 3e-3 and more
 
 
-def base_and_random_weights(graph: Path, spec: EngineSpec, weights: Path, probe: Path) -> tuple[Weights, Weights]:
+def base_and_random_weights(graph: Path, spec: EngineSpec, weights: Path, probe: Path) -> tuple[WeightSet, WeightSet]:
     """The base weights, read-only, and random ones, each with the exported graph's answer; the base's is written to
     `probe`."""
     tensors = load_file(weights)
@@ -23,11 +23,11 @@ def base_and_random_weights(graph: Path, spec: EngineSpec, weights: Path, probe:
     save_file({"base": of_base}, probe)
     for tensor in tensors.values():
         tensor.flags.writeable = False
-    base = Weights("base", tensors, Probe(BASE_PROBE_SEED, of_base, of_base))
-    return base, Weights("other", drawn, Probe(BASE_PROBE_SEED, of_drawn, of_base))
+    base = WeightSet("base", tensors, Probe(BASE_PROBE_SEED, of_base, of_base))
+    return base, WeightSet("other", drawn, Probe(BASE_PROBE_SEED, of_drawn, of_base))
 
 
-def check_refits(engine: Engine, base: Weights, other: Weights) -> None:
+def check_refits(engine: Engine, base: WeightSet, other: WeightSet) -> None:
     """Raises BuildError unless the engine is refitted there, back and there again, and answers with the same bits.
 
     `other` differs from `base` in every tensor, by so much that a single one left behind shows. Closes the engine.

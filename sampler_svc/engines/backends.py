@@ -11,7 +11,7 @@ from pathlib import Path
 from sampler_svc.config import BACKENDS
 from sampler_svc.engines import cpu
 from sampler_svc.engines.cpu import Graph
-from sampler_svc.engines.engine import BackendMissing, Engine, EngineSpec, Weights
+from sampler_svc.engines.engine import BackendMissing, Engine, EngineSpec, WeightSet
 from sampler_svc.engines.refit_modes import ort_opener
 
 
@@ -21,7 +21,7 @@ class Backend:
 
     facts: Mapping[str, str]  # what an engine folder must have been built for
     # Opens engines of a folder: base weights, threads on a CPU, and a refit mode where there are several.
-    opener: Callable[[Path, EngineSpec, Weights, int, str], Callable[[], Engine]]
+    opener: Callable[[Path, EngineSpec, WeightSet, int, str], Callable[[], Engine]]
     open_graph: Callable[[Path, int], Graph] = Graph  # of those that no tuning changes
 
 

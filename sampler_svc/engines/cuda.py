@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sampler_svc.engines.cpu import DENOISER, Graph, backend, session_options
 from sampler_svc.engines.cuda_device import open_device
-from sampler_svc.engines.engine import Array, BackendMissing, Engine, EngineSpec, RefitReport, Tensors, Weights
+from sampler_svc.engines.engine import Array, BackendMissing, Engine, EngineSpec, RefitReport, Tensors, WeightSet
 from sampler_svc.engines.folder import REBUILD, UnusableEngine
 from sampler_svc.engines.fp16_weights import BATCH, in_batches, rounded
 from sampler_svc.engines.self_test import SelfTestReport
@@ -133,7 +133,7 @@ class OrtCudaEngine(Engine):
         engine.rounding = max(engine.rounding, found.errors["base"])
         return engine
 
-    def refit(self, weights: Weights) -> RefitReport:
+    def refit(self, weights: WeightSet) -> RefitReport:
         """As Engine.refit. Where a write in place does not show in the probe, a new session must."""
         wrote_in_place = self._session is not None and self._in_place
         try:

@@ -68,7 +68,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeightSet:
     """A whole set: every tensor of the spec by PyTorch name, in PyTorch's shape, and what proves that they took."""
 
     id: str  # digest of the weights file, or BASE
@@ -97,7 +97,7 @@ class Engine(ABC):
         self._known = known or {}
         self.weights: str | None = None  # id of the weights inside; None means unknown, so that it must not run
 
-    def refit(self, weights: Weights) -> RefitReport:
+    def refit(self, weights: WeightSet) -> RefitReport:
         """Put in a whole set of weights, and prove that they took.
 
         Raises DataLoss (WEIGHTS_CORRUPT) when the tensors are not those of the spec, and when the probe fails.

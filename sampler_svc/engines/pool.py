@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from sampler_svc.engines.engine import BASE, TOO_SMALL, Array, Engine, Weights
+from sampler_svc.engines.engine import BASE, TOO_SMALL, Array, Engine, WeightSet
 from unitune import telemetry
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class EnginePool:
     """A fixed number of engines, at first with the base weights."""
 
     def __init__(
-        self, open_engine: Callable[[], Engine], base: Weights, size: int = 1, *, is_lazy: bool = False
+        self, open_engine: Callable[[], Engine], base: WeightSet, size: int = 1, *, is_lazy: bool = False
     ) -> None:
         """Opens all engines, or each when it is first leased. Raises what opening or proving one raises."""
         self._open_engine, self._base = open_engine, base
@@ -79,7 +79,7 @@ class EnginePool:
             return not self._waiting and not all(slot.is_leased for slot in self._slots)
 
     @contextmanager
-    def lease(self, weights: str, read: Callable[[], Weights]) -> Iterator[Lease]:
+    def lease(self, weights: str, read: Callable[[], WeightSet]) -> Iterator[Lease]:
         """Wait for an engine, see that it holds the weights, and keep it until the end of the `with` block.
 
         Who came first is served first, but for those who wait for a refit of their weights. `read` is called only on a
@@ -142,7 +142,7 @@ class EnginePool:
         able = (waiting for waiting, weights in self._waiting.items() if weights not in self._refitting)
         return next(able, None) is me and not all(slot.is_leased for slot in self._slots)
 
-    def _hold(self, slot: _Slot, weights: str, read: Callable[[], Weights]) -> Lease:
+    def _hold(self, slot: _Slot, weights: str, read: Callable[[], WeightSet]) -> Lease:
         if slot.engine is not None and slot.engine.weights == weights:
             return Lease(slot.engine, True, 0.0, slot.probe_ratio)
         began = time.perf_counter()

@@ -7,7 +7,7 @@ import pytest
 
 from sampler_svc.engines.cpu import OrtEngine
 from sampler_svc.engines.cpu_controlled import ControlledEngine
-from sampler_svc.engines.engine import EngineSpec, Weights
+from sampler_svc.engines.engine import EngineSpec, WeightSet
 from sampler_svc.model import Model
 from tests.sampler_svc.tunings import Tunings
 from unitune.attention import no_controls
@@ -26,7 +26,7 @@ def question(spec: BaseModelSpec, batch: int) -> tuple[np.ndarray, np.ndarray, n
 
 
 def test_it_takes_the_same_weights_and_answers_alike(
-    engine_folder: Path, spec: BaseModelSpec, base: Weights, tunings: Tunings
+    engine_folder: Path, spec: BaseModelSpec, base: WeightSet, tunings: Tunings
 ) -> None:
     """Base, tuned and base again: each proven by its own probe, and off the plain engine's answer by at most 1e-5."""
     engine_spec = EngineSpec.of(spec)

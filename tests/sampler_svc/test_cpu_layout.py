@@ -11,7 +11,7 @@ from sampler_svc.build.onnx_file import initializers
 from sampler_svc.engines.cpu import DENOISER, OrtEngine
 from sampler_svc.engines.cpu_in_place import IN_PLACE, InPlaceEngine
 from sampler_svc.engines.cpu_layout import LAID_OUT, LAYOUT_FILE, Blocked, read_layouts
-from sampler_svc.engines.engine import EngineSpec, Weights
+from sampler_svc.engines.engine import EngineSpec, WeightSet
 from sampler_svc.engines.folder import Manifest
 from sampler_svc.engines.layout import GraphLayout
 from tests.sampler_svc.tunings import Tunings, answers
@@ -41,7 +41,7 @@ def test_a_bias_is_padded_to_whole_blocks() -> None:
 
 
 def test_an_engine_in_place_runs_the_graph_of_this_cpu(
-    engine_folder: Path, spec: BaseModelSpec, base: Weights, tunings: Tunings
+    engine_folder: Path, spec: BaseModelSpec, base: WeightSet, tunings: Tunings
 ) -> None:
     """Every tensor is one initializer of it, none twice, and its answers are a new session's to rounding."""
     layouts = read_layouts(engine_folder)

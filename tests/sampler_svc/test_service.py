@@ -10,7 +10,7 @@ import grpc
 import numpy as np
 import pytest
 
-from sampler_svc.engines.engine import BASE, Weights
+from sampler_svc.engines.engine import BASE, WeightSet
 from sampler_svc.model import Model
 from sampler_svc.sampling.attempts import SEED_STRIDE
 from sampler_svc.sampling.clip_filter import ClipFilter
@@ -168,7 +168,7 @@ async def test_damaged_weights_fail_and_the_next_edit_works(sampler, stored, sto
 
 
 async def test_weights_that_do_not_prove_fail_and_the_next_edit_works(
-    sampler, store_folder: Path, stored, tunings: Tunings, base: Weights
+    sampler, store_folder: Path, stored, tunings: Tunings, base: WeightSet
 ) -> None:
     """A whole file whose tensors are not those that its probe was made with never reaches a picture."""
     from unitune.weights import pack, unpack

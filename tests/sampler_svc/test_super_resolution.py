@@ -13,7 +13,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from sampler_svc.build.folder import build
 from sampler_svc.build.refit_check import random_weights, reference_answer
 from sampler_svc.engines.cpu_super_resolution import SuperResolutionEngine
-from sampler_svc.engines.engine import BASE, Engine, Probe, Weights
+from sampler_svc.engines.engine import BASE, Engine, Probe, WeightSet
 from sampler_svc.model import Model
 from sampler_svc.sampling.events import Done, EditedImage, Step
 from sampler_svc.sampling.request import Request
@@ -154,7 +154,7 @@ def test_the_engine_refuses_weights_that_do_not_take(cascade: Model, engine: Eng
     drawn = random_weights(base.tensors)
 
     with pytest.raises(DataLoss, match="probe"):
-        engine.refit(Weights("other", drawn, Probe(base.probe.seed, base.probe.expected, base.probe.expected)))
+        engine.refit(WeightSet("other", drawn, Probe(base.probe.seed, base.probe.expected, base.probe.expected)))
 
 
 def run(cascade: Model, engine: Engine, request: Request, second: SuperResolution | None) -> list:
