@@ -14,7 +14,7 @@ from bench.measure import Ratio, in_turns
 from sampler_svc.build.refit_check import random_weights, reference_answer
 from sampler_svc.engines.cpu import DENOISER
 from sampler_svc.engines.engine import BASE, Array, EngineSpec, Probe, WeightSet
-from sampler_svc.engines.folder import BASE_PROBE_SEED, Manifest
+from sampler_svc.engines.folder import BASE_PROBE_SEED, EngineManifest
 from sampler_svc.model import Model
 from sampler_svc.sampling.request import Request
 
@@ -24,7 +24,7 @@ EDIT_STEPS = (8, 20, 50)
 def refit_modes(graphs: Path, folder: Path, image: bytes, prompt: str, rounds: int) -> dict[str, object]:
     """Every edit gets other weights than the one before, so that each has its refit."""
     models, memory = {}, {}
-    for mode in Manifest.load(folder).refit_modes:
+    for mode in EngineManifest.load(folder).refit_modes:
         before = resident_bytes()
         models[mode] = Model.open(folder, refit_mode=mode)
         memory[mode] = resident_bytes() - before

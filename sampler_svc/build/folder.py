@@ -16,7 +16,7 @@ from sampler_svc.engines.folder import (
     MANIFEST_FILE,
     SUPER_RESOLUTION_PROBE_FILE,
     EngineKey,
-    Manifest,
+    EngineManifest,
     is_complete,
     key_of,
 )
@@ -47,7 +47,7 @@ def build(graphs: Path, folder: Path, builder: Builder | None = None) -> Path:
         if spec.super_resolution is not None:
             verify_super_resolution(partial, spec)
         files = {path.name: (file_digest(path), path.stat().st_size) for path in sorted(partial.iterdir())}
-        Manifest(key, files, round(time.monotonic() - began, 3), modes).save(partial)
+        EngineManifest(key, files, round(time.monotonic() - began, 3), modes).save(partial)
         if not is_complete(folder, key):  # another build may have come first
             _publish(partial, folder)
     except (BuildError, BackendMissing, OSError):

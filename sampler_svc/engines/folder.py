@@ -51,7 +51,7 @@ class EngineKey:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class EngineManifest:
     """What lies in an engine folder: its key, (sha256, bytes) of each file, and how the engine may be refitted."""
 
     key: EngineKey
@@ -65,7 +65,7 @@ class Manifest:
         (folder / MANIFEST_FILE).write_text(text)
 
     @classmethod
-    def load(cls, folder: Path) -> "Manifest":
+    def load(cls, folder: Path) -> "EngineManifest":
         """Read manifest.json. Raises UnusableEngine when there is none, or one of another schema."""
         try:
             found = json.loads((folder / MANIFEST_FILE).read_text())
@@ -95,7 +95,7 @@ def key_of(spec: BaseModelSpec, graph: str, specification: str, backend: Mapping
 def is_complete(folder: Path, key: EngineKey) -> bool:
     """Whether the folder holds an engine of that key, judged by its manifest and its files' sizes."""
     try:
-        manifest = Manifest.load(folder)
+        manifest = EngineManifest.load(folder)
     except UnusableEngine:
         return False
     sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
@@ -107,7 +107,7 @@ def open_folder(folder: Path, backend: Mapping[str, str]) -> BaseModelSpec:
 
     Raises UnusableEngine otherwise: an engine is never tried where it was not built for.
     """
-    manifest = Manifest.load(folder)
+    manifest = EngineManifest.load(folder)
     here = {**backend, "platform": this_platform(), "cpu": this_cpu()}
     there = {**manifest.key.backend, "platform": manifest.key.platform, "cpu": manifest.key.cpu}
     for name in sorted(here.keys() | there.keys()):

@@ -7,7 +7,7 @@ from sampler_svc.config import AUTO
 from sampler_svc.engines.cpu import NEW_SESSION, OrtEngine
 from sampler_svc.engines.cpu_in_place import IN_PLACE, InPlaceEngine
 from sampler_svc.engines.engine import Engine, EngineSpec, Tensors, WeightSet
-from sampler_svc.engines.folder import Manifest, UnusableEngine
+from sampler_svc.engines.folder import EngineManifest, UnusableEngine
 from sampler_svc.engines.layout import GraphLayout
 
 ENGINES = {NEW_SESSION: OrtEngine, IN_PLACE: InPlaceEngine}
@@ -17,7 +17,7 @@ IN_PLACE_BYTES = 64 << 20
 
 def ort_opener(folder: Path, spec: EngineSpec, base: WeightSet, threads: int, refit_mode: str) -> Callable[[], Engine]:
     """Opens engines of a folder that share the base weights. Raises UnusableEngine for a mode that is not proven."""
-    engine, layout = ENGINES[_chosen(refit_mode, Manifest.load(folder), base)], GraphLayout(spec, base.tensors)
+    engine, layout = ENGINES[_chosen(refit_mode, EngineManifest.load(folder), base)], GraphLayout(spec, base.tensors)
     return lambda: engine(folder, spec, threads, layout)
 
 
@@ -26,7 +26,7 @@ def is_small(tensors: Tensors) -> bool:
     return sum(tensor.nbytes for tensor in tensors.values()) <= IN_PLACE_BYTES
 
 
-def _chosen(wanted: str, manifest: Manifest, base: WeightSet) -> str:
+def _chosen(wanted: str, manifest: EngineManifest, base: WeightSet) -> str:
     """Small models are refitted in place where the build has proven that (docs/decisions/refit-modes.md)."""
     if wanted == AUTO:
         return IN_PLACE if is_small(base.tensors) and IN_PLACE in manifest.refit_modes else NEW_SESSION

@@ -12,7 +12,7 @@ from sampler_svc.engines.cpu import DENOISER, OrtEngine
 from sampler_svc.engines.cpu_in_place import IN_PLACE, InPlaceEngine
 from sampler_svc.engines.cpu_layout import LAID_OUT, LAYOUT_FILE, Blocked, read_layouts
 from sampler_svc.engines.engine import EngineSpec, WeightSet
-from sampler_svc.engines.folder import Manifest
+from sampler_svc.engines.folder import EngineManifest
 from sampler_svc.engines.layout import GraphLayout
 from tests.sampler_svc.tunings import Tunings, answers
 from unitune.base_model import BaseModelSpec
@@ -70,5 +70,5 @@ def test_without_every_tensor_in_it_there_is_no_such_graph(
     assert (
         read_layouts(folder) is None and not list(folder.glob(f"{LAID_OUT}*")) and not (folder / LAYOUT_FILE).exists()
     )
-    assert IN_PLACE in Manifest.load(folder).refit_modes
+    assert IN_PLACE in EngineManifest.load(folder).refit_modes
     assert InPlaceEngine(folder, EngineSpec.of(spec))._path == folder / DENOISER

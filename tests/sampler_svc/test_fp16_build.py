@@ -21,7 +21,7 @@ from sampler_svc.config import BACKENDS
 from sampler_svc.engines import backends, cuda
 from sampler_svc.engines.cuda import CPU, OrtCudaEngine, check_cuda
 from sampler_svc.engines.engine import BackendMissing, EngineSpec
-from sampler_svc.engines.folder import Manifest, UnusableEngine, open_folder
+from sampler_svc.engines.folder import EngineManifest, UnusableEngine, open_folder
 from sampler_svc.engines.self_test import MAX_ERROR, SelfTestReport
 from sampler_svc.engines.tensorrt import PLAN_FILE, WORKSPACE_BYTES
 from tests.sampler_svc.fake_gpu import NO_DEVICE, FakeCuda, FakeTensorRT, Faults, fake_runtime
@@ -132,7 +132,7 @@ def test_an_engine_folder_is_whole_and_tested(
     """Errors of all sets within bounds, the base model's probe from PyTorch, and every file with its digest."""
     builder = cuda_builder(CPU) if name == "onnxruntime-cuda" else tensorrt_builder(fake_runtime(Faults()))
     folder = build(tiny_fp16_graphs, tmp_path / "engine", builder)
-    found, manifest = SelfTestReport.load(folder), Manifest.load(folder)
+    found, manifest = SelfTestReport.load(folder), EngineManifest.load(folder)
 
     assert found.errors.keys() == found.noise.keys() == {"base", "first", "second"}
     assert all(0 < error < MAX_ERROR * found.noise[name] for name, error in found.errors.items())

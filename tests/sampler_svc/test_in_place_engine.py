@@ -15,7 +15,7 @@ from sampler_svc.engines import refit_modes
 from sampler_svc.engines.cpu import DENOISER, NEW_SESSION, OrtEngine, session_options
 from sampler_svc.engines.cpu_in_place import IN_PLACE, InPlaceEngine
 from sampler_svc.engines.engine import BASE, Engine, EngineSpec, Probe, Tensors, WeightSet
-from sampler_svc.engines.folder import Manifest, UnusableEngine
+from sampler_svc.engines.folder import EngineManifest, UnusableEngine
 from sampler_svc.engines.layout import GraphLayout
 from sampler_svc.model import Model
 from tests.sampler_svc.tunings import Tunings, answers, question
@@ -141,12 +141,12 @@ def test_a_build_where_writes_are_not_seen_offers_new_sessions_alone(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The engine is built all the same, says why, and its manifest does not list the mode."""
-    assert Manifest.load(engine_folder).refit_modes == (NEW_SESSION, IN_PLACE)
+    assert EngineManifest.load(engine_folder).refit_modes == (NEW_SESSION, IN_PLACE)
     monkeypatch.setattr(cpu_build, "InPlaceEngine", Prepacked)
 
     folder = build(tiny_graphs, tmp_path / "engine")
 
-    assert Manifest.load(folder).refit_modes == (NEW_SESSION,)
+    assert EngineManifest.load(folder).refit_modes == (NEW_SESSION,)
     assert "every refit will open a new session" in capsys.readouterr().err
     with pytest.raises(UnusableEngine, match="not proven: use new_session"):
         Model.open(folder, threads=1, refit_mode=IN_PLACE)
