@@ -15,7 +15,7 @@ from bench.gpu.fp16_folder import GRAPH, distance, fill, question_of
 from bench.gpu.model import other_weights
 from bench.gpu.record import Found, Skipped, clocked, need_cuda, used_gb
 from bench.gpu.stepping import EDITS, GUIDANCE, ROUNDS, Predicted, answer_of, edit_of
-from sampler_svc.build.builder import Builder
+from sampler_svc.build.builder import BackendBuilder
 from sampler_svc.build.cuda import cuda_builder
 from sampler_svc.engines.cuda import CPU, CUDA, OrtCudaEngine
 from sampler_svc.engines.engine import BASE, EngineSpec, Probe, WeightSet
@@ -46,7 +46,7 @@ class Engines:
         """Weights into the graph, then the offline optimisation: seconds of each; fp16's noise in PyTorch."""
         if not (self._graphs / GRAPH).is_file():
             raise Skipped(f"{self._graphs} has no graph: python -m bench.gpu --prepare {self._graphs}")
-        builder: Builder = cuda_builder(self._provider)
+        builder: BackendBuilder = cuda_builder(self._provider)
         filled = clocked(lambda: fill(self._graphs, self._model), self._model.device)
         self._draw_sets()
         fp16 = Fp16Spec.load(self._graphs / FP16_FOLDER)

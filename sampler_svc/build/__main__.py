@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sampler_svc.build.builder import Builder, BuildError
+from sampler_svc.build.builder import BackendBuilder, BuildError
 from sampler_svc.build.cpu import onnxruntime_builder
 from sampler_svc.build.folder import build, read_graphs
 from sampler_svc.config import BACKENDS
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def builder_of(name: str) -> Builder:
+def builder_of(name: str) -> BackendBuilder:
     """How a backend builds here; its module is imported only if asked for. Raises BackendMissing."""
     if name == "onnxruntime":
         return onnxruntime_builder()

@@ -17,7 +17,7 @@ class BuildError(Exception):
 
 
 @dataclass(frozen=True)
-class Builder:
+class BackendBuilder:
     """What is particular to building for one backend. Its steps raise BuildError."""
 
     facts: Mapping[str, str]  # the runtime, its device and how it builds, for the key

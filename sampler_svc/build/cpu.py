@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors.numpy import load_file
 
-from sampler_svc.build.builder import DENOISER_DATA, EXPORT_AGAIN, Builder, BuildError, copy_others
+from sampler_svc.build.builder import DENOISER_DATA, EXPORT_AGAIN, BackendBuilder, BuildError, copy_others
 from sampler_svc.build.cpu_layout import lay_out
 from sampler_svc.build.onnx_file import SMALL_BYTES, initializers, put_outside
 from sampler_svc.build.refit_check import base_and_random_weights, check_refits
@@ -30,9 +30,9 @@ from sampler_svc.engines.refit_modes import is_small
 from unitune.base_model import SPEC_FILE, BaseModelSpec
 
 
-def onnxruntime_builder() -> Builder:
+def onnxruntime_builder() -> BackendBuilder:
     """ONNX Runtime on this CPU."""
-    return Builder(backend(), DENOISER, (SPEC_FILE,), check_graph, _fill, verify)
+    return BackendBuilder(backend(), DENOISER, (SPEC_FILE,), check_graph, _fill, verify)
 
 
 def check_graph(graphs: Path, spec: BaseModelSpec) -> None:

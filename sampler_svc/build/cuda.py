@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from sampler_svc.build.builder import DENOISER_DATA, Builder, BuildError
+from sampler_svc.build.builder import DENOISER_DATA, BackendBuilder, BuildError
 from sampler_svc.build.fp16 import FP16_DENOISER, copy_all_but_the_denoiser, fp16_builder
 from sampler_svc.build.onnx_file import SMALL_BYTES, put_outside
 from sampler_svc.engines.cpu import DENOISER, session_options
@@ -16,7 +16,7 @@ from unitune.base_model import BaseModelSpec
 from unitune.errors import UniTuneError
 
 
-def cuda_builder(provider: str = CUDA) -> Builder:
+def cuda_builder(provider: str = CUDA) -> BackendBuilder:
     """ONNX Runtime on this GPU. Raises BackendMissing."""
     here = cuda_facts(provider)
     return fp16_builder(here, partial(_fill, provider=provider), partial(verify, provider=provider, here=here))

@@ -6,7 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from sampler_svc.build.builder import EXPORT_AGAIN, Builder, BuildError
+from sampler_svc.build.builder import EXPORT_AGAIN, BackendBuilder, BuildError
 from sampler_svc.build.cpu import onnxruntime_builder
 from sampler_svc.build.onnx_file import structure_digest
 from sampler_svc.build.refit_check import base_and_random_weights, check_refits
@@ -24,7 +24,7 @@ from unitune.base_model import SUPER_RESOLUTION_GRAPH, BaseModelSpec, file_diges
 from unitune.system_errors import failure_sentence
 
 
-def build(graphs: Path, folder: Path, builder: Builder | None = None) -> Path:
+def build(graphs: Path, folder: Path, builder: BackendBuilder | None = None) -> Path:
     """Build an engine into a folder; at once if a complete one with the same key is there. Answers with the folder.
 
     Without a builder it is for ONNX Runtime on this CPU. An engine of another key is replaced by the new one. Raises
@@ -59,7 +59,7 @@ def build(graphs: Path, folder: Path, builder: Builder | None = None) -> Path:
     return folder
 
 
-def read_graphs(graphs: Path, builder: Builder | None = None) -> tuple[BaseModelSpec, EngineKey]:
+def read_graphs(graphs: Path, builder: BackendBuilder | None = None) -> tuple[BaseModelSpec, EngineKey]:
     """The specification of exported graphs, and the key of the engine built from them here. Raises BuildError."""
     builder = builder or onnxruntime_builder()
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors.numpy import load_file, save_file
 
-from sampler_svc.build.builder import EXPORT_AGAIN, Builder, BuildError, copy_others
+from sampler_svc.build.builder import EXPORT_AGAIN, BackendBuilder, BuildError, copy_others
 from sampler_svc.build.onnx_file import initializers
 from sampler_svc.engines.folder import PROBE_FILE
 from unitune.base_model import SPEC_FILE, BaseModelSpec, file_digest
@@ -18,9 +18,11 @@ AGAIN_WITH_FP16 = f"{EXPORT_AGAIN} with --fp16"
 Step = Callable[[Path, Path, BaseModelSpec], None]
 
 
-def fp16_builder(facts: Mapping[str, str], fill: Step, verify: Step) -> Builder:
+def fp16_builder(facts: Mapping[str, str], fill: Step, verify: Step) -> BackendBuilder:
     """A builder that begins at the fp16 graph."""
-    return Builder(facts, FP16_DENOISER, (SPEC_FILE, f"{FP16_FOLDER}/{FP16_FILE}"), check_fp16_graph, fill, verify)
+    return BackendBuilder(
+        facts, FP16_DENOISER, (SPEC_FILE, f"{FP16_FOLDER}/{FP16_FILE}"), check_fp16_graph, fill, verify
+    )
 
 
 def check_fp16_graph(graphs: Path, spec: BaseModelSpec) -> None:

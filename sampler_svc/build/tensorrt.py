@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from sampler_svc.build.builder import Builder, BuildError
+from sampler_svc.build.builder import BackendBuilder, BuildError
 from sampler_svc.build.fp16 import AGAIN_WITH_FP16, FP16_DENOISER, copy_all_but_the_denoiser, fp16_builder
 from sampler_svc.engines.engine import EngineSpec
 from sampler_svc.engines.folder import UnusableEngine
@@ -32,7 +32,7 @@ from unitune.base_model import BaseModelSpec
 from unitune.errors import UniTuneError
 
 
-def tensorrt_builder(open_runtime: OpenRuntime = open_tensorrt) -> Builder:
+def tensorrt_builder(open_runtime: OpenRuntime = open_tensorrt) -> BackendBuilder:
     """TensorRT on this GPU. Raises BackendMissing."""
     here = tensorrt_facts(open_runtime)
     fill, check = (partial(step, open_runtime=open_runtime, here=here) for step in (_fill, verify))
