@@ -15,10 +15,10 @@ from unitune.fp16_graph import FP16_FILE, FP16_FOLDER, SELF_TEST_FILE, Fp16Spec
 FP16_DENOISER = f"{FP16_FOLDER}/denoiser.onnx"
 AGAIN_WITH_FP16 = f"{EXPORT_AGAIN} with --fp16"
 
-Step = Callable[[Path, Path, BaseModelSpec], None]
+BuildStep = Callable[[Path, Path, BaseModelSpec], None]
 
 
-def fp16_builder(facts: Mapping[str, str], fill: Step, verify: Step) -> BackendBuilder:
+def fp16_builder(facts: Mapping[str, str], fill: BuildStep, verify: BuildStep) -> BackendBuilder:
     """A builder that begins at the fp16 graph."""
     return BackendBuilder(
         facts, FP16_DENOISER, (SPEC_FILE, f"{FP16_FOLDER}/{FP16_FILE}"), check_fp16_graph, fill, verify

@@ -29,7 +29,7 @@ ENOUGH, ENOUGH_PER_STEP = 1e-5, 2e-5  # a loss that ends a step's updates, and h
 
 
 @dataclass(frozen=True)
-class Step:
+class GuidedStep:
     """One step of the guided run, as a function of its null embedding."""
 
     model: BaseModel
@@ -61,7 +61,7 @@ def tune(model: BaseModel, latent: Tensor, config: TuningConfig, tracker: Progre
         with torch.no_grad():
             prompt = predicted(model, latents, timestep, base_prompt)
         factors = ddim_factors(level, next_level, model.schedule.prediction_type)
-        step = Step(model, latents, timestep, prompt, *factors, config.guidance_scale)
+        step = GuidedStep(model, latents, timestep, prompt, *factors, config.guidance_scale)
         null = optimized(step, null, pivot, config, index, tracker)
         nulls.append(null)
         with torch.no_grad():
@@ -100,7 +100,7 @@ def levels(
 
 
 def optimized(
-    step: Step, null: Tensor, pivot: Tensor, config: TuningConfig, index: int, tracker: ProgressTracker
+    step: GuidedStep, null: Tensor, pivot: Tensor, config: TuningConfig, index: int, tracker: ProgressTracker
 ) -> Tensor:
     """Of the null embeddings on Adam's way from `null`, itself included, the one that lands nearest to the pivot.
 

@@ -11,7 +11,7 @@ from torch.nn.functional import mse_loss
 from tuner_svc import progress_tracker as tracker_module
 from tuner_svc.base_model import BaseModel
 from tuner_svc.methods import null_text
-from tuner_svc.methods.null_text import Step, ddim_factors, levels, optimized, predicted
+from tuner_svc.methods.null_text import GuidedStep, ddim_factors, levels, optimized, predicted
 from tuner_svc.probe import pack_tuned
 from tuner_svc.progress_tracker import ProgressTracker
 from tuner_svc.tune import TuningProgress, check, tune
@@ -33,7 +33,7 @@ def tracker(total: int) -> ProgressTracker:
     return ProgressTracker(total, lambda progress: None, lambda: False)
 
 
-def walk(model: BaseModel, image: ModelImage, nulls: torch.Tensor) -> list[tuple[Step, torch.Tensor]]:
+def walk(model: BaseModel, image: ModelImage, nulls: torch.Tensor) -> list[tuple[GuidedStep, torch.Tensor]]:
     """The steps of the guided run with these null embeddings, each with its pivot."""
     run = SCHEDULERS["ddim"].run(Schedule(**vars(model.schedule)), SHORT.num_inference_steps)
     prompt = model.encode_prompt(SHORT.base_prompt)
@@ -43,20 +43,20 @@ def walk(model: BaseModel, image: ModelImage, nulls: torch.Tensor) -> list[tuple
         for (timestep, level, next_level), pivot, null in zip(run, pivots, nulls, strict=True):
             output = predicted(model, latents, timestep, prompt)
             factors = ddim_factors(level, next_level, model.schedule.prediction_type)
-            steps.append((Step(model, latents, timestep, output, *factors, SHORT.guidance_scale), pivot))
+            steps.append((GuidedStep(model, latents, timestep, output, *factors, SHORT.guidance_scale), pivot))
             latents = steps[-1][0].landing(null[None])
     return steps
 
 
 def losses_after(
-    updates: Sequence[int], step: Step, null: torch.Tensor, pivot: torch.Tensor, index: int
+    updates: Sequence[int], step: GuidedStep, null: torch.Tensor, pivot: torch.Tensor, index: int
 ) -> list[float]:
     """How far the step lands from its pivot after so many updates from the same start."""
     found = (optimized(step, null, pivot, replace(SHORT, updates=n), index, tracker(n)) for n in updates)
     return [loss(step, one, pivot) for one in found]
 
 
-def loss(step: Step, null: torch.Tensor, pivot: torch.Tensor) -> float:
+def loss(step: GuidedStep, null: torch.Tensor, pivot: torch.Tensor) -> float:
     """How far a step lands from its pivot."""
     with torch.no_grad():
         return mse_loss(step.landing(null), pivot).item()
@@ -82,7 +82,7 @@ def test_more_updates_never_raise_a_steps_loss(model: BaseModel, image: ModelIma
 def test_an_update_that_goes_too_far_is_not_taken(model: BaseModel) -> None:
     """Adam's first update moves every value by the rate, here ten times too far: the start stays the nearest (P9)."""
 
-    class Sharp(Step):
+    class Sharp(GuidedStep):
         def landing(self, null: torch.Tensor) -> torch.Tensor:
             return 50 * null
 
