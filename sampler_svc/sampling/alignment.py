@@ -19,7 +19,7 @@ from unitune.reading import Piece
 REPLACE, REFINE = ALIGNMENTS
 
 
-class Text(NamedTuple):
+class TokenizedPrompt(NamedTuple):
     """A prompt and its pieces; those that the text encoder cuts off are not there."""
 
     prompt: str
@@ -42,7 +42,7 @@ class Alignment(NamedTuple):
     taken: NDArray[np.float32]
 
 
-def align(base: Text, edited: Text, tokens: int, kind: str = "") -> Alignment:
+def align(base: TokenizedPrompt, edited: TokenizedPrompt, tokens: int, kind: str = "") -> Alignment:
     """Word by word, or by the longest common row of tokens.
 
     `kind` is REPLACE, REFINE, or empty: then REPLACE where the prompts have as many words. Raises InvalidField
@@ -59,7 +59,7 @@ def align(base: Text, edited: Text, tokens: int, kind: str = "") -> Alignment:
     )
 
 
-def replaced(base: Text, edited: Text, tokens: int) -> Alignment:
+def replaced(base: TokenizedPrompt, edited: TokenizedPrompt, tokens: int) -> Alignment:
     """Each word takes from the word in its place, shared out evenly where it has more tokens or fewer."""
     mapper = np.zeros((tokens, tokens), dtype=np.float32)
     mapper[0, 0] = 1
@@ -72,7 +72,7 @@ def replaced(base: Text, edited: Text, tokens: int) -> Alignment:
     return Alignment(mapper, np.ones(tokens, dtype=np.float32))
 
 
-def refined(base: Text, edited: Text, tokens: int) -> Alignment:
+def refined(base: TokenizedPrompt, edited: TokenizedPrompt, tokens: int) -> Alignment:
     """Tokens of the longest common row take from each other; the others keep their own attention."""
     mapper, taken = np.zeros((tokens, tokens), dtype=np.float32), np.ones(tokens, dtype=np.float32)
     mapper[0, 0] = 1
@@ -83,7 +83,7 @@ def refined(base: Text, edited: Text, tokens: int) -> Alignment:
     return Alignment(mapper, taken)
 
 
-def _words(text: Text) -> list[list[int]]:
+def _words(text: TokenizedPrompt) -> list[list[int]]:
     """The columns of each word, words being what white space separates."""
     found, at = [], 0
     for word in text.prompt.split():

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from sampler_svc.engines.cpu import Graph
 from sampler_svc.engines.engine import Array
-from sampler_svc.sampling.alignment import Text
+from sampler_svc.sampling.alignment import TokenizedPrompt
 from sampler_svc.sampling.text_reader import reader_of
 from unitune.base_model import BaseModelSpec
 from unitune.diffusion.guidance import Context
@@ -41,10 +41,10 @@ class BaseGraphs:
         ids: list[int] = self._tokenizer.encode(prompt).ids
         return ids
 
-    def text(self, prompt: str) -> Text:
+    def text(self, prompt: str) -> TokenizedPrompt:
         """A prompt with its tokens and the characters that each came from, cut where the text encoder cuts."""
         read = self.reader.encode(prompt)[: self.reader.room]
-        return Text(prompt, [piece for piece in read if piece.start < piece.stop])
+        return TokenizedPrompt(prompt, [piece for piece in read if piece.start < piece.stop])
 
     def encode(self, image: ModelImage) -> Latents:
         """The latent (1, channels, h, w) of an image (1, 3, height, width): the mode, so always the same."""

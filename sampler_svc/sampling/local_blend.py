@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampler_svc.engines.engine import Array
-from sampler_svc.sampling.alignment import Text
+from sampler_svc.sampling.alignment import TokenizedPrompt
 from unitune.diffusion.guidance import Context
 from unitune.diffusion.schedule import Latents
 from unitune.errors import InvalidField
@@ -26,7 +26,7 @@ STARTS_AFTER = 0.2  # of the steps: before, attention has no shape yet
 class Word(NamedTuple):
     """A blend word, or several in a row, as a prompt of its own."""
 
-    text: Text
+    text: TokenizedPrompt
     context: Context
 
     def seen(self, maps: Array) -> Array:
@@ -38,7 +38,7 @@ class Word(NamedTuple):
 class LocalBlend:
     """The attention of words, summed over the steps so far."""
 
-    def __init__(self, words: Sequence[Word], base: Text, edited: Text, steps: int) -> None:
+    def __init__(self, words: Sequence[Word], base: TokenizedPrompt, edited: TokenizedPrompt, steps: int) -> None:
         """`base` and `edited` are the prompts: a word is looked for in the branch of each that has it. Raises
         InvalidField (config.blend_words) for a word that neither has."""
         self._first = int(STARTS_AFTER * steps)
@@ -84,7 +84,7 @@ class LocalBlend:
         return ""
 
 
-def branches_with(named: str, base: Text, edited: Text) -> list[int]:
+def branches_with(named: str, base: TokenizedPrompt, edited: TokenizedPrompt) -> list[int]:
     """In which of the two prompts the words are, 0 or 1. Raises InvalidField (config.blend_words) where in neither, or
     where the text encoder has no room for them."""
     branches = [branch for branch, text in enumerate((base, edited)) if text.columns_of(named)]

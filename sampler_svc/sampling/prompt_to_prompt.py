@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from sampler_svc.engines.cpu_controlled import Controlled
 from sampler_svc.engines.engine import Array
-from sampler_svc.sampling.alignment import Alignment, Text, align
+from sampler_svc.sampling.alignment import Alignment, TokenizedPrompt, align
 from sampler_svc.sampling.local_blend import LocalBlend, blended
 from unitune.attention import Controls, no_controls
 from unitune.base_model import Preset
@@ -52,7 +52,9 @@ class AttentionEdit:
 class Controller:
     """The controls of each step, for batches of (base, edit) for every term of guidance, the prompts' own first."""
 
-    def __init__(self, edit: AttentionEdit, base: Text, edited: Text, tokens: int, steps: int) -> None:
+    def __init__(
+        self, edit: AttentionEdit, base: TokenizedPrompt, edited: TokenizedPrompt, tokens: int, steps: int
+    ) -> None:
         """Raises InvalidField for words that are not in the prompts, and for an alignment that they do not allow."""
         self._edit, self._steps, self._tokens = edit, steps, tokens
         self._alignment: Alignment = align(base, edited, tokens, edit.alignment)
@@ -84,7 +86,7 @@ class PromptToPrompt:
     run: DenoisingRun
     denoiser: RunControlled
     attention: AttentionEdit
-    texts: tuple[Text, Text]  # base prompt and edit prompt
+    texts: tuple[TokenizedPrompt, TokenizedPrompt]  # base prompt and edit prompt
     contexts: tuple[Context, Context, Context]  # their embeddings, and the empty or negative prompt's
     guidance_scale: float
     prediction_type: str

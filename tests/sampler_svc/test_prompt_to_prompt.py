@@ -10,7 +10,7 @@ import pytest
 from sampler_svc.engines.cpu_controlled import Controlled, ControlledEngine
 from sampler_svc.model import Model
 from sampler_svc.sampling import local_blend
-from sampler_svc.sampling.alignment import Piece, Text, align, refined, replaced
+from sampler_svc.sampling.alignment import Piece, TokenizedPrompt, align, refined, replaced
 from sampler_svc.sampling.local_blend import LocalBlend, Word, blended
 from sampler_svc.sampling.prompt_to_prompt import AttentionEdit, Controller, PromptToPrompt
 from tests.sampler_svc.pictures import picture
@@ -79,7 +79,7 @@ class Walk:
         return [latents[:1] for latents, _, _ in self.branches]
 
 
-def text(*words: tuple[str, int]) -> Text:
+def text(*words: tuple[str, int]) -> TokenizedPrompt:
     """A text of words, each with so many tokens, whose ids are made from word and number."""
     pieces, prompt = [], ""
     for word, tokens in words:
@@ -87,7 +87,7 @@ def text(*words: tuple[str, int]) -> Text:
         prompt = f"{prompt} {word}".strip()
         ends = np.linspace(start, start + len(word), tokens + 1).astype(int)
         pieces += [Piece(hash((word, at)), int(ends[at]), int(ends[at + 1])) for at in range(tokens)]
-    return Text(prompt, pieces)
+    return TokenizedPrompt(prompt, pieces)
 
 
 def test_identical_prompts_give_the_base_branch(loaded) -> None:
