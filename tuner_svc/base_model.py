@@ -89,7 +89,7 @@ class ImageDecoder(nn.Module):
         return self.autoencoder.decode(latent / config.scaling_factor + (config.shift_factor or 0.0)).sample
 
 
-class Denoiser(nn.Module):
+class DenoiserModule(nn.Module):
     """sample (n, channels, h, w), timestep int64 (n,), encoder_hidden_states (n, tokens, width) -> epsilon or v."""
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
@@ -126,7 +126,7 @@ class BaseModel:
     text_encoder: TextEncoder
     image_encoder: ImageEncoder
     image_decoder: ImageDecoder
-    denoiser: Denoiser
+    denoiser: DenoiserModule
     schedule: NoiseSchedule
     preset: Preset
     vocabulary: tuple[str, ...]
@@ -228,7 +228,7 @@ def load(folder: Path, device: str = "cpu") -> BaseModel:
         text_encoder=TextEncoder(clip).eval(),
         image_encoder=ImageEncoder(autoencoder).eval(),
         image_decoder=ImageDecoder(autoencoder).eval(),
-        denoiser=Denoiser(unet).eval(),
+        denoiser=DenoiserModule(unet).eval(),
         schedule=schedule,
         preset=preset,
         vocabulary=vocabulary,

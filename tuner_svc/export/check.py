@@ -8,7 +8,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from tuner_svc.base_model import Denoiser, SuperResolver
+from tuner_svc.base_model import DenoiserModule, SuperResolver
 from tuner_svc.export.graph import ExportError
 from unitune.attention import no_controls
 from unitune.base_model import TensorSpec
@@ -25,8 +25,8 @@ def check_graph(path: Path, module: nn.Module, inputs: dict[str, Tensor]) -> np.
 
 def check_refit(
     path: Path,
-    denoiser: Denoiser | SuperResolver,
-    randomised: Denoiser | SuperResolver,
+    denoiser: DenoiserModule | SuperResolver,
+    randomised: DenoiserModule | SuperResolver,
     specs: Mapping[str, TensorSpec],
     inputs: dict[str, Tensor],
 ) -> None:
@@ -38,7 +38,7 @@ def check_refit(
         raise ExportError(f"{path.name} answers alike with other weights: no refit of it could be checked")
 
 
-def check_controlled(path: Path, denoiser: Denoiser, inputs: dict[str, Tensor]) -> None:
+def check_controlled(path: Path, denoiser: DenoiserModule, inputs: dict[str, Tensor]) -> None:
     """Raises ExportError unless the controlled graph, its controls off, answers like PyTorch."""
     batch, tokens, _ = inputs["encoder_hidden_states"].shape
     off = {name: torch.from_numpy(array) for name, array in no_controls(batch, tokens)._asdict().items()}

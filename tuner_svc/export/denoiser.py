@@ -15,7 +15,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from tuner_svc.base_model import BaseModel, Denoiser
+from tuner_svc.base_model import BaseModel, DenoiserModule
 from tuner_svc.export.attention import fuse_attention
 from tuner_svc.export.controls import NoAttention, add_controls
 from tuner_svc.export.graph import ExportError, to_graph
@@ -92,7 +92,7 @@ def match(tensors: dict[str, np.ndarray], graph: ir.Model) -> dict[str, Match]:
     return found
 
 
-def randomised_denoiser(model: BaseModel, seed: int = 0) -> Denoiser:
+def randomised_denoiser(model: BaseModel, seed: int = 0) -> DenoiserModule:
     """As `randomised`, of the denoiser."""
     return randomised(model.denoiser, seed)
 

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tuner_svc.base_model import BaseModel, Denoiser
+from tuner_svc.base_model import BaseModel, DenoiserModule
 from tuner_svc.export.check import answer_of
 from tuner_svc.export.denoiser import GRAPH_FILE, example, match, randomised_denoiser, store
 from tuner_svc.export.graph import ExportError, to_graph
@@ -39,7 +39,7 @@ MAX_NOISE = 0.05  # of the answer; fp16 gives about 0.001 for sound weights, mor
 class Fp16Denoiser(nn.Module):
     """A denoiser in fp16 with inputs and output in fp32, as the fp32 graph has them."""
 
-    def __init__(self, denoiser: Denoiser) -> None:
+    def __init__(self, denoiser: DenoiserModule) -> None:
         super().__init__()
         self.unet = copy.deepcopy(denoiser.unet).half()
 
