@@ -22,7 +22,7 @@ SHAPES_AT_MOST = 1024  # bytes; larger constants are no shapes and may stay outs
 
 
 @dataclass(frozen=True)
-class Field:
+class ProtoField:
     """One field of a message: its number, its value, and the bytes it came from."""
 
     number: int
@@ -36,7 +36,7 @@ class Initializer:
 
     name: str
     shape: tuple[int, ...]
-    fields: tuple[Field, ...]
+    fields: tuple[ProtoField, ...]
     inside: bytes | None
     outside: tuple[int, int] | None
 
@@ -88,7 +88,7 @@ def put_outside(folder: Path, file_name: str, names: Collection[str]) -> None:
     new_data_path.replace(data_path)
 
 
-def _moved(field: Field, old: BinaryIO, new: BinaryIO, location: str, names: Collection[str]) -> bytes:
+def _moved(field: ProtoField, old: BinaryIO, new: BinaryIO, location: str, names: Collection[str]) -> bytes:
     """A field of the graph, an initializer among them written anew."""
     if field.number != GRAPH_INITIALIZER:
         return field.source
@@ -136,13 +136,13 @@ def _initializer(message: bytes) -> Initializer:
     return Initializer(name, tuple(shape), fields, None if external else inside, outside)
 
 
-def _graph_fields(model: bytes) -> Iterator[Field]:
+def _graph_fields(model: bytes) -> Iterator[ProtoField]:
     for field in _fields(model):
         if field.number == MODEL_GRAPH:
             yield from _fields(_bytes(field))
 
 
-def _fields(message: bytes) -> Iterator[Field]:
+def _fields(message: bytes) -> Iterator[ProtoField]:
     at = 0
     while at < len(message):
         began = at
@@ -160,10 +160,10 @@ def _fields(message: bytes) -> Iterator[Field]:
             raise ValueError(f"not an ONNX file: wire type {tag & 7}")
         if at > len(message):
             raise ValueError("not an ONNX file: it ends within a field")
-        yield Field(tag >> 3, value, message[began:at])
+        yield ProtoField(tag >> 3, value, message[began:at])
 
 
-def _bytes(field: Field) -> bytes:
+def _bytes(field: ProtoField) -> bytes:
     if not isinstance(field.value, bytes):
         raise ValueError(f"not an ONNX file: field {field.number} is a number")
     return field.value
