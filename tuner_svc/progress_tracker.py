@@ -15,7 +15,7 @@ MEAN_OF_LOSSES = 10  # updates; a single one says little, its timesteps are rand
 
 
 @dataclass(frozen=True)
-class TuningProgress:
+class UpdateProgress:
     """How far a tuning is. `loss` is the mean of the last losses, `left_s` is an estimate in seconds, and
     `learning_rate` is the current one. With `stopped_early` this update was the last one.
     """
@@ -32,7 +32,7 @@ class ProgressTracker:
     """The updates of one tuning, over all its stages. `losses` holds the loss of each."""
 
     def __init__(
-        self, total: int, on_progress: Callable[[TuningProgress], None], cancelled: Callable[[], bool]
+        self, total: int, on_progress: Callable[[UpdateProgress], None], cancelled: Callable[[], bool]
     ) -> None:
         self.losses: list[float] = []
         self._total, self._on_progress, self._cancelled = total, on_progress, cancelled
@@ -81,7 +81,7 @@ class ProgressTracker:
         update = len(self.losses)
         left_s = 0.0 if stops else (now_s - self._started_s) / update * (self._total - update)
         self._on_progress(
-            TuningProgress(update, self._total, sum(self._last) / len(self._last), left_s, learning_rate, stops)
+            UpdateProgress(update, self._total, sum(self._last) / len(self._last), left_s, learning_rate, stops)
         )
 
     def _diverged(self) -> Internal:

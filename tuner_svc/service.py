@@ -15,7 +15,7 @@ import torch
 from tuner_svc.base_model import BaseModel
 from tuner_svc.config import DEFAULT_CODEC
 from tuner_svc.probe import pack_tuned
-from tuner_svc.progress_tracker import TuningProgress
+from tuner_svc.progress_tracker import UpdateProgress
 from tuner_svc.torch_thread import TorchThread
 from tuner_svc.tune import check, tune
 from tuner_svc.tuning_config import TuningConfig
@@ -209,7 +209,7 @@ def _outcome(run: TuningRun, work: "Future[tuning_pb2.WeightsRef]") -> RunTuning
     return RunTuningEvent(failed=to_status(failure))
 
 
-def _progress(progress: TuningProgress) -> RunTuningEvent:
+def _progress(progress: UpdateProgress) -> RunTuningEvent:
     return RunTuningEvent(progress=tuning_pb2.TuningProgress(**vars(progress)))
 
 

@@ -8,7 +8,7 @@ import torch
 
 from tuner_svc.base_model import BaseModel
 from tuner_svc.methods import METHODS, Tuned
-from tuner_svc.progress_tracker import ProgressTracker, TuningProgress
+from tuner_svc.progress_tracker import ProgressTracker, UpdateProgress
 from tuner_svc.super_resolution import pair_of, tune_second_stage
 from tuner_svc.tuning_config import TuningConfig
 from unitune.choices import MOST_IMAGES
@@ -22,7 +22,7 @@ def tune(
     config: TuningConfig,
     *,
     large: np.ndarray | None = None,
-    on_progress: Callable[[TuningProgress], None] = lambda progress: None,
+    on_progress: Callable[[UpdateProgress], None] = lambda progress: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Tuned:
     """Tune on model images, float32 (n, 3, height, width) in [-1, 1]; n is 1 except for DreamBooth. The base model
@@ -65,4 +65,4 @@ def check(model: BaseModel, config: TuningConfig) -> list[str]:
     return check_tuning(model.reader, config, "config")
 
 
-__all__ = ["Tuned", "TuningProgress", "check", "tune"]
+__all__ = ["Tuned", "UpdateProgress", "check", "tune"]

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 
-from tuner_svc.progress_tracker import TuningProgress
+from tuner_svc.progress_tracker import UpdateProgress
 from unitune.errors import Cancelled
 
 
@@ -14,7 +14,7 @@ class TuningRun:
         self.name = name
         self.is_started = False
         self.is_cancelled = False
-        self.progress: TuningProgress | None = None  # the latest; an older one that nobody read is dropped
+        self.progress: UpdateProgress | None = None  # the latest; an older one that nobody read is dropped
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
 
@@ -28,7 +28,7 @@ class TuningRun:
         if self.is_cancelled:
             raise Cancelled("the tuning was cancelled", reason="TUNING_CANCELLED")
 
-    def tell(self, progress: TuningProgress) -> None:
+    def tell(self, progress: UpdateProgress) -> None:
         """From the PyTorch thread."""
         self.progress = progress
         self.wake()

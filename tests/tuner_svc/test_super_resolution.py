@@ -15,7 +15,7 @@ from tests.tiny_model import save_tiny_super_resolution
 from tuner_svc.base_model import BaseModel, load
 from tuner_svc.model_folder import UnusableBaseModel, digest
 from tuner_svc.probe import pack_tuned, second_stage_answer
-from tuner_svc.tune import TuningProgress, check, tune
+from tuner_svc.tune import UpdateProgress, check, tune
 from tuner_svc.tuning_config import TuningConfig
 from unitune import images
 from unitune.codecs import decode, tensor_names
@@ -84,7 +84,7 @@ def test_it_learns_the_picture(
 ) -> None:
     """The loss falls over a longer tuning, and the base model stays as it was."""
     before = {name: tensor.clone() for name, tensor in cascade.super_resolver.unet.state_dict().items()}
-    told: list[TuningProgress] = []
+    told: list[UpdateProgress] = []
 
     config = replace(SHORT, batch=4, super_resolution_updates=60)
     monkeypatch.setattr("tuner_svc.progress_tracker.PROGRESS_S", 0.0)

@@ -14,7 +14,7 @@ from tuner_svc.methods import null_text
 from tuner_svc.methods.null_text import GuidedStep, ddim_factors, levels, optimized, predicted
 from tuner_svc.probe import pack_tuned
 from tuner_svc.progress_tracker import ProgressTracker
-from tuner_svc.tune import TuningProgress, check, tune
+from tuner_svc.tune import UpdateProgress, check, tune
 from tuner_svc.tuning_config import TuningConfig
 from unitune.diffusion.denoiser import predict
 from unitune.diffusion.schedule import Schedule
@@ -128,7 +128,7 @@ def test_a_step_that_is_near_enough_ends_early(
     model: BaseModel, image: ModelImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After one look at its loss, and the manifest tells after how many updates of all; else they are steps * N."""
-    told: list[TuningProgress] = []
+    told: list[UpdateProgress] = []
     full = tune(model, image, SHORT, on_progress=told.append)
     monkeypatch.setattr(null_text, "ENOUGH", 1e9)
     early = tune(model, image, SHORT)
@@ -143,7 +143,7 @@ def test_the_learning_rate_falls_to_its_half(
 ) -> None:
     """By the same amount at each step, as 1 - i / 100 does over the authors' fifty."""
     monkeypatch.setattr(tracker_module, "PROGRESS_S", 0)
-    told: list[TuningProgress] = []
+    told: list[UpdateProgress] = []
     tune(model, image, replace(SHORT, updates=1), on_progress=told.append)
 
     assert [0.01, 0.00875, 0.0075, 0.00625] == pytest.approx([progress.learning_rate for progress in told])
