@@ -36,7 +36,7 @@ class Model:
     pool: EnginePool
     controlled: EnginePool  # of one engine with control over attention, opened when it is first leased
     engine: str  # the runtime in words
-    super_resolution: EnginePool | None = None  # the second stage, where the base model is a cascade
+    super_resolution: EnginePool | None = None  # where the base model is a cascade
     super_resolution_base: WeightSet | None = None
     clip_filter: ClipFilter | None = None  # where the base model brings one
     clipseg: ClipSeg | None = None  # where the sampler has one
@@ -71,13 +71,16 @@ class Model:
         def open_controlled() -> ControlledEngine:
             return ControlledEngine(folder, engine_spec, threads, GraphLayout(engine_spec, base.tensors))
 
-        second, second_base = None, None
+        super_resolution, super_resolution_base = None, None
         if spec.super_resolution is not None:
-            second_base = super_resolution_weights(folder, spec.super_resolution)
-            second_spec = SuperResolutionEngine.spec_of(spec)
-            layout = GraphLayout(second_spec, second_base.tensors)
-            second = EnginePool(
-                lambda: SuperResolutionEngine(folder, second_spec, threads, layout), second_base, engines, is_lazy=True
+            super_resolution_base = super_resolution_weights(folder, spec.super_resolution)
+            stage_spec = SuperResolutionEngine.spec_of(spec)
+            layout = GraphLayout(stage_spec, super_resolution_base.tensors)
+            super_resolution = EnginePool(
+                lambda: SuperResolutionEngine(folder, stage_spec, threads, layout),
+                super_resolution_base,
+                engines,
+                is_lazy=True,
             )
 
         clip_filter = ClipFilter.open(folder, spec.preset, graphs.round_trip_error, threads, runtime.open_graph)
@@ -90,8 +93,8 @@ class Model:
             pool=EnginePool(runtime.opener(folder, engine_spec, base, threads, refit_mode), base, engines),
             controlled=EnginePool(open_controlled, base, is_lazy=True),
             engine=" ".join(runtime.facts[fact] for fact in ("runtime", "version", "device")),
-            super_resolution=second,
-            super_resolution_base=second_base,
+            super_resolution=super_resolution,
+            super_resolution_base=super_resolution_base,
             clip_filter=clip_filter,
             clipseg=ClipSeg(clipseg, threads) if clipseg is not None else None,
             picture_check=PictureCheck(known, clip_filter, graphs)

@@ -284,7 +284,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         base, graphs = model.super_resolution_base, model.graphs
         assert base is not None
         tuned = self._weights.extras(weights.path, weights.digest) if weights is not None else None
-        if weights is not None and tuned is not None and tuned.tunes_second_stage:
+        if weights is not None and tuned is not None and tuned.tunes_super_resolution:
             context = embedding(graphs, tuned, wanted.prompt, eta=1.0)(wanted.prompt)
             read = partial(self._weights.read, weights.path, weights.digest)
             leased = model.super_resolution.lease(

@@ -119,7 +119,7 @@ def trained_pipeline(work: Path) -> tuple[StableDiffusionPipeline, dict[str, str
 
 
 def save_super_resolution(work: Path, folder: Path) -> int:
-    """Write the second stage of the checkpoint in `work`, its moving average, into a base model's folder; its updates.
+    """Write the checkpoint in `work`, its moving average, as a base model's super-resolution; the checkpoint's updates.
 
     Raises FileNotFoundError when there is no checkpoint.
     """
@@ -127,7 +127,7 @@ def save_super_resolution(work: Path, folder: Path) -> int:
     run = TrainingRun(work / "super_resolution.safetensors", unet, learning_rate=0, updates=1)
     if not run.resume():
         raise FileNotFoundError(
-            f"no second stage in {work}; run `python -m stickerbook.train_super_resolution` first, or leave it out"
+            f"no super-resolution in {work}; run `python -m stickerbook.train_super_resolution` first, or leave it out"
         )
     run.use_average()
     unet.eval().to(dtype=torch.float16).save_pretrained(own, safe_serialization=True)

@@ -1,4 +1,4 @@
-"""Train the second stage of the cascade: from a 64 px picture and its caption to the same picture at 128 px.
+"""Train the super-resolution model: from a 64 px picture and its caption to the same picture at 128 px.
 
     python -m stickerbook.train_super_resolution --updates 3600
 
@@ -39,7 +39,7 @@ PLAIN_SHARE = 0.25  # of the pictures to enlarge: renders that have not been thr
 
 
 def new_super_resolution() -> UNet2DConditionModel:
-    """An untrained second stage: 3.2 million parameters, cross-attention at 8x8, told the augmentation's level.
+    """Super-resolution, untrained: 3.2 million parameters, cross-attention at 8x8, told the augmentation's level.
 
     It begins by predicting no difference to the enlarged picture.
     """
@@ -61,8 +61,8 @@ def new_super_resolution() -> UNet2DConditionModel:
     return unet
 
 
-def second_stage_of(folder: Path) -> UNet2DConditionModel:
-    """The second stage of a base model."""
+def super_resolution_unet(folder: Path) -> UNet2DConditionModel:
+    """The super-resolution network of a base model."""
     return UNet2DConditionModel.from_pretrained(
         folder, subfolder="super_resolution", torch_dtype=torch.float32, use_safetensors=True
     )
@@ -158,7 +158,7 @@ def psnr_of(images: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 
 
 def bicubic(small: torch.Tensor) -> torch.Tensor:
-    """What the second stage has to beat: (n, 3, 64, 64) at 128 px."""
+    """What super-resolution has to beat: (n, 3, 64, 64) at 128 px."""
     large = [Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.BICUBIC) for picture in as_pixels(small)]
     return as_images(np.stack([np.asarray(picture) for picture in large]))
 
@@ -200,7 +200,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=3600)
     parser.add_argument("--batch", type=int, default=12, help="noisy pictures in an update, two of each scene")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--start-from", type=Path, metavar="FOLDER", help="begin with this base model's second stage")
+    parser.add_argument("--start-from", type=Path, metavar="FOLDER", help="begin with that of this base model")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
 
@@ -226,7 +226,7 @@ def main() -> None:
     if run.resume():
         print(f"resumed at update {run.updates_done}", flush=True)
     elif options.start_from:
-        run.start_from(second_stage_of(options.start_from))
+        run.start_from(super_resolution_unet(options.start_from))
     print(f"held-out PSNR of bicubic enlargement {psnr_of(held_out.bicubic, held_out.truth).mean():.2f} dB", flush=True)
     generator = torch.Generator(device)
     progress = TrainingLog(run, batch=options.batch, every=50)

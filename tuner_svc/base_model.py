@@ -103,8 +103,8 @@ class DenoiserModule(nn.Module):
 class SuperResolver(nn.Module):
     """sample (n, 2 * channels, h, w), timestep int64 (n, 2), encoder_hidden_states (n, tokens, width) -> a picture.
 
-    The second stage of a cascade. The sample is the noisy picture, then the noised enlargement; a timestep is the
-    picture's, then the enlargement's noise level. Pictures are in blocks (unitune.diffusion.super_resolution).
+    Super-resolution. The sample is the noisy picture, then the upsampled one, noised. A timestep is the picture's, then
+    the noise level of the upsampled one. Pictures are in blocks (unitune.diffusion.super_resolution).
     """
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
@@ -258,7 +258,7 @@ def _read_unet(folder: Path, part: str) -> UNet2DConditionModel:
 
 
 def _super_resolution(folder: Path, unet: UNet2DConditionModel, context_width: int) -> SuperResolutionSpec:
-    """What the second stage is. Raises UnusableBaseModel unless it takes two pictures, a noise level and the text."""
+    """Its specification. Raises UnusableBaseModel unless it takes two pictures, a noise level and the text."""
     config = unet.config
     block = math.isqrt(config.out_channels // 3)
     for is_right, wanted in (

@@ -30,7 +30,7 @@ CLIP_FILTER_RANGES = {  # ends included
     "clip_filter_detail": (0, 1),
     "clip_filter_saturated": (0, 1),
 }
-SUPER_RESOLUTION_FOLDER = "super_resolution"  # optional: a UNet2DConditionModel and its scheduler, the second stage
+SUPER_RESOLUTION_FOLDER = "super_resolution"  # optional: a UNet2DConditionModel and its scheduler
 SCHEDULER_FILE = "scheduler_config.json"
 SUPER_RESOLUTION_FILES = ("config.json", "diffusion_pytorch_model.safetensors", SCHEDULER_FILE)
 PRECONDITIONED = "is_preconditioned"  # true in its scheduler's config: see unitune.base_model.SuperResolutionSpec
@@ -82,7 +82,7 @@ def check_layout(folder: Path) -> None:
 
 def model_files(folder: Path) -> list[Path]:
     """The files that make the model what it is, relative and sorted: configs, weights, tokenizer,
-    preset, vocabulary, the second stage and the filter's CLIP. Other files beside them do not matter.
+    preset, vocabulary, the super-resolution model and the filter's CLIP. Other files beside them do not matter.
 
     Raises UnusableBaseModel naming every file that is missing.
     """

@@ -15,7 +15,7 @@ from tuner_svc.base_model import BaseModel
 from tuner_svc.methods import METHODS, Tuned
 from tuner_svc.tuning_config import TuningConfig
 from unitune.codecs import decode, encode
-from unitune.weights import SECOND_BASE, SECOND_STAGE, SECOND_TUNED, Manifest, pack, probe_input
+from unitune.weights import SUPER_RESOLUTION, SUPER_RESOLUTION_BASE, SUPER_RESOLUTION_TUNED, Manifest, pack, probe_input
 
 PROBE_SEED = 0
 SENSITIVITY_SEED = 1  # not the probe's, which measures what was lost
@@ -55,7 +55,7 @@ def pack_tuned(
         answer, of_base = answer_with(tuned.tensors), answer_with({})
     decoded = {name: torch.from_numpy(tensor) for name, tensor in decode(stored, base, codec).items()}
     of_decoded = answer if codec == "none" else answer_with(decoded)
-    second, of_second = _second_stage(model, tuned, codec, before_each)
+    second, second_answers = _encoded_super_resolution(model, tuned, codec, before_each)
     return pack(
         {**stored, **second},
         probe_tuned=of_decoded,
@@ -69,7 +69,7 @@ def pack_tuned(
         updates=config.updates,
         probe_seed=PROBE_SEED,
         stopped_after=len(tuned.losses) if len(tuned.losses) < METHODS[config.method].total(config) else 0,
-        extras={**_arrays(tuned.extras), **of_second},
+        extras={**_arrays(tuned.extras), **second_answers},
         bound_to=tuned.bound_to,
     )
 
@@ -78,22 +78,26 @@ def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
 
 
-def _second_stage(
+def _encoded_super_resolution(
     model: BaseModel, tuned: Tuned, codec: str, before_each: Callable[[], None]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The second stage's tensors as the file holds them, and its probe's answers; nothing where it was not tuned."""
+    """Super-resolution's tensors as the file holds them, and its probe's answers; nothing if it was not tuned."""
     resolver = model.super_resolver
-    if not tuned.second_stage or resolver is None:
+    if not tuned.super_resolution or resolver is None:
         return {}, {}
-    base = {name: tensor for name, tensor in _arrays(resolver.unet.state_dict()).items() if name in tuned.second_stage}
+    base = {
+        name: tensor for name, tensor in _arrays(resolver.unet.state_dict()).items() if name in tuned.super_resolution
+    }
     before_each()
-    sensitivity = sensitivities(partial(_second_stage_answer, model), tuned.second_stage) if codec == "sign" else {}
-    stored = encode(_arrays(tuned.second_stage), base, codec, sensitivity=sensitivity, before_each=before_each)
+    sensitivity = (
+        sensitivities(partial(_super_resolution_answer, model), tuned.super_resolution) if codec == "sign" else {}
+    )
+    stored = encode(_arrays(tuned.super_resolution), base, codec, sensitivity=sensitivity, before_each=before_each)
     decoded = {name: torch.from_numpy(tensor) for name, tensor in decode(stored, base, codec).items()}
     before_each()
-    answers = {SECOND_TUNED: second_stage_answer(model, decoded, PROBE_SEED)}
-    answers[SECOND_BASE] = second_stage_answer(model, {}, PROBE_SEED)
-    return {f"{SECOND_STAGE}{name}": array for name, array in stored.items()}, answers
+    answers = {SUPER_RESOLUTION_TUNED: super_resolution_answer(model, decoded, PROBE_SEED)}
+    answers[SUPER_RESOLUTION_BASE] = super_resolution_answer(model, {}, PROBE_SEED)
+    return {f"{SUPER_RESOLUTION}{name}": array for name, array in stored.items()}, answers
 
 
 def sensitivities(
@@ -112,12 +116,12 @@ def sensitivities(
 
 
 @torch.no_grad()
-def second_stage_answer(model: BaseModel, tensors: Mapping[str, Tensor], seed: int) -> np.ndarray:
-    """As `probe_answer`, of the second stage; its output has the channels of one picture in blocks."""
-    return _second_stage_answer(model, tensors, seed).cpu().numpy()
+def super_resolution_answer(model: BaseModel, tensors: Mapping[str, Tensor], seed: int) -> np.ndarray:
+    """As `probe_answer`, for super-resolution; its output has the channels of one picture in blocks."""
+    return _super_resolution_answer(model, tensors, seed).cpu().numpy()
 
 
-def _second_stage_answer(model: BaseModel, tensors: Mapping[str, Tensor], seed: int) -> Tensor:
+def _super_resolution_answer(model: BaseModel, tensors: Mapping[str, Tensor], seed: int) -> Tensor:
     resolver, stage = model.super_resolver, model.super_resolution
     assert resolver is not None and stage is not None
     channels, height, width = stage.blocks

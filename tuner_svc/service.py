@@ -216,7 +216,7 @@ def _progress(progress: UpdateProgress) -> RunTuningEvent:
 def _model_images(
     files: Sequence[bytes], side: tuple[int, int], large_side: tuple[int, int] | None
 ) -> tuple[images.ModelImage, images.ModelImage | None]:
-    """All pictures at the base model's size, and the first at the second stage's, where that is to be tuned."""
+    """All pictures at the base model's size; also the first at super-resolution's size, if that is to be tuned."""
     first, *others = files
     picture = images.decode(first)
     small = [images.to_model(picture, side), *(images.to_model(images.decode(data), side) for data in others)]
@@ -224,7 +224,7 @@ def _model_images(
 
 
 def _large_image(picture: images.Pixels, side: tuple[int, int]) -> images.ModelImage:
-    """The picture at the second stage's size. Raises InvalidField for a smaller one, which has no detail to show."""
+    """The picture at super-resolution's size. Raises InvalidField for a smaller picture: it lacks that detail."""
     height, width = picture.shape[:2]
     if not images.is_as_large(width, height, side):
         raise InvalidField("image", f"{width}x{height} pixels", images.too_small(side))

@@ -1,6 +1,6 @@
-"""Tune a cascade's second stage on the picture, too: UniTune (arXiv 2210.09477) and Imagic (arXiv 2210.09276, 3.2).
+"""Tune the super-resolution model on the picture, too: UniTune (arXiv 2210.09477) and Imagic (arXiv 2210.09276, 3.2).
 
-It is tuned on what it will see: the noisy picture beside the small one as the first stage makes it, enlarged and noised
+It is tuned on what it will see: the noisy picture, beside the decoded latent, upsampled and noised
 to a random level that the network is told, as in its own training. Never on two noisy copies of the picture.
 """
 
@@ -19,7 +19,7 @@ from tuner_svc.progress_tracker import ProgressTracker
 from tuner_svc.trainable import trainable
 from tuner_svc.tuning_config import TuningConfig
 
-MAX_LEVEL = 250  # of the noise on the small picture, as stickerbook's second stage was trained; Imagen's are up to 300
+MAX_LEVEL = 250  # of the noise on the small picture, as in stickerbook's training; Imagen's are up to 300
 
 
 class Optimizer(Protocol):
@@ -32,7 +32,7 @@ class Optimizer(Protocol):
 
 @dataclass(frozen=True)
 class Pair:
-    """The picture and its enlargement, in blocks, (1, channels, h, w)."""
+    """The picture, and its upsampled decoded latent, in blocks, (1, channels, h, w)."""
 
     large: Tensor
     low: Tensor
@@ -40,7 +40,7 @@ class Pair:
 
 @torch.no_grad()
 def pair_of(model: BaseModel, image: Tensor, latent: Tensor) -> Pair:
-    """From the picture at the second stage's size, (1, 3, height, width) in [-1, 1], and its latent."""
+    """From the picture at the super-resolution model's size, (1, 3, height, width) in [-1, 1], and its latent."""
     stage = model.super_resolution
     assert stage is not None
     small = model.image_decoder(latent).clamp(-1, 1)
@@ -48,7 +48,7 @@ def pair_of(model: BaseModel, image: Tensor, latent: Tensor) -> Pair:
     return Pair(pixel_unshuffle(image, stage.block), pixel_unshuffle(low, stage.block))
 
 
-def tune_second_stage(
+def tune_super_resolution(
     model: BaseModel,
     pair: Pair,
     context: Tensor,

@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = load(options.base_model)
         tensors = tuned_tensors(model, weights)
         if weights.manifest.extras:
-            what = "the second stage and its probe" if weights.tunes_second_stage else "the embeddings"
+            what = "the super-resolution tensors' probe" if weights.tunes_super_resolution else "the embeddings"
             print(f"left out: {what} of {weights.manifest.method} ({', '.join(weights.manifest.extras)})")
         if options.format == "kohya":
             made = save_kohya(model, tensors, options.out, options.rank)

@@ -9,8 +9,8 @@ A graphs folder holds
     image_encoder.onnx      image float32 (n, 3, height, width) in [-1, 1] -> latent (n, channels, h, w), scaled, mode
     image_decoder.onnx      latent, scaled -> image in about [-1, 1]
     clip_image.onnx, clip_text.onnx, clip_tokenizer.json   the CLIP filter, where the base model has one
-    super_resolution.onnx (+ .data)   the second stage, where it has one: sample (the noisy picture, then the noised
-                            enlargement, in blocks), timestep int64 (n, 2), its own and the enlargement's noise level,
+    super_resolution.onnx (+ .data)   where the model is a cascade: sample (the noisy picture, then the upsampled one,
+                            noised; in blocks), timestep int64 (n, 2), its own and the upsampled one's noise level,
                             encoder_hidden_states -> out, a picture in blocks
     denoiser.onnx (+ .data) sample, timestep int64 (n,), encoder_hidden_states -> out, the shape of sample
     denoiser_controlled.onnx    the same over the same data file, with control over its attention (unitune.attention)
@@ -162,14 +162,14 @@ class Preset:
 
 @dataclass(frozen=True)
 class SuperResolutionSpec:
-    """The second stage of a base model that is a cascade: unitune.diffusion.super_resolution."""
+    """The super-resolution model of a cascade: unitune.diffusion.super_resolution."""
 
     side: tuple[int, int]  # height, width in pixels of what it makes
     block: int  # pixels of a side that the network takes as one
     schedule: NoiseSchedule
     tensors: Mapping[str, TensorSpec]
     # Whether the network takes the noisy picture times its share of signal, and predicts the clean picture's difference
-    # to the enlarged one.
+    # to the upsampled one.
     is_preconditioned: bool = False
     weights: str = "super_resolution.safetensors"
     noise_level: int = 50  # this and the next two: what an edit has that does not say

@@ -7,7 +7,7 @@ from unitune.v1 import server_pb2
 def base_model_info(
     spec: BaseModelSpec, *, has_gate: bool = False, has_clipseg: bool = False, has_known_pictures: bool = False
 ) -> server_pb2.BaseModel:
-    """The message; the size of what a second stage makes is 0 without one."""
+    """The message; without super-resolution its size is 0."""
     height, width = spec.image_side
     large_height, large_width = spec.super_resolution.side if spec.super_resolution is not None else (0, 0)
     return server_pb2.BaseModel(

@@ -4,7 +4,7 @@ Two files lie under one path of the object store:
 
     weights.safetensors   the tuned tensors, dense in fp32 or as `codec` says (unitune.codecs), the probe's answers, and
                           under `extra.` what else the method made, fp32 whatever the codec: embeddings;
-                          under `super_resolution.` the second stage's tensors, if they were tuned
+                          under `super_resolution.` that model's tensors, if they were tuned
     manifest.json         what is in it and its sha256; written last, so weights without it do not exist
 
 Only tensors that a tuning may change are in the file, and the probe's answer is that of the tensors as they are
@@ -29,8 +29,8 @@ SCHEMA = 1
 PROBE_TUNED = "probe.tuned"  # the denoiser's answer to the probe input with the tuned weights, fp32
 PROBE_BASE = "probe.base"  # the same with the base weights
 EXTRA = "extra."  # before the names of `Manifest.extras`
-SECOND_STAGE = "super_resolution."  # before the names of the second stage's tensors, and of its probe's two extras
-SECOND_TUNED, SECOND_BASE = f"{SECOND_STAGE}probe.tuned", f"{SECOND_STAGE}probe.base"
+SUPER_RESOLUTION = "super_resolution."  # begins the names of that model's tensors, and of its probe's two extras
+SUPER_RESOLUTION_TUNED, SUPER_RESOLUTION_BASE = f"{SUPER_RESOLUTION}probe.tuned", f"{SUPER_RESOLUTION}probe.base"
 WEIGHTS_FILE = "weights.safetensors"
 MANIFEST_FILE = "manifest.json"
 
@@ -52,7 +52,7 @@ class Manifest:
     codec_error: float = 0.0  # ||y(codec) - y(tuned)|| / ||y(tuned) - y(base)|| of the probe's answers y
     schema: int = SCHEMA
     stopped_after: int = 0  # updates, where the tuning stopped early; 0 where it did all
-    # `prompt` and `optimized` (imagic), `vectors` (textual_inversion), `nulls` (null_text), and the second stage's
+    # `prompt` and `optimized` (imagic), `vectors` (textual_inversion), `nulls` (null_text), and super-resolution's
     # probes.
     extras: tuple[str, ...] = ()
     bound_to: Mapping[str, Any] = field(default_factory=dict)  # settings that an edit with the extras must have, too
@@ -106,20 +106,20 @@ class TunedWeights:
     extras: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
-    def tunes_second_stage(self) -> bool:
-        """Whether the second stage was tuned, too."""
-        return any(name.startswith(SECOND_STAGE) for name in self.manifest.tensors)
+    def tunes_super_resolution(self) -> bool:
+        """Whether super-resolution was tuned, too."""
+        return any(name.startswith(SUPER_RESOLUTION) for name in self.manifest.tensors)
 
     def of_denoiser(self) -> dict[str, np.ndarray]:
         """The denoiser's tensors, as stored."""
-        return {name: tensor for name, tensor in self.tensors.items() if not name.startswith(SECOND_STAGE)}
+        return {name: tensor for name, tensor in self.tensors.items() if not name.startswith(SUPER_RESOLUTION)}
 
-    def of_second_stage(self) -> dict[str, np.ndarray]:
-        """The second stage's tensors, as stored, by their own names."""
+    def super_resolution_tensors(self) -> dict[str, np.ndarray]:
+        """The super-resolution model's tensors, as stored, by their own names."""
         return {
-            name.removeprefix(SECOND_STAGE): tensor
+            name.removeprefix(SUPER_RESOLUTION): tensor
             for name, tensor in self.tensors.items()
-            if name.startswith(SECOND_STAGE)
+            if name.startswith(SUPER_RESOLUTION)
         }
 
     def of_method(self, method: str) -> "TunedWeights":
@@ -201,7 +201,7 @@ def probe_input(
     """The denoiser input that proves a refit: two latents, a low and a high timestep, two contexts.
 
     `side` is (height, width) of the latent, `context` is (tokens, width) of the text embedding; with `has_noise_level`
-    each timestep has a noise level beside it, as the second stage of a cascade takes them. The
+    each timestep has a noise level beside it, as super-resolution takes them. The
     draws are float32 and the same on every machine (PCG64).
     """
     rng = np.random.default_rng(seed)

@@ -80,7 +80,7 @@ def check_files(graphs: Path, spec: BaseModelSpec) -> None:
 
 
 def verify_super_resolution(engine_folder: Path, spec: BaseModelSpec) -> None:
-    """As `verify`, for the second stage of a cascade, which every backend has as it was exported. Raises BuildError."""
+    """As `verify`, for super-resolution, which every backend has as it was exported. Raises BuildError."""
     engine_spec, stage = SuperResolutionEngine.spec_of(spec), spec.super_resolution
     assert stage is not None
     weights, probe = engine_folder / stage.weights, engine_folder / SUPER_RESOLUTION_PROBE_FILE

@@ -1,4 +1,4 @@
-"""The second stage of a cascade in ONNX Runtime on the CPU, fp32, whatever backend runs the denoiser.
+"""Super-resolution in ONNX Runtime on the CPU, fp32, whatever backend runs the denoiser.
 
 It is refitted as every engine is. Its graph is not optimised offline, since it is small and seldom opened.
 """
@@ -21,10 +21,10 @@ class SuperResolutionEngine(OrtEngine):
 
     @staticmethod
     def spec_of(model: BaseModelSpec) -> EngineSpec:
-        """The engine of a base model's second stage. Raises ValueError for one without."""
+        """The engine of a base model's super-resolution. Raises ValueError for one without."""
         stage = model.super_resolution
         if stage is None:
-            raise ValueError(f"{model.name} has no second stage")
+            raise ValueError(f"{model.name} has no super-resolution")
         channels, height, width = stage.blocks
         context = (model.context_tokens, model.context_width)
         return EngineSpec((2 * channels, height, width), context, stage.tensors, has_noise_level=True)

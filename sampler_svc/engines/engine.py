@@ -43,7 +43,7 @@ class EngineSpec:
     latent: tuple[int, int, int]  # channels, height, width
     context: tuple[int, int]  # tokens, width
     tensors: Mapping[str, TensorSpec]
-    has_noise_level: bool = False  # beside each timestep: the second stage of a cascade
+    has_noise_level: bool = False  # beside each timestep, as super-resolution has it
 
     @classmethod
     def of(cls, model: BaseModelSpec) -> "EngineSpec":

@@ -16,7 +16,7 @@ from unitune.base_model import BaseModelSpec, file_digest
 SCHEMA = 3
 MANIFEST_FILE = "manifest.json"
 PROBE_FILE = "probe.safetensors"  # the exported graph's answer to the probe of BASE_PROBE_SEED, as `base`
-SUPER_RESOLUTION_PROBE_FILE = "super_resolution_probe.safetensors"  # the same of the second stage's graph
+SUPER_RESOLUTION_PROBE_FILE = "super_resolution_probe.safetensors"  # the same of the super-resolution model's graph
 BASE_PROBE_SEED = 0
 REBUILD = "build it with `python -m sampler_svc.build`"
 

@@ -13,7 +13,7 @@ from sampler_svc.engines.folder import BASE_PROBE_SEED, PROBE_FILE, SUPER_RESOLU
 from unitune.base_model import BaseModelSpec, SuperResolutionSpec
 from unitune.codecs import decode
 from unitune.errors import DataLoss, FailedPrecondition
-from unitune.weights import SECOND_BASE, SECOND_TUNED, TunedWeights
+from unitune.weights import SUPER_RESOLUTION_BASE, SUPER_RESOLUTION_TUNED, TunedWeights
 
 
 def base_weights(folder: Path, spec: BaseModelSpec) -> WeightSet:
@@ -22,7 +22,7 @@ def base_weights(folder: Path, spec: BaseModelSpec) -> WeightSet:
 
 
 def super_resolution_weights(folder: Path, stage: SuperResolutionSpec) -> WeightSet:
-    """The same of the second stage of a cascade."""
+    """The same for super-resolution."""
     return _of_base(folder / stage.weights, folder / SUPER_RESOLUTION_PROBE_FILE)
 
 
@@ -45,12 +45,14 @@ def tuned_weights(tuned: TunedWeights, base: WeightSet, base_model: str) -> Weig
 
 
 def tuned_super_resolution(tuned: TunedWeights, base: WeightSet, base_model: str) -> WeightSet:
-    """The same of the second stage, for weights that tune it. Raises as `tuned_weights`."""
+    """The same for super-resolution, from weights that tune it. Raises as `tuned_weights`."""
     try:
-        probe = Probe(tuned.manifest.probe_seed, tuned.extras[SECOND_TUNED], tuned.extras[SECOND_BASE])
+        probe = Probe(
+            tuned.manifest.probe_seed, tuned.extras[SUPER_RESOLUTION_TUNED], tuned.extras[SUPER_RESOLUTION_BASE]
+        )
     except KeyError as error:
-        raise DataLoss("the stored weights carry no probe of the second stage", reason="WEIGHTS_CORRUPT") from error
-    return _over(tuned, tuned.of_second_stage(), probe, base, base_model)
+        raise DataLoss("the stored weights carry no probe for super-resolution", reason="WEIGHTS_CORRUPT") from error
+    return _over(tuned, tuned.super_resolution_tensors(), probe, base, base_model)
 
 
 def _over(tuned: TunedWeights, stored: Tensors, probe: Probe, base: WeightSet, base_model: str) -> WeightSet:

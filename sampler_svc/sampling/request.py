@@ -42,7 +42,7 @@ class Request:
     attention: AttentionEdit | None = None  # Prompt-to-Prompt's
     guidance_sigma_low: float = 0.0
     guidance_sigma_high: float = math.inf
-    super_resolution: SuperResolutionOptions | None = None  # of a cascade's second stage
+    super_resolution: SuperResolutionOptions | None = None
 
     def is_guided_at(self, sigma: float) -> bool:
         """Whether a step of this sigma is guided: (low, high] as in arXiv 2404.07724.

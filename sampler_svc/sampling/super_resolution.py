@@ -1,4 +1,4 @@
-"""Super-resolution, the second stage of a cascade: an edited picture in, the same picture at the stage's size out.
+"""Super-resolution: an edited picture in, the same picture at a larger size out.
 
 DDIM from pure noise over few steps. The picture to enlarge is noised once, to the noise level that the network is told,
 and stands beside the noisy one at every step (Ho et al., arXiv 2106.15282; Imagen, arXiv 2205.11487, section 2.4).

@@ -103,7 +103,7 @@ def _fill(folder: Path, base_model: Path, model: BaseModel, say: Say) -> None:
     save_file(base, folder / BaseModelSpec.base_weights)
     stage = None
     if model.super_resolver is not None and model.super_resolution is not None:
-        say("exporting and checking the second stage")
+        say("exporting and checking super-resolution")
         stage = export_super_resolution(model, model.super_resolver, model.super_resolution, folder)
     files = {path.name: file_digest(path) for path in sorted(folder.iterdir())}
     spec = replace(model.spec, tensors=tensors, latent_to_rgb=latent_to_rgb(model), super_resolution=stage, files=files)

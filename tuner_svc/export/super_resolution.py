@@ -1,4 +1,4 @@
-"""The second stage of a cascade as a graph whose initializers bear the tensors' names, as the denoiser's do."""
+"""Super-resolution as a graph whose initializers bear the tensors' names, as the denoiser's do."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -29,8 +29,8 @@ def _nothing_more(model: BaseModel, config: TuningConfig) -> None:
 
 
 @dataclass(frozen=True)
-class SecondStage:
-    """How a method tunes the second stage: under which text, by which optimizer."""
+class SuperResolutionTuning:
+    """How a method tunes super-resolution: under which text, by which optimizer."""
 
     text: Callable[[TuningConfig], str]
     optimizer: Callable[[list[Tensor], float], Optimizer]
@@ -43,12 +43,16 @@ class Method:
     tune: Callable[[BaseModel, Tensor, TuningConfig, ProgressTracker], Tuned]
     total: Callable[[TuningConfig], int] = _just_updates  # optimizer updates of all its stages
     check: Callable[[BaseModel, TuningConfig], None] = _nothing_more  # raises InvalidField for what the model shows
-    second_stage: SecondStage | None = None  # of those that tune a cascade's second stage, too
+    super_resolution: SuperResolutionTuning | None = None  # where the method tunes that, too
 
 
 METHODS: Mapping[str, Method] = {
-    "unitune": Method(unitune.tune, second_stage=SecondStage(lambda config: config.rare_tokens.strip(), Adafactor)),
-    "imagic": Method(imagic.tune, total=imagic.total, second_stage=SecondStage(lambda config: config.prompt, Adam)),
+    "unitune": Method(
+        unitune.tune, super_resolution=SuperResolutionTuning(lambda config: config.rare_tokens.strip(), Adafactor)
+    ),
+    "imagic": Method(
+        imagic.tune, total=imagic.total, super_resolution=SuperResolutionTuning(lambda config: config.prompt, Adam)
+    ),
     "dreambooth": Method(dreambooth.tune),
     "textual_inversion": Method(textual_inversion.tune, check=textual_inversion.check),
     NULL_TEXT: Method(null_text.tune, total=null_text.total, check=null_text.check),

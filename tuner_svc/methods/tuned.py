@@ -21,4 +21,4 @@ class Tuned:
     factors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     bound_to: Mapping[str, Any] = field(default_factory=dict)
-    second_stage: Mapping[str, Tensor] = field(default_factory=dict)  # its changed tensors, dense fp32
+    super_resolution: Mapping[str, Tensor] = field(default_factory=dict)  # its changed tensors, dense fp32

@@ -1,6 +1,6 @@
-"""The second stage of a cascade: a denoiser of pixels that enlarges what the first stage made.
+"""Super-resolution: a denoiser of pixels that enlarges the picture that the latent was decoded to.
 
-It sees the noisy picture and, beside it, the small one enlarged and noised to a level that it is told (conditioning
+It sees the noisy picture and, beside it, the small one, upsampled and noised to a level that it is told (conditioning
 augmentation: Ho et al., arXiv 2106.15282; Imagen, arXiv 2205.11487, section 2.4). The level is a timestep of the
 schedule, as in DeepFloyd IF, so that 0 is a little noise and not none. Networks that take several pixels as one (space
 to depth) have blocks of more than one pixel; noise is the same in either order.
@@ -43,7 +43,7 @@ def _between(before: int, after: int) -> NDArray[np.float32]:
 
 
 def augmented(low: Latents, noise: Latents, noise_level: int, schedule: Schedule) -> Latents:
-    """The enlarged picture as the network is shown it: noised to the timestep `noise_level`."""
+    """The upsampled picture as the network sees it: noised to the timestep `noise_level`."""
     return add_noise(low, noise, float(schedule.alphas_cumprod[noise_level])).astype(np.float32)
 
 
