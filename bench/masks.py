@@ -33,7 +33,7 @@ FIGURE = (
     ("cat", "cat", "a dog"),
     ("car", "car", "a bus"),
     ("penguin", "penguin", "a snowman"),
-)  # picture, thing, prompt
+)  # picture, named object, prompt
 FIRST_SEED = FIRST_HELD_OUT_SEED + 300_000
 SCENES, SHOWN = 200, 24  # of the sheet: objects, main and second
 COLUMNS, SCALE, GAP = 3, 2, 6
@@ -54,11 +54,11 @@ def main() -> None:
     with model.pool.lease(BASE, lambda: model.base) as lease:
         for index in range(options.scenes):
             scene = draw_scene(FIRST_SEED + index, "held_out")
-            for kind, thing in objects(scene):
+            for kind, name in objects(scene):
                 find = finder(
-                    model.graphs, model.schedule, lease.engine.run, [thing], caption(scene), cancelled=lambda: False
+                    model.graphs, model.schedule, lease.engine.run, [name], caption(scene), cancelled=lambda: False
                 )
-                picture, true = render(scene), object_mask(scene, thing).astype(np.float32)
+                picture, true = render(scene), object_mask(scene, name).astype(np.float32)
                 panels.append((picture, find(picture), true))
                 found[kind].append(iou(*panels[-1][1:]))
             if (index + 1) % 10 == 0:
@@ -75,18 +75,18 @@ def main() -> None:
 
 
 def figure(model: Model) -> Image.Image:
-    """Per edit a row of picture, contrast of the named thing, mask, and the picture edited within it."""
+    """Per edit a row of picture, contrast of the named object, mask, and the picture edited within it."""
     rows = []
     with model.pool.lease(BASE, lambda: model.base) as lease:
         run, graphs, schedule = lease.engine.run, model.graphs, model.schedule
-        for name, thing, prompt in FIGURE:
-            file = (DEMO / f"{name}.png").read_bytes()
+        for picture_name, name, prompt in FIGURE:
+            file = (DEMO / f"{picture_name}.png").read_bytes()
             picture = images.decode(file)
-            among = others(model.spec.vocabulary, (thing, prompt))
-            (level,) = contrasts(graphs, schedule, run, picture, [thing], among)
+            among = others(model.spec.vocabulary, (name, prompt))
+            (level,) = contrasts(graphs, schedule, run, picture, [name], among)
             shown = np.clip((level - level.min()) / np.ptp(level), 0, 1)
-            request = Request(file, prompt, "ddim", 50, 5.0, 0.9, (0,), 1.0, mask_source="word", mask_text=thing)
-            find = finder(graphs, schedule, run, [thing], prompt, lambda: False)
+            request = Request(file, prompt, "ddim", 50, 5.0, 0.9, (0,), 1.0, mask_source="word", mask_text=name)
+            find = finder(graphs, schedule, run, [name], prompt, lambda: False)
             (edited,) = results(request, model.tools(run, find=find))
             mask = images.decode_mask(edited.mask, picture.shape[:2])
             rows.append([picture, grey(shown), grey(mask), images.decode(edited.png)])
@@ -107,7 +107,7 @@ def grey(level: Mask) -> Pixels:
 def objects(scene: Scene) -> list[tuple[str, str]]:
     """Main and second object; one of which nothing shows is none."""
     named = [("main", scene.object), *([("second", scene.second)] if scene.second != NONE else [])]
-    return [(kind, thing) for kind, thing in named if object_mask(scene, thing).any()]
+    return [(kind, name) for kind, name in named if object_mask(scene, name).any()]
 
 
 def iou(mask: Mask, true: Mask) -> float:

@@ -19,7 +19,7 @@ from unitune.choices import (
 )
 from unitune.errors import InvalidField
 from unitune.options import SAMPLING, clear_unread, refuse_unread, shown
-from unitune.prompts import mentions, things, unknown_words, without
+from unitune.prompts import mentions, named_objects, unknown_words, without
 from unitune.v1.edit_pb2 import SamplingConfig
 from unitune.v1.server_pb2 import BaseModel
 
@@ -98,7 +98,7 @@ def _of_masks(asked: Asked) -> Iterator[Rule]:
     remedy = "leave it unset, since a mask is given, or leave that out" if mask else remedy
     yield Rule("mask_text", bool(config.mask_text) and source not in MASKS_OF_WORDS, remedy)
     remedy = 'name what the mask is of, as in "the cat" or "cat, tree"'
-    yield Rule("mask_text", source in MASKS_OF_WORDS and not things(config.mask_text), remedy)
+    yield Rule("mask_text", source in MASKS_OF_WORDS and not named_objects(config.mask_text), remedy)
     remedy = "leave it unset, or give a mask: it says how to use that one"
     for name in ("only_masked", "mask_keeps"):
         yield Rule(name, getattr(config, name) and source != "given", remedy)
@@ -212,7 +212,7 @@ def check_mask_words(config: SamplingConfig, mask: bytes, base_model: BaseModel,
     source = mask_source_of(config.mask_source, mask, config.mask_text)
     if source not in MASKS_OF_WORDS or (source == "word" and base_model.has_clipseg):
         return
-    for word, nearest in unknown_words(" ".join(things(config.mask_text)), base_model.vocabulary):
+    for word, nearest in unknown_words(" ".join(named_objects(config.mask_text)), base_model.vocabulary):
         remedy = f"the base model does not know it; name {' or '.join(nearest) or 'something of its vocabulary'}"
         raise InvalidField(f"{field}.mask_text", word, remedy)
 

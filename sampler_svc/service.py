@@ -40,7 +40,7 @@ from unitune import store_paths, telemetry
 from unitune.choices import DEFAULT_RESAMPLES, MASKS_OF_WORDS, tuned_by
 from unitune.errors import Internal, InvalidField, Unavailable, UniTuneError, to_status
 from unitune.object_store import ObjectStore
-from unitune.prompts import things, without
+from unitune.prompts import named_objects, without
 from unitune.serving import HEARTBEAT_S
 from unitune.v1 import edit_pb2, sampler_pb2, sampler_pb2_grpc, tuning_pb2
 from unitune.weights import TunedWeights
@@ -256,12 +256,12 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         )
 
     def _finder(self, wanted: Request, lease: Lease, cancelled: threading.Event) -> Find | None:
-        """What finds the things that the mask is of; None where the mask is of something else."""
-        model, named = self._model, things(wanted.mask_text)
+        """What finds the objects that the mask is of; None for a mask of another source."""
+        model, named = self._model, named_objects(wanted.mask_text)
         if wanted.mask_source not in MASKS_OF_WORDS:
             return None
         if model.clipseg is not None and wanted.mask_source == "word":
-            return partial(model.clipseg.find, things=named)
+            return partial(model.clipseg.find, objects=named)
         # Tuned weights have learnt one picture, not what words mean.
         denoiser = lease.engine.run if lease.engine.weights == BASE else model.pool.run_base
         return finder(model.graphs, model.schedule, denoiser, named, wanted.untuned_prompt, cancelled.is_set)

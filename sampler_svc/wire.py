@@ -32,7 +32,7 @@ from unitune.choices import (
 )
 from unitune.errors import InvalidField
 from unitune.options import SAMPLING, check
-from unitune.prompts import things, with_rare_tokens
+from unitune.prompts import named_objects, with_rare_tokens
 from unitune.server_info import base_model_info
 from unitune.v1 import edit_pb2, sampler_pb2
 
@@ -76,7 +76,7 @@ def read_request(request: sampler_pb2.SampleRequest, model: Model, *, is_run: bo
         for name in ("only_masked", "negative_prompt", "automatic"):
             value = getattr(config, name)
             _check(f"config.{name}", value, not value, f"leave it unset with inversion {NULL_TEXT}")
-    is_right = source not in MASKS_OF_WORDS or bool(things(config.mask_text))
+    is_right = source not in MASKS_OF_WORDS or bool(named_objects(config.mask_text))
     _check("config.mask_text", "unset", is_right, f"mask_source {source} needs what the mask is of")
     is_right = not config.inverted or (
         config.method != PROMPT_TO_PROMPT

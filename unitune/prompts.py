@@ -74,7 +74,7 @@ def ids_with_vectors(
     return [*ids, *padding[len(ids) - 2 :]]
 
 
-def things(text: str) -> list[str]:
+def named_objects(text: str) -> list[str]:
     """What a text names, each without its article: "the cat, a tree" is cat and tree. Case does not count."""
     named = []
     for part in text.split(","):

@@ -76,7 +76,7 @@ class LocalBlend:
         mask = self._union()
         if mask.all():
             words = [word for word, own in self._masks.items() if own.all()] or list(self._masks)
-            remedy = "name smaller things, or give a mask"
+            remedy = "name smaller objects, or give a mask"
             return f"local blend keeps nothing of the picture, since {_listed(words)} look everywhere: {remedy}"
         if not mask.any():
             remedy = "name what the picture or the edit shows, or leave blend_words unset"

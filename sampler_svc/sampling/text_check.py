@@ -10,7 +10,7 @@ from sampler_svc.sampling.prompt_to_prompt import Controller
 from sampler_svc.sampling.request import Request
 from unitune.choices import MASKS_OF_WORDS
 from unitune.errors import InvalidField
-from unitune.prompts import things, without
+from unitune.prompts import named_objects, without
 from unitune.reading import TuningTexts, check_tuning, checked, shown, warnings_of
 
 NAME_WORDS = "describe the edited picture in words"
@@ -49,8 +49,8 @@ def check_texts(graphs: BaseGraphs, clip_filter: ClipFilter | None, clipseg: Cli
         warnings += checked(reader, "config.base_prompt", texts.base_prompt, before=before, remedy=remedy)
     if wanted.mask_source in MASKS_OF_WORDS:
         finds = clipseg.reader if clipseg is not None and wanted.mask_source == "word" else reader
-        for thing in things(wanted.mask_text):
-            warnings += checked(finds, "config.mask_text", thing, remedy="name what the mask is of in words")
+        for named in named_objects(wanted.mask_text):
+            warnings += checked(finds, "config.mask_text", named, remedy="name what the mask is of in words")
     if wanted.attention is not None:
         base, edited = graphs.text(wanted.base_prompt), graphs.text(wanted.prompt)
         Controller(wanted.attention, base, edited, graphs.spec.context_tokens, wanted.num_inference_steps)

@@ -12,7 +12,7 @@ from unitune.images import Mask, Pixels, strips_of
 # alter by accident can exceed the first figure anywhere, but seldom reaches the second. So a region above the first
 # counts only if it reaches the second somewhere: hysteresis, as in Canny's edge detector (1986).
 #
-# A fog, or a thing in the dark, changes less than that. Where the largest difference of all is small both are lower, so
+# A fog, or an object in the dark, changes less than that. Where the largest difference of all is small both are lower, so
 # that the second is this share of the largest, down to a share of themselves that no accident should exceed. And beside
 # a large region that changed a much smaller one is an accident.
 #
