@@ -136,7 +136,7 @@ def tunings(rounds: int) -> dict[str, object]:
     return {
         "weights.ratio_to_fp16_full": spread([manifest.size_bytes / fp16_bytes]),  # bytes do not vary
         "tuning.s": medians(taken),
-        "tuning.ratio_to_diffusers_dreambooth": asdict(Ratio.of(taken["ours"], taken["diffusers dreambooth"])),
+        "tuning.ratio_to_diffusers_dreambooth": asdict(Ratio.divide(taken["ours"], taken["diffusers dreambooth"])),
     }
 
 

@@ -32,7 +32,7 @@ class Ratio:
     largest: float
 
     @classmethod
-    def of(cls, ours: Measured, peer: Measured) -> "Ratio":
+    def divide(cls, ours: Measured, peer: Measured) -> "Ratio":
         """The two must have been measured in the same rounds."""
         ratios = [mine / theirs for mine, theirs in zip(ours.seconds, peer.seconds, strict=True)]
         return cls(statistics.median(ratios), min(ratios), max(ratios))
@@ -85,4 +85,4 @@ def claimed(ours: Measured, peer: Measured, alike_db: float) -> dict[str, object
     """The ratio with its spread, or why there is none: who makes another picture is not faster."""
     if not alike_db >= SAME_PICTURE_DB:  # not a number is not alike either
         return {"refused": f"the pictures agree to {alike_db:.1f} dB only; {SAME_PICTURE_DB:g} are needed"}
-    return asdict(Ratio.of(ours, peer))
+    return asdict(Ratio.divide(ours, peer))

@@ -52,14 +52,14 @@ def two_sets(graphs: Path, model: Model, names: list[str]) -> Iterator[WeightSet
     """Two sets of weights by turns, alike but for the named tensors."""
     sets = []
     for number in (1, 2):
-        tensors = {**model.base.tensors, **near(model, names, number)}
-        answer = reference_answer(graphs / DENOISER, EngineSpec.of(model.spec), tensors)
+        tensors = {**model.base.tensors, **disturbed_tensors(model, names, number)}
+        answer = reference_answer(graphs / DENOISER, EngineSpec.from_model(model.spec), tensors)
         name = f"set {number} of {len(names)} tensors"  # other names than the last two sets', which the pool may hold
         sets.append(WeightSet(name, tensors, Probe(BASE_PROBE_SEED, answer, model.base.probe.expected)))
     return cycle(sets)
 
 
-def near(model: Model, names: Iterable[str], number: int) -> dict[str, Array]:
+def disturbed_tensors(model: Model, names: Iterable[str], number: int) -> dict[str, Array]:
     """The named tensors of the base, with so many hundredths of random ones added."""
     base, drawn = model.base.tensors, random_weights(model.base.tensors)
     return {name: np.add(base[name], np.float32(0.01 * number) * drawn[name]) for name in names}
@@ -107,7 +107,7 @@ def ratios(name: str, works: dict[str, Callable[[], object]], rounds: int) -> di
     first, *others = taken
     found: dict[str, object] = {f"{name}.s": {mode: round(one.median_s, 4) for mode, one in taken.items()}}
     for mode in others:
-        found[f"{name}.{mode}_to_{first}"] = asdict(Ratio.of(taken[mode], taken[first]))
+        found[f"{name}.{mode}_to_{first}"] = asdict(Ratio.divide(taken[mode], taken[first]))
     return found
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.measure import Ratio, in_turns, spread
-from bench.refit_modes import near, stepping
+from bench.refit_modes import disturbed_tensors, stepping
 from sampler_svc.build.refit_check import reference_answer
 from sampler_svc.engines.cpu import DENOISER
 from sampler_svc.engines.engine import EngineSpec
@@ -39,7 +39,7 @@ def refits(model: Model, graphs: Path, build_s: float, prompt: str, rounds: int)
     return {
         "refit.s": {name: round(one.median_s, 4) for name, one in taken.items()} | {"build": round(build_s, 4)},
         "refit.parts.s": {name: round(statistics.median(seconds[1:]), 4) for name, seconds in parts.items()},
-        "refit.denoising_steps": asdict(Ratio.of(taken["refit"], taken["step"])),
+        "refit.denoising_steps": asdict(Ratio.divide(taken["refit"], taken["step"])),
         "refit.ratio_to_build": spread([refit_s / build_s for refit_s in taken["refit"].seconds]),  # one build
     }
 
@@ -47,9 +47,9 @@ def refits(model: Model, graphs: Path, build_s: float, prompt: str, rounds: int)
 def stored(model: Model, graphs: Path, store: ObjectStore, number: int) -> Manifest:
     """A tuning in the store: every tensor a hundredth or two of the way to a random one."""
     base = model.base.tensors
-    parts = encode(near(model, base, number), base, DEFAULT_CODEC)
+    parts = encode(disturbed_tensors(model, base, number), base, DEFAULT_CODEC)
     answer = reference_answer(
-        graphs / DENOISER, EngineSpec.of(model.spec), {**base, **decode(parts, base, DEFAULT_CODEC)}
+        graphs / DENOISER, EngineSpec.from_model(model.spec), {**base, **decode(parts, base, DEFAULT_CODEC)}
     )
     data, manifest = pack(
         parts, probe_tuned=answer, probe_base=model.base.probe.expected, key=str(number), base_model=model.spec.digest,

@@ -52,7 +52,7 @@ def served_tuning(rounds: int, *, quick: bool = False) -> dict[str, object]:
         taken = in_turns(told, rounds)
     return {
         "served_tuning.s": {name: round(measured.median_s, 3) for name, measured in taken.items()},
-        "served_tuning.ratio_to_in_process": asdict(Ratio.of(taken["served"], taken["in process"])),
+        "served_tuning.ratio_to_in_process": asdict(Ratio.divide(taken["served"], taken["in process"])),
     }
 
 

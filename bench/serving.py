@@ -122,7 +122,7 @@ def cold_start(engine: Path, rounds: int) -> dict[str, object]:
     taken = [Measured(tuple(start.seconds for start in starts)) for starts in (ours, theirs)]
     return {
         "cold_start.s": {"ours": round(taken[0].median_s, 2), "diffusers": round(taken[1].median_s, 2)},
-        "cold_start.ratio_to_diffusers": asdict(Ratio.of(*taken)),
+        "cold_start.ratio_to_diffusers": asdict(Ratio.divide(*taken)),
         "memory.peak_mb": {
             "sampler": spread([start.peak_mb for start in ours]),
             "diffusers": spread([start.peak_mb for start in theirs]),

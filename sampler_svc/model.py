@@ -66,7 +66,7 @@ class Model:
         spec = open_folder(folder, runtime.facts)
         base = base_weights(folder, spec)
         graphs = BaseGraphs(folder, spec, threads, runtime.open_graph)
-        engine_spec = EngineSpec.of(spec)
+        engine_spec = EngineSpec.from_model(spec)
 
         def open_controlled() -> ControlledEngine:
             return ControlledEngine(folder, engine_spec, threads, GraphLayout(engine_spec, base.tensors))

@@ -183,7 +183,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                     mailbox.put(wire.loading_event(lease))
                 extras = None
                 if tuned is not None:
-                    extras = self._weights.extras(tuned.path, tuned.digest).of_method(made_by)
+                    extras = self._weights.extras(tuned.path, tuned.digest).require_method(made_by)
 
                 def on_event(event: Event | ScoredImage) -> None:
                     if isinstance(event, Step):

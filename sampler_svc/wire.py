@@ -143,7 +143,7 @@ def sampler_info(model: Model) -> sampler_pb2.SamplerInfo:
     return sampler_pb2.SamplerInfo(
         base_model=base_model_info(spec, has_gate=has_gate, has_clipseg=has_clipseg, has_known_pictures=has_known),
         sampling_defaults=_defaults(preset, EDIT_METHODS[0], second),
-        method_defaults=[_defaults(preset.of(method), method, second) for method in EDIT_METHODS],
+        method_defaults=[_defaults(preset.method_preset(method), method, second) for method in EDIT_METHODS],
         engine=model.engine,
     )
 

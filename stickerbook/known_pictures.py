@@ -79,7 +79,7 @@ class Eye:
         return Figures(torch.cat(embeddings).numpy(), np.concatenate(round_trips))
 
 
-def as_people_bring_it(scene: Scene, rng: np.random.Generator) -> Pixels:
+def as_a_user_picture(scene: Scene, rng: np.random.Generator) -> Pixels:
     """A render of any size, squeezed a little or not, as a JPEG file or not, brighter or darker, with some noise."""
     picture = render(scene, 128) if rng.random() < 0.5 else render(scene)
     kind = int(rng.integers(7))
@@ -103,7 +103,7 @@ def as_people_bring_it(scene: Scene, rng: np.random.Generator) -> Pixels:
 def known(number: int) -> Iterator[Pixels]:
     """Renders of training's range: any pair of object and place, all styles alike."""
     rng = np.random.default_rng(11)
-    return (as_people_bring_it(any_scene(seed), rng) for seed in range(number))
+    return (as_a_user_picture(any_scene(seed), rng) for seed in range(number))
 
 
 def held_out(number: int) -> Iterator[Pixels]:
@@ -111,7 +111,7 @@ def held_out(number: int) -> Iterator[Pixels]:
     rng = np.random.default_rng(12)
     scenes = [draw_scene(seed, "held_out") for seed in range(FIRST_HELD_OUT, FIRST_HELD_OUT + number)]
     scenes = [s.edited(style=str(rng.choice(STYLES))) if index % 2 else s for index, s in enumerate(scenes)]
-    return (as_people_bring_it(scene, rng) for scene in scenes)
+    return (as_a_user_picture(scene, rng) for scene in scenes)
 
 
 def unknown() -> Iterator[tuple[str, Pixels]]:

@@ -50,7 +50,7 @@ def render(scene: Scene, side: int = SIDE) -> np.ndarray:
     if scene.side == "background":
         _paint_sticker(canvas, scene, *behind.pop())
     if scene.weather == "fog":
-        canvas = _in_fog(canvas, scene)
+        canvas = _draw_fog(canvas, scene)
     for sticker_behind in behind:
         _paint_sticker(canvas, scene, *sticker_behind)
     _paint_sticker(canvas, scene, *front)
@@ -291,7 +291,7 @@ def _paint_floor(draw: _Brush, scene: Scene, horizon: int) -> None:
         draw.rectangle((0, y, CANVAS, y + 1), fill=_lit((112, 70, 42), scene.time))
 
 
-def _in_fog(canvas: Image.Image, scene: Scene) -> Image.Image:
+def _draw_fog(canvas: Image.Image, scene: Scene) -> Image.Image:
     """Fog over what has been painted: thickest at the horizon, thinner towards the viewer."""
     rows = np.arange(canvas.height) / canvas.height
     distance = np.where(rows < scene.layout.horizon, 0.80, 0.80 - 0.9 * (rows - scene.layout.horizon))

@@ -124,7 +124,7 @@ def tokens_of(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
     return encoded.input_ids
 
 
-def by_objects(scenes: int) -> tuple[np.ndarray, np.ndarray]:
+def split_by_objects(scenes: int) -> tuple[np.ndarray, np.ndarray]:
     """The seeds below `scenes` of scenes with one object, and of scenes with two."""
     has_second = np.array([draw_scene(seed).second != NONE for seed in range(scenes)])
     return np.flatnonzero(~has_second), np.flatnonzero(has_second)
@@ -221,7 +221,7 @@ def main() -> None:
         print(f"resumed at update {run.updates_done}", flush=True)
     elif options.start_from:
         run.start_from(trained_pair(options.start_from))
-    make = partial(drawn, options.batch, options.second_share, *by_objects(len(scenes)))
+    make = partial(drawn, options.batch, options.second_share, *split_by_objects(len(scenes)))
     latents = torch.from_numpy(np.array(scenes)).to(options.device)
     denoiser = graphed(unet, options.batch)
     generator = torch.Generator(options.device)

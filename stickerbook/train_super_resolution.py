@@ -164,7 +164,7 @@ def bicubic(small: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def through(autoencoder: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
+def reconstruct(autoencoder: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
     """Pictures of 64 px as the autoencoder gives them back."""
     return autoencoder.decode(autoencoder.encode(images).latent_dist.mode()).sample.clamp(-1, 1)
 
@@ -178,7 +178,7 @@ class HeldOut:
         seeds = range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + count)
         captions = [caption(draw_scene(seed, "held_out")) for seed in seeds]
         self.truth = pictures(seeds, "held_out", SIDE)
-        self.small = through(autoencoder, pictures(seeds, "held_out"))
+        self.small = reconstruct(autoencoder, pictures(seeds, "held_out"))
         self.bicubic = bicubic(self.small)
         with torch.no_grad():
             self.context = text_encoder(tokens_of(tokenizer, captions)).last_hidden_state

@@ -66,21 +66,21 @@ class Noising:
 
     def noised(self, latent: Tensor, draws: Draws) -> Tensor:
         """The latent at the drawn timesteps, (batch, channels, h, w)."""
-        signal, noise = self._at(draws.timesteps)
+        signal, noise = self._factors(draws.timesteps)
         return signal * latent + noise * draws.noise
 
     def signal(self, draws: Draws) -> Tensor:
         """How much of a latent is left at the drawn timesteps, (batch, 1, 1, 1)."""
-        return self._at(draws.timesteps)[0]
+        return self._factors(draws.timesteps)[0]
 
     def target(self, latent: Tensor, draws: Draws) -> Tensor:
         """Epsilon, v or the latent itself, (batch or 1, channels, h, w)."""
         if self._prediction_type == "sample":
             return latent.expand_as(draws.noise)
-        signal, noise = self._at(draws.timesteps)
+        signal, noise = self._factors(draws.timesteps)
         return signal * draws.noise - noise * latent if self._prediction_type == "v_prediction" else draws.noise
 
-    def _at(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+    def _factors(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         return self._signal[timesteps, None, None, None], self._noise[timesteps, None, None, None]
 
 

@@ -141,7 +141,7 @@ def read_preset(folder: Path) -> Preset:
         if of_all := own.keys() & CLIP_FILTER_SETTINGS:
             remedy = "put it beside methods, it is one for all of them"
             raise UnusableBaseModel(f"{folder / PRESET_FILE}: {min(of_all)} is set for {method}: {remedy}")
-        if foreign := own.keys() & _of_others(method):
+        if foreign := own.keys() & _foreign_settings(method):
             raise UnusableBaseModel(
                 f"{folder / PRESET_FILE}: {min(foreign)} is set for {method}, which has no such setting"
             )
@@ -159,7 +159,7 @@ def _check_values(folder: Path, preset: Preset, method: str) -> None:
         place = f"methods.{method}." if name in preset.methods.get(method, {}) else ""
         return UnusableBaseModel(f"{folder / PRESET_FILE}: {place}{complaint}")
 
-    own = preset.of(method)
+    own = preset.method_preset(method)
     sampling = {name: getattr(own, name) for name in SAMPLING_SETTINGS}
     if own.guidance_sigma_high == math.inf:
         del sampling["guidance_sigma_high"]  # the interval has no such end
@@ -186,7 +186,7 @@ def _check_values(folder: Path, preset: Preset, method: str) -> None:
         raise refusal("guidance_sigma_high", f"guidance_sigma_low to _high is {ends}: {method} guides every step")
 
 
-def _of_others(method: str) -> set[str]:
+def _foreign_settings(method: str) -> set[str]:
     """The settings of a preset that belong to other methods than this one."""
     own = set(read_by(TUNING, method)) if method in TUNING_METHODS else set()
     of_sampling = SAMPLING.keys() - read_by(SAMPLING, method)

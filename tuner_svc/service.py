@@ -233,10 +233,10 @@ def _large_image(picture: images.Pixels, side: tuple[int, int]) -> images.ModelI
 
 def _defaults(preset: Preset, method: str) -> tuning_pb2.TuningConfig:
     """The preset of a method: the fields that are not a caller's own words."""
-    own = preset.of(method)
+    own = preset.method_preset(method)
     known = {name: own for name in read_by(TUNING, method) if hasattr(own, name)}
     if method == NULL_TEXT:  # what it has in common with an edit is what such edits have by themselves
-        edits = preset.of(PROMPT_TO_PROMPT)
+        edits = preset.method_preset(PROMPT_TO_PROMPT)
         known |= {name: edits for name in BOUND_TO_NULL_TEXT if hasattr(edits, name)}
     return tuning_pb2.TuningConfig(method=method, **{name: getattr(source, name) for name, source in known.items()})
 

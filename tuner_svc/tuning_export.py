@@ -63,7 +63,7 @@ def tuned_tensors(model: BaseModel, weights: TunedWeights) -> dict[str, Tensor]:
             reason="METHOD_MISMATCH",
         )
     base = {name: tensor.cpu().numpy() for name, tensor in model.tensors().items()}
-    decoded = decode(weights.of_denoiser(), base, weights.manifest.codec)
+    decoded = decode(weights.denoiser_tensors(), base, weights.manifest.codec)
     return {name: torch.from_numpy(np.array(tensor)) for name, tensor in decoded.items()}
 
 

@@ -108,8 +108,8 @@ PUBLISHED: Mapping[str, Mapping[str, Any]] = {
 class Preset:
     """The defaults of a base model for tuning and sampling; `unitune_preset.json` beside it overrides them.
 
-    They are UniTune's; `of` has those of another method, for which `methods` may hold overrides under its name. The
-    CLIP filter's settings are one for all methods.
+    They are UniTune's. `method_preset` has those of another method; `methods` may override them under its name. The CLIP
+    filter's settings are the same for all methods.
     """
 
     mode: str = "attn_out"
@@ -136,7 +136,7 @@ class Preset:
     self_replace: float = 0.6
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    def of(self, method: str) -> "Preset":
+    def method_preset(self, method: str) -> "Preset":
         """The defaults of a method: published values over UniTune's, this base model's own over both.
 
         UniTune's interval of guidance is its own.
@@ -213,12 +213,12 @@ class BaseModelSpec:
     def load(cls, folder: Path) -> "BaseModelSpec":
         """Read spec.json of a folder. Raises FileNotFoundError, or ValueError for another schema or a damaged file."""
         try:
-            return cls._of_json((folder / SPEC_FILE).read_text(), folder)
+            return cls._parse((folder / SPEC_FILE).read_text(), folder)
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{folder / SPEC_FILE} is damaged; export again") from error
 
     @classmethod
-    def _of_json(cls, text: str, folder: Path) -> "BaseModelSpec":
+    def _parse(cls, text: str, folder: Path) -> "BaseModelSpec":
         fields: dict[str, Any] = json.loads(text)
         if fields.get("schema") != SCHEMA:
             raise ValueError(

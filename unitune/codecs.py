@@ -160,10 +160,10 @@ def _encode_int8(rows: Array) -> Parts:
 
 def _encode_int4(rows: Array) -> Parts:
     values, scale = _quantised(rows, 7)
-    return {"int4": _in_nibbles(values), "scale": scale}
+    return {"int4": _packed_nibbles(values), "scale": scale}
 
 
-def _in_nibbles(values: NDArray[np.int8]) -> NDArray:
+def _packed_nibbles(values: NDArray[np.int8]) -> NDArray:
     """Values of -8 to 7, two to a byte."""
     nibbles = (values.reshape(-1) + 8).astype(np.uint8)
     if len(nibbles) % 2:
@@ -175,7 +175,7 @@ def _encode_sign(rows: Array) -> Parts:
     """As BitDelta (Liu et al., 2024) stores a delta, after its main directions and at another scale."""
     up, down = _main_directions(rows, SIGN_RANK)
     (up, up_scale), (down, down_scale) = _quantised(up.T, 7), _quantised(down, 7)
-    parts = {"factors": _in_nibbles(np.concatenate([up, down], axis=1)), "factors_scale": up_scale * down_scale}
+    parts = {"factors": _packed_nibbles(np.concatenate([up, down], axis=1)), "factors_scale": up_scale * down_scale}
     rest = rows - _product(parts, rows.shape)
     mean, square = np.abs(rest).mean(axis=1), np.square(rest, dtype=np.float64).mean(axis=1)
     # The scale at which <signs, rest> = <rest, rest>: BitDelta's, the mean, is nearest to the rest but makes all of its
@@ -227,10 +227,10 @@ def _decode_int8(parts: Parts, shape: tuple[int, ...]) -> Array:
 
 
 def _decode_int4(parts: Parts, shape: tuple[int, ...]) -> Array:
-    return _scaled(_of_nibbles(parts["int4"], math.prod(shape)), parts["scale"], shape)
+    return _scaled(_unpacked_nibbles(parts["int4"], math.prod(shape)), parts["scale"], shape)
 
 
-def _of_nibbles(packed: NDArray, count: int) -> NDArray[np.int8]:
+def _unpacked_nibbles(packed: NDArray, count: int) -> NDArray[np.int8]:
     if packed.dtype != np.uint8 or packed.shape != ((count + 1) // 2,):
         raise ValueError("its values do not fit")
     values = np.empty(2 * len(packed), dtype=np.int8)
@@ -253,7 +253,7 @@ def _decode_sign(parts: Parts, shape: tuple[int, ...]) -> Array:
 def _product(parts: Parts, shape: tuple[int, int]) -> Array:
     """Of the factors, which lie side by side: a row for each direction, first what multiplies the delta's rows."""
     scale, (rows, columns) = parts["factors_scale"], shape
-    factors = _of_nibbles(parts["factors"], len(scale) * (rows + columns)).reshape(len(scale), -1)
+    factors = _unpacked_nibbles(parts["factors"], len(scale) * (rows + columns)).reshape(len(scale), -1)
     up, down = factors[:, :rows].astype(np.float32), factors[:, rows:]
     return up.T @ _scaled(down, scale, down.shape)
 

@@ -22,17 +22,17 @@ def with_rare_tokens(rare_tokens: str, prompt: str) -> str:
 
 def mentions(prompt: str, words: str) -> bool:
     """Whether the words are in the prompt, whole and in this order; case does not count."""
-    return _whole(words).search(prompt) is not None
+    return _whole_words(words).search(prompt) is not None
 
 
 def spans_of(text: str, words: str) -> list[tuple[int, int]]:
     """Where the words are in a text, whole: first character, and the one after the last, of each mention."""
-    return [found.span() for found in _whole(words).finditer(text)]
+    return [found.span() for found in _whole_words(words).finditer(text)]
 
 
 def without(prompt: str, words: str) -> str:
     """The prompt without the words."""
-    return _whole(words).sub(" ", prompt).strip() if words.strip() else prompt
+    return _whole_words(words).sub(" ", prompt).strip() if words.strip() else prompt
 
 
 def with_words_before(prompt: str, words: str, noun: str) -> str:
@@ -42,7 +42,7 @@ def with_words_before(prompt: str, words: str, noun: str) -> str:
     """
     if mentions(prompt, words):
         return prompt
-    return _whole(noun).sub(lambda found: f"{words.strip()} {found[0]}", prompt, count=1)
+    return _whole_words(noun).sub(lambda found: f"{words.strip()} {found[0]}", prompt, count=1)
 
 
 def with_words_instead(prompt: str, words: str, noun: str) -> str:
@@ -50,7 +50,7 @@ def with_words_instead(prompt: str, words: str, noun: str) -> str:
 
     A prompt that has the words already, or not the noun, stays as it is.
     """
-    return prompt if mentions(prompt, words) else _whole(noun).sub(lambda _: words.strip(), prompt, count=1)
+    return prompt if mentions(prompt, words) else _whole_words(noun).sub(lambda _: words.strip(), prompt, count=1)
 
 
 def ids_with_vectors(
@@ -66,7 +66,7 @@ def ids_with_vectors(
     begin, end, padding. The result is as long, and cut before its end where the prompt is too long.
     """
     begin, end, *padding = empty
-    pieces = [encode(piece.strip()) if piece.strip() else [] for piece in _whole(placeholder).split(prompt)]
+    pieces = [encode(piece.strip()) if piece.strip() else [] for piece in _whole_words(placeholder).split(prompt)]
     ids = [*pieces[0]]
     for piece in pieces[1:]:
         ids += [*range(-1, -1 - num_vectors, -1), *piece]
@@ -101,7 +101,7 @@ def unknown_words(prompt: str, vocabulary: Collection[str]) -> list[tuple[str, t
     ]
 
 
-def _whole(words: str) -> re.Pattern[str]:
+def _whole_words(words: str) -> re.Pattern[str]:
     """The words as a whole: no letter or digit touches them."""
     spaced = r"\s+".join(re.escape(word) for word in words.split())
     return re.compile(rf"(?<!\w){spaced}(?!\w)", re.IGNORECASE)

@@ -110,7 +110,7 @@ class TunedWeights:
         """Whether super-resolution was tuned, too."""
         return any(name.startswith(SUPER_RESOLUTION) for name in self.manifest.tensors)
 
-    def of_denoiser(self) -> dict[str, np.ndarray]:
+    def denoiser_tensors(self) -> dict[str, np.ndarray]:
         """The denoiser's tensors, as stored."""
         return {name: tensor for name, tensor in self.tensors.items() if not name.startswith(SUPER_RESOLUTION)}
 
@@ -122,7 +122,7 @@ class TunedWeights:
             if name.startswith(SUPER_RESOLUTION)
         }
 
-    def of_method(self, method: str) -> "TunedWeights":
+    def require_method(self, method: str) -> "TunedWeights":
         """These weights. Raises FailedPrecondition (METHOD_MISMATCH) when another method made them."""
         if self.manifest.method != method:
             raise FailedPrecondition(

@@ -21,7 +21,7 @@ from bench.editbench import pictures as drawings
 from bench.editbench import report, rivals
 from bench.editbench.automatic import chosen_by_clip_filter
 from bench.editbench.cases import Picture, load
-from bench.editbench.grid import around
+from bench.editbench.grid import settings_around
 from bench.editbench.results import Result, by_setting
 from bench.editbench.run import engine_folder, open_clip_filter, run
 from bench.editbench.settings import automatic_points, of_method
@@ -55,7 +55,7 @@ def main() -> None:
     pictures = load("test", quick=options.quick)[: options.pictures]
     points = automatic_points(preset)
     everywhere = [*methods, *points]
-    varied = [*same_as_sdedit(methods[0]), *around(methods[0], quick=options.quick or options.no_grid)]
+    varied = [*same_as_sdedit(methods[0]), *settings_around(methods[0], quick=options.quick or options.no_grid)]
     few = load("test", quick=True)[: options.pictures]
     found = run(MODEL, few, [*everywhere, *dict.fromkeys(varied)], options.out, "pictures with all settings")
     for_rivals = few[:PICTURES_OF_QUICK_RIVALS] if options.quick else few

@@ -19,7 +19,7 @@ def chosen_by_clip_filter(
     chosen = []
     for case, of_points in zip(cases, zip(*points, strict=True), strict=True):
         assert all(result.case == case.id for result in of_points)
-        score = clip_filter.against(render(case.scene), case.prompt)
+        score = clip_filter.scorer(render(case.scene), case.prompt)
         pictures = [result.pixels(out) for result in of_points]
         ranks = [clip_filter.rank(score(picture)) for picture in pictures]
         edit_s = sum(result.edit_s for result in of_points)

@@ -47,7 +47,7 @@ def main() -> None:
         found = [Result.read(result_file(options.out, model.digest, case, s), s.name) for s in settings]
         pictures = [r.pixels(options.out) for r in found]
         results.append(found)
-        scores.append([*map(clip_filter.against(render(case.scene), case.prompt), pictures)])
+        scores.append([*map(clip_filter.scorer(render(case.scene), case.prompt), pictures)])
 
     right = np.array([[r.score.success for r in row] for row in results])
     kept = np.array([[r.score.kept_psnr_db or np.nan for r in row] for row in results])

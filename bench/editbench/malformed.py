@@ -104,7 +104,7 @@ def main() -> None:
     results = run(MODEL, pictures, settings, options.out, "edits of the development split") if settings else []
     clip_filter = open_clip_filter(engine_folder(MODEL, options.out))
 
-    score = {case.id: clip_filter.against(render(case.scene), case.prompt) for case in cases.values()}
+    score = {case.id: clip_filter.scorer(render(case.scene), case.prompt) for case in cases.values()}
     scores = {"ground truths": [score[case.id](render(case.wanted)) for case in cases.values()]}
     for setting in settings:
         scores[f"right edits of {setting.name}"] = [

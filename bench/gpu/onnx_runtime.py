@@ -37,7 +37,7 @@ class Engines:
     def __init__(self, model: BaseModel, graphs: Path, scratch: Path) -> None:
         """`graphs` is what `fp16_folder.prepare` wrote."""
         self._model, self._graphs, self._folder = model, graphs, scratch / "engine"
-        self._spec = EngineSpec.of(model.spec)
+        self._spec = EngineSpec.from_model(model.spec)
         self._provider = CUDA if model.device.type == "cuda" else CPU  # the processor's, to see that it all runs
         self._sets: dict[str, WeightSet] = {}
         self._noise: dict[str, float] = {}

@@ -53,7 +53,7 @@ def verify(graphs: Path, engine_folder: Path, spec: BaseModelSpec) -> tuple[str,
 
     Raises BuildError when not even a new session does.
     """
-    engine_spec = EngineSpec.of(spec)
+    engine_spec = EngineSpec.from_model(spec)
     weights, probe = engine_folder / spec.base_weights, engine_folder / PROBE_FILE
     base, other = base_and_random_weights(graphs / DENOISER, engine_spec, weights, probe)
     layout = GraphLayout(engine_spec, base.tensors)

@@ -36,7 +36,7 @@ def verify(graphs: Path, engine_folder: Path, spec: BaseModelSpec, *, provider: 
             _run_self_test(self_test, engine_folder, spec, provider, in_place=False)
         cuda_graph = in_place and provider == CUDA and _sees_refits(engine_folder, spec)
         self_test.found(here, cuda_graph=cuda_graph, in_place=in_place).save(engine_folder)
-        engine = OrtCudaEngine.open_tested(engine_folder, EngineSpec.of(spec), provider)
+        engine = OrtCudaEngine.open_tested(engine_folder, EngineSpec.from_model(spec), provider)
         engine.refit(base)
         engine.close()
     except SelfTestFailed as error:
@@ -54,7 +54,7 @@ def _passes(self_test: SelfTest, folder: Path, spec: BaseModelSpec, provider: st
 
 
 def _run_self_test(self_test: SelfTest, folder: Path, spec: BaseModelSpec, provider: str, *, in_place: bool) -> None:
-    engine = OrtCudaEngine(folder, EngineSpec.of(spec), provider=provider, in_place=in_place)
+    engine = OrtCudaEngine(folder, EngineSpec.from_model(spec), provider=provider, in_place=in_place)
     try:
         engine._write(base_weights(folder, spec).tensors)  # there is no session before
         self_test.run(engine)
@@ -63,7 +63,7 @@ def _run_self_test(self_test: SelfTest, folder: Path, spec: BaseModelSpec, provi
 
 
 def _sees_refits(folder: Path, spec: BaseModelSpec) -> bool:
-    engine = OrtCudaEngine(folder, EngineSpec.of(spec), use_cuda_graph=True)
+    engine = OrtCudaEngine(folder, EngineSpec.from_model(spec), use_cuda_graph=True)
     try:
         return SelfTest(folder).sees_refits(engine)
     except Exception:  # a graph that cannot be captured as a whole is refused in one of many ways

@@ -74,7 +74,7 @@ def verify(
     graphs: Path, engine_folder: Path, spec: BaseModelSpec, *, open_runtime: OpenRuntime, here: Mapping[str, str]
 ) -> None:
     """Run the self-test, plainly and through a CUDA graph, and write its report. Raises BuildError if it dies."""
-    engine_spec = EngineSpec.of(spec)
+    engine_spec = EngineSpec.from_model(spec)
     try:
         self_test = SelfTest(engine_folder)
         engine = TrtEngine(engine_folder, engine_spec, *open_runtime())

@@ -17,7 +17,7 @@ from sampler_svc.engines.cpu import DENOISER, Graph, backend, session_options
 from sampler_svc.engines.cuda_device import open_device
 from sampler_svc.engines.engine import Array, BackendMissing, Engine, EngineSpec, RefitReport, Tensors, WeightSet
 from sampler_svc.engines.folder import REBUILD, UnusableEngine
-from sampler_svc.engines.fp16_weights import BATCH, in_batches, rounded
+from sampler_svc.engines.fp16_weights import BATCH, rounded, run_in_batches
 from sampler_svc.engines.self_test import SelfTestReport
 from unitune import telemetry
 from unitune.errors import DataLoss, Internal
@@ -193,7 +193,7 @@ class OrtCudaEngine(Engine):
         return value
 
     def _compute(self, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
-        return in_batches(self._run_batch, latents, timesteps, contexts)
+        return run_in_batches(self._run_batch, latents, timesteps, contexts)
 
     def _run_batch(self, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
         if self._session is None:

@@ -46,7 +46,7 @@ class EngineSpec:
     has_noise_level: bool = False  # beside each timestep, as super-resolution has it
 
     @classmethod
-    def of(cls, model: BaseModelSpec) -> "EngineSpec":
+    def from_model(cls, model: BaseModelSpec) -> "EngineSpec":
         """The engine of a base model's denoiser."""
         latent = (model.latent_channels, *model.latent_side)
         return cls(latent, (model.context_tokens, model.context_width), model.tensors)

@@ -42,7 +42,7 @@ def rounded(specs: Mapping[str, TensorSpec], tensors: Tensors) -> dict[str, NDAr
         return dict(zip(specs, pool.map(one, specs), strict=True))
 
 
-def in_batches(compute: Compute, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
+def run_in_batches(compute: Compute, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
     """Run any number of rows through a computation of just BATCH rows; the last batch is filled with its last row."""
     rows = len(latents)
     index = np.minimum(np.arange(-(-rows // BATCH) * BATCH), rows - 1)

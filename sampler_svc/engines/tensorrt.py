@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sampler_svc.engines.cuda_device import ALIGNMENT, INSTALL, CudaError, Device, open_device
 from sampler_svc.engines.engine import Array, BackendMissing, Engine, EngineSpec, Probe, Tensors
 from sampler_svc.engines.folder import REBUILD, UnusableEngine
-from sampler_svc.engines.fp16_weights import BATCH, in_batches, write_fp16
+from sampler_svc.engines.fp16_weights import BATCH, run_in_batches, write_fp16
 from sampler_svc.engines.self_test import SelfTestReport
 from sampler_svc.engines.trt_api import ICudaEngine, IExecutionContext, TensorRT
 from unitune import telemetry
@@ -190,7 +190,7 @@ class TrtEngine(Engine):
     def _compute(self, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
         if self._is_closed:
             raise RuntimeError("the engine is closed")
-        return in_batches(self._run_batch, latents, timesteps, contexts)
+        return run_in_batches(self._run_batch, latents, timesteps, contexts)
 
     def _run_batch(self, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
         """The answer for just BATCH rows, at the addresses that the context was told."""

@@ -18,15 +18,15 @@ from unitune.weights import SUPER_RESOLUTION_BASE, SUPER_RESOLUTION_TUNED, Tuned
 
 def base_weights(folder: Path, spec: BaseModelSpec) -> WeightSet:
     """The base model's weights in an engine folder. They are shared and read-only."""
-    return _of_base(folder / spec.base_weights, folder / PROBE_FILE)
+    return _read_base(folder / spec.base_weights, folder / PROBE_FILE)
 
 
 def super_resolution_weights(folder: Path, stage: SuperResolutionSpec) -> WeightSet:
     """The same for super-resolution."""
-    return _of_base(folder / stage.weights, folder / SUPER_RESOLUTION_PROBE_FILE)
+    return _read_base(folder / stage.weights, folder / SUPER_RESOLUTION_PROBE_FILE)
 
 
-def _of_base(weights: Path, probe: Path) -> WeightSet:
+def _read_base(weights: Path, probe: Path) -> WeightSet:
     tensors = load_file(weights)
     for tensor in tensors.values():
         tensor.flags.writeable = False
@@ -41,7 +41,7 @@ def tuned_weights(tuned: TunedWeights, base: WeightSet, base_model: str) -> Weig
     for a codec that this server does not know and what cannot be decoded.
     """
     probe = Probe(tuned.manifest.probe_seed, tuned.probe_tuned, tuned.probe_base)
-    return _over(tuned, tuned.of_denoiser(), probe, base, base_model)
+    return _complete(tuned, tuned.denoiser_tensors(), probe, base, base_model)
 
 
 def tuned_super_resolution(tuned: TunedWeights, base: WeightSet, base_model: str) -> WeightSet:
@@ -52,10 +52,10 @@ def tuned_super_resolution(tuned: TunedWeights, base: WeightSet, base_model: str
         )
     except KeyError as error:
         raise DataLoss("the stored weights carry no probe for super-resolution", reason="WEIGHTS_CORRUPT") from error
-    return _over(tuned, tuned.super_resolution_tensors(), probe, base, base_model)
+    return _complete(tuned, tuned.super_resolution_tensors(), probe, base, base_model)
 
 
-def _over(tuned: TunedWeights, stored: Tensors, probe: Probe, base: WeightSet, base_model: str) -> WeightSet:
+def _complete(tuned: TunedWeights, stored: Tensors, probe: Probe, base: WeightSet, base_model: str) -> WeightSet:
     if tuned.manifest.base_model != base_model:
         raise FailedPrecondition("the weights were tuned from another base model", reason="BASE_MODEL_MISMATCH")
     tensors = decode(stored, base.tensors, tuned.manifest.codec)

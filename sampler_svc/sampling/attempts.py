@@ -47,7 +47,7 @@ class BestPictures:
 
     def __init__(self, clip_filter: ClipFilter, base_image: Pixels, prompt: str, *, tries_all: bool) -> None:
         self._clip_filter, self._tries_all = clip_filter, tries_all
-        self._score = clip_filter.against(base_image, prompt)
+        self._score = clip_filter.scorer(base_image, prompt)
         self._best: dict[int, ScoredImage] = {}
         self._seconds = np.zeros(4)
 

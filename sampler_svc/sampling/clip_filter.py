@@ -83,7 +83,7 @@ class ClipFilter:
             return None
         return cls(folder, preset, round_trip_error, threads, open_graph)
 
-    def against(self, base: Pixels, prompt: str) -> Callable[[Pixels], Scores]:
+    def scorer(self, base: Pixels, prompt: str) -> Callable[[Pixels], Scores]:
         """Scores edited pictures of one base image and prompt, which are embedded once.
 
         Pictures are uint8 (h, w, 3), of any size; the prompt is without rare tokens.

@@ -65,7 +65,7 @@ def denoise(
     (DiffEdit). Repeats begin anew from the last one's latents with fresh noise (SDEdit).
     """
     tools, schedule, scheduler = edit.tools, edit.tools.schedule, SCHEDULERS[request.scheduler]
-    inside = _inside(edit)
+    inside = _latent_mask(edit)
     run = scheduler.run(schedule, request.num_inference_steps).late(request.strength)
     inversion = edit.inversion(run) if request.inverted else None
     # Seeds are signed in the contract and unsigned for the generator. A seed's noise is its own, whatever other seeds
@@ -98,7 +98,7 @@ def denoise_beside(
     if attention is None or tools.controlled is None:
         raise ValueError("the request has attention to control, and there is no denoiser for it")
     graphs, embed = tools.graphs, tools.embed
-    inside = _inside(edit)
+    inside = _latent_mask(edit)
     run = SCHEDULERS[request.scheduler].run(tools.schedule, request.num_inference_steps).late(request.strength)
     texts = graphs.text(request.base_prompt), graphs.text(request.prompt)
     words = [Word(graphs.text(word), embed(word)) for word in attention.blend_words]
@@ -146,6 +146,6 @@ def finish(latents: Latents, index: int, request: Request, edit: PreparedEdit, s
     return EditedImage(index, seed, images.encode_png(finished), shown)
 
 
-def _inside(edit: PreparedEdit) -> Latents | None:
+def _latent_mask(edit: PreparedEdit) -> Latents | None:
     """The mask at the latent's resolution, (1, 1, h, w), where it is known before the first step."""
     return to_latent(edit.mask, (edit.latent.shape[2], edit.latent.shape[3])) if edit.mask is not None else None

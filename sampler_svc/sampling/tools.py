@@ -15,7 +15,7 @@ from sampler_svc.sampling.cancellation import stopping
 from sampler_svc.sampling.conditioning import Embed
 from sampler_svc.sampling.masks import BEFORE, Find, MaskInputs
 from sampler_svc.sampling.masks.given import from_sdedit
-from sampler_svc.sampling.masks.shape import Region, around, softened, whole
+from sampler_svc.sampling.masks.shape import Region, region_around, softened, whole_picture
 from sampler_svc.sampling.prompt_to_prompt import RunControlled
 from sampler_svc.sampling.request import Request
 from sampler_svc.sampling.super_resolution import SuperResolution
@@ -70,12 +70,12 @@ class PreparedEdit:
         """The mask that came with the request. Raises what `images.decode_mask` raises."""
         request, size = self.request, _size(self.picture)
         if request.mask_source != "given":
-            return GivenMask(whole(size))
+            return GivenMask(whole_picture(size))
         mask = images.decode_mask(request.mask, size)
         mask = softened(from_sdedit(mask) if request.mask_keeps else mask, request.mask_blur)
         side = self.tools.graphs.spec.image_side
-        region = around(mask, request.mask_padding, side) if request.only_masked else whole(size)
-        return GivenMask(region, np.ascontiguousarray(region.of(mask)), images.encode_mask(mask))
+        region = region_around(mask, request.mask_padding, side) if request.only_masked else whole_picture(size)
+        return GivenMask(region, np.ascontiguousarray(region.crop(mask)), images.encode_mask(mask))
 
     @property
     def region(self) -> Region:
@@ -85,7 +85,7 @@ class PreparedEdit:
     @cached_property
     def base_image(self) -> Pixels:
         """The picture in the region."""
-        return self.region.of(self.picture)
+        return self.region.crop(self.picture)
 
     @cached_property
     def size(self) -> tuple[int, int]:

@@ -39,7 +39,7 @@ def test_a_broken_picture_is_refused_and_its_original_is_not(clip_filter, kind):
     """A ground truth passes; the same, broken, does not, and but for a collapse it is called malformed."""
     assert CASES
     for case in CASES:
-        score = clip_filter.against(render(case.scene), case.prompt)
+        score = clip_filter.scorer(render(case.scene), case.prompt)
         assert clip_filter.passes(score(render(case.wanted))), case.id
         assert not clip_filter.passes(score(broken(case, kind))), case.id
         assert clip_filter.is_malformed(score(broken(case, kind))) == (kind != COLLAPSE), case.id

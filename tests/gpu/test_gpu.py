@@ -89,7 +89,7 @@ def sets(folder: Path, spec: BaseModelSpec) -> dict[str, WeightSet]:
 @pytest.fixture
 def engine(backend: Backend, folder: Path, spec: BaseModelSpec) -> Iterator[Engine]:
     """An engine."""
-    engine = backend.opener(folder, EngineSpec.of(spec), base_weights(folder, spec), 0, AUTO)()
+    engine = backend.opener(folder, EngineSpec.from_model(spec), base_weights(folder, spec), 0, AUTO)()
     yield engine
     engine.close()
 

@@ -22,7 +22,7 @@ class BrightnessFilter:
 
     automatic_points = Preset().automatic_points
 
-    def against(self, base: np.ndarray, prompt: str) -> Callable[[np.ndarray], Scores]:
+    def scorer(self, base: np.ndarray, prompt: str) -> Callable[[np.ndarray], Scores]:
         return lambda edited: Scores(edited.mean() / 255, base.mean() / 255, 1.0, 0.0, 1.0, 0.0)
 
     def passes(self, scores: Scores) -> bool:

@@ -37,7 +37,7 @@ def test_scores_are_cosines_of_the_same_clip_in_pytorch(clip_folder, clip_filter
         expected = clip(pixel_values=pixels, input_ids=ids)
     (before,), (after,) = expected.logits_per_image / clip.logit_scale.exp()
 
-    scores = clip_filter.against(base, "a dog on the beach")(edited)
+    scores = clip_filter.scorer(base, "a dog on the beach")(edited)
 
     assert scores.base_prompt == pytest.approx(before.item(), abs=1e-5)
     assert scores.prompt == pytest.approx(after.item(), abs=1e-5)
@@ -46,7 +46,7 @@ def test_scores_are_cosines_of_the_same_clip_in_pytorch(clip_folder, clip_filter
 
 def test_a_picture_is_exactly_like_itself(clip_filter):
     """cos(picture, same picture) is 1, nothing is gained, and the unit is the cosine (S9)."""
-    scores = clip_filter.against(pictures(3), "a cat")(pictures(3))
+    scores = clip_filter.scorer(pictures(3), "a cat")(pictures(3))
 
     assert scores.kept == pytest.approx(1.0, abs=1e-6)
     assert scores.gain == 0.0
@@ -58,7 +58,7 @@ def test_pictures_of_any_size_are_scored(clip_filter):
     large = np.asarray(Image.fromarray(pictures(4, (8, 8))).resize((96, 96), Image.Resampling.BICUBIC))
     small = np.asarray(Image.fromarray(large).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
 
-    assert clip_filter.against(large, "a cat")(small).kept == pytest.approx(1.0, abs=1e-5)
+    assert clip_filter.scorer(large, "a cat")(small).kept == pytest.approx(1.0, abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -109,12 +109,12 @@ def test_pixels_are_measured_beside_the_cosines(clip_filter):
     half = grey.copy()
     half[: SIDE // 2] = 255
 
-    burnt, plain = clip_filter.against(grey, "a cat")(checkerboard), clip_filter.against(grey, "a cat")(grey)
+    burnt, plain = clip_filter.scorer(grey, "a cat")(checkerboard), clip_filter.scorer(grey, "a cat")(grey)
 
     assert (burnt.detail, burnt.saturated, burnt.round_trip) == (1.0, 1.0, 0.125)
     assert (plain.detail, plain.saturated) == (0.0, 0.0)
-    assert clip_filter.against(half, "a cat")(checkerboard).saturated == 0.5
-    assert clip_filter.against(checkerboard, "a cat")(half).saturated == 0.0
+    assert clip_filter.scorer(half, "a cat")(checkerboard).saturated == 0.5
+    assert clip_filter.scorer(checkerboard, "a cat")(half).saturated == 0.0
 
 
 def test_a_base_model_without_clip_has_no_clip_filter(tmp_path):

@@ -49,7 +49,7 @@ def test_an_engine_in_place_runs_the_graph_of_this_cpu(
     found = initializers((engine_folder / LAID_OUT).read_bytes())
     names = {layouts[name].initializer if name in layouts else name for name in spec.tensors}
     assert len(names) == len(spec.tensors) and names <= found.keys()
-    engine_spec = EngineSpec.of(spec)
+    engine_spec = EngineSpec.from_model(spec)
     layout = GraphLayout(engine_spec, base.tensors)
     ours, other = (kind(engine_folder, engine_spec, 1, layout) for kind in (InPlaceEngine, OrtEngine))
 
@@ -71,4 +71,4 @@ def test_without_every_tensor_in_it_there_is_no_such_graph(
         read_layouts(folder) is None and not list(folder.glob(f"{LAID_OUT}*")) and not (folder / LAYOUT_FILE).exists()
     )
     assert IN_PLACE in EngineManifest.load(folder).refit_modes
-    assert InPlaceEngine(folder, EngineSpec.of(spec))._path == folder / DENOISER
+    assert InPlaceEngine(folder, EngineSpec.from_model(spec))._path == folder / DENOISER

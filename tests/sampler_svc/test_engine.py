@@ -23,7 +23,7 @@ BACKENDS = ("new_session", "in_place", "torch")
 
 def open_engine(backend: str, engine_folder: Path, tiny_model: Path, spec: BaseModelSpec, base: WeightSet) -> Engine:
     """An engine that was never refitted."""
-    engine_spec = EngineSpec.of(spec)
+    engine_spec = EngineSpec.from_model(spec)
     if backend == "torch":
         return TorchEngine(tiny_model, engine_spec)
     return ENGINES[backend](engine_folder, engine_spec, threads=1, layout=GraphLayout(engine_spec, base.tensors))
@@ -78,7 +78,7 @@ def test_nothing_computes_once_a_run_has_ended(
     backend: str, engine_folder: Path, spec: BaseModelSpec, base: WeightSet
 ) -> None:
     """The runtime's threads do not spin on for tens of milliseconds: the next graph and the stream need the cores."""
-    engine_spec = EngineSpec.of(spec)
+    engine_spec = EngineSpec.from_model(spec)
     engine = ENGINES[backend](engine_folder, engine_spec, threads=4, layout=GraphLayout(engine_spec, base.tensors))
     engine.refit(base)  # two threads for each half of a batch
 
@@ -98,7 +98,7 @@ def test_halves_of_a_batch_are_computed_as_the_whole_is(
     backend: str, batch: int, engine_folder: Path, spec: BaseModelSpec, base: WeightSet
 ) -> None:
     """With two threads as with one: every row once, in its place."""
-    engine_spec = EngineSpec.of(spec)
+    engine_spec = EngineSpec.from_model(spec)
     one, two = (
         ENGINES[backend](engine_folder, engine_spec, threads, layout=GraphLayout(engine_spec, base.tensors))
         for threads in (1, 2)
@@ -120,7 +120,7 @@ def test_a_half_that_fails_waits_for_the_other(
     engine_folder: Path, spec: BaseModelSpec, base: WeightSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An error comes when neither half runs any more, since whoever gets it may close the engine."""
-    engine = ENGINES["new_session"](engine_folder, EngineSpec.of(spec), threads=2)
+    engine = ENGINES["new_session"](engine_folder, EngineSpec.from_model(spec), threads=2)
     engine.refit(base)
     run, ended = engine._run, []
 

@@ -24,7 +24,7 @@ from unitune.weights import pack, unpack
 @pytest.fixture
 def open_engine(engine_folder: Path, spec: BaseModelSpec) -> Callable[[], Engine]:
     """Opens engines."""
-    return lambda: OrtEngine(engine_folder, EngineSpec.of(spec), threads=1)
+    return lambda: OrtEngine(engine_folder, EngineSpec.from_model(spec), threads=1)
 
 
 @pytest.fixture

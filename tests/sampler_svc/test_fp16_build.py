@@ -116,7 +116,7 @@ def test_the_self_test_finds_a_plan_that_is_wrong_before_any_refit(graphs: Path,
 
     faults = Faults()
     engine_folder = build(graphs, graphs.parent / "engine", tensorrt_builder(fake_runtime(faults)))
-    engine = TrtEngine(engine_folder, EngineSpec.of(spec), *fake_runtime(faults)())
+    engine = TrtEngine(engine_folder, EngineSpec.from_model(spec), *fake_runtime(faults)())
     bias = engine._engine.weights["mid_block.resnets.0.conv1.bias"]
     engine._engine.weights["mid_block.resnets.0.conv1.bias"] = np.zeros_like(bias)
 
@@ -167,7 +167,7 @@ def test_a_runtime_that_does_not_see_writes_in_place_gets_new_sessions(
     folder = build(tiny_fp16_graphs, tmp_path / "engine", cuda_builder(CPU))
 
     assert not SelfTestReport.load(folder).in_place
-    assert not OrtCudaEngine.open_tested(folder, EngineSpec.of(spec), CPU)._in_place
+    assert not OrtCudaEngine.open_tested(folder, EngineSpec.from_model(spec), CPU)._in_place
 
 
 def test_writes_that_stop_showing_are_found_by_the_probe(
@@ -175,7 +175,7 @@ def test_writes_that_stop_showing_are_found_by_the_probe(
 ) -> None:
     """An engine that passed the self-test writing in place turns to new sessions at the first probe that fails."""
     folder = build(tiny_fp16_graphs, tmp_path / "engine", cuda_builder(CPU))
-    engine = OrtCudaEngine.open_tested(folder, EngineSpec.of(spec), CPU)
+    engine = OrtCudaEngine.open_tested(folder, EngineSpec.from_model(spec), CPU)
     first, second = tunings.weights(1), tunings.weights(2)
     engine.refit(first)
     real = OrtCudaEngine._write

@@ -46,7 +46,7 @@ def tuned(tunings: Tunings) -> Pair:
 @pytest.fixture(params=["onnxruntime", "onnxruntime in new sessions", "tensorrt", "tensorrt without a graph"])
 def open_engine(request: pytest.FixtureRequest, fp16_folders: dict[str, Path], spec: BaseModelSpec) -> Open:
     """Opens engines of a backend."""
-    folder, engine_spec = fp16_folders[request.param.partition(" ")[0]], EngineSpec.of(spec)
+    folder, engine_spec = fp16_folders[request.param.partition(" ")[0]], EngineSpec.from_model(spec)
     return {
         "onnxruntime": lambda: OrtCudaEngine.open_tested(folder, engine_spec, CPU),
         "onnxruntime in new sessions": lambda: OrtCudaEngine(folder, engine_spec, provider=CPU, in_place=False),

@@ -80,7 +80,8 @@ def sets(tiny_graphs: Path, spec: BaseModelSpec, base: WeightSet) -> tuple[Weigh
     """The two sets of weights that a build tries."""
     drawn = random_weights(base.tensors)
     of_base, of_drawn = (
-        reference_answer(tiny_graphs / DENOISER, EngineSpec.of(spec), tensors) for tensors in (base.tensors, drawn)
+        reference_answer(tiny_graphs / DENOISER, EngineSpec.from_model(spec), tensors)
+        for tensors in (base.tensors, drawn)
     )
     return (
         WeightSet("base", base.tensors, Probe(0, of_base, of_base)),
@@ -90,7 +91,7 @@ def sets(tiny_graphs: Path, spec: BaseModelSpec, base: WeightSet) -> tuple[Weigh
 
 def open_engine(kind: type[OrtEngine], engine_folder: Path, spec: BaseModelSpec, base: WeightSet) -> OrtEngine:
     """An engine that was never refitted."""
-    engine_spec = EngineSpec.of(spec)
+    engine_spec = EngineSpec.from_model(spec)
     return kind(engine_folder, engine_spec, 1, GraphLayout(engine_spec, base.tensors))
 
 
@@ -230,7 +231,7 @@ def test_only_read_only_and_checked_arrays_are_trusted_later(
         tensors[name] = tensor
 
     with pytest.raises(refusal):
-        GraphLayout(EngineSpec.of(spec), tensors)
+        GraphLayout(EngineSpec.from_model(spec), tensors)
 
 
 def test_an_unknown_refit_mode_is_refused_at_the_start(tmp_path: Path) -> None:

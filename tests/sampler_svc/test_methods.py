@@ -425,8 +425,8 @@ async def test_coded_weights_of_a_method_are_proven_and_sampled(
 class ReadingFilter(ClipFilter):
     """A CLIP filter that keeps the prompts which it scores by. Nothing passes it."""
 
-    def against(self, base: images.Pixels, prompt: str) -> Callable[[images.Pixels], Scores]:
-        score = super().against(base, prompt)
+    def scorer(self, base: images.Pixels, prompt: str) -> Callable[[images.Pixels], Scores]:
+        score = super().scorer(base, prompt)
 
         def keeping(edited: images.Pixels) -> Scores:
             self.prompts = [*getattr(self, "prompts", []), prompt]

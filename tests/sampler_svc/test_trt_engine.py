@@ -63,7 +63,7 @@ def open_engine(plan_folder: Path, spec: BaseModelSpec, cuda: FakeCuda) -> Itera
     opened = []
 
     def open_one(**options: bool) -> TrtEngine:
-        engine = TrtEngine(plan_folder, EngineSpec.of(spec), FakeTensorRT(cuda), Device(cuda), **options)
+        engine = TrtEngine(plan_folder, EngineSpec.from_model(spec), FakeTensorRT(cuda), Device(cuda), **options)
         opened.append(engine)
         return engine
 
@@ -274,7 +274,7 @@ def altered(plan_folder: Path, spec: BaseModelSpec, tmp_path: Path, cuda: FakeCu
         folder = Path(shutil.copytree(plan_folder, tmp_path / "altered"))
         plan = json.loads((folder / PLAN_FILE).read_text())
         (folder / PLAN_FILE).write_text(json.dumps(plan | changes))
-        return TrtEngine(folder, EngineSpec.of(spec), FakeTensorRT(cuda), Device(cuda))
+        return TrtEngine(folder, EngineSpec.from_model(spec), FakeTensorRT(cuda), Device(cuda))
 
     return open_altered
 
@@ -314,7 +314,7 @@ def test_a_damaged_plan_is_refused(plan_folder: Path, spec: BaseModelSpec, tmp_p
     (folder / PLAN_FILE).write_bytes(b"\x00" * 64)
 
     with pytest.raises(UnusableEngine, match="does not take the plan"):
-        TrtEngine(folder, EngineSpec.of(spec), FakeTensorRT(cuda), Device(cuda))
+        TrtEngine(folder, EngineSpec.from_model(spec), FakeTensorRT(cuda), Device(cuda))
 
 
 def test_a_plan_that_was_never_tested_is_refused(plan_folder: Path, spec: BaseModelSpec, tmp_path: Path) -> None:
@@ -323,7 +323,7 @@ def test_a_plan_that_was_never_tested_is_refused(plan_folder: Path, spec: BaseMo
     (folder / "self_test_report.json").unlink()
 
     with pytest.raises(UnusableEngine, match="never passed the engine self-test"):
-        TrtEngine.open_tested(folder, EngineSpec.of(spec), fake_runtime(Faults()))
+        TrtEngine.open_tested(folder, EngineSpec.from_model(spec), fake_runtime(Faults()))
 
 
 def test_the_engines_rounding_is_what_its_plan_was_found_to_have(
@@ -338,7 +338,8 @@ def test_the_engines_rounding_is_what_its_plan_was_found_to_have(
     )
 
     coarse, fine = (
-        TrtEngine.open_tested(each, EngineSpec.of(spec), fake_runtime(Faults())) for each in (folder, plan_folder)
+        TrtEngine.open_tested(each, EngineSpec.from_model(spec), fake_runtime(Faults()))
+        for each in (folder, plan_folder)
     )
 
     assert coarse.rounding == pytest.approx(2 * noise) and fine.rounding == pytest.approx(noise)

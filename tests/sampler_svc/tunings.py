@@ -42,7 +42,7 @@ class Tunings:
     @classmethod
     def of(cls, base_model: Path, spec: BaseModelSpec, base: WeightSet) -> "Tunings":
         """With a torch engine of the base model's folder."""
-        return cls(spec, base, UnprovenEngine(base_model, EngineSpec.of(spec)))
+        return cls(spec, base, UnprovenEngine(base_model, EngineSpec.from_model(spec)))
 
     def file(self, seed: int, size: float = 0.3, names: Sequence[str] | None = None) -> tuple[bytes, Manifest]:
         """A weights file whose tensors differ from the base by a share `size` of their spread, and its manifest."""

@@ -140,7 +140,7 @@ def test_a_preset_has_a_section_per_method(folder: Path) -> None:
 
     preset = read_preset(folder)
 
-    imagic, dreambooth = preset.of("imagic"), preset.of("dreambooth")
+    imagic, dreambooth = preset.method_preset("imagic"), preset.method_preset("dreambooth")
     assert (9, 1e-3, 1.0, "full", 1.0, "euler") == (
         imagic.updates,
         imagic.learning_rate,
@@ -151,7 +151,7 @@ def test_a_preset_has_a_section_per_method(folder: Path) -> None:
     )
     assert isinstance(imagic.eta, float)
     assert (800, 5e-6, "euler") == (dreambooth.updates, dreambooth.learning_rate, dreambooth.scheduler)
-    assert (64, 0.85) == (preset.of("unitune").updates, preset.of("unitune").strength)
+    assert (64, 0.85) == (preset.method_preset("unitune").updates, preset.method_preset("unitune").strength)
 
 
 def test_sdedit_has_a_section_too(folder: Path) -> None:
@@ -164,7 +164,7 @@ def test_sdedit_has_a_section_too(folder: Path) -> None:
     preset = read_preset(folder)
 
     assert (0.9, 7.5) == (preset.strength, preset.guidance_scale)
-    sdedit = preset.of("sdedit")
+    sdedit = preset.method_preset("sdedit")
     assert (0.8, 6.0) == (sdedit.strength, sdedit.guidance_scale)
     assert (0.5, ((0.5, 3.0),)) == (sdedit.clip_filter_kept, sdedit.automatic_points)
 
@@ -177,9 +177,18 @@ def test_the_interval_of_guidance_is_unitunes_own(folder: Path) -> None:
 
     preset = read_preset(folder)
 
-    assert (0.0, 7.0) == (preset.of("unitune").guidance_sigma_low, preset.of("unitune").guidance_sigma_high)
-    assert (0.0, math.inf) == (preset.of("sdedit").guidance_sigma_low, preset.of("sdedit").guidance_sigma_high)
-    assert (0.5, math.inf) == (preset.of("imagic").guidance_sigma_low, preset.of("imagic").guidance_sigma_high)
+    assert (0.0, 7.0) == (
+        preset.method_preset("unitune").guidance_sigma_low,
+        preset.method_preset("unitune").guidance_sigma_high,
+    )
+    assert (0.0, math.inf) == (
+        preset.method_preset("sdedit").guidance_sigma_low,
+        preset.method_preset("sdedit").guidance_sigma_high,
+    )
+    assert (0.5, math.inf) == (
+        preset.method_preset("imagic").guidance_sigma_low,
+        preset.method_preset("imagic").guidance_sigma_high,
+    )
 
 
 def test_fast_steps_are_unitunes_own(folder: Path) -> None:
@@ -188,7 +197,7 @@ def test_fast_steps_are_unitunes_own(folder: Path) -> None:
         '{"num_inference_steps": 10, "fast_steps": 4, "methods": {"sdedit": {"num_inference_steps": 3}}}'
     )
 
-    assert 4 == read_preset(folder).of("unitune").fast_steps
+    assert 4 == read_preset(folder).method_preset("unitune").fast_steps
     assert 0 == Preset().fast_steps
 
 

@@ -120,7 +120,8 @@ def test_the_file_holds_both_stages_and_both_probes(
     resolver = {name: tensor.numpy() for name, tensor in cascade.super_resolver.unet.state_dict().items()}
     decoded = decode(weights.super_resolution_tensors(), resolver, codec)
     assert (
-        tensor_names(weights.of_denoiser()) <= tuned.tensors.keys() and decoded.keys() <= tuned.super_resolution.keys()
+        tensor_names(weights.denoiser_tensors()) <= tuned.tensors.keys()
+        and decoded.keys() <= tuned.super_resolution.keys()
     )
     for name, tensor in decoded.items():
         change = np.abs(tuned.super_resolution[name].numpy() - resolver[name]).max()

@@ -209,7 +209,7 @@ def test_weights_serve_their_own_method_alone() -> None:
     """A reader of another method refuses them, naming both."""
     weights = unpack(*packed())
 
-    assert weights.of_method("unitune") is weights
+    assert weights.require_method("unitune") is weights
     with pytest.raises(FailedPrecondition, match="made by unitune and cannot be used by imagic") as refused:
-        weights.of_method("imagic")
+        weights.require_method("imagic")
     assert refused.value.reason == "METHOD_MISMATCH"

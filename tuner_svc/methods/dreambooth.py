@@ -48,10 +48,10 @@ def tune(model: BaseModel, latents: Tensor, config: TuningConfig, tracker: Progr
     run = UpdateGraph(update, chosen.parameters(), model.device)
     for index in tracker.updates(config.updates, config.learning_rate):
         draws = draw(config.batch, latents, noising.num_timesteps, generator)
-        inputs = [in_turn(latents, index, config.batch), draws.timesteps, draws.noise]
+        inputs = [pictures_of_update(latents, index, config.batch), draws.timesteps, draws.noise]
         if has_prior:
             draws = draw(config.batch, latents, noising.num_timesteps, class_generator)
-            inputs += [in_turn(class_pictures, index, config.batch), draws.timesteps, draws.noise]
+            inputs += [pictures_of_update(class_pictures, index, config.batch), draws.timesteps, draws.noise]
         tracker.record(run(*inputs))
 
     tensors = {name: tensor.detach() for name, tensor in chosen.weights().items()}
@@ -63,6 +63,6 @@ def instance_prompt(config: TuningConfig) -> str:
     return f"a {config.rare_tokens.strip()} {config.class_noun.strip()}"
 
 
-def in_turn(latents: Tensor, update: int, batch: int) -> Tensor:
+def pictures_of_update(latents: Tensor, update: int, batch: int) -> Tensor:
     """The pictures of an update, (batch, channels, h, w): one after the other, over and over."""
     return latents[torch.arange(update * batch, (update + 1) * batch) % len(latents)]

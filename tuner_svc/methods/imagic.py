@@ -22,14 +22,14 @@ def tune(model: BaseModel, latent: Tensor, config: TuningConfig, tracker: Progre
 
     target = model.encode_prompt(config.prompt)
     embedding = target.clone().requires_grad_()
-    of_embedding = adam([embedding], config.embedding_learning_rate)
+    embedding_optimizer = adam([embedding], config.embedding_learning_rate)
 
     def update_embedding(timesteps: Tensor, noise: Tensor) -> Tensor:
         with mixed_precision(model.device):
             loss = denoising_loss(model, {}, latent, embedding, noising, Draws(timesteps, noise))
         loss.backward()
-        of_embedding.step()
-        of_embedding.zero_grad()
+        embedding_optimizer.step()
+        embedding_optimizer.zero_grad()
         return loss
 
     run = UpdateGraph(update_embedding, [embedding], model.device)
@@ -39,14 +39,14 @@ def tune(model: BaseModel, latent: Tensor, config: TuningConfig, tracker: Progre
 
     optimized = embedding.detach()
     chosen = trainable(model.denoiser.unet, config.mode, generator)
-    of_denoiser = adam(chosen.parameters(), config.learning_rate)
+    denoiser_optimizer = adam(chosen.parameters(), config.learning_rate)
 
     def update_denoiser(timesteps: Tensor, noise: Tensor) -> Tensor:
         with mixed_precision(model.device):
             loss = denoising_loss(model, chosen.weights(), latent, optimized, noising, Draws(timesteps, noise))
         loss.backward()
-        of_denoiser.step()
-        of_denoiser.zero_grad()
+        denoiser_optimizer.step()
+        denoiser_optimizer.zero_grad()
         return loss
 
     run = UpdateGraph(update_denoiser, chosen.parameters(), model.device)

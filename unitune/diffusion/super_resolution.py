@@ -32,11 +32,11 @@ def from_blocks(blocks: Latents, block: int) -> Images:
 
 def enlarged(images: Images, side: tuple[int, int]) -> Images:
     """Bilinearly at `side` (height, width), no smaller than they are, pixel over pixel (align_corners False)."""
-    rows, columns = (_between(before, after) for before, after in zip(images.shape[2:], side, strict=True))
+    rows, columns = (_bilinear_weights(before, after) for before, after in zip(images.shape[2:], side, strict=True))
     return np.ascontiguousarray(rows @ images @ columns.T)
 
 
-def _between(before: int, after: int) -> NDArray[np.float32]:
+def _bilinear_weights(before: int, after: int) -> NDArray[np.float32]:
     """How much of each old pixel each new one has, (after, before)."""
     places = ((np.arange(after) + 0.5) * before / after - 0.5).clip(0, before - 1)
     return (1 - np.abs(places[:, None] - np.arange(before))).clip(min=0).astype(np.float32)

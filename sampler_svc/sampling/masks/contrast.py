@@ -58,7 +58,7 @@ def contrasts(
     objects: Sequence[str],
     among: Sequence[str],
 ) -> Array:
-    """How far the prediction for each object is from the mean of those for the others, (objects, h, w) of the latent."""
+    """How far each object's prediction is from the mean of the others' predictions, (objects, h, w) of the latent."""
     noised, timesteps = _noised(graphs.encode(images.to_model(picture, graphs.spec.image_side)), schedule)
 
     def predicted(text: str) -> Array:

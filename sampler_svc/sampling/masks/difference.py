@@ -8,13 +8,13 @@ from scipy import ndimage
 from sampler_svc.sampling.masks.shape import enlarged
 from unitune.images import Mask, Pixels, strips_of
 
-# Mean difference of the colour channels, of their whole range, after the blur. What the autoencoder and the sampler
-# alter by accident can exceed the first figure anywhere, but seldom reaches the second. So a region above the first
-# counts only if it reaches the second somewhere: hysteresis, as in Canny's edge detector (1986).
+# Mean difference of the colour channels, as a share of their range, after the blur. What the autoencoder and the
+# sampler alter by accident may exceed UNCHANGED anywhere, but seldom reaches CHANGED. So a region above UNCHANGED counts
+# only if it reaches CHANGED somewhere: hysteresis, as in Canny's edge detector (1986).
 #
-# A fog, or an object in the dark, changes less than that. Where the largest difference of all is small both are lower, so
-# that the second is this share of the largest, down to a share of themselves that no accident should exceed. And beside
-# a large region that changed a much smaller one is an accident.
+# Fog, or an object in the dark, changes less than that. Where the largest difference is small, both thresholds are
+# lowered: CHANGED to OF_LARGEST of it, but to no less than LEAST of its own value. And a region that is much smaller
+# than the largest one is an accident.
 #
 # Chosen on EditBench's development split (`python -m bench.editbench.thresholds --points 1:2.5`).
 UNCHANGED, CHANGED = 0.08, 0.13
@@ -44,7 +44,7 @@ def changed(
     level = np.arange(256, dtype=np.float32) / 255
     share = min(max(of_largest * level[blurred.max()] / high, least), 1)
     region = ndimage.binary_propagation((level > share * high)[blurred], mask=(level > share * low)[blurred])
-    region = _without_small(region, smallest)
+    region = _large_parts(region, smallest)
     # At a straight border the blur is a half: doubled, the region is whole and its edge lies outside.
     soft = np.minimum(2 * level, 1)[_blurred(255 * region.astype(np.uint8), EDGE * side)]
     return soft if soft.shape == size else enlarged(soft, size)
@@ -58,7 +58,7 @@ def _difference(edited: Pixels, base: Pixels) -> NDArray[np.uint8]:
     return levels
 
 
-def _without_small(region: np.ndarray, smallest: float) -> np.ndarray:
+def _large_parts(region: np.ndarray, smallest: float) -> np.ndarray:
     """The connected parts that have at least this share of the largest one's pixels."""
     parts, _ = ndimage.label(region)
     sizes = np.bincount(parts.ravel())

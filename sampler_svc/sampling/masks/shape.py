@@ -41,7 +41,7 @@ class Region(NamedTuple):
     bottom: int
     right: int
 
-    def of(self, array: NDArray[D]) -> NDArray[D]:
+    def crop(self, array: NDArray[D]) -> NDArray[D]:
         """This part of a picture or a mask."""
         return array[self.top : self.bottom, self.left : self.right]
 
@@ -54,12 +54,12 @@ class Region(NamedTuple):
         return copy
 
 
-def whole(size: tuple[int, int]) -> Region:
+def whole_picture(size: tuple[int, int]) -> Region:
     """All of a picture of `size` (height, width)."""
     return Region(0, 0, *size)
 
 
-def around(mask: Mask, padding: int, side: tuple[int, int]) -> Region:
+def region_around(mask: Mask, padding: int, side: tuple[int, int]) -> Region:
     """The mask's bounding box with so many pixels around it, grown to the aspect of `side` (height, width).
 
     At the picture's border it is moved inwards, and where the picture is too small for the aspect it is as large as
@@ -67,7 +67,7 @@ def around(mask: Mask, padding: int, side: tuple[int, int]) -> Region:
     """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if len(rows) == 0:
-        return whole((mask.shape[0], mask.shape[1]))
+        return whole_picture((mask.shape[0], mask.shape[1]))
     height, width = mask.shape
     top, bottom = max(int(rows[0]) - padding, 0), min(int(rows[-1]) + 1 + padding, height)
     left, right = max(int(columns[0]) - padding, 0), min(int(columns[-1]) + 1 + padding, width)
