@@ -94,14 +94,14 @@ def edits(model: Model, rounds: int) -> dict[str, object]:
         found[f"{key}.s"] = medians(taken)
         for name in peers:
             found[f"{key}.ratio_to_{name}"] = claimed(taken["ours"], taken[name], alike_db[name])
-        found |= {f"{key}.ratio_to_{name}": {"refused": f"not run: {why}"} for name, why in absent.items()}
+        found |= {f"{key}.ratio_to_{name}": {"refused": f"not run: {reason}"} for name, reason in absent.items()}
         found[f"{key}.psnr_db"] = {name: round(alike, 1) for name, alike in alike_db.items()}
     # The headline: 50 steps.
     return found | {"edit.ratio_to_diffusers_eager": found["edit.50_steps.ratio_to_diffusers_eager"]}
 
 
 def peers_here() -> tuple[dict[str, DiffusersEdit], dict[str, str]]:
-    """The peers that this machine can run, by name, and why it cannot run the others, said loudly."""
+    """The peers that this machine can run, by name, and the reason why it cannot run each of the others."""
     peers, absent = {"diffusers_eager": DiffusersEdit(MODEL)}, {}
     if any(shutil.which(name) for name in ("c++", "g++", "clang++")):
         peers["torch_compile"] = DiffusersEdit(MODEL, compiled=True)
@@ -113,8 +113,8 @@ def peers_here() -> tuple[dict[str, DiffusersEdit], dict[str, str]]:
         absent["openvino"] = "openvino is not installed: pip install openvino"
     else:
         peers["openvino"] = OpenVinoEdit(MODEL)
-    for name, why in absent.items():
-        say(f"not run: {name}, since {why}")
+    for name, reason in absent.items():
+        say(f"not run: {name}, since {reason}")
     return peers, absent
 
 

@@ -70,7 +70,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
     async def drain(self) -> None:
         """Accept no more runs, and end the streams that would not end by themselves."""
         self._is_draining = True
-        self._tell_watchers()
+        self._notify_watchers()
 
     async def close(self) -> None:
         """Wait for the worker threads, which tell the event loop what they do. Call it once the server is stopped."""
@@ -133,7 +133,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         for pool in (self._model.pool, self._model.controlled, self._model.super_resolution):
             if pool is not None:
                 await asyncio.to_thread(pool.evict, request.digest)
-        self._tell_watchers()
+        self._notify_watchers()
         return sampler_pb2.EvictResponse()
 
     async def WatchReplica(
@@ -330,8 +330,8 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
 
     def _count_waiting(self, more: int) -> None:
         self._waiting += more
-        self._tell_watchers()
+        self._notify_watchers()
 
-    def _tell_watchers(self) -> None:
+    def _notify_watchers(self) -> None:
         for changed in self._changed:
             changed.set()

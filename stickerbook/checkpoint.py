@@ -123,7 +123,7 @@ class TrainingLog:
         self._started, self._first = time.monotonic(), run.updates_done
         self._mean_loss: torch.Tensor | None = None
 
-    def tell(self, loss: torch.Tensor) -> None:
+    def add(self, loss: torch.Tensor) -> None:
         """Note the loss of the update that is done, and print the line if it is time; else a GPU is not waited for."""
         loss, before = loss.detach(), self._mean_loss
         self._mean_loss = loss.clone() if before is None else before.lerp_(loss, 0.01)

@@ -139,7 +139,7 @@ def main() -> None:
     )
     if run.resume():
         print(f"resumed at update {run.updates_done}", flush=True)
-    progress = TrainingLog(run, batch=options.batch, every=250)
+    log = TrainingLog(run, batch=options.batch, every=250)
     while not run.is_done:
         rng = np.random.default_rng([4, run.updates_done])
         images, labels = batch_of(rng.integers(FIRST_VALIDATION_SEED, size=options.batch).tolist())
@@ -148,7 +148,7 @@ def main() -> None:
         losses = [functional.cross_entropy(logits[attribute].float(), labels[attribute]) for attribute in ATTRIBUTES]
         loss = torch.stack(losses).sum()
         run.update(loss)
-        progress.tell(loss)
+        log.add(loss)
         if run.updates_done % 250 == 0:
             run.save()
     run.use_average()

@@ -225,13 +225,13 @@ def main() -> None:
     latents = torch.from_numpy(np.array(scenes)).to(options.device)
     denoiser = graphed(unet, options.batch)
     generator = torch.Generator(options.device)
-    progress = TrainingLog(run, batch=options.batch, every=100)
+    log = TrainingLog(run, batch=options.batch, every=100)
     for seeds, tokens in batches(make, range(run.updates_done, options.updates), workers):
         generator.manual_seed(run.updates_done)
         context = text_encoder(tokens.to(options.device)).last_hidden_state
         loss = loss_of(denoiser, context, latents[seeds.to(options.device)].float(), scheduler, generator)
         run.update(loss)
-        progress.tell(loss)
+        log.add(loss)
         if run.updates_done % options.save_every == 0:
             run.save()
         if run.updates_done % 1000 == 0:

@@ -108,13 +108,13 @@ def main() -> None:
         )
     held_out = pictures(range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + 48), "held_out").to(options.device)
     generator = torch.Generator(options.device)
-    progress = TrainingLog(run, batch=options.batch // 4, every=250)  # four crops have a scene's pixels
+    log = TrainingLog(run, batch=options.batch // 4, every=250)  # four crops have a scene's pixels
     make = partial(drawn, options.batch, int(options.updates * options.crop_share))
     for images in batches(make, range(run.updates_done, options.updates), workers_for(options.device)):
         generator.manual_seed(run.updates_done)
         loss = loss_of(autoencoder, images.to(options.device, memory_format=torch.channels_last), generator)
         run.update(loss)
-        progress.tell(loss)
+        log.add(loss)
         if run.updates_done % 250 == 0:
             run.save()
             print(f"held-out PSNR {psnr_db(autoencoder, held_out):.2f} dB", flush=True)

@@ -105,7 +105,7 @@ def main() -> None:
     )
     if run.resume():
         print(f"resumed at update {run.updates_done}", flush=True)
-    progress = TrainingLog(run, batch=2 * options.pairs, every=250)
+    log = TrainingLog(run, batch=2 * options.pairs, every=250)
     tokenizer = new_tokenizer()
     while not run.is_done:
         rng = np.random.default_rng([5, run.updates_done])
@@ -120,7 +120,7 @@ def main() -> None:
         scores = scores.float()
         loss = (functional.cross_entropy(scores, labels) + functional.cross_entropy(scores.T, labels)) / 2
         run.update(loss)
-        progress.tell(loss)
+        log.add(loss)
         if run.updates_done % 250 == 0:
             run.save()
     run.use_average()

@@ -229,7 +229,7 @@ def main() -> None:
         run.start_from(super_resolution_unet(options.start_from))
     print(f"held-out PSNR of bicubic enlargement {psnr_of(held_out.bicubic, held_out.truth).mean():.2f} dB", flush=True)
     generator = torch.Generator(device)
-    progress = TrainingLog(run, batch=options.batch, every=50)
+    log = TrainingLog(run, batch=options.batch, every=50)
     make = partial(drawn, options.batch, len(latents))
     for batch in batches(make, range(run.updates_done, options.updates), workers):
         seeds, tokens, plain, images, is_plain, levels = (tensor.to(device) for tensor in batch)
@@ -242,7 +242,7 @@ def main() -> None:
         context, images, small = (torch.cat([tensor, tensor]) for tensor in (context, images, small))
         loss = loss_of(unet, context, images, small, levels, scheduler, generator)
         run.update(loss)
-        progress.tell(loss)
+        log.add(loss)
         if run.updates_done % 250 == 0:
             run.save()
         if run.updates_done % 500 == 0:

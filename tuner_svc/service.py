@@ -144,7 +144,9 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
     ) -> tuning_pb2.WeightsRef:
         """One tuning, in the PyTorch thread: tune, prove, store."""
         run.is_started = True
-        tuned = tune(self._model, image, config, large=large, on_progress=run.tell, cancelled=lambda: run.is_cancelled)
+        tuned = tune(
+            self._model, image, config, large=large, on_progress=run.report, cancelled=lambda: run.is_cancelled
+        )
         data, manifest = pack_tuned(self._model, tuned, config, request.key, self._codec, run.refuse_cancelled)
         run.refuse_cancelled()
         try:

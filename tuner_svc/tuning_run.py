@@ -28,7 +28,7 @@ class TuningRun:
         if self.is_cancelled:
             raise Cancelled("the tuning was cancelled", reason="TUNING_CANCELLED")
 
-    def tell(self, progress: UpdateProgress) -> None:
+    def report(self, progress: UpdateProgress) -> None:
         """From the PyTorch thread."""
         self.progress = progress
         self.wake()

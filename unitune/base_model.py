@@ -108,8 +108,8 @@ PUBLISHED: Mapping[str, Mapping[str, Any]] = {
 class Preset:
     """The defaults of a base model for tuning and sampling; `unitune_preset.json` beside it overrides them.
 
-    They are UniTune's. `method_preset` has those of another method; `methods` may override them under its name. The CLIP
-    filter's settings are the same for all methods.
+    They are UniTune's. `method_preset` has those of another method; `methods` may override them under its name. The
+    CLIP filter's settings are the same for all methods.
     """
 
     mode: str = "attn_out"

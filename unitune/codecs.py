@@ -131,11 +131,11 @@ def _squared_error(parts: Parts, delta: Array) -> float:
 def _refine(forms: dict[str, Parts], finer: Mapping[str, Parts], gains: Mapping[str, float], most_bytes: float) -> None:
     """Put finer parts in place of others, those first that gain most for a byte, while all fit into so many bytes."""
     costs = {name: _size(parts) - _size(forms[name]) for name, parts in finer.items()}
-    room = most_bytes - sum(map(_size, forms.values()))
+    bytes_left = most_bytes - sum(map(_size, forms.values()))
     for name in sorted(finer, key=lambda name: gains[name] / max(costs[name], 1), reverse=True):
-        if gains[name] > 0 and costs[name] <= max(room, 0):
+        if gains[name] > 0 and costs[name] <= max(bytes_left, 0):
             forms[name] = finer[name]
-            room -= costs[name]
+            bytes_left -= costs[name]
 
 
 def _fp16(array: NDArray) -> NDArray:

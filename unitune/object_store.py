@@ -78,7 +78,7 @@ class ObjectStore:
     def put(self, path: str, data: bytes) -> None:
         """Create an object; a path that exists keeps its bytes (paths are named by content or are unique)."""
         store_paths.check_object(path)
-        with _told():
+        with _translated_errors():
             try:
                 obstore.put(self._store, path, data, mode="create")
             except obstore.exceptions.AlreadyExistsError:
@@ -87,13 +87,13 @@ class ObjectStore:
     def get(self, path: str) -> bytes:
         """The object's bytes. Raises FileNotFoundError."""
         store_paths.check_object(path)
-        with _told():
+        with _translated_errors():
             return bytes(obstore.get(self._store, path).bytes())
 
     def has(self, path: str) -> bool:
         """Whether the object exists."""
         store_paths.check_object(path)
-        with _told():
+        with _translated_errors():
             try:
                 obstore.head(self._store, path)
             except FileNotFoundError:
@@ -103,7 +103,7 @@ class ObjectStore:
     def delete(self, path: str) -> None:
         """Delete an object; one that is not there is fine."""
         store_paths.check_object(path)
-        with _told():
+        with _translated_errors():
             try:
                 obstore.delete(self._store, path)
             except FileNotFoundError:
@@ -117,14 +117,14 @@ class ObjectStore:
         """All paths below a prefix, with the Unix seconds in which each was written last, by the store's own clock."""
         if prefix:
             store_paths.check_object(prefix)
-        with _told():
+        with _translated_errors():
             pages = obstore.list(self._store, prefix)
             return {meta["path"]: meta["last_modified"].timestamp() for page in pages for meta in page}
 
     def renew(self, path: str) -> None:
         """Write an object's own bytes once more: its time is now. Raises FileNotFoundError."""
         data = self.get(path)
-        with _told():
+        with _translated_errors():
             obstore.put(self._store, path, data)
 
     def delete_unfinished(self, before_s: float) -> int:
@@ -155,7 +155,7 @@ class ObjectStore:
             for path in sorted(found, key=_manifests_first):
                 self.delete(path)
             return
-        with _told():
+        with _translated_errors():
             _empty(self._folder / prefix, kept=self._folder / keep if keep else None)
 
     def put_weights(self, path: str, data: bytes, manifest: Manifest) -> None:
@@ -209,7 +209,7 @@ def _empty(folder: Path, kept: Path | None) -> None:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _translated_errors() -> Iterator[None]:
     """Make errors of ours of what obstore and the system raise; FileNotFoundError is an answer and stays."""
     try:
         yield

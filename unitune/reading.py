@@ -1,4 +1,4 @@
-"""What a text encoder reads of a text: the tokens that say something, as far as it has room.
+"""What a text encoder reads of a text: the tokens that say something, up to its number of tokens.
 
 Only the tokenizer knows. One that knows every byte reads an emoji, another one drops it.
 """
@@ -37,7 +37,7 @@ class Reader:
     """Reads texts as one text encoder does."""
 
     encode: Callable[[str], Sequence[Piece]]  # all pieces of a text, without begin, end, padding and cutting
-    room: int  # tokens, without begin and end
+    max_tokens: int  # tokens, without begin and end
     empty: frozenset[int]  # the tokens that mean nothing: begin, end, unknown
     is_closed: bool  # the base model knows a list of words and has learnt no other sign
 
@@ -47,16 +47,16 @@ class Reader:
         whole = with_rare_tokens(before, text)
         start = len(whole) - len(text.strip())  # of the text itself
         pieces = self._pieces(whole, *vectors)
-        own = [piece for piece in pieces[: self.room] if piece.start >= start]
+        own = [piece for piece in pieces[: self.max_tokens] if piece.start >= start]
         unread_from = len(whole)
-        if len(pieces) > self.room:
-            cut = pieces[self.room].start
+        if len(pieces) > self.max_tokens:
+            cut = pieces[self.max_tokens].start
             while cut > 0 and not whole[cut - 1].isspace():  # a word that is read in part is not read
                 cut -= 1
             unread_from = max(cut, start)
         unknown = dict.fromkeys(
             sign
-            for piece in pieces[: self.room]
+            for piece in pieces[: self.max_tokens]
             if piece.token in self.empty
             for sign in whole[piece.start : piece.stop]
             if not sign.isalnum()
@@ -92,8 +92,8 @@ def checked(
     """Warnings of what is not read of a text. Raises InvalidField, which shows a text by its length, if nothing is."""
     reading = reader.read(text, before, vectors)
     if reading.says_nothing:
-        why = "nothing of it is a word that the base model reads"
-        raise InvalidField(field, f"{len(text)} characters", f"{why}; {remedy}")
+        reason = "nothing of it is a word that the base model reads"
+        raise InvalidField(field, f"{len(text)} characters", f"{reason}; {remedy}")
     return warnings_of(reading, reader, field, has_words_before=bool(before.strip()))
 
 
@@ -103,7 +103,7 @@ def warnings_of(reading: Reading, reader: Reader, field: str, *, has_words_befor
     if reading.unread:
         counted = f"{name} with the words of the tuning before it has" if has_words_before else f"{name} has"
         warnings.append(
-            f"{counted} {reading.tokens} tokens and the text encoder reads {reader.room}: "
+            f"{counted} {reading.tokens} tokens and the text encoder reads {reader.max_tokens}: "
             f"it does not read {shown(reading.unread)}; say it in fewer words"
         )
     if reading.unknown:
@@ -163,5 +163,5 @@ def _check_words(reader: Reader, field: str, words: str, text: str) -> None:
         raise InvalidField(field, words, "the base model reads nothing of it; use letters, as in beikkpic")
     reading = reader.read(text)
     if reading.unread:
-        remedy = f"use fewer letters: {reading.tokens} tokens, and the text encoder reads {reader.room}"
+        remedy = f"use fewer letters: {reading.tokens} tokens, and the text encoder reads {reader.max_tokens}"
         raise InvalidField(field, words, remedy)

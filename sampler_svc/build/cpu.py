@@ -79,5 +79,5 @@ def _fill(folder: Path, graphs: Path, spec: BaseModelSpec) -> None:
         raise BuildError(f"the optimised denoiser cannot be refitted: {error}") from error
     copy_others(folder, graphs, spec)
     tensors = load_file(folder / spec.base_weights)
-    if is_small(tensors):  # a larger model is not refitted in place unless it is told to, and has no room to give away
+    if is_small(tensors):  # a larger model is refitted in place only on request, and its second graph is large, too
         lay_out(folder, spec, tensors)

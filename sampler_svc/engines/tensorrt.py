@@ -217,10 +217,10 @@ class TrtEngine(Engine):
         if not self._context.execute_async_v3(self._device.stream):
             raise self._failed("a run", "TensorRT refused it")
 
-    def _failed(self, what: str, why: str) -> Internal:
+    def _failed(self, what: str, reason: str) -> Internal:
         """The error of an engine that is not to be used again: from here on its weights count as unknown."""
         self.weights = None
-        telemetry.event(logger, "the engine failed", level=logging.ERROR, detail=f"{what}: {why}")
+        telemetry.event(logger, "the engine failed", level=logging.ERROR, detail=f"{what}: {reason}")
         return Internal(f"{what} failed on the GPU; see the sampler's log", reason="ENGINE_FAILED")
 
     def _forget_graph(self) -> None:

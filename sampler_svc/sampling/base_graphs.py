@@ -43,7 +43,7 @@ class BaseGraphs:
 
     def text(self, prompt: str) -> TokenizedPrompt:
         """A prompt with its tokens and the characters that each came from, cut where the text encoder cuts."""
-        read = self.reader.encode(prompt)[: self.reader.room]
+        read = self.reader.encode(prompt)[: self.reader.max_tokens]
         return TokenizedPrompt(prompt, [piece for piece in read if piece.start < piece.stop])
 
     def encode(self, image: ModelImage) -> Latents:

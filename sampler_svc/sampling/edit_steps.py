@@ -20,7 +20,7 @@ class EditSteps:
         self._total = request.num_steps + (stage.num_steps * len(request.seeds) if stage is not None else 0)
         self.super_resolution_s = 0.0
 
-    def tell(self, denoised: Latents | None = None) -> None:
+    def emit(self, denoised: Latents | None = None) -> None:
         """A step is done; `denoised` are the latents as they would be without noise, for a preview of the first."""
         wants_preview = self._preview_every > 0 and (self._done + 1) % self._preview_every == 0
         preview = self._preview(denoised) if denoised is not None and wants_preview else b""
@@ -32,7 +32,7 @@ class EditSteps:
         stage, began = self._edit.tools.super_resolution, time.perf_counter()
         if stage is None:
             raise ValueError("the tools have no super-resolution")
-        enlarged = stage.enlarge(image, seed, self.tell)
+        enlarged = stage.enlarge(image, seed, self.emit)
         self.super_resolution_s += time.perf_counter() - began
         return enlarged
 

@@ -86,7 +86,7 @@ class LocalBlend:
 
 def branches_with(named: str, base: TokenizedPrompt, edited: TokenizedPrompt) -> list[int]:
     """In which of the two prompts the words are, 0 or 1. Raises InvalidField (config.blend_words) where in neither, or
-    where the text encoder has no room for them."""
+    where the text encoder does not read them."""
     branches = [branch for branch, text in enumerate((base, edited)) if text.columns_of(named)]
     if not branches:
         remedy = "name words of prompt or base_prompt, which the model cuts when long"

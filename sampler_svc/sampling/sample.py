@@ -84,7 +84,7 @@ def denoise(
             if inside is not None:
                 outside = add_noise(latent, noise, next_level) if inversion is None else inversion[step + 1]
                 latents = inside * latents + (1 - inside) * outside
-            steps.tell(prediction.denoised)
+            steps.emit(prediction.denoised)
         edited = latents if inside is None else inside * latents + (1 - inside) * latent
     return edited
 
@@ -110,7 +110,7 @@ def denoise_beside(
     def keep(base: Latents, edited: Latents) -> Latents:
         return edited if inside is None else inside * edited + (1 - inside) * base
 
-    edited = branches.edit(latent, keep, steps.tell)
+    edited = branches.edit(latent, keep, steps.emit)
     if blend is not None and (warning := blend.warning()):
         on_event(Warned(warning))
     return np.repeat(edited, len(request.seeds), axis=0)

@@ -12,11 +12,11 @@ def reader_of(tokenizer: Tokenizer, *, is_closed: bool = False) -> Reader:
         found = tokenizer.encode(text, add_special_tokens=False)
         return [piece for part in (found, *found.overflowing) for piece in _pieces(part)]
 
-    room = (tokenizer.truncation or {})["max_length"] - BEGIN_AND_END
+    max_tokens = (tokenizer.truncation or {})["max_length"] - BEGIN_AND_END
     unknown = tokenizer.token_to_id(tokenizer.model.unk_token or "")
     begin_and_end = [piece.token for piece in _pieces(tokenizer.encode(""))]
     empty = frozenset([*begin_and_end, *([] if unknown is None else [unknown])])
-    return Reader(encode, room, empty, is_closed)
+    return Reader(encode, max_tokens, empty, is_closed)
 
 
 def _pieces(found: Encoding) -> list[Piece]:

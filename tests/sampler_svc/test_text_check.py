@@ -243,7 +243,7 @@ async def test_the_clip_filter_is_told_of_only_where_it_reads_less(
     prompt = "a cat on the beach in the snow by day"
     async for sampler in serve(clip_filter=clip_filter):
         assert await warnings(sampler, request(prompt, gate=True)) == []
-        clip_filter.reader = replace(clip_filter.reader, room=5)
+        clip_filter.reader = replace(clip_filter.reader, max_tokens=5)
         (warning,) = await warnings(sampler, request(prompt, gate=True))
         assert "CLIP filter" in warning and "'in the snow by day'" in warning
         assert await warnings(sampler, request(prompt)) == []

@@ -42,10 +42,10 @@ def test_progress_tells_the_mean_loss_since_the_run_went_on(tmp_path, capsys):
     """A line after every third update of the run; the mean begins with the first loss, and each moves it a little."""
     run = small_run(tmp_path / "run.safetensors")
     advance(run, 2)
-    progress = TrainingLog(run, batch=8, every=3)
+    log = TrainingLog(run, batch=8, every=3)
     for loss in (5.0, 5.0, 6.0, 5.0):
         advance(run, 1)
-        progress.tell(torch.tensor(loss))
+        log.add(torch.tensor(loss))
 
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[:2] for line in lines] == [

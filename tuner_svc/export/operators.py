@@ -31,7 +31,7 @@ def plain_attention(
     width = query.shape[-1] if query.shape is not None else None
     if attn_mask is not None or is_causal or enable_gqa or dropout_p or not isinstance(width, int):
         raise ValueError("only attention without a mask and of a fixed width is exported")
-    # Each side gets the root of the scale, as in the exporter's own version: fp16 has no room for more.
+    # Each side gets the root of the scale, as in the exporter's own version: fp16 could overflow otherwise.
     root = op.Constant(value_float=math.sqrt(scale or 1 / math.sqrt(width)))
     root = op.CastLike(root, query)
     scores = op.MatMul(op.Mul(query, root), op.Mul(op.Transpose(key, perm=[0, 1, 3, 2]), root))

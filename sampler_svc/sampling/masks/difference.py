@@ -9,8 +9,8 @@ from sampler_svc.sampling.masks.shape import enlarged
 from unitune.images import Mask, Pixels, strips_of
 
 # Mean difference of the colour channels, as a share of their range, after the blur. What the autoencoder and the
-# sampler alter by accident may exceed UNCHANGED anywhere, but seldom reaches CHANGED. So a region above UNCHANGED counts
-# only if it reaches CHANGED somewhere: hysteresis, as in Canny's edge detector (1986).
+# sampler alter by accident may exceed UNCHANGED anywhere, but seldom reaches CHANGED. So a region above UNCHANGED
+# counts only if it reaches CHANGED somewhere: hysteresis, as in Canny's edge detector (1986).
 #
 # Fog, or an object in the dark, changes less than that. Where the largest difference is small, both thresholds are
 # lowered: CHANGED to OF_LARGEST of it, but to no less than LEAST of its own value. And a region that is much smaller
