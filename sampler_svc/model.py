@@ -1,4 +1,4 @@
-"""A base model, loaded to sample from: its graphs, its noise schedule, its weights and its engines."""
+"""A base model that is loaded for sampling: its graphs, noise schedule, weights and engines."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,15 +34,13 @@ class Model:
     graphs: BaseGraphs
     base: WeightSet
     pool: EnginePool
-    controlled: EnginePool  # of one engine with control over attention, opened when it is first leased
-    engine: str  # the runtime in words
+    controlled: EnginePool  # one engine with control over its attention, opened by its first lease
+    engine: str  # runtime, version and device, in words
     super_resolution: EnginePool | None = None  # where the base model is a cascade
     super_resolution_base: WeightSet | None = None
-    clip_filter: ClipFilter | None = None  # where the base model brings one
-    clipseg: ClipSeg | None = None  # where the sampler has one
-    picture_check: PictureCheck | None = (
-        None  # where the base model says which pictures it knows, and has a CLIP filter
-    )
+    clip_filter: ClipFilter | None = None  # if the base model has one
+    clipseg: ClipSeg | None = None  # if the sampler has one
+    picture_check: PictureCheck | None = None  # if the base model has known pictures and a CLIP filter
 
     @classmethod
     def open(
@@ -58,9 +56,9 @@ class Model:
         """Load an engine folder; 0 threads means one for each core, `refit_mode` is one of REFIT_MODES.
         `clipseg` is the folder of an exported CLIPSeg.
 
-        Raises BackendMissing when this machine cannot run the backend, UnusableEngine when the folder was built for
-        another machine or runtime, is damaged or was not proven to be refitted in this mode, and DataLoss when the
-        engine does not answer as it did when it was built.
+        Raises BackendMissing when this machine cannot run the backend. Raises UnusableEngine when the folder was built
+        for another machine or runtime, is damaged, or has no proof of this refit mode. Raises DataLoss when the engine
+        does not answer as it did when it was built.
         """
         runtime = backend_of(backend)
         spec = open_folder(folder, runtime.facts)
@@ -103,7 +101,7 @@ class Model:
         )
 
     def tools(self, denoiser: Denoiser, *, embed: Embed | None = None, **more: Any) -> Tools:
-        """What an edit is made with, by a denoiser that holds its weights; `more` are fields of Tools.
+        """The tools of an edit whose weights the denoiser holds; `more` are fields of Tools.
 
         `embed` takes the place of the base model's own text embedding.
         """

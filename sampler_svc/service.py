@@ -1,6 +1,6 @@
-"""SamplerService: message in, sample, messages out.
+"""SamplerService: reads a request, samples, sends events.
 
-Device work runs in one worker thread for each engine, so calls wait in the order they came; cancelling is a flag that
+Device work runs in one worker thread for each engine, so calls are served in their order. Cancelling sets a flag that
 the work reads before each step.
 """
 
@@ -47,7 +47,7 @@ from unitune.weights import TunedWeights
 
 logger = logging.getLogger(__name__)
 
-REPLICA_STATE_S = 1.0  # at most so long between two states of WatchReplica
+REPLICA_STATE_S = 1.0  # longest time between two states of WatchReplica
 
 T = TypeVar("T")
 
@@ -68,12 +68,12 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         return [sampler_pb2.DESCRIPTOR.services_by_name["SamplerService"].full_name]
 
     async def drain(self) -> None:
-        """Accept no more runs, and end the streams that would not end by themselves."""
+        """Accept no more runs, and end the streams that have no end of their own."""
         self._is_draining = True
         self._notify_watchers()
 
     async def close(self) -> None:
-        """Wait for the worker threads, which tell the event loop what they do. Call it once the server is stopped."""
+        """Wait for the worker threads, which use the event loop. Call it when the server has stopped."""
         await asyncio.to_thread(self._workers.shutdown, cancel_futures=True)
 
     async def GetSamplerInfo(self, request: sampler_pb2.GetSamplerInfoRequest, context: Any) -> sampler_pb2.SamplerInfo:
@@ -81,7 +81,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         return wire.sampler_info(self._model)
 
     async def Sample(self, request: sampler_pb2.SampleRequest, context: Any) -> AsyncIterator[sampler_pb2.SampleEvent]:
-        """Run in a worker thread; stream what it has to say."""
+        """Sample in a worker thread, and stream its events."""
         wanted = wire.read_request(request, self._model)
         mailbox: Mailbox[sampler_pb2.SampleEvent] = Mailbox(asyncio.get_running_loop())
         cancelled = threading.Event()
@@ -95,10 +95,10 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                     yield wire.step_event(event) if isinstance(event, Step) else event
         finally:
             cancelled.set()
-            run.cancel()  # no more than a wish once a worker has begun
+            run.cancel()  # has no effect once a worker has begun
 
     async def CheckSample(self, request: sampler_pb2.SampleRequest, context: Any) -> sampler_pb2.CheckSampleResponse:
-        """What only tokenizers and encoders know of a run, beside the worker threads: it waits for no edit."""
+        """Check what needs tokenizers and encoders. It uses no worker thread, so it waits for no edit."""
         model = self._model
         wanted = wire.read_request(request, model, is_run=False)
         warnings = check_texts(model.graphs, model.clip_filter, model.clipseg, wire.read_texts(request, wanted))
@@ -107,9 +107,9 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         return sampler_pb2.CheckSampleResponse(warnings=warnings)
 
     async def Load(self, request: sampler_pb2.LoadRequest, context: Any) -> sampler_pb2.LoadResponse:
-        """Lease an engine for the weights, if one is free, and give it back at once: edits come first.
+        """Refit a free engine with the weights, if there is one. It waits for none, since edits come first.
 
-        Embeddings alone need no engine, and are read.
+        Weights of embeddings alone need no engine: they are only read.
         """
         if not request.weights.digest:
             raise InvalidField("weights.digest", "", "it must be set")
@@ -139,7 +139,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
     async def WatchReplica(
         self, request: sampler_pb2.WatchReplicaRequest, context: Any
     ) -> AsyncIterator[sampler_pb2.ReplicaState]:
-        """The state now, on every change and once a second; the last one says that the replica drains."""
+        """The state now, after every change and once a second. The last one says that the replica drains."""
         changed = asyncio.Event()
         self._changed.add(changed)
         try:
@@ -225,7 +225,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         if extras is not None:
             refuse_unbound(extras, wanted)
             embed = embedding(model.graphs, extras, wanted.prompt, config.eta)
-            words = extras.manifest.rare_tokens  # some methods have them within the prompt; no CLIP knows them
+            words = extras.manifest.rare_tokens  # some methods have them within the prompt; CLIP does not know them
             if wanted.attention is not None:
                 nulls = null_embeddings(model.graphs, extras, wanted.num_inference_steps)
                 wanted = replace(wanted, attention=replace(wanted.attention, nulls=nulls))
@@ -270,12 +270,12 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
     def _super_resolution(
         self, prompt: str, wanted: Request, weights: tuning_pb2.WeightsRef | None, cancelled: threading.Event
     ) -> Iterator[SuperResolution | None]:
-        """Super-resolution, ready for an edit that asks for it, with an engine of its own. `prompt` is as it was sent,
+        """Super-resolution with an engine of its own, for an edit that asks for it. `prompt` is as it was sent,
         `weights` are those that the method samples with.
 
-        A tuned one sees the words that it was tuned by: UniTune's rare tokens before the prompt, and Imagic's own
-        embedding of the prompt (arXiv 2210.09276, section 3.2). That of the base model knows no word that a tuning
-        binds, and does not see it.
+        A tuned super-resolution gets the text that it was tuned with: the prompt after UniTune's rare tokens, or
+        Imagic's own embedding of the prompt (arXiv 2210.09276, section 3.2). An untuned one gets the prompt without the
+        words that the tuning bound, which it does not know.
         """
         model, asked = self._model, wanted.super_resolution
         if asked is None or model.super_resolution is None or model.spec.super_resolution is None:
@@ -302,7 +302,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
     def _lease(
         self, weights: tuning_pb2.WeightsRef | None, *, is_controlled: bool = False
     ) -> AbstractContextManager[Lease]:
-        """`is_controlled` is for an engine with control over its attention, a ControlledEngine."""
+        """A lease for these weights, or the base weights. With `is_controlled` its engine is a ControlledEngine."""
         model = self._model
         pool = model.controlled if is_controlled else model.pool
         if weights is None:
@@ -311,7 +311,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         return pool.lease(weights.digest, lambda: tuned_weights(read(), model.base, model.spec.digest))
 
     def _submit(self, work: Callable[[], T]) -> "Future[T]":
-        """Queue work for a worker thread. Raises Unavailable (DRAINING) when no more is accepted."""
+        """Queue work for a worker thread. Raises Unavailable (DRAINING) during a drain."""
         if self._is_draining:
             raise Unavailable("this replica is shutting down; another one answers", reason="DRAINING")
         loop = asyncio.get_running_loop()

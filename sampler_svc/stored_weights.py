@@ -1,4 +1,4 @@
-"""The weights files of a store, as one base model's sampler reads them."""
+"""Reads the weights files of a store for one base model."""
 
 import threading
 from dataclasses import replace
@@ -7,13 +7,12 @@ from unitune.errors import FailedPrecondition
 from unitune.object_store import ObjectStore
 from unitune.weights import TunedWeights
 
-# Of embeddings that are kept to be read no more. One of Stable Diffusion is a quarter of a megabyte; null-text has one
-# for each step.
+# Of embeddings in memory. One of Stable Diffusion is a quarter of a megabyte; null-text has one for each step.
 EXTRAS_BYTES = 128 << 20
 
 
 class StoredWeights:
-    """Reads weights files, and keeps all but their tensors, so that a warm edit reads nothing. Any thread may call."""
+    """Keeps everything that it reads except the tensors, so that a warm edit reads no file. Thread-safe."""
 
     def __init__(self, store: ObjectStore, base_model: str) -> None:
         """`base_model` is the digest of the base model."""
@@ -31,7 +30,7 @@ class StoredWeights:
         return tuned
 
     def extras(self, path: str, digest: str) -> TunedWeights:
-        """All but the denoiser's tensors. Raises FailedPrecondition (BASE_MODEL_MISMATCH), and as `read` does."""
+        """Everything except the tensors. Raises FailedPrecondition (BASE_MODEL_MISMATCH), and as `read` does."""
         with self._lock:
             kept = self._kept.get(digest)
         kept = kept or self.read(path, digest)
@@ -44,7 +43,7 @@ class StoredWeights:
         return self._store.get_manifest(path, digest).method
 
     def forget(self, digest: str) -> None:
-        """Read it anew the next time."""
+        """Read the file again the next time."""
         with self._lock:
             self._kept.pop(digest, None)
 

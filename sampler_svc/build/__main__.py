@@ -4,7 +4,7 @@
     python -m sampler_svc.build --graphs GRAPHS --engines ROOT     # ROOT/{key}, found again if it is there
     ... --backend tensorrt                                         # for a GPU, from graphs exported with --fp16
 
-The last line of stdout is the engine's folder, ready only when it bears that name.
+The last line of stdout is the engine's folder. The folder gets this name only when it is ready.
 """
 
 import argparse
@@ -27,7 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--out", type=Path, help="the engine's folder")
     where.add_argument("--engines", type=Path, help="folder of engines, each in a folder named by its key")
-    parser.add_argument("--backend", choices=BACKENDS, default=BACKENDS[0], help="what is to run it (%(default)s)")
+    parser.add_argument(
+        "--backend", choices=BACKENDS, default=BACKENDS[0], help="the backend that will run it (%(default)s)"
+    )
     options = parser.parse_args(arguments)
     try:
         builder = builder_of(options.backend)
@@ -41,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def builder_of(name: str) -> BackendBuilder:
-    """How a backend builds here; its module is imported only if asked for. Raises BackendMissing."""
+    """The builder of a backend. Its module is imported only if asked for. Raises BackendMissing."""
     if name == "onnxruntime":
         return onnxruntime_builder()
     if name == "onnxruntime-cuda":

@@ -1,7 +1,7 @@
 """Build for ONNX Runtime on this CPU.
 
-The denoiser is optimised offline as far as stays true for any weights of any CPU; the rest is done when it is loaded.
-A second graph of it, for refits in place, has this CPU's layout of convolutions (sampler_svc/build/cpu_layout.py).
+The build applies the optimisations that hold for any weights on any CPU; the rest happens when the graph is loaded. A
+second graph, for refits in place, has this CPU's layout of convolutions (sampler_svc/build/cpu_layout.py).
 """
 
 import sys
@@ -36,20 +36,22 @@ def onnxruntime_builder() -> BackendBuilder:
 
 
 def check_graph(graphs: Path, spec: BaseModelSpec) -> None:
-    """Raises BuildError unless every tensor of the specification is a weight of the denoiser within a refit's reach."""
+    """Raises BuildError unless every tensor of the specification is a weight of the denoiser that can be refitted."""
     found = initializers((graphs / DENOISER).read_bytes())
     for name, tensor in spec.tensors.items():
         if name not in found:
             raise BuildError(f"the denoiser has no weight called {name}; {EXPORT_AGAIN}")
         if found[name].outside is None:
-            raise BuildError(f"{name} is stored inside the denoiser's graph, out of a refit's reach; {EXPORT_AGAIN}")
+            raise BuildError(
+                f"{name} is stored inside the denoiser's graph, where it cannot be refitted; {EXPORT_AGAIN}"
+            )
         if found[name].shape != tensor.shape_in_graph:
             shapes = f"{found[name].shape} in the graph and must be {tensor.shape_in_graph}"
             raise BuildError(f"{name} is {shapes}; {EXPORT_AGAIN}")
 
 
 def verify(graphs: Path, engine_folder: Path, spec: BaseModelSpec) -> tuple[str, ...]:
-    """The ways in which the engine may be refitted: each answers like the exported graph, run without optimisation.
+    """The refit modes in which the engine answers like the exported graph without optimisation.
 
     Raises BuildError when not even a new session does.
     """
@@ -67,7 +69,7 @@ def verify(graphs: Path, engine_folder: Path, spec: BaseModelSpec) -> tuple[str,
 
 
 def _fill(folder: Path, graphs: Path, spec: BaseModelSpec) -> None:
-    """Everything but manifest and probe: the denoiser optimised, all else copied."""
+    """Write all files except manifest and probe: the denoiser is optimised, the others are copied."""
     options = session_options(0, OFFLINE_OPTIMISATION)
     options.optimized_model_filepath = str(folder / DENOISER)
     for setting, value in (("file_name", DENOISER_DATA), ("min_size_in_bytes", str(SMALL_BYTES))):

@@ -1,4 +1,4 @@
-"""Build an engine for ONNX Runtime on CUDA from the fp16 graph: optimised offline, as far as weights stay weights."""
+"""Build an engine for ONNX Runtime on CUDA from the fp16 graph, optimised offline as far as no weight is lost."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -23,7 +23,7 @@ def cuda_builder(provider: str = CUDA) -> BackendBuilder:
 
 
 def verify(graphs: Path, engine_folder: Path, spec: BaseModelSpec, *, provider: str, here: Mapping[str, str]) -> None:
-    """Run the self-test with weights written in place, else in new sessions, then through a CUDA graph.
+    """Run the self-test with weights written in place, or else in new sessions; then through a CUDA graph.
 
     Raises BuildError.
     """
@@ -56,7 +56,7 @@ def _passes(self_test: SelfTest, folder: Path, spec: BaseModelSpec, provider: st
 def _run_self_test(self_test: SelfTest, folder: Path, spec: BaseModelSpec, provider: str, *, in_place: bool) -> None:
     engine = OrtCudaEngine(folder, EngineSpec.from_model(spec), provider=provider, in_place=in_place)
     try:
-        engine._write(base_weights(folder, spec).tensors)  # there is no session before
+        engine._write(base_weights(folder, spec).tensors)  # opens the session
         self_test.run(engine)
     finally:
         engine.close()
@@ -66,7 +66,7 @@ def _sees_refits(folder: Path, spec: BaseModelSpec) -> bool:
     engine = OrtCudaEngine(folder, EngineSpec.from_model(spec), use_cuda_graph=True)
     try:
         return SelfTest(folder).sees_refits(engine)
-    except Exception:  # a graph that cannot be captured as a whole is refused in one of many ways
+    except Exception:  # there are many errors for a graph that cannot be captured
         return False
     finally:
         engine.close()

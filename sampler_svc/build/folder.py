@@ -1,4 +1,4 @@
-"""An engine's folder, made from a folder of exported graphs: checked first, proven, published under its name last."""
+"""Makes an engine's folder from a folder of exported graphs: checks, builds, proves, and only then names it."""
 
 import os
 import shutil
@@ -25,10 +25,10 @@ from unitune.system_errors import failure_sentence
 
 
 def build(graphs: Path, folder: Path, builder: BackendBuilder | None = None) -> Path:
-    """Build an engine into a folder; at once if a complete one with the same key is there. Answers with the folder.
+    """Build an engine into a folder, unless a complete one with the same key is there. Returns the folder.
 
-    Without a builder it is for ONNX Runtime on this CPU. An engine of another key is replaced by the new one. Raises
-    BuildError when the graphs are incomplete, or a built engine would not answer or refit like them.
+    The default builder is for ONNX Runtime on this CPU. An engine with another key is replaced. Raises BuildError when
+    the graphs are incomplete, or when the built engine does not answer or refit like them.
     """
     began = time.monotonic()
     builder = builder or onnxruntime_builder()
@@ -52,7 +52,7 @@ def build(graphs: Path, folder: Path, builder: BackendBuilder | None = None) -> 
             _publish(partial, folder)
     except (BuildError, BackendMissing, OSError):
         raise
-    except Exception as error:  # ONNX Runtime does not say that a disk is full, and it is as long as `partial` is there
+    except Exception as error:  # ONNX Runtime does not name a full disk; it can be seen only while `partial` exists
         raise BuildError(failure_sentence(error, partial)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -73,14 +73,14 @@ def read_graphs(graphs: Path, builder: BackendBuilder | None = None) -> tuple[Ba
 
 
 def check_files(graphs: Path, spec: BaseModelSpec) -> None:
-    """Raises BuildError unless every file of the graphs folder is the one that the specification was written for."""
+    """Raises BuildError unless every file of the graphs folder has the digest in the specification."""
     for name, digest in spec.files.items():
         if not (graphs / name).is_file() or file_digest(graphs / name) != digest:
             raise BuildError(f"{graphs / name} is missing or damaged; {EXPORT_AGAIN}")
 
 
 def verify_super_resolution(engine_folder: Path, spec: BaseModelSpec) -> None:
-    """As `verify`, for super-resolution, which every backend has as it was exported. Raises BuildError."""
+    """As `verify`, for super-resolution, which all backends run as it was exported. Raises BuildError."""
     engine_spec, stage = SuperResolutionEngine.spec_of(spec), spec.super_resolution
     assert stage is not None
     weights, probe = engine_folder / stage.weights, engine_folder / SUPER_RESOLUTION_PROBE_FILE
@@ -89,7 +89,7 @@ def verify_super_resolution(engine_folder: Path, spec: BaseModelSpec) -> None:
 
 
 def _publish(partial: Path, folder: Path) -> None:
-    """Give the finished folder its name; one that is there already moves out of the way first."""
+    """Give the finished folder its name, in place of an older folder."""
     for path in partial.iterdir():
         with open(path, "rb") as file:
             os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""What builds for a GPU share: they begin at the fp16 graph, and end at the engine self-test."""
+"""What the builds for a GPU share: they start from the fp16 graph, and end with the engine self-test."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -19,14 +19,14 @@ BuildStep = Callable[[Path, Path, BaseModelSpec], None]
 
 
 def fp16_builder(facts: Mapping[str, str], fill: BuildStep, verify: BuildStep) -> BackendBuilder:
-    """A builder that begins at the fp16 graph."""
+    """A builder that starts from the fp16 graph."""
     return BackendBuilder(
         facts, FP16_DENOISER, (SPEC_FILE, f"{FP16_FOLDER}/{FP16_FILE}"), check_fp16_graph, fill, verify
     )
 
 
 def check_fp16_graph(graphs: Path, spec: BaseModelSpec) -> None:
-    """Raises BuildError unless the fp16 graph is whole, of this base model, and has the model's tensors by name."""
+    """Raises BuildError unless the fp16 graph is complete, of this base model, and has the model's tensors by name."""
     try:
         fp16 = Fp16Spec.load(graphs / FP16_FOLDER)
         found = initializers((graphs / FP16_DENOISER).read_bytes())

@@ -1,8 +1,8 @@
-"""Where the weights of an ONNX file lie: inside it, or in a data file beside it; and moving them from one to the other.
+"""Moves the weights of an ONNX file out of it into a data file beside it, and shapes back into it.
 
-ONNX Runtime can only replace weights that lie outside, and can only read shapes that lie inside, but its own writer
-tells the two apart by size alone. So the file is rewritten here, at the level of protocol buffer fields: the onnx
-package is no part of the sampler. Field numbers are those of onnx.proto.
+ONNX Runtime can only replace weights that are outside, and can only read shapes that are inside, but its writer decides
+by size alone. So this module rewrites the file, at the level of protocol buffer fields, since the sampler does not
+install the onnx package. Field numbers are those of onnx.proto.
 """
 
 import hashlib
@@ -13,12 +13,12 @@ from typing import BinaryIO
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
 MODEL_GRAPH, GRAPH_INITIALIZER = 7, 5
-DIMS, DATA_TYPE, FLOATS, NAME, RAW, EXTERNAL, LOCATION = 1, 2, 4, 8, 9, 13, 14
+DIMS, FLOATS, NAME, RAW, EXTERNAL, LOCATION = 1, 4, 8, 9, 13, 14
 DATA_FIELDS = {4, 5, 6, 7, RAW, 10, 11, EXTERNAL, LOCATION}
 LOCATION_EXTERNAL = 1
 ALIGNMENT = 64  # bytes, so that a runtime may map the data file
-SMALL_BYTES = 64  # what ONNX Runtime's writer is told to leave inside; put_outside then sorts weights from shapes
-SHAPES_AT_MOST = 1024  # bytes; larger constants are no shapes and may stay outside
+SMALL_BYTES = 64  # ONNX Runtime's writer leaves this inside; put_outside then tells weights from shapes
+SHAPES_AT_MOST = 1024  # bytes; a larger constant is no shape and may stay outside
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def put_outside(folder: Path, file_name: str, names: Collection[str]) -> None:
 
 
 def _moved(field: ProtoField, old: BinaryIO, new: BinaryIO, location: str, names: Collection[str]) -> bytes:
-    """A field of the graph, an initializer among them written anew."""
+    """A field of the graph; an initializer is written again."""
     if field.number != GRAPH_INITIALIZER:
         return field.source
     initializer = _initializer(_bytes(field))

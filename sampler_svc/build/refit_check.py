@@ -1,4 +1,4 @@
-"""That an engine on the CPU answers like the exported graph, with the base weights and with any others."""
+"""Checks that an engine on the CPU answers like the exported graph, with the base weights and with others."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ MAX_REFIT_RATIO = 1e-3  # of the effect of random weights; fp32 gives about 1e-5
 
 
 def base_and_random_weights(graph: Path, spec: EngineSpec, weights: Path, probe: Path) -> tuple[WeightSet, WeightSet]:
-    """The base weights, read-only, and random ones, each with the exported graph's answer; the base's is written to
+    """The base weights, read-only, and random ones, each with the exported graph's answer. Writes that of the base to
     `probe`."""
     tensors = load_file(weights)
     drawn = random_weights(tensors)
@@ -28,9 +28,9 @@ def base_and_random_weights(graph: Path, spec: EngineSpec, weights: Path, probe:
 
 
 def check_refits(engine: Engine, base: WeightSet, other: WeightSet) -> None:
-    """Raises BuildError unless the engine is refitted there, back and there again, and answers with the same bits.
+    """Refits the engine twice with each set. Raises BuildError unless its answers are right and bit-equal both times.
 
-    `other` differs from `base` in every tensor, by so much that a single one left behind shows. Closes the engine.
+    `other` differs from `base` so much in every tensor that a single stale one shows. Closes the engine.
     """
     answers = []
     try:
@@ -48,9 +48,9 @@ def check_refits(engine: Engine, base: WeightSet, other: WeightSet) -> None:
 
 
 def random_weights(base: Tensors) -> dict[str, np.ndarray]:
-    """Weights unlike the base in every tensor, so much that a single one which is not refitted shows in the answer.
+    """Weights that differ from the base so much in every tensor that a single stale one shows in the answer.
 
-    Matrices are drawn anew, which keeps a signal's size; norms and biases are shifted by about one.
+    Matrices are drawn at a scale that keeps a signal's size; norms and biases are shifted by about one.
     """
     rng = np.random.default_rng(0)
     drawn = {}

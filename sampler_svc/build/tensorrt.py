@@ -1,7 +1,7 @@
 """Build a TensorRT plan from the fp16 graph: once per base model, TensorRT version and kind of GPU.
 
-The graph is typed, so the builder is told to keep to its types and given no other precision. Only the specification's
-tensors are marked for refits: what else looks like a weight may be folded. One profile, of one batch size.
+The graph is typed, and the builder must keep its types. Only the specification's tensors are marked for refits; other
+constants may be folded. There is one profile, of one batch size.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ def tensorrt_builder(open_runtime: OpenRuntime = open_tensorrt) -> BackendBuilde
 
 
 def build_plan(trt: TensorRT, graph: Path, spec: BaseModelSpec, timing_cache: Path) -> bytes:
-    """The plan of a graph. Raises BuildError with what the parser says, or with where TensorRT's log says more."""
+    """The plan of a graph. Raises BuildError with the parser's errors, or with a hint to TensorRT's log."""
     log = trt.Logger(trt.ILogger.Severity.WARNING)
     builder = trt.Builder(log)
     typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
@@ -73,7 +73,7 @@ def build_plan(trt: TensorRT, graph: Path, spec: BaseModelSpec, timing_cache: Pa
 def verify(
     graphs: Path, engine_folder: Path, spec: BaseModelSpec, *, open_runtime: OpenRuntime, here: Mapping[str, str]
 ) -> None:
-    """Run the self-test, plainly and through a CUDA graph, and write its report. Raises BuildError if it dies."""
+    """Run the self-test with and without a CUDA graph, and write its report. Raises BuildError if it fails."""
     engine_spec = EngineSpec.from_model(spec)
     try:
         self_test = SelfTest(engine_folder)
@@ -102,7 +102,7 @@ def verify(
 def _fill(
     folder: Path, graphs: Path, spec: BaseModelSpec, *, open_runtime: OpenRuntime, here: Mapping[str, str]
 ) -> None:
-    """Plan, fp16 specification, the self-test's answers, and all files that are not the denoiser."""
+    """Write plan, fp16 specification, the self-test's answers, and all files except the denoiser's."""
     trt, device = open_runtime()
     print("build: building the plan, which takes minutes for a large model ...", file=sys.stderr, flush=True)
     try:
@@ -129,13 +129,13 @@ def _shapes(network: INetworkDefinition, spec: BaseModelSpec) -> dict[str, tuple
 
 
 def _timing_cache(engines: Path, here: Mapping[str, str]) -> Path:
-    """The cache for this GPU, version and flags, beside the engines: a cache of others does not help."""
+    """The timing cache for this GPU, version and flags, beside the engines. A cache of others does not help."""
     facts_digest = hashlib.sha256(json.dumps(dict(here), sort_keys=True).encode()).hexdigest()
     return engines / f".timing-{facts_digest[:16]}.cache"
 
 
 def _use_timing_cache(config: IBuilderConfig, path: Path) -> None:
-    """Give the builder the times of an earlier build, or an empty cache to fill. Without any it only takes longer."""
+    """Give the builder the times of an earlier build, or an empty cache. Without a cache it only takes longer."""
     for content in (path.read_bytes() if path.is_file() else b"", b""):
         cache = config.create_timing_cache(content)
         if cache is not None and config.set_timing_cache(cache, False):

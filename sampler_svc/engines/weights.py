@@ -1,7 +1,7 @@
-"""Whole sets of weights to refit: the base model's, and a tuning's filled up from them.
+"""Complete sets of weights for a refit: the base model's, and a tuning's, completed from those.
 
-A weights file holds only what a tuning may change. A refit always carries everything, since what it left out
-would stay behind from the picture before.
+A weights file holds only tensors that a tuning may change. A refit always replaces all of them: otherwise tensors of
+the previous tuning would stay.
 """
 
 from pathlib import Path
@@ -35,10 +35,10 @@ def _read_base(weights: Path, probe: Path) -> WeightSet:
 
 
 def tuned_weights(tuned: TunedWeights, base: WeightSet, base_model: str) -> WeightSet:
-    """A tuning's weights, decoded, over the base model's.
+    """A tuning's weights, decoded, completed from the base model's.
 
     Raises FailedPrecondition (BASE_MODEL_MISMATCH) for a tuning of another base model, and DataLoss (WEIGHTS_CORRUPT)
-    for a codec that this server does not know and what cannot be decoded.
+    for an unknown codec and for tensors that cannot be decoded.
     """
     probe = Probe(tuned.manifest.probe_seed, tuned.probe_tuned, tuned.probe_base)
     return _complete(tuned, tuned.denoiser_tensors(), probe, base, base_model)
