@@ -18,12 +18,12 @@ from sampler_svc.sampling.request import Request
 from unitune import images
 from unitune.images import Pixels
 
-SEED_STRIDE = 1_000_003  # from one attempt's seed to the next one's, so that they do not meet the caller's other seeds
+SEED_STRIDE = 1_000_003  # between the seeds of two attempts, so that they differ from the caller's other seeds
 
 
 @dataclass(frozen=True)
 class ScoredImage:
-    """The CLIP filter's choice for one seed, and where it came from."""
+    """The picture that the CLIP filter chose for one seed, its scores, and its settings."""
 
     image: EditedImage
     scores: Scores
@@ -33,7 +33,7 @@ class ScoredImage:
 
 
 def attempts_of(request: Request, clip_filter: ClipFilter, *, is_automatic: bool, resamples: int) -> list[Request]:
-    """What to try: the preset's points, or other seeds of the same settings."""
+    """The attempts: the preset's points, or the same settings with other seeds."""
     if is_automatic:
         return [replace(request, strength=s, guidance_scale=g) for s, g in clip_filter.automatic_points]
     return [
@@ -43,7 +43,7 @@ def attempts_of(request: Request, clip_filter: ClipFilter, *, is_automatic: bool
 
 
 class BestPictures:
-    """The best picture of each seed among the attempts so far, and the seconds that all of them took."""
+    """The best picture of each seed among the attempts so far, and the seconds of all attempts."""
 
     def __init__(self, clip_filter: ClipFilter, base_image: Pixels, prompt: str, *, tries_all: bool) -> None:
         self._clip_filter, self._tries_all = clip_filter, tries_all
@@ -52,7 +52,7 @@ class BestPictures:
         self._seconds = np.zeros(4)
 
     def open_seeds(self, seeds: int) -> list[int]:
-        """Which of so many seeds, by index, are to be tried once more."""
+        """The indices, of `seeds` many, that need another attempt."""
         return [
             index
             for index in range(seeds)
@@ -60,14 +60,14 @@ class BestPictures:
         ]
 
     def take(self, image: EditedImage, attempt: Request) -> None:
-        """Keep a picture of an attempt if it is the best of its seed; `image.index` is into all seeds."""
+        """Keep a picture if it is the best of its seed so far; `image.index` counts all seeds."""
         scores = self._score(images.decode(image.png, max_bytes=None))
         found = ScoredImage(image, scores, self._clip_filter.passes(scores), attempt.strength, attempt.guidance_scale)
         if image.index not in self._best or self._value(found) > self._value(self._best[image.index]):
             self._best[image.index] = found
 
     def add_seconds(self, done: Done) -> None:
-        """Count what an attempt took."""
+        """Add the seconds of an attempt."""
         self._seconds += (done.encode_s, done.denoise_s, done.decode_s, done.super_resolution_s)
 
     def results(self) -> list[ScoredImage | Done]:
@@ -76,7 +76,7 @@ class BestPictures:
         return [*(self._best[index] for index in sorted(self._best)), Done(*seconds)]
 
     def _value(self, found: ScoredImage) -> tuple[bool, float]:
-        # What passes ends the search for other seeds; among the points of automatic settings the rank decides.
+        # When resampling, a picture that passes is best; among the points of automatic settings the rank decides.
         return not self._tries_all and found.passed, self._clip_filter.rank(found.scores)
 
 
@@ -100,8 +100,8 @@ def sample_filtered(
     def attempted(number: int, attempt: Request, open_seeds: Sequence[int], event: Event) -> None:
         match event:
             case Step():
-                # Points differ in strength, so in steps, and how many attempts are made is not known yet: no total of
-                # them all would be right from the start.
+                # The steps count within the attempt: points differ in strength and so in steps, and the number of
+                # attempts is not known yet.
                 on_event(replace(event, attempt=number, attempts=len(attempts)))
             case Warned():
                 on_event(event)

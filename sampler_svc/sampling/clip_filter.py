@@ -28,29 +28,29 @@ from unitune.images import Pixels
 IMAGE_GRAPH, TEXT_GRAPH, TOKENIZER = "clip_image.onnx", "clip_text.onnx", "clip_tokenizer.json"
 EMBEDDINGS_KEPT = 256
 KEPT_SHARE = 0.02  # of the base image in a rank, against the prompt
-MALFORMED_RANK = -3.0  # added to a rank: behind every picture that is not malformed, as cosines are -1 to 1
-DARKEST, BRIGHTEST = 2, 253  # from here on a colour value counts as at the end of its range
+MALFORMED_RANK = -3.0  # added to a rank: below every well-formed picture's, as cosines are -1 to 1
+DARKEST, BRIGHTEST = 2, 253  # at or beyond these a colour value is at the end of its range
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What the CLIP filter sees of one edited picture: three cosines, then three figures of its pixels, 0 to 1."""
+    """The scores of one edited picture: three cosines, then three figures of its pixels, 0 to 1."""
 
     prompt: float  # the edited picture and the prompt
-    base_prompt: float  # the base image and the prompt: what an edit has to beat
+    base_prompt: float  # the base image and the prompt: an edit should be above this
     kept: float  # the edited picture and the base image
-    round_trip: float  # root mean square difference to what the autoencoder makes of it: large for noise
-    detail: float  # how much a pixel differs from those around it: small for blur
-    saturated: float  # how much larger the share of colour values at an end of their range is than in the base image
+    round_trip: float  # root mean square difference to the autoencoder's round trip: large for noise
+    detail: float  # how much a pixel differs from its neighbours: small for blur
+    saturated: float  # share of colour values at an end of their range, minus that of the base image
 
     @property
     def gain(self) -> float:
-        """How much nearer the prompt is than it was."""
+        """How much the likeness to the prompt has grown."""
         return self.prompt - self.base_prompt
 
 
 class ClipFilter:
-    """A CLIP of an engine folder."""
+    """The CLIP of an engine folder, with the preset's thresholds."""
 
     def __init__(
         self,
@@ -78,13 +78,13 @@ class ClipFilter:
         threads: int = 0,
         open_graph: Callable[[Path, int], Graph] = Graph,
     ) -> "ClipFilter | None":
-        """The folder's CLIP filter, or None where the base model brought none."""
+        """The folder's CLIP filter, or None if the base model has none."""
         if not (folder / IMAGE_GRAPH).is_file():
             return None
         return cls(folder, preset, round_trip_error, threads, open_graph)
 
     def scorer(self, base: Pixels, prompt: str) -> Callable[[Pixels], Scores]:
-        """Scores edited pictures of one base image and prompt, which are embedded once.
+        """A function that scores edited pictures of one base image and prompt, which are embedded once.
 
         Pictures are uint8 (h, w, 3), of any size; the prompt is without rare tokens.
         """
@@ -105,8 +105,8 @@ class ClipFilter:
         return score
 
     def passes(self, scores: Scores) -> bool:
-        """Whether the picture is well formed, shows enough of the prompt, more than the base image did, and enough of
-        that too."""
+        """Whether the picture is well formed, shows enough of the prompt and more than the base image, and keeps enough
+        of the base image."""
         preset = self._preset
         return (
             scores.gain >= preset.clip_filter_gain
@@ -116,7 +116,7 @@ class ClipFilter:
         )
 
     def is_malformed(self, scores: Scores) -> bool:
-        """Whether it is hardly a picture at all: noise that no autoencoder could say, a blur, or colours burnt out."""
+        """Whether it is malformed: noise, blur or burnt colours."""
         preset = self._preset
         return (
             scores.round_trip > preset.clip_filter_round_trip
@@ -132,7 +132,7 @@ class ClipFilter:
         return shown + KEPT_SHARE * scores.kept + (MALFORMED_RANK if self.is_malformed(scores) else 0)
 
     def with_preset(self, preset: Preset) -> "ClipFilter":
-        """The same CLIP by other thresholds."""
+        """The same CLIP with other thresholds."""
         other = copy(self)
         other._preset = preset
         return other

@@ -1,7 +1,7 @@
 """CLIPSeg (Lüddecke and Ecker, arXiv 2112.10003): where a picture shows what a text names.
 
-It is no part of a base model: a sampler that has one finds any words by it, in place of the base model's own
-predictions. Its graph is written by `python -m tuner_svc.export.clipseg`.
+It is not part of a base model. A sampler that has one uses it for all words, in place of the base model's predictions.
+`python -m tuner_svc.export.clipseg` writes its graph.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,7 +39,7 @@ class ClipSeg:
         return enlarged(found, (picture.shape[0], picture.shape[1]))
 
     def logits(self, picture: Pixels, objects: Sequence[str]) -> Array:
-        """(objects, height, width) of the model's own size."""
+        """(objects, height, width), at the model's own size."""
         small = Image.fromarray(picture).resize((self._side, self._side), Image.Resampling.BILINEAR)
         pixels = np.asarray(small)[None].transpose(0, 3, 1, 2).astype(np.float32) / 255
         ids = np.array([self._tokenizer.encode(named).ids for named in objects], dtype=np.int64)

@@ -1,4 +1,4 @@
-"""What an edit's texts come to, before its tuning is made: what of them no text encoder reads."""
+"""Checks an edit's texts before its tuning is made: what the text encoders do not read of them."""
 
 from dataclasses import dataclass
 
@@ -18,22 +18,22 @@ NAME_WORDS = "describe the edited picture in words"
 
 @dataclass(frozen=True)
 class Texts:
-    """What of a request its texts are, as they were sent."""
+    """The texts of a request, as they were sent."""
 
     wanted: Request
-    rare_tokens: str  # that come before prompt and base prompt
+    rare_tokens: str  # before prompt and base prompt
     base_prompt: str
-    bound: str  # the words that the tuning binds, which no CLIP filter knows
-    vectors: tuple[str, int]  # the placeholder of Textual Inversion, and how many vectors stand in its place
-    tuning: TuningTexts | None  # of the tuning, if it is still to be made
+    bound: str  # the words that the tuning binds, which CLIP does not know
+    vectors: tuple[str, int]  # the placeholder of Textual Inversion, and its number of vectors
+    tuning: TuningTexts | None  # those of the tuning, if it is not made yet
     is_scored: bool  # the CLIP filter reads the prompt
 
 
 def check_texts(graphs: BaseGraphs, clip_filter: ClipFilter | None, clipseg: ClipSeg | None, texts: Texts) -> list[str]:
     """Warnings in plain words.
 
-    Raises InvalidField for a text of which nothing is read that the edit needs, and for words that a prompt does not
-    have, or has where it is not read.
+    Raises InvalidField for a needed text of which nothing is read, and for words that are not in the part of a prompt
+    that is read.
     """
     wanted, before, reader = texts.wanted, texts.rare_tokens, graphs.reader
     prompt = wanted.untuned_prompt

@@ -1,4 +1,4 @@
-"""What reads texts as a text encoder does, by that encoder's tokenizer."""
+"""Reads texts as a text encoder does, with that encoder's tokenizer."""
 
 from tokenizers import Encoding, Tokenizer
 
@@ -6,7 +6,7 @@ from unitune.reading import BEGIN_AND_END, Piece, Reader
 
 
 def reader_of(tokenizer: Tokenizer, *, is_closed: bool = False) -> Reader:
-    """Reads by a tokenizer that cuts to its text encoder's number of tokens; what it cuts is read, too."""
+    """A reader with a tokenizer that cuts to its text encoder's number of tokens. It also knows what is cut."""
 
     def encode(text: str) -> list[Piece]:
         found = tokenizer.encode(text, add_special_tokens=False)

@@ -1,8 +1,8 @@
 """What a text names, found by the base model: where it predicts other noise for the object than for other objects.
 
-DiffEdit's estimate (Couairon et al., arXiv 2210.11427, section 3.2) for one picture and no edit: the prompts are the
-object alone, and a few others. What they have in common, the mean of the others takes away. A latent is a few positions
-wide, so the borders are drawn by the picture's colours (`sampler_svc/sampling/masks/refine.py`).
+This is DiffEdit's estimate (Couairon et al., arXiv 2210.11427, section 3.2) without an edit: one prompt is the object
+alone, the others are a few other objects. Subtracting the mean of the others removes what all have in common. The
+latent is small, so the picture's colours refine the borders (`sampler_svc/sampling/masks/refine.py`).
 """
 
 from collections.abc import Callable, Sequence
@@ -36,9 +36,9 @@ def finder(
     prompt: str,
     cancelled: Callable[[], bool],
 ) -> Find:
-    """What finds these objects in a picture, by a denoiser with the base weights.
+    """A function that finds these objects in a picture, with a denoiser that has the base weights.
 
-    `prompt` is the edit's, whose words stand for nothing else. Raises Cancelled (EDIT_CANCELLED) before a pass.
+    `prompt` is the edit's: its words are not used as other objects. Raises Cancelled (EDIT_CANCELLED) before a pass.
     """
     among = others(graphs.spec.vocabulary, (*objects, prompt))
     run = stopping(denoiser, cancelled)
@@ -69,9 +69,9 @@ def contrasts(
 
 
 def others(vocabulary: Sequence[str], texts: Sequence[str]) -> list[str]:
-    """Prompts of other objects: spread evenly over a closed vocabulary, or common ones where it is open (empty).
+    """Names of other objects, as prompts: taken evenly from a closed vocabulary, or common ones if it is open (empty).
 
-    Never a word of the texts; the empty prompt where no word is left.
+    Never a word of the texts. The empty prompt if no word is left.
     """
     left = [word for word in vocabulary or COMMON if not any(mentions(text, word) for text in texts)]
     count = min(NUM_OTHERS, len(left))

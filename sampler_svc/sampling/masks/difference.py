@@ -1,4 +1,4 @@
-"""A mask estimated from the finished edit: the regions in which it really differs from the base image."""
+"""A mask estimated from the finished edit: the regions in which it clearly differs from the base image."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ OF_LARGEST, LEAST = 0.6, 0.33
 SMALLEST = 0.1  # of the largest region's pixels
 BLUR = 1 / 40  # of the picture's shorter side
 EDGE = 1 / 80  # width of the mask's soft border, outside of the region, of the shorter side
-SIDE = 2048  # at most so many pixels of the longer side are looked at; the blur leaves nothing finer
+SIDE = 2048  # pixels of the longer side that are compared, at most; the blur leaves nothing finer
 
 
 def changed(
@@ -45,7 +45,7 @@ def changed(
     share = min(max(of_largest * level[blurred.max()] / high, least), 1)
     region = ndimage.binary_propagation((level > share * high)[blurred], mask=(level > share * low)[blurred])
     region = _large_parts(region, smallest)
-    # At a straight border the blur is a half: doubled, the region is whole and its edge lies outside.
+    # At a straight border the blurred region is a half. Doubled, the region is 1 and its edge lies outside.
     soft = np.minimum(2 * level, 1)[_blurred(255 * region.astype(np.uint8), EDGE * side)]
     return soft if soft.shape == size else enlarged(soft, size)
 
@@ -59,7 +59,7 @@ def _difference(edited: Pixels, base: Pixels) -> NDArray[np.uint8]:
 
 
 def _large_parts(region: np.ndarray, smallest: float) -> np.ndarray:
-    """The connected parts that have at least this share of the largest one's pixels."""
+    """The connected parts with at least this share of the largest one's pixels."""
     parts, _ = ndimage.label(region)
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0  # what did not change

@@ -1,4 +1,4 @@
-"""Geometry of masks: a soft edge, the latent's resolution, and a region of the picture around one."""
+"""Geometry of masks: a soft edge, the latent's resolution, and the region around a mask."""
 
 from typing import NamedTuple, TypeVar
 
@@ -22,19 +22,19 @@ def softened(mask: Mask, blur: float) -> Mask:
 
 
 def to_latent(mask: Mask, side: tuple[int, int]) -> Latents:
-    """The mask (1, 1, h, w) over a latent of `side` (h, w): each value is the mean over its area, never sharpened."""
+    """The mask (1, 1, h, w) over a latent of `side` (h, w): each value is the mean over its area."""
     height, width = side
     return np.array(Image.fromarray(mask).resize((width, height), Image.Resampling.BOX))[None, None]
 
 
 def enlarged(mask: Mask, size: tuple[int, int]) -> Mask:
-    """A small mask over a picture of `size` (height, width), linear between its centres."""
+    """A small mask, enlarged to a picture of `size` (height, width) by linear interpolation."""
     height, width = size
     return np.array(Image.fromarray(mask).resize((width, height), Image.Resampling.BILINEAR))
 
 
 class Region(NamedTuple):
-    """A rectangle of the picture, in pixels; `bottom` and `right` are just outside of it."""
+    """A rectangle of the picture, in pixels; `bottom` and `right` are exclusive."""
 
     top: int
     left: int
@@ -46,7 +46,7 @@ class Region(NamedTuple):
         return array[self.top : self.bottom, self.left : self.right]
 
     def pasted(self, part: Pixels, picture: Pixels) -> Pixels:
-        """A copy of the picture with this part of it replaced; the part itself where that is all of it."""
+        """A copy of the picture with this part replaced; the part itself if it is the whole picture."""
         if part.shape == picture.shape:
             return part
         copy = picture.copy()
@@ -60,10 +60,10 @@ def whole_picture(size: tuple[int, int]) -> Region:
 
 
 def region_around(mask: Mask, padding: int, side: tuple[int, int]) -> Region:
-    """The mask's bounding box with so many pixels around it, grown to the aspect of `side` (height, width).
+    """The mask's bounding box with `padding` pixels on each side, grown to the aspect of `side` (height, width).
 
-    At the picture's border it is moved inwards, and where the picture is too small for the aspect it is as large as
-    the picture. An empty mask has the whole picture.
+    It is moved inwards at the picture's border. If the picture is too small for the aspect, it has the picture's size
+    in that direction. For an empty mask it is the whole picture.
     """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if len(rows) == 0:
