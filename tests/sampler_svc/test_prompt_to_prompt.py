@@ -309,7 +309,7 @@ def test_null_texts_base_branch_is_what_the_tuner_found(loaded, tiny_model) -> N
 
     model, landed = load(tiny_model), []
 
-    class Watched(null_text.Step):
+    class Watched(null_text.GuidedStep):
         def landing(self, null: torch.Tensor) -> torch.Tensor:
             landed.append(super().landing(null))
             return landed[-1]
