@@ -1,4 +1,4 @@
-"""What every method's loop is made of: random draws, noised latents, the loss of the denoiser."""
+"""The parts of every method's loop: random draws, noised latents, the loss of the denoiser."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -16,7 +16,7 @@ from unitune.diffusion.schedule import Schedule
 
 @dataclass(frozen=True)
 class Draws:
-    """What is random in one update: timesteps int64 (batch,), uniform, and noise (batch, channels, h, w), normal."""
+    """The random draws of one update: uniform timesteps, int64 (batch,), and normal noise (batch, channels, h, w)."""
 
     timesteps: Tensor
     noise: Tensor
@@ -43,7 +43,7 @@ def draw(
 def denoising_loss(
     model: BaseModel, weights: Mapping[str, Tensor], latent: Tensor, context: Tensor, noising: "Noising", draws: Draws
 ) -> Tensor:
-    """Mean square error of the denoiser, with `weights` in place of its own, at the drawn timesteps and noise.
+    """Mean squared error of the denoiser, with `weights` in place of its own, at the drawn timesteps and noise.
 
     `latent` is (1 or batch, channels, h, w), `context` (1 or batch, tokens, width).
     """
@@ -55,7 +55,7 @@ def denoising_loss(
 
 
 class Noising:
-    """x_t = a_t x + s_t e, and what the denoiser is trained to say of it: e, or v = a_t e - s_t x, or x."""
+    """x_t = a_t x + s_t e, and the denoiser's target: e, or v = a_t e - s_t x, or x."""
 
     def __init__(self, schedule: NoiseSchedule, device: torch.device) -> None:
         levels = torch.from_numpy(Schedule(**vars(schedule)).alphas_cumprod)
@@ -70,7 +70,7 @@ class Noising:
         return signal * latent + noise * draws.noise
 
     def signal(self, draws: Draws) -> Tensor:
-        """How much of a latent is left at the drawn timesteps, (batch, 1, 1, 1)."""
+        """The factor a_t of the latent at the drawn timesteps, (batch, 1, 1, 1)."""
         return self._factors(draws.timesteps)[0]
 
     def target(self, latent: Tensor, draws: Draws) -> Tensor:
@@ -87,6 +87,6 @@ class Noising:
 def mixed_precision(device: torch.device) -> AbstractContextManager[None]:
     """bfloat16 in the denoiser on a GPU; the weights, the loss and the optimizer stay fp32.
 
-    Without autocast's cache, which must not outlive a capture and would save little: a weight is read once in a pass.
+    Autocast's cache is off: it must not outlive a capture, and saves little, since a pass reads a weight once.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False)

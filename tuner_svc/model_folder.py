@@ -1,4 +1,4 @@
-"""What lies in a base model's folder: diffusers layout, the digest over it, its preset and its vocabulary."""
+"""A base model's folder: diffusers layout, digest, preset and vocabulary."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from unitune.options import SAMPLING, TUNING, check_values, read_by
 PRESET_FILE = "unitune_preset.json"
 VOCABULARY_FILE = "vocabulary.json"
 CLIP_FILTER_SETTINGS = {name for name in vars(Preset) if name.startswith("clip_filter_")} | {"automatic_points"}
-METHODS = (*EDIT_METHODS, NULL_TEXT)  # that may have a section of a preset
+METHODS = (*EDIT_METHODS, NULL_TEXT)  # these may have a section in a preset
 SAMPLING_SETTINGS = tuple(name for name in SAMPLING if name in vars(Preset))
 CLIP_FILTER_RANGES = {  # ends included
     "clip_filter_gain": (-2, 2),
@@ -59,7 +59,7 @@ TOKENIZER_FILES = (
 
 
 class UnusableBaseModel(ValueError):
-    """The folder is no base model that this program can tune; the message says what is wrong and the remedy."""
+    """The folder is no base model that can be tuned. The message gives the reason and the remedy."""
 
 
 def check_layout(folder: Path) -> None:
@@ -81,8 +81,8 @@ def check_layout(folder: Path) -> None:
 
 
 def model_files(folder: Path) -> list[Path]:
-    """The files that make the model what it is, relative and sorted: configs, weights, tokenizer,
-    preset, vocabulary, the super-resolution model and the filter's CLIP. Other files beside them do not matter.
+    """The files that define the model, relative and sorted: configs, weights, tokenizer, preset, vocabulary, the
+    super-resolution model and the CLIP filter's model. Other files do not matter.
 
     Raises UnusableBaseModel naming every file that is missing.
     """
@@ -127,7 +127,7 @@ def read_schedule(folder: Path, part: str = "scheduler") -> NoiseSchedule:
 
 
 def read_preset(folder: Path) -> Preset:
-    """The defaults for this model. Raises UnusableBaseModel for a name or a kind of value that a preset has not."""
+    """The defaults of this model. Raises UnusableBaseModel for an unknown name and for a wrong type of value."""
     if not (folder / PRESET_FILE).is_file():
         return Preset()
     given = read_object(folder / PRESET_FILE)
@@ -153,7 +153,7 @@ def read_preset(folder: Path) -> Preset:
 
 
 def _check_values(folder: Path, preset: Preset, method: str) -> None:
-    """Hold a method's defaults to what a caller may ask for. Raises UnusableBaseModel naming place and value."""
+    """Check a method's defaults like a caller's values. Raises UnusableBaseModel naming place and value."""
 
     def refusal(name: str, complaint: str) -> UnusableBaseModel:
         place = f"methods.{method}." if name in preset.methods.get(method, {}) else ""
@@ -187,7 +187,7 @@ def _check_values(folder: Path, preset: Preset, method: str) -> None:
 
 
 def _foreign_settings(method: str) -> set[str]:
-    """The settings of a preset that belong to other methods than this one."""
+    """The settings of a preset that belong only to other methods."""
     own = set(read_by(TUNING, method)) if method in TUNING_METHODS else set()
     of_sampling = SAMPLING.keys() - read_by(SAMPLING, method)
     if not SAMPLING["fast"].is_read_by(method):
@@ -198,8 +198,8 @@ def _foreign_settings(method: str) -> set[str]:
 
 
 def _settings(folder: Path, given: dict[str, Any], place: str = "") -> dict[str, Any]:
-    """Settings of a preset by name, whole numbers made fractions where those are wanted. `place` is where in the file
-    they are. Raises UnusableBaseModel."""
+    """Settings of a preset by name; int values of float settings become floats. `place` is their place in the file.
+    Raises UnusableBaseModel."""
     kinds = {field.name: type(field.default) for field in fields(Preset) if field.name != "methods"}
     settings: dict[str, Any] = {}
     for name, value in given.items():
@@ -230,7 +230,7 @@ def _points(folder: Path, value: object) -> tuple[tuple[float, float], ...]:
 
 
 def read_vocabulary(folder: Path) -> tuple[str, ...]:
-    """Every word of the lists of phrases in `vocabulary.json`, each once; empty without such a file."""
+    """Every word of the lists of phrases in `vocabulary.json`, once; empty without that file."""
     if not (folder / VOCABULARY_FILE).is_file():
         return ()
     lists = read_object(folder / VOCABULARY_FILE).values()
@@ -240,7 +240,7 @@ def read_vocabulary(folder: Path) -> tuple[str, ...]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises UnusableBaseModel when it is none."""
+    """The JSON object in a file. Raises UnusableBaseModel for anything else."""
     try:
         found = json.loads(path.read_text())
     except ValueError as error:
@@ -251,7 +251,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def check_safetensors(folder: Path) -> None:
-    """Raises UnusableBaseModel for a folder of transformers whose weights are pickled, and in no other form."""
+    """Raises UnusableBaseModel for a folder of transformers whose weights are only pickled."""
     pickled = next((name for name in PICKLED if (folder / name).is_file()), None)
     if pickled is not None and not any(folder.glob("model*.safetensors")):
         raise UnusableBaseModel(

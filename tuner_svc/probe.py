@@ -1,4 +1,4 @@
-"""The proof that travels with tuned weights: what the denoiser answers to a fixed input, before and after tuning.
+"""The probe in a weights file: the denoiser's answers to a fixed input, before and after tuning.
 
 An engine that was refitted must give the second answer and not the first (unitune.weights).
 """
@@ -18,7 +18,7 @@ from unitune.codecs import decode, encode
 from unitune.weights import SUPER_RESOLUTION, SUPER_RESOLUTION_BASE, SUPER_RESOLUTION_TUNED, Manifest, pack, probe_input
 
 PROBE_SEED = 0
-SENSITIVITY_SEED = 1  # not the probe's, which measures what was lost
+SENSITIVITY_SEED = 1  # not the probe's, which measures the loss
 
 
 def pack_tuned(
@@ -31,9 +31,9 @@ def pack_tuned(
 ) -> tuple[bytes, Manifest]:
     """The weights file of a tuning, and its manifest. A LoRA tuning's factors are stored, unless the codec is none.
 
-    The probe's answer is that of the tensors as a sampler decodes them; where no tensor of the denoiser changes there
-    is no probe. Extras are no deltas, and stored as they are. `before_each` may raise before a tensor is encoded and
-    before a pass of the denoiser. Raises ValueError as `encode` does.
+    The probe's answer is for the tensors as a sampler decodes them. If no tensor of the denoiser changes, there is no
+    probe. Extras are stored as they are. `before_each` may raise before a tensor is encoded and before a pass of the
+    denoiser. Raises ValueError as `encode` does.
     """
     if tuned.factors and codec != "none":
         codec = "lora"
@@ -103,10 +103,10 @@ def _encoded_super_resolution(
 def sensitivities(
     answer: Callable[[Mapping[str, Tensor], int], Tensor], tensors: Mapping[str, Tensor]
 ) -> dict[str, float]:
-    """How far errors in each matrix move the answer that tensors give: the expected square of its change for each value
-    that is off by 1, if errors are independent.
+    """How much errors in each matrix change the answer: the expected squared change for an error of 1 in each value, if
+    errors are independent.
 
-    From one gradient g of a random projection of the answer; over all projections E[g^2] is just that.
+    It is the mean of g^2 for one gradient g of a random projection of the answer: its expectation over projections.
     """
     matrices = {name: tensor.detach().requires_grad_() for name, tensor in tensors.items() if tensor.dim() > 1}
     found = answer({**tensors, **matrices}, SENSITIVITY_SEED)
@@ -135,14 +135,14 @@ def _super_resolution_answer(model: BaseModel, tensors: Mapping[str, Tensor], se
 
 
 def _error(of_codec: np.ndarray, of_tuned: np.ndarray, of_base: np.ndarray) -> float:
-    """What a codec loses, as a share of the tuning's effect; 0 for a tuning without any."""
+    """The loss of a codec, as a share of the tuning's effect; 0 for a tuning without effect."""
     effect = float(np.linalg.norm(of_tuned - of_base))
     return float(np.linalg.norm(of_codec - of_tuned)) / effect if effect else 0.0
 
 
 @torch.no_grad()
 def probe_answer(model: BaseModel, tensors: Mapping[str, Tensor], seed: int) -> np.ndarray:
-    """The denoiser's output, fp32 (2, channels, h, w), with `tensors` in place of its own of these names."""
+    """The denoiser's output, fp32 (2, channels, h, w), with `tensors` in place of its own."""
     return _answer(model, tensors, seed).cpu().numpy()
 
 
@@ -150,7 +150,7 @@ def _answer(model: BaseModel, tensors: Mapping[str, Tensor], seed: int) -> Tenso
     values = probe_input(seed, model.latent_channels, model.latent_side, (model.context_tokens, model.context_width))
     arguments = tuple(torch.from_numpy(value).to(model.device) for value in values.values())
     tensors = {name: tensor.to(model.device) for name, tensor in tensors.items()}
-    # Convolutions on a GPU round to 10 bits of mantissa by default, which is as coarse as what the probe looks for.
+    # Convolutions on a GPU round to 10 bits of mantissa by default. The probe's differences are as small as that.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         answer: Tensor = functional_call(model.denoiser.unet, tensors, arguments).sample
     return answer

@@ -1,4 +1,4 @@
-"""TunerService: message in, tune, messages out. One tuning at a time, in the PyTorch thread; others wait in order."""
+"""TunerService: reads a request, tunes, sends events. One tuning runs at a time, in the PyTorch thread, in order."""
 
 import asyncio
 import logging
@@ -40,9 +40,9 @@ from unitune.weights import Manifest
 
 logger = logging.getLogger(__name__)
 
-STORE_WAIT_S = 20.0  # for a store that is full or does not answer to take the weights
+STORE_WAIT_S = 20.0  # for a store that is full or does not answer
 STORE_RETRY_S = 0.5
-INSTANCE_BYTES = 16  # of randomness, which no two processes share
+INSTANCE_BYTES = 16  # random bytes, different in every process
 
 
 class TunerService(tuner_pb2_grpc.TunerServiceServicer):
@@ -64,7 +64,7 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
         return [tuner_pb2.DESCRIPTOR.services_by_name["TunerService"].full_name]
 
     async def drain(self) -> None:
-        """Accept no more runs, and let go of those there are: they start anew elsewhere sooner than they would end."""
+        """Accept no more runs, and cancel the current ones: starting again elsewhere is faster than waiting."""
         self._is_draining = True
         for run in self._runs:
             run.cancel()
@@ -80,11 +80,11 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
         )
 
     async def CheckTuning(self, request: tuner_pb2.CheckTuningRequest, context: Any) -> tuner_pb2.CheckTuningResponse:
-        """What only the tokenizer knows."""
+        """Check what needs the tokenizer and the model."""
         return tuner_pb2.CheckTuningResponse(warnings=check(self._model, _config(request.config)))
 
     async def RunTuning(self, request: tuner_pb2.RunTuningRequest, context: Any) -> AsyncIterator[RunTuningEvent]:
-        """Run in the PyTorch thread; stream what it has to say."""
+        """Tune in the PyTorch thread, and stream its events."""
         config = _read(request)
         check(self._model, config)
         stage = self._model.super_resolution
@@ -100,7 +100,7 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
         if self._is_draining:
             raise Unavailable("the tuner is about to stop", reason="DRAINING")
         for earlier in self._runs:
-            if earlier.name == request.name:  # who asks again has lost the first stream
+            if earlier.name == request.name:  # the caller has lost the earlier stream
                 earlier.cancel()
         run = TuningRun(request.name)
         self._runs.add(run)
@@ -111,7 +111,7 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
             while not work.done() or run.progress is not None:
                 has_changed = await run.changed(HEARTBEAT_S)
                 if run.is_cancelled:
-                    work.cancel()  # does nothing once it has started; then the loop of updates sees the flag
+                    work.cancel()  # only before it starts; later the loop of updates sees the flag
                 if run.progress is not None:
                     progress, run.progress = run.progress, None
                     yield _progress(progress)
@@ -119,7 +119,7 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
                     yield RunTuningEvent(heartbeat=RunTuningEvent.Heartbeat())
                 elif not has_changed:
                     yield RunTuningEvent(waiting=RunTuningEvent.Waiting())
-            is_told = True  # from here on the weights are the reader's, who may close the stream at once
+            is_told = True  # from here on the reader owns the weights, even if it closes the stream at once
             yield _outcome(run, work)
         finally:
             self._runs.discard(run)
@@ -166,7 +166,7 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
         )
 
     def _put(self, run: TuningRun, path: str, data: bytes, manifest: Manifest) -> None:
-        """Write the weights, again and again for a while: they took minutes, and a full disk may have space soon."""
+        """Write the weights, with retries for a while: they took minutes, and a full disk may get space."""
         gives_up_at = time.monotonic() + STORE_WAIT_S
         while True:
             try:
@@ -178,7 +178,7 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
                 time.sleep(STORE_RETRY_S)
 
     async def _take_back(self, run: TuningRun, work: "Future[tuning_pb2.WeightsRef]", path: str) -> None:
-        """Wait for the worker to let go, and delete the weights if it had just made them: nobody knows of them."""
+        """Wait for the worker, and delete the weights if it has just made them: nobody else knows of them."""
         if not work.cancel():
             while not work.done():
                 await run.changed(HEARTBEAT_S)
@@ -188,7 +188,7 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
     def _delete(self, run: TuningRun, path: str) -> None:
         try:
             self._store.delete_weights(path)
-        except Exception:  # the store is down; the gateway deletes all that a tuning left when it records its end
+        except Exception:  # the store is down; the gateway deletes the rest when it records the tuning's end
             telemetry.failure(logger, "weights not deleted", tuning=run.name)
 
 
@@ -234,17 +234,17 @@ def _large_image(picture: images.Pixels, side: tuple[int, int]) -> images.ModelI
 
 
 def _defaults(preset: Preset, method: str) -> tuning_pb2.TuningConfig:
-    """The preset of a method: the fields that are not a caller's own words."""
+    """The defaults of a method: all fields except a caller's own words."""
     own = preset.method_preset(method)
     known = {name: own for name in read_by(TUNING, method) if hasattr(own, name)}
-    if method == NULL_TEXT:  # what it has in common with an edit is what such edits have by themselves
+    if method == NULL_TEXT:  # settings that it shares with edits have the defaults of those edits
         edits = preset.method_preset(PROMPT_TO_PROMPT)
         known |= {name: edits for name in BOUND_TO_NULL_TEXT if hasattr(edits, name)}
     return tuning_pb2.TuningConfig(method=method, **{name: getattr(source, name) for name, source in known.items()})
 
 
 def _read(request: tuner_pb2.RunTuningRequest) -> TuningConfig:
-    """The request's config. Raises InvalidField: the gateway has filled and checked it, so this is its mistake."""
+    """The request's config. Raises InvalidField; the gateway has filled and checked it, so that is its fault."""
     for field in ("name", "key", "path"):
         if not getattr(request, field):
             raise InvalidField(field, "", "it must be set")

@@ -1,7 +1,8 @@
 """Tune the super-resolution model on the picture, too: UniTune (arXiv 2210.09477) and Imagic (arXiv 2210.09276, 3.2).
 
 It is tuned on what it will see: the noisy picture, beside the decoded latent, upsampled and noised
-to a random level that the network is told, as in its own training. Never on two noisy copies of the picture.
+to a random level that the network is told, as in its own training. The inputs are never two noisy copies of the
+picture.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,7 @@ MAX_LEVEL = 250  # of the noise on the small picture, as in stickerbook's traini
 
 
 class Optimizer(Protocol):
-    """What moves tensors by their gradients."""
+    """Moves tensors by their gradients."""
 
     def step(self) -> None:
         """One update."""

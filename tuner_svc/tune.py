@@ -1,4 +1,4 @@
-"""The way into every method: pictures and a config in, what the method made out. The loops are in tuner_svc.methods."""
+"""Runs a method: from pictures and a config to Tuned. The loops are in tuner_svc.methods."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -46,7 +46,7 @@ def tune(
     if config.super_resolution_updates > 0 and method.super_resolution is not None:
         if large is None:
             raise ValueError("the config tunes super-resolution, but there is no picture of its size")
-        tuned = replace(tuned, losses=list(tuned.losses))  # the tracker goes on with the list that it has
+        tuned = replace(tuned, losses=list(tuned.losses))  # the tracker continues its own list
         pair = pair_of(model, torch.from_numpy(large).to(model.device), latent)
         context = model.encode_prompt(method.super_resolution.text(config))
         tensors = tune_super_resolution(model, pair, context, config, tracker, method.super_resolution.optimizer)
@@ -56,8 +56,8 @@ def tune(
 
 
 def check(model: BaseModel, config: TuningConfig) -> list[str]:
-    """Warnings of what the text encoder does not read of the config's texts. Raises InvalidField for what the base
-    model shows to be wrong: by its tokenizer, and by what stages it has."""
+    """Warnings of what the text encoder does not read of the config's texts. Raises InvalidField for settings that do
+    not fit the base model: its tokenizer and its super-resolution."""
     if config.super_resolution_updates > 0 and model.super_resolution is None:
         remedy = "it must be 0: this base model has no super-resolution"
         raise InvalidField("config.super_resolution_updates", config.super_resolution_updates, remedy)

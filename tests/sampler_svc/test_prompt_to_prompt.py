@@ -319,7 +319,7 @@ def test_null_texts_base_branch_is_what_the_tuner_found(loaded, tiny_model) -> N
         learning_rate=0.01,
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(null_text, "Step", Watched)
+        patch.setattr(null_text, "GuidedStep", Watched)
         nulls = tune(model, images.to_model(images.decode(picture()), model.image_side), config).extras["nulls"]
 
     tuned = Walk(loaded, replace(ALL, inversion="null_text", nulls=nulls.numpy()), CAT, CAT)

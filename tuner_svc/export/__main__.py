@@ -1,7 +1,7 @@
 """Export a base model for the sampler: once per model, minutes for Stable Diffusion.
 
     python -m tuner_svc.export --base-model MODEL --out GRAPHS
-    python -m tuner_svc.export --base-model MODEL --graphs-root ROOT     # ROOT/{digest}, found again if it is there
+    python -m tuner_svc.export --base-model MODEL --graphs-root ROOT     # ROOT/{digest}, if not there yet
     ... --fp16                                                           # and the fp16 graph, for engines on a GPU
 
 The last line of stdout is the folder's path.

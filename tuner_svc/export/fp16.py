@@ -1,7 +1,7 @@
-"""The denoiser as a graph in 16-bit floats (unitune.fp16_graph), with PyTorch's answers to hold an engine to.
+"""Exports the denoiser as a graph in 16-bit floats (unitune.fp16_graph), with PyTorch's answers for the self-test.
 
-The module itself is made fp16, so the graph says of every value what type it has: a builder that is told to follow
-those types needs no flags and makes no choices of its own.
+The module is converted to fp16, so the graph defines the type of every value. A builder that follows those types needs
+no other flags.
 """
 
 import copy
@@ -31,13 +31,13 @@ from unitune.fp16_graph import (
 )
 from unitune.weights import probe_input
 
-OPSET = 21  # the first with a GroupNormalization that a GPU has one kernel for
-MAX_ERROR = 3.0  # times the noise: PyTorch and a runtime both round, each in its own order
-MAX_NOISE = 0.05  # of the answer; fp16 gives about 0.001 for sound weights, more than this says that it overflows
+OPSET = 21  # the first whose GroupNormalization is one kernel on a GPU
+MAX_ERROR = 3.0  # times the noise: PyTorch and a runtime round in different orders
+MAX_NOISE = 0.05  # of the answer; fp16 gives about 0.001, more than this means an overflow
 
 
 class Fp16Denoiser(nn.Module):
-    """A denoiser in fp16 with inputs and output in fp32, as the fp32 graph has them."""
+    """A denoiser in fp16 with inputs and output in fp32, like the fp32 graph."""
 
     def __init__(self, denoiser: DenoiserModule) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Fp16Denoiser(nn.Module):
 
 
 def is_complete(graphs: Path, model_digest: str) -> bool:
-    """Whether a graphs folder has the fp16 graph of that base model, every file as it was written."""
+    """Whether a graphs folder has the undamaged fp16 graph of that base model."""
     folder = graphs / FP16_FOLDER
     try:
         spec = Fp16Spec.load(folder)
@@ -60,9 +60,9 @@ def is_complete(graphs: Path, model_digest: str) -> bool:
 
 
 def add_fp16_graph(graphs: Path, model: BaseModel, say: Callable[[str], None] = lambda stage: None) -> Path:
-    """Write the fp16 graph into a graphs folder, in place of an incomplete one; the folder `fp16` in it.
+    """Write the fp16 graph into the folder `fp16` of a graphs folder, in place of an incomplete one. Returns it.
 
-    Raises ExportError when a tensor would be lost, weights are too large for fp16, or ONNX Runtime answers otherwise.
+    Raises ExportError when a tensor is lost, weights are too large for fp16, or ONNX Runtime's answer differs.
     """
     partial = Path(tempfile.mkdtemp(prefix=f".{FP16_FOLDER}-", dir=graphs))
     try:
@@ -86,7 +86,7 @@ def add_fp16_graph(graphs: Path, model: BaseModel, say: Callable[[str], None] = 
 
 
 def export_fp16(model: BaseModel, folder: Path) -> dict[str, TensorSpec]:
-    """Write the graph with the base weights in one data file; each tensor's layout there.
+    """Write the graph with the base weights in one data file. Returns each tensor's layout.
 
     Raises ExportError unless every tensor is exactly one initializer, and if a base weight overflows fp16.
     """
@@ -102,9 +102,9 @@ def export_fp16(model: BaseModel, folder: Path) -> dict[str, TensorSpec]:
 
 
 def self_test_answers(model: BaseModel) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """The answers in fp32 with base weights and the random sets, and how far fp16 is from each (Fp16Spec.noise).
+    """The answers in fp32 with base weights and the random sets, and the error of fp16 for each (Fp16Spec.noise).
 
-    Raises ExportError when fp16 gives no number, or one far away.
+    Raises ExportError when the error of fp16 is too large or not a number.
     """
     specs = {name: TensorSpec(tuple(tensor.shape)) for name, tensor in model.tensors().items()}
     rounded = Fp16Denoiser(model.denoiser).to("cpu")
@@ -148,7 +148,7 @@ def _question(model: BaseModel) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _answer(model: BaseModel, unet: nn.Module, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
-    """What the UNet says to the question in its own dtype, as float32, with `tensors` in place of its own."""
+    """The UNet's answer in its own dtype, as float32, with `tensors` in place of its own."""
     dtype = next(unet.parameters()).dtype
     values = {name: torch.from_numpy(tensor).to(dtype) for name, tensor in tensors.items()}
     latents, timesteps, contexts = _question(model).values()

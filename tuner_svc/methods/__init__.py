@@ -1,7 +1,7 @@
 """The methods that tune, one file each, and the table of them. A new one is a new file and a line here.
 
-Every file has a `tune`, which is one visible loop over the parts of tuner_svc.denoising; latents come in, what the
-method made goes out. docs/guides/add_a_method.md says what else a method needs.
+Every file has a `tune`: one visible loop over the parts of tuner_svc.denoising, from latents to Tuned.
+docs/guides/add_a_method.md lists what else a method needs.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,7 +30,7 @@ def _nothing_more(model: BaseModel, config: TuningConfig) -> None:
 
 @dataclass(frozen=True)
 class SuperResolutionTuning:
-    """How a method tunes super-resolution: under which text, by which optimizer."""
+    """How a method tunes super-resolution: with which text and which optimizer."""
 
     text: Callable[[TuningConfig], str]
     optimizer: Callable[[list[Tensor], float], Optimizer]
@@ -42,7 +42,9 @@ class Method:
 
     tune: Callable[[BaseModel, Tensor, TuningConfig, ProgressTracker], Tuned]
     total: Callable[[TuningConfig], int] = _just_updates  # optimizer updates of all its stages
-    check: Callable[[BaseModel, TuningConfig], None] = _nothing_more  # raises InvalidField for what the model shows
+    check: Callable[[BaseModel, TuningConfig], None] = (
+        _nothing_more  # raises InvalidField for settings that do not fit the model
+    )
     super_resolution: SuperResolutionTuning | None = None  # where the method tunes that, too
 
 

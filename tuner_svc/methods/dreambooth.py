@@ -1,7 +1,7 @@
 """DreamBooth (arXiv 2208.12242), section 3: rare tokens are bound to a subject within its class.
 
-The prompt is "a [V] [class noun]". Pictures of the class that the frozen model itself made, under "a [class noun]",
-keep the class what it was: the prior-preservation loss.
+The prompt is "a [V] [class noun]". The frozen model samples pictures of "a [class noun]". A loss on them keeps the
+class as it was: the prior-preservation loss.
 """
 
 import torch
@@ -16,13 +16,13 @@ from tuner_svc.trainable import trainable
 from tuner_svc.tuning_config import TuningConfig
 from tuner_svc.update_graph import UpdateGraph, adam
 
-CLASS_SEEDS = 2**31  # added to a seed it gives other draws: torch's generator on a CPU reads the lower 32 bits alone
+CLASS_SEEDS = 2**31  # added to a seed for other draws; torch's generator on a CPU reads only the lower 32 bits
 
 
 def tune(model: BaseModel, latents: Tensor, config: TuningConfig, tracker: ProgressTracker) -> Tuned:
-    """Tune on the subject's pictures in turn, and on as many of the class."""
+    """Tune on the subject's pictures in turn, and on equally many of the class."""
     generator = torch.Generator().manual_seed(config.seed)
-    # Draws of its own, so that without a prior it is plain tuning, bit for bit.
+    # A generator of its own, so that without a prior it is plain tuning, bit for bit.
     class_generator = torch.Generator().manual_seed(config.seed + CLASS_SEEDS)
     noising = Noising(model.schedule, model.device)
     chosen = trainable(model.denoiser.unet, config.mode, generator)
@@ -59,10 +59,10 @@ def tune(model: BaseModel, latents: Tensor, config: TuningConfig, tracker: Progr
 
 
 def instance_prompt(config: TuningConfig) -> str:
-    """What the subject's pictures are called."""
+    """The prompt of the subject's pictures."""
     return f"a {config.rare_tokens.strip()} {config.class_noun.strip()}"
 
 
 def pictures_of_update(latents: Tensor, update: int, batch: int) -> Tensor:
-    """The pictures of an update, (batch, channels, h, w): one after the other, over and over."""
+    """The pictures of an update, (batch, channels, h, w), in turn."""
     return latents[torch.arange(update * batch, (update + 1) * batch) % len(latents)]

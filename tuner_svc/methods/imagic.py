@@ -1,4 +1,4 @@
-"""Imagic (arXiv 2210.09276), section 3.2: first the text's embedding is moved to the picture, then the denoiser.
+"""Imagic (arXiv 2210.09276), section 3.2: first the text's embedding is optimized for the picture, then the denoiser.
 
 One tuning per picture and text. At sampling the two embeddings are mixed (sampler_svc.sampling.conditioning).
 """
@@ -16,7 +16,7 @@ from tuner_svc.update_graph import UpdateGraph, adam
 
 
 def tune(model: BaseModel, latent: Tensor, config: TuningConfig, tracker: ProgressTracker) -> Tuned:
-    """Find e_opt near the text's own embedding e_tgt, then tune the denoiser at e_opt, which stays as it is."""
+    """Find e_opt near the text's own embedding e_tgt, then tune the denoiser at the fixed e_opt."""
     generator = torch.Generator().manual_seed(config.seed)
     noising = Noising(model.schedule, model.device)
 

@@ -1,8 +1,8 @@
-"""Null-text inversion (arXiv 2211.09794), section 3.3: guidance that stays on the picture's own way down.
+"""Null-text inversion (arXiv 2211.09794), section 3.3: guidance that reproduces the picture.
 
-The picture is inverted by DDIM under its base prompt, without guidance. A guided run from the noise at the end of that
-drifts away from the latents on the way, the pivots. So at every step the embedding that stands for the empty prompt is
-moved until the guided step lands on the next pivot. Nothing is drawn, and the model stays as it is.
+The picture is inverted by DDIM under its base prompt, without guidance. The inverted latents are the pivots. A guided
+run from the last one drifts away from them. So at every step the empty prompt's embedding is optimized until the guided
+step ends at the next pivot. Nothing is random, and the model does not change.
 """
 
 import math
@@ -25,7 +25,10 @@ from unitune.diffusion.schedule import Latents, Schedule
 from unitune.diffusion.solvers import SCHEDULERS, DenoisingRun, FirstOrder
 from unitune.errors import InvalidField
 
-ENOUGH, ENOUGH_PER_STEP = 1e-5, 2e-5  # a loss that ends a step's updates, and how it grows: as in the authors' code
+ENOUGH, ENOUGH_PER_STEP = (
+    1e-5,
+    2e-5,
+)  # the loss that ends a step's updates, and its growth per step, as in the authors' code
 
 
 @dataclass(frozen=True)
@@ -33,24 +36,24 @@ class GuidedStep:
     """One step of the guided run, as a function of its null embedding."""
 
     model: BaseModel
-    latents: Tensor  # where it begins
+    latents: Tensor  # before the step
     timestep: int
     prompt: Tensor  # the denoiser's output for the base prompt
-    of_latents: float  # what DDIM multiplies latents and output with
-    of_output: float
+    latents_factor: float  # DDIM's factors of latents and output
+    output_factor: float
     guidance_scale: float
 
     def landing(self, null: Tensor) -> Tensor:
-        """The latents that the step leads to, differentiable in `null` (1, tokens, width)."""
+        """The latents after the step, differentiable in `null` (1, tokens, width)."""
         empty = predicted(self.model, self.latents, self.timestep, null)
         guided = self.guidance_scale * self.prompt + (1 - self.guidance_scale) * empty
-        return self.of_latents * self.latents + self.of_output * guided
+        return self.latents_factor * self.latents + self.output_factor * guided
 
 
 def tune(model: BaseModel, latent: Tensor, config: TuningConfig, tracker: ProgressTracker) -> Tuned:
     """Find the null embedding of each step, (steps, tokens, width), from the noisiest step down.
 
-    Each starts from the last step's, the first from the empty prompt's; so without updates all are the empty prompt's.
+    Each starts from the one before, the first from the empty prompt's. So without updates all are the empty prompt's.
     """
     run = SCHEDULERS["ddim"].run(Schedule(**vars(model.schedule)), config.num_inference_steps)
     base_prompt, null = model.encode_prompt(config.base_prompt), model.encode_prompt("")
@@ -71,7 +74,7 @@ def tune(model: BaseModel, latent: Tensor, config: TuningConfig, tracker: Progre
 
 
 def total(config: TuningConfig) -> int:
-    """The updates of all steps; a step that lands near enough has fewer."""
+    """The updates of all steps; a step that is near enough to its pivot needs fewer."""
     return config.num_inference_steps * config.updates
 
 
@@ -85,7 +88,7 @@ def check(model: BaseModel, config: TuningConfig) -> None:
 def levels(
     model: BaseModel, latent: Tensor, base_prompt: Tensor, run: DenoisingRun, tracker: ProgressTracker
 ) -> list[Tensor]:
-    """The inversion's latents at every level of the run, from the noisiest, where an edit starts, to the picture's."""
+    """The inverted latents at every level of the run, from the noisiest, where an edit starts, to the picture's."""
 
     @torch.no_grad()
     def output(latents: Latents, timestep: int) -> Latents:
@@ -102,11 +105,13 @@ def levels(
 def optimized(
     step: GuidedStep, null: Tensor, pivot: Tensor, config: TuningConfig, index: int, tracker: ProgressTracker
 ) -> Tensor:
-    """Of the null embeddings on Adam's way from `null`, itself included, the one that lands nearest to the pivot.
+    """Of all null embeddings during Adam's updates from `null`, the one whose step ends nearest to the pivot.
 
-    The authors take the last one. The nearest is never farther away than with fewer updates.
+    The authors take the last one. With the nearest, more updates are never worse.
     """
-    rate = config.learning_rate * (1 - index / (2 * config.num_inference_steps))  # halved on the way, as the authors'
+    rate = config.learning_rate * (
+        1 - index / (2 * config.num_inference_steps)
+    )  # falls to a half over the steps, as the authors'
     moving = null.clone().requires_grad_()
     optimizer = Adam([moving], rate)
     nearest, least = null, math.inf
@@ -126,7 +131,7 @@ def optimized(
 
 
 def ddim_factors(level: float, next_level: float, prediction_type: str) -> tuple[float, float]:
-    """What a step of DDIM multiplies the latents and the denoiser's output with: it is linear in both."""
+    """A DDIM step's factors of the latents and of the denoiser's output: it is linear in both."""
 
     def stepped(latents: float, output: float) -> float:
         x, y = np.full(1, latents, dtype=np.float32), np.full(1, output, dtype=np.float32)
@@ -136,7 +141,7 @@ def ddim_factors(level: float, next_level: float, prediction_type: str) -> tuple
 
 
 def predicted(model: BaseModel, latents: Tensor, timestep: int, context: Tensor) -> Tensor:
-    """The denoiser's output in full fp32: the sampler, which inverts the picture by itself, must find the same way."""
+    """The denoiser's output in full fp32: the sampler inverts the picture again, and must get the same latents."""
     timesteps = torch.tensor([timestep], device=model.device)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         output: Tensor = model.denoiser(latents, timesteps, context)

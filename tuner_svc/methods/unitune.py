@@ -1,6 +1,6 @@
 """UniTune (arXiv 2210.09477): the hot path.
 
-One picture, one prompt that is the rare tokens alone, a few updates, text encoder and autoencoder frozen.
+One picture, one prompt of only the rare tokens, a few updates; text encoder and autoencoder are frozen.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def tune(model: BaseModel, latent: Tensor, config: TuningConfig, tracker: Progre
 def update_of(
     model: BaseModel, chosen: Trainable, latent: Tensor, context: Tensor, learning_rate: float
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """An update of what is trainable, from the timesteps and the noise drawn for it to its loss."""
+    """A function that makes one update, from drawn timesteps and noise, and returns its loss."""
     optimizer = Adafactor(chosen.parameters(), learning_rate)
     noising = Noising(model.schedule, model.device)
 
