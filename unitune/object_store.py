@@ -1,7 +1,6 @@
 """Where weights and uploaded images lie: a folder by default, a bucket by URL.
 
-obstore gives one interface to local folders, memory, S3, GCS and Azure, with a create-only put;
-nothing else we know of has both without a daemon.
+obstore has one interface to local folders, memory, S3, GCS and Azure, with a create-only put, and needs no daemon.
 """
 
 import asyncio
@@ -25,9 +24,9 @@ from unitune.weights import MANIFEST_FILE, WEIGHTS_FILE, Manifest, TunedWeights,
 
 logger = logging.getLogger(__name__)
 
-RETRIES_S = 20.0  # in which a bucket is asked again; obstore's own three minutes outlast every caller
+RETRIES_S = 20.0  # of a bucket; obstore's default of three minutes is longer than any caller waits
 ANSWER_S = 60.0  # for one call, a picture of 16 MiB at most
-THREADS = 16  # a folder on a network disk that hangs takes one for each call
+THREADS = 16  # each call to a network disk that hangs occupies one
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,10 +37,9 @@ _UNFINISHED = re.compile(r".+#\d+")
 class ObjectStore:
     """Bytes by path, and tuned weights on top. Thread-safe; blocking calls.
 
-    Besides what each names, every call raises ResourceExhausted (STORE_FULL), Unavailable (STORE_DOWN), DataLoss
-    (STORE_CORRUPT) for something else than a file where one should be, and InvalidField for a path that no object of
-    the store has (`unitune.store_paths`), such as one that leaves it. The log names the path and the system's own
-    reason; the error does not.
+    Every call may raise ResourceExhausted (STORE_FULL), Unavailable (STORE_DOWN), DataLoss (STORE_CORRUPT) if something
+    is not a file, and InvalidField for a path that no object can have (`unitune.store_paths`), such as one that leaves
+    the store. The log names the path and the system's reason; the error does not.
     """
 
     def __init__(self, url: str) -> None:
@@ -64,7 +62,7 @@ class ObjectStore:
         return from_url(url, retry_config={"retry_timeout": timedelta(seconds=RETRIES_S)})
 
     async def answer(self, call: Callable[P, T], /, *arguments: P.args, **options: P.kwargs) -> T:
-        """What one of the calls below gives, made on a thread. Raises Unavailable (STORE_DOWN) if it takes too long."""
+        """Make one of the calls below on a thread. Raises Unavailable (STORE_DOWN) if it takes too long."""
         try:
             async with asyncio.timeout(ANSWER_S):
                 work = asyncio.get_running_loop().run_in_executor(self._threads, lambda: call(*arguments, **options))
@@ -76,7 +74,7 @@ class ObjectStore:
             ) from None
 
     def put(self, path: str, data: bytes) -> None:
-        """Create an object; a path that exists keeps its bytes (paths are named by content or are unique)."""
+        """Create an object. An existing one keeps its bytes (paths are named by content or are unique)."""
         store_paths.check_object(path)
         with _translated_errors():
             try:
@@ -101,7 +99,7 @@ class ObjectStore:
             return True
 
     def delete(self, path: str) -> None:
-        """Delete an object; one that is not there is fine."""
+        """Delete an object, if it exists."""
         store_paths.check_object(path)
         with _translated_errors():
             try:
@@ -110,11 +108,11 @@ class ObjectStore:
                 return
 
     def list(self, prefix: str) -> list[str]:
-        """All paths below a prefix; the empty one has all."""
+        """All paths below a prefix; the empty prefix is the whole store."""
         return list(self.times(prefix))
 
     def times(self, prefix: str) -> dict[str, float]:
-        """All paths below a prefix, with the Unix seconds in which each was written last, by the store's own clock."""
+        """All paths below a prefix, each with the Unix time of its last write, by the store's clock."""
         if prefix:
             store_paths.check_object(prefix)
         with _translated_errors():
@@ -122,21 +120,21 @@ class ObjectStore:
             return {meta["path"]: meta["last_modified"].timestamp() for page in pages for meta in page}
 
     def renew(self, path: str) -> None:
-        """Write an object's own bytes once more: its time is now. Raises FileNotFoundError."""
+        """Write an object's bytes again, so that its time is now. Raises FileNotFoundError."""
         data = self.get(path)
         with _translated_errors():
             obstore.put(self._store, path, data)
 
     def delete_unfinished(self, before_s: float) -> int:
-        """Delete files of a local folder that were begun before a moment, in Unix seconds, and not finished; how many.
+        """Delete unfinished files of a local folder that were started before a Unix time; their number.
 
-        An object's bytes are first put into a file beside it, named by it, "#" and a number, which no listing has.
-        A process that was killed leaves it. Buckets forget unfinished uploads by rules of their own.
+        An object's bytes are first written into a file beside it, named by it, "#" and a number, which is not listed.
+        A process that was killed leaves that file. Buckets forget unfinished uploads by rules of their own.
         """
         if self._folder is None:
             return 0
         count = 0
-        # os.walk passes over folders that vanish meanwhile.
+        # os.walk ignores folders that vanish meanwhile.
         for path in (Path(folder) / name for folder, _, names in os.walk(self._folder) for name in names):
             with suppress(FileNotFoundError):
                 if _UNFINISHED.fullmatch(path.name) and path.is_file() and path.stat().st_mtime < before_s:
@@ -147,7 +145,7 @@ class ObjectStore:
     def discard(self, prefix: str, *, keep: str = "") -> None:
         """Delete all that lies below a prefix, manifests first, except below `keep`.
 
-        Of a folder also what only a folder has: what a killed process left half-written, links, empty folders.
+        In a local folder this also deletes unfinished files, links and empty folders.
         """
         store_paths.check_object(prefix)
         if self._folder is None:
@@ -159,7 +157,7 @@ class ObjectStore:
             _empty(self._folder / prefix, kept=self._folder / keep if keep else None)
 
     def put_weights(self, path: str, data: bytes, manifest: Manifest) -> None:
-        """Write weights, then their manifest: until the second is there the weights do not exist."""
+        """Write weights, then their manifest. Weights without a manifest do not exist."""
         self.put(f"{path}/{WEIGHTS_FILE}", data)
         self.put(f"{path}/{MANIFEST_FILE}", manifest.to_json())
 
@@ -177,7 +175,7 @@ class ObjectStore:
         return unpack(data, manifest)
 
     def get_manifest(self, path: str, digest: str) -> Manifest:
-        """Read what weights promise, and not the weights. Raises DataLoss as `get_weights` does."""
+        """Read only the manifest. Raises DataLoss as `get_weights` does."""
         try:
             manifest = Manifest.from_json(self.get(f"{path}/{MANIFEST_FILE}"))
         except FileNotFoundError as error:
@@ -187,13 +185,13 @@ class ObjectStore:
         return manifest
 
     def delete_weights(self, path: str) -> None:
-        """Delete the manifest first, so that nobody reads weights that are going."""
+        """Delete weights, the manifest first, so that nobody starts to read them."""
         self.delete(f"{path}/{MANIFEST_FILE}")
         self.delete(f"{path}/{WEIGHTS_FILE}")
 
 
 def _empty(folder: Path, kept: Path | None) -> None:
-    """Delete what is in a folder of the store, and the folder, but for what is below `kept`."""
+    """Delete a folder of the store and its contents, except what is below `kept`."""
     if folder.is_symlink() or not folder.is_dir():
         folder.unlink(missing_ok=True)
         return
@@ -204,18 +202,18 @@ def _empty(folder: Path, kept: Path | None) -> None:
         if kept is None or kept not in path.parents:
             path.unlink(missing_ok=True)
     for path, _, _ in walked:
-        with suppress(OSError):  # not empty: it holds what is kept, or what somebody writes now
+        with suppress(OSError):  # not empty: it holds something kept, or a new file
             path.rmdir()
 
 
 @contextmanager
 def _translated_errors() -> Iterator[None]:
-    """Make errors of ours of what obstore and the system raise; FileNotFoundError is an answer and stays."""
+    """Translate errors of obstore and of the system, except FileNotFoundError, which is an answer."""
     try:
         yield
     except FileNotFoundError:
         raise
-    except (ValueError, TypeError) as error:  # obstore's, for a path that is none
+    except (ValueError, TypeError) as error:  # obstore's, for an invalid path
         raise InvalidArgument("the path is none of the store", reason=STORE_PATH) from error
     except Exception as error:
         telemetry.event(logger, "store failed", level=logging.ERROR, detail=_first_line(error))
@@ -227,7 +225,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _manifests_first(path: str) -> bool:
-    """A key to sort by: nobody must begin to read weights that are going."""
+    """A sort key: manifests first, so that nobody starts to read weights that are being deleted."""
     return not path.endswith(MANIFEST_FILE)
 
 

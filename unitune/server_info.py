@@ -1,4 +1,4 @@
-"""What tuner and sampler say of their base model, in one form: the gateway compares it and hands it on."""
+"""The message about the base model of tuner and sampler. The gateway compares both and passes it on."""
 
 from unitune.base_model import BaseModelSpec
 from unitune.v1 import server_pb2

@@ -58,20 +58,20 @@ def sigma(alphas_cumprod: Levels) -> NDArray[np.float64]:
 
 
 def add_noise(latents: Latents, noise: Latents, alpha_cumprod: float) -> Latents:
-    """Latents noised to a level: where a late start begins (SDEdit, Meng et al., 2022)."""
+    """Latents noised to a level: the start of an edit (SDEdit, Meng et al., 2022)."""
     return math.sqrt(alpha_cumprod) * latents + math.sqrt(1 - alpha_cumprod) * noise
 
 
 def num_late_steps(num_inference_steps: int, strength: float) -> int:
-    """How many of the steps a late start runs: the last int(N * strength) of them, as in diffusers' img2img."""
+    """The number of steps that a late start runs: the last int(N * strength), as in diffusers' img2img."""
     return min(int(num_inference_steps * strength), num_inference_steps)
 
 
 def spaced_timesteps(schedule: Schedule, num_inference_steps: int, *, past_the_end: Literal[0, 1]) -> NDArray[np.int64]:
-    """Falling whole timesteps of a run from the noisiest level (Table 2 of Lin et al., 2024).
+    """The timesteps of a run from the noisiest level, falling (Table 2 of Lin et al., 2024).
 
-    `past_the_end` is 1 where a solver's convention counts the end of the run as one more timestep. Raises ValueError
-    unless 1 <= num_inference_steps <= the number of training timesteps.
+    `past_the_end` is 1 for solvers that count the end of the run as another timestep. Raises ValueError unless
+    1 <= num_inference_steps <= the number of training timesteps.
     """
     total = len(schedule)
     if not 1 <= num_inference_steps <= total:
@@ -84,7 +84,7 @@ def spaced_timesteps(schedule: Schedule, num_inference_steps: int, *, past_the_e
         return falling.round().astype(np.int64) - 1
     ratio = max(total // (num_inference_steps + past_the_end), 1)
     points = np.arange(past_the_end, num_inference_steps + past_the_end)[::-1] * ratio
-    # The offset gives way when the first timestep would lie beyond the training schedule.
+    # The offset is smaller if the first timestep would be beyond the training schedule.
     return points + min(schedule.steps_offset, total - 1 - int(points[0]))
 
 
@@ -104,7 +104,7 @@ def _cosine(fraction: float) -> float:
 
 
 def _zero_terminal_snr(alphas_cumprod: Levels) -> Levels:
-    """Shift and scale the signal so that the noisiest level holds none (Algorithm 1 of Lin et al., 2024)."""
+    """Shift and scale the signal so that the noisiest level has none (Algorithm 1 of Lin et al., 2024)."""
     signal = np.sqrt(alphas_cumprod)
     scaled: Levels = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
     return np.square(scaled)

@@ -1,7 +1,7 @@
-"""Schedulers by name: which noise levels a run visits, and how a solver moves from one to the next.
+"""Schedulers by name: the noise levels of a run, and the solver that steps from one to the next.
 
-Each is checked step by step against the scheduler of the same name in diffusers, which alone decides questions of
-convention here. Latents are kept as the network takes them, with variance 1 (variance preserving), in all of them.
+Tests compare each of them, step by step, with the scheduler of the same name in diffusers, whose conventions hold here.
+Latents always have variance 1 (variance preserving), as the network needs them.
 """
 
 import math
@@ -19,16 +19,16 @@ SMALLEST_SIGNAL = 2.0**-24  # alpha_cumprod that stands for pure noise where sig
 
 
 class Solver(Protocol):
-    """Moves latents from a level (alpha_cumprod) to the next; one solver serves one run, as it may remember steps."""
+    """Moves latents from a level (alpha_cumprod) to the next. A solver may remember steps: use one for each run."""
 
     def step(self, latents: Latents, prediction: Prediction, level: float, next_level: float) -> Latents:
-        """The latents at the next level, from those at this level and what the denoiser says of them."""
+        """The latents at the next level, from those at this level and their prediction."""
 
 
 class FirstOrder:
     """DDIM with eta 0 (Song et al., 2021, equation 12).
 
-    Euler's step in sigma (Karras et al., 2022, algorithm 1) is the same step in other coordinates.
+    Euler's step in sigma (Karras et al., 2022, algorithm 1) is the same step.
     """
 
     def step(self, latents: Latents, prediction: Prediction, level: float, next_level: float) -> Latents:
@@ -48,7 +48,7 @@ class MultistepSecondOrder:
         estimate = denoised
         if self._last is not None and next_level < 1:
             last_denoised, last = self._last
-            # With as many steps as timesteps a level may come twice; nothing can be extrapolated from it.
+            # With as many steps as timesteps a level may come twice; then nothing can be extrapolated.
             ratio = (there - here) / (here - last) if here > last else 0.0
             estimate = denoised + ratio / 2 * (denoised - last_denoised)
         self._last = denoised, here
@@ -58,7 +58,7 @@ class MultistepSecondOrder:
 
 @dataclass(frozen=True)
 class DenoisingRun:
-    """The steps of one run in order: `timesteps` (n,) for the network, levels (n,) that each leads from and to."""
+    """The steps of a run in order: `timesteps` (n,) for the network, and the levels (n,) before and after each."""
 
     timesteps: NDArray[np.int64]
     levels: Levels
@@ -72,21 +72,21 @@ class DenoisingRun:
         return zip(self.timesteps.tolist(), self.levels.tolist(), self.next_levels.tolist(), strict=True)
 
     def late(self, strength: float) -> "DenoisingRun":
-        """The run that starts late: its last int(n * strength) steps, possibly none."""
+        """The last int(n * strength) steps, possibly none."""
         first = len(self) - num_late_steps(len(self), strength)
         return DenoisingRun(self.timesteps[first:], self.levels[first:], self.next_levels[first:])
 
 
 @dataclass(frozen=True)
 class Scheduler:
-    """What a user chooses by name: a schedule of levels and a solver."""
+    """A scheduler: the levels of a run, and a solver."""
 
     run: Callable[[Schedule, int], DenoisingRun]
     solver: Callable[[], Solver]
 
 
 def ddim_run(schedule: Schedule, num_inference_steps: int) -> DenoisingRun:
-    """DDIM's levels: each step leads T // N timesteps down, and the last to the schedule's final level."""
+    """DDIM's levels: each step goes T // N timesteps down, the last one to the schedule's final level."""
     timesteps = spaced_timesteps(schedule, num_inference_steps, past_the_end=0)
     after = timesteps - len(schedule) // num_inference_steps
     next_levels = np.where(after >= 0, schedule.alphas_cumprod[after], schedule.final_alpha_cumprod)
@@ -94,12 +94,12 @@ def ddim_run(schedule: Schedule, num_inference_steps: int) -> DenoisingRun:
 
 
 def euler_run(schedule: Schedule, num_inference_steps: int) -> DenoisingRun:
-    """Each step leads to the next timestep's level, the last to no noise at all."""
+    """Each step goes to the next timestep's level, the last one to no noise."""
     return _chained(schedule, spaced_timesteps(schedule, num_inference_steps, past_the_end=0))
 
 
 def dpmpp_run(schedule: Schedule, num_inference_steps: int) -> DenoisingRun:
-    """As Euler's, over timesteps that count the end as one more."""
+    """Like Euler's, over timesteps that count the end as another one."""
     return _chained(schedule, spaced_timesteps(schedule, num_inference_steps, past_the_end=1))
 
 
