@@ -1,4 +1,4 @@
-"""Measure every stage against a peer and write out/bench/report.json, and report.png, which shows it.
+"""Measure every stage against a peer. Writes out/bench/report.json, and report.png, which shows it.
 
     make bench
 
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def edits(model: Model, rounds: int) -> dict[str, object]:
-    """One edit from pure noise, all steps, against the same edit by every peer; and how alike the pictures are."""
+    """One edit from pure noise, all steps, against the same edit by every peer; and the pictures' PSNR."""
     peers, absent = peers_here()
     shape = (1, model.spec.latent_channels, *model.spec.latent_side)
     noise = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)  # the draws of our seed 0

@@ -2,9 +2,9 @@
 
     python -m bench.codecs --mode full --updates 128
 
-Bytes are those of the stored parts against all of the denoiser in fp16; the error is the manifest's, of the probe's
-answers: ||y(codec) - y(tuned)|| / ||y(tuned) - y(base)||. Edits are compared with those of the exact weights, at the
-preset without a mask: PSNR in dB, the median and the smallest, of six prompts with eight seeds each.
+Bytes are those of the stored parts, relative to the whole denoiser in fp16. The error is the manifest's:
+||y(codec) - y(tuned)|| / ||y(tuned) - y(base)|| of the probe's answers y. Edits are compared with those of the exact
+weights, at the preset without a mask: the median and smallest PSNR in dB, of six prompts with eight seeds each.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""How far each inversion of Prompt-to-Prompt leaves the picture: edits into its own base prompt, and of its object.
+"""How well each inversion of Prompt-to-Prompt keeps the picture: edits to its own base prompt, and of its object.
 
     python -m bench.inversions --guidance 5 --pictures 6
 
-Pictures are those of EditBench's development split that have an object edit. Prints PSNR in dB on average: of the edit
-into the base prompt, to what the autoencoder alone makes of the picture, and of the pixels that the object edit keeps.
+The pictures are those of EditBench's development split that have an object edit. Prints the mean PSNR in dB: of the
+edit to the base prompt, against the autoencoder's round trip, and of the pixels that the object edit should keep.
 """
 
 import argparse

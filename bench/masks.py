@@ -1,11 +1,11 @@
-"""How well masks of what a text names fit: IoU with the exact masks of held-out scenes, main and second objects.
+"""How well masks of named objects fit: IoU with the exact masks of held-out scenes, main and second objects.
 
     python -m bench.masks --scenes 200
     python -m bench.masks --figure docs/methods/masks.png
 
 The first writes report.json and sheet.png (picture, mask, true mask) under out/masks; the second draws the figure of
-docs/methods/masks.md and measures nothing. A second object is smaller, and often
-half hidden. The prompt of the edit, which the masks avoid for contrast, is the scene's own caption.
+docs/methods/masks.md, without a measurement. A second object is smaller, and often half hidden. The edit's prompt,
+whose words are not used for contrast, is the scene's caption.
 """
 
 import argparse
@@ -105,7 +105,7 @@ def grey(level: Mask) -> Pixels:
 
 
 def objects(scene: Scene) -> list[tuple[str, str]]:
-    """Main and second object; one of which nothing shows is none."""
+    """Main and second object, each only if it is visible."""
     named = [("main", scene.object), *([("second", scene.second)] if scene.second != NONE else [])]
     return [(kind, name) for kind, name in named if object_mask(scene, name).any()]
 
@@ -116,7 +116,7 @@ def iou(mask: Mask, true: Mask) -> float:
 
 
 def sheet(panels: list[tuple[Pixels, Mask, Mask]]) -> Image.Image:
-    """Picture, mask and true mask beside each other, so many in a row."""
+    """Picture, mask and true mask beside each other, COLUMNS of these in a row."""
     side = SCALE * SIDE
     width, height, rows = 3 * side + GAP, side + GAP, -(-len(panels) // COLUMNS)
     page = Image.new("RGB", (COLUMNS * width + GAP, rows * height + GAP), (250, 250, 248))

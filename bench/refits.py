@@ -1,6 +1,6 @@
-"""A refit from the stored weights to the proven engine, against a build and a denoising step; and where its time goes.
+"""A refit from the stored weights to the proven engine, against a build and a denoising step; and its parts.
 
-Two tunings of all tensors, stored as the tuner stores them, take turns, so that every refit writes everything.
+Two tunings of all tensors, stored like the tuner's, are used in turns, so that every refit writes everything.
 """
 
 import statistics
@@ -45,7 +45,7 @@ def refits(model: Model, graphs: Path, build_s: float, prompt: str, rounds: int)
 
 
 def stored(model: Model, graphs: Path, store: ObjectStore, number: int) -> Manifest:
-    """A tuning in the store: every tensor a hundredth or two of the way to a random one."""
+    """Store a tuning: every tensor is moved a hundredth or two towards a random one."""
     base = model.base.tensors
     parts = encode(disturbed_tensors(model, base, number), base, DEFAULT_CODEC)
     answer = reference_answer(

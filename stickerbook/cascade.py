@@ -3,10 +3,10 @@
     python -m stickerbook.cascade                                    # PSNR against bicubic enlargement, no services
     python -m stickerbook.cascade --sheet docs/methods/cascade.png   # edits through the services, and no figures
 
-The figures are of pictures as soft as the first stage's, renders that went through the autoencoder, against the same
-scenes painted at 128 px. The sheet's rows are edits of demo pictures painted at 128 px: the first stage's picture
-enlarged, the same by super-resolution, by super-resolution tuned on the picture, and the ground truth; nothing of
-the base image is mixed back.
+The figures compare enlarged pictures with the same scenes painted at 128 px. The small pictures are renders after the
+autoencoder's round trip, as soft as edits. The sheet's rows are edits of demo pictures painted at 128 px: the small
+picture enlarged, the same by super-resolution, by super-resolution tuned on the picture, and the ground truth. Nothing
+of the base image is mixed back.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def measure(model: Path, scenes: int) -> None:
 
 
 def edits(cases: int) -> np.ndarray:
-    """The sheet, uint8: a row per edit, in columns as the module says."""
+    """The sheet, uint8: a row per edit, with the columns above."""
     rows = []
     with LocalServices(log=say) as services, Client(services.address) as client:
         for case in load_cases()[:cases]:

@@ -1,4 +1,4 @@
-"""Edit three pictures that the model never saw, through the real services, and judge the results.
+"""Edit three pictures that are not in the training data, through the real services, and judge the results.
 
     make demo
 
@@ -51,13 +51,13 @@ def load_cases(path: Path = CASES) -> list[DemoCase]:
 
 
 def draw_pictures(cases: list[DemoCase]) -> None:
-    """Paint the pictures of the cases into their files (they lie in the repository; this is how they came there)."""
+    """Paint the pictures of the cases into their files, which are in the repository."""
     for case in cases:
         Image.fromarray(render(case.scene)).save(case.picture)
 
 
 def judged(case: DemoCase, wanted: Scene, pixels: np.ndarray, judge: Judge) -> dict[str, object]:
-    """What the report says of one edit."""
+    """The report of one edit."""
     original = render(case.scene)
     kept = kept_pixels(original, render(wanted))
     seen = judge.read(pixels[None])[0]

@@ -1,7 +1,7 @@
 """Write the trained weights as a diffusers folder, `stickerbook/model`: fp16 safetensors, a few tens of MB.
 
 python -m stickerbook.save_model
-python -m stickerbook.save_model --only super_resolution     # that folder alone, beside the others as they are
+python -m stickerbook.save_model --only super_resolution     # only that folder
 """
 
 import argparse
@@ -32,7 +32,7 @@ PRESET = {
     "num_inference_steps": 10,
     "fast_steps": 4,
     "guidance_scale": 2.5,
-    "guidance_sigma_high": 7.0,  # at the noisiest level the tuned model draws the picture's layout by itself
+    "guidance_sigma_high": 7.0,  # above it the tuned model needs no guidance for the picture's layout
     "strength": 1.0,
     "interpolation": 1.0,
     "clip_filter_gain": 0.02,
@@ -82,7 +82,7 @@ PRESET = {
 
 
 def vocabulary() -> dict[str, list[str]]:
-    """The words the model knows, by kind."""
+    """The words that the model knows, by kind."""
     return {
         "objects": list(OBJECTS),
         "places": list(PLACE_PHRASES.values()),
@@ -95,7 +95,7 @@ def vocabulary() -> dict[str, list[str]]:
 
 
 def trained_pipeline(work: Path) -> tuple[StableDiffusionPipeline, dict[str, str]]:
-    """The pipeline of the checkpoints in `work`, moving averages in use, and what is known of the denoiser's training.
+    """The pipeline of the checkpoints in `work`, with their moving averages, and facts about the denoiser's training.
 
     Raises FileNotFoundError when a checkpoint is missing.
     """
@@ -140,7 +140,7 @@ def save_super_resolution(work: Path, folder: Path) -> int:
 
 
 def stamp(weights: Path, metadata: dict[str, str]) -> None:
-    """Write where they came from into the header of a safetensors file, beside what diffusers wants there."""
+    """Write the weights' origin into the header of a safetensors file, with the entry that diffusers needs."""
     tensors = load_file(weights)
     temporary = weights.with_suffix(".partial")
     save_file(tensors, temporary, metadata={"format": "pt", **metadata})

@@ -2,10 +2,10 @@
 
     python -m stickerbook.train --updates 23000
 
-Needs the checkpoint of `stickerbook.train_autoencoder`. v-prediction, one caption in ten dropped, a moving
-average of the weights. Interrupt it at will;
-the same command goes on. Every 1000 updates a sheet of samples lies beside the checkpoint. On a GPU the denoiser's
-passes are CUDA graphs, and batches can be larger: `--batch 512 --learning-rate 1e-3 --save-every 2000`.
+It needs the checkpoint of `stickerbook.train_autoencoder`. It uses v-prediction, drops one caption in ten, and keeps a
+moving average of the weights. It can be interrupted; the same command continues. Every 1000 updates it writes a sheet
+of samples beside the checkpoint. On a GPU the denoiser's passes are CUDA graphs, and batches can be larger: `--batch
+512 --learning-rate 1e-3 --save-every 2000`.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from stickerbook.train_autoencoder import LATENT_CHANNELS, new_autoencoder
 from stickerbook.world import NONE, draw_scene
 
 CONTEXT_WIDTH = 160
-TOKEN_SLOTS = 512  # more than the tokenizer has, so that a larger world keeps the weights
+TOKEN_SLOTS = 512  # more than the tokenizer has, for a larger world with the same weights
 PREVIEW_PROMPTS = (
     "a cat on a beach at sunset",
     "a dog in the snow by day",
@@ -45,14 +45,14 @@ PREVIEW_PROMPTS = (
 
 
 def new_scheduler() -> DDIMScheduler:
-    """The noise schedule: cosine, as Imagen's base model has it, so that the paper's t0 values carry over."""
+    """The noise schedule: cosine, like Imagen's base model, so that the paper's t0 values are valid."""
     return DDIMScheduler(
         beta_schedule="squaredcos_cap_v2",
         prediction_type="v_prediction",
         clip_sample=False,
         set_alpha_to_one=True,
         timestep_spacing="trailing",
-        steps_offset=1,  # unused with this spacing, but diffusers insists
+        steps_offset=1,  # unused with this spacing, but diffusers requires it
     )
 
 
@@ -90,7 +90,7 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def trained_autoencoder(work: Path, device: str) -> AutoencoderKL:
-    """The autoencoder of a finished training, its moving average in use, its latents normalised.
+    """The autoencoder of a finished training, with its moving average, and normalised latents.
 
     Raises FileNotFoundError before `stickerbook.train_autoencoder` has run.
     """
@@ -148,8 +148,7 @@ def drawn(
 
 
 class CapturedDenoiser(torch.nn.Module):
-    """The UNet as a function of tensors. At its widths bfloat16 makes an update 1.6 times as fast as float32 on a CPU
-    that has it."""
+    """The UNet as a function of tensors. On a CPU with bfloat16, an update is 1.6 times as fast as in float32."""
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__()
@@ -161,7 +160,7 @@ class CapturedDenoiser(torch.nn.Module):
 
 
 def graphed(unet: UNet2DConditionModel, batch: int) -> CapturedDenoiser:
-    """The denoiser, for this batch alone; on a GPU its passes are CUDA graphs, for launching them takes longer."""
+    """The denoiser for this batch size; on a GPU its passes are CUDA graphs, since launching them takes longer."""
     denoiser, device = CapturedDenoiser(unet), unet.device
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
@@ -180,8 +179,8 @@ def loss_of(
     scheduler: DDIMScheduler,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """Mean squared error of v. Unweighted: min-SNR weights (arXiv 2303.09556) nearly silence the noisy timesteps of
-    a cosine schedule, and there the words decide what the picture shows."""
+    """Mean squared error of v, unweighted. Min-SNR weights (arXiv 2303.09556) nearly remove the noisy timesteps of a
+    cosine schedule, in which the words decide what the picture shows."""
     noise = torch.randn(latents.shape, generator=generator, device=latents.device)
     timesteps = torch.randint(1000, (len(latents),), generator=generator, device=latents.device)
     noisy = scheduler.add_noise(latents, noise, timesteps)

@@ -2,9 +2,9 @@
 
     python -m stickerbook.train_autoencoder --updates 6000
 
-Trains on random 32x32 crops (all layers are convolutions, so what holds on crops holds on
-pictures), the last sixth on whole pictures. Interrupt it at will; the same command goes on.
-On a GPU, whole pictures alone and larger batches: `--crop-share 0 --batch 512`.
+It trains on random 32x32 crops, which works because all layers are convolutions, and in the last sixth on whole
+pictures. It can be interrupted; the same command continues. On a GPU use only whole pictures and larger batches:
+`--crop-share 0 --batch 512`.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from stickerbook.world import FIRST_HELD_OUT_SEED
 
 LATENT_CHANNELS = 8
 CROP = 32
-KL_WEIGHT = 1e-4  # on the mean over latent entries; only keeps the latents near the unit ball
+KL_WEIGHT = 1e-4  # on the mean over latent entries; keeps the latents near the unit ball
 
 
 def new_autoencoder() -> AutoencoderKL:

@@ -1,10 +1,10 @@
-"""Train the filter's CLIP: an image and a text tower that agree on which caption belongs to which picture.
+"""Train the CLIP filter's model: an image and a text tower that match captions and pictures.
 
     python -m stickerbook.train_clip --updates 2500
 
-Trained on renders of the world only, with the base model's tokenizer; half of every batch are edits of the other half,
-so that one attribute alone must decide. Written to `stickerbook/model/clip` as any CLIP folder of transformers is.
-Interrupt it at will; the same command goes on.
+It is trained only on renders of the world, with the base model's tokenizer. Half of every batch are edits of the other
+half, so that it must tell single attributes apart. It is written to `stickerbook/model/clip` in transformers' format.
+The training can be interrupted; the same command continues.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def new_image_processor() -> CLIPImageProcessorPil:
 
 
 def neighbour(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The scene with one attribute changed: the hardest wrong answer for its caption."""
+    """The scene with one attribute changed: the most difficult negative for its caption."""
     attribute = str(rng.choice(["object", "object", "place", "time", "weather", "style", "second", "second"]))
     if attribute == "second":
         if scene.second != NONE and rng.random() < 0.4:
