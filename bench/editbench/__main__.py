@@ -37,7 +37,7 @@ PICTURES_OF_QUICK_RIVALS = 2  # of six, four cases each
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="24 cases, and only the settings that the statements need")
-    parser.add_argument("--pictures", type=int, help="only so many pictures, the first ones")
+    parser.add_argument("--pictures", type=int, help="number of pictures, the first ones")
     parser.add_argument("--no-grid", action="store_true", help="all cases, but no settings for the plot")
     parser.add_argument(
         "--methods",

@@ -94,7 +94,7 @@ def table(clip_filter: ClipFilter, scores: Mapping[str, Sequence[Scores]], propo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--truths-only", action="store_true", help="call only ground truths good")
-    parser.add_argument("--pictures", type=int, help="only so many pictures")
+    parser.add_argument("--pictures", type=int, help="number of pictures, the first ones")
     parser.add_argument("--out", type=Path, default=Path("out/editbench"))
     options = parser.parse_args()
     began, preset = time.monotonic(), read_preset(MODEL)
