@@ -83,8 +83,8 @@ def figure(model: Model) -> Image.Image:
             file = (DEMO / f"{picture_name}.png").read_bytes()
             picture = images.decode(file)
             among = others(model.spec.vocabulary, (name, prompt))
-            (level,) = contrasts(graphs, schedule, run, picture, [name], among)
-            shown = np.clip((level - level.min()) / np.ptp(level), 0, 1)
+            (contrast,) = contrasts(graphs, schedule, run, picture, [name], among)
+            shown = np.clip((contrast - contrast.min()) / np.ptp(contrast), 0, 1)
             request = Request(file, prompt, "ddim", 50, 5.0, 0.9, (0,), 1.0, mask_source="word", mask_text=name)
             find = finder(graphs, schedule, run, [name], prompt, lambda: False)
             (edited,) = results(request, model.tools(run, find=find))
@@ -99,9 +99,9 @@ def figure(model: Model) -> Image.Image:
     return page
 
 
-def grey(level: Mask) -> Pixels:
+def grey(values: Mask) -> Pixels:
     """A map of 0 to 1 as a picture."""
-    return np.repeat((255 * level).astype(np.uint8)[..., None], 3, axis=2)
+    return np.repeat((255 * values).astype(np.uint8)[..., None], 3, axis=2)
 
 
 def objects(scene: Scene) -> list[tuple[str, str]]:

@@ -1,7 +1,7 @@
 """Tune the super-resolution model on the picture, too: UniTune (arXiv 2210.09477) and Imagic (arXiv 2210.09276, 3.2).
 
 It is tuned on what it will see: the noisy picture, beside the decoded latent, upsampled and noised
-to a random level that the network is told, as in its own training. The inputs are never two noisy copies of the
+to a random noise level that the network is told, as in its own training. The inputs are never two noisy copies of the
 picture.
 """
 
@@ -20,7 +20,7 @@ from tuner_svc.progress_tracker import ProgressTracker
 from tuner_svc.trainable import trainable
 from tuner_svc.tuning_config import TuningConfig
 
-MAX_LEVEL = 250  # of the noise on the small picture, as in stickerbook's training; Imagen's are up to 300
+MAX_NOISE_LEVEL = 250  # of the noise on the small picture, as in stickerbook's training; Imagen's are up to 300
 
 
 class Optimizer(Protocol):
@@ -68,8 +68,10 @@ def tune_super_resolution(
     for _ in tracker.updates(config.super_resolution_updates, config.learning_rate):
         draws = draw(config.batch, pair.large, noising.num_timesteps, generator)
         shown = draw(config.batch, pair.low, noising.num_timesteps, generator)
-        levels = MAX_LEVEL * shown.timesteps.square() // noising.num_timesteps**2  # half of them in the lowest quarter
-        shown = Draws(levels, shown.noise)
+        noise_levels = (
+            MAX_NOISE_LEVEL * shown.timesteps.square() // noising.num_timesteps**2
+        )  # half of them in the lowest quarter
+        shown = Draws(noise_levels, shown.noise)
         noisy = noising.noised(pair.large, draws)
         if stage.is_preconditioned:
             noisy = noising.signal(draws) * noisy

@@ -65,11 +65,11 @@ def encode_mask(mask: Mask) -> bytes:
 
 
 def grey(mask: Mask) -> NDArray[np.uint8]:
-    """A mask's levels, 0 to 255, (height, width)."""
-    levels = np.empty(mask.shape, np.uint8)
+    """A mask's values, 0 to 255, (height, width)."""
+    values = np.empty(mask.shape, np.uint8)
     for rows in strips_of(mask):
-        levels[rows] = np.rint(255 * mask[rows])
-    return levels
+        values[rows] = np.rint(255 * mask[rows])
+    return values
 
 
 def strips_of(array: NDArray) -> list[slice]:

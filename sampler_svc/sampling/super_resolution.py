@@ -64,11 +64,11 @@ class SuperResolution:
 
         def denoiser(latents: Latents, timesteps: np.ndarray, contexts: np.ndarray) -> Latents:
             stop_if(self.cancelled)
-            levels = np.stack([timesteps, np.full_like(timesteps, wanted.noise_level)], axis=1)
+            timesteps_and_levels = np.stack([timesteps, np.full_like(timesteps, wanted.noise_level)], axis=1)
             if self.spec.is_preconditioned:
                 latents = np.sqrt(schedule.alphas_cumprod[timesteps, None, None, None]).astype(np.float32) * latents
             beside = np.concatenate([latents, np.repeat(seen, len(latents), axis=0)], axis=1)
-            return self.run(beside, levels, contexts)
+            return self.run(beside, timesteps_and_levels, contexts)
 
         for timestep, level, next_level in ddim_run(schedule, wanted.num_inference_steps):
             output = guided(denoiser, latents, timestep, terms)

@@ -57,7 +57,7 @@ def tune(model: BaseModel, latent: Tensor, config: TuningConfig, tracker: Progre
     """
     run = SCHEDULERS["ddim"].run(Schedule(**vars(model.schedule)), config.num_inference_steps)
     base_prompt, null = model.encode_prompt(config.base_prompt), model.encode_prompt("")
-    latents, *pivots = levels(model, latent, base_prompt, run, tracker)
+    latents, *pivots = inverted_latents(model, latent, base_prompt, run, tracker)
     nulls = []
     for index, ((timestep, level, next_level), pivot) in enumerate(zip(run, pivots, strict=True)):
         tracker.refuse_cancelled()
@@ -85,7 +85,7 @@ def check(model: BaseModel, config: TuningConfig) -> None:
         raise InvalidField("config.num_inference_steps", config.num_inference_steps, f"it must be 1 to {most}")
 
 
-def levels(
+def inverted_latents(
     model: BaseModel, latent: Tensor, base_prompt: Tensor, run: DenoisingRun, tracker: ProgressTracker
 ) -> list[Tensor]:
     """The inverted latents at every level of the run, from the noisiest, where an edit starts, to the picture's."""

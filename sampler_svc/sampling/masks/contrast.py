@@ -44,8 +44,8 @@ def finder(
     run = stopping(denoiser, cancelled)
 
     def find(picture: Pixels) -> Mask:
-        levels = contrasts(graphs, schedule, run, picture, objects, among)
-        return np.maximum.reduce([refined(level, picture) for level in levels])
+        found = contrasts(graphs, schedule, run, picture, objects, among)
+        return np.maximum.reduce([refined(contrast, picture) for contrast in found])
 
     return find
 

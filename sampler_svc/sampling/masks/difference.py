@@ -35,27 +35,27 @@ def changed(
     least: float = LEAST,
 ) -> Mask:
     """Where the edit differs from the base image: 0 to 1, (h, w), soft at its border. All thresholds are 0 to 1."""
-    levels = _difference(edited, base)
-    size = levels.shape[0], levels.shape[1]
+    differences = _difference(edited, base)
+    size = differences.shape[0], differences.shape[1]
     if max(size) > SIDE:
-        levels = np.asarray(Image.fromarray(levels).reduce(-(-max(size) // SIDE)))
-    side = min(levels.shape)
-    blurred = _blurred(levels, BLUR * side)
-    level = np.arange(256, dtype=np.float32) / 255
-    share = min(max(of_largest * level[blurred.max()] / high, least), 1)
-    region = ndimage.binary_propagation((level > share * high)[blurred], mask=(level > share * low)[blurred])
+        differences = np.asarray(Image.fromarray(differences).reduce(-(-max(size) // SIDE)))
+    side = min(differences.shape)
+    blurred = _blurred(differences, BLUR * side)
+    fraction = np.arange(256, dtype=np.float32) / 255
+    share = min(max(of_largest * fraction[blurred.max()] / high, least), 1)
+    region = ndimage.binary_propagation((fraction > share * high)[blurred], mask=(fraction > share * low)[blurred])
     region = _large_parts(region, smallest)
     # At a straight border the blurred region is a half. Doubled, the region is 1 and its edge lies outside.
-    soft = np.minimum(2 * level, 1)[_blurred(255 * region.astype(np.uint8), EDGE * side)]
+    soft = np.minimum(2 * fraction, 1)[_blurred(255 * region.astype(np.uint8), EDGE * side)]
     return soft if soft.shape == size else enlarged(soft, size)
 
 
 def _difference(edited: Pixels, base: Pixels) -> NDArray[np.uint8]:
     """The mean of the colour channels' differences, (h, w), 0 to 255."""
-    levels = np.empty(edited.shape[:2], np.uint8)
+    differences = np.empty(edited.shape[:2], np.uint8)
     for rows in strips_of(edited):
-        levels[rows] = np.abs(edited[rows].astype(np.int16) - base[rows].astype(np.int16)).mean(axis=2).round()
-    return levels
+        differences[rows] = np.abs(edited[rows].astype(np.int16) - base[rows].astype(np.int16)).mean(axis=2).round()
+    return differences
 
 
 def _large_parts(region: np.ndarray, smallest: float) -> np.ndarray:
@@ -67,6 +67,6 @@ def _large_parts(region: np.ndarray, smallest: float) -> np.ndarray:
     return large[parts]
 
 
-def _blurred(levels: NDArray[np.uint8], radius: float) -> NDArray[np.uint8]:
-    """Under a Gaussian; levels 0 to 255."""
-    return np.asarray(Image.fromarray(levels).filter(ImageFilter.GaussianBlur(radius)))
+def _blurred(differences: NDArray[np.uint8], radius: float) -> NDArray[np.uint8]:
+    """Under a Gaussian; values 0 to 255."""
+    return np.asarray(Image.fromarray(differences).filter(ImageFilter.GaussianBlur(radius)))

@@ -33,11 +33,11 @@ def refined(coarse: NDArray[np.float32], picture: Pixels) -> Mask:
     shrink = min(1.0, SIDE / max(size))
     height, width = max(round(size[0] * shrink), 1), max(round(size[1] * shrink), 1)
     small = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BOX))
-    level = enlarged(np.asarray(coarse, np.float32), (height, width)).astype(np.float64)
-    low, high = np.percentile(level, (LOW, HIGH))
-    if high - low <= FLAT * np.abs(level).max():
+    values = enlarged(np.asarray(coarse, np.float32), (height, width)).astype(np.float64)
+    low, high = np.percentile(values, (LOW, HIGH))
+    if high - low <= FLAT * np.abs(values).max():
         return np.zeros(size, np.float32)
-    spatial = STEEPNESS * (np.clip((level - low) / (high - low), 0, 1) - MIDDLE)
+    spatial = STEEPNESS * (np.clip((values - low) / (high - low), 0, 1) - MIDDLE)
     bins = (small.astype(np.int64) * BINS // 256) @ np.array([BINS * BINS, BINS, 1])
     guide, radius = small / 255, max(round(RADIUS * min(height, width)), 1)
     inside = 1 / (1 + np.exp(-spatial))

@@ -11,7 +11,7 @@ from torch.nn.functional import mse_loss
 from tuner_svc import progress_tracker as tracker_module
 from tuner_svc.base_model import BaseModel
 from tuner_svc.methods import null_text
-from tuner_svc.methods.null_text import GuidedStep, ddim_factors, levels, optimized, predicted
+from tuner_svc.methods.null_text import GuidedStep, ddim_factors, inverted_latents, optimized, predicted
 from tuner_svc.probe import pack_tuned
 from tuner_svc.progress_tracker import ProgressTracker
 from tuner_svc.tune import UpdateProgress, check, tune
@@ -37,7 +37,7 @@ def walk(model: BaseModel, image: ModelImage, nulls: torch.Tensor) -> list[tuple
     """The steps of the guided run with these null embeddings, each with its pivot."""
     run = SCHEDULERS["ddim"].run(Schedule(**vars(model.schedule)), SHORT.num_inference_steps)
     prompt = model.encode_prompt(SHORT.base_prompt)
-    latents, *pivots = levels(model, model.encode_image(image), prompt, run, tracker(0))
+    latents, *pivots = inverted_latents(model, model.encode_image(image), prompt, run, tracker(0))
     steps = []
     with torch.no_grad():
         for (timestep, level, next_level), pivot, null in zip(run, pivots, nulls, strict=True):
