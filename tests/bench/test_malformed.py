@@ -36,7 +36,7 @@ def clip_filter(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_broken_picture_is_refused_and_its_original_is_not(clip_filter, kind):
-    """A ground truth passes; the same, broken, does not, and but for a collapse it is called malformed."""
+    """A ground truth passes; the same, broken, does not, and except for a collapse it is called malformed."""
     assert CASES
     for case in CASES:
         score = clip_filter.scorer(render(case.scene), case.prompt)

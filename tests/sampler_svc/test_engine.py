@@ -190,7 +190,7 @@ def test_zero_updates_are_the_base_model(engine: Engine, base: WeightSet, tuning
 def test_a_tuning_of_few_tensors_leaves_nothing_of_the_one_before(
     engine: Engine, base: WeightSet, tunings: Tunings
 ) -> None:
-    """After a tuning of all tensors, one of two tensors is the base model but for these two."""
+    """After a tuning of all tensors, one of two tensors is the base model except for these two."""
     few = sorted(base.tensors)[:2]
     engine.refit(tunings.weights(1))
 
@@ -365,7 +365,7 @@ def test_an_error_of_rounding_is_no_failure_however_small_the_effect(effect: flo
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("where", ["answer", "expected", "base"])
 def test_a_probe_that_is_not_finite_fails(where: str, value: float) -> None:
-    """NaN compares as neither too large nor small enough, so it is looked for by itself."""
+    """NaN compares as neither too large nor small enough, so it has a check of its own."""
     arrays = {name: np.array(BASE_ANSWER) for name in ("answer", "expected", "base")}
     arrays["expected"] *= 2
     arrays[where][0, 0] = value

@@ -162,7 +162,7 @@ def test_a_build_where_writes_are_not_seen_offers_new_sessions_alone(
 def test_the_mode_asked_for_is_the_mode_of_the_engine(
     engine_folder: Path, mode: str, kind: type[Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A small model is refitted in place by itself, a large one is not."""
+    """A small model is refitted in place by default, a large one is not."""
     model = Model.open(engine_folder, threads=1, refit_mode=mode)
     with model.pool.lease(BASE, lambda: model.base) as lease:
         assert type(lease.engine) is kind

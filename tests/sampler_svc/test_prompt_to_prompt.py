@@ -298,7 +298,7 @@ def test_null_texts_embeddings_stand_in_the_empty_prompts_place(loaded) -> None:
 
 
 def test_null_texts_base_branch_is_what_the_tuner_found(loaded, tiny_model) -> None:
-    """The sampler inverts by itself and walks down with the tuner's embeddings to where these led in the tuner, which
+    """The sampler inverts again and denoises with the tuner's embeddings to where these led in the tuner, which
     is nearer to the picture's latent than plain DDIM inversion comes."""
     import torch  # slow to import
 

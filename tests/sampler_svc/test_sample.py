@@ -247,7 +247,7 @@ def test_the_same_seed_is_the_same_picture(model: Model, engine: Engine, schedul
 
 
 def test_a_picture_does_not_depend_on_its_batch(model: Model, engine: Engine) -> None:
-    """A seed's picture is the same alone and among others, but for rounding of one level (check S6)."""
+    """A seed's picture is the same alone and among others, except for rounding of one level (check S6)."""
     together = pictures(model, engine, replace(REQUEST, seeds=(9, 5, -1)))
     (alone,) = pictures(model, engine, REQUEST)
 

@@ -592,7 +592,7 @@ async def test_all_attempts_have_a_mask_known_before_in_common(
 
 
 async def test_the_clip_filter_resamples_within_bounds_and_scores_the_answer(filtered) -> None:
-    """The answer has scores and the seed that it came from, which gives the same picture by itself."""
+    """The answer has scores and the seed that it came from, which gives the same picture alone."""
     found = await events(filtered, request(gate=True, resamples=2))
     (image,) = (event.image for event in found if event.WhichOneof("event") == "image")
 

@@ -95,7 +95,7 @@ def diffusers_enlarged(
 def test_the_stage_is_that_of_diffusers(
     cascade: Model, engine: Engine, tiny_cascade: Path, guidance_scale: float
 ) -> None:
-    """Noise level as class label, noised enlargement beside the noisy picture, DDIM, guidance (K1)."""
+    """Noise level as class label, noised upsampled picture beside the noisy picture, DDIM, guidance (K1)."""
     wanted = replace(WANTED, guidance_scale=guidance_scale, is_thresholded=False)
     second = stage(cascade, engine, wanted)
 
@@ -108,7 +108,7 @@ def test_the_stage_is_that_of_diffusers(
 
 
 def test_the_noise_level_reaches_label_and_picture(cascade: Model) -> None:
-    """The network is told the level and shown the enlargement with just that much noise; 0 shows some noise (K1)."""
+    """The network is told the level and sees the upsampled picture with that noise; 0 shows some noise (K1)."""
     seen: list[tuple[np.ndarray, np.ndarray]] = []
 
     def network(latents: np.ndarray, timesteps: np.ndarray, contexts: np.ndarray) -> np.ndarray:

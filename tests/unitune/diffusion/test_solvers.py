@@ -134,7 +134,7 @@ def test_as_many_steps_as_timesteps_stay_finite(name: str, spacing: str, num_inf
 
 @pytest.mark.parametrize("name", ["ddim", "euler", "dpmpp_2m"])
 def test_a_perfect_denoiser_leads_to_its_latent(name: str) -> None:
-    """When the prediction is always one clean latent, the run ends there, but for what DDIM's final level leaves."""
+    """When the prediction is always one clean latent, the run ends there, except for what DDIM's final level leaves."""
     schedule = Schedule(set_alpha_to_one=True)
     clean = np.random.default_rng(1).standard_normal(SHAPE).astype(np.float32)
     run = SCHEDULERS[name].run(schedule, 20)
