@@ -1,7 +1,7 @@
-"""Limits how long a call waits for its client: to send the next message, and to read the last one.
+"""How long a call waits for its client: for the next message of a request, and for a reader to take what was written.
 
-grpc's reads and writes run in tasks that are never cancelled, because its core uses their memory until they end. They
-end with the call or the connection. Until then at most one message is kept for a reader that does not read.
+grpc reads and writes here in tasks that nobody cancels: its core uses their memory until they end, which they do with
+the call or the connection. What was written last stays so long with a reader that does not read: one message.
 """
 
 import asyncio
@@ -10,8 +10,8 @@ from typing import Any
 from unitune.errors import DeadlineExceeded
 
 READ_S = 30.0  # longest wait for the next message of a request
-WRITE_S = 60.0  # longest wait for a reader to take a message,
-SLOWEST_BYTES_PER_S = 64 << 10  # plus the time that a reader of this speed needs for it
+WRITE_S = 60.0  # longest wait for a reader to take a message, and
+SLOWEST_BYTES_PER_S = 64 << 10  # for a large one as much more as a reader of this speed takes
 
 
 async def read(context: Any) -> Any:
@@ -29,7 +29,7 @@ async def read(context: Any) -> Any:
 
 
 async def write(context: Any, message: Any) -> None:
-    """Send a message, and return when the reader has taken it. Raises ReaderTooSlow."""
+    """Send a message and return once the reader's side takes it. Raises ReaderTooSlow."""
     writing = asyncio.ensure_future(context.write(message))
     writing.add_done_callback(_seen)
     done, _ = await asyncio.wait({writing}, timeout=WRITE_S + message.ByteSize() / SLOWEST_BYTES_PER_S)
@@ -40,7 +40,7 @@ async def write(context: Any, message: Any) -> None:
 
 def _seen(task: "asyncio.Future[Any]") -> None:
     if not task.cancelled():
-        task.exception()  # marks it as retrieved; a running call reads it itself
+        task.exception()  # of a call that is over; one that is not reads it itself
 
 
 class ReaderTooSlow(DeadlineExceeded):
