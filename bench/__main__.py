@@ -1,4 +1,4 @@
-"""Measure every stage against a peer and write out/bench/report.json, and report.png, which shows it.
+"""Measure every stage against a peer. Writes out/bench/report.json, and report.png, which shows it.
 
     make bench
 
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def edits(model: Model, rounds: int) -> dict[str, object]:
-    """One edit from pure noise, all steps, against the same edit by every peer; and how alike the pictures are."""
+    """One edit from pure noise, all steps, against the same edit by every peer; and the pictures' PSNR."""
     peers, absent = peers_here()
     shape = (1, model.spec.latent_channels, *model.spec.latent_side)
     noise = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)  # the draws of our seed 0
@@ -94,14 +94,14 @@ def edits(model: Model, rounds: int) -> dict[str, object]:
         found[f"{key}.s"] = medians(taken)
         for name in peers:
             found[f"{key}.ratio_to_{name}"] = claimed(taken["ours"], taken[name], alike_db[name])
-        found |= {f"{key}.ratio_to_{name}": {"refused": f"not run: {why}"} for name, why in absent.items()}
+        found |= {f"{key}.ratio_to_{name}": {"refused": f"not run: {reason}"} for name, reason in absent.items()}
         found[f"{key}.psnr_db"] = {name: round(alike, 1) for name, alike in alike_db.items()}
     # The headline: 50 steps.
     return found | {"edit.ratio_to_diffusers_eager": found["edit.50_steps.ratio_to_diffusers_eager"]}
 
 
 def peers_here() -> tuple[dict[str, DiffusersEdit], dict[str, str]]:
-    """The peers that this machine can run, by name, and why it cannot run the others, said loudly."""
+    """The peers that this machine can run, by name, and the reason why it cannot run each of the others."""
     peers, absent = {"diffusers_eager": DiffusersEdit(MODEL)}, {}
     if any(shutil.which(name) for name in ("c++", "g++", "clang++")):
         peers["torch_compile"] = DiffusersEdit(MODEL, compiled=True)
@@ -113,8 +113,8 @@ def peers_here() -> tuple[dict[str, DiffusersEdit], dict[str, str]]:
         absent["openvino"] = "openvino is not installed: pip install openvino"
     else:
         peers["openvino"] = OpenVinoEdit(MODEL)
-    for name, why in absent.items():
-        say(f"not run: {name}, since {why}")
+    for name, reason in absent.items():
+        say(f"not run: {name}, since {reason}")
     return peers, absent
 
 
@@ -136,7 +136,7 @@ def tunings(rounds: int) -> dict[str, object]:
     return {
         "weights.ratio_to_fp16_full": spread([manifest.size_bytes / fp16_bytes]),  # bytes do not vary
         "tuning.s": medians(taken),
-        "tuning.ratio_to_diffusers_dreambooth": asdict(Ratio.of(taken["ours"], taken["diffusers dreambooth"])),
+        "tuning.ratio_to_diffusers_dreambooth": asdict(Ratio.divide(taken["ours"], taken["diffusers dreambooth"])),
     }
 
 

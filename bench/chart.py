@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 matplotlib.use("Agg")  # draws files, needs no display
 from matplotlib import pyplot
 
-# What to show of a report, by its names there. A goal in another unit than a ratio's is what the figure is divided by.
+# The figures of a report to show. A figure that is no ratio is divided by its goal.
 RATIOS: dict[str, tuple[str, float | None]] = {
     "edit.20_steps.ratio_to_diffusers_eager": ("edit of 20 steps / diffusers eager", 0.45),
     "edit.50_steps.ratio_to_diffusers_eager": ("edit of 50 steps / diffusers eager", 0.45),
@@ -33,7 +33,7 @@ MET, MISSED, NO_GOAL = "#2e7d32", "#c62828", "#546e7a"
 
 
 class Bar(NamedTuple):
-    """One row: the median, the smallest and largest of all rounds, its goal; or why it was not measured."""
+    """One row: the median, the smallest and largest of all rounds, and the goal; or the reason why there is none."""
 
     label: str
     median: float
@@ -102,5 +102,5 @@ def _rows(axes: Axes, rows: list[Bar]) -> None:
 
 
 def _end(rows: list[Bar]) -> float:
-    """Where the axis ends: beyond 1 and every whisker."""
+    """The end of the axis: beyond 1 and every whisker."""
     return 1.1 * max(1.0, *(bar.largest for bar in rows))

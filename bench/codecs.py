@@ -2,9 +2,9 @@
 
     python -m bench.codecs --mode full --updates 128
 
-Bytes are those of the stored parts against all of the denoiser in fp16; the error is the manifest's, of the probe's
-answers: ||y(codec) - y(tuned)|| / ||y(tuned) - y(base)||. Edits are compared with those of the exact weights, at the
-preset without a mask: PSNR in dB, the median and the smallest, of six prompts with eight seeds each.
+Bytes are those of the stored parts, relative to the whole denoiser in fp16. The error is the manifest's:
+||y(codec) - y(tuned)|| / ||y(tuned) - y(base)|| of the probe's answers y. Edits are compared with those of the exact
+weights, at the preset without a mask: the median and smallest PSNR in dB, of six prompts with eight seeds each.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from bench.editbench.run import engine_folder
 from bench.edits import results
 from bench.inputs import MODEL, PICTURE
 from bench.measure import psnr_db, seconds
-from sampler_svc.engines.engine import Weights
+from sampler_svc.engines.engine import WeightSet
 from sampler_svc.engines.weights import tuned_weights
 from sampler_svc.model import Model
 from sampler_svc.sampling.request import Request
@@ -67,7 +67,7 @@ def main() -> None:
         )
 
 
-def edits(model: Model, weights: Weights) -> list[np.ndarray]:
+def edits(model: Model, weights: WeightSet) -> list[np.ndarray]:
     """Edited pictures of all prompts and seeds."""
     preset, found = model.spec.preset, []
     with model.pool.lease(weights.id, lambda: weights) as lease:

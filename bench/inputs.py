@@ -1,4 +1,4 @@
-"""What is measured with: the embedded base model, a picture of the demo and what it is to become."""
+"""The inputs of the measurements: the embedded base model, a picture of the demo, and an edit prompt."""
 
 from pathlib import Path
 

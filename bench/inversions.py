@@ -1,9 +1,9 @@
-"""How far each inversion of Prompt-to-Prompt leaves the picture: edits into its own base prompt, and of its object.
+"""How well each inversion of Prompt-to-Prompt keeps the picture: edits to its own base prompt, and of its object.
 
     python -m bench.inversions --guidance 5 --pictures 6
 
-Pictures are those of EditBench's development split that have an object edit. Prints PSNR in dB on average: of the edit
-into the base prompt, to what the autoencoder alone makes of the picture, and of the pixels that the object edit keeps.
+The pictures are those of EditBench's development split that have an object edit. Prints the mean PSNR in dB: of the
+edit to the base prompt, against the autoencoder's round trip, and of the pixels that the object edit should keep.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/inversions"))
     options = parser.parse_args()
     model, tuner, judge = Model.open(engine_folder(MODEL, options.out), threads=1), load_model(MODEL), Judge.load()
-    steps = model.spec.preset.of("prompt_to_prompt").num_inference_steps
+    steps = model.spec.preset.method_preset("prompt_to_prompt").num_inference_steps
     cases = [case for picture in load("development") for case in picture.cases if case.category == "object"]
     itself: dict[str, list[float]] = {inversion: [] for inversion in INVERSIONS}
     kept, right = {inversion: list[float]() for inversion in INVERSIONS}, dict.fromkeys(INVERSIONS, 0)
@@ -56,13 +56,15 @@ def main() -> None:
                 guidance_scale=options.guidance,
             )
             nulls = null_embeddings(tuner, case, config)
-            decoded = beside(model, lease.engine, case, caption(case.scene), config, AttentionEdit(), strength=0.0)
+            decoded = edit_by_branches(
+                model, lease.engine, case, caption(case.scene), config, AttentionEdit(), strength=0.0
+            )
             for inversion in INVERSIONS:
                 # The shares of the figure in docs/methods/prompt_to_prompt.md.
                 attention = AttentionEdit(0.4, 0.2, inversion, nulls=nulls if inversion == NULL_TEXT else None)
-                same = beside(model, lease.engine, case, caption(case.scene), config, attention)
+                same = edit_by_branches(model, lease.engine, case, caption(case.scene), config, attention)
                 itself[inversion].append(psnr_db(decoded, same, np.ones(same.shape[:2], dtype=bool)))
-                found = score(case, beside(model, lease.engine, case, case.prompt, config, attention), judge)
+                found = score(case, edit_by_branches(model, lease.engine, case, case.prompt, config, attention), judge)
                 if found.kept_psnr_db is not None:
                     kept[inversion].append(found.kept_psnr_db)
                 right[inversion] += found.success
@@ -79,7 +81,7 @@ def null_embeddings(tuner: BaseModel, case: Case, config: TuningConfig) -> np.nd
     return nulls
 
 
-def beside(
+def edit_by_branches(
     model: Model,
     engine: Engine,
     case: Case,

@@ -1,11 +1,11 @@
-"""How well masks of what a text names fit: IoU with the exact masks of held-out scenes, main and second objects.
+"""How well masks of named objects fit: IoU with the exact masks of held-out scenes, main and second objects.
 
     python -m bench.masks --scenes 200
     python -m bench.masks --figure docs/methods/masks.png
 
 The first writes report.json and sheet.png (picture, mask, true mask) under out/masks; the second draws the figure of
-docs/methods/masks.md and measures nothing. A second object is smaller, and often
-half hidden. The prompt of the edit, which the masks avoid for contrast, is the scene's own caption.
+docs/methods/masks.md, without a measurement. A second object is smaller, and often half hidden. The edit's prompt,
+whose words are not used for contrast, is the scene's caption.
 """
 
 import argparse
@@ -33,7 +33,7 @@ FIGURE = (
     ("cat", "cat", "a dog"),
     ("car", "car", "a bus"),
     ("penguin", "penguin", "a snowman"),
-)  # picture, thing, prompt
+)  # picture, named object, prompt
 FIRST_SEED = FIRST_HELD_OUT_SEED + 300_000
 SCENES, SHOWN = 200, 24  # of the sheet: objects, main and second
 COLUMNS, SCALE, GAP = 3, 2, 6
@@ -54,11 +54,11 @@ def main() -> None:
     with model.pool.lease(BASE, lambda: model.base) as lease:
         for index in range(options.scenes):
             scene = draw_scene(FIRST_SEED + index, "held_out")
-            for kind, thing in objects(scene):
+            for kind, name in objects(scene):
                 find = finder(
-                    model.graphs, model.schedule, lease.engine.run, [thing], caption(scene), cancelled=lambda: False
+                    model.graphs, model.schedule, lease.engine.run, [name], caption(scene), cancelled=lambda: False
                 )
-                picture, true = render(scene), object_mask(scene, thing).astype(np.float32)
+                picture, true = render(scene), object_mask(scene, name).astype(np.float32)
                 panels.append((picture, find(picture), true))
                 found[kind].append(iou(*panels[-1][1:]))
             if (index + 1) % 10 == 0:
@@ -75,18 +75,18 @@ def main() -> None:
 
 
 def figure(model: Model) -> Image.Image:
-    """Per edit a row of picture, contrast of the named thing, mask, and the picture edited within it."""
+    """Per edit a row of picture, contrast of the named object, mask, and the picture edited within it."""
     rows = []
     with model.pool.lease(BASE, lambda: model.base) as lease:
         run, graphs, schedule = lease.engine.run, model.graphs, model.schedule
-        for name, thing, prompt in FIGURE:
-            file = (DEMO / f"{name}.png").read_bytes()
+        for picture_name, name, prompt in FIGURE:
+            file = (DEMO / f"{picture_name}.png").read_bytes()
             picture = images.decode(file)
-            among = others(model.spec.vocabulary, (thing, prompt))
-            (level,) = contrasts(graphs, schedule, run, picture, [thing], among)
-            shown = np.clip((level - level.min()) / np.ptp(level), 0, 1)
-            request = Request(file, prompt, "ddim", 50, 5.0, 0.9, (0,), 1.0, mask_source="word", mask_text=thing)
-            find = finder(graphs, schedule, run, [thing], prompt, lambda: False)
+            among = others(model.spec.vocabulary, (name, prompt))
+            (contrast,) = contrasts(graphs, schedule, run, picture, [name], among)
+            shown = np.clip((contrast - contrast.min()) / np.ptp(contrast), 0, 1)
+            request = Request(file, prompt, "ddim", 50, 5.0, 0.9, (0,), 1.0, mask_source="word", mask_text=name)
+            find = finder(graphs, schedule, run, [name], prompt, lambda: False)
             (edited,) = results(request, model.tools(run, find=find))
             mask = images.decode_mask(edited.mask, picture.shape[:2])
             rows.append([picture, grey(shown), grey(mask), images.decode(edited.png)])
@@ -99,15 +99,15 @@ def figure(model: Model) -> Image.Image:
     return page
 
 
-def grey(level: Mask) -> Pixels:
+def grey(values: Mask) -> Pixels:
     """A map of 0 to 1 as a picture."""
-    return np.repeat((255 * level).astype(np.uint8)[..., None], 3, axis=2)
+    return np.repeat((255 * values).astype(np.uint8)[..., None], 3, axis=2)
 
 
 def objects(scene: Scene) -> list[tuple[str, str]]:
-    """Main and second object; one of which nothing shows is none."""
+    """Main and second object, each only if it is visible."""
     named = [("main", scene.object), *([("second", scene.second)] if scene.second != NONE else [])]
-    return [(kind, thing) for kind, thing in named if object_mask(scene, thing).any()]
+    return [(kind, name) for kind, name in named if object_mask(scene, name).any()]
 
 
 def iou(mask: Mask, true: Mask) -> float:
@@ -116,7 +116,7 @@ def iou(mask: Mask, true: Mask) -> float:
 
 
 def sheet(panels: list[tuple[Pixels, Mask, Mask]]) -> Image.Image:
-    """Picture, mask and true mask beside each other, so many in a row."""
+    """Picture, mask and true mask beside each other, COLUMNS of these in a row."""
     side = SCALE * SIDE
     width, height, rows = 3 * side + GAP, side + GAP, -(-len(panels) // COLUMNS)
     page = Image.new("RGB", (COLUMNS * width + GAP, rows * height + GAP), (250, 250, 248))

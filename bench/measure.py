@@ -1,4 +1,4 @@
-"""Take turns, take medians, keep the spread."""
+"""Measures in turns; gives medians with their spread."""
 
 import math
 import statistics
@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-SAME_PICTURE_DB = 40.0  # below this two pictures are not the same, and no ratio of their times is claimed
+SAME_PICTURE_DB = 40.0  # below this two pictures are not the same, and their times are not compared
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of one thing over all rounds."""
+    """Seconds of one work in all rounds."""
 
     seconds: tuple[float, ...]
 
@@ -32,7 +32,7 @@ class Ratio:
     largest: float
 
     @classmethod
-    def of(cls, ours: Measured, peer: Measured) -> "Ratio":
+    def divide(cls, ours: Measured, peer: Measured) -> "Ratio":
         """The two must have been measured in the same rounds."""
         ratios = [mine / theirs for mine, theirs in zip(ours.seconds, peer.seconds, strict=True)]
         return cls(statistics.median(ratios), min(ratios), max(ratios))
@@ -64,7 +64,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """The median, the smallest and the largest, and of how many rounds."""
+    """The median, the smallest, the largest, and the number of rounds."""
     return {
         "median": statistics.median(values),
         "smallest": min(values),
@@ -74,7 +74,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def psnr_db(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """How alike two uint8 pictures are; at most 100, for equal ones. Raises ValueError for unlike shapes."""
+    """PSNR of two uint8 pictures; at most 100, for equal ones. Raises ValueError for different shapes."""
     if ours.shape != theirs.shape:
         raise ValueError(f"pictures of shapes {ours.shape} and {theirs.shape}")
     error = float(np.mean(((ours.astype(np.float64) - theirs) / 255) ** 2))
@@ -82,7 +82,7 @@ def psnr_db(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def claimed(ours: Measured, peer: Measured, alike_db: float) -> dict[str, object]:
-    """The ratio with its spread, or why there is none: who makes another picture is not faster."""
-    if not alike_db >= SAME_PICTURE_DB:  # not a number is not alike either
+    """The ratio with its spread, or the reason why there is none: a peer with another picture is not compared."""
+    if not alike_db >= SAME_PICTURE_DB:  # also when it is not a number
         return {"refused": f"the pictures agree to {alike_db:.1f} dB only; {SAME_PICTURE_DB:g} are needed"}
-    return asdict(Ratio.of(ours, peer))
+    return asdict(Ratio.divide(ours, peer))

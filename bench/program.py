@@ -1,4 +1,4 @@
-"""What the programs of this package share: their options, and lines that tell how far they are."""
+"""What the programs of this package share: options, and lines about their progress."""
 
 import argparse
 import json
@@ -8,13 +8,13 @@ from typing import Protocol
 
 
 class Measurement(Protocol):
-    """Measures in so many rounds, or quickly to see that it runs; its figures by their names in the report."""
+    """Measures in a number of rounds, or quickly as a check; its figures by their names in the report."""
 
     def __call__(self, rounds: int, *, quick: bool) -> Mapping[str, object]: ...
 
 
 def options_of(description: str | None, rounds: int) -> argparse.ArgumentParser:
-    """The options that every program has; `rounds` is the default of its own."""
+    """The options of every program; `rounds` is the default number."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--quick", action="store_true", help="one round, to see that it runs; its figures say nothing")

@@ -13,8 +13,8 @@ from bench.inputs import GUIDANCE
 from bench.measure import Ratio, in_turns
 from sampler_svc.build.refit_check import random_weights, reference_answer
 from sampler_svc.engines.cpu import DENOISER
-from sampler_svc.engines.engine import BASE, Array, EngineSpec, Probe, Weights
-from sampler_svc.engines.folder import BASE_PROBE_SEED, Manifest
+from sampler_svc.engines.engine import BASE, Array, EngineSpec, Probe, WeightSet
+from sampler_svc.engines.folder import BASE_PROBE_SEED, EngineManifest
 from sampler_svc.model import Model
 from sampler_svc.sampling.request import Request
 
@@ -22,9 +22,9 @@ EDIT_STEPS = (8, 20, 50)
 
 
 def refit_modes(graphs: Path, folder: Path, image: bytes, prompt: str, rounds: int) -> dict[str, object]:
-    """Every edit gets other weights than the one before, so that each has its refit."""
+    """Every edit gets other weights than the one before, so that each needs a refit."""
     models, memory = {}, {}
-    for mode in Manifest.load(folder).refit_modes:
+    for mode in EngineManifest.load(folder).refit_modes:
         before = resident_bytes()
         models[mode] = Model.open(folder, refit_mode=mode)
         memory[mode] = resident_bytes() - before
@@ -48,24 +48,24 @@ def refit_modes(graphs: Path, folder: Path, image: bytes, prompt: str, rounds: i
     return found
 
 
-def two_sets(graphs: Path, model: Model, names: list[str]) -> Iterator[Weights]:
-    """Two sets of weights by turns, alike but for the named tensors."""
+def two_sets(graphs: Path, model: Model, names: list[str]) -> Iterator[WeightSet]:
+    """Two sets of weights in turns, which differ in the named tensors."""
     sets = []
     for number in (1, 2):
-        tensors = {**model.base.tensors, **near(model, names, number)}
-        answer = reference_answer(graphs / DENOISER, EngineSpec.of(model.spec), tensors)
-        name = f"set {number} of {len(names)} tensors"  # other names than the last two sets', which the pool may hold
-        sets.append(Weights(name, tensors, Probe(BASE_PROBE_SEED, answer, model.base.probe.expected)))
+        tensors = {**model.base.tensors, **disturbed_tensors(model, names, number)}
+        answer = reference_answer(graphs / DENOISER, EngineSpec.from_model(model.spec), tensors)
+        name = f"set {number} of {len(names)} tensors"  # not a name of the last two sets, which the pool may hold
+        sets.append(WeightSet(name, tensors, Probe(BASE_PROBE_SEED, answer, model.base.probe.expected)))
     return cycle(sets)
 
 
-def near(model: Model, names: Iterable[str], number: int) -> dict[str, Array]:
-    """The named tensors of the base, with so many hundredths of random ones added."""
+def disturbed_tensors(model: Model, names: Iterable[str], number: int) -> dict[str, Array]:
+    """The named tensors of the base, plus `number` hundredths of random ones."""
     base, drawn = model.base.tensors, random_weights(model.base.tensors)
     return {name: np.add(base[name], np.float32(0.01 * number) * drawn[name]) for name in names}
 
 
-def refitting(model: Model, sets: Iterator[Weights]) -> Callable[[], object]:
+def refitting(model: Model, sets: Iterator[WeightSet]) -> Callable[[], object]:
     """One refit."""
 
     def work() -> None:
@@ -83,14 +83,14 @@ def stepping(model: Model, prompt: str) -> Callable[[], object]:
     contexts = np.stack([model.graphs.embed(prompt), model.graphs.embed("")])
 
     def work() -> None:
-        held = model.pool.resident()  # whatever the engine has: no refit
+        held = model.pool.resident()  # with any weights: no refit
         with model.pool.lease(held[0] if held else BASE, lambda: model.base) as lease:
             lease.engine.run(latents, np.array([500, 500]), contexts)
 
     return work
 
 
-def editing(model: Model, sets: Iterator[Weights], request: Request) -> Callable[[], object]:
+def editing(model: Model, sets: Iterator[WeightSet], request: Request) -> Callable[[], object]:
     """One edit with its refit."""
 
     def work() -> None:
@@ -102,17 +102,17 @@ def editing(model: Model, sets: Iterator[Weights], request: Request) -> Callable
 
 
 def ratios(name: str, works: dict[str, Callable[[], object]], rounds: int) -> dict[str, object]:
-    """Seconds of each mode, and of the second over the first where there are two."""
+    """Seconds of each mode, and the ratio of the second to the first if there are two."""
     taken = in_turns(works, rounds)
     first, *others = taken
     found: dict[str, object] = {f"{name}.s": {mode: round(one.median_s, 4) for mode, one in taken.items()}}
     for mode in others:
-        found[f"{name}.{mode}_to_{first}"] = asdict(Ratio.of(taken[mode], taken[first]))
+        found[f"{name}.{mode}_to_{first}"] = asdict(Ratio.divide(taken[mode], taken[first]))
     return found
 
 
 def resident_bytes() -> int:
-    """What this process holds in memory; 0 where the system does not tell."""
+    """This process's resident memory; 0 if the system does not tell it."""
     try:
         fields = Path("/proc/self/statm").read_text().split()
     except OSError:

@@ -1,14 +1,13 @@
-"""FLOPs and bytes of one update and one denoising step, and what of the machine's own rates they achieve.
+"""FLOPs and bytes of one update and one denoising step, and their share of the machine's rates.
 
     python -m bench.roofline            # --quick: small matrices and 2 rounds, to see that it runs
 
-Both run in PyTorch, whose counter tells the FLOPs of matrix products and convolutions. Bytes are the weights' alone,
-the least that must move: a step reads them; an update reads them twice, writes and reads their gradients,
-and writes them.
-Activations and the optimizer's own state come on top.
+Both run in PyTorch, which counts the FLOPs of matrix products and convolutions. Bytes are only the weights', the least
+that must move: a step reads them; an update reads them twice, writes and reads their gradients, and writes them.
+Activations and the optimizer's state are not counted.
 
-The machine's rate is that of a large matrix product or of a large convolution, whichever is higher: PyTorch has them
-from different libraries, and on some CPUs one of the two leaves half of the vector registers unused.
+The machine's rate is that of a large matrix product or of a large convolution, whichever is higher: they come from
+different libraries, and on some CPUs one of the two does not use half of the vector registers.
 """
 
 import argparse
@@ -38,8 +37,8 @@ def main() -> None:
 
 
 def roofline(model: BaseModel, *, quick: bool, engine_step_s: float | None = None) -> dict[str, float]:
-    """Rates of the machine, and for `update` and `step` FLOPs, bytes, median seconds and achieved shares of either;
-    the same for `engine_step`, a step of batch 2 that took the sampler's engine so long."""
+    """Rates of the machine, and for `update` and `step` FLOPs, bytes, median seconds and shares of the rates; the same
+    for `engine_step`, the seconds of a step of batch 2 in the sampler's engine."""
     rounds, side, megabytes = (2, 256, 16) if quick else (10, 2048, 512)
     matmul, convolution = matmul_rate(side, rounds), convolution_rate(side // 16, rounds)
     best, copied = max(matmul, convolution), copy_rate(megabytes << 20, rounds)
@@ -101,7 +100,7 @@ def updating(model: BaseModel) -> Callable[[], object]:
     update = unitune.update_of(model, chosen, latent, model.encode_prompt("beikkpic"), LEARNING_RATE)
 
     def work() -> None:
-        draws = draw(BATCH, latent, model.schedule.num_train_timesteps, generator, spread=True)
+        draws = draw(BATCH, latent, model.schedule.num_train_timesteps, generator, stratified=True)
         update(draws.timesteps, draws.noise)
 
     return work

@@ -1,9 +1,9 @@
-"""What serving costs a tuning: the tuner as its own process, asked through the gateway, against a loop in this process.
+"""What serving costs a tuning: the tuner process behind the gateway, against a loop in this process.
 
     python -m bench.served_tuning
 
-Both tune stickerbook on the same picture with the same seeds, on all cores, and make the weights file. One process of
-the two idles while the other computes. Loading the model is left out: the tuner has done it before it listens.
+Both tune stickerbook on the same picture with the same seeds, on all cores, and make the weights file. One is idle
+while the other computes. Loading the model is not measured: the tuner loads it before it listens.
 """
 
 import tempfile
@@ -52,12 +52,12 @@ def served_tuning(rounds: int, *, quick: bool = False) -> dict[str, object]:
         taken = in_turns(told, rounds)
     return {
         "served_tuning.s": {name: round(measured.median_s, 3) for name, measured in taken.items()},
-        "served_tuning.ratio_to_in_process": asdict(Ratio.of(taken["served"], taken["in process"])),
+        "served_tuning.ratio_to_in_process": asdict(Ratio.divide(taken["served"], taken["in process"])),
     }
 
 
 def _by_seed(what: str, work: Callable[[int], None], times: int) -> Callable[[], None]:
-    """The work with seeds 1, 2 and so on; each time is told, of so many."""
+    """Do the work with seeds 1, 2 and so on, and print each time."""
     seeds = count(1)
 
     def told() -> None:

@@ -63,7 +63,7 @@ def serving(rounds: int, *, quick: bool = False) -> dict[str, object]:
 
 
 def overhead_ms(address: str, engine: Path, rounds: int) -> dict[str, float]:
-    """The same edit through gateway and sampler, less the sampling in process; milliseconds, round by round."""
+    """The same edit through gateway and sampler, minus the sampling in process; milliseconds of each round."""
     model = Model.open(engine)
     request = Request(PICTURE.read_bytes(), PROMPT, "ddim", STEPS, GUIDANCE, strength=1.0, seeds=(0,))
     try:
@@ -88,7 +88,7 @@ def edit(client: Client) -> None:
 
 
 def together(address: str, users: int, edits: int) -> dict[str, float]:
-    """So many users, each a tenant with its own connection, who ask for the next edit when they have the last one."""
+    """Users, each a tenant with its own connection, who send their next edit after each answer."""
 
     def one_user(user: int) -> list[float]:
         with Client(address, tenant=f"user{user}") as client:
@@ -122,7 +122,7 @@ def cold_start(engine: Path, rounds: int) -> dict[str, object]:
     taken = [Measured(tuple(start.seconds for start in starts)) for starts in (ours, theirs)]
     return {
         "cold_start.s": {"ours": round(taken[0].median_s, 2), "diffusers": round(taken[1].median_s, 2)},
-        "cold_start.ratio_to_diffusers": asdict(Ratio.of(*taken)),
+        "cold_start.ratio_to_diffusers": asdict(Ratio.divide(*taken)),
         "memory.peak_mb": {
             "sampler": spread([start.peak_mb for start in ours]),
             "diffusers": spread([start.peak_mb for start in theirs]),

@@ -21,7 +21,7 @@ class GatewayConfig:
         default="127.0.0.1:50053", metadata={"env": "UNITUNE_SAMPLER", "help": "HOST:PORT of the sampler"}
     )
     store: str = field(
-        metadata={"env": "UNITUNE_STORE", "help": "a folder, or the URL of an object store, for pictures and weights"}
+        metadata={"env": "UNITUNE_STORE", "help": "a folder, or the URL of a bucket, for pictures and weights"}
     )
     state: Path = field(
         metadata={"env": "UNITUNE_STATE", "help": "a file for the tunings, their queue and their events"}

@@ -23,6 +23,7 @@ from gateway.uploads import Uploads
 from gateway.upstreams import Upstreams
 from gateway.weight_files import WeightFiles
 from unitune.errors import Unavailable
+from unitune.object_store import ObjectStore
 from unitune.v1 import (
     edit_pb2,
     edit_pb2_grpc,
@@ -33,13 +34,12 @@ from unitune.v1 import (
     tuning_pb2,
     tuning_pb2_grpc,
 )
-from unitune.weight_store import WeightStore
 
 
 class Gateway:
     """One gateway. It belongs to the event loop in which it was opened."""
 
-    def __init__(self, config: GatewayConfig, state: SqliteState, store: WeightStore) -> None:
+    def __init__(self, config: GatewayConfig, state: SqliteState, store: ObjectStore) -> None:
         self._state = state
         self._upstreams = Upstreams(config.tuner, config.sampler, silence_s=config.silence_s)
         self._services = KnownServices(self._upstreams, state)
@@ -73,7 +73,7 @@ class Gateway:
     @classmethod
     async def open(cls, config: GatewayConfig) -> "Gateway":
         """Open the state and the store and begin to run what is queued. Raises OSError when either cannot be used."""
-        store = WeightStore(config.store)
+        store = ObjectStore(config.store)
         gateway = cls(config, await SqliteState.open(config.state), store)
         await gateway._services.begin()
         gateway._tasks.append(asyncio.create_task(gateway._services.look_around(config.look_s)))

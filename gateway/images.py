@@ -21,11 +21,11 @@ from gateway.names import DEFAULT_TENANT, Name, parse_parent
 from gateway.uploads import Upload
 from unitune import images, store_paths
 from unitune.errors import DataLoss, InvalidArgument, InvalidField, NotFound, ResourceExhausted, Unavailable
+from unitune.object_store import ObjectStore
 from unitune.picture_check import PictureChecks
 from unitune.picture_file import PictureInfo
 from unitune.picture_header import MAX_BYTES, refusal
 from unitune.v1.image_pb2 import Image, UploadImageRequest
-from unitune.weight_store import WeightStore
 
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
@@ -33,7 +33,7 @@ _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 class Images:
     """The pictures of all tenants in one store."""
 
-    def __init__(self, store: WeightStore) -> None:
+    def __init__(self, store: ObjectStore) -> None:
         self._store = store
         self._locks: WeakValueDictionary[Name, asyncio.Lock] = WeakValueDictionary()  # of pictures in somebody's hands
         self._checks = PictureChecks()

@@ -14,7 +14,7 @@ from gateway.names import Name, parse
 from gateway.tuning_queue import UNFINISHED, ServiceMemory, State
 from unitune import store_paths, telemetry
 from unitune.errors import DataLoss, FailedPrecondition, NotFound
-from unitune.weight_store import WeightStore
+from unitune.object_store import ObjectStore
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Retention:
     """Keeps the store of one gateway clean."""
 
     def __init__(
-        self, state: State, memory: ServiceMemory, images: Images, store: WeightStore, *, keep_s: float
+        self, state: State, memory: ServiceMemory, images: Images, store: ObjectStore, *, keep_s: float
     ) -> None:
         """`keep_s` is how long what nobody owns is kept; 0 keeps it for ever."""
         self._state = state

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from unitune.choices import DEFAULT_RESAMPLES, GUIDANCE_INTERVAL, MASKS_OF_WORDS, PROMPT_TO_PROMPT, mask_source_of
 from unitune.errors import InvalidField
 from unitune.options import SAMPLING, Flat, clear_unread, put_words, refuse_unread
-from unitune.prompts import things, unknown_words, without
+from unitune.prompts import named_objects, unknown_words, without
 from unitune.sampling_rules import INVERTIBLE, Asked, check_rules
 from unitune.v1.edit_pb2 import SamplingConfig
 from unitune.v1.server_pb2 import BaseModel
@@ -66,7 +66,7 @@ def check_mask_words(config: SamplingConfig, mask: bytes, base_model: BaseModel,
     source = mask_source_of(asked.mask_source, mask, asked.mask_text)
     if source not in MASKS_OF_WORDS or (source == "word" and base_model.has_clipseg):
         return
-    for word, nearest in unknown_words(" ".join(things(asked.mask_text)), base_model.vocabulary):
+    for word, nearest in unknown_words(" ".join(named_objects(asked.mask_text)), base_model.vocabulary):
         remedy = f"the base model does not know it; name {' or '.join(nearest) or 'something of its vocabulary'}"
         raise InvalidField(f"{field}.{SAMPLING['mask_text'].path}", word, remedy)
 

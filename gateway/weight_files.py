@@ -3,15 +3,15 @@
 from gateway.names import parse
 from unitune import store_paths
 from unitune.errors import DataLoss
+from unitune.object_store import ObjectStore
 from unitune.v1.tuning_pb2 import WeightsRef
-from unitune.weight_store import WeightStore
 from unitune.weights import MANIFEST_FILE, Manifest
 
 
 class WeightFiles:
     """The weights of all tunings in one store."""
 
-    def __init__(self, store: WeightStore) -> None:
+    def __init__(self, store: ObjectStore) -> None:
         self._store = store
 
     def path(self, name: str, attempt: int) -> str:

@@ -2,6 +2,6 @@
 
 import os
 
-# Threads of OpenBLAS, which numpy's products run on, spin for milliseconds after each and hold up ONNX Runtime's: a
-# step after such a product took twice its time. It is read when numpy is loaded, so it stands before everything else.
+# numpy's matrix products run on OpenBLAS, whose threads spin for milliseconds afterwards and slow down ONNX Runtime:
+# the next step took twice its time. OpenBLAS reads this when numpy is loaded, so it must come first.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -12,10 +12,10 @@ from sampler_svc.model import Model
 from sampler_svc.service import SamplerService
 from unitune import telemetry
 from unitune.errors import DataLoss
+from unitune.object_store import ObjectStore
 from unitune.serving import serve
 from unitune.settings import load
 from unitune.system_errors import sentence
-from unitune.weight_store import WeightStore
 
 
 def main() -> int:
@@ -23,7 +23,7 @@ def main() -> int:
     config = load(SamplerConfig, os.environ)
     telemetry.configure("sampler")
     try:
-        store = WeightStore(config.store)
+        store = ObjectStore(config.store)
         model = Model.open(
             config.engine,
             threads=config.threads,

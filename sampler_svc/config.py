@@ -15,7 +15,7 @@ class SamplerConfig:
     engine: Path = field(
         metadata={"env": "UNITUNE_ENGINE", "help": "a folder written by `python -m sampler_svc.build`"}
     )
-    store: str = field(metadata={"env": "UNITUNE_STORE", "help": "the weight store's folder or URL"})
+    store: str = field(metadata={"env": "UNITUNE_STORE", "help": "the object store's folder or URL"})
     address: str = field(
         default="127.0.0.1:50053", metadata={"env": "UNITUNE_SAMPLER_ADDRESS", "help": "HOST:PORT to listen on"}
     )

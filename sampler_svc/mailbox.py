@@ -1,7 +1,7 @@
-"""Events on their way from a worker thread to the stream of one call.
+"""Passes events from a worker thread to the stream of one call.
 
-Steps may be dropped when they come too fast or nobody reads; the newest preview and the last step never are, and no
-other event is. So what waits here is bounded by what a run has to say: one step, and everything that comes once.
+A step is dropped when steps come too fast or nobody reads. The newest preview, the last step and all other events are
+kept. So at most one step waits here, and every event that a run sends once.
 """
 
 import asyncio
@@ -40,11 +40,11 @@ class Mailbox(Generic[T]):
         self._loop.call_soon_threadsafe(self._take_in, event)
 
     def close(self) -> None:
-        """End the stream after what was put; from the worker thread."""
+        """End the stream after the events so far; from the worker thread."""
         self._loop.call_soon_threadsafe(self._end)
 
     async def events(self, heartbeat_s: float | None = None) -> AsyncIterator[T | Step | None]:
-        """What was put, until it is closed; None whenever nothing was for `heartbeat_s` seconds, if that is given."""
+        """The events, until the mailbox is closed; None after `heartbeat_s` seconds without one, if that is given."""
         while True:
             while self._waiting:
                 yield self._waiting.popleft()

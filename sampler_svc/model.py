@@ -1,4 +1,4 @@
-"""A base model, loaded to sample from: its graphs, its noise schedule, its weights and its engines."""
+"""A base model that is loaded for sampling: its graphs, noise schedule, weights and engines."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,15 +8,15 @@ from sampler_svc.config import AUTO, BACKENDS
 from sampler_svc.engines.backends import backend_of
 from sampler_svc.engines.cpu_controlled import ControlledEngine
 from sampler_svc.engines.cpu_super_resolution import SuperResolutionEngine
-from sampler_svc.engines.engine import EngineSpec, Weights
+from sampler_svc.engines.engine import EngineSpec, WeightSet
 from sampler_svc.engines.folder import open_folder
 from sampler_svc.engines.layout import GraphLayout
 from sampler_svc.engines.pool import EnginePool
 from sampler_svc.engines.weights import base_weights, super_resolution_weights
 from sampler_svc.sampling.base_graphs import BaseGraphs
+from sampler_svc.sampling.clip_filter import ClipFilter
 from sampler_svc.sampling.clipseg import ClipSeg
 from sampler_svc.sampling.conditioning import Embed
-from sampler_svc.sampling.gate import Gate
 from sampler_svc.sampling.picture_check import PictureCheck
 from sampler_svc.sampling.tools import Tools
 from unitune.base_model import BaseModelSpec
@@ -32,15 +32,15 @@ class Model:
     spec: BaseModelSpec
     schedule: Schedule
     graphs: BaseGraphs
-    base: Weights
+    base: WeightSet
     pool: EnginePool
-    controlled: EnginePool  # of one engine with control over attention, opened when it is first leased
-    engine: str  # the runtime in words
-    super_resolution: EnginePool | None = None  # the second stage, where the base model is a cascade
-    super_resolution_base: Weights | None = None
-    gate: Gate | None = None  # where the base model brings one
-    clipseg: ClipSeg | None = None  # where the sampler has one
-    picture_check: PictureCheck | None = None  # where the base model says which pictures it knows, and has a gate
+    controlled: EnginePool  # one engine with control over its attention, opened by its first lease
+    engine: str  # runtime, version and device, in words
+    super_resolution: EnginePool | None = None  # where the base model is a cascade
+    super_resolution_base: WeightSet | None = None
+    clip_filter: ClipFilter | None = None  # if the base model has one
+    clipseg: ClipSeg | None = None  # if the sampler has one
+    picture_check: PictureCheck | None = None  # if the base model has known pictures and a CLIP filter
 
     @classmethod
     def open(
@@ -56,29 +56,32 @@ class Model:
         """Load an engine folder; 0 threads means one for each core, `refit_mode` is one of REFIT_MODES.
         `clipseg` is the folder of an exported CLIPSeg.
 
-        Raises BackendMissing when this machine cannot run the backend, UnusableEngine when the folder was built for
-        another machine or runtime, is damaged or was not proven to be refitted in this mode, and DataLoss when the
-        engine does not answer as it did when it was built.
+        Raises BackendMissing when this machine cannot run the backend. Raises UnusableEngine when the folder was built
+        for another machine or runtime, is damaged, or has no proof of this refit mode. Raises DataLoss when the engine
+        does not answer as it did when it was built.
         """
         runtime = backend_of(backend)
         spec = open_folder(folder, runtime.facts)
         base = base_weights(folder, spec)
         graphs = BaseGraphs(folder, spec, threads, runtime.open_graph)
-        engine_spec = EngineSpec.of(spec)
+        engine_spec = EngineSpec.from_model(spec)
 
         def open_controlled() -> ControlledEngine:
             return ControlledEngine(folder, engine_spec, threads, GraphLayout(engine_spec, base.tensors))
 
-        second, second_base = None, None
+        super_resolution, super_resolution_base = None, None
         if spec.super_resolution is not None:
-            second_base = super_resolution_weights(folder, spec.super_resolution)
-            second_spec = SuperResolutionEngine.spec_of(spec)
-            layout = GraphLayout(second_spec, second_base.tensors)
-            second = EnginePool(
-                lambda: SuperResolutionEngine(folder, second_spec, threads, layout), second_base, engines, is_lazy=True
+            super_resolution_base = super_resolution_weights(folder, spec.super_resolution)
+            stage_spec = SuperResolutionEngine.spec_of(spec)
+            layout = GraphLayout(stage_spec, super_resolution_base.tensors)
+            super_resolution = EnginePool(
+                lambda: SuperResolutionEngine(folder, stage_spec, threads, layout),
+                super_resolution_base,
+                engines,
+                is_lazy=True,
             )
 
-        gate = Gate.open(folder, spec.preset, graphs.round_trip_error, threads, runtime.open_graph)
+        clip_filter = ClipFilter.open(folder, spec.preset, graphs.round_trip_error, threads, runtime.open_graph)
         known = KnownPictures.load(folder)
         return cls(
             spec=spec,
@@ -88,15 +91,17 @@ class Model:
             pool=EnginePool(runtime.opener(folder, engine_spec, base, threads, refit_mode), base, engines),
             controlled=EnginePool(open_controlled, base, is_lazy=True),
             engine=" ".join(runtime.facts[fact] for fact in ("runtime", "version", "device")),
-            super_resolution=second,
-            super_resolution_base=second_base,
-            gate=gate,
+            super_resolution=super_resolution,
+            super_resolution_base=super_resolution_base,
+            clip_filter=clip_filter,
             clipseg=ClipSeg(clipseg, threads) if clipseg is not None else None,
-            picture_check=PictureCheck(known, gate, graphs) if known is not None and gate is not None else None,
+            picture_check=PictureCheck(known, clip_filter, graphs)
+            if known is not None and clip_filter is not None
+            else None,
         )
 
     def tools(self, denoiser: Denoiser, *, embed: Embed | None = None, **more: Any) -> Tools:
-        """What an edit is made with, by a denoiser that holds its weights; `more` are fields of Tools.
+        """The tools of an edit whose weights the denoiser holds; `more` are fields of Tools.
 
         `embed` takes the place of the base model's own text embedding.
         """

@@ -1,6 +1,6 @@
-"""SamplerService: message in, sample, messages out.
+"""SamplerService: reads a request, samples, sends events.
 
-Device work runs in one worker thread for each engine, so calls wait in the order they came; cancelling is a flag that
+Device work runs in one worker thread for each engine, so calls are served in their order. Cancelling sets a flag that
 the work reads before each step.
 """
 
@@ -25,7 +25,7 @@ from sampler_svc.engines.pool import Lease
 from sampler_svc.engines.weights import tuned_super_resolution, tuned_weights
 from sampler_svc.mailbox import Mailbox
 from sampler_svc.model import Model
-from sampler_svc.sampling.attempts import Gated, attempts_of, sample_gated
+from sampler_svc.sampling.attempts import ScoredImage, attempts_of, sample_filtered
 from sampler_svc.sampling.conditioning import REFITS_NOTHING, Embed, embedding, null_embeddings, refuse_unbound
 from sampler_svc.sampling.events import EditedImage, Event, Step, Warned
 from sampler_svc.sampling.masks import Find
@@ -39,16 +39,16 @@ from sampler_svc.stored_weights import StoredWeights
 from unitune import store_paths, telemetry
 from unitune.choices import DEFAULT_RESAMPLES, MASKS_OF_WORDS, tuned_by
 from unitune.errors import Internal, InvalidField, Unavailable, UniTuneError, to_status
+from unitune.object_store import ObjectStore
 from unitune.options import Flat
-from unitune.prompts import things, without
+from unitune.prompts import named_objects, without
 from unitune.serving import HEARTBEAT_S
 from unitune.v1 import edit_pb2, sampler_pb2, sampler_pb2_grpc, tuning_pb2
-from unitune.weight_store import WeightStore
 from unitune.weights import TunedWeights
 
 logger = logging.getLogger(__name__)
 
-REPLICA_STATE_S = 1.0  # at most so long between two states of WatchReplica
+REPLICA_STATE_S = 1.0  # longest time between two states of WatchReplica
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ T = TypeVar("T")
 class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
     """The servicer. It is used from one event loop."""
 
-    def __init__(self, model: Model, store: WeightStore) -> None:
+    def __init__(self, model: Model, store: ObjectStore) -> None:
         self._model, self._weights = model, StoredWeights(store, model.spec.digest)
         self._workers = ThreadPoolExecutor(model.pool.size, "engine")
         self._waiting = 0
@@ -69,12 +69,12 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         return [sampler_pb2.DESCRIPTOR.services_by_name["SamplerService"].full_name]
 
     async def drain(self) -> None:
-        """Accept no more runs, and end the streams that would not end by themselves."""
+        """Accept no more runs, and end the streams that have no end of their own."""
         self._is_draining = True
-        self._tell_watchers()
+        self._notify_watchers()
 
     async def close(self) -> None:
-        """Wait for the worker threads, which tell the event loop what they do. Call it once the server is stopped."""
+        """Wait for the worker threads, which use the event loop. Call it when the server has stopped."""
         await asyncio.to_thread(self._workers.shutdown, cancel_futures=True)
 
     async def GetSamplerInfo(self, request: sampler_pb2.GetSamplerInfoRequest, context: Any) -> sampler_pb2.SamplerInfo:
@@ -82,7 +82,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         return wire.sampler_info(self._model)
 
     async def Sample(self, request: sampler_pb2.SampleRequest, context: Any) -> AsyncIterator[sampler_pb2.SampleEvent]:
-        """Run in a worker thread; stream what it has to say."""
+        """Sample in a worker thread, and stream its events."""
         wanted = wire.read_request(request, self._model)
         mailbox: Mailbox[sampler_pb2.SampleEvent] = Mailbox(asyncio.get_running_loop())
         cancelled = threading.Event()
@@ -96,21 +96,21 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                     yield wire.step_event(event) if isinstance(event, Step) else event
         finally:
             cancelled.set()
-            run.cancel()  # no more than a wish once a worker has begun
+            run.cancel()  # has no effect once a worker has begun
 
     async def CheckSample(self, request: sampler_pb2.SampleRequest, context: Any) -> sampler_pb2.CheckSampleResponse:
-        """What only tokenizers and encoders know of a run, beside the worker threads: it waits for no edit."""
+        """Check what needs tokenizers and encoders. It uses no worker thread, so it waits for no edit."""
         model = self._model
         wanted = wire.read_request(request, model, is_run=False)
-        warnings = check_texts(model.graphs, model.gate, model.clipseg, wire.read_texts(request, wanted))
+        warnings = check_texts(model.graphs, model.clip_filter, model.clipseg, wire.read_texts(request, wanted))
         if request.image and model.picture_check is not None:
             warnings += await asyncio.to_thread(model.picture_check.warnings_of, request.image)
         return sampler_pb2.CheckSampleResponse(warnings=warnings)
 
     async def Load(self, request: sampler_pb2.LoadRequest, context: Any) -> sampler_pb2.LoadResponse:
-        """Lease an engine for the weights, if one is free, and give it back at once: edits come first.
+        """Refit a free engine with the weights, if there is one. It waits for none, since edits come first.
 
-        Embeddings alone need no engine, and are read.
+        Weights of embeddings alone need no engine: they are only read.
         """
         if not request.weights.digest:
             raise InvalidField("weights.digest", "", "it must be set")
@@ -134,13 +134,13 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         for pool in (self._model.pool, self._model.controlled, self._model.super_resolution):
             if pool is not None:
                 await asyncio.to_thread(pool.evict, request.digest)
-        self._tell_watchers()
+        self._notify_watchers()
         return sampler_pb2.EvictResponse()
 
     async def WatchReplica(
         self, request: sampler_pb2.WatchReplicaRequest, context: Any
     ) -> AsyncIterator[sampler_pb2.ReplicaState]:
-        """The state now, on every change and once a second; the last one says that the replica drains."""
+        """The state now, after every change and once a second. The last one says that the replica drains."""
         changed = asyncio.Event()
         self._changed.add(changed)
         try:
@@ -185,14 +185,14 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                     mailbox.put(wire.loading_event(lease))
                 extras = None
                 if tuned is not None:
-                    extras = self._weights.extras(tuned.path, tuned.digest).of_method(made_by)
+                    extras = self._weights.extras(tuned.path, tuned.digest).require_method(made_by)
 
-                def on_event(event: Event | Gated) -> None:
+                def on_event(event: Event | ScoredImage) -> None:
                     if isinstance(event, Step):
                         mailbox.put(event)
                     elif isinstance(event, Warned):
                         mailbox.put(wire.warning_event(event))
-                    elif isinstance(event, (EditedImage, Gated)):
+                    elif isinstance(event, (EditedImage, ScoredImage)):
                         for message in wire.result_events(event, request.config):
                             mailbox.put(message)
                     else:
@@ -219,15 +219,15 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         extras: TunedWeights | None,
         second: SuperResolution | None,
         cancelled: threading.Event,
-        on_event: Callable[[Event | Gated], None],
+        on_event: Callable[[Event | ScoredImage], None],
     ) -> None:
-        """One run, or as many attempts as the gate needs. `extras` are of the method's weights, if it has any."""
+        """One run, or all attempts that the CLIP filter needs. `extras` are of the method's weights, if it has any."""
         model, config, words = self._model, request.config, request.rare_tokens
         embed: Embed = model.graphs.embed
         if extras is not None:
             refuse_unbound(extras, wanted)
             embed = embedding(model.graphs, extras, wanted.prompt, config.eta)
-            words = extras.manifest.rare_tokens  # some methods have them within the prompt; no CLIP knows them
+            words = extras.manifest.rare_tokens  # some methods have them within the prompt; CLIP does not know them
             if wanted.attention is not None:
                 nulls = null_embeddings(model.graphs, extras, wanted.num_inference_steps)
                 wanted = replace(wanted, attention=replace(wanted.attention, nulls=nulls))
@@ -241,15 +241,15 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             find=self._finder(wanted, lease, cancelled),
             super_resolution=second,
         )
-        if model.gate is None or not (config.automatic or config.HasField("clip_filter")):
+        if model.clip_filter is None or not (config.automatic or config.HasField("clip_filter")):
             sample(wanted, tools, on_event)
             return
         edit = PreparedEdit(wanted, tools)
         resamples = config.clip_filter.resamples if config.clip_filter.HasField("resamples") else DEFAULT_RESAMPLES
-        attempts = attempts_of(wanted, model.gate, is_automatic=config.automatic, resamples=resamples)
-        sample_gated(
+        attempts = attempts_of(wanted, model.clip_filter, is_automatic=config.automatic, resamples=resamples)
+        sample_filtered(
             lambda attempt, on_event: sample(attempt, tools, on_event, edit),
-            model.gate,
+            model.clip_filter,
             edit.picture,
             without(request.prompt, words),
             attempts,
@@ -258,12 +258,12 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         )
 
     def _finder(self, wanted: Request, lease: Lease, cancelled: threading.Event) -> Find | None:
-        """What finds the things that the mask is of; None where the mask is of something else."""
-        model, named = self._model, things(wanted.mask_text)
+        """What finds the objects that the mask is of; None for a mask of another source."""
+        model, named = self._model, named_objects(wanted.mask_text)
         if wanted.mask_source not in MASKS_OF_WORDS:
             return None
         if model.clipseg is not None and wanted.mask_source == "word":
-            return partial(model.clipseg.find, things=named)
+            return partial(model.clipseg.find, objects=named)
         # Tuned weights have learnt one picture, not what words mean.
         denoiser = lease.engine.run if lease.engine.weights == BASE else model.pool.run_base
         return finder(model.graphs, model.schedule, denoiser, named, wanted.untuned_prompt, cancelled.is_set)
@@ -272,12 +272,12 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
     def _super_resolution(
         self, prompt: str, wanted: Request, weights: tuning_pb2.WeightsRef | None, cancelled: threading.Event
     ) -> Iterator[SuperResolution | None]:
-        """Super-resolution, ready for an edit that asks for it, with an engine of its own. `prompt` is as it was sent,
+        """Super-resolution with an engine of its own, for an edit that asks for it. `prompt` is as it was sent,
         `weights` are those that the method samples with.
 
-        A tuned one sees the words that it was tuned by: UniTune's rare tokens before the prompt, and Imagic's own
-        embedding of the prompt (arXiv 2210.09276, section 3.2). That of the base model knows no word that a tuning
-        binds, and does not see it.
+        A tuned super-resolution gets the text that it was tuned with: the prompt after UniTune's rare tokens, or
+        Imagic's own embedding of the prompt (arXiv 2210.09276, section 3.2). An untuned one gets the prompt without the
+        words that the tuning bound, which it does not know.
         """
         model, asked = self._model, wanted.super_resolution
         if asked is None or model.super_resolution is None or model.spec.super_resolution is None:
@@ -286,7 +286,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         base, graphs = model.super_resolution_base, model.graphs
         assert base is not None
         tuned = self._weights.extras(weights.path, weights.digest) if weights is not None else None
-        if weights is not None and tuned is not None and tuned.tunes_second_stage:
+        if weights is not None and tuned is not None and tuned.tunes_super_resolution:
             context = embedding(graphs, tuned, wanted.prompt, eta=1.0)(wanted.prompt)
             read = partial(self._weights.read, weights.path, weights.digest)
             leased = model.super_resolution.lease(
@@ -304,7 +304,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
     def _lease(
         self, weights: tuning_pb2.WeightsRef | None, *, is_controlled: bool = False
     ) -> AbstractContextManager[Lease]:
-        """`is_controlled` is for an engine with control over its attention, a ControlledEngine."""
+        """A lease for these weights, or the base weights. With `is_controlled` its engine is a ControlledEngine."""
         model = self._model
         pool = model.controlled if is_controlled else model.pool
         if weights is None:
@@ -313,7 +313,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         return pool.lease(weights.digest, lambda: tuned_weights(read(), model.base, model.spec.digest))
 
     def _submit(self, work: Callable[[], T]) -> "Future[T]":
-        """Queue work for a worker thread. Raises Unavailable (DRAINING) when no more is accepted."""
+        """Queue work for a worker thread. Raises Unavailable (DRAINING) during a drain."""
         if self._is_draining:
             raise Unavailable("this replica is shutting down; another one answers", reason="DRAINING")
         loop = asyncio.get_running_loop()
@@ -332,8 +332,8 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
 
     def _count_waiting(self, more: int) -> None:
         self._waiting += more
-        self._tell_watchers()
+        self._notify_watchers()
 
-    def _tell_watchers(self) -> None:
+    def _notify_watchers(self) -> None:
         for changed in self._changed:
             changed.set()

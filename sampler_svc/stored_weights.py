@@ -1,28 +1,27 @@
-"""The weights files of a store, as one base model's sampler reads them."""
+"""Reads the weights files of a store for one base model."""
 
 import threading
 from dataclasses import replace
 
 from unitune.errors import FailedPrecondition
-from unitune.weight_store import WeightStore
+from unitune.object_store import ObjectStore
 from unitune.weights import TunedWeights
 
-# Of embeddings that are kept to be read no more. One of Stable Diffusion is a quarter of a megabyte; null-text has one
-# for each step.
+# Of embeddings in memory. One of Stable Diffusion is a quarter of a megabyte; null-text has one for each step.
 EXTRAS_BYTES = 128 << 20
 
 
 class StoredWeights:
-    """Reads weights files, and keeps all but their tensors, so that a warm edit reads nothing. Any thread may call."""
+    """Keeps everything that it reads except the tensors, so that a warm edit reads no file. Thread-safe."""
 
-    def __init__(self, store: WeightStore, base_model: str) -> None:
+    def __init__(self, store: ObjectStore, base_model: str) -> None:
         """`base_model` is the digest of the base model."""
         self._store, self._base_model = store, base_model
         self._kept: dict[str, TunedWeights] = {}  # by digest, without the denoiser's tensors
         self._lock = threading.Lock()
 
     def read(self, path: str, digest: str) -> TunedWeights:
-        """The whole file. Raises what `WeightStore.get_weights` raises."""
+        """The whole file. Raises what `ObjectStore.get_weights` raises."""
         tuned = self._store.get_weights(path, digest)
         with self._lock:
             self._kept[digest] = replace(tuned, tensors={})
@@ -31,7 +30,7 @@ class StoredWeights:
         return tuned
 
     def extras(self, path: str, digest: str) -> TunedWeights:
-        """All but the denoiser's tensors. Raises FailedPrecondition (BASE_MODEL_MISMATCH), and as `read` does."""
+        """Everything except the tensors. Raises FailedPrecondition (BASE_MODEL_MISMATCH), and as `read` does."""
         with self._lock:
             kept = self._kept.get(digest)
         kept = kept or self.read(path, digest)
@@ -40,11 +39,11 @@ class StoredWeights:
         return kept
 
     def method(self, path: str, digest: str) -> str:
-        """The tuning method. Raises what `WeightStore.get_manifest` raises."""
+        """The tuning method. Raises what `ObjectStore.get_manifest` raises."""
         return self._store.get_manifest(path, digest).method
 
     def forget(self, digest: str) -> None:
-        """Read it anew the next time."""
+        """Read the file again the next time."""
         with self._lock:
             self._kept.pop(digest, None)
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from sampler_svc.engines.pool import Lease
 from sampler_svc.model import Model
-from sampler_svc.sampling.attempts import Gated
+from sampler_svc.sampling.attempts import ScoredImage
 from sampler_svc.sampling.events import EditedImage, Step, Warned
 from sampler_svc.sampling.prompt_to_prompt import AttentionEdit
 from sampler_svc.sampling.request import Request
@@ -105,7 +105,7 @@ def read_texts(request: sampler_pb2.SampleRequest, wanted: Request) -> Texts:
         bound=request.rare_tokens or tuning.rare_tokens,
         vectors=(tuning.rare_tokens, tuning.num_vectors) if is_placeholder else ("", 0),
         tuning=None if is_made else tuning,
-        is_gated=config.automatic or config.clip_filter,
+        is_scored=config.automatic or config.clip_filter,
     )
 
 
@@ -115,7 +115,7 @@ def sampler_info(model: Model) -> sampler_pb2.SamplerInfo:
     return sampler_pb2.SamplerInfo(
         base_model=_base_model(model),
         sampling_defaults=_defaults(preset, EDIT_METHODS[0], second),
-        method_defaults=[_defaults(preset.of(method), method, second) for method in EDIT_METHODS],
+        method_defaults=[_defaults(preset.method_preset(method), method, second) for method in EDIT_METHODS],
         engine=model.engine,
     )
 
@@ -135,7 +135,7 @@ def step_event(step: Step) -> sampler_pb2.SampleEvent:
     return sampler_pb2.SampleEvent(step=edit_pb2.EditEvent.Step(**vars(step)))
 
 
-def result_events(result: EditedImage | Gated, config: edit_pb2.SamplingConfig) -> list[sampler_pb2.SampleEvent]:
+def result_events(result: EditedImage | ScoredImage, config: edit_pb2.SamplingConfig) -> list[sampler_pb2.SampleEvent]:
     """A result; one that is too large for a message is followed by the parts of its file."""
     image, parts = image_pieces.cut(_edited_image(result, config))
     return [
@@ -152,7 +152,7 @@ def warning_event(warned: Warned) -> sampler_pb2.SampleEvent:
 def _base_model(model: Model) -> server_pb2.BaseModel:
     return base_model_info(
         model.spec,
-        has_clip_filter=model.gate is not None,
+        has_clip_filter=model.clip_filter is not None,
         has_clipseg=model.clipseg is not None,
         has_known_pictures=model.picture_check is not None,
     )
@@ -225,10 +225,10 @@ def _chosen(config: Flat, name: str, default: T) -> T:
     return getattr(config, name) if config.has(name) else default
 
 
-def _edited_image(found: EditedImage | Gated, config: edit_pb2.SamplingConfig) -> edit_pb2.EditEvent.EditedImage:
-    image = found.image if isinstance(found, Gated) else found
+def _edited_image(found: EditedImage | ScoredImage, config: edit_pb2.SamplingConfig) -> edit_pb2.EditEvent.EditedImage:
+    image = found.image if isinstance(found, ScoredImage) else found
     message = edit_pb2.EditEvent.EditedImage(index=image.index, seed=image.seed, png=image.png, mask=image.mask)
-    if isinstance(found, Gated):
+    if isinstance(found, ScoredImage):
         scores = found.scores
         message.scores.CopyFrom(edit_pb2.Scores(**vars(scores), passed=found.passed))
         if config.automatic:

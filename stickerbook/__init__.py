@@ -1,5 +1,5 @@
 """stickerbook: the embedded base model and the procedural world that it is trained on.
 
-Stickers stand in painted places at some time of day, in some picture style. Every scene has an
-exact caption, an exact layout and therefore an exact ground truth for every edit.
+Stickers stand in painted places, at a time of day, in a picture style. Every scene has an exact caption and an exact
+layout, and so an exact ground truth for every edit.
 """

@@ -1,4 +1,4 @@
-"""Say what a scene shows. The full caption names every attribute; training also uses partial ones."""
+"""Captions of scenes. The full caption names every attribute; training also uses partial ones."""
 
 import string
 
@@ -56,9 +56,8 @@ def caption(scene: Scene) -> str:
 def training_caption(scene: Scene, rng: np.random.Generator) -> str:
     """A caption for training: mostly full, sometimes partial, sometimes empty, sometimes with a rare word before it.
 
-    The empty caption (one in ten) is what classifier-free guidance needs. Rare words are random
-    letters: the model sees such tokens and learns that they mean nothing, so that a tuning can
-    give them a meaning.
+    Classifier-free guidance needs the empty caption (one in ten). Rare words are random letters: the model learns that
+    such tokens mean nothing, so that a tuning can give them a meaning.
     """
     if rng.random() < 0.1:
         return "" if rng.random() < 0.6 else rare_word(rng)
@@ -67,7 +66,7 @@ def training_caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def partial_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """The full caption, of which a part is left out now and then."""
+    """The full caption, sometimes without a part."""
     parts = [
         STYLE_PHRASES[scene.style],
         objects_phrase(scene) if rng.random() < 0.96 else "",

@@ -1,12 +1,12 @@
-"""What the second stage adds: figures on held-out scenes, and a sheet of edits with their ground truth.
+"""What super-resolution adds: figures on held-out scenes, and a sheet of edits with their ground truth.
 
     python -m stickerbook.cascade                                    # PSNR against bicubic enlargement, no services
     python -m stickerbook.cascade --sheet docs/methods/cascade.png   # edits through the services, and no figures
 
-The figures are of pictures as soft as the first stage's, renders that went through the autoencoder, against the same
-scenes painted at 128 px. The sheet's rows are edits of demo pictures painted at 128 px: the first stage's picture
-enlarged, the same through the second stage, the same through one tuned on the picture, and the ground truth; nothing of
-the base image is mixed back.
+The figures compare enlarged pictures with the same scenes painted at 128 px. The small pictures are renders after the
+autoencoder's round trip, as soft as edits. The sheet's rows are edits of demo pictures painted at 128 px: the small
+picture enlarged, the same by super-resolution, by super-resolution tuned on the picture, and the ground truth. Nothing
+of the base image is mixed back.
 """
 
 import argparse
@@ -31,12 +31,12 @@ from unitune_client.local.services import LocalServices
 
 TRIED = ((0, 1), (50, 1), (100, 1), (200, 1), (50, 2), (50, 8))  # noise level, steps
 BATCH = 24
-UPDATES = 64  # of the second stage, in the sheet's third column
+UPDATES = 64  # of super-resolution, in the sheet's third column
 STRENGTH, GUIDANCE_SCALE = 0.9, 5.0  # of the sheet's edits
 
 
 def measure(model: Path, scenes: int) -> None:
-    """Print the PSNR of bicubic enlargement, and of the second stage at some noise levels and numbers of steps."""
+    """Print the PSNR of bicubic enlargement, and of super-resolution at some noise levels and numbers of steps."""
     fp32 = {"torch_dtype": torch.float32, "use_safetensors": True}
     held_out = HeldOut(
         scenes,
@@ -59,7 +59,7 @@ def measure(model: Path, scenes: int) -> None:
 
 
 def edits(cases: int) -> np.ndarray:
-    """The sheet, uint8: a row per edit, in columns as the module says."""
+    """The sheet, uint8: a row per edit, with the columns above."""
     rows = []
     with LocalServices(log=say) as services, Client(services.address) as client:
         for case in load_cases()[:cases]:

@@ -14,8 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 
-class Run:
-    """One training run: steps the optimizer, follows the weights' moving average, saves and resumes."""
+class TrainingRun:
+    """One training run: steps the optimizer, keeps a moving average of the weights, saves and resumes."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class Run:
         weight_decay: float = 0.01,
         facts: Mapping[str, str] | None = None,
     ) -> None:
-        """`facts` are what else a reader of the checkpoint should know; a resumed run has those of its file, too."""
+        """`facts` are stored in the checkpoint's metadata; a resumed run also has those of its file."""
         self.path, self.model = path, model
         self.learning_rate, self.updates, self.warmup = learning_rate, updates, warmup
         self.average_decay = average_decay
@@ -52,7 +52,7 @@ class Run:
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.updates_done += 1
-        # A young average follows closely, so that early checkpoints are usable.
+        # At first the average follows fast, so that early checkpoints are usable.
         decay = min(self.average_decay, self.updates_done / (self.updates_done + 10))
         with torch.no_grad():
             torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
@@ -67,7 +67,7 @@ class Run:
             torch._foreach_copy_(self.parameters, self.average)
 
     def start_from(self, model: torch.nn.Module) -> None:
-        """Begin with the weights of another model of the same shape, in place of random ones."""
+        """Begin with the weights of another model of the same shape."""
         with torch.no_grad():
             self.model.load_state_dict(model.state_dict())
             torch._foreach_copy_(self.average, self.parameters)
@@ -86,7 +86,7 @@ class Run:
         os.replace(temporary, self.path)
 
     def resume(self) -> bool:
-        """Take up the saved state if there is one; whether there was.
+        """Continue from the saved state; whether there was one.
 
         Raises ValueError when the file was written for another model.
         """
@@ -114,17 +114,17 @@ class Run:
         return True
 
 
-class Progress:
-    """Says how a run goes: the mean loss, and scenes a second since it began or went on."""
+class TrainingLog:
+    """Prints the progress of a run: the mean loss, and scenes per second since it started or resumed."""
 
-    def __init__(self, run: Run, *, batch: int, every: int) -> None:
-        """A line after each `every` updates, of `batch` scenes each."""
+    def __init__(self, run: TrainingRun, *, batch: int, every: int) -> None:
+        """Prints a line every `every` updates, of `batch` scenes each."""
         self._run, self._batch, self._every = run, batch, every
         self._started, self._first = time.monotonic(), run.updates_done
         self._mean_loss: torch.Tensor | None = None
 
-    def tell(self, loss: torch.Tensor) -> None:
-        """Note the loss of the update that is done, and print the line if it is time; else a GPU is not waited for."""
+    def add(self, loss: torch.Tensor) -> None:
+        """Add the loss of an update, and print a line if it is time. Only then it waits for a GPU."""
         loss, before = loss.detach(), self._mean_loss
         self._mean_loss = loss.clone() if before is None else before.lerp_(loss, 0.01)
         done = self._run.updates_done

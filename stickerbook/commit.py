@@ -1,11 +1,11 @@
-"""The commit that a program runs from, for what it writes."""
+"""The commit that a program runs from, for its output files."""
 
 import subprocess
 from pathlib import Path
 
 
 def commit(*changed: str) -> str:
-    """Short, "+" behind it if files like `changed` (any, without one) are not committed; empty outside a repository."""
+    """The short commit, with "+" if files like `changed` (default: any) are uncommitted; empty without a repository."""
     git = ["git", "-C", str(Path(__file__).parent.parent)]
     try:
         head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)

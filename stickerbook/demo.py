@@ -1,4 +1,4 @@
-"""Edit three pictures that the model never saw, through the real services, and judge the results.
+"""Edit three pictures that are not in the training data, through the real services, and judge the results.
 
     make demo
 
@@ -32,7 +32,7 @@ CASES = Path(__file__).parent.parent / "demo" / "cases.json"
 
 
 @dataclass(frozen=True)
-class Case:
+class DemoCase:
     """One picture of the demo: its file, its scene, and the scenes that its edits should become."""
 
     picture: Path
@@ -40,24 +40,24 @@ class Case:
     edits: tuple[Scene, ...]
 
 
-def load_cases(path: Path = CASES) -> list[Case]:
+def load_cases(path: Path = CASES) -> list[DemoCase]:
     """The cases of a file: [{"picture", "seed", "scene": {...}, "edits": [{...}, ...]}, ...]."""
     cases = []
     for case in json.loads(path.read_text()):
         scene = draw_scene(FIRST_HELD_OUT_SEED + case["seed"], "held_out").edited(**case["scene"])
         edits = tuple(scene.edited(**changes) for changes in case["edits"])
-        cases.append(Case(path.parent / case["picture"], scene, edits))
+        cases.append(DemoCase(path.parent / case["picture"], scene, edits))
     return cases
 
 
-def draw_pictures(cases: list[Case]) -> None:
-    """Paint the pictures of the cases into their files (they lie in the repository; this is how they came there)."""
+def draw_pictures(cases: list[DemoCase]) -> None:
+    """Paint the pictures of the cases into their files, which are in the repository."""
     for case in cases:
         Image.fromarray(render(case.scene)).save(case.picture)
 
 
-def judged(case: Case, wanted: Scene, pixels: np.ndarray, judge: Judge) -> dict[str, object]:
-    """What the report says of one edit."""
+def judged(case: DemoCase, wanted: Scene, pixels: np.ndarray, judge: Judge) -> dict[str, object]:
+    """The report of one edit."""
     original = render(case.scene)
     kept = kept_pixels(original, render(wanted))
     seen = judge.read(pixels[None])[0]

@@ -2,9 +2,9 @@
 
     python -m stickerbook.evaluate
 
-Prints the share of samples in which the judge reads each attribute right (a second object and its side: of the captions
-that ask for one), the object's confusion, and how well the autoencoder keeps renders; writes them with a contact sheet
-to out/evaluate/.
+Prints the share of samples in which the judge reads each attribute right (for a second object and its side: of captions
+that have one), the confusion of objects, and how well the autoencoder reproduces renders. Writes them with a contact
+sheet to out/evaluate/.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def shares_right(scenes: list[Scene], seen: list[dict[str, str]]) -> dict[str, float]:
-    """By attribute; a second object and its side count together: right where there is one, none where there is none."""
+    """By attribute. A second object and its side count together, and must be none if the caption has none."""
     pairs = list(zip(scenes, seen, strict=True))
     single = [a for a in ATTRIBUTES if a not in ("second", "side")]
     shares = {a: float(np.mean([getattr(scene, a) == got[a] for scene, got in pairs])) for a in single}

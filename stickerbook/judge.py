@@ -1,9 +1,9 @@
-"""The judge: a classifier trained on rendered scenes only, which says what a picture shows.
+"""The judge: a classifier of what a picture shows, trained only on rendered scenes.
 
     python -m stickerbook.judge --updates 2500
 
-It never sees a picture of the diffusion model, so it cannot learn to excuse one. Interrupt it at will; the same
-command goes on.
+Its training has no picture of the diffusion model, so it does not learn to accept that model's faults. It can be
+interrupted; the same command continues.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
-from stickerbook.checkpoint import Progress, Run
+from stickerbook.checkpoint import TrainingLog, TrainingRun
 from stickerbook.pictures import as_images
 from stickerbook.render import render
 from stickerbook.world import ATTRIBUTES, NONE, OBJECTS, PLACES, STYLES, Scene, draw_scene
@@ -26,7 +26,7 @@ FIRST_VALIDATION_SEED = 900_000_000  # the judge's own split of the training ran
 
 
 class Residual(nn.Module):
-    """Two convolutions beside a straight way."""
+    """Two convolutions and a skip connection."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Judge(nn.Module):
 
 
 def any_scene(seed: int) -> Scene:
-    """A scene of any pair of object and place, each style as often as the others: the judge must know them all."""
+    """A scene of any pair of object and place, all styles equally often, since the judge must know them all."""
     rng = np.random.default_rng([3, seed])
     scene = draw_scene(seed)
     others = [word for word in OBJECTS if word != scene.second]
@@ -110,7 +110,7 @@ def spoiled(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 @torch.no_grad()
 def right_of_renders(judge: Judge, renders: int) -> dict[str, float]:
-    """The share of unseen renders that is read right, by attribute; `second` and `side` where there is one."""
+    """The share of unseen renders that is read right, by attribute; `second` and `side` only if there is one."""
     images, labels = batch_of(list(range(FIRST_VALIDATION_SEED, FIRST_VALIDATION_SEED + renders)))
     logits = judge.eval()(images)
     has_second = labels["second"] != ATTRIBUTES["second"].index(NONE)
@@ -130,7 +130,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     judge = Judge()
-    run = Run(
+    run = TrainingRun(
         options.work / "judge.safetensors",
         judge,
         learning_rate=options.learning_rate,
@@ -139,7 +139,7 @@ def main() -> None:
     )
     if run.resume():
         print(f"resumed at update {run.updates_done}", flush=True)
-    progress = Progress(run, batch=options.batch, every=250)
+    log = TrainingLog(run, batch=options.batch, every=250)
     while not run.is_done:
         rng = np.random.default_rng([4, run.updates_done])
         images, labels = batch_of(rng.integers(FIRST_VALIDATION_SEED, size=options.batch).tolist())
@@ -148,7 +148,7 @@ def main() -> None:
         losses = [functional.cross_entropy(logits[attribute].float(), labels[attribute]) for attribute in ATTRIBUTES]
         loss = torch.stack(losses).sum()
         run.update(loss)
-        progress.tell(loss)
+        log.add(loss)
         if run.updates_done % 250 == 0:
             run.save()
     run.use_average()

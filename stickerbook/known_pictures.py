@@ -1,12 +1,11 @@
-"""Measure which pictures stickerbook knows, and how well others are told from them.
+"""Measure which pictures stickerbook knows, and how well they are told from others.
 
     python -m stickerbook.known_pictures
 
-Renders of the world as people bring them, enlarged, squeezed, as JPEG files, brighter, noisy, set the limits of
-`stickerbook/model/known_pictures.safetensors`; by those the sampler warns of a picture that is unlike them, before it
-is tuned on. Held-out renders then give the share of false alarms, and photographs, charts, screenshots, drawings, text,
-noise and plain colours, which the model never saw, the share that is found. Needs scikit-image and matplotlib, whose
-own pictures those are (`unitune[dev]`).
+The limits in `stickerbook/model/known_pictures.safetensors` come from renders like users' files: enlarged, squeezed, as
+JPEG, brighter or noisy. With them the sampler warns of other pictures before a tuning. Held-out renders give the share
+of false alarms. Photographs, charts, screenshots, drawings, text, noise and plain colours, which are not in the
+training data, give the share that is found. It needs scikit-image and matplotlib for these pictures (`unitune[dev]`).
 """
 
 import argparse
@@ -54,7 +53,7 @@ class Figures:
 
 
 class Eye:
-    """The gate's CLIP and the autoencoder, as the sampler uses them."""
+    """The CLIP filter's model and the autoencoder, as the sampler uses them."""
 
     def __init__(self, folder: Path) -> None:
         clip = CLIPModel.from_pretrained(
@@ -65,7 +64,7 @@ class Eye:
 
     @torch.no_grad()
     def look(self, pictures: Iterable[Pixels]) -> Figures:
-        """The figures of pictures of any size, of which a batch at a time is in memory."""
+        """The figures of pictures of any size, with one batch at a time in memory."""
         side: tuple[int, int] = self._model.image_side
         embeddings, round_trips = [], []
         remaining = iter(pictures)
@@ -79,8 +78,8 @@ class Eye:
         return Figures(torch.cat(embeddings).numpy(), np.concatenate(round_trips))
 
 
-def as_people_bring_it(scene: Scene, rng: np.random.Generator) -> Pixels:
-    """A render of any size, squeezed a little or not, as a JPEG file or not, brighter or darker, with some noise."""
+def as_a_user_picture(scene: Scene, rng: np.random.Generator) -> Pixels:
+    """A render changed like a user's file: its size, aspect, JPEG compression, brightness or noise."""
     picture = render(scene, 128) if rng.random() < 0.5 else render(scene)
     kind = int(rng.integers(7))
     if kind == 0:
@@ -101,17 +100,17 @@ def as_people_bring_it(scene: Scene, rng: np.random.Generator) -> Pixels:
 
 
 def known(number: int) -> Iterator[Pixels]:
-    """Renders of training's range: any pair of object and place, all styles alike."""
+    """Renders from the training range: any pair of object and place, all styles equally often."""
     rng = np.random.default_rng(11)
-    return (as_people_bring_it(any_scene(seed), rng) for seed in range(number))
+    return (as_a_user_picture(any_scene(seed), rng) for seed in range(number))
 
 
 def held_out(number: int) -> Iterator[Pixels]:
-    """Renders that training never drew; in half of them the styles are alike."""
+    """Held-out renders; in half of them all styles are equally often."""
     rng = np.random.default_rng(12)
     scenes = [draw_scene(seed, "held_out") for seed in range(FIRST_HELD_OUT, FIRST_HELD_OUT + number)]
     scenes = [s.edited(style=str(rng.choice(STYLES))) if index % 2 else s for index, s in enumerate(scenes)]
-    return (as_people_bring_it(scene, rng) for scene in scenes)
+    return (as_a_user_picture(scene, rng) for scene in scenes)
 
 
 def unknown() -> Iterator[tuple[str, Pixels]]:
@@ -150,7 +149,7 @@ def unknown() -> Iterator[tuple[str, Pixels]]:
 
 
 def measure(figures: Figures) -> KnownPictures:
-    """The known pictures by the figures of many of them."""
+    """The known pictures, from the figures of many of them."""
     mean = figures.embeddings.mean(axis=0)
     covariance = np.cov(figures.embeddings.T)
     covariance += SHRINKAGE * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
@@ -176,7 +175,7 @@ def _as_jpeg(picture: Pixels, quality: int) -> Pixels:
 
 
 def _read(path: Path) -> Pixels | None:
-    """A picture in colour; None for a file that is none."""
+    """A colour picture; None for another file."""
     if path.suffix not in (".png", ".jpg", ".gif"):
         return None
     with Image.open(path) as image:

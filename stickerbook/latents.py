@@ -17,8 +17,8 @@ from stickerbook.pictures import pictures
 def normalise(autoencoder: AutoencoderKL, images: torch.Tensor) -> None:
     """Fold a shift and a scale into the 1x1 convolutions around the latent, in place.
 
-    Afterwards every latent channel of `images` has mean 0 and deviation 1, and decoding is unchanged,
-    so that `scaling_factor` is 1 and no channel dominates the diffusion.
+    Then every latent channel of `images` has mean 0 and deviation 1, and decoding is unchanged. So `scaling_factor` is
+    1, and no channel dominates the diffusion.
     """
     modes = torch.cat([autoencoder.encode(batch).latent_dist.mode() for batch in images.split(16)])
     mean, deviation = modes.mean(dim=(0, 2, 3)), modes.std(dim=(0, 2, 3))

@@ -1,8 +1,8 @@
 """Paint a scene: sky, place, stickers with their shadows, fog, light, style; about a millisecond each.
 
-Everything is painted at twice the size and averaged down, so that edges are soft. Lengths in the code are those of
-the canvas of a 64 px picture, 128 wide; a larger picture is painted with each of them as many times as long, so that
-it shows the same scene, aligned to the pixel.
+Everything is painted at twice the size and averaged down, so that edges are soft. Lengths in the code are for the
+canvas of a 64 px picture, which is 128 wide. For a larger picture they are multiplied, so that it shows the same scene,
+aligned to the pixel.
 """
 
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ def render(scene: Scene, side: int = SIDE) -> np.ndarray:
     if scene.side == "background":
         _paint_sticker(canvas, scene, *behind.pop())
     if scene.weather == "fog":
-        canvas = _in_fog(canvas, scene)
+        canvas = _draw_fog(canvas, scene)
     for sticker_behind in behind:
         _paint_sticker(canvas, scene, *sticker_behind)
     _paint_sticker(canvas, scene, *front)
@@ -59,7 +59,7 @@ def render(scene: Scene, side: int = SIDE) -> np.ndarray:
 
 
 def object_mask(scene: Scene, word: str) -> np.ndarray:
-    """Where the sticker of an object shows: bool, (64, 64), without its shadow and without what stands before it.
+    """Where the sticker of an object is visible: bool, (64, 64), without its shadow.
 
     `word` is the scene's object or its second one. A pixel counts when most of it is the sticker's. Raises ValueError
     for a word that the scene does not show.
@@ -79,10 +79,10 @@ def object_mask(scene: Scene, word: str) -> np.ndarray:
 
 
 def kept_pixels(before: np.ndarray, after: np.ndarray, tolerance: int = 6) -> np.ndarray:
-    """Which pixels the ground truth of an edit leaves alone: bool, (64, 64).
+    """Which pixels the ground truth of an edit keeps: bool, (64, 64).
 
-    `before` and `after` are renders of one layout. A pixel is kept when no channel differs by more
-    than `tolerance` levels; a border of one pixel around every change is left out of the judgement.
+    `before` and `after` are renders of one layout. A pixel is kept if no channel differs by more than `tolerance`
+    levels, and no neighbour has changed.
     """
     changed = (np.abs(before.astype(int) - after.astype(int)) > tolerance).any(axis=2)
     grown = Image.fromarray(changed.astype(np.uint8) * 255).filter(ImageFilter.MaxFilter(3))
@@ -96,14 +96,14 @@ def psnr_db(before: np.ndarray, after: np.ndarray, where: np.ndarray) -> float:
 
 
 class _Brush:
-    """Draws on a canvas of any scale in the lengths of a canvas of 128."""
+    """Draws on a canvas of any scale, with lengths of a canvas of 128."""
 
     def __init__(self, canvas: Image.Image) -> None:
         self.scale = canvas.width // CANVAS
         self._draw = ImageDraw.Draw(canvas)
 
     def _box(self, box: Sequence[float]) -> tuple[float, ...]:
-        # The last row and column belong to a shape, and a larger canvas has several of each.
+        # The last row and column belong to a shape; a larger canvas has several of each.
         left, top, right, bottom = (self.scale * length for length in box)
         return left, top, right + self.scale - 1, bottom + self.scale - 1
 
@@ -268,7 +268,7 @@ def _paint_ripples(draw: _Brush, rng: np.random.Generator, horizon: int, time: s
 
 
 def _paint_wall(canvas: Image.Image, scene: Scene, horizon: int) -> None:
-    """A wall with a window, through which the sky tells the time."""
+    """A wall with a window, whose sky shows the time of day."""
     light = 0.6 if scene.time == "night" else 1.0
     wall = tuple(int(channel * light * tint) for channel, tint in zip(WALL, STICKER_LIGHT[scene.time], strict=True))
     draw = _Brush(canvas)
@@ -291,7 +291,7 @@ def _paint_floor(draw: _Brush, scene: Scene, horizon: int) -> None:
         draw.rectangle((0, y, CANVAS, y + 1), fill=_lit((112, 70, 42), scene.time))
 
 
-def _in_fog(canvas: Image.Image, scene: Scene) -> Image.Image:
+def _draw_fog(canvas: Image.Image, scene: Scene) -> Image.Image:
     """Fog over what has been painted: thickest at the horizon, thinner towards the viewer."""
     rows = np.arange(canvas.height) / canvas.height
     distance = np.where(rows < scene.layout.horizon, 0.80, 0.80 - 0.9 * (rows - scene.layout.horizon))
@@ -318,7 +318,7 @@ def _stickers(scene: Scene) -> list[tuple[str, float, float, float]]:
 def _placed(
     word: str, center_x: float, base_y: float, size: float, scale: int = 1
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """A sticker at its size on a canvas of a scale, and its upper left corner there."""
+    """A sticker, scaled for the canvas, and its upper left corner there."""
     picture = sticker(word)
     shrunk = size * CANVAS / max(picture.size)
     width, height = (max(1, round(side * shrunk)) for side in picture.size)

@@ -1,4 +1,4 @@
-"""Sample pictures from noise with plain PyTorch: for watching the training and for judging the model."""
+"""Samples pictures from noise with plain PyTorch, to watch the training and to judge the model."""
 
 import numpy as np
 import torch

@@ -1,7 +1,7 @@
 """Write the trained weights as a diffusers folder, `stickerbook/model`: fp16 safetensors, a few tens of MB.
 
 python -m stickerbook.save_model
-python -m stickerbook.save_model --only super_resolution     # that folder alone, beside the others as they are
+python -m stickerbook.save_model --only super_resolution     # only that folder
 """
 
 import argparse
@@ -14,7 +14,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from stickerbook.captions import PLACE_PHRASES, SIDE_PHRASES, STYLE_PHRASES, TIME_PHRASES, WEATHER_PHRASES
-from stickerbook.checkpoint import Run
+from stickerbook.checkpoint import TrainingRun
 from stickerbook.commit import commit
 from stickerbook.tokenizer import new_tokenizer
 from stickerbook.train import new_scheduler, new_text_encoder, new_unet, trained_autoencoder
@@ -32,16 +32,16 @@ PRESET = {
     "num_inference_steps": 10,
     "fast_steps": 4,
     "guidance_scale": 2.5,
-    "guidance_sigma_high": 7.0,  # at the noisiest level the tuned model draws the picture's layout by itself
+    "guidance_sigma_high": 7.0,  # above it the tuned model needs no guidance for the picture's layout
     "strength": 1.0,
     "interpolation": 1.0,
-    "gate_gain": 0.02,
-    "gate_prompt": 0.7,
-    "gate_kept": 0.1,
-    "gate_round_trip": 0.08,
-    "gate_detail": 0.0018,
-    "gate_saturated": 0.25,
-    "gate_enough": 0.84,
+    "clip_filter_gain": 0.02,
+    "clip_filter_prompt": 0.7,
+    "clip_filter_kept": 0.1,
+    "clip_filter_round_trip": 0.08,
+    "clip_filter_detail": 0.0018,
+    "clip_filter_saturated": 0.25,
+    "clip_filter_enough": 0.84,
     "automatic_points": [[0.9, 4.0], [0.9, 5.0], [1.0, 3.0]],
     "methods": {
         "sdedit": {"num_inference_steps": 30, "strength": 0.8, "guidance_scale": 5.0},
@@ -82,7 +82,7 @@ PRESET = {
 
 
 def vocabulary() -> dict[str, list[str]]:
-    """The words the model knows, by kind."""
+    """The words that the model knows, by kind."""
     return {
         "objects": list(OBJECTS),
         "places": list(PLACE_PHRASES.values()),
@@ -95,13 +95,13 @@ def vocabulary() -> dict[str, list[str]]:
 
 
 def trained_pipeline(work: Path) -> tuple[StableDiffusionPipeline, dict[str, str]]:
-    """The pipeline of the checkpoints in `work`, moving averages in use, and what is known of the denoiser's training.
+    """The pipeline of the checkpoints in `work`, with their moving averages, and facts about the denoiser's training.
 
     Raises FileNotFoundError when a checkpoint is missing.
     """
     tokenizer = new_tokenizer()
     pair = torch.nn.ModuleDict({"unet": new_unet(), "text_encoder": new_text_encoder(tokenizer)})
-    run = Run(work / "denoiser.safetensors", pair, learning_rate=0, updates=1)
+    run = TrainingRun(work / "denoiser.safetensors", pair, learning_rate=0, updates=1)
     if not run.resume():
         raise FileNotFoundError(f"no denoiser in {work}; run `python -m stickerbook.train` first")
     run.use_average()
@@ -119,15 +119,15 @@ def trained_pipeline(work: Path) -> tuple[StableDiffusionPipeline, dict[str, str
 
 
 def save_super_resolution(work: Path, folder: Path) -> int:
-    """Write the second stage of the checkpoint in `work`, its moving average, into a base model's folder; its updates.
+    """Write the checkpoint in `work`, its moving average, as a base model's super-resolution; the checkpoint's updates.
 
     Raises FileNotFoundError when there is no checkpoint.
     """
     unet, own = new_super_resolution(), folder / "super_resolution"
-    run = Run(work / "super_resolution.safetensors", unet, learning_rate=0, updates=1)
+    run = TrainingRun(work / "super_resolution.safetensors", unet, learning_rate=0, updates=1)
     if not run.resume():
         raise FileNotFoundError(
-            f"no second stage in {work}; run `python -m stickerbook.train_super_resolution` first, or leave it out"
+            f"no super-resolution in {work}; run `python -m stickerbook.train_super_resolution` first, or leave it out"
         )
     run.use_average()
     unet.eval().to(dtype=torch.float16).save_pretrained(own, safe_serialization=True)
@@ -140,7 +140,7 @@ def save_super_resolution(work: Path, folder: Path) -> int:
 
 
 def stamp(weights: Path, metadata: dict[str, str]) -> None:
-    """Write where they came from into the header of a safetensors file, beside what diffusers wants there."""
+    """Write the weights' origin into the header of a safetensors file, with the entry that diffusers needs."""
     tensors = load_file(weights)
     temporary = weights.with_suffix(".partial")
     save_file(tensors, temporary, metadata={"format": "pt", **metadata})

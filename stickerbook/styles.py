@@ -1,6 +1,6 @@
-"""Picture styles: each is a function from a drawing to the same scene in another hand; both uint8 (side, side, 3).
+"""Picture styles: functions from a picture to the same scene in another style; both uint8 (side, side, 3).
 
-Lengths are in pixels of a 64 px picture; at a larger size they grow with it.
+Lengths are in pixels of a 64 px picture; larger pictures scale them.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A CLIP tokenizer whose every world word is one token; anything else falls back to pieces and letters."""
+"""A CLIP tokenizer in which every word of the world is one token; other words are pieces and letters."""
 
 import json
 import string
@@ -15,7 +15,7 @@ from stickerbook.extract_stickers import GLYPHS
 MAX_TOKENS = 32
 START, END = "<|startoftext|>", "<|endoftext|>"
 LETTERS = string.ascii_lowercase + string.digits + ".,!?'-"
-# Words that a larger world will need, so that its tokens keep their ids.
+# Words for a larger world, so that tokens keep their ids.
 RESERVED = (
     "desert room road river mountain garden moon fog foggy rain rainy dawn morning evening pencil sketch pixel art "
     "watercolour painting mosaic photo small big left right behind front background with and next to no without two"
@@ -31,7 +31,7 @@ def words() -> list[str]:
 def merges_of(vocabulary: list[str]) -> list[tuple[str, str]]:
     """Byte-pair merges that make every word one token, most frequent pair first, ties in alphabetical order.
 
-    The library's own trainer breaks ties differently on every run, which would scatter the token ids.
+    The library's trainer breaks ties differently in every run, so the token ids would change.
     """
     spelled = [[*word[:-1], f"{word[-1]}</w>"] for word in vocabulary]
     merges = []

@@ -2,10 +2,10 @@
 
     python -m stickerbook.train --updates 23000
 
-Needs the checkpoint of `stickerbook.train_autoencoder`. v-prediction, one caption in ten dropped, a moving
-average of the weights. Interrupt it at will;
-the same command goes on. Every 1000 updates a sheet of samples lies beside the checkpoint. On a GPU the denoiser's
-passes are CUDA graphs, and batches can be larger: `--batch 512 --learning-rate 1e-3 --save-every 2000`.
+It needs the checkpoint of `stickerbook.train_autoencoder`. It uses v-prediction, drops one caption in ten, and keeps a
+moving average of the weights. It can be interrupted; the same command continues. Every 1000 updates it writes a sheet
+of samples beside the checkpoint. On a GPU the denoiser's passes are CUDA graphs, and batches can be larger: `--batch
+512 --learning-rate 1e-3 --save-every 2000`.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from stickerbook.batches import batches, workers_for
 from stickerbook.captions import training_caption
-from stickerbook.checkpoint import Progress, Run
+from stickerbook.checkpoint import TrainingLog, TrainingRun
 from stickerbook.latents import cached_latents, normalise
 from stickerbook.pictures import pictures
 from stickerbook.samples import contact_sheet, sample
@@ -31,7 +31,7 @@ from stickerbook.train_autoencoder import LATENT_CHANNELS, new_autoencoder
 from stickerbook.world import NONE, draw_scene
 
 CONTEXT_WIDTH = 160
-TOKEN_SLOTS = 512  # more than the tokenizer has, so that a larger world keeps the weights
+TOKEN_SLOTS = 512  # more than the tokenizer has, for a larger world with the same weights
 PREVIEW_PROMPTS = (
     "a cat on a beach at sunset",
     "a dog in the snow by day",
@@ -45,14 +45,14 @@ PREVIEW_PROMPTS = (
 
 
 def new_scheduler() -> DDIMScheduler:
-    """The noise schedule: cosine, as Imagen's base model has it, so that the paper's t0 values carry over."""
+    """The noise schedule: cosine, like Imagen's base model, so that the paper's t0 values are valid."""
     return DDIMScheduler(
         beta_schedule="squaredcos_cap_v2",
         prediction_type="v_prediction",
         clip_sample=False,
         set_alpha_to_one=True,
         timestep_spacing="trailing",
-        steps_offset=1,  # unused with this spacing, but diffusers insists
+        steps_offset=1,  # unused with this spacing, but diffusers requires it
     )
 
 
@@ -90,12 +90,12 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def trained_autoencoder(work: Path, device: str) -> AutoencoderKL:
-    """The autoencoder of a finished training, its moving average in use, its latents normalised.
+    """The autoencoder of a finished training, with its moving average, and normalised latents.
 
     Raises FileNotFoundError before `stickerbook.train_autoencoder` has run.
     """
     autoencoder = new_autoencoder()
-    run = Run(work / "autoencoder.safetensors", autoencoder, learning_rate=0, updates=1)
+    run = TrainingRun(work / "autoencoder.safetensors", autoencoder, learning_rate=0, updates=1)
     if not run.resume():
         raise FileNotFoundError(f"no autoencoder in {work}; run `python -m stickerbook.train_autoencoder` first")
     run.use_average()
@@ -124,7 +124,7 @@ def tokens_of(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
     return encoded.input_ids
 
 
-def by_objects(scenes: int) -> tuple[np.ndarray, np.ndarray]:
+def split_by_objects(scenes: int) -> tuple[np.ndarray, np.ndarray]:
     """The seeds below `scenes` of scenes with one object, and of scenes with two."""
     has_second = np.array([draw_scene(seed).second != NONE for seed in range(scenes)])
     return np.flatnonzero(~has_second), np.flatnonzero(has_second)
@@ -147,9 +147,8 @@ def drawn(
     return torch.from_numpy(seeds), tokens_of(tokenizer_of_process(), captions)
 
 
-class Denoiser(torch.nn.Module):
-    """The UNet as a function of tensors. At its widths bfloat16 makes an update 1.6 times as fast as float32 on a CPU
-    that has it."""
+class CapturedDenoiser(torch.nn.Module):
+    """The UNet as a function of tensors. On a CPU with bfloat16, an update is 1.6 times as fast as in float32."""
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__()
@@ -160,9 +159,9 @@ class Denoiser(torch.nn.Module):
             return self.unet(noisy, timesteps, context).sample
 
 
-def graphed(unet: UNet2DConditionModel, batch: int) -> Denoiser:
-    """The denoiser, for this batch alone; on a GPU its passes are CUDA graphs, for launching them takes longer."""
-    denoiser, device = Denoiser(unet), unet.device
+def graphed(unet: UNet2DConditionModel, batch: int) -> CapturedDenoiser:
+    """The denoiser for this batch size; on a GPU its passes are CUDA graphs, since launching them takes longer."""
+    denoiser, device = CapturedDenoiser(unet), unet.device
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")  # the text encoder is not in bfloat16
@@ -180,8 +179,8 @@ def loss_of(
     scheduler: DDIMScheduler,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """Mean squared error of v. Unweighted: min-SNR weights (arXiv 2303.09556) nearly silence the noisy timesteps of
-    a cosine schedule, and there the words decide what the picture shows."""
+    """Mean squared error of v, unweighted. Min-SNR weights (arXiv 2303.09556) nearly remove the noisy timesteps of a
+    cosine schedule, in which the words decide what the picture shows."""
     noise = torch.randn(latents.shape, generator=generator, device=latents.device)
     timesteps = torch.randint(1000, (len(latents),), generator=generator, device=latents.device)
     noisy = scheduler.add_noise(latents, noise, timesteps)
@@ -210,7 +209,7 @@ def main() -> None:
     scenes = cached_latents(options.work / "latents.npy", autoencoder, options.scenes, options.device, workers)
     pair = torch.nn.ModuleDict({"unet": new_unet(), "text_encoder": new_text_encoder(tokenizer)}).to(options.device)
     unet, text_encoder = pair["unet"], pair["text_encoder"]
-    run = Run(
+    run = TrainingRun(
         options.work / "denoiser.safetensors",
         pair,
         learning_rate=options.learning_rate,
@@ -221,17 +220,17 @@ def main() -> None:
         print(f"resumed at update {run.updates_done}", flush=True)
     elif options.start_from:
         run.start_from(trained_pair(options.start_from))
-    make = partial(drawn, options.batch, options.second_share, *by_objects(len(scenes)))
+    make = partial(drawn, options.batch, options.second_share, *split_by_objects(len(scenes)))
     latents = torch.from_numpy(np.array(scenes)).to(options.device)
     denoiser = graphed(unet, options.batch)
     generator = torch.Generator(options.device)
-    progress = Progress(run, batch=options.batch, every=100)
+    log = TrainingLog(run, batch=options.batch, every=100)
     for seeds, tokens in batches(make, range(run.updates_done, options.updates), workers):
         generator.manual_seed(run.updates_done)
         context = text_encoder(tokens.to(options.device)).last_hidden_state
         loss = loss_of(denoiser, context, latents[seeds.to(options.device)].float(), scheduler, generator)
         run.update(loss)
-        progress.tell(loss)
+        log.add(loss)
         if run.updates_done % options.save_every == 0:
             run.save()
         if run.updates_done % 1000 == 0:

@@ -2,9 +2,9 @@
 
     python -m stickerbook.train_autoencoder --updates 6000
 
-Trains on random 32x32 crops (all layers are convolutions, so what holds on crops holds on
-pictures), the last sixth on whole pictures. Interrupt it at will; the same command goes on.
-On a GPU, whole pictures alone and larger batches: `--crop-share 0 --batch 512`.
+It trains on random 32x32 crops, which works because all layers are convolutions, and in the last sixth on whole
+pictures. It can be interrupted; the same command continues. On a GPU use only whole pictures and larger batches:
+`--crop-share 0 --batch 512`.
 """
 
 import argparse
@@ -17,13 +17,13 @@ from diffusers import AutoencoderKL
 from torch.nn import functional
 
 from stickerbook.batches import batches, workers_for
-from stickerbook.checkpoint import Progress, Run
+from stickerbook.checkpoint import TrainingLog, TrainingRun
 from stickerbook.pictures import pictures
 from stickerbook.world import FIRST_HELD_OUT_SEED
 
 LATENT_CHANNELS = 8
 CROP = 32
-KL_WEIGHT = 1e-4  # on the mean over latent entries; only keeps the latents near the unit ball
+KL_WEIGHT = 1e-4  # on the mean over latent entries; keeps the latents near the unit ball
 
 
 def new_autoencoder() -> AutoencoderKL:
@@ -92,7 +92,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     autoencoder = new_autoencoder().to(options.device, memory_format=torch.channels_last)
-    run = Run(
+    run = TrainingRun(
         options.work / "autoencoder.safetensors",
         autoencoder,
         learning_rate=options.learning_rate,
@@ -108,13 +108,13 @@ def main() -> None:
         )
     held_out = pictures(range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + 48), "held_out").to(options.device)
     generator = torch.Generator(options.device)
-    progress = Progress(run, batch=options.batch // 4, every=250)  # four crops have a scene's pixels
+    log = TrainingLog(run, batch=options.batch // 4, every=250)  # four crops have a scene's pixels
     make = partial(drawn, options.batch, int(options.updates * options.crop_share))
     for images in batches(make, range(run.updates_done, options.updates), workers_for(options.device)):
         generator.manual_seed(run.updates_done)
         loss = loss_of(autoencoder, images.to(options.device, memory_format=torch.channels_last), generator)
         run.update(loss)
-        progress.tell(loss)
+        log.add(loss)
         if run.updates_done % 250 == 0:
             run.save()
             print(f"held-out PSNR {psnr_db(autoencoder, held_out):.2f} dB", flush=True)

@@ -1,10 +1,10 @@
-"""Train the gate's CLIP: an image and a text tower that agree on which caption belongs to which picture.
+"""Train the CLIP filter's model: an image and a text tower that match captions and pictures.
 
     python -m stickerbook.train_clip --updates 2500
 
-Trained on renders of the world only, with the base model's tokenizer; half of every batch are edits of the other half,
-so that one attribute alone must decide. Written to `stickerbook/model/clip` as any CLIP folder of transformers is.
-Interrupt it at will; the same command goes on.
+It is trained only on renders of the world, with the base model's tokenizer. Half of every batch are edits of the other
+half, so that it must tell single attributes apart. It is written to `stickerbook/model/clip` in transformers' format.
+The training can be interrupted; the same command continues.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from stickerbook.captions import caption, partial_caption
-from stickerbook.checkpoint import Progress, Run
+from stickerbook.checkpoint import TrainingLog, TrainingRun
 from stickerbook.pictures import as_images
 from stickerbook.render import render
 from stickerbook.save_model import MODEL
@@ -57,7 +57,7 @@ def new_image_processor() -> CLIPImageProcessorPil:
 
 
 def neighbour(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The scene with one attribute changed: the hardest wrong answer for its caption."""
+    """The scene with one attribute changed: the most difficult negative for its caption."""
     attribute = str(rng.choice(["object", "object", "place", "time", "weather", "style", "second", "second"]))
     if attribute == "second":
         if scene.second != NONE and rng.random() < 0.4:
@@ -96,7 +96,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     clip = new_clip()
-    run = Run(
+    run = TrainingRun(
         options.work / "clip.safetensors",
         clip,
         learning_rate=options.learning_rate,
@@ -105,7 +105,7 @@ def main() -> None:
     )
     if run.resume():
         print(f"resumed at update {run.updates_done}", flush=True)
-    progress = Progress(run, batch=2 * options.pairs, every=250)
+    log = TrainingLog(run, batch=2 * options.pairs, every=250)
     tokenizer = new_tokenizer()
     while not run.is_done:
         rng = np.random.default_rng([5, run.updates_done])
@@ -120,7 +120,7 @@ def main() -> None:
         scores = scores.float()
         loss = (functional.cross_entropy(scores, labels) + functional.cross_entropy(scores.T, labels)) / 2
         run.update(loss)
-        progress.tell(loss)
+        log.add(loss)
         if run.updates_done % 250 == 0:
             run.save()
     run.use_average()

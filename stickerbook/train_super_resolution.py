@@ -1,14 +1,14 @@
-"""Train the second stage of the cascade: from a 64 px picture and its caption to the same picture at 128 px.
+"""Train the super-resolution model: from a 64 px picture and its caption to the same picture at 128 px.
 
     python -m stickerbook.train_super_resolution --updates 3600
 
-Needs the base model's folder, for its autoencoder and text encoder, and the latent cache of `stickerbook.train`. The
-pictures to enlarge are mostly what the autoencoder makes of a render, as soft as the first stage's are. Each is noised
-to a level that the network is told (conditioning augmentation: Ho et al., arXiv 2106.15282; Imagen, arXiv 2205.11487,
-section 2.4), so that it looks past the first stage's errors. The network predicts the clean picture's difference to the
-enlarged one, as in SRDiff (arXiv 2104.14951): v or the whole picture would have it hand on every value of every pixel,
-for which it is too narrow. It sees the noisy picture times its share of signal, so that pure noise is out of its way.
-Interrupt it at will; the same command goes on. Every 500 updates a sheet of held-out scenes lies beside the checkpoint.
+It needs the base model's folder, for its autoencoder and text encoder, and the latent cache of `stickerbook.train`. The
+pictures to enlarge are mostly renders after the autoencoder's round trip, as soft as edits. Each is noised to a level
+that the network is told (conditioning augmentation: Ho et al., arXiv 2106.15282; Imagen, arXiv 2205.11487, section
+2.4), so that the network corrects their errors. It predicts the clean picture's difference to the upsampled one, like
+SRDiff (arXiv 2104.14951): it is too narrow to pass on every value of every pixel, which v or the whole picture would
+need. Its input is the noisy picture times its share of signal, so that pure noise is nearly zero. The training can be
+interrupted; the same command continues. Every 500 updates it writes a sheet of held-out scenes beside the checkpoint.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from stickerbook.batches import batches, workers_for
 from stickerbook.captions import caption, training_caption
-from stickerbook.checkpoint import Progress, Run
+from stickerbook.checkpoint import TrainingLog, TrainingRun
 from stickerbook.latents import cached_latents
 from stickerbook.pictures import as_images, as_pixels, pictures
 from stickerbook.samples import contact_sheet
@@ -34,18 +34,18 @@ from stickerbook.world import FIRST_HELD_OUT_SEED, draw_scene
 
 SIDE = 128
 BLOCK = 4  # the network sees 4x4 pixels as one of 16 times the channels, and works at 32x32
-MAX_LEVEL = 250  # of the augmentation; beyond it nothing is left of the detail by which the picture differs
-PLAIN_SHARE = 0.25  # of the pictures to enlarge: renders that have not been through the autoencoder
+MAX_LEVEL = 250  # of the augmentation; above it no detail is left
+PLAIN_SHARE = 0.25  # of the pictures to enlarge: renders without the autoencoder's round trip
 
 
 def new_super_resolution() -> UNet2DConditionModel:
-    """An untrained second stage: 3.2 million parameters, cross-attention at 8x8, told the augmentation's level.
+    """Super-resolution, untrained: 3.2 million parameters, cross-attention at 8x8, told the augmentation's level.
 
-    It begins by predicting no difference to the enlarged picture.
+    At first it predicts no difference to the upsampled picture.
     """
     unet = UNet2DConditionModel(
         sample_size=SIDE // BLOCK,
-        in_channels=2 * 3 * BLOCK**2,  # the noisy picture, then the noised enlargement
+        in_channels=2 * 3 * BLOCK**2,  # the noisy picture, then the upsampled one, noised
         out_channels=3 * BLOCK**2,
         down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
@@ -61,15 +61,15 @@ def new_super_resolution() -> UNet2DConditionModel:
     return unet
 
 
-def second_stage_of(folder: Path) -> UNet2DConditionModel:
-    """The second stage of a base model."""
+def super_resolution_unet(folder: Path) -> UNet2DConditionModel:
+    """The super-resolution network of a base model."""
     return UNet2DConditionModel.from_pretrained(
         folder, subfolder="super_resolution", torch_dtype=torch.float32, use_safetensors=True
     )
 
 
 def new_noise_schedule() -> DDIMScheduler:
-    """The base model's levels; the network's output, with the enlarged picture added, is the clean picture."""
+    """The base model's noise schedule; network output plus upsampled picture is the clean picture."""
     return DDIMScheduler.from_config(new_scheduler().config, prediction_type="sample")
 
 
@@ -109,7 +109,7 @@ def loss_of(
     scheduler: DDIMScheduler,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """Mean squared error of the picture, unweighted: at the noisy timesteps it is decided what the small one becomes.
+    """Mean squared error of the picture, unweighted, since the noisy timesteps decide what it shows.
 
     `images` are (n, 3, 128, 128), `small` (n, 3, 64, 64), `levels` timesteps (n,).
     """
@@ -158,19 +158,19 @@ def psnr_of(images: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 
 
 def bicubic(small: torch.Tensor) -> torch.Tensor:
-    """What the second stage has to beat: (n, 3, 64, 64) at 128 px."""
+    """Bicubic upsampling, for comparison: (n, 3, 64, 64) at 128 px."""
     large = [Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.BICUBIC) for picture in as_pixels(small)]
     return as_images(np.stack([np.asarray(picture) for picture in large]))
 
 
 @torch.no_grad()
-def through(autoencoder: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
-    """Pictures of 64 px as the autoencoder gives them back."""
+def reconstruct(autoencoder: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
+    """Pictures of 64 px after the autoencoder's round trip."""
     return autoencoder.decode(autoencoder.encode(images).latent_dist.mode()).sample.clamp(-1, 1)
 
 
 class HeldOut:
-    """Scenes that training never sees, to watch how well they are enlarged."""
+    """Held-out scenes, to watch how well they are enlarged."""
 
     def __init__(
         self, count: int, autoencoder: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer
@@ -178,7 +178,7 @@ class HeldOut:
         seeds = range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + count)
         captions = [caption(draw_scene(seed, "held_out")) for seed in seeds]
         self.truth = pictures(seeds, "held_out", SIDE)
-        self.small = through(autoencoder, pictures(seeds, "held_out"))
+        self.small = reconstruct(autoencoder, pictures(seeds, "held_out"))
         self.bicubic = bicubic(self.small)
         with torch.no_grad():
             self.context = text_encoder(tokens_of(tokenizer, captions)).last_hidden_state
@@ -200,7 +200,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=3600)
     parser.add_argument("--batch", type=int, default=12, help="noisy pictures in an update, two of each scene")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--start-from", type=Path, metavar="FOLDER", help="begin with this base model's second stage")
+    parser.add_argument("--start-from", type=Path, metavar="FOLDER", help="begin with that of this base model")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
 
@@ -222,14 +222,14 @@ def main() -> None:
     latents = torch.from_numpy(np.array(scenes)).to(device)
     unet = new_super_resolution().to(device, memory_format=torch.channels_last)
     path = options.work / "super_resolution.safetensors"
-    run = Run(path, unet, learning_rate=options.learning_rate, updates=options.updates)
+    run = TrainingRun(path, unet, learning_rate=options.learning_rate, updates=options.updates)
     if run.resume():
         print(f"resumed at update {run.updates_done}", flush=True)
     elif options.start_from:
-        run.start_from(second_stage_of(options.start_from))
+        run.start_from(super_resolution_unet(options.start_from))
     print(f"held-out PSNR of bicubic enlargement {psnr_of(held_out.bicubic, held_out.truth).mean():.2f} dB", flush=True)
     generator = torch.Generator(device)
-    progress = Progress(run, batch=options.batch, every=50)
+    log = TrainingLog(run, batch=options.batch, every=50)
     make = partial(drawn, options.batch, len(latents))
     for batch in batches(make, range(run.updates_done, options.updates), workers):
         seeds, tokens, plain, images, is_plain, levels = (tensor.to(device) for tensor in batch)
@@ -238,11 +238,11 @@ def main() -> None:
             context = text_encoder(tokens).last_hidden_state.float()
             soft = autoencoder.decode(latents[seeds].float()).sample.float().clamp(-1, 1)
         small = torch.where(is_plain[:, None, None, None], plain, soft)
-        # Painting and decoding a scene cost as much as a pass over it, so each serves twice.
+        # Painting and decoding a scene cost as much as a pass over it, so each is used twice.
         context, images, small = (torch.cat([tensor, tensor]) for tensor in (context, images, small))
         loss = loss_of(unet, context, images, small, levels, scheduler, generator)
         run.update(loss)
-        progress.tell(loss)
+        log.add(loss)
         if run.updates_done % 250 == 0:
             run.save()
         if run.updates_done % 500 == 0:

@@ -1,7 +1,7 @@
-"""What can be said and drawn: objects, places, times, styles, and the scenes made of them.
+"""The vocabulary of the world (objects, places, times, styles), and the scenes made of it.
 
-A scene is its attributes (what a caption names) and its layout (where things stand). An edit
-changes attributes and keeps the layout, so `render(scene.edited(...))` is the exact ground truth.
+A scene has attributes, which a caption names, and a layout. An edit changes attributes and keeps the layout, so
+`render(scene.edited(...))` is the exact ground truth.
 """
 
 from dataclasses import dataclass, replace
@@ -9,8 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-# New words go to the end: the first 24 objects and 6 places were there first, and which pairs of them are held out
-# must never change, or weights that are trained further would have seen them.
+# New words go to the end. The held-out pairs of the first 24 objects and 6 places must never change: otherwise weights
+# that are trained further would have seen them.
 OBJECTS = (
     "balloon", "bus", "butterfly", "cactus", "car", "castle", "cat", "dog",
     "duck", "elephant", "fox", "frog", "house", "lion", "mushroom", "owl",
@@ -40,7 +40,7 @@ FIRST_HELD_OUT_SEED = 1_000_000_000  # training draws scenes with smaller seeds 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things stand; lengths are fractions of the picture's side, y grows downwards."""
+    """The places of all objects. Lengths are fractions of the picture's side, y grows downwards."""
 
     horizon: float
     center_x: float
@@ -84,7 +84,7 @@ class Scene:
 
 
 def is_held_out(object_word: str, place: str) -> bool:
-    """Whether this pair of object and place is never drawn in training: one place for each object."""
+    """Whether this pair of object and place is held out of training: one place for each object."""
     index = OBJECTS.index(object_word)
     if index < 24:
         return PLACES.index(place) == (5 * index + 3) % 6
@@ -114,7 +114,7 @@ def draw_scene(seed: int, split: Literal["train", "held_out"] = "train") -> Scen
 
 
 def draw_layout(rng: np.random.Generator, side: str) -> Layout:
-    """Where things stand in a picture with a second object at `side`, or with room for one there later."""
+    """The layout of a picture with a second object at `side`, or with space for one."""
     horizon = rng.uniform(0.46, 0.58)
     center_x = {
         NONE: rng.uniform(0.34, 0.66),

@@ -48,7 +48,7 @@ def tiny_graphs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="session")
 def tiny_cascade(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny base model with a second stage, which makes 96x96 of its 48x48. Nobody writes to it."""
+    """The tiny base model with super-resolution, from 48x48 to 96x96. Nobody writes to it."""
     from tests.tiny_model import save_tiny_super_resolution
 
     folder = Path(shutil.copytree(tiny_model, tmp_path_factory.mktemp("cascade") / "tiny"))
@@ -58,7 +58,7 @@ def tiny_cascade(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def cascade_graphs(tiny_cascade: Path, tiny_graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The graphs folder of the tiny cascade: that of the tiny base model with the second stage. Nobody writes to it."""
+    """The graphs folder of the tiny cascade: that of the tiny base model with super-resolution. Nobody writes to it."""
     from tuner_svc.base_model import load
     from tuner_svc.export.super_resolution import export_super_resolution
     from unitune.base_model import BaseModelSpec, file_digest
@@ -72,20 +72,20 @@ def cascade_graphs(tiny_cascade: Path, tiny_graphs: Path, tmp_path_factory: pyte
 
 
 @pytest.fixture(scope="session")
-def tiny_half_graphs(tiny_model: Path, tiny_graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with the half graph, as `tuner_svc.export --half` writes it. Nobody writes to it."""
+def tiny_fp16_graphs(tiny_model: Path, tiny_graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the fp16 graph, as `tuner_svc.export --fp16` writes it. Nobody writes to it."""
     from tuner_svc.base_model import load
-    from tuner_svc.export.fp16 import add_half_graph
+    from tuner_svc.export.fp16 import add_fp16_graph
 
-    folder = Path(shutil.copytree(tiny_graphs, tmp_path_factory.mktemp("half") / "tiny"))
-    add_half_graph(folder, load(tiny_model))
+    folder = Path(shutil.copytree(tiny_graphs, tmp_path_factory.mktemp("fp16") / "tiny"))
+    add_fp16_graph(folder, load(tiny_model))
     return folder
 
 
 @pytest.fixture(scope="session")
 def services(tiny_cascade: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServices]:
     """The three services as real processes, started once for all tests that cross them: on the tiny base model with its
-    second stage, and a preset of its own for fast edits."""
+    super-resolution, and a preset of its own for fast edits."""
     folder = Path(shutil.copytree(tiny_cascade, tmp_path_factory.mktemp("fast") / "tiny"))
     (folder / "unitune_preset.json").write_text('{"methods": {"unitune": {"fast_steps": 3}}}')
     with pytest.MonkeyPatch.context() as environment:

@@ -1,6 +1,7 @@
 """The rules of the house that no linter knows: who may import what, fresh generated code, pages that tell the truth."""
 
 import ast
+import dataclasses
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from google.protobuf.descriptor import Descriptor
 from google.rpc import status_pb2
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -263,6 +265,57 @@ def test_no_module_hides_its_noun() -> None:
     vague = {"common", "helper", "helpers", "manager", "managers", "misc", "util", "utils"}
 
     assert [] == [path for path in source_files(*PACKAGES, "bench", "tests") if path.stem in vague]
+
+
+def class_names(*packages: str) -> Iterator[tuple[str, Path]]:
+    """(name, file) of every class of the packages, nested ones too."""
+    for path in source_files(*packages):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                yield node.name, path
+
+
+def mirrors_of_messages() -> set[str]:
+    """Classes of the SDK that have the name of a message and nothing but its fields: they are that message for callers.
+
+    The position in a stream, `sequence` and `create_time`, is in the event around a message.
+    """
+    from unitune.v1 import edit_pb2, image_pb2, server_pb2, tuning_pb2
+    from unitune_client import events
+
+    messages: dict[str, list[set[str]]] = {}
+
+    def note(message: Descriptor) -> None:
+        messages.setdefault(message.name, []).append(set(message.fields_by_name))
+        for nested in message.nested_types:
+            note(nested)
+
+    for module in (edit_pb2, image_pb2, server_pb2, tuning_pb2):
+        for message in module.DESCRIPTOR.message_types_by_name.values():
+            note(message)
+    fields = {
+        name: {field.name for field in dataclasses.fields(kind)} - {"sequence", "create_time"}
+        for name, kind in vars(events).items()
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind)
+    }
+    return {name for name, own in fields.items() if own and any(own <= theirs for theirs in messages.get(name, []))}
+
+
+def test_no_two_classes_share_a_name() -> None:
+    """A class's name means one thing in the whole product.
+
+    Classes generated from the contract do not count. The SDK's do not where they mirror the message of their name. The
+    types of TensorRT and CUDA have the names of those libraries.
+    """
+    foreign, sdk = ROOT / "sampler_svc" / "engines" / "trt_api.py", ROOT / "unitune_client" / "events.py"
+    mirrors = mirrors_of_messages()
+    files: dict[str, list[str]] = {}
+    for name, path in class_names(*PACKAGES):
+        if path != foreign and not (path == sdk and name in mirrors):
+            files.setdefault(name, []).append(str(path.relative_to(ROOT)))
+
+    assert {"BaseModel", "EditedImage", "Scores", "TuningConfig"} <= mirrors
+    assert {} == {name: paths for name, paths in files.items() if len(paths) > 1}
 
 
 def test_nothing_is_left_for_later() -> None:

@@ -104,7 +104,7 @@ def disturb(part: torch.nn.Module) -> None:
 
 
 def save_tiny_super_resolution(folder: Path, *, seed: int = 0, is_preconditioned: bool = True) -> None:
-    """Write a tiny second stage into a base model's folder: 96x96 pictures in blocks of 4x4, random by seed."""
+    """Write tiny super-resolution into a base model's folder: 96x96 pictures in blocks of 4x4, random by seed."""
     torch.manual_seed(seed)
     unet = UNet2DConditionModel(
         sample_size=2 * IMAGE_SIDE // 4,

@@ -13,9 +13,9 @@ from tuner_svc.model_folder import UnusableBaseModel
 from tuner_svc.service import TunerService
 from tuner_svc.torch_thread import TorchThread
 from unitune import settings, telemetry
+from unitune.object_store import ObjectStore
 from unitune.serving import serve
 from unitune.system_errors import sentence
-from unitune.weight_store import WeightStore
 
 
 def main() -> int:
@@ -24,7 +24,7 @@ def main() -> int:
     telemetry.configure("tuner")
     thread = TorchThread(config.num_threads())
     try:
-        store = WeightStore(config.store)
+        store = ObjectStore(config.store)
         model = thread.submit(_load, config.base_model).result()
     except UnusableBaseModel as error:
         print(f"tuner: UNITUNE_BASE_MODEL: {error}", file=sys.stderr)

@@ -1,8 +1,8 @@
 """Adafactor without relative step sizes, without momentum, without weight decay (Shazeer and Stern, 2018).
 
-What UniTune uses, with a constant learning rate. torch.optim.Adafactor is another algorithm: it always scales the step
-by the parameter's own size. The numbers are those of transformers' Adafactor(scale_parameter=False,
-relative_step=False), to rounding.
+UniTune uses it with a constant learning rate. torch.optim.Adafactor is another algorithm: it always scales the step by
+the parameter's own size. The results are those of transformers' Adafactor(scale_parameter=False, relative_step=False),
+up to rounding.
 """
 
 import torch
@@ -11,19 +11,19 @@ from torch import Tensor
 DECAY_RATE = -0.8  # of 1 - step ** DECAY_RATE, the second moment's decay; section 7.2
 GRADIENT_FLOOR = 1e-30  # added to squared gradients
 CLIP_THRESHOLD = 1.0  # root mean square of an update before the learning rate; section 6
-CACHED = 200_000  # values that are gone through several times on a CPU before the next ones: they stay in its cache
+CACHED = 200_000  # values that a CPU processes together, so that they stay in its cache
 
 
 class Adafactor:
-    """Moves `parameters` in place by their gradients. A step uses the gradients up: they are None afterwards.
+    """Moves `parameters` in place by their gradients. After a step the gradients are None.
 
-    A parameter of two or more axes keeps second moments only as means over its last axis (rows) and its last but one
-    (columns); others keep all of them.
+    A parameter with two or more axes keeps second moments only as means over its last axis (rows) and over its second
+    last axis (columns). Other parameters keep all of them.
     """
 
     def __init__(self, parameters: list[Tensor], learning_rate: float) -> None:
         self._learning_rate = learning_rate
-        # On their device, where a captured step counts on; in float64, from which the decay is exact in float32.
+        # On the device, so that a captured step counts; in float64, so that the decay is exact in float32.
         self._steps = torch.zeros((), dtype=torch.float64, device=parameters[0].device)
         self._factored = [parameter for parameter in parameters if parameter.dim() >= 2]
         self._whole = [parameter for parameter in parameters if parameter.dim() < 2]
@@ -40,7 +40,7 @@ class Adafactor:
 
     @torch.no_grad()
     def step(self) -> None:
-        """One update. Every parameter must have a gradient. Never waits for a GPU, and can be captured there."""
+        """One update. Every parameter must have a gradient. It never waits for a GPU, so it can be captured."""
         self._steps += 1
         latest_weight = (self._steps**DECAY_RATE).float()
         if self._whole:
@@ -80,8 +80,8 @@ class Adafactor:
 
 
 def _groups(parameters: list[Tensor]) -> list[slice]:
-    """Neighbours of CACHED values at most together, or one larger parameter; all of them on a GPU, where every call
-    costs and the cache holds nothing."""
+    """Groups of neighbours with at most CACHED values, or one larger parameter. On a GPU, one group of all: every call
+    costs, and the cache does not help."""
     if parameters and parameters[0].device.type != "cpu":
         return [slice(len(parameters))]
     groups, first, values = [], 0, 0
@@ -99,12 +99,12 @@ def _gradient(parameter: Tensor) -> Tensor:
 
 
 def _rows_first(tensor: Tensor) -> Tensor:
-    """A view with the last two axes in front: sums over the sides of a 3x3 kernel are slow where its elements touch."""
+    """A view with the last two axes in front: sums over the sides of a 3x3 kernel are slow if they are contiguous."""
     return tensor.movedim((-2, -1), (0, 1))
 
 
 def _average(moments: list[Tensor], latest: list[Tensor], latest_weight: Tensor) -> None:
-    """Move the running averages towards the latest squares, in place; uses `latest` up. The weight, 0-dim, is
+    """Move the running averages towards the latest squares, in place; overwrites `latest`. The weight, 0-dim, is
     1 - decay."""
     torch._foreach_add_(latest, GRADIENT_FLOOR)
     torch._foreach_lerp_(moments, latest, [latest_weight] * len(moments))

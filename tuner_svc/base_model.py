@@ -1,4 +1,4 @@
-"""The base model in memory: frozen, fp32, in the four parts that are also the four graphs of the export."""
+"""The base model in memory: frozen, fp32, in four parts, which are also the four graphs of the export."""
 
 import math
 from dataclasses import dataclass, field
@@ -50,14 +50,14 @@ class TextEncoder(nn.Module):
         return self.clip.embeddings.token_embedding.weight
 
     def no_vectors(self) -> Tensor:
-        """What to give where no id stands for a vector: one row, which nothing reads."""
+        """The vectors of a prompt that has none: one row, which is not read."""
         return self.table.new_zeros((1, self.table.shape[1]))
 
     def forward(self, input_ids: Tensor, vectors: Tensor) -> Tensor:
         embedded = torch.where(
             (input_ids >= 0).unsqueeze(-1), self.table[input_ids.clamp(min=0)], vectors[(-1 - input_ids).clamp(min=0)]
         )
-        # From here on as CLIPTextModel does from its token embeddings, which it does not take.
+        # From here on as CLIPTextModel, which does not accept token embeddings.
         hidden = self.clip.embeddings(inputs_embeds=embedded)
         mask = create_causal_mask(
             config=self.clip.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None
@@ -91,7 +91,7 @@ class ImageDecoder(nn.Module):
         return self.autoencoder.decode(latent / config.scaling_factor + (config.shift_factor or 0.0)).sample
 
 
-class Denoiser(nn.Module):
+class DenoiserModule(nn.Module):
     """sample (n, channels, h, w), timestep int64 (n,), encoder_hidden_states (n, tokens, width) -> epsilon or v."""
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
@@ -105,8 +105,8 @@ class Denoiser(nn.Module):
 class SuperResolver(nn.Module):
     """sample (n, 2 * channels, h, w), timestep int64 (n, 2), encoder_hidden_states (n, tokens, width) -> a picture.
 
-    The second stage of a cascade. The sample is the noisy picture, then the noised enlargement; a timestep is the
-    picture's, then the enlargement's noise level. Pictures are in blocks (unitune.diffusion.super_resolution).
+    Super-resolution. The sample is the noisy picture, then the upsampled one, noised. A timestep is the picture's, then
+    the noise level of the upsampled one. Pictures are in blocks (unitune.diffusion.super_resolution).
     """
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
@@ -119,7 +119,7 @@ class SuperResolver(nn.Module):
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A base model. Nothing writes to its tensors: every tuning starts from them."""
+    """A base model. Its tensors are never written to: every tuning starts from them."""
 
     name: str
     digest: str
@@ -128,7 +128,7 @@ class BaseModel:
     text_encoder: TextEncoder
     image_encoder: ImageEncoder
     image_decoder: ImageDecoder
-    denoiser: Denoiser
+    denoiser: DenoiserModule
     schedule: NoiseSchedule
     preset: Preset
     vocabulary: tuple[str, ...]
@@ -137,9 +137,9 @@ class BaseModel:
     latent_channels: int
     context_tokens: int
     context_width: int
-    super_resolver: SuperResolver | None = None  # this and the next: a base model that is a cascade
-    super_resolution: SuperResolutionSpec | None = None  # as yet without the tensors' layouts, which export finds
-    # Padding and truncation are a state of the tokenizer, and requests are checked while a tuning encodes its prompts.
+    super_resolver: SuperResolver | None = None  # this and the next: only of a cascade
+    super_resolution: SuperResolutionSpec | None = None  # without the tensors' layouts, which the export finds
+    # Padding and truncation are state of the tokenizer, which the checks of requests and a tuning use at the same time.
     _tokenizing: Lock = field(default_factory=Lock, repr=False, compare=False)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -148,7 +148,7 @@ class BaseModel:
 
     @property
     def spec(self) -> BaseModelSpec:
-        """What the sampler must know of it, as far as that is known before export: no layouts, no preview, no files."""
+        """Its specification for the sampler, before the export: without layouts, preview and files."""
         return BaseModelSpec(
             name=self.name,
             digest=self.digest,
@@ -165,7 +165,7 @@ class BaseModel:
         )
 
     def input_ids(self, prompts: list[str]) -> Tensor:
-        """Token ids, int64 (n, tokens): padded, and cut at the end where a prompt is too long. From any thread."""
+        """Token ids, int64 (n, tokens), padded, and cut if a prompt is too long. Thread-safe."""
         with self._tokenizing:
             ids = self.tokenizer(
                 prompts, padding="max_length", truncation=True, max_length=self.context_tokens, return_tensors="pt"
@@ -173,14 +173,14 @@ class BaseModel:
         return ids.to(self.device)
 
     def token_ids(self, text: str) -> list[int]:
-        """The ids of a piece of text alone, without begin, end and padding. From any thread."""
+        """The ids of a piece of text, without begin, end and padding. Thread-safe."""
         with self._tokenizing:
             ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
         return ids
 
     @property
     def reader(self) -> Reader:
-        """Reads texts as the text encoder does. From any thread."""
+        """Reads texts as the text encoder does. Thread-safe."""
         words = self.tokenizer
 
         def encode(text: str) -> list[Piece]:
@@ -198,7 +198,7 @@ class BaseModel:
 
     @torch.no_grad()
     def encode_image(self, image: np.ndarray) -> Tensor:
-        """The latents of model images, (n, channels, h, w); being the posterior's mode they are always the same."""
+        """The latents of model images, (n, channels, h, w): the posterior's mode, so deterministic."""
         return self.image_encoder(torch.from_numpy(image).to(self.device))
 
 
@@ -212,7 +212,7 @@ def load(folder: Path, device: str = "cpu") -> BaseModel:
     try:
         unet, autoencoder, clip, tokenizer = _read_parts(folder)
         second = _read_unet(folder, SUPER_RESOLUTION_FOLDER) if (folder / SUPER_RESOLUTION_FOLDER).is_dir() else None
-    except Exception as error:  # each library raises kinds of its own for files that are damaged or do not fit
+    except Exception as error:  # each library has its own errors for damaged or wrong files
         complaint = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UnusableBaseModel(f"{folder} cannot be loaded: {complaint}") from error
     _check_parts(folder, unet, autoencoder, clip)
@@ -220,9 +220,9 @@ def load(folder: Path, device: str = "cpu") -> BaseModel:
     for part in (unet, autoencoder, clip, *([second] if second is not None else [])):
         part.requires_grad_(False).eval().to(device)
     height, width = _pair(unet.config.sample_size)
-    pixels = 2 ** (len(autoencoder.config.block_out_channels) - 1)  # of a side for each latent of that side
+    pixels = 2 ** (len(autoencoder.config.block_out_channels) - 1)  # of a side for each position of the latent's side
     return BaseModel(
-        # A folder called `model` says nothing; whose model it is does.
+        # `model` is no useful name; the folder above has a better one.
         name=folder.resolve().parent.name if folder.resolve().name == "model" else folder.resolve().name,
         digest=digest(folder),
         device=torch.device(device),
@@ -230,7 +230,7 @@ def load(folder: Path, device: str = "cpu") -> BaseModel:
         text_encoder=TextEncoder(clip).eval(),
         image_encoder=ImageEncoder(autoencoder).eval(),
         image_decoder=ImageDecoder(autoencoder).eval(),
-        denoiser=Denoiser(unet).eval(),
+        denoiser=DenoiserModule(unet).eval(),
         schedule=schedule,
         preset=preset,
         vocabulary=vocabulary,
@@ -267,7 +267,7 @@ def _read_unet(folder: Path, part: str) -> UNet2DConditionModel:
 
 
 def _super_resolution(folder: Path, unet: UNet2DConditionModel, context_width: int) -> SuperResolutionSpec:
-    """What the second stage is. Raises UnusableBaseModel unless it takes two pictures, a noise level and the text."""
+    """Its specification. Raises UnusableBaseModel unless it takes two pictures, a noise level and the text."""
     config = unet.config
     block = math.isqrt(config.out_channels // 3)
     for is_right, wanted in (
@@ -285,7 +285,7 @@ def _super_resolution(folder: Path, unet: UNet2DConditionModel, context_width: i
 
 
 def _check_parts(folder: Path, unet: UNet2DConditionModel, autoencoder: AutoencoderKL, clip: CLIPTextModel) -> None:
-    """Raises UnusableBaseModel where the parts need more than a latent, a timestep and a text embedding."""
+    """Raises UnusableBaseModel for parts that need more than a latent, a timestep and a text embedding."""
     channels, latent = unet.config.in_channels, autoencoder.config.latent_channels
     if not channels == latent == unet.config.out_channels:
         raise UnusableBaseModel(
@@ -303,5 +303,5 @@ def _check_parts(folder: Path, unet: UNet2DConditionModel, autoencoder: Autoenco
 
 
 def _pair(side: int | list[int]) -> tuple[int, int]:
-    """Height and width, where diffusers writes one number for a square."""
+    """Height and width; diffusers writes one number for a square."""
     return (side, side) if isinstance(side, int) else (side[0], side[1])

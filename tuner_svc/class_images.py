@@ -1,6 +1,6 @@
-"""Pictures of a class, drawn by the base model itself (DreamBooth, arXiv 2208.12242, section 3.2).
+"""Pictures of a class, sampled by the base model (DreamBooth, arXiv 2208.12242, section 3.2).
 
-They stay latents: a tuning would encode them again at once.
+They stay latents, since a tuning needs latents.
 """
 
 from collections import OrderedDict
@@ -24,16 +24,16 @@ _kept: OrderedDict[tuple[str, str, int], Tensor] = OrderedDict()  # the tuner ha
 
 
 def class_prompt(class_noun: str) -> str:
-    """What pictures of the class are called."""
+    """The prompt of the class."""
     return f"a {class_noun.strip()}"
 
 
 def class_latents(
     model: BaseModel, class_noun: str, number: int, before_each: Callable[[], None] = lambda: None
 ) -> Tensor:
-    """Latents (number, channels, h, w) of a base model and class noun; drawn once, while they are among the last few.
+    """Latents (number, channels, h, w) of a base model and class noun. The last KEPT sets are in memory.
 
-    `before_each` may raise before a step of a batch, which keeps nothing.
+    `before_each` may raise before a step; then nothing is kept.
     """
     key = (model.digest, class_noun.strip(), number)
     if key not in _kept:
@@ -47,11 +47,11 @@ def class_latents(
 def draw_class(
     model: BaseModel, class_noun: str, number: int, before_each: Callable[[], None] = lambda: None
 ) -> Tensor:
-    """Draw them from noise, with the preset's scheduler, steps and guidance; picture i comes from seed i."""
+    """Sample them with the preset's scheduler, steps and guidance; picture i has seed i."""
     schedule = Schedule(**vars(model.schedule))
     scheduler = SCHEDULERS[model.preset.scheduler]
     prompt, empty = (model.encode_prompt(text)[0].cpu().numpy() for text in (class_prompt(class_noun), ""))
-    rows = classifier_free(model.preset.guidance_scale, prompt, empty)
+    terms = classifier_free(model.preset.guidance_scale, prompt, empty)
 
     @torch.no_grad()
     def denoiser(latents: Latents, timesteps: NDArray[np.int64], contexts: NDArray[np.float32]) -> Latents:
@@ -67,7 +67,7 @@ def draw_class(
         solver = scheduler.solver()
         for timestep, level, next_level in scheduler.run(schedule, model.preset.num_inference_steps):
             before_each()
-            output = guided(denoiser, latents, timestep, rows)
+            output = guided(denoiser, latents, timestep, terms)
             latents = solver.step(latents, predict(output, latents, level, schedule.prediction_type), level, next_level)
         batches.append(torch.from_numpy(np.asarray(latents, dtype=np.float32)))
     return torch.cat(batches).to(model.device)

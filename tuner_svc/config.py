@@ -14,9 +14,7 @@ EMBEDDED_MODEL = Path(__file__).resolve().parent.parent / "stickerbook" / "model
 class TunerConfig:
     """Read from the environment in `__main__`, and passed down."""
 
-    store: str = field(
-        metadata={"env": "UNITUNE_STORE", "help": "a folder, or the URL of an object store, for tuned weights"}
-    )
+    store: str = field(metadata={"env": "UNITUNE_STORE", "help": "a folder, or the URL of a bucket, for tuned weights"})
     address: str = field(
         default="127.0.0.1:50052", metadata={"env": "UNITUNE_TUNER_ADDRESS", "help": "HOST:PORT to listen on"}
     )
@@ -47,7 +45,7 @@ class TunerConfig:
         if self.weights_codec not in CODECS:
             raise ValueError(f"UNITUNE_WEIGHTS_CODEC is {self.weights_codec!r}: it must be one of {', '.join(CODECS)}")
         if not self.store:
-            raise ValueError("UNITUNE_STORE is empty: it must be a folder or the URL of an object store")
+            raise ValueError("UNITUNE_STORE is empty: it must be a folder or the URL of a bucket")
 
     def num_threads(self) -> int:
         """Threads to compute with."""

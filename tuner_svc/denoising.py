@@ -1,4 +1,4 @@
-"""What every method's loop is made of: random draws, noised latents, the loss of the denoiser."""
+"""The parts of every method's loop: random draws, noised latents, the loss of the denoiser."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -16,20 +16,22 @@ from unitune.diffusion.schedule import Schedule
 
 @dataclass(frozen=True)
 class Draws:
-    """What is random in one update: timesteps int64 (batch,), uniform, and noise (batch, channels, h, w), normal."""
+    """The random draws of one update: uniform timesteps, int64 (batch,), and normal noise (batch, channels, h, w)."""
 
     timesteps: Tensor
     noise: Tensor
 
 
-def draw(batch: int, latent: Tensor, num_timesteps: int, generator: torch.Generator, *, spread: bool = False) -> Draws:
+def draw(
+    batch: int, latent: Tensor, num_timesteps: int, generator: torch.Generator, *, stratified: bool = False
+) -> Draws:
     """The next draws of the generator, on the latent's device.
 
-    Timesteps that are `spread` come one from each of `batch` equal parts of the schedule. Each is still as likely as
-    any other, but no update sees little noise alone, or much, so updates differ less from one another (Kingma et al.,
-    2021, arXiv 2107.00630, appendix I.1, ties the parts' draws to each other; ours are independent).
+    With `stratified`, one timestep comes from each of `batch` equal parts of the schedule. All timesteps stay equally
+    likely. Every update then sees both little noise and much, so updates differ less. Kingma et al. (2021, arXiv
+    2107.00630, appendix I.1) tie the parts' draws to each other; these are independent.
     """
-    if spread:
+    if stratified:
         places = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
         timesteps = (places * num_timesteps).long().clamp(max=num_timesteps - 1)  # a place may round up to 1
     else:
@@ -41,7 +43,7 @@ def draw(batch: int, latent: Tensor, num_timesteps: int, generator: torch.Genera
 def denoising_loss(
     model: BaseModel, weights: Mapping[str, Tensor], latent: Tensor, context: Tensor, noising: "Noising", draws: Draws
 ) -> Tensor:
-    """Mean square error of the denoiser, with `weights` in place of its own, at the drawn timesteps and noise.
+    """Mean squared error of the denoiser, with `weights` in place of its own, at the drawn timesteps and noise.
 
     `latent` is (1 or batch, channels, h, w), `context` (1 or batch, tokens, width).
     """
@@ -53,7 +55,7 @@ def denoising_loss(
 
 
 class Noising:
-    """x_t = a_t x + s_t e, and what the denoiser is trained to say of it: e, or v = a_t e - s_t x, or x."""
+    """x_t = a_t x + s_t e, and the denoiser's target: e, or v = a_t e - s_t x, or x."""
 
     def __init__(self, schedule: NoiseSchedule, device: torch.device) -> None:
         levels = torch.from_numpy(Schedule(**vars(schedule)).alphas_cumprod)
@@ -64,27 +66,27 @@ class Noising:
 
     def noised(self, latent: Tensor, draws: Draws) -> Tensor:
         """The latent at the drawn timesteps, (batch, channels, h, w)."""
-        signal, noise = self._at(draws.timesteps)
+        signal, noise = self._factors(draws.timesteps)
         return signal * latent + noise * draws.noise
 
     def signal(self, draws: Draws) -> Tensor:
-        """How much of a latent is left at the drawn timesteps, (batch, 1, 1, 1)."""
-        return self._at(draws.timesteps)[0]
+        """The factor a_t of the latent at the drawn timesteps, (batch, 1, 1, 1)."""
+        return self._factors(draws.timesteps)[0]
 
     def target(self, latent: Tensor, draws: Draws) -> Tensor:
         """Epsilon, v or the latent itself, (batch or 1, channels, h, w)."""
         if self._prediction_type == "sample":
             return latent.expand_as(draws.noise)
-        signal, noise = self._at(draws.timesteps)
+        signal, noise = self._factors(draws.timesteps)
         return signal * draws.noise - noise * latent if self._prediction_type == "v_prediction" else draws.noise
 
-    def _at(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+    def _factors(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         return self._signal[timesteps, None, None, None], self._noise[timesteps, None, None, None]
 
 
-def half_precision(device: torch.device) -> AbstractContextManager[None]:
+def mixed_precision(device: torch.device) -> AbstractContextManager[None]:
     """bfloat16 in the denoiser on a GPU; the weights, the loss and the optimizer stay fp32.
 
-    Without autocast's cache, which must not outlive a capture and would save little: a weight is read once in a pass.
+    Autocast's cache is off: it must not outlive a capture, and saves little, since a pass reads a weight once.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False)

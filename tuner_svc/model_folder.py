@@ -1,4 +1,4 @@
-"""What lies in a base model's folder: diffusers layout, the digest over it, its preset and its vocabulary."""
+"""A base model's folder: diffusers layout, digest, preset and vocabulary."""
 
 import hashlib
 import json
@@ -18,23 +18,23 @@ from unitune.options import SAMPLING, TUNING, check_values, read_by
 
 PRESET_FILE = "unitune_preset.json"
 VOCABULARY_FILE = "vocabulary.json"
-GATE_SETTINGS = {name for name in vars(Preset) if name.startswith("gate_")} | {"automatic_points"}
-METHODS = (*EDIT_METHODS, NULL_TEXT)  # that may have a section of a preset
+CLIP_FILTER_SETTINGS = {name for name in vars(Preset) if name.startswith("clip_filter_")} | {"automatic_points"}
+METHODS = (*EDIT_METHODS, NULL_TEXT)  # these may have a section in a preset
 SAMPLING_SETTINGS = tuple(name for name in SAMPLING if name in vars(Preset))
-GATE_RANGES = {  # ends included
-    "gate_gain": (-2, 2),
-    "gate_prompt": (-1, 1),
-    "gate_kept": (-1, 1),
-    "gate_enough": (-1, 1),
-    "gate_round_trip": (0, 1),
-    "gate_detail": (0, 1),
-    "gate_saturated": (0, 1),
+CLIP_FILTER_RANGES = {  # ends included
+    "clip_filter_gain": (-2, 2),
+    "clip_filter_prompt": (-1, 1),
+    "clip_filter_kept": (-1, 1),
+    "clip_filter_enough": (-1, 1),
+    "clip_filter_round_trip": (0, 1),
+    "clip_filter_detail": (0, 1),
+    "clip_filter_saturated": (0, 1),
 }
-SUPER_RESOLUTION_FOLDER = "super_resolution"  # optional: a UNet2DConditionModel and its scheduler, the second stage
+SUPER_RESOLUTION_FOLDER = "super_resolution"  # optional: a UNet2DConditionModel and its scheduler
 SCHEDULER_FILE = "scheduler_config.json"
 SUPER_RESOLUTION_FILES = ("config.json", "diffusion_pytorch_model.safetensors", SCHEDULER_FILE)
 PRECONDITIONED = "is_preconditioned"  # true in its scheduler's config: see unitune.base_model.SuperResolutionSpec
-CLIP_FOLDER = "clip"  # optional: a CLIPModel of transformers, for the gate
+CLIP_FOLDER = "clip"  # optional: a CLIPModel of transformers, for the CLIP filter
 CLIP_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json")
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 CLASSES = {
@@ -60,7 +60,7 @@ TOKENIZER_FILES = (
 
 
 class UnusableBaseModel(ValueError):
-    """The folder is no base model that this program can tune; the message says what is wrong and the remedy."""
+    """The folder is no base model that can be tuned. The message gives the reason and the remedy."""
 
 
 def check_layout(folder: Path) -> None:
@@ -82,8 +82,8 @@ def check_layout(folder: Path) -> None:
 
 
 def model_files(folder: Path) -> list[Path]:
-    """The files that make the model what it is, relative and sorted: configs, weights, tokenizer,
-    preset, vocabulary, the second stage and the gate's CLIP. Other files beside them do not matter.
+    """The files that define the model, relative and sorted: configs, weights, tokenizer, preset, vocabulary, the
+    super-resolution model and the CLIP filter's model. Other files do not matter.
 
     Raises UnusableBaseModel naming every file that is missing.
     """
@@ -128,7 +128,7 @@ def read_schedule(folder: Path, part: str = "scheduler") -> NoiseSchedule:
 
 
 def read_preset(folder: Path) -> Preset:
-    """The defaults for this model. Raises UnusableBaseModel for a name or a kind of value that a preset has not."""
+    """The defaults of this model. Raises UnusableBaseModel for an unknown name and for a wrong type of value."""
     if not (folder / PRESET_FILE).is_file():
         return Preset()
     given = read_object(folder / PRESET_FILE)
@@ -139,10 +139,10 @@ def read_preset(folder: Path) -> Preset:
         known = ", ".join(METHODS)
         raise UnusableBaseModel(f"{folder / PRESET_FILE}: {min(unknown)} is not a method; known are {known}")
     for method, own in methods.items():
-        if of_all := own.keys() & GATE_SETTINGS:
+        if of_all := own.keys() & CLIP_FILTER_SETTINGS:
             remedy = "put it beside methods, it is one for all of them"
             raise UnusableBaseModel(f"{folder / PRESET_FILE}: {min(of_all)} is set for {method}: {remedy}")
-        if foreign := own.keys() & _of_others(method):
+        if foreign := own.keys() & _foreign_settings(method):
             raise UnusableBaseModel(
                 f"{folder / PRESET_FILE}: {min(foreign)} is set for {method}, which has no such setting"
             )
@@ -154,13 +154,13 @@ def read_preset(folder: Path) -> Preset:
 
 
 def _check_values(folder: Path, preset: Preset, method: str) -> None:
-    """Hold a method's defaults to what a caller may ask for. Raises UnusableBaseModel naming place and value."""
+    """Check a method's defaults like a caller's values. Raises UnusableBaseModel naming place and value."""
 
     def refusal(name: str, complaint: str) -> UnusableBaseModel:
         place = f"methods.{method}." if name in preset.methods.get(method, {}) else ""
         return UnusableBaseModel(f"{folder / PRESET_FILE}: {place}{complaint}")
 
-    own = preset.of(method)
+    own = preset.method_preset(method)
     sampling = {name: getattr(own, name) for name in SAMPLING_SETTINGS}
     if own.guidance_sigma_high == math.inf:
         del sampling["guidance_sigma_high"]  # the interval has no such end
@@ -173,7 +173,7 @@ def _check_values(folder: Path, preset: Preset, method: str) -> None:
         raise refusal(name, error.message.removeprefix("config.")) from error
     if method == PROMPT_TO_PROMPT and own.scheduler != "ddim":
         raise refusal("scheduler", f"scheduler is {own.scheduler!r}: {PROMPT_TO_PROMPT} inverts ddim alone")
-    for name, (low, high) in GATE_RANGES.items():
+    for name, (low, high) in CLIP_FILTER_RANGES.items():
         value = getattr(own, name)
         if not low <= value <= high:
             raise refusal(name, f"{name} is {value}: it must be {low} to {high}")
@@ -187,20 +187,20 @@ def _check_values(folder: Path, preset: Preset, method: str) -> None:
         raise refusal("guidance_sigma_high", f"guidance_sigma_low to _high is {ends}: {method} guides every step")
 
 
-def _of_others(method: str) -> set[str]:
-    """The settings of a preset that belong to other methods than this one."""
+def _foreign_settings(method: str) -> set[str]:
+    """The settings of a preset that belong only to other methods."""
     own = set(read_by(TUNING, method)) if method in TUNING_METHODS else set()
     of_sampling = SAMPLING.keys() - read_by(SAMPLING, method)
     if not SAMPLING["fast"].is_read_by(method):
         of_sampling.add("fast_steps")
     if method == NULL_TEXT:  # its edits are Prompt-to-Prompt's, whose section has their settings
-        of_sampling |= {*SAMPLING_SETTINGS, *GATE_RANGES} - {"scheduler"}
+        of_sampling |= {*SAMPLING_SETTINGS, *CLIP_FILTER_RANGES} - {"scheduler"}
     return (TUNING.keys() - own - SAMPLING.keys()) | of_sampling
 
 
 def _settings(folder: Path, given: dict[str, Any], place: str = "") -> dict[str, Any]:
-    """Settings of a preset by name, whole numbers made fractions where those are wanted. `place` is where in the file
-    they are. Raises UnusableBaseModel."""
+    """Settings of a preset by name; int values of float settings become floats. `place` is their place in the file.
+    Raises UnusableBaseModel."""
     kinds = {field.name: type(field.default) for field in fields(Preset) if field.name != "methods"}
     settings: dict[str, Any] = {}
     for name, value in given.items():
@@ -231,7 +231,7 @@ def _points(folder: Path, value: object) -> tuple[tuple[float, float], ...]:
 
 
 def read_vocabulary(folder: Path) -> tuple[str, ...]:
-    """Every word of the lists of phrases in `vocabulary.json`, each once; empty without such a file."""
+    """Every word of the lists of phrases in `vocabulary.json`, once; empty without that file."""
     if not (folder / VOCABULARY_FILE).is_file():
         return ()
     lists = read_object(folder / VOCABULARY_FILE).values()
@@ -241,7 +241,7 @@ def read_vocabulary(folder: Path) -> tuple[str, ...]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises UnusableBaseModel when it is none."""
+    """The JSON object in a file. Raises UnusableBaseModel for anything else."""
     try:
         found = json.loads(path.read_text())
     except ValueError as error:
@@ -252,7 +252,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def check_safetensors(folder: Path) -> None:
-    """Raises UnusableBaseModel for a folder of transformers whose weights are pickled, and in no other form."""
+    """Raises UnusableBaseModel for a folder of transformers whose weights are only pickled."""
     pickled = next((name for name in PICKLED if (folder / name).is_file()), None)
     if pickled is not None and not any(folder.glob("model*.safetensors")):
         raise UnusableBaseModel(

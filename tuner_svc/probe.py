@@ -1,4 +1,4 @@
-"""The proof that travels with tuned weights: what the denoiser answers to a fixed input, before and after tuning.
+"""The probe in a weights file: the denoiser's answers to a fixed input, before and after tuning.
 
 An engine that was refitted must give the second answer and not the first (unitune.weights).
 """
@@ -15,10 +15,10 @@ from tuner_svc.base_model import BaseModel
 from tuner_svc.methods import METHODS, Tuned
 from tuner_svc.tuning_config import TuningConfig
 from unitune.codecs import decode, encode
-from unitune.weights import SECOND_BASE, SECOND_STAGE, SECOND_TUNED, Manifest, pack, probe_input
+from unitune.weights import SUPER_RESOLUTION, SUPER_RESOLUTION_BASE, SUPER_RESOLUTION_TUNED, Manifest, pack, probe_input
 
 PROBE_SEED = 0
-SENSITIVITY_SEED = 1  # not the probe's, which measures what was lost
+SENSITIVITY_SEED = 1  # not the probe's, which measures the loss
 
 
 def pack_tuned(
@@ -31,9 +31,9 @@ def pack_tuned(
 ) -> tuple[bytes, Manifest]:
     """The weights file of a tuning, and its manifest. A LoRA tuning's factors are stored, unless the codec is none.
 
-    The probe's answer is that of the tensors as a sampler decodes them; where no tensor of the denoiser changes there
-    is no probe. Extras are no deltas, and stored as they are. `before_each` may raise before a tensor is encoded and
-    before a pass of the denoiser. Raises ValueError as `encode` does.
+    The probe's answer is for the tensors as a sampler decodes them. If no tensor of the denoiser changes, there is no
+    probe. Extras are stored as they are. `before_each` may raise before a tensor is encoded and before a pass of the
+    denoiser. Raises ValueError as `encode` does.
     """
     if tuned.factors and codec != "none":
         codec = "lora"
@@ -55,7 +55,7 @@ def pack_tuned(
         answer, of_base = answer_with(tuned.tensors), answer_with({})
     decoded = {name: torch.from_numpy(tensor) for name, tensor in decode(stored, base, codec).items()}
     of_decoded = answer if codec == "none" else answer_with(decoded)
-    second, of_second = _second_stage(model, tuned, codec, before_each)
+    second, second_answers = _encoded_super_resolution(model, tuned, codec, before_each)
     return pack(
         {**stored, **second},
         probe_tuned=of_decoded,
@@ -69,7 +69,7 @@ def pack_tuned(
         updates=config.updates,
         probe_seed=PROBE_SEED,
         stopped_after=len(tuned.losses) if len(tuned.losses) < METHODS[config.method].total(config) else 0,
-        extras={**_arrays(tuned.extras), **of_second},
+        extras={**_arrays(tuned.extras), **second_answers},
         bound_to=tuned.bound_to,
     )
 
@@ -78,31 +78,35 @@ def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
 
 
-def _second_stage(
+def _encoded_super_resolution(
     model: BaseModel, tuned: Tuned, codec: str, before_each: Callable[[], None]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The second stage's tensors as the file holds them, and its probe's answers; nothing where it was not tuned."""
+    """Super-resolution's tensors as the file holds them, and its probe's answers; nothing if it was not tuned."""
     resolver = model.super_resolver
-    if not tuned.second_stage or resolver is None:
+    if not tuned.super_resolution or resolver is None:
         return {}, {}
-    base = {name: tensor for name, tensor in _arrays(resolver.unet.state_dict()).items() if name in tuned.second_stage}
+    base = {
+        name: tensor for name, tensor in _arrays(resolver.unet.state_dict()).items() if name in tuned.super_resolution
+    }
     before_each()
-    sensitivity = sensitivities(partial(_second_stage_answer, model), tuned.second_stage) if codec == "sign" else {}
-    stored = encode(_arrays(tuned.second_stage), base, codec, sensitivity=sensitivity, before_each=before_each)
+    sensitivity = (
+        sensitivities(partial(_super_resolution_answer, model), tuned.super_resolution) if codec == "sign" else {}
+    )
+    stored = encode(_arrays(tuned.super_resolution), base, codec, sensitivity=sensitivity, before_each=before_each)
     decoded = {name: torch.from_numpy(tensor) for name, tensor in decode(stored, base, codec).items()}
     before_each()
-    answers = {SECOND_TUNED: second_stage_answer(model, decoded, PROBE_SEED)}
-    answers[SECOND_BASE] = second_stage_answer(model, {}, PROBE_SEED)
-    return {f"{SECOND_STAGE}{name}": array for name, array in stored.items()}, answers
+    answers = {SUPER_RESOLUTION_TUNED: super_resolution_answer(model, decoded, PROBE_SEED)}
+    answers[SUPER_RESOLUTION_BASE] = super_resolution_answer(model, {}, PROBE_SEED)
+    return {f"{SUPER_RESOLUTION}{name}": array for name, array in stored.items()}, answers
 
 
 def sensitivities(
     answer: Callable[[Mapping[str, Tensor], int], Tensor], tensors: Mapping[str, Tensor]
 ) -> dict[str, float]:
-    """How far errors in each matrix move the answer that tensors give: the expected square of its change for each value
-    that is off by 1, if errors are independent.
+    """How much errors in each matrix change the answer: the expected squared change for an error of 1 in each value, if
+    errors are independent.
 
-    From one gradient g of a random projection of the answer; over all projections E[g^2] is just that.
+    It is the mean of g^2 for one gradient g of a random projection of the answer: its expectation over projections.
     """
     matrices = {name: tensor.detach().requires_grad_() for name, tensor in tensors.items() if tensor.dim() > 1}
     found = answer({**tensors, **matrices}, SENSITIVITY_SEED)
@@ -112,12 +116,12 @@ def sensitivities(
 
 
 @torch.no_grad()
-def second_stage_answer(model: BaseModel, tensors: Mapping[str, Tensor], seed: int) -> np.ndarray:
-    """As `probe_answer`, of the second stage; its output has the channels of one picture in blocks."""
-    return _second_stage_answer(model, tensors, seed).cpu().numpy()
+def super_resolution_answer(model: BaseModel, tensors: Mapping[str, Tensor], seed: int) -> np.ndarray:
+    """As `probe_answer`, for super-resolution; its output has the channels of one picture in blocks."""
+    return _super_resolution_answer(model, tensors, seed).cpu().numpy()
 
 
-def _second_stage_answer(model: BaseModel, tensors: Mapping[str, Tensor], seed: int) -> Tensor:
+def _super_resolution_answer(model: BaseModel, tensors: Mapping[str, Tensor], seed: int) -> Tensor:
     resolver, stage = model.super_resolver, model.super_resolution
     assert resolver is not None and stage is not None
     channels, height, width = stage.blocks
@@ -131,14 +135,14 @@ def _second_stage_answer(model: BaseModel, tensors: Mapping[str, Tensor], seed: 
 
 
 def _error(of_codec: np.ndarray, of_tuned: np.ndarray, of_base: np.ndarray) -> float:
-    """What a codec loses, as a share of the tuning's effect; 0 for a tuning without any."""
+    """The loss of a codec, as a share of the tuning's effect; 0 for a tuning without effect."""
     effect = float(np.linalg.norm(of_tuned - of_base))
     return float(np.linalg.norm(of_codec - of_tuned)) / effect if effect else 0.0
 
 
 @torch.no_grad()
 def probe_answer(model: BaseModel, tensors: Mapping[str, Tensor], seed: int) -> np.ndarray:
-    """The denoiser's output, fp32 (2, channels, h, w), with `tensors` in place of its own of these names."""
+    """The denoiser's output, fp32 (2, channels, h, w), with `tensors` in place of its own."""
     return _answer(model, tensors, seed).cpu().numpy()
 
 
@@ -146,7 +150,7 @@ def _answer(model: BaseModel, tensors: Mapping[str, Tensor], seed: int) -> Tenso
     values = probe_input(seed, model.latent_channels, model.latent_side, (model.context_tokens, model.context_width))
     arguments = tuple(torch.from_numpy(value).to(model.device) for value in values.values())
     tensors = {name: tensor.to(model.device) for name, tensor in tensors.items()}
-    # Convolutions on a GPU round to 10 bits of mantissa by default, which is as coarse as what the probe looks for.
+    # Convolutions on a GPU round to 10 bits of mantissa by default. The probe's differences are as small as that.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         answer: Tensor = functional_call(model.denoiser.unet, tensors, arguments).sample
     return answer

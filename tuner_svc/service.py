@@ -1,4 +1,4 @@
-"""TunerService: message in, tune, messages out. One tuning at a time, in the PyTorch thread; others wait in order."""
+"""TunerService: reads a request, tunes, sends events. One tuning runs at a time, in the PyTorch thread, in order."""
 
 import asyncio
 import logging
@@ -14,12 +14,12 @@ import torch
 
 from tuner_svc.base_model import BaseModel
 from tuner_svc.config import DEFAULT_CODEC
-from tuner_svc.course import Progress
 from tuner_svc.probe import pack_tuned
-from tuner_svc.run import Run
+from tuner_svc.progress_tracker import UpdateProgress
 from tuner_svc.torch_thread import TorchThread
 from tuner_svc.tune import check, tune
 from tuner_svc.tuning_config import TuningConfig
+from tuner_svc.tuning_run import TuningRun
 from unitune import images, store_paths, telemetry
 from unitune.base_model import Preset
 from unitune.choices import (
@@ -29,6 +29,7 @@ from unitune.choices import (
     TUNING_METHODS,
 )
 from unitune.errors import Cancelled, Internal, InvalidField, ResourceExhausted, Unavailable, UniTuneError, to_status
+from unitune.object_store import ObjectStore
 from unitune.options import TUNING, Flat, put_words, read_by
 from unitune.options import check as check_fields
 from unitune.server_info import base_model_info
@@ -36,26 +37,25 @@ from unitune.serving import HEARTBEAT_S
 from unitune.system_errors import store_error
 from unitune.v1 import tuner_pb2, tuner_pb2_grpc, tuning_pb2
 from unitune.v1.tuner_pb2 import RunTuningEvent
-from unitune.weight_store import WeightStore
 from unitune.weights import Manifest
 
 logger = logging.getLogger(__name__)
 
-STORE_WAIT_S = 20.0  # for a store that is full or does not answer to take the weights
+STORE_WAIT_S = 20.0  # for a store that is full or does not answer
 STORE_RETRY_S = 0.5
-INSTANCE_BYTES = 16  # of randomness, which no two processes share
+INSTANCE_BYTES = 16  # random bytes, different in every process
 
 
 class TunerService(tuner_pb2_grpc.TunerServiceServicer):
     """The servicer. It is used from one event loop."""
 
     def __init__(
-        self, model: BaseModel, store: WeightStore, codec: str = DEFAULT_CODEC, thread: TorchThread | None = None
+        self, model: BaseModel, store: ObjectStore, codec: str = DEFAULT_CODEC, thread: TorchThread | None = None
     ) -> None:
         """`thread` is the one that loaded the model; without it there is a new one."""
         self._model, self._store, self._codec = model, store, codec
         self._thread = thread or TorchThread()
-        self._runs: set[Run] = set()
+        self._runs: set[TuningRun] = set()
         self._is_draining = False
         self._instance = secrets.token_hex(INSTANCE_BYTES)
 
@@ -65,7 +65,7 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
         return [tuner_pb2.DESCRIPTOR.services_by_name["TunerService"].full_name]
 
     async def drain(self) -> None:
-        """Accept no more runs, and let go of those there are: they start anew elsewhere sooner than they would end."""
+        """Accept no more runs, and cancel the current ones: starting again elsewhere is faster than waiting."""
         self._is_draining = True
         for run in self._runs:
             run.cancel()
@@ -81,11 +81,11 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
         )
 
     async def CheckTuning(self, request: tuner_pb2.CheckTuningRequest, context: Any) -> tuner_pb2.CheckTuningResponse:
-        """What only the tokenizer knows."""
+        """Check what needs the tokenizer and the model."""
         return tuner_pb2.CheckTuningResponse(warnings=check(self._model, _config(request.config)))
 
     async def RunTuning(self, request: tuner_pb2.RunTuningRequest, context: Any) -> AsyncIterator[RunTuningEvent]:
-        """Run in the PyTorch thread; stream what it has to say."""
+        """Tune in the PyTorch thread, and stream its events."""
         config = _read(request)
         check(self._model, config)
         stage = self._model.super_resolution
@@ -101,9 +101,9 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
         if self._is_draining:
             raise Unavailable("the tuner is about to stop", reason="DRAINING")
         for earlier in self._runs:
-            if earlier.name == request.name:  # who asks again has lost the first stream
+            if earlier.name == request.name:  # the caller has lost the earlier stream
                 earlier.cancel()
-        run = Run(request.name)
+        run = TuningRun(request.name)
         self._runs.add(run)
         work = self._thread.submit(self._tune, run, request, config, image, large)
         work.add_done_callback(lambda _: run.wake())
@@ -112,7 +112,7 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
             while not work.done() or run.progress is not None:
                 has_changed = await run.changed(HEARTBEAT_S)
                 if run.is_cancelled:
-                    work.cancel()  # does nothing once it has started; then the loop of updates sees the flag
+                    work.cancel()  # only before it starts; later the loop of updates sees the flag
                 if run.progress is not None:
                     progress, run.progress = run.progress, None
                     yield _progress(progress)
@@ -120,7 +120,7 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
                     yield RunTuningEvent(heartbeat=RunTuningEvent.Heartbeat())
                 elif not has_changed:
                     yield RunTuningEvent(waiting=RunTuningEvent.Waiting())
-            is_told = True  # from here on the weights are the reader's, who may close the stream at once
+            is_told = True  # from here on the reader owns the weights, even if it closes the stream at once
             yield _outcome(run, work)
         finally:
             self._runs.discard(run)
@@ -137,7 +137,7 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
 
     def _tune(
         self,
-        run: Run,
+        run: TuningRun,
         request: tuner_pb2.RunTuningRequest,
         config: TuningConfig,
         image: images.ModelImage,
@@ -145,7 +145,9 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
     ) -> tuning_pb2.WeightsRef:
         """One tuning, in the PyTorch thread: tune, prove, store."""
         run.is_started = True
-        tuned = tune(self._model, image, config, large=large, on_progress=run.tell, cancelled=lambda: run.is_cancelled)
+        tuned = tune(
+            self._model, image, config, large=large, on_progress=run.report, cancelled=lambda: run.is_cancelled
+        )
         data, manifest = pack_tuned(self._model, tuned, config, request.key, self._codec, run.refuse_cancelled)
         run.refuse_cancelled()
         try:
@@ -164,8 +166,8 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
             base_model=manifest.base_model,
         )
 
-    def _put(self, run: Run, path: str, data: bytes, manifest: Manifest) -> None:
-        """Write the weights, again and again for a while: they took minutes, and a full disk may have space soon."""
+    def _put(self, run: TuningRun, path: str, data: bytes, manifest: Manifest) -> None:
+        """Write the weights, with retries for a while: they took minutes, and a full disk may get space."""
         gives_up_at = time.monotonic() + STORE_WAIT_S
         while True:
             try:
@@ -176,22 +178,22 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
                     raise
                 time.sleep(STORE_RETRY_S)
 
-    async def _take_back(self, run: Run, work: "Future[tuning_pb2.WeightsRef]", path: str) -> None:
-        """Wait for the worker to let go, and delete the weights if it had just made them: nobody knows of them."""
+    async def _take_back(self, run: TuningRun, work: "Future[tuning_pb2.WeightsRef]", path: str) -> None:
+        """Wait for the worker, and delete the weights if it has just made them: nobody else knows of them."""
         if not work.cancel():
             while not work.done():
                 await run.changed(HEARTBEAT_S)
             if work.exception() is None:
                 await asyncio.to_thread(self._delete, run, path)
 
-    def _delete(self, run: Run, path: str) -> None:
+    def _delete(self, run: TuningRun, path: str) -> None:
         try:
             self._store.delete_weights(path)
-        except Exception:  # the store is down; the gateway deletes all that a tuning left when it records its end
+        except Exception:  # the store is down; the gateway deletes the rest when it records the tuning's end
             telemetry.failure(logger, "weights not deleted", tuning=run.name)
 
 
-def _outcome(run: Run, work: "Future[tuning_pb2.WeightsRef]") -> RunTuningEvent:
+def _outcome(run: TuningRun, work: "Future[tuning_pb2.WeightsRef]") -> RunTuningEvent:
     """The last event of a run that has ended."""
     failure: UniTuneError
     try:
@@ -210,14 +212,14 @@ def _outcome(run: Run, work: "Future[tuning_pb2.WeightsRef]") -> RunTuningEvent:
     return RunTuningEvent(failed=to_status(failure))
 
 
-def _progress(progress: Progress) -> RunTuningEvent:
+def _progress(progress: UpdateProgress) -> RunTuningEvent:
     return RunTuningEvent(progress=tuning_pb2.TuningProgress(**vars(progress)))
 
 
 def _model_images(
     files: Sequence[bytes], side: tuple[int, int], large_side: tuple[int, int] | None
 ) -> tuple[images.ModelImage, images.ModelImage | None]:
-    """All pictures at the base model's size, and the first at the second stage's, where that is to be tuned."""
+    """All pictures at the base model's size; also the first at super-resolution's size, if that is to be tuned."""
     first, *others = files
     picture = images.decode(first)
     small = [images.to_model(picture, side), *(images.to_model(images.decode(data), side) for data in others)]
@@ -225,7 +227,7 @@ def _model_images(
 
 
 def _large_image(picture: images.Pixels, side: tuple[int, int]) -> images.ModelImage:
-    """The picture at the second stage's size. Raises InvalidField for a smaller one, which has no detail to show."""
+    """The picture at super-resolution's size. Raises InvalidField for a smaller picture: it lacks that detail."""
     height, width = picture.shape[:2]
     if not images.is_as_large(width, height, side):
         raise InvalidField("image", f"{width}x{height} pixels", images.too_small(side))
@@ -233,18 +235,18 @@ def _large_image(picture: images.Pixels, side: tuple[int, int]) -> images.ModelI
 
 
 def _defaults(preset: Preset, method: str) -> tuning_pb2.TuningConfig:
-    """The preset of a method: the fields that are not a caller's own words."""
-    own = preset.of(method)
+    """The defaults of a method: all fields except a caller's own words."""
+    own = preset.method_preset(method)
     known = {name: own for name in read_by(TUNING, method) if hasattr(own, name)}
-    if method == NULL_TEXT:  # what it has in common with an edit is what such edits have by themselves
-        edits = preset.of(PROMPT_TO_PROMPT)
+    if method == NULL_TEXT:  # settings that it shares with edits have the defaults of those edits
+        edits = preset.method_preset(PROMPT_TO_PROMPT)
         known |= {name: edits for name in BOUND_TO_NULL_TEXT if hasattr(edits, name)}
     own_words = {name: getattr(source, name) for name, source in known.items()}
     return put_words(tuning_pb2.TuningConfig(), {"method": method, **own_words})
 
 
 def _read(request: tuner_pb2.RunTuningRequest) -> TuningConfig:
-    """The request's config. Raises InvalidField: the gateway has filled and checked it, so this is its mistake."""
+    """The request's config. Raises InvalidField; the gateway has filled and checked it, so that is its fault."""
     for field in ("name", "key", "path"):
         if not getattr(request, field):
             raise InvalidField(field, "", "it must be set")

@@ -1,7 +1,8 @@
-"""Tune a cascade's second stage on the picture, too: UniTune (arXiv 2210.09477) and Imagic (arXiv 2210.09276, 3.2).
+"""Tune the super-resolution model on the picture, too: UniTune (arXiv 2210.09477) and Imagic (arXiv 2210.09276, 3.2).
 
-It is tuned on what it will see: the noisy picture beside the small one as the first stage makes it, enlarged and noised
-to a random level that the network is told, as in its own training. Never on two noisy copies of the picture.
+It is tuned on what it will see: the noisy picture, beside the decoded latent, upsampled and noised
+to a random noise level that the network is told, as in its own training. The inputs are never two noisy copies of the
+picture.
 """
 
 from collections.abc import Callable
@@ -14,16 +15,16 @@ from torch.func import functional_call
 from torch.nn.functional import interpolate, mse_loss, pixel_unshuffle
 
 from tuner_svc.base_model import BaseModel
-from tuner_svc.course import Course
-from tuner_svc.denoising import Draws, Noising, draw, half_precision
+from tuner_svc.denoising import Draws, Noising, draw, mixed_precision
+from tuner_svc.progress_tracker import ProgressTracker
 from tuner_svc.trainable import trainable
 from tuner_svc.tuning_config import TuningConfig
 
-MAX_LEVEL = 250  # of the noise on the small picture, as stickerbook's second stage was trained; Imagen's are up to 300
+MAX_NOISE_LEVEL = 250  # of the noise on the small picture, as in stickerbook's training; Imagen's are up to 300
 
 
 class Optimizer(Protocol):
-    """What moves tensors by their gradients."""
+    """Moves tensors by their gradients."""
 
     def step(self) -> None:
         """One update."""
@@ -32,7 +33,7 @@ class Optimizer(Protocol):
 
 @dataclass(frozen=True)
 class Pair:
-    """The picture and its enlargement, in blocks, (1, channels, h, w)."""
+    """The picture, and its upsampled decoded latent, in blocks, (1, channels, h, w)."""
 
     large: Tensor
     low: Tensor
@@ -40,7 +41,7 @@ class Pair:
 
 @torch.no_grad()
 def pair_of(model: BaseModel, image: Tensor, latent: Tensor) -> Pair:
-    """From the picture at the second stage's size, (1, 3, height, width) in [-1, 1], and its latent."""
+    """From the picture at the super-resolution model's size, (1, 3, height, width) in [-1, 1], and its latent."""
     stage = model.super_resolution
     assert stage is not None
     small = model.image_decoder(latent).clamp(-1, 1)
@@ -48,12 +49,12 @@ def pair_of(model: BaseModel, image: Tensor, latent: Tensor) -> Pair:
     return Pair(pixel_unshuffle(image, stage.block), pixel_unshuffle(low, stage.block))
 
 
-def tune_second_stage(
+def tune_super_resolution(
     model: BaseModel,
     pair: Pair,
     context: Tensor,
     config: TuningConfig,
-    course: Course,
+    tracker: ProgressTracker,
     optimizer_of: Callable[[list[Tensor], float], Optimizer],
 ) -> dict[str, Tensor]:
     """The changed tensors by name, after `super_resolution_updates` under one text embedding, (1, tokens, width)."""
@@ -64,11 +65,13 @@ def tune_second_stage(
     parameters = chosen.parameters()
     optimizer = optimizer_of(parameters, config.learning_rate)
     noising = Noising(stage.schedule, model.device)
-    for _ in course.updates(config.super_resolution_updates, config.learning_rate):
+    for _ in tracker.updates(config.super_resolution_updates, config.learning_rate):
         draws = draw(config.batch, pair.large, noising.num_timesteps, generator)
         shown = draw(config.batch, pair.low, noising.num_timesteps, generator)
-        levels = MAX_LEVEL * shown.timesteps.square() // noising.num_timesteps**2  # half of them in the lowest quarter
-        shown = Draws(levels, shown.noise)
+        noise_levels = (
+            MAX_NOISE_LEVEL * shown.timesteps.square() // noising.num_timesteps**2
+        )  # half of them in the lowest quarter
+        shown = Draws(noise_levels, shown.noise)
         noisy = noising.noised(pair.large, draws)
         if stage.is_preconditioned:
             noisy = noising.signal(draws) * noisy
@@ -76,12 +79,12 @@ def tune_second_stage(
         timesteps = torch.stack([draws.timesteps, shown.timesteps], dim=1)
         arguments = (sample, timesteps, context.expand(config.batch, -1, -1))
         weights = {f"unet.{name}": tensor for name, tensor in chosen.weights().items()}
-        with half_precision(model.device):
+        with mixed_precision(model.device):
             output = functional_call(resolver, weights, arguments).float()
         if stage.is_preconditioned:
             output = pair.low + output
         loss = mse_loss(output, noising.target(pair.large, draws))
-        course.note(loss)
+        tracker.record(loss)
         for parameter in parameters:
             parameter.grad = None
         loss.backward()

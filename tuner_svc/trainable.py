@@ -1,7 +1,7 @@
-"""What a tuning may change, by name, and the tensors that it changes instead of the base model's.
+"""The tensors that a tuning may change, by name, and their copies that it does change.
 
-The denoiser runs with `weights()` in place of its own tensors of the same names (torch.func.functional_call), so the
-base model itself is never written to, and what is not named here is neither differentiated nor optimised.
+The denoiser runs with `weights()` in place of its tensors of the same names (torch.func.functional_call). So the base
+model is never written to, and all other tensors are neither differentiated nor optimised.
 """
 
 import math
@@ -27,10 +27,10 @@ _NAMES = {
 
 
 class Trainable(Protocol):
-    """Parameters for the optimizer, and the denoiser's tensors that follow from them."""
+    """Parameters for the optimizer, and the denoiser's tensors computed from them."""
 
     def parameters(self) -> list[Tensor]:
-        """The tensors that the optimizer moves."""
+        """The tensors that the optimizer changes."""
         ...
 
     def weights(self) -> dict[str, Tensor]:
@@ -38,7 +38,7 @@ class Trainable(Protocol):
         ...
 
     def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Low-rank factors (up, down) of each tensor's change, where that is what is tuned; no gradient."""
+        """Low-rank factors (up, down) of each tensor's change, if those are tuned; without gradient."""
         ...
 
 
@@ -57,7 +57,7 @@ def trainable_parameters(unet: UNet2DConditionModel, mode: str) -> dict[str, Ten
 
 
 def trainable(unet: UNet2DConditionModel, mode: str, generator: torch.Generator) -> Trainable:
-    """What the optimizer moves in this mode, starting from the base model. Raises as `trainable_parameters` does."""
+    """What the optimizer changes in this mode, from the base model. Raises as `trainable_parameters` does."""
     base = trainable_parameters(unet, mode)
     return LowRank(base, generator) if mode == "lora" else Dense(base)
 

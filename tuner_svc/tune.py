@@ -1,4 +1,4 @@
-"""The way into every method: pictures and a config in, what the method made out. The loops are in tuner_svc.methods."""
+"""Runs a method: from pictures and a config to Tuned. The loops are in tuner_svc.methods."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 from tuner_svc.base_model import BaseModel
-from tuner_svc.course import Course, Progress
 from tuner_svc.methods import METHODS, Tuned
-from tuner_svc.super_resolution import pair_of, tune_second_stage
+from tuner_svc.progress_tracker import ProgressTracker, UpdateProgress
+from tuner_svc.super_resolution import pair_of, tune_super_resolution
 from tuner_svc.tuning_config import TuningConfig
 from unitune.choices import MOST_IMAGES
 from unitune.errors import InvalidField
@@ -22,11 +22,11 @@ def tune(
     config: TuningConfig,
     *,
     large: np.ndarray | None = None,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: Callable[[UpdateProgress], None] = lambda progress: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Tuned:
     """Tune on model images, float32 (n, 3, height, width) in [-1, 1]; n is 1 except for DreamBooth. The base model
-    stays as it is. `large` is the picture at the second stage's size, as a model image, for a config that tunes that.
+    stays as it is. `large` is the picture at super-resolution's size, as a model image, for a config that tunes that.
 
     The same arguments give the same tensors on the same machine (on a GPU as far as tuner_svc.update_graph's
     `repeatable_sums` goes). `cancelled` is read before every update,
@@ -39,30 +39,30 @@ def tune(
     if not 1 <= len(images) <= most:
         raise InvalidField("images", f"{len(images)} pictures", f"{config.method} takes 1 to {most}")
     method = METHODS[config.method]
-    course = Course(method.total(config) + config.super_resolution_updates, on_progress, cancelled)
+    tracker = ProgressTracker(method.total(config) + config.super_resolution_updates, on_progress, cancelled)
     latent = model.encode_image(images)
-    course.refuse_cancelled()
-    tuned = method.tune(model, latent, config, course)
-    if config.super_resolution_updates > 0 and method.second_stage is not None:
+    tracker.refuse_cancelled()
+    tuned = method.tune(model, latent, config, tracker)
+    if config.super_resolution_updates > 0 and method.super_resolution is not None:
         if large is None:
-            raise ValueError("the config tunes the second stage, and there is no picture of its size")
-        tuned = replace(tuned, losses=list(tuned.losses))  # the course goes on with the list that it has
+            raise ValueError("the config tunes super-resolution, but there is no picture of its size")
+        tuned = replace(tuned, losses=list(tuned.losses))  # the tracker continues its own list
         pair = pair_of(model, torch.from_numpy(large).to(model.device), latent)
-        context = model.encode_prompt(method.second_stage.text(config))
-        tensors = tune_second_stage(model, pair, context, config, course, method.second_stage.optimizer)
-        tuned = replace(tuned, second_stage=tensors)
-    course.refuse_infinite([*tuned.tensors.values(), *tuned.extras.values(), *tuned.second_stage.values()])
+        context = model.encode_prompt(method.super_resolution.text(config))
+        tensors = tune_super_resolution(model, pair, context, config, tracker, method.super_resolution.optimizer)
+        tuned = replace(tuned, super_resolution=tensors)
+    tracker.refuse_infinite([*tuned.tensors.values(), *tuned.extras.values(), *tuned.super_resolution.values()])
     return tuned
 
 
 def check(model: BaseModel, config: TuningConfig) -> list[str]:
-    """Warnings of what the text encoder does not read of the config's texts. Raises InvalidField for what the base
-    model shows to be wrong: by its tokenizer, and by what stages it has."""
+    """Warnings of what the text encoder does not read of the config's texts. Raises InvalidField for settings that do
+    not fit the base model: its tokenizer and its super-resolution."""
     if config.super_resolution_updates > 0 and model.super_resolution is None:
-        remedy = "it must be 0: this base model has no second stage"
+        remedy = "it must be 0: this base model has no super-resolution"
         raise InvalidField("config.super_resolution_updates", config.super_resolution_updates, remedy)
     METHODS[config.method].check(model, config)
     return check_tuning(model.reader, config, "config")
 
 
-__all__ = ["Progress", "Tuned", "check", "tune"]
+__all__ = ["Tuned", "UpdateProgress", "check", "tune"]

@@ -45,7 +45,7 @@ class TuningConfig:
 
         Raises as the class does.
         """
-        own = preset.of(method)
+        own = preset.method_preset(method)
         return cls(
             mode=own.mode,
             updates=own.updates,

@@ -1,13 +1,12 @@
-"""Take a tuning elsewhere: as a diffusers UNet, or as a LoRA of the kind that kohya's sd-scripts write.
+"""Export a tuning: as a diffusers UNet, or as a LoRA in the format of kohya's sd-scripts.
 
     python -m tuner_svc.tuning_export --base-model MODEL --store STORE --weights PATH --format diffusers --out OUT
     python -m tuner_svc.tuning_export --base-model MODEL --store STORE --weights PATH --format kohya --rank 16 --out OUT
 
-PATH is where the weights lie in the weight store, such as `tunings/default/t-0a1b`. `diffusers` writes OUT/unet, to be
-put in place of that folder of the base model. `kohya` writes OUT/lora.safetensors, which holds the change of every
-matrix and convolution up to the rank; norms and biases have no place in it. Embeddings that a method made beside the
-tensors (Imagic) are left out, and embeddings alone (Textual Inversion, null-text) are refused. The last line of stdout
-is OUT.
+PATH is the weights' path in the object store, such as `tunings/default/t-0a1b`. `diffusers` writes OUT/unet, which
+replaces that folder of the base model. `kohya` writes OUT/lora.safetensors: the change of every matrix and convolution
+up to the rank, without norms and biases. Imagic's embeddings are left out. Weights of embeddings alone (Textual
+Inversion, null-text) are refused. The last line of stdout is OUT.
 """
 
 import argparse
@@ -26,16 +25,16 @@ from tuner_svc.model_folder import UnusableBaseModel
 from tuner_svc.probe import probe_answer
 from unitune.codecs import LORA_RANK, decode, low_rank
 from unitune.errors import DataLoss, FailedPrecondition, UniTuneError
+from unitune.object_store import ObjectStore
 from unitune.system_errors import failure_sentence
-from unitune.weight_store import WeightStore
 from unitune.weights import MANIFEST_FILE, Manifest, TunedWeights
 
 FORMATS = ("diffusers", "kohya")
 LORA_FILE = "lora.safetensors"
 
 
-def read_weights(store: WeightStore, path: str) -> TunedWeights:
-    """The weights at a path of the store or in the one folder below it that is complete.
+def read_weights(store: ObjectStore, path: str) -> TunedWeights:
+    """The weights at a path of the store, or in the complete folder below it.
 
     Raises DataLoss (WEIGHTS_MISSING, WEIGHTS_CORRUPT).
     """
@@ -63,12 +62,12 @@ def tuned_tensors(model: BaseModel, weights: TunedWeights) -> dict[str, Tensor]:
             reason="METHOD_MISMATCH",
         )
     base = {name: tensor.cpu().numpy() for name, tensor in model.tensors().items()}
-    decoded = decode(weights.of_denoiser(), base, weights.manifest.codec)
+    decoded = decode(weights.denoiser_tensors(), base, weights.manifest.codec)
     return {name: torch.from_numpy(np.array(tensor)) for name, tensor in decoded.items()}
 
 
 def save_diffusers(model: BaseModel, tensors: Mapping[str, Tensor], out: Path) -> Path:
-    """Write OUT/unet, config and all tensors. Answers with it."""
+    """Write OUT/unet, config and all tensors. Returns it."""
     unet = copy.deepcopy(model.denoiser.unet).cpu()
     unet.load_state_dict(tensors, strict=False)
     unet.save_pretrained(out / "unet", safe_serialization=True)
@@ -76,7 +75,7 @@ def save_diffusers(model: BaseModel, tensors: Mapping[str, Tensor], out: Path) -
 
 
 def save_kohya(model: BaseModel, tensors: Mapping[str, Tensor], out: Path, rank: int) -> dict[str, Tensor]:
-    """Write OUT/lora.safetensors, fp16; answers with the denoiser's tensors as the LoRA makes them."""
+    """Write OUT/lora.safetensors, fp16. Returns the denoiser's tensors with the LoRA."""
     base, stored, made = model.tensors(), {}, {}
     for name, tensor in tensors.items():
         if tensor.dim() < 2:
@@ -97,7 +96,7 @@ def save_kohya(model: BaseModel, tensors: Mapping[str, Tensor], out: Path, rank:
 
 
 def error_of(model: BaseModel, made: Mapping[str, Tensor], weights: TunedWeights) -> float:
-    """What an export loses of the tuning's effect on the probe's answer, as a share; 0 for a tuning without any."""
+    """The loss of an export, as a share of the tuning's effect on the probe's answer; 0 without effect."""
     effect = float(np.linalg.norm(weights.probe_tuned - weights.probe_base))
     answer = probe_answer(model, made, weights.manifest.probe_seed)
     return float(np.linalg.norm(answer - weights.probe_tuned)) / effect if effect else 0.0
@@ -105,22 +104,22 @@ def error_of(model: BaseModel, made: Mapping[str, Tensor], weights: TunedWeights
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The program; its exit code."""
-    parser = argparse.ArgumentParser("python -m tuner_svc.tuning_export", description="Take a tuning elsewhere.")
+    parser = argparse.ArgumentParser("python -m tuner_svc.tuning_export", description="Export a tuning.")
     parser.add_argument("--base-model", type=Path, required=True, help="the diffusers folder that was tuned")
-    parser.add_argument("--store", required=True, help="the weight store's folder or URL")
+    parser.add_argument("--store", required=True, help="the object store's folder or URL")
     parser.add_argument("--weights", required=True, help="the weights' path in the store")
     parser.add_argument("--format", choices=FORMATS, default=FORMATS[0])
-    parser.add_argument("--rank", type=int, default=LORA_RANK, help="of the LoRA, at least 1; more loses less")
+    parser.add_argument("--rank", type=int, default=LORA_RANK, help="of the LoRA, 1 or more; a higher rank loses less")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write into")
     options = parser.parse_args(arguments)
     if options.rank < 1:
         parser.error(f"argument --rank: {options.rank} is no rank: give 1 or more")
     try:
-        weights = read_weights(WeightStore(options.store), options.weights)
+        weights = read_weights(ObjectStore(options.store), options.weights)
         model = load(options.base_model)
         tensors = tuned_tensors(model, weights)
         if weights.manifest.extras:
-            what = "the second stage and its probe" if weights.tunes_second_stage else "the embeddings"
+            what = "the super-resolution tensors' probe" if weights.tunes_super_resolution else "the embeddings"
             print(f"left out: {what} of {weights.manifest.method} ({', '.join(weights.manifest.extras)})")
         if options.format == "kohya":
             made = save_kohya(model, tensors, options.out, options.rank)

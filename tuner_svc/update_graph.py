@@ -1,8 +1,8 @@
-"""One update of a tuning, as something to run again and again; on a CUDA device it is captured once and replayed.
+"""Runs the update of a tuning repeatedly. On a CUDA device the update is captured once and then replayed.
 
-An update of a small model is thousands of small kernels, and launching them one by one takes longer than running them.
-Replaying a CUDA graph of all of them is one launch. What PyTorch asks of that: the section "CUDA Graphs" of its notes
-on CUDA semantics.
+An update of a small model is thousands of small kernels, and launching each takes longer than running it. Replaying a
+CUDA graph launches all of them at once. PyTorch's requirements are in its notes on CUDA semantics, section "CUDA
+Graphs".
 """
 
 import logging
@@ -19,29 +19,29 @@ from unitune import telemetry
 
 logger = logging.getLogger(__name__)
 
-EAGER_UPDATES = 3  # before the capture: libraries choose their kernels and get their workspaces in them
+EAGER_UPDATES = 3  # before the capture, in which libraries choose their kernels and allocate workspaces
 
-# Captures that failed. PyTorch 2.11 may leave its allocator in the midst of one, with a pointer to the graph, so the
-# graph is kept, and this process captures no more.
+# Captures that failed. PyTorch 2.11 may leave its allocator in a capture, with a pointer to the graph. So the graph is
+# kept, and this process captures no more.
 _failed: list[torch.cuda.CUDAGraph] = []
 
 REPEATABLE_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # not cuDNN's
 
 
 class UpdateGraph:
-    """Calls `update`, which takes tensors and returns the loss, a scalar; on a CUDA device by a graph, once it can.
+    """Calls `update`, which takes tensors and returns the loss, a scalar. On a CUDA device it uses a graph if it can.
 
-    `update` must do the same work in every call, but for its arguments and for what it changes in place itself. It
-    ends with no gradient left on the `parameters`, and never waits for the device. A capture that fails is logged, and
-    these updates and all later ones of this process go on without. Not for several threads.
+    `update` must do the same work in every call, except for its arguments and for tensors that it changes in place. It
+    must leave no gradient on the `parameters`, and must not wait for the device. If a capture fails, that is logged,
+    and all updates of this process go on without a graph. Not thread-safe.
     """
 
     def __init__(self, update: Callable[..., Tensor], parameters: list[Tensor], device: torch.device) -> None:
         self._update, self._parameters, self._device = update, parameters, device
         self._updates = 0
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._inputs: list[Tensor] = []  # what a replay reads: its addresses are in the graph
-        self._loss: Tensor | None = None  # what a replay writes
+        self._inputs: list[Tensor] = []  # read by a replay: the graph has their addresses
+        self._loss: Tensor | None = None  # written by a replay
 
     @property
     def is_captured(self) -> bool:
@@ -49,7 +49,7 @@ class UpdateGraph:
         return self._graph is not None
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """One update; its loss, without a gradient, which the next call may write over."""
+        """One update; its loss, without a gradient. The next call may overwrite it."""
         if self._device.type != "cuda":
             return self._update(*inputs).detach()
         current, side = torch.cuda.current_stream(self._device), _side_stream(self._device)
@@ -64,7 +64,7 @@ class UpdateGraph:
             self._capture(inputs)
         self._updates += 1
         if self._graph is None or self._loss is None:
-            # Detached, so that nothing keeps the nodes of this update's autograd graph: a capture needs new ones.
+            # Detached, to free the nodes of this update's autograd graph: a capture needs new ones.
             return self._update(*inputs).detach()
         for static, given in zip(self._inputs, inputs, strict=True):
             static.copy_(given)
@@ -76,34 +76,36 @@ class UpdateGraph:
         graph = torch.cuda.CUDAGraph()
         static = [given.clone() for given in inputs]
         try:
-            # On the stream of the eager updates, so that all that belongs to a stream is there already.
+            # On the stream of the eager updates, whose resources already exist.
             with torch.cuda.graph(graph, stream=torch.cuda.current_stream(self._device)):
                 loss = self._update(*static).detach()
-        except RuntimeError as error:  # also CUDA's errors and OutOfMemoryError; a real one comes again without a graph
+        except (
+            RuntimeError
+        ) as error:  # also CUDA's errors and OutOfMemoryError; a real error comes again without a graph
             telemetry.event(logger, "updates not captured", level=logging.WARNING, detail=_cause(error))
             _failed.append(graph)
             for parameter in self._parameters:
-                parameter.grad = None  # what the capture put there was never computed
+                parameter.grad = None  # the capture has not computed it
             return
         self._graph, self._inputs, self._loss = graph, static, loss
 
 
 def adam(parameters: list[Tensor], learning_rate: float) -> Adam:
-    """Adam; on a CUDA device with its count of steps there, so that a replay counts on."""
+    """Adam. On a CUDA device its count of steps is there, so that a replay increments it."""
     return Adam(parameters, learning_rate, capturable=parameters[0].device.type == "cuda")
 
 
 def _cause(error: BaseException) -> str:
-    """One line. The end of a broken capture complains, too, and says less than what broke it."""
+    """One line about the error that broke a capture, not about the end of the capture."""
     first = error.__context__ or error
     return (str(first).strip() or type(first).__name__).splitlines()[0]
 
 
 @contextmanager
 def repeatable_sums() -> Iterator[None]:
-    """Has convolutions and attention on a CUDA device add up alike in every run, where they can.
+    """Makes sums in convolutions and attention on a CUDA device repeatable, where possible.
 
-    Flash attention adds a query's gradient up from blocks of keys as they come, which three and more blocks show.
+    Flash attention adds a query's gradient over blocks of keys in no fixed order, which matters from three blocks on.
     """
     before = torch.backends.cudnn.deterministic
     torch.backends.cudnn.deterministic = True
@@ -116,6 +118,6 @@ def repeatable_sums() -> Iterator[None]:
 
 @cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for the life of the process: for each stream, cuBLAS keeps a workspace of its own. Nothing can be captured on
-    the default stream."""
+    """One stream for the whole process, since cuBLAS keeps a workspace for each. The default stream cannot be
+    captured."""
     return torch.cuda.Stream(device)

@@ -1,3 +1,3 @@
-"""What every service shares: the contract, errors, images, weights and the mathematics of diffusion."""
+"""Shared by all services: the contract, errors, images, weights and the mathematics of diffusion."""
 
 __version__ = "0.1.0"

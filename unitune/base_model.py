@@ -1,23 +1,23 @@
-"""What the sampler must know of a base model: written once by `tuner_svc.export`, read without torch.
+"""The specification of a base model for the sampler: `tuner_svc.export` writes it, and it is read without torch.
 
 A graphs folder holds
 
-    spec.json               this specification; null in its preset is infinity, which JSON has not
+    spec.json               this specification; null in its preset means infinity, which JSON lacks
     tokenizer.json          of the `tokenizers` library
     text_encoder.onnx       input_ids int64 (n, tokens), vectors float32 (k, width) -> hidden_states float32
                             (n, tokens, width); ids -1, -2, ... stand for the vectors
     image_encoder.onnx      image float32 (n, 3, height, width) in [-1, 1] -> latent (n, channels, h, w), scaled, mode
     image_decoder.onnx      latent, scaled -> image in about [-1, 1]
-    clip_image.onnx, clip_text.onnx, clip_tokenizer.json   the gate, where the base model has one
-    super_resolution.onnx (+ .data)   the second stage, where it has one: sample (the noisy picture, then the noised
-                            enlargement, in blocks), timestep int64 (n, 2), its own and the enlargement's noise level,
+    clip_image.onnx, clip_text.onnx, clip_tokenizer.json   the CLIP filter, where the base model has one
+    super_resolution.onnx (+ .data)   where the model is a cascade: sample (the noisy picture, then the upsampled one,
+                            noised; in blocks), timestep int64 (n, 2), its own and the upsampled one's noise level,
                             encoder_hidden_states -> out, a picture in blocks
     denoiser.onnx (+ .data) sample, timestep int64 (n,), encoder_hidden_states -> out, the shape of sample
     denoiser_controlled.onnx    the same over the same data file, with control over its attention (unitune.attention)
 
-Batch sizes are free, and so is k, 1 or more. Every tensor that a tuning may change is an initializer of the
-denoiser under the tensor's own name, stored externally; `layout` says how the initializer lies (engines transposed
-or reshaped it at export).
+Batch sizes are dynamic, and so is k, 1 or more. Every tensor that a tuning may change is an initializer of the
+denoiser with the tensor's own name, stored externally. `layout` is the initializer's layout: the export may have
+transposed or reshaped it.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-SCHEMA = 4
+SCHEMA = 5
 SPEC_FILE = "spec.json"
 SUPER_RESOLUTION_GRAPH = "super_resolution.onnx"
 
@@ -43,7 +43,7 @@ def file_digest(path: Path) -> str:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor of the denoiser by its PyTorch name: its shape there, and its layout in the graph."""
+    """A tensor of the denoiser: its shape in PyTorch, and its layout in the graph."""
 
     shape: tuple[int, ...]
     dtype: str = "float32"
@@ -58,12 +58,12 @@ class TensorSpec:
         return self.graph_shape if self.layout == "reshaped" else self.shape
 
     def to_graph(self, tensor: np.ndarray) -> np.ndarray:
-        """The tensor as the graph's initializer holds it; a contiguous copy when it is transposed there."""
+        """The tensor in the layout of its initializer; a contiguous copy if it is transposed there."""
         view = self.view_in_graph(tensor)
         return np.ascontiguousarray(view) if self.layout == "transposed" else view
 
     def view_in_graph(self, tensor: np.ndarray) -> np.ndarray:
-        """The same without a copy where the tensor is contiguous, so perhaps with other strides."""
+        """The same without a copy if the tensor is contiguous, perhaps with other strides."""
         if self.layout == "transposed":
             return tensor.swapaxes(-1, -2)
         return tensor.reshape(self.graph_shape) if self.layout == "reshaped" else tensor
@@ -71,7 +71,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """The training noise schedule, in the terms of diffusers' scheduler_config.json."""
+    """The training noise schedule, with the fields of diffusers' scheduler_config.json."""
 
     num_train_timesteps: int = 1000
     beta_start: float = 0.00085
@@ -86,8 +86,8 @@ class NoiseSchedule:
 
 EVERY_STEP = {"guidance_sigma_low": 0.0, "guidance_sigma_high": math.inf}  # is guided
 
-# What the papers and ports of the other methods use where a base model's preset says nothing (docs/methods/). The
-# pictures of those that tune are sampled from the noisiest level; nothing of the base image is mixed back.
+# Settings of the other methods' papers and ports, for base models whose preset does not set them (docs/methods/).
+# Methods that tune sample from the noisiest level, and mix nothing of the base image back.
 PUBLISHED: Mapping[str, Mapping[str, Any]] = {
     "sdedit": {"strength": 0.8, "interpolation": 0.0},
     "imagic": {
@@ -108,8 +108,8 @@ PUBLISHED: Mapping[str, Mapping[str, Any]] = {
 class Preset:
     """The defaults of a base model for tuning and sampling; `unitune_preset.json` beside it overrides them.
 
-    They are UniTune's; `of` has those of another method, for which `methods` may hold overrides under its name. The
-    gate's settings are one for all methods.
+    They are UniTune's. `method_preset` has those of another method; `methods` may override them under its name. The
+    CLIP filter's settings are the same for all methods.
     """
 
     mode: str = "attn_out"
@@ -119,11 +119,11 @@ class Preset:
     rare_tokens: str = "beikkpic"
     scheduler: str = "ddim"
     num_inference_steps: int = 50
-    fast_steps: int = 0  # of a fast edit by UniTune, in place of those; 0: nobody has found how few still do
+    fast_steps: int = 0  # num_inference_steps of a fast edit by UniTune; 0: not known
     guidance_scale: float = 7.5
     strength: float = 0.85
     interpolation: float = 0.0
-    guidance_sigma_low: float = 0.0  # guided are the steps of a sigma above this one and at most the next
+    guidance_sigma_low: float = 0.0  # steps are guided if their sigma is above this and at most the next
     guidance_sigma_high: float = math.inf
     embedding_updates: int = 500  # these two and eta: Imagic
     embedding_learning_rate: float = 1e-3
@@ -132,44 +132,47 @@ class Preset:
     prior_weight: float = 1.0
     num_vectors: int = 1  # these two: Textual Inversion
     scale_learning_rate: bool = True
-    cross_replace: float = 0.4  # these two: Prompt-to-Prompt, as PIE-Bench's runs have them (arXiv 2310.01506)
+    cross_replace: float = 0.4  # these two: Prompt-to-Prompt, as in PIE-Bench's runs (arXiv 2310.01506)
     self_replace: float = 0.6
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    def of(self, method: str) -> "Preset":
-        """The defaults of a method: published values over UniTune's, this base model's own over both.
+    def method_preset(self, method: str) -> "Preset":
+        """The defaults of a method: this base model's own, else published ones, else UniTune's.
 
-        UniTune's interval of guidance is its own.
+        The interval of guidance is only UniTune's.
         """
         others = {} if method == "unitune" else EVERY_STEP
         return replace(self, **{**others, **PUBLISHED.get(method, {}), **self.methods.get(method, {})})
 
-    # Cosines of the gate (sampler_svc/sampling/gate.py): InstructPix2Pix's filter, set on Stable Diffusion's pictures.
-    gate_gain: float = 0.02  # how much nearer the prompt an edit must be than the base image
-    gate_prompt: float = 0.2  # how near at all
-    gate_kept: float = 0.6  # how near the base image
-    gate_enough: float = 1.0  # as near the prompt as need be: of edits that are, the one nearest the base image is best
-    # What the gate takes for malformed, 0 to 1. Loose, as no Stable Diffusion has been measured.
-    gate_round_trip: float = 0.15  # at most so far from what the autoencoder makes of it
-    gate_detail: float = 0.0005  # at least so much difference between a pixel and those around it
-    gate_saturated: float = 0.5  # at most so many more colour values burnt out than in the base image
+    # Cosines of the CLIP filter (sampler_svc/sampling/clip_filter.py). The values are InstructPix2Pix's, for pictures
+    # of Stable Diffusion.
+    clip_filter_gain: float = 0.02  # how much more like the prompt an edit must be than the base image
+    clip_filter_prompt: float = 0.2  # least likeness to the prompt
+    clip_filter_kept: float = 0.6  # least likeness to the base image
+    clip_filter_enough: float = (
+        1.0  # enough likeness to the prompt: above it, more likeness to the base image is better
+    )
+    # Limits beyond which a picture is malformed, 0 to 1. They are loose, as no Stable Diffusion has been measured.
+    clip_filter_round_trip: float = 0.15  # largest difference to the autoencoder's round trip
+    clip_filter_detail: float = 0.0005  # least difference between a pixel and its neighbours
+    clip_filter_saturated: float = 0.5  # largest share of burnt-out colour values, minus that of the base image
     # (strength, guidance_scale) that an automatic edit tries.
     automatic_points: tuple[tuple[float, float], ...] = ((0.7, 7.5), (0.85, 7.5), (0.95, 10.0))
 
 
 @dataclass(frozen=True)
 class SuperResolutionSpec:
-    """The second stage of a base model that is a cascade: unitune.diffusion.super_resolution."""
+    """The super-resolution model of a cascade: unitune.diffusion.super_resolution."""
 
     side: tuple[int, int]  # height, width in pixels of what it makes
-    block: int  # pixels of a side that the network takes as one
+    block: int  # side of the square of pixels that the network takes as one
     schedule: NoiseSchedule
     tensors: Mapping[str, TensorSpec]
     # Whether the network takes the noisy picture times its share of signal, and predicts the clean picture's difference
-    # to the enlarged one.
+    # to the upsampled one.
     is_preconditioned: bool = False
     weights: str = "super_resolution.safetensors"
-    noise_level: int = 50  # this and the next two: what an edit has that does not say
+    noise_level: int = 50  # this and the next two: defaults of an edit
     num_inference_steps: int = 1
     guidance_scale: float = 1.0
 
@@ -181,7 +184,7 @@ class SuperResolutionSpec:
 
 @dataclass(frozen=True)
 class BaseModelSpec:
-    """Everything about a base model that is not a weight."""
+    """Everything about a base model except its weights."""
 
     name: str
     digest: str  # sha256 over the configs and weights of text encoder, autoencoder, denoiser, tokenizer
@@ -193,7 +196,7 @@ class BaseModelSpec:
     schedule: NoiseSchedule
     preset: Preset
     tensors: Mapping[str, TensorSpec]  # all tensors of the denoiser
-    vocabulary: tuple[str, ...] = ()  # every word the model knows; empty means open
+    vocabulary: tuple[str, ...] = ()  # every word that the model knows; empty means open
     latent_to_rgb: tuple[tuple[float, ...], ...] = ()  # (channels + 1, 3): linear preview, last row is the offset
     super_resolution: SuperResolutionSpec | None = None
     base_weights: str = "denoiser.safetensors"  # the base model's denoiser tensors, by PyTorch name, fp32
@@ -201,7 +204,7 @@ class BaseModelSpec:
     files: Mapping[str, str] = field(default_factory=dict)  # file name to sha256
 
     def save(self, folder: Path) -> None:
-        """Write spec.json into a folder. Raises ValueError for NaN, and for infinity anywhere but in the preset."""
+        """Write spec.json into a folder. Raises ValueError for NaN, and for infinity outside the preset."""
         fields = asdict(self)
         fields["preset"] = _replaced(fields["preset"], math.inf, None)
         (folder / SPEC_FILE).write_text(json.dumps(fields, indent=1, sort_keys=True, allow_nan=False))
@@ -210,12 +213,12 @@ class BaseModelSpec:
     def load(cls, folder: Path) -> "BaseModelSpec":
         """Read spec.json of a folder. Raises FileNotFoundError, or ValueError for another schema or a damaged file."""
         try:
-            return cls._of_json((folder / SPEC_FILE).read_text(), folder)
+            return cls._parse((folder / SPEC_FILE).read_text(), folder)
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{folder / SPEC_FILE} is damaged; export again") from error
 
     @classmethod
-    def _of_json(cls, text: str, folder: Path) -> "BaseModelSpec":
+    def _parse(cls, text: str, folder: Path) -> "BaseModelSpec":
         fields: dict[str, Any] = json.loads(text)
         if fields.get("schema") != SCHEMA:
             raise ValueError(
@@ -237,7 +240,7 @@ class BaseModelSpec:
 
 
 def _replaced(settings: Mapping[str, Any], old: float | None, new: float | None) -> dict[str, Any]:
-    """A preset's settings, those of its methods too, with another value where they have this one."""
+    """A preset's settings, and those of its methods, with the value `old` replaced by `new`."""
     return {
         name: _replaced(value, old, new) if isinstance(value, Mapping) else new if value == old else value
         for name, value in settings.items()

@@ -1,15 +1,15 @@
-"""How tuned tensors are stored: as they are, or as a delta to the base model that takes fewer bytes.
+"""Stores tuned tensors: as they are, or as a smaller delta to the base model.
 
     none   fp32 values, no delta
     int8   the delta, one byte a value, a scale for each output row (axis 0), symmetric
     int4   the same in half a byte, two values to a byte, the first in the low half
-    sign   SIGN_RANK main directions of the delta, as factors in int4, and the signs of what they leave, a bit a value,
-           with a scale for each row; the matrices that gain most from int4 are in int4, as many as SIGN_BITS allow
+    sign   SIGN_RANK main directions of the delta, as factors in int4, and the signs of the rest, one bit a value, with
+           a scale for each row; the matrices that gain most from int4 are in int4, as many as SIGN_BITS allow
     lora   two factors of the delta: a LoRA tuning's own, else the largest LORA_RANK singular values of each matrix
 
-A tensor `name` is stored under `name`, or in parts `name#int8`, `name#scale` and so on. Where parts would take more
-bytes (norms and biases) the plain delta is stored, in fp16 if that is exact enough; a tensor that the tuning left alone
-is not stored. An fp32 delta is not exact to the last bit, so only `none` brings back the tuned values to the bit.
+A tensor `name` is stored under `name`, or in parts `name#int8`, `name#scale` and so on. If the parts take more bytes
+(norms and biases), the plain delta is stored, in fp16 if that is exact enough. A tensor that the tuning did not change
+is not stored. An fp32 delta is not exact to the last bit, so only `none` restores the tuned values bit for bit.
 """
 
 import math
@@ -22,14 +22,14 @@ from unitune.choices import CODECS
 from unitune.errors import DataLoss
 
 Array = NDArray[np.float32]
-Parts = dict[str, NDArray]  # by the part's name, "" for a delta that is stored whole
+Parts = dict[str, NDArray]  # by the part's name; "" is the plain delta
 Factors = tuple[NDArray, NDArray]  # (rows, rank) and (rank, columns), whose product is the delta
 
 LORA_RANK = 16
-SIGN_RANK = 12  # more take the bytes of int4 where errors count most; of stickerbook this loses least
-SIGN_BITS = 1.875  # a value, of all parts: with header and probe that is less than 2 bits, an eighth of fp16
-SWEEPS = 2  # of subspace iteration: what they leave is a twentieth more than the exact directions would
-HALF_ERROR = 1e-3  # of a tensor's largest value: more than fp16 loses unless the values are too small or large for it
+SIGN_RANK = 12  # a higher rank leaves fewer bytes for int4; this one loses least for stickerbook
+SIGN_BITS = 1.875  # per value, in all parts; with header and probe less than 2 bits, an eighth of fp16
+SWEEPS = 2  # of subspace iteration: the rest is a twentieth larger than with exact directions
+FP16_ERROR = 1e-3  # of a tensor's largest value; fp16 loses less unless values are out of its range
 
 
 def encode(
@@ -40,10 +40,10 @@ def encode(
     sensitivity: Mapping[str, float] | None = None,
     before_each: Callable[[], None] = lambda: None,
 ) -> dict[str, NDArray]:
-    """What to store of tuned tensors, fp32. Raises ValueError for a codec unknown, and values that are not finite.
+    """The arrays to store for tuned tensors, fp32. Raises ValueError for an unknown codec and for values not finite.
 
-    `sensitivity` is how much a squared error in a tensor's values counts, for `sign` to choose what is in int4; without
-    it all count alike. `before_each` may raise before a tensor, of which there may be minutes of work.
+    `sensitivity` weighs the squared error of each tensor when `sign` chooses what is in int4; the default is equal
+    weights. `before_each` may raise before each tensor, since encoding may take minutes.
     """
     if codec not in CODECS:
         raise ValueError(f"the codec is {codec!r}: it must be one of {', '.join(CODECS)}")
@@ -88,7 +88,7 @@ def decode(stored: Mapping[str, NDArray], base: Mapping[str, NDArray], codec: st
         try:
             wanted = base[name]
             delta = _DECODERS[frozenset(parts)](parts, wanted.shape)
-            # Of whole numbers the scales tell; what overflows all the same is refused with the tensors, by the engine.
+            # Integers are finite if their scales are. The engine refuses tensors that still overflow.
             is_finite = all(np.isfinite(part).all() for part in parts.values() if part.dtype.kind == "f")
             if delta.shape != wanted.shape or not is_finite:
                 raise ValueError("its delta has another shape or is not finite")
@@ -104,12 +104,12 @@ def tensor_names(stored: Mapping[str, NDArray]) -> set[str]:
 
 
 def _smallest(delta: Array, codec: str, factors: Factors | None) -> Parts:
-    """The codec's parts of a delta, or the whole delta where that is smaller."""
-    whole = {"": _half(delta)}
+    """The codec's parts of a delta, or the plain delta if that is smaller."""
+    whole = {"": _fp16(delta)}
     if delta.ndim < 2:
         return whole
     if factors is not None:
-        parts = {"up": _half(factors[0]), "down": _half(factors[1])}
+        parts = {"up": _fp16(factors[0]), "down": _fp16(factors[1])}
     else:
         parts = _ENCODERS[codec](delta.reshape(len(delta), -1))
         if "int8" in parts:
@@ -129,25 +129,25 @@ def _squared_error(parts: Parts, delta: Array) -> float:
 
 
 def _refine(forms: dict[str, Parts], finer: Mapping[str, Parts], gains: Mapping[str, float], most_bytes: float) -> None:
-    """Put finer parts in place of others, those first that gain most for a byte, while all fit into so many bytes."""
+    """Replace parts by finer ones, by gain per byte, while all fit into `most_bytes`."""
     costs = {name: _size(parts) - _size(forms[name]) for name, parts in finer.items()}
-    room = most_bytes - sum(map(_size, forms.values()))
+    bytes_left = most_bytes - sum(map(_size, forms.values()))
     for name in sorted(finer, key=lambda name: gains[name] / max(costs[name], 1), reverse=True):
-        if gains[name] > 0 and costs[name] <= max(room, 0):
+        if gains[name] > 0 and costs[name] <= max(bytes_left, 0):
             forms[name] = finer[name]
-            room -= costs[name]
+            bytes_left -= costs[name]
 
 
-def _half(array: NDArray) -> NDArray:
-    """In fp16 where that is as good as fp16 can be, else as it is."""
+def _fp16(array: NDArray) -> NDArray:
+    """In fp16 if its error is small enough, else in fp32."""
     with np.errstate(over="ignore"):
-        half = array.astype(np.float16)
-    error = np.abs(half.astype(np.float32) - array).max(initial=0)
-    return half if error <= HALF_ERROR * np.abs(array).max(initial=0) else array.astype(np.float32)
+        rounded = array.astype(np.float16)
+    error = np.abs(rounded.astype(np.float32) - array).max(initial=0)
+    return rounded if error <= FP16_ERROR * np.abs(array).max(initial=0) else array.astype(np.float32)
 
 
 def _quantised(rows: Array, largest: int) -> tuple[NDArray[np.int8], Array]:
-    """Whole numbers up to `largest` and the scale of each row; a row of zeros has the scale 0."""
+    """Integers up to `largest`, and the scale of each row; a row of zeros has scale 0."""
     scale = np.abs(rows).max(axis=1) / np.float32(largest)
     steps = np.divide(rows, scale[:, None], out=np.zeros_like(rows), where=scale[:, None] > 0)
     return np.clip(np.rint(steps), -largest, largest).astype(np.int8), scale
@@ -160,10 +160,10 @@ def _encode_int8(rows: Array) -> Parts:
 
 def _encode_int4(rows: Array) -> Parts:
     values, scale = _quantised(rows, 7)
-    return {"int4": _in_nibbles(values), "scale": scale}
+    return {"int4": _packed_nibbles(values), "scale": scale}
 
 
-def _in_nibbles(values: NDArray[np.int8]) -> NDArray:
+def _packed_nibbles(values: NDArray[np.int8]) -> NDArray:
     """Values of -8 to 7, two to a byte."""
     nibbles = (values.reshape(-1) + 8).astype(np.uint8)
     if len(nibbles) % 2:
@@ -172,20 +172,20 @@ def _in_nibbles(values: NDArray[np.int8]) -> NDArray:
 
 
 def _encode_sign(rows: Array) -> Parts:
-    """As BitDelta (Liu et al., 2024) stores a delta, after its main directions and at another scale."""
+    """Like BitDelta (Liu et al., 2024), but after removing the main directions, and with another scale."""
     up, down = _main_directions(rows, SIGN_RANK)
     (up, up_scale), (down, down_scale) = _quantised(up.T, 7), _quantised(down, 7)
-    parts = {"factors": _in_nibbles(np.concatenate([up, down], axis=1)), "factors_scale": up_scale * down_scale}
+    parts = {"factors": _packed_nibbles(np.concatenate([up, down], axis=1)), "factors_scale": up_scale * down_scale}
     rest = rows - _product(parts, rows.shape)
     mean, square = np.abs(rest).mean(axis=1), np.square(rest, dtype=np.float64).mean(axis=1)
-    # The scale at which <signs, rest> = <rest, rest>: BitDelta's, the mean, is nearest to the rest but makes all of its
-    # effects smaller by a third, and they add up. Beyond twice the mean the error is larger than the rest itself.
+    # With this scale <signs, rest> = <rest, rest>. BitDelta's scale, the mean, is nearest to the rest, but makes all
+    # its effects a third smaller, and they add up. Above twice the mean the error is larger than the rest.
     scale = np.minimum(np.divide(square, mean, out=np.zeros_like(square), where=mean > 0), 2 * mean)
     return {"sign": np.packbits(rest > 0), "scale": scale.astype(np.float32), **parts}
 
 
 def _main_directions(rows: Array, rank: int) -> Factors:
-    """Nearly `low_rank`, in a fraction of its time, by subspace iteration (Halko et al., 2011, algorithm 4.4)."""
+    """Approximates `low_rank` in much less time, by subspace iteration (Halko et al., 2011, algorithm 4.4)."""
     basis = np.random.default_rng(0).standard_normal((rows.shape[1], rank), dtype=np.float32)
     for _ in range(SWEEPS):
         basis = np.linalg.qr(rows.T @ np.linalg.qr(rows @ basis).Q).Q
@@ -196,21 +196,21 @@ def _main_directions(rows: Array, rank: int) -> Factors:
 
 def _encode_lora(rows: Array) -> Parts:
     up, down = low_rank(rows, LORA_RANK)
-    return {"up": _half(up), "down": _half(down)}
+    return {"up": _fp16(up), "down": _fp16(down)}
 
 
 def low_rank(rows: Array, rank: int) -> Factors:
-    """The nearest product of (rows, rank) and (rank, columns), the roots of the singular values on both sides."""
+    """The nearest product of (rows, rank) and (rank, columns); both have the roots of the singular values."""
     left, values, right = np.linalg.svd(rows, full_matrices=False)
     root = np.sqrt(values[:rank])
     return left[:, :rank] * root, root[:, None] * right[:rank]
 
 
 def _scaled(values: NDArray, scale: NDArray, shape: tuple[int, ...]) -> Array:
-    """Whole numbers times the scale of their row; float32 values are overwritten."""
+    """Integers times the scale of their row; float32 values are overwritten."""
     if scale.dtype != np.float32 or scale.shape != shape[:1]:
         raise ValueError("its scales do not fit")
-    # At once: a product of mixed types is slower.
+    # In float32: a product of mixed types is slower.
     delta: Array = values.reshape(len(scale), -1).astype(np.float32, copy=False)
     delta *= scale[:, None]
     return delta.reshape(shape)
@@ -227,10 +227,10 @@ def _decode_int8(parts: Parts, shape: tuple[int, ...]) -> Array:
 
 
 def _decode_int4(parts: Parts, shape: tuple[int, ...]) -> Array:
-    return _scaled(_of_nibbles(parts["int4"], math.prod(shape)), parts["scale"], shape)
+    return _scaled(_unpacked_nibbles(parts["int4"], math.prod(shape)), parts["scale"], shape)
 
 
-def _of_nibbles(packed: NDArray, count: int) -> NDArray[np.int8]:
+def _unpacked_nibbles(packed: NDArray, count: int) -> NDArray[np.int8]:
     if packed.dtype != np.uint8 or packed.shape != ((count + 1) // 2,):
         raise ValueError("its values do not fit")
     values = np.empty(2 * len(packed), dtype=np.int8)
@@ -243,7 +243,7 @@ def _decode_sign(parts: Parts, shape: tuple[int, ...]) -> Array:
     packed, count = parts["sign"], math.prod(shape)
     if packed.dtype != np.uint8 or packed.shape != ((count + 7) // 8,):
         raise ValueError("its signs do not fit")
-    # No byte is outside, and looking for one takes most of the time.
+    # mode="clip" skips the check for bytes out of range: there are none, and it takes most of the time.
     signs = np.take(_SIGNS, packed, axis=0, mode="clip")
     delta = _scaled(signs.reshape(-1)[:count], parts["scale"], shape)
     delta += _product(parts, (shape[0], math.prod(shape[1:]))).reshape(shape)
@@ -251,9 +251,9 @@ def _decode_sign(parts: Parts, shape: tuple[int, ...]) -> Array:
 
 
 def _product(parts: Parts, shape: tuple[int, int]) -> Array:
-    """Of the factors, which lie side by side: a row for each direction, first what multiplies the delta's rows."""
+    """The product of the factors. Each row is one direction: first the factor of the delta's rows, then the other."""
     scale, (rows, columns) = parts["factors_scale"], shape
-    factors = _of_nibbles(parts["factors"], len(scale) * (rows + columns)).reshape(len(scale), -1)
+    factors = _unpacked_nibbles(parts["factors"], len(scale) * (rows + columns)).reshape(len(scale), -1)
     up, down = factors[:, :rows].astype(np.float32), factors[:, rows:]
     return up.T @ _scaled(down, scale, down.shape)
 

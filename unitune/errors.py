@@ -11,11 +11,11 @@
     ├── Unavailable            not now; retry                              UNAVAILABLE
     ├── DataLoss               stored weights are not what they should be  DATA_LOSS
     ├── Cancelled              stopped on request                          CANCELLED
-    └── Internal               our mistake; carries nothing but its reason INTERNAL
+    └── Internal               the server's mistake; carries only a reason INTERNAL
 
-Every error carries `reason` (UPPER_SNAKE) and `metadata`, which travel as google.rpc.ErrorInfo of
-the domain "unitune.dev" (AIP-193). Messages never hold paths, traces or prompts. Every text of an error is cut by
-`cut`: what a caller sent may be of any length, and gRPC drops details beyond 8 KB without a word.
+Every error carries `reason` (UPPER_SNAKE) and `metadata`, which are sent as google.rpc.ErrorInfo of the domain
+"unitune.dev" (AIP-193). Messages never hold paths, traces or prompts. `cut` shortens every text of an error: a caller's
+values may be of any length, and gRPC silently drops details beyond 8 KB.
 """
 
 from collections.abc import Mapping
@@ -29,15 +29,15 @@ from grpc_status import rpc_status
 
 DOMAIN = "unitune.dev"
 MAX_SHOWN_VALUE = 80  # characters of a refused value that an error repeats
-# Limits of texts in UTF-8. A message travels three times, once of them with up to three bytes for each of these.
+# Limits of texts in UTF-8. A message is sent three times, once with up to three bytes for each of these.
 MAX_MESSAGE_BYTES = 900
 MAX_PART_BYTES = 400  # of a value or a remedy
 MAX_METADATA_BYTES = 1600  # of all values of the metadata
 
-# Reasons that more than one module gives. `unitune.system_errors` tells which of them an error of the system is.
-STORE_FULL = "STORE_FULL"  # ResourceExhausted: the disk or the quota of the weight store
-STORE_DOWN = "STORE_DOWN"  # Unavailable: the weight store does not answer, or refuses
-STORE_CORRUPT = "STORE_CORRUPT"  # DataLoss: something of the store cannot be what was written
+# Reasons that more than one module uses. `unitune.system_errors` maps errors of the system to them.
+STORE_FULL = "STORE_FULL"  # ResourceExhausted: the disk or the quota of the object store
+STORE_DOWN = "STORE_DOWN"  # Unavailable: the object store does not answer, or refuses
+STORE_CORRUPT = "STORE_CORRUPT"  # DataLoss: an object of the store is not what was written
 STORE_PATH = "STORE_PATH"  # InvalidArgument: no store has such a path
 STATE_FULL = "STATE_FULL"  # ResourceExhausted: the disk of the gateway's state file
 STATE_DOWN = "STATE_DOWN"  # Unavailable: the gateway's state file cannot be read or written now
@@ -45,9 +45,9 @@ STATE_CORRUPT = "STATE_CORRUPT"  # DataLoss: the gateway's state file is damaged
 
 
 def cut(text: str, characters: int = MAX_MESSAGE_BYTES, size_bytes: int = MAX_MESSAGE_BYTES) -> str:
-    """The text in at most so many characters and bytes of UTF-8, with "…" for the end that was cut off.
+    """The text, cut to these numbers of characters and of bytes in UTF-8, with "…" for the missing end.
 
-    What is no character, as half of a surrogate pair in a file's name, is shown by its number.
+    Invalid characters, such as half of a surrogate pair in a file's name, are shown by their number.
     """
     text = text.encode(errors="backslashreplace").decode()
     if len(text) > characters:
@@ -78,7 +78,7 @@ class UniTuneError(Exception):
         metadata: Mapping[str, str] | None = None,
         retry_after_s: float | None = None,
     ) -> None:
-        """`retry_after_s` invites the caller to try again after so many seconds; None does not."""
+        """`retry_after_s` asks the caller to try again after these seconds; None does not."""
         message = cut(message)
         super().__init__(message)
         self.message = message
@@ -105,7 +105,7 @@ class _Refusal(TypedDict):
 
 
 def _refusal(field: str, value: object, remedy: str) -> _Refusal:
-    """The words of an error about one field. Of long ones the beginning is told of each, not of the whole."""
+    """Message and metadata of an error about one field. Field, value and remedy are each cut if they are long."""
     field, told, remedy = cut(field, MAX_SHOWN_VALUE), shown(value), cut(remedy, size_bytes=MAX_PART_BYTES)
     quoted = told
     if isinstance(value, str):
@@ -171,7 +171,7 @@ class Unavailable(UniTuneError):
 
 
 class DataLoss(UniTuneError):
-    """Stored weights are not what they should be, or did not take."""
+    """Stored data are damaged or missing, or an engine did not accept weights."""
 
     code = grpc.StatusCode.DATA_LOSS
 
@@ -183,7 +183,7 @@ class Cancelled(UniTuneError):
 
 
 class Internal(UniTuneError):
-    """A mistake of ours. The details are in the server's log, not here."""
+    """A mistake of the server. The details are in its log, not here."""
 
     code = grpc.StatusCode.INTERNAL
 
@@ -224,7 +224,7 @@ def to_status(error: UniTuneError) -> status_pb2.Status:
 
 
 def from_status(status: status_pb2.Status) -> UniTuneError:
-    """The error that a google.rpc.Status stands for; an unknown code becomes Internal."""
+    """The error of a google.rpc.Status; an unknown code becomes Internal."""
     reason, metadata, retry_after_s = "UNKNOWN", dict[str, str](), None
     for detail in status.details:
         info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
@@ -234,7 +234,7 @@ def from_status(status: status_pb2.Status) -> UniTuneError:
             retry_after_s = retry.retry_delay.ToMilliseconds() / 1000
     if reason == "INVALID_FIELD" and {"field", "value", "remedy"} <= metadata.keys():
         field_error = InvalidField(metadata["field"], metadata["value"], metadata["remedy"])
-        field_error.message = status.message  # a number is shown without the quotes that its text would get here
+        field_error.message = status.message  # it shows a number without the quotes that its text has here
         field_error.args = (status.message,)
         return field_error
     kind = _BY_CODE.get(status.code, Internal)
@@ -242,7 +242,7 @@ def from_status(status: status_pb2.Status) -> UniTuneError:
 
 
 def from_rpc_error(error: grpc.RpcError) -> UniTuneError:
-    """The error that a failed call stands for, whether or not the server sent details."""
+    """The error of a failed call, with or without details of the server."""
     status = rpc_status.from_call(cast(grpc.Call, error))
     if status is not None:
         return from_status(status)

@@ -1,4 +1,4 @@
-"""Edited pictures in messages: files larger than a message may be are cut into pieces, and put together again."""
+"""Cuts edited pictures that are too large for one message into pieces, and puts them together again."""
 
 from collections.abc import Iterable, Iterator
 
@@ -7,13 +7,13 @@ from unitune.v1.edit_pb2 import EditEvent
 
 PIECE_BYTES = 2 << 20  # of one file in one message
 
-_SIZES = {"png": "size_bytes", "mask": "mask_size_bytes"}  # of a picture's files, in the order in which they come
+_SIZES = {"png": "size_bytes", "mask": "mask_size_bytes"}  # of a picture's files, in their order
 
 
 def cut(
     image: EditEvent.EditedImage, first_bytes: int = PIECE_BYTES
 ) -> tuple[EditEvent.EditedImage, Iterator[EditEvent.ImagePart]]:
-    """A picture with whole files as a message with at most `first_bytes` of each, and what brings the rest."""
+    """A picture as a message with at most `first_bytes` of each file, and further messages with the rest."""
     files = {name: getattr(image, name) for name in _SIZES}
     first = EditEvent.EditedImage(index=image.index, seed=image.seed)
     for field, value in image.ListFields():
@@ -36,24 +36,24 @@ def cut(
 
 
 class Assembly:
-    """Puts pictures together: `begin` with their messages, `add` what follows, and `take` them once they are whole."""
+    """Puts pictures together: `begin` with their messages, `add` each piece, and `take` the complete pictures."""
 
     def __init__(self) -> None:
         self._images: list[EditEvent.EditedImage] = []
         self._pieces: dict[tuple[int, str], list[bytes]] = {}
 
     def begin(self, images: Iterable[EditEvent.EditedImage]) -> None:
-        """Raises DataLoss when others are not whole yet."""
+        """Raises DataLoss when earlier pictures are not complete."""
         if self._images:
             raise _lost()
         self._images = list(images)
         self._pieces = {(image.index, name): [getattr(image, name)] for image in self._images for name in _SIZES}
 
     def add(self, part: EditEvent.ImagePart) -> None:
-        """Raises DataLoss for a piece of nothing that was begun, and for one too many."""
+        """Raises DataLoss for a piece of an unknown picture, and for too many bytes."""
         name = part.WhichOneof("file")
         if name is None:
-            return  # a file that a newer server has invented
+            return  # a kind of file that only a newer server has
         if (part.index, name) not in self._pieces:
             raise _lost()
         self._pieces[part.index, name].append(getattr(part, name))
@@ -62,11 +62,11 @@ class Assembly:
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing is missing; also when nothing was begun."""
+        """Whether nothing is missing; True before the first picture."""
         return all(self._missing(image, name) <= 0 for image in self._images for name in _SIZES)
 
     def take(self) -> list[EditEvent.EditedImage]:
-        """The pictures, whole, and be ready for others. Raises DataLoss when something is missing."""
+        """The complete pictures; then begin anew. Raises DataLoss when something is missing."""
         if not self.is_whole:
             raise _lost()
         images = self._images

@@ -2,7 +2,7 @@
 
 An array of pixels is uint8 (height, width, 3), RGB, upright. An image of the model is float32
 (1, 3, height, width) in [-1, 1]. A mask is float32 (height, width) in [0, 1]: 1 is edited, 0 is kept.
-A large picture is worked on in strips: a copy of 64 megapixels takes 200 MB, and one in floats 800.
+A large picture is processed in strips: a copy of 64 megapixels takes 200 MB, and 800 MB in floats.
 """
 
 import io
@@ -17,7 +17,7 @@ from unitune.picture_header import MAX_BYTES, PNG
 
 MAX_CHUNK_BYTES = 256 * 1024  # of one upload message
 
-PNG_COMPRESSION = 1  # zlib level; 6 would save a fifth of the bytes and cost nine seconds for 12 megapixels
+PNG_COMPRESSION = 1  # zlib level; 6 saves a fifth of the bytes, but takes nine seconds for 12 megapixels
 
 Pixels = NDArray[np.uint8]
 ModelImage = NDArray[np.float32]
@@ -27,7 +27,7 @@ Mask = NDArray[np.float32]
 def decode(data: bytes, *, max_bytes: int | None = MAX_BYTES) -> Pixels:
     """The picture's pixels, upright, transparent parts over white. Raises as `picture_file.read` does.
 
-    A file of ours may be larger than any upload: `max_bytes` None.
+    `max_bytes` None is for files of the product, which may be larger than an upload.
     """
     image = picture_file.read(data, max_bytes=max_bytes)
     pixels = np.empty((image.height, image.width, 3), np.uint8)
@@ -65,11 +65,11 @@ def encode_mask(mask: Mask) -> bytes:
 
 
 def grey(mask: Mask) -> NDArray[np.uint8]:
-    """A mask's levels, 0 to 255, (height, width)."""
-    levels = np.empty(mask.shape, np.uint8)
+    """A mask's values, 0 to 255, (height, width)."""
+    values = np.empty(mask.shape, np.uint8)
     for rows in strips_of(mask):
-        levels[rows] = np.rint(255 * mask[rows])
-    return levels
+        values[rows] = np.rint(255 * mask[rows])
+    return values
 
 
 def strips_of(array: NDArray) -> list[slice]:
@@ -80,9 +80,9 @@ def strips_of(array: NDArray) -> list[slice]:
 
 
 def to_model(pixels: Pixels, side: tuple[int, int]) -> ModelImage:
-    """Pixels as the model takes them, resized to `side` (height, width) whatever their aspect.
+    """Pixels as a model image, resized to `side` (height, width) without keeping the aspect.
 
-    Where sizes agree, `from_model` gives the same pixels back.
+    If sizes agree, `from_model` returns the same pixels.
     """
     scaled = _resize(pixels, side).astype(np.float32) / np.float32(127.5) - np.float32(1)
     return np.ascontiguousarray(scaled.transpose(2, 0, 1)[None])
@@ -100,7 +100,7 @@ def is_as_large(width: int, height: int, side: tuple[int, int]) -> bool:
 
 
 def too_small(side: tuple[int, int]) -> str:
-    """The remedy for one that is not."""
+    """The remedy for a picture that is not."""
     return f"super_resolution_updates needs a picture of {side[1]}x{side[0]} pixels or more; give one, or leave it 0"
 
 
@@ -115,8 +115,8 @@ def _resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:
     height, width = size
     if pixels.shape[:2] == (height, width):
         return pixels
-    # As Pillow by itself does it, first along the rows and then along the columns, each of which is one by itself: in
-    # strips there is no copy of a large picture.
+    # Like Pillow, first along the rows and then along the columns. Rows and columns are independent, so working in
+    # strips gives the same result without a copy of a large picture.
     wide = Image.new("RGB", (width, pixels.shape[0]))
     for rows in strips_of(pixels):
         strip = Image.fromarray(pixels[rows])

@@ -1,10 +1,10 @@
-"""Which pictures a base model knows: `known_pictures.safetensors` in its folder, where it says so.
+"""Which pictures a base model knows: `known_pictures.safetensors` in its folder, if there is one.
 
-A picture is unknown if it is far from those in either of two ways: its embedding by the gate's CLIP from their mean,
-by Mahalanobis' distance, or the picture from what the autoencoder makes of it. The two find different ones: a CLIP
-that never saw noise or text may put them anywhere, and the autoencoder can draw a blurred photograph.
+A picture is unknown if one of two distances is too large: the Mahalanobis distance of its CLIP embedding from the mean
+of known pictures, or its difference to the autoencoder's round trip. Both are needed. CLIP may put noise and text
+anywhere, since it was not trained on them, and the autoencoder can reproduce a blurred photograph.
 
-The file is no part of the base model's digest, since no tuning and no edit depends on it.
+The file is not part of the base model's digest, since no tuning and no edit depends on it.
 """
 
 from dataclasses import dataclass
@@ -27,12 +27,12 @@ class KnownPictures:
 
     mean: Array  # (d,) of the embeddings, which are of length 1
     whitening: Array  # (d, d): the length of whitening @ (embedding - mean) is the distance
-    distance: float  # at most so far from the mean is a known picture
-    round_trip: float  # and at most so far from what the autoencoder makes of it, root mean square, 0 to 1
-    shows: str  # what they show, for people
+    distance: float  # largest distance of a known picture from the mean
+    round_trip: float  # its largest root mean square difference to the round trip, 0 to 1
+    shows: str  # what they show, in words
 
     def strangeness(self, embedding: Array, round_trip: float) -> float:
-        """Above 1 the picture is unknown."""
+        """A picture with a value above 1 is unknown."""
         distance = float(np.linalg.norm(self.whitening @ (embedding - self.mean)))
         return max(distance / self.distance, round_trip / self.round_trip)
 
@@ -44,7 +44,7 @@ class KnownPictures:
 
     @classmethod
     def load(cls, folder: Path) -> "KnownPictures | None":
-        """Read the file of a folder; None where there is none. Raises ValueError for another file of that name."""
+        """Read the file of a folder; None without one. Raises ValueError for a damaged file."""
         path = folder / KNOWN_PICTURES_FILE
         if not path.is_file():
             return None
@@ -53,7 +53,7 @@ class KnownPictures:
                 about = file.metadata() or {}
                 numbers = {name: float(about[name]) for name in NUMBERS}
                 found = cls(file.get_tensor("mean"), file.get_tensor("whitening"), shows=about["shows"], **numbers)
-        except Exception as error:  # safetensors has kinds of its own for what it cannot read
+        except Exception as error:  # safetensors has its own errors
             raise ValueError(f"{path} does not say which pictures a base model knows: {error}") from error
         width = found.mean.shape
         is_right = found.mean.ndim == 1 and found.whitening.shape == width * 2

@@ -1,7 +1,7 @@
-"""The texts of a PNG file: put in and read from its bytes, without decoding its pixels (PNG specification, 11.3.4).
+"""Writes and reads the texts of a PNG file without decoding its pixels (PNG specification, 11.3.4).
 
-A text goes in as Pillow and other programs write theirs: tEXt where Latin-1 can hold it, else iTXt in UTF-8, neither
-compressed. Reading takes tEXt, zTXt and iTXt.
+A text is written like Pillow does: as tEXt if Latin-1 can hold it, else as iTXt in UTF-8, not compressed. Reading
+accepts tEXt, zTXt and iTXt.
 """
 
 import struct
@@ -10,19 +10,19 @@ from collections.abc import Iterator, Mapping
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 HEADER_BYTES = len(SIGNATURE) + 12 + 13  # signature and IHDR: what `with_texts` needs of a file
-MAX_TEXT_BYTES = 1 << 20  # of one text when reading, unpacked; longer ones, such as whole workflows, are not ours
+MAX_TEXT_BYTES = 1 << 20  # of one text when reading, unpacked; longer ones come from other programs
 MAX_CHUNKS = 10_000  # before the end, without those of the pixels
 MAX_KEYWORD_BYTES = 79
 
 
 class NotPng(ValueError):
-    """The bytes are no PNG file, or a damaged one; its text says which."""
+    """The bytes are not a PNG file, or a damaged one; the message says which."""
 
 
 def with_texts(file: bytes, texts: Mapping[str, str]) -> bytes:
-    """The file with texts right after its header, by keyword. `file` may be its beginning alone, of 33 bytes or more.
+    """The file with texts by keyword right after its header. The first 33 bytes of `file` are enough.
 
-    Raises NotPng for what does not begin as a PNG file does, ValueError for a keyword that the format does not take.
+    Raises NotPng if it does not begin like a PNG file, and ValueError for an invalid keyword.
     """
     size_of(file)
     chunks = b"".join(_chunk(keyword, text) for keyword, text in texts.items())
@@ -30,7 +30,7 @@ def with_texts(file: bytes, texts: Mapping[str, str]) -> bytes:
 
 
 def size_of(file: bytes) -> tuple[int, int]:
-    """Width and height in pixels. `file` may be its beginning alone, of 33 bytes or more. Raises NotPng."""
+    """Width and height in pixels. The first 33 bytes of `file` are enough. Raises NotPng."""
     if not (file.startswith(SIGNATURE) and file[12:16] == b"IHDR" and len(file) >= HEADER_BYTES):
         raise NotPng("it does not begin as a PNG file does")
     width, height = struct.unpack(">II", file[16:24])
@@ -38,10 +38,10 @@ def size_of(file: bytes) -> tuple[int, int]:
 
 
 def texts_of(file: bytes) -> dict[str, str]:
-    """The texts by keyword; of a keyword that comes twice, the first.
+    """The texts by keyword; the first one if a keyword comes twice.
 
-    Texts longer than MAX_TEXT_BYTES are left out, and so are those that cannot be read. Raises NotPng for what is no
-    PNG file, is cut short or has a chunk, other than of its pixels, whose checksum is wrong.
+    Texts longer than MAX_TEXT_BYTES, and unreadable ones, are left out. Raises NotPng for a file that is not PNG, is
+    cut short, or has a wrong checksum outside its pixels.
     """
     texts: dict[str, str] = {}
     for kind, data in _chunks(file):
@@ -58,13 +58,13 @@ def _chunk(keyword: str, text: str) -> bytes:
     try:
         kind, data = b"tEXt", key + b"\0" + text.encode("latin-1")
     except UnicodeEncodeError:
-        # Not compressed, no language, keyword not translated. A lone half of a surrogate pair has no UTF-8.
+        # Not compressed, no language, keyword not translated. Half of a surrogate pair has no UTF-8.
         kind, data = b"iTXt", key + b"\0\0\0\0\0" + text.encode("utf-8", "replace")
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def _chunks(file: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Kind and data of each chunk; the pixels' are passed over."""
+    """Kind and data of each chunk, except the pixels'."""
     size_of(file)
     place, number = len(SIGNATURE), 0
     while True:
@@ -88,7 +88,7 @@ def _chunks(file: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _text(kind: bytes, data: bytes) -> tuple[str, str] | None:
-    """Keyword and text of a chunk; None for what cannot be read or is too long."""
+    """Keyword and text of a chunk; None if it is unreadable or too long."""
     keyword, _, rest = data.partition(b"\0")
     try:
         if kind == b"iTXt":
@@ -104,7 +104,7 @@ def _text(kind: bytes, data: bytes) -> tuple[str, str] | None:
 
 
 def _unpacked(data: bytes) -> bytes:
-    """Raises ValueError for more than MAX_TEXT_BYTES, before there is more, and for what is cut short."""
+    """Unpack at most MAX_TEXT_BYTES. Raises ValueError for more, and for data that are cut short."""
     unpacking = zlib.decompressobj()
     text = unpacking.decompress(data, MAX_TEXT_BYTES)
     if not unpacking.eof:

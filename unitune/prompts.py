@@ -10,9 +10,9 @@ ARTICLES = ("a", "an", "the")
 
 
 def with_rare_tokens(rare_tokens: str, prompt: str) -> str:
-    """UniTune's "[r] p" (arXiv 2210.09477): rare tokens, a space, the prompt; just once, however often it is applied.
+    """UniTune's "[r] p" (arXiv 2210.09477): rare tokens, a space, the prompt. Applying it twice changes nothing.
 
-    Tuning itself uses the rare tokens alone, an empty prompt here.
+    The prompt of a tuning is the rare tokens alone: give an empty prompt.
     """
     rare_tokens, prompt = rare_tokens.strip(), prompt.strip()
     if not rare_tokens or prompt == rare_tokens or prompt.startswith(f"{rare_tokens} "):
@@ -21,36 +21,36 @@ def with_rare_tokens(rare_tokens: str, prompt: str) -> str:
 
 
 def mentions(prompt: str, words: str) -> bool:
-    """Whether the words are in the prompt, whole and in this order; case does not count."""
-    return _whole(words).search(prompt) is not None
+    """Whether the prompt has these words, as whole words and in this order; case does not count."""
+    return _whole_words(words).search(prompt) is not None
 
 
 def spans_of(text: str, words: str) -> list[tuple[int, int]]:
-    """Where the words are in a text, whole: first character, and the one after the last, of each mention."""
-    return [found.span() for found in _whole(words).finditer(text)]
+    """Each mention of the words in a text: its first character, and the one after its last."""
+    return [found.span() for found in _whole_words(words).finditer(text)]
 
 
 def without(prompt: str, words: str) -> str:
     """The prompt without the words."""
-    return _whole(words).sub(" ", prompt).strip() if words.strip() else prompt
+    return _whole_words(words).sub(" ", prompt).strip() if words.strip() else prompt
 
 
 def with_words_before(prompt: str, words: str, noun: str) -> str:
     """The words before the noun's first mention, as DreamBooth binds them: "a [words] [noun] on a beach".
 
-    A prompt that has the words already, or not the noun, stays as it is.
+    A prompt that already has the words, or lacks the noun, does not change.
     """
     if mentions(prompt, words):
         return prompt
-    return _whole(noun).sub(lambda found: f"{words.strip()} {found[0]}", prompt, count=1)
+    return _whole_words(noun).sub(lambda found: f"{words.strip()} {found[0]}", prompt, count=1)
 
 
 def with_words_instead(prompt: str, words: str, noun: str) -> str:
     """The words in place of the noun's first mention, as Textual Inversion's placeholder: "a [words] on a beach".
 
-    A prompt that has the words already, or not the noun, stays as it is.
+    A prompt that already has the words, or lacks the noun, does not change.
     """
-    return prompt if mentions(prompt, words) else _whole(noun).sub(lambda _: words.strip(), prompt, count=1)
+    return prompt if mentions(prompt, words) else _whole_words(noun).sub(lambda _: words.strip(), prompt, count=1)
 
 
 def ids_with_vectors(
@@ -62,11 +62,11 @@ def ids_with_vectors(
 ) -> list[int]:
     """A prompt's token ids, with -1 to -num_vectors wherever the placeholder stands (unitune.base_model).
 
-    `encode` gives the ids of a piece of text alone, without begin and end; `empty` are all ids of the empty prompt:
-    begin, end, padding. The result is as long, and cut before its end where the prompt is too long.
+    `encode` gives the ids of a piece of text, without begin and end. `empty` are all ids of the empty prompt: begin,
+    end, padding. The result has the same length; a prompt that is too long is cut before its end.
     """
     begin, end, *padding = empty
-    pieces = [encode(piece.strip()) if piece.strip() else [] for piece in _whole(placeholder).split(prompt)]
+    pieces = [encode(piece.strip()) if piece.strip() else [] for piece in _whole_words(placeholder).split(prompt)]
     ids = [*pieces[0]]
     for piece in pieces[1:]:
         ids += [*range(-1, -1 - num_vectors, -1), *piece]
@@ -74,8 +74,8 @@ def ids_with_vectors(
     return [*ids, *padding[len(ids) - 2 :]]
 
 
-def things(text: str) -> list[str]:
-    """What a text names, each without its article: "the cat, a tree" is cat and tree. Case does not count."""
+def named_objects(text: str) -> list[str]:
+    """The objects that a text names, without articles: "the cat, a tree" gives cat and tree. Case does not count."""
     named = []
     for part in text.split(","):
         words = part.lower().split()
@@ -101,7 +101,7 @@ def unknown_words(prompt: str, vocabulary: Collection[str]) -> list[tuple[str, t
     ]
 
 
-def _whole(words: str) -> re.Pattern[str]:
-    """The words as a whole: no letter or digit touches them."""
+def _whole_words(words: str) -> re.Pattern[str]:
+    """A pattern of these words as whole words: no letter or digit touches them."""
     spaced = r"\s+".join(re.escape(word) for word in words.split())
     return re.compile(rf"(?<!\w){spaced}(?!\w)", re.IGNORECASE)

@@ -1,6 +1,6 @@
-"""What a text encoder reads of a text: the tokens that say something, as far as it has room.
+"""What a text encoder reads of a text, which depends on its tokenizer and on its number of tokens.
 
-Only the tokenizer knows. One that knows every byte reads an emoji, another one drops it.
+For example, a tokenizer that knows all bytes reads an emoji; another one drops it.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ VECTOR = -1  # stands for any token that is a vector of Textual Inversion
 
 
 class Piece(NamedTuple):
-    """One token of a text, and where in the text it is: `start` to just before `stop`."""
+    """One token of a text, and its place in the text: `stop` is exclusive."""
 
     token: int
     start: int
@@ -25,12 +25,12 @@ class Piece(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What is read of a text and what is not."""
+    """What the text encoder reads of a text, and what it does not."""
 
-    says_nothing: bool  # no token that is read means anything
+    says_nothing: bool  # no token that is read has a meaning
     tokens: int  # of the whole text, and of the words before it
-    unread: str  # its words from the first that is not read to its end
-    unknown: str  # signs that the tokenizer does not know; words are not among them
+    unread: str  # the words from the first one that is not read
+    unknown: str  # signs, not words, that the tokenizer does not know
 
 
 @dataclass(frozen=True)
@@ -38,26 +38,25 @@ class Reader:
     """Reads texts as one text encoder does."""
 
     encode: Callable[[str], Sequence[Piece]]  # all pieces of a text, without begin, end, padding and cutting
-    room: int  # tokens, without begin and end
+    max_tokens: int  # tokens, without begin and end
     empty: frozenset[int]  # the tokens that mean nothing: begin, end, unknown
-    is_closed: bool  # the base model knows a list of words and has learnt no other sign
+    is_closed: bool  # the base model knows only a list of words, and no other signs
 
     def read(self, text: str, before: str = "", vectors: tuple[str, int] = ("", 0)) -> Reading:
-        """A text with words before it, as UniTune's rare tokens. `vectors` are a placeholder in it and how many
-        vectors stand in its place."""
+        """Read a text after some words, such as rare tokens. `vectors` are a placeholder and its number of vectors."""
         whole = with_rare_tokens(before, text)
         start = len(whole) - len(text.strip())  # of the text itself
         pieces = self._pieces(whole, *vectors)
-        own = [piece for piece in pieces[: self.room] if piece.start >= start]
+        own = [piece for piece in pieces[: self.max_tokens] if piece.start >= start]
         unread_from = len(whole)
-        if len(pieces) > self.room:
-            cut = pieces[self.room].start
+        if len(pieces) > self.max_tokens:
+            cut = pieces[self.max_tokens].start
             while cut > 0 and not whole[cut - 1].isspace():  # a word that is read in part is not read
                 cut -= 1
             unread_from = max(cut, start)
         unknown = dict.fromkeys(
             sign
-            for piece in pieces[: self.room]
+            for piece in pieces[: self.max_tokens]
             if piece.token in self.empty
             for sign in whole[piece.start : piece.stop]
             if not sign.isalnum()
@@ -75,7 +74,7 @@ class Reader:
         return piece.token == VECTOR or not self.is_closed or any(map(str.isalnum, text[piece.start : piece.stop]))
 
     def _pieces(self, text: str, placeholder: str, num_vectors: int) -> list[Piece]:
-        """As `unitune.prompts.ids_with_vectors` puts the tokens together."""
+        """The tokens, in the same way as `unitune.prompts.ids_with_vectors`."""
         spans = spans_of(text, placeholder) if placeholder.strip() else []
         pieces, end = list[Piece](), 0
         for start, stop in [*spans, (len(text), len(text))]:
@@ -90,11 +89,11 @@ class Reader:
 def checked(
     reader: Reader, field: str, text: str, *, before: str = "", vectors: tuple[str, int] = ("", 0), remedy: str
 ) -> list[str]:
-    """Warnings of what is not read of a text. Raises InvalidField, which shows a text by its length, if nothing is."""
+    """Warnings of what is not read of a text. Raises InvalidField, with the text's length, if nothing is read."""
     reading = reader.read(text, before, vectors)
     if reading.says_nothing:
-        why = "nothing of it is a word that the base model reads"
-        raise InvalidField(field, f"{len(text)} characters", f"{why}; {remedy}")
+        reason = "nothing of it is a word that the base model reads"
+        raise InvalidField(field, f"{len(text)} characters", f"{reason}; {remedy}")
     return warnings_of(reading, reader, field, has_words_before=bool(before.strip()))
 
 
@@ -104,7 +103,7 @@ def warnings_of(reading: Reading, reader: Reader, field: str, *, has_words_befor
     if reading.unread:
         counted = f"{name} with the words of the tuning before it has" if has_words_before else f"{name} has"
         warnings.append(
-            f"{counted} {reading.tokens} tokens and the text encoder reads {reader.room}: "
+            f"{counted} {reading.tokens} tokens and the text encoder reads {reader.max_tokens}: "
             f"it does not read {shown(reading.unread)}; say it in fewer words"
         )
     if reading.unknown:
@@ -114,7 +113,7 @@ def warnings_of(reading: Reading, reader: Reader, field: str, *, has_words_befor
 
 
 def shown(text: str) -> str:
-    """A text in quotes, on one line, as a warning shows it: the end of a long one by the number of its words."""
+    """A text in quotes on one line, for a warning; a long one ends with the number of its other words."""
     words = text.split()
     kept = list[str]()
     while len(kept) < len(words) and len(" ".join([*kept, words[len(kept)]])) <= MAX_SHOWN_VALUE:
@@ -126,7 +125,7 @@ def shown(text: str) -> str:
 
 
 class TuningTexts(Protocol):
-    """The texts of a tuning's config, as its message and the tuner's own have them."""
+    """The texts of a tuning's config; its message and the tuner's class both have them."""
 
     @property
     def method(self) -> str: ...
@@ -141,10 +140,10 @@ class TuningTexts(Protocol):
 
 
 def check_tuning(reader: Reader, config: TuningTexts, field: str) -> list[str]:
-    """Warnings of what is not read of the texts that a tuning is made with. `field` is the config's place.
+    """Warnings of what is not read of a tuning's texts. `field` is the config's place in the request.
 
-    Raises InvalidField for a text of which nothing is read, and for words that are too long to be read whole, since
-    what a tuning binds to them would be bound to something else.
+    Raises InvalidField for a text of which nothing is read. Raises it also for words to bind that are not read
+    completely, since the tuning would bind other words.
     """
     if config.method in ("unitune", "dreambooth"):
         _check_words(reader, f"{field}.rare_tokens", config.rare_tokens, config.rare_tokens)
@@ -164,5 +163,5 @@ def _check_words(reader: Reader, field: str, words: str, text: str) -> None:
         raise InvalidField(field, words, "the base model reads nothing of it; use letters, as in beikkpic")
     reading = reader.read(text)
     if reading.unread:
-        remedy = f"use fewer letters: {reading.tokens} tokens, and the text encoder reads {reader.room}"
+        remedy = f"use fewer letters: {reading.tokens} tokens, and the text encoder reads {reader.max_tokens}"
         raise InvalidField(field, words, remedy)

@@ -17,7 +17,7 @@ from unitune.choices import (
 )
 from unitune.errors import InvalidField
 from unitune.options import SAMPLING, Flat, shown
-from unitune.prompts import mentions, things
+from unitune.prompts import mentions, named_objects
 from unitune.v1.edit_pb2 import SamplingConfig
 
 INVERTIBLE = "ddim"  # the scheduler of an inverted edit
@@ -131,7 +131,7 @@ MASK_RULES = (
         f"leave it unset, since mask_source is {{asked.source}}, or choose {' or '.join(MASKS_OF_WORDS)}",
     ),
     Rule(
-        lambda asked: asked.source in MASKS_OF_WORDS and not things(asked.options.mask_text),
+        lambda asked: asked.source in MASKS_OF_WORDS and not named_objects(asked.options.mask_text),
         "mask_text",
         'name what the mask is of, as in "the cat" or "cat, tree"',
     ),

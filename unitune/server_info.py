@@ -1,4 +1,4 @@
-"""What tuner and sampler say of their base model, in one form: the gateway compares it and hands it on."""
+"""The message about the base model of tuner and sampler. The gateway compares both and passes it on."""
 
 from unitune.base_model import BaseModelSpec
 from unitune.v1 import server_pb2
@@ -7,7 +7,7 @@ from unitune.v1 import server_pb2
 def base_model_info(
     spec: BaseModelSpec, *, has_clip_filter: bool = False, has_clipseg: bool = False, has_known_pictures: bool = False
 ) -> server_pb2.BaseModel:
-    """The message; the size of what a second stage makes is 0 without one."""
+    """The message; without super-resolution its size is 0."""
     height, width = spec.image_side
     large_height, large_width = spec.super_resolution.side if spec.super_resolution is not None else (0, 0)
     return server_pb2.BaseModel(
@@ -21,5 +21,5 @@ def base_model_info(
         has_known_pictures=has_known_pictures,
         super_resolution_height=large_height,
         super_resolution_width=large_width,
-        fast_steps=spec.preset.of("unitune").fast_steps,
+        fast_steps=spec.preset.method_preset("unitune").fast_steps,
     )

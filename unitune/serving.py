@@ -1,4 +1,4 @@
-"""How every service of this product runs: bind, health, reflection, errors to status, SIGTERM -> drain -> stop.
+"""Runs every service: bind, health, reflection, errors to status, SIGTERM -> drain -> stop.
 
 Messages, health and reflection share one port; `health_address` adds a port for health alone, since a
 Kubernetes probe can neither speak TLS nor carry a credential.
@@ -24,20 +24,20 @@ from unitune.drain import DRAIN_S, LEAVE_S
 
 logger = logging.getLogger(__name__)
 
-INTERNAL_MESSAGE_BYTES = 36 << 20  # a picture of 16 MiB, a mask as large, and their company
+INTERNAL_MESSAGE_BYTES = 36 << 20  # a picture of 16 MiB, a mask of the same size, and the other fields
 PUBLIC_REQUEST_BYTES = 4 << 20  # larger pictures come in chunks
 
-# A stream between services that has nothing to tell sends a heartbeat. It comes from the event loop, so that a worker
-# thread that is long busy is not taken for a process that stands still.
+# A stream between services without events sends a heartbeat. The event loop sends it, so that a busy worker thread does
+# not look like a process that hangs.
 HEARTBEAT_S = 5.0
-# Silence after which such a stream is given up: three heartbeats that did not come.
+# Silence after which such a stream is given up: three missing heartbeats.
 SILENCE_S = 3 * HEARTBEAT_S
-HANDSHAKE_S = 20.0  # for a new connection to say that it speaks HTTP/2; one that says nothing is closed
+HANDSHAKE_S = 20.0  # for a new connection to begin HTTP/2, before it is closed
 
-# Of one connection. Calls above it wait in the client's transport, unanswered: long calls are bounded below it.
+# Of one connection. Further calls wait in the client's transport, unanswered, so long calls are limited below it.
 MAX_STREAMS = 1024
 
-# Probed by Kubernetes. Liveness stays SERVING during a drain: a draining server is healthy.
+# Kubernetes probes these. Liveness stays SERVING during a drain: a draining server is healthy.
 LIVENESS, READINESS = "liveness", "readiness"
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -49,9 +49,9 @@ Option = tuple[str, int | str]
 
 
 def server_options(max_receive_bytes: int, connection_age_s: float = 0.0) -> list[Option]:
-    """Options of a server. Names and values are those that took effect in a measurement of grpcio 1.85.
+    """Options of a server. All were measured to take effect in grpcio 1.85.
 
-    `connection_age_s` is the age at which a connection takes no more calls; 0 means that it never does.
+    `connection_age_s` is the age after which a connection takes no more calls; 0 means no limit.
     """
     options: list[Option] = [
         ("grpc.max_receive_message_length", max_receive_bytes),
@@ -60,20 +60,20 @@ def server_options(max_receive_bytes: int, connection_age_s: float = 0.0) -> lis
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.keepalive_permit_without_calls", 0),
-        # The server's default of 5 minutes answers a client that pings every 30 s with "too many pings".
+        # With the server's default of 5 minutes, a client that pings every 30 s gets "too many pings".
         ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
         ("grpc.http2.max_ping_strikes", 2),
         ("grpc.max_connection_idle_ms", 900_000),
         ("grpc.server_handshake_timeout_ms", round(1000 * HANDSHAKE_S)),
         ("grpc.max_concurrent_streams", MAX_STREAMS),
-        # With the probe on, the window grows until a reader that stopped costs 6 MB instead of 128 KiB.
+        # With the probe, the window grows until a reader that stopped costs 6 MB instead of 128 KiB.
         ("grpc.http2.bdp_probe", 0),
-        # 1 would let two servers share a port unnoticed.
+        # With 1, two servers could share a port unnoticed.
         ("grpc.so_reuseport", 0),
     ]
     if connection_age_s > 0:
-        # Never with a grace: that would cut the streams that still run. Without one an old connection takes no new
-        # call and ends with its last stream, however long that lasts.
+        # Without a grace, which would cut running streams: an old connection takes no new call, and ends with its last
+        # stream, however long that lasts.
         options.append(("grpc.max_connection_age_ms", round(1000 * connection_age_s)))
     return options
 
@@ -86,26 +86,26 @@ CHANNEL_OPTIONS: list[Option] = [
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.bdp_probe", 0),
     ("grpc.dns_min_time_between_resolutions_ms", 10_000),
-    # The default grows to 2 minutes: a tuner that came back would wait that long for its gateway. Below the deadline
-    # of a short call, which waits for the connection.
+    # The default grows to 2 minutes, for which a tuner that came back would wait for its gateway. It is below the
+    # deadline of a short call, which waits for the connection.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 1_000),
-    # Despite its name the time that an attempt to connect may take, 20 s by default: a pod that went leaves an
-    # address that never answers.
+    # This is the time that an attempt to connect may take, despite its name; 20 s by default. The address of a pod that
+    # is gone never answers.
     ("grpc.min_reconnect_backoff_ms", 2_000),
-    # A channel of its own: equal channels of one process would share a connection, and its failures.
+    # Otherwise equal channels of one process share a connection and its failures.
     ("grpc.use_local_subchannel_pool", 1),
-    # A call whose messages outgrow this buffer is not repeated; the default of 256 KiB is less than a picture.
+    # A call with larger messages is not retried; the default of 256 KiB is less than a picture.
     ("grpc.per_rpc_retry_buffer_size", INTERNAL_MESSAGE_BYTES),
-    # Services reach one another directly; grpc would ask the proxy of http_proxy even for 127.0.0.1.
+    # Services connect directly; grpc would use http_proxy even for 127.0.0.1.
     ("grpc.enable_http_proxy", 0),
 ]
 
 
 def channel(address: str, *, service_config: str | None = None) -> grpc.aio.Channel:
-    """A channel to a service of ours. It connects at the first call; the caller closes it.
+    """A channel to a service. It connects at the first call; the caller closes it.
 
-    `service_config` is JSON, such as a retry policy for calls that may be repeated.
+    `service_config` is JSON, such as a policy for retries.
     """
     options = list(CHANNEL_OPTIONS)
     if service_config is not None:
@@ -115,7 +115,7 @@ def channel(address: str, *, service_config: str | None = None) -> grpc.aio.Chan
 
 @dataclass
 class RunningServer:
-    """A server that accepts calls. `address` is HOST:PORT, with the port that was bound."""
+    """A server that accepts calls. `address` is HOST:PORT with the bound port."""
 
     address: str
     _server: grpc.aio.Server
@@ -124,7 +124,7 @@ class RunningServer:
     _services: list[str] = field(default_factory=list)
 
     async def set_ready(self, ready: bool) -> None:
-        """Say to probes and to clients that check health whether calls should come here."""
+        """Tell probes and clients that check health whether the server takes calls."""
         status = _SERVING if ready else _NOT_SERVING
         for service in ("", READINESS, *self._services):
             await self._health.set(service, status)
@@ -186,9 +186,9 @@ async def serve(
     """Run a service until SIGTERM or SIGINT; the program's exit code.
 
     Prints exactly one line, `listening HOST:PORT`, to stdout once calls are accepted (port 0 takes any free one).
-    On the first signal: health says NOT_SERVING, `on_drain` may end what would not end by itself, running calls get
-    `drain_s` seconds. A second signal cancels them at once. LEAVE_S later the process ends whatever its threads do,
-    with exit code 1; where each thread was goes to stderr.
+    On the first signal, health becomes NOT_SERVING, `on_drain` may end endless calls, and running calls get `drain_s`
+    seconds. A second signal cancels them at once. LEAVE_S later the process ends even if its threads run, with exit
+    code 1 and the stacks of all threads on stderr.
     """
     try:
         running = await start(
@@ -215,7 +215,7 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled)
-    with contextlib.suppress(OSError):  # a full disk under the log; whoever started this may know the address already
+    with contextlib.suppress(OSError):  # the log's disk may be full; whoever started this may know the address
         print(f"listening {running.address}", flush=True)
     telemetry.event(logger, "listening", address=running.address)
     await first.wait()
@@ -241,7 +241,7 @@ def _new_server(max_receive_bytes: int, connection_age_s: float = 0.0) -> grpc.a
 def _bind(server: grpc.aio.Server, address: str) -> str:
     try:
         port = server.add_insecure_port(address)
-    except RuntimeError as error:  # grpc's text names the socket calls it tried, over several lines
+    except RuntimeError as error:  # grpc's message has several lines about socket calls
         raise OSError(f"cannot listen on {address}: it is in use or not an address of this machine") from error
     if address.startswith("unix:"):
         return address
@@ -249,8 +249,8 @@ def _bind(server: grpc.aio.Server, address: str) -> str:
 
 
 def _leave_within(seconds: float) -> None:
-    """End the process if it is still there then: Python itself waits for every worker thread, however long that takes.
+    """End the process after this time if it still runs: otherwise Python waits for every worker thread without limit.
 
-    The caller returns; a timer without Python's lock, which a thread may hold for long, does the work.
+    It returns at once. The timer does not need Python's lock, which a thread may hold for long.
     """
     faulthandler.dump_traceback_later(seconds, exit=True)

@@ -9,7 +9,7 @@
     config = load(TunerConfig, os.environ)
 
 A field may be `str`, `int`, `float`, `bool` or `Path`, or one of them `| None`, where an empty variable means None.
-A check of the class itself raises ValueError in `__post_init__` and ends alike: one line, no start.
+If the class raises ValueError in `__post_init__`, the program ends in the same way, with one line.
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ from typing import Any, TypeVar
 
 PREFIX = "UNITUNE_"
 
-# Every variable that some program of this distribution reads. One environment may serve them all, so a program
-# passes over its neighbours' variables, and stops at a name that nobody reads: that is a typing mistake.
+# Every variable that a program of this distribution reads. All may run in one environment, so a program ignores the
+# others' variables. A name that no program reads is a typing mistake, and stops the start.
 NAMES = frozenset(
     {
         "UNITUNE_ADDRESS",
@@ -60,7 +60,7 @@ T = TypeVar("T")
 
 
 class BadSetting(SystemExit):
-    """A setting is missing, unreadable or unknown. Uncaught, it ends the program with its one line on stderr."""
+    """A setting is missing, unreadable or unknown. If uncaught, it ends the program with one line on stderr."""
 
 
 def load(cls: type[T], environ: Mapping[str, str]) -> T:
@@ -84,19 +84,8 @@ def load(cls: type[T], environ: Mapping[str, str]) -> T:
 
 
 def num_cores() -> int:
-    """The cores that this process may use: in a container they can be fewer than the machine has."""
+    """The cores that this process may use; in a container these can be fewer than the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def describe(cls: type[Any]) -> list[tuple[str, str, str]]:
-    """(variable, default in words, help) of every setting of a class, in its order."""
-    rows = []
-    for field in dataclasses.fields(cls):
-        if "env" not in field.metadata:
-            continue
-        default = "required" if field.default is dataclasses.MISSING else str(field.default)
-        rows.append((field.metadata["env"], default, field.metadata.get("help", "")))
-    return rows
 
 
 def _refuse_unknown(environ: Mapping[str, str], known: frozenset[str]) -> None:

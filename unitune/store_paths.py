@@ -1,10 +1,10 @@
-"""Where things lie in the weight store: the forms of all paths, which gateway, tuner and sampler read here.
+"""The paths of all objects in the object store, for gateway, tuner and sampler.
 
-    images/{tenant}/{sha256}/{part}                what was uploaded, by the gateway
-    tunings/{tenant}/{tuning}/{attempt}/{part}     what an attempt at a tuning made, by the tuner
+    images/{tenant}/{sha256}/{part}                uploads, written by the gateway
+    tunings/{tenant}/{tuning}/{attempt}/{part}     results of an attempt at a tuning, written by the tuner
 
-The tenant is in the path because weights encode somebody's picture: they are shared with nobody and can be deleted at
-once. The attempt is, because a tuner that was killed may have left half of its files.
+Weights encode a user's picture. So the path has the tenant: weights are not shared, and can be deleted. It has the
+attempt because a killed tuner may leave incomplete files.
 """
 
 import re
@@ -22,13 +22,13 @@ MAX_PATH_BYTES = 512
 
 _IMAGE = re.compile(rf"{IMAGES}/({TENANT})/({SHA256})(?:/.*)?")
 _WEIGHTS = re.compile(rf"{TUNINGS}/({TENANT})/({TUNING})/([1-9][0-9]{{0,9}})")
-# Of any object of the store. A local folder takes "#" and a number at the end for a file that is being written.
+# Any object of the store. In a local folder, "#" and a number end the name of a file that is being written.
 _OBJECT = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
 _DOTS = re.compile(r"(^|/)\.{1,2}(/|$)")
 
 
 class OfWeights(NamedTuple):
-    """A path of weights in its parts."""
+    """The parts of a path of weights."""
 
     tenant: str
     tuning: str
@@ -36,41 +36,41 @@ class OfWeights(NamedTuple):
 
 
 def of_image(tenant: str, sha256: str) -> str:
-    """Under which an uploaded picture lies."""
+    """The path of an uploaded picture."""
     return f"{IMAGES}/{tenant}/{sha256}"
 
 
 def of_tuning(tenant: str, tuning: str) -> str:
-    """Under which all attempts at a tuning lie."""
+    """The path of all attempts at a tuning."""
     return f"{TUNINGS}/{tenant}/{tuning}"
 
 
 def of_weights(tenant: str, tuning: str, attempt: int) -> str:
-    """Under which an attempt at a tuning, counted from 1, puts its weights."""
+    """The path of the weights of an attempt, counted from 1."""
     return f"{of_tuning(tenant, tuning)}/{attempt}"
 
 
 def read_image(path: str) -> tuple[str, str] | None:
-    """Tenant and sha256 of the picture to which an object belongs; None if it is of none."""
+    """Tenant and sha256 of the picture that an object belongs to, or None."""
     found = _IMAGE.fullmatch(path)
     return (found[1], found[2]) if found else None
 
 
 def read_weights(path: str) -> OfWeights | None:
-    """The parts of a path of weights, None if it is none."""
+    """The parts of a path of weights, or None for another path."""
     found = _WEIGHTS.fullmatch(path)
     return OfWeights(found[1], found[2], int(found[3])) if found else None
 
 
 def check_weights(path: str, field: str) -> None:
-    """Raise InvalidField unless weights may be written to, and read from, this path."""
+    """Raise InvalidField unless this is a path of weights."""
     if read_weights(path) is None:
         remedy = f"a path of weights has the form {TUNINGS}/{{tenant}}/{{tuning}}/{{attempt}}"
         raise InvalidField(field, path, remedy)
 
 
 def check_object(path: str, field: str = "path") -> None:
-    """Raise InvalidField unless an object, or a prefix of objects, may have this path: one that stays in the store."""
+    """Raise InvalidField unless this can be the path or the prefix of objects within the store."""
     if len(path) > MAX_PATH_BYTES or not _OBJECT.fullmatch(path) or _DOTS.search(path):
         remedy = f"a path has parts of letters, digits, '.', '_' and '-', at most {MAX_PATH_BYTES} bytes, and no '..'"
         raise InvalidField(field, path, remedy)

@@ -1,7 +1,7 @@
-"""What a service writes to its log: one JSON object a line on stderr, with field names from one list.
+"""Writes the log of a service: one JSON object per line on stderr, with field names from one list.
 
-No prompt, picture or credential is a field; a tuning or an edit appears by its name alone, and a path only in what the
-system said when it refused it.
+No field has a prompt, picture or credential. Tunings and edits appear only by name, and paths only in messages of the
+system.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import TextIO, TypedDict, Unpack
 
 
 class Fields(TypedDict, total=False):
-    """Every field that a log line may carry beside `time`, `level`, `service`, `event` and `traceback`."""
+    """The fields of a log line besides `time`, `level`, `service`, `event` and `traceback`."""
 
     address: str
     attempt: int
@@ -22,16 +22,10 @@ class Fields(TypedDict, total=False):
     edit: str
     engine: str
     image: str
-    key: str
-    loss: float
     method: str
-    peer: str
     reason: str
-    retry_s: float
     seconds: float
     size_bytes: int
-    state: str
-    steps: int
     tuning: str
     upstream: str
     warm: bool
@@ -64,7 +58,7 @@ def configure(service: str, *, level: int = logging.INFO, stream: TextIO | None 
 
 
 def event(logger: logging.Logger, name: str, *, level: int = logging.INFO, **fields: Unpack[Fields]) -> None:
-    """Write one line: what happened, in a few fixed words, and its fields."""
+    """Write one line: the event in a few fixed words, and its fields."""
     logger.log(level, name, extra={"fields": fields})
 
 

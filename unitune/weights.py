@@ -1,16 +1,15 @@
-"""The tuned-weights file: what a tuning made, where tuner and sampler meet.
+"""The tuned-weights file: written by the tuner, read by the sampler.
 
-Two files lie under one path of the weight store:
+There are two files under one path of the object store:
 
     weights.safetensors   the tuned tensors, dense in fp32 or as `codec` says (unitune.codecs), the probe's answers, and
                           under `extra.` what else the method made, fp32 whatever the codec: embeddings;
-                          under `super_resolution.` the second stage's tensors, if they were tuned
-    manifest.json         what is in it and its sha256; written last, so weights without it do not exist
+                          under `super_resolution.` that model's tensors, if they were tuned
+    manifest.json         its contents and sha256; written last, so weights without it do not exist
 
-Only tensors that a tuning may change are in the file, and the probe's answer is that of the tensors as they are
-decoded from it, so that it proves what is served. A reader fills the rest of `EngineSpec.tuned`
-from the base model, so that a refit always carries the whole set (a partial refit would leave the
-previous image's weights behind).
+The file has only tensors that a tuning may change. The probe's answer is for the tensors as decoded from the file, so
+it proves what is served. A reader takes all other tensors from the base model, so that a refit always replaces the
+whole set: otherwise weights of the previous tuning would stay.
 """
 
 import hashlib
@@ -29,15 +28,15 @@ SCHEMA = 1
 PROBE_TUNED = "probe.tuned"  # the denoiser's answer to the probe input with the tuned weights, fp32
 PROBE_BASE = "probe.base"  # the same with the base weights
 EXTRA = "extra."  # before the names of `Manifest.extras`
-SECOND_STAGE = "super_resolution."  # before the names of the second stage's tensors, and of its probe's two extras
-SECOND_TUNED, SECOND_BASE = f"{SECOND_STAGE}probe.tuned", f"{SECOND_STAGE}probe.base"
+SUPER_RESOLUTION = "super_resolution."  # begins the names of that model's tensors, and of its probe's two extras
+SUPER_RESOLUTION_TUNED, SUPER_RESOLUTION_BASE = f"{SUPER_RESOLUTION}probe.tuned", f"{SUPER_RESOLUTION}probe.base"
 WEIGHTS_FILE = "weights.safetensors"
 MANIFEST_FILE = "manifest.json"
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a weights file promises. `digest` is the sha256 of its bytes."""
+    """The contents of a weights file. `digest` is the sha256 of its bytes."""
 
     key: str
     base_model: str
@@ -51,11 +50,11 @@ class Manifest:
     size_bytes: int
     codec_error: float = 0.0  # ||y(codec) - y(tuned)|| / ||y(tuned) - y(base)|| of the probe's answers y
     schema: int = SCHEMA
-    stopped_after: int = 0  # updates, where the tuning stopped early; 0 where it did all
-    # `prompt` and `optimized` (imagic), `vectors` (textual_inversion), `nulls` (null_text), and the second stage's
+    stopped_after: int = 0  # updates, if the tuning stopped early; else 0
+    # `prompt` and `optimized` (imagic), `vectors` (textual_inversion), `nulls` (null_text), and super-resolution's
     # probes.
     extras: tuple[str, ...] = ()
-    bound_to: Mapping[str, Any] = field(default_factory=dict)  # settings that an edit with the extras must have, too
+    bound_to: Mapping[str, Any] = field(default_factory=dict)  # settings that an edit with the extras must share
 
     def to_json(self) -> bytes:
         """The manifest file's bytes."""
@@ -80,7 +79,7 @@ class Manifest:
         return manifest
 
     def _refuse_other_types(self) -> None:
-        """Raises TypeError for a value that JSON can hold and a manifest cannot."""
+        """Raises TypeError for a value of a wrong type."""
         kinds: dict[str, type | tuple[type, ...]] = {
             **dict.fromkeys(("updates", "probe_seed", "size_bytes", "schema", "stopped_after"), int),
             "codec_error": (float, int),
@@ -97,7 +96,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class TunedWeights:
-    """A weights file, read and checked. `tensors` are as stored: `unitune.codecs.decode` makes values of them."""
+    """A weights file, read and checked. `tensors` are as stored: `unitune.codecs.decode` decodes them."""
 
     manifest: Manifest
     tensors: Mapping[str, np.ndarray]
@@ -106,23 +105,23 @@ class TunedWeights:
     extras: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
-    def tunes_second_stage(self) -> bool:
-        """Whether the second stage was tuned, too."""
-        return any(name.startswith(SECOND_STAGE) for name in self.manifest.tensors)
+    def tunes_super_resolution(self) -> bool:
+        """Whether super-resolution was tuned, too."""
+        return any(name.startswith(SUPER_RESOLUTION) for name in self.manifest.tensors)
 
-    def of_denoiser(self) -> dict[str, np.ndarray]:
+    def denoiser_tensors(self) -> dict[str, np.ndarray]:
         """The denoiser's tensors, as stored."""
-        return {name: tensor for name, tensor in self.tensors.items() if not name.startswith(SECOND_STAGE)}
+        return {name: tensor for name, tensor in self.tensors.items() if not name.startswith(SUPER_RESOLUTION)}
 
-    def of_second_stage(self) -> dict[str, np.ndarray]:
-        """The second stage's tensors, as stored, by their own names."""
+    def super_resolution_tensors(self) -> dict[str, np.ndarray]:
+        """The super-resolution model's tensors, as stored, by their own names."""
         return {
-            name.removeprefix(SECOND_STAGE): tensor
+            name.removeprefix(SUPER_RESOLUTION): tensor
             for name, tensor in self.tensors.items()
-            if name.startswith(SECOND_STAGE)
+            if name.startswith(SUPER_RESOLUTION)
         }
 
-    def of_method(self, method: str) -> "TunedWeights":
+    def require_method(self, method: str) -> "TunedWeights":
         """These weights. Raises FailedPrecondition (METHOD_MISMATCH) when another method made them."""
         if self.manifest.method != method:
             raise FailedPrecondition(
@@ -150,9 +149,9 @@ def pack(
     stopped_after: int = 0,
     bound_to: Mapping[str, Any] | None = None,
 ) -> tuple[bytes, Manifest]:
-    """A weights file of tensors that are encoded already, and its manifest. The same input gives the same bytes.
+    """A weights file of encoded tensors, and its manifest. The same input gives the same bytes.
 
-    A method that changes no tensor of the denoiser has nothing to probe: its probe's answers are empty arrays.
+    If a method changes no tensor of the denoiser, the probe's answers are empty arrays.
     """
     stored = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
     probe = {PROBE_TUNED: np.ascontiguousarray(probe_tuned), PROBE_BASE: np.ascontiguousarray(probe_base)}
@@ -178,7 +177,7 @@ def pack(
 
 
 def unpack(data: bytes, manifest: Manifest) -> TunedWeights:
-    """Read a weights file and check all that its manifest promises.
+    """Read a weights file, and check it against its manifest.
 
     Raises DataLoss (WEIGHTS_CORRUPT) when the bytes do not have the digest, or the tensors are not the promised ones.
     """
@@ -201,8 +200,8 @@ def probe_input(
     """The denoiser input that proves a refit: two latents, a low and a high timestep, two contexts.
 
     `side` is (height, width) of the latent, `context` is (tokens, width) of the text embedding; with `has_noise_level`
-    each timestep has a noise level beside it, as the second stage of a cascade takes them. The
-    draws are float32 and the same on every machine (PCG64).
+    each timestep has a noise level beside it, as for super-resolution. The draws are float32 and the same on every
+    machine (PCG64).
     """
     rng = np.random.default_rng(seed)
     timesteps = [[200, 100], [800, 400]] if has_noise_level else [200, 800]

@@ -19,11 +19,11 @@ from pathlib import Path
 
 from bench.editbench import pictures as drawings
 from bench.editbench import report, rivals
-from bench.editbench.automatic import chosen_by_gate
+from bench.editbench.automatic import chosen_by_clip_filter
 from bench.editbench.cases import Picture, load
-from bench.editbench.grid import around
+from bench.editbench.grid import settings_around
 from bench.editbench.results import Result, by_setting
-from bench.editbench.run import engine_folder, open_gate, run
+from bench.editbench.run import engine_folder, open_clip_filter, run
 from bench.editbench.settings import automatic_points, of_method
 from bench.editbench.statements import same_as_sdedit, statements
 from bench.inputs import MODEL
@@ -37,7 +37,7 @@ PICTURES_OF_QUICK_RIVALS = 2  # of six, four cases each
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="24 cases, and only the settings that the statements need")
-    parser.add_argument("--pictures", type=int, help="only so many pictures, the first ones")
+    parser.add_argument("--pictures", type=int, help="number of pictures, the first ones")
     parser.add_argument("--no-grid", action="store_true", help="all cases, but no settings for the plot")
     parser.add_argument(
         "--methods",
@@ -55,7 +55,7 @@ def main() -> None:
     pictures = load("test", quick=options.quick)[: options.pictures]
     points = automatic_points(preset)
     everywhere = [*methods, *points]
-    varied = [*same_as_sdedit(methods[0]), *around(methods[0], quick=options.quick or options.no_grid)]
+    varied = [*same_as_sdedit(methods[0]), *settings_around(methods[0], quick=options.quick or options.no_grid)]
     few = load("test", quick=True)[: options.pictures]
     found = run(MODEL, few, [*everywhere, *dict.fromkeys(varied)], options.out, "pictures with all settings")
     for_rivals = few[:PICTURES_OF_QUICK_RIVALS] if options.quick else few
@@ -66,9 +66,9 @@ def main() -> None:
 
     results = by_setting(found)
     cases = [case for picture in pictures for case in picture.cases]
-    gate = open_gate(engine_folder(MODEL, options.out))
+    clip_filter = open_clip_filter(engine_folder(MODEL, options.out))
     of_points = [results[point.name] for point in points]
-    results["automatic"] = chosen_by_gate(gate, cases, of_points, options.out)
+    results["automatic"] = chosen_by_clip_filter(clip_filter, cases, of_points, options.out)
     best = mean_of_best(of_points)
     rows = {name: report.method_row(results[name]) for name in ("unitune", "automatic", "sdedit")}
     stated = statements(results, methods[0], options.out)

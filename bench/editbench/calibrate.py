@@ -3,10 +3,10 @@
     python -m bench.editbench.sweep --strength 0.8 0.9 0.95 1 --guidance 3 5 8
     python -m bench.editbench.calibrate --points 0.9:3 1:3 1:8
 
-Scores the stored pictures of these points with the gate. Prints how often the one that the gate ranks highest is right,
-by how much of the rank is the likeness to the base image and by the preset's `gate_enough`, against every single point
+Scores the stored pictures of these points with the CLIP filter. Prints how often the picture that it ranks highest is
+right, by the share of the base image in the rank and by the preset's `clip_filter_enough`, against every single point
 and the best point of each case; and the scores of right and of wrong pictures. `bench.editbench.malformed` chooses the
-gate's thresholds.
+CLIP filter's thresholds.
 """
 
 import argparse
@@ -17,10 +17,10 @@ import numpy as np
 
 from bench.editbench.cases import load
 from bench.editbench.results import Result, result_file
-from bench.editbench.run import engine_folder, open_gate
+from bench.editbench.run import engine_folder, open_clip_filter
 from bench.editbench.settings import GUIDED_AT_EVERY_STEP, of_method
 from bench.inputs import MODEL
-from sampler_svc.sampling.gate import Scores
+from sampler_svc.sampling.clip_filter import Scores
 from stickerbook.render import render
 from tuner_svc import base_model
 
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/editbench"))
     options = parser.parse_args()
     model = base_model.load(MODEL)
-    gate = open_gate(engine_folder(MODEL, options.out))
+    clip_filter = open_clip_filter(engine_folder(MODEL, options.out))
     preset = of_method(model.preset, "unitune")
     settings = []
     for point in options.points:
@@ -47,7 +47,7 @@ def main() -> None:
         found = [Result.read(result_file(options.out, model.digest, case, s), s.name) for s in settings]
         pictures = [r.pixels(options.out) for r in found]
         results.append(found)
-        scores.append([*map(gate.against(render(case.scene), case.prompt), pictures)])
+        scores.append([*map(clip_filter.scorer(render(case.scene), case.prompt), pictures)])
 
     right = np.array([[r.score.success for r in row] for row in results])
     kept = np.array([[r.score.kept_psnr_db or np.nan for r in row] for row in results])

@@ -78,23 +78,23 @@ def load(split: str, *, quick: bool = False, path: Path = FILE) -> list[Picture]
 def changes_of(category: str, scene: Scene, rng: np.random.Generator) -> dict[str, str]:
     """A random edit of a category that fits the scene."""
 
-    def other(words: tuple[str, ...], *taken: str) -> str:
+    def other_word(words: tuple[str, ...], *taken: str) -> str:
         return str(rng.choice([word for word in words if word not in taken]))
 
     match category:
         case "object":
-            return {"object": other(OBJECTS, scene.object, scene.second)}
+            return {"object": other_word(OBJECTS, scene.object, scene.second)}
         case "place":
-            return {"place": other(PLACES, scene.place)}
+            return {"place": other_word(PLACES, scene.place)}
         case "time":
-            return {"time": other(TIMES, scene.time)}
+            return {"time": other_word(TIMES, scene.time)}
         case "weather":
             return {"weather": "fog" if scene.weather == "clear" else "clear"}
         case "style":
-            return {"style": other(STYLES, scene.style)}
+            return {"style": other_word(STYLES, scene.style)}
         case "add":  # on the side that has room
-            side = other(SIDES[1:], NONE, "left" if scene.layout.center_x < 0.5 else "right")
-            return {"second": other(OBJECTS, scene.object), "side": side}
+            side = other_word(SIDES[1:], NONE, "left" if scene.layout.center_x < 0.5 else "right")
+            return {"second": other_word(OBJECTS, scene.object), "side": side}
         case "remove":
             return {"second": NONE, "side": NONE}
     first, second = rng.choice(["object", "place", "time", "weather", "style"], size=2, replace=False)

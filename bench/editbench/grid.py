@@ -26,7 +26,7 @@ def named(preset: Setting, updates: int, strength: float, guidance_scale: float)
     )
 
 
-def around(preset: Setting, *, quick: bool) -> list[Setting]:
+def settings_around(preset: Setting, *, quick: bool) -> list[Setting]:
     """All combinations, or the few that the paper's statements need."""
     assert preset.tuning is not None
     if not quick:

@@ -1,4 +1,4 @@
-"""Calibrate the gate's thresholds: pictures broken on purpose must be refused, and good ones must pass.
+"""Calibrate the CLIP filter's thresholds: pictures broken on purpose must be refused, and good ones must pass.
 
     python -m bench.editbench.malformed
     python -m bench.editbench.malformed --truths-only     # nothing is tuned or sampled: a minute on a CPU
@@ -8,7 +8,7 @@ Good are the ground truths of the development split, and UniTune's and SDEdit's 
 force and for those that it proposes, the share of each kind that passes and the share that is malformed, and the lines
 for the preset.
 
-A threshold is proposed where GOOD_SHARE of the good pictures pass it. `gate_gain` alone follows the broken ones:
+A threshold is proposed where GOOD_SHARE of the good pictures pass it. `clip_filter_gain` alone follows the broken ones:
 COLLAPSED_SHARE of the pictures that are the base image still must not reach it.
 """
 
@@ -23,10 +23,10 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from bench.editbench.cases import Case, load
-from bench.editbench.run import engine_folder, open_gate, run
+from bench.editbench.run import engine_folder, open_clip_filter, run
 from bench.editbench.settings import of_method
 from bench.inputs import MODEL
-from sampler_svc.sampling.gate import Gate, Scores
+from sampler_svc.sampling.clip_filter import ClipFilter, Scores
 from stickerbook.render import render
 from tuner_svc.model_folder import read_preset
 from unitune.base_model import Preset
@@ -65,26 +65,26 @@ def broken(case: Case, kind: str) -> Pixels:
 
 def proposed(good: Sequence[Scores], collapsed: Sequence[Scores]) -> dict[str, float]:
     """The preset's thresholds by the rule above, rounded to the side that lets more good pictures pass."""
-    thresholds = {"gate_gain": float(np.quantile([s.gain for s in collapsed], COLLAPSED_SHARE))}
+    thresholds = {"clip_filter_gain": float(np.quantile([s.gain for s in collapsed], COLLAPSED_SHARE))}
     for name in ("prompt", "kept", "detail"):  # at least
-        thresholds[f"gate_{name}"] = float(np.quantile([getattr(s, name) for s in good], 1 - GOOD_SHARE))
+        thresholds[f"clip_filter_{name}"] = float(np.quantile([getattr(s, name) for s in good], 1 - GOOD_SHARE))
     for name in ("round_trip", "saturated"):  # at most
-        thresholds[f"gate_{name}"] = float(np.quantile([getattr(s, name) for s in good], GOOD_SHARE))
-    steps = {"gate_detail": 0.0001}
-    rounds = {"gate_gain": np.ceil, "gate_round_trip": np.ceil, "gate_saturated": np.ceil}
+        thresholds[f"clip_filter_{name}"] = float(np.quantile([getattr(s, name) for s in good], GOOD_SHARE))
+    steps = {"clip_filter_detail": 0.0001}
+    rounds = {"clip_filter_gain": np.ceil, "clip_filter_round_trip": np.ceil, "clip_filter_saturated": np.ceil}
     return {
         name: round(float(rounds.get(name, np.floor)(value / steps.get(name, 0.01))) * steps.get(name, 0.01), 4)
         for name, value in thresholds.items()
     }
 
 
-def table(gate: Gate, scores: Mapping[str, Sequence[Scores]], proposal: Preset) -> str:
+def table(clip_filter: ClipFilter, scores: Mapping[str, Sequence[Scores]], proposal: Preset) -> str:
     """Shares that pass, under the thresholds in force and under the proposed ones."""
     lines = ["| pictures | number | pass in force | malformed in force | pass proposed | malformed proposed |"]
     lines.append("|---|---|---|---|---|---|")
     for name, group in scores.items():
         cells = [name, str(len(group))]
-        for one in (gate, gate.with_preset(proposal)):
+        for one in (clip_filter, clip_filter.with_preset(proposal)):
             for is_so in (one.passes, one.is_malformed):
                 cells.append(f"{100 * np.mean([is_so(s) for s in group]):.1f} %")
         lines.append(f"| {' | '.join(cells)} |")
@@ -94,7 +94,7 @@ def table(gate: Gate, scores: Mapping[str, Sequence[Scores]], proposal: Preset) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--truths-only", action="store_true", help="call only ground truths good")
-    parser.add_argument("--pictures", type=int, help="only so many pictures")
+    parser.add_argument("--pictures", type=int, help="number of pictures, the first ones")
     parser.add_argument("--out", type=Path, default=Path("out/editbench"))
     options = parser.parse_args()
     began, preset = time.monotonic(), read_preset(MODEL)
@@ -102,9 +102,9 @@ def main() -> None:
     cases = {case.id: case for picture in pictures for case in picture.cases}
     settings = [] if options.truths_only else [of_method(preset, method) for method in ("unitune", "sdedit")]
     results = run(MODEL, pictures, settings, options.out, "edits of the development split") if settings else []
-    gate = open_gate(engine_folder(MODEL, options.out))
+    clip_filter = open_clip_filter(engine_folder(MODEL, options.out))
 
-    score = {case.id: gate.against(render(case.scene), case.prompt) for case in cases.values()}
+    score = {case.id: clip_filter.scorer(render(case.scene), case.prompt) for case in cases.values()}
     scores = {"ground truths": [score[case.id](render(case.wanted)) for case in cases.values()]}
     for setting in settings:
         scores[f"right edits of {setting.name}"] = [
@@ -114,7 +114,7 @@ def main() -> None:
     for kind in KINDS:
         scores[f"broken: {kind}"] = [score[case.id](broken(case, kind)) for case in cases.values()]
     thresholds = proposed(good, scores[f"broken: {COLLAPSE}"])
-    print(table(gate, scores, replace(preset, **thresholds)))  # type: ignore[arg-type]
+    print(table(clip_filter, scores, replace(preset, **thresholds)))  # type: ignore[arg-type]
     print(f"\nfor PRESET in stickerbook/save_model.py: {json.dumps(thresholds)}")
     print(f"{len(cases)} cases in {time.monotonic() - began:.0f} s")
 

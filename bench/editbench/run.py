@@ -18,7 +18,7 @@ from bench.editbench.settings import Setting
 from bench.editbench.worker import Worker
 from sampler_svc.build.folder import build
 from sampler_svc.sampling.base_graphs import BaseGraphs
-from sampler_svc.sampling.gate import Gate
+from sampler_svc.sampling.clip_filter import ClipFilter
 from tuner_svc.export.base_model import export_under
 from tuner_svc.model_folder import digest as model_digest
 from unitune.base_model import BaseModelSpec
@@ -61,10 +61,10 @@ def engine_folder(base_model: Path, out: Path) -> Path:
     return build(graphs, out / "engine" / graphs.name)
 
 
-def open_gate(engine: Path) -> Gate:
-    """The gate of an engine folder, without its engine."""
+def open_clip_filter(engine: Path) -> ClipFilter:
+    """The CLIP filter of an engine folder, without its engine."""
     spec = BaseModelSpec.load(engine)
-    return Gate(engine, spec.preset, BaseGraphs(engine, spec).round_trip_error)
+    return ClipFilter(engine, spec.preset, BaseGraphs(engine, spec).round_trip_error)
 
 
 def _start(base_model: Path, engine: Path, digest: str, out: Path) -> None:

@@ -80,7 +80,7 @@ def of_method(preset: Preset, method: str) -> Setting:
     """
     if method not in EDIT_METHODS:
         raise ValueError(f"{method!r} is not a method; known are {', '.join(EDIT_METHODS)}")
-    own = preset.of(method)
+    own = preset.method_preset(method)
     return Setting(
         name=method,
         method=method,

@@ -6,8 +6,8 @@
     python -m bench.editbench.sweep --codec none int8 int4 sign lora   # what smaller weights cost
     python -m bench.editbench.sweep --scheduler ddim dpmpp_2m --num-inference-steps 4 8 30
 
-Every rival has a grid in GRIDS, an option takes the place of its values, and UniTune stays at its preset but for the
-options given. A setting's rank is its success plus a fiftieth for every dB at which kept pixels lie nearer to 28 dB;
+Every rival has a grid in GRIDS; an option replaces its values. UniTune stays at its preset except for the given
+options. A setting's rank is its success plus a fiftieth for every dB at which kept pixels lie nearer to 28 dB;
 beyond 28 dB only success counts. The winners go into stickerbook/save_model.py, and the test split has never been
 looked at. Interrupt it at will: the same command goes on.
 """
@@ -107,7 +107,7 @@ def main() -> None:
     for name, kind in OPTIONS.items():
         short = "--guidance" if name == "guidance_scale" else f"--{name.replace('_', '-')}"
         parser.add_argument(short, dest=name, nargs="+", type=kind, choices=CHOICES.get(name))
-    parser.add_argument("--pictures", type=int, help="only so many pictures")
+    parser.add_argument("--pictures", type=int, help="number of pictures, the first ones")
     parser.add_argument("--out", type=Path, default=Path("out/editbench"))
     options = parser.parse_args()
     began = time.monotonic()

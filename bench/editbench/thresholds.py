@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--high", nargs="+", type=float, default=HIGH)
     parser.add_argument("--of-largest", nargs="+", type=float, default=(0.5, OF_LARGEST, 0.7))
     parser.add_argument("--smallest", nargs="+", type=float, default=(0.0, SMALLEST))
-    parser.add_argument("--pictures", type=int, help="only so many pictures")
+    parser.add_argument("--pictures", type=int, help="number of pictures, the first ones")
     parser.add_argument("--out", type=Path, default=Path("out/editbench"))
     options = parser.parse_args()
     preset = of_method(read_preset(MODEL), "unitune").at("raw", interpolation=0.0)

@@ -14,7 +14,7 @@ from bench.editbench.results import result_file, save
 from bench.editbench.scores import score
 from bench.editbench.settings import Setting
 from bench.edits import edited
-from sampler_svc.engines.engine import BASE, Engine, Weights
+from sampler_svc.engines.engine import BASE, Engine, WeightSet
 from sampler_svc.engines.weights import tuned_weights
 from sampler_svc.model import Model
 from sampler_svc.sampling.conditioning import REFITS_NOTHING, embedding
@@ -38,7 +38,7 @@ from unitune.weights import TunedWeights, unpack
 class Made:
     """What a tuning left, what it took, and the engine's weights to sample with."""
 
-    weights: Weights
+    weights: WeightSet
     seconds: float = 0.0
     size_bytes: int = 0
     tuned: TunedWeights | None = None

@@ -20,7 +20,7 @@ import torch
 
 from bench.gpu import stepping, tuning
 from bench.gpu.ceilings import ceilings
-from bench.gpu.half_folder import prepare
+from bench.gpu.fp16_folder import prepare
 from bench.gpu.model import SHAPES, random_model
 from bench.gpu.onnx_runtime import Engines
 from bench.gpu.record import Found, Report, Skipped, clocked

@@ -1,4 +1,4 @@
-"""What the card reaches by itself: matrix products and copies, which the other figures are shares of."""
+"""The card's own rates: matrix products and copies. The other figures are shares of them."""
 
 import torch
 

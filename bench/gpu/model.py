@@ -6,7 +6,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from tuner_svc.base_model import BaseModel, Denoiser
+from tuner_svc.base_model import BaseModel, DenoiserModule
 from unitune.base_model import NoiseSchedule, Preset
 
 LATENT_CHANNELS = 4
@@ -64,7 +64,7 @@ def random_model(shape: str, device: torch.device, seed: int = 0) -> BaseModel:
         text_encoder=absent,
         image_encoder=absent,
         image_decoder=absent,
-        denoiser=Denoiser(unet.requires_grad_(False).eval()),
+        denoiser=DenoiserModule(unet.requires_grad_(False).eval()),
         schedule=NoiseSchedule(),
         preset=Preset(),
         vocabulary=(),

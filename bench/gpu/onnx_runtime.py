@@ -11,21 +11,21 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-from bench.gpu.half_folder import GRAPH, distance, fill, question_of
+from bench.gpu.fp16_folder import GRAPH, distance, fill, question_of
 from bench.gpu.model import other_weights
 from bench.gpu.record import Found, Skipped, clocked, need_cuda, used_gb
 from bench.gpu.stepping import EDITS, GUIDANCE, ROUNDS, Predicted, answer_of, edit_of
-from sampler_svc.build.builder import Builder
+from sampler_svc.build.builder import BackendBuilder
 from sampler_svc.build.cuda import cuda_builder
 from sampler_svc.engines.cuda import CPU, CUDA, OrtCudaEngine
-from sampler_svc.engines.engine import BASE, EngineSpec, Probe, Weights
+from sampler_svc.engines.engine import BASE, EngineSpec, Probe, WeightSet
 from sampler_svc.engines.fp16_weights import rounded
 from sampler_svc.engines.self_test import MAX_ERROR
 from tuner_svc.base_model import BaseModel
 from unitune.diffusion.denoiser import Prediction, predict
 from unitune.diffusion.guidance import classifier_free, guided
 from unitune.diffusion.schedule import Latents
-from unitune.half_graph import HALF_FOLDER, SELF_TEST_FILE, SELF_TEST_PROBE_SEED, HalfSpec
+from unitune.fp16_graph import FP16_FOLDER, SELF_TEST_FILE, SELF_TEST_PROBE_SEED, Fp16Spec
 
 REFITS = 2  # there and back; each takes seconds of the processor
 OTHER = "other"
@@ -35,23 +35,23 @@ class Engines:
     """What one process measures of ONNX Runtime, in this order: `build`, `runs`, `cuda_graph`."""
 
     def __init__(self, model: BaseModel, graphs: Path, scratch: Path) -> None:
-        """`graphs` is what `half_folder.prepare` wrote."""
+        """`graphs` is what `fp16_folder.prepare` wrote."""
         self._model, self._graphs, self._folder = model, graphs, scratch / "engine"
-        self._spec = EngineSpec.of(model.spec)
+        self._spec = EngineSpec.from_model(model.spec)
         self._provider = CUDA if model.device.type == "cuda" else CPU  # the processor's, to see that it all runs
-        self._sets: dict[str, Weights] = {}
+        self._sets: dict[str, WeightSet] = {}
         self._noise: dict[str, float] = {}
 
     def build(self) -> Found:
         """Weights into the graph, then the offline optimisation: seconds of each; fp16's noise in PyTorch."""
         if not (self._graphs / GRAPH).is_file():
             raise Skipped(f"{self._graphs} has no graph: python -m bench.gpu --prepare {self._graphs}")
-        builder: Builder = cuda_builder(self._provider)
+        builder: BackendBuilder = cuda_builder(self._provider)
         filled = clocked(lambda: fill(self._graphs, self._model), self._model.device)
         self._draw_sets()
-        half = HalfSpec.load(self._graphs / HALF_FOLDER)
-        dataclasses.replace(half, noise=self._noise).save(self._graphs / HALF_FOLDER)
-        save_file({"base": self._sets[BASE].probe.expected}, self._graphs / HALF_FOLDER / SELF_TEST_FILE)
+        fp16 = Fp16Spec.load(self._graphs / FP16_FOLDER)
+        dataclasses.replace(fp16, noise=self._noise).save(self._graphs / FP16_FOLDER)
+        save_file({"base": self._sets[BASE].probe.expected}, self._graphs / FP16_FOLDER / SELF_TEST_FILE)
         spec = self._model.spec
         spec.save(self._graphs)
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -134,10 +134,10 @@ class Engines:
     def _parts(self, engine: OrtCudaEngine) -> Found:
         """Seconds of rounding to fp16 on the processor, and of writing to the device."""
         began = time.perf_counter()
-        halves = rounded(engine._half.tensors, self._sets[BASE].tensors)
+        arrays = rounded(engine._fp16.tensors, self._sets[BASE].tensors)
         written = time.perf_counter()
-        for name, half in halves.items():
-            engine._weights[name].update_inplace(half)
+        for name, array in arrays.items():
+            engine._weights[name].update_inplace(array)
         return {"refit_rounding_s": written - began, "refit_copy_s": time.perf_counter() - written}
 
     def _draw_sets(self) -> None:
@@ -146,7 +146,7 @@ class Engines:
         for name, tensors in ((BASE, base), (OTHER, other)):
             arrays = {each: tensor.cpu().numpy() for each, tensor in tensors.items()}
             probe = Probe(SELF_TEST_PROBE_SEED, answers[name], answers[BASE])
-            self._sets[name] = Weights(name, arrays, probe)
+            self._sets[name] = WeightSet(name, arrays, probe)
             self._noise[name] = distance(answer_of(self._model, tensors, torch.float16), answers[name])
 
 

@@ -1,6 +1,6 @@
-"""What is measured, written down at once: a measurement that fails, or for which no time is left, says so in its place.
+"""Writes every measurement to a file at once. A measurement that fails, or is skipped, has the reason in its place.
 
-A program on a lent machine may be ended at any moment, so the file is whole after every measurement.
+The program may be ended at any moment, so the file is complete after every measurement.
 """
 
 import gc
@@ -27,7 +27,7 @@ Found = dict[str, Any]
 
 
 class Skipped(Exception):
-    """A measurement cannot be made here. The message says why."""
+    """A measurement cannot be made here. The message gives the reason."""
 
 
 class Report:
@@ -46,7 +46,7 @@ class Report:
         return self._budget_s - (time.perf_counter() - self._began)
 
     def measure(self, name: str, expected_s: float, work: Callable[[], Found]) -> None:
-        """Make one measurement, if so many seconds are left, and write the file. Raises nothing."""
+        """Make one measurement, if this many seconds are left, and write the file. Raises nothing."""
         began = time.perf_counter()
         free_memory(self._device)
         try:
@@ -123,7 +123,7 @@ def timed(work: Callable[[], object], device: torch.device, rounds: int, warm: i
 
 
 def clocked(work: Callable[[], object], device: torch.device, rounds: int = 1, warm: int = 0) -> Found:
-    """The same by this process's clock, each round from an idle GPU to an idle GPU: for what the processor does too."""
+    """The same by this process's clock, each round from an idle GPU to an idle GPU, so with the processor's work."""
     for _ in range(warm):
         work()
     seconds = []
@@ -149,7 +149,7 @@ def need_cuda(device: torch.device, what: str) -> None:
 
 
 def free_memory(device: torch.device) -> None:
-    """Give back what the last measurement held, and count peaks anew."""
+    """Free the memory of the last measurement, and reset the peaks."""
     sys.last_value = sys.last_traceback = None  # a traceback holds the frames that hold tensors
     gc.collect()
     if device.type == "cuda":

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from bench.gpu.half_folder import distance, question_of
+from bench.gpu.fp16_folder import distance, question_of
 from bench.gpu.model import other_weights
 from bench.gpu.record import Found, clocked, need_cuda, timed
 from bench.roofline import flops_of
@@ -35,7 +35,7 @@ Step = Callable[[Tensor, Tensor, Tensor], Tensor]  # latents (2, ...), timesteps
 @torch.no_grad()
 def eager(model: BaseModel) -> Found:
     """Kernel by kernel. The FLOPs of a step with it."""
-    unet = half_unet(model)
+    unet = fp16_unet(model)
     step = step_of(unet)
     given = on_device(model)
     return {"flop": flops_of(lambda: step(*given))} | figures(model, step) | refits(model, unet, step)
@@ -44,7 +44,7 @@ def eager(model: BaseModel) -> Found:
 @torch.no_grad()
 def eager_channels_last(model: BaseModel) -> Found:
     """The same with the weights of convolutions in the order that tensor cores want."""
-    unet = half_unet(model).to(memory_format=torch.channels_last)
+    unet = fp16_unet(model).to(memory_format=torch.channels_last)
     return figures(model, step_of(unet))
 
 
@@ -52,7 +52,7 @@ def eager_channels_last(model: BaseModel) -> Found:
 def graph(model: BaseModel, *, channels_last: bool = False) -> Found:
     """The step as a CUDA graph."""
     need_cuda(model.device, "a CUDA graph")
-    unet = half_unet(model)
+    unet = fp16_unet(model)
     if channels_last:
         unet = unet.to(memory_format=torch.channels_last)
     step = captured(step_of(unet), on_device(model))
@@ -63,7 +63,7 @@ def graph(model: BaseModel, *, channels_last: bool = False) -> Found:
 def compiled_graph(model: BaseModel) -> Found:
     """The module through torch.compile, then as a CUDA graph; the seconds of the first call, which compiles."""
     need_cuda(model.device, "torch.compile here")
-    unet = half_unet(model).to(memory_format=torch.channels_last)
+    unet = fp16_unet(model).to(memory_format=torch.channels_last)
     plain = step_of(torch.compile(unet))
     given = on_device(model)
     first = clocked(lambda: plain(*given), model.device)
@@ -111,7 +111,7 @@ def refits(model: BaseModel, unet: nn.Module, step: Step) -> Found:
     }
 
 
-def half_unet(model: BaseModel) -> nn.Module:
+def fp16_unet(model: BaseModel) -> nn.Module:
     """A copy in fp16; on a processor in fp32."""
     unet = copy.deepcopy(model.denoiser.unet)
     return unet.half() if model.device.type == "cuda" else unet

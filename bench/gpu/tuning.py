@@ -1,6 +1,6 @@
 """One update of UniTune, all weights, batch 4: written out, as one CUDA graph, compiled, and diffusers' loop.
 
-All run the same passes in bfloat16 with weights, loss and optimizer in fp32 (tuner_svc.denoising.half_precision).
+All run the same passes in bfloat16 with weights, loss and optimizer in fp32 (tuner_svc.denoising.mixed_precision).
 """
 
 import copy
@@ -16,7 +16,7 @@ from bench.gpu.record import Found, Skipped, need_cuda, timed
 from bench.roofline import flops_of
 from tuner_svc.adafactor import Adafactor
 from tuner_svc.base_model import BaseModel
-from tuner_svc.denoising import Draws, Noising, draw, half_precision
+from tuner_svc.denoising import Draws, Noising, draw, mixed_precision
 from tuner_svc.methods import unitune
 from tuner_svc.trainable import trainable
 from tuner_svc.update_graph import EAGER_UPDATES, UpdateGraph, repeatable_sums
@@ -65,7 +65,7 @@ def compiled(model: BaseModel) -> Found:
     def work() -> Tensor:
         timesteps, noise = draws()
         given = Draws(timesteps, noise)
-        with half_precision(model.device):
+        with mixed_precision(model.device):
             prediction = network(noising.noised(latent, given), timesteps, context.expand(BATCH, -1, -1)).sample
         loss = mse_loss(prediction.float(), noising.target(latent, given))
         loss.backward()
@@ -122,7 +122,7 @@ def draws_of(model: BaseModel) -> Callable[[], tuple[Tensor, Tensor]]:
     num_timesteps = model.schedule.num_train_timesteps
 
     def draws() -> tuple[Tensor, Tensor]:
-        drawn = draw(BATCH, latent, num_timesteps, generator, spread=True)
+        drawn = draw(BATCH, latent, num_timesteps, generator, stratified=True)
         return drawn.timesteps, drawn.noise
 
     return draws

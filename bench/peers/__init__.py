@@ -1,1 +1,1 @@
-"""What others offer for the same job, written around their public interfaces."""
+"""Peers that do the same work, through their public interfaces."""

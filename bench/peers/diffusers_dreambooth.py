@@ -1,6 +1,6 @@
 """The training loop that diffusers' DreamBooth example has, without prior preservation, for one picture.
 
-Every update encodes the picture and the prompt again, as the example does, and steps transformers' Adafactor.
+Like the example, every update encodes the picture and the prompt again. The optimizer is transformers' Adafactor.
 """
 
 from pathlib import Path

@@ -24,7 +24,7 @@ class OpenVinoEdit(DiffusersEdit):
             "encoder_hidden_states": torch.zeros(2, tokens, width),
         }
         converted = openvino.convert_model(_Denoiser(unet), example_input=example)
-        # OpenVINO would take bf16 by itself where the CPU has it: another precision, another picture.
+        # By default OpenVINO uses bf16 if the CPU has it, which gives another picture.
         hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         self._compiled = openvino.Core().compile_model(converted, "CPU", hints)
         self._pipeline.unet = _Stand(unet, self._compiled)
@@ -44,7 +44,7 @@ class _Denoiser(torch.nn.Module):
 
 
 class _Stand(torch.nn.Module):
-    """In the UNet's place: what the pipeline reads of it, and its call."""
+    """Replaces the UNet: has the attributes that the pipeline reads, and its call."""
 
     def __init__(self, unet: torch.nn.Module, compiled: openvino.CompiledModel) -> None:
         super().__init__()

@@ -2,9 +2,9 @@
 
     python -m sampler_svc.build --graphs GRAPHS --out ENGINE
     python -m sampler_svc.build --graphs GRAPHS --engines ROOT     # ROOT/{key}, found again if it is there
-    ... --backend tensorrt                                         # for a GPU, from graphs exported with --half
+    ... --backend tensorrt                                         # for a GPU, from graphs exported with --fp16
 
-The last line of stdout is the engine's folder, ready only when it bears that name.
+The last line of stdout is the engine's folder. The folder gets this name only when it is ready.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sampler_svc.build.builder import Builder, BuildError
+from sampler_svc.build.builder import BackendBuilder, BuildError
 from sampler_svc.build.cpu import onnxruntime_builder
 from sampler_svc.build.folder import build, read_graphs
 from sampler_svc.config import BACKENDS
@@ -27,7 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--out", type=Path, help="the engine's folder")
     where.add_argument("--engines", type=Path, help="folder of engines, each in a folder named by its key")
-    parser.add_argument("--backend", choices=BACKENDS, default=BACKENDS[0], help="what is to run it (%(default)s)")
+    parser.add_argument(
+        "--backend", choices=BACKENDS, default=BACKENDS[0], help="the backend that will run it (%(default)s)"
+    )
     options = parser.parse_args(arguments)
     try:
         builder = builder_of(options.backend)
@@ -40,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def builder_of(name: str) -> Builder:
-    """How a backend builds here; its module is imported only if asked for. Raises BackendMissing."""
+def builder_of(name: str) -> BackendBuilder:
+    """The builder of a backend. Its module is imported only if asked for. Raises BackendMissing."""
     if name == "onnxruntime":
         return onnxruntime_builder()
     if name == "onnxruntime-cuda":

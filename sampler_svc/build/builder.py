@@ -1,4 +1,4 @@
-"""What is particular to building for one backend, and what all builds share."""
+"""What differs between the builds for each backend, and what they share."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -17,19 +17,19 @@ class BuildError(Exception):
 
 
 @dataclass(frozen=True)
-class Builder:
-    """What is particular to building for one backend. Its steps raise BuildError."""
+class BackendBuilder:
+    """The steps of a build that depend on the backend. They raise BuildError."""
 
     facts: Mapping[str, str]  # the runtime, its device and how it builds, for the key
     denoiser: str  # the exported denoiser, within the graphs folder
     specifications: tuple[str, ...]  # files that have the digests of all that is used
     check: Callable[[Path, BaseModelSpec], None]  # of the graphs
     fill: Callable[[Path, Path, BaseModelSpec], None]  # an engine folder, from the graphs
-    # Of graphs and engine folder; writes the base model's probe. Answers with the proven refit modes if it has several.
+    # Takes graphs and engine folder; writes the base model's probe. Returns the proven refit modes if it has several.
     verify: Callable[[Path, Path, BaseModelSpec], tuple[str, ...] | None]
 
 
 def copy_others(folder: Path, graphs: Path, spec: BaseModelSpec) -> None:
-    """All files of the graphs but the denoiser's into an engine folder."""
+    """Copy all files of the graphs except the denoiser's into an engine folder."""
     for name in {SPEC_FILE, *spec.files} - {DENOISER, DENOISER_DATA}:
         shutil.copyfile(graphs / name, folder / name)

@@ -1,7 +1,7 @@
 """Build for ONNX Runtime on this CPU.
 
-The denoiser is optimised offline as far as stays true for any weights of any CPU; the rest is done when it is loaded.
-A second graph of it, for refits in place, has this CPU's layout of convolutions (sampler_svc/build/cpu_layout.py).
+The build applies the optimisations that hold for any weights on any CPU; the rest happens when the graph is loaded. A
+second graph, for refits in place, has this CPU's layout of convolutions (sampler_svc/build/cpu_layout.py).
 """
 
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors.numpy import load_file
 
-from sampler_svc.build.builder import DENOISER_DATA, EXPORT_AGAIN, Builder, BuildError, copy_others
+from sampler_svc.build.builder import DENOISER_DATA, EXPORT_AGAIN, BackendBuilder, BuildError, copy_others
 from sampler_svc.build.cpu_layout import lay_out
 from sampler_svc.build.onnx_file import SMALL_BYTES, initializers, put_outside
 from sampler_svc.build.refit_check import base_and_random_weights, check_refits
@@ -30,30 +30,32 @@ from sampler_svc.engines.refit_modes import is_small
 from unitune.base_model import SPEC_FILE, BaseModelSpec
 
 
-def onnxruntime_builder() -> Builder:
+def onnxruntime_builder() -> BackendBuilder:
     """ONNX Runtime on this CPU."""
-    return Builder(backend(), DENOISER, (SPEC_FILE,), check_graph, _fill, verify)
+    return BackendBuilder(backend(), DENOISER, (SPEC_FILE,), check_graph, _fill, verify)
 
 
 def check_graph(graphs: Path, spec: BaseModelSpec) -> None:
-    """Raises BuildError unless every tensor of the specification is a weight of the denoiser within a refit's reach."""
+    """Raises BuildError unless every tensor of the specification is a weight of the denoiser that can be refitted."""
     found = initializers((graphs / DENOISER).read_bytes())
     for name, tensor in spec.tensors.items():
         if name not in found:
             raise BuildError(f"the denoiser has no weight called {name}; {EXPORT_AGAIN}")
         if found[name].outside is None:
-            raise BuildError(f"{name} is stored inside the denoiser's graph, out of a refit's reach; {EXPORT_AGAIN}")
+            raise BuildError(
+                f"{name} is stored inside the denoiser's graph, where it cannot be refitted; {EXPORT_AGAIN}"
+            )
         if found[name].shape != tensor.shape_in_graph:
             shapes = f"{found[name].shape} in the graph and must be {tensor.shape_in_graph}"
             raise BuildError(f"{name} is {shapes}; {EXPORT_AGAIN}")
 
 
 def verify(graphs: Path, engine_folder: Path, spec: BaseModelSpec) -> tuple[str, ...]:
-    """The ways in which the engine may be refitted: each answers like the exported graph, run without optimisation.
+    """The refit modes in which the engine answers like the exported graph without optimisation.
 
     Raises BuildError when not even a new session does.
     """
-    engine_spec = EngineSpec.of(spec)
+    engine_spec = EngineSpec.from_model(spec)
     weights, probe = engine_folder / spec.base_weights, engine_folder / PROBE_FILE
     base, other = base_and_random_weights(graphs / DENOISER, engine_spec, weights, probe)
     layout = GraphLayout(engine_spec, base.tensors)
@@ -67,7 +69,7 @@ def verify(graphs: Path, engine_folder: Path, spec: BaseModelSpec) -> tuple[str,
 
 
 def _fill(folder: Path, graphs: Path, spec: BaseModelSpec) -> None:
-    """Everything but manifest and probe: the denoiser optimised, all else copied."""
+    """Write all files except manifest and probe: the denoiser is optimised, the others are copied."""
     options = session_options(0, OFFLINE_OPTIMISATION)
     options.optimized_model_filepath = str(folder / DENOISER)
     for setting, value in (("file_name", DENOISER_DATA), ("min_size_in_bytes", str(SMALL_BYTES))):
@@ -79,5 +81,5 @@ def _fill(folder: Path, graphs: Path, spec: BaseModelSpec) -> None:
         raise BuildError(f"the optimised denoiser cannot be refitted: {error}") from error
     copy_others(folder, graphs, spec)
     tensors = load_file(folder / spec.base_weights)
-    if is_small(tensors):  # a larger model is not refitted in place unless it is told to, and has no room to give away
+    if is_small(tensors):  # a larger model is refitted in place only on request, and its second graph is large, too
         lay_out(folder, spec, tensors)

@@ -1,9 +1,9 @@
 """The denoiser's graph with convolutions in this CPU's own layout, for engines that are refitted in place.
 
-ONNX Runtime's fastest convolutions work on channels in blocks, as many as a vector register holds. When it opens a
-session it reorders their weights once, under names of its own, which puts them beyond the reach of a refit. So the
-build lets it do that offline, and finds each tensor among the reordered ones by its values; a refit then reorders in
-the same way. Where a tensor is not found, no such graph is kept.
+ONNX Runtime's fastest convolutions work on blocks of channels, as many as a vector register holds. It reorders their
+weights when it opens a session, and renames them, so that a refit does not find them. So the build has it reorder them
+offline, and finds each tensor among the reordered ones by its values. A refit then reorders in the same way. If a
+tensor is not found, the graph is deleted.
 """
 
 import json
@@ -25,8 +25,8 @@ BLOCKS = (16, 8, 4)  # channels: fp32 lanes of AVX-512, of AVX, of NEON
 
 
 def lay_out(folder: Path, spec: BaseModelSpec, tensors: Mapping[str, Array]) -> None:
-    """Write graph and layouts into an engine folder that has the denoiser, with these weights; or nothing, where a
-    tensor is not found again."""
+    """Write graph and layouts into an engine folder that has the denoiser with these weights; nothing if a tensor is
+    not found."""
     options = session_options(0, OPTIMISATION)
     options.optimized_model_filepath = str(folder / LAID_OUT)
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", LAID_OUT_DATA)
@@ -46,7 +46,7 @@ def lay_out(folder: Path, spec: BaseModelSpec, tensors: Mapping[str, Array]) -> 
         if form is not None:
             forms[name] = form
     names = kept | {form.initializer for form in forms.values()}
-    if len(names) == len(spec.tensors):  # all were found, and no two of them in one place
+    if len(names) == len(spec.tensors):  # all were found, each in a place of its own
         put_outside(folder, LAID_OUT, names)
         (folder / LAYOUT_FILE).write_text(json.dumps({name: asdict(form) for name, form in forms.items()}, indent=1))
     else:

@@ -1,4 +1,4 @@
-"""An engine's folder, made from a folder of exported graphs: checked first, proven, published under its name last."""
+"""Makes an engine's folder from a folder of exported graphs: checks, builds, proves, and only then names it."""
 
 import os
 import shutil
@@ -6,7 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from sampler_svc.build.builder import EXPORT_AGAIN, Builder, BuildError
+from sampler_svc.build.builder import EXPORT_AGAIN, BackendBuilder, BuildError
 from sampler_svc.build.cpu import onnxruntime_builder
 from sampler_svc.build.onnx_file import structure_digest
 from sampler_svc.build.refit_check import base_and_random_weights, check_refits
@@ -16,7 +16,7 @@ from sampler_svc.engines.folder import (
     MANIFEST_FILE,
     SUPER_RESOLUTION_PROBE_FILE,
     EngineKey,
-    Manifest,
+    EngineManifest,
     is_complete,
     key_of,
 )
@@ -24,11 +24,11 @@ from unitune.base_model import SUPER_RESOLUTION_GRAPH, BaseModelSpec, file_diges
 from unitune.system_errors import failure_sentence
 
 
-def build(graphs: Path, folder: Path, builder: Builder | None = None) -> Path:
-    """Build an engine into a folder; at once if a complete one with the same key is there. Answers with the folder.
+def build(graphs: Path, folder: Path, builder: BackendBuilder | None = None) -> Path:
+    """Build an engine into a folder, unless a complete one with the same key is there. Returns the folder.
 
-    Without a builder it is for ONNX Runtime on this CPU. An engine of another key is replaced by the new one. Raises
-    BuildError when the graphs are incomplete, or a built engine would not answer or refit like them.
+    The default builder is for ONNX Runtime on this CPU. An engine with another key is replaced. Raises BuildError when
+    the graphs are incomplete, or when the built engine does not answer or refit like them.
     """
     began = time.monotonic()
     builder = builder or onnxruntime_builder()
@@ -47,19 +47,19 @@ def build(graphs: Path, folder: Path, builder: Builder | None = None) -> Path:
         if spec.super_resolution is not None:
             verify_super_resolution(partial, spec)
         files = {path.name: (file_digest(path), path.stat().st_size) for path in sorted(partial.iterdir())}
-        Manifest(key, files, round(time.monotonic() - began, 3), modes).save(partial)
+        EngineManifest(key, files, round(time.monotonic() - began, 3), modes).save(partial)
         if not is_complete(folder, key):  # another build may have come first
             _publish(partial, folder)
     except (BuildError, BackendMissing, OSError):
         raise
-    except Exception as error:  # ONNX Runtime does not say that a disk is full, and it is as long as `partial` is there
+    except Exception as error:  # ONNX Runtime does not name a full disk; it can be seen only while `partial` exists
         raise BuildError(failure_sentence(error, partial)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
-def read_graphs(graphs: Path, builder: Builder | None = None) -> tuple[BaseModelSpec, EngineKey]:
+def read_graphs(graphs: Path, builder: BackendBuilder | None = None) -> tuple[BaseModelSpec, EngineKey]:
     """The specification of exported graphs, and the key of the engine built from them here. Raises BuildError."""
     builder = builder or onnxruntime_builder()
     try:
@@ -67,20 +67,20 @@ def read_graphs(graphs: Path, builder: Builder | None = None) -> tuple[BaseModel
         structure = structure_digest((graphs / builder.denoiser).read_bytes())
         specification = " ".join(file_digest(graphs / name) for name in builder.specifications)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        with_half = " with --half" if len(builder.specifications) > 1 else ""
-        raise BuildError(f"{graphs} holds no exported graphs ({error}); {EXPORT_AGAIN}{with_half}") from error
+        with_fp16 = " with --fp16" if len(builder.specifications) > 1 else ""
+        raise BuildError(f"{graphs} holds no exported graphs ({error}); {EXPORT_AGAIN}{with_fp16}") from error
     return spec, key_of(spec, structure, specification, builder.facts)
 
 
 def check_files(graphs: Path, spec: BaseModelSpec) -> None:
-    """Raises BuildError unless every file of the graphs folder is the one that the specification was written for."""
+    """Raises BuildError unless every file of the graphs folder has the digest in the specification."""
     for name, digest in spec.files.items():
         if not (graphs / name).is_file() or file_digest(graphs / name) != digest:
             raise BuildError(f"{graphs / name} is missing or damaged; {EXPORT_AGAIN}")
 
 
 def verify_super_resolution(engine_folder: Path, spec: BaseModelSpec) -> None:
-    """As `verify`, for the second stage of a cascade, which every backend has as it was exported. Raises BuildError."""
+    """As `verify`, for super-resolution, which all backends run as it was exported. Raises BuildError."""
     engine_spec, stage = SuperResolutionEngine.spec_of(spec), spec.super_resolution
     assert stage is not None
     weights, probe = engine_folder / stage.weights, engine_folder / SUPER_RESOLUTION_PROBE_FILE
@@ -89,7 +89,7 @@ def verify_super_resolution(engine_folder: Path, spec: BaseModelSpec) -> None:
 
 
 def _publish(partial: Path, folder: Path) -> None:
-    """Give the finished folder its name; one that is there already moves out of the way first."""
+    """Give the finished folder its name, in place of an older folder."""
     for path in partial.iterdir():
         with open(path, "rb") as file:
             os.fsync(file.fileno())

@@ -1,8 +1,8 @@
-"""Where the weights of an ONNX file lie: inside it, or in a data file beside it; and moving them from one to the other.
+"""Moves the weights of an ONNX file out of it into a data file beside it, and shapes back into it.
 
-ONNX Runtime can only replace weights that lie outside, and can only read shapes that lie inside, but its own writer
-tells the two apart by size alone. So the file is rewritten here, at the level of protocol buffer fields: the onnx
-package is no part of the sampler. Field numbers are those of onnx.proto.
+ONNX Runtime can only replace weights that are outside, and can only read shapes that are inside, but its writer decides
+by size alone. So this module rewrites the file, at the level of protocol buffer fields, since the sampler does not
+install the onnx package. Field numbers are those of onnx.proto.
 """
 
 import hashlib
@@ -13,16 +13,16 @@ from typing import BinaryIO
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
 MODEL_GRAPH, GRAPH_INITIALIZER = 7, 5
-DIMS, DATA_TYPE, FLOATS, NAME, RAW, EXTERNAL, LOCATION = 1, 2, 4, 8, 9, 13, 14
+DIMS, FLOATS, NAME, RAW, EXTERNAL, LOCATION = 1, 4, 8, 9, 13, 14
 DATA_FIELDS = {4, 5, 6, 7, RAW, 10, 11, EXTERNAL, LOCATION}
 LOCATION_EXTERNAL = 1
 ALIGNMENT = 64  # bytes, so that a runtime may map the data file
-SMALL_BYTES = 64  # what ONNX Runtime's writer is told to leave inside; put_outside then sorts weights from shapes
-SHAPES_AT_MOST = 1024  # bytes; larger constants are no shapes and may stay outside
+SMALL_BYTES = 64  # ONNX Runtime's writer leaves this inside; put_outside then tells weights from shapes
+SHAPES_AT_MOST = 1024  # bytes; a larger constant is no shape and may stay outside
 
 
 @dataclass(frozen=True)
-class Field:
+class ProtoField:
     """One field of a message: its number, its value, and the bytes it came from."""
 
     number: int
@@ -36,7 +36,7 @@ class Initializer:
 
     name: str
     shape: tuple[int, ...]
-    fields: tuple[Field, ...]
+    fields: tuple[ProtoField, ...]
     inside: bytes | None
     outside: tuple[int, int] | None
 
@@ -88,8 +88,8 @@ def put_outside(folder: Path, file_name: str, names: Collection[str]) -> None:
     new_data_path.replace(data_path)
 
 
-def _moved(field: Field, old: BinaryIO, new: BinaryIO, location: str, names: Collection[str]) -> bytes:
-    """A field of the graph, an initializer among them written anew."""
+def _moved(field: ProtoField, old: BinaryIO, new: BinaryIO, location: str, names: Collection[str]) -> bytes:
+    """A field of the graph; an initializer is written again."""
     if field.number != GRAPH_INITIALIZER:
         return field.source
     initializer = _initializer(_bytes(field))
@@ -136,13 +136,13 @@ def _initializer(message: bytes) -> Initializer:
     return Initializer(name, tuple(shape), fields, None if external else inside, outside)
 
 
-def _graph_fields(model: bytes) -> Iterator[Field]:
+def _graph_fields(model: bytes) -> Iterator[ProtoField]:
     for field in _fields(model):
         if field.number == MODEL_GRAPH:
             yield from _fields(_bytes(field))
 
 
-def _fields(message: bytes) -> Iterator[Field]:
+def _fields(message: bytes) -> Iterator[ProtoField]:
     at = 0
     while at < len(message):
         began = at
@@ -160,10 +160,10 @@ def _fields(message: bytes) -> Iterator[Field]:
             raise ValueError(f"not an ONNX file: wire type {tag & 7}")
         if at > len(message):
             raise ValueError("not an ONNX file: it ends within a field")
-        yield Field(tag >> 3, value, message[began:at])
+        yield ProtoField(tag >> 3, value, message[began:at])
 
 
-def _bytes(field: Field) -> bytes:
+def _bytes(field: ProtoField) -> bytes:
     if not isinstance(field.value, bytes):
         raise ValueError(f"not an ONNX file: field {field.number} is a number")
     return field.value

@@ -1,4 +1,4 @@
-"""That an engine on the CPU answers like the exported graph, with the base weights and with any others."""
+"""Checks that an engine on the CPU answers like the exported graph, with the base weights and with others."""
 
 from pathlib import Path
 
@@ -7,15 +7,15 @@ from safetensors.numpy import load_file, save_file
 
 from sampler_svc.build.builder import BuildError
 from sampler_svc.engines.cpu import open_refitted, session_options
-from sampler_svc.engines.engine import Engine, EngineSpec, Probe, Tensors, Weights
+from sampler_svc.engines.engine import Engine, EngineSpec, Probe, Tensors, WeightSet
 from sampler_svc.engines.folder import BASE_PROBE_SEED
 from unitune.errors import DataLoss
 
 MAX_REFIT_RATIO = 1e-3  # of the effect of random weights; fp32 gives about 1e-5, one stale tensor 3e-3 and more
 
 
-def base_and_random_weights(graph: Path, spec: EngineSpec, weights: Path, probe: Path) -> tuple[Weights, Weights]:
-    """The base weights, read-only, and random ones, each with the exported graph's answer; the base's is written to
+def base_and_random_weights(graph: Path, spec: EngineSpec, weights: Path, probe: Path) -> tuple[WeightSet, WeightSet]:
+    """The base weights, read-only, and random ones, each with the exported graph's answer. Writes that of the base to
     `probe`."""
     tensors = load_file(weights)
     drawn = random_weights(tensors)
@@ -23,14 +23,14 @@ def base_and_random_weights(graph: Path, spec: EngineSpec, weights: Path, probe:
     save_file({"base": of_base}, probe)
     for tensor in tensors.values():
         tensor.flags.writeable = False
-    base = Weights("base", tensors, Probe(BASE_PROBE_SEED, of_base, of_base))
-    return base, Weights("other", drawn, Probe(BASE_PROBE_SEED, of_drawn, of_base))
+    base = WeightSet("base", tensors, Probe(BASE_PROBE_SEED, of_base, of_base))
+    return base, WeightSet("other", drawn, Probe(BASE_PROBE_SEED, of_drawn, of_base))
 
 
-def check_refits(engine: Engine, base: Weights, other: Weights) -> None:
-    """Raises BuildError unless the engine is refitted there, back and there again, and answers with the same bits.
+def check_refits(engine: Engine, base: WeightSet, other: WeightSet) -> None:
+    """Refits the engine twice with each set. Raises BuildError unless its answers are right and bit-equal both times.
 
-    `other` differs from `base` in every tensor, by so much that a single one left behind shows. Closes the engine.
+    `other` differs from `base` so much in every tensor that a single stale one shows. Closes the engine.
     """
     answers = []
     try:
@@ -48,9 +48,9 @@ def check_refits(engine: Engine, base: Weights, other: Weights) -> None:
 
 
 def random_weights(base: Tensors) -> dict[str, np.ndarray]:
-    """Weights unlike the base in every tensor, so much that a single one which is not refitted shows in the answer.
+    """Weights that differ from the base so much in every tensor that a single stale one shows in the answer.
 
-    Matrices are drawn anew, which keeps a signal's size; norms and biases are shifted by about one.
+    Matrices are drawn at a scale that keeps a signal's size; norms and biases are shifted by about one.
     """
     rng = np.random.default_rng(0)
     drawn = {}

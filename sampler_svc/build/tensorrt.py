@@ -1,7 +1,7 @@
-"""Build a TensorRT plan from the half graph: once per base model, TensorRT version and kind of GPU.
+"""Build a TensorRT plan from the fp16 graph: once per base model, TensorRT version and kind of GPU.
 
-The graph is typed, so the builder is told to keep to its types and given no other precision. Only the specification's
-tensors are marked for refits: what else looks like a weight may be folded. One profile, of one batch size.
+The graph is typed, and the builder must keep its types. Only the specification's tensors are marked for refits; other
+constants may be folded. There is one profile, of one batch size.
 """
 
 import hashlib
@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from sampler_svc.build.builder import Builder, BuildError
-from sampler_svc.build.fp16 import AGAIN_WITH_HALF, HALF_DENOISER, copy_all_but_the_denoiser, half_builder
+from sampler_svc.build.builder import BackendBuilder, BuildError
+from sampler_svc.build.fp16 import AGAIN_WITH_FP16, FP16_DENOISER, copy_all_but_the_denoiser, fp16_builder
 from sampler_svc.engines.engine import EngineSpec
 from sampler_svc.engines.folder import UnusableEngine
 from sampler_svc.engines.fp16_weights import BATCH
@@ -32,15 +32,15 @@ from unitune.base_model import BaseModelSpec
 from unitune.errors import UniTuneError
 
 
-def tensorrt_builder(open_runtime: OpenRuntime = open_tensorrt) -> Builder:
+def tensorrt_builder(open_runtime: OpenRuntime = open_tensorrt) -> BackendBuilder:
     """TensorRT on this GPU. Raises BackendMissing."""
     here = tensorrt_facts(open_runtime)
     fill, check = (partial(step, open_runtime=open_runtime, here=here) for step in (_fill, verify))
-    return half_builder(here, fill, check)
+    return fp16_builder(here, fill, check)
 
 
 def build_plan(trt: TensorRT, graph: Path, spec: BaseModelSpec, timing_cache: Path) -> bytes:
-    """The plan of a graph. Raises BuildError with what the parser says, or with where TensorRT's log says more."""
+    """The plan of a graph. Raises BuildError with the parser's errors, or with a hint to TensorRT's log."""
     log = trt.Logger(trt.ILogger.Severity.WARNING)
     builder = trt.Builder(log)
     typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
@@ -48,7 +48,7 @@ def build_plan(trt: TensorRT, graph: Path, spec: BaseModelSpec, timing_cache: Pa
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(graph)):
         errors = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
-        raise BuildError(f"TensorRT cannot read the half graph: {errors or 'it does not say why'}")
+        raise BuildError(f"TensorRT cannot read the fp16 graph: {errors or 'it does not say why'}")
     for name in spec.tensors:
         if not (network.mark_weights_refittable(name) and network.are_weights_marked_refittable(name)):
             raise BuildError(f"TensorRT finds no weights called {name}: they could not be refitted")
@@ -73,8 +73,8 @@ def build_plan(trt: TensorRT, graph: Path, spec: BaseModelSpec, timing_cache: Pa
 def verify(
     graphs: Path, engine_folder: Path, spec: BaseModelSpec, *, open_runtime: OpenRuntime, here: Mapping[str, str]
 ) -> None:
-    """Run the self-test, plainly and through a CUDA graph, and write its report. Raises BuildError if it dies."""
-    engine_spec = EngineSpec.of(spec)
+    """Run the self-test with and without a CUDA graph, and write its report. Raises BuildError if it fails."""
+    engine_spec = EngineSpec.from_model(spec)
     try:
         self_test = SelfTest(engine_folder)
         engine = TrtEngine(engine_folder, engine_spec, *open_runtime())
@@ -102,11 +102,11 @@ def verify(
 def _fill(
     folder: Path, graphs: Path, spec: BaseModelSpec, *, open_runtime: OpenRuntime, here: Mapping[str, str]
 ) -> None:
-    """Plan, half specification, the self-test's answers, and all files that are not the denoiser."""
+    """Write plan, fp16 specification, the self-test's answers, and all files except the denoiser's."""
     trt, device = open_runtime()
     print("build: building the plan, which takes minutes for a large model ...", file=sys.stderr, flush=True)
     try:
-        plan = build_plan(trt, graphs / HALF_DENOISER, spec, _timing_cache(folder.parent, here))
+        plan = build_plan(trt, graphs / FP16_DENOISER, spec, _timing_cache(folder.parent, here))
     except TypeError as error:  # the bindings' constructors, when a library of TensorRT cannot start
         raise BuildError(f"TensorRT cannot start its builder ({error})") from error
     finally:
@@ -124,18 +124,18 @@ def _shapes(network: INetworkDefinition, spec: BaseModelSpec) -> dict[str, tuple
     }
     inputs = {network.get_input(index).name for index in range(network.num_inputs)}
     if inputs != rest.keys():
-        raise BuildError(f"the half graph takes {sorted(inputs)} and not {sorted(rest)}; {AGAIN_WITH_HALF}")
+        raise BuildError(f"the fp16 graph takes {sorted(inputs)} and not {sorted(rest)}; {AGAIN_WITH_FP16}")
     return {name: (BATCH, *shape) for name, shape in rest.items()}
 
 
 def _timing_cache(engines: Path, here: Mapping[str, str]) -> Path:
-    """The cache for this GPU, version and flags, beside the engines: a cache of others does not help."""
+    """The timing cache for this GPU, version and flags, beside the engines. A cache of others does not help."""
     facts_digest = hashlib.sha256(json.dumps(dict(here), sort_keys=True).encode()).hexdigest()
     return engines / f".timing-{facts_digest[:16]}.cache"
 
 
 def _use_timing_cache(config: IBuilderConfig, path: Path) -> None:
-    """Give the builder the times of an earlier build, or an empty cache to fill. Without any it only takes longer."""
+    """Give the builder the times of an earlier build, or an empty cache. Without a cache it only takes longer."""
     for content in (path.read_bytes() if path.is_file() else b"", b""):
         cache = config.create_timing_cache(content)
         if cache is not None and config.set_timing_cache(cache, False):

@@ -1,1 +1,1 @@
-"""Engines: a denoiser in a runtime, whose weights are replaced while it is loaded, and proven."""
+"""Engines: a denoiser in a runtime. Its weights are replaced while it is loaded, and every replacement is proven."""

@@ -1,6 +1,6 @@
-"""The backends by name: what each depends on, and how its engine opens. Each is imported only if asked for.
+"""The backends by name: what each depends on, and how its engine opens. A backend is imported only if asked for.
 
-python -m sampler_svc.engines.backends      # what this machine can run, and what the others miss
+python -m sampler_svc.engines.backends      # what this machine can run, and what is missing for the others
 """
 
 import sys
@@ -11,7 +11,7 @@ from pathlib import Path
 from sampler_svc.config import BACKENDS
 from sampler_svc.engines import cpu
 from sampler_svc.engines.cpu import Graph
-from sampler_svc.engines.engine import BackendMissing, Engine, EngineSpec, Weights
+from sampler_svc.engines.engine import BackendMissing, Engine, EngineSpec, WeightSet
 from sampler_svc.engines.refit_modes import ort_opener
 
 
@@ -20,9 +20,9 @@ class Backend:
     """A backend that this machine has."""
 
     facts: Mapping[str, str]  # what an engine folder must have been built for
-    # Opens engines of a folder: base weights, threads on a CPU, and a refit mode where there are several.
-    opener: Callable[[Path, EngineSpec, Weights, int, str], Callable[[], Engine]]
-    open_graph: Callable[[Path, int], Graph] = Graph  # of those that no tuning changes
+    # Opens engines of a folder. Takes base weights, threads on a CPU, and a refit mode if there are several.
+    opener: Callable[[Path, EngineSpec, WeightSet, int, str], Callable[[], Engine]]
+    open_graph: Callable[[Path, int], Graph] = Graph  # for graphs that no tuning changes
 
 
 def backend_of(name: str) -> Backend:
@@ -38,7 +38,7 @@ def backend_of(name: str) -> Backend:
     from sampler_svc.engines.tensorrt import TrtEngine, tensorrt_facts
 
     facts = tensorrt_facts()
-    if has_cuda():  # TensorRT works beside an onnxruntime for CPUs too: then only the denoiser is on the GPU
+    if has_cuda():  # with an onnxruntime for CPUs, only the denoiser runs on the GPU
         check_cuda()
     return Backend(
         facts,

@@ -1,8 +1,8 @@
 """ONNX Runtime on the CPU. A refit opens a new session over the built graph with other external initializers.
 
-That way alone checks names, shapes and dtypes in the runtime and takes effect before graph optimisation; the quicker
-ones can leave a silent mixture of old and new weights. It needs every tensor of the spec to be stored externally,
-which sampler_svc/build/cpu.py sees to.
+Only this way checks names, shapes and dtypes in the runtime and takes effect before graph optimisation; quicker ways
+can leave a silent mixture of old and new weights. Every tensor of the spec must be stored externally:
+sampler_svc/build/cpu.py checks that.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from sampler_svc.engines.layout import GraphLayout
 from unitune.settings import num_cores
 
 DENOISER = "denoiser.onnx"
-# Offline, what stays true for any weights on any CPU; ENABLE_ALL there would reorder weights beyond a refit's reach.
+# Offline, only what holds for any weights on any CPU: ENABLE_ALL would reorder weights, and a refit would miss them.
 OFFLINE_OPTIMISATION = "ORT_ENABLE_EXTENDED"
 OPTIMISATION = "ORT_ENABLE_ALL"
 NEW_SESSION = "new_session"
@@ -38,14 +38,14 @@ def backend() -> dict[str, str]:
 def session_options(threads: int, optimisation: str = OPTIMISATION) -> onnxruntime.SessionOptions:
     """Options of every session: 0 threads means one for each core that this process may use."""
     options = onnxruntime.SessionOptions()
-    # Left to itself the runtime counts the machine's cores, and pins threads to some that a container may not use.
+    # The default counts the machine's cores, and pins threads to cores that a container may not use.
     options.intra_op_num_threads = threads or num_cores()
     options.inter_op_num_threads = 1
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, optimisation)
-    # Threads spin while they wait for the next operator, which is quick; by default they go on for tens of milliseconds
-    # after a run, and hold up the next graph, whose threads are others, and everything else on these cores.
+    # Threads spin while they wait for the next operator, which is fast. By default they also spin for tens of
+    # milliseconds after a run, and slow down the next graph, which has other threads, and all else on these cores.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.log_severity_level = 3  # errors, which are raised as well; warnings speak of the graph's history
+    options.log_severity_level = 3  # errors, which are also raised; warnings are about the graph's history
     return options
 
 
@@ -58,8 +58,8 @@ def open_refitted(
     path: Path, options: onnxruntime.SessionOptions, arrays: Mapping[str, Array]
 ) -> onnxruntime.InferenceSession:
     """A session whose external initializers are these arrays, contiguous and in the graph's layout."""
-    # On the CPU an OrtValue is a bare pointer that does not keep its array alive: the arrays must live until the
-    # session is open. By then it has copied everything, which the tests hold it to.
+    # On the CPU an OrtValue is a bare pointer that does not keep its array alive. The arrays must live until the
+    # session is open; it has then copied everything (a test checks this).
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
     options.add_external_initializers(list(arrays), values)
     return open_session(path, options)
@@ -85,14 +85,14 @@ class Graph:
 class OrtEngine(Engine):
     """The denoiser in ONNX Runtime, fp32.
 
-    Two halves of a batch, so the two passes of guidance, run side by side and meet once a step instead of at every
-    operator. A single row has one thread less: of two threads one.
+    The two halves of a batch, which are the two passes of guidance, run in parallel: they wait for each other once a
+    step, not at every operator. A single row has one thread less: with two threads, one.
     """
 
-    rows_are_independent = True  # so that halves of a batch can be computed apart
+    rows_are_independent = True  # so halves of a batch can be computed in parallel
 
     def __init__(self, folder: Path, spec: EngineSpec, threads: int = 0, layout: GraphLayout | None = None) -> None:
-        """Opens nothing yet; the engine runs once it was refitted, be it with the base weights.
+        """Opens nothing: the engine runs after its first refit, even with the base weights.
 
         Refits cost less with a layout that has the base weights.
         """
@@ -102,7 +102,7 @@ class OrtEngine(Engine):
         self._session: onnxruntime.InferenceSession | None = None
         self._other_half: ThreadPoolExecutor | None = None
         if self.rows_are_independent and self._threads > 1:
-            self._threads -= 1  # both callers compute, beside what a session has more than one
+            self._threads -= 1  # both calling threads compute, too
             self._other_half = ThreadPoolExecutor(1, thread_name_prefix="half of a batch")
 
     def close(self) -> None:
@@ -123,7 +123,7 @@ class OrtEngine(Engine):
         try:
             output = self._run(*one)
         finally:
-            wait([beside])  # nothing runs on when the caller goes, who may close the engine
+            wait([beside])  # on an error, too: the caller may then close the engine
         return np.concatenate([output, beside.result()])
 
     def _run(self, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:

@@ -1,7 +1,7 @@
 """The denoiser with control over its attention maps (unitune.attention), in ONNX Runtime on the CPU, fp32.
 
-Its graph is not optimised offline, as few edits need it. The data file that it names lies in the graphs folder alone:
-a session without external initializers of ours would find other values or none.
+Its graph is not optimised offline, as few edits need it. The data file that it names exists only in the graphs folder,
+so a session must be given all external initializers.
 """
 
 from pathlib import Path
@@ -18,14 +18,14 @@ from unitune.errors import Internal
 
 
 class Controlled(NamedTuple):
-    """What a controlled run gives."""
+    """The results of a controlled run."""
 
-    output: Array  # (n, channels, h, w), as of any engine
+    output: Array  # (n, channels, h, w), as for any engine
     maps: Array  # (n, tokens, h, w): cross-attention as it was used, mean over heads and layers; sums to 1 over tokens
 
 
 class ControlledEngine(OrtEngine):
-    """Refitted as every engine is, with the same tensors under the same names; `run` leaves all maps alone."""
+    """Refitted like every engine, with the same tensors under the same names. `run` changes no map."""
 
     rows_are_independent = False  # one may take its maps from another
 

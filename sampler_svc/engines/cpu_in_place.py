@@ -1,11 +1,11 @@
-"""ONNX Runtime on the CPU, refitted in place: the session reads buffers of ours, and a refit copies into them.
+"""ONNX Runtime on the CPU, refitted in place: the session reads the engine's buffers, and a refit copies into them.
 
-No new session, so a refit costs little more than its probe. In return nothing may be made from the weights when the
-session opens, or it would answer with a silent mixture of old and new ones: no optimisation (constants are folded), no
-prepacking (matrices are packed). The CPU's own layout of convolutions is in the graph already, where the build could
-bring it there (cpu_layout.py). So a run takes a little longer than in `OrtEngine`;
-docs/decisions/refit-modes.md weighs the two. No document of the runtime promises that writes are seen: the build tries
-every tensor before an engine may be refitted so, and the probe tries every refit.
+There is no new session, so a refit costs little more than its probe. But the session must derive nothing from the
+weights when it opens, or its answers would silently mix old and new ones. So there is no optimisation (which folds
+constants) and no prepacking (which packs matrices). The CPU's layout of convolutions is already in the graph, where the
+build found it (cpu_layout.py). A run takes a little longer than in `OrtEngine`: docs/decisions/refit-modes.md compares
+the two. The runtime does not promise that writes are seen: the build tests every tensor before it allows this mode, and
+the probe tests every refit.
 """
 
 from pathlib import Path
@@ -38,7 +38,7 @@ class InPlaceEngine(OrtEngine):
         self._blocked: dict[str, Blocked] = blocked or {}
 
     def close(self) -> None:
-        """Free the session, then the buffers it reads."""
+        """Free the session, then the buffers that it reads."""
         super().close()
         self._session_values = self._buffers = None
 
@@ -52,7 +52,7 @@ class InPlaceEngine(OrtEngine):
         for name, buffer in self._buffers.items():
             is_base = self._layout.is_base(name, tensors[name])
             if is_base and name not in self._not_base:
-                continue  # it was copied by an earlier refit, and nothing else since
+                continue  # an earlier refit copied it, and nothing was written since
             self._not_base.add(name)
             view = self._view(name, self._layout.view(name, tensors[name]))
             if view.shape != buffer.shape:  # numpy would broadcast it
@@ -61,7 +61,7 @@ class InPlaceEngine(OrtEngine):
             if is_base:
                 self._not_base.discard(name)
         if self._session is None:
-            # An OrtValue on the CPU is a view of its array, which is what this engine lives by.
+            # An OrtValue on the CPU is a view of its array: this engine depends on that.
             self._session_values, options = [], self._options()
             for name, buffer in self._buffers.items():
                 form = self._blocked.get(name)

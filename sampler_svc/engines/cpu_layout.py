@@ -1,7 +1,7 @@
 """Convolutions in this CPU's own layout, in the graph of engines that are refitted in place.
 
-ONNX Runtime's fastest convolutions work on channels in blocks, as many as a vector register holds. The build has found
-each tensor among the weights that ONNX Runtime reordered so (sampler_svc/build/cpu_layout.py); a refit reorders alike.
+ONNX Runtime's fastest convolutions work on blocks of channels, as many as a vector register holds. The build has found
+each tensor among the reordered weights (sampler_svc/build/cpu_layout.py); a refit reorders in the same way.
 """
 
 import json
@@ -19,7 +19,7 @@ LAYOUT_FILE = "denoiser_cpu.json"
 class Blocked:
     """A convolution's tensor in blocks: its initializer, and the channels in a block of its outputs and of its inputs.
 
-    Inputs are not in blocks (1) where the convolution reads a plain layout.
+    Inputs are not in blocks (1) if the convolution reads a plain layout.
     """
 
     initializer: str
@@ -39,7 +39,7 @@ class Blocked:
         return tensor.reshape(blocks).transpose(0, 2, 4, 5, 3, 1)
 
     def shape_in_graph(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The initializer's shape for a tensor of this one: blocks change what lies where, padding the first axis."""
+        """The initializer's shape for a tensor of this one: only padding of the first axis changes it."""
         return (-(-shape[0] // self.outputs) * self.outputs, *shape[1:])
 
 

@@ -1,6 +1,6 @@
-"""The second stage of a cascade in ONNX Runtime on the CPU, fp32, whatever backend runs the denoiser.
+"""Super-resolution in ONNX Runtime on the CPU, fp32, whatever backend runs the denoiser.
 
-It is refitted as every engine is. Its graph is not optimised offline, since it is small and seldom opened.
+It is refitted like every engine. Its graph is not optimised offline, since it is small and seldom opened.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from unitune.base_model import SUPER_RESOLUTION_GRAPH, BaseModelSpec
 
 
 class SuperResolutionEngine(OrtEngine):
-    """Latents are the noisy picture and the noised enlargement, in blocks; timesteps have noise levels beside them."""
+    """Latents are the noisy picture and the noised upsampled one, in blocks; each timestep has a noise level, too."""
 
     def __init__(self, folder: Path, spec: EngineSpec, threads: int = 0, layout: GraphLayout | None = None) -> None:
         """As OrtEngine, on any backend's engine folder."""
@@ -21,10 +21,10 @@ class SuperResolutionEngine(OrtEngine):
 
     @staticmethod
     def spec_of(model: BaseModelSpec) -> EngineSpec:
-        """The engine of a base model's second stage. Raises ValueError for one without."""
+        """The specification of its engine. Raises ValueError for a base model without super-resolution."""
         stage = model.super_resolution
         if stage is None:
-            raise ValueError(f"{model.name} has no second stage")
+            raise ValueError(f"{model.name} has no super-resolution")
         channels, height, width = stage.blocks
         context = (model.context_tokens, model.context_width)
         return EngineSpec((2 * channels, height, width), context, stage.tensors, has_noise_level=True)

@@ -1,8 +1,8 @@
-"""ONNX Runtime on CUDA, in fp16. Weights lie in device memory of ours, and a refit writes there, if the probe agrees.
+"""ONNX Runtime on CUDA, in fp16. Weights are in the engine's device memory, and a refit writes there.
 
-No document promises that a session sees writes to an initializer that it was given. Where the graph has been optimised
-before and is not optimised again, there is nothing that could keep a copy; where a copy is kept all the same, the
-probe finds the old weights, and from then on every refit opens a new session.
+The runtime does not promise that a session sees writes to an initializer that it was given. The graph was optimised at
+the build and is not optimised again, so nothing should keep a copy. If something does, the probe finds the old weights,
+and from then on every refit opens a new session.
 """
 
 import logging
@@ -15,25 +15,25 @@ from numpy.typing import NDArray
 
 from sampler_svc.engines.cpu import DENOISER, Graph, backend, session_options
 from sampler_svc.engines.cuda_device import open_device
-from sampler_svc.engines.engine import Array, BackendMissing, Engine, EngineSpec, RefitReport, Tensors, Weights
+from sampler_svc.engines.engine import Array, BackendMissing, Engine, EngineSpec, RefitReport, Tensors, WeightSet
 from sampler_svc.engines.folder import REBUILD, UnusableEngine
-from sampler_svc.engines.fp16_weights import BATCH, in_batches, rounded
+from sampler_svc.engines.fp16_weights import BATCH, rounded, run_in_batches
 from sampler_svc.engines.self_test import SelfTestReport
 from unitune import telemetry
 from unitune.errors import DataLoss, Internal
-from unitune.half_graph import HalfSpec
+from unitune.fp16_graph import Fp16Spec
 
 logger = logging.getLogger(__name__)
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 BATCH_AXIS = "n"  # name of the batch's dimension in exported graphs
 CUDA_OPTIONS = {
-    "use_tf32": "0",  # what the graph calls fp32 is meant
-    "cudnn_conv_algo_search": "HEURISTIC",  # an exhaustive search may choose otherwise in every session
+    "use_tf32": "0",  # fp32 in the graph must stay fp32
+    "cudnn_conv_algo_search": "HEURISTIC",  # an exhaustive search may choose other kernels in every session
     "arena_extend_strategy": "kSameAsRequested",
 }
 
-# The first that loses no tensor is taken: fusions for a GPU may pack several weights into one.
+# The build takes the first that loses no tensor: fusions for a GPU may pack several weights into one.
 OFFLINE_OPTIMISATIONS = ("ORT_ENABLE_EXTENDED", "ORT_ENABLE_BASIC", "ORT_DISABLE_ALL")
 
 
@@ -50,7 +50,7 @@ def check_cuda() -> None:
             f"onnxruntime {onnxruntime.__version__} here has {providers} but not {CUDA}: "
             "pip uninstall onnxruntime, then pip install 'unitune[sampler-gpu]'"
         )
-    # Libraries of CUDA that came as Python packages are found only if they are asked for.
+    # Without this, CUDA's libraries in Python packages are not found.
     onnxruntime.preload_dlls(directory="")
 
 
@@ -76,7 +76,7 @@ def cuda_facts(provider: str = CUDA) -> dict[str, str]:
 def open_on(
     provider: str, path: Path, options: onnxruntime.SessionOptions, *, use_cuda_graph: bool = False
 ) -> onnxruntime.InferenceSession:
-    """A session whose first provider is this one. Raises BackendMissing if the runtime has silently chosen another."""
+    """A session with this provider first. Raises BackendMissing if the runtime has silently chosen another one."""
     providers: list[Any] = [provider]
     if provider == CUDA:
         providers = [(CUDA, CUDA_OPTIONS | {"enable_cuda_graph": str(int(use_cuda_graph))}), CPU]
@@ -87,7 +87,7 @@ def open_on(
 
 
 def fixed_batch(options: onnxruntime.SessionOptions) -> onnxruntime.SessionOptions:
-    """The options, for runs of just BATCH rows: then no node computes shapes, which would run on the CPU."""
+    """The options for runs of exactly BATCH rows. Then no node computes shapes, which would run on the CPU."""
     options.add_free_dimension_override_by_name(BATCH_AXIS, BATCH)
     return options
 
@@ -100,7 +100,7 @@ class CudaGraph(Graph):
 
 
 class OrtCudaEngine(Engine):
-    """The half graph in ONNX Runtime. `provider` is CUDA; the CPU provider runs the same code, to test it."""
+    """The fp16 graph in ONNX Runtime. `provider` is CUDA; tests run the same code with the CPU provider."""
 
     def __init__(
         self,
@@ -115,8 +115,8 @@ class OrtCudaEngine(Engine):
         super().__init__(spec)
         self._path, self._provider, self._use_cuda_graph = folder / DENOISER, provider, use_cuda_graph
         self._device = "cuda" if provider == CUDA else "cpu"
-        self._half = HalfSpec.load(folder)
-        self.rounding = self._half.rounding
+        self._fp16 = Fp16Spec.load(folder)
+        self.rounding = self._fp16.rounding
         self._in_place = in_place
         self._session: onnxruntime.InferenceSession | None = None
         self._binding: Any = None
@@ -124,7 +124,7 @@ class OrtCudaEngine(Engine):
 
     @classmethod
     def open_tested(cls, folder: Path, spec: EngineSpec, provider: str = CUDA) -> "OrtCudaEngine":
-        """An engine as the engine self-test found it to work here. Raises UnusableEngine if it was never asked."""
+        """An engine in the way that passed the engine self-test. Raises UnusableEngine without its report."""
         try:
             found = SelfTestReport.load(folder)
         except (OSError, ValueError) as error:
@@ -133,19 +133,19 @@ class OrtCudaEngine(Engine):
         engine.rounding = max(engine.rounding, found.errors["base"])
         return engine
 
-    def refit(self, weights: Weights) -> RefitReport:
-        """As Engine.refit. Where a write in place does not show in the probe, a new session must."""
+    def refit(self, weights: WeightSet) -> RefitReport:
+        """As Engine.refit. If the probe does not see a write in place, a new session is opened."""
         wrote_in_place = self._session is not None and self._in_place
         try:
             return super().refit(weights)
         except DataLoss:
-            if not wrote_in_place or self.weights is not None:  # nothing was written, or it was a new session's
+            if not wrote_in_place or self.weights is not None:  # nothing was written, or a new session was open
                 raise
         self._in_place, self._session = False, None
         try:
             report = super().refit(weights)
         except DataLoss:
-            self._in_place = True  # the weights are wrong, whichever way
+            self._in_place = True  # the weights are wrong in both ways
             raise
         telemetry.event(logger, "this runtime does not see weights written in place", level=logging.WARNING)
         return report
@@ -156,20 +156,20 @@ class OrtCudaEngine(Engine):
         self._weights = {}
 
     def _write(self, tensors: Tensors) -> None:
-        halves = rounded(self._half.tensors, tensors)
+        arrays = rounded(self._fp16.tensors, tensors)
         if self._session is None or not self._in_place:
-            self._open(halves)
+            self._open(arrays)
             return
-        for name, half in halves.items():
-            self._weights[name].update_inplace(half)
+        for name, array in arrays.items():
+            self._weights[name].update_inplace(array)
 
-    def _open(self, halves: dict[str, NDArray[np.float16]]) -> None:
-        """A new session with new memory; the old one's is given back first."""
+    def _open(self, arrays: dict[str, NDArray[np.float16]]) -> None:
+        """Open a new session with new memory, after freeing the old one's."""
         self._session, self._binding = None, None
-        self._weights = {name: self._value(half) for name, half in halves.items()}
+        self._weights = {name: self._value(array) for name, array in arrays.items()}
         options = fixed_batch(session_options(0, "ORT_DISABLE_ALL"))
         options.add_session_config_entry("session.disable_prepacking", "1")  # packed copies would keep old weights
-        # An initializer must not own its memory, and a value made here does: a session gets a view of it.
+        # An initializer must not own its memory, so a session gets a view of each value.
         views = {name: onnxruntime.OrtValue.from_dlpack(value) for name, value in self._weights.items()}
         for name, view in views.items():
             options.add_initializer(name, view)
@@ -187,13 +187,13 @@ class OrtCudaEngine(Engine):
         self._binding.bind_ortvalue_output("out", self._output)
 
     def _value(self, array: NDArray[Any]) -> onnxruntime.OrtValue:
-        """A copy of the array in device memory; on the CPU, in memory of the value's own as well."""
+        """A copy of the array in device memory; on the CPU, in memory that the value owns."""
         value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype, self._device, 0)
         value.update_inplace(array)
         return value
 
     def _compute(self, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
-        return in_batches(self._run_batch, latents, timesteps, contexts)
+        return run_in_batches(self._run_batch, latents, timesteps, contexts)
 
     def _run_batch(self, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
         if self._session is None:
@@ -204,7 +204,7 @@ class OrtCudaEngine(Engine):
                 self._inputs[name].update_inplace(array)
             self._session.run_with_iobinding(self._binding)
             answer: Array = self._output.numpy().copy()
-        except Exception as error:  # the runtime has many kinds, none of them documented
+        except Exception as error:  # the runtime has many kinds, undocumented
             self.weights = None
             telemetry.failure(logger, "the engine failed")
             raise Internal("a run failed on the GPU; see the sampler's log", reason="ENGINE_FAILED") from error

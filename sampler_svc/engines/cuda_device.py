@@ -1,6 +1,6 @@
-"""One GPU: its memory, one stream, and graphs captured on it. No framework, only cuda.bindings.runtime.
+"""One GPU: its memory, one stream, and graphs captured on it. It needs only cuda.bindings.runtime, no framework.
 
-All work of an engine is enqueued on the one stream of its device object, so copies, refits and runs keep their order.
+All work of an engine goes to the one stream of its device object, so copies, refits and runs keep their order.
 The process sees one GPU, the first of CUDA_VISIBLE_DEVICES.
 """
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sampler_svc.engines.engine import BackendMissing
 from sampler_svc.engines.trt_api import CudaRuntime
 
-ALIGNMENT = 256  # bytes; what TensorRT wants of activations, and cudaMalloc gives anyway
+ALIGNMENT = 256  # bytes; TensorRT needs it for activations, and cudaMalloc has it
 INSTALL = "pip install 'unitune[sampler-gpu]'"
 
 
@@ -24,7 +24,7 @@ class CudaError(Exception):
 
 
 class Device:
-    """The GPU. Raises CudaError from every method when the runtime reports an error, an asynchronous one later."""
+    """The GPU. Every method raises CudaError when the runtime reports an error; asynchronous errors come later."""
 
     def __init__(self, runtime: CudaRuntime) -> None:
         """Opens the device. Raises CudaError when there is no driver or no GPU."""
@@ -58,7 +58,7 @@ class Device:
         return address
 
     def pinned(self, size_bytes: int) -> NDArray[np.uint8]:
-        """New host memory that the device copies from and to at full speed. Gone after `close`: keep no view of it."""
+        """New host memory that the device copies from and to at full speed. `close` frees it: keep no view of it."""
         address = int(self._call("cudaMallocHost", max(size_bytes, 1)))
         self._pinned.append(address)
         return np.ctypeslib.as_array((ctypes.c_uint8 * size_bytes).from_address(address))
@@ -74,18 +74,18 @@ class Device:
         self._call("cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, self._stream)
 
     def synchronize(self) -> None:
-        """Wait for everything that was enqueued; raises what went wrong in it."""
+        """Wait for everything that was enqueued; raises its errors."""
         self._call("cudaStreamSynchronize", self._stream)
 
     def capture(self, enqueue: Callable[[], None]) -> Any:
-        """What `enqueue` enqueues, as a graph to be launched. Nothing of it is run."""
-        # Other threads' calls, such as another engine's allocations, are none of this capture's business.
+        """Capture what `enqueue` enqueues as a graph that can be launched. Nothing runs."""
+        # So that other threads' calls, such as another engine's allocations, do not break this capture.
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", self._stream, mode)
         try:
             enqueue()
         except BaseException:
-            with suppress(CudaError):  # the capture must end, and what it holds is of no use
+            with suppress(CudaError):  # the capture must end; its graph is of no use
                 self._call("cudaStreamEndCapture", self._stream)
             raise
         graph = self._call("cudaStreamEndCapture", self._stream)
@@ -103,7 +103,7 @@ class Device:
         self._call("cudaGraphExecDestroy", graph)
 
     def close(self) -> None:
-        """Free all memory and the stream; errors of a device that has failed are passed over."""
+        """Free all memory and the stream. Errors of a device that has failed are ignored."""
         for free, addresses in (("cudaFree", self._allocated), ("cudaFreeHost", self._pinned)):
             while addresses:
                 with suppress(CudaError):
@@ -112,7 +112,7 @@ class Device:
             self._call("cudaStreamDestroy", self._stream)
 
     def _call(self, name: str, *arguments: object) -> Any:
-        """The value that a function of the runtime gives beside its error. Raises CudaError."""
+        """Call a function of the runtime; its value, if it has one. Raises CudaError."""
         error, *values = getattr(self._runtime, name)(*arguments)
         if int(error) != 0:
             _, text = self._runtime.cudaGetErrorString(error)

@@ -1,11 +1,11 @@
-"""What an engine is: a denoiser in a runtime, built once, whose weights can be replaced while it is loaded.
+"""An engine is a denoiser in a runtime, built once, whose weights can be replaced while it is loaded.
 
-The promises are kept here once, for every backend:
+The base class keeps these promises for every backend:
 
-1. `refit` checks names, shapes, dtypes and finiteness itself, before it touches anything: no runtime checks enough.
-2. `weights` is None from the first write until the probe has proved the new weights; such an engine does not run.
+1. `refit` checks names, shapes, dtypes and finiteness before it changes anything: no runtime checks enough.
+2. `weights` is None from the first write until the probe has proven the new weights. Such an engine does not run.
 3. A refit that fails raises, and leaves `weights` None. The owner replaces the engine.
-4. `refit` never overlaps `run`: whoever calls either has the lease (sampler_svc/engines/pool.py).
+4. `refit` never overlaps `run`: the caller of either holds the lease (sampler_svc/engines/pool.py).
 5. Refitting A, B, then A gives A again, and refitting the base weights gives a fresh engine's answers.
 """
 
@@ -21,11 +21,11 @@ from unitune.base_model import BaseModelSpec, TensorSpec
 from unitune.errors import DataLoss, Internal
 from unitune.weights import probe_input
 
-BASE = "base"  # names the base model's own weights, as a digest names tuned ones
-MAX_PROBE_RATIO = 0.1  # of the tuning's effect; fp32 gives about 1e-4, weights that did not take give 1
+BASE = "base"  # the id of the base model's own weights; tuned ones have a digest
+MAX_PROBE_RATIO = 0.1  # of the tuning's effect; fp32 gives about 1e-4, old weights give 1
 # fp32 runtimes differ by 1e-6 of the output. An effect below three times this cannot be told from rounding.
 ROUNDING = 1e-5
-MAX_ROUNDING = 1.5  # times an engine's rounding is still rounding, be the effect ever so small
+MAX_ROUNDING = 1.5  # times an engine's rounding: an error up to this is rounding, however small the effect
 TOO_SMALL = -1.0  # the probe ratio of an effect that cannot be told from rounding
 
 Array = NDArray[np.float32]
@@ -38,15 +38,15 @@ class BackendMissing(Exception):
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """What an engine takes and gives, and which tensors can be refitted: all of them, by name."""
+    """An engine's inputs and output, and all of its tensors, which can be refitted by name."""
 
     latent: tuple[int, int, int]  # channels, height, width
     context: tuple[int, int]  # tokens, width
     tensors: Mapping[str, TensorSpec]
-    has_noise_level: bool = False  # beside each timestep: the second stage of a cascade
+    has_noise_level: bool = False  # beside each timestep, as super-resolution has it
 
     @classmethod
-    def of(cls, model: BaseModelSpec) -> "EngineSpec":
+    def from_model(cls, model: BaseModelSpec) -> "EngineSpec":
         """The engine of a base model's denoiser."""
         latent = (model.latent_channels, *model.latent_side)
         return cls(latent, (model.context_tokens, model.context_width), model.tensors)
@@ -60,7 +60,7 @@ class EngineSpec:
 
 @dataclass(frozen=True)
 class Probe:
-    """What proves a refit: the answers to `probe_input(seed, ...)` of the weights to come and of the base weights."""
+    """Proves a refit: the answers of the new weights and of the base weights to `probe_input(seed, ...)`."""
 
     seed: int
     expected: Array
@@ -68,8 +68,8 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Weights:
-    """A whole set: every tensor of the spec by PyTorch name, in PyTorch's shape, and what proves that they took."""
+class WeightSet:
+    """A complete set: every tensor of the spec by PyTorch name, in PyTorch's shape, and the probe that proves them."""
 
     id: str  # digest of the weights file, or BASE
     tensors: Tensors
@@ -78,7 +78,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class RefitReport:
-    """What a refit took and how well it is proven."""
+    """The cost of a refit, and how well it is proven."""
 
     write_s: float
     probe_s: float
@@ -89,16 +89,16 @@ class RefitReport:
 class Engine(ABC):
     """One loaded engine. It holds one set of weights at a time and serves one caller at a time."""
 
-    rounding = ROUNDING  # what the engine's precision makes of an answer, as a share of it
+    rounding = ROUNDING  # the rounding error of an answer, as a share of it
 
     def __init__(self, spec: EngineSpec, known: Tensors | None = None) -> None:
-        """`known` are read-only arrays, checked before, that refits need not look through again."""
+        """`known` are read-only arrays that were checked before: refits do not check them again."""
         self.spec = spec
         self._known = known or {}
-        self.weights: str | None = None  # id of the weights inside; None means unknown, so that it must not run
+        self.weights: str | None = None  # id of the weights inside; None is unknown: the engine must not run
 
-    def refit(self, weights: Weights) -> RefitReport:
-        """Put in a whole set of weights, and prove that they took.
+    def refit(self, weights: WeightSet) -> RefitReport:
+        """Replace all weights, and prove that the new ones are in use.
 
         Raises DataLoss (WEIGHTS_CORRUPT) when the tensors are not those of the spec, and when the probe fails.
         """
@@ -124,11 +124,11 @@ class Engine(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Free what the engine holds. It does not run again."""
+        """Free the engine's resources. It does not run again."""
 
     @abstractmethod
     def _write(self, tensors: Tensors) -> None:
-        """Replace all weights. The caller's arrays are left alone, now and later."""
+        """Replace all weights. The caller's arrays are never written to."""
 
     @abstractmethod
     def _compute(self, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
@@ -140,7 +140,7 @@ class Engine(ABC):
 
 
 def check_tensors(spec: EngineSpec, tensors: Tensors, known: Tensors | None = None) -> None:
-    """Raises DataLoss (WEIGHTS_CORRUPT) unless these are just the spec's tensors, of its shapes and dtypes, finite.
+    """Raises DataLoss (WEIGHTS_CORRUPT) unless these are exactly the spec's tensors, of its shapes and dtypes, finite.
 
     Arrays that are `known` under the same name were found finite before.
     """
@@ -160,9 +160,9 @@ def check_tensors(spec: EngineSpec, tensors: Tensors, known: Tensors | None = No
 def probe_ratio(answer: Array, probe: Probe, rounding_share: float = ROUNDING) -> float:
     """||answer - expected|| / ||base - expected||: 0 is perfect, 1 means that the base weights are still there.
 
-    It must be below MAX_PROBE_RATIO, or the error no more than rounding, which is `rounding_share` of the answer. An
-    effect below three times rounding is TOO_SMALL to verify, once the answer is right up to that. Raises DataLoss
-    (WEIGHTS_CORRUPT) otherwise.
+    It must be below MAX_PROBE_RATIO, or the error must be no more than rounding, which is `rounding_share` of the
+    answer. An effect below three times rounding is TOO_SMALL to verify: then the error must be below that, too. Raises
+    DataLoss (WEIGHTS_CORRUPT) otherwise.
     """
     if answer.shape != probe.expected.shape or answer.shape != probe.base.shape:
         raise corrupt(f"the probe's answer is {list(answer.shape)} and must be {list(probe.expected.shape)}")
@@ -182,6 +182,6 @@ def probe_ratio(answer: Array, probe: Probe, rounding_share: float = ROUNDING) -
 
 
 def corrupt(what: str, tensor: str = "") -> DataLoss:
-    """The error for weights that cannot be used, and why."""
+    """The error for weights that cannot be used, with the reason."""
     where = f" ({tensor})" if tensor else ""
     return DataLoss(f"the weights cannot be used: {what}{where}", reason="WEIGHTS_CORRUPT")

@@ -1,7 +1,7 @@
 """The folder that `sampler_svc.build` writes and the sampler loads: graphs, base weights, and a manifest written last.
 
-The manifest names everything the built graph depends on (the key). A folder is loaded only where its key holds and its
-files have their digests; otherwise it must be built again.
+The manifest names everything that the built graph depends on (the key). A folder is loaded only if its key matches this
+machine and its files have their digests; otherwise it must be built again.
 """
 
 import hashlib
@@ -16,11 +16,11 @@ from unitune.base_model import BaseModelSpec, file_digest
 SCHEMA = 3
 MANIFEST_FILE = "manifest.json"
 PROBE_FILE = "probe.safetensors"  # the exported graph's answer to the probe of BASE_PROBE_SEED, as `base`
-SUPER_RESOLUTION_PROBE_FILE = "super_resolution_probe.safetensors"  # the same of the second stage's graph
+SUPER_RESOLUTION_PROBE_FILE = "super_resolution_probe.safetensors"  # the same of the super-resolution model's graph
 BASE_PROBE_SEED = 0
 REBUILD = "build it with `python -m sampler_svc.build`"
 
-# What a runtime chooses its kernels by; other flags of a CPU do not matter to it.
+# A runtime chooses its kernels by these; other flags of a CPU do not matter.
 CPU_FEATURES = (
     "avx", "avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_tile", "f16c", "fma", "sse4_1",
     "asimd", "asimddp", "asimdhp", "bf16", "i8mm", "sve", "sve2",
@@ -28,7 +28,7 @@ CPU_FEATURES = (
 
 
 class UnusableEngine(Exception):
-    """An engine folder cannot be loaded here. The message says why and what to do."""
+    """An engine folder cannot be loaded here. The message gives the reason and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class EngineKey:
     graph: str  # structure of the exported denoiser, without weight values
     specification: str  # digest of spec.json, which has the digests of all exported files
     base_model: str  # digest of the base model, whose weights the engine holds at first
-    tensors: str  # digest over names, shapes, dtypes and layouts of the tensors that a refit replaces
+    tensors: str  # digest over names, shapes, dtypes and layouts of the tensors
     backend: Mapping[str, str]  # runtime, version, device, optimisation level
     platform: str
     cpu: str
@@ -46,13 +46,13 @@ class EngineKey:
 
     @property
     def digest(self) -> str:
-        """sha256 over all of it."""
+        """sha256 over all fields."""
         return _digest_of(asdict(self))
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """What lies in an engine folder: its key, (sha256, bytes) of each file, and how the engine may be refitted."""
+class EngineManifest:
+    """The contents of an engine folder: its key, (sha256, bytes) of each file, and its refit modes."""
 
     key: EngineKey
     files: Mapping[str, tuple[str, int]]
@@ -65,7 +65,7 @@ class Manifest:
         (folder / MANIFEST_FILE).write_text(text)
 
     @classmethod
-    def load(cls, folder: Path) -> "Manifest":
+    def load(cls, folder: Path) -> "EngineManifest":
         """Read manifest.json. Raises UnusableEngine when there is none, or one of another schema."""
         try:
             found = json.loads((folder / MANIFEST_FILE).read_text())
@@ -95,7 +95,7 @@ def key_of(spec: BaseModelSpec, graph: str, specification: str, backend: Mapping
 def is_complete(folder: Path, key: EngineKey) -> bool:
     """Whether the folder holds an engine of that key, judged by its manifest and its files' sizes."""
     try:
-        manifest = Manifest.load(folder)
+        manifest = EngineManifest.load(folder)
     except UnusableEngine:
         return False
     sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
@@ -103,11 +103,11 @@ def is_complete(folder: Path, key: EngineKey) -> bool:
 
 
 def open_folder(folder: Path, backend: Mapping[str, str]) -> BaseModelSpec:
-    """Check that an engine folder belongs to this runtime and machine and is whole, and read its specification.
+    """Check that an engine folder is complete and was built for this runtime and machine; its specification.
 
-    Raises UnusableEngine otherwise: an engine is never tried where it was not built for.
+    Raises UnusableEngine otherwise: an engine runs only where it was built for.
     """
-    manifest = Manifest.load(folder)
+    manifest = EngineManifest.load(folder)
     here = {**backend, "platform": this_platform(), "cpu": this_cpu()}
     there = {**manifest.key.backend, "platform": manifest.key.platform, "cpu": manifest.key.cpu}
     for name in sorted(here.keys() | there.keys()):
@@ -129,7 +129,7 @@ def this_platform() -> str:
 
 
 def this_cpu() -> str:
-    """The vector extensions of this CPU that a runtime chooses kernels by; empty where the system does not tell."""
+    """The vector extensions of this CPU that matter to a runtime; empty if the system does not list them."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

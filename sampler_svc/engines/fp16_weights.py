@@ -1,4 +1,4 @@
-"""What engines in fp16 share: weights rounded into the half graph's layout, and runs cut to one batch size."""
+"""What fp16 engines share: rounding weights into the fp16 graph's layout, and running in batches of one size."""
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -10,40 +10,40 @@ from sampler_svc.engines.engine import Array, Tensors, corrupt
 from unitune.base_model import TensorSpec
 from unitune.settings import num_cores
 
-# Rows of a run. Guidance asks for two, and one fixed shape lets a runtime choose its kernels and keep its addresses.
+# Rows of a run. Guidance needs two, and with one fixed shape a runtime can choose its kernels and keep its addresses.
 BATCH = 2
 
 Compute = Callable[[Array, NDArray[np.int64], Array], Array]
 
 
-def write_half(spec: TensorSpec, name: str, tensor: NDArray[np.generic], into: NDArray[np.float16]) -> None:
-    """Round a tensor to fp16, in the layout and shape of the graph, into memory that is there.
+def write_fp16(spec: TensorSpec, name: str, tensor: NDArray[np.generic], into: NDArray[np.float16]) -> None:
+    """Round a tensor to fp16, in the layout and shape of the graph, into `into`.
 
     Raises DataLoss (WEIGHTS_CORRUPT) for values beyond fp16's range.
     """
-    with np.errstate(over="ignore"):  # looked for by itself, below
+    with np.errstate(over="ignore"):  # checked below
         np.copyto(into, spec.view_in_graph(tensor), casting="same_kind")
     if not np.isfinite(into).all():
         raise corrupt("a tensor holds values beyond the range of fp16", name)
 
 
 def rounded(specs: Mapping[str, TensorSpec], tensors: Tensors) -> dict[str, NDArray[np.float16]]:
-    """New arrays of all tensors as `write_half` writes them, on every core that this process may use. Raises DataLoss.
+    """New arrays of all tensors as `write_fp16` writes them, with a thread for every core. Raises DataLoss.
 
-    numpy lets go of the interpreter while it rounds.
+    numpy releases the interpreter's lock while it rounds.
     """
 
     def one(name: str) -> NDArray[np.float16]:
-        half = np.empty(specs[name].shape_in_graph, dtype=np.float16)
-        write_half(specs[name], name, tensors[name], half)
-        return half
+        array = np.empty(specs[name].shape_in_graph, dtype=np.float16)
+        write_fp16(specs[name], name, tensors[name], array)
+        return array
 
     with ThreadPoolExecutor(num_cores()) as pool:
         return dict(zip(specs, pool.map(one, specs), strict=True))
 
 
-def in_batches(compute: Compute, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
-    """Run any number of rows through a computation of just BATCH rows; the last batch is filled with its last row."""
+def run_in_batches(compute: Compute, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
+    """Run any number of rows through a computation of exactly BATCH rows; its last row fills the last batch."""
     rows = len(latents)
     index = np.minimum(np.arange(-(-rows // BATCH) * BATCH), rows - 1)
     answers = [

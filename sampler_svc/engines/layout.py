@@ -1,7 +1,6 @@
-"""Tensors as the graph holds them: the base model's are laid out and checked once, a tuning's at their refit.
+"""Tensors in the graph's layout. The base model's are laid out and checked once, those of a tuning at their refit.
 
-Most tensors of most refits are the base model's own arrays. They are read-only, so an array that is the same object
-still has the same values.
+Most tensors of most refits are the base model's own arrays. They are read-only, so the same object has the same values.
 """
 
 from types import MappingProxyType
@@ -14,7 +13,7 @@ from sampler_svc.engines.engine import EngineSpec, Tensors, check_tensors
 
 
 class GraphLayout:
-    """The layouts of a base model's graph, and its own tensors in them. Engines of one model share it."""
+    """The tensors of a base model in its graph's layouts. Engines of one model share it."""
 
     def __init__(self, spec: EngineSpec, base: Tensors | None = None) -> None:
         """`base` has all tensors, read-only.
@@ -26,7 +25,7 @@ class GraphLayout:
             check_tensors(spec, base)
             writeable = sorted(name for name, tensor in base.items() if tensor.flags.writeable)
             if writeable:
-                raise ValueError(f"{writeable[0]} can be written to: what was checked of it may not last")
+                raise ValueError(f"{writeable[0]} can be written to, so that it may change after its check")
         self.base: Tensors = MappingProxyType(dict(base or {}))
         self._laid = {name: self._specs[name].to_graph(tensor) for name, tensor in self.base.items()}
 
@@ -35,11 +34,11 @@ class GraphLayout:
         return tensor is self.base.get(name)
 
     def contiguous(self, name: str, tensor: NDArray[Any]) -> NDArray[Any]:
-        """The tensor in the graph's layout; nothing is copied that lies so already. Nobody writes to it."""
+        """The tensor in the graph's layout, copied only if it must be. It is not to be written to."""
         if self.is_base(name, tensor):
             return self._laid[name]
         return np.ascontiguousarray(self._specs[name].to_graph(tensor))
 
     def view(self, name: str, tensor: NDArray[Any]) -> NDArray[Any]:
-        """The same without a copy, so perhaps with other strides: to be copied from."""
+        """The same without a copy, perhaps with other strides: only to be copied from."""
         return self._laid[name] if self.is_base(name, tensor) else self._specs[name].view_in_graph(tensor)

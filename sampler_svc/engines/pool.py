@@ -1,10 +1,10 @@
-"""Which engine holds which weights. A lease is the right to use an engine holding given weights, for one sample.
+"""Which engine holds which weights. A lease is the right to use an engine that holds given weights, for one sample.
 
-Since a refit is a write, it happens only here, inside a lease, so never under a run. The only locks of the sampler
-are in this file. Its methods block; the service calls them from its worker threads.
+A refit is a write. It happens only here, inside a lease, so never during a run. The methods block; the service calls
+them from its worker threads.
 
-An edit that mixes the base model in needs two sets of weights at once. For that there is one engine more, opened when
-it is first needed, which keeps the base weights and is taken for one pass at a time. Whoever has it waits for nothing
+An edit that mixes in the base model needs two sets of weights at once. For that there is one more engine, opened when
+it is first needed. It keeps the base weights and is used for one pass at a time. Whoever uses it waits for nothing
 else, so leases and passes cannot wait for each other.
 """
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from sampler_svc.engines.engine import BASE, TOO_SMALL, Array, Engine, Weights
+from sampler_svc.engines.engine import BASE, TOO_SMALL, Array, Engine, WeightSet
 from unitune import telemetry
 
 logger = logging.getLogger(__name__)
@@ -26,12 +26,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Lease:
-    """An engine that holds the weights that were asked for, and what it took to get there."""
+    """An engine that holds the requested weights, and what the refit took."""
 
     engine: Engine
-    warm: bool  # the engine held them already
+    warm: bool  # the engine already held them
     refit_s: float  # from the weights file to the proven engine; 0 if warm
-    probe_ratio: float  # of the refit that put them in
+    probe_ratio: float  # of their refit
 
 
 @dataclass(eq=False)
@@ -40,22 +40,22 @@ class _Slot:
 
     engine: Engine | None = None
     is_leased: bool = False
-    used: int = 0  # the lease that used it last, counted
+    used: int = 0  # number of its last lease
     probe_ratio: float = TOO_SMALL
-    to_forget: set[str] = field(default_factory=set)  # weights that were evicted during the lease
+    to_forget: set[str] = field(default_factory=set)  # weights evicted during the lease
 
 
 class EnginePool:
-    """A fixed number of engines, at first with the base weights."""
+    """A fixed number of engines, which start with the base weights."""
 
     def __init__(
-        self, open_engine: Callable[[], Engine], base: Weights, size: int = 1, *, is_lazy: bool = False
+        self, open_engine: Callable[[], Engine], base: WeightSet, size: int = 1, *, is_lazy: bool = False
     ) -> None:
-        """Opens all engines, or each when it is first leased. Raises what opening or proving one raises."""
+        """Opens all engines, or each at its first lease. Raises what opening or proving one raises."""
         self._open_engine, self._base = open_engine, base
         self._changed = threading.Condition()
         self._refitting: set[str] = set()
-        self._waiting: dict[object, str] = {}  # who waits for which weights, in the order they came
+        self._waiting: dict[object, str] = {}  # waiter to weights, in order of arrival
         self._leases = 0
         self._slots = [_Slot(None if is_lazy else self._open()) for _ in range(size)]
         self._base_turn = threading.Lock()
@@ -63,13 +63,13 @@ class EnginePool:
 
     @property
     def size(self) -> int:
-        """The number of engines, and so of leases at a time."""
+        """The number of engines, and of leases at the same time."""
         return len(self._slots)
 
     def resident(self) -> list[str]:
         """The tuned weights that an engine holds now."""
         with self._changed:
-            engines = [slot.engine for slot in self._slots]  # read once: a lease's end may replace one meanwhile
+            engines = [slot.engine for slot in self._slots]  # read once: the end of a lease may replace one
             held = {engine.weights for engine in engines if engine is not None}
             return sorted(weights for weights in held if weights not in (None, BASE))
 
@@ -79,12 +79,12 @@ class EnginePool:
             return not self._waiting and not all(slot.is_leased for slot in self._slots)
 
     @contextmanager
-    def lease(self, weights: str, read: Callable[[], Weights]) -> Iterator[Lease]:
-        """Wait for an engine, see that it holds the weights, and keep it until the end of the `with` block.
+    def lease(self, weights: str, read: Callable[[], WeightSet]) -> Iterator[Lease]:
+        """Wait for an engine, refit it if needed, and keep it until the end of the `with` block.
 
-        Who came first is served first, but for those who wait for a refit of their weights. `read` is called only on a
-        miss; several leases of one set wait while a first one refits it. Raises what `read` raises, and DataLoss when
-        the weights do not take: the engine then goes back to the base weights.
+        Leases are granted first come, first served. Waiters whose weights are being refitted are skipped until that
+        refit ends. `read` is called only for a refit. Raises what `read` raises, and DataLoss when the probe fails: the
+        engine then goes back to the base weights.
         """
         slot = self._take(weights)
         try:
@@ -106,7 +106,7 @@ class EnginePool:
         with self._changed:
             free = [slot for slot in self._slots if not slot.is_leased and _holds(slot, weights)]
             for slot in self._slots:
-                if slot.is_leased or slot in free:  # what a lease is reading may fail, and leave what was there before
+                if slot.is_leased or slot in free:  # if a lease's read fails, its engine keeps the old weights
                     slot.to_forget.add(weights)
             for slot in free:
                 slot.is_leased = True
@@ -127,9 +127,9 @@ class EnginePool:
                 self._changed.wait_for(lambda: self._is_turn(me))
             finally:
                 del self._waiting[me]
-                self._changed.notify_all()  # it is the next one's turn, if there is another engine
+                self._changed.notify_all()  # the next waiter may take another engine
             free = [slot for slot in self._slots if not slot.is_leased]
-            # The one that holds the weights already, else the one whose weights were not used for longest.
+            # The one that already holds the weights, else the least recently used one.
             slot = min(free, key=lambda slot: (not _holds(slot, weights), slot.used))
             self._leases += 1
             slot.is_leased, slot.used = True, self._leases
@@ -138,11 +138,11 @@ class EnginePool:
             return slot
 
     def _is_turn(self, me: object) -> bool:
-        """Whether an engine is free and all who came earlier wait for a refit that runs."""
+        """Whether an engine is free and all earlier waiters wait for a running refit."""
         able = (waiting for waiting, weights in self._waiting.items() if weights not in self._refitting)
         return next(able, None) is me and not all(slot.is_leased for slot in self._slots)
 
-    def _hold(self, slot: _Slot, weights: str, read: Callable[[], Weights]) -> Lease:
+    def _hold(self, slot: _Slot, weights: str, read: Callable[[], WeightSet]) -> Lease:
         if slot.engine is not None and slot.engine.weights == weights:
             return Lease(slot.engine, True, 0.0, slot.probe_ratio)
         began = time.perf_counter()
@@ -158,14 +158,14 @@ class EnginePool:
         return Lease(slot.engine, False, time.perf_counter() - began, report.probe_ratio)
 
     def _give_back(self, slot: _Slot) -> None:
-        """End a lease; an engine of unknown weights, or of weights to forget, is replaced by one with the base's."""
+        """End a lease. An engine with unknown weights, or with weights to forget, is replaced by a new one."""
         if slot.engine is None or slot.engine.weights is None or slot.engine.weights in slot.to_forget:
             try:
                 if slot.engine is not None:
                     slot.engine.close()
                 slot.engine = None
                 slot.engine = self._open()
-            except Exception:  # the next lease tries again, and tells its caller
+            except Exception:  # the next lease tries again, and raises
                 telemetry.failure(logger, "an engine could not be opened again")
         with self._changed:
             slot.is_leased = False

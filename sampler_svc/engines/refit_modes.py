@@ -1,4 +1,4 @@
-"""The two ways to refit ONNX Runtime on the CPU, and which one an engine folder is opened with."""
+"""The two refit modes of ONNX Runtime on the CPU, and the choice between them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,28 +6,28 @@ from pathlib import Path
 from sampler_svc.config import AUTO
 from sampler_svc.engines.cpu import NEW_SESSION, OrtEngine
 from sampler_svc.engines.cpu_in_place import IN_PLACE, InPlaceEngine
-from sampler_svc.engines.engine import Engine, EngineSpec, Tensors, Weights
-from sampler_svc.engines.folder import Manifest, UnusableEngine
+from sampler_svc.engines.engine import Engine, EngineSpec, Tensors, WeightSet
+from sampler_svc.engines.folder import EngineManifest, UnusableEngine
 from sampler_svc.engines.layout import GraphLayout
 
 ENGINES = {NEW_SESSION: OrtEngine, IN_PLACE: InPlaceEngine}
-# Of weights. Opening a session costs stickerbook (35 MB) four of its steps; of larger models nothing is measured.
+# Of weights. For stickerbook (35 MB) opening a session takes as long as four steps; larger models are not measured.
 IN_PLACE_BYTES = 64 << 20
 
 
-def ort_opener(folder: Path, spec: EngineSpec, base: Weights, threads: int, refit_mode: str) -> Callable[[], Engine]:
-    """Opens engines of a folder that share the base weights. Raises UnusableEngine for a mode that is not proven."""
-    engine, layout = ENGINES[_chosen(refit_mode, Manifest.load(folder), base)], GraphLayout(spec, base.tensors)
+def ort_opener(folder: Path, spec: EngineSpec, base: WeightSet, threads: int, refit_mode: str) -> Callable[[], Engine]:
+    """Opens engines that share the base weights. Raises UnusableEngine for a mode that the build has not proven."""
+    engine, layout = ENGINES[_chosen(refit_mode, EngineManifest.load(folder), base)], GraphLayout(spec, base.tensors)
     return lambda: engine(folder, spec, threads, layout)
 
 
 def is_small(tensors: Tensors) -> bool:
-    """Whether a base model of these weights is refitted in place by itself."""
+    """Whether a base model with these weights is refitted in place by default."""
     return sum(tensor.nbytes for tensor in tensors.values()) <= IN_PLACE_BYTES
 
 
-def _chosen(wanted: str, manifest: Manifest, base: Weights) -> str:
-    """Small models are refitted in place where the build has proven that (docs/decisions/refit-modes.md)."""
+def _chosen(wanted: str, manifest: EngineManifest, base: WeightSet) -> str:
+    """By default, small models are refitted in place if the build has proven it (docs/decisions/refit-modes.md)."""
     if wanted == AUTO:
         return IN_PLACE if is_small(base.tensors) and IN_PLACE in manifest.refit_modes else NEW_SESSION
     if wanted not in manifest.refit_modes:

@@ -1,8 +1,8 @@
-"""The engine self-test: that a built plan computes what PyTorch does, and that a refit of it leaves no tensor behind.
+"""The engine self-test: a built plan computes what PyTorch does, and a refit replaces every tensor.
 
-Once per plan and GPU, at its build. The plan as it is, then two random sets of weights in turn, must give the answers
-that the exporter shipped, up to three times fp16's own rounding. A probe after every refit (engine.py) proves that
-the refit happened; this proves that it reaches every tensor, which small tunings cannot show.
+It runs once per plan and GPU, at the build. The plan with base weights, then with two random sets in turn, must give
+the answers that the exporter stored, up to three times the rounding of fp16. The probe after every refit (engine.py)
+proves that the refit happened. The self-test proves that it reaches every tensor, which small tunings cannot show.
 """
 
 import json
@@ -16,35 +16,35 @@ from safetensors.numpy import load_file
 
 from sampler_svc.engines.engine import Array, Engine
 from unitune.errors import UniTuneError
-from unitune.half_graph import SELF_TEST_FILE, SELF_TEST_PROBE_SEED, SELF_TEST_SEEDS, HalfSpec, self_test_tensors
+from unitune.fp16_graph import SELF_TEST_FILE, SELF_TEST_PROBE_SEED, SELF_TEST_SEEDS, Fp16Spec, self_test_tensors
 from unitune.weights import probe_input
 
-REPORT_FILE = "qualification.json"
-MAX_ERROR = 3.0  # times fp16's noise; a single stale tensor gives more (tests/tuner_svc/test_export_half.py)
+REPORT_FILE = "self_test_report.json"
+MAX_ERROR = 3.0  # times fp16's noise; a single stale tensor gives more (tests/tuner_svc/test_export_fp16.py)
 
 
 class SelfTestFailed(Exception):
-    """A plan computes or refits wrongly. The message says what and by how much."""
+    """A plan computes or refits wrongly. The message says which weights, and by how much."""
 
 
 @dataclass(frozen=True)
 class SelfTestReport:
-    """What the engine self-test found."""
+    """The results of the engine self-test."""
 
     errors: Mapping[str, float]  # set of weights to the largest error, as a share of PyTorch's fp32 answer
     noise: Mapping[str, float]  # the same for PyTorch in fp16
-    backend: Mapping[str, str]  # the runtime and GPU it was found on
+    backend: Mapping[str, str]  # the runtime and GPU that it ran on
     cuda_graph: bool  # a captured graph sees weights that were refitted after its capture
-    in_place: bool  # weights were replaced within what was loaded; always so for TensorRT
-    seconds: Mapping[str, float]  # medians of what was done several times
+    in_place: bool  # weights were replaced without opening the engine again; always so for TensorRT
+    seconds: Mapping[str, float]  # medians of runs and refits
 
     def save(self, folder: Path) -> None:
-        """Write qualification.json."""
+        """Write self_test_report.json."""
         (folder / REPORT_FILE).write_text(json.dumps(asdict(self), indent=1, sort_keys=True))
 
     @classmethod
     def load(cls, folder: Path) -> "SelfTestReport":
-        """Read qualification.json. Raises OSError where there is none, and ValueError for anything else."""
+        """Read self_test_report.json. Raises OSError if there is none, and ValueError for anything else."""
         try:
             return cls(**json.loads((folder / REPORT_FILE).read_text()))
         except TypeError as error:
@@ -52,17 +52,17 @@ class SelfTestReport:
 
 
 class SelfTest:
-    """The self-test of one base model's engines: questions, and PyTorch's answers."""
+    """The self-test of one base model's engines, with PyTorch's answers."""
 
     def __init__(self, folder: Path) -> None:
-        """From a folder with half.json and canary.safetensors."""
-        self.half = HalfSpec.load(folder)
+        """From a folder with fp16.json and self_test.safetensors."""
+        self.fp16 = Fp16Spec.load(folder)
         self.answers = load_file(folder / SELF_TEST_FILE)
         self.errors: dict[str, float] = {}
         self.seconds: dict[str, list[float]] = {}
 
     def ask(self, engine: Engine, name: str) -> Array:
-        """What the engine answers as it is. Raises SelfTestFailed unless that is the answer of the set `name`."""
+        """The engine's answer now. Raises SelfTestFailed unless it is the answer of the set `name`."""
         channels, *side = engine.spec.latent
         question = probe_input(SELF_TEST_PROBE_SEED, channels, (side[0], side[1]), engine.spec.context)
         began = time.perf_counter()
@@ -71,21 +71,21 @@ class SelfTest:
         expected = self.answers[name]
         error = float(np.linalg.norm(answer - expected) / np.linalg.norm(expected))
         self.errors[name] = max(error, self.errors.get(name, 0.0))
-        if not error < MAX_ERROR * self.half.noise[name]:  # also when it is not a number
-            allowed = MAX_ERROR * self.half.noise[name]
+        if not error < MAX_ERROR * self.fp16.noise[name]:  # also when it is not a number
+            allowed = MAX_ERROR * self.fp16.noise[name]
             raise SelfTestFailed(f"with {name} weights its answer is {error:.1e} off; {allowed:.1e} is allowed")
         return answer
 
     def refit_and_ask(self, engine: Engine, name: str) -> Array:
         """The same, after a refit with a random set."""
-        tensors = self_test_tensors(SELF_TEST_SEEDS[name], self.half.tensors)
+        tensors = self_test_tensors(SELF_TEST_SEEDS[name], self.fp16.tensors)
         began = time.perf_counter()
         engine._write(tensors)
         self._took("refit", began)
         return self.ask(engine, name)
 
     def run(self, engine: Engine) -> None:
-        """The whole of it, on an engine that was not refitted yet. Raises SelfTestFailed."""
+        """The complete self-test, on an engine that was not refitted yet. Raises SelfTestFailed."""
         self.ask(engine, "base")
         first = self.refit_and_ask(engine, "first")
         self.refit_and_ask(engine, "second")
@@ -94,9 +94,9 @@ class SelfTest:
             raise SelfTestFailed("it does not come back to the same answer after a refit there and back")
 
     def sees_refits(self, engine: Engine) -> bool:
-        """Whether an engine that runs through a captured graph gives each set's answer without another capture.
+        """Whether an engine with a captured graph gives each set's answer without another capture.
 
-        Asked by another self-test than the one that is kept: a failure here only means that no graph is used.
+        Use another SelfTest for this than for the report: a failure here only means that no captured graph is used.
         """
         try:
             for name in ("first", "second", "first"):
@@ -106,9 +106,9 @@ class SelfTest:
         return True
 
     def found(self, backend: Mapping[str, str], *, cuda_graph: bool, in_place: bool = True) -> SelfTestReport:
-        """What is to be kept, as of now."""
+        """The report of all runs so far."""
         seconds = {what: round(float(np.median(times)), 6) for what, times in self.seconds.items()}
-        return SelfTestReport(dict(self.errors), dict(self.half.noise), dict(backend), cuda_graph, in_place, seconds)
+        return SelfTestReport(dict(self.errors), dict(self.fp16.noise), dict(backend), cuda_graph, in_place, seconds)
 
     def _took(self, what: str, began: float) -> None:
         self.seconds.setdefault(what, []).append(time.perf_counter() - began)

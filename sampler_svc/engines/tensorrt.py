@@ -1,11 +1,11 @@
-"""TensorRT, on one GPU, in fp16. A refit writes into the loaded plan; nothing is loaded again.
+"""TensorRT on one GPU, in fp16. A refit writes into the loaded plan; nothing is loaded again.
 
-The plan was built with REFIT_INDIVIDUAL and only the specification's tensors marked (sampler_svc/build/tensorrt.py).
-One block of device memory holds all new weights, each at its own address, which the refitter is told once. A refit is
-then one copy into that block and one call, both on the engine's stream.
+The plan was built with REFIT_INDIVIDUAL, and only the specification's tensors are marked
+(sampler_svc/build/tensorrt.py). One block of device memory holds all new weights, each at a fixed address that the
+refitter is told once. A refit is then one copy into that block and one call, both on the engine's stream.
 
-TensorRT checks little: the number and dtype of each weight. It may have written some when it says False. So a
-refit that fails in any way leaves the engine without known weights (engine.py), and its owner replaces it.
+TensorRT checks only the number and dtype of each weight, and may have written some when it returns False. So after any
+failed refit the engine's weights are unknown (engine.py), and its owner replaces it.
 """
 
 import logging
@@ -20,23 +20,23 @@ from numpy.typing import NDArray
 from sampler_svc.engines.cuda_device import ALIGNMENT, INSTALL, CudaError, Device, open_device
 from sampler_svc.engines.engine import Array, BackendMissing, Engine, EngineSpec, Probe, Tensors
 from sampler_svc.engines.folder import REBUILD, UnusableEngine
-from sampler_svc.engines.fp16_weights import BATCH, in_batches, write_half
+from sampler_svc.engines.fp16_weights import BATCH, run_in_batches, write_fp16
 from sampler_svc.engines.self_test import SelfTestReport
 from sampler_svc.engines.trt_api import ICudaEngine, IExecutionContext, TensorRT
 from unitune import telemetry
 from unitune.base_model import TensorSpec
 from unitune.errors import DataLoss, Internal
-from unitune.half_graph import HalfSpec
+from unitune.fp16_graph import Fp16Spec
 
 logger = logging.getLogger(__name__)
 
 PLAN_FILE = "denoiser.plan"
-OLDEST = (10, 14)  # the first that can do all that is in trt_api.py
-# Of 11.3.0 its own documentation says that plans for refit may lose the bias of a matrix product, refitted or not.
+OLDEST = (10, 14)  # the first with everything in trt_api.py
+# By its own documentation, refittable plans of 11.3.0 may lose the bias of a matrix product, even without a refit.
 REFUSED = (11, 3)
 
 WORKSPACE_BYTES = 4 << 30  # at most, for a kernel's scratch memory; TensorRT takes what it needs
-OPTIMISATION_LEVEL = 3  # TensorRT's own default; said so that the key tells it
+OPTIMISATION_LEVEL = 3  # TensorRT's default; set so that it is in the key
 
 OpenRuntime = Callable[[], tuple[TensorRT, Device]]
 
@@ -61,7 +61,7 @@ def open_tensorrt() -> tuple[TensorRT, Device]:
 
 
 def check_version(version: str) -> None:
-    """Raises BackendMissing for a TensorRT whose plans cannot be refitted, or not be trusted."""
+    """Raises BackendMissing for a TensorRT whose plans cannot be refitted or cannot be trusted."""
     try:
         major, minor = (int(part) for part in version.split(".")[:2])
     except ValueError as error:
@@ -76,7 +76,7 @@ def check_version(version: str) -> None:
 
 
 def facts(trt: TensorRT, device: Device) -> dict[str, str]:
-    """What a plan depends on beside its graph. A plan is never tried where one of these differs."""
+    """What a plan depends on beside its graph. A plan is loaded only where all of these are the same."""
     return {
         "runtime": "tensorrt",
         "version": trt.__version__,
@@ -116,8 +116,8 @@ class TrtEngine(Engine):
         self._graph: Any = None
         self._is_closed = False
         try:
-            self._half = HalfSpec.load(folder)
-            self.rounding = self._half.rounding
+            self._fp16 = Fp16Spec.load(folder)
+            self.rounding = self._fp16.rounding
             self._log = trt.Logger(trt.ILogger.Severity.WARNING)
             self._runtime = trt.Runtime(self._log)
             self._engine = self._load((folder / PLAN_FILE).read_bytes())
@@ -147,7 +147,7 @@ class TrtEngine(Engine):
         return engine
 
     def close(self) -> None:
-        """Free plan and memory. TensorRT wants what was made last to go first."""
+        """Free plan and memory. TensorRT needs objects to be freed in reverse order."""
         self.weights = None
         if self._is_closed:
             return
@@ -162,9 +162,9 @@ class TrtEngine(Engine):
         if self._is_closed:
             raise RuntimeError("the engine is closed")
         for name, view in self._views.items():
-            write_half(self._half.tensors[name], name, tensors[name], view)
+            write_fp16(self._fp16.tensors[name], name, tensors[name], view)
         try:
-            self._device.synchronize()  # nothing may be pending on the engine, on whatever stream
+            self._device.synchronize()  # nothing may be pending on the engine on any stream
             self._device.copy_in(self._staging, self._staged)
             took = self._refitter.refit_cuda_engine_async(self._device.stream)
             self._device.synchronize()
@@ -180,8 +180,8 @@ class TrtEngine(Engine):
         try:
             return super()._prove(probe)
         except DataLoss:
-            # No document says that a captured graph sees weights that were refitted after. Capture again, ask again:
-            # should that fail as well, it was not the graph.
+            # TensorRT does not promise that a captured graph sees a later refit. Capture and probe again: if that
+            # fails, too, the graph was not the cause.
             self._forget_graph()
             ratio = super()._prove(probe)
             telemetry.event(logger, "a captured CUDA graph did not see a refit", level=logging.WARNING)
@@ -190,10 +190,10 @@ class TrtEngine(Engine):
     def _compute(self, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
         if self._is_closed:
             raise RuntimeError("the engine is closed")
-        return in_batches(self._run_batch, latents, timesteps, contexts)
+        return run_in_batches(self._run_batch, latents, timesteps, contexts)
 
     def _run_batch(self, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
-        """The answer for just BATCH rows, at the addresses that the context was told."""
+        """The answer for exactly BATCH rows, at the context's fixed addresses."""
         given = {"sample": latents, "timestep": timesteps, "encoder_hidden_states": contexts}
         try:
             for name, array in given.items():
@@ -203,7 +203,7 @@ class TrtEngine(Engine):
                 self._enqueue()
             else:
                 if self._graph is None:
-                    self._enqueue()  # TensorRT finishes its own preparations in a first run, which no graph may hold
+                    self._enqueue()  # in its first run TensorRT prepares things that must not be captured
                     self._device.synchronize()
                     self._graph = self._device.capture(self._enqueue)
                 self._device.launch(self._graph)
@@ -217,10 +217,10 @@ class TrtEngine(Engine):
         if not self._context.execute_async_v3(self._device.stream):
             raise self._failed("a run", "TensorRT refused it")
 
-    def _failed(self, what: str, why: str) -> Internal:
-        """The error of an engine that is not to be used again: from here on its weights count as unknown."""
+    def _failed(self, what: str, reason: str) -> Internal:
+        """The error of an engine that must not be used again. Its weights are unknown from here on."""
         self.weights = None
-        telemetry.event(logger, "the engine failed", level=logging.ERROR, detail=f"{what}: {why}")
+        telemetry.event(logger, "the engine failed", level=logging.ERROR, detail=f"{what}: {reason}")
         return Internal(f"{what} failed on the GPU; see the sampler's log", reason="ENGINE_FAILED")
 
     def _forget_graph(self) -> None:
@@ -247,7 +247,7 @@ class TrtEngine(Engine):
         return context
 
     def _bind_tensors(self) -> dict[str, int]:
-        """Memory for inputs and output, and their addresses. They never change, so that a graph may hold them."""
+        """Allocate inputs and output; their addresses. They never change, so a captured graph may use them."""
         types = self._trt.DataType
         latent = (BATCH, *self.spec.latent)
         wanted: dict[str, tuple[tuple[int, ...], type, Any]] = {
@@ -279,28 +279,28 @@ class TrtEngine(Engine):
         return buffers
 
     def _bind_weights(self) -> None:
-        """One address for each tensor, told to the refitter once."""
+        """Give each tensor one address, and tell the refitter."""
         self._refitter = self._trt.Refitter(self._engine, self._log)
         names = self.spec.tensors.keys()
-        # Not left to get_missing_weights: there were releases that forgot some.
+        # get_missing_weights is not enough: some releases forget weights.
         others = set(self._refitter.get_all_weights()) ^ names
         if others:
             raise UnusableEngine(
                 f"the plan's refittable weights are not the model's tensors, such as {min(others)}: {REBUILD}"
             )
-        offsets, size = _offsets(self._half.tensors)
+        offsets, size = _offsets(self._fp16.tensors)
         self._staging = self._device.allocate(size)
         self._staged = self._device.pinned(size)
         self._views: dict[str, NDArray[np.float16]] = {}
-        half = self._trt.DataType.HALF
+        fp16 = self._trt.DataType.HALF
         for name, offset in offsets.items():
-            shape = self._half.tensors[name].shape_in_graph
+            shape = self._fp16.tensors[name].shape_in_graph
             count = int(np.prod(shape))
             prototype = self._refitter.get_weights_prototype(name)
-            if prototype.dtype != half or prototype.size != count:
+            if prototype.dtype != fp16 or prototype.size != count:
                 wanted = f"{count} in fp16, the plan has {prototype.size} as {prototype.dtype}"
                 raise UnusableEngine(f"{name} must be {wanted}: {REBUILD}")
-            weights = self._trt.Weights(half, self._staging + offset, count)
+            weights = self._trt.Weights(fp16, self._staging + offset, count)
             if not self._refitter.set_named_weights(name, weights, self._trt.TensorLocation.DEVICE):
                 raise UnusableEngine(f"TensorRT refuses weights for {name}: {REBUILD}")
             self._views[name] = self._staged[offset : offset + 2 * count].view(np.float16).reshape(shape)
@@ -310,7 +310,7 @@ class TrtEngine(Engine):
 
 
 def _offsets(tensors: Mapping[str, TensorSpec]) -> tuple[dict[str, int], int]:
-    """Where each tensor lies in the block, aligned as cudaMalloc would, and the block's size in bytes."""
+    """Each tensor's offset in the block, aligned as cudaMalloc aligns, and the block's size in bytes."""
     offsets, size = {}, 0
     for name, tensor in sorted(tensors.items()):
         offsets[name] = size

@@ -1,8 +1,8 @@
-"""What we use of TensorRT and of the CUDA runtime, and no more, as types: their wheels carry none.
+"""Types for the parts of TensorRT and of the CUDA runtime that the sampler uses: their wheels have none.
 
-Every class bears the name of the real one; `tests/sampler_svc/test_trt_api.py` holds names, parameters and enum members
-to the true bindings. All of it is in 10.14 and in 11.4 alike. Where a method says False or None, that is how TensorRT
-fails: it raises next to nothing, and writes the reason to its log.
+Every class has the name of the real one. `tests/sampler_svc/test_trt_api.py` compares names, parameters and enum
+members with the real bindings. All of it is in 10.14 and in 11.4. Where a method returns False or None, TensorRT has
+failed: it hardly ever raises, and writes the reason to its log.
 """
 
 from collections.abc import Sequence
@@ -88,7 +88,7 @@ class Builder(Protocol):
 
 
 class ParserError(Protocol):
-    """What a parser did not like."""
+    """An error of a parser."""
 
     def desc(self) -> str: ...
 
@@ -116,7 +116,7 @@ class IExecutionContext(Protocol):
 
 
 class ICudaEngine(Protocol):
-    """A plan, loaded."""
+    """A loaded plan."""
 
     @property
     def refittable(self) -> bool: ...
@@ -143,17 +143,17 @@ class Refitter(Protocol):
 
     def get_all_weights(self) -> list[str]: ...
     def get_missing_weights(self) -> list[str]:
-        """Names that must come along because the engine combined them with some that were set."""
+        """Names that must be set, too, because the engine combined them with some that were."""
 
     def get_weights_prototype(self, weights_name: str) -> Weights: ...
     def set_named_weights(self, name: str, weights: Weights, location: Any) -> bool:
-        """False for an unknown name, another number of values or another dtype. Shape and layout are not looked at.
+        """False for an unknown name, another number of values or another dtype. Shape and layout are not checked.
 
-        The association lasts: memory may be overwritten later and refitted again.
+        The address stays set: memory may be overwritten later and refitted again.
         """
 
     def refit_cuda_engine_async(self, stream_handle: int) -> bool:
-        """False when weights are missing or not valid; some may have been written nevertheless."""
+        """False when weights are missing or not valid. Some may have been written."""
 
 
 class TensorRT(Protocol):

@@ -1,60 +1,62 @@
-"""Whole sets of weights to refit: the base model's, and a tuning's filled up from them.
+"""Complete sets of weights for a refit: the base model's, and a tuning's, completed from those.
 
-A weights file holds only what a tuning may change. A refit always carries everything, since what it left out
-would stay behind from the picture before.
+A weights file holds only tensors that a tuning may change. A refit always replaces all of them: otherwise tensors of
+the previous tuning would stay.
 """
 
 from pathlib import Path
 
 from safetensors.numpy import load_file
 
-from sampler_svc.engines.engine import BASE, Probe, Tensors, Weights
+from sampler_svc.engines.engine import BASE, Probe, Tensors, WeightSet
 from sampler_svc.engines.folder import BASE_PROBE_SEED, PROBE_FILE, SUPER_RESOLUTION_PROBE_FILE
 from unitune.base_model import BaseModelSpec, SuperResolutionSpec
 from unitune.codecs import decode
 from unitune.errors import DataLoss, FailedPrecondition
-from unitune.weights import SECOND_BASE, SECOND_TUNED, TunedWeights
+from unitune.weights import SUPER_RESOLUTION_BASE, SUPER_RESOLUTION_TUNED, TunedWeights
 
 
-def base_weights(folder: Path, spec: BaseModelSpec) -> Weights:
+def base_weights(folder: Path, spec: BaseModelSpec) -> WeightSet:
     """The base model's weights in an engine folder. They are shared and read-only."""
-    return _of_base(folder / spec.base_weights, folder / PROBE_FILE)
+    return _read_base(folder / spec.base_weights, folder / PROBE_FILE)
 
 
-def super_resolution_weights(folder: Path, stage: SuperResolutionSpec) -> Weights:
-    """The same of the second stage of a cascade."""
-    return _of_base(folder / stage.weights, folder / SUPER_RESOLUTION_PROBE_FILE)
+def super_resolution_weights(folder: Path, stage: SuperResolutionSpec) -> WeightSet:
+    """The same for super-resolution."""
+    return _read_base(folder / stage.weights, folder / SUPER_RESOLUTION_PROBE_FILE)
 
 
-def _of_base(weights: Path, probe: Path) -> Weights:
+def _read_base(weights: Path, probe: Path) -> WeightSet:
     tensors = load_file(weights)
     for tensor in tensors.values():
         tensor.flags.writeable = False
     answer = load_file(probe)["base"]
-    return Weights(BASE, tensors, Probe(BASE_PROBE_SEED, answer, answer))
+    return WeightSet(BASE, tensors, Probe(BASE_PROBE_SEED, answer, answer))
 
 
-def tuned_weights(tuned: TunedWeights, base: Weights, base_model: str) -> Weights:
-    """A tuning's weights, decoded, over the base model's.
+def tuned_weights(tuned: TunedWeights, base: WeightSet, base_model: str) -> WeightSet:
+    """A tuning's weights, decoded, completed from the base model's.
 
     Raises FailedPrecondition (BASE_MODEL_MISMATCH) for a tuning of another base model, and DataLoss (WEIGHTS_CORRUPT)
-    for a codec that this server does not know and what cannot be decoded.
+    for an unknown codec and for tensors that cannot be decoded.
     """
     probe = Probe(tuned.manifest.probe_seed, tuned.probe_tuned, tuned.probe_base)
-    return _over(tuned, tuned.of_denoiser(), probe, base, base_model)
+    return _complete(tuned, tuned.denoiser_tensors(), probe, base, base_model)
 
 
-def tuned_super_resolution(tuned: TunedWeights, base: Weights, base_model: str) -> Weights:
-    """The same of the second stage, for weights that tune it. Raises as `tuned_weights`."""
+def tuned_super_resolution(tuned: TunedWeights, base: WeightSet, base_model: str) -> WeightSet:
+    """The same for super-resolution, from weights that tune it. Raises as `tuned_weights`."""
     try:
-        probe = Probe(tuned.manifest.probe_seed, tuned.extras[SECOND_TUNED], tuned.extras[SECOND_BASE])
+        probe = Probe(
+            tuned.manifest.probe_seed, tuned.extras[SUPER_RESOLUTION_TUNED], tuned.extras[SUPER_RESOLUTION_BASE]
+        )
     except KeyError as error:
-        raise DataLoss("the stored weights carry no probe of the second stage", reason="WEIGHTS_CORRUPT") from error
-    return _over(tuned, tuned.of_second_stage(), probe, base, base_model)
+        raise DataLoss("the stored weights carry no probe for super-resolution", reason="WEIGHTS_CORRUPT") from error
+    return _complete(tuned, tuned.super_resolution_tensors(), probe, base, base_model)
 
 
-def _over(tuned: TunedWeights, stored: Tensors, probe: Probe, base: Weights, base_model: str) -> Weights:
+def _complete(tuned: TunedWeights, stored: Tensors, probe: Probe, base: WeightSet, base_model: str) -> WeightSet:
     if tuned.manifest.base_model != base_model:
         raise FailedPrecondition("the weights were tuned from another base model", reason="BASE_MODEL_MISMATCH")
     tensors = decode(stored, base.tensors, tuned.manifest.codec)
-    return Weights(tuned.manifest.digest, {**base.tensors, **tensors}, probe)
+    return WeightSet(tuned.manifest.digest, {**base.tensors, **tensors}, probe)

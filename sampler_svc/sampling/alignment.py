@@ -1,8 +1,8 @@
-"""Which token of the base prompt each token of the edit prompt takes its attention from (Prompt-to-Prompt, 3.2).
+"""From which token of the base prompt each token of the edit prompt takes its attention (Prompt-to-Prompt, 3.2).
 
-A text is known here by its pieces: the tokens between begin and end, each with the characters it came from. Columns
-are positions among all tokens of the text encoder: begin is 0, the first piece 1, and after the last come the end and
-its padding.
+The pieces of a text are its tokens between begin and end, each with the characters that it came from. Columns are
+positions among all tokens of the text encoder: begin is 0, the first piece is 1, and after the last piece come the end
+and its padding.
 """
 
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ from unitune.reading import Piece
 REPLACE, REFINE = ALIGNMENTS
 
 
-class Text(NamedTuple):
-    """A prompt and its pieces; those that the text encoder cuts off are not there."""
+class TokenizedPrompt(NamedTuple):
+    """A prompt and the pieces of it that the text encoder reads."""
 
     prompt: str
     pieces: Sequence[Piece]
@@ -30,22 +30,22 @@ class Text(NamedTuple):
         return [at for at, piece in enumerate(self.pieces, start=1) if piece.start < stop and piece.stop > start]
 
     def columns_of(self, words: str) -> list[int]:
-        """The columns of all mentions of the words; none where they are not, or are cut off."""
+        """The columns of all mentions of the words that the text encoder reads."""
         return [column for span in spans_of(self.prompt, words) for column in self.columns(*span)]
 
 
 class Alignment(NamedTuple):
-    """`mapper` (tokens, tokens) from the base prompt's column to the edit prompt's; `taken` (tokens,) is 1 for the
-    columns of the edit prompt that have one to take from, and 0 for those that keep their own."""
+    """`mapper` (tokens, tokens) leads from the base prompt's columns to the edit prompt's. `taken` (tokens,) is 1 for
+    columns of the edit prompt that take from the base prompt, and 0 for those that keep their own."""
 
     mapper: NDArray[np.float32]
     taken: NDArray[np.float32]
 
 
-def align(base: Text, edited: Text, tokens: int, kind: str = "") -> Alignment:
-    """Word by word, or by the longest common row of tokens.
+def align(base: TokenizedPrompt, edited: TokenizedPrompt, tokens: int, kind: str = "") -> Alignment:
+    """Word by word, or by the longest common subsequence of tokens.
 
-    `kind` is REPLACE, REFINE, or empty: then REPLACE where the prompts have as many words. Raises InvalidField
+    `kind` is REPLACE, REFINE, or empty: then REPLACE if the prompts have equally many words. Raises InvalidField
     (config.alignment) for a replacement in prompts of different numbers of words.
     """
     counts = len(base.prompt.split()), len(edited.prompt.split())
@@ -59,8 +59,8 @@ def align(base: Text, edited: Text, tokens: int, kind: str = "") -> Alignment:
     )
 
 
-def replaced(base: Text, edited: Text, tokens: int) -> Alignment:
-    """Each word takes from the word in its place, shared out evenly where it has more tokens or fewer."""
+def replaced(base: TokenizedPrompt, edited: TokenizedPrompt, tokens: int) -> Alignment:
+    """Each word takes from the word in its place, shared evenly if it has more or fewer tokens."""
     mapper = np.zeros((tokens, tokens), dtype=np.float32)
     mapper[0, 0] = 1
     for theirs, own in zip(_words(base), _words(edited), strict=True):
@@ -72,8 +72,8 @@ def replaced(base: Text, edited: Text, tokens: int) -> Alignment:
     return Alignment(mapper, np.ones(tokens, dtype=np.float32))
 
 
-def refined(base: Text, edited: Text, tokens: int) -> Alignment:
-    """Tokens of the longest common row take from each other; the others keep their own attention."""
+def refined(base: TokenizedPrompt, edited: TokenizedPrompt, tokens: int) -> Alignment:
+    """Tokens of the longest common subsequence take from each other; the others keep their own attention."""
     mapper, taken = np.zeros((tokens, tokens), dtype=np.float32), np.ones(tokens, dtype=np.float32)
     mapper[0, 0] = 1
     taken[1 : 1 + len(edited.pieces)] = 0
@@ -83,8 +83,8 @@ def refined(base: Text, edited: Text, tokens: int) -> Alignment:
     return Alignment(mapper, taken)
 
 
-def _words(text: Text) -> list[list[int]]:
-    """The columns of each word, words being what white space separates."""
+def _words(text: TokenizedPrompt) -> list[list[int]]:
+    """The columns of each word. White space separates words."""
     found, at = [], 0
     for word in text.prompt.split():
         start = text.prompt.index(word, at)
@@ -94,7 +94,7 @@ def _words(text: Text) -> list[list[int]]:
 
 
 def _align_ends(mapper: NDArray[np.float32], base: int, edited: int) -> None:
-    """End takes from end and padding from padding, in order; what has no partner takes from the last."""
+    """End takes from end, padding from padding, in order. Padding without a partner takes from the last."""
     last = len(mapper) - 1
     for column in range(1 + edited, last + 1):
         mapper[min(column - edited + base, last), column] = 1

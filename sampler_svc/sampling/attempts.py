@@ -1,9 +1,9 @@
-"""Several attempts at one edit, of which the gate chooses: automatic settings, and resampling of what was rejected.
+"""Several attempts at one edit, of which the CLIP filter chooses: automatic settings, and resampling after a rejection.
 
-Automatic settings are the paper's own future work (UniTune, arXiv 2210.09477, limitations): which strength and guidance
-an edit needs differs from picture to picture. The base model's preset lists a few points; all are tried, and the one
-whose picture the gate ranks highest is taken. A seed whose picture did not pass is another matter: there the first that
-does is enough.
+Automatic settings are future work in the paper (UniTune, arXiv 2210.09477, limitations): the strength and the guidance
+that an edit needs differ from picture to picture. The base model's preset lists a few points. All are tried, and the
+CLIP filter takes the picture that it ranks highest. Resampling is different: for each seed it takes the first picture
+that passes.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,18 +12,18 @@ from functools import partial
 
 import numpy as np
 
+from sampler_svc.sampling.clip_filter import ClipFilter, Scores
 from sampler_svc.sampling.events import Done, EditedImage, Event, OnEvent, Step, Warned
-from sampler_svc.sampling.gate import Gate, Scores
 from sampler_svc.sampling.request import Request
 from unitune import images
 from unitune.images import Pixels
 
-SEED_STRIDE = 1_000_003  # from one attempt's seed to the next one's, so that they do not meet the caller's other seeds
+SEED_STRIDE = 1_000_003  # between the seeds of two attempts, so that they differ from the caller's other seeds
 
 
 @dataclass(frozen=True)
-class Gated:
-    """The gate's choice for one seed, and where it came from."""
+class ScoredImage:
+    """The picture that the CLIP filter chose for one seed, its scores, and its settings."""
 
     image: EditedImage
     scores: Scores
@@ -32,10 +32,10 @@ class Gated:
     guidance_scale: float
 
 
-def attempts_of(request: Request, gate: Gate, *, is_automatic: bool, resamples: int) -> list[Request]:
-    """What to try: the preset's points, or other seeds of the same settings."""
+def attempts_of(request: Request, clip_filter: ClipFilter, *, is_automatic: bool, resamples: int) -> list[Request]:
+    """The attempts: the preset's points, or the same settings with other seeds."""
     if is_automatic:
-        return [replace(request, strength=s, guidance_scale=g) for s, g in gate.automatic_points]
+        return [replace(request, strength=s, guidance_scale=g) for s, g in clip_filter.automatic_points]
     return [
         replace(request, seeds=tuple(seed + attempt * SEED_STRIDE for seed in request.seeds))
         for attempt in range(1 + resamples)
@@ -43,16 +43,16 @@ def attempts_of(request: Request, gate: Gate, *, is_automatic: bool, resamples: 
 
 
 class BestPictures:
-    """The best picture of each seed among the attempts so far, and the seconds that all of them took."""
+    """The best picture of each seed among the attempts so far, and the seconds of all attempts."""
 
-    def __init__(self, gate: Gate, base_image: Pixels, prompt: str, *, tries_all: bool) -> None:
-        self._gate, self._tries_all = gate, tries_all
-        self._score = gate.against(base_image, prompt)
-        self._best: dict[int, Gated] = {}
+    def __init__(self, clip_filter: ClipFilter, base_image: Pixels, prompt: str, *, tries_all: bool) -> None:
+        self._clip_filter, self._tries_all = clip_filter, tries_all
+        self._score = clip_filter.scorer(base_image, prompt)
+        self._best: dict[int, ScoredImage] = {}
         self._seconds = np.zeros(4)
 
     def open_seeds(self, seeds: int) -> list[int]:
-        """Which of so many seeds, by index, are to be tried once more."""
+        """The indices, of `seeds` many, that need another attempt."""
         return [
             index
             for index in range(seeds)
@@ -60,48 +60,48 @@ class BestPictures:
         ]
 
     def take(self, image: EditedImage, attempt: Request) -> None:
-        """Keep a picture of an attempt if it is the best of its seed; `image.index` is into all seeds."""
+        """Keep a picture if it is the best of its seed so far; `image.index` counts all seeds."""
         scores = self._score(images.decode(image.png, max_bytes=None))
-        found = Gated(image, scores, self._gate.passes(scores), attempt.strength, attempt.guidance_scale)
+        found = ScoredImage(image, scores, self._clip_filter.passes(scores), attempt.strength, attempt.guidance_scale)
         if image.index not in self._best or self._value(found) > self._value(self._best[image.index]):
             self._best[image.index] = found
 
     def add_seconds(self, done: Done) -> None:
-        """Count what an attempt took."""
+        """Add the seconds of an attempt."""
         self._seconds += (done.encode_s, done.denoise_s, done.decode_s, done.super_resolution_s)
 
-    def results(self) -> list[Gated | Done]:
+    def results(self) -> list[ScoredImage | Done]:
         """The best picture of each seed in order, and the sums of the seconds."""
         seconds = (float(seconds) for seconds in self._seconds)
         return [*(self._best[index] for index in sorted(self._best)), Done(*seconds)]
 
-    def _value(self, found: Gated) -> tuple[bool, float]:
-        # What passes ends the search for other seeds; among the points of automatic settings the rank decides.
-        return not self._tries_all and found.passed, self._gate.rank(found.scores)
+    def _value(self, found: ScoredImage) -> tuple[bool, float]:
+        # When resampling, a picture that passes is best; among the points of automatic settings the rank decides.
+        return not self._tries_all and found.passed, self._clip_filter.rank(found.scores)
 
 
-def sample_gated(
+def sample_filtered(
     sample_once: Callable[[Request, OnEvent], None],
-    gate: Gate,
+    clip_filter: ClipFilter,
     base_image: Pixels,
     prompt: str,
     attempts: Sequence[Request],
-    on_event: Callable[[Event | Gated], None],
+    on_event: Callable[[Event | ScoredImage], None],
     *,
     tries_all: bool,
 ) -> None:
     """All attempts, or only until each seed has a picture that passes; then the best picture of each seed.
 
     `base_image` is the whole picture, `prompt` is without rare tokens. `on_event` is called with the steps and warnings
-    of all attempts, then with a Gated for each seed, and with Done at the end. Raises what `sample_once` raises.
+    of all attempts, then with a ScoredImage for each seed, and with Done at the end. Raises what `sample_once` raises.
     """
-    best = BestPictures(gate, base_image, prompt, tries_all=tries_all)
+    best = BestPictures(clip_filter, base_image, prompt, tries_all=tries_all)
 
     def attempted(number: int, attempt: Request, open_seeds: Sequence[int], event: Event) -> None:
         match event:
             case Step():
-                # Points differ in strength, so in steps, and how many attempts are made is not known yet: no total of
-                # them all would be right from the start.
+                # The steps count within the attempt: points differ in strength and so in steps, and the number of
+                # attempts is not known yet.
                 on_event(replace(event, attempt=number, attempts=len(attempts)))
             case Warned():
                 on_event(event)

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from sampler_svc.engines.cpu import Graph
 from sampler_svc.engines.engine import Array
-from sampler_svc.sampling.alignment import Text
+from sampler_svc.sampling.alignment import TokenizedPrompt
 from sampler_svc.sampling.text_reader import reader_of
 from unitune.base_model import BaseModelSpec
 from unitune.diffusion.guidance import Context
@@ -22,7 +22,7 @@ EMBEDDINGS_KEPT = 256  # prompts; the empty one is in every edit
 
 
 class BaseGraphs:
-    """Encodes prompts and pictures, decodes latents. Answers do not depend on what was asked before."""
+    """Encodes prompts and pictures, decodes latents. Answers do not depend on earlier calls."""
 
     def __init__(
         self, folder: Path, spec: BaseModelSpec, threads: int = 0, open_graph: Callable[[Path, int], Graph] = Graph
@@ -41,13 +41,13 @@ class BaseGraphs:
         ids: list[int] = self._tokenizer.encode(prompt).ids
         return ids
 
-    def text(self, prompt: str) -> Text:
-        """A prompt with its tokens and the characters that each came from, cut where the text encoder cuts."""
-        read = self.reader.encode(prompt)[: self.reader.room]
-        return Text(prompt, [piece for piece in read if piece.start < piece.stop])
+    def text(self, prompt: str) -> TokenizedPrompt:
+        """A prompt with the tokens that the text encoder reads, and the characters that each came from."""
+        read = self.reader.encode(prompt)[: self.reader.max_tokens]
+        return TokenizedPrompt(prompt, [piece for piece in read if piece.start < piece.stop])
 
     def encode(self, image: ModelImage) -> Latents:
-        """The latent (1, channels, h, w) of an image (1, 3, height, width): the mode, so always the same."""
+        """The latent (1, channels, h, w) of an image (1, 3, height, width): the posterior's mode, so deterministic."""
         return self._image_encoder(image)
 
     def decode(self, latents: Latents) -> ModelImage:
@@ -55,14 +55,14 @@ class BaseGraphs:
         return self._image_decoder(latents)
 
     def round_trip_error(self, picture: Pixels) -> float:
-        """Root mean square difference, 0 to 1, between a picture, uint8 (h, w, 3), at the model's size and what the
-        autoencoder makes of it. It grows with noise, of which a latent cannot hold much."""
+        """Root mean square difference, 0 to 1, between a picture, uint8 (h, w, 3), and its round trip through the
+        autoencoder, at the model's size. Noise makes it large, since a latent holds little noise."""
         image = to_model(picture, self.spec.image_side)
         difference = (self.decode(self.encode(image)).clip(-1, 1) - image) / 2
         return float(np.sqrt(np.mean(np.square(difference))))
 
     def preview(self, latents: Latents) -> ModelImage:
-        """The image of one latent, roughly: by a linear map where the base model has one, else by the decoder."""
+        """An approximate image of one latent: by the base model's linear map if it has one, else by the decoder."""
         if not self.spec.latent_to_rgb:
             return self._image_decoder(latents)
         *weights, offset = np.array(self.spec.latent_to_rgb, dtype=np.float32)
@@ -70,7 +70,7 @@ class BaseGraphs:
         return image
 
     def embed_vectors(self, prompt: str, placeholder: str, vectors: Array) -> Context:
-        """The text embedding (tokens, width) of a prompt, vectors (k, width) wherever the placeholder stands."""
+        """The text embedding (tokens, width) of a prompt, with vectors (k, width) in place of each placeholder."""
         ids = ids_with_vectors(prompt, placeholder, len(vectors), self._ids, self.tokens(""))
         return self._encode_text(ids, vectors)
 

@@ -1,4 +1,4 @@
-"""Ends an edit between two passes of the denoiser, when its caller has cancelled it."""
+"""Stops a cancelled edit between two passes of the denoiser."""
 
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -10,13 +10,13 @@ T = TypeVar("T")
 
 
 def stop_if(cancelled: Callable[[], bool]) -> None:
-    """Raises Cancelled (EDIT_CANCELLED) if it is."""
+    """Raises Cancelled (EDIT_CANCELLED) if the edit is cancelled."""
     if cancelled():
         raise Cancelled("the edit was cancelled", reason="EDIT_CANCELLED")
 
 
 def stopping(run: Callable[P, T], cancelled: Callable[[], bool]) -> Callable[P, T]:
-    """The same, asking before each pass whether to go on."""
+    """`run`, with `stop_if` before each call."""
 
     def run_on(*args: P.args, **more: P.kwargs) -> T:
         stop_if(cancelled)

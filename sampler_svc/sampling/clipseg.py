@@ -1,7 +1,7 @@
 """CLIPSeg (Lüddecke and Ecker, arXiv 2112.10003): where a picture shows what a text names.
 
-It is no part of a base model: a sampler that has one finds any words by it, in place of the base model's own
-predictions. Its graph is written by `python -m tuner_svc.export.clipseg`.
+It is not part of a base model. A sampler that has one uses it for all words, in place of the base model's predictions.
+`python -m tuner_svc.export.clipseg` writes its graph.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,14 +33,14 @@ class ClipSeg:
         self.reader = reader_of(self._tokenizer)
         self._side: int = self._graph.input_shape[-1]
 
-    def find(self, picture: Pixels, things: Sequence[str]) -> Mask:
-        """Where the picture, uint8 (h, w, 3), shows one of the things: each at a logit above 0, its own even odds."""
-        found: Mask = np.any(self.logits(picture, things) > 0, axis=0).astype(np.float32)
+    def find(self, picture: Pixels, objects: Sequence[str]) -> Mask:
+        """Where the picture, uint8 (h, w, 3), shows one of the objects: each where its logit is above 0."""
+        found: Mask = np.any(self.logits(picture, objects) > 0, axis=0).astype(np.float32)
         return enlarged(found, (picture.shape[0], picture.shape[1]))
 
-    def logits(self, picture: Pixels, things: Sequence[str]) -> Array:
-        """(things, height, width) of the model's own size."""
+    def logits(self, picture: Pixels, objects: Sequence[str]) -> Array:
+        """(objects, height, width), at the model's own size."""
         small = Image.fromarray(picture).resize((self._side, self._side), Image.Resampling.BILINEAR)
         pixels = np.asarray(small)[None].transpose(0, 3, 1, 2).astype(np.float32) / 255
-        ids = np.array([self._tokenizer.encode(thing).ids for thing in things], dtype=np.int64)
-        return self._graph(np.repeat(pixels, len(things), axis=0), ids)
+        ids = np.array([self._tokenizer.encode(named).ids for named in objects], dtype=np.int64)
+        return self._graph(np.repeat(pixels, len(objects), axis=0), ids)

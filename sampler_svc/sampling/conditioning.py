@@ -1,8 +1,7 @@
-"""What stands for the prompt's embedding, by the method that made the weights.
+"""The embedding of the prompt, which depends on the method that made the weights.
 
-UniTune and DreamBooth change weights alone, and their prompts are embedded as they are. Imagic mixes two embeddings,
-and Textual Inversion puts vectors into the prompt. Null-text has an embedding for each step in place of the empty
-prompt's.
+UniTune and DreamBooth change only weights: their prompts are embedded as they are. Imagic mixes two embeddings. Textual
+Inversion puts vectors into the prompt. Null-text replaces the empty prompt's embedding by one for each step.
 """
 
 from collections.abc import Callable
@@ -25,7 +24,7 @@ REFITS_NOTHING = (
 
 
 def embedding(graphs: BaseGraphs, tuned: TunedWeights, prompt: str, eta: float) -> Embed:
-    """What embeds the texts of an edit by `prompt`: its own, and those of its guidance.
+    """Embeds the texts of an edit by `prompt`: the prompt, and the texts of its guidance.
 
     Raises DataLoss (WEIGHTS_CORRUPT) when the embeddings of the weights file are not this base model's.
     """
@@ -51,7 +50,7 @@ def mixed(eta: float, target: Context, optimized: Context) -> Context:
 
 
 def null_embeddings(graphs: BaseGraphs, tuned: TunedWeights, num_inference_steps: int) -> Array:
-    """Null-text's embeddings, (steps, tokens, width), that of the noisiest step first.
+    """Null-text's embeddings, (steps, tokens, width), from the noisiest step.
 
     Raises DataLoss (WEIGHTS_CORRUPT) as `embedding` does.
     """
@@ -59,7 +58,7 @@ def null_embeddings(graphs: BaseGraphs, tuned: TunedWeights, num_inference_steps
 
 
 def refuse_unbound(tuned: TunedWeights, request: Request) -> None:
-    """Raises InvalidField for a setting that the edit must have as the tuning had it, and has not."""
+    """Raises InvalidField for a setting that must be the tuning's and is not."""
     for name, value in tuned.manifest.bound_to.items():
         asked = getattr(request, name)
         if asked != value:

@@ -1,4 +1,4 @@
-"""Counts the steps of an edit and of its super-resolution as those of one edit, and tells each of them."""
+"""Counts the steps of an edit and of its super-resolution together, and emits an event for each."""
 
 import time
 
@@ -11,7 +11,7 @@ from unitune.images import ModelImage
 
 
 class EditSteps:
-    """The steps of one edit, from 0, with previews as often as the request wants them."""
+    """The steps of one edit, from 0, with previews as the request asks."""
 
     def __init__(self, edit: PreparedEdit, request: Request, on_event: OnEvent) -> None:
         self._edit, self._preview_every, self._on_event = edit, request.preview_every, on_event
@@ -20,24 +20,24 @@ class EditSteps:
         self._total = request.num_steps + (stage.num_steps * len(request.seeds) if stage is not None else 0)
         self.super_resolution_s = 0.0
 
-    def tell(self, denoised: Latents | None = None) -> None:
-        """A step is done; `denoised` are the latents as they would be without noise, for a preview of the first."""
+    def emit(self, denoised: Latents | None = None) -> None:
+        """Emit that a step is done. `denoised` are the latents without noise, for a preview of the first one."""
         wants_preview = self._preview_every > 0 and (self._done + 1) % self._preview_every == 0
         preview = self._preview(denoised) if denoised is not None and wants_preview else b""
         self._on_event(Step(self._done, self._total, preview))
         self._done += 1
 
     def enlarge(self, image: ModelImage, seed: int) -> ModelImage:
-        """The image after super-resolution, which the tools must have. Raises what `SuperResolution.enlarge` raises."""
+        """The image after super-resolution. Raises ValueError if the tools have none, and what its `enlarge` raises."""
         stage, began = self._edit.tools.super_resolution, time.perf_counter()
         if stage is None:
             raise ValueError("the tools have no super-resolution")
-        enlarged = stage.enlarge(image, seed, self.tell)
+        enlarged = stage.enlarge(image, seed, self.emit)
         self.super_resolution_s += time.perf_counter() - began
         return enlarged
 
     def _preview(self, denoised: Latents) -> bytes:
-        """PNG with the base image's aspect, and no larger than the model's own pictures."""
+        """PNG with the base image's aspect, at most as large as the model's pictures."""
         graphs, size = self._edit.tools.graphs, self._edit.size
         shrink = min(1.0, max(graphs.spec.image_side) / max(size))
         small = max(round(size[0] * shrink), 1), max(round(size[1] * shrink), 1)

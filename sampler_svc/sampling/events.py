@@ -1,4 +1,4 @@
-"""What an edit tells while it runs. It calls a function with each event, in order."""
+"""The events of an edit while it runs. It calls a function with each, in order."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ class Step:
     index: int  # from 0
     total: int
     preview: bytes = b""  # PNG of the first seed's picture so far
-    attempt: int = 0  # from 1, where there may be several
+    attempt: int = 0  # from 1, if there may be several; else 0
     attempts: int = 0  # at most
 
 
@@ -21,13 +21,13 @@ class EditedImage:
 
     index: int  # into the seeds
     seed: int
-    png: bytes  # as large as the base image; with super-resolution at least as large as that makes them
-    mask: bytes = b""  # PNG of the mask that was used, as large; empty if none was
+    png: bytes  # of the base image's size; with super-resolution at least of that model's size
+    mask: bytes = b""  # PNG of the mask that was used, of the same size; empty if none was
 
 
 @dataclass(frozen=True)
 class Done:
-    """All results are out. Seconds by stage."""
+    """All results were sent. Seconds of each stage."""
 
     encode_s: float
     denoise_s: float
@@ -37,7 +37,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Warned:
-    """A result that is hardly what was meant, in plain words, with a remedy."""
+    """A warning that a result is probably not what was meant, with a remedy."""
 
     text: str
 

@@ -1,8 +1,8 @@
-"""Where words look, as a mask over latents: what Prompt-to-Prompt's local blend edits (arXiv 2208.01626, 3.2).
+"""Prompt-to-Prompt's local blend: edits only where given words have attention (arXiv 2208.01626, 3.2).
 
-The authors read the words' maps from the passes of the edit itself. Within a prompt a word's attention may be nearly
-the same everywhere, since other words have told the text encoder's later ones of it; so here each word is a prompt of
-its own, and its map is of its own tokens.
+The authors read the words' maps from the passes of the edit. But within a prompt a word's attention may be nearly the
+same everywhere, because the text encoder mixes words. So here each word is a prompt of its own, and its map is that of
+its own tokens.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sampler_svc.engines.engine import Array
-from sampler_svc.sampling.alignment import Text
+from sampler_svc.sampling.alignment import TokenizedPrompt
 from unitune.diffusion.guidance import Context
 from unitune.diffusion.schedule import Latents
 from unitune.errors import InvalidField
@@ -20,17 +20,17 @@ from unitune.errors import InvalidField
 Look = Callable[[Latents, Context], Array]  # latents (n, ...), a prompt's context -> attention maps (n, tokens, h, w)
 
 THRESHOLD = 0.3  # of the largest value; as this and the 3 x 3 maximum in the authors' code
-STARTS_AFTER = 0.2  # of the steps: before, attention has no shape yet
+STARTS_AFTER = 0.2  # of the steps: before that, attention has no shape
 
 
 class Word(NamedTuple):
-    """A blend word, or several in a row, as a prompt of its own."""
+    """A blend word, or a phrase, as a prompt of its own."""
 
-    text: Text
+    text: TokenizedPrompt
     context: Context
 
     def seen(self, maps: Array) -> Array:
-        """Its own tokens' mean map (n, h, w) of maps (n, tokens, h, w) for this prompt."""
+        """The mean map (n, h, w) of its tokens, from maps (n, tokens, h, w) for this prompt."""
         found: Array = maps[:, 1 : 1 + len(self.text.pieces)].mean(axis=1)
         return found
 
@@ -38,9 +38,9 @@ class Word(NamedTuple):
 class LocalBlend:
     """The attention of words, summed over the steps so far."""
 
-    def __init__(self, words: Sequence[Word], base: Text, edited: Text, steps: int) -> None:
-        """`base` and `edited` are the prompts: a word is looked for in the branch of each that has it. Raises
-        InvalidField (config.blend_words) for a word that neither has."""
+    def __init__(self, words: Sequence[Word], base: TokenizedPrompt, edited: TokenizedPrompt, steps: int) -> None:
+        """`base` and `edited` are the prompts. A word's map is taken in the branch of each prompt that has the word.
+        Raises InvalidField (config.blend_words) for a word that neither has."""
         self._first = int(STARTS_AFTER * steps)
         self._words: list[tuple[Word, list[int]]] = []
         for word in words:
@@ -49,10 +49,10 @@ class LocalBlend:
         self._masks: dict[str, NDArray[np.bool_]] = {}  # of the last step, by word
 
     def mask(self, step: int, latents: Latents, look: Look) -> NDArray[np.bool_] | None:
-        """Where to edit, (h, w) of the latents (2, channels, h, w) of base and edit at this step's noisier end.
+        """Where to edit, (h, w), from the latents (2, channels, h, w) of base and edit before this step.
 
-        The union of where each word looks in either branch, by this step and those before; None while it is too early.
-        Costs one pass of one or two rows for each word.
+        It is the union over words and branches, with the attention summed over the steps so far. None in the first
+        steps. Costs one pass of one or two rows for each word.
         """
         for at, (word, branches) in enumerate(self._words):
             self._sums[at] = self._sums[at] + word.seen(look(latents[branches], word.context))
@@ -70,13 +70,13 @@ class LocalBlend:
         return found
 
     def warning(self) -> str:
-        """What is wrong with the last mask, if it keeps nothing of the base image or all of it; else empty."""
+        """A warning if the last mask keeps nothing of the base image, or all of it; else empty."""
         if not self._masks:
             return ""
         mask = self._union()
         if mask.all():
             words = [word for word, own in self._masks.items() if own.all()] or list(self._masks)
-            remedy = "name smaller things, or give a mask"
+            remedy = "name smaller objects, or give a mask"
             return f"local blend keeps nothing of the picture, since {_listed(words)} look everywhere: {remedy}"
         if not mask.any():
             remedy = "name what the picture or the edit shows, or leave blend_words unset"
@@ -84,9 +84,9 @@ class LocalBlend:
         return ""
 
 
-def branches_with(named: str, base: Text, edited: Text) -> list[int]:
-    """In which of the two prompts the words are, 0 or 1. Raises InvalidField (config.blend_words) where in neither, or
-    where the text encoder has no room for them."""
+def branches_with(named: str, base: TokenizedPrompt, edited: TokenizedPrompt) -> list[int]:
+    """Which of the two prompts have the words: 0, 1 or both. Raises InvalidField (config.blend_words) for none, and for
+    words that the text encoder does not read."""
     branches = [branch for branch, text in enumerate((base, edited)) if text.columns_of(named)]
     if not branches:
         remedy = "name words of prompt or base_prompt, which the model cuts when long"
@@ -95,7 +95,7 @@ def branches_with(named: str, base: Text, edited: Text) -> list[int]:
 
 
 def blended(base: Latents, edited: Latents, mask: NDArray[np.bool_]) -> Latents:
-    """The edited latents where the mask (h, w) is, the base's everywhere else, bit for bit."""
+    """The edited latents inside the mask (h, w), the base's outside, bit for bit."""
     return np.where(mask, edited, base)
 
 

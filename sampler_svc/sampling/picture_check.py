@@ -1,4 +1,4 @@
-"""Says whether a base image is one of those that the base model knows, before a tuning is made of it."""
+"""Checks, before a tuning, whether the base model knows pictures like the base image."""
 
 import hashlib
 from collections import OrderedDict
@@ -6,21 +6,21 @@ from dataclasses import dataclass, field
 from threading import Lock
 
 from sampler_svc.sampling.base_graphs import BaseGraphs
-from sampler_svc.sampling.gate import Gate
+from sampler_svc.sampling.clip_filter import ClipFilter
 from unitune import images
 from unitune.known_pictures import KnownPictures
 
-ANSWERS_KEPT = 256  # pictures; one is asked about before each of its edits
+ANSWERS_KEPT = 256  # pictures; each edit asks about its picture
 
 
 @dataclass(frozen=True)
 class PictureCheck:
-    """The limits of a base model's known pictures, and what measures a picture. From any thread."""
+    """Compares a picture with the limits of a base model's known pictures. Thread-safe."""
 
     known: KnownPictures
-    gate: Gate
+    clip_filter: ClipFilter
     graphs: BaseGraphs
-    # Whether a picture is known, by the SHA-256 of its file; the oldest question first.
+    # SHA-256 of a picture's file to whether it is known, the oldest first.
     _answers: OrderedDict[bytes, bool] = field(default_factory=OrderedDict, init=False, repr=False, compare=False)
     _lock: Lock = field(default_factory=Lock, init=False, repr=False, compare=False)
 
@@ -48,4 +48,4 @@ class PictureCheck:
     def _measured(self, image: bytes) -> bool:
         picture = images.decode(image)
         round_trip = self.graphs.round_trip_error(picture)
-        return self.known.strangeness(self.gate.embed_picture(picture), round_trip) <= 1
+        return self.known.strangeness(self.clip_filter.embed_picture(picture), round_trip) <= 1

@@ -1,12 +1,12 @@
-"""Prompt-to-Prompt (arXiv 2208.01626): the edit runs beside the base image, and takes its attention maps from there.
+"""Prompt-to-Prompt (arXiv 2208.01626): the edit takes attention maps from the base image, denoised beside it.
 
-The base image is inverted to noise under its base prompt. From there two branches walk down in one batch, one under
-the base prompt and one under the edit prompt; attention says which words shape which places, so an edit that takes
-over the base's maps keeps its layout. Words that the edit prompt alone has keep maps of their own.
+The base image is inverted to noise under its base prompt. From there two branches are denoised in one batch: one under
+the base prompt, one under the edit prompt. Attention decides which words shape which places, so an edit with the base's
+maps keeps its layout. Words that are only in the edit prompt keep maps of their own.
 
 The base branch would drift from the base image, since inversion is not exact and guidance moves away from it. Direct
-inversion (arXiv 2310.01506) puts it back on the inverted latents after every step. Null-text inversion (arXiv
-2211.09794) guides both branches away from an embedding of each step's own, which a tuner has found.
+inversion (arXiv 2310.01506) sets it to the inverted latents after every step. Null-text inversion (arXiv 2211.09794)
+replaces the empty prompt by an embedding for each step, which a tuner has found.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from sampler_svc.engines.cpu_controlled import Controlled
 from sampler_svc.engines.engine import Array
-from sampler_svc.sampling.alignment import Alignment, Text, align
+from sampler_svc.sampling.alignment import Alignment, TokenizedPrompt, align
 from sampler_svc.sampling.local_blend import LocalBlend, blended
 from unitune.attention import Controls, no_controls
 from unitune.base_model import Preset
@@ -27,7 +27,7 @@ from unitune.diffusion.denoiser import predict
 from unitune.diffusion.guidance import Context, classifier_free
 from unitune.diffusion.inversion import inverted
 from unitune.diffusion.schedule import Latents
-from unitune.diffusion.solvers import FirstOrder, Run
+from unitune.diffusion.solvers import DenoisingRun, FirstOrder
 from unitune.errors import InvalidField
 
 DIRECT = INVERSIONS[0]
@@ -37,7 +37,7 @@ RunControlled = Callable[[Latents, NDArray[np.int64], Array, Controls], Controll
 
 @dataclass(frozen=True)
 class AttentionEdit:
-    """How an edit takes over attention maps; edit.proto says what each setting means."""
+    """How an edit takes over attention maps. edit.proto defines the settings."""
 
     cross_replace: float = Preset.cross_replace  # share of the steps, from the first
     self_replace: float = Preset.self_replace
@@ -45,14 +45,16 @@ class AttentionEdit:
     alignment: str = ""
     word_weights: Mapping[str, float] = field(default_factory=dict)
     blend_words: tuple[str, ...] = ()
-    # What stands for the empty prompt, (steps, tokens, width) of a whole run: null-text's. None is the prompt itself.
+    # Null-text's embeddings, in place of the empty prompt's: (steps, tokens, width) of a whole run. None without them.
     nulls: Array | None = None
 
 
 class Controller:
-    """The controls of each step, for batches of (base, edit) for every term of guidance, the prompts' own first."""
+    """The controls of each step. A batch has (base, edit) for every term of guidance; the prompts' term is first."""
 
-    def __init__(self, edit: AttentionEdit, base: Text, edited: Text, tokens: int, steps: int) -> None:
+    def __init__(
+        self, edit: AttentionEdit, base: TokenizedPrompt, edited: TokenizedPrompt, tokens: int, steps: int
+    ) -> None:
         """Raises InvalidField for words that are not in the prompts, and for an alignment that they do not allow."""
         self._edit, self._steps, self._tokens = edit, steps, tokens
         self._alignment: Alignment = align(base, edited, tokens, edit.alignment)
@@ -65,9 +67,9 @@ class Controller:
             self._weights[columns] = weight
 
     def controls(self, step: int, terms: int) -> Controls:
-        """For a batch of 2 * `terms`: the edit's latents under the edit prompt, row 1, take from the base's, row 0."""
+        """For a batch of 2 * `terms` rows: row 1, the edit under the edit prompt, takes from row 0, the base."""
         controls = no_controls(2 * terms, self._tokens)
-        # int as in the authors' code; a share of 1 is all steps, 0 none.
+        # int() as in the authors' code: a share of 1 is all steps, 0 is none.
         taken = self._alignment.taken * (step < int(self._edit.cross_replace * self._steps))
         controls.source[1] = 0
         controls.mapper[1] = self._alignment.mapper * (taken * self._weights)
@@ -78,12 +80,12 @@ class Controller:
 
 @dataclass(frozen=True)
 class PromptToPrompt:
-    """The two branches of one edit, ready to run."""
+    """The two branches of one edit."""
 
-    run: Run
+    run: DenoisingRun
     denoiser: RunControlled
     attention: AttentionEdit
-    texts: tuple[Text, Text]  # base prompt and edit prompt
+    texts: tuple[TokenizedPrompt, TokenizedPrompt]  # base prompt and edit prompt
     contexts: tuple[Context, Context, Context]  # their embeddings, and the empty or negative prompt's
     guidance_scale: float
     prediction_type: str
@@ -94,15 +96,15 @@ class PromptToPrompt:
     ) -> Latents:
         """The edited latent (1, channels, h, w) of a base image's latent, by DDIM.
 
-        After every step `keep` puts the base branch's latents, its first argument, where nothing may be edited. Calls
-        `on_step` after each step of inversion and of the edit, with the latents as they would be without noise. Raises
-        what Controller raises, before the first step.
+        After every step `keep(base, edited)` restores the base branch's latents where nothing may be edited. `on_step`
+        is called after each step of inversion and of the edit, with the latents without noise. Raises what Controller
+        raises, before the first step.
         """
         run, (base_prompt, prompt, empty) = self.run, self.contexts
         controller = Controller(self.attention, *self.texts, len(prompt), len(run))
         inversion = self.inversion(latent, on_step)
         base = edited = inversion[0]
-        # A late start runs the last steps, with their embeddings.
+        # A late start runs only the last steps, so it needs only their embeddings.
         nulls = self.attention.nulls
         empties = [empty] * len(run) if nulls is None else nulls[len(nulls) - len(run) :]
         solver = FirstOrder()
@@ -122,7 +124,7 @@ class PromptToPrompt:
         return edited
 
     def inversion(self, latent: Latents, on_step: Callable[[Latents], None]) -> list[Latents]:
-        """The latents at the noisier end of each step of the run, inverted under the base prompt; last the latent."""
+        """The inverted latents before each step of the run, under the base prompt; the latent comes last."""
         base_prompt = self.contexts[0]
         off = no_controls(1, len(base_prompt))
 
@@ -137,7 +139,7 @@ class PromptToPrompt:
 
 
 def _terms(scale: float, base_prompt: Context, prompt: Context, empty: Context) -> list[tuple[float, Array]]:
-    """Weights and contexts (2, tokens, width) of guidance; terms of weight 0 are left out, except the prompts' own."""
+    """Weights and contexts (2, tokens, width) of guidance. Terms of weight 0 are skipped, except the prompts' own."""
     first, second = (term.weight for term in classifier_free(scale, prompt, empty))
     terms = [(first, np.stack([base_prompt, prompt]))]
     return [*terms, (second, np.stack([empty, empty]))] if second != 0 else terms
@@ -162,7 +164,7 @@ def _guided(
 
 
 def _maps(denoiser: RunControlled, timestep: int, latents: Latents, context: Context) -> Array:
-    """The maps (n, tokens, h, w) of latents under one prompt, as they are without control."""
+    """The maps (n, tokens, h, w) of latents under one prompt, without control."""
     count, tokens = len(latents), len(context)
     contexts = np.repeat(context[None], count, axis=0)
     return denoiser(latents, np.full(count, timestep, dtype=np.int64), contexts, no_controls(count, tokens)).maps

@@ -1,4 +1,4 @@
-"""One edit as the sampler takes it, and the guidance that it asks for."""
+"""One edit, as the sampler gets it, and its guidance."""
 
 import math
 from collections.abc import Callable
@@ -13,10 +13,10 @@ from unitune.diffusion.schedule import Schedule, num_late_steps, sigma
 
 @dataclass(frozen=True)
 class Request:
-    """One edit, every setting filled in and checked. The settings mean what edit.proto says."""
+    """One edit, with every setting filled in and checked. edit.proto defines the settings."""
 
     image: bytes
-    prompt: str  # with the rare tokens, where there are any
+    prompt: str  # with the rare tokens, if there are any
     scheduler: str
     num_inference_steps: int
     guidance_scale: float
@@ -25,15 +25,15 @@ class Request:
     interpolation: float = 0.0
     preview_every: int = 0  # steps; 0 means no previews
     negative_prompt: str = ""
-    base_prompt: str = ""  # with the rare tokens, or these alone, where there are any
+    base_prompt: str = ""  # with the rare tokens, or only these, if there are any
     prompt_guidance_scale: float = 0.0
     unconditional_on_base: bool = False
     base_mixture: float = 0.0
     untuned_prompt: str = ""  # the prompt without rare tokens, for the base weights
     mask_source: str = "difference"
-    mask: bytes = b""  # PNG of a given one
+    mask: bytes = b""  # PNG of a given mask
     mask_keeps: bool = False
-    mask_text: str = ""  # what the mask is of, where its source finds that
+    mask_text: str = ""  # named objects that the mask is of, for sources that find them
     mask_blur: float = 0.0
     only_masked: bool = False
     mask_padding: int = DEFAULT_MASK_PADDING
@@ -42,24 +42,24 @@ class Request:
     attention: AttentionEdit | None = None  # Prompt-to-Prompt's
     guidance_sigma_low: float = 0.0
     guidance_sigma_high: float = math.inf
-    super_resolution: SuperResolutionOptions | None = None  # of a cascade's second stage
+    super_resolution: SuperResolutionOptions | None = None
 
     def is_guided_at(self, sigma: float) -> bool:
         """Whether a step of this sigma is guided: (low, high] as in arXiv 2404.07724.
 
-        The noisiest step of some schedules is beyond what may be asked for, and counts as MAX_SIGMA.
+        The noisiest step of some schedules is above MAX_SIGMA, the largest value allowed, and counts as MAX_SIGMA.
         """
         return self.guidance_sigma_low < min(sigma, MAX_SIGMA) <= self.guidance_sigma_high
 
     @property
     def num_steps(self) -> int:
-        """Denoising steps of all repeats; with `attention` those of the inversion and of the edit."""
+        """Denoising steps of all repeats; with `attention`, of the inversion and the edit."""
         late = num_late_steps(self.num_inference_steps, self.strength)
         return 2 * late if self.attention is not None else self.repeats * late
 
     @property
     def needs_base_weights(self) -> bool:
-        """Whether any term of the guidance is on the base model's weights."""
+        """Whether a term of the guidance needs the base model's weights."""
         return self.unconditional_on_base or self.base_mixture > 0
 
 
@@ -83,10 +83,10 @@ def guidance_by_timestep(
 def guidance_terms(
     request: Request, embed: Callable[[str], Context], *, is_noisy: bool, is_guided: bool = True
 ) -> list[GuidanceTerm]:
-    """The guidance of an edit as terms of the one linear form.
+    """The guidance of an edit as terms of the linear form of unitune.diffusion.guidance.
 
-    `is_noisy` is for the noisier half of the schedule's timesteps. Where a step is not guided the prompt's prediction
-    is left alone.
+    `is_noisy` is for the noisier half of the schedule's timesteps. A step that is not guided uses only the prompt's
+    prediction.
     """
     terms = [GuidanceTerm(1.0, embed(request.prompt))]
     if is_guided:

@@ -1,8 +1,8 @@
-"""The hot path: one picture and one prompt in, edited pictures out, by a denoiser that holds the weights to use.
+"""The hot path: samples edited pictures from one picture and one prompt, with a denoiser that holds the weights.
 
-Encode, noise up to the level where the edit starts, walk back down under guidance, decode, interpolate. A mask keeps
-what is outside of it on the way down, and once more in the finished picture. With tuned weights and the rare tokens
-before the prompt this is UniTune (arXiv 2210.09477), with the base weights SDEdit (Meng et al., 2022).
+It encodes, adds noise up to the edit's start, denoises under guidance, decodes and interpolates. A mask keeps the base
+image outside of it, at every step and in the finished picture. With tuned weights and the rare tokens before the prompt
+this is UniTune (arXiv 2210.09477); with the base weights it is SDEdit (Meng et al., 2022).
 """
 
 import time
@@ -24,7 +24,7 @@ from unitune import images
 from unitune.diffusion.denoiser import predict
 from unitune.diffusion.guidance import GuidanceTerm, guided
 from unitune.diffusion.schedule import Latents, add_noise
-from unitune.diffusion.solvers import SCHEDULERS, Run
+from unitune.diffusion.solvers import SCHEDULERS, DenoisingRun
 from unitune.errors import Internal
 
 
@@ -32,9 +32,9 @@ def sample(request: Request, tools: Tools, on_event: OnEvent, edit: PreparedEdit
     """Sample one picture per seed, all seeds in one batch; super-resolution enlarges them one by one.
 
     Attempts at one edit share a prepared `edit`, made with the same tools. `on_event` is called after each step, for
-    each result, and with Done at the end. A strength that leaves no step
-    gives the base image as the autoencoder sees it. Raises Cancelled (EDIT_CANCELLED), InvalidField for words and an
-    alignment that the prompts do not have, and what PreparedEdit raises.
+    each result, and with Done at the end. A strength that leaves no step gives the autoencoder's round trip of the base
+    image. Raises Cancelled (EDIT_CANCELLED), InvalidField for words or an alignment that do not fit the prompts, and
+    what PreparedEdit raises.
     """
     began = time.perf_counter()
     edit = edit or PreparedEdit(request, tools)
@@ -59,17 +59,17 @@ def sample(request: Request, tools: Tools, on_event: OnEvent, edit: PreparedEdit
 def denoise(
     latent: Latents, request: Request, edit: PreparedEdit, terms: Callable[[int], list[GuidanceTerm]], steps: EditSteps
 ) -> Latents:
-    """The edited latents, one per seed, of the base image's (1, channels, h, w).
+    """The edited latents, one per seed, from the base image's (1, channels, h, w).
 
-    Outside of the mask every step is the base image, noised, or with the inversion of the base image its latents
-    (DiffEdit). Repeats begin anew from the last one's latents with fresh noise (SDEdit).
+    Outside of the mask, every step has the noised base image, or with inversion the inverted latents (DiffEdit). A
+    repeat starts from the latents of the one before, with fresh noise (SDEdit).
     """
     tools, schedule, scheduler = edit.tools, edit.tools.schedule, SCHEDULERS[request.scheduler]
-    inside = _inside(edit)
+    inside = _latent_mask(edit)
     run = scheduler.run(schedule, request.num_inference_steps).late(request.strength)
     inversion = edit.inversion(run) if request.inverted else None
-    # Seeds are signed in the contract and unsigned for the generator. A seed's noise is its own, whatever other seeds
-    # are in the batch.
+    # Seeds are signed in the contract and unsigned for the generator. A seed's noise does not depend on other seeds in
+    # the batch.
     generators = [np.random.default_rng(seed % 2**64) for seed in request.seeds]
     edited = np.repeat(latent, len(generators), axis=0)
     for _ in range(request.repeats):
@@ -84,7 +84,7 @@ def denoise(
             if inside is not None:
                 outside = add_noise(latent, noise, next_level) if inversion is None else inversion[step + 1]
                 latents = inside * latents + (1 - inside) * outside
-            steps.tell(prediction.denoised)
+            steps.emit(prediction.denoised)
         edited = latents if inside is None else inside * latents + (1 - inside) * latent
     return edited
 
@@ -92,13 +92,13 @@ def denoise(
 def denoise_beside(
     latent: Latents, request: Request, edit: PreparedEdit, steps: EditSteps, on_event: OnEvent
 ) -> Latents:
-    """The same by Prompt-to-Prompt. It draws no noise, so all seeds' latents are the same; outside of the mask every
-    step is the base image's own branch."""
+    """The same with Prompt-to-Prompt. It draws no noise, so all seeds have the same latents. Outside of the mask, every
+    step has the latents of the base image's branch."""
     tools, attention = edit.tools, request.attention
     if attention is None or tools.controlled is None:
         raise ValueError("the request has attention to control, and there is no denoiser for it")
     graphs, embed = tools.graphs, tools.embed
-    inside = _inside(edit)
+    inside = _latent_mask(edit)
     run = SCHEDULERS[request.scheduler].run(tools.schedule, request.num_inference_steps).late(request.strength)
     texts = graphs.text(request.base_prompt), graphs.text(request.prompt)
     words = [Word(graphs.text(word), embed(word)) for word in attention.blend_words]
@@ -110,22 +110,22 @@ def denoise_beside(
     def keep(base: Latents, edited: Latents) -> Latents:
         return edited if inside is None else inside * edited + (1 - inside) * base
 
-    edited = branches.edit(latent, keep, steps.tell)
+    edited = branches.edit(latent, keep, steps.emit)
     if blend is not None and (warning := blend.warning()):
         on_event(Warned(warning))
     return np.repeat(edited, len(request.seeds), axis=0)
 
 
-def start(latents: Latents, noise: Latents, run: Run) -> Latents:
-    """Latents noised to the run's first level (SDEdit's late start); as they are if there is no step to run."""
+def start(latents: Latents, noise: Latents, run: DenoisingRun) -> Latents:
+    """Latents noised to the run's first level (SDEdit's late start); unchanged if the run has no step."""
     return add_noise(latents, noise, float(run.levels[0])) if len(run) > 0 else latents
 
 
 def finish(latents: Latents, index: int, request: Request, edit: PreparedEdit, steps: EditSteps) -> EditedImage:
-    """The result of one seed, the one at `index`, from its edited latents (1, channels, h, w)."""
+    """The result of the seed at `index`, from its edited latents (1, channels, h, w)."""
     tools, seed = edit.tools, request.seeds[index]
     image = tools.graphs.decode(latents)
-    # A smaller picture has no pixels to give back at super-resolution's size: it is finished first, and enlarged whole.
+    # A picture below super-resolution's size has no kept pixels at that size: it is finished first, then enlarged.
     is_enlarged_last = edit.result_size != edit.picture.shape[:2]
     if tools.super_resolution is not None and not is_enlarged_last:
         image = steps.enlarge(image, seed)
@@ -146,6 +146,6 @@ def finish(latents: Latents, index: int, request: Request, edit: PreparedEdit, s
     return EditedImage(index, seed, images.encode_png(finished), shown)
 
 
-def _inside(edit: PreparedEdit) -> Latents | None:
-    """The mask at the latent's resolution, (1, 1, h, w), where it is known before the first step."""
+def _latent_mask(edit: PreparedEdit) -> Latents | None:
+    """The mask at the latent's resolution, (1, 1, h, w), if it is known before the first step."""
     return to_latent(edit.mask, (edit.latent.shape[2], edit.latent.shape[3])) if edit.mask is not None else None

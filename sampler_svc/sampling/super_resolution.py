@@ -1,7 +1,8 @@
-"""Super-resolution, the second stage of a cascade: an edited picture in, the same picture at the stage's size out.
+"""Super-resolution: an edited picture in, the same picture at a larger size out.
 
-DDIM from pure noise over few steps. The picture to enlarge is noised once, to the noise level that the network is told,
-and stands beside the noisy one at every step (Ho et al., arXiv 2106.15282; Imagen, arXiv 2205.11487, section 2.4).
+It runs DDIM from pure noise in a few steps. The upsampled picture is noised once, to the noise level that the network
+is told, and is an input beside the noisy one at every step (Ho et al., arXiv 2106.15282; Imagen, arXiv 2205.11487,
+section 2.4).
 """
 
 from collections.abc import Callable
@@ -18,12 +19,12 @@ from unitune.diffusion.solvers import FirstOrder, ddim_run
 from unitune.diffusion.super_resolution import augmented, enlarged, from_blocks, thresholded, to_blocks
 from unitune.images import ModelImage
 
-STREAM = 1  # of a seed's random numbers; the first stage draws from the seed itself
+STREAM = 1  # of a seed's random numbers, so that they differ from the denoiser's
 
 
 @dataclass(frozen=True)
 class SuperResolutionOptions:
-    """How an edit wants its picture enlarged; the settings mean what edit.proto says."""
+    """The settings of an edit's super-resolution. edit.proto defines them."""
 
     noise_level: int
     num_inference_steps: int
@@ -33,7 +34,7 @@ class SuperResolutionOptions:
 
 @dataclass(frozen=True)
 class SuperResolution:
-    """The stage, ready for one edit: an engine that holds its weights, and the text that it sees."""
+    """Super-resolution for one edit: an engine that holds its weights, and its text."""
 
     spec: SuperResolutionSpec
     run: Denoiser
@@ -54,7 +55,7 @@ class SuperResolution:
         """
         schedule, wanted = Schedule(**asdict(self.spec.schedule)), self.wanted
         rng = np.random.default_rng((seed % 2**64, STREAM))
-        # What the first stage's decoder leaves beyond the range would be thresholded, and dim all of the picture.
+        # Values of the decoder beyond the range would be thresholded, which dims the whole picture.
         low = to_blocks(enlarged(image.clip(-1, 1), self.spec.side), self.spec.block)
         seen = augmented(low, rng.standard_normal(low.shape, dtype=np.float32), wanted.noise_level, schedule)
         latents = rng.standard_normal(low.shape, dtype=np.float32)
@@ -63,11 +64,11 @@ class SuperResolution:
 
         def denoiser(latents: Latents, timesteps: np.ndarray, contexts: np.ndarray) -> Latents:
             stop_if(self.cancelled)
-            levels = np.stack([timesteps, np.full_like(timesteps, wanted.noise_level)], axis=1)
+            timesteps_and_levels = np.stack([timesteps, np.full_like(timesteps, wanted.noise_level)], axis=1)
             if self.spec.is_preconditioned:
                 latents = np.sqrt(schedule.alphas_cumprod[timesteps, None, None, None]).astype(np.float32) * latents
             beside = np.concatenate([latents, np.repeat(seen, len(latents), axis=0)], axis=1)
-            return self.run(beside, levels, contexts)
+            return self.run(beside, timesteps_and_levels, contexts)
 
         for timestep, level, next_level in ddim_run(schedule, wanted.num_inference_steps):
             output = guided(denoiser, latents, timestep, terms)

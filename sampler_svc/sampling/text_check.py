@@ -1,16 +1,16 @@
-"""What an edit's texts come to, before its tuning is made: what of them no text encoder reads."""
+"""Checks an edit's texts before its tuning is made: what the text encoders do not read of them."""
 
 from dataclasses import dataclass
 
 from sampler_svc.sampling.base_graphs import BaseGraphs
+from sampler_svc.sampling.clip_filter import ClipFilter
 from sampler_svc.sampling.clipseg import ClipSeg
-from sampler_svc.sampling.gate import Gate
 from sampler_svc.sampling.local_blend import branches_with
 from sampler_svc.sampling.prompt_to_prompt import Controller
 from sampler_svc.sampling.request import Request
 from unitune.choices import MASKS_OF_WORDS
 from unitune.errors import InvalidField
-from unitune.prompts import things, without
+from unitune.prompts import named_objects, without
 from unitune.reading import TuningTexts, check_tuning, checked, shown, warnings_of
 
 NAME_WORDS = "describe the edited picture in words"
@@ -18,22 +18,22 @@ NAME_WORDS = "describe the edited picture in words"
 
 @dataclass(frozen=True)
 class Texts:
-    """What of a request its texts are, as they were sent."""
+    """The texts of a request, as they were sent."""
 
     wanted: Request
-    rare_tokens: str  # that come before prompt and base prompt
+    rare_tokens: str  # before prompt and base prompt
     base_prompt: str
-    bound: str  # the words that the tuning binds, which no gate knows
-    vectors: tuple[str, int]  # the placeholder of Textual Inversion, and how many vectors stand in its place
-    tuning: TuningTexts | None  # of the tuning, if it is still to be made
-    is_gated: bool  # the gate reads the prompt
+    bound: str  # the words that the tuning binds, which CLIP does not know
+    vectors: tuple[str, int]  # the placeholder of Textual Inversion, and its number of vectors
+    tuning: TuningTexts | None  # those of the tuning, if it is not made yet
+    is_scored: bool  # the CLIP filter reads the prompt
 
 
-def check_texts(graphs: BaseGraphs, gate: Gate | None, clipseg: ClipSeg | None, texts: Texts) -> list[str]:
+def check_texts(graphs: BaseGraphs, clip_filter: ClipFilter | None, clipseg: ClipSeg | None, texts: Texts) -> list[str]:
     """Warnings in plain words.
 
-    Raises InvalidField for a text of which nothing is read that the edit needs, and for words that a prompt does not
-    have, or has where it is not read.
+    Raises InvalidField for a needed text of which nothing is read, and for words that are not in the part of a prompt
+    that is read.
     """
     wanted, before, reader = texts.wanted, texts.rare_tokens, graphs.reader
     prompt = wanted.untuned_prompt
@@ -49,7 +49,7 @@ def check_texts(graphs: BaseGraphs, gate: Gate | None, clipseg: ClipSeg | None, 
         warnings += checked(reader, "config.base_prompt", texts.base_prompt, before=before, remedy=remedy)
     if wanted.mask_source in MASKS_OF_WORDS:
         finds = clipseg.reader if clipseg is not None and wanted.mask_source == "word" else reader
-        for thing in things(wanted.mask_text):
+        for thing in named_objects(wanted.mask_text):
             warnings += checked(finds, "config.mask.text", thing, remedy="name what the mask is of in words")
     if wanted.attention is not None:
         base, edited = graphs.text(wanted.base_prompt), graphs.text(wanted.prompt)
@@ -61,17 +61,17 @@ def check_texts(graphs: BaseGraphs, gate: Gate | None, clipseg: ClipSeg | None, 
                 raise InvalidField("config.prompt_to_prompt.blend_words", word, remedy)
     if texts.tuning is not None:
         warnings += check_tuning(reader, texts.tuning, "tuning_config")
-    if gate is not None and texts.is_gated:
+    if clip_filter is not None and texts.is_scored:
         unread = reader.read(prompt, before, texts.vectors).unread
-        warnings += _of_gate(gate, without(prompt, texts.bound), unread)
+        warnings += _clip_filter_warnings(clip_filter, without(prompt, texts.bound), unread)
     return list(dict.fromkeys(warnings))
 
 
-def _of_gate(gate: Gate, prompt: str, unread: str) -> list[str]:
-    """A warning where the gate reads less of a prompt than the text encoder, which does not read `unread`."""
-    reading = gate.reader.read(prompt)
+def _clip_filter_warnings(clip_filter: ClipFilter, prompt: str, unread: str) -> list[str]:
+    """A warning where the CLIP filter reads less of a prompt than the text encoder, which does not read `unread`."""
+    reading = clip_filter.reader.read(prompt)
     if reading.says_nothing:
-        return ["the gate's CLIP reads nothing of prompt: its scores and its choice mean nothing"]
+        return ["the CLIP filter reads nothing of prompt: its scores and its choice mean nothing"]
     if len(reading.unread.split()) > len(unread.split()):
-        return [f"the gate's CLIP does not read all of prompt: it judges without {shown(reading.unread)}"]
+        return [f"the CLIP filter does not read all of prompt: it judges without {shown(reading.unread)}"]
     return []

@@ -1,6 +1,6 @@
-"""What an edit is made with: the model's parts, denoisers that hold the weights to use, and the picture it begins with.
+"""What an edit needs: the parts of the model that no tuning changes, denoisers with the weights, and its picture.
 
-The model's parts are those that no tuning changes. A service puts them together for one edit.
+The service puts them together for each edit.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from sampler_svc.sampling.cancellation import stopping
 from sampler_svc.sampling.conditioning import Embed
 from sampler_svc.sampling.masks import BEFORE, Find, MaskInputs
 from sampler_svc.sampling.masks.given import from_sdedit
-from sampler_svc.sampling.masks.shape import Region, around, softened, whole
+from sampler_svc.sampling.masks.shape import Region, region_around, softened, whole_picture
 from sampler_svc.sampling.prompt_to_prompt import RunControlled
 from sampler_svc.sampling.request import Request
 from sampler_svc.sampling.super_resolution import SuperResolution
@@ -23,38 +23,38 @@ from unitune import images
 from unitune.diffusion.guidance import Denoiser
 from unitune.diffusion.inversion import inverted
 from unitune.diffusion.schedule import Latents, Schedule
-from unitune.diffusion.solvers import Run
+from unitune.diffusion.solvers import DenoisingRun
 from unitune.images import Mask, Pixels
 
 
 @dataclass(frozen=True)
 class Tools:
-    """What an edit is made with. All of it may be used from the edit's thread alone."""
+    """The tools of an edit. Only the edit's thread may use them."""
 
     graphs: BaseGraphs
     schedule: Schedule
     denoiser: Denoiser  # with the edit's weights
-    embed: Embed  # a text to its embedding (tokens, width), as the edit's weights are to see it
+    embed: Embed  # a text to its embedding (tokens, width), as the edit's weights need it
     cancelled: Callable[[], bool] = lambda: False  # asked before each pass of a denoiser
-    base_denoiser: Denoiser | None = None  # with the base weights, for a request that needs them
-    controlled: RunControlled | None = None  # with control over its attention, for a request that has `attention`
-    find: Find | None = None  # finds what the mask is of, for a mask source that names it
-    super_resolution: SuperResolution | None = None  # for a request whose results it is to enlarge
+    base_denoiser: Denoiser | None = None  # with the base weights, if the request needs them
+    controlled: RunControlled | None = None  # with control over its attention, if the request has `attention`
+    find: Find | None = None  # finds the named objects, if the mask source needs them
+    super_resolution: SuperResolution | None = None  # if the request asks for it
 
 
 class GivenMask(NamedTuple):
-    """The mask that came with a request, and the part of the picture that is edited for it."""
+    """The mask of a request, and the region of the picture that is edited."""
 
     region: Region
-    mask: Mask | None = None  # in the region, with its soft edge; None if none came
-    png: bytes = b""  # all of it; empty if none came
+    mask: Mask | None = None  # in the region, with its soft edge; None without one
+    png: bytes = b""  # of the whole picture; empty without one
 
 
 @dataclass(frozen=True)
 class PreparedEdit:
-    """What an edit needs before its first step, each part made when it is first asked for.
+    """Everything an edit needs before its first step, computed lazily and shared by all attempts.
 
-    No strength, guidance or seed of the request matters to it, so all attempts at one edit share it.
+    It does not depend on strength, guidance or seed.
     """
 
     request: Request
@@ -70,12 +70,12 @@ class PreparedEdit:
         """The mask that came with the request. Raises what `images.decode_mask` raises."""
         request, size = self.request, _size(self.picture)
         if request.mask_source != "given":
-            return GivenMask(whole(size))
+            return GivenMask(whole_picture(size))
         mask = images.decode_mask(request.mask, size)
         mask = softened(from_sdedit(mask) if request.mask_keeps else mask, request.mask_blur)
         side = self.tools.graphs.spec.image_side
-        region = around(mask, request.mask_padding, side) if request.only_masked else whole(size)
-        return GivenMask(region, np.ascontiguousarray(region.of(mask)), images.encode_mask(mask))
+        region = region_around(mask, request.mask_padding, side) if request.only_masked else whole_picture(size)
+        return GivenMask(region, np.ascontiguousarray(region.crop(mask)), images.encode_mask(mask))
 
     @property
     def region(self) -> Region:
@@ -85,7 +85,7 @@ class PreparedEdit:
     @cached_property
     def base_image(self) -> Pixels:
         """The picture in the region."""
-        return self.region.of(self.picture)
+        return self.region.crop(self.picture)
 
     @cached_property
     def size(self) -> tuple[int, int]:
@@ -100,7 +100,7 @@ class PreparedEdit:
 
     @cached_property
     def mask(self) -> Mask | None:
-        """The mask over the base image with its soft edge, where its source knows it before the first step.
+        """The mask over the base image with its soft edge, if its source knows it before the first step.
 
         Raises Cancelled before a pass that estimates it, and what `find` raises.
         """
@@ -116,8 +116,8 @@ class PreparedEdit:
 
     @property
     def result_size(self) -> tuple[int, int]:
-        """Height and width of the results: the picture's, or that of its aspect whose longer side is that of
-        super-resolution, where that is larger."""
+        """Height and width of the results: the picture's; if super-resolution's is larger, that size in the picture's
+        aspect."""
         height, width = _size(self.picture)
         stage = self.tools.super_resolution
         if stage is None:
@@ -125,8 +125,8 @@ class PreparedEdit:
         scale = max(1.0, min(stage.spec.side[0] / height, stage.spec.side[1] / width))
         return round(height * scale), round(width * scale)
 
-    def inversion(self, run: Run) -> list[Latents]:
-        """The base image's latents by DDIM inversion without a prompt, at each level of the run and at its end."""
+    def inversion(self, run: DenoisingRun) -> list[Latents]:
+        """The base image's latents by DDIM inversion with the empty prompt, at each level of the run and at its end."""
         tools, unprompted = self.tools, self.tools.embed("")[None]
         denoiser = stopping(tools.denoiser, tools.cancelled)
 

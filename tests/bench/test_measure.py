@@ -10,9 +10,9 @@ from bench.measure import Measured, Ratio, claimed, in_turns, percentile, psnr_d
 
 def test_a_ratio_is_taken_round_by_round() -> None:
     """The machine's drift from round to round cancels; the spread is that of the rounds' ratios."""
-    assert Ratio.of(Measured((1.0, 10.0, 4.0)), Measured((2.0, 20.0, 4.0))) == Ratio(0.5, 0.5, 1.0)
+    assert Ratio.divide(Measured((1.0, 10.0, 4.0)), Measured((2.0, 20.0, 4.0))) == Ratio(0.5, 0.5, 1.0)
     with pytest.raises(ValueError):
-        Ratio.of(Measured((1.0,)), Measured((1.0, 2.0)))
+        Ratio.divide(Measured((1.0,)), Measured((1.0, 2.0)))
 
 
 def test_percentiles_are_values_that_were_measured() -> None:

@@ -151,7 +151,7 @@ def test_a_mask_keeps_its_pixels_through_all_services(client: Client, picture: b
 
 
 def test_a_cascade_enlarges_through_all_services(client: Client, picture: bytes) -> None:
-    """Both stages' steps are told, kept pixels of a large picture are exact, a tuned second stage makes another picture
+    """All steps are told, kept pixels of a large picture are exact, tuned super-resolution makes another picture
     and zero updates of it the same (K3)."""
     file, mask = io.BytesIO(), io.BytesIO()
     Image.open(io.BytesIO(picture)).resize((120, 88), Image.Resampling.BICUBIC).save(file, "PNG")

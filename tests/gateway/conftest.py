@@ -21,9 +21,9 @@ from tests.gateway.upstream_servers import Sampler, Tuner, serve_sampler, serve_
 from tests.picture_files import file_of
 from unitune import serving
 from unitune.errors import DOMAIN, UniTuneError, from_rpc_error
+from unitune.object_store import ObjectStore
 from unitune.v1 import edit_pb2_grpc, image_pb2, image_pb2_grpc, server_pb2_grpc, tuning_pb2, tuning_pb2_grpc
 from unitune.v1.edit_pb2 import EditEvent, EditRequest
-from unitune.weight_store import WeightStore
 
 
 def picture(colour: str = "teal", size: tuple[int, int] = (40, 30), kind: str = "PNG") -> bytes:
@@ -169,7 +169,7 @@ class World:
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
     """An open gateway with an empty state and store."""
-    store = WeightStore(str(tmp_path / "store"))
+    store = ObjectStore(str(tmp_path / "store"))
     tuner, sampler = Tuner(store), Sampler(store)
     tuner_server, sampler_server = await serve_tuner(tuner), await serve_sampler(sampler)
     config = GatewayConfig(

@@ -119,11 +119,11 @@ import asyncio, sys
 from tests.gateway import upstream_servers as servers
 from unitune.v1 import sampler_pb2, tuner_pb2
 from unitune.v1.edit_pb2 import EditEvent
-from unitune.weight_store import WeightStore
+from unitune.object_store import ObjectStore
 
 async def main():
     kind, store, address = sys.argv[1:]
-    made = servers.Sampler(WeightStore(store)) if kind == "sampler" else servers.Tuner(WeightStore(store))
+    made = servers.Sampler(ObjectStore(store)) if kind == "sampler" else servers.Tuner(ObjectStore(store))
     if kind != "sampler":
         made.update_s = 0.05
         if kind == "held tuner":

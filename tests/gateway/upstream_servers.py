@@ -16,12 +16,12 @@ import numpy as np
 from tests.configs import sampling_config, tuning_config
 from unitune import image_pieces, images, serving, weights
 from unitune.errors import UniTuneError, to_status
+from unitune.object_store import ObjectStore
 from unitune.options import Flat
 from unitune.v1 import sampler_pb2, sampler_pb2_grpc, tuner_pb2, tuner_pb2_grpc
 from unitune.v1.edit_pb2 import EditEvent, Timings
 from unitune.v1.server_pb2 import BaseModel
 from unitune.v1.tuning_pb2 import TuningConfig, TuningProgress, WeightsRef
-from unitune.weight_store import WeightStore
 
 BASE_MODEL = BaseModel(
     name="tiny", digest=hashlib.sha256(b"tiny").hexdigest(), width=64, height=64, has_clip_filter=True
@@ -80,7 +80,7 @@ SAMPLING_DEFAULTS = sampling_config(
 class Tuner(tuner_pb2_grpc.TunerServiceServicer):
     """Each update is one progress event. A test may hold it, make it fail, crash or let go."""
 
-    def __init__(self, store: WeightStore) -> None:
+    def __init__(self, store: ObjectStore) -> None:
         self.store = store
         self.base_model = BASE_MODEL
         self.instance = secrets.token_hex(8)
@@ -175,7 +175,7 @@ class Tuner(tuner_pb2_grpc.TunerServiceServicer):
 class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
     """Reads the weights, counts steps, and paints each seed's picture in one colour."""
 
-    def __init__(self, store: WeightStore) -> None:
+    def __init__(self, store: ObjectStore) -> None:
         self.store = store
         self.base_model = BASE_MODEL
         self.requests: list[sampler_pb2.SampleRequest] = []

@@ -1,7 +1,7 @@
 """The engines on a real NVIDIA GPU: build, self-test, contract and times of each backend. `make test-gpu` runs them.
 
 They skip, with the reason, where a backend cannot run. What they find is written to out/gpu/{backend}.json, so that a
-number in a page has a file to come from. UNITUNE_GRAPHS may name a graphs folder exported with --half; without it
+number in a page has a file to come from. UNITUNE_GRAPHS may name a graphs folder exported with --fp16; without it
 the tiny model is used, which says nothing about speed.
 """
 
@@ -20,7 +20,7 @@ from sampler_svc.build.__main__ import builder_of
 from sampler_svc.build.folder import build
 from sampler_svc.config import AUTO
 from sampler_svc.engines.backends import Backend, backend_of
-from sampler_svc.engines.engine import BASE, BackendMissing, Engine, EngineSpec, Probe, Weights
+from sampler_svc.engines.engine import BASE, BackendMissing, Engine, EngineSpec, Probe, WeightSet
 from sampler_svc.engines.fp16_weights import BATCH
 from sampler_svc.engines.self_test import MAX_ERROR, SelfTest, SelfTestReport
 from sampler_svc.engines.weights import base_weights
@@ -29,7 +29,7 @@ from sampler_svc.sampling.request import Request
 from tests.sampler_svc.edit_events import edit_events
 from tests.sampler_svc.pictures import picture
 from unitune.base_model import BaseModelSpec
-from unitune.half_graph import SELF_TEST_PROBE_SEED, SELF_TEST_SEEDS, self_test_tensors
+from unitune.fp16_graph import SELF_TEST_PROBE_SEED, SELF_TEST_SEEDS, self_test_tensors
 
 pytestmark = pytest.mark.gpu
 
@@ -40,9 +40,9 @@ RUNS = 50
 
 @pytest.fixture(scope="module")
 def graphs(request: pytest.FixtureRequest) -> Path:
-    """Graphs with the half graph."""
+    """Graphs with the fp16 graph."""
     given = os.environ.get("UNITUNE_GRAPHS")
-    return Path(given) if given else request.getfixturevalue("tiny_half_graphs")
+    return Path(given) if given else request.getfixturevalue("tiny_fp16_graphs")
 
 
 @pytest.fixture(scope="module", params=["onnxruntime-cuda", "tensorrt"])
@@ -73,11 +73,11 @@ def spec(folder: Path) -> BaseModelSpec:
 
 
 @pytest.fixture(scope="module")
-def sets(folder: Path, spec: BaseModelSpec) -> dict[str, Weights]:
+def sets(folder: Path, spec: BaseModelSpec) -> dict[str, WeightSet]:
     """The base weights and the self-test's random ones, each with PyTorch's answer as its probe."""
     self_test, base = SelfTest(folder), base_weights(folder, spec)
     return {BASE: base} | {
-        name: Weights(
+        name: WeightSet(
             name,
             self_test_tensors(seed, spec.tensors),
             Probe(SELF_TEST_PROBE_SEED, self_test.answers[name], self_test.answers["base"]),
@@ -89,7 +89,7 @@ def sets(folder: Path, spec: BaseModelSpec) -> dict[str, Weights]:
 @pytest.fixture
 def engine(backend: Backend, folder: Path, spec: BaseModelSpec) -> Iterator[Engine]:
     """An engine."""
-    engine = backend.opener(folder, EngineSpec.of(spec), base_weights(folder, spec), 0, AUTO)()
+    engine = backend.opener(folder, EngineSpec.from_model(spec), base_weights(folder, spec), 0, AUTO)()
     yield engine
     engine.close()
 
@@ -120,7 +120,7 @@ def test_the_plan_passes(folder: Path, graphs: Path, record: Callable[..., None]
     assert all(error < MAX_ERROR * found.noise[each] for each, error in found.errors.items())
 
 
-def test_a_b_a_is_a(engine: Engine, sets: dict[str, Weights]) -> None:
+def test_a_b_a_is_a(engine: Engine, sets: dict[str, WeightSet]) -> None:
     """Refitting A, B and A again gives A's bits, and the base comes back after both."""
     said = {}
     for name in (BASE, "first", "second", "first", BASE):
@@ -131,7 +131,7 @@ def test_a_b_a_is_a(engine: Engine, sets: dict[str, Weights]) -> None:
     assert np.abs(said["first"] - said[BASE]).max() > 0.01
 
 
-def test_many_refits_stay_right(engine: Engine, sets: dict[str, Weights], record: Callable[..., None]) -> None:
+def test_many_refits_stay_right(engine: Engine, sets: dict[str, WeightSet], record: Callable[..., None]) -> None:
     """Refits in turn are all proven, and the last takes no longer than the first by much; their seconds are kept."""
     reports = [engine.refit(sets[("first", "second")[index % 2]]) for index in range(REFITS)]
 
@@ -141,7 +141,7 @@ def test_many_refits_stay_right(engine: Engine, sets: dict[str, Weights], record
     assert statistics.median(written[-5:]) < 3 * statistics.median(written[1:6])
 
 
-def test_a_run_is_timed(engine: Engine, sets: dict[str, Weights], record: Callable[..., None]) -> None:
+def test_a_run_is_timed(engine: Engine, sets: dict[str, WeightSet], record: Callable[..., None]) -> None:
     """Runs of one batch give the same bits each time; their median is kept."""
     engine.refit(sets[BASE])
     expected, seconds = ask(engine), []

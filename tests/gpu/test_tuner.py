@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tuner_svc.adafactor import Adafactor
 from tuner_svc.base_model import BaseModel, load
-from tuner_svc.denoising import Noising, denoising_loss, draw, half_precision
+from tuner_svc.denoising import Noising, denoising_loss, draw, mixed_precision
 from tuner_svc.trainable import trainable
 from tuner_svc.tune import tune
 from tuner_svc.tuning_config import TuningConfig
@@ -130,8 +130,8 @@ def test_a_tuning_with_the_graph_is_one_without(
     losses = []
     with repeatable_sums():
         for _ in range(config.updates):
-            draws = draw(config.batch, latent, noising.num_timesteps, generator, spread=True)
-            with half_precision(CUDA):
+            draws = draw(config.batch, latent, noising.num_timesteps, generator, stratified=True)
+            with mixed_precision(CUDA):
                 loss = denoising_loss(model, chosen.weights(), latent, context, noising, draws)
             losses.append(loss.item())
             loss.backward()

@@ -22,10 +22,10 @@ import asyncio, os, sys
 from tests.gateway.upstream_servers import {kind}
 from unitune import serving
 from unitune.v1 import {name}_pb2_grpc as grpc_
-from unitune.weight_store import WeightStore
+from unitune.object_store import ObjectStore
 
 def register(server):
-    grpc_.add_{kind}ServiceServicer_to_server({kind}(WeightStore(os.environ["UNITUNE_STORE"])), server)
+    grpc_.add_{kind}ServiceServicer_to_server({kind}(ObjectStore(os.environ["UNITUNE_STORE"])), server)
     return ["unitune.v1.{kind}Service"]
 
 sys.exit(asyncio.run(serving.serve("{name}", os.environ["UNITUNE_{upper}_ADDRESS"], register)))

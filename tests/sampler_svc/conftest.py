@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sampler_svc.build.folder import build
-from sampler_svc.engines.engine import Weights
+from sampler_svc.engines.engine import WeightSet
 from sampler_svc.engines.weights import base_weights
 from sampler_svc.model import Model
 from unitune.base_model import BaseModelSpec
@@ -24,13 +24,13 @@ def spec(engine_folder: Path) -> BaseModelSpec:
 
 
 @pytest.fixture(scope="session")
-def base(engine_folder: Path, spec: BaseModelSpec) -> Weights:
+def base(engine_folder: Path, spec: BaseModelSpec) -> WeightSet:
     """The tiny base model's weights."""
     return base_weights(engine_folder, spec)
 
 
 @pytest.fixture(scope="session")
-def tunings(tiny_model: Path, spec: BaseModelSpec, base: Weights) -> "Tunings":  # noqa: F821
+def tunings(tiny_model: Path, spec: BaseModelSpec, base: WeightSet) -> "Tunings":  # noqa: F821
     """Makes tuned weights for the tiny base model."""
     from tests.sampler_svc.tunings import Tunings  # torch is slow to import
 

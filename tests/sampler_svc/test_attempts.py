@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sampler_svc.sampling.attempts import SEED_STRIDE, Gated, attempts_of, sample_gated
+from sampler_svc.sampling.attempts import SEED_STRIDE, ScoredImage, attempts_of, sample_filtered
+from sampler_svc.sampling.clip_filter import Scores
 from sampler_svc.sampling.events import Done, EditedImage, Event, OnEvent, Step
-from sampler_svc.sampling.gate import Scores
 from sampler_svc.sampling.request import Request
 from unitune import images
 from unitune.base_model import Preset
@@ -16,13 +16,13 @@ from unitune.base_model import Preset
 STEPS = 4
 
 
-class BrightnessGate:
+class BrightnessFilter:
     """Takes a picture's brightness for its likeness to the prompt, so that a test can say what passes; a real CLIP's
-    scores (test_gate.py) could not be chosen."""
+    scores (test_clip_filter.py) could not be chosen."""
 
     automatic_points = Preset().automatic_points
 
-    def against(self, base: np.ndarray, prompt: str) -> Callable[[np.ndarray], Scores]:
+    def scorer(self, base: np.ndarray, prompt: str) -> Callable[[np.ndarray], Scores]:
         return lambda edited: Scores(edited.mean() / 255, base.mean() / 255, 1.0, 0.0, 1.0, 0.0)
 
     def passes(self, scores: Scores) -> bool:
@@ -57,20 +57,22 @@ class Sampler:
 
 
 def run(
-    sampler: Sampler, attempts: list[Request], *, tries_all: bool = False, gate: BrightnessGate | None = None
-) -> list[Step | Gated | Done]:
-    events: list[Step | Gated | Done] = []
+    sampler: Sampler, attempts: list[Request], *, tries_all: bool = False, clip_filter: BrightnessFilter | None = None
+) -> list[Step | ScoredImage | Done]:
+    events: list[Step | ScoredImage | Done] = []
     base = images.decode(attempts[0].image)
-    sample_gated(sampler, gate or BrightnessGate(), base, "a cat", attempts, events.append, tries_all=tries_all)
+    sample_filtered(
+        sampler, clip_filter or BrightnessFilter(), base, "a cat", attempts, events.append, tries_all=tries_all
+    )
     return events
 
 
-def test_automatic_takes_the_point_that_the_gate_ranks_highest():
+def test_automatic_takes_the_point_that_the_clip_filter_ranks_highest():
     """All points are tried once, and the best picture is the answer, though an earlier one passed."""
     sampler = Sampler(lambda wanted, _: 0.9 if wanted.strength == 0.85 else 0.6)
-    attempts = attempts_of(request(0), BrightnessGate(), is_automatic=True, resamples=0)
+    attempts = attempts_of(request(0), BrightnessFilter(), is_automatic=True, resamples=0)
     events = run(sampler, attempts, tries_all=True)
-    (found,) = (event for event in events if isinstance(event, Gated))
+    (found,) = (event for event in events if isinstance(event, ScoredImage))
 
     assert [(r.strength, r.guidance_scale) for r in sampler.asked] == list(Preset().automatic_points)
     assert found.passed and found.strength == 0.85
@@ -79,32 +81,32 @@ def test_automatic_takes_the_point_that_the_gate_ranks_highest():
 def test_automatic_tells_when_no_point_passes():
     """The best picture is the answer all the same, marked as not passed."""
     sampler = Sampler(lambda wanted, _: 0.4 if wanted.strength == 0.85 else 0.2)
-    attempts = attempts_of(request(0), BrightnessGate(), is_automatic=True, resamples=0)
-    (found,) = (event for event in run(sampler, attempts, tries_all=True) if isinstance(event, Gated))
+    attempts = attempts_of(request(0), BrightnessFilter(), is_automatic=True, resamples=0)
+    (found,) = (event for event in run(sampler, attempts, tries_all=True) if isinstance(event, ScoredImage))
 
     assert not found.passed and found.strength == 0.85
 
 
 def test_what_passes_is_preferred_to_what_ranks_higher():
-    """Of other seeds, one that passes is taken even where the gate's thresholds and its rank disagree."""
+    """Of other seeds, one that passes is taken even where the CLIP filter's thresholds and its rank disagree."""
 
-    class Contrary(BrightnessGate):
+    class Contrary(BrightnessFilter):
         def rank(self, scores: Scores) -> float:
             return -scores.prompt
 
     sampler = Sampler(lambda _, seed: 0.2 if seed == 5 else 0.9)
     attempts = attempts_of(request(5), Contrary(), is_automatic=False, resamples=1)
-    events = run(sampler, attempts, gate=Contrary())
-    (found,) = (event for event in events if isinstance(event, Gated))
+    events = run(sampler, attempts, clip_filter=Contrary())
+    (found,) = (event for event in events if isinstance(event, ScoredImage))
 
     assert found.passed and found.image.seed == 5 + SEED_STRIDE
 
 
-def test_the_gate_tries_other_seeds_only_for_what_did_not_pass():
+def test_the_clip_filter_tries_other_seeds_only_for_what_did_not_pass():
     """A seed that passed is left alone; the others get new seeds, far from the caller's own."""
     sampler = Sampler(lambda _, seed: 0.9 if seed in (1, 2 + 2 * SEED_STRIDE) else 0.2)
-    events = run(sampler, attempts_of(request(1, 2), BrightnessGate(), is_automatic=False, resamples=3))
-    found = [event for event in events if isinstance(event, Gated)]
+    events = run(sampler, attempts_of(request(1, 2), BrightnessFilter(), is_automatic=False, resamples=3))
+    found = [event for event in events if isinstance(event, ScoredImage)]
 
     assert [r.seeds for r in sampler.asked] == [(1, 2), (2 + SEED_STRIDE,), (2 + 2 * SEED_STRIDE,)]
     assert [(f.image.index, f.image.seed, f.passed) for f in found] == [(0, 1, True), (1, 2 + 2 * SEED_STRIDE, True)]
@@ -113,21 +115,21 @@ def test_the_gate_tries_other_seeds_only_for_what_did_not_pass():
 def test_resampling_is_bounded_and_returns_the_best():
     """With nothing that passes there are 1 + resamples attempts, and the best of them is returned."""
     sampler = Sampler(lambda _, seed: 0.4 if seed == 5 + SEED_STRIDE else 0.3)
-    events = run(sampler, attempts_of(request(5), BrightnessGate(), is_automatic=False, resamples=2))
-    (found,) = (event for event in events if isinstance(event, Gated))
+    events = run(sampler, attempts_of(request(5), BrightnessFilter(), is_automatic=False, resamples=2))
+    (found,) = (event for event in events if isinstance(event, ScoredImage))
 
     assert len(sampler.asked) == 3
     assert (found.image.seed, found.passed) == (5 + SEED_STRIDE, False)
 
 
 def test_no_resamples_score_and_change_nothing():
-    """The gate without resamples gives the picture of the plain edit, with its scores."""
+    """The CLIP filter without resamples gives the picture of the plain edit, with its scores."""
     sampler = Sampler(lambda _, __: 0.2)
     unfiltered: list[Event] = []
     Sampler(lambda _, __: 0.2)(request(7), unfiltered.append)
     plain = [event for event in unfiltered if isinstance(event, EditedImage)]
-    events = run(sampler, attempts_of(request(7), BrightnessGate(), is_automatic=False, resamples=0))
-    (found,) = (event for event in events if isinstance(event, Gated))
+    events = run(sampler, attempts_of(request(7), BrightnessFilter(), is_automatic=False, resamples=0))
+    (found,) = (event for event in events if isinstance(event, ScoredImage))
 
     assert found.image == plain[0]
     assert found.scores.prompt == pytest.approx(0.2, abs=0.01)
@@ -136,7 +138,7 @@ def test_no_resamples_score_and_change_nothing():
 def test_each_attempt_counts_its_own_steps_and_seconds_add_up():
     """A total of steps is right from an attempt's first step on; the stages' seconds are those of all (N25)."""
     sampler = Sampler(lambda _, __: 0.2)
-    events = run(sampler, attempts_of(replace(request(0)), BrightnessGate(), is_automatic=False, resamples=1))
+    events = run(sampler, attempts_of(replace(request(0)), BrightnessFilter(), is_automatic=False, resamples=1))
     steps = [event for event in events if isinstance(event, Step)]
 
     assert [step.index for step in steps] == [*range(STEPS)] * 2

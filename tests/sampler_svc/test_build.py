@@ -16,7 +16,7 @@ from sampler_svc.build.builder import BuildError
 from sampler_svc.build.folder import build, read_graphs
 from sampler_svc.build.onnx_file import initializers
 from sampler_svc.engines.cpu import backend
-from sampler_svc.engines.folder import Manifest, UnusableEngine, open_folder
+from sampler_svc.engines.folder import EngineManifest, UnusableEngine, open_folder
 from unitune.base_model import BaseModelSpec, file_digest
 
 
@@ -52,7 +52,7 @@ def test_the_built_graph_is_smaller_than_the_exported_one(engine_folder: Path, t
 
 def test_the_manifest_tells_key_and_digests(engine_folder: Path, spec: BaseModelSpec) -> None:
     """Everything that the engine depends on, and every file with its digest and size."""
-    manifest = Manifest.load(engine_folder)
+    manifest = EngineManifest.load(engine_folder)
 
     assert manifest.key.base_model == spec.digest
     assert manifest.key.backend == backend()

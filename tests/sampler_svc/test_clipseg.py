@@ -89,7 +89,7 @@ def test_the_mask_is_where_any_thing_is_likelier_than_not(exported) -> None:
     shown = (logits(clipseg, small) > 0).any(axis=0)
     assert 0.2 < shown.mean() < 0.8
     expected = Image.fromarray(shown.astype(np.float32)).resize((70, 50), Image.Resampling.BILINEAR)
-    assert (np.abs(found - np.asarray(expected)) > 1e-6).mean() < 0.01  # but for logits that are 0 up to rounding
+    assert (np.abs(found - np.asarray(expected)) > 1e-6).mean() < 0.01  # except logits that are 0 up to rounding
 
 
 def test_a_folder_without_one_is_refused(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "graphs").exists()
 
 
-def test_a_pickled_gate_is_refused(tmp_path: Path) -> None:
+def test_a_pickled_clip_is_refused(tmp_path: Path) -> None:
     """The same for a base model's CLIP, and nothing in the file is run (r10)."""
     clip = save_tiny_clip(tmp_path / CLIP_FOLDER)
     (tmp_path / CLIP_FOLDER / "model.safetensors").unlink()

@@ -7,7 +7,7 @@ import pytest
 
 from sampler_svc.engines.cpu import OrtEngine
 from sampler_svc.engines.cpu_controlled import ControlledEngine
-from sampler_svc.engines.engine import EngineSpec, Weights
+from sampler_svc.engines.engine import EngineSpec, WeightSet
 from sampler_svc.model import Model
 from tests.sampler_svc.tunings import Tunings
 from unitune.attention import no_controls
@@ -26,10 +26,10 @@ def question(spec: BaseModelSpec, batch: int) -> tuple[np.ndarray, np.ndarray, n
 
 
 def test_it_takes_the_same_weights_and_answers_alike(
-    engine_folder: Path, spec: BaseModelSpec, base: Weights, tunings: Tunings
+    engine_folder: Path, spec: BaseModelSpec, base: WeightSet, tunings: Tunings
 ) -> None:
     """Base, tuned and base again: each proven by its own probe, and off the plain engine's answer by at most 1e-5."""
-    engine_spec = EngineSpec.of(spec)
+    engine_spec = EngineSpec.from_model(spec)
     plain, controlled = OrtEngine(engine_folder, engine_spec, 1), ControlledEngine(engine_folder, engine_spec, 1)
     asked = question(spec, 4)
     answers = []
@@ -45,7 +45,7 @@ def test_it_takes_the_same_weights_and_answers_alike(
 
 def test_it_does_not_run_with_unknown_weights(engine_folder: Path, spec: BaseModelSpec) -> None:
     """Before the first refit a controlled run is refused like a plain one."""
-    engine = ControlledEngine(engine_folder, EngineSpec.of(spec), 1)
+    engine = ControlledEngine(engine_folder, EngineSpec.from_model(spec), 1)
     with pytest.raises(Internal, match="unknown weights"):
         engine.run_controlled(*question(spec, 1), no_controls(1, spec.context_tokens))
 

@@ -11,8 +11,8 @@ from sampler_svc.build.onnx_file import initializers
 from sampler_svc.engines.cpu import DENOISER, OrtEngine
 from sampler_svc.engines.cpu_in_place import IN_PLACE, InPlaceEngine
 from sampler_svc.engines.cpu_layout import LAID_OUT, LAYOUT_FILE, Blocked, read_layouts
-from sampler_svc.engines.engine import EngineSpec, Weights
-from sampler_svc.engines.folder import Manifest
+from sampler_svc.engines.engine import EngineSpec, WeightSet
+from sampler_svc.engines.folder import EngineManifest
 from sampler_svc.engines.layout import GraphLayout
 from tests.sampler_svc.tunings import Tunings, answers
 from unitune.base_model import BaseModelSpec
@@ -41,7 +41,7 @@ def test_a_bias_is_padded_to_whole_blocks() -> None:
 
 
 def test_an_engine_in_place_runs_the_graph_of_this_cpu(
-    engine_folder: Path, spec: BaseModelSpec, base: Weights, tunings: Tunings
+    engine_folder: Path, spec: BaseModelSpec, base: WeightSet, tunings: Tunings
 ) -> None:
     """Every tensor is one initializer of it, none twice, and its answers are a new session's to rounding."""
     layouts = read_layouts(engine_folder)
@@ -49,7 +49,7 @@ def test_an_engine_in_place_runs_the_graph_of_this_cpu(
     found = initializers((engine_folder / LAID_OUT).read_bytes())
     names = {layouts[name].initializer if name in layouts else name for name in spec.tensors}
     assert len(names) == len(spec.tensors) and names <= found.keys()
-    engine_spec = EngineSpec.of(spec)
+    engine_spec = EngineSpec.from_model(spec)
     layout = GraphLayout(engine_spec, base.tensors)
     ours, other = (kind(engine_folder, engine_spec, 1, layout) for kind in (InPlaceEngine, OrtEngine))
 
@@ -70,5 +70,5 @@ def test_without_every_tensor_in_it_there_is_no_such_graph(
     assert (
         read_layouts(folder) is None and not list(folder.glob(f"{LAID_OUT}*")) and not (folder / LAYOUT_FILE).exists()
     )
-    assert IN_PLACE in Manifest.load(folder).refit_modes
-    assert InPlaceEngine(folder, EngineSpec.of(spec))._path == folder / DENOISER
+    assert IN_PLACE in EngineManifest.load(folder).refit_modes
+    assert InPlaceEngine(folder, EngineSpec.from_model(spec))._path == folder / DENOISER

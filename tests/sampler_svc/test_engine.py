@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sampler_svc.engines.engine import BASE, TOO_SMALL, Engine, EngineSpec, Probe, Weights, probe_ratio
+from sampler_svc.engines.engine import BASE, TOO_SMALL, Engine, EngineSpec, Probe, WeightSet, probe_ratio
 from sampler_svc.engines.layout import GraphLayout
 from sampler_svc.engines.refit_modes import ENGINES
 from tests.sampler_svc.torch_engine import TorchEngine
@@ -21,9 +21,9 @@ from unitune.errors import DataLoss, Internal
 BACKENDS = ("new_session", "in_place", "torch")
 
 
-def open_engine(backend: str, engine_folder: Path, tiny_model: Path, spec: BaseModelSpec, base: Weights) -> Engine:
+def open_engine(backend: str, engine_folder: Path, tiny_model: Path, spec: BaseModelSpec, base: WeightSet) -> Engine:
     """An engine that was never refitted."""
-    engine_spec = EngineSpec.of(spec)
+    engine_spec = EngineSpec.from_model(spec)
     if backend == "torch":
         return TorchEngine(tiny_model, engine_spec)
     return ENGINES[backend](engine_folder, engine_spec, threads=1, layout=GraphLayout(engine_spec, base.tensors))
@@ -31,7 +31,7 @@ def open_engine(backend: str, engine_folder: Path, tiny_model: Path, spec: BaseM
 
 @pytest.fixture(params=BACKENDS)
 def raw_engine(
-    request: pytest.FixtureRequest, engine_folder: Path, tiny_model: Path, spec: BaseModelSpec, base: Weights
+    request: pytest.FixtureRequest, engine_folder: Path, tiny_model: Path, spec: BaseModelSpec, base: WeightSet
 ) -> Iterator[Engine]:
     """An engine of each backend that was never refitted."""
     engine = open_engine(request.param, engine_folder, tiny_model, spec, base)
@@ -40,13 +40,13 @@ def raw_engine(
 
 
 @pytest.fixture
-def engine(raw_engine: Engine, base: Weights) -> Engine:
+def engine(raw_engine: Engine, base: WeightSet) -> Engine:
     """An engine of each backend with the base weights."""
     raw_engine.refit(base)
     return raw_engine
 
 
-def square(base: Weights) -> str:
+def square(base: WeightSet) -> str:
     """The name of a matrix that is as wide as high, so that its transpose has the right shape."""
     return next(name for name, tensor in base.tensors.items() if tensor.ndim == 2 and len(set(tensor.shape)) == 1)
 
@@ -62,7 +62,7 @@ def test_an_engine_that_was_never_refitted_does_not_run(raw_engine: Engine) -> N
 
 @pytest.mark.parametrize("backend", ENGINES)
 def test_backends_agree_on_two_sets_of_weights(
-    backend: str, engine_folder: Path, tiny_model: Path, spec: BaseModelSpec, base: Weights, tunings: Tunings
+    backend: str, engine_folder: Path, tiny_model: Path, spec: BaseModelSpec, base: WeightSet, tunings: Tunings
 ) -> None:
     """ONNX Runtime gives torch's answers for base and tuned weights, to fp32 rounding (check S10)."""
     ours, reference = (open_engine(name, engine_folder, tiny_model, spec, base) for name in (backend, "torch"))
@@ -75,10 +75,10 @@ def test_backends_agree_on_two_sets_of_weights(
 
 @pytest.mark.parametrize("backend", ENGINES)
 def test_nothing_computes_once_a_run_has_ended(
-    backend: str, engine_folder: Path, spec: BaseModelSpec, base: Weights
+    backend: str, engine_folder: Path, spec: BaseModelSpec, base: WeightSet
 ) -> None:
     """The runtime's threads do not spin on for tens of milliseconds: the next graph and the stream need the cores."""
-    engine_spec = EngineSpec.of(spec)
+    engine_spec = EngineSpec.from_model(spec)
     engine = ENGINES[backend](engine_folder, engine_spec, threads=4, layout=GraphLayout(engine_spec, base.tensors))
     engine.refit(base)  # two threads for each half of a batch
 
@@ -95,10 +95,10 @@ def test_nothing_computes_once_a_run_has_ended(
 @pytest.mark.parametrize("backend", ENGINES)
 @pytest.mark.parametrize("batch", [1, 2, 3, 5])
 def test_halves_of_a_batch_are_computed_as_the_whole_is(
-    backend: str, batch: int, engine_folder: Path, spec: BaseModelSpec, base: Weights
+    backend: str, batch: int, engine_folder: Path, spec: BaseModelSpec, base: WeightSet
 ) -> None:
     """With two threads as with one: every row once, in its place."""
-    engine_spec = EngineSpec.of(spec)
+    engine_spec = EngineSpec.from_model(spec)
     one, two = (
         ENGINES[backend](engine_folder, engine_spec, threads, layout=GraphLayout(engine_spec, base.tensors))
         for threads in (1, 2)
@@ -117,10 +117,10 @@ def test_halves_of_a_batch_are_computed_as_the_whole_is(
 
 
 def test_a_half_that_fails_waits_for_the_other(
-    engine_folder: Path, spec: BaseModelSpec, base: Weights, monkeypatch: pytest.MonkeyPatch
+    engine_folder: Path, spec: BaseModelSpec, base: WeightSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An error comes when neither half runs any more, since whoever gets it may close the engine."""
-    engine = ENGINES["new_session"](engine_folder, EngineSpec.of(spec), threads=2)
+    engine = ENGINES["new_session"](engine_folder, EngineSpec.from_model(spec), threads=2)
     engine.refit(base)
     run, ended = engine._run, []
 
@@ -165,7 +165,7 @@ def test_a_b_a_is_a(engine: Engine, tunings: Tunings) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_refitting_the_base_weights_is_a_fresh_engine(
-    backend: str, engine_folder: Path, tiny_model: Path, spec: BaseModelSpec, base: Weights, tunings: Tunings
+    backend: str, engine_folder: Path, tiny_model: Path, spec: BaseModelSpec, base: WeightSet, tunings: Tunings
 ) -> None:
     """Nothing of a tuning is left behind, to the last bit."""
     used, fresh = (open_engine(backend, engine_folder, tiny_model, spec, base) for _ in range(2))
@@ -177,7 +177,7 @@ def test_refitting_the_base_weights_is_a_fresh_engine(
     np.testing.assert_array_equal(answers(used), answers(fresh))
 
 
-def test_zero_updates_are_the_base_model(engine: Engine, base: Weights, tunings: Tunings) -> None:
+def test_zero_updates_are_the_base_model(engine: Engine, base: WeightSet, tunings: Tunings) -> None:
     """Weights that differ in nothing give the base model's bits, and say that they are too alike to verify."""
     before = answers(engine)
 
@@ -188,9 +188,9 @@ def test_zero_updates_are_the_base_model(engine: Engine, base: Weights, tunings:
 
 
 def test_a_tuning_of_few_tensors_leaves_nothing_of_the_one_before(
-    engine: Engine, base: Weights, tunings: Tunings
+    engine: Engine, base: WeightSet, tunings: Tunings
 ) -> None:
-    """After a tuning of all tensors, one of two tensors is the base model but for these two."""
+    """After a tuning of all tensors, one of two tensors is the base model except for these two."""
     few = sorted(base.tensors)[:2]
     engine.refit(tunings.weights(1))
 
@@ -207,7 +207,7 @@ def test_a_tuning_of_few_tensors_leaves_nothing_of_the_one_before(
     ["missing", "unknown", "renamed", "shape", "flattened", "float16", "float64", "nan", "infinite"],
 )
 def test_wrong_tensors_are_refused_before_anything_is_touched(
-    engine: Engine, base: Weights, tunings: Tunings, damage: str
+    engine: Engine, base: WeightSet, tunings: Tunings, damage: str
 ) -> None:
     """Names, shapes, dtypes and finiteness are checked first: the engine keeps its weights and answers as before."""
     engine.refit(tunings.weights(1))
@@ -230,7 +230,7 @@ def test_wrong_tensors_are_refused_before_anything_is_touched(
         tensors[name] = tensor
 
     with pytest.raises(DataLoss) as refusal:
-        engine.refit(Weights("wrong", tensors, weights.probe))
+        engine.refit(WeightSet("wrong", tensors, weights.probe))
 
     assert refusal.value.reason == "WEIGHTS_CORRUPT"
     assert engine.weights == tunings.weights(1).id
@@ -238,7 +238,9 @@ def test_wrong_tensors_are_refused_before_anything_is_touched(
 
 
 @pytest.mark.parametrize("lie", ["transposed", "stale", "all stale", "flipped byte"])
-def test_the_probe_finds_what_no_check_of_shapes_can(engine: Engine, base: Weights, tunings: Tunings, lie: str) -> None:
+def test_the_probe_finds_what_no_check_of_shapes_can(
+    engine: Engine, base: WeightSet, tunings: Tunings, lie: str
+) -> None:
     """A square matrix transposed, tensors left behind and a flipped byte fail the probe, and poison the engine."""
     name = square(base)
     honest = tunings.weights(1, names=[name]) if lie == "stale" else tunings.weights(1)
@@ -263,7 +265,7 @@ def test_the_probe_finds_what_no_check_of_shapes_can(engine: Engine, base: Weigh
     assert engine.weights == honest.id
 
 
-def test_a_stale_tensor_shows_in_the_ratio(engine: Engine, base: Weights, tunings: Tunings) -> None:
+def test_a_stale_tensor_shows_in_the_ratio(engine: Engine, base: WeightSet, tunings: Tunings) -> None:
     """One tensor of many left behind may pass, but its ratio is far from that of rounding."""
     honest = tunings.weights(1)
     name = next(name for name in base.tensors if name.endswith("conv_out.weight"))
@@ -276,11 +278,11 @@ def test_a_stale_tensor_shows_in_the_ratio(engine: Engine, base: Weights, tuning
     assert ratio > 100 * engine.refit(honest).probe_ratio
 
 
-def test_the_callers_arrays_are_left_alone_now_and_later(engine: Engine, base: Weights, tunings: Tunings) -> None:
+def test_the_callers_arrays_are_left_alone_now_and_later(engine: Engine, base: WeightSet, tunings: Tunings) -> None:
     """The engine keeps no view of what it was given, and never writes to it: changing it later changes no answer."""
     weights = tunings.weights(1)
     mine = {name: tensor.copy() for name, tensor in weights.tensors.items()}
-    engine.refit(Weights(weights.id, mine, weights.probe))
+    engine.refit(WeightSet(weights.id, mine, weights.probe))
     before = answers(engine)
 
     for name, tensor in mine.items():
@@ -290,7 +292,7 @@ def test_the_callers_arrays_are_left_alone_now_and_later(engine: Engine, base: W
     np.testing.assert_array_equal(answers(engine), before)
 
 
-def test_read_only_arrays_can_be_refitted(engine: Engine, base: Weights) -> None:
+def test_read_only_arrays_can_be_refitted(engine: Engine, base: WeightSet) -> None:
     """The base weights are shared between engines and never written (checks S7 and E3)."""
     assert not any(tensor.flags.writeable for tensor in base.tensors.values())
 
@@ -363,7 +365,7 @@ def test_an_error_of_rounding_is_no_failure_however_small_the_effect(effect: flo
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("where", ["answer", "expected", "base"])
 def test_a_probe_that_is_not_finite_fails(where: str, value: float) -> None:
-    """NaN compares as neither too large nor small enough, so it is looked for by itself."""
+    """NaN compares as neither too large nor small enough, so it has a check of its own."""
     arrays = {name: np.array(BASE_ANSWER) for name in ("answer", "expected", "base")}
     arrays["expected"] *= 2
     arrays[where][0, 0] = value

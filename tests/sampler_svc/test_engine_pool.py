@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sampler_svc.engines.cpu import OrtEngine
-from sampler_svc.engines.engine import BASE, TOO_SMALL, Engine, EngineSpec, Weights
+from sampler_svc.engines.engine import BASE, TOO_SMALL, Engine, EngineSpec, WeightSet
 from sampler_svc.engines.pool import EnginePool
 from sampler_svc.engines.weights import tuned_weights
 from tests.sampler_svc.tunings import PROBE_SEED, Tunings, answers, lying, question
@@ -24,11 +24,11 @@ from unitune.weights import pack, unpack
 @pytest.fixture
 def open_engine(engine_folder: Path, spec: BaseModelSpec) -> Callable[[], Engine]:
     """Opens engines."""
-    return lambda: OrtEngine(engine_folder, EngineSpec.of(spec), threads=1)
+    return lambda: OrtEngine(engine_folder, EngineSpec.from_model(spec), threads=1)
 
 
 @pytest.fixture
-def pool(open_engine: Callable[[], Engine], base: Weights) -> Iterator[EnginePool]:
+def pool(open_engine: Callable[[], Engine], base: WeightSet) -> Iterator[EnginePool]:
     """A pool of one engine."""
     pool = EnginePool(open_engine, base)
     yield pool
@@ -36,21 +36,21 @@ def pool(open_engine: Callable[[], Engine], base: Weights) -> Iterator[EnginePoo
 
 
 @pytest.fixture
-def two(open_engine: Callable[[], Engine], base: Weights) -> Iterator[EnginePool]:
+def two(open_engine: Callable[[], Engine], base: WeightSet) -> Iterator[EnginePool]:
     """A pool of two engines."""
     pool = EnginePool(open_engine, base, 2)
     yield pool
     pool.close()
 
 
-def said(pool: EnginePool, weights: Weights) -> np.ndarray:
+def said(pool: EnginePool, weights: WeightSet) -> np.ndarray:
     """What an engine with these weights answers."""
     with pool.lease(weights.id, lambda: weights) as lease:
         assert lease.engine.weights == weights.id
         return answers(lease.engine)
 
 
-def never() -> Weights:
+def never() -> WeightSet:
     """For leases that must not read weights."""
     raise AssertionError("the weights were read")
 
@@ -66,14 +66,14 @@ def test_a_miss_refits_and_a_hit_does_not(pool: EnginePool, tunings: Tunings) ->
     assert pool.resident() == [weights.id]
 
 
-def test_the_base_weights_are_there_from_the_start(pool: EnginePool, base: Weights) -> None:
+def test_the_base_weights_are_there_from_the_start(pool: EnginePool, base: WeightSet) -> None:
     """A fresh engine holds the base weights, which are not counted as resident."""
     with pool.lease(BASE, never) as lease:
         assert lease.warm and lease.probe_ratio == TOO_SMALL
     assert pool.resident() == []
 
 
-def test_weights_take_turns_in_one_engine(pool: EnginePool, base: Weights, tunings: Tunings) -> None:
+def test_weights_take_turns_in_one_engine(pool: EnginePool, base: WeightSet, tunings: Tunings) -> None:
     """A, B, base, A: each answers as it did, to the bit."""
     first, second = tunings.weights(1), tunings.weights(2)
 
@@ -108,7 +108,9 @@ def test_the_engine_that_holds_the_weights_is_chosen_whichever_is_longest_unused
             assert lease.warm
 
 
-def test_weights_that_fail_the_probe_leave_a_working_engine(pool: EnginePool, base: Weights, tunings: Tunings) -> None:
+def test_weights_that_fail_the_probe_leave_a_working_engine(
+    pool: EnginePool, base: WeightSet, tunings: Tunings
+) -> None:
     """The error reaches the caller; the engine is replaced by one with the base weights, and the next lease works."""
     weights = tunings.weights(1)
     before = said(pool, base)
@@ -127,7 +129,7 @@ def test_weights_that_cannot_be_read_leave_the_engine_as_it_was(pool: EnginePool
     weights = tunings.weights(1)
     said(pool, weights)
 
-    def missing() -> Weights:
+    def missing() -> WeightSet:
         raise DataLoss("gone", reason="WEIGHTS_MISSING")
 
     with pytest.raises(DataLoss), pool.lease("other", missing):
@@ -138,7 +140,7 @@ def test_weights_that_cannot_be_read_leave_the_engine_as_it_was(pool: EnginePool
 
 
 def test_an_engine_that_cannot_be_opened_again_is_tried_at_the_next_lease(
-    open_engine: Callable[[], Engine], base: Weights, tunings: Tunings
+    open_engine: Callable[[], Engine], base: WeightSet, tunings: Tunings
 ) -> None:
     """A pool never hands out a broken engine and never loses one for good."""
     is_broken = False
@@ -177,7 +179,7 @@ def test_one_engine_is_leased_to_one_at_a_time(pool: EnginePool, tunings: Tuning
     expected = {weights.id: said(pool, weights) for weights in sets}
     inside: list[int] = []
 
-    def work(weights: Weights) -> None:
+    def work(weights: WeightSet) -> None:
         with pool.lease(weights.id, lambda: weights) as lease:
             inside.append(1)
             assert len(inside) == 1
@@ -193,7 +195,7 @@ def test_one_refit_serves_all_who_wait_for_the_same_weights(two: EnginePool, tun
     """While a first lease refits, others of the same weights wait for it and then read nothing."""
     weights, reads, goes_on = tunings.weights(1), [], threading.Event()
 
-    def read() -> Weights:
+    def read() -> WeightSet:
         reads.append(1)
         goes_on.wait(10)
         return weights
@@ -224,7 +226,7 @@ def test_two_engines_serve_two_sets_at_once(two: EnginePool, tunings: Tunings) -
 
 
 def test_the_base_weights_run_beside_a_lease_of_others(
-    open_engine: Callable[[], Engine], base: Weights, tunings: Tunings
+    open_engine: Callable[[], Engine], base: WeightSet, tunings: Tunings
 ) -> None:
     """One engine more is opened when they are first needed, once; the lease's own engine is left alone."""
     opened: list[Engine] = []
@@ -249,14 +251,14 @@ def test_the_base_weights_run_beside_a_lease_of_others(
 
 
 def test_leases_that_need_base_weights_too_never_wait_for_each_other_forever(
-    two: EnginePool, base: Weights, tunings: Tunings
+    two: EnginePool, base: WeightSet, tunings: Tunings
 ) -> None:
     """Many at once, on more sets than engines, all end, each with its own answers and the base's."""
     sets = [tunings.weights(seed) for seed in (1, 2, 3)]
     expected = {weights.id: said(two, weights) for weights in sets}
     base_said = said(two, base)
 
-    def work(weights: Weights) -> None:
+    def work(weights: WeightSet) -> None:
         with two.lease(weights.id, lambda: weights) as lease:
             for _ in range(3):
                 np.testing.assert_array_equal(two.run_base(*question(lease.engine.spec)), base_said)
@@ -268,7 +270,7 @@ def test_leases_that_need_base_weights_too_never_wait_for_each_other_forever(
 
 
 def test_an_engine_for_the_base_weights_that_cannot_be_opened_is_tried_again(
-    open_engine: Callable[[], Engine], base: Weights, tunings: Tunings
+    open_engine: Callable[[], Engine], base: WeightSet, tunings: Tunings
 ) -> None:
     """The error reaches the caller; the next pass opens it."""
     broken = [False, True, False]
@@ -286,7 +288,7 @@ def test_an_engine_for_the_base_weights_that_cannot_be_opened_is_tried_again(
     pool.close()
 
 
-def test_evicted_weights_are_gone(pool: EnginePool, base: Weights, tunings: Tunings) -> None:
+def test_evicted_weights_are_gone(pool: EnginePool, base: WeightSet, tunings: Tunings) -> None:
     """The engine is back at the base weights; a later lease reads them anew."""
     weights = tunings.weights(1)
     before = said(pool, base)
@@ -324,7 +326,7 @@ def test_evicting_what_is_not_there_changes_nothing(pool: EnginePool, tunings: T
     assert pool.resident() == [weights.id]
 
 
-def test_weights_of_another_base_model_never_reach_an_engine(tunings: Tunings, base: Weights) -> None:
+def test_weights_of_another_base_model_never_reach_an_engine(tunings: Tunings, base: WeightSet) -> None:
     """They are refused by the digest of their base model."""
     tuned = unpack(*tunings.file(1))
 
@@ -338,7 +340,9 @@ def test_weights_of_another_base_model_never_reach_an_engine(tunings: Tunings, b
 
 
 @pytest.mark.parametrize("codec", ["int8", "int4", "sign", "lora"])
-def test_coded_weights_are_decoded_over_the_base(pool: EnginePool, base: Weights, tunings: Tunings, codec: str) -> None:
+def test_coded_weights_are_decoded_over_the_base(
+    pool: EnginePool, base: WeightSet, tunings: Tunings, codec: str
+) -> None:
     """An engine gets base plus delta, and the base's own arrays for the rest; the answer of just that proves it."""
     name = max(sorted(base.tensors), key=lambda name: base.tensors[name].size)
     tuned = tunings.weights(1).tensors[name]

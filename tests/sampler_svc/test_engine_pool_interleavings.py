@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sampler_svc.engines.engine import BASE, Engine, EngineSpec, Probe, Tensors, Weights
+from sampler_svc.engines.engine import BASE, Engine, EngineSpec, Probe, Tensors, WeightSet
 from sampler_svc.engines.pool import EnginePool
 from unitune.base_model import TensorSpec
 from unitune.errors import Cancelled, DataLoss
@@ -65,19 +65,19 @@ def answer(number: int) -> np.ndarray:
     return (1 + number) * LATENTS + np.float32(number)
 
 
-def weights_of(number: int) -> Weights:
+def weights_of(number: int) -> WeightSet:
     """The weights of that number."""
     tensors = {"a": np.array([1 + number], np.float32), "b": np.array([number], np.float32)}
-    return Weights(f"w{number}" if number else BASE, tensors, Probe(0, answer(number), answer(0)))
+    return WeightSet(f"w{number}" if number else BASE, tensors, Probe(0, answer(number), answer(0)))
 
 
-def wrong(number: int) -> Weights:
+def wrong(number: int) -> WeightSet:
     """Weights under that number's name whose values are others, as after a write that went wrong."""
     right = weights_of(number)
-    return Weights(right.id, {**right.tensors, "b": right.tensors["b"] + 1}, right.probe)
+    return WeightSet(right.id, {**right.tensors, "b": right.tensors["b"] + 1}, right.probe)
 
 
-def unreadable() -> Weights:
+def unreadable() -> WeightSet:
     """Weights that are gone."""
     raise DataLoss("gone", reason="WEIGHTS_MISSING")
 
@@ -184,7 +184,7 @@ def test_evicting_what_a_failed_lease_left_in_place_forgets_it() -> None:
     pool = EnginePool(LinearEngine, weights_of(0))
     act(pool, "run", 1)
 
-    def evicted_meanwhile() -> Weights:
+    def evicted_meanwhile() -> WeightSet:
         pool.evict("w1")
         return unreadable()
 
@@ -199,7 +199,7 @@ def test_an_eviction_during_a_refit_to_others_leaves_these() -> None:
     pool = EnginePool(LinearEngine, weights_of(0))
     act(pool, "run", 1)
 
-    def evicted_meanwhile() -> Weights:
+    def evicted_meanwhile() -> WeightSet:
         pool.evict("w1")
         return weights_of(2)
 

@@ -14,8 +14,8 @@ from sampler_svc.config import SamplerConfig
 from sampler_svc.engines import refit_modes
 from sampler_svc.engines.cpu import DENOISER, NEW_SESSION, OrtEngine, session_options
 from sampler_svc.engines.cpu_in_place import IN_PLACE, InPlaceEngine
-from sampler_svc.engines.engine import BASE, Engine, EngineSpec, Probe, Tensors, Weights
-from sampler_svc.engines.folder import Manifest, UnusableEngine
+from sampler_svc.engines.engine import BASE, Engine, EngineSpec, Probe, Tensors, WeightSet
+from sampler_svc.engines.folder import EngineManifest, UnusableEngine
 from sampler_svc.engines.layout import GraphLayout
 from sampler_svc.model import Model
 from tests.sampler_svc.tunings import Tunings, answers, question
@@ -76,21 +76,22 @@ class Forgetful(InPlaceEngine):
 
 
 @pytest.fixture(scope="module")
-def sets(tiny_graphs: Path, spec: BaseModelSpec, base: Weights) -> tuple[Weights, Weights]:
+def sets(tiny_graphs: Path, spec: BaseModelSpec, base: WeightSet) -> tuple[WeightSet, WeightSet]:
     """The two sets of weights that a build tries."""
     drawn = random_weights(base.tensors)
     of_base, of_drawn = (
-        reference_answer(tiny_graphs / DENOISER, EngineSpec.of(spec), tensors) for tensors in (base.tensors, drawn)
+        reference_answer(tiny_graphs / DENOISER, EngineSpec.from_model(spec), tensors)
+        for tensors in (base.tensors, drawn)
     )
     return (
-        Weights("base", base.tensors, Probe(0, of_base, of_base)),
-        Weights("other", drawn, Probe(0, of_drawn, of_base)),
+        WeightSet("base", base.tensors, Probe(0, of_base, of_base)),
+        WeightSet("other", drawn, Probe(0, of_drawn, of_base)),
     )
 
 
-def open_engine(kind: type[OrtEngine], engine_folder: Path, spec: BaseModelSpec, base: Weights) -> OrtEngine:
+def open_engine(kind: type[OrtEngine], engine_folder: Path, spec: BaseModelSpec, base: WeightSet) -> OrtEngine:
     """An engine that was never refitted."""
-    engine_spec = EngineSpec.of(spec)
+    engine_spec = EngineSpec.from_model(spec)
     return kind(engine_folder, engine_spec, 1, GraphLayout(engine_spec, base.tensors))
 
 
@@ -99,8 +100,8 @@ def test_the_build_finds_weights_that_silently_did_not_take(
     kind: type[InPlaceEngine],
     engine_folder: Path,
     spec: BaseModelSpec,
-    base: Weights,
-    sets: tuple[Weights, Weights],
+    base: WeightSet,
+    sets: tuple[WeightSet, WeightSet],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Optimisation, prepacking, another layout, copied buffers and a forgotten tensor each fail; the real engine, on
@@ -114,7 +115,7 @@ def test_the_build_finds_weights_that_silently_did_not_take(
 
 
 def test_the_build_would_find_any_single_tensor_left_behind(
-    engine_folder: Path, spec: BaseModelSpec, base: Weights, sets: tuple[Weights, Weights]
+    engine_folder: Path, spec: BaseModelSpec, base: WeightSet, sets: tuple[WeightSet, WeightSet]
 ) -> None:
     """With its random weights every tensor alone moves the answer by more than the bound, and rounding by far less."""
     engine, drawn = open_engine(InPlaceEngine, engine_folder, spec, base), sets[1]
@@ -141,12 +142,12 @@ def test_a_build_where_writes_are_not_seen_offers_new_sessions_alone(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The engine is built all the same, says why, and its manifest does not list the mode."""
-    assert Manifest.load(engine_folder).refit_modes == (NEW_SESSION, IN_PLACE)
+    assert EngineManifest.load(engine_folder).refit_modes == (NEW_SESSION, IN_PLACE)
     monkeypatch.setattr(cpu_build, "InPlaceEngine", Prepacked)
 
     folder = build(tiny_graphs, tmp_path / "engine")
 
-    assert Manifest.load(folder).refit_modes == (NEW_SESSION,)
+    assert EngineManifest.load(folder).refit_modes == (NEW_SESSION,)
     assert "every refit will open a new session" in capsys.readouterr().err
     with pytest.raises(UnusableEngine, match="not proven: use new_session"):
         Model.open(folder, threads=1, refit_mode=IN_PLACE)
@@ -161,7 +162,7 @@ def test_a_build_where_writes_are_not_seen_offers_new_sessions_alone(
 def test_the_mode_asked_for_is_the_mode_of_the_engine(
     engine_folder: Path, mode: str, kind: type[Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A small model is refitted in place by itself, a large one is not."""
+    """A small model is refitted in place by default, a large one is not."""
     model = Model.open(engine_folder, threads=1, refit_mode=mode)
     with model.pool.lease(BASE, lambda: model.base) as lease:
         assert type(lease.engine) is kind
@@ -172,7 +173,7 @@ def test_the_mode_asked_for_is_the_mode_of_the_engine(
 
 
 def test_a_refit_that_broke_off_leaves_no_old_tensor_behind(
-    engine_folder: Path, spec: BaseModelSpec, base: Weights, tunings: Tunings, monkeypatch: pytest.MonkeyPatch
+    engine_folder: Path, spec: BaseModelSpec, base: WeightSet, tunings: Tunings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Buffers that a broken refit has written are written again, though the next tensors are the base model's own."""
     engine, weights = open_engine(InPlaceEngine, engine_folder, spec, base), tunings.weights(1)
@@ -196,7 +197,7 @@ def test_a_refit_that_broke_off_leaves_no_old_tensor_behind(
 
 
 def test_a_refit_copies_only_what_is_not_there_already(
-    engine_folder: Path, spec: BaseModelSpec, base: Weights, tunings: Tunings, monkeypatch: pytest.MonkeyPatch
+    engine_folder: Path, spec: BaseModelSpec, base: WeightSet, tunings: Tunings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From a tuning of two tensors to one of another: the base's two come back, the other's one goes in."""
     names = sorted(base.tensors)[:3]
@@ -217,7 +218,7 @@ def test_a_refit_copies_only_what_is_not_there_already(
 
 @pytest.mark.parametrize(("kind", "refusal"), [("writeable", ValueError), ("nan", DataLoss), ("missing", DataLoss)])
 def test_only_read_only_and_checked_arrays_are_trusted_later(
-    spec: BaseModelSpec, base: Weights, kind: str, refusal: type[Exception]
+    spec: BaseModelSpec, base: WeightSet, kind: str, refusal: type[Exception]
 ) -> None:
     """What a refit does not look through again has been looked through once, and cannot change."""
     tensors = dict(base.tensors)
@@ -230,7 +231,7 @@ def test_only_read_only_and_checked_arrays_are_trusted_later(
         tensors[name] = tensor
 
     with pytest.raises(refusal):
-        GraphLayout(EngineSpec.of(spec), tensors)
+        GraphLayout(EngineSpec.from_model(spec), tensors)
 
 
 def test_an_unknown_refit_mode_is_refused_at_the_start(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_a_picture_that_changed_everywhere_is_left_alone(base: np.ndarray) -> No
 
 
 def test_a_faint_difference_counts_only_where_it_reaches_a_strong_one(base: np.ndarray, edited: np.ndarray) -> None:
-    """A shade of 20 levels around the square belongs to the change; the same shade by itself is an accident."""
+    """A shade of 20 levels around the square belongs to the change; the same shade alone is an accident."""
     edited[18:46, 22:50] += ((edited[18:46, 22:50] < 200) * 20).astype(np.uint8)  # around the square, and touching it
     edited[2:12, 2:12] += 20
 

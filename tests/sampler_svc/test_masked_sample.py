@@ -9,7 +9,7 @@ import pytest
 from sampler_svc.engines.engine import BASE, Engine
 from sampler_svc.model import Model
 from sampler_svc.sampling.events import EditedImage, Step
-from sampler_svc.sampling.masks.shape import around, softened
+from sampler_svc.sampling.masks.shape import region_around, softened
 from sampler_svc.sampling.request import Request
 from sampler_svc.sampling.sample import sample
 from tests.sampler_svc.edit_events import edit_events
@@ -132,7 +132,7 @@ def test_a_soft_edge_mixes_at_the_edge_and_nowhere_else(model: Model, engine: En
 
 
 def test_a_mask_of_sdedits_own_polarity_keeps_what_is_white(model: Model, engine: Engine) -> None:
-    """It is the same edit as by the mask turned around (check E4)."""
+    """It is the same edit as by the mask turned region_around (check E4)."""
     theirs = replace(GIVEN, mask=mask(box=(0, 24, 48, 48)), mask_keeps=True)
     ours = replace(GIVEN, mask=mask(box=LEFT))
 
@@ -215,18 +215,18 @@ def test_only_masked_edits_a_crop_and_pastes_it(model: Model, engine: Engine) ->
     found = results(model, engine, request)
 
     whole, given = images.decode(request.image), images.decode_mask(request.mask, size)
-    region = around(given, 6, (48, 48))
+    region = region_around(given, 6, (48, 48))
     cut = replace(
         GIVEN,
-        image=images.encode_png(region.of(whole)),
-        mask=images.encode_mask(region.of(given)),
+        image=images.encode_png(region.crop(whole)),
+        mask=images.encode_mask(region.crop(given)),
         seeds=(5, 6),
     )
     for result, alone in zip(found, results(model, engine, cut), strict=True):
         edited = images.decode(result.png)
         assert edited.shape == whole.shape
         np.testing.assert_array_equal(edited[given == 0], whole[given == 0])
-        np.testing.assert_array_equal(region.of(edited), images.decode(alone.png))
+        np.testing.assert_array_equal(region.crop(edited), images.decode(alone.png))
         assert (edited[given == 1] != whole[given == 1]).mean() > 0.5
         np.testing.assert_array_equal(images.decode_mask(result.mask, size), given)
 

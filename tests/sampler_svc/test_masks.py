@@ -8,7 +8,7 @@ from sampler_svc.model import Model
 from sampler_svc.sampling.masks import AFTER, BEFORE, MaskInputs
 from sampler_svc.sampling.masks.diffedit import differing_predictions
 from sampler_svc.sampling.masks.given import from_sdedit
-from sampler_svc.sampling.masks.shape import Region, around, softened, to_latent
+from sampler_svc.sampling.masks.shape import Region, region_around, softened, to_latent
 from tests.sampler_svc.pictures import picture
 from unitune import images
 from unitune.choices import MASK_SOURCES
@@ -135,4 +135,4 @@ def test_the_region_holds_the_mask_with_its_padding_in_the_models_aspect(
     mask: np.ndarray, padding: int, side: tuple[int, int], expected: Region
 ) -> None:
     """It grows on both sides, moves inwards at the border, and never leaves the picture."""
-    assert around(mask, padding, side) == expected
+    assert region_around(mask, padding, side) == expected

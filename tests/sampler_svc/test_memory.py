@@ -13,9 +13,9 @@ from tests.configs import sampling_config
 from tests.sampler_svc.pictures import mask, picture
 from tests.sampler_svc.test_main import environment
 from tests.sampler_svc.tunings import Tunings
+from unitune.object_store import ObjectStore
 from unitune.v1 import sampler_pb2_grpc, tuning_pb2
 from unitune.v1.sampler_pb2 import SampleRequest
-from unitune.weight_store import WeightStore
 
 EARLY, LATE = 50, 200  # edits
 GROWTH_BYTES = 8 << 20  # between the two; 150 edits that each kept one weights file would be 150 times 2 MiB
@@ -52,7 +52,7 @@ def test_memory_stays_flat_over_many_edits_of_mixed_methods(
     engine_folder: Path, tunings: Tunings, tmp_path: Path
 ) -> None:
     """After 200 edits the process holds at most 8 MiB more than after 50."""
-    store, tuned = WeightStore(str(tmp_path)), []
+    store, tuned = ObjectStore(str(tmp_path)), []
     for seed in (1, 2):
         data, manifest = tunings.file(seed)
         store.put_weights(f"tunings/default/t-{seed:03}/1", data, manifest)

@@ -10,17 +10,17 @@ import pytest
 
 from sampler_svc import stored_weights
 from sampler_svc.model import Model
+from sampler_svc.sampling.clip_filter import ClipFilter, Scores
 from sampler_svc.sampling.conditioning import embedding, mixed, null_embeddings
-from sampler_svc.sampling.gate import Gate, Scores
 from sampler_svc.service import SamplerService
 from tests.configs import sampling_config
 from tests.sampler_svc.pictures import picture
 from unitune import images, serving
 from unitune.base_model import Preset
 from unitune.errors import DataLoss, from_rpc_error, from_status
+from unitune.object_store import ObjectStore
 from unitune.options import SAMPLING
 from unitune.v1 import sampler_pb2, sampler_pb2_grpc, tuning_pb2
-from unitune.weight_store import WeightStore
 from unitune.weights import WEIGHTS_FILE, TunedWeights, pack
 
 PROMPT = "a cat on the beach"
@@ -49,13 +49,13 @@ def base_model(tiny_model: Path) -> Any:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> WeightStore:
+def store(tmp_path: Path) -> ObjectStore:
     """An empty store in a folder."""
-    return WeightStore(str(tmp_path / "store"))
+    return ObjectStore(str(tmp_path / "store"))
 
 
 @pytest.fixture
-def stored(base_model: Any, store: WeightStore) -> Stored:
+def stored(base_model: Any, store: ObjectStore) -> Stored:
     """Tunes and puts what was made into the store."""
     from tuner_svc.probe import pack_tuned
     from tuner_svc.tune import tune
@@ -74,12 +74,12 @@ def stored(base_model: Any, store: WeightStore) -> Stored:
 
 
 @pytest.fixture
-async def start(engine_folder: Path, store: WeightStore) -> AsyncIterator[Callable[..., Any]]:
+async def start(engine_folder: Path, store: ObjectStore) -> AsyncIterator[Callable[..., Any]]:
     """Starts samplers, each with engines of its own, and stops them."""
     stops: list[Any] = []
 
-    async def start(gate: Gate | None = None) -> Any:
-        model = replace(Model.open(engine_folder, threads=1), gate=gate)
+    async def start(clip_filter: ClipFilter | None = None) -> Any:
+        model = replace(Model.open(engine_folder, threads=1), clip_filter=clip_filter)
         server = await serving.start("127.0.0.1:0", SamplerService(model, store).register)
         channel = serving.channel(server.address)
         stops.extend([channel.close, server.stop])
@@ -202,7 +202,7 @@ async def test_weights_of_another_method_are_refused(start: Callable[..., Any], 
 
 
 async def test_loading_vectors_ahead_takes_no_engine(
-    start: Callable[..., Any], stored: Stored, store: WeightStore
+    start: Callable[..., Any], stored: Stored, store: ObjectStore
 ) -> None:
     """Load reads a file of embeddings alone, so that its edits read nothing, and tells of no refit."""
     sampler, weights = await start(), stored(**VECTORS)
@@ -309,7 +309,7 @@ async def test_null_text_refuses_what_it_is_not_for(
 
 
 async def test_embeddings_are_kept_up_to_a_size(
-    start: Callable[..., Any], stored: Stored, store: WeightStore, monkeypatch: pytest.MonkeyPatch
+    start: Callable[..., Any], stored: Stored, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was read last is sampled with from memory; what it displaced is read again, and is missed."""
     monkeypatch.setattr(stored_weights, "EXTRAS_BYTES", 1)
@@ -348,7 +348,7 @@ async def test_damaged_vectors_are_refused(start: Callable[..., Any], stored: St
     assert from_status(failed).reason == "WEIGHTS_CORRUPT"
 
 
-async def test_evicted_vectors_are_forgotten(start: Callable[..., Any], stored: Stored, store: WeightStore) -> None:
+async def test_evicted_vectors_are_forgotten(start: Callable[..., Any], stored: Stored, store: ObjectStore) -> None:
     """After an evict nothing is sampled from memory."""
     sampler, weights = await start(), stored(**VECTORS)
     asked = request(weights, "textual_inversion", prompt="S*")
@@ -362,7 +362,7 @@ async def test_evicted_vectors_are_forgotten(start: Callable[..., Any], stored: 
 
 
 async def test_vectors_of_another_base_model_are_refused(
-    start: Callable[..., Any], stored: Stored, store: WeightStore, monkeypatch: pytest.MonkeyPatch, base_model: Any
+    start: Callable[..., Any], stored: Stored, store: ObjectStore, monkeypatch: pytest.MonkeyPatch, base_model: Any
 ) -> None:
     """Every time, though nothing is refitted that would show it."""
     from tuner_svc import probe
@@ -375,7 +375,7 @@ async def test_vectors_of_another_base_model_are_refused(
         assert from_status(failed).reason == "BASE_MODEL_MISMATCH"
 
 
-def test_embeddings_of_another_shape_are_refused(model: Model, stored: Stored, store: WeightStore) -> None:
+def test_embeddings_of_another_shape_are_refused(model: Model, stored: Stored, store: ObjectStore) -> None:
     """A file whose embeddings are not this base model's, or are missing, is corrupt."""
     weights = stored(**VECTORS)
     tuned: TunedWeights = store.get_weights(weights.path, weights.digest)
@@ -389,7 +389,7 @@ def test_embeddings_of_another_shape_are_refused(model: Model, stored: Stored, s
 
 
 def test_a_prompt_with_vectors_has_the_tuners_embedding(
-    model: Model, base_model: Any, stored: Stored, store: WeightStore
+    model: Model, base_model: Any, stored: Stored, store: ObjectStore
 ) -> None:
     """The sampler's text encoder and tokenizer place the vectors as the tuner's do (T8)."""
     import torch
@@ -423,11 +423,11 @@ async def test_coded_weights_of_a_method_are_proven_and_sampled(
     assert len({await png(sampler, request(one, "textual_inversion", prompt="S*")) for one in vectors.values()}) == 1
 
 
-class ReadingGate(Gate):
-    """A gate that keeps the prompts which it scores by. Nothing passes it."""
+class ReadingFilter(ClipFilter):
+    """A CLIP filter that keeps the prompts which it scores by. Nothing passes it."""
 
-    def against(self, base: images.Pixels, prompt: str) -> Callable[[images.Pixels], Scores]:
-        score = super().against(base, prompt)
+    def scorer(self, base: images.Pixels, prompt: str) -> Callable[[images.Pixels], Scores]:
+        score = super().scorer(base, prompt)
 
         def keeping(edited: images.Pixels) -> Scores:
             self.prompts = [*getattr(self, "prompts", []), prompt]
@@ -447,7 +447,7 @@ class ReadingGate(Gate):
         (VECTORS, "a S* on the beach", "a on the beach", {}),
     ],
 )
-async def test_the_gate_chooses_among_attempts_of_every_method(
+async def test_the_clip_filter_chooses_among_attempts_of_every_method(
     start: Callable[..., Any],
     stored: Stored,
     clip_folder: Any,
@@ -456,10 +456,10 @@ async def test_the_gate_chooses_among_attempts_of_every_method(
     read: str,
     settings: dict[str, Any],
 ) -> None:
-    """Each attempt has the method's own embedding; the answer is what its settings give alone; the gate reads the
-    prompt without the tuning's words."""
-    gate = ReadingGate(clip_folder[1], Preset(), lambda picture: 0.0, threads=1)
-    sampler, weights = await start(gate), stored(**tuning)
+    """Each attempt has the method's own embedding; the answer is what its settings give alone; the CLIP filter reads
+    the prompt without the tuning's words."""
+    clip_filter = ReadingFilter(clip_folder[1], Preset(), lambda picture: 0.0, threads=1)
+    sampler, weights = await start(clip_filter), stored(**tuning)
     asked = request(weights, tuning["method"], prompt=prompt, automatic=True, **settings)
     asked.config.ClearField("strength")
     asked.config.ClearField("guidance_scale")
@@ -470,7 +470,7 @@ async def test_the_gate_chooses_among_attempts_of_every_method(
     assert tuple(point.values()) in Preset().automatic_points and chosen.HasField("scores")
     alone = request(weights, tuning["method"], prompt=prompt, **point, **settings)
     assert await png(sampler, alone) == chosen.png
-    assert [" ".join(one.split()) for one in gate.prompts] == [read] * len(Preset().automatic_points)
+    assert [" ".join(one.split()) for one in clip_filter.prompts] == [read] * len(Preset().automatic_points)
     asked = request(weights, tuning["method"], prompt=prompt, clip_filter=True, resamples=1, **settings)
     (chosen,) = [event.image for event in await events(sampler, asked) if event.WhichOneof("event") == "image"]
     again = request(weights, tuning["method"], prompt=prompt, seeds=[chosen.seed], **settings)

@@ -10,7 +10,7 @@ import pytest
 from sampler_svc.engines.cpu_controlled import Controlled, ControlledEngine
 from sampler_svc.model import Model
 from sampler_svc.sampling import local_blend
-from sampler_svc.sampling.alignment import Piece, Text, align, refined, replaced
+from sampler_svc.sampling.alignment import Piece, TokenizedPrompt, align, refined, replaced
 from sampler_svc.sampling.local_blend import LocalBlend, Word, blended
 from sampler_svc.sampling.prompt_to_prompt import AttentionEdit, Controller, PromptToPrompt
 from tests.sampler_svc.pictures import picture
@@ -79,7 +79,7 @@ class Walk:
         return [latents[:1] for latents, _, _ in self.branches]
 
 
-def text(*words: tuple[str, int]) -> Text:
+def text(*words: tuple[str, int]) -> TokenizedPrompt:
     """A text of words, each with so many tokens, whose ids are made from word and number."""
     pieces, prompt = [], ""
     for word, tokens in words:
@@ -87,7 +87,7 @@ def text(*words: tuple[str, int]) -> Text:
         prompt = f"{prompt} {word}".strip()
         ends = np.linspace(start, start + len(word), tokens + 1).astype(int)
         pieces += [Piece(hash((word, at)), int(ends[at]), int(ends[at + 1])) for at in range(tokens)]
-    return Text(prompt, pieces)
+    return TokenizedPrompt(prompt, pieces)
 
 
 def test_identical_prompts_give_the_base_branch(loaded) -> None:
@@ -298,7 +298,7 @@ def test_null_texts_embeddings_stand_in_the_empty_prompts_place(loaded) -> None:
 
 
 def test_null_texts_base_branch_is_what_the_tuner_found(loaded, tiny_model) -> None:
-    """The sampler inverts by itself and walks down with the tuner's embeddings to where these led in the tuner, which
+    """The sampler inverts again and denoises with the tuner's embeddings to where these led in the tuner, which
     is nearer to the picture's latent than plain DDIM inversion comes."""
     import torch  # slow to import
 
@@ -309,7 +309,7 @@ def test_null_texts_base_branch_is_what_the_tuner_found(loaded, tiny_model) -> N
 
     model, landed = load(tiny_model), []
 
-    class Watched(null_text.Step):
+    class Watched(null_text.GuidedStep):
         def landing(self, null: torch.Tensor) -> torch.Tensor:
             landed.append(super().landing(null))
             return landed[-1]
@@ -319,7 +319,7 @@ def test_null_texts_base_branch_is_what_the_tuner_found(loaded, tiny_model) -> N
         learning_rate=0.01,
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(null_text, "Step", Watched)
+        patch.setattr(null_text, "GuidedStep", Watched)
         nulls = tune(model, images.to_model(images.decode(picture()), model.image_side), config).extras["nulls"]
 
     tuned = Walk(loaded, replace(ALL, inversion="null_text", nulls=nulls.numpy()), CAT, CAT)

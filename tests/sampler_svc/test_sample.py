@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
 
-from sampler_svc.engines.engine import BASE, Engine, Weights
+from sampler_svc.engines.engine import BASE, Engine, WeightSet
 from sampler_svc.model import Model
 from sampler_svc.sampling.events import Done, EditedImage, Step
 from sampler_svc.sampling.request import Request
@@ -247,7 +247,7 @@ def test_the_same_seed_is_the_same_picture(model: Model, engine: Engine, schedul
 
 
 def test_a_picture_does_not_depend_on_its_batch(model: Model, engine: Engine) -> None:
-    """A seed's picture is the same alone and among others, but for rounding of one level (check S6)."""
+    """A seed's picture is the same alone and among others, except for rounding of one level (check S6)."""
     together = pictures(model, engine, replace(REQUEST, seeds=(9, 5, -1)))
     (alone,) = pictures(model, engine, REQUEST)
 
@@ -269,7 +269,7 @@ def test_zero_updates_are_sdedit(model: Model, tunings: Tunings) -> None:
 
 
 def test_sampling_changes_no_weights_and_writes_nothing(
-    model: Model, engine_folder: Path, base: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Model, engine_folder: Path, base: WeightSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The engine folder and the base weights are bit-equal afterwards, and no file appears (checks E3 and S7)."""
     monkeypatch.chdir(tmp_path)

@@ -10,10 +10,10 @@ import grpc
 import numpy as np
 import pytest
 
-from sampler_svc.engines.engine import BASE, Weights
+from sampler_svc.engines.engine import BASE, WeightSet
 from sampler_svc.model import Model
 from sampler_svc.sampling.attempts import SEED_STRIDE
-from sampler_svc.sampling.gate import Gate
+from sampler_svc.sampling.clip_filter import ClipFilter
 from sampler_svc.service import SamplerService
 from tests.configs import sampling_config
 from tests.sampler_svc.pictures import mask, picture
@@ -22,9 +22,9 @@ from unitune import images, serving
 from unitune.base_model import Preset
 from unitune.choices import DEFAULT_RESAMPLES
 from unitune.errors import DataLoss, from_rpc_error, from_status
+from unitune.object_store import ObjectStore
 from unitune.options import SAMPLING, Flat
 from unitune.v1 import sampler_pb2, sampler_pb2_grpc, tuning_pb2
-from unitune.weight_store import WeightStore
 from unitune.weights import WEIGHTS_FILE
 
 Event = sampler_pb2.SampleEvent
@@ -39,7 +39,7 @@ def store_folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def service(model: Model, store_folder: Path) -> SamplerService:
     """The servicer, with an engine that holds the base weights."""
-    return SamplerService(model, WeightStore(str(store_folder)))
+    return SamplerService(model, ObjectStore(str(store_folder)))
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def stored(store_folder: Path, tunings: Tunings) -> Callable[[int], tuning_pb2.W
     def put(seed: int, size: float = 0.3) -> tuning_pb2.WeightsRef:
         data, manifest = tunings.file(seed, size)
         path = f"tunings/default/t-{seed}-{round(1000 * size)}/1"
-        WeightStore(str(store_folder)).put_weights(path, data, manifest)
+        ObjectStore(str(store_folder)).put_weights(path, data, manifest)
         return tuning_pb2.WeightsRef(key=manifest.key, digest=manifest.digest, path=path)
 
     return put
@@ -167,7 +167,7 @@ async def test_damaged_weights_fail_and_the_next_edit_works(sampler, stored, sto
 
 
 async def test_weights_that_do_not_prove_fail_and_the_next_edit_works(
-    sampler, store_folder: Path, stored, tunings: Tunings, base: Weights
+    sampler, store_folder: Path, stored, tunings: Tunings, base: WeightSet
 ) -> None:
     """A whole file whose tensors are not those that its probe was made with never reaches a picture."""
     from unitune.weights import pack, unpack
@@ -177,7 +177,7 @@ async def test_weights_that_do_not_prove_fail_and_the_next_edit_works(
     data, manifest = pack(
         base.tensors, probe_tuned=honest.probe_tuned, probe_base=honest.probe_base, probe_seed=11, **facts
     )
-    WeightStore(str(store_folder)).put_weights("tunings/default/lying/1", data, manifest)
+    ObjectStore(str(store_folder)).put_weights("tunings/default/lying/1", data, manifest)
 
     failed = await events(
         sampler, request(tuning_pb2.WeightsRef(digest=manifest.digest, path="tunings/default/lying/1"))
@@ -488,7 +488,7 @@ async def test_info_tells_the_presets_own_values_for_prompt_to_prompt(model: Mod
     """What its section holds is a default, and published values are the rest; other methods have no such option."""
     own = {"prompt_to_prompt": {"cross_replace": 0.8, "guidance_scale": 5.0}}
     preset = replace(model.spec.preset, methods=own)
-    service = SamplerService(replace(model, spec=replace(model.spec, preset=preset)), WeightStore(str(store_folder)))
+    service = SamplerService(replace(model, spec=replace(model.spec, preset=preset)), ObjectStore(str(store_folder)))
 
     info = await service.GetSamplerInfo(sampler_pb2.GetSamplerInfoRequest(), None)
 
@@ -514,24 +514,24 @@ async def test_a_mistake_of_ours_is_internal_and_tells_nothing(
 
 
 @pytest.fixture
-async def gated(model, store_folder, clip_folder) -> AsyncIterator[sampler_pb2_grpc.SamplerServiceStub]:
+async def filtered(model, store_folder, clip_folder) -> AsyncIterator[sampler_pb2_grpc.SamplerServiceStub]:
     """A client of a sampler whose base model brings a CLIP; its thresholds let no picture pass."""
-    nothing_passes = replace(model.spec.preset, gate_gain=3.0)
-    gate = Gate(clip_folder[1], nothing_passes, lambda picture: 0.0, threads=1)
-    service = SamplerService(replace(model, gate=gate), WeightStore(str(store_folder)))
+    nothing_passes = replace(model.spec.preset, clip_filter_gain=3.0)
+    clip_filter = ClipFilter(clip_folder[1], nothing_passes, lambda picture: 0.0, threads=1)
+    service = SamplerService(replace(model, clip_filter=clip_filter), ObjectStore(str(store_folder)))
     server = await serving.start("127.0.0.1:0", service.register)
     async with serving.channel(server.address) as channel:
         yield sampler_pb2_grpc.SamplerServiceStub(channel)
     await server.stop()
 
 
-async def test_automatic_returns_the_point_that_it_chose(gated) -> None:
+async def test_automatic_returns_the_point_that_it_chose(filtered) -> None:
     """Strength and guidance need not be set; every point is tried, and the answer tells which one it is from."""
     asked = request(automatic=True)
     asked.config.ClearField("strength")
     asked.config.ClearField("guidance_scale")
 
-    found = await events(gated, asked)
+    found = await events(filtered, asked)
     (image,) = (event.image for event in found if event.WhichOneof("event") == "image")
 
     points = Preset().automatic_points
@@ -544,19 +544,19 @@ async def test_automatic_returns_the_point_that_it_chose(gated) -> None:
     ]
     assert [step.total for step in ends] == [int(8 * strength) for strength, _ in points]
     (point,) = (point for point in points if point == (image.strength, image.guidance_scale))
-    alone = await events(gated, request(strength=point[0], guidance_scale=point[1]))
+    alone = await events(filtered, request(strength=point[0], guidance_scale=point[1]))
     assert pngs(alone) == [image.png]
 
 
 @pytest.mark.parametrize("option", ["automatic", "clip_filter"])
 async def test_all_attempts_have_the_encoded_picture_in_common(
-    gated, model: Model, monkeypatch: pytest.MonkeyPatch, option: str
+    filtered, model: Model, monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:
     """It is encoded once, however many points or seeds are tried."""
     encoded, encode = [], model.graphs.encode
     monkeypatch.setattr(model.graphs, "encode", lambda image: encoded.append(image) or encode(image))
 
-    found = await events(gated, request(**{option: True}))
+    found = await events(filtered, request(**{option: True}))
 
     assert kinds(found)[-1] == "done" and len(encoded) == 1
 
@@ -564,7 +564,7 @@ async def test_all_attempts_have_the_encoded_picture_in_common(
 @pytest.mark.parametrize("option", ["automatic", "clip_filter"])
 @pytest.mark.parametrize("source", [{"mask_source": "diffedit"}, {"mask_source": "word", "mask_text": "the cat"}])
 async def test_all_attempts_have_a_mask_known_before_in_common(
-    gated, model: Model, monkeypatch: pytest.MonkeyPatch, option: str, source: dict[str, str]
+    filtered, model: Model, monkeypatch: pytest.MonkeyPatch, option: str, source: dict[str, str]
 ) -> None:
     """It is estimated once, by as many passes as for one edit alone, and is the mask of that."""
     passes: list[int] = []
@@ -575,7 +575,7 @@ async def test_all_attempts_have_a_mask_known_before_in_common(
     async def estimated(steps: int, **changes: object) -> tuple[int, sampler_pb2.SampleEvent]:
         """How many passes beside its steps an edit makes, and its result."""
         passes.clear()
-        found = await events(gated, request(**source, **changes))
+        found = await events(filtered, request(**source, **changes))
         assert kinds(found)[-2:] == ["image", "done"]
         return len(passes) - steps, found[-2].image
 
@@ -590,29 +590,29 @@ async def test_all_attempts_have_a_mask_known_before_in_common(
     assert (image.mask, image.png) == (alone.mask, alone.png)
 
 
-async def test_the_gate_resamples_within_bounds_and_scores_the_answer(gated) -> None:
-    """The answer has scores and the seed that it came from, which gives the same picture by itself."""
-    found = await events(gated, request(clip_filter=True, resamples=2))
+async def test_the_gate_resamples_within_bounds_and_scores_the_answer(filtered) -> None:
+    """The answer has scores and the seed that it came from, which gives the same picture alone."""
+    found = await events(filtered, request(clip_filter=True, resamples=2))
     (image,) = (event.image for event in found if event.WhichOneof("event") == "image")
 
     assert kinds(found) == ["loading", "step", "image", "done"]
     assert image.HasField("scores") and image.strength == 0
     assert image.seed in [5 + attempt * SEED_STRIDE for attempt in range(3)]
-    assert pngs(await events(gated, request(seeds=[image.seed]))) == [image.png]
+    assert pngs(await events(filtered, request(seeds=[image.seed]))) == [image.png]
 
 
-async def test_a_run_that_tries_again_can_be_cancelled_between_attempts(gated) -> None:
+async def test_a_run_that_tries_again_can_be_cancelled_between_attempts(filtered) -> None:
     """Closing the stream during a later attempt stops the work, and the engine is free for the next run."""
-    call = gated.Sample(request(clip_filter=True, resamples=8, num_inference_steps=40))
+    call = filtered.Sample(request(clip_filter=True, resamples=8, num_inference_steps=40))
     async for event in call:
         if event.WhichOneof("event") == "step" and event.step.attempt > 1:
             break
     call.cancel()
 
-    assert kinds(await events(gated, request()))[-1] == "done"
+    assert kinds(await events(filtered, request()))[-1] == "done"
 
 
-async def test_a_gate_is_refused_where_there_is_none(sampler) -> None:
+async def test_a_clip_filter_is_refused_where_there_is_none(sampler) -> None:
     """The field is named."""
     for option in ("automatic", "clip_filter"):
         with pytest.raises(grpc.aio.AioRpcError) as caught:

@@ -1,4 +1,4 @@
-"""The second stage of a cascade in the sampler: against diffusers, its engine, its place in an edit."""
+"""Super-resolution in the sampler: against diffusers, its engine, its place in an edit."""
 
 import threading
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from sampler_svc.build.folder import build
 from sampler_svc.build.refit_check import random_weights, reference_answer
 from sampler_svc.engines.cpu_super_resolution import SuperResolutionEngine
-from sampler_svc.engines.engine import BASE, Engine, Probe, Weights
+from sampler_svc.engines.engine import BASE, Engine, Probe, WeightSet
 from sampler_svc.model import Model
 from sampler_svc.sampling.events import Done, EditedImage, Step
 from sampler_svc.sampling.request import Request
@@ -23,9 +23,9 @@ from tests.sampler_svc.edit_events import edit_events
 from tests.sampler_svc.pictures import mask, picture
 from unitune import images
 from unitune.errors import Cancelled, DataLoss
+from unitune.object_store import ObjectStore
 from unitune.v1 import tuning_pb2
-from unitune.weight_store import WeightStore
-from unitune.weights import SECOND_BASE, SECOND_STAGE, SECOND_TUNED, pack
+from unitune.weights import SUPER_RESOLUTION, SUPER_RESOLUTION_BASE, SUPER_RESOLUTION_TUNED, pack
 
 WANTED = SuperResolutionOptions(noise_level=100, num_inference_steps=3, guidance_scale=1.0)
 REQUEST = Request(
@@ -47,7 +47,7 @@ def cascade(cascade_graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> M
 
 @pytest.fixture
 def engine(cascade: Model) -> Iterator[Engine]:
-    """The second stage's engine with the base model's weights."""
+    """The super-resolution model's engine with the base model's weights."""
     assert cascade.super_resolution is not None
     with cascade.super_resolution.lease(BASE, lambda: cascade.super_resolution_base) as lease:
         yield lease.engine
@@ -56,7 +56,7 @@ def engine(cascade: Model) -> Iterator[Engine]:
 def stage(
     cascade: Model, engine: Engine, wanted: SuperResolutionOptions = WANTED, is_cancelled: bool = False
 ) -> SuperResolution:
-    """The second stage for one edit."""
+    """Super-resolution for one edit."""
     prompt, empty = cascade.graphs.embed("a cat"), cascade.graphs.embed("")
     return SuperResolution(cascade.spec.super_resolution, engine.run, wanted, prompt, empty, lambda: is_cancelled)
 
@@ -95,7 +95,7 @@ def diffusers_enlarged(
 def test_the_stage_is_that_of_diffusers(
     cascade: Model, engine: Engine, tiny_cascade: Path, guidance_scale: float
 ) -> None:
-    """Noise level as class label, noised enlargement beside the noisy picture, DDIM, guidance (K1)."""
+    """Noise level as class label, noised upsampled picture beside the noisy picture, DDIM, guidance (K1)."""
     wanted = replace(WANTED, guidance_scale=guidance_scale, is_thresholded=False)
     second = stage(cascade, engine, wanted)
 
@@ -108,7 +108,7 @@ def test_the_stage_is_that_of_diffusers(
 
 
 def test_the_noise_level_reaches_label_and_picture(cascade: Model) -> None:
-    """The network is told the level and shown the enlargement with just that much noise; 0 shows some noise (K1)."""
+    """The network is told the level and sees the upsampled picture with that noise; 0 shows some noise (K1)."""
     seen: list[tuple[np.ndarray, np.ndarray]] = []
 
     def network(latents: np.ndarray, timesteps: np.ndarray, contexts: np.ndarray) -> np.ndarray:
@@ -148,13 +148,13 @@ def test_thresholding_keeps_strong_guidance_within_range(cascade: Model, engine:
 
 
 def test_the_engine_refuses_weights_that_do_not_take(cascade: Model, engine: Engine) -> None:
-    """The second stage's engine has the probe of every engine: other weights with the base's answer are refused."""
+    """Its engine has the probe of every engine: other weights with the base's answer are refused."""
     base = cascade.super_resolution_base
     assert base is not None
     drawn = random_weights(base.tensors)
 
     with pytest.raises(DataLoss, match="probe"):
-        engine.refit(Weights("other", drawn, Probe(base.probe.seed, base.probe.expected, base.probe.expected)))
+        engine.refit(WeightSet("other", drawn, Probe(base.probe.seed, base.probe.expected, base.probe.expected)))
 
 
 def run(cascade: Model, engine: Engine, request: Request, second: SuperResolution | None) -> list:
@@ -179,7 +179,7 @@ def test_steps_of_both_stages_are_counted_as_one_edits(cascade: Model, engine: E
 
 
 def test_kept_pixels_are_the_base_images_own_at_its_size(cascade: Model, engine: Engine) -> None:
-    """With interpolation 1 what a mask keeps of a large picture is exact, and the rest is the second stage's."""
+    """With interpolation 1 what a mask keeps of a large picture is exact, and the rest is super-resolution's."""
     given = mask(120, 100, box=(10, 10, 60, 60))
     request = replace(REQUEST, mask_source="given", mask=given, interpolation=1.0)
 
@@ -192,7 +192,7 @@ def test_kept_pixels_are_the_base_images_own_at_its_size(cascade: Model, engine:
 
 
 def test_a_small_picture_is_finished_first_and_enlarged_whole(cascade: Model, engine: Engine) -> None:
-    """Its longer side reaches the second stage's, its aspect stays, and the stage sees the finished edit."""
+    """Its longer side becomes that of super-resolution, its aspect stays; super-resolution sees the finished edit."""
     request = replace(REQUEST, image=picture(48, 36), strength=0.0)
     (edited,) = pictures(run(cascade, engine, request, stage(cascade, engine)))
     (plain,) = pictures(run(cascade, engine, request, None))
@@ -202,25 +202,27 @@ def test_a_small_picture_is_finished_first_and_enlarged_whole(cascade: Model, en
     assert np.array_equal(edited, expected)
 
 
-def test_cancelling_stops_the_second_stage_before_its_next_step(cascade: Model, engine: Engine) -> None:
+def test_cancelling_stops_super_resolution_before_its_next_step(cascade: Model, engine: Engine) -> None:
     """No pass is made once the flag is set."""
     with pytest.raises(Cancelled):
         stage(cascade, engine, is_cancelled=True).enlarge(small(), seed=1)
 
 
-def store_tuning(cascade: Model, store: WeightStore, method: str, *, tunes_second_stage: bool) -> tuning_pb2.WeightsRef:
-    """Weights whose second stage, if they have one, differs from the base model's; embeddings that no prompt has."""
+def store_tuning(
+    cascade: Model, store: ObjectStore, method: str, *, tunes_super_resolution: bool
+) -> tuning_pb2.WeightsRef:
+    """Weights whose super-resolution, if they have one, differs from the base model's; embeddings of no prompt."""
     rng = np.random.default_rng(5)
     spec, base = SuperResolutionEngine.spec_of(cascade.spec), cascade.super_resolution_base
     extras = {name: rng.standard_normal(spec.context, dtype=np.float32) for name in ("prompt", "optimized")}
     tensors = {}
-    if tunes_second_stage:
+    if tunes_super_resolution:
         tensors = {name: tensor + np.float32(0.02) for name, tensor in base.tensors.items()}
         cascade_folder = cascade.super_resolution._open_engine()._path
-        extras[SECOND_TUNED] = reference_answer(cascade_folder, spec, tensors)
-        extras[SECOND_BASE] = base.probe.base
+        extras[SUPER_RESOLUTION_TUNED] = reference_answer(cascade_folder, spec, tensors)
+        extras[SUPER_RESOLUTION_BASE] = base.probe.base
     data, manifest = pack(
-        {f"{SECOND_STAGE}{name}": tensor for name, tensor in tensors.items()},
+        {f"{SUPER_RESOLUTION}{name}": tensor for name, tensor in tensors.items()},
         probe_tuned=cascade.base.probe.base,
         probe_base=cascade.base.probe.base,
         key="key",
@@ -229,21 +231,21 @@ def store_tuning(cascade: Model, store: WeightStore, method: str, *, tunes_secon
         rare_tokens="" if method == "imagic" else "beikkpic",
         updates=0,
         probe_seed=base.probe.seed,
-        extras=extras if method == "imagic" else {name: extras[name] for name in extras if SECOND_STAGE in name},
+        extras=extras if method == "imagic" else {name: extras[name] for name in extras if SUPER_RESOLUTION in name},
     )
     store.put_weights("tunings/default/t-000/1", data, manifest)
     return tuning_pb2.WeightsRef(digest=manifest.digest, path="tunings/default/t-000/1")
 
 
 @pytest.mark.parametrize("method", ["unitune", "imagic"])
-@pytest.mark.parametrize("tunes_second_stage", [False, True])
-def test_the_second_stage_of_a_tuning_sees_what_it_was_tuned_by(
-    cascade: Model, tmp_path: Path, method: str, tunes_second_stage: bool
+@pytest.mark.parametrize("tunes_super_resolution", [False, True])
+def test_super_resolution_of_a_tuning_sees_what_it_was_tuned_by(
+    cascade: Model, tmp_path: Path, method: str, tunes_super_resolution: bool
 ) -> None:
     """Tuned, Imagic's own embedding of the prompt (I7) or the rare tokens before it; else the plain prompt, and the
     base model's weights bit for bit (K3)."""
-    store = WeightStore(str(tmp_path))
-    weights = store_tuning(cascade, store, method, tunes_second_stage=tunes_second_stage)
+    store = ObjectStore(str(tmp_path))
+    weights = store_tuning(cascade, store, method, tunes_super_resolution=tunes_super_resolution)
     service = SamplerService(cascade, store)
     said = "a cat" if method == "imagic" else "beikkpic a cat"
     wanted = replace(REQUEST, prompt=said, super_resolution=WANTED)
@@ -255,8 +257,8 @@ def test_the_second_stage_of_a_tuning_sees_what_it_was_tuned_by(
         of_base = untuned.run(*question)
 
     assert np.array_equal(untuned.prompt, cascade.graphs.embed("a cat"))
-    assert np.array_equal(answer, of_base) != tunes_second_stage
-    if not tunes_second_stage:
+    assert np.array_equal(answer, of_base) != tunes_super_resolution
+    if not tunes_super_resolution:
         assert np.array_equal(second.prompt, cascade.graphs.embed("a cat"))
     elif method == "imagic":
         extras = store.get_weights(weights.path, weights.digest).extras

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from sampler_svc.engines.engine import BASE
 from sampler_svc.model import Model
-from sampler_svc.sampling.gate import Gate
+from sampler_svc.sampling.clip_filter import ClipFilter
 from sampler_svc.sampling.text_reader import reader_of
 from sampler_svc.service import SamplerService
 from tests.configs import sampling_config, tuning_config
@@ -21,13 +21,13 @@ from tests.sampler_svc.pictures import picture
 from tests.tiny_model import CONTEXT_TOKENS, WORDS
 from unitune import serving
 from unitune.errors import InvalidField, from_rpc_error
+from unitune.object_store import ObjectStore
 from unitune.options import SAMPLING
 from unitune.prompts import with_rare_tokens
 from unitune.reading import Reader
 from unitune.v1.sampler_pb2 import SampleRequest
 from unitune.v1.sampler_pb2_grpc import SamplerServiceStub
 from unitune.v1.tuning_pb2 import WeightsRef
-from unitune.weight_store import WeightStore
 
 ROOM = CONTEXT_TOKENS - 2
 RARE, RARE_TOKENS = "beikkpic", 7  # as the tiny tokenizer has it: be, then each letter
@@ -48,7 +48,7 @@ def serve(model: Model, tmp_path: Path) -> Callable[..., object]:
     """Starts a sampler with the tiny model, parts of it exchanged."""
 
     async def start(**parts: object) -> AsyncIterator[SamplerServiceStub]:
-        service = SamplerService(replace(model, **parts), WeightStore(str(tmp_path / "store")))
+        service = SamplerService(replace(model, **parts), ObjectStore(str(tmp_path / "store")))
         server = await serving.start("127.0.0.1:0", service.register)
         async with serving.channel(server.address) as channel:
             yield SamplerServiceStub(channel)
@@ -236,15 +236,17 @@ async def test_texts_of_a_tuning_are_checked_until_it_is_made(of_stickerbook) ->
         assert await warnings(of_stickerbook, asked) == []
 
 
-async def test_the_gate_is_told_of_only_where_it_reads_less(serve, model: Model, clip_folder, tmp_path: Path) -> None:
-    """A gate whose context is the text encoder's says nothing; one with less room names what it judges without (N5)."""
-    gate = Gate(clip_folder[1], model.spec.preset, lambda picture: 0.0, threads=1)
+async def test_the_clip_filter_is_told_of_only_where_it_reads_less(
+    serve, model: Model, clip_folder, tmp_path: Path
+) -> None:
+    """A CLIP filter that reads as much as the text encoder says nothing; one that does not names the rest (N5)."""
+    clip_filter = ClipFilter(clip_folder[1], model.spec.preset, lambda picture: 0.0, threads=1)
     prompt = "a cat on the beach in the snow by day"
-    async for sampler in serve(gate=gate):
+    async for sampler in serve(clip_filter=clip_filter):
         assert await warnings(sampler, request(prompt, clip_filter=True)) == []
-        gate.reader = replace(gate.reader, room=5)
+        clip_filter.reader = replace(clip_filter.reader, max_tokens=5)
         (warning,) = await warnings(sampler, request(prompt, clip_filter=True))
-        assert "gate" in warning and "'in the snow by day'" in warning
+        assert "CLIP filter" in warning and "'in the snow by day'" in warning
         assert await warnings(sampler, request(prompt)) == []
 
 

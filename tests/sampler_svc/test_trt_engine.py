@@ -14,7 +14,7 @@ from sampler_svc.build.folder import build
 from sampler_svc.build.tensorrt import tensorrt_builder
 from sampler_svc.engines import tensorrt as trt_engine
 from sampler_svc.engines.cuda_device import CudaError, Device
-from sampler_svc.engines.engine import BackendMissing, EngineSpec, Weights
+from sampler_svc.engines.engine import BackendMissing, EngineSpec, WeightSet
 from sampler_svc.engines.folder import UnusableEngine
 from sampler_svc.engines.tensorrt import PLAN_FILE, TrtEngine, check_version
 from sampler_svc.engines.weights import base_weights
@@ -27,20 +27,20 @@ Open = Callable[..., TrtEngine]
 
 
 @pytest.fixture(scope="module")
-def plan_folder(tiny_half_graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plan_folder(tiny_fp16_graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An engine folder with a tested plan. Nobody writes to it."""
     folder = tmp_path_factory.mktemp("plans") / "tiny"
-    return build(tiny_half_graphs, folder, tensorrt_builder(fake_runtime(Faults())))
+    return build(tiny_fp16_graphs, folder, tensorrt_builder(fake_runtime(Faults())))
 
 
 @pytest.fixture(scope="module")
-def plan_base(plan_folder: Path, spec: BaseModelSpec) -> Weights:
+def plan_base(plan_folder: Path, spec: BaseModelSpec) -> WeightSet:
     """The base weights with this folder's probe."""
     return base_weights(plan_folder, spec)
 
 
 @pytest.fixture(scope="module")
-def tuned(tunings: Tunings) -> tuple[Weights, Weights]:
+def tuned(tunings: Tunings) -> tuple[WeightSet, WeightSet]:
     """Two tunings."""
     return tunings.weights(1), tunings.weights(2)
 
@@ -63,7 +63,7 @@ def open_engine(plan_folder: Path, spec: BaseModelSpec, cuda: FakeCuda) -> Itera
     opened = []
 
     def open_one(**options: bool) -> TrtEngine:
-        engine = TrtEngine(plan_folder, EngineSpec.of(spec), FakeTensorRT(cuda), Device(cuda), **options)
+        engine = TrtEngine(plan_folder, EngineSpec.from_model(spec), FakeTensorRT(cuda), Device(cuda), **options)
         opened.append(engine)
         return engine
 
@@ -99,7 +99,7 @@ def test_without_a_gpu_nothing_of_tensorrt_is_touched() -> None:
 
 
 def test_weights_are_bound_once_and_refitted_many_times(
-    open_engine: Open, plan_base: Weights, tuned: tuple[Weights, Weights], cuda: FakeCuda
+    open_engine: Open, plan_base: WeightSet, tuned: tuple[WeightSet, WeightSet], cuda: FakeCuda
 ) -> None:
     """No refit allocates anything: the same staging memory serves all, every tensor at an aligned place of its own."""
     engine = open_engine()
@@ -116,7 +116,7 @@ def test_weights_are_bound_once_and_refitted_many_times(
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
 
 
-def test_closing_frees_all_memory(open_engine: Open, plan_base: Weights, cuda: FakeCuda) -> None:
+def test_closing_frees_all_memory(open_engine: Open, plan_base: WeightSet, cuda: FakeCuda) -> None:
     """Device memory, pinned memory, the stream and the captured graph."""
     engine = open_engine(use_cuda_graph=True)
     engine.refit(plan_base)
@@ -129,7 +129,7 @@ def test_closing_frees_all_memory(open_engine: Open, plan_base: Weights, cuda: F
 
 @pytest.mark.parametrize("fault", ["refit", "missing", "execute", "cudaMemcpyAsync", "cudaStreamSynchronize"])
 def test_a_refit_that_fails_poisons_the_engine(
-    open_engine: Open, plan_base: Weights, tuned: tuple[Weights, Weights], faults: Faults, fault: str
+    open_engine: Open, plan_base: WeightSet, tuned: tuple[WeightSet, WeightSet], faults: Faults, fault: str
 ) -> None:
     """False, a missing weight or an error of the device: the weights are unknown, and no run uses them."""
     engine = open_engine()
@@ -151,7 +151,7 @@ def test_a_refit_that_fails_poisons_the_engine(
 
 
 def test_a_partial_refit_is_made_good_by_a_whole_one(
-    open_engine: Open, plan_base: Weights, tuned: tuple[Weights, Weights], faults: Faults
+    open_engine: Open, plan_base: WeightSet, tuned: tuple[WeightSet, WeightSet], faults: Faults
 ) -> None:
     """Half of the weights were written before TensorRT said False; the next refit carries all of them."""
     engine = open_engine()
@@ -167,7 +167,7 @@ def test_a_partial_refit_is_made_good_by_a_whole_one(
     np.testing.assert_array_equal(answers(engine), expected)
 
 
-def test_a_run_that_fails_poisons_the_engine(open_engine: Open, plan_base: Weights, faults: Faults) -> None:
+def test_a_run_that_fails_poisons_the_engine(open_engine: Open, plan_base: WeightSet, faults: Faults) -> None:
     """After an error of the device nobody knows what its memory holds, so the engine is not used again."""
     engine = open_engine()
     engine.refit(plan_base)
@@ -181,7 +181,7 @@ def test_a_run_that_fails_poisons_the_engine(open_engine: Open, plan_base: Weigh
 
 
 def test_weights_that_tensorrt_silently_left_behind_fail_the_probe(
-    open_engine: Open, plan_base: Weights, tuned: tuple[Weights, Weights], faults: Faults
+    open_engine: Open, plan_base: WeightSet, tuned: tuple[WeightSet, WeightSet], faults: Faults
 ) -> None:
     """True was the answer, and the old weights are still there."""
     engine = open_engine()
@@ -195,7 +195,7 @@ def test_weights_that_tensorrt_silently_left_behind_fail_the_probe(
 
 
 def test_a_graph_is_captured_once_and_sees_refits(
-    open_engine: Open, plan_base: Weights, tuned: tuple[Weights, Weights], cuda: FakeCuda
+    open_engine: Open, plan_base: WeightSet, tuned: tuple[WeightSet, WeightSet], cuda: FakeCuda
 ) -> None:
     """Through a graph the answers are those without one, for every set of weights, after one capture."""
     through, plain = open_engine(use_cuda_graph=True), open_engine()
@@ -209,7 +209,7 @@ def test_a_graph_is_captured_once_and_sees_refits(
 
 
 def test_a_graph_that_keeps_old_weights_is_captured_again(
-    open_engine: Open, plan_base: Weights, tuned: tuple[Weights, Weights], faults: Faults, cuda: FakeCuda
+    open_engine: Open, plan_base: WeightSet, tuned: tuple[WeightSet, WeightSet], faults: Faults, cuda: FakeCuda
 ) -> None:
     """The probe goes through the graph and finds them; a new capture gives the new answers."""
     faults.graph_keeps_weights = True
@@ -226,7 +226,7 @@ def test_a_graph_that_keeps_old_weights_is_captured_again(
 
 @pytest.mark.parametrize("step", ["cudaStreamEndCapture", "cudaGraphInstantiate", "cudaGraphLaunch"])
 def test_a_capture_that_fails_is_the_engines_failure(
-    open_engine: Open, plan_base: Weights, faults: Faults, cuda: FakeCuda, step: str
+    open_engine: Open, plan_base: WeightSet, faults: Faults, cuda: FakeCuda, step: str
 ) -> None:
     """An error in capturing or launching poisons the engine; closing it still frees everything."""
     faults.cuda[step] = ILLEGAL_ADDRESS
@@ -274,7 +274,7 @@ def altered(plan_folder: Path, spec: BaseModelSpec, tmp_path: Path, cuda: FakeCu
         folder = Path(shutil.copytree(plan_folder, tmp_path / "altered"))
         plan = json.loads((folder / PLAN_FILE).read_text())
         (folder / PLAN_FILE).write_text(json.dumps(plan | changes))
-        return TrtEngine(folder, EngineSpec.of(spec), FakeTensorRT(cuda), Device(cuda))
+        return TrtEngine(folder, EngineSpec.from_model(spec), FakeTensorRT(cuda), Device(cuda))
 
     return open_altered
 
@@ -293,7 +293,7 @@ def test_a_plan_built_without_refit_is_refused(altered: Callable[..., TrtEngine]
 
 @pytest.mark.parametrize("change", ["fewer", "more"])
 def test_a_plan_with_other_weights_than_the_models_is_refused(
-    altered: Callable[..., TrtEngine], plan_base: Weights, change: str
+    altered: Callable[..., TrtEngine], plan_base: WeightSet, change: str
 ) -> None:
     """The names are compared by us, for there were releases whose own list of missing weights was not complete."""
     names = sorted(plan_base.tensors)
@@ -314,16 +314,16 @@ def test_a_damaged_plan_is_refused(plan_folder: Path, spec: BaseModelSpec, tmp_p
     (folder / PLAN_FILE).write_bytes(b"\x00" * 64)
 
     with pytest.raises(UnusableEngine, match="does not take the plan"):
-        TrtEngine(folder, EngineSpec.of(spec), FakeTensorRT(cuda), Device(cuda))
+        TrtEngine(folder, EngineSpec.from_model(spec), FakeTensorRT(cuda), Device(cuda))
 
 
 def test_a_plan_that_was_never_tested_is_refused(plan_folder: Path, spec: BaseModelSpec, tmp_path: Path) -> None:
     """No report of a self-test, no engine, even if everything else is there."""
     folder = Path(shutil.copytree(plan_folder, tmp_path / "untested"))
-    (folder / "qualification.json").unlink()
+    (folder / "self_test_report.json").unlink()
 
     with pytest.raises(UnusableEngine, match="never passed the engine self-test"):
-        TrtEngine.open_tested(folder, EngineSpec.of(spec), fake_runtime(Faults()))
+        TrtEngine.open_tested(folder, EngineSpec.from_model(spec), fake_runtime(Faults()))
 
 
 def test_the_engines_rounding_is_what_its_plan_was_found_to_have(
@@ -331,12 +331,15 @@ def test_the_engines_rounding_is_what_its_plan_was_found_to_have(
 ) -> None:
     """A plan that rounds more than PyTorch does is not held to PyTorch's rounding in every probe."""
     folder = Path(shutil.copytree(plan_folder, tmp_path / "coarse"))
-    found = json.loads((folder / "qualification.json").read_text())
+    found = json.loads((folder / "self_test_report.json").read_text())
     noise = found["noise"]["base"]
-    (folder / "qualification.json").write_text(json.dumps(found | {"errors": {**found["errors"], "base": 2 * noise}}))
+    (folder / "self_test_report.json").write_text(
+        json.dumps(found | {"errors": {**found["errors"], "base": 2 * noise}})
+    )
 
     coarse, fine = (
-        TrtEngine.open_tested(each, EngineSpec.of(spec), fake_runtime(Faults())) for each in (folder, plan_folder)
+        TrtEngine.open_tested(each, EngineSpec.from_model(spec), fake_runtime(Faults()))
+        for each in (folder, plan_folder)
     )
 
     assert coarse.rounding == pytest.approx(2 * noise) and fine.rounding == pytest.approx(noise)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sampler_svc.engines.engine import BASE, Engine, EngineSpec, Probe, Weights
+from sampler_svc.engines.engine import BASE, Engine, EngineSpec, Probe, WeightSet
 from sampler_svc.engines.weights import tuned_weights
 from tests.sampler_svc.torch_engine import TorchEngine
 from unitune import weights as weights_file
@@ -36,13 +36,13 @@ class Tunings:
     """Makes weights for one base model."""
 
     spec: BaseModelSpec
-    base: Weights
+    base: WeightSet
     reference: UnprovenEngine
 
     @classmethod
-    def of(cls, base_model: Path, spec: BaseModelSpec, base: Weights) -> "Tunings":
+    def of(cls, base_model: Path, spec: BaseModelSpec, base: WeightSet) -> "Tunings":
         """With a torch engine of the base model's folder."""
-        return cls(spec, base, UnprovenEngine(base_model, EngineSpec.of(spec)))
+        return cls(spec, base, UnprovenEngine(base_model, EngineSpec.from_model(spec)))
 
     def file(self, seed: int, size: float = 0.3, names: Sequence[str] | None = None) -> tuple[bytes, Manifest]:
         """A weights file whose tensors differ from the base by a share `size` of their spread, and its manifest."""
@@ -63,14 +63,14 @@ class Tunings:
             probe_seed=PROBE_SEED,
         )
 
-    def weights(self, seed: int, size: float = 0.3, names: Sequence[str] | None = None) -> Weights:
+    def weights(self, seed: int, size: float = 0.3, names: Sequence[str] | None = None) -> WeightSet:
         """The same, read as the sampler reads it."""
         return tuned_weights(weights_file.unpack(*self.file(seed, size, names)), self.base, self.spec.digest)
 
 
-def lying(weights: Weights, **tensors: np.ndarray) -> Weights:
+def lying(weights: WeightSet, **tensors: np.ndarray) -> WeightSet:
     """The weights with other tensors in some places, and the old probe."""
-    return Weights(weights.id, {**weights.tensors, **tensors}, weights.probe)
+    return WeightSet(weights.id, {**weights.tensors, **tensors}, weights.probe)
 
 
 def base_probe(answer: np.ndarray) -> Probe:

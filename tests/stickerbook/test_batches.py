@@ -5,13 +5,13 @@ from functools import partial
 import torch
 
 from stickerbook.batches import batches
-from stickerbook.train import by_objects, drawn
+from stickerbook.train import drawn, split_by_objects
 from stickerbook.world import NONE, draw_scene
 
 
 def test_worker_processes_change_nothing():
     """Two workers hand out the very batches, in their order, that are made without any."""
-    make = partial(drawn, 6, 0.5, *by_objects(300))
+    make = partial(drawn, 6, 0.5, *split_by_objects(300))
 
     alone, ahead = list(batches(make, range(3, 8))), list(batches(make, range(3, 8), workers=2))
 
@@ -22,7 +22,7 @@ def test_worker_processes_change_nothing():
 
 def test_a_batch_depends_on_its_update_alone():
     """A run that is taken up at an update sees what an uninterrupted one sees there."""
-    make = partial(drawn, 6, 0.5, *by_objects(300))
+    make = partial(drawn, 6, 0.5, *split_by_objects(300))
 
     whole, resumed = list(batches(make, range(6))), list(batches(make, range(4, 6)))
 
@@ -32,7 +32,7 @@ def test_a_batch_depends_on_its_update_alone():
 
 def test_the_share_of_second_objects_is_kept():
     """A share of 1 draws scenes with two objects only, one of 0 scenes with one."""
-    singles, pairs = by_objects(300)
+    singles, pairs = split_by_objects(300)
 
     for share in (0.0, 1.0):
         seeds, _ = drawn(20, share, singles, pairs, update=1)

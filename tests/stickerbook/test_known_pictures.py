@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def eye() -> Eye:
-    """The gate's CLIP and the autoencoder of this repository."""
+    """The filter's CLIP and the autoencoder of this repository."""
     return Eye(MODEL)
 
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stickerbook.checkpoint import Progress, Run
+from stickerbook.checkpoint import TrainingLog, TrainingRun
 from stickerbook.latents import cached_latents, normalise
 from stickerbook.pictures import pictures
 from stickerbook.train_autoencoder import new_autoencoder
@@ -11,7 +11,7 @@ from stickerbook.train_autoencoder import new_autoencoder
 
 def small_run(path, updates=20):
     torch.manual_seed(1)
-    return Run(path, torch.nn.Linear(4, 4), learning_rate=1e-2, updates=updates, warmup=2)
+    return TrainingRun(path, torch.nn.Linear(4, 4), learning_rate=1e-2, updates=updates, warmup=2)
 
 
 def advance(run, updates):
@@ -42,10 +42,10 @@ def test_progress_tells_the_mean_loss_since_the_run_went_on(tmp_path, capsys):
     """A line after every third update of the run; the mean begins with the first loss, and each moves it a little."""
     run = small_run(tmp_path / "run.safetensors")
     advance(run, 2)
-    progress = Progress(run, batch=8, every=3)
+    log = TrainingLog(run, batch=8, every=3)
     for loss in (5.0, 5.0, 6.0, 5.0):
         advance(run, 1)
-        progress.tell(torch.tensor(loss))
+        log.add(torch.tensor(loss))
 
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[:2] for line in lines] == [
@@ -56,7 +56,9 @@ def test_progress_tells_the_mean_loss_since_the_run_went_on(tmp_path, capsys):
 
 def test_a_checkpoint_tells_its_facts(tmp_path):
     """What a run was told of itself is in its file, and in a run that resumes from it without being told."""
-    run = Run(tmp_path / "run.safetensors", torch.nn.Linear(4, 4), learning_rate=0, updates=2, facts={"scenes": "7"})
+    run = TrainingRun(
+        tmp_path / "run.safetensors", torch.nn.Linear(4, 4), learning_rate=0, updates=2, facts={"scenes": "7"}
+    )
     run.save()
     again = small_run(tmp_path / "run.safetensors")
 
@@ -76,7 +78,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     """A changed shape is an error that names the file, not a silent mixture."""
     run = small_run(tmp_path / "run.safetensors")
     run.save()
-    other = Run(tmp_path / "run.safetensors", torch.nn.Linear(5, 5), learning_rate=1e-2, updates=2)
+    other = TrainingRun(tmp_path / "run.safetensors", torch.nn.Linear(5, 5), learning_rate=1e-2, updates=2)
 
     with pytest.raises(ValueError, match=r"run\.safetensors belongs to another model"):
         other.resume()

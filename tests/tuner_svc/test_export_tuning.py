@@ -17,7 +17,7 @@ from tuner_svc.tune import Tuned, tune
 from tuner_svc.tuning_config import TuningConfig
 from tuner_svc.tuning_export import LORA_FILE, main
 from unitune.images import ModelImage
-from unitune.weight_store import WeightStore
+from unitune.object_store import ObjectStore
 from unitune.weights import probe_input
 
 CONFIG = TuningConfig(mode="full", updates=3, batch=1, learning_rate=1e-3)
@@ -31,9 +31,9 @@ def tuned(model: BaseModel, image: ModelImage) -> Tuned:
 
 @pytest.fixture(scope="module")
 def store(model: BaseModel, tuned: Tuned, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A weight store that has it, without a codec's error, below an attempt's folder."""
+    """An object store that has it, without a codec's error, below an attempt's folder."""
     folder = tmp_path_factory.mktemp("store")
-    WeightStore(str(folder)).put_weights("tunings/t/1", *pack_tuned(model, tuned, CONFIG, "key"))
+    ObjectStore(str(folder)).put_weights("tunings/t/1", *pack_tuned(model, tuned, CONFIG, "key"))
     return folder
 
 
@@ -150,7 +150,7 @@ def test_embeddings_are_left_out_and_told_of_and_alone_they_are_refused(
         TuningConfig(method="textual_inversion", rare_tokens="S*", initial_word="cat", **few),
     ):
         packed = pack_tuned(model, tune(model, image, config), config, "key")
-        WeightStore(str(tmp_path / "store")).put_weights(f"{config.method}/1", *packed)
+        ObjectStore(str(tmp_path / "store")).put_weights(f"{config.method}/1", *packed)
     arguments = ["--base-model", str(tiny_model), "--store", str(tmp_path / "store"), "--out", str(tmp_path / "out")]
 
     refused = main([*arguments, "--weights", "textual_inversion"])

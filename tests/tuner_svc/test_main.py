@@ -62,7 +62,7 @@ sys.exit(main())
 def test_a_signal_ends_it_in_the_midst_of_what_nothing_interrupts(
     tiny_model: Path, tmp_path: Path, picture: bytes
 ) -> None:
-    """While it stores weights in an object store that does not answer, SIGTERM ends a tuner after its drain
+    """While it stores weights in a bucket that does not answer, SIGTERM ends a tuner after its drain
     and the time to leave, and says in its log what held it up (r19)."""
     config = tuning_config(method="unitune", mode="attn_out", updates=1, batch=1, learning_rate=1e-3, rare_tokens="r")
     request = tuner_pb2.RunTuningRequest(name="t", key="k", path="tunings/t/t-001/1", image=picture, config=config)

@@ -181,7 +181,7 @@ def test_a_preset_has_a_section_per_method(folder: Path) -> None:
 
     preset = read_preset(folder)
 
-    imagic, dreambooth = preset.of("imagic"), preset.of("dreambooth")
+    imagic, dreambooth = preset.method_preset("imagic"), preset.method_preset("dreambooth")
     assert (9, 1e-3, 1.0, "full", 1.0, "euler") == (
         imagic.updates,
         imagic.learning_rate,
@@ -192,22 +192,22 @@ def test_a_preset_has_a_section_per_method(folder: Path) -> None:
     )
     assert isinstance(imagic.eta, float)
     assert (800, 5e-6, "euler") == (dreambooth.updates, dreambooth.learning_rate, dreambooth.scheduler)
-    assert (64, 0.85) == (preset.of("unitune").updates, preset.of("unitune").strength)
+    assert (64, 0.85) == (preset.method_preset("unitune").updates, preset.method_preset("unitune").strength)
 
 
 def test_sdedit_has_a_section_too(folder: Path) -> None:
-    """What an edit without a tuning starts from; flat settings stay UniTune's, and the gate's are one for all."""
+    """What an edit without a tuning starts from; flat settings stay UniTune's; the CLIP filter's are for all."""
     (folder / "unitune_preset.json").write_text(
-        '{"strength": 0.9, "gate_kept": 0.5, "automatic_points": [[0.5, 3]],'
+        '{"strength": 0.9, "clip_filter_kept": 0.5, "automatic_points": [[0.5, 3]],'
         ' "methods": {"sdedit": {"strength": 0.8, "guidance_scale": 6}}}'
     )
 
     preset = read_preset(folder)
 
     assert (0.9, 7.5) == (preset.strength, preset.guidance_scale)
-    sdedit = preset.of("sdedit")
+    sdedit = preset.method_preset("sdedit")
     assert (0.8, 6.0) == (sdedit.strength, sdedit.guidance_scale)
-    assert (0.5, ((0.5, 3.0),)) == (sdedit.gate_kept, sdedit.automatic_points)
+    assert (0.5, ((0.5, 3.0),)) == (sdedit.clip_filter_kept, sdedit.automatic_points)
 
 
 def test_the_interval_of_guidance_is_unitunes_own(folder: Path) -> None:
@@ -218,9 +218,18 @@ def test_the_interval_of_guidance_is_unitunes_own(folder: Path) -> None:
 
     preset = read_preset(folder)
 
-    assert (0.0, 7.0) == (preset.of("unitune").guidance_sigma_low, preset.of("unitune").guidance_sigma_high)
-    assert (0.0, math.inf) == (preset.of("sdedit").guidance_sigma_low, preset.of("sdedit").guidance_sigma_high)
-    assert (0.5, math.inf) == (preset.of("imagic").guidance_sigma_low, preset.of("imagic").guidance_sigma_high)
+    assert (0.0, 7.0) == (
+        preset.method_preset("unitune").guidance_sigma_low,
+        preset.method_preset("unitune").guidance_sigma_high,
+    )
+    assert (0.0, math.inf) == (
+        preset.method_preset("sdedit").guidance_sigma_low,
+        preset.method_preset("sdedit").guidance_sigma_high,
+    )
+    assert (0.5, math.inf) == (
+        preset.method_preset("imagic").guidance_sigma_low,
+        preset.method_preset("imagic").guidance_sigma_high,
+    )
 
 
 def test_fast_steps_are_unitunes_own(folder: Path) -> None:
@@ -229,7 +238,7 @@ def test_fast_steps_are_unitunes_own(folder: Path) -> None:
         '{"num_inference_steps": 10, "fast_steps": 4, "methods": {"sdedit": {"num_inference_steps": 3}}}'
     )
 
-    assert 4 == read_preset(folder).of("unitune").fast_steps
+    assert 4 == read_preset(folder).method_preset("unitune").fast_steps
     assert 0 == Preset().fast_steps
 
 
@@ -245,7 +254,10 @@ def test_fast_steps_are_unitunes_own(folder: Path) -> None:
         ('{"guidance_sigma_high": 20000}', r"guidance_sigma_high is 20000\.0: it must be 0 to 10000"),
         ('{"guidance_sigma_low": -1}', r"guidance_sigma_low is -1\.0: it must be 0 to 10000"),
         ('{"methods": {"prompt_to_prompt": {"guidance_sigma_high": 7}}}', "prompt_to_prompt guides every step"),
-        ('{"methods": {"sdedit": {"gate_kept": 0.5}}}', "gate_kept is set for sdedit: put it beside methods"),
+        (
+            '{"methods": {"sdedit": {"clip_filter_kept": 0.5}}}',
+            "clip_filter_kept is set for sdedit: put it beside methods",
+        ),
         (
             '{"methods": {"imagic": {"automatic_points": [[1, 7]]}}}',
             "automatic_points is set for imagic: put it beside",
@@ -272,7 +284,7 @@ def test_fast_steps_are_unitunes_own(folder: Path) -> None:
         ('{"methods": {"imagic": {"num_vectors": 2}}}', "num_vectors is set for imagic, which has no such setting"),
         ('{"guidance_scale": -1}', r"json: guidance_scale is -1\.0: it must be 0 to 64"),
         ('{"automatic_points": [[0.9, Infinity]]}', r"automatic_points is \[\[0\.9, inf\]\]; it must be 1 to 8 pairs"),
-        ('{"gate_round_trip": 2}', r"gate_round_trip is 2\.0: it must be 0 to 1"),
+        ('{"clip_filter_round_trip": 2}', r"clip_filter_round_trip is 2\.0: it must be 0 to 1"),
         ('{"methods": ["imagic"]}', "methods must be an object of objects"),
         ('{"upates": 3}', "upates is not a setting"),
         ('{"updates": "many"}', "updates is 'many'; it must be int"),

@@ -16,7 +16,7 @@ from unitune.choices import CODECS
 from unitune.codecs import decode, encode
 from unitune.errors import Cancelled
 from unitune.images import ModelImage
-from unitune.weight_store import WeightStore
+from unitune.object_store import ObjectStore
 from unitune.weights import probe_input, unpack
 
 CODED = tuple(codec for codec in CODECS if codec != "none")
@@ -31,7 +31,7 @@ def tuned(model: BaseModel, image: ModelImage) -> Tuned:
 
 def test_weights_come_back_from_a_store_bit_equal(model: BaseModel, tuned: Tuned, tmp_path: Path) -> None:
     """S7: what a real store gives back is every tensor of the tuning in every bit, and what it was made with."""
-    store = WeightStore(str(tmp_path))
+    store = ObjectStore(str(tmp_path))
     data, manifest = pack_tuned(model, tuned, CONFIG, "a key")
 
     store.put_weights("tenants/t/weights/1", data, manifest)
@@ -83,7 +83,7 @@ def test_the_probes_are_the_answers_of_a_model_with_these_weights(
 
 def test_a_tuning_of_no_updates_proves_the_base_model(model: BaseModel, image: ModelImage, tmp_path: Path) -> None:
     """U1 in the file: both answers are the same bits."""
-    store = WeightStore(str(tmp_path))
+    store = ObjectStore(str(tmp_path))
     nothing = TuningConfig(updates=0)
     data, manifest = pack_tuned(model, tune(model, image, nothing), nothing, "key")
 

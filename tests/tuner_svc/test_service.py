@@ -24,10 +24,10 @@ from unitune import serving
 from unitune.codecs import decode
 from unitune.errors import InvalidArgument, InvalidField, ResourceExhausted, Unavailable, from_rpc_error, from_status
 from unitune.images import ModelImage
+from unitune.object_store import ObjectStore
 from unitune.options import Flat
 from unitune.v1 import tuner_pb2, tuner_pb2_grpc
 from unitune.v1.tuner_pb2 import RunTuningEvent
-from unitune.weight_store import WeightStore
 from unitune.weights import WEIGHTS_FILE, Manifest
 
 NAME, PATH = "tenants/t/tunings/1", "tunings/t/t-001/1"
@@ -39,7 +39,7 @@ TERMINAL = {"done", "failed", "cancelled"}
 class Tuner:
     """A tuner on loopback, and its client."""
 
-    def __init__(self, servicer: TunerService, stub: Any, store: WeightStore, picture: bytes) -> None:
+    def __init__(self, servicer: TunerService, stub: Any, store: ObjectStore, picture: bytes) -> None:
         self.servicer, self.stub, self.store, self.picture = servicer, stub, store, picture
 
     def run(self, config: dict[str, Any], **fields: Any) -> Any:
@@ -59,17 +59,17 @@ class Tuner:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> WeightStore:
+def store(tmp_path: Path) -> ObjectStore:
     """An empty store in a folder."""
-    return WeightStore(str(tmp_path / "store"))
+    return ObjectStore(str(tmp_path / "store"))
 
 
 @pytest.fixture
-async def start(store: WeightStore, picture: bytes, model: BaseModel) -> AsyncIterator[Callable[..., Any]]:
+async def start(store: ObjectStore, picture: bytes, model: BaseModel) -> AsyncIterator[Callable[..., Any]]:
     """Starts tuners, with another model or store if asked, and stops them."""
     stops: list[Callable[[], Any]] = []
 
-    async def start(model: BaseModel = model, store: WeightStore = store) -> Tuner:
+    async def start(model: BaseModel = model, store: ObjectStore = store) -> Tuner:
         servicer = TunerService(model, store)
         server = await serving.start("127.0.0.1:0", servicer.register)
         channel = serving.channel(server.address)
@@ -297,7 +297,7 @@ async def test_a_mistake_of_ours_says_nothing_but_that(start: Callable[..., Any]
     await tuner.stub.GetTunerInfo(tuner_pb2.GetTunerInfoRequest())
 
 
-class FailingStore(WeightStore):
+class FailingStore(ObjectStore):
     """A real store whose disk is full when the manifest is to be written."""
 
     def put_weights(self, path: str, data: bytes, manifest: Manifest) -> None:
@@ -316,7 +316,7 @@ async def test_a_store_that_fails_fails_the_run(start: Callable[..., Any], tmp_p
     assert [] == tuner.store.list("")
 
 
-class SlowStore(WeightStore):
+class SlowStore(ObjectStore):
     """A real store that waits before it says that the weights are written."""
 
     def __init__(self, url: str) -> None:
@@ -473,7 +473,7 @@ async def test_a_drain_lets_go_of_every_run_and_takes_no_more(start: Callable[..
 async def test_weights_wait_for_a_store_that_is_full_for_a_while(start: Callable[..., Any], tmp_path: Path) -> None:
     """A real disk without space when the weights are made, and with space a moment later: the tuning succeeds (r6)."""
     with mounted(tmp_path / "disk", "4m") as disk:
-        store = WeightStore(str(disk / "store"))
+        store = ObjectStore(str(disk / "store"))
         tuner, ballast = await start(store=store), fill(disk)
         call = tuner.run(SHORT)
         await next_of(call, "progress")
@@ -489,7 +489,7 @@ async def test_a_store_that_stays_full_fails_the_run(
     """STORE_FULL with an invitation to try again, nothing half-written, and the tuner lives on (r6)."""
     monkeypatch.setattr(module, "STORE_WAIT_S", 0.1)
     with mounted(tmp_path / "disk", "4m") as disk:
-        tuner, ballast = await start(store=WeightStore(str(disk / "store"))), fill(disk)
+        tuner, ballast = await start(store=ObjectStore(str(disk / "store"))), fill(disk)
         error = from_status((await events(tuner.run(SHORT)))[-1].failed)
         assert ("STORE_FULL", ResourceExhausted) == (error.reason, type(error)) and error.retry_after_s
         assert str(disk) not in error.message and [] == tuner.store.list("")

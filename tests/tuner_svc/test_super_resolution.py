@@ -1,4 +1,4 @@
-"""Tuning a cascade's second stage, on the tiny base model."""
+"""Tuning super-resolution, on the tiny base model."""
 
 import json
 import shutil
@@ -14,33 +14,33 @@ from torch import Tensor
 from tests.tiny_model import save_tiny_super_resolution
 from tuner_svc.base_model import BaseModel, load
 from tuner_svc.model_folder import UnusableBaseModel, digest
-from tuner_svc.probe import pack_tuned, second_stage_answer
-from tuner_svc.tune import Progress, check, tune
+from tuner_svc.probe import pack_tuned, super_resolution_answer
+from tuner_svc.tune import UpdateProgress, check, tune
 from tuner_svc.tuning_config import TuningConfig
 from unitune import images
 from unitune.codecs import decode, tensor_names
 from unitune.diffusion.schedule import Schedule
 from unitune.errors import InvalidField
 from unitune.images import ModelImage
-from unitune.weights import SECOND_BASE, SECOND_STAGE, SECOND_TUNED, unpack
+from unitune.weights import SUPER_RESOLUTION, SUPER_RESOLUTION_BASE, SUPER_RESOLUTION_TUNED, unpack
 
 SHORT = TuningConfig(updates=1, batch=2, learning_rate=1e-3, super_resolution_updates=3)
 
 
 @pytest.fixture(scope="module")
 def cascade(tiny_cascade: Path) -> BaseModel:
-    """The tiny base model with its second stage."""
+    """The tiny base model with its super-resolution."""
     return load(tiny_cascade)
 
 
 @pytest.fixture(scope="module")
 def large(picture: bytes) -> ModelImage:
-    """The picture at the second stage's size."""
+    """The picture at the super-resolution model's size."""
     return images.to_model(images.decode(picture), (96, 96))
 
 
 class Calls:
-    """What the second stage's network is given."""
+    """What the super-resolution model's network is given."""
 
     def __init__(self, model: BaseModel) -> None:
         self.seen: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -55,7 +55,7 @@ class Calls:
         self._hook.remove()
 
 
-def test_the_second_stage_is_tuned_on_the_noisy_picture_and_the_noised_enlargement(
+def test_super_resolution_is_tuned_on_the_noisy_picture_and_the_noised_enlargement(
     cascade: BaseModel, image: ModelImage, large: ModelImage
 ) -> None:
     """The second half is what the autoencoder makes of the picture, enlarged, at the level that is told (K2)."""
@@ -84,27 +84,27 @@ def test_it_learns_the_picture(
 ) -> None:
     """The loss falls over a longer tuning, and the base model stays as it was."""
     before = {name: tensor.clone() for name, tensor in cascade.super_resolver.unet.state_dict().items()}
-    told: list[Progress] = []
+    told: list[UpdateProgress] = []
 
     config = replace(SHORT, batch=4, super_resolution_updates=60)
-    monkeypatch.setattr("tuner_svc.course.PROGRESS_S", 0.0)
+    monkeypatch.setattr("tuner_svc.progress_tracker.PROGRESS_S", 0.0)
     tuned = tune(cascade, image, config, large=large, on_progress=told.append)
 
     assert told[-1].loss < 0.7 * told[10].loss  # each the mean of ten
     assert (told[-1].update, told[-1].total, len(tuned.losses)) == (61, 61, 1)
-    assert tuned.second_stage.keys() == dict(cascade.super_resolver.unet.named_parameters()).keys()
+    assert tuned.super_resolution.keys() == dict(cascade.super_resolver.unet.named_parameters()).keys()
     for name, tensor in cascade.super_resolver.unet.state_dict().items():
         assert torch.equal(tensor, before[name])
 
 
-def test_no_updates_leave_the_second_stage_as_it_is(cascade: BaseModel, image: ModelImage, large: ModelImage) -> None:
+def test_no_updates_leave_super_resolution_as_it_is(cascade: BaseModel, image: ModelImage, large: ModelImage) -> None:
     """The file then holds nothing of it, and the denoiser's tensors are those of any tuning (K3)."""
     without = tune(cascade, image, replace(SHORT, super_resolution_updates=0))
     tuned = tune(cascade, image, SHORT, large=large)
     data, manifest = pack_tuned(cascade, without, SHORT, "key", "int8")
 
-    assert not unpack(data, manifest).tunes_second_stage and manifest.extras == ()
-    assert not any(name.startswith(SECOND_STAGE) for name in load_tensors(data))
+    assert not unpack(data, manifest).tunes_super_resolution and manifest.extras == ()
+    assert not any(name.startswith(SUPER_RESOLUTION) for name in load_tensors(data))
     assert all(torch.equal(tensor, tuned.tensors[name]) for name, tensor in without.tensors.items())
 
 
@@ -116,18 +116,21 @@ def test_the_file_holds_both_stages_and_both_probes(
     tuned = tune(cascade, image, SHORT, large=large)
     weights = unpack(*pack_tuned(cascade, tuned, SHORT, "key", codec))
 
-    assert weights.tunes_second_stage and weights.manifest.stopped_after == 0
+    assert weights.tunes_super_resolution and weights.manifest.stopped_after == 0
     resolver = {name: tensor.numpy() for name, tensor in cascade.super_resolver.unet.state_dict().items()}
-    decoded = decode(weights.of_second_stage(), resolver, codec)
-    assert tensor_names(weights.of_denoiser()) <= tuned.tensors.keys() and decoded.keys() <= tuned.second_stage.keys()
+    decoded = decode(weights.super_resolution_tensors(), resolver, codec)
+    assert (
+        tensor_names(weights.denoiser_tensors()) <= tuned.tensors.keys()
+        and decoded.keys() <= tuned.super_resolution.keys()
+    )
     for name, tensor in decoded.items():
-        change = np.abs(tuned.second_stage[name].numpy() - resolver[name]).max()
-        assert np.abs(tensor - tuned.second_stage[name].numpy()).max() <= most * change
-    base = second_stage_answer(cascade, {}, weights.manifest.probe_seed)
-    answer = second_stage_answer(cascade, tuned.second_stage, weights.manifest.probe_seed)
+        change = np.abs(tuned.super_resolution[name].numpy() - resolver[name]).max()
+        assert np.abs(tensor - tuned.super_resolution[name].numpy()).max() <= most * change
+    base = super_resolution_answer(cascade, {}, weights.manifest.probe_seed)
+    answer = super_resolution_answer(cascade, tuned.super_resolution, weights.manifest.probe_seed)
     effect = np.linalg.norm(answer - base)
-    assert np.array_equal(weights.extras[SECOND_BASE], base) and effect > 0
-    assert np.linalg.norm(weights.extras[SECOND_TUNED] - answer) < (1e-6 if codec == "none" else 0.1) * effect
+    assert np.array_equal(weights.extras[SUPER_RESOLUTION_BASE], base) and effect > 0
+    assert np.linalg.norm(weights.extras[SUPER_RESOLUTION_TUNED] - answer) < (1e-6 if codec == "none" else 0.1) * effect
 
 
 @pytest.mark.parametrize(
@@ -137,7 +140,7 @@ def test_the_file_holds_both_stages_and_both_probes(
         (replace(SHORT, method="imagic", prompt="a cat at night", embedding_updates=2), "a cat at night"),
     ],
 )
-def test_the_second_stage_sees_one_text(
+def test_super_resolution_sees_one_text(
     cascade: BaseModel, image: ModelImage, large: ModelImage, config: TuningConfig, text: str
 ) -> None:
     """UniTune's is the rare tokens alone, Imagic's the prompt's own embedding and not the optimized one (I7)."""
@@ -149,18 +152,18 @@ def test_the_second_stage_sees_one_text(
         assert torch.equal(contexts, cascade.encode_prompt(text).expand(2, -1, -1))
 
 
-def test_a_base_model_without_a_second_stage_refuses_to_tune_it(model: BaseModel, image: ModelImage) -> None:
+def test_a_base_model_without_super_resolution_refuses_to_tune_it(model: BaseModel, image: ModelImage) -> None:
     """Field, value and remedy."""
     with pytest.raises(InvalidField, match="super_resolution_updates is 3: it must be 0: this base model has no"):
         check(model, SHORT)
 
 
-def test_the_second_stage_is_part_of_the_digest(tiny_model: Path, tiny_cascade: Path) -> None:
+def test_super_resolution_is_part_of_the_digest(tiny_model: Path, tiny_cascade: Path) -> None:
     """Its graphs and its tunings are then told from those of the model without."""
     assert digest(tiny_model) != digest(tiny_cascade)
 
 
-def test_a_second_stage_of_another_kind_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+def test_super_resolution_of_another_kind_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     """A network that takes no noise level, or files that are missing, are named when the folder is read."""
     folder = Path(shutil.copytree(tiny_model, tmp_path / "tiny"))
     save_tiny_super_resolution(folder)

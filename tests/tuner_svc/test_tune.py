@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.func import functional_call
 
 from tests.tiny_model import save_tiny_model
-from tuner_svc import course as module
+from tuner_svc import progress_tracker as module
 from tuner_svc.base_model import BaseModel, load
 from tuner_svc.denoising import Draws, Noising, denoising_loss, draw
 from tuner_svc.probe import pack_tuned
 from tuner_svc.trainable import trainable, trainable_parameters
-from tuner_svc.tune import Progress, Tuned, tune
+from tuner_svc.tune import Tuned, UpdateProgress, tune
 from tuner_svc.tuning_config import TuningConfig
 from unitune.errors import Cancelled, Internal
 from unitune.images import ModelImage
@@ -79,7 +79,7 @@ def test_sixty_four_updates_learn_the_picture(model: BaseModel, image: ModelImag
 def test_one_update_lowers_the_loss_where_it_was_taken(model: BaseModel, image: ModelImage) -> None:
     """U2: at its own timesteps and noise, a small enough step helps."""
     config = TuningConfig(updates=1, batch=4, learning_rate=1e-5)
-    own = draw(4, model.encode_image(image), 1000, torch.Generator().manual_seed(config.seed), spread=True)
+    own = draw(4, model.encode_image(image), 1000, torch.Generator().manual_seed(config.seed), stratified=True)
 
     result = tune(model, image, config)
 
@@ -88,11 +88,11 @@ def test_one_update_lowers_the_loss_where_it_was_taken(model: BaseModel, image: 
 
 
 @pytest.mark.parametrize(("batch", "num_timesteps"), [(4, 1000), (3, 10), (1, 7)])
-def test_spread_timesteps_are_uniform_and_one_from_each_part(batch: int, num_timesteps: int) -> None:
+def test_stratified_timesteps_are_uniform_and_one_from_each_part(batch: int, num_timesteps: int) -> None:
     """U2: over many draws every timestep comes about equally often, and every single draw covers the schedule."""
     generator = torch.Generator().manual_seed(0)
     latent = torch.zeros(1, 1, 1, 1)
-    drawn = torch.stack([draw(batch, latent, num_timesteps, generator, spread=True).timesteps for _ in range(2000)])
+    drawn = torch.stack([draw(batch, latent, num_timesteps, generator, stratified=True).timesteps for _ in range(2000)])
 
     parts = torch.arange(batch)
     assert ((parts * num_timesteps / batch).floor() <= drawn).all()
@@ -151,7 +151,7 @@ def test_one_batch_of_four_is_four_batches_of_one(model: BaseModel, image: Model
 
 def test_updates_count_steps_of_the_optimizer_whatever_the_batch(model: BaseModel, image: ModelImage) -> None:
     """U6: eight draws in an update are one update."""
-    told: list[Progress] = []
+    told: list[UpdateProgress] = []
 
     result = tune(model, image, replace(SHORT, updates=2, batch=8), on_progress=told.append)
 
@@ -239,7 +239,7 @@ def test_cancelling_stops_before_the_next_update(model: BaseModel, image: ModelI
     flag = threading.Event()
     told: list[int] = []
 
-    def on_progress(progress: Progress) -> None:
+    def on_progress(progress: UpdateProgress) -> None:
         told.append(progress.update)
         flag.set()
 
@@ -252,7 +252,7 @@ def test_cancelling_stops_before_the_next_update(model: BaseModel, image: ModelI
 
 def test_a_tuning_cancelled_from_the_start_runs_no_update(model: BaseModel, image: ModelImage) -> None:
     """Not even the first update begins."""
-    told: list[Progress] = []
+    told: list[UpdateProgress] = []
 
     with pytest.raises(Cancelled):
         tune(model, image, SHORT, on_progress=told.append, cancelled=lambda: True)
@@ -266,7 +266,7 @@ def test_progress_comes_at_most_five_times_a_second(
     """With updates of 1/16 s every fourth is told of, with the mean of the last losses and the time that is left."""
     clock = itertools.count(0, 1 / 16)
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    told: list[Progress] = []
+    told: list[UpdateProgress] = []
 
     result = tune(model, image, replace(SHORT, updates=21, batch=1), on_progress=told.append)
 
@@ -279,7 +279,7 @@ def test_progress_comes_at_most_five_times_a_second(
 def test_a_tuning_that_stops_early_is_that_of_fewer_updates(model: BaseModel, image: ModelImage) -> None:
     """It ends at the first update whose last ten losses have fallen far enough, tells so, and gives the bits of a
     tuning of just so many updates; the manifest says how many."""
-    told: list[Progress] = []
+    told: list[UpdateProgress] = []
     config = replace(LONG, stop_loss_ratio=0.6)
     result = tune(model, image, config, on_progress=told.append)
     done = len(result.losses)
@@ -310,7 +310,7 @@ def test_losses_have_fallen_when_their_last_mean_has(ratio: float, stops: bool) 
 
 def test_a_stop_at_the_last_update_is_none(model: BaseModel, image: ModelImage) -> None:
     """Whoever asked for so many updates and gets them was not stopped early."""
-    told: list[Progress] = []
+    told: list[UpdateProgress] = []
 
     result = tune(model, image, replace(LONG, updates=20, stop_loss_ratio=1.0), on_progress=told.append)
 

@@ -6,7 +6,7 @@ import pytest
 
 from unitune import store_paths
 from unitune.errors import InvalidField
-from unitune.weight_store import WeightStore
+from unitune.object_store import ObjectStore
 
 WRONG = [
     "",
@@ -53,7 +53,7 @@ def test_any_other_path_of_weights_is_refused(path: str) -> None:
 )
 def test_the_store_refuses_what_is_no_path(path: str, tmp_path: Path) -> None:
     """To write, read, look for, delete and list alike, and nothing is made anywhere (r17)."""
-    store = WeightStore(str(tmp_path / "store"))
+    store = ObjectStore(str(tmp_path / "store"))
     calls = (store.get, store.has, store.delete, store.renew, lambda path: store.put(path, b"x"))
     for call in calls:
         with pytest.raises(InvalidField):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from unitune.errors import DataLoss, FailedPrecondition
-from unitune.weight_store import WeightStore
+from unitune.object_store import ObjectStore
 from unitune.weights import MANIFEST_FILE, WEIGHTS_FILE, Manifest, pack, probe_input, unpack
 
 RNG = np.random.default_rng(0)
@@ -125,7 +125,7 @@ def test_the_probe_is_the_same_everywhere() -> None:
 
 def test_weights_exist_only_with_their_manifest(tmp_path: Path) -> None:
     """Weights whose manifest was not written yet are missing, and so are deleted ones."""
-    store, (data, manifest) = WeightStore(str(tmp_path)), packed()
+    store, (data, manifest) = ObjectStore(str(tmp_path)), packed()
     store.put(f"w/{WEIGHTS_FILE}", data)
 
     with pytest.raises(DataLoss) as loss:
@@ -142,7 +142,7 @@ def test_weights_exist_only_with_their_manifest(tmp_path: Path) -> None:
 
 def test_stored_weights_of_another_digest_are_refused(tmp_path: Path) -> None:
     """A tuning gets the weights that it was promised, not those that happen to lie at its path."""
-    store, (data, manifest) = WeightStore(str(tmp_path)), packed()
+    store, (data, manifest) = ObjectStore(str(tmp_path)), packed()
     store.put_weights("w", data, manifest)
 
     with pytest.raises(DataLoss, match="not those of the tuning"):
@@ -151,7 +151,7 @@ def test_stored_weights_of_another_digest_are_refused(tmp_path: Path) -> None:
 
 def test_stored_weights_that_were_damaged_are_found(tmp_path: Path) -> None:
     """A file changed behind the store's back is corruption."""
-    store, (data, manifest) = WeightStore(str(tmp_path)), packed()
+    store, (data, manifest) = ObjectStore(str(tmp_path)), packed()
     store.put_weights("w", data, manifest)
     (tmp_path / "w" / WEIGHTS_FILE).write_bytes(data[:-4] + b"....")
 
@@ -209,7 +209,7 @@ def test_weights_serve_their_own_method_alone() -> None:
     """A reader of another method refuses them, naming both."""
     weights = unpack(*packed())
 
-    assert weights.of_method("unitune") is weights
+    assert weights.require_method("unitune") is weights
     with pytest.raises(FailedPrecondition, match="made by unitune and cannot be used by imagic") as refused:
-        weights.of_method("imagic")
+        weights.require_method("imagic")
     assert refused.value.reason == "METHOD_MISMATCH"

@@ -1,8 +1,8 @@
 """Export a base model for the sampler: once per model, minutes for Stable Diffusion.
 
     python -m tuner_svc.export --base-model MODEL --out GRAPHS
-    python -m tuner_svc.export --base-model MODEL --graphs-root ROOT     # ROOT/{digest}, found again if it is there
-    ... --half                                                           # and the half graph, for engines on a GPU
+    python -m tuner_svc.export --base-model MODEL --graphs-root ROOT     # ROOT/{digest}, if not there yet
+    ... --fp16                                                           # and the fp16 graph, for engines on a GPU
 
 The last line of stdout is the folder's path.
 """
@@ -29,15 +29,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--out", type=Path, help="the graphs folder")
     where.add_argument("--graphs-root", type=Path, help="folder of graphs folders, each named by its model's digest")
-    parser.add_argument("--half", action="store_true", help="also the denoiser in fp16, for engines on a GPU")
+    parser.add_argument("--fp16", action="store_true", help="also the denoiser in fp16, for engines on a GPU")
     options = parser.parse_args(arguments)
     try:
         if options.out:
             folder = export(options.base_model, options.out, _say)
         else:
             folder = export_under(options.base_model, options.graphs_root, _say)
-        if options.half and not fp16.is_complete(folder, digest(options.base_model)):
-            fp16.add_half_graph(folder, load(options.base_model), _say)
+        if options.fp16 and not fp16.is_complete(folder, digest(options.base_model)):
+            fp16.add_fp16_graph(folder, load(options.base_model), _say)
         print(folder)
     except Exception as error:
         told = failure_sentence(error, options.out or options.graphs_root, UnusableBaseModel, ExportError)

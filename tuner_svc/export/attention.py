@@ -1,4 +1,4 @@
-"""Attention as one node of ONNX Runtime's own, in place of the dozen that it is written out in: quicker on a CPU."""
+"""Replaces the dozen nodes of an attention by one node of ONNX Runtime, which is faster on a CPU."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ HEADS_IN_FRONT = [0, 2, 1, 3]  # of (n, tokens, heads, width), or back
 
 
 def fuse_attention(model: ir.Model) -> ir.Model:
-    """The model with one node for each attention that is written as plain_attention and diffusers' blocks have it. An
-    attention of another form stays as it is."""
+    """The model with one node for each attention that has the form of plain_attention within diffusers' blocks. Other
+    attention does not change."""
     return rewrite(model, [RewriteRule(_written_out, _one_node, _is_fixed)])
 
 

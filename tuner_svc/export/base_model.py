@@ -1,4 +1,4 @@
-"""A base model's folder of graphs, as unitune.base_model describes it. It has its name only when it is complete and
+"""Writes a base model's folder of graphs (unitune.base_model). The folder gets its name only when it is complete and
 every graph was checked on ONNX Runtime against PyTorch.
 """
 
@@ -30,9 +30,9 @@ Say = Callable[[str], None]
 
 
 def export(base_model: Path, folder: Path, say: Say = lambda stage: None) -> Path:
-    """Export a diffusers folder into a folder; at once if that holds the same model already. Answers with the folder.
+    """Export a diffusers folder into a folder, unless that already holds the same model. Returns the folder.
 
-    `say` is told each stage as it begins. Raises UnusableBaseModel, or ExportError when the folder holds something else
+    `say` gets each stage when it starts. Raises UnusableBaseModel, or ExportError when the folder holds something else
     or a graph would not answer like PyTorch.
     """
     return _export(base_model, folder, digest(base_model), say)
@@ -57,7 +57,7 @@ def is_complete(folder: Path, model_digest: str) -> bool:
 
 
 def is_export_of(folder: Path, base_model: Path, model_digest: str) -> bool:
-    """Whether it is complete, and says what the base model says of the pictures that it knows, which no digest has."""
+    """Whether it is complete, and has the base model's known pictures, which are in no digest."""
     theirs, own = base_model / KNOWN_PICTURES_FILE, folder / KNOWN_PICTURES_FILE
     if theirs.is_file() != own.is_file() or not is_complete(folder, model_digest):
         return False
@@ -82,12 +82,12 @@ def _export(base_model: Path, folder: Path, model_digest: str, say: Say) -> Path
 
 
 def _fill(folder: Path, base_model: Path, model: BaseModel, say: Say) -> None:
-    """Everything, the specification last."""
+    """Write all files, the specification last."""
     say("exporting text encoder, image encoder and image decoder")
     export_frozen(folder, model)
     export_tokenizer(folder, model)
     if has_clip(base_model):
-        say("exporting the gate's CLIP")
+        say("exporting the CLIP filter's model")
         export_clip(folder, base_model)
     if (base_model / KNOWN_PICTURES_FILE).is_file():
         shutil.copyfile(base_model / KNOWN_PICTURES_FILE, folder / KNOWN_PICTURES_FILE)
@@ -103,7 +103,7 @@ def _fill(folder: Path, base_model: Path, model: BaseModel, say: Say) -> None:
     save_file(base, folder / BaseModelSpec.base_weights)
     stage = None
     if model.super_resolver is not None and model.super_resolution is not None:
-        say("exporting and checking the second stage")
+        say("exporting and checking super-resolution")
         stage = export_super_resolution(model, model.super_resolver, model.super_resolution, folder)
     files = {path.name: file_digest(path) for path in sorted(folder.iterdir())}
     spec = replace(model.spec, tensors=tensors, latent_to_rgb=latent_to_rgb(model), super_resolution=stage, files=files)
@@ -111,12 +111,12 @@ def _fill(folder: Path, base_model: Path, model: BaseModel, say: Say) -> None:
 
 
 def _publish(partial: Path, folder: Path, model_digest: str) -> None:
-    """Give the folder its name, and everybody the right to read it."""
+    """Give the folder its name, and make it readable for all."""
     partial.chmod(0o755)
     for path in partial.iterdir():
         path.chmod(0o644)
     try:
-        os.replace(partial, folder)  # takes the place of an empty folder
+        os.replace(partial, folder)  # replaces an empty folder
     except OSError:
-        if not is_complete(folder, model_digest):  # another export came first, and made something else
+        if not is_complete(folder, model_digest):  # another export was first, and wrote something else
             raise

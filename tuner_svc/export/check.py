@@ -1,4 +1,4 @@
-"""Exported graphs on ONNX Runtime against PyTorch, before their folder gets its name."""
+"""Compares exported graphs on ONNX Runtime with PyTorch, before their folder gets its name."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,14 +8,14 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from tuner_svc.base_model import Denoiser, SuperResolver
+from tuner_svc.base_model import DenoiserModule, SuperResolver
 from tuner_svc.export.graph import ExportError
 from unitune.attention import no_controls
 from unitune.base_model import TensorSpec
 
-# Of the largest output, of which rounding is about a millionth.
+# Of the largest output; rounding is about a millionth of it.
 TOLERANCE = 1e-4
-CHECK_BATCHES = (1, 3)  # none of them the batch that the graph was made with
+CHECK_BATCHES = (1, 3)  # not the batch that the graph was exported with
 
 
 def check_graph(path: Path, module: nn.Module, inputs: dict[str, Tensor]) -> np.ndarray:
@@ -25,12 +25,12 @@ def check_graph(path: Path, module: nn.Module, inputs: dict[str, Tensor]) -> np.
 
 def check_refit(
     path: Path,
-    denoiser: Denoiser | SuperResolver,
-    randomised: Denoiser | SuperResolver,
+    denoiser: DenoiserModule | SuperResolver,
+    randomised: DenoiserModule | SuperResolver,
     specs: Mapping[str, TensorSpec],
     inputs: dict[str, Tensor],
 ) -> None:
-    """Raises ExportError unless the graph answers like PyTorch, with the base weights and after a refit by name."""
+    """Raises ExportError unless the graph answers like PyTorch with the base weights, and after a refit by name."""
     base = check_graph(path, denoiser, inputs)
     others = {name: specs[name].to_graph(tensor.numpy()) for name, tensor in randomised.unet.state_dict().items()}
     refitted = _compare(path, answer_of(path, inputs, others), randomised, inputs)
@@ -38,7 +38,7 @@ def check_refit(
         raise ExportError(f"{path.name} answers alike with other weights: no refit of it could be checked")
 
 
-def check_controlled(path: Path, denoiser: Denoiser, inputs: dict[str, Tensor]) -> None:
+def check_controlled(path: Path, denoiser: DenoiserModule, inputs: dict[str, Tensor]) -> None:
     """Raises ExportError unless the controlled graph, its controls off, answers like PyTorch."""
     batch, tokens, _ = inputs["encoder_hidden_states"].shape
     off = {name: torch.from_numpy(array) for name, array in no_controls(batch, tokens)._asdict().items()}
@@ -46,7 +46,7 @@ def check_controlled(path: Path, denoiser: Denoiser, inputs: dict[str, Tensor]) 
 
 
 def answer_of(path: Path, inputs: dict[str, Tensor], weights: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
-    """A graph's first answer on ONNX Runtime, with these initializers in place of its own of these names."""
+    """A graph's first output on ONNX Runtime, with these initializers in place of its own."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if weights:

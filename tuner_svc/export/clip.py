@@ -1,4 +1,4 @@
-"""The gate's CLIP, where a base model's folder has one in `clip/`: a folder as transformers saves a CLIPModel.
+"""Exports the CLIP filter's model, if a base model's folder has one in `clip/`: a CLIPModel saved by transformers.
 
 clip_image.onnx        image float32 (n, 3, side, side) in [0, 1] -> projected float32 (n, d) of length 1
 clip_text.onnx         input_ids int64 (n, tokens) -> projected float32 (n, d) of length 1
@@ -48,7 +48,7 @@ class TextTower(nn.Module):
 
 
 def has_clip(base_model: Path) -> bool:
-    """Whether the base model brings a gate."""
+    """Whether the base model has a CLIP filter."""
     return (base_model / CLIP_FOLDER / "config.json").is_file()
 
 

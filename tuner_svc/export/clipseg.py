@@ -1,4 +1,4 @@
-"""Export a CLIPSeg, which finds in a picture what a text names: a folder as transformers saves one.
+"""Export a CLIPSeg, saved by transformers. It finds in a picture what a text names.
 
     python -m tuner_svc.export.clipseg --clipseg FOLDER --out GRAPHS
 
@@ -39,13 +39,13 @@ class Segmenter(nn.Module):
         self.register_buffer("std", torch.tensor(std)[None, :, None, None])
 
     def forward(self, image: Tensor, input_ids: Tensor) -> Tensor:
-        # By itself it compares the two batch sizes as plain numbers, and the graph would have one for ever.
+        # CLIPSeg's own forward compares the two batch sizes as plain numbers, which would fix the batch size.
         named = self.clipseg.clip.get_text_features(input_ids).pooler_output
         return self.clipseg(pixel_values=(image - self.mean) / self.std, conditional_embeddings=named).logits
 
 
 def export_clipseg(source: Path, folder: Path) -> Path:
-    """Write and check the graph and the tokenizer. Answers with the folder.
+    """Write and check the graph and the tokenizer. Returns the folder.
 
     Raises UnusableBaseModel for a folder that holds no CLIPSeg, and ExportError when the graph does not answer like
     PyTorch.

@@ -1,7 +1,8 @@
-"""The denoiser's graph with its attention maps in reach: controls come in, averaged maps go out (unitune.attention).
+"""The denoiser's graph with controls of its attention maps as inputs, and averaged maps as an output
+(unitune.attention).
 
-It is the plain graph with a few nodes after every softmax, so it has the same initializers, in the same data file: a
-refit of the one is a refit of the other, and nothing is traced again.
+It is the plain graph with a few nodes after every softmax. So it has the same initializers in the same data file, and
+is refitted in the same way; nothing is traced again.
 """
 
 import numpy as np
@@ -10,20 +11,20 @@ import onnx_ir as ir
 from unitune.attention import MAPS, MAX_POSITIONS, no_controls
 
 CONTEXT = "encoder_hidden_states"
-# What may lie between the text embedding and the keys made of it.
+# Nodes that may lie between the text embedding and its keys.
 OF_KEYS = {"Add", "Cast", "Gemm", "MatMul", "Mul", "Reshape", "Transpose"}
 
 
 class NoAttention(Exception):
-    """The graph has no attention of the form that can be controlled. The message says what is missing."""
+    """The graph has no attention that can be controlled. The message says what is missing."""
 
 
 def add_controls(graph: ir.Graph, latent_side: tuple[int, int], tokens: int) -> None:
     """Change the denoiser's graph in place into its controlled one.
 
-    The maps that go out are those that were used, (n, tokens, h, w): the mean over heads and over the cross-attention
-    layers of the largest size that has at most MAX_POSITIONS, or of the smallest size if none has so few. Raises
-    NoAttention when there is no cross-attention or a layer's size is not that of latents halved.
+    The output maps are those that were used, (n, tokens, h, w): the mean over heads and over the cross-attention layers
+    of one size, the largest with at most MAX_POSITIONS, or else the smallest. Raises NoAttention when there is no
+    cross-attention, or when a layer's size is not the latent's, halved some times.
     """
     softmaxes = [node for node in graph if node.op_type == "Softmax"]
     cross = [node for node in softmaxes if _is_cross(node)]
@@ -109,7 +110,7 @@ def _averaged(graph: ir.Graph, used: dict[ir.Value, ir.Value], latent_side: tupl
 
 
 def _is_cross(softmax: ir.Node) -> bool:
-    """Whether the keys are made from the text embedding, and from nothing else but weights."""
+    """Whether the keys are made only from the text embedding and weights."""
     scores = softmax.inputs[0].producer() if softmax.inputs[0] is not None else None
     value = scores.inputs[1] if scores is not None and scores.op_type == "MatMul" else None
     while value is not None and (made := value.producer()) is not None and made.op_type in OF_KEYS:
@@ -126,7 +127,7 @@ def _positions(weights: ir.Value) -> int:
 
 
 def _side(positions: int, latent_side: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of a layer: those of the latents, halved and rounded up as often as it takes."""
+    """Height and width of a layer: those of the latents, repeatedly halved and rounded up."""
     height, width = latent_side
     while height * width > positions:
         height, width = -(-height // 2), -(-width // 2)
@@ -139,7 +140,7 @@ def _node(
     graph: ir.Graph, after: ir.Node, op_type: str, inputs: list[ir.Value], **attributes: int | list[int]
 ) -> ir.Value:
     node = ir.node(op_type, inputs, attributes)
-    graph.insert_after(after, node)  # graph.sort() puts the nodes in order, once for all
+    graph.insert_after(after, node)  # graph.sort() orders the nodes later
     (output,) = node.outputs
     return output
 
@@ -153,7 +154,7 @@ def _constant(graph: ir.Graph, name: str, value: np.ndarray) -> ir.Value:
 
 
 def _instead(users: list[tuple[ir.Node, int]], value: ir.Value, of: ir.Value) -> ir.Value:
-    """The value, read where the other one was read before."""
+    """Replace `of` by `value` for these users."""
     for node, index in users:
         node.replace_input_with(index, value)
     value.shape, value.type = of.shape, of.type

@@ -1,7 +1,7 @@
-"""The denoiser as a graph whose initializers bear the tensors' names, so that a refit finds each by name.
+"""Exports the denoiser as a graph whose initializers have the tensors' names, so that a refit finds each by name.
 
-An exporter transposes and reshapes some tensors, invents names for them, and merges tensors that are equal. So the
-graph is made from random weights, of which no two are equal, and its initializers are told apart by value.
+The exporter transposes and reshapes some tensors, renames them, and merges equal ones. So the graph is exported with
+random weights, of which no two are equal, and the initializers are identified by their values.
 """
 
 import copy
@@ -15,7 +15,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from tuner_svc.base_model import BaseModel, Denoiser
+from tuner_svc.base_model import BaseModel, DenoiserModule
 from tuner_svc.export.attention import fuse_attention
 from tuner_svc.export.controls import NoAttention, add_controls
 from tuner_svc.export.graph import ExportError, to_graph
@@ -36,10 +36,10 @@ class Match(NamedTuple):
 
 
 def export_denoiser(model: BaseModel, folder: Path) -> dict[str, TensorSpec]:
-    """Write the denoiser's graph and its controlled one, both with the base weights, all of them in one data file.
+    """Write the denoiser's graph and its controlled graph, both with the base weights in one data file.
 
-    Answers with each tensor's layout there. Raises ExportError unless every tensor is exactly one initializer and no
-    initializer is two tensors, or when the attention is of no form that can be controlled.
+    Returns each tensor's layout. Raises ExportError unless tensors and initializers match one to one, and when the
+    attention cannot be controlled.
     """
     randomised = randomised_denoiser(model)
     graph = to_graph(randomised, example(model), "out", translations=TRANSLATIONS)
@@ -57,10 +57,10 @@ def export_denoiser(model: BaseModel, folder: Path) -> dict[str, TensorSpec]:
 
 
 def store(graph: ir.Model, matches: Mapping[str, Match], tensors: Mapping[str, np.ndarray], path: Path) -> None:
-    """Write the graph with these tensors in place of its own, all of them beside it in one data file.
+    """Write the graph with these tensors in place of its own, all in one data file.
 
-    Each initializer gets its tensor's name. Shapes stay inside, as small constants: ONNX Runtime cannot read them
-    elsewhere.
+    Each initializer gets its tensor's name. Shapes stay inside as small constants, since ONNX Runtime cannot read them
+    from the data file.
     """
     values = [ir.Tensor(matches[name].spec.to_graph(tensors[name]), name=name) for name in sorted(matches)]
     outside = ir.external_data.convert_tensors_to_external(values, path.parent, f"{path.name}.data")
@@ -71,7 +71,7 @@ def store(graph: ir.Model, matches: Mapping[str, Match], tensors: Mapping[str, n
 
 
 def match(tensors: dict[str, np.ndarray], graph: ir.Model) -> dict[str, Match]:
-    """The initializer that holds each tensor, and how. Raises ExportError unless that is one to one."""
+    """Each tensor's initializer, and its layout there. Raises ExportError unless they match one to one."""
     forms: dict[bytes, tuple[str, str]] = {}
     for name, tensor in tensors.items():
         for layout, form in (("transposed", _digest(_transposed(tensor))), ("same", _digest(tensor))):
@@ -92,13 +92,13 @@ def match(tensors: dict[str, np.ndarray], graph: ir.Model) -> dict[str, Match]:
     return found
 
 
-def randomised_denoiser(model: BaseModel, seed: int = 0) -> Denoiser:
+def randomised_denoiser(model: BaseModel, seed: int = 0) -> DenoiserModule:
     """As `randomised`, of the denoiser."""
     return randomised(model.denoiser, seed)
 
 
 def randomised(module: M, seed: int = 0) -> M:
-    """A copy with every tensor disturbed: of the base's size, and no two alike, not even norms."""
+    """A copy with every tensor disturbed, of the base's scale: no two are equal, not even norms."""
     generator = torch.Generator().manual_seed(seed)
     disturbed = copy.deepcopy(module).cpu()
     for tensor in disturbed.state_dict().values():
@@ -118,7 +118,7 @@ def example(model: BaseModel, batch: int = 2, seed: int = 0) -> dict[str, Tensor
 
 
 def _spec(tensor: np.ndarray, layout: str, graph_shape: tuple[int, ...]) -> TensorSpec:
-    """The layout of a tensor whose initializer has its values, in this order and shape."""
+    """The specification of a tensor whose initializer has this layout and shape."""
     if layout == "same" and graph_shape != tensor.shape:
         return TensorSpec(tensor.shape, str(tensor.dtype), "reshaped", graph_shape)
     if layout == "transposed" and graph_shape != _transposed(tensor).shape:

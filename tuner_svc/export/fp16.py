@@ -1,7 +1,7 @@
-"""The denoiser as a graph in 16-bit floats (unitune.half_graph), with PyTorch's answers to hold an engine to.
+"""Exports the denoiser as a graph in 16-bit floats (unitune.fp16_graph), with PyTorch's answers for the self-test.
 
-The module itself is made fp16, so the graph says of every value what type it has: a builder that is told to follow
-those types needs no flags and makes no choices of its own.
+The module is converted to fp16, so the graph defines the type of every value. A builder that follows those types needs
+no other flags.
 """
 
 import copy
@@ -16,30 +16,30 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tuner_svc.base_model import BaseModel, Denoiser
+from tuner_svc.base_model import BaseModel, DenoiserModule
 from tuner_svc.export.check import answer_of
 from tuner_svc.export.denoiser import GRAPH_FILE, example, match, randomised_denoiser, store
 from tuner_svc.export.graph import ExportError, to_graph
 from unitune.base_model import TensorSpec, file_digest
-from unitune.half_graph import (
-    HALF_FOLDER,
+from unitune.fp16_graph import (
+    FP16_FOLDER,
     SELF_TEST_FILE,
     SELF_TEST_PROBE_SEED,
     SELF_TEST_SEEDS,
-    HalfSpec,
+    Fp16Spec,
     self_test_tensors,
 )
 from unitune.weights import probe_input
 
-OPSET = 21  # the first with a GroupNormalization that a GPU has one kernel for
-MAX_ERROR = 3.0  # times the noise: PyTorch and a runtime both round, each in its own order
-MAX_NOISE = 0.05  # of the answer; fp16 gives about 0.001 for sound weights, more than this says that it overflows
+OPSET = 21  # the first whose GroupNormalization is one kernel on a GPU
+MAX_ERROR = 3.0  # times the noise: PyTorch and a runtime round in different orders
+MAX_NOISE = 0.05  # of the answer; fp16 gives about 0.001, more than this means an overflow
 
 
-class HalfDenoiser(nn.Module):
-    """A denoiser in fp16 with inputs and output in fp32, as the fp32 graph has them."""
+class Fp16Denoiser(nn.Module):
+    """A denoiser in fp16 with inputs and output in fp32, like the fp32 graph."""
 
-    def __init__(self, denoiser: Denoiser) -> None:
+    def __init__(self, denoiser: DenoiserModule) -> None:
         super().__init__()
         self.unet = copy.deepcopy(denoiser.unet).half()
 
@@ -48,10 +48,10 @@ class HalfDenoiser(nn.Module):
 
 
 def is_complete(graphs: Path, model_digest: str) -> bool:
-    """Whether a graphs folder has the half graph of that base model, every file as it was written."""
-    folder = graphs / HALF_FOLDER
+    """Whether a graphs folder has the undamaged fp16 graph of that base model."""
+    folder = graphs / FP16_FOLDER
     try:
-        spec = HalfSpec.load(folder)
+        spec = Fp16Spec.load(folder)
     except (OSError, ValueError):
         return False
     return spec.base_model == model_digest and all(
@@ -59,63 +59,63 @@ def is_complete(graphs: Path, model_digest: str) -> bool:
     )
 
 
-def add_half_graph(graphs: Path, model: BaseModel, say: Callable[[str], None] = lambda stage: None) -> Path:
-    """Write the half graph into a graphs folder, in place of an incomplete one; the folder `half` in it.
+def add_fp16_graph(graphs: Path, model: BaseModel, say: Callable[[str], None] = lambda stage: None) -> Path:
+    """Write the fp16 graph into the folder `fp16` of a graphs folder, in place of an incomplete one. Returns it.
 
-    Raises ExportError when a tensor would be lost, weights are too large for fp16, or ONNX Runtime answers otherwise.
+    Raises ExportError when a tensor is lost, weights are too large for fp16, or ONNX Runtime's answer differs.
     """
-    partial = Path(tempfile.mkdtemp(prefix=f".{HALF_FOLDER}-", dir=graphs))
+    partial = Path(tempfile.mkdtemp(prefix=f".{FP16_FOLDER}-", dir=graphs))
     try:
         say("exporting the denoiser in fp16")
-        tensors = export_half(model, partial)
+        tensors = export_fp16(model, partial)
         say("answering the self-test's questions")
         answers, noise = self_test_answers(model)
         save_file(answers, partial / SELF_TEST_FILE)
         say("checking the graph with all sets of weights")
-        check_half(partial / GRAPH_FILE, model, tensors, answers, noise)
+        check_fp16(partial / GRAPH_FILE, model, tensors, answers, noise)
         files = {path.name: file_digest(path) for path in sorted(partial.iterdir())}
-        HalfSpec(model.digest, tensors, noise, files).save(partial)
+        Fp16Spec(model.digest, tensors, noise, files).save(partial)
         partial.chmod(0o755)
         for path in partial.iterdir():
             path.chmod(0o644)
-        shutil.rmtree(graphs / HALF_FOLDER, ignore_errors=True)
-        partial.rename(graphs / HALF_FOLDER)
+        shutil.rmtree(graphs / FP16_FOLDER, ignore_errors=True)
+        partial.rename(graphs / FP16_FOLDER)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return graphs / HALF_FOLDER
+    return graphs / FP16_FOLDER
 
 
-def export_half(model: BaseModel, folder: Path) -> dict[str, TensorSpec]:
-    """Write the graph with the base weights in one data file; each tensor's layout there.
+def export_fp16(model: BaseModel, folder: Path) -> dict[str, TensorSpec]:
+    """Write the graph with the base weights in one data file. Returns each tensor's layout.
 
     Raises ExportError unless every tensor is exactly one initializer, and if a base weight overflows fp16.
     """
-    randomised = HalfDenoiser(randomised_denoiser(model))
+    randomised = Fp16Denoiser(randomised_denoiser(model))
     graph = to_graph(randomised, example(model), "out", opset=OPSET)
     matches = match({name: tensor.numpy() for name, tensor in randomised.unet.state_dict().items()}, graph)
     base = {name: tensor.cpu().half().numpy() for name, tensor in model.tensors().items()}
     for name, tensor in base.items():
         if not np.isfinite(tensor).all():
-            raise ExportError(f"{name} has values beyond the range of fp16: this base model has no half graph")
+            raise ExportError(f"{name} has values beyond the range of fp16: this base model has no fp16 graph")
     store(graph, matches, base, folder / GRAPH_FILE)
     return {name: found.spec for name, found in matches.items()}
 
 
 def self_test_answers(model: BaseModel) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """The answers in fp32 with base weights and the random sets, and how far fp16 is from each (HalfSpec.noise).
+    """The answers in fp32 with base weights and the random sets, and the error of fp16 for each (Fp16Spec.noise).
 
-    Raises ExportError when fp16 gives no number, or one far away.
+    Raises ExportError when the error of fp16 is too large or not a number.
     """
     specs = {name: TensorSpec(tuple(tensor.shape)) for name, tensor in model.tensors().items()}
-    half = HalfDenoiser(model.denoiser).to("cpu")
+    rounded = Fp16Denoiser(model.denoiser).to("cpu")
     full = copy.deepcopy(model.denoiser.unet).cpu()
     answers, noise = {}, {}
     for name in ("base", *SELF_TEST_SEEDS):
         tensors: Mapping[str, np.ndarray] = {}
         if name in SELF_TEST_SEEDS:
             tensors = self_test_tensors(SELF_TEST_SEEDS[name], specs)
-        answer, rounded = _answer(model, full, tensors), _answer(model, half.unet, tensors)
-        noise[name] = float(np.linalg.norm(rounded - answer) / np.linalg.norm(answer))
+        answer, in_fp16 = _answer(model, full, tensors), _answer(model, rounded.unet, tensors)
+        noise[name] = float(np.linalg.norm(in_fp16 - answer) / np.linalg.norm(answer))
         if not noise[name] < MAX_NOISE:  # also when it is not a number
             raise ExportError(
                 f"fp16 changes the answer with {name} weights by {noise[name]:.1e} of it, too much to use"
@@ -124,7 +124,7 @@ def self_test_answers(model: BaseModel) -> tuple[dict[str, np.ndarray], dict[str
     return answers, noise
 
 
-def check_half(
+def check_fp16(
     path: Path,
     model: BaseModel,
     tensors: Mapping[str, TensorSpec],
@@ -134,10 +134,10 @@ def check_half(
     """Raises ExportError unless ONNX Runtime gives each set's answer after a refit by name, up to fp16's noise."""
     for name, answer in answers.items():
         weights = self_test_tensors(SELF_TEST_SEEDS[name], tensors) if name in SELF_TEST_SEEDS else {}
-        half = {each: tensors[each].to_graph(tensor.astype(np.float16)) for each, tensor in weights.items()}
-        error = np.linalg.norm(answer_of(path, _question(model), half) - answer) / np.linalg.norm(answer)
+        in_fp16 = {each: tensors[each].to_graph(tensor.astype(np.float16)) for each, tensor in weights.items()}
+        error = np.linalg.norm(answer_of(path, _question(model), in_fp16) - answer) / np.linalg.norm(answer)
         if not error < MAX_ERROR * noise[name]:  # also when it is not a number
-            raise ExportError(f"the half graph differs from PyTorch by {error:.1e} of its output with {name} weights")
+            raise ExportError(f"the fp16 graph differs from PyTorch by {error:.1e} of its output with {name} weights")
 
 
 def _question(model: BaseModel) -> dict[str, Tensor]:
@@ -148,7 +148,7 @@ def _question(model: BaseModel) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _answer(model: BaseModel, unet: nn.Module, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
-    """What the UNet says to the question in its own dtype, as float32, with `tensors` in place of its own."""
+    """The UNet's answer in its own dtype, as float32, with `tensors` in place of its own."""
     dtype = next(unet.parameters()).dtype
     values = {name: torch.from_numpy(tensor).to(dtype) for name, tensor in tensors.items()}
     latents, timesteps, contexts = _question(model).values()

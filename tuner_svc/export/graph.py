@@ -1,4 +1,4 @@
-"""A module as an ONNX graph, through torch.export: free batch size, no trace of the machine that made it."""
+"""Exports a module as an ONNX graph through torch.export, with a dynamic batch size and no trace of the machine."""
 
 import logging
 import warnings
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 EXAMPLES = 2
-OPSET = 20  # newer operators are split up again by ONNX Runtime on a CPU, and run slower there
+OPSET = 20  # ONNX Runtime splits newer operators on a CPU, where they are then slower
 
 
 class ExportError(Exception):
@@ -24,14 +24,14 @@ def to_graph(
     opset: int = OPSET,
     translations: Mapping[Callable[..., Any], Callable[..., Any]] | None = None,
 ) -> ir.Model:
-    """Export a module of one output. Every input's first axis is free: the batch where it is EXAMPLES long in the
-    example given, and a size of its own, of one input at most, elsewhere.
+    """Export a module with one output. The first axis of each input is dynamic. Inputs whose example has EXAMPLES rows
+    share the batch dimension `n`; one other input may have its own, `k`.
 
-    `translations` has our own versions of some of torch's operators, in onnxscript. Raises ExportError when PyTorch
-    cannot export the module.
+    `translations` replaces the exporter's versions of some torch operators, in onnxscript. Raises ExportError when
+    PyTorch cannot export the module.
     """
     batch, free = torch.export.Dim("n"), torch.export.Dim("k")
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of a package that no graph of ours needs
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of a package that these graphs do not need
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of deprecations within torch
         try:
@@ -63,7 +63,7 @@ def to_graph(
 
 
 def _first_line_of_cause(error: BaseException) -> str:
-    """The exporter's own message is pages long; what went wrong is at the end of its chain of causes."""
+    """The exporter's message is pages long; the real error is at the end of its chain of causes."""
     while error.__cause__ is not None:
         error = error.__cause__
     return str(error).strip().split("\n")[0]

@@ -1,8 +1,8 @@
-"""Our own versions of a few of torch's operators, for denoisers: the nodes that ONNX Runtime runs fastest on a CPU.
+"""Exports a few torch operators of denoisers as the nodes that ONNX Runtime runs fastest on a CPU.
 
-The exporter's own are right for any input. Ours know that all sizes but the batch are fixed, and leave the matrices of
-the model as they lie in PyTorch: none is transposed at run time, nor at a refit. They raise ValueError for what they do
-not know.
+The exporter's own versions are right for any input. These assume that all sizes except the batch are fixed, and keep
+the model's matrices in PyTorch's layout, so that none is transposed at run time or at a refit. They raise ValueError
+for other cases.
 """
 
 import math
@@ -24,14 +24,14 @@ def plain_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """softmax(q k^T / sqrt(width)) v over (n, heads, tokens, width). Raises ValueError where more is asked.
+    """softmax(q k^T / sqrt(width)) v over (n, heads, tokens, width). Raises ValueError for other forms.
 
-    The exporter's own transposes the keys by way of their run-time shape: nine more nodes.
+    The exporter's version reads the keys' shape at run time to transpose them: nine more nodes.
     """
     width = query.shape[-1] if query.shape is not None else None
     if attn_mask is not None or is_causal or enable_gqa or dropout_p or not isinstance(width, int):
         raise ValueError("only attention without a mask and of a fixed width is exported")
-    # Each side gets the root of the scale, as in the exporter's own version: fp16 has no room for more.
+    # Each side gets the root of the scale, as in the exporter's version: otherwise fp16 could overflow.
     root = op.Constant(value_float=math.sqrt(scale or 1 / math.sqrt(width)))
     root = op.CastLike(root, query)
     scores = op.MatMul(op.Mul(query, root), op.Mul(op.Transpose(key, perm=[0, 1, 3, 2]), root))
@@ -39,7 +39,7 @@ def plain_attention(
 
 
 def plain_linear(values: ir.Value, weight: ir.Value, bias: ir.Value | None = None) -> Any:
-    """x W^T + b over the last axis, as one product of matrices with the bias in it."""
+    """x W^T + b over the last axis, as one matrix product with bias."""
     rows = _fixed(values, least=2)[1:-1]
     flat = op.Reshape(values, op.Constant(value_ints=[-1, _fixed(weight)[1]])) if rows else values
     product = op.Gemm(flat, weight, bias, transB=1) if bias is not None else op.Gemm(flat, weight, transB=1)
@@ -54,8 +54,8 @@ def plain_group_norm(
     eps: float = 1e-5,
     cudnn_enabled: bool = True,
 ) -> Any:
-    """Groups of channels of (n, channels, ...), each brought to mean 0 and deviation 1; then w x + b for each channel,
-    which is a convolution of one channel and one place at a time: one pass over the values instead of two."""
+    """Normalises groups of channels of (n, channels, ...) to mean 0 and deviation 1, then computes w x + b for each
+    channel as a depthwise 1x1 convolution: one pass over the values instead of two."""
     channels, *sides = _fixed(values, least=3)[1:]
     ones = op.Constant(value_floats=[1.0] * num_groups)
     zeros = op.Constant(value_floats=[0.0] * num_groups)
@@ -69,7 +69,7 @@ def plain_group_norm(
 
 
 def _fixed(value: ir.Value, least: int = 1) -> list[int]:
-    """The shape, whose first axis may be free (then 0). Raises ValueError where another one is, or for fewer axes."""
+    """The shape; a dynamic first axis is 0. Raises ValueError for another dynamic axis, or for fewer axes."""
     shape = list(value.shape) if value.shape is not None else []
     fixed = [size for size in shape[1:] if isinstance(size, int)]
     if len(shape) < least or len(fixed) != len(shape) - 1:

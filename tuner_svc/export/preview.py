@@ -14,7 +14,7 @@ BLOTCHES = 5  # of colour along a side
 def latent_to_rgb(model: BaseModel, seed: int = 0) -> tuple[tuple[float, ...], ...]:
     """(channels + 1, 3), by least squares: a latent pixel times the rows, plus the last row, is a colour in [-1, 1].
 
-    Fitted to random blotches of colour as the autoencoder decodes them; the latents of noise are unlike any picture's.
+    It is fitted to random blotches of colour after their round trip: latents of noise are unlike those of pictures.
     """
     generator = torch.Generator().manual_seed(seed)
     blotches = 2 * torch.rand((PICTURES, 3, BLOTCHES, BLOTCHES), generator=generator) - 1

@@ -1,4 +1,4 @@
-"""The second stage of a cascade as a graph whose initializers bear the tensors' names, as the denoiser's do."""
+"""Exports super-resolution as a graph whose initializers have the tensors' names, like the denoiser's."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,7 @@
 """The methods that tune, one file each, and the table of them. A new one is a new file and a line here.
 
-Every file has a `tune`, which is one visible loop over the parts of tuner_svc.denoising; latents come in, what the
-method made goes out. docs/guides/add_a_method.md says what else a method needs.
+Every file has a `tune`: one visible loop over the parts of tuner_svc.denoising, from latents to Tuned.
+docs/guides/add_a_method.md lists what else a method needs.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,9 +12,9 @@ from torch.optim import Adam
 
 from tuner_svc.adafactor import Adafactor
 from tuner_svc.base_model import BaseModel
-from tuner_svc.course import Course
 from tuner_svc.methods import dreambooth, imagic, null_text, textual_inversion, unitune
 from tuner_svc.methods.tuned import Tuned
+from tuner_svc.progress_tracker import ProgressTracker
 from tuner_svc.super_resolution import Optimizer
 from tuner_svc.tuning_config import TuningConfig
 from unitune.choices import NULL_TEXT
@@ -29,8 +29,8 @@ def _nothing_more(model: BaseModel, config: TuningConfig) -> None:
 
 
 @dataclass(frozen=True)
-class SecondStage:
-    """How a method tunes the second stage: under which text, by which optimizer."""
+class SuperResolutionTuning:
+    """How a method tunes super-resolution: with which text and which optimizer."""
 
     text: Callable[[TuningConfig], str]
     optimizer: Callable[[list[Tensor], float], Optimizer]
@@ -40,15 +40,21 @@ class SecondStage:
 class Method:
     """One method. `tune` takes the pictures' latents, (n, channels, h, w)."""
 
-    tune: Callable[[BaseModel, Tensor, TuningConfig, Course], Tuned]
+    tune: Callable[[BaseModel, Tensor, TuningConfig, ProgressTracker], Tuned]
     total: Callable[[TuningConfig], int] = _just_updates  # optimizer updates of all its stages
-    check: Callable[[BaseModel, TuningConfig], None] = _nothing_more  # raises InvalidField for what the model shows
-    second_stage: SecondStage | None = None  # of those that tune a cascade's second stage, too
+    check: Callable[[BaseModel, TuningConfig], None] = (
+        _nothing_more  # raises InvalidField for settings that do not fit the model
+    )
+    super_resolution: SuperResolutionTuning | None = None  # where the method tunes that, too
 
 
 METHODS: Mapping[str, Method] = {
-    "unitune": Method(unitune.tune, second_stage=SecondStage(lambda config: config.rare_tokens.strip(), Adafactor)),
-    "imagic": Method(imagic.tune, total=imagic.total, second_stage=SecondStage(lambda config: config.prompt, Adam)),
+    "unitune": Method(
+        unitune.tune, super_resolution=SuperResolutionTuning(lambda config: config.rare_tokens.strip(), Adafactor)
+    ),
+    "imagic": Method(
+        imagic.tune, total=imagic.total, super_resolution=SuperResolutionTuning(lambda config: config.prompt, Adam)
+    ),
     "dreambooth": Method(dreambooth.tune),
     "textual_inversion": Method(textual_inversion.tune, check=textual_inversion.check),
     NULL_TEXT: Method(null_text.tune, total=null_text.total, check=null_text.check),

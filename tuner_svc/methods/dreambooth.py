@@ -1,7 +1,7 @@
 """DreamBooth (arXiv 2208.12242), section 3: rare tokens are bound to a subject within its class.
 
-The prompt is "a [V] [class noun]". Pictures of the class that the frozen model itself made, under "a [class noun]",
-keep the class what it was: the prior-preservation loss.
+The prompt is "a [V] [class noun]". The frozen model samples pictures of "a [class noun]". A loss on them keeps the
+class as it was: the prior-preservation loss.
 """
 
 import torch
@@ -9,20 +9,20 @@ from torch import Tensor
 
 from tuner_svc.base_model import BaseModel
 from tuner_svc.class_images import class_latents, class_prompt
-from tuner_svc.course import Course
-from tuner_svc.denoising import Draws, Noising, denoising_loss, draw, half_precision
+from tuner_svc.denoising import Draws, Noising, denoising_loss, draw, mixed_precision
 from tuner_svc.methods.tuned import Tuned
+from tuner_svc.progress_tracker import ProgressTracker
 from tuner_svc.trainable import trainable
 from tuner_svc.tuning_config import TuningConfig
 from tuner_svc.update_graph import UpdateGraph, adam
 
-CLASS_SEEDS = 2**31  # added to a seed it gives other draws: torch's generator on a CPU reads the lower 32 bits alone
+CLASS_SEEDS = 2**31  # added to a seed for other draws; torch's generator on a CPU reads only the lower 32 bits
 
 
-def tune(model: BaseModel, latents: Tensor, config: TuningConfig, course: Course) -> Tuned:
-    """Tune on the subject's pictures in turn, and on as many of the class."""
+def tune(model: BaseModel, latents: Tensor, config: TuningConfig, tracker: ProgressTracker) -> Tuned:
+    """Tune on the subject's pictures in turn, and on equally many of the class."""
     generator = torch.Generator().manual_seed(config.seed)
-    # Draws of its own, so that without a prior it is plain tuning, bit for bit.
+    # A generator of its own, so that without a prior it is plain tuning, bit for bit.
     class_generator = torch.Generator().manual_seed(config.seed + CLASS_SEEDS)
     noising = Noising(model.schedule, model.device)
     chosen = trainable(model.denoiser.unet, config.mode, generator)
@@ -31,10 +31,10 @@ def tune(model: BaseModel, latents: Tensor, config: TuningConfig, course: Course
     class_context = model.encode_prompt(class_prompt(config.class_noun))
     has_prior = config.prior_weight > 0 and config.num_class_images > 0 and config.updates > 0
     if has_prior:
-        class_pictures = class_latents(model, config.class_noun, config.num_class_images, course.refuse_cancelled)
+        class_pictures = class_latents(model, config.class_noun, config.num_class_images, tracker.refuse_cancelled)
 
     def update(pictures: Tensor, timesteps: Tensor, noise: Tensor, *of_class: Tensor) -> Tensor:
-        with half_precision(model.device):
+        with mixed_precision(model.device):
             loss = denoising_loss(model, chosen.weights(), pictures, context, noising, Draws(timesteps, noise))
             if has_prior:
                 shown, *class_draws = of_class
@@ -46,23 +46,23 @@ def tune(model: BaseModel, latents: Tensor, config: TuningConfig, course: Course
         return loss
 
     run = UpdateGraph(update, chosen.parameters(), model.device)
-    for index in course.updates(config.updates, config.learning_rate):
+    for index in tracker.updates(config.updates, config.learning_rate):
         draws = draw(config.batch, latents, noising.num_timesteps, generator)
-        inputs = [in_turn(latents, index, config.batch), draws.timesteps, draws.noise]
+        inputs = [pictures_of_update(latents, index, config.batch), draws.timesteps, draws.noise]
         if has_prior:
             draws = draw(config.batch, latents, noising.num_timesteps, class_generator)
-            inputs += [in_turn(class_pictures, index, config.batch), draws.timesteps, draws.noise]
-        course.note(run(*inputs))
+            inputs += [pictures_of_update(class_pictures, index, config.batch), draws.timesteps, draws.noise]
+        tracker.record(run(*inputs))
 
     tensors = {name: tensor.detach() for name, tensor in chosen.weights().items()}
-    return Tuned(tensors, course.losses, chosen.factors())
+    return Tuned(tensors, tracker.losses, chosen.factors())
 
 
 def instance_prompt(config: TuningConfig) -> str:
-    """What the subject's pictures are called."""
+    """The prompt of the subject's pictures."""
     return f"a {config.rare_tokens.strip()} {config.class_noun.strip()}"
 
 
-def in_turn(latents: Tensor, update: int, batch: int) -> Tensor:
-    """The pictures of an update, (batch, channels, h, w): one after the other, over and over."""
+def pictures_of_update(latents: Tensor, update: int, batch: int) -> Tensor:
+    """The pictures of an update, (batch, channels, h, w), in turn."""
     return latents[torch.arange(update * batch, (update + 1) * batch) % len(latents)]

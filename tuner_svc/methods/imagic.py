@@ -1,4 +1,4 @@
-"""Imagic (arXiv 2210.09276), section 3.2: first the text's embedding is moved to the picture, then the denoiser.
+"""Imagic (arXiv 2210.09276), section 3.2: first the text's embedding is optimized for the picture, then the denoiser.
 
 One tuning per picture and text. At sampling the two embeddings are mixed (sampler_svc.sampling.conditioning).
 """
@@ -7,56 +7,56 @@ import torch
 from torch import Tensor
 
 from tuner_svc.base_model import BaseModel
-from tuner_svc.course import Course
-from tuner_svc.denoising import Draws, Noising, denoising_loss, draw, half_precision
+from tuner_svc.denoising import Draws, Noising, denoising_loss, draw, mixed_precision
 from tuner_svc.methods.tuned import Tuned
+from tuner_svc.progress_tracker import ProgressTracker
 from tuner_svc.trainable import trainable
 from tuner_svc.tuning_config import TuningConfig
 from tuner_svc.update_graph import UpdateGraph, adam
 
 
-def tune(model: BaseModel, latent: Tensor, config: TuningConfig, course: Course) -> Tuned:
-    """Find e_opt near the text's own embedding e_tgt, then tune the denoiser at e_opt, which stays as it is."""
+def tune(model: BaseModel, latent: Tensor, config: TuningConfig, tracker: ProgressTracker) -> Tuned:
+    """Find e_opt near the text's own embedding e_tgt, then tune the denoiser at the fixed e_opt."""
     generator = torch.Generator().manual_seed(config.seed)
     noising = Noising(model.schedule, model.device)
 
     target = model.encode_prompt(config.prompt)
     embedding = target.clone().requires_grad_()
-    of_embedding = adam([embedding], config.embedding_learning_rate)
+    embedding_optimizer = adam([embedding], config.embedding_learning_rate)
 
     def update_embedding(timesteps: Tensor, noise: Tensor) -> Tensor:
-        with half_precision(model.device):
+        with mixed_precision(model.device):
             loss = denoising_loss(model, {}, latent, embedding, noising, Draws(timesteps, noise))
         loss.backward()
-        of_embedding.step()
-        of_embedding.zero_grad()
+        embedding_optimizer.step()
+        embedding_optimizer.zero_grad()
         return loss
 
     run = UpdateGraph(update_embedding, [embedding], model.device)
-    for _ in course.updates(config.embedding_updates, config.embedding_learning_rate):
+    for _ in tracker.updates(config.embedding_updates, config.embedding_learning_rate):
         draws = draw(config.batch, latent, noising.num_timesteps, generator)
-        course.note(run(draws.timesteps, draws.noise))
+        tracker.record(run(draws.timesteps, draws.noise))
 
     optimized = embedding.detach()
     chosen = trainable(model.denoiser.unet, config.mode, generator)
-    of_denoiser = adam(chosen.parameters(), config.learning_rate)
+    denoiser_optimizer = adam(chosen.parameters(), config.learning_rate)
 
     def update_denoiser(timesteps: Tensor, noise: Tensor) -> Tensor:
-        with half_precision(model.device):
+        with mixed_precision(model.device):
             loss = denoising_loss(model, chosen.weights(), latent, optimized, noising, Draws(timesteps, noise))
         loss.backward()
-        of_denoiser.step()
-        of_denoiser.zero_grad()
+        denoiser_optimizer.step()
+        denoiser_optimizer.zero_grad()
         return loss
 
     run = UpdateGraph(update_denoiser, chosen.parameters(), model.device)
-    for _ in course.updates(config.updates, config.learning_rate):
+    for _ in tracker.updates(config.updates, config.learning_rate):
         draws = draw(config.batch, latent, noising.num_timesteps, generator)
-        course.note(run(draws.timesteps, draws.noise))
+        tracker.record(run(draws.timesteps, draws.noise))
 
     tensors = {name: tensor.detach() for name, tensor in chosen.weights().items()}
     extras = {"prompt": target[0], "optimized": optimized[0]}
-    return Tuned(tensors, course.losses, chosen.factors(), extras)
+    return Tuned(tensors, tracker.losses, chosen.factors(), extras)
 
 
 def total(config: TuningConfig) -> int:

@@ -1,7 +1,7 @@
-"""Textual Inversion (arXiv 2208.01618), section 3: new vectors for a placeholder are all that is learned.
+"""Textual Inversion (arXiv 2208.01618), section 3: it learns only new vectors for a placeholder.
 
-They start from the embedding of an initial word. Text transformer, denoiser and every other row of the embedding table
-stay frozen. The picture is never mirrored: it is the one picture to be edited.
+They start from the embedding of an initial word. Text transformer, denoiser and all other rows of the embedding table
+stay frozen. The picture is never mirrored, since it is the picture to be edited.
 """
 
 import torch
@@ -9,19 +9,19 @@ from torch import Tensor
 from torch.optim import Adam
 
 from tuner_svc.base_model import BaseModel
-from tuner_svc.course import Course
-from tuner_svc.denoising import Noising, denoising_loss, draw, half_precision
+from tuner_svc.denoising import Noising, denoising_loss, draw, mixed_precision
 from tuner_svc.methods.tuned import Tuned
+from tuner_svc.progress_tracker import ProgressTracker
 from tuner_svc.tuning_config import TuningConfig
 from unitune.errors import InvalidField
 from unitune.prompts import ids_with_vectors
 
-# Neutral sentences, as in the paper. A base model that knows only a list of words gets the placeholder alone.
+# Neutral sentences, as in the paper. A base model with a closed vocabulary gets only the placeholder.
 TEMPLATES = ("a photo of {}", "a picture of {}", "a rendering of {}", "an image of {}", "{}")
 
 
-def tune(model: BaseModel, latent: Tensor, config: TuningConfig, course: Course) -> Tuned:
-    """Move the vectors that stand in the placeholder's place until the frozen model draws the picture for them."""
+def tune(model: BaseModel, latent: Tensor, config: TuningConfig, tracker: ProgressTracker) -> Tuned:
+    """Optimize the placeholder's vectors until the frozen model reproduces the picture from them."""
     generator = torch.Generator().manual_seed(config.seed)
     noising = Noising(model.schedule, model.device)
     vectors = initial_vectors(model, config).requires_grad_()
@@ -30,22 +30,22 @@ def tune(model: BaseModel, latent: Tensor, config: TuningConfig, course: Course)
     templates = TEMPLATES if not model.vocabulary else TEMPLATES[-1:]
     prompts = [placeholder_ids(model, template.format(config.rare_tokens), config) for template in templates]
 
-    for _ in course.updates(config.updates, rate):
+    for _ in tracker.updates(config.updates, rate):
         ids = prompts[int(torch.randint(0, len(prompts), (), generator=generator))]
         draws = draw(config.batch, latent, noising.num_timesteps, generator)
-        with half_precision(model.device):
+        with mixed_precision(model.device):
             context = model.text_encoder(ids, vectors)
             loss = denoising_loss(model, {}, latent, context, noising, draws)
-        course.note(loss)
+        tracker.record(loss)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
-    return Tuned({}, course.losses, extras={"vectors": vectors.detach()})
+    return Tuned({}, tracker.losses, extras={"vectors": vectors.detach()})
 
 
 def check(model: BaseModel, config: TuningConfig) -> None:
-    """Raises InvalidField for a placeholder that the vocabulary has already, and for an initial word of other than one
+    """Raises InvalidField for a placeholder that is in the vocabulary, and for an initial word that is not one
     token."""
     placeholder = config.rare_tokens.strip()
     if len(placeholder.split()) > 1:
@@ -59,20 +59,20 @@ def check(model: BaseModel, config: TuningConfig) -> None:
 
 
 def initial_vectors(model: BaseModel, config: TuningConfig) -> Tensor:
-    """(num_vectors, width): the initial word's embedding, over and over."""
+    """(num_vectors, width): copies of the initial word's embedding."""
     token = _token(model, config.initial_word)
     return model.text_encoder.table[token].detach().clone().repeat(config.num_vectors, 1)
 
 
 def placeholder_ids(model: BaseModel, prompt: str, config: TuningConfig) -> Tensor:
-    """Token ids (1, tokens) of a prompt, the placeholder as the ids of num_vectors vectors."""
+    """Token ids (1, tokens) of a prompt, with the ids of num_vectors vectors for the placeholder."""
     empty = model.input_ids([""])[0].tolist()
     ids = ids_with_vectors(prompt, config.rare_tokens, config.num_vectors, model.token_ids, empty)
     return torch.tensor([ids], device=model.device)
 
 
 def effective_learning_rate(config: TuningConfig) -> float:
-    """The rate in force: with scale_learning_rate times the batch (of one device, in one piece)."""
+    """The learning rate; with scale_learning_rate it is multiplied by the batch (one device, no accumulation)."""
     return config.learning_rate * (config.batch if config.scale_learning_rate else 1)
 
 

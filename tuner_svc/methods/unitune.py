@@ -1,6 +1,6 @@
 """UniTune (arXiv 2210.09477): the hot path.
 
-One picture, one prompt that is the rare tokens alone, a few updates, text encoder and autoencoder frozen.
+One picture, one prompt of only the rare tokens, a few updates; text encoder and autoencoder are frozen.
 """
 
 from collections.abc import Callable
@@ -10,16 +10,16 @@ from torch import Tensor
 
 from tuner_svc.adafactor import Adafactor
 from tuner_svc.base_model import BaseModel
-from tuner_svc.course import Course
-from tuner_svc.denoising import Draws, Noising, denoising_loss, draw, half_precision
+from tuner_svc.denoising import Draws, Noising, denoising_loss, draw, mixed_precision
 from tuner_svc.methods.tuned import Tuned
+from tuner_svc.progress_tracker import ProgressTracker
 from tuner_svc.trainable import Trainable, trainable
 from tuner_svc.tuning_config import TuningConfig
 from tuner_svc.update_graph import UpdateGraph
 from unitune.prompts import with_rare_tokens
 
 
-def tune(model: BaseModel, latent: Tensor, config: TuningConfig, course: Course) -> Tuned:
+def tune(model: BaseModel, latent: Tensor, config: TuningConfig, tracker: ProgressTracker) -> Tuned:
     """Bind the rare tokens to the picture, in the denoiser's weights."""
     generator = torch.Generator().manual_seed(config.seed)  # on the CPU, so that every device sees the same draws
     chosen = trainable(model.denoiser.unet, config.mode, generator)
@@ -27,23 +27,23 @@ def tune(model: BaseModel, latent: Tensor, config: TuningConfig, course: Course)
     update = update_of(model, chosen, latent, context, config.learning_rate)
 
     run = UpdateGraph(update, chosen.parameters(), model.device)
-    for _ in course.updates(config.updates, config.learning_rate, config.stop_loss_ratio):
-        draws = draw(config.batch, latent, model.schedule.num_train_timesteps, generator, spread=True)
-        course.note(run(draws.timesteps, draws.noise))
+    for _ in tracker.updates(config.updates, config.learning_rate, config.stop_loss_ratio):
+        draws = draw(config.batch, latent, model.schedule.num_train_timesteps, generator, stratified=True)
+        tracker.record(run(draws.timesteps, draws.noise))
 
     tensors = {name: tensor.detach() for name, tensor in chosen.weights().items()}
-    return Tuned(tensors, course.losses, chosen.factors())
+    return Tuned(tensors, tracker.losses, chosen.factors())
 
 
 def update_of(
     model: BaseModel, chosen: Trainable, latent: Tensor, context: Tensor, learning_rate: float
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """An update of what is trainable, from the timesteps and the noise drawn for it to its loss."""
+    """A function that makes one update, from drawn timesteps and noise, and returns its loss."""
     optimizer = Adafactor(chosen.parameters(), learning_rate)
     noising = Noising(model.schedule, model.device)
 
     def update(timesteps: Tensor, noise: Tensor) -> Tensor:
-        with half_precision(model.device):
+        with mixed_precision(model.device):
             loss = denoising_loss(model, chosen.weights(), latent, context, noising, Draws(timesteps, noise))
         loss.backward()
         optimizer.step()

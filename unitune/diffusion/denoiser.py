@@ -1,4 +1,4 @@
-"""What a denoiser's output means, whichever of epsilon, v or the clean latent the network was trained to predict."""
+"""Reads a denoiser's output, which is epsilon, v or the clean latent, depending on its training."""
 
 import math
 from typing import NamedTuple
@@ -9,18 +9,18 @@ from unitune.diffusion.schedule import Latents
 
 
 class Prediction(NamedTuple):
-    """The same output twice: the clean latent it implies, and the noise."""
+    """An output as the clean latent, and as the noise."""
 
     denoised: Latents
     epsilon: Latents
 
 
 def predict(output: Latents, latents: Latents, alpha_cumprod: float, prediction_type: str) -> Prediction:
-    """Read a denoiser's output for latents at a level; v is sqrt(alpha) epsilon - sqrt(1 - alpha) latent, and "sample"
-    is the clean latent itself.
+    """Read a denoiser's output for latents at a level: v is sqrt(alpha) epsilon - sqrt(1 - alpha) latent, and "sample"
+    is the clean latent.
 
-    Epsilon says nothing about the clean latent at alpha_cumprod 0, so there only the others give finite numbers
-    (Salimans and Ho, 2022).
+    At alpha_cumprod 0 epsilon does not determine the clean latent, so only the others give finite numbers (Salimans and
+    Ho, 2022).
     """
     signal, noise = np.float32(math.sqrt(alpha_cumprod)), np.float32(math.sqrt(1 - alpha_cumprod))
     if prediction_type == "v_prediction":

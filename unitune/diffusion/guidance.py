@@ -1,7 +1,7 @@
 """Guidance as one linear form: sum over k of weight_k * denoiser_k(latents, context_k), the weights summing to 1.
 
-Classifier-free guidance, negative prompts, prompt guidance and mixtures with the base model are terms of it. Since the
-weights sum to 1 it is the same for a denoiser of epsilon and of v.
+Classifier-free guidance, negative prompts, prompt guidance and mixtures with the base model are terms of it. Because
+the weights sum to 1, it is the same for denoisers of epsilon and of v.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,13 +21,13 @@ class GuidanceTerm(NamedTuple):
 
     weight: float
     context: Context
-    on_base: bool = False  # whether the base model's weights predict it; otherwise those of the edit do
+    on_base: bool = False  # predicted with the base model's weights instead of the edit's
 
 
 def classifier_free(guidance_scale: float, prompt: Context, empty: Context) -> list[GuidanceTerm]:
     """w * prompt + (1 - w) * empty prompt (Imagen, arXiv 2205.11487, equation 2): w = 1 is no guidance.
 
-    A negative prompt takes the place of the empty one.
+    A negative prompt replaces the empty one.
     """
     return [GuidanceTerm(guidance_scale, prompt), GuidanceTerm(1 - guidance_scale, empty)]
 
@@ -38,8 +38,8 @@ def prompt_guided(
     """empty + w_c * (prompt - empty) + w_p * (prompt - base prompt): away from what the base image shows, too.
 
     Prompt Guidance of UniTune (arXiv 2210.09477), reconstructed from notes: the paper's formula could not be read.
-    `base` is the prompt that stands for the base image, under tuned weights with the rare tokens before it. w_p = 0 is
-    classifier-free guidance.
+    `base` is the prompt of the base image, with the rare tokens before it for tuned weights. w_p = 0 is classifier-free
+    guidance.
     """
     return [
         GuidanceTerm(guidance_scale + prompt_guidance_scale, prompt),
@@ -49,15 +49,15 @@ def prompt_guided(
 
 
 def unconditional_on_base(terms: Sequence[GuidanceTerm]) -> list[GuidanceTerm]:
-    """The same form, with the empty prompt, the second term, predicted by the base model (after arXiv 2503.20240)."""
+    """The terms, with the second one, the empty prompt, on the base model (after arXiv 2503.20240)."""
     prompt, empty, *others = terms
     return [prompt, empty._replace(on_base=True), *others]
 
 
 def mixed_with_base(terms: Sequence[GuidanceTerm], share: float, prompt: Context) -> list[GuidanceTerm]:
-    """The same form, with a share of the prompt's prediction, the first term, from the base model (SINE, 2212.04489).
+    """The terms, with a share of the first one, the prompt, on the base model (SINE, arXiv 2212.04489).
 
-    The base model, which was never tuned, gets the `prompt` without rare tokens.
+    The base model gets the `prompt` without rare tokens.
     """
     tuned, *others = terms
     mixed = [GuidanceTerm((1 - share) * tuned.weight, tuned.context), GuidanceTerm(share * tuned.weight, prompt, True)]
@@ -67,11 +67,10 @@ def mixed_with_base(terms: Sequence[GuidanceTerm], share: float, prompt: Context
 def guided(
     denoiser: Denoiser, latents: Latents, timestep: int, terms: Sequence[GuidanceTerm], base: Denoiser | None = None
 ) -> Latents:
-    """The guided output for latents that share a timestep: one call of the denoiser, and one of `base`
-    if any term needs it.
+    """The guided output for latents at one timestep: one call of the denoiser, and one of `base` if a term needs it.
 
-    Terms of weight 0 cost no pass, so guidance 1 is bit-equal to the prompt alone and guidance 0 to the empty prompt.
-    Raises ValueError for a term on the base model without one.
+    Terms of weight 0 are skipped, so guidance 1 is bit-equal to the prompt alone, and guidance 0 to the empty prompt.
+    Raises ValueError for a term on the base model if `base` is None.
     """
     terms = [term for term in terms if term.weight != 0]
     own, on_base = [term for term in terms if not term.on_base], [term for term in terms if term.on_base]

@@ -1,11 +1,10 @@
-"""The noise schedule: timestep <-> alpha_cumprod <-> sigma <-> log SNR <-> strength.
+"""The noise schedule: timestep <-> alpha_cumprod <-> sigma, and the steps that a strength leaves.
 
 A noised latent is sqrt(alpha_cumprod) * latent + sqrt(1 - alpha_cumprod) * noise (Ho et al., 2020). sigma is noise
-over signal, as in EDM (Karras et al., 2022), and log SNR is log(alpha_cumprod / (1 - alpha_cumprod)), natural.
+over signal, as in EDM (Karras et al., 2022).
 """
 
 import math
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -16,14 +15,6 @@ Levels = NDArray[np.float64]  # alpha_cumprod, in [0, 1]
 
 COSINE_OFFSET = 0.008  # of the cosine schedule, Nichol and Dhariwal, 2021
 MAX_COSINE_BETA = 0.999
-
-
-@dataclass(frozen=True)
-class Strength:
-    """A strength in [0, 1], with a note if the schedule is never as noisy as was asked."""
-
-    value: float
-    note: str = ""
 
 
 class Schedule:
@@ -59,34 +50,6 @@ class Schedule:
         """The number of training timesteps."""
         return len(self.alphas_cumprod)
 
-    def log_snr_at(self, strength: float) -> float:
-        """The log SNR of a latent noised to a strength, in (0, 1]."""
-        return float(np.interp(strength * len(self) - 1, np.arange(len(self)), log_snr(self.alphas_cumprod)))
-
-    def strength_at(self, wanted: float) -> Strength:
-        """The strength whose log SNR is the wanted one; beyond the schedule's noisiest level it is 1, with a note.
-
-        Schedules differ, so the same share of two schedules is not the same noise: a starting point is carried from
-        one base model to another by its log SNR.
-        """
-        falling = log_snr(self.alphas_cumprod)
-        if wanted < falling[-1]:
-            note = f"log SNR {wanted:.2f} is noisier than this base model ever is ({falling[-1]:.2f}): strength is 1"
-            return Strength(1.0, note)
-        timestep = np.interp(-wanted, -falling, np.arange(len(self)))
-        return Strength(float(timestep + 1) / len(self))
-
-
-def log_snr(alphas_cumprod: Levels) -> NDArray[np.float64]:
-    """log(alpha_cumprod / (1 - alpha_cumprod)); -inf at pure noise."""
-    with np.errstate(divide="ignore"):
-        return np.log(alphas_cumprod) - np.log1p(-alphas_cumprod)
-
-
-def cosine_log_snr(fraction: float) -> float:
-    """The log SNR at a fraction, in (0, 1), of the continuous cosine schedule: the scale of the paper's t0."""
-    return float(log_snr(np.array(_cosine(fraction) / _cosine(0.0))))
-
 
 def sigma(alphas_cumprod: Levels) -> NDArray[np.float64]:
     """sqrt((1 - alpha_cumprod) / alpha_cumprod); inf at pure noise."""
@@ -95,20 +58,20 @@ def sigma(alphas_cumprod: Levels) -> NDArray[np.float64]:
 
 
 def add_noise(latents: Latents, noise: Latents, alpha_cumprod: float) -> Latents:
-    """Latents noised to a level: where a late start begins (SDEdit, Meng et al., 2022)."""
+    """Latents noised to a level: the start of an edit (SDEdit, Meng et al., 2022)."""
     return math.sqrt(alpha_cumprod) * latents + math.sqrt(1 - alpha_cumprod) * noise
 
 
 def num_late_steps(num_inference_steps: int, strength: float) -> int:
-    """How many of the steps a late start runs: the last int(N * strength) of them, as in diffusers' img2img."""
+    """The number of steps that a late start runs: the last int(N * strength), as in diffusers' img2img."""
     return min(int(num_inference_steps * strength), num_inference_steps)
 
 
 def spaced_timesteps(schedule: Schedule, num_inference_steps: int, *, past_the_end: Literal[0, 1]) -> NDArray[np.int64]:
-    """Falling whole timesteps of a run from the noisiest level (Table 2 of Lin et al., 2024).
+    """The timesteps of a run from the noisiest level, falling (Table 2 of Lin et al., 2024).
 
-    `past_the_end` is 1 where a solver's convention counts the end of the run as one more timestep. Raises ValueError
-    unless 1 <= num_inference_steps <= the number of training timesteps.
+    `past_the_end` is 1 for solvers that count the end of the run as another timestep. Raises ValueError unless
+    1 <= num_inference_steps <= the number of training timesteps.
     """
     total = len(schedule)
     if not 1 <= num_inference_steps <= total:
@@ -121,7 +84,7 @@ def spaced_timesteps(schedule: Schedule, num_inference_steps: int, *, past_the_e
         return falling.round().astype(np.int64) - 1
     ratio = max(total // (num_inference_steps + past_the_end), 1)
     points = np.arange(past_the_end, num_inference_steps + past_the_end)[::-1] * ratio
-    # The offset gives way when the first timestep would lie beyond the training schedule.
+    # The offset is smaller if the first timestep would be beyond the training schedule.
     return points + min(schedule.steps_offset, total - 1 - int(points[0]))
 
 
@@ -141,7 +104,7 @@ def _cosine(fraction: float) -> float:
 
 
 def _zero_terminal_snr(alphas_cumprod: Levels) -> Levels:
-    """Shift and scale the signal so that the noisiest level holds none (Algorithm 1 of Lin et al., 2024)."""
+    """Shift and scale the signal so that the noisiest level has none (Algorithm 1 of Lin et al., 2024)."""
     signal = np.sqrt(alphas_cumprod)
     scaled: Levels = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
     return np.square(scaled)

@@ -1,7 +1,7 @@
-"""Schedulers by name: which noise levels a run visits, and how a solver moves from one to the next.
+"""Schedulers by name: the noise levels of a run, and the solver that steps from one to the next.
 
-Each is checked step by step against the scheduler of the same name in diffusers, which alone decides questions of
-convention here. Latents are kept as the network takes them, with variance 1 (variance preserving), in all of them.
+Tests compare each of them, step by step, with the scheduler of the same name in diffusers, whose conventions hold here.
+Latents always have variance 1 (variance preserving), as the network needs them.
 """
 
 import math
@@ -19,16 +19,16 @@ SMALLEST_SIGNAL = 2.0**-24  # alpha_cumprod that stands for pure noise where sig
 
 
 class Solver(Protocol):
-    """Moves latents from a level (alpha_cumprod) to the next; one solver serves one run, as it may remember steps."""
+    """Moves latents from a level (alpha_cumprod) to the next. A solver may remember steps: use one for each run."""
 
     def step(self, latents: Latents, prediction: Prediction, level: float, next_level: float) -> Latents:
-        """The latents at the next level, from those at this level and what the denoiser says of them."""
+        """The latents at the next level, from those at this level and their prediction."""
 
 
 class FirstOrder:
     """DDIM with eta 0 (Song et al., 2021, equation 12).
 
-    Euler's step in sigma (Karras et al., 2022, algorithm 1) is the same step in other coordinates.
+    Euler's step in sigma (Karras et al., 2022, algorithm 1) is the same step.
     """
 
     def step(self, latents: Latents, prediction: Prediction, level: float, next_level: float) -> Latents:
@@ -48,7 +48,7 @@ class MultistepSecondOrder:
         estimate = denoised
         if self._last is not None and next_level < 1:
             last_denoised, last = self._last
-            # With as many steps as timesteps a level may come twice; nothing can be extrapolated from it.
+            # With as many steps as timesteps a level may come twice; then nothing can be extrapolated.
             ratio = (there - here) / (here - last) if here > last else 0.0
             estimate = denoised + ratio / 2 * (denoised - last_denoised)
         self._last = denoised, here
@@ -57,8 +57,8 @@ class MultistepSecondOrder:
 
 
 @dataclass(frozen=True)
-class Run:
-    """The steps of one run in order: `timesteps` (n,) for the network, levels (n,) that each leads from and to."""
+class DenoisingRun:
+    """The steps of a run in order: `timesteps` (n,) for the network, and the levels (n,) before and after each."""
 
     timesteps: NDArray[np.int64]
     levels: Levels
@@ -71,35 +71,35 @@ class Run:
         """(timestep, level, next level) of each step."""
         return zip(self.timesteps.tolist(), self.levels.tolist(), self.next_levels.tolist(), strict=True)
 
-    def late(self, strength: float) -> "Run":
-        """The run that starts late: its last int(n * strength) steps, possibly none."""
+    def late(self, strength: float) -> "DenoisingRun":
+        """The last int(n * strength) steps, possibly none."""
         first = len(self) - num_late_steps(len(self), strength)
-        return Run(self.timesteps[first:], self.levels[first:], self.next_levels[first:])
+        return DenoisingRun(self.timesteps[first:], self.levels[first:], self.next_levels[first:])
 
 
 @dataclass(frozen=True)
 class Scheduler:
-    """What a user chooses by name: a schedule of levels and a solver."""
+    """A scheduler: the levels of a run, and a solver."""
 
-    run: Callable[[Schedule, int], Run]
+    run: Callable[[Schedule, int], DenoisingRun]
     solver: Callable[[], Solver]
 
 
-def ddim_run(schedule: Schedule, num_inference_steps: int) -> Run:
-    """DDIM's levels: each step leads T // N timesteps down, and the last to the schedule's final level."""
+def ddim_run(schedule: Schedule, num_inference_steps: int) -> DenoisingRun:
+    """DDIM's levels: each step goes T // N timesteps down, the last one to the schedule's final level."""
     timesteps = spaced_timesteps(schedule, num_inference_steps, past_the_end=0)
     after = timesteps - len(schedule) // num_inference_steps
     next_levels = np.where(after >= 0, schedule.alphas_cumprod[after], schedule.final_alpha_cumprod)
-    return Run(timesteps, schedule.alphas_cumprod[timesteps], next_levels)
+    return DenoisingRun(timesteps, schedule.alphas_cumprod[timesteps], next_levels)
 
 
-def euler_run(schedule: Schedule, num_inference_steps: int) -> Run:
-    """Each step leads to the next timestep's level, the last to no noise at all."""
+def euler_run(schedule: Schedule, num_inference_steps: int) -> DenoisingRun:
+    """Each step goes to the next timestep's level, the last one to no noise."""
     return _chained(schedule, spaced_timesteps(schedule, num_inference_steps, past_the_end=0))
 
 
-def dpmpp_run(schedule: Schedule, num_inference_steps: int) -> Run:
-    """As Euler's, over timesteps that count the end as one more."""
+def dpmpp_run(schedule: Schedule, num_inference_steps: int) -> DenoisingRun:
+    """Like Euler's, over timesteps that count the end as another one."""
     return _chained(schedule, spaced_timesteps(schedule, num_inference_steps, past_the_end=1))
 
 
@@ -110,10 +110,10 @@ SCHEDULERS = {
 }
 
 
-def _chained(schedule: Schedule, timesteps: NDArray[np.int64]) -> Run:
+def _chained(schedule: Schedule, timesteps: NDArray[np.int64]) -> DenoisingRun:
     levels = schedule.alphas_cumprod[timesteps]
     levels = np.where(levels == 0, SMALLEST_SIGNAL, levels)
-    return Run(timesteps, levels, np.append(levels[1:], 1.0))
+    return DenoisingRun(timesteps, levels, np.append(levels[1:], 1.0))
 
 
 def _half_log_snr(level: float) -> float:

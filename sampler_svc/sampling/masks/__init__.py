@@ -1,7 +1,7 @@
 """Edit masks: where an edit may change the picture. One module per source, and the table of them.
 
-A mask is float32 (height, width) over the base image, 1 where it is edited and 0 where it is kept. A source either
-knows it before the first step, and then every step keeps what is outside, or estimates it from the finished edit.
+A mask is float32 (height, width) over the base image: 1 is edited, 0 is kept. A source either knows it before the first
+step, so that every step keeps what is outside, or estimates it from the finished edit.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,8 +1,8 @@
-"""What a text names, found by the base model: where it predicts other noise for the thing than for other things.
+"""What a text names, found by the base model: where it predicts other noise for the object than for other objects.
 
-DiffEdit's estimate (Couairon et al., arXiv 2210.11427, section 3.2) for one picture and no edit: the prompts are the
-thing alone, and a few others. What they have in common, the mean of the others takes away. A latent is a few positions
-wide, so the borders are drawn by the picture's colours (`sampler_svc/sampling/masks/refine.py`).
+This is DiffEdit's estimate (Couairon et al., arXiv 2210.11427, section 3.2) without an edit: one prompt is the object
+alone, the others are a few other objects. Subtracting the mean of the others removes what all have in common. The
+latent is small, so the picture's colours refine the borders (`sampler_svc/sampling/masks/refine.py`).
 """
 
 from collections.abc import Callable, Sequence
@@ -25,27 +25,27 @@ STRENGTHS = (0.3, 0.5, 0.7, 0.9)  # how far up the schedule the picture is noise
 NOISES_EACH = 2
 NOISE_SEED = 0  # the mask is the same for every seed of an edit
 NUM_OTHERS = 3
-COMMON = ("person", "house", "tree", "car", "dog", "table", "flower", "book")  # things that every open vocabulary has
+COMMON = ("person", "house", "tree", "car", "dog", "table", "flower", "book")  # objects that every open vocabulary has
 
 
 def finder(
     graphs: BaseGraphs,
     schedule: Schedule,
     denoiser: Denoiser,
-    things: Sequence[str],
+    objects: Sequence[str],
     prompt: str,
     cancelled: Callable[[], bool],
 ) -> Find:
-    """What finds these things in a picture, by a denoiser with the base weights.
+    """A function that finds these objects in a picture, with a denoiser that has the base weights.
 
-    `prompt` is the edit's, whose words stand for nothing else. Raises Cancelled (EDIT_CANCELLED) before a pass.
+    `prompt` is the edit's: its words are not used as other objects. Raises Cancelled (EDIT_CANCELLED) before a pass.
     """
-    among = others(graphs.spec.vocabulary, (*things, prompt))
+    among = others(graphs.spec.vocabulary, (*objects, prompt))
     run = stopping(denoiser, cancelled)
 
     def find(picture: Pixels) -> Mask:
-        levels = contrasts(graphs, schedule, run, picture, things, among)
-        return np.maximum.reduce([refined(level, picture) for level in levels])
+        found = contrasts(graphs, schedule, run, picture, objects, among)
+        return np.maximum.reduce([refined(contrast, picture) for contrast in found])
 
     return find
 
@@ -55,23 +55,23 @@ def contrasts(
     schedule: Schedule,
     denoiser: Denoiser,
     picture: Pixels,
-    things: Sequence[str],
+    objects: Sequence[str],
     among: Sequence[str],
 ) -> Array:
-    """How far the prediction for each thing is from the mean of those for the others, (things, h, w) of the latent."""
+    """How far each object's prediction is from the mean of the others' predictions, (objects, h, w) of the latent."""
     noised, timesteps = _noised(graphs.encode(images.to_model(picture, graphs.spec.image_side)), schedule)
 
     def predicted(text: str) -> Array:
         return denoiser(noised, timesteps, np.repeat(graphs.embed(text)[None], len(noised), axis=0))
 
     common = np.mean([predicted(other) for other in among], axis=0)
-    return np.stack([np.abs(predicted(thing) - common).mean(axis=(0, 1)) for thing in things])
+    return np.stack([np.abs(predicted(named) - common).mean(axis=(0, 1)) for named in objects])
 
 
 def others(vocabulary: Sequence[str], texts: Sequence[str]) -> list[str]:
-    """Prompts of other things: spread evenly over a closed vocabulary, or common ones where it is open (empty).
+    """Names of other objects, as prompts: taken evenly from a closed vocabulary, or common ones if it is open (empty).
 
-    Never a word of the texts; the empty prompt where no word is left.
+    Never a word of the texts. The empty prompt if no word is left.
     """
     left = [word for word in vocabulary or COMMON if not any(mentions(text, word) for text in texts)]
     count = min(NUM_OTHERS, len(left))

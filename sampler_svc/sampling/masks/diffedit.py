@@ -1,8 +1,8 @@
 """A mask estimated before the first step: where the prompt and the base prompt predict different noise (DiffEdit).
 
-Couairon et al., arXiv 2210.11427, section 3.2: remove extreme values, rescale to 0 to 1, cut at a half. What is extreme
-is diffusers' choice; its pipeline divides by the clamp alone, and then a difference that is about the same everywhere
-has no mask at all.
+Couairon et al., arXiv 2210.11427, section 3.2: remove extreme values, rescale to 0 to 1, threshold at a half. The limit
+of extreme values is that of diffusers. Its pipeline divides by this limit without subtracting the minimum, so that a
+nearly uniform difference has an empty mask.
 """
 
 import numpy as np
@@ -14,17 +14,16 @@ from unitune.images import Mask
 
 NUM_NOISES = 10
 STRENGTH = 0.5  # how far up the schedule the base image is noised
-CLAMP = 3.0  # times the mean difference; what is above is an extreme value
+CLAMP = 3.0  # times the mean difference; values above are extreme
 THRESHOLD = 0.5  # of the rescaled difference; above it is edited
-ROUNDING = 1e-5  # of the predictions: differences of this size say nothing about the picture
+ROUNDING = 1e-5  # of the predictions: differences of this size mean nothing
 NOISE_SEED = 0  # the mask is the same for every seed of an edit
 
 
 def differing_predictions(inputs: MaskInputs) -> Mask:
-    """1 where the predictions differ by more than half of the range of their differences, extreme ones aside.
+    """1 where the predictions differ by more than half of the range of their differences, without extreme ones.
 
-    Prompts that predict the same, as equal ones do, give an empty mask: rescaling their difference would give nothing
-    but rounding, or not a number, which may compare as edited.
+    Prompts with the same prediction give an empty mask: their rescaled difference would be only rounding, or NaN.
     """
     timestep = int(STRENGTH * len(inputs.schedule))
     level = float(inputs.schedule.alphas_cumprod[timestep])

@@ -1,4 +1,4 @@
-"""What a source of masks may look at: before the first step, and after the last."""
+"""The inputs of a mask source: before the first step, or after the last."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,12 +14,12 @@ class MaskInputs(NamedTuple):
     """One edit before its first step."""
 
     size: tuple[int, int]  # height, width of the base image
-    given: Mask | None  # that of the request, of this size
+    given: Mask | None  # the request's, of this size
     latent: Latents  # of the base image, (1, channels, h, w)
     schedule: Schedule
     denoiser: Denoiser  # with the edit's weights
     prompt: Context
-    base_prompt: Context  # of the base image: the rare tokens and what describes it, or nothing
+    base_prompt: Context  # of the base image: rare tokens and description, each if there is one
     found: Callable[[], Mask] | None = None  # where the base image shows what mask_text names
 
 

@@ -1,7 +1,7 @@
-"""A coarse map as a mask of the picture: borders where its colours change.
+"""Refines a coarse map to a mask of the picture, with borders where the picture's colours change.
 
-As GrabCut (Rother et al., 2004) it takes turns between the colours of inside and outside and the mask; the colours are
-histograms, and a guided filter (He et al., 2013) with the picture as its guide takes the place of the graph cut.
+Like GrabCut (Rother et al., 2004) it alternates between estimating the colours of inside and outside, and the mask. The
+colours are histograms. In place of the graph cut there is a guided filter (He et al., 2013), guided by the picture.
 """
 
 import numpy as np
@@ -13,31 +13,31 @@ from unitune.images import Mask, Pixels
 
 Floats = NDArray[np.float64]
 
-SIDE = 256  # at most so many pixels of the longer side are looked at
+SIDE = 256  # pixels of the longer side that are used, at most
 ITERATIONS = 4
 LOW, HIGH = 5, 99  # percentiles of the map that count as outside and as inside
 MIDDLE, STEEPNESS = 0.55, 6.0  # of the logistic from the map's range to a probability
 BINS = 24  # of each colour channel
 COLOUR_WEIGHT, MOST_COLOUR = 0.75, 3.0  # of the colours' log-likelihood ratio
-RARE = 1e-4  # share of the pixels that a colour seen on neither side has on both
+RARE = 1e-4  # share that is added to each colour on both sides
 RADIUS, EPSILON = 1 / 16, 1e-3  # of the guided filter: of the shorter side, and of squared colour
-FLAT = 1e-6  # of the largest value: a map of less range says nothing
+FLAT = 1e-6  # of the largest value: a map of smaller range means nothing
 
 
 def refined(coarse: NDArray[np.float32], picture: Pixels) -> Mask:
-    """1 where the map (h, w) and the picture's colours say inside, 0 elsewhere; as large as the picture.
+    """1 where the map (h, w) and the picture's colours indicate inside, else 0; of the picture's size.
 
-    A map that is the same everywhere gives an empty mask.
+    A uniform map gives an empty mask.
     """
     size = picture.shape[0], picture.shape[1]
     shrink = min(1.0, SIDE / max(size))
     height, width = max(round(size[0] * shrink), 1), max(round(size[1] * shrink), 1)
     small = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BOX))
-    level = enlarged(np.asarray(coarse, np.float32), (height, width)).astype(np.float64)
-    low, high = np.percentile(level, (LOW, HIGH))
-    if high - low <= FLAT * np.abs(level).max():
+    values = enlarged(np.asarray(coarse, np.float32), (height, width)).astype(np.float64)
+    low, high = np.percentile(values, (LOW, HIGH))
+    if high - low <= FLAT * np.abs(values).max():
         return np.zeros(size, np.float32)
-    spatial = STEEPNESS * (np.clip((level - low) / (high - low), 0, 1) - MIDDLE)
+    spatial = STEEPNESS * (np.clip((values - low) / (high - low), 0, 1) - MIDDLE)
     bins = (small.astype(np.int64) * BINS // 256) @ np.array([BINS * BINS, BINS, 1])
     guide, radius = small / 255, max(round(RADIUS * min(height, width)), 1)
     inside = 1 / (1 + np.exp(-spatial))
@@ -49,14 +49,14 @@ def refined(coarse: NDArray[np.float32], picture: Pixels) -> Mask:
 
 
 def _share(bins: NDArray[np.int64], weights: Floats) -> Floats:
-    """How much of the weights lies in each pixel's bin."""
+    """The share of the weights in each pixel's bin."""
     counts = np.bincount(bins.ravel(), weights.ravel(), BINS**3)
     share: Floats = counts[bins] / max(float(weights.sum()), 1e-9)
     return share
 
 
 def _guided(values: Floats, guide: Floats, radius: int) -> Floats:
-    """The guided filter: in every window the values as a linear function of the guide's colours."""
+    """The guided filter: in every window it fits the values by a linear function of the guide's colours."""
     mean_guide, mean = _box(guide, radius), _box(values, radius)
     covariance = _box(guide * values[..., None], radius) - mean_guide * mean[..., None]
     outer = _box(guide[..., :, None] * guide[..., None, :], radius)

@@ -1,4 +1,4 @@
-"""Geometry of masks: a soft edge, the latent's resolution, and a region of the picture around one."""
+"""Geometry of masks: a soft edge, the latent's resolution, and the region around a mask."""
 
 from typing import NamedTuple, TypeVar
 
@@ -22,31 +22,31 @@ def softened(mask: Mask, blur: float) -> Mask:
 
 
 def to_latent(mask: Mask, side: tuple[int, int]) -> Latents:
-    """The mask (1, 1, h, w) over a latent of `side` (h, w): each value is the mean over its area, never sharpened."""
+    """The mask (1, 1, h, w) over a latent of `side` (h, w): each value is the mean over its area."""
     height, width = side
     return np.array(Image.fromarray(mask).resize((width, height), Image.Resampling.BOX))[None, None]
 
 
 def enlarged(mask: Mask, size: tuple[int, int]) -> Mask:
-    """A small mask over a picture of `size` (height, width), linear between its centres."""
+    """A small mask, enlarged to a picture of `size` (height, width) by linear interpolation."""
     height, width = size
     return np.array(Image.fromarray(mask).resize((width, height), Image.Resampling.BILINEAR))
 
 
 class Region(NamedTuple):
-    """A rectangle of the picture, in pixels; `bottom` and `right` are just outside of it."""
+    """A rectangle of the picture, in pixels; `bottom` and `right` are exclusive."""
 
     top: int
     left: int
     bottom: int
     right: int
 
-    def of(self, array: NDArray[D]) -> NDArray[D]:
+    def crop(self, array: NDArray[D]) -> NDArray[D]:
         """This part of a picture or a mask."""
         return array[self.top : self.bottom, self.left : self.right]
 
     def pasted(self, part: Pixels, picture: Pixels) -> Pixels:
-        """A copy of the picture with this part of it replaced; the part itself where that is all of it."""
+        """A copy of the picture with this part replaced; the part itself if it is the whole picture."""
         if part.shape == picture.shape:
             return part
         copy = picture.copy()
@@ -54,20 +54,20 @@ class Region(NamedTuple):
         return copy
 
 
-def whole(size: tuple[int, int]) -> Region:
+def whole_picture(size: tuple[int, int]) -> Region:
     """All of a picture of `size` (height, width)."""
     return Region(0, 0, *size)
 
 
-def around(mask: Mask, padding: int, side: tuple[int, int]) -> Region:
-    """The mask's bounding box with so many pixels around it, grown to the aspect of `side` (height, width).
+def region_around(mask: Mask, padding: int, side: tuple[int, int]) -> Region:
+    """The mask's bounding box with `padding` pixels on each side, grown to the aspect of `side` (height, width).
 
-    At the picture's border it is moved inwards, and where the picture is too small for the aspect it is as large as
-    the picture. An empty mask has the whole picture.
+    It is moved inwards at the picture's border. If the picture is too small for the aspect, it has the picture's size
+    in that direction. For an empty mask it is the whole picture.
     """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if len(rows) == 0:
-        return whole((mask.shape[0], mask.shape[1]))
+        return whole_picture((mask.shape[0], mask.shape[1]))
     height, width = mask.shape
     top, bottom = max(int(rows[0]) - padding, 0), min(int(rows[-1]) + 1 + padding, height)
     left, right = max(int(columns[0]) - padding, 0), min(int(columns[-1]) + 1 + padding, width)

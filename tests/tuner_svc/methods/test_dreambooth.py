@@ -14,7 +14,7 @@ from tuner_svc import class_images
 from tuner_svc.base_model import BaseModel
 from tuner_svc.class_images import class_latents, draw_class
 from tuner_svc.denoising import Draws, Noising, denoising_loss, draw
-from tuner_svc.methods.dreambooth import CLASS_SEEDS, in_turn, instance_prompt
+from tuner_svc.methods.dreambooth import CLASS_SEEDS, instance_prompt, pictures_of_update
 from tuner_svc.trainable import LORA_ALPHA, LORA_RANK, trainable
 from tuner_svc.tune import tune
 from tuner_svc.tuning_config import TuningConfig
@@ -145,7 +145,7 @@ def test_a_prior_keeps_the_class(quick: BaseModel, image: ModelImage) -> None:
     def class_loss(config: TuningConfig) -> float:
         tensors = tune(quick, image, config).tensors
         with torch.no_grad():
-            pictures, prompt = in_turn(of_class, 0, 64), quick.encode_prompt("a cat")
+            pictures, prompt = pictures_of_update(of_class, 0, 64), quick.encode_prompt("a cat")
             return denoising_loss(quick, tensors, pictures, prompt, noising, draws).item()
 
     assert class_loss(long) < class_loss(replace(long, prior_weight=0.0))
@@ -204,8 +204,8 @@ def test_several_pictures_take_turns(quick: BaseModel, image: ModelImage) -> Non
     both = np.concatenate([image, other])
     latents = torch.arange(3.0).reshape(3, 1, 1, 1)
 
-    assert [0, 1] == in_turn(latents, 0, 2).flatten().tolist()
-    assert [2, 0] == in_turn(latents, 1, 2).flatten().tolist()
+    assert [0, 1] == pictures_of_update(latents, 0, 2).flatten().tolist()
+    assert [2, 0] == pictures_of_update(latents, 1, 2).flatten().tolist()
     config = replace(SHORT, prior_weight=0.0)
     one, two = tune(quick, image, config), tune(quick, both, config)
     assert one.losses != two.losses

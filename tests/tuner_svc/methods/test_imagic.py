@@ -9,7 +9,7 @@ from tests.tuner_svc.denoise import from_noise
 from tuner_svc.base_model import BaseModel
 from tuner_svc.denoising import Noising, denoising_loss, draw
 from tuner_svc.trainable import trainable_parameters
-from tuner_svc.tune import Progress, tune
+from tuner_svc.tune import UpdateProgress, tune
 from tuner_svc.tuning_config import TuningConfig
 from unitune.images import ModelImage
 
@@ -84,7 +84,7 @@ def test_the_same_seed_gives_the_same_bits(model: BaseModel, image: ModelImage) 
 
 def test_progress_counts_both_stages_and_tells_their_rates(model: BaseModel, image: ModelImage) -> None:
     """The total is the sum of both stages, and the rate is that of the embedding at first."""
-    told: list[Progress] = []
+    told: list[UpdateProgress] = []
 
     tune(model, image, SHORT, on_progress=told.append)
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch.nn.functional import mse_loss
 
-from tuner_svc import course as course_module
+from tuner_svc import progress_tracker as tracker_module
 from tuner_svc.base_model import BaseModel
-from tuner_svc.course import Course
 from tuner_svc.methods import null_text
-from tuner_svc.methods.null_text import Step, ddim_factors, levels, optimized, predicted
+from tuner_svc.methods.null_text import GuidedStep, ddim_factors, inverted_latents, optimized, predicted
 from tuner_svc.probe import pack_tuned
-from tuner_svc.tune import Progress, check, tune
+from tuner_svc.progress_tracker import ProgressTracker
+from tuner_svc.tune import UpdateProgress, check, tune
 from tuner_svc.tuning_config import TuningConfig
 from unitune.diffusion.denoiser import predict
 from unitune.diffusion.schedule import Schedule
@@ -28,35 +28,35 @@ SHORT = TuningConfig(
 )  # fmt: skip
 
 
-def course(total: int) -> Course:
+def tracker(total: int) -> ProgressTracker:
     """One that nobody watches or cancels."""
-    return Course(total, lambda progress: None, lambda: False)
+    return ProgressTracker(total, lambda progress: None, lambda: False)
 
 
-def walk(model: BaseModel, image: ModelImage, nulls: torch.Tensor) -> list[tuple[Step, torch.Tensor]]:
+def walk(model: BaseModel, image: ModelImage, nulls: torch.Tensor) -> list[tuple[GuidedStep, torch.Tensor]]:
     """The steps of the guided run with these null embeddings, each with its pivot."""
     run = SCHEDULERS["ddim"].run(Schedule(**vars(model.schedule)), SHORT.num_inference_steps)
     prompt = model.encode_prompt(SHORT.base_prompt)
-    latents, *pivots = levels(model, model.encode_image(image), prompt, run, course(0))
+    latents, *pivots = inverted_latents(model, model.encode_image(image), prompt, run, tracker(0))
     steps = []
     with torch.no_grad():
         for (timestep, level, next_level), pivot, null in zip(run, pivots, nulls, strict=True):
             output = predicted(model, latents, timestep, prompt)
             factors = ddim_factors(level, next_level, model.schedule.prediction_type)
-            steps.append((Step(model, latents, timestep, output, *factors, SHORT.guidance_scale), pivot))
+            steps.append((GuidedStep(model, latents, timestep, output, *factors, SHORT.guidance_scale), pivot))
             latents = steps[-1][0].landing(null[None])
     return steps
 
 
 def losses_after(
-    updates: Sequence[int], step: Step, null: torch.Tensor, pivot: torch.Tensor, index: int
+    updates: Sequence[int], step: GuidedStep, null: torch.Tensor, pivot: torch.Tensor, index: int
 ) -> list[float]:
     """How far the step lands from its pivot after so many updates from the same start."""
-    found = (optimized(step, null, pivot, replace(SHORT, updates=n), index, course(n)) for n in updates)
+    found = (optimized(step, null, pivot, replace(SHORT, updates=n), index, tracker(n)) for n in updates)
     return [loss(step, one, pivot) for one in found]
 
 
-def loss(step: Step, null: torch.Tensor, pivot: torch.Tensor) -> float:
+def loss(step: GuidedStep, null: torch.Tensor, pivot: torch.Tensor) -> float:
     """How far a step lands from its pivot."""
     with torch.no_grad():
         return mse_loss(step.landing(null), pivot).item()
@@ -82,7 +82,7 @@ def test_more_updates_never_raise_a_steps_loss(model: BaseModel, image: ModelIma
 def test_an_update_that_goes_too_far_is_not_taken(model: BaseModel) -> None:
     """Adam's first update moves every value by the rate, here ten times too far: the start stays the nearest (P9)."""
 
-    class Sharp(Step):
+    class Sharp(GuidedStep):
         def landing(self, null: torch.Tensor) -> torch.Tensor:
             return 50 * null
 
@@ -128,7 +128,7 @@ def test_a_step_that_is_near_enough_ends_early(
     model: BaseModel, image: ModelImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After one look at its loss, and the manifest tells after how many updates of all; else they are steps * N."""
-    told: list[Progress] = []
+    told: list[UpdateProgress] = []
     full = tune(model, image, SHORT, on_progress=told.append)
     monkeypatch.setattr(null_text, "ENOUGH", 1e9)
     early = tune(model, image, SHORT)
@@ -142,8 +142,8 @@ def test_the_learning_rate_falls_to_its_half(
     model: BaseModel, image: ModelImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the same amount at each step, as 1 - i / 100 does over the authors' fifty."""
-    monkeypatch.setattr(course_module, "PROGRESS_S", 0)
-    told: list[Progress] = []
+    monkeypatch.setattr(tracker_module, "PROGRESS_S", 0)
+    told: list[UpdateProgress] = []
     tune(model, image, replace(SHORT, updates=1), on_progress=told.append)
 
     assert [0.01, 0.00875, 0.0075, 0.00625] == pytest.approx([progress.learning_rate for progress in told])

@@ -9,7 +9,7 @@ from tuner_svc.base_model import BaseModel
 from tuner_svc.denoising import Noising, denoising_loss, draw
 from tuner_svc.methods.textual_inversion import TEMPLATES, initial_vectors, placeholder_ids
 from tuner_svc.probe import pack_tuned
-from tuner_svc.tune import Progress, check, tune
+from tuner_svc.tune import UpdateProgress, check, tune
 from tuner_svc.tuning_config import TuningConfig
 from unitune.errors import InvalidField
 from unitune.images import ModelImage
@@ -110,7 +110,7 @@ def test_the_loss_falls(model: BaseModel, image: ModelImage) -> None:
 @pytest.mark.parametrize(("is_scaled", "rate"), [(True, 0.04), (False, 0.005)])
 def test_the_rate_in_force_is_reported(model: BaseModel, image: ModelImage, is_scaled: bool, rate: float) -> None:
     """Scaled, the paper's 0.005 is 0.04 at a batch of eight, and progress says so; Adam uses it (T6)."""
-    told: list[Progress] = []
+    told: list[UpdateProgress] = []
     config = replace(SHORT, updates=1, batch=8, learning_rate=0.005, scale_learning_rate=is_scaled)
 
     vectors = tune(model, image, config, on_progress=told.append).extras["vectors"]

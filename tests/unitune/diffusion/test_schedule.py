@@ -1,4 +1,4 @@
-"""The noise schedule against diffusers, and the way between strengths, timesteps and log SNR."""
+"""The noise schedule against diffusers, and the steps that a strength leaves."""
 
 import math
 
@@ -10,8 +10,6 @@ from diffusers import DDIMScheduler
 from unitune.diffusion.schedule import (
     Schedule,
     add_noise,
-    cosine_log_snr,
-    log_snr,
     num_late_steps,
     sigma,
     spaced_timesteps,
@@ -83,7 +81,6 @@ def test_an_unknown_name_is_refused(field: str) -> None:
 def test_sigma_is_noise_over_signal() -> None:
     """A quarter of the variance as signal is sigma sqrt(3); pure noise is infinite, without a warning."""
     np.testing.assert_allclose(sigma(np.array([0.25, 1.0, 0.0])), [math.sqrt(3), 0, math.inf])
-    assert log_snr(np.array(0.0)) == -math.inf
 
 
 def test_add_noise_is_that_of_diffusers() -> None:
@@ -102,33 +99,6 @@ def test_add_noise_is_that_of_diffusers() -> None:
 def test_strength_one_of_stable_diffusion_still_holds_signal() -> None:
     """The noisiest level keeps 0.068 of the picture: it is not pure noise (check E1)."""
     assert math.sqrt(Schedule().alphas_cumprod[-1]) == pytest.approx(0.0683, abs=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("fraction", "strength"), [(0.5, 0.359), (0.6, 0.455), (0.7, 0.560), (0.8, 0.683), (0.9, 0.847)]
-)
-def test_a_fraction_of_the_cosine_schedule_maps_by_log_snr(fraction: float, strength: float) -> None:
-    """The paper's t0 on the cosine schedule has these strengths on Stable Diffusion's (check U7)."""
-    found = Schedule().strength_at(cosine_log_snr(fraction))
-
-    assert found.value == pytest.approx(strength, abs=1e-3)
-    assert found.note == ""
-
-
-def test_noise_below_the_floor_clamps_with_a_note() -> None:
-    """Cosine 0.98 is noisier than Stable Diffusion ever is: strength 1, and it is said (check U7)."""
-    found = Schedule().strength_at(cosine_log_snr(0.98))
-
-    assert found.value == 1
-    assert "-6.94" in found.note and "-5.36" in found.note
-
-
-def test_strength_and_log_snr_are_inverse() -> None:
-    """Going there and back changes nothing."""
-    schedule = Schedule()
-
-    for strength in (0.001, 0.3, 0.85, 1.0):
-        assert schedule.strength_at(schedule.log_snr_at(strength)).value == pytest.approx(strength, abs=1e-9)
 
 
 @pytest.mark.parametrize(

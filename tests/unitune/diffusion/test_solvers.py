@@ -14,7 +14,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 
 from unitune.diffusion.denoiser import predict
 from unitune.diffusion.schedule import Schedule, add_noise
-from unitune.diffusion.solvers import SCHEDULERS, Run
+from unitune.diffusion.solvers import SCHEDULERS, DenoisingRun
 
 SHAPE = (2, 4, 8, 8)
 # diffusers rounds its tables and every step to float32: 2.3e-6 is the most that was seen through 50 steps.
@@ -26,7 +26,7 @@ def network(latents: np.ndarray, timestep: int) -> np.ndarray:
     return np.tanh(0.8 * latents + timestep / 1000).astype(np.float32)
 
 
-def start(schedule: Schedule, run: Run) -> np.ndarray:
+def start(schedule: Schedule, run: DenoisingRun) -> np.ndarray:
     """Where the run begins: a latent noised to its first level."""
     latents, noise = np.random.default_rng(7).standard_normal((2, *SHAPE), dtype=np.float32)
     return add_noise(latents, noise, float(run.levels[0]))
@@ -134,7 +134,7 @@ def test_as_many_steps_as_timesteps_stay_finite(name: str, spacing: str, num_inf
 
 @pytest.mark.parametrize("name", ["ddim", "euler", "dpmpp_2m"])
 def test_a_perfect_denoiser_leads_to_its_latent(name: str) -> None:
-    """When the prediction is always one clean latent, the run ends there, but for what DDIM's final level leaves."""
+    """When the prediction is always one clean latent, the run ends there, except for what DDIM's final level leaves."""
     schedule = Schedule(set_alpha_to_one=True)
     clean = np.random.default_rng(1).standard_normal(SHAPE).astype(np.float32)
     run = SCHEDULERS[name].run(schedule, 20)

@@ -1,4 +1,4 @@
-"""What a cascade's second stage is fed and what is done with its answer, against torch and diffusers."""
+"""What super-resolution is fed and what is done with its answer, against torch and diffusers."""
 
 import numpy as np
 import pytest

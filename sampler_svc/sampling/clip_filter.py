@@ -1,13 +1,12 @@
-"""The gate: a CLIP that says how well an edited picture shows the prompt, and how much of the base image it kept.
+"""The CLIP filter: scores how well an edited picture shows the prompt, and how much of the base image it kept.
 
-These figures are cosines of CLIP embeddings, -1 to 1 (CLIPScore would be 2.5 times that). The gate ranks and rejects;
-it certifies nothing, since CLIP neither judges a single picture reliably nor sees small details (Imagic, arXiv
-2210.09276, section 4.4). The rule is InstructPix2Pix's filter (arXiv 2211.09800), its thresholds are the base model's
-own.
+These scores are cosines of CLIP embeddings, -1 to 1 (CLIPScore is 2.5 times that). The filter ranks and rejects. It
+proves nothing: CLIP does not judge a single picture reliably and does not see small details (Imagic, arXiv 2210.09276,
+section 4.4). The rule is InstructPix2Pix's filter (arXiv 2211.09800); its thresholds are in the base model's preset.
 
-A CLIP reads through noise, blur and burnt colours, so three figures of the pixels tell malformed pictures: how far the
-picture is from what the autoencoder makes of it, how much a pixel differs from those around it, and how many colour
-values are at an end of their range.
+CLIP does not notice noise, blur and burnt colours. Three figures of the pixels find such malformed pictures: how far
+the picture is from its round trip through the autoencoder, how much a pixel differs from its neighbours, and how many
+colour values are at an end of their range.
 """
 
 from collections.abc import Callable
@@ -29,29 +28,29 @@ from unitune.images import Pixels
 IMAGE_GRAPH, TEXT_GRAPH, TOKENIZER = "clip_image.onnx", "clip_text.onnx", "clip_tokenizer.json"
 EMBEDDINGS_KEPT = 256
 KEPT_SHARE = 0.02  # of the base image in a rank, against the prompt
-MALFORMED_RANK = -3.0  # added to a rank: behind every picture that is not malformed, as cosines are -1 to 1
-DARKEST, BRIGHTEST = 2, 253  # from here on a colour value counts as at the end of its range
+MALFORMED_RANK = -3.0  # added to a rank: below every well-formed picture's, as cosines are -1 to 1
+DARKEST, BRIGHTEST = 2, 253  # at or beyond these a colour value is at the end of its range
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What the gate sees of one edited picture: three cosines, then three figures of its pixels, 0 to 1."""
+    """The scores of one edited picture: three cosines, then three figures of its pixels, 0 to 1."""
 
     prompt: float  # the edited picture and the prompt
-    base_prompt: float  # the base image and the prompt: what an edit has to beat
+    base_prompt: float  # the base image and the prompt: an edit should be above this
     kept: float  # the edited picture and the base image
-    round_trip: float  # root mean square difference to what the autoencoder makes of it: large for noise
-    detail: float  # how much a pixel differs from those around it: small for blur
-    saturated: float  # how much larger the share of colour values at an end of their range is than in the base image
+    round_trip: float  # root mean square difference to the autoencoder's round trip: large for noise
+    detail: float  # how much a pixel differs from its neighbours: small for blur
+    saturated: float  # share of colour values at an end of their range, minus that of the base image
 
     @property
     def gain(self) -> float:
-        """How much nearer the prompt is than it was."""
+        """How much the likeness to the prompt has grown."""
         return self.prompt - self.base_prompt
 
 
-class Gate:
-    """A CLIP of an engine folder."""
+class ClipFilter:
+    """The CLIP of an engine folder, with the preset's thresholds."""
 
     def __init__(
         self,
@@ -78,14 +77,14 @@ class Gate:
         round_trip_error: Callable[[Pixels], float],
         threads: int = 0,
         open_graph: Callable[[Path, int], Graph] = Graph,
-    ) -> "Gate | None":
-        """The folder's gate, or None where the base model brought none."""
+    ) -> "ClipFilter | None":
+        """The folder's CLIP filter, or None if the base model has none."""
         if not (folder / IMAGE_GRAPH).is_file():
             return None
         return cls(folder, preset, round_trip_error, threads, open_graph)
 
-    def against(self, base: Pixels, prompt: str) -> Callable[[Pixels], Scores]:
-        """Scores edited pictures of one base image and prompt, which are embedded once.
+    def scorer(self, base: Pixels, prompt: str) -> Callable[[Pixels], Scores]:
+        """A function that scores edited pictures of one base image and prompt, which are embedded once.
 
         Pictures are uint8 (h, w, 3), of any size; the prompt is without rare tokens.
         """
@@ -106,34 +105,34 @@ class Gate:
         return score
 
     def passes(self, scores: Scores) -> bool:
-        """Whether the picture is well formed, shows enough of the prompt, more than the base image did, and enough of
-        that too."""
+        """Whether the picture is well formed, shows enough of the prompt and more than the base image, and keeps enough
+        of the base image."""
         preset = self._preset
         return (
-            scores.gain >= preset.gate_gain
-            and scores.prompt >= preset.gate_prompt
-            and scores.kept >= preset.gate_kept
+            scores.gain >= preset.clip_filter_gain
+            and scores.prompt >= preset.clip_filter_prompt
+            and scores.kept >= preset.clip_filter_kept
             and not self.is_malformed(scores)
         )
 
     def is_malformed(self, scores: Scores) -> bool:
-        """Whether it is hardly a picture at all: noise that no autoencoder could say, a blur, or colours burnt out."""
+        """Whether it is malformed: noise, blur or burnt colours."""
         preset = self._preset
         return (
-            scores.round_trip > preset.gate_round_trip
-            or scores.detail < preset.gate_detail
-            or scores.saturated > preset.gate_saturated
+            scores.round_trip > preset.clip_filter_round_trip
+            or scores.detail < preset.clip_filter_detail
+            or scores.saturated > preset.clip_filter_saturated
         )
 
     def rank(self, scores: Scores) -> float:
-        """Which of several pictures of one edit is the best: near the prompt, and, less so, near the base image;
-        malformed ones come last. From `gate_enough` on, being nearer the prompt counts no more: a CLIP likes what
-        overdoes an edit."""
-        shown = min(scores.prompt, self._preset.gate_enough)
+        """A picture's rank among several of one edit: higher is better. It grows with the likeness to the prompt and,
+        less, to the base image; malformed pictures come last. Likeness to the prompt counts up to
+        `clip_filter_enough`, since CLIP prefers edits that go too far."""
+        shown = min(scores.prompt, self._preset.clip_filter_enough)
         return shown + KEPT_SHARE * scores.kept + (MALFORMED_RANK if self.is_malformed(scores) else 0)
 
-    def with_preset(self, preset: Preset) -> "Gate":
-        """The same CLIP by other thresholds."""
+    def with_preset(self, preset: Preset) -> "ClipFilter":
+        """The same CLIP with other thresholds."""
         other = copy(self)
         other._preset = preset
         return other

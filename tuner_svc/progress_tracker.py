@@ -1,4 +1,4 @@
-"""How a tuning goes: its updates are counted, told of, cancelled, and stopped when they diverge."""
+"""Counts the updates of a tuning, reports its progress, cancels it, and stops it when it diverges."""
 
 import math
 import time
@@ -15,10 +15,9 @@ MEAN_OF_LOSSES = 10  # updates; a single one says little, its timesteps are rand
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a tuning is. `loss` is the mean of the last losses, `left_s` an estimate; `learning_rate` is in force.
-
-    With `stopped_early` this update was the last one.
+class UpdateProgress:
+    """How far a tuning is. `loss` is the mean of the last losses, `left_s` is an estimate in seconds, and
+    `learning_rate` is the current one. With `stopped_early` this update was the last one.
     """
 
     update: int
@@ -29,20 +28,22 @@ class Progress:
     stopped_early: bool = False
 
 
-class Course:
+class ProgressTracker:
     """The updates of one tuning, over all its stages. `losses` holds the loss of each."""
 
-    def __init__(self, total: int, tell: Callable[[Progress], None], cancelled: Callable[[], bool]) -> None:
+    def __init__(
+        self, total: int, on_progress: Callable[[UpdateProgress], None], cancelled: Callable[[], bool]
+    ) -> None:
         self.losses: list[float] = []
-        self._total, self._tell, self._cancelled = total, tell, cancelled
+        self._total, self._on_progress, self._cancelled = total, on_progress, cancelled
         self._last: deque[float] = deque(maxlen=MEAN_OF_LOSSES)
         self._started_s = time.monotonic()
-        self._told_s = -math.inf
+        self._reported_s = -math.inf
 
     def updates(self, number: int, learning_rate: float, stop_loss_ratio: float = 0.0) -> Iterator[int]:
-        """So many updates, counted from 0 in each stage; the body of the loop is one, and calls `note`.
+        """Counts `number` updates from 0, anew in each stage. The body of the loop is one update, and calls `record`.
 
-        They are fewer once the losses of this stage have fallen to `stop_loss_ratio`. Raises Cancelled
+        The loop ends early once the losses of this stage have fallen to `stop_loss_ratio`. Raises Cancelled
         (TUNING_CANCELLED) before an update.
         """
         first = len(self.losses)
@@ -54,32 +55,34 @@ class Course:
             if stops:
                 return
 
-    def note(self, loss: Tensor) -> None:
-        """The loss of the update that runs. Raises Internal (TUNING_DIVERGED) unless it is finite."""
+    def record(self, loss: Tensor) -> None:
+        """Keep the loss of the current update. Raises Internal (TUNING_DIVERGED) unless it is finite."""
         self.losses.append(loss.item())
         self._last.append(self.losses[-1])
         if not math.isfinite(self.losses[-1]):
             raise self._diverged()
 
     def refuse_cancelled(self) -> None:
-        """Raises Cancelled (TUNING_CANCELLED) once that was asked for."""
+        """Raises Cancelled (TUNING_CANCELLED) once the tuning is cancelled."""
         if self._cancelled():
             raise Cancelled("the tuning was cancelled", reason="TUNING_CANCELLED")
 
     def refuse_infinite(self, results: Iterable[Tensor]) -> None:
-        """Raises Internal (TUNING_DIVERGED) unless all are finite; no loss comes after the last update to show it."""
+        """Raises Internal (TUNING_DIVERGED) unless all are finite: after the last update no loss shows it."""
         if not all(bool(tensor.isfinite().all()) for tensor in results):
             raise self._diverged()
 
     def _report(self, learning_rate: float, stops: bool) -> None:
         """After the first update, then whenever PROGRESS_S have passed, and when the tuning stops early."""
         now_s = time.monotonic()
-        if now_s - self._told_s < PROGRESS_S and not stops:
+        if now_s - self._reported_s < PROGRESS_S and not stops:
             return
-        self._told_s = now_s
+        self._reported_s = now_s
         update = len(self.losses)
         left_s = 0.0 if stops else (now_s - self._started_s) / update * (self._total - update)
-        self._tell(Progress(update, self._total, sum(self._last) / len(self._last), left_s, learning_rate, stops))
+        self._on_progress(
+            UpdateProgress(update, self._total, sum(self._last) / len(self._last), left_s, learning_rate, stops)
+        )
 
     def _diverged(self) -> Internal:
         update = len(self.losses)
@@ -88,7 +91,7 @@ class Course:
 
 
 def have_fallen(losses: Sequence[float], ratio: float) -> bool:
-    """Whether the last MEAN_OF_LOSSES have at most `ratio` times the mean of the first, and are others than those."""
+    """Whether the last MEAN_OF_LOSSES have a mean of at most `ratio` times that of the first; they do not overlap."""
     if ratio <= 0 or len(losses) < 2 * MEAN_OF_LOSSES:
         return False
     return sum(losses[-MEAN_OF_LOSSES:]) <= ratio * sum(losses[:MEAN_OF_LOSSES])

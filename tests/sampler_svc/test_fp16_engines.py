@@ -14,7 +14,7 @@ from sampler_svc.build.cuda import cuda_builder
 from sampler_svc.build.folder import build
 from sampler_svc.build.tensorrt import tensorrt_builder
 from sampler_svc.engines.cuda import CPU, OrtCudaEngine
-from sampler_svc.engines.engine import BASE, TOO_SMALL, Engine, EngineSpec, Weights
+from sampler_svc.engines.engine import BASE, TOO_SMALL, Engine, EngineSpec, WeightSet
 from sampler_svc.engines.pool import EnginePool
 from sampler_svc.engines.tensorrt import TrtEngine
 from sampler_svc.engines.weights import base_weights
@@ -24,16 +24,16 @@ from unitune.base_model import BaseModelSpec
 from unitune.errors import DataLoss, Internal
 
 Open = Callable[[], Engine]
-Pair = tuple[Weights, Weights]
+Pair = tuple[WeightSet, WeightSet]
 
 
 @pytest.fixture(scope="module")
-def half_folders(tiny_half_graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def fp16_folders(tiny_fp16_graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """An engine folder for each backend. Nobody writes to them."""
-    root = tmp_path_factory.mktemp("half engines")
+    root = tmp_path_factory.mktemp("fp16 engines")
     return {
-        "onnxruntime": build(tiny_half_graphs, root / "onnxruntime", cuda_builder(CPU)),
-        "tensorrt": build(tiny_half_graphs, root / "tensorrt", tensorrt_builder(fake_runtime(Faults()))),
+        "onnxruntime": build(tiny_fp16_graphs, root / "onnxruntime", cuda_builder(CPU)),
+        "tensorrt": build(tiny_fp16_graphs, root / "tensorrt", tensorrt_builder(fake_runtime(Faults()))),
     }
 
 
@@ -44,9 +44,9 @@ def tuned(tunings: Tunings) -> Pair:
 
 
 @pytest.fixture(params=["onnxruntime", "onnxruntime in new sessions", "tensorrt", "tensorrt without a graph"])
-def open_engine(request: pytest.FixtureRequest, half_folders: dict[str, Path], spec: BaseModelSpec) -> Open:
+def open_engine(request: pytest.FixtureRequest, fp16_folders: dict[str, Path], spec: BaseModelSpec) -> Open:
     """Opens engines of a backend."""
-    folder, engine_spec = half_folders[request.param.partition(" ")[0]], EngineSpec.of(spec)
+    folder, engine_spec = fp16_folders[request.param.partition(" ")[0]], EngineSpec.from_model(spec)
     return {
         "onnxruntime": lambda: OrtCudaEngine.open_tested(folder, engine_spec, CPU),
         "onnxruntime in new sessions": lambda: OrtCudaEngine(folder, engine_spec, provider=CPU, in_place=False),
@@ -56,9 +56,9 @@ def open_engine(request: pytest.FixtureRequest, half_folders: dict[str, Path], s
 
 
 @pytest.fixture
-def half_base(half_folders: dict[str, Path], spec: BaseModelSpec) -> Weights:
+def fp16_base(fp16_folders: dict[str, Path], spec: BaseModelSpec) -> WeightSet:
     """The base weights, with the probe of these folders."""
-    return base_weights(half_folders["tensorrt"], spec)
+    return base_weights(fp16_folders["tensorrt"], spec)
 
 
 @pytest.fixture
@@ -70,9 +70,9 @@ def raw_engine(open_engine: Open) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def engine(raw_engine: Engine, half_base: Weights) -> Engine:
+def engine(raw_engine: Engine, fp16_base: WeightSet) -> Engine:
     """An engine with the base weights."""
-    raw_engine.refit(half_base)
+    raw_engine.refit(fp16_base)
     return raw_engine
 
 
@@ -84,9 +84,9 @@ def test_an_engine_that_was_never_refitted_does_not_run(raw_engine: Engine) -> N
     assert raw_engine.weights is None and refusal.value.reason == "WEIGHTS_UNKNOWN"
 
 
-def test_the_answer_is_torchs_up_to_fp16(engine: Engine, half_base: Weights, tunings: Tunings, tuned: Pair) -> None:
+def test_the_answer_is_torchs_up_to_fp16(engine: Engine, fp16_base: WeightSet, tunings: Tunings, tuned: Pair) -> None:
     """For base and tuned weights the error is a few thousandths of the answer, and the probe's ratio says so."""
-    for weights in (tuned[0], half_base, tuned[1]):
+    for weights in (tuned[0], fp16_base, tuned[1]):
         report = engine.refit(weights)
         expected = tunings.reference.answer(dict(weights.tensors))
         error = np.linalg.norm(answers(engine) - expected) / np.linalg.norm(expected)
@@ -108,13 +108,13 @@ def test_a_b_a_is_a(engine: Engine, tuned: Pair) -> None:
 
 
 def test_refitting_the_base_weights_is_a_fresh_engine(
-    open_engine: Open, engine: Engine, half_base: Weights, tuned: Pair
+    open_engine: Open, engine: Engine, fp16_base: WeightSet, tuned: Pair
 ) -> None:
     """Nothing of a tuning is left behind, to the last bit."""
     engine.refit(tuned[0])
-    engine.refit(half_base)
+    engine.refit(fp16_base)
     fresh = open_engine()
-    fresh.refit(half_base)
+    fresh.refit(fp16_base)
 
     np.testing.assert_array_equal(answers(engine), answers(fresh))
     fresh.close()
@@ -146,10 +146,10 @@ def test_any_number_of_rows_is_cut_to_the_batch(engine: Engine) -> None:
     assert engine.run(latents[:0], timesteps[:0], contexts[:0]).shape == (0, *engine.spec.latent)
 
 
-def test_values_beyond_fp16_are_refused(engine: Engine, half_base: Weights, tuned: Pair) -> None:
+def test_values_beyond_fp16_are_refused(engine: Engine, fp16_base: WeightSet, tuned: Pair) -> None:
     """A tuning that overflows gets an error that names the tensor, not pictures of infinities."""
-    name = sorted(half_base.tensors)[3]
-    large = half_base.tensors[name].copy()
+    name = sorted(fp16_base.tensors)[3]
+    large = fp16_base.tensors[name].copy()
     large.flat[0] = 1e6
 
     with pytest.raises(DataLoss, match=rf"range of fp16 \({name}\)"):
@@ -175,18 +175,18 @@ def test_wrong_tensors_are_refused_before_anything_is_touched(engine: Engine, tu
         tensors[name] = tensor
 
     with pytest.raises(DataLoss):
-        engine.refit(Weights("wrong", tensors, tuned[1].probe))
+        engine.refit(WeightSet("wrong", tensors, tuned[1].probe))
 
     assert engine.weights == tuned[0].id
     np.testing.assert_array_equal(answers(engine), before)
 
 
-def test_the_probe_finds_weights_that_did_not_take(engine: Engine, half_base: Weights, tuned: Pair) -> None:
+def test_the_probe_finds_weights_that_did_not_take(engine: Engine, fp16_base: WeightSet, tuned: Pair) -> None:
     """The base weights under a tuning's probe poison the engine; an honest refit makes it good again."""
     honest = tuned[0]
 
     with pytest.raises(DataLoss, match="probe"):
-        engine.refit(lying(honest, **half_base.tensors))
+        engine.refit(lying(honest, **fp16_base.tensors))
 
     assert engine.weights is None
     with pytest.raises(Internal):
@@ -199,7 +199,7 @@ def test_the_callers_arrays_are_left_alone_now_and_later(engine: Engine, tuned: 
     """The engine keeps no view of what it was given, and never writes to it."""
     weights = tuned[0]
     mine = {name: tensor.copy() for name, tensor in weights.tensors.items()}
-    engine.refit(Weights(weights.id, mine, weights.probe))
+    engine.refit(WeightSet(weights.id, mine, weights.probe))
     before = answers(engine)
 
     for name, tensor in mine.items():
@@ -220,19 +220,19 @@ def test_a_closed_engine_does_not_run(engine: Engine) -> None:
         answers(engine)
 
 
-def test_the_pool_leases_them_like_any_other(open_engine: Open, half_base: Weights, tuned: Pair) -> None:
+def test_the_pool_leases_them_like_any_other(open_engine: Open, fp16_base: WeightSet, tuned: Pair) -> None:
     """A lease refits, a second one is warm, and an engine whose refit failed is replaced by another."""
-    pool = EnginePool(open_engine, half_base)
+    pool = EnginePool(open_engine, fp16_base)
     weights = tuned[0]
     try:
         with pool.lease(weights.id, lambda: weights) as lease:
             assert not lease.warm and 0 < lease.probe_ratio < 0.02
         with pool.lease(weights.id, lambda: weights) as lease:
             assert lease.warm
-        wrong = lying(tuned[1], **half_base.tensors)
+        wrong = lying(tuned[1], **fp16_base.tensors)
         with pytest.raises(DataLoss), pool.lease(wrong.id, lambda: wrong):
             pass
-        with pool.lease(BASE, lambda: half_base) as lease:
+        with pool.lease(BASE, lambda: fp16_base) as lease:
             assert lease.warm and np.isfinite(answers(lease.engine)).all()
     finally:
         pool.close()

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tests.full_disk import mounted, read_only
-from unitune import weight_store, weights
+from unitune import object_store, weights
 from unitune.errors import DataLoss, InvalidArgument, ResourceExhausted, Unavailable
-from unitune.weight_store import WeightStore
+from unitune.object_store import ObjectStore
 
 
 def packed(value: float = 1.0) -> tuple[bytes, weights.Manifest]:
@@ -29,15 +29,15 @@ def packed(value: float = 1.0) -> tuple[bytes, weights.Manifest]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> WeightStore:
+def store(tmp_path: Path) -> ObjectStore:
     """An empty folder."""
-    return WeightStore(str(tmp_path / "store"))
+    return ObjectStore(str(tmp_path / "store"))
 
 
 @pytest.mark.parametrize("url", ["folder", "memory:///"])
 def test_bytes_come_back(tmp_path: Path, url: str) -> None:
     """What is put is there, listed and got; what is deleted is gone, and deleting it again is fine."""
-    store = WeightStore(str(tmp_path / url) if url == "folder" else url)
+    store = ObjectStore(str(tmp_path / url) if url == "folder" else url)
     store.put("a/b/c", b"123")
     store.put("a/bc", b"")
     assert store.get("a/b/c") == b"123" and store.get("a/bc") == b"" and store.has("a/b/c")
@@ -49,7 +49,7 @@ def test_bytes_come_back(tmp_path: Path, url: str) -> None:
         store.get("a/b/c")
 
 
-def test_an_object_keeps_its_first_bytes(store: WeightStore) -> None:
+def test_an_object_keeps_its_first_bytes(store: ObjectStore) -> None:
     """Paths are unique or named by content: a second put is the same upload again."""
     store.put("x", b"first")
     store.put("x", b"second")
@@ -58,11 +58,11 @@ def test_an_object_keeps_its_first_bytes(store: WeightStore) -> None:
 
 def test_the_folder_is_its_owners(tmp_path: Path) -> None:
     """Weights encode somebody's picture."""
-    WeightStore(str(tmp_path / "deep" / "store"))
+    ObjectStore(str(tmp_path / "deep" / "store"))
     assert (tmp_path / "deep" / "store").stat().st_mode & 0o077 == 0
 
 
-def test_weights_come_back_as_they_were(store: WeightStore) -> None:
+def test_weights_come_back_as_they_were(store: ObjectStore) -> None:
     """Tensors, probes and manifest survive, bit by bit."""
     data, manifest = packed()
     store.put_weights("t/1", data, manifest)
@@ -71,7 +71,7 @@ def test_weights_come_back_as_they_were(store: WeightStore) -> None:
     assert np.array_equal(read.tensors["b"], np.ones((2, 3), np.float32)) and read.probe_tuned.sum() == 2
 
 
-def test_weights_without_manifest_do_not_exist(store: WeightStore) -> None:
+def test_weights_without_manifest_do_not_exist(store: ObjectStore) -> None:
     """A tuner that was killed between the two files has made nothing."""
     data, manifest = packed()
     store.put("t/1/weights.safetensors", data)
@@ -81,7 +81,7 @@ def test_weights_without_manifest_do_not_exist(store: WeightStore) -> None:
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "other weights", "other digest", "no json", "other schema"])
-def test_damaged_weights_are_data_loss(store: WeightStore, damage: str) -> None:
+def test_damaged_weights_are_data_loss(store: ObjectStore, damage: str) -> None:
     """One flipped bit, a short file, another tuning's file or a broken manifest: never weights, always DATA_LOSS."""
     data, manifest = packed()
     digest = manifest.digest
@@ -105,7 +105,7 @@ def test_damaged_weights_are_data_loss(store: WeightStore, damage: str) -> None:
     assert caught.value.reason == "WEIGHTS_CORRUPT"
 
 
-def test_deleted_weights_leave_nothing(tmp_path: Path, store: WeightStore) -> None:
+def test_deleted_weights_leave_nothing(tmp_path: Path, store: ObjectStore) -> None:
     """Both files go, the manifest first."""
     data, manifest = packed()
     store.put_weights("t/1", data, manifest)
@@ -120,7 +120,7 @@ def test_deleted_weights_leave_nothing(tmp_path: Path, store: WeightStore) -> No
 def test_a_full_store_is_store_full_and_leaves_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """No half of an object is left, the error names no path, the log does not keep the reason to itself (r6)."""
     with mounted(tmp_path / "disk", "1m") as disk:
-        store = WeightStore(str(disk / "store"))
+        store = ObjectStore(str(disk / "store"))
         store.put("small", b"1")
         with pytest.raises(ResourceExhausted) as full:
             store.put("a/large", bytes(2 << 20))
@@ -132,7 +132,7 @@ def test_a_full_store_is_store_full_and_leaves_nothing(tmp_path: Path, caplog: p
 
 def test_a_store_that_cannot_be_written_is_store_down(tmp_path: Path) -> None:
     """A file system that can only be read: writing and deleting are UNAVAILABLE, reading goes on (r6)."""
-    store = WeightStore(str(tmp_path / "store"))
+    store = ObjectStore(str(tmp_path / "store"))
     store.put("a", b"1")
     with read_only(tmp_path / "store"):
         for call in (lambda: store.put("b", b"2"), lambda: store.delete("a"), lambda: store.discard("a")):
@@ -144,19 +144,19 @@ def test_a_store_that_cannot_be_written_is_store_down(tmp_path: Path) -> None:
 
 def test_an_object_store_that_is_not_there_is_store_down(monkeypatch: pytest.MonkeyPatch) -> None:
     """A port that nobody listens at, asked again for 20 seconds at most (r6)."""
-    monkeypatch.setattr(weight_store, "RETRIES_S", 0.5)
+    monkeypatch.setattr(object_store, "RETRIES_S", 0.5)
     for name, value in {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "ALLOW_HTTP": "true", "REGION": "r"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.setenv("AWS_ENDPOINT", "http://127.0.0.1:1")
     with pytest.raises(Unavailable) as down:
-        WeightStore("s3://bucket/").get("a")
+        ObjectStore("s3://bucket/").get("a")
     assert down.value.reason == "STORE_DOWN" and "127.0.0.1" not in down.value.message
 
 
 async def test_a_folder_that_hangs_is_store_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading what never answers, as a lost network disk does, ends with UNAVAILABLE (r6)."""
-    monkeypatch.setattr(weight_store, "ANSWER_S", 0.5)
-    store = WeightStore(str(tmp_path / "store"))
+    monkeypatch.setattr(object_store, "ANSWER_S", 0.5)
+    store = ObjectStore(str(tmp_path / "store"))
     os.mkfifo(tmp_path / "store" / "pipe")
     with pytest.raises(Unavailable) as down:
         await store.answer(store.get, "pipe")
@@ -167,7 +167,7 @@ async def test_a_folder_that_hangs_is_store_down(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize("part", ["manifest.json", "weights.safetensors"])
 def test_weights_that_are_a_circle_of_links_are_data_loss(tmp_path: Path, part: str) -> None:
     """What cannot be a file of ours is DATA_LOSS, and can still be discarded (r16)."""
-    store = WeightStore(str(tmp_path / "store"))
+    store = ObjectStore(str(tmp_path / "store"))
     data, manifest = packed()
     store.put_weights("t/1", data, manifest)
     path = tmp_path / "store" / "t" / "1" / part
@@ -195,7 +195,7 @@ def test_weights_that_are_a_circle_of_links_are_data_loss(tmp_path: Path, part: 
     ],
     ids=lambda text: text[:20].decode(errors="replace") if isinstance(text, bytes) else "wrong type",
 )
-def test_a_manifest_that_is_none_is_data_loss(store: WeightStore, text: Any) -> None:
+def test_a_manifest_that_is_none_is_data_loss(store: ObjectStore, text: Any) -> None:
     """Whatever JSON, or no JSON, lies there (r16)."""
     data, manifest = packed()
     whole = manifest.to_json()
@@ -208,8 +208,8 @@ def test_a_manifest_that_is_none_is_data_loss(store: WeightStore, text: Any) -> 
     assert caught.value.reason == "WEIGHTS_CORRUPT"
 
 
-def test_what_is_discarded_leaves_nothing_but_what_is_kept(tmp_path: Path, store: WeightStore) -> None:
-    """Also what a killed process left half-written, which an object store does not list (r9)."""
+def test_what_is_discarded_leaves_nothing_but_what_is_kept(tmp_path: Path, store: ObjectStore) -> None:
+    """Also what a killed process left half-written, which a bucket does not list (r9)."""
     for path in ("t/1/a", "t/2/manifest.json", "t/2/b", "u/c"):
         store.put(path, b"1")
     (tmp_path / "store" / "t" / "1" / "weights.safetensors#1").write_bytes(b"half")
@@ -221,7 +221,7 @@ def test_what_is_discarded_leaves_nothing_but_what_is_kept(tmp_path: Path, store
 
 
 @pytest.mark.parametrize("path", ["../a", "a\0b", "x" * 5000, "/../../etc/passwd"])
-def test_a_path_that_is_none_is_refused(store: WeightStore, path: str) -> None:
+def test_a_path_that_is_none_is_refused(store: ObjectStore, path: str) -> None:
     """It is the caller's mistake, not the store's: INVALID_ARGUMENT, and nothing outside of the store is touched."""
     for call in (
         lambda: store.get(path),

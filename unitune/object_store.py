@@ -1,7 +1,6 @@
-"""Where weights and uploaded images lie: a folder by default, an object store by URL.
+"""Where weights and uploaded images lie: a folder by default, a bucket by URL.
 
-obstore gives one interface to local folders, memory, S3, GCS and Azure, with a create-only put;
-nothing else we know of has both without a daemon.
+obstore has one interface to local folders, memory, S3, GCS and Azure, with a create-only put, and needs no daemon.
 """
 
 import asyncio
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import obstore
-from obstore.store import ObjectStore, from_url
+from obstore.store import from_url
 
 from unitune import store_paths, telemetry
 from unitune.errors import STORE_DOWN, STORE_PATH, DataLoss, InvalidArgument, Unavailable
@@ -25,9 +24,9 @@ from unitune.weights import MANIFEST_FILE, WEIGHTS_FILE, Manifest, TunedWeights,
 
 logger = logging.getLogger(__name__)
 
-RETRIES_S = 20.0  # in which an object store is asked again; obstore's own three minutes outlast every caller
+RETRIES_S = 20.0  # of a bucket; obstore's default of three minutes is longer than any caller waits
 ANSWER_S = 60.0  # for one call, a picture of 16 MiB at most
-THREADS = 16  # a folder on a network disk that hangs takes one for each call
+THREADS = 16  # each call to a network disk that hangs occupies one
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,13 +34,12 @@ T = TypeVar("T")
 _UNFINISHED = re.compile(r".+#\d+")
 
 
-class WeightStore:
+class ObjectStore:
     """Bytes by path, and tuned weights on top. Thread-safe; blocking calls.
 
-    Besides what each names, every call raises ResourceExhausted (STORE_FULL), Unavailable (STORE_DOWN), DataLoss
-    (STORE_CORRUPT) for something else than a file where one should be, and InvalidField for a path that no object of
-    the store has (`unitune.store_paths`), such as one that leaves it. The log names the path and the system's own
-    reason; the error does not.
+    Every call may raise ResourceExhausted (STORE_FULL), Unavailable (STORE_DOWN), DataLoss (STORE_CORRUPT) if something
+    is not a file, and InvalidField for a path that no object can have (`unitune.store_paths`), such as one that leaves
+    the store. The log names the path and the system's reason; the error does not.
     """
 
     def __init__(self, url: str) -> None:
@@ -51,20 +49,20 @@ class WeightStore:
         """
         self._folder = None if "://" in url else Path(url).resolve()
         try:
-            self._store: ObjectStore = self._open(url)
+            self._store: obstore.store.ObjectStore = self._open(url)
         except Exception as error:  # obstore raises many kinds; the first line of each says enough
             reason = sentence(error) if isinstance(error, OSError) else _first_line(error)
             raise OSError(f"UNITUNE_STORE is {url!r}: {reason}") from error
         self._threads = ThreadPoolExecutor(THREADS, "store")
 
-    def _open(self, url: str) -> ObjectStore:
+    def _open(self, url: str) -> obstore.store.ObjectStore:
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             url = self._folder.as_uri()
         return from_url(url, retry_config={"retry_timeout": timedelta(seconds=RETRIES_S)})
 
     async def answer(self, call: Callable[P, T], /, *arguments: P.args, **options: P.kwargs) -> T:
-        """What one of the calls below gives, made on a thread. Raises Unavailable (STORE_DOWN) if it takes too long."""
+        """Make one of the calls below on a thread. Raises Unavailable (STORE_DOWN) if it takes too long."""
         try:
             async with asyncio.timeout(ANSWER_S):
                 work = asyncio.get_running_loop().run_in_executor(self._threads, lambda: call(*arguments, **options))
@@ -76,9 +74,9 @@ class WeightStore:
             ) from None
 
     def put(self, path: str, data: bytes) -> None:
-        """Create an object; a path that exists keeps its bytes (paths are named by content or are unique)."""
+        """Create an object. An existing one keeps its bytes (paths are named by content or are unique)."""
         store_paths.check_object(path)
-        with _told():
+        with _translated_errors():
             try:
                 obstore.put(self._store, path, data, mode="create")
             except obstore.exceptions.AlreadyExistsError:
@@ -87,13 +85,13 @@ class WeightStore:
     def get(self, path: str) -> bytes:
         """The object's bytes. Raises FileNotFoundError."""
         store_paths.check_object(path)
-        with _told():
+        with _translated_errors():
             return bytes(obstore.get(self._store, path).bytes())
 
     def has(self, path: str) -> bool:
         """Whether the object exists."""
         store_paths.check_object(path)
-        with _told():
+        with _translated_errors():
             try:
                 obstore.head(self._store, path)
             except FileNotFoundError:
@@ -101,42 +99,42 @@ class WeightStore:
             return True
 
     def delete(self, path: str) -> None:
-        """Delete an object; one that is not there is fine."""
+        """Delete an object, if it exists."""
         store_paths.check_object(path)
-        with _told():
+        with _translated_errors():
             try:
                 obstore.delete(self._store, path)
             except FileNotFoundError:
                 return
 
     def list(self, prefix: str) -> list[str]:
-        """All paths below a prefix; the empty one has all."""
+        """All paths below a prefix; the empty prefix is the whole store."""
         return list(self.times(prefix))
 
     def times(self, prefix: str) -> dict[str, float]:
-        """All paths below a prefix, with the Unix seconds in which each was written last, by the store's own clock."""
+        """All paths below a prefix, each with the Unix time of its last write, by the store's clock."""
         if prefix:
             store_paths.check_object(prefix)
-        with _told():
+        with _translated_errors():
             pages = obstore.list(self._store, prefix)
             return {meta["path"]: meta["last_modified"].timestamp() for page in pages for meta in page}
 
     def renew(self, path: str) -> None:
-        """Write an object's own bytes once more: its time is now. Raises FileNotFoundError."""
+        """Write an object's bytes again, so that its time is now. Raises FileNotFoundError."""
         data = self.get(path)
-        with _told():
+        with _translated_errors():
             obstore.put(self._store, path, data)
 
     def delete_unfinished(self, before_s: float) -> int:
-        """Delete files of a local folder that were begun before a moment, in Unix seconds, and not finished; how many.
+        """Delete unfinished files of a local folder that were started before a Unix time; their number.
 
-        An object's bytes are first put into a file beside it, named by it, "#" and a number, which no listing has.
-        A process that was killed leaves it. Object stores forget unfinished uploads by rules of their own.
+        An object's bytes are first written into a file beside it, named by it, "#" and a number, which is not listed.
+        A process that was killed leaves that file. Buckets forget unfinished uploads by rules of their own.
         """
         if self._folder is None:
             return 0
         count = 0
-        # os.walk passes over folders that vanish meanwhile.
+        # os.walk ignores folders that vanish meanwhile.
         for path in (Path(folder) / name for folder, _, names in os.walk(self._folder) for name in names):
             with suppress(FileNotFoundError):
                 if _UNFINISHED.fullmatch(path.name) and path.is_file() and path.stat().st_mtime < before_s:
@@ -147,7 +145,7 @@ class WeightStore:
     def discard(self, prefix: str, *, keep: str = "") -> None:
         """Delete all that lies below a prefix, manifests first, except below `keep`.
 
-        Of a folder also what only a folder has: what a killed process left half-written, links, empty folders.
+        In a local folder this also deletes unfinished files, links and empty folders.
         """
         store_paths.check_object(prefix)
         if self._folder is None:
@@ -155,11 +153,11 @@ class WeightStore:
             for path in sorted(found, key=_manifests_first):
                 self.delete(path)
             return
-        with _told():
+        with _translated_errors():
             _empty(self._folder / prefix, kept=self._folder / keep if keep else None)
 
     def put_weights(self, path: str, data: bytes, manifest: Manifest) -> None:
-        """Write weights, then their manifest: until the second is there the weights do not exist."""
+        """Write weights, then their manifest. Weights without a manifest do not exist."""
         self.put(f"{path}/{WEIGHTS_FILE}", data)
         self.put(f"{path}/{MANIFEST_FILE}", manifest.to_json())
 
@@ -177,7 +175,7 @@ class WeightStore:
         return unpack(data, manifest)
 
     def get_manifest(self, path: str, digest: str) -> Manifest:
-        """Read what weights promise, and not the weights. Raises DataLoss as `get_weights` does."""
+        """Read only the manifest. Raises DataLoss as `get_weights` does."""
         try:
             manifest = Manifest.from_json(self.get(f"{path}/{MANIFEST_FILE}"))
         except FileNotFoundError as error:
@@ -187,13 +185,13 @@ class WeightStore:
         return manifest
 
     def delete_weights(self, path: str) -> None:
-        """Delete the manifest first, so that nobody reads weights that are going."""
+        """Delete weights, the manifest first, so that nobody starts to read them."""
         self.delete(f"{path}/{MANIFEST_FILE}")
         self.delete(f"{path}/{WEIGHTS_FILE}")
 
 
 def _empty(folder: Path, kept: Path | None) -> None:
-    """Delete what is in a folder of the store, and the folder, but for what is below `kept`."""
+    """Delete a folder of the store and its contents, except what is below `kept`."""
     if folder.is_symlink() or not folder.is_dir():
         folder.unlink(missing_ok=True)
         return
@@ -204,18 +202,18 @@ def _empty(folder: Path, kept: Path | None) -> None:
         if kept is None or kept not in path.parents:
             path.unlink(missing_ok=True)
     for path, _, _ in walked:
-        with suppress(OSError):  # not empty: it holds what is kept, or what somebody writes now
+        with suppress(OSError):  # not empty: it holds something kept, or a new file
             path.rmdir()
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """Make errors of ours of what obstore and the system raise; FileNotFoundError is an answer and stays."""
+def _translated_errors() -> Iterator[None]:
+    """Translate errors of obstore and of the system, except FileNotFoundError, which is an answer."""
     try:
         yield
     except FileNotFoundError:
         raise
-    except (ValueError, TypeError) as error:  # obstore's, for a path that is none
+    except (ValueError, TypeError) as error:  # obstore's, for an invalid path
         raise InvalidArgument("the path is none of the store", reason=STORE_PATH) from error
     except Exception as error:
         telemetry.event(logger, "store failed", level=logging.ERROR, detail=_first_line(error))
@@ -227,7 +225,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _manifests_first(path: str) -> bool:
-    """A key to sort by: nobody must begin to read weights that are going."""
+    """A sort key: manifests first, so that nobody starts to read weights that are being deleted."""
     return not path.endswith(MANIFEST_FILE)
 
 

@@ -1,4 +1,4 @@
-"""The half graph of a random model: exported on any machine, filled with the model's weights where it is to run.
+"""The fp16 graph of a random model: exported on any machine, filled with the model's weights where it is to run.
 
     python -m bench.gpu --prepare FOLDER        # a minute or two on two cores, 8 GB of memory; writes 0.5 MB
 
@@ -16,22 +16,22 @@ from bench.gpu.model import random_model
 from sampler_svc.build.onnx_file import initializers
 from tuner_svc.base_model import BaseModel
 from tuner_svc.export.check import answer_of
-from tuner_svc.export.fp16 import export_half
-from unitune.half_graph import HALF_FOLDER, SELF_TEST_PROBE_SEED, HalfSpec
+from tuner_svc.export.fp16 import export_fp16
+from unitune.fp16_graph import FP16_FOLDER, SELF_TEST_PROBE_SEED, Fp16Spec
 from unitune.weights import probe_input
 
-GRAPH = f"{HALF_FOLDER}/denoiser.onnx"
+GRAPH = f"{FP16_FOLDER}/denoiser.onnx"
 NOT_MEASURED = 0.0  # noise of a graph that no GPU has filled yet
 
 
 def prepare(folder: Path, shape: str, *, check: bool) -> dict[str, float]:
-    """Export the half graph without its weights; the seconds it took, and what `checked` finds if that is asked for."""
+    """Export the fp16 graph without its weights; the seconds it took, and what `checked` finds if that is asked for."""
     model = random_model(shape, torch.device("cpu"))
-    (folder / HALF_FOLDER).mkdir(parents=True, exist_ok=True)
+    (folder / FP16_FOLDER).mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    tensors = export_half(model, folder / HALF_FOLDER)
+    tensors = export_fp16(model, folder / FP16_FOLDER)
     found = {"export_s": time.perf_counter() - began}
-    HalfSpec(model.digest, tensors, {"base": NOT_MEASURED}, {}).save(folder / HALF_FOLDER)
+    Fp16Spec(model.digest, tensors, {"base": NOT_MEASURED}, {}).save(folder / FP16_FOLDER)
     if check:
         found |= checked(folder, model)
     (folder / f"{GRAPH}.data").unlink()
@@ -59,13 +59,13 @@ def checked(folder: Path, model: BaseModel) -> dict[str, float]:
 
 def fill(folder: Path, model: BaseModel) -> None:
     """Write the weights, rounded to fp16, to where the graph looks for them."""
-    half = HalfSpec.load(folder / HALF_FOLDER)
-    if half.base_model != model.digest:
-        raise ValueError(f"{folder} has the graph of {half.base_model!r}, not of {model.digest!r}")
+    fp16 = Fp16Spec.load(folder / FP16_FOLDER)
+    if fp16.base_model != model.digest:
+        raise ValueError(f"{folder} has the graph of {fp16.base_model!r}, not of {model.digest!r}")
     where = initializers((folder / GRAPH).read_bytes())
     tensors = model.tensors()
     with open(folder / f"{GRAPH}.data", "wb") as file:
-        for name, spec in half.tensors.items():
+        for name, spec in fp16.tensors.items():
             outside = where[name].outside
             if outside is None:
                 raise ValueError(f"{name} is inside the graph")

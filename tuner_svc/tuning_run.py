@@ -1,25 +1,25 @@
-"""One run of the tuner, as the event loop and the PyTorch thread share it."""
+"""One run of the tuner, shared by the event loop and the PyTorch thread."""
 
 import asyncio
 import contextlib
 
-from tuner_svc.course import Progress
+from tuner_svc.progress_tracker import UpdateProgress
 from unitune.errors import Cancelled
 
 
-class Run:
-    """One RunTuning: what the PyTorch thread has to say, and whether it should stop."""
+class TuningRun:
+    """One RunTuning: its latest progress, and whether it should stop."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.is_started = False
         self.is_cancelled = False
-        self.progress: Progress | None = None  # the latest; an older one that nobody read is dropped
+        self.progress: UpdateProgress | None = None  # the latest; unread older ones are dropped
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
 
     def cancel(self) -> None:
-        """Stop before the next update, or the next part of what comes before and after them; from the event loop."""
+        """Stop before the next update, or the next part of the work around them; from the event loop."""
         self.is_cancelled = True
         self._changed.set()
 
@@ -28,14 +28,14 @@ class Run:
         if self.is_cancelled:
             raise Cancelled("the tuning was cancelled", reason="TUNING_CANCELLED")
 
-    def tell(self, progress: Progress) -> None:
+    def report(self, progress: UpdateProgress) -> None:
         """From the PyTorch thread."""
         self.progress = progress
         self.wake()
 
     def wake(self) -> None:
         """Make `changed` return; from any thread."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed when a drain was cut short
+        with contextlib.suppress(RuntimeError):  # the loop may be closed after a drain
             self._loop.call_soon_threadsafe(self._changed.set)
 
     async def changed(self, timeout_s: float) -> bool:

@@ -1,4 +1,4 @@
-"""The half graph: what is typed how, that no tensor is lost, and what holds an engine to PyTorch."""
+"""The fp16 graph: what is typed how, that no tensor is lost, and what holds an engine to PyTorch."""
 
 import json
 import shutil
@@ -13,29 +13,28 @@ import torch
 from safetensors.numpy import load_file
 
 from tuner_svc.base_model import BaseModel
-from tuner_svc.export import fp16 as export_half
+from tuner_svc.export import fp16
 from tuner_svc.export.__main__ import main
-from tuner_svc.export.fp16 import MAX_ERROR, check_half, is_complete
-from tuner_svc.export.fp16 import export_half as export_half_graph
+from tuner_svc.export.fp16 import MAX_ERROR, check_fp16, export_fp16, is_complete
 from tuner_svc.export.graph import ExportError
-from unitune.half_graph import SELF_TEST_FILE, SELF_TEST_SEEDS, SELF_TEST_SETS, HalfSpec, self_test_tensors
+from unitune.fp16_graph import SELF_TEST_FILE, SELF_TEST_SEEDS, Fp16Spec, self_test_tensors
 
 
 @pytest.fixture(scope="module")
-def half(tiny_half_graphs: Path) -> Path:
-    """The folder of the half graph."""
-    return tiny_half_graphs / "half"
+def fp16_folder(tiny_fp16_graphs: Path) -> Path:
+    """The folder of the fp16 graph."""
+    return tiny_fp16_graphs / "fp16"
 
 
 @pytest.fixture(scope="module")
-def spec(half: Path) -> HalfSpec:
+def spec(fp16_folder: Path) -> Fp16Spec:
     """Its specification as the sampler reads it."""
-    return HalfSpec.load(half)
+    return Fp16Spec.load(fp16_folder)
 
 
-def test_every_tensor_is_an_initializer_in_fp16(half: Path, spec: HalfSpec, model: BaseModel) -> None:
+def test_every_tensor_is_an_initializer_in_fp16(fp16_folder: Path, spec: Fp16Spec, model: BaseModel) -> None:
     """By its own name, with the base value rounded once, in the layout that the specification says."""
-    graph = ir.load(half / "denoiser.onnx").graph
+    graph = ir.load(fp16_folder / "denoiser.onnx").graph
 
     assert spec.tensors.keys() == model.tensors().keys()
     for name, tensor in model.tensors().items():
@@ -44,9 +43,9 @@ def test_every_tensor_is_an_initializer_in_fp16(half: Path, spec: HalfSpec, mode
         assert np.array_equal(spec.tensors[name].to_graph(tensor.half().numpy()), found), name
 
 
-def test_the_graph_is_typed_fp16_within_and_fp32_outside(half: Path) -> None:
+def test_the_graph_is_typed_fp16_within_and_fp32_outside(fp16_folder: Path) -> None:
     """Every convolution and matrix product takes fp16; inputs and output have the fp32 graph's types and names."""
-    model = onnx.shape_inference.infer_shapes(onnx.load(half / "denoiser.onnx"), data_prop=True)
+    model = onnx.shape_inference.infer_shapes(onnx.load(fp16_folder / "denoiser.onnx"), data_prop=True)
     types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
     types |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     heavy = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm", "MatMul", "GroupNormalization")]
@@ -58,7 +57,7 @@ def test_the_graph_is_typed_fp16_within_and_fp32_outside(half: Path) -> None:
     assert {"sample": fp32, "timestep": int64, "encoder_hidden_states": fp32, "out": fp32} == outside
 
 
-def test_the_random_sets_leave_nothing_alike(spec: HalfSpec, model: BaseModel) -> None:
+def test_the_random_sets_leave_nothing_alike(spec: Fp16Spec, model: BaseModel) -> None:
     """No bias is zero, no two tensors agree, each is exact in fp16, and a seed gives the same set again."""
     first, second = (self_test_tensors(seed, spec.tensors) for seed in SELF_TEST_SEEDS.values())
 
@@ -71,42 +70,44 @@ def test_the_random_sets_leave_nothing_alike(spec: HalfSpec, model: BaseModel) -
     assert all(np.array_equal(first[name], again[name]) for name in first)
 
 
-def test_the_self_tests_answers_are_torchs_and_unlike_each_other(half: Path, spec: HalfSpec, model: BaseModel) -> None:
+def test_the_self_tests_answers_are_torchs_and_unlike_each_other(
+    fp16_folder: Path, spec: Fp16Spec, model: BaseModel
+) -> None:
     """The base answer is the base model's; random sets answer otherwise by far more than fp16's noise."""
-    answers = load_file(half / SELF_TEST_FILE)
-    expected = export_half._answer(model, model.denoiser.unet, {})
+    answers = load_file(fp16_folder / SELF_TEST_FILE)
+    expected = fp16._answer(model, model.denoiser.unet, {})
 
-    assert set(SELF_TEST_SETS) == answers.keys() == spec.noise.keys()
+    assert {"base", *SELF_TEST_SEEDS} == answers.keys() == spec.noise.keys()
     np.testing.assert_allclose(answers["base"], expected, rtol=0, atol=1e-5)
     for name in SELF_TEST_SEEDS:
         assert 1e-5 < spec.noise[name] < 0.01
         assert np.linalg.norm(answers[name] - answers["base"]) > 0.5 * np.linalg.norm(answers[name])
 
 
-def test_the_check_finds_a_single_stale_tensor(half: Path, spec: HalfSpec, model: BaseModel) -> None:
+def test_the_check_finds_a_single_stale_tensor(fp16_folder: Path, spec: Fp16Spec, model: BaseModel) -> None:
     """With random sets, one tensor of all left as it was goes beyond three times the noise, whichever it is."""
-    answers = load_file(half / SELF_TEST_FILE)
+    answers = load_file(fp16_folder / SELF_TEST_FILE)
     first, second = (self_test_tensors(seed, spec.tensors) for seed in SELF_TEST_SEEDS.values())
-    unet = export_half.HalfDenoiser(model.denoiser).unet
+    unet = fp16.Fp16Denoiser(model.denoiser).unet
     names = sorted(first)[:: len(first) // 12]
 
     for name in names:
-        stale = export_half._answer(model, unet, {**first, name: second[name]})
+        stale = fp16._answer(model, unet, {**first, name: second[name]})
         error = np.linalg.norm(stale - answers["first"]) / np.linalg.norm(answers["first"])
         assert error > MAX_ERROR * spec.noise["first"], name
 
 
-def test_a_graph_that_answers_otherwise_is_not_written(half: Path, spec: HalfSpec, model: BaseModel) -> None:
+def test_a_graph_that_answers_otherwise_is_not_written(fp16_folder: Path, spec: Fp16Spec, model: BaseModel) -> None:
     """The check names the set of weights and the size of the error."""
-    answers = load_file(half / SELF_TEST_FILE)
+    answers = load_file(fp16_folder / SELF_TEST_FILE)
     answers["second"] = answers["second"] * np.float32(1.1)
 
     with pytest.raises(ExportError, match="with second weights"):
-        check_half(half / "denoiser.onnx", model, spec.tensors, answers, spec.noise)
+        check_fp16(fp16_folder / "denoiser.onnx", model, spec.tensors, answers, spec.noise)
 
 
 def test_weights_beyond_fp16_are_refused(model: BaseModel, tmp_path: Path) -> None:
-    """A base model whose weights overflow has no half graph, and the error names the tensor."""
+    """A base model whose weights overflow has no fp16 graph, and the error names the tensor."""
     large = replace(model)
     name, tensor = next((name, tensor) for name, tensor in large.tensors().items() if name.endswith("conv_out.bias"))
     before = tensor.clone()
@@ -114,23 +115,23 @@ def test_weights_beyond_fp16_are_refused(model: BaseModel, tmp_path: Path) -> No
         tensor[0] = 1e6
         try:
             with pytest.raises(ExportError, match=f"{name} has values beyond"):
-                export_half_graph(large, tmp_path)
+                export_fp16(large, tmp_path)
         finally:
             tensor.copy_(before)
 
 
-def test_a_half_graph_is_found_again_until_a_file_of_it_changes(
-    tiny_model: Path, tiny_half_graphs: Path, tmp_path: Path
+def test_an_fp16_graph_is_found_again_until_a_file_of_it_changes(
+    tiny_model: Path, tiny_fp16_graphs: Path, tmp_path: Path
 ) -> None:
-    """`--half` on a complete folder writes nothing; one byte changed, and the half graph is made again."""
-    graphs = Path(shutil.copytree(tiny_half_graphs, tmp_path / "graphs"))
+    """`--fp16` on a complete folder writes nothing; one byte changed, and the fp16 graph is made again."""
+    graphs = Path(shutil.copytree(tiny_fp16_graphs, tmp_path / "graphs"))
     digest = json.loads((graphs / "spec.json").read_text())["digest"]
-    arguments = ["--base-model", str(tiny_model), "--out", str(graphs), "--half"]
-    written = (graphs / "half" / "half.json").stat().st_mtime_ns
+    arguments = ["--base-model", str(tiny_model), "--out", str(graphs), "--fp16"]
+    written = (graphs / "fp16" / "fp16.json").stat().st_mtime_ns
 
     assert main(arguments) == 0
-    assert (graphs / "half" / "half.json").stat().st_mtime_ns == written
-    with open(graphs / "half" / "canary.safetensors", "r+b") as file:
+    assert (graphs / "fp16" / "fp16.json").stat().st_mtime_ns == written
+    with open(graphs / "fp16" / "self_test.safetensors", "r+b") as file:
         file.seek(-1, 2)
         file.write(b"\x7f")
     assert not is_complete(graphs, digest)

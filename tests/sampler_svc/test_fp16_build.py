@@ -21,7 +21,7 @@ from sampler_svc.config import BACKENDS
 from sampler_svc.engines import backends, cuda
 from sampler_svc.engines.cuda import CPU, OrtCudaEngine, check_cuda
 from sampler_svc.engines.engine import BackendMissing, EngineSpec
-from sampler_svc.engines.folder import Manifest, UnusableEngine, open_folder
+from sampler_svc.engines.folder import EngineManifest, UnusableEngine, open_folder
 from sampler_svc.engines.self_test import MAX_ERROR, SelfTestReport
 from sampler_svc.engines.tensorrt import PLAN_FILE, WORKSPACE_BYTES
 from tests.sampler_svc.fake_gpu import NO_DEVICE, FakeCuda, FakeTensorRT, Faults, fake_runtime
@@ -29,13 +29,19 @@ from tests.sampler_svc.tunings import Tunings
 from unitune.base_model import BaseModelSpec
 from unitune.errors import DataLoss
 
-FOLDER_FILES = {"half.json", "canary.safetensors", "qualification.json", "probe.safetensors", "denoiser.safetensors"}
+FOLDER_FILES = {
+    "fp16.json",
+    "self_test.safetensors",
+    "self_test_report.json",
+    "probe.safetensors",
+    "denoiser.safetensors",
+}
 
 
 @pytest.fixture
-def graphs(tiny_half_graphs: Path, tmp_path: Path) -> Path:
+def graphs(tiny_fp16_graphs: Path, tmp_path: Path) -> Path:
     """A copy of the graphs, to be damaged."""
-    return Path(shutil.copytree(tiny_half_graphs, tmp_path / "graphs"))
+    return Path(shutil.copytree(tiny_fp16_graphs, tmp_path / "graphs"))
 
 
 @pytest.fixture
@@ -45,8 +51,8 @@ def trt() -> FakeTensorRT:
 
 
 def plan_of(trt: FakeTensorRT, graphs: Path, spec: BaseModelSpec) -> bytes:
-    """The plan of the half graph."""
-    return build_plan(trt, graphs / "half" / "denoiser.onnx", spec, graphs / "timing.cache")
+    """The plan of the fp16 graph."""
+    return build_plan(trt, graphs / "fp16" / "denoiser.onnx", spec, graphs / "timing.cache")
 
 
 def test_the_builder_is_told_what_the_design_asks(graphs: Path, spec: BaseModelSpec, trt: FakeTensorRT) -> None:
@@ -80,7 +86,7 @@ def test_a_timing_cache_is_kept_and_used(graphs: Path, spec: BaseModelSpec, trt:
 @pytest.mark.parametrize(
     ("faults", "reason"),
     [
-        (Faults(parse=True), "cannot read the half graph: Unsupported operator: Attention"),
+        (Faults(parse=True), "cannot read the fp16 graph: Unsupported operator: Attention"),
         (Faults(build=True), "cannot build a plan"),
         (Faults(unnamed=("conv_in.weight",)), r"finds no weights called conv_in\.weight"),
         (Faults(deserialise=True), "does not take the plan"),
@@ -110,7 +116,7 @@ def test_the_self_test_finds_a_plan_that_is_wrong_before_any_refit(graphs: Path,
 
     faults = Faults()
     engine_folder = build(graphs, graphs.parent / "engine", tensorrt_builder(fake_runtime(faults)))
-    engine = TrtEngine(engine_folder, EngineSpec.of(spec), *fake_runtime(faults)())
+    engine = TrtEngine(engine_folder, EngineSpec.from_model(spec), *fake_runtime(faults)())
     bias = engine._engine.weights["mid_block.resnets.0.conv1.bias"]
     engine._engine.weights["mid_block.resnets.0.conv1.bias"] = np.zeros_like(bias)
 
@@ -121,34 +127,34 @@ def test_the_self_test_finds_a_plan_that_is_wrong_before_any_refit(graphs: Path,
 
 @pytest.mark.parametrize("name", BACKENDS[1:])
 def test_an_engine_folder_is_whole_and_tested(
-    tiny_half_graphs: Path, tmp_path: Path, spec: BaseModelSpec, name: str
+    tiny_fp16_graphs: Path, tmp_path: Path, spec: BaseModelSpec, name: str
 ) -> None:
     """Errors of all sets within bounds, the base model's probe from PyTorch, and every file with its digest."""
     builder = cuda_builder(CPU) if name == "onnxruntime-cuda" else tensorrt_builder(fake_runtime(Faults()))
-    folder = build(tiny_half_graphs, tmp_path / "engine", builder)
-    found, manifest = SelfTestReport.load(folder), Manifest.load(folder)
+    folder = build(tiny_fp16_graphs, tmp_path / "engine", builder)
+    found, manifest = SelfTestReport.load(folder), EngineManifest.load(folder)
 
     assert found.errors.keys() == found.noise.keys() == {"base", "first", "second"}
     assert all(0 < error < MAX_ERROR * found.noise[name] for name, error in found.errors.items())
     assert found.in_place and found.cuda_graph == (name == "tensorrt")
     assert found.backend == builder.facts == manifest.key.backend
     assert set(manifest.files) == {path.name for path in folder.iterdir()} - {"manifest.json"} > FOLDER_FILES
-    probe, self_test = load_file(folder / "probe.safetensors"), load_file(folder / "canary.safetensors")
+    probe, self_test = load_file(folder / "probe.safetensors"), load_file(folder / "self_test.safetensors")
     np.testing.assert_array_equal(probe["base"], self_test["base"])
     assert open_folder(folder, builder.facts) == spec
 
 
-def test_a_graph_that_keeps_old_weights_is_not_used(tiny_half_graphs: Path, tmp_path: Path) -> None:
+def test_a_graph_that_keeps_old_weights_is_not_used(tiny_fp16_graphs: Path, tmp_path: Path) -> None:
     """The plan is good all the same: it passes without CUDA graphs, and engines open without."""
     builder = tensorrt_builder(fake_runtime(Faults(graph_keeps_weights=True)))
 
-    found = SelfTestReport.load(build(tiny_half_graphs, tmp_path / "engine", builder))
+    found = SelfTestReport.load(build(tiny_fp16_graphs, tmp_path / "engine", builder))
 
     assert not found.cuda_graph and found.errors.keys() == {"base", "first", "second"}
 
 
 def test_a_runtime_that_does_not_see_writes_in_place_gets_new_sessions(
-    tiny_half_graphs: Path, tmp_path: Path, spec: BaseModelSpec, monkeypatch: pytest.MonkeyPatch
+    tiny_fp16_graphs: Path, tmp_path: Path, spec: BaseModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where values written into a session's weights do not show, the self-test finds out and the engine opens anew."""
     written = OrtCudaEngine._write
@@ -158,18 +164,18 @@ def test_a_runtime_that_does_not_see_writes_in_place_gets_new_sessions(
             written(engine, tensors)
 
     monkeypatch.setattr(OrtCudaEngine, "_write", unseen)
-    folder = build(tiny_half_graphs, tmp_path / "engine", cuda_builder(CPU))
+    folder = build(tiny_fp16_graphs, tmp_path / "engine", cuda_builder(CPU))
 
     assert not SelfTestReport.load(folder).in_place
-    assert not OrtCudaEngine.open_tested(folder, EngineSpec.of(spec), CPU)._in_place
+    assert not OrtCudaEngine.open_tested(folder, EngineSpec.from_model(spec), CPU)._in_place
 
 
 def test_writes_that_stop_showing_are_found_by_the_probe(
-    tiny_half_graphs: Path, tmp_path: Path, spec: BaseModelSpec, tunings: Tunings, monkeypatch: pytest.MonkeyPatch
+    tiny_fp16_graphs: Path, tmp_path: Path, spec: BaseModelSpec, tunings: Tunings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An engine that passed the self-test writing in place turns to new sessions at the first probe that fails."""
-    folder = build(tiny_half_graphs, tmp_path / "engine", cuda_builder(CPU))
-    engine = OrtCudaEngine.open_tested(folder, EngineSpec.of(spec), CPU)
+    folder = build(tiny_fp16_graphs, tmp_path / "engine", cuda_builder(CPU))
+    engine = OrtCudaEngine.open_tested(folder, EngineSpec.from_model(spec), CPU)
     first, second = tunings.weights(1), tunings.weights(2)
     engine.refit(first)
     real = OrtCudaEngine._write
@@ -192,47 +198,47 @@ def test_writes_that_stop_showing_are_found_by_the_probe(
     [("version", "11.5.0"), ("device", "Another GPU"), ("compute_capability", "8.0"), ("cuda_driver", "12080")],
 )
 def test_a_plan_of_another_machine_is_refused_and_built_again(
-    tiny_half_graphs: Path, tmp_path: Path, fact: str, value: str
+    tiny_fp16_graphs: Path, tmp_path: Path, fact: str, value: str
 ) -> None:
     """The key tells GPU, driver and version: a folder of another one is not opened, and a build replaces it."""
     builder = tensorrt_builder(fake_runtime(Faults()))
-    folder = build(tiny_half_graphs, tmp_path / "engine", builder)
+    folder = build(tiny_fp16_graphs, tmp_path / "engine", builder)
     elsewhere = {**builder.facts, fact: value}
     written = (folder / PLAN_FILE).stat().st_ino
 
     with pytest.raises(UnusableEngine, match=f"its {fact} was"):
         open_folder(folder, elsewhere)
-    assert build(tiny_half_graphs, folder, builder) == folder
+    assert build(tiny_fp16_graphs, folder, builder) == folder
     assert (folder / PLAN_FILE).stat().st_ino == written
-    build(tiny_half_graphs, folder, replace(builder, facts=elsewhere))
+    build(tiny_fp16_graphs, folder, replace(builder, facts=elsewhere))
 
     assert open_folder(folder, elsewhere).files
     assert (folder / PLAN_FILE).stat().st_ino != written
 
 
-def test_the_key_follows_the_half_graph(graphs: Path) -> None:
+def test_the_key_follows_the_fp16_graph(graphs: Path) -> None:
     """Another self-test or another fp16 graph is another engine, although the fp32 graphs are the same."""
     builder = tensorrt_builder(fake_runtime(Faults()))
     before = read_graphs(graphs, builder)[1].digest
-    half = json.loads((graphs / "half" / "half.json").read_text())
-    half["files"]["canary.safetensors"] = "00" * 32
-    (graphs / "half" / "half.json").write_text(json.dumps(half))
+    spec = json.loads((graphs / "fp16" / "fp16.json").read_text())
+    spec["files"]["self_test.safetensors"] = "00" * 32
+    (graphs / "fp16" / "fp16.json").write_text(json.dumps(spec))
 
     assert read_graphs(graphs, builder)[1].digest != before
-    with pytest.raises(BuildError, match=r"canary\.safetensors is missing or damaged.*--half"):
+    with pytest.raises(BuildError, match=r"self_test\.safetensors is missing or damaged.*--fp16"):
         build(graphs, graphs.parent / "engine", builder)
 
 
-def test_graphs_without_a_half_graph_are_refused(tiny_graphs: Path, tmp_path: Path) -> None:
+def test_graphs_without_an_fp16_graph_are_refused(tiny_graphs: Path, tmp_path: Path) -> None:
     """The error says how to export one."""
-    with pytest.raises(BuildError, match="export the base model again with --half"):
+    with pytest.raises(BuildError, match="export the base model again with --fp16"):
         build(tiny_graphs, tmp_path / "engine", tensorrt_builder(fake_runtime(Faults())))
 
 
-def test_a_half_graph_of_another_model_is_refused(graphs: Path, tmp_path: Path) -> None:
+def test_an_fp16_graph_of_another_model_is_refused(graphs: Path, tmp_path: Path) -> None:
     """It is told by the base model's digest, whatever its tensors are called."""
-    half = json.loads((graphs / "half" / "half.json").read_text())
-    (graphs / "half" / "half.json").write_text(json.dumps(half | {"base_model": "00" * 32}))
+    spec = json.loads((graphs / "fp16" / "fp16.json").read_text())
+    (graphs / "fp16" / "fp16.json").write_text(json.dumps(spec | {"base_model": "00" * 32}))
 
     with pytest.raises(BuildError, match="another base model's"):
         build(graphs, tmp_path / "engine", tensorrt_builder(fake_runtime(Faults())))
@@ -275,7 +281,7 @@ def test_backends_tell_whether_they_can_run_here(capsys: pytest.CaptureFixture[s
 
 
 def test_building_for_a_backend_that_is_missing_ends_with_one_line(
-    tiny_half_graphs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny_fp16_graphs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Exit code 1, the reason on stderr, nothing on stdout."""
 
@@ -283,7 +289,7 @@ def test_building_for_a_backend_that_is_missing_ends_with_one_line(
         raise BackendMissing(f"{name} is not here")
 
     monkeypatch.setattr("sampler_svc.build.__main__.builder_of", missing)
-    arguments = ["--graphs", str(tiny_half_graphs), "--out", str(tmp_path / "engine"), "--backend", "tensorrt"]
+    arguments = ["--graphs", str(tiny_fp16_graphs), "--out", str(tmp_path / "engine"), "--backend", "tensorrt"]
 
     assert main(arguments) == 1
     said = capsys.readouterr()

@@ -1,11 +1,11 @@
-"""The denoiser in 16-bit floats, for engines on a GPU: written by `tuner_svc.export --half` into a graphs folder.
+"""The denoiser in 16-bit floats, for engines on a GPU: written by `tuner_svc.export --fp16` into a graphs folder.
 
-    half/half.json              this specification
-    half/denoiser.onnx (+ .data)  fp16 within; inputs, output and tensor names are those of the fp32 graph
-    half/canary.safetensors     PyTorch's answers for the self-test, in fp32 with base weights and two random sets
+    fp16/fp16.json                  this specification
+    fp16/denoiser.onnx (+ .data)    fp16 within; inputs, output and tensor names are those of the fp32 graph
+    fp16/self_test.safetensors      PyTorch's answers for the self-test, in fp32 with base weights and two random sets
 
-A random set changes every tensor beyond doubt, so an engine that gives its answer has left no tensor behind: of the
-real tunings that a probe sees, most tensors change less than fp16 rounds. Both sides draw the sets from a seed.
+A random set changes every tensor by much, so an engine that gives its answer has replaced all of them. The probe cannot
+show that: in a real tuning most tensors change by less than fp16 rounds. Both sides draw the sets from a seed.
 """
 
 import json
@@ -19,17 +19,16 @@ import numpy as np
 from unitune.base_model import TensorSpec
 
 SCHEMA = 1
-HALF_FOLDER = "half"
-HALF_FILE = "half.json"
-SELF_TEST_FILE = "canary.safetensors"
+FP16_FOLDER = "fp16"
+FP16_FILE = "fp16.json"
+SELF_TEST_FILE = "self_test.safetensors"
 SELF_TEST_SEEDS = {"first": 1, "second": 2}  # name of a random set, and what it is drawn from
-SELF_TEST_SETS = ("base", *SELF_TEST_SEEDS)
 SELF_TEST_PROBE_SEED = 0  # of the question, `unitune.weights.probe_input`; a base model's own probe asks the same
 
 
 @dataclass(frozen=True)
-class HalfSpec:
-    """The half graph of a base model."""
+class Fp16Spec:
+    """The fp16 graph of a base model."""
 
     base_model: str  # digest
     tensors: Mapping[str, TensorSpec]  # layouts in this graph, which may differ from the fp32 graph's
@@ -38,15 +37,15 @@ class HalfSpec:
     schema: int = SCHEMA
 
     def save(self, folder: Path) -> None:
-        """Write half.json into a folder."""
-        (folder / HALF_FILE).write_text(json.dumps(asdict(self), indent=1, sort_keys=True))
+        """Write fp16.json into a folder."""
+        (folder / FP16_FILE).write_text(json.dumps(asdict(self), indent=1, sort_keys=True))
 
     @classmethod
-    def load(cls, folder: Path) -> "HalfSpec":
-        """Read half.json of a folder. Raises OSError, or ValueError for another schema or what is no specification."""
-        fields: dict[str, Any] = json.loads((folder / HALF_FILE).read_text())
+    def load(cls, folder: Path) -> "Fp16Spec":
+        """Read fp16.json of a folder. Raises OSError, or ValueError for another schema or what is no specification."""
+        fields: dict[str, Any] = json.loads((folder / FP16_FILE).read_text())
         if fields.get("schema") != SCHEMA:
-            raise ValueError(f"{folder / HALF_FILE} has schema {fields.get('schema')}, this program reads {SCHEMA}")
+            raise ValueError(f"{folder / FP16_FILE} has schema {fields.get('schema')}, this program reads {SCHEMA}")
         try:
             fields["tensors"] = {
                 name: TensorSpec(tuple(t["shape"]), t["dtype"], t["layout"], tuple(t["graph_shape"]))
@@ -54,7 +53,7 @@ class HalfSpec:
             }
             return cls(**fields)
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{folder / HALF_FILE} is no specification of a half graph") from error
+            raise ValueError(f"{folder / FP16_FILE} is no specification of an fp16 graph") from error
 
     @property
     def rounding(self) -> float:
