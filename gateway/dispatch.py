@@ -17,7 +17,8 @@ from typing import TypeVar
 
 from gateway.images import Images
 from gateway.names import parse
-from gateway.tuning_queue import State, Taken
+from gateway.state import State
+from gateway.tuning_records import Taken
 from gateway.upstreams import Upstreams, unanswered
 from gateway.weight_files import WeightFiles
 from unitune import telemetry

@@ -6,7 +6,7 @@ A deletion does not wait for a sampler that stands still. Nobody can ask for the
 import asyncio
 import logging
 
-from gateway.tuning_queue import State
+from gateway.state import State
 from gateway.upstreams import Upstreams
 from unitune import telemetry
 from unitune.errors import UniTuneError

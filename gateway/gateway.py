@@ -17,7 +17,7 @@ from gateway.open_calls import OpenCalls
 from gateway.retention import Retention
 from gateway.sample_queue import SampleQueue
 from gateway.service import EditService, ImageService, ServerService, TuningService
-from gateway.state import SqliteState
+from gateway.state import State
 from gateway.tunings import Tunings
 from gateway.uploads import Uploads
 from gateway.upstreams import Upstreams
@@ -39,7 +39,7 @@ from unitune.weight_store import WeightStore
 class Gateway:
     """One gateway. It belongs to the event loop in which it was opened."""
 
-    def __init__(self, config: GatewayConfig, state: SqliteState, store: WeightStore) -> None:
+    def __init__(self, config: GatewayConfig, state: State, store: WeightStore) -> None:
         self._state = state
         self._upstreams = Upstreams(config.tuner, config.sampler, silence_s=config.silence_s)
         self._services = KnownServices(self._upstreams, state)
@@ -50,7 +50,7 @@ class Gateway:
         )
         evictions = Evictions(state, self._upstreams, retry_s=config.retry_s)
         tunings = Tunings(state, images, files, self._upstreams, self._dispatcher, evictions)
-        self.retention = Retention(state, state, images, store, keep_s=config.keep_unused_s)
+        self.retention = Retention(state, images, store, keep_s=config.keep_unused_s)
         self._results = EditResults()
         planner = Planner(tunings, images, self._upstreams)
         queue = SampleQueue(config.sample_streams)
@@ -74,7 +74,7 @@ class Gateway:
     async def open(cls, config: GatewayConfig) -> "Gateway":
         """Open the state and the store and begin to run what is queued. Raises OSError when either cannot be used."""
         store = WeightStore(config.store)
-        gateway = cls(config, await SqliteState.open(config.state), store)
+        gateway = cls(config, await State.open(config.state), store)
         await gateway._services.begin()
         gateway._tasks.append(asyncio.create_task(gateway._services.look_around(config.look_s)))
         return gateway

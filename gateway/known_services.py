@@ -7,7 +7,7 @@ accepts tunings as the one before it did.
 import asyncio
 import logging
 
-from gateway.tuning_queue import ServiceMemory
+from gateway.state import State
 from gateway.upstreams import Upstreams
 from unitune import telemetry
 from unitune.v1.sampler_pb2 import SamplerInfo
@@ -19,18 +19,18 @@ TUNER, SAMPLER = "tuner", "sampler"
 
 
 class KnownServices:
-    """What `upstreams` knows of both services, in step with `memory`."""
+    """What `upstreams` knows of both services, in step with `state`."""
 
-    def __init__(self, upstreams: Upstreams, memory: ServiceMemory) -> None:
+    def __init__(self, upstreams: Upstreams, state: State) -> None:
         self._upstreams = upstreams
-        self._memory = memory
+        self._state = state
         self._kept: dict[str, bytes] = {}
 
     async def begin(self) -> None:
         """Ask both once; of one that does not answer, know what an earlier process knew."""
         await self._ask()
         try:
-            self._kept = await self._memory.known()
+            self._kept = await self._state.known()
             if self._upstreams.known_tuner is None and TUNER in self._kept:
                 self._upstreams.known_tuner = TunerInfo.FromString(self._kept[TUNER])
             if self._upstreams.known_sampler is None and SAMPLER in self._kept:
@@ -54,5 +54,5 @@ class KnownServices:
     async def _keep(self) -> None:
         for name, info in ((TUNER, self._upstreams.known_tuner), (SAMPLER, self._upstreams.known_sampler)):
             if info is not None and (told := info.SerializeToString(deterministic=True)) != self._kept.get(name):
-                await self._memory.know(name, told)
+                await self._state.know(name, told)
                 self._kept[name] = told

@@ -11,7 +11,8 @@ import time
 
 from gateway.images import Images
 from gateway.names import Name, parse
-from gateway.tuning_queue import UNFINISHED, ServiceMemory, State
+from gateway.state import State
+from gateway.tuning_records import UNFINISHED
 from unitune import store_paths, telemetry
 from unitune.errors import DataLoss, FailedPrecondition, NotFound
 from unitune.weight_store import WeightStore
@@ -25,12 +26,9 @@ IDENTITY = "identity"  # of a state, under which it remembers its own
 class Retention:
     """Keeps the store of one gateway clean."""
 
-    def __init__(
-        self, state: State, memory: ServiceMemory, images: Images, store: WeightStore, *, keep_s: float
-    ) -> None:
+    def __init__(self, state: State, images: Images, store: WeightStore, *, keep_s: float) -> None:
         """`keep_s` is how long what nobody owns is kept; 0 keeps it for ever."""
         self._state = state
-        self._memory = memory
         self._images = images
         self._store = store
         self._keep_s = keep_s
@@ -73,10 +71,10 @@ class Retention:
         """
         if self._owns:
             return True
-        identity = (await self._memory.known()).get(IDENTITY)
+        identity = (await self._state.known()).get(IDENTITY)
         if identity is None:
             identity = secrets.token_hex(16).encode()
-            await self._memory.know(IDENTITY, identity)
+            await self._state.know(IDENTITY, identity)
         if await self._store.answer(self._store.has, OWNER):
             owner = await self._store.answer(self._store.get, OWNER)
         else:

@@ -1,15 +1,16 @@
 """One SQLite file that belongs to one process, and the one thread that touches it."""
 
 import asyncio
+import functools
 import logging
 import os
 import re
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from google.protobuf.message import DecodeError
 
@@ -25,6 +26,7 @@ _FIRST_TABLE = re.compile(r"CREATE TABLE (\w+)")
 _WAL_MAGIC = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")  # https://sqlite.org/fileformat.html#walformat
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class SqliteFile:
@@ -39,6 +41,7 @@ class SqliteFile:
         self._thread = thread
         self._reserve = path.with_name(f"{path.name}-reserve")
         self._has_remains = False
+        self._after_commit: list[Callable[[], None]] = []
 
     @classmethod
     async def open(cls, path: Path, schema: str, version: int, migrations: Mapping[int, str]) -> "SqliteFile":
@@ -66,10 +69,22 @@ class SqliteFile:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._connection.close)
         self._thread.shutdown()
 
-    async def run(self, work: Callable[[], T]) -> T:
-        """Run `work` on the thread. A caller that goes away leaves it running to its end: no half transactions."""
+    async def run(self, work: Callable[[], T], *, deletes: bool = False) -> T:
+        """Run `work` on the thread, and all its statements or none of them.
+
+        With `deletes` it works on a full disk, too, and leaves nothing of what it deletes in any file. A caller that
+        goes away leaves it running to its end: no half transactions.
+        """
+        loop = asyncio.get_running_loop()
+
+        def on_thread() -> T:
+            result = self._deletion(work) if deletes else self._transaction(work)
+            for callback in self._after_commit:
+                loop.call_soon_threadsafe(callback)
+            return result
+
         try:
-            return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, work))
+            return await asyncio.shield(loop.run_in_executor(self._thread, on_thread))
         except sqlite3.Error as error:
             telemetry.event(logger, "state failed", level=logging.ERROR, detail=str(error))
             raise state_error(error) from error
@@ -77,8 +92,16 @@ class SqliteFile:
             telemetry.failure(logger, "state damaged")
             raise DataLoss("what the server has stored is damaged", reason=STATE_CORRUPT) from error
 
-    def transaction(self, work: Callable[[], T]) -> T:
-        """On the thread: `work`, and all its statements or none of them."""
+    def sql(self, statement: str, *values: object) -> sqlite3.Cursor:
+        """On the thread, within a transaction: run one statement."""
+        return self._connection.execute(statement, values)
+
+    def after_commit(self, callback: Callable[[], None]) -> None:
+        """On the thread, within a transaction: have the event loop call this once it is committed."""
+        self._after_commit.append(callback)
+
+    def _transaction(self, work: Callable[[], T]) -> T:
+        self._after_commit = []
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             result = work()
@@ -92,16 +115,15 @@ class SqliteFile:
             self._wipe()
         return result
 
-    def deletion(self, work: Callable[[], T]) -> T:
-        """On the thread: a transaction that works on a full disk too, and leaves nothing of what it deletes."""
+    def _deletion(self, work: Callable[[], T]) -> T:
         self._has_remains = True
         try:
-            result = self.transaction(work)
+            result = self._transaction(work)
         except sqlite3.OperationalError as error:
             if not is_full(error):
                 raise
             self._reserve.unlink(missing_ok=True)
-            result = self.transaction(work)
+            result = self._transaction(work)
         self._make_reserve()
         return result
 
@@ -123,9 +145,29 @@ class SqliteFile:
             with suppress(OSError):
                 self._reserve.unlink(missing_ok=True)
 
-    def sql(self, statement: str, *values: object) -> sqlite3.Cursor:
-        """On the thread, within a transaction: run one statement."""
-        return self._connection.execute(statement, values)
+
+class _HasFile(Protocol):
+    file: SqliteFile
+
+
+S = TypeVar("S", bound=_HasFile)
+
+
+def operation(
+    work: Callable[Concatenate[S, P], T], *, deletes: bool = False
+) -> Callable[Concatenate[S, P], Awaitable[T]]:
+    """Make of a method one transaction on its object's file: it runs on the file's thread, and its caller awaits it."""
+
+    @functools.wraps(work)
+    async def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self.file.run(lambda: work(self, *args, **kwargs), deletes=deletes)
+
+    return call
+
+
+def deletion(work: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], Awaitable[T]]:
+    """As `operation`, as a part of a deletion: on a full disk, too, and nothing of what it deletes is left."""
+    return operation(work, deletes=True)
 
 
 def _open(path: Path, schema: str, version: int, migrations: Mapping[int, str]) -> sqlite3.Connection:

@@ -13,7 +13,8 @@ from gateway import validation
 from gateway.evictions import Evictions
 from gateway.images import Images
 from gateway.names import DEFAULT_TENANT, Name, new_id, parse, parse_parent
-from gateway.tuning_queue import UNFINISHED, CreateRequest, State
+from gateway.state import State
+from gateway.tuning_records import UNFINISHED, CreateRequest
 from gateway.upstreams import Upstreams, refuse_mismatch
 from gateway.weight_files import WeightFiles
 from unitune import telemetry, weights
@@ -282,12 +283,12 @@ class Tunings:
         Raises NotFound (TUNING_NOT_FOUND). Should the store fail half-way, the tuning can be deleted once more.
         """
         parse(name, "tunings")
-        cancelled = await self._state.change(name, _cancel, lambda now: TuningEvent(cancelled=now), deletes=True)
+        cancelled = await self._state.change_to_delete(name, _cancel, lambda now: TuningEvent(cancelled=now))
         tuning = _present(cancelled, name)
         digest = tuning.weights.digest
         if digest:
             await self._evictions.note(digest)
-        await self._state.change(name, _expire, deletes=True)
+        await self._state.change_to_delete(name, _expire)
         await self._runs.stop(name)
         await self._files.discard(name)
         await self._state.remove(name)
@@ -310,7 +311,7 @@ class Tunings:
                 except Exception:  # of one tuning: neither the others nor whoever makes a new one must wait for it
                     telemetry.failure(logger, "weights not discarded", tuning=name)
                     continue
-                await self._state.change(name, _expire, deletes=True)
+                await self._state.change_to_delete(name, _expire)
                 self._evictions.ring()  # whoever makes a new tuning does not wait for the sampler
                 telemetry.event(logger, "tuning expired", tuning=name)
 

@@ -8,7 +8,7 @@ import uuid
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from gateway.tuning_queue import KEPT_EVENTS
+from gateway.state import KEPT_EVENTS
 from gateway.tunings import tuning_key
 from tests.full_disk import read_only
 from tests.gateway.conftest import World, eventually, picture, refused, sha256

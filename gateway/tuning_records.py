@@ -1,0 +1,39 @@
+"""What the state takes and gives, beside the messages of the contract."""
+
+from typing import NamedTuple
+
+from unitune.v1.tuning_pb2 import Tuning, TuningEvent
+
+LIVE = (Tuning.STATE_QUEUED, Tuning.STATE_RUNNING, Tuning.STATE_READY)
+UNFINISHED = (Tuning.STATE_QUEUED, Tuning.STATE_RUNNING)
+
+
+class CreateRequest(NamedTuple):
+    """A caller's id for a creation, and a digest of what was asked, so that the id cannot mean two things."""
+
+    request_id: str
+    body: str
+
+
+class Page(NamedTuple):
+    """Tunings, the newest first; `after` continues the list, 0 if this was the end."""
+
+    tunings: list[Tuning]
+    after: int
+
+
+class Taken(NamedTuple):
+    """A tuning that is RUNNING from now on; `attempt` counts from 1."""
+
+    tuning: Tuning
+    attempt: int
+
+
+class Kept(NamedTuple):
+    """A tuning and its events after a sequence number. `last` is the newest event's number; `gap` means that some
+    that were asked for are no longer kept."""
+
+    tuning: Tuning
+    events: list[TuningEvent]
+    last: int
+    gap: bool
