@@ -1,4 +1,4 @@
-"""The story of an edit: resolve the target, find or make the tuning, stream its events, sample, done.
+"""One edit: resolve the target, find or make the tuning, stream its events, sample, done.
 
 accepted -> [tuning ...] -> loading -> step ... -> [warning] -> image ... -> done | failed | cancelled
 
@@ -15,7 +15,7 @@ from gateway.edit_plan import EditPlan, Planner, rare_tokens_before
 from gateway.edit_results import CancelledByOwner, EditResults, OpenEdit
 from gateway.kept_images import KeptImages
 from gateway.metadata import Metadata
-from gateway.relay import Relay
+from gateway.relay import Backlog, Relay
 from gateway.sample_queue import SampleQueue
 from gateway.tunings import Tunings
 from gateway.upstreams import Upstreams, unanswered
@@ -49,6 +49,7 @@ class Edits:
         self._results = results
         self._queue = queue
         self._heartbeat_s = heartbeat_s
+        self._backlog = Backlog()
 
     async def edit(self, request: EditRequest, timeout_s: float | None) -> AsyncGenerator[EditEvent, None]:
         """The events of one edit, the last of which is its only terminal one. Closing the generator stops it.
@@ -64,13 +65,14 @@ class Edits:
                 yield event
             return
         opened = self._results.begin(plan.tenant)
-        story = self._story(plan, opened, began, timeout_s)
+        # With a backlog an edit goes on while its reader does not, so that no turn at the sampler waits for a reader.
         opened.relay = Relay(
-            story,
+            self._events(plan, opened, began, timeout_s),
             silence_s=self._heartbeat_s,
             heartbeat=_heartbeat,
             size_of=EditEvent.ByteSize,
             lighten=_without_preview,
+            backlog=self._backlog,
         )
         try:
             async with aclosing(opened.relay.events()) as events:
@@ -89,7 +91,7 @@ class Edits:
         finally:
             opened.cancelled()  # unless it ended before its reader went away
 
-    async def _story(
+    async def _events(
         self, plan: EditPlan, opened: OpenEdit, began: float, timeout_s: float | None
     ) -> AsyncGenerator[EditEvent, None]:
         yield _accepted(plan, opened.edit.name)

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from gateway.relay import WAITING_BYTES, WAITING_EVENTS, Relay
-from unitune.errors import Cancelled
+from gateway import relay as relays
+from gateway.relay import WAITING_BYTES, WAITING_EVENTS, Backlog, Relay
+from unitune.errors import Cancelled, DeadlineExceeded
 from unitune.v1.edit_pb2 import EditEvent
 
 STOP = Cancelled("stopped", reason="STOPPED")
@@ -153,3 +154,49 @@ async def test_a_slow_reader_goes_without_previews() -> None:
     _, seen = await told(steps, lighten=lighten)
     assert [event.step.index for event in seen] == wanted
     assert seen[0].step.preview and not any(event.step.preview for event in seen[2:5])
+
+
+async def test_a_backlog_lets_an_edit_go_on_without_its_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that fits is emitted while nobody reads; it is counted until it is read, or nobody can read it any more."""
+    monkeypatch.setattr(relays, "BACKLOG_BYTES", 20 * WAITING_BYTES)
+    backlog = Backlog()
+    events = [image(3 * WAITING_BYTES) for _ in range(6)]
+    reached, seen = await told(events, backlog=backlog)
+    assert reached == 6 and seen == events and backlog.size_bytes == 0
+
+    async def source() -> AsyncGenerator[EditEvent, None]:
+        for event in events:
+            yield event
+
+    left = Relay(source(), silence_s=10, heartbeat=EditEvent, size_of=EditEvent.ByteSize, backlog=backlog)
+    async with aclosing(left.events()) as stream:
+        assert await anext(stream) == events[0]
+        await asyncio.sleep(0.05)
+        assert backlog.size_bytes > 17 * WAITING_BYTES
+    assert backlog.size_bytes == 0
+
+
+async def test_a_full_backlog_ends_the_slowest_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the memory of all readers full, one who does not read loses its events' source, and one who reads has all
+    of its own."""
+    monkeypatch.setattr(relays, "ALL_BACKLOG_BYTES", 8 * WAITING_BYTES)
+    monkeypatch.setattr(relays, "BEHIND_S", 0.2)
+    backlog = Backlog()
+    events = [image(3 * WAITING_BYTES) for _ in range(6)]
+
+    async def source() -> AsyncGenerator[EditEvent, None]:
+        for event in events:
+            yield event
+
+    def relay_of_images() -> AsyncGenerator[EditEvent, None]:
+        on_its_way = Relay(source(), silence_s=10, heartbeat=EditEvent, size_of=EditEvent.ByteSize, backlog=backlog)
+        return on_its_way.events()
+
+    asleep = relay_of_images()
+    assert await anext(asleep) == events[0]
+    assert [event async for event in relay_of_images()] == events
+    await asyncio.sleep(0.5)
+    assert backlog.size_bytes <= 8 * WAITING_BYTES
+    with pytest.raises(DeadlineExceeded) as caught:
+        assert [event async for event in asleep] == events[1:2]
+    assert caught.value.reason == "READER_TOO_SLOW" and backlog.size_bytes == 0
