@@ -16,7 +16,7 @@ from gateway.edit import Edits
 from gateway.edit_plan import Planner, check_words, in_field, warnings_of, words_of
 from gateway.edit_results import CancelledByOwner
 from gateway.images import Images
-from gateway.names import parse, parse_parent
+from gateway.names import DEFAULT_TENANT, parse, parse_parent
 from gateway.relay import Relay
 from gateway.tunings import Tunings
 from gateway.upstreams import Upstreams
@@ -187,7 +187,7 @@ class Comparisons:
             await self._images.find(name._replace(tenant=tenant or name.tenant))
         else:
             with in_field("image_data"):
-                await self._images.check(request.image_data)
+                await self._images.check(tenant or DEFAULT_TENANT, request.image_data)
 
 
 def bound(config: TuningConfig, prompt: str) -> str:

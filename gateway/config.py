@@ -3,9 +3,11 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gateway.sample_queue import MOST_STREAMS, STREAMS
 from unitune.serving import SILENCE_S
 
+# Streams at the sampler. It has few engines, and serves first who came first: what is there waits.
+SAMPLE_STREAMS = 4
+MAX_SAMPLE_STREAMS = 90  # below the 100 streams of one connection that HTTP/2 recommends a server to allow at least
 MAX_CONNECTION_AGE_S = 2_000_000  # gRPC counts it in milliseconds, in 31 bits
 
 
@@ -42,10 +44,10 @@ class GatewayConfig:
         },
     )
     sample_streams: int = field(
-        default=STREAMS,
+        default=SAMPLE_STREAMS,
         metadata={
             "env": "UNITUNE_SAMPLE_STREAMS",
-            "help": f"edits that are at the sampler at a time, 1 to {MOST_STREAMS}; others wait in the gateway",
+            "help": f"edits that are at the sampler at a time, 1 to {MAX_SAMPLE_STREAMS}; others wait in the gateway",
         },
     )
     keep_unused_s: float = field(
@@ -70,5 +72,5 @@ class GatewayConfig:
             )
         if self.keep_unused_s < 0:
             raise ValueError(f"UNITUNE_KEEP_UNUSED_S is {self.keep_unused_s:g}: it must be 0 or more")
-        if not 1 <= self.sample_streams <= MOST_STREAMS:
-            raise ValueError(f"UNITUNE_SAMPLE_STREAMS is {self.sample_streams}: it must be 1 to {MOST_STREAMS}")
+        if not 1 <= self.sample_streams <= MAX_SAMPLE_STREAMS:
+            raise ValueError(f"UNITUNE_SAMPLE_STREAMS is {self.sample_streams}: it must be 1 to {MAX_SAMPLE_STREAMS}")

@@ -13,10 +13,10 @@ from contextlib import aclosing
 
 from gateway.edit_plan import EditPlan, Planner, rare_tokens_before
 from gateway.edit_results import CancelledByOwner, EditResults, OpenEdit
+from gateway.fair_queue import FairQueue
 from gateway.kept_images import KeptImages
 from gateway.metadata import Metadata
 from gateway.relay import Backlog, Relay
-from gateway.sample_queue import SampleQueue
 from gateway.tunings import Tunings
 from gateway.upstreams import Upstreams, unanswered
 from unitune import telemetry
@@ -39,7 +39,7 @@ class Edits:
         tunings: Tunings,
         upstreams: Upstreams,
         results: EditResults,
-        queue: SampleQueue,
+        queue: FairQueue,
         *,
         heartbeat_s: float,
     ) -> None:

@@ -11,11 +11,11 @@ from gateway.edit import Edits
 from gateway.edit_plan import Planner
 from gateway.edit_results import EditResults
 from gateway.evictions import Evictions
+from gateway.fair_queue import FairQueue
 from gateway.images import Images
 from gateway.known_services import KnownServices
 from gateway.open_calls import OpenCalls
 from gateway.retention import Retention
-from gateway.sample_queue import SampleQueue
 from gateway.service import EditService, ImageService, ServerService, TuningService
 from gateway.state import State
 from gateway.tunings import Tunings
@@ -53,7 +53,8 @@ class Gateway:
         self.retention = Retention(state, images, store, keep_s=config.keep_unused_s)
         self._results = EditResults()
         planner = Planner(tunings, images, self._upstreams)
-        queue = SampleQueue(config.sample_streams)
+        # No edit waits in the transport, where it could be neither told of nor cancelled by itself.
+        queue = FairQueue(config.sample_streams)
         edits = Edits(planner, tunings, self._upstreams, self._results, queue, heartbeat_s=config.heartbeat_s)
         self._comparisons = Comparisons(
             planner, edits, tunings, images, self._upstreams, heartbeat_s=config.heartbeat_s

@@ -17,11 +17,12 @@ from weakref import WeakValueDictionary
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from gateway.fair_queue import FairQueue
 from gateway.names import DEFAULT_TENANT, Name, parse_parent
 from gateway.uploads import Upload
 from unitune import images, store_paths
 from unitune.errors import DataLoss, InvalidArgument, InvalidField, NotFound, ResourceExhausted, Unavailable
-from unitune.picture_check import PictureChecks
+from unitune.picture_check import CHILDREN, PictureChecks
 from unitune.picture_file import PictureInfo
 from unitune.picture_header import MAX_BYTES, refusal
 from unitune.v1.image_pb2 import Image, UploadImageRequest
@@ -37,6 +38,7 @@ class Images:
         self._store = store
         self._locks: WeakValueDictionary[Name, asyncio.Lock] = WeakValueDictionary()  # of pictures in somebody's hands
         self._checks = PictureChecks()
+        self._decoders = FairQueue(CHILDREN, CHILDREN)
 
     async def close(self) -> None:
         """End what checks pictures."""
@@ -53,17 +55,19 @@ class Images:
                 await held.enter_async_context(self._locks.setdefault(name, asyncio.Lock()))
             yield
 
-    async def check(self, data: bytes) -> PictureInfo:
-        """What a picture's file holds. Raises as `PictureChecks.picture` does."""
-        return await self._checks.picture(data)
+    async def check(self, tenant: str, data: bytes) -> PictureInfo:
+        """What a picture's file holds, once it is the tenant's turn. Raises as `PictureChecks.picture` does."""
+        async with self._decoders.turn(tenant):
+            return await self._checks.picture(data)
 
-    async def check_mask(self, data: bytes, picture: Image | PictureInfo, *, keeps: bool) -> None:
+    async def check_mask(self, tenant: str, data: bytes, picture: Image | PictureInfo, *, keeps: bool) -> None:
         """Raise InvalidArgument naming `mask`: as `PictureChecks.mask` does, for a mask of another size than the
         picture, and if nothing would be edited.
 
         `keeps` says that what is white is kept.
         """
-        mask = await self._checks.mask(data)
+        async with self._decoders.turn(tenant):
+            mask = await self._checks.mask(data)
         images.check_mask_size(mask.width, mask.height, (picture.height, picture.width))
         if mask.darkest == 255 if keeps else mask.brightest == 0:
             edited, kept = ("black", "white") if keeps else ("white", "black")
@@ -86,7 +90,7 @@ class Images:
                 pass
             except DataLoss:
                 await self.discard(name)
-        info = await self.check(data)
+        info = await self.check(tenant, data)
         about = {**asdict(info), "size_bytes": len(data), "create_s": time.time()}
         await self._store.answer(self._write, name, data, json.dumps(about).encode())
         return await self.find(name)

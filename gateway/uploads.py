@@ -18,8 +18,9 @@ RETRY_AFTER_S = 2.0
 class Upload:
     """The bytes of one upload that came so far."""
 
-    def __init__(self, uploads: "Uploads") -> None:
+    def __init__(self, uploads: "Uploads", limit: asyncio.Timeout) -> None:
         self._uploads = uploads
+        self._limit = limit
         self._data = bytearray()  # a list of tiny chunks would take many times their bytes
         self.size_bytes = 0
 
@@ -32,7 +33,8 @@ class Upload:
         self._data += chunk
 
     def whole(self) -> bytes:
-        """All of them, to be asked for once."""
+        """All of them, to be asked for once: from then on the upload's time is the server's own."""
+        self._limit.reschedule(None)
         data = bytes(self._data)
         self._data = bytearray()
         return data
@@ -51,16 +53,17 @@ class Uploads:
 
     @asynccontextmanager
     async def one(self) -> AsyncGenerator[Upload, None]:
-        """An upload, for as long as the block lasts: until its picture is checked and kept.
+        """An upload, for as long as the block lasts: until its picture is checked and kept. Its bytes come in time.
 
         Raises ResourceExhausted (TOO_MANY_UPLOADS), DeadlineExceeded (UPLOAD_TOO_SLOW).
         """
         if self._left == 0:
             raise _too_many()
         self._left -= 1
-        upload = Upload(self)
+        limit = asyncio.timeout(self._upload_s)
+        upload = Upload(self, limit)
         try:
-            async with asyncio.timeout(self._upload_s):
+            async with limit:
                 yield upload
         except TimeoutError:
             raise DeadlineExceeded(

@@ -25,7 +25,9 @@ from unitune.picture_header import MAX_BYTES, PNG, Header, header, refusal
 CHILDREN = 2
 DECODING_BYTES = 512 << 20  # of memory for all pictures that are decoded at once, and for each
 FILE_BYTES = 4 * MAX_BYTES  # of a child's memory beside that, for the file itself and its copies
-DEADLINE_S = 20.0  # the largest pictures take a few seconds, and others wait meanwhile
+# The largest pictures take a few seconds, and others wait meanwhile. A child that has computed for half of this is busy
+# with the picture; any other was held up, by its machine or by who stopped it.
+DEADLINE_S = 20.0
 RETRY_AFTER_S = 2.0
 
 _REQUEST = struct.Struct(">BI")  # what is asked, and how long the file is that follows
@@ -59,7 +61,7 @@ class PictureChecks:
 
     async def picture(self, data: bytes) -> PictureInfo:
         """What a picture's file holds, all of which decodes. Raises InvalidArgument as `picture_file.read` does, and
-        Unavailable when no process can be started.
+        Unavailable (BACKEND_DOWN) when no process can be started, or none is given its time.
         """
         head = header(data)
         found = await self._checked(_PICTURE, data, "image", head)
@@ -82,16 +84,19 @@ class PictureChecks:
                 field, "IMAGE_TOO_LARGE", shown, "it needs too much memory to be decoded; send a smaller copy"
             )
         async with self._space(head.checking_bytes), self._children:
-            code: int | None = None
             for is_last in (False, True):
                 child = await self._start() if is_last else await self._warm()
+                code, began_s = None, _computed_s(child)
                 try:
                     async with asyncio.timeout(self._deadline_s):
                         answer = await _ask(child, what, data)
                 except TimeoutError:
+                    computed_s = _computed_s(child) - began_s
                     await _end(child)
-                    remedy = f"it takes more than {self._deadline_s:g} seconds to be decoded; send a smaller copy"
-                    raise refusal(field, "IMAGE_TOO_LARGE", shown, remedy) from None
+                    if computed_s >= self._deadline_s / 2:
+                        remedy = f"it takes more than {self._deadline_s:g} seconds to be decoded; send a smaller copy"
+                        raise refusal(field, "IMAGE_TOO_LARGE", shown, remedy) from None
+                    continue
                 except (OSError, EOFError):
                     code = await _end(child)  # it may have died while it was idle: once more, in a fresh one
                     continue
@@ -102,6 +107,8 @@ class PictureChecks:
                 if "refused" in answer:
                     raise refusal(*answer["refused"])
                 return dict(answer)
+            if code is None:
+                raise _unavailable(f"a picture could not be checked within {self._deadline_s:g} seconds: try again")
             if code == -signal.SIGKILL:
                 remedy = "it needs more memory to be decoded than there is; send a smaller copy"
                 raise refusal(field, "IMAGE_TOO_LARGE", shown, remedy)
@@ -125,12 +132,7 @@ class PictureChecks:
                 start_new_session=True,  # an interrupt is for the service, which ends its children itself
             )
         except OSError as error:
-            raise Unavailable(
-                f"no process can be started to check the picture: {error.strerror}",
-                reason="BACKEND_DOWN",
-                metadata={"upstream": "picture decoder"},
-                retry_after_s=RETRY_AFTER_S,
-            ) from error
+            raise _unavailable(f"no process can be started to check the picture: {error.strerror}") from error
 
     @asynccontextmanager
     async def _space(self, size: int) -> AsyncIterator[None]:
@@ -155,6 +157,20 @@ async def _ask(child: asyncio.subprocess.Process, what: int, data: bytes) -> dic
     (size,) = _ANSWER.unpack(await child.stdout.readexactly(_ANSWER.size))
     answer: dict[str, Any] = json.loads(await child.stdout.readexactly(size))
     return answer
+
+
+def _computed_s(child: asyncio.subprocess.Process) -> float:
+    """The processor time that a child has had, in seconds; 0 where there is no /proc."""
+    try:
+        fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime and stime
+
+
+def _unavailable(problem: str) -> Unavailable:
+    metadata = {"upstream": "picture decoder"}
+    return Unavailable(problem, reason="BACKEND_DOWN", metadata=metadata, retry_after_s=RETRY_AFTER_S)
 
 
 async def _end(child: asyncio.subprocess.Process) -> int:

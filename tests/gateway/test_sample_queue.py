@@ -11,9 +11,10 @@ import grpc
 import pytest
 
 from gateway import relay
+from gateway.config import SAMPLE_STREAMS as STREAMS
 from gateway.config import GatewayConfig
+from gateway.fair_queue import FairQueue
 from gateway.open_calls import LONG_CALLS
-from gateway.sample_queue import STREAMS, SampleQueue
 from tests.gateway.conftest import World, eventually, picture, refused
 from unitune import settings
 from unitune.errors import from_status
@@ -23,7 +24,7 @@ from unitune.v1.edit_pb2 import CancelEditRequest, Edit, EditEvent, EditRequest,
 from unitune.v1.tuning_pb2 import DeleteTuningRequest
 
 
-async def take(queue: SampleQueue, tenant: str, order: list[str], go_on: asyncio.Event) -> None:
+async def take(queue: FairQueue, tenant: str, order: list[str], go_on: asyncio.Event) -> None:
     """Have one turn until `go_on`."""
     async with queue.turn(tenant):
         order.append(tenant)
@@ -32,7 +33,7 @@ async def take(queue: SampleQueue, tenant: str, order: list[str], go_on: asyncio
 
 async def test_tenants_take_turns_and_the_oldest_is_first() -> None:
     """With one stream the tenants are served in turn, and each one's edits in the order in which they came."""
-    queue, order = SampleQueue(1), list[str]()
+    queue, order = FairQueue(1), list[str]()
 
     async def one(name: str) -> None:
         async with queue.turn(name[0]):
@@ -45,7 +46,7 @@ async def test_tenants_take_turns_and_the_oldest_is_first() -> None:
 
 async def test_one_tenant_never_has_more_than_half() -> None:
     """200 edits of one tenant leave a place for another one's first; nobody has more than there are."""
-    queue, order, go_on = SampleQueue(8), list[str](), asyncio.Event()
+    queue, order, go_on = FairQueue(8), list[str](), asyncio.Event()
     tasks = [asyncio.create_task(take(queue, "a", order, go_on)) for _ in range(200)]
     await asyncio.sleep(0)
     tasks += [asyncio.create_task(take(queue, tenant, order, go_on)) for tenant in "bcdef"]
@@ -58,7 +59,7 @@ async def test_one_tenant_never_has_more_than_half() -> None:
 
 async def test_a_place_is_given_back_however_it_is_left() -> None:
     """Cancelled while it waits, in the moment in which its turn comes, or while it has it: no place is lost."""
-    queue, go_on = SampleQueue(2), asyncio.Event()
+    queue, go_on = FairQueue(2), asyncio.Event()
     order: list[str] = []
     tasks = [asyncio.create_task(take(queue, "a", order, go_on)) for _ in range(3)]
     await asyncio.sleep(0.01)

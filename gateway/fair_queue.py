@@ -1,8 +1,4 @@
-"""Edits that wait for the sampler: a bounded number of streams is open, and the others have their turn here.
-
-The bound lies below the streams that one HTTP/2 connection may have, so that no edit waits in the transport, where it
-could be neither told of nor cancelled by itself.
-"""
+"""Few places for many tenants: at the sampler, and at the processes that decode pictures."""
 
 import asyncio
 import time
@@ -10,29 +6,25 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
-STREAMS = 4  # of all tenants together; a sampler has few engines, and serves first who came first: what is there waits
-MOST_STREAMS = 90  # below the 100 streams of one connection that HTTP/2 recommends a server to allow at least
 
+class FairQueue:
+    """Places that tenants take in turn, within a tenant the oldest first."""
 
-class SampleQueue:
-    """Turns at the sampler: tenants in turn, within a tenant the oldest first.
-
-    One tenant has at most half of the turns at a time, so that another one's first edit finds a place.
-    """
-
-    def __init__(self, streams: int = STREAMS) -> None:
-        """Raises ValueError for less than one stream."""
-        if streams < 1:
-            raise ValueError(f"streams is {streams}: it must be 1 or more")
-        self._free = streams
-        self._most = max(1, streams // 2)  # of one tenant
+    def __init__(self, places: int, most_of_one: int | None = None) -> None:
+        """A tenant has at most `most_of_one` places at a time; half of them by default, so that another one's first
+        finds a place. Raises ValueError for less than one place.
+        """
+        if places < 1:
+            raise ValueError(f"places is {places}: it must be 1 or more")
+        self._free = places
+        self._most_of_one = most_of_one or max(1, places // 2)
         self._taken: Counter[str] = Counter()
         # A tenant that was served goes to the end.
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
     @property
     def num_waiting(self) -> int:
-        """Edits that wait for their turn."""
+        """How many wait for their turn."""
         return sum(len(line) for line in self._waiting.values())
 
     @asynccontextmanager
@@ -59,7 +51,7 @@ class SampleQueue:
 
     def _serve(self) -> None:
         while self._free > 0:
-            tenant = next((one for one in self._waiting if self._taken[one] < self._most), None)
+            tenant = next((one for one in self._waiting if self._taken[one] < self._most_of_one), None)
             if tenant is None:
                 return
             ticket = self._waiting[tenant][0]
