@@ -47,9 +47,13 @@ class Answering(grpc.aio.ServerInterceptor):
         # one whose answer nobody reads.
         take = _each if handler.request_streaming else _only
         return grpc.stream_stream_rpc_method_handler(
-            _answer(handler_call_details.method, inner, take),
+            _answer(handler_call_details.method, inner, take, handler.response_serializer),
             request_deserializer=_lenient(handler.request_deserializer),
-            response_serializer=handler.response_serializer,
+            # What `deadlines.write` sends is encoded already; a handler that writes by itself, such as health, sends
+            # messages.
+            response_serializer=lambda answer: (
+                answer if isinstance(answer, bytes) else handler.response_serializer(answer)
+            ),
         )
 
 
@@ -91,7 +95,7 @@ def _readable(request: Any) -> Any:
     return request
 
 
-def _answer(method: str, inner: Any, take: Any) -> Any:
+def _answer(method: str, inner: Any, take: Any, encode: Callable[[Any], bytes]) -> Any:
     """Writes the events itself rather than yielding them on: a write that fails then closes the generator at once,
     so that clean-up in its `finally` runs when the client goes and not when memory is next collected."""
 
@@ -101,11 +105,11 @@ def _answer(method: str, inner: Any, take: Any) -> Any:
             if inspect.isawaitable(answers):
                 answer = await answers
                 if answer is not None:  # else a handler of a stream that writes by itself
-                    await deadlines.write(context, answer)
+                    await deadlines.write(context, encode(answer))
                 return
             async with contextlib.aclosing(answers):
                 async for answer in answers:
-                    await deadlines.write(context, answer)
+                    await deadlines.write(context, encode(answer))
 
     return call
 
