@@ -62,7 +62,7 @@ class GatewayConfig:
     retry_s: float = 1.0  # wait before the tuner is asked again; doubles up to 16 times as much
     sweep_s: float = 15.0  # between two looks for tunings that expire, or that are RUNNING and run by nobody
     store_sweep_s: float = 900.0  # between two looks through the store for what nobody owns
-    look_s: float = 5.0  # between two questions to tuner and sampler what they are
+    poll_s: float = 5.0  # between two questions to tuner and sampler what they are
 
     def __post_init__(self) -> None:
         if self.connection_age_s != 0 and not 1 <= self.connection_age_s <= MAX_CONNECTION_AGE_S:

@@ -18,7 +18,7 @@ from typing import TypeVar
 from gateway.images import Images
 from gateway.names import parse
 from gateway.state import State
-from gateway.tuning_records import Taken
+from gateway.tuning_records import TakenTuning
 from gateway.upstreams import Upstreams, unanswered
 from gateway.weight_files import WeightFiles
 from unitune import telemetry
@@ -133,7 +133,7 @@ class Dispatcher:
             # Changes nothing unless it is still RUNNING, which nothing may be that nobody runs.
             await self._state.give_back(taken.tuning.name, lost=False)
 
-    async def _run(self, taken: Taken, tuner: TunerInfo) -> bool:
+    async def _run(self, taken: TakenTuning, tuner: TunerInfo) -> bool:
         """Run one attempt and record how it ended; whether the tuner was lost."""
         name = taken.tuning.name
         self._misses_progress = False
@@ -145,7 +145,7 @@ class Dispatcher:
                 telemetry.event(logger, "tuning lost", level=logging.WARNING, tuning=name, reason=error.reason)
                 # A tuner that can still say why it stops (it drains, its store is down) did not die.
                 is_lost = error.reason == "BACKEND_DOWN"
-                await self._insist(lambda: self._state.give_back(name, lost=is_lost), name)
+                await self._retry(lambda: self._state.give_back(name, lost=is_lost), name)
                 return True
             await self._failed(name, error)
         except Exception:
@@ -155,7 +155,7 @@ class Dispatcher:
             await self._ready(name, weights)
         return False
 
-    async def _attempt(self, taken: Taken, tuner: TunerInfo) -> WeightsRef:
+    async def _attempt(self, taken: TakenTuning, tuner: TunerInfo) -> WeightsRef:
         """The weights, in the store and verified. Raises whatever kept them from being made."""
         tuning = taken.tuning
         if tuner.base_model.digest != tuning.base_model:
@@ -172,7 +172,7 @@ class Dispatcher:
             path=self._files.path(tuning.name, taken.attempt),
             further_images=[await self._images.read(parse(name, "images")) for name in tuning.images],
         )
-        now = await self._insist(lambda: self._state.get(tuning.name), tuning.name)
+        now = await self._retry(lambda: self._state.get(tuning.name), tuning.name)
         if now is None or now.state != Tuning.STATE_RUNNING:  # cancelled before there was a run to stop
             raise asyncio.CancelledError
         async with aclosing(self._upstreams.run_tuning(request)) as events:
@@ -183,7 +183,7 @@ class Dispatcher:
                     case "done":
                         if (event.done.key, event.done.base_model) != (tuning.key, tuning.base_model):
                             raise Internal("the tuner made other weights than were asked for", reason="WRONG_WEIGHTS")
-                        await self._insist(partial(self._files.verify, event.done), tuning.name)
+                        await self._retry(partial(self._files.verify, event.done), tuning.name)
                         return event.done
                     case "failed":
                         raise from_status(event.failed)
@@ -203,7 +203,7 @@ class Dispatcher:
                 telemetry.failure(logger, "progress not written", tuning=name)
             self._misses_progress = True
 
-    async def _insist(self, work: Callable[[], Awaitable[T]], name: str) -> T:
+    async def _retry(self, work: Callable[[], Awaitable[T]], name: str) -> T:
         """Do `work` again until it succeeds: a run, and what it came to, must outlast a disk that is full for a while.
 
         Raises what it finds of the weights, DataLoss, at once.
@@ -233,7 +233,7 @@ class Dispatcher:
                 tuning.weights.CopyFrom(weights)
                 tuning.end_time.GetCurrentTime()
 
-        tuning = await self._insist(lambda: self._state.change(name, mutate, lambda now: TuningEvent(ready=now)), name)
+        tuning = await self._retry(lambda: self._state.change(name, mutate, lambda now: TuningEvent(ready=now)), name)
         is_ready = tuning is not None and tuning.weights.digest == weights.digest
         await self._discard(name, keep=weights.path if is_ready else "")
         if is_ready:
@@ -262,5 +262,5 @@ class Dispatcher:
                 tuning.end_time.GetCurrentTime()
 
         await self._discard(name)  # first: FAILED means that nothing is left, unless the store is down
-        await self._insist(lambda: self._state.change(name, mutate, lambda _: TuningEvent(failed=status)), name)
+        await self._retry(lambda: self._state.change(name, mutate, lambda _: TuningEvent(failed=status)), name)
         telemetry.event(logger, "tuning failed", level=logging.WARNING, tuning=name, reason=error.reason)

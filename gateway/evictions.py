@@ -24,21 +24,21 @@ class Evictions:
         self._state = state
         self._upstreams = upstreams
         self._retry_s = retry_s
-        self._bell = asyncio.Event()
+        self._noted = asyncio.Event()
         self._done: dict[str, asyncio.Event] = {}
 
     async def note(self, digest: str) -> None:
         """Remember that these weights are to be forgotten, whatever becomes of this process."""
         await self._state.add_eviction(digest)
 
-    def ring(self) -> None:
+    def start(self) -> None:
         """Have noted weights forgotten, without waiting for it."""
-        self._bell.set()
+        self._noted.set()
 
-    async def begin(self, digest: str) -> None:
+    async def finish(self, digest: str) -> None:
         """Have noted weights forgotten; returns when they are, or after a second, and then it goes on."""
         done = self._done.setdefault(digest, asyncio.Event())
-        self._bell.set()
+        self._noted.set()
         try:
             await asyncio.wait_for(done.wait(), ANSWER_S)
         except TimeoutError:
@@ -47,18 +47,18 @@ class Evictions:
     async def run(self) -> None:
         """Tell the sampler, for as long as it takes."""
         while True:
-            self._bell.clear()
+            self._noted.clear()
             try:
-                is_behind = not await self._tell_all()
+                is_behind = not await self._evict_all()
             except Exception:  # such as a state that cannot be read; the next round tries again
                 telemetry.failure(logger, "evictions failed")
                 is_behind = True
             if is_behind:
                 await asyncio.sleep(self._retry_s)
             else:
-                await self._bell.wait()
+                await self._noted.wait()
 
-    async def _tell_all(self) -> bool:
+    async def _evict_all(self) -> bool:
         """Whether nothing is left to be told."""
         for digest in await self._state.evictions():
             try:

@@ -28,24 +28,24 @@ class FairQueue:
         return sum(len(line) for line in self._waiting.values())
 
     @asynccontextmanager
-    async def turn(self, tenant: str) -> AsyncGenerator[float, None]:
+    async def place(self, tenant: str) -> AsyncGenerator[float, None]:
         """Wait for a turn and have it for as long as the block lasts; the seconds waited.
 
         Who is cancelled while waiting leaves the queue at once.
         """
         began = time.monotonic()
-        ticket: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(tenant, deque()).append(ticket)
+        entry: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(tenant, deque()).append(entry)
         self._serve()
         try:
-            await ticket
+            await entry
             yield time.monotonic() - began
         finally:
-            if ticket.done() and not ticket.cancelled():
+            if entry.done() and not entry.cancelled():
                 self._free += 1
                 self._taken[tenant] -= 1
             else:
-                self._leave(tenant, ticket)
+                self._leave(tenant, entry)
             self._taken += Counter()  # without the tenants that have none
             self._serve()
 
@@ -54,18 +54,18 @@ class FairQueue:
             tenant = next((one for one in self._waiting if self._taken[one] < self._most_of_one), None)
             if tenant is None:
                 return
-            ticket = self._waiting[tenant][0]
-            self._leave(tenant, ticket)
+            entry = self._waiting[tenant][0]
+            self._leave(tenant, entry)
             if tenant in self._waiting:
                 self._waiting.move_to_end(tenant)
-            if not ticket.done():  # one that was cancelled a moment ago gives nothing back
+            if not entry.done():  # one that was cancelled a moment ago gives nothing back
                 self._free -= 1
                 self._taken[tenant] += 1
-                ticket.set_result(None)
+                entry.set_result(None)
 
-    def _leave(self, tenant: str, ticket: "asyncio.Future[None]") -> None:
+    def _leave(self, tenant: str, entry: "asyncio.Future[None]") -> None:
         line = self._waiting.get(tenant)
-        if line is not None and ticket in line:
-            line.remove(ticket)
+        if line is not None and entry in line:
+            line.remove(entry)
             if not line:
                 del self._waiting[tenant]

@@ -77,7 +77,7 @@ class Gateway:
         store = WeightStore(config.store)
         gateway = cls(config, await State.open(config.state), store)
         await gateway._services.begin()
-        gateway._tasks.append(asyncio.create_task(gateway._services.look_around(config.look_s)))
+        gateway._tasks.append(asyncio.create_task(gateway._services.poll(config.poll_s)))
         return gateway
 
     def register(self, server: grpc.aio.Server) -> list[str]:
@@ -92,10 +92,10 @@ class Gateway:
     async def drain(self) -> None:
         """Begin nothing new, and end what would not end by itself."""
         self._dispatcher.pause()
-        why = Unavailable("the server is stopping; ask again", reason="DRAINING", retry_after_s=1.0)
-        self._tuning_service.end_watches(why)
-        self._comparisons.end(why)  # first: what waits is stopped next, and no other edit may begin in its place
-        self._results.end_waiting(why)
+        reason = Unavailable("the server is stopping; ask again", reason="DRAINING", retry_after_s=1.0)
+        self._tuning_service.end_watches(reason)
+        self._comparisons.end(reason)  # first: what waits is stopped next, and no other edit may begin in its place
+        self._results.end_waiting(reason)
 
     async def close(self) -> None:
         """Stop everything; a tuning that runs goes back into the queue."""

@@ -57,7 +57,7 @@ class Images:
 
     async def check(self, tenant: str, data: bytes) -> PictureInfo:
         """What a picture's file holds, once it is the tenant's turn. Raises as `PictureChecks.picture` does."""
-        async with self._decoders.turn(tenant):
+        async with self._decoders.place(tenant):
             return await self._checks.picture(data)
 
     async def check_mask(self, tenant: str, data: bytes, picture: Image | PictureInfo, *, keeps: bool) -> None:
@@ -66,7 +66,7 @@ class Images:
 
         `keeps` says that what is white is kept.
         """
-        async with self._decoders.turn(tenant):
+        async with self._decoders.place(tenant):
             mask = await self._checks.mask(data)
         images.check_mask_size(mask.width, mask.height, (picture.height, picture.width))
         if mask.darkest == 255 if keeps else mask.brightest == 0:
@@ -169,7 +169,7 @@ async def receive(requests: AsyncIterator[UploadImageRequest], upload: Upload) -
     if header.sha256 and header.sha256.lower() != digest.hexdigest():
         remedy = "the bytes that came have another digest; send the file again"
         raise InvalidArgument.of_field("header.sha256", header.sha256, remedy, reason="DIGEST_MISMATCH")
-    return tenant, upload.whole()
+    return tenant, upload.take_bytes()
 
 
 def _check_header(header: UploadImageRequest.Header) -> None:

@@ -38,7 +38,7 @@ class KnownServices:
         except Exception:  # nothing depends on it but requests that come before a service answers
             telemetry.failure(logger, "services not recalled")
 
-    async def look_around(self, every_s: float) -> None:
+    async def poll(self, every_s: float) -> None:
         """Ask both again and again."""
         while True:
             try:

@@ -23,7 +23,7 @@ class OpenCalls:
         self._open: Counter[str] = Counter()
 
     @contextmanager
-    def one(self, context: Any) -> Iterator[None]:
+    def count(self, context: Any) -> Iterator[None]:
         """Count a call for as long as the block lasts. Raises ResourceExhausted (TOO_MANY_CALLS)."""
         peer = context.peer()
         if self._open[peer] >= self._most:

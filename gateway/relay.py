@@ -29,7 +29,7 @@ EVENT_BYTES = 256  # of memory for an event beside its message's bytes
 BEHIND_S = 5.0
 BEHIND_BYTES_PER_S = 1 << 20
 LONGEST_BEHIND_S = 60.0
-LOOK_S = 0.1  # another reader may have freed memory
+POLL_S = 0.1  # another reader may have freed memory
 
 
 class Backlog:
@@ -86,10 +86,10 @@ class Relay(Generic[Event]):
             while not (self._task.done() and not self._waiting):
                 self._emitted.clear()
                 if not self._waiting:
-                    await self._something()
+                    await self._wait_for_event()
                 if self._waiting:
                     yield self._waiting[0][0]  # the reader has it until it asks for the next one
-                    self._take()
+                    self._pop()
                 elif not self._task.done():
                     yield self._heartbeat()
             failed = self._task.cancelled() or self._task.exception() is not None
@@ -100,9 +100,9 @@ class Relay(Generic[Event]):
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             while self._waiting:
-                self._take()
+                self._pop()
 
-    async def _something(self) -> None:
+    async def _wait_for_event(self) -> None:
         """Wait for an event, the generator's end, or too long a silence."""
         emitted = asyncio.ensure_future(self._emitted.wait())
         try:
@@ -128,7 +128,7 @@ class Relay(Generic[Event]):
     def _fits(self, size: int) -> bool:
         return not self._waiting or (len(self._waiting) < WAITING_EVENTS and self._size_bytes + size <= WAITING_BYTES)
 
-    def _take(self) -> None:
+    def _pop(self) -> None:
         _, size = self._waiting.popleft()
         self._count(-size)
         self._read_bytes += size
@@ -147,7 +147,7 @@ class Relay(Generic[Event]):
             return
         began = time.monotonic()
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._taken.wait(), LOOK_S)
+            await asyncio.wait_for(self._taken.wait(), POLL_S)
         self._behind_s += time.monotonic() - began
         if self._behind_s > min(BEHIND_S + self._read_bytes / BEHIND_BYTES_PER_S, LONGEST_BEHIND_S):
             raise DeadlineExceeded(

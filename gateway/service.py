@@ -53,7 +53,7 @@ class TuningService(tuning_pb2_grpc.TuningServiceServicer):
     async def WatchTuning(
         self, request: tuning_pb2.WatchTuningRequest, context: Any
     ) -> AsyncGenerator[tuning_pb2.TuningEvent, None]:
-        with self._calls.one(context):
+        with self._calls.count(context):
             story = self._tunings.watch(request.name, request.after_sequence)
             watch = Relay(
                 story,
@@ -83,10 +83,10 @@ class TuningService(tuning_pb2_grpc.TuningServiceServicer):
                 raise
         return Empty()
 
-    def end_watches(self, why: UniTuneError) -> None:
+    def end_watches(self, reason: UniTuneError) -> None:
         """End every watch so that its client resumes it elsewhere; a tuning may outlast any drain."""
         for watch in self._watches:
-            watch.stop(why)
+            watch.stop(reason)
 
 
 class ImageService(image_pb2_grpc.ImageServiceServicer):
@@ -101,8 +101,8 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
     async def UploadImage(
         self, request_iterator: AsyncIterator[image_pb2.UploadImageRequest], context: Any
     ) -> image_pb2.Image:
-        with self._calls.one(context):
-            async with self._uploads.one() as upload:
+        with self._calls.count(context):
+            async with self._uploads.admit() as upload:
                 tenant, data = await receive(request_iterator, upload)
                 return await self._images.keep(tenant, data)
 
@@ -121,7 +121,7 @@ class EditService(edit_pb2_grpc.EditServiceServicer):
         self._calls = calls
 
     async def Edit(self, request: edit_pb2.EditRequest, context: Any) -> AsyncGenerator[edit_pb2.EditEvent, None]:
-        with self._calls.one(context):
+        with self._calls.count(context):
             async with aclosing(self._edits.edit(request, context.time_remaining())) as events:
                 async for event in events:
                     yield event
@@ -129,7 +129,7 @@ class EditService(edit_pb2_grpc.EditServiceServicer):
     async def Compare(
         self, request: edit_pb2.CompareRequest, context: Any
     ) -> AsyncGenerator[edit_pb2.CompareEvent, None]:
-        with self._calls.one(context):
+        with self._calls.count(context):
             async with aclosing(self._comparisons.compare(request, context.time_remaining())) as events:
                 async for event in events:
                     yield event

@@ -20,7 +20,7 @@ from pathlib import Path
 from gateway.names import parse
 from gateway.sqlite_file import SqliteFile, deletion, operation
 from gateway.state_schema import MIGRATIONS, QUEUE, SCHEMA, SCHEMA_VERSION
-from gateway.tuning_records import LIVE, CreateRequest, Kept, Page, Taken
+from gateway.tuning_records import LIVE, CreateRequest, KeptEvents, Page, TakenTuning
 from unitune.errors import Internal, InvalidArgument, NotFound, to_status
 from unitune.v1.tuning_pb2 import Tuning, TuningEvent
 
@@ -163,7 +163,7 @@ class State:
         return self._sql(QUEUE).fetchone() is not None
 
     @operation
-    def take(self, tuner: str) -> Taken | None:
+    def take(self, tuner: str) -> TakenTuning | None:
         """Make the next tuning RUNNING and tell so in its events; None if none is QUEUED.
 
         `tuner` is the instance that will run it. What was lost with another instance has crashed with it; what crashed
@@ -188,7 +188,7 @@ class State:
             tuning.start_time.GetCurrentTime()
 
         self._change(name, start, lambda _: TuningEvent(started=TuningEvent.Started(attempt=attempt)))
-        return Taken(self._certain(name), attempt)
+        return TakenTuning(self._existing(name), attempt)
 
     @operation
     def give_back(self, name: str, *, lost: bool) -> None:
@@ -208,7 +208,7 @@ class State:
     # The events of each tuning.
 
     @operation
-    def read(self, name: str, after: int) -> Kept | None:
+    def read(self, name: str, after: int) -> KeptEvents | None:
         """The kept events with a sequence number above `after`; None if there is no such tuning."""
         row = self._sql("SELECT number, last_event, blob, position FROM tunings WHERE name = ?", name).fetchone()
         if row is None:
@@ -217,7 +217,7 @@ class State:
         rows = self._sql("SELECT blob FROM events WHERE tuning = ? AND sequence > ? ORDER BY sequence", number, after)
         events = [TuningEvent.FromString(event) for (event,) in rows]
         first = events[0].sequence if events else last + 1
-        return Kept(_tuning(blob, position), events, last, gap=first > after + 1)
+        return KeptEvents(_tuning(blob, position), events, last, gap=first > after + 1)
 
     async def wait(self, name: str, after: int) -> None:
         """Return once the tuning may have an event above `after`, or is gone. Call it after `read`, in a loop."""
@@ -302,7 +302,7 @@ class State:
         columns = (tuning.name, tenant, tuning.key, tuning.image, tuning.state, tuning.SerializeToString())
         self._sql("INSERT INTO tunings (name, tenant, key, image, state, blob) VALUES (?, ?, ?, ?, ?, ?)", *columns)
         self._renumber()
-        return self._certain(tuning.name)
+        return self._existing(tuning.name)
 
     def _change(self, name: str, mutate: Mutate, announce: Announce | None = None) -> Tuning | None:
         row = self._sql("SELECT number, blob, position FROM tunings WHERE name = ?", name).fetchone()
@@ -327,7 +327,7 @@ class State:
         if before != tuning.state:
             self._sql("UPDATE tunings SET position = NULL WHERE number = ?", number)
             self._renumber()
-        return self._certain(name)
+        return self._existing(name)
 
     def _give_back(self, name: str, *, lost: bool) -> None:
         """One that was lost keeps its tuner's instance for `_count_crashes`."""
@@ -396,7 +396,7 @@ class State:
         row = self._sql(f"SELECT blob, position FROM tunings WHERE {where}", *values).fetchone()
         return _tuning(*row) if row else None
 
-    def _certain(self, name: str) -> Tuning:
+    def _existing(self, name: str) -> Tuning:
         tuning = self._one("name = ?", name)
         assert tuning is not None  # written in this very transaction
         return tuning

@@ -22,14 +22,14 @@ class Page(NamedTuple):
     after: int
 
 
-class Taken(NamedTuple):
+class TakenTuning(NamedTuple):
     """A tuning that is RUNNING from now on; `attempt` counts from 1."""
 
     tuning: Tuning
     attempt: int
 
 
-class Kept(NamedTuple):
+class KeptEvents(NamedTuple):
     """A tuning and its events after a sequence number. `last` is the newest event's number; `gap` means that some
     that were asked for are no longer kept."""
 

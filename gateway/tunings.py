@@ -200,7 +200,7 @@ class Tunings:
     async def get(self, name: str) -> Tuning:
         """A tuning as it is now. Raises NotFound (TUNING_NOT_FOUND)."""
         parse(name, "tunings")
-        return _present(await self._state.get(name), name)
+        return _required(await self._state.get(name), name)
 
     async def with_weights(self, name: str) -> Tuning:
         """A tuning whose weights may be used. Raises NotFound (TUNING_NOT_FOUND, TUNING_EXPIRED)."""
@@ -226,7 +226,7 @@ class Tunings:
         """
         parse(name, "tunings")
         kept = await self._state.read(name, min(after, MAX_SEQUENCE))
-        _present(kept and kept.tuning, name)
+        _required(kept and kept.tuning, name)
         if kept is not None and after > kept.last:
             raise InvalidField("after_sequence", after, f"the last event so far is {kept.last}")
         while kept is not None:
@@ -252,7 +252,7 @@ class Tunings:
     async def cancel(self, name: str) -> Tuning:
         """Stop a tuning that is not at its end; the tuning afterwards. Raises NotFound (TUNING_NOT_FOUND)."""
         parse(name, "tunings")
-        tuning = _present(await self._state.change(name, _cancel, lambda now: TuningEvent(cancelled=now)), name)
+        tuning = _required(await self._state.change(name, _cancel, lambda now: TuningEvent(cancelled=now)), name)
         if tuning.state == Tuning.STATE_CANCELLED:
             await self._runs.stop(name)
             await self._files.discard(name)
@@ -275,7 +275,7 @@ class Tunings:
             if wanted.HasField("expire_time"):
                 tuning.expire_time.CopyFrom(wanted.expire_time)
 
-        return _present(await self._state.change(wanted.name, mutate), wanted.name)
+        return _required(await self._state.change(wanted.name, mutate), wanted.name)
 
     async def delete(self, name: str) -> None:
         """Cancel a tuning, discard its weights, forget it, and its image if no other tuning is of it.
@@ -284,7 +284,7 @@ class Tunings:
         """
         parse(name, "tunings")
         cancelled = await self._state.change_to_delete(name, _cancel, lambda now: TuningEvent(cancelled=now))
-        tuning = _present(cancelled, name)
+        tuning = _required(cancelled, name)
         digest = tuning.weights.digest
         if digest:
             await self._evictions.note(digest)
@@ -297,7 +297,7 @@ class Tunings:
                 if not await self._state.uses_image(image):
                     await self._images.discard(parse(image, "images"))
         if digest:
-            await self._evictions.begin(digest)
+            await self._evictions.finish(digest)
         telemetry.event(logger, "tuning deleted", tuning=name)
 
     async def expire(self) -> None:
@@ -312,7 +312,7 @@ class Tunings:
                     telemetry.failure(logger, "weights not discarded", tuning=name)
                     continue
                 await self._state.change_to_delete(name, _expire)
-                self._evictions.ring()  # whoever makes a new tuning does not wait for the sampler
+                self._evictions.start()  # whoever makes a new tuning does not wait for the sampler
                 telemetry.event(logger, "tuning expired", tuning=name)
 
     async def sweep(self, every_s: float) -> None:
@@ -362,7 +362,7 @@ def _is_past(tuning: Tuning) -> bool:
     return tuning.HasField("expire_time") and tuning.expire_time.ToMicroseconds() <= time.time() * 1e6
 
 
-def _present(tuning: Tuning | None, name: str) -> Tuning:
+def _required(tuning: Tuning | None, name: str) -> Tuning:
     if tuning is None:
         raise not_found(name)
     return tuning

@@ -32,7 +32,7 @@ class Upload:
         self.size_bytes += len(chunk)
         self._data += chunk
 
-    def whole(self) -> bytes:
+    def take_bytes(self) -> bytes:
         """All of them, to be asked for once: from then on the upload's time is the server's own."""
         self._limit.reschedule(None)
         data = bytes(self._data)
@@ -52,7 +52,7 @@ class Uploads:
         self._left = max_uploads
 
     @asynccontextmanager
-    async def one(self) -> AsyncGenerator[Upload, None]:
+    async def admit(self) -> AsyncGenerator[Upload, None]:
         """An upload, for as long as the block lasts: until its picture is checked and kept. Its bytes come in time.
 
         Raises ResourceExhausted (TOO_MANY_UPLOADS), DeadlineExceeded (UPLOAD_TOO_SLOW).

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 CALL_S = 3.0  # deadline of every call that is no stream; a service that just came back is waited for so long
 LOAD_S = 60.0  # but of loading weights, which for a large model is no quick answer, and which nobody waits for
 RETRY_AFTER_S = 2.0  # what a caller is told to wait when a service does not answer
-LOOKS = 15  # into a stream within the longest silence
+SILENCE_CHECKS = 15  # into a stream within the longest silence
 END_S = 1.0  # a stream that has told its end gets to end by itself
 
 _EOF = grpc.aio.EOF  # type: ignore[attr-defined]  # its stubs lack it
@@ -147,28 +147,28 @@ class Upstreams:
             raise self._translated(upstream, error) from None
         finally:
             if kind in _LAST_EVENTS and not call.done():  # a stream that is cut here would be logged as cancelled there
-                await _ended(call)
+                await _read_to_end(call)
             call.cancel()
 
     async def _next_event(self, upstream: str, call: Any) -> Any:
         reading = asyncio.ensure_future(call.read())
         try:
             # In several looks: while this process itself stood still, one of them at most passed.
-            for _ in range(LOOKS):
-                await asyncio.wait({reading}, timeout=self._silence_s / LOOKS)
+            for _ in range(SILENCE_CHECKS):
+                await asyncio.wait({reading}, timeout=self._silence_s / SILENCE_CHECKS)
                 if reading.done():
                     return reading.result()
         finally:
             if not reading.cancel() and not reading.cancelled():
                 reading.exception()  # now seen, should the reader be cancelled in this very moment
-        self._is_silent(upstream, f"no event for {self._silence_s:g} seconds")
+        self._log_silence(upstream, f"no event for {self._silence_s:g} seconds")
         raise unanswered(upstream)
 
     def _translated(self, upstream: str, error: grpc.aio.AioRpcError) -> UniTuneError:
         status = rpc_status.from_call(cast(grpc.Call, error))
         if status is not None:
             return from_status(status)
-        self._is_silent(upstream, error.details() or "", error.code().name)
+        self._log_silence(upstream, error.details() or "", error.code().name)
         if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:  # the only cause without details: a message's size
             return ResourceExhausted(
                 f"a message to or from the {upstream} is larger than it may be",
@@ -177,7 +177,7 @@ class Upstreams:
             )
         return unanswered(upstream)
 
-    def _is_silent(self, upstream: str, detail: str, code: str = "") -> None:
+    def _log_silence(self, upstream: str, detail: str, code: str = "") -> None:
         """Write to the log, once until it answers again, that a service does not."""
         if upstream not in self._silent:
             self._silent.add(upstream)
@@ -185,7 +185,7 @@ class Upstreams:
             telemetry.event(logger, problem, level=logging.WARNING, upstream=upstream, code=code, detail=detail)
 
 
-async def _ended(call: Any) -> None:
+async def _read_to_end(call: Any) -> None:
     """Read a stream whose last event has come to its end."""
     with contextlib.suppress(grpc.aio.AioRpcError, TimeoutError):
         async with asyncio.timeout(END_S):

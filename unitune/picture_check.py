@@ -55,8 +55,8 @@ class PictureChecks:
         self._deadline_s = deadline_s
         self._children = asyncio.Semaphore(CHILDREN)
         self._idle: list[asyncio.subprocess.Process] = []
-        self._turn = asyncio.Lock()  # who came first is served first, however large the picture
-        self._room = asyncio.Condition()
+        self._order = asyncio.Lock()  # who came first is served first, however large the picture
+        self._freed = asyncio.Condition()
         self._decoding_bytes = 0
 
     async def picture(self, data: bytes) -> PictureInfo:
@@ -137,15 +137,15 @@ class PictureChecks:
     @asynccontextmanager
     async def _space(self, size: int) -> AsyncIterator[None]:
         """So many bytes of all that may be decoded at once."""
-        async with self._turn, self._room:
-            await self._room.wait_for(lambda: self._decoding_bytes + size <= DECODING_BYTES)
+        async with self._order, self._freed:
+            await self._freed.wait_for(lambda: self._decoding_bytes + size <= DECODING_BYTES)
             self._decoding_bytes += size
         try:
             yield
         finally:
             self._decoding_bytes -= size
-            async with self._room:
-                self._room.notify_all()
+            async with self._freed:
+                self._freed.notify_all()
 
 
 async def _ask(child: asyncio.subprocess.Process, what: int, data: bytes) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from unitune.v1.tuning_pb2 import DeleteTuningRequest
 
 async def take(queue: FairQueue, tenant: str, order: list[str], go_on: asyncio.Event) -> None:
     """Have one turn until `go_on`."""
-    async with queue.turn(tenant):
+    async with queue.place(tenant):
         order.append(tenant)
         await go_on.wait()
 
@@ -36,7 +36,7 @@ async def test_tenants_take_turns_and_the_oldest_is_first() -> None:
     queue, order = FairQueue(1), list[str]()
 
     async def one(name: str) -> None:
-        async with queue.turn(name[0]):
+        async with queue.place(name[0]):
             order.append(name)
             await asyncio.sleep(0)
 

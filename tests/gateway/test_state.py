@@ -173,7 +173,7 @@ async def test_old_events_are_pruned(state: State) -> None:
     assert (await state.read(made.name, last - KEPT_EVENTS - 1)).gap
 
 
-async def test_wait_returns_when_there_is_something(state: State) -> None:
+async def test_wait_returns_when_there_is_wait_for_event(state: State) -> None:
     """A waiter wakes for its own tuning's event, also for one that came between its read and its wait."""
     one, two = await state.create(tuning(key="1"), None), await state.create(tuning(key="2"), None)
     waiting = asyncio.create_task(state.wait(one.name, 1))
