@@ -1,6 +1,6 @@
-"""Weights that the sampler must forget: told to it until it has, across restarts of both.
+"""Weights that the sampler must forget. It is asked until it has, across restarts of both services.
 
-A deletion does not wait for a sampler that stands still. Nobody can ask for these weights meanwhile.
+A deletion does not wait for a sampler that stands still. Meanwhile nobody can ask for these weights.
 """
 
 import asyncio
@@ -13,11 +13,11 @@ from unitune.errors import UniTuneError
 
 logger = logging.getLogger(__name__)
 
-ANSWER_S = 1.0  # that a deletion waits for a sampler that answers at once, as it mostly does
+ANSWER_S = 1.0  # that a deletion waits; a sampler mostly answers at once
 
 
 class Evictions:
-    """What is to be forgotten, in the state; one task tells it."""
+    """The weights to forget, kept in the state. One task asks the sampler."""
 
     def __init__(self, state: State, upstreams: Upstreams, *, retry_s: float) -> None:
         """`retry_s` is the wait before a sampler that did not answer is asked again."""
@@ -28,15 +28,15 @@ class Evictions:
         self._done: dict[str, asyncio.Event] = {}
 
     async def note(self, digest: str) -> None:
-        """Remember that these weights are to be forgotten, whatever becomes of this process."""
+        """Remember in the state that these weights must be forgotten."""
         await self._state.add_eviction(digest)
 
     def start(self) -> None:
-        """Have noted weights forgotten, without waiting for it."""
+        """Have the noted weights forgotten, without waiting."""
         self._noted.set()
 
     async def finish(self, digest: str) -> None:
-        """Have noted weights forgotten; returns when they are, or after a second, and then it goes on."""
+        """Have the noted weights forgotten. Wait for it for at most a second; it goes on afterwards."""
         done = self._done.setdefault(digest, asyncio.Event())
         self._noted.set()
         try:
@@ -45,7 +45,7 @@ class Evictions:
             telemetry.event(logger, "sampler still to forget weights", level=logging.WARNING, digest=digest)
 
     async def run(self) -> None:
-        """Tell the sampler, for as long as it takes."""
+        """Ask the sampler for as long as it takes."""
         while True:
             self._noted.clear()
             try:
@@ -59,7 +59,7 @@ class Evictions:
                 await self._noted.wait()
 
     async def _evict_all(self) -> bool:
-        """Whether nothing is left to be told."""
+        """True if nothing is left to be forgotten."""
         for digest in await self._state.evictions():
             try:
                 await self._upstreams.evict(digest)

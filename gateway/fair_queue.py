@@ -11,8 +11,9 @@ class FairQueue:
     """Places that tenants take in turn, within a tenant the oldest first."""
 
     def __init__(self, places: int, most_of_one: int | None = None) -> None:
-        """A tenant has at most `most_of_one` places at a time; half of them by default, so that another one's first
-        finds a place. Raises ValueError for less than one place.
+        """A tenant has at most `most_of_one` places at a time. The default is half of them, so others find some.
+
+        Raises ValueError for less than one place.
         """
         if places < 1:
             raise ValueError(f"places is {places}: it must be 1 or more")
@@ -24,14 +25,14 @@ class FairQueue:
 
     @property
     def num_waiting(self) -> int:
-        """How many wait for their turn."""
+        """How many wait for a place."""
         return sum(len(line) for line in self._waiting.values())
 
     @asynccontextmanager
     async def place(self, tenant: str) -> AsyncGenerator[float, None]:
-        """Wait for a turn and have it for as long as the block lasts; the seconds waited.
+        """Wait for a place and have it for the block; the seconds waited.
 
-        Who is cancelled while waiting leaves the queue at once.
+        A caller that is cancelled while it waits leaves the queue at once.
         """
         began = time.monotonic()
         entry: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -58,7 +59,7 @@ class FairQueue:
             self._leave(tenant, entry)
             if tenant in self._waiting:
                 self._waiting.move_to_end(tenant)
-            if not entry.done():  # one that was cancelled a moment ago gives nothing back
+            if not entry.done():  # one that was just cancelled would not give the place back
                 self._free -= 1
                 self._taken[tenant] += 1
                 entry.set_result(None)

@@ -1,4 +1,4 @@
-"""All parts of the gateway, put together."""
+"""Puts the parts of the gateway together."""
 
 import asyncio
 
@@ -53,7 +53,7 @@ class Gateway:
         self.retention = Retention(state, images, store, keep_s=config.keep_unused_s)
         self._results = EditResults()
         planner = Planner(tunings, images, self._upstreams)
-        # No edit waits in the transport, where it could be neither told of nor cancelled by itself.
+        # No edit waits in the transport, where it would have no heartbeat and could not be cancelled alone.
         queue = FairQueue(config.sample_streams)
         edits = Edits(planner, tunings, self._upstreams, self._results, queue, heartbeat_s=config.heartbeat_s)
         self._comparisons = Comparisons(
@@ -90,15 +90,15 @@ class Gateway:
         return [service.full_name for module in modules for service in module.DESCRIPTOR.services_by_name.values()]
 
     async def drain(self) -> None:
-        """Begin nothing new, and end what would not end by itself."""
+        """Begin nothing new, and end what could last longer than the drain."""
         self._dispatcher.pause()
         reason = Unavailable("the server is stopping; ask again", reason="DRAINING", retry_after_s=1.0)
         self._tuning_service.end_watches(reason)
-        self._comparisons.end(reason)  # first: what waits is stopped next, and no other edit may begin in its place
+        self._comparisons.end(reason)  # first, so that no edit begins in place of one that is stopped next
         self._results.end_waiting(reason)
 
     async def close(self) -> None:
-        """Stop everything; a tuning that runs goes back into the queue."""
+        """Stop everything. A tuning that runs goes back into the queue."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

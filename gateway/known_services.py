@@ -1,7 +1,7 @@
-"""What is known of tuner and sampler: asked again and again, and kept in the state for the next process.
+"""What is known of tuner and sampler: polled, and kept in the state for the next process.
 
-So what is known of them is never old and needs no waiting for, and a gateway that starts while its tuner is away
-accepts tunings as the one before it did.
+So the knowledge is recent, and no request waits for it. A gateway that starts without its tuner accepts tunings as the
+process before it did.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ TUNER, SAMPLER = "tuner", "sampler"
 
 
 class KnownServices:
-    """What `upstreams` knows of both services, in step with `state`."""
+    """Keeps what `upstreams` knows of both services up to date, and in the state."""
 
     def __init__(self, upstreams: Upstreams, state: State) -> None:
         self._upstreams = upstreams
@@ -27,7 +27,7 @@ class KnownServices:
         self._kept: dict[str, bytes] = {}
 
     async def begin(self) -> None:
-        """Ask both once; of one that does not answer, know what an earlier process knew."""
+        """Ask both once. If one does not answer, use what an earlier process knew of it."""
         await self._ask()
         try:
             self._kept = await self._state.known()
@@ -35,11 +35,11 @@ class KnownServices:
                 self._upstreams.known_tuner = TunerInfo.FromString(self._kept[TUNER])
             if self._upstreams.known_sampler is None and SAMPLER in self._kept:
                 self._upstreams.known_sampler = SamplerInfo.FromString(self._kept[SAMPLER])
-        except Exception:  # nothing depends on it but requests that come before a service answers
+        except Exception:  # it matters only to requests that come before a service answers
             telemetry.failure(logger, "services not recalled")
 
     async def poll(self, every_s: float) -> None:
-        """Ask both again and again."""
+        """Ask both at intervals."""
         while True:
             try:
                 await self._keep()

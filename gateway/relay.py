@@ -16,16 +16,15 @@ from unitune.errors import DeadlineExceeded, UniTuneError
 
 Event = TypeVar("Event")
 
-# Between generator and reader, that which the reader has now included. One event may be larger than all bytes; then it
-# is alone.
+# Between generator and reader, including the event that the reader has now. A larger event waits alone.
 WAITING_EVENTS = 4
 WAITING_BYTES = 1 << 20
 
-BACKLOG_BYTES = 128 << 20  # for one slow reader beyond that; the largest pictures are some 100 MB
-ALL_BACKLOG_BYTES = 256 << 20  # for all of them
+BACKLOG_BYTES = 128 << 20  # for one slow reader beyond that
+ALL_BACKLOG_BYTES = 256 << 20  # for all slow readers together
 EVENT_BYTES = 256  # of memory for an event beside its message's bytes
-# A generator that finds the backlog full waits for its reader for so long in all: BEHIND_S, and longer for a reader who
-# takes BEHIND_BYTES_PER_S, up to LONGEST_BEHIND_S.
+# A generator that finds the backlog full waits for its reader. In all it waits for BEHIND_S, longer if the reader takes
+# BEHIND_BYTES_PER_S, and for LONGEST_BEHIND_S at most.
 BEHIND_S = 5.0
 BEHIND_BYTES_PER_S = 1 << 20
 LONGEST_BEHIND_S = 60.0
@@ -33,7 +32,7 @@ POLL_S = 0.1  # another reader may have freed memory
 
 
 class Backlog:
-    """Memory for the events that wait for slow readers, shared by many relays."""
+    """Memory for events that wait for slow readers, shared by many relays."""
 
     def __init__(self) -> None:
         self.size_bytes = 0
@@ -44,7 +43,7 @@ class Backlog:
 
 
 class Relay(Generic[Event]):
-    """One generator on its way to one reader."""
+    """Passes the events of one generator to one reader."""
 
     def __init__(
         self,
@@ -76,7 +75,7 @@ class Relay(Generic[Event]):
         self._reason: UniTuneError | None = None
 
     def stop(self, reason: UniTuneError) -> None:
-        """End the generator now; its reader gets what was emitted, then `reason`. One that has ended stays so."""
+        """End the generator now. Its reader gets what was emitted, then `reason`. After its end it has no effect."""
         self._reason = self._reason or reason  # also in place of an error that the reader has not seen yet
         self._task.cancel()
 
@@ -140,7 +139,7 @@ class Relay(Generic[Event]):
             self._backlog.size_bytes += size
 
     async def _wait_for_reader(self) -> None:
-        """Until it took something; with a backlog only a moment. Raises DeadlineExceeded (READER_TOO_SLOW)."""
+        """Wait until the reader took an event; with a backlog for POLL_S. Raises DeadlineExceeded (READER_TOO_SLOW)."""
         self._taken.clear()
         if self._backlog is None:
             await self._taken.wait()

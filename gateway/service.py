@@ -1,4 +1,4 @@
-"""The edge: the public services, each method a request in and an answer out."""
+"""The public services: one method for each call of the contract."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
@@ -54,9 +54,8 @@ class TuningService(tuning_pb2_grpc.TuningServiceServicer):
         self, request: tuning_pb2.WatchTuningRequest, context: Any
     ) -> AsyncGenerator[tuning_pb2.TuningEvent, None]:
         with self._calls.count(context):
-            story = self._tunings.watch(request.name, request.after_sequence)
             watch = Relay(
-                story,
+                self._tunings.watch(request.name, request.after_sequence),
                 silence_s=self._heartbeat_s,
                 heartbeat=_heartbeat,
                 size_of=tuning_pb2.TuningEvent.ByteSize,
@@ -84,7 +83,7 @@ class TuningService(tuning_pb2_grpc.TuningServiceServicer):
         return Empty()
 
     def end_watches(self, reason: UniTuneError) -> None:
-        """End every watch so that its client resumes it elsewhere; a tuning may outlast any drain."""
+        """End every watch, so that its client resumes it elsewhere. A tuning may outlast any drain."""
         for watch in self._watches:
             watch.stop(reason)
 
@@ -147,7 +146,7 @@ class EditService(edit_pb2_grpc.EditServiceServicer):
 
 
 class ServerService(server_pb2_grpc.ServerServiceServicer):
-    """What this server is, from what tuner and sampler last said."""
+    """Describes this server, from the last answers of tuner and sampler."""
 
     def __init__(self, upstreams: Upstreams) -> None:
         self._upstreams = upstreams

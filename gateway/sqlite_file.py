@@ -1,4 +1,4 @@
-"""One SQLite file that belongs to one process, and the one thread that touches it."""
+"""One SQLite file that belongs to one process, and the one thread that uses it."""
 
 import asyncio
 import functools
@@ -20,7 +20,7 @@ from unitune.system_errors import REMEDY_FOR_DAMAGE, is_full, sentence, sqlite_s
 
 logger = logging.getLogger(__name__)
 
-# SQLite needs space to delete: the changed pages go into its journal first. A file of this size is given up for that.
+# SQLite writes pages into its journal before it deletes. A file of this size is deleted to make space for that.
 RESERVE_BYTES = 1 << 20
 _FIRST_TABLE = re.compile(r"CREATE TABLE (\w+)")
 _WAL_MAGIC = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")  # https://sqlite.org/fileformat.html#walformat
@@ -30,10 +30,10 @@ P = ParamSpec("P")
 
 
 class SqliteFile:
-    """Transactions on one thread, in the order in which they were asked for.
+    """Runs transactions on one thread, in the order of the calls.
 
-    What a transaction meets becomes ResourceExhausted (STATE_FULL), Unavailable (STATE_DOWN) or DataLoss
-    (STATE_CORRUPT); the log has SQLite's own words.
+    An error of SQLite becomes ResourceExhausted (STATE_FULL), Unavailable (STATE_DOWN) or DataLoss (STATE_CORRUPT). The
+    log has SQLite's own words.
     """
 
     def __init__(self, connection: sqlite3.Connection, thread: ThreadPoolExecutor, path: Path) -> None:
@@ -47,9 +47,9 @@ class SqliteFile:
     async def open(cls, path: Path, schema: str, version: int, migrations: Mapping[int, str]) -> "SqliteFile":
         """Open the file, making it by `schema` if it is missing or empty.
 
-        `migrations` holds the statements that bring a version to the next. Raises OSError, with a path and a remedy,
-        when another process has the file, or it is no SQLite file, or damaged, or cannot be written, or its version is
-        none that can be brought to this one.
+        `migrations` holds the statements that bring each version to the next. Raises OSError with path and remedy when
+        another process has the file, when it is no SQLite file, damaged or not writable, and for a version that cannot
+        be brought to this one.
         """
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="state")
         try:
@@ -70,10 +70,10 @@ class SqliteFile:
         self._thread.shutdown()
 
     async def run(self, work: Callable[[], T], *, deletes: bool = False) -> T:
-        """Run `work` on the thread, and all its statements or none of them.
+        """Run `work` on the thread as one transaction.
 
-        With `deletes` it works on a full disk, too, and leaves nothing of what it deletes in any file. A caller that
-        goes away leaves it running to its end: no half transactions.
+        With `deletes` it works on a full disk, too, and nothing of what it deletes is left in any file. The transaction
+        runs to its end even if its caller is cancelled.
         """
         loop = asyncio.get_running_loop()
 
@@ -107,7 +107,7 @@ class SqliteFile:
             result = work()
             self._connection.execute("COMMIT")
         except BaseException:
-            # A full disk may have rolled it back already, or leave it open when COMMIT fails: all later ones would.
+            # On a full disk SQLite may have rolled it back already. Or COMMIT fails and leaves it open.
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise
@@ -128,13 +128,13 @@ class SqliteFile:
         return result
 
     def _wipe(self) -> None:
-        """Empty the journal, which holds earlier states of the changed pages. What cannot be done now is done later."""
+        """Empty the journal, which holds earlier states of the changed pages, or leave that to a later transaction."""
         with suppress(sqlite3.Error):
             is_busy, _, _ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             self._has_remains = bool(is_busy)
 
     def _make_reserve(self) -> None:
-        """Fill the reserve, if there is space. Of zeros some file systems would keep nothing."""
+        """Fill the reserve, if there is space. It is random bytes: some file systems store no zeros."""
         if self._reserve.exists():
             return
         try:
@@ -166,7 +166,7 @@ def operation(
 
 
 def deletion(work: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], Awaitable[T]]:
-    """As `operation`, as a part of a deletion: on a full disk, too, and nothing of what it deletes is left."""
+    """The same for a part of a deletion: it works on a full disk, and nothing of what it deletes is left."""
     return operation(work, deletes=True)
 
 
@@ -182,7 +182,7 @@ def _open(path: Path, schema: str, version: int, migrations: Mapping[int, str]) 
         connection.execute("PRAGMA journal_mode = WAL")
         # A killed process loses nothing; a power failure may lose the last moment, but never tears the file.
         connection.execute("PRAGMA synchronous = NORMAL")
-        # What is deleted is overwritten, and nothing is written outside of the state's folder.
+        # Deleted data is overwritten, and nothing is written outside of the state's folder.
         connection.execute("PRAGMA secure_delete = ON")
         connection.execute("PRAGMA temp_store = MEMORY")
         problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
@@ -217,7 +217,7 @@ def _refuse_foreign(path: Path, schema: str) -> None:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         finally:
             connection.close()
-    except sqlite3.Error:  # there is none yet, or it is told when it is opened
+    except sqlite3.Error:  # there is no file yet, or opening it will raise the error
         return
     if tables and (version == 0 or (first is not None and first[1] not in tables)):
         raise sqlite3.DatabaseError("it is a database of another program; name another file")

@@ -1,9 +1,9 @@
-"""All that the gateway remembers across restarts, in one SQLite file: no daemon, and a killed process loses nothing.
+"""All that the gateway remembers across restarts, in one SQLite file.
 
-It holds the tunings with their queue and their events, what tuner and sampler last said of themselves, and the weights
+The file holds the tunings with their queue and their events, the last answers of tuner and sampler, and the weights
 that the sampler must still forget. Each operation is one transaction, so that:
 
-- A change of a tuning and the event that tells it happen together or not at all.
+- A change of a tuning and its event are written together or not at all.
 - A tuning has at most one terminal event, and it is the last.
 - One key has at most one live tuning (QUEUED, RUNNING or READY) in a tenant.
 - Nothing that was acknowledged is forgotten when the process is killed.
@@ -26,8 +26,8 @@ from unitune.v1.tuning_pb2 import Tuning, TuningEvent
 
 KEPT_EVENTS = 512  # of one tuning; a later watcher gets a snapshot in place of older ones
 REQUESTS_KEPT_S = 24 * 3600.0
-# Deaths of the tuner under one tuning, until it is FAILED rather than tried again. A run that got further than any
-# before it begins the count anew: what ended the others did not end this one.
+# Deaths of the tuner with one tuning until that is FAILED. A run that got further than all before it resets the count,
+# because it survived what ended the others.
 MAX_CRASHES = 3
 
 Mutate = Callable[[Tuning], None]
@@ -40,7 +40,7 @@ class State:
     def __init__(self, file: SqliteFile) -> None:
         self.file = file
         self._sql = file.sql
-        self._waiters: set[tuple[str, asyncio.Event]] = set()  # by the tuning that each waits for; "" means any
+        self._waiters: set[tuple[str, asyncio.Event]] = set()  # with the tuning that each waits for; "" means any
 
     @classmethod
     async def open(cls, path: Path) -> "State":
@@ -63,9 +63,9 @@ class State:
 
     @operation
     def create(self, tuning: Tuning, request: CreateRequest | None) -> Tuning:
-        """Queue a new tuning, or answer with the live one of the same tenant and key. Raises as `recall` does.
+        """Queue a new tuning, unless there is a live one of the same tenant and key; the one or the other.
 
-        `recall` finds it by the request for a day.
+        For a day `recall` finds it by the request. Raises as `recall` does.
         """
         tenant = parse(tuning.name, "tunings").tenant
         earlier = self._recalled(tenant, request) if request else None
@@ -109,14 +109,14 @@ class State:
 
     @deletion
     def change_to_delete(self, name: str, mutate: Mutate, announce: Announce | None = None) -> Tuning | None:
-        """As `change`, as a part of a deletion: on a full disk, too."""
+        """The same as a part of a deletion: it works on a full disk, too."""
         return self._change(name, mutate, announce)
 
     @deletion
     def remove(self, name: str) -> None:
-        """Forget a tuning and its events, on a full disk, too; the ids of the requests that made it stay known.
+        """Forget a tuning and its events, on a full disk, too.
 
-        Nothing else of it is left in any file.
+        Only the ids of the requests that made it stay known. Nothing else of it is left in any file.
         """
         self._sql("DELETE FROM events WHERE tuning = (SELECT number FROM tunings WHERE name = ?)", name)
         self._sql("DELETE FROM tunings WHERE name = ?", name)
@@ -142,7 +142,7 @@ class State:
 
     @operation
     def live_user_of(self, image: str) -> str | None:
-        """A live tuning of this image, by name."""
+        """The name of a live tuning that was made from this image."""
         row = self._sql(
             "SELECT name FROM tunings WHERE tenant = ? AND state IN (?, ?, ?) AND instr(blob, ?)",
             *(parse(image, "images").tenant, *LIVE, image.encode()),
@@ -164,10 +164,10 @@ class State:
 
     @operation
     def take(self, tuner: str) -> TakenTuning | None:
-        """Make the next tuning RUNNING and tell so in its events; None if none is QUEUED.
+        """Make the next tuning RUNNING and append that to its events; None if none is QUEUED.
 
-        `tuner` is the instance that will run it. What was lost with another instance has crashed with it; what crashed
-        too often is FAILED (WORKER_CRASHED) first. An empty instance is known to nobody, and blames nothing.
+        `tuner` is the instance that will run it. Before that, a tuning that was lost with another instance counts as
+        crashed, and one that crashed too often is FAILED (WORKER_CRASHED). With an empty instance nothing is counted.
         """
         self._count_crashes(tuner)
         row = self._sql(QUEUE).fetchone()
@@ -194,13 +194,13 @@ class State:
     def give_back(self, name: str, *, lost: bool) -> None:
         """Queue a RUNNING tuning again, at its old place.
 
-        `lost` means that nothing is known of its run: the next `take` will see whether the tuner died with it.
+        `lost` means that the end of its run is not known. The next `take` sees whether the tuner died with it.
         """
         self._give_back(name, lost=lost)
 
     @operation
     def recover(self, running: str = "") -> None:
-        """Give back, as lost, every RUNNING tuning but this one: nobody runs it."""
+        """Give back, as lost, every RUNNING tuning except this one: nobody runs them."""
         rows = self._sql("SELECT name FROM tunings WHERE state = ? AND name != ?", Tuning.STATE_RUNNING, running)
         for (name,) in rows.fetchall():
             self._give_back(name, lost=True)
@@ -221,7 +221,7 @@ class State:
 
     async def wait(self, name: str, after: int) -> None:
         """Return once the tuning may have an event above `after`, or is gone. Call it after `read`, in a loop."""
-        with self._waiter(name) as event:  # before the look, so that nothing passes between the two
+        with self._waiter(name) as event:  # before the query, so that no event is missed between the two
             if await self._waits_for_events(name, after):
                 await event.wait()
 
@@ -250,19 +250,19 @@ class State:
 
     @deletion
     def add_eviction(self, digest: str) -> None:
-        """Remember weights; twice is once."""
+        """Remember weights, once."""
         self._sql("INSERT OR IGNORE INTO evictions (digest) VALUES (?)", digest)
 
     @deletion
     def remove_eviction(self, digest: str) -> None:
-        """The sampler has forgotten these weights; those that are not there are fine."""
+        """The sampler has forgotten these weights."""
         self._sql("DELETE FROM evictions WHERE digest = ?", digest)
 
     # Who waits.
 
     @contextmanager
     def _waiter(self, name: str) -> Iterator[asyncio.Event]:
-        """An event that is set whenever this tuning, or any for an empty name, has got an event or is gone."""
+        """An event that is set when this tuning gets an event or is removed; an empty name stands for any tuning."""
         waiter = (name, asyncio.Event())
         self._waiters.add(waiter)
         try:
@@ -330,7 +330,7 @@ class State:
         return self._existing(name)
 
     def _give_back(self, name: str, *, lost: bool) -> None:
-        """One that was lost keeps its tuner's instance for `_count_crashes`."""
+        """A lost tuning keeps its tuner's instance for `_count_crashes`."""
 
         def back(tuning: Tuning) -> None:
             if tuning.state != Tuning.STATE_RUNNING:
@@ -345,10 +345,10 @@ class State:
         self._change(name, back)
 
     def _count_crashes(self, tuner: str) -> None:
-        """Judge what was lost, now that this tuner answers: with another instance it has crashed."""
+        """Count a crash of each lost tuning whose tuner was another instance than the one that answers now."""
         lost = f"state = {Tuning.STATE_QUEUED} AND tuner != ''"
         if tuner:
-            # The old values are on the right of each assignment.
+            # In SQL the right side of each assignment has the old values.
             crashed = self._sql(
                 "UPDATE tunings SET crashes = CASE WHEN reached > furthest THEN 1 ELSE crashes + 1 END,"
                 f" furthest = MAX(furthest, reached) WHERE {lost} AND tuner != ? RETURNING name, crashes",
@@ -376,7 +376,7 @@ class State:
         self._change(name, fail, lambda _: TuningEvent(failed=error))
 
     def _renumber(self) -> None:
-        """Store each QUEUED tuning's position, and tell those that moved."""
+        """Store each QUEUED tuning's position, and append an event to those that moved."""
         for index, (number, position) in enumerate(self._sql(QUEUE).fetchall()):
             if position != index:
                 self._sql("UPDATE tunings SET position = ? WHERE number = ?", index, number)
@@ -409,7 +409,7 @@ def _tuning(blob: bytes, position: int | None) -> Tuning:
 
 
 def _etag(tuning: Tuning) -> str:
-    """A digest of all that a tuning says, except its place in the queue, which others change."""
+    """A digest of a tuning without its place in the queue, which other tunings change."""
     plain = Tuning()
     plain.CopyFrom(tuning)
     plain.ClearField("etag")

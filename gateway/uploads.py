@@ -21,11 +21,11 @@ class Upload:
     def __init__(self, uploads: "Uploads", limit: asyncio.Timeout) -> None:
         self._uploads = uploads
         self._limit = limit
-        self._data = bytearray()  # a list of tiny chunks would take many times their bytes
+        self._data = bytearray()  # a list of tiny chunks would take much more memory
         self.size_bytes = 0
 
     def add(self, chunk: bytes) -> None:
-        """Keep what came next. Raises ResourceExhausted (TOO_MANY_UPLOADS)."""
+        """Keep the next chunk. Raises ResourceExhausted (TOO_MANY_UPLOADS)."""
         if self._uploads.size_bytes + len(chunk) > self._uploads.max_bytes:
             raise _too_many()
         self._uploads.size_bytes += len(chunk)
@@ -33,7 +33,7 @@ class Upload:
         self._data += chunk
 
     def take_bytes(self) -> bytes:
-        """All of them, to be asked for once: from then on the upload's time is the server's own."""
+        """All bytes, to be taken once. The limit of time ends here: what follows is the server's own time."""
         self._limit.reschedule(None)
         data = bytes(self._data)
         self._data = bytearray()
@@ -53,7 +53,7 @@ class Uploads:
 
     @asynccontextmanager
     async def admit(self) -> AsyncGenerator[Upload, None]:
-        """An upload, for as long as the block lasts: until its picture is checked and kept. Its bytes come in time.
+        """An upload. The block lasts until its picture is checked and kept.
 
         Raises ResourceExhausted (TOO_MANY_UPLOADS), DeadlineExceeded (UPLOAD_TOO_SLOW).
         """

@@ -1,7 +1,7 @@
-"""Pictures of callers are decoded in child processes with a limit of memory, so that none can take a service down.
+"""Decodes the pictures of callers in child processes with a limit of memory, so that no picture can end a service.
 
-The children are warm, a few, and started when first needed; one that dies or takes too long is replaced. What a file's
-header says is looked at here, before a child sees the file. This module is the program of such a child, too.
+There are few children. They are started when first needed and stay warm. One that dies or takes too long is replaced.
+The header of a file is checked in this process, before a child gets the file. This module is also the child's program.
 """
 
 import asyncio
@@ -23,10 +23,10 @@ from unitune.picture_file import PictureInfo
 from unitune.picture_header import MAX_BYTES, PNG, Header, header, refusal
 
 CHILDREN = 2
-DECODING_BYTES = 512 << 20  # of memory for all pictures that are decoded at once, and for each
+DECODING_BYTES = 512 << 20  # of memory for all pictures that are decoded at a time, and for each
 FILE_BYTES = 4 * MAX_BYTES  # of a child's memory beside that, for the file itself and its copies
-# The largest pictures take a few seconds, and others wait meanwhile. A child that has computed for half of this is busy
-# with the picture; any other was held up, by its machine or by who stopped it.
+# The largest pictures take a few seconds, and others wait meanwhile. If the child has computed for half of this time,
+# the picture is the reason. Otherwise the machine is, or somebody stopped the child.
 DEADLINE_S = 20.0
 RETRY_AFTER_S = 2.0
 
@@ -55,7 +55,7 @@ class PictureChecks:
         self._deadline_s = deadline_s
         self._children = asyncio.Semaphore(CHILDREN)
         self._idle: list[asyncio.subprocess.Process] = []
-        self._order = asyncio.Lock()  # who came first is served first, however large the picture
+        self._order = asyncio.Lock()  # the first comer gets memory first, however large its picture is
         self._freed = asyncio.Condition()
         self._decoding_bytes = 0
 
@@ -98,7 +98,7 @@ class PictureChecks:
                         raise refusal(field, "IMAGE_TOO_LARGE", shown, remedy) from None
                     continue
                 except (OSError, EOFError):
-                    code = await _end(child)  # it may have died while it was idle: once more, in a fresh one
+                    code = await _end(child)  # it may have died while it was idle: try a fresh one
                     continue
                 except BaseException:
                     await _end(child)
@@ -129,14 +129,14 @@ class PictureChecks:
                 *(sys.executable, "-P", "-c", _PROGRAM),
                 stdin=pipe,
                 stdout=pipe,
-                start_new_session=True,  # an interrupt is for the service, which ends its children itself
+                start_new_session=True,  # Ctrl-C is for the service, which ends its children itself
             )
         except OSError as error:
             raise _unavailable(f"no process can be started to check the picture: {error.strerror}") from error
 
     @asynccontextmanager
     async def _space(self, size: int) -> AsyncIterator[None]:
-        """So many bytes of all that may be decoded at once."""
+        """Reserve `size` bytes of DECODING_BYTES for the block."""
         async with self._order, self._freed:
             await self._freed.wait_for(lambda: self._decoding_bytes + size <= DECODING_BYTES)
             self._decoding_bytes += size
@@ -149,7 +149,7 @@ class PictureChecks:
 
 
 async def _ask(child: asyncio.subprocess.Process, what: int, data: bytes) -> dict[str, Any]:
-    """Raises OSError or EOFError when the child is no more."""
+    """The child's answer. Raises OSError or EOFError when the child has died."""
     assert child.stdin is not None and child.stdout is not None
     child.stdin.write(_REQUEST.pack(what, len(data)))
     child.stdin.write(data)
@@ -174,7 +174,7 @@ def _unavailable(problem: str) -> Unavailable:
 
 
 async def _end(child: asyncio.subprocess.Process) -> int:
-    """End a child that may have ended; how it did."""
+    """End a child, unless it has ended; its exit code."""
     with suppress(ProcessLookupError):
         child.kill()
     code = await child.wait()
@@ -184,7 +184,7 @@ async def _end(child: asyncio.subprocess.Process) -> int:
 
 
 def main() -> None:
-    """A child: check what comes on standard input until that ends."""
+    """The program of a child: check the files on standard input until it ends."""
     _limit_memory()
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     while len(asked := requests.read(_REQUEST.size)) == _REQUEST.size:
@@ -212,8 +212,8 @@ def _mask(data: bytes) -> MaskInfo:
 
 
 def _limit_memory() -> None:
-    """Address space beyond what the program itself takes: then an allocation fails here, and nothing dies elsewhere."""
-    with suppress(OSError, ValueError):  # where there is no such limit, or no /proc, the header's estimate has to do
+    """Limit the address space. Then an allocation fails in this child, and the system ends no other process."""
+    with suppress(OSError, ValueError):  # without such a limit or /proc, the header's estimate is the only bound
         taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         most = taken + DECODING_BYTES + FILE_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (most, most))

@@ -1,4 +1,4 @@
-"""The story of an edit, from the request to its one last event."""
+"""An edit, from the request to its one last event."""
 
 import asyncio
 import io
