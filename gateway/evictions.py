@@ -35,7 +35,7 @@ class Evictions:
         """Have the noted weights forgotten, without waiting."""
         self._noted.set()
 
-    async def finish(self, digest: str) -> None:
+    async def start_and_wait(self, digest: str) -> None:
         """Have the noted weights forgotten. Wait for it for at most a second; it goes on afterwards."""
         done = self._done.setdefault(digest, asyncio.Event())
         self._noted.set()

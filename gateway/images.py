@@ -93,8 +93,8 @@ class Images:
             except DataLoss:
                 await self.discard(name)
         info = await self.check(tenant, data)
-        about = {**asdict(info), "size_bytes": len(data), "create_s": time.time()}
-        await self._store.answer(self._write, name, data, json.dumps(about).encode())
+        facts = {**asdict(info), "size_bytes": len(data), "create_s": time.time()}
+        await self._store.answer(self._write, name, data, json.dumps(facts).encode())
         return await self.find(name)
 
     async def find(self, name: Name) -> Image:
@@ -105,9 +105,9 @@ class Images:
             raise _missing(name) from None
         create_time = Timestamp()
         try:
-            about = json.loads(text)
-            create_time.FromMicroseconds(round(about.pop("create_s") * 1e6))
-            return Image(name=str(name), sha256=name.id, create_time=create_time, **about)
+            facts = json.loads(text)
+            create_time.FromMicroseconds(round(facts.pop("create_s") * 1e6))
+            return Image(name=str(name), sha256=name.id, create_time=create_time, **facts)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
             raise _damaged(name) from None
 
@@ -135,9 +135,9 @@ class Images:
         data = self._store.get(f"{_path(name)}/file")
         return data, hashlib.sha256(data).hexdigest()
 
-    def _write(self, name: Name, data: bytes, about: bytes) -> None:
+    def _write(self, name: Name, data: bytes, facts: bytes) -> None:
         self._store.put(f"{_path(name)}/file", data)
-        self._store.put(f"{_path(name)}/image.json", about)
+        self._store.put(f"{_path(name)}/image.json", facts)
 
 
 async def receive(requests: AsyncIterator[UploadImageRequest], upload: Upload) -> tuple[str, bytes]:

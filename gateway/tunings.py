@@ -298,7 +298,7 @@ class Tunings:
                 if not await self._state.uses_image(image):
                     await self._images.discard(parse(image, "images"))
         if digest:
-            await self._evictions.finish(digest)
+            await self._evictions.start_and_wait(digest)
         telemetry.event(logger, "tuning deleted", tuning=name)
 
     async def expire(self) -> None:
