@@ -25,10 +25,11 @@ class Evictions:
         self._upstreams = upstreams
         self._retry_s = retry_s
         self._noted = asyncio.Event()
-        self._done: dict[str, asyncio.Event] = {}
+        self._done: dict[str, asyncio.Event] = {}  # of the weights that this process noted, until they are forgotten
 
     async def note(self, digest: str) -> None:
         """Remember in the state that these weights must be forgotten."""
+        self._done.setdefault(digest, asyncio.Event())
         await self._state.add_eviction(digest)
 
     def start(self) -> None:
@@ -37,7 +38,9 @@ class Evictions:
 
     async def start_and_wait(self, digest: str) -> None:
         """Have the noted weights forgotten. Wait for it for at most a second; it goes on afterwards."""
-        done = self._done.setdefault(digest, asyncio.Event())
+        done = self._done.get(digest)
+        if done is None:  # another call has had them forgotten
+            return
         self._noted.set()
         try:
             await asyncio.wait_for(done.wait(), ANSWER_S)

@@ -55,3 +55,20 @@ async def test_what_is_to_be_forgotten_outlives_the_gateway(world: World) -> Non
     state = await State.open(world.config.state)
     assert await state.evictions() == []
     await state.close()
+
+
+async def test_weights_that_are_forgotten_already_are_not_waited_for(world: World) -> None:
+    """A deletion whose weights the sampler forgot on another's account ends at once, and nothing is left in memory."""
+    assert world.gateway is not None
+    started = evictions.Evictions(world.gateway._state, world.gateway._upstreams, retry_s=0.02)
+    running = asyncio.create_task(started.run())
+    await started.note("a" * 64)
+    started.start()
+
+    async def is_forgotten() -> bool:
+        return world.sampler.evicted == ["a" * 64] and await world.gateway._state.evictions() == []
+
+    await eventually(is_forgotten)
+    await asyncio.wait_for(started.start_and_wait("a" * 64), evictions.ANSWER_S / 2)
+    assert not started._done
+    running.cancel()
