@@ -1,8 +1,8 @@
-"""The story of a comparison: one picture and one prompt, edited by each method in turn.
+"""A comparison: one picture and one prompt, edited by one method after the other.
 
 accepted -> (edit ... -> result) for each method -> done | failed
 
-An edit here is an Edit as any other, made by `gateway/edit.py`; a method that fails has its error as its result.
+Each edit is an ordinary one, made by `gateway/edit.py`. A method that fails has its error as its result.
 """
 
 import logging
@@ -16,7 +16,7 @@ from gateway.edit import Edits
 from gateway.edit_plan import Planner, check_words, in_field, warnings_of, words_of
 from gateway.edit_results import CancelledByOwner
 from gateway.images import Images
-from gateway.names import parse, parse_parent
+from gateway.names import DEFAULT_TENANT, parse, parse_parent
 from gateway.relay import Relay
 from gateway.tunings import Tunings
 from gateway.upstreams import Upstreams
@@ -31,12 +31,15 @@ from unitune.v1.tuning_pb2 import TuningConfig
 
 logger = logging.getLogger(__name__)
 
-NEEDED_WORD = {"dreambooth": "class_noun", "textual_inversion": "initial_word"}  # what only a caller can say
+NEEDED_WORD = {
+    "dreambooth": "class_noun",
+    "textual_inversion": "initial_word",
+}  # only the caller can choose these words
 NEEDED = {**NEEDED_WORD, PROMPT_TO_PROMPT: "base_prompt"}  # the same, in fields of the request
 
 
 @dataclass(frozen=True)
-class Turn:
+class MethodEdit:
     """One method of a comparison, with the request of its edit."""
 
     entry: CompareRequest.Entry
@@ -63,21 +66,22 @@ class Comparisons:
         self._images = images
         self._upstreams = upstreams
         self._heartbeat_s = heartbeat_s
-        self._why: UniTuneError | None = None
+        self._end_reason: UniTuneError | None = None
 
-    def end(self, why: UniTuneError) -> None:
-        """Begin no further edit; each comparison ends with `why` after the one that runs."""
-        self._why = why
+    def end(self, reason: UniTuneError) -> None:
+        """Begin no further edit. Each comparison ends with `reason` after the edit that runs."""
+        self._end_reason = reason
 
     async def compare(self, request: CompareRequest, timeout_s: float | None) -> AsyncGenerator[CompareEvent, None]:
-        """The events of one comparison, the last of which is its only terminal one. Closing the generator stops it.
+        """The events of one comparison. The last one is the only terminal event. Closing the generator stops
+        the comparison.
 
         Raises what the request is refused with, before the first event.
         """
         began = time.monotonic()
-        turns = await self._turns(request)
+        method_edits = await self._method_edits(request)
         relay = Relay(
-            self._story(turns, began, timeout_s, validate_only=request.validate_only),
+            self._events(method_edits, began, timeout_s, validate_only=request.validate_only),
             silence_s=self._heartbeat_s,
             heartbeat=_heartbeat,
             size_of=CompareEvent.ByteSize,
@@ -95,28 +99,28 @@ class Comparisons:
             ours = Internal("the server made a mistake; its log has the details", reason="INTERNAL")
             yield _numbered(CompareEvent(failed=to_status(ours)), number + 1)
 
-    async def _story(
-        self, turns: list[Turn], began: float, timeout_s: float | None, *, validate_only: bool
+    async def _events(
+        self, method_edits: list[MethodEdit], began: float, timeout_s: float | None, *, validate_only: bool
     ) -> AsyncGenerator[CompareEvent, None]:
-        warnings = dict.fromkeys(warning for turn in turns for warning in turn.warnings)
-        accepted = CompareEvent.Accepted(methods=[turn.entry.method for turn in turns], warnings=warnings)
-        yield CompareEvent(accepted=accepted)
-        for turn in () if validate_only else turns:
-            if self._why is not None:
-                raise self._why
+        warnings = dict.fromkeys(warning for method_edit in method_edits for warning in method_edit.warnings)
+        methods = [method_edit.entry.method for method_edit in method_edits]
+        yield CompareEvent(accepted=CompareEvent.Accepted(methods=methods, warnings=warnings))
+        for method_edit in () if validate_only else method_edits:
+            if self._end_reason is not None:
+                raise self._end_reason
             left_s = None if timeout_s is None else began + timeout_s - time.monotonic()
-            async with aclosing(self._take(turn, left_s)) as events:
+            async with aclosing(self._edit(method_edit, left_s)) as events:
                 async for event in events:
-                    event.method = turn.entry.method
+                    event.method = method_edit.entry.method
                     yield event
         yield CompareEvent(done=CompareEvent.Done(total_s=time.monotonic() - began))
 
-    async def _take(self, turn: Turn, left_s: float | None) -> AsyncGenerator[CompareEvent, None]:
+    async def _edit(self, method_edit: MethodEdit, left_s: float | None) -> AsyncGenerator[CompareEvent, None]:
         """The events of one method's edit, and its result."""
-        result = CompareEvent.Result(prompt=turn.request.prompt)
+        result = CompareEvent.Result(prompt=method_edit.request.prompt)
         assembly = Assembly()
         try:
-            async with aclosing(self._edits.edit(turn.request, left_s)) as events:
+            async with aclosing(self._edits.edit(method_edit.request, left_s)) as events:
                 async for event in events:
                     match event.WhichOneof("event"):
                         case "image":
@@ -138,12 +142,12 @@ class Comparisons:
                         result.images.extend(assembly.take())
             await self._measure(result)
         except UniTuneError as error:
-            result = CompareEvent.Result(prompt=turn.request.prompt, error=to_status(error))
+            result = CompareEvent.Result(prompt=method_edit.request.prompt, error=to_status(error))
         for message in _in_messages(result):
             yield message
 
     async def _measure(self, result: CompareEvent.Result) -> None:
-        """Put in what an edit does not tell: what its tuning took, whenever it ran, and what it left."""
+        """Add what the edit's events do not say: the seconds of its tuning, and the bytes of its weights."""
         result.edit_s = result.timings.total_s - result.timings.tune_s
         if not result.tuning:
             return
@@ -152,8 +156,8 @@ class Comparisons:
             result.tuning_s = (tuning.end_time.ToMicroseconds() - tuning.start_time.ToMicroseconds()) / 1e6
             result.size_bytes = tuning.weights.size_bytes
 
-    async def _turns(self, request: CompareRequest) -> list[Turn]:
-        """What each method will be asked for. Raises as Compare does; nothing is stored and no tuning is made."""
+    async def _method_edits(self, request: CompareRequest) -> list[MethodEdit]:
+        """The edit of each method. Raises as Compare does. Nothing is stored, and no tuning is made."""
         check(request)
         if request.WhichOneof("target") is None:
             raise InvalidField("target", "unset", "set one of image or image_data")
@@ -161,7 +165,7 @@ class Comparisons:
         _check_names(entries)
         _check_words(request, entries)
         base_model = (await self._upstreams.sampler_info()).base_model
-        turns = []
+        method_edits = []
         for index, entry in enumerate(entries):
             asked = _edit_request(request, entry)
             with _in_entry(request, index):
@@ -175,9 +179,9 @@ class Comparisons:
             if base_model.has_clip_filter and not is_scored and without(asked.prompt, rare_tokens):
                 asked.config.clip_filter.resamples = 0  # the seeds stay those that were asked for
             warnings = warnings_of(words_of(asked, rare_tokens), base_model.vocabulary)
-            turns.append(Turn(entry, asked, warnings))
+            method_edits.append(MethodEdit(entry, asked, warnings))
         await self._check_picture(request)
-        return turns
+        return method_edits
 
     async def _check_picture(self, request: CompareRequest) -> None:
         tenant = parse_parent(request.parent)
@@ -186,13 +190,14 @@ class Comparisons:
             await self._images.find(name._replace(tenant=tenant or name.tenant))
         else:
             with in_field("image_data"):
-                await self._images.check(request.image_data)
+                await self._images.check(tenant or DEFAULT_TENANT, request.image_data)
 
 
 def bound(config: TuningConfig, prompt: str) -> str:
     """The prompt as an edit with such a tuning needs it: with the words that the method binds.
 
-    UniTune's go before every prompt anyway, Imagic has none. Raises InvalidField for a prompt without a place for them.
+    The words of UniTune precede every prompt anyway, and Imagic has none. Raises InvalidField for a prompt that has no
+    place for the words.
     """
     method = Flat(config).method
     if method not in NEEDED_WORD:
@@ -214,7 +219,7 @@ def _all_that_can_run(request: CompareRequest) -> list[CompareRequest.Entry]:
 
 
 def _check_names(entries: list[CompareRequest.Entry]) -> None:
-    """Each method known and named once, and no setting that speaks of another one."""
+    """Raise InvalidField for a method that is unknown or named twice, and for a setting that names another method."""
     seen: set[str] = set()
     for index, entry in enumerate(entries):
         place, method = f"methods[{index}]", Flat(entry).method
@@ -232,7 +237,7 @@ def _check_names(entries: list[CompareRequest.Entry]) -> None:
 
 
 def _check_words(request: CompareRequest, entries: list[CompareRequest.Entry]) -> None:
-    """Each word for a method that is there, and said once."""
+    """Raise InvalidField for a word that no method here reads, and for a word that is given twice."""
     for method, word in NEEDED.items():
         given = getattr(request, word)
         if not given:
@@ -250,7 +255,7 @@ def _check_words(request: CompareRequest, entries: list[CompareRequest.Entry]) -
 
 
 def _edit_request(request: CompareRequest, entry: CompareRequest.Entry) -> EditRequest:
-    """One method's edit, in plain words still."""
+    """One method's edit. Its prompt does not have the words yet that the method binds."""
     asked = EditRequest(
         parent=request.parent,
         prompt=request.prompt,
@@ -274,7 +279,7 @@ def _edit_request(request: CompareRequest, entry: CompareRequest.Entry) -> EditR
 
 @contextmanager
 def _in_entry(request: CompareRequest, index: int) -> Iterator[None]:
-    """Says what an edit is refused for of the field in which this request has it."""
+    """Make a refusal name the field of this request, in place of the edit's field."""
     try:
         yield
     except InvalidField as error:
@@ -291,7 +296,7 @@ def _in_entry(request: CompareRequest, index: int) -> Iterator[None]:
 
 
 def _in_messages(result: CompareEvent.Result) -> Iterator[CompareEvent]:
-    """A result, and what of its pictures does not fit into one message with it."""
+    """A result, followed by the pieces of its pictures that do not fit into its message."""
     if result.ByteSize() <= validation.ANSWER_BYTES:
         yield CompareEvent(result=result)
         return
@@ -306,7 +311,7 @@ def _in_messages(result: CompareEvent.Result) -> Iterator[CompareEvent]:
 
 
 def _numbered(event: CompareEvent, number: int) -> CompareEvent:
-    """The event with its number and time; a heartbeat has no number."""
+    """The event with its number and time. A heartbeat has no number."""
     if not event.HasField("heartbeat"):
         event.sequence = number
     event.create_time.GetCurrentTime()

@@ -3,9 +3,11 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gateway.sample_queue import MOST_STREAMS, STREAMS
 from unitune.serving import SILENCE_S
 
+# Streams at the sampler. It has few engines, and serves first who came first: what is there waits.
+SAMPLE_STREAMS = 4
+MAX_SAMPLE_STREAMS = 90  # below the 100 streams of one connection that HTTP/2 recommends a server to allow at least
 MAX_CONNECTION_AGE_S = 2_000_000  # gRPC counts it in milliseconds, in 31 bits
 
 
@@ -42,10 +44,10 @@ class GatewayConfig:
         },
     )
     sample_streams: int = field(
-        default=STREAMS,
+        default=SAMPLE_STREAMS,
         metadata={
             "env": "UNITUNE_SAMPLE_STREAMS",
-            "help": f"edits that are at the sampler at a time, 1 to {MOST_STREAMS}; others wait in the gateway",
+            "help": f"edits that are at the sampler at a time, 1 to {MAX_SAMPLE_STREAMS}; others wait in the gateway",
         },
     )
     keep_unused_s: float = field(
@@ -60,7 +62,7 @@ class GatewayConfig:
     retry_s: float = 1.0  # wait before the tuner is asked again; doubles up to 16 times as much
     sweep_s: float = 15.0  # between two looks for tunings that expire, or that are RUNNING and run by nobody
     store_sweep_s: float = 900.0  # between two looks through the store for what nobody owns
-    look_s: float = 5.0  # between two questions to tuner and sampler what they are
+    poll_s: float = 5.0  # between two questions to tuner and sampler what they are
 
     def __post_init__(self) -> None:
         if self.connection_age_s != 0 and not 1 <= self.connection_age_s <= MAX_CONNECTION_AGE_S:
@@ -70,5 +72,5 @@ class GatewayConfig:
             )
         if self.keep_unused_s < 0:
             raise ValueError(f"UNITUNE_KEEP_UNUSED_S is {self.keep_unused_s:g}: it must be 0 or more")
-        if not 1 <= self.sample_streams <= MOST_STREAMS:
-            raise ValueError(f"UNITUNE_SAMPLE_STREAMS is {self.sample_streams}: it must be 1 to {MOST_STREAMS}")
+        if not 1 <= self.sample_streams <= MAX_SAMPLE_STREAMS:
+            raise ValueError(f"UNITUNE_SAMPLE_STREAMS is {self.sample_streams}: it must be 1 to {MAX_SAMPLE_STREAMS}")

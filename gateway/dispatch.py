@@ -1,11 +1,11 @@
 """Takes tunings from the queue, one at a time, and has the tuner run them.
 
-A tuner that does not answer leaves the queue as it is. A run that is lost is queued again at its old place. Only when
-the tuner has died with it, which its instance tells, that counts against the tuning, which is FAILED when it has
-happened too often: a picture that kills its tuner must not do so forever. A connection that was cut, a tuner that stood
-still and a gateway that died count for nothing.
+While no tuner answers, the queue stays as it is. A run that is lost is queued again at its old place. It counts
+against the tuning only if the tuner died with it, which the tuner's instance shows. After too many deaths the tuning
+is FAILED: a picture that kills its tuner must not do so for ever. A cut connection, a tuner that stood still and a
+gateway that died do not count.
 
-While the state cannot be written, such as on a full disk, a run goes on and its result waits.
+While the state cannot be written, as on a full disk, a run goes on and its result waits.
 """
 
 import asyncio
@@ -17,7 +17,8 @@ from typing import TypeVar
 
 from gateway.images import Images
 from gateway.names import parse
-from gateway.tuning_queue import State, Taken
+from gateway.state import State
+from gateway.tuning_records import TakenTuning
 from gateway.upstreams import Upstreams, unanswered
 from gateway.weight_files import WeightFiles
 from unitune import telemetry
@@ -28,14 +29,14 @@ from unitune.v1.tuning_pb2 import Tuning, TuningEvent, TuningProgress, WeightsRe
 logger = logging.getLogger(__name__)
 
 LONGEST_WAIT = 16  # times the first wait
-# After a tuning is READY until its weights are loaded ahead: an edit that waited for it comes first and needs no help.
+# From READY until the weights are loaded ahead. An edit that waited for the tuning loads them itself, and sooner.
 LOAD_AFTER_S = 0.5
 
 T = TypeVar("T")
 
 
 class Dispatcher:
-    """The one who runs tunings."""
+    """Runs the tunings of one gateway."""
 
     def __init__(
         self,
@@ -55,14 +56,14 @@ class Dispatcher:
         self._sweep_s = sweep_s
         self._taking = asyncio.Lock()  # so that nothing is RUNNING before `_running` says so
         self._running = ""
-        self._misses_progress = False  # of the run that goes on; the log has been told
+        self._misses_progress = False  # of the current run; the log says so already
         self._task: asyncio.Task[bool] | None = None
         self._open = asyncio.Event()
         self._open.set()
         self._loads: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Run tunings until cancelled; a run that is cut off by that goes back into the queue."""
+        """Run tunings until cancelled. The current run then goes back into the queue."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._run_all())
@@ -85,7 +86,7 @@ class Dispatcher:
             wait = min(2 * wait, LONGEST_WAIT) if lost else 1
 
     async def _sweep(self) -> None:
-        """Recover again and again: whatever it was that left a tuning RUNNING, it is not for ever."""
+        """Recover at intervals, so that no tuning stays RUNNING that nobody runs, for whatever reason."""
         while True:
             await asyncio.sleep(self._sweep_s)
             try:
@@ -94,7 +95,7 @@ class Dispatcher:
                 telemetry.failure(logger, "recovery failed")
 
     async def _recover(self) -> None:
-        """Give back what is RUNNING and not run here: by an earlier process, or left so by a disk that was full."""
+        """Give back RUNNING tunings that are not run here. An earlier process, or a full disk, left them so."""
         async with self._taking:
             await self._state.recover(self._running)
 
@@ -109,7 +110,7 @@ class Dispatcher:
             await asyncio.wait({self._task})
 
     async def _next(self) -> bool:
-        """Run the next tuning to its end; whether the tuner was lost or did not answer at all."""
+        """Run the next tuning to its end. True if the tuner was lost or did not answer."""
         await self._state.wait_queued()
         await self._open.wait()
         try:
@@ -129,22 +130,22 @@ class Dispatcher:
             self._task.cancel()
             await asyncio.wait({self._task})
             self._running = ""
-            # Changes nothing unless it is still RUNNING, which nothing may be that nobody runs.
+            # No tuning may be RUNNING that nobody runs. One that has ended is not changed.
             await self._state.give_back(taken.tuning.name, lost=False)
 
-    async def _run(self, taken: Taken, tuner: TunerInfo) -> bool:
-        """Run one attempt and record how it ended; whether the tuner was lost."""
+    async def _run(self, taken: TakenTuning, tuner: TunerInfo) -> bool:
+        """Run one attempt and record how it ended. True if the tuner was lost."""
         name = taken.tuning.name
         self._misses_progress = False
         telemetry.event(logger, "tuning started", tuning=name, attempt=taken.attempt)
         try:
             weights = await self._attempt(taken, tuner)
         except UniTuneError as error:
-            if isinstance(error, Unavailable) or error.retry_after_s is not None:  # it will pass, as a full store will
+            if isinstance(error, Unavailable) or error.retry_after_s is not None:  # it will pass, as a full store does
                 telemetry.event(logger, "tuning lost", level=logging.WARNING, tuning=name, reason=error.reason)
                 # A tuner that can still say why it stops (it drains, its store is down) did not die.
                 is_lost = error.reason == "BACKEND_DOWN"
-                await self._insist(lambda: self._state.give_back(name, lost=is_lost), name)
+                await self._retry(lambda: self._state.give_back(name, lost=is_lost), name)
                 return True
             await self._failed(name, error)
         except Exception:
@@ -154,8 +155,8 @@ class Dispatcher:
             await self._ready(name, weights)
         return False
 
-    async def _attempt(self, taken: Taken, tuner: TunerInfo) -> WeightsRef:
-        """The weights, in the store and verified. Raises whatever kept them from being made."""
+    async def _attempt(self, taken: TakenTuning, tuner: TunerInfo) -> WeightsRef:
+        """The weights, in the store and verified. Raises the reason if there are none."""
         tuning = taken.tuning
         if tuner.base_model.digest != tuning.base_model:
             raise FailedPrecondition(
@@ -171,8 +172,8 @@ class Dispatcher:
             path=self._files.path(tuning.name, taken.attempt),
             further_images=[await self._images.read(parse(name, "images")) for name in tuning.images],
         )
-        now = await self._insist(lambda: self._state.get(tuning.name), tuning.name)
-        if now is None or now.state != Tuning.STATE_RUNNING:  # cancelled before there was a run to stop
+        now = await self._retry(lambda: self._state.get(tuning.name), tuning.name)
+        if now is None or now.state != Tuning.STATE_RUNNING:  # cancelled before the run began
             raise asyncio.CancelledError
         async with aclosing(self._upstreams.run_tuning(request)) as events:
             async for event in events:
@@ -182,7 +183,7 @@ class Dispatcher:
                     case "done":
                         if (event.done.key, event.done.base_model) != (tuning.key, tuning.base_model):
                             raise Internal("the tuner made other weights than were asked for", reason="WRONG_WEIGHTS")
-                        await self._insist(partial(self._files.verify, event.done), tuning.name)
+                        await self._retry(partial(self._files.verify, event.done), tuning.name)
                         return event.done
                     case "failed":
                         raise from_status(event.failed)
@@ -197,15 +198,15 @@ class Dispatcher:
 
         try:
             await self._state.change(name, mutate, lambda _: TuningEvent(progress=progress))
-        except Exception:  # such as a disk that is full: worth no run
+        except Exception:  # such as a full disk, which must not end a run
             if not self._misses_progress:
                 telemetry.failure(logger, "progress not written", tuning=name)
             self._misses_progress = True
 
-    async def _insist(self, work: Callable[[], Awaitable[T]], name: str) -> T:
-        """Do `work` again until it succeeds: a run, and what it came to, must outlast a disk that is full for a while.
+    async def _retry(self, work: Callable[[], Awaitable[T]], name: str) -> T:
+        """Do `work` again until it succeeds: a run and its result must outlast a disk that is full for a while.
 
-        Raises what it finds of the weights, DataLoss, at once.
+        Raises DataLoss, which is about the weights, at once.
         """
         wait = 1
         while True:
@@ -232,7 +233,7 @@ class Dispatcher:
                 tuning.weights.CopyFrom(weights)
                 tuning.end_time.GetCurrentTime()
 
-        tuning = await self._insist(lambda: self._state.change(name, mutate, lambda now: TuningEvent(ready=now)), name)
+        tuning = await self._retry(lambda: self._state.change(name, mutate, lambda now: TuningEvent(ready=now)), name)
         is_ready = tuning is not None and tuning.weights.digest == weights.digest
         await self._discard(name, keep=weights.path if is_ready else "")
         if is_ready:
@@ -242,7 +243,7 @@ class Dispatcher:
             load.add_done_callback(self._loads.discard)
 
     async def _load_ahead(self, name: str, weights: WeightsRef) -> None:
-        """Spare the first edit its refit. Whatever goes wrong, the edit will load the weights itself and tell."""
+        """Spare the first edit its refit. If this fails, the edit loads the weights itself and reports the error."""
         await asyncio.sleep(LOAD_AFTER_S)
         try:
             await self._upstreams.load(weights)
@@ -261,5 +262,5 @@ class Dispatcher:
                 tuning.end_time.GetCurrentTime()
 
         await self._discard(name)  # first: FAILED means that nothing is left, unless the store is down
-        await self._insist(lambda: self._state.change(name, mutate, lambda _: TuningEvent(failed=status)), name)
+        await self._retry(lambda: self._state.change(name, mutate, lambda _: TuningEvent(failed=status)), name)
         telemetry.event(logger, "tuning failed", level=logging.WARNING, tuning=name, reason=error.reason)

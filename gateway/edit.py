@@ -1,8 +1,8 @@
-"""The story of an edit: resolve the target, find or make the tuning, stream its events, sample, done.
+"""One edit: resolve the target, find or make the tuning, stream its events, sample, be done.
 
 accepted -> [tuning ...] -> loading -> step ... -> [warning] -> image ... -> done | failed | cancelled
 
-Of a request that is to be validated only: accepted -> done.
+A request with validate_only: accepted -> done.
 """
 
 import asyncio
@@ -13,10 +13,10 @@ from contextlib import aclosing
 
 from gateway.edit_plan import EditPlan, Planner, rare_tokens_before
 from gateway.edit_results import CancelledByOwner, EditResults, OpenEdit
+from gateway.fair_queue import FairQueue
 from gateway.kept_images import KeptImages
 from gateway.metadata import Metadata
-from gateway.relay import Relay
-from gateway.sample_queue import SampleQueue
+from gateway.relay import Backlog, Relay
 from gateway.tunings import Tunings
 from gateway.upstreams import Upstreams, unanswered
 from unitune import telemetry
@@ -39,7 +39,7 @@ class Edits:
         tunings: Tunings,
         upstreams: Upstreams,
         results: EditResults,
-        queue: SampleQueue,
+        queue: FairQueue,
         *,
         heartbeat_s: float,
     ) -> None:
@@ -49,9 +49,10 @@ class Edits:
         self._results = results
         self._queue = queue
         self._heartbeat_s = heartbeat_s
+        self._backlog = Backlog()
 
     async def edit(self, request: EditRequest, timeout_s: float | None) -> AsyncGenerator[EditEvent, None]:
-        """The events of one edit, the last of which is its only terminal one. Closing the generator stops it.
+        """The events of one edit. The last one is the only terminal event. Closing the generator stops the edit.
 
         Raises what the request is refused with, before the first event.
         """
@@ -64,13 +65,14 @@ class Edits:
                 yield event
             return
         opened = self._results.begin(plan.tenant)
-        story = self._story(plan, opened, began, timeout_s)
+        # With a backlog an edit goes on while its reader does not read: no turn at the sampler waits for a reader.
         opened.relay = Relay(
-            story,
+            self._events(plan, opened, began, timeout_s),
             silence_s=self._heartbeat_s,
             heartbeat=_heartbeat,
             size_of=EditEvent.ByteSize,
             lighten=_without_preview,
+            backlog=self._backlog,
         )
         try:
             async with aclosing(opened.relay.events()) as events:
@@ -89,7 +91,7 @@ class Edits:
         finally:
             opened.cancelled()  # unless it ended before its reader went away
 
-    async def _story(
+    async def _events(
         self, plan: EditPlan, opened: OpenEdit, began: float, timeout_s: float | None
     ) -> AsyncGenerator[EditEvent, None]:
         yield _accepted(plan, opened.edit.name)
@@ -107,14 +109,14 @@ class Edits:
         kept = KeptImages()
         metadata = None if plan.omit_metadata else await asyncio.to_thread(Metadata, plan, tuning)
         timings: Timings | None = None
-        pace = Pace()
+        pace = StepThrottle()
         async with aclosing(self._samples(plan, tuning, opened, began, timeout_s)) as samples:
             async for sample in samples:
                 match sample.WhichOneof("event"):
                     case "loading":
                         yield EditEvent(loading=sample.loading)
                     case "step":
-                        if pace.lets_through(sample.step):
+                        if pace.admits(sample.step):
                             yield EditEvent(step=sample.step)
                     case "warning":
                         yield EditEvent(warning=sample.warning)
@@ -143,9 +145,9 @@ class Edits:
     async def _samples(
         self, plan: EditPlan, tuning: Tuning | None, opened: OpenEdit, began: float, timeout_s: float | None
     ) -> AsyncGenerator[SampleEvent, None]:
-        """What the sampler says of the edit, once it is its turn. Raises NotFound for a tuning that is gone by then."""
+        """The sampler's events, once the edit has its turn. Raises NotFound for a tuning that was deleted meanwhile."""
         opened.waits = True
-        async with self._queue.turn(plan.tenant) as waited_s:
+        async with self._queue.place(plan.tenant) as waited_s:
             opened.waits = False
             if tuning is not None:
                 await self._tunings.with_weights(tuning.name)
@@ -157,18 +159,18 @@ class Edits:
                     yield sample
 
 
-class Pace:
-    """Lets a step through at most five times a second, and the last one always.
+class StepThrottle:
+    """Admits at most five steps a second, and always the last one.
 
-    A preview of a step that is held back rides on the next one, unless that brings a newer one.
+    The preview of a step that is dropped goes with the next step, unless that has a newer one.
     """
 
     def __init__(self) -> None:
         self._next_s = 0.0
         self._preview = b""
 
-    def lets_through(self, step: EditEvent.Step) -> bool:
-        """Whether to send this step; a preview that waited is put into it."""
+    def admits(self, step: EditEvent.Step) -> bool:
+        """Whether to send this step. It gets the newest preview that was not sent yet."""
         self._preview = step.preview or self._preview
         now = time.monotonic()
         if now < self._next_s and step.index + 1 < step.total:
@@ -179,7 +181,7 @@ class Pace:
 
 
 def _validated(plan: EditPlan, total_s: float) -> tuple[EditEvent, EditEvent]:
-    """The events of an edit that is not made."""
+    """The events of a request with validate_only."""
     return _accepted(plan, ""), EditEvent(done=EditEvent.Done(timings=Timings(total_s=total_s)))
 
 
@@ -196,7 +198,7 @@ def _accepted(plan: EditPlan, edit: str) -> EditEvent:
 
 
 def _ready(last: TuningEvent) -> Tuning:
-    """The tuning that its last event says is READY. Raises what it FAILED with, or that it was cancelled."""
+    """The tuning of a `ready` event. Raises the error of a FAILED tuning; FailedPrecondition for a cancelled one."""
     if last.HasField("failed"):
         raise from_status(last.failed)
     if not last.HasField("ready"):

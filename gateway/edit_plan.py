@@ -190,7 +190,7 @@ class Planner:
             data = request.image_data
             if request.mask or config is None or request.validate_only:
                 with in_field("image_data"):
-                    picture = await self._images.check(data)
+                    picture = await self._images.check(tenant, data)
                 await self._check_mask(request, picture)
         unsampled = _unsampled(request, sampling, config)
         warnings = await self._upstreams.check_sample(unsampled)
@@ -229,7 +229,9 @@ class Planner:
     async def _check_mask(self, request: EditRequest, picture: Image | PictureInfo) -> None:
         if request.mask:
             with in_field("mask_image") if request.mask_image else nullcontext():
-                await self._images.check_mask(request.mask, picture, keeps=request.config.mask.keeps)
+                await self._images.check_mask(
+                    _tenant_of(request), request.mask, picture, keeps=request.config.mask.keeps
+                )
 
 
 def words_of(request: EditRequest, bound: str) -> str:

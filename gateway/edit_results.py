@@ -1,6 +1,6 @@
-"""Edits by name: those that run, and for ten minutes those that ended, with their pictures, in memory.
+"""Edits by name, in memory: those that run, and for ten minutes those that ended, with their pictures.
 
-Pictures are kept up to a number of bytes in all; the oldest are forgotten first.
+The bytes of all pictures are bounded. The oldest are forgotten first.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ class OpenEdit:
         self._on_end = on_end
 
     def numbered(self, event: EditEvent) -> EditEvent:
-        """The event with its number and time; a heartbeat has no number."""
+        """The event with its number and time. A heartbeat has no number."""
         if event.WhichOneof("event") != "heartbeat":
             self._events += 1
             event.sequence = self._events
@@ -49,18 +49,18 @@ class OpenEdit:
         return event
 
     def done(self, images: list[EditEvent.EditedImage], timings: Timings) -> None:
-        """It has its pictures."""
+        """The edit has its pictures."""
         self.edit.images.extend(images)
         self.edit.timings.CopyFrom(timings)
         self._end(Edit.STATE_DONE)
 
     def failed(self, error: Status) -> None:
-        """It ended with an error."""
+        """The edit ended with an error."""
         self.edit.error.CopyFrom(error)
         self._end(Edit.STATE_FAILED)
 
     def cancelled(self) -> None:
-        """It was stopped; after its end this changes nothing."""
+        """The edit was stopped. After its end this has no effect."""
         if self.end_s is None:
             self._end(Edit.STATE_CANCELLED)
 
@@ -102,15 +102,15 @@ class EditResults:
             opened.cancelled()
         return opened.edit
 
-    def end_waiting(self, why: UniTuneError) -> None:
-        """End every edit that waits for its tuning or its turn, which may outlast any drain; others go on."""
+    def end_waiting(self, reason: UniTuneError) -> None:
+        """End every edit that waits for its tuning or its turn, which may outlast any drain. Other edits go on."""
         for opened in self._edits.values():
             if opened.waits and opened.relay is not None:
-                opened.relay.stop(why)
+                opened.relay.stop(reason)
 
     def _end(self, opened: OpenEdit) -> None:
         name = opened.edit.name
-        if self._ended.pop(name, None) is not None:  # cancelled in the moment in which it failed, it ends twice
+        if self._ended.pop(name, None) is not None:  # an edit that is cancelled while it fails ends twice
             self.size_bytes -= opened.size_bytes
         opened.size_bytes = opened.edit.ByteSize()
         self.size_bytes += opened.size_bytes
@@ -118,7 +118,7 @@ class EditResults:
         self._forget()
 
     def _forget(self) -> None:
-        """Drop what ended too long ago, and the oldest of what would be too much; come back for the rest in time."""
+        """Forget edits that ended too long ago, and the oldest of too many. A timer comes back for the next one."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -1,65 +1,68 @@
-"""Weights that the sampler must forget: told to it until it has, across restarts of both.
+"""Weights that the sampler must forget. It is asked until it has, across restarts of both services.
 
-A deletion does not wait for a sampler that stands still. Nobody can ask for these weights meanwhile.
+A deletion does not wait for a sampler that stands still. Meanwhile nobody can ask for these weights.
 """
 
 import asyncio
 import logging
 
-from gateway.tuning_queue import State
+from gateway.state import State
 from gateway.upstreams import Upstreams
 from unitune import telemetry
 from unitune.errors import UniTuneError
 
 logger = logging.getLogger(__name__)
 
-ANSWER_S = 1.0  # that a deletion waits for a sampler that answers at once, as it mostly does
+ANSWER_S = 1.0  # that a deletion waits; a sampler mostly answers at once
 
 
 class Evictions:
-    """What is to be forgotten, in the state; one task tells it."""
+    """The weights to forget, kept in the state. One task asks the sampler."""
 
     def __init__(self, state: State, upstreams: Upstreams, *, retry_s: float) -> None:
         """`retry_s` is the wait before a sampler that did not answer is asked again."""
         self._state = state
         self._upstreams = upstreams
         self._retry_s = retry_s
-        self._bell = asyncio.Event()
-        self._done: dict[str, asyncio.Event] = {}
+        self._noted = asyncio.Event()
+        self._done: dict[str, asyncio.Event] = {}  # of the weights that this process noted, until they are forgotten
 
     async def note(self, digest: str) -> None:
-        """Remember that these weights are to be forgotten, whatever becomes of this process."""
+        """Remember in the state that these weights must be forgotten."""
+        self._done.setdefault(digest, asyncio.Event())
         await self._state.add_eviction(digest)
 
-    def ring(self) -> None:
-        """Have noted weights forgotten, without waiting for it."""
-        self._bell.set()
+    def start(self) -> None:
+        """Have the noted weights forgotten, without waiting."""
+        self._noted.set()
 
-    async def begin(self, digest: str) -> None:
-        """Have noted weights forgotten; returns when they are, or after a second, and then it goes on."""
-        done = self._done.setdefault(digest, asyncio.Event())
-        self._bell.set()
+    async def start_and_wait(self, digest: str) -> None:
+        """Have the noted weights forgotten. Wait for it for at most a second; it goes on afterwards."""
+        done = self._done.get(digest)
+        if done is None:  # another call has had them forgotten
+            return
+        self._noted.set()
         try:
             await asyncio.wait_for(done.wait(), ANSWER_S)
         except TimeoutError:
             telemetry.event(logger, "sampler still to forget weights", level=logging.WARNING, digest=digest)
 
     async def run(self) -> None:
-        """Tell the sampler, for as long as it takes."""
+        """Ask the sampler for as long as it takes."""
         while True:
-            self._bell.clear()
+            self._noted.clear()
             try:
-                is_behind = not await self._tell_all()
+                is_behind = not await self._evict_all()
             except Exception:  # such as a state that cannot be read; the next round tries again
                 telemetry.failure(logger, "evictions failed")
                 is_behind = True
             if is_behind:
                 await asyncio.sleep(self._retry_s)
             else:
-                await self._bell.wait()
+                await self._noted.wait()
 
-    async def _tell_all(self) -> bool:
-        """Whether nothing is left to be told."""
+    async def _evict_all(self) -> bool:
+        """True if nothing is left to be forgotten."""
         for digest in await self._state.evictions():
             try:
                 await self._upstreams.evict(digest)

@@ -1,4 +1,4 @@
-"""All parts of the gateway, put together."""
+"""Puts the parts of the gateway together."""
 
 import asyncio
 
@@ -11,13 +11,13 @@ from gateway.edit import Edits
 from gateway.edit_plan import Planner
 from gateway.edit_results import EditResults
 from gateway.evictions import Evictions
+from gateway.fair_queue import FairQueue
 from gateway.images import Images
 from gateway.known_services import KnownServices
 from gateway.open_calls import OpenCalls
 from gateway.retention import Retention
-from gateway.sample_queue import SampleQueue
 from gateway.service import EditService, ImageService, ServerService, TuningService
-from gateway.state import SqliteState
+from gateway.state import State
 from gateway.tunings import Tunings
 from gateway.uploads import Uploads
 from gateway.upstreams import Upstreams
@@ -39,7 +39,7 @@ from unitune.v1 import (
 class Gateway:
     """One gateway. It belongs to the event loop in which it was opened."""
 
-    def __init__(self, config: GatewayConfig, state: SqliteState, store: ObjectStore) -> None:
+    def __init__(self, config: GatewayConfig, state: State, store: ObjectStore) -> None:
         self._state = state
         self._upstreams = Upstreams(config.tuner, config.sampler, silence_s=config.silence_s)
         self._services = KnownServices(self._upstreams, state)
@@ -50,10 +50,11 @@ class Gateway:
         )
         evictions = Evictions(state, self._upstreams, retry_s=config.retry_s)
         tunings = Tunings(state, images, files, self._upstreams, self._dispatcher, evictions)
-        self.retention = Retention(state, state, images, store, keep_s=config.keep_unused_s)
+        self.retention = Retention(state, images, store, keep_s=config.keep_unused_s)
         self._results = EditResults()
         planner = Planner(tunings, images, self._upstreams)
-        queue = SampleQueue(config.sample_streams)
+        # No edit waits in the transport, where it would have no heartbeat and could not be cancelled alone.
+        queue = FairQueue(config.sample_streams)
         edits = Edits(planner, tunings, self._upstreams, self._results, queue, heartbeat_s=config.heartbeat_s)
         self._comparisons = Comparisons(
             planner, edits, tunings, images, self._upstreams, heartbeat_s=config.heartbeat_s
@@ -74,9 +75,9 @@ class Gateway:
     async def open(cls, config: GatewayConfig) -> "Gateway":
         """Open the state and the store and begin to run what is queued. Raises OSError when either cannot be used."""
         store = ObjectStore(config.store)
-        gateway = cls(config, await SqliteState.open(config.state), store)
+        gateway = cls(config, await State.open(config.state), store)
         await gateway._services.begin()
-        gateway._tasks.append(asyncio.create_task(gateway._services.look_around(config.look_s)))
+        gateway._tasks.append(asyncio.create_task(gateway._services.poll(config.poll_s)))
         return gateway
 
     def register(self, server: grpc.aio.Server) -> list[str]:
@@ -89,15 +90,15 @@ class Gateway:
         return [service.full_name for module in modules for service in module.DESCRIPTOR.services_by_name.values()]
 
     async def drain(self) -> None:
-        """Begin nothing new, and end what would not end by itself."""
+        """Begin nothing new, and end what could last longer than the drain."""
         self._dispatcher.pause()
-        why = Unavailable("the server is stopping; ask again", reason="DRAINING", retry_after_s=1.0)
-        self._tuning_service.end_watches(why)
-        self._comparisons.end(why)  # first: what waits is stopped next, and no other edit may begin in its place
-        self._results.end_waiting(why)
+        reason = Unavailable("the server is stopping; ask again", reason="DRAINING", retry_after_s=1.0)
+        self._tuning_service.end_watches(reason)
+        self._comparisons.end(reason)  # first, so that no edit begins in place of one that is stopped next
+        self._results.end_waiting(reason)
 
     async def close(self) -> None:
-        """Stop everything; a tuning that runs goes back into the queue."""
+        """Stop everything. A tuning that runs goes back into the queue."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -1,8 +1,8 @@
 """Uploaded pictures: received in chunks, checked, kept under the digest of their bytes.
 
-Two objects lie under `images/{tenant}/{sha256}` of the store: `file`, the picture as it came, and
-`image.json`, what is known of it, written last, so that a picture without it does not exist, and written again by
-every upload of the same bytes, for its time.
+Two objects lie under `images/{tenant}/{sha256}` of the store. `file` is the picture as it came. `image.json` says what
+is known of it. It is written last, so that a picture without it does not exist. Every upload of the same bytes renews
+its time.
 """
 
 import asyncio
@@ -17,12 +17,13 @@ from weakref import WeakValueDictionary
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from gateway.fair_queue import FairQueue
 from gateway.names import DEFAULT_TENANT, Name, parse_parent
 from gateway.uploads import Upload
 from unitune import images, store_paths
 from unitune.errors import DataLoss, InvalidArgument, InvalidField, NotFound, ResourceExhausted, Unavailable
 from unitune.object_store import ObjectStore
-from unitune.picture_check import PictureChecks
+from unitune.picture_check import CHILDREN, PictureChecks
 from unitune.picture_file import PictureInfo
 from unitune.picture_header import MAX_BYTES, refusal
 from unitune.v1.image_pb2 import Image, UploadImageRequest
@@ -35,42 +36,45 @@ class Images:
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
-        self._locks: WeakValueDictionary[Name, asyncio.Lock] = WeakValueDictionary()  # of pictures in somebody's hands
+        self._locks: WeakValueDictionary[Name, asyncio.Lock] = WeakValueDictionary()  # of pictures that somebody holds
         self._checks = PictureChecks()
+        self._decoders = FairQueue(CHILDREN, CHILDREN)
 
     async def close(self) -> None:
-        """End what checks pictures."""
+        """End the processes that check pictures."""
         await self._checks.close()
 
     @asynccontextmanager
     async def holding(self, *names: Name) -> AsyncIterator[None]:
-        """Nobody else holds these pictures meanwhile.
+        """Hold these pictures for the block; nobody else holds them meanwhile.
 
-        For whoever looks for a picture, or for its users, and then does what must fit to what was found.
+        For code that looks for a picture, or for its users, and then acts on what it found.
         """
         async with AsyncExitStack() as held:
-            for name in sorted(set(names)):  # in one order, so that no two wait for each other
+            for name in sorted(set(names)):  # in one order, against deadlock
                 await held.enter_async_context(self._locks.setdefault(name, asyncio.Lock()))
             yield
 
-    async def check(self, data: bytes) -> PictureInfo:
-        """What a picture's file holds. Raises as `PictureChecks.picture` does."""
-        return await self._checks.picture(data)
+    async def check(self, tenant: str, data: bytes) -> PictureInfo:
+        """What a picture's file holds, once it is the tenant's turn. Raises as `PictureChecks.picture` does."""
+        async with self._decoders.place(tenant):
+            return await self._checks.picture(data)
 
-    async def check_mask(self, data: bytes, picture: Image | PictureInfo, *, keeps: bool) -> None:
-        """Raise InvalidArgument naming `mask`: as `PictureChecks.mask` does, for a mask of another size than the
-        picture, and if nothing would be edited.
+    async def check_mask(self, tenant: str, data: bytes, picture: Image | PictureInfo, *, keeps: bool) -> None:
+        """Raise InvalidArgument for `mask` as `PictureChecks.mask` does, for a mask of another size than the picture's,
+        and for a mask with which nothing would be edited.
 
-        `keeps` says that what is white is kept.
+        With `keeps` white is kept, not edited.
         """
-        mask = await self._checks.mask(data)
+        async with self._decoders.place(tenant):
+            mask = await self._checks.mask(data)
         images.check_mask_size(mask.width, mask.height, (picture.height, picture.width))
         if mask.darkest == 255 if keeps else mask.brightest == 0:
             edited, kept = ("black", "white") if keeps else ("white", "black")
             raise InvalidField("mask", f"all {kept}", f"make {edited} what is to be edited; nothing is")
 
     async def keep(self, tenant: str, data: bytes) -> Image:
-        """Check a picture and keep it; of one that is there already, and whole, only the time changes.
+        """Check a picture and keep it. If it is there already, undamaged, only its time is renewed.
 
         Raises as `check` does.
         """
@@ -79,16 +83,18 @@ class Images:
             try:
                 there = await self.find(name)
                 await self.read(name)
-                with suppress(ResourceExhausted, Unavailable):  # it is there, whatever else the store can take
+                with suppress(
+                    ResourceExhausted, Unavailable
+                ):  # the picture is there, even if the store takes nothing now
                     await self._store.answer(self._store.renew, f"{_path(name)}/image.json")
                 return there
             except NotFound:
                 pass
             except DataLoss:
                 await self.discard(name)
-        info = await self.check(data)
-        about = {**asdict(info), "size_bytes": len(data), "create_s": time.time()}
-        await self._store.answer(self._write, name, data, json.dumps(about).encode())
+        info = await self.check(tenant, data)
+        facts = {**asdict(info), "size_bytes": len(data), "create_s": time.time()}
+        await self._store.answer(self._write, name, data, json.dumps(facts).encode())
         return await self.find(name)
 
     async def find(self, name: Name) -> Image:
@@ -99,9 +105,9 @@ class Images:
             raise _missing(name) from None
         create_time = Timestamp()
         try:
-            about = json.loads(text)
-            create_time.FromMicroseconds(round(about.pop("create_s") * 1e6))
-            return Image(name=str(name), sha256=name.id, create_time=create_time, **about)
+            facts = json.loads(text)
+            create_time.FromMicroseconds(round(facts.pop("create_s") * 1e6))
+            return Image(name=str(name), sha256=name.id, create_time=create_time, **facts)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
             raise _damaged(name) from None
 
@@ -116,26 +122,26 @@ class Images:
         return data
 
     async def time_of(self, name: Name) -> float:
-        """When a picture was uploaded last, in Unix seconds; 0 if nothing is there."""
+        """When a picture was uploaded last, in Unix seconds; 0 if it is not there."""
         return max((await self._store.answer(self._store.times, _path(name))).values(), default=0.0)
 
     async def discard(self, name: Name) -> None:
-        """Delete a picture, or what a failed upload left of it; one that is not there is fine."""
+        """Delete a picture, or what a failed upload left of it, if it is there."""
         for part in ("image.json", "file"):
             await self._store.answer(self._store.delete, f"{_path(name)}/{part}")
 
     def _read(self, name: Name) -> tuple[bytes, str]:
-        """A picture's file and its SHA-256, which takes some milliseconds: not on the event loop."""
+        """A picture's file and its SHA-256. It takes some milliseconds, so it runs outside of the event loop."""
         data = self._store.get(f"{_path(name)}/file")
         return data, hashlib.sha256(data).hexdigest()
 
-    def _write(self, name: Name, data: bytes, about: bytes) -> None:
+    def _write(self, name: Name, data: bytes, facts: bytes) -> None:
         self._store.put(f"{_path(name)}/file", data)
-        self._store.put(f"{_path(name)}/image.json", about)
+        self._store.put(f"{_path(name)}/image.json", facts)
 
 
 async def receive(requests: AsyncIterator[UploadImageRequest], upload: Upload) -> tuple[str, bytes]:
-    """An upload's tenant and bytes, held in memory and nowhere else.
+    """An upload's tenant and bytes. They are in memory only.
 
     Raises InvalidField for a message out of place, InvalidArgument for UPLOAD_TOO_LARGE and DIGEST_MISMATCH, and
     ResourceExhausted as `Upload.add` does.
@@ -165,7 +171,7 @@ async def receive(requests: AsyncIterator[UploadImageRequest], upload: Upload) -
     if header.sha256 and header.sha256.lower() != digest.hexdigest():
         remedy = "the bytes that came have another digest; send the file again"
         raise InvalidArgument.of_field("header.sha256", header.sha256, remedy, reason="DIGEST_MISMATCH")
-    return tenant, upload.whole()
+    return tenant, upload.take_bytes()
 
 
 def _check_header(header: UploadImageRequest.Header) -> None:

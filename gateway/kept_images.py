@@ -1,4 +1,4 @@
-"""The pictures of an edit, put together for GetEdit, as far as one answer can hold them."""
+"""The pictures of an edit, assembled for GetEdit. Nothing is kept if they are too large for one answer."""
 
 from gateway import validation
 from unitune.image_pieces import Assembly
@@ -6,7 +6,7 @@ from unitune.v1.edit_pb2 import EditEvent
 
 
 class KeptImages:
-    """The pictures of one edit as they come."""
+    """Collects the pictures of one edit."""
 
     def __init__(self) -> None:
         self.images: list[EditEvent.EditedImage] = []
@@ -15,11 +15,11 @@ class KeptImages:
 
     @property
     def too_large_bytes(self) -> int:
-        """How large the pictures are that no answer can hold, none of which is kept; 0 where all are."""
+        """The size of pictures that are too large for one answer, so that none is kept. 0 if all are kept."""
         return self._size_bytes if self._size_bytes > validation.ANSWER_BYTES else 0
 
     def begin(self, image: EditEvent.EditedImage) -> None:
-        """The next picture, or its first pieces."""
+        """Add the next picture, or its first pieces."""
         self._size_bytes += max(image.size_bytes, len(image.png)) + max(image.mask_size_bytes, len(image.mask))
         if self.too_large_bytes:
             self.images.clear()
@@ -30,7 +30,7 @@ class KeptImages:
         self._keep()
 
     def add(self, part: EditEvent.ImagePart) -> None:
-        """The next piece."""
+        """Add the next piece."""
         if not self.too_large_bytes:
             self._assembly.add(part)
             self._keep()

@@ -1,13 +1,13 @@
-"""What is known of tuner and sampler: asked again and again, and kept in the state for the next process.
+"""What is known of tuner and sampler: polled, and kept in the state for the next process.
 
-So what is known of them is never old and needs no waiting for, and a gateway that starts while its tuner is away
-accepts tunings as the one before it did.
+So the knowledge is recent, and no request waits for it. A gateway that starts without its tuner accepts tunings as the
+process before it did.
 """
 
 import asyncio
 import logging
 
-from gateway.tuning_queue import ServiceMemory
+from gateway.state import State
 from gateway.upstreams import Upstreams
 from unitune import telemetry
 from unitune.v1.sampler_pb2 import SamplerInfo
@@ -19,27 +19,27 @@ TUNER, SAMPLER = "tuner", "sampler"
 
 
 class KnownServices:
-    """What `upstreams` knows of both services, in step with `memory`."""
+    """Keeps what `upstreams` knows of both services up to date, and in the state."""
 
-    def __init__(self, upstreams: Upstreams, memory: ServiceMemory) -> None:
+    def __init__(self, upstreams: Upstreams, state: State) -> None:
         self._upstreams = upstreams
-        self._memory = memory
+        self._state = state
         self._kept: dict[str, bytes] = {}
 
     async def begin(self) -> None:
-        """Ask both once; of one that does not answer, know what an earlier process knew."""
+        """Ask both once. If one does not answer, use what an earlier process knew of it."""
         await self._ask()
         try:
-            self._kept = await self._memory.known()
+            self._kept = await self._state.known()
             if self._upstreams.known_tuner is None and TUNER in self._kept:
                 self._upstreams.known_tuner = TunerInfo.FromString(self._kept[TUNER])
             if self._upstreams.known_sampler is None and SAMPLER in self._kept:
                 self._upstreams.known_sampler = SamplerInfo.FromString(self._kept[SAMPLER])
-        except Exception:  # nothing depends on it but requests that come before a service answers
+        except Exception:  # it matters only to requests that come before a service answers
             telemetry.failure(logger, "services not recalled")
 
-    async def look_around(self, every_s: float) -> None:
-        """Ask both again and again."""
+    async def poll(self, every_s: float) -> None:
+        """Ask both at intervals."""
         while True:
             try:
                 await self._keep()
@@ -54,5 +54,5 @@ class KnownServices:
     async def _keep(self) -> None:
         for name, info in ((TUNER, self._upstreams.known_tuner), (SAMPLER, self._upstreams.known_sampler)):
             if info is not None and (told := info.SerializeToString(deterministic=True)) != self._kept.get(name):
-                await self._memory.know(name, told)
+                await self._state.know(name, told)
                 self._kept[name] = told

@@ -1,7 +1,7 @@
-"""What a PNG says of its own making: once as other programs read it, once whole, so that it can be made again.
+"""The metadata in a PNG: once in the form that other programs read, and once complete, so that it can be made again.
 
-The contract tells the form (EditedImage.png in edit.proto). Nothing that differs between two runs of the same request
-may be in it, and nothing that its reader should not know: no path, no tenant, no tuning's name, no time.
+The contract says the form (EditedImage.png in edit.proto). Nothing may differ between two runs of the same request, and
+nothing may be secret: there is no path, no tenant, no tuning's name and no time.
 """
 
 import hashlib
@@ -23,10 +23,10 @@ HASH_DIGITS = 10  # of a model, as they show it
 
 
 class Metadata:
-    """What the pictures of one edit have in common, and each one's own."""
+    """The metadata of one edit's pictures: a common part, and a part of each."""
 
     def __init__(self, plan: EditPlan, tuning: Tuning | None) -> None:
-        """`tuning` is the one whose weights are used. Takes the digest of the picture, some milliseconds."""
+        """`tuning` is the one whose weights are used. Computes the digest of the picture in some milliseconds."""
         self._seeds = plan.seeds
         self._record: dict[str, Any] = {
             "version": VERSION,
@@ -46,7 +46,7 @@ class Metadata:
                 self._record["tuning"]["further_pictures"] = further
 
     def put_into(self, image: EditEvent.EditedImage) -> None:
-        """Write it into a picture's file, of which this may be the first piece."""
+        """Write the metadata into a picture's file, or into its first piece."""
         record = self._record | {"seed": self._seeds[image.index]}
         if image.seed != record["seed"]:
             record["sampled_seed"] = image.seed
@@ -62,7 +62,7 @@ class Metadata:
 
 
 def _parameters(record: Mapping[str, Any], size: tuple[int, int]) -> str:
-    """In the form that AUTOMATIC1111's stable-diffusion-webui made usual: its `create_infotext`."""
+    """The text in the form of `create_infotext` of AUTOMATIC1111's stable-diffusion-webui."""
     sampling = record["sampling"] | record.get("chosen", {})
     said = {
         "Steps": sampling["num_inference_steps"],
@@ -82,5 +82,5 @@ def _parameters(record: Mapping[str, Any], size: tuple[int, int]) -> str:
 
 
 def _quoted(value: str) -> str:
-    """As it is, unless it has a sign that separates values there."""
+    """The value, quoted if it has a character that separates values."""
     return json.dumps(value, ensure_ascii=False) if any(sign in value for sign in ",:\n") else value

@@ -1,7 +1,7 @@
-"""How many long calls one connection may have open: so many that nobody misses any, and fewer than HTTP/2 lets through.
+"""How many long calls one connection may have open: enough for every use, and fewer than HTTP/2 allows.
 
-A call above the streams of a connection would wait in the client's transport without an answer. Long calls are refused
-before that, and the rest of the streams is left for calls that are answered at once, such as CancelEdit.
+A call beyond the streams of a connection would wait in the client's transport without an answer. Long calls are refused
+before that. The other streams are left for calls that are answered at once, such as CancelEdit.
 """
 
 from collections import Counter
@@ -23,7 +23,7 @@ class OpenCalls:
         self._open: Counter[str] = Counter()
 
     @contextmanager
-    def one(self, context: Any) -> Iterator[None]:
+    def count(self, context: Any) -> Iterator[None]:
         """Count a call for as long as the block lasts. Raises ResourceExhausted (TOO_MANY_CALLS)."""
         peer = context.peer()
         if self._open[peer] >= self._most:

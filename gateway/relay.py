@@ -1,101 +1,157 @@
-"""Between a story and its reader: the story runs in a task of its own, the reader gets its events and signs of life.
+"""Runs a generator of events in a task of its own and adds heartbeats, so that it can be stopped even while its reader
+does not read.
 
-A story is an async generator. It can be stopped whatever its reader does, even one that has stopped
-reading, and it never outlives the reader. A slow reader slows the story: few events wait for it, and few bytes.
+The generator never outlives its reader. What it has emitted waits for the reader up to a bound. Beyond the bound the
+generator waits, too, unless it has a backlog: then it goes on at its own speed.
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Generic, TypeVar
 
-from unitune.errors import UniTuneError
+from unitune.errors import DeadlineExceeded, UniTuneError
 
 Event = TypeVar("Event")
 
-# Between story and reader, that which the reader has now included. One event may be larger than all bytes; then it is
-# alone.
+# Between generator and reader, including the event that the reader has now. A larger event waits alone.
 WAITING_EVENTS = 4
 WAITING_BYTES = 1 << 20
 
+BACKLOG_BYTES = 128 << 20  # for one slow reader beyond that
+ALL_BACKLOG_BYTES = 256 << 20  # for all slow readers together
+EVENT_BYTES = 256  # of memory for an event beside its message's bytes
+# A generator that finds the backlog full waits for its reader. In all it waits for BEHIND_S, longer if the reader takes
+# BEHIND_BYTES_PER_S, and for LONGEST_BEHIND_S at most.
+BEHIND_S = 5.0
+BEHIND_BYTES_PER_S = 1 << 20
+LONGEST_BEHIND_S = 60.0
+POLL_S = 0.1  # another reader may have freed memory
+
+
+class Backlog:
+    """Memory for events that wait for slow readers, shared by many relays."""
+
+    def __init__(self) -> None:
+        self.size_bytes = 0
+
+    def fits(self, held_bytes: int, size: int) -> bool:
+        """Whether a reader for whom `held_bytes` wait may have `size` bytes more waiting."""
+        return held_bytes + size <= BACKLOG_BYTES and self.size_bytes + size <= ALL_BACKLOG_BYTES
+
 
 class Relay(Generic[Event]):
-    """One story on its way to one reader."""
+    """Passes the events of one generator to one reader."""
 
     def __init__(
         self,
-        story: AsyncGenerator[Event, None],
+        source: AsyncGenerator[Event, None],
         *,
         silence_s: float,
         heartbeat: Callable[[], Event],
         size_of: Callable[[Event], int],
         lighten: Callable[[Event], object] | None = None,
+        backlog: Backlog | None = None,
     ) -> None:
         """`heartbeat` makes the event that is sent whenever `silence_s` seconds would pass without one.
 
         `size_of` is an event's size in bytes. `lighten` takes out of it what a reader that is behind can do without.
+        With a `backlog` a reader that is too far behind ends the generator with DeadlineExceeded (READER_TOO_SLOW).
         """
-        self._story = story
+        self._source = source
         self._silence_s = silence_s
         self._heartbeat = heartbeat
         self._size_of = size_of
         self._lighten = lighten
+        self._backlog = backlog
         self._waiting: deque[tuple[Event, int]] = deque()
-        self._size_bytes = 0
-        self._told, self._taken = asyncio.Event(), asyncio.Event()
-        self._task = asyncio.create_task(self._tell())
-        self._why: UniTuneError | None = None
+        self._size_bytes = 0  # of what waits
+        self._read_bytes = 0
+        self._behind_s = 0.0  # that the generator has waited for its reader
+        self._emitted, self._taken = asyncio.Event(), asyncio.Event()
+        self._task = asyncio.create_task(self._emit())
+        self._reason: UniTuneError | None = None
 
-    def stop(self, why: UniTuneError) -> None:
-        """End the story now; its reader gets what was told, then `why`. One that was told whole stays so."""
-        self._why = self._why or why  # also in place of an error that the reader has not seen yet
+    def stop(self, reason: UniTuneError) -> None:
+        """End the generator now. Its reader gets what was emitted, then `reason`. After its end it has no effect."""
+        self._reason = self._reason or reason  # also in place of an error that the reader has not seen yet
         self._task.cancel()
 
     async def events(self) -> AsyncGenerator[Event, None]:
-        """The events, to be read once. Raises what the story raised, or what it was stopped with."""
+        """The events, to be read once. Raises what the generator raised, or what it was stopped with."""
         try:
             while not (self._task.done() and not self._waiting):
-                self._told.clear()
+                self._emitted.clear()
                 if not self._waiting:
-                    await self._something()
+                    await self._wait_for_event()
                 if self._waiting:
-                    event, size = self._waiting[0]
-                    yield event  # the reader has it until it asks for the next one
-                    self._waiting.popleft()
-                    self._size_bytes -= size
-                    self._taken.set()
+                    yield self._waiting[0][0]  # the reader has it until it asks for the next one
+                    self._pop()
                 elif not self._task.done():
                     yield self._heartbeat()
             failed = self._task.cancelled() or self._task.exception() is not None
-            if failed and self._why is not None:
-                raise self._why
+            if failed and self._reason is not None:
+                raise self._reason
             self._task.result()
         finally:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+            while self._waiting:
+                self._pop()
 
-    async def _something(self) -> None:
-        """Wait for an event, the story's end, or too long a silence."""
-        told = asyncio.ensure_future(self._told.wait())
+    async def _wait_for_event(self) -> None:
+        """Wait for an event, the generator's end, or too long a silence."""
+        emitted = asyncio.ensure_future(self._emitted.wait())
         try:
-            await asyncio.wait({told, self._task}, timeout=self._silence_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({emitted, self._task}, timeout=self._silence_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            told.cancel()
+            emitted.cancel()
 
-    async def _tell(self) -> None:
-        async with aclosing(self._story) as story:
-            async for event in story:
+    async def _emit(self) -> None:
+        async with aclosing(self._source) as source:
+            async for event in source:
                 size = self._size_of(event)
-                if self._lighten is not None and not self._has_room(size):
+                if self._lighten is not None and not self._fits(size):
                     self._lighten(event)
                     size = self._size_of(event)
-                while not self._has_room(size):
-                    self._taken.clear()
-                    await self._taken.wait()
+                if self._backlog is not None:
+                    size += EVENT_BYTES
+                while not self._fits(size) and not (self._backlog and self._backlog.fits(self._size_bytes, size)):
+                    await self._wait_for_reader()
                 self._waiting.append((event, size))
-                self._size_bytes += size
-                self._told.set()
+                self._count(size)
+                self._emitted.set()
 
-    def _has_room(self, size: int) -> bool:
+    def _fits(self, size: int) -> bool:
         return not self._waiting or (len(self._waiting) < WAITING_EVENTS and self._size_bytes + size <= WAITING_BYTES)
+
+    def _pop(self) -> None:
+        _, size = self._waiting.popleft()
+        self._count(-size)
+        self._read_bytes += size
+        self._taken.set()
+
+    def _count(self, size: int) -> None:
+        self._size_bytes += size
+        if self._backlog is not None:
+            self._backlog.size_bytes += size
+
+    async def _wait_for_reader(self) -> None:
+        """Wait until the reader took an event; with a backlog for POLL_S. Raises DeadlineExceeded (READER_TOO_SLOW)."""
+        self._taken.clear()
+        if self._backlog is None:
+            await self._taken.wait()
+            return
+        began = time.monotonic()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._taken.wait(), POLL_S)
+        self._behind_s += time.monotonic() - began
+        if self._behind_s > min(BEHIND_S + self._read_bytes / BEHIND_BYTES_PER_S, LONGEST_BEHIND_S):
+            raise DeadlineExceeded(
+                f"the reader is {self._size_bytes} bytes behind: "
+                "read the stream without pauses, or ask for fewer pictures at once",
+                reason="READER_TOO_SLOW",
+                metadata={"size_bytes": str(self._size_bytes)},
+            )

@@ -1,7 +1,7 @@
-"""How long the store keeps what nobody owns: pictures that no tuning uses, weights that no tuning has, halves of files.
+"""How long the store keeps what nobody owns: unused pictures, weights that no tuning has, unfinished files.
 
-Whoever looks whether a picture is used and then deletes it, or whether it is there and then uses it, holds
-that picture (`Images.holding`) meanwhile.
+Code that checks that a picture is unused and then deletes it, or that it exists and then uses it, holds the picture
+meanwhile (`Images.holding`).
 """
 
 import asyncio
@@ -11,30 +11,28 @@ import time
 
 from gateway.images import Images
 from gateway.names import Name, parse
-from gateway.tuning_queue import UNFINISHED, ServiceMemory, State
+from gateway.state import State
+from gateway.tuning_records import UNFINISHED
 from unitune import store_paths, telemetry
 from unitune.errors import DataLoss, FailedPrecondition, NotFound
 from unitune.object_store import ObjectStore
 
 logger = logging.getLogger(__name__)
 
-OWNER = "owner"  # the object of the store that names the state that it belongs to
-IDENTITY = "identity"  # of a state, under which it remembers its own
+OWNER = "owner"  # the object of the store that names its state
+IDENTITY = "identity"  # the key of a state's own random name
 
 
 class Retention:
-    """Keeps the store of one gateway clean."""
+    """Deletes from the store of one gateway what nobody owns."""
 
-    def __init__(
-        self, state: State, memory: ServiceMemory, images: Images, store: ObjectStore, *, keep_s: float
-    ) -> None:
+    def __init__(self, state: State, images: Images, store: ObjectStore, *, keep_s: float) -> None:
         """`keep_s` is how long what nobody owns is kept; 0 keeps it for ever."""
         self._state = state
-        self._memory = memory
         self._images = images
         self._store = store
         self._keep_s = keep_s
-        self._owns = False  # until the store was asked
+        self._owns = False  # until the store has been read
 
     async def delete_image(self, name: str, *, allow_missing: bool) -> None:
         """Delete a picture. Raises NotFound (IMAGE_NOT_FOUND), FailedPrecondition (IMAGE_IN_USE)."""
@@ -57,26 +55,26 @@ class Retention:
             await self._images.discard(image)
 
     async def run(self, every_s: float) -> None:
-        """Look again and again."""
+        """Sweep at intervals."""
         while self._keep_s > 0:
             try:
-                if await self._is_ours():
+                if await self._is_own_store():
                     await self.sweep()
             except Exception:  # such as a store that does not answer; the next round tries again
                 telemetry.failure(logger, "store not swept")
             await asyncio.sleep(every_s)
 
-    async def _is_ours(self) -> bool:
-        """Whether the store is this state's: what another state knows is not nobody's.
+    async def _is_own_store(self) -> bool:
+        """Whether the store belongs to this state. Objects that another state knows have an owner.
 
-        The store names its state. One without a name gets it while it is empty, or if this state knows what is in it.
+        The store names its state. A store without a name gets one if it is empty or if this state knows its objects.
         """
         if self._owns:
             return True
-        identity = (await self._memory.known()).get(IDENTITY)
+        identity = (await self._state.known()).get(IDENTITY)
         if identity is None:
             identity = secrets.token_hex(16).encode()
-            await self._memory.know(IDENTITY, identity)
+            await self._state.know(IDENTITY, identity)
         if await self._store.answer(self._store.has, OWNER):
             owner = await self._store.answer(self._store.get, OWNER)
         else:
@@ -99,7 +97,7 @@ class Retention:
         return not paths and not await self._store.answer(self._store.list, store_paths.IMAGES)
 
     async def sweep(self) -> None:
-        """Delete what nobody has owned for long enough."""
+        """Delete what has been without an owner for long enough."""
         before_s = time.time() - self._keep_s
         await self._sweep_images(before_s)
         await self._sweep_weights(before_s)

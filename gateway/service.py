@@ -1,4 +1,4 @@
-"""The edge: the public services, each method a request in and an answer out."""
+"""The public services: one method for each call of the contract."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
@@ -52,10 +52,9 @@ class TuningService(tuning_pb2_grpc.TuningServiceServicer):
     async def WatchTuning(
         self, request: tuning_pb2.WatchTuningRequest, context: Any
     ) -> AsyncGenerator[tuning_pb2.TuningEvent, None]:
-        with self._calls.one(context):
-            story = self._tunings.watch(request.name, request.after_sequence)
+        with self._calls.count(context):
             watch = Relay(
-                story,
+                self._tunings.watch(request.name, request.after_sequence),
                 silence_s=self._heartbeat_s,
                 heartbeat=_heartbeat,
                 size_of=tuning_pb2.TuningEvent.ByteSize,
@@ -82,10 +81,10 @@ class TuningService(tuning_pb2_grpc.TuningServiceServicer):
                 raise
         return Empty()
 
-    def end_watches(self, why: UniTuneError) -> None:
-        """End every watch so that its client resumes it elsewhere; a tuning may outlast any drain."""
+    def end_watches(self, reason: UniTuneError) -> None:
+        """End every watch, so that its client resumes it elsewhere. A tuning may outlast any drain."""
         for watch in self._watches:
-            watch.stop(why)
+            watch.stop(reason)
 
 
 class ImageService(image_pb2_grpc.ImageServiceServicer):
@@ -100,8 +99,8 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
     async def UploadImage(
         self, request_iterator: AsyncIterator[image_pb2.UploadImageRequest], context: Any
     ) -> image_pb2.Image:
-        with self._calls.one(context):
-            async with self._uploads.one() as upload:
+        with self._calls.count(context):
+            async with self._uploads.admit() as upload:
                 tenant, data = await receive(request_iterator, upload)
                 return await self._images.keep(tenant, data)
 
@@ -120,7 +119,7 @@ class EditService(edit_pb2_grpc.EditServiceServicer):
         self._calls = calls
 
     async def Edit(self, request: edit_pb2.EditRequest, context: Any) -> AsyncGenerator[edit_pb2.EditEvent, None]:
-        with self._calls.one(context):
+        with self._calls.count(context):
             async with aclosing(self._edits.edit(request, context.time_remaining())) as events:
                 async for event in events:
                     yield event
@@ -128,7 +127,7 @@ class EditService(edit_pb2_grpc.EditServiceServicer):
     async def Compare(
         self, request: edit_pb2.CompareRequest, context: Any
     ) -> AsyncGenerator[edit_pb2.CompareEvent, None]:
-        with self._calls.one(context):
+        with self._calls.count(context):
             async with aclosing(self._comparisons.compare(request, context.time_remaining())) as events:
                 async for event in events:
                     yield event
@@ -146,7 +145,7 @@ class EditService(edit_pb2_grpc.EditServiceServicer):
 
 
 class ServerService(server_pb2_grpc.ServerServiceServicer):
-    """What this server is, from what tuner and sampler last said."""
+    """Describes this server, from the last answers of tuner and sampler."""
 
     def __init__(self, upstreams: Upstreams) -> None:
         self._upstreams = upstreams

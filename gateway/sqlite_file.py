@@ -1,15 +1,16 @@
-"""One SQLite file that belongs to one process, and the one thread that touches it."""
+"""One SQLite file that belongs to one process, and the one thread that uses it."""
 
 import asyncio
+import functools
 import logging
 import os
 import re
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from google.protobuf.message import DecodeError
 
@@ -19,19 +20,20 @@ from unitune.system_errors import REMEDY_FOR_DAMAGE, is_full, sentence, sqlite_s
 
 logger = logging.getLogger(__name__)
 
-# SQLite needs space to delete: the changed pages go into its journal first. A file of this size is given up for that.
+# SQLite writes pages into its journal before it deletes. A file of this size is deleted to make space for that.
 RESERVE_BYTES = 1 << 20
 _FIRST_TABLE = re.compile(r"CREATE TABLE (\w+)")
 _WAL_MAGIC = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")  # https://sqlite.org/fileformat.html#walformat
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class SqliteFile:
-    """Transactions on one thread, in the order in which they were asked for.
+    """Runs transactions on one thread, in the order of the calls.
 
-    What a transaction meets becomes ResourceExhausted (STATE_FULL), Unavailable (STATE_DOWN) or DataLoss
-    (STATE_CORRUPT); the log has SQLite's own words.
+    An error of SQLite becomes ResourceExhausted (STATE_FULL), Unavailable (STATE_DOWN) or DataLoss (STATE_CORRUPT). The
+    log has SQLite's own words.
     """
 
     def __init__(self, connection: sqlite3.Connection, thread: ThreadPoolExecutor, path: Path) -> None:
@@ -39,6 +41,7 @@ class SqliteFile:
         self._thread = thread
         self._reserve = path.with_name(f"{path.name}-reserve")
         self._has_remains = False
+        self._after_commit: list[Callable[[], None]] = []
 
     @classmethod
     async def open(
@@ -51,9 +54,9 @@ class SqliteFile:
     ) -> "SqliteFile":
         """Open the file, making it by `schema` if it is missing or empty.
 
-        `migrations` holds the statements that bring a version to the next, `functions` what they call. Raises OSError,
-        with a path and a remedy, when another process has the file, or it is no SQLite file, or damaged, or cannot be
-        written, or its version is none that can be brought to this one.
+        `migrations` holds the statements that bring each version to the next, `functions` what they call. Raises
+        OSError with path and remedy when another process has the file, when it is no SQLite file, damaged or not
+        writable, and for a version that cannot be brought to this one.
         """
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="state")
         try:
@@ -73,10 +76,22 @@ class SqliteFile:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._connection.close)
         self._thread.shutdown()
 
-    async def run(self, work: Callable[[], T]) -> T:
-        """Run `work` on the thread. A caller that goes away leaves it running to its end: no half transactions."""
+    async def run(self, work: Callable[[], T], *, deletes: bool = False) -> T:
+        """Run `work` on the thread as one transaction.
+
+        With `deletes` it works on a full disk, too, and nothing of what it deletes is left in any file. The transaction
+        runs to its end even if its caller is cancelled.
+        """
+        loop = asyncio.get_running_loop()
+
+        def on_thread() -> T:
+            result = self._deletion(work) if deletes else self._transaction(work)
+            for callback in self._after_commit:
+                loop.call_soon_threadsafe(callback)
+            return result
+
         try:
-            return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, work))
+            return await asyncio.shield(loop.run_in_executor(self._thread, on_thread))
         except sqlite3.Error as error:
             telemetry.event(logger, "state failed", level=logging.ERROR, detail=str(error))
             raise state_error(error) from error
@@ -84,14 +99,22 @@ class SqliteFile:
             telemetry.failure(logger, "state damaged")
             raise DataLoss("what the server has stored is damaged", reason=STATE_CORRUPT) from error
 
-    def transaction(self, work: Callable[[], T]) -> T:
-        """On the thread: `work`, and all its statements or none of them."""
+    def sql(self, statement: str, *values: object) -> sqlite3.Cursor:
+        """On the thread, within a transaction: run one statement."""
+        return self._connection.execute(statement, values)
+
+    def after_commit(self, callback: Callable[[], None]) -> None:
+        """On the thread, within a transaction: have the event loop call this once it is committed."""
+        self._after_commit.append(callback)
+
+    def _transaction(self, work: Callable[[], T]) -> T:
+        self._after_commit = []
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             result = work()
             self._connection.execute("COMMIT")
         except BaseException:
-            # A full disk may have rolled it back already, or leave it open when COMMIT fails: all later ones would.
+            # On a full disk SQLite may have rolled it back already. Or COMMIT fails and leaves it open.
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise
@@ -99,27 +122,26 @@ class SqliteFile:
             self._wipe()
         return result
 
-    def deletion(self, work: Callable[[], T]) -> T:
-        """On the thread: a transaction that works on a full disk too, and leaves nothing of what it deletes."""
+    def _deletion(self, work: Callable[[], T]) -> T:
         self._has_remains = True
         try:
-            result = self.transaction(work)
+            result = self._transaction(work)
         except sqlite3.OperationalError as error:
             if not is_full(error):
                 raise
             self._reserve.unlink(missing_ok=True)
-            result = self.transaction(work)
+            result = self._transaction(work)
         self._make_reserve()
         return result
 
     def _wipe(self) -> None:
-        """Empty the journal, which holds earlier states of the changed pages. What cannot be done now is done later."""
+        """Empty the journal, which holds earlier states of the changed pages, or leave that to a later transaction."""
         with suppress(sqlite3.Error):
             is_busy, _, _ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             self._has_remains = bool(is_busy)
 
     def _make_reserve(self) -> None:
-        """Fill the reserve, if there is space. Of zeros some file systems would keep nothing."""
+        """Fill the reserve, if there is space. It is random bytes: some file systems store no zeros."""
         if self._reserve.exists():
             return
         try:
@@ -130,9 +152,29 @@ class SqliteFile:
             with suppress(OSError):
                 self._reserve.unlink(missing_ok=True)
 
-    def sql(self, statement: str, *values: object) -> sqlite3.Cursor:
-        """On the thread, within a transaction: run one statement."""
-        return self._connection.execute(statement, values)
+
+class _HasFile(Protocol):
+    file: SqliteFile
+
+
+S = TypeVar("S", bound=_HasFile)
+
+
+def operation(
+    work: Callable[Concatenate[S, P], T], *, deletes: bool = False
+) -> Callable[Concatenate[S, P], Awaitable[T]]:
+    """Make of a method one transaction on its object's file: it runs on the file's thread, and its caller awaits it."""
+
+    @functools.wraps(work)
+    async def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self.file.run(lambda: work(self, *args, **kwargs), deletes=deletes)
+
+    return call
+
+
+def deletion(work: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], Awaitable[T]]:
+    """The same for a part of a deletion: it works on a full disk, and nothing of what it deletes is left."""
+    return operation(work, deletes=True)
 
 
 def _open(
@@ -153,7 +195,7 @@ def _open(
         connection.execute("PRAGMA journal_mode = WAL")
         # A killed process loses nothing; a power failure may lose the last moment, but never tears the file.
         connection.execute("PRAGMA synchronous = NORMAL")
-        # What is deleted is overwritten, and nothing is written outside of the state's folder.
+        # Deleted data is overwritten, and nothing is written outside of the state's folder.
         connection.execute("PRAGMA secure_delete = ON")
         connection.execute("PRAGMA temp_store = MEMORY")
         problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
@@ -190,7 +232,7 @@ def _refuse_foreign(path: Path, schema: str) -> None:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         finally:
             connection.close()
-    except sqlite3.Error:  # there is none yet, or it is told when it is opened
+    except sqlite3.Error:  # there is no file yet, or opening it will raise the error
         return
     if tables and (version == 0 or (first is not None and first[1] not in tables)):
         raise sqlite3.DatabaseError("it is a database of another program; name another file")

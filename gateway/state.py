@@ -1,155 +1,408 @@
-"""The tunings, their queue and their events in one SQLite file: no daemon, and a killed process loses nothing.
+"""All that the gateway remembers across restarts, in one SQLite file.
 
-Every call is one transaction. A waiter is woken when a transaction that it may wait for is committed.
+The file holds the tunings with their queue and their events, the last answers of tuner and sampler, and the weights
+that the sampler must still forget. Each operation is one transaction, so that:
+
+- A change of a tuning and its event are written together or not at all.
+- A tuning has at most one terminal event, and it is the last.
+- One key has at most one live tuning (QUEUED, RUNNING or READY) in a tenant.
+- Nothing that was acknowledged is forgotten when the process is killed.
 """
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
-from gateway.eviction_table import EvictionTable
 from gateway.names import parse
-from gateway.sqlite_file import SqliteFile
-from gateway.tuning_queue import Announce, CreateRequest, Kept, Mutate, Page, Taken
-from gateway.tuning_table import MIGRATION_FUNCTIONS, MIGRATIONS, SCHEMA, SCHEMA_VERSION, TuningTable
-from unitune.v1.tuning_pb2 import Tuning
+from gateway.sqlite_file import SqliteFile, deletion, operation
+from gateway.state_schema import MIGRATIONS, QUEUE, SCHEMA, SCHEMA_VERSION
+from gateway.state_upgrade import MIGRATION_FUNCTIONS
+from gateway.tuning_records import LIVE, CreateRequest, KeptEvents, Page, TakenTuning, etag_of
+from unitune.errors import Internal, InvalidArgument, NotFound, to_status
+from unitune.v1.tuning_pb2 import Tuning, TuningEvent
 
-T = TypeVar("T")
+KEPT_EVENTS = 512  # of one tuning; a later watcher gets a snapshot in place of older ones
+REQUESTS_KEPT_S = 24 * 3600.0
+# Deaths of the tuner with one tuning until that is FAILED. A run that got further than all before it resets the count,
+# because it survived what ended the others.
+MAX_CRASHES = 3
+
+Mutate = Callable[[Tuning], None]
+Announce = Callable[[Tuning], TuningEvent]
 
 
-class SqliteState:
-    """TuningStore, TuningQueue, EventLog and ServiceMemory in one file."""
+class State:
+    """The state of one gateway. Operations raise what SqliteFile does, too."""
 
     def __init__(self, file: SqliteFile) -> None:
-        self._file = file
-        self._table = TuningTable(file)
-        self._evictions = EvictionTable(file)
-        self._loop = asyncio.get_running_loop()
-        self._bell = asyncio.Event()  # replaced whenever it rings, so that nobody has to clear it
-        self._last_event: dict[str, int] = {}  # of tunings that had an event since the start
+        self.file = file
+        self._sql = file.sql
+        self._waiters: set[tuple[str, asyncio.Event]] = set()  # with the tuning that each waits for; "" means any
 
     @classmethod
-    async def open(cls, path: Path) -> "SqliteState":
+    async def open(cls, path: Path) -> "State":
         """Open the file, making it if it is missing. Raises OSError when it is in use or not a file of ours."""
         return cls(await SqliteFile.open(path, SCHEMA, SCHEMA_VERSION, MIGRATIONS, MIGRATION_FUNCTIONS))
 
     async def close(self) -> None:
         """Finish what was begun, then close the file."""
-        await self._file.close()
+        await self.file.close()
 
-    # TuningStore
+    # The tunings by name.
 
-    async def recall(self, tenant: str, request: CreateRequest) -> Tuning | None:
-        return await self._do(lambda: self._table.recall(tenant, request))
+    @operation
+    def recall(self, tenant: str, request: CreateRequest) -> Tuning | None:
+        """The tuning that this request made earlier, None if it made none.
 
-    async def create(self, tuning: Tuning, request: CreateRequest | None) -> Tuning:
+        Raises InvalidArgument (REQUEST_ID_REUSED) for another body, NotFound (TUNING_NOT_FOUND) if it was deleted.
+        """
+        return self._recalled(tenant, request)
+
+    @operation
+    def create(self, tuning: Tuning, request: CreateRequest | None) -> Tuning:
+        """Queue a new tuning, unless there is a live one of the same tenant and key; the one or the other.
+
+        For a day `recall` finds it by the request. Raises as `recall` does.
+        """
         tenant = parse(tuning.name, "tunings").tenant
+        earlier = self._recalled(tenant, request) if request else None
+        if earlier is not None:
+            return earlier
+        made = self._live(tenant, tuning.key) or self._insert(tenant, tuning)
+        if request:
+            now_s = time.time()
+            self._sql("DELETE FROM requests WHERE create_s < ?", now_s - REQUESTS_KEPT_S)
+            self._sql("INSERT INTO requests VALUES (?, ?, ?, ?, ?)", tenant, *request, made.name, now_s)
+        return made
 
-        def work() -> Tuning:
-            earlier = self._table.recall(tenant, request) if request else None
-            if earlier is not None:
-                return earlier
-            made = self._table.live(tenant, tuning.key) or self._table.insert(tenant, tuning)
-            if request:
-                self._table.remember(tenant, request, made.name)
-            return made
+    @operation
+    def live(self, tenant: str, key: str) -> Tuning | None:
+        """The QUEUED, RUNNING or READY tuning of this key."""
+        return self._live(tenant, key)
 
-        return await self._do(work)
+    @operation
+    def get(self, name: str) -> Tuning | None:
+        """A tuning as it is now."""
+        return self._one("name = ?", name)
 
-    async def live(self, tenant: str, key: str) -> Tuning | None:
-        return await self._do(lambda: self._table.live(tenant, key))
+    @operation
+    def page(self, tenant: str, state: int, after: int, size: int) -> Page:
+        """Tunings of one tenant; state 0 means any, `after` 0 means from the newest."""
+        rows = self._sql(
+            "SELECT number, blob, position FROM tunings WHERE tenant = ?1 AND (?2 = 0 OR state = ?2)"
+            " AND (?3 = 0 OR number < ?3) ORDER BY number DESC LIMIT ?4",
+            *(tenant, state, after, size + 1),
+        ).fetchall()
+        tunings = [_tuning(blob, position) for _, blob, position in rows[:size]]
+        return Page(tunings, after=rows[size - 1][0] if len(rows) > size else 0)
 
-    async def get(self, name: str) -> Tuning | None:
-        return await self._do(lambda: self._table.by_name(name))
+    @operation
+    def change(self, name: str, mutate: Mutate, announce: Announce | None = None) -> Tuning | None:
+        """Let `mutate` change a tuning in place, and append the event that `announce` makes of the result.
 
-    async def page(self, tenant: str, state: int, after: int, size: int) -> Page:
-        return await self._do(lambda: self._table.page(tenant, state, after, size))
+        Nothing is written or announced when `mutate` changes nothing. The tuning afterwards; None if there is none.
+        """
+        return self._change(name, mutate, announce)
 
-    async def change(
-        self, name: str, mutate: Mutate, announce: Announce | None = None, *, deletes: bool = False
-    ) -> Tuning | None:
-        return await self._do(lambda: self._table.change(name, mutate, announce), deletes=deletes)
+    @deletion
+    def change_to_delete(self, name: str, mutate: Mutate, announce: Announce | None = None) -> Tuning | None:
+        """The same as a part of a deletion: it works on a full disk, too."""
+        return self._change(name, mutate, announce)
 
-    async def remove(self, name: str) -> None:
-        await self._do(lambda: self._table.remove(name), deletes=True)
+    @deletion
+    def remove(self, name: str) -> None:
+        """Forget a tuning and its events, on a full disk, too.
 
-    async def expired(self, now_s: float) -> list[str]:
-        return await self._do(lambda: self._table.expired(now_s))
+        Only the ids of the requests that made it stay known. Nothing else of it is left in any file.
+        """
+        self._sql("DELETE FROM events WHERE tuning = (SELECT number FROM tunings WHERE name = ?)", name)
+        self._sql("DELETE FROM tunings WHERE name = ?", name)
+        self._renumber()
+        self.file.after_commit(partial(self._wake, name))
 
-    async def uses_image(self, image: str) -> bool:
-        return await self._do(lambda: self._table.uses_image(image))
+    @operation
+    def expired(self, now_s: float) -> list[str]:
+        """Names of the READY tunings whose expire_time has come, in Unix seconds."""
+        rows = self._sql("SELECT name FROM tunings WHERE state = ? AND expire_s <= ?", Tuning.STATE_READY, now_s)
+        return [name for (name,) in rows]
 
-    async def live_user_of(self, image: str) -> str | None:
-        return await self._do(lambda: self._table.live_user_of(image))
+    @operation
+    def uses_image(self, image: str) -> bool:
+        """Whether any tuning was made from this image."""
+        # The first image has an index. Further ones have no column of their own: their names are in the message.
+        row = self._sql(
+            "SELECT 1 FROM tunings WHERE image = ?"
+            " UNION ALL SELECT 1 FROM tunings WHERE tenant = ? AND instr(blob, ?) LIMIT 1",
+            *(image, parse(image, "images").tenant, image.encode()),
+        )
+        return row.fetchone() is not None
 
-    async def add_eviction(self, digest: str) -> None:
-        await self._do(lambda: self._evictions.add(digest), deletes=True)  # part of a deletion
+    @operation
+    def live_user_of(self, image: str) -> str | None:
+        """The name of a live tuning that was made from this image."""
+        row = self._sql(
+            "SELECT name FROM tunings WHERE tenant = ? AND state IN (?, ?, ?) AND instr(blob, ?)",
+            *(parse(image, "images").tenant, *LIVE, image.encode()),
+        ).fetchone()
+        return row[0] if row else None
 
-    async def evictions(self) -> list[str]:
-        return await self._do(self._evictions.all)
-
-    async def remove_eviction(self, digest: str) -> None:
-        await self._do(lambda: self._evictions.remove(digest), deletes=True)
-
-    # TuningQueue
+    # The queue: tenants in turn, within a tenant the oldest tuning first.
 
     async def wait_queued(self) -> None:
-        while True:
-            bell = self._bell
-            if await self._do(self._table.is_any_queued):
-                return
-            await bell.wait()
+        """Return once a tuning is QUEUED."""
+        with self._waiter("") as event:
+            while not await self._is_any_queued():
+                await event.wait()
+                event.clear()
 
-    async def take(self, tuner: str) -> Taken | None:
-        def work() -> Taken | None:
-            self._table.count_crashes(tuner)
-            return self._table.take(tuner)
+    @operation
+    def _is_any_queued(self) -> bool:
+        return self._sql(QUEUE).fetchone() is not None
 
-        return await self._do(work)
+    @operation
+    def take(self, tuner: str) -> TakenTuning | None:
+        """Make the next tuning RUNNING and append that to its events; None if none is QUEUED.
 
-    async def give_back(self, name: str, *, lost: bool) -> None:
-        await self._do(lambda: self._table.give_back(name, lost=lost))
+        `tuner` is the instance that will run it. Before that, a tuning that was lost with another instance counts as
+        crashed, and one that crashed too often is FAILED (WORKER_CRASHED). With an empty instance nothing is counted.
+        """
+        self._count_crashes(tuner)
+        row = self._sql(QUEUE).fetchone()
+        if row is None:
+            return None
+        name, tenant, attempt = self._sql(
+            "UPDATE tunings SET attempt = attempt + 1, tuner = ? WHERE number = ? RETURNING name, tenant, attempt",
+            *(tuner, row[0]),
+        ).fetchone()
+        self._sql(
+            "INSERT INTO turns SELECT ?, COALESCE(MAX(last_turn), 0) + 1 FROM turns WHERE true"
+            " ON CONFLICT (tenant) DO UPDATE SET last_turn = excluded.last_turn",
+            tenant,
+        )
 
-    async def recover(self, running: str = "") -> None:
-        def work() -> None:
-            for name in self._table.running():
-                if name != running:
-                    self._table.give_back(name, lost=True)
+        def start(tuning: Tuning) -> None:
+            tuning.state = Tuning.STATE_RUNNING
+            tuning.start_time.GetCurrentTime()
 
-        await self._do(work)
+        self._change(name, start, lambda _: TuningEvent(started=TuningEvent.Started(attempt=attempt)))
+        return TakenTuning(self._existing(name), attempt)
 
-    # EventLog
+    @operation
+    def give_back(self, name: str, *, lost: bool) -> None:
+        """Queue a RUNNING tuning again, at its old place.
 
-    async def read(self, name: str, after: int) -> Kept | None:
-        return await self._do(lambda: self._table.read(name, after))
+        `lost` means that the end of its run is not known. The next `take` sees whether the tuner died with it.
+        """
+        self._give_back(name, lost=lost)
+
+    @operation
+    def recover(self, running: str = "") -> None:
+        """Give back, as lost, every RUNNING tuning except this one: nobody runs them."""
+        rows = self._sql("SELECT name FROM tunings WHERE state = ? AND name != ?", Tuning.STATE_RUNNING, running)
+        for (name,) in rows.fetchall():
+            self._give_back(name, lost=True)
+
+    # The events of each tuning.
+
+    @operation
+    def read(self, name: str, after: int) -> KeptEvents | None:
+        """The kept events with a sequence number above `after`; None if there is no such tuning."""
+        row = self._sql("SELECT number, last_event, blob, position FROM tunings WHERE name = ?", name).fetchone()
+        if row is None:
+            return None
+        number, last, blob, position = row
+        rows = self._sql("SELECT blob FROM events WHERE tuning = ? AND sequence > ? ORDER BY sequence", number, after)
+        events = [TuningEvent.FromString(event) for (event,) in rows]
+        first = events[0].sequence if events else last + 1
+        return KeptEvents(_tuning(blob, position), events, last, gap=first > after + 1)
 
     async def wait(self, name: str, after: int) -> None:
-        while True:
-            bell = self._bell
-            if self._last_event.get(name, 0) > after:
+        """Return once the tuning may have an event above `after`, or is gone. Call it after `read`, in a loop."""
+        with self._waiter(name) as event:  # before the query, so that no event is missed between the two
+            if await self._waits_for_events(name, after):
+                await event.wait()
+
+    @operation
+    def _waits_for_events(self, name: str, after: int) -> bool:
+        return self._sql("SELECT 1 FROM tunings WHERE name = ? AND last_event <= ?", name, after).fetchone() is not None
+
+    # What tuner and sampler last said of themselves.
+
+    @operation
+    def known(self) -> dict[str, bytes]:
+        """The serialized message of each service by the service's name."""
+        return dict(self._sql("SELECT name, info FROM services").fetchall())
+
+    @operation
+    def know(self, service: str, info: bytes) -> None:
+        """Replace what is known of a service."""
+        self._sql("INSERT OR REPLACE INTO services VALUES (?, ?)", service, info)
+
+    # The weights that the sampler must still forget.
+
+    @operation
+    def evictions(self) -> list[str]:
+        """Their digests, the oldest first."""
+        return [digest for (digest,) in self._sql("SELECT digest FROM evictions ORDER BY number")]
+
+    @deletion
+    def add_eviction(self, digest: str) -> None:
+        """Remember weights, once."""
+        self._sql("INSERT OR IGNORE INTO evictions (digest) VALUES (?)", digest)
+
+    @deletion
+    def remove_eviction(self, digest: str) -> None:
+        """The sampler has forgotten these weights."""
+        self._sql("DELETE FROM evictions WHERE digest = ?", digest)
+
+    # Who waits.
+
+    @contextmanager
+    def _waiter(self, name: str) -> Iterator[asyncio.Event]:
+        """An event that is set when this tuning gets an event or is removed; an empty name stands for any tuning."""
+        waiter = (name, asyncio.Event())
+        self._waiters.add(waiter)
+        try:
+            yield waiter[1]
+        finally:
+            self._waiters.remove(waiter)
+
+    def _wake(self, name: str) -> None:
+        for awaited, event in self._waiters:
+            if awaited in ("", name):
+                event.set()
+
+    # Parts of operations, within their transaction.
+
+    def _recalled(self, tenant: str, request: CreateRequest) -> Tuning | None:
+        row = self._sql(
+            "SELECT body, tuning FROM requests WHERE tenant = ? AND request_id = ?", tenant, request.request_id
+        ).fetchone()
+        if row is None:
+            return None
+        if row[0] != request.body:
+            raise InvalidArgument(
+                f"request_id is {request.request_id!r}: it was used for another request; make a new one",
+                reason="REQUEST_ID_REUSED",
+                metadata={"field": "request_id", "value": request.request_id, "remedy": "make a new one"},
+            )
+        tuning = self._one("name = ?", row[1])
+        if tuning is None:
+            raise NotFound("the tuning that this request made is deleted", reason="TUNING_NOT_FOUND")
+        return tuning
+
+    def _live(self, tenant: str, key: str) -> Tuning | None:
+        return self._one("tenant = ? AND key = ? AND state IN (?, ?, ?)", tenant, key, *LIVE)
+
+    def _insert(self, tenant: str, tuning: Tuning) -> Tuning:
+        tuning.etag = etag_of(tuning)
+        columns = (tuning.name, tenant, tuning.key, tuning.image, tuning.state, tuning.SerializeToString())
+        self._sql("INSERT INTO tunings (name, tenant, key, image, state, blob) VALUES (?, ?, ?, ?, ?, ?)", *columns)
+        self._renumber()
+        return self._existing(tuning.name)
+
+    def _change(self, name: str, mutate: Mutate, announce: Announce | None = None) -> Tuning | None:
+        row = self._sql("SELECT number, blob, position FROM tunings WHERE name = ?", name).fetchone()
+        if row is None:
+            return None
+        number, blob, position = row
+        tuning = Tuning.FromString(blob)
+        before = tuning.state
+        mutate(tuning)
+        if etag_of(tuning) == tuning.etag:
+            return _tuning(blob, position)
+        tuning.etag = etag_of(tuning)
+        self._sql(
+            "UPDATE tunings SET state = ?, expire_s = ?, blob = ? WHERE number = ?",
+            tuning.state,
+            tuning.expire_time.ToMicroseconds() / 1e6 if tuning.HasField("expire_time") else None,
+            tuning.SerializeToString(),
+            number,
+        )
+        if announce is not None:
+            self._append(number, announce(tuning))
+        if before != tuning.state:
+            self._sql("UPDATE tunings SET position = NULL WHERE number = ?", number)
+            self._renumber()
+        return self._existing(name)
+
+    def _give_back(self, name: str, *, lost: bool) -> None:
+        """A lost tuning keeps its tuner's instance for `_count_crashes`."""
+
+        def back(tuning: Tuning) -> None:
+            if tuning.state != Tuning.STATE_RUNNING:
                 return
-            await bell.wait()
+            self._sql("UPDATE tunings SET reached = ? WHERE name = ?", tuning.progress.update, name)
+            if not lost:
+                self._sql("UPDATE tunings SET tuner = '' WHERE name = ?", name)
+            tuning.ClearField("progress")
+            tuning.state = Tuning.STATE_QUEUED
+            tuning.ClearField("start_time")
 
-    # ServiceMemory
+        self._change(name, back)
 
-    async def known(self) -> dict[str, bytes]:
-        return await self._do(self._table.known)
+    def _count_crashes(self, tuner: str) -> None:
+        """Count a crash of each lost tuning whose tuner was another instance than the one that answers now."""
+        lost = f"state = {Tuning.STATE_QUEUED} AND tuner != ''"
+        if tuner:
+            # In SQL the right side of each assignment has the old values.
+            crashed = self._sql(
+                "UPDATE tunings SET crashes = CASE WHEN reached > furthest THEN 1 ELSE crashes + 1 END,"
+                f" furthest = MAX(furthest, reached) WHERE {lost} AND tuner != ? RETURNING name, crashes",
+                tuner,
+            ).fetchall()
+            for name, crashes in crashed:
+                if crashes >= MAX_CRASHES:
+                    self._fail_crashed(name)
+        self._sql(f"UPDATE tunings SET tuner = '' WHERE {lost}")
 
-    async def know(self, service: str, info: bytes) -> None:
-        await self._do(lambda: self._table.know(service, info))
+    def _fail_crashed(self, name: str) -> None:
+        error = to_status(
+            Internal(
+                f"the tuning was lost {MAX_CRASHES} times with the process that ran it",
+                reason="WORKER_CRASHED",
+                metadata={"attempts": str(MAX_CRASHES)},
+            )
+        )
 
-    async def _do(self, work: Callable[[], T], *, deletes: bool = False) -> T:
-        def on_thread() -> T:
-            self._table.appended = {}
-            result = self._file.deletion(work) if deletes else self._file.transaction(work)
-            if self._table.appended:
-                self._loop.call_soon_threadsafe(self._ring, self._table.appended)
-            return result
+        def fail(tuning: Tuning) -> None:
+            tuning.state = Tuning.STATE_FAILED
+            tuning.error.CopyFrom(error)
+            tuning.end_time.GetCurrentTime()
 
-        return await self._file.run(on_thread)
+        self._change(name, fail, lambda _: TuningEvent(failed=error))
 
-    def _ring(self, appended: dict[str, int]) -> None:
-        self._last_event.update(appended)
-        self._bell.set()
-        self._bell = asyncio.Event()
+    def _renumber(self) -> None:
+        """Store each QUEUED tuning's position, and append an event to those that moved."""
+        for index, (number, position) in enumerate(self._sql(QUEUE).fetchall()):
+            if position != index:
+                self._sql("UPDATE tunings SET position = ? WHERE number = ?", index, number)
+                self._append(number, TuningEvent(queued=TuningEvent.Queued(position=index)))
+
+    def _append(self, number: int, event: TuningEvent) -> None:
+        name, sequence = self._sql(
+            "UPDATE tunings SET last_event = last_event + 1 WHERE number = ? RETURNING name, last_event", number
+        ).fetchone()
+        event.sequence = sequence
+        event.create_time.GetCurrentTime()
+        self._sql("INSERT INTO events VALUES (?, ?, ?)", number, sequence, event.SerializeToString())
+        self._sql("DELETE FROM events WHERE tuning = ? AND sequence <= ?", number, sequence - KEPT_EVENTS)
+        self.file.after_commit(partial(self._wake, name))
+
+    def _one(self, where: str, *values: object) -> Tuning | None:
+        row = self._sql(f"SELECT blob, position FROM tunings WHERE {where}", *values).fetchone()
+        return _tuning(*row) if row else None
+
+    def _existing(self, name: str) -> Tuning:
+        tuning = self._one("name = ?", name)
+        assert tuning is not None  # written in this very transaction
+        return tuning
+
+
+def _tuning(blob: bytes, position: int | None) -> Tuning:
+    tuning = Tuning.FromString(blob)
+    tuning.queue_position = position or 0
+    return tuning

@@ -1,4 +1,4 @@
-"""What a tuning is here: found by its key or made, watched, cancelled, changed, expired, deleted."""
+"""Tunings: found by their key or made, watched, cancelled, changed, expired, deleted."""
 
 import asyncio
 import base64
@@ -13,7 +13,8 @@ from gateway import validation
 from gateway.evictions import Evictions
 from gateway.images import Images
 from gateway.names import DEFAULT_TENANT, Name, new_id, parse, parse_parent
-from gateway.tuning_queue import UNFINISHED, CreateRequest, State
+from gateway.state import State
+from gateway.tuning_records import UNFINISHED, CreateRequest
 from gateway.upstreams import Upstreams, refuse_mismatch
 from gateway.weight_files import WeightFiles
 from unitune import telemetry, weights
@@ -38,7 +39,7 @@ MAX_SEQUENCE = (1 << 63) - 1  # the largest number of SQLite
 
 
 class Runs(Protocol):
-    """Who runs tunings."""
+    """What runs tunings."""
 
     async def stop(self, name: str) -> None:
         """Stop the run of that tuning, if there is one, and return once it has ended."""
@@ -87,8 +88,8 @@ class Tunings:
     async def settled(self, config: TuningConfig, field: str) -> TuningConfig:
         """A checked config with every default filled in. `field` is its place in the request.
 
-        Raises InvalidField for what its method needs and does not have, and for words that the base model's tokenizer
-        cannot take; Unavailable (BACKEND_DOWN).
+        Raises InvalidField for a field that its method needs and that is unset, and for words that are no tokens of the
+        base model; Unavailable (BACKEND_DOWN).
         """
         info = self._upstreams.known_tuner or await self._upstreams.tuner_info()
         method = Flat(config).method or TUNING_METHODS[0]
@@ -105,9 +106,10 @@ class Tunings:
         return filled
 
     async def _unread(self, config: TuningConfig) -> list[str]:
-        """Warnings of what is not read of a settled config's texts. Raises InvalidField for one that cannot be read.
+        """Warnings of the parts of a settled config's texts that are not read. Raises InvalidField for a text of which
+        nothing is read.
 
-        A tuner that is away only makes a tuning wait: it then looks at the texts itself before it begins.
+        Without a tuner there are none: the tuning waits, and the tuner checks the texts before it begins.
         """
         if Flat(config).method == "textual_inversion":  # `settled` has asked already
             return []
@@ -145,7 +147,7 @@ class Tunings:
             await self._needs_tuner(tenant, tuning)
         async with self._images.holding(image, *further):
             for name in (image, *further):
-                await self._images.find(name)  # a moment ago it may have been deleted
+                await self._images.find(name)  # it may have been deleted meanwhile
             made = await self._state.create(tuning, caller)
         if made.state == Tuning.STATE_READY and _is_past(made):
             raise Unavailable(
@@ -158,7 +160,7 @@ class Tunings:
     async def found_or_planned(
         self, tenant: str, image: Name, picture: Image | PictureInfo, config: TuningConfig
     ) -> Tuning:
-        """The live tuning that `find_or_make` would find, or the one that it would make, which is not made.
+        """The live tuning that `find_or_make` would find, or the one that it would make. Nothing is made.
 
         The image need not be stored. Raises as `find_or_make` with `needs_tuner` does.
         """
@@ -168,7 +170,7 @@ class Tunings:
     async def _planned(
         self, tenant: str, image: Name, picture: Image | PictureInfo, config: TuningConfig, further: Sequence[Name] = ()
     ) -> Tuning:
-        """A tuning as it would be stored, of pictures that are right for it. Raises as `find_or_make` does."""
+        """A new tuning that is not stored yet. Raises as `find_or_make` does."""
         info = self._upstreams.known_tuner or await self._upstreams.tuner_info()
         if config.super_resolution_updates > 0:
             validation.check_size_for_second_stage(picture, info.base_model)
@@ -199,7 +201,7 @@ class Tunings:
     async def get(self, name: str) -> Tuning:
         """A tuning as it is now. Raises NotFound (TUNING_NOT_FOUND)."""
         parse(name, "tunings")
-        return _present(await self._state.get(name), name)
+        return _required(await self._state.get(name), name)
 
     async def with_weights(self, name: str) -> Tuning:
         """A tuning whose weights may be used. Raises NotFound (TUNING_NOT_FOUND, TUNING_EXPIRED)."""
@@ -225,14 +227,14 @@ class Tunings:
         """
         parse(name, "tunings")
         kept = await self._state.read(name, min(after, MAX_SEQUENCE))
-        _present(kept and kept.tuning, name)
+        _required(kept and kept.tuning, name)
         if kept is not None and after > kept.last:
             raise InvalidField("after_sequence", after, f"the last event so far is {kept.last}")
         while kept is not None:
             ended = kept.tuning.state not in UNFINISHED
             events = kept.events
             if kept.gap:
-                # The last event of a tuning that ended says how; the snapshot stands for all before it.
+                # The last event of a tuning that ended says how it ended. The snapshot replaces all events before it.
                 events = kept.events[-1:] if ended else []
                 snapshot = TuningEvent(sequence=kept.last - len(events), snapshot=kept.tuning)
                 snapshot.create_time.GetCurrentTime()
@@ -249,9 +251,9 @@ class Tunings:
         yield gone
 
     async def cancel(self, name: str) -> Tuning:
-        """Stop a tuning that is not at its end; the tuning afterwards. Raises NotFound (TUNING_NOT_FOUND)."""
+        """Stop a tuning, unless it has ended; the tuning afterwards. Raises NotFound (TUNING_NOT_FOUND)."""
         parse(name, "tunings")
-        tuning = _present(await self._state.change(name, _cancel, lambda now: TuningEvent(cancelled=now)), name)
+        tuning = _required(await self._state.change(name, _cancel, lambda now: TuningEvent(cancelled=now)), name)
         if tuning.state == Tuning.STATE_CANCELLED:
             await self._runs.stop(name)
             await self._files.discard(name)
@@ -274,20 +276,20 @@ class Tunings:
             if wanted.HasField("expire_time"):
                 tuning.expire_time.CopyFrom(wanted.expire_time)
 
-        return _present(await self._state.change(wanted.name, mutate), wanted.name)
+        return _required(await self._state.change(wanted.name, mutate), wanted.name)
 
     async def delete(self, name: str) -> None:
-        """Cancel a tuning, discard its weights, forget it, and its image if no other tuning is of it.
+        """Cancel a tuning, discard its weights, forget it, and delete its images unless other tunings use them.
 
-        Raises NotFound (TUNING_NOT_FOUND). Should the store fail half-way, the tuning can be deleted once more.
+        Raises NotFound (TUNING_NOT_FOUND). If the store fails half-way, the tuning can be deleted again.
         """
         parse(name, "tunings")
-        cancelled = await self._state.change(name, _cancel, lambda now: TuningEvent(cancelled=now), deletes=True)
-        tuning = _present(cancelled, name)
+        cancelled = await self._state.change_to_delete(name, _cancel, lambda now: TuningEvent(cancelled=now))
+        tuning = _required(cancelled, name)
         digest = tuning.weights.digest
         if digest:
             await self._evictions.note(digest)
-        await self._state.change(name, _expire, deletes=True)
+        await self._state.change_to_delete(name, _expire)
         await self._runs.stop(name)
         await self._files.discard(name)
         await self._state.remove(name)
@@ -296,26 +298,26 @@ class Tunings:
                 if not await self._state.uses_image(image):
                     await self._images.discard(parse(image, "images"))
         if digest:
-            await self._evictions.begin(digest)
+            await self._evictions.start_and_wait(digest)
         telemetry.event(logger, "tuning deleted", tuning=name)
 
     async def expire(self) -> None:
-        """Discard the weights of every tuning whose time has come."""
+        """Discard the weights of every tuning whose expire_time has come."""
         for name in await self._state.expired(time.time()):
             tuning = await self._state.get(name)
-            if tuning is not None and tuning.state == Tuning.STATE_READY:  # or somebody else was faster
+            if tuning is not None and tuning.state == Tuning.STATE_READY:  # another call may have been faster
                 await self._evictions.note(tuning.weights.digest)
                 try:
-                    await self._files.discard(name)  # first: should the store fail, the tuning is found and tried again
-                except Exception:  # of one tuning: neither the others nor whoever makes a new one must wait for it
+                    await self._files.discard(name)  # first: if the store fails, the next sweep finds the tuning again
+                except Exception:  # other tunings, and callers who make a new one, must not wait for it
                     telemetry.failure(logger, "weights not discarded", tuning=name)
                     continue
-                await self._state.change(name, _expire, deletes=True)
-                self._evictions.ring()  # whoever makes a new tuning does not wait for the sampler
+                await self._state.change_to_delete(name, _expire)
+                self._evictions.start()  # without waiting for the sampler
                 telemetry.event(logger, "tuning expired", tuning=name)
 
     async def sweep(self, every_s: float) -> None:
-        """Expire tunings again and again."""
+        """Expire tunings at intervals."""
         while True:
             try:
                 await self.expire()
@@ -325,7 +327,7 @@ class Tunings:
 
 
 def tuning_key(image_sha256: str, base_model: str, config: TuningConfig, further: Sequence[str] = ()) -> str:
-    """The name of the weights by what goes in: pictures, base model, every setting, and the file's schema."""
+    """The digest of all that determines the weights: pictures, base model, every setting, and the file's schema."""
     always = ("method", "mode", "updates", "batch", "learning_rate", "rare_tokens", "seed")
     inputs = {"image": image_sha256, "base_model": base_model, "schema": weights.SCHEMA}
     inputs |= {name: getattr(Flat(config), name) for name in always} | to_words(config)
@@ -335,23 +337,23 @@ def tuning_key(image_sha256: str, base_model: str, config: TuningConfig, further
 
 
 def not_found(name: str) -> NotFound:
-    """The answer for a tuning that is not there, or is somebody else's."""
+    """The error for a tuning that does not exist or belongs to another tenant."""
     return NotFound(f"there is no tuning {name}", reason="TUNING_NOT_FOUND", metadata={"name": name})
 
 
 def expired(name: str) -> NotFound:
-    """The answer for a tuning whose weights are discarded."""
+    """The error for a tuning whose weights are discarded."""
     return NotFound(
         f"the weights of {name} are discarded; make a new tuning", reason="TUNING_EXPIRED", metadata={"name": name}
     )
 
 
 def _is_past(tuning: Tuning) -> bool:
-    """Whether a tuning's time has come."""
+    """Whether a tuning's expire_time has come."""
     return tuning.HasField("expire_time") and tuning.expire_time.ToMicroseconds() <= time.time() * 1e6
 
 
-def _present(tuning: Tuning | None, name: str) -> Tuning:
+def _required(tuning: Tuning | None, name: str) -> Tuning:
     if tuning is None:
         raise not_found(name)
     return tuning
@@ -370,7 +372,7 @@ def _expire(tuning: Tuning) -> None:
 
 
 def _body(request: CreateTuningRequest, tenant: str) -> str:
-    """A digest of what a request asks for, whatever its id."""
+    """A digest of a request without its id."""
     body = CreateTuningRequest()
     body.CopyFrom(request)
     body.parent = f"tenants/{tenant}"

@@ -18,21 +18,23 @@ RETRY_AFTER_S = 2.0
 class Upload:
     """The bytes of one upload that came so far."""
 
-    def __init__(self, uploads: "Uploads") -> None:
+    def __init__(self, uploads: "Uploads", limit: asyncio.Timeout) -> None:
         self._uploads = uploads
-        self._data = bytearray()  # a list of tiny chunks would take many times their bytes
+        self._limit = limit
+        self._data = bytearray()  # a list of tiny chunks would take much more memory
         self.size_bytes = 0
 
     def add(self, chunk: bytes) -> None:
-        """Keep what came next. Raises ResourceExhausted (TOO_MANY_UPLOADS)."""
+        """Keep the next chunk. Raises ResourceExhausted (TOO_MANY_UPLOADS)."""
         if self._uploads.size_bytes + len(chunk) > self._uploads.max_bytes:
             raise _too_many()
         self._uploads.size_bytes += len(chunk)
         self.size_bytes += len(chunk)
         self._data += chunk
 
-    def whole(self) -> bytes:
-        """All of them, to be asked for once."""
+    def take_bytes(self) -> bytes:
+        """All bytes, to be taken once. The limit of time ends here: what follows is the server's own time."""
+        self._limit.reschedule(None)
         data = bytes(self._data)
         self._data = bytearray()
         return data
@@ -50,17 +52,18 @@ class Uploads:
         self._left = max_uploads
 
     @asynccontextmanager
-    async def one(self) -> AsyncGenerator[Upload, None]:
-        """An upload, for as long as the block lasts: until its picture is checked and kept.
+    async def admit(self) -> AsyncGenerator[Upload, None]:
+        """An upload. The block lasts until its picture is checked and kept.
 
         Raises ResourceExhausted (TOO_MANY_UPLOADS), DeadlineExceeded (UPLOAD_TOO_SLOW).
         """
         if self._left == 0:
             raise _too_many()
         self._left -= 1
-        upload = Upload(self)
+        limit = asyncio.timeout(self._upload_s)
+        upload = Upload(self, limit)
         try:
-            async with asyncio.timeout(self._upload_s):
+            async with limit:
                 yield upload
         except TimeoutError:
             raise DeadlineExceeded(

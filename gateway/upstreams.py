@@ -1,9 +1,9 @@
 """The tuner and the sampler as the gateway calls them: channels, deadlines, retries, errors.
 
-Only calls that change nothing are repeated, a stream of samples only before its first event. An error that a service
-sent with details goes on as it is; a service that did not answer is Unavailable (BACKEND_DOWN), and what gRPC said of
-it is for the log alone. So is one that stands still: its connection may live on for minutes, but no heartbeat comes
-in its streams.
+Only calls that change nothing are repeated, and a stream of samples only before its first event. An error that a
+service sent with details is passed on unchanged. A service that did not answer is Unavailable (BACKEND_DOWN), and the
+log alone has gRPC's own words. A service that stands still is Unavailable, too: its connection may live on for minutes,
+but no heartbeat comes in its streams.
 """
 
 import asyncio
@@ -33,11 +33,11 @@ from unitune.v1.tuning_pb2 import TuningConfig, WeightsRef
 
 logger = logging.getLogger(__name__)
 
-CALL_S = 3.0  # deadline of every call that is no stream; a service that just came back is waited for so long
-LOAD_S = 60.0  # but of loading weights, which for a large model is no quick answer, and which nobody waits for
-RETRY_AFTER_S = 2.0  # what a caller is told to wait when a service does not answer
-LOOKS = 15  # into a stream within the longest silence
-END_S = 1.0  # a stream that has told its end gets to end by itself
+CALL_S = 3.0  # deadline of each unary call, in which a service that restarts may come back
+LOAD_S = 60.0  # deadline of Load, which is slow for a large model and for which nobody waits
+RETRY_AFTER_S = 2.0  # that a caller is told to wait when a service does not answer
+SILENCE_CHECKS = 15  # within the longest silence of a stream
+END_S = 1.0  # for a stream to end after its last event
 
 _EOF = grpc.aio.EOF  # type: ignore[attr-defined]  # its stubs lack it
 _LAST_EVENTS = ("done", "failed", "cancelled")
@@ -70,7 +70,7 @@ class Upstreams:
     def __init__(self, tuner: str, sampler: str, *, silence_s: float = serving.SILENCE_S) -> None:
         """`silence_s` is the longest time without an event in a stream."""
         self._silence_s = silence_s
-        # Streams have a connection of their own: whatever becomes of them, a question to the sampler is answered.
+        # Streams have their own connection, so that they cannot delay a unary call to the sampler.
         addresses = (tuner, sampler, sampler)
         self._channels = [serving.channel(address, service_config=_SERVICE_CONFIG) for address in addresses]
         self._tuner: Any = TunerServiceStub(self._channels[0])
@@ -104,7 +104,7 @@ class Upstreams:
         return list(answer.warnings)
 
     async def check_sample(self, request: SampleRequest) -> list[str]:
-        """Ask the sampler what it would make of a run; its warnings. Raises InvalidArgument, Unavailable
+        """Have the sampler check the request of a run; its warnings. Raises InvalidArgument, Unavailable
         (BACKEND_DOWN)."""
         answer = await self._call("sampler", self._sampler.CheckSample, request)
         return list(answer.warnings)
@@ -114,7 +114,7 @@ class Upstreams:
         await self._call("sampler", self._sampler.Evict, EvictRequest(digest=digest))
 
     async def load(self, weights: WeightsRef) -> None:
-        """Have the sampler put weights into an engine, if one is free. Raises what it fails with, or Unavailable."""
+        """Have the sampler put weights into an engine, if one is free. Raises the sampler's error, or Unavailable."""
         await self._call("sampler", self._sampler.Load, LoadRequest(weights=weights), timeout_s=LOAD_S)
 
     def run_tuning(self, request: RunTuningRequest) -> AsyncGenerator[RunTuningEvent, None]:
@@ -136,7 +136,7 @@ class Upstreams:
         return answer
 
     async def _stream(self, upstream: str, call: Any) -> AsyncGenerator[Any, None]:
-        """The events but for heartbeats. Raises Unavailable (BACKEND_DOWN) after too long a silence, too."""
+        """The events, except heartbeats. Raises Unavailable (BACKEND_DOWN), also after too long a silence."""
         kind = None
         try:
             while (event := await self._next_event(upstream, call)) is not _EOF:
@@ -146,29 +146,29 @@ class Upstreams:
         except grpc.aio.AioRpcError as error:
             raise self._translated(upstream, error) from None
         finally:
-            if kind in _LAST_EVENTS and not call.done():  # a stream that is cut here would be logged as cancelled there
-                await _ended(call)
+            if kind in _LAST_EVENTS and not call.done():  # the service would log a stream that is cut here as cancelled
+                await _read_to_end(call)
             call.cancel()
 
     async def _next_event(self, upstream: str, call: Any) -> Any:
         reading = asyncio.ensure_future(call.read())
         try:
-            # In several looks: while this process itself stood still, one of them at most passed.
-            for _ in range(LOOKS):
-                await asyncio.wait({reading}, timeout=self._silence_s / LOOKS)
+            # In several waits: if this process itself stood still, at most one of them passed.
+            for _ in range(SILENCE_CHECKS):
+                await asyncio.wait({reading}, timeout=self._silence_s / SILENCE_CHECKS)
                 if reading.done():
                     return reading.result()
         finally:
             if not reading.cancel() and not reading.cancelled():
-                reading.exception()  # now seen, should the reader be cancelled in this very moment
-        self._is_silent(upstream, f"no event for {self._silence_s:g} seconds")
+                reading.exception()  # retrieved, in case the reader is cancelled at this moment
+        self._log_silence(upstream, f"no event for {self._silence_s:g} seconds")
         raise unanswered(upstream)
 
     def _translated(self, upstream: str, error: grpc.aio.AioRpcError) -> UniTuneError:
         status = rpc_status.from_call(cast(grpc.Call, error))
         if status is not None:
             return from_status(status)
-        self._is_silent(upstream, error.details() or "", error.code().name)
+        self._log_silence(upstream, error.details() or "", error.code().name)
         if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:  # the only cause without details: a message's size
             return ResourceExhausted(
                 f"a message to or from the {upstream} is larger than it may be",
@@ -177,16 +177,16 @@ class Upstreams:
             )
         return unanswered(upstream)
 
-    def _is_silent(self, upstream: str, detail: str, code: str = "") -> None:
-        """Write to the log, once until it answers again, that a service does not."""
+    def _log_silence(self, upstream: str, detail: str, code: str = "") -> None:
+        """Log that a service does not answer, once until it answers again."""
         if upstream not in self._silent:
             self._silent.add(upstream)
             problem = "upstream does not answer"
             telemetry.event(logger, problem, level=logging.WARNING, upstream=upstream, code=code, detail=detail)
 
 
-async def _ended(call: Any) -> None:
-    """Read a stream whose last event has come to its end."""
+async def _read_to_end(call: Any) -> None:
+    """Read the rest of a stream after its last event."""
     with contextlib.suppress(grpc.aio.AioRpcError, TimeoutError):
         async with asyncio.timeout(END_S):
             while await call.read() is not _EOF:
@@ -205,7 +205,7 @@ def refuse_mismatch(tuned: str, sampled: str) -> None:
 
 
 def unanswered(upstream: str) -> Unavailable:
-    """The error for a service that gave no answer, or no whole one."""
+    """The error for a service that gave no answer, or a part of one."""
     return Unavailable(
         f"the {upstream} does not answer now",
         reason="BACKEND_DOWN",

@@ -28,11 +28,11 @@ async def read(context: Any) -> Any:
     return reading.result()
 
 
-async def write(context: Any, message: Any) -> None:
-    """Send a message and return once the reader's side takes it. Raises ReaderTooSlow."""
+async def write(context: Any, message: bytes) -> None:
+    """Send an encoded message and return once the reader's side takes it. Raises ReaderTooSlow."""
     writing = asyncio.ensure_future(context.write(message))
     writing.add_done_callback(_seen)
-    done, _ = await asyncio.wait({writing}, timeout=WRITE_S + message.ByteSize() / SLOWEST_BYTES_PER_S)
+    done, _ = await asyncio.wait({writing}, timeout=WRITE_S + len(message) / SLOWEST_BYTES_PER_S)
     if not done:
         raise ReaderTooSlow(writing)
     writing.result()

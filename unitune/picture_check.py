@@ -1,7 +1,7 @@
-"""Pictures of callers are decoded in child processes with a limit of memory, so that none can take a service down.
+"""Decodes the pictures of callers in child processes with a limit of memory, so that no picture can end a service.
 
-The children are warm, a few, and started when first needed; one that dies or takes too long is replaced. What a file's
-header says is looked at here, before a child sees the file. This module is the program of such a child, too.
+There are few children. They are started when first needed and stay warm. One that dies or takes too long is replaced.
+The header of a file is checked in this process, before a child gets the file. This module is also the child's program.
 """
 
 import asyncio
@@ -23,9 +23,11 @@ from unitune.picture_file import PictureInfo
 from unitune.picture_header import MAX_BYTES, PNG, Header, header, refusal
 
 CHILDREN = 2
-DECODING_BYTES = 512 << 20  # of memory for all pictures that are decoded at once, and for each
+DECODING_BYTES = 512 << 20  # of memory for all pictures that are decoded at a time, and for each
 FILE_BYTES = 4 * MAX_BYTES  # of a child's memory beside that, for the file itself and its copies
-DEADLINE_S = 20.0  # the largest pictures take a few seconds, and others wait meanwhile
+# The largest pictures take a few seconds, and others wait meanwhile. If the child has computed for half of this time,
+# the picture is the reason. Otherwise the machine is, or somebody stopped the child.
+DEADLINE_S = 20.0
 RETRY_AFTER_S = 2.0
 
 _REQUEST = struct.Struct(">BI")  # what is asked, and how long the file is that follows
@@ -53,13 +55,13 @@ class PictureChecks:
         self._deadline_s = deadline_s
         self._children = asyncio.Semaphore(CHILDREN)
         self._idle: list[asyncio.subprocess.Process] = []
-        self._turn = asyncio.Lock()  # who came first is served first, however large the picture
-        self._room = asyncio.Condition()
+        self._order = asyncio.Lock()  # the first comer gets memory first, however large its picture is
+        self._freed = asyncio.Condition()
         self._decoding_bytes = 0
 
     async def picture(self, data: bytes) -> PictureInfo:
         """What a picture's file holds, all of which decodes. Raises InvalidArgument as `picture_file.read` does, and
-        Unavailable when no process can be started.
+        Unavailable (BACKEND_DOWN) when no process can be started, or none is given its time.
         """
         head = header(data)
         found = await self._checked(_PICTURE, data, "image", head)
@@ -82,18 +84,21 @@ class PictureChecks:
                 field, "IMAGE_TOO_LARGE", shown, "it needs too much memory to be decoded; send a smaller copy"
             )
         async with self._space(head.checking_bytes), self._children:
-            code: int | None = None
             for is_last in (False, True):
                 child = await self._start() if is_last else await self._warm()
+                code, began_s = None, _computed_s(child)
                 try:
                     async with asyncio.timeout(self._deadline_s):
                         answer = await _ask(child, what, data)
                 except TimeoutError:
+                    computed_s = _computed_s(child) - began_s
                     await _end(child)
-                    remedy = f"it takes more than {self._deadline_s:g} seconds to be decoded; send a smaller copy"
-                    raise refusal(field, "IMAGE_TOO_LARGE", shown, remedy) from None
+                    if computed_s >= self._deadline_s / 2:
+                        remedy = f"it takes more than {self._deadline_s:g} seconds to be decoded; send a smaller copy"
+                        raise refusal(field, "IMAGE_TOO_LARGE", shown, remedy) from None
+                    continue
                 except (OSError, EOFError):
-                    code = await _end(child)  # it may have died while it was idle: once more, in a fresh one
+                    code = await _end(child)  # it may have died while it was idle: try a fresh one
                     continue
                 except BaseException:
                     await _end(child)
@@ -102,6 +107,8 @@ class PictureChecks:
                 if "refused" in answer:
                     raise refusal(*answer["refused"])
                 return dict(answer)
+            if code is None:
+                raise _unavailable(f"a picture could not be checked within {self._deadline_s:g} seconds: try again")
             if code == -signal.SIGKILL:
                 remedy = "it needs more memory to be decoded than there is; send a smaller copy"
                 raise refusal(field, "IMAGE_TOO_LARGE", shown, remedy)
@@ -122,32 +129,27 @@ class PictureChecks:
                 *(sys.executable, "-P", "-c", _PROGRAM),
                 stdin=pipe,
                 stdout=pipe,
-                start_new_session=True,  # an interrupt is for the service, which ends its children itself
+                start_new_session=True,  # Ctrl-C is for the service, which ends its children itself
             )
         except OSError as error:
-            raise Unavailable(
-                f"no process can be started to check the picture: {error.strerror}",
-                reason="BACKEND_DOWN",
-                metadata={"upstream": "picture decoder"},
-                retry_after_s=RETRY_AFTER_S,
-            ) from error
+            raise _unavailable(f"no process can be started to check the picture: {error.strerror}") from error
 
     @asynccontextmanager
     async def _space(self, size: int) -> AsyncIterator[None]:
-        """So many bytes of all that may be decoded at once."""
-        async with self._turn, self._room:
-            await self._room.wait_for(lambda: self._decoding_bytes + size <= DECODING_BYTES)
+        """Reserve `size` bytes of DECODING_BYTES for the block."""
+        async with self._order, self._freed:
+            await self._freed.wait_for(lambda: self._decoding_bytes + size <= DECODING_BYTES)
             self._decoding_bytes += size
         try:
             yield
         finally:
             self._decoding_bytes -= size
-            async with self._room:
-                self._room.notify_all()
+            async with self._freed:
+                self._freed.notify_all()
 
 
 async def _ask(child: asyncio.subprocess.Process, what: int, data: bytes) -> dict[str, Any]:
-    """Raises OSError or EOFError when the child is no more."""
+    """The child's answer. Raises OSError or EOFError when the child has died."""
     assert child.stdin is not None and child.stdout is not None
     child.stdin.write(_REQUEST.pack(what, len(data)))
     child.stdin.write(data)
@@ -157,8 +159,22 @@ async def _ask(child: asyncio.subprocess.Process, what: int, data: bytes) -> dic
     return answer
 
 
+def _computed_s(child: asyncio.subprocess.Process) -> float:
+    """The processor time that a child has had, in seconds; 0 where there is no /proc."""
+    try:
+        fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime and stime
+
+
+def _unavailable(problem: str) -> Unavailable:
+    metadata = {"upstream": "picture decoder"}
+    return Unavailable(problem, reason="BACKEND_DOWN", metadata=metadata, retry_after_s=RETRY_AFTER_S)
+
+
 async def _end(child: asyncio.subprocess.Process) -> int:
-    """End a child that may have ended; how it did."""
+    """End a child, unless it has ended; its exit code."""
     with suppress(ProcessLookupError):
         child.kill()
     code = await child.wait()
@@ -168,7 +184,7 @@ async def _end(child: asyncio.subprocess.Process) -> int:
 
 
 def main() -> None:
-    """A child: check what comes on standard input until that ends."""
+    """The program of a child: check the files on standard input until it ends."""
     _limit_memory()
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     while len(asked := requests.read(_REQUEST.size)) == _REQUEST.size:
@@ -196,8 +212,8 @@ def _mask(data: bytes) -> MaskInfo:
 
 
 def _limit_memory() -> None:
-    """Address space beyond what the program itself takes: then an allocation fails here, and nothing dies elsewhere."""
-    with suppress(OSError, ValueError):  # where there is no such limit, or no /proc, the header's estimate has to do
+    """Limit the address space. Then an allocation fails in this child, and the system ends no other process."""
+    with suppress(OSError, ValueError):  # without such a limit or /proc, the header's estimate is the only bound
         taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         most = taken + DECODING_BYTES + FILE_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (most, most))

@@ -19,8 +19,8 @@ from grpc_health.v1._async import HealthServicer  # `health.aio` in grpc's own w
 from grpc_reflection.v1alpha import reflection
 
 from unitune import telemetry
-from unitune.answering import Answering
 from unitune.drain import DRAIN_S, LEAVE_S
+from unitune.error_interceptor import ErrorInterceptor
 
 logger = logging.getLogger(__name__)
 
@@ -235,7 +235,9 @@ async def serve(
 
 
 def _new_server(max_receive_bytes: int, connection_age_s: float = 0.0) -> grpc.aio.Server:
-    return grpc.aio.server(options=server_options(max_receive_bytes, connection_age_s), interceptors=[Answering()])
+    return grpc.aio.server(
+        options=server_options(max_receive_bytes, connection_age_s), interceptors=[ErrorInterceptor()]
+    )
 
 
 def _bind(server: grpc.aio.Server, address: str) -> str:

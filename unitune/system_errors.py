@@ -1,7 +1,7 @@
-"""What the operating system, SQLite and the object store refuse, in words and as errors of ours.
+"""Errors of the operating system, SQLite and the object store, as sentences and as UniTuneErrors.
 
-`sentence` names the path and is for who sits at this machine: the command line, a log, the line with which a service
-refuses to start. `store_error` and `state_error` are for callers elsewhere, and name no path.
+`sentence` names the path. It is for the user of this machine: for the command line, a log, and the line with which a
+service refuses to start. `store_error` and `state_error` are for callers elsewhere, and name no path.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from unitune.errors import (
 
 RETRY_FULL_S = 30.0  # somebody has to free space first
 RETRY_DOWN_S = 5.0
-FULL_BYTES = 64 << 10  # with less free space on a disk a program may fail for that alone
+FULL_BYTES = 64 << 10  # with less free space than this, the disk may be the reason of a failure
 
 # Number -> what is wrong with the path, and what to do.
 _WORDS = {
@@ -59,15 +59,15 @@ _WORDS = {
 }
 REMEDY_FOR_DAMAGE = "put a copy in its place, or move it away to begin anew"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_MISSHAPEN = (errno.ELOOP, errno.EISDIR, errno.ENOTDIR)  # something else lies where a file of ours should
+_MISSHAPEN = (errno.ELOOP, errno.EISDIR, errno.ENOTDIR)  # the path holds something else than the store's file
 
 _OS_ERROR = re.compile(r"\(os error (\d+)\)|\berrno:? (\d+)\b", re.IGNORECASE)  # as Rust shows it, and C++ often does
 
 
 def sentence(error: OSError) -> str:
-    """One line that names path, reason and remedy. An error without a number of errno, one of ours, keeps its text.
+    """One line that names path, reason and remedy. An OSError of this product, which has no errno, keeps its text.
 
-    Only for the user of this machine or its logs: it holds the path.
+    The line holds the path: it is for the user of this machine and for its logs only.
     """
     if error.errno is None:
         return str(error)
@@ -78,13 +78,13 @@ def sentence(error: OSError) -> str:
 
 
 def full_sentence(path: str | os.PathLike[str]) -> str:
-    """As `sentence`, for a path whose disk is full."""
+    """The sentence for a path whose disk is full."""
     return sentence(OSError(errno.ENOSPC, "", str(path)))
 
 
 @contextlib.contextmanager
 def about(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Name the path in an OSError that does not, as one of writing to an open file."""
+    """Add the path to an OSError of the block that has none, such as one of writing to an open file."""
     try:
         yield
     except OSError as error:
@@ -94,10 +94,10 @@ def about(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def disk_sentence(error: Exception, path: str | os.PathLike[str]) -> str | None:
-    """As `sentence`, for what a program met while it wrote to `path`; None where the disk is not the reason.
+    """The sentence for an error of a program that wrote to `path`; None if the disk is not the reason.
 
-    safetensors and ONNX Runtime raise exceptions of their own: the first shows the system's number in its text, the
-    second nothing at all, and then a full disk is the reason.
+    safetensors and ONNX Runtime raise their own exceptions. That of safetensors has the errno in its text. That of ONNX
+    Runtime has none, and then the disk is taken for the reason if it is full.
     """
     number = _number(error)
     if number is None and not isinstance(error, OSError) and _free_bytes(path) < FULL_BYTES:
@@ -109,9 +109,9 @@ def disk_sentence(error: Exception, path: str | os.PathLike[str]) -> str | None:
 
 
 def failure_sentence(error: Exception, path: str | os.PathLike[str], *expected: type[Exception]) -> str:
-    """Why a program that writes to `path` ends: the text of an expected error, or as `disk_sentence`.
+    """Why a program that writes to `path` ends: the text of an expected error, or its `disk_sentence`.
 
-    Raises the error itself where neither tells it.
+    Raises the error itself if it has neither.
     """
     told = str(error) if isinstance(error, expected) else disk_sentence(error, path)
     if told is None:
@@ -120,21 +120,21 @@ def failure_sentence(error: Exception, path: str | os.PathLike[str], *expected: 
 
 
 def _free_bytes(path: str | os.PathLike[str]) -> int:
-    """On the disk of the path, or of the nearest folder above that there is."""
+    """Free space on the disk of the path, or of its nearest folder that exists."""
     place = Path(path).absolute()
     return shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.exists())).free
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether no space is left: an error of the system, of obstore or of SQLite."""
+    """Whether an error of the system, of obstore or of SQLite says that no space is left."""
     if isinstance(error, sqlite3.Error):
         return _sqlite_code(error) == sqlite3.SQLITE_FULL
     return _number(error) in _FULL
 
 
 def store_error(error: Exception) -> UniTuneError:
-    """What a failure of the store, one of obstore or of the system, means to a caller: STORE_FULL, STORE_DOWN, DataLoss
-    (STORE_CORRUPT), or InvalidArgument (STORE_PATH) for a name that is too long.
+    """The caller's error for a failure of the store, of obstore or of the system: ResourceExhausted (STORE_FULL),
+    Unavailable (STORE_DOWN), DataLoss (STORE_CORRUPT), or InvalidArgument (STORE_PATH) for a name that is too long.
     """
     if is_full(error):
         message = "the store of the server is full: its operator must free space; try again then"
@@ -148,7 +148,9 @@ def store_error(error: Exception) -> UniTuneError:
 
 
 def state_error(error: sqlite3.Error | OSError) -> UniTuneError:
-    """What a failure of the state file means to a caller: STATE_FULL, STATE_DOWN, or DataLoss (STATE_CORRUPT)."""
+    """The caller's error for a failure of the state file: ResourceExhausted (STATE_FULL), Unavailable (STATE_DOWN), or
+    DataLoss (STATE_CORRUPT).
+    """
     if is_full(error):
         message = "the disk of the server's state is full: its operator must free space; try again then"
         return ResourceExhausted(message, reason=STATE_FULL, retry_after_s=RETRY_FULL_S)
@@ -160,12 +162,12 @@ def state_error(error: sqlite3.Error | OSError) -> UniTuneError:
 
 
 def is_damage(error: BaseException) -> bool:
-    """Whether SQLite says that the bytes of its file are not what they should be."""
+    """Whether SQLite says that its file is damaged."""
     return isinstance(error, sqlite3.Error) and _sqlite_code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def sqlite_sentence(path: str | os.PathLike[str], error: sqlite3.Error) -> str:
-    """As `sentence`, for an error of SQLite about the file `path`."""
+    """The sentence for an error of SQLite about the file `path`."""
     words = {
         sqlite3.SQLITE_FULL: _WORDS[errno.ENOSPC],
         sqlite3.SQLITE_IOERR: _WORDS[errno.EIO],
@@ -183,7 +185,7 @@ def sqlite_sentence(path: str | os.PathLike[str], error: sqlite3.Error) -> str:
 
 
 def _number(error: BaseException) -> int | None:
-    """The number of errno that an error carries; obstore's have it in their text only."""
+    """The errno of an error. Errors of obstore have it in their text only."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     found = _OS_ERROR.search(str(error))
@@ -191,11 +193,11 @@ def _number(error: BaseException) -> int | None:
 
 
 def _sqlite_code(error: sqlite3.Error) -> int:
-    """SQLite's primary result code; SQLITE_ERROR for an error of Python's module itself."""
+    """SQLite's primary result code; SQLITE_ERROR for an error of Python's own module."""
     code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
     return code & 0xFF  # the bits above tell where in SQLite it was
 
 
 def _path(path: str | bytes | int) -> str:
-    # Names of files need not be text; what cannot be shown is shown by its number.
+    # A file's name need not be text. What is no text is shown as numbers.
     return os.fsdecode(path).encode(errors="backslashreplace").decode() if not isinstance(path, int) else f"file {path}"

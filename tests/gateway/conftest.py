@@ -178,7 +178,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         store=str(tmp_path / "store"),
         state=tmp_path / "state.sqlite",
         retry_s=0.02,
-        look_s=0.1,
+        poll_s=0.1,
     )
     world = World(tmp_path, tuner, sampler, config, tuner_server, sampler_server)
     await world.open()

@@ -1,4 +1,4 @@
-"""The story of a comparison: one method after the other, each with its result, and one last event."""
+"""A comparison: one method after the other, each with its result, and one last event."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""The story of an edit, from the request to its one last event."""
+"""An edit, from the request to its one last event."""
 
 import asyncio
 import io
@@ -9,7 +9,7 @@ import grpc
 import pytest
 from PIL import Image
 
-from gateway.edit import Pace
+from gateway.edit import StepThrottle
 from gateway.edit_plan import warnings_of
 from tests.configs import sampling_config, tuning_config
 from tests.gateway.conftest import World, edit, eventually, picture, refused
@@ -141,11 +141,11 @@ async def test_steps_are_paced_and_previews_survive(world: World) -> None:
 
 def test_pace_carries_a_held_back_preview() -> None:
     """A preview of a step that is not sent rides on the next step that is."""
-    pace = Pace()
-    assert pace.lets_through(EditEvent.Step(index=0, total=3))
-    assert not pace.lets_through(EditEvent.Step(index=1, total=3, preview=b"x"))
+    pace = StepThrottle()
+    assert pace.admits(EditEvent.Step(index=0, total=3))
+    assert not pace.admits(EditEvent.Step(index=1, total=3, preview=b"x"))
     last = EditEvent.Step(index=2, total=3)
-    assert pace.lets_through(last) and last.preview == b"x"
+    assert pace.admits(last) and last.preview == b"x"
 
 
 async def test_get_edit_answers_with_the_pictures(world: World) -> None:

@@ -7,9 +7,7 @@ import grpc
 import pytest
 
 from gateway import evictions
-from gateway.eviction_table import EvictionTable
-from gateway.sqlite_file import SqliteFile
-from gateway.tuning_table import SCHEMA_VERSION
+from gateway.state import State
 from tests.gateway.conftest import World, eventually, refused
 from tests.gateway.upstream_servers import serve_sampler
 from unitune.v1.edit_pb2 import EditRequest
@@ -54,6 +52,23 @@ async def test_what_is_to_be_forgotten_outlives_the_gateway(world: World) -> Non
     await eventually(is_told, 30)
     await asyncio.sleep(0.1)
     await world.close()
-    file = await SqliteFile.open(world.config.state, "", SCHEMA_VERSION, {})
-    assert await file.run(lambda: file.transaction(EvictionTable(file).all)) == []
-    await file.close()
+    state = await State.open(world.config.state)
+    assert await state.evictions() == []
+    await state.close()
+
+
+async def test_weights_that_are_forgotten_already_are_not_waited_for(world: World) -> None:
+    """A deletion whose weights the sampler forgot on another's account ends at once, and nothing is left in memory."""
+    assert world.gateway is not None
+    started = evictions.Evictions(world.gateway._state, world.gateway._upstreams, retry_s=0.02)
+    running = asyncio.create_task(started.run())
+    await started.note("a" * 64)
+    started.start()
+
+    async def is_forgotten() -> bool:
+        return world.sampler.evicted == ["a" * 64] and await world.gateway._state.evictions() == []
+
+    await eventually(is_forgotten)
+    await asyncio.wait_for(started.start_and_wait("a" * 64), evictions.ANSWER_S / 2)
+    assert not started._done
+    running.cancel()

@@ -1,4 +1,4 @@
-"""A story on its way to its reader: told whole, stopped when it must be, never left running."""
+"""A generator and its reader: all events arrive, it stops when it must, and it is never left running."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -7,26 +7,27 @@ from typing import Any
 
 import pytest
 
-from gateway.relay import WAITING_BYTES, WAITING_EVENTS, Relay
-from unitune.errors import Cancelled
+from gateway import relay as relays
+from gateway.relay import WAITING_BYTES, WAITING_EVENTS, Backlog, Relay
+from unitune.errors import Cancelled, DeadlineExceeded
 from unitune.v1.edit_pb2 import EditEvent
 
 STOP = Cancelled("stopped", reason="STOPPED")
 
 
-class Story:
-    """Tells numbers, with a pause before each; knows how far it got and whether it was cleaned up."""
+class Numbers:
+    """Emits numbers, with a pause before each; knows how far it got and whether it was cleaned up."""
 
     def __init__(self, count: int, pause_s: float = 0.0, error: Exception | None = None) -> None:
         self.count, self.pause_s, self.error = count, pause_s, error
-        self.told, self.closed = 0, False
+        self.emitted, self.closed = 0, False
 
-    async def tell(self) -> AsyncGenerator[int, None]:
+    async def emit(self) -> AsyncGenerator[int, None]:
         """The numbers from 0."""
         try:
             for number in range(self.count):
                 await asyncio.sleep(self.pause_s)
-                self.told = number + 1
+                self.emitted = number + 1
                 yield number
             if self.error is not None:
                 raise self.error
@@ -35,44 +36,44 @@ class Story:
             self.closed = True
 
 
-def relay(story: Story, silence_s: float = 10.0) -> Relay[int]:
-    """The story's relay, whose heartbeat is -1."""
-    return Relay(story.tell(), silence_s=silence_s, heartbeat=lambda: -1, size_of=lambda _: 1)
+def relay(source: Numbers, silence_s: float = 10.0) -> Relay[int]:
+    """The generator's relay, whose heartbeat is -1."""
+    return Relay(source.emit(), silence_s=silence_s, heartbeat=lambda: -1, size_of=lambda _: 1)
 
 
-async def test_everything_is_told_in_order() -> None:
-    """More events than fit between story and reader arrive complete."""
-    story = Story(100)
-    assert [event async for event in relay(story).events()] == list(range(100)) and story.closed
+async def test_everything_is_emitted_in_order() -> None:
+    """More events than fit between generator and reader arrive complete."""
+    source = Numbers(100)
+    assert [event async for event in relay(source).events()] == list(range(100)) and source.closed
 
 
-async def test_an_error_comes_after_what_was_told() -> None:
-    """The reader gets every event, then the story's own error."""
+async def test_an_error_comes_after_what_was_emitted() -> None:
+    """The reader gets every event, then the generator's own error."""
     seen = []
     with pytest.raises(KeyError):
-        async for event in relay(Story(3, error=KeyError("x"))).events():
+        async for event in relay(Numbers(3, error=KeyError("x"))).events():
             seen.append(event)
     assert seen == [0, 1, 2]
 
 
 async def test_silence_is_broken_by_heartbeats() -> None:
-    """A slow story has heartbeats between its events; a quick one has none."""
-    seen = [event async for event in relay(Story(2, pause_s=0.12), silence_s=0.05).events()]
+    """A slow generator has heartbeats between its events; a quick one has none."""
+    seen = [event async for event in relay(Numbers(2, pause_s=0.12), silence_s=0.05).events()]
     assert [event for event in seen if event >= 0] == [0, 1] and seen.count(-1) >= 2
-    assert -1 not in [event async for event in relay(Story(5)).events()]
+    assert -1 not in [event async for event in relay(Numbers(5)).events()]
 
 
-async def test_stop_reaches_a_story_whose_reader_sleeps() -> None:
-    """A stopped story is cleaned up before its reader comes back, who then gets the rest and the reason."""
-    story = Story(1000)
-    on_its_way = relay(story)
+async def test_stop_reaches_a_generator_whose_reader_sleeps() -> None:
+    """A stopped generator is cleaned up before its reader comes back, who then gets the rest and the reason."""
+    source = Numbers(1000)
+    on_its_way = relay(source)
     async with aclosing(on_its_way.events()) as events:
         assert await anext(events) == 0
         await asyncio.sleep(0.02)
-        assert story.told < 10  # a slow reader slows the story
+        assert source.emitted < 10  # a slow reader slows the generator
         on_its_way.stop(STOP)
         await asyncio.sleep(0.02)
-        assert story.closed
+        assert source.closed
         with pytest.raises(Cancelled) as caught:
             async for _ in events:
                 pass
@@ -80,8 +81,8 @@ async def test_stop_reaches_a_story_whose_reader_sleeps() -> None:
 
 
 async def test_stop_after_the_end_changes_nothing() -> None:
-    """A story that was told whole stays so."""
-    on_its_way = relay(Story(2))
+    """A generator that has ended stays so."""
+    on_its_way = relay(Numbers(2))
     events = on_its_way.events()
     assert [await anext(events), await anext(events)] == [0, 1]
     await asyncio.sleep(0.01)
@@ -89,9 +90,9 @@ async def test_stop_after_the_end_changes_nothing() -> None:
     assert [event async for event in events] == []
 
 
-async def test_reader_that_goes_away_ends_the_story() -> None:
-    """When the reader closes or is cancelled, the story has been cleaned up once that is over."""
-    closed, cancelled = Story(1000), Story(1000, pause_s=0.01)
+async def test_reader_that_goes_away_ends_the_generator() -> None:
+    """When the reader closes or is cancelled, the generator has been cleaned up once that is over."""
+    closed, cancelled = Numbers(1000), Numbers(1000, pause_s=0.01)
     async with aclosing(relay(closed).events()) as events:
         await anext(events)
     assert closed.closed
@@ -110,16 +111,16 @@ async def test_reader_that_goes_away_ends_the_story() -> None:
 
 
 async def told(events: list[EditEvent], **more: Any) -> tuple[int, list[EditEvent]]:
-    """How far a story of these events gets while its reader has only the first, and what the reader has in the end."""
+    """How far a generator gets while its reader has only the first event, and what the reader has in the end."""
     count = 0
 
-    async def story() -> AsyncGenerator[EditEvent, None]:
+    async def source() -> AsyncGenerator[EditEvent, None]:
         nonlocal count
         for event in events:
             count += 1
             yield event
 
-    on_its_way = Relay(story(), silence_s=10, heartbeat=EditEvent, size_of=EditEvent.ByteSize, **more)
+    on_its_way = Relay(source(), silence_s=10, heartbeat=EditEvent, size_of=EditEvent.ByteSize, **more)
     stream = on_its_way.events()
     seen = [await anext(stream)]
     await asyncio.sleep(0.05)
@@ -136,7 +137,7 @@ async def test_a_slow_reader_costs_bytes_not_events() -> None:
     """Large events wait one at a time, small ones a few, and each reader gets all of them in the end (R9)."""
     large = [image(3 * WAITING_BYTES) for _ in range(5)]
     reached, seen = await told(large)
-    assert reached == 2 and seen == large  # the reader has one, the story holds one
+    assert reached == 2 and seen == large  # the reader has one, the generator holds one
     small = [image(1000) for _ in range(20)]
     reached, seen = await told(small)
     assert reached == WAITING_EVENTS + 1 and seen == small
@@ -153,3 +154,49 @@ async def test_a_slow_reader_goes_without_previews() -> None:
     _, seen = await told(steps, lighten=lighten)
     assert [event.step.index for event in seen] == wanted
     assert seen[0].step.preview and not any(event.step.preview for event in seen[2:5])
+
+
+async def test_a_backlog_lets_an_edit_go_on_without_its_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that fits is emitted while nobody reads; it is counted until it is read, or nobody can read it any more."""
+    monkeypatch.setattr(relays, "BACKLOG_BYTES", 20 * WAITING_BYTES)
+    backlog = Backlog()
+    events = [image(3 * WAITING_BYTES) for _ in range(6)]
+    reached, seen = await told(events, backlog=backlog)
+    assert reached == 6 and seen == events and backlog.size_bytes == 0
+
+    async def source() -> AsyncGenerator[EditEvent, None]:
+        for event in events:
+            yield event
+
+    left = Relay(source(), silence_s=10, heartbeat=EditEvent, size_of=EditEvent.ByteSize, backlog=backlog)
+    async with aclosing(left.events()) as stream:
+        assert await anext(stream) == events[0]
+        await asyncio.sleep(0.05)
+        assert backlog.size_bytes > 17 * WAITING_BYTES
+    assert backlog.size_bytes == 0
+
+
+async def test_a_full_backlog_ends_the_slowest_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the memory of all readers full, one who does not read loses its events' source, and one who reads has all
+    of its own."""
+    monkeypatch.setattr(relays, "ALL_BACKLOG_BYTES", 8 * WAITING_BYTES)
+    monkeypatch.setattr(relays, "BEHIND_S", 0.2)
+    backlog = Backlog()
+    events = [image(3 * WAITING_BYTES) for _ in range(6)]
+
+    async def source() -> AsyncGenerator[EditEvent, None]:
+        for event in events:
+            yield event
+
+    def relay_of_images() -> AsyncGenerator[EditEvent, None]:
+        on_its_way = Relay(source(), silence_s=10, heartbeat=EditEvent, size_of=EditEvent.ByteSize, backlog=backlog)
+        return on_its_way.events()
+
+    asleep = relay_of_images()
+    assert await anext(asleep) == events[0]
+    assert [event async for event in relay_of_images()] == events
+    await asyncio.sleep(0.5)
+    assert backlog.size_bytes <= 8 * WAITING_BYTES
+    with pytest.raises(DeadlineExceeded) as caught:
+        assert [event async for event in asleep] == events[1:2]
+    assert caught.value.reason == "READER_TOO_SLOW" and backlog.size_bytes == 0

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -9,29 +10,34 @@ from typing import Any
 import grpc
 import pytest
 
+from gateway import relay
+from gateway.config import SAMPLE_STREAMS as STREAMS
 from gateway.config import GatewayConfig
+from gateway.fair_queue import FairQueue
 from gateway.open_calls import LONG_CALLS
-from gateway.sample_queue import STREAMS, SampleQueue
 from tests.configs import sampling_config
 from tests.gateway.conftest import World, eventually, picture, refused
 from unitune import settings
+from unitune.errors import from_status
+from unitune.image_pieces import Assembly
+from unitune.png_text import HEADER_BYTES
 from unitune.v1.edit_pb2 import CancelEditRequest, Edit, EditEvent, EditRequest, GetEditRequest
 from unitune.v1.tuning_pb2 import DeleteTuningRequest
 
 
-async def take(queue: SampleQueue, tenant: str, order: list[str], go_on: asyncio.Event) -> None:
+async def take(queue: FairQueue, tenant: str, order: list[str], go_on: asyncio.Event) -> None:
     """Have one turn until `go_on`."""
-    async with queue.turn(tenant):
+    async with queue.place(tenant):
         order.append(tenant)
         await go_on.wait()
 
 
 async def test_tenants_take_turns_and_the_oldest_is_first() -> None:
     """With one stream the tenants are served in turn, and each one's edits in the order in which they came."""
-    queue, order = SampleQueue(1), list[str]()
+    queue, order = FairQueue(1), list[str]()
 
     async def one(name: str) -> None:
-        async with queue.turn(name[0]):
+        async with queue.place(name[0]):
             order.append(name)
             await asyncio.sleep(0)
 
@@ -41,7 +47,7 @@ async def test_tenants_take_turns_and_the_oldest_is_first() -> None:
 
 async def test_one_tenant_never_has_more_than_half() -> None:
     """200 edits of one tenant leave a place for another one's first; nobody has more than there are."""
-    queue, order, go_on = SampleQueue(8), list[str](), asyncio.Event()
+    queue, order, go_on = FairQueue(8), list[str](), asyncio.Event()
     tasks = [asyncio.create_task(take(queue, "a", order, go_on)) for _ in range(200)]
     await asyncio.sleep(0)
     tasks += [asyncio.create_task(take(queue, tenant, order, go_on)) for tenant in "bcdef"]
@@ -54,7 +60,7 @@ async def test_one_tenant_never_has_more_than_half() -> None:
 
 async def test_a_place_is_given_back_however_it_is_left() -> None:
     """Cancelled while it waits, in the moment in which its turn comes, or while it has it: no place is lost."""
-    queue, go_on = SampleQueue(2), asyncio.Event()
+    queue, go_on = FairQueue(2), asyncio.Event()
     order: list[str] = []
     tasks = [asyncio.create_task(take(queue, "a", order, go_on)) for _ in range(3)]
     await asyncio.sleep(0.01)
@@ -205,3 +211,61 @@ async def test_a_connection_full_of_streams_still_has_its_other_calls_answered(w
         assert (await world.upload(picture())).width == 40
     ends = [(await rest(call))[-1].WhichOneof("event") for call in calls[1:]]
     assert ends == ["done"] * (LONG_CALLS - 1)
+
+
+def large_png(size_bytes: int) -> bytes:
+    """What the sampler takes for a picture, of so many bytes that do not compress."""
+    return picture()[:HEADER_BYTES] + os.urandom(size_bytes)
+
+
+def pictures(events: list[EditEvent]) -> list[bytes]:
+    """The files of an edit's pictures, put together."""
+    assembly, files = Assembly(), []
+    for event in events:
+        if event.HasField("image"):
+            assembly.begin([event.image])
+        elif event.HasField("image_part"):
+            assembly.add(event.image_part)
+        else:
+            continue
+        if assembly.is_whole:
+            files += [image.png for image in assembly.take()]
+    return files
+
+
+async def test_readers_that_do_not_read_keep_no_turn(world: World) -> None:
+    """Two tenants open as many edits as there are turns and read none of them: a third tenant's edit is served, and
+    they have all of their pictures when they read at last, without the previews that would have waited."""
+    world.sampler.png = large_png(5 << 20)
+    asleep = [
+        begin(world.edits, tenant, seeds=[1, 2], preview_every=1) for tenant in ("one", "two") for _ in range(STREAMS)
+    ]
+    await eventually(lambda: _true(len(world.sampler.requests) >= STREAMS))
+    async with asyncio.timeout(20):  # less than the time after which a reader that does not read is cut
+        events = await rest(begin(world.edits, "three"))
+    assert events[-1].HasField("done") and events[-1].done.timings.queue_s < 10
+    await eventually(lambda: _true(len(world.sampler.requests) == 2 * STREAMS + 1))  # all had their turn
+    for call in asleep:
+        events = await rest(call)
+        assert events[-1].HasField("done") and [event.sequence for event in events] == list(range(1, len(events) + 1))
+        assert [file[-1000:] for file in pictures(events)] == [world.sampler.png[-1000:]] * 2
+
+
+async def test_a_reader_too_far_behind_loses_its_edit(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the memory for slow readers an edit ends with READER_TOO_SLOW, its turn is free; who reads has every
+    picture, however large they are."""
+    monkeypatch.setattr(relay, "BEHIND_S", 0.5)
+    monkeypatch.setattr(relay, "BACKLOG_BYTES", 8 << 20)
+    await world.close()
+    world.config = replace(world.config, sample_streams=1)
+    await world.open()
+    world.sampler.png = large_png(12 << 20)
+    asleep = begin(world.edits, "one")
+    name = (await asleep.read()).accepted.edit
+    await eventually(lambda: _true(len(world.sampler.requests) == 1))
+    awake = await rest(begin(world.edits, "two", seeds=[1, 2, 3]))
+    assert len(pictures(awake)) == 3 and awake[-1].HasField("done")
+    assert world.sampler.stopped.is_set()
+    failed = from_status((await rest(asleep))[-1].failed)
+    assert (await world.edits.GetEdit(GetEditRequest(name=name))).state == Edit.STATE_FAILED
+    assert failed.reason == "READER_TOO_SLOW" and "read the stream without pauses" in failed.message

@@ -1,4 +1,4 @@
-"""The promises of `gateway.tuning_queue`, on the state that one process keeps in a file."""
+"""The promises of `gateway.state`, on the state that one process keeps in a file."""
 
 import asyncio
 import sqlite3
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from gateway.state import SqliteState
-from gateway.tuning_queue import KEPT_EVENTS, MAX_CRASHES, CreateRequest
+from gateway.state import KEPT_EVENTS, MAX_CRASHES, State
+from gateway.tuning_records import CreateRequest
 from unitune.errors import InvalidArgument, from_status
 from unitune.options import Flat
 from unitune.v1.tuning_pb2 import Tuning, TuningEvent
@@ -48,9 +48,9 @@ PRAGMA user_version = 1;
 
 
 @pytest.fixture
-async def state(tmp_path: Path) -> AsyncIterator[SqliteState]:
+async def state(tmp_path: Path) -> AsyncIterator[State]:
     """An empty state."""
-    state = await SqliteState.open(tmp_path / "folder" / "state.sqlite")
+    state = await State.open(tmp_path / "folder" / "state.sqlite")
     yield state
     await state.close()
 
@@ -70,14 +70,14 @@ def becomes(value: Tuning.State):
     return lambda tuning: setattr(tuning, "state", value)
 
 
-async def kinds(state: SqliteState, name: str) -> list[str | None]:
+async def kinds(state: State, name: str) -> list[str | None]:
     """What happened to a tuning."""
     kept = await state.read(name, 0)
     assert kept is not None
     return [event.WhichOneof("event") for event in kept.events]
 
 
-async def test_one_live_tuning_per_tenant_and_key(state: SqliteState) -> None:
+async def test_one_live_tuning_per_tenant_and_key(state: State) -> None:
     """The second creation of a key answers with the first while it lives, whatever its state, and per tenant."""
     first = await state.create(tuning(number=1), None)
     for live in (Tuning.STATE_QUEUED, Tuning.STATE_RUNNING, Tuning.STATE_READY):
@@ -92,14 +92,14 @@ async def test_one_live_tuning_per_tenant_and_key(state: SqliteState) -> None:
         assert (await state.create(tuning(number=10 + ended), None)).name != current.name
 
 
-async def test_creations_at_once_make_one(state: SqliteState) -> None:
+async def test_creations_at_once_make_one(state: State) -> None:
     """Many at once, each with a name of its own, and all get the same one."""
     answers = await asyncio.gather(*(state.create(tuning(number=number), None) for number in range(20)))
     assert len({answer.name for answer in answers}) == 1
     assert len((await state.page("default", 0, 0, 99)).tunings) == 1
 
 
-async def test_request_is_recalled_per_tenant(state: SqliteState) -> None:
+async def test_request_is_recalled_per_tenant(state: State) -> None:
     """A request's id is its tenant's own, and its body must stay the same."""
     made = await state.create(tuning(), CreateRequest("id", "body"))
     assert (await state.recall("default", CreateRequest("id", "body"))).name == made.name
@@ -110,7 +110,7 @@ async def test_request_is_recalled_per_tenant(state: SqliteState) -> None:
     assert await state.live("default", "other") is None
 
 
-async def test_tenants_take_turns(state: SqliteState) -> None:
+async def test_tenants_take_turns(state: State) -> None:
     """One tenant's fifty tunings delay another's first by one; within a tenant the oldest goes first."""
     for number in range(50):
         await state.create(tuning("acme", f"a{number:02d}"), None)
@@ -123,7 +123,7 @@ async def test_tenants_take_turns(state: SqliteState) -> None:
     assert order == ["z", "b0", "a01", "b1", "a02", "a03"]
 
 
-async def test_positions_are_the_order_of_taking(state: SqliteState) -> None:
+async def test_positions_are_the_order_of_taking(state: State) -> None:
     """Each tuning's queue_position is the number of those taken before it."""
     names = ["a0", "a1", "a2", "b0", "c0"]
     for name in names:
@@ -135,7 +135,7 @@ async def test_positions_are_the_order_of_taking(state: SqliteState) -> None:
     assert await state.take("tuner") is None
 
 
-async def test_event_and_change_happen_together_or_not_at_all(state: SqliteState) -> None:
+async def test_event_and_change_happen_together_or_not_at_all(state: State) -> None:
     """A change whose event cannot be made is not made."""
     made = await state.create(tuning(), None)
 
@@ -147,7 +147,7 @@ async def test_event_and_change_happen_together_or_not_at_all(state: SqliteState
     assert await state.get(made.name) == made and await kinds(state, made.name) == ["queued"]
 
 
-async def test_no_change_is_not_announced(state: SqliteState) -> None:
+async def test_no_change_is_not_announced(state: State) -> None:
     """What changes nothing has no event and keeps its etag; what changes something has a new one."""
     made = await state.create(tuning(), None)
     same = await state.change(made.name, lambda tuning: None, lambda tuning: TuningEvent(cancelled=tuning))
@@ -157,7 +157,7 @@ async def test_no_change_is_not_announced(state: SqliteState) -> None:
     assert await state.change("tenants/default/tunings/t-none", becomes(Tuning.STATE_FAILED)) is None
 
 
-async def test_old_events_are_pruned(state: SqliteState) -> None:
+async def test_old_events_are_pruned(state: State) -> None:
     """The last 512 events are kept, and a reader of older ones is told of the gap."""
     made = await state.create(tuning(), None)
     for update in range(1, KEPT_EVENTS + 10):
@@ -174,7 +174,7 @@ async def test_old_events_are_pruned(state: SqliteState) -> None:
     assert (await state.read(made.name, last - KEPT_EVENTS - 1)).gap
 
 
-async def test_wait_returns_when_there_is_something(state: SqliteState) -> None:
+async def test_wait_returns_when_there_is_wait_for_event(state: State) -> None:
     """A waiter wakes for its own tuning's event, also for one that came between its read and its wait."""
     one, two = await state.create(tuning(key="1"), None), await state.create(tuning(key="2"), None)
     waiting = asyncio.create_task(state.wait(one.name, 1))
@@ -190,7 +190,20 @@ async def test_wait_returns_when_there_is_something(state: SqliteState) -> None:
     assert await state.read(two.name, 0) is None
 
 
-async def test_a_cancelled_caller_leaves_a_whole_change(state: SqliteState) -> None:
+async def test_a_state_grows_in_its_file_alone(state: State) -> None:
+    """Tunings that came, had events and are waited for no more leave nothing in the memory of the process."""
+    names = [(await state.create(tuning(key=f"{number}"), None)).name for number in range(20)]
+    waiting = [asyncio.create_task(state.wait(name, 1)) for name in names]
+    for name in names[:10]:
+        await state.change(name, becomes(Tuning.STATE_CANCELLED), lambda now: TuningEvent(cancelled=now))
+    await asyncio.wait_for(asyncio.gather(*waiting[:10]), 10)
+    for task in waiting[10:]:
+        task.cancel()
+    await asyncio.gather(*waiting[10:], return_exceptions=True)
+    assert not [name for name, held in vars(state).items() if isinstance(held, (dict, set, list)) and held]
+
+
+async def test_a_cancelled_caller_leaves_a_whole_change(state: State) -> None:
     """A caller that goes away in the middle of a change does not undo it, and waiters still hear of it."""
     made = await state.create(tuning(), None)
     waiting = asyncio.create_task(state.wait(made.name, 1))
@@ -207,14 +220,14 @@ async def test_what_was_lost_counts_when_its_tuner_died(tmp_path: Path) -> None:
     """After each lost process a RUNNING tuning is QUEUED again, at its old place; once three tuners have died with it
     it is FAILED (R5)."""
     path = tmp_path / "state.sqlite"
-    state = await SqliteState.open(path)
+    state = await State.open(path)
     name = (await state.create(tuning(key="first"), None)).name
     await state.create(tuning(key="second"), None)
     for attempt in range(1, MAX_CRASHES + 1):
         taken = await state.take(f"tuner {attempt}")
         assert (taken.tuning.name, taken.attempt) == (name, attempt)
         await state.close()
-        state = await SqliteState.open(path)
+        state = await State.open(path)
         await state.recover()
     assert (await state.get(name)).state == Tuning.STATE_QUEUED  # the last tuner may yet prove to be alive
     assert (await state.take("tuner 4")).tuning.key == "second"
@@ -224,7 +237,7 @@ async def test_what_was_lost_counts_when_its_tuner_died(tmp_path: Path) -> None:
     await state.close()
 
 
-async def test_what_was_lost_without_its_tuner_never_fails(state: SqliteState) -> None:
+async def test_what_was_lost_without_its_tuner_never_fails(state: State) -> None:
     """A tuner that answers with its old instance, or with none at all, did not die with the run (R1)."""
     made = await state.create(tuning(), None)
     for instance in ("one", "one", "", "two", "", "") * MAX_CRASHES:
@@ -235,7 +248,7 @@ async def test_what_was_lost_without_its_tuner_never_fails(state: SqliteState) -
     assert (await state.get(made.name)).state == Tuning.STATE_QUEUED
 
 
-async def test_a_run_that_gets_further_begins_the_count_anew(state: SqliteState) -> None:
+async def test_a_run_that_gets_further_begins_the_count_anew(state: State) -> None:
     """Tuners may die as often as they like under a long tuning, unless its runs end ever at the same place (R5)."""
     made = await state.create(tuning(), None)
     reached = [1, 1, 5, 9, 9, 20, 3, 20]
@@ -248,7 +261,7 @@ async def test_a_run_that_gets_further_begins_the_count_anew(state: SqliteState)
     assert from_status((await state.get(made.name)).error).reason == "WORKER_CRASHED"
 
 
-async def test_recover_leaves_the_one_that_runs(state: SqliteState) -> None:
+async def test_recover_leaves_the_one_that_runs(state: State) -> None:
     """What is RUNNING and run by nobody goes back into the queue at any time, beside one that runs (R6)."""
     one, two = await state.create(tuning(key="1"), None), await state.create(tuning(key="2"), None)
     for _ in range(2):
@@ -275,7 +288,7 @@ async def test_an_older_file_is_brought_up_to_date(tmp_path: Path) -> None:
         old.execute("INSERT INTO events SELECT MAX(number), 1, ? FROM tunings", (event.SerializeToString(),))
     old.commit()
     old.close()
-    state = await SqliteState.open(path)
+    state = await State.open(path)
     await state.recover()
     assert (await state.live("default", "b")).state == Tuning.STATE_READY
     taken = await state.take("tuner")
@@ -283,12 +296,12 @@ async def test_an_older_file_is_brought_up_to_date(tmp_path: Path) -> None:
     assert await kinds(state, taken.tuning.name) == ["started", "queued", "started"]
     await state.know("tuner", b"what it said")
     await state.close()
-    state = await SqliteState.open(path)  # which is not brought up to date a second time
+    state = await State.open(path)  # which is not brought up to date a second time
     assert await state.known() == {"tuner": b"what it said"}
     await state.close()
 
 
-async def test_giving_back_without_a_crash_never_fails(state: SqliteState) -> None:
+async def test_giving_back_without_a_crash_never_fails(state: State) -> None:
     """A run that was let go of does not count."""
     made = await state.create(tuning(), None)
     for _ in range(MAX_CRASHES + 2):
@@ -300,7 +313,7 @@ async def test_giving_back_without_a_crash_never_fails(state: SqliteState) -> No
     assert (await state.get(made.name)).state == Tuning.STATE_CANCELLED
 
 
-async def test_expired_lists_ready_tunings_whose_time_has_come(state: SqliteState) -> None:
+async def test_expired_lists_ready_tunings_whose_time_has_come(state: State) -> None:
     """Only READY ones with an expire_time, and only once it has come."""
     now = int(time.time())
     for number, (value, seconds) in enumerate(
@@ -317,9 +330,9 @@ async def test_expired_lists_ready_tunings_whose_time_has_come(state: SqliteStat
 async def test_the_file_belongs_to_one_process(tmp_path: Path) -> None:
     """A second opening of the same file is refused, and the file is for its owner's eyes."""
     path = tmp_path / "state.sqlite"
-    state = await SqliteState.open(path)
+    state = await State.open(path)
     with pytest.raises(OSError, match=r"state\.sqlite: another process has it open; end that process"):
-        await SqliteState.open(path)
+        await State.open(path)
     assert path.stat().st_mode & 0o077 == 0
     await state.close()
 
@@ -328,12 +341,12 @@ async def test_a_file_that_is_not_ours_is_refused(tmp_path: Path) -> None:
     """Neither something else than SQLite nor another schema is touched."""
     (tmp_path / "text").write_text("no database at all, but long enough to be asked what it is " * 10)
     with pytest.raises(OSError, match="not a database"):
-        await SqliteState.open(tmp_path / "text")
+        await State.open(tmp_path / "text")
     newer = sqlite3.connect(tmp_path / "newer")
     newer.execute("PRAGMA user_version = 99")
     newer.close()
     with pytest.raises(OSError, match=r"it has schema 99, .* run the version of UniTune that wrote it"):
-        await SqliteState.open(tmp_path / "newer")
+        await State.open(tmp_path / "newer")
 
 
 # Of version 2, whose choices were texts: method dreambooth, mode lora.
@@ -348,7 +361,7 @@ OLD_EVENT = bytes.fromhex(
 async def test_a_file_of_the_version_whose_choices_were_texts_is_brought_up_to_date(tmp_path: Path) -> None:
     """Tunings are found by their keys and have method and mode, events too; a second start changes nothing."""
     path = tmp_path / "state.sqlite"
-    await (await SqliteState.open(path)).close()
+    await (await State.open(path)).close()
     old = sqlite3.connect(path)
     told = Tuning.FromString(OLD_TUNING)
     old.execute(
@@ -362,7 +375,7 @@ async def test_a_file_of_the_version_whose_choices_were_texts_is_brought_up_to_d
     old.close()
 
     for _ in range(2):
-        state = await SqliteState.open(path)
+        state = await State.open(path)
         tuning = await state.live("default", told.key)
         assert tuning is not None and tuning.state == Tuning.STATE_READY
         found = Flat(tuning.config)

@@ -13,7 +13,7 @@ import grpc
 import pytest
 
 from gateway.sqlite_file import RESERVE_BYTES
-from gateway.state import SqliteState
+from gateway.state import State
 from tests.full_disk import fill, mounted, read_only
 from tests.gateway.conftest import World, picture, refused
 from tests.gateway.test_lives import NoFileMayGrow, end
@@ -37,7 +37,7 @@ SECRET = "grandmother-in-hospital"
 
 async def many(path: Path, number: int = 60) -> list[str]:
     """A state with so many tunings, each with a label and a few events; their names."""
-    state = await SqliteState.open(path)
+    state = await State.open(path)
     names = []
     for index in range(number):
         wanted = tuning(key=f"k{index}", number=index)
@@ -57,7 +57,7 @@ async def test_nothing_of_a_deleted_tuning_is_left_in_the_files(tmp_path: Path) 
     """Its labels are in neither the state file nor its journal, whether they were replaced before or not (r9)."""
     path = tmp_path / "state.sqlite"
     names = await many(path)
-    state = await SqliteState.open(path)
+    state = await State.open(path)
     assert SECRET.encode() in bytes_of(path)
     for number, name in enumerate(names):
 
@@ -158,7 +158,7 @@ async def test_a_journal_that_cannot_be_read_is_told_and_the_state_before_it_is_
     """The journal of a killed process without its beginning: what was in the file is there, the log says so (r15)."""
     path, copy = tmp_path / "state.sqlite", tmp_path / "copy" / "state.sqlite"
     names = await many(path, 3)
-    state = await SqliteState.open(path)
+    state = await State.open(path)
     await state.create(tuning(key="journal", number=99), None)
     copy.parent.mkdir()
     for name in ("state.sqlite", "state.sqlite-wal"):  # as SIGKILL leaves them
@@ -168,7 +168,7 @@ async def test_a_journal_that_cannot_be_read_is_told_and_the_state_before_it_is_
         assert len(journal.read()) > 4096
         journal.seek(0)
         journal.write(bytes(32))
-    state = await SqliteState.open(copy)
+    state = await State.open(copy)
     assert {found.name for found in (await state.page("default", 0, 0, 99)).tunings} == set(names)
     await state.close()
     assert any(record.message == "state journal damaged" for record in caplog.records)
@@ -181,7 +181,7 @@ async def test_a_row_that_is_damaged_is_data_loss(tmp_path: Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE tunings SET blob = ?", (b"\xff\xff\xff",))
     connection.close()
-    state = await SqliteState.open(path)
+    state = await State.open(path)
     with pytest.raises(DataLoss) as damaged:
         await state.get(name)
     assert damaged.value.reason == "STATE_CORRUPT"
@@ -193,8 +193,8 @@ async def test_a_state_on_a_disk_that_can_only_be_read_is_not_opened(tmp_path: P
     path = tmp_path / "folder" / "state.sqlite"
     (name,) = await many(path, 1)
     with read_only(path.parent), pytest.raises(OSError, match="can only be read"):
-        await SqliteState.open(path)
-    state = await SqliteState.open(path)
+        await State.open(path)
+    state = await State.open(path)
     assert (await state.get(name)).name == name
     await state.close()
 
@@ -203,7 +203,7 @@ async def test_a_state_that_is_emptied_under_its_gateway_is_state_corrupt(tmp_pa
     """DATA_LOSS for what reads and writes it, and no path in the error (r16)."""
     path = tmp_path / "folder" / "state.sqlite"
     names = await many(path, 2)
-    state = await SqliteState.open(path)
+    state = await State.open(path)
     os.truncate(path, 0)  # under the open file: SQLite cannot read its pages
     for call in (state.get(names[0]), state.create(tuning(key="new", number=1000), None)):
         with pytest.raises(DataLoss) as damaged:
@@ -291,7 +291,7 @@ async def test_full_state_is_told_by_the_state_itself(tmp_path: Path, caplog: py
     """The error has no path, the log has SQLite's words (r6)."""
     caplog.set_level(logging.INFO)
     with mounted(tmp_path / "disk", "2m") as disk:
-        state = await SqliteState.open(disk / "state.sqlite")
+        state = await State.open(disk / "state.sqlite")
         await state.create(tuning(), None)
         fill(disk)
         with pytest.raises(ResourceExhausted) as full:

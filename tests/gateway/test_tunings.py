@@ -10,7 +10,7 @@ import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from gateway.tuning_queue import KEPT_EVENTS
+from gateway.state import KEPT_EVENTS
 from gateway.tunings import tuning_key
 from tests.configs import tuning_config
 from tests.full_disk import read_only

@@ -1,6 +1,7 @@
 """Uploads that do not end: each is cut, and all of them together hold a bounded number of bytes."""
 
 import asyncio
+import signal
 from typing import Any
 
 import grpc
@@ -88,3 +89,37 @@ async def test_all_uploads_together_are_bounded(world: World) -> None:
         await call.done_writing()
         await refused(call, grpc.StatusCode.INVALID_ARGUMENT, "IMAGE_UNDECODABLE")
     await came(uploads, 0)
+
+
+async def test_a_slow_check_is_not_the_uploads_fault(world: World) -> None:
+    """The limit is of the time in which the bytes come: a decoder that stands still then takes nothing of it."""
+    assert world.gateway is not None
+    await world.upload(picture("navy"))  # which starts a decoder
+    checks = world.gateway._images._checks
+    checks._deadline_s = 3.0
+    checks._idle[0].send_signal(signal.SIGSTOP)
+    bound(world, upload_s=1.5)
+    assert (await world.upload(picture())).width == 40
+
+
+async def test_tenants_take_turns_at_the_decoders(world: World) -> None:
+    """With a dozen large pictures of one tenant waiting, another tenant's small one is decoded after the two that are
+    being decoded."""
+    order: list[str] = []
+
+    async def upload(tenant: str, data: bytes) -> None:
+        await world.upload(data, chunk_bytes=MAX_CHUNK_BYTES, parent=f"tenants/{tenant}")
+        order.append(tenant)
+
+    large = [picture(f"#0000{shade:02x}", (5000, 5000)) for shade in range(12)]
+    uploads = [asyncio.create_task(upload("noisy", data)) for data in large]
+    await eventually(lambda: done(order), 30)
+    await upload("polite", picture())
+    place = order.index("polite")
+    await asyncio.gather(*uploads)
+    assert place <= 5, order
+
+
+async def done(order: list[str]) -> bool:
+    """Whether anything was uploaded."""
+    return bool(order)

@@ -115,6 +115,41 @@ async def test_a_reader_that_never_reads_is_cut(monkeypatch: pytest.MonkeyPatch)
         assert events == 30
 
 
+class Answer:
+    """An answer that counts how often it is encoded."""
+
+    encoded = 0
+
+    def SerializeToString(self) -> bytes:
+        self.encoded += 1
+        return bytes(PIECE)
+
+    def ByteSize(self) -> int:  # which encodes the whole message, too
+        return len(self.SerializeToString())
+
+
+async def test_an_answer_is_encoded_once() -> None:
+    """Each message of a stream is turned into bytes one time, for its size and for the wire."""
+    answers = [Answer() for _ in range(3)]
+
+    async def stream(request: Any, context: Any) -> AsyncGenerator[Answer, None]:
+        for answer in answers:
+            yield answer
+
+    def register(server: grpc.aio.Server) -> list[str]:
+        handler = grpc.unary_stream_rpc_method_handler(stream, bytes, Answer.SerializeToString)
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Service", {"Stream": handler}),))
+        return []
+
+    running = await serving.start("127.0.0.1:0", register, reflection_on=False)
+    try:
+        async with serving.channel(running.address) as channel:
+            got = [len(data) async for data in channel.unary_stream("/test.Service/Stream")(b"x", timeout=30)]
+    finally:
+        await running.stop()
+    assert got == [PIECE] * 3 and [answer.encoded for answer in answers] == [1] * 3
+
+
 @pytest.mark.parametrize("sent", [b"", b"PRI * HTTP/2.0\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"])
 async def test_a_connection_that_does_not_begin_is_closed(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that sends nothing, or half of how HTTP/2 begins, does not keep its socket (R8)."""

@@ -1,5 +1,5 @@
-"""How a call begins and ends: bytes that are no request are refused, errors become a status with details, every call
-leaves one log line, generators are closed."""
+"""How a call begins and ends. Bytes that are no request are refused, errors become a status with details, each call has
+one line in the log, and generators are closed."""
 
 import asyncio
 import contextlib
@@ -19,18 +19,18 @@ from unitune.errors import Internal, InvalidArgument, UniTuneError, to_status
 
 logger = logging.getLogger(__name__)
 
-# Asked every few seconds by the gateway, as health is by probes; in the log they would drown everything else.
+# The gateway calls these every few seconds, as probes call health. Their lines would hide all others in the log.
 _ROUTINE = ("/unitune.v1.TunerService/GetTunerInfo", "/unitune.v1.SamplerService/GetSamplerInfo")
 
-# Stands for a request that its deserializer refused. Were the exception to leave the deserializer, grpc would answer by
-# itself: UNKNOWN without details, and a traceback in the log.
+# Stands for a request that its deserializer refused. If the exception left the deserializer, grpc itself would answer:
+# with UNKNOWN, without details, and with a traceback in the log.
 _UNREADABLE = object()
 
 
-class Answering(grpc.aio.ServerInterceptor):
-    """Answers a UniTuneError with its status and details, and every other exception with INTERNAL alone.
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Answers a UniTuneError with its status and details, and every other exception with INTERNAL and no details.
 
-    A request that cannot be read is InvalidArgument (REQUEST_UNREADABLE), as is a call without any.
+    A request that cannot be read, and a call without a request, is InvalidArgument (REQUEST_UNREADABLE).
     """
 
     async def intercept_service(
@@ -38,41 +38,45 @@ class Answering(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """Wrap the handler; grpc answers a method that nobody serves with UNIMPLEMENTED."""
+        """Wrap the handler. grpc itself answers a method without a handler with UNIMPLEMENTED."""
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
         inner = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
-        # To grpc every call streams its requests and answers: it would let one wait for ever that has no request, and
-        # one whose answer nobody reads.
-        take = _each if handler.request_streaming else _only
+        # To grpc, every call here streams its requests and its answers. In a call with one request or one answer, grpc
+        # would wait for ever for a request that does not come, and for a reader that does not read.
+        receive = _request_stream if handler.request_streaming else _single_request
         return grpc.stream_stream_rpc_method_handler(
-            _answer(handler_call_details.method, inner, take),
+            _answer(handler_call_details.method, inner, receive, handler.response_serializer),
             request_deserializer=_lenient(handler.request_deserializer),
-            response_serializer=handler.response_serializer,
+            # `deadlines.write` sends encoded messages. A handler that calls context.write itself, as health does, sends
+            # messages that are not encoded.
+            response_serializer=lambda answer: (
+                answer if isinstance(answer, bytes) else handler.response_serializer(answer)
+            ),
         )
 
 
 def _lenient(deserializer: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """Gives _UNREADABLE for bytes that the deserializer refuses."""
+    """A deserializer that gives _UNREADABLE for bytes that this one refuses."""
 
     def read(data: bytes) -> Any:
         try:
             return deserializer(data)
-        except Exception:  # whatever it is, the caller's bytes are the reason
+        except Exception:  # whatever was raised, the caller's bytes are the reason
             return _UNREADABLE
 
     return read
 
 
 @contextlib.asynccontextmanager
-async def _only(context: Any) -> AsyncIterator[Any]:
+async def _single_request(context: Any) -> AsyncIterator[Any]:
     """The request of a call that has one."""
     yield _readable(await deadlines.read(context))
 
 
 @contextlib.asynccontextmanager
-async def _each(context: Any) -> AsyncIterator[AsyncIterator[Any]]:
+async def _request_stream(context: Any) -> AsyncIterator[AsyncIterator[Any]]:
     """The requests of a call that streams them."""
 
     async def requests() -> AsyncGenerator[Any, None]:
@@ -91,33 +95,34 @@ def _readable(request: Any) -> Any:
     return request
 
 
-def _answer(method: str, inner: Any, take: Any) -> Any:
-    """Writes the events itself rather than yielding them on: a write that fails then closes the generator at once,
-    so that clean-up in its `finally` runs when the client goes and not when memory is next collected."""
+def _answer(method: str, inner: Any, receive: Any, encode: Callable[[Any], bytes]) -> Any:
+    """A handler that writes the events itself and does not yield them. A write that fails then closes the generator at
+    once: the clean-up in its `finally` runs when the client goes, not when memory is next collected."""
 
     async def call(_: Any, context: Any) -> None:
-        async with _ended(method, context), take(context) as request:
+        async with _recorded(method, context), receive(context) as request:
             answers = inner(request, context)
             if inspect.isawaitable(answers):
                 answer = await answers
-                if answer is not None:  # else a handler of a stream that writes by itself
-                    await deadlines.write(context, answer)
+                if answer is not None:  # None is of a handler that has called context.write
+                    await deadlines.write(context, encode(answer))
                 return
             async with contextlib.aclosing(answers):
                 async for answer in answers:
-                    await deadlines.write(context, answer)
+                    await deadlines.write(context, encode(answer))
 
     return call
 
 
 @contextlib.asynccontextmanager
-async def _ended(method: str, context: Any) -> AsyncIterator[None]:
+async def _recorded(method: str, context: Any) -> AsyncIterator[None]:
+    """Turn an exception of the block into the call's status, and log how the call ended."""
     began = time.monotonic()
     code, reason = "CANCELLED", ""  # what is left when neither an answer nor an error was sent
     try:
         yield
         code = "OK"
-    except grpc.aio.AbortError:  # a servicer that is not ours, such as health, has answered by itself
+    except grpc.aio.AbortError:  # a servicer of another package, such as health, has ended the call
         code = "ABORTED_BY_HANDLER"
         raise
     except grpc.aio.InternalError:  # grpc could not write: the client is gone, and so is its stream

@@ -1,0 +1,71 @@
+"""The tables of the state file, and how an older file gets them."""
+
+from gateway.tuning_records import LIVE
+from unitune.v1.tuning_pb2 import Tuning
+
+SCHEMA_VERSION = 3
+
+SCHEMA = f"""
+CREATE TABLE tunings (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL UNIQUE,
+    tenant TEXT NOT NULL,
+    key TEXT NOT NULL,
+    image TEXT NOT NULL,
+    state INTEGER NOT NULL,
+    position INTEGER,
+    attempt INTEGER NOT NULL DEFAULT 0,
+    tuner TEXT NOT NULL DEFAULT '', -- the instance that runs it, or that ran it when it was lost
+    reached INTEGER NOT NULL DEFAULT 0, -- updates that were made when it was lost
+    furthest INTEGER NOT NULL DEFAULT 0, -- the most updates of a run that crashed
+    crashes INTEGER NOT NULL DEFAULT 0, -- since the one that got furthest
+    last_event INTEGER NOT NULL DEFAULT 0,
+    expire_s REAL,
+    blob BLOB NOT NULL
+);
+CREATE UNIQUE INDEX live ON tunings (tenant, key) WHERE state IN ({", ".join(map(str, LIVE))});
+CREATE INDEX by_tenant ON tunings (tenant, number);
+CREATE INDEX by_image ON tunings (image);
+CREATE INDEX by_state ON tunings (state);
+CREATE TABLE events (
+    tuning INTEGER, sequence INTEGER, blob BLOB NOT NULL, PRIMARY KEY (tuning, sequence)
+) WITHOUT ROWID;
+CREATE TABLE requests (
+    tenant TEXT, request_id TEXT, body TEXT NOT NULL, tuning TEXT NOT NULL, create_s REAL NOT NULL,
+    PRIMARY KEY (tenant, request_id)
+) WITHOUT ROWID;
+CREATE TABLE turns (tenant TEXT PRIMARY KEY, last_turn INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE services (name TEXT PRIMARY KEY, info BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE evictions (number INTEGER PRIMARY KEY AUTOINCREMENT, digest TEXT NOT NULL UNIQUE);
+"""
+
+# From each earlier version to the next.
+MIGRATIONS = {
+    # Version 1 counted what the gateway itself lost, too, so its counts blame nobody.
+    1: """
+ALTER TABLE tunings ADD COLUMN tuner TEXT NOT NULL DEFAULT '';
+ALTER TABLE tunings ADD COLUMN reached INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE tunings ADD COLUMN furthest INTEGER NOT NULL DEFAULT 0;
+UPDATE tunings SET crashes = 0;
+CREATE TABLE services (name TEXT PRIMARY KEY, info BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE evictions (number INTEGER PRIMARY KEY AUTOINCREMENT, digest TEXT NOT NULL UNIQUE);
+""",
+    # In version 2 the choices of a config were texts. What a service said is asked again, and a request that is sent
+    # again finds its tuning by the key. The functions are those of state_upgrade.
+    2: """
+UPDATE tunings SET blob = upgraded_tuning(blob);
+UPDATE events SET blob = upgraded_event(blob);
+DELETE FROM services;
+DELETE FROM requests;
+""",
+}
+
+# A tenant's first tuning comes before anybody's second; among firsts, the tenant that was served longest ago.
+QUEUE = f"""
+SELECT number, position FROM (
+    SELECT number, position, COALESCE(last_turn, 0) AS turn,
+           ROW_NUMBER() OVER (PARTITION BY tunings.tenant ORDER BY number) AS rank
+    FROM tunings LEFT JOIN turns ON turns.tenant = tunings.tenant
+    WHERE state = {Tuning.STATE_QUEUED}
+) ORDER BY rank, turn, number
+"""

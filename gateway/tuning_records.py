@@ -1,0 +1,49 @@
+"""What the state takes and gives, beside the messages of the contract."""
+
+import hashlib
+from typing import NamedTuple
+
+from unitune.v1.tuning_pb2 import Tuning, TuningEvent
+
+LIVE = (Tuning.STATE_QUEUED, Tuning.STATE_RUNNING, Tuning.STATE_READY)
+UNFINISHED = (Tuning.STATE_QUEUED, Tuning.STATE_RUNNING)
+
+
+class CreateRequest(NamedTuple):
+    """A caller's id for a creation, and a digest of what was asked, so that the id cannot mean two things."""
+
+    request_id: str
+    body: str
+
+
+class Page(NamedTuple):
+    """Tunings, the newest first; `after` continues the list, 0 if this was the end."""
+
+    tunings: list[Tuning]
+    after: int
+
+
+class TakenTuning(NamedTuple):
+    """A tuning that is RUNNING from now on; `attempt` counts from 1."""
+
+    tuning: Tuning
+    attempt: int
+
+
+class KeptEvents(NamedTuple):
+    """A tuning and its events after a sequence number. `last` is the newest event's number; `gap` means that some
+    that were asked for are no longer kept."""
+
+    tuning: Tuning
+    events: list[TuningEvent]
+    last: int
+    gap: bool
+
+
+def etag_of(tuning: Tuning) -> str:
+    """A digest of a tuning without its place in the queue, which other tunings change."""
+    plain = Tuning()
+    plain.CopyFrom(tuning)
+    plain.ClearField("etag")
+    plain.ClearField("queue_position")
+    return hashlib.sha256(plain.SerializeToString(deterministic=True)).hexdigest()[:16]
