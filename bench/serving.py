@@ -133,9 +133,10 @@ def cold_start(engine: Path, rounds: int) -> dict[str, object]:
 def _sampler_start(engine: Path) -> Start:
     began = time.perf_counter()
     with _sampler(engine) as (process, address):
-        config = edit_pb2.SamplingConfig(
-            method="sdedit", scheduler="ddim", num_inference_steps=STEPS, guidance_scale=GUIDANCE, strength=1.0,
-            interpolation=0.0,
+        kind = edit_pb2.SamplingConfig
+        config = kind(
+            method=kind.METHOD_SDEDIT, scheduler=kind.SCHEDULER_DDIM, num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE, strength=1.0, interpolation=0.0,
         )  # fmt: skip
         request = sampler_pb2.SampleRequest(
             edit="cold", image=PICTURE.read_bytes(), prompt=PROMPT, config=config, seeds=[0]

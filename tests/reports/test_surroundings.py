@@ -59,7 +59,7 @@ address, photo, out = sys.argv[1:]
 with open(photo, "rb") as file:
     picture = file.read()
 request = edit_pb2.EditRequest(prompt="a cat", image_data=picture, seeds=[7])
-request.config.method = "sdedit"
+request.config.method = edit_pb2.SamplingConfig.METHOD_SDEDIT
 request.config.num_inference_steps = 3
 request.config.strength = 0.5
 kinds = []

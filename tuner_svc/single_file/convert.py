@@ -19,7 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from tuner_svc.model_folder import UnusableBaseModel
 from tuner_svc.single_file.family import CLIP, EMA, OPEN_CLIP, UNET, VAE, Family
-from tuner_svc.single_file.tensor_file import Header, read_tensors
+from tuner_svc.single_file.tensor_file import FileHeader, read_tensors
 
 Tensors = dict[str, Tensor]
 TEXT = "text_model."  # begins the names of published text encoders; transformers takes them with it and without it
@@ -28,7 +28,7 @@ _NOT_READ = ("position_ids", "logit_scale", "text_projection", "text_projection.
 DIFFUSERS_VAE = "encoder.conv_norm_out.weight"  # is in an autoencoder's file that has diffusers' names already
 
 
-def read_unet(header: Header, family: Family) -> tuple[Tensors, bool]:
+def read_unet(header: FileHeader, family: Family) -> tuple[Tensors, bool]:
     """The denoiser's tensors, and whether they are the averaged ones (EMA), which are taken where all are there."""
     found = read_tensors(header, lambda name: name.startswith((UNET, EMA)))
     names = [name for name in found if name.startswith(UNET)]
@@ -42,7 +42,7 @@ def read_unet(header: Header, family: Family) -> tuple[Tensors, bool]:
     return converted, is_averaged
 
 
-def read_vae(header: Header, family: Family) -> Tensors:
+def read_vae(header: FileHeader, family: Family) -> Tensors:
     """The autoencoder's tensors, of a whole model or of a file of its own."""
     if DIFFUSERS_VAE in header.shapes:
         converted = read_tensors(header)
@@ -58,12 +58,12 @@ def read_vae(header: Header, family: Family) -> Tensors:
     return converted
 
 
-def has_vae(header: Header) -> bool:
+def has_vae(header: FileHeader) -> bool:
     """Whether a whole model brings its autoencoder."""
     return any(name.startswith(VAE) for name in header.shapes)
 
 
-def read_text_encoder(header: Header, family: Family) -> Tensors:
+def read_text_encoder(header: FileHeader, family: Family) -> Tensors:
     """The text encoder's tensors, of CLIP or of OpenCLIP. What lies beyond its last layer is left out."""
     found = read_tensors(header, lambda name: name.startswith((CLIP, OPEN_CLIP)))
     if any(name.startswith(OPEN_CLIP) for name in found):
@@ -118,7 +118,7 @@ def _is_beyond(name: str, layers: int) -> bool:
 
 
 def _hold(
-    header: Header, part: str, found: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], unused: list[str]
+    header: FileHeader, part: str, found: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], unused: list[str]
 ) -> None:
     """Raises UnusableBaseModel unless the part's tensors are those that are wanted."""
     missing = sorted(wanted.keys() - found.keys())

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tuner_svc.model_folder import UnusableBaseModel
-from tuner_svc.single_file.tensor_file import Header
+from tuner_svc.single_file.tensor_file import FileHeader
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
@@ -149,7 +149,7 @@ _CHANNELS = {9: "a model for inpainting", 8: "an InstructPix2Pix model", 5: "a d
 _WIDTHS = {768: SD_1, 1024: SD_2}
 
 
-def family_of(header: Header) -> Family:
+def family_of(header: FileHeader) -> Family:
     """The family of a whole model. Raises UnusableBaseModel naming what the file is instead, and what is accepted."""
     names = header.shapes
 

@@ -22,8 +22,8 @@ from tuner_svc.single_file.convert import (
 )
 from tuner_svc.single_file.family import SAMPLE_SIDE_OF_V, SD_2, Family, family_of
 from tuner_svc.single_file.lora import Factors, merged, read_lora
-from tuner_svc.single_file.prediction import Prediction, prediction_of
-from tuner_svc.single_file.tensor_file import Header, read_header, write_tensors
+from tuner_svc.single_file.prediction import PredictionType, prediction_of
+from tuner_svc.single_file.tensor_file import FileHeader, read_header, write_tensors
 
 MERGES = Path(__file__).parent / "clip_merges.txt.gz"  # of CLIP's vocabulary
 SOURCE_FILE = "unitune_source.json"  # in the folder: what it was made of; no part of the model's digest
@@ -95,7 +95,7 @@ def write_folder(source: Source, out: Path, say: Say = lambda line: None) -> Pat
     return out
 
 
-def _family(header: Header, config: Path | None) -> Family:
+def _family(header: FileHeader, config: Path | None) -> Family:
     if config is None:
         return family_of(header)
     check_layout(config)
@@ -108,7 +108,7 @@ def _with_side(family: Family, side: int) -> Family:
     return Family(**{**vars(family), "unet": {**family.unet, "sample_size": side}})
 
 
-def _vae_source(header: Header, family: Family, given: Path | None) -> tuple[Header, Family]:
+def _vae_source(header: FileHeader, family: Family, given: Path | None) -> tuple[FileHeader, Family]:
     """Where the autoencoder is read from. Raises UnusableBaseModel where there is none, or another scale."""
     if given is None:
         if not has_vae(header):
@@ -146,7 +146,7 @@ def _made(found: Mapping[str, Tensor], changes: Mapping[str, list[Factors]]) -> 
     return {name: maker(name) for name in found}
 
 
-def _write_configs(folder: Path, family: Family, prediction: Prediction, config: Path | None) -> None:
+def _write_configs(folder: Path, family: Family, prediction: PredictionType, config: Path | None) -> None:
     index = {"_class_name": "StableDiffusionPipeline", **{part: list(kind) for part, kind in PARTS.items()}}
     _write(folder / "model_index.json", {**index, "safety_checker": [None, None], "feature_extractor": [None, None]})
     scheduler = {**family.scheduler, "prediction_type": prediction.kind}
@@ -175,7 +175,7 @@ def _vocabulary(merges: str) -> dict[str, int]:
     return {token: number for number, token in enumerate(tokens)}
 
 
-def _told(source: Source, family: Family, prediction: Prediction, is_averaged: bool) -> dict[str, Any]:
+def _told(source: Source, family: Family, prediction: PredictionType, is_averaged: bool) -> dict[str, Any]:
     return {
         "file": source.file.name,
         "family": family.name,

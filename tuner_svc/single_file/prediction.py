@@ -5,13 +5,13 @@ from typing import NamedTuple
 
 from tuner_svc.model_folder import UnusableBaseModel
 from tuner_svc.single_file.family import Family
-from tuner_svc.single_file.tensor_file import Header
+from tuner_svc.single_file.tensor_file import FileHeader
 
 PREDICTION_TYPES = {"epsilon": "epsilon", "v": "v_prediction"}  # by the word of the option
 _YAML = re.compile(r"^\s*parameterization\s*:\s*[\"']?(v|eps)\b", re.MULTILINE)
 
 
-class Prediction(NamedTuple):
+class PredictionType(NamedTuple):
     """A prediction type in diffusers' words, and its source in words for people."""
 
     kind: str
@@ -19,7 +19,7 @@ class Prediction(NamedTuple):
     has_zero_snr: bool = False  # the last timestep is pure noise (arXiv 2305.08891)
 
 
-def prediction_of(header: Header, family: Family, given: str | None) -> Prediction:
+def prediction_of(header: FileHeader, family: Family, given: str | None) -> PredictionType:
     """The prediction type: the caller's word, else the file's, else its family's.
 
     Raises UnusableBaseModel when the file says another one than the caller, and when nothing says it.
@@ -30,26 +30,26 @@ def prediction_of(header: Header, family: Family, given: str | None) -> Predicti
         wanted = PREDICTION_TYPES[given]
         if said is not None and said.kind != wanted:
             raise UnusableBaseModel(f"--prediction is {given}: {said.source} says {said.kind}; leave --prediction out")
-        return Prediction(wanted, "--prediction", has_zero_snr)
+        return PredictionType(wanted, "--prediction", has_zero_snr)
     if said is not None:
         return said._replace(has_zero_snr=has_zero_snr)
     if kind := family.scheduler.get("prediction_type"):
-        return Prediction(kind, "the family's own", has_zero_snr)
+        return PredictionType(kind, "the family's own", has_zero_snr)
     raise UnusableBaseModel(
         f"{header.path} does not say what it predicts: give --prediction v for a model of 768 pixels, "
         "--prediction epsilon for one of 512"
     )
 
 
-def _said(header: Header) -> Prediction | None:
+def _said(header: FileHeader) -> PredictionType | None:
     metadata = header.metadata
     if word := metadata.get("modelspec.prediction_type"):
-        return Prediction("v_prediction" if word.startswith("v") else "epsilon", "its modelspec.prediction_type")
+        return PredictionType("v_prediction" if word.startswith("v") else "epsilon", "its modelspec.prediction_type")
     if "768-v" in metadata.get("modelspec.architecture", ""):
-        return Prediction("v_prediction", "its modelspec.architecture")
+        return PredictionType("v_prediction", "its modelspec.architecture")
     if "v_pred" in header.shapes:
-        return Prediction("v_prediction", "its tensor v_pred")
+        return PredictionType("v_prediction", "its tensor v_pred")
     beside = header.path.with_suffix(".yaml")
     if beside.is_file() and (found := _YAML.search(beside.read_text(errors="replace"))):
-        return Prediction("v_prediction" if found[1] == "v" else "epsilon", f"{beside.name} beside it")
+        return PredictionType("v_prediction" if found[1] == "v" else "epsilon", f"{beside.name} beside it")
     return None

@@ -23,7 +23,7 @@ PICKLED_ENDINGS = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 
 
 @dataclass(frozen=True)
-class Header:
+class FileHeader:
     """What a safetensors file says of itself."""
 
     path: Path
@@ -32,7 +32,7 @@ class Header:
     metadata: Mapping[str, str]
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path) -> FileHeader:
     """The header. Raises UnusableBaseModel for a pickle, another kind of file and a file that is cut short."""
     if not path.is_file():
         raise UnusableBaseModel(f"{path} is not a file")
@@ -58,10 +58,10 @@ def read_header(path: Path) -> Header:
     missing = 8 + length + end - path.stat().st_size
     if missing > 0:
         raise UnusableBaseModel(f"{path} is cut short: {missing} bytes are missing; download it again")
-    return Header(path, shapes, dtypes, metadata)
+    return FileHeader(path, shapes, dtypes, metadata)
 
 
-def read_tensors(header: Header, names: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
+def read_tensors(header: FileHeader, names: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
     """The tensors of these names, all by default. They lie in the file's memory map until they are written to.
 
     Raises UnusableBaseModel for a dtype that no base model is computed in, such as the 8-bit floats.
