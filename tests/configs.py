@@ -24,7 +24,7 @@ def entry(method: str, **fields: Any) -> CompareRequest.Entry:
 
 
 def methods_of(messages: Iterable[Any]) -> list[str]:
-    """The methods of configs, entries, requests' events: as words."""
+    """The methods of configs, entries or events, as words."""
     return [Flat(message).method for message in messages]
 
 
