@@ -363,6 +363,37 @@ class AsyncClient:
         words = {"class_noun": class_noun, "initial_word": initial_word, "base_prompt": base_prompt}
         request = messages.compare_request(self._parent, prompt, methods, seeds, words)
         request.omit_metadata = omit_metadata
+        async with aclosing(self._compare(request, picture, timeout_s)) as stream:
+            async for event in stream:
+                yield event
+
+    async def check_compare(
+        self,
+        picture: Picture,
+        prompt: str,
+        methods: Methods = None,
+        *,
+        class_noun: str | None = None,
+        initial_word: str | None = None,
+        base_prompt: str | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> events.CompareAccepted:
+        """What `compare` would begin with, without tuning or editing: the methods that would run, and warnings.
+
+        Raises what `compare` would be refused with.
+        """
+        words = {"class_noun": class_noun, "initial_word": initial_word, "base_prompt": base_prompt}
+        request = messages.compare_request(self._parent, prompt, methods, seeds, words)
+        request.validate_only = True
+        async with aclosing(self._compare(request, picture, None)) as stream:
+            async for event in stream:
+                if isinstance(event, events.CompareAccepted):
+                    return event
+        raise Unavailable("the stream ended before the comparison was accepted", reason="STREAM_ENDED")
+
+    async def _compare(
+        self, request: edit_pb2.CompareRequest, picture: Picture, timeout_s: float | None
+    ) -> AsyncGenerator[events.CompareEvent, None]:
         await self._set_picture(request, picture)
         call, reader = self._edits().Compare(request, timeout=timeout_s), messages.ComparisonReader()
         try:

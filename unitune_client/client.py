@@ -196,6 +196,29 @@ class Client:
         )
         return self._iterate(stream)
 
+    def check_compare(
+        self,
+        picture: Picture,
+        prompt: str,
+        methods: Methods = None,
+        *,
+        class_noun: str | None = None,
+        initial_word: str | None = None,
+        base_prompt: str | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> events.CompareAccepted:
+        """As AsyncClient.check_compare."""
+        check = self._client.check_compare(
+            picture,
+            prompt,
+            methods,
+            class_noun=class_noun,
+            initial_word=initial_word,
+            base_prompt=base_prompt,
+            seeds=seeds,
+        )
+        return self._wait_for(check)
+
     def get_edit(self, name: str) -> events.Edit:
         """As AsyncClient.get_edit."""
         return self._wait_for(self._client.get_edit(name))

@@ -1,14 +1,19 @@
 """Contact sheets: each picture beside its edits, what they changed and their masks, with captions under them.
 
-`contact_sheet` is of edits, `comparison_sheet` of methods.
+`contact_sheet` is of edits, `comparison_sheet` of methods, `sheet_file` the file of either.
 """
 
+import io
+import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageOps
 
 from unitune.picture_file import rgb
+from unitune.png_text import with_texts
 from unitune_client.cli.fonts import font_for, shown_in_part
+from unitune_client.cli.record import SHEET_KEYWORD, VERSION
 
 PANEL = 256  # pixels; smaller pictures are enlarged by a whole factor until they are about as large
 LARGEST_PANEL = 1024  # pixels; larger pictures are reduced to it
@@ -52,6 +57,18 @@ def comparison_sheet(picture: bytes, columns: Sequence[tuple[str, Sequence[Sheet
         if any(panel.height > 1 for panel in masks):
             lines.append(masks)
     return _sheet(lines)
+
+
+def sheet_file(sheet: Image.Image, pictures: Iterable[Path], *, omit_metadata: bool) -> bytes:
+    """A sheet as a PNG file, which says that it is one, and by their names of which pictures, unless that is to be
+    left out.
+    """
+    file = io.BytesIO()
+    sheet.save(file, "PNG")
+    if omit_metadata:
+        return file.getvalue()
+    facts = {"version": VERSION, "what": "sheet", "pictures": [path.name for path in pictures]}
+    return with_texts(file.getvalue(), {SHEET_KEYWORD: json.dumps(facts, sort_keys=True)})
 
 
 def _sheet(lines: Sequence[Sequence[Image.Image]]) -> Image.Image:

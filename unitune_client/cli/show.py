@@ -8,12 +8,12 @@ import click
 
 from unitune_client.cli import streams
 from unitune_client.cli.options import PathOption
-from unitune_client.cli.record import parsed, texts_of
+from unitune_client.cli.record import KEYWORD, SHEET_KEYWORD, parsed, pictures_of_sheet, texts_of
 
 TITLES = {
     "prompt": "prompt",
     "seed": "seed",
-    "sampled_seed": "seed that the gate took",
+    "sampled_seed": "seed that the CLIP filter took",
     "method": "method",
     "sampling": "settings",
     "chosen": "chosen by automatic",
@@ -31,6 +31,8 @@ TITLES = {
 def show_command(picture: str, as_json: bool) -> None:
     """Say how PICTURE, a PNG file that UniTune made, was made: prompt, seed, settings, tuning, model.
 
+    Of a contact sheet, the names of its pictures are told.
+
     `unitune edit PHOTO --like PICTURE` makes it again, or another one like it.
 
     \b
@@ -39,16 +41,20 @@ def show_command(picture: str, as_json: bool) -> None:
       unitune show out/cat--a-dog--seed0.png --json
     """
     texts = texts_of(picture, "PICTURE")
-    if "unitune" not in texts and "parameters" in texts and not as_json:
+    if (pictures := pictures_of_sheet(texts)) is not None:
+        lines = [texts[SHEET_KEYWORD]] if as_json else ["a contact sheet of UniTune, of these pictures:", *pictures]
+        streams.out(printable("\n".join(lines)))
+        return
+    if KEYWORD not in texts and "parameters" in texts and not as_json:
         streams.out(f"not made by UniTune; it says of itself:\n{printable(texts['parameters'])}")
         return
-    record = parsed(texts.get("unitune", ""), picture, "PICTURE")
+    record = parsed(texts, picture, "PICTURE")
     if as_json:
-        streams.out(json.dumps(record.whole, sort_keys=True))
+        streams.out(json.dumps(record.facts, sort_keys=True))
         return
     width = max(map(len, TITLES.values()))
     for name, title in TITLES.items():
-        for line in lines_of(record.whole[name]) if name in record.whole else ():
+        for line in lines_of(record.facts[name]) if name in record.facts else ():
             streams.out(f"{title.ljust(width)}  {line}")
             title = ""
 
