@@ -581,6 +581,40 @@ def test_a_bar_has_a_total_that_stays(server: ScriptedServer, photo: Path, tmp_p
         assert {str(total)} == {of for _, of in counts} and str(total) == counts[-1][0], text
 
 
+@pytest.mark.parametrize(
+    ("attempts", "seeds", "chosen", "line"),
+    [
+        (
+            3,
+            [0],
+            (0.8, 9.0),
+            "seed 0: the picture at strength 0.8 and guidance 9 was taken, the best of 3 that were tried",
+        ),
+        (1, [7], (0.0, 0.0), "seed 7: the picture was taken, the only one that was tried"),
+        (2, [0, 1], (0.0, 0.0), "seed 1: the picture was taken, the best of at most 2 that were tried"),
+    ],
+)
+def test_what_the_filter_took_is_told_in_plain_words(
+    server: ScriptedServer, photo: Path, attempts: int, seeds: list[int], chosen: tuple[float, float], line: str
+) -> None:
+    """Which picture, of how many, whether it passes, and its scores by what they compare."""
+    expect_tuning(server)
+    events = scripted_server.edit_events([DOG, CAT], seeds=seeds, steps=attempts)
+    for number, event in enumerate((event for event in events if event.HasField("step")), start=1):
+        event.step.attempt, event.step.attempts = number, 4
+    for event in events:
+        if event.HasField("image"):
+            event.image.scores.CopyFrom(edit_pb2.Scores(prompt=0.31, base_prompt=0.2, kept=0.88, passed=attempts != 2))
+            event.image.strength, event.image.guidance_scale = chosen
+    server.script("Edit", events)
+
+    done = unitune("edit", photo, "a dog", *[f"--seed={seed}" for seed in seeds], "--address", server.address)
+
+    verdict = "It does not pass" if attempts == 2 else "It passes"
+    scores = "likeness to PROMPT 0.31 (of PHOTO 0.20), likeness to PHOTO 0.88 (1 is the same)"
+    assert f"{line}. {verdict} the CLIP filter: {scores}\n" in done.stderr, done.output
+
+
 def test_help_names_examples_and_units() -> None:
     """The help of the main command shows how to begin and what the numbers mean."""
     shown = unitune("edit", "--help").stdout

@@ -76,10 +76,13 @@ def compare_command(
 ) -> None:
     """Edit PHOTO by PROMPT with several methods, each at the base model's own settings, to see which one suits.
 
-    PROMPT is in plain words: rare tokens and placeholders are put in. Methods run one after the other; one that fails
-    does not stop the others, but makes the exit code 1. The pictures, and one sheet with a column per method, go into
-    OUT; their paths and a table are printed, of what is done also after Ctrl-C. A tuning that exists is used, and one
-    that was made serves later edits.
+    PROMPT is in plain words: rare tokens and placeholders are put in. Methods run one after the other. One that fails
+    does not stop the others, but makes the exit code 1. Without --methods the command says which methods it leaves
+    out, and what they need.
+
+    The pictures, and one sheet with a column per method, go into OUT. Their paths and a table are printed. A tuning
+    that exists is used, and one that was made serves later edits. Ctrl-C cancels the tuning that runs; what is done
+    by then is written and printed.
     """
     data = read_photo(photo)
     outputs = Outputs(folder_of(output), photo, overwrites=overwrite)
@@ -153,7 +156,7 @@ def save_pictures(result: events.CompareResult, outputs: Outputs, prompt: str, s
 
 
 def column_of(result: events.CompareResult) -> tuple[str, list[SheetEdit]]:
-    """A method's column of the sheet: why it failed, or its pictures with seconds and scores under them."""
+    """A method's column of the sheet: its error, or its pictures with seconds and scores under them."""
     if result.error is not None:
         return f"{result.method}: failed: {in_words(result.error)}", []
     seconds = f"{result.method}: tuning {result.tuning_s:.1f} s, edit {result.edit_s:.1f} s"

@@ -39,7 +39,7 @@ from unitune_client.pictures import Picture
 DEFAULT_METHOD = "unitune"  # of every server
 METHOD_PER_PROMPT = "imagic"  # it tunes for one text
 AUTOMATIC_METHODS = ("unitune", "sdedit")  # unless asked; the others start from the noisiest level, as published
-SINGLE_WORDS = 3  # so many prompts of one word each are most likely one prompt
+SINGLE_WORDS = 3  # from this number on, prompts of one word each are most likely one prompt
 TUNING_EVENTS = (events.TuningSnapshot, events.TuningQueued, events.TuningStarted, events.TuningProgress)
 
 EXAMPLES = """
@@ -71,8 +71,8 @@ Examples:
     "--like",
     metavar="PICTURE",
     type=PathOption(),
-    help="A picture that UniTune made: take its prompt, seed and every setting, but for what is given here beside it. "
-    "With the same PHOTO and nothing else it is made again. Another --method takes its seed alone.",
+    help="A picture that UniTune made: take its prompt, seed and every setting, except what is given here beside it. "
+    "With the same PHOTO and nothing else it is made again. Another --method takes only its seed.",
 )
 @result_options
 @field_option(SAMPLING["method"], type=str)
@@ -150,16 +150,16 @@ def edit_command(
 ) -> None:
     """Edit PHOTO, a PNG, JPEG or WebP file, by each PROMPT, which describes the picture you want to see.
 
-    The model is tuned on the photo once; all prompts, and later commands with the same photo, use that tuning (imagic
-    makes one for each prompt). Without
-    --address the services run here for as long as the command does. The pictures, and a sheet of all of them, go
-    into OUT; their paths are printed. What is refused is refused, and what is warned of is told, before the tuning.
+    The model is tuned on the photo once. All prompts, and later commands with the same photo, use that tuning; imagic
+    makes one for each prompt. Without --address the services run here for as long as the command does. The pictures,
+    and a sheet of all of them, go into OUT, and their paths are printed. Before the first tuning the server checks
+    every prompt and every option; refusals and warnings come then.
 
     Each picture says how it was made: `unitune show PICTURE` prints it, and --like PICTURE does the same again.
 
-    The settings in force, defaults filled in, are told when an edit starts; `unitune doctor` shows a server's.
+    When an edit starts, its settings are told, with defaults filled in. `unitune doctor` shows a server's defaults.
     """
-    record = Record.of(like, "--like") if like is not None else None
+    record = Record.read(like, "--like") if like is not None else None
     prompts = prompts or ((record.prompt,) if record is not None else ())
     if not prompts:
         raise InvalidField("PROMPT", "unset", "describe the picture that you want to see, or give --like PICTURE")
@@ -219,7 +219,7 @@ def edit_command(
             options["automatic"], options["method"] = automatic or None, method
             asked = cast(EditOptions, {**options, **tuning})
             named = slugs(prompts)
-            since = checked(client, image, named, asked, show)
+            since = validate(client, image, named, asked, show)
             target: events.Image | events.Tuning = image
             if method != DEFAULT_METHOD:
                 tuning["method"] = method
@@ -279,12 +279,12 @@ def tune_command(
             show.result(made.name, kind="tuning", tuning=made)
 
 
-def checked(
+def validate(
     client: Client, image: events.Image, prompts: Iterable[str], asked: EditOptions, show: Display
 ) -> datetime | None:
-    """Have the server validate the edit by each prompt, and warn of what it warns of; when, by the server's clock.
+    """Have the server check the edit by each prompt, and show its warnings; the time of the first check, by its clock.
 
-    Raises what any of the edits would be refused with: so that it is known before the first tuning begins.
+    Raises what any of the edits would be refused with, before the first tuning begins.
     """
     times = []
     for prompt in prompts:
@@ -332,7 +332,7 @@ def tune(client: Client, image: events.Image, show: Display, **config: Any) -> e
 
 
 def uploaded_if_large(client: Client, mask: Picture | None) -> Picture | None:
-    """The mask, or its upload if no request may carry it: once for all prompts."""
+    """The mask, or its upload if it is too large for a request: one upload serves all prompts."""
     if not isinstance(mask, bytes) or len(mask) <= INLINE_MASK_BYTES:
         return mask
     try:
@@ -409,7 +409,7 @@ def choice_in_words(image: events.EditedImage, scores: events.Scores, tried: int
 
 
 def captions_of(prompts: Iterable[str], show: Display) -> dict[str, str]:
-    """What stands under the pictures of each prompt: itself, or its number, told, where no font has its letters."""
+    """The caption of each prompt: the prompt, or its number where no font has its letters, which is said."""
     captions = {}
     for number, prompt in enumerate(prompts, start=1):
         captions[prompt] = prompt if can_show(prompt) else f"prompt {number}"
@@ -423,7 +423,7 @@ def captions_of(prompts: Iterable[str], show: Display) -> dict[str, str]:
 def check_like(
     record: Record, info: events.ServerInfo, data: bytes, further: Sequence[bytes], asked: EditOptions, show: Display
 ) -> None:
-    """Warn of what makes another picture than the recorded one. Raises InvalidField for files that are missing."""
+    """Warn of what makes another picture than the recorded one. Raises InvalidField for missing files."""
     if hashlib.sha256(data).hexdigest() != record.photo:
         show.warn("PHOTO is not the file that the picture of --like was made from; the result will be another")
     if info.base_model.digest != record.base_model:

@@ -110,6 +110,15 @@ def give_name(unfinished: Path, path: Path, *, overwrites: bool) -> None:
         raise FileExistsError(errno.EEXIST, "it is there already", str(path))
 
 
+def follow_umask(path: Path) -> None:
+    """Give a file, or the files of a folder, the mode of a file that the user makes: some libraries give them 600."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    for file in [path, *path.rglob("*")]:
+        if file.is_file():
+            file.chmod(0o666 & ~mask)
+
+
 def slug(prompt: str) -> str:
     """A prompt as part of a file's name: `A dog, at night!` becomes `a-dog-at-night`.
 
@@ -123,7 +132,7 @@ def slug(prompt: str) -> str:
 
 
 def slugs(prompts: Iterable[str]) -> dict[str, str]:
-    """The slug of each prompt, once and all different: of two that differ in signs alone, the later gets its digest."""
+    """The slug of each prompt, each a different one: of two that differ only in signs, the later has a digest."""
     named: dict[str, str] = {}
     for prompt in dict.fromkeys(prompts):
         name = slug(prompt)
@@ -134,7 +143,7 @@ def slugs(prompts: Iterable[str]) -> dict[str, str]:
 
 
 def shortened(name: str, limit: int) -> str:
-    """The name if it has at most so many bytes on the disk, else its beginning and a digest of all of it."""
+    """The name if it has at most `limit` bytes on the disk, else its beginning and a digest of all of it."""
     if len(os.fsencode(name)) <= limit:
         return name
     ending = f"-{_digest(name)}"

@@ -39,14 +39,14 @@ class Record:
     facts: Mapping[str, Any] = field(default_factory=dict)  # all of it, as it is in the file
 
     @classmethod
-    def of(cls, path: str, argument: str) -> "Record":
+    def read(cls, path: str, argument: str) -> "Record":
         """What the picture at a path says. Raises InvalidField naming `argument`."""
         return parsed(texts_of(path, argument), path, argument)
 
     def options(self, asked: EditOptions) -> EditOptions:
-        """The options that make this picture again, but for those that are asked for.
+        """The options that make this picture again, except those that are asked for.
 
-        With another method than the picture's all are those asked for, and only the seed is the picture's.
+        With another method than the picture's, only the seed is the picture's.
         """
         given = _given(asked)
         if given.get("method", self.method) != self.method:

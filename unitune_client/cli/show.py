@@ -43,19 +43,19 @@ def show_command(picture: str, as_json: bool) -> None:
     texts = texts_of(picture, "PICTURE")
     if (pictures := pictures_of_sheet(texts)) is not None:
         lines = [texts[SHEET_KEYWORD]] if as_json else ["a contact sheet of UniTune, of these pictures:", *pictures]
-        streams.out(printable("\n".join(lines)))
+        streams.print_result(printable("\n".join(lines)))
         return
     if KEYWORD not in texts and "parameters" in texts and not as_json:
-        streams.out(f"not made by UniTune; it says of itself:\n{printable(texts['parameters'])}")
+        streams.print_result(f"not made by UniTune; it says of itself:\n{printable(texts['parameters'])}")
         return
     record = parsed(texts, picture, "PICTURE")
     if as_json:
-        streams.out(json.dumps(record.facts, sort_keys=True))
+        streams.print_result(json.dumps(record.facts, sort_keys=True))
         return
     width = max(map(len, TITLES.values()))
     for name, title in TITLES.items():
         for line in lines_of(record.facts[name]) if name in record.facts else ():
-            streams.out(f"{title.ljust(width)}  {line}")
+            streams.print_result(f"{title.ljust(width)}  {line}")
             title = ""
 
 

@@ -31,7 +31,7 @@ def prepare() -> None:
             reconfigure(errors=OWN_BYTES)
 
 
-def out(line: str) -> None:
+def print_result(line: str) -> None:
     """A line on standard output, at once: a reader sees it while the command runs. Raises OutputLost."""
     try:
         if sys.stdout is not None:  # as after `>&-`
@@ -41,7 +41,7 @@ def out(line: str) -> None:
         raise OutputLost(error) from None
 
 
-def err(line: str) -> None:
+def print_message(line: str) -> None:
     """A line on standard error. Where that cannot be written there is nobody to tell, and the work goes on."""
     with suppress(OSError):
         if sys.stderr is not None:

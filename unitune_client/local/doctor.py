@@ -52,9 +52,9 @@ def findings(environ: Mapping[str, str]) -> Iterator[Finding]:
     ]:
         backend, _, verdict = line.partition(": ")
         yield backend, verdict
-    yield "home", found(lambda: home_in_words(Home.of(environ)))
-    yield "engines", found(lambda: ", ".join(Home.of(environ).engine_names()) or NO_ENGINES)
-    yield "running here", found(lambda: running_in_words(Home.of(environ)))
+    yield "home", found(lambda: home_in_words(Home.from_environment(environ)))
+    yield "engines", found(lambda: ", ".join(Home.from_environment(environ).engine_names()) or NO_ENGINES)
+    yield "running here", found(lambda: running_in_words(Home.from_environment(environ)))
     yield "embedded model", found(lambda: str(embedded_base_model() or "not installed; give --base-model"))
 
 
@@ -103,7 +103,7 @@ def base_model_findings(folder: Path) -> Iterator[Finding]:
     missing = [part for part in PARTS if not (folder / part).is_dir()]
     yield (
         "given base model",
-        Problem(f"{folder} lacks {', '.join(missing)}: it is no whole Stable Diffusion model in diffusers layout")
+        Problem(f"{folder} lacks {', '.join(missing)}: it is no complete Stable Diffusion model in diffusers layout")
         if missing
         else str(folder),
     )
@@ -113,7 +113,7 @@ def findings_of_server(address: str | None, environ: Mapping[str, str]) -> Itera
     """What a server says of itself: that at the address, else the one that `unitune up` runs here, if it does."""
     if address is None:
         try:
-            running = Home.of(environ).running()
+            running = Home.from_environment(environ).running()
         except (LocalError, OSError):  # told already
             running = None
         if running is None:
