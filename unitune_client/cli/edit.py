@@ -212,7 +212,7 @@ def edit_command(
                 automatic = info.base_model.has_gate and is_open and method in AUTOMATIC_METHODS
             tunes = method in (DEFAULT_METHOD, *info.method_tuning_defaults)
             if further and not tunes:
-                raise InvalidField("--photo", "given", f"leave it out: {method} makes no tuning")
+                raise InvalidField("--photo", "given", f"leave it out: {method} tunes on no further photos")
             say_what_the_model_knows(info, show)
             image = client.upload_image(data)
             options["mask"] = uploaded_if_large(client, options.get("mask"))
