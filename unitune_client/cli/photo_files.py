@@ -1,4 +1,4 @@
-"""The picture files that a command is given: read and looked through before any server is asked or started."""
+"""The picture files of a command's arguments: read and decoded before any server is asked or started."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -38,5 +38,5 @@ def _read(path: str, argument: str, field: str, kinds: Collection[str]) -> bytes
 
 
 def _to_a_user(remedy: str) -> str:
-    """A remedy for who gives files: a program sends them."""
+    """A remedy in a user's words: a user gives a file where a program sends it."""
     return remedy.replace("send ", "give ", 1)

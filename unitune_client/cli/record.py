@@ -1,6 +1,6 @@
-"""What a picture says of its own making, as the server wrote it: read, shown, and turned into options again.
+"""The metadata of an edited picture, as the server wrote it: read, and turned into options again.
 
-The contract tells the form (EditedImage.png in edit.proto). A picture may come from anybody, so all of it is checked.
+EditedImage.png in edit.proto tells its form. A picture may come from anybody, so every field is checked.
 """
 
 import json
@@ -61,7 +61,7 @@ class Record:
         return cast(EditOptions, {"seeds": [self.seed], **kept, **given})
 
     def tuning_options(self, asked: TuningOptions, method: str | None) -> TuningOptions:
-        """The same of its tuning; a prompt, and what else the edit has in common with it, are the edit's own.
+        """The options of its tuning. Its prompt, and what else it has in common with the edit, are the edit's own.
 
         `method` is the one asked for.
         """
@@ -73,7 +73,7 @@ class Record:
         return cast(TuningOptions, {**kept, **_given(asked)})
 
     def _left_out(self, given: Mapping[str, Any]) -> set[str]:
-        """What does not go with options that are given."""
+        """The recorded options that do not go with those that are given."""
         leaves = set()
         if given.get("fast"):
             leaves |= {"num_inference_steps"}

@@ -39,10 +39,10 @@ def contact_sheet(rows: Iterable[tuple[bytes, Sequence[SheetEdit]]]) -> Image.Im
 
 
 def comparison_sheet(picture: bytes, columns: Sequence[tuple[str, Sequence[SheetEdit]]]) -> Image.Image:
-    """The picture and one column per method: under each other its edits, each with its mask below it, if it has one.
+    """The picture and one column per method, with its edits below each other, and each edit's mask below the edit.
 
-    A column is what stands where a method has no picture, such as why it failed, and its edits in the order of the
-    seeds. Raises InvalidArgument for a file that is no picture.
+    A column is the caption of a method without pictures, such as its error, and its edits in the order of the seeds.
+    Raises InvalidArgument for a file that is no picture.
     """
     original = _panel(_opened(picture), "original")
     blank = Image.new("RGB", _opened(picture).size, BACKGROUND)
@@ -60,8 +60,8 @@ def comparison_sheet(picture: bytes, columns: Sequence[tuple[str, Sequence[Sheet
 
 
 def sheet_file(sheet: Image.Image, pictures: Iterable[Path], *, omit_metadata: bool) -> bytes:
-    """A sheet as a PNG file, which says that it is one, and by their names of which pictures, unless that is to be
-    left out.
+    """A sheet as a PNG file. Its metadata, unless it is to be left out, says that it is a sheet, and names its
+    pictures.
     """
     file = io.BytesIO()
     sheet.save(file, "PNG")

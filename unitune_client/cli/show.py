@@ -29,9 +29,9 @@ TITLES = {
 @click.argument("picture", type=PathOption())
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON, as it is in the file.")
 def show_command(picture: str, as_json: bool) -> None:
-    """Say how PICTURE, a PNG file that UniTune made, was made: prompt, seed, settings, tuning, model.
+    """Say how PICTURE, a PNG file by UniTune, was made: prompt, seed, settings, tuning, model.
 
-    Of a contact sheet, the names of its pictures are told.
+    Of a contact sheet it prints the names of the pictures.
 
     `unitune edit PHOTO --like PICTURE` makes it again, or another one like it.
 
@@ -74,5 +74,5 @@ def lines_of(value: Any) -> Iterator[str]:
 
 
 def printable(text: str) -> str:
-    """The text without signs that a terminal would obey: a picture may come from anybody."""
+    """The text with control characters as numbers: a terminal would obey them, and anybody may make a picture."""
     return "".join(sign if sign.isprintable() or sign == "\n" else f"\\x{ord(sign):02x}" for sign in text)

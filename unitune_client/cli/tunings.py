@@ -1,4 +1,4 @@
-"""`unitune tunings`: what was tuned, and what becomes of it."""
+"""`unitune tunings`: list, watch, cancel, export and delete tunings."""
 
 import os
 import re
@@ -137,5 +137,5 @@ def in_local_time(time: datetime) -> str:
 
 
 def _space_to_delete(address: str | None) -> AbstractContextManager[None]:
-    """The reserve of this machine's services; of a server it is the server's affair."""
+    """The reserve of this machine's services. A server at an address has its own."""
     return nullcontext() if address else Home.from_environment(os.environ).space_to_delete()

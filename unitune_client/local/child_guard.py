@@ -1,4 +1,4 @@
-"""Runs a module as a program that ends when its parent does, however that ended.
+"""Runs a module as a program that ends when its parent ends, for whatever reason.
 
     python -P child_guard.py PARENT_PID GRACE_S MODULE [ARGUMENT ...]
 

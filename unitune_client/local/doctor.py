@@ -31,7 +31,7 @@ PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
 
 
 class Problem(str):
-    """What could not be found out, and why."""
+    """A finding that could not be made, and its reason."""
 
 
 Finding = tuple[str, str]  # what, and what it is
@@ -59,7 +59,7 @@ def findings(environ: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def found(look: Callable[[], str]) -> str:
-    """What `look` finds, or the Problem with it."""
+    """What `look` finds, or a Problem."""
     try:
         return look()
     except OSError as error:
@@ -110,7 +110,7 @@ def base_model_findings(folder: Path) -> Iterator[Finding]:
 
 
 def findings_of_server(address: str | None, environ: Mapping[str, str]) -> Iterator[Finding]:
-    """What a server says of itself: that at the address, else the one that `unitune up` runs here, if it does."""
+    """The findings of the server at the address, or else of the one that `unitune up` runs here."""
     if address is None:
         try:
             running = Home.from_environment(environ).running()

@@ -4,7 +4,7 @@
     store/    state/     tuned weights and pictures; which tunings there are
     logs/                one folder per start, the newest ten
     builds.json          seconds that the last engine of each base model took
-    reserve              given up on a full disk, so that tunings can be deleted
+    reserve              removed on a full disk, so that tunings can be deleted
     lock                 locked by the one program that runs services here
     running.json         how to reach them, if that program shares them
 
@@ -90,7 +90,7 @@ class Home:
 
     @contextmanager
     def space_to_delete(self) -> Iterator[None]:
-        """On a full disk give up the reserve for as long as the block lasts: services that delete need space, too."""
+        """On a full disk remove the reserve while the block lasts: services that delete need space, too."""
         if self.root.is_dir() and shutil.disk_usage(self.root).free < RESERVE_BYTES:
             self._reserve.unlink(missing_ok=True)
         try:
@@ -135,7 +135,7 @@ class Home:
             return None
 
     def note_build(self, base_model: str, seconds: float) -> None:
-        """Keep how long an engine took, for what the next build says."""
+        """Keep the seconds that an engine took, so that the next build can tell them."""
         try:
             builds = json.loads(self._builds.read_text())
         except (OSError, ValueError):
