@@ -118,10 +118,33 @@ def test_waiting_and_tuning_are_two_times(client: Client, unitune: Unitune, phot
     assert abs(float(told[1]) - waited_s) < 1.5 and abs(float(told[2]) - tuned_s) < 1.5
 
 
-def test_a_comparison_says_which_methods_are_left_out(unitune: Unitune, photo: Path) -> None:
-    """And what each of them needs, in options of the command; nothing is said of those that are named."""
-    methods = ("--methods=sdedit", "--seed=1")
-    named = unitune("compare", photo, "a cat", *methods)
+@pytest.mark.parametrize(
+    ("options", "tunings"),
+    [
+        (("--updates=1",), 1),
+        (("--method=imagic", "--updates=1", "--embedding-updates=1"), 2),
+        (("--method=textual_inversion", "--initial-word=cat", "--updates=1"), 1),
+        (("--method=dreambooth", "--class-noun=cat", "--class-images=1", "--photo=further.png", "--updates=1"), 1),
+        (("--method=prompt_to_prompt", "--inversion=null_text", "--base-prompt=a dog", "--updates=1"), 1),
+    ],
+    ids=["unitune", "imagic", "textual_inversion", "dreambooth", "null_text"],
+)
+def test_edits_of_two_prompts_make_no_tuning_too_many(
+    client: Client, unitune: Unitune, photo: Path, tmp_path: Path, options: tuple[str, ...], tunings: int
+) -> None:
+    """Each edit carries photo and tuning settings, as it was validated, and finds the tuning that the command made."""
+    Image.effect_noise((60, 44), 50).convert("RGB").save(tmp_path / "further.png")
+    before = {tuning.name for tuning in client.list_tunings()}
+
+    done = unitune("edit", photo, "a beikkpic cat", "one beikkpic cat", "--steps=3", "--no-automatic", *options)
+
+    assert 0 == done.returncode and 3 == len(done.stdout.splitlines()), done.stderr
+    assert tunings == len({tuning.name for tuning in client.list_tunings()} - before)
+
+
+def test_a_comparison_of_named_methods_leaves_none_out(unitune: Unitune, photo: Path) -> None:
+    """Nothing is said of methods that the user did not name."""
+    named = unitune("compare", photo, "a cat", "--methods=sdedit", "--seed=1")
 
     assert named.returncode == 0 and "left out" not in named.stderr
 
