@@ -88,7 +88,7 @@ def assert_refused(done: Done, line: str) -> None:
         (("a dog", "--only-masked"), "--only-masked cannot be given: leave it out, or give a mask"),
         (("a dog", "--mask-blur=2"), "--mask-blur is 2.0: leave it out, or give a mask"),
         (("a dog", "--mask=black.png"), "--mask is all black: "),
-        (("a dog", "--mask=other.png"), "--mask has 44x60 pixels: "),
+        (("a dog", "--mask=other.png"), "--mask is 44x60 pixels: "),
         (("a dog", "--inverted"), "--inverted cannot be given: leave it out: "),
         (("a dog", "--inverted", "--mask=white.png", "--seed=1", "--seed=2"), "--seed is given 2 times: give one: "),
         (

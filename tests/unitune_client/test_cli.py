@@ -427,7 +427,7 @@ def test_a_large_mask_that_no_server_takes_is_named(server: ScriptedServer, phot
 
     done = unitune("edit", photo, "a dog", "--mask=mask.png", "--address", server.address)
 
-    assert (2, "error: --mask has 64x48 pixels: send a smaller copy") == (done.exit_code, done.stderr.strip())
+    assert (2, "error: --mask is 64x48 pixels: send a smaller copy") == (done.exit_code, done.stderr.strip())
 
 
 def test_options_of_sdedit_reach_their_fields(server: ScriptedServer, photo: Path) -> None:

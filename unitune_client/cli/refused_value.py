@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 MISSING = ("", "unset")
 GIVEN = re.compile(r"given|set|true|\d+ of them")
-SIZE = re.compile(r"\d+ (characters|bytes)|\d+x\d+ pixels")
+SIZE = re.compile(r"\d+ (characters|bytes)")
 TIMES = re.compile(r"(\d+) (seeds|weights|words)")
 MOST_SHOWN = 80  # characters of a text that is repeated
 
