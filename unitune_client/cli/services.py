@@ -85,8 +85,8 @@ def build_command(base_model: str | None) -> None:
 def doctor_command(vocabulary: bool, address: str | None, base_model: str | None) -> None:
     """Say what this machine can run and, with --address, what the server there can do.
 
-    The exit status is 1 when something here cannot be read or the server does not answer; all else is told then, too.
-    It is 2 for a wrong option, such as a --base-model that is none. A missing package is told and is no error: not
+    Exit status: 0; 1 when something here cannot be read or the server does not answer, though all else is told; 2 for
+    a wrong option, such as a --base-model that is none. A missing package is told and is no error: not
     every machine runs every service.
 
     \b
