@@ -6,7 +6,7 @@ INTERRUPTED = 130  # what a shell reports of a program that SIGINT ended
 
 
 def main() -> None:
-    """Run the command line. Its imports take half a second, in which Ctrl-C ends it as it does later."""
+    """Run the command line. Ctrl-C ends it during its imports as it does later."""
     try:
         try:
             from unitune_client.cli.main import main as command

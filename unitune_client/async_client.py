@@ -43,7 +43,7 @@ UPLOAD_TIMEOUT_S = 120.0
 
 
 class AsyncClient:
-    """A connection to one UniTune server; made anywhere, used in one event loop.
+    """A connection to one UniTune server. It is made anywhere and used in one event loop.
 
         async with AsyncClient("localhost:50051") as client:
             tuning = await client.tune("cat.png")
@@ -68,7 +68,8 @@ class AsyncClient:
         reconnect_s: float = 120.0,
     ) -> None:
         """`address` is HOST:PORT. `root_certificates` is a PEM file's bytes and turns `tls` on. A lost watch or upload
-        is tried again until the server was away for `reconnect_s` seconds. Raises InvalidField for no such address.
+        is tried again until the server has not answered for `reconnect_s` seconds. Raises InvalidField for an address
+        of another form.
         """
         self._address, self._tls, self._root_certificates = checked_address(address), tls, root_certificates
         self._parent = f"tenants/{tenant}"
@@ -133,7 +134,7 @@ class AsyncClient:
                 raise messages.of_field(error, field) from None
 
     async def delete_image(self, name: str, *, allow_missing: bool = False) -> None:
-        """Delete an uploaded picture. The server deletes one that no tuning uses by itself, after a day.
+        """Delete an uploaded picture. After a day the server itself deletes one that no tuning uses.
 
         Raises FailedPrecondition while a tuning uses it, NotFound unless `allow_missing`.
         """
@@ -195,9 +196,9 @@ class AsyncClient:
             request.page_token = page.next_page_token
 
     async def watch_tuning(self, name: str, after_sequence: int = 0) -> AsyncGenerator[events.TuningEvent, None]:
-        """What happens to a tuning after the event of that number, until it is READY.
+        """The events of a tuning after number `after_sequence`, until it is READY.
 
-        A lost connection is taken up where it was: no event is missing, none comes twice.
+        After a lost connection the events go on where they stopped: none is missing, and none comes twice.
         Raises the tuning's own error if it fails, Cancelled if it is cancelled, NotFound for an unknown name.
         """
         last = after_sequence
@@ -271,9 +272,9 @@ class AsyncClient:
     async def check_edit(
         self, image_or_tuning: Picture | events.Tuning, prompt: str, **options: Unpack[EditOptions]
     ) -> events.EditAccepted:
-        """What `edit` would begin with, settings in force and warnings included, without tuning or editing.
+        """The first event of such an edit, with settings in force and warnings. Nothing is tuned or edited.
 
-        Raises what `edit` would be refused with: so that it is known before anything costly.
+        Raises what `edit` would be refused with, so that it is known before anything costly begins.
         """
         accepted = None
         async with aclosing(self._edit(image_or_tuning, prompt, options, validate_only=True)) as stream:
@@ -364,6 +365,37 @@ class AsyncClient:
         words = {"class_noun": class_noun, "initial_word": initial_word, "base_prompt": base_prompt}
         request = messages.compare_request(self._parent, prompt, methods, seeds, words)
         request.omit_metadata = omit_metadata
+        async with aclosing(self._compare(request, picture, timeout_s)) as stream:
+            async for event in stream:
+                yield event
+
+    async def check_compare(
+        self,
+        picture: Picture,
+        prompt: str,
+        methods: Methods = None,
+        *,
+        class_noun: str | None = None,
+        initial_word: str | None = None,
+        base_prompt: str | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> events.CompareAccepted:
+        """The first event of such a comparison: the methods that would run, and warnings. Nothing is tuned or edited.
+
+        Raises what `compare` would be refused with.
+        """
+        words = {"class_noun": class_noun, "initial_word": initial_word, "base_prompt": base_prompt}
+        request = messages.compare_request(self._parent, prompt, methods, seeds, words)
+        request.validate_only = True
+        async with aclosing(self._compare(request, picture, None)) as stream:
+            async for event in stream:
+                if isinstance(event, events.CompareAccepted):
+                    return event
+        raise Unavailable("the stream ended before the comparison was accepted", reason="STREAM_ENDED")
+
+    async def _compare(
+        self, request: edit_pb2.CompareRequest, picture: Picture, timeout_s: float | None
+    ) -> AsyncGenerator[events.CompareEvent, None]:
         await self._set_picture(request, picture)
         call, reader = self._edits().Compare(request, timeout=timeout_s), messages.ComparisonReader()
         try:
@@ -445,7 +477,7 @@ class AsyncClient:
 
 
 def edit_result(seen: list[events.EditEvent]) -> events.EditResult:
-    """What the events of a whole edit amount to."""
+    """The result of an edit, from all of its events."""
     accepted = next(event for event in seen if isinstance(event, events.EditAccepted))
     done = next(event for event in seen if isinstance(event, events.EditDone))
     images = [event for event in seen if isinstance(event, events.EditedImage)]

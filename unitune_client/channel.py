@@ -1,4 +1,4 @@
-"""The channel to a server: its settings, which calls repeat by themselves, and what their failures become."""
+"""The channel to a server: its settings, which calls gRPC repeats, and which errors failures become."""
 
 import asyncio
 import ipaddress
@@ -27,7 +27,7 @@ _UNARY_RETRY = {
     "backoffMultiplier": 2,
     "retryableStatusCodes": ["UNAVAILABLE"],
 }
-# Only before the first event: afterwards grpc repeats no stream, and `watch_tuning` resumes by itself.
+# Only before the first event: afterwards grpc repeats no stream, and `watch_tuning` resumes its own stream.
 _STREAM_RETRY = _UNARY_RETRY | {"maxAttempts": 3, "initialBackoff": "0.1s", "maxBackoff": "1s"}
 
 # UploadImage has no policy: its chunks outgrow grpc's buffer for repeated calls, so the client sends them again itself.
@@ -97,7 +97,7 @@ def open_channel(address: str, tls: bool, root_certificates: bytes | None) -> gr
 
 
 def checked_address(address: str, field: str = "address") -> str:
-    """The address. Raises InvalidField for one that grpc would try to reach at a port that nobody meant."""
+    """The address. Raises InvalidField for one without a port, or of another form: gRPC would choose a port."""
     scheme, is_url, rest = address.partition("://")
     if is_url and scheme.lower() in ("http", "https", "grpc", "grpcs"):
         raise InvalidField(field, address, f"give HOST:PORT alone, such as {_with_port(rest.partition('/')[0])}")
@@ -115,7 +115,7 @@ def _is_port(text: str) -> bool:
 
 
 def _with_port(given: str) -> str:
-    """An example that is like what was given."""
+    """A right address, as near as can be to what was given."""
     host = given.strip().strip("[]")
     try:
         is_ipv6 = ipaddress.ip_address(host).version == 6
@@ -129,7 +129,7 @@ def _with_port(given: str) -> str:
 
 
 def is_this_machine(address: str) -> bool:
-    """Whether HOST:PORT is of this machine: grpc alone would ask the proxy of http_proxy for 127.0.0.1 too."""
+    """Whether HOST:PORT is of this machine: grpc would ask the proxy of http_proxy for 127.0.0.1 too."""
     host = address.rpartition(":")[0].strip("[]")
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -139,7 +139,7 @@ def is_this_machine(address: str) -> bool:
 
 @contextmanager
 def typed_errors(address: str) -> Iterator[None]:
-    """What grpc raises becomes one of `unitune.errors`."""
+    """Turn what grpc raises into one of `unitune.errors`."""
     try:
         yield
     except grpc.aio.AioRpcError as error:
@@ -167,7 +167,7 @@ class Backoff:
         self.succeeded()
 
     def succeeded(self) -> None:
-        """Start anew."""
+        """Begin the pauses and the patience anew."""
         self._failures = 0
         self._gives_up_at = asyncio.get_running_loop().time() + self._patience_s
 

@@ -31,8 +31,8 @@ class Client:
             result = client.edit_to_end(tuning, "a cat on a beach", seeds=[1, 2])
             result.images[0].save("beach.png")
 
-    An AsyncClient does the work in a thread of its own; its methods say what these do and raise, and it says what
-    a fork means.
+    An AsyncClient does the work in a thread of its own. Its documentation says what the methods do and raise, and
+    what a fork means.
     """
 
     def __init__(
@@ -197,6 +197,29 @@ class Client:
         )
         return self._iterate(stream)
 
+    def check_compare(
+        self,
+        picture: Picture,
+        prompt: str,
+        methods: Methods = None,
+        *,
+        class_noun: str | None = None,
+        initial_word: str | None = None,
+        base_prompt: str | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> events.CompareAccepted:
+        """As AsyncClient.check_compare."""
+        check = self._client.check_compare(
+            picture,
+            prompt,
+            methods,
+            class_noun=class_noun,
+            initial_word=initial_word,
+            base_prompt=base_prompt,
+            seeds=seeds,
+        )
+        return self._wait_for(check)
+
     def get_edit(self, name: str) -> events.Edit:
         """As AsyncClient.get_edit."""
         return self._wait_for(self._client.get_edit(name))
@@ -297,8 +320,8 @@ async def _close_and_stop(client: AsyncClient) -> None:
 async def _end(tasks: set[asyncio.Task[Any]]) -> None:
     """Wait for tasks, and cancel those that do not end by themselves.
 
-    grpc still has to tell each call that the closed channel ended so. An event for a loop that is closed by then would
-    be an error in the log of whichever loop reads grpc's queue next, for all loops of a process share it.
+    grpc still has to end each call of the closed channel. All loops of a process share grpc's queue: an event for a
+    loop that is closed by then would be an error in the log of the loop that reads the queue next.
     """
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), ENDING_S)

@@ -1,7 +1,7 @@
-"""What a fork does to clients: gRPC's threads are not in the child, so what was open in the parent does not work there.
+"""Clients and forks: gRPC's threads are not in the child, so a client of the parent does not work there.
 
-Nor can gRPC's asyncio part be begun anew in the child of a process that had a channel at the fork: a call would hang,
-or end the child by SIGSEGV. Both are refused here.
+A new client does not work there either, if the parent had a channel at the fork: a call would hang, or end the child
+by SIGSEGV. Both are refused here.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What a caller may hand in as a picture: a file's bytes or path, or what the server already has."""
+"""What a caller may give as a picture: a file's bytes or path, or a picture that the server has."""
 
 import os
 import re
@@ -21,7 +21,7 @@ def resource_name(given: Picture | Tuning, collection: str) -> str | None:
 
 
 def picture_bytes(given: Picture | Tuning, field: str = "image") -> bytes:
-    """The picture's file, whole. Raises InvalidField naming what cannot be read; the server judges the bytes."""
+    """The bytes of the picture's file, which the server judges. Raises InvalidField naming what cannot be read."""
     if isinstance(given, (bytes, bytearray, memoryview)):
         return bytes(given)
     if not isinstance(given, (str, os.PathLike)):

@@ -214,11 +214,11 @@ def test_like_warns_of_what_makes_another_picture(unitune: Unitune, photo: Path,
     for words in ("PHOTO is not the file", "was made with the base model", "--mask is not the file"):
         assert words in warned.stderr
     for arguments, words in (
-        (("--like", path), "--mask is 'unset'"),
+        (("--like", path), "--mask is missing"),
         (("--like", photo), "does not say how it was made"),
         (("--like", "newer.png"), "another version"),
         (("--like", "nothing.png"), "No such file"),
-        ((), "PROMPT is 'unset'"),
+        ((), "PROMPT is missing"),
     ):
         refused = unitune("edit", photo, *arguments)
         assert refused.returncode == 2 and words in refused.stderr, refused.stderr

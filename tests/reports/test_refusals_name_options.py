@@ -279,13 +279,13 @@ def test_the_program_names_options(unitune: Unitune, photo: Path) -> None:
     told = unitune("edit", photo, "a dog", "--method", "sdedit", "--automatic", "--json")
     whole = unitune("edit", photo, "a dog", "--method", "sdedit", "--updates", "3")
 
-    assert (2, "error: --initial-word is '': give one word that says what the picture shows, such as dog") == (
+    assert (2, "error: --initial-word is missing: give one word that says what the picture shows, such as dog") == (
         done.returncode,
         done.stderr.strip().splitlines()[-1],
     )
-    assert told.stderr.splitlines()[-1].startswith("error: --automatic is 'true': give --no-automatic: ")
+    assert told.stderr.splitlines()[-1].startswith("error: --automatic cannot be given: give --no-automatic: ")
     assert '"option": "--automatic"' in told.stdout.splitlines()[-1]
-    assert whole.stderr.splitlines()[-1].startswith("error: --updates is 'set': leave it out: ")
+    assert whole.stderr.splitlines()[-1].startswith("error: --updates cannot be given: leave it out: ")
 
 
 @pytest.mark.parametrize(

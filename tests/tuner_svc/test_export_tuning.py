@@ -164,7 +164,9 @@ def test_embeddings_are_left_out_and_told_of_and_alone_they_are_refused(
 
 
 def test_the_command_line_exports_what_its_home_holds(tiny_model: Path, store: Path, tmp_path: Path) -> None:
-    """`unitune tunings export` finds the weights by the tuning's name, and refuses what is no name."""
+    """`unitune tunings export` finds the weights by the tuning's name and prints the path of what it wrote, whose mode
+    is the user's own. What is no name, and a name without weights, is refused before anything is made.
+    """
     home = tmp_path / "home"
     shutil.copytree(store / "tunings" / "t", home / "store" / "tunings" / "default" / "t")
     command = [sys.executable, "-m", "unitune_client", "tunings", "export", "--base-model", str(tiny_model)]
@@ -175,7 +177,13 @@ def test_the_command_line_exports_what_its_home_holds(tiny_model: Path, store: P
 
     done = told("tenants/default/tunings/t", "--format", "kohya", "-o", str(tmp_path / "out"))
     refused = told("t")
+    unknown = told("tenants/default/tunings/t-0123456789", "-o", str(tmp_path / "nowhere"))
 
-    assert done.returncode == 0 and done.stdout.splitlines()[-1] == str(tmp_path / "out"), done.stderr
-    assert (tmp_path / "out" / LORA_FILE).stat().st_size > 1000
+    file = tmp_path / "out" / LORA_FILE
+    assert (0, f"{file}\n") == (done.returncode, done.stdout), done.stderr
+    (tmp_path / "own").touch()
+    assert file.stat().st_size > 1000 and file.stat().st_mode == (tmp_path / "own").stat().st_mode
     assert refused.returncode == 2 and "give a tuning's name" in refused.stderr
+    wanted = f"NAME is 'tenants/default/tunings/t-0123456789': no weights of it are in {home / 'store'}"
+    assert unknown.returncode == 2 and unknown.stderr.startswith(f"error: {wanted}"), unknown.stderr
+    assert len(list((home / "logs").iterdir())) == 1 and not (tmp_path / "nowhere").exists()

@@ -114,6 +114,17 @@ class ScriptedServer:
         self.requests["CheckEdit"].append(request)
         return [event for event in edit_events([]) if event.WhichOneof("event") in ("accepted", "done")]
 
+    def check_compare(self, request: Any) -> list[Any]:
+        """Answer a comparison that is to be validated only: as scripted, or accepted for the methods that are named."""
+        if self._answers["CheckCompare"]:
+            answer = self.next_answer("CheckCompare", request)
+            if isinstance(answer, UniTuneError):
+                raise answer
+            return answer
+        self.requests["CheckCompare"].append(request)
+        log = compare_events({entry.method: [b""] for entry in request.methods})
+        return [event for event in log if event.WhichOneof("event") in ("accepted", "done")]
+
     def register(self, server: grpc.aio.Server) -> list[str]:
         """Add the servicers; their full names."""
         image_pb2_grpc.add_ImageServiceServicer_to_server(_Images(self), server)
@@ -168,6 +179,10 @@ class _Edits(edit_pb2_grpc.EditServiceServicer):
             yield event
 
     async def Compare(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        if request.validate_only:  # needs no script, and may have one as `CheckCompare`
+            for event in self._script.check_compare(request):
+                yield event
+            return
         async for event in self._script.stream("Compare", request):
             yield event
 

@@ -28,7 +28,7 @@ from unitune.v1 import edit_pb2, tuning_pb2
 from unitune_client.channel import INLINE_MASK_BYTES
 from unitune_client.cli.main import main
 
-WHITE, BLACK = scripted_server.png((255, 255, 255)), scripted_server.png((0, 0, 0))
+WHITE = scripted_server.png((255, 255, 255))
 DOG, CAT = scripted_server.png((0, 200, 0)), scripted_server.png((0, 0, 200))
 
 
@@ -71,7 +71,15 @@ def test_edit_tunes_once_and_edits_by_every_prompt(server: ScriptedServer, photo
     )
     first, second = server.requests["Edit"]
     assert ("A dog, at night!", "a cat") == (first.prompt, second.prompt)
-    assert [(TUNING, [3, 4])] * 2 == [(request.tuning, list(request.seeds)) for request in (first, second)]
+    checks = server.requests["CheckEdit"]
+    for request, check in zip((first, second), checks, strict=True):  # what was validated is what is edited by
+        assert ("image", [3, 4], config) == (
+            request.WhichOneof("target"),
+            list(request.seeds),
+            request.tuning_config,
+        )
+        check.validate_only = False
+        assert check == request
     assert (
         sampling_config(
             method="unitune",
@@ -105,7 +113,7 @@ def test_the_sheet_shows_the_picture_the_edits_and_their_differences(
 
 
 def test_sdedit_needs_no_tuning(server: ScriptedServer, photo: Path) -> None:
-    """With the base model's own weights the picture itself is the target."""
+    """With the base model's own weights no tuning is asked for."""
     server.script("GetServerInfo", scripted_server.server_info())
     server.script("UploadImage", scripted_server.uploaded)
     server.script("Edit", scripted_server.edit_events([DOG]))
@@ -242,32 +250,9 @@ def test_dreambooth_takes_further_photos(server: ScriptedServer, photo: Path, tm
     (request,) = server.requests["CreateTuning"]
     expected = tuning_config(method="dreambooth", class_noun="cat", num_class_images=12, prior_weight=0.5)
     assert expected == request.config
+    assert [TUNING, TUNING] == [edit.tuning for edit in server.requests["Edit"]]  # no edit can name further photos
     assert [f"tenants/default/images/{hashlib.sha256(CAT).hexdigest()}"] == list(request.images)
     assert 2 == len(server.requests["Edit"])
-
-
-@pytest.mark.parametrize(
-    ("options", "line"),
-    [
-        (["a cat", "--method=dreambooth"], "error: --class-noun is '': say what kind of thing the photos show"),
-        (
-            ["a cat", "--method=dreambooth", "--class-noun=cat"],
-            "error: PROMPT is 'a cat': with dreambooth it must have",
-        ),
-        (["a beikkpic", "--method=dreambooth", "--class-noun=cat"], "error: PROMPT is 'a beikkpic': with dreambooth"),
-        (["a cat", "--method=textual_inversion"], "error: --initial-word is '': give one word"),
-        (["a cat", "--method=textual_inversion", "--initial-word=cat"], "error: PROMPT is 'a cat': with textual_inv"),
-    ],
-)
-def test_words_that_a_method_needs_are_asked_for_first(
-    server: ScriptedServer, photo: Path, options: list[str], line: str
-) -> None:
-    """A missing word is told before any tuning, in one line (D7)."""
-    server.script("GetServerInfo", scripted_server.server_info())
-
-    done = unitune("edit", photo, *options, "--address", server.address)
-
-    assert 2 == done.exit_code and done.stderr.strip().splitlines()[-1].startswith(line), done.stderr
 
 
 def test_tune_makes_one_tuning_per_prompt(server: ScriptedServer, photo: Path) -> None:
@@ -342,86 +327,6 @@ def test_wrong_input_is_one_line_and_code_2(photo: Path, options: list[str], lin
 
 
 @pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        (["a dog", "--scheduler", "pndm"], "error: --scheduler is 'pndm': give one of ddim, euler, dpmpp_2m"),
-        (
-            ["a dog", "--method", "magic"],
-            "error: --method is 'magic': give one of unitune, imagic, dreambooth, textual_inversion, sdedit, "
-            "prompt_to_prompt",
-        ),
-        (
-            ["a dog", "--method=prompt_to_prompt"],
-            "error: --base-prompt is 'unset': describe PHOTO as it is, in words like PROMPT's: the edit takes its "
-            "layout from them",
-        ),
-        (
-            ["a dog", "--cross-replace=0.5"],
-            "error: --cross-replace is '0.5': leave it out, or give --method prompt_to_prompt, which has it",
-        ),
-        (
-            ["a dog", "--method=sdedit", "--blend=dog"],
-            "error: --blend is 'dog': leave it out, or give --method prompt_to_prompt, which has it",
-        ),
-        (
-            ["a dog", "--fast"],
-            "error: --fast is 'given': give --steps instead: the base model stickerbook does not say how few still do",
-        ),
-        (["a dog", "--fast", "--steps=4"], "error: --steps is 4: leave it out, or leave out --fast"),
-        (
-            ["a dog", "--fast", "--automatic"],
-            "error: --automatic is 'given': leave it out, or leave out --fast: few steps round its strengths down far",
-        ),
-        (
-            ["a dog", "--fast", "--method=sdedit"],
-            "error: --fast is 'given': leave it out, or give --method unitune, which has it",
-        ),
-        ([" "], "error: PROMPT is '': describe the picture in 1 to 2000 characters"),
-        (["x" * 2001], "error: PROMPT is '2001 characters': describe the picture in 1 to 2000 characters"),
-        (["a dog", *[f"--seed={n}" for n in range(9)]], "error: --seed is '9 seeds': give at most 8"),
-        (
-            ["a dog", "--prompt-guidance=3"],
-            "error: --base-prompt is 'unset': describe PHOTO as it is; --prompt-guidance guides away from that",
-        ),
-        (
-            ["a dog", "--base-prompt=a cat"],
-            "error: --base-prompt is 'a cat': give --prompt-guidance or --mask-source diffedit, which read it, "
-            "or leave it out",
-        ),
-        (
-            ["a dog", "--negative-prompt", "x" * 2001],
-            "error: --negative-prompt is '2001 characters': give at most 2000 characters",
-        ),
-        (
-            ["a dog", "--repeats=2"],
-            "error: --repeats is 2: leave it out, or give --method sdedit, which has it",
-        ),
-        (
-            ["a dog", "--mask-text=the"],
-            'error: --mask-text is \'the\': name what the mask is of, as in "the cat" or "cat, tree"',
-        ),
-        (
-            ["a dog", "--mask-source=attention"],
-            'error: --mask-text is \'unset\': name what the mask is of, as in "the cat" or "cat, tree"',
-        ),
-        (
-            ["a dog", "--mask-text=cat", "--mask-source=diffedit"],
-            "error: --mask-text is 'cat': leave it out: the mask is diffedit, or give --mask-source word",
-        ),
-    ],
-)
-def test_what_the_server_would_refuse_is_refused_before_the_tuning(
-    server: ScriptedServer, photo: Path, arguments: list[str], line: str
-) -> None:
-    """The server's own limits are checked before minutes are spent."""
-    server.script("GetServerInfo", scripted_server.server_info())
-
-    done = unitune("edit", photo, *arguments, "--address", server.address)
-
-    assert (2, line) == (done.exit_code, done.stderr.strip())
-
-
-@pytest.mark.parametrize(
     ("argument", "name", "data", "line"),
     [
         ("--mask", "mask.png", b"no picture", "--mask is 'mask.png': it is text; give a PNG picture"),
@@ -440,57 +345,6 @@ def test_a_file_of_another_kind_is_refused_before_anything_starts(
     done = unitune("edit", *arguments, "--address", "127.0.0.1:1")
 
     assert (2, f"error: {line}") == (done.exit_code, done.stderr.strip())
-
-
-@pytest.mark.parametrize(
-    ("mask", "arguments", "line"),
-    [
-        (None, ["--mask-source=given"], "--mask is 'unset': --mask-source given needs it; give a PNG file"),
-        (
-            WHITE,
-            ["--mask-source=diffedit"],
-            "--mask is 'given': leave it out: --mask-source diffedit estimates its own",
-        ),
-        (None, ["--only-masked"], "--only-masked is 'given': give --mask, too: it edits a crop around that"),
-        (
-            None,
-            ["--mask-blur=2"],
-            "--mask-blur is 2.0: give --mask, --mask-text or --mask-source diffedit, too: it softens the edge of that",
-        ),
-        (BLACK, [], "--mask is 'all black': make white what is to be edited; nothing is"),
-        (
-            scripted_server.png((255, 255, 255), (48, 64)),
-            [],
-            "--mask is '48x64 pixels': make it as large as PHOTO, 64x48",
-        ),
-    ],
-)
-def test_a_mask_that_the_server_would_refuse_is_refused_before_the_tuning(
-    server: ScriptedServer, photo: Path, mask: bytes | None, arguments: list[str], line: str
-) -> None:
-    """Its file is held to the photo, and options of masks need one; no tuning is asked for."""
-    server.script("GetServerInfo", scripted_server.server_info())
-    server.script("UploadImage", scripted_server.uploaded)
-    if mask is not None:
-        Path("mask.png").write_bytes(mask)
-        arguments = [*arguments, "--mask=mask.png"]
-
-    done = unitune("edit", photo, "a dog", *arguments, "--address", server.address)
-
-    assert (2, f"error: {line}") == (done.exit_code, done.stderr.strip())
-
-
-@pytest.mark.parametrize("source", [[], ["--mask-source=attention"]])
-def test_what_a_mask_is_of_must_be_known_before_the_tuning(
-    server: ScriptedServer, photo: Path, source: list[str]
-) -> None:
-    """A word outside of a closed vocabulary is refused with the nearest known one, before the photo is sent."""
-    server.script("GetServerInfo", scripted_server.server_info(vocabulary=["cat", "dog"]))
-
-    done = unitune("edit", photo, "a dog", "--mask-text=the dogg, Cat", *source, "--address", server.address)
-
-    line = "error: --mask-text is 'dogg': the base model does not know it; name dog"
-    assert (2, line) == (done.exit_code, done.stderr.strip())
 
 
 def test_what_a_mask_is_of_reaches_its_field(server: ScriptedServer, photo: Path) -> None:
@@ -735,6 +589,40 @@ def test_a_bar_has_a_total_that_stays(server: ScriptedServer, photo: Path, tmp_p
     for attempt, total in ((1, 9), (2, 5), (3, 2)):
         counts = re.findall(rf"a dog \(attempt {attempt} of 3\)[^0-9]+(\d+)/(\d+)", text)
         assert {str(total)} == {of for _, of in counts} and str(total) == counts[-1][0], text
+
+
+@pytest.mark.parametrize(
+    ("attempts", "seeds", "chosen", "line"),
+    [
+        (
+            3,
+            [0],
+            (0.8, 9.0),
+            "seed 0: the picture at strength 0.8 and guidance 9 was taken, the best of 3 that were tried",
+        ),
+        (1, [7], (0.0, 0.0), "seed 7: the picture was taken, the only one that was tried"),
+        (2, [0, 1], (0.0, 0.0), "seed 1: the picture was taken, the best of at most 2 that were tried"),
+    ],
+)
+def test_what_the_filter_took_is_told_in_plain_words(
+    server: ScriptedServer, photo: Path, attempts: int, seeds: list[int], chosen: tuple[float, float], line: str
+) -> None:
+    """Which picture, of how many, whether it passes, and its scores by what they compare."""
+    expect_tuning(server)
+    events = scripted_server.edit_events([DOG, CAT], seeds=seeds, steps=attempts)
+    for number, event in enumerate((event for event in events if event.HasField("step")), start=1):
+        event.step.attempt, event.step.attempts = number, 4
+    for event in events:
+        if event.HasField("image"):
+            event.image.scores.CopyFrom(edit_pb2.Scores(prompt=0.31, base_prompt=0.2, kept=0.88, passed=attempts != 2))
+            event.image.strength, event.image.guidance_scale = chosen
+    server.script("Edit", events)
+
+    done = unitune("edit", photo, "a dog", *[f"--seed={seed}" for seed in seeds], "--address", server.address)
+
+    verdict = "It does not pass" if attempts == 2 else "It passes"
+    scores = "likeness to PROMPT 0.31 (of PHOTO 0.20), likeness to PHOTO 0.88 (1 is the same)"
+    assert f"{line}. {verdict} the CLIP filter: {scores}\n" in done.stderr, done.output
 
 
 def test_help_names_examples_and_units() -> None:

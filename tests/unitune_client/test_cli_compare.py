@@ -1,5 +1,6 @@
 """`unitune compare` against a scripted server: what it asks, shows, writes and returns."""
 
+import hashlib
 import json
 import os
 import signal
@@ -7,17 +8,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from google.protobuf.timestamp_pb2 import Timestamp
 from PIL import Image
 
 import unitune_client
 from tests.configs import methods_of
 from tests.unitune_client import scripted_server
 from tests.unitune_client.scripted_server import Hold, ScriptedServer
-from unitune.errors import DataLoss, Unavailable, to_status
-from unitune.v1 import edit_pb2
+from unitune.errors import DataLoss, InvalidField, Unavailable, to_status
+from unitune.v1 import edit_pb2, tuning_pb2
 from unitune_client.cli.main import main
 
 WHITE, DOG, CAT = (scripted_server.png(colour) for colour in ((255, 255, 255), (0, 200, 0), (0, 0, 200)))
@@ -33,7 +36,7 @@ def compare(server: ScriptedServer, *arguments: object) -> Result:
     return CliRunner().invoke(main, words)
 
 
-def expect(server: ScriptedServer, events: list[object]) -> None:
+def expect(server: ScriptedServer, events: Any) -> None:
     """Script a whole comparison."""
     server.script("GetServerInfo", scripted_server.server_info())
     server.script("UploadImage", scripted_server.uploaded)
@@ -62,11 +65,11 @@ def test_methods_are_compared_on_one_sheet_and_in_one_table(
     assert [DOG, DOG, CAT, CAT] == [(tmp_path / "o" / name).read_bytes() for name in names]
     *paths, head, first, second = done.stdout.splitlines()
     assert [str(Path("o") / name) for name in [*names, "my cat--a-cat--methods.png"]] == paths
-    assert head.split() == ["method", "tuning", "edit", "weights", "gate"]
+    assert head.split() == ["method", "tuning", "edit", "weights", "CLIP", "filter"]
     assert first.split("  ")[0] == "unitune" and "12.5 s" in first and "2.0 s" in first and "3456 bytes" in first
-    assert first.endswith("2 of 2 passed, prompt 0.20 -> 0.31, kept 0.88")
+    assert first.endswith("2 of 2 passed, likeness to PROMPT 0.31 (of PHOTO 0.20), to PHOTO 0.88")
     assert second.split()[:5] == ["sdedit", "-", "2.0", "s", "-"]
-    assert head.index("gate") == first.index("2 of 2") == second.index("2 of 2")
+    assert head.index("CLIP") == first.index("2 of 2") == second.index("2 of 2")
     panel = 256 * 192
     colours = colours_of(Path(paths[-1]))
     assert (2 * panel, 2 * panel, panel) == tuple(colours[one] for one in ((0, 200, 0), (0, 0, 200), (200, 40, 40)))
@@ -92,6 +95,10 @@ def test_every_method_that_can_run_is_enlarged(server: ScriptedServer, photo: Pa
     info.base_model.super_resolution_width = 512
     server.script("GetServerInfo", info)
     server.script("UploadImage", scripted_server.uploaded)
+    can_run = {method: [CAT] for method in ("unitune", "imagic", "textual_inversion", "sdedit")}
+    server.script("CheckCompare", scripted_server.compare_events(can_run))
+    for _ in range(2):
+        server.script("CheckCompare", InvalidField("class_noun", "", "say what kind of thing"))
     server.script("Compare", scripted_server.compare_events({"sdedit": [CAT]}))
 
     done = compare(server, photo, "a cat", "--super-resolution", "--initial-word=cat")
@@ -102,14 +109,16 @@ def test_every_method_that_can_run_is_enlarged(server: ScriptedServer, photo: Pa
     assert all(entry.config.super_resolution and not entry.HasField("tuning_config") for entry in entries)
 
 
-def test_a_comparison_without_a_second_stage_is_not_begun(server: ScriptedServer, photo: Path) -> None:
-    """A base model that cannot enlarge is told before anything is sent."""
-    server.script("GetServerInfo", scripted_server.server_info())
+def test_a_comparison_that_is_refused_is_not_begun(server: ScriptedServer, photo: Path) -> None:
+    """What the server refuses is told by the options of the command, and nothing is left out in words before."""
+    expect(
+        server, InvalidField("methods[0].config.super_resolution", "true", "leave it unset: this base model has none")
+    )
 
-    done = compare(server, photo, "a cat", "--super-resolution")
+    done = compare(server, photo, "a cat", "--super-resolution", "--methods=sdedit")
 
-    assert done.exit_code == 2 and "--super-resolution is 'given': leave it out" in done.stderr
-    assert not server.requests.get("Compare")
+    line = "error: --super-resolution cannot be given: leave it out: this base model has none"
+    assert (2, line) == (done.exit_code, done.stderr.strip())
 
 
 def test_a_prompt_may_have_the_placeholder_itself(server: ScriptedServer, photo: Path) -> None:
@@ -174,64 +183,27 @@ def test_a_server_that_stops_takes_nothing_of_what_is_done(server: ScriptedServe
     assert Path(picture).is_file() and Path(sheet).is_file() and row.startswith("sdedit")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        (
-            ["a cat", "--methods=unitune,magic"],
-            "--methods is 'magic': give one of unitune, imagic, dreambooth, textual_inversion, sdedit, "
-            "prompt_to_prompt",
-        ),
-        (
-            ["a cat", "--methods="],
-            "--methods is '': give one of unitune, imagic, dreambooth, textual_inversion, sdedit, prompt_to_prompt",
-        ),
-        (
-            ["a cat", "--methods=prompt_to_prompt"],
-            "--base-prompt is '': describe PHOTO as it is, in words like PROMPT's",
-        ),
-        (
-            ["a cat", "--methods=sdedit", "--base-prompt=a dog"],
-            "--base-prompt is 'a dog': leave it out, or name prompt_to_prompt in --methods, which reads it",
-        ),
-        (["a cat", "--methods=sdedit,unitune,sdedit"], "--methods is 'sdedit': name each method once"),
-        ([" "], "PROMPT is '': describe the picture in 1 to 2000 characters"),
-        (
-            ["a cat", "--methods=dreambooth"],
-            "--class-noun is '': say what kind of thing PHOTO shows, such as dog",
-        ),
-        (
-            ["a cat", "--methods=textual_inversion"],
-            "--initial-word is '': give one word that says what PHOTO shows, such as dog",
-        ),
-        (
-            ["a cat", "--methods=sdedit", "--class-noun=cat"],
-            "--class-noun is 'cat': leave it out, or name dreambooth in --methods, which reads it",
-        ),
-        (
-            ["a cat", "--class-noun=dog"],
-            "PROMPT is 'a cat': it must have dog in it, where dreambooth puts its own words",
-        ),
-        (["a cat", *[f"--seed={n}" for n in range(9)], "--methods=sdedit"], "--seed is '9 seeds': give at most 8"),
-        (["a cat", *[f"--seed={n}" for n in range(9)]], "--seed is '9 seeds': give at most 8"),
-    ],
-)
-def test_wrong_input_is_one_line_and_code_2(
-    server: ScriptedServer, photo: Path, arguments: list[str], line: str
-) -> None:
-    """What is wrong is told by the argument's own name, before the photo is sent."""
-    server.script("GetServerInfo", scripted_server.server_info())
-
-    done = compare(server, photo, *arguments)
-
-    assert (2, f"error: {line}", "") == (done.exit_code, done.stderr.strip(), done.stdout)
-
-
 def test_an_interrupt_loses_nothing(server: ScriptedServer, photo: Path, tmp_path: Path) -> None:
-    """SIGINT ends the stream, leaves pictures, sheet and table of the methods that are done, and code 130."""
+    """SIGINT ends the stream, leaves pictures, sheet and table of the methods that are done, and code 130.
+
+    The tuning that the comparison began is cancelled; one that was there before goes on.
+    """
     hold = Hold()
     log = scripted_server.compare_events({"sdedit": [CAT], "unitune": [DOG]})
     expect(server, [*log[:8], hold])
+    accepted = scripted_server.compare_events({"sdedit": [CAT], "unitune": [DOG]})[0]
+    accepted.create_time.FromSeconds(1000)
+    server.script("CheckCompare", [accepted, edit_pb2.CompareEvent(done=edit_pb2.CompareEvent.Done())])
+    image = f"tenants/default/images/{hashlib.sha256(photo.read_bytes()).hexdigest()}"
+    listed = []
+    for name, seconds, labels in (("t1", 1001, {}), ("t2", 999, {}), ("t3", 1002, {"command": "a"})):
+        one = scripted_server.tuning("RUNNING", labels=labels, create_time=Timestamp(seconds=seconds))
+        one.name, one.image = f"tenants/default/tunings/{name}", image
+        listed.append(one)
+    listed.append(scripted_server.tuning("RUNNING", create_time=Timestamp(seconds=1003)))  # of another photo
+    listed[-1].name = "tenants/default/tunings/t4"
+    server.script("ListTunings", tuning_pb2.ListTuningsResponse(tunings=listed), tuning_pb2.ListTuningsResponse())
+    server.script("CancelTuning", listed[0])
     command = [sys.executable, "-m", "unitune_client", "compare", str(photo), "a cat", "--address", server.address]
     environment = os.environ | {"PYTHONPATH": str(Path(unitune_client.__file__).parents[1])}
     said = tmp_path / "said"
@@ -257,4 +229,9 @@ def test_an_interrupt_loses_nothing(server: ScriptedServer, photo: Path, tmp_pat
     assert CAT == (tmp_path / picture).read_bytes()
     assert colours_of(tmp_path / sheet)[(0, 0, 200)] == 256 * 192
     assert head.startswith("method") and row.startswith("sdedit")
-    assert "Traceback" not in said.read_text()
+    told = said.read_text()
+    assert "Traceback" not in told and "t4" not in told
+    assert ["tenants/default/tunings/t1"] == [request.name for request in server.requests["CancelTuning"]]
+    assert "cancelled tuning tenants/default/tunings/t1\n" in told
+    for name in ("t2", "t3"):
+        assert f"tenants/default/tunings/{name} goes on: another command made it\n" in told

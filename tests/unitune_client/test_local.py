@@ -4,6 +4,7 @@ import ast
 import inspect
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -99,6 +100,22 @@ def test_the_engine_is_built_once(home: Home, base_model: str, said: list[str]) 
     assert [words, "  g1: working on it ...", "  e1: working on it ..."] == said
     arguments = ast.literal_eval((home.engines / "e1" / "arguments").read_text())
     assert {"--graphs": str(home.graphs / "g1"), "--engines": str(home.engines)} == arguments
+
+
+def test_a_build_tells_what_the_last_one_took(home: Home, base_model: str, said: list[str]) -> None:
+    """A number of this machine, or none: the first build has none, the next one that of the first."""
+    LocalServices(base_model, home=home, log=said.append).build()
+    shutil.rmtree(home.engines)
+    home.note_build("tiny", 73.6)
+    LocalServices(base_model, home=home, log=said.append).build()
+    took_s = home.build_s("tiny")
+    shutil.rmtree(home.engines)
+    LocalServices(base_model, home=home, log=said.append).build()
+
+    first, second, third = (line for line in said if line.startswith("building"))
+    assert "building the engine for tiny, once" == first
+    assert f"{first}; the last one took 74 s here" == second
+    assert took_s is not None and 0.3 < took_s < 60 and f"{first}; the last one took {took_s:.0f} s here" == third
 
 
 def test_folders_are_closed_to_other_users(home: Home) -> None:
@@ -321,9 +338,9 @@ def test_looking_is_in_nobodys_way(home: Home) -> None:
         looker.start()
     try:
         for _ in range(100):
-            claim = home.claim()
-            assert claim is not None
-            claim.release()
+            lock = home.lock()
+            assert lock is not None
+            lock.release()
     finally:
         stopped.set()
         for looker in lookers:
@@ -396,7 +413,7 @@ def test_a_user_without_a_home_directory_is_told_what_to_set(monkeypatch: pytest
     monkeypatch.setattr(Path, "expanduser", no_home)
 
     with pytest.raises(LocalError, match="set UNITUNE_HOME"):
-        Home.of({})
+        Home.from_environment({})
 
 
 def test_a_folder_that_is_no_base_model_is_named(home: Home, tmp_path: Path) -> None:
@@ -490,9 +507,9 @@ def test_services_end_when_their_parent_is_killed(home: Home, up: subprocess.Pop
     while home.running() is not None and time.monotonic() < gives_up_at:
         time.sleep(0.05)
     assert home.running() is None
-    claim = home.claim()
-    assert claim is not None
-    claim.release()
+    lock = home.lock()
+    assert lock is not None
+    lock.release()
 
 
 def test_a_service_that_dies_is_started_again_at_its_address(
@@ -580,3 +597,25 @@ def test_a_full_disk_of_our_own_services_is_told_with_its_path(
         raise kind("the store of the server is full", reason=reason, retry_after_s=1.0)
     assert f"cannot use {home.root / place}: its disk is full" in str(told.value)
     assert "unitune tunings delete" in str(told.value)
+
+
+def test_a_service_that_ends_on_a_full_disk_waits_for_space(
+    small_home: Home, base_model: str, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not given up: looked at with longer and longer pauses, which are told, and started when there is space."""
+    monkeypatch.setattr(supervision, "RESTARTS", 0)
+    monkeypatch.setattr(supervision, "SPACE_WAIT_S", 0.2)
+    with LocalServices(base_model, home=small_home, log=said.append) as services:
+        ballast = fill(small_home.root)
+        os.kill(int(str(stand_ins.notes(small_home.store)["sampler"]["pid"])), signal.SIGKILL)
+
+        def pauses() -> list[str]:
+            told = [re.fullmatch(r"the sampler is not started again yet: (.*) in (\S+) s", line) for line in said]
+            return [found[2] for found in told if found is not None]
+
+        wait_until(lambda: len(pauses()) > 3)
+        services.check()
+        assert ["0.2", "0.4", "0.8", "1.6"] == pauses()[:4]
+        assert any(f"cannot use {small_home.root}" in line and "its disk is full" in line for line in said)
+        ballast.unlink()
+        wait_until(lambda: any("the sampler listens again" in line for line in said))

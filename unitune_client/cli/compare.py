@@ -1,17 +1,20 @@
 """`unitune compare`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import click
 
+from unitune.errors import InvalidField
 from unitune.options import options_of
 from unitune.v1.edit_pb2 import CompareRequest
 from unitune_client import events
-from unitune_client.cli.checks import NEEDED, check_comparison, check_super_resolution
+from unitune_client.cli.cancellation import cancel_tunings_of
 from unitune_client.cli.connection import connection
 from unitune_client.cli.display import Display, display
-from unitune_client.cli.edit import picture_bytes_of, png_of, say_what_the_model_knows
-from unitune_client.cli.flags import in_words
+from unitune_client.cli.edit import TUNING_EVENTS, say_what_the_model_knows
+from unitune_client.cli.flags import Flags, in_words
 from unitune_client.cli.options import (
     PathOption,
     field_option,
@@ -22,7 +25,9 @@ from unitune_client.cli.options import (
     super_resolution_option,
 )
 from unitune_client.cli.outputs import Outputs, folder_of, slug
-from unitune_client.cli.sheet import SheetEdit, comparison_sheet
+from unitune_client.cli.photo_files import read_photo
+from unitune_client.cli.sheet import SheetEdit, comparison_sheet, sheet_file
+from unitune_client.client import Client
 from unitune_client.options import EditOptions
 
 COMPARE = options_of(CompareRequest)
@@ -71,70 +76,94 @@ def compare_command(
 ) -> None:
     """Edit PHOTO by PROMPT with several methods, each at the base model's own settings, to see which one suits.
 
-    PROMPT is in plain words: rare tokens and placeholders are put in. Methods run one after the other; one that fails
-    does not stop the others, but makes the exit code 1. The pictures, and one sheet with a column per method, go into
-    OUT; their paths and a table are printed, of what is done also after Ctrl-C. A tuning that exists is used, and one
-    that was made serves later edits.
+    PROMPT is in plain words: rare tokens and placeholders are put in. Methods run one after the other. One that fails
+    does not stop the others, but makes the exit code 1. Without --methods the command says which methods it leaves
+    out, and what they need.
+
+    The pictures, and one sheet with a column per method, go into OUT. Their paths and a table are printed. A tuning
+    that exists is used, and one that was made serves later edits. Ctrl-C cancels the tuning that runs; what is done
+    by then is written and printed.
     """
-    data = picture_bytes_of(photo)
+    data = read_photo(photo)
     outputs = Outputs(folder_of(output), photo, overwrites=overwrite)
     named = [name.strip() for name in methods.split(",")] if methods is not None else []
-    seeds = tuple(dict.fromkeys(seeds))
-    results: list[events.CompareResult] = []
+    asked: dict[str, Any] = {"class_noun": class_noun, "initial_word": initial_word, "base_prompt": base_prompt}
+    asked["seeds"] = list(dict.fromkeys(seeds))
+    own = EditOptions(super_resolution=True) if super_resolution else EditOptions()
     with display(as_json) as show, connection(address, base_model, show.say) as client:
         info = client.server_info()
-        words = {"class_noun": class_noun, "initial_word": initial_word, "base_prompt": base_prompt}
-        check_comparison(info, prompt, named, words, seeds)
-        own = EditOptions(super_resolution=True) if super_resolution else EditOptions()
-        check_super_resolution(info, own)
-        if super_resolution and not named:  # every method has the option, so each must be named
-            named = [method for method in info.methods if method not in NEEDED or words[NEEDED[method]]]
         say_what_the_model_knows(info, show)
         image = client.upload_image(data)
+        accepted = client.check_compare(image, prompt, named or None, **asked)
+        if not named:
+            say_what_is_left_out(client, image, prompt, set(info.methods) - set(accepted.methods), asked, show)
+            if super_resolution:  # every method has the option, so each must be named
+                named = list(accepted.methods)
+        entries = dict.fromkeys(named, own) or None
+        comparison = client.compare(image, prompt, entries, omit_metadata=omit_metadata, **asked)
+        results, paths = list[events.CompareResult](), list[Path]()
+        is_tuning = False
         try:
-            for event in client.compare(
-                image,
-                prompt,
-                dict.fromkeys(named, own) or None,
-                class_noun=class_noun,
-                initial_word=initial_word,
-                base_prompt=base_prompt,
-                seeds=seeds,
-                omit_metadata=omit_metadata,
-            ):
+            for event in comparison:
                 if isinstance(event, events.CompareEdit):
                     show.event(event.event, method=event.method)
+                    is_tuning = isinstance(event.event, TUNING_EVENTS)
                     continue
                 show.event(event)
                 if isinstance(event, events.CompareResult):
+                    is_tuning = False
                     results.append(event)
-                    save_pictures(event, outputs, prompt, show)
+                    paths += save_pictures(event, outputs, prompt, show)
+        except KeyboardInterrupt:
+            if is_tuning:
+                cancel_tunings_of(client, image.name, accepted.create_time, show)
+            raise
         finally:  # an interrupt, or a server that is lost, takes nothing of what is done
             if results:
                 sheet = comparison_sheet(data, [column_of(result) for result in results])
-                path = outputs.save(png_of(sheet), slug(prompt), "methods")
-                show.result(str(path), kind="sheet")
+                file = sheet_file(sheet, paths, omit_metadata=omit_metadata)
+                show.result(str(outputs.save(file, slug(prompt), "methods")), kind="sheet")
                 show.table(table_of(results))
     if any(result.error is not None for result in results):
         raise click.exceptions.Exit(FAILED)
 
 
-def save_pictures(result: events.CompareResult, outputs: Outputs, prompt: str, show: Display) -> None:
-    """Write a method's pictures, each under its seed."""
+def say_what_is_left_out(
+    client: Client,
+    image: events.Image,
+    prompt: str,
+    methods: Iterable[str],
+    asked: Mapping[str, Any],
+    show: Display,
+) -> None:
+    """Say which methods a comparison leaves out, and what each of them needs, as the server says it."""
+    flags = Flags(click.get_current_context().command)
+    for method in sorted(methods):
+        try:
+            client.check_compare(image, prompt, [method], **asked)
+        except InvalidField as error:
+            needed = flags.of(error.field or "") or error.field
+            show.say(f"{method} is left out: it needs {needed}")
+
+
+def save_pictures(result: events.CompareResult, outputs: Outputs, prompt: str, show: Display) -> list[Path]:
+    """Write a method's pictures, each under its seed; their paths."""
+    paths = []
     for image in result.images:
-        saved = outputs.save(image.png, slug(prompt), result.method, f"seed{image.seed}")
-        show.result(str(saved), kind="picture", method=result.method, seed=image.seed)
+        paths.append(outputs.save(image.png, slug(prompt), result.method, f"seed{image.seed}"))
+        show.result(str(paths[-1]), kind="picture", method=result.method, seed=image.seed)
+    return paths
 
 
 def column_of(result: events.CompareResult) -> tuple[str, list[SheetEdit]]:
-    """A method's column of the sheet: why it failed, or its pictures with seconds and scores under them."""
+    """A method's column of the sheet: its error, or its pictures with seconds and scores under them."""
     if result.error is not None:
         return f"{result.method}: failed: {in_words(result.error)}", []
     seconds = f"{result.method}: tuning {result.tuning_s:.1f} s, edit {result.edit_s:.1f} s"
     edits: list[SheetEdit] = []
     for image in result.images:
         scores = scores_in_words([image])
-        caption = f"{seconds}; gate: {scores}" if scores else seconds
+        caption = f"{seconds}; CLIP filter: {scores}" if scores else seconds
         if len(result.images) > 1:
             caption += f" (seed {image.seed})"
         edits.append((caption, image.png, image.mask or b""))
@@ -142,8 +171,8 @@ def column_of(result: events.CompareResult) -> tuple[str, list[SheetEdit]]:
 
 
 def table_of(results: Sequence[events.CompareResult]) -> list[list[str]]:
-    """Method, seconds of tuning and edit, bytes of the weights, and what the gate says; why, where there is nothing."""
-    rows = [["method", "tuning", "edit", "weights", "gate"]]
+    """For each method: seconds of tuning and edit, bytes of the weights, what the CLIP filter says, or the error."""
+    rows = [["method", "tuning", "edit", "weights", "CLIP filter"]]
     for result in results:
         if result.error is not None:
             rows.append([result.method, "-", "-", "-", f"failed: {in_words(result.error)}"])
@@ -162,7 +191,7 @@ def table_of(results: Sequence[events.CompareResult]) -> list[list[str]]:
 
 
 def scores_in_words(images: Sequence[events.EditedImage]) -> str:
-    """What the gate says of a method's pictures, as means; empty where no gate was asked."""
+    """What the CLIP filter says of a method's pictures, as means; empty where it was not asked."""
     scored = [image.scores for image in images if image.scores is not None]
     if not scored:
         return ""
@@ -171,4 +200,4 @@ def scores_in_words(images: Sequence[events.EditedImage]) -> str:
     prompt, before, kept = (
         sum(getattr(scores, name) for scores in scored) / len(scored) for name in ("prompt", "base_prompt", "kept")
     )
-    return f"{verdict}, prompt {before:.2f} -> {prompt:.2f}, kept {kept:.2f}"
+    return f"{verdict}, likeness to PROMPT {prompt:.2f} (of PHOTO {before:.2f}), to PHOTO {kept:.2f}"

@@ -36,7 +36,7 @@ def connection(address: str | None, base_model: str | None, say: Say) -> Iterato
             yield client
         return
     base_model = base_model or os.environ.get("UNITUNE_BASE_MODEL")
-    home = Home.of(os.environ)
+    home = Home.from_environment(os.environ)
     running = home.running()
     if running is None:
         services = LocalServices(base_model, home=home, log=say)
@@ -51,12 +51,12 @@ def connection(address: str | None, base_model: str | None, say: Say) -> Iterato
         return
     say("running the services here; `unitune up` keeps them running")
     with services, _named_logs(str(services.logs)), Client(services.address) as client:
-        services.on_failure = client.close  # whoever waits for an answer is told, and asks why
+        services.on_failure = client.close  # so that a call that waits ends at once
         try:
             with _local_paths(home):
                 yield client
         except Unavailable:
-            services.check_unbroken()  # one that died says more than that nobody answers
+            services.check_unbroken()  # the end of a service says more than that none answers
             raise
         except Exception:
             services.check()
@@ -65,7 +65,7 @@ def connection(address: str | None, base_model: str | None, say: Say) -> Iterato
 
 @contextmanager
 def _named_logs(folder: str) -> Iterator[None]:
-    """Errors that speak of a service's log name the file."""
+    """Put the file's path into errors that speak of a service's log."""
     try:
         yield
     except Internal as error:
@@ -78,7 +78,7 @@ def _named_logs(folder: str) -> Iterator[None]:
 
 @contextmanager
 def _local_paths(home: Home) -> Iterator[None]:
-    """A server names no path; where it is of this machine, an error of its disk does."""
+    """Put the path into errors of the disk, which a server of this machine does not name."""
     try:
         yield
     except (ResourceExhausted, Unavailable) as error:

@@ -1,6 +1,6 @@
 """What a command shows while it runs: bars on a terminal, plain lines elsewhere, JSON lines for machines.
 
-Progress and words go to standard error; standard output has results alone: paths and tables, or one JSON object per
+Progress and words go to standard error; standard output has only results: paths and tables, or one JSON object per
 line.
 """
 
@@ -27,7 +27,7 @@ LINES_PER_STAGE = 8  # where there is no bar
 
 
 class Display(AbstractContextManager["Display"]):
-    """Plain lines. `stage` counts: show how many of how many are done, with a note."""
+    """Plain lines."""
 
     def __init__(self) -> None:
         self._shown = ("", -1)  # the stage, and how many of its lines
@@ -40,10 +40,10 @@ class Display(AbstractContextManager["Display"]):
 
     def say(self, line: str) -> None:
         """A sentence for people."""
-        streams.err(line)
+        streams.print_message(line)
 
     def event(self, event: events.EditEvent | events.CompareEvent, **context: object) -> None:
-        """Anything that a stream yields."""
+        """Show an event of a stream."""
         method = context.get("method")
         match event:
             case events.TuningQueued():
@@ -80,37 +80,37 @@ class Display(AbstractContextManager["Display"]):
                     self.say(f"{event.method}: failed: {in_words(event.error)}")
 
     def warn(self, text: str, **context: object) -> None:
-        """A warning, told once however often it comes."""
+        """Show a warning, once however often it comes."""
         if text not in self._warned:
             self._warned.add(text)
             self.say(f"warning: {text}")
 
     def result(self, text: str, **context: object) -> None:
-        """A path or a name: what the command is for."""
+        """Print a result: a path or a name."""
         self.end_stage()
-        streams.out(text)
+        streams.print_result(text)
 
     def table(self, rows: Sequence[Sequence[str]]) -> None:
-        """Results in columns, the first row being their names."""
+        """Print results in columns. The first row has their names."""
         self.end_stage()
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
-            streams.out("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+            streams.print_result("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
     def error(self, message: str, error: Exception, flags: Flags | None = None) -> None:
-        """Why the command ends. `flags` are those of the command, for an error that refuses one."""
+        """Show the error that ends the command. `flags` are those of the command, for an error that refuses one."""
         self.end_stage()
-        streams.err(f"error: {message}")
+        streams.print_message(f"error: {message}")
 
     def stage(self, name: str, done: int, total: int, note: str) -> None:
-        """So much of a stage is done; a line at every eighth."""
+        """Show how much of a stage is done: a line at every eighth."""
         shown = name, done * LINES_PER_STAGE // max(1, total)
         if shown != self._shown:
             self._shown = shown
             self.say(f"{name}: {done}/{total}{', ' + note if note else ''}")
 
     def end_stage(self) -> None:
-        """The stage is over."""
+        """End the stage."""
         self._shown = ("", -1)
 
 
@@ -129,7 +129,7 @@ class BarDisplay(Display):
         self._console.print(line, markup=False, soft_wrap=True)
 
     def stage(self, name: str, done: int, total: int, note: str) -> None:
-        """So much of a stage is done; another name is another bar."""
+        """Show how much of a stage is done; another name is another bar."""
         if name != self._name:
             self.end_stage()
         if self._bars is None:
@@ -151,23 +151,23 @@ class JsonDisplay(Display):
     """One JSON object per line on standard output: events, then results. Pictures are in files, not in the lines."""
 
     def event(self, event: events.EditEvent | events.CompareEvent, **context: object) -> None:
-        """The event by its name, such as `edit_step`, and its fields."""
+        """Print the event: its name, such as `edit_step`, and its fields."""
         fields = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
         self._print({"event": _snake(type(event).__name__), **context, **fields})
 
     def warn(self, text: str, **context: object) -> None:
-        """The warning as an event of its own, `warning`."""
+        """Print the warning as an event of its own, `warning`."""
         self._print({"event": "warning", "text": text, **context})
 
     def result(self, text: str, **context: object) -> None:
-        """The result under its kind."""
+        """Print the result under its kind."""
         self._print({"event": "result", "value": text, **context})
 
     def table(self, rows: Sequence[Sequence[str]]) -> None:
-        """Nothing: what the rows tell was in the events."""
+        """Print nothing: the events had all of it."""
 
     def error(self, message: str, error: Exception, flags: Flags | None = None) -> None:
-        """The error on standard error as ever, and with its reason on standard output; `option` is what it refuses."""
+        """Show the error on standard error, and print it with its reason; `option` is the one that it refuses."""
         super().error(message, error)
         told: dict[str, Any] = {"event": "error", "reason": "LOCAL", "message": message, "metadata": {}}
         if isinstance(error, UniTuneError):
@@ -177,11 +177,11 @@ class JsonDisplay(Display):
         self._print(told)
 
     def _print(self, fields: Mapping[str, Any]) -> None:
-        streams.out(json.dumps(plain(fields)))
+        streams.print_result(json.dumps(plain(fields)))
 
 
 def display(as_json: bool) -> Display:
-    """The right display for where standard error goes."""
+    """The display for JSON, for a terminal, or for plain lines."""
     if as_json:
         return JsonDisplay()
     return BarDisplay() if sys.stderr is not None and sys.stderr.isatty() else Display()
@@ -224,7 +224,7 @@ def _in_words(accepted: events.EditAccepted) -> str:
 
 
 def _mask_in_words(config: events.SamplingConfig) -> str:
-    """What interpolation goes by, where it is not the difference as ever."""
+    """The mask of the interpolation, unless it is the difference, which is the default."""
     if config.mask_source in ("", "difference"):
         return ""
     return f" outside of the mask ({config.mask_source}{', only masked' if config.only_masked else ''})"

@@ -1,32 +1,20 @@
 """`unitune edit` and `unitune tune`."""
 
 import hashlib
-import io
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
 import click
-from PIL import Image
 
-from unitune.errors import Cancelled, InvalidArgument, InvalidField, UniTuneError
+from unitune.errors import Cancelled, InvalidArgument, InvalidField
 from unitune.options import EDIT, SAMPLING, TUNING
 from unitune_client import events
 from unitune_client.channel import INLINE_MASK_BYTES
-from unitune_client.cli.checks import (
-    TUNED_METHOD,
-    check_choices,
-    check_fast,
-    check_mask,
-    check_mask_text,
-    check_prompts,
-    check_super_resolution,
-    check_words,
-    mask_of,
-    refuse_kind,
-)
+from unitune_client.cli.cancellation import COMMAND_LABEL, cancel, cancel_tunings_of, say_it_goes_on
 from unitune_client.cli.connection import connection
 from unitune_client.cli.display import Display, display
 from unitune_client.cli.options import (
@@ -41,16 +29,19 @@ from unitune_client.cli.options import (
     tuning_options,
 )
 from unitune_client.cli.outputs import Outputs, folder_of, slugs
+from unitune_client.cli.photo_files import read_mask, read_photo
 from unitune_client.cli.record import Record
-from unitune_client.cli.sheet import SheetEdit, can_show, contact_sheet
+from unitune_client.cli.sheet import SheetEdit, can_show, contact_sheet, sheet_file
 from unitune_client.client import Client
 from unitune_client.messages import of_field
 from unitune_client.options import EditOptions, TuningOptions
-from unitune_client.pictures import Picture, picture_bytes
+from unitune_client.pictures import Picture
 
-COMMAND_LABEL = "command"  # of a tuning, which tells the command that made it from those that found it
+DEFAULT_METHOD = "unitune"  # of every server
 METHOD_PER_PROMPT = "imagic"  # it tunes for one text
 AUTOMATIC_METHODS = ("unitune", "sdedit")  # unless asked; the others start from the noisiest level, as published
+SINGLE_WORDS = 3  # from this number on, prompts of one word each are most likely one prompt
+TUNING_EVENTS = (events.TuningSnapshot, events.TuningQueued, events.TuningStarted, events.TuningProgress)
 
 EXAMPLES = """
 \b
@@ -81,8 +72,8 @@ Examples:
     "--like",
     metavar="PICTURE",
     type=PathOption(),
-    help="A picture that UniTune made: take its prompt, seed and every setting, but for what is given here beside it. "
-    "With the same PHOTO and nothing else it is made again. Another --method takes its seed alone.",
+    help="A picture that UniTune made: take its prompt, seed and every setting, except what is given here beside it. "
+    "With the same PHOTO and nothing else it is made again. Another --method takes only its seed.",
 )
 @result_options
 @field_option(SAMPLING["method"], type=str)
@@ -160,20 +151,21 @@ def edit_command(
 ) -> None:
     """Edit PHOTO, a PNG, JPEG or WebP file, by each PROMPT, which describes the picture you want to see.
 
-    The model is tuned on the photo once; all prompts, and later commands with the same photo, use that tuning (imagic
-    makes one for each prompt). Without
-    --address the services run here for as long as the command does. The pictures, and a sheet of all of them, go
-    into OUT; their paths are printed. What is refused is refused, and what is warned of is told, before the tuning.
+    The model is tuned on the photo once. All prompts, and later commands with the same photo, use that tuning; imagic
+    makes one for each prompt. Without --address the services run here for as long as the command does. The pictures,
+    and a sheet of all of them, go into OUT, and their paths are printed. Before the first tuning the server checks
+    every prompt and every option; refusals and warnings come then.
 
     Each picture says how it was made: `unitune show PICTURE` prints it, and --like PICTURE does the same again.
 
-    The settings in force, defaults filled in, are told when an edit starts; `unitune doctor` shows a server's.
+    When an edit starts, its settings are told, with defaults filled in. `unitune doctor` shows a server's defaults.
     """
-    record = Record.of(like, "--like") if like is not None else None
+    record = Record.read(like, "--like") if like is not None else None
     prompts = prompts or ((record.prompt,) if record is not None else ())
     if not prompts:
         raise InvalidField("PROMPT", "unset", "describe the picture that you want to see, or give --like PICTURE")
-    data, further = picture_bytes_of(photo), [picture_bytes_of(one, "--photo") for one in further_photos]
+    data, further = read_photo(photo), [read_photo(one, "--photo") for one in further_photos]
+    mask_data = read_mask(mask)
     outputs = Outputs(folder_of(output), photo, overwrites=overwrite)
     said = {
         "strength": strength,
@@ -182,7 +174,7 @@ def edit_command(
         "negative_prompt": negative_prompt,
         "base_prompt": base_prompt,
         "prompt_guidance_scale": prompt_guidance_scale,
-        "mask": mask_of(mask),
+        "mask": mask_data,
         "mask_source": mask_source,
         "mask_text": mask_text,
         "inverted": inverted or None,
@@ -207,57 +199,51 @@ def edit_command(
         "omit_metadata": omit_metadata or None,
     }
     options = cast(EditOptions, said)  # a server knows the words that it takes
-    with display(as_json) as show, connection(address, base_model, show.say) as client:
-        info = client.server_info()
-        if record is not None:
-            check_like(record, info, data, further, options, show)
-            options = record.options(cast(EditOptions, {**options, "method": method, "automatic": automatic}))
-            tuning = dict(record.tuning_options(cast(TuningOptions, tuning), method))
-            method, automatic = options.get("method"), options.get("automatic")
-        method = method or info.sampling_defaults.method or TUNED_METHOD
-        check_prompts(info, prompts, options, method)
-        check_choices(info, method, options)
-        check_mask_text(info, options)
-        check_super_resolution(info, options)
-        if automatic is None:
-            is_open = not clip_filter and not fast and strength is None and guidance_scale is None
-            automatic = info.base_model.has_clip_filter and is_open and method in AUTOMATIC_METHODS
-        options["automatic"] = automatic or None
-        check_fast(info, method, options)
-        tunes = method in (TUNED_METHOD, *info.method_tuning_defaults)
-        if tunes:
-            check_words(info, prompts, method, **tuning)
-        else:
-            options.update(cast(EditOptions, tuning))  # the server makes the tuning, if there is one
-        say_what_the_model_knows(info, show)
-        image = client.upload_image(data)
-        check_mask(options, image)
-        options["mask"] = uploaded_if_large(client, options.get("mask"))
-        if method != TUNED_METHOD:
-            tuning["method"] = method
-        options = cast(EditOptions, {**options, "method": method})
-        named = slugs(prompts)
-        for prompt in named:
-            asked = cast(EditOptions, {**options, **(tuning if tunes else {})})
-            for warning in client.check_edit(image, prompt, **asked).warnings:
-                show.warn(warning, prompt=prompt)
-        target: events.Image | events.Tuning = image
-        if tunes and method != METHOD_PER_PROMPT:
-            target = tune(client, image, show, further_images=further, **tuning)
-        edits: list[SheetEdit] = []
-        captions = captions_of(named, show)
-        for prompt, slug in named.items():
-            if method == METHOD_PER_PROMPT:
-                target = tune(client, image, show, further_images=further, tuning_prompt=prompt, **tuning)
-            for edited in edit(client, target, prompt, options, show):
-                path = outputs.save(edited.png, slug, f"seed{edited.seed}")
-                if edited.scores is not None:
-                    show.say(what_the_gate_says(edited))
-                show.result(str(path), kind="picture", prompt=prompt, seed=edited.seed)
-                caption = f"{captions[prompt]} (seed {edited.seed})" if len(seeds) > 1 else captions[prompt]
-                edits.append((caption, edited.png, edited.mask or b""))
-        sheet = outputs.save(png_of(contact_sheet([(data, edits)])), "sheet")
-        show.result(str(sheet), kind="sheet")
+    with display(as_json) as show:
+        warn_of_single_words(prompts, show)
+        with connection(address, base_model, show.say) as client:
+            info = client.server_info()
+            if record is not None:
+                check_like(record, info, data, further, options, show)
+                options = record.options(cast(EditOptions, {**options, "method": method, "automatic": automatic}))
+                tuning = dict(record.tuning_options(cast(TuningOptions, tuning), method))
+                method, automatic = options.get("method"), options.get("automatic")
+            method = method or info.sampling_defaults.method or DEFAULT_METHOD
+            if automatic is None:
+                is_open = not clip_filter and not fast and strength is None and guidance_scale is None
+                automatic = info.base_model.has_clip_filter and is_open and method in AUTOMATIC_METHODS
+            tunes = method in (DEFAULT_METHOD, *info.method_tuning_defaults)
+            if further and not tunes:
+                raise InvalidField("--photo", "given", f"leave it out: {method} tunes on no further photos")
+            say_what_the_model_knows(info, show)
+            image = client.upload_image(data)
+            options["mask"] = uploaded_if_large(client, options.get("mask"))
+            options["automatic"] = automatic or None
+            options = cast(EditOptions, {**options, "method": method})
+            asked = cast(EditOptions, {**options, **tuning})
+            named = slugs(prompts)
+            since = validate(client, image, named, asked, show)
+            target: events.Image | events.Tuning = image
+            if method != DEFAULT_METHOD:
+                tuning["method"] = method
+            if tunes and method != METHOD_PER_PROMPT:
+                made = tune(client, image, show, further_images=further, **tuning)
+                if further:  # which no request of an edit can name
+                    target, asked = made, options
+            edits: list[SheetEdit] = []
+            paths: list[Path] = []
+            captions = captions_of(named, show)
+            for prompt, slug in named.items():
+                if method == METHOD_PER_PROMPT:
+                    tune(client, image, show, further_images=further, tuning_prompt=prompt, **tuning)
+                for edited in edit(client, target, prompt, asked, show, since=since):
+                    path = outputs.save(edited.png, slug, f"seed{edited.seed}")
+                    show.result(str(path), kind="picture", prompt=prompt, seed=edited.seed)
+                    caption = f"{captions[prompt]} (seed {edited.seed})" if len(seeds) > 1 else captions[prompt]
+                    edits.append((caption, edited.png, edited.mask or b""))
+                    paths.append(path)
+            file = sheet_file(contact_sheet([(data, edits)]), paths, omit_metadata=omit_metadata)
+            show.result(str(outputs.save(file, "sheet")), kind="sheet")
 
 
 @click.command("tune")
@@ -286,7 +272,7 @@ def tune_command(
       unitune tune cat.png --updates 256 --address 127.0.0.1:50051
       unitune tune cat.png --method imagic --prompt "a cat on a beach" --address 127.0.0.1:50051
     """
-    data, further = picture_bytes_of(photo), [picture_bytes_of(one, "--photo") for one in further_photos]
+    data, further = read_photo(photo), [read_photo(one, "--photo") for one in further_photos]
     with display(as_json) as show, connection(address, base_model, show.say) as client:
         say_what_the_model_knows(client.server_info(), show)
         image = client.upload_image(data)
@@ -296,39 +282,60 @@ def tune_command(
             show.result(made.name, kind="tuning", tuning=made)
 
 
+def validate(
+    client: Client, image: events.Image, prompts: Iterable[str], asked: EditOptions, show: Display
+) -> datetime | None:
+    """Have the server check the edit by each prompt, and show its warnings; the time of the first check, by its clock.
+
+    Raises what any of the edits would be refused with, before the first tuning begins.
+    """
+    times = []
+    for prompt in prompts:
+        accepted = client.check_edit(image, prompt, **asked)
+        for warning in accepted.warnings:
+            show.warn(warning, prompt=prompt)
+        times.append(accepted.create_time)
+    return times[0]
+
+
 def tune(client: Client, image: events.Image, show: Display, **config: Any) -> events.Tuning:
     """The picture's tuning, READY, with its progress on show. An interrupt cancels it, unless another made it."""
-    began, mark = time.monotonic(), secrets.token_hex(4)
+    asked_s, mark = time.monotonic(), secrets.token_hex(4)
     tuning = client.create_tuning(image, labels={COMMAND_LABEL: mark}, **config)
     is_ours = tuning.labels.get(COMMAND_LABEL) == mark
     for warning in tuning.warnings:
-        show.say(f"warning: {warning}")
+        show.warn(warning)
+    if tuning.config.total_updates == 0:
+        show.warn("the tuning has no updates, so edits are those of the base model; --updates says how many it has")
     if tuning.state == events.TuningState.READY:
         show.say("this picture was tuned on before")
         return tuning
+    began_s = None
     try:
         for event in client.watch_tuning(tuning.name):
             show.event(event)
-            if isinstance(event, events.TuningReady):
+            if isinstance(event, events.TuningStarted) and began_s is None:
+                began_s = time.monotonic()
+            elif isinstance(event, events.TuningReady):
                 tuning = event.tuning
     except KeyboardInterrupt:
         if is_ours:
             cancel(show, "tuning", tuning.name, client.cancel_tuning)
         else:
-            show.end_stage()
-            show.say(f"{tuning.name} goes on: another command made it")
+            say_it_goes_on(tuning.name, show)
         raise
     except Cancelled as error:
         if error.reason != "TUNING_CANCELLED":
             raise
         message = f"{tuning.name} was cancelled by another command; run this one again"
         raise Cancelled(message, reason=error.reason, metadata=error.metadata) from None
-    show.say(f"tuned in {time.monotonic() - began:.1f} s")
+    began_s = began_s or asked_s
+    show.say(f"waited {began_s - asked_s:.1f} s for a turn, tuned in {time.monotonic() - began_s:.1f} s")
     return tuning
 
 
 def uploaded_if_large(client: Client, mask: Picture | None) -> Picture | None:
-    """The mask, or its upload if no request may carry it: once for all prompts."""
+    """The mask, or its upload if it is too large for a request: one upload serves all prompts."""
     if not isinstance(mask, bytes) or len(mask) <= INLINE_MASK_BYTES:
         return mask
     try:
@@ -338,15 +345,28 @@ def uploaded_if_large(client: Client, mask: Picture | None) -> Picture | None:
 
 
 def edit(
-    client: Client, target: events.Image | events.Tuning, prompt: str, options: EditOptions, show: Display
+    client: Client,
+    target: events.Image | events.Tuning,
+    prompt: str,
+    options: EditOptions,
+    show: Display,
+    *,
+    since: datetime | None,
 ) -> list[events.EditedImage]:
-    """The pictures of an edit, with its progress on show. An interrupt cancels it."""
+    """The pictures of an edit, with its progress on show.
+
+    An interrupt cancels it, and a tuning of an image that the server has made for it, after the time `since`.
+    """
     name, images = "", list[events.EditedImage]()
+    is_tuning, tried = False, 0
     try:
         for event in client.edit(target, prompt, **options):
             show.event(event, prompt=prompt)
+            is_tuning = isinstance(event, TUNING_EVENTS) or (is_tuning and isinstance(event, events.Heartbeat))
             if isinstance(event, events.EditAccepted):
                 name = event.edit
+            elif isinstance(event, events.EditStep):
+                tried = max(tried, event.attempt)
             elif isinstance(event, events.EditedImage):
                 images.append(event)
             elif isinstance(event, events.EditDone):
@@ -354,18 +374,20 @@ def edit(
     except KeyboardInterrupt:
         if name:
             cancel(show, "edit", name, client.cancel_edit)
+        if is_tuning and isinstance(target, events.Image):
+            cancel_tunings_of(client, target.name, since, show)
         raise
+    for image in images:
+        if image.scores is not None:
+            is_exact = len(images) == 1 or image.strength is not None  # a seed that passed is not tried again
+            show.say(choice_in_words(image, image.scores, tried, is_exact=is_exact))
     return images
 
 
-def cancel(show: Display, what: str, name: str, call: Callable[[str], object]) -> None:
-    """Cancel on the server and say so, whatever the answer is."""
-    show.end_stage()
-    try:
-        call(name)
-        show.say(f"cancelled {what} {name}")
-    except UniTuneError as error:
-        show.say(f"could not cancel {what} {name}: {error}")
+def warn_of_single_words(prompts: Sequence[str], show: Display) -> None:
+    """Warn of prompts that look like one whose quotes were forgotten."""
+    if len(prompts) >= SINGLE_WORDS and all(len(prompt.split()) == 1 for prompt in prompts):
+        show.warn(f"{len(prompts)} prompts of one word each; put quotes around a prompt of several words")
 
 
 def say_what_the_model_knows(info: events.ServerInfo, show: Display) -> None:
@@ -377,34 +399,20 @@ def say_what_the_model_knows(info: events.ServerInfo, show: Display) -> None:
         )
 
 
-def what_the_gate_says(edited: events.EditedImage) -> str:
-    """One line: passed or not, by which scores, and what was chosen."""
-    scores = edited.scores
-    assert scores is not None
-    chosen = f" at strength {edited.strength:g}, guidance {edited.guidance_scale:g}" if edited.strength else ""
-    figures = f"prompt {scores.base_prompt:.2f} -> {scores.prompt:.2f}, kept {scores.kept:.2f}"
-    return f"gate: {'passed' if scores.passed else 'not passed'}{chosen} ({figures})"
-
-
-def picture_bytes_of(photo: str, argument: str = "PHOTO") -> bytes:
-    """The photo's file. Raises InvalidField under the argument's own name."""
-    try:
-        data = picture_bytes(Path(photo))
-    except InvalidField as error:
-        raise InvalidField(argument, photo, error.metadata["remedy"]) from None
-    refuse_kind(argument, photo, data)
-    return data
-
-
-def png_of(sheet: Image.Image) -> bytes:
-    """A contact sheet's file."""
-    file = io.BytesIO()
-    sheet.save(file, "PNG")
-    return file.getvalue()
+def choice_in_words(image: events.EditedImage, scores: events.Scores, tried: int, *, is_exact: bool) -> str:
+    """Which picture the CLIP filter took, of how many, and why. `is_exact`: this seed was tried as often as that."""
+    settings = f" at strength {image.strength:g} and guidance {image.guidance_scale:g}" if image.strength else ""
+    number = f"{'' if is_exact else 'at most '}{tried} that were tried"
+    among = f", the best of {number}" if tried > 1 else ", the only one that was tried"
+    verdict = "It passes the CLIP filter" if scores.passed else "It does not pass the CLIP filter"
+    return (
+        f"seed {image.seed}: the picture{settings} was taken{among}. {verdict}: likeness to PROMPT {scores.prompt:.2f} "
+        f"(of PHOTO {scores.base_prompt:.2f}), likeness to PHOTO {scores.kept:.2f} (1 is the same)"
+    )
 
 
 def captions_of(prompts: Iterable[str], show: Display) -> dict[str, str]:
-    """What stands under the pictures of each prompt: itself, or its number, told, where no font has its letters."""
+    """The caption of each prompt: the prompt, or its number where no font has its letters, which is said."""
     captions = {}
     for number, prompt in enumerate(prompts, start=1):
         captions[prompt] = prompt if can_show(prompt) else f"prompt {number}"
@@ -418,7 +426,7 @@ def captions_of(prompts: Iterable[str], show: Display) -> dict[str, str]:
 def check_like(
     record: Record, info: events.ServerInfo, data: bytes, further: Sequence[bytes], asked: EditOptions, show: Display
 ) -> None:
-    """Warn of what makes another picture than the recorded one. Raises InvalidField for files that are missing."""
+    """Warn of what makes another picture than the recorded one. Raises InvalidField for missing files."""
     if hashlib.sha256(data).hexdigest() != record.photo:
         show.warn("PHOTO is not the file that the picture of --like was made from; the result will be another")
     if info.base_model.digest != record.base_model:

@@ -6,7 +6,7 @@ options: an option is called as the field is, or stands in ALIASES.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import click
 
@@ -14,6 +14,7 @@ from unitune.errors import UniTuneError
 from unitune.options import name_of, options_of
 from unitune.v1 import edit_pb2, image_pb2, tuning_pb2
 from unitune_client.cli.options import shown
+from unitune_client.cli.refused_value import problem_of
 from unitune_client.options import OwnTuningOptions
 
 # Fields whose option is called otherwise in the code of some command.
@@ -59,6 +60,7 @@ class Flags:
 
     def __init__(self, command: click.Command, arguments: Sequence[str] = ()) -> None:
         """`arguments` are those that it was called with."""
+        self._command = command
         self._by_name = {param.name: param for param in command.params}
         self._arguments = arguments
 
@@ -78,7 +80,22 @@ class Flags:
         if field is None or not error.message.startswith(f"{field} is ") or not error.message.endswith(remedy):
             return error.message
         value = error.message.removeprefix(field).removesuffix(remedy)
-        return f"{self.of(field) or field}{value}{self._in_words(remedy, field)}"
+        if self._arguments:
+            value = problem_of(value, error.metadata.get("value", ""), self._texts_of(field))
+        option, remedy = self.of(field) or field, self._in_words(remedy, field)
+        return f"{option}{value}{remedy.replace('leave it out', 'leave them out') if ', ' in option else remedy}"
+
+    def _texts_of(self, field: str) -> list[str]:
+        """What the user gave the option of a field, as it was typed."""
+        option, words = self.of(field) or field, list(self._arguments)
+        if self._command.name in words:
+            del words[: words.index(self._command.name) + 1]
+        try:
+            typed, _, _ = self._command.make_parser(click.Context(self._command)).parse_args(words)
+        except click.ClickException:
+            return []
+        given = [typed.get(param.name or "") for param in self._command.params if option in (*param.opts, shown(param))]
+        return list(_texts(given))
 
     def _in_words(self, remedy: str, field: str) -> str:
         own = name_of(field)
@@ -105,7 +122,11 @@ class Flags:
             return "give " + "".join(self.of(word) or word for word in words) + " " * match[0].endswith(" to ")
 
         def named(match: re.Match[str]) -> str:
-            return (self.of(match[0]) if match[0] in FIELDS else None) or match[0]
+            name = self.of(match[0]) if match[0] in FIELDS else None
+            param = self._param(match[0])
+            if name is not None and param is not None and param.nargs > 1 and name == self.of(field):
+                return match[0].rpartition("_")[2].upper()  # another value of the same option, as LOW
+            return name or match[0]
 
         return _LONG_NAME.sub(named, _SET.sub(given, _LEAVE_UNSET.sub(left_out, remedy)))
 
@@ -115,6 +136,15 @@ class Flags:
     def _given_of_tuning(self) -> list[str]:
         options = [shown(param) for name, param in self._by_name.items() if name in OF_TUNING]
         return [flag for flag in options if any(one.split("=")[0] == flag for one in self._arguments)]
+
+
+def _texts(value: object) -> Iterator[str]:
+    """The texts in what click's parser found: a text, or texts in lists or tuples."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            yield from _texts(one)
 
 
 def in_words(error: UniTuneError) -> str:

@@ -1,4 +1,4 @@
-"""Fonts for captions: Pillow brings one for ASCII and Western letters; for others the machine's own are looked through.
+"""Fonts for captions. Pillow brings one for ASCII and Western letters; others are looked for on this machine.
 
 None is shipped: one with Chinese letters has megabytes.
 """
@@ -17,7 +17,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 SUFFIXES = (".ttf", ".otf", ".ttc", ".otc")
 # Looked at first, since they have many letters, and so that a machine's captions have one look.
 WIDE = ("notosans-regular", "dejavusans", "notosanscjk-regular", "notosansjp", "wqy-", "droidsansfallback", "unifont")
-MOST_FILES = 500  # looked at without fontconfig, some tenths of a millisecond each
+MOST_FILES = 500  # looked at without fontconfig, each is opened
 FONTCONFIG_S = 20.0
 NO_LETTER = "\U0010fffd"  # for private use, so that fonts show it as they show what they do not have
 
@@ -51,7 +51,7 @@ def _font(signs: str, size: int) -> Font | None:
 
 
 def _has(font: Font, signs: str) -> bool:
-    """Whether each sign has a form of its own: what a font lacks, it shows as a box, the same for all."""
+    """Whether each sign has a form of its own: a font shows the same box for all signs that it lacks."""
     box = _form(font, NO_LETTER)
     return all(sign.isspace() or _form(font, sign) not in (box, None) for sign in signs)
 
@@ -90,7 +90,7 @@ def _from_fontconfig(signs: str) -> Iterator[Path]:
 
 
 def _folders() -> list[Path]:
-    """Where systems keep fonts; those that are there."""
+    """The folders where systems keep fonts, as far as they exist."""
     home = Path.home()
     if sys.platform == "win32":
         folders = [Path(os.environ.get("WINDIR", r"C:\Windows"), "Fonts")]

@@ -54,25 +54,25 @@ class Commands(click.Group):
         sys.exit(code)
 
     def _run(self, show: Display, given: Sequence[str], run: Callable[[], Any]) -> int:
-        """The exit code of `run`, with a line for whatever it raises."""
+        """The exit code of `run`. Whatever it raises is told in a line."""
         try:
             try:
                 code = run() or 0
                 streams.finish()
                 return code
             except (click.ClickException, UniTuneError, LocalError, OSError) as error:
-                return self._told(show, given, error)
+                return self._report(show, given, error)
         except streams.OutputLost as error:
             if error.is_closed:  # as in `unitune tunings list | head -1`: the reader has what it wanted
                 return OUTPUT_CLOSED
-            streams.err(f"error: {error}")
+            streams.print_message(f"error: {error}")
             return 1
         except (click.Abort, KeyboardInterrupt):
-            streams.err("interrupted")
+            streams.print_message("interrupted")
             return INTERRUPTED
 
-    def _told(self, show: Display, given: Sequence[str], error: Exception) -> int:
-        """Say why the command ends; its exit code."""
+    def _report(self, show: Display, given: Sequence[str], error: Exception) -> int:
+        """Say which error ends the command; its exit code."""
         match error:
             case click.exceptions.NoArgsIsHelpError():
                 error.show()
@@ -103,9 +103,9 @@ class Commands(click.Group):
 
 @contextmanager
 def libraries_kept_quiet(say: Callable[[str], object]) -> Iterator[None]:
-    """Warnings of libraries become a sentence each, once, and their logs go nowhere: a user cannot act on either.
+    """Say each warning of a library once, as a sentence, and drop the logs of libraries: a user cannot act on either.
 
-    Pillow's own limit of pixels is not ours: a server tells its limit, and refuses larger pictures by name.
+    Pillow's own limit of pixels is not UniTune's, which refuses larger pictures by name.
     """
     told: set[str] = set()
 

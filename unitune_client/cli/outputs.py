@@ -1,7 +1,7 @@
-"""Where edited pictures go and what they are called: none takes the place of another unasked.
+"""The folder and the names of edited pictures. No picture replaces another one unless the user asks for it.
 
-A name is `photo--prompt--seed0.png`. Where a file of that name is there with another content, such as the same edit at
-other settings, the new one is `photo--prompt--seed0--2.png`, and so on; the same content keeps its name.
+A name is `photo--prompt--seed0.png`. If a file of that name has another content, such as the same edit at
+other settings, the new one is `photo--prompt--seed0--2.png`, and so on. The same content keeps its name.
 """
 
 import errno
@@ -36,9 +36,9 @@ class Outputs:
         self._overwrites = overwrites
 
     def save(self, data: bytes, *parts: str) -> Path:
-        """Write a PNG file called after the photo and `parts`, which are ASCII; the path that it got.
+        """Write a PNG file named after the photo and `parts`, which are ASCII. Returns its path.
 
-        It appears whole or not at all, and by one name even if other commands write at the same time. Raises OSError.
+        The file appears complete or not at all, and other commands may write at the same time. Raises OSError.
         """
         ending = "".join(f"--{part}" for part in parts)
         stem = shortened(self._stem, self._name_bytes() - len(f"{ending}.png") - NUMBER_BYTES)
@@ -67,7 +67,7 @@ class Outputs:
 
 
 def folder_of(output: str) -> Path:
-    """The folder for the pictures, made if it is not there; a file can be written into it.
+    """The folder for the pictures, into which a file can be written. It is made if it does not exist.
 
     Raises InvalidField naming --out.
     """
@@ -89,7 +89,7 @@ def folder_of(output: str) -> Path:
 
 @contextmanager
 def unfinished_folder(folder: Path) -> Iterator[Path]:
-    """A new folder in `folder` for what is not whole yet; it is gone afterwards."""
+    """A new folder in `folder` for files that are not complete yet. It is removed afterwards."""
     unfinished = _unfinished(folder)
     unfinished.mkdir()
     try:
@@ -99,7 +99,7 @@ def unfinished_folder(folder: Path) -> Iterator[Path]:
 
 
 def give_name(unfinished: Path, path: Path, *, overwrites: bool) -> None:
-    """Give a whole file or folder its name. Raises OSError (FileExistsError) if it is taken, unless it `overwrites`."""
+    """Give a complete file or folder its name. Raises FileExistsError for a name in use, unless it `overwrites`."""
     if overwrites and path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     elif overwrites:
@@ -110,10 +110,19 @@ def give_name(unfinished: Path, path: Path, *, overwrites: bool) -> None:
         raise FileExistsError(errno.EEXIST, "it is there already", str(path))
 
 
+def follow_umask(path: Path) -> None:
+    """Give a file, or the files of a folder, the mode of new files by the umask: some libraries write them as 600."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    for file in [path, *path.rglob("*")]:
+        if file.is_file():
+            file.chmod(0o666 & ~mask)
+
+
 def slug(prompt: str) -> str:
     """A prompt as part of a file's name: `A dog, at night!` becomes `a-dog-at-night`.
 
-    What a name cannot hold is left out; a digest tells apart what would look alike by that.
+    What a name cannot hold is left out. A digest is added where two prompts would get the same name.
     """
     plain = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
     words = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
@@ -123,7 +132,7 @@ def slug(prompt: str) -> str:
 
 
 def slugs(prompts: Iterable[str]) -> dict[str, str]:
-    """The slug of each prompt, once and all different: of two that differ in signs alone, the later gets its digest."""
+    """The slug of each prompt, each a different one: of two that differ only in signs, the later has a digest."""
     named: dict[str, str] = {}
     for prompt in dict.fromkeys(prompts):
         name = slug(prompt)
@@ -134,7 +143,7 @@ def slugs(prompts: Iterable[str]) -> dict[str, str]:
 
 
 def shortened(name: str, limit: int) -> str:
-    """The name if it has at most so many bytes on the disk, else its beginning and a digest of all of it."""
+    """The name if it has at most `limit` bytes on the disk, else its beginning and a digest of all of it."""
     if len(os.fsencode(name)) <= limit:
         return name
     ending = f"-{_digest(name)}"
@@ -149,12 +158,12 @@ def _digest(text: str) -> str:
 
 
 def _unfinished(folder: Path) -> Path:
-    """A name for a file that is not whole yet, which nothing else has."""
+    """A unique name for a file that is not complete yet."""
     return folder / f".unitune-{os.getpid()}-{secrets.token_hex(4)}.unfinished"
 
 
 def _move(unfinished: Path, path: Path) -> bool:
-    """Give a whole file its name, unless something has that name already; whether it was done."""
+    """Give a complete file its name, unless the name is in use. Returns whether it was done."""
     try:
         os.link(unfinished, path)
     except FileExistsError:

@@ -1,6 +1,6 @@
-"""What a picture says of its own making, as the server wrote it: read, shown, and turned into options again.
+"""The metadata of an edited picture, as the server wrote it: read, and turned into options again.
 
-The contract tells the form (EditedImage.png in edit.proto). A picture may come from anybody, so all of it is checked.
+EditedImage.png in edit.proto tells its form. A picture may come from anybody, so every field is checked.
 """
 
 import json
@@ -14,6 +14,8 @@ from unitune.errors import InvalidField
 from unitune_client.options import OF_THE_EDIT, EditOptions, TuningOptions
 
 VERSION = 1
+KEYWORD = "unitune"  # of a picture's text
+SHEET_KEYWORD = "unitune-sheet"  # of a contact sheet's text
 NO_RECORD = "it does not say how it was made: it is not by UniTune, or was made or saved again without that"
 MASK_OPTIONS = ("mask_source", "mask_text", "mask_blur", "mask_keeps", "mask_padding", "only_masked", "interpolation")
 CHOSEN_BY_AUTOMATIC = ("strength", "guidance_scale")
@@ -35,17 +37,17 @@ class Record:
     mask: str = ""
     chosen: Mapping[str, float] = field(default_factory=dict)
     further_photos: tuple[str, ...] = ()
-    whole: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)  # all of it, as it is in the file
 
     @classmethod
-    def of(cls, path: str, argument: str) -> "Record":
+    def read(cls, path: str, argument: str) -> "Record":
         """What the picture at a path says. Raises InvalidField naming `argument`."""
-        return parsed(texts_of(path, argument).get("unitune", ""), path, argument)
+        return parsed(texts_of(path, argument), path, argument)
 
     def options(self, asked: EditOptions) -> EditOptions:
-        """The options that make this picture again, but for those that are asked for.
+        """The options that make this picture again, except those that are asked for.
 
-        With another method than the picture's all are those asked for, and only the seed is the picture's.
+        With another method than the picture's, only the seed is the picture's.
         """
         given = _given(asked)
         if given.get("method", self.method) != self.method:
@@ -61,7 +63,7 @@ class Record:
         return cast(EditOptions, {"seeds": [self.seed], **kept, **given})
 
     def tuning_options(self, asked: TuningOptions, method: str | None) -> TuningOptions:
-        """The same of its tuning; a prompt, and what else the edit has in common with it, are the edit's own.
+        """The options of its tuning. Its prompt, and what else it has in common with the edit, are the edit's own.
 
         `method` is the one asked for.
         """
@@ -73,7 +75,7 @@ class Record:
         return cast(TuningOptions, {**kept, **_given(asked)})
 
     def _left_out(self, given: Mapping[str, Any]) -> set[str]:
-        """What does not go with options that are given."""
+        """The recorded options that do not go with those that are given."""
         leaves = set()
         if given.get("fast"):
             leaves |= {"num_inference_steps"}
@@ -100,8 +102,20 @@ def texts_of(path: str, argument: str) -> dict[str, str]:
         raise InvalidField(argument, path, f"{error.strerror or error}; give a PNG file that UniTune made") from None
 
 
-def parsed(text: str, path: str, argument: str) -> Record:
-    """What the text of a picture at a path says. Raises InvalidField naming `argument`."""
+def pictures_of_sheet(texts: Mapping[str, str]) -> list[str] | None:
+    """The names of the pictures on a contact sheet, by the texts of its file; None if it is none."""
+    try:
+        return [_text(name) for name in json.loads(texts[SHEET_KEYWORD])["pictures"]]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def parsed(texts: Mapping[str, str], path: str, argument: str) -> Record:
+    """What the texts of a picture at a path say. Raises InvalidField naming `argument`."""
+    if (pictures := pictures_of_sheet(texts)) is not None:
+        such = f", such as {pictures[0]}" if pictures else ""
+        raise InvalidField(argument, path, f"it is a contact sheet; give one of its pictures{such}")
+    text = texts.get(KEYWORD, "")
     if not text:
         raise InvalidField(argument, path, NO_RECORD)
     try:
@@ -126,7 +140,7 @@ def parsed(text: str, path: str, argument: str) -> Record:
             mask=_text(said.get("mask", {}).get("sha256", "")),
             chosen={name: float(said["chosen"][name]) for name in CHOSEN_BY_AUTOMATIC} if "chosen" in said else {},
             further_photos=tuple(map(_text, tuning.get("further_pictures", ()))),
-            whole=said,
+            facts=said,
         )
         unknown = (record.sampling.keys() - EditOptions.__annotations__.keys()) | (
             record.tuning.keys() - {*TuningOptions.__annotations__, "seed", "prompt"}

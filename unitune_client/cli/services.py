@@ -34,10 +34,11 @@ base_model_option = click.option(
 @click.option("--port", type=Between(0, 65535), default=PORT, show_default=True, help="Port of the gateway; 0: any.")
 @base_model_option
 def up_command(port: int, base_model: str | None) -> None:
-    """Run the three services here until Ctrl-C. Other commands on this machine find them by themselves.
+    """Run the three services here until Ctrl-C. Other commands on this machine find and use them.
 
     Everything is kept under UNITUNE_HOME (~/.cache/unitune): engines, tuned weights, state, logs. The gateway listens
-    on 127.0.0.1 only and asks for no credentials. A service that ends by itself is started again, a few times.
+    on 127.0.0.1 only and asks for no credentials. A service that ends unasked is started again, a few times; on
+    a full disk it is started again when there is space.
 
     After Ctrl-C what runs gets 30 seconds to end; a second Ctrl-C ends it at once.
 
@@ -49,7 +50,7 @@ def up_command(port: int, base_model: str | None) -> None:
     with LocalServices(base_model, log=show.say, port=port, waits=False) as services:
         try:
             services.share()
-            streams.out(f"listening {services.address}")
+            streams.print_result(f"listening {services.address}")
             show.say("Ctrl-C stops the services")
             while True:
                 services.check()
@@ -62,13 +63,13 @@ def up_command(port: int, base_model: str | None) -> None:
 @click.command("build")
 @base_model_option
 def build_command(base_model: str | None) -> None:
-    """Export a base model and build its engine, so that the first edit need not; print the engine's folder.
+    """Export a base model and build its engine, so that the first edit begins sooner. Print the engine's folder.
 
     \b
     Example:
       unitune build --base-model ~/models/stable-diffusion-v1-5
     """
-    streams.out(str(LocalServices(base_model, log=Display().say).build()))
+    streams.print_result(str(LocalServices(base_model, log=Display().say).build()))
 
 
 @click.command("doctor")
@@ -85,8 +86,8 @@ def doctor_command(vocabulary: bool, address: str | None, base_model: str | None
     """Say what this machine can run and, with --address, what the server there can do.
 
     Exit status: 0; 1 when something here cannot be read or the server does not answer, though all else is told; 2 for
-    a wrong option, such as a --base-model that is none. A missing package is told, and no error: not every machine runs
-    every service.
+    a wrong option, such as a --base-model that is none. A missing package is told and is no error: not
+    every machine runs every service.
 
     \b
     Examples:
@@ -105,14 +106,14 @@ def doctor_command(vocabulary: bool, address: str | None, base_model: str | None
     for what, found in chain(told, doctor.findings_of_server(address, os.environ)):
         if isinstance(found, doctor.Problem):
             problems += 1
-        streams.out(f"{what + ':':<23}{found}")
+        streams.print_result(f"{what + ':':<23}{found}")
     if problems:
         raise click.exceptions.Exit(UNREADABLE)
 
 
 def say_vocabulary(folder: Path | None, address: str | None) -> None:
     """The words of a base model: that of the folder, else of the server, else the embedded one's."""
-    running = None if address or folder else Home.of(os.environ).running()
+    running = None if address or folder else Home.from_environment(os.environ).running()
     address = address or (running.address if running is not None else None)
     if folder is None and address is not None:
         with Client(address) as client:
@@ -120,6 +121,6 @@ def say_vocabulary(folder: Path | None, address: str | None) -> None:
     else:
         words = doctor.vocabulary(folder or base_model_folder(None))
     for kind, some in words.items():
-        streams.out(f"{kind}: {', '.join(some)}")
+        streams.print_result(f"{kind}: {', '.join(some)}")
     if not any(words.values()):
-        streams.out("any word: the vocabulary is open")
+        streams.print_result("any word: the vocabulary is open")

@@ -1,14 +1,19 @@
 """Contact sheets: each picture beside its edits, what they changed and their masks, with captions under them.
 
-`contact_sheet` is of edits, `comparison_sheet` of methods.
+`contact_sheet` is of edits, `comparison_sheet` of methods, `sheet_file` the file of either.
 """
 
+import io
+import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageOps
 
 from unitune.picture_file import rgb
+from unitune.png_text import with_texts
 from unitune_client.cli.fonts import font_for, shown_in_part
+from unitune_client.cli.record import SHEET_KEYWORD, VERSION
 
 PANEL = 256  # pixels; smaller pictures are enlarged by a whole factor until they are about as large
 LARGEST_PANEL = 1024  # pixels; larger pictures are reduced to it
@@ -34,10 +39,10 @@ def contact_sheet(rows: Iterable[tuple[bytes, Sequence[SheetEdit]]]) -> Image.Im
 
 
 def comparison_sheet(picture: bytes, columns: Sequence[tuple[str, Sequence[SheetEdit]]]) -> Image.Image:
-    """The picture and one column per method: under each other its edits, each with its mask below it, if it has one.
+    """The picture and one column per method, with its edits below each other, and each edit's mask below the edit.
 
-    A column is what stands where a method has no picture, such as why it failed, and its edits in the order of the
-    seeds. Raises InvalidArgument for a file that is no picture.
+    A column is the caption of a method without pictures, such as its error, and its edits in the order of the seeds.
+    Raises InvalidArgument for a file that is no picture.
     """
     original = _panel(_opened(picture), "original")
     blank = Image.new("RGB", _opened(picture).size, BACKGROUND)
@@ -52,6 +57,18 @@ def comparison_sheet(picture: bytes, columns: Sequence[tuple[str, Sequence[Sheet
         if any(panel.height > 1 for panel in masks):
             lines.append(masks)
     return _sheet(lines)
+
+
+def sheet_file(sheet: Image.Image, pictures: Iterable[Path], *, omit_metadata: bool) -> bytes:
+    """A sheet as a PNG file. Its metadata, unless it is to be left out, says that it is a sheet, and names its
+    pictures.
+    """
+    file = io.BytesIO()
+    sheet.save(file, "PNG")
+    if omit_metadata:
+        return file.getvalue()
+    facts = {"version": VERSION, "what": "sheet", "pictures": [path.name for path in pictures]}
+    return with_texts(file.getvalue(), {SHEET_KEYWORD: json.dumps(facts, sort_keys=True)})
 
 
 def _sheet(lines: Sequence[Sequence[Image.Image]]) -> Image.Image:

@@ -8,12 +8,12 @@ import click
 
 from unitune_client.cli import streams
 from unitune_client.cli.options import PathOption
-from unitune_client.cli.record import parsed, texts_of
+from unitune_client.cli.record import KEYWORD, SHEET_KEYWORD, parsed, pictures_of_sheet, texts_of
 
 TITLES = {
     "prompt": "prompt",
     "seed": "seed",
-    "sampled_seed": "seed that the gate took",
+    "sampled_seed": "seed that the CLIP filter took",
     "method": "method",
     "sampling": "settings",
     "chosen": "chosen by automatic",
@@ -29,7 +29,9 @@ TITLES = {
 @click.argument("picture", type=PathOption())
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON, as it is in the file.")
 def show_command(picture: str, as_json: bool) -> None:
-    """Say how PICTURE, a PNG file that UniTune made, was made: prompt, seed, settings, tuning, model.
+    """Say how PICTURE, a PNG file by UniTune, was made: prompt, seed, settings, tuning, model.
+
+    Of a contact sheet it prints the names of the pictures.
 
     `unitune edit PHOTO --like PICTURE` makes it again, or another one like it.
 
@@ -39,17 +41,21 @@ def show_command(picture: str, as_json: bool) -> None:
       unitune show out/cat--a-dog--seed0.png --json
     """
     texts = texts_of(picture, "PICTURE")
-    if "unitune" not in texts and "parameters" in texts and not as_json:
-        streams.out(f"not made by UniTune; it says of itself:\n{printable(texts['parameters'])}")
+    if (pictures := pictures_of_sheet(texts)) is not None:
+        lines = [texts[SHEET_KEYWORD]] if as_json else ["a contact sheet of UniTune, of these pictures:", *pictures]
+        streams.print_result(printable("\n".join(lines)))
         return
-    record = parsed(texts.get("unitune", ""), picture, "PICTURE")
+    if KEYWORD not in texts and "parameters" in texts and not as_json:
+        streams.print_result(f"not made by UniTune; it says of itself:\n{printable(texts['parameters'])}")
+        return
+    record = parsed(texts, picture, "PICTURE")
     if as_json:
-        streams.out(json.dumps(record.whole, sort_keys=True))
+        streams.print_result(json.dumps(record.facts, sort_keys=True))
         return
     width = max(map(len, TITLES.values()))
     for name, title in TITLES.items():
-        for line in lines_of(record.whole[name]) if name in record.whole else ():
-            streams.out(f"{title.ljust(width)}  {line}")
+        for line in lines_of(record.facts[name]) if name in record.facts else ():
+            streams.print_result(f"{title.ljust(width)}  {line}")
             title = ""
 
 
@@ -68,5 +74,5 @@ def lines_of(value: Any) -> Iterator[str]:
 
 
 def printable(text: str) -> str:
-    """The text without signs that a terminal would obey: a picture may come from anybody."""
+    """The text with control characters as numbers: a terminal would obey them, and anybody may make a picture."""
     return "".join(sign if sign.isprintable() or sign == "\n" else f"\\x{ord(sign):02x}" for sign in text)

@@ -1,4 +1,4 @@
-"""Standard output and standard error as a command line needs them: paths keep their bytes, and nothing is lost unsaid.
+"""Standard output and standard error: paths keep their bytes, and output that cannot be written is an error.
 
 A path in Python is text in which bytes that are no text stand as lone surrogates. Python refuses to print those in most
 locales, and click writes question marks in others; here they are the path's own bytes again.
@@ -23,7 +23,7 @@ class OutputLost(Exception):
 
 
 def prepare() -> None:
-    """Have both streams take every text: what their encoding lacks is written as the file system encodes it."""
+    """Have both streams take every text. What their encoding lacks is written as the file system encodes it."""
     codecs.register_error(OWN_BYTES, _own_bytes)
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)  # a closed one is None, a test's own has no such method
@@ -31,18 +31,18 @@ def prepare() -> None:
             reconfigure(errors=OWN_BYTES)
 
 
-def out(line: str) -> None:
-    """A line on standard output, at once: a reader sees it while the command runs. Raises OutputLost."""
+def print_result(line: str) -> None:
+    """Print a line on standard output at once, so that a reader sees it while the command runs. Raises OutputLost."""
     try:
         if sys.stdout is not None:  # as after `>&-`
             click.echo(line, file=sys.stdout)
     except OSError as error:
-        _let_go_of_output()
+        _drop_output()
         raise OutputLost(error) from None
 
 
-def err(line: str) -> None:
-    """A line on standard error. Where that cannot be written there is nobody to tell, and the work goes on."""
+def print_message(line: str) -> None:
+    """Print a line on standard error. If that cannot be written, nobody reads it, and the work goes on."""
     with suppress(OSError):
         if sys.stderr is not None:
             click.echo(line, file=sys.stderr)
@@ -54,7 +54,7 @@ def finish() -> None:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError as error:
-        _let_go_of_output()
+        _drop_output()
         raise OutputLost(error) from None
 
 
@@ -73,8 +73,8 @@ def _own_bytes(error: UnicodeError) -> tuple[bytes | str, int]:
         return missing.encode("ascii", "backslashreplace"), error.end
 
 
-def _let_go_of_output() -> None:
-    """Give the stream's file another end: what is still in its buffer would fail again when Python ends."""
+def _drop_output() -> None:
+    """Redirect the stream to nowhere: what is still in its buffer would fail again when Python ends."""
     with suppress(OSError, ValueError):
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, sys.stdout.fileno())

@@ -1,9 +1,10 @@
-"""`unitune tunings`: what was tuned, and what becomes of it."""
+"""`unitune tunings`: list, watch, cancel, export and delete tunings."""
 
 import os
 import re
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
+from pathlib import Path
 
 import click
 
@@ -13,7 +14,7 @@ from unitune_client.cli import streams
 from unitune_client.cli.connection import connection
 from unitune_client.cli.display import display
 from unitune_client.cli.options import Between, output_option, server_options
-from unitune_client.cli.outputs import folder_of, give_name, unfinished_folder
+from unitune_client.cli.outputs import folder_of, follow_umask, give_name, unfinished_folder
 from unitune_client.cli.services import base_model_option
 from unitune_client.local import programs
 from unitune_client.local.home import Home
@@ -43,7 +44,7 @@ def tunings_group() -> None:
 def list_command(state: str | None, address: str | None, base_model: str | None, as_json: bool) -> None:
     """List the tunings, the newest first: name, state, updates of all phases, local time of creation."""
     with (
-        _space_to_delete(address),  # whoever deletes looks first
+        _space_to_delete(address),  # a user lists tunings before deleting one
         display(as_json) as show,
         connection(address, base_model, show.say) as client,
     ):
@@ -89,23 +90,31 @@ def cancel_command(name: str, address: str | None, base_model: str | None, as_js
 @click.option("--overwrite", is_flag=True, help="Replace what is there under the name of the export.")
 @base_model_option
 def export_command(name: str, kind: str, rank: int, output: str, overwrite: bool, base_model: str | None) -> None:
-    """Write the tuning NAME, made by services of this machine, as files that other programs read."""
+    """Write the tuning NAME, made by services of this machine, as files that other programs read; print their path."""
     parts = re.fullmatch(r"tenants/([^/]+)/tunings/([^/]+)", name)
     if parts is None:
         raise InvalidField("NAME", name, "give a tuning's name, such as tenants/default/tunings/t-0a1b")
-    exported = folder_of(output) / EXPORTS[kind]
+    exported = Path(output) / EXPORTS[kind]
     if exported.exists() and not overwrite:
         raise InvalidField("--out", output, f"{exported} is there already; give another folder, or --overwrite")
-    home = Home.of(os.environ)
+    home = Home.from_environment(os.environ)
+    weights = "/".join(("tunings", *parts.groups()))
+    if not any(path.is_file() for path in (home.store / weights).rglob("*")):
+        remedy = f"no weights of it are in {home.store}; give the name of a tuning that `unitune tunings list` shows"
+        raise InvalidField("NAME", name, remedy)
+    folder_of(output)
     home.prepare()
     folder = base_model_folder(base_model)
-    where = {"--base-model": folder, "--store": home.store, "--weights": "/".join(("tunings", *parts.groups()))}
+    where = {"--base-model": folder, "--store": home.store, "--weights": weights}
     with unfinished_folder(exported.parent) as unfinished:
         what = {"--format": kind, "--rank": rank, "--out": unfinished}
         options = [str(word) for option in (where | what).items() for word in option]
-        programs.run(["tuner_svc.tuning_export", *options], home.new_logs() / "export.log", on_stage=streams.err)
+        programs.run(
+            ["tuner_svc.tuning_export", *options], home.new_logs() / "export.log", on_stage=streams.print_message
+        )
+        follow_umask(unfinished / exported.name)
         give_name(unfinished / exported.name, exported, overwrites=overwrite)
-    streams.out(output)
+    streams.print_result(str(exported))
 
 
 @tunings_group.command("delete")
@@ -128,5 +137,5 @@ def in_local_time(time: datetime) -> str:
 
 
 def _space_to_delete(address: str | None) -> AbstractContextManager[None]:
-    """The reserve of this machine's services; of a server it is the server's affair."""
-    return nullcontext() if address else Home.of(os.environ).space_to_delete()
+    """The reserve of this machine's services. A server at an address has its own."""
+    return nullcontext() if address else Home.from_environment(os.environ).space_to_delete()

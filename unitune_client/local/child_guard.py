@@ -1,11 +1,11 @@
-"""Runs a module as a program that ends when its parent does, however that ended.
+"""Runs a module as a program that ends when its parent ends, for whatever reason.
 
     python -P child_guard.py PARENT_PID GRACE_S MODULE [ARGUMENT ...]
 
 Once a second it asks whether the parent is still there; if not, it sends itself SIGTERM and, should that not help in
 GRACE_S seconds, SIGKILL. Linux could do this in the kernel (prctl), but only from code that runs between fork and exec,
-which is not safe in a parent with threads; this works on every Unix. It imports nothing of ours, so the program starts
-as it would by itself.
+which is not safe in a parent with threads; this works on every Unix. It imports no other module of
+UniTune, so the program starts as it would without this one.
 """
 
 import os

@@ -31,7 +31,7 @@ PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
 
 
 class Problem(str):
-    """What could not be found out, and why."""
+    """A finding that could not be made, and its reason."""
 
 
 Finding = tuple[str, str]  # what, and what it is
@@ -52,14 +52,14 @@ def findings(environ: Mapping[str, str]) -> Iterator[Finding]:
     ]:
         backend, _, verdict = line.partition(": ")
         yield backend, verdict
-    yield "home", found(lambda: home_in_words(Home.of(environ)))
-    yield "engines", found(lambda: ", ".join(Home.of(environ).engine_names()) or NO_ENGINES)
-    yield "running here", found(lambda: running_in_words(Home.of(environ)))
+    yield "home", found(lambda: home_in_words(Home.from_environment(environ)))
+    yield "engines", found(lambda: ", ".join(Home.from_environment(environ).engine_names()) or NO_ENGINES)
+    yield "running here", found(lambda: running_in_words(Home.from_environment(environ)))
     yield "embedded model", found(lambda: str(embedded_base_model() or "not installed; give --base-model"))
 
 
 def found(look: Callable[[], str]) -> str:
-    """What `look` finds, or the Problem with it."""
+    """What `look` finds, or a Problem."""
     try:
         return look()
     except OSError as error:
@@ -103,17 +103,17 @@ def base_model_findings(folder: Path) -> Iterator[Finding]:
     missing = [part for part in PARTS if not (folder / part).is_dir()]
     yield (
         "given base model",
-        Problem(f"{folder} lacks {', '.join(missing)}: it is no whole Stable Diffusion model in diffusers layout")
+        Problem(f"{folder} lacks {', '.join(missing)}: it is no complete Stable Diffusion model in diffusers layout")
         if missing
         else str(folder),
     )
 
 
 def findings_of_server(address: str | None, environ: Mapping[str, str]) -> Iterator[Finding]:
-    """What a server says of itself: that at the address, else the one that `unitune up` runs here, if it does."""
+    """The findings of the server at the address, or else of the one that `unitune up` runs here."""
     if address is None:
         try:
-            running = Home.of(environ).running()
+            running = Home.from_environment(environ).running()
         except (LocalError, OSError):  # told already
             running = None
         if running is None:

@@ -1,12 +1,14 @@
-"""The folder in which this machine keeps what its own services need, and who may use it now.
+"""The cache folder of this machine's own services, UNITUNE_HOME, and the lock of the program that uses it.
 
     engines/  graphs/    made once per base model
     store/    state/     tuned weights and pictures; which tunings there are
     logs/                one folder per start, the newest ten
-    reserve              given up on a full disk, so that tunings can be deleted
-    lock, running.json   held by the one program that runs services here; how to reach them, if it shares them
+    builds.json          seconds that the last engine of each base model took
+    reserve              removed on a full disk, so that tunings can be deleted
+    lock                 locked by the one program that runs services here
+    running.json         how to reach them, if that program shares them
 
-The state is one SQLite file, so two gateways must never run on it: services start only under a Claim.
+The state is one SQLite file, so two gateways must never run on it: services start only under the Lock.
 """
 
 import fcntl
@@ -25,7 +27,7 @@ from unitune.system_errors import about
 from unitune_client.local.machine import LocalError, disk_full
 
 KEPT_LOGS = 10
-CLAIM_S = 2.0  # for a program that only looks, or ends, to let go of the lock
+LOCK_S = 2.0  # for a program that only looks, or ends, to let go of the lock
 LOOKS_EVERY_S = 0.05
 RESERVE_BYTES = 4 << 20  # logs of three services, and what they write when they delete
 LEAST_FREE_BYTES = 1 << 20
@@ -43,12 +45,12 @@ class Running:
 
 @dataclass(frozen=True)
 class Home:
-    """The folder; nothing is made before `prepare`."""
+    """The cache folder; nothing is made before `prepare`."""
 
     root: Path
 
     @classmethod
-    def of(cls, environ: Mapping[str, str]) -> Self:
+    def from_environment(cls, environ: Mapping[str, str]) -> Self:
         """UNITUNE_HOME, or ~/.cache/unitune. Raises LocalError for a user who has no home directory."""
         try:
             return cls(Path(environ.get("UNITUNE_HOME") or "~/.cache/unitune").expanduser().absolute())
@@ -88,7 +90,7 @@ class Home:
 
     @contextmanager
     def space_to_delete(self) -> Iterator[None]:
-        """On a full disk give up the reserve for as long as the block lasts: services that delete need space, too."""
+        """On a full disk remove the reserve while the block lasts: services that delete need space, too."""
         if self.root.is_dir() and shutil.disk_usage(self.root).free < RESERVE_BYTES:
             self._reserve.unlink(missing_ok=True)
         try:
@@ -98,7 +100,7 @@ class Home:
                 self._make_reserve()
 
     def _make_reserve(self) -> None:
-        """Fill the reserve, where it takes only a part of the free space. Of zeros some file systems keep nothing."""
+        """Write the reserve, if enough is free beside it. Its bytes are random: some file systems store no zeros."""
         if self._reserve.exists() or shutil.disk_usage(self.root).free < 2 * RESERVE_BYTES:
             return
         try:
@@ -125,28 +127,46 @@ class Home:
         folders = [one for one in self.engines.iterdir() if one.is_dir() and not one.name.startswith(".")]
         return sorted(one.name for one in folders)
 
+    def build_s(self, base_model: str) -> float | None:
+        """Seconds that the last engine for a base model, by its name, took here; None if that is not known."""
+        try:
+            return float(json.loads(self._builds.read_text())[base_model])
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def note_build(self, base_model: str, seconds: float) -> None:
+        """Keep the seconds that an engine took, so that the next build can tell them."""
+        try:
+            builds = json.loads(self._builds.read_text())
+        except (OSError, ValueError):
+            builds = {}
+        with suppress(OSError, TypeError):  # an estimate is worth no error
+            unfinished = self.root / f".builds.{os.getpid()}"
+            unfinished.write_text(json.dumps({**builds, base_model: round(seconds, 1)}))
+            unfinished.replace(self._builds)
+
     def size_bytes(self) -> int:
         """What everything here takes on the disk."""
         return sum(path.stat().st_size for path in self.root.rglob("*") if path.is_file() and not path.is_symlink())
 
-    def claim(self) -> "Claim | None":
-        """The right to run services here; None while another program has it. It ends with this process."""
-        lock = (self.root / "lock").open("a+")
-        gives_up_at = time.monotonic() + CLAIM_S
+    def lock(self) -> "Lock | None":
+        """The lock under which services may run here; None while another program has it. It ends with this process."""
+        file = (self.root / "lock").open("a+")
+        gives_up_at = time.monotonic() + LOCK_S
         while True:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if time.monotonic() > gives_up_at or self.holder() is not None:
-                    lock.close()
+                    file.close()
                     return None
                 time.sleep(LOOKS_EVERY_S)
             else:
-                return Claim(self, lock)
+                return Lock(self, file)
 
     def running(self) -> Running | None:
         """The services that another program runs here and shares; None if there are none."""
-        if not self.root.is_dir() or not self._is_claimed():
+        if not self.root.is_dir() or not self._is_locked():
             return None
         try:
             return Running(**json.loads(self._running.read_text()))
@@ -154,8 +174,8 @@ class Home:
             return None
 
     def holder(self) -> int | None:
-        """The process that has the right to run services here; None if none has, or it has not said so yet."""
-        if not self._is_claimed():
+        """The process that has the lock; None if none has, or it has not written its number yet."""
+        if not self._is_locked():
             return None
         try:
             pid = int((self.root / "lock").read_text())
@@ -164,7 +184,7 @@ class Home:
             return None
         return pid
 
-    def _is_claimed(self) -> bool:
+    def _is_locked(self) -> bool:
         try:
             lock = (self.root / "lock").open()
         except FileNotFoundError:
@@ -177,15 +197,19 @@ class Home:
         return False
 
     @property
+    def _builds(self) -> Path:
+        return self.root / "builds.json"
+
+    @property
     def _running(self) -> Path:
         return self.root / "running.json"
 
 
-class Claim:
-    """The right to run services in a home, until it is released."""
+class Lock:
+    """The lock of a cache folder, until it is released: only its holder runs services there."""
 
-    def __init__(self, home: Home, lock: IO[str]) -> None:
-        self._home, self._lock = home, lock
+    def __init__(self, home: Home, file: IO[str]) -> None:
+        self._home, self._file = home, file
         self._home._running.unlink(missing_ok=True)  # of one that was killed
         self._write_holder(str(os.getpid()))
 
@@ -197,17 +221,17 @@ class Claim:
         unfinished.replace(self._home._running)
 
     def fileno(self) -> int:
-        """The file whose lock is the claim; whoever else has it open holds the claim too."""
-        return self._lock.fileno()
+        """The locked file; a process that inherits it holds the lock, too."""
+        return self._file.fileno()
 
     def release(self) -> None:
         """Let others run services here."""
         self._home._running.unlink(missing_ok=True)
         self._write_holder("")
-        self._lock.close()
+        self._file.close()
 
     def _write_holder(self, text: str) -> None:
-        self._lock.seek(0)
-        self._lock.truncate()
-        self._lock.write(text)
-        self._lock.flush()
+        self._file.seek(0)
+        self._file.truncate()
+        self._file.write(text)
+        self._file.flush()

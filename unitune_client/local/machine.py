@@ -15,11 +15,11 @@ EXTRAS = {
 
 
 class LocalError(Exception):
-    """The services cannot run on this machine, or one of them ended. The message is for people, whole."""
+    """The services cannot run on this machine, or one of them ended. The message is for people, as it is."""
 
 
 def disk_full(path: Path) -> LocalError:
-    """The error of a path of ours whose disk is full, with what frees space."""
+    """The error of a path of UniTune's whose disk is full, with what frees space."""
     return LocalError(f"{full_sentence(path)}, as by `unitune tunings delete NAME`")
 
 

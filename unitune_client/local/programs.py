@@ -1,4 +1,4 @@
-"""Our other programs as child processes: started so that they end with us, stopped so that none is left."""
+"""UniTune's other programs as child processes: they end with this process, and none is left after a stop."""
 
 import os
 import re
@@ -126,7 +126,7 @@ def _environment(settings: Mapping[str, str]) -> dict[str, str]:
 
 
 def _kill(process: Process) -> None:
-    """SIGKILL to a process that still runs, and to whatever it started."""
+    """Send SIGKILL to a process that still runs, and to whatever it started."""
     if process.poll() is None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The three services on this machine, as processes of ours, for as long as a `with` block lasts."""
+"""The three services on this machine, as child processes that run while a `with` block does."""
 
 import errno
 import os
@@ -16,12 +16,11 @@ from unitune.drain import DRAIN_S
 from unitune.v1 import server_pb2, server_pb2_grpc
 from unitune_client.channel import NO_PROXY
 from unitune_client.local import programs
-from unitune_client.local.home import Claim, Home, Running
+from unitune_client.local.home import Home, Lock, Running
 from unitune_client.local.machine import (
     LocalError,
     base_model_folder,
     base_model_name,
-    embedded_base_model,
     missing_modules,
 )
 from unitune_client.local.supervision import Service, Supervisor
@@ -29,7 +28,7 @@ from unitune_client.local.supervision import Service, Supervisor
 CPU_BACKEND = "onnxruntime"  # the only one that needs no half graph
 START_S = 300.0  # a large base model is read from a slow disk
 LOOKS_EVERY_S = 0.05
-NOTICED_S = 1.0  # in which the end of a service is noticed that a caller notices, too
+NOTICED_S = 1.0  # after which the end of a service is noticed for certain
 
 Say = Callable[[str], object]
 
@@ -40,9 +39,9 @@ class LocalServices:
         with LocalServices(log=print) as services, Client(services.address) as client:
             ...
 
-    One that ends by itself is started again at its address, a few times. Should this process be killed, they end by
-    themselves. Their logs are files in the home. Only one program may run services in a home; another one waits for its
-    turn, unless it is told not to.
+    A service that ends unasked is started again at its address, a few times. If this process is killed, the services
+    end, too. Their logs are files in the cache folder. Only one program may run services in a cache folder. Another one
+    waits for its turn, unless it is told not to.
     """
 
     def __init__(
@@ -55,13 +54,13 @@ class LocalServices:
         waits: bool = True,
     ) -> None:
         """`base_model` is a folder in diffusers layout, the embedded one by default. `log` is told what takes long, and
-        of every restart, from another thread. `port` of the gateway; 0 takes a free one. Without `waits` a home in
-        which another program runs its services is a LocalError.
+        of every restart, from another thread. `port` of the gateway; 0 takes a free one. Without `waits` a cache
+        folder in which another program runs its services is a LocalError.
         """
-        self._home = home or Home.of(os.environ)
+        self._home = home or Home.from_environment(os.environ)
         self._base_model = base_model_folder(base_model)
         self._log, self._port, self._waits = log, port, waits
-        self._claim: Claim | None = None
+        self._lock: Lock | None = None
         self._services: dict[str, Service] = {}
         self._supervisor: Supervisor | None = None
         self._began_s = 0.0
@@ -92,15 +91,15 @@ class LocalServices:
         return self._engine()
 
     def wait_for_turn(self) -> Running | None:
-        """Wait until services may start here, which `with` then does; or the services of another program, if it shares
-        some meanwhile. Raises LocalError for a home in use, without `waits`.
+        """Wait until services may start here, which `with` then does. If another program shares its services meanwhile,
+        those are returned. Raises LocalError for a cache folder in use, without `waits`.
         """
-        return self._wait_for_claim(takes_shared=True)
+        return self._wait_for_lock(takes_shared=True)
 
     def share(self) -> None:
         """Let other commands on this machine use these services."""
-        if self._claim is not None:
-            self._claim.share(self.address, str(self._base_model), self.logs)
+        if self._lock is not None:
+            self._lock.share(self.address, str(self._base_model), self.logs)
 
     def check(self) -> None:
         """Raises LocalError if a service has ended and is not started again, with the end of its log."""
@@ -132,22 +131,22 @@ class LocalServices:
             finally:
                 self._services.clear()
                 self._supervisor = None
-                if self._claim is not None:
-                    self._claim.release()
-                    self._claim = None
+                if self._lock is not None:
+                    self._lock.release()
+                    self._lock = None
 
     def _say_drain(self) -> None:
         self._log(f"what still runs gets {DRAIN_S:.0f} s to end; Ctrl-C again ends it at once")
 
     def _start(self) -> None:
-        if self._claim is None:
-            self._wait_for_claim(takes_shared=False)
+        if self._lock is None:
+            self._wait_for_lock(takes_shared=False)
         self._began_s, self.logs = time.monotonic(), self._home.new_logs()
         with _reserved(self._port):
             self._log(f"starting the services; their logs are in {self.logs}")
             store = {"UNITUNE_STORE": str(self._home.store)}
             tuner = {"UNITUNE_TUNER_ADDRESS": "127.0.0.1:0", "UNITUNE_BASE_MODEL": str(self._base_model)}
-            if self._home.engine_names():  # most likely nothing is to be built, and the tuner may load meanwhile
+            if self._home.engine_names():  # most likely nothing is built, and the tuner can load at the same time
                 self._spawn("tuner", "tuner_svc", store | tuner)
             sampler = {"UNITUNE_SAMPLER_ADDRESS": "127.0.0.1:0", "UNITUNE_ENGINE": str(self._engine())}
             self._say_since_start("the engine is there")
@@ -160,19 +159,19 @@ class LocalServices:
                 "UNITUNE_TUNER": self._listening("tuner"),
                 "UNITUNE_SAMPLER": self._listening("sampler"),
             }
-        # With the claim: should this process be killed, nobody else starts a gateway before this one has ended.
-        assert self._claim is not None
-        self._spawn("gateway", "gateway", store | gateway, keep_open=[self._claim.fileno()])
+        # With the lock: should this process be killed, nobody else starts a gateway before this one has ended.
+        assert self._lock is not None
+        self._spawn("gateway", "gateway", store | gateway, keep_open=[self._lock.fileno()])
         self.address = self._listening("gateway")
         self._wait_until_serving()
         self._say_since_start("the gateway answers")
         self._supervisor = Supervisor(list(self._services.values()), self._log, lambda: self.on_failure())
         self._supervisor.start()
 
-    def _wait_for_claim(self, *, takes_shared: bool) -> Running | None:
+    def _wait_for_lock(self, *, takes_shared: bool) -> Running | None:
         self._prepare()
         told: int | str | None = ""
-        while (claim := self._home.claim()) is None:
+        while (lock := self._home.lock()) is None:
             running, holder = self._home.running(), self._home.holder()
             if not self._waits:
                 raise LocalError(_in_use(self._home, running, holder))
@@ -183,7 +182,7 @@ class LocalServices:
                 self._log(f"{who} runs its services in {self._home.root}; waiting for its end")
                 told = holder
             time.sleep(LOOKS_EVERY_S)
-        self._claim = claim
+        self._lock = lock
         return None
 
     def _prepare(self) -> None:
@@ -195,13 +194,13 @@ class LocalServices:
         self._home.prepare()
 
     def _engine(self) -> Path:
-        said = False
+        said, name, began_s = False, base_model_name(self._base_model), time.monotonic()
 
         def say(stage: str = "") -> None:
             nonlocal said
             if not said:
-                name = base_model_name(self._base_model)
-                how_long = ", about half a minute" if self._base_model == embedded_base_model() else ""
+                last_s = self._home.build_s(name)
+                how_long = "" if last_s is None else f"; the last one took {last_s:.0f} s here"
                 self._log(f"building the engine for {name}, once{how_long}")
                 said = True
             if stage:
@@ -217,7 +216,10 @@ class LocalServices:
             build += ["--backend", backend]
         graphs = programs.run(export, self._log_of("export"), on_stage=say)
         build += ["--graphs", str(graphs)]
-        return programs.run(build, self._log_of("build"), on_stage=say)
+        engine = programs.run(build, self._log_of("build"), on_stage=say)
+        if said:
+            self._home.note_build(name, time.monotonic() - began_s)
+        return engine
 
     def _spawn(self, name: str, module: str, settings: dict[str, str], keep_open: Sequence[int] = ()) -> None:
         self._services[name] = Service(name, module, settings, self._log_of(name), keep_open=keep_open)
@@ -280,7 +282,7 @@ def _reserved(port: int) -> Iterator[None]:
 
 
 def _in_use(home: Home, running: Running | None, holder: int | None) -> str:
-    """Who runs services in a home, and what to do about it."""
+    """Who runs services in a cache folder, and what to do about it."""
     if running is not None:
         remedy = f"commands on this machine use it by themselves; to stop it: kill {running.pid}"
         return f"`unitune up` runs already: {running.address}, process {running.pid}; {remedy}"

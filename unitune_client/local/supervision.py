@@ -1,17 +1,19 @@
-"""Services as child processes that are kept running: one that ends by itself is started again where it was.
+"""Services as child processes that are kept running: one that ends unasked is started again at its address.
 
-The others know its address, so it gets the same one. What fails again and again is given up: after RESTARTS restarts
-within WITHIN_S seconds the next end of that service is the end of all.
+The other services know that address. What fails again and again is given up: after RESTARTS restarts
+within WITHIN_S seconds the next end of that service is the end of all. An end on a full disk does not count: then the
+service is started again when there is space.
 """
 
 import re
+import shutil
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from unitune.system_errors import sentence
+from unitune.system_errors import FULL_BYTES, full_sentence, sentence
 from unitune_client.local import programs
 from unitune_client.local.machine import LocalError
 
@@ -19,6 +21,8 @@ RESTARTS, WITHIN_S = 5, 600.0
 FIRST_WAIT_S = 0.5  # before a restart; twice as long before each further one
 LOOKS_EVERY_S = 0.2
 AGAIN_S = 2.0  # before a restart that could not be made
+# Before the first look whether a full disk has space again; twice as long before each further one, up to the longest.
+SPACE_WAIT_S, LONGEST_SPACE_WAIT_S = 2.0, 120.0
 LISTENING = re.compile(rb"^listening (\S+:\d+)$", re.MULTILINE)
 
 Say = Callable[[str], object]
@@ -36,9 +40,10 @@ class Service:
         self._log_bytes = 0  # what earlier runs wrote
         self.process = self._start()
         self.began_s = time.monotonic()
-        self.ended_s: deque[float] = deque()  # when it ended by itself, lately
+        self.ended_s: deque[float] = deque()  # when it ended unasked, lately
         self.starts_at_s: float | None = None  # when it is to be started again
         self.is_awaited = False  # it was started again, and does not listen yet
+        self.space_waits = 0  # how often it was waited for space on the disk, since it last ended with some
 
     def listens(self) -> bool:
         """Whether it has said so; `address` is then known."""
@@ -58,7 +63,7 @@ class Service:
         self.starts_at_s, self.is_awaited = None, True
 
     def failure(self, more: str = "") -> LocalError:
-        """Why it is not there."""
+        """The error that tells its end."""
         return programs.failure(f"the {self.name} ended with status {self.process.returncode}{more}", self.log)
 
     def _start(self) -> programs.Process:
@@ -77,14 +82,14 @@ class Supervisor:
         self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
         self.failure: LocalError | None = None
         self.last_end: LocalError | None = None
-        self._told: set[str] = set()
+        self._said: set[str] = set()
 
     def start(self) -> None:
-        """Begin to look after them."""
+        """Begin to watch the services."""
         self._thread.start()
 
     def end(self) -> None:
-        """Start none again any more."""
+        """Stop watching: no service is started again."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -95,21 +100,25 @@ class Supervisor:
                 try:
                     self._look_at(service)
                 except OSError as error:  # such as a log folder that was cleaned, or no memory for a process
-                    self._tell_once(f"the {service.name} cannot be looked after: {sentence(error)}")
+                    self._say_once(f"the {service.name} cannot be watched: {sentence(error)}")
                     service.starts_at_s = time.monotonic() + AGAIN_S if service.process.poll() is not None else None
                 if self.failure is not None:
                     self._on_failure()
                     return
 
-    def _tell_once(self, problem: str) -> None:
-        if problem not in self._told:
-            self._told.add(problem)
+    def _say_once(self, problem: str) -> None:
+        if problem not in self._said:
+            self._said.add(problem)
             self._say(problem)
 
     def _look_at(self, service: Service) -> None:
         now = time.monotonic()
         if service.starts_at_s is not None:
-            if now >= service.starts_at_s:
+            if now < service.starts_at_s:
+                return
+            if service.space_waits and _is_full(service.log.parent):
+                self._wait_for_space(service, now)
+            else:
                 service.restart()
         elif service.process.poll() is not None:
             self._note_end(service, now)
@@ -118,6 +127,11 @@ class Supervisor:
             self._say(f"the {service.name} listens again, after {now - service.began_s:.1f} s")
 
     def _note_end(self, service: Service, now: float) -> None:
+        if _is_full(service.log.parent):  # a reason to end that no restart takes away
+            self.last_end = service.failure(" and is started again when there is space")
+            self._wait_for_space(service, now)
+            return
+        service.space_waits = 0
         while service.ended_s and service.ended_s[0] < now - WITHIN_S:
             service.ended_s.popleft()
         service.ended_s.append(now)
@@ -132,3 +146,15 @@ class Supervisor:
             f"the {service.name} ended with status {status}; it is started again "
             f"({number} of at most {RESTARTS} times within {minutes}); its log is {service.log}"
         )
+
+    def _wait_for_space(self, service: Service, now: float) -> None:
+        wait_s = min(SPACE_WAIT_S * 2**service.space_waits, LONGEST_SPACE_WAIT_S)
+        service.space_waits += 1
+        service.starts_at_s = now + wait_s
+        full = full_sentence(service.log.parent)
+        self._say(f"the {service.name} is not started again yet: {full}; the next try is in {wait_s:g} s")
+
+
+def _is_full(folder: Path) -> bool:
+    """Whether the folder's disk has so little free space that programs fail for want of it."""
+    return folder.is_dir() and shutil.disk_usage(folder).free < FULL_BYTES
