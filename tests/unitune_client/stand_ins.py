@@ -47,6 +47,19 @@ print("what it says on the way")
 print(folder)
 """
 
+# Writes a base model's folder; the option after the file names it.
+IMPORT = """
+import sys
+from pathlib import Path
+{fault}
+folder = Path(sys.argv[3])
+folder.mkdir(parents=True)
+(folder / "model_index.json").write_text("{{}}")
+(folder / "arguments").write_text(repr(sys.argv[1:]))
+print("import: writing ...", file=sys.stderr)
+print(folder)
+"""
+
 # Code for `write`: the program ends in failure.
 DIES = 'sys.exit("cannot: the model is not a model")'
 
@@ -64,6 +77,7 @@ def write(folder: Path, **faults: str) -> None:
             name="gateway", address="UNITUNE_GATEWAY_ADDRESS", fault=faults.get("gateway", "")
         ),
         ("tuner_svc", "export"): STEP.format(root="--graphs-root", digest="g1", fault=faults.get("export", "")),
+        ("tuner_svc", "single_file"): IMPORT.format(fault=faults.get("single_file", "")),
         ("sampler_svc", "build"): STEP.format(root="--engines", digest="e1", fault=faults.get("build", "")),
     }
     for (package, module), text in programs.items():

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -100,6 +101,64 @@ def test_the_engine_is_built_once(home: Home, base_model: str, said: list[str]) 
     assert [words, "  g1: working on it ...", "  e1: working on it ..."] == said
     arguments = ast.literal_eval((home.engines / "e1" / "arguments").read_text())
     assert {"--graphs": str(home.graphs / "g1"), "--engines": str(home.engines)} == arguments
+
+
+def test_a_single_file_is_written_as_a_folder_once(home: Home, tmp_path: Path, said: list[str]) -> None:
+    """A base model in one file is written into the cache folder, under its name, before the first export alone."""
+    file = tmp_path / "cats.safetensors"
+    file.write_bytes(b"weights")
+
+    LocalServices(str(file), home=home, log=said.append).build()
+    (folder,) = home.models.glob("*/cats")
+    LocalServices(str(file), home=home, log=said.append).build()
+
+    assert 1 == said.count("  import: writing ...")
+    assert [str(file), "--out", str(folder)] == ast.literal_eval((folder / "arguments").read_text())
+    exported = ast.literal_eval((home.graphs / "g1" / "arguments").read_text())
+    assert str(folder) == exported["--base-model"]
+    file.write_bytes(b"other weights")
+    LocalServices(str(file), home=home).build()
+    assert 2 == len(list(home.models.glob("*/cats")))
+
+
+def test_a_file_that_is_refused_is_told_in_one_sentence(home: Home, tmp_path: Path) -> None:
+    """The program's own sentence is the error, and says where its log is."""
+    stand_ins.write(tmp_path / "programs", single_file='sys.exit("import: cats is a Flux model: give another")')
+    (tmp_path / "cats.safetensors").touch()
+
+    with pytest.raises(LocalError, match=r"^cats is a Flux model: give another\n  \(its log is .*import\.log\)$"):
+        LocalServices(str(tmp_path / "cats.safetensors"), home=home).build()
+
+
+@pytest.mark.parametrize("name", ["model.ckpt", "model.bin", "notes.txt"])
+def test_a_file_of_another_kind_is_no_base_model(name: str, home: Home, tmp_path: Path) -> None:
+    """Pickles are refused before anything starts."""
+    (tmp_path / name).touch()
+
+    with pytest.raises(InvalidField, match=r"--base-model is .*: give a \.safetensors file or a folder"):
+        LocalServices(str(tmp_path / name), home=home)
+
+
+def test_the_programs_take_what_they_are_given(
+    home: Home, base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The export's real command line knows the options that a backend on a GPU needs."""
+    note = "Path(arguments_file).write_text(repr(sys.argv[1:]))"
+    stand_ins.write(tmp_path / "programs", export=f"arguments_file = {str(tmp_path / 'export')!r}\n{note}")
+    monkeypatch.setenv("UNITUNE_SAMPLER_BACKEND", "tensorrt")
+    with suppress(LocalError):
+        LocalServices(base_model, home=home).build()
+    given = ast.literal_eval((tmp_path / "export").read_text())
+
+    ended = subprocess.run(
+        [sys.executable, "-m", "tuner_svc.export", *given],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+
+    assert "--fp16" in given
+    assert "unrecognized arguments" not in ended.stderr and 1 == ended.returncode, ended.stderr
 
 
 def test_a_build_tells_what_the_last_one_took(home: Home, base_model: str, said: list[str]) -> None:

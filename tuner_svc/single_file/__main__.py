@@ -55,7 +55,7 @@ def _lora(text: str) -> Lora:
 
 
 def _say(line: str) -> None:
-    print(f"import: {line}", file=sys.stderr, flush=True)
+    print(f"import: {line} ...", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

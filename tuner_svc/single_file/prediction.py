@@ -36,8 +36,8 @@ def prediction_of(header: FileHeader, family: Family, given: str | None) -> Pred
     if kind := family.scheduler.get("prediction_type"):
         return PredictionType(kind, "the family's own", has_zero_snr)
     raise UnusableBaseModel(
-        f"{header.path} does not say what it predicts: give --prediction v for a model of 768 pixels, "
-        "--prediction epsilon for one of 512"
+        f"{header.path} does not say what it predicts: `unitune import FILE` with --prediction v for a model of 768 "
+        "pixels, --prediction epsilon for one of 512, writes it as a folder"
     )
 
 

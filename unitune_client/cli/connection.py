@@ -42,7 +42,7 @@ def connection(address: str | None, base_model: str | None, say: Say) -> Iterato
         services = LocalServices(base_model, home=home, log=say)
         running = services.wait_for_turn()
     if running is not None:
-        if base_model and str(base_model_folder(base_model)) != running.base_model:
+        if base_model and str(base_model_folder(base_model, home.models)) != running.base_model:
             remedy = f"leave it out, or stop `unitune up` (process {running.pid}), which has {running.base_model}"
             raise InvalidField("--base-model", base_model, remedy)
         say(f"using the services of `unitune up` at {running.address}, process {running.pid}")

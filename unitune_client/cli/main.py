@@ -21,7 +21,7 @@ from unitune_client.cli.display import Display, JsonDisplay
 from unitune_client.cli.edit import edit_command, tune_command
 from unitune_client.cli.flags import Flags
 from unitune_client.cli.options import refuse_other_than_text
-from unitune_client.cli.services import build_command, doctor_command, up_command
+from unitune_client.cli.services import build_command, doctor_command, import_command, up_command
 from unitune_client.cli.show import show_command
 from unitune_client.cli.tunings import tunings_group
 from unitune_client.local.machine import LocalError
@@ -154,6 +154,7 @@ for command in (
     tunings_group,
     up_command,
     build_command,
+    import_command,
     doctor_command,
 ):
     main.add_command(command)

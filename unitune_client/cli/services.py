@@ -12,7 +12,7 @@ from unitune_client.cli import streams
 from unitune_client.cli.display import Display
 from unitune_client.cli.options import Address, Between, PathOption
 from unitune_client.client import Client
-from unitune_client.local import doctor
+from unitune_client.local import doctor, programs
 from unitune_client.local.home import Home
 from unitune_client.local.machine import base_model_folder
 from unitune_client.local.services import LocalServices
@@ -25,7 +25,7 @@ base_model_option = click.option(
     metavar="PATH",
     type=PathOption(),
     envvar="UNITUNE_BASE_MODEL",
-    help="Folder of a Stable Diffusion model in diffusers layout.  [env: UNITUNE_BASE_MODEL; default: the embedded "
+    help="A Stable Diffusion model: a folder in diffusers layout, or a .safetensors file.  [env: UNITUNE_BASE_MODEL; default: the embedded "
     "model]",
 )
 
@@ -72,6 +72,54 @@ def build_command(base_model: str | None) -> None:
     streams.print_result(str(LocalServices(base_model, log=Display().say).build()))
 
 
+@click.command("import")
+@click.argument("file", type=PathOption())
+@click.option("-o", "--out", type=PathOption(), metavar="FOLDER", help="The folder to write.  [default: FILE's name]")
+@click.option("--vae", type=PathOption(), metavar="PATH", help="An autoencoder in place of FILE's own: file or folder.")
+@click.option(
+    "--lora", multiple=True, metavar="FILE[:WEIGHT]", help="A LoRA that is merged into the weights; may be repeated."
+)
+@click.option("--prediction", type=click.Choice(("epsilon", "v")), help="What it predicts, if FILE does not say so.")
+@click.option(
+    "--clip-skip", type=Between(1, 24), help="2 leaves the text encoder's last layer out.  [1 to 24; default: 1]"
+)
+@click.option(
+    "--config",
+    type=PathOption(),
+    metavar="FOLDER",
+    help="A diffusers folder of the same architecture, if it is unusual.",
+)
+def import_command(
+    file: str,
+    out: str | None,
+    vae: str | None,
+    lora: tuple[str, ...],
+    prediction: str | None,
+    clip_skip: int | None,
+    config: str | None,
+) -> None:
+    """Write FILE, a base model as one .safetensors file, as a folder for --base-model; print the folder.
+
+    Stable Diffusion 1.x and 2.x. Nothing is downloaded, and FILE is left as it is. Without options --base-model takes
+    FILE itself.
+
+    \b
+    Examples:
+      unitune import ~/models/v1-5-pruned-emaonly.safetensors
+      unitune import model.safetensors -o my-model --vae vae.safetensors --lora style.safetensors:0.8
+    """
+    home = Home.from_environment(os.environ)
+    home.prepare()
+    folder = Path(out or Path(file).stem).absolute()
+    options = {"--vae": vae, "--prediction": prediction, "--clip-skip": clip_skip, "--config": config}
+    words = [str(word) for option in options.items() if option[1] is not None for word in option]
+    for one in lora:
+        words += ["--lora", one]
+    program = ["tuner_svc.single_file", file, "--out", str(folder), *words]
+    log = home.new_logs() / "import.log"
+    streams.print_result(str(programs.run(program, log, on_stage=streams.print_message)))
+
+
 @click.command("doctor")
 @click.option("--vocabulary", is_flag=True, help="Print the words that the base model knows, and nothing else.")
 @click.option(
@@ -95,7 +143,8 @@ def doctor_command(vocabulary: bool, address: str | None, base_model: str | None
       unitune doctor --address 127.0.0.1:50051
       unitune doctor --vocabulary
     """
-    given = base_model_folder(base_model) if base_model else None
+    models = Home.from_environment(os.environ).models
+    given = base_model_folder(base_model, models) if base_model else None
     if vocabulary:
         say_vocabulary(given, address)
         return
@@ -119,7 +168,7 @@ def say_vocabulary(folder: Path | None, address: str | None) -> None:
         with Client(address) as client:
             words = {"words": list(client.server_info().base_model.vocabulary)}
     else:
-        words = doctor.vocabulary(folder or base_model_folder(None))
+        words = doctor.vocabulary(folder or base_model_folder(None, Path()))
     for kind, some in words.items():
         streams.print_result(f"{kind}: {', '.join(some)}")
     if not any(words.values()):

@@ -104,7 +104,7 @@ def export_command(name: str, kind: str, rank: int, output: str, overwrite: bool
         raise InvalidField("NAME", name, remedy)
     folder_of(output)
     home.prepare()
-    folder = base_model_folder(base_model)
+    folder = base_model_folder(base_model, home.models)
     where = {"--base-model": folder, "--store": home.store, "--weights": weights}
     with unfinished_folder(exported.parent) as unfinished:
         what = {"--format": kind, "--rank": rank, "--out": unfinished}

@@ -99,7 +99,10 @@ def running_in_words(home: Home) -> str:
 
 
 def base_model_findings(folder: Path) -> Iterator[Finding]:
-    """Whether a folder has the parts of a base model."""
+    """Whether a folder has the parts of a base model, and what it predicts."""
+    if not folder.exists():  # of a single file
+        yield "given base model", f"a file; the first command that uses it writes it as {folder}"
+        return
     missing = [part for part in PARTS if not (folder / part).is_dir()]
     yield (
         "given base model",
@@ -107,6 +110,20 @@ def base_model_findings(folder: Path) -> Iterator[Finding]:
         if missing
         else str(folder),
     )
+    if not missing:
+        yield "it predicts", prediction_in_words(folder)
+
+
+def prediction_in_words(folder: Path) -> str | Problem:
+    """What a base model predicts, and who says so."""
+    try:
+        scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_bytes())
+        source = folder / "unitune_source.json"
+        told = json.loads(source.read_bytes()) if source.is_file() else {}
+        told_by = told.get("prediction_type_told_by", "scheduler_config.json")
+        return f"{scheduler.get('prediction_type', 'epsilon')} ({told_by})"
+    except (OSError, ValueError, AttributeError) as error:
+        return Problem(f"{folder / 'scheduler'} cannot be read: {error}")
 
 
 def findings_of_server(address: str | None, environ: Mapping[str, str]) -> Iterator[Finding]:

@@ -1,6 +1,7 @@
 """The cache folder of this machine's own services, UNITUNE_HOME, and the lock of the program that uses it.
 
     engines/  graphs/    made once per base model
+    models/              base models that came as one file, as folders
     store/    state/     tuned weights and pictures; which tunings there are
     logs/                one folder per start, the newest ten
     builds.json          seconds that the last engine of each base model took
@@ -68,6 +69,11 @@ class Home:
         return self.root / "graphs"
 
     @property
+    def models(self) -> Path:
+        """Base models that came as one file, written as folders."""
+        return self.root / "models"
+
+    @property
     def store(self) -> Path:
         """The weight store."""
         return self.root / "store"
@@ -82,7 +88,15 @@ class Home:
 
         Raises LocalError when the disk is so full that no service could write its log.
         """
-        for folder in (self.root, self.engines, self.graphs, self.store, self.state.parent, self.root / "logs"):
+        for folder in (
+            self.root,
+            self.engines,
+            self.graphs,
+            self.models,
+            self.store,
+            self.state.parent,
+            self.root / "logs",
+        ):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._make_reserve()
         if shutil.disk_usage(self.root).free < LEAST_FREE_BYTES:

@@ -1,5 +1,6 @@
 """What this machine has to run the services with: the packages of their extras, and a base model."""
 
+import hashlib
 import importlib.util
 from pathlib import Path
 
@@ -37,17 +38,41 @@ def embedded_base_model() -> Path | None:
     return None
 
 
-def base_model_folder(given: str | None) -> Path:
-    """The base model to use: the one that is given, else the embedded one. Raises InvalidField and LocalError."""
+def base_model_file(given: str | None) -> Path | None:
+    """The base model that is given, if it is a single file. Raises InvalidField for a file of another kind."""
+    file = Path(given).expanduser().absolute() if given else None
+    if file is None or not file.is_file():
+        return None
+    if file.suffix != ".safetensors":
+        remedy = "give a .safetensors file or a folder in diffusers layout; files that are pickled are never opened"
+        raise InvalidField("--base-model", str(given), remedy)
+    return file
+
+
+def base_model_folder(given: str | None, models: Path) -> Path:
+    """The base model to use: the one that is given, else the embedded one. Raises InvalidField and LocalError.
+
+    Of a single file it is the folder below `models` that the file is written as, once.
+    """
     if given:
+        if file := base_model_file(given):
+            return folder_of_file(file, models)
         folder = Path(given).expanduser().absolute()
         if not (folder / "model_index.json").is_file():
-            raise InvalidField("--base-model", given, "give a folder in diffusers layout, with model_index.json in it")
+            remedy = "give a folder in diffusers layout, with model_index.json in it, or a .safetensors file"
+            raise InvalidField("--base-model", given, remedy)
         return folder
     embedded = embedded_base_model()
     if embedded is None:
         raise LocalError("no base model is installed here: give --base-model FOLDER in diffusers layout")
     return embedded
+
+
+def folder_of_file(file: Path, models: Path) -> Path:
+    """Where a single file is written as a folder. Another file under the same name has another one."""
+    facts = file.stat()
+    identity = hashlib.sha256(f"{file}:{facts.st_size}:{facts.st_mtime_ns}".encode(errors="surrogateescape"))
+    return models / identity.hexdigest()[:16] / file.stem
 
 
 def base_model_name(folder: Path) -> str:

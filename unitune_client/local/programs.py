@@ -21,6 +21,8 @@ TAIL_LINES = 8
 TELLS_AFTER_S = 1.0  # most programs end sooner, and then there is nothing to tell
 STAGE = re.compile(r"^.+ \.\.\.$", re.MULTILINE)
 
+REFUSAL = re.compile(r"(?:build|export|import): (.+)")
+
 # Of the caller's environment: its own settings, and a port that three services cannot share.
 NOT_INHERITED = {"UNITUNE_HOME", "UNITUNE_ADDRESS", "UNITUNE_HEALTH_ADDRESS"}
 
@@ -71,6 +73,8 @@ def run(program: Sequence[str], log: Path, *, on_stage: Callable[[str], object])
             stop([process], signal.SIGINT)  # an interrupt lets it throw away what it has half made
     last = os.fsdecode(output).strip().rpartition("\n")[2]
     if process.returncode != 0 or not Path(last).is_dir():
+        if refusal := _refusal(log):
+            raise LocalError(f"{refusal}\n  (its log is {log})")
         raise failure(f"python -m {program[0]} ended with status {process.returncode}", log)
     return Path(last)
 
@@ -111,6 +115,13 @@ def failure(what: str, log: Path) -> LocalError:
         return LocalError(f"{what}: {full_sentence(log.parent)}")
     tail = log.read_text(errors="replace").rstrip().splitlines()[-TAIL_LINES:]
     return LocalError("\n  ".join([f"{what}; the end of its log, {log}:", *(tail or ["(it is empty)"])]))
+
+
+def _refusal(log: Path) -> str:
+    """What a program of ours refused, in its own words: its last line, after its name. Empty for any other end."""
+    last = log.read_text(errors="replace").rstrip().rpartition("\n")[2]
+    found = REFUSAL.fullmatch(last)
+    return found[1] if found and not STAGE.fullmatch(last) else ""
 
 
 def _environment(settings: Mapping[str, str]) -> dict[str, str]:

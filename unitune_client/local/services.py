@@ -19,6 +19,7 @@ from unitune_client.local import programs
 from unitune_client.local.home import Home, Lock, Running
 from unitune_client.local.machine import (
     LocalError,
+    base_model_file,
     base_model_folder,
     base_model_name,
     missing_modules,
@@ -53,12 +54,13 @@ class LocalServices:
         port: int = 0,
         waits: bool = True,
     ) -> None:
-        """`base_model` is a folder in diffusers layout, the embedded one by default. `log` is told what takes long, and
+        """`base_model` is a folder in diffusers layout or a .safetensors file, the embedded one by default. `log` is told what takes long, and
         of every restart, from another thread. `port` of the gateway; 0 takes a free one. Without `waits` a cache
         folder in which another program runs its services is a LocalError.
         """
         self._home = home or Home.from_environment(os.environ)
-        self._base_model = base_model_folder(base_model)
+        self._file = base_model_file(base_model)
+        self._base_model = base_model_folder(base_model, self._home.models)
         self._log, self._port, self._waits = log, port, waits
         self._lock: Lock | None = None
         self._services: dict[str, Service] = {}
@@ -208,11 +210,14 @@ class LocalServices:
 
         if not self._home.engine_names():
             say()
+        if self._file is not None and not self._base_model.is_dir():
+            write = ["tuner_svc.single_file", str(self._file), "--out", str(self._base_model)]
+            programs.run(write, self._log_of("import"), on_stage=say)
         export = ["tuner_svc.export", "--base-model", str(self._base_model), "--graphs-root", str(self._home.graphs)]
         build = ["sampler_svc.build", "--engines", str(self._home.engines)]
         backend = os.environ.get("UNITUNE_SAMPLER_BACKEND", CPU_BACKEND)  # the sampler inherits it
         if backend != CPU_BACKEND:
-            export.append("--half")
+            export.append("--fp16")
             build += ["--backend", backend]
         graphs = programs.run(export, self._log_of("export"), on_stage=say)
         build += ["--graphs", str(graphs)]

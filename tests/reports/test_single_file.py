@@ -1,0 +1,63 @@
+"""A base model from a model site: one file, brought by a user who has nothing else."""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+
+from tests.original_names import original_tensors
+from tests.reports.conftest import Unitune
+from tests.tiny_model import tiny_pipeline
+
+
+@pytest.fixture(scope="module")
+def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny base model as one file."""
+    file = tmp_path_factory.mktemp("download") / "tiny-v1.safetensors"
+    save_file(original_tensors(tiny_pipeline()), file)
+    return file
+
+
+def test_a_downloaded_file_edits_a_picture(
+    tiny_file: Path, tiny_model: Path, tmp_path: Path, photo: Path, unitune: Unitune
+) -> None:
+    """`unitune import` writes a folder, `doctor` tells what it predicts, and an edit with it has a picture."""
+    folder = tmp_path / "tiny"
+    here = {"UNITUNE_ADDRESS": ""}  # its own services, whose base model this is
+    ended = unitune("import", tiny_file, "-o", folder, "--config", tiny_model)
+    assert (0, f"{folder}\n") == (ended.returncode, ended.stdout), ended.stderr
+    assert "predicts epsilon" in ended.stderr
+    told = unitune("doctor", "--base-model", folder, env=here)
+    assert "epsilon (the family's own)" in told.stdout, told.stdout
+    edited = unitune(
+        "edit",
+        photo,
+        "a dog",
+        "--base-model",
+        folder,
+        "--updates",
+        "1",
+        "--steps",
+        "2",
+        "-o",
+        tmp_path / "out",
+        env=here,
+    )
+    assert 0 == edited.returncode, edited.stderr
+    assert [path for path in (tmp_path / "out").iterdir() if path.suffix == ".png"]
+
+
+def test_a_file_that_is_none_is_refused_in_one_sentence(tmp_path: Path, photo: Path, unitune: Unitune) -> None:
+    """An SDXL file given as the base model ends the command with what it is and what is accepted; no traceback."""
+    entries = {
+        "conditioner.embedders.1.model.ln_final.weight": {"dtype": "F16", "shape": [0], "data_offsets": [0, 0]},
+        "model.diffusion_model.input_blocks.0.0.weight": {"dtype": "F16", "shape": [0, 4], "data_offsets": [0, 0]},
+    }
+    header = json.dumps(entries).encode()
+    file = tmp_path / "xl.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+    ended = unitune("edit", photo, "a dog", "--base-model", file, env={"UNITUNE_ADDRESS": ""})
+    assert 1 == ended.returncode
+    assert f"error: {file} is an SDXL model: give a Stable Diffusion 1.x or 2.x model" in ended.stderr, ended.stderr
+    assert "Traceback" not in ended.stderr
