@@ -30,20 +30,8 @@ def test_a_downloaded_file_edits_a_picture(
     assert "predicts epsilon" in ended.stderr
     told = unitune("doctor", "--base-model", folder, env=here)
     assert "epsilon (the family's own)" in told.stdout, told.stdout
-    edited = unitune(
-        "edit",
-        photo,
-        "a dog",
-        "--base-model",
-        folder,
-        "--updates",
-        "1",
-        "--steps",
-        "2",
-        "-o",
-        tmp_path / "out",
-        env=here,
-    )
+    asked = ("--base-model", folder, "--updates", "1", "--steps", "2", "-o", tmp_path / "out")
+    edited = unitune("edit", photo, "a dog", *asked, env=here)
     assert 0 == edited.returncode, edited.stderr
     assert [path for path in (tmp_path / "out").iterdir() if path.suffix == ".png"]
 

@@ -25,8 +25,8 @@ base_model_option = click.option(
     metavar="PATH",
     type=PathOption(),
     envvar="UNITUNE_BASE_MODEL",
-    help="A Stable Diffusion model: a folder in diffusers layout, or a .safetensors file.  [env: UNITUNE_BASE_MODEL; default: the embedded "
-    "model]",
+    help="A Stable Diffusion model: a folder in diffusers layout, or a .safetensors file.  "
+    "[env: UNITUNE_BASE_MODEL; default: the embedded model]",
 )
 
 
@@ -87,7 +87,7 @@ def build_command(base_model: str | None) -> None:
     "--config",
     type=PathOption(),
     metavar="FOLDER",
-    help="A diffusers folder of the same architecture, if it is unusual.",
+    help="A diffusers folder of an unusual architecture.",
 )
 def import_command(
     file: str,

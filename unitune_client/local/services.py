@@ -54,9 +54,10 @@ class LocalServices:
         port: int = 0,
         waits: bool = True,
     ) -> None:
-        """`base_model` is a folder in diffusers layout or a .safetensors file, the embedded one by default. `log` is told what takes long, and
-        of every restart, from another thread. `port` of the gateway; 0 takes a free one. Without `waits` a cache
-        folder in which another program runs its services is a LocalError.
+        """`base_model` is a folder in diffusers layout or a .safetensors file, the embedded one by default.
+
+        `log` is told what takes long, and of every restart, from another thread. `port` of the gateway; 0 takes a free
+        one. Without `waits` a cache folder in which another program runs its services is a LocalError.
         """
         self._home = home or Home.from_environment(os.environ)
         self._file = base_model_file(base_model)

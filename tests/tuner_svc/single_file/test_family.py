@@ -95,7 +95,7 @@ def test_the_prediction_type_is_found_in_the_file(
 def test_a_prediction_type_that_nothing_tells_is_asked_for(tmp_path: Path) -> None:
     """Stable Diffusion 1.x predicts epsilon; of 2.x there are both, so it is asked for (M3)."""
     header = read_header(header_file(tmp_path / "model.safetensors", SD_2_NAMES))
-    with pytest.raises(UnusableBaseModel, match="does not say what it predicts: .* with --prediction v"):
+    with pytest.raises(UnusableBaseModel, match=r"does not say what it predicts: .* with --prediction v"):
         prediction_of(header, SD_2, None)
     assert prediction_of(header, SD_2, "v").kind == "v_prediction"
     assert prediction_of(header, SD_1, None) == ("epsilon", "the family's own", False)
