@@ -1,7 +1,7 @@
 """The options of sampling: what each is when it is unset, and what is refused with the request around them.
 
-A filled config has nothing that nothing would read, so that it can be sent again. Which options go together says
-unitune.sampling_rules.
+A filled config holds only options that will be read, so that a client can send it again. unitune.sampling_rules says
+which options go together.
 """
 
 from collections.abc import Sequence

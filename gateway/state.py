@@ -65,7 +65,7 @@ class State:
     def create(self, tuning: Tuning, request: CreateRequest | None) -> Tuning:
         """Queue a new tuning, unless there is a live one of the same tenant and key; the one or the other.
 
-        For a day `recall` finds it by the request. Raises as `recall` does.
+        `recall` finds it by the request for a day at least. Raises as `recall` does.
         """
         tenant = parse(tuning.name, "tunings").tenant
         earlier = self._recalled(tenant, request) if request else None
@@ -116,7 +116,8 @@ class State:
     def remove(self, name: str) -> None:
         """Forget a tuning and its events, on a full disk, too.
 
-        Only the ids of the requests that made it stay known. Nothing else of it is left in any file.
+        Only its name and the requests that made it, an id and a digest each, stay known for a day. Nothing else of it
+        is left in any file.
         """
         self._sql("DELETE FROM events WHERE tuning = (SELECT number FROM tunings WHERE name = ?)", name)
         self._sql("DELETE FROM tunings WHERE name = ?", name)

@@ -10,7 +10,7 @@ UNFINISHED = (Tuning.STATE_QUEUED, Tuning.STATE_RUNNING)
 
 
 class CreateRequest(NamedTuple):
-    """A caller's id for a creation, and a digest of what was asked, so that the id cannot mean two things."""
+    """A caller's id for a creation, and a digest of what was asked: the same id with another request is refused."""
 
     request_id: str
     body: str

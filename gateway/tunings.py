@@ -173,7 +173,7 @@ class Tunings:
         """A new tuning that is not stored yet. Raises as `find_or_make` does."""
         info = self._upstreams.known_tuner or await self._upstreams.tuner_info()
         if config.super_resolution_updates > 0:
-            validation.check_size_for_second_stage(picture, info.base_model)
+            validation.check_size_for_super_resolution(picture, info.base_model)
         if self._upstreams.known_sampler is not None:
             refuse_mismatch(info.base_model.digest, self._upstreams.known_sampler.base_model.digest)
         await self.expire()

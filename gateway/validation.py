@@ -84,8 +84,8 @@ def check_size_of_images(size_bytes: int) -> None:
         raise InvalidField("images", value, remedy)
 
 
-def check_size_for_second_stage(picture: Image | PictureInfo, base_model: BaseModel) -> None:
-    """A second stage is tuned on detail that a small picture does not have."""
+def check_size_for_super_resolution(picture: Image | PictureInfo, base_model: BaseModel) -> None:
+    """Super-resolution is tuned on detail that a small picture does not have."""
     side = base_model.super_resolution_height, base_model.super_resolution_width
     if not images.is_as_large(picture.width, picture.height, side):
         raise InvalidField("image", f"{picture.width}x{picture.height} pixels", images.too_small(side))

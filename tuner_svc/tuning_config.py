@@ -33,15 +33,15 @@ class TuningConfig:
     base_prompt: str = ""  # these three: null-text, as in the edits to come
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
-    super_resolution_updates: int = 0  # UniTune, Imagic: of the second stage, after the denoiser's
+    super_resolution_updates: int = 0  # UniTune, Imagic: of super-resolution, after the denoiser's
 
     def __post_init__(self) -> None:
         check_values(TUNING, {name: getattr(self, name) for name in read_by(TUNING, self.method)}, "config.")
 
     @classmethod
     def of(cls, preset: Preset, method: str = "unitune") -> "TuningConfig":
-        """A base model's own defaults for a method; words that only a caller can give are blanks that pass, and what
-        null-text has in common with an edit is left to that.
+        """A base model's own defaults for a method; words that only a caller knows are `_`, so that the check passes,
+        and what null-text has in common with an edit is left to that.
 
         Raises as the class does.
         """

@@ -19,6 +19,7 @@ values may be of any length, and gRPC silently drops details beyond 8 KB.
 """
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Self, TypedDict, cast
 
 import grpc
@@ -59,10 +60,17 @@ def cut(text: str, characters: int = MAX_MESSAGE_BYTES, size_bytes: int = MAX_ME
 
 
 def shown(value: object) -> str:
-    """A value that a caller sent, as a message or a metadata value repeats it."""
+    """A value that a caller sent, as a message or a metadata value repeats it. Of a long path it is the end."""
+    if isinstance(value, PurePath):
+        value = _end_of(value)
     if isinstance(value, str | bytes):
         value = value[: MAX_SHOWN_VALUE + 1]  # before repr: a value may have megabytes
     return cut(value if isinstance(value, str) else repr(value), MAX_SHOWN_VALUE, MAX_PART_BYTES)
+
+
+def _end_of(path: PurePath) -> str:
+    text = str(path)
+    return text if len(text) <= MAX_SHOWN_VALUE else f"…{text[1 - MAX_SHOWN_VALUE :]}"
 
 
 class UniTuneError(Exception):
@@ -108,6 +116,8 @@ def _refusal(field: str, value: object, remedy: str) -> _Refusal:
     """Message and metadata of an error about one field. Field, value and remedy are each cut if they are long."""
     field, told, remedy = cut(field, MAX_SHOWN_VALUE), shown(value), cut(remedy, size_bytes=MAX_PART_BYTES)
     quoted = told
+    if isinstance(value, PurePath):
+        value = _end_of(value)
     if isinstance(value, str):
         begin = value if len(value) <= MAX_SHOWN_VALUE else f"{value[: MAX_SHOWN_VALUE - 1]}…"
         quoted = cut(repr(begin), size_bytes=MAX_PART_BYTES)

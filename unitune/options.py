@@ -25,7 +25,7 @@ from unitune.v1 import edit_pb2, option_pb2, server_pb2, tuning_pb2
 WORD_CHARACTERS = 64  # a text that may have more may be a prompt
 M = TypeVar("M", bound=Message)
 
-_FILE = edit_pb2.DESCRIPTOR  # in whose package, and pool, the fields are that another one is like
+_FILE = edit_pb2.DESCRIPTOR  # `like` names a field of its package, which is looked up in its descriptor pool
 
 
 @dataclass(frozen=True)

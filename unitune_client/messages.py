@@ -33,7 +33,7 @@ class UnknownOption(InvalidField, TypeError):
 
 
 def tuning_config(options: Mapping[str, Any], place: str = "config.") -> tuning_pb2.TuningConfig | None:
-    """The config of a tuning; None if no option speaks of it. `place` is where a request has it.
+    """The config of a tuning; None if no tuning option is given. `place` is where a request has it.
 
     Raises InvalidField for a value of a wrong type, and for an unknown word.
     """

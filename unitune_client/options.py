@@ -124,8 +124,8 @@ class EditOptions(OwnTuningOptions, total=False):
     leaves no step answers with the picture as the autoencoder sees it. [0 to 1; default: the base model's own]
     """
     interpolation: float | None
-    """interpolation mixes the base image back where the mask is 0. [0 to 1; default: the base model's own; 1 with every
-    mask but that]
+    """interpolation mixes the base image back where the mask is 0. [0 to 1; default: the base model's own for an edit
+    without a mask; 1 with every mask_source except difference]
     """
     negative_prompt: str | None
     """negative_prompt takes the empty prompt's place in guidance. [at most 2000 characters; default: nothing]"""

@@ -32,4 +32,4 @@ def picture_bytes(given: Picture | Tuning, field: str = "image") -> bytes:
         remedy = (
             "give the path of a PNG, JPEG or WebP picture" if field == "image" else "give the path of a PNG picture"
         )
-        raise InvalidField(field, str(given), f"{error.strerror or error}; {remedy}") from None
+        raise InvalidField(field, Path(given), f"{error.strerror or error}; {remedy}") from None

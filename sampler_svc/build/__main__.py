@@ -50,6 +50,8 @@ def builder_of(name: str) -> BackendBuilder:
         from sampler_svc.build.cuda import cuda_builder
 
         return cuda_builder()
+    if name != "tensorrt":
+        raise ValueError(f"{name} has no builder")
     from sampler_svc.build.tensorrt import tensorrt_builder
 
     return tensorrt_builder()

@@ -35,6 +35,8 @@ def backend_of(name: str) -> Backend:
         return Backend(
             cuda_facts(), lambda folder, spec, *_: lambda: OrtCudaEngine.open_tested(folder, spec), CudaGraph
         )
+    if name != "tensorrt":
+        raise ValueError(f"{name} is none of {', '.join(BACKENDS)}")
     from sampler_svc.engines.tensorrt import TrtEngine, tensorrt_facts
 
     facts = tensorrt_facts()

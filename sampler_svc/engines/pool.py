@@ -82,9 +82,9 @@ class EnginePool:
     def lease(self, weights: str, read: Callable[[], WeightSet]) -> Iterator[Lease]:
         """Wait for an engine, refit it if needed, and keep it until the end of the `with` block.
 
-        Leases are granted first come, first served. Waiters whose weights are being refitted are skipped until that
-        refit ends. `read` is called only for a refit. Raises what `read` raises, and DataLoss when the probe fails: the
-        engine then goes back to the base weights.
+        Leases are granted first come, first served. Waiters whose weights are being refitted are skipped: after that
+        refit they find an engine that holds their weights. `read` is called only for a refit. Raises what `read`
+        raises, and DataLoss when the probe fails: the engine then goes back to the base weights.
         """
         slot = self._take(weights)
         try:

@@ -63,7 +63,7 @@ def assert_refused(done: Done, line: str) -> None:
         (("a dog", "--fast", "--steps=4"), "--steps is 4: leave it out: "),
         (("a dog", "--fast", "--automatic"), "--automatic cannot be given: give --no-automatic: "),
         (("a dog", "--fast", "--method=sdedit"), "--fast cannot be given: leave it out: "),
-        (("a dog", "--gate"), "--gate cannot be given: leave it out: "),
+        (("a dog", "--clip-filter"), "--clip-filter cannot be given: leave it out: "),
         (("a dog", "--automatic"), "--automatic cannot be given: give --no-automatic: "),
         ((" ",), "PROMPT is blank: "),
         ((LONG,), "PROMPT has 2001 characters: "),

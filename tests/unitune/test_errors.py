@@ -1,5 +1,7 @@
 """The errors and their status: nothing is lost on the way there and back, and nothing leaks."""
 
+from pathlib import Path
+
 import grpc
 import pytest
 from google.protobuf.any_pb2 import Any
@@ -75,6 +77,14 @@ def test_an_invalid_field_comes_back_as_one(value: object) -> None:
     back = from_status(to_status(error))
     assert isinstance(back, InvalidField) and back.field == "f"
     assert back.message == str(back) == error.message == str(error) and back.metadata == error.metadata
+
+
+def test_of_a_long_path_the_end_is_shown() -> None:
+    """The name of a file tells it apart, not the folders that it lies in."""
+    path = Path("/home/" + "folder/" * 20 + "cat.png")
+    error = InvalidField("PHOTO", path, "give a picture")
+    assert error.message.startswith("PHOTO is '…") and error.message.endswith("/folder/cat.png': give a picture")
+    assert error.metadata["value"] == f"…{str(path)[-79:]}"
 
 
 def test_a_long_value_is_cut() -> None:

@@ -22,7 +22,7 @@ from PIL import Image
 from tests.configs import sampling_config, tuning_config
 from unitune import serving
 from unitune.errors import Internal, UniTuneError, to_status
-from unitune.options import SAMPLING
+from unitune.options import SAMPLING, Flat
 from unitune.v1 import (
     edit_pb2,
     edit_pb2_grpc,
@@ -122,7 +122,7 @@ class ScriptedServer:
                 raise answer
             return answer
         self.requests["CheckCompare"].append(request)
-        log = compare_events({entry.method: [b""] for entry in request.methods})
+        log = compare_events({Flat(entry).method: [b""] for entry in request.methods})
         return [event for event in log if event.WhichOneof("event") in ("accepted", "done")]
 
     def register(self, server: grpc.aio.Server) -> list[str]:

@@ -121,6 +121,17 @@ def test_a_single_file_is_written_as_a_folder_once(home: Home, tmp_path: Path, s
     assert 2 == len(list(home.models.glob("*/cats")))
 
 
+def test_services_with_a_file_start_where_another_engine_is(home: Home, base_model: str, tmp_path: Path) -> None:
+    """The tuner is not started on a folder that is yet to be written, though engines of other models are there."""
+    LocalServices(base_model, home=home).build()
+    (tmp_path / "cats.safetensors").write_bytes(b"weights")
+    needs_folder = 'assert (Path(os.environ["UNITUNE_BASE_MODEL"]) / "model_index.json").is_file()'
+    stand_ins.write(tmp_path / "programs", tuner=needs_folder)
+
+    with LocalServices(str(tmp_path / "cats.safetensors"), home=home) as services:
+        services.check()
+
+
 def test_a_file_that_is_refused_is_told_in_one_sentence(home: Home, tmp_path: Path) -> None:
     """The program's own sentence is the error, and says where its log is."""
     stand_ins.write(tmp_path / "programs", single_file='sys.exit("import: cats is a Flux model: give another")')

@@ -4,7 +4,7 @@ import json
 from typing import cast
 
 from unitune.options import Flat
-from unitune_client.cli.record import parsed
+from unitune_client.cli.record import KEYWORD, parsed
 from unitune_client.cli.show import lines_of
 from unitune_client.messages import edit_request
 from unitune_client.options import EditOptions, TuningOptions
@@ -25,7 +25,7 @@ OLD = (
 
 def test_a_picture_of_an_earlier_version_is_made_again() -> None:
     """Every setting of its record is in the request, the CLIP filter under its new name (`edit --like`)."""
-    record = parsed(OLD, "old.png", "--like")
+    record = parsed({KEYWORD: OLD}, "old.png", "--like")
     options = record.options(EditOptions())
     tuning = record.tuning_options(TuningOptions(), None)
 
@@ -44,7 +44,7 @@ def test_a_picture_of_an_earlier_version_is_made_again() -> None:
 
 def test_a_picture_of_an_earlier_version_is_shown_as_it_says() -> None:
     """`unitune show` prints the record as it is."""
-    record = parsed(OLD, "old.png", "PICTURE")
+    record = parsed({KEYWORD: OLD}, "old.png", "PICTURE")
 
-    assert json.loads(OLD) == record.whole
-    assert {"gate true", "mask_source given", "scheduler ddim"} <= set(lines_of(record.whole["sampling"]))
+    assert json.loads(OLD) == record.facts
+    assert {"gate true", "mask_source given", "scheduler ddim"} <= set(lines_of(record.facts["sampling"]))

@@ -7,6 +7,7 @@ The last line of stdout is the folder's path.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,9 +50,12 @@ def _lora(text: str) -> Lora:
     if not colon or Path(text).exists():
         return Lora(Path(text))
     try:
-        return Lora(Path(path), float(weight))
+        number = float(weight)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text}: its weight must be a number, as in FILE:0.8") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text}: its weight must be a number, as in FILE:0.8")
+    return Lora(Path(path), number)
 
 
 def _say(line: str) -> None:

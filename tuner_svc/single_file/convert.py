@@ -4,6 +4,7 @@ diffusers has the renaming. What it leaves to chance is held here: every tensor 
 its shape, and every tensor of theirs is used.
 """
 
+import re
 from collections.abc import Mapping
 
 import torch
@@ -25,6 +26,9 @@ Tensors = dict[str, Tensor]
 TEXT = "text_model."  # begins the names of published text encoders; transformers takes them with it and without it
 # Of a text encoder: recomputed, or of CLIP's other half.
 _NOT_READ = ("position_ids", "logit_scale", "text_projection", "text_projection.weight")
+# diffusers' own older names of an autoencoder's attention, which published files still have.
+_NEW = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_NEW_NAMES = re.compile(r"(?<=\.attentions\.0\.)(query|key|value|proj_attn)(?=\.)")
 DIFFUSERS_VAE = "encoder.conv_norm_out.weight"  # is in an autoencoder's file that has diffusers' names already
 
 
@@ -45,7 +49,7 @@ def read_unet(header: FileHeader, family: Family) -> tuple[Tensors, bool]:
 def read_vae(header: FileHeader, family: Family) -> Tensors:
     """The autoencoder's tensors, of a whole model or of a file of its own."""
     if DIFFUSERS_VAE in header.shapes:
-        converted = read_tensors(header)
+        converted = {_NEW_NAMES.sub(_new_name, name): tensor for name, tensor in read_tensors(header).items()}
         unused = []
     else:
         is_whole = any(name.startswith(VAE) for name in header.shapes)
@@ -56,6 +60,10 @@ def read_vae(header: FileHeader, family: Family) -> Tensors:
         unused = [] if len(converted) == len(ours) else [f"{len(ours) - len(converted)} names"]
     _hold(header, "autoencoder", converted, vae_shapes(family), unused)
     return converted
+
+
+def _new_name(found: re.Match[str]) -> str:
+    return _NEW[found[1]]
 
 
 def has_vae(header: FileHeader) -> bool:

@@ -149,27 +149,37 @@ _CHANNELS = {9: "a model for inpainting", 8: "an InstructPix2Pix model", 5: "a d
 _WIDTHS = {768: SD_1, 1024: SD_2}
 
 
-def family_of(header: FileHeader) -> Family:
-    """The family of a whole model. Raises UnusableBaseModel naming what the file is instead, and what is accepted."""
+def refuse_other_kinds(header: FileHeader) -> None:
+    """Refuse what is no whole Stable Diffusion model of any size. Raises UnusableBaseModel naming what it is."""
     names = header.shapes
 
     def refusal(what: str, remedy: str = f"give {ACCEPTED}") -> UnusableBaseModel:
         return UnusableBaseModel(f"{header.path} is {what}: {remedy}")
 
-    if any(part in name for name in names for part in _LORA_NAMES):
-        raise refusal("a LoRA", "give it as --lora beside a model")
     for part, what in _OTHERS:
         if any(part in name for name in names):
             raise refusal(what)
+    if any(part in name for name in names for part in _LORA_NAMES):
+        raise refusal("a LoRA", "give it as --lora beside a model")
     if _FIRST not in names:
         if any(name.startswith((VAE, "decoder.")) for name in names):
             raise refusal("an autoencoder alone", "give it as --vae beside a model")
         raise refusal("no Stable Diffusion model")
+    if _CLASS_EMBEDDING in names:
+        raise refusal("a model of SDXL's kind")
+
+
+def family_of(header: FileHeader) -> Family:
+    """The family of a whole model. Raises UnusableBaseModel naming what the file is instead, and what is accepted."""
+    refuse_other_kinds(header)
+    names = header.shapes
+
+    def refusal(what: str, remedy: str = f"give {ACCEPTED}") -> UnusableBaseModel:
+        return UnusableBaseModel(f"{header.path} is {what}: {remedy}")
+
     channels = names[_FIRST][1]
     if channels != 4:
         raise refusal(_CHANNELS.get(channels, f"a model whose network takes {channels} channels"))
-    if _CLASS_EMBEDDING in names:
-        raise refusal("a model of SDXL's kind")
     width = next((names[_CROSS_ATTENTION.format(i)][1] for i in (1, 2) if _CROSS_ATTENTION.format(i) in names), None)
     if width not in _WIDTHS:
         raise refusal(f"a model whose text embeddings are {width} wide")

@@ -97,7 +97,10 @@ def merged(base: Tensor, factors: Iterable[Factors]) -> Tensor:
     total = base.float()
     for one in some:
         total = total + one.delta(tuple(base.shape))
-    return total.to(base.dtype)
+    rounded = total.to(base.dtype)
+    if not bool(rounded.isfinite().all()):
+        raise UnusableBaseModel("a LoRA's sum with the weights is not finite in their type: give a smaller weight")
+    return rounded
 
 
 def _modules(shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> dict[str, tuple[str, str]]:
@@ -123,6 +126,8 @@ def _check(path: Path, target: str, factors: Factors, shape: tuple[int, ...]) ->
     if missing := {"down", "up"} - factors.tensors.keys():
         raise UnusableBaseModel(f"{path} is not whole: {target} lacks its factor {min(missing)}")
     down, up = factors.tensors["down"], factors.tensors["up"]
+    if min(down.dim(), up.dim()) < 2 or down.shape[0] == 0:
+        raise UnusableBaseModel(f"{path} is damaged: the factors of {target} are no matrices")
     inner = down.numel() // down.shape[0]
     wanted = 1
     for side in shape[1:]:

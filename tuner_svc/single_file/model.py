@@ -5,7 +5,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from tuner_svc.single_file.convert import (
     text_encoder_shapes,
     unet_shapes,
 )
-from tuner_svc.single_file.family import SAMPLE_SIDE_OF_V, SD_2, Family, family_of
+from tuner_svc.single_file.family import SAMPLE_SIDE_OF_V, SD_2, Family, family_of, refuse_other_kinds
 from tuner_svc.single_file.lora import Factors, merged, read_lora
 from tuner_svc.single_file.prediction import PredictionType, prediction_of
 from tuner_svc.single_file.tensor_file import FileHeader, read_header, write_tensors
@@ -34,6 +34,8 @@ PARTS = {
     "unet": ("diffusers", "UNet2DConditionModel"),
     "vae": ("diffusers", "AutoencoderKL"),
 }
+# A folder's weights of an autoencoder, in the order in which they are taken.
+VAE_FILES = tuple(f"diffusion_pytorch_model{variant}.safetensors" for variant in ("", ".fp16", ".bf16"))
 Say = Callable[[str], None]
 
 
@@ -70,7 +72,7 @@ def write_folder(source: Source, out: Path, say: Say = lambda line: None) -> Pat
     prediction = prediction_of(header, family, source.prediction)
     if source.config is None and family is SD_2 and prediction.kind == "v_prediction":
         family = _with_side(family, SAMPLE_SIDE_OF_V)
-    family = family.without_last_layers(source.clip_skip)
+    whole, family = family, family.without_last_layers(source.clip_skip)
     say(f"{family.name}, predicts {prediction.kind} ({prediction.source})")
     unet, is_averaged = read_unet(header, family)
     if is_averaged:
@@ -80,7 +82,7 @@ def write_folder(source: Source, out: Path, say: Say = lambda line: None) -> Pat
         "text_encoder": read_text_encoder(header, family),
         "vae": read_vae(*_vae_source(header, family, source.vae)),
     }
-    changes = _changes(source.loras, family)
+    changes = _changes(source.loras, whole)  # a LoRA was made for all layers
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         folder = Path(scratch) / "model"
@@ -90,7 +92,6 @@ def write_folder(source: Source, out: Path, say: Say = lambda line: None) -> Pat
             write_tensors(folder / part / WEIGHTS[part], _made(found, changes.get(part, {})), found)
         _write(folder / SOURCE_FILE, _told(source, family, prediction, is_averaged))
         check_layout(folder)
-        folder.chmod(0o755)
         folder.rename(out)
     return out
 
@@ -99,13 +100,14 @@ def _family(header: FileHeader, config: Path | None) -> Family:
     if config is None:
         return family_of(header)
     check_layout(config)
+    refuse_other_kinds(header)
     parts = {part: read_object(config / part / "config.json") for part in ("unet", "vae", "text_encoder")}
     scheduler = read_object(config / "scheduler" / SCHEDULER_FILE)
     return Family(f"as {config.name}", **parts, tokenizer={}, scheduler=scheduler)
 
 
 def _with_side(family: Family, side: int) -> Family:
-    return Family(**{**vars(family), "unet": {**family.unet, "sample_size": side}})
+    return replace(family, unet={**family.unet, "sample_size": side})
 
 
 def _vae_source(header: FileHeader, family: Family, given: Path | None) -> tuple[FileHeader, Family]:
@@ -123,7 +125,8 @@ def _vae_source(header: FileHeader, family: Family, given: Path | None) -> tuple
             f"{given} scales its latents by {scale} and this model by {family.vae['scaling_factor']}: pictures would "
             "come out wrong; give an autoencoder of the same family"
         )
-    return read_header(folder / WEIGHTS["vae"]), family
+    file = next((folder / name for name in VAE_FILES if (folder / name).is_file()), folder / WEIGHTS["vae"])
+    return read_header(file), family
 
 
 def _changes(loras: Sequence[Lora], family: Family) -> dict[str, dict[str, list[Factors]]]:
@@ -161,7 +164,7 @@ def _write_configs(folder: Path, family: Family, prediction: PredictionType, con
     merges = gzip.decompress(MERGES.read_bytes()).decode()
     _write(folder / "tokenizer" / "tokenizer_config.json", family.tokenizer)
     _write(folder / "tokenizer" / "vocab.json", _vocabulary(merges))
-    (folder / "tokenizer" / "merges.txt").write_text(merges)
+    (folder / "tokenizer" / "merges.txt").write_text(merges, encoding="utf-8")
 
 
 def _vocabulary(merges: str) -> dict[str, int]:
@@ -190,4 +193,4 @@ def _told(source: Source, family: Family, prediction: PredictionType, is_average
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2) + "\n")
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -8,6 +8,7 @@ from tuner_svc.single_file.family import Family
 from tuner_svc.single_file.tensor_file import FileHeader
 
 PREDICTION_TYPES = {"epsilon": "epsilon", "v": "v_prediction"}  # by the word of the option
+_WORDS = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}  # of modelspec
 _YAML = re.compile(r"^\s*parameterization\s*:\s*[\"']?(v|eps)\b", re.MULTILINE)
 
 
@@ -44,7 +45,10 @@ def prediction_of(header: FileHeader, family: Family, given: str | None) -> Pred
 def _said(header: FileHeader) -> PredictionType | None:
     metadata = header.metadata
     if word := metadata.get("modelspec.prediction_type"):
-        return PredictionType("v_prediction" if word.startswith("v") else "epsilon", "its modelspec.prediction_type")
+        if word not in _WORDS:
+            known = ", ".join(_WORDS)
+            raise UnusableBaseModel(f"{header.path} says that it predicts {word!r}, which is none of {known}")
+        return PredictionType(_WORDS[word], "its modelspec.prediction_type")
     if "768-v" in metadata.get("modelspec.architecture", ""):
         return PredictionType("v_prediction", "its modelspec.architecture")
     if "v_pred" in header.shapes:

@@ -5,6 +5,7 @@ https://huggingface.co/docs/safetensors
 """
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,9 @@ from torch import Tensor
 
 from tuner_svc.model_folder import UnusableBaseModel
 
-MAX_HEADER_BYTES = 100 << 20  # the limit of the library that writes such files
+MAX_HEADER_BYTES = 100_000_000  # the limit of the library that writes such files
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
+COUNTERS = ("I32", "BOOL", "U8")  # types of what a model counts with; nothing of it is kept
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 PICKLES = (b"PK\3\4", b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5")  # first bytes of what torch.save writes
 PICKLED_ENDINGS = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
@@ -49,11 +51,11 @@ def read_header(path: Path) -> FileHeader:
         text = file.read(length)
     try:
         found = json.loads(text)
-        metadata = dict(found.pop("__metadata__", {}))
+        metadata = {str(key): str(value) for key, value in found.pop("__metadata__", {}).items()}
         shapes = {name: tuple(entry["shape"]) for name, entry in found.items()}
         dtypes = {name: str(entry["dtype"]) for name, entry in found.items()}
-        end = max((entry["data_offsets"][1] for entry in found.values()), default=0)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        end = max((int(entry["data_offsets"][1]) for entry in found.values()), default=0)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise UnusableBaseModel(f"{path} is not a safetensors file: its header cannot be read") from error
     missing = 8 + length + end - path.stat().st_size
     if missing > 0:
@@ -68,7 +70,7 @@ def read_tensors(header: FileHeader, names: Callable[[str], bool] = lambda name:
     """
     wanted = [name for name in header.shapes if names(name)]
     for name in wanted:
-        if header.dtypes[name] not in DTYPES and header.dtypes[name] not in ("I32", "BOOL", "U8"):
+        if header.dtypes[name] not in DTYPES and header.dtypes[name] not in COUNTERS:
             raise UnusableBaseModel(
                 f"{header.path}: {name} is of type {header.dtypes[name]}; give a file in fp32, fp16 or bf16"
             )
@@ -98,3 +100,5 @@ def write_tensors(path: Path, tensors: Mapping[str, Callable[[], Tensor]], like:
         for name in sorted(tensors):
             tensor = tensors[name]().contiguous()
             file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        file.flush()
+        os.fsync(file.fileno())  # the folder gets its name after this

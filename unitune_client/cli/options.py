@@ -125,7 +125,8 @@ def server_options(command: F) -> F:
             "--base-model",
             metavar="PATH",
             type=PathOption(),
-            help="Folder of a Stable Diffusion model in diffusers layout, for services that are started here.  "
+            help="A Stable Diffusion model for services that are started here: a folder in diffusers layout, or a "
+            ".safetensors file.  "
             "[env: UNITUNE_BASE_MODEL; default: the embedded model]",
         ),
         click.option(

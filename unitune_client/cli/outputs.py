@@ -73,7 +73,7 @@ def folder_of(output: str) -> Path:
     """
     folder = Path(output)
     if folder.exists() and not folder.is_dir():
-        raise InvalidField("--out", output, "it is a file; give a folder")
+        raise InvalidField("--out", Path(output), "it is a file; give a folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         trial = _unfinished(folder)
@@ -83,7 +83,7 @@ def folder_of(output: str) -> Path:
             trial.unlink(missing_ok=True)
     except OSError as error:
         remedy = f"no file can be written there ({error.strerror or error}); give another folder, or make room"
-        raise InvalidField("--out", output, remedy) from None
+        raise InvalidField("--out", Path(output), remedy) from None
     return folder
 
 

@@ -23,16 +23,16 @@ def _read(path: str, argument: str, field: str, kinds: Collection[str]) -> bytes
     try:
         data = picture_bytes(Path(path), field)
     except InvalidField as error:
-        raise InvalidField(argument, path, error.metadata["remedy"]) from None
+        raise InvalidField(argument, Path(path), error.metadata["remedy"]) from None
     if wrong := other_kind(data, kinds):
         kind, remedy = wrong
-        raise InvalidField(argument, path, f"it is {kind}; {_to_a_user(remedy)}")
+        raise InvalidField(argument, Path(path), f"it is {kind}; {_to_a_user(remedy)}")
     try:
         check(data, argument, kinds)
     except InvalidArgument as error:
         value, remedy = error.metadata["value"], _to_a_user(error.metadata["remedy"])
         if error.reason == "IMAGE_UNDECODABLE":
-            raise InvalidField(argument, path, f"it is {value}; {remedy}") from None
+            raise InvalidField(argument, Path(path), f"it is {value}; {remedy}") from None
         raise InvalidArgument.of_field(argument, value, remedy, reason=error.reason) from None
     return data
 

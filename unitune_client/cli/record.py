@@ -97,9 +97,11 @@ def texts_of(path: str, argument: str) -> dict[str, str]:
     try:
         return png_text.texts_of(Path(path).read_bytes())
     except png_text.NotPng as error:
-        raise InvalidField(argument, path, f"{error}; give a PNG file that UniTune made") from None
+        raise InvalidField(argument, Path(path), f"{error}; give a PNG file that UniTune made") from None
     except OSError as error:
-        raise InvalidField(argument, path, f"{error.strerror or error}; give a PNG file that UniTune made") from None
+        raise InvalidField(
+            argument, Path(path), f"{error.strerror or error}; give a PNG file that UniTune made"
+        ) from None
 
 
 def pictures_of_sheet(texts: Mapping[str, str]) -> list[str] | None:
@@ -114,18 +116,18 @@ def parsed(texts: Mapping[str, str], path: str, argument: str) -> Record:
     """What the texts of a picture at a path say. Raises InvalidField naming `argument`."""
     if (pictures := pictures_of_sheet(texts)) is not None:
         such = f", such as {pictures[0]}" if pictures else ""
-        raise InvalidField(argument, path, f"it is a contact sheet; give one of its pictures{such}")
+        raise InvalidField(argument, Path(path), f"it is a contact sheet; give one of its pictures{such}")
     text = texts.get(KEYWORD, "")
     if not text:
-        raise InvalidField(argument, path, NO_RECORD)
+        raise InvalidField(argument, Path(path), NO_RECORD)
     try:
         said = json.loads(text)
         version = said["version"]
     except (ValueError, TypeError, KeyError, RecursionError):
-        raise InvalidField(argument, path, "what it says of its making is damaged") from None
+        raise InvalidField(argument, Path(path), "what it says of its making is damaged") from None
     if version != VERSION:
         remedy = f"a UniTune of another version wrote it (form {str(version)[:8]}, not {VERSION}); update this one"
-        raise InvalidField(argument, path, remedy)
+        raise InvalidField(argument, Path(path), remedy)
     try:
         tuning = said.get("tuning", {})
         record = Record(
@@ -146,10 +148,10 @@ def parsed(texts: Mapping[str, str], path: str, argument: str) -> Record:
             record.tuning.keys() - {*TuningOptions.__annotations__, "seed", "prompt"}
         )
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise InvalidField(argument, path, "what it says of its making is damaged") from None
+        raise InvalidField(argument, Path(path), "what it says of its making is damaged") from None
     if unknown:
         remedy = f"it was made with settings that this UniTune does not know ({', '.join(sorted(unknown))[:80]})"
-        raise InvalidField(argument, path, remedy)
+        raise InvalidField(argument, Path(path), remedy)
     return record
 
 

@@ -96,7 +96,7 @@ def export_command(name: str, kind: str, rank: int, output: str, overwrite: bool
         raise InvalidField("NAME", name, "give a tuning's name, such as tenants/default/tunings/t-0a1b")
     exported = Path(output) / EXPORTS[kind]
     if exported.exists() and not overwrite:
-        raise InvalidField("--out", output, f"{exported} is there already; give another folder, or --overwrite")
+        raise InvalidField("--out", Path(output), f"{exported} is there already; give another folder, or --overwrite")
     home = Home.from_environment(os.environ)
     weights = "/".join(("tunings", *parts.groups()))
     if not any(path.is_file() for path in (home.store / weights).rglob("*")):

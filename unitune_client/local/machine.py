@@ -45,7 +45,7 @@ def base_model_file(given: str | None) -> Path | None:
         return None
     if file.suffix != ".safetensors":
         remedy = "give a .safetensors file or a folder in diffusers layout; files that are pickled are never opened"
-        raise InvalidField("--base-model", str(given), remedy)
+        raise InvalidField("--base-model", file, remedy)
     return file
 
 
@@ -60,7 +60,7 @@ def base_model_folder(given: str | None, models: Path) -> Path:
         folder = Path(given).expanduser().absolute()
         if not (folder / "model_index.json").is_file():
             remedy = "give a folder in diffusers layout, with model_index.json in it, or a .safetensors file"
-            raise InvalidField("--base-model", given, remedy)
+            raise InvalidField("--base-model", Path(given), remedy)
         return folder
     embedded = embedded_base_model()
     if embedded is None:

@@ -149,7 +149,8 @@ class LocalServices:
             self._log(f"starting the services; their logs are in {self.logs}")
             store = {"UNITUNE_STORE": str(self._home.store)}
             tuner = {"UNITUNE_TUNER_ADDRESS": "127.0.0.1:0", "UNITUNE_BASE_MODEL": str(self._base_model)}
-            if self._home.engine_names():  # most likely nothing is built, and the tuner can load at the same time
+            # There are engines, so this one is there most likely: the tuner can load meanwhile.
+            if self._home.engine_names() and self._base_model.is_dir():
                 self._spawn("tuner", "tuner_svc", store | tuner)
             sampler = {"UNITUNE_SAMPLER_ADDRESS": "127.0.0.1:0", "UNITUNE_ENGINE": str(self._engine())}
             self._say_since_start("the engine is there")

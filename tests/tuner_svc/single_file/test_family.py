@@ -46,6 +46,8 @@ def test_both_families_are_told_apart(tmp_path: Path) -> None:
         ({**SD_1_NAMES, "conditioner.embedders.1.model.ln_final.weight": [1280]}, "an SDXL model"),
         ({**SD_1_NAMES, "embedder.model.weight": [1]}, "an unCLIP model"),
         ({**SD_1_NAMES, "edm_mean": [4]}, r"a Playground 2\.5 model"),
+        ({"lora_unet_mid_block.hada_w1_a": [4, 4]}, "a LoHa"),
+        ({"lora_unet_mid_block.lokr_w1": [4, 4]}, "a LoKr"),
         ({"control_model.time_embed.0.weight": [1]}, "a ControlNet"),
         ({**SD_1_NAMES, FIRST: [320, 9, 3, 3]}, "a model for inpainting"),
         ({**SD_1_NAMES, FIRST: [320, 8, 3, 3]}, "an InstructPix2Pix model"),
@@ -92,6 +94,13 @@ def test_the_prediction_type_is_found_in_the_file(
         prediction_of(header, SD_2, other)
 
 
+def test_a_word_for_the_prediction_that_nobody_knows_is_refused(tmp_path: Path) -> None:
+    """Metadata that name another prediction are not taken for epsilon: pictures would be noise."""
+    header = read_header(header_file(tmp_path / "m.safetensors", SD_1_NAMES, {"modelspec.prediction_type": "sample"}))
+    with pytest.raises(UnusableBaseModel, match="predicts 'sample', which is none of epsilon, v"):
+        prediction_of(header, SD_1, None)
+
+
 def test_a_prediction_type_that_nothing_tells_is_asked_for(tmp_path: Path) -> None:
     """Stable Diffusion 1.x predicts epsilon; of 2.x there are both, so it is asked for (M3)."""
     header = read_header(header_file(tmp_path / "model.safetensors", SD_2_NAMES))
@@ -134,7 +143,16 @@ def test_a_file_that_is_cut_short_is_told(tmp_path: Path) -> None:
         read_header(tmp_path / "cut.safetensors")
 
 
-@pytest.mark.parametrize("content", [b"", b"abc", b"\xff" * 64, (9).to_bytes(8, "little") + b"not json!"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"abc",
+        (400000).to_bytes(8, "little") + b"[" * 400000,
+        b"\xff" * 64,
+        (9).to_bytes(8, "little") + b"not json!",
+    ],
+)
 def test_other_bytes_are_refused(content: bytes, tmp_path: Path) -> None:
     """Whatever else a file holds is no safetensors file, in one sentence."""
     (tmp_path / "m.safetensors").write_bytes(content)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from tuner_svc.model_folder import UnusableBaseModel, digest
 from tuner_svc.single_file.__main__ import main
 from tuner_svc.single_file.convert import text_encoder_shapes, unet_shapes, vae_shapes
 from tuner_svc.single_file.family import SD_1, SD_2, family_of
-from tuner_svc.single_file.model import Source, write_folder
+from tuner_svc.single_file.model import Lora, Source, write_folder
 from tuner_svc.single_file.tensor_file import read_header
 
 PARTS = ("unet", "vae", "text_encoder")
@@ -137,6 +138,23 @@ def test_a_file_without_an_autoencoder_needs_one(
         assert_alike(weights(folder), weights(tiny_model))
 
 
+def test_an_autoencoder_under_older_names_is_taken(
+    pipeline: StableDiffusionPipeline, source: Source, tiny_model: Path, tmp_path: Path
+) -> None:
+    """diffusers once called the parts of an attention query, key, value and proj_attn, and a folder may be in fp16."""
+    names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    older = {}
+    for name, tensor in pipeline.vae.state_dict().items():
+        new = next((word for word in names if f".attentions.0.{word}." in name), None)
+        older[name.replace(new, names[new]) if new else name] = tensor
+    folder = tmp_path / "vae"
+    folder.mkdir()
+    shutil.copy(tiny_model / "vae" / "config.json", folder)
+    save_file(older, folder / "diffusion_pytorch_model.fp16.safetensors")
+    assert sum("proj_attn" in name for name in older) == 4
+    assert_alike(weights(write_folder(replace(source, vae=folder), tmp_path / "made")), weights(tiny_model))
+
+
 def test_an_autoencoder_of_another_scale_is_refused(source: Source, tiny_model: Path, tmp_path: Path) -> None:
     """An autoencoder whose latents are scaled otherwise would make wrong pictures without any error (M9)."""
     other = tmp_path / "vae"
@@ -162,6 +180,43 @@ def test_clip_skip_leaves_the_last_layer_out(source: Source, tiny_model: Path, t
     assert digest(folder) != digest(tiny_model)
     with pytest.raises(UnusableBaseModel, match="clip skip is 3: give 1 to 2"):
         write_folder(replace(source, clip_skip=3), tmp_path / "none")
+
+
+def test_a_lora_of_all_layers_fits_a_shorter_text_encoder(source: Source, tmp_path: Path) -> None:
+    """With clip skip 2 a LoRA still names the last layer; what it says of that is left out."""
+    tensors = {}
+    for layer in (0, 1):
+        module = f"lora_te_text_model_encoder_layers_{layer}_mlp_fc1"
+        tensors |= {f"{module}.lora_down.weight": torch.ones(2, 32), f"{module}.lora_up.weight": torch.ones(64, 2)}
+    save_file(tensors, tmp_path / "lora.safetensors")
+    plain = weights(write_folder(replace(source, clip_skip=2), tmp_path / "plain"))
+    merged = replace(source, clip_skip=2, loras=(Lora(tmp_path / "lora.safetensors"),))
+    changed = weights(write_folder(merged, tmp_path / "made"))
+    assert changed.keys() == plain.keys()
+    assert ["text_encoder.encoder.layers.0.mlp.fc1.weight"] == [
+        name for name in plain if not torch.equal(plain[name], changed[name])
+    ]
+
+
+def test_a_lora_beyond_the_type_of_the_weights_is_refused(
+    pipeline: StableDiffusionPipeline, tiny_model: Path, tmp_path: Path
+) -> None:
+    """A sum that is not finite in fp16 is no base model, and leaves no folder."""
+    save_file({name: one.half() for name, one in original_tensors(pipeline).items()}, tmp_path / "half.safetensors")
+    module = "lora_te_text_model_encoder_layers_0_mlp_fc1"
+    large = {f"{module}.lora_down.weight": torch.full((2, 32), 1e3), f"{module}.lora_up.weight": torch.ones(64, 2)}
+    save_file(large, tmp_path / "lora.safetensors")
+    loras = (Lora(tmp_path / "lora.safetensors", 1e3),)
+    with pytest.raises(UnusableBaseModel, match="not finite"):
+        write_folder(Source(tmp_path / "half.safetensors", config=tiny_model, loras=loras), tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+
+
+def test_another_kind_of_file_is_told_with_a_config_too(tiny_model: Path, tmp_path: Path) -> None:
+    """An architecture that is given does not make a model of a LoRA."""
+    save_file({"lora_unet_mid_block.lora_down.weight": torch.zeros(1, 1)}, tmp_path / "lora.safetensors")
+    with pytest.raises(UnusableBaseModel, match="is a LoRA: give it as --lora"):
+        write_folder(Source(tmp_path / "lora.safetensors", config=tiny_model), tmp_path / "made")
 
 
 def test_a_tensor_too_few_or_too_many_is_refused(
