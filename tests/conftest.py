@@ -20,7 +20,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # Every test with one of these is slow: an export, an engine or running services stand behind it.
-SLOW_FIXTURES = {"cascade_graphs", "clip_folder", "exported", "services", "tiny_graphs", "tiny_fp16_graphs"}
+SLOW_FIXTURES = {"cascade_graphs", "clip_folder", "exported", "services", "tiny_graphs", "tiny_fp16_graphs", "world"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -19,6 +20,8 @@ from unitune.v1.edit_pb2 import EditRequest
 from unitune.v1.edit_pb2_grpc import EditServiceStub
 from unitune.v1.tuning_pb2 import Tuning, WatchTuningRequest
 from unitune.v1.tuning_pb2_grpc import TuningServiceStub
+
+pytestmark = pytest.mark.slow  # real processes
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,6 +13,8 @@ from unitune import deadlines
 from unitune.images import MAX_CHUNK_BYTES
 from unitune.v1.image_pb2 import UploadImageRequest
 
+pytestmark = pytest.mark.slow  # a real gateway, and deadlines that pass
+
 HEADER = UploadImageRequest(header=UploadImageRequest.Header())
 CHUNK = UploadImageRequest(chunk=bytes(MAX_CHUNK_BYTES))
 

@@ -17,7 +17,10 @@ from unitune.errors import InvalidArgument, Unavailable
 from unitune.picture_check import MaskInfo, PictureChecks
 from unitune.picture_file import PictureInfo
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of memory and /proc are Linux's")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="limits of memory and /proc are Linux's"),
+    pytest.mark.slow,  # real child processes, some of them held up
+]
 
 
 def file_of(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:

@@ -21,6 +21,8 @@ from unitune import serving
 from unitune.errors import Aborted, InvalidField, Unavailable, from_rpc_error
 from unitune.v1 import edit_pb2, edit_pb2_grpc, image_pb2, image_pb2_grpc
 
+pytestmark = pytest.mark.slow  # real processes, and ages and deadlines that pass
+
 ROOT = Path(__file__).parents[2]
 
 
