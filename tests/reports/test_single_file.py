@@ -49,3 +49,26 @@ def test_a_file_that_is_none_is_refused_in_one_sentence(tmp_path: Path, photo: P
     assert 1 == ended.returncode
     assert f"error: {file} is an SDXL model: give a Stable Diffusion 1.x or 2.x model" in ended.stderr, ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("nothere.safetensors",), "FILE is 'nothere.safetensors': it is not a file that can be read"),
+        (("model.ckpt",), "give a .safetensors file or a folder in diffusers layout; files that are pickled"),
+        (("m.safetensors", "-o", "there"), "/there: it is there already; give another folder"),
+        (("m.safetensors", "--lora", "l.safetensors"), "--lora is 'l.safetensors': there is no such file"),
+        (("m.safetensors", "--lora", "m.safetensors:nan"), "its weight must be a finite number, as in FILE:0.8"),
+    ],
+)
+def test_an_import_that_cannot_be_is_refused_at_once(
+    arguments: tuple[str, ...], told: str, tmp_path: Path, unitune: Unitune
+) -> None:
+    """What needs no look into the file is told under its own option, before any program is started."""
+    for name in ("m.safetensors", "model.ckpt"):
+        (tmp_path / name).touch()
+    (tmp_path / "there").mkdir()
+    ended = unitune("import", *arguments)
+    assert (2, "") == (ended.returncode, ended.stdout)
+    assert told in ended.stderr
+    assert not (tmp_path / "home").exists()

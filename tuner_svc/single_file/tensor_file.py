@@ -37,7 +37,7 @@ class FileHeader:
 def read_header(path: Path) -> FileHeader:
     """The header. Raises UnusableBaseModel for a pickle, another kind of file and a file that is cut short."""
     if not path.is_file():
-        raise UnusableBaseModel(f"{path} is not a file")
+        raise UnusableBaseModel(f"{path} is not there, or is no file: give a .safetensors file")
     with path.open("rb") as file:
         start = file.read(8)
         if path.suffix.lower() in PICKLED_ENDINGS or start.startswith(PICKLES):
@@ -47,7 +47,7 @@ def read_header(path: Path) -> FileHeader:
             )
         length = int.from_bytes(start, "little")
         if len(start) < 8 or not 2 <= length <= MAX_HEADER_BYTES:
-            raise UnusableBaseModel(f"{path} is not a safetensors file")
+            raise UnusableBaseModel(f"{path} is not a safetensors file: download it again, or give another")
         text = file.read(length)
     try:
         found = json.loads(text)
@@ -56,7 +56,9 @@ def read_header(path: Path) -> FileHeader:
         dtypes = {name: str(entry["dtype"]) for name, entry in found.items()}
         end = max((int(entry["data_offsets"][1]) for entry in found.values()), default=0)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise UnusableBaseModel(f"{path} is not a safetensors file: its header cannot be read") from error
+        raise UnusableBaseModel(
+            f"{path} is not a safetensors file, since its header cannot be read: download it again"
+        ) from error
     missing = 8 + length + end - path.stat().st_size
     if missing > 0:
         raise UnusableBaseModel(f"{path} is cut short: {missing} bytes are missing; download it again")

@@ -1,5 +1,6 @@
 """`unitune up`, `unitune build` and `unitune doctor`: what concerns this machine."""
 
+import math
 import os
 import time
 from itertools import chain
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from unitune.errors import InvalidField
 from unitune_client.channel import PORT
 from unitune_client.cli import streams
 from unitune_client.cli.display import Display
@@ -14,7 +16,7 @@ from unitune_client.cli.options import Address, Between, PathOption
 from unitune_client.client import Client
 from unitune_client.local import doctor, programs
 from unitune_client.local.home import Home
-from unitune_client.local.machine import base_model_folder
+from unitune_client.local.machine import base_model_file, base_model_folder
 from unitune_client.local.services import LocalServices
 
 LOOKS_EVERY_S = 0.5
@@ -108,9 +110,15 @@ def import_command(
       unitune import ~/models/v1-5-pruned-emaonly.safetensors
       unitune import model.safetensors -o my-model --vae vae.safetensors --lora style.safetensors:0.8
     """
+    if base_model_file(file, "FILE") is None:
+        raise InvalidField("FILE", Path(file), "it is not a file that can be read; give a .safetensors file")
+    folder = Path(out or Path(file).stem).absolute()
+    if folder.exists():
+        raise InvalidField("--out", folder, "it is there already; give another folder")
+    for one in lora:
+        check_lora(one)
     home = Home.from_environment(os.environ)
     home.prepare()
-    folder = Path(out or Path(file).stem).absolute()
     options = {"--vae": vae, "--prediction": prediction, "--clip-skip": clip_skip, "--config": config}
     words = [str(word) for option in options.items() if option[1] is not None for word in option]
     for one in lora:
@@ -118,6 +126,21 @@ def import_command(
     program = ["tuner_svc.single_file", file, "--out", str(folder), *words]
     log = home.new_logs() / "import.log"
     streams.print_result(str(programs.run(program, log, on_stage=streams.print_message)))
+
+
+def check_lora(given: str) -> None:
+    """Raises InvalidField unless this is FILE or FILE:WEIGHT, of a file that is there and a finite weight."""
+    path, colon, weight = given.rpartition(":")
+    if Path(given).is_file():
+        return
+    if not colon or not Path(path).is_file():
+        raise InvalidField("--lora", Path(given), "there is no such file; give FILE or FILE:WEIGHT")
+    try:
+        is_finite = math.isfinite(float(weight))
+    except ValueError:
+        is_finite = False
+    if not is_finite:
+        raise InvalidField("--lora", given, "its weight must be a finite number, as in FILE:0.8")
 
 
 @click.command("doctor")

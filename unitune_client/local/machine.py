@@ -38,14 +38,14 @@ def embedded_base_model() -> Path | None:
     return None
 
 
-def base_model_file(given: str | None) -> Path | None:
-    """The base model that is given, if it is a single file. Raises InvalidField for a file of another kind."""
+def base_model_file(given: str | None, argument: str = "--base-model") -> Path | None:
+    """The base model that is given, if it is a single file. Raises InvalidField naming the argument for other kinds."""
     file = Path(given).expanduser().absolute() if given else None
     if file is None or not file.is_file():
         return None
     if file.suffix != ".safetensors":
         remedy = "give a .safetensors file or a folder in diffusers layout; files that are pickled are never opened"
-        raise InvalidField("--base-model", file, remedy)
+        raise InvalidField(argument, file, remedy)
     return file
 
 

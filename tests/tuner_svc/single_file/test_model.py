@@ -314,4 +314,7 @@ def test_the_program_says_what_it_found(
     assert "predicts epsilon" in told.err
     (tmp_path / "text.safetensors").write_text("no tensors")
     assert main([str(tmp_path / "text.safetensors"), "--out", str(tmp_path / "none")]) == 1
-    assert capsys.readouterr().err == f"import: {tmp_path / 'text.safetensors'} is not a safetensors file\n"
+    assert (
+        capsys.readouterr().err
+        == f"import: {tmp_path / 'text.safetensors'} is not a safetensors file: download it again, or give another\n"
+    )
