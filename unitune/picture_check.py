@@ -29,6 +29,7 @@ FILE_BYTES = 4 * MAX_BYTES  # of a child's memory beside that, for the file itse
 # the picture is the reason. Otherwise the machine is, or somebody stopped the child.
 DEADLINE_S = 20.0
 RETRY_AFTER_S = 2.0
+DYING_S = 5.0  # from a child's last output to its end
 
 _REQUEST = struct.Struct(">BI")  # what is asked, and how long the file is that follows
 _ANSWER = struct.Struct(">I")  # how long the JSON is that follows
@@ -98,7 +99,7 @@ class PictureChecks:
                         raise refusal(field, "IMAGE_TOO_LARGE", shown, remedy) from None
                     continue
                 except (OSError, EOFError):
-                    code = await _end(child)  # it may have died while it was idle: try a fresh one
+                    code = await _exit_code(child)  # it may have died while it was idle: try a fresh one
                     continue
                 except BaseException:
                     await _end(child)
@@ -171,6 +172,19 @@ def _computed_s(child: asyncio.subprocess.Process) -> float:
 def _unavailable(problem: str) -> Unavailable:
     metadata = {"upstream": "picture decoder"}
     return Unavailable(problem, reason="BACKEND_DOWN", metadata=metadata, retry_after_s=RETRY_AFTER_S)
+
+
+async def _exit_code(child: asyncio.subprocess.Process) -> int:
+    """The exit code of a child that has closed its pipes, and so is dead or dying.
+
+    Killing it at once might take the code before asyncio does, which would then make one up (255).
+    """
+    try:
+        async with asyncio.timeout(DYING_S):
+            await child.wait()
+    except TimeoutError:
+        pass
+    return await _end(child)
 
 
 async def _end(child: asyncio.subprocess.Process) -> int:

@@ -143,6 +143,16 @@ async def test_a_picture_that_kills_its_decoder_is_refused(checks: PictureChecks
     assert await checks.picture(SMALL) == PictureInfo(20, 12, "image/png")
 
 
+async def test_the_signal_that_ended_a_child_is_known() -> None:
+    """Of a child that is killed while its answer is read the signal is told: it may mean a lack of memory (R4)."""
+    pipe = asyncio.subprocess.PIPE
+    for _ in range(100):
+        child = await asyncio.create_subprocess_exec("sleep", "60", stdin=pipe, stdout=pipe)
+        asyncio.get_running_loop().call_later(0.01, os.kill, child.pid, signal.SIGKILL)
+        assert child.stdout is not None and await child.stdout.read() == b""
+        assert await picture_check._exit_code(child) == -signal.SIGKILL
+
+
 async def test_a_child_that_hangs_is_ended_at_the_deadline() -> None:
     """A stopped child is ended at the deadline, and its picture is taken by a fresh one (R4)."""
     checks = PictureChecks(deadline_s=3)
