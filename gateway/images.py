@@ -83,9 +83,8 @@ class Images:
             try:
                 there = await self.find(name)
                 await self.read(name)
-                with suppress(
-                    ResourceExhausted, Unavailable
-                ):  # the picture is there, even if the store takes nothing now
+                # The picture is there, even if the store takes nothing now.
+                with suppress(ResourceExhausted, Unavailable):
                     await self._store.answer(self._store.renew, f"{_path(name)}/image.json")
                 return there
             except NotFound:

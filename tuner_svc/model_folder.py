@@ -264,12 +264,12 @@ def check_safetensors(folder: Path) -> None:
 def variant_of(folder: Path, part: str) -> str | None:
     """Which of a part's weights are taken where it has several: the plain ones, None, before fp16 before bf16."""
     for variant in VARIANTS:
-        if any((folder / part / name).is_file() for name in _weight_names(WEIGHTS[part], variant)):
+        if any((folder / part / name).is_file() for name in weight_names(WEIGHTS[part], variant)):
             return variant
     return None
 
 
-def _weight_names(weights: str, variant: str | None) -> tuple[str, str]:
+def weight_names(weights: str, variant: str | None) -> tuple[str, str]:
     """The names of a variant of a weights file and of its index, as diffusers and transformers write them."""
     stem, ending = weights.rsplit(".", 1)
     between = f".{variant}" if variant else ""
@@ -278,7 +278,7 @@ def _weight_names(weights: str, variant: str | None) -> tuple[str, str]:
 
 def _weight_files(folder: Path, part: str, weights: str) -> list[Path]:
     """A part's weights: one file, or an index and the shards that it lists. Raises UnusableBaseModel."""
-    name, index = _weight_names(weights, variant_of(folder, part))
+    name, index = weight_names(weights, variant_of(folder, part))
     if (folder / part / name).is_file() or not (folder / part / index).is_file():
         return [Path(part, name)]
     shards = set(read_object(folder / part / index)["weight_map"].values())

@@ -114,10 +114,10 @@ class _Refusal(TypedDict):
 
 def _refusal(field: str, value: object, remedy: str) -> _Refusal:
     """Message and metadata of an error about one field. Field, value and remedy are each cut if they are long."""
-    field, told, remedy = cut(field, MAX_SHOWN_VALUE), shown(value), cut(remedy, size_bytes=MAX_PART_BYTES)
-    quoted = told
     if isinstance(value, PurePath):
         value = _end_of(value)
+    field, told, remedy = cut(field, MAX_SHOWN_VALUE), shown(value), cut(remedy, size_bytes=MAX_PART_BYTES)
+    quoted = told
     if isinstance(value, str):
         begin = value if len(value) <= MAX_SHOWN_VALUE else f"{value[: MAX_SHOWN_VALUE - 1]}…"
         quoted = cut(repr(begin), size_bytes=MAX_PART_BYTES)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tuner_svc.model_folder import UnusableBaseModel
+from tuner_svc.single_file.lora import OTHER_ADAPTERS
 from tuner_svc.single_file.tensor_file import FileHeader
 
 UNET = "model.diffusion_model."
@@ -139,9 +140,7 @@ _OTHERS = (
     ("embedder.model.", "an unCLIP model"),
     ("edm_mean", "a Playground 2.5 model"),
     ("edm_vpred.sigma_max", "an EDM model"),
-    ("lora_transformer_", "a LoRA of a transformer model"),
-    ("hada_w1", "a LoHa"),
-    ("lokr_w", "a LoKr"),
+    *OTHER_ADAPTERS,
     ("control_model.", "a ControlNet"),
 )
 _LORA_NAMES = ("lora_unet_", "lora_te", ".lora_A.", ".lora_down.", ".lora.down.", "_lora.down.")
@@ -153,20 +152,17 @@ def refuse_other_kinds(header: FileHeader) -> None:
     """Refuse what is no whole Stable Diffusion model of any size. Raises UnusableBaseModel naming what it is."""
     names = header.shapes
 
-    def refusal(what: str, remedy: str = f"give {ACCEPTED}") -> UnusableBaseModel:
-        return UnusableBaseModel(f"{header.path} is {what}: {remedy}")
-
     for part, what in _OTHERS:
         if any(part in name for name in names):
-            raise refusal(what)
+            raise _refusal(header, what)
     if any(part in name for name in names for part in _LORA_NAMES):
-        raise refusal("a LoRA", "give it as --lora beside a model")
+        raise _refusal(header, "a LoRA", "give it as --lora beside a model")
     if _FIRST not in names:
         if any(name.startswith((VAE, "decoder.")) for name in names):
-            raise refusal("an autoencoder alone", "give it as --vae beside a model")
-        raise refusal("no Stable Diffusion model")
+            raise _refusal(header, "an autoencoder alone", "give it as --vae beside a model")
+        raise _refusal(header, "no Stable Diffusion model")
     if _CLASS_EMBEDDING in names:
-        raise refusal("a model of SDXL's kind")
+        raise _refusal(header, "a model of SDXL's kind")
 
 
 def family_of(header: FileHeader) -> Family:
@@ -174,16 +170,17 @@ def family_of(header: FileHeader) -> Family:
     refuse_other_kinds(header)
     names = header.shapes
 
-    def refusal(what: str, remedy: str = f"give {ACCEPTED}") -> UnusableBaseModel:
-        return UnusableBaseModel(f"{header.path} is {what}: {remedy}")
-
     channels = names[_FIRST][1]
     if channels != 4:
-        raise refusal(_CHANNELS.get(channels, f"a model whose network takes {channels} channels"))
+        raise _refusal(header, _CHANNELS.get(channels, f"a model whose network takes {channels} channels"))
     width = next((names[_CROSS_ATTENTION.format(i)][1] for i in (1, 2) if _CROSS_ATTENTION.format(i) in names), None)
     if width not in _WIDTHS:
-        raise refusal(f"a model whose text embeddings are {width} wide")
+        raise _refusal(header, f"a model whose text embeddings are {width} wide")
     family = _WIDTHS[width]
     if not any(name.startswith((CLIP, OPEN_CLIP)) for name in names):
-        raise refusal("a network without its text encoder", "give the file of the whole model")
+        raise _refusal(header, "a network without its text encoder", "give the file of the whole model")
     return family
+
+
+def _refusal(header: FileHeader, what: str, remedy: str = f"give {ACCEPTED}") -> UnusableBaseModel:
+    return UnusableBaseModel(f"{header.path} is {what}: {remedy}")

@@ -15,13 +15,17 @@ from tuner_svc.model_folder import UnusableBaseModel
 from tuner_svc.single_file.tensor_file import read_header, read_tensors
 
 KOHYA = {"unet": "lora_unet_", "text_encoder": "lora_te_"}  # by part
-UNKNOWN_KINDS = (
+# Adapters that cannot be merged: what is in their names, and what people call them.
+OTHER_ADAPTERS = (
+    ("lora_transformer_", "a LoRA of a transformer model"),
     ("hada_w1", "a LoHa"),
     ("lokr_w", "a LoKr"),
+)
+UNKNOWN_KINDS = (
+    *OTHER_ADAPTERS,
     ("lora_mid", "a LoRA of three factors"),
     ("dora_scale", "a DoRA"),
     ("oft_", "an OFT"),
-    ("lora_transformer_", "a LoRA of a transformer model"),
     ("lora_te2_", "a LoRA of an SDXL model"),
 )
 # An older name of diffusers, and the module that it means.

@@ -11,7 +11,15 @@ from typing import Any
 
 from torch import Tensor
 
-from tuner_svc.model_folder import SCHEDULER_FILE, WEIGHTS, UnusableBaseModel, check_layout, read_object
+from tuner_svc.model_folder import (
+    SCHEDULER_FILE,
+    VARIANTS,
+    WEIGHTS,
+    UnusableBaseModel,
+    check_layout,
+    read_object,
+    weight_names,
+)
 from tuner_svc.single_file.convert import (
     has_vae,
     read_text_encoder,
@@ -34,8 +42,6 @@ PARTS = {
     "unet": ("diffusers", "UNet2DConditionModel"),
     "vae": ("diffusers", "AutoencoderKL"),
 }
-# A folder's weights of an autoencoder, in the order in which they are taken.
-VAE_FILES = tuple(f"diffusion_pytorch_model{variant}.safetensors" for variant in ("", ".fp16", ".bf16"))
 Say = Callable[[str], None]
 
 
@@ -71,7 +77,7 @@ def write_folder(source: Source, out: Path, say: Say = lambda line: None) -> Pat
     family = _family(header, source.config)
     prediction = prediction_of(header, family, source.prediction)
     if source.config is None and family is SD_2 and prediction.kind == "v_prediction":
-        family = _with_side(family, SAMPLE_SIDE_OF_V)
+        family = replace(family, unet={**family.unet, "sample_size": SAMPLE_SIDE_OF_V})
     whole, family = family, family.without_last_layers(source.clip_skip)
     say(f"{family.name}, predicts {prediction.kind} ({prediction.source})")
     unet, is_averaged = read_unet(header, family)
@@ -106,10 +112,6 @@ def _family(header: FileHeader, config: Path | None) -> Family:
     return Family(f"as {config.name}", **parts, tokenizer={}, scheduler=scheduler)
 
 
-def _with_side(family: Family, side: int) -> Family:
-    return replace(family, unet={**family.unet, "sample_size": side})
-
-
 def _vae_source(header: FileHeader, family: Family, given: Path | None) -> tuple[FileHeader, Family]:
     """Where the autoencoder is read from. Raises UnusableBaseModel where there is none, or another scale."""
     if given is None:
@@ -125,8 +127,8 @@ def _vae_source(header: FileHeader, family: Family, given: Path | None) -> tuple
             f"{given} scales its latents by {scale} and this model by {family.vae['scaling_factor']}: pictures would "
             "come out wrong; give an autoencoder of the same family"
         )
-    file = next((folder / name for name in VAE_FILES if (folder / name).is_file()), folder / WEIGHTS["vae"])
-    return read_header(file), family
+    files = [folder / weight_names(WEIGHTS["vae"], variant)[0] for variant in VARIANTS]
+    return read_header(next((file for file in files if file.is_file()), files[0])), family
 
 
 def _changes(loras: Sequence[Lora], family: Family) -> dict[str, dict[str, list[Factors]]]:
