@@ -6,12 +6,11 @@
 protos/generate.py calls it. The words about an option are the first sentence of its comment, as in docs/options.md.
 """
 
-import argparse
 import sys
 import textwrap
 from collections.abc import Iterable
 
-from generate import ROOT
+from generated_file import ROOT, write
 from options_page import comments, first_sentence, place_of
 
 from unitune.options import EDIT, SAMPLING, TUNING, Field, range_in_words
@@ -109,20 +108,5 @@ def module() -> str:
     return "".join(parts)
 
 
-def main() -> int:
-    """Write the module, or compare it."""
-    parser = argparse.ArgumentParser(description="Write unitune_client/options.py from protos/unitune/v1.")
-    parser.add_argument("--check", action="store_true", help="change nothing; fail if it is not fresh")
-    fresh, is_check = module(), parser.parse_args().check
-    if MODULE.exists() and MODULE.read_text() == fresh:
-        return 0
-    if is_check:
-        print(f"{MODULE.relative_to(ROOT)} is not what protos/ says; run `make protos`", file=sys.stderr)
-        return 1
-    MODULE.write_text(fresh)
-    print(f"{MODULE.relative_to(ROOT)}: written")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write(MODULE, module()))

@@ -14,9 +14,9 @@ import tempfile
 from importlib.resources import files
 from pathlib import Path
 
+from generated_file import ROOT
 from grpc_tools import protoc
 
-ROOT = Path(__file__).resolve().parent.parent
 # Include paths, nearest first. The last one holds google/protobuf, which the compiler's own package ships.
 INCLUDES = (ROOT / "protos", ROOT / "third_party" / "googleapis", Path(str(files("grpc_tools"))) / "_proto")
 

@@ -6,13 +6,13 @@
 The words about an option are the first sentence of its comment, which only the compiler reads.
 """
 
-import argparse
 import re
 import sys
 import tempfile
 from pathlib import Path
 
-from generate import INCLUDES, ROOT
+from generate import INCLUDES
+from generated_file import ROOT, write
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.message import Message
 from grpc_tools import protoc
@@ -107,20 +107,5 @@ def page() -> str:
     return re.sub(r"\n{3,}", "\n\n", "\n".join(parts)).rstrip() + "\n"
 
 
-def main() -> int:
-    """Write the page, or compare it."""
-    parser = argparse.ArgumentParser(description="Write docs/options.md from protos/unitune/v1.")
-    parser.add_argument("--check", action="store_true", help="change nothing; fail if it is not fresh")
-    fresh, is_check = page(), parser.parse_args().check
-    if PAGE.exists() and PAGE.read_text() == fresh:
-        return 0
-    if is_check:
-        print(f"{PAGE.relative_to(ROOT)} is not what protos/ says; run `make protos`", file=sys.stderr)
-        return 1
-    PAGE.write_text(fresh)
-    print(f"{PAGE.relative_to(ROOT)}: written")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write(PAGE, page()))

@@ -11,28 +11,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 from PIL import Image
 
-from tests.reports.conftest import PATIENCE_S, Done, Unitune
+from tests.reports.conftest import PATIENCE_S, Unitune
 from unitune_client import Client
-from unitune_client.cli.main import main
 
 QUICK = ("--steps=3", "--strength=0.7", "--no-automatic")
 SDEDIT = ("--method=sdedit", *QUICK)
 
 
 @pytest.fixture
-def unitune(command_environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Unitune:
-    """The command line in this process, which saves the seconds that each start of Python takes."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object, env: dict[str, str | None] | None = None) -> Done:
-        words = [str(argument) for argument in arguments]
-        done = CliRunner().invoke(main, words, env={**command_environment, **(env or {})})
-        return Done([], done.exit_code, done.stdout, done.stderr)
-
-    return run
+def unitune(unitune_in_process: Unitune) -> Unitune:
+    """Commands here run in this process."""
+    return unitune_in_process
 
 
 @pytest.mark.parametrize(

@@ -28,15 +28,9 @@ SDEDIT = ("--method=sdedit", *FAST)
 
 
 @pytest.fixture
-def unitune(command_environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Unitune:
-    """The command line in this process, which saves the seconds that each start of Python takes."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> Done:
-        done = CliRunner().invoke(main, [str(argument) for argument in arguments], env=command_environment)
-        return Done([], done.exit_code, done.stdout, done.stderr)
-
-    return run
+def unitune(unitune_in_process: Unitune) -> Unitune:
+    """Commands here run in this process."""
+    return unitune_in_process
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Children that decode: bounded memory, and no picture and no death of one is ever a hang or a mistake of ours."""
 
 import asyncio
-import io
 import os
 import resource
 import signal
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.picture_files import file_of
 from unitune import picture_check
 from unitune.errors import InvalidArgument, Unavailable
 from unitune.picture_check import MaskInfo, PictureChecks
@@ -21,13 +21,6 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="limits of memory and /proc are Linux's"),
     pytest.mark.slow,  # real child processes, some of them held up
 ]
-
-
-def file_of(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    """The picture's file."""
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 SMALL = file_of(Image.new("RGB", (20, 12), "teal"))

@@ -1,6 +1,5 @@
 """The reader of picture files: whatever bytes come, they are a picture or an error that says what they are."""
 
-import io
 import struct
 import zlib
 from pathlib import Path
@@ -9,19 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin, features
 
+from tests.picture_files import file_of
 from unitune import images, picture_file, picture_header
 from unitune.errors import InvalidArgument
 from unitune.picture_header import JPEG, PNG, WEBP
 
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "LAB", "HSV", "I", "I;16", "F")
 REASONS = {"IMAGE_UNDECODABLE", "IMAGE_TOO_LARGE", "UPLOAD_TOO_LARGE"}
-
-
-def file_of(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    """The picture's file."""
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def noise(size: tuple[int, int] = (20, 12)) -> Image.Image:
