@@ -46,12 +46,12 @@ check: $(READY) ## lint, types, who imports whom, protos; seconds once mypy's ca
 	@$(BIN)/lint-imports
 	@echo "buf"
 	@$(BIN)/buf lint
-	@$(BIN)/python protos/generate.py --check
-	@$(BIN)/python protos/options_page.py --check
+	@$(BIN)/python -m protos.generate --check
+	@$(BIN)/python -m protos.options_page --check
 
 protos: $(READY) ## generate unitune/v1 and docs/options.md from protos/
-	@$(BIN)/python protos/generate.py
-	@$(BIN)/python protos/options_page.py
+	@$(BIN)/python -m protos.generate
+	@$(BIN)/python -m protos.options_page
 
 bench: $(READY) ## speed of every stage, as ratios measured in one run
 	@$(BIN)/python -m bench

@@ -1,7 +1,7 @@
 """Write unitune_client/options.py: the options of the SDK, as the contract declares them.
 
-    python protos/client_options.py          # write it
-    python protos/client_options.py --check  # say whether it is fresh
+    python -m protos.client_options          # write it
+    python -m protos.client_options --check  # say whether it is fresh
 
 protos/generate.py calls it. The words about an option are the first sentence of its comment, as in docs/options.md.
 """
@@ -10,9 +10,8 @@ import sys
 import textwrap
 from collections.abc import Iterable
 
-from generated_file import ROOT, write
-from options_page import comments, first_sentence, place_of
-
+from protos.generated_file import ROOT, write
+from protos.options_page import comments, first_sentence, place_of
 from unitune.options import EDIT, SAMPLING, TUNING, Field, range_in_words
 
 MODULE = ROOT / "unitune_client" / "options.py"

@@ -1,8 +1,8 @@
 """Generate `unitune/v1` from `protos/unitune/v1`: messages, their type stubs and the gRPC stubs; and from them the
 options of the SDK, `unitune_client/options.py`.
 
-    python protos/generate.py          # write them
-    python protos/generate.py --check  # say whether they are fresh
+    python -m protos.generate          # write them
+    python -m protos.generate --check  # say whether they are fresh
 
 The compiler is the one of grpcio-tools, in the version that constraints.txt pins.
 """
@@ -14,8 +14,9 @@ import tempfile
 from importlib.resources import files
 from pathlib import Path
 
-from generated_file import ROOT
 from grpc_tools import protoc
+
+from protos.generated_file import ROOT
 
 # Include paths, nearest first. The last one holds google/protobuf, which the compiler's own package ships.
 INCLUDES = (ROOT / "protos", ROOT / "third_party" / "googleapis", Path(str(files("grpc_tools"))) / "_proto")
@@ -54,7 +55,7 @@ def _content(path: Path) -> bytes | None:
 
 def client_options(*arguments: str) -> int:
     """Run client_options.py, in a process of its own, which imports what was just written. Its exit status."""
-    return subprocess.run([sys.executable, str(ROOT / "protos" / "client_options.py"), *arguments], cwd=ROOT).returncode
+    return subprocess.run([sys.executable, "-m", "protos.client_options", *arguments], cwd=ROOT).returncode
 
 
 def main() -> int:

@@ -1,7 +1,7 @@
 """Write docs/options.md: every option of a request, as the contract declares it.
 
-    python protos/options_page.py          # write it
-    python protos/options_page.py --check  # say whether it is fresh
+    python -m protos.options_page          # write it
+    python -m protos.options_page --check  # say whether it is fresh
 
 The words about an option are the first sentence of its comment, which only the compiler reads.
 """
@@ -11,12 +11,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from generate import INCLUDES
-from generated_file import ROOT, write
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.message import Message
 from grpc_tools import protoc
 
+from protos.generate import INCLUDES
+from protos.generated_file import ROOT, write
 from unitune.options import Field, options_of, range_in_words
 from unitune.v1 import edit_pb2, tuning_pb2
 

@@ -61,9 +61,14 @@ def documents() -> list[Path]:
     return [path for path in text_files() if path.suffix == ".md"]
 
 
+def run_module(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a module of this repository as a program."""
+    return subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, capture_output=True, text=True)
+
+
 def test_generated_code_is_fresh() -> None:
     """unitune/v1 and unitune_client/options.py are what is made of protos/, byte for byte."""
-    done = subprocess.run([sys.executable, ROOT / "protos" / "generate.py", "--check"], capture_output=True, text=True)
+    done = run_module("protos.generate", "--check")
 
     assert 0 == done.returncode, done.stderr
 
@@ -71,9 +76,7 @@ def test_generated_code_is_fresh() -> None:
 def test_the_page_of_options_is_fresh() -> None:
     """docs/options.md is what protos/options_page.py makes of the contract, and tells every option that is declared."""
     page = (ROOT / "docs" / "options.md").read_text()
-    done = subprocess.run(
-        [sys.executable, ROOT / "protos" / "options_page.py", "--check"], capture_output=True, text=True
-    )
+    done = run_module("protos.options_page", "--check")
 
     assert 0 == done.returncode, done.stderr
     assert (
