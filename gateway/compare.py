@@ -134,7 +134,7 @@ class Comparisons:
                             raise from_status(event.failed)
                         case "cancelled":
                             raise CancelledByOwner()
-                        case "heartbeat":
+                        case "heartbeat" if not event.heartbeat.stage:
                             pass  # the comparison has its own
                         case _:
                             yield CompareEvent(edit=event)

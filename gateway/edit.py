@@ -125,6 +125,8 @@ class Edits:
                             metadata.put_into(sample.image)
                         yield EditEvent(image=sample.image)
                         kept.begin(sample.image)
+                    case "heartbeat":
+                        yield EditEvent(heartbeat=sample.heartbeat)
                     case "image_part":
                         yield EditEvent(image_part=sample.image_part)
                         kept.add(sample.image_part)

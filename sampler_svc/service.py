@@ -25,6 +25,7 @@ from sampler_svc.engines.pool import Lease
 from sampler_svc.engines.weights import tuned_super_resolution, tuned_weights
 from sampler_svc.mailbox import Mailbox
 from sampler_svc.model import Model
+from sampler_svc.run_stages import Heartbeat, RunStages
 from sampler_svc.sampling.attempts import ScoredImage, attempts_of, sample_filtered
 from sampler_svc.sampling.conditioning import REFITS_NOTHING, Embed, embedding, null_embeddings, refuse_unbound
 from sampler_svc.sampling.events import EditedImage, Event, Step, Warned
@@ -59,6 +60,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
     def __init__(self, model: Model, store: ObjectStore) -> None:
         self._model, self._weights = model, StoredWeights(store, model.spec.digest)
         self._workers = ThreadPoolExecutor(model.pool.size, "engine")
+        self._stage_s: dict[int, float] = {}  # of the last run that went through each stage
         self._waiting = 0
         self._is_draining = False
         self._changed: set[asyncio.Event] = set()
@@ -86,12 +88,13 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         wanted = wire.read_request(request, self._model)
         mailbox: Mailbox[sampler_pb2.SampleEvent] = Mailbox(asyncio.get_running_loop())
         cancelled = threading.Event()
+        stages = RunStages(self._stage_s)
         asked = time.perf_counter()
-        run = self._submit(lambda: self._sample(request, wanted, asked, mailbox, cancelled))
+        run = self._submit(lambda: self._sample(request, wanted, asked, mailbox, stages, cancelled))
         try:
             async for event in mailbox.events(HEARTBEAT_S):
                 if event is None:
-                    yield sampler_pb2.SampleEvent(heartbeat=edit_pb2.EditEvent.Heartbeat())
+                    yield sampler_pb2.SampleEvent(heartbeat=stages.heartbeat())
                 else:
                     yield wire.step_event(event) if isinstance(event, Step) else event
         finally:
@@ -166,10 +169,12 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         wanted: Request,
         asked: float,
         mailbox: "Mailbox[sampler_pb2.SampleEvent]",
+        stages: RunStages,
         cancelled: threading.Event,
     ) -> None:
         """One run, in a worker thread. It always ends with exactly one of `done` or `failed`."""
         timings = edit_pb2.Timings(queue_s=time.perf_counter() - asked)
+        stages.begin(Heartbeat.STAGE_LOADING)
         last = sampler_pb2.SampleEvent()
         try:
             config = Flat(request.config)
@@ -181,6 +186,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                 self._super_resolution(request.prompt, wanted, tuned, cancelled) as second,
             ):
                 timings.refit_s = lease.refit_s
+                stages.begin(Heartbeat.STAGE_PREPARING)
                 if refits:
                     mailbox.put(wire.loading_event(lease))
                 extras = None
@@ -189,6 +195,8 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
 
                 def on_event(event: Event | ScoredImage) -> None:
                     if isinstance(event, Step):
+                        is_last = event.index + 1 == event.total
+                        stages.begin(Heartbeat.STAGE_DECODING if is_last else Heartbeat.STAGE_SAMPLING)
                         mailbox.put(event)
                     elif isinstance(event, Warned):
                         mailbox.put(wire.warning_event(event))
@@ -200,6 +208,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                         timings.decode_s, timings.super_resolution_s = event.decode_s, event.super_resolution_s
 
                 self._edit(request, wanted, lease, extras, second, cancelled, on_event)
+            stages.end()
             timings.total_s = time.perf_counter() - asked
             last.done.CopyFrom(timings)
             telemetry.event(logger, "sampled", edit=request.edit, warm=lease.warm, seconds=timings.total_s)

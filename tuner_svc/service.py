@@ -17,9 +17,10 @@ from tuner_svc.config import DEFAULT_CODEC
 from tuner_svc.probe import pack_tuned
 from tuner_svc.progress_tracker import UpdateProgress
 from tuner_svc.torch_thread import TorchThread
-from tuner_svc.tune import check, tune
+from tuner_svc.tune import check, total_updates, tune
 from tuner_svc.tuning_config import TuningConfig
 from tuner_svc.tuning_run import TuningRun
+from tuner_svc.tuning_stages import StageTimes, TuningStages
 from unitune import images, store_paths, telemetry
 from unitune.base_model import Preset
 from unitune.choices import (
@@ -37,6 +38,7 @@ from unitune.serving import HEARTBEAT_S
 from unitune.system_errors import store_error
 from unitune.v1 import tuner_pb2, tuner_pb2_grpc, tuning_pb2
 from unitune.v1.tuner_pb2 import RunTuningEvent
+from unitune.v1.tuning_pb2 import TuningProgress
 from unitune.weights import Manifest
 
 logger = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
         """`thread` is the one that loaded the model; without it there is a new one."""
         self._model, self._store, self._codec = model, store, codec
         self._thread = thread or TorchThread()
+        self._stage_times = StageTimes()
         self._runs: set[TuningRun] = set()
         self._is_draining = False
         self._instance = secrets.token_hex(INSTANCE_BYTES)
@@ -116,10 +119,14 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
                 if run.progress is not None:
                     progress, run.progress = run.progress, None
                     yield _progress(progress)
-                elif not has_changed and run.is_started:
-                    yield RunTuningEvent(heartbeat=RunTuningEvent.Heartbeat())
-                elif not has_changed:
+                elif not has_changed and not run.is_started:
                     yield RunTuningEvent(waiting=RunTuningEvent.Waiting())
+                elif not has_changed:
+                    progress_now = run.progress_now()
+                    if progress_now is None:
+                        yield RunTuningEvent(heartbeat=RunTuningEvent.Heartbeat())
+                    else:
+                        yield _progress(progress_now)
             is_told = True  # from here on the reader owns the weights, even if it closes the stream at once
             yield _outcome(run, work)
         finally:
@@ -145,13 +152,18 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
     ) -> tuning_pb2.WeightsRef:
         """One tuning, in the PyTorch thread: tune, prove, store."""
         run.is_started = True
+        kind = config.method, config.mode, config.batch
+        stages = TuningStages(self._stage_times, kind, total_updates(config), run.report)
         tuned = tune(
-            self._model, image, config, large=large, on_progress=run.report, cancelled=lambda: run.is_cancelled
+            self._model, image, config, large=large, on_progress=stages.updated, cancelled=lambda: run.is_cancelled
         )
+        stages.begin("packing")
         data, manifest = pack_tuned(self._model, tuned, config, request.key, self._codec, run.refuse_cancelled)
         run.refuse_cancelled()
+        stages.begin("storing")
         try:
             self._put(run, request.path, data, manifest)
+            stages.end()
         except Exception as error:
             telemetry.failure(logger, "weights not stored", tuning=run.name)
             self._delete(run, request.path)
@@ -213,7 +225,8 @@ def _outcome(run: TuningRun, work: "Future[tuning_pb2.WeightsRef]") -> RunTuning
 
 
 def _progress(progress: UpdateProgress) -> RunTuningEvent:
-    return RunTuningEvent(progress=tuning_pb2.TuningProgress(**vars(progress)))
+    told = {name: value for name, value in vars(progress).items() if name in TuningProgress.DESCRIPTOR.fields_by_name}
+    return RunTuningEvent(progress=TuningProgress(**told | {"stage": f"STAGE_{progress.stage.upper()}"}))
 
 
 def _model_images(

@@ -39,7 +39,7 @@ def tune(
     if not 1 <= len(images) <= most:
         raise InvalidField("images", f"{len(images)} pictures", f"{config.method} takes 1 to {most}")
     method = METHODS[config.method]
-    tracker = ProgressTracker(method.total(config) + config.super_resolution_updates, on_progress, cancelled)
+    tracker = ProgressTracker(total_updates(config), on_progress, cancelled)
     latent = model.encode_image(images)
     tracker.refuse_cancelled()
     tuned = method.tune(model, latent, config, tracker)
@@ -55,6 +55,11 @@ def tune(
     return tuned
 
 
+def total_updates(config: TuningConfig) -> int:
+    """The updates of all stages together."""
+    return METHODS[config.method].total(config) + config.super_resolution_updates
+
+
 def check(model: BaseModel, config: TuningConfig) -> list[str]:
     """Warnings of what the text encoder does not read of the config's texts. Raises InvalidField for settings that do
     not fit the base model: its tokenizer and its super-resolution."""
@@ -65,4 +70,4 @@ def check(model: BaseModel, config: TuningConfig) -> list[str]:
     return check_tuning(model.reader, config, "config")
 
 
-__all__ = ["Tuned", "UpdateProgress", "check", "tune"]
+__all__ = ["Tuned", "UpdateProgress", "check", "total_updates", "tune"]

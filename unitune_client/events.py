@@ -162,17 +162,19 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a tuning is: `update` of `total` are done, about `left_s` seconds remain; `learning_rate` is in force.
+    """How far a tuning is: `update` of `total` are done; `learning_rate` is in force.
 
-    `stopped_early` tells that `stop_loss_ratio` ended it at `update`.
+    About `left_s` seconds remain to the end of the whole tuning; None while there is no estimate. `stage` is
+    `preparing`, `updating`, `packing` or `storing`. `stopped_early` tells that `stop_loss_ratio` ended it at `update`.
     """
 
     update: int
     total: int
     loss: float
-    left_s: float
+    left_s: float | None
     learning_rate: float = 0.0
     stopped_early: bool = False
+    stage: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +239,15 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class Heartbeat(Event):
-    """Nothing happened for 15 seconds; the stream is alive."""
+    """Nothing else happened for some seconds, 15 at most; the stream is alive.
+
+    Of an edit at the sampler it tells the `stage`: `waiting` for an engine, `loading` the weights, `preparing`,
+    `sampling` or `decoding`; the seconds in it, and those that are left of it, None while there is no estimate.
+    """
+
+    stage: str = ""
+    stage_s: float = 0.0
+    stage_left_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

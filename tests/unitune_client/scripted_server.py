@@ -314,7 +314,7 @@ def tuning_events(*names: str) -> list[tuning_pb2.TuningEvent]:
         "queued": lambda number: tuning_pb2.TuningEvent.Queued(position=1),
         "started": lambda number: tuning_pb2.TuningEvent.Started(attempt=1),
         "progress": lambda number: tuning_pb2.TuningProgress(
-            update=number, total=128, loss=0.5, left_s=9, learning_rate=1e-4
+            update=number, total=128, loss=0.5, left_s=9, learning_rate=1e-4, stage="STAGE_UPDATING"
         ),
         "ready": lambda number: tuning("READY", weights=tuning_pb2.WeightsRef(key="k1", digest="d1", size_bytes=7)),
         "cancelled": lambda number: tuning("CANCELLED"),

@@ -319,8 +319,28 @@ class EditEvent(_message.Message):
         tuning: str
         def __init__(self, timings: _Optional[_Union[Timings, _Mapping]] = ..., tuning: _Optional[str] = ...) -> None: ...
     class Heartbeat(_message.Message):
-        __slots__ = ()
-        def __init__(self) -> None: ...
+        __slots__ = ("stage", "stage_s", "stage_left_s")
+        class Stage(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+            __slots__ = ()
+            STAGE_UNSPECIFIED: _ClassVar[EditEvent.Heartbeat.Stage]
+            STAGE_WAITING: _ClassVar[EditEvent.Heartbeat.Stage]
+            STAGE_LOADING: _ClassVar[EditEvent.Heartbeat.Stage]
+            STAGE_PREPARING: _ClassVar[EditEvent.Heartbeat.Stage]
+            STAGE_SAMPLING: _ClassVar[EditEvent.Heartbeat.Stage]
+            STAGE_DECODING: _ClassVar[EditEvent.Heartbeat.Stage]
+        STAGE_UNSPECIFIED: EditEvent.Heartbeat.Stage
+        STAGE_WAITING: EditEvent.Heartbeat.Stage
+        STAGE_LOADING: EditEvent.Heartbeat.Stage
+        STAGE_PREPARING: EditEvent.Heartbeat.Stage
+        STAGE_SAMPLING: EditEvent.Heartbeat.Stage
+        STAGE_DECODING: EditEvent.Heartbeat.Stage
+        STAGE_FIELD_NUMBER: _ClassVar[int]
+        STAGE_S_FIELD_NUMBER: _ClassVar[int]
+        STAGE_LEFT_S_FIELD_NUMBER: _ClassVar[int]
+        stage: EditEvent.Heartbeat.Stage
+        stage_s: float
+        stage_left_s: float
+        def __init__(self, stage: _Optional[_Union[EditEvent.Heartbeat.Stage, str]] = ..., stage_s: _Optional[float] = ..., stage_left_s: _Optional[float] = ...) -> None: ...
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]

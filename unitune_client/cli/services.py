@@ -18,6 +18,7 @@ from unitune_client.local import doctor, programs
 from unitune_client.local.home import Home
 from unitune_client.local.machine import base_model_file, base_model_folder
 from unitune_client.local.services import LocalServices
+from unitune_client.local.stage_log import StageLog
 
 LOOKS_EVERY_S = 0.5
 UNREADABLE = 1  # exit code of doctor when a finding could not be made
@@ -125,7 +126,7 @@ def import_command(
         words += ["--lora", one]
     program = ["tuner_svc.single_file", file, "--out", str(folder), *words]
     log = home.new_logs() / "import.log"
-    streams.print_result(str(programs.run(program, log, on_stage=streams.print_message)))
+    streams.print_result(str(programs.run(program, log, StageLog(streams.print_message))))
 
 
 def check_lora(given: str) -> None:
