@@ -25,7 +25,7 @@ from sampler_svc.engines.pool import Lease
 from sampler_svc.engines.weights import tuned_super_resolution, tuned_weights
 from sampler_svc.mailbox import Mailbox
 from sampler_svc.model import Model
-from sampler_svc.run_stages import Heartbeat, RunStages
+from sampler_svc.run_stages import DECODING, LOADING, PREPARING, SAMPLING, RunStages
 from sampler_svc.sampling.attempts import ScoredImage, attempts_of, sample_filtered
 from sampler_svc.sampling.conditioning import REFITS_NOTHING, Embed, embedding, null_embeddings, refuse_unbound
 from sampler_svc.sampling.events import EditedImage, Event, Step, Warned
@@ -60,7 +60,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
     def __init__(self, model: Model, store: ObjectStore) -> None:
         self._model, self._weights = model, StoredWeights(store, model.spec.digest)
         self._workers = ThreadPoolExecutor(model.pool.size, "engine")
-        self._stage_s: dict[int, float] = {}  # of the last run that went through each stage
+        self._stage_s: dict[str, float] = {}  # of the last run that went through each stage
         self._waiting = 0
         self._is_draining = False
         self._changed: set[asyncio.Event] = set()
@@ -94,7 +94,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         try:
             async for event in mailbox.events(HEARTBEAT_S):
                 if event is None:
-                    yield sampler_pb2.SampleEvent(heartbeat=stages.heartbeat())
+                    yield wire.heartbeat_event(stages.now())
                 else:
                     yield wire.step_event(event) if isinstance(event, Step) else event
         finally:
@@ -174,7 +174,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
     ) -> None:
         """One run, in a worker thread. It always ends with exactly one of `done` or `failed`."""
         timings = edit_pb2.Timings(queue_s=time.perf_counter() - asked)
-        stages.begin(Heartbeat.STAGE_LOADING)
+        stages.begin(LOADING)
         last = sampler_pb2.SampleEvent()
         try:
             config = Flat(request.config)
@@ -186,7 +186,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                 self._super_resolution(request.prompt, wanted, tuned, cancelled) as second,
             ):
                 timings.refit_s = lease.refit_s
-                stages.begin(Heartbeat.STAGE_PREPARING)
+                stages.begin(PREPARING)
                 if refits:
                     mailbox.put(wire.loading_event(lease))
                 extras = None
@@ -196,7 +196,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                 def on_event(event: Event | ScoredImage) -> None:
                     if isinstance(event, Step):
                         is_last = event.index + 1 == event.total
-                        stages.begin(Heartbeat.STAGE_DECODING if is_last else Heartbeat.STAGE_SAMPLING)
+                        stages.begin(DECODING if is_last else SAMPLING)
                         mailbox.put(event)
                     elif isinstance(event, Warned):
                         mailbox.put(wire.warning_event(event))

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from sampler_svc.engines.pool import Lease
 from sampler_svc.model import Model
+from sampler_svc.run_stages import StageNow
 from sampler_svc.sampling.attempts import ScoredImage
 from sampler_svc.sampling.events import EditedImage, Step, Warned
 from sampler_svc.sampling.prompt_to_prompt import AttentionEdit
@@ -128,6 +129,13 @@ def loading_event(lease: Lease) -> sampler_pb2.SampleEvent:
 def loading(lease: Lease) -> edit_pb2.EditEvent.Loading:
     """How an engine came to hold the weights."""
     return edit_pb2.EditEvent.Loading(warm=lease.warm, refit_s=lease.refit_s, probe_ratio=lease.probe_ratio)
+
+
+def heartbeat_event(now: StageNow) -> sampler_pb2.SampleEvent:
+    """What a run does now."""
+    stage = f"STAGE_{now.stage.upper()}"
+    beat = edit_pb2.EditEvent.Heartbeat(stage=stage, stage_s=now.stage_s, stage_left_s=now.left_s)
+    return sampler_pb2.SampleEvent(heartbeat=beat)
 
 
 def step_event(step: Step) -> sampler_pb2.SampleEvent:

@@ -14,7 +14,6 @@ import pytest
 from sampler_svc import service as service_module
 from sampler_svc.engines.engine import BASE, WeightSet
 from sampler_svc.model import Model
-from sampler_svc.run_stages import Heartbeat
 from sampler_svc.sampling.attempts import SEED_STRIDE
 from sampler_svc.sampling.clip_filter import ClipFilter
 from sampler_svc.service import SamplerService
@@ -27,10 +26,11 @@ from unitune.choices import DEFAULT_RESAMPLES
 from unitune.errors import DataLoss, from_rpc_error, from_status
 from unitune.object_store import ObjectStore
 from unitune.options import SAMPLING, Flat
-from unitune.v1 import sampler_pb2, sampler_pb2_grpc, tuning_pb2
+from unitune.v1 import edit_pb2, sampler_pb2, sampler_pb2_grpc, tuning_pb2
 from unitune.weights import WEIGHTS_FILE
 
 Event = sampler_pb2.SampleEvent
+Heartbeat = edit_pb2.EditEvent.Heartbeat
 
 
 @pytest.fixture
