@@ -121,7 +121,7 @@ class Edits:
                     case "warning":
                         yield EditEvent(warning=sample.warning)
                     case "image":
-                        if metadata is not None:
+                        if metadata is not None and not sample.image.blocked:
                             metadata.put_into(sample.image)
                         yield EditEvent(image=sample.image)
                         kept.begin(sample.image)
@@ -223,6 +223,7 @@ def _sample_request(plan: EditPlan, tuning: Tuning | None, opened: OpenEdit) -> 
         config=plan.config,
         seeds=plan.seeds,
         preview_every=plan.preview_every,
+        content_filter=plan.is_filtered,
     )
 
 

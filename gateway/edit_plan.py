@@ -45,6 +45,7 @@ class EditPlan:
     warnings: list[str]
     base_model: BaseModel
     omit_metadata: bool
+    is_filtered: bool  # by the content filter
 
     @property
     def effective_strength(self) -> float:
@@ -56,7 +57,15 @@ class EditPlan:
 class Planner:
     """Makes plans. All that an edit is refused for is found here, before its first event."""
 
-    def __init__(self, tunings: Tunings, images: Images, upstreams: Upstreams) -> None:
+    def __init__(
+        self,
+        tunings: Tunings,
+        images: Images,
+        upstreams: Upstreams,
+        is_filtered: Callable[[str], bool] = lambda tenant: False,
+    ) -> None:
+        """`is_filtered` says whether the content filter checks the edits of a tenant."""
+        self._is_filtered = is_filtered
         self._tunings = tunings
         self._images = images
         self._upstreams = upstreams
@@ -96,6 +105,7 @@ class Planner:
         if tuning is not None:
             refuse_mismatch(tuning.base_model, sampler.base_model.digest)
         return EditPlan(
+            is_filtered=self._is_filtered(tenant),
             tenant=tenant,
             tuning=tuning,
             image=image,
@@ -131,6 +141,12 @@ class Planner:
         """The sampler, whose base model has what the request's settings ask of one. Raises as Edit does."""
         _check(request)
         sampler = await self._upstreams.sampler_info()
+        if self._is_filtered(_tenant_of(request)) and not sampler.base_model.has_content_filter:
+            raise FailedPrecondition(
+                "the edits of this tenant must be checked, and the sampler has no content filter: "
+                "its operator gives it one by UNITUNE_CONTENT_FILTER",
+                reason="CONTENT_FILTER_MISSING",
+            )
         check_base_model(request.config, sampler.base_model, "config.")
         check_mask_words(request.config, request.mask, sampler.base_model, "config")
         return sampler

@@ -37,7 +37,7 @@ from sampler_svc.sampling.super_resolution import SuperResolution
 from sampler_svc.sampling.text_check import check_texts
 from sampler_svc.sampling.tools import PreparedEdit
 from sampler_svc.stored_weights import StoredWeights
-from unitune import store_paths, telemetry
+from unitune import images, store_paths, telemetry
 from unitune.choices import DEFAULT_RESAMPLES, MASKS_OF_WORDS, tuned_by
 from unitune.errors import Internal, InvalidField, Unavailable, UniTuneError, to_status
 from unitune.object_store import ObjectStore
@@ -201,7 +201,8 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                     elif isinstance(event, Warned):
                         mailbox.put(wire.warning_event(event))
                     elif isinstance(event, (EditedImage, ScoredImage)):
-                        for message in wire.result_events(event, request.config):
+                        shown = self._checked(event) if request.content_filter else event
+                        for message in wire.result_events(shown, request.config):
                             mailbox.put(message)
                     else:
                         timings.encode_s, timings.denoise_s = event.encode_s, event.denoise_s
@@ -265,6 +266,15 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             on_event,
             tries_all=config.automatic,
         )
+
+    def _checked(self, result: EditedImage | ScoredImage) -> EditedImage | ScoredImage:
+        """The result, without its files if the content filter refuses the picture."""
+        image = result.image if isinstance(result, ScoredImage) else result
+        assert self._model.content_filter is not None  # wire.read_request has refused the rest
+        if not self._model.content_filter.refuses(images.decode(image.png)):
+            return result
+        blocked = replace(image, png=b"", mask=b"", is_blocked=True)
+        return replace(result, image=blocked) if isinstance(result, ScoredImage) else blocked
 
     def _finder(self, wanted: Request, lease: Lease, cancelled: threading.Event) -> Find | None:
         """What finds the objects that the mask is of; None for a mask of another source."""

@@ -27,7 +27,7 @@ from unitune.choices import (
     mask_source_of,
     tuned_by,
 )
-from unitune.errors import InvalidField
+from unitune.errors import FailedPrecondition, InvalidField
 from unitune.options import Flat, check, check_base_model, put_words
 from unitune.prompts import with_rare_tokens
 from unitune.sampling_rules import Asked, check_rules
@@ -57,6 +57,8 @@ def read_request(request: sampler_pb2.SampleRequest, model: Model, *, is_run: bo
     is_right = not is_run or request.HasField("weights") or made_by in ("", EDIT_METHODS[0])
     _check("weights", "unset", is_right, f"{made_by} samples with what its tuning made; give the weights")
     _check("seeds", len(request.seeds), 1 <= len(request.seeds) <= MAX_SEEDS, f"give 1 to {MAX_SEEDS} of them")
+    if request.content_filter and model.content_filter is None:
+        raise FailedPrecondition("this sampler has no content filter", reason="CONTENT_FILTER_MISSING")
     _check("preview_every", request.preview_every, request.preview_every >= 0, "it must be 0 or more")
     check_base_model(request.config, _base_model(model), "config.")
     has_mask = bool(request.mask) or not is_run
@@ -71,7 +73,7 @@ def read_request(request: sampler_pb2.SampleRequest, model: Model, *, is_run: bo
         strength=config.strength,
         interpolation=config.interpolation,
         seeds=tuple(request.seeds),
-        preview_every=request.preview_every,
+        preview_every=0 if request.content_filter else request.preview_every,  # nothing has checked a preview
         negative_prompt=config.negative_prompt,
         base_prompt=with_rare_tokens(request.rare_tokens, config.base_prompt),
         prompt_guidance_scale=config.prompt_guidance_scale,
@@ -162,6 +164,7 @@ def _base_model(model: Model) -> server_pb2.BaseModel:
         model.spec,
         has_clip_filter=model.clip_filter is not None,
         has_clipseg=model.clipseg is not None,
+        has_content_filter=model.content_filter is not None,
         has_known_pictures=model.picture_check is not None,
     )
 
@@ -235,7 +238,9 @@ def _chosen(config: Flat, name: str, default: T) -> T:
 
 def _edited_image(found: EditedImage | ScoredImage, config: edit_pb2.SamplingConfig) -> edit_pb2.EditEvent.EditedImage:
     image = found.image if isinstance(found, ScoredImage) else found
-    message = edit_pb2.EditEvent.EditedImage(index=image.index, seed=image.seed, png=image.png, mask=image.mask)
+    message = edit_pb2.EditEvent.EditedImage(
+        index=image.index, seed=image.seed, png=image.png, mask=image.mask, blocked=image.is_blocked
+    )
     if isinstance(found, ScoredImage):
         scores = found.scores
         message.scores.CopyFrom(edit_pb2.Scores(**vars(scores), passed=found.passed))

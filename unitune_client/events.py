@@ -348,6 +348,9 @@ class EditWarning(Event):
     text: str
 
 
+BLOCKED = "the server's content filter refused the picture; another seed or prompt may give another one"
+
+
 @dataclass(frozen=True, kw_only=True)
 class EditedImage(Event):
     """One edited picture, as large as the base image. `index` is its place among the seeds.
@@ -355,11 +358,13 @@ class EditedImage(Event):
     `png` says how it was made, unless `omit_metadata` was set: `unitune show` prints it, `edit --like` repeats it.
 
     `mask` is the PNG of the mask that was used, white where it was edited; None if there was none. `scores` are the
-    CLIP filter's, `strength` and `guidance_scale` what `automatic` chose; None without them.
+    CLIP filter's, `strength` and `guidance_scale` what `automatic` chose; None without them. With `blocked` the
+    server's content filter refused the picture, and `png` is empty.
     """
 
     index: int
     seed: int
+    blocked: bool = False
     png: bytes = field(repr=False)
     mask: bytes | None = field(default=None, repr=False)
     scores: Scores | None = None
@@ -367,7 +372,9 @@ class EditedImage(Event):
     guidance_scale: float | None = None
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the PNG file; it appears whole or not at all. Raises OSError."""
+        """Write the PNG file; it appears whole or not at all. Raises OSError, and ValueError for a blocked picture."""
+        if self.blocked:
+            raise ValueError(BLOCKED)
         path = Path(path)
         unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
         try:
@@ -484,6 +491,7 @@ class BaseModel:
     vocabulary: tuple[str, ...]
     has_clip_filter: bool = False
     has_clipseg: bool = False
+    has_content_filter: bool = False
     super_resolution_width: int = 0
     super_resolution_height: int = 0
     fast_steps: int = 0

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import click
 
-from unitune.errors import Cancelled, InvalidArgument, InvalidField
+from unitune.errors import Cancelled, FailedPrecondition, InvalidArgument, InvalidField
 from unitune.options import EDIT, SAMPLING, TUNING
 from unitune_client import events
 from unitune_client.channel import INLINE_MASK_BYTES
@@ -237,11 +237,16 @@ def edit_command(
                 if method == METHOD_PER_PROMPT:
                     tune(client, image, show, further_images=further, tuning_prompt=prompt, **tuning)
                 for edited in edit(client, target, prompt, asked, show, since=since):
+                    if edited.blocked:
+                        show.warn(f"{captions[prompt]} (seed {edited.seed}): {events.BLOCKED}")
+                        continue
                     path = outputs.save(edited.png, slug, f"seed{edited.seed}")
                     show.result(str(path), kind="picture", prompt=prompt, seed=edited.seed)
                     caption = f"{captions[prompt]} (seed {edited.seed})" if len(seeds) > 1 else captions[prompt]
                     edits.append((caption, edited.png, edited.mask or b""))
                     paths.append(path)
+            if not paths:
+                raise FailedPrecondition("the content filter refused every picture", reason="BLOCKED")
             file = sheet_file(contact_sheet([(data, edits)]), paths, omit_metadata=omit_metadata)
             show.result(str(outputs.save(file, "sheet")), kind="sheet")
 
