@@ -19,7 +19,15 @@ from gateway.tunings import Tunings, expired, not_found
 from gateway.upstreams import Upstreams, refuse_mismatch
 from unitune.choices import BOUND_TO_NULL_TEXT, NULL_TEXT, PROMPT_TO_PROMPT, TUNING_METHODS, tuned_by
 from unitune.diffusion.schedule import num_late_steps
-from unitune.errors import FailedPrecondition, InvalidArgument, InvalidField, NotFound, ResourceExhausted, Unavailable
+from unitune.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    InvalidField,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+    length_of,
+)
 from unitune.options import SAMPLING, TUNING, Flat, check, check_base_model, put_words, to_words
 from unitune.picture_file import PictureInfo
 from unitune.prompts import unknown_words, without
@@ -331,7 +339,8 @@ def _method_of(request: EditRequest) -> str:
     """The method of an edit of an image. Raises InvalidField when the request names two."""
     asked, tunes_by = Flat(request.config), Flat(request.tuning_config).method
     if tunes_by in TUNING_METHODS and tunes_by != tuned_by(asked.method or tunes_by, asked.inversion):
-        remedy = f"leave it unset: it follows from config.method, which is {asked.method or 'unset'}, and its inversion"
+        inversion = f"config.{SAMPLING['inversion'].path}"
+        remedy = f"leave it unset: it follows from config.method, which is {asked.method or 'unset'}, and {inversion}"
         raise InvalidField("tuning_config.method", tunes_by, remedy)
     return str(asked.method or tunes_by or TUNING_METHODS[0])
 
@@ -397,7 +406,7 @@ def _refuse_others(
 
 def _shown(value: str | float) -> str:
     """A setting, as an error shows it; a prompt by its length."""
-    return f"{len(value)} characters" if isinstance(value, str) else str(value)
+    return length_of(value) if isinstance(value, str) else str(value)
 
 
 @contextmanager

@@ -102,7 +102,7 @@ class Tunings:
                 await self._upstreams.check_tuning(filled)
             except InvalidArgument as error:
                 name = (error.field or "config").removeprefix("config.")
-                raise InvalidField(f"{field}.{name}", error.metadata["value"], error.metadata["remedy"]) from None
+                raise error.moved(f"{field}.{name}") from None
         return filled
 
     async def _unread(self, config: TuningConfig) -> list[str]:

@@ -15,8 +15,18 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from gateway.sampling_options import fill_options
 from unitune import images, picture_header
 from unitune.choices import MOST_IMAGES, NULL_TEXT, TUNING_METHODS
-from unitune.errors import InvalidField, ResourceExhausted
-from unitune.options import EDIT, SAMPLING, Flat, check, options_of, put_words, refuse_unread
+from unitune.errors import InvalidField, ResourceExhausted, length_of
+from unitune.options import (
+    EDIT,
+    SAMPLING,
+    Flat,
+    check,
+    control_characters,
+    element,
+    options_of,
+    put_words,
+    refuse_unread,
+)
 from unitune.picture_file import PictureInfo
 from unitune.prompts import mentions
 from unitune.v1.edit_pb2 import SamplingConfig
@@ -96,13 +106,13 @@ def check_edit_of(tuning: TuningConfig, prompt: str) -> None:
     words, method = tuning.rare_tokens.strip(), Flat(tuning).method
     if method == "imagic" and prompt.strip() != tuning.prompt.strip():
         remedy = "this tuning is for another text; edit with that one, or edit the image, which makes another tuning"
-        raise InvalidField("prompt", f"{len(prompt)} characters", remedy)
+        raise InvalidField("prompt", length_of(prompt), remedy)
     if method == "dreambooth" and not (mentions(prompt, words) and mentions(prompt, tuning.class_noun)):
         remedy = f"it must have both {words!r} and {tuning.class_noun!r} in it, as in 'a {words} {tuning.class_noun}'"
-        raise InvalidField("prompt", f"{len(prompt)} characters", remedy)
+        raise InvalidField("prompt", length_of(prompt), remedy)
     if method == "textual_inversion" and not mentions(prompt, words):
         remedy = f"it must have the placeholder {words!r} in it, where the picture's subject should be"
-        raise InvalidField("prompt", f"{len(prompt)} characters", remedy)
+        raise InvalidField("prompt", length_of(prompt), remedy)
 
 
 def defaults_of(method: str, by_method: Iterable[C], others: C) -> C:
@@ -158,7 +168,10 @@ def check_labels(labels: Mapping[str, str], field: str) -> None:
         if not 1 <= len(key) <= LABELS.max_len:
             raise InvalidField(field, key, f"a label's key has 1 to {LABELS.max_len} characters")
         if len(value) > LABELS.max_len:
-            raise InvalidField(f"{field}[{key}]", value, f"a label's value has at most {LABELS.max_len} characters")
+            place = element(field, key)
+            raise InvalidField(place, value, f"a label's value has at most {LABELS.max_len} characters")
+        for error in (*control_characters(key, element(field, key)), *control_characters(value, element(field, key))):
+            raise error
 
 
 def check_page_size(page_size: int) -> int:

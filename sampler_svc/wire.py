@@ -45,6 +45,7 @@ def read_request(request: sampler_pb2.SampleRequest, model: Model, *, is_run: bo
     if request.HasField("weights"):
         store_paths.check_weights(request.weights.path, "weights.path")
     config, prompt = Flat(request.config), request.prompt
+    check(request, only=["prompt", "rare_tokens"])
     check(request.config, "config.")
     chosen = ("guidance_scale", "strength")
     needed = ("method", "scheduler", "num_inference_steps", "interpolation", *(() if config.automatic else chosen))

@@ -11,7 +11,7 @@ from sampler_svc.sampling.base_graphs import BaseGraphs
 from sampler_svc.sampling.request import Request
 from unitune.choices import NULL_TEXT
 from unitune.diffusion.guidance import Context
-from unitune.errors import DataLoss, InvalidField
+from unitune.errors import DataLoss, InvalidField, length_of
 from unitune.prompts import mentions
 from unitune.weights import TunedWeights
 
@@ -62,7 +62,7 @@ def refuse_unbound(tuned: TunedWeights, request: Request) -> None:
     for name, value in tuned.manifest.bound_to.items():
         asked = getattr(request, name)
         if asked != value:
-            asked, value = (f"{len(one)} characters" if isinstance(one, str) else one for one in (asked, value))
+            asked, value = (length_of(one) if isinstance(one, str) else one for one in (asked, value))
             raise InvalidField(f"config.{name}", asked, f"the tuning is for {value}; edit with that, or tune anew")
 
 

@@ -29,6 +29,7 @@ from unitune.diffusion.inversion import inverted
 from unitune.diffusion.schedule import Latents
 from unitune.diffusion.solvers import DenoisingRun, FirstOrder
 from unitune.errors import InvalidField
+from unitune.options import SAMPLING, element
 
 DIRECT = INVERSIONS[0]
 
@@ -63,7 +64,7 @@ class Controller:
             columns = edited.columns_of(word)
             if not columns:
                 remedy = "name words of the prompt, which the model cuts when long"
-                raise InvalidField("config.prompt_to_prompt.word_weights", word, remedy)
+                raise InvalidField(element(f"config.{SAMPLING['word_weights'].path}", word), word, remedy)
             self._weights[columns] = weight
 
     def controls(self, step: int, terms: int) -> Controls:
