@@ -128,6 +128,7 @@ class Planner:
                     sampler.base_model.vocabulary,
                 ),
                 *warnings,
+                *warnings_of_steps(config),
             ],
             base_model=sampler.base_model,
             omit_metadata=request.omit_metadata,
@@ -289,6 +290,17 @@ def warnings_of(prompt: str, vocabulary: Sequence[str]) -> list[str]:
     unknown = unknown_words(prompt, vocabulary)
     shown = [f"{word} (nearest: {', '.join(nearest)})" if nearest else word for word, nearest in unknown]
     return [f"the base model does not know: {', '.join(shown)}"] if shown else []
+
+
+def warnings_of_steps(config: SamplingConfig) -> list[str]:
+    """A warning where the strength leaves no step, unless that is what 0 asks for."""
+    steps, strength = config.num_inference_steps, config.strength
+    if config.automatic or strength == 0 or num_late_steps(steps, strength) > 0:
+        return []
+    return [
+        f"strength {strength:g} of {steps} steps leaves none, so nothing is edited: raise strength to {1 / steps:.2g} "
+        "or more, or num_inference_steps"
+    ]
 
 
 def _check(request: EditRequest) -> None:

@@ -10,7 +10,7 @@ from unitune.choices import DEFAULT_RESAMPLES, GUIDANCE_INTERVAL, MASKS_OF_WORDS
 from unitune.errors import InvalidField, length_of
 from unitune.options import EDIT, SAMPLING, Flat, clear_unread, put_words, refuse_unread
 from unitune.prompts import named_objects, unknown_words, without
-from unitune.sampling_rules import INVERTIBLE, Asked, check_rules
+from unitune.sampling_rules import INVERTIBLE, LCM, Asked, check_rules
 from unitune.v1.edit_pb2 import SamplingConfig
 from unitune.v1.server_pb2 import BaseModel
 
@@ -43,6 +43,8 @@ def fill_options(config: SamplingConfig, asked: SamplingConfig, mask: bytes) -> 
         SAMPLING["mask_blur"].clear(config)
     if filled.inverted and not said.scheduler:
         put_words(config, {"scheduler": INVERTIBLE})
+    if filled.scheduler == LCM:
+        SAMPLING["timestep_spacing"].clear(config)
     if filled.automatic:
         config.ClearField("strength")
         config.ClearField("guidance_scale")

@@ -28,7 +28,7 @@ from unitune.choices import (
     tuned_by,
 )
 from unitune.errors import FailedPrecondition, InvalidField
-from unitune.options import Flat, check, check_base_model, put_words
+from unitune.options import SAMPLING, Flat, check, check_base_model, put_words
 from unitune.prompts import with_rare_tokens
 from unitune.sampling_rules import Asked, check_rules
 from unitune.server_info import base_model_info
@@ -93,6 +93,8 @@ def read_request(request: sampler_pb2.SampleRequest, model: Model, *, is_run: bo
         attention=_attention(config) if config.method == PROMPT_TO_PROMPT else None,
         guidance_sigma_low=config.guidance_sigma_low,
         guidance_sigma_high=_chosen(config, "guidance_sigma_high", math.inf),
+        timestep_spacing=config.timestep_spacing,
+        guidance_rescale=config.guidance_rescale,
         super_resolution=_super_resolution(config, model.spec.super_resolution),
     )
 
@@ -190,6 +192,9 @@ def _defaults(preset: Preset, method: str, second: SuperResolutionSpec | None) -
         words["guidance_sigma_low"] = preset.guidance_sigma_low
     if math.isfinite(preset.guidance_sigma_high):
         words["guidance_sigma_high"] = preset.guidance_sigma_high
+    for name in ("timestep_spacing", "guidance_rescale"):
+        if SAMPLING[name].is_read_by(method) and getattr(preset, name):
+            words[name] = getattr(preset, name)
     if method == "imagic":
         words["eta"] = preset.eta
     if method == PROMPT_TO_PROMPT:

@@ -4,7 +4,8 @@ They stay latents, since a tuning needs latents.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -50,6 +51,7 @@ def draw_class(
     """Sample them with the preset's scheduler, steps and guidance; picture i has seed i."""
     schedule = Schedule(**vars(model.schedule))
     scheduler = SCHEDULERS[model.preset.scheduler]
+    run = scheduler.run(schedule.spaced(model.preset.timestep_spacing), model.preset.num_inference_steps)
     prompt, empty = (model.encode_prompt(text)[0].cpu().numpy() for text in (class_prompt(class_noun), ""))
     terms = classifier_free(model.preset.guidance_scale, prompt, empty)
 
@@ -63,11 +65,16 @@ def draw_class(
     shape = (model.latent_channels, *model.latent_side)
     for first in range(0, number, BATCH):
         seeds = range(first, min(first + BATCH, number))
-        latents = np.stack([np.random.default_rng(seed).standard_normal(shape, dtype=np.float32) for seed in seeds])
-        solver = scheduler.solver()
-        for timestep, level, next_level in scheduler.run(schedule, model.preset.num_inference_steps):
+        generators = [np.random.default_rng(seed) for seed in seeds]
+        draw = partial(_drawn, generators, shape)
+        latents, solver = draw(), scheduler.solver(run, draw)
+        for timestep, level, next_level in run:
             before_each()
-            output = guided(denoiser, latents, timestep, terms)
+            output = guided(denoiser, latents, timestep, terms, rescale=model.preset.guidance_rescale)
             latents = solver.step(latents, predict(output, latents, level, schedule.prediction_type), level, next_level)
         batches.append(torch.from_numpy(np.asarray(latents, dtype=np.float32)))
     return torch.cat(batches).to(model.device)
+
+
+def _drawn(generators: Sequence[np.random.Generator], shape: tuple[int, ...]) -> Latents:
+    return np.stack([generator.standard_normal(shape, dtype=np.float32) for generator in generators])

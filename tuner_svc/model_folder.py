@@ -9,10 +9,12 @@ from typing import Any
 
 from diffusers import DDIMScheduler
 
+from tuner_svc.few_steps import KINDS, ZERO_SNR, told_by_configs
 from tuner_svc.tuning_config import TuningConfig
 from unitune.base_model import EVERY_STEP, NoiseSchedule, Preset, file_digest
 from unitune.choices import EDIT_METHODS, NULL_TEXT, PROMPT_TO_PROMPT, TUNING_METHODS
-from unitune.diffusion.schedule import Schedule
+from unitune.diffusion.schedule import Schedule, num_late_steps
+from unitune.diffusion.solvers import LCM_ORIGINAL_STEPS
 from unitune.errors import InvalidField
 from unitune.options import SAMPLING, TUNING, check_values, read_by
 
@@ -117,6 +119,8 @@ def digest(folder: Path) -> str:
 def read_schedule(folder: Path, part: str = "scheduler") -> NoiseSchedule:
     """The training noise schedule of a part. Raises UnusableBaseModel for a kind that the sampler does not know."""
     config = {**DDIMScheduler().config, **read_object(folder / part / SCHEDULER_FILE)}
+    if config["rescale_betas_zero_snr"] and config["timestep_spacing"] == "leading":
+        config["timestep_spacing"] = "trailing"  # leading never takes the pure noise that the model can begin at
     if config.get("trained_betas") is not None:
         raise UnusableBaseModel(f"{folder}: its scheduler lists trained_betas; only a named beta_schedule can be used")
     known = {field.name: config[field.name] for field in fields(NoiseSchedule)}
@@ -130,7 +134,7 @@ def read_schedule(folder: Path, part: str = "scheduler") -> NoiseSchedule:
 def read_preset(folder: Path) -> Preset:
     """The defaults of this model. Raises UnusableBaseModel for an unknown name and for a wrong type of value."""
     if not (folder / PRESET_FILE).is_file():
-        return Preset()
+        return Preset(**_recognised(folder))
     given = read_object(folder / PRESET_FILE)
     methods = given.pop("methods", {})
     if not isinstance(methods, dict) or not all(isinstance(own, dict) for own in methods.values()):
@@ -147,10 +151,24 @@ def read_preset(folder: Path) -> Preset:
                 f"{folder / PRESET_FILE}: {min(foreign)} is set for {method}, which has no such setting"
             )
     own_settings = {method: _settings(folder, own, f"methods.{method}.") for method, own in methods.items()}
-    preset = Preset(**_settings(folder, given), methods=own_settings)
+    settings = _settings(folder, given)
+    kind = settings.get("distilled", "")
+    if kind and kind not in KINDS:
+        known = ", ".join(KINDS)
+        raise UnusableBaseModel(f"{folder / PRESET_FILE}: distilled is {kind!r}: it must be one of {known}")
+    preset = Preset(**{**KINDS.get(kind, {}), **settings}, methods=own_settings)
     for method in METHODS:
         _check_values(folder, preset, method)
     return preset
+
+
+def _recognised(folder: Path) -> dict[str, Any]:
+    """The settings of a model that its own configurations say to be distilled, or to end in pure noise."""
+    scheduler, unet = read_object(folder / "scheduler" / SCHEDULER_FILE), read_object(folder / "unet" / "config.json")
+    if found := told_by_configs(scheduler, unet):
+        return {**KINDS[found.kind], "distilled": found.kind, "num_inference_steps": found.steps}
+    is_zero_snr = scheduler.get("rescale_betas_zero_snr") and scheduler.get("prediction_type") == "v_prediction"
+    return dict(ZERO_SNR) if is_zero_snr else {}
 
 
 def _check_values(folder: Path, preset: Preset, method: str) -> None:
@@ -162,6 +180,8 @@ def _check_values(folder: Path, preset: Preset, method: str) -> None:
 
     own = preset.method_preset(method)
     sampling = {name: getattr(own, name) for name in SAMPLING_SETTINGS}
+    if not own.timestep_spacing:
+        del sampling["timestep_spacing"]
     if own.guidance_sigma_high == math.inf:
         del sampling["guidance_sigma_high"]  # the interval has no such end
     try:
@@ -173,6 +193,12 @@ def _check_values(folder: Path, preset: Preset, method: str) -> None:
         raise refusal(name, error.message.removeprefix("config.")) from error
     if method == PROMPT_TO_PROMPT and own.scheduler != "ddim":
         raise refusal("scheduler", f"scheduler is {own.scheduler!r}: {PROMPT_TO_PROMPT} inverts ddim alone")
+    if own.scheduler == "lcm" and own.num_inference_steps > LCM_ORIGINAL_STEPS:
+        most = f"it must be 1 to {LCM_ORIGINAL_STEPS} with scheduler lcm"
+        raise refusal("num_inference_steps", f"num_inference_steps is {own.num_inference_steps}: {most}")
+    if own.distilled and num_late_steps(own.num_inference_steps, own.strength) == 0:
+        share = f"1 / {own.num_inference_steps}, one of its steps, or more"
+        raise refusal("strength", f"strength is {own.strength}: it must be {share}")
     for name, (low, high) in CLIP_FILTER_RANGES.items():
         value = getattr(own, name)
         if not low <= value <= high:

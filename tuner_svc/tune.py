@@ -62,7 +62,13 @@ def total_updates(config: TuningConfig) -> int:
 
 def check(model: BaseModel, config: TuningConfig) -> list[str]:
     """Warnings of what the text encoder does not read of the config's texts. Raises InvalidField for settings that do
-    not fit the base model: its tokenizer and its super-resolution."""
+    not fit the base model: its tokenizer and its super-resolution. A distilled base model fits none."""
+    if kind := model.preset.distilled:
+        remedy = (
+            f"choose sdedit, which does not tune: this base model was distilled to few steps ({kind}), and tuning "
+            "would undo that. Or tune the model that it was distilled from"
+        )
+        raise InvalidField("config.method", config.method, remedy)
     if config.super_resolution_updates > 0 and model.super_resolution is None:
         remedy = "it must be 0: this base model has no super-resolution"
         raise InvalidField("config.super_resolution_updates", config.super_resolution_updates, remedy)

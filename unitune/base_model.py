@@ -125,6 +125,9 @@ class Preset:
     interpolation: float = 0.0
     guidance_sigma_low: float = 0.0  # steps are guided if their sigma is above this and at most the next
     guidance_sigma_high: float = math.inf
+    timestep_spacing: str = ""  # of every run; empty: the noise schedule's own
+    guidance_rescale: float = 0.0
+    distilled: str = ""  # how the model was distilled to few steps, such as "turbo"; empty: it was not
     embedding_updates: int = 500  # these two and eta: Imagic
     embedding_learning_rate: float = 1e-3
     eta: float = 0.7

@@ -15,12 +15,14 @@ from unitune.choices import (
     PROMPT_TO_PROMPT,
     mask_source_of,
 )
+from unitune.diffusion.solvers import LCM_ORIGINAL_STEPS
 from unitune.errors import InvalidField, Size, length_of
 from unitune.options import SAMPLING, Flat, element, shown, with_paths
 from unitune.prompts import mentions, named_objects
 from unitune.v1.edit_pb2 import SamplingConfig
 
 INVERTIBLE = "ddim"  # the scheduler of an inverted edit
+LCM = "lcm"  # the scheduler with timesteps of its own
 # Beyond it pixels leave their range unless they are thresholded. Imagen's super-resolution is best at 7 to 10.
 MAX_UNTHRESHOLDED_GUIDANCE = 10
 
@@ -185,6 +187,19 @@ INVERTED_RULES = (
     ),
 )
 
+LCM_RULES = (
+    Rule(
+        lambda asked: asked.options.scheduler == LCM and asked.options.num_inference_steps > LCM_ORIGINAL_STEPS,
+        "num_inference_steps",
+        f"give at most {LCM_ORIGINAL_STEPS} with scheduler {LCM}; 4 to 8 are usual",
+    ),
+    Rule(
+        lambda asked: asked.options.scheduler == LCM and asked.options.timestep_spacing,
+        "timestep_spacing",
+        f"leave it unset: {LCM} has timesteps of its own",
+    ),
+)
+
 GUIDANCE_RULES = (
     *(
         Rule(
@@ -275,7 +290,7 @@ BASE_PROMPT_RULES = (
 
 def rules_of(method: str) -> Iterator[Rule]:
     """The rules of a method's edits, in the order in which they are looked at."""
-    yield from (*NULL_TEXT_RULES, *MASK_RULES, *INVERTED_RULES, *GUIDANCE_RULES)
+    yield from (*NULL_TEXT_RULES, *MASK_RULES, *INVERTED_RULES, *LCM_RULES, *GUIDANCE_RULES)
     yield from PROMPT_TO_PROMPT_RULES if method == PROMPT_TO_PROMPT else BASE_PROMPT_RULES
 
 

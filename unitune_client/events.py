@@ -127,6 +127,8 @@ class SamplingConfig:
     eta: float | None = None
     guidance_sigma_low: float | None = None
     guidance_sigma_high: float | None = None
+    timestep_spacing: str = ""
+    guidance_rescale: float | None = None
     automatic: bool = False
     clip_filter: bool = False
     resamples: int | None = None

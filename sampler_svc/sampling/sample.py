@@ -66,19 +66,24 @@ def denoise(
     """
     tools, schedule, scheduler = edit.tools, edit.tools.schedule, SCHEDULERS[request.scheduler]
     inside = _latent_mask(edit)
-    run = scheduler.run(schedule, request.num_inference_steps).late(request.strength)
+    run = scheduler.run(schedule.spaced(request.timestep_spacing), request.num_inference_steps).late(request.strength)
     inversion = edit.inversion(run) if request.inverted else None
     # Seeds are signed in the contract and unsigned for the generator. A seed's noise does not depend on other seeds in
     # the batch.
     generators = [np.random.default_rng(seed % 2**64) for seed in request.seeds]
     edited = np.repeat(latent, len(generators), axis=0)
+
+    def draw() -> Latents:
+        return np.stack([rng.standard_normal(latent.shape[1:], dtype=np.float32) for rng in generators])
+
     for _ in range(request.repeats):
-        noise = np.stack([rng.standard_normal(latent.shape[1:], dtype=np.float32) for rng in generators])
+        noise = draw()
         latents = start(edited, noise, run) if inversion is None else np.repeat(inversion[0], len(generators), axis=0)
-        solver = scheduler.solver()
+        solver = scheduler.solver(run, draw)
         for step, (timestep, level, next_level) in enumerate(run):
             stop_if(tools.cancelled)
-            output = guided(tools.denoiser, latents, timestep, terms(timestep), tools.base_denoiser)
+            here, rescale = terms(timestep), request.guidance_rescale
+            output = guided(tools.denoiser, latents, timestep, here, tools.base_denoiser, rescale)
             prediction = predict(output, latents, level, schedule.prediction_type)
             latents = solver.step(latents, prediction, level, next_level)
             if inside is not None:

@@ -175,6 +175,19 @@ async def test_picture_too_large_for_a_request_is_refused(world: World) -> None:
             "config.guidance_interval.high",
             "3.0",
         ),
+        ({"config": sampling_config(scheduler="lcm", num_inference_steps=51)}, "config.num_inference_steps", "51"),
+        (
+            {"config": sampling_config(scheduler="lcm", timestep_spacing="trailing")},
+            "config.timestep_spacing",
+            "trailing",
+        ),
+        ({"config": sampling_config(timestep_spacing=9)}, "config.timestep_spacing", "9"),
+        ({"config": sampling_config(guidance_rescale=1.5)}, "config.guidance_rescale", "1.5"),
+        (
+            {"config": sampling_config(method="prompt_to_prompt", base_prompt="a cat", guidance_rescale=0.5)},
+            "config.guidance_rescale",
+            "0.5",
+        ),
         ({"config": sampling_config(repeats=2)}, "config.repeats", "2"),
         ({"config": sampling_config(super_resolution=True)}, "config.super_resolution", "true"),
         (

@@ -11,7 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
+from tuner_svc.few_steps import KINDS, Distilled, names_of_file, told_by_names
 from tuner_svc.model_folder import (
+    PRESET_FILE,
     SCHEDULER_FILE,
     VARIANTS,
     WEIGHTS,
@@ -63,6 +65,8 @@ class Source:
     prediction: str | None = None  # epsilon or v; None: as the file says
     clip_skip: int = 1  # 2 leaves the text encoder's last layer out, as many illustration models want
     config: Path | None = None  # a diffusers folder of the same architecture, for one that is neither SD 1.x nor SD 2.x
+    distilled: str | None = None  # of few_steps.KINDS, or "no"; None: as file names and metadata say
+    steps: int | None = None  # that it was distilled to
 
 
 def write_folder(source: Source, out: Path, say: Say = lambda line: None) -> Path:
@@ -80,6 +84,9 @@ def write_folder(source: Source, out: Path, say: Say = lambda line: None) -> Pat
         family = replace(family, unet={**family.unet, "sample_size": SAMPLE_SIDE_OF_V})
     whole, family = family, family.without_last_layers(source.clip_skip)
     say(f"{family.name}, predicts {prediction.kind} ({prediction.source})")
+    distilled = _distilled(header, source)
+    if distilled is not None:
+        say(f"for {distilled.steps} steps, {distilled.kind} ({distilled.source}); --distilled no if it is not")
     unet, is_averaged = read_unet(header, family)
     if is_averaged:
         say("the averaged weights (EMA) are taken")
@@ -93,10 +100,12 @@ def write_folder(source: Source, out: Path, say: Say = lambda line: None) -> Pat
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         folder = Path(scratch) / "model"
         _write_configs(folder, family, prediction, source.config)
+        if distilled is not None:
+            _write(folder / PRESET_FILE, {"distilled": distilled.kind, "num_inference_steps": distilled.steps})
         for part, found in tensors.items():
             say(f"writing {part}")
             write_tensors(folder / part / WEIGHTS[part], _made(found, changes.get(part, {})), found)
-        _write(folder / SOURCE_FILE, _told(source, family, prediction, is_averaged))
+        _write(folder / SOURCE_FILE, _told(source, family, prediction, is_averaged, distilled))
         check_layout(folder)
         folder.rename(out)
     return out
@@ -110,6 +119,32 @@ def _family(header: FileHeader, config: Path | None) -> Family:
     parts = {part: read_object(config / part / "config.json") for part in ("unet", "vae", "text_encoder")}
     scheduler = read_object(config / "scheduler" / SCHEDULER_FILE)
     return Family(f"as {config.name}", **parts, tokenizer={}, scheduler=scheduler)
+
+
+def _distilled(header: FileHeader, source: Source) -> Distilled | None:
+    """What the caller says, else the names of the model and of the LoRA merged into it.
+
+    Raises UnusableBaseModel for one step: an edit begins later than at pure noise, and would have none left.
+    """
+    merged_headers = [read_header(lora.path) for lora in source.loras if lora.weight]
+    names = (name for one in (header, *merged_headers) for name in names_of_file(one.path, one.metadata))
+    found = told_by_names(names)
+    if source.distilled == "no":
+        found = None
+    elif source.distilled is not None:
+        known = found.steps if found is not None and found.kind == source.distilled else None
+        steps = known or KINDS[source.distilled]["num_inference_steps"]
+        found = Distilled(source.distilled, steps, "--distilled")
+    if source.steps is not None:
+        if found is None:
+            raise UnusableBaseModel(f"--steps is {source.steps}: give --distilled beside it, one of {', '.join(KINDS)}")
+        found = found._replace(steps=source.steps)
+    if found is not None and found.steps < 2:
+        raise UnusableBaseModel(
+            f"{header.path} is for {found.steps} step ({found.source}), and an edit skips the first steps: give the "
+            "weights for 2 steps or more"
+        )
+    return found
 
 
 def _vae_source(header: FileHeader, family: Family, given: Path | None) -> tuple[FileHeader, Family]:
@@ -180,13 +215,16 @@ def _vocabulary(merges: str) -> dict[str, int]:
     return {token: number for number, token in enumerate(tokens)}
 
 
-def _told(source: Source, family: Family, prediction: PredictionType, is_averaged: bool) -> dict[str, Any]:
+def _told(
+    source: Source, family: Family, prediction: PredictionType, is_averaged: bool, distilled: Distilled | None
+) -> dict[str, Any]:
     return {
         "file": source.file.name,
         "family": family.name,
         "prediction_type": prediction.kind,
         "prediction_type_told_by": prediction.source,
         "is_averaged": is_averaged,
+        "distilled_told_by": distilled.source if distilled is not None else None,
         "vae": source.vae.name if source.vae else None,
         "loras": [{**asdict(lora), "path": lora.path.name} for lora in source.loras],
         "clip_skip": source.clip_skip,

@@ -95,6 +95,8 @@ Examples:
 @field_option(SAMPLING["num_inference_steps"])
 @field_option(SAMPLING["fast"])
 @field_option(SAMPLING["scheduler"], type=str)
+@field_option(SAMPLING["timestep_spacing"], type=str)
+@field_option(SAMPLING["guidance_rescale"])
 @field_option(SAMPLING["eta"])
 @field_option(
     SAMPLING["guidance_sigma_low"],
@@ -133,6 +135,8 @@ def edit_command(
     num_inference_steps: int | None,
     fast: bool,
     scheduler: str | None,
+    timestep_spacing: str | None,
+    guidance_rescale: float | None,
     eta: float | None,
     guidance_interval: tuple[float, float] | None,
     super_resolution: bool,
@@ -184,6 +188,8 @@ def edit_command(
         "num_inference_steps": num_inference_steps,
         "fast": fast or None,
         "scheduler": scheduler,
+        "timestep_spacing": timestep_spacing,
+        "guidance_rescale": guidance_rescale,
         "eta": eta,
         "guidance_sigma_low": guidance_interval[0] if guidance_interval else None,
         "guidance_sigma_high": guidance_interval[1] if guidance_interval else None,
