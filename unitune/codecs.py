@@ -13,7 +13,7 @@ is not stored. An fp32 delta is not exact to the last bit, so only `none` restor
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,18 +75,27 @@ def decode(stored: Mapping[str, NDArray], base: Mapping[str, NDArray], codec: st
 
     Raises DataLoss (WEIGHTS_CORRUPT) for a codec that is unknown here and for parts that do not fit the base model.
     """
-    if codec not in CODECS:
-        raise DataLoss(f"the weights are stored as {codec!r}, unknown here", reason="WEIGHTS_CORRUPT")
-    if codec == "none":
-        return dict(stored)
-    tensors: dict[str, Parts] = {}
-    for key, array in stored.items():
-        name, _, part = key.partition("#")
-        tensors.setdefault(name, {})[part] = array
-    decoded = {}
-    for name, parts in tensors.items():
+    return dict(DecodedTensors(stored, base, codec))
+
+
+class DecodedTensors(Mapping[str, NDArray]):
+    """The same, each decoded anew whenever it is asked for, and not kept. Raises as `decode`, then."""
+
+    def __init__(self, stored: Mapping[str, NDArray], base: Mapping[str, NDArray], codec: str) -> None:
+        if codec not in CODECS:
+            raise DataLoss(f"the weights are stored as {codec!r}, unknown here", reason="WEIGHTS_CORRUPT")
+        self._base, self._codec = base, codec
+        self._parts: dict[str, Parts] = {}
+        for key, array in stored.items():
+            name, _, part = (key, "", "") if codec == "none" else key.partition("#")
+            self._parts.setdefault(name, {})[part] = array
+
+    def __getitem__(self, name: str) -> NDArray:
+        parts = self._parts[name]
+        if self._codec == "none":
+            return parts[""]
         try:
-            wanted = base[name]
+            wanted = self._base[name]
             delta = _DECODERS[frozenset(parts)](parts, wanted.shape)
             # Integers are finite if their scales are. The engine refuses tensors that still overflow.
             is_finite = all(np.isfinite(part).all() for part in parts.values() if part.dtype.kind == "f")
@@ -94,8 +103,16 @@ def decode(stored: Mapping[str, NDArray], base: Mapping[str, NDArray], codec: st
                 raise ValueError("its delta has another shape or is not finite")
         except (KeyError, ValueError, TypeError) as error:
             raise DataLoss(f"the stored weights cannot be decoded ({name})", reason="WEIGHTS_CORRUPT") from error
-        decoded[name] = np.add(wanted, delta, out=delta)
-    return decoded
+        return np.add(wanted, delta, out=delta)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._parts  # Mapping's own would decode the tensor
 
 
 def tensor_names(stored: Mapping[str, NDArray]) -> set[str]:

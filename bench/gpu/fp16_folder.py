@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from bench.gpu.model import random_model
-from sampler_svc.build.onnx_file import initializers
+from sampler_svc.engines.onnx_file import initializers
 from tuner_svc.base_model import BaseModel
 from tuner_svc.export.check import answer_of
 from tuner_svc.export.fp16 import export_fp16

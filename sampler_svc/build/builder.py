@@ -1,12 +1,12 @@
 """What differs between the builds for each backend, and what they share."""
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from sampler_svc.engines.cpu import DENOISER
 from unitune.base_model import SPEC_FILE, BaseModelSpec
+from unitune.hard_link import link_or_copy
 
 DENOISER_DATA = f"{DENOISER}.data"
 EXPORT_AGAIN = "export the base model again"
@@ -29,7 +29,7 @@ class BackendBuilder:
     verify: Callable[[Path, Path, BaseModelSpec], tuple[str, ...] | None]
 
 
-def copy_others(folder: Path, graphs: Path, spec: BaseModelSpec) -> None:
-    """Copy all files of the graphs except the denoiser's into an engine folder."""
+def link_others(folder: Path, graphs: Path, spec: BaseModelSpec) -> None:
+    """All files of the graphs except the denoiser's graph, under a second name in an engine folder."""
     for name in {SPEC_FILE, *spec.files} - {DENOISER, DENOISER_DATA}:
-        shutil.copyfile(graphs / name, folder / name)
+        link_or_copy(graphs / name, folder / name)

@@ -6,12 +6,10 @@ second graph, for refits in place, has this CPU's layout of convolutions (sample
 
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from safetensors.numpy import load_file
-
-from sampler_svc.build.builder import DENOISER_DATA, EXPORT_AGAIN, BackendBuilder, BuildError, copy_others
+from sampler_svc.build.builder import DENOISER_DATA, EXPORT_AGAIN, BackendBuilder, BuildError, link_others
 from sampler_svc.build.cpu_layout import lay_out
-from sampler_svc.build.onnx_file import SMALL_BYTES, initializers, put_outside
 from sampler_svc.build.refit_check import base_and_random_weights, check_refits
 from sampler_svc.engines.cpu import (
     DENOISER,
@@ -26,8 +24,10 @@ from sampler_svc.engines.cpu_in_place import IN_PLACE, InPlaceEngine
 from sampler_svc.engines.engine import EngineSpec
 from sampler_svc.engines.folder import PROBE_FILE
 from sampler_svc.engines.layout import GraphLayout
+from sampler_svc.engines.onnx_file import SMALL_BYTES, initializers, put_outside
 from sampler_svc.engines.refit_modes import is_small
 from unitune.base_model import SPEC_FILE, BaseModelSpec
+from unitune.tensor_file import map_tensors, read_places
 
 
 def onnxruntime_builder() -> BackendBuilder:
@@ -48,6 +48,8 @@ def check_graph(graphs: Path, spec: BaseModelSpec) -> None:
         if found[name].shape != tensor.shape_in_graph:
             shapes = f"{found[name].shape} in the graph and must be {tensor.shape_in_graph}"
             raise BuildError(f"{name} is {shapes}; {EXPORT_AGAIN}")
+        if tensor.layout == "transposed":
+            raise BuildError(f"{name} is transposed in the graph, unlike in the file of weights; {EXPORT_AGAIN}")
 
 
 def verify(graphs: Path, engine_folder: Path, spec: BaseModelSpec) -> tuple[str, ...]:
@@ -57,29 +59,31 @@ def verify(graphs: Path, engine_folder: Path, spec: BaseModelSpec) -> tuple[str,
     """
     engine_spec = EngineSpec.from_model(spec)
     weights, probe = engine_folder / spec.base_weights, engine_folder / PROBE_FILE
-    base, other = base_and_random_weights(graphs / DENOISER, engine_spec, weights, probe)
-    layout = GraphLayout(engine_spec, base.tensors)
-    check_refits(OrtEngine(engine_folder, engine_spec, layout=layout), base, other)
-    try:
-        check_refits(InPlaceEngine(engine_folder, engine_spec, layout=layout), base, other)
-    except BuildError as error:
-        print(f"build: {error}; every refit will open a new session", file=sys.stderr)
-        return (NEW_SESSION,)
+    with TemporaryDirectory(dir=engine_folder, prefix=".scratch-") as scratch:
+        base, other = base_and_random_weights(graphs / DENOISER, engine_spec, weights, probe, Path(scratch))
+        layout = GraphLayout(engine_spec, base.tensors)
+        check_refits(OrtEngine(engine_folder, engine_spec, layout=layout), base, other)
+        try:
+            check_refits(InPlaceEngine(engine_folder, engine_spec, layout=layout), base, other)
+        except BuildError as error:
+            print(f"build: {error}; every refit will open a new session", file=sys.stderr)
+            return (NEW_SESSION,)
     return (NEW_SESSION, IN_PLACE)
 
 
 def _fill(folder: Path, graphs: Path, spec: BaseModelSpec) -> None:
-    """Write all files except manifest and probe: the denoiser is optimised, the others are copied."""
-    options = session_options(0, OFFLINE_OPTIMISATION)
+    """Write all files except manifest and probe: the denoiser's graph is optimised, the others are shared."""
+    link_others(folder, graphs, spec)
+    options = session_options(0, OFFLINE_OPTIMISATION, is_packed=False)
     options.optimized_model_filepath = str(folder / DENOISER)
     for setting, value in (("file_name", DENOISER_DATA), ("min_size_in_bytes", str(SMALL_BYTES))):
         options.add_session_config_entry(f"session.optimized_model_external_initializers_{setting}", value)
     open_session(graphs / DENOISER, options)
     try:
-        put_outside(folder, DENOISER, spec.tensors.keys())
+        weights = folder / spec.base_weights
+        put_outside(folder, DENOISER, spec.tensors.keys(), (weights.name, read_places(weights)))
     except ValueError as error:
         raise BuildError(f"the optimised denoiser cannot be refitted: {error}") from error
-    copy_others(folder, graphs, spec)
-    tensors = load_file(folder / spec.base_weights)
+    tensors = map_tensors(weights)
     if is_small(tensors):  # a larger model is refitted in place only on request, and its second graph is large, too
         lay_out(folder, spec, tensors)

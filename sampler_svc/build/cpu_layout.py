@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from sampler_svc.build.onnx_file import SMALL_BYTES, Initializer, initializers, put_outside
 from sampler_svc.engines.cpu import DENOISER, OPTIMISATION, open_session, session_options
 from sampler_svc.engines.cpu_layout import LAID_OUT, LAYOUT_FILE, Blocked
 from sampler_svc.engines.engine import Array
+from sampler_svc.engines.onnx_file import SMALL_BYTES, Initializer, initializers, put_outside
 from unitune.base_model import BaseModelSpec
 
 LAID_OUT_DATA = f"{LAID_OUT}.data"

@@ -5,10 +5,10 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from sampler_svc.build.builder import EXPORT_AGAIN, BackendBuilder, BuildError
 from sampler_svc.build.cpu import onnxruntime_builder
-from sampler_svc.build.onnx_file import structure_digest
 from sampler_svc.build.refit_check import base_and_random_weights, check_refits
 from sampler_svc.engines.cpu_super_resolution import SuperResolutionEngine
 from sampler_svc.engines.engine import BackendMissing
@@ -20,6 +20,8 @@ from sampler_svc.engines.folder import (
     is_complete,
     key_of,
 )
+from sampler_svc.engines.layout import GraphLayout
+from sampler_svc.engines.onnx_file import structure_digest
 from unitune.base_model import SUPER_RESOLUTION_GRAPH, BaseModelSpec, file_digest
 from unitune.system_errors import failure_sentence
 
@@ -84,8 +86,11 @@ def verify_super_resolution(engine_folder: Path, spec: BaseModelSpec) -> None:
     engine_spec, stage = SuperResolutionEngine.spec_of(spec), spec.super_resolution
     assert stage is not None
     weights, probe = engine_folder / stage.weights, engine_folder / SUPER_RESOLUTION_PROBE_FILE
-    base, other = base_and_random_weights(engine_folder / SUPER_RESOLUTION_GRAPH, engine_spec, weights, probe)
-    check_refits(SuperResolutionEngine(engine_folder, engine_spec), base, other)
+    graph = engine_folder / SUPER_RESOLUTION_GRAPH
+    with TemporaryDirectory(dir=engine_folder, prefix=".scratch-") as scratch:
+        base, other = base_and_random_weights(graph, engine_spec, weights, probe, Path(scratch))
+        layout = GraphLayout(engine_spec, base.tensors)
+        check_refits(SuperResolutionEngine(engine_folder, engine_spec, layout=layout), base, other)
 
 
 def _publish(partial: Path, folder: Path) -> None:

@@ -1,16 +1,16 @@
 """What the builds for a GPU share: they start from the fp16 graph, and end with the engine self-test."""
 
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from safetensors.numpy import load_file, save_file
 
-from sampler_svc.build.builder import EXPORT_AGAIN, BackendBuilder, BuildError, copy_others
-from sampler_svc.build.onnx_file import initializers
+from sampler_svc.build.builder import EXPORT_AGAIN, BackendBuilder, BuildError, link_others
 from sampler_svc.engines.folder import PROBE_FILE
+from sampler_svc.engines.onnx_file import initializers
 from unitune.base_model import SPEC_FILE, BaseModelSpec, file_digest
 from unitune.fp16_graph import FP16_FILE, FP16_FOLDER, SELF_TEST_FILE, Fp16Spec
+from unitune.hard_link import link_or_copy
 
 FP16_DENOISER = f"{FP16_FOLDER}/denoiser.onnx"
 AGAIN_WITH_FP16 = f"{EXPORT_AGAIN} with --fp16"
@@ -46,6 +46,6 @@ def check_fp16_graph(graphs: Path, spec: BaseModelSpec) -> None:
 def copy_all_but_the_denoiser(folder: Path, graphs: Path, spec: BaseModelSpec) -> None:
     """Everything else: specifications, self-test answers, the other graphs, and PyTorch's answer as the base probe."""
     for name in (FP16_FILE, SELF_TEST_FILE):
-        shutil.copyfile(graphs / FP16_FOLDER / name, folder / name)
-    copy_others(folder, graphs, spec)
+        link_or_copy(graphs / FP16_FOLDER / name, folder / name)
+    link_others(folder, graphs, spec)
     save_file({"base": load_file(folder / SELF_TEST_FILE)["base"]}, folder / PROBE_FILE)

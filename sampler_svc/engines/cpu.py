@@ -3,6 +3,9 @@
 Only this way checks names, shapes and dtypes in the runtime and takes effect before graph optimisation; quicker ways
 can leave a silent mixture of old and new weights. Every tensor of the spec must be stored externally:
 sampler_svc/build/cpu.py checks that.
+
+The base weights are read from the file beside the graph. A tuning's tensors are arrays, or, where they may be large,
+lie in a file of their own, into which they are decoded one by one.
 """
 
 from collections.abc import Mapping
@@ -14,8 +17,12 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from sampler_svc.engines.engine import Array, Engine, EngineSpec, Tensors
+from sampler_svc.engines.changed_tensors import ChangedTensors
+from sampler_svc.engines.engine import Array, Engine, EngineSpec, Tensors, check_names, check_tensor
 from sampler_svc.engines.layout import GraphLayout
+from sampler_svc.engines.onnx_file import initializers
+from unitune.base_model import is_large
+from unitune.free_memory import give_back_memory
 from unitune.settings import num_cores
 
 DENOISER = "denoiser.onnx"
@@ -35,8 +42,11 @@ def backend() -> dict[str, str]:
     }
 
 
-def session_options(threads: int, optimisation: str = OPTIMISATION) -> onnxruntime.SessionOptions:
-    """Options of every session: 0 threads means one for each core that this process may use."""
+def session_options(
+    threads: int, optimisation: str = OPTIMISATION, *, is_packed: bool = True
+) -> onnxruntime.SessionOptions:
+    """Options of every session: 0 threads means one for each core that this process may use. If weights are not packed,
+    products of matrices take longer, and read them where they are mapped."""
     options = onnxruntime.SessionOptions()
     # The default counts the machine's cores, and pins threads to cores that a container may not use.
     options.intra_op_num_threads = threads or num_cores()
@@ -45,23 +55,31 @@ def session_options(threads: int, optimisation: str = OPTIMISATION) -> onnxrunti
     # Threads spin while they wait for the next operator, which is fast. By default they also spin for tens of
     # milliseconds after a run, and slow down the next graph, which has other threads, and all else on these cores.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if not is_packed:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     options.log_severity_level = 3  # errors, which are also raised; warnings are about the graph's history
     return options
 
 
-def open_session(path: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
-    """A session on the CPU. Raises what onnxruntime raises."""
+def open_session(path: Path | bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    """A session on the CPU, for a graph's file or its bytes. Raises what onnxruntime raises."""
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
+def open_plain(path: Path) -> onnxruntime.InferenceSession:
+    """A session that optimises and packs nothing, so that its weights stay where they are mapped."""
+    return open_session(path, session_options(0, "ORT_DISABLE_ALL", is_packed=False))
+
+
 def open_refitted(
-    path: Path, options: onnxruntime.SessionOptions, arrays: Mapping[str, Array]
+    path: Path | bytes, options: onnxruntime.SessionOptions, arrays: Mapping[str, NDArray[Any]]
 ) -> onnxruntime.InferenceSession:
-    """A session whose external initializers are these arrays, contiguous and in the graph's layout."""
+    """A session with these arrays, contiguous and in the graph's layout, in place of external initializers."""
     # On the CPU an OrtValue is a bare pointer that does not keep its array alive. The arrays must live until the
     # session is open; it has then copied everything (a test checks this).
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
-    options.add_external_initializers(list(arrays), values)
+    if arrays:
+        options.add_external_initializers(list(arrays), values)
     return open_session(path, options)
 
 
@@ -79,7 +97,8 @@ class Graph:
         return output
 
     def _open(self, path: Path, threads: int) -> onnxruntime.InferenceSession:
-        return open_session(path, session_options(threads))
+        is_large = path.with_name(f"{path.name}.data").exists()  # then its weights stay where they are mapped
+        return open_session(path, session_options(threads, is_packed=not is_large))
 
 
 class OrtEngine(Engine):
@@ -98,6 +117,7 @@ class OrtEngine(Engine):
         """
         self._layout = layout or GraphLayout(spec)
         super().__init__(spec, self._layout.base)
+        self._is_large = is_large(sum(tensor.size_bytes for tensor in spec.tensors.values()))
         self._path, self._threads = folder / DENOISER, threads or num_cores()
         self._session: onnxruntime.InferenceSession | None = None
         self._other_half: ThreadPoolExecutor | None = None
@@ -108,12 +128,38 @@ class OrtEngine(Engine):
     def close(self) -> None:
         """Free the session."""
         self.weights, self._session = None, None
+        give_back_memory()
         if self._other_half is not None:
             self._other_half.shutdown()
 
+    def _checked(self, tensors: Tensors) -> Tensors:
+        """Those that are not the base model's, after the checks of all."""
+        check_names(self.spec, tensors)
+        places = initializers(self._path.read_bytes()) if self._is_large else {}
+        changed = ChangedTensors(self._path.parent, places)
+        try:
+            for name, spec in self.spec.tensors.items():
+                tensor = tensors[name]
+                check_tensor(self.spec, name, tensor, self._known)
+                if not self._layout.is_base(name, tensor):
+                    changed.add(name, spec.to_graph(tensor))
+        except BaseException:
+            changed.close()
+            raise
+        return changed
+
     def _write(self, tensors: Tensors) -> None:
-        arrays = {name: self._layout.contiguous(name, tensors[name]) for name in self.spec.tensors}
-        self._session = open_refitted(self._path, session_options(self._threads), arrays)
+        changed = tensors if isinstance(tensors, ChangedTensors) else self._checked(tensors)
+        assert isinstance(changed, ChangedTensors)
+        self._session = None  # the old weights go before the new ones take their memory
+        give_back_memory()
+        options = session_options(self._threads)
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(self._path.parent))
+        try:
+            self._session = open_refitted(changed.graph(self._path), options, changed)
+        finally:
+            changed.close()
+            give_back_memory()
 
     def _compute(self, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
         if len(latents) < 2 or self._other_half is None:

@@ -1,7 +1,6 @@
 """The denoiser with control over its attention maps (unitune.attention), in ONNX Runtime on the CPU, fp32.
 
-Its graph is not optimised offline, as few edits need it. The data file that it names exists only in the graphs folder,
-so a session must be given all external initializers.
+Its graph is not optimised offline, as few edits need it. It reads the same file of base weights as the plain one.
 """
 
 from pathlib import Path

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sampler_svc.engines.cpu import OrtEngine, open_session, session_options
 from sampler_svc.engines.cpu_layout import LAID_OUT, Blocked, read_layouts
-from sampler_svc.engines.engine import Array, EngineSpec, Tensors
+from sampler_svc.engines.engine import Array, Engine, EngineSpec, Tensors
 from sampler_svc.engines.layout import GraphLayout
 
 IN_PLACE = "in_place"
@@ -41,6 +41,8 @@ class InPlaceEngine(OrtEngine):
         """Free the session, then the buffers that it reads."""
         super().close()
         self._session_values = self._buffers = None
+
+    _checked = Engine._checked  # arrays, which are copied into the buffers
 
     def _write(self, tensors: Tensors) -> None:
         if self._buffers is None:
@@ -78,6 +80,4 @@ class InPlaceEngine(OrtEngine):
         return tensor if form is None else form.view(tensor)
 
     def _options(self) -> onnxruntime.SessionOptions:
-        options = session_options(self._threads, "ORT_DISABLE_ALL")
-        options.add_session_config_entry("session.disable_prepacking", "1")
-        return options
+        return session_options(self._threads, "ORT_DISABLE_ALL", is_packed=False)

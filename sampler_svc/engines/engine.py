@@ -96,20 +96,21 @@ class Engine(ABC):
         self.spec = spec
         self._known = known or {}
         self.weights: str | None = None  # id of the weights inside; None is unknown: the engine must not run
+        self.probe_answer: Array | None = None  # of the last refit
 
     def refit(self, weights: WeightSet) -> RefitReport:
         """Replace all weights, and prove that the new ones are in use.
 
         Raises DataLoss (WEIGHTS_CORRUPT) when the tensors are not those of the spec, and when the probe fails.
         """
-        check_tensors(self.spec, weights.tensors, self._known)
         began = time.perf_counter()
+        tensors = self._checked(weights.tensors)
         self.weights = None
-        self._write(weights.tensors)
+        self._write(tensors)
         written = time.perf_counter()
         ratio = self._prove(weights.probe)
         self.weights = weights.id
-        size_bytes = sum(tensor.nbytes for tensor in weights.tensors.values())
+        size_bytes = sum(spec.size_bytes for spec in self.spec.tensors.values())
         return RefitReport(written - began, time.perf_counter() - written, size_bytes, ratio)
 
     def run(self, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
@@ -126,6 +127,12 @@ class Engine(ABC):
     def close(self) -> None:
         """Free the engine's resources. It does not run again."""
 
+    def _checked(self, tensors: Tensors) -> Tensors:
+        """The tensors, each decoded once, after `check_tensors`; the engine is as it was."""
+        tensors = dict(tensors)
+        check_tensors(self.spec, tensors, self._known)
+        return tensors
+
     @abstractmethod
     def _write(self, tensors: Tensors) -> None:
         """Replace all weights. The caller's arrays are never written to."""
@@ -135,8 +142,13 @@ class Engine(ABC):
         """Run the network."""
 
     def _prove(self, probe: Probe) -> float:
-        answer = self._compute(*self.spec.question(probe.seed))
-        return probe_ratio(answer, probe, self.rounding)
+        self.probe_answer = self._compute(*self.spec.question(probe.seed))
+        return probe_ratio(self.probe_answer, probe, self.rounding)
+
+
+def size_of(tensors: Tensors) -> int:
+    """Bytes of arrays."""
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def check_tensors(spec: EngineSpec, tensors: Tensors, known: Tensors | None = None) -> None:
@@ -144,17 +156,26 @@ def check_tensors(spec: EngineSpec, tensors: Tensors, known: Tensors | None = No
 
     Arrays that are `known` under the same name were found finite before.
     """
-    known = known or {}
+    check_names(spec, tensors)
+    for name in spec.tensors:
+        check_tensor(spec, name, tensors[name], known)
+
+
+def check_names(spec: EngineSpec, tensors: Tensors) -> None:
+    """Raises DataLoss (WEIGHTS_CORRUPT) unless the tensors have the spec's names."""
     missing, unknown = spec.tensors.keys() - tensors.keys(), tensors.keys() - spec.tensors.keys()
     if missing or unknown:
         raise corrupt(f"{len(missing)} tensors are missing and {len(unknown)} unknown", min(missing | unknown))
-    for name, wanted in spec.tensors.items():
-        tensor = tensors[name]
-        if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:
-            found = f"{tensor.dtype}{list(tensor.shape)}"
-            raise corrupt(f"a tensor is {found} and must be {wanted.dtype}{list(wanted.shape)}", name)
-        if tensor is not known.get(name) and not np.isfinite(tensor).all():
-            raise corrupt("a tensor holds values that are not finite", name)
+
+
+def check_tensor(spec: EngineSpec, name: str, tensor: NDArray[np.generic], known: Tensors | None = None) -> None:
+    """The same for one tensor: its shape, its dtype, and that its values are finite."""
+    wanted = spec.tensors[name]
+    if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:
+        found = f"{tensor.dtype}{list(tensor.shape)}"
+        raise corrupt(f"a tensor is {found} and must be {wanted.dtype}{list(wanted.shape)}", name)
+    if tensor is not (known or {}).get(name) and not np.isfinite(tensor).all():
+        raise corrupt("a tensor holds values that are not finite", name)
 
 
 def probe_ratio(answer: Array, probe: Probe, rounding_share: float = ROUNDING) -> float:

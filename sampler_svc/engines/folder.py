@@ -13,7 +13,7 @@ from pathlib import Path
 
 from unitune.base_model import BaseModelSpec, file_digest
 
-SCHEMA = 3
+SCHEMA = 4
 MANIFEST_FILE = "manifest.json"
 PROBE_FILE = "probe.safetensors"  # the exported graph's answer to the probe of BASE_PROBE_SEED, as `base`
 SUPER_RESOLUTION_PROBE_FILE = "super_resolution_probe.safetensors"  # the same of the super-resolution model's graph

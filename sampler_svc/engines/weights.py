@@ -4,20 +4,42 @@ A weights file holds only tensors that a tuning may change. A refit always repla
 the previous tuning would stay.
 """
 
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from sampler_svc.engines.engine import BASE, Probe, Tensors, WeightSet
 from sampler_svc.engines.folder import BASE_PROBE_SEED, PROBE_FILE, SUPER_RESOLUTION_PROBE_FILE
 from unitune.base_model import BaseModelSpec, SuperResolutionSpec
-from unitune.codecs import decode
+from unitune.codecs import DecodedTensors
 from unitune.errors import DataLoss, FailedPrecondition
+from unitune.tensor_file import map_tensors
 from unitune.weights import SUPER_RESOLUTION_BASE, SUPER_RESOLUTION_TUNED, TunedWeights
 
 
+@dataclass(frozen=True)
+class CompletedTensors(Mapping[str, NDArray[Any]]):
+    """A tuning's tensors, and the base model's where it has none."""
+
+    tuned: Mapping[str, NDArray[Any]]
+    base: Tensors
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self.tuned[name] if name in self.tuned else self.base[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys((*self.base, *self.tuned)))
+
+    def __len__(self) -> int:
+        return len(self.base.keys() | self.tuned.keys())
+
+
 def base_weights(folder: Path, spec: BaseModelSpec) -> WeightSet:
-    """The base model's weights in an engine folder. They are shared and read-only."""
+    """The base model's weights in an engine folder. They are shared and read-only, and lie in the file's memory map."""
     return _read_base(folder / spec.base_weights, folder / PROBE_FILE)
 
 
@@ -27,15 +49,12 @@ def super_resolution_weights(folder: Path, stage: SuperResolutionSpec) -> Weight
 
 
 def _read_base(weights: Path, probe: Path) -> WeightSet:
-    tensors = load_file(weights)
-    for tensor in tensors.values():
-        tensor.flags.writeable = False
     answer = load_file(probe)["base"]
-    return WeightSet(BASE, tensors, Probe(BASE_PROBE_SEED, answer, answer))
+    return WeightSet(BASE, map_tensors(weights), Probe(BASE_PROBE_SEED, answer, answer))
 
 
 def tuned_weights(tuned: TunedWeights, base: WeightSet, base_model: str) -> WeightSet:
-    """A tuning's weights, decoded, completed from the base model's.
+    """A tuning's weights, completed from the base model's. Each is decoded when it is asked for, and not kept.
 
     Raises FailedPrecondition (BASE_MODEL_MISMATCH) for a tuning of another base model, and DataLoss (WEIGHTS_CORRUPT)
     for an unknown codec and for tensors that cannot be decoded.
@@ -58,5 +77,5 @@ def tuned_super_resolution(tuned: TunedWeights, base: WeightSet, base_model: str
 def _complete(tuned: TunedWeights, stored: Tensors, probe: Probe, base: WeightSet, base_model: str) -> WeightSet:
     if tuned.manifest.base_model != base_model:
         raise FailedPrecondition("the weights were tuned from another base model", reason="BASE_MODEL_MISMATCH")
-    tensors = decode(stored, base.tensors, tuned.manifest.codec)
-    return WeightSet(tuned.manifest.digest, {**base.tensors, **tensors}, probe)
+    tensors = DecodedTensors(stored, base.tensors, tuned.manifest.codec)
+    return WeightSet(tuned.manifest.digest, CompletedTensors(tensors, base.tensors), probe)

@@ -14,9 +14,9 @@ from sampler_svc.build import cpu as cpu_build
 from sampler_svc.build.__main__ import main
 from sampler_svc.build.builder import BuildError
 from sampler_svc.build.folder import build, read_graphs
-from sampler_svc.build.onnx_file import initializers
 from sampler_svc.engines.cpu import backend
 from sampler_svc.engines.folder import EngineManifest, UnusableEngine, open_folder
+from sampler_svc.engines.onnx_file import initializers
 from unitune.base_model import BaseModelSpec, file_digest
 
 
@@ -116,7 +116,7 @@ def test_an_engine_of_another_machine_or_runtime_is_refused(engine: Path, field:
         open_folder(engine, backend())
 
 
-@pytest.mark.parametrize("name", ["denoiser.onnx.data", "denoiser.safetensors", "spec.json", "tokenizer.json"])
+@pytest.mark.parametrize("name", ["denoiser.onnx", "denoiser.safetensors", "spec.json", "tokenizer.json"])
 def test_a_damaged_engine_is_refused(engine: Path, name: str) -> None:
     """One byte of any file is enough, before anything of it is loaded."""
     data = bytearray((engine / name).read_bytes())
@@ -164,7 +164,7 @@ def test_the_key_follows_the_graphs(graphs: Path) -> None:
     assert len(keys) == 4
 
 
-@pytest.mark.parametrize("name", ["denoiser.onnx.data", "denoiser.safetensors", "image_decoder.onnx", "tokenizer.json"])
+@pytest.mark.parametrize("name", ["denoiser.onnx", "denoiser.safetensors", "image_decoder.onnx", "tokenizer.json"])
 def test_damaged_graphs_are_refused(graphs: Path, tmp_path: Path, name: str) -> None:
     """A file that is not the one its specification was written for is found before anything is built."""
     data = bytearray((graphs / name).read_bytes())

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from sampler_svc.build.folder import build
-from sampler_svc.build.onnx_file import initializers
 from sampler_svc.engines.cpu import DENOISER, OrtEngine
 from sampler_svc.engines.cpu_in_place import IN_PLACE, InPlaceEngine
 from sampler_svc.engines.cpu_layout import LAID_OUT, LAYOUT_FILE, Blocked, read_layouts
 from sampler_svc.engines.engine import EngineSpec, WeightSet
 from sampler_svc.engines.folder import EngineManifest
 from sampler_svc.engines.layout import GraphLayout
+from sampler_svc.engines.onnx_file import initializers
 from tests.sampler_svc.tunings import Tunings, answers
 from unitune.base_model import BaseModelSpec
 

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from sampler_svc.build.onnx_file import initializers, put_outside, structure_digest
+from sampler_svc.engines.onnx_file import initializers, put_outside, structure_digest
 
 RNG = np.random.default_rng(0)
 WEIGHT = RNG.standard_normal((3, 5), dtype=np.float32)

@@ -34,7 +34,6 @@ from unitune.known_pictures import KNOWN_PICTURES_FILE, KnownPictures
 
 FILES = {
     "denoiser.onnx",
-    "denoiser.onnx.data",
     "denoiser.safetensors",
     "denoiser_controlled.onnx",
     "image_decoder.onnx",
@@ -88,13 +87,13 @@ def test_every_tensor_is_an_initializer_of_its_own(tiny_graphs: Path, spec: Base
 
 
 def test_tensors_lie_outside_and_shapes_inside(tiny_graphs: Path, spec: BaseModelSpec) -> None:
-    """One data file holds exactly the tensors, however small; shapes stay inside, where they can be read."""
+    """The file of base weights holds exactly the tensors, however small; shapes stay inside, where they can be read."""
     graph = onnx.load(tiny_graphs / "denoiser.onnx", load_external_data=False).graph
     outside = {one.name for one in graph.initializer if one.data_location == onnx.TensorProto.EXTERNAL}
     locations = {entry.value for one in graph.initializer for entry in one.external_data if entry.key == "location"}
 
     assert set(spec.tensors) == outside
-    assert {"denoiser.onnx.data"} == locations
+    assert {"denoiser.safetensors"} == locations
     for name in ("text_encoder", "image_encoder", "image_decoder"):
         frozen = onnx.load(tiny_graphs / f"{name}.onnx", load_external_data=False).graph
         assert not any(one.data_location == onnx.TensorProto.EXTERNAL for one in frozen.initializer), name

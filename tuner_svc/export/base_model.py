@@ -8,13 +8,12 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-
-from safetensors.torch import save_file
+from tempfile import TemporaryDirectory
 
 from tuner_svc.base_model import BaseModel, load
-from tuner_svc.export.check import CHECK_BATCHES, check_controlled, check_refit
+from tuner_svc.export.check import check_batches, check_refit, check_side
 from tuner_svc.export.clip import export_clip, has_clip
-from tuner_svc.export.denoiser import GRAPH_FILE, example, export_denoiser, randomised_denoiser
+from tuner_svc.export.denoiser import GRAPH_FILE, example, export_denoiser
 from tuner_svc.export.frozen import export_frozen, export_tokenizer
 from tuner_svc.export.graph import ExportError
 from tuner_svc.export.preview import latent_to_rgb
@@ -92,19 +91,19 @@ def _fill(folder: Path, base_model: Path, model: BaseModel, say: Say) -> None:
     if (base_model / KNOWN_PICTURES_FILE).is_file():
         shutil.copyfile(base_model / KNOWN_PICTURES_FILE, folder / KNOWN_PICTURES_FILE)
     say("exporting the denoiser")
-    tensors = export_denoiser(model, folder)
-    say("checking the denoiser with its own and with other weights")
-    randomised = randomised_denoiser(model, seed=1)
-    for batch in CHECK_BATCHES:
-        check_refit(folder / GRAPH_FILE, model.denoiser, randomised, tensors, example(model, batch, seed=1))
-    check_controlled(folder / CONTROLLED_FILE, model.denoiser, example(model, batch=4, seed=1))
-    say("writing base weights and specification")
-    base = {name: tensor.contiguous() for name, tensor in model.tensors().items()}
-    save_file(base, folder / BaseModelSpec.base_weights)
+    weights = folder / BaseModelSpec.base_weights
+    with TemporaryDirectory(dir=folder, prefix=".scratch-") as scratch:
+        tensors = export_denoiser(model, folder, Path(scratch))
+    say("checking the denoiser with other weights")
+    with TemporaryDirectory(dir=folder, prefix=".scratch-") as scratch:
+        batches, side = check_batches(weights.stat().st_size), check_side(model)
+        questions = [example(model, batch, seed=1, side=side) for batch in batches]
+        check_refit(folder / GRAPH_FILE, model.denoiser, weights, questions, Path(scratch), folder / CONTROLLED_FILE)
     stage = None
     if model.super_resolver is not None and model.super_resolution is not None:
         say("exporting and checking super-resolution")
         stage = export_super_resolution(model, model.super_resolver, model.super_resolution, folder)
+    say("writing the specification")
     files = {path.name: file_digest(path) for path in sorted(folder.iterdir())}
     spec = replace(model.spec, tensors=tensors, latent_to_rgb=latent_to_rgb(model), super_resolution=stage, files=files)
     spec.save(folder)

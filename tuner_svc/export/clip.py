@@ -7,15 +7,14 @@ clip_tokenizer.json    of the `tokenizers` library, padding and cutting to the m
 
 from pathlib import Path
 
-import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import CLIPModel, CLIPTokenizer
 
-from tuner_svc.export.check import CHECK_BATCHES, check_graph
+from tuner_svc.export.check import check_batches, check_graph
 from tuner_svc.export.frozen import save_tokenizer
-from tuner_svc.export.graph import to_graph
+from tuner_svc.export.graph import save, to_graph, weights_size
 from tuner_svc.model_folder import CLIP_FOLDER, UnusableBaseModel, check_safetensors, read_object
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the published CLIP models' preprocessor
@@ -81,7 +80,8 @@ def export_clip(folder: Path, base_model: Path) -> None:
         (ImageTower(clip, mean, std), image, "image", "clip_image.onnx"),
         (TextTower(clip), ids, "input_ids", "clip_text.onnx"),
     ):
-        ir.save(to_graph(module.eval(), {input_name: draw(2)}, "projected"), folder / file_name)
-        for batch in CHECK_BATCHES:
+        graph = to_graph(module.eval(), {input_name: draw(2)}, "projected")
+        save(graph, folder / file_name)
+        for batch in check_batches(weights_size(graph)):
             check_graph(folder / file_name, module, {input_name: draw(batch)})
     save_tokenizer(tokenizer, tokens, folder / "clip_tokenizer.json")

@@ -4,28 +4,27 @@ The exporter transposes and reshapes some tensors, renames them, and merges equa
 random weights, of which no two are equal, and the initializers are identified by their values.
 """
 
-import copy
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tuner_svc.base_model import BaseModel, DenoiserModule
 from tuner_svc.export.attention import fuse_attention
 from tuner_svc.export.controls import NoAttention, add_controls
 from tuner_svc.export.graph import ExportError, to_graph
 from tuner_svc.export.operators import TRANSLATIONS
+from tuner_svc.export.weights import holding, mapped, randomised, write_random_weights, write_weights
 from unitune.attention import CONTROLLED_FILE
-from unitune.base_model import TensorSpec
+from unitune.base_model import BaseModelSpec, TensorSpec
+from unitune.tensor_file import Place
 
 GRAPH_FILE = "denoiser.onnx"
-
-M = TypeVar("M", bound=nn.Module)
+FIRST_VALUES = 64  # of a tensor; two random ones do not share so many
 
 
 class Match(NamedTuple):
@@ -35,17 +34,19 @@ class Match(NamedTuple):
     spec: TensorSpec
 
 
-def export_denoiser(model: BaseModel, folder: Path) -> dict[str, TensorSpec]:
-    """Write the denoiser's graph and its controlled graph, both with the base weights in one data file.
+def export_denoiser(model: BaseModel, folder: Path, scratch: Path) -> dict[str, TensorSpec]:
+    """Write the denoiser's weights, its graph and its controlled graph, both over the one file of weights.
 
-    Returns each tensor's layout. Raises ExportError unless tensors and initializers match one to one, and when the
-    attention cannot be controlled.
+    `scratch` is a folder for the random weights, as large as the model's. Returns each tensor's layout. Raises
+    ExportError unless tensors and initializers match one to one, and when the attention cannot be controlled.
     """
-    randomised = randomised_denoiser(model)
-    graph = to_graph(randomised, example(model), "out", translations=TRANSLATIONS)
-    matches = match({name: tensor.numpy() for name, tensor in randomised.unet.state_dict().items()}, graph)
-    base = {name: tensor.cpu().numpy() for name, tensor in model.tensors().items()}
-    store(graph, matches, base, folder / GRAPH_FILE)
+    weights = folder / BaseModelSpec.base_weights
+    write_random_weights(scratch / weights.name, model.tensors(), seed=0)
+    random = holding(model.denoiser, mapped(scratch / weights.name))
+    graph = to_graph(random, example(model), "out", translations=TRANSLATIONS)
+    matches = match({name: tensor.numpy() for name, tensor in random.unet.state_dict().items()}, graph)
+    refer(matches, write_weights(weights, model.tensors()), weights)
+    ir.save(graph, folder / GRAPH_FILE)
     ir.save(fuse_attention(ir.load(folder / GRAPH_FILE)), folder / GRAPH_FILE)
     height, width = model.latent_side
     try:
@@ -56,8 +57,29 @@ def export_denoiser(model: BaseModel, folder: Path) -> dict[str, TensorSpec]:
     return {name: found.spec for name, found in matches.items()}
 
 
+def refer(matches: Mapping[str, Match], places: Mapping[str, Place], weights: Path) -> None:
+    """Give each initializer its tensor's name, and its place in a file of weights beside the graph.
+
+    Raises ExportError for a tensor that is transposed in the graph: the file has it as PyTorch does.
+    """
+    for name, (initializer, spec) in matches.items():
+        if spec.layout == "transposed":
+            raise ExportError(f"{name} is transposed in the graph, which cannot read it from the file of weights")
+        place = places[name]
+        initializer.name = name
+        initializer.const_value = ir.ExternalTensor(
+            weights.name,
+            place.offset,
+            place.size_bytes,
+            ir.DataType.from_numpy(place.dtype),
+            shape=ir.Shape(spec.shape_in_graph),
+            name=name,
+            base_dir=weights.parent,
+        )
+
+
 def store(graph: ir.Model, matches: Mapping[str, Match], tensors: Mapping[str, np.ndarray], path: Path) -> None:
-    """Write the graph with these tensors in place of its own, all in one data file.
+    """Write the graph with these tensors in place of its own, all in a data file of its own.
 
     Each initializer gets its tensor's name. Shapes stay inside as small constants, since ONNX Runtime cannot read them
     from the data file.
@@ -74,18 +96,19 @@ def match(tensors: dict[str, np.ndarray], graph: ir.Model) -> dict[str, Match]:
     """Each tensor's initializer, and its layout there. Raises ExportError unless they match one to one."""
     forms: dict[bytes, tuple[str, str]] = {}
     for name, tensor in tensors.items():
-        for layout, form in (("transposed", _digest(_transposed(tensor))), ("same", _digest(tensor))):
+        for layout, form in (("transposed", _first_values(_transposed(tensor))), ("same", _first_values(tensor))):
             if forms.get(form, (name, ""))[0] != name:
                 raise ExportError(f"{name} and {forms[form][0]} are equal, so their initializers cannot be told apart")
             forms[form] = (name, layout)
     found: dict[str, Match] = {}
     for initializer in graph.graph.initializers.values():
         value = initializer.const_value.numpy()
-        name, layout = forms.get(_digest(value), ("", ""))
+        name, layout = forms.get(_first_values(value), ("", ""))
+        if not name or not _is_equal(tensors[name], layout, value):
+            continue
         if name in found:
             raise ExportError(f"{name} is in the graph twice: a refit would change only one of them")
-        if name:
-            found[name] = Match(initializer, _spec(tensors[name], layout, value.shape))
+        found[name] = Match(initializer, _spec(tensors[name], layout, value.shape))
     lost = sorted(tensors.keys() - found.keys())
     if lost:
         raise ExportError(f"{len(lost)} tensors are not in the graph, such as {lost[0]}: they could not be refitted")
@@ -97,21 +120,11 @@ def randomised_denoiser(model: BaseModel, seed: int = 0) -> DenoiserModule:
     return randomised(model.denoiser, seed)
 
 
-def randomised(module: M, seed: int = 0) -> M:
-    """A copy with every tensor disturbed, of the base's scale: no two are equal, not even norms."""
-    generator = torch.Generator().manual_seed(seed)
-    disturbed = copy.deepcopy(module).cpu()
-    for tensor in disturbed.state_dict().values():
-        size = 0.1 * tensor.std(correction=0) + 0.02
-        tensor.add_(size * torch.randn(tensor.shape, generator=generator))
-    return disturbed
-
-
-def example(model: BaseModel, batch: int = 2, seed: int = 0) -> dict[str, Tensor]:
-    """Random input of the denoiser."""
+def example(model: BaseModel, batch: int = 2, seed: int = 0, side: tuple[int, int] | None = None) -> dict[str, Tensor]:
+    """Random input of the denoiser; `side` is the latents' (height, width), the model's own by default."""
     generator = torch.Generator().manual_seed(seed)
     return {
-        "sample": torch.randn((batch, model.latent_channels, *model.latent_side), generator=generator),
+        "sample": torch.randn((batch, model.latent_channels, *(side or model.latent_side)), generator=generator),
         "timestep": torch.randint(0, model.schedule.num_train_timesteps, (batch,), generator=generator),
         "encoder_hidden_states": torch.randn((batch, model.context_tokens, model.context_width), generator=generator),
     }
@@ -130,5 +143,12 @@ def _transposed(tensor: np.ndarray) -> np.ndarray:
     return tensor.swapaxes(-1, -2) if tensor.ndim > 1 else tensor
 
 
-def _digest(tensor: np.ndarray) -> bytes:
-    return hashlib.sha256(np.ascontiguousarray(tensor).tobytes()).digest()
+def _is_equal(tensor: np.ndarray, layout: str, value: np.ndarray) -> bool:
+    """Whether an initializer has all values of a tensor."""
+    own = _transposed(tensor) if layout == "transposed" else tensor
+    return own.size == value.size and np.array_equal(own.reshape(value.shape), value)
+
+
+def _first_values(tensor: np.ndarray) -> bytes:
+    """Enough of a random tensor to tell it from others: the size, and its first values."""
+    return tensor.size.to_bytes(8, "little") + tensor.flat[:FIRST_VALUES].tobytes()

@@ -3,15 +3,14 @@
 import json
 from pathlib import Path
 
-import onnx_ir as ir
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import CLIPTokenizer
 
 from tuner_svc.base_model import BaseModel
-from tuner_svc.export.check import CHECK_BATCHES, check_graph
-from tuner_svc.export.graph import EXAMPLES, ExportError, to_graph
+from tuner_svc.export.check import check_batches, check_graph
+from tuner_svc.export.graph import EXAMPLES, ExportError, save, to_graph, weights_size
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -40,8 +39,9 @@ def export_frozen(folder: Path, model: BaseModel) -> None:
         (model.image_encoder, lambda batch: {"image": images(batch)}, "latent", "image_encoder.onnx"),
         (model.image_decoder, lambda batch: {"latent": latents(batch)}, "image", "image_decoder.onnx"),
     ):
-        ir.save(to_graph(module, draw(EXAMPLES), output_name), folder / file_name)
-        for batch in CHECK_BATCHES:
+        graph = to_graph(module, draw(EXAMPLES), output_name)
+        save(graph, folder / file_name)
+        for batch in check_batches(weights_size(graph)):
             check_graph(folder / file_name, module, draw(batch))
 
 

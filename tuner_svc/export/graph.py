@@ -3,11 +3,14 @@
 import logging
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
+
+from unitune.base_model import is_large
 
 EXAMPLES = 2
 OPSET = 20  # ONNX Runtime splits newer operators on a CPU, where they are then slower
@@ -60,6 +63,17 @@ def to_graph(
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     return model
+
+
+def weights_size(graph: ir.Model) -> int:
+    """Bytes of the graph's initializers."""
+    return sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None)
+
+
+def save(graph: ir.Model, path: Path) -> None:
+    """Write a graph with its weights: large ones into a data file beside it, since a graph's own file ends at 2 GiB and
+    is copied in memory when it is read."""
+    ir.save(graph, path, external_data=f"{path.name}.data" if is_large(weights_size(graph)) else None)
 
 
 def _first_line_of_cause(error: BaseException) -> str:

@@ -8,6 +8,7 @@ from tuner_svc.base_model import BaseModel
 
 PICTURES = 6
 BLOTCHES = 5  # of colour along a side
+LARGEST_SIDE = 128  # pixels of a picture: 256 latent pixels of Stable Diffusion for 5 unknowns each
 
 
 @torch.no_grad()
@@ -18,10 +19,11 @@ def latent_to_rgb(model: BaseModel, seed: int = 0) -> tuple[tuple[float, ...], .
     """
     generator = torch.Generator().manual_seed(seed)
     blotches = 2 * torch.rand((PICTURES, 3, BLOTCHES, BLOTCHES), generator=generator) - 1
+    pixels = model.image_side[0] // model.latent_side[0]
+    side = [min(side, LARGEST_SIDE // pixels) * pixels for side in model.latent_side]
     features, colours = [], []
-    for picture in interpolate(blotches, model.image_side, mode="bilinear").split(1):
+    for picture in interpolate(blotches, side, mode="bilinear").split(1):
         latent = model.image_encoder(picture)
-        pixels = model.image_side[0] // model.latent_side[0]
         colours.append(avg_pool2d(model.image_decoder(latent).clamp(-1, 1), pixels).flatten(2)[0].T)
         features.append(latent.flatten(2)[0].T)
     latents = torch.cat(features).numpy().astype(np.float64)

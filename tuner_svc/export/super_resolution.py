@@ -2,16 +2,18 @@
 
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import onnx_ir as ir
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tuner_svc.base_model import BaseModel, SuperResolver
-from tuner_svc.export.check import CHECK_BATCHES, check_refit
-from tuner_svc.export.denoiser import match, randomised, store
+from tuner_svc.export.check import check_batches, check_refit
+from tuner_svc.export.denoiser import match, refer
 from tuner_svc.export.graph import EXAMPLES, to_graph
 from tuner_svc.export.operators import TRANSLATIONS
+from tuner_svc.export.weights import holding, mapped, write_random_weights, write_weights
 from unitune.base_model import SUPER_RESOLUTION_GRAPH, SuperResolutionSpec
 
 
@@ -19,16 +21,19 @@ def export_super_resolution(
     model: BaseModel, resolver: SuperResolver, stage: SuperResolutionSpec, folder: Path
 ) -> SuperResolutionSpec:
     """Write and check graph and base weights; the specification with each tensor's layout. Raises ExportError."""
-    other, path = randomised(resolver), folder / SUPER_RESOLUTION_GRAPH
-    graph = to_graph(other, _example(model, stage, EXAMPLES), "out", translations=TRANSLATIONS)
-    matches = match({name: tensor.numpy() for name, tensor in other.unet.state_dict().items()}, graph)
-    base = {name: tensor.cpu().contiguous() for name, tensor in resolver.unet.state_dict().items()}
-    store(graph, matches, {name: tensor.numpy() for name, tensor in base.items()}, path)
-    tensors = {name: found.spec for name, found in matches.items()}
-    for batch in CHECK_BATCHES:
-        check_refit(path, resolver, other, tensors, _example(model, stage, batch))
-    save_file(base, folder / stage.weights)
-    return replace(stage, tensors=tensors)
+    path, weights, base = folder / SUPER_RESOLUTION_GRAPH, folder / stage.weights, resolver.unet.state_dict()
+    places = write_weights(weights, base)
+    with TemporaryDirectory(dir=folder, prefix=".scratch-") as scratch:
+        write_random_weights(Path(scratch, weights.name), base, seed=0)
+        random = holding(resolver, mapped(Path(scratch, weights.name)))
+        graph = to_graph(random, _example(model, stage, EXAMPLES), "out", translations=TRANSLATIONS)
+        matches = match({name: tensor.numpy() for name, tensor in random.unet.state_dict().items()}, graph)
+        refer(matches, places, weights)
+        ir.save(graph, path)
+    questions = [_example(model, stage, batch) for batch in check_batches(weights.stat().st_size)]
+    with TemporaryDirectory(dir=folder, prefix=".scratch-") as scratch:
+        check_refit(path, resolver, weights, questions, Path(scratch))
+    return replace(stage, tensors={name: found.spec for name, found in matches.items()})
 
 
 def _example(model: BaseModel, stage: SuperResolutionSpec, batch: int) -> dict[str, Tensor]:

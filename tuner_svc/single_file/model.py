@@ -200,11 +200,11 @@ def _write_configs(folder: Path, family: Family, prediction: PredictionType, con
         return
     merges = gzip.decompress(MERGES.read_bytes()).decode()
     _write(folder / "tokenizer" / "tokenizer_config.json", family.tokenizer)
-    _write(folder / "tokenizer" / "vocab.json", _vocabulary(merges))
+    _write(folder / "tokenizer" / "vocab.json", vocabulary(merges))
     (folder / "tokenizer" / "merges.txt").write_text(merges, encoding="utf-8")
 
 
-def _vocabulary(merges: str) -> dict[str, int]:
+def vocabulary(merges: str) -> dict[str, int]:
     """CLIP's tokens by number: every byte's letter, inside and at the end of a word, every merge, begin and end."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     rest = [256 + index for index in range(256 - len(printable))]  # letters that stand for the other bytes

@@ -290,10 +290,10 @@ def test_the_vocabulary_is_clips(tmp_path: Path, pipeline: StableDiffusionPipeli
     """Known prompts have the token ids that CLIP's published vocabulary gives them."""
     import gzip
 
-    from tuner_svc.single_file.model import MERGES, _vocabulary
+    from tuner_svc.single_file.model import MERGES, vocabulary
 
     merges = gzip.decompress(MERGES.read_bytes()).decode()
-    words = _vocabulary(merges)
+    words = vocabulary(merges)
     (tmp_path / "vocab.json").write_text(json.dumps(words))
     (tmp_path / "merges.txt").write_text(merges)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(SD_1.tokenizer))

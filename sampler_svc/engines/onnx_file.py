@@ -5,11 +5,14 @@ by size alone. So this module rewrites the file, at the level of protocol buffer
 install the onnx package. Field numbers are those of onnx.proto.
 """
 
+import contextlib
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+
+from unitune.tensor_file import Place
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
 MODEL_GRAPH, GRAPH_INITIALIZER = 7, 5
@@ -68,10 +71,14 @@ def structure_digest(model: bytes) -> str:
     return digest.hexdigest()
 
 
-def put_outside(folder: Path, file_name: str, names: Collection[str]) -> None:
+def put_outside(
+    folder: Path, file_name: str, names: Collection[str], shared: tuple[str, Mapping[str, Place]] | None = None
+) -> None:
     """Rewrite a model and its data file `{file_name}.data`: the named initializers outside, shapes inside.
 
-    Raises ValueError when a named initializer is not there.
+    With `shared`, a file of weights in the same folder and the tensors' places there, the named ones are read from
+    that, and the data file keeps only the others; it is removed if there are none. Raises ValueError when a named
+    initializer is not there, or has other values than the shared file.
     """
     path, data_path = folder / file_name, folder / f"{file_name}.data"
     model = path.read_bytes()
@@ -80,40 +87,77 @@ def put_outside(folder: Path, file_name: str, names: Collection[str]) -> None:
         raise ValueError(f"the graph has lost {len(missing)} of its weights, such as {min(missing)}")
     new_data_path = data_path.with_suffix(".new")
     data_path.touch()
-    with open(data_path, "rb") as old, open(new_data_path, "wb") as new:
-        moved = [_moved(field, old, new, data_path.name, names) for field in _graph_fields(model)]
-    graph = b"".join(moved)
-    others = b"".join(field.source for field in _fields(model) if field.number != MODEL_GRAPH)
-    path.write_bytes(others + _tagged(MODEL_GRAPH, graph))
+    with contextlib.ExitStack() as files:
+        old, new = files.enter_context(open(data_path, "rb")), files.enter_context(open(new_data_path, "wb"))
+        shared_file = files.enter_context(open(folder / shared[0], "rb")) if shared is not None else None
+        places = shared[1] if shared is not None else {}
+
+        def moved(initializer: Initializer) -> bytes | None:
+            data = initializer.inside
+            if initializer.outside is not None:
+                data = _read(old, *initializer.outside, initializer.name)
+            if initializer.name in names or (initializer.outside is not None and len(data or b"") > SHAPES_AT_MOST):
+                if data is None:
+                    raise ValueError(f"{initializer.name} has no raw data")
+                if initializer.name in names and shared is not None and shared_file is not None:
+                    place = places[initializer.name]
+                    if _read(shared_file, place.offset, place.size_bytes, initializer.name) != data:
+                        raise ValueError(f"{initializer.name} has other values than {shared[0]}")
+                    return _outside(initializer, shared[0], place.offset, place.size_bytes)
+                new.write(bytes(-new.tell() % ALIGNMENT))
+                offset = new.tell()
+                new.write(data)
+                return _outside(initializer, data_path.name, offset, len(data))
+            return None if data is None else _tagged(GRAPH_INITIALIZER, _kept(initializer) + _tagged(RAW, data))
+
+        path.write_bytes(_rewritten(model, moved))
     new_data_path.replace(data_path)
+    if shared is not None and not data_path.stat().st_size:
+        data_path.unlink()
 
 
-def _moved(field: ProtoField, old: BinaryIO, new: BinaryIO, location: str, names: Collection[str]) -> bytes:
-    """A field of the graph; an initializer is written again."""
-    if field.number != GRAPH_INITIALIZER:
-        return field.source
-    initializer = _initializer(_bytes(field))
-    data = initializer.inside
-    if initializer.outside is not None:
-        offset, length = initializer.outside
-        old.seek(offset)
-        data = old.read(length)
-        if len(data) != length:
-            raise ValueError(f"the data file ends within {initializer.name}")
-    kept = b"".join(part.source for part in initializer.fields if part.number not in DATA_FIELDS)
-    if initializer.name in names or (initializer.outside is not None and len(data or b"") > SHAPES_AT_MOST):
-        if data is None:
-            raise ValueError(f"{initializer.name} has no raw data")
-        new.write(bytes(-new.tell() % ALIGNMENT))
-        entries = {"location": location, "offset": str(new.tell()), "length": str(len(data))}
-        new.write(data)
-        kept += b"".join(
-            _tagged(EXTERNAL, _tagged(1, key.encode()) + _tagged(2, value.encode())) for key, value in entries.items()
-        )
-        return _tagged(GRAPH_INITIALIZER, kept + _varint(LOCATION << 3) + _varint(LOCATION_EXTERNAL))
-    if data is None:
-        return field.source
-    return _tagged(GRAPH_INITIALIZER, kept + _tagged(RAW, data))
+def read_from(model: bytes, location: str, names: Collection[str]) -> bytes:
+    """A model whose initializers of these names, which lie outside, are read from another file, at the same place."""
+
+    def moved(initializer: Initializer) -> bytes | None:
+        if initializer.name not in names or initializer.outside is None:
+            return None
+        return _outside(initializer, location, *initializer.outside)
+
+    return _rewritten(model, moved)
+
+
+def _rewritten(model: bytes, change: Callable[[Initializer], bytes | None]) -> bytes:
+    """The model with its initializers changed; None keeps one as it is."""
+    graph = []
+    for field in _graph_fields(model):
+        changed = change(_initializer(_bytes(field))) if field.number == GRAPH_INITIALIZER else None
+        graph.append(field.source if changed is None else changed)
+    others = b"".join(field.source for field in _fields(model) if field.number != MODEL_GRAPH)
+    return others + _tagged(MODEL_GRAPH, b"".join(graph))
+
+
+def _outside(initializer: Initializer, location: str, offset: int, length: int) -> bytes:
+    """The field of an initializer whose data lies in a file."""
+    entries = {"location": location, "offset": str(offset), "length": str(length)}
+    external = b"".join(
+        _tagged(EXTERNAL, _tagged(1, key.encode()) + _tagged(2, value.encode())) for key, value in entries.items()
+    )
+    return _tagged(
+        GRAPH_INITIALIZER, _kept(initializer) + external + _varint(LOCATION << 3) + _varint(LOCATION_EXTERNAL)
+    )
+
+
+def _kept(initializer: Initializer) -> bytes:
+    return b"".join(part.source for part in initializer.fields if part.number not in DATA_FIELDS)
+
+
+def _read(file: BinaryIO, offset: int, length: int, name: str) -> bytes:
+    file.seek(offset)
+    data = file.read(length)
+    if len(data) != length:
+        raise ValueError(f"the data file ends within {name}")
+    return data
 
 
 def _initializer(message: bytes) -> Initializer:
