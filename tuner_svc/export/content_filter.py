@@ -14,14 +14,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import onnx_ir as ir
 import torch
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from tuner_svc.export.check import CHECK_BATCHES, check_graph
-from tuner_svc.export.graph import EXAMPLES, ExportError, to_graph
+from tuner_svc.export.check import check_batches, check_graph
+from tuner_svc.export.graph import EXAMPLES, ExportError, save, to_graph, weights_size
 from tuner_svc.model_folder import UnusableBaseModel, check_safetensors, read_object
 from unitune.system_errors import failure_sentence
 
@@ -74,8 +73,9 @@ def export_content_filter(source: Path, folder: Path) -> Path:
         return {"image": torch.rand((batch, 3, side, side), generator=generator)}
 
     folder.mkdir(parents=True, exist_ok=True)
-    ir.save(to_graph(module, question(EXAMPLES), "excess"), folder / GRAPH_FILE)
-    for batch in CHECK_BATCHES:
+    graph = to_graph(module, question(EXAMPLES), "excess")
+    save(graph, folder / GRAPH_FILE)
+    for batch in check_batches(weights_size(graph)):
         check_graph(folder / GRAPH_FILE, module, question(batch))
     return folder
 
