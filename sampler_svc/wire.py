@@ -228,6 +228,7 @@ def _chosen(config: Flat, name: str, default: T) -> T:
 def _edited_image(found: EditedImage | ScoredImage, config: edit_pb2.SamplingConfig) -> edit_pb2.EditEvent.EditedImage:
     image = found.image if isinstance(found, ScoredImage) else found
     message = edit_pb2.EditEvent.EditedImage(index=image.index, seed=image.seed, png=image.png, mask=image.mask)
+    message.working_height, message.working_width = image.working_size
     if isinstance(found, ScoredImage):
         scores = found.scores
         message.scores.CopyFrom(edit_pb2.Scores(**vars(scores), passed=found.passed))

@@ -45,6 +45,8 @@ def session_options(threads: int, optimisation: str = OPTIMISATION) -> onnxrunti
     # Threads spin while they wait for the next operator, which is fast. By default they also spin for tens of
     # milliseconds after a run, and slow down the next graph, which has other threads, and all else on these cores.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    # A plan of memory for each size that was ever run would stay; without, memory is bounded by the largest size.
+    options.enable_mem_pattern = False
     options.log_severity_level = 3  # errors, which are also raised; warnings are about the graph's history
     return options
 

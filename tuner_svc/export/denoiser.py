@@ -42,7 +42,8 @@ def export_denoiser(model: BaseModel, folder: Path) -> dict[str, TensorSpec]:
     attention cannot be controlled.
     """
     randomised = randomised_denoiser(model)
-    graph = to_graph(randomised, example(model), "out", translations=TRANSLATIONS)
+    step = model.spec.latent_step or None
+    graph = to_graph(randomised, example(model), "out", translations=TRANSLATIONS, step=step)
     matches = match({name: tensor.numpy() for name, tensor in randomised.unet.state_dict().items()}, graph)
     base = {name: tensor.cpu().numpy() for name, tensor in model.tensors().items()}
     store(graph, matches, base, folder / GRAPH_FILE)
@@ -107,11 +108,11 @@ def randomised(module: M, seed: int = 0) -> M:
     return disturbed
 
 
-def example(model: BaseModel, batch: int = 2, seed: int = 0) -> dict[str, Tensor]:
-    """Random input of the denoiser."""
+def example(model: BaseModel, batch: int = 2, seed: int = 0, side: tuple[int, int] | None = None) -> dict[str, Tensor]:
+    """Random input of the denoiser, of the base model's own height and width or other ones."""
     generator = torch.Generator().manual_seed(seed)
     return {
-        "sample": torch.randn((batch, model.latent_channels, *model.latent_side), generator=generator),
+        "sample": torch.randn((batch, model.latent_channels, *(side or model.latent_side)), generator=generator),
         "timestep": torch.randint(0, model.schedule.num_train_timesteps, (batch,), generator=generator),
         "encoder_hidden_states": torch.randn((batch, model.context_tokens, model.context_width), generator=generator),
     }

@@ -20,7 +20,8 @@ def export_super_resolution(
 ) -> SuperResolutionSpec:
     """Write and check graph and base weights; the specification with each tensor's layout. Raises ExportError."""
     other, path = randomised(resolver), folder / SUPER_RESOLUTION_GRAPH
-    graph = to_graph(other, _example(model, stage, EXAMPLES), "out", translations=TRANSLATIONS)
+    step = stage.side_of((model.size_step, model.size_step))[0] // stage.block or None
+    graph = to_graph(other, _example(model, stage, EXAMPLES), "out", translations=TRANSLATIONS, step=step)
     matches = match({name: tensor.numpy() for name, tensor in other.unet.state_dict().items()}, graph)
     base = {name: tensor.cpu().contiguous() for name, tensor in resolver.unet.state_dict().items()}
     store(graph, matches, {name: tensor.numpy() for name, tensor in base.items()}, path)

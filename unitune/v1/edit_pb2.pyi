@@ -282,7 +282,7 @@ class EditEvent(_message.Message):
         text: str
         def __init__(self, text: _Optional[str] = ...) -> None: ...
     class EditedImage(_message.Message):
-        __slots__ = ("index", "seed", "png", "mask", "size_bytes", "mask_size_bytes", "scores", "strength", "guidance_scale")
+        __slots__ = ("index", "seed", "png", "mask", "size_bytes", "mask_size_bytes", "scores", "strength", "guidance_scale", "working_width", "working_height")
         INDEX_FIELD_NUMBER: _ClassVar[int]
         SEED_FIELD_NUMBER: _ClassVar[int]
         PNG_FIELD_NUMBER: _ClassVar[int]
@@ -292,6 +292,8 @@ class EditEvent(_message.Message):
         SCORES_FIELD_NUMBER: _ClassVar[int]
         STRENGTH_FIELD_NUMBER: _ClassVar[int]
         GUIDANCE_SCALE_FIELD_NUMBER: _ClassVar[int]
+        WORKING_WIDTH_FIELD_NUMBER: _ClassVar[int]
+        WORKING_HEIGHT_FIELD_NUMBER: _ClassVar[int]
         index: int
         seed: int
         png: bytes
@@ -301,7 +303,9 @@ class EditEvent(_message.Message):
         scores: Scores
         strength: float
         guidance_scale: float
-        def __init__(self, index: _Optional[int] = ..., seed: _Optional[int] = ..., png: _Optional[bytes] = ..., mask: _Optional[bytes] = ..., size_bytes: _Optional[int] = ..., mask_size_bytes: _Optional[int] = ..., scores: _Optional[_Union[Scores, _Mapping]] = ..., strength: _Optional[float] = ..., guidance_scale: _Optional[float] = ...) -> None: ...
+        working_width: int
+        working_height: int
+        def __init__(self, index: _Optional[int] = ..., seed: _Optional[int] = ..., png: _Optional[bytes] = ..., mask: _Optional[bytes] = ..., size_bytes: _Optional[int] = ..., mask_size_bytes: _Optional[int] = ..., scores: _Optional[_Union[Scores, _Mapping]] = ..., strength: _Optional[float] = ..., guidance_scale: _Optional[float] = ..., working_width: _Optional[int] = ..., working_height: _Optional[int] = ...) -> None: ...
     class ImagePart(_message.Message):
         __slots__ = ("index", "png", "mask")
         INDEX_FIELD_NUMBER: _ClassVar[int]
