@@ -33,6 +33,7 @@ from unitune.v1.edit_pb2 import SamplingConfig
 from unitune.v1.image_pb2 import Image
 from unitune.v1.server_pb2 import BaseModel, Limits
 from unitune.v1.tuning_pb2 import CreateTuningRequest, Tuning, TuningConfig
+from unitune.working_size import fit, working_size
 
 C = TypeVar("C", TuningConfig, SamplingConfig)
 
@@ -96,9 +97,23 @@ def check_size_of_images(size_bytes: int) -> None:
 
 def check_size_for_super_resolution(picture: Image | PictureInfo, base_model: BaseModel) -> None:
     """Super-resolution is tuned on detail that a small picture does not have."""
-    side = base_model.super_resolution_height, base_model.super_resolution_width
+    size = picture.height, picture.width
+    into = working_size(size, (base_model.height, base_model.width), base_model.size_step)
+    large = (
+        into[0] * base_model.super_resolution_height // base_model.height,
+        into[1] * base_model.super_resolution_width // base_model.width,
+    )
+    place = fit(size, into).scaled(large)
+    side = place.height, place.width
     if not images.is_as_large(picture.width, picture.height, side):
         raise InvalidField("image", f"{picture.width}x{picture.height} pixels", images.too_small(side))
+
+
+def working_size_of(picture: Image | PictureInfo, base_model: BaseModel) -> tuple[int, int] | None:
+    """Height and width at which a picture is tuned on; None if they are the base model's own."""
+    own = base_model.height, base_model.width
+    found = working_size((picture.height, picture.width), own, base_model.size_step)
+    return found if found != own else None
 
 
 def check_edit_of(tuning: TuningConfig, prompt: str) -> None:

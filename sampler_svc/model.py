@@ -1,6 +1,6 @@
 """A base model that is loaded for sampling: its graphs, noise schedule, weights and engines."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,8 @@ class Model:
         """
         runtime = backend_of(backend)
         spec = open_folder(folder, runtime.facts)
+        if backend != BACKENDS[0]:
+            spec = replace(spec, size_step=0)  # a GPU's engine is built for one size
         base = base_weights(folder, spec)
         graphs = BaseGraphs(folder, spec, threads, runtime.open_graph)
         engine_spec = EngineSpec.from_model(spec)

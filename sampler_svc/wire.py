@@ -247,6 +247,7 @@ def _edited_image(found: EditedImage | ScoredImage, config: edit_pb2.SamplingCon
     message = edit_pb2.EditEvent.EditedImage(
         index=image.index, seed=image.seed, png=image.png, mask=image.mask, blocked=image.is_blocked
     )
+    message.working_height, message.working_width = image.working_size
     if isinstance(found, ScoredImage):
         scores = found.scores
         message.scores.CopyFrom(edit_pb2.Scores(**vars(scores), passed=found.passed))

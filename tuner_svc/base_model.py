@@ -1,7 +1,7 @@
 """The base model in memory: frozen, fp32, in four parts, which are also the four graphs of the export."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 
@@ -137,6 +137,7 @@ class BaseModel:
     latent_channels: int
     context_tokens: int
     context_width: int
+    size_step: int = 0  # as in BaseModelSpec
     super_resolver: SuperResolver | None = None  # this and the next: only of a cascade
     super_resolution: SuperResolutionSpec | None = None  # without the tensors' layouts, which the export finds
     # Padding and truncation are state of the tokenizer, which the checks of requests and a tuning use at the same time.
@@ -157,6 +158,7 @@ class BaseModel:
             latent_channels=self.latent_channels,
             context_tokens=self.context_tokens,
             context_width=self.context_width,
+            size_step=self.size_step,
             schedule=self.schedule,
             preset=self.preset,
             tensors={name: TensorSpec(tuple(tensor.shape)) for name, tensor in self.tensors().items()},
@@ -216,11 +218,13 @@ def load(folder: Path, device: str = "cpu") -> BaseModel:
         complaint = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UnusableBaseModel(f"{folder} cannot be loaded: {complaint}") from error
     _check_parts(folder, unet, autoencoder, clip)
-    stage = _super_resolution(folder, second, clip.config.hidden_size) if second is not None else None
-    for part in (unet, autoencoder, clip, *([second] if second is not None else [])):
-        part.requires_grad_(False).eval().to(device)
     height, width = _pair(unet.config.sample_size)
     pixels = 2 ** (len(autoencoder.config.block_out_channels) - 1)  # of a side for each position of the latent's side
+    image_side, step, stage = (height * pixels, width * pixels), pixels * 2**unet.num_upsamplers, None
+    if second is not None:
+        stage = replace(_super_resolution(folder, second, clip.config.hidden_size), image_side=image_side)
+    for part in (unet, autoencoder, clip, *([second] if second is not None else [])):
+        part.requires_grad_(False).eval().to(device)
     return BaseModel(
         # `model` is no useful name; the folder above has a better one.
         name=folder.resolve().parent.name if folder.resolve().name == "model" else folder.resolve().name,
@@ -234,11 +238,12 @@ def load(folder: Path, device: str = "cpu") -> BaseModel:
         schedule=schedule,
         preset=preset,
         vocabulary=vocabulary,
-        image_side=(height * pixels, width * pixels),
+        image_side=image_side,
         latent_side=(height, width),
         latent_channels=unet.config.in_channels,
         context_tokens=min(tokenizer.model_max_length, clip.config.max_position_embeddings),
         context_width=clip.config.hidden_size,
+        size_step=_size_step(image_side, step, stage, 2**second.num_upsamplers if second is not None else 1),
         super_resolver=SuperResolver(second).eval() if second is not None else None,
         super_resolution=stage,
     )
@@ -300,6 +305,16 @@ def _check_parts(folder: Path, unet: UNet2DConditionModel, autoencoder: Autoenco
     for name in ("addition_embed_type", "class_embed_type", "encoder_hid_dim", "time_cond_proj_dim"):
         if unet.config.get(name) is not None:
             raise UnusableBaseModel(f"{folder}: its unet has {name} {unet.config[name]}, which cannot be tuned yet")
+
+
+def _size_step(image_side: tuple[int, int], step: int, stage: SuperResolutionSpec | None, blocks: int) -> int:
+    """The least multiple of `step` of which super-resolution makes multiples of `blocks`: networks halve and double
+    height and width, so that an odd one would not fit. 0 if the model's own sides are no multiples of it."""
+    for multiple in range(step, min(image_side) + 1, step):
+        large = stage.block * blocks * stage.image_side[0] if stage is not None else 1
+        if stage is None or multiple * stage.side[0] % large == multiple * stage.side[1] % large == 0:
+            return multiple if all(side % multiple == 0 for side in image_side) else 0
+    return 0
 
 
 def _pair(side: int | list[int]) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from unitune.diffusion.solvers import SCHEDULERS
 BATCH = 4  # pictures drawn together
 KEPT = 8  # sets of pictures in memory
 
-_kept: OrderedDict[tuple[str, str, int], Tensor] = OrderedDict()  # the tuner has one PyTorch thread
+_kept: OrderedDict[tuple[str, str, int, tuple[int, int]], Tensor] = OrderedDict()  # the tuner has one PyTorch thread
 
 
 def class_prompt(class_noun: str) -> str:
@@ -30,15 +30,20 @@ def class_prompt(class_noun: str) -> str:
 
 
 def class_latents(
-    model: BaseModel, class_noun: str, number: int, before_each: Callable[[], None] = lambda: None
+    model: BaseModel,
+    class_noun: str,
+    number: int,
+    before_each: Callable[[], None] = lambda: None,
+    side: tuple[int, int] | None = None,
 ) -> Tensor:
-    """Latents (number, channels, h, w) of a base model and class noun. The last KEPT sets are in memory.
+    """Latents (number, channels, h, w) of a base model and class noun; (h, w) is `side`, or the base model's own. The
+    last KEPT sets are in memory.
 
     `before_each` may raise before a step; then nothing is kept.
     """
-    key = (model.digest, class_noun.strip(), number)
+    key = (model.digest, class_noun.strip(), number, side or model.latent_side)
     if key not in _kept:
-        _kept[key] = draw_class(model, class_noun, number, before_each)
+        _kept[key] = draw_class(model, class_noun, number, before_each, side)
     _kept.move_to_end(key)
     while len(_kept) > KEPT:
         _kept.popitem(last=False)
@@ -46,7 +51,11 @@ def class_latents(
 
 
 def draw_class(
-    model: BaseModel, class_noun: str, number: int, before_each: Callable[[], None] = lambda: None
+    model: BaseModel,
+    class_noun: str,
+    number: int,
+    before_each: Callable[[], None] = lambda: None,
+    side: tuple[int, int] | None = None,
 ) -> Tensor:
     """Sample them with the preset's scheduler, steps and guidance; picture i has seed i."""
     schedule = Schedule(**vars(model.schedule))
@@ -62,7 +71,7 @@ def draw_class(
         return answer
 
     batches = []
-    shape = (model.latent_channels, *model.latent_side)
+    shape = (model.latent_channels, *(side or model.latent_side))
     for first in range(0, number, BATCH):
         seeds = range(first, min(first + BATCH, number))
         generators = [np.random.default_rng(seed) for seed in seeds]

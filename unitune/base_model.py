@@ -18,7 +18,8 @@ A graphs folder holds
                             external data, so that there is one copy of them
     *.onnx.data             weights of the other graphs, where they are large
 
-Batch sizes are dynamic, and so is k, 1 or more. Every tensor that a tuning may change is an initializer of the
+Batch sizes are dynamic, and so is k, 1 or more. Height and width of pictures and latents are, too: those of any working
+size (unitune.working_size), unless `size_step` is 0. Every tensor that a tuning may change is an initializer of the
 denoiser with the tensor's own name, stored externally. `layout` is the initializer's layout: the export may have
 reshaped it.
 """
@@ -203,10 +204,16 @@ class SuperResolutionSpec:
     # Whether the network takes the noisy picture times its share of signal, and predicts the clean picture's difference
     # to the upsampled one.
     is_preconditioned: bool = False
+    image_side: tuple[int, int] = (1, 1)  # of the pictures that it enlarges to `side`: the base model's
     weights: str = "super_resolution.safetensors"
     noise_level: int = 50  # this and the next two: defaults of an edit
     num_inference_steps: int = 1
     guidance_scale: float = 1.0
+
+    def side_of(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of what it makes of a picture of a working size."""
+        height, width = (small * made // own for small, made, own in zip(size, self.side, self.image_side, strict=True))
+        return height, width
 
     @property
     def blocks(self) -> tuple[int, int, int]:
@@ -228,12 +235,18 @@ class BaseModelSpec:
     schedule: NoiseSchedule
     preset: Preset
     tensors: Mapping[str, TensorSpec]  # all tensors of the denoiser
+    size_step: int = 0  # height and width of working sizes are multiples of it, in pixels; 0: image_side alone
     vocabulary: tuple[str, ...] = ()  # every word that the model knows; empty means open
     latent_to_rgb: tuple[tuple[float, ...], ...] = ()  # (channels + 1, 3): linear preview, last row is the offset
     super_resolution: SuperResolutionSpec | None = None
     base_weights: str = "denoiser.safetensors"  # the base model's denoiser tensors, by PyTorch name, fp32
     schema: int = SCHEMA
     files: Mapping[str, str] = field(default_factory=dict)  # file name to sha256
+
+    @property
+    def latent_step(self) -> int:
+        """The same of the latent's height and width."""
+        return self.size_step * self.latent_side[0] // self.image_side[0]
 
     def save(self, folder: Path) -> None:
         """Write spec.json into a folder. Raises ValueError for NaN, and for infinity outside the preset."""
@@ -265,6 +278,7 @@ class BaseModelSpec:
             fields[name] = tuple(fields[name])
         if stage := fields.get("super_resolution"):
             stage["side"], stage["schedule"] = tuple(stage["side"]), NoiseSchedule(**stage["schedule"])
+            stage["image_side"] = tuple(stage["image_side"])
             stage["tensors"] = _tensors(stage["tensors"])
             fields["super_resolution"] = SuperResolutionSpec(**stage)
         fields["latent_to_rgb"] = tuple(tuple(row) for row in fields["latent_to_rgb"])

@@ -27,5 +27,6 @@ def base_model_info(
         has_known_pictures=has_known_pictures,
         super_resolution_height=large_height,
         super_resolution_width=large_width,
+        size_step=spec.size_step,
         fast_steps=spec.preset.method_preset("unitune").fast_steps,
     )

@@ -360,8 +360,9 @@ class EditedImage(Event):
     `png` says how it was made, unless `omit_metadata` was set: `unitune show` prints it, `edit --like` repeats it.
 
     `mask` is the PNG of the mask that was used, white where it was edited; None if there was none. `scores` are the
-    CLIP filter's, `strength` and `guidance_scale` what `automatic` chose; None without them. With `blocked` the
-    server's content filter refused the picture, and `png` is empty.
+    CLIP filter's, `strength` and `guidance_scale` what `automatic` chose; None without them. It was sampled at
+    `working_width` x `working_height` pixels. With `blocked` the server's content filter refused the picture, and `png`
+    is empty.
     """
 
     index: int
@@ -372,6 +373,8 @@ class EditedImage(Event):
     scores: Scores | None = None
     strength: float | None = None
     guidance_scale: float | None = None
+    working_width: int = 0
+    working_height: int = 0
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the PNG file; it appears whole or not at all. Raises OSError, and ValueError for a blocked picture."""
@@ -483,7 +486,8 @@ class BaseModel:
     """The model before any tuning; width and height in pixels. An empty vocabulary is an open one.
 
     What its super-resolution makes has `super_resolution_width` and `super_resolution_height`; 0 without it.
-    `fast_steps` are those of an edit that is `fast`; 0 where it does not say.
+    `fast_steps` are those of an edit that is `fast`; 0 where it does not say. Sides of the sizes that it works at are
+    multiples of `size_step`; 0 if it works at one size.
     """
 
     name: str
@@ -497,6 +501,7 @@ class BaseModel:
     super_resolution_width: int = 0
     super_resolution_height: int = 0
     fast_steps: int = 0
+    size_step: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

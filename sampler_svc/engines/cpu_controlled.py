@@ -36,7 +36,8 @@ class ControlledEngine(OrtEngine):
     def run_controlled(
         self, latents: Array, timesteps: NDArray[np.int64], contexts: Array, controls: Controls
     ) -> Controlled:
-        """Output and maps for a batch of n; `controls` has n rows. Raises Internal (WEIGHTS_UNKNOWN) as `run` does."""
+        """Output and maps for a batch of n; `controls` has n rows. Raises what `run` raises."""
+        self.spec.check_latents(latents)
         if self.weights is None:
             raise Internal("the engine holds unknown weights", reason="WEIGHTS_UNKNOWN")
         return self._compute_controlled(latents, timesteps, contexts, controls)

@@ -14,8 +14,9 @@ from sampler_svc.sampling.text_reader import reader_of
 from unitune.base_model import BaseModelSpec
 from unitune.diffusion.guidance import Context
 from unitune.diffusion.schedule import Latents
-from unitune.images import ModelImage, Pixels, to_model
+from unitune.images import ModelImage, Pixels
 from unitune.prompts import ids_with_vectors
+from unitune.working_size import Fit, Size, fit, size_of, working_size
 
 TOKENIZER = "tokenizer.json"
 EMBEDDINGS_KEPT = 256  # prompts; the empty one is in every edit
@@ -46,6 +47,14 @@ class BaseGraphs:
         read = self.reader.encode(prompt)[: self.reader.max_tokens]
         return TokenizedPrompt(prompt, [piece for piece in read if piece.start < piece.stop])
 
+    def working_size(self, size: Size) -> Size:
+        """The working size of a picture of `size` (height, width)."""
+        return working_size(size, self.spec.image_side, self.spec.size_step)
+
+    def fit(self, size: Size) -> Fit:
+        """How a picture of `size` (height, width) lies in its working size."""
+        return fit(size, self.working_size(size))
+
     def encode(self, image: ModelImage) -> Latents:
         """The latent (1, channels, h, w) of an image (1, 3, height, width): the posterior's mode, so deterministic."""
         return self._image_encoder(image)
@@ -56,8 +65,8 @@ class BaseGraphs:
 
     def round_trip_error(self, picture: Pixels) -> float:
         """Root mean square difference, 0 to 1, between a picture, uint8 (h, w, 3), and its round trip through the
-        autoencoder, at the model's size. Noise makes it large, since a latent holds little noise."""
-        image = to_model(picture, self.spec.image_side)
+        autoencoder, at its working size. Noise makes it large, since a latent holds little noise."""
+        image = self.fit(size_of(picture)).to_model(picture)
         difference = (self.decode(self.encode(image)).clip(-1, 1) - image) / 2
         return float(np.sqrt(np.mean(np.square(difference))))
 

@@ -26,6 +26,7 @@ from unitune.diffusion.guidance import GuidanceTerm, guided
 from unitune.diffusion.schedule import Latents, add_noise
 from unitune.diffusion.solvers import SCHEDULERS, DenoisingRun
 from unitune.errors import Internal
+from unitune.working_size import size_of
 
 
 def sample(request: Request, tools: Tools, on_event: OnEvent, edit: PreparedEdit | None = None) -> None:
@@ -134,7 +135,7 @@ def finish(latents: Latents, index: int, request: Request, edit: PreparedEdit, s
     is_enlarged_last = edit.result_size != edit.picture.shape[:2]
     if tools.super_resolution is not None and not is_enlarged_last:
         image = steps.enlarge(image, seed)
-    edited, mask = images.from_model(image, edit.size), edit.mask
+    edited, mask = edit.fit.from_model(image, edit.size), edit.mask
     if mask is None and request.interpolation > 0 and request.num_steps > 0:
         mask = softened(
             AFTER[request.mask_source](FinishedEdit(edited, edit.base_image, tools.find)), request.mask_blur
@@ -146,11 +147,12 @@ def finish(latents: Latents, index: int, request: Request, edit: PreparedEdit, s
     finished = edit.region.pasted(edited, edit.picture)
     del edited
     if is_enlarged_last:
-        small = images.to_model(finished, tools.graphs.spec.image_side)
-        finished = images.from_model(steps.enlarge(small, seed), edit.result_size)
-    return EditedImage(index, seed, images.encode_png(finished), shown)
+        fit = tools.graphs.fit(size_of(finished))
+        finished = fit.from_model(steps.enlarge(fit.to_model(finished), seed), edit.result_size)
+    return EditedImage(index, seed, images.encode_png(finished), shown, working_size=edit.fit.size)
 
 
 def _latent_mask(edit: PreparedEdit) -> Latents | None:
     """The mask at the latent's resolution, (1, 1, h, w), if it is known before the first step."""
-    return to_latent(edit.mask, (edit.latent.shape[2], edit.latent.shape[3])) if edit.mask is not None else None
+    side = edit.latent.shape[2], edit.latent.shape[3]
+    return to_latent(edit.mask, side, edit.fit) if edit.mask is not None else None

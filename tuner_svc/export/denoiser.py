@@ -41,9 +41,10 @@ def export_denoiser(model: BaseModel, folder: Path, scratch: Path) -> dict[str, 
     ExportError unless tensors and initializers match one to one, and when the attention cannot be controlled.
     """
     weights = folder / BaseModelSpec.base_weights
+    step = model.spec.latent_step or None
     write_random_weights(scratch / weights.name, model.tensors(), seed=0)
     random = holding(model.denoiser, mapped(scratch / weights.name))
-    graph = to_graph(random, example(model), "out", translations=TRANSLATIONS)
+    graph = to_graph(random, example(model), "out", translations=TRANSLATIONS, step=step)
     matches = match({name: tensor.numpy() for name, tensor in random.unet.state_dict().items()}, graph)
     refer(matches, write_weights(weights, model.tensors()), weights)
     ir.save(graph, folder / GRAPH_FILE)

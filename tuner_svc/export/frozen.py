@@ -34,12 +34,13 @@ def export_frozen(folder: Path, model: BaseModel) -> None:
         found[:, 1 : 1 + len(vectors)] = -1 - torch.arange(len(vectors))
         return {"input_ids": found, "vectors": vectors}
 
-    for module, draw, output_name, file_name in (
-        (model.text_encoder, prompts, "hidden_states", "text_encoder.onnx"),
-        (model.image_encoder, lambda batch: {"image": images(batch)}, "latent", "image_encoder.onnx"),
-        (model.image_decoder, lambda batch: {"latent": latents(batch)}, "image", "image_decoder.onnx"),
+    step, latent_step = model.spec.size_step or None, model.spec.latent_step or None
+    for module, draw, output_name, file_name, free in (
+        (model.text_encoder, prompts, "hidden_states", "text_encoder.onnx", None),
+        (model.image_encoder, lambda batch: {"image": images(batch)}, "latent", "image_encoder.onnx", step),
+        (model.image_decoder, lambda batch: {"latent": latents(batch)}, "image", "image_decoder.onnx", latent_step),
     ):
-        graph = to_graph(module, draw(EXAMPLES), output_name)
+        graph = to_graph(module, draw(EXAMPLES), output_name, step=free)
         save(graph, folder / file_name)
         for batch in check_batches(weights_size(graph)):
             check_graph(folder / file_name, module, draw(batch))

@@ -298,7 +298,7 @@ class EditEvent(_message.Message):
         text: str
         def __init__(self, text: _Optional[str] = ...) -> None: ...
     class EditedImage(_message.Message):
-        __slots__ = ("index", "seed", "png", "mask", "size_bytes", "mask_size_bytes", "scores", "strength", "guidance_scale", "blocked")
+        __slots__ = ("index", "seed", "png", "mask", "size_bytes", "mask_size_bytes", "scores", "strength", "guidance_scale", "blocked", "working_width", "working_height")
         INDEX_FIELD_NUMBER: _ClassVar[int]
         SEED_FIELD_NUMBER: _ClassVar[int]
         PNG_FIELD_NUMBER: _ClassVar[int]
@@ -309,6 +309,8 @@ class EditEvent(_message.Message):
         STRENGTH_FIELD_NUMBER: _ClassVar[int]
         GUIDANCE_SCALE_FIELD_NUMBER: _ClassVar[int]
         BLOCKED_FIELD_NUMBER: _ClassVar[int]
+        WORKING_WIDTH_FIELD_NUMBER: _ClassVar[int]
+        WORKING_HEIGHT_FIELD_NUMBER: _ClassVar[int]
         index: int
         seed: int
         png: bytes
@@ -319,7 +321,9 @@ class EditEvent(_message.Message):
         strength: float
         guidance_scale: float
         blocked: bool
-        def __init__(self, index: _Optional[int] = ..., seed: _Optional[int] = ..., png: _Optional[bytes] = ..., mask: _Optional[bytes] = ..., size_bytes: _Optional[int] = ..., mask_size_bytes: _Optional[int] = ..., scores: _Optional[_Union[Scores, _Mapping]] = ..., strength: _Optional[float] = ..., guidance_scale: _Optional[float] = ..., blocked: _Optional[bool] = ...) -> None: ...
+        working_width: int
+        working_height: int
+        def __init__(self, index: _Optional[int] = ..., seed: _Optional[int] = ..., png: _Optional[bytes] = ..., mask: _Optional[bytes] = ..., size_bytes: _Optional[int] = ..., mask_size_bytes: _Optional[int] = ..., scores: _Optional[_Union[Scores, _Mapping]] = ..., strength: _Optional[float] = ..., guidance_scale: _Optional[float] = ..., blocked: _Optional[bool] = ..., working_width: _Optional[int] = ..., working_height: _Optional[int] = ...) -> None: ...
     class ImagePart(_message.Message):
         __slots__ = ("index", "png", "mask")
         INDEX_FIELD_NUMBER: _ClassVar[int]

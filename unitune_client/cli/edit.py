@@ -249,6 +249,8 @@ def edit_command(
                     path = outputs.save(edited.png, slug, f"seed{edited.seed}")
                     show.result(str(path), kind="picture", prompt=prompt, seed=edited.seed)
                     caption = f"{captions[prompt]} (seed {edited.seed})" if len(seeds) > 1 else captions[prompt]
+                    if edited.working_width:
+                        caption += f", sampled at {edited.working_width}x{edited.working_height}"
                     edits.append((caption, edited.png, edited.mask or b""))
                     paths.append(path)
             if not paths:
