@@ -65,6 +65,5 @@ def reference_answer(graph: Path, spec: EngineSpec, tensors: Tensors) -> np.ndar
     """An exported graph's answer to the probe of BASE_PROBE_SEED with these tensors, without any optimisation."""
     arrays = {name: np.ascontiguousarray(tensor.to_graph(tensors[name])) for name, tensor in spec.tensors.items()}
     session = open_refitted(graph, session_options(0, "ORT_DISABLE_ALL"), arrays)
-    latents, timesteps, contexts = spec.question(BASE_PROBE_SEED)
-    (answer,) = session.run(["out"], {"sample": latents, "timestep": timesteps, "encoder_hidden_states": contexts})
+    (answer,) = session.run(["out"], spec.inputs(*spec.question(BASE_PROBE_SEED)))
     return answer

@@ -13,11 +13,13 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unitune.base_model import BaseModelSpec, TensorSpec
+from unitune.diffusion.conditioning import denoiser_inputs
 from unitune.errors import DataLoss, Internal
 from unitune.weights import probe_input
 
@@ -41,15 +43,27 @@ class EngineSpec:
     """An engine's inputs and output, and all of its tensors, which can be refitted by name."""
 
     latent: tuple[int, int, int]  # channels, height, width
-    context: tuple[int, int]  # tokens, width
+    context: tuple[int, int]  # rows, width of a prompt's conditioning (unitune.diffusion.conditioning)
     tensors: Mapping[str, TensorSpec]
     has_noise_level: bool = False  # beside each timestep, as super-resolution has it
+    pooled_width: int = 0  # of the last row; 0: there is no pooled embedding
+    pixels: int = 0  # of a side of the picture for one of the latent's; read only with a pooled embedding
 
     @classmethod
     def from_model(cls, model: BaseModelSpec) -> "EngineSpec":
         """The engine of a base model's denoiser."""
         latent = (model.latent_channels, *model.latent_side)
-        return cls(latent, (model.context_tokens, model.context_width), model.tensors)
+        pixels = model.image_side[0] // model.latent_side[0]
+        return cls(latent, model.conditioning, model.tensors, pooled_width=model.pooled_width, pixels=pixels)
+
+    def inputs(self, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> dict[str, NDArray[Any]]:
+        """The graph's inputs for a run, by name."""
+        return denoiser_inputs(latents, timesteps, contexts, self.pooled_width, self.pixels)
+
+    def blank_inputs(self, batch: int) -> dict[str, NDArray[Any]]:
+        """The same, zeros, of a run of `batch` rows: their shapes and types."""
+        latents, contexts = (np.zeros((batch, *shape), dtype=np.float32) for shape in (self.latent, self.context))
+        return self.inputs(latents, np.zeros(batch, dtype=np.int64), contexts)
 
     def question(self, seed: int) -> "tuple[Array, NDArray[np.int64], Array]":
         """The probe's latents, timesteps and contexts."""

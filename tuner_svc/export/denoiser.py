@@ -110,11 +110,11 @@ def randomised(module: M, seed: int = 0) -> M:
 def example(model: BaseModel, batch: int = 2, seed: int = 0) -> dict[str, Tensor]:
     """Random input of the denoiser."""
     generator = torch.Generator().manual_seed(seed)
-    return {
-        "sample": torch.randn((batch, model.latent_channels, *model.latent_side), generator=generator),
-        "timestep": torch.randint(0, model.schedule.num_train_timesteps, (batch,), generator=generator),
-        "encoder_hidden_states": torch.randn((batch, model.context_tokens, model.context_width), generator=generator),
-    }
+    return model.denoiser.inputs(
+        torch.randn((batch, model.latent_channels, *model.latent_side), generator=generator),
+        torch.randint(0, model.schedule.num_train_timesteps, (batch,), generator=generator),
+        torch.randn((batch, *model.conditioning), generator=generator),
+    )
 
 
 def _spec(tensor: np.ndarray, layout: str, graph_shape: tuple[int, ...]) -> TensorSpec:

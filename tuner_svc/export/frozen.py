@@ -13,15 +13,19 @@ from tuner_svc.base_model import BaseModel
 from tuner_svc.export.check import CHECK_BATCHES, check_graph
 from tuner_svc.export.graph import EXAMPLES, ExportError, to_graph
 
-TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_FILE, SECOND_TOKENIZER_FILE = "tokenizer.json", "tokenizer_2.json"
+# Protobuf's limit is 2 GiB, which SDXL's second text encoder is above.
+MAX_GRAPH_BYTES = 2**30
 
 
 def export_frozen(folder: Path, model: BaseModel) -> None:
     """Write and check the three graphs. Raises ExportError if one does not answer like PyTorch."""
     generator = torch.Generator().manual_seed(0)
 
+    shape_of_ids = model.input_ids([""]).shape[1:]
+
     def ids(batch: int) -> Tensor:
-        return torch.randint(0, len(model.tokenizer), (batch, model.context_tokens), generator=generator)
+        return torch.randint(0, len(model.tokenizer), (batch, *shape_of_ids), generator=generator)
 
     def images(batch: int) -> Tensor:
         return 2 * torch.rand((batch, 3, *model.image_side), generator=generator) - 1
@@ -32,7 +36,7 @@ def export_frozen(folder: Path, model: BaseModel) -> None:
     def prompts(batch: int) -> dict[str, Tensor]:
         vectors = torch.randn((batch + 1, model.context_width), generator=generator)
         found = ids(batch)
-        found[:, 1 : 1 + len(vectors)] = -1 - torch.arange(len(vectors))
+        found[..., 1 : 1 + len(vectors)] = -1 - torch.arange(len(vectors))
         return {"input_ids": found, "vectors": vectors}
 
     for module, draw, output_name, file_name in (
@@ -40,9 +44,15 @@ def export_frozen(folder: Path, model: BaseModel) -> None:
         (model.image_encoder, lambda batch: {"image": images(batch)}, "latent", "image_encoder.onnx"),
         (model.image_decoder, lambda batch: {"latent": latents(batch)}, "image", "image_decoder.onnx"),
     ):
-        ir.save(to_graph(module, draw(EXAMPLES), output_name), folder / file_name)
+        save(to_graph(module, draw(EXAMPLES), output_name), folder / file_name)
         for batch in CHECK_BATCHES:
             check_graph(folder / file_name, module, draw(batch))
+
+
+def save(graph: ir.Model, path: Path, most_bytes: int = MAX_GRAPH_BYTES) -> None:
+    """Write a graph with its weights inside, or beside it in a data file where they are more than `most_bytes`."""
+    size = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None)
+    ir.save(graph, path, external_data=f"{path.name}.data" if size > most_bytes else None)
 
 
 def save_tokenizer(tokenizer: CLIPTokenizer, num_tokens: int, path: Path) -> None:
@@ -54,11 +64,15 @@ def save_tokenizer(tokenizer: CLIPTokenizer, num_tokens: int, path: Path) -> Non
 
 
 def export_tokenizer(folder: Path, model: BaseModel) -> None:
-    """Write tokenizer.json, which gives a prompt's ids padded and cut. Raises ExportError if they are other ids."""
-    save_tokenizer(model.tokenizer, model.context_tokens, folder / TOKENIZER_FILE)
-    saved = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+    """Write tokenizer.json, which gives a prompt's ids padded and cut, and tokenizer_2.json where there are two.
+    Raises ExportError if they are other ids."""
     rare = model.preset.rare_tokens
     prompts = ["", rare, f"{rare} a dog", "A  Dog,\n1984!", "an é in a naïve café, 日本", "a cat on a beach " * 40]
-    for prompt in prompts:
-        if saved.encode(prompt).ids != model.input_ids([prompt])[0].tolist():
-            raise ExportError(f"{TOKENIZER_FILE} gives other ids than the tokenizer does for {json.dumps(prompt[:40])}")
+    wanted = model.input_ids(prompts).reshape(len(prompts), -1, model.context_tokens)
+    for index, tokenizer in enumerate(model.tokenizers):
+        name = (TOKENIZER_FILE, SECOND_TOKENIZER_FILE)[index]
+        save_tokenizer(tokenizer, model.context_tokens, folder / name)
+        saved = Tokenizer.from_file(str(folder / name))
+        for prompt, ids in zip(prompts, wanted[:, index].tolist(), strict=True):
+            if saved.encode(prompt).ids != ids:
+                raise ExportError(f"{name} gives other ids than the tokenizer does for {json.dumps(prompt[:40])}")
