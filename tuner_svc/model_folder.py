@@ -52,7 +52,6 @@ SECOND_CLASSES = {
 }
 WEIGHTS = {
     "text_encoder": "model.safetensors",
-    SECOND_TEXT_ENCODER: "model.safetensors",
     "unet": "diffusion_pytorch_model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
 }
@@ -133,7 +132,7 @@ def model_files(folder: Path) -> list[Path]:
     tokenizers = ("tokenizer", *([SECOND_TOKENIZER] if has_pair else []))
     needed = [Path("scheduler", SCHEDULER_FILE), *([Path(INDEX_FILE)] if has_pair else [])]
     for part in (*text_encoders, "unet", "vae"):
-        needed += [Path(part, "config.json"), *_weight_files(folder, part, WEIGHTS[part])]
+        needed += [Path(part, "config.json"), *_weight_files(folder, part, weights_of(part))]
     for tokenizer in tokenizers:
         if not (folder / tokenizer / "tokenizer.json").is_file():  # the older layout
             needed += [Path(tokenizer, "vocab.json"), Path(tokenizer, "merges.txt")]
@@ -310,10 +309,15 @@ def check_safetensors(folder: Path) -> None:
         )
 
 
+def weights_of(part: str) -> str:
+    """The name of a part's weights file. A second text encoder's are called as the first one's."""
+    return WEIGHTS["text_encoder" if part == SECOND_TEXT_ENCODER else part]
+
+
 def variant_of(folder: Path, part: str) -> str | None:
     """Which of a part's weights are taken where it has several: the plain ones, None, before fp16 before bf16."""
     for variant in VARIANTS:
-        if any((folder / part / name).is_file() for name in weight_names(WEIGHTS[part], variant)):
+        if any((folder / part / name).is_file() for name in weight_names(weights_of(part), variant)):
             return variant
     return None
 
