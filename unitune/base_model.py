@@ -4,15 +4,18 @@ A graphs folder holds
 
     spec.json               this specification; null in its preset means infinity, which JSON lacks
     tokenizer.json          of the `tokenizers` library
-    text_encoder.onnx       input_ids int64 (n, tokens), vectors float32 (k, width) -> hidden_states float32
-                            (n, tokens, width); ids -1, -2, ... stand for the vectors
+    tokenizer_2.json        of the second of two text encoders, where the base model has two
+    text_encoder.onnx (+ .data)   input_ids int64 (n, tokens), vectors float32 (k, width) -> hidden_states float32
+                            (n, rows, width), the prompts' conditioning (unitune.diffusion.conditioning); ids -1,
+                            -2, ... stand for the vectors; two text encoders have input_ids (n, 2, tokens), a row each
     image_encoder.onnx      image float32 (n, 3, height, width) in [-1, 1] -> latent (n, channels, h, w), scaled, mode
     image_decoder.onnx      latent, scaled -> image in about [-1, 1]
     clip_image.onnx, clip_text.onnx, clip_tokenizer.json   the CLIP filter, where the base model has one
     super_resolution.onnx   where the model is a cascade: sample (the noisy picture, then the upsampled one,
                             noised; in blocks), timestep int64 (n, 2), its own and the upsampled one's noise level,
                             encoder_hidden_states -> out, a picture in blocks
-    denoiser.onnx           sample, timestep int64 (n,), encoder_hidden_states -> out, the shape of sample
+    denoiser.onnx           sample, timestep int64 (n,), encoder_hidden_states -> out, the shape of sample; with a
+                            pooled embedding also text_embeds (n, pooled_width) and time_ids (n, 6)
     denoiser_controlled.onnx    the same, with control over its attention (unitune.attention)
     denoiser.safetensors, super_resolution.safetensors    the weights of both, by PyTorch name, fp32; also the graphs'
                             external data, so that there is one copy of them
@@ -35,6 +38,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from unitune.diffusion.conditioning import num_rows
 
 SCHEMA = 6
 SPEC_FILE = "spec.json"
@@ -239,6 +244,8 @@ class BaseModelSpec:
     vocabulary: tuple[str, ...] = ()  # every word that the model knows; empty means open
     latent_to_rgb: tuple[tuple[float, ...], ...] = ()  # (channels + 1, 3): linear preview, last row is the offset
     super_resolution: SuperResolutionSpec | None = None
+    pooled_width: int = 0  # of the text's pooled embedding; 0: the denoiser takes none, and no size
+    empty_is_zeros: bool = False  # the conditioning of an empty prompt is zeros, not the text encoders' answer
     base_weights: str = "denoiser.safetensors"  # the base model's denoiser tensors, by PyTorch name, fp32
     schema: int = SCHEMA
     files: Mapping[str, str] = field(default_factory=dict)  # file name to sha256
@@ -247,6 +254,11 @@ class BaseModelSpec:
     def latent_step(self) -> int:
         """The same of the latent's height and width."""
         return self.size_step * self.latent_side[0] // self.image_side[0]
+
+    @property
+    def conditioning(self) -> tuple[int, int]:
+        """The shape of a prompt's conditioning: rows and width."""
+        return num_rows(self.context_tokens, self.pooled_width), self.context_width
 
     def save(self, folder: Path) -> None:
         """Write spec.json into a folder. Raises ValueError for NaN, and for infinity outside the preset."""

@@ -177,6 +177,5 @@ class OrtEngine(Engine):
     def _run(self, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
         if self._session is None:
             raise RuntimeError("the engine is closed")
-        feed = {"sample": latents, "timestep": timesteps, "encoder_hidden_states": contexts}
-        (output,) = self._session.run(["out"], feed)
+        (output,) = self._session.run(["out"], self.spec.inputs(latents, timesteps, contexts))
         return output

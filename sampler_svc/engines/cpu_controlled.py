@@ -43,7 +43,8 @@ class ControlledEngine(OrtEngine):
         return self._compute_controlled(latents, timesteps, contexts, controls)
 
     def _compute(self, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
-        controls = no_controls(len(latents), self.spec.context[0])
+        rows, _ = self.spec.context
+        controls = no_controls(len(latents), rows - 1 if self.spec.pooled_width else rows)
         return self._compute_controlled(latents, timesteps, contexts, controls).output
 
     def _compute_controlled(
@@ -51,5 +52,5 @@ class ControlledEngine(OrtEngine):
     ) -> Controlled:
         if self._session is None:
             raise RuntimeError("the engine is closed")
-        feed = {"sample": latents, "timestep": timesteps, "encoder_hidden_states": contexts, **controls._asdict()}
+        feed = {**self.spec.inputs(latents, timesteps, contexts), **controls._asdict()}
         return Controlled(*self._session.run([OUT, MAPS], feed))

@@ -111,7 +111,8 @@ def denoise_beside(
     blend = LocalBlend(words, *texts, len(run)) if words else None
     contexts = embed(request.base_prompt), embed(request.prompt), embed(request.negative_prompt)
     denoiser, prediction_type = stopping(tools.controlled, tools.cancelled), tools.schedule.prediction_type
-    branches = PromptToPrompt(run, denoiser, attention, texts, contexts, request.guidance_scale, prediction_type, blend)
+    tokens, guidance = graphs.spec.context_tokens, request.guidance_scale
+    branches = PromptToPrompt(run, denoiser, attention, texts, contexts, tokens, guidance, prediction_type, blend)
 
     def keep(base: Latents, edited: Latents) -> Latents:
         return edited if inside is None else inside * edited + (1 - inside) * base

@@ -124,11 +124,11 @@ def randomised_denoiser(model: BaseModel, seed: int = 0) -> DenoiserModule:
 def example(model: BaseModel, batch: int = 2, seed: int = 0, side: tuple[int, int] | None = None) -> dict[str, Tensor]:
     """Random input of the denoiser; `side` is the latents' (height, width), the model's own by default."""
     generator = torch.Generator().manual_seed(seed)
-    return {
-        "sample": torch.randn((batch, model.latent_channels, *(side or model.latent_side)), generator=generator),
-        "timestep": torch.randint(0, model.schedule.num_train_timesteps, (batch,), generator=generator),
-        "encoder_hidden_states": torch.randn((batch, model.context_tokens, model.context_width), generator=generator),
-    }
+    return model.denoiser.inputs(
+        torch.randn((batch, model.latent_channels, *(side or model.latent_side)), generator=generator),
+        torch.randint(0, model.schedule.num_train_timesteps, (batch,), generator=generator),
+        torch.randn((batch, *model.conditioning), generator=generator),
+    )
 
 
 def _spec(tensor: np.ndarray, layout: str, graph_shape: tuple[int, ...]) -> TensorSpec:

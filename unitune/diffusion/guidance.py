@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from unitune.diffusion.schedule import Latents
 
-Context = NDArray[np.float32]  # (tokens, width), one text embedding
+Context = NDArray[np.float32]  # (rows, width), one prompt's conditioning (unitune.diffusion.conditioning)
 Denoiser = Callable[[Latents, NDArray[np.int64], NDArray[np.float32]], Latents]  # latents, timesteps, contexts
 
 
