@@ -29,6 +29,7 @@ from unitune.choices import (
     TUNING_METHODS,
 )
 from unitune.errors import Cancelled, Internal, InvalidField, ResourceExhausted, Unavailable, UniTuneError, to_status
+from unitune.free_memory import give_back_memory
 from unitune.object_store import ObjectStore
 from unitune.options import TUNING, Flat, put_words, read_by
 from unitune.options import check as check_fields
@@ -148,7 +149,11 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
         tuned = tune(
             self._model, image, config, large=large, on_progress=run.report, cancelled=lambda: run.is_cancelled
         )
-        data, manifest = pack_tuned(self._model, tuned, config, request.key, self._codec, run.refuse_cancelled)
+        data, manifest = pack_tuned(
+            self._model, tuned, config, request.key, self._codec, run.refuse_cancelled, overwrites=True
+        )
+        del tuned
+        give_back_memory()
         run.refuse_cancelled()
         try:
             self._put(run, request.path, data, manifest)
