@@ -12,6 +12,7 @@ from sampler_svc.model import Model
 from sampler_svc.service import SamplerService
 from unitune import telemetry
 from unitune.errors import DataLoss
+from unitune.free_memory import map_large_blocks
 from unitune.object_store import ObjectStore
 from unitune.serving import serve
 from unitune.settings import load
@@ -20,6 +21,7 @@ from unitune.system_errors import sentence
 
 def main() -> int:
     """The program; its exit code."""
+    map_large_blocks()
     config = load(SamplerConfig, os.environ)
     telemetry.configure("sampler")
     try:

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from tuner_svc.base_model import BaseModel
 from tuner_svc.methods import METHODS, Tuned
 from tuner_svc.tuning_config import TuningConfig
-from unitune.codecs import decode, encode
+from unitune.codecs import DecodedTensors, decode, encode
 from unitune.weights import SUPER_RESOLUTION, SUPER_RESOLUTION_BASE, SUPER_RESOLUTION_TUNED, Manifest, pack, probe_input
 
 PROBE_SEED = 0
@@ -28,12 +28,15 @@ def pack_tuned(
     key: str,
     codec: str = "none",
     before_each: Callable[[], None] = lambda: None,
+    *,
+    overwrites: bool = False,
 ) -> tuple[bytes, Manifest]:
     """The weights file of a tuning, and its manifest. A LoRA tuning's factors are stored, unless the codec is none.
 
     The probe's answer is for the tensors as a sampler decodes them. If no tensor of the denoiser changes, there is no
     probe. Extras are stored as they are. `before_each` may raise before a tensor is encoded and before a pass of the
-    denoiser. Raises ValueError as `encode` does.
+    denoiser. With `overwrites` the tuned tensors become the decoded ones, which needs no memory for a second set.
+    Raises ValueError as `encode` does.
     """
     if tuned.factors and codec != "none":
         codec = "lora"
@@ -53,8 +56,10 @@ def pack_tuned(
     answer = of_base = np.empty(0, dtype=np.float32)
     if tuned.tensors:
         answer, of_base = answer_with(tuned.tensors), answer_with({})
-    decoded = {name: torch.from_numpy(tensor) for name, tensor in decode(stored, base, codec).items()}
-    of_decoded = answer if codec == "none" else answer_with(decoded)
+    of_decoded = answer
+    if codec != "none":
+        decoded = DecodedTensors(stored, base, codec)
+        of_decoded = answer_with(_into(tuned.tensors, decoded) if overwrites else _tensors(decoded))
     second, second_answers = _encoded_super_resolution(model, tuned, codec, before_each)
     return pack(
         {**stored, **second},
@@ -72,6 +77,17 @@ def pack_tuned(
         extras={**_arrays(tuned.extras), **second_answers},
         bound_to=tuned.bound_to,
     )
+
+
+def _into(tensors: Mapping[str, Tensor], decoded: Mapping[str, np.ndarray]) -> Mapping[str, Tensor]:
+    """The tensors, overwritten by those that are decoded, one by one; the others are as the base model's."""
+    for name in decoded:
+        tensors[name].copy_(torch.from_numpy(decoded[name]))
+    return tensors
+
+
+def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
@@ -111,8 +127,18 @@ def sensitivities(
     matrices = {name: tensor.detach().requires_grad_() for name, tensor in tensors.items() if tensor.dim() > 1}
     found = answer({**tensors, **matrices}, SENSITIVITY_SEED)
     projection = torch.randn(found.shape, generator=torch.Generator().manual_seed(SENSITIVITY_SEED)).to(found.device)
-    gradients = torch.autograd.grad((found * projection).sum(), list(matrices.values()))
-    return {name: float(gradient.square().mean()) for name, gradient in zip(matrices, gradients, strict=True)}
+    squares: dict[str, float] = {}
+    for name, matrix in matrices.items():
+        matrix.register_post_accumulate_grad_hook(partial(_keep_mean_square, squares, name))
+    (found * projection).sum().backward()
+    return {name: squares[name] for name in matrices}
+
+
+def _keep_mean_square(squares: dict[str, float], name: str, matrix: Tensor) -> None:
+    """Keep only that of a gradient, as soon as it is there: all gradients together are as large as the model."""
+    assert matrix.grad is not None
+    squares[name] = float(matrix.grad.square().mean())
+    matrix.grad = None
 
 
 @torch.no_grad()

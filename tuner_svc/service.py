@@ -30,6 +30,7 @@ from unitune.choices import (
     TUNING_METHODS,
 )
 from unitune.errors import Cancelled, Internal, InvalidField, ResourceExhausted, Unavailable, UniTuneError, to_status
+from unitune.free_memory import give_back_memory
 from unitune.object_store import ObjectStore
 from unitune.options import TUNING, Flat, put_words, read_by
 from unitune.options import check as check_fields
@@ -158,7 +159,11 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
             self._model, image, config, large=large, on_progress=stages.updated, cancelled=lambda: run.is_cancelled
         )
         stages.begin("packing")
-        data, manifest = pack_tuned(self._model, tuned, config, request.key, self._codec, run.refuse_cancelled)
+        data, manifest = pack_tuned(
+            self._model, tuned, config, request.key, self._codec, run.refuse_cancelled, overwrites=True
+        )
+        del tuned
+        give_back_memory()
         run.refuse_cancelled()
         stages.begin("storing")
         try:

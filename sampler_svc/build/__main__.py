@@ -17,6 +17,7 @@ from sampler_svc.build.cpu import onnxruntime_builder
 from sampler_svc.build.folder import build, read_graphs
 from sampler_svc.config import BACKENDS
 from sampler_svc.engines.engine import BackendMissing
+from unitune.free_memory import map_large_blocks
 from unitune.system_errors import failure_sentence
 
 
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--backend", choices=BACKENDS, default=BACKENDS[0], help="the backend that will run it (%(default)s)"
     )
     options = parser.parse_args(arguments)
+    map_large_blocks()
     try:
         builder = builder_of(options.backend)
         folder = options.out or options.engines / read_graphs(options.graphs, builder)[1].digest[:16]

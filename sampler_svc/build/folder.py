@@ -48,8 +48,7 @@ def build(graphs: Path, folder: Path, builder: BackendBuilder | None = None) -> 
         modes = builder.verify(graphs, partial, spec) or ()
         if spec.super_resolution is not None:
             verify_super_resolution(partial, spec)
-        files = {path.name: (file_digest(path), path.stat().st_size) for path in sorted(partial.iterdir())}
-        EngineManifest(key, files, round(time.monotonic() - began, 3), modes).save(partial)
+        EngineManifest.of(key, partial, round(time.monotonic() - began, 3), modes).save(partial)
         if not is_complete(folder, key):  # another build may have come first
             _publish(partial, folder)
     except (BuildError, BackendMissing, OSError):

@@ -52,12 +52,41 @@ class EngineKey:
 
 @dataclass(frozen=True)
 class EngineManifest:
-    """The contents of an engine folder: its key, (sha256, bytes) of each file, and its refit modes."""
+    """The contents of an engine folder: its key, (sha256, bytes) of each file, and its refit modes.
+
+    Files may be other folders' as well, by hard links. `identities` are (mtime in ns, inode) of each when it was
+    digested: a file that still has them is not read again to be checked.
+    """
 
     key: EngineKey
     files: Mapping[str, tuple[str, int]]
     build_s: float
     refit_modes: tuple[str, ...]  # those that the build has proven, tensor by tensor
+    identities: Mapping[str, tuple[int, int]]
+
+    @classmethod
+    def of(cls, key: EngineKey, folder: Path, build_s: float, refit_modes: tuple[str, ...]) -> "EngineManifest":
+        """That of the files which are in a folder now."""
+        files, identities = {}, {}
+        for path in sorted(folder.iterdir()):
+            status = path.stat()
+            identities[path.name] = status.st_mtime_ns, status.st_ino
+            files[path.name] = file_digest(path), status.st_size
+        return cls(key, files, build_s, refit_modes, identities)
+
+    def changed_file(self, folder: Path) -> str | None:
+        """The name of a file that is not what it was, or None."""
+        for name, (digest, size) in self.files.items():
+            try:
+                status = (folder / name).stat()
+            except OSError:
+                return name
+            if status.st_size != size:
+                return name
+            is_same = self.identities.get(name) == (status.st_mtime_ns, status.st_ino)
+            if not is_same and file_digest(folder / name) != digest:
+                return name
+        return None
 
     def save(self, folder: Path) -> None:
         """Write manifest.json."""
@@ -73,7 +102,8 @@ class EngineManifest:
             if schema != SCHEMA:
                 raise UnusableEngine(f"{folder} has schema {schema}, this program reads {SCHEMA}: {REBUILD}")
             files = {name: (digest, size) for name, (digest, size) in found["files"].items()}
-            return cls(EngineKey(**found["key"]), files, found["build_s"], tuple(found["refit_modes"]))
+            identities = {name: (time, inode) for name, (time, inode) in found["identities"].items()}
+            return cls(EngineKey(**found["key"]), files, found["build_s"], tuple(found["refit_modes"]), identities)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UnusableEngine(f"{folder} holds no complete engine: {REBUILD}") from error
 
@@ -93,13 +123,12 @@ def key_of(spec: BaseModelSpec, graph: str, specification: str, backend: Mapping
 
 
 def is_complete(folder: Path, key: EngineKey) -> bool:
-    """Whether the folder holds an engine of that key, judged by its manifest and its files' sizes."""
+    """Whether the folder holds an engine of that key, with the files that its manifest was written for."""
     try:
         manifest = EngineManifest.load(folder)
     except UnusableEngine:
         return False
-    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
-    return manifest.key == key and all(sizes.get(name) == size for name, (_, size) in manifest.files.items())
+    return manifest.key == key and manifest.changed_file(folder) is None
 
 
 def open_folder(folder: Path, backend: Mapping[str, str]) -> BaseModelSpec:
@@ -114,9 +143,9 @@ def open_folder(folder: Path, backend: Mapping[str, str]) -> BaseModelSpec:
         if here.get(name) != there.get(name):
             change = f"its {name} was {there.get(name)!r} and is {here.get(name)!r} here"
             raise UnusableEngine(f"{folder} was built for another machine or runtime ({change}): {REBUILD} here")
-    for name, (digest, _) in manifest.files.items():
-        if not (folder / name).is_file() or file_digest(folder / name) != digest:
-            raise UnusableEngine(f"{folder} is damaged ({name}): {REBUILD}")
+    changed = manifest.changed_file(folder)
+    if changed is not None:
+        raise UnusableEngine(f"{folder} is damaged ({changed}), or was changed since it was built: {REBUILD}")
     try:
         return BaseModelSpec.load(folder)
     except ValueError as error:

@@ -17,6 +17,7 @@ from tuner_svc.export import fp16
 from tuner_svc.export.base_model import export, export_under
 from tuner_svc.export.graph import ExportError
 from tuner_svc.model_folder import UnusableBaseModel, digest
+from unitune.free_memory import map_large_blocks
 from unitune.system_errors import failure_sentence
 
 
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     where.add_argument("--graphs-root", type=Path, help="folder of graphs folders, each named by its model's digest")
     parser.add_argument("--fp16", action="store_true", help="also the denoiser in fp16, for engines on a GPU")
     options = parser.parse_args(arguments)
+    map_large_blocks()
     try:
         if options.out:
             folder = export(options.base_model, options.out, _say)

@@ -10,9 +10,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from unitune.base_model import is_large
-
 EXAMPLES = 2
+MOST_INSIDE = 16 << 20  # bytes of weights in a graph's own file
 OPSET = 20  # ONNX Runtime splits newer operators on a CPU, where they are then slower
 
 
@@ -79,7 +78,7 @@ def weights_size(graph: ir.Model) -> int:
 def save(graph: ir.Model, path: Path) -> None:
     """Write a graph with its weights: large ones into a data file beside it, since a graph's own file ends at 2 GiB and
     is copied in memory when it is read."""
-    ir.save(graph, path, external_data=f"{path.name}.data" if is_large(weights_size(graph)) else None)
+    ir.save(graph, path, external_data=f"{path.name}.data" if weights_size(graph) > MOST_INSIDE else None)
 
 
 def _write_shapes_out(graph: ir.Graph) -> None:
