@@ -26,7 +26,6 @@ from sampler_svc.engines.onnx_file import structure_digest
 from unitune.base_model import SUPER_RESOLUTION_GRAPH, BaseModelSpec, file_digest
 from unitune.system_errors import failure_sentence
 
-
 Say = Callable[[str], None]
 
 
