@@ -104,7 +104,7 @@ def _fill(
 ) -> None:
     """Write plan, fp16 specification, the self-test's answers, and all files except the denoiser's."""
     trt, device = open_runtime()
-    print("build: building the plan, which takes minutes for a large model ...", file=sys.stderr, flush=True)
+    print("build: building the plan ...", file=sys.stderr, flush=True)
     try:
         plan = build_plan(trt, graphs / FP16_DENOISER, spec, _timing_cache(folder.parent, here))
     except TypeError as error:  # the bindings' constructors, when a library of TensorRT cannot start

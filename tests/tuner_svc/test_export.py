@@ -74,10 +74,14 @@ def test_every_file_is_listed_with_its_digest(tiny_graphs: Path, spec: BaseModel
         assert digest == hashlib.sha256((tiny_graphs / name).read_bytes()).hexdigest(), name
 
 
-def test_every_tensor_is_an_initializer_of_its_own(tiny_graphs: Path, spec: BaseModelSpec, model: BaseModel) -> None:
+def test_every_tensor_is_an_initializer_of_its_own(
+    tiny_graphs: Path, spec: BaseModelSpec, model: BaseModel, tmp_path: Path
+) -> None:
     """A bijection by name: shape and values are the base tensor in the layout that the specification says."""
     base = {name: tensor.numpy() for name, tensor in model.tensors().items()}
-    graph = ir.load(tiny_graphs / "denoiser.onnx").graph
+    for name in ("denoiser.onnx", "denoiser.safetensors"):  # an engine may have linked it, which this reader refuses
+        shutil.copyfile(tiny_graphs / name, tmp_path / name)
+    graph = ir.load(tmp_path / "denoiser.onnx").graph
 
     assert base.keys() == spec.tensors.keys()
     for name, tensor in spec.tensors.items():

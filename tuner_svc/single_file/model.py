@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tuner_svc.base_model import load
 from tuner_svc.few_steps import KINDS, Distilled, names_of_file, told_by_names
 from tuner_svc.model_folder import (
     INDEX_FILE,
@@ -37,7 +38,8 @@ from tuner_svc.single_file.convert import (
 )
 from tuner_svc.single_file.family import SAMPLE_SIDE_OF_V, SD_2, Family, family_of, refuse_other_kinds
 from tuner_svc.single_file.lora import Factors, merged, read_lora
-from tuner_svc.single_file.prediction import PredictionType, prediction_of
+from tuner_svc.single_file.measured_prediction import kind_of, measure
+from tuner_svc.single_file.prediction import PredictionType, UntoldPrediction, prediction_of
 from tuner_svc.single_file.tensor_file import FileHeader, read_header, write_tensors
 
 MERGES = Path(__file__).parent / "clip_merges.txt.gz"  # of CLIP's vocabulary
@@ -90,11 +92,14 @@ def write_folder(source: Source, out: Path, say: Say = lambda line: None) -> Pat
         raise UnusableBaseModel(f"{out} is there already: give another folder")
     header = read_header(source.file)
     family = _family(header, source.config)
-    prediction = prediction_of(header, family, source.prediction)
-    if source.config is None and family is SD_2 and prediction.kind == "v_prediction":
-        family = replace(family, unet={**family.unet, "sample_size": SAMPLE_SIDE_OF_V})
-    whole, family = family, family.without_last_layers(source.clip_skip)
-    say(f"{family.name}, predicts {prediction.kind} ({prediction.source})")
+    untold: UntoldPrediction | None = None
+    try:
+        prediction = prediction_of(header, family, source.prediction)
+    except UntoldPrediction as error:
+        prediction, untold = PredictionType("epsilon", "not yet known", "ztsnr" in header.shapes), error
+    whole = family
+    family = _sized(family, prediction, source).without_last_layers(source.clip_skip)
+    say(f"{family.name}, predicts {prediction.kind} ({prediction.source})" if untold is None else family.name)
     distilled = _distilled(header, source)
     if distilled is not None:
         say(f"for {distilled.steps} steps, {distilled.kind} ({distilled.source}); --distilled no if it is not")
@@ -116,6 +121,12 @@ def write_folder(source: Source, out: Path, say: Say = lambda line: None) -> Pat
         for part, found in tensors.items():
             say(f"writing {part}")
             write_tensors(folder / part / weights_of(part), _made(found, changes.get(part, {})), found)
+        if untold is not None:
+            say("measuring what it predicts")
+            prediction = _measured(folder, prediction, untold)
+            family = _sized(family, prediction, source)
+            _write_configs(folder, family, prediction, source)
+            say(f"it predicts {prediction.kind} ({prediction.source})")
         _write(folder / SOURCE_FILE, _told(source, family, prediction, unet.is_averaged, distilled))
         check_layout(folder)
         folder.rename(out)
@@ -134,6 +145,23 @@ def _family(header: FileHeader, config: Path | None) -> Family:
         return family
     second = read_object(config / SECOND_TEXT_ENCODER / "config.json")
     return replace(family, second_text_encoder=second, second_tokenizer={})
+
+
+def _sized(family: Family, prediction: PredictionType, source: Source) -> Family:
+    """The family at the size of its models that predict so: those of 2.x that predict v are of 768 pixels."""
+    if source.config is None and family.name == SD_2.name and prediction.kind == "v_prediction":
+        return replace(family, unet={**family.unet, "sample_size": SAMPLE_SIDE_OF_V})
+    return family
+
+
+def _measured(folder: Path, assumed: PredictionType, untold: UntoldPrediction) -> PredictionType:
+    """What the model in a folder is found to predict. Raises `untold` where trying does not show it clearly."""
+    errors = measure(load(folder))
+    kind = kind_of(errors)
+    if kind is None:
+        raise UntoldPrediction(f"{untold}; trying it did not show it") from None
+    worse = max(errors[:2]) / min(errors[:2])
+    return assumed._replace(kind=kind, source=f"measured, the other one is {worse:.1f} times worse")
 
 
 def _distilled(header: FileHeader, source: Source) -> Distilled | None:
@@ -232,7 +260,7 @@ def _index(family: Family, source: Source) -> dict[str, Any]:
 
 def _write_tokenizer(folder: Path, settings: Mapping[str, Any], config: Path | None) -> None:
     if config is not None:
-        shutil.copytree(config / folder.name, folder)
+        shutil.copytree(config / folder.name, folder, dirs_exist_ok=True)
         return
     merges = gzip.decompress(MERGES.read_bytes()).decode()
     _write(folder / "tokenizer_config.json", settings)
