@@ -6,6 +6,7 @@ Each edit is an ordinary one, made by `gateway/edit.py`. A method that fails has
 """
 
 import logging
+import re
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager, suppress
@@ -22,7 +23,7 @@ from gateway.tunings import Tunings
 from gateway.upstreams import Upstreams
 from unitune import telemetry
 from unitune.choices import EDIT_METHODS, PROMPT_TO_PROMPT
-from unitune.errors import Internal, InvalidField, NotFound, UniTuneError, from_status, to_status
+from unitune.errors import Internal, InvalidField, NotFound, UniTuneError, from_status, length_of, to_status
 from unitune.image_pieces import PIECE_BYTES, Assembly, cut
 from unitune.options import SAMPLING, Flat, check, put_words
 from unitune.prompts import mentions, with_words_before, with_words_instead, without
@@ -134,7 +135,7 @@ class Comparisons:
                             raise from_status(event.failed)
                         case "cancelled":
                             raise CancelledByOwner()
-                        case "heartbeat":
+                        case "heartbeat" if not event.heartbeat.stage:
                             pass  # the comparison has its own
                         case _:
                             yield CompareEvent(edit=event)
@@ -205,7 +206,7 @@ def bound(config: TuningConfig, prompt: str) -> str:
     noun = getattr(config, NEEDED_WORD[method])
     if not mentions(prompt, config.rare_tokens) and not mentions(prompt, noun):
         remedy = f"it must have {noun!r} in it, where {method} puts its own words"
-        raise InvalidField("prompt", f"{len(prompt)} characters", remedy)
+        raise InvalidField("prompt", length_of(prompt), remedy)
     put = with_words_before if method == "dreambooth" else with_words_instead
     return put(prompt, config.rare_tokens, noun)
 
@@ -242,7 +243,7 @@ def _check_words(request: CompareRequest, entries: list[CompareRequest.Entry]) -
         given = getattr(request, word)
         if not given:
             continue
-        shown = f"{len(given)} characters" if word == "base_prompt" else given
+        shown = length_of(given) if word == "base_prompt" else given
         index = next((index for index, entry in enumerate(entries) if Flat(entry).method == method), None)
         if index is None:
             raise InvalidField(word, shown, f"leave it unset, or name {method}, which reads it")
@@ -250,7 +251,7 @@ def _check_words(request: CompareRequest, entries: list[CompareRequest.Entry]) -
         own = getattr(getattr(entries[index], place), word)
         if own and own != given:
             field = f"methods[{index}].{place}.{word}"
-            shown_own = f"{len(own)} characters" if word == "base_prompt" else own
+            shown_own = length_of(own) if word == "base_prompt" else own
             raise InvalidField(field, shown_own, f"leave it unset: {word} of the request is {shown}")
 
 
@@ -292,7 +293,8 @@ def _in_entry(request: CompareRequest, index: int) -> Iterator[None]:
             field = "base_prompt"
         elif field.startswith(("config.", "tuning_config")):
             field = f"methods[{index}].{field}"
-        raise InvalidField(field, error.metadata["value"], error.metadata["remedy"]) from None
+        remedy = re.sub(r"(?<![\w.])(?=(tuning_)?config\.)", f"methods[{index}].", error.metadata["remedy"])
+        raise error.moved(field, remedy) from None
 
 
 def _in_messages(result: CompareEvent.Result) -> Iterator[CompareEvent]:

@@ -57,12 +57,25 @@ class GatewayConfig:
             "help": "seconds that a picture that no tuning uses, or what else nobody owns, is kept; 0 means for ever",
         },
     )
+    filtered_tenants: str = field(
+        default="",
+        metadata={
+            "env": "UNITUNE_FILTERED_TENANTS",
+            "help": "tenants, separated by commas, whose edits the sampler's content filter checks; `*` means all, and "
+            "empty means none",
+        },
+    )
     silence_s: float = SILENCE_S  # of tuner or sampler in a stream, until it is given up
     heartbeat_s: float = 15.0  # longest silence of a stream
     retry_s: float = 1.0  # wait before the tuner is asked again; doubles up to 16 times as much
     sweep_s: float = 15.0  # between two looks for tunings that expire, or that are RUNNING and run by nobody
     store_sweep_s: float = 900.0  # between two looks through the store for what nobody owns
     poll_s: float = 5.0  # between two questions to tuner and sampler what they are
+
+    def is_filtered(self, tenant: str) -> bool:
+        """Whether the edits of a tenant go through the content filter."""
+        names = {name.strip() for name in self.filtered_tenants.split(",")}
+        return tenant in names or "*" in names
 
     def __post_init__(self) -> None:
         if self.connection_age_s != 0 and not 1 <= self.connection_age_s <= MAX_CONNECTION_AGE_S:

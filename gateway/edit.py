@@ -121,10 +121,12 @@ class Edits:
                     case "warning":
                         yield EditEvent(warning=sample.warning)
                     case "image":
-                        if metadata is not None:
+                        if metadata is not None and not sample.image.blocked:
                             metadata.put_into(sample.image)
                         yield EditEvent(image=sample.image)
                         kept.begin(sample.image)
+                    case "heartbeat":
+                        yield EditEvent(heartbeat=sample.heartbeat)
                     case "image_part":
                         yield EditEvent(image_part=sample.image_part)
                         kept.add(sample.image_part)
@@ -221,6 +223,7 @@ def _sample_request(plan: EditPlan, tuning: Tuning | None, opened: OpenEdit) -> 
         config=plan.config,
         seeds=plan.seeds,
         preview_every=plan.preview_every,
+        content_filter=plan.is_filtered,
     )
 
 

@@ -19,7 +19,15 @@ from gateway.tunings import Tunings, expired, not_found
 from gateway.upstreams import Upstreams, refuse_mismatch
 from unitune.choices import BOUND_TO_NULL_TEXT, NULL_TEXT, PROMPT_TO_PROMPT, TUNING_METHODS, tuned_by
 from unitune.diffusion.schedule import num_late_steps
-from unitune.errors import FailedPrecondition, InvalidArgument, InvalidField, NotFound, ResourceExhausted, Unavailable
+from unitune.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    InvalidField,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+    length_of,
+)
 from unitune.options import SAMPLING, TUNING, Flat, check, check_base_model, put_words, to_words
 from unitune.picture_file import PictureInfo
 from unitune.prompts import unknown_words, without
@@ -45,6 +53,7 @@ class EditPlan:
     warnings: list[str]
     base_model: BaseModel
     omit_metadata: bool
+    is_filtered: bool  # by the content filter
 
     @property
     def effective_strength(self) -> float:
@@ -56,7 +65,15 @@ class EditPlan:
 class Planner:
     """Makes plans. All that an edit is refused for is found here, before its first event."""
 
-    def __init__(self, tunings: Tunings, images: Images, upstreams: Upstreams) -> None:
+    def __init__(
+        self,
+        tunings: Tunings,
+        images: Images,
+        upstreams: Upstreams,
+        is_filtered: Callable[[str], bool] = lambda tenant: False,
+    ) -> None:
+        """`is_filtered` says whether the content filter checks the edits of a tenant."""
+        self._is_filtered = is_filtered
         self._tunings = tunings
         self._images = images
         self._upstreams = upstreams
@@ -96,6 +113,7 @@ class Planner:
         if tuning is not None:
             refuse_mismatch(tuning.base_model, sampler.base_model.digest)
         return EditPlan(
+            is_filtered=self._is_filtered(tenant),
             tenant=tenant,
             tuning=tuning,
             image=image,
@@ -110,6 +128,7 @@ class Planner:
                     sampler.base_model.vocabulary,
                 ),
                 *warnings,
+                *warnings_of_steps(config),
             ],
             base_model=sampler.base_model,
             omit_metadata=request.omit_metadata,
@@ -131,6 +150,12 @@ class Planner:
         """The sampler, whose base model has what the request's settings ask of one. Raises as Edit does."""
         _check(request)
         sampler = await self._upstreams.sampler_info()
+        if self._is_filtered(_tenant_of(request)) and not sampler.base_model.has_content_filter:
+            raise FailedPrecondition(
+                "the edits of this tenant must be checked, and the sampler has no content filter: "
+                "its operator gives it one by UNITUNE_CONTENT_FILTER",
+                reason="CONTENT_FILTER_MISSING",
+            )
         check_base_model(request.config, sampler.base_model, "config.")
         check_mask_words(request.config, request.mask, sampler.base_model, "config")
         return sampler
@@ -267,6 +292,17 @@ def warnings_of(prompt: str, vocabulary: Sequence[str]) -> list[str]:
     return [f"the base model does not know: {', '.join(shown)}"] if shown else []
 
 
+def warnings_of_steps(config: SamplingConfig) -> list[str]:
+    """A warning where the strength leaves no step, unless that is what 0 asks for."""
+    steps, strength = config.num_inference_steps, config.strength
+    if config.automatic or strength == 0 or num_late_steps(steps, strength) > 0:
+        return []
+    return [
+        f"strength {strength:g} of {steps} steps leaves none, so nothing is edited: raise strength to {1 / steps:.2g} "
+        "or more, or num_inference_steps"
+    ]
+
+
 def _check(request: EditRequest) -> None:
     """What is wrong in the request alone, beyond each of its own fields."""
     validation.check_sampling_config(request.config, "config")
@@ -315,7 +351,8 @@ def _method_of(request: EditRequest) -> str:
     """The method of an edit of an image. Raises InvalidField when the request names two."""
     asked, tunes_by = Flat(request.config), Flat(request.tuning_config).method
     if tunes_by in TUNING_METHODS and tunes_by != tuned_by(asked.method or tunes_by, asked.inversion):
-        remedy = f"leave it unset: it follows from config.method, which is {asked.method or 'unset'}, and its inversion"
+        inversion = f"config.{SAMPLING['inversion'].path}"
+        remedy = f"leave it unset: it follows from config.method, which is {asked.method or 'unset'}, and {inversion}"
         raise InvalidField("tuning_config.method", tunes_by, remedy)
     return str(asked.method or tunes_by or TUNING_METHODS[0])
 
@@ -381,7 +418,7 @@ def _refuse_others(
 
 def _shown(value: str | float) -> str:
     """A setting, as an error shows it; a prompt by its length."""
-    return f"{len(value)} characters" if isinstance(value, str) else str(value)
+    return length_of(value) if isinstance(value, str) else str(value)
 
 
 @contextmanager

@@ -52,7 +52,7 @@ class Gateway:
         tunings = Tunings(state, images, files, self._upstreams, self._dispatcher, evictions)
         self.retention = Retention(state, images, store, keep_s=config.keep_unused_s)
         self._results = EditResults()
-        planner = Planner(tunings, images, self._upstreams)
+        planner = Planner(tunings, images, self._upstreams, config.is_filtered)
         # No edit waits in the transport, where it would have no heartbeat and could not be cancelled alone.
         queue = FairQueue(config.sample_streams)
         edits = Edits(planner, tunings, self._upstreams, self._results, queue, heartbeat_s=config.heartbeat_s)

@@ -18,7 +18,7 @@ from unitune.v1.tuning_pb2 import Tuning
 
 VERSION = 1
 SOFTWARE = f"UniTune {__version__}"
-SAMPLERS = {"ddim": "DDIM", "euler": "Euler", "dpmpp_2m": "DPM++ 2M"}  # as web interfaces call them
+SAMPLERS = {"ddim": "DDIM", "euler": "Euler", "dpmpp_2m": "DPM++ 2M", "lcm": "LCM"}  # as web interfaces call them
 HASH_DIGITS = 10  # of a model, as they show it
 
 

@@ -7,10 +7,10 @@ which options go together.
 from collections.abc import Sequence
 
 from unitune.choices import DEFAULT_RESAMPLES, GUIDANCE_INTERVAL, MASKS_OF_WORDS, PROMPT_TO_PROMPT, mask_source_of
-from unitune.errors import InvalidField
-from unitune.options import SAMPLING, Flat, clear_unread, put_words, refuse_unread
+from unitune.errors import InvalidField, length_of
+from unitune.options import EDIT, SAMPLING, Flat, clear_unread, put_words, refuse_unread
 from unitune.prompts import named_objects, unknown_words, without
-from unitune.sampling_rules import INVERTIBLE, Asked, check_rules
+from unitune.sampling_rules import INVERTIBLE, LCM, Asked, check_rules
 from unitune.v1.edit_pb2 import SamplingConfig
 from unitune.v1.server_pb2 import BaseModel
 
@@ -43,6 +43,8 @@ def fill_options(config: SamplingConfig, asked: SamplingConfig, mask: bytes) -> 
         SAMPLING["mask_blur"].clear(config)
     if filled.inverted and not said.scheduler:
         put_words(config, {"scheduler": INVERTIBLE})
+    if filled.scheduler == LCM:
+        SAMPLING["timestep_spacing"].clear(config)
     if filled.automatic:
         config.ClearField("strength")
         config.ClearField("guidance_scale")
@@ -56,8 +58,9 @@ def fill_options(config: SamplingConfig, asked: SamplingConfig, mask: bytes) -> 
 def check_clip_filter_prompt(config: SamplingConfig, prompt: str, words: str) -> None:
     """Refuse a CLIP filter for a prompt of nothing but the words of its tuning: it reads what is left without them."""
     if (config.automatic or config.HasField("clip_filter")) and not without(prompt, words):
-        remedy = f"say more than {words!r}, which CLIP does not know, or leave automatic and clip_filter unset"
-        raise InvalidField("prompt", f"{len(prompt)} characters", remedy)
+        leave = "leave config.automatic and config.clip_filter unset"
+        remedy = f"say more than {words!r}, which CLIP does not know, or {leave}"
+        raise InvalidField("prompt", length_of(prompt), remedy)
 
 
 def check_mask_words(config: SamplingConfig, mask: bytes, base_model: BaseModel, field: str) -> None:
@@ -74,4 +77,5 @@ def check_mask_words(config: SamplingConfig, mask: bytes, base_model: BaseModel,
 def check_inverted(config: SamplingConfig, seeds: Sequence[int]) -> None:
     """Refuse several seeds of an inverted edit, which is the same for each."""
     if config.inverted and len(seeds) > 1:
-        raise InvalidField("seeds", f"{len(seeds)} seeds", "give one: an inverted edit is the same for every seed")
+        remedy = "give one: an inverted edit is the same for every seed"
+        raise InvalidField("seeds", EDIT["seeds"].number_of(seeds), remedy)

@@ -102,7 +102,7 @@ class Tunings:
                 await self._upstreams.check_tuning(filled)
             except InvalidArgument as error:
                 name = (error.field or "config").removeprefix("config.")
-                raise InvalidField(f"{field}.{name}", error.metadata["value"], error.metadata["remedy"]) from None
+                raise error.moved(f"{field}.{name}") from None
         return filled
 
     async def _unread(self, config: TuningConfig) -> list[str]:
@@ -185,7 +185,9 @@ class Tunings:
             state=Tuning.STATE_QUEUED,
             images=[str(name) for name in further],
         )
-        tuning.key = tuning_key(image.id, tuning.base_model, tuning.config, [name.id for name in further])
+        further_ids = [name.id for name in further]
+        size = validation.working_size_of(picture, info.base_model)
+        tuning.key = tuning_key(image.id, tuning.base_model, tuning.config, further_ids, size)
         tuning.create_time.GetCurrentTime()
         return tuning
 
@@ -326,13 +328,22 @@ class Tunings:
             await asyncio.sleep(every_s)
 
 
-def tuning_key(image_sha256: str, base_model: str, config: TuningConfig, further: Sequence[str] = ()) -> str:
-    """The digest of all that determines the weights: pictures, base model, every setting, and the file's schema."""
+def tuning_key(
+    image_sha256: str,
+    base_model: str,
+    config: TuningConfig,
+    further: Sequence[str] = (),
+    working_size: tuple[int, int] | None = None,
+) -> str:
+    """The digest of all that determines the weights: pictures, base model, every setting, the file's schema, and the
+    working size (height, width) unless it is the base model's own."""
     always = ("method", "mode", "updates", "batch", "learning_rate", "rare_tokens", "seed")
     inputs = {"image": image_sha256, "base_model": base_model, "schema": weights.SCHEMA}
     inputs |= {name: getattr(Flat(config), name) for name in always} | to_words(config)
     if further:
         inputs["images"] = list(further)
+    if working_size is not None:
+        inputs["working_size"] = list(working_size)
     return hashlib.sha256(json.dumps(inputs, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

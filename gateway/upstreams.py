@@ -136,12 +136,12 @@ class Upstreams:
         return answer
 
     async def _stream(self, upstream: str, call: Any) -> AsyncGenerator[Any, None]:
-        """The events, except heartbeats. Raises Unavailable (BACKEND_DOWN), also after too long a silence."""
+        """The events, except empty heartbeats. Raises Unavailable (BACKEND_DOWN), also after too long a silence."""
         kind = None
         try:
             while (event := await self._next_event(upstream, call)) is not _EOF:
                 kind = event.WhichOneof("event")
-                if kind != "heartbeat":
+                if kind != "heartbeat" or event.heartbeat.ByteSize():
                     yield event
         except grpc.aio.AioRpcError as error:
             raise self._translated(upstream, error) from None

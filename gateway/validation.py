@@ -15,14 +15,25 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from gateway.sampling_options import fill_options
 from unitune import images, picture_header
 from unitune.choices import MOST_IMAGES, NULL_TEXT, TUNING_METHODS
-from unitune.errors import InvalidField, ResourceExhausted
-from unitune.options import EDIT, SAMPLING, Flat, check, options_of, put_words, refuse_unread
+from unitune.errors import InvalidField, ResourceExhausted, length_of
+from unitune.options import (
+    EDIT,
+    SAMPLING,
+    Flat,
+    check,
+    control_characters,
+    element,
+    options_of,
+    put_words,
+    refuse_unread,
+)
 from unitune.picture_file import PictureInfo
 from unitune.prompts import mentions
 from unitune.v1.edit_pb2 import SamplingConfig
 from unitune.v1.image_pb2 import Image
 from unitune.v1.server_pb2 import BaseModel, Limits
 from unitune.v1.tuning_pb2 import CreateTuningRequest, Tuning, TuningConfig
+from unitune.working_size import fit, working_size
 
 C = TypeVar("C", TuningConfig, SamplingConfig)
 
@@ -86,9 +97,23 @@ def check_size_of_images(size_bytes: int) -> None:
 
 def check_size_for_super_resolution(picture: Image | PictureInfo, base_model: BaseModel) -> None:
     """Super-resolution is tuned on detail that a small picture does not have."""
-    side = base_model.super_resolution_height, base_model.super_resolution_width
+    size = picture.height, picture.width
+    into = working_size(size, (base_model.height, base_model.width), base_model.size_step)
+    large = (
+        into[0] * base_model.super_resolution_height // base_model.height,
+        into[1] * base_model.super_resolution_width // base_model.width,
+    )
+    place = fit(size, into).scaled(large)
+    side = place.height, place.width
     if not images.is_as_large(picture.width, picture.height, side):
         raise InvalidField("image", f"{picture.width}x{picture.height} pixels", images.too_small(side))
+
+
+def working_size_of(picture: Image | PictureInfo, base_model: BaseModel) -> tuple[int, int] | None:
+    """Height and width at which a picture is tuned on; None if they are the base model's own."""
+    own = base_model.height, base_model.width
+    found = working_size((picture.height, picture.width), own, base_model.size_step)
+    return found if found != own else None
 
 
 def check_edit_of(tuning: TuningConfig, prompt: str) -> None:
@@ -96,13 +121,13 @@ def check_edit_of(tuning: TuningConfig, prompt: str) -> None:
     words, method = tuning.rare_tokens.strip(), Flat(tuning).method
     if method == "imagic" and prompt.strip() != tuning.prompt.strip():
         remedy = "this tuning is for another text; edit with that one, or edit the image, which makes another tuning"
-        raise InvalidField("prompt", f"{len(prompt)} characters", remedy)
+        raise InvalidField("prompt", length_of(prompt), remedy)
     if method == "dreambooth" and not (mentions(prompt, words) and mentions(prompt, tuning.class_noun)):
         remedy = f"it must have both {words!r} and {tuning.class_noun!r} in it, as in 'a {words} {tuning.class_noun}'"
-        raise InvalidField("prompt", f"{len(prompt)} characters", remedy)
+        raise InvalidField("prompt", length_of(prompt), remedy)
     if method == "textual_inversion" and not mentions(prompt, words):
         remedy = f"it must have the placeholder {words!r} in it, where the picture's subject should be"
-        raise InvalidField("prompt", f"{len(prompt)} characters", remedy)
+        raise InvalidField("prompt", length_of(prompt), remedy)
 
 
 def defaults_of(method: str, by_method: Iterable[C], others: C) -> C:
@@ -158,7 +183,10 @@ def check_labels(labels: Mapping[str, str], field: str) -> None:
         if not 1 <= len(key) <= LABELS.max_len:
             raise InvalidField(field, key, f"a label's key has 1 to {LABELS.max_len} characters")
         if len(value) > LABELS.max_len:
-            raise InvalidField(f"{field}[{key}]", value, f"a label's value has at most {LABELS.max_len} characters")
+            place = element(field, key)
+            raise InvalidField(place, value, f"a label's value has at most {LABELS.max_len} characters")
+        for error in (*control_characters(key, element(field, key)), *control_characters(value, element(field, key))):
+            raise error
 
 
 def check_page_size(page_size: int) -> int:

@@ -32,6 +32,7 @@ def main() -> int:
             backend=config.backend,
             refit_mode=config.refit_mode,
             clipseg=config.clipseg,
+            content_filter=config.content_filter,
         )
     except (BackendMissing, UnusableEngine, DataLoss, OSError) as error:
         print(f"sampler: {sentence(error) if isinstance(error, OSError) else error}", file=sys.stderr)

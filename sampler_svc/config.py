@@ -38,6 +38,14 @@ class SamplerConfig:
             "help": "a folder written by `python -m tuner_svc.export.clipseg`, for masks by word; empty means none",
         },
     )
+    content_filter: Path | None = field(
+        default=None,
+        metadata={
+            "env": "UNITUNE_CONTENT_FILTER",
+            "help": "a folder written by `python -m tuner_svc.export.content_filter`, for the edits of those tenants "
+            "that the gateway's UNITUNE_FILTERED_TENANTS names; empty means none",
+        },
+    )
     health_address: str | None = field(
         default=None, metadata={"env": "UNITUNE_HEALTH_ADDRESS", "help": "HOST:PORT for health alone; empty means none"}
     )

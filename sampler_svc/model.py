@@ -1,6 +1,6 @@
 """A base model that is loaded for sampling: its graphs, noise schedule, weights and engines."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from sampler_svc.sampling.base_graphs import BaseGraphs
 from sampler_svc.sampling.clip_filter import ClipFilter
 from sampler_svc.sampling.clipseg import ClipSeg
 from sampler_svc.sampling.conditioning import Embed
+from sampler_svc.sampling.content_filter import ContentFilter
 from sampler_svc.sampling.picture_check import PictureCheck
 from sampler_svc.sampling.tools import Tools
 from unitune.base_model import BaseModelSpec
@@ -40,6 +41,7 @@ class Model:
     super_resolution_base: WeightSet | None = None
     clip_filter: ClipFilter | None = None  # if the base model has one
     clipseg: ClipSeg | None = None  # if the sampler has one
+    content_filter: ContentFilter | None = None  # if the sampler has one
     picture_check: PictureCheck | None = None  # if the base model has known pictures and a CLIP filter
 
     @classmethod
@@ -52,9 +54,10 @@ class Model:
         backend: str = BACKENDS[0],
         refit_mode: str = AUTO,
         clipseg: Path | None = None,
+        content_filter: Path | None = None,
     ) -> "Model":
         """Load an engine folder; 0 threads means one for each core, `refit_mode` is one of REFIT_MODES.
-        `clipseg` is the folder of an exported CLIPSeg.
+        `clipseg` and `content_filter` are the folders of an exported one.
 
         Raises BackendMissing when this machine cannot run the backend. Raises UnusableEngine when the folder was built
         for another machine or runtime, is damaged, or has no proof of this refit mode. Raises DataLoss when the engine
@@ -62,6 +65,8 @@ class Model:
         """
         runtime = backend_of(backend)
         spec = open_folder(folder, runtime.facts)
+        if backend != BACKENDS[0]:
+            spec = replace(spec, size_step=0)  # a GPU's engine is built for one size
         base = base_weights(folder, spec)
         graphs = BaseGraphs(folder, spec, threads, runtime.open_graph)
         engine_spec = EngineSpec.from_model(spec)
@@ -95,6 +100,7 @@ class Model:
             super_resolution_base=super_resolution_base,
             clip_filter=clip_filter,
             clipseg=ClipSeg(clipseg, threads) if clipseg is not None else None,
+            content_filter=ContentFilter(content_filter, threads) if content_filter is not None else None,
             picture_check=PictureCheck(known, clip_filter, graphs)
             if known is not None and clip_filter is not None
             else None,

@@ -25,6 +25,7 @@ from sampler_svc.engines.pool import Lease
 from sampler_svc.engines.weights import tuned_super_resolution, tuned_weights
 from sampler_svc.mailbox import Mailbox
 from sampler_svc.model import Model
+from sampler_svc.run_stages import DECODING, LOADING, PREPARING, SAMPLING, RunStages
 from sampler_svc.sampling.attempts import ScoredImage, attempts_of, sample_filtered
 from sampler_svc.sampling.conditioning import REFITS_NOTHING, Embed, embedding, null_embeddings, refuse_unbound
 from sampler_svc.sampling.events import EditedImage, Event, Step, Warned
@@ -36,15 +37,17 @@ from sampler_svc.sampling.super_resolution import SuperResolution
 from sampler_svc.sampling.text_check import check_texts
 from sampler_svc.sampling.tools import PreparedEdit
 from sampler_svc.stored_weights import StoredWeights
-from unitune import store_paths, telemetry
+from unitune import images, store_paths, telemetry
 from unitune.choices import DEFAULT_RESAMPLES, MASKS_OF_WORDS, tuned_by
 from unitune.errors import Internal, InvalidField, Unavailable, UniTuneError, to_status
 from unitune.object_store import ObjectStore
 from unitune.options import Flat
+from unitune.picture_header import header
 from unitune.prompts import named_objects, without
 from unitune.serving import HEARTBEAT_S
 from unitune.v1 import edit_pb2, sampler_pb2, sampler_pb2_grpc, tuning_pb2
 from unitune.weights import TunedWeights
+from unitune.working_size import warnings_of
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +62,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
     def __init__(self, model: Model, store: ObjectStore) -> None:
         self._model, self._weights = model, StoredWeights(store, model.spec.digest)
         self._workers = ThreadPoolExecutor(model.pool.size, "engine")
+        self._stage_s: dict[str, float] = {}  # of the last run that went through each stage
         self._waiting = 0
         self._is_draining = False
         self._changed: set[asyncio.Event] = set()
@@ -86,12 +90,13 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         wanted = wire.read_request(request, self._model)
         mailbox: Mailbox[sampler_pb2.SampleEvent] = Mailbox(asyncio.get_running_loop())
         cancelled = threading.Event()
+        stages = RunStages(self._stage_s)
         asked = time.perf_counter()
-        run = self._submit(lambda: self._sample(request, wanted, asked, mailbox, cancelled))
+        run = self._submit(lambda: self._sample(request, wanted, asked, mailbox, stages, cancelled))
         try:
             async for event in mailbox.events(HEARTBEAT_S):
                 if event is None:
-                    yield sampler_pb2.SampleEvent(heartbeat=edit_pb2.EditEvent.Heartbeat())
+                    yield wire.heartbeat_event(stages.now())
                 else:
                     yield wire.step_event(event) if isinstance(event, Step) else event
         finally:
@@ -103,6 +108,9 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         model = self._model
         wanted = wire.read_request(request, model, is_run=False)
         warnings = check_texts(model.graphs, model.clip_filter, model.clipseg, wire.read_texts(request, wanted))
+        if request.image and not wanted.only_masked:
+            head = header(request.image)
+            warnings += warnings_of((head.height, head.width))
         if request.image and model.picture_check is not None:
             warnings += await asyncio.to_thread(model.picture_check.warnings_of, request.image)
         return sampler_pb2.CheckSampleResponse(warnings=warnings)
@@ -166,10 +174,12 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         wanted: Request,
         asked: float,
         mailbox: "Mailbox[sampler_pb2.SampleEvent]",
+        stages: RunStages,
         cancelled: threading.Event,
     ) -> None:
         """One run, in a worker thread. It always ends with exactly one of `done` or `failed`."""
         timings = edit_pb2.Timings(queue_s=time.perf_counter() - asked)
+        stages.begin(LOADING)
         last = sampler_pb2.SampleEvent()
         try:
             config = Flat(request.config)
@@ -181,6 +191,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                 self._super_resolution(request.prompt, wanted, tuned, cancelled) as second,
             ):
                 timings.refit_s = lease.refit_s
+                stages.begin(PREPARING)
                 if refits:
                     mailbox.put(wire.loading_event(lease))
                 extras = None
@@ -189,17 +200,21 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
 
                 def on_event(event: Event | ScoredImage) -> None:
                     if isinstance(event, Step):
+                        is_last = event.index + 1 == event.total
+                        stages.begin(DECODING if is_last else SAMPLING)
                         mailbox.put(event)
                     elif isinstance(event, Warned):
                         mailbox.put(wire.warning_event(event))
                     elif isinstance(event, (EditedImage, ScoredImage)):
-                        for message in wire.result_events(event, request.config):
+                        shown = self._checked(event) if request.content_filter else event
+                        for message in wire.result_events(shown, request.config):
                             mailbox.put(message)
                     else:
                         timings.encode_s, timings.denoise_s = event.encode_s, event.denoise_s
                         timings.decode_s, timings.super_resolution_s = event.decode_s, event.super_resolution_s
 
                 self._edit(request, wanted, lease, extras, second, cancelled, on_event)
+            stages.end()
             timings.total_s = time.perf_counter() - asked
             last.done.CopyFrom(timings)
             telemetry.event(logger, "sampled", edit=request.edit, warm=lease.warm, seconds=timings.total_s)
@@ -256,6 +271,15 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             on_event,
             tries_all=config.automatic,
         )
+
+    def _checked(self, result: EditedImage | ScoredImage) -> EditedImage | ScoredImage:
+        """The result, without its files if the content filter refuses the picture."""
+        image = result.image if isinstance(result, ScoredImage) else result
+        assert self._model.content_filter is not None  # wire.read_request has refused the rest
+        if not self._model.content_filter.refuses(images.decode(image.png)):
+            return result
+        blocked = replace(image, png=b"", mask=b"", is_blocked=True)
+        return replace(result, image=blocked) if isinstance(result, ScoredImage) else blocked
 
     def _finder(self, wanted: Request, lease: Lease, cancelled: threading.Event) -> Find | None:
         """What finds the objects that the mask is of; None for a mask of another source."""

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from sampler_svc.engines.pool import Lease
 from sampler_svc.model import Model
+from sampler_svc.run_stages import StageNow
 from sampler_svc.sampling.attempts import ScoredImage
 from sampler_svc.sampling.events import EditedImage, Step, Warned
 from sampler_svc.sampling.prompt_to_prompt import AttentionEdit
@@ -26,8 +27,8 @@ from unitune.choices import (
     mask_source_of,
     tuned_by,
 )
-from unitune.errors import InvalidField
-from unitune.options import Flat, check, check_base_model, put_words
+from unitune.errors import FailedPrecondition, InvalidField
+from unitune.options import SAMPLING, Flat, check, check_base_model, put_words
 from unitune.prompts import with_rare_tokens
 from unitune.sampling_rules import Asked, check_rules
 from unitune.server_info import base_model_info
@@ -44,6 +45,7 @@ def read_request(request: sampler_pb2.SampleRequest, model: Model, *, is_run: bo
     if request.HasField("weights"):
         store_paths.check_weights(request.weights.path, "weights.path")
     config, prompt = Flat(request.config), request.prompt
+    check(request, only=["prompt", "rare_tokens"])
     check(request.config, "config.")
     chosen = ("guidance_scale", "strength")
     needed = ("method", "scheduler", "num_inference_steps", "interpolation", *(() if config.automatic else chosen))
@@ -56,6 +58,8 @@ def read_request(request: sampler_pb2.SampleRequest, model: Model, *, is_run: bo
     is_right = not is_run or request.HasField("weights") or made_by in ("", EDIT_METHODS[0])
     _check("weights", "unset", is_right, f"{made_by} samples with what its tuning made; give the weights")
     _check("seeds", len(request.seeds), 1 <= len(request.seeds) <= MAX_SEEDS, f"give 1 to {MAX_SEEDS} of them")
+    if request.content_filter and model.content_filter is None:
+        raise FailedPrecondition("this sampler has no content filter", reason="CONTENT_FILTER_MISSING")
     _check("preview_every", request.preview_every, request.preview_every >= 0, "it must be 0 or more")
     check_base_model(request.config, _base_model(model), "config.")
     has_mask = bool(request.mask) or not is_run
@@ -70,7 +74,7 @@ def read_request(request: sampler_pb2.SampleRequest, model: Model, *, is_run: bo
         strength=config.strength,
         interpolation=config.interpolation,
         seeds=tuple(request.seeds),
-        preview_every=request.preview_every,
+        preview_every=0 if request.content_filter else request.preview_every,  # nothing has checked a preview
         negative_prompt=config.negative_prompt,
         base_prompt=with_rare_tokens(request.rare_tokens, config.base_prompt),
         prompt_guidance_scale=config.prompt_guidance_scale,
@@ -89,6 +93,8 @@ def read_request(request: sampler_pb2.SampleRequest, model: Model, *, is_run: bo
         attention=_attention(config) if config.method == PROMPT_TO_PROMPT else None,
         guidance_sigma_low=config.guidance_sigma_low,
         guidance_sigma_high=_chosen(config, "guidance_sigma_high", math.inf),
+        timestep_spacing=config.timestep_spacing,
+        guidance_rescale=config.guidance_rescale,
         super_resolution=_super_resolution(config, model.spec.super_resolution),
     )
 
@@ -130,6 +136,13 @@ def loading(lease: Lease) -> edit_pb2.EditEvent.Loading:
     return edit_pb2.EditEvent.Loading(warm=lease.warm, refit_s=lease.refit_s, probe_ratio=lease.probe_ratio)
 
 
+def heartbeat_event(now: StageNow) -> sampler_pb2.SampleEvent:
+    """What a run does now."""
+    stage = f"STAGE_{now.stage.upper()}"
+    beat = edit_pb2.EditEvent.Heartbeat(stage=stage, stage_s=now.stage_s, stage_left_s=now.left_s)
+    return sampler_pb2.SampleEvent(heartbeat=beat)
+
+
 def step_event(step: Step) -> sampler_pb2.SampleEvent:
     """A step, with its preview if it has one."""
     return sampler_pb2.SampleEvent(step=edit_pb2.EditEvent.Step(**vars(step)))
@@ -154,6 +167,7 @@ def _base_model(model: Model) -> server_pb2.BaseModel:
         model.spec,
         has_clip_filter=model.clip_filter is not None,
         has_clipseg=model.clipseg is not None,
+        has_content_filter=model.content_filter is not None,
         has_known_pictures=model.picture_check is not None,
     )
 
@@ -178,6 +192,9 @@ def _defaults(preset: Preset, method: str, second: SuperResolutionSpec | None) -
         words["guidance_sigma_low"] = preset.guidance_sigma_low
     if math.isfinite(preset.guidance_sigma_high):
         words["guidance_sigma_high"] = preset.guidance_sigma_high
+    for name in ("timestep_spacing", "guidance_rescale"):
+        if SAMPLING[name].is_read_by(method) and getattr(preset, name):
+            words[name] = getattr(preset, name)
     if method == "imagic":
         words["eta"] = preset.eta
     if method == PROMPT_TO_PROMPT:
@@ -227,7 +244,10 @@ def _chosen(config: Flat, name: str, default: T) -> T:
 
 def _edited_image(found: EditedImage | ScoredImage, config: edit_pb2.SamplingConfig) -> edit_pb2.EditEvent.EditedImage:
     image = found.image if isinstance(found, ScoredImage) else found
-    message = edit_pb2.EditEvent.EditedImage(index=image.index, seed=image.seed, png=image.png, mask=image.mask)
+    message = edit_pb2.EditEvent.EditedImage(
+        index=image.index, seed=image.seed, png=image.png, mask=image.mask, blocked=image.is_blocked
+    )
+    message.working_height, message.working_width = image.working_size
     if isinstance(found, ScoredImage):
         scores = found.scores
         message.scores.CopyFrom(edit_pb2.Scores(**vars(scores), passed=found.passed))

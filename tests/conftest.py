@@ -20,7 +20,16 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # Every test with one of these is slow: an export, an engine or running services stand behind it.
-SLOW_FIXTURES = {"cascade_graphs", "clip_folder", "exported", "services", "tiny_graphs", "tiny_fp16_graphs", "world"}
+SLOW_FIXTURES = {
+    "cascade_graphs",
+    "clip_folder",
+    "exported",
+    "services",
+    "tiny_graphs",
+    "tiny_fp16_graphs",
+    "tiny_sdxl_graphs",
+    "world",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -44,6 +53,22 @@ def tiny_graphs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     from tuner_svc.export.base_model import export
 
     return export(tiny_model, tmp_path_factory.mktemp("graphs") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny SDXL model, a diffusers folder. Nobody writes to it."""
+    from tests.tiny_sdxl import save_tiny_sdxl
+
+    return save_tiny_sdxl(tmp_path_factory.mktemp("base") / "tiny-xl")
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl_graphs(tiny_sdxl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its graphs folder, as `tuner_svc.export` writes it. Nobody writes to it."""
+    from tuner_svc.export.base_model import export
+
+    return export(tiny_sdxl, tmp_path_factory.mktemp("graphs") / "tiny-xl")
 
 
 @pytest.fixture(scope="session")

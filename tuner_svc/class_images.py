@@ -4,7 +4,8 @@ They stay latents, since a tuning needs latents.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from unitune.diffusion.solvers import SCHEDULERS
 BATCH = 4  # pictures drawn together
 KEPT = 8  # sets of pictures in memory
 
-_kept: OrderedDict[tuple[str, str, int], Tensor] = OrderedDict()  # the tuner has one PyTorch thread
+_kept: OrderedDict[tuple[str, str, int, tuple[int, int]], Tensor] = OrderedDict()  # the tuner has one PyTorch thread
 
 
 def class_prompt(class_noun: str) -> str:
@@ -29,15 +30,20 @@ def class_prompt(class_noun: str) -> str:
 
 
 def class_latents(
-    model: BaseModel, class_noun: str, number: int, before_each: Callable[[], None] = lambda: None
+    model: BaseModel,
+    class_noun: str,
+    number: int,
+    before_each: Callable[[], None] = lambda: None,
+    side: tuple[int, int] | None = None,
 ) -> Tensor:
-    """Latents (number, channels, h, w) of a base model and class noun. The last KEPT sets are in memory.
+    """Latents (number, channels, h, w) of a base model and class noun; (h, w) is `side`, or the base model's own. The
+    last KEPT sets are in memory.
 
     `before_each` may raise before a step; then nothing is kept.
     """
-    key = (model.digest, class_noun.strip(), number)
+    key = (model.digest, class_noun.strip(), number, side or model.latent_side)
     if key not in _kept:
-        _kept[key] = draw_class(model, class_noun, number, before_each)
+        _kept[key] = draw_class(model, class_noun, number, before_each, side)
     _kept.move_to_end(key)
     while len(_kept) > KEPT:
         _kept.popitem(last=False)
@@ -45,29 +51,39 @@ def class_latents(
 
 
 def draw_class(
-    model: BaseModel, class_noun: str, number: int, before_each: Callable[[], None] = lambda: None
+    model: BaseModel,
+    class_noun: str,
+    number: int,
+    before_each: Callable[[], None] = lambda: None,
+    side: tuple[int, int] | None = None,
 ) -> Tensor:
     """Sample them with the preset's scheduler, steps and guidance; picture i has seed i."""
     schedule = Schedule(**vars(model.schedule))
     scheduler = SCHEDULERS[model.preset.scheduler]
+    run = scheduler.run(schedule.spaced(model.preset.timestep_spacing), model.preset.num_inference_steps)
     prompt, empty = (model.encode_prompt(text)[0].cpu().numpy() for text in (class_prompt(class_noun), ""))
     terms = classifier_free(model.preset.guidance_scale, prompt, empty)
 
     @torch.no_grad()
     def denoiser(latents: Latents, timesteps: NDArray[np.int64], contexts: NDArray[np.float32]) -> Latents:
         arguments = (torch.from_numpy(array).to(model.device) for array in (latents, timesteps, contexts))
-        answer: Latents = model.denoiser(*arguments).cpu().numpy()
+        answer: Latents = model.denoiser.predicted(*arguments).cpu().numpy()
         return answer
 
     batches = []
-    shape = (model.latent_channels, *model.latent_side)
+    shape = (model.latent_channels, *(side or model.latent_side))
     for first in range(0, number, BATCH):
         seeds = range(first, min(first + BATCH, number))
-        latents = np.stack([np.random.default_rng(seed).standard_normal(shape, dtype=np.float32) for seed in seeds])
-        solver = scheduler.solver()
-        for timestep, level, next_level in scheduler.run(schedule, model.preset.num_inference_steps):
+        generators = [np.random.default_rng(seed) for seed in seeds]
+        draw = partial(_drawn, generators, shape)
+        latents, solver = draw(), scheduler.solver(run, draw)
+        for timestep, level, next_level in run:
             before_each()
-            output = guided(denoiser, latents, timestep, terms)
+            output = guided(denoiser, latents, timestep, terms, rescale=model.preset.guidance_rescale)
             latents = solver.step(latents, predict(output, latents, level, schedule.prediction_type), level, next_level)
         batches.append(torch.from_numpy(np.asarray(latents, dtype=np.float32)))
     return torch.cat(batches).to(model.device)
+
+
+def _drawn(generators: Sequence[np.random.Generator], shape: tuple[int, ...]) -> Latents:
+    return np.stack([generator.standard_normal(shape, dtype=np.float32) for generator in generators])

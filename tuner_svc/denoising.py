@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 from torch.nn.functional import mse_loss
 
 from tuner_svc.base_model import BaseModel
@@ -45,12 +44,11 @@ def denoising_loss(
 ) -> Tensor:
     """Mean squared error of the denoiser, with `weights` in place of its own, at the drawn timesteps and noise.
 
-    `latent` is (1 or batch, channels, h, w), `context` (1 or batch, tokens, width).
+    `latent` is (1 or batch, channels, h, w), `context` (1 or batch, rows, width).
     """
     batch = len(draws.timesteps)
     noised = noising.noised(latent, draws)
-    arguments = (noised, draws.timesteps, context.expand(batch, -1, -1))
-    prediction = functional_call(model.denoiser.unet, dict(weights), arguments).sample
+    prediction = model.denoiser.predicted(noised, draws.timesteps, context.expand(batch, -1, -1), weights)
     return mse_loss(prediction.float(), noising.target(latent, draws))
 
 

@@ -3,16 +3,19 @@
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from diffusers import DDIMScheduler
 
+from tuner_svc.few_steps import KINDS, ZERO_SNR, told_by_configs
 from tuner_svc.tuning_config import TuningConfig
 from unitune.base_model import EVERY_STEP, NoiseSchedule, Preset, file_digest
 from unitune.choices import EDIT_METHODS, NULL_TEXT, PROMPT_TO_PROMPT, TUNING_METHODS
-from unitune.diffusion.schedule import Schedule
+from unitune.diffusion.schedule import Schedule, num_late_steps
+from unitune.diffusion.solvers import LCM_ORIGINAL_STEPS
 from unitune.errors import InvalidField
 from unitune.options import SAMPLING, TUNING, check_values, read_by
 
@@ -37,11 +40,17 @@ PRECONDITIONED = "is_preconditioned"  # true in its scheduler's config: see unit
 CLIP_FOLDER = "clip"  # optional: a CLIPModel of transformers, for the CLIP filter
 CLIP_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json")
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-CLASSES = {
+SECOND_TEXT_ENCODER, SECOND_TOKENIZER = "text_encoder_2", "tokenizer_2"  # of SDXL
+INDEX_FILE = "model_index.json"
+CLASSES = {  # by part
     "text_encoder": ("CLIPTextModel",),
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
+}
+SECOND_CLASSES = {
+    SECOND_TEXT_ENCODER: ("CLIPTextModelWithProjection",),
+    SECOND_TOKENIZER: ("CLIPTokenizer", "CLIPTokenizerFast"),
 }
 WEIGHTS = {
     "text_encoder": "model.safetensors",
@@ -64,21 +73,54 @@ class UnusableBaseModel(ValueError):
 
 
 def check_layout(folder: Path) -> None:
-    """Raises UnusableBaseModel unless the folder holds a Stable Diffusion 1.x or 2.x model in diffusers layout."""
-    if not (folder / "model_index.json").is_file():
-        raise UnusableBaseModel(f"{folder} is not a diffusers folder: it has no model_index.json")
-    index = read_object(folder / "model_index.json")
-    if index.get("text_encoder_2") or "XL" in str(index.get("_class_name")):
-        raise UnusableBaseModel(
-            f"{folder} holds an SDXL model, which cannot be tuned yet: give a Stable Diffusion 1.x or 2.x model"
-        )
-    for part, allowed in CLASSES.items():
-        found = (index.get(part) or [None, None])[1]
+    """Raises UnusableBaseModel unless the folder holds a Stable Diffusion 1.x, 2.x or XL model in diffusers layout."""
+    if not (folder / INDEX_FILE).is_file():
+        raise UnusableBaseModel(f"{folder} is not a diffusers folder: it has no {INDEX_FILE}")
+    index = read_object(folder / INDEX_FILE)
+    has_pair = has_two_text_encoders(folder)
+    if has_pair and _class_of(index, "text_encoder") is None:
+        raise UnusableBaseModel(f"{folder} holds an SDXL refiner, which cannot be tuned: give SDXL's base model")
+    for part, allowed in {**CLASSES, **(SECOND_CLASSES if has_pair else {})}.items():
+        found = _class_of(index, part)
         if found not in allowed:
             raise UnusableBaseModel(
                 f"{folder}: its {part} is {found}; only {' or '.join(allowed)} can be tuned and exported"
             )
     model_files(folder)
+
+
+def has_two_text_encoders(folder: Path) -> bool:
+    """Whether its index lists a second one, or is SDXL's."""
+    index = read_object(folder / INDEX_FILE)
+    return _class_of(index, SECOND_TEXT_ENCODER) is not None or "XL" in str(index.get("_class_name"))
+
+
+def _class_of(index: Mapping[str, Any], part: str) -> str | None:
+    found: str | None = (index.get(part) or [None, None])[1]
+    return found
+
+
+class TextSettings(NamedTuple):
+    """How an SDXL model's prompts are encoded, beyond its parts' configurations."""
+
+    empty_is_zeros: bool = False  # diffusers' force_zeros_for_empty_prompt
+    skipped_layers: int = 0  # of the text encoders, beyond the one that SDXL leaves out: diffusers' clip_skip
+
+
+def read_text_settings(folder: Path) -> TextSettings:
+    """From the index of a folder with two text encoders; others have none. Raises UnusableBaseModel."""
+    if not has_two_text_encoders(folder):
+        return TextSettings()
+    index = read_object(folder / INDEX_FILE)
+    settings = TextSettings(index.get("force_zeros_for_empty_prompt", True), index.get("clip_skip") or 0)
+    layers = min(  # transformers leaves its default, 12, out of a configuration
+        read_object(folder / part / "config.json").get("num_hidden_layers", 12)
+        for part in ("text_encoder", SECOND_TEXT_ENCODER)
+    )
+    if type(settings.skipped_layers) is not int or not 0 <= settings.skipped_layers < layers:
+        remedy = f"it must be 0 to {layers - 1}, fewer than the text encoders' layers"
+        raise UnusableBaseModel(f"{folder / INDEX_FILE}: clip_skip is {settings.skipped_layers!r}: {remedy}")
+    return settings
 
 
 def model_files(folder: Path) -> list[Path]:
@@ -87,21 +129,26 @@ def model_files(folder: Path) -> list[Path]:
 
     Raises UnusableBaseModel naming every file that is missing.
     """
-    needed = [Path("scheduler", SCHEDULER_FILE)]
-    for part, weights in WEIGHTS.items():
-        needed += [Path(part, "config.json"), *_weight_files(folder, part, weights)]
-    if not (folder / "tokenizer" / "tokenizer.json").is_file():  # the older layout
-        needed += [Path("tokenizer", "vocab.json"), Path("tokenizer", "merges.txt")]
+    has_pair = has_two_text_encoders(folder)
+    text_encoders = ("text_encoder", *([SECOND_TEXT_ENCODER] if has_pair else []))
+    tokenizers = ("tokenizer", *([SECOND_TOKENIZER] if has_pair else []))
+    needed = [Path("scheduler", SCHEDULER_FILE), *([Path(INDEX_FILE)] if has_pair else [])]
+    for part in (*text_encoders, "unet", "vae"):
+        needed += [Path(part, "config.json"), *_weight_files(folder, part, weights_of(part))]
+    for tokenizer in tokenizers:
+        if not (folder / tokenizer / "tokenizer.json").is_file():  # the older layout
+            needed += [Path(tokenizer, "vocab.json"), Path(tokenizer, "merges.txt")]
     if (folder / CLIP_FOLDER).is_dir():
         needed += [Path(CLIP_FOLDER, name) for name in CLIP_FILES]
     if (folder / SUPER_RESOLUTION_FOLDER).is_dir():
         needed += [Path(SUPER_RESOLUTION_FOLDER, name) for name in SUPER_RESOLUTION_FILES]
-    for part in ("text_encoder", CLIP_FOLDER):
+    for part in (*text_encoders, CLIP_FOLDER):
         check_safetensors(folder / part)
     missing = [str(path) for path in needed if not (folder / path).is_file()]
     if missing:
         raise UnusableBaseModel(f"{folder} lacks {', '.join(missing)}")
-    optional = [Path(PRESET_FILE), Path(VOCABULARY_FILE), *(Path("tokenizer", name) for name in TOKENIZER_FILES)]
+    optional = [Path(PRESET_FILE), Path(VOCABULARY_FILE)]
+    optional += [Path(tokenizer, name) for tokenizer in tokenizers for name in TOKENIZER_FILES]
     return sorted({*needed, *(path for path in optional if (folder / path).is_file())})
 
 
@@ -117,8 +164,13 @@ def digest(folder: Path) -> str:
 def read_schedule(folder: Path, part: str = "scheduler") -> NoiseSchedule:
     """The training noise schedule of a part. Raises UnusableBaseModel for a kind that the sampler does not know."""
     config = {**DDIMScheduler().config, **read_object(folder / part / SCHEDULER_FILE)}
+    if config["rescale_betas_zero_snr"] and config["timestep_spacing"] == "leading":
+        config["timestep_spacing"] = "trailing"  # leading never takes the pure noise that the model can begin at
     if config.get("trained_betas") is not None:
         raise UnusableBaseModel(f"{folder}: its scheduler lists trained_betas; only a named beta_schedule can be used")
+    if config["rescale_betas_zero_snr"] and config["timestep_spacing"] == "leading":
+        # Leading spacing never visits the last timestep, which alone is pure noise (arXiv 2305.08891, section 3.4).
+        config["timestep_spacing"] = "trailing"
     known = {field.name: config[field.name] for field in fields(NoiseSchedule)}
     try:
         Schedule(**known)
@@ -130,7 +182,7 @@ def read_schedule(folder: Path, part: str = "scheduler") -> NoiseSchedule:
 def read_preset(folder: Path) -> Preset:
     """The defaults of this model. Raises UnusableBaseModel for an unknown name and for a wrong type of value."""
     if not (folder / PRESET_FILE).is_file():
-        return Preset()
+        return Preset(**_recognised(folder))
     given = read_object(folder / PRESET_FILE)
     methods = given.pop("methods", {})
     if not isinstance(methods, dict) or not all(isinstance(own, dict) for own in methods.values()):
@@ -147,10 +199,24 @@ def read_preset(folder: Path) -> Preset:
                 f"{folder / PRESET_FILE}: {min(foreign)} is set for {method}, which has no such setting"
             )
     own_settings = {method: _settings(folder, own, f"methods.{method}.") for method, own in methods.items()}
-    preset = Preset(**_settings(folder, given), methods=own_settings)
+    settings = _settings(folder, given)
+    kind = settings.get("distilled", "")
+    if kind and kind not in KINDS:
+        known = ", ".join(KINDS)
+        raise UnusableBaseModel(f"{folder / PRESET_FILE}: distilled is {kind!r}: it must be one of {known}")
+    preset = Preset(**{**KINDS.get(kind, {}), **settings}, methods=own_settings)
     for method in METHODS:
         _check_values(folder, preset, method)
     return preset
+
+
+def _recognised(folder: Path) -> dict[str, Any]:
+    """The settings of a model that its own configurations say to be distilled, or to end in pure noise."""
+    scheduler, unet = read_object(folder / "scheduler" / SCHEDULER_FILE), read_object(folder / "unet" / "config.json")
+    if found := told_by_configs(scheduler, unet):
+        return {**KINDS[found.kind], "distilled": found.kind, "num_inference_steps": found.steps}
+    is_zero_snr = scheduler.get("rescale_betas_zero_snr") and scheduler.get("prediction_type") == "v_prediction"
+    return dict(ZERO_SNR) if is_zero_snr else {}
 
 
 def _check_values(folder: Path, preset: Preset, method: str) -> None:
@@ -162,6 +228,8 @@ def _check_values(folder: Path, preset: Preset, method: str) -> None:
 
     own = preset.method_preset(method)
     sampling = {name: getattr(own, name) for name in SAMPLING_SETTINGS}
+    if not own.timestep_spacing:
+        del sampling["timestep_spacing"]
     if own.guidance_sigma_high == math.inf:
         del sampling["guidance_sigma_high"]  # the interval has no such end
     try:
@@ -173,6 +241,12 @@ def _check_values(folder: Path, preset: Preset, method: str) -> None:
         raise refusal(name, error.message.removeprefix("config.")) from error
     if method == PROMPT_TO_PROMPT and own.scheduler != "ddim":
         raise refusal("scheduler", f"scheduler is {own.scheduler!r}: {PROMPT_TO_PROMPT} inverts ddim alone")
+    if own.scheduler == "lcm" and own.num_inference_steps > LCM_ORIGINAL_STEPS:
+        most = f"it must be 1 to {LCM_ORIGINAL_STEPS} with scheduler lcm"
+        raise refusal("num_inference_steps", f"num_inference_steps is {own.num_inference_steps}: {most}")
+    if own.distilled and num_late_steps(own.num_inference_steps, own.strength) == 0:
+        share = f"1 / {own.num_inference_steps}, one of its steps, or more"
+        raise refusal("strength", f"strength is {own.strength}: it must be {share}")
     for name, (low, high) in CLIP_FILTER_RANGES.items():
         value = getattr(own, name)
         if not low <= value <= high:
@@ -261,10 +335,15 @@ def check_safetensors(folder: Path) -> None:
         )
 
 
+def weights_of(part: str) -> str:
+    """The name of a part's weights file. A second text encoder's are called as the first one's."""
+    return WEIGHTS["text_encoder" if part == SECOND_TEXT_ENCODER else part]
+
+
 def variant_of(folder: Path, part: str) -> str | None:
     """Which of a part's weights are taken where it has several: the plain ones, None, before fp16 before bf16."""
     for variant in VARIANTS:
-        if any((folder / part / name).is_file() for name in weight_names(WEIGHTS[part], variant)):
+        if any((folder / part / name).is_file() for name in weight_names(weights_of(part), variant)):
             return variant
     return None
 

@@ -12,20 +12,25 @@ from unitune.errors import Cancelled, Internal
 
 PROGRESS_S = 0.2  # between two reports, at least
 MEAN_OF_LOSSES = 10  # updates; a single one says little, its timesteps are random
+# A first update of at most that many seconds says nothing of the next ones: it fills caches and compiles.
+WARM_UP_S = 10.0
 
 
 @dataclass(frozen=True)
 class UpdateProgress:
-    """How far a tuning is. `loss` is the mean of the last losses, `left_s` is an estimate in seconds, and
-    `learning_rate` is the current one. With `stopped_early` this update was the last one.
+    """How far a tuning is. `loss` is the mean of the last losses, `left_s` is an estimate in seconds if there is one,
+    and `learning_rate` is the current one. With `stopped_early` this update was the last one. `update_s` is the seconds
+    of an update, once they can be told. `stage` is a word of TuningProgress.Stage.
     """
 
     update: int
     total: int
     loss: float
-    left_s: float
+    left_s: float | None
     learning_rate: float = 0.0
     stopped_early: bool = False
+    update_s: float | None = None
+    stage: str = "updating"
 
 
 class ProgressTracker:
@@ -38,6 +43,7 @@ class ProgressTracker:
         self._total, self._on_progress, self._cancelled = total, on_progress, cancelled
         self._last: deque[float] = deque(maxlen=MEAN_OF_LOSSES)
         self._started_s = time.monotonic()
+        self._warm_s = self._started_s  # when the first update had ended
         self._reported_s = -math.inf
 
     def updates(self, number: int, learning_rate: float, stop_loss_ratio: float = 0.0) -> Iterator[int]:
@@ -74,15 +80,23 @@ class ProgressTracker:
 
     def _report(self, learning_rate: float, stops: bool) -> None:
         """After the first update, then whenever PROGRESS_S have passed, and when the tuning stops early."""
-        now_s = time.monotonic()
+        now_s, update = time.monotonic(), len(self.losses)
+        if update == 1:
+            self._warm_s = now_s
         if now_s - self._reported_s < PROGRESS_S and not stops:
             return
         self._reported_s = now_s
-        update = len(self.losses)
-        left_s = 0.0 if stops else (now_s - self._started_s) / update * (self._total - update)
-        self._on_progress(
-            UpdateProgress(update, self._total, sum(self._last) / len(self._last), left_s, learning_rate, stops)
-        )
+        update_s = self._update_s(update, now_s)
+        left_s = 0.0 if stops else None if update_s is None else update_s * (self._total - update)
+        loss = sum(self._last) / len(self._last)
+        self._on_progress(UpdateProgress(update, self._total, loss, left_s, learning_rate, stops, update_s))
+
+    def _update_s(self, update: int, now_s: float) -> float | None:
+        """Seconds of an update, without the first one; None while only that was made, and was quick."""
+        if update > 1:
+            return (now_s - self._warm_s) / (update - 1)
+        first_s = now_s - self._started_s
+        return first_s if first_s > WARM_UP_S else None
 
     def _diverged(self) -> Internal:
         update = len(self.losses)

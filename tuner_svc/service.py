@@ -17,11 +17,12 @@ from tuner_svc.config import DEFAULT_CODEC
 from tuner_svc.probe import pack_tuned
 from tuner_svc.progress_tracker import UpdateProgress
 from tuner_svc.torch_thread import TorchThread
-from tuner_svc.tune import check, tune
+from tuner_svc.tune import check, total_updates, tune
 from tuner_svc.tuning_config import TuningConfig
 from tuner_svc.tuning_run import TuningRun
+from tuner_svc.tuning_stages import StageTimes, TuningStages
 from unitune import images, store_paths, telemetry
-from unitune.base_model import Preset
+from unitune.base_model import Preset, SuperResolutionSpec
 from unitune.choices import (
     BOUND_TO_NULL_TEXT,
     NULL_TEXT,
@@ -38,7 +39,9 @@ from unitune.serving import HEARTBEAT_S
 from unitune.system_errors import store_error
 from unitune.v1 import tuner_pb2, tuner_pb2_grpc, tuning_pb2
 from unitune.v1.tuner_pb2 import RunTuningEvent
+from unitune.v1.tuning_pb2 import TuningProgress
 from unitune.weights import Manifest
+from unitune.working_size import fit, size_of, working_size
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +59,7 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
         """`thread` is the one that loaded the model; without it there is a new one."""
         self._model, self._store, self._codec = model, store, codec
         self._thread = thread or TorchThread()
+        self._stage_times = StageTimes()
         self._runs: set[TuningRun] = set()
         self._is_draining = False
         self._instance = secrets.token_hex(INSTANCE_BYTES)
@@ -89,10 +93,9 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
         """Tune in the PyTorch thread, and stream its events."""
         config = _read(request)
         check(self._model, config)
-        stage = self._model.super_resolution
-        large_side = stage.side if stage is not None and config.super_resolution_updates > 0 else None
+        stage = self._model.super_resolution if config.super_resolution_updates > 0 else None
         pictures = (request.image, *request.further_images)
-        decoding = asyncio.create_task(asyncio.to_thread(_model_images, pictures, self._model.image_side, large_side))
+        decoding = asyncio.create_task(asyncio.to_thread(_model_images, pictures, self._model, stage))
         try:
             while not (await asyncio.wait({decoding}, timeout=HEARTBEAT_S))[0]:
                 yield RunTuningEvent(heartbeat=RunTuningEvent.Heartbeat())
@@ -117,10 +120,14 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
                 if run.progress is not None:
                     progress, run.progress = run.progress, None
                     yield _progress(progress)
-                elif not has_changed and run.is_started:
-                    yield RunTuningEvent(heartbeat=RunTuningEvent.Heartbeat())
-                elif not has_changed:
+                elif not has_changed and not run.is_started:
                     yield RunTuningEvent(waiting=RunTuningEvent.Waiting())
+                elif not has_changed:
+                    progress_now = run.progress_now()
+                    if progress_now is None:
+                        yield RunTuningEvent(heartbeat=RunTuningEvent.Heartbeat())
+                    else:
+                        yield _progress(progress_now)
             is_told = True  # from here on the reader owns the weights, even if it closes the stream at once
             yield _outcome(run, work)
         finally:
@@ -146,17 +153,22 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
     ) -> tuning_pb2.WeightsRef:
         """One tuning, in the PyTorch thread: tune, prove, store."""
         run.is_started = True
+        kind = config.method, config.mode, config.batch
+        stages = TuningStages(self._stage_times, kind, total_updates(config), run.report)
         tuned = tune(
-            self._model, image, config, large=large, on_progress=run.report, cancelled=lambda: run.is_cancelled
+            self._model, image, config, large=large, on_progress=stages.updated, cancelled=lambda: run.is_cancelled
         )
+        stages.begin("packing")
         data, manifest = pack_tuned(
             self._model, tuned, config, request.key, self._codec, run.refuse_cancelled, overwrites=True
         )
         del tuned
         give_back_memory()
         run.refuse_cancelled()
+        stages.begin("storing")
         try:
             self._put(run, request.path, data, manifest)
+            stages.end()
         except Exception as error:
             telemetry.failure(logger, "weights not stored", tuning=run.name)
             self._delete(run, request.path)
@@ -218,25 +230,30 @@ def _outcome(run: TuningRun, work: "Future[tuning_pb2.WeightsRef]") -> RunTuning
 
 
 def _progress(progress: UpdateProgress) -> RunTuningEvent:
-    return RunTuningEvent(progress=tuning_pb2.TuningProgress(**vars(progress)))
+    told = {name: value for name, value in vars(progress).items() if name in TuningProgress.DESCRIPTOR.fields_by_name}
+    return RunTuningEvent(progress=TuningProgress(**told | {"stage": f"STAGE_{progress.stage.upper()}"}))
 
 
 def _model_images(
-    files: Sequence[bytes], side: tuple[int, int], large_side: tuple[int, int] | None
+    files: Sequence[bytes], model: BaseModel, stage: SuperResolutionSpec | None
 ) -> tuple[images.ModelImage, images.ModelImage | None]:
-    """All pictures at the base model's size; also the first at super-resolution's size, if that is to be tuned."""
+    """All pictures at the first one's working size; also that one at super-resolution's, if a `stage` is to be tuned.
+
+    Raises InvalidField for a picture that lacks the detail of super-resolution.
+    """
     first, *others = files
     picture = images.decode(first)
-    small = [images.to_model(picture, side), *(images.to_model(images.decode(data), side) for data in others)]
-    return np.concatenate(small), _large_image(picture, large_side) if large_side is not None else None
-
-
-def _large_image(picture: images.Pixels, side: tuple[int, int]) -> images.ModelImage:
-    """The picture at super-resolution's size. Raises InvalidField for a smaller picture: it lacks that detail."""
-    height, width = picture.shape[:2]
-    if not images.is_as_large(width, height, side):
-        raise InvalidField("image", f"{width}x{height} pixels", images.too_small(side))
-    return images.to_model(picture, side)
+    size = size_of(picture)
+    into = working_size(size, model.image_side, model.size_step)
+    place, large = fit(size, into), None
+    if stage is not None:
+        place_in_large = place.scaled(stage.side_of(into))
+        if not images.is_as_large(size[1], size[0], (place_in_large.height, place_in_large.width)):
+            remedy = images.too_small((place_in_large.height, place_in_large.width))
+            raise InvalidField("image", f"{size[1]}x{size[0]} pixels", remedy)
+        large = place_in_large.to_model(picture)
+    further = (images.decode(data) for data in others)
+    return np.concatenate([place.to_model(picture), *(fit(size_of(one), into).to_model(one) for one in further)]), large
 
 
 def _defaults(preset: Preset, method: str) -> tuning_pb2.TuningConfig:

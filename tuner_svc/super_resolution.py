@@ -41,11 +41,11 @@ class Pair:
 
 @torch.no_grad()
 def pair_of(model: BaseModel, image: Tensor, latent: Tensor) -> Pair:
-    """From the picture at the super-resolution model's size, (1, 3, height, width) in [-1, 1], and its latent."""
+    """From the picture at the size that super-resolution makes, (1, 3, height, width) in [-1, 1], and its latent."""
     stage = model.super_resolution
     assert stage is not None
     small = model.image_decoder(latent).clamp(-1, 1)
-    low = interpolate(small, stage.side, mode="bilinear", align_corners=False)
+    low = interpolate(small, image.shape[-2:], mode="bilinear", align_corners=False)
     return Pair(pixel_unshuffle(image, stage.block), pixel_unshuffle(low, stage.block))
 
 

@@ -39,7 +39,7 @@ def tune(
     if not 1 <= len(images) <= most:
         raise InvalidField("images", f"{len(images)} pictures", f"{config.method} takes 1 to {most}")
     method = METHODS[config.method]
-    tracker = ProgressTracker(method.total(config) + config.super_resolution_updates, on_progress, cancelled)
+    tracker = ProgressTracker(total_updates(config), on_progress, cancelled)
     latent = model.encode_image(images)
     tracker.refuse_cancelled()
     tuned = method.tune(model, latent, config, tracker)
@@ -55,9 +55,20 @@ def tune(
     return tuned
 
 
+def total_updates(config: TuningConfig) -> int:
+    """The updates of all stages together."""
+    return METHODS[config.method].total(config) + config.super_resolution_updates
+
+
 def check(model: BaseModel, config: TuningConfig) -> list[str]:
     """Warnings of what the text encoder does not read of the config's texts. Raises InvalidField for settings that do
-    not fit the base model: its tokenizer and its super-resolution."""
+    not fit the base model: its tokenizer and its super-resolution. A distilled base model fits none."""
+    if kind := model.preset.distilled:
+        remedy = (
+            f"choose sdedit, which does not tune: this base model was distilled to few steps ({kind}), and tuning "
+            "would undo that. Or tune the model that it was distilled from"
+        )
+        raise InvalidField("config.method", config.method, remedy)
     if config.super_resolution_updates > 0 and model.super_resolution is None:
         remedy = "it must be 0: this base model has no super-resolution"
         raise InvalidField("config.super_resolution_updates", config.super_resolution_updates, remedy)
@@ -65,4 +76,4 @@ def check(model: BaseModel, config: TuningConfig) -> list[str]:
     return check_tuning(model.reader, config, "config")
 
 
-__all__ = ["Tuned", "UpdateProgress", "check", "tune"]
+__all__ = ["Tuned", "UpdateProgress", "check", "total_updates", "tune"]

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import time
+from dataclasses import replace
 
 from tuner_svc.progress_tracker import UpdateProgress
 from unitune.errors import Cancelled
@@ -15,6 +17,7 @@ class TuningRun:
         self.is_started = False
         self.is_cancelled = False
         self.progress: UpdateProgress | None = None  # the latest; unread older ones are dropped
+        self._reported: tuple[UpdateProgress, float] | None = None  # the latest, and when it came
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
 
@@ -31,7 +34,17 @@ class TuningRun:
     def report(self, progress: UpdateProgress) -> None:
         """From the PyTorch thread."""
         self.progress = progress
+        self._reported = progress, time.monotonic()
         self.wake()
+
+    def progress_now(self) -> UpdateProgress | None:
+        """The latest progress, with the time that is left by now; None before the first."""
+        if self._reported is None:
+            return None
+        progress, reported_s = self._reported
+        if progress.left_s is None:
+            return progress
+        return replace(progress, left_s=max(0.0, progress.left_s - (time.monotonic() - reported_s)))
 
     def wake(self) -> None:
         """Make `changed` return; from any thread."""

@@ -4,21 +4,25 @@ A graphs folder holds
 
     spec.json               this specification; null in its preset means infinity, which JSON lacks
     tokenizer.json          of the `tokenizers` library
-    text_encoder.onnx       input_ids int64 (n, tokens), vectors float32 (k, width) -> hidden_states float32
-                            (n, tokens, width); ids -1, -2, ... stand for the vectors
+    tokenizer_2.json        of the second of two text encoders, where the base model has two
+    text_encoder.onnx (+ .data)   input_ids int64 (n, tokens), vectors float32 (k, width) -> hidden_states float32
+                            (n, rows, width), the prompts' conditioning (unitune.diffusion.conditioning); ids -1,
+                            -2, ... stand for the vectors; two text encoders have input_ids (n, 2, tokens), a row each
     image_encoder.onnx      image float32 (n, 3, height, width) in [-1, 1] -> latent (n, channels, h, w), scaled, mode
     image_decoder.onnx      latent, scaled -> image in about [-1, 1]
     clip_image.onnx, clip_text.onnx, clip_tokenizer.json   the CLIP filter, where the base model has one
     super_resolution.onnx   where the model is a cascade: sample (the noisy picture, then the upsampled one,
                             noised; in blocks), timestep int64 (n, 2), its own and the upsampled one's noise level,
                             encoder_hidden_states -> out, a picture in blocks
-    denoiser.onnx           sample, timestep int64 (n,), encoder_hidden_states -> out, the shape of sample
+    denoiser.onnx           sample, timestep int64 (n,), encoder_hidden_states -> out, the shape of sample; with a
+                            pooled embedding also text_embeds (n, pooled_width) and time_ids (n, 6)
     denoiser_controlled.onnx    the same, with control over its attention (unitune.attention)
     denoiser.safetensors, super_resolution.safetensors    the weights of both, by PyTorch name, fp32; also the graphs'
                             external data, so that there is one copy of them
     *.onnx.data             weights of the other graphs, where they are large
 
-Batch sizes are dynamic, and so is k, 1 or more. Every tensor that a tuning may change is an initializer of the
+Batch sizes are dynamic, and so is k, 1 or more. Height and width of pictures and latents are, too: those of any working
+size (unitune.working_size), unless `size_step` is 0. Every tensor that a tuning may change is an initializer of the
 denoiser with the tensor's own name, stored externally. `layout` is the initializer's layout: the export may have
 reshaped it.
 """
@@ -34,6 +38,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from unitune.diffusion.conditioning import num_rows
 
 SCHEMA = 6
 SPEC_FILE = "spec.json"
@@ -154,6 +160,9 @@ class Preset:
     interpolation: float = 0.0
     guidance_sigma_low: float = 0.0  # steps are guided if their sigma is above this and at most the next
     guidance_sigma_high: float = math.inf
+    timestep_spacing: str = ""  # of every run; empty: the noise schedule's own
+    guidance_rescale: float = 0.0
+    distilled: str = ""  # how the model was distilled to few steps, such as "turbo"; empty: it was not
     embedding_updates: int = 500  # these two and eta: Imagic
     embedding_learning_rate: float = 1e-3
     eta: float = 0.7
@@ -200,10 +209,16 @@ class SuperResolutionSpec:
     # Whether the network takes the noisy picture times its share of signal, and predicts the clean picture's difference
     # to the upsampled one.
     is_preconditioned: bool = False
+    image_side: tuple[int, int] = (1, 1)  # of the pictures that it enlarges to `side`: the base model's
     weights: str = "super_resolution.safetensors"
     noise_level: int = 50  # this and the next two: defaults of an edit
     num_inference_steps: int = 1
     guidance_scale: float = 1.0
+
+    def side_of(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of what it makes of a picture of a working size."""
+        height, width = (small * made // own for small, made, own in zip(size, self.side, self.image_side, strict=True))
+        return height, width
 
     @property
     def blocks(self) -> tuple[int, int, int]:
@@ -225,12 +240,25 @@ class BaseModelSpec:
     schedule: NoiseSchedule
     preset: Preset
     tensors: Mapping[str, TensorSpec]  # all tensors of the denoiser
+    size_step: int = 0  # height and width of working sizes are multiples of it, in pixels; 0: image_side alone
     vocabulary: tuple[str, ...] = ()  # every word that the model knows; empty means open
     latent_to_rgb: tuple[tuple[float, ...], ...] = ()  # (channels + 1, 3): linear preview, last row is the offset
     super_resolution: SuperResolutionSpec | None = None
+    pooled_width: int = 0  # of the text's pooled embedding; 0: the denoiser takes none, and no size
+    empty_is_zeros: bool = False  # the conditioning of an empty prompt is zeros, not the text encoders' answer
     base_weights: str = "denoiser.safetensors"  # the base model's denoiser tensors, by PyTorch name, fp32
     schema: int = SCHEMA
     files: Mapping[str, str] = field(default_factory=dict)  # file name to sha256
+
+    @property
+    def latent_step(self) -> int:
+        """The same of the latent's height and width."""
+        return self.size_step * self.latent_side[0] // self.image_side[0]
+
+    @property
+    def conditioning(self) -> tuple[int, int]:
+        """The shape of a prompt's conditioning: rows and width."""
+        return num_rows(self.context_tokens, self.pooled_width), self.context_width
 
     def save(self, folder: Path) -> None:
         """Write spec.json into a folder. Raises ValueError for NaN, and for infinity outside the preset."""
@@ -262,6 +290,7 @@ class BaseModelSpec:
             fields[name] = tuple(fields[name])
         if stage := fields.get("super_resolution"):
             stage["side"], stage["schedule"] = tuple(stage["side"]), NoiseSchedule(**stage["schedule"])
+            stage["image_side"] = tuple(stage["image_side"])
             stage["tensors"] = _tensors(stage["tensors"])
             fields["super_resolution"] = SuperResolutionSpec(**stage)
         fields["latent_to_rgb"] = tuple(tuple(row) for row in fields["latent_to_rgb"])

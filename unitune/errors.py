@@ -30,6 +30,7 @@ from grpc_status import rpc_status
 
 DOMAIN = "unitune.dev"
 MAX_SHOWN_VALUE = 80  # characters of a refused value that an error repeats
+MAX_SHOWN_FIELD = 120  # and of its place in the request, which may have a word in it
 # Limits of texts in UTF-8. A message is sent three times, once with up to three bytes for each of these.
 MAX_MESSAGE_BYTES = 900
 MAX_PART_BYTES = 400  # of a value or a remedy
@@ -71,6 +72,15 @@ def shown(value: object) -> str:
 def _end_of(path: PurePath) -> str:
     text = str(path)
     return text if len(text) <= MAX_SHOWN_VALUE else f"…{text[1 - MAX_SHOWN_VALUE :]}"
+
+
+class Size(str):
+    """What an error says in place of a value that it does not repeat, such as `2001 characters`. It has no quotes."""
+
+
+def length_of(text: str) -> Size:
+    """A text that may be a prompt, which no error repeats, by its length."""
+    return Size(f"{len(text)} characters")
 
 
 class UniTuneError(Exception):
@@ -116,13 +126,15 @@ def _refusal(field: str, value: object, remedy: str) -> _Refusal:
     """Message and metadata of an error about one field. Field, value and remedy are each cut if they are long."""
     if isinstance(value, PurePath):
         value = _end_of(value)
-    field, told, remedy = cut(field, MAX_SHOWN_VALUE), shown(value), cut(remedy, size_bytes=MAX_PART_BYTES)
-    quoted = told
-    if isinstance(value, str):
+    field, told, remedy = cut(field, MAX_SHOWN_FIELD), shown(value), cut(remedy, size_bytes=MAX_PART_BYTES)
+    quoted, verb = told, "is"
+    if isinstance(value, Size):
+        verb = "has"
+    elif isinstance(value, str):
         begin = value if len(value) <= MAX_SHOWN_VALUE else f"{value[: MAX_SHOWN_VALUE - 1]}…"
         quoted = cut(repr(begin), size_bytes=MAX_PART_BYTES)
     metadata = {"field": field, "value": told, "remedy": remedy}
-    return {"message": f"{field} is {quoted}: {remedy}", "metadata": metadata}
+    return {"message": f"{field} {verb} {quoted}: {remedy}", "metadata": metadata}
 
 
 class InvalidArgument(UniTuneError):
@@ -133,8 +145,14 @@ class InvalidArgument(UniTuneError):
     def in_field(self, field: str) -> "InvalidArgument":
         """The same error about the field in which a request carries what is refused."""
         metadata = {**self.metadata, "field": field}
-        message = f"{field} is {metadata.get('value', 'refused')}: {metadata.get('remedy', self.message)}"
+        verb = "has" if self.message.startswith(f"{self.field} has ") else "is"
+        message = f"{field} {verb} {metadata.get('value', 'refused')}: {metadata.get('remedy', self.message)}"
         return InvalidArgument(message, reason=self.reason, metadata=metadata)
+
+    def moved(self, field: str, remedy: str | None = None) -> "InvalidField":
+        """The same error by the field's place in another request, with that one's remedy if it is given."""
+        value, remedy = self.metadata["value"], self.metadata["remedy"] if remedy is None else remedy
+        return InvalidField(field, Size(value) if self.message.startswith(f"{self.field} has ") else value, remedy)
 
 
 class InvalidField(InvalidArgument):

@@ -5,9 +5,11 @@ choice is a word in lower case, `ddim` for SCHEDULER_DDIM. `to_words` and `put_w
 back, and `Flat` reads a message by these names. An error names a field by its path in the request.
 
 Checks raise InvalidField naming the field, its value and what would be right; bytes that are too many are
-UPLOAD_TOO_LARGE. A text longer than a word may be a prompt, which no error repeats: it appears by its length.
+UPLOAD_TOO_LARGE. No error repeats a prompt, or a text longer than a word: it appears by its length. No text has control
+characters, except tabs and new lines.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,10 +21,11 @@ from google.api import field_behavior_pb2
 from google.protobuf.descriptor import Descriptor, EnumValueDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from unitune.errors import InvalidArgument, InvalidField
+from unitune.errors import InvalidArgument, InvalidField, Size, length_of
 from unitune.v1 import edit_pb2, option_pb2, server_pb2, tuning_pb2
 
-WORD_CHARACTERS = 64  # a text that may have more may be a prompt
+WORD_CHARACTERS = 64  # the most of a text that an error repeats
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # except tab, new line and carriage return
 M = TypeVar("M", bound=Message)
 
 _FILE = edit_pb2.DESCRIPTOR  # `like` names a field of its package, which is looked up in its descriptor pool
@@ -82,6 +85,11 @@ class Field:
         """Whether an empty text is refused, and a choice that is not made."""
         behavior = self.descriptor.GetOptions().Extensions[field_behavior_pb2.field_behavior]
         return field_behavior_pb2.REQUIRED in behavior
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether it is a prompt, of any length, which no error repeats."""
+        return self.descriptor.name.endswith("prompt")
 
     @property
     def is_map(self) -> bool:
@@ -185,11 +193,11 @@ class Field:
         """
         if self.descriptor.is_repeated:
             if self.limits.max_items and len(value) > self.limits.max_items:
-                number = f"{len(value)} {self.name.rpartition('_')[2]}"
-                yield InvalidField(place, number, f"give at most {self.limits.max_items}")
-            is_map = isinstance(value, Mapping)
-            for index, item in enumerate(value.values() if is_map else value):
-                yield from self._violations(item, place if is_map else f"{place}[{index}]")
+                yield InvalidField(place, self.number_of(value), f"give at most {self.limits.max_items}")
+            for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+                if isinstance(key, str):
+                    yield from control_characters(key, element(place, key))
+                yield from self._violations(item, element(place, key))
             return
         yield from self._violations(value, place)
 
@@ -197,7 +205,8 @@ class Field:
         limits, is_wrong, shown = self.limits, False, value
         if isinstance(value, bytes):
             if limits.max_len and len(value) > limits.max_len:
-                yield InvalidArgument.of_field(place, f"{len(value)} bytes", self._remedy(), reason="UPLOAD_TOO_LARGE")
+                size = Size(f"{len(value)} bytes")
+                yield InvalidArgument.of_field(place, size, self._remedy(), reason="UPLOAD_TOO_LARGE")
             return
         if self.choices:
             known: Iterable[object] = self._numbers if isinstance(value, str) else self._numbers.values()
@@ -206,9 +215,11 @@ class Field:
             if len(value.strip()) < limits.min_len:
                 is_wrong, shown = True, "blank" if value else ""
             elif limits.max_len and len(value) > limits.max_len:
-                is_wrong, shown = True, f"{len(value)} characters"
+                is_wrong, shown = True, length_of(value)
             elif limits.printable and not value.isprintable():
                 is_wrong = True
+            else:
+                yield from control_characters(value, place)
         elif isinstance(value, int | float):
             # Written so that what is no number (NaN) is wrong.
             is_wrong = any(
@@ -216,6 +227,11 @@ class Field:
             )
         if is_wrong:
             yield InvalidField(place, shown, self._remedy())
+
+    def number_of(self, value: Any) -> Size:
+        """How many elements a list or a map has: `9 seeds`, `1 seed`."""
+        elements = self.name.rpartition("_")[2]
+        return Size(f"{len(value)} {elements.removesuffix('s') if len(value) == 1 else elements}")
 
     def _remedy(self) -> str:
         words = range_in_words(self)
@@ -283,13 +299,42 @@ BASE_MODEL = options_of(server_pb2.BaseModel)
 
 
 _BY_PATH = {field.path: name for name, field in SAMPLING.items()}
+_KEY = re.compile(r'\["(?:[^"\\]|\\.)*(?:"\]|$)|\[[^]]*(?:\]|$)')  # in a place, which may be cut
+
+
+def element(place: str, key: str | int) -> str:
+    """The place of one element: `blend_words[1]` of a list, `word_weights["cat"]` of a map."""
+    if isinstance(key, str):
+        quoted = json.dumps(key, ensure_ascii=False)
+        return f"{place}[{quoted if len(quoted) <= WORD_CHARACTERS + 2 else length_of(key)}]"
+    return f"{place}[{key}]"
+
+
+def control_characters(text: str, place: str) -> Iterator[InvalidField]:
+    """The error for the first control character of a text, if it has one."""
+    if found := _CONTROL.search(text):
+        shown = Size(f"U+{ord(found[0]):04X} as character {found.start() + 1}")
+        yield InvalidField(place, shown, "leave it out: it is a control character")
 
 
 def name_of(place: str) -> str:
     """The name of the option at a place in a request: `mask_blur` of `config.mask.blur`, `seeds` of `seeds[2]`."""
-    parts = re.sub(r"\[[^]]*\]", "", place).split(".")
+    parts = _KEY.sub("", place).split(".")
     ends = [".".join(parts[index:]) for index in range(len(parts))]
     return next((_BY_PATH[end] for end in ends if end in _BY_PATH), parts[-1])
+
+
+def with_paths(remedy: str, fields: Mapping[str, Field], prefix: str) -> str:
+    """A remedy that names options as errors name fields, by their paths: `config.mask.source` for mask_source.
+
+    A name that is a plain word, such as automatic, stays, unless its path differs.
+    """
+
+    def path(match: re.Match[str]) -> str:
+        field = fields.get(match[0])
+        return match[0] if field is None or not ("_" in match[0] or field.parents) else f"{prefix}{field.path}"
+
+    return re.sub(r"(?<![\w.])[a-z]+(?:_[a-z0-9]+)*(?![\w.])", path, remedy)
 
 
 def range_in_words(field: Field) -> str:
@@ -345,18 +390,18 @@ def put_words(message: M, words: Mapping[str, Any], prefix: str = "") -> M:
     fields = options_of(type(message))
     for name, value in words.items():
         fields[name].put(message, value, prefix)
-        refuse_without_switch(fields[name], words, prefix)
+        refuse_without_switch(fields[name], fields, words, prefix)
     return message
 
 
-def refuse_without_switch(field: Field, words: Mapping[str, Any], prefix: str) -> None:
+def refuse_without_switch(field: Field, fields: Mapping[str, Field], words: Mapping[str, Any], prefix: str) -> None:
     """Refuse an option of `words` in a switch that is not on among them: in the message it would turn that on."""
     if field.switch is not None and not words.get(field.switch.name):
-        raise _needless(field, words[field.name], prefix)
+        raise _needless(field, fields, words[field.name], prefix)
 
 
-def _needless(field: Field, value: Any, prefix: str) -> InvalidField:
-    remedy = f"leave it unset, or set {field.needs}, too"
+def _needless(field: Field, fields: Mapping[str, Field], value: Any, prefix: str) -> InvalidField:
+    remedy = f"leave it unset, or set {prefix}{fields[field.needs].path}, too"
     return InvalidField(f"{prefix}{field.path}", shown(field, value), remedy)
 
 
@@ -399,11 +444,13 @@ def refuse_unread(config: Message, method: str, prefix: str) -> None:
             if getattr(flat, other):
                 raise refused(field, config, prefix, f"leave it unset: {why}")
         if field.needs and not getattr(flat, field.needs):
-            raise _needless(field, field.value(config), prefix)
+            raise _needless(field, fields, field.value(config), prefix)
 
 
 def refused(field: Field, config: Message, prefix: str, remedy: str) -> InvalidField:
     """The error for what is set of a field; `prefix` is the config's own place in the request."""
+    others = {name: other for name, other in options_of(type(config)).items() if name != field.name}
+    remedy = with_paths(remedy, others, prefix)
     return InvalidField(f"{prefix}{field.path}", shown(field, field.value(config)), remedy)
 
 
@@ -424,13 +471,12 @@ def clear_unread(config: Message, method: str) -> None:
 
 
 def shown(field: Field, value: Any) -> str | float:
-    """A value, as an error shows it: a list by its number, and what may be a prompt by its length."""
+    """A value, as an error shows it: a list by its number, a prompt and what is longer than a word by its length."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        is_long = len(value) > WORD_CHARACTERS or field.limits.max_len > WORD_CHARACTERS
-        return f"{len(value)} characters" if is_long else value
-    return value if isinstance(value, int | float) else f"{len(value)} of them"
+        return length_of(value) if field.is_prompt or len(value) > WORD_CHARACTERS else value
+    return value if isinstance(value, int | float) else field.number_of(value)
 
 
 def _number(value: float) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from unitune.choices import NULL_TEXT
-from unitune.errors import MAX_SHOWN_VALUE, InvalidField
+from unitune.errors import MAX_SHOWN_VALUE, InvalidField, length_of
 from unitune.options import name_of
 from unitune.prompts import spans_of, with_rare_tokens
 
@@ -93,7 +93,7 @@ def checked(
     reading = reader.read(text, before, vectors)
     if reading.says_nothing:
         reason = "nothing of it is a word that the base model reads"
-        raise InvalidField(field, f"{len(text)} characters", f"{reason}; {remedy}")
+        raise InvalidField(field, length_of(text), f"{reason}; {remedy}")
     return warnings_of(reading, reader, field, has_words_before=bool(before.strip()))
 
 

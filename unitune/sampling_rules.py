@@ -15,12 +15,14 @@ from unitune.choices import (
     PROMPT_TO_PROMPT,
     mask_source_of,
 )
-from unitune.errors import InvalidField
-from unitune.options import SAMPLING, Flat, shown
+from unitune.diffusion.solvers import LCM_ORIGINAL_STEPS
+from unitune.errors import InvalidField, Size, length_of
+from unitune.options import SAMPLING, Flat, element, shown, with_paths
 from unitune.prompts import mentions, named_objects
 from unitune.v1.edit_pb2 import SamplingConfig
 
 INVERTIBLE = "ddim"  # the scheduler of an inverted edit
+LCM = "lcm"  # the scheduler with timesteps of its own
 # Beyond it pixels leave their range unless they are thresholded. Imagen's super-resolution is best at 7 to 10.
 MAX_UNTHRESHOLDED_GUIDANCE = 10
 
@@ -60,10 +62,17 @@ class Asked:
         """The words of base prompt and prompt."""
         return len(self.options.base_prompt.split()), len(self.prompt.split())
 
-    def unmentioned(self, name: str, *prompts: str) -> str | None:
-        """The first word of an option that is in none of the prompts."""
-        words = getattr(self.options, name)
-        return next((word for word in words if not any(word.strip() and mentions(one, word) for one in prompts)), None)
+    @cached_property
+    def unmentioned_weight(self) -> str | None:
+        """The first word of word_weights that is not in the prompt."""
+        return next((word for word in self.options.word_weights if not _mentioned(word, self.prompt)), None)
+
+    @cached_property
+    def unmentioned_blend(self) -> int | None:
+        """The place in blend_words of the first word that is in neither prompt."""
+        prompts = self.prompt, self.options.base_prompt
+        words = enumerate(self.options.blend_words)
+        return next((index for index, word in words if not _mentioned(word, *prompts)), None)
 
     def told(self, name: str) -> str | float:
         """What an option was set to, as an error shows it."""
@@ -71,6 +80,10 @@ class Asked:
         if not self.options.has(name):
             return "unset"
         return "blank" if isinstance(value, str) and not value.strip() else shown(SAMPLING[name], value)
+
+
+def _mentioned(word: str, *prompts: str) -> bool:
+    return any(word.strip() and mentions(prompt, word) for prompt in prompts)
 
 
 @dataclass(frozen=True)
@@ -81,6 +94,7 @@ class Rule:
     field: str
     remedy: str
     value: Callable[[Asked], str | float] | None = None  # that is refused; None: the field's own
+    element: Callable[[Asked], str | int | None] = lambda asked: None  # that is refused of a list or a map
 
 
 def _has(name: str) -> Callable[[Asked], bool]:
@@ -118,7 +132,7 @@ MASK_RULES = (
         lambda asked: asked.source != "given" and asked.mask,
         "mask",
         "leave it unset, since mask_source {asked.source} estimates its own, or choose mask_source given",
-        lambda asked: f"{len(asked.mask)} bytes",
+        lambda asked: Size(f"{len(asked.mask)} bytes"),
     ),
     Rule(
         lambda asked: asked.options.mask_text and asked.source not in MASKS_OF_WORDS and asked.mask,
@@ -170,6 +184,19 @@ INVERTED_RULES = (
         lambda asked: asked.options.inverted and asked.options.repeats > 1,
         "inverted",
         "leave it unset: repeats begin with fresh noise each time",
+    ),
+)
+
+LCM_RULES = (
+    Rule(
+        lambda asked: asked.options.scheduler == LCM and asked.options.num_inference_steps > LCM_ORIGINAL_STEPS,
+        "num_inference_steps",
+        f"give at most {LCM_ORIGINAL_STEPS} with scheduler {LCM}; 4 to 8 are usual",
+    ),
+    Rule(
+        lambda asked: asked.options.scheduler == LCM and asked.options.timestep_spacing,
+        "timestep_spacing",
+        f"leave it unset: {LCM} has timesteps of its own",
     ),
 )
 
@@ -229,18 +256,18 @@ PROMPT_TO_PROMPT_RULES = (
         "choose refine, or leave it unset: base_prompt has {asked.lengths[0]} words and prompt {asked.lengths[1]}",
     ),
     Rule(
-        lambda asked: asked.unmentioned("word_weights", asked.prompt) is not None,
+        lambda asked: asked.unmentioned_weight is not None,
         "word_weights",
         "name a word of the prompt",
-        lambda asked: shown(SAMPLING["word_weights"], asked.unmentioned("word_weights", asked.prompt)),
+        lambda asked: shown(SAMPLING["word_weights"], asked.unmentioned_weight),
+        lambda asked: asked.unmentioned_weight,
     ),
     Rule(
-        lambda asked: asked.unmentioned("blend_words", asked.prompt, asked.options.base_prompt) is not None,
+        lambda asked: asked.unmentioned_blend is not None,
         "blend_words",
         "name a word of prompt or base_prompt",
-        lambda asked: shown(
-            SAMPLING["blend_words"], asked.unmentioned("blend_words", asked.prompt, asked.options.base_prompt)
-        ),
+        lambda asked: shown(SAMPLING["blend_words"], asked.options.blend_words[asked.unmentioned_blend]),
+        lambda asked: asked.unmentioned_blend,
     ),
 )
 
@@ -256,14 +283,14 @@ BASE_PROMPT_RULES = (
         ),
         "base_prompt",
         "set prompt_guidance_scale or mask_source diffedit, which read it, or leave it unset",
-        lambda asked: f"{len(asked.options.base_prompt)} characters",
+        lambda asked: length_of(asked.options.base_prompt),
     ),
 )
 
 
 def rules_of(method: str) -> Iterator[Rule]:
     """The rules of a method's edits, in the order in which they are looked at."""
-    yield from (*NULL_TEXT_RULES, *MASK_RULES, *INVERTED_RULES, *GUIDANCE_RULES)
+    yield from (*NULL_TEXT_RULES, *MASK_RULES, *INVERTED_RULES, *LCM_RULES, *GUIDANCE_RULES)
     yield from PROMPT_TO_PROMPT_RULES if method == PROMPT_TO_PROMPT else BASE_PROMPT_RULES
 
 
@@ -273,4 +300,6 @@ def check_rules(asked: Asked, field: str) -> None:
         if rule.when(asked):
             place = rule.field if rule.field == "mask" else f"{field}.{SAMPLING[rule.field].path}"
             value = rule.value(asked) if rule.value is not None else asked.told(rule.field)
-            raise InvalidField(place, value, rule.remedy.format(asked=asked))
+            if (key := rule.element(asked)) is not None:
+                place = element(place, key)
+            raise InvalidField(place, value, with_paths(rule.remedy.format(asked=asked), SAMPLING, f"{field}."))

@@ -5,7 +5,12 @@ from unitune.v1 import server_pb2
 
 
 def base_model_info(
-    spec: BaseModelSpec, *, has_clip_filter: bool = False, has_clipseg: bool = False, has_known_pictures: bool = False
+    spec: BaseModelSpec,
+    *,
+    has_clip_filter: bool = False,
+    has_clipseg: bool = False,
+    has_content_filter: bool = False,
+    has_known_pictures: bool = False,
 ) -> server_pb2.BaseModel:
     """The message; without super-resolution its size is 0."""
     height, width = spec.image_side
@@ -18,8 +23,10 @@ def base_model_info(
         vocabulary=spec.vocabulary,
         has_clip_filter=has_clip_filter,
         has_clipseg=has_clipseg,
+        has_content_filter=has_content_filter,
         has_known_pictures=has_known_pictures,
         super_resolution_height=large_height,
         super_resolution_width=large_width,
+        size_step=spec.size_step,
         fast_steps=spec.preset.method_preset("unitune").fast_steps,
     )

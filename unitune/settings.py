@@ -33,7 +33,9 @@ NAMES = frozenset(
         "UNITUNE_BASE_MODEL",
         "UNITUNE_CLIPSEG",
         "UNITUNE_CONNECTION_AGE_S",
+        "UNITUNE_CONTENT_FILTER",
         "UNITUNE_ENGINE",
+        "UNITUNE_FILTERED_TENANTS",
         "UNITUNE_GATEWAY_ADDRESS",
         "UNITUNE_HEALTH_ADDRESS",
         "UNITUNE_HOME",  # of the client's local services

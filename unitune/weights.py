@@ -199,9 +199,9 @@ def probe_input(
 ) -> dict[str, np.ndarray]:
     """The denoiser input that proves a refit: two latents, a low and a high timestep, two contexts.
 
-    `side` is (height, width) of the latent, `context` is (tokens, width) of the text embedding; with `has_noise_level`
-    each timestep has a noise level beside it, as for super-resolution. The draws are float32 and the same on every
-    machine (PCG64).
+    `side` is (height, width) of the latent, `context` is (rows, width) of a prompt's conditioning; with
+    `has_noise_level` each timestep has a noise level beside it, as for super-resolution. The draws are float32 and the
+    same on every machine (PCG64).
     """
     rng = np.random.default_rng(seed)
     timesteps = [[200, 100], [800, 400]] if has_noise_level else [200, 800]

@@ -127,6 +127,8 @@ class SamplingConfig:
     eta: float | None = None
     guidance_sigma_low: float | None = None
     guidance_sigma_high: float | None = None
+    timestep_spacing: str = ""
+    guidance_rescale: float | None = None
     automatic: bool = False
     clip_filter: bool = False
     resamples: int | None = None
@@ -162,17 +164,19 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a tuning is: `update` of `total` are done, about `left_s` seconds remain; `learning_rate` is in force.
+    """How far a tuning is: `update` of `total` are done; `learning_rate` is in force.
 
-    `stopped_early` tells that `stop_loss_ratio` ended it at `update`.
+    About `left_s` seconds remain to the end of the whole tuning; None while there is no estimate. `stage` is
+    `preparing`, `updating`, `packing` or `storing`. `stopped_early` tells that `stop_loss_ratio` ended it at `update`.
     """
 
     update: int
     total: int
     loss: float
-    left_s: float
+    left_s: float | None
     learning_rate: float = 0.0
     stopped_early: bool = False
+    stage: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +241,15 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class Heartbeat(Event):
-    """Nothing happened for 15 seconds; the stream is alive."""
+    """Nothing else happened for some seconds, 15 at most; the stream is alive.
+
+    Of an edit at the sampler it tells the `stage`: `waiting` for an engine, `loading` the weights, `preparing`,
+    `sampling` or `decoding`; the seconds in it, and those that are left of it, None while there is no estimate.
+    """
+
+    stage: str = ""
+    stage_s: float = 0.0
+    stage_left_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,6 +350,9 @@ class EditWarning(Event):
     text: str
 
 
+BLOCKED = "the server's content filter refused the picture; another seed or prompt may give another one"
+
+
 @dataclass(frozen=True, kw_only=True)
 class EditedImage(Event):
     """One edited picture, as large as the base image. `index` is its place among the seeds.
@@ -345,19 +360,26 @@ class EditedImage(Event):
     `png` says how it was made, unless `omit_metadata` was set: `unitune show` prints it, `edit --like` repeats it.
 
     `mask` is the PNG of the mask that was used, white where it was edited; None if there was none. `scores` are the
-    CLIP filter's, `strength` and `guidance_scale` what `automatic` chose; None without them.
+    CLIP filter's, `strength` and `guidance_scale` what `automatic` chose; None without them. It was sampled at
+    `working_width` x `working_height` pixels. With `blocked` the server's content filter refused the picture, and `png`
+    is empty.
     """
 
     index: int
     seed: int
+    blocked: bool = False
     png: bytes = field(repr=False)
     mask: bytes | None = field(default=None, repr=False)
     scores: Scores | None = None
     strength: float | None = None
     guidance_scale: float | None = None
+    working_width: int = 0
+    working_height: int = 0
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the PNG file; it appears whole or not at all. Raises OSError."""
+        """Write the PNG file; it appears whole or not at all. Raises OSError, and ValueError for a blocked picture."""
+        if self.blocked:
+            raise ValueError(BLOCKED)
         path = Path(path)
         unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
         try:
@@ -464,7 +486,8 @@ class BaseModel:
     """The model before any tuning; width and height in pixels. An empty vocabulary is an open one.
 
     What its super-resolution makes has `super_resolution_width` and `super_resolution_height`; 0 without it.
-    `fast_steps` are those of an edit that is `fast`; 0 where it does not say.
+    `fast_steps` are those of an edit that is `fast`; 0 where it does not say. Sides of the sizes that it works at are
+    multiples of `size_step`; 0 if it works at one size.
     """
 
     name: str
@@ -474,9 +497,11 @@ class BaseModel:
     vocabulary: tuple[str, ...]
     has_clip_filter: bool = False
     has_clipseg: bool = False
+    has_content_filter: bool = False
     super_resolution_width: int = 0
     super_resolution_height: int = 0
     fast_steps: int = 0
+    size_step: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

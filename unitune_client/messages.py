@@ -101,7 +101,7 @@ def _filled(message: M, values: Mapping[str, Any], place: str = "") -> M:
             field.put(message, value, place)
         except (TypeError, ValueError, AttributeError):  # the last for a map's value without keys
             raise InvalidField(field.keyword, value, f"give {_wanted(field)}{_why_not_text(value)}") from None
-        refuse_without_switch(field, values, place)
+        refuse_without_switch(field, known, values, place)
     return message
 
 

@@ -109,7 +109,7 @@ class EditOptions(OwnTuningOptions, total=False):
     """method of the tuning, or `sdedit` or `prompt_to_prompt`, which use none, except inversion `null_text`. [default:
     unitune]
     """
-    scheduler: Literal["ddim", "euler", "dpmpp_2m"] | None
+    scheduler: Literal["ddim", "euler", "dpmpp_2m", "lcm"] | None
     """scheduler of the steps. [default: the base model's own]"""
     num_inference_steps: int | None
     """num_inference_steps of a run from pure noise; strength leaves the later part of them. [1 to 1000; default: the
@@ -232,6 +232,15 @@ class EditOptions(OwnTuningOptions, total=False):
     fast: bool | None
     """fast takes the base model's fast_steps (see BaseModel) for num_inference_steps, and `accepted` tells them there.
     Only for unitune.
+    """
+    timestep_spacing: Literal["leading", "trailing", "linspace"] | None
+    """timestep_spacing of the run. [default: the base model's own] Only for unitune, imagic, dreambooth,
+    textual_inversion, sdedit.
+    """
+    guidance_rescale: float | None
+    """guidance_rescale is the share of the guided prediction that is scaled to the standard deviation of the prompt's
+    own prediction (arXiv 2305.08891, section 3.4). [0 to 1; default: the base model's own, 0] Only for unitune, imagic,
+    dreambooth, textual_inversion, sdedit.
     """
     seeds: list[int] | tuple[int, ...] | None
     """seeds, 0 or more each, one picture each, at most 8; empty means one picture from seed 0. Same seed, same picture.

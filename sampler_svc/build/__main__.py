@@ -36,12 +36,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         builder = builder_of(options.backend)
         folder = options.out or options.engines / read_graphs(options.graphs, builder)[1].digest[:16]
-        print(build(options.graphs, folder, builder))
+        print(build(options.graphs, folder, builder, _say))
     except Exception as error:
         told = failure_sentence(error, options.out or options.engines, BuildError, BackendMissing)
         print(f"build: {told}", file=sys.stderr)
         return 1
     return 0
+
+
+def _say(stage: str) -> None:
+    print(f"build: {stage} ...", file=sys.stderr, flush=True)
 
 
 def builder_of(name: str) -> BackendBuilder:

@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,12 +26,15 @@ from sampler_svc.engines.onnx_file import structure_digest
 from unitune.base_model import SUPER_RESOLUTION_GRAPH, BaseModelSpec, file_digest
 from unitune.system_errors import failure_sentence
 
+Say = Callable[[str], None]
 
-def build(graphs: Path, folder: Path, builder: BackendBuilder | None = None) -> Path:
+
+def build(graphs: Path, folder: Path, builder: BackendBuilder | None = None, say: Say = lambda stage: None) -> Path:
     """Build an engine into a folder, unless a complete one with the same key is there. Returns the folder.
 
-    The default builder is for ONNX Runtime on this CPU. An engine with another key is replaced. Raises BuildError when
-    the graphs are incomplete, or when the built engine does not answer or refit like them.
+    The default builder is for ONNX Runtime on this CPU. An engine with another key is replaced. `say` gets each stage
+    when it starts. Raises BuildError when the graphs are incomplete, or when the built engine does not answer or refit
+    like them.
     """
     began = time.monotonic()
     builder = builder or onnxruntime_builder()
@@ -39,14 +43,18 @@ def build(graphs: Path, folder: Path, builder: BackendBuilder | None = None) -> 
         return folder
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST_FILE).exists():
         raise BuildError(f"{folder} is a folder with other files: give an empty or a new one")
+    say("checking the graphs")
     check_files(graphs, spec)
     builder.check(graphs, spec)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
+        say("building the engine")
         builder.fill(partial, graphs, spec)
+        say("checking the engine with its own and with other weights")
         modes = builder.verify(graphs, partial, spec) or ()
         if spec.super_resolution is not None:
+            say("checking super-resolution")
             verify_super_resolution(partial, spec)
         EngineManifest.of(key, partial, round(time.monotonic() - began, 3), modes).save(partial)
         if not is_complete(folder, key):  # another build may have come first

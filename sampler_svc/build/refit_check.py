@@ -81,6 +81,5 @@ def reference_answer(graph: Path, spec: EngineSpec, tensors: Tensors) -> np.ndar
 
 
 def _answer(spec: EngineSpec, session: Any) -> np.ndarray:
-    latents, timesteps, contexts = spec.question(BASE_PROBE_SEED)
-    (answer,) = session.run(["out"], {"sample": latents, "timestep": timesteps, "encoder_hidden_states": contexts})
+    (answer,) = session.run(["out"], spec.inputs(*spec.question(BASE_PROBE_SEED)))
     return answer

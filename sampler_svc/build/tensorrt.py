@@ -104,7 +104,7 @@ def _fill(
 ) -> None:
     """Write plan, fp16 specification, the self-test's answers, and all files except the denoiser's."""
     trt, device = open_runtime()
-    print("build: building the plan, which takes minutes for a large model ...", file=sys.stderr, flush=True)
+    print("build: building the plan ...", file=sys.stderr, flush=True)
     try:
         plan = build_plan(trt, graphs / FP16_DENOISER, spec, _timing_cache(folder.parent, here))
     except TypeError as error:  # the bindings' constructors, when a library of TensorRT cannot start
@@ -117,15 +117,11 @@ def _fill(
 
 def _shapes(network: INetworkDefinition, spec: BaseModelSpec) -> dict[str, tuple[int, ...]]:
     """The one shape of each input."""
-    rest = {
-        "sample": (spec.latent_channels, *spec.latent_side),
-        "timestep": (),
-        "encoder_hidden_states": (spec.context_tokens, spec.context_width),
-    }
+    wanted = EngineSpec.from_model(spec).blank_inputs(BATCH)
     inputs = {network.get_input(index).name for index in range(network.num_inputs)}
-    if inputs != rest.keys():
-        raise BuildError(f"the fp16 graph takes {sorted(inputs)} and not {sorted(rest)}; {AGAIN_WITH_FP16}")
-    return {name: (BATCH, *shape) for name, shape in rest.items()}
+    if inputs != wanted.keys():
+        raise BuildError(f"the fp16 graph takes {sorted(inputs)} and not {sorted(wanted)}; {AGAIN_WITH_FP16}")
+    return {name: array.shape for name, array in wanted.items()}
 
 
 def _timing_cache(engines: Path, here: Mapping[str, str]) -> Path:

@@ -57,6 +57,8 @@ def session_options(
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if not is_packed:
         options.add_session_config_entry("session.disable_prepacking", "1")
+    # A plan of memory for each size that was ever run would stay; without, memory is bounded by the largest size.
+    options.enable_mem_pattern = False
     options.log_severity_level = 3  # errors, which are also raised; warnings are about the graph's history
     return options
 
@@ -175,6 +177,5 @@ class OrtEngine(Engine):
     def _run(self, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
         if self._session is None:
             raise RuntimeError("the engine is closed")
-        feed = {"sample": latents, "timestep": timesteps, "encoder_hidden_states": contexts}
-        (output,) = self._session.run(["out"], feed)
+        (output,) = self._session.run(["out"], self.spec.inputs(latents, timesteps, contexts))
         return output

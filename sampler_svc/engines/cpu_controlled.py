@@ -36,13 +36,15 @@ class ControlledEngine(OrtEngine):
     def run_controlled(
         self, latents: Array, timesteps: NDArray[np.int64], contexts: Array, controls: Controls
     ) -> Controlled:
-        """Output and maps for a batch of n; `controls` has n rows. Raises Internal (WEIGHTS_UNKNOWN) as `run` does."""
+        """Output and maps for a batch of n; `controls` has n rows. Raises what `run` raises."""
+        self.spec.check_latents(latents)
         if self.weights is None:
             raise Internal("the engine holds unknown weights", reason="WEIGHTS_UNKNOWN")
         return self._compute_controlled(latents, timesteps, contexts, controls)
 
     def _compute(self, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
-        controls = no_controls(len(latents), self.spec.context[0])
+        rows, _ = self.spec.context
+        controls = no_controls(len(latents), rows - 1 if self.spec.pooled_width else rows)
         return self._compute_controlled(latents, timesteps, contexts, controls).output
 
     def _compute_controlled(
@@ -50,5 +52,5 @@ class ControlledEngine(OrtEngine):
     ) -> Controlled:
         if self._session is None:
             raise RuntimeError("the engine is closed")
-        feed = {"sample": latents, "timestep": timesteps, "encoder_hidden_states": contexts, **controls._asdict()}
+        feed = {**self.spec.inputs(latents, timesteps, contexts), **controls._asdict()}
         return Controlled(*self._session.run([OUT, MAPS], feed))

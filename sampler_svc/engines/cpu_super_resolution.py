@@ -27,4 +27,5 @@ class SuperResolutionEngine(OrtEngine):
             raise ValueError(f"{model.name} has no super-resolution")
         channels, height, width = stage.blocks
         context = (model.context_tokens, model.context_width)
-        return EngineSpec((2 * channels, height, width), context, stage.tensors, has_noise_level=True)
+        step = stage.side_of((model.size_step, model.size_step))[0] // stage.block
+        return EngineSpec((2 * channels, height, width), context, stage.tensors, has_noise_level=True, step=step)

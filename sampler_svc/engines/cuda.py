@@ -174,13 +174,9 @@ class OrtCudaEngine(Engine):
         for name, view in views.items():
             options.add_initializer(name, view)
         self._session = open_on(self._provider, self._path, options, use_cuda_graph=self._use_cuda_graph)
-        latent = np.zeros((BATCH, *self.spec.latent), dtype=np.float32)
-        self._inputs = {
-            "sample": self._value(latent),
-            "timestep": self._value(np.zeros(BATCH, dtype=np.int64)),
-            "encoder_hidden_states": self._value(np.zeros((BATCH, *self.spec.context), dtype=np.float32)),
-        }
-        self._output = self._value(latent.copy())
+        blank = self.spec.blank_inputs(BATCH)
+        self._inputs = {name: self._value(array) for name, array in blank.items()}
+        self._output = self._value(blank["sample"].copy())
         self._binding = self._session.io_binding()
         for name, value in self._inputs.items():
             self._binding.bind_ortvalue_input(name, value)
@@ -198,9 +194,8 @@ class OrtCudaEngine(Engine):
     def _run_batch(self, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
         if self._session is None:
             raise RuntimeError("the engine is closed")
-        given = {"sample": latents, "timestep": timesteps, "encoder_hidden_states": contexts}
         try:
-            for name, array in given.items():
+            for name, array in self.spec.inputs(latents, timesteps, contexts).items():
                 self._inputs[name].update_inplace(array)
             self._session.run_with_iobinding(self._binding)
             answer: Array = self._output.numpy().copy()

@@ -13,11 +13,13 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unitune.base_model import BaseModelSpec, TensorSpec
+from unitune.diffusion.conditioning import denoiser_inputs
 from unitune.errors import DataLoss, Internal
 from unitune.weights import probe_input
 
@@ -40,16 +42,45 @@ class BackendMissing(Exception):
 class EngineSpec:
     """An engine's inputs and output, and all of its tensors, which can be refitted by name."""
 
-    latent: tuple[int, int, int]  # channels, height, width
-    context: tuple[int, int]  # tokens, width
+    latent: tuple[int, int, int]  # channels, height, width: those of the probe
+    context: tuple[int, int]  # rows, width of a prompt's conditioning (unitune.diffusion.conditioning)
     tensors: Mapping[str, TensorSpec]
     has_noise_level: bool = False  # beside each timestep, as super-resolution has it
+    step: int = 0  # heights and widths of other latents are multiples of it; 0: only those of the probe
+    pooled_width: int = 0  # of the last row; 0: there is no pooled embedding
+    pixels: int = 0  # of a side of the picture for one of the latent's; read only with a pooled embedding
 
     @classmethod
     def from_model(cls, model: BaseModelSpec) -> "EngineSpec":
         """The engine of a base model's denoiser."""
-        latent = (model.latent_channels, *model.latent_side)
-        return cls(latent, (model.context_tokens, model.context_width), model.tensors)
+        return cls(
+            latent=(model.latent_channels, *model.latent_side),
+            context=model.conditioning,
+            tensors=model.tensors,
+            step=model.latent_step,
+            pooled_width=model.pooled_width,
+            pixels=model.image_side[0] // model.latent_side[0],
+        )
+
+    def inputs(self, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> dict[str, NDArray[Any]]:
+        """The graph's inputs for a run, by name."""
+        return denoiser_inputs(latents, timesteps, contexts, self.pooled_width, self.pixels)
+
+    def blank_inputs(self, batch: int) -> dict[str, NDArray[Any]]:
+        """The same, zeros, of a run of `batch` rows: their shapes and types."""
+        latents, contexts = (np.zeros((batch, *shape), dtype=np.float32) for shape in (self.latent, self.context))
+        return self.inputs(latents, np.zeros(batch, dtype=np.int64), contexts)
+
+    def check_latents(self, latents: Array) -> None:
+        """Raises ValueError for latents of another shape than (n, channels, h, w), or of a size that is not run."""
+        channels, *side = self.latent
+        found = list(latents.shape[1:])
+        is_right = [channels, *side] == found
+        if self.step and len(found) == 3:
+            is_right = found[0] == channels and all(size > 0 and size % self.step == 0 for size in found[1:])
+        if not is_right:
+            sizes = f"height and width multiples of {self.step}" if self.step else f"{side[0]}x{side[1]}"
+            raise ValueError(f"latents of {found} do not fit: they must have {channels} channels, {sizes}")
 
     def question(self, seed: int) -> "tuple[Array, NDArray[np.int64], Array]":
         """The probe's latents, timesteps and contexts."""
@@ -114,11 +145,13 @@ class Engine(ABC):
         return RefitReport(written - began, time.perf_counter() - written, size_bytes, ratio)
 
     def run(self, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
-        """The denoiser's output for latents (n, *latent), timesteps (n,) and contexts (n, *context); n is free. With
-        `has_noise_level` timesteps are (n, 2), and the output has half the channels.
+        """The denoiser's output for latents (n, channels, h, w), timesteps (n,) and contexts (n, *context); n is free,
+        h and w as `EngineSpec.step` says. With `has_noise_level` timesteps are (n, 2), and the output has half the
+        channels.
 
-        Raises Internal (WEIGHTS_UNKNOWN) after a refit that failed.
+        Raises Internal (WEIGHTS_UNKNOWN) after a refit that failed, and ValueError for latents of another size.
         """
+        self.spec.check_latents(latents)
         if self.weights is None:
             raise Internal("the engine holds unknown weights", reason="WEIGHTS_UNKNOWN")
         return self._compute(latents, timesteps, contexts)

@@ -194,9 +194,8 @@ class TrtEngine(Engine):
 
     def _run_batch(self, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
         """The answer for exactly BATCH rows, at the context's fixed addresses."""
-        given = {"sample": latents, "timestep": timesteps, "encoder_hidden_states": contexts}
         try:
-            for name, array in given.items():
+            for name, array in self.spec.inputs(latents, timesteps, contexts).items():
                 self._questions[name][...] = array
                 self._device.copy_in(self._buffers[name], self._questions[name])
             if not self._use_cuda_graph:
@@ -249,12 +248,10 @@ class TrtEngine(Engine):
     def _bind_tensors(self) -> dict[str, int]:
         """Allocate inputs and output; their addresses. They never change, so a captured graph may use them."""
         types = self._trt.DataType
-        latent = (BATCH, *self.spec.latent)
+        blank = self.spec.blank_inputs(BATCH)
         wanted: dict[str, tuple[tuple[int, ...], type, Any]] = {
-            "sample": (latent, np.float32, types.FLOAT),
-            "timestep": ((BATCH,), np.int64, types.INT64),
-            "encoder_hidden_states": ((BATCH, *self.spec.context), np.float32, types.FLOAT),
-            "out": (latent, np.float32, types.FLOAT),
+            name: (array.shape, array.dtype.type, types.INT64 if array.dtype == np.int64 else types.FLOAT)
+            for name, array in {**blank, "out": blank["sample"]}.items()
         }
         found = {self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)}
         if found != wanted.keys():

@@ -14,10 +14,11 @@ from sampler_svc.sampling.text_reader import reader_of
 from unitune.base_model import BaseModelSpec
 from unitune.diffusion.guidance import Context
 from unitune.diffusion.schedule import Latents
-from unitune.images import ModelImage, Pixels, to_model
+from unitune.images import ModelImage, Pixels
 from unitune.prompts import ids_with_vectors
+from unitune.working_size import Fit, Size, fit, size_of, working_size
 
-TOKENIZER = "tokenizer.json"
+TOKENIZERS = ("tokenizer.json", "tokenizer_2.json")  # the second one only of two text encoders
 EMBEDDINGS_KEPT = 256  # prompts; the empty one is in every edit
 
 
@@ -29,22 +30,30 @@ class BaseGraphs:
     ) -> None:
         """Loads the graphs of an engine folder. Raises what tokenizers and the runtime raise for damaged files."""
         self.spec = spec
-        self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-        self.reader = reader_of(self._tokenizer, is_closed=bool(spec.vocabulary))
+        files = [folder / name for name in TOKENIZERS if (folder / name).is_file()]
+        self._tokenizers = [Tokenizer.from_file(str(file)) for file in files]
+        self.reader = reader_of(self._tokenizers[0], is_closed=bool(spec.vocabulary))
         self._text_encoder = open_graph(folder / "text_encoder.onnx", threads)
         self._image_encoder = open_graph(folder / "image_encoder.onnx", threads)
         self._image_decoder = open_graph(folder / "image_decoder.onnx", threads)
         self.embed = lru_cache(maxsize=EMBEDDINGS_KEPT)(self._embed)
 
     def tokens(self, prompt: str) -> list[int]:
-        """The ids of a prompt, cut and padded to the model's number of tokens."""
-        ids: list[int] = self._tokenizer.encode(prompt).ids
-        return ids
+        """The ids of a prompt, cut and padded to the model's number of tokens, for the first text encoder."""
+        return self._tokens_of_each(prompt)[0]
 
     def text(self, prompt: str) -> TokenizedPrompt:
         """A prompt with the tokens that the text encoder reads, and the characters that each came from."""
         read = self.reader.encode(prompt)[: self.reader.max_tokens]
         return TokenizedPrompt(prompt, [piece for piece in read if piece.start < piece.stop])
+
+    def working_size(self, size: Size) -> Size:
+        """The working size of a picture of `size` (height, width)."""
+        return working_size(size, self.spec.image_side, self.spec.size_step)
+
+    def fit(self, size: Size) -> Fit:
+        """How a picture of `size` (height, width) lies in its working size."""
+        return fit(size, self.working_size(size))
 
     def encode(self, image: ModelImage) -> Latents:
         """The latent (1, channels, h, w) of an image (1, 3, height, width): the posterior's mode, so deterministic."""
@@ -56,8 +65,8 @@ class BaseGraphs:
 
     def round_trip_error(self, picture: Pixels) -> float:
         """Root mean square difference, 0 to 1, between a picture, uint8 (h, w, 3), and its round trip through the
-        autoencoder, at the model's size. Noise makes it large, since a latent holds little noise."""
-        image = to_model(picture, self.spec.image_side)
+        autoencoder, at its working size. Noise makes it large, since a latent holds little noise."""
+        image = self.fit(size_of(picture)).to_model(picture)
         difference = (self.decode(self.encode(image)).clip(-1, 1) - image) / 2
         return float(np.sqrt(np.mean(np.square(difference))))
 
@@ -70,19 +79,29 @@ class BaseGraphs:
         return image
 
     def embed_vectors(self, prompt: str, placeholder: str, vectors: Array) -> Context:
-        """The text embedding (tokens, width) of a prompt, with vectors (k, width) in place of each placeholder."""
-        ids = ids_with_vectors(prompt, placeholder, len(vectors), self._ids, self.tokens(""))
+        """The conditioning (rows, width) of a prompt, with vectors (k, width) in place of each placeholder."""
+        empties = self._tokens_of_each("")
+        ids = [ids_with_vectors(prompt, placeholder, len(vectors), self._ids, empty) for empty in empties]
         return self._encode_text(ids, vectors)
+
+    def _tokens_of_each(self, prompt: str) -> list[list[int]]:
+        return [tokenizer.encode(prompt).ids for tokenizer in self._tokenizers]
 
     def _ids(self, text: str) -> list[int]:
         """The ids of a piece of text, without begin, end and padding."""
         return [piece.token for piece in self.reader.encode(text)]
 
     def _embed(self, prompt: str) -> Context:
-        """The text embedding (tokens, width) of a prompt."""
-        return self._encode_text(self.tokens(prompt), np.zeros((1, self.spec.context_width), dtype=np.float32))
+        """The conditioning (rows, width) of a prompt."""
+        if self.spec.empty_is_zeros and not prompt.strip():
+            return _read_only(np.zeros(self.spec.conditioning, dtype=np.float32))
+        return self._encode_text(self._tokens_of_each(prompt), np.zeros((1, self.spec.context_width), dtype=np.float32))
 
-    def _encode_text(self, ids: list[int], vectors: Array) -> Context:
-        embedding: Context = self._text_encoder(np.array([ids], dtype=np.int64), vectors)[0]
-        embedding.flags.writeable = False
-        return embedding
+    def _encode_text(self, ids: list[list[int]], vectors: Array) -> Context:
+        rows = np.array(ids if len(ids) == 1 else [ids], dtype=np.int64)  # (1, tokens), or (1, 2, tokens)
+        return _read_only(self._text_encoder(rows, vectors)[0])
+
+
+def _read_only(array: Array) -> Array:
+    array.flags.writeable = False
+    return array

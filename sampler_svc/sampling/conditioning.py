@@ -11,11 +11,11 @@ from sampler_svc.sampling.base_graphs import BaseGraphs
 from sampler_svc.sampling.request import Request
 from unitune.choices import NULL_TEXT
 from unitune.diffusion.guidance import Context
-from unitune.errors import DataLoss, InvalidField
+from unitune.errors import DataLoss, InvalidField, length_of
 from unitune.prompts import mentions
 from unitune.weights import TunedWeights
 
-Embed = Callable[[str], Context]  # a text to its embedding (tokens, width)
+Embed = Callable[[str], Context]  # a text to its conditioning (rows, width)
 
 REFITS_NOTHING = (
     "textual_inversion",
@@ -30,7 +30,7 @@ def embedding(graphs: BaseGraphs, tuned: TunedWeights, prompt: str, eta: float) 
     """
     method, width = tuned.manifest.method, graphs.spec.context_width
     if method == "imagic":
-        shape = (graphs.spec.context_tokens, width)
+        shape = graphs.spec.conditioning
         mixture = mixed(eta, _extra(tuned, "prompt", shape), _extra(tuned, "optimized", shape))
         return lambda text: mixture if text == prompt else graphs.embed(text)
     if method == "textual_inversion":
@@ -50,11 +50,11 @@ def mixed(eta: float, target: Context, optimized: Context) -> Context:
 
 
 def null_embeddings(graphs: BaseGraphs, tuned: TunedWeights, num_inference_steps: int) -> Array:
-    """Null-text's embeddings, (steps, tokens, width), from the noisiest step.
+    """Null-text's embeddings, (steps, rows, width), from the noisiest step.
 
     Raises DataLoss (WEIGHTS_CORRUPT) as `embedding` does.
     """
-    return _extra(tuned, "nulls", (num_inference_steps, graphs.spec.context_tokens, graphs.spec.context_width))
+    return _extra(tuned, "nulls", (num_inference_steps, *graphs.spec.conditioning))
 
 
 def refuse_unbound(tuned: TunedWeights, request: Request) -> None:
@@ -62,7 +62,7 @@ def refuse_unbound(tuned: TunedWeights, request: Request) -> None:
     for name, value in tuned.manifest.bound_to.items():
         asked = getattr(request, name)
         if asked != value:
-            asked, value = (f"{len(one)} characters" if isinstance(one, str) else one for one in (asked, value))
+            asked, value = (length_of(one) if isinstance(one, str) else one for one in (asked, value))
             raise InvalidField(f"config.{name}", asked, f"the tuning is for {value}; edit with that, or tune anew")
 
 

@@ -38,7 +38,7 @@ class EditSteps:
 
     def _preview(self, denoised: Latents) -> bytes:
         """PNG with the base image's aspect, at most as large as the model's pictures."""
-        graphs, size = self._edit.tools.graphs, self._edit.size
-        shrink = min(1.0, max(graphs.spec.image_side) / max(size))
+        graphs, size, fit = self._edit.tools.graphs, self._edit.size, self._edit.fit
+        shrink = min(1.0, max(fit.size) / max(size))
         small = max(round(size[0] * shrink), 1), max(round(size[1] * shrink), 1)
-        return images.encode_png(images.from_model(graphs.preview(denoised[:1]), small))
+        return images.encode_png(fit.from_model(graphs.preview(denoised[:1]), small))

@@ -23,6 +23,8 @@ class EditedImage:
     seed: int
     png: bytes  # of the base image's size; with super-resolution at least of that model's size
     mask: bytes = b""  # PNG of the mask that was used, of the same size; empty if none was
+    is_blocked: bool = False  # by the content filter, and then without png and mask
+    working_size: tuple[int, int] = (0, 0)  # height, width at which it was sampled
 
 
 @dataclass(frozen=True)

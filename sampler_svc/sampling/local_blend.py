@@ -16,6 +16,7 @@ from sampler_svc.sampling.alignment import TokenizedPrompt
 from unitune.diffusion.guidance import Context
 from unitune.diffusion.schedule import Latents
 from unitune.errors import InvalidField
+from unitune.options import SAMPLING, element
 
 Look = Callable[[Latents, Context], Array]  # latents (n, ...), a prompt's context -> attention maps (n, tokens, h, w)
 
@@ -43,8 +44,8 @@ class LocalBlend:
         Raises InvalidField (config.blend_words) for a word that neither has."""
         self._first = int(STARTS_AFTER * steps)
         self._words: list[tuple[Word, list[int]]] = []
-        for word in words:
-            self._words.append((word, branches_with(word.text.prompt, base, edited)))
+        for index, word in enumerate(words):
+            self._words.append((word, branches_with(word.text.prompt, base, edited, place_of(index))))
         self._sums: list[Array] = [np.zeros(1, dtype=np.float32)] * len(words)
         self._masks: dict[str, NDArray[np.bool_]] = {}  # of the last step, by word
 
@@ -84,13 +85,18 @@ class LocalBlend:
         return ""
 
 
-def branches_with(named: str, base: TokenizedPrompt, edited: TokenizedPrompt) -> list[int]:
-    """Which of the two prompts have the words: 0, 1 or both. Raises InvalidField (config.blend_words) for none, and for
-    words that the text encoder does not read."""
+def place_of(index: int) -> str:
+    """The place in a request of one of the words."""
+    return element(f"config.{SAMPLING['blend_words'].path}", index)
+
+
+def branches_with(named: str, base: TokenizedPrompt, edited: TokenizedPrompt, place: str) -> list[int]:
+    """Which of the two prompts have the words: 0, 1 or both. Raises InvalidField for none, and for words that the text
+    encoder does not read. `place` is that of the words in the request."""
     branches = [branch for branch, text in enumerate((base, edited)) if text.columns_of(named)]
     if not branches:
-        remedy = "name words of prompt or base_prompt, which the model cuts when long"
-        raise InvalidField("config.prompt_to_prompt.blend_words", named, remedy)
+        remedy = "name words of prompt or config.base_prompt, which the model cuts when long"
+        raise InvalidField(place, named, remedy)
     return branches
 
 

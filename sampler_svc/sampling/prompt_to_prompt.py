@@ -29,6 +29,7 @@ from unitune.diffusion.inversion import inverted
 from unitune.diffusion.schedule import Latents
 from unitune.diffusion.solvers import DenoisingRun, FirstOrder
 from unitune.errors import InvalidField
+from unitune.options import SAMPLING, element
 
 DIRECT = INVERSIONS[0]
 
@@ -45,7 +46,7 @@ class AttentionEdit:
     alignment: str = ""
     word_weights: Mapping[str, float] = field(default_factory=dict)
     blend_words: tuple[str, ...] = ()
-    # Null-text's embeddings, in place of the empty prompt's: (steps, tokens, width) of a whole run. None without them.
+    # Null-text's embeddings, in place of the empty prompt's: (steps, rows, width) of a whole run. None without them.
     nulls: Array | None = None
 
 
@@ -63,7 +64,7 @@ class Controller:
             columns = edited.columns_of(word)
             if not columns:
                 remedy = "name words of the prompt, which the model cuts when long"
-                raise InvalidField("config.prompt_to_prompt.word_weights", word, remedy)
+                raise InvalidField(element(f"config.{SAMPLING['word_weights'].path}", word), word, remedy)
             self._weights[columns] = weight
 
     def controls(self, step: int, terms: int) -> Controls:
@@ -87,6 +88,7 @@ class PromptToPrompt:
     attention: AttentionEdit
     texts: tuple[TokenizedPrompt, TokenizedPrompt]  # base prompt and edit prompt
     contexts: tuple[Context, Context, Context]  # their embeddings, and the empty or negative prompt's
+    tokens: int  # of the text embedding: the contexts' rows without a pooled embedding
     guidance_scale: float
     prediction_type: str
     blend: LocalBlend | None = None
@@ -101,7 +103,7 @@ class PromptToPrompt:
         raises, before the first step.
         """
         run, (base_prompt, prompt, empty) = self.run, self.contexts
-        controller = Controller(self.attention, *self.texts, len(prompt), len(run))
+        controller = Controller(self.attention, *self.texts, self.tokens, len(run))
         inversion = self.inversion(latent, on_step)
         base = edited = inversion[0]
         # A late start runs only the last steps, so it needs only their embeddings.
@@ -117,7 +119,7 @@ class PromptToPrompt:
             if self.attention.inversion == DIRECT:
                 base = inversion[step + 1]
             if self.blend is not None:
-                mask = self.blend.mask(step, latents, partial(_maps, self.denoiser, timestep))
+                mask = self.blend.mask(step, latents, partial(_maps, self.denoiser, self.tokens, timestep))
                 edited = edited if mask is None else blended(base, edited, mask)
             edited = keep(base, edited)
             on_step(prediction.denoised[1:])
@@ -126,7 +128,7 @@ class PromptToPrompt:
     def inversion(self, latent: Latents, on_step: Callable[[Latents], None]) -> list[Latents]:
         """The inverted latents before each step of the run, under the base prompt; the latent comes last."""
         base_prompt = self.contexts[0]
-        off = no_controls(1, len(base_prompt))
+        off = no_controls(1, self.tokens)
 
         def output(latents: Latents, timestep: int) -> Latents:
             return self.denoiser(latents, np.array([timestep]), base_prompt[None], off).output
@@ -139,7 +141,7 @@ class PromptToPrompt:
 
 
 def _terms(scale: float, base_prompt: Context, prompt: Context, empty: Context) -> list[tuple[float, Array]]:
-    """Weights and contexts (2, tokens, width) of guidance. Terms of weight 0 are skipped, except the prompts' own."""
+    """Weights and contexts (2, rows, width) of guidance. Terms of weight 0 are skipped, except the prompts' own."""
     first, second = (term.weight for term in classifier_free(scale, prompt, empty))
     terms = [(first, np.stack([base_prompt, prompt]))]
     return [*terms, (second, np.stack([empty, empty]))] if second != 0 else terms
@@ -163,8 +165,8 @@ def _guided(
     return total
 
 
-def _maps(denoiser: RunControlled, timestep: int, latents: Latents, context: Context) -> Array:
+def _maps(denoiser: RunControlled, tokens: int, timestep: int, latents: Latents, context: Context) -> Array:
     """The maps (n, tokens, h, w) of latents under one prompt, without control."""
-    count, tokens = len(latents), len(context)
+    count = len(latents)
     contexts = np.repeat(context[None], count, axis=0)
     return denoiser(latents, np.full(count, timestep, dtype=np.int64), contexts, no_controls(count, tokens)).maps

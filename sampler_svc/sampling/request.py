@@ -42,6 +42,8 @@ class Request:
     attention: AttentionEdit | None = None  # Prompt-to-Prompt's
     guidance_sigma_low: float = 0.0
     guidance_sigma_high: float = math.inf
+    timestep_spacing: str = ""  # empty: the noise schedule's own
+    guidance_rescale: float = 0.0
     super_resolution: SuperResolutionOptions | None = None
 
     def is_guided_at(self, sigma: float) -> bool:

@@ -26,6 +26,7 @@ from unitune.diffusion.guidance import GuidanceTerm, guided
 from unitune.diffusion.schedule import Latents, add_noise
 from unitune.diffusion.solvers import SCHEDULERS, DenoisingRun
 from unitune.errors import Internal
+from unitune.working_size import size_of
 
 
 def sample(request: Request, tools: Tools, on_event: OnEvent, edit: PreparedEdit | None = None) -> None:
@@ -66,19 +67,24 @@ def denoise(
     """
     tools, schedule, scheduler = edit.tools, edit.tools.schedule, SCHEDULERS[request.scheduler]
     inside = _latent_mask(edit)
-    run = scheduler.run(schedule, request.num_inference_steps).late(request.strength)
+    run = scheduler.run(schedule.spaced(request.timestep_spacing), request.num_inference_steps).late(request.strength)
     inversion = edit.inversion(run) if request.inverted else None
     # Seeds are signed in the contract and unsigned for the generator. A seed's noise does not depend on other seeds in
     # the batch.
     generators = [np.random.default_rng(seed % 2**64) for seed in request.seeds]
     edited = np.repeat(latent, len(generators), axis=0)
+
+    def draw() -> Latents:
+        return np.stack([rng.standard_normal(latent.shape[1:], dtype=np.float32) for rng in generators])
+
     for _ in range(request.repeats):
-        noise = np.stack([rng.standard_normal(latent.shape[1:], dtype=np.float32) for rng in generators])
+        noise = draw()
         latents = start(edited, noise, run) if inversion is None else np.repeat(inversion[0], len(generators), axis=0)
-        solver = scheduler.solver()
+        solver = scheduler.solver(run, draw)
         for step, (timestep, level, next_level) in enumerate(run):
             stop_if(tools.cancelled)
-            output = guided(tools.denoiser, latents, timestep, terms(timestep), tools.base_denoiser)
+            here, rescale = terms(timestep), request.guidance_rescale
+            output = guided(tools.denoiser, latents, timestep, here, tools.base_denoiser, rescale)
             prediction = predict(output, latents, level, schedule.prediction_type)
             latents = solver.step(latents, prediction, level, next_level)
             if inside is not None:
@@ -105,7 +111,8 @@ def denoise_beside(
     blend = LocalBlend(words, *texts, len(run)) if words else None
     contexts = embed(request.base_prompt), embed(request.prompt), embed(request.negative_prompt)
     denoiser, prediction_type = stopping(tools.controlled, tools.cancelled), tools.schedule.prediction_type
-    branches = PromptToPrompt(run, denoiser, attention, texts, contexts, request.guidance_scale, prediction_type, blend)
+    tokens, guidance = graphs.spec.context_tokens, request.guidance_scale
+    branches = PromptToPrompt(run, denoiser, attention, texts, contexts, tokens, guidance, prediction_type, blend)
 
     def keep(base: Latents, edited: Latents) -> Latents:
         return edited if inside is None else inside * edited + (1 - inside) * base
@@ -129,7 +136,7 @@ def finish(latents: Latents, index: int, request: Request, edit: PreparedEdit, s
     is_enlarged_last = edit.result_size != edit.picture.shape[:2]
     if tools.super_resolution is not None and not is_enlarged_last:
         image = steps.enlarge(image, seed)
-    edited, mask = images.from_model(image, edit.size), edit.mask
+    edited, mask = edit.fit.from_model(image, edit.size), edit.mask
     if mask is None and request.interpolation > 0 and request.num_steps > 0:
         mask = softened(
             AFTER[request.mask_source](FinishedEdit(edited, edit.base_image, tools.find)), request.mask_blur
@@ -141,11 +148,12 @@ def finish(latents: Latents, index: int, request: Request, edit: PreparedEdit, s
     finished = edit.region.pasted(edited, edit.picture)
     del edited
     if is_enlarged_last:
-        small = images.to_model(finished, tools.graphs.spec.image_side)
-        finished = images.from_model(steps.enlarge(small, seed), edit.result_size)
-    return EditedImage(index, seed, images.encode_png(finished), shown)
+        fit = tools.graphs.fit(size_of(finished))
+        finished = fit.from_model(steps.enlarge(fit.to_model(finished), seed), edit.result_size)
+    return EditedImage(index, seed, images.encode_png(finished), shown, working_size=edit.fit.size)
 
 
 def _latent_mask(edit: PreparedEdit) -> Latents | None:
     """The mask at the latent's resolution, (1, 1, h, w), if it is known before the first step."""
-    return to_latent(edit.mask, (edit.latent.shape[2], edit.latent.shape[3])) if edit.mask is not None else None
+    side = edit.latent.shape[2], edit.latent.shape[3]
+    return to_latent(edit.mask, side, edit.fit) if edit.mask is not None else None

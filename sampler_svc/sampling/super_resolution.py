@@ -49,14 +49,16 @@ class SuperResolution:
         return self.wanted.num_inference_steps
 
     def enlarge(self, image: ModelImage, seed: int, on_step: Callable[[], None] = lambda: None) -> ModelImage:
-        """The picture (1, 3, *side) in about [-1, 1], from an image (1, 3, h, w). Calls `on_step` after each step.
+        """The picture in about [-1, 1] of the size `spec.side_of` says, from an image (1, 3, h, w).
 
-        The same seed gives the same picture. Raises Cancelled (EDIT_CANCELLED).
+        `on_step` is called after each step. The same seed gives the same picture. Raises Cancelled (EDIT_CANCELLED).
         """
         schedule, wanted = Schedule(**asdict(self.spec.schedule)), self.wanted
         rng = np.random.default_rng((seed % 2**64, STREAM))
         # Values of the decoder beyond the range would be thresholded, which dims the whole picture.
-        low = to_blocks(enlarged(image.clip(-1, 1), self.spec.side), self.spec.block)
+        low = to_blocks(
+            enlarged(image.clip(-1, 1), self.spec.side_of((image.shape[2], image.shape[3]))), self.spec.block
+        )
         seen = augmented(low, rng.standard_normal(low.shape, dtype=np.float32), wanted.noise_level, schedule)
         latents = rng.standard_normal(low.shape, dtype=np.float32)
         terms = classifier_free(wanted.guidance_scale, self.prompt, self.empty)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from sampler_svc.sampling.base_graphs import BaseGraphs
 from sampler_svc.sampling.clip_filter import ClipFilter
 from sampler_svc.sampling.clipseg import ClipSeg
-from sampler_svc.sampling.local_blend import branches_with
+from sampler_svc.sampling.local_blend import branches_with, place_of
 from sampler_svc.sampling.prompt_to_prompt import Controller
 from sampler_svc.sampling.request import Request
 from unitune.choices import MASKS_OF_WORDS
@@ -54,11 +54,11 @@ def check_texts(graphs: BaseGraphs, clip_filter: ClipFilter | None, clipseg: Cli
     if wanted.attention is not None:
         base, edited = graphs.text(wanted.base_prompt), graphs.text(wanted.prompt)
         Controller(wanted.attention, base, edited, graphs.spec.context_tokens, wanted.num_inference_steps)
-        for word in wanted.attention.blend_words:
-            branches_with(word, base, edited)
+        for index, word in enumerate(wanted.attention.blend_words):
+            branches_with(word, base, edited, place_of(index))
             if reader.read(word).says_nothing:
-                remedy = "the base model reads nothing of it; name words of prompt or base_prompt"
-                raise InvalidField("config.prompt_to_prompt.blend_words", word, remedy)
+                remedy = "the base model reads nothing of it; name words of prompt or config.base_prompt"
+                raise InvalidField(place_of(index), word, remedy)
     if texts.tuning is not None:
         warnings += check_tuning(reader, texts.tuning, "tuning_config")
     if clip_filter is not None and texts.is_scored:

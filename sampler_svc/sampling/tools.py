@@ -25,6 +25,7 @@ from unitune.diffusion.inversion import inverted
 from unitune.diffusion.schedule import Latents, Schedule
 from unitune.diffusion.solvers import DenoisingRun
 from unitune.images import Mask, Pixels
+from unitune.working_size import Fit, size_of
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,14 @@ class PreparedEdit:
     @cached_property
     def given(self) -> GivenMask:
         """The mask that came with the request. Raises what `images.decode_mask` raises."""
-        request, size = self.request, _size(self.picture)
+        request, size = self.request, size_of(self.picture)
         if request.mask_source != "given":
             return GivenMask(whole_picture(size))
         mask = images.decode_mask(request.mask, size)
         mask = softened(from_sdedit(mask) if request.mask_keeps else mask, request.mask_blur)
-        side = self.tools.graphs.spec.image_side
-        region = region_around(mask, request.mask_padding, side) if request.only_masked else whole_picture(size)
+        region = whole_picture(size)
+        if request.only_masked:
+            region = region_around(mask, request.mask_padding, self.tools.graphs.working_size)
         return GivenMask(region, np.ascontiguousarray(region.crop(mask)), images.encode_mask(mask))
 
     @property
@@ -90,13 +92,17 @@ class PreparedEdit:
     @cached_property
     def size(self) -> tuple[int, int]:
         """Height and width of the region in pixels."""
-        return _size(self.base_image)
+        return size_of(self.base_image)
+
+    @cached_property
+    def fit(self) -> Fit:
+        """How the base image lies in its working size."""
+        return self.tools.graphs.fit(self.size)
 
     @cached_property
     def latent(self) -> Latents:
         """The base image's latent, (1, channels, h, w)."""
-        graphs = self.tools.graphs
-        return graphs.encode(images.to_model(self.base_image, graphs.spec.image_side))
+        return self.tools.graphs.encode(self.fit.to_model(self.base_image))
 
     @cached_property
     def mask(self) -> Mask | None:
@@ -110,7 +116,9 @@ class PreparedEdit:
         denoiser = stopping(tools.denoiser, tools.cancelled)
         contexts = tools.embed(request.prompt), tools.embed(request.base_prompt)
         found = None if tools.find is None else partial(tools.find, self.base_image)
-        inputs = MaskInputs(self.size, self.given.mask, self.latent, tools.schedule, denoiser, *contexts, found)
+        inputs = MaskInputs(
+            self.size, self.given.mask, self.latent, tools.schedule, denoiser, *contexts, self.fit, found
+        )
         mask = BEFORE[request.mask_source](inputs)
         return softened(mask, request.mask_blur) if self.given.mask is None else mask
 
@@ -118,11 +126,13 @@ class PreparedEdit:
     def result_size(self) -> tuple[int, int]:
         """Height and width of the results: the picture's; if super-resolution's is larger, that size in the picture's
         aspect."""
-        height, width = _size(self.picture)
+        height, width = size_of(self.picture)
         stage = self.tools.super_resolution
         if stage is None:
             return height, width
-        scale = max(1.0, min(stage.spec.side[0] / height, stage.spec.side[1] / width))
+        fit = self.tools.graphs.fit((height, width))
+        large = fit.scaled(stage.spec.side_of(fit.size))
+        scale = max(1.0, min(large.height / height, large.width / width))
         return round(height * scale), round(width * scale)
 
     def inversion(self, run: DenoisingRun) -> list[Latents]:
@@ -134,7 +144,3 @@ class PreparedEdit:
             return denoiser(latents, np.array([timestep]), unprompted)
 
         return [self.latent, *inverted(self.latent, run, output, tools.schedule.prediction_type)][::-1]
-
-
-def _size(pixels: Pixels) -> tuple[int, int]:
-    return pixels.shape[0], pixels.shape[1]

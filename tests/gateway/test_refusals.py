@@ -13,7 +13,7 @@ from tests.configs import sampling_config, tuning_config
 from tests.gateway.conftest import World, picture, refused
 from tests.gateway.upstream_servers import BASE_MODEL
 from tests.picture_files import png_header
-from unitune.v1.edit_pb2 import CancelEditRequest, EditRequest, GetEditRequest, SamplingConfig
+from unitune.v1.edit_pb2 import CancelEditRequest, CompareRequest, EditRequest, GetEditRequest, SamplingConfig
 from unitune.v1.server_pb2 import BaseModel, GetServerInfoRequest
 from unitune.v1.tuning_pb2 import (
     CreateTuningRequest,
@@ -175,6 +175,19 @@ async def test_picture_too_large_for_a_request_is_refused(world: World) -> None:
             "config.guidance_interval.high",
             "3.0",
         ),
+        ({"config": sampling_config(scheduler="lcm", num_inference_steps=51)}, "config.num_inference_steps", "51"),
+        (
+            {"config": sampling_config(scheduler="lcm", timestep_spacing="trailing")},
+            "config.timestep_spacing",
+            "trailing",
+        ),
+        ({"config": sampling_config(timestep_spacing=9)}, "config.timestep_spacing", "9"),
+        ({"config": sampling_config(guidance_rescale=1.5)}, "config.guidance_rescale", "1.5"),
+        (
+            {"config": sampling_config(method="prompt_to_prompt", base_prompt="a cat", guidance_rescale=0.5)},
+            "config.guidance_rescale",
+            "0.5",
+        ),
         ({"config": sampling_config(repeats=2)}, "config.repeats", "2"),
         ({"config": sampling_config(super_resolution=True)}, "config.super_resolution", "true"),
         (
@@ -208,10 +221,10 @@ async def test_picture_too_large_for_a_request_is_refused(world: World) -> None:
         ),
         ({"config": sampling_config(mask_source="word")}, "config.mask.text", "unset"),
         ({"config": sampling_config(mask_source="attention", mask_text=" ")}, "config.mask.text", "blank"),
-        ({"config": sampling_config(mask_text="the, a")}, "config.mask.text", "6 characters"),
+        ({"config": sampling_config(mask_text="the, a")}, "config.mask.text", "the, a"),
         ({"config": sampling_config(mask_text="x" * 2001)}, "config.mask.text", "2001 characters"),
-        ({"config": sampling_config(mask_text="cat"), "mask": picture("white")}, "config.mask.text", "3 characters"),
-        ({"config": sampling_config(mask_text="cat", mask_source="diffedit")}, "config.mask.text", "3 characters"),
+        ({"config": sampling_config(mask_text="cat"), "mask": picture("white")}, "config.mask.text", "cat"),
+        ({"config": sampling_config(mask_text="cat", mask_source="diffedit")}, "config.mask.text", "cat"),
         ({"config": sampling_config(inverted=True)}, "config.inverted", "true"),
         (
             {"config": sampling_config(inverted=True, mask_text="cat", mask_source="attention")},
@@ -310,13 +323,13 @@ def beside(**options: Any) -> SamplingConfig:
         (beside(inversion=4), "config.prompt_to_prompt.inversion", "4"),
         (beside(alignment=3), "config.prompt_to_prompt.alignment", "3"),
         (beside(alignment="replace", base_prompt="a red cat"), "config.prompt_to_prompt.alignment", "replace"),
-        (beside(word_weights={"dog": 11}), "config.prompt_to_prompt.word_weights", "11.0"),
-        (beside(word_weights={"cat": 2}), "config.prompt_to_prompt.word_weights", "cat"),
-        (beside(word_weights={"": 2}), "config.prompt_to_prompt.word_weights", ""),
+        (beside(word_weights={"dog": 11}), 'config.prompt_to_prompt.word_weights["dog"]', "11.0"),
+        (beside(word_weights={"dog": 2, "cat": 2}), 'config.prompt_to_prompt.word_weights["cat"]', "cat"),
+        (beside(word_weights={"": 2}), 'config.prompt_to_prompt.word_weights[""]', ""),
         (beside(word_weights={f"w{n}": 1 for n in range(17)}), "config.prompt_to_prompt.word_weights", "17 weights"),
-        (beside(blend_words=["cow"]), "config.prompt_to_prompt.blend_words", "cow"),
-        (beside(blend_words=["cat", " "]), "config.prompt_to_prompt.blend_words", " "),
-        (beside(blend_words=["x" * 65]), "config.prompt_to_prompt.blend_words", "65 characters"),
+        (beside(blend_words=["cow"]), "config.prompt_to_prompt.blend_words[0]", "cow"),
+        (beside(blend_words=["cat", " "]), "config.prompt_to_prompt.blend_words[1]", " "),
+        (beside(blend_words=["x" * 65]), "config.prompt_to_prompt.blend_words[0]", "65 characters"),
         (beside(prompt_guidance_scale=2), "config.prompt_guidance_scale", "2.0"),
         (beside(clip_filter=True, resamples=2), "config.clip_filter.resamples", "2"),
         (beside(guidance_sigma_low=0.5), "config.guidance_interval.low", "0.5"),
@@ -328,8 +341,8 @@ def beside(**options: Any) -> SamplingConfig:
         (sampling_config(method="sdedit", self_replace=0.0), "config.prompt_to_prompt.self_replace", "0.0"),
         (sampling_config(method="imagic", inversion="ddim"), "config.prompt_to_prompt.inversion", "ddim"),
         (sampling_config(alignment="refine"), "config.prompt_to_prompt.alignment", "refine"),
-        (sampling_config(word_weights={"dog": 2}), "config.prompt_to_prompt.word_weights", "1 of them"),
-        (sampling_config(blend_words=["dog", "cat"]), "config.prompt_to_prompt.blend_words", "2 of them"),
+        (sampling_config(word_weights={"dog": 2}), "config.prompt_to_prompt.word_weights", "1 weight"),
+        (sampling_config(blend_words=["dog", "cat"]), "config.prompt_to_prompt.blend_words", "2 words"),
         (SamplingConfig.FromString(b"\xf8\x3f\x01"), "config", "field number 1023"),
         (SamplingConfig.FromString(b"\x62\x03\xf8\x3f\x01"), "config.mask", "field number 1023"),
     ],
@@ -340,6 +353,133 @@ async def test_bad_prompt_to_prompt_is_refused(world: World, config: SamplingCon
     error = await refused(call, INVALID, "INVALID_FIELD", field)
     assert error.metadata["value"] == value and error.metadata["remedy"]
     assert not world.sampler.requests
+
+
+@pytest.mark.parametrize(
+    ("change", "begin"),
+    [
+        ({"prompt": "x" * 2001}, "prompt has 2001 characters: describe"),
+        ({"config": sampling_config(base_prompt="a cat")}, "config.base_prompt has 5 characters: set"),
+        ({"config": sampling_config(negative_prompt="x" * 2001)}, "config.negative_prompt has 2001 characters: use"),
+        ({"config": sampling_config(mask_text="cat"), "mask": WHITE}, "config.mask.text is 'cat': leave it unset"),
+        (
+            {"config": sampling_config(mask_text="cat " * 99), "mask": WHITE},
+            "config.mask.text has 396 characters: leave",
+        ),
+        (
+            {"config": sampling_config(inverted=True, mask_text="cat"), "seeds": [1, 2]},
+            "seeds has 2 seeds: give one",
+        ),
+        ({"mask": bytes((768 << 10) + 1)}, "mask has 786433 bytes: send"),
+        ({"config": sampling_config(blend_words=["dog"])}, "config.prompt_to_prompt.blend_words has 1 word: leave"),
+        ({"tuning_config": tuning_config(class_noun="x" * 65)}, "tuning_config.class_noun has 65 characters: leave"),
+    ],
+    ids=lambda case: case if isinstance(case, str) else "",
+)
+async def test_a_length_in_place_of_a_value_has_no_quotes(world: World, change: dict[str, Any], begin: str) -> None:
+    """A refusal repeats a value that is short and no prompt; of another it tells the length, not as if that were it."""
+    call = world.edits.Edit(EditRequest(**{"prompt": "a dog", "image_data": picture(), **change}))
+    error = await refused(call, INVALID, "UPLOAD_TOO_LARGE" if begin.startswith("mask has") else "INVALID_FIELD")
+    assert error.message.startswith(begin)
+
+
+NUL = "a\0dog"
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"prompt": NUL}, "prompt"),
+        ({"parent": "tenants/\0"}, "parent"),
+        ({"config": sampling_config(negative_prompt=NUL)}, "config.negative_prompt"),
+        ({"config": sampling_config(base_prompt=NUL, prompt_guidance_scale=1)}, "config.base_prompt"),
+        ({"config": sampling_config(mask_text=NUL)}, "config.mask.text"),
+        ({"config": beside(word_weights={NUL: 2})}, 'config.prompt_to_prompt.word_weights["a\\u0000dog"]'),
+        ({"config": beside(blend_words=["dog", NUL])}, "config.prompt_to_prompt.blend_words[1]"),
+        ({"config": sampling_config(method="imagic"), "prompt": NUL}, "prompt"),
+    ],
+    ids=lambda case: case if isinstance(case, str) else "",
+)
+async def test_a_control_character_is_refused(world: World, change: dict[str, Any], field: str) -> None:
+    """No text of an edit may have one: it is named with its place, and what may be a prompt is not repeated."""
+    call = world.edits.Edit(EditRequest(**{"prompt": "a dog", "image_data": picture(), **change}))
+    error = await refused(call, INVALID, "INVALID_FIELD", field)
+    place = 9 if field == "parent" else 2
+    assert error.message == f"{field} has U+0000 as character {place}: leave it out: it is a control character"
+    await lives(world)
+
+
+async def test_a_control_character_is_refused_beside_edits(world: World) -> None:
+    """Neither a tuning nor a comparison nor a label takes one; lines and tabs may be in a prompt."""
+    image = (await world.upload(picture())).name
+    dreambooth = tuning_config(method="dreambooth", class_noun="a\x1bdog")
+    imagic = tuning_config(method="imagic", prompt="a\x7fdog")
+    for call, field in (
+        (world.tunings.CreateTuning(CreateTuningRequest(image=image, config=imagic)), "config.prompt"),
+        (world.tunings.CreateTuning(CreateTuningRequest(image=image, config=dreambooth)), "config.class_noun"),
+        (world.tunings.CreateTuning(CreateTuningRequest(image=image, labels={"k": "\x85"})), 'labels["k"]'),
+        (world.tunings.CreateTuning(CreateTuningRequest(image=image, labels={"\0": ""})), 'labels["\\u0000"]'),
+        (world.edits.Compare(CompareRequest(image=image, prompt=NUL)), "prompt"),
+        (world.edits.Compare(CompareRequest(image=image, prompt="a dog", base_prompt=NUL)), "base_prompt"),
+    ):
+        await refused(call, INVALID, "INVALID_FIELD", field)
+    assert not world.tuner.requests
+    lines = EditRequest(image=image, prompt="a dog\r\n\ton a beach", config=sampling_config(method="sdedit"))
+    assert [event async for event in world.edits.Edit(lines)][-1].HasField("done")
+
+
+@pytest.mark.parametrize(
+    ("change", "remedy"),
+    [
+        (
+            {"config": sampling_config(guidance_sigma_low=3, guidance_sigma_high=2)},
+            "it must be above config.guidance_interval.low, 3.0; for no guidance at all set config.guidance_scale to 1",
+        ),
+        (
+            {"config": sampling_config(mask_source="given")},
+            "config.mask.source given needs the PNG of a mask; send one, or choose another source",
+        ),
+        (
+            {"config": sampling_config(mask_padding=4), "mask": WHITE},
+            "leave it unset, or set config.mask.only_masked, too",
+        ),
+        (
+            {"config": sampling_config(base_prompt="a cat")},
+            "set config.prompt_guidance_scale or config.mask.source diffedit, which read it, or leave it unset",
+        ),
+        (
+            {"config": beside(inversion="null_text", negative_prompt="snow")},
+            "leave it unset with config.prompt_to_prompt.inversion null_text: its embeddings stand in that one's place",
+        ),
+        (
+            {"config": sampling_config(fast=True)},
+            "leave it unset and give config.num_inference_steps: this base model's preset has no fast_steps",
+        ),
+        (
+            {"config": sampling_config(super_resolution=True)},
+            "leave it unset: this base model has no super-resolution (a super_resolution folder)",
+        ),
+    ],
+    ids=lambda case: case if isinstance(case, str) else "",
+)
+async def test_a_remedy_names_options_by_their_paths(world: World, change: dict[str, Any], remedy: str) -> None:
+    """As the refused field is named, so is every other one: by its place in the request."""
+    call = world.edits.Edit(EditRequest(**{"prompt": "a dog", "image_data": picture(), **change}))
+    error = await refused(call, INVALID, "INVALID_FIELD")
+    assert remedy == error.metadata["remedy"]
+
+
+async def test_a_remedy_of_a_comparison_names_the_entry(world: World) -> None:
+    """The path of an option of one method has the method's place."""
+    config = sampling_config(guidance_sigma_low=3, guidance_sigma_high=2)
+    entry = CompareRequest.Entry(method=SamplingConfig.METHOD_SDEDIT, config=config)
+    call = world.edits.Compare(CompareRequest(image_data=picture(), prompt="a dog", methods=[entry]))
+    error = await refused(call, INVALID, "INVALID_FIELD", "methods[0].config.guidance_interval.high")
+    assert error.metadata["remedy"].startswith("it must be above methods[0].config.guidance_interval.low, 3.0; ")
+    long = CompareRequest(image_data=picture(), prompt="a dog", base_prompt="x" * 2001)
+    assert (await refused(world.edits.Compare(long), INVALID, "INVALID_FIELD", "base_prompt")).message.startswith(
+        "base_prompt has 2001 characters: "
+    )
 
 
 async def test_prompt_to_prompt_makes_no_tuning(world: World) -> None:
@@ -404,7 +544,7 @@ async def test_bad_tuning_request_is_refused(world: World) -> None:
         (create(CreateTuningRequest()), "image"),
         (create(CreateTuningRequest(image=image, request_id="again")), "request_id"),
         (create(CreateTuningRequest(image=image, labels=many)), "labels"),
-        (create(CreateTuningRequest(image=image, labels={"k": "v" * 64})), "labels[k]"),
+        (create(CreateTuningRequest(image=image, labels={"k": "v" * 64})), 'labels["k"]'),
         (create(CreateTuningRequest(image=image, labels={"": "v"})), "labels"),
         (create(CreateTuningRequest(image=image, parent="tenants/")), "parent"),
         (world.tunings.GetTuning(GetTuningRequest()), "name"),

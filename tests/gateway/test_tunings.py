@@ -158,7 +158,9 @@ def test_every_setting_is_in_the_key() -> None:
         keys.add(tuning_key("a", "b", other))
     keys.add(tuning_key("a", "b", TUNING_DEFAULTS, ["c"]))
     keys.add(tuning_key("a", "b", TUNING_DEFAULTS, ["c", "d"]))
-    assert len(keys) == 5 + len(changes)
+    keys.add(tuning_key("a", "b", TUNING_DEFAULTS, working_size=(448, 576)))
+    keys.add(tuning_key("a", "b", TUNING_DEFAULTS, working_size=(576, 448)))
+    assert len(keys) == 7 + len(changes)
     assert tuning_key("a", "b", TUNING_DEFAULTS) in keys
 
 

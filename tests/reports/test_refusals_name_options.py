@@ -66,6 +66,8 @@ WRONG: dict[type[Message], dict[str, Any]] = {
         "blend_words": ["cat"] * 99,
         "super_resolution": None,
         "fast": True,
+        "timestep_spacing": 99,
+        "guidance_rescale": 2,
     },
     tuning_pb2.CreateTuningRequest: {"image": "nonsense", "images": ["tenants/default/images/" + "0" * 64] * 9},
     tuning_pb2.TuningConfig: {

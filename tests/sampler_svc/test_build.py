@@ -71,6 +71,19 @@ def test_building_again_is_at_once(engine: Path, tiny_graphs: Path, monkeypatch:
     assert (engine / "manifest.json").stat().st_mtime_ns == before
 
 
+def test_a_build_tells_its_stages(engine: Path, tiny_graphs: Path) -> None:
+    """Each as it begins; a complete engine has none."""
+    told: list[str] = []
+    build(tiny_graphs, engine, say=told.append)
+    assert [] == told
+
+    (engine / "manifest.json").write_text("{}")
+    build(tiny_graphs, engine, say=told.append)
+
+    checks = "checking the engine with its own and with other weights"
+    assert ["checking the graphs", "building the engine", checks] == told
+
+
 def test_an_incomplete_engine_is_built_again(engine: Path, tiny_graphs: Path) -> None:
     """A file that is missing or cut short makes the folder incomplete, and what replaces it is whole."""
     (engine / "text_encoder.onnx").unlink()

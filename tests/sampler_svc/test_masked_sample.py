@@ -215,7 +215,7 @@ def test_only_masked_edits_a_crop_and_pastes_it(model: Model, engine: Engine) ->
     found = results(model, engine, request)
 
     whole, given = images.decode(request.image), images.decode_mask(request.mask, size)
-    region = region_around(given, 6, (48, 48))
+    region = region_around(given, 6, model.graphs.working_size)
     cut = replace(
         GIVEN,
         image=images.encode_png(region.crop(whole)),

@@ -12,6 +12,7 @@ from sampler_svc.sampling.masks.shape import Region, region_around, softened, to
 from tests.sampler_svc.pictures import picture
 from unitune import images
 from unitune.choices import MASK_SOURCES
+from unitune.working_size import fit
 
 SIDE = (48, 48)
 
@@ -26,10 +27,12 @@ def box(size: tuple[int, int], top: int, left: int, bottom: int, right: int) -> 
 def estimated(model: Model, prompt: str, base_prompt: str, size: tuple[int, int] = SIDE) -> np.ndarray:
     """DiffEdit's mask of the tiny base model."""
     graphs = model.graphs
-    latent = graphs.encode(images.to_model(images.decode(picture(*size)), SIDE))
+    latent = graphs.encode(graphs.fit(size).to_model(images.decode(picture(*size))))
     contexts = graphs.embed(prompt), graphs.embed(base_prompt)
     with model.pool.lease(BASE, lambda: model.base) as lease:
-        return differing_predictions(MaskInputs(size, None, latent, model.schedule, lease.engine.run, *contexts))
+        return differing_predictions(
+            MaskInputs(size, None, latent, model.schedule, lease.engine.run, *contexts, graphs.fit(size))
+        )
 
 
 def test_every_source_that_can_be_asked_for_has_a_room() -> None:
@@ -50,7 +53,14 @@ def test_prompts_that_differ_by_rounding_alone_estimate_an_empty_mask(model: Mod
     context = model.graphs.embed("a cat")
     with model.pool.lease(BASE, lambda: model.base) as lease:
         inputs = MaskInputs(
-            SIDE, None, latent, model.schedule, lease.engine.run, context, context * np.float32(1 + 1e-6)
+            SIDE,
+            None,
+            latent,
+            model.schedule,
+            lease.engine.run,
+            context,
+            context * np.float32(1 + 1e-6),
+            fit(SIDE, SIDE),
         )
         mask = differing_predictions(inputs)
 
@@ -78,7 +88,9 @@ def test_the_estimated_mask_is_where_the_predictions_differ(model: Model) -> Non
         return output
 
     latent = model.graphs.encode(images.to_model(images.decode(picture()), SIDE))
-    mask = differing_predictions(MaskInputs(SIDE, None, latent, model.schedule, corner, prompt, base_prompt))
+    mask = differing_predictions(
+        MaskInputs(SIDE, None, latent, model.schedule, corner, prompt, base_prompt, fit(SIDE, SIDE))
+    )
 
     assert mask[28:, 28:].min() == 1
     assert mask[:20].max() == 0 and mask[:, :20].max() == 0
@@ -96,12 +108,13 @@ def test_a_latent_mask_is_the_mean_over_its_area() -> None:
     """Halves and quarters stay halves and quarters; whole ones and zeros are exact, whatever the sizes."""
     mask = box((8, 8), 0, 0, 4, 6)
 
-    latent = to_latent(mask, (2, 2))[0, 0]
+    latent = to_latent(mask, (2, 2), fit(SIDE, SIDE))[0, 0]
 
     np.testing.assert_array_equal(latent, [[1, 0.5], [0, 0]])
     for size in ((48, 48), (97, 51), (5, 7)):
-        np.testing.assert_array_equal(to_latent(np.ones(size, np.float32), (12, 12)), np.ones((1, 1, 12, 12)))
-        np.testing.assert_array_equal(to_latent(np.zeros(size, np.float32), (12, 12)), np.zeros((1, 1, 12, 12)))
+        for value in (np.ones, np.zeros):
+            found = to_latent(value(size, np.float32), (12, 12), fit(size, SIDE))
+            np.testing.assert_array_equal(found, value((1, 1, 12, 12)))
 
 
 def test_a_soft_edge_leaves_what_is_far_from_it() -> None:
@@ -123,7 +136,7 @@ def test_a_soft_edge_leaves_what_is_far_from_it() -> None:
     ("mask", "padding", "side", "expected"),
     [
         (box((100, 100), 40, 40, 60, 60), 10, (48, 48), Region(30, 30, 70, 70)),
-        (box((100, 100), 40, 20, 60, 80), 0, (48, 48), Region(20, 20, 80, 80)),  # grown to the model's aspect
+        (box((100, 100), 40, 20, 60, 80), 0, (48, 48), Region(20, 20, 80, 80)),  # grown to the working size's aspect
         (box((100, 100), 40, 40, 60, 60), 0, (48, 96), Region(40, 30, 60, 70)),
         (box((100, 100), 0, 0, 10, 30), 5, (48, 48), Region(0, 0, 35, 35)),  # moved inwards at the border
         (box((100, 100), 90, 50, 100, 90), 0, (48, 48), Region(60, 50, 100, 90)),
@@ -131,8 +144,8 @@ def test_a_soft_edge_leaves_what_is_far_from_it() -> None:
         (np.zeros((20, 30), np.float32), 5, (48, 48), Region(0, 0, 20, 30)),
     ],
 )
-def test_the_region_holds_the_mask_with_its_padding_in_the_models_aspect(
+def test_the_region_holds_the_mask_with_its_padding_in_the_working_sizes_aspect(
     mask: np.ndarray, padding: int, side: tuple[int, int], expected: Region
 ) -> None:
     """It grows on both sides, moves inwards at the border, and never leaves the picture."""
-    assert region_around(mask, padding, side) == expected
+    assert region_around(mask, padding, lambda size: side) == expected

@@ -67,6 +67,7 @@ class Walk:
             edit,
             texts,
             tuple(graphs.embed(text) for text in (base, prompt, "")),
+            graphs.spec.context_tokens,
             guidance,
             model.schedule.prediction_type,
             self.blend,

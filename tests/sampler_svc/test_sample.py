@@ -4,11 +4,20 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    StableDiffusionPipeline,
+)
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+from diffusers.schedulers import scheduling_lcm
 
 from sampler_svc.engines.engine import BASE, Engine, WeightSet
 from sampler_svc.model import Model
@@ -69,7 +78,14 @@ def diffusers_picture(folder: Path, request: Request, prediction_type: str) -> n
     """The same edit by torch and diffusers: their image encoder's mode, text encoder, scheduler, UNet and decoder."""
     pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
     config = {**pipeline.scheduler.config, "clip_sample": False, "prediction_type": prediction_type}
-    kinds = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler, "dpmpp_2m": DPMSolverMultistepScheduler}
+    if request.timestep_spacing:
+        config["timestep_spacing"] = request.timestep_spacing
+    kinds = {
+        "ddim": DDIMScheduler,
+        "euler": EulerDiscreteScheduler,
+        "dpmpp_2m": DPMSolverMultistepScheduler,
+        "lcm": LCMScheduler,
+    }
     scheduler = kinds[request.scheduler].from_config(config)
     scheduler.set_timesteps(request.num_inference_steps)
     first = request.num_inference_steps - int(request.num_inference_steps * request.strength)
@@ -84,14 +100,22 @@ def diffusers_picture(folder: Path, request: Request, prediction_type: str) -> n
     contexts = torch.cat([embed(""), embed(request.prompt)])
     image = torch.from_numpy(images.to_model(images.decode(request.image), (48, 48)))
     latent = pipeline.vae.encode(image).latent_dist.mode() * pipeline.vae.config.scaling_factor
-    noise = np.random.default_rng(request.seeds[0]).standard_normal(latent.shape[1:], dtype=np.float32)[None]
+    rng = np.random.default_rng(request.seeds[0])
+
+    def draw(*given: object, **named: object) -> torch.Tensor:
+        return torch.from_numpy(rng.standard_normal(latent.shape[1:], dtype=np.float32)[None])
+
+    noise = draw()
     if len(timesteps):
-        latent = scheduler.add_noise(latent, torch.from_numpy(noise), timesteps[:1])
-    for timestep in timesteps:
-        seen = scheduler.scale_model_input(torch.cat([latent, latent]), timestep)
-        empty, prompt = pipeline.unet(seen, timestep, contexts).sample.chunk(2)
-        output = empty + request.guidance_scale * (prompt - empty)
-        latent = scheduler.step(output, timestep, latent).prev_sample
+        latent = scheduler.add_noise(latent, noise, timesteps[:1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scheduling_lcm, "randn_tensor", draw)
+        for timestep in timesteps:
+            seen = scheduler.scale_model_input(torch.cat([latent, latent]), timestep)
+            empty, prompt = pipeline.unet(seen, timestep, contexts).sample.chunk(2)
+            output = empty + request.guidance_scale * (prompt - empty)
+            output = rescale_noise_cfg(output, prompt, request.guidance_rescale)
+            latent = scheduler.step(output, timestep, latent).prev_sample
     image = pipeline.vae.decode(latent / pipeline.vae.config.scaling_factor).sample
     return images.from_model(image.numpy(), (48, 48))
 
@@ -111,6 +135,32 @@ def test_an_edit_is_that_of_diffusers(
 
     assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
     assert 0.2 < (ours > 0).mean() and (ours < 255).mean() > 0.2  # not saturated, which would hide differences
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"scheduler": "euler", "timestep_spacing": "trailing", "num_inference_steps": 4, "guidance_scale": 1.0},
+        {"scheduler": "ddim", "timestep_spacing": "trailing", "num_inference_steps": 2, "guidance_scale": 1.0},
+        {"scheduler": "lcm", "num_inference_steps": 4, "guidance_scale": 1.0},
+        {"scheduler": "lcm", "num_inference_steps": 8, "guidance_scale": 2.0, "strength": 0.5},
+        {"guidance_rescale": 0.7, "guidance_scale": 9.0},
+        {"scheduler": "euler", "timestep_spacing": "linspace", "guidance_rescale": 1.0},
+    ],
+)
+def test_an_edit_of_few_steps_is_that_of_diffusers(
+    model: Model, engine: Engine, tiny_model: Path, changes: dict[str, Any]
+) -> None:
+    """Spacing, steps and rescaled guidance of one run are the request's, whatever the model's file says (M13, M14)."""
+    request = replace(REQUEST, **changes)
+
+    (ours,) = (images.decode(png) for png in pictures(model, engine, request))
+    theirs = diffusers_picture(tiny_model, request, model.schedule.prediction_type)
+
+    assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
+    others = {} if changes.get("scheduler") == "lcm" else {"timestep_spacing": "", "guidance_rescale": 0.0}
+    (other,) = (images.decode(png) for png in pictures(model, engine, replace(request, **others, scheduler="ddim")))
+    assert np.abs(ours.astype(int) - other.astype(int)).max() > 1
 
 
 def test_tokens_are_those_of_transformers(model: Model, tiny_model: Path) -> None:
@@ -289,13 +339,13 @@ def test_sampling_changes_no_weights_and_writes_nothing(
 
 @pytest.mark.parametrize("size", [(48, 48), (30, 100), (97, 51)])
 def test_a_picture_comes_back_as_large_as_it_was(model: Model, engine: Engine, size: tuple[int, int]) -> None:
-    """Results have the base image's size, and previews its aspect and the model's size at most."""
+    """Results have the base image's size, and previews its aspect and the working size at most."""
     events = run(model, engine, replace(REQUEST, image=picture(*size), preview_every=6))
 
     (result,) = (images.decode(event.png) for event in events if isinstance(event, EditedImage))
     (preview,) = (images.decode(event.preview) for event in events if isinstance(event, Step) and event.preview)
     assert result.shape[:2] == size
-    assert max(preview.shape[:2]) == 48
+    assert max(preview.shape[:2]) == max(model.graphs.working_size(size))
     assert preview.shape[0] / preview.shape[1] == pytest.approx(size[0] / size[1], rel=0.1)
 
 

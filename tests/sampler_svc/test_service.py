@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import grpc
 import numpy as np
 import pytest
 
+from sampler_svc import service as service_module
 from sampler_svc.engines.engine import BASE, WeightSet
 from sampler_svc.model import Model
 from sampler_svc.sampling.attempts import SEED_STRIDE
@@ -24,10 +26,11 @@ from unitune.choices import DEFAULT_RESAMPLES
 from unitune.errors import DataLoss, from_rpc_error, from_status
 from unitune.object_store import ObjectStore
 from unitune.options import SAMPLING, Flat
-from unitune.v1 import sampler_pb2, sampler_pb2_grpc, tuning_pb2
+from unitune.v1 import edit_pb2, sampler_pb2, sampler_pb2_grpc, tuning_pb2
 from unitune.weights import WEIGHTS_FILE
 
 Event = sampler_pb2.SampleEvent
+Heartbeat = edit_pb2.EditEvent.Heartbeat
 
 
 @pytest.fixture
@@ -343,6 +346,50 @@ async def test_closing_the_stream_stops_the_run_at_its_next_step(
     assert stopped_after == 3
     assert kinds(await events(sampler, request()))[-1] == "done"
     assert len(passes) == 3
+
+
+async def test_a_slow_run_tells_the_stage_it_is_in(
+    sampler, stored, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heartbeats name the stage and its seconds; from the second run on also what is left, as the last run took it."""
+    monkeypatch.setattr(service_module, "HEARTBEAT_S", 0.02)
+    with model.pool.lease("base", lambda: model.base) as lease:
+        engine, run = lease.engine, lease.engine.run
+
+    def slow_run(*arrays: np.ndarray) -> np.ndarray:
+        time.sleep(0.3)
+        return run(*arrays)
+
+    monkeypatch.setattr(engine, "run", slow_run)
+    first, second = [[event.heartbeat async for event in sampler.Sample(request()) if event.HasField("heartbeat")]
+                     for _ in range(2)]  # fmt: skip
+
+    sampling = [beat for beat in first if beat.stage == Heartbeat.STAGE_SAMPLING]
+    assert sampling and not any(beat.HasField("stage_left_s") for beat in sampling)
+    assert sorted(beat.stage_s for beat in sampling) == [beat.stage_s for beat in sampling]
+    again = [beat for beat in second if beat.stage == Heartbeat.STAGE_SAMPLING]
+    took_s = {round(beat.stage_s + beat.stage_left_s, 6) for beat in again if beat.stage_left_s}
+    assert 1 == len(took_s) and sampling[-1].stage_s <= took_s.pop()
+
+
+async def test_a_run_that_waits_for_an_engine_says_so(sampler, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind another run its stage is the waiting."""
+    monkeypatch.setattr(service_module, "HEARTBEAT_S", 0.02)
+    go_on = threading.Event()
+    with model.pool.lease("base", lambda: model.base) as lease:
+        engine, run = lease.engine, lease.engine.run
+    monkeypatch.setattr(engine, "run", lambda *arrays: go_on.wait(60) and run(*arrays))
+    first = sampler.Sample(request())
+    async for event in first:
+        if event.heartbeat.stage == Heartbeat.STAGE_PREPARING:
+            break
+
+    second = sampler.Sample(request(seeds=[6]))
+    beat = (await anext(aiter(second))).heartbeat
+
+    go_on.set()
+    assert Heartbeat.STAGE_WAITING == beat.stage and not beat.HasField("stage_left_s")
+    assert ["done", "done"] == [kinds([event async for event in call])[-1] for call in (first, second)]
 
 
 async def test_a_run_that_waits_is_withdrawn_when_its_client_goes(

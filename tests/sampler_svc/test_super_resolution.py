@@ -192,13 +192,13 @@ def test_kept_pixels_are_the_base_images_own_at_its_size(cascade: Model, engine:
 
 
 def test_a_small_picture_is_finished_first_and_enlarged_whole(cascade: Model, engine: Engine) -> None:
-    """Its longer side becomes that of super-resolution, its aspect stays; super-resolution sees the finished edit."""
+    """It becomes as large as super-resolution makes it, its aspect stays; super-resolution sees the finished edit."""
     request = replace(REQUEST, image=picture(48, 36), strength=0.0)
     (edited,) = pictures(run(cascade, engine, request, stage(cascade, engine)))
     (plain,) = pictures(run(cascade, engine, request, None))
 
-    seen = images.to_model(plain, (48, 48))
-    expected = images.from_model(stage(cascade, engine).enlarge(seen, seed=5), (96, 72))
+    place = cascade.graphs.fit((48, 36))  # 53x40 within 56x40
+    expected = place.from_model(stage(cascade, engine).enlarge(place.to_model(plain), seed=5), (106, 80))
     assert np.array_equal(edited, expected)
 
 

@@ -15,6 +15,7 @@ from stickerbook.samples import sample
 from stickerbook.save_model import MODEL, vocabulary
 from stickerbook.train_autoencoder import psnr_db
 from stickerbook.world import ATTRIBUTES, FIRST_HELD_OUT_SEED, draw_scene
+from unitune.working_size import fit, working_size
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,25 @@ def test_diffusers_samples_from_the_folder(pipeline):
 def test_the_autoencoder_keeps_the_picture(pipeline):
     """At least 30 dB on scenes that training never drew."""
     assert psnr_db(pipeline.vae, pictures(range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + 24), "held_out")) >= 30
+
+
+@pytest.mark.parametrize("size", [(400, 600), (600, 400), (300, 720), (480, 500)])
+def test_a_circle_in_a_photograph_stays_a_circle(pipeline, size):
+    """Its width is its height within 1 %, after the autoencoder at the photograph's working size (M25)."""
+    rows, columns = np.indices(size)
+    inside = (rows - size[0] / 2) ** 2 + (columns - size[1] / 2) ** 2 < 110**2
+    picture = np.where(inside[..., None], np.uint8(40), np.uint8(220)).repeat(3, axis=2)
+    place = fit(size, working_size(size, (64, 64), 16))
+
+    with torch.no_grad():
+        latent = pipeline.vae.encode(torch.from_numpy(place.to_model(picture))).latent_dist.mode()
+        image = pipeline.vae.decode(latent).sample.numpy()
+    edited = place.from_model(image, size)
+
+    dark = edited.mean(axis=2) < 130
+    height, width = rows[dark].std(), columns[dark].std()
+    assert abs(width / height - 1) < 0.01
+    assert abs(height / rows[inside].std() - 1) < 0.05
 
 
 def test_the_judge_reads_renders_it_never_saw(judge):

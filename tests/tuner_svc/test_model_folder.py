@@ -70,11 +70,11 @@ def test_any_other_folder_is_refused(tmp_path: Path) -> None:
         digest(tmp_path)
 
 
-def test_sdxl_is_refused_by_name(folder: Path) -> None:
+def test_an_sdxl_model_without_its_second_text_encoder_is_refused(folder: Path) -> None:
     """A model of the next generation is recognised rather than half loaded."""
     change_json(folder / "model_index.json", _class_name="StableDiffusionXLPipeline")
 
-    with pytest.raises(UnusableBaseModel, match="SDXL"):
+    with pytest.raises(UnusableBaseModel, match="its text_encoder_2 is None; only CLIPTextModelWithProjection"):
         check_layout(folder)
 
 
@@ -292,6 +292,11 @@ def test_fast_steps_are_unitunes_own(folder: Path) -> None:
         ('{"updates": -1}', "updates is -1: it must be 0 to 5000"),
         ('{"mode": "all"}', "mode is 'all': it must be one of full, attn_out, lora"),
         ('{"scheduler": "pndm"}', "scheduler is 'pndm': it must be one of ddim"),
+        ('{"distilled": "fast"}', "distilled is 'fast': it must be one of lcm, turbo, lightning, hyper"),
+        ('{"distilled": "turbo", "strength": 0.2}', r"strength is 0\.2: it must be 1 / 4, one of its steps, or more"),
+        ('{"scheduler": "lcm", "num_inference_steps": 60}', "num_inference_steps is 60: it must be 1 to 50 with"),
+        ('{"timestep_spacing": "karras"}', "timestep_spacing is 'karras': it must be one of leading, trailing"),
+        ('{"guidance_rescale": 2}', r"guidance_rescale is 2\.0: it must be 0 to 1"),
         ("[1]", "not a JSON object"),
         ("{", "not JSON"),
     ],

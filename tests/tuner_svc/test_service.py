@@ -20,15 +20,16 @@ from tuner_svc.base_model import BaseModel
 from tuner_svc.service import TunerService
 from tuner_svc.tune import tune
 from tuner_svc.tuning_config import TuningConfig
-from unitune import serving
+from unitune import images, serving
 from unitune.codecs import decode
 from unitune.errors import InvalidArgument, InvalidField, ResourceExhausted, Unavailable, from_rpc_error, from_status
-from unitune.images import ModelImage
 from unitune.object_store import ObjectStore
 from unitune.options import Flat
 from unitune.v1 import tuner_pb2, tuner_pb2_grpc
 from unitune.v1.tuner_pb2 import RunTuningEvent
+from unitune.v1.tuning_pb2 import TuningProgress
 from unitune.weights import WEIGHTS_FILE, Manifest
+from unitune.working_size import fit
 
 NAME, PATH = "tenants/t/tunings/1", "tunings/t/t-001/1"
 SHORT = {"method": "unitune", "mode": "attn_out", "updates": 2, "batch": 1, "learning_rate": 1e-3, "rare_tokens": "r"}
@@ -156,7 +157,7 @@ async def test_info_tells_the_presets_own_values_for_a_method(start: Callable[..
 
 
 async def test_a_run_ends_with_weights_in_the_store(
-    start: Callable[..., Any], model: BaseModel, image: ModelImage
+    start: Callable[..., Any], model: BaseModel, picture: bytes
 ) -> None:
     """Progress, then done; the store holds what tuning in process gives, under the path and digest that done names."""
     tuner = await start()
@@ -165,9 +166,11 @@ async def test_a_run_ends_with_weights_in_the_store(
 
     assert {"progress"} == {event.WhichOneof("event") for event in found[:-1]}
     assert 2 == found[0].progress.total
+    assert TuningProgress.STAGE_STORING == found[-2].progress.stage
     done = found[-1].done
     assert ("key", PATH, model.digest) == (done.key, done.path, done.base_model)
     stored = tuner.store.get_weights(done.path, done.digest)
+    image = fit((60, 80), (40, 56)).to_model(images.decode(picture))  # at its working size
     expected = tune(model, image, TuningConfig("attn_out", 2, 1, 1e-3, "r", 3)).tensors
     base = {name: tensor.numpy() for name, tensor in model.tensors().items()}
     decoded = decode(stored.tensors, base, stored.manifest.codec)
@@ -350,15 +353,16 @@ async def test_a_reader_who_leaves_before_done_leaves_no_weights(start: Callable
 async def test_a_busy_worker_is_no_silent_tuner(
     start: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the worker thread has nothing to tell, the stream says again and again that the run goes on (r7)."""
+    """While the worker thread has nothing to tell, the stream says again and again in which stage it is (r7)."""
     monkeypatch.setattr(module, "HEARTBEAT_S", 0.05)
     store = SlowStore(str(tmp_path / "slow"))
     tuner = await start(store=store)
     call = tuner.run(SHORT)
     await asyncio.to_thread(store.written.wait, 30)
 
-    for _ in range(3):
-        await next_of(call, "heartbeat")
+    told = [(await next_of(call, "progress")).progress.stage for _ in range(8)]
+    assert [TuningProgress.STAGE_STORING] * 3 == told[-3:]
+    assert sorted(told) == told and TuningProgress.STAGE_UNSPECIFIED not in told
 
     store.go_on.set()
     assert "done" == (await events(call))[-1].WhichOneof("event")

@@ -55,7 +55,7 @@ def test_a_range_has_one_wording(field: object, words: str) -> None:
         (sampling_config(guidance_scale=64.5), "guidance_scale", "64.5"),
         (sampling_config(guidance_scale=math.nan), "guidance_scale", "nan"),
         (sampling_config(guidance_sigma_high=math.inf), "guidance_interval.high", "inf"),
-        (sampling_config(word_weights={"a secret": 11}), "prompt_to_prompt.word_weights", "11.0"),
+        (sampling_config(word_weights={"a dog": 11}), 'prompt_to_prompt.word_weights["a dog"]', "11.0"),
         (sampling_config(blend_words=["a"] * 17), "prompt_to_prompt.blend_words", "17 words"),
         (sampling_config(base_prompt="x" * 2001), "base_prompt", "2001 characters"),
         (tuning_config(learning_rate=0), "learning_rate", "0.0"),
@@ -92,7 +92,7 @@ def test_ends_are_in_the_range() -> None:
 
 def test_bytes_that_are_too_many_say_so() -> None:
     """A mask above its limit is UPLOAD_TOO_LARGE, and the remedy names the way for larger ones."""
-    with pytest.raises(InvalidArgument, match="mask is '786433 bytes': send at most 786432 bytes, or upload") as raised:
+    with pytest.raises(InvalidArgument, match="mask has 786433 bytes: send at most 786432 bytes, or upload") as raised:
         check(EditRequest(prompt="a cat", mask=bytes(786433)))
 
     assert "UPLOAD_TOO_LARGE" == raised.value.reason
@@ -113,7 +113,7 @@ def test_every_violation_is_found() -> None:
             "unitune",
             "eta is 1.0: leave it unset: it is an option of method imagic, not",
         ),
-        (sampling_config(mask_padding=3), "unitune", "mask.padding is 3: leave it unset, or set only_masked, too"),
+        (sampling_config(mask_padding=3), "unitune", "mask.padding is 3: leave it unset, or set mask.only_masked, too"),
         (
             sampling_config(automatic=True, strength=1),
             "unitune",
@@ -122,7 +122,7 @@ def test_every_violation_is_found() -> None:
         (
             tuning_config(base_prompt="a secret"),
             "imagic",
-            "base_prompt is '8 characters': leave it unset: it is an option of method null_text, not of imagic",
+            "base_prompt has 8 characters: leave it unset: it is an option of method null_text, not of imagic",
         ),
     ],
     ids=str,

@@ -1,6 +1,7 @@
 """The flat words of an SDK and the messages of the contract: nothing is lost between them."""
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -53,9 +54,9 @@ def configs(fields: dict[str, Field], *, may_be_wrong: bool) -> st.SearchStrateg
 
 
 def exists(descriptor: Descriptor, path: str) -> bool:
-    """Whether a path as `mask.blur` or `blend_words[3]` is one of a message."""
-    name, _, rest = path.partition(".")
-    field = descriptor.fields_by_name.get(name.partition("[")[0])
+    """Whether a path as `mask.blur`, `blend_words[3]` or `word_weights["a.b"]` is one of a message."""
+    name, _, rest = re.sub(r'\[(\d+|".*")\]', "", path, flags=re.DOTALL).partition(".")
+    field = descriptor.fields_by_name.get(name)
     return field is not None and (not rest or (field.message_type is not None and exists(field.message_type, rest)))
 
 
@@ -134,7 +135,9 @@ def test_a_word_that_no_choice_has_is_refused_by_the_sdk(options: dict[str, str]
 )
 def test_an_option_without_its_switch_is_refused(options: dict[str, Any], field: str, value: str) -> None:
     """In the message it would turn on what was not asked for."""
-    with pytest.raises(InvalidField, match=r"leave it unset, or set (clip_filter|super_resolution), too") as refused:
+    with pytest.raises(
+        InvalidField, match=r"leave it unset, or set config\.(clip_filter|super_resolution), too"
+    ) as refused:
         messages.edit_request("", "a dog", options)
 
     assert (field, value) == (refused.value.field, refused.value.metadata["value"])

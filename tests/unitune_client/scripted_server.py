@@ -314,7 +314,7 @@ def tuning_events(*names: str) -> list[tuning_pb2.TuningEvent]:
         "queued": lambda number: tuning_pb2.TuningEvent.Queued(position=1),
         "started": lambda number: tuning_pb2.TuningEvent.Started(attempt=1),
         "progress": lambda number: tuning_pb2.TuningProgress(
-            update=number, total=128, loss=0.5, left_s=9, learning_rate=1e-4
+            update=number, total=128, loss=0.5, left_s=9, learning_rate=1e-4, stage="STAGE_UPDATING"
         ),
         "ready": lambda number: tuning("READY", weights=tuning_pb2.WeightsRef(key="k1", digest="d1", size_bytes=7)),
         "cancelled": lambda number: tuning("CANCELLED"),
@@ -345,7 +345,7 @@ def edit_events(
     events = [kinds(accepted=accepted), kinds(loading=kinds.Loading(warm=False, refit_s=0.25, probe_ratio=0.01))]
     events += [kinds(step=kinds.Step(index=index, total=steps)) for index in range(steps)]
     for index, (seed, png) in enumerate(zip(seeds, pngs, strict=False)):
-        events.append(kinds(image=kinds.EditedImage(index=index, seed=seed, png=png, mask=mask)))
+        events.append(kinds(image=kinds.EditedImage(index=index, seed=seed, png=png, mask=mask, blocked=not png)))
     timings = edit_pb2.Timings(refit_s=0.25, encode_s=0.05, denoise_s=1.5, decode_s=0.1, total_s=2.0)
     events.append(kinds(done=kinds.Done(timings=timings, tuning=TUNING)))
     for number, event in enumerate(events, start=1):

@@ -98,6 +98,23 @@ def test_edit_tunes_once_and_edits_by_every_prompt(server: ScriptedServer, photo
     assert 1 == len(re.findall(r"tuning: 3/128, loss 0.5000, 9 s left", done.stderr))
 
 
+def test_a_picture_that_the_server_blocks_is_told_and_not_written(
+    server: ScriptedServer, photo: Path, tmp_path: Path
+) -> None:
+    """The others are written; a command that got none ends with an error and leaves no file."""
+    expect_tuning(server)
+    server.script("Edit", scripted_server.edit_events([DOG, b""], seeds=[0, 1]))
+    some = unitune("edit", photo, "a dog", "--seed", "0", "--seed", "1", "--address", server.address)
+
+    assert 0 == some.exit_code and "seed 1): the server's content filter refused the picture" in some.stderr
+    assert ["my cat--a-dog--seed0.png", "my cat--sheet.png"] == sorted(path.name for path in Path("out").iterdir())
+    expect_tuning(server)
+    server.script("Edit", scripted_server.edit_events([b""]))
+    none = unitune("edit", photo, "a dog", "--out", "none", "--address", server.address)
+    assert 1 == none.exit_code and "error: the content filter refused every picture" in none.stderr
+    assert [] == list(Path("none").iterdir())
+
+
 def test_the_sheet_shows_the_picture_the_edits_and_their_differences(
     server: ScriptedServer, photo: Path, tmp_path: Path
 ) -> None:
@@ -298,6 +315,7 @@ def test_json_prints_one_object_per_event_and_nothing_else(server: ScriptedServe
     assert DOG == Path(picture["value"]).read_bytes()
     assert Path(sheet["value"]).is_file()
     progress = {"update": 3, "total": 128, "loss": 0.5, "left_s": 9.0, "learning_rate": 1e-4, "stopped_early": False}
+    progress["stage"] = "updating"
     assert progress == lines[2]["progress"]
     assert "d1" == lines[3]["tuning"]["weights"]["digest"]
 

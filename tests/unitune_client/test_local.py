@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -27,10 +28,11 @@ from unitune.errors import Internal, InvalidField, ResourceExhausted, UniTuneErr
 from unitune_client import Client
 from unitune_client.cli.connection import connection
 from unitune_client.cli.main import main
-from unitune_client.local import machine, programs, supervision
+from unitune_client.local import machine, programs, stage_log, supervision
 from unitune_client.local.home import RESERVE_BYTES, Home
 from unitune_client.local.machine import LocalError
 from unitune_client.local.services import LocalServices
+from unitune_client.local.stage_log import StageLog
 
 pytestmark = pytest.mark.slow  # real services, killed and started again
 
@@ -173,19 +175,39 @@ def test_the_programs_take_what_they_are_given(
 
 
 def test_a_build_tells_what_the_last_one_took(home: Home, base_model: str, said: list[str]) -> None:
-    """A number of this machine, or none: the first build has none, the next one that of the first."""
+    """Numbers of this machine, or none: the first build has none, the next one that of the first, stage by stage."""
+    loading = "  g1: working on it ..."
     LocalServices(base_model, home=home, log=said.append).build()
     shutil.rmtree(home.engines)
-    home.note_build("tiny", 73.6)
+    home.note_build("tiny", {loading.strip(): 70.3, "build: another ...": 3.2})
+    shutil.rmtree(home.graphs)
     LocalServices(base_model, home=home, log=said.append).build()
-    took_s = home.build_s("tiny")
+    took_s = sum(home.build_s("tiny").values())
     shutil.rmtree(home.engines)
     LocalServices(base_model, home=home, log=said.append).build()
 
     first, second, third = (line for line in said if line.startswith("building"))
     assert "building the engine for tiny, once" == first
     assert f"{first}; the last one took 74 s here" == second
-    assert took_s is not None and 0.3 < took_s < 60 and f"{first}; the last one took {took_s:.0f} s here" == third
+    assert [loading, f"{loading} about 70 s"] == [line for line in said if line.startswith(loading)]
+    assert 0.3 < took_s < 60 and f"{first}; the last one took {took_s:.0f} s here" == third
+
+
+def test_a_long_stage_is_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is silent for more than 15 s, and what is left is told only while it is known."""
+    now_s, said = [0.0], list[str]()
+    monkeypatch.setattr(stage_log, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    log = StageLog(said.append, {"export: long ...": 40.0})
+    log.begin("export: long ...")
+    for second in range(1, 62):
+        now_s[0] = float(second)
+        log.tick()
+    log.end()
+
+    assert "  export: long ... about 40 s" == said[0]
+    told = ["15 s so far, about 25 s left", "30 s so far, about 10 s left", "45 s so far", "60 s so far"]
+    assert [f"  export: long ... {note}" for note in told] == said[1:]
+    assert {"export: long ...": 61.0} == log.took_s
 
 
 def test_folders_are_closed_to_other_users(home: Home) -> None:

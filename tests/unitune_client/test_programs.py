@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 sys.path[:0] = [{packages!r}]
 from unitune_client.local import programs
-print(programs.run(["finds"], Path("log"), on_stage=print))
+from unitune_client.local.stage_log import StageLog
+print(programs.run(["finds"], Path("log"), StageLog(print)))
 """
 FINDS = """
 import os

@@ -25,9 +25,10 @@ def _written_out(op: Any, query: Any, key: Any, value: Any, heads: Any, key_head
 
 
 def _is_fixed(context: object, heads: ir.Value, key_heads: ir.Value, root: ir.Value, **_: object) -> bool:
+    """Whether heads and width are constants; batch and tokens may be free."""
     shapes = [shape.const_value for shape in (heads, key_heads)]
     scale = root.const_value
-    return scale is not None and scale.size == 1 and all(s is not None and (s.numpy()[1:] > 0).all() for s in shapes)
+    return scale is not None and scale.size == 1 and all(s is not None and (s.numpy()[2:] > 0).all() for s in shapes)
 
 
 def _one_node(
@@ -40,16 +41,17 @@ def _one_node(
     root: ir.Value,
     shape: ir.Value,
 ) -> Any:
-    _, tokens, count, width = heads.const_value.numpy()
-    key_tokens = key_heads.const_value.numpy()[1]
+    *_, count, width = heads.const_value.numpy()
 
-    def together(values: ir.Value, tokens: int) -> Any:
-        return op.Reshape(values, op.Constant(value_ints=[-1, int(tokens), int(count * width)]))
+    def together(values: ir.Value, sizes: ir.Value) -> Any:
+        """(n, tokens, heads * width), from the sizes (n, tokens, heads, width)."""
+        rows = [int(size) for size in sizes.const_value.numpy()[:2]]
+        return op.Reshape(values, op.Constant(value_ints=[*rows, int(count * width)]))
 
     result = op.MultiHeadAttention(
-        together(query, tokens),
-        together(key, key_tokens),
-        together(value, key_tokens),
+        together(query, heads),
+        together(key, key_heads),
+        together(value, key_heads),
         num_heads=int(count),
         scale=float(root.const_value.numpy()) ** 2,
         _domain=DOMAIN,

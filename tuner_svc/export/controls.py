@@ -5,6 +5,8 @@ It is the plain graph with a few nodes after every softmax. So it has the same i
 is refitted in the same way; nothing is traced again.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
@@ -23,20 +25,22 @@ def add_controls(graph: ir.Graph, latent_side: tuple[int, int], tokens: int) -> 
     """Change the denoiser's graph in place into its controlled one.
 
     The output maps are those that were used, (n, tokens, h, w): the mean over heads and over the cross-attention layers
-    of one size, the largest with at most MAX_POSITIONS, or else the smallest. Raises NoAttention when there is no
-    cross-attention, or when a layer's size is not the latent's, halved some times.
+    of one size, the largest with at most MAX_POSITIONS, or else the smallest. Height and width may be free: then layers
+    are chosen by their sizes at `latent_side`. Raises NoAttention when there is no cross-attention, or when a layer's
+    size is not the latent's, halved some times.
     """
     softmaxes = [node for node in graph if node.op_type == "Softmax"]
     cross = [node for node in softmaxes if _is_cross(node)]
     if not cross:
         raise NoAttention("the denoiser's graph has no softmax over keys made from the text embedding")
+    positions = {node.outputs[0]: _positions(node.outputs[0], _sides(graph, latent_side)) for node in softmaxes}
     inputs = _inputs(tokens)
     graph.inputs.extend(inputs)
     source, mapper, own, share = inputs
     rows = _prepared(graph, softmaxes[0], mapper, own, share)
-    used = {node.outputs[0]: _controlled_cross(graph, node, source, *rows[:2]) for node in cross}
+    used = [(positions[node.outputs[0]], _controlled_cross(graph, node, source, *rows[:2])) for node in cross]
     for node in softmaxes:
-        if node not in cross and _positions(node.outputs[0]) <= MAX_POSITIONS:
+        if node not in cross and positions[node.outputs[0]] <= MAX_POSITIONS:
             _controlled_self(graph, node, source, *rows[2:])
     graph.outputs.append(_averaged(graph, used, latent_side, tokens))
     graph.sort()
@@ -89,11 +93,14 @@ def _controlled_self(graph: ir.Graph, softmax: ir.Node, source: ir.Value, share:
     _instead(users, _node(graph, softmax, "Add", [theirs, kept]), weights)
 
 
-def _averaged(graph: ir.Graph, used: dict[ir.Value, ir.Value], latent_side: tuple[int, int], tokens: int) -> ir.Value:
-    sizes = {_positions(weights) for weights in used}
+def _averaged(
+    graph: ir.Graph, used: Sequence[tuple[int, ir.Value]], latent_side: tuple[int, int], tokens: int
+) -> ir.Value:
+    """From the number of positions of each map that was used, and the map."""
+    sizes = {positions for positions, _ in used}
     size = max((size for size in sizes if size <= MAX_POSITIONS), default=min(sizes))
-    maps = [value for weights, value in used.items() if _positions(weights) == size]
-    height, width = _side(size, latent_side)
+    maps = [value for positions, value in used if positions == size]
+    _, width = _side(size, latent_side)
     after = maps[-1].producer()
     assert after is not None
     heads = _constant(graph, "controls.heads", np.array([1]))
@@ -102,10 +109,13 @@ def _averaged(graph: ir.Graph, used: dict[ir.Value, ir.Value], latent_side: tupl
         total = _node(graph, after, "Add", [total, other])
     layers = _constant(graph, "controls.layers", np.array(len(maps), dtype=np.float32))
     mean = _node(graph, after, "Div", [total, layers])
-    shape = _constant(graph, "controls.maps_shape", np.array([0, tokens, height, width]))  # 0 keeps the batch
+    latent_width = _node(graph, after, "Shape", [graph.inputs[0]], start=3)
+    shrink = _constant(graph, "controls.shrink", np.array([latent_side[1] // width]))
+    first_sizes = _constant(graph, "controls.maps_sizes", np.array([0, tokens, -1]))  # 0 keeps the batch
+    shape = _node(graph, after, "Concat", [first_sizes, _node(graph, after, "Div", [latent_width, shrink])], axis=0)
     found = _node(graph, after, "Reshape", [_node(graph, after, "Transpose", [mean], perm=[0, 2, 1]), shape])
     found.name, found.dtype = MAPS, ir.DataType.FLOAT
-    found.shape = ir.Shape([ir.SymbolicDim("n"), tokens, height, width])
+    found.shape = ir.Shape([ir.SymbolicDim("n"), tokens, ir.SymbolicDim("map_h"), ir.SymbolicDim("map_w")])
     return found
 
 
@@ -118,9 +128,36 @@ def _is_cross(softmax: ir.Node) -> bool:
     return value is not None and value.name == CONTEXT
 
 
-def _positions(weights: ir.Value) -> int:
+def _sides(graph: ir.Graph, latent_side: tuple[int, int]) -> dict[str, int]:
+    """The values of the symbols in the graph's shapes where its latents are of `latent_side`.
+
+    The exporter has several symbols for one size: those of a picture's third axis are its height's, of the fourth its
+    width's.
+    """
+    free = [size for size in graph.inputs[0].shape or () if isinstance(size, ir.SymbolicDim)][1:]
+    if not free:
+        return {}
+    # A latent's height is a number times its symbol.
+    units = [
+        side // (size.evaluate(dict.fromkeys(size.free_symbols(), 1)) or 1)
+        for side, size in zip(latent_side, free, strict=True)
+    ]
+    found: dict[str, int] = {}
+    for node in graph:
+        shape = node.outputs[0].shape
+        if shape is None or len(shape) != 4 or not isinstance(shape[1], int):
+            continue
+        for size, unit in zip(shape[2:], units, strict=True):
+            if isinstance(size, ir.SymbolicDim) and size.value is not None:
+                found |= dict.fromkeys(size.free_symbols(), unit)
+    return found
+
+
+def _positions(weights: ir.Value, sides: dict[str, int]) -> int:
     """Of a map (n, heads, positions, keys)."""
     size = weights.shape[2] if weights.shape is not None and len(weights.shape) == 4 else None
+    if isinstance(size, ir.SymbolicDim) and size.value is not None:
+        size = size.evaluate(sides)
     if not isinstance(size, int):
         raise NoAttention(f"an attention map of the denoiser's graph has shape {weights.shape}")
     return size

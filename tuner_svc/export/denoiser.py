@@ -41,9 +41,10 @@ def export_denoiser(model: BaseModel, folder: Path, scratch: Path) -> dict[str, 
     ExportError unless tensors and initializers match one to one, and when the attention cannot be controlled.
     """
     weights = folder / BaseModelSpec.base_weights
+    step = model.spec.latent_step or None
     write_random_weights(scratch / weights.name, model.tensors(), seed=0)
     random = holding(model.denoiser, mapped(scratch / weights.name))
-    graph = to_graph(random, example(model), "out", translations=TRANSLATIONS)
+    graph = to_graph(random, example(model), "out", translations=TRANSLATIONS, step=step)
     matches = match({name: tensor.numpy() for name, tensor in random.unet.state_dict().items()}, graph)
     refer(matches, write_weights(weights, model.tensors()), weights)
     ir.save(graph, folder / GRAPH_FILE)
@@ -123,11 +124,11 @@ def randomised_denoiser(model: BaseModel, seed: int = 0) -> DenoiserModule:
 def example(model: BaseModel, batch: int = 2, seed: int = 0, side: tuple[int, int] | None = None) -> dict[str, Tensor]:
     """Random input of the denoiser; `side` is the latents' (height, width), the model's own by default."""
     generator = torch.Generator().manual_seed(seed)
-    return {
-        "sample": torch.randn((batch, model.latent_channels, *(side or model.latent_side)), generator=generator),
-        "timestep": torch.randint(0, model.schedule.num_train_timesteps, (batch,), generator=generator),
-        "encoder_hidden_states": torch.randn((batch, model.context_tokens, model.context_width), generator=generator),
-    }
+    return model.denoiser.inputs(
+        torch.randn((batch, model.latent_channels, *(side or model.latent_side)), generator=generator),
+        torch.randint(0, model.schedule.num_train_timesteps, (batch,), generator=generator),
+        torch.randn((batch, *model.conditioning), generator=generator),
+    )
 
 
 def _spec(tensor: np.ndarray, layout: str, graph_shape: tuple[int, ...]) -> TensorSpec:

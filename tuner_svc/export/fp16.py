@@ -43,8 +43,18 @@ class Fp16Denoiser(nn.Module):
         super().__init__()
         self.unet = copy.deepcopy(denoiser.unet).half()
 
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-        return self.unet(sample.half(), timestep, encoder_hidden_states.half()).sample.float()
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        text_embeds: Tensor | None = None,
+        time_ids: Tensor | None = None,
+    ) -> Tensor:
+        # Sizes stay fp32: fp16 has not every number above 2048.
+        added = None if text_embeds is None else {"text_embeds": text_embeds.half(), "time_ids": time_ids}
+        context = encoder_hidden_states.half()
+        return self.unet(sample.half(), timestep, context, added_cond_kwargs=added).sample.float()
 
 
 def is_complete(graphs: Path, model_digest: str) -> bool:
@@ -141,16 +151,16 @@ def check_fp16(
 
 
 def _question(model: BaseModel) -> dict[str, Tensor]:
-    context = (model.context_tokens, model.context_width)
-    question = probe_input(SELF_TEST_PROBE_SEED, model.latent_channels, model.latent_side, context)
-    return {name: torch.from_numpy(array) for name, array in question.items()}
+    question = probe_input(SELF_TEST_PROBE_SEED, model.latent_channels, model.latent_side, model.conditioning)
+    return model.denoiser.inputs(*(torch.from_numpy(array) for array in question.values()))
 
 
 @torch.no_grad()
 def _answer(model: BaseModel, unet: nn.Module, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
     """The UNet's answer in its own dtype, as float32, with `tensors` in place of its own."""
     dtype = next(unet.parameters()).dtype
-    values = {name: torch.from_numpy(tensor).to(dtype) for name, tensor in tensors.items()}
-    latents, timesteps, contexts = _question(model).values()
-    answer = functional_call(unet, values, (latents.to(dtype), timesteps, contexts.to(dtype))).sample
+    values = {f"unet.{name}": torch.from_numpy(tensor).to(dtype) for name, tensor in tensors.items()}
+    whole = ("timestep", "time_ids")  # are not of the UNet's dtype
+    inputs = {name: value if name in whole else value.to(dtype) for name, value in _question(model).items()}
+    answer: Tensor = functional_call(DenoiserModule(unet), values, (), inputs)
     return answer.float().numpy()

@@ -12,15 +12,17 @@ from tuner_svc.base_model import BaseModel
 from tuner_svc.export.check import check_batches, check_graph
 from tuner_svc.export.graph import EXAMPLES, ExportError, save, to_graph, weights_size
 
-TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_FILE, SECOND_TOKENIZER_FILE = "tokenizer.json", "tokenizer_2.json"
 
 
 def export_frozen(folder: Path, model: BaseModel) -> None:
     """Write and check the three graphs. Raises ExportError if one does not answer like PyTorch."""
     generator = torch.Generator().manual_seed(0)
 
+    shape_of_ids = model.input_ids([""]).shape[1:]
+
     def ids(batch: int) -> Tensor:
-        return torch.randint(0, len(model.tokenizer), (batch, model.context_tokens), generator=generator)
+        return torch.randint(0, len(model.tokenizer), (batch, *shape_of_ids), generator=generator)
 
     def images(batch: int) -> Tensor:
         return 2 * torch.rand((batch, 3, *model.image_side), generator=generator) - 1
@@ -31,15 +33,16 @@ def export_frozen(folder: Path, model: BaseModel) -> None:
     def prompts(batch: int) -> dict[str, Tensor]:
         vectors = torch.randn((batch + 1, model.context_width), generator=generator)
         found = ids(batch)
-        found[:, 1 : 1 + len(vectors)] = -1 - torch.arange(len(vectors))
+        found[..., 1 : 1 + len(vectors)] = -1 - torch.arange(len(vectors))
         return {"input_ids": found, "vectors": vectors}
 
-    for module, draw, output_name, file_name in (
-        (model.text_encoder, prompts, "hidden_states", "text_encoder.onnx"),
-        (model.image_encoder, lambda batch: {"image": images(batch)}, "latent", "image_encoder.onnx"),
-        (model.image_decoder, lambda batch: {"latent": latents(batch)}, "image", "image_decoder.onnx"),
+    step, latent_step = model.spec.size_step or None, model.spec.latent_step or None
+    for module, draw, output_name, file_name, free in (
+        (model.text_encoder, prompts, "hidden_states", "text_encoder.onnx", None),
+        (model.image_encoder, lambda batch: {"image": images(batch)}, "latent", "image_encoder.onnx", step),
+        (model.image_decoder, lambda batch: {"latent": latents(batch)}, "image", "image_decoder.onnx", latent_step),
     ):
-        graph = to_graph(module, draw(EXAMPLES), output_name)
+        graph = to_graph(module, draw(EXAMPLES), output_name, step=free)
         save(graph, folder / file_name)
         for batch in check_batches(weights_size(graph)):
             check_graph(folder / file_name, module, draw(batch))
@@ -54,11 +57,15 @@ def save_tokenizer(tokenizer: CLIPTokenizer, num_tokens: int, path: Path) -> Non
 
 
 def export_tokenizer(folder: Path, model: BaseModel) -> None:
-    """Write tokenizer.json, which gives a prompt's ids padded and cut. Raises ExportError if they are other ids."""
-    save_tokenizer(model.tokenizer, model.context_tokens, folder / TOKENIZER_FILE)
-    saved = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+    """Write tokenizer.json, which gives a prompt's ids padded and cut, and tokenizer_2.json where there are two.
+    Raises ExportError if they are other ids."""
     rare = model.preset.rare_tokens
     prompts = ["", rare, f"{rare} a dog", "A  Dog,\n1984!", "an é in a naïve café, 日本", "a cat on a beach " * 40]
-    for prompt in prompts:
-        if saved.encode(prompt).ids != model.input_ids([prompt])[0].tolist():
-            raise ExportError(f"{TOKENIZER_FILE} gives other ids than the tokenizer does for {json.dumps(prompt[:40])}")
+    wanted = model.input_ids(prompts).reshape(len(prompts), -1, model.context_tokens)
+    for index, tokenizer in enumerate(model.tokenizers):
+        name = (TOKENIZER_FILE, SECOND_TOKENIZER_FILE)[index]
+        save_tokenizer(tokenizer, model.context_tokens, folder / name)
+        saved = Tokenizer.from_file(str(folder / name))
+        for prompt, ids in zip(prompts, wanted[:, index].tolist(), strict=True):
+            if saved.encode(prompt).ids != ids:
+                raise ExportError(f"{name} gives other ids than the tokenizer does for {json.dumps(prompt[:40])}")

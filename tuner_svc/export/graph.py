@@ -25,14 +25,19 @@ def to_graph(
     output: str,
     opset: int = OPSET,
     translations: Mapping[Callable[..., Any], Callable[..., Any]] | None = None,
+    step: int | None = None,
 ) -> ir.Model:
     """Export a module with one output. The first axis of each input is dynamic. Inputs whose example has EXAMPLES rows
-    share the batch dimension `n`; one other input may have its own, `k`.
+    share the batch dimension `n`; one other input may have its own, `k`. With a `step` the first input is a picture or
+    a latent (n, channels, height, width), of any height and width that are multiples of the step.
 
     `translations` replaces the exporter's versions of some torch operators, in onnxscript. Raises ExportError when
     PyTorch cannot export the module.
     """
     batch, free = torch.export.Dim("n"), torch.export.Dim("k")
+    axes: list[dict[int, Any]] = [{0: batch if len(one) == EXAMPLES else free} for one in inputs.values()]
+    if step is not None:
+        axes[0] |= {axis: step * torch.export.Dim(name) for axis, name in ((2, "h"), (3, "w"))}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of a package that these graphs do not need
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of deprecations within torch
@@ -44,7 +49,7 @@ def to_graph(
                 opset_version=opset,
                 input_names=list(inputs),
                 output_names=[output],
-                dynamic_shapes=tuple({0: batch if len(one) == EXAMPLES else free} for one in inputs.values()),
+                dynamic_shapes=tuple(axes),
                 custom_translation_table=dict(translations or {}),
                 optimize=True,
                 verbose=False,
@@ -52,6 +57,7 @@ def to_graph(
         except torch.onnx.OnnxExporterError as error:
             raise ExportError(f"PyTorch cannot export it: {_first_line_of_cause(error)}") from error
     model: ir.Model = program.model
+    _write_shapes_out(model.graph)
     for node in model.graph.all_nodes():
         node.metadata_props.clear()  # stack traces, with paths
         node.doc_string = None
@@ -73,6 +79,31 @@ def save(graph: ir.Model, path: Path) -> None:
     """Write a graph with its weights: large ones into a data file beside it, since a graph's own file ends at 2 GiB and
     is copied in memory when it is read."""
     ir.save(graph, path, external_data=f"{path.name}.data" if weights_size(graph) > MOST_INSIDE else None)
+
+
+def _write_shapes_out(graph: ir.Graph) -> None:
+    """Give each Reshape whose shape is computed a constant one where that says the same: 0 copies a size of the input,
+    -1 is what is left."""
+    nodes = list(graph)
+    constants: dict[tuple[int, ...], ir.Value] = {}  # shared, as fuse_attention expects
+    for node in nodes:
+        if node.op_type != "Reshape" or node.inputs[1] is None or node.inputs[1].const_value is not None:
+            continue
+        before, after = node.inputs[0].shape if node.inputs[0] is not None else None, node.outputs[0].shape
+        if before is None or after is None:
+            continue
+        sizes = tuple(
+            size if isinstance(size, int) else 0 if size.value is not None and size in before[axis : axis + 1] else -1
+            for axis, size in enumerate(after)
+        )
+        if sizes.count(-1) > 1:
+            continue
+        if sizes not in constants:
+            constant = ir.node("Constant", [], {"value_ints": sizes})
+            graph.insert_before(nodes[0], constant)
+            constants[sizes] = constant.outputs[0]
+        node.replace_input_with(1, constants[sizes])
+        node.attributes.pop("allowzero", None)
 
 
 def _first_line_of_cause(error: BaseException) -> str:

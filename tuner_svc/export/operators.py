@@ -1,12 +1,12 @@
 """Exports a few torch operators of denoisers as the nodes that ONNX Runtime runs fastest on a CPU.
 
-The exporter's own versions are right for any input. These assume that all sizes except the batch are fixed, and keep
-the model's matrices in PyTorch's layout, so that none is transposed at run time or at a refit. They raise ValueError
-for other cases.
+The exporter's own versions are right for any input. These assume that channels are fixed; batch, height and width may
+be free. They keep the model's matrices in PyTorch's layout, so that none is transposed at run time or at a refit. They
+raise ValueError for other cases.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -40,10 +40,16 @@ def plain_attention(
 
 def plain_linear(values: ir.Value, weight: ir.Value, bias: ir.Value | None = None) -> Any:
     """x W^T + b over the last axis, as one matrix product with bias."""
-    rows = _fixed(values, least=2)[1:-1]
-    flat = op.Reshape(values, op.Constant(value_ints=[-1, _fixed(weight)[1]])) if rows else values
+    rows = _sizes(values, least=2, fixed=[-1])[1:-1]
+    outputs, inputs = _sizes(weight, least=2, fixed=[0, 1])
+    flat = op.Reshape(values, op.Constant(value_ints=[-1, inputs])) if rows else values
     product = op.Gemm(flat, weight, bias, transB=1) if bias is not None else op.Gemm(flat, weight, transB=1)
-    return op.Reshape(product, op.Constant(value_ints=[-1, *rows, _fixed(weight)[0]])) if rows else product
+    if not rows:
+        return product
+    if None in rows:
+        shape = op.Concat(op.Shape(values, start=0, end=-1), op.Constant(value_ints=[outputs]), axis=0)
+        return op.Reshape(product, shape)
+    return op.Reshape(product, op.Constant(value_ints=[-1, *rows, outputs]))
 
 
 def plain_group_norm(
@@ -56,25 +62,27 @@ def plain_group_norm(
 ) -> Any:
     """Normalises groups of channels of (n, channels, ...) to mean 0 and deviation 1, then computes w x + b for each
     channel as a depthwise 1x1 convolution: one pass over the values instead of two."""
-    channels, *sides = _fixed(values, least=3)[1:]
+    channels, *sides = _sizes(values, least=3, fixed=[1])[1:]
     ones = op.Constant(value_floats=[1.0] * num_groups)
     zeros = op.Constant(value_floats=[0.0] * num_groups)
     groups = op.Reshape(values, op.Constant(value_ints=[0, num_groups, -1]))
     alike = op.InstanceNormalization(groups, ones, zeros, epsilon=eps)
-    alike = op.Reshape(alike, op.Constant(value_ints=[-1, channels, *sides]))
+    shape = op.Shape(values) if None in sides else op.Constant(value_ints=[-1, channels, *sides])
+    alike = op.Reshape(alike, shape)
     if weight is None:
         return alike
     kernel = op.Reshape(weight, op.Constant(value_ints=[channels, 1, *(1 for _ in sides)]))
     return op.Conv(alike, kernel, *([] if bias is None else [bias]), group=channels, kernel_shape=[1 for _ in sides])
 
 
-def _fixed(value: ir.Value, least: int = 1) -> list[int]:
-    """The shape; a dynamic first axis is 0. Raises ValueError for another dynamic axis, or for fewer axes."""
-    shape = list(value.shape) if value.shape is not None else []
-    fixed = [size for size in shape[1:] if isinstance(size, int)]
-    if len(shape) < least or len(fixed) != len(shape) - 1:
-        raise ValueError(f"only operators of fixed sizes, of {least} axes and more, are exported: not of {value.shape}")
-    return [shape[0] if isinstance(shape[0], int) else 0, *fixed]
+def _sizes(value: ir.Value, least: int, fixed: Sequence[int]) -> list[Any]:
+    """The shape, with None for a free axis. Raises ValueError if one of the `fixed` axes is free, or for fewer axes."""
+    shape = [size if isinstance(size, int) else None for size in value.shape or ()]
+    if len(shape) < least or any(shape[axis] is None for axis in fixed):
+        raise ValueError(
+            f"only operators of fixed channels, of {least} axes and more, are exported: not of {value.shape}"
+        )
+    return shape
 
 
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {

@@ -23,10 +23,11 @@ def export_super_resolution(
     """Write and check graph and base weights; the specification with each tensor's layout. Raises ExportError."""
     path, weights, base = folder / SUPER_RESOLUTION_GRAPH, folder / stage.weights, resolver.unet.state_dict()
     places = write_weights(weights, base)
+    step = stage.side_of((model.size_step, model.size_step))[0] // stage.block or None
     with TemporaryDirectory(dir=folder, prefix=".scratch-") as scratch:
         write_random_weights(Path(scratch, weights.name), base, seed=0)
         random = holding(resolver, mapped(Path(scratch, weights.name)))
-        graph = to_graph(random, _example(model, stage, EXAMPLES), "out", translations=TRANSLATIONS)
+        graph = to_graph(random, _example(model, stage, EXAMPLES), "out", translations=TRANSLATIONS, step=step)
         matches = match({name: tensor.numpy() for name, tensor in random.unet.state_dict().items()}, graph)
         refer(matches, places, weights)
         ir.save(graph, path)

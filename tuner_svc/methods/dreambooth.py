@@ -31,7 +31,10 @@ def tune(model: BaseModel, latents: Tensor, config: TuningConfig, tracker: Progr
     class_context = model.encode_prompt(class_prompt(config.class_noun))
     has_prior = config.prior_weight > 0 and config.num_class_images > 0 and config.updates > 0
     if has_prior:
-        class_pictures = class_latents(model, config.class_noun, config.num_class_images, tracker.refuse_cancelled)
+        side = latents.shape[2], latents.shape[3]
+        class_pictures = class_latents(
+            model, config.class_noun, config.num_class_images, tracker.refuse_cancelled, side
+        )
 
     def update(pictures: Tensor, timesteps: Tensor, noise: Tensor, *of_class: Tensor) -> Tensor:
         with mixed_precision(model.device):

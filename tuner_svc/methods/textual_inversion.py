@@ -61,14 +61,18 @@ def check(model: BaseModel, config: TuningConfig) -> None:
 def initial_vectors(model: BaseModel, config: TuningConfig) -> Tensor:
     """(num_vectors, width): copies of the initial word's embedding."""
     token = _token(model, config.initial_word)
-    return model.text_encoder.table[token].detach().clone().repeat(config.num_vectors, 1)
+    assert token is not None  # `check` refuses others
+    return model.text_encoder.vector_of(token).detach().clone().repeat(config.num_vectors, 1)
 
 
 def placeholder_ids(model: BaseModel, prompt: str, config: TuningConfig) -> Tensor:
-    """Token ids (1, tokens) of a prompt, with the ids of num_vectors vectors for the placeholder."""
-    empty = model.input_ids([""])[0].tolist()
-    ids = ids_with_vectors(prompt, config.rare_tokens, config.num_vectors, model.token_ids, empty)
-    return torch.tensor([ids], device=model.device)
+    """Token ids (1, tokens) of a prompt, or (1, 2, tokens), with the ids of num_vectors vectors for the placeholder."""
+    empty = model.input_ids([""])
+    ids = [
+        ids_with_vectors(prompt, config.rare_tokens, config.num_vectors, model.token_ids, each)
+        for each in empty.reshape(-1, model.context_tokens).tolist()
+    ]
+    return torch.tensor(ids, device=model.device).reshape(empty.shape)
 
 
 def effective_learning_rate(config: TuningConfig) -> float:

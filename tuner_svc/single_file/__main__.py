@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tuner_svc.few_steps import KINDS
 from tuner_svc.model_folder import UnusableBaseModel
 from tuner_svc.single_file.model import Lora, Source, write_folder
 from tuner_svc.single_file.prediction import PREDICTION_TYPES
@@ -31,10 +32,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--clip-skip", type=int, default=1, help="2 leaves the text encoder's last layer out  [default: 1]"
     )
+    parser.add_argument("--distilled", choices=(*KINDS, "no"), help="to few steps, if no name says so")
+    parser.add_argument("--steps", type=int, help="that it was distilled to, if no name says so")
     parser.add_argument("--config", type=Path, help="a diffusers folder of the same architecture, for an unusual one")
     options = parser.parse_args(arguments)
     source = Source(
-        options.file, options.vae, tuple(options.lora), options.prediction, options.clip_skip, options.config
+        options.file,
+        options.vae,
+        tuple(options.lora),
+        options.prediction,
+        options.clip_skip,
+        options.config,
+        options.distilled,
+        options.steps,
     )
     try:
         print(write_folder(source, options.out, _say))

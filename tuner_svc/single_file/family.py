@@ -142,8 +142,9 @@ _OTHERS = (
     ("edm_vpred.sigma_max", "an EDM model"),
     *OTHER_ADAPTERS,
     ("control_model.", "a ControlNet"),
+    (UNET + "time_embed.cond_proj.", "a full latent consistency model, whose network takes the guidance"),
 )
-_LORA_NAMES = ("lora_unet_", "lora_te", ".lora_A.", ".lora_down.", ".lora.down.", "_lora.down.")
+_LORA_NAMES = ("lora_unet_", "lora_te", ".lora_A.", ".lora_down.", ".lora.down.", "_lora.down.", ".lora_linear_layer.")
 _CHANNELS = {9: "a model for inpainting", 8: "an InstructPix2Pix model", 5: "a depth model", 7: "an upscaler"}
 _WIDTHS = {768: SD_1, 1024: SD_2}
 

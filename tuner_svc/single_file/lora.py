@@ -28,16 +28,21 @@ UNKNOWN_KINDS = (
     ("oft_", "an OFT"),
     ("lora_te2_", "a LoRA of an SDXL model"),
 )
-# An older name of diffusers, and the module that it means.
-_PROCESSOR = re.compile(r"\.processor\.(to_q|to_k|to_v|to_out)_lora$")
+# An older name of diffusers, and the modules that it means: of the denoiser, and of a text encoder.
+_OLDER = re.compile(r"(?:\.processor)?\.(to_q|to_k|to_v|to_out)_lora$")
+_OLDER_UNET = {"to_q": ".to_q", "to_k": ".to_k", "to_v": ".to_v", "to_out": ".to_out.0"}
+_OLDER_TEXT = {"to_q": ".q_proj", "to_k": ".k_proj", "to_v": ".v_proj", "to_out": ".out_proj"}
+_PEFT_MODEL = "base_model.model."  # begins the names of a denoiser that PEFT itself has saved
 _ENDINGS = {
     ".lora_down.weight": "down",
     ".lora_A.weight": "down",
     ".lora.down.weight": "down",
+    ".lora_linear_layer.down.weight": "down",
     "_lora.down.weight": "down",
     ".lora_up.weight": "up",
     ".lora_B.weight": "up",
     ".lora.up.weight": "up",
+    ".lora_linear_layer.up.weight": "up",
     "_lora.up.weight": "up",
     ".alpha": "alpha",
 }
@@ -115,14 +120,18 @@ def _modules(shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> dict[str, t
             if target.endswith(".weight"):
                 module = target.removesuffix(".weight")
                 names[prefix + module.replace(".", "_")] = names[f"{part}.{module}"] = (part, target)
+                if part == "unet":  # as a denoiser saves its own adapters
+                    names[module] = names[_PEFT_MODEL + module] = (part, target)
     return names
 
 
 def _module(name: str, ending: str) -> str:
     module = name.removesuffix(ending)
     if ending.startswith("_lora"):
-        module = _PROCESSOR.sub(r".\1", module + "_lora")
-        module += ".0" if module.endswith("to_out") else ""
+        module += "_lora"
+    if found := _OLDER.search(module):
+        meant = _OLDER_TEXT if module[: found.start()].endswith(".self_attn") else _OLDER_UNET
+        module = module[: found.start()] + meant[found[1]]
     return module
 
 

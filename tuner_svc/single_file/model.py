@@ -11,7 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
+from tuner_svc.base_model import load
+from tuner_svc.few_steps import KINDS, Distilled, names_of_file, told_by_names
 from tuner_svc.model_folder import (
+    PRESET_FILE,
     SCHEDULER_FILE,
     VARIANTS,
     WEIGHTS,
@@ -30,7 +33,8 @@ from tuner_svc.single_file.convert import (
 )
 from tuner_svc.single_file.family import SAMPLE_SIDE_OF_V, SD_2, Family, family_of, refuse_other_kinds
 from tuner_svc.single_file.lora import Factors, merged, read_lora
-from tuner_svc.single_file.prediction import PredictionType, prediction_of
+from tuner_svc.single_file.measured_prediction import kind_of, measure
+from tuner_svc.single_file.prediction import PredictionType, UntoldPrediction, prediction_of
 from tuner_svc.single_file.tensor_file import FileHeader, read_header, write_tensors
 
 MERGES = Path(__file__).parent / "clip_merges.txt.gz"  # of CLIP's vocabulary
@@ -63,6 +67,8 @@ class Source:
     prediction: str | None = None  # epsilon or v; None: as the file says
     clip_skip: int = 1  # 2 leaves the text encoder's last layer out, as many illustration models want
     config: Path | None = None  # a diffusers folder of the same architecture, for one that is neither SD 1.x nor SD 2.x
+    distilled: str | None = None  # of few_steps.KINDS, or "no"; None: as file names and metadata say
+    steps: int | None = None  # that it was distilled to
 
 
 def write_folder(source: Source, out: Path, say: Say = lambda line: None) -> Path:
@@ -75,11 +81,17 @@ def write_folder(source: Source, out: Path, say: Say = lambda line: None) -> Pat
         raise UnusableBaseModel(f"{out} is there already: give another folder")
     header = read_header(source.file)
     family = _family(header, source.config)
-    prediction = prediction_of(header, family, source.prediction)
-    if source.config is None and family is SD_2 and prediction.kind == "v_prediction":
-        family = replace(family, unet={**family.unet, "sample_size": SAMPLE_SIDE_OF_V})
-    whole, family = family, family.without_last_layers(source.clip_skip)
-    say(f"{family.name}, predicts {prediction.kind} ({prediction.source})")
+    untold: UntoldPrediction | None = None
+    try:
+        prediction = prediction_of(header, family, source.prediction)
+    except UntoldPrediction as error:
+        prediction, untold = PredictionType("epsilon", "not yet known", "ztsnr" in header.shapes), error
+    whole = family
+    family = _sized(family, prediction, source).without_last_layers(source.clip_skip)
+    say(f"{family.name}, predicts {prediction.kind} ({prediction.source})" if untold is None else family.name)
+    distilled = _distilled(header, source)
+    if distilled is not None:
+        say(f"for {distilled.steps} steps, {distilled.kind} ({distilled.source}); --distilled no if it is not")
     unet, is_averaged = read_unet(header, family)
     if is_averaged:
         say("the averaged weights (EMA) are taken")
@@ -93,10 +105,18 @@ def write_folder(source: Source, out: Path, say: Say = lambda line: None) -> Pat
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         folder = Path(scratch) / "model"
         _write_configs(folder, family, prediction, source.config)
+        if distilled is not None:
+            _write(folder / PRESET_FILE, {"distilled": distilled.kind, "num_inference_steps": distilled.steps})
         for part, found in tensors.items():
             say(f"writing {part}")
             write_tensors(folder / part / WEIGHTS[part], _made(found, changes.get(part, {})), found)
-        _write(folder / SOURCE_FILE, _told(source, family, prediction, is_averaged))
+        if untold is not None:
+            say("measuring what it predicts")
+            prediction = _measured(folder, prediction, untold)
+            family = _sized(family, prediction, source)
+            _write_configs(folder, family, prediction, source.config)
+            say(f"it predicts {prediction.kind} ({prediction.source})")
+        _write(folder / SOURCE_FILE, _told(source, family, prediction, is_averaged, distilled))
         check_layout(folder)
         folder.rename(out)
     return out
@@ -110,6 +130,49 @@ def _family(header: FileHeader, config: Path | None) -> Family:
     parts = {part: read_object(config / part / "config.json") for part in ("unet", "vae", "text_encoder")}
     scheduler = read_object(config / "scheduler" / SCHEDULER_FILE)
     return Family(f"as {config.name}", **parts, tokenizer={}, scheduler=scheduler)
+
+
+def _sized(family: Family, prediction: PredictionType, source: Source) -> Family:
+    """The family at the size of its models that predict so: those of 2.x that predict v are of 768 pixels."""
+    if source.config is None and family.name == SD_2.name and prediction.kind == "v_prediction":
+        return replace(family, unet={**family.unet, "sample_size": SAMPLE_SIDE_OF_V})
+    return family
+
+
+def _measured(folder: Path, assumed: PredictionType, untold: UntoldPrediction) -> PredictionType:
+    """What the model in a folder is found to predict. Raises `untold` where trying does not show it clearly."""
+    errors = measure(load(folder))
+    kind = kind_of(errors)
+    if kind is None:
+        raise UntoldPrediction(f"{untold}; trying it did not show it") from None
+    worse = max(errors[:2]) / min(errors[:2])
+    return assumed._replace(kind=kind, source=f"measured, the other one is {worse:.1f} times worse")
+
+
+def _distilled(header: FileHeader, source: Source) -> Distilled | None:
+    """What the caller says, else the names of the model and of the LoRA merged into it.
+
+    Raises UnusableBaseModel for one step: an edit begins later than at pure noise, and would have none left.
+    """
+    merged_headers = [read_header(lora.path) for lora in source.loras if lora.weight]
+    names = (name for one in (header, *merged_headers) for name in names_of_file(one.path, one.metadata))
+    found = told_by_names(names)
+    if source.distilled == "no":
+        found = None
+    elif source.distilled is not None:
+        known = found.steps if found is not None and found.kind == source.distilled else None
+        steps = known or KINDS[source.distilled]["num_inference_steps"]
+        found = Distilled(source.distilled, steps, "--distilled")
+    if source.steps is not None:
+        if found is None:
+            raise UnusableBaseModel(f"--steps is {source.steps}: give --distilled beside it, one of {', '.join(KINDS)}")
+        found = found._replace(steps=source.steps)
+    if found is not None and found.steps < 2:
+        raise UnusableBaseModel(
+            f"{header.path} is for {found.steps} step ({found.source}), and an edit skips the first steps: give the "
+            "weights for 2 steps or more"
+        )
+    return found
 
 
 def _vae_source(header: FileHeader, family: Family, given: Path | None) -> tuple[FileHeader, Family]:
@@ -161,7 +224,7 @@ def _write_configs(folder: Path, family: Family, prediction: PredictionType, con
     for part in ("unet", "vae", "text_encoder"):
         _write(folder / part / "config.json", getattr(family, part))
     if config is not None:
-        shutil.copytree(config / "tokenizer", folder / "tokenizer")
+        shutil.copytree(config / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
         return
     merges = gzip.decompress(MERGES.read_bytes()).decode()
     _write(folder / "tokenizer" / "tokenizer_config.json", family.tokenizer)
@@ -180,13 +243,16 @@ def vocabulary(merges: str) -> dict[str, int]:
     return {token: number for number, token in enumerate(tokens)}
 
 
-def _told(source: Source, family: Family, prediction: PredictionType, is_averaged: bool) -> dict[str, Any]:
+def _told(
+    source: Source, family: Family, prediction: PredictionType, is_averaged: bool, distilled: Distilled | None
+) -> dict[str, Any]:
     return {
         "file": source.file.name,
         "family": family.name,
         "prediction_type": prediction.kind,
         "prediction_type_told_by": prediction.source,
         "is_averaged": is_averaged,
+        "distilled_told_by": distilled.source if distilled is not None else None,
         "vae": source.vae.name if source.vae else None,
         "loras": [{**asdict(lora), "path": lora.path.name} for lora in source.loras],
         "clip_skip": source.clip_skip,

@@ -20,10 +20,14 @@ class PredictionType(NamedTuple):
     has_zero_snr: bool = False  # the last timestep is pure noise (arXiv 2305.08891)
 
 
+class UntoldPrediction(UnusableBaseModel):
+    """Nothing says what a file predicts."""
+
+
 def prediction_of(header: FileHeader, family: Family, given: str | None) -> PredictionType:
     """The prediction type: the caller's word, else the file's, else its family's.
 
-    Raises UnusableBaseModel when the file says another one than the caller, and when nothing says it.
+    Raises UnusableBaseModel when the file says another one than the caller, and UntoldPrediction when nothing says it.
     """
     has_zero_snr = "ztsnr" in header.shapes
     said = _said(header)
@@ -36,7 +40,7 @@ def prediction_of(header: FileHeader, family: Family, given: str | None) -> Pred
         return said._replace(has_zero_snr=has_zero_snr)
     if kind := family.scheduler.get("prediction_type"):
         return PredictionType(kind, "the family's own", has_zero_snr)
-    raise UnusableBaseModel(
+    raise UntoldPrediction(
         f"{header.path} does not say what it predicts: `unitune import FILE` with --prediction v for a model of 768 "
         "pixels, --prediction epsilon for one of 512, writes it as a folder"
     )

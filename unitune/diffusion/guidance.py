@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from unitune.diffusion.schedule import Latents
 
-Context = NDArray[np.float32]  # (tokens, width), one text embedding
+Context = NDArray[np.float32]  # (rows, width), one prompt's conditioning (unitune.diffusion.conditioning)
 Denoiser = Callable[[Latents, NDArray[np.int64], NDArray[np.float32]], Latents]  # latents, timesteps, contexts
 
 
@@ -65,12 +65,18 @@ def mixed_with_base(terms: Sequence[GuidanceTerm], share: float, prompt: Context
 
 
 def guided(
-    denoiser: Denoiser, latents: Latents, timestep: int, terms: Sequence[GuidanceTerm], base: Denoiser | None = None
+    denoiser: Denoiser,
+    latents: Latents,
+    timestep: int,
+    terms: Sequence[GuidanceTerm],
+    base: Denoiser | None = None,
+    rescale: float = 0.0,
 ) -> Latents:
     """The guided output for latents at one timestep: one call of the denoiser, and one of `base` if a term needs it.
 
     Terms of weight 0 are skipped, so guidance 1 is bit-equal to the prompt alone, and guidance 0 to the empty prompt.
-    Raises ValueError for a term on the base model if `base` is None.
+    `rescale` is the share of `rescaled`, to the first term's prediction. Raises ValueError for a term on the base model
+    if `base` is None.
     """
     terms = [term for term in terms if term.weight != 0]
     own, on_base = [term for term in terms if not term.on_base], [term for term in terms if term.on_base]
@@ -78,10 +84,21 @@ def guided(
         raise ValueError("a term of guidance is on the base model, and there is none")
     outputs = iter(_predictions(denoiser, latents, timestep, own))
     base_outputs = iter(_predictions(base, latents, timestep, on_base) if base is not None else [])
-    total, *others = (term.weight * next(base_outputs if term.on_base else outputs) for term in terms)
+    predictions = [next(base_outputs if term.on_base else outputs) for term in terms]
+    total, *others = (term.weight * found for term, found in zip(terms, predictions, strict=True))
     for other in others:
         total = total + other
-    return total
+    return rescaled(total, predictions[0], rescale) if rescale > 0 and others else total
+
+
+def rescaled(output: Latents, prompt: Latents, share: float) -> Latents:
+    """share * output * std(prompt) / std(output) + (1 - share) * output, by row (Lin et al., 2024, equations 15, 16).
+
+    Strong guidance makes the output's deviation larger than that of any prediction, and pictures too bright.
+    """
+    axes = tuple(range(1, output.ndim))
+    ratio = prompt.std(axes, keepdims=True) / output.std(axes, keepdims=True)
+    return (share * ratio + (1 - share)) * output
 
 
 def _predictions(denoiser: Denoiser, latents: Latents, timestep: int, terms: Sequence[GuidanceTerm]) -> list[Latents]:

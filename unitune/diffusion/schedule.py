@@ -4,6 +4,7 @@ A noised latent is sqrt(alpha_cumprod) * latent + sqrt(1 - alpha_cumprod) * nois
 over signal, as in EDM (Karras et al., 2022).
 """
 
+import copy
 import math
 from typing import Literal
 
@@ -15,6 +16,7 @@ Levels = NDArray[np.float64]  # alpha_cumprod, in [0, 1]
 
 COSINE_OFFSET = 0.008  # of the cosine schedule, Nichol and Dhariwal, 2021
 MAX_COSINE_BETA = 0.999
+SPACINGS = ("leading", "trailing", "linspace")
 
 
 class Schedule:
@@ -36,10 +38,8 @@ class Schedule:
         """Raises ValueError for a name that is not known."""
         if prediction_type not in ("epsilon", "v_prediction", "sample"):
             raise ValueError(f"prediction_type is {prediction_type!r}: it must be epsilon, v_prediction or sample")
-        if timestep_spacing not in ("leading", "trailing", "linspace"):
-            raise ValueError(f"timestep_spacing is {timestep_spacing!r}: it must be leading, trailing or linspace")
         self.prediction_type = prediction_type
-        self.timestep_spacing = timestep_spacing
+        self.timestep_spacing = _known_spacing(timestep_spacing)
         self.steps_offset = steps_offset
         betas = _betas(beta_schedule, num_train_timesteps, beta_start, beta_end)
         levels: Levels = np.cumprod(1 - betas, dtype=np.float64)
@@ -49,6 +49,14 @@ class Schedule:
     def __len__(self) -> int:
         """The number of training timesteps."""
         return len(self.alphas_cumprod)
+
+    def spaced(self, timestep_spacing: str) -> "Schedule":
+        """The schedule with the timestep spacing of one run; an empty one keeps the schedule's own."""
+        if not timestep_spacing:
+            return self
+        other = copy.copy(self)
+        other.timestep_spacing = _known_spacing(timestep_spacing)
+        return other
 
 
 def sigma(alphas_cumprod: Levels) -> NDArray[np.float64]:
@@ -86,6 +94,12 @@ def spaced_timesteps(schedule: Schedule, num_inference_steps: int, *, past_the_e
     points = np.arange(past_the_end, num_inference_steps + past_the_end)[::-1] * ratio
     # The offset is smaller if the first timestep would be beyond the training schedule.
     return points + min(schedule.steps_offset, total - 1 - int(points[0]))
+
+
+def _known_spacing(timestep_spacing: str) -> str:
+    if timestep_spacing not in SPACINGS:
+        raise ValueError(f"timestep_spacing is {timestep_spacing!r}: it must be leading, trailing or linspace")
+    return timestep_spacing
 
 
 def _betas(kind: str, total: int, start: float, end: float) -> NDArray[np.float64]:

@@ -13,9 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unitune.diffusion.denoiser import Prediction
-from unitune.diffusion.schedule import Latents, Levels, Schedule, num_late_steps, spaced_timesteps
+from unitune.diffusion.schedule import Latents, Levels, Schedule, add_noise, num_late_steps, spaced_timesteps
 
 SMALLEST_SIGNAL = 2.0**-24  # alpha_cumprod that stands for pure noise where sigma must be finite
+# Of latent consistency models (arXiv 2310.04378): the steps of the solver that they were distilled from, their data's
+# standard deviation, and the scale of the timesteps in their boundary conditions.
+LCM_ORIGINAL_STEPS = 50
+LCM_SIGMA_DATA = 0.5
+LCM_TIMESTEP_SCALING = 10.0
+
+Draw = Callable[[], Latents]  # fresh standard normal noise of the latents' shape
 
 
 class Solver(Protocol):
@@ -77,12 +84,31 @@ class DenoisingRun:
         return DenoisingRun(self.timesteps[first:], self.levels[first:], self.next_levels[first:])
 
 
+class Consistency:
+    """Multistep consistency sampling (Song et al., 2023, algorithm 1), as latent consistency models sample.
+
+    Each step jumps to the clean latents and noises them afresh to the next level.
+    """
+
+    def __init__(self, run: DenoisingRun, draw: Draw) -> None:
+        self._timesteps = iter(run.timesteps.tolist())
+        self._draw = draw
+
+    def step(self, latents: Latents, prediction: Prediction, level: float, next_level: float) -> Latents:
+        """f(x, t) = c_skip(t) x + c_out(t) x0, noised; the last step draws nothing."""
+        scaled = LCM_TIMESTEP_SCALING * next(self._timesteps)
+        length = math.hypot(scaled, LCM_SIGMA_DATA)
+        c_skip, c_out = (LCM_SIGMA_DATA / length) ** 2, scaled / length
+        clean = c_skip * latents + c_out * prediction.denoised
+        return clean if next_level == 1 else add_noise(clean, self._draw(), next_level)
+
+
 @dataclass(frozen=True)
 class Scheduler:
-    """A scheduler: the levels of a run, and a solver."""
+    """A scheduler: the levels of a run, and a solver for that run, which may draw noise."""
 
     run: Callable[[Schedule, int], DenoisingRun]
-    solver: Callable[[], Solver]
+    solver: Callable[[DenoisingRun, Draw], Solver]
 
 
 def ddim_run(schedule: Schedule, num_inference_steps: int) -> DenoisingRun:
@@ -103,10 +129,23 @@ def dpmpp_run(schedule: Schedule, num_inference_steps: int) -> DenoisingRun:
     return _chained(schedule, spaced_timesteps(schedule, num_inference_steps, past_the_end=1))
 
 
+def lcm_run(schedule: Schedule, num_inference_steps: int) -> DenoisingRun:
+    """Evenly chosen from the timesteps 20k - 1 that the model was distilled on, whatever the schedule's spacing.
+
+    Raises ValueError for more steps than LCM_ORIGINAL_STEPS.
+    """
+    if not 1 <= num_inference_steps <= LCM_ORIGINAL_STEPS:
+        raise ValueError(f"num_inference_steps is {num_inference_steps}: it must be 1 to {LCM_ORIGINAL_STEPS} with lcm")
+    distilled = np.arange(LCM_ORIGINAL_STEPS, 0, -1) * (len(schedule) // LCM_ORIGINAL_STEPS) - 1
+    chosen = np.linspace(0, LCM_ORIGINAL_STEPS, num_inference_steps, endpoint=False).astype(np.int64)
+    return _chained(schedule, distilled[chosen])
+
+
 SCHEDULERS = {
-    "ddim": Scheduler(ddim_run, FirstOrder),
-    "euler": Scheduler(euler_run, FirstOrder),
-    "dpmpp_2m": Scheduler(dpmpp_run, MultistepSecondOrder),
+    "ddim": Scheduler(ddim_run, lambda run, draw: FirstOrder()),
+    "euler": Scheduler(euler_run, lambda run, draw: FirstOrder()),
+    "dpmpp_2m": Scheduler(dpmpp_run, lambda run, draw: MultistepSecondOrder()),
+    "lcm": Scheduler(lcm_run, Consistency),
 }
 
 

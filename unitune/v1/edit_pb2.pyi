@@ -45,7 +45,7 @@ class EditRequest(_message.Message):
     def __init__(self, parent: _Optional[str] = ..., tuning: _Optional[str] = ..., image: _Optional[str] = ..., image_data: _Optional[bytes] = ..., tuning_config: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., prompt: _Optional[str] = ..., config: _Optional[_Union[SamplingConfig, _Mapping]] = ..., seeds: _Optional[_Iterable[int]] = ..., preview_every: _Optional[int] = ..., mask: _Optional[bytes] = ..., mask_image: _Optional[str] = ..., omit_metadata: _Optional[bool] = ..., validate_only: _Optional[bool] = ...) -> None: ...
 
 class SamplingConfig(_message.Message):
-    __slots__ = ("method", "scheduler", "num_inference_steps", "guidance_scale", "strength", "interpolation", "negative_prompt", "base_prompt", "prompt_guidance_scale", "unconditional_model", "base_mixture", "mask", "repeats", "inverted", "eta", "guidance_interval", "automatic", "clip_filter", "prompt_to_prompt", "super_resolution", "fast")
+    __slots__ = ("method", "scheduler", "num_inference_steps", "guidance_scale", "strength", "interpolation", "negative_prompt", "base_prompt", "prompt_guidance_scale", "unconditional_model", "base_mixture", "mask", "repeats", "inverted", "eta", "guidance_interval", "automatic", "clip_filter", "prompt_to_prompt", "super_resolution", "fast", "timestep_spacing", "guidance_rescale")
     class Method(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         METHOD_UNSPECIFIED: _ClassVar[SamplingConfig.Method]
@@ -68,10 +68,22 @@ class SamplingConfig(_message.Message):
         SCHEDULER_DDIM: _ClassVar[SamplingConfig.Scheduler]
         SCHEDULER_EULER: _ClassVar[SamplingConfig.Scheduler]
         SCHEDULER_DPMPP_2M: _ClassVar[SamplingConfig.Scheduler]
+        SCHEDULER_LCM: _ClassVar[SamplingConfig.Scheduler]
     SCHEDULER_UNSPECIFIED: SamplingConfig.Scheduler
     SCHEDULER_DDIM: SamplingConfig.Scheduler
     SCHEDULER_EULER: SamplingConfig.Scheduler
     SCHEDULER_DPMPP_2M: SamplingConfig.Scheduler
+    SCHEDULER_LCM: SamplingConfig.Scheduler
+    class TimestepSpacing(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        TIMESTEP_SPACING_UNSPECIFIED: _ClassVar[SamplingConfig.TimestepSpacing]
+        TIMESTEP_SPACING_LEADING: _ClassVar[SamplingConfig.TimestepSpacing]
+        TIMESTEP_SPACING_TRAILING: _ClassVar[SamplingConfig.TimestepSpacing]
+        TIMESTEP_SPACING_LINSPACE: _ClassVar[SamplingConfig.TimestepSpacing]
+    TIMESTEP_SPACING_UNSPECIFIED: SamplingConfig.TimestepSpacing
+    TIMESTEP_SPACING_LEADING: SamplingConfig.TimestepSpacing
+    TIMESTEP_SPACING_TRAILING: SamplingConfig.TimestepSpacing
+    TIMESTEP_SPACING_LINSPACE: SamplingConfig.TimestepSpacing
     class UnconditionalModel(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         UNCONDITIONAL_MODEL_UNSPECIFIED: _ClassVar[SamplingConfig.UnconditionalModel]
@@ -101,6 +113,8 @@ class SamplingConfig(_message.Message):
     PROMPT_TO_PROMPT_FIELD_NUMBER: _ClassVar[int]
     SUPER_RESOLUTION_FIELD_NUMBER: _ClassVar[int]
     FAST_FIELD_NUMBER: _ClassVar[int]
+    TIMESTEP_SPACING_FIELD_NUMBER: _ClassVar[int]
+    GUIDANCE_RESCALE_FIELD_NUMBER: _ClassVar[int]
     method: SamplingConfig.Method
     scheduler: SamplingConfig.Scheduler
     num_inference_steps: int
@@ -122,7 +136,9 @@ class SamplingConfig(_message.Message):
     prompt_to_prompt: PromptToPrompt
     super_resolution: SuperResolution
     fast: bool
-    def __init__(self, method: _Optional[_Union[SamplingConfig.Method, str]] = ..., scheduler: _Optional[_Union[SamplingConfig.Scheduler, str]] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., strength: _Optional[float] = ..., interpolation: _Optional[float] = ..., negative_prompt: _Optional[str] = ..., base_prompt: _Optional[str] = ..., prompt_guidance_scale: _Optional[float] = ..., unconditional_model: _Optional[_Union[SamplingConfig.UnconditionalModel, str]] = ..., base_mixture: _Optional[float] = ..., mask: _Optional[_Union[Mask, _Mapping]] = ..., repeats: _Optional[int] = ..., inverted: _Optional[bool] = ..., eta: _Optional[float] = ..., guidance_interval: _Optional[_Union[GuidanceInterval, _Mapping]] = ..., automatic: _Optional[bool] = ..., clip_filter: _Optional[_Union[ClipFilter, _Mapping]] = ..., prompt_to_prompt: _Optional[_Union[PromptToPrompt, _Mapping]] = ..., super_resolution: _Optional[_Union[SuperResolution, _Mapping]] = ..., fast: _Optional[bool] = ...) -> None: ...
+    timestep_spacing: SamplingConfig.TimestepSpacing
+    guidance_rescale: float
+    def __init__(self, method: _Optional[_Union[SamplingConfig.Method, str]] = ..., scheduler: _Optional[_Union[SamplingConfig.Scheduler, str]] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., strength: _Optional[float] = ..., interpolation: _Optional[float] = ..., negative_prompt: _Optional[str] = ..., base_prompt: _Optional[str] = ..., prompt_guidance_scale: _Optional[float] = ..., unconditional_model: _Optional[_Union[SamplingConfig.UnconditionalModel, str]] = ..., base_mixture: _Optional[float] = ..., mask: _Optional[_Union[Mask, _Mapping]] = ..., repeats: _Optional[int] = ..., inverted: _Optional[bool] = ..., eta: _Optional[float] = ..., guidance_interval: _Optional[_Union[GuidanceInterval, _Mapping]] = ..., automatic: _Optional[bool] = ..., clip_filter: _Optional[_Union[ClipFilter, _Mapping]] = ..., prompt_to_prompt: _Optional[_Union[PromptToPrompt, _Mapping]] = ..., super_resolution: _Optional[_Union[SuperResolution, _Mapping]] = ..., fast: _Optional[bool] = ..., timestep_spacing: _Optional[_Union[SamplingConfig.TimestepSpacing, str]] = ..., guidance_rescale: _Optional[float] = ...) -> None: ...
 
 class Mask(_message.Message):
     __slots__ = ("source", "text", "blur", "only_masked", "padding", "keeps")
@@ -282,7 +298,7 @@ class EditEvent(_message.Message):
         text: str
         def __init__(self, text: _Optional[str] = ...) -> None: ...
     class EditedImage(_message.Message):
-        __slots__ = ("index", "seed", "png", "mask", "size_bytes", "mask_size_bytes", "scores", "strength", "guidance_scale")
+        __slots__ = ("index", "seed", "png", "mask", "size_bytes", "mask_size_bytes", "scores", "strength", "guidance_scale", "blocked", "working_width", "working_height")
         INDEX_FIELD_NUMBER: _ClassVar[int]
         SEED_FIELD_NUMBER: _ClassVar[int]
         PNG_FIELD_NUMBER: _ClassVar[int]
@@ -292,6 +308,9 @@ class EditEvent(_message.Message):
         SCORES_FIELD_NUMBER: _ClassVar[int]
         STRENGTH_FIELD_NUMBER: _ClassVar[int]
         GUIDANCE_SCALE_FIELD_NUMBER: _ClassVar[int]
+        BLOCKED_FIELD_NUMBER: _ClassVar[int]
+        WORKING_WIDTH_FIELD_NUMBER: _ClassVar[int]
+        WORKING_HEIGHT_FIELD_NUMBER: _ClassVar[int]
         index: int
         seed: int
         png: bytes
@@ -301,7 +320,10 @@ class EditEvent(_message.Message):
         scores: Scores
         strength: float
         guidance_scale: float
-        def __init__(self, index: _Optional[int] = ..., seed: _Optional[int] = ..., png: _Optional[bytes] = ..., mask: _Optional[bytes] = ..., size_bytes: _Optional[int] = ..., mask_size_bytes: _Optional[int] = ..., scores: _Optional[_Union[Scores, _Mapping]] = ..., strength: _Optional[float] = ..., guidance_scale: _Optional[float] = ...) -> None: ...
+        blocked: bool
+        working_width: int
+        working_height: int
+        def __init__(self, index: _Optional[int] = ..., seed: _Optional[int] = ..., png: _Optional[bytes] = ..., mask: _Optional[bytes] = ..., size_bytes: _Optional[int] = ..., mask_size_bytes: _Optional[int] = ..., scores: _Optional[_Union[Scores, _Mapping]] = ..., strength: _Optional[float] = ..., guidance_scale: _Optional[float] = ..., blocked: _Optional[bool] = ..., working_width: _Optional[int] = ..., working_height: _Optional[int] = ...) -> None: ...
     class ImagePart(_message.Message):
         __slots__ = ("index", "png", "mask")
         INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -319,8 +341,28 @@ class EditEvent(_message.Message):
         tuning: str
         def __init__(self, timings: _Optional[_Union[Timings, _Mapping]] = ..., tuning: _Optional[str] = ...) -> None: ...
     class Heartbeat(_message.Message):
-        __slots__ = ()
-        def __init__(self) -> None: ...
+        __slots__ = ("stage", "stage_s", "stage_left_s")
+        class Stage(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+            __slots__ = ()
+            STAGE_UNSPECIFIED: _ClassVar[EditEvent.Heartbeat.Stage]
+            STAGE_WAITING: _ClassVar[EditEvent.Heartbeat.Stage]
+            STAGE_LOADING: _ClassVar[EditEvent.Heartbeat.Stage]
+            STAGE_PREPARING: _ClassVar[EditEvent.Heartbeat.Stage]
+            STAGE_SAMPLING: _ClassVar[EditEvent.Heartbeat.Stage]
+            STAGE_DECODING: _ClassVar[EditEvent.Heartbeat.Stage]
+        STAGE_UNSPECIFIED: EditEvent.Heartbeat.Stage
+        STAGE_WAITING: EditEvent.Heartbeat.Stage
+        STAGE_LOADING: EditEvent.Heartbeat.Stage
+        STAGE_PREPARING: EditEvent.Heartbeat.Stage
+        STAGE_SAMPLING: EditEvent.Heartbeat.Stage
+        STAGE_DECODING: EditEvent.Heartbeat.Stage
+        STAGE_FIELD_NUMBER: _ClassVar[int]
+        STAGE_S_FIELD_NUMBER: _ClassVar[int]
+        STAGE_LEFT_S_FIELD_NUMBER: _ClassVar[int]
+        stage: EditEvent.Heartbeat.Stage
+        stage_s: float
+        stage_left_s: float
+        def __init__(self, stage: _Optional[_Union[EditEvent.Heartbeat.Stage, str]] = ..., stage_s: _Optional[float] = ..., stage_left_s: _Optional[float] = ...) -> None: ...
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]

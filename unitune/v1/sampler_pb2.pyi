@@ -28,7 +28,7 @@ class SamplerInfo(_message.Message):
     def __init__(self, base_model: _Optional[_Union[_server_pb2.BaseModel, _Mapping]] = ..., sampling_defaults: _Optional[_Union[_edit_pb2.SamplingConfig, _Mapping]] = ..., engine: _Optional[str] = ..., method_defaults: _Optional[_Iterable[_Union[_edit_pb2.SamplingConfig, _Mapping]]] = ...) -> None: ...
 
 class SampleRequest(_message.Message):
-    __slots__ = ("edit", "weights", "image", "rare_tokens", "prompt", "config", "seeds", "preview_every", "mask", "tuning_config")
+    __slots__ = ("edit", "weights", "image", "rare_tokens", "prompt", "config", "seeds", "preview_every", "mask", "tuning_config", "content_filter")
     EDIT_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
@@ -39,6 +39,7 @@ class SampleRequest(_message.Message):
     PREVIEW_EVERY_FIELD_NUMBER: _ClassVar[int]
     MASK_FIELD_NUMBER: _ClassVar[int]
     TUNING_CONFIG_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FILTER_FIELD_NUMBER: _ClassVar[int]
     edit: str
     weights: _tuning_pb2.WeightsRef
     image: bytes
@@ -49,7 +50,8 @@ class SampleRequest(_message.Message):
     preview_every: int
     mask: bytes
     tuning_config: _tuning_pb2.TuningConfig
-    def __init__(self, edit: _Optional[str] = ..., weights: _Optional[_Union[_tuning_pb2.WeightsRef, _Mapping]] = ..., image: _Optional[bytes] = ..., rare_tokens: _Optional[str] = ..., prompt: _Optional[str] = ..., config: _Optional[_Union[_edit_pb2.SamplingConfig, _Mapping]] = ..., seeds: _Optional[_Iterable[int]] = ..., preview_every: _Optional[int] = ..., mask: _Optional[bytes] = ..., tuning_config: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ...) -> None: ...
+    content_filter: bool
+    def __init__(self, edit: _Optional[str] = ..., weights: _Optional[_Union[_tuning_pb2.WeightsRef, _Mapping]] = ..., image: _Optional[bytes] = ..., rare_tokens: _Optional[str] = ..., prompt: _Optional[str] = ..., config: _Optional[_Union[_edit_pb2.SamplingConfig, _Mapping]] = ..., seeds: _Optional[_Iterable[int]] = ..., preview_every: _Optional[int] = ..., mask: _Optional[bytes] = ..., tuning_config: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., content_filter: _Optional[bool] = ...) -> None: ...
 
 class CheckSampleResponse(_message.Message):
     __slots__ = ("warnings",)

@@ -36,7 +36,7 @@ class ServerInfo(_message.Message):
     def __init__(self, version: _Optional[str] = ..., base_model: _Optional[_Union[BaseModel, _Mapping]] = ..., tuning_defaults: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., sampling_defaults: _Optional[_Union[_edit_pb2.SamplingConfig, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., methods: _Optional[_Iterable[_Union[_edit_pb2.SamplingConfig.Method, str]]] = ..., schedulers: _Optional[_Iterable[_Union[_edit_pb2.SamplingConfig.Scheduler, str]]] = ..., method_tuning_defaults: _Optional[_Iterable[_Union[_tuning_pb2.TuningConfig, _Mapping]]] = ..., method_sampling_defaults: _Optional[_Iterable[_Union[_edit_pb2.SamplingConfig, _Mapping]]] = ...) -> None: ...
 
 class BaseModel(_message.Message):
-    __slots__ = ("name", "digest", "width", "height", "vocabulary", "has_clip_filter", "has_clipseg", "super_resolution_width", "super_resolution_height", "fast_steps", "has_known_pictures")
+    __slots__ = ("name", "digest", "width", "height", "vocabulary", "has_clip_filter", "has_clipseg", "has_content_filter", "super_resolution_width", "super_resolution_height", "fast_steps", "has_known_pictures", "size_step")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
@@ -44,10 +44,12 @@ class BaseModel(_message.Message):
     VOCABULARY_FIELD_NUMBER: _ClassVar[int]
     HAS_CLIP_FILTER_FIELD_NUMBER: _ClassVar[int]
     HAS_CLIPSEG_FIELD_NUMBER: _ClassVar[int]
+    HAS_CONTENT_FILTER_FIELD_NUMBER: _ClassVar[int]
     SUPER_RESOLUTION_WIDTH_FIELD_NUMBER: _ClassVar[int]
     SUPER_RESOLUTION_HEIGHT_FIELD_NUMBER: _ClassVar[int]
     FAST_STEPS_FIELD_NUMBER: _ClassVar[int]
     HAS_KNOWN_PICTURES_FIELD_NUMBER: _ClassVar[int]
+    SIZE_STEP_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     width: int
@@ -55,11 +57,13 @@ class BaseModel(_message.Message):
     vocabulary: _containers.RepeatedScalarFieldContainer[str]
     has_clip_filter: bool
     has_clipseg: bool
+    has_content_filter: bool
     super_resolution_width: int
     super_resolution_height: int
     fast_steps: int
     has_known_pictures: bool
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., vocabulary: _Optional[_Iterable[str]] = ..., has_clip_filter: _Optional[bool] = ..., has_clipseg: _Optional[bool] = ..., super_resolution_width: _Optional[int] = ..., super_resolution_height: _Optional[int] = ..., fast_steps: _Optional[int] = ..., has_known_pictures: _Optional[bool] = ...) -> None: ...
+    size_step: int
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., vocabulary: _Optional[_Iterable[str]] = ..., has_clip_filter: _Optional[bool] = ..., has_clipseg: _Optional[bool] = ..., has_content_filter: _Optional[bool] = ..., super_resolution_width: _Optional[int] = ..., super_resolution_height: _Optional[int] = ..., fast_steps: _Optional[int] = ..., has_known_pictures: _Optional[bool] = ..., size_step: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("upload_bytes", "upload_pixels", "chunk_bytes", "prompt_characters", "seeds", "upload_side", "upload_webp_pixels")

@@ -150,6 +150,9 @@ def save_pictures(result: events.CompareResult, outputs: Outputs, prompt: str, s
     """Write a method's pictures, each under its seed; their paths."""
     paths = []
     for image in result.images:
+        if image.blocked:
+            show.warn(f"{result.method} (seed {image.seed}): {events.BLOCKED}")
+            continue
         paths.append(outputs.save(image.png, slug(prompt), result.method, f"seed{image.seed}"))
         show.result(str(paths[-1]), kind="picture", method=result.method, seed=image.seed)
     return paths
@@ -162,6 +165,8 @@ def column_of(result: events.CompareResult) -> tuple[str, list[SheetEdit]]:
     seconds = f"{result.method}: tuning {result.tuning_s:.1f} s, edit {result.edit_s:.1f} s"
     edits: list[SheetEdit] = []
     for image in result.images:
+        if image.blocked:
+            continue
         scores = scores_in_words([image])
         caption = f"{seconds}; CLIP filter: {scores}" if scores else seconds
         if len(result.images) > 1:

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import re
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
@@ -24,6 +25,20 @@ from unitune_client.cli.flags import Flags, in_words
 
 SHOWN_PROMPT = 40  # characters beside a bar
 LINES_PER_STAGE = 8  # where there is no bar
+ACTIVITY_AFTER_S = 4.0  # what is over sooner is not worth a line; servers tell it again every 5 s
+ACTIVITY_AGAIN_S = 14.0
+TUNING_STAGES = {
+    "preparing": "preparing the tuning",
+    "packing": "packing the tuned weights",
+    "storing": "storing the tuned weights",
+}
+EDIT_STAGES = {
+    "waiting": "waiting for an engine",
+    "loading": "loading the weights into the engine",
+    "preparing": "encoding picture and prompt",
+    "sampling": "sampling",
+    "decoding": "decoding the pictures",
+}
 
 
 class Display(AbstractContextManager["Display"]):
@@ -32,6 +47,8 @@ class Display(AbstractContextManager["Display"]):
     def __init__(self) -> None:
         self._shown = ("", -1)  # the stage, and how many of its lines
         self._warned: set[str] = set()
+        self._activity, self._activity_due_s = "", 0.0
+        self._steps = ("", 0, 0.0)  # name, number and time of the first step that was shown
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -50,10 +67,7 @@ class Display(AbstractContextManager["Display"]):
                 ahead = f"{event.position} ahead of it" if event.position else "it is next"
                 self.say(f"the tuning waits; {ahead}")
             case events.TuningProgress():
-                progress = event.progress
-                left = "stopped early" if progress.stopped_early else f"{progress.left_s:.0f} s left"
-                note = f"loss {progress.loss:.4f}, {left}"
-                self.stage(f"{method}: tuning" if method else "tuning", progress.update, progress.total, note)
+                self._tuning(f"{method}: " if method else "", event.progress)
             case events.TuningReady():
                 self.end_stage()
             case events.EditAccepted():
@@ -64,7 +78,11 @@ class Display(AbstractContextManager["Display"]):
                 name = str(method or _shortened(str(context.get("prompt", "editing"))))
                 if event.attempts > 1:
                     name += f" (attempt {event.attempt} of {event.attempts})"
-                self.stage(name, event.index + 1, event.total, "")
+                self.stage(name, event.index + 1, event.total, self._steps_left(name, event.index + 1, event.total))
+            case events.Heartbeat():
+                if event.stage in EDIT_STAGES:
+                    left = f"{event.stage_s:.0f} s so far, {_left(event.stage_left_s)}".removesuffix(", ")
+                    self.activity(EDIT_STAGES[event.stage], left)
             case events.EditWarning():
                 self.end_stage()
                 self.warn(event.text)
@@ -78,6 +96,33 @@ class Display(AbstractContextManager["Display"]):
                 self.end_stage()
                 if event.error is not None:
                     self.say(f"{event.method}: failed: {in_words(event.error)}")
+
+    def _tuning(self, method: str, progress: events.Progress) -> None:
+        if progress.stage in TUNING_STAGES:
+            self.activity(method + TUNING_STAGES[progress.stage], _left(progress.left_s))
+        else:
+            left = "stopped early" if progress.stopped_early else _left(progress.left_s)
+            note = ", ".join(filter(None, (f"loss {progress.loss:.4f}", left)))
+            self.stage(f"{method}tuning", progress.update, progress.total, note)
+
+    def _steps_left(self, name: str, done: int, total: int) -> str:
+        """What is left of the steps of that name, by the steps since the first one that was shown."""
+        now_s = time.monotonic()
+        if self._steps[0] != name or done <= self._steps[1]:
+            self._steps = name, done, now_s
+            return ""
+        _, first, first_s = self._steps
+        left_s = (now_s - first_s) / (done - first) * (total - done)
+        return _left(left_s) if left_s >= 1 else ""
+
+    def activity(self, name: str, note: str) -> None:
+        """Show what goes on without a count of its own: if it lasts, and then every ACTIVITY_AGAIN_S."""
+        now_s = time.monotonic()
+        if name != self._activity:
+            self._activity, self._activity_due_s = name, now_s + ACTIVITY_AFTER_S
+        if now_s >= self._activity_due_s:
+            self._activity_due_s = now_s + ACTIVITY_AGAIN_S
+            self.say(f"{name}{', ' + note if note else ''}")
 
     def warn(self, text: str, **context: object) -> None:
         """Show a warning, once however often it comes."""
@@ -200,6 +245,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, UniTuneError):
         return {"reason": value.reason, "message": value.message, "metadata": value.metadata}
     return value
+
+
+def _left(seconds: float | None) -> str:
+    """What is left; empty while there is no estimate."""
+    return "" if seconds is None else f"{seconds:.0f} s left"
 
 
 def _snake(name: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import click
 
-from unitune.errors import Cancelled, InvalidArgument, InvalidField
+from unitune.errors import Cancelled, FailedPrecondition, InvalidArgument, InvalidField
 from unitune.options import EDIT, SAMPLING, TUNING
 from unitune_client import events
 from unitune_client.channel import INLINE_MASK_BYTES
@@ -95,6 +95,8 @@ Examples:
 @field_option(SAMPLING["num_inference_steps"])
 @field_option(SAMPLING["fast"])
 @field_option(SAMPLING["scheduler"], type=str)
+@field_option(SAMPLING["timestep_spacing"], type=str)
+@field_option(SAMPLING["guidance_rescale"])
 @field_option(SAMPLING["eta"])
 @field_option(
     SAMPLING["guidance_sigma_low"],
@@ -133,6 +135,8 @@ def edit_command(
     num_inference_steps: int | None,
     fast: bool,
     scheduler: str | None,
+    timestep_spacing: str | None,
+    guidance_rescale: float | None,
     eta: float | None,
     guidance_interval: tuple[float, float] | None,
     super_resolution: bool,
@@ -184,6 +188,8 @@ def edit_command(
         "num_inference_steps": num_inference_steps,
         "fast": fast or None,
         "scheduler": scheduler,
+        "timestep_spacing": timestep_spacing,
+        "guidance_rescale": guidance_rescale,
         "eta": eta,
         "guidance_sigma_low": guidance_interval[0] if guidance_interval else None,
         "guidance_sigma_high": guidance_interval[1] if guidance_interval else None,
@@ -237,11 +243,18 @@ def edit_command(
                 if method == METHOD_PER_PROMPT:
                     tune(client, image, show, further_images=further, tuning_prompt=prompt, **tuning)
                 for edited in edit(client, target, prompt, asked, show, since=since):
+                    if edited.blocked:
+                        show.warn(f"{captions[prompt]} (seed {edited.seed}): {events.BLOCKED}")
+                        continue
                     path = outputs.save(edited.png, slug, f"seed{edited.seed}")
                     show.result(str(path), kind="picture", prompt=prompt, seed=edited.seed)
                     caption = f"{captions[prompt]} (seed {edited.seed})" if len(seeds) > 1 else captions[prompt]
+                    if edited.working_width:
+                        caption += f", sampled at {edited.working_width}x{edited.working_height}"
                     edits.append((caption, edited.png, edited.mask or b""))
                     paths.append(path)
+            if not paths:
+                raise FailedPrecondition("the content filter refused every picture", reason="BLOCKED")
             file = sheet_file(contact_sheet([(data, edits)]), paths, omit_metadata=omit_metadata)
             show.result(str(outputs.save(file, "sheet")), kind="sheet")
 

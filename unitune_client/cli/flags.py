@@ -1,7 +1,7 @@
 """A server's refusals in the words of the command line: its options in place of the API's fields.
 
 A refusal carries field, value and remedy (google.rpc.ErrorInfo), and every server words a remedy alike: `leave FIELD
-unset`, `set FIELD`, or the field's name. So the command line needs the names alone, and reads them from its own
+unset`, `set FIELD`, or the field's path. So the command line needs the names alone, and reads them from its own
 options: an option is called as the field is, or stands in ALIASES.
 """
 
@@ -49,10 +49,12 @@ FIELDS = frozenset(
     for name in options_of(message)
 )
 
-_NAME = r"[a-z]+(?:_[a-z0-9]+)*"
+_WORD = r"[a-z]+(?:_[a-z0-9]+)*"
+_NAME = rf"(?:methods\[\d+\]\.)?{_WORD}(?:\.{_WORD})*"  # of a field: alone, or by its path
 _LEAVE_UNSET = re.compile(rf"leave ({_NAME}(?: (?:and|or) {_NAME})*) unset")
 _SET = re.compile(rf"\bset ({_NAME}(?: (?:and|or) {_NAME})*)(?: to (?=\d))?")
-_LONG_NAME = re.compile(r"\b[a-z]+(?:_[a-z0-9]+)+\b")  # never a word of a sentence
+# Never a word of a sentence.
+_LONG_NAME = re.compile(rf"\b(?:methods\[\d+\]\.)?(?:tuning_)?config(?:\.{_WORD})+|\b[a-z]+(?:_[a-z0-9]+)+\b")
 
 
 class Flags:
@@ -77,7 +79,8 @@ class Flags:
     def message(self, error: UniTuneError) -> str:
         """The error's message, if it refuses a field, by the command's own names; else as it is."""
         field, remedy = error.field, error.metadata.get("remedy", "")
-        if field is None or not error.message.startswith(f"{field} is ") or not error.message.endswith(remedy):
+        begins = error.message.startswith((f"{field} is ", f"{field} has "))
+        if field is None or not begins or not error.message.endswith(remedy):
             return error.message
         value = error.message.removeprefix(field).removesuffix(remedy)
         if self._arguments:
@@ -102,11 +105,11 @@ class Flags:
 
         def left_out(match: re.Match[str]) -> str:
             names = [own if name == "it" else name for name in re.split(r" (?:and|or) ", match[1])]
-            if match[1] != "it" and not all(name in FIELDS for name in names):
+            if match[1] != "it" and not all(name_of(name) in FIELDS for name in names):
                 return match[0]
             shown = []
             for name in names:
-                param = self._param(name)
+                param = self._param(name_of(name))
                 if isinstance(param, click.Option) and param.secondary_opts:
                     shown.append(f"give {param.secondary_opts[-1]}")
                 elif match[1] == "it":
@@ -117,15 +120,16 @@ class Flags:
 
         def given(match: re.Match[str]) -> str:
             words = re.split(r"( (?:and|or) )", match[1])
-            if not all(word in FIELDS for word in words[::2]):
+            if not all(name_of(word) in FIELDS for word in words[::2]):
                 return match[0]
             return "give " + "".join(self.of(word) or word for word in words) + " " * match[0].endswith(" to ")
 
         def named(match: re.Match[str]) -> str:
-            name = self.of(match[0]) if match[0] in FIELDS else None
-            param = self._param(match[0])
+            option = name_of(match[0])
+            name = self.of(match[0]) if option in FIELDS else None
+            param = self._param(option)
             if name is not None and param is not None and param.nargs > 1 and name == self.of(field):
-                return match[0].rpartition("_")[2].upper()  # another value of the same option, as LOW
+                return option.rpartition("_")[2].upper()  # another value of the same option, as LOW
             return name or match[0]
 
         return _LONG_NAME.sub(named, _SET.sub(given, _LEAVE_UNSET.sub(left_out, remedy)))

@@ -4,9 +4,9 @@ import re
 from collections.abc import Collection
 
 MISSING = ("", "unset")
-GIVEN = re.compile(r"given|set|true|\d+ of them")
+GIVEN = re.compile(r"given|set|true")
 SIZE = re.compile(r"\d+ (characters|bytes)")
-TIMES = re.compile(r"(\d+) (seeds|weights|words)")
+TIMES = re.compile(r"(\d+) (seed|weight|word)s?")
 MOST_SHOWN = 80  # characters of a text that is repeated
 
 
@@ -17,16 +17,17 @@ def problem_of(shown: str, value: str, texts: Collection[str]) -> str:
     server repeats no prompt and tells its length, by which the user's own text is found.
     """
     parts = {part for text in texts for part in re.split(r"[\s,]+", text) if part}
-    if shown not in (f" is {value!r}: ", f" is {value}: ") or value in texts or value in parts:
+    sayings = f" is {value!r}: ", f" is {value}: ", f" has {value}: "
+    if shown not in sayings or value in texts or value in parts:
         return shown
     if SIZE.fullmatch(value):
         number, unit = value.split(" ")
         said = [text for text in texts if unit == "characters" and len(text) == int(number) <= MOST_SHOWN]
         return f" is {said[0]!r}: " if len(said) == 1 else f" has {value}: "
     if times := TIMES.fullmatch(value):
-        return f" is given {times[1]} times: "
+        return f" is given {times[1]} times: " if times[1] != "1" else " cannot be given: "
     if value in MISSING:
         return " is missing: "
     if GIVEN.fullmatch(value):
         return " cannot be given: "
-    return f" is {value}: "
+    return shown if shown == sayings[-1] else f" is {value}: "

@@ -18,6 +18,7 @@ from unitune_client.local import doctor, programs
 from unitune_client.local.home import Home
 from unitune_client.local.machine import base_model_file, base_model_folder
 from unitune_client.local.services import LocalServices
+from unitune_client.local.stage_log import StageLog
 
 LOOKS_EVERY_S = 0.5
 UNREADABLE = 1  # exit code of doctor when a finding could not be made
@@ -86,6 +87,12 @@ def build_command(base_model: str | None) -> None:
     "--clip-skip", type=Between(1, 24), help="2 leaves the text encoder's last layer out.  [1 to 24; default: 1]"
 )
 @click.option(
+    "--distilled",
+    type=click.Choice(("lcm", "turbo", "lightning", "hyper", "no")),
+    help="To few steps, and how, if no name of FILE or LoRA says so.",
+)
+@click.option("--steps", type=Between(2, 50), help="That it was distilled to, if no name says so.  [2 to 50]")
+@click.option(
     "--config",
     type=PathOption(),
     metavar="FOLDER",
@@ -98,6 +105,8 @@ def import_command(
     lora: tuple[str, ...],
     prediction: str | None,
     clip_skip: int | None,
+    distilled: str | None,
+    steps: int | None,
     config: str | None,
 ) -> None:
     """Write FILE, a base model as one .safetensors file, as a folder for --base-model; print the folder.
@@ -119,13 +128,20 @@ def import_command(
         check_lora(one)
     home = Home.from_environment(os.environ)
     home.prepare()
-    options = {"--vae": vae, "--prediction": prediction, "--clip-skip": clip_skip, "--config": config}
+    options = {
+        "--vae": vae,
+        "--prediction": prediction,
+        "--clip-skip": clip_skip,
+        "--distilled": distilled,
+        "--steps": steps,
+        "--config": config,
+    }
     words = [str(word) for option in options.items() if option[1] is not None for word in option]
     for one in lora:
         words += ["--lora", one]
     program = ["tuner_svc.single_file", file, "--out", str(folder), *words]
     log = home.new_logs() / "import.log"
-    streams.print_result(str(programs.run(program, log, on_stage=streams.print_message)))
+    streams.print_result(str(programs.run(program, log, StageLog(streams.print_message))))
 
 
 def check_lora(given: str) -> None:

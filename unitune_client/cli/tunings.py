@@ -19,6 +19,7 @@ from unitune_client.cli.services import base_model_option
 from unitune_client.local import programs
 from unitune_client.local.home import Home
 from unitune_client.local.machine import base_model_folder
+from unitune_client.local.stage_log import StageLog
 
 EXPORTS = {"diffusers": "unet", "kohya": "lora.safetensors"}  # what the exporter calls its result
 
@@ -110,7 +111,7 @@ def export_command(name: str, kind: str, rank: int, output: str, overwrite: bool
         what = {"--format": kind, "--rank": rank, "--out": unfinished}
         options = [str(word) for option in (where | what).items() for word in option]
         programs.run(
-            ["tuner_svc.tuning_export", *options], home.new_logs() / "export.log", on_stage=streams.print_message
+            ["tuner_svc.tuning_export", *options], home.new_logs() / "export.log", StageLog(streams.print_message)
         )
         follow_umask(unfinished / exported.name)
         give_name(unfinished / exported.name, exported, overwrites=overwrite)

@@ -112,6 +112,8 @@ def base_model_findings(folder: Path) -> Iterator[Finding]:
     )
     if not missing:
         yield "it predicts", prediction_in_words(folder)
+        if distilled := distilled_in_words(folder):
+            yield "distilled", distilled
 
 
 def prediction_in_words(folder: Path) -> str | Problem:
@@ -124,6 +126,19 @@ def prediction_in_words(folder: Path) -> str | Problem:
         return f"{scheduler.get('prediction_type', 'epsilon')} ({told_by})"
     except (OSError, ValueError, AttributeError) as error:
         return Problem(f"{folder / 'scheduler'} cannot be read: {error}")
+
+
+def distilled_in_words(folder: Path) -> str | Problem:
+    """How a base model was distilled to few steps, by its preset, and who says so; empty if it was not."""
+    try:
+        preset, source = folder / "unitune_preset.json", folder / "unitune_source.json"
+        chosen = json.loads(preset.read_bytes()) if preset.is_file() else {}
+        told = json.loads(source.read_bytes()) if source.is_file() else {}
+        told_by = told.get("distilled_told_by") or preset.name
+        steps = f", {chosen['num_inference_steps']} steps" if "num_inference_steps" in chosen else ""
+        return f"{chosen['distilled']}{steps} ({told_by})" if chosen.get("distilled") else ""
+    except (OSError, ValueError, AttributeError) as error:
+        return Problem(f"{folder / 'unitune_preset.json'} cannot be read: {error}")
 
 
 def findings_of_server(address: str | None, environ: Mapping[str, str]) -> Iterator[Finding]:

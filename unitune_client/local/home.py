@@ -141,22 +141,23 @@ class Home:
         folders = [one for one in self.engines.iterdir() if one.is_dir() and not one.name.startswith(".")]
         return sorted(one.name for one in folders)
 
-    def build_s(self, base_model: str) -> float | None:
-        """Seconds that the last engine for a base model, by its name, took here; None if that is not known."""
+    def build_s(self, base_model: str) -> dict[str, float]:
+        """Seconds of each stage of the last build for a base model, by its name; empty if that is not known."""
         try:
-            return float(json.loads(self._builds.read_text())[base_model])
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
+            return {stage: float(took_s) for stage, took_s in json.loads(self._builds.read_text())[base_model].items()}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return {}
 
-    def note_build(self, base_model: str, seconds: float) -> None:
-        """Keep the seconds that an engine took, so that the next build can tell them."""
+    def note_build(self, base_model: str, took_s: Mapping[str, float]) -> None:
+        """Keep the seconds that each stage took, so that the next build can tell them."""
         try:
-            builds = json.loads(self._builds.read_text())
-        except (OSError, ValueError):
+            builds = dict(json.loads(self._builds.read_text()))
+        except (OSError, ValueError, TypeError):
             builds = {}
         with suppress(OSError, TypeError):  # an estimate is worth no error
             unfinished = self.root / f".builds.{os.getpid()}"
-            unfinished.write_text(json.dumps({**builds, base_model: round(seconds, 1)}))
+            rounded = {stage: round(seconds, 1) for stage, seconds in took_s.items()}
+            unfinished.write_text(json.dumps({**builds, base_model: rounded}))
             unfinished.replace(self._builds)
 
     def size_bytes(self) -> int:

@@ -15,6 +15,7 @@ from unitune.drain import KILLED_AFTER_S
 from unitune.system_errors import FULL_BYTES, full_sentence
 from unitune_client.local import child_guard
 from unitune_client.local.machine import LocalError
+from unitune_client.local.stage_log import StageLog
 
 LOOKS_EVERY_S = 0.2
 TAIL_LINES = 8
@@ -53,10 +54,10 @@ def start(
         )
 
 
-def run(program: Sequence[str], log: Path, *, on_stage: Callable[[str], object]) -> Path:
+def run(program: Sequence[str], log: Path, stages: StageLog) -> Path:
     """Run `python -m PROGRAM` to its end; the folder that its last line of output names.
 
-    `on_stage` is told every line of its log that ends in dots, as in `export: loading the base model ...`.
+    Its stages are the lines of its log that end in dots, as in `export: loading the base model ...`.
     Raises LocalError when the program fails.
     """
     told = 0
@@ -65,11 +66,13 @@ def run(program: Sequence[str], log: Path, *, on_stage: Callable[[str], object])
             while process.returncode is None:
                 with suppress(subprocess.TimeoutExpired):
                     output, _ = process.communicate(timeout=LOOKS_EVERY_S)
-                stages = STAGE.findall(log.read_text(errors="replace"))
-                for stage in stages[told:]:
-                    on_stage(stage)
-                told = len(stages)
+                found = STAGE.findall(log.read_text(errors="replace"))
+                for stage in found[told:]:
+                    stages.begin(stage)
+                told = len(found)
+                stages.tick()
         finally:
+            stages.end()
             stop([process], signal.SIGINT)  # an interrupt lets it throw away what it has half made
     last = os.fsdecode(output).strip().rpartition("\n")[2]
     if process.returncode != 0 or not Path(last).is_dir():

@@ -24,6 +24,7 @@ from unitune_client.local.machine import (
     base_model_name,
     missing_modules,
 )
+from unitune_client.local.stage_log import StageLog
 from unitune_client.local.supervision import Service, Supervisor
 
 CPU_BACKEND = "onnxruntime"  # the only one that needs no half graph
@@ -198,34 +199,35 @@ class LocalServices:
         self._home.prepare()
 
     def _engine(self) -> Path:
-        said, name, began_s = False, base_model_name(self._base_model), time.monotonic()
+        said, name = False, base_model_name(self._base_model)
+        known_s = self._home.build_s(name)
 
         def say(stage: str = "") -> None:
             nonlocal said
             if not said:
-                last_s = self._home.build_s(name)
-                how_long = "" if last_s is None else f"; the last one took {last_s:.0f} s here"
+                how_long = f"; the last one took {sum(known_s.values()):.0f} s here" if known_s else ""
                 self._log(f"building the engine for {name}, once{how_long}")
                 said = True
             if stage:
-                self._log(f"  {stage}")
+                self._log(stage)
 
+        stages = StageLog(say, known_s)
         if not self._home.engine_names():
             say()
         if self._file is not None and not self._base_model.is_dir():
             write = ["tuner_svc.single_file", str(self._file), "--out", str(self._base_model)]
-            programs.run(write, self._log_of("import"), on_stage=say)
+            programs.run(write, self._log_of("import"), stages)
         export = ["tuner_svc.export", "--base-model", str(self._base_model), "--graphs-root", str(self._home.graphs)]
         build = ["sampler_svc.build", "--engines", str(self._home.engines)]
         backend = os.environ.get("UNITUNE_SAMPLER_BACKEND", CPU_BACKEND)  # the sampler inherits it
         if backend != CPU_BACKEND:
             export.append("--fp16")
             build += ["--backend", backend]
-        graphs = programs.run(export, self._log_of("export"), on_stage=say)
+        graphs = programs.run(export, self._log_of("export"), stages)
         build += ["--graphs", str(graphs)]
-        engine = programs.run(build, self._log_of("build"), on_stage=say)
-        if said:
-            self._home.note_build(name, time.monotonic() - began_s)
+        engine = programs.run(build, self._log_of("build"), stages)
+        if stages.took_s:
+            self._home.note_build(name, {**known_s, **stages.took_s})
         return engine
 
     def _spawn(self, name: str, module: str, settings: dict[str, str], keep_open: Sequence[int] = ()) -> None:

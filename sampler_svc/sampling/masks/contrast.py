@@ -15,11 +15,11 @@ from sampler_svc.sampling.base_graphs import BaseGraphs
 from sampler_svc.sampling.cancellation import stopping
 from sampler_svc.sampling.masks.inputs import Find
 from sampler_svc.sampling.masks.refine import refined
-from unitune import images
 from unitune.diffusion.guidance import Denoiser
 from unitune.diffusion.schedule import Schedule, add_noise
 from unitune.images import Mask, Pixels
 from unitune.prompts import mentions
+from unitune.working_size import size_of
 
 STRENGTHS = (0.3, 0.5, 0.7, 0.9)  # how far up the schedule the picture is noised
 NOISES_EACH = 2
@@ -45,7 +45,8 @@ def finder(
 
     def find(picture: Pixels) -> Mask:
         found = contrasts(graphs, schedule, run, picture, objects, among)
-        return np.maximum.reduce([refined(contrast, picture) for contrast in found])
+        box = graphs.fit(size_of(picture)).box((found.shape[1], found.shape[2]))
+        return np.maximum.reduce([refined(contrast, picture, box) for contrast in found])
 
     return find
 
@@ -59,7 +60,7 @@ def contrasts(
     among: Sequence[str],
 ) -> Array:
     """How far each object's prediction is from the mean of the others' predictions, (objects, h, w) of the latent."""
-    noised, timesteps = _noised(graphs.encode(images.to_model(picture, graphs.spec.image_side)), schedule)
+    noised, timesteps = _noised(graphs.encode(graphs.fit(size_of(picture)).to_model(picture)), schedule)
 
     def predicted(text: str) -> Array:
         return denoiser(noised, timesteps, np.repeat(graphs.embed(text)[None], len(noised), axis=0))

@@ -43,4 +43,5 @@ def differing_predictions(inputs: MaskInputs) -> Mask:
     if high - low <= ROUNDING * size:
         return np.zeros(inputs.size, np.float32)
     rescaled = (np.minimum(difference, high) - low) / (high - low)
-    return enlarged((rescaled > THRESHOLD).astype(np.float32), inputs.size)
+    box = inputs.fit.box((inputs.latent.shape[2], inputs.latent.shape[3]))
+    return enlarged((rescaled > THRESHOLD).astype(np.float32), inputs.size, box)

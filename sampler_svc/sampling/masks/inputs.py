@@ -6,6 +6,7 @@ from typing import NamedTuple
 from unitune.diffusion.guidance import Context, Denoiser
 from unitune.diffusion.schedule import Latents, Schedule
 from unitune.images import Mask, Pixels
+from unitune.working_size import Fit
 
 Find = Callable[[Pixels], Mask]  # where a picture shows what the request's mask_text names
 
@@ -20,6 +21,7 @@ class MaskInputs(NamedTuple):
     denoiser: Denoiser  # with the edit's weights
     prompt: Context
     base_prompt: Context  # of the base image: rare tokens and description, each if there is one
+    fit: Fit  # of the base image in its working size
     found: Callable[[], Mask] | None = None  # where the base image shows what mask_text names
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from sampler_svc.sampling.masks.shape import enlarged
 from unitune.images import Mask, Pixels
+from unitune.working_size import Box
 
 Floats = NDArray[np.float64]
 
@@ -24,8 +25,9 @@ RADIUS, EPSILON = 1 / 16, 1e-3  # of the guided filter: of the shorter side, and
 FLAT = 1e-6  # of the largest value: a map of smaller range means nothing
 
 
-def refined(coarse: NDArray[np.float32], picture: Pixels) -> Mask:
-    """1 where the map (h, w) and the picture's colours indicate inside, else 0; of the picture's size.
+def refined(coarse: NDArray[np.float32], picture: Pixels, box: Box | None = None) -> Mask:
+    """1 where the map (h, w) and the picture's colours indicate inside, else 0; of the picture's size. The picture lies
+    in `box` of the map, or fills it.
 
     A uniform map gives an empty mask.
     """
@@ -33,7 +35,7 @@ def refined(coarse: NDArray[np.float32], picture: Pixels) -> Mask:
     shrink = min(1.0, SIDE / max(size))
     height, width = max(round(size[0] * shrink), 1), max(round(size[1] * shrink), 1)
     small = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BOX))
-    values = enlarged(np.asarray(coarse, np.float32), (height, width)).astype(np.float64)
+    values = enlarged(np.asarray(coarse, np.float32), (height, width), box).astype(np.float64)
     low, high = np.percentile(values, (LOW, HIGH))
     if high - low <= FLAT * np.abs(values).max():
         return np.zeros(size, np.float32)

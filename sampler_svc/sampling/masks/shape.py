@@ -1,5 +1,6 @@
 """Geometry of masks: a soft edge, the latent's resolution, and the region around a mask."""
 
+from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image, ImageFilter
 from unitune import images
 from unitune.diffusion.schedule import Latents
 from unitune.images import Mask, Pixels
+from unitune.working_size import Box, Fit, Size
 
 D = TypeVar("D", bound=np.generic)
 
@@ -21,16 +23,24 @@ def softened(mask: Mask, blur: float) -> Mask:
     return (np.arange(256, dtype=np.float32) / np.float32(255))[soft]
 
 
-def to_latent(mask: Mask, side: tuple[int, int]) -> Latents:
-    """The mask (1, 1, h, w) over a latent of `side` (h, w): each value is the mean over its area."""
-    height, width = side
-    return np.array(Image.fromarray(mask).resize((width, height), Image.Resampling.BOX))[None, None]
+def to_latent(mask: Mask, side: tuple[int, int], fit: Fit) -> Latents:
+    """The mask (1, 1, h, w) over a latent of `side` (h, w): each value is the mean over its area. `fit` is the
+    picture's; its reflection is edited where the picture is."""
+    if fit.is_padded:
+        mask = fit.padded(_averaged(mask, (fit.height, fit.width)))
+    return _averaged(mask, side)[None, None]
 
 
-def enlarged(mask: Mask, size: tuple[int, int]) -> Mask:
-    """A small mask, enlarged to a picture of `size` (height, width) by linear interpolation."""
+def _averaged(mask: Mask, size: tuple[int, int]) -> Mask:
     height, width = size
-    return np.array(Image.fromarray(mask).resize((width, height), Image.Resampling.BILINEAR))
+    return np.array(Image.fromarray(mask).resize((width, height), Image.Resampling.BOX))
+
+
+def enlarged(mask: Mask, size: tuple[int, int], box: Box | None = None) -> Mask:
+    """A small mask, enlarged to a picture of `size` (height, width) by linear interpolation. The picture lies in `box`
+    of the mask, or fills it."""
+    height, width = size
+    return np.array(Image.fromarray(mask).resize((width, height), Image.Resampling.BILINEAR, box))
 
 
 class Region(NamedTuple):
@@ -59,8 +69,8 @@ def whole_picture(size: tuple[int, int]) -> Region:
     return Region(0, 0, *size)
 
 
-def region_around(mask: Mask, padding: int, side: tuple[int, int]) -> Region:
-    """The mask's bounding box with `padding` pixels on each side, grown to the aspect of `side` (height, width).
+def region_around(mask: Mask, padding: int, working_size: Callable[[Size], Size]) -> Region:
+    """The mask's bounding box with `padding` pixels on each side, grown to the aspect of its own working size.
 
     It is moved inwards at the picture's border. If the picture is too small for the aspect, it has the picture's size
     in that direction. For an empty mask it is the whole picture.
@@ -71,6 +81,7 @@ def region_around(mask: Mask, padding: int, side: tuple[int, int]) -> Region:
     height, width = mask.shape
     top, bottom = max(int(rows[0]) - padding, 0), min(int(rows[-1]) + 1 + padding, height)
     left, right = max(int(columns[0]) - padding, 0), min(int(columns[-1]) + 1 + padding, width)
+    side = working_size((bottom - top, right - left))
     aspect = side[1] / side[0]
     if right - left > aspect * (bottom - top):
         top, bottom = _grown(top, bottom, round((right - left) / aspect), height)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,9 +121,9 @@ def test_class_images_are_drawn_once(quick: BaseModel, monkeypatch: pytest.Monke
     drawn: list[str] = []
     draw_them = class_images.draw_class
 
-    def counted(model: BaseModel, noun: str, number: int, before_each: Callable[[], None]) -> Tensor:
+    def counted(model: BaseModel, noun: str, number: int, *more: Any) -> Tensor:
         drawn.append(f"{number} {noun}")
-        return draw_them(model, noun, number, before_each)
+        return draw_them(model, noun, number, *more)
 
     monkeypatch.setattr(class_images, "draw_class", counted)
     class_images._kept.clear()

@@ -49,6 +49,10 @@ def test_both_families_are_told_apart(tmp_path: Path) -> None:
         ({"lora_unet_mid_block.hada_w1_a": [4, 4]}, "a LoHa"),
         ({"lora_unet_mid_block.lokr_w1": [4, 4]}, "a LoKr"),
         ({"control_model.time_embed.0.weight": [1]}, "a ControlNet"),
+        (
+            {**SD_1_NAMES, "model.diffusion_model.time_embed.cond_proj.weight": [320, 256]},
+            "a full latent consistency model",
+        ),
         ({**SD_1_NAMES, FIRST: [320, 9, 3, 3]}, "a model for inpainting"),
         ({**SD_1_NAMES, FIRST: [320, 8, 3, 3]}, "an InstructPix2Pix model"),
         ({**SD_1_NAMES, FIRST: [320, 5, 3, 3]}, "a depth model"),

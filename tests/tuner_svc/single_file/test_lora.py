@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.utils.state_dict_utils import convert_state_dict_to_peft, convert_unet_state_dict_to_peft
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -100,21 +101,69 @@ def test_a_lora_is_added_under_every_name(
         assert (after[name] - tensor).abs().max() > 0.1
 
 
-def test_the_older_names_of_diffusers_are_known(
-    base: Source, factors: dict[str, tuple[Tensor, Tensor]], tmp_path: Path
-) -> None:
-    """`attn1.processor.to_q_lora.down.weight` means `attn1.to_q`, and `to_out_lora` means `to_out.0` (M11)."""
-    both = {module: factors[module] for module in (LINEAR, OUTPUT)}
+def processor(prefix: str) -> Names:
+    """As diffusers named attention's factors at first; `prefix` is of a pipeline, or empty as a denoiser saves them."""
 
-    def processor(module: str, way: str) -> str:
+    def name(module: str, way: str) -> str:
         place, projection = module.removesuffix(".0").rsplit(".", 1)
-        return f"unet.{place}.processor.{projection}_lora.{way}.weight"
+        return f"{prefix}{place}.processor.{projection}_lora.{way}.weight"
 
-    old = lora_file(tmp_path / "old.safetensors", both, processor)
-    new = lora_file(tmp_path / "new.safetensors", both, peft)
-    one = write_folder(replace(base, loras=(Lora(old),)), tmp_path / "one")
-    other = write_folder(replace(base, loras=(Lora(new),)), tmp_path / "other")
-    assert digest(one) == digest(other)
+    return name
+
+
+def saved_by_peft(module: str, way: str) -> str:
+    """As PEFT itself saves a denoiser."""
+    return f"base_model.model.{module}.lora_{'A' if way == 'down' else 'B'}.weight"
+
+
+@pytest.mark.parametrize("names", [processor("unet."), processor(""), saved_by_peft], ids=["unet", "bare", "peft"])
+def test_the_older_names_of_diffusers_are_known(
+    names: Names, base: Source, factors: dict[str, tuple[Tensor, Tensor]], tmp_path: Path
+) -> None:
+    """`attn1.processor.to_q_lora.down.weight` means what diffusers' own renaming and PEFT's merge make of it (M11)."""
+    lora = lora_file(tmp_path / "old.safetensors", {module: factors[module] for module in (LINEAR, OUTPUT)}, names)
+    before = unet(write_folder(base, tmp_path / "before"))
+
+    after = unet(write_folder(replace(base, loras=(Lora(lora, 0.7),)), tmp_path / "after"))
+
+    given = {name.removeprefix("base_model.model.").removeprefix("unet."): one for name, one in load_file(lora).items()}
+    assert_fused(after, before, convert_unet_state_dict_to_peft(given), 0.7)
+
+
+@pytest.mark.parametrize("style", ["self_attn.to_{}_lora", "self_attn.{}_proj.lora_linear_layer"])
+def test_the_older_names_of_text_encoders_are_known(style: str, base: Source, tmp_path: Path) -> None:
+    """`self_attn.to_q_lora.down.weight` and `q_proj.lora_linear_layer.down.weight` mean `q_proj` (M11)."""
+    torch.manual_seed(2)
+    before = load_file(write_folder(base, tmp_path / "before") / "text_encoder" / "model.safetensors")
+    width = before["text_model.encoder.layers.0.self_attn.q_proj.weight"].shape[0]
+    tensors = {}
+    for letter in ("q", "out"):
+        place = f"text_encoder.text_model.encoder.layers.0.{style.format(letter)}"
+        tensors |= {f"{place}.down.weight": torch.randn(RANK, width), f"{place}.up.weight": torch.randn(width, RANK)}
+    save_file(tensors, tmp_path / "te.safetensors")
+
+    merged = write_folder(replace(base, loras=(Lora(tmp_path / "te.safetensors", 0.7),)), tmp_path / "after")
+
+    after = load_file(merged / "text_encoder" / "model.safetensors")
+    given = {name.removeprefix("text_encoder."): one for name, one in tensors.items()}
+    assert_fused(after, before, convert_state_dict_to_peft(given), 0.7)
+
+
+def assert_fused(
+    after: dict[str, Tensor], before: dict[str, Tensor], factors: dict[str, Tensor], weight: float
+) -> None:
+    """Every weight is the one before, or W + weight * B @ A where PEFT's names have factors, as fuse_lora sums."""
+    modules = {name.rsplit(".lora_", 1)[0] for name in factors}
+    assert len(modules) == 2
+    for name, tensor in before.items():
+        module = name.removesuffix(".weight")
+        if module in modules:
+            down, up = (factors[f"{module}.lora_{factor}.weight"].double() for factor in "AB")
+            wanted = tensor.double() + weight * (up @ down)
+            assert torch.allclose(after[name].double(), wanted, rtol=1e-6, atol=1e-6)
+            assert (after[name] - tensor).abs().max() > 0.1
+        else:
+            assert torch.equal(after[name], tensor)
 
 
 def test_a_weight_of_zero_is_the_base_to_the_bit(

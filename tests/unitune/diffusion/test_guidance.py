@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
 from unitune.diffusion.guidance import (
     GuidanceTerm,
@@ -9,6 +11,7 @@ from unitune.diffusion.guidance import (
     guided,
     mixed_with_base,
     prompt_guided,
+    rescaled,
     unconditional_on_base,
 )
 
@@ -145,3 +148,28 @@ def test_a_term_on_the_base_model_needs_one() -> None:
 def test_weights_of_classifier_free_guidance_sum_to_one(guidance_scale: float) -> None:
     """Only then is guidance of v the guidance of epsilon."""
     assert sum(term.weight for term in classifier_free(guidance_scale, PROMPT, EMPTY)) == 1
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 1.0])
+def test_guidance_is_rescaled_as_by_diffusers(share: float) -> None:
+    """Each row has the share of its own prompt's standard deviation, as diffusers' rescale_noise_cfg gives it (M14)."""
+    terms = classifier_free(7.5, PROMPT, EMPTY)
+    plain = guided(CountingDenoiser(), LATENTS, 500, terms)
+
+    output = guided(CountingDenoiser(), LATENTS, 500, terms, rescale=share)
+
+    theirs = rescale_noise_cfg(torch.from_numpy(plain), torch.from_numpy(alone(PROMPT)), share).numpy()
+    np.testing.assert_allclose(output, theirs, rtol=1e-6, atol=1e-6)
+    assert output.dtype == np.float32
+    assert (share == 0) == np.array_equal(output, plain)
+    np.testing.assert_array_equal(rescaled(LATENTS, LATENTS, share), LATENTS)
+
+
+@pytest.mark.parametrize("guidance_scale", [0.0, 1.0])
+def test_what_is_not_guided_is_not_rescaled(guidance_scale: float) -> None:
+    """One prediction alone stays to the bit, whatever the share."""
+    terms = classifier_free(guidance_scale, PROMPT, EMPTY)
+
+    output = guided(CountingDenoiser(), LATENTS, 500, terms, rescale=0.7)
+
+    np.testing.assert_array_equal(output, guided(CountingDenoiser(), LATENTS, 500, terms))

@@ -4,13 +4,14 @@ A smooth function of latent and timestep stands for the network, since what is c
 latents, and diffusers' scheduler its own, so that errors would add up as they do in a run.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, LCMScheduler
+from diffusers.schedulers import scheduling_lcm
 
 from unitune.diffusion.denoiser import predict
 from unitune.diffusion.schedule import Schedule, add_noise
@@ -32,10 +33,16 @@ def start(schedule: Schedule, run: DenoisingRun) -> np.ndarray:
     return add_noise(latents, noise, float(run.levels[0]))
 
 
+def drawing(seed: int) -> Callable[[], np.ndarray]:
+    """Noise for the steps of a run, the same for a seed."""
+    rng = np.random.default_rng(seed)
+    return lambda: rng.standard_normal(SHAPE, dtype=np.float32)
+
+
 def our_states(name: str, schedule: Schedule, num_inference_steps: int, strength: float) -> Iterator[np.ndarray]:
     """Our latents after each step."""
     run = SCHEDULERS[name].run(schedule, num_inference_steps).late(strength)
-    solver, latents = SCHEDULERS[name].solver(), start(schedule, run)
+    solver, latents = SCHEDULERS[name].solver(run, drawing(len(run))), start(schedule, run)
     for timestep, level, next_level in zip(run.timesteps, run.levels, run.next_levels, strict=True):
         prediction = predict(network(latents, timestep), latents, level, schedule.prediction_type)
         latents = solver.step(latents, prediction, level, next_level)
@@ -78,7 +85,7 @@ def their_states(name: str, config: dict[str, Any], num_inference_steps: int, st
 
 @pytest.mark.parametrize(
     ("num_inference_steps", "strength"),
-    [(1, 1.0), (4, 1.0), (4, 0.62), (10, 0.62), (23, 1.0), (23, 0.62), (50, 1.0), (50, 0.62)],
+    [(1, 1.0), (2, 0.75), (4, 1.0), (4, 0.62), (8, 0.75), (10, 0.62), (23, 1.0), (23, 0.62), (50, 1.0), (50, 0.62)],
 )
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -132,13 +139,61 @@ def test_as_many_steps_as_timesteps_stay_finite(name: str, spacing: str, num_inf
     assert np.isfinite(last).all()
 
 
-@pytest.mark.parametrize("name", ["ddim", "euler", "dpmpp_2m"])
+@pytest.mark.parametrize(("num_inference_steps", "strength"), [(1, 1.0), (4, 1.0), (4, 0.62), (8, 0.5), (50, 1.0)])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_every_step_of_lcm_is_that_of_diffusers(
+    prediction_type: str, num_inference_steps: int, strength: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Timesteps and latents are those of diffusers' LCMScheduler, which is given the same noise (M13)."""
+    schedule = Schedule(prediction_type=prediction_type)
+    run = SCHEDULERS["lcm"].run(schedule, num_inference_steps).late(strength)
+    theirs = LCMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction_type
+    )
+    theirs.set_timesteps(num_inference_steps)
+    first = num_inference_steps - len(run)
+    theirs.set_begin_index(first)
+    draw = drawing(len(run))
+    monkeypatch.setattr(scheduling_lcm, "randn_tensor", lambda *given, **named: torch.from_numpy(draw()))
+    state = torch.from_numpy(start(schedule, run))
+
+    ours = list(our_states("lcm", schedule, num_inference_steps, strength))
+
+    np.testing.assert_array_equal(run.timesteps, theirs.timesteps[first:].numpy())
+    assert len(ours) == len(run) > 0
+    for mine, timestep in zip(ours, theirs.timesteps[first:], strict=True):
+        state = theirs.step(torch.from_numpy(network(state.numpy(), int(timestep))), timestep, state).prev_sample
+        np.testing.assert_allclose(mine, state.numpy(), rtol=STEP_TOLERANCE, atol=STEP_TOLERANCE)
+
+
+def test_lcm_takes_no_more_steps_than_it_was_distilled_from() -> None:
+    """Fifty steps are all there are."""
+    assert 50 == len(SCHEDULERS["lcm"].run(Schedule(), 50))
+    with pytest.raises(ValueError, match="num_inference_steps is 51: it must be 1 to 50 with lcm"):
+        SCHEDULERS["lcm"].run(Schedule(), 51)
+
+
+def test_a_run_has_a_timestep_spacing_of_its_own() -> None:
+    """A spaced schedule takes other timesteps over the same levels, and an empty name changes nothing (M13)."""
+    schedule = Schedule(timestep_spacing="leading")
+
+    trailing = SCHEDULERS["euler"].run(schedule.spaced("trailing"), 4)
+
+    np.testing.assert_array_equal(trailing.timesteps, [999, 749, 499, 249])
+    np.testing.assert_array_equal(trailing.levels, schedule.alphas_cumprod[trailing.timesteps])
+    assert schedule.timestep_spacing == "leading"
+    assert schedule.spaced("") is schedule
+    with pytest.raises(ValueError, match="timestep_spacing is 'karras'"):
+        schedule.spaced("karras")
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler", "dpmpp_2m", "lcm"])
 def test_a_perfect_denoiser_leads_to_its_latent(name: str) -> None:
     """When the prediction is always one clean latent, the run ends there, except for what DDIM's final level leaves."""
     schedule = Schedule(set_alpha_to_one=True)
     clean = np.random.default_rng(1).standard_normal(SHAPE).astype(np.float32)
     run = SCHEDULERS[name].run(schedule, 20)
-    solver, latents = SCHEDULERS[name].solver(), start(schedule, run)
+    solver, latents = SCHEDULERS[name].solver(run, drawing(len(run))), start(schedule, run)
 
     for level, next_level in zip(run.levels, run.next_levels, strict=True):
         epsilon = (latents - np.float32(np.sqrt(level)) * clean) / np.float32(np.sqrt(1 - level))

@@ -1,0 +1,45 @@
+"""The stage that a run is in, for the heartbeats of its stream, and how long each stage took in the runs before it."""
+
+import time
+from dataclasses import dataclass
+
+# The words of EditEvent.Heartbeat.Stage.
+WAITING, LOADING, PREPARING, SAMPLING, DECODING = "waiting", "loading", "preparing", "sampling", "decoding"
+
+
+@dataclass(frozen=True)
+class StageNow:
+    """A run's stage, the seconds it has been in it, and those that are left of it if there is an estimate."""
+
+    stage: str
+    stage_s: float
+    left_s: float | None
+
+
+class RunStages:
+    """The stages of one run. A worker thread begins them, the event loop reads them."""
+
+    def __init__(self, took_s: dict[str, float]) -> None:
+        """`took_s` has the seconds of each stage in the last run that went through it. All runs of a sampler share it,
+        and each writes its own."""
+        self._took_s = took_s
+        self._now = WAITING, time.monotonic()  # one value, so that no half of it is read
+
+    def begin(self, stage: str) -> None:
+        """End the current stage and begin this one. The current one goes on if it is this one."""
+        if stage != self._now[0]:
+            self.end()
+            self._now = stage, time.monotonic()
+
+    def end(self) -> None:
+        """Keep what the current stage took. Waiting says nothing of the next run."""
+        stage, began_s = self._now
+        if stage != WAITING:
+            self._took_s[stage] = time.monotonic() - began_s
+
+    def now(self) -> StageNow:
+        """Where the run is."""
+        stage, began_s = self._now
+        stage_s = time.monotonic() - began_s
+        took_s = self._took_s.get(stage)
+        return StageNow(stage, stage_s, None if took_s is None else max(0.0, took_s - stage_s))

@@ -1,0 +1,64 @@
+"""The stages of a tuning, and how long those after its updates will take, learned from the tunings before it."""
+
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import replace
+
+from tuner_svc.progress_tracker import UpdateProgress
+
+AFTER_UPDATES = ("packing", "storing")
+# What packing takes in updates until one was timed: four passes of two rows and one backward pass, where an update has
+# one pass and one backward pass of four rows by default. Storing is a copy.
+FIRST_GUESS = {"packing": 1.0, "storing": 0.0}
+
+
+class StageTimes:
+    """What the stages after the updates took in the last tuning of each kind, in updates. One for a tuner process."""
+
+    def __init__(self) -> None:
+        self._in_updates: dict[tuple[Hashable, str], float] = {}
+
+    def of(self, kind: Hashable, stage: str) -> float:
+        """A stage's time in updates."""
+        return self._in_updates.get((kind, stage), FIRST_GUESS[stage])
+
+    def learn(self, kind: Hashable, stage: str, in_updates: float) -> None:
+        """Take the place of what was known."""
+        self._in_updates[kind, stage] = in_updates
+
+
+class TuningStages:
+    """The stages of one tuning, told as they begin. Used on the PyTorch thread."""
+
+    def __init__(self, times: StageTimes, kind: Hashable, total: int, report: Callable[[UpdateProgress], None]) -> None:
+        """`kind` is everything that packing's time depends on, besides the model and the machine."""
+        self._times, self._kind, self._report = times, kind, report
+        self._began_s = time.monotonic()
+        self._update_s: float | None = None  # seconds of one update
+        self._last = UpdateProgress(0, total, loss=0.0, left_s=None, stage="preparing")
+        report(self._last)
+
+    def updated(self, progress: UpdateProgress) -> None:
+        """Pass on the progress of an update. What is left includes the stages after the last one."""
+        if progress.update_s is not None:
+            self._update_s = progress.update_s
+        left_s = None if progress.left_s is None else progress.left_s + self._left_s(AFTER_UPDATES)
+        self._last = replace(progress, left_s=left_s)
+        self._report(self._last)
+
+    def begin(self, stage: str) -> None:
+        """Begin one of AFTER_UPDATES."""
+        self.end()
+        self._began_s = time.monotonic()
+        left = AFTER_UPDATES[AFTER_UPDATES.index(stage) :]
+        left_s = None if self._update_s is None else self._left_s(left)
+        self._last = replace(self._last, stage=stage, left_s=left_s)
+        self._report(self._last)
+
+    def end(self) -> None:
+        """Learn from the stage that has ended."""
+        if self._last.stage in AFTER_UPDATES and self._update_s:
+            self._times.learn(self._kind, self._last.stage, (time.monotonic() - self._began_s) / self._update_s)
+
+    def _left_s(self, stages: tuple[str, ...]) -> float:
+        return (self._update_s or 0.0) * sum(self._times.of(self._kind, stage) for stage in stages)
