@@ -69,8 +69,41 @@ class Report:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class Built:
+    """A model with its graphs and engine in a home, and what they took."""
+
+    home: Home
+    model: Path
+    graphs: Path
+    engine: Path
+    stages: list[Stage]
+
+    @property
+    def spec(self) -> BaseModelSpec:
+        """The base model's specification."""
+        return BaseModelSpec.load(self.graphs)
+
+    @property
+    def weights_bytes(self) -> int:
+        """Of the denoiser, in fp32."""
+        return sum(tensor.size_bytes for tensor in self.spec.tensors.values())
+
+    def report(self, more: Iterable[Stage] = ()) -> Report:
+        """Its stages, then others, and the disk now."""
+        parts = {"model": [self.model], "graphs": [self.graphs], "engine": [self.engine], "store": [self.home.store]}
+        return Report(self.weights_bytes, [*self.stages, *more], disk_bytes(parts))
+
+
 def true_size(scratch: Path, shape: str, dtype: str, *, mode: str, updates: int, steps: int) -> Report:
     """Measure every stage, in an empty folder."""
+    built = export_and_build(scratch, shape, dtype)
+    say("services")
+    return built.report(edit(built, mode=mode, updates=updates, steps=steps))
+
+
+def export_and_build(scratch: Path, shape: str, dtype: str) -> Built:
+    """Measure the first two stages, in an empty folder."""
     home = Home(scratch / "home")
     say(f"writing a model of shape {shape} in {dtype}")
     model = save_random_model(scratch / "model" / shape, shape, dtype)
@@ -87,21 +120,17 @@ def true_size(scratch: Path, shape: str, dtype: str, *, mode: str, updates: int,
         Stage.of("export", export.seconds, export.peak, libraries["tuner_svc.export"], weights),
         Stage.of("build", build.seconds, build.peak, libraries["sampler_svc.build"], weights),
     ]
-    say("services")
-    stages += _edit(home, model, spec, weights, mode=mode, updates=updates, steps=steps)
-    parts = {"model": [model], "graphs": [Path(export.output)], "engine": [Path(build.output)], "store": [home.store]}
-    return Report(weights, stages, disk_bytes(parts))
+    return Built(home, model, Path(export.output), Path(build.output), stages)
 
 
-def _edit(
-    home: Home, model: Path, spec: BaseModelSpec, weights: int, *, mode: str, updates: int, steps: int
-) -> list[Stage]:
+def edit(built: Built, *, mode: str, updates: int, steps: int) -> list[Stage]:
     """Stages of the services: their start, then the edit, in tuner and sampler."""
+    spec, weights = built.spec, built.weights_bytes
     bare = {name: measure(["-c", f"import {name}.__main__"]).peak for name in ("tuner_svc", "sampler_svc")}
     began = time.monotonic()
     stages = []
     with ExitStack() as stack:
-        services = stack.enter_context(LocalServices(str(model), home=home, log=say))
+        services = stack.enter_context(LocalServices(str(built.model), home=built.home, log=say))
         pids = {name: services._services[name].process.pid for name in ("tuner", "sampler")}
         started_s = time.monotonic() - began
         for name, pid in pids.items():

@@ -86,21 +86,30 @@ def open_refitted(
 
 
 class Graph:
-    """A graph of the base model that no tuning changes: its inputs in their order, one output."""
+    """A graph of the base model that no tuning changes: its inputs in their order, one output.
+
+    A large one leaves its weights where they are mapped, and gives the memory of its activations back after a run.
+    """
+
+    is_on_cpu = True
 
     def __init__(self, path: Path, threads: int) -> None:
+        self._is_large = path.with_name(f"{path.name}.data").exists()
         self._session = self._open(path, threads)
+        self._run_options = onnxruntime.RunOptions()
+        if self._is_large and self.is_on_cpu:
+            self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         nodes = self._session.get_inputs()
         self._inputs, self.input_shape = [node.name for node in nodes], tuple(nodes[0].shape)
 
     def __call__(self, *arrays: NDArray[Any]) -> Array:
         """The graph's output for a batch."""
-        (output,) = self._session.run(None, dict(zip(self._inputs, arrays, strict=True)))
+        feed = dict(zip(self._inputs, arrays, strict=True))
+        (output,) = self._session.run(None, feed, self._run_options)
         return output
 
     def _open(self, path: Path, threads: int) -> onnxruntime.InferenceSession:
-        is_large = path.with_name(f"{path.name}.data").exists()  # then its weights stay where they are mapped
-        return open_session(path, session_options(threads, is_packed=not is_large))
+        return open_session(path, session_options(threads, is_packed=not self._is_large))
 
 
 class OrtEngine(Engine):

@@ -95,6 +95,8 @@ def fixed_batch(options: onnxruntime.SessionOptions) -> onnxruntime.SessionOptio
 class CudaGraph(Graph):
     """A graph of the base model that no tuning changes, on the GPU, in fp32."""
 
+    is_on_cpu = False
+
     def _open(self, path: Path, threads: int) -> onnxruntime.InferenceSession:
         return open_on(CUDA, path, session_options(threads))
 

@@ -97,7 +97,7 @@ def test_a_graph_over_the_file_of_weights_answers_as_over_a_data_file(
     for name in (DENOISER, spec.base_weights):  # the onnx package opens no file that has a second name
         shutil.copyfile(tiny_graphs / name, tmp_path / name)
     model = onnx.load(tmp_path / DENOISER)
-    onnx.save(model, tmp_path / DENOISER, save_as_external_data=True, location="data", size_threshold=0)
+    onnx.save(model, tmp_path / DENOISER, save_as_external_data=True, location="data", size_threshold=100)
     engine_spec = EngineSpec.from_model(spec)
     names = ("sample", "timestep", "encoder_hidden_states")
     question = dict(zip(names, engine_spec.question(0), strict=True))

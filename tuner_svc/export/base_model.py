@@ -96,7 +96,8 @@ def _fill(folder: Path, base_model: Path, model: BaseModel, say: Say) -> None:
         tensors = export_denoiser(model, folder, Path(scratch))
     say("checking the denoiser with other weights")
     with TemporaryDirectory(dir=folder, prefix=".scratch-") as scratch:
-        batches, side = check_batches(weights.stat().st_size), check_side(model)
+        size_bytes = weights.stat().st_size
+        batches, side = check_batches(size_bytes), check_side(model, size_bytes)
         questions = [example(model, batch, seed=1, side=side) for batch in batches]
         check_refit(folder / GRAPH_FILE, model.denoiser, weights, questions, Path(scratch), folder / CONTROLLED_FILE)
     stage = None

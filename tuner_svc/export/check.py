@@ -31,9 +31,11 @@ def check_batches(size_bytes: int) -> tuple[int, ...]:
     return CHECK_BATCHES_OF_LARGE if is_large(size_bytes) else CHECK_BATCHES
 
 
-def check_side(model: BaseModel) -> tuple[int, int]:
-    """Height and width of the latents that the denoiser's graph is checked with: its own, as it takes no other."""
-    return model.latent_side
+def check_side(model: BaseModel, size_bytes: int) -> tuple[int, int]:
+    """Height and width of the latents that a graph with weights of this size is checked with: the model's own, or, for
+    a large graph that takes other sizes, few of them. The build asks such a graph at the model's own size."""
+    step = model.spec.latent_step
+    return (2 * step, 3 * step) if step and is_large(size_bytes) else model.latent_side
 
 
 def check_graph(path: Path, module: nn.Module, inputs: dict[str, Tensor]) -> np.ndarray:

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from tuner_svc.base_model import BaseModel
-from tuner_svc.export.check import check_batches, check_graph
+from tuner_svc.export.check import check_batches, check_graph, check_side
 from tuner_svc.export.graph import EXAMPLES, ExportError, save, to_graph, weights_size
 
 TOKENIZER_FILE, SECOND_TOKENIZER_FILE = "tokenizer.json", "tokenizer_2.json"
@@ -24,13 +24,16 @@ def export_frozen(folder: Path, model: BaseModel) -> None:
     def ids(batch: int) -> Tensor:
         return torch.randint(0, len(model.tokenizer), (batch, *shape_of_ids), generator=generator)
 
-    def images(batch: int) -> Tensor:
-        return 2 * torch.rand((batch, 3, *model.image_side), generator=generator) - 1
+    pixels = model.image_side[0] // model.latent_side[0]
 
-    def latents(batch: int) -> Tensor:
-        return torch.randn((batch, model.latent_channels, *model.latent_side), generator=generator)
+    def images(batch: int, side: tuple[int, int]) -> dict[str, Tensor]:
+        height, width = side
+        return {"image": 2 * torch.rand((batch, 3, pixels * height, pixels * width), generator=generator) - 1}
 
-    def prompts(batch: int) -> dict[str, Tensor]:
+    def latents(batch: int, side: tuple[int, int]) -> dict[str, Tensor]:
+        return {"latent": torch.randn((batch, model.latent_channels, *side), generator=generator)}
+
+    def prompts(batch: int, side: tuple[int, int]) -> dict[str, Tensor]:
         vectors = torch.randn((batch + 1, model.context_width), generator=generator)
         found = ids(batch)
         found[..., 1 : 1 + len(vectors)] = -1 - torch.arange(len(vectors))
@@ -39,13 +42,14 @@ def export_frozen(folder: Path, model: BaseModel) -> None:
     step, latent_step = model.spec.size_step or None, model.spec.latent_step or None
     for module, draw, output_name, file_name, free in (
         (model.text_encoder, prompts, "hidden_states", "text_encoder.onnx", None),
-        (model.image_encoder, lambda batch: {"image": images(batch)}, "latent", "image_encoder.onnx", step),
-        (model.image_decoder, lambda batch: {"latent": latents(batch)}, "image", "image_decoder.onnx", latent_step),
+        (model.image_encoder, images, "latent", "image_encoder.onnx", step),
+        (model.image_decoder, latents, "image", "image_decoder.onnx", latent_step),
     ):
-        graph = to_graph(module, draw(EXAMPLES), output_name, step=free)
+        graph = to_graph(module, draw(EXAMPLES, model.latent_side), output_name, step=free)
         save(graph, folder / file_name)
-        for batch in check_batches(weights_size(graph)):
-            check_graph(folder / file_name, module, draw(batch))
+        size_bytes = weights_size(graph)
+        for batch in check_batches(size_bytes):
+            check_graph(folder / file_name, module, draw(batch, check_side(model, size_bytes)))
 
 
 def save_tokenizer(tokenizer: CLIPTokenizer, num_tokens: int, path: Path) -> None:
