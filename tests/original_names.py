@@ -6,8 +6,11 @@ It goes the other way than `tuner_svc.single_file.convert`, and shares nothing w
 import re
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+Pipeline = StableDiffusionPipeline | StableDiffusionXLPipeline
 
 _RESNET = {
     "norm1": "in_layers.0",
@@ -21,6 +24,8 @@ _UNET = {
     "conv_in": "input_blocks.0.0",
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
@@ -34,15 +39,19 @@ _OPEN_CLIP = {
 }
 
 
-def original_tensors(pipeline: StableDiffusionPipeline, *, is_open_clip: bool = False) -> dict[str, Tensor]:
+def original_tensors(pipeline: Pipeline, *, is_open_clip: bool = False) -> dict[str, Tensor]:
     """All tensors of the three parts, as a whole model's file has them."""
     unet = {f"model.diffusion_model.{name}": tensor for name, tensor in original_unet(pipeline).items()}
     vae = {f"first_stage_model.{name}": tensor for name, tensor in original_vae(pipeline).items()}
-    text = _open_clip(pipeline) if is_open_clip else _clip(pipeline)
+    if isinstance(pipeline, StableDiffusionXLPipeline):
+        second = _open_clip(pipeline.text_encoder_2, "conditioner.embedders.1.model.")
+        text = _clip(pipeline, "conditioner.embedders.0.transformer.text_model.") | second
+    else:
+        text = _open_clip(pipeline.text_encoder, "cond_stage_model.model.") if is_open_clip else _clip(pipeline)
     return {name: tensor.contiguous() for name, tensor in (unet | vae | text).items()}
 
 
-def original_unet(pipeline: StableDiffusionPipeline) -> dict[str, Tensor]:
+def original_unet(pipeline: Pipeline) -> dict[str, Tensor]:
     """The denoiser's tensors."""
     layers = pipeline.unet.config.layers_per_block
     attentive = {name.split(".")[1] for name in pipeline.unet.state_dict() if re.match(r"up_blocks\.\d+\.att", name)}
@@ -70,7 +79,7 @@ def _unet_name(name: str, layers: int, attentive: set[str]) -> str:
     return f"middle_block.{2 * int(number)}.{_RESNET[rest]}.{kind}"
 
 
-def original_vae(pipeline: StableDiffusionPipeline) -> dict[str, Tensor]:
+def original_vae(pipeline: Pipeline) -> dict[str, Tensor]:
     """The autoencoder's tensors. Its attention is of 1x1 convolutions there."""
     blocks = len(pipeline.vae.config.block_out_channels)
     tensors = {}
@@ -89,8 +98,7 @@ def original_vae(pipeline: StableDiffusionPipeline) -> dict[str, Tensor]:
     return tensors
 
 
-def _clip(pipeline: StableDiffusionPipeline) -> dict[str, Tensor]:
-    begin = "cond_stage_model.transformer.text_model."
+def _clip(pipeline: Pipeline, begin: str = "cond_stage_model.transformer.text_model.") -> dict[str, Tensor]:
     tensors = {
         begin + name.removeprefix("text_model."): tensor for name, tensor in pipeline.text_encoder.state_dict().items()
     }
@@ -98,15 +106,15 @@ def _clip(pipeline: StableDiffusionPipeline) -> dict[str, Tensor]:
     return {**tensors, f"{begin}embeddings.position_ids": torch.arange(positions)[None]}
 
 
-def _open_clip(pipeline: StableDiffusionPipeline) -> dict[str, Tensor]:
-    begin = "cond_stage_model.model."
-    found = {name.removeprefix("text_model."): one for name, one in pipeline.text_encoder.state_dict().items()}
+def _open_clip(encoder: CLIPTextModel | CLIPTextModelWithProjection, begin: str) -> dict[str, Tensor]:
+    found = {name.removeprefix("text_model."): one for name, one in encoder.state_dict().items()}
+    projection = found.get("text_projection.weight", torch.zeros(2 * (encoder.config.hidden_size,)))
     tensors = {
         "positional_embedding": found["embeddings.position_embedding.weight"],
         "token_embedding.weight": found["embeddings.token_embedding.weight"],
         "ln_final.weight": found["final_layer_norm.weight"],
         "ln_final.bias": found["final_layer_norm.bias"],
-        "text_projection": torch.zeros(2 * (pipeline.text_encoder.config.hidden_size,)),
+        "text_projection": projection.T,  # OpenCLIP multiplies by it from the right
         "logit_scale": torch.zeros(()),
     }
     for name, tensor in found.items():

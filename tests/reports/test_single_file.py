@@ -37,9 +37,9 @@ def test_a_downloaded_file_edits_a_picture(
 
 
 def test_a_file_that_is_none_is_refused_in_one_sentence(tmp_path: Path, photo: Path, unitune: Unitune) -> None:
-    """An SDXL file given as the base model ends the command with what it is and what is accepted; no traceback."""
+    """An SDXL refiner given as the base model ends the command with what it is and what is accepted; no traceback."""
     entries = {
-        "conditioner.embedders.1.model.ln_final.weight": {"dtype": "F16", "shape": [0], "data_offsets": [0, 0]},
+        "model.diffusion_model.label_emb.0.0.weight": {"dtype": "F16", "shape": [0, 2560], "data_offsets": [0, 0]},
         "model.diffusion_model.input_blocks.0.0.weight": {"dtype": "F16", "shape": [0, 4], "data_offsets": [0, 0]},
     }
     header = json.dumps(entries).encode()
@@ -47,7 +47,9 @@ def test_a_file_that_is_none_is_refused_in_one_sentence(tmp_path: Path, photo: P
     file.write_bytes(len(header).to_bytes(8, "little") + header)
     ended = unitune("edit", photo, "a dog", "--base-model", file, env={"UNITUNE_ADDRESS": ""})
     assert 1 == ended.returncode
-    assert f"error: {file} is an SDXL model: give a Stable Diffusion 1.x or 2.x model" in ended.stderr, ended.stderr
+    assert f"error: {file} is an SDXL refiner: give a Stable Diffusion 1.x, 2.x or XL model" in ended.stderr, (
+        ended.stderr
+    )
     assert "Traceback" not in ended.stderr
 
 

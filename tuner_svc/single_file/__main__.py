@@ -22,7 +22,7 @@ from unitune.system_errors import failure_sentence
 def main(arguments: Sequence[str] | None = None) -> int:
     """The program; its exit code."""
     parser = argparse.ArgumentParser("python -m tuner_svc.single_file", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("file", type=Path, help="a .safetensors file of Stable Diffusion 1.x or 2.x")
+    parser.add_argument("file", type=Path, help="a .safetensors file of Stable Diffusion 1.x, 2.x or XL")
     parser.add_argument("--out", type=Path, required=True, help="the folder, which must not be there yet")
     parser.add_argument("--vae", type=Path, help="an autoencoder in place of the file's own: a file or a folder")
     parser.add_argument(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tuner_svc.model_folder import UnusableBaseModel
+from tuner_svc.model_folder import SECOND_TEXT_ENCODER, UnusableBaseModel
 from tuner_svc.single_file.lora import OTHER_ADAPTERS
 from tuner_svc.single_file.tensor_file import FileHeader
 
@@ -15,12 +15,17 @@ UNET = "model.diffusion_model."
 VAE = "first_stage_model."
 CLIP = "cond_stage_model.transformer."
 OPEN_CLIP = "cond_stage_model.model."
+FIRST_OF_PAIR = "conditioner.embedders.0.transformer."  # SDXL's CLIP
+SECOND_OF_PAIR = "conditioner.embedders.1.model."  # SDXL's OpenCLIP
 EMA = "model_ema."
 
 _FIRST = UNET + "input_blocks.0.0.weight"
 _CROSS_ATTENTION = UNET + "input_blocks.{}.1.transformer_blocks.0.attn2.to_k.weight"
 _CLASS_EMBEDDING = UNET + "label_emb.0.0.weight"
-ACCEPTED = "a Stable Diffusion 1.x or 2.x model that makes pictures from text"
+_DEEPEST = (
+    UNET + "input_blocks.8.1.transformer_blocks.9.attn2.to_k.weight"
+)  # of SDXL; smaller models made of it lack it
+ACCEPTED = "a Stable Diffusion 1.x, 2.x or XL model that makes pictures from text"
 
 
 @dataclass(frozen=True)
@@ -33,15 +38,28 @@ class Family:
     text_encoder: Mapping[str, Any]
     tokenizer: Mapping[str, Any]
     scheduler: Mapping[str, Any]
+    second_text_encoder: Mapping[str, Any] | None = None  # of SDXL
+    second_tokenizer: Mapping[str, Any] | None = None
+
+    @property
+    def text_encoders(self) -> dict[str, Mapping[str, Any]]:
+        """The configurations of the text encoders by part."""
+        second = {} if self.second_text_encoder is None else {SECOND_TEXT_ENCODER: self.second_text_encoder}
+        return {"text_encoder": self.text_encoder, **second}
 
     def without_last_layers(self, clip_skip: int) -> "Family":
         """The family whose text encoder ends earlier: `clip_skip` 1 is the whole encoder, 2 leaves its last layer out.
 
-        The final norm stays, as in the programs that call it so. Raises UnusableBaseModel beyond the layers there are.
+        The final norm stays, as in the programs that call it so. Two text encoders stay whole, since the pooled
+        embedding is of all layers: their folder's index says where they end. Raises UnusableBaseModel beyond the layers
+        there are.
         """
-        layers = int(self.text_encoder["num_hidden_layers"])
+        # transformers leaves its default, 12, out of a configuration
+        layers = min(int(config.get("num_hidden_layers", 12)) for config in self.text_encoders.values())
         if not 1 <= clip_skip <= layers:
             raise UnusableBaseModel(f"clip skip is {clip_skip}: give 1 to {layers}, the text encoder's layers")
+        if self.second_text_encoder is not None:
+            return self
         return replace(self, text_encoder={**self.text_encoder, "num_hidden_layers": layers - clip_skip + 1})
 
 
@@ -130,13 +148,49 @@ SD_2 = Family(
     tokenizer={**_TOKENIZER_CONFIG, "pad_token": "!"},
     scheduler=_SCHEDULER_CONFIG,  # whose prediction type is the file's own
 )
+SDXL = Family(
+    name="Stable Diffusion XL",
+    unet={
+        **_UNET_CONFIG,
+        "sample_size": 128,
+        "block_out_channels": [320, 640, 1280],
+        "down_block_types": ["DownBlock2D"] + ["CrossAttnDownBlock2D"] * 2,
+        "up_block_types": ["CrossAttnUpBlock2D"] * 2 + ["UpBlock2D"],
+        "transformer_layers_per_block": [1, 2, 10],
+        "attention_head_dim": [5, 10, 20],
+        "cross_attention_dim": 2048,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+    vae={**_VAE_CONFIG, "sample_size": 1024, "scaling_factor": 0.13025, "force_upcast": True},
+    text_encoder=SD_1.text_encoder,
+    tokenizer=_TOKENIZER_CONFIG,
+    scheduler={
+        **_SCHEDULER_CONFIG,
+        "_class_name": "EulerDiscreteScheduler",
+        "timestep_spacing": "leading",
+        "prediction_type": "epsilon",
+    },
+    second_text_encoder={
+        **_TEXT_CONFIG,
+        "architectures": ["CLIPTextModelWithProjection"],
+        "hidden_act": "gelu",
+        "hidden_size": 1280,
+        "intermediate_size": 5120,
+        "num_attention_heads": 20,
+        "num_hidden_layers": 32,
+        "projection_dim": 1280,
+    },
+    second_tokenizer={**_TOKENIZER_CONFIG, "pad_token": "!"},
+)
 SAMPLE_SIDE_OF_V = 96  # of latents of SD 2.x that predict v
 
 # What a file may be instead: how it is told, and what people call it.
 _OTHERS = (
     ("joint_blocks.", "a Stable Diffusion 3 model"),
     ("double_blocks.", "a Flux model"),
-    ("conditioner.embedders.1.", "an SDXL model"),
     ("embedder.model.", "an unCLIP model"),
     ("edm_mean", "a Playground 2.5 model"),
     ("edm_vpred.sigma_max", "an EDM model"),
@@ -146,7 +200,8 @@ _OTHERS = (
 )
 _LORA_NAMES = ("lora_unet_", "lora_te", ".lora_A.", ".lora_down.", ".lora.down.", "_lora.down.", ".lora_linear_layer.")
 _CHANNELS = {9: "a model for inpainting", 8: "an InstructPix2Pix model", 5: "a depth model", 7: "an upscaler"}
-_WIDTHS = {768: SD_1, 1024: SD_2}
+REFINER_WIDTH = 2560  # of what an SDXL refiner takes beside the timestep
+_WIDTHS = {768: SD_1, 1024: SD_2, 2048: SDXL}
 
 
 def refuse_other_kinds(header: FileHeader) -> None:
@@ -162,8 +217,6 @@ def refuse_other_kinds(header: FileHeader) -> None:
         if any(name.startswith((VAE, "decoder.")) for name in names):
             raise _refusal(header, "an autoencoder alone", "give it as --vae beside a model")
         raise _refusal(header, "no Stable Diffusion model")
-    if _CLASS_EMBEDDING in names:
-        raise _refusal(header, "a model of SDXL's kind")
 
 
 def family_of(header: FileHeader) -> Family:
@@ -174,11 +227,18 @@ def family_of(header: FileHeader) -> Family:
     channels = names[_FIRST][1]
     if channels != 4:
         raise _refusal(header, _CHANNELS.get(channels, f"a model whose network takes {channels} channels"))
-    width = next((names[_CROSS_ATTENTION.format(i)][1] for i in (1, 2) if _CROSS_ATTENTION.format(i) in names), None)
+    width = next((names[_CROSS_ATTENTION.format(i)][1] for i in (1, 2, 4) if _CROSS_ATTENTION.format(i) in names), None)
+    if names.get(_CLASS_EMBEDDING, (0, 0))[1] == REFINER_WIDTH:
+        raise _refusal(header, "an SDXL refiner")
     if width not in _WIDTHS:
         raise _refusal(header, f"a model whose text embeddings are {width} wide")
     family = _WIDTHS[width]
-    if not any(name.startswith((CLIP, OPEN_CLIP)) for name in names):
+    if (_CLASS_EMBEDDING in names) != (family is SDXL):
+        raise _refusal(header, "a model of SDXL's kind whose network is another than SDXL's")
+    if family is SDXL and _DEEPEST not in names:
+        raise _refusal(header, "a smaller model made from SDXL, as SSD-1B, Vega and KOALA are")
+    needed = (FIRST_OF_PAIR, SECOND_OF_PAIR) if family is SDXL else ((CLIP, OPEN_CLIP),)
+    if not all(any(name.startswith(begin) for name in names) for begin in needed):
         raise _refusal(header, "a network without its text encoder", "give the file of the whole model")
     return family
 

@@ -8,13 +8,15 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from torch import Tensor
 
-from tuner_svc.model_folder import UnusableBaseModel
+from tuner_svc.model_folder import SECOND_TEXT_ENCODER, UnusableBaseModel
 from tuner_svc.single_file.tensor_file import read_header, read_tensors
 
 KOHYA = {"unet": "lora_unet_", "text_encoder": "lora_te_"}  # by part
+KOHYA_OF_PAIR = {**KOHYA, "text_encoder": "lora_te1_", SECOND_TEXT_ENCODER: "lora_te2_"}  # of SDXL
 # Adapters that cannot be merged: what is in their names, and what people call them.
 OTHER_ADAPTERS = (
     ("lora_transformer_", "a LoRA of a transformer model"),
@@ -26,8 +28,8 @@ UNKNOWN_KINDS = (
     ("lora_mid", "a LoRA of three factors"),
     ("dora_scale", "a DoRA"),
     ("oft_", "an OFT"),
-    ("lora_te2_", "a LoRA of an SDXL model"),
 )
+_OF_PAIR = (("lora_te1_", "a LoRA of an SDXL model"), ("lora_te2_", "a LoRA of an SDXL model"))
 # An older name of diffusers, and the modules that it means: of the denoiser, and of a text encoder.
 _OLDER = re.compile(r"(?:\.processor)?\.(to_q|to_k|to_v|to_out)_lora$")
 _OLDER_UNET = {"to_q": ".to_q", "to_k": ".to_k", "to_v": ".to_v", "to_out": ".to_out.0"}
@@ -66,16 +68,23 @@ class Factors:
 Changes = dict[str, dict[str, list[Factors]]]  # part -> the weight's name -> what every LoRA adds to it
 
 
-def read_lora(path: Path, weight: float, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> Changes:
+def read_lora(
+    path: Path,
+    weight: float,
+    shapes: Mapping[str, Mapping[str, tuple[int, ...]]],
+    original_names: Mapping[str, str] = MappingProxyType({}),
+) -> Changes:
     """A LoRA's changes to the weights of a model, whose shapes are given by part and name.
+
+    `original_names` are those of the denoiser's weights in single files, which kohya's trainer takes for SDXL.
 
     Raises UnusableBaseModel for a file of another kind, for names that the model has not and for other shapes.
     """
     header = read_header(path)
-    for word, what in UNKNOWN_KINDS:
+    for word, what in (*UNKNOWN_KINDS, *(() if SECOND_TEXT_ENCODER in shapes else _OF_PAIR)):
         if any(word in name for name in header.shapes):
             raise UnusableBaseModel(f"{path} is {what}, which cannot be merged: give a plain LoRA of this family")
-    modules = _modules(shapes)
+    modules = _modules(shapes, original_names)
     found: dict[tuple[str, str], Factors] = {}
     unmatched: list[str] = []
     for name, tensor in read_tensors(header).items():
@@ -112,16 +121,20 @@ def merged(base: Tensor, factors: Iterable[Factors]) -> Tensor:
     return rounded
 
 
-def _modules(shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> dict[str, tuple[str, str]]:
+def _modules(
+    shapes: Mapping[str, Mapping[str, tuple[int, ...]]], original_names: Mapping[str, str]
+) -> dict[str, tuple[str, str]]:
     """Every name that a LoRA may call a module by -> its part and its weight's name."""
     names = {}
-    for part, prefix in KOHYA.items():
+    for part, prefix in (KOHYA_OF_PAIR if SECOND_TEXT_ENCODER in shapes else KOHYA).items():
         for target in shapes[part]:
             if target.endswith(".weight"):
                 module = target.removesuffix(".weight")
                 names[prefix + module.replace(".", "_")] = names[f"{part}.{module}"] = (part, target)
                 if part == "unet":  # as a denoiser saves its own adapters
                     names[module] = names[_PEFT_MODEL + module] = (part, target)
+                    original = original_names.get(target, target).removesuffix(".weight")
+                    names[prefix + original.replace(".", "_")] = (part, target)
     return names
 
 

@@ -14,18 +14,23 @@ from torch import Tensor
 from tuner_svc.base_model import load
 from tuner_svc.few_steps import KINDS, Distilled, names_of_file, told_by_names
 from tuner_svc.model_folder import (
+    INDEX_FILE,
     PRESET_FILE,
     SCHEDULER_FILE,
+    SECOND_TEXT_ENCODER,
+    SECOND_TOKENIZER,
     VARIANTS,
     WEIGHTS,
     UnusableBaseModel,
     check_layout,
+    has_two_text_encoders,
     read_object,
     weight_names,
+    weights_of,
 )
 from tuner_svc.single_file.convert import (
     has_vae,
-    read_text_encoder,
+    read_text_encoders,
     read_unet,
     read_vae,
     text_encoder_shapes,
@@ -45,6 +50,12 @@ PARTS = {
     "tokenizer": ("transformers", "CLIPTokenizer"),
     "unet": ("diffusers", "UNet2DConditionModel"),
     "vae": ("diffusers", "AutoencoderKL"),
+}
+PARTS_OF_PAIR = {
+    **PARTS,
+    "scheduler": ("diffusers", "EulerDiscreteScheduler"),
+    SECOND_TEXT_ENCODER: ("transformers", "CLIPTextModelWithProjection"),
+    SECOND_TOKENIZER: ("transformers", "CLIPTokenizer"),
 }
 Say = Callable[[str], None]
 
@@ -66,7 +77,7 @@ class Source:
     loras: Sequence[Lora] = ()
     prediction: str | None = None  # epsilon or v; None: as the file says
     clip_skip: int = 1  # 2 leaves the text encoder's last layer out, as many illustration models want
-    config: Path | None = None  # a diffusers folder of the same architecture, for one that is neither SD 1.x nor SD 2.x
+    config: Path | None = None  # a diffusers folder of the same architecture, for one that is no SD 1.x, 2.x or XL
     distilled: str | None = None  # of few_steps.KINDS, or "no"; None: as file names and metadata say
     steps: int | None = None  # that it was distilled to
 
@@ -92,31 +103,31 @@ def write_folder(source: Source, out: Path, say: Say = lambda line: None) -> Pat
     distilled = _distilled(header, source)
     if distilled is not None:
         say(f"for {distilled.steps} steps, {distilled.kind} ({distilled.source}); --distilled no if it is not")
-    unet, is_averaged = read_unet(header, family)
-    if is_averaged:
+    unet = read_unet(header, family)
+    if unet.is_averaged:
         say("the averaged weights (EMA) are taken")
     tensors = {
-        "unet": unet,
-        "text_encoder": read_text_encoder(header, family),
+        "unet": unet.tensors,
+        **read_text_encoders(header, family),
         "vae": read_vae(*_vae_source(header, family, source.vae)),
     }
-    changes = _changes(source.loras, whole)  # a LoRA was made for all layers
+    changes = _changes(source.loras, whole, unet.original_names)  # a LoRA was made for all layers
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         folder = Path(scratch) / "model"
-        _write_configs(folder, family, prediction, source.config)
+        _write_configs(folder, family, prediction, source)
         if distilled is not None:
             _write(folder / PRESET_FILE, {"distilled": distilled.kind, "num_inference_steps": distilled.steps})
         for part, found in tensors.items():
             say(f"writing {part}")
-            write_tensors(folder / part / WEIGHTS[part], _made(found, changes.get(part, {})), found)
+            write_tensors(folder / part / weights_of(part), _made(found, changes.get(part, {})), found)
         if untold is not None:
             say("measuring what it predicts")
             prediction = _measured(folder, prediction, untold)
             family = _sized(family, prediction, source)
-            _write_configs(folder, family, prediction, source.config)
+            _write_configs(folder, family, prediction, source)
             say(f"it predicts {prediction.kind} ({prediction.source})")
-        _write(folder / SOURCE_FILE, _told(source, family, prediction, is_averaged, distilled))
+        _write(folder / SOURCE_FILE, _told(source, family, prediction, unet.is_averaged, distilled))
         check_layout(folder)
         folder.rename(out)
     return out
@@ -129,7 +140,11 @@ def _family(header: FileHeader, config: Path | None) -> Family:
     refuse_other_kinds(header)
     parts = {part: read_object(config / part / "config.json") for part in ("unet", "vae", "text_encoder")}
     scheduler = read_object(config / "scheduler" / SCHEDULER_FILE)
-    return Family(f"as {config.name}", **parts, tokenizer={}, scheduler=scheduler)
+    family = Family(f"as {config.name}", **parts, tokenizer={}, scheduler=scheduler)
+    if not has_two_text_encoders(config):
+        return family
+    second = read_object(config / SECOND_TEXT_ENCODER / "config.json")
+    return replace(family, second_text_encoder=second, second_tokenizer={})
 
 
 def _sized(family: Family, prediction: PredictionType, source: Source) -> Family:
@@ -194,12 +209,14 @@ def _vae_source(header: FileHeader, family: Family, given: Path | None) -> tuple
     return read_header(next((file for file in files if file.is_file()), files[0])), family
 
 
-def _changes(loras: Sequence[Lora], family: Family) -> dict[str, dict[str, list[Factors]]]:
+def _changes(
+    loras: Sequence[Lora], family: Family, original_names: Mapping[str, str]
+) -> dict[str, dict[str, list[Factors]]]:
     """What all LoRA add, by part and tensor."""
-    shapes = {"unet": unet_shapes(family), "text_encoder": text_encoder_shapes(family)}
+    shapes = {"unet": unet_shapes(family), **text_encoder_shapes(family)}
     total: dict[str, dict[str, list[Factors]]] = {part: {} for part in shapes}
     for lora in loras:
-        for part, found in read_lora(lora.path, lora.weight, shapes).items():
+        for part, found in read_lora(lora.path, lora.weight, shapes, original_names).items():
             for name, factors in found.items():
                 total[part].setdefault(name, []).extend(factors)
     return total
@@ -214,22 +231,41 @@ def _made(found: Mapping[str, Tensor], changes: Mapping[str, list[Factors]]) -> 
     return {name: maker(name) for name in found}
 
 
-def _write_configs(folder: Path, family: Family, prediction: PredictionType, config: Path | None) -> None:
-    index = {"_class_name": "StableDiffusionPipeline", **{part: list(kind) for part, kind in PARTS.items()}}
-    _write(folder / "model_index.json", {**index, "safety_checker": [None, None], "feature_extractor": [None, None]})
+def _write_configs(folder: Path, family: Family, prediction: PredictionType, source: Source) -> None:
+    _write(folder / INDEX_FILE, _index(family, source))
     scheduler = {**family.scheduler, "prediction_type": prediction.kind}
     if prediction.has_zero_snr:
         scheduler |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     _write(folder / "scheduler" / SCHEDULER_FILE, scheduler)
-    for part in ("unet", "vae", "text_encoder"):
-        _write(folder / part / "config.json", getattr(family, part))
+    for part, config in {"unet": family.unet, "vae": family.vae, **family.text_encoders}.items():
+        _write(folder / part / "config.json", config)
+    _write_tokenizer(folder / "tokenizer", family.tokenizer, source.config)
+    if family.second_tokenizer is not None:
+        _write_tokenizer(folder / SECOND_TOKENIZER, family.second_tokenizer, source.config)
+
+
+def _index(family: Family, source: Source) -> dict[str, Any]:
+    nothing = {"safety_checker": [None, None], "feature_extractor": [None, None]}
+    if family.second_text_encoder is None:
+        parts = {part: list(kind) for part, kind in PARTS.items()}
+        return {"_class_name": "StableDiffusionPipeline", **parts, **nothing}
+    given = read_object(source.config / INDEX_FILE) if source.config is not None else {}
+    return {
+        "_class_name": "StableDiffusionXLPipeline",
+        **{part: list(kind) for part, kind in PARTS_OF_PAIR.items()},
+        "force_zeros_for_empty_prompt": given.get("force_zeros_for_empty_prompt", True),
+        "clip_skip": source.clip_skip - 1,  # diffusers counts the layers that are left out
+    }
+
+
+def _write_tokenizer(folder: Path, settings: Mapping[str, Any], config: Path | None) -> None:
     if config is not None:
-        shutil.copytree(config / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
+        shutil.copytree(config / folder.name, folder, dirs_exist_ok=True)
         return
     merges = gzip.decompress(MERGES.read_bytes()).decode()
-    _write(folder / "tokenizer" / "tokenizer_config.json", family.tokenizer)
-    _write(folder / "tokenizer" / "vocab.json", vocabulary(merges))
-    (folder / "tokenizer" / "merges.txt").write_text(merges, encoding="utf-8")
+    _write(folder / "tokenizer_config.json", settings)
+    _write(folder / "vocab.json", vocabulary(merges))
+    (folder / "merges.txt").write_text(merges, encoding="utf-8")
 
 
 def vocabulary(merges: str) -> dict[str, int]:

@@ -111,8 +111,8 @@ def import_command(
 ) -> None:
     """Write FILE, a base model as one .safetensors file, as a folder for --base-model; print the folder.
 
-    Stable Diffusion 1.x and 2.x. Nothing is downloaded, and FILE is left as it is. Without options --base-model takes
-    FILE itself.
+    Stable Diffusion 1.x, 2.x and XL. Nothing is downloaded, and FILE is left as it is. Without options --base-model
+    takes FILE itself.
 
     \b
     Examples:

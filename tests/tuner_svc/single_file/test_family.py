@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tuner_svc.model_folder import UnusableBaseModel
-from tuner_svc.single_file.family import SD_1, SD_2, family_of
+from tuner_svc.single_file.family import SD_1, SD_2, SDXL, family_of
 from tuner_svc.single_file.prediction import prediction_of
 from tuner_svc.single_file.tensor_file import read_header
 
@@ -21,7 +21,21 @@ SD_2_NAMES = {
     "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": [320, 1024],
     "cond_stage_model.model.ln_final.weight": [1024],
 }
+SDXL_NAMES = {
+    "model.diffusion_model.input_blocks.0.0.weight": [320, 4, 3, 3],
+    "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight": [640, 2048],
+    "model.diffusion_model.input_blocks.8.1.transformer_blocks.9.attn2.to_k.weight": [1280, 2048],
+    "model.diffusion_model.label_emb.0.0.weight": [1280, 2816],
+    "conditioner.embedders.0.transformer.text_model.final_layer_norm.weight": [768],
+    "conditioner.embedders.1.model.ln_final.weight": [1280],
+}
 FIRST, CROSS_ATTENTION, *_ = SD_1_NAMES
+_, SDXL_CROSS_ATTENTION, DEEPEST, CLASS_EMBEDDING, FIRST_TEXT, _ = SDXL_NAMES
+
+
+def without(name: str) -> dict[str, list[int]]:
+    """SDXL's names but one."""
+    return {other: shape for other, shape in SDXL_NAMES.items() if other != name}
 
 
 def header_file(path: Path, shapes: dict[str, list[int]], metadata: dict[str, str] | None = None) -> Path:
@@ -32,10 +46,11 @@ def header_file(path: Path, shapes: dict[str, list[int]], metadata: dict[str, st
     return path
 
 
-def test_both_families_are_told_apart(tmp_path: Path) -> None:
+def test_the_families_are_told_apart(tmp_path: Path) -> None:
     """The width of the text embeddings tells them apart (M2)."""
     assert family_of(read_header(header_file(tmp_path / "1.safetensors", SD_1_NAMES))) is SD_1
     assert family_of(read_header(header_file(tmp_path / "2.safetensors", SD_2_NAMES))) is SD_2
+    assert family_of(read_header(header_file(tmp_path / "xl.safetensors", SDXL_NAMES))) is SDXL
 
 
 @pytest.mark.parametrize(
@@ -43,7 +58,14 @@ def test_both_families_are_told_apart(tmp_path: Path) -> None:
     [
         ({"joint_blocks.0.weight": [1]}, "a Stable Diffusion 3 model"),
         ({"double_blocks.0.weight": [1]}, "a Flux model"),
-        ({**SD_1_NAMES, "conditioner.embedders.1.model.ln_final.weight": [1280]}, "an SDXL model"),
+        ({**without(FIRST_TEXT), CLASS_EMBEDDING: [1280, 2560], SDXL_CROSS_ATTENTION: [640, 1280]}, "an SDXL refiner"),
+        ({**SDXL_NAMES, FIRST: [320, 9, 3, 3]}, "a model for inpainting"),
+        ({**SDXL_NAMES, FIRST: [320, 8, 3, 3]}, "an InstructPix2Pix model"),
+        ({**SDXL_NAMES, "edm_mean": [4]}, r"a Playground 2\.5 model"),
+        ({**SDXL_NAMES, "edm_vpred.sigma_max": [1]}, "an EDM model"),
+        (without(DEEPEST), "a smaller model made from SDXL, as SSD-1B, Vega and KOALA are"),
+        (without(CLASS_EMBEDDING), "a model of SDXL's kind whose network is another"),
+        (without(FIRST_TEXT), "a network without its text encoder"),
         ({**SD_1_NAMES, "embedder.model.weight": [1]}, "an unCLIP model"),
         ({**SD_1_NAMES, "edm_mean": [4]}, r"a Playground 2\.5 model"),
         ({"lora_unet_mid_block.hada_w1_a": [4, 4]}, "a LoHa"),
@@ -57,7 +79,7 @@ def test_both_families_are_told_apart(tmp_path: Path) -> None:
         ({**SD_1_NAMES, FIRST: [320, 8, 3, 3]}, "an InstructPix2Pix model"),
         ({**SD_1_NAMES, FIRST: [320, 5, 3, 3]}, "a depth model"),
         ({**SD_1_NAMES, FIRST: [320, 7, 3, 3]}, "an upscaler"),
-        ({**SD_1_NAMES, "model.diffusion_model.label_emb.0.0.weight": [1280, 2560]}, "a model of SDXL's kind"),
+        ({**SD_1_NAMES, "model.diffusion_model.label_emb.0.0.weight": [1280, 2816]}, "a model of SDXL's kind"),
         ({**SD_1_NAMES, CROSS_ATTENTION: [320, 1280]}, "a model whose text embeddings are 1280 wide"),
         ({FIRST: [320, 4, 3, 3], CROSS_ATTENTION: [320, 768]}, "a network without its text encoder"),
         ({"lora_unet_mid_block.lora_down.weight": [4, 4]}, "a LoRA: give it as --lora beside a model"),

@@ -20,7 +20,7 @@ from tuner_svc.base_model import load
 from tuner_svc.model_folder import UnusableBaseModel, digest
 from tuner_svc.single_file.__main__ import main
 from tuner_svc.single_file.convert import text_encoder_shapes, unet_shapes, vae_shapes
-from tuner_svc.single_file.family import SD_1, SD_2, family_of
+from tuner_svc.single_file.family import SD_1, SD_2, SDXL, Family, family_of
 from tuner_svc.single_file.model import Lora, Source, write_folder
 from tuner_svc.single_file.tensor_file import read_header
 
@@ -246,13 +246,19 @@ def test_a_folder_that_is_there_is_left_alone(source: Source, tmp_path: Path) ->
     assert not list((tmp_path / "made").iterdir())
 
 
-@pytest.mark.parametrize("family", [SD_1, SD_2], ids=lambda family: family.name)
-def test_the_families_are_those_that_were_published(family: object) -> None:
+@pytest.mark.parametrize(
+    ("family", "wanted"),
+    [
+        (SD_1, (859_520_964, 83_653_863, 123_060_480)),
+        (SD_2, (865_910_724, 83_653_863, 340_387_840)),
+        (SDXL, (2_567_463_684, 83_653_863, 123_060_480, 694_659_840)),
+    ],
+    ids=lambda given: getattr(given, "name", ""),
+)
+def test_the_families_are_those_that_were_published(family: Family, wanted: tuple[int, ...]) -> None:
     """At their true sizes the parts have the published numbers of parameters; nothing is computed."""
-    assert family in (SD_1, SD_2)
-    wanted = {SD_1.name: (859_520_964, 83_653_863, 123_060_480), SD_2.name: (865_910_724, 83_653_863, 340_387_840)}
-    shapes = (unet_shapes(family), vae_shapes(family), text_encoder_shapes(family))
-    assert tuple(sum(int(np.prod(shape)) for shape in part.values()) for part in shapes) == wanted[family.name]
+    shapes = (unet_shapes(family), vae_shapes(family), *text_encoder_shapes(family).values())
+    assert tuple(sum(int(np.prod(shape)) for shape in part.values()) for part in shapes) == wanted
 
 
 @pytest.mark.parametrize("family", [SD_1, SD_2], ids=lambda family: family.name)
