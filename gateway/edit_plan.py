@@ -17,6 +17,7 @@ from gateway.sampling_options import (
 )
 from gateway.tunings import Tunings, expired, not_found
 from gateway.upstreams import Upstreams, refuse_mismatch
+from unitune import working_size
 from unitune.choices import BOUND_TO_NULL_TEXT, NULL_TEXT, PROMPT_TO_PROMPT, TUNING_METHODS, tuned_by
 from unitune.diffusion.schedule import num_late_steps
 from unitune.errors import (
@@ -230,7 +231,8 @@ class Planner:
             unsampled.image = data
             with suppress(Unavailable, ResourceExhausted):  # not looked at in time, it is edited without a warning
                 warnings = await self._upstreams.check_sample(unsampled)
-        warnings = [*picture.warnings, *warnings]
+        of_shape = [] if Flat(sampling).only_masked else working_size.warnings_of((picture.height, picture.width))
+        warnings = [*picture.warnings, *of_shape, *warnings]
         if config is None:
             return tenant, None, data, warnings
         if request.validate_only:

@@ -42,12 +42,10 @@ from unitune.choices import DEFAULT_RESAMPLES, MASKS_OF_WORDS, tuned_by
 from unitune.errors import Internal, InvalidField, Unavailable, UniTuneError, to_status
 from unitune.object_store import ObjectStore
 from unitune.options import Flat
-from unitune.picture_header import header
 from unitune.prompts import named_objects, without
 from unitune.serving import HEARTBEAT_S
 from unitune.v1 import edit_pb2, sampler_pb2, sampler_pb2_grpc, tuning_pb2
 from unitune.weights import TunedWeights
-from unitune.working_size import warnings_of
 
 logger = logging.getLogger(__name__)
 
@@ -108,9 +106,6 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         model = self._model
         wanted = wire.read_request(request, model, is_run=False)
         warnings = check_texts(model.graphs, model.clip_filter, model.clipseg, wire.read_texts(request, wanted))
-        if request.image and not wanted.only_masked:
-            head = header(request.image)
-            warnings += warnings_of((head.height, head.width))
         if request.image and model.picture_check is not None:
             warnings += await asyncio.to_thread(model.picture_check.warnings_of, request.image)
         return sampler_pb2.CheckSampleResponse(warnings=warnings)

@@ -23,13 +23,13 @@ from tuner_svc.tuning_config import TuningConfig
 from unitune import images, serving
 from unitune.codecs import decode
 from unitune.errors import InvalidArgument, InvalidField, ResourceExhausted, Unavailable, from_rpc_error, from_status
+from unitune.images import ModelImage
 from unitune.object_store import ObjectStore
 from unitune.options import Flat
 from unitune.v1 import tuner_pb2, tuner_pb2_grpc
 from unitune.v1.tuner_pb2 import RunTuningEvent
 from unitune.v1.tuning_pb2 import TuningProgress
 from unitune.weights import WEIGHTS_FILE, Manifest
-from unitune.working_size import fit
 
 NAME, PATH = "tenants/t/tunings/1", "tunings/t/t-001/1"
 SHORT = {"method": "unitune", "mode": "attn_out", "updates": 2, "batch": 1, "learning_rate": 1e-3, "rare_tokens": "r"}
@@ -157,12 +157,13 @@ async def test_info_tells_the_presets_own_values_for_a_method(start: Callable[..
 
 
 async def test_a_run_ends_with_weights_in_the_store(
-    start: Callable[..., Any], model: BaseModel, picture: bytes
+    start: Callable[..., Any], model: BaseModel, image: ModelImage
 ) -> None:
     """Progress, then done; the store holds what tuning in process gives, under the path and digest that done names."""
     tuner = await start()
 
-    found = await events(tuner.run({**SHORT, "seed": 3}))
+    square = images.encode_png(images.from_model(image, model.image_side))
+    found = await events(tuner.run({**SHORT, "seed": 3}, image=square))
 
     assert {"progress"} == {event.WhichOneof("event") for event in found[:-1]}
     assert 2 == found[0].progress.total
@@ -170,7 +171,6 @@ async def test_a_run_ends_with_weights_in_the_store(
     done = found[-1].done
     assert ("key", PATH, model.digest) == (done.key, done.path, done.base_model)
     stored = tuner.store.get_weights(done.path, done.digest)
-    image = fit((60, 80), (40, 56)).to_model(images.decode(picture))  # at its working size
     expected = tune(model, image, TuningConfig("attn_out", 2, 1, 1e-3, "r", 3)).tensors
     base = {name: tensor.numpy() for name, tensor in model.tensors().items()}
     decoded = decode(stored.tensors, base, stored.manifest.codec)
