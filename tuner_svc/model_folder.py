@@ -164,8 +164,6 @@ def digest(folder: Path) -> str:
 def read_schedule(folder: Path, part: str = "scheduler") -> NoiseSchedule:
     """The training noise schedule of a part. Raises UnusableBaseModel for a kind that the sampler does not know."""
     config = {**DDIMScheduler().config, **read_object(folder / part / SCHEDULER_FILE)}
-    if config["rescale_betas_zero_snr"] and config["timestep_spacing"] == "leading":
-        config["timestep_spacing"] = "trailing"  # leading never takes the pure noise that the model can begin at
     if config.get("trained_betas") is not None:
         raise UnusableBaseModel(f"{folder}: its scheduler lists trained_betas; only a named beta_schedule can be used")
     if config["rescale_betas_zero_snr"] and config["timestep_spacing"] == "leading":
