@@ -11,7 +11,7 @@ import pytest
 @contextmanager
 def mounted(folder: Path, size: str) -> Iterator[Path]:
     """A file system in memory of that size, such as `3m`, mounted on the folder, which is made."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     _mount("-t", "tmpfs", "-o", f"size={size}", "none", str(folder))
     try:
         yield folder

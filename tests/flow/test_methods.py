@@ -133,7 +133,7 @@ def test_prompt_to_prompt(client: Client) -> None:
     for bad, field in (
         ({"n_cross_replace": 0.4}, "n_cross_replace"),
         ({"eta": 0.5}, "config.eta"),
-        ({"blend_words": ["zebra"]}, "config.prompt_to_prompt.blend_words"),
+        ({"blend_words": ["zebra"]}, "config.prompt_to_prompt.blend_words[0]"),
     ):
         with pytest.raises(InvalidField) as refused:
             client.edit_to_end(picture(0), "a dog on the beach", **{**options, **bad})

@@ -28,7 +28,14 @@ from unitune.v1.tuning_pb2 import (
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 WHITE = picture("white")
-CASCADE = BaseModel(name="tiny", digest=BASE_MODEL.digest, super_resolution_width=128, super_resolution_height=128)
+CASCADE = BaseModel(
+    name="tiny",
+    digest=BASE_MODEL.digest,
+    width=64,
+    height=64,
+    super_resolution_width=128,
+    super_resolution_height=128,
+)
 
 
 BAD_PICTURES = [
@@ -302,7 +309,7 @@ async def test_a_second_stage_is_tuned_on_pictures_of_its_size_alone(world: Worl
 
     call = world.tunings.CreateTuning(CreateTuningRequest(image=small.name, config=config))
     error = await refused(call, INVALID, "INVALID_FIELD", "image")
-    assert (error.metadata["value"], "128x128" in error.metadata["remedy"]) == ("64x100 pixels", True)
+    assert (error.metadata["value"], "82x128" in error.metadata["remedy"]) == ("64x100 pixels", True)
     tuning = await world.tunings.CreateTuning(CreateTuningRequest(image=large.name, config=config))
     assert tuning.config.super_resolution_updates == 8
 

@@ -203,9 +203,9 @@ def test_words_are_found_by_their_characters(loaded) -> None:
 def test_words_that_the_prompts_lack_are_refused(loaded) -> None:
     """Weights are for words of the prompt, blend words for words of either; the error names the word."""
     cat, dog = (loaded[0].graphs.text(prompt) for prompt in (CAT, DOG))
-    with pytest.raises(InvalidField, match="word_weights is 'cat'"):
+    with pytest.raises(InvalidField, match=r"""word_weights\["cat"\] is 'cat'"""):
         Controller(replace(ALL, word_weights={"cat": 2.0}), cat, dog, 16, STEPS)
-    with pytest.raises(InvalidField, match="blend_words is 'cow'"):
+    with pytest.raises(InvalidField, match=r"blend_words\[0\] is 'cow'"):
         Walk(loaded, replace(ALL, blend_words=("cow",)))
 
 

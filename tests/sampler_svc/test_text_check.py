@@ -174,7 +174,8 @@ async def test_a_word_that_the_model_cuts_is_refused_before_the_tuning(sampler, 
     words = {"blend_words": ["cow"]} if option == "blend_words" else {"word_weights": {"cow": 2.0}}
     asked = request(prompt, method="prompt_to_prompt", base_prompt="a cat", alignment="refine", **words)
 
-    assert (await refused(sampler, asked)).field == f"config.prompt_to_prompt.{option}"
+    place = {"blend_words": "blend_words[0]", "word_weights": 'word_weights["cow"]'}[option]
+    assert (await refused(sampler, asked)).field == f"config.prompt_to_prompt.{place}"
 
 
 @pytest.mark.parametrize("prompt", ["🦊", "...", "\u200b\u200b", "?!", "日本", "<|endoftext|>", "🦊 🐶 …"])
