@@ -15,7 +15,8 @@ from sampler_svc.model import Model
 from sampler_svc.sampling.content_filter import ContentFilter
 from sampler_svc.service import SamplerService
 from tests.sampler_svc.test_service import events, kinds, request
-from tuner_svc.export.content_filter import CLIP_MEAN, CLIP_STD, export_content_filter
+from tuner_svc.export.clip import OPENAI_MEAN, OPENAI_STD
+from tuner_svc.export.content_filter import export_content_filter
 from tuner_svc.model_folder import UnusableBaseModel
 from unitune import serving
 from unitune.errors import from_rpc_error
@@ -54,7 +55,7 @@ def picture(seed: int, height: int = SIDE, width: int = SIDE) -> np.ndarray:
 def pixels(image: np.ndarray) -> torch.Tensor:
     """The picture as diffusers' feature extractor normalises it."""
     plain = torch.tensor(image).permute(2, 0, 1) / 255
-    return (plain - torch.tensor(CLIP_MEAN)[:, None, None]) / torch.tensor(CLIP_STD)[:, None, None]
+    return (plain - torch.tensor(OPENAI_MEAN)[:, None, None]) / torch.tensor(OPENAI_STD)[:, None, None]
 
 
 @pytest.fixture(scope="module")

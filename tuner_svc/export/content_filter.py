@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from tuner_svc.export.check import check_batches, check_graph
+from tuner_svc.export.clip import OPENAI_MEAN, OPENAI_STD
 from tuner_svc.export.graph import EXAMPLES, ExportError, save, to_graph, weights_size
 from tuner_svc.model_folder import UnusableBaseModel, check_safetensors, read_object
 from unitune.system_errors import failure_sentence
 
 GRAPH_FILE = "content_filter.onnx"
 PROCESSOR_FILE = "preprocessor_config.json"
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 ROUNDS_TO_ZERO = 0.0005
 SPECIAL_CARE = 0.01  # lower thresholds for a picture that is near one of the special concepts
 
@@ -65,7 +65,7 @@ def export_content_filter(source: Path, folder: Path) -> Path:
         raise UnusableBaseModel(f"{source} holds no safety checker of diffusers: {error}") from error
     processor = _processor(source)
     module = ContentFilterModule(
-        checker, processor.get("image_mean", CLIP_MEAN), processor.get("image_std", CLIP_STD)
+        checker, processor.get("image_mean", OPENAI_MEAN), processor.get("image_std", OPENAI_STD)
     ).eval()
     side, generator = checker.config.vision_config.image_size, torch.Generator().manual_seed(0)
 

@@ -81,8 +81,8 @@ class Display(AbstractContextManager["Display"]):
                 self.stage(name, event.index + 1, event.total, self._steps_left(name, event.index + 1, event.total))
             case events.Heartbeat():
                 if event.stage in EDIT_STAGES:
-                    left = f"{event.stage_s:.0f} s so far, {_left(event.stage_left_s)}".removesuffix(", ")
-                    self.activity(EDIT_STAGES[event.stage], left)
+                    note = ", ".join(filter(None, (f"{event.stage_s:.0f} s so far", _left(event.stage_left_s))))
+                    self.activity(EDIT_STAGES[event.stage], note)
             case events.EditWarning():
                 self.end_stage()
                 self.warn(event.text)
