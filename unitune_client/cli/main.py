@@ -16,6 +16,7 @@ from unitune import __version__
 from unitune.errors import InvalidArgument, UniTuneError
 from unitune.system_errors import sentence
 from unitune_client.cli import streams
+from unitune_client.cli.calibrate import calibrate_command
 from unitune_client.cli.compare import compare_command
 from unitune_client.cli.display import Display, JsonDisplay
 from unitune_client.cli.edit import edit_command, tune_command
@@ -149,6 +150,7 @@ def main() -> None:
 for command in (
     edit_command,
     compare_command,
+    calibrate_command,
     show_command,
     tune_command,
     tunings_group,
