@@ -72,7 +72,7 @@ def test_what_cannot_be_written_is_refused_first(tmp_path: Path) -> None:
     (tmp_path / "unitune_preset.json").write_text("{}")
 
     for words, complaint in (
-        (["--apply"], "--apply is 'given': give --base-model: the embedded model keeps its preset"),
+        (["--apply"], "--apply cannot be given: give --base-model with it"),
         (["--apply", "--address", "127.0.0.1:1"], "the base model's folder is the server's"),
         (["-o", str(tmp_path)], "unitune_preset.json is there already"),
     ):

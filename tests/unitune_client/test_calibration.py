@@ -49,7 +49,7 @@ def test_the_choice_neither_keeps_all_nor_gains_all() -> None:
 
     choice = choose({0: curve, 1: curve})
 
-    assert choice.index == 1
+    assert choice.number == 1
     assert choice.against == ()
     assert distances(curve)[0] == 1.0
 
@@ -59,7 +59,7 @@ def test_a_seed_that_would_choose_otherwise_is_told() -> None:
     sure = [EditFigures(30.0, 0.0), EditFigures(28.0, 0.09), EditFigures(12.0, 0.10)]
     other = [EditFigures(30.0, 0.0), EditFigures(13.0, 0.01), EditFigures(29.0, 0.09)]
 
-    assert choose({0: sure, 1: sure, 7: other}).index == 1
+    assert choose({0: sure, 1: sure, 7: other}).number == 1
     assert choose({0: sure, 1: sure, 7: other}).against == (7,)
 
 

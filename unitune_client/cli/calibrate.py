@@ -170,7 +170,7 @@ def chosen_tuning(run: CalibrationRun, show: Display) -> tuple[TuningSetting, bo
         return cheapest_reconstruction(db, {setting: setting.updates for setting in db}), True
     choice = choice_of(run, run.tunings)
     tell(choice, run.tunings, show)
-    return run.tunings[choice.index].setting, not choice.against
+    return run.tunings[choice.number].setting, not choice.against
 
 
 def chosen_preset(
@@ -183,7 +183,7 @@ def chosen_preset(
         choice = choice_of(run, run.points)
         tell(choice, run.points, show)
         is_clear = is_clear and not choice.against
-        own |= run.points[choice.index].setting._asdict()
+        own |= run.points[choice.number].setting._asdict()
         best = undominated([trial.figures for trial in run.points])
         best = sorted(best, key=lambda number: choice.distances[number])[:MOST_POINTS]
         preset["automatic_points"] = sorted(list(run.points[number].setting) for number in best)
@@ -197,7 +197,7 @@ def choice_of(run: CalibrationRun, trials: Sequence[Trial[Setting]]) -> Choice:
 
 def tell(choice: Choice, trials: Sequence[Trial[Setting]], show: Display) -> None:
     """Say what was chosen, or that it is not clear."""
-    show.say(f"nearest to the best of both figures: {trials[choice.index].setting}")
+    show.say(f"nearest to the best of both figures: {trials[choice.number].setting}")
     if choice.against:
         seeds = ", ".join(map(str, choice.against))
         show.warn(
@@ -283,7 +283,7 @@ def check_apply(folder: Path | None) -> None:
             "--apply", "given", "leave it out: the base model's folder is the server's, not of this machine"
         )
     if folder == embedded_base_model():
-        raise InvalidField("--apply", "given", "give --base-model: the embedded model keeps its preset")
+        raise InvalidField("--apply", "given", "give --base-model with it: the embedded model keeps its preset")
     if folder.is_dir() and not os.access(folder, os.W_OK):
         raise InvalidField("--apply", "given", f"leave it out: {folder} cannot be written to")
 

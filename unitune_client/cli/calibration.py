@@ -33,7 +33,7 @@ class EditFigures(NamedTuple):
 class Choice(NamedTuple):
     """The chosen setting, and the seeds that speak against it."""
 
-    index: int
+    number: int
     distances: tuple[float, ...]  # of every setting to the best of both figures
     against: tuple[int, ...]
 
@@ -66,13 +66,13 @@ def distances(settings: Sequence[EditFigures]) -> tuple[float, ...]:
 def choose(by_seed: Mapping[int, Sequence[EditFigures]]) -> Choice:
     """The setting that is nearest to the best of both figures. `by_seed` has every seed's means, setting by setting."""
     of_all = distances([mean(row) for row in zip(*by_seed.values(), strict=True)])
-    index = of_all.index(min(of_all))
+    number = of_all.index(min(of_all))
     against = []
     for seed, figures in by_seed.items():
         own = distances(figures)
-        if own[index] > min(own) + SEEDS_AGREE:
+        if own[number] > min(own) + SEEDS_AGREE:
             against.append(seed)
-    return Choice(index, of_all, tuple(against))
+    return Choice(number, of_all, tuple(against))
 
 
 def cheapest_reconstruction(reconstructed_db: Mapping[S, float], cost: Mapping[S, float]) -> S:
