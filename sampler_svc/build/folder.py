@@ -23,7 +23,8 @@ from sampler_svc.engines.folder import (
 )
 from sampler_svc.engines.layout import GraphLayout
 from sampler_svc.engines.onnx_file import structure_digest
-from unitune.base_model import SUPER_RESOLUTION_GRAPH, BaseModelSpec, file_digest
+from unitune.base_model import BaseModelSpec, file_digest
+from unitune.graph_files import SUPER_RESOLUTION_GRAPH
 from unitune.system_errors import failure_sentence
 
 Say = Callable[[str], None]
