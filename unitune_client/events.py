@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from unitune.errors import UniTuneError
 from unitune.system_errors import about
@@ -306,6 +307,8 @@ class EditAccepted(Event):
     """The edit's name, empty if it is checked only, and its settings in force.
 
     `effective_strength` is the share of the steps that will run, since steps are whole. `warnings` are in plain words.
+    `tuning_options` are those with which `create_tuning` of the picture makes the edit's tuning, or finds it; None for
+    a method without one.
     """
 
     edit: str
@@ -313,6 +316,7 @@ class EditAccepted(Event):
     effective_strength: float
     seeds: tuple[int, ...]
     warnings: tuple[str, ...]
+    tuning_options: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from unitune.errors import InvalidArgument, InvalidField, UniTuneError, from_status
 from unitune.image_pieces import Assembly
-from unitune.options import SAMPLING, TUNING, Field, Flat, options_of, range_in_words, refuse_without_switch
+from unitune.options import SAMPLING, TUNING, Field, Flat, options_of, range_in_words, refuse_without_switch, to_words
 from unitune.v1 import edit_pb2, image_pb2, server_pb2, tuning_pb2
 from unitune_client import events
 from unitune_client.options import OF_THE_EDIT, EditOptions
@@ -39,6 +39,11 @@ def tuning_config(options: Mapping[str, Any], place: str = "config.") -> tuning_
     """
     given = {name: options[field.keyword] for name, field in TUNING.items() if options.get(field.keyword) is not None}
     return _filled(tuning_pb2.TuningConfig(), given, place) if given else None
+
+
+def tuning_options(config: tuning_pb2.TuningConfig) -> dict[str, Any]:
+    """The options of a tuning with this config: `tuning_config`, the other way."""
+    return {TUNING[name].keyword: value for name, value in to_words(config).items()}
 
 
 def edit_request(parent: str, prompt: str, options: Mapping[str, Any], place: str = "") -> edit_pb2.EditRequest:
@@ -180,7 +185,6 @@ TUNING_EVENTS: Mapping[str, type[events.TuningEvent]] = {
     "heartbeat": events.Heartbeat,
 }
 EDIT_EVENTS: Mapping[str, type[events.EditEvent]] = {
-    "accepted": events.EditAccepted,
     "loading": events.EditLoading,
     "step": events.EditStep,
     "warning": events.EditWarning,
@@ -210,6 +214,10 @@ def edit_event(message: edit_pb2.EditEvent, assembly: Assembly) -> events.EditEv
         case "image" | "image_part" as kind:
             assembly.begin([message.image]) if kind == "image" else assembly.add(message.image_part)
             return _read(events.EditedImage, assembly.take()[0], _when(message)) if assembly.is_whole else None
+        case "accepted":
+            needed = message.accepted
+            options = tuning_options(needed.tuning_config) if needed.HasField("tuning_config") else None
+            return _read(events.EditAccepted, needed, {"tuning_options": options, **_when(message)})
         case "done":
             assembly.take()
         case "failed":

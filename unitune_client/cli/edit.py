@@ -3,8 +3,7 @@
 import hashlib
 import secrets
 import time
-from collections.abc import Iterable, Sequence
-from datetime import datetime
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +13,7 @@ from unitune.errors import Cancelled, FailedPrecondition, InvalidArgument, Inval
 from unitune.options import EDIT, SAMPLING, TUNING
 from unitune_client import events
 from unitune_client.channel import INLINE_MASK_BYTES
-from unitune_client.cli.cancellation import COMMAND_LABEL, cancel, cancel_tunings_of, say_it_goes_on
+from unitune_client.cli.cancellation import COMMAND_LABEL, cancel, say_it_goes_on
 from unitune_client.cli.connection import connection
 from unitune_client.cli.display import Display, display
 from unitune_client.cli.options import (
@@ -30,6 +29,7 @@ from unitune_client.cli.options import (
 )
 from unitune_client.cli.outputs import Outputs, folder_of, slugs
 from unitune_client.cli.photo_files import read_mask, read_photo
+from unitune_client.cli.quotes import refuse_forgotten_quotes, warn_of_single_words
 from unitune_client.cli.record import Record
 from unitune_client.cli.sheet import SheetEdit, can_show, contact_sheet, sheet_file
 from unitune_client.client import Client
@@ -38,10 +38,7 @@ from unitune_client.options import EditOptions, TuningOptions
 from unitune_client.pictures import Picture
 
 DEFAULT_METHOD = "unitune"  # of every server
-METHOD_PER_PROMPT = "imagic"  # it tunes for one text
 AUTOMATIC_METHODS = ("unitune", "sdedit")  # unless asked; the others start from the noisiest level, as published
-SINGLE_WORDS = 3  # from this number on, prompts of one word each are most likely one prompt
-TUNING_EVENTS = (events.TuningSnapshot, events.TuningQueued, events.TuningStarted, events.TuningProgress)
 
 EXAMPLES = """
 \b
@@ -76,7 +73,7 @@ Examples:
     "With the same PHOTO and nothing else it is made again. Another --method takes only its seed.",
 )
 @result_options
-@field_option(SAMPLING["method"], type=str)
+@field_option(SAMPLING["method"])
 @field_option(SAMPLING["strength"])
 @field_option(SAMPLING["guidance_scale"])
 @field_option(SAMPLING["automatic"], default=None)
@@ -94,8 +91,8 @@ Examples:
 @field_option(SAMPLING["repeats"])
 @field_option(SAMPLING["num_inference_steps"])
 @field_option(SAMPLING["fast"])
-@field_option(SAMPLING["scheduler"], type=str)
-@field_option(SAMPLING["timestep_spacing"], type=str)
+@field_option(SAMPLING["scheduler"])
+@field_option(SAMPLING["timestep_spacing"])
 @field_option(SAMPLING["guidance_rescale"])
 @field_option(SAMPLING["eta"])
 @field_option(
@@ -168,6 +165,7 @@ def edit_command(
     prompts = prompts or ((record.prompt,) if record is not None else ())
     if not prompts:
         raise InvalidField("PROMPT", "unset", "describe the picture that you want to see, or give --like PICTURE")
+    refuse_forgotten_quotes(prompts)
     data, further = read_photo(photo), [read_photo(one, "--photo") for one in further_photos]
     mask_data = read_mask(mask)
     outputs = Outputs(folder_of(output), photo, overwrites=overwrite)
@@ -218,9 +216,6 @@ def edit_command(
             if automatic is None:
                 is_open = not clip_filter and not fast and strength is None and guidance_scale is None
                 automatic = info.base_model.has_clip_filter and is_open and method in AUTOMATIC_METHODS
-            tunes = method in (DEFAULT_METHOD, *info.method_tuning_defaults)
-            if further and not tunes:
-                raise InvalidField("--photo", "given", f"leave it out: {method} tunes on no further photos")
             say_what_the_model_knows(info, show)
             image = client.upload_image(data)
             options["mask"] = uploaded_if_large(client, options.get("mask"))
@@ -228,21 +223,20 @@ def edit_command(
             options = cast(EditOptions, {**options, "method": method})
             asked = cast(EditOptions, {**options, **tuning})
             named = slugs(prompts)
-            since = validate(client, image, named, asked, show)
+            needed = validate(client, image, named, asked, show)
+            if further and all(config is None for config in needed.values()):
+                raise InvalidField("--photo", "given", f"leave it out: {method} tunes on no further photos")
             target: events.Image | events.Tuning = image
-            if method != DEFAULT_METHOD:
-                tuning["method"] = method
-            if tunes and method != METHOD_PER_PROMPT:
-                made = tune(client, image, show, further_images=further, **tuning)
-                if further:  # which no request of an edit can name
-                    target, asked = made, options
+            tuned_with: Mapping[str, Any] | None = None
             edits: list[SheetEdit] = []
             paths: list[Path] = []
             captions = captions_of(named, show)
             for prompt, slug in named.items():
-                if method == METHOD_PER_PROMPT:
-                    tune(client, image, show, further_images=further, tuning_prompt=prompt, **tuning)
-                for edited in edit(client, target, prompt, asked, show, since=since):
+                if (config := needed[prompt]) is not None and config != tuned_with:
+                    made, tuned_with = tune(client, image, show, further_images=further, **config), config
+                    if further:  # which no request of an edit can name
+                        target, asked = made, options
+                for edited in edit(client, target, prompt, asked, show):
                     if edited.blocked:
                         show.warn(f"{captions[prompt]} (seed {edited.seed}): {events.BLOCKED}")
                         continue
@@ -261,7 +255,7 @@ def edit_command(
 
 @click.command("tune")
 @click.argument("photo", type=PathOption())
-@field_option(TUNING["method"], type=str)
+@field_option(TUNING["method"])
 @field_option(TUNING["prompt"], "prompts", multiple=True)
 @field_option(TUNING["base_prompt"], metavar="TEXT")
 @field_option(TUNING["num_inference_steps"])
@@ -288,27 +282,29 @@ def tune_command(
     data, further = read_photo(photo), [read_photo(one, "--photo") for one in further_photos]
     with display(as_json) as show, connection(address, base_model, show.say) as client:
         say_what_the_model_knows(client.server_info(), show)
-        image = client.upload_image(data)
-        for prompt in dict.fromkeys(prompts) or [None]:
-            asked = {**tuning, "method": method, "tuning_prompt": prompt}
-            made = tune(client, image, show, further_images=further, **asked)
+        image, images = client.upload_image(data), [client.upload_image(one) for one in further]
+        asked = [{**tuning, "method": method, "tuning_prompt": prompt} for prompt in dict.fromkeys(prompts) or [None]]
+        for later in asked[1:]:  # so that all that is refused is refused before the first tuning
+            client.check_tuning(image, further_images=images, **later)
+        for one in asked:
+            made = tune(client, image, show, further_images=images, **one)
             show.result(made.name, kind="tuning", tuning=made)
 
 
 def validate(
     client: Client, image: events.Image, prompts: Iterable[str], asked: EditOptions, show: Display
-) -> datetime | None:
-    """Have the server check the edit by each prompt, and show its warnings; the time of the first check, by its clock.
+) -> dict[str, Mapping[str, Any] | None]:
+    """Have the server check the edit by each prompt, and show its warnings; the options of the tuning that each needs.
 
     Raises what any of the edits would be refused with, before the first tuning begins.
     """
-    times = []
+    needed = {}
     for prompt in prompts:
         accepted = client.check_edit(image, prompt, **asked)
         for warning in accepted.warnings:
             show.warn(warning, prompt=prompt)
-        times.append(accepted.create_time)
-    return times[0]
+        needed[prompt] = accepted.tuning_options
+    return needed
 
 
 def tune(client: Client, image: events.Image, show: Display, **config: Any) -> events.Tuning:
@@ -363,19 +359,12 @@ def edit(
     prompt: str,
     options: EditOptions,
     show: Display,
-    *,
-    since: datetime | None,
 ) -> list[events.EditedImage]:
-    """The pictures of an edit, with its progress on show.
-
-    An interrupt cancels it, and a tuning of an image that the server has made for it, after the time `since`.
-    """
-    name, images = "", list[events.EditedImage]()
-    is_tuning, tried = False, 0
+    """The pictures of an edit, with its progress on show. An interrupt cancels it."""
+    name, images, tried = "", list[events.EditedImage](), 0
     try:
         for event in client.edit(target, prompt, **options):
             show.event(event, prompt=prompt)
-            is_tuning = isinstance(event, TUNING_EVENTS) or (is_tuning and isinstance(event, events.Heartbeat))
             if isinstance(event, events.EditAccepted):
                 name = event.edit
             elif isinstance(event, events.EditStep):
@@ -387,20 +376,12 @@ def edit(
     except KeyboardInterrupt:
         if name:
             cancel(show, "edit", name, client.cancel_edit)
-        if is_tuning and isinstance(target, events.Image):
-            cancel_tunings_of(client, target.name, since, show)
         raise
     for image in images:
         if image.scores is not None:
             is_exact = len(images) == 1 or image.strength is not None  # a seed that passed is not tried again
             show.say(choice_in_words(image, image.scores, tried, is_exact=is_exact))
     return images
-
-
-def warn_of_single_words(prompts: Sequence[str], show: Display) -> None:
-    """Warn of prompts that look like one whose quotes were forgotten."""
-    if len(prompts) >= SINGLE_WORDS and all(len(prompt.split()) == 1 for prompt in prompts):
-        show.warn(f"{len(prompts)} prompts of one word each; put quotes around a prompt of several words")
 
 
 def say_what_the_model_knows(info: events.ServerInfo, show: Display) -> None:

@@ -77,6 +77,9 @@ class Commands(click.Group):
             case click.exceptions.NoArgsIsHelpError():
                 error.show()
                 return error.exit_code
+            case click.exceptions.NoSuchOption() if near := nearest_option(error):
+                show.error(f"{error.message} Did you mean {near}?", error)
+                return error.exit_code
             case click.ClickException():
                 show.error(error.format_message(), error)
                 return error.exit_code
@@ -99,6 +102,14 @@ class Commands(click.Group):
             if isinstance(command, click.Group) and word in command.commands:
                 command = command.commands[word]
         return command
+
+
+def nearest_option(error: click.NoSuchOption) -> str:
+    """The option that was most likely meant: one that begins so, or else the one most alike; empty for none."""
+    params = error.ctx.command.params if error.ctx is not None else []
+    known = [option for param in params for option in (*param.opts, *param.secondary_opts)]
+    begin = sorted((option for option in known if option.startswith(error.option_name)), key=len)
+    return next(iter((*begin, *(error.possibilities or ()))), "")
 
 
 @contextmanager

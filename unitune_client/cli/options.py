@@ -28,6 +28,32 @@ class Text(click.ParamType):
         return text
 
 
+class Word(click.ParamType):
+    """One of the words that the contract has for a choice."""
+
+    name = "word"
+
+    def __init__(self, field: Field) -> None:
+        self._field = field
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The word. Raises InvalidField naming the option, in the words of a server."""
+        for error in self._field.violations(str(value), shown(param)):
+            raise error
+        return value
+
+
+class Words(Word):
+    """Several of them, with commas between them."""
+
+    name = "words"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
+        """The words, in their order. Raises InvalidField naming the option and the first wrong word."""
+        words = value.split(",") if isinstance(value, str) else value
+        return [super(Words, self).convert(word.strip(), param, ctx) for word in words]
+
+
 class PathOption(click.ParamType):
     """A path, of any bytes that the system has in one."""
 
@@ -106,11 +132,11 @@ def field_option(field: Field, name: str = "", **settings: Any) -> Callable[[F],
     if field.is_switch or field.descriptor.type == field.descriptor.TYPE_BOOL:
         if "/" not in field.declared.flag:  # of which click sees by itself that it is one
             kind["is_flag"] = True
-    elif field.choices and "type" not in settings:
-        kind["type"], words = click.Choice(field.choices), ""  # click itself shows them
+    elif field.choices:
+        kind["type"] = Word(field)
     elif field.descriptor.type == field.descriptor.TYPE_BYTES:
         words = ""  # a file that is larger is uploaded
-    elif words and not field.choices and not field.limits.max_len:
+    elif words and not field.limits.max_len:
         kind["type"] = number_of(field)
     notes = "; ".join(filter(None, (words, default and f"default: {default}")))
     help_text = field.declared.help + (f"  [{notes}]" if notes else "")
@@ -201,7 +227,7 @@ def tuning_options(command: F) -> F:
         field_option(TUNING["class_noun"], metavar="NOUN"),
         field_option(TUNING["embedding_updates"]),
         field_option(TUNING["rare_tokens"], metavar="T"),
-        field_option(TUNING["mode"], metavar="M", type=str),
+        field_option(TUNING["mode"], metavar="M"),
         field_option(TUNING["updates"]),
         field_option(TUNING["learning_rate"]),
     ):
