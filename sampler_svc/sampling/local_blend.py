@@ -21,6 +21,7 @@ from unitune.options import SAMPLING, element
 Look = Callable[[Latents, Context], Array]  # latents (n, ...), a prompt's context -> attention maps (n, tokens, h, w)
 
 THRESHOLD = 0.3  # of the largest value; as this and the 3 x 3 maximum in the authors' code
+PLACE = f"config.{SAMPLING['blend_words'].path}"  # in a request
 STARTS_AFTER = 0.2  # of the steps: before that, attention has no shape
 
 
@@ -80,14 +81,14 @@ class LocalBlend:
             remedy = "name smaller objects, or give a mask"
             return f"local blend keeps nothing of the picture, since {_listed(words)} look everywhere: {remedy}"
         if not mask.any():
-            remedy = "name what the picture or the edit shows, or leave blend_words unset"
+            remedy = f"name what the picture or the edit shows, or leave {PLACE} unset"
             return f"local blend keeps all of the picture, since {_listed(self._masks)} look nowhere: {remedy}"
         return ""
 
 
 def place_of(index: int) -> str:
     """The place in a request of one of the words."""
-    return element(f"config.{SAMPLING['blend_words'].path}", index)
+    return element(PLACE, index)
 
 
 def branches_with(named: str, base: TokenizedPrompt, edited: TokenizedPrompt, place: str) -> list[int]:

@@ -85,7 +85,7 @@ class Flags:
         value = error.message.removeprefix(field).removesuffix(remedy)
         if self._arguments:
             value = problem_of(value, error.metadata.get("value", ""), self._texts_of(field))
-        option, remedy = self.of(field) or field, self._in_words(remedy, field)
+        option, remedy = self.of(field) or field, self.words(remedy, field)
         return f"{option}{value}{remedy.replace('leave it out', 'leave them out') if ', ' in option else remedy}"
 
     def _texts_of(self, field: str) -> list[str]:
@@ -100,7 +100,8 @@ class Flags:
         given = [typed.get(param.name or "") for param in self._command.params if option in (*param.opts, shown(param))]
         return list(_texts(given))
 
-    def _in_words(self, remedy: str, field: str) -> str:
+    def words(self, told: str, field: str = "") -> str:
+        """A server's sentence, a warning or the remedy of a refused field, by the command's own names."""
         own = name_of(field)
 
         def left_out(match: re.Match[str]) -> str:
@@ -132,7 +133,7 @@ class Flags:
                 return option.rpartition("_")[2].upper()  # another value of the same option, as LOW
             return name or match[0]
 
-        return _LONG_NAME.sub(named, _SET.sub(given, _LEAVE_UNSET.sub(left_out, remedy)))
+        return _LONG_NAME.sub(named, _SET.sub(given, _LEAVE_UNSET.sub(left_out, told)))
 
     def _param(self, field: str) -> click.Parameter | None:
         return self._by_name.get(field) or self._by_name.get(ALIASES.get(field, field))
@@ -151,7 +152,9 @@ def _texts(value: object) -> Iterator[str]:
             yield from _texts(one)
 
 
-def in_words(error: UniTuneError) -> str:
-    """The error's message by the names of the command that runs."""
+def in_words(told: UniTuneError | str) -> str:
+    """An error's message, or a server's warning, by the names of the command that runs."""
     context = click.get_current_context(silent=True)
-    return Flags(context.command).message(error) if context is not None else error.message
+    if isinstance(told, str):
+        return Flags(context.command).words(told) if context is not None else told
+    return Flags(context.command).message(told) if context is not None else told.message

@@ -105,7 +105,7 @@ def texts_of(path: str, argument: str) -> dict[str, str]:
 
 
 def pictures_of_sheet(texts: Mapping[str, str]) -> list[str] | None:
-    """The names of the pictures on a contact sheet, by the texts of its file; None if it is none."""
+    """The names of the pictures on a contact sheet, by the texts of its file; None for any other picture."""
     try:
         return [_text(name) for name in json.loads(texts[SHEET_KEYWORD])["pictures"]]
     except (ValueError, TypeError, KeyError, RecursionError):
