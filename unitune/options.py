@@ -463,7 +463,7 @@ def check_base_model(config: Message, base_model: server_pb2.BaseModel, prefix: 
 
 
 def clear_unread(config: Message, method: str) -> None:
-    """Unset in place what `refuse_unread` would refuse of a filled config, but for what excludes it."""
+    """Unset in place what `refuse_unread` would refuse of a filled config, except for what excludes it."""
     flat = Flat(config)
     for field in options_of(type(config)).values():
         if not field.is_read_by(method) or (field.needs and not getattr(flat, field.needs)):
