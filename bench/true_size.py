@@ -42,7 +42,7 @@ class Stage:
     resident_mb: float
 
     @classmethod
-    def of(cls, name: str, seconds: float, peak: Memory, libraries: Memory, weights_bytes: int) -> "Stage":
+    def measured(cls, name: str, seconds: float, peak: Memory, libraries: Memory, weights_bytes: int) -> "Stage":
         """From the peak, and the memory of a process that has only imported the same modules."""
         above = (peak.private - libraries.private) / weights_bytes
         return cls(name, round(seconds, 1), round(above, 2), round(peak.private / 1e6), round(peak.resident / 1e6))
@@ -117,8 +117,8 @@ def export_and_build(scratch: Path, shape: str, dtype: str) -> Built:
     spec = BaseModelSpec.load(Path(export.output))
     weights = sum(tensor.size_bytes for tensor in spec.tensors.values())
     stages = [
-        Stage.of("export", export.seconds, export.peak, libraries["tuner_svc.export"], weights),
-        Stage.of("build", build.seconds, build.peak, libraries["sampler_svc.build"], weights),
+        Stage.measured("export", export.seconds, export.peak, libraries["tuner_svc.export"], weights),
+        Stage.measured("build", build.seconds, build.peak, libraries["sampler_svc.build"], weights),
     ]
     return Built(home, model, Path(export.output), Path(build.output), stages)
 
@@ -134,7 +134,7 @@ def edit(built: Built, *, mode: str, updates: int, steps: int) -> list[Stage]:
         pids = {name: services._services[name].process.pid for name in ("tuner", "sampler")}
         started_s = time.monotonic() - began
         for name, pid in pids.items():
-            stages.append(Stage.of(f"{name}, idle", started_s, memory_of(pid), bare[f"{name}_svc"], weights))
+            stages.append(Stage.measured(f"{name}, idle", started_s, memory_of(pid), bare[f"{name}_svc"], weights))
         watches = {name: stack.enter_context(MemoryWatch(pid)) for name, pid in pids.items()}
         client = stack.enter_context(Client(services.address))
         seen: dict[str, float] = {}
@@ -156,9 +156,9 @@ def edit(built: Built, *, mode: str, updates: int, steps: int) -> list[Stage]:
         )
         edit_s = time.monotonic() - began
         for name, watch in watches.items():
-            stages.append(Stage.of(f"{name}, edit", edit_s, watch.peak, bare[f"{name}_svc"], weights))
+            stages.append(Stage.measured(f"{name}, edit", edit_s, watch.peak, bare[f"{name}_svc"], weights))
         for name, pid in pids.items():
-            stages.append(Stage.of(f"{name}, after", 0.0, memory_of(pid), bare[f"{name}_svc"], weights))
+            stages.append(Stage.measured(f"{name}, after", 0.0, memory_of(pid), bare[f"{name}_svc"], weights))
     return stages
 
 

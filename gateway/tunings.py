@@ -283,7 +283,7 @@ class Tunings:
         def mutate(tuning: Tuning) -> None:
             if wanted.etag and wanted.etag != tuning.etag:
                 remedy = "the tuning has changed since: read it again"
-                raise Aborted.of_field("tuning.etag", wanted.etag, remedy, reason="ETAG_MISMATCH")
+                raise Aborted.field_error("tuning.etag", wanted.etag, remedy, reason="ETAG_MISMATCH")
             tuning.ClearField("labels")
             tuning.labels.update(wanted.labels)
             tuning.ClearField("expire_time")

@@ -206,7 +206,7 @@ class Field:
         if isinstance(value, bytes):
             if limits.max_len and len(value) > limits.max_len:
                 size = Size(f"{len(value)} bytes")
-                yield InvalidArgument.of_field(place, size, self._remedy(), reason="UPLOAD_TOO_LARGE")
+                yield InvalidArgument.field_error(place, size, self._remedy(), reason="UPLOAD_TOO_LARGE")
             return
         if self.choices:
             known: Iterable[object] = self._numbers if isinstance(value, str) else self._numbers.values()

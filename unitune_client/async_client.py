@@ -131,7 +131,7 @@ class AsyncClient:
                     raise
                 await backoff.wait_after(error)
             except InvalidArgument as error:
-                raise messages.of_field(error, field) from None
+                raise messages.file_error(error, field) from None
 
     async def delete_image(self, name: str, *, allow_missing: bool = False) -> None:
         """Delete an uploaded picture. After a day the server itself deletes one that no tuning uses.

@@ -9,7 +9,7 @@ from typing import Literal, TypedDict
 from unitune_client.pictures import Picture
 
 # Options that an edit and its tuning both have: a server takes them over from the edit.
-OF_THE_EDIT = ("method", "base_prompt", "num_inference_steps", "guidance_scale")
+SHARED_OPTIONS = ("method", "base_prompt", "num_inference_steps", "guidance_scale")
 
 
 class OwnTuningOptions(TypedDict, total=False):

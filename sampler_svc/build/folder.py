@@ -57,7 +57,7 @@ def build(graphs: Path, folder: Path, builder: BackendBuilder | None = None, say
         if spec.super_resolution is not None:
             say("checking super-resolution")
             verify_super_resolution(partial, spec)
-        EngineManifest.of(key, partial, round(time.monotonic() - began, 3), modes).save(partial)
+        EngineManifest.from_folder(key, partial, round(time.monotonic() - began, 3), modes).save(partial)
         if not is_complete(folder, key):  # another build may have come first
             _publish(partial, folder)
     except (BuildError, BackendMissing, OSError):

@@ -35,7 +35,7 @@ def tunings(tiny_model: Path, spec: BaseModelSpec, base: WeightSet) -> "Tunings"
     """Makes tuned weights for the tiny base model."""
     from tests.sampler_svc.tunings import Tunings  # torch is slow to import
 
-    return Tunings.of(tiny_model, spec, base)
+    return Tunings.from_model(tiny_model, spec, base)
 
 
 @pytest.fixture

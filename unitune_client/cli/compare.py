@@ -145,7 +145,7 @@ def say_what_is_left_out(
         try:
             client.check_compare(image, prompt, [method], **asked)
         except InvalidField as error:
-            needed = flags.of(error.field or "") or error.field
+            needed = flags.option_of(error.field or "") or error.field
             show.say(f"{method} is left out: it needs {needed}")
 
 

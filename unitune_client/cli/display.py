@@ -218,7 +218,7 @@ class JsonDisplay(Display):
         told: dict[str, Any] = {"event": "error", "reason": "LOCAL", "message": message, "metadata": {}}
         if isinstance(error, UniTuneError):
             told |= {"reason": error.reason, "metadata": error.metadata}
-            if flags is not None and error.field is not None and (option := flags.of(error.field)) is not None:
+            if flags is not None and error.field is not None and (option := flags.option_of(error.field)) is not None:
                 told["option"] = option
         self._print(told)
 

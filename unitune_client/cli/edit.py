@@ -33,7 +33,7 @@ from unitune_client.cli.quotes import refuse_forgotten_quotes, warn_of_single_wo
 from unitune_client.cli.record import Record
 from unitune_client.cli.sheet import SheetEdit, can_show, contact_sheet, sheet_file
 from unitune_client.client import Client
-from unitune_client.messages import of_field
+from unitune_client.messages import file_error
 from unitune_client.options import EditOptions, TuningOptions
 from unitune_client.pictures import Picture
 
@@ -350,7 +350,7 @@ def uploaded_if_large(client: Client, mask: Picture | None) -> Picture | None:
     try:
         return client.upload_image(mask)
     except InvalidArgument as error:
-        raise of_field(error, "mask") from None
+        raise file_error(error, "mask") from None
 
 
 def edit(
