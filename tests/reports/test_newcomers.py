@@ -80,8 +80,8 @@ def test_a_comparison_without_quotes_is_told_so(unitune: Unitune, photo: Path, t
     """It takes one prompt, and a shell gives it several."""
     done = unitune("compare", photo, "a", "red", "cat", env={"UNITUNE_ADDRESS": None})
 
-    remedy = "it came in 3 parts, and there can be one prompt; put quotes around it"
-    assert (2, f"error: PROMPT is 'a red cat': {remedy}") == (done.returncode, done.stderr.strip())
+    remedy = 'there can be one prompt; put quotes around it: "a red cat"'
+    assert (2, f"error: PROMPT has 3 parts: {remedy}") == (done.returncode, done.stderr.strip())
     assert not (tmp_path / "home").exists()
 
 
@@ -91,7 +91,7 @@ def test_a_comparison_without_quotes_is_told_so(unitune: Unitune, photo: Path, t
         ("compare", "--methods", "unitune,magic", "unitune, imagic, "),
         ("edit", "--method", "magic", "unitune, imagic, "),
         ("edit", "--scheduler", "pndm", "ddim, "),
-        ("edit", "--inversion", "magic", "ddim, "),
+        ("edit", "--inversion", "magic", "direct, ddim, "),
         ("tune", "--mode", "most", "full, attn_out, lora"),
     ],
 )

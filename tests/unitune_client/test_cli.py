@@ -335,6 +335,7 @@ def test_json_prints_one_object_per_event_and_nothing_else(server: ScriptedServe
         (["--zzzz"], "error: No such option '--zzzz'."),
         (["--update", "3"], "error: No such option '--update'. Did you mean --updates?"),
         (["--embed", "3"], "error: No such option '--embed'. Did you mean --embedding-updates?"),
+        (["--prompt", "a cat"], "error: No such option '--prompt'. Did you mean PROMPT, which has no flag?"),
         (["--guidence", "3"], "error: No such option '--guidence'. Did you mean --guidance?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

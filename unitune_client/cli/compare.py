@@ -16,8 +16,8 @@ from unitune_client.cli.display import Display, display
 from unitune_client.cli.edit import say_what_the_model_knows
 from unitune_client.cli.flags import Flags, in_words
 from unitune_client.cli.options import (
+    Choices,
     PathOption,
-    Words,
     field_option,
     output_option,
     result_options,
@@ -52,7 +52,7 @@ Examples:
 @click.option(
     "--methods",
     metavar="A,B,...",
-    type=Words(SAMPLING["method"]),
+    type=Choices(SAMPLING["method"]),
     help=f"{', '.join(SAMPLING['method'].choices)}.  [default: every one that can run]",
 )
 @field_option(COMPARE["class_noun"], metavar="WORD")

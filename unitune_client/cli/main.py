@@ -20,7 +20,7 @@ from unitune_client.cli.compare import compare_command
 from unitune_client.cli.display import Display, JsonDisplay
 from unitune_client.cli.edit import edit_command, tune_command
 from unitune_client.cli.flags import Flags
-from unitune_client.cli.options import refuse_other_than_text
+from unitune_client.cli.options import refuse_other_than_text, shown
 from unitune_client.cli.services import build_command, doctor_command, import_command, up_command
 from unitune_client.cli.show import show_command
 from unitune_client.cli.tunings import tunings_group
@@ -105,8 +105,11 @@ class Commands(click.Group):
 
 
 def nearest_option(error: click.NoSuchOption) -> str:
-    """The option that was most likely meant: one that begins so, or else the one most alike; empty for none."""
+    """What was most likely meant: an argument, an option that begins so, or else the one most alike; empty for none."""
     params = error.ctx.command.params if error.ctx is not None else []
+    for param in params:
+        if isinstance(param, click.Argument) and error.option_name.lstrip("-").upper() == shown(param):
+            return f"{shown(param)}, which has no flag"
     known = [option for param in params for option in (*param.opts, *param.secondary_opts)]
     begin = sorted((option for option in known if option.startswith(error.option_name)), key=len)
     return next(iter((*begin, *(error.possibilities or ()))), "")

@@ -28,7 +28,7 @@ class Text(click.ParamType):
         return text
 
 
-class Word(click.ParamType):
+class Choice(click.ParamType):
     """One of the words that the contract has for a choice."""
 
     name = "word"
@@ -43,7 +43,7 @@ class Word(click.ParamType):
         return value
 
 
-class Words(Word):
+class Choices(Choice):
     """Several of them, with commas between them."""
 
     name = "words"
@@ -51,7 +51,7 @@ class Words(Word):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
         """The words, in their order. Raises InvalidField naming the option and the first wrong word."""
         words = value.split(",") if isinstance(value, str) else value
-        return [super(Words, self).convert(word.strip(), param, ctx) for word in words]
+        return [super(Choices, self).convert(word.strip(), param, ctx) for word in words]
 
 
 class PathOption(click.ParamType):
@@ -133,7 +133,7 @@ def field_option(field: Field, name: str = "", **settings: Any) -> Callable[[F],
         if "/" not in field.declared.flag:  # of which click sees by itself that it is one
             kind["is_flag"] = True
     elif field.choices:
-        kind["type"] = Word(field)
+        kind["type"] = Choice(field)
     elif field.descriptor.type == field.descriptor.TYPE_BYTES:
         words = ""  # a file that is larger is uploaded
     elif words and not field.limits.max_len:

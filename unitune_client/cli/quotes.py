@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import groupby
 
-from unitune.errors import InvalidField
+from unitune.errors import InvalidField, Size
 from unitune_client.cli.display import Display
 
 SINGLE_WORDS = 3  # from this number on, prompts of one word each are most likely one prompt
@@ -29,8 +29,8 @@ def refuse_forgotten_quotes(prompts: Sequence[str]) -> None:
 def one_prompt(prompts: Sequence[str]) -> str:
     """The prompt of a command that takes one. Raises InvalidField for several."""
     if len(prompts) > 1:
-        remedy = f"it came in {len(prompts)} parts, and there can be one prompt; put quotes around it"
-        raise InvalidField("PROMPT", " ".join(prompts), remedy)
+        remedy = f'there can be one prompt; put quotes around it: "{" ".join(prompts)}"'
+        raise InvalidField("PROMPT", Size(f"{len(prompts)} parts"), remedy)
     return prompts[0]
 
 
