@@ -21,7 +21,6 @@ from unitune.options import SAMPLING, element
 Look = Callable[[Latents, Context], Array]  # latents (n, ...), a prompt's context -> attention maps (n, tokens, h, w)
 
 THRESHOLD = 0.3  # of the largest value; as this and the 3 x 3 maximum in the authors' code
-PLACE = f"config.{SAMPLING['blend_words'].path}"  # in a request
 STARTS_AFTER = 0.2  # of the steps: before that, attention has no shape
 
 
@@ -81,14 +80,14 @@ class LocalBlend:
             remedy = "name smaller objects, or give a mask"
             return f"local blend keeps nothing of the picture, since {_listed(words)} look everywhere: {remedy}"
         if not mask.any():
-            remedy = f"name what the picture or the edit shows, or leave {PLACE} unset"
+            remedy = "name what the picture or the edit shows, or leave config.prompt_to_prompt.blend_words unset"
             return f"local blend keeps all of the picture, since {_listed(self._masks)} look nowhere: {remedy}"
         return ""
 
 
 def place_of(index: int) -> str:
     """The place in a request of one of the words."""
-    return element(PLACE, index)
+    return element(f"config.{SAMPLING['blend_words'].path}", index)
 
 
 def branches_with(named: str, base: TokenizedPrompt, edited: TokenizedPrompt, place: str) -> list[int]:

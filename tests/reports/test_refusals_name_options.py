@@ -107,7 +107,7 @@ OF_THE_API = {
         "unconditional_model", "base_mixture", "mask_padding", "mask_keeps", "resamples", "dynamic_thresholding",
         "super_resolution_noise_level", "super_resolution_steps", "super_resolution_guidance_scale",
     },
-    tuning_pb2.CreateTuningRequest: {"parent", "config", "request_id", "labels"},
+    tuning_pb2.CreateTuningRequest: {"parent", "config", "request_id", "labels", "validate_only"},
     tuning_pb2.TuningConfig: {"batch", "seed", "embedding_learning_rate", "scale_learning_rate"},
     edit_pb2.CompareRequest: {"parent", "validate_only"},
 }  # fmt: skip
