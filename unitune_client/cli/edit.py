@@ -10,21 +10,22 @@ from typing import Any, cast
 import click
 
 from unitune.errors import Cancelled, FailedPrecondition, InvalidArgument, InvalidField
-from unitune.options import EDIT, SAMPLING, TUNING
+from unitune.options import TUNING
 from unitune_client import events
 from unitune_client.channel import INLINE_MASK_BYTES
 from unitune_client.cli.cancellation import COMMAND_LABEL, cancel, say_it_goes_on
 from unitune_client.cli.connection import connection
 from unitune_client.cli.display import Display, display
+from unitune_client.cli.flags import OWN_TUNING_OPTIONS
 from unitune_client.cli.options import (
     PathOption,
-    attention_options,
     field_option,
     output_option,
     result_options,
+    sampling_of,
+    sampling_options,
     seed_option,
     server_options,
-    super_resolution_option,
     tuning_options,
 )
 from unitune_client.cli.outputs import Outputs, folder_of, slugs
@@ -38,6 +39,8 @@ from unitune_client.options import EditOptions, TuningOptions
 from unitune_client.pictures import Picture
 
 DEFAULT_METHOD = "unitune"  # of every server
+# Automatic settings are on where they are possible, unless one of these is given.
+NOT_BESIDE_AUTOMATIC = ("strength", "guidance_scale", "clip_filter", "fast")
 AUTOMATIC_METHODS = ("unitune", "sdedit")  # unless asked; the others start from the noisiest level, as published
 
 EXAMPLES = """
@@ -73,37 +76,8 @@ Examples:
     "With the same PHOTO and nothing else it is made again. Another --method takes only its seed.",
 )
 @result_options
-@field_option(SAMPLING["method"])
-@field_option(SAMPLING["strength"])
-@field_option(SAMPLING["guidance_scale"])
-@field_option(SAMPLING["automatic"], default=None)
-@field_option(SAMPLING["clip_filter"])
-@field_option(SAMPLING["interpolation"])
-@field_option(SAMPLING["negative_prompt"], metavar="TEXT")
-@field_option(SAMPLING["base_prompt"], metavar="TEXT")
-@field_option(SAMPLING["prompt_guidance_scale"])
-@field_option(EDIT["mask"], metavar="PNG", type=PathOption())
-@field_option(SAMPLING["mask_source"])
-@field_option(SAMPLING["mask_text"], metavar="TEXT")
-@field_option(SAMPLING["inverted"])
-@field_option(SAMPLING["mask_blur"])
-@field_option(SAMPLING["only_masked"])
-@field_option(SAMPLING["repeats"])
-@field_option(SAMPLING["num_inference_steps"])
-@field_option(SAMPLING["fast"])
-@field_option(SAMPLING["scheduler"])
-@field_option(SAMPLING["timestep_spacing"])
-@field_option(SAMPLING["guidance_rescale"])
-@field_option(SAMPLING["eta"])
-@field_option(
-    SAMPLING["guidance_sigma_low"],
-    "guidance_interval",
-    metavar="LOW HIGH",
-    nargs=2,
-)
-@super_resolution_option
+@sampling_options
 @seed_option
-@attention_options
 @tuning_options
 @server_options
 def edit_command(
@@ -113,42 +87,13 @@ def edit_command(
     like: str | None,
     overwrite: bool,
     omit_metadata: bool,
-    method: str | None,
-    strength: float | None,
-    guidance_scale: float | None,
-    automatic: bool | None,
-    clip_filter: bool,
-    interpolation: float | None,
-    negative_prompt: str | None,
-    base_prompt: str | None,
-    prompt_guidance_scale: float | None,
     mask: str | None,
-    mask_source: str | None,
-    mask_blur: float | None,
-    mask_text: str | None,
-    inverted: bool,
-    only_masked: bool,
-    repeats: int | None,
-    num_inference_steps: int | None,
-    fast: bool,
-    scheduler: str | None,
-    timestep_spacing: str | None,
-    guidance_rescale: float | None,
-    eta: float | None,
-    guidance_interval: tuple[float, float] | None,
-    super_resolution: bool,
     seeds: tuple[int, ...],
-    cross_replace: float | None,
-    self_replace: float | None,
-    inversion: str | None,
-    alignment: str | None,
-    word_weights: tuple[tuple[str, float], ...],
-    blend_words: tuple[str, ...],
     further_photos: tuple[str, ...],
     address: str | None,
     base_model: str | None,
     as_json: bool,
-    **tuning: Any,
+    **given: Any,
 ) -> None:
     """Edit PHOTO, a PNG, JPEG or WebP file, by each PROMPT, which describes the picture you want to see.
 
@@ -167,60 +112,33 @@ def edit_command(
         raise InvalidField("PROMPT", "unset", "describe the picture that you want to see, or give --like PICTURE")
     refuse_forgotten_quotes(prompts)
     data, further = read_photo(photo), [read_photo(one, "--photo") for one in further_photos]
-    mask_data = read_mask(mask)
-    outputs = Outputs(folder_of(output), photo, overwrites=overwrite)
     said = {
-        "strength": strength,
-        "guidance_scale": guidance_scale,
-        "interpolation": interpolation,
-        "negative_prompt": negative_prompt,
-        "base_prompt": base_prompt,
-        "prompt_guidance_scale": prompt_guidance_scale,
-        "mask": mask_data,
-        "mask_source": mask_source,
-        "mask_text": mask_text,
-        "inverted": inverted or None,
-        "mask_blur": mask_blur,
-        "only_masked": only_masked or None,
-        "repeats": repeats,
-        "num_inference_steps": num_inference_steps,
-        "fast": fast or None,
-        "scheduler": scheduler,
-        "timestep_spacing": timestep_spacing,
-        "guidance_rescale": guidance_rescale,
-        "eta": eta,
-        "guidance_sigma_low": guidance_interval[0] if guidance_interval else None,
-        "guidance_sigma_high": guidance_interval[1] if guidance_interval else None,
+        **sampling_of(given),
+        "mask": read_mask(mask),
         "seeds": list(dict.fromkeys(seeds)),
-        "cross_replace": cross_replace,
-        "self_replace": self_replace,
-        "inversion": inversion,
-        "alignment": alignment,
-        "word_weights": dict(word_weights) or None,
-        "blend_words": list(blend_words) or None,
-        "clip_filter": clip_filter or None,
-        "super_resolution": super_resolution or None,
         "omit_metadata": omit_metadata or None,
     }
     options = cast(EditOptions, said)  # a server knows the words that it takes
+    tuning = {name: value for name, value in given.items() if name in OWN_TUNING_OPTIONS}
+    outputs = Outputs(folder_of(output), photo, overwrites=overwrite)
     with display(as_json) as show:
         warn_of_single_words(prompts, show)
         with connection(address, base_model, show.say) as client:
             info = client.server_info()
             if record is not None:
                 check_like(record, info, data, further, options, show)
-                options = record.options(cast(EditOptions, {**options, "method": method, "automatic": automatic}))
-                tuning = dict(record.tuning_options(cast(TuningOptions, tuning), method))
-                method, automatic = options.get("method"), options.get("automatic")
-            method = method or info.sampling_defaults.method or DEFAULT_METHOD
+                asked_method = options.get("method")
+                options = record.options(options)
+                tuning = dict(record.tuning_options(cast(TuningOptions, tuning), asked_method))
+            method = options.get("method") or info.sampling_defaults.method or DEFAULT_METHOD
+            automatic = options.get("automatic")
             if automatic is None:
-                is_open = not clip_filter and not fast and strength is None and guidance_scale is None
+                is_open = all(options.get(name) is None for name in NOT_BESIDE_AUTOMATIC)
                 automatic = info.base_model.has_clip_filter and is_open and method in AUTOMATIC_METHODS
             say_what_the_model_knows(info, show)
             image = client.upload_image(data)
             options["mask"] = uploaded_if_large(client, options.get("mask"))
-            options["automatic"] = automatic or None
-            options = cast(EditOptions, {**options, "method": method})
+            options = cast(EditOptions, {**options, "method": method, "automatic": automatic or None})
             asked = cast(EditOptions, {**options, **tuning})
             named = slugs(prompts)
             needed = validate(client, image, named, asked, show)
