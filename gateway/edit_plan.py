@@ -300,8 +300,8 @@ def warnings_of_steps(config: SamplingConfig) -> list[str]:
     if config.automatic or strength == 0 or num_late_steps(steps, strength) > 0:
         return []
     return [
-        f"strength {strength:g} of {steps} steps leaves none, so nothing is edited: raise strength to {1 / steps:.2g} "
-        "or more, or num_inference_steps"
+        f"strength {strength:g} of {steps} steps leaves none, so nothing is edited: "
+        f"set config.strength to {1 / steps:.2g} or more, or raise config.num_inference_steps"
     ]
 
 

@@ -1,4 +1,4 @@
-"""The base model in memory: frozen, fp32, in four parts, which are also the four graphs of the export."""
+"""The base model in memory: frozen, fp32, in parts, each of which the export writes as a graph."""
 
 import math
 from collections.abc import Mapping

@@ -241,7 +241,7 @@ def _check_values(folder: Path, preset: Preset, method: str) -> None:
         del sampling["guidance_sigma_high"]  # the interval has no such end
     try:
         if method in TUNING_METHODS:
-            TuningConfig.of(preset, method)
+            TuningConfig.from_preset(preset, method)
         check_values(SAMPLING, sampling)
     except InvalidField as error:
         name = error.metadata["field"].removeprefix("config.")

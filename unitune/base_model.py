@@ -43,7 +43,6 @@ from unitune.diffusion.conditioning import num_rows
 
 SCHEMA = 6
 SPEC_FILE = "spec.json"
-SUPER_RESOLUTION_GRAPH = "super_resolution.onnx"
 LARGE_BYTES = 64 << 20  # of weights. What takes seconds for a small model takes minutes for a large one
 SETTLED_NS = 2_000_000_000  # 2 s: the coarsest times of a file system
 

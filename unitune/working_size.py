@@ -109,7 +109,7 @@ def warnings_of(size: Size) -> list[str]:
         return []
     return [
         f"the picture is {aspect:.1f} times as long as it is wide, and at most {MOST_ASPECT:g} times is worked at: "
-        "edits have little detail; crop it, or edit a part of it by a mask and only_masked"
+        "edits have little detail; crop it, or edit a part of it by a mask and config.mask.only_masked"
     ]
 
 

@@ -9,7 +9,7 @@ from typing import Literal, TypedDict
 from unitune_client.pictures import Picture
 
 # Options that an edit and its tuning both have: a server takes them over from the edit.
-OF_THE_EDIT = ("method", "base_prompt", "num_inference_steps", "guidance_scale")
+SHARED_OPTIONS = ("method", "base_prompt", "num_inference_steps", "guidance_scale")
 
 
 class OwnTuningOptions(TypedDict, total=False):
@@ -252,6 +252,8 @@ class EditOptions(OwnTuningOptions, total=False):
     omit_metadata: bool | None
     """omit_metadata leaves out of each PNG what it otherwise says of its making."""
     preview_every: int | None
-    """preview_every asks for a preview each so many steps, at most 1000; 0 means none. [0 to 1000; default: 0, none]"""
+    """preview_every is the number of steps from one preview to the next, at most 1000; 0 means no previews. [0 to 1000;
+    default: 0, none]
+    """
     timeout_s: float | None
     """timeout_s is the seconds that the whole edit, tuning included, may take."""

@@ -21,7 +21,7 @@ def resource_name(given: Picture | Tuning, collection: str) -> str | None:
 
 
 def picture_bytes(given: Picture | Tuning, field: str = "image") -> bytes:
-    """The bytes of the picture's file, which the server judges. Raises InvalidField naming what cannot be read."""
+    """The bytes of the picture's file, which the server checks. Raises InvalidField naming what cannot be read."""
     if isinstance(given, (bytes, bytearray, memoryview)):
         return bytes(given)
     if not isinstance(given, (str, os.PathLike)):

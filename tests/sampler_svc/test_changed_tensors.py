@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from sampler_svc.build.folder import build
-from sampler_svc.engines.cpu import DENOISER, OrtEngine, backend, open_session, session_options
+from sampler_svc.engines.cpu import OrtEngine, backend, open_session, session_options
 from sampler_svc.engines.cpu_controlled import ControlledEngine
 from sampler_svc.engines.engine import EngineSpec, WeightSet
 from sampler_svc.engines.folder import UnusableEngine, open_folder
@@ -17,6 +17,7 @@ from sampler_svc.engines.layout import GraphLayout
 from tests.sampler_svc.tunings import Tunings, answers
 from unitune.base_model import BaseModelSpec
 from unitune.errors import DataLoss
+from unitune.graph_files import DENOISER
 
 
 def open_engine(kind: type[OrtEngine], folder: Path, spec: BaseModelSpec, base: WeightSet) -> OrtEngine:

@@ -115,7 +115,7 @@ def test_a_model_that_ends_in_pure_noise_is_sampled_from_there(folder: Path) -> 
 @pytest.mark.parametrize("method", TUNING_METHODS)
 def test_a_distilled_model_is_not_tuned(method: str, model: BaseModel) -> None:
     """The refusal names the kind and what to do instead."""
-    config = TuningConfig.of(model.preset, method)
+    config = TuningConfig.from_preset(model.preset, method)
     distilled = replace(model, preset=replace(model.preset, distilled="turbo"))
 
     with pytest.raises(InvalidField, match="few steps \\(turbo\\)") as refused:

@@ -258,18 +258,20 @@ class Scores(_message.Message):
 class EditEvent(_message.Message):
     __slots__ = ("sequence", "create_time", "accepted", "tuning", "loading", "step", "image", "done", "failed", "cancelled", "heartbeat", "warning", "image_part")
     class Accepted(_message.Message):
-        __slots__ = ("edit", "config", "effective_strength", "seeds", "warnings")
+        __slots__ = ("edit", "config", "effective_strength", "seeds", "warnings", "tuning_config")
         EDIT_FIELD_NUMBER: _ClassVar[int]
         CONFIG_FIELD_NUMBER: _ClassVar[int]
         EFFECTIVE_STRENGTH_FIELD_NUMBER: _ClassVar[int]
         SEEDS_FIELD_NUMBER: _ClassVar[int]
         WARNINGS_FIELD_NUMBER: _ClassVar[int]
+        TUNING_CONFIG_FIELD_NUMBER: _ClassVar[int]
         edit: str
         config: SamplingConfig
         effective_strength: float
         seeds: _containers.RepeatedScalarFieldContainer[int]
         warnings: _containers.RepeatedScalarFieldContainer[str]
-        def __init__(self, edit: _Optional[str] = ..., config: _Optional[_Union[SamplingConfig, _Mapping]] = ..., effective_strength: _Optional[float] = ..., seeds: _Optional[_Iterable[int]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+        tuning_config: _tuning_pb2.TuningConfig
+        def __init__(self, edit: _Optional[str] = ..., config: _Optional[_Union[SamplingConfig, _Mapping]] = ..., effective_strength: _Optional[float] = ..., seeds: _Optional[_Iterable[int]] = ..., warnings: _Optional[_Iterable[str]] = ..., tuning_config: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ...) -> None: ...
     class Loading(_message.Message):
         __slots__ = ("warm", "refit_s", "probe_ratio")
         WARM_FIELD_NUMBER: _ClassVar[int]

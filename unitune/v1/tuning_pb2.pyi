@@ -192,7 +192,7 @@ class WeightsRef(_message.Message):
     def __init__(self, key: _Optional[str] = ..., digest: _Optional[str] = ..., path: _Optional[str] = ..., size_bytes: _Optional[int] = ..., base_model: _Optional[str] = ...) -> None: ...
 
 class CreateTuningRequest(_message.Message):
-    __slots__ = ("parent", "image", "config", "request_id", "labels", "images")
+    __slots__ = ("parent", "image", "config", "request_id", "labels", "images", "validate_only")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -206,13 +206,15 @@ class CreateTuningRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
+    VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
     parent: str
     image: str
     config: TuningConfig
     request_id: str
     labels: _containers.ScalarMap[str, str]
     images: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, parent: _Optional[str] = ..., image: _Optional[str] = ..., config: _Optional[_Union[TuningConfig, _Mapping]] = ..., request_id: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., images: _Optional[_Iterable[str]] = ...) -> None: ...
+    validate_only: bool
+    def __init__(self, parent: _Optional[str] = ..., image: _Optional[str] = ..., config: _Optional[_Union[TuningConfig, _Mapping]] = ..., request_id: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., images: _Optional[_Iterable[str]] = ..., validate_only: _Optional[bool] = ...) -> None: ...
 
 class GetTuningRequest(_message.Message):
     __slots__ = ("name",)
