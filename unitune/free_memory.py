@@ -9,9 +9,14 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
-M_MMAP_THRESHOLD = -3  # of malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+# glibc raises its thresholds up to these as blocks are freed, unless they were set.
+OWN_THRESHOLDS = {M_TRIM_THRESHOLD: 64 << 20, M_MMAP_THRESHOLD: 32 << 20}
 LARGE_BLOCK_BYTES = 64 << 10
 UNLIMITED_BYTES = 1 << 60  # the first version of control groups writes a number near 2^63 for no limit
+
+
+_mapping: set[int] = set()  # the threshold of `map_large_blocks` while it is in force
 
 
 def free_memory_bytes(root: Path = Path("/")) -> int | None:
@@ -25,7 +30,7 @@ def free_memory_bytes(root: Path = Path("/")) -> int | None:
     return max(0, min([available, *_left_in_groups(root)]))
 
 
-def map_large_blocks() -> None:
+def map_large_blocks(least_bytes: int = LARGE_BLOCK_BYTES) -> None:
     """Have large blocks of this process mapped one by one from now on, so that freeing one gives it back at once.
 
     It costs a tuner's updates a tenth of their time, so it is for programs that read and replace weights. The
@@ -33,7 +38,17 @@ def map_large_blocks() -> None:
     """
     mallopt = _of_glibc("mallopt")
     if mallopt is not None and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
-        mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
+        mallopt(M_MMAP_THRESHOLD, least_bytes)
+        _mapping.add(least_bytes)
+
+
+def keep_large_blocks() -> None:
+    """Undo `map_large_blocks`: freed blocks stay with the process, for the next ones."""
+    mallopt = _of_glibc("mallopt")
+    if mallopt is not None and _mapping:
+        for parameter, least_bytes in OWN_THRESHOLDS.items():
+            mallopt(parameter, least_bytes)
+        _mapping.clear()
 
 
 def give_back_memory() -> None:

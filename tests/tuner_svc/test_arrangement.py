@@ -102,7 +102,7 @@ def test_a_tuning_with_little_memory_is_that_with_much(model: BaseModel, image: 
     for mine, theirs, base in of_both(little, much, model):
         assert (mine - theirs).norm() <= 0.02 * (theirs - base).norm()
     warning = told[LEAST][0].warning
-    assert " of 3 noise draws at a time, and every block twice, since " in warning
+    assert ", and every block twice, since its updates would take about " in warning
     assert ("mode attn_out or lora" in warning) == (
         name in ("unitune", "dreambooth")
     )  # Imagic begins with an embedding
@@ -201,8 +201,8 @@ FOOTPRINT = Footprint(GRADIENTS, GRADIENTS, 0, 10, Activations(0, ROW), Activati
         (1400, Arrangement(4)),
         (1399, Arrangement(2)),
         (1200, Arrangement(2)),
-        (1199, Arrangement(1)),
-        (1100, Arrangement(1)),
+        (1199, Arrangement(4, True)),
+        (1100, Arrangement(4, True)),
         (1099, Arrangement(2, True)),
         (1049, Arrangement(1, True)),
         (1, Arrangement(1, True)),
@@ -218,11 +218,21 @@ def test_an_unknown_memory_changes_nothing() -> None:
     assert Arrangement(4) == chosen(FOOTPRINT, 4, None)
 
 
-def test_arrangements_go_from_the_quickest_to_the_least() -> None:
-    """Rows are halved down to one, first with activations kept."""
-    assert [(5, False), (3, False), (2, False), (1, False), (5, True), (3, True), (2, True), (1, True)] == [
+def test_arrangements_go_from_the_quickest_on() -> None:
+    """The batch, half of it, then with blocks computed twice the batch and its halves down to one row."""
+    assert [(5, False), (3, False), (5, True), (3, True), (2, True), (1, True)] == [
         (one.rows, one.recomputes) for one in arrangements(5)
     ]
+    assert [Arrangement(1), Arrangement(1, True)] == arrangements(1)
+
+
+def test_gradients_that_are_used_up_at_once_need_no_memory_together() -> None:
+    """A batch at once, whose large parameters move within the backward pass, needs less than a part of it."""
+    footprint = replace(FOOTPRINT, late_gradients=50)
+
+    assert 50 + 400 + 10 == footprint.need(4, Arrangement(4))
+    assert GRADIENTS + 200 == footprint.need(4, Arrangement(2))
+    assert Arrangement(4, True) == chosen(footprint, 4, 1)
 
 
 def test_an_optimizer_with_state_needs_it_beside_the_gradients(model: BaseModel, image: ModelImage) -> None:
