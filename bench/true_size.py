@@ -103,6 +103,13 @@ def true_size(scratch: Path, shape: str, dtype: str, *, mode: str, updates: int,
     return built.report(edit(built, mode=mode, updates=updates, steps=steps))
 
 
+def stages_of_small() -> dict[str, object]:
+    """The peak of each stage's private memory with a model of 200 MB of weights, in units of those, for a report."""
+    with tempfile.TemporaryDirectory() as scratch:
+        report = true_size(Path(scratch), "small", "float32", mode="full", updates=2, steps=4)
+    return {"memory.stages_in_weights": {stage.name: stage.private_w for stage in report.stages}}
+
+
 def export_and_build(scratch: Path, shape: str, dtype: str) -> Built:
     """Measure the first two stages, in an empty folder."""
     home = Home(scratch / "home")

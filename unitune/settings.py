@@ -50,6 +50,7 @@ NAMES = frozenset(
         "UNITUNE_THREADS",
         "UNITUNE_TUNER",
         "UNITUNE_TUNER_ADDRESS",
+        "UNITUNE_TUNING_MEMORY_GB",
         "UNITUNE_WEIGHTS_CODEC",
     }
 )

@@ -87,6 +87,7 @@ class Progress:
 
     About `left_s` seconds remain to the end of the whole tuning; None while there is no estimate. `stage` is
     `preparing`, `updating`, `packing` or `storing`. `stopped_early` tells that `stop_loss_ratio` ended it at `update`.
+    `warning` says why updates take longer than they could, and a remedy; empty if they do not.
     """
 
     update: int
@@ -96,6 +97,7 @@ class Progress:
     learning_rate: float = 0.0
     stopped_early: bool = False
     stage: str = ""
+    warning: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,6 +98,8 @@ class Display(AbstractContextManager["Display"]):
                     self.say(f"{event.method}: failed: {in_words(event.error)}")
 
     def _tuning(self, method: str, progress: events.Progress) -> None:
+        if progress.warning:
+            self.warn(progress.warning)
         if progress.stage in TUNING_STAGES:
             self.activity(method + TUNING_STAGES[progress.stage], _left(progress.left_s))
         else:
