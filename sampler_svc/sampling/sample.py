@@ -141,16 +141,19 @@ def finish(latents: Latents, index: int, request: Request, edit: PreparedEdit, s
         mask = softened(
             AFTER[request.mask_source](FinishedEdit(edited, edit.base_image, tools.find)), request.mask_blur
         )
+    base, photograph = edit.base, edit.photograph
+    if not is_enlarged_last:
+        edited = base.to_own(edited)
     if mask is not None:
-        edited = mix(edited, edit.base_image, request.interpolation, mask, out=edited)
+        edited = mix(edited, base.seen if is_enlarged_last else base.own, request.interpolation, mask, out=edited)
     shown = edit.given.png or (images.encode_mask(mask) if mask is not None else b"")
     del mask
-    finished = edit.region.pasted(edited, edit.picture)
+    finished = edit.region.pasted(edited, photograph.seen if is_enlarged_last else photograph.own)
     del edited
     if is_enlarged_last:
-        fit = tools.graphs.fit(size_of(finished))
-        finished = fit.from_model(steps.enlarge(fit.to_model(finished), seed), edit.result_size)
-    return EditedImage(index, seed, images.encode_png(finished), shown, working_size=edit.fit.size)
+        fit, photograph = tools.graphs.fit(size_of(finished)), photograph.resized(edit.result_size)
+        finished = photograph.to_own(fit.from_model(steps.enlarge(fit.to_model(finished), seed), edit.result_size))
+    return EditedImage(index, seed, photograph.file_of(finished), shown, working_size=edit.fit.size)
 
 
 def _latent_mask(edit: PreparedEdit) -> Latents | None:

@@ -25,6 +25,7 @@ from unitune.diffusion.inversion import inverted
 from unitune.diffusion.schedule import Latents, Schedule
 from unitune.diffusion.solvers import DenoisingRun
 from unitune.images import Mask, Pixels
+from unitune.photograph import Photograph
 from unitune.working_size import Fit, size_of
 
 
@@ -62,9 +63,14 @@ class PreparedEdit:
     tools: Tools
 
     @cached_property
+    def photograph(self) -> Photograph:
+        """The whole picture, as its file has it. Raises what `Photograph.decode` raises."""
+        return Photograph.decode(self.request.image)
+
+    @property
     def picture(self) -> Pixels:
-        """The whole picture. Raises what `images.decode` raises."""
-        return images.decode(self.request.image)
+        """The whole picture, as the model sees it. Raises as `photograph` does."""
+        return self.photograph.seen
 
     @cached_property
     def given(self) -> GivenMask:
@@ -85,9 +91,14 @@ class PreparedEdit:
         return self.given.region
 
     @cached_property
+    def base(self) -> Photograph:
+        """The photograph in the region."""
+        return self.photograph.crop(*self.region.slices)
+
+    @property
     def base_image(self) -> Pixels:
-        """The picture in the region."""
-        return self.region.crop(self.picture)
+        """The picture in the region, as the model sees it."""
+        return self.base.seen
 
     @cached_property
     def size(self) -> tuple[int, int]:

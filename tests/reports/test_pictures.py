@@ -159,9 +159,9 @@ def test_a_wrong_kind_of_file_is_named(
 
     done = edit_command(services, photo, tmp_path / "out")
     assert done.exit_code != 0
-    assert f"it is {kind}; give a PNG, JPEG or WebP picture" in done.output and name in done.output
+    assert f"it is {kind}; give a PNG, JPEG, WebP or AVIF picture" in done.output and name in done.output
     if len(data) < 16 << 20:
-        with pytest.raises(InvalidArgument, match=f"{kind}: send a PNG, JPEG or WebP picture"):
+        with pytest.raises(InvalidArgument, match=f"{kind}: send a PNG, JPEG, WebP or AVIF picture"):
             client.upload_image(photo)
 
 
@@ -182,13 +182,16 @@ def test_a_file_that_is_too_large_is_refused_as_that(client: Client, data: bytes
 
 
 def test_what_a_picture_loses_is_told(client: Client) -> None:
-    """Further frames and transparency are warned of when an edit is accepted, and at the upload (N22, N23)."""
+    """Further frames, transparency and missing colour are told, by an edit and at the upload (N22, N23)."""
     frames = [Image.new("RGB", (60, 44), colour) for colour in ("teal", "red")]
     animated = file_of(frames[0], "WEBP", save_all=True, append_images=frames[1:], duration=100)
     clear = file_of(Image.new("RGBA", (60, 44), (200, 0, 0, 40)))
 
     assert ["animated" in warning for warning in warnings_of(client, animated)] == [True]
     assert ["transparent" in warning for warning in warnings_of(client, clear)] == [True]
+    grey = file_of(Image.new("L", (60, 44), 99))
+
+    assert ["the picture is grey" in warning for warning in warnings_of(client, grey)] == [True]
     assert warnings_of(client, file_of(frames[0])) == ()
     assert client.upload_image(animated).warnings == tuple(warnings_of(client, animated))
 
@@ -212,4 +215,6 @@ def test_the_limits_of_pictures_are_told(client: Client, services: LocalServices
     limits = client.server_info().limits
 
     assert (limits.upload_side, limits.upload_pixels, limits.upload_webp_pixels) == (16_384, 64_000_000, 24_000_000)
-    assert "64 megapixels (24 as WebP) and 16384 pixels a side" in unitune(services, "doctor").output
+    assert (
+        "64 megapixels (24 as WebP, 25 as AVIF or HEIC) and 16384 pixels a side" in unitune(services, "doctor").output
+    )

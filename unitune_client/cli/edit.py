@@ -153,7 +153,7 @@ def edit_command(
     as_json: bool,
     **tuning: Any,
 ) -> None:
-    """Edit PHOTO, a PNG, JPEG or WebP file, by each PROMPT, which describes the picture you want to see.
+    """Edit PHOTO, a PNG, JPEG, WebP, AVIF or HEIC file, by each PROMPT, which describes the picture you want to see.
 
     The model is tuned on the photo once. All prompts, and later commands with the same photo, use that tuning; imagic
     makes one for each prompt. Without --address the services run here for as long as the command does. The pictures,
