@@ -143,6 +143,9 @@ class SamplingConfig:
     super_resolution_steps: int | None = None
     super_resolution_guidance_scale: float | None = None
     dynamic_thresholding: bool | None = None
+    second_pass: bool = False
+    second_pass_strength: float | None = None
+    second_pass_scale: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from unitune_client.cli.options import (
     field_option,
     output_option,
     result_options,
+    second_pass_options,
     seed_option,
     server_options,
     super_resolution_option,
@@ -105,6 +106,7 @@ Examples:
     nargs=2,
 )
 @super_resolution_option
+@second_pass_options
 @seed_option
 @attention_options
 @tuning_options
@@ -140,6 +142,9 @@ def edit_command(
     eta: float | None,
     guidance_interval: tuple[float, float] | None,
     super_resolution: bool,
+    second_pass: bool,
+    second_pass_strength: float | None,
+    second_pass_scale: float | None,
     seeds: tuple[int, ...],
     cross_replace: float | None,
     self_replace: float | None,
@@ -202,6 +207,9 @@ def edit_command(
         "blend_words": list(blend_words) or None,
         "clip_filter": clip_filter or None,
         "super_resolution": super_resolution or None,
+        "second_pass": second_pass or None,
+        "second_pass_strength": second_pass_strength,
+        "second_pass_scale": second_pass_scale,
         "omit_metadata": omit_metadata or None,
     }
     options = cast(EditOptions, said)  # a server knows the words that it takes

@@ -60,6 +60,10 @@ class Region(NamedTuple):
         """This part of a picture or a mask."""
         return array[self.slices]
 
+    def scaled(self, factor: int) -> "Region":
+        """The same in a picture that is `factor` times as large."""
+        return Region(*(factor * side for side in self))
+
     def pasted(self, part: Pixels, picture: Pixels) -> Pixels:
         """A copy of the picture with this part replaced; the part itself if it is the whole picture."""
         if part.shape == picture.shape:
