@@ -299,14 +299,16 @@ def warnings_of(prompt: str, vocabulary: Sequence[str]) -> list[str]:
 
 
 def warnings_of_steps(config: SamplingConfig) -> list[str]:
-    """A warning where the strength leaves no step, unless that is what 0 asks for."""
-    steps, strength = config.num_inference_steps, config.strength
-    if config.automatic or strength == 0 or num_late_steps(steps, strength) > 0:
-        return []
-    return [
-        f"strength {strength:g} of {steps} steps leaves none, so nothing is edited: raise strength to {1 / steps:.2g} "
-        "or more, or num_inference_steps"
-    ]
+    """A warning where a strength leaves no step, unless that is what 0 asks for."""
+    asked, steps, warnings = Flat(config), config.num_inference_steps, []
+    for name, nothing in (("strength", "nothing is edited"), ("second_pass_strength", "there is no second pass")):
+        strength = getattr(asked, name)  # 0 where it is unset, as with automatic
+        if strength > 0 and num_late_steps(steps, strength) == 0:
+            warnings.append(
+                f"{name} {strength:g} of {steps} steps leaves none, so {nothing}: raise {name} to {1 / steps:.2g} "
+                "or more, or num_inference_steps"
+            )
+    return warnings
 
 
 def _warnings_of_second_pass(

@@ -227,7 +227,7 @@ def _heif_size(data: bytes) -> Sizes:
         if name == b"ispe":
             items.append(struct.unpack_from(">II", data, start + 4))
         elif name == b"pixi":
-            bits = max(bits, *data[start + 5 : end])
+            bits = max(bits, *data[start + 5 : min(start + 9, end)])  # of at most four channels
     width, height = max(items, key=lambda item: item[0] * item[1])
     return width, height, _HEIF_BYTES, bits
 

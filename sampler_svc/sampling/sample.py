@@ -42,7 +42,7 @@ def sample(request: Request, tools: Tools, on_event: OnEvent, edit: PreparedEdit
     steps = EditSteps(edit, request, on_event)
     latent, terms = edit.latent, guidance_by_timestep(request, tools.embed, tools.schedule)
 
-    if request.second_pass is not None and request.only_masked and edit.enlarged is None:
+    if request.second_pass_steps > 0 and request.only_masked and edit.enlarged is None:
         on_event(Warned(too_small_for_second_pass(edit.size, edit.fit.size)))
     encoded = time.perf_counter()
     if request.attention is None:
