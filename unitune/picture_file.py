@@ -171,7 +171,10 @@ def _warnings(image: Image.Image, head: Header) -> Iterator[str]:
     """What of the file no edit uses or no result has, each with a remedy."""
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
-        yield f"the picture is animated: only the first of its {frames} frames is used"
+        yield (
+            f"the picture is animated: only the first of its {frames} frames is used; to edit another one, save that as a "
+            "picture of its own"
+        )
     if _is_transparent(image):
         yield (
             "the picture has transparent parts: it is edited over white, and results keep its transparency, so that "

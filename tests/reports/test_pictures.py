@@ -225,7 +225,7 @@ def test_what_a_photograph_carries_comes_back_with_its_edit(services: LocalServi
     assert (found[inside] != own[inside]).any(axis=1).mean() > 0.5
 
     shown = unitune(services, "show", file)
-    assert "second_pass_strength" in shown.output
+    assert "second_pass_strength" in shown.output and "second_pass_scale" in shown.output  # by default
     again = edit_command(services, photo, tmp_path / "again", "--mask", mask, "--like", file)
     assert again.exit_code == 0, again.output
     assert next(path for path in (tmp_path / "again").glob("*seed0.png")).read_bytes() == file.read_bytes()

@@ -191,3 +191,22 @@ def test_nothing_else_of_the_file_is_in_a_result() -> None:
 
     assert b"A Camera Maker" not in result and b"eXIf" not in result and b"at home" not in result
     assert not Image.open(io.BytesIO(result)).getexif()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_a_turned_photograph_comes_back_upright(kind: str) -> None:
+    """Its own pixels and its transparency are turned as what the model sees is, and its profile stays (M41)."""
+    exif, picture = Image.Exif(), colours()
+    exif[picture_file.EXIF_ORIENTATION] = 6
+    if kind != "JPEG":
+        picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = file_of(picture, kind, exif=exif.tobytes(), icc_profile=rgb_profile("adobe_rgb"), **options)
+
+    photograph = Photograph.decode(data)
+    result = Image.open(io.BytesIO(photograph.file_of(photograph.own)))
+
+    stored = Image.open(io.BytesIO(data))
+    np.testing.assert_array_equal(np.asarray(result), np.rot90(np.asarray(stored), -1))
+    assert photograph.seen.shape == (40, 30, 3) and not result.getexif()
+    assert result.info["icc_profile"] == rgb_profile("adobe_rgb")
