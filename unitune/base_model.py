@@ -250,6 +250,11 @@ class BaseModelSpec:
     files: Mapping[str, str] = field(default_factory=dict)  # file name to sha256
 
     @property
+    def pixels_each(self) -> int:
+        """Along each side, of one value of the latent."""
+        return self.image_side[0] // self.latent_side[0]
+
+    @property
     def latent_step(self) -> int:
         """The same of the latent's height and width."""
         return self.size_step * self.latent_side[0] // self.image_side[0]

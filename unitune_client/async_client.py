@@ -108,8 +108,8 @@ class AsyncClient:
             return messages.server_info(await stub.GetServerInfo(server_pb2.GetServerInfoRequest()))
 
     async def upload_image(self, image: Picture) -> events.Image:
-        """Upload a picture: its bytes or the path of a PNG, JPEG or WebP file, at most 16 MiB and 64 megapixels, 24 as
-        WebP.
+        """Upload a picture: its bytes or the path of a PNG, JPEG, WebP, AVIF or HEIC file, at most 16 MiB and 64
+        megapixels, 24 as WebP and 25 as AVIF or HEIC.
 
         Images are named by their digest, so uploading one again changes nothing.
         Raises InvalidArgument when the server cannot use the picture.

@@ -89,3 +89,6 @@ class SamplingConfig:
     dynamic_thresholding: bool | None = None
     timestep_spacing: str = ""
     guidance_rescale: float | None = None
+    second_pass: bool = False
+    second_pass_strength: float | None = None
+    second_pass_scale: float | None = None

@@ -439,6 +439,7 @@ class Limits:
     seeds: int
     upload_side: int = 0
     upload_webp_pixels: int = 0
+    upload_heif_pixels: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

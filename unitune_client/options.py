@@ -242,6 +242,19 @@ class EditOptions(OwnTuningOptions, total=False):
     own prediction (arXiv 2305.08891, section 3.4). [0 to 1; default: the base model's own, 0] Only for unitune, imagic,
     dreambooth, textual_inversion, sdedit.
     """
+    second_pass: bool | None
+    """second_pass, when it is set, samples the edited places of a photograph that is larger than its working size once
+    more, at several times that size, in overlapping tiles of the model's own size and under the same mask. Only for
+    unitune, imagic, dreambooth, textual_inversion, sdedit.
+    """
+    second_pass_strength: float | None
+    """second_pass_strength says how far up the noise schedule it starts. [0 to 1; default: 0.2] Only for unitune,
+    imagic, dreambooth, textual_inversion, sdedit.
+    """
+    second_pass_scale: float | None
+    """second_pass_scale is how many times the working size it samples at, along each side; at most the photograph's own
+    size. [above 1, to 16; default: 2] Only for unitune, imagic, dreambooth, textual_inversion, sdedit.
+    """
     seeds: list[int] | tuple[int, ...] | None
     """seeds, 0 or more each, one picture each, at most 8; empty means one picture from seed 0. Same seed, same picture.
     [0 or more; default: 0]

@@ -30,6 +30,8 @@ def picture_bytes(given: Picture | Tuning, field: str = "image") -> bytes:
         return Path(given).read_bytes()
     except OSError as error:
         remedy = (
-            "give the path of a PNG, JPEG or WebP picture" if field == "image" else "give the path of a PNG picture"
+            "give the path of a PNG, JPEG, WebP or AVIF picture"
+            if field == "image"
+            else "give the path of a PNG picture"
         )
         raise InvalidField(field, Path(given), f"{error.strerror or error}; {remedy}") from None

@@ -354,8 +354,8 @@ def test_wrong_input_is_one_line_and_code_2(photo: Path, options: list[str], lin
     [
         ("--mask", "mask.png", b"no picture", "--mask is 'mask.png': it is text; give a PNG picture"),
         ("--mask", "mask.jpg", b"\xff\xd8\xff", "--mask is 'mask.jpg': it is a JPEG; give a PNG picture"),
-        ("PHOTO", "a.gif", b"GIF89a", "PHOTO is 'a.gif': it is a GIF; give a PNG, JPEG or WebP picture"),
-        ("--photo", "b.pdf", b"%PDF", "--photo is 'b.pdf': it is a PDF; give a PNG, JPEG or WebP picture"),
+        ("PHOTO", "a.gif", b"GIF89a", "PHOTO is 'a.gif': it is a GIF; give a PNG, JPEG, WebP or AVIF picture"),
+        ("--photo", "b.pdf", b"%PDF", "--photo is 'b.pdf': it is a PDF; give a PNG, JPEG, WebP or AVIF picture"),
     ],
 )
 def test_a_file_of_another_kind_is_refused_before_anything_starts(
@@ -470,7 +470,9 @@ def test_a_missing_photo_is_named(tmp_path: Path) -> None:
     """The argument, its value and what to give instead, on one line."""
     done = unitune("edit", "nobody.png", "a dog", "--address", "127.0.0.1:1")
 
-    wanted = "error: PHOTO is 'nobody.png': No such file or directory; give the path of a PNG, JPEG or WebP picture\n"
+    wanted = (
+        "error: PHOTO is 'nobody.png': No such file or directory; give the path of a PNG, JPEG, WebP or AVIF picture\n"
+    )
     assert (2, wanted) == (done.exit_code, done.stderr)
 
 

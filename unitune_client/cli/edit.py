@@ -95,7 +95,7 @@ def edit_command(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Edit PHOTO, a PNG, JPEG or WebP file, by each PROMPT, which describes the picture you want to see.
+    """Edit PHOTO, a PNG, JPEG, WebP, AVIF or HEIC file, by each PROMPT, which describes the picture you want to see.
 
     The model is tuned on the photo once. All prompts, and later commands with the same photo, use that tuning; imagic
     makes one for each prompt. Without --address the services run here for as long as the command does. The pictures,
@@ -161,9 +161,7 @@ def edit_command(
                     path = outputs.save(edited.png, slug, f"seed{edited.seed}")
                     show.result(str(path), kind="picture", prompt=prompt, seed=edited.seed)
                     caption = f"{captions[prompt]} (seed {edited.seed})" if len(seeds) > 1 else captions[prompt]
-                    if edited.working_width:
-                        caption += f", sampled at {edited.working_width}x{edited.working_height}"
-                    edits.append((caption, edited.png, edited.mask or b""))
+                    edits.append((caption + sampled_at(edited, info.base_model), edited.png, edited.mask or b""))
                     paths.append(path)
             if not paths:
                 raise FailedPrecondition("the content filter refused every picture", reason="BLOCKED")
@@ -321,6 +319,12 @@ def choice_in_words(image: events.EditedImage, scores: events.Scores, tried: int
         f"seed {image.seed}: the picture{settings} was taken{among}. {verdict}: likeness to PROMPT {scores.prompt:.2f} "
         f"(of PHOTO {scores.base_prompt:.2f}), likeness to PHOTO {scores.kept:.2f} (1 is the same)"
     )
+
+
+def sampled_at(image: events.EditedImage, model: events.BaseModel) -> str:
+    """The end of a caption: the size at which the picture was sampled, where that is not the model's own."""
+    size = image.working_width, image.working_height
+    return "" if size in ((0, 0), (model.width, model.height)) else f", sampled at {size[0]}x{size[1]}"
 
 
 def captions_of(prompts: Iterable[str], show: Display) -> dict[str, str]:

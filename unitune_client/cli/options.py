@@ -196,6 +196,15 @@ def result_options(command: F) -> F:
 
 
 super_resolution_option = field_option(SAMPLING["super_resolution"])
+
+
+def second_pass_options(command: F) -> F:
+    """--second-pass and how it is sampled."""
+    for name in ("second_pass_scale", "second_pass_strength", "second_pass"):
+        command = field_option(SAMPLING[name])(command)
+    return command
+
+
 seed_option = field_option(EDIT["seeds"], multiple=True)
 
 
