@@ -23,7 +23,17 @@ from gateway.tunings import Tunings
 from gateway.upstreams import Upstreams
 from unitune import telemetry
 from unitune.choices import EDIT_METHODS, PROMPT_TO_PROMPT
-from unitune.errors import Internal, InvalidField, NotFound, UniTuneError, from_status, length_of, to_status
+from unitune.errors import (
+    COST_LIMIT,
+    Internal,
+    InvalidArgument,
+    InvalidField,
+    NotFound,
+    UniTuneError,
+    from_status,
+    length_of,
+    to_status,
+)
 from unitune.image_pieces import PIECE_BYTES, Assembly, cut
 from unitune.options import SAMPLING, Flat, check, put_words
 from unitune.prompts import mentions, with_words_before, with_words_instead, without
@@ -283,7 +293,9 @@ def _in_entry(request: CompareRequest, index: int) -> Iterator[None]:
     """Make a refusal name the field of this request, in place of the edit's field."""
     try:
         yield
-    except InvalidField as error:
+    except InvalidArgument as error:
+        if error.reason not in ("INVALID_FIELD", COST_LIMIT):
+            raise
         field = error.metadata["field"]
         word = field.removeprefix("tuning_config.")
         if word in NEEDED_WORD.values():

@@ -1,6 +1,6 @@
 """The gateway's settings."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from unitune.serving import SILENCE_S
@@ -8,6 +8,11 @@ from unitune.serving import SILENCE_S
 # Streams at the sampler. It has few engines, and serves first who came first: what is there waits.
 SAMPLE_STREAMS = 4
 MAX_SAMPLE_STREAMS = 90  # below the 100 streams of one connection that HTTP/2 recommends a server to allow at least
+# What admission allows.
+LIMITS = (
+    *("tenant_tunings", "tenant_edits", "tenant_requests_per_s", "tenant_bytes"),
+    *("open_tunings", "open_edits", "edit_steps", "tuning_pixels"),
+)
 MAX_CONNECTION_AGE_S = 2_000_000  # gRPC counts it in milliseconds, in 31 bits
 
 
@@ -50,6 +55,62 @@ class GatewayConfig:
             "help": f"edits that are at the sampler at a time, 1 to {MAX_SAMPLE_STREAMS}; others wait in the gateway",
         },
     )
+    tenant_tunings: int = field(
+        default=100,
+        metadata={
+            "env": "UNITUNE_TENANT_TUNINGS",
+            "help": "tunings of one tenant that are queued or running at a time; 0 means no limit",
+        },
+    )
+    tenant_edits: int = field(
+        default=256,
+        metadata={
+            "env": "UNITUNE_TENANT_EDITS",
+            "help": "edits and comparisons of one tenant that run or wait at a time; 0 means no limit",
+        },
+    )
+    tenant_requests_per_s: float = field(
+        default=100.0,
+        metadata={
+            "env": "UNITUNE_TENANT_REQUESTS_PER_S",
+            "help": "calls of one tenant a second, of which those of ten seconds may come at once; 0 means no limit",
+        },
+    )
+    tenant_bytes: int = field(
+        default=0,
+        metadata={
+            "env": "UNITUNE_TENANT_BYTES",
+            "help": "bytes of pictures and tuned weights that one tenant may store; 0 means no limit",
+        },
+    )
+    open_tunings: int = field(
+        default=1000,
+        metadata={
+            "env": "UNITUNE_OPEN_TUNINGS",
+            "help": "tunings of all tenants that are queued or running at a time; 0 means no limit",
+        },
+    )
+    open_edits: int = field(
+        default=1024,
+        metadata={
+            "env": "UNITUNE_OPEN_EDITS",
+            "help": "edits and comparisons of all tenants that run or wait at a time; 0 means no limit",
+        },
+    )
+    edit_steps: int = field(
+        default=20_000,
+        metadata={
+            "env": "UNITUNE_EDIT_STEPS",
+            "help": "steps that one edit may ask for: steps x seeds x repeats x attempts; 0 means no limit",
+        },
+    )
+    tuning_pixels: int = field(
+        default=4_000_000_000,
+        metadata={
+            "env": "UNITUNE_TUNING_PIXELS",
+            "help": "what one tuning may ask for: updates x batch x pixels of the base model; 0 means no limit",
+        },
+    )
     keep_unused_s: float = field(
         default=24 * 3600.0,
         metadata={
@@ -85,5 +146,9 @@ class GatewayConfig:
             )
         if self.keep_unused_s < 0:
             raise ValueError(f"UNITUNE_KEEP_UNUSED_S is {self.keep_unused_s:g}: it must be 0 or more")
+        limits = {setting.name: setting.metadata["env"] for setting in fields(self) if setting.name in LIMITS}
+        for name, variable in limits.items():
+            if getattr(self, name) < 0:
+                raise ValueError(f"{variable} is {getattr(self, name):g}: it must be 0, for no limit, or more")
         if not 1 <= self.sample_streams <= MAX_SAMPLE_STREAMS:
             raise ValueError(f"UNITUNE_SAMPLE_STREAMS is {self.sample_streams}: it must be 1 to {MAX_SAMPLE_STREAMS}")

@@ -18,9 +18,18 @@ from gateway.kept_images import KeptImages
 from gateway.metadata import Metadata
 from gateway.relay import Backlog, Relay
 from gateway.tunings import Tunings
+from gateway.turn_times import TurnTimes
 from gateway.upstreams import Upstreams, unanswered
 from unitune import telemetry
-from unitune.errors import FailedPrecondition, Internal, UniTuneError, from_status, to_status
+from unitune.errors import (
+    DEADLINE_UNREACHABLE,
+    FailedPrecondition,
+    Internal,
+    ResourceExhausted,
+    UniTuneError,
+    from_status,
+    to_status,
+)
 from unitune.v1.edit_pb2 import EditEvent, EditRequest, Timings
 from unitune.v1.sampler_pb2 import SampleEvent, SampleRequest
 from unitune.v1.tuning_pb2 import Tuning, TuningEvent
@@ -50,6 +59,7 @@ class Edits:
         self._queue = queue
         self._heartbeat_s = heartbeat_s
         self._backlog = Backlog()
+        self._times = TurnTimes()
 
     async def edit(self, request: EditRequest, timeout_s: float | None) -> AsyncGenerator[EditEvent, None]:
         """The events of one edit. The last one is the only terminal event. Closing the generator stops the edit.
@@ -64,6 +74,7 @@ class Edits:
                 event.create_time.GetCurrentTime()
                 yield event
             return
+        self._refuse_unreachable(plan, None if timeout_s is None else began + timeout_s - time.monotonic())
         opened = self._results.begin(plan.tenant)
         # With a backlog an edit goes on while its reader does not read: no turn at the sampler waits for a reader.
         opened.relay = Relay(
@@ -90,6 +101,27 @@ class Edits:
             yield opened.numbered(EditEvent(failed=opened.edit.error))
         finally:
             opened.cancelled()  # unless it ended before its reader went away
+
+    def _refuse_unreachable(self, plan: EditPlan, left_s: float | None) -> None:
+        """Raise ResourceExhausted (DEADLINE_UNREACHABLE) for an edit whose turn cannot come and end in time.
+
+        It counts the tenant's own edits before this one, at the speed of the fastest of the last ones. An edit that has
+        to wait for its tuning is let in: how long that takes is not known well enough.
+        """
+        if left_s is None or (plan.tuning is not None and plan.tuning.state != Tuning.STATE_READY):
+            return
+        before, own = self._queue.work_before(plan.tenant), plan.least_steps
+        needed_s = self._times.at_least_s(before + own)
+        if needed_s is None or needed_s <= left_s:
+            return
+        how = "allow more time, or ask for less" if not before else "allow more time, or come when fewer edits wait"
+        raise ResourceExhausted.of_quota(
+            f"tenants/{plan.tenant}",
+            round(max(0.0, left_s), 3),
+            f"this edit takes {needed_s:.2g} seconds at least, and its deadline is in {max(0.0, left_s):.2g}: {how}",
+            reason=DEADLINE_UNREACHABLE,
+            retry_after_s=max(1.0, needed_s - left_s) if before else None,
+        )
 
     async def _events(
         self, plan: EditPlan, opened: OpenEdit, began: float, timeout_s: float | None
@@ -149,8 +181,9 @@ class Edits:
     ) -> AsyncGenerator[SampleEvent, None]:
         """The sampler's events, once the edit has its turn. Raises NotFound for a tuning that was deleted meanwhile."""
         opened.waits = True
-        async with self._queue.place(plan.tenant) as waited_s:
+        async with self._queue.place(plan.tenant, plan.least_steps) as waited_s:
             opened.waits = False
+            began_turn = time.monotonic()
             if tuning is not None:
                 await self._tunings.with_weights(tuning.name)
             left_s = None if timeout_s is None else began + timeout_s - time.monotonic()
@@ -158,6 +191,7 @@ class Edits:
                 async for sample in samples:
                     if sample.HasField("done"):
                         sample.done.queue_s += waited_s
+                        self._times.note(plan.least_steps, time.monotonic() - began_turn)
                     yield sample
 
 

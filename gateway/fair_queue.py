@@ -22,21 +22,28 @@ class FairQueue:
         self._taken: Counter[str] = Counter()
         # A tenant that was served goes to the end.
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        self._work: dict[asyncio.Future[None], float] = {}  # of those that wait
 
     @property
     def num_waiting(self) -> int:
         """How many wait for a place."""
         return sum(len(line) for line in self._waiting.values())
 
+    def work_before(self, tenant: str) -> float:
+        """The work of this tenant that waits, for each of the places that it may have: what a further one waits for at
+        least, however the other tenants fare."""
+        return sum(self._work[entry] for entry in self._waiting.get(tenant, ())) / self._most_of_one
+
     @asynccontextmanager
-    async def place(self, tenant: str) -> AsyncGenerator[float, None]:
-        """Wait for a place and have it for the block; the seconds waited.
+    async def place(self, tenant: str, work: float = 0.0) -> AsyncGenerator[float, None]:
+        """Wait for a place and have it for the block; the seconds waited. `work` is in any unit.
 
         A caller that is cancelled while it waits leaves the queue at once.
         """
         began = time.monotonic()
         entry: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(tenant, deque()).append(entry)
+        self._work[entry] = work
         self._serve()
         try:
             await entry
@@ -68,5 +75,6 @@ class FairQueue:
         line = self._waiting.get(tenant)
         if line is not None and entry in line:
             line.remove(entry)
+            del self._work[entry]
             if not line:
                 del self._waiting[tenant]

@@ -15,7 +15,7 @@ from grpc_status import rpc_status
 
 from unitune import deadlines, telemetry
 from unitune.deadlines import ReaderTooSlow
-from unitune.errors import Internal, InvalidArgument, UniTuneError, to_status
+from unitune.errors import Internal, InvalidArgument, ResourceExhausted, UniTuneError, to_status
 
 logger = logging.getLogger(__name__)
 
@@ -132,14 +132,23 @@ async def _recorded(method: str, context: Any) -> AsyncIterator[None]:
         if isinstance(error, ReaderTooSlow):
             telemetry.event(logger, "reader too slow", level=logging.WARNING, method=method)
             await asyncio.wait({error.writing})  # until it reads on, or the connection ends
-        await context.abort_with_status(rpc_status.to_status(to_status(error)))
+        await context.abort_with_status(_status_of(error))
     except Exception:
         code, reason = "INTERNAL", "INTERNAL"
         telemetry.failure(logger, "call failed", method=method)
         ours = Internal("the server made a mistake; its log has the details", reason="INTERNAL")
-        await context.abort_with_status(rpc_status.to_status(to_status(ours)))
+        await context.abort_with_status(_status_of(ours))
     finally:
         is_routine = method.startswith("/grpc.") or (code == "OK" and method in _ROUTINE)
         if not is_routine:
             seconds = round(time.monotonic() - began, 4)
             telemetry.event(logger, "call", method=method, code=code, reason=reason, seconds=seconds)
+
+
+def _status_of(error: UniTuneError) -> Any:
+    """The status with its details. A shed call also says when to come back in the way that gRPC's own retries obey."""
+    status: Any = rpc_status.to_status(to_status(error))
+    if isinstance(error, ResourceExhausted) and error.retry_after_s is not None:
+        pushback = ("grpc-retry-pushback-ms", str(round(1000 * error.retry_after_s)))
+        status = status._replace(trailing_metadata=(*status.trailing_metadata, pushback))
+    return status

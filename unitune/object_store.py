@@ -119,6 +119,12 @@ class ObjectStore:
             pages = obstore.list(self._store, prefix)
             return {meta["path"]: meta["last_modified"].timestamp() for page in pages for meta in page}
 
+    def size_bytes(self, prefix: str) -> int:
+        """The bytes of all objects below a prefix."""
+        store_paths.check_object(prefix)
+        with _translated_errors():
+            return sum(meta["size"] for page in obstore.list(self._store, prefix) for meta in page)
+
     def renew(self, path: str) -> None:
         """Write an object's bytes again, so that its time is now. Raises FileNotFoundError."""
         data = self.get(path)

@@ -515,6 +515,15 @@ class Limits:
     seeds: int
     upload_side: int = 0
     upload_webp_pixels: int = 0
+    # 0 of what follows means no limit.
+    tenant_tunings: int = 0
+    tenant_edits: int = 0
+    tenant_requests_per_s: float = 0.0
+    tenant_bytes: int = 0
+    open_tunings: int = 0
+    open_edits: int = 0
+    edit_steps: int = 0
+    tuning_pixels: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,6 +80,12 @@ class EditServiceServicer:
         A request has at most 4 MiB; gRPC itself refuses a larger one, with RESOURCE_EXHAUSTED and without details. Upload
         what is larger: the picture (`image`) and its mask (`mask_image`).
 
+        Refused is, too, with INVALID_ARGUMENT (COST_LIMIT) an edit of more seeds x attempts x repeats x steps than the server
+        allows, naming a field to lower; and with RESOURCE_EXHAUSTED, QuotaFailure and RetryInfo one beyond what the tenant or
+        all of them may have open (TENANT_EDIT_LIMIT, QUEUE_FULL), one that needs a new tuning beyond that (as in
+        CreateTuning), and one whose deadline (the call's timeout) is sooner than the edits of this tenant that wait, and it
+        itself, can be done (DEADLINE_UNREACHABLE; without RetryInfo if it alone takes longer).
+
         A server lets a number of edits run at a time. Others wait for their turn: callers in turn, each one's oldest first.
         Meanwhile only heartbeats come, after `accepted` and the tuning's events; `done` tells in queue_s how long it was.
 
