@@ -25,6 +25,7 @@ async def run(config: GatewayConfig) -> int:
             on_drain=gateway.drain,
             max_receive_bytes=serving.PUBLIC_REQUEST_BYTES,
             connection_age_s=config.connection_age_s,
+            metrics_address=config.metrics_address or None,
         )
     finally:
         await gateway.close()

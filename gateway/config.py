@@ -40,6 +40,13 @@ class GatewayConfig:
             "help": "HOST:PORT for health alone; empty for none of its own",
         },
     )
+    metrics_address: str = field(
+        default="",
+        metadata={
+            "env": "UNITUNE_METRICS_ADDRESS",
+            "help": "HOST:PORT for Prometheus to read metrics; empty means none",
+        },
+    )
     connection_age_s: float = field(
         default=600.0,
         metadata={

@@ -20,7 +20,7 @@ from gateway.relay import Backlog, Relay
 from gateway.tunings import Tunings
 from gateway.turn_times import TurnTimes
 from gateway.upstreams import Upstreams, unanswered
-from unitune import telemetry
+from unitune import metrics, telemetry
 from unitune.errors import (
     DEADLINE_UNREACHABLE,
     FailedPrecondition,
@@ -171,6 +171,8 @@ class Edits:
 
         timings.tune_s = tune_s
         timings.total_s = time.monotonic() - began
+        for stage, seconds in (("tune", tune_s), ("queue", timings.queue_s), ("total", timings.total_s)):
+            metrics.EDIT_STAGE_S.labels(stage).observe(seconds)
         opened.edit.tuning = tuning.name if tuning is not None else ""
         opened.too_large_bytes = kept.too_large_bytes
         opened.done(kept.images, timings)

@@ -12,6 +12,7 @@ from google.rpc.status_pb2 import Status
 
 from gateway.names import Name, new_id, parse
 from gateway.relay import Relay
+from unitune import metrics
 from unitune.errors import Cancelled, NotFound, UniTuneError
 from unitune.v1.edit_pb2 import Edit, EditEvent, Timings
 
@@ -65,6 +66,8 @@ class OpenEdit:
             self._end(Edit.STATE_CANCELLED)
 
     def _end(self, state: Edit.State) -> None:
+        if self.end_s is None:
+            metrics.EDIT_ENDS.labels(Edit.State.Name(state).removeprefix("STATE_").lower()).inc()
         self.edit.state = state
         self.relay = None
         self.end_s = time.monotonic()

@@ -22,17 +22,28 @@ class FairQueue:
         self._taken: Counter[str] = Counter()
         # A tenant that was served goes to the end.
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
-        self._work: dict[asyncio.Future[None], float] = {}  # of those that wait
+        # Of those that wait, in the order in which they came: the work, and since when.
+        self._entries: dict[asyncio.Future[None], tuple[float, float]] = {}
 
     @property
     def num_waiting(self) -> int:
         """How many wait for a place."""
         return sum(len(line) for line in self._waiting.values())
 
+    @property
+    def num_taken(self) -> int:
+        """How many have a place."""
+        return self._taken.total()
+
+    @property
+    def oldest_wait_s(self) -> float:
+        """How long the one that came first has waited; 0 if nobody waits."""
+        return time.monotonic() - next(iter(self._entries.values()))[1] if self._entries else 0.0
+
     def work_before(self, tenant: str) -> float:
         """The work of this tenant that waits, for each of the places that it may have: what a further one waits for at
         least, however the other tenants fare."""
-        return sum(self._work[entry] for entry in self._waiting.get(tenant, ())) / self._most_of_one
+        return sum(self._entries[entry][0] for entry in self._waiting.get(tenant, ())) / self._most_of_one
 
     @asynccontextmanager
     async def place(self, tenant: str, work: float = 0.0) -> AsyncGenerator[float, None]:
@@ -43,7 +54,7 @@ class FairQueue:
         began = time.monotonic()
         entry: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(tenant, deque()).append(entry)
-        self._work[entry] = work
+        self._entries[entry] = work, began
         self._serve()
         try:
             await entry
@@ -75,6 +86,6 @@ class FairQueue:
         line = self._waiting.get(tenant)
         if line is not None and entry in line:
             line.remove(entry)
-            del self._work[entry]
+            del self._entries[entry]
             if not line:
                 del self._waiting[tenant]

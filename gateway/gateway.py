@@ -13,6 +13,7 @@ from gateway.edit_plan import Planner
 from gateway.edit_results import EditResults
 from gateway.evictions import Evictions
 from gateway.fair_queue import FairQueue
+from gateway.gauges import Gauges
 from gateway.images import Images
 from gateway.known_services import KnownServices
 from gateway.open_calls import OpenCalls
@@ -84,6 +85,8 @@ class Gateway:
             asyncio.create_task(self.retention.run(config.store_sweep_s)),
             asyncio.create_task(evictions.run()),
         ]
+        if config.metrics_address:
+            self._tasks.append(asyncio.create_task(Gauges(state, queue).run()))
 
     @classmethod
     async def open(cls, config: GatewayConfig) -> "Gateway":

@@ -28,9 +28,11 @@ from gateway.tuning_records import (
     KeptEvents,
     Page,
     QueueLimits,
+    QueueNow,
     TakenTuning,
     etag_of,
 )
+from unitune import metrics
 from unitune.errors import TENANT_TUNING_LIMIT, Internal, InvalidArgument, NotFound, to_status
 from unitune.v1.tuning_pb2 import Tuning, TuningEvent
 
@@ -223,6 +225,18 @@ class State:
         for (name,) in rows.fetchall():
             self._give_back(name, lost=True)
 
+    @operation
+    def queue_now(self) -> QueueNow:
+        """How many tunings are unfinished, and since when the oldest of the queue waits."""
+        queued, running = self._sql(
+            "SELECT COUNT(CASE WHEN state = ?1 THEN 1 END), COUNT(CASE WHEN state = ?2 THEN 1 END)"
+            " FROM tunings WHERE state IN (?1, ?2)",
+            *UNFINISHED,
+        ).fetchone()
+        oldest = self._sql("SELECT blob FROM tunings WHERE state = ? ORDER BY number LIMIT 1", UNFINISHED[0]).fetchone()
+        since_s = Tuning.FromString(oldest[0]).create_time.ToMicroseconds() / 1e6 if oldest else None
+        return QueueNow(queued, running, since_s)
+
     # The events of each tuning.
 
     @operation
@@ -357,6 +371,7 @@ class State:
         if announce is not None:
             self._append(number, announce(tuning))
         if before != tuning.state:
+            self.file.after_commit(partial(_count_end, tuning.state))
             self._sql("UPDATE tunings SET position = NULL WHERE number = ?", number)
             self._renumber()
         return self._existing(name)
@@ -432,6 +447,14 @@ class State:
         tuning = self._one("name = ?", name)
         assert tuning is not None  # written in this very transaction
         return tuning
+
+
+def _count_end(state: Tuning.State) -> None:
+    """Count a tuning that has come into this state from another."""
+    if state == Tuning.STATE_QUEUED:
+        metrics.TUNINGS_LOST.inc()
+    elif state != Tuning.STATE_RUNNING:
+        metrics.TUNING_ENDS.labels(Tuning.State.Name(state).removeprefix("STATE_").lower()).inc()
 
 
 def _tuning(blob: bytes, position: int | None) -> Tuning:

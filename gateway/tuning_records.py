@@ -26,6 +26,14 @@ class QueueLimits(NamedTuple):
     refusal: UniTuneError | None = None
 
 
+class QueueNow(NamedTuple):
+    """The unfinished tunings. `since_s` is when the oldest QUEUED one was created, in Unix seconds."""
+
+    queued: int
+    running: int
+    since_s: float | None
+
+
 class Page(NamedTuple):
     """Tunings, the newest first; `after` continues the list, 0 if this was the end."""
 

@@ -44,7 +44,12 @@ def main() -> int:
 async def _serve(config: SamplerConfig, service: SamplerService) -> int:
     try:
         return await serve(
-            "sampler", config.address, service.register, health_address=config.health_address, on_drain=service.drain
+            "sampler",
+            config.address,
+            service.register,
+            health_address=config.health_address,
+            on_drain=service.drain,
+            metrics_address=config.metrics_address,
         )
     finally:
         await service.close()

@@ -49,6 +49,13 @@ class SamplerConfig:
     health_address: str | None = field(
         default=None, metadata={"env": "UNITUNE_HEALTH_ADDRESS", "help": "HOST:PORT for health alone; empty means none"}
     )
+    metrics_address: str | None = field(
+        default=None,
+        metadata={
+            "env": "UNITUNE_METRICS_ADDRESS",
+            "help": "HOST:PORT for Prometheus to read metrics; empty means none",
+        },
+    )
 
     def __post_init__(self) -> None:
         if self.threads < 0:

@@ -37,7 +37,7 @@ from sampler_svc.sampling.super_resolution import SuperResolution
 from sampler_svc.sampling.text_check import check_texts
 from sampler_svc.sampling.tools import PreparedEdit
 from sampler_svc.stored_weights import StoredWeights
-from unitune import images, store_paths, telemetry
+from unitune import images, metrics, store_paths, telemetry
 from unitune.choices import DEFAULT_RESAMPLES, MASKS_OF_WORDS, tuned_by
 from unitune.errors import Internal, InvalidField, Unavailable, UniTuneError, to_status
 from unitune.object_store import ObjectStore
@@ -50,6 +50,8 @@ from unitune.weights import TunedWeights
 logger = logging.getLogger(__name__)
 
 REPLICA_STATE_S = 1.0  # longest time between two states of WatchReplica
+
+STAGES = ("refit", "encode", "denoise", "decode", "super_resolution")  # of Timings, that metrics tell
 
 T = TypeVar("T")
 
@@ -64,6 +66,9 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         self._waiting = 0
         self._is_draining = False
         self._changed: set[asyncio.Event] = set()
+        pools = [pool for pool in (model.pool, model.controlled, model.super_resolution) if pool is not None]
+        metrics.ENGINES.labels("warm").set_function(lambda: sum(pool.num_warm() for pool in pools))
+        metrics.ENGINES.labels("cold").set_function(lambda: sum(pool.size - pool.num_warm() for pool in pools))
 
     def register(self, server: grpc.aio.Server) -> list[str]:
         """Add the servicer to a server; its full service names."""
@@ -211,6 +216,9 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                 self._edit(request, wanted, lease, extras, second, cancelled, on_event)
             stages.end()
             timings.total_s = time.perf_counter() - asked
+            for stage in STAGES:
+                if (seconds := getattr(timings, f"{stage}_s")) > 0:
+                    metrics.EDIT_STAGE_S.labels(stage).observe(seconds)
             last.done.CopyFrom(timings)
             telemetry.event(logger, "sampled", edit=request.edit, warm=lease.warm, seconds=timings.total_s)
         except UniTuneError as error:

@@ -115,6 +115,7 @@ def services(tiny_cascade: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     (folder / "unitune_preset.json").write_text('{"methods": {"unitune": {"fast_steps": 3}}}')
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("UNITUNE_THREADS", "1")  # more would wait for one another on a busy machine
+        environment.setenv("UNITUNE_METRICS_ADDRESS", "127.0.0.1:0")  # of each its own
         services = LocalServices(str(folder), home=Home(tmp_path_factory.mktemp("home")))
         services.__enter__()
     try:

@@ -40,6 +40,7 @@ def main() -> int:
             service.register,
             health_address=config.health_address,
             on_drain=service.drain,
+            metrics_address=config.metrics_address,
         )
     )
 

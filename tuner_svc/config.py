@@ -38,6 +38,13 @@ class TunerConfig:
             "help": "HOST:PORT for health alone; empty serves it on the address",
         },
     )
+    metrics_address: str | None = field(
+        default=None,
+        metadata={
+            "env": "UNITUNE_METRICS_ADDRESS",
+            "help": "HOST:PORT for Prometheus to read metrics; empty means none",
+        },
+    )
 
     def __post_init__(self) -> None:
         if self.threads < 0:

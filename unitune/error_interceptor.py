@@ -13,7 +13,7 @@ import grpc
 from grpc.aio import EOF  # type: ignore[attr-defined]  # the stubs lack it
 from grpc_status import rpc_status
 
-from unitune import deadlines, telemetry
+from unitune import deadlines, metrics, telemetry
 from unitune.deadlines import ReaderTooSlow
 from unitune.errors import Internal, InvalidArgument, ResourceExhausted, UniTuneError, to_status
 
@@ -143,6 +143,9 @@ async def _recorded(method: str, context: Any) -> AsyncIterator[None]:
         if not is_routine:
             seconds = round(time.monotonic() - began, 4)
             telemetry.event(logger, "call", method=method, code=code, reason=reason, seconds=seconds)
+        metrics.CALLS.labels(method, code).observe(time.monotonic() - began)
+        if code == grpc.StatusCode.RESOURCE_EXHAUSTED.name:
+            metrics.REFUSALS.labels(reason).inc()
 
 
 def _status_of(error: UniTuneError) -> Any:

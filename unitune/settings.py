@@ -41,6 +41,7 @@ NAMES = frozenset(
         "UNITUNE_HEALTH_ADDRESS",
         "UNITUNE_HOME",  # of the client's local services
         "UNITUNE_KEEP_UNUSED_S",
+        "UNITUNE_METRICS_ADDRESS",
         "UNITUNE_OPEN_EDITS",
         "UNITUNE_OPEN_TUNINGS",
         "UNITUNE_REFIT_MODE",

@@ -351,7 +351,7 @@ async def test_the_work_before_an_edit_is_its_own_tenants() -> None:
     assert queue.work_before("a") == 2 * 10 / 2
     go_on.set()
     await asyncio.gather(*tasks[:4], tasks[5])
-    assert queue.work_before("a") == 0 and not queue._work
+    assert queue.work_before("a") == 0 and not queue._entries and queue.num_taken == 0
 
 
 def test_a_time_is_told_only_when_it_is_known() -> None:
