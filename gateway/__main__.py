@@ -6,7 +6,7 @@ import sys
 
 from gateway.config import GatewayConfig
 from gateway.gateway import Gateway
-from unitune import serving, settings, telemetry
+from unitune import serving, settings, telemetry, tracing
 
 
 async def run(config: GatewayConfig) -> int:
@@ -35,6 +35,11 @@ def main() -> int:
     """The program's exit code."""
     config = settings.load(GatewayConfig, os.environ)
     telemetry.configure("gateway")
+    try:
+        tracing.configure("gateway", config.traces)
+    except OSError as error:
+        print(f"gateway: {error}", file=sys.stderr)
+        return 1
     return asyncio.run(run(config))
 
 

@@ -47,6 +47,13 @@ class GatewayConfig:
             "help": "HOST:PORT for Prometheus to read metrics; empty means none",
         },
     )
+    traces: str = field(
+        default="",
+        metadata={
+            "env": "UNITUNE_TRACES",
+            "help": "URL of a collector of traces (OTLP over gRPC), as http://HOST:4317; empty means none",
+        },
+    )
     connection_age_s: float = field(
         default=600.0,
         metadata={

@@ -6,6 +6,7 @@ the work reads before each step.
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import threading
 import time
@@ -104,7 +105,8 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                     yield wire.step_event(event) if isinstance(event, Step) else event
         finally:
             cancelled.set()
-            run.cancel()  # has no effect once a worker has begun
+            if run.cancel():  # not once a worker has begun
+                stages.close()
 
     async def CheckSample(self, request: sampler_pb2.SampleRequest, context: Any) -> sampler_pb2.CheckSampleResponse:
         """Check what needs tokenizers and encoders. It uses no worker thread, so it waits for no edit."""
@@ -201,6 +203,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                 def on_event(event: Event | ScoredImage) -> None:
                     if isinstance(event, Step):
                         is_last = event.index + 1 == event.total
+                        stages.step(event.index, event.total)
                         stages.begin(DECODING if is_last else SAMPLING)
                         mailbox.put(event)
                     elif isinstance(event, Warned):
@@ -226,6 +229,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         except Exception:
             telemetry.failure(logger, "sampling failed", edit=request.edit)
             last.failed.CopyFrom(to_status(Internal("the sampler made a mistake; see its log", reason="INTERNAL")))
+        stages.close()
         mailbox.put(last)
         mailbox.close()
 
@@ -343,11 +347,11 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         """Queue work for a worker thread. Raises Unavailable (DRAINING) during a drain."""
         if self._is_draining:
             raise Unavailable("this replica is shutting down; another one answers", reason="DRAINING")
-        loop = asyncio.get_running_loop()
+        loop, context = asyncio.get_running_loop(), contextvars.copy_context()
 
         def begin() -> T:
             loop.call_soon_threadsafe(self._count_waiting, -1)
-            return work()
+            return context.run(work)  # in the call's trace
 
         def end(run: "Future[T]") -> None:
             loop.call_soon_threadsafe(self._count_waiting, -1 if run.cancelled() else 0)

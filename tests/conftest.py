@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.traces import Collector, collecting
 from unitune_client import Client
 from unitune_client.local.home import Home
 from unitune_client.local.services import LocalServices
@@ -108,7 +109,16 @@ def tiny_fp16_graphs(tiny_model: Path, tiny_graphs: Path, tmp_path_factory: pyte
 
 
 @pytest.fixture(scope="session")
-def services(tiny_cascade: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServices]:
+def collector() -> Iterator[Collector]:
+    """What the session's services send their traces to."""
+    with collecting() as collector:
+        yield collector
+
+
+@pytest.fixture(scope="session")
+def services(
+    tiny_cascade: Path, tmp_path_factory: pytest.TempPathFactory, collector: Collector
+) -> Iterator[LocalServices]:
     """The three services as real processes, started once for all tests that cross them: on the tiny base model with its
     super-resolution, and a preset of its own for fast edits."""
     folder = Path(shutil.copytree(tiny_cascade, tmp_path_factory.mktemp("fast") / "tiny"))
@@ -116,6 +126,8 @@ def services(tiny_cascade: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("UNITUNE_THREADS", "1")  # more would wait for one another on a busy machine
         environment.setenv("UNITUNE_METRICS_ADDRESS", "127.0.0.1:0")  # of each its own
+        environment.setenv("UNITUNE_TRACES", collector.url)
+        environment.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")  # ms until spans are sent; 5 s by default
         services = LocalServices(str(folder), home=Home(tmp_path_factory.mktemp("home")))
         services.__enter__()
     try:

@@ -136,6 +136,7 @@ def test_the_client_takes_only_the_contract_from_unitune() -> None:
     """unitune_client imports unitune.v1 and what needs no array library, and nothing else of unitune."""
     allowed = (
         "v1",
+        "call_context",
         "errors",
         "system_errors",
         "drain",

@@ -45,6 +45,13 @@ class TunerConfig:
             "help": "HOST:PORT for Prometheus to read metrics; empty means none",
         },
     )
+    traces: str | None = field(
+        default=None,
+        metadata={
+            "env": "UNITUNE_TRACES",
+            "help": "URL of a collector of traces (OTLP over gRPC), as http://HOST:4317; empty means none",
+        },
+    )
 
     def __post_init__(self) -> None:
         if self.threads < 0:

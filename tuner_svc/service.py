@@ -1,6 +1,7 @@
 """TunerService: reads a request, tunes, sends events. One tuning runs at a time, in the PyTorch thread, in order."""
 
 import asyncio
+import contextvars
 import logging
 import secrets
 import time
@@ -109,7 +110,7 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
                 earlier.cancel()
         run = TuningRun(request.name)
         self._runs.add(run)
-        work = self._thread.submit(self._tune, run, request, config, image, large)
+        work = self._thread.submit(contextvars.copy_context().run, self._tune, run, request, config, image, large)
         work.add_done_callback(lambda _: run.wake())
         is_told = False
         try:

@@ -12,8 +12,9 @@ from typing import Any
 import grpc
 from grpc.aio import EOF  # type: ignore[attr-defined]  # the stubs lack it
 from grpc_status import rpc_status
+from opentelemetry import trace
 
-from unitune import deadlines, metrics, telemetry
+from unitune import deadlines, metrics, telemetry, tracing
 from unitune.deadlines import ReaderTooSlow
 from unitune.errors import Internal, InvalidArgument, ResourceExhausted, UniTuneError, to_status
 
@@ -100,23 +101,31 @@ def _answer(method: str, inner: Any, receive: Any, encode: Callable[[Any], bytes
     once: the clean-up in its `finally` runs when the client goes, not when memory is next collected."""
 
     async def call(_: Any, context: Any) -> None:
-        async with _recorded(method, context), receive(context) as request:
-            answers = inner(request, context)
-            if inspect.isawaitable(answers):
-                answer = await answers
-                if answer is not None:  # None is of a handler that has called context.write
-                    await deadlines.write(context, encode(answer))
-                return
-            async with contextlib.aclosing(answers):
-                async for answer in answers:
-                    await deadlines.write(context, encode(answer))
+        with _span(method, context) as span:
+            async with _recorded(method, context, span), receive(context) as request:
+                answers = inner(request, context)
+                if inspect.isawaitable(answers):
+                    answer = await answers
+                    if answer is not None:  # None is of a handler that has called context.write
+                        await deadlines.write(context, encode(answer))
+                    return
+                async with contextlib.aclosing(answers):
+                    async for answer in answers:
+                        await deadlines.write(context, encode(answer))
 
     return call
 
 
+def _span(method: str, context: Any) -> contextlib.AbstractContextManager[trace.Span]:
+    """The call's span. What is asked every few seconds has none."""
+    if method.startswith("/grpc.") or method in _ROUTINE:
+        return contextlib.nullcontext(trace.INVALID_SPAN)
+    return tracing.answering(method, context.invocation_metadata())
+
+
 @contextlib.asynccontextmanager
-async def _recorded(method: str, context: Any) -> AsyncIterator[None]:
-    """Turn an exception of the block into the call's status, and log how the call ended."""
+async def _recorded(method: str, context: Any, span: trace.Span) -> AsyncIterator[None]:
+    """Turn an exception of the block into the call's status; log, count and trace how the call ended."""
     began = time.monotonic()
     code, reason = "CANCELLED", ""  # what is left when neither an answer nor an error was sent
     try:
@@ -143,6 +152,7 @@ async def _recorded(method: str, context: Any) -> AsyncIterator[None]:
         if not is_routine:
             seconds = round(time.monotonic() - began, 4)
             telemetry.event(logger, "call", method=method, code=code, reason=reason, seconds=seconds)
+        tracing.ended(span, code, reason)
         metrics.CALLS.labels(method, code).observe(time.monotonic() - began)
         if code == grpc.StatusCode.RESOURCE_EXHAUSTED.name:
             metrics.REFUSALS.labels(reason).inc()

@@ -19,6 +19,7 @@ from grpc_health.v1._async import HealthServicer  # `health.aio` in grpc's own w
 from grpc_reflection.v1alpha import reflection
 
 from unitune import metrics, telemetry
+from unitune.call_context import CarryingChannel
 from unitune.drain import DRAIN_S, LEAVE_S
 from unitune.error_interceptor import ErrorInterceptor
 
@@ -103,14 +104,14 @@ CHANNEL_OPTIONS: list[Option] = [
 
 
 def channel(address: str, *, service_config: str | None = None) -> grpc.aio.Channel:
-    """A channel to a service. It connects at the first call; the caller closes it.
+    """A channel to a service. It connects at the first call; the caller closes it. Calls carry the trace along.
 
     `service_config` is JSON, such as a policy for retries.
     """
     options = list(CHANNEL_OPTIONS)
     if service_config is not None:
         options += [("grpc.service_config", service_config), ("grpc.enable_retries", 1)]
-    return grpc.aio.insecure_channel(address, options=options)
+    return CarryingChannel.around(grpc.aio.insecure_channel(address, options=options))
 
 
 @dataclass

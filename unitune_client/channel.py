@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import grpc
 
+from unitune.call_context import CarryingChannel
 from unitune.errors import InvalidField, ResourceExhausted, Unavailable, UniTuneError, from_rpc_error
 from unitune.options import EDIT
 from unitune_client import forks
@@ -84,7 +85,8 @@ NO_PROXY: tuple[str, int] = ("grpc.enable_http_proxy", 0)
 
 
 def open_channel(address: str, tls: bool, root_certificates: bytes | None) -> grpc.aio.Channel:
-    """A channel that connects at its first call. It belongs to the running event loop.
+    """A channel that connects at its first call. It belongs to the running event loop. Where the caller uses
+    OpenTelemetry, calls carry the current trace to the server.
 
     Raises RuntimeError in a process that was forked while a client was open.
     """
@@ -92,8 +94,8 @@ def open_channel(address: str, tls: bool, root_certificates: bytes | None) -> gr
     options = [*CHANNEL_OPTIONS, NO_PROXY] if is_this_machine(address) else CHANNEL_OPTIONS
     if tls or root_certificates is not None:
         credentials = grpc.ssl_channel_credentials(root_certificates)
-        return forks.opened(grpc.aio.secure_channel(address, credentials, options=options))
-    return forks.opened(grpc.aio.insecure_channel(address, options=options))
+        return CarryingChannel.around(forks.opened(grpc.aio.secure_channel(address, credentials, options=options)))
+    return CarryingChannel.around(forks.opened(grpc.aio.insecure_channel(address, options=options)))
 
 
 def checked_address(address: str, field: str = "address") -> str:
