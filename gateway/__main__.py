@@ -21,11 +21,11 @@ async def run(config: GatewayConfig) -> int:
             "gateway",
             config.address,
             gateway.register,
-            health_address=config.health_address or None,
+            health_address=config.health_address,
             on_drain=gateway.drain,
             max_receive_bytes=serving.PUBLIC_REQUEST_BYTES,
             connection_age_s=config.connection_age_s,
-            metrics_address=config.metrics_address or None,
+            metrics_address=config.metrics_address,
         )
     finally:
         await gateway.close()

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import ClassVar
 
+from unitune.service_settings import ServiceSettings
 from unitune.serving import SILENCE_S
 
 # Streams at the sampler. It has few engines, and serves first who came first: what is there waits.
@@ -17,8 +19,10 @@ MAX_CONNECTION_AGE_S = 2_000_000  # gRPC counts it in milliseconds, in 31 bits
 
 
 @dataclass(frozen=True, kw_only=True)
-class GatewayConfig:
-    """Read from the environment by `unitune.settings.load`; fields without a variable are for tests."""
+class GatewayConfig(ServiceSettings):
+    """Read by `unitune.settings.load`; fields without a variable are for tests."""
+
+    TABLE: ClassVar[str] = "gateway"
 
     address: str = field(
         default="127.0.0.1:50051", metadata={"env": "UNITUNE_GATEWAY_ADDRESS", "help": "HOST:PORT to listen on"}
@@ -27,32 +31,8 @@ class GatewayConfig:
     sampler: str = field(
         default="127.0.0.1:50053", metadata={"env": "UNITUNE_SAMPLER", "help": "HOST:PORT of the sampler"}
     )
-    store: str = field(
-        metadata={"env": "UNITUNE_STORE", "help": "a folder, or the URL of a bucket, for pictures and weights"}
-    )
     state: Path = field(
         metadata={"env": "UNITUNE_STATE", "help": "a file for the tunings, their queue and their events"}
-    )
-    health_address: str = field(
-        default="",
-        metadata={
-            "env": "UNITUNE_HEALTH_ADDRESS",
-            "help": "HOST:PORT for health alone; empty for none of its own",
-        },
-    )
-    metrics_address: str = field(
-        default="",
-        metadata={
-            "env": "UNITUNE_METRICS_ADDRESS",
-            "help": "HOST:PORT for Prometheus to read metrics; empty means none",
-        },
-    )
-    traces: str = field(
-        default="",
-        metadata={
-            "env": "UNITUNE_TRACES",
-            "help": "URL of a collector of traces (OTLP over gRPC), as http://HOST:4317; empty means none",
-        },
     )
     connection_age_s: float = field(
         default=600.0,
@@ -153,6 +133,7 @@ class GatewayConfig:
         return tenant in names or "*" in names
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.connection_age_s != 0 and not 1 <= self.connection_age_s <= MAX_CONNECTION_AGE_S:
             raise ValueError(
                 f"UNITUNE_CONNECTION_AGE_S is {self.connection_age_s:g}: "
