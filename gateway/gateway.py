@@ -78,15 +78,15 @@ class Gateway:
         self._tuning_service = TuningService(tunings, calls, admission, config.heartbeat_s)
         self._image_service = ImageService(images, Uploads(), self.retention, calls, admission)
         self._edit_service = EditService(edits, self._comparisons, self._results, calls, admission)
-        self._server_service = ServerService(self._upstreams, config)
+        gauges = Gauges(state, queue)
+        self._server_service = ServerService(self._upstreams, gauges, config)
         self._tasks = [
             asyncio.create_task(self._dispatcher.run()),
             asyncio.create_task(tunings.sweep(config.sweep_s)),
             asyncio.create_task(self.retention.run(config.store_sweep_s)),
             asyncio.create_task(evictions.run()),
+            asyncio.create_task(gauges.run()),
         ]
-        if config.metrics_address:
-            self._tasks.append(asyncio.create_task(Gauges(state, queue).run()))
 
     @classmethod
     async def open(cls, config: GatewayConfig) -> "Gateway":

@@ -1,4 +1,4 @@
-"""Tells the metrics how long the queues are, at intervals: Prometheus asks on another thread than the event loop's."""
+"""Tells callers and metrics how long the queues are, at intervals: Prometheus asks on a thread of its own."""
 
 import asyncio
 import logging
@@ -7,6 +7,7 @@ import time
 from gateway.fair_queue import FairQueue
 from gateway.state import State
 from unitune import metrics, telemetry
+from unitune.v1.server_pb2 import Queue
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +20,7 @@ class Gauges:
     def __init__(self, state: State, turns: FairQueue) -> None:
         self._state = state
         self._turns = turns
+        self.queue = Queue()  # as it was at the last look
 
     async def run(self) -> None:
         """Look at intervals."""
@@ -31,11 +33,18 @@ class Gauges:
 
     async def look(self) -> None:
         """Set the gauges to what is so now."""
-        metrics.EDITS.labels("waiting").set(self._turns.num_waiting)
-        metrics.EDITS.labels("running").set(self._turns.num_taken)
-        metrics.OLDEST_WAIT_S.labels("edits").set(self._turns.oldest_wait_s)
-        queue = await self._state.queue_now()
-        metrics.TUNINGS.labels("queued").set(queue.queued)
-        metrics.TUNINGS.labels("running").set(queue.running)
-        waits_s = max(0.0, time.time() - queue.since_s) if queue.since_s is not None else 0.0
-        metrics.OLDEST_WAIT_S.labels("tunings").set(waits_s)
+        tunings = await self._state.queue_now()
+        self.queue = Queue(
+            tunings_queued=tunings.queued,
+            tunings_running=tunings.running,
+            edits_waiting=self._turns.num_waiting,
+            edits_running=self._turns.num_taken,
+            oldest_tuning_s=max(0.0, time.time() - tunings.since_s) if tunings.since_s is not None else 0.0,
+            oldest_edit_s=self._turns.oldest_wait_s,
+        )
+        metrics.EDITS.labels("waiting").set(self.queue.edits_waiting)
+        metrics.EDITS.labels("running").set(self.queue.edits_running)
+        metrics.TUNINGS.labels("queued").set(self.queue.tunings_queued)
+        metrics.TUNINGS.labels("running").set(self.queue.tunings_running)
+        metrics.OLDEST_WAIT_S.labels("tunings").set(self.queue.oldest_tuning_s)
+        metrics.OLDEST_WAIT_S.labels("edits").set(self.queue.oldest_edit_s)

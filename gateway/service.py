@@ -12,6 +12,7 @@ from gateway.compare import Comparisons
 from gateway.config import GatewayConfig
 from gateway.edit import Edits
 from gateway.edit_results import EditResults
+from gateway.gauges import Gauges
 from gateway.images import Images, receive
 from gateway.open_calls import OpenCalls
 from gateway.relay import Relay
@@ -166,8 +167,9 @@ class EditService(edit_pb2_grpc.EditServiceServicer):
 class ServerService(server_pb2_grpc.ServerServiceServicer):
     """Describes this server, from the last answers of tuner and sampler."""
 
-    def __init__(self, upstreams: Upstreams, config: GatewayConfig) -> None:
+    def __init__(self, upstreams: Upstreams, gauges: Gauges, config: GatewayConfig) -> None:
         self._upstreams = upstreams
+        self._gauges = gauges
         self._limits = validation.limits(config)
 
     async def GetServerInfo(self, request: server_pb2.GetServerInfoRequest, context: Any) -> server_pb2.ServerInfo:
@@ -179,6 +181,8 @@ class ServerService(server_pb2_grpc.ServerServiceServicer):
             tuning_defaults=tuner.tuning_defaults if tuner else None,
             sampling_defaults=sampler.sampling_defaults if sampler else None,
             limits=self._limits,
+            queue=self._gauges.queue,
+            upstreams=self._upstreams.described(),
             methods=edit_pb2.SamplingConfig.Method.keys()[1:],  # 0 is unset
             schedulers=edit_pb2.SamplingConfig.Scheduler.keys()[1:],
             method_tuning_defaults=tuner.method_defaults if tuner else (),

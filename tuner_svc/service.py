@@ -22,7 +22,7 @@ from tuner_svc.tune import check, total_updates, tune
 from tuner_svc.tuning_config import TuningConfig
 from tuner_svc.tuning_run import TuningRun
 from tuner_svc.tuning_stages import StageTimes, TuningStages
-from unitune import images, store_paths, telemetry
+from unitune import __version__, images, store_paths, telemetry
 from unitune.base_model import Preset, SuperResolutionSpec
 from unitune.choices import (
     BOUND_TO_NULL_TEXT,
@@ -84,6 +84,7 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
             tuning_defaults=_defaults(model.preset, TUNING_METHODS[0]),
             method_defaults=[_defaults(model.preset, method) for method in TUNING_METHODS],
             instance=self._instance,
+            version=__version__,
         )
 
     async def CheckTuning(self, request: tuner_pb2.CheckTuningRequest, context: Any) -> tuner_pb2.CheckTuningResponse:

@@ -527,6 +527,28 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Queue:
+    """How much runs and waits on a server, of all tenants together."""
+
+    tunings_queued: int = 0
+    tunings_running: int = 0
+    edits_waiting: int = 0
+    edits_running: int = 0
+    oldest_tuning_s: float = 0.0
+    oldest_edit_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upstream:
+    """A tuner or sampler behind a server, as it last answered."""
+
+    name: str
+    version: str = ""
+    is_answering: bool = False
+    engine: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServerInfo:
     """What a server is, what it can do and what it allows.
 
@@ -542,3 +564,5 @@ class ServerInfo:
     schedulers: tuple[str, ...]
     method_tuning_defaults: Mapping[str, TuningConfig] = field(default_factory=dict)
     method_sampling_defaults: Mapping[str, SamplingConfig] = field(default_factory=dict)
+    queue: Queue = Queue()
+    upstreams: tuple[Upstream, ...] = ()

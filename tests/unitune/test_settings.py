@@ -154,10 +154,22 @@ def test_a_file_has_the_settings_of_all_services(tmp_path: Path) -> None:
         ("[gateway]\nzzz = 3", "[gateway] zzz of {file} is not a setting: known are address"),
         ("[gatway]\nx = 3", "[gatway] of {file} is not a table of settings: did you mean gateway?"),
         ("store = 3", "[store] of {file} is not a table of settings: known are gateway, sampler, tuner"),
-        ("[gateway]\nopen_edits = true", "[gateway] open_edits of {file} is True: it must be a whole number"),
-        ("[gateway]\nopen_edits = 1.5", "[gateway] open_edits of {file} is 1.5: it must be a whole number"),
-        ("[gateway]\nopen_edits = '3'", "[gateway] open_edits of {file} is '3': it must be a whole number"),
-        ("[gateway]\nkeep_unused_s = nan", "[gateway] keep_unused_s of {file} is nan: it must be a finite number"),
+        (
+            "[gateway]\nstore = 'x'\nopen_edits = true",
+            "[gateway] open_edits of {file} is True: it must be a whole number",
+        ),
+        (
+            "[gateway]\nstore = 'x'\nopen_edits = 1.5",
+            "[gateway] open_edits of {file} is 1.5: it must be a whole number",
+        ),
+        (
+            "[gateway]\nstore = 'x'\nopen_edits = '3'",
+            "[gateway] open_edits of {file} is '3': it must be a whole number",
+        ),
+        (
+            "[gateway]\nstore = 'x'\nkeep_unused_s = nan",
+            "[gateway] keep_unused_s of {file} is nan: it must be a finite number",
+        ),
         ("[gateway]\nstore = 3", "[gateway] store of {file} is 3: it must be a text"),
         ("[gateway]\nstore = 'x'\nopen_edits = -1", "[gateway] open_edits of {file} is -1: it must be 0, for no limit"),
         ("[gateway", "UNITUNE_CONFIG is '{file}', which is no TOML: "),

@@ -133,7 +133,8 @@ async def test_logs_tell_trace_and_request(spans: InMemorySpanExporter) -> None:
     handler.setFormatter(telemetry._JsonLine("probe"))
     logger = logging.getLogger("unitune.error_interceptor")
     logger.addHandler(handler)
-    level, logger.level = logger.level, logging.INFO
+    level = logger.level
+    logger.setLevel(logging.INFO)
     try:
         running = await serving.start("127.0.0.1:0", Service().register)
         async with serving.channel(running.address) as channel:
@@ -144,7 +145,7 @@ async def test_logs_tell_trace_and_request(spans: InMemorySpanExporter) -> None:
         logger.info("outside")
     finally:
         logger.removeHandler(handler)
-        logger.level = level
+        logger.setLevel(level)
     inside, outside = (json.loads(line) for line in stream.getvalue().splitlines())
     assert inside["trace"] == trace.format_trace_id(by_name(spans)[CALL].context.trace_id)
     assert len(inside["request"]) == 32 and not {"trace", "request"} & outside.keys()
