@@ -46,6 +46,7 @@ check: $(READY) ## lint, types, who imports whom, protos; seconds once mypy's ca
 	@$(BIN)/lint-imports
 	@echo "buf"
 	@$(BIN)/buf lint
+	@$(BIN)/buf breaking protos --against protos/released.binpb
 	@$(BIN)/python -m protos.generate --check
 	@$(BIN)/python -m protos.options_page --check
 	@$(BIN)/python -m protos.settings_page --check

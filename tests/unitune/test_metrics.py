@@ -1,15 +1,18 @@
 """The metrics' names, labels and port, on which operators' dashboards and alerts depend."""
 
+import json
 import logging
+import re
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+import yaml
 
 from unitune import metrics, serving
-from unitune.errors import ResourceExhausted, UniTuneError
+from unitune.errors import QUEUE_FULL, STORE_FULL, ResourceExhausted, UniTuneError
 from unitune.object_store import ObjectStore
 from unitune.v1 import server_pb2, server_pb2_grpc
 
@@ -97,3 +100,67 @@ def test_errors_of_the_store_are_counted(tmp_path: Path, caplog: pytest.LogCaptu
     with pytest.raises(UniTuneError):
         store.put("images/x/file", b"x")
     assert metrics.STORE_ERRORS.labels(caught.value.reason)._value.get() == count + 1
+
+
+MONITORING = Path(__file__).parents[2] / "k8s" / "monitoring"
+# What Prometheus itself makes of a process, beside our own.
+OF_THE_PROCESS = {"process_resident_memory_bytes", "process_cpu_seconds_total"}
+ENDINGS = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum"), "gauge": ("",)}
+# The values that each label may have, where a rule or a panel names one.
+VALUES = {
+    "code": {code.name for code in grpc.StatusCode},
+    "queue": {"tunings", "edits"},
+    "reason": {STORE_FULL, QUEUE_FULL},
+    "state": {"failed"},
+}
+
+
+def samples() -> dict[str, tuple[str, ...]]:
+    """The labels of every sample that Prometheus reads, by its name."""
+    own = {f"{name}{end}": labels for name, (kind, labels) in FROZEN.items() for end in ENDINGS[kind]}
+    return own | dict.fromkeys(OF_THE_PROCESS, ())
+
+
+def expressions() -> list[str]:
+    """Every expression of the dashboard and of the alert rules."""
+    panels = json.loads((MONITORING / "dashboard.json").read_text())["panels"]
+    groups = yaml.safe_load((MONITORING / "alerts.yaml").read_text())["groups"]
+    found = [target["expr"] for panel in panels for target in panel["targets"]]
+    return found + [rule["expr"] for group in groups for rule in group["rules"]]
+
+
+@pytest.mark.parametrize("expression", expressions())
+def test_dashboard_and_alerts_ask_for_what_there_is(expression: str) -> None:
+    """Each name is a sample of ours, each label one that it has, each value one that can be; brackets are closed."""
+    known = samples()
+    names = set(re.findall(r"\b(?:unitune|process)_\w+", expression))
+    assert names and names <= known.keys()
+    for name, matchers in re.findall(r"\b((?:unitune|process)_\w+)\{([^}]*)\}", expression):
+        for label, value in re.findall(r'(\w+)(?:=~|!~|!=|=)"([^"]*)"', matchers):
+            assert label in (*known[name], "job"), label
+            assert label == "job" or set(value.split("|")) <= VALUES[label], value
+    for labels in re.findall(r"\bby \(([^)]*)\)", expression):
+        allowed = {label for name in names for label in known[name]} | {"le", "job", "instance"}
+        assert set(labels.split(", ")) <= allowed
+    for opening, closing in ("()", "{}", "[]"):
+        assert expression.count(opening) == expression.count(closing)
+
+
+def test_every_alert_says_what_to_do() -> None:
+    """Each rule has a summary, and a heading of its name in the page for operators."""
+    page = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
+    groups = yaml.safe_load((MONITORING / "alerts.yaml").read_text())["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+    assert len({rule["alert"] for rule in rules}) == len(rules) >= 10
+    for rule in rules:
+        assert rule["annotations"]["summary"] and rule["labels"]["severity"] in ("critical", "warning")
+        assert f"### {rule['alert']}\n" in page, rule["alert"]
+    told = set(re.findall(r"^### (UniTune\w+)$", page, re.MULTILINE))
+    assert told == {rule["alert"] for rule in rules}
+
+
+def test_every_metric_is_in_the_page_for_operators() -> None:
+    """docs/operating.md has a row for each, by the name that Prometheus shows."""
+    page = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
+    shown = {f"{name}_total" if kind == "counter" else name for name, (kind, _) in FROZEN.items()}
+    assert shown == set(re.findall(r"^\| `(unitune_\w+)", page, re.MULTILINE))

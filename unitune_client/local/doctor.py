@@ -153,13 +153,21 @@ def findings_of_server(address: str | None, environ: Mapping[str, str]) -> Itera
         address = running.address
     try:
         with Client(address) as client:
-            info = client.server_info()
-            health = client.health()
+            info, health = client.server_info(), health_in_words(client)
     except UniTuneError as error:
         yield "server", Problem(error.message)
     else:
-        yield "health", health if health == "SERVING" else Problem(f"{health}: it takes no new calls")
+        yield "health", health
         yield from server_findings(info)
+
+
+def health_in_words(client: Client) -> str:
+    """Whether the server takes calls."""
+    try:
+        health = client.health()
+    except UniTuneError as error:
+        return "not told" if error.reason == "UNIMPLEMENTED" else Problem(error.message)
+    return health if health == "SERVING" else Problem(f"{health}: it takes no new calls")
 
 
 def server_findings(info: events.ServerInfo) -> Iterator[Finding]:
