@@ -14,9 +14,8 @@ from contextlib import aclosing
 from gateway.edit_plan import EditPlan, Planner, rare_tokens_before
 from gateway.edit_results import CancelledByOwner, EditResults, OpenEdit
 from gateway.fair_queue import FairQueue
-from gateway.kept_images import KeptImages
 from gateway.metadata import Metadata
-from gateway.relay import Backlog, Relay
+from gateway.relay import Relay
 from gateway.tunings import Tunings
 from gateway.turn_times import TurnTimes
 from gateway.upstreams import Upstreams, unanswered
@@ -58,7 +57,6 @@ class Edits:
         self._results = results
         self._queue = queue
         self._heartbeat_s = heartbeat_s
-        self._backlog = Backlog()
         self._times = TurnTimes()
 
     async def edit(self, request: EditRequest, timeout_s: float | None) -> AsyncGenerator[EditEvent, None]:
@@ -76,14 +74,15 @@ class Edits:
             return
         self._refuse_unreachable(plan, None if timeout_s is None else began + timeout_s - time.monotonic())
         opened = self._results.begin(plan.tenant)
-        # With a backlog an edit goes on while its reader does not read: no turn at the sampler waits for a reader.
+        # Pictures wait in the store, so an edit goes on while its reader does not read: no turn at the sampler waits
+        # for a reader, and a slow one costs no memory.
         opened.relay = Relay(
             self._events(plan, opened, began, timeout_s),
             silence_s=self._heartbeat_s,
             heartbeat=_heartbeat,
             size_of=EditEvent.ByteSize,
             lighten=_without_preview,
-            backlog=self._backlog,
+            stored=opened.pictures.stored,
         )
         try:
             async with aclosing(opened.relay.events()) as events:
@@ -92,8 +91,9 @@ class Edits:
         except CancelledByOwner:
             yield opened.numbered(EditEvent(cancelled=opened.edit))
         except UniTuneError as error:
-            opened.failed(to_status(error))
-            yield opened.numbered(EditEvent(failed=opened.edit.error))
+            if opened.end_s is None:  # otherwise a picture could not be read from the store again for a slow reader
+                opened.failed(to_status(error))
+            yield opened.numbered(EditEvent(failed=to_status(error)))
         except Exception:
             telemetry.failure(logger, "edit failed", edit=opened.edit.name)
             ours = Internal("the server made a mistake; its log has the details", reason="INTERNAL")
@@ -138,7 +138,7 @@ class Edits:
             tuning = _ready(event)
             tune_s = time.monotonic() - began
 
-        kept = KeptImages()
+        pictures = opened.pictures
         metadata = None if plan.omit_metadata else await asyncio.to_thread(Metadata, plan, tuning)
         timings: Timings | None = None
         pace = StepThrottle()
@@ -155,13 +155,15 @@ class Edits:
                     case "image":
                         if metadata is not None and not sample.image.blocked:
                             metadata.put_into(sample.image)
-                        yield EditEvent(image=sample.image)
-                        kept.begin(sample.image)
+                        picture = EditEvent(image=sample.image)
+                        await pictures.keep(picture)
+                        yield picture
                     case "heartbeat":
                         yield EditEvent(heartbeat=sample.heartbeat)
                     case "image_part":
-                        yield EditEvent(image_part=sample.image_part)
-                        kept.add(sample.image_part)
+                        picture = EditEvent(image_part=sample.image_part)
+                        await pictures.keep(picture)
+                        yield picture
                     case "done":
                         timings = sample.done
                     case "failed":
@@ -174,8 +176,8 @@ class Edits:
         for stage, seconds in (("tune", tune_s), ("queue", timings.queue_s), ("total", timings.total_s)):
             metrics.EDIT_STAGE_S.labels(stage).observe(seconds)
         opened.edit.tuning = tuning.name if tuning is not None else ""
-        opened.too_large_bytes = kept.too_large_bytes
-        opened.done(kept.images, timings)
+        await self._results.finish(opened, timings)
+        opened.done(timings)
         yield EditEvent(done=EditEvent.Done(timings=timings, tuning=opened.edit.tuning))
 
     async def _samples(

@@ -21,6 +21,7 @@ from gateway.retention import Retention
 from gateway.service import EditService, ImageService, ServerService, TuningService
 from gateway.state import State
 from gateway.stored_bytes import StoredBytes
+from gateway.stored_edits import StoredEdits
 from gateway.tuning_records import QueueLimits
 from gateway.tunings import Tunings
 from gateway.uploads import Uploads
@@ -65,8 +66,11 @@ class Gateway:
             limits=QueueLimits(config.tenant_tunings, config.open_tunings),
             most_pixels=config.tuning_pixels,
         )
-        self.retention = Retention(state, images, store, keep_s=config.keep_unused_s)
-        self._results = EditResults()
+        stored_edits = StoredEdits(store)
+        self._results = EditResults(stored_edits)
+        self.retention = Retention(
+            state, images, store, stored_edits, keep_s=config.keep_unused_s, is_known=self._results.is_known
+        )
         planner = Planner(tunings, images, self._upstreams, config.is_filtered, most_steps=config.edit_steps)
         # No edit waits in the transport, where it would have no heartbeat and could not be cancelled alone.
         queue = FairQueue(config.sample_streams)
@@ -75,7 +79,7 @@ class Gateway:
             planner, edits, tunings, images, self._upstreams, heartbeat_s=config.heartbeat_s
         )
         calls, admission = OpenCalls(), Admission(config)
-        self._tuning_service = TuningService(tunings, calls, admission, config.heartbeat_s)
+        self._tuning_service = TuningService(tunings, self._results, calls, admission, config.heartbeat_s)
         self._image_service = ImageService(images, Uploads(), self.retention, calls, admission)
         self._edit_service = EditService(edits, self._comparisons, self._results, calls, admission)
         gauges = Gauges(state, queue)

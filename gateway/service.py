@@ -37,8 +37,11 @@ from unitune.v1 import (
 class TuningService(tuning_pb2_grpc.TuningServiceServicer):
     """Tunings, as `tuning.proto` promises them."""
 
-    def __init__(self, tunings: Tunings, calls: OpenCalls, admission: Admission, heartbeat_s: float) -> None:
+    def __init__(
+        self, tunings: Tunings, results: EditResults, calls: OpenCalls, admission: Admission, heartbeat_s: float
+    ) -> None:
         self._tunings = tunings
+        self._results = results
         self._calls = calls
         self._admission = admission
         self._heartbeat_s = heartbeat_s
@@ -87,6 +90,7 @@ class TuningService(tuning_pb2_grpc.TuningServiceServicer):
         self._admission.request(tenant_of(request))
         try:
             await self._tunings.delete(request.name)
+            await self._results.forget(request.name)
         except NotFound:
             if not request.allow_missing:
                 raise
@@ -152,12 +156,7 @@ class EditService(edit_pb2_grpc.EditServiceServicer):
 
     async def GetEdit(self, request: edit_pb2.GetEditRequest, context: Any) -> edit_pb2.Edit:
         self._admission.request(tenant_of(request))
-        opened = self._results.get(request.name)
-        validation.check_answer(
-            max(opened.too_large_bytes, opened.edit.ByteSize()),
-            "the pictures of this edit are too large for one answer; its stream had them",
-        )
-        return opened.edit
+        return await self._results.read(request.name)
 
     async def CancelEdit(self, request: edit_pb2.CancelEditRequest, context: Any) -> edit_pb2.Edit:
         self._admission.request(tenant_of(request))

@@ -33,6 +33,7 @@ from unitune_client.channel import (
     Backoff,
     checked_address,
     open_channel,
+    read_to_end,
     typed_errors,
 )
 from unitune_client.messages import Methods
@@ -324,6 +325,7 @@ class AsyncClient:
                     if event is not None:
                         yield event
                     if isinstance(event, events.EditDone):
+                        await read_to_end(call)
                         return
             raise Unavailable("the stream ended before the edit did", reason="STREAM_ENDED")
         finally:
@@ -417,6 +419,7 @@ class AsyncClient:
                     if event is not None:
                         yield event
                     if isinstance(event, events.CompareDone):
+                        await read_to_end(call)
                         return
             raise Unavailable("the stream ended before the comparison did", reason="STREAM_ENDED")
         finally:

@@ -6,7 +6,7 @@ import json
 import random
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import grpc
 
@@ -17,6 +17,7 @@ from unitune_client import forks
 
 MAX_MESSAGE_BYTES = 16 << 20  # of an answer; larger pictures come in pieces
 CHUNK_BYTES = 256 << 10
+END_S = 1.0  # for a stream to end after its last event
 PORT = 50051  # of a gateway, unless it was told another
 INLINE_IMAGE_BYTES = EDIT["image_data"].limits.max_len  # larger pictures are uploaded before the edit
 INLINE_MASK_BYTES = EDIT["mask"].limits.max_len  # and larger masks
@@ -159,6 +160,13 @@ def _typed(error: grpc.aio.AioRpcError, address: str) -> UniTuneError:
     if typed.reason == "DEADLINE_EXCEEDED":
         return Unavailable(f"the server at {address} did not answer in time", reason="DEADLINE_EXCEEDED")
     return typed
+
+
+async def read_to_end(call: grpc.aio.Call) -> None:
+    """Let a stream end by itself after its last event: to the server, one that is cancelled then is a cancelled one."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(END_S):
+            await call.code()
 
 
 class Backoff:

@@ -125,9 +125,11 @@ class EditServiceServicer:
 
     def GetEdit(self, request, context):
         """GetEdit answers with an edit and, once it is done, its pictures; kept for 10 minutes after the end. The oldest are
-        forgotten sooner when more than 1000 edits, or 128 MiB of their pictures, would be kept of all callers together.
+        forgotten sooner when more than 1000 edits, or 1 GiB of their pictures, would be kept of all callers together.
+        Those of a tuning that is deleted go with it. A server that was restarted meanwhile has them still.
         Fails with NOT_FOUND (EDIT_NOT_FOUND), and with RESOURCE_EXHAUSTED (MESSAGE_TOO_LARGE)
-        when the pictures together exceed 16 MiB: they come in the edit's stream alone.
+        when the pictures together exceed 16 MiB: they come in the edit's stream alone; and with DATA_LOSS (EDIT_NOT_KEPT)
+        when the server's store did not take them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
