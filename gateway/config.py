@@ -99,7 +99,7 @@ class GatewayConfig(ServiceSettings):
         },
     )
     tuning_pixels: int = field(
-        default=4_000_000_000,
+        default=25_000_000_000,  # every method's own defaults at 1024x1024, which are 21e9 at most
         metadata={
             "env": "UNITUNE_TUNING_PIXELS",
             "help": "what one tuning may ask for: updates x batch x pixels of the base model; 0 means no limit",

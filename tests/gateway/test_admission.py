@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,15 +15,18 @@ from gateway import admission
 from gateway.admission import RequestRates, tenant_of
 from gateway.config import GatewayConfig
 from gateway.fair_queue import FairQueue
-from gateway.request_cost import edit_steps
+from gateway.request_cost import check_edit_cost, check_tuning_cost, edit_steps, tuning_pixels
 from gateway.turn_times import TurnTimes
 from tests.configs import entry, sampling_config, tuning_config
 from tests.gateway.conftest import World, edit, eventually, picture, refused
 from unitune import settings
+from unitune.base_model import Preset
+from unitune.choices import TUNING_METHODS
 from unitune.errors import ResourceExhausted, UniTuneError
+from unitune.options import TUNING, read_by
 from unitune.v1.edit_pb2 import CancelEditRequest, CompareRequest, EditRequest, GetEditRequest
 from unitune.v1.image_pb2 import DeleteImageRequest
-from unitune.v1.server_pb2 import GetServerInfoRequest
+from unitune.v1.server_pb2 import BaseModel, GetServerInfoRequest
 from unitune.v1.tuning_pb2 import (
     CancelTuningRequest,
     CreateTuningRequest,
@@ -296,6 +300,21 @@ async def test_a_tuning_costs_so_many_pixels(world: World) -> None:
     await refused(call, grpc.StatusCode.INVALID_ARGUMENT, "COST_LIMIT", "tuning_config.batch")
     assert world.tuner.requests == []
     assert (await world.tuned(updates=100, batch=4)).state == Tuning.STATE_READY
+
+
+@pytest.mark.parametrize("method", TUNING_METHODS)
+def test_defaults_pass_the_default_limits(method: str) -> None:
+    """What a method does without being asked for more is never refused, up to 1024x1024."""
+    config, own = GatewayConfig(store="x", state=Path("y")), Preset().method_preset(method)
+    known = {name: getattr(own, name) for name in read_by(TUNING, method) if getattr(own, name, None)}
+    tuning = tuning_config(**known | {"method": method})
+    if method == "null_text":
+        tuning.num_inference_steps = 50
+    base_model = BaseModel(width=1024, height=1024)
+    check_tuning_cost(tuning, base_model, config.tuning_pixels, "config")
+    assert tuning_pixels(tuning, base_model) > 1e8
+    sampling = sampling_config(method="unitune", num_inference_steps=own.num_inference_steps, automatic=True)
+    check_edit_cost(sampling, 8, config.edit_steps)
 
 
 def test_the_steps_of_an_edit() -> None:
