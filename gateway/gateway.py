@@ -76,7 +76,7 @@ class Gateway:
         queue = FairQueue(config.sample_streams)
         edits = Edits(planner, tunings, self._upstreams, self._results, queue, heartbeat_s=config.heartbeat_s)
         self._comparisons = Comparisons(
-            planner, edits, tunings, images, self._upstreams, heartbeat_s=config.heartbeat_s
+            planner, edits, tunings, images, self._upstreams, self._results, heartbeat_s=config.heartbeat_s
         )
         calls, admission = OpenCalls(), Admission(config)
         self._tuning_service = TuningService(tunings, self._results, calls, admission, config.heartbeat_s)

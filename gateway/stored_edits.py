@@ -58,10 +58,13 @@ class EditPictures:
 
     def stored(self, event: EditEvent) -> Load | None:
         """What reads this event again, if it is the one that was stored last."""
-        if event is not self._last:
+        return self.load(self._count) if event is self._last else None
+
+    def load(self, number: int) -> Load | None:
+        """What reads an event again by its number, if it was stored."""
+        if not 1 <= number <= self._count:
             return None
-        path = f"{self._path}/{self._count}"
-        return lambda: _load(self._store, path)
+        return lambda: _load(self._store, f"{self._path}/{number}")
 
 
 class StoredEdits:
