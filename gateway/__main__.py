@@ -6,7 +6,7 @@ import sys
 
 from gateway.config import GatewayConfig
 from gateway.gateway import Gateway
-from unitune import serving, settings, telemetry
+from unitune import serving, settings, telemetry, tracing
 
 
 async def run(config: GatewayConfig) -> int:
@@ -21,10 +21,11 @@ async def run(config: GatewayConfig) -> int:
             "gateway",
             config.address,
             gateway.register,
-            health_address=config.health_address or None,
+            health_address=config.health_address,
             on_drain=gateway.drain,
             max_receive_bytes=serving.PUBLIC_REQUEST_BYTES,
             connection_age_s=config.connection_age_s,
+            metrics_address=config.metrics_address,
         )
     finally:
         await gateway.close()
@@ -34,6 +35,11 @@ def main() -> int:
     """The program's exit code."""
     config = settings.load(GatewayConfig, os.environ)
     telemetry.configure("gateway")
+    try:
+        tracing.configure("gateway", config.traces)
+    except OSError as error:
+        print(f"gateway: {error}", file=sys.stderr)
+        return 1
     return asyncio.run(run(config))
 
 

@@ -10,7 +10,7 @@ from sampler_svc.engines.engine import BackendMissing
 from sampler_svc.engines.folder import UnusableEngine
 from sampler_svc.model import Model
 from sampler_svc.service import SamplerService
-from unitune import telemetry
+from unitune import telemetry, tracing
 from unitune.errors import DataLoss
 from unitune.free_memory import map_large_blocks
 from unitune.object_store import ObjectStore
@@ -25,6 +25,7 @@ def main() -> int:
     config = load(SamplerConfig, os.environ)
     telemetry.configure("sampler")
     try:
+        tracing.configure("sampler", config.traces)
         store = ObjectStore(config.store)
         model = Model.open(
             config.engine,
@@ -44,7 +45,12 @@ def main() -> int:
 async def _serve(config: SamplerConfig, service: SamplerService) -> int:
     try:
         return await serve(
-            "sampler", config.address, service.register, health_address=config.health_address, on_drain=service.drain
+            "sampler",
+            config.address,
+            service.register,
+            health_address=config.health_address,
+            on_drain=service.drain,
+            metrics_address=config.metrics_address,
         )
     finally:
         await service.close()

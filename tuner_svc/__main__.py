@@ -14,7 +14,7 @@ from tuner_svc.config import TunerConfig
 from tuner_svc.model_folder import UnusableBaseModel
 from tuner_svc.service import TunerService
 from tuner_svc.torch_thread import TorchThread
-from unitune import settings, telemetry
+from unitune import settings, telemetry, tracing
 from unitune.object_store import ObjectStore
 from unitune.serving import serve
 from unitune.system_errors import sentence
@@ -26,6 +26,7 @@ def main() -> int:
     telemetry.configure("tuner")
     thread = TorchThread(config.num_threads())
     try:
+        tracing.configure("tuner", config.traces)
         store = ObjectStore(config.store)
         model = thread.submit(_load, config.base_model, int(config.tuning_memory_gb * GB)).result()
     except UnusableBaseModel as error:
@@ -42,6 +43,7 @@ def main() -> int:
             service.register,
             health_address=config.health_address,
             on_drain=service.drain,
+            metrics_address=config.metrics_address,
         )
     )
 

@@ -18,7 +18,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer  # `health.aio` in grpc's own words, which its type stubs lack
 from grpc_reflection.v1alpha import reflection
 
-from unitune import telemetry
+from unitune import metrics, telemetry
+from unitune.call_context import CarryingChannel
 from unitune.drain import DRAIN_S, LEAVE_S
 from unitune.error_interceptor import ErrorInterceptor
 
@@ -103,14 +104,14 @@ CHANNEL_OPTIONS: list[Option] = [
 
 
 def channel(address: str, *, service_config: str | None = None) -> grpc.aio.Channel:
-    """A channel to a service. It connects at the first call; the caller closes it.
+    """A channel to a service. It connects at the first call; the caller closes it. Calls carry the trace along.
 
     `service_config` is JSON, such as a policy for retries.
     """
     options = list(CHANNEL_OPTIONS)
     if service_config is not None:
         options += [("grpc.service_config", service_config), ("grpc.enable_retries", 1)]
-    return grpc.aio.insecure_channel(address, options=options)
+    return CarryingChannel.around(grpc.aio.insecure_channel(address, options=options))
 
 
 @dataclass
@@ -182,15 +183,19 @@ async def serve(
     on_drain: Drain | None = None,
     max_receive_bytes: int = INTERNAL_MESSAGE_BYTES,
     connection_age_s: float = 0.0,
+    metrics_address: str | None = None,
 ) -> int:
     """Run a service until SIGTERM or SIGINT; the program's exit code.
 
     Prints exactly one line, `listening HOST:PORT`, to stdout once calls are accepted (port 0 takes any free one).
     On the first signal, health becomes NOT_SERVING, `on_drain` may end endless calls, and running calls get `drain_s`
     seconds. A second signal cancels them at once. LEAVE_S later the process ends even if its threads run, with exit
-    code 1 and the stacks of all threads on stderr.
+    code 1 and the stacks of all threads on stderr. With `metrics_address` Prometheus finds metrics there, and the log
+    tells the bound port.
     """
     try:
+        if metrics_address:
+            telemetry.event(logger, "metrics", address=metrics.serve(metrics_address))
         running = await start(
             address,
             register,

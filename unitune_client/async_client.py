@@ -33,6 +33,7 @@ from unitune_client.channel import (
     Backoff,
     checked_address,
     open_channel,
+    read_to_end,
     typed_errors,
 )
 from unitune_client.messages import Methods
@@ -40,6 +41,8 @@ from unitune_client.options import EditOptions, TuningOptions
 from unitune_client.pictures import Picture, picture_bytes, resource_name
 
 UPLOAD_TIMEOUT_S = 120.0
+HEALTH_S = 15.0
+HEALTH = {b"\x08\x01": "SERVING", b"\x08\x02": "NOT_SERVING"}  # a HealthCheckResponse, serialized
 
 
 class AsyncClient:
@@ -106,6 +109,14 @@ class AsyncClient:
         stub = server_pb2_grpc.ServerServiceStub(self._connection())
         with typed_errors(self._address):
             return messages.server_info(await stub.GetServerInfo(server_pb2.GetServerInfoRequest()))
+
+    async def health(self) -> str:
+        """Whether the server takes calls: SERVING, NOT_SERVING or UNKNOWN, by grpc.health.v1."""
+        # By hand: the package with these messages is installed with the services, not with the client.
+        check = self._connection().unary_unary("/grpc.health.v1.Health/Check", None, None)
+        with typed_errors(self._address):
+            answer = await check(b"", timeout=HEALTH_S)
+        return HEALTH.get(answer, "UNKNOWN")
 
     async def upload_image(self, image: Picture) -> events.Image:
         """Upload a picture: its bytes or the path of a PNG, JPEG, WebP, AVIF or HEIC file, at most 16 MiB and 64
@@ -329,6 +340,7 @@ class AsyncClient:
                     if event is not None:
                         yield event
                     if isinstance(event, events.EditDone):
+                        await read_to_end(call)
                         return
             raise Unavailable("the stream ended before the edit did", reason="STREAM_ENDED")
         finally:
@@ -422,6 +434,7 @@ class AsyncClient:
                     if event is not None:
                         yield event
                     if isinstance(event, events.CompareDone):
+                        await read_to_end(call)
                         return
             raise Unavailable("the stream ended before the comparison did", reason="STREAM_ENDED")
         finally:
