@@ -172,8 +172,8 @@ def _warnings(image: Image.Image, head: Header) -> Iterator[str]:
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         yield (
-            f"the picture is animated: only the first of its {frames} frames is used; to edit another one, save that as "
-            "a picture of its own"
+            f"the picture is animated: only the first of its {frames} frames is used; to edit another one, save that "
+            "as a picture of its own"
         )
     if _is_transparent(image):
         yield (
