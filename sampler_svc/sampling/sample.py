@@ -132,6 +132,8 @@ def finish(latents: Latents, index: int, request: Request, edit: PreparedEdit, s
     """The result of the seed at `index`, from its edited latents (1, channels, h, w)."""
     tools, seed = edit.tools, request.seeds[index]
     image = tools.graphs.decode(latents)
+    if not np.isfinite(image).all():
+        raise Internal("the autoencoder's picture left the range of numbers", reason="NOT_FINITE")
     # A picture below super-resolution's size has no kept pixels at that size: it is finished first, then enlarged.
     is_enlarged_last = edit.result_size != edit.picture.shape[:2]
     if tools.super_resolution is not None and not is_enlarged_last:
