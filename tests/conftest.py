@@ -27,6 +27,7 @@ SLOW_FIXTURES = {
     "services",
     "tiny_graphs",
     "tiny_fp16_graphs",
+    "tiny_inpainting_graphs",
     "tiny_sdxl_graphs",
     "world",
 }
@@ -69,6 +70,22 @@ def tiny_sdxl_graphs(tiny_sdxl: Path, tmp_path_factory: pytest.TempPathFactory) 
     from tuner_svc.export.base_model import export
 
     return export(tiny_sdxl, tmp_path_factory.mktemp("graphs") / "tiny-xl")
+
+
+@pytest.fixture(scope="session")
+def tiny_inpainting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny base model for inpainting, a diffusers folder. Nobody writes to it."""
+    from tests.tiny_model import save_tiny_inpainting
+
+    return save_tiny_inpainting(tmp_path_factory.mktemp("base") / "tiny-inpainting")
+
+
+@pytest.fixture(scope="session")
+def tiny_inpainting_graphs(tiny_inpainting: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its graphs folder, as `tuner_svc.export` writes it. Nobody writes to it."""
+    from tuner_svc.export.base_model import export
+
+    return export(tiny_inpainting, tmp_path_factory.mktemp("graphs") / "tiny-inpainting")
 
 
 @pytest.fixture(scope="session")
