@@ -163,6 +163,9 @@ class Engine(ABC):
             raise Internal("the engine holds unknown weights", reason="WEIGHTS_UNKNOWN")
         return self._compute(latents, timesteps, contexts)
 
+    def rest(self) -> None:  # noqa: B027  (most engines hold nothing that could go)
+        """Give back memory that only a run needs. The next run takes it again."""
+
     @abstractmethod
     def close(self) -> None:
         """Free the engine's resources. It does not run again."""
