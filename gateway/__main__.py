@@ -25,6 +25,8 @@ async def run(config: GatewayConfig) -> int:
             on_drain=gateway.drain,
             max_receive_bytes=serving.PUBLIC_REQUEST_BYTES,
             connection_age_s=config.connection_age_s,
+            reflection=config.reflection,
+            door=gateway.access,
         )
     finally:
         await gateway.close()

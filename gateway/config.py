@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from unitune import exposure
 from unitune.serving import SILENCE_S
 
 # Streams at the sampler. It has few engines, and serves first who came first: what is there waits.
@@ -65,12 +66,30 @@ class GatewayConfig:
             "empty means none",
         },
     )
+    admin_key_file: Path | None = field(
+        default=None,
+        metadata={
+            "env": "UNITUNE_ADMIN_KEY_FILE",
+            "help": "a file with the API key by which other keys are made, itself made if it is missing; every call "
+            "then needs a credential",
+        },
+    )
+    insecure: str = field(default="", metadata={"env": exposure.VARIABLE, "help": exposure.HELP})
+    reflection: bool = field(
+        default=False,
+        metadata={"env": "UNITUNE_REFLECTION", "help": "whether tools such as grpcurl may ask for the contract"},
+    )
     silence_s: float = SILENCE_S  # of tuner or sampler in a stream, until it is given up
     heartbeat_s: float = 15.0  # longest silence of a stream
     retry_s: float = 1.0  # wait before the tuner is asked again; doubles up to 16 times as much
     sweep_s: float = 15.0  # between two looks for tunings that expire, or that are RUNNING and run by nobody
     store_sweep_s: float = 900.0  # between two looks through the store for what nobody owns
     poll_s: float = 5.0  # between two questions to tuner and sampler what they are
+
+    @property
+    def asks_for_credentials(self) -> bool:
+        """Whether every call needs a credential, whatever the state holds."""
+        return self.admin_key_file is not None
 
     def is_filtered(self, tenant: str) -> bool:
         """Whether the edits of a tenant go through the content filter."""
@@ -87,3 +106,8 @@ class GatewayConfig:
             raise ValueError(f"UNITUNE_KEEP_UNUSED_S is {self.keep_unused_s:g}: it must be 0 or more")
         if not 1 <= self.sample_streams <= MAX_SAMPLE_STREAMS:
             raise ValueError(f"UNITUNE_SAMPLE_STREAMS is {self.sample_streams}: it must be 1 to {MAX_SAMPLE_STREAMS}")
+        allowed = exposure.allowed(self.insecure)
+        if self.asks_for_credentials and exposure.NO_KEYS in allowed:
+            raise ValueError(f"{exposure.VARIABLE} is {self.insecure!r}: leave {exposure.NO_KEYS} out beside keys")
+        lacks = {} if self.asks_for_credentials else {exposure.NO_KEYS: "API keys: set UNITUNE_ADMIN_KEY_FILE"}
+        exposure.check("UNITUNE_GATEWAY_ADDRESS", self.address, lacks, allowed)

@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 from google.rpc.status_pb2 import Status
 
-from gateway.names import Name, new_id, parse
+from gateway.names import Name, missing, new_id, parse
 from gateway.relay import Relay
-from unitune.errors import Cancelled, NotFound, UniTuneError
+from unitune.errors import Cancelled, UniTuneError
 from unitune.v1.edit_pb2 import Edit, EditEvent, Timings
 
 KEPT_S = 600.0
@@ -88,11 +88,11 @@ class EditResults:
 
     def get(self, name: str) -> OpenEdit:
         """An edit by name. Raises NotFound (EDIT_NOT_FOUND)."""
-        parse(name, "edits")
+        asked = parse(name, "edits")
         try:
             return self._edits[name]
         except KeyError:
-            raise NotFound(f"there is no edit {name}", reason="EDIT_NOT_FOUND", metadata={"name": name}) from None
+            raise missing(asked) from None
 
     def cancel(self, name: str) -> Edit:
         """Stop an edit, whatever its reader does. Raises NotFound (EDIT_NOT_FOUND)."""

@@ -4,6 +4,9 @@ import asyncio
 
 import grpc
 
+from gateway import admin_key
+from gateway.access import PUBLIC, Access
+from gateway.api_keys import ApiKeys
 from gateway.compare import Comparisons
 from gateway.config import GatewayConfig
 from gateway.dispatch import Dispatcher
@@ -13,6 +16,7 @@ from gateway.edit_results import EditResults
 from gateway.evictions import Evictions
 from gateway.fair_queue import FairQueue
 from gateway.images import Images
+from gateway.key_service import KeyService
 from gateway.known_services import KnownServices
 from gateway.open_calls import OpenCalls
 from gateway.retention import Retention
@@ -22,25 +26,21 @@ from gateway.tunings import Tunings
 from gateway.uploads import Uploads
 from gateway.upstreams import Upstreams
 from gateway.weight_files import WeightFiles
+from unitune import exposure
 from unitune.errors import Unavailable
 from unitune.object_store import ObjectStore
-from unitune.v1 import (
-    edit_pb2,
-    edit_pb2_grpc,
-    image_pb2,
-    image_pb2_grpc,
-    server_pb2,
-    server_pb2_grpc,
-    tuning_pb2,
-    tuning_pb2_grpc,
-)
+from unitune.v1 import edit_pb2_grpc, image_pb2_grpc, key_pb2_grpc, server_pb2_grpc, tuning_pb2_grpc
 
 
 class Gateway:
     """One gateway. It belongs to the event loop in which it was opened."""
 
-    def __init__(self, config: GatewayConfig, state: State, store: ObjectStore) -> None:
+    def __init__(self, config: GatewayConfig, state: State, store: ObjectStore, keys: ApiKeys) -> None:
         self._state = state
+        is_named = exposure.NO_KEYS in exposure.allowed(config.insecure)
+        is_open = is_named or not (config.asks_for_credentials or keys.has_valid())
+        self.access = Access(keys, is_open=is_open)
+        self._key_service = KeyService(keys)
         self._upstreams = Upstreams(config.tuner, config.sampler, silence_s=config.silence_s)
         self._services = KnownServices(self._upstreams, state)
         self._images, files = Images(store), WeightFiles(store)
@@ -75,7 +75,11 @@ class Gateway:
     async def open(cls, config: GatewayConfig) -> "Gateway":
         """Open the state and the store and begin to run what is queued. Raises OSError when either cannot be used."""
         store = ObjectStore(config.store)
-        gateway = cls(config, await State.open(config.state), store)
+        state = await State.open(config.state)
+        keys = await ApiKeys.open(state.file)
+        if config.admin_key_file is not None:
+            await admin_key.adopt(keys, config.admin_key_file)
+        gateway = cls(config, state, store, keys)
         await gateway._services.begin()
         gateway._tasks.append(asyncio.create_task(gateway._services.poll(config.poll_s)))
         return gateway
@@ -86,8 +90,8 @@ class Gateway:
         image_pb2_grpc.add_ImageServiceServicer_to_server(self._image_service, server)
         edit_pb2_grpc.add_EditServiceServicer_to_server(self._edit_service, server)
         server_pb2_grpc.add_ServerServiceServicer_to_server(self._server_service, server)
-        modules = (tuning_pb2, image_pb2, edit_pb2, server_pb2)
-        return [service.full_name for module in modules for service in module.DESCRIPTOR.services_by_name.values()]
+        key_pb2_grpc.add_KeyServiceServicer_to_server(self._key_service, server)
+        return [service.full_name for service in PUBLIC]
 
     async def drain(self) -> None:
         """Begin nothing new, and end what could last longer than the drain."""

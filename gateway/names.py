@@ -5,7 +5,7 @@ import uuid
 from typing import NamedTuple
 
 from unitune import store_paths
-from unitune.errors import InvalidField
+from unitune.errors import InvalidField, NotFound
 
 DEFAULT_TENANT = "default"
 
@@ -14,8 +14,9 @@ _ID = {
     "images": re.compile(store_paths.SHA256),
     "tunings": re.compile(store_paths.TUNING),
     "edits": re.compile(r"[a-z][a-z0-9-]{3,62}"),
+    "keys": re.compile(r"k[0-9a-f]{12}"),
 }
-_SHAPE = {"images": "{sha256}", "tunings": "{tuning}", "edits": "{edit}"}
+_SHAPE = {"images": "{sha256}", "tunings": "{tuning}", "edits": "{edit}", "keys": "{key}"}
 
 
 class Name(NamedTuple):
@@ -51,6 +52,14 @@ def parse_parent(parent: str) -> str | None:
     if collection != "tenants" or not slash or not _TENANT.fullmatch(tenant):
         raise InvalidField("parent", parent, "a parent has the form tenants/{tenant}")
     return tenant
+
+
+def missing(name: Name) -> NotFound:
+    """The error for a resource that does not exist, or belongs to another tenant: callers cannot tell which."""
+    kind = name.collection.removesuffix("s")
+    remedy = "; upload it first" if kind == "image" else ""
+    metadata = {"name": str(name)}
+    return NotFound(f"there is no {kind} {name}{remedy}", reason=f"{kind.upper()}_NOT_FOUND", metadata=metadata)
 
 
 def new_id(letter: str) -> str:

@@ -20,7 +20,7 @@ from grpc_reflection.v1alpha import reflection
 
 from unitune import telemetry
 from unitune.drain import DRAIN_S, LEAVE_S
-from unitune.error_interceptor import ErrorInterceptor
+from unitune.error_interceptor import Door, ErrorInterceptor
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,8 @@ MAX_STREAMS = 1024
 
 # Kubernetes probes these. Liveness stays SERVING during a drain: a draining server is healthy.
 LIVENESS, READINESS = "liveness", "readiness"
+
+HEALTH_CALLS = "/grpc.health.v1.Health/"  # how the names of its methods begin
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -142,16 +144,18 @@ async def start(
     register: Register,
     *,
     health_address: str | None = None,
-    reflection_on: bool = True,
+    reflection_on: bool = False,
     max_receive_bytes: int = INTERNAL_MESSAGE_BYTES,
     connection_age_s: float = 0.0,
+    door: Door | None = None,
 ) -> RunningServer:
     """Start a server and return once it accepts calls.
 
     `register` adds the servicers and returns their full service names. `connection_age_s` is for public servers, whose
-    clients should find new replicas; see `server_options`. Raises OSError when an address cannot be bound.
+    clients should find new replicas; see `server_options`. `door` says who may call; without one everybody may. Raises
+    OSError when an address cannot be bound.
     """
-    server = _new_server(max_receive_bytes, connection_age_s)
+    server = _new_server(max_receive_bytes, connection_age_s, door)
     services = register(server)
     probes = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(probes, server)
@@ -177,11 +181,12 @@ async def serve(
     register: Register,
     *,
     health_address: str | None = None,
-    reflection: bool = True,
+    reflection: bool = False,
     drain_s: float = DRAIN_S,
     on_drain: Drain | None = None,
     max_receive_bytes: int = INTERNAL_MESSAGE_BYTES,
     connection_age_s: float = 0.0,
+    door: Door | None = None,
 ) -> int:
     """Run a service until SIGTERM or SIGINT; the program's exit code.
 
@@ -198,6 +203,7 @@ async def serve(
             reflection_on=reflection,
             max_receive_bytes=max_receive_bytes,
             connection_age_s=connection_age_s,
+            door=door,
         )
     except OSError as error:
         print(f"{name}: {error}", file=sys.stderr)
@@ -234,9 +240,9 @@ async def serve(
     return 0
 
 
-def _new_server(max_receive_bytes: int, connection_age_s: float = 0.0) -> grpc.aio.Server:
+def _new_server(max_receive_bytes: int, connection_age_s: float = 0.0, door: Door | None = None) -> grpc.aio.Server:
     return grpc.aio.server(
-        options=server_options(max_receive_bytes, connection_age_s), interceptors=[ErrorInterceptor()]
+        options=server_options(max_receive_bytes, connection_age_s), interceptors=[ErrorInterceptor(door)]
     )
 
 

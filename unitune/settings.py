@@ -30,7 +30,9 @@ PREFIX = "UNITUNE_"
 NAMES = frozenset(
     {
         "UNITUNE_ADDRESS",
+        "UNITUNE_ADMIN_KEY_FILE",
         "UNITUNE_BASE_MODEL",
+        "UNITUNE_CA",  # of the command line, as the keys
         "UNITUNE_CLIPSEG",
         "UNITUNE_CONNECTION_AGE_S",
         "UNITUNE_CONTENT_FILTER",
@@ -39,8 +41,12 @@ NAMES = frozenset(
         "UNITUNE_GATEWAY_ADDRESS",
         "UNITUNE_HEALTH_ADDRESS",
         "UNITUNE_HOME",  # of the client's local services
+        "UNITUNE_INSECURE",
         "UNITUNE_KEEP_UNUSED_S",
+        "UNITUNE_KEY",
+        "UNITUNE_KEY_FILE",
         "UNITUNE_REFIT_MODE",
+        "UNITUNE_REFLECTION",
         "UNITUNE_SAMPLE_STREAMS",
         "UNITUNE_SAMPLER",
         "UNITUNE_SAMPLER_ADDRESS",

@@ -15,6 +15,7 @@ class Fields(TypedDict, total=False):
     """The fields of a log line besides `time`, `level`, `service`, `event` and `traceback`."""
 
     address: str
+    api_key: str
     attempt: int
     code: str
     detail: str
