@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from unitune import __version__
 from unitune.errors import UniTuneError
@@ -141,8 +142,13 @@ def distilled_in_words(folder: Path) -> str | Problem:
         return Problem(f"{folder / 'unitune_preset.json'} cannot be read: {error}")
 
 
-def findings_of_server(address: str | None, environ: Mapping[str, str]) -> Iterator[Finding]:
-    """The findings of the server at the address, or else of the one that `unitune up` runs here."""
+def findings_of_server(
+    address: str | None, environ: Mapping[str, str], credentials: Mapping[str, Any]
+) -> Iterator[Finding]:
+    """The findings of the server at the address, or else of the one that `unitune up` runs here.
+
+    `credentials` are arguments of a client.
+    """
     if address is None:
         try:
             running = Home.from_environment(environ).running()
@@ -152,7 +158,7 @@ def findings_of_server(address: str | None, environ: Mapping[str, str]) -> Itera
             return
         address = running.address
     try:
-        with Client(address) as client:
+        with Client(address, **credentials) as client:
             info = client.server_info()
     except UniTuneError as error:
         yield "server", Problem(error.message)
