@@ -8,6 +8,7 @@ from google.protobuf.message import Message
 from gateway import own_names, principal
 from gateway.api_keys import ApiKeys, is_key
 from gateway.principal import ANYBODY, Principal
+from gateway.tokens import Tokens
 from unitune import telemetry
 from unitune.errors import Unauthenticated
 from unitune.serving import HEALTH_CALLS
@@ -34,8 +35,9 @@ SCOPES_OF: dict[str, frozenset[int]] = {
 class Access:
     """Lets calls in. `is_open` asks for no credentials."""
 
-    def __init__(self, keys: ApiKeys, *, is_open: bool) -> None:
+    def __init__(self, keys: ApiKeys, tokens: Tokens | None = None, *, is_open: bool) -> None:
         self._keys = keys
+        self._tokens = tokens
         self._is_open = is_open
         if is_open:
             remedy = "whoever reaches this server may do everything; UNITUNE_ADMIN_KEY_FILE turns keys on"
@@ -62,6 +64,8 @@ class Access:
     async def _principal(self, credential: str) -> Principal:
         if is_key(credential):
             return self._keys.principal(credential)
+        if self._tokens is not None:
+            return await self._tokens.principal(credential)
         raise Unauthenticated(f"the credential is no API key: {HOW}", reason="CREDENTIAL_INVALID")
 
 

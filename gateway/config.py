@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gateway.jwks import is_loopback
 from unitune import exposure
 from unitune.serving import SILENCE_S
 
@@ -74,6 +75,23 @@ class GatewayConfig:
             "then needs a credential",
         },
     )
+    oidc_issuer: str = field(
+        default="",
+        metadata={
+            "env": "UNITUNE_OIDC_ISSUER",
+            "help": "the issuer whose tokens are taken as credentials, as their claim `iss` says it; empty takes none",
+        },
+    )
+    oidc_audience: str = field(
+        default="", metadata={"env": "UNITUNE_OIDC_AUDIENCE", "help": "what must be in a token's claim `aud`"}
+    )
+    oidc_jwks: str = field(
+        default="",
+        metadata={"env": "UNITUNE_OIDC_JWKS", "help": "the https URL of the issuer's public keys (its `jwks_uri`)"},
+    )
+    oidc_tenant_claim: str = field(
+        default="tenant", metadata={"env": "UNITUNE_OIDC_TENANT_CLAIM", "help": "the claim that names the tenant"}
+    )
     insecure: str = field(default="", metadata={"env": exposure.VARIABLE, "help": exposure.HELP})
     reflection: bool = field(
         default=False,
@@ -89,7 +107,7 @@ class GatewayConfig:
     @property
     def asks_for_credentials(self) -> bool:
         """Whether every call needs a credential, whatever the state holds."""
-        return self.admin_key_file is not None
+        return self.admin_key_file is not None or bool(self.oidc_issuer)
 
     def is_filtered(self, tenant: str) -> bool:
         """Whether the edits of a tenant go through the content filter."""
@@ -106,8 +124,25 @@ class GatewayConfig:
             raise ValueError(f"UNITUNE_KEEP_UNUSED_S is {self.keep_unused_s:g}: it must be 0 or more")
         if not 1 <= self.sample_streams <= MAX_SAMPLE_STREAMS:
             raise ValueError(f"UNITUNE_SAMPLE_STREAMS is {self.sample_streams}: it must be 1 to {MAX_SAMPLE_STREAMS}")
+        self._check_oidc()
         allowed = exposure.allowed(self.insecure)
         if self.asks_for_credentials and exposure.NO_KEYS in allowed:
             raise ValueError(f"{exposure.VARIABLE} is {self.insecure!r}: leave {exposure.NO_KEYS} out beside keys")
-        lacks = {} if self.asks_for_credentials else {exposure.NO_KEYS: "API keys: set UNITUNE_ADMIN_KEY_FILE"}
+        lacks = {}
+        if not self.asks_for_credentials:
+            lacks[exposure.NO_KEYS] = "API keys: set UNITUNE_ADMIN_KEY_FILE, or UNITUNE_OIDC_ISSUER for tokens"
         exposure.check("UNITUNE_GATEWAY_ADDRESS", self.address, lacks, allowed)
+
+    def _check_oidc(self) -> None:
+        given = {
+            "UNITUNE_OIDC_ISSUER": self.oidc_issuer,
+            "UNITUNE_OIDC_AUDIENCE": self.oidc_audience,
+            "UNITUNE_OIDC_JWKS": self.oidc_jwks,
+        }
+        missing = [name for name, value in given.items() if not value]
+        if 0 < len(missing) < len(given):
+            raise ValueError(f"{missing[0]} is not set: {', '.join(given)} go together")
+        if self.oidc_jwks and not self.oidc_jwks.startswith("https://") and not is_loopback(self.oidc_jwks):
+            raise ValueError(f"UNITUNE_OIDC_JWKS is {self.oidc_jwks!r}: it must be an https URL")
+        if not self.oidc_tenant_claim:
+            raise ValueError("UNITUNE_OIDC_TENANT_CLAIM is empty: it must name a claim")

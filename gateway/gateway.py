@@ -16,12 +16,14 @@ from gateway.edit_results import EditResults
 from gateway.evictions import Evictions
 from gateway.fair_queue import FairQueue
 from gateway.images import Images
+from gateway.jwks import Jwks
 from gateway.key_service import KeyService
 from gateway.known_services import KnownServices
 from gateway.open_calls import OpenCalls
 from gateway.retention import Retention
 from gateway.service import EditService, ImageService, ServerService, TuningService
 from gateway.state import State
+from gateway.tokens import Tokens
 from gateway.tunings import Tunings
 from gateway.uploads import Uploads
 from gateway.upstreams import Upstreams
@@ -39,7 +41,8 @@ class Gateway:
         self._state = state
         is_named = exposure.NO_KEYS in exposure.allowed(config.insecure)
         is_open = is_named or not (config.asks_for_credentials or keys.has_valid())
-        self.access = Access(keys, is_open=is_open)
+        self._tokens = tokens_of(config)
+        self.access = Access(keys, self._tokens, is_open=is_open)
         self._key_service = KeyService(keys)
         self._upstreams = Upstreams(config.tuner, config.sampler, silence_s=config.silence_s)
         self._services = KnownServices(self._upstreams, state)
@@ -107,5 +110,14 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._upstreams.close()
+        if self._tokens is not None:
+            await self._tokens.close()
         await self._images.close()
         await self._state.close()
+
+
+def tokens_of(config: GatewayConfig) -> Tokens | None:
+    """The tokens that are taken as credentials; None without an issuer."""
+    if not config.oidc_issuer:
+        return None
+    return Tokens(Jwks(config.oidc_jwks), config.oidc_issuer, config.oidc_audience, config.oidc_tenant_claim)

@@ -22,7 +22,7 @@ from unitune_client.local.home import Home
 from unitune_client.local.machine import EXTRAS, LocalError, embedded_base_model
 
 # Name of the distribution, where it is another than the module's.
-DISTRIBUTIONS = {"grpc_health": "grpcio-health-checking", "grpc_reflection": "grpcio-reflection"}
+DISTRIBUTIONS = {"grpc_health": "grpcio-health-checking", "grpc_reflection": "grpcio-reflection", "jwt": "PyJWT"}
 # Other distributions of the same module.
 ALTERNATIVES = {"onnxruntime": ("onnxruntime-gpu",)}
 
