@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gateway.jwks import is_loopback
-from unitune import exposure
+from unitune import exposure, peers
+from unitune.certificates import CertificateFiles
 from unitune.serving import SILENCE_S
 
 # Streams at the sampler. It has few engines, and serves first who came first: what is there waits.
@@ -92,11 +93,21 @@ class GatewayConfig:
     oidc_tenant_claim: str = field(
         default="tenant", metadata={"env": "UNITUNE_OIDC_TENANT_CLAIM", "help": "the claim that names the tenant"}
     )
-    insecure: str = field(default="", metadata={"env": exposure.VARIABLE, "help": exposure.HELP})
-    reflection: bool = field(
-        default=False,
-        metadata={"env": "UNITUNE_REFLECTION", "help": "whether tools such as grpcurl may ask for the contract"},
+    tls_cert: Path | None = field(
+        default=None,
+        metadata={
+            "env": "UNITUNE_TLS_CERT",
+            "help": "a PEM file with the certificate for clients, followed by those that vouch for it; turns TLS on",
+        },
     )
+    tls_key: Path | None = field(
+        default=None, metadata={"env": "UNITUNE_TLS_KEY", "help": "a PEM file with the key of that certificate"}
+    )
+    peer_cert: Path | None = field(default=None, metadata=peers.CERTIFICATE)
+    peer_key: Path | None = field(default=None, metadata=peers.KEY)
+    peer_ca: Path | None = field(default=None, metadata=peers.AUTHORITY)
+    insecure: str = field(default="", metadata={"env": exposure.VARIABLE, "help": exposure.HELP})
+    reflection: bool = field(default=False, metadata=exposure.REFLECTION)
     silence_s: float = SILENCE_S  # of tuner or sampler in a stream, until it is given up
     heartbeat_s: float = 15.0  # longest silence of a stream
     retry_s: float = 1.0  # wait before the tuner is asked again; doubles up to 16 times as much
@@ -108,6 +119,21 @@ class GatewayConfig:
     def asks_for_credentials(self) -> bool:
         """Whether every call needs a credential, whatever the state holds."""
         return self.admin_key_file is not None or bool(self.oidc_issuer)
+
+    @property
+    def tls_files(self) -> CertificateFiles | None:
+        """The certificate by which clients know the gateway; None without TLS. Raises ValueError for half of it."""
+        if self.tls_cert is None and self.tls_key is None:
+            return None
+        if self.tls_cert is None or self.tls_key is None:
+            missing = "UNITUNE_TLS_CERT" if self.tls_cert is None else "UNITUNE_TLS_KEY"
+            raise ValueError(f"{missing} is not set: UNITUNE_TLS_CERT and UNITUNE_TLS_KEY go together")
+        return CertificateFiles(self.tls_cert, self.tls_key)
+
+    @property
+    def peer_files(self) -> CertificateFiles | None:
+        """The certificate by which tuner and sampler know the gateway, and it them; None without."""
+        return peers.peer_files(self.peer_cert, self.peer_key, self.peer_ca)
 
     def is_filtered(self, tenant: str) -> bool:
         """Whether the edits of a tenant go through the content filter."""
@@ -131,6 +157,9 @@ class GatewayConfig:
         lacks = {}
         if not self.asks_for_credentials:
             lacks[exposure.NO_KEYS] = "API keys: set UNITUNE_ADMIN_KEY_FILE, or UNITUNE_OIDC_ISSUER for tokens"
+        if self.tls_files is None:
+            lacks[exposure.NO_TLS] = "certificates: set UNITUNE_TLS_CERT and UNITUNE_TLS_KEY"
+        _ = self.peer_files  # raises for a part of them
         exposure.check("UNITUNE_GATEWAY_ADDRESS", self.address, lacks, allowed)
 
     def _check_oidc(self) -> None:

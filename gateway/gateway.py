@@ -29,6 +29,7 @@ from gateway.uploads import Uploads
 from gateway.upstreams import Upstreams
 from gateway.weight_files import WeightFiles
 from unitune import exposure
+from unitune.certificates import CertificateReader
 from unitune.errors import Unavailable
 from unitune.object_store import ObjectStore
 from unitune.v1 import edit_pb2_grpc, image_pb2_grpc, key_pb2_grpc, server_pb2_grpc, tuning_pb2_grpc
@@ -44,7 +45,8 @@ class Gateway:
         self._tokens = tokens_of(config)
         self.access = Access(keys, self._tokens, is_open=is_open)
         self._key_service = KeyService(keys)
-        self._upstreams = Upstreams(config.tuner, config.sampler, silence_s=config.silence_s)
+        certificates = CertificateReader(config.peer_files) if config.peer_files is not None else None
+        self._upstreams = Upstreams(config.tuner, config.sampler, silence_s=config.silence_s, certificates=certificates)
         self._services = KnownServices(self._upstreams, state)
         self._images, files = Images(store), WeightFiles(store)
         images = self._images
@@ -79,10 +81,14 @@ class Gateway:
         """Open the state and the store and begin to run what is queued. Raises OSError when either cannot be used."""
         store = ObjectStore(config.store)
         state = await State.open(config.state)
-        keys = await ApiKeys.open(state.file)
-        if config.admin_key_file is not None:
-            await admin_key.adopt(keys, config.admin_key_file)
-        gateway = cls(config, state, store, keys)
+        try:
+            keys = await ApiKeys.open(state.file)
+            if config.admin_key_file is not None:
+                await admin_key.adopt(keys, config.admin_key_file)
+            gateway = cls(config, state, store, keys)
+        except BaseException:
+            await state.close()
+            raise
         await gateway._services.begin()
         gateway._tasks.append(asyncio.create_task(gateway._services.poll(config.poll_s)))
         return gateway

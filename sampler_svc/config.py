@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from unitune import exposure, peers
+from unitune.certificates import CertificateFiles
+
 BACKENDS = ("onnxruntime", "onnxruntime-cuda", "tensorrt")
 AUTO = "auto"
 REFIT_MODES = (AUTO, "new_session", "in_place")
@@ -49,8 +52,19 @@ class SamplerConfig:
     health_address: str | None = field(
         default=None, metadata={"env": "UNITUNE_HEALTH_ADDRESS", "help": "HOST:PORT for health alone; empty means none"}
     )
+    peer_cert: Path | None = field(default=None, metadata=peers.CERTIFICATE)
+    peer_key: Path | None = field(default=None, metadata=peers.KEY)
+    peer_ca: Path | None = field(default=None, metadata=peers.AUTHORITY)
+    insecure: str = field(default="", metadata={"env": exposure.VARIABLE, "help": exposure.HELP})
+    reflection: bool = field(default=False, metadata=exposure.REFLECTION)
+
+    @property
+    def peer_files(self) -> CertificateFiles | None:
+        """The certificate by which the gateway and this service know each other; None without."""
+        return peers.peer_files(self.peer_cert, self.peer_key, self.peer_ca)
 
     def __post_init__(self) -> None:
+        peers.check_exposed("UNITUNE_SAMPLER_ADDRESS", self.address, self.peer_files, self.insecure)
         if self.threads < 0:
             raise ValueError(f"UNITUNE_THREADS is {self.threads}: it must be 0 or more")
         if self.backend not in BACKENDS:

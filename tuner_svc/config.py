@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from unitune import exposure, peers
+from unitune.certificates import CertificateFiles
 from unitune.choices import CODECS
 from unitune.settings import num_cores
 
@@ -38,8 +40,19 @@ class TunerConfig:
             "help": "HOST:PORT for health alone; empty serves it on the address",
         },
     )
+    peer_cert: Path | None = field(default=None, metadata=peers.CERTIFICATE)
+    peer_key: Path | None = field(default=None, metadata=peers.KEY)
+    peer_ca: Path | None = field(default=None, metadata=peers.AUTHORITY)
+    insecure: str = field(default="", metadata={"env": exposure.VARIABLE, "help": exposure.HELP})
+    reflection: bool = field(default=False, metadata=exposure.REFLECTION)
+
+    @property
+    def peer_files(self) -> CertificateFiles | None:
+        """The certificate by which the gateway and this service know each other; None without."""
+        return peers.peer_files(self.peer_cert, self.peer_key, self.peer_ca)
 
     def __post_init__(self) -> None:
+        peers.check_exposed("UNITUNE_TUNER_ADDRESS", self.address, self.peer_files, self.insecure)
         if self.threads < 0:
             raise ValueError(f"UNITUNE_THREADS is {self.threads}: it must be 0 or more")
         if self.weights_codec not in CODECS:

@@ -104,15 +104,24 @@ CHANNEL_OPTIONS: list[Option] = [
 ]
 
 
-def channel(address: str, *, service_config: str | None = None) -> grpc.aio.Channel:
+def channel(
+    address: str,
+    *,
+    service_config: str | None = None,
+    credentials: grpc.ChannelCredentials | None = None,
+    name: str = "",
+) -> grpc.aio.Channel:
     """A channel to a service. It connects at the first call; the caller closes it.
 
-    `service_config` is JSON, such as a policy for retries.
+    `service_config` is JSON, such as a policy for retries. `credentials` turn TLS on; the server's certificate must be
+    of `name` then, whatever its address.
     """
     options = list(CHANNEL_OPTIONS)
     if service_config is not None:
         options += [("grpc.service_config", service_config), ("grpc.enable_retries", 1)]
-    return grpc.aio.insecure_channel(address, options=options)
+    if credentials is None:
+        return grpc.aio.insecure_channel(address, options=options)
+    return grpc.aio.secure_channel(address, credentials, options=[*options, ("grpc.ssl_target_name_override", name)])
 
 
 @dataclass
@@ -148,12 +157,13 @@ async def start(
     max_receive_bytes: int = INTERNAL_MESSAGE_BYTES,
     connection_age_s: float = 0.0,
     door: Door | None = None,
+    credentials: grpc.ServerCredentials | None = None,
 ) -> RunningServer:
     """Start a server and return once it accepts calls.
 
     `register` adds the servicers and returns their full service names. `connection_age_s` is for public servers, whose
-    clients should find new replicas; see `server_options`. `door` says who may call; without one everybody may. Raises
-    OSError when an address cannot be bound.
+    clients should find new replicas; see `server_options`. `door` says who may call; without one everybody may.
+    `credentials` turn TLS on, but for `health_address`. Raises OSError when an address cannot be bound.
     """
     server = _new_server(max_receive_bytes, connection_age_s, door)
     services = register(server)
@@ -164,7 +174,7 @@ async def start(
     if reflection_on:
         reflected = [*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(reflected, server)
-    bound = _bind(server, address)
+    bound = _bind(server, address, credentials)
     health_server = None
     if health_address:
         health_server = _new_server(max_receive_bytes)
@@ -187,6 +197,7 @@ async def serve(
     max_receive_bytes: int = INTERNAL_MESSAGE_BYTES,
     connection_age_s: float = 0.0,
     door: Door | None = None,
+    credentials: grpc.ServerCredentials | None = None,
 ) -> int:
     """Run a service until SIGTERM or SIGINT; the program's exit code.
 
@@ -204,6 +215,7 @@ async def serve(
             max_receive_bytes=max_receive_bytes,
             connection_age_s=connection_age_s,
             door=door,
+            credentials=credentials,
         )
     except OSError as error:
         print(f"{name}: {error}", file=sys.stderr)
@@ -246,9 +258,12 @@ def _new_server(max_receive_bytes: int, connection_age_s: float = 0.0, door: Doo
     )
 
 
-def _bind(server: grpc.aio.Server, address: str) -> str:
+def _bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None) -> str:
     try:
-        port = server.add_insecure_port(address)
+        if credentials is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, credentials)
     except RuntimeError as error:  # grpc's message has several lines about socket calls
         raise OSError(f"cannot listen on {address}: it is in use or not an address of this machine") from error
     if address.startswith("unix:"):

@@ -217,10 +217,23 @@ def typed_errors(address: str) -> Iterator[None]:
         raise _typed(error, address) from None
 
 
+# Words of grpc's for what is wrong with TLS, and ours.
+_OF_TLS = {
+    "CERTIFICATE_VERIFY_FAILED": "the certificate of the server at {} is of no authority that is trusted here: give "
+    "the authority's certificate, as --ca or root_certificates",
+    "Hostname Verification Check failed": "the certificate of the server at {} is of another name: give that as the "
+    "address",
+    "WRONG_VERSION_NUMBER": "the server at {} answers without TLS: give HOST:PORT without grpcs:// and a CA",
+}
+
+
 def _typed(error: grpc.aio.AioRpcError, address: str) -> UniTuneError:
     typed = from_rpc_error(error)
     if typed.reason == "UNAVAILABLE":  # from grpc itself: the servers' own errors name a better reason
-        return Unavailable(f"no UniTune server answers at {address}", reason="UNAVAILABLE")
+        problem = next(
+            (told for word, told in _OF_TLS.items() if word in typed.message), "no UniTune server answers at {}"
+        )
+        return Unavailable(problem.format(address), reason="UNAVAILABLE")
     if typed.reason == "RESOURCE_EXHAUSTED" and "larger than max" in typed.message:  # the size of a message
         remedy = "upload pictures and masks, and shorten texts"
         problem = f"the request is larger than the server at {address} takes in one message"

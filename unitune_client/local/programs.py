@@ -25,7 +25,26 @@ STAGE = re.compile(r"^.+ \.\.\.$", re.MULTILINE)
 REFUSAL = re.compile(r"(?:build|export|import): (.+)")
 
 # Of the caller's environment: its own settings, and a port that three services cannot share.
-NOT_INHERITED = {"UNITUNE_HOME", "UNITUNE_ADDRESS", "UNITUNE_HEALTH_ADDRESS"}
+# Services that are started here listen on 127.0.0.1 and ask for no credentials, whatever another server needs.
+NOT_INHERITED = {
+    "UNITUNE_ADDRESS",
+    "UNITUNE_ADMIN_KEY_FILE",
+    "UNITUNE_CA",
+    "UNITUNE_HEALTH_ADDRESS",
+    "UNITUNE_HOME",
+    "UNITUNE_INSECURE",
+    "UNITUNE_KEY",
+    "UNITUNE_KEY_FILE",
+    "UNITUNE_OIDC_AUDIENCE",
+    "UNITUNE_OIDC_ISSUER",
+    "UNITUNE_OIDC_JWKS",
+    "UNITUNE_OIDC_TENANT_CLAIM",
+    "UNITUNE_PEER_CA",
+    "UNITUNE_PEER_CERT",
+    "UNITUNE_PEER_KEY",
+    "UNITUNE_TLS_CERT",
+    "UNITUNE_TLS_KEY",
+}
 
 Process = subprocess.Popen[bytes]
 
