@@ -437,8 +437,8 @@ def test_manifests_set_only_known_settings() -> None:
 
 
 def test_what_a_cluster_listens_on_is_protected_or_not_by_name() -> None:
-    """With the settings of k8s/base, and with those of k8s/tls over them, each program finds all that it needs to start;
-    the certificates there are of the names that the services expect of one another."""
+    """With the settings of k8s/base, and those of k8s/tls over them, each program finds what it needs to start. The
+    certificates there are of the names that the services expect of one another."""
     from gateway.config import GatewayConfig
     from sampler_svc.config import SamplerConfig
     from tuner_svc.config import TunerConfig

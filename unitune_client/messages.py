@@ -15,7 +15,6 @@ from unitune.errors import InvalidArgument, InvalidField, UniTuneError, from_sta
 from unitune.image_pieces import Assembly
 from unitune.options import SAMPLING, TUNING, Field, Flat, options_of, range_in_words, refuse_without_switch
 from unitune.v1 import edit_pb2, image_pb2, key_pb2, server_pb2, tuning_pb2
-from unitune.v1.scope_pb2 import Scope
 from unitune_client import events
 from unitune_client.options import OF_THE_EDIT, EditOptions
 
@@ -89,8 +88,8 @@ def create_key_request(tenant: str, scopes: Sequence[str], expire_time: datetime
     for index, word in enumerate(scopes):
         if word not in known:
             raise InvalidField(f"scopes[{index}]", word, f"give one of {', '.join(known)}")
-    numbers = [Scope.Value(f"SCOPE_{word.upper()}") for word in scopes]
-    request = key_pb2.CreateKeyRequest(parent=f"tenants/{tenant}", scopes=numbers)
+    names = [f"SCOPE_{word.upper()}" for word in scopes]
+    request = key_pb2.CreateKeyRequest(parent=f"tenants/{tenant}", scopes=names)
     if expire_time is not None:
         request.expire_time.FromDatetime(expire_time.astimezone(UTC))
     return request
