@@ -6,6 +6,7 @@ import json
 import logging
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -33,6 +34,8 @@ class Jwks:
         self._tried_s: float | None = None
         self._failed = False  # at the last try
         self._fetching: asyncio.Task[None] | None = None
+        # Its own: an issuer that answers byte by byte keeps one thread, and no other work waits for that.
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="jwks")
 
     async def key(self, kid: str) -> jwt.PyJWK | None:
         """The key of this id, None if the issuer has none. Raises Unavailable (ISSUER_DOWN) while that is not known."""
@@ -56,12 +59,13 @@ class Jwks:
         if self._fetching is not None:
             self._fetching.cancel()
             await asyncio.gather(self._fetching, return_exceptions=True)
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _fetch(self) -> None:
         """Replace the keys by what the issuer says; if it does not, they stay."""
         try:
             async with asyncio.timeout(FETCH_S):
-                self._keys = await asyncio.to_thread(_read, self._url)
+                self._keys = await asyncio.get_running_loop().run_in_executor(self._thread, _read, self._url)
         except Exception as error:  # of the network, of HTTP, of JSON: whatever it is, the old keys stay
             self._failed = True
             detail = str(error) or type(error).__name__
@@ -82,8 +86,20 @@ def _read(url: str) -> dict[str, jwt.PyJWK]:
     if is_loopback(url):
         handlers.append(urllib.request.ProxyHandler({}))
     with urllib.request.build_opener(*handlers).open(url, timeout=FETCH_S) as answer:
-        listed = json.loads(answer.read(MAX_BYTES))
+        listed = json.loads(_body(answer))
     return {key.key_id: key for key in jwt.PyJWKSet.from_dict(listed).keys if key.key_id}
+
+
+def _body(answer: Any) -> bytes:
+    """All of an answer. Raises TimeoutError, ValueError for one that is too long."""
+    ends_s, body = time.monotonic() + FETCH_S, b""
+    while piece := answer.read1(MAX_BYTES):
+        body += piece
+        if time.monotonic() > ends_s:
+            raise TimeoutError(f"it took more than {FETCH_S:g} seconds")
+        if len(body) > MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES} bytes")
+    return body
 
 
 def is_loopback(url: str) -> bool:

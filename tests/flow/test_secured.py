@@ -135,6 +135,8 @@ def test_an_edit_with_a_key_over_tls(secured: tuple[Path, str]) -> None:
     with pytest.raises(Unauthenticated, match="is revoked"):
         tunings(rotated.stdout)
     listed = command(folder, "keys", "list", "--tenant", "acme", "--key-file", "admin.key", **server).stdout
+    logs = "".join(log.read_text() for log in folder.glob("*.log"))
+    assert name in logs and not [key for key in (made.stdout, rotated.stdout) if key.strip()[-43:] in logs]
     told = {line.split()[0]: line for line in listed.splitlines()}
     assert {name, new} == told.keys() and " expired " in told[name] and " revoked " in told[new]
 

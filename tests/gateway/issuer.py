@@ -4,7 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -34,6 +34,7 @@ class Issuer:
         self.status = 200
         self.body: bytes | None = None  # in place of the keys
         self.wait_s = 0.0
+        self.drip_s = 0.0  # between two bytes
 
     def add(self, kid: str, algorithm: str = "ES256") -> None:
         """A new key."""
@@ -78,7 +79,12 @@ def running() -> Iterator[Issuer]:
                 self.send_header("Location", issuer.url)
             self.send_header("Content-Length", str(len(document)))
             self.end_headers()
-            self.wfile.write(document)
+            if not issuer.drip_s:
+                self.wfile.write(document)
+            with suppress(OSError):  # the reader may have given up
+                for byte in document if issuer.drip_s else b"":
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(issuer.drip_s)
 
         def log_message(self, *words: Any) -> None:
             """Nothing."""

@@ -181,7 +181,7 @@ async def test_a_withdrawn_key_is_gone_with_the_next_fetch(issuer: Issuer) -> No
     assert jwks.KEPT_S == 600
 
 
-@pytest.mark.parametrize("fault", ["status", "text", "empty", "redirect", "silence"])
+@pytest.mark.parametrize("fault", ["status", "text", "empty", "redirect", "silence", "drip", "flood"])
 async def test_keys_are_kept_while_the_issuer_is_down(
     issuer: Issuer, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,7 +192,9 @@ async def test_keys_are_kept_while_the_issuer_is_down(
     known = issuer.token("one")
     await of.principal(known)
     issuer.status = {"status": 503, "redirect": 302}.get(fault, 200)
-    issuer.body = {"text": b"<html>", "empty": b'{"keys": []}'}.get(fault)
+    flood = b" " * (2 << 20) + issuer.document()
+    issuer.body = {"text": b"<html>", "empty": b'{"keys": []}', "flood": flood}.get(fault)
+    issuer.drip_s = 0.05 if fault == "drip" else 0.0
     issuer.wait_s = 1.0 if fault == "silence" else 0.0
     for _ in range(3):
         assert (await of.principal(known)).tenant == "acme"
@@ -206,7 +208,8 @@ async def test_keys_are_kept_while_the_issuer_is_down(
         await new.principal(known)
     assert time.monotonic() - began < 5
     assert (await of.principal(known)).tenant == "acme"
-    issuer.status, issuer.body, issuer.wait_s = 200, None, 0.0
+    issuer.status, issuer.body, issuer.wait_s, issuer.drip_s = 200, None, 0.0, 0.0
+    await asyncio.sleep(0.1)
     assert (await of.principal(issuer.token("two"))).tenant == "acme"
     await of.close()
     await new.close()
