@@ -25,6 +25,9 @@ async def adopt(keys: ApiKeys, path: Path) -> None:
 
 
 def _read(path: Path) -> str:
+    if path.stat().st_mode & 0o006:
+        detail = f"{path}: every user of this machine may read or write it; chmod o= it"
+        telemetry.event(logger, "admin key not closed to others", level=logging.WARNING, detail=detail)
     secret = path.read_text(errors="replace").strip()
     if not is_key(secret):
         raise OSError(f"{path}: there is no API key in it; delete the file, and one with a new key is made")

@@ -66,8 +66,8 @@ class Served(TypedDict, total=False):
     door: PeerDoor
 
 
-def served_by(certificates: CertificateReader | None) -> Served:
-    """With certificates, an internal service answers the gateway alone."""
+def served_by(certificates: CertificateReader | None, callers: Sequence[str] = (GATEWAY,)) -> Served:
+    """With certificates, an internal service answers those of these names alone."""
     if certificates is None:
         return {}
-    return {"credentials": certificates.server_credentials(), "door": PeerDoor([GATEWAY])}
+    return {"credentials": certificates.server_credentials(), "door": PeerDoor(callers)}

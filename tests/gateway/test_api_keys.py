@@ -118,7 +118,7 @@ async def test_a_state_with_keys_never_opens_by_itself(admin: Caller) -> None:
     await refused(call, StatusCode.UNAUTHENTICATED, "CREDENTIAL_MISSING")
 
 
-async def test_the_file_of_the_admin_key(admin: Caller) -> None:
+async def test_the_file_of_the_admin_key(admin: Caller, caplog: pytest.LogCaptureFixture) -> None:
     """It is its owner's alone, it is made once, a key that is put there is taken, and a file without one is refused."""
     world, path = admin.world, admin.world.folder / "admin.key"
     assert path.stat().st_mode & 0o777 == 0o600
@@ -128,9 +128,12 @@ async def test_the_file_of_the_admin_key(admin: Caller) -> None:
 
     own = new_key()
     path.write_text(f"{own}\n")
+    path.chmod(0o644)
     await world.close()
     await world.open()
     assert (await Caller(world, own)("keys.ListKeys", ListKeysRequest())).api_keys
+    (record,) = [record for record in caplog.records if record.message == "admin key not closed to others"]
+    assert str(path) in record.fields["detail"]  # type: ignore[attr-defined]
 
     path.write_text("no key\n")
     await world.close()

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import unitune
 import unitune_client
+from unitune.settings import NAMES
+from unitune_client.local.programs import NOT_INHERITED
 
 PROGRAM = """
 import sys
@@ -35,3 +37,10 @@ def test_a_program_finds_our_packages_where_its_parent_has_them(tmp_path: Path) 
         [sys.executable, "-c", PROGRAM.format(packages=str(packages))], capture_output=True, text=True, cwd=tmp_path
     )
     assert (ended.stdout.strip(), ended.stderr) == (str(packages / "unitune_client"), ""), ended.stderr
+
+
+def test_services_of_this_machine_take_no_credentials_of_another_server() -> None:
+    """What a user has set for a server elsewhere would have `unitune up` ask for keys, or refuse to start."""
+    of_servers = ("CA", "KEY", "ADMIN_KEY_FILE", "INSECURE", "OIDC_", "PEER_", "TLS_")
+    named = {name for name in NAMES if name.removeprefix("UNITUNE_").startswith(of_servers)}
+    assert len(named) == 15 and named <= NOT_INHERITED
