@@ -43,4 +43,4 @@ def test_services_of_this_machine_take_no_credentials_of_another_server() -> Non
     """What a user has set for a server elsewhere would have `unitune up` ask for keys, or refuse to start."""
     of_servers = ("CA", "KEY", "ADMIN_KEY_FILE", "INSECURE", "OIDC_", "PEER_", "TLS_")
     named = {name for name in NAMES if name.removeprefix("UNITUNE_").startswith(of_servers)}
-    assert len(named) == 15 and named <= NOT_INHERITED
+    assert len(named) == 14 and named <= NOT_INHERITED
