@@ -195,6 +195,7 @@ def _accepted(plan: EditPlan, edit: str) -> EditEvent:
             effective_strength=plan.effective_strength,
             seeds=plan.seeds,
             warnings=plan.warnings,
+            tuning_config=plan.tuning.config if plan.tuning is not None else None,
         )
     )
 

@@ -104,7 +104,7 @@ class Planner:
         if request.WhichOneof("target") == "tuning":
             tenant, named = await self._named(request)
             request = completed(request, named.config)
-            method, tuning, image, warnings = await self._of_tuning(request, named)
+            method, tuning, image, warnings = await self._of_tuning(request, named, sampler.base_model)
             config = _filled(request, method, sampler)
             unsampled = _unsampled(
                 request, config, tuning.config if tuning else None, tuning.weights if tuning else None
@@ -171,7 +171,9 @@ class Planner:
             raise not_found(request.tuning)
         return tenant, await self._tunings.get(request.tuning)
 
-    async def _of_tuning(self, request: EditRequest, tuning: Tuning) -> tuple[str, Tuning | None, bytes, Sequence[str]]:
+    async def _of_tuning(
+        self, request: EditRequest, tuning: Tuning, base_model: BaseModel
+    ) -> tuple[str, Tuning | None, bytes, Sequence[str]]:
         """Method, tuning if its weights are used, image, and its warnings. The request is a completed one."""
         asked, made_by = Flat(request.config), Flat(tuning.config).method
         method = asked.method or (PROMPT_TO_PROMPT if made_by == NULL_TEXT else made_by)
@@ -195,7 +197,8 @@ class Planner:
         name_of_image = parse(tuning.image, "images")
         image, picture = await self._images.read(name_of_image), await self._images.find(name_of_image)
         await self._check_mask(request, picture)
-        return method, tuning if uses_weights else None, image, picture.warnings
+        warnings = [*picture.warnings, *_warnings_of_second_pass(picture, request.config, base_model)]
+        return method, tuning if uses_weights else None, image, warnings
 
     async def _of_image(
         self, request: EditRequest, sampling: SamplingConfig, base_model: BaseModel
@@ -234,7 +237,8 @@ class Planner:
             with suppress(Unavailable, ResourceExhausted):  # not looked at in time, it is edited without a warning
                 warnings = await self._upstreams.check_sample(unsampled)
         of_shape = [] if Flat(sampling).only_masked else working_size.warnings_of((picture.height, picture.width))
-        warnings = [*picture.warnings, *of_shape, *warnings]
+        of_second_pass = _warnings_of_second_pass(picture, sampling, base_model)
+        warnings = [*picture.warnings, *of_shape, *of_second_pass, *warnings]
         if config is None:
             return tenant, None, data, warnings
         if request.validate_only:
@@ -298,14 +302,29 @@ def warnings_of(prompt: str, vocabulary: Sequence[str]) -> list[str]:
 
 
 def warnings_of_steps(config: SamplingConfig) -> list[str]:
-    """A warning where the strength leaves no step, unless that is what 0 asks for."""
-    steps, strength = config.num_inference_steps, config.strength
-    if config.automatic or strength == 0 or num_late_steps(steps, strength) > 0:
+    """A warning where a strength leaves no step, unless that is what 0 asks for."""
+    asked, steps, warnings = Flat(config), config.num_inference_steps, []
+    for name, nothing in (("strength", "nothing is edited"), ("second_pass_strength", "there is no second pass")):
+        strength = getattr(asked, name)  # 0 where it is unset, as with automatic
+        if strength > 0 and num_late_steps(steps, strength) == 0:
+            warnings.append(
+                f"{name} {strength:g} of {steps} steps leaves none, so {nothing}: "
+                f"set config.{SAMPLING[name].path} to {1 / steps:.2g} or more, or raise config.num_inference_steps"
+            )
+    return warnings
+
+
+def _warnings_of_second_pass(
+    picture: Image | PictureInfo, sampling: SamplingConfig, base_model: BaseModel
+) -> list[str]:
+    """A warning where one is asked for and there is none. With only_masked the sampler knows what is edited."""
+    asked, size = Flat(sampling), (picture.height, picture.width)
+    if not asked.second_pass or asked.only_masked:
         return []
-    return [
-        f"strength {strength:g} of {steps} steps leaves none, so nothing is edited: raise strength to {1 / steps:.2g} "
-        "or more, or num_inference_steps"
-    ]
+    into = working_size.working_size(size, (base_model.height, base_model.width), base_model.size_step)
+    if working_size.leaves_detail(size, working_size.fit(size, into)):
+        return []
+    return [working_size.too_small_for_second_pass(size, into)]
 
 
 def _check(request: EditRequest) -> None:

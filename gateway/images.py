@@ -169,7 +169,7 @@ async def receive(requests: AsyncIterator[UploadImageRequest], upload: Upload) -
         raise InvalidField("header.size_bytes", header.size_bytes, f"but {upload.size_bytes} bytes came")
     if header.sha256 and header.sha256.lower() != digest.hexdigest():
         remedy = "the bytes that came have another digest; send the file again"
-        raise InvalidArgument.of_field("header.sha256", header.sha256, remedy, reason="DIGEST_MISMATCH")
+        raise InvalidArgument.field_error("header.sha256", header.sha256, remedy, reason="DIGEST_MISMATCH")
     return tenant, upload.take_bytes()
 
 
@@ -193,4 +193,4 @@ def _damaged(name: Name) -> DataLoss:
 
 
 def _path(name: Name) -> str:
-    return store_paths.of_image(name.tenant, name.id)
+    return store_paths.image_path(name.tenant, name.id)

@@ -73,7 +73,7 @@ class Tunings:
         validation.check_number_of_images(1 + len(further), Flat(request.config).method or TUNING_METHODS[0])
         tenant = parse_parent(request.parent) or image.tenant
         caller = None
-        if request.request_id:
+        if request.request_id and not request.validate_only:
             validation.check_request_id(request.request_id)
             caller = CreateRequest(request.request_id, _body(request, tenant))
             earlier = await self._state.recall(tenant, caller)
@@ -82,7 +82,14 @@ class Tunings:
         config = await self.settled(request.config, "config")
         warnings = await self._unread(config)
         return await self.find_or_make(
-            tenant, image, config, further, labels=request.labels, caller=caller, warnings=warnings
+            tenant,
+            image,
+            config,
+            further,
+            labels=request.labels,
+            caller=caller,
+            warnings=warnings,
+            validate_only=request.validate_only,
         )
 
     async def settled(self, config: TuningConfig, field: str) -> TuningConfig:
@@ -129,11 +136,13 @@ class Tunings:
         caller: CreateRequest | None = None,
         needs_tuner: bool = False,
         warnings: Sequence[str] = (),
+        validate_only: bool = False,
     ) -> Tuning:
         """The live tuning of an image, a settled config and further images, or a new one.
 
-        With `needs_tuner` a tuning that still has to run is refused while no tuner answers. Raises NotFound
-        (IMAGE_NOT_FOUND), FailedPrecondition (BASE_MODEL_MISMATCH), Unavailable (BACKEND_DOWN).
+        With `validate_only` a new one is not made, and has no name. With `needs_tuner` one that still has to run is
+        refused while no tuner answers. Raises NotFound (IMAGE_NOT_FOUND), FailedPrecondition (BASE_MODEL_MISMATCH),
+        Unavailable (BACKEND_DOWN).
         """
         # Another tenant's name looks like one that does not exist.
         image, *further = (name._replace(tenant=tenant) for name in (image, *further))
@@ -145,6 +154,9 @@ class Tunings:
         tuning.warnings.extend(warnings)
         if needs_tuner:
             await self._needs_tuner(tenant, tuning)
+        if validate_only:
+            tuning.name = ""
+            return await self._state.live(tenant, tuning.key) or tuning
         async with self._images.holding(image, *further):
             for name in (image, *further):
                 await self._images.find(name)  # it may have been deleted meanwhile
@@ -271,7 +283,7 @@ class Tunings:
         def mutate(tuning: Tuning) -> None:
             if wanted.etag and wanted.etag != tuning.etag:
                 remedy = "the tuning has changed since: read it again"
-                raise Aborted.of_field("tuning.etag", wanted.etag, remedy, reason="ETAG_MISMATCH")
+                raise Aborted.field_error("tuning.etag", wanted.etag, remedy, reason="ETAG_MISMATCH")
             tuning.ClearField("labels")
             tuning.labels.update(wanted.labels)
             tuning.ClearField("expire_time")

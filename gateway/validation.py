@@ -48,6 +48,7 @@ LIMITS = Limits(
     upload_pixels=picture_header.MAX_PIXELS,
     upload_side=picture_header.MAX_SIDE,
     upload_webp_pixels=picture_header.WEBP_PIXELS,
+    upload_heif_pixels=picture_header.HEIF_PIXELS,
     chunk_bytes=images.MAX_CHUNK_BYTES,
     prompt_characters=EDIT["prompt"].limits.max_len,
     seeds=EDIT["seeds"].limits.max_items,

@@ -17,7 +17,7 @@ class WeightFiles:
     def path(self, name: str, attempt: int) -> str:
         """Where an attempt of a tuning puts its weights."""
         parts = parse(name, "tunings")
-        return store_paths.of_weights(parts.tenant, parts.id, attempt)
+        return store_paths.weights_path(parts.tenant, parts.id, attempt)
 
     async def verify(self, weights: WeightsRef) -> None:
         """Raise DataLoss (WEIGHTS_CORRUPT, WEIGHTS_MISSING) unless the store has a manifest that says the same."""
@@ -36,4 +36,4 @@ class WeightFiles:
 
 def _folder(name: str) -> str:
     parts = parse(name, "tunings")
-    return store_paths.of_tuning(parts.tenant, parts.id)
+    return store_paths.tuning_path(parts.tenant, parts.id)

@@ -12,13 +12,15 @@ from sampler_svc.run_stages import StageNow
 from sampler_svc.sampling.attempts import ScoredImage
 from sampler_svc.sampling.events import EditedImage, Step, Warned
 from sampler_svc.sampling.prompt_to_prompt import AttentionEdit
-from sampler_svc.sampling.request import Request
+from sampler_svc.sampling.request import Request, SecondPass
 from sampler_svc.sampling.super_resolution import SuperResolutionOptions
 from sampler_svc.sampling.text_check import Texts
 from unitune import image_pieces, store_paths
 from unitune.base_model import Preset, SuperResolutionSpec
 from unitune.choices import (
     DEFAULT_MASK_PADDING,
+    DEFAULT_SECOND_PASS_SCALE,
+    DEFAULT_SECOND_PASS_STRENGTH,
     EDIT_METHODS,
     INVERSIONS,
     MAX_SEEDS,
@@ -96,6 +98,7 @@ def read_request(request: sampler_pb2.SampleRequest, model: Model, *, is_run: bo
         timestep_spacing=config.timestep_spacing,
         guidance_rescale=config.guidance_rescale,
         super_resolution=_super_resolution(config, model.spec.super_resolution),
+        second_pass=_second_pass(config),
     )
 
 
@@ -203,6 +206,12 @@ def _defaults(preset: Preset, method: str, second: SuperResolutionSpec | None) -
             "cross_replace": preset.cross_replace,
             "self_replace": preset.self_replace,
         }
+    if SAMPLING["second_pass"].is_read_by(method):
+        words |= {
+            "second_pass": True,
+            "second_pass_strength": DEFAULT_SECOND_PASS_STRENGTH,
+            "second_pass_scale": DEFAULT_SECOND_PASS_SCALE,
+        }
     if second is not None:
         words |= {
             "super_resolution": True,
@@ -222,6 +231,15 @@ def _super_resolution(config: Flat, stage: SuperResolutionSpec | None) -> SuperR
         num_inference_steps=_chosen(config, "super_resolution_steps", stage.num_inference_steps),
         guidance_scale=_chosen(config, "super_resolution_guidance_scale", stage.guidance_scale),
         is_thresholded=_chosen(config, "dynamic_thresholding", True),
+    )
+
+
+def _second_pass(config: Flat) -> SecondPass | None:
+    if not config.second_pass:
+        return None
+    return SecondPass(
+        strength=_chosen(config, "second_pass_strength", DEFAULT_SECOND_PASS_STRENGTH),
+        scale=_chosen(config, "second_pass_scale", DEFAULT_SECOND_PASS_SCALE),
     )
 
 

@@ -67,7 +67,7 @@ def run_module(module: str, *arguments: str) -> subprocess.CompletedProcess[str]
 
 
 def test_generated_code_is_fresh() -> None:
-    """unitune/v1 and unitune_client/options.py are what is made of protos/, byte for byte."""
+    """unitune/v1, unitune_client/options.py and configs.py are what is made of protos/, byte for byte."""
     done = run_module("protos.generate", "--check")
 
     assert 0 == done.returncode, done.stderr
@@ -157,7 +157,11 @@ def test_the_client_takes_only_the_contract_from_unitune() -> None:
 
 
 # Of the contract, by protos/generate.py and protos/options_page.py.
-GENERATED = (ROOT / "docs" / "options.md", ROOT / "unitune_client" / "options.py")
+GENERATED = (
+    ROOT / "docs" / "options.md",
+    ROOT / "unitune_client" / "configs.py",
+    ROOT / "unitune_client" / "options.py",
+)
 
 
 def test_a_range_is_said_once() -> None:
@@ -315,11 +319,12 @@ def test_no_two_classes_share_a_name() -> None:
     Classes generated from the contract do not count. The SDK's do not where they mirror the message of their name. The
     types of TensorRT and CUDA have the names of those libraries.
     """
-    foreign, sdk = ROOT / "sampler_svc" / "engines" / "trt_api.py", ROOT / "unitune_client" / "events.py"
+    foreign = ROOT / "sampler_svc" / "engines" / "trt_api.py"
+    sdk = {ROOT / "unitune_client" / "events.py", ROOT / "unitune_client" / "configs.py"}
     mirrors = mirrors_of_messages()
     files: dict[str, list[str]] = {}
     for name, path in class_names(*PACKAGES):
-        if path != foreign and not (path == sdk and name in mirrors):
+        if path != foreign and not (path in sdk and name in mirrors):
             files.setdefault(name, []).append(str(path.relative_to(ROOT)))
 
     assert {"BaseModel", "EditedImage", "Scores", "TuningConfig"} <= mirrors

@@ -3,10 +3,12 @@
 import asyncio
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from tuner_svc.arrangement import GB
 from tuner_svc.base_model import BaseModel, load
 from tuner_svc.config import TunerConfig
 from tuner_svc.model_folder import UnusableBaseModel
@@ -27,7 +29,7 @@ def main() -> int:
     try:
         certificates = CertificateReader(config.peer_files) if config.peer_files is not None else None
         store = ObjectStore(config.store)
-        model = thread.submit(_load, config.base_model).result()
+        model = thread.submit(_load, config.base_model, int(config.tuning_memory_gb * GB)).result()
     except UnusableBaseModel as error:
         print(f"tuner: UNITUNE_BASE_MODEL: {error}", file=sys.stderr)
         return 1
@@ -48,8 +50,8 @@ def main() -> int:
     )
 
 
-def _load(base_model: Path) -> BaseModel:
-    return load(base_model, "cuda" if torch.cuda.is_available() else "cpu")
+def _load(base_model: Path, tuning_bytes: int) -> BaseModel:
+    return replace(load(base_model, "cuda" if torch.cuda.is_available() else "cpu"), tuning_bytes=tuning_bytes)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The base model in memory: frozen, fp32, in four parts, which are also the four graphs of the export."""
+"""The base model in memory: frozen, fp32, in parts, each of which the export writes as a graph."""
 
 import math
 from collections.abc import Mapping
@@ -230,6 +230,7 @@ class BaseModel:
     second_tokenizer: CLIPTokenizer | None = None  # this and the next two: of a pair of text encoders
     pooled_width: int = 0
     empty_is_zeros: bool = False
+    tuning_bytes: int = 0  # of memory, which a tuning may take beside the base model; 0: what is free
     # Padding and truncation are state of the tokenizer, which the checks of requests and a tuning use at the same time.
     _tokenizing: Lock = field(default_factory=Lock, repr=False, compare=False)
 

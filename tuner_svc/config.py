@@ -33,6 +33,13 @@ class TunerConfig:
             "help": f"how tuned weights are stored: {', '.join(CODECS)}; LoRA tunings always as factors, unless none",
         },
     )
+    tuning_memory_gb: float = field(
+        default=0.0,
+        metadata={
+            "env": "UNITUNE_TUNING_MEMORY_GB",
+            "help": "memory in GB that a tuning may take beside the base model, slower with less; 0 takes what is free",
+        },
+    )
     health_address: str | None = field(
         default=None,
         metadata={
@@ -55,6 +62,8 @@ class TunerConfig:
         peers.check_exposed("UNITUNE_TUNER_ADDRESS", self.address, self.peer_files, self.insecure)
         if self.threads < 0:
             raise ValueError(f"UNITUNE_THREADS is {self.threads}: it must be 0 or more")
+        if not self.tuning_memory_gb >= 0:
+            raise ValueError(f"UNITUNE_TUNING_MEMORY_GB is {self.tuning_memory_gb:g}: it must be 0 or more")
         if self.weights_codec not in CODECS:
             raise ValueError(f"UNITUNE_WEIGHTS_CODEC is {self.weights_codec!r}: it must be one of {', '.join(CODECS)}")
         if not self.store:

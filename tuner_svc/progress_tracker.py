@@ -20,7 +20,7 @@ WARM_UP_S = 10.0
 class UpdateProgress:
     """How far a tuning is. `loss` is the mean of the last losses, `left_s` is an estimate in seconds if there is one,
     and `learning_rate` is the current one. With `stopped_early` this update was the last one. `update_s` is the seconds
-    of an update, once they can be told. `stage` is a word of TuningProgress.Stage.
+    of an update, once they can be told. `stage` is a word of TuningProgress.Stage, `warning` a sentence or empty.
     """
 
     update: int
@@ -31,6 +31,7 @@ class UpdateProgress:
     stopped_early: bool = False
     update_s: float | None = None
     stage: str = "updating"
+    warning: str = ""
 
 
 class ProgressTracker:
@@ -42,9 +43,14 @@ class ProgressTracker:
         self.losses: list[float] = []
         self._total, self._on_progress, self._cancelled = total, on_progress, cancelled
         self._last: deque[float] = deque(maxlen=MEAN_OF_LOSSES)
+        self._warning = ""
         self._started_s = time.monotonic()
         self._warm_s = self._started_s  # when the first update had ended
         self._reported_s = -math.inf
+
+    def warn(self, text: str) -> None:
+        """Tell a sentence with the progress of every update from now on."""
+        self._warning = text
 
     def updates(self, number: int, learning_rate: float, stop_loss_ratio: float = 0.0) -> Iterator[int]:
         """Counts `number` updates from 0, anew in each stage. The body of the loop is one update, and calls `record`.
@@ -89,7 +95,9 @@ class ProgressTracker:
         update_s = self._update_s(update, now_s)
         left_s = 0.0 if stops else None if update_s is None else update_s * (self._total - update)
         loss = sum(self._last) / len(self._last)
-        self._on_progress(UpdateProgress(update, self._total, loss, left_s, learning_rate, stops, update_s))
+        self._on_progress(
+            UpdateProgress(update, self._total, loss, left_s, learning_rate, stops, update_s, warning=self._warning)
+        )
 
     def _update_s(self, update: int, now_s: float) -> float | None:
         """Seconds of an update, without the first one; None while only that was made, and was quick."""

@@ -18,7 +18,7 @@ class StageTimes:
     def __init__(self) -> None:
         self._in_updates: dict[tuple[Hashable, str], float] = {}
 
-    def of(self, kind: Hashable, stage: str) -> float:
+    def seconds(self, kind: Hashable, stage: str) -> float:
         """A stage's time in updates."""
         return self._in_updates.get((kind, stage), FIRST_GUESS[stage])
 
@@ -61,4 +61,4 @@ class TuningStages:
             self._times.learn(self._kind, self._last.stage, (time.monotonic() - self._began_s) / self._update_s)
 
     def _left_s(self, stages: tuple[str, ...]) -> float:
-        return (self._update_s or 0.0) * sum(self._times.of(self._kind, stage) for stage in stages)
+        return (self._update_s or 0.0) * sum(self._times.seconds(self._kind, stage) for stage in stages)

@@ -43,7 +43,6 @@ from unitune.diffusion.conditioning import num_rows
 
 SCHEMA = 6
 SPEC_FILE = "spec.json"
-SUPER_RESOLUTION_GRAPH = "super_resolution.onnx"
 LARGE_BYTES = 64 << 20  # of weights. What takes seconds for a small model takes minutes for a large one
 SETTLED_NS = 2_000_000_000  # 2 s: the coarsest times of a file system
 
@@ -249,6 +248,11 @@ class BaseModelSpec:
     base_weights: str = "denoiser.safetensors"  # the base model's denoiser tensors, by PyTorch name, fp32
     schema: int = SCHEMA
     files: Mapping[str, str] = field(default_factory=dict)  # file name to sha256
+
+    @property
+    def pixels_each(self) -> int:
+        """Along each side, of one value of the latent."""
+        return self.image_side[0] // self.latent_side[0]
 
     @property
     def latent_step(self) -> int:

@@ -24,6 +24,7 @@ MOST_IMAGES = {"dreambooth": 1 + options_of(CreateTuningRequest)["images"].limit
 GUIDANCE_INTERVAL = ("guidance_sigma_low", "guidance_sigma_high")  # its ends, as options are named
 DEFAULT_MASK_PADDING = 32  # pixels of the base image
 DEFAULT_RESAMPLES = 3  # other seeds that the CLIP filter may try
+DEFAULT_SECOND_PASS_STRENGTH, DEFAULT_SECOND_PASS_SCALE = 0.2, 2.0
 MAX_SEEDS = EDIT["seeds"].limits.max_items  # pictures of one edit
 MAX_SIGMA = SAMPLING["guidance_sigma_low"].most
 

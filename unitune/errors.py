@@ -114,7 +114,7 @@ class UniTuneError(Exception):
         return self.metadata.get("field")
 
     @classmethod
-    def of_field(cls, field: str, value: object, remedy: str, *, reason: str) -> Self:
+    def field_error(cls, field: str, value: object, remedy: str, *, reason: str) -> Self:
         """An error about one field, with a reason of its own."""
         return cls(**_refusal(field, value, remedy), reason=reason)
 

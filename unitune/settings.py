@@ -65,6 +65,7 @@ NAMES = frozenset(
         "UNITUNE_TLS_KEY",
         "UNITUNE_TUNER",
         "UNITUNE_TUNER_ADDRESS",
+        "UNITUNE_TUNING_MEMORY_GB",
         "UNITUNE_WEIGHTS_CODEC",
     }
 )

@@ -27,7 +27,7 @@ _OBJECT = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
 _DOTS = re.compile(r"(^|/)\.{1,2}(/|$)")
 
 
-class OfWeights(NamedTuple):
+class WeightsPath(NamedTuple):
     """The parts of a path of weights."""
 
     tenant: str
@@ -35,19 +35,19 @@ class OfWeights(NamedTuple):
     attempt: int
 
 
-def of_image(tenant: str, sha256: str) -> str:
+def image_path(tenant: str, sha256: str) -> str:
     """The path of an uploaded picture."""
     return f"{IMAGES}/{tenant}/{sha256}"
 
 
-def of_tuning(tenant: str, tuning: str) -> str:
+def tuning_path(tenant: str, tuning: str) -> str:
     """The path of all attempts at a tuning."""
     return f"{TUNINGS}/{tenant}/{tuning}"
 
 
-def of_weights(tenant: str, tuning: str, attempt: int) -> str:
+def weights_path(tenant: str, tuning: str, attempt: int) -> str:
     """The path of the weights of an attempt, counted from 1."""
-    return f"{of_tuning(tenant, tuning)}/{attempt}"
+    return f"{tuning_path(tenant, tuning)}/{attempt}"
 
 
 def read_image(path: str) -> tuple[str, str] | None:
@@ -56,10 +56,10 @@ def read_image(path: str) -> tuple[str, str] | None:
     return (found[1], found[2]) if found else None
 
 
-def read_weights(path: str) -> OfWeights | None:
+def read_weights(path: str) -> WeightsPath | None:
     """The parts of a path of weights, or None for another path."""
     found = _WEIGHTS.fullmatch(path)
-    return OfWeights(found[1], found[2], int(found[3])) if found else None
+    return WeightsPath(found[1], found[2], int(found[3])) if found else None
 
 
 def check_weights(path: str, field: str) -> None:

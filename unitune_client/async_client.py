@@ -128,8 +128,8 @@ class AsyncClient:
             return messages.server_info(await stub.GetServerInfo(server_pb2.GetServerInfoRequest()))
 
     async def upload_image(self, image: Picture) -> events.Image:
-        """Upload a picture: its bytes or the path of a PNG, JPEG or WebP file, at most 16 MiB and 64 megapixels, 24 as
-        WebP.
+        """Upload a picture: its bytes or the path of a PNG, JPEG, WebP, AVIF or HEIC file, at most 16 MiB and 64
+        megapixels, 24 as WebP and 25 as AVIF or HEIC.
 
         Images are named by their digest, so uploading one again changes nothing.
         Raises InvalidArgument when the server cannot use the picture.
@@ -151,7 +151,7 @@ class AsyncClient:
                     raise
                 await backoff.wait_after(error)
             except InvalidArgument as error:
-                raise messages.of_field(error, field) from None
+                raise messages.file_error(error, field) from None
 
     async def delete_image(self, name: str, *, allow_missing: bool = False) -> None:
         """Delete an uploaded picture. After a day the server itself deletes one that no tuning uses.
@@ -177,20 +177,35 @@ class AsyncClient:
         The same picture and config never tune twice: the tuning may be READY already. A path or bytes are uploaded.
         Raises InvalidField naming what is wrong, NotFound for an image that was never uploaded.
         """
+        request = await self._tuning_request(image, further_images, config)
+        request.request_id = str(uuid.uuid4())
+        request.labels.update(labels or {})
+        with typed_errors(self._address):
+            return messages.tuning(await self._tunings().CreateTuning(request))
+
+    async def check_tuning(
+        self, image: Picture, *, further_images: Sequence[Picture] = (), **config: Unpack[TuningOptions]
+    ) -> events.Tuning:
+        """What `create_tuning` would give, and nothing is made: a new tuning has no name here.
+
+        Raises what `create_tuning` would be refused with.
+        """
+        request = await self._tuning_request(image, further_images, config)
+        request.validate_only = True
+        with typed_errors(self._address):
+            return messages.tuning(await self._tunings().CreateTuning(request))
+
+    async def _tuning_request(
+        self, image: Picture, further_images: Sequence[Picture], config: TuningOptions
+    ) -> tuning_pb2.CreateTuningRequest:
+        """The request for a tuning. What has no name yet is uploaded."""
         messages.refuse_unknown(config, TuningOptions)
         name, *further = [
             resource_name(one, "images") or (await self.upload_image(one)).name for one in (image, *further_images)
         ]
-        request = tuning_pb2.CreateTuningRequest(
-            parent=self._parent,
-            image=name,
-            images=further,
-            config=messages.tuning_config(config),
-            request_id=str(uuid.uuid4()),
-            labels=labels,
+        return tuning_pb2.CreateTuningRequest(
+            parent=self._parent, image=name, images=further, config=messages.tuning_config(config)
         )
-        with typed_errors(self._address):
-            return messages.tuning(await self._tunings().CreateTuning(request))
 
     async def get_tuning(self, name: str) -> events.Tuning:
         """A tuning as it is now. Raises NotFound."""

@@ -115,6 +115,12 @@ class Client:
         """As AsyncClient.create_tuning."""
         return self._wait_for(self._client.create_tuning(image, further_images=further_images, labels=labels, **config))
 
+    def check_tuning(
+        self, image: Picture, *, further_images: Sequence[Picture] = (), **config: Unpack[TuningOptions]
+    ) -> events.Tuning:
+        """As AsyncClient.check_tuning."""
+        return self._wait_for(self._client.check_tuning(image, further_images=further_images, **config))
+
     def get_tuning(self, name: str) -> events.Tuning:
         """As AsyncClient.get_tuning."""
         return self._wait_for(self._client.get_tuning(name))

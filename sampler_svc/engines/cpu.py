@@ -23,9 +23,9 @@ from sampler_svc.engines.layout import GraphLayout
 from sampler_svc.engines.onnx_file import initializers
 from unitune.base_model import is_large
 from unitune.free_memory import give_back_memory
+from unitune.graph_files import DENOISER
 from unitune.settings import num_cores
 
-DENOISER = "denoiser.onnx"
 # Offline, only what holds for any weights on any CPU: ENABLE_ALL would reorder weights, and a refit would miss them.
 OFFLINE_OPTIMISATION = "ORT_ENABLE_EXTENDED"
 OPTIMISATION = "ORT_ENABLE_ALL"

@@ -14,11 +14,11 @@ from sampler_svc.sampling.text_reader import reader_of
 from unitune.base_model import BaseModelSpec
 from unitune.diffusion.guidance import Context
 from unitune.diffusion.schedule import Latents
+from unitune.graph_files import IMAGE_DECODER, IMAGE_ENCODER, SECOND_TOKENIZER, TEXT_ENCODER, TOKENIZER
 from unitune.images import ModelImage, Pixels
 from unitune.prompts import ids_with_vectors
 from unitune.working_size import Fit, Size, fit, size_of, working_size
 
-TOKENIZERS = ("tokenizer.json", "tokenizer_2.json")  # the second one only of two text encoders
 EMBEDDINGS_KEPT = 256  # prompts; the empty one is in every edit
 
 
@@ -30,12 +30,12 @@ class BaseGraphs:
     ) -> None:
         """Loads the graphs of an engine folder. Raises what tokenizers and the runtime raise for damaged files."""
         self.spec = spec
-        files = [folder / name for name in TOKENIZERS if (folder / name).is_file()]
+        files = [folder / name for name in (TOKENIZER, SECOND_TOKENIZER) if (folder / name).is_file()]
         self._tokenizers = [Tokenizer.from_file(str(file)) for file in files]
         self.reader = reader_of(self._tokenizers[0], is_closed=bool(spec.vocabulary))
-        self._text_encoder = open_graph(folder / "text_encoder.onnx", threads)
-        self._image_encoder = open_graph(folder / "image_encoder.onnx", threads)
-        self._image_decoder = open_graph(folder / "image_decoder.onnx", threads)
+        self._text_encoder = open_graph(folder / TEXT_ENCODER, threads)
+        self._image_encoder = open_graph(folder / IMAGE_ENCODER, threads)
+        self._image_decoder = open_graph(folder / IMAGE_DECODER, threads)
         self.embed = lru_cache(maxsize=EMBEDDINGS_KEPT)(self._embed)
 
     def tokens(self, prompt: str) -> list[int]:

@@ -15,16 +15,18 @@ from sampler_svc.sampling.cancellation import stopping
 from sampler_svc.sampling.conditioning import Embed
 from sampler_svc.sampling.masks import BEFORE, Find, MaskInputs
 from sampler_svc.sampling.masks.given import from_sdedit
-from sampler_svc.sampling.masks.shape import Region, region_around, softened, whole_picture
+from sampler_svc.sampling.masks.shape import Region, region_around, softened, to_latent, whole_picture
 from sampler_svc.sampling.prompt_to_prompt import RunControlled
 from sampler_svc.sampling.request import Request
 from sampler_svc.sampling.super_resolution import SuperResolution
-from unitune import images
+from sampler_svc.sampling.tiles import Tiles
+from unitune import images, working_size
 from unitune.diffusion.guidance import Denoiser
 from unitune.diffusion.inversion import inverted
 from unitune.diffusion.schedule import Latents, Schedule
 from unitune.diffusion.solvers import DenoisingRun
 from unitune.images import Mask, Pixels
+from unitune.photograph import Photograph
 from unitune.working_size import Fit, size_of
 
 
@@ -62,9 +64,14 @@ class PreparedEdit:
     tools: Tools
 
     @cached_property
+    def photograph(self) -> Photograph:
+        """The whole picture, as its file has it. Raises what `Photograph.decode` raises."""
+        return Photograph.decode(self.request.image)
+
+    @property
     def picture(self) -> Pixels:
-        """The whole picture. Raises what `images.decode` raises."""
-        return images.decode(self.request.image)
+        """The whole picture, as the model sees it. Raises as `photograph` does."""
+        return self.photograph.seen
 
     @cached_property
     def given(self) -> GivenMask:
@@ -85,9 +92,14 @@ class PreparedEdit:
         return self.given.region
 
     @cached_property
+    def base(self) -> Photograph:
+        """The photograph in the region."""
+        return self.photograph.crop(*self.region.slices)
+
+    @property
     def base_image(self) -> Pixels:
-        """The picture in the region."""
-        return self.region.crop(self.picture)
+        """The picture in the region, as the model sees it."""
+        return self.base.seen
 
     @cached_property
     def size(self) -> tuple[int, int]:
@@ -98,6 +110,30 @@ class PreparedEdit:
     def fit(self) -> Fit:
         """How the base image lies in its working size."""
         return self.tools.graphs.fit(self.size)
+
+    @cached_property
+    def enlarged(self) -> Fit | None:
+        """How the base image lies in the size of the second pass; None without one, and where none would be larger."""
+        second, spec = self.request.second_pass, self.tools.graphs.spec
+        if second is None or self.request.second_pass_steps == 0:
+            return None
+        return working_size.enlarged(self.size, self.fit, second.scale, spec.size_step or spec.pixels_each)
+
+    @cached_property
+    def tiles(self) -> Tiles | None:
+        """The tiles of the second pass, over its latent; None where there is no such pass."""
+        if self.enlarged is None:
+            return None
+        spec = self.tools.graphs.spec
+        rows, columns = (side // spec.pixels_each for side in self.enlarged.size)
+        return Tiles.over((rows, columns), (min(rows, spec.latent_side[0]), min(columns, spec.latent_side[1])))
+
+    def enlarged_mask(self, mask: Mask | None) -> Mask | None:
+        """A mask over the base image at the tiles' resolution. None where the second pass may change
+        everything: without a mask, or where not all that is outside of it comes back."""
+        if mask is None or self.enlarged is None or self.tiles is None or self.request.interpolation < 1:
+            return None
+        return to_latent(mask, self.tiles.size, self.enlarged)[0, 0]
 
     @cached_property
     def latent(self) -> Latents:

@@ -228,6 +228,22 @@ async def test_what_a_picture_loses_is_in_the_warnings_of_its_edits(world: World
             assert list(events[0].accepted.warnings) == list(image.warnings)
 
 
+async def test_a_second_pass_is_the_samplers_to_do_and_told_where_there_is_none(world: World) -> None:
+    """The request reaches it; of a picture that is no larger than the model's, a warning says why there is none."""
+    small, large = (file_of(Image.new("RGB", size, "teal")) for size in ((60, 40), (90, 80)))
+    tuning = await world.tuned(small)
+    config = sampling_config(second_pass=True)
+
+    for target, is_none in (
+        ({"image_data": small}, True),
+        ({"tuning": tuning.name}, True),
+        ({"image_data": large}, False),
+    ):
+        events = await edit(world, **target, config=config)
+        assert ["no second pass" in warning for warning in events[0].accepted.warnings] == [True] * is_none
+        assert Flat(world.sampler.requests[-1].config).second_pass
+
+
 async def test_a_mask_is_given_and_keeps_pixels_exactly_unless_told_otherwise(world: World) -> None:
     """It reaches the sampler as it came, implies its source and interpolation 1, and comes back with the pictures."""
     mask = picture("white")

@@ -161,7 +161,7 @@ def test_an_export_replaces_nothing(unitune: Unitune, photo: Path, tmp_path: Pat
     ],
 )
 def test_a_picture_makes_itself_again(unitune: Unitune, photo: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
-    """`edit PHOTO --like PICTURE` gives the same bytes, of every method, with masks and the second stage."""
+    """`edit PHOTO --like PICTURE` gives the same bytes, of every method, with masks and super-resolution."""
     mask = Image.new("L", (60, 44))
     mask.paste(255, (10, 10, 40, 30))
     mask.save(tmp_path / "mask.png")

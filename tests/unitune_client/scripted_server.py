@@ -21,8 +21,9 @@ from PIL import Image
 
 from tests.configs import sampling_config, tuning_config
 from unitune import serving
+from unitune.choices import BOUND_TO_NULL_TEXT, tuned_by
 from unitune.errors import Internal, UniTuneError, to_status
-from unitune.options import SAMPLING, Flat
+from unitune.options import SAMPLING, Flat, put_words
 from unitune.v1 import (
     edit_pb2,
     edit_pb2_grpc,
@@ -112,7 +113,14 @@ class ScriptedServer:
                 raise answer
             return answer
         self.requests["CheckEdit"].append(request)
-        return [event for event in edit_events([]) if event.WhichOneof("event") in ("accepted", "done")]
+        events = [event for event in edit_events([]) if event.WhichOneof("event") in ("accepted", "done")]
+        method = Flat(request.config).method or "unitune"
+        if tuned_by(method, Flat(request.config).inversion):
+            config = events[0].accepted.tuning_config
+            config.CopyFrom(request.tuning_config)
+            if method != "unitune":
+                put_words(config, tuning_words(method, request))
+        return events
 
     def check_compare(self, request: Any) -> list[Any]:
         """Answer a comparison that is to be validated only: as scripted, or accepted for the methods that are named."""
@@ -147,6 +155,9 @@ class _Tunings(tuning_pb2_grpc.TuningServiceServicer):
         self._script = script
 
     async def CreateTuning(self, request: Any, context: Any) -> Any:
+        if request.validate_only:  # needs no script
+            self._script.requests["CheckTuning"].append(request)
+            return tuning("QUEUED")
         return await self._script.unary("CreateTuning", request)
 
     async def GetTuning(self, request: Any, context: Any) -> Any:
@@ -351,6 +362,17 @@ def edit_events(
     for number, event in enumerate(events, start=1):
         event.sequence = number
     return events
+
+
+def tuning_words(method: str, request: edit_pb2.EditRequest) -> dict[str, Any]:
+    """The method of an edit's tuning, and what the edit itself binds in it."""
+    match tuned_by(method, Flat(request.config).inversion):
+        case "imagic":
+            return {"method": "imagic", "prompt": request.prompt}
+        case "null_text":
+            return {"method": "null_text"} | {name: getattr(Flat(request.config), name) for name in BOUND_TO_NULL_TEXT}
+        case other:
+            return {"method": other}
 
 
 def compare_events(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tuner_svc.adafactor import Adafactor
+from tuner_svc.arrangement import Update
 from tuner_svc.base_model import BaseModel
 from tuner_svc.denoising import Draws, Noising, denoising_loss, draw, mixed_precision
 from tuner_svc.methods.tuned import Tuned
@@ -24,7 +25,7 @@ def tune(model: BaseModel, latent: Tensor, config: TuningConfig, tracker: Progre
     generator = torch.Generator().manual_seed(config.seed)  # on the CPU, so that every device sees the same draws
     chosen = trainable(model.denoiser.unet, config.mode, generator)
     context = model.encode_prompt(with_rare_tokens(config.rare_tokens, ""))
-    update = update_of(model, chosen, latent, context, config.learning_rate)
+    update = update_of(model, chosen, latent, context, config.learning_rate, config.mode, tracker.warn)
 
     run = UpdateGraph(update, chosen.parameters(), model.device)
     for _ in tracker.updates(config.updates, config.learning_rate, config.stop_loss_ratio):
@@ -36,17 +37,20 @@ def tune(model: BaseModel, latent: Tensor, config: TuningConfig, tracker: Progre
 
 
 def update_of(
-    model: BaseModel, chosen: Trainable, latent: Tensor, context: Tensor, learning_rate: float
-) -> Callable[[Tensor, Tensor], Tensor]:
+    model: BaseModel,
+    chosen: Trainable,
+    latent: Tensor,
+    context: Tensor,
+    learning_rate: float,
+    mode: str = "full",
+    warn: Callable[[str], None] = lambda text: None,
+) -> Update:
     """A function that makes one update, from drawn timesteps and noise, and returns its loss."""
-    optimizer = Adafactor(chosen.parameters(), learning_rate)
     noising = Noising(model.schedule, model.device)
 
-    def update(timesteps: Tensor, noise: Tensor) -> Tensor:
+    def loss(timesteps: Tensor, noise: Tensor) -> Tensor:
         with mixed_precision(model.device):
-            loss = denoising_loss(model, chosen.weights(), latent, context, noising, Draws(timesteps, noise))
-        loss.backward()
-        optimizer.step()
-        return loss
+            return denoising_loss(model, chosen.weights(), latent, context, noising, Draws(timesteps, noise))
 
-    return update
+    optimizer = Adafactor(chosen.parameters(), learning_rate)
+    return Update(model, loss, optimizer, chosen.parameters(), ("unitune", mode), warn)

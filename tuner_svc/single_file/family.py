@@ -9,7 +9,7 @@ from typing import Any
 
 from tuner_svc.model_folder import SECOND_TEXT_ENCODER, UnusableBaseModel
 from tuner_svc.single_file.lora import OTHER_ADAPTERS
-from tuner_svc.single_file.tensor_file import FileHeader
+from unitune.tensor_file import FileHeader
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."

@@ -40,7 +40,8 @@ from tuner_svc.single_file.family import SAMPLE_SIDE_OF_V, SD_2, Family, family_
 from tuner_svc.single_file.lora import Factors, merged, read_lora
 from tuner_svc.single_file.measured_prediction import kind_of, measure
 from tuner_svc.single_file.prediction import PredictionType, UntoldPrediction, prediction_of
-from tuner_svc.single_file.tensor_file import FileHeader, read_header, write_tensors
+from tuner_svc.single_file.tensor_file import read_header, write_tensors
+from unitune.tensor_file import FileHeader
 
 MERGES = Path(__file__).parent / "clip_merges.txt.gz"  # of CLIP's vocabulary
 SOURCE_FILE = "unitune_source.json"  # in the folder: what it was made of; no part of the model's digest

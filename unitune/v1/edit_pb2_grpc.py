@@ -99,7 +99,7 @@ class EditServiceServicer:
         """Compare edits one picture by one prompt with several methods, one after the other, to be looked at side by side.
 
         Events come in this order: `accepted`; then for each method in turn the events of its edit (`edit`, in Edit's
-        order, but for `image`, `image_part` and the one that ends it) and its `result`, followed by `image_part`s if its
+        order, without `image`, `image_part` and the one that ends it) and its `result`, followed by `image_part`s if its
         pictures are large; `done`. A method that fails has its error as its
         result, and the next one begins. The stream ends with exactly one of `done` or `failed`, then the status OK. It is
         never silent for more than 15 seconds (`heartbeat`).

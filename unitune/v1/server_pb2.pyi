@@ -67,7 +67,7 @@ class BaseModel(_message.Message):
     def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., vocabulary: _Optional[_Iterable[str]] = ..., has_clip_filter: _Optional[bool] = ..., has_clipseg: _Optional[bool] = ..., has_content_filter: _Optional[bool] = ..., super_resolution_width: _Optional[int] = ..., super_resolution_height: _Optional[int] = ..., fast_steps: _Optional[int] = ..., has_known_pictures: _Optional[bool] = ..., size_step: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("upload_bytes", "upload_pixels", "chunk_bytes", "prompt_characters", "seeds", "upload_side", "upload_webp_pixels")
+    __slots__ = ("upload_bytes", "upload_pixels", "chunk_bytes", "prompt_characters", "seeds", "upload_side", "upload_webp_pixels", "upload_heif_pixels")
     UPLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
     UPLOAD_PIXELS_FIELD_NUMBER: _ClassVar[int]
     CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -75,6 +75,7 @@ class Limits(_message.Message):
     SEEDS_FIELD_NUMBER: _ClassVar[int]
     UPLOAD_SIDE_FIELD_NUMBER: _ClassVar[int]
     UPLOAD_WEBP_PIXELS_FIELD_NUMBER: _ClassVar[int]
+    UPLOAD_HEIF_PIXELS_FIELD_NUMBER: _ClassVar[int]
     upload_bytes: int
     upload_pixels: int
     chunk_bytes: int
@@ -82,4 +83,5 @@ class Limits(_message.Message):
     seeds: int
     upload_side: int
     upload_webp_pixels: int
-    def __init__(self, upload_bytes: _Optional[int] = ..., upload_pixels: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., prompt_characters: _Optional[int] = ..., seeds: _Optional[int] = ..., upload_side: _Optional[int] = ..., upload_webp_pixels: _Optional[int] = ...) -> None: ...
+    upload_heif_pixels: int
+    def __init__(self, upload_bytes: _Optional[int] = ..., upload_pixels: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., prompt_characters: _Optional[int] = ..., seeds: _Optional[int] = ..., upload_side: _Optional[int] = ..., upload_webp_pixels: _Optional[int] = ..., upload_heif_pixels: _Optional[int] = ...) -> None: ...

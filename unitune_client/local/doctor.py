@@ -171,7 +171,8 @@ def server_findings(info: events.ServerInfo) -> Iterator[Finding]:
     model, tuning, sampling, limits = info.base_model, info.tuning_defaults, info.sampling_defaults, info.limits
     pictures = (
         f"{limits.upload_bytes / 2**20:.0f} MiB, {limits.upload_pixels / 1e6:.0f} megapixels "
-        f"({limits.upload_webp_pixels / 1e6:.0f} as WebP) and {limits.upload_side} pixels a side of a picture"
+        f"({limits.upload_webp_pixels / 1e6:.0f} as WebP, {limits.upload_heif_pixels / 1e6:.0f} as AVIF or HEIC) "
+        f"and {limits.upload_side} pixels a side of a picture"
     )
     updates = f"{tuning.updates} updates of batch {tuning.batch} at learning rate {tuning.learning_rate:g}"
     weights = (

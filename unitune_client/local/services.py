@@ -27,7 +27,7 @@ from unitune_client.local.machine import (
 from unitune_client.local.stage_log import StageLog
 from unitune_client.local.supervision import Service, Supervisor
 
-CPU_BACKEND = "onnxruntime"  # the only one that needs no half graph
+CPU_BACKEND = "onnxruntime"  # the only one that needs no fp16 graph
 START_S = 300.0  # a large base model is read from a slow disk
 LOOKS_EVERY_S = 0.05
 NOTICED_S = 1.0  # after which the end of a service is noticed for certain

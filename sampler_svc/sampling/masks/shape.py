@@ -51,16 +51,25 @@ class Region(NamedTuple):
     bottom: int
     right: int
 
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Its rows and columns."""
+        return slice(self.top, self.bottom), slice(self.left, self.right)
+
     def crop(self, array: NDArray[D]) -> NDArray[D]:
         """This part of a picture or a mask."""
-        return array[self.top : self.bottom, self.left : self.right]
+        return array[self.slices]
+
+    def scaled(self, factor: int) -> "Region":
+        """The same in a picture that is `factor` times as large."""
+        return Region(*(factor * side for side in self))
 
     def pasted(self, part: Pixels, picture: Pixels) -> Pixels:
         """A copy of the picture with this part replaced; the part itself if it is the whole picture."""
         if part.shape == picture.shape:
             return part
         copy = picture.copy()
-        copy[self.top : self.bottom, self.left : self.right] = part
+        copy[self.slices] = part
         return copy
 
 
