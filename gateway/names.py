@@ -50,7 +50,8 @@ def parse_parent(parent: str) -> str | None:
         return None
     collection, slash, tenant = parent.partition("/")
     if collection != "tenants" or not slash or not _TENANT.fullmatch(tenant):
-        raise InvalidField("parent", parent, "a parent has the form tenants/{tenant}")
+        form = "a tenant has 1 to 63 of a-z, 0-9 and -, the first a letter"
+        raise InvalidField("parent", parent, f"a parent has the form tenants/{{tenant}}, where {form}")
     return tenant
 
 
