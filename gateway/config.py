@@ -1,22 +1,31 @@
 """The gateway's settings."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import ClassVar
 
 from gateway.jwks import is_loopback
-from unitune import exposure, peers
+from unitune import exposure
 from unitune.certificates import CertificateFiles
+from unitune.service_settings import ServiceSettings
 from unitune.serving import SILENCE_S
 
 # Streams at the sampler. It has few engines, and serves first who came first: what is there waits.
 SAMPLE_STREAMS = 4
 MAX_SAMPLE_STREAMS = 90  # below the 100 streams of one connection that HTTP/2 recommends a server to allow at least
+# What admission allows.
+LIMITS = (
+    *("tenant_tunings", "tenant_edits", "tenant_requests_per_s", "tenant_bytes"),
+    *("open_tunings", "open_edits", "edit_steps", "tuning_pixels"),
+)
 MAX_CONNECTION_AGE_S = 2_000_000  # gRPC counts it in milliseconds, in 31 bits
 
 
 @dataclass(frozen=True, kw_only=True)
-class GatewayConfig:
-    """Read from the environment by `unitune.settings.load`; fields without a variable are for tests."""
+class GatewayConfig(ServiceSettings):
+    """Read by `unitune.settings.load`; fields without a variable are for tests."""
+
+    TABLE: ClassVar[str] = "gateway"
 
     address: str = field(
         default="127.0.0.1:50051", metadata={"env": "UNITUNE_GATEWAY_ADDRESS", "help": "HOST:PORT to listen on"}
@@ -25,18 +34,8 @@ class GatewayConfig:
     sampler: str = field(
         default="127.0.0.1:50053", metadata={"env": "UNITUNE_SAMPLER", "help": "HOST:PORT of the sampler"}
     )
-    store: str = field(
-        metadata={"env": "UNITUNE_STORE", "help": "a folder, or the URL of a bucket, for pictures and weights"}
-    )
     state: Path = field(
         metadata={"env": "UNITUNE_STATE", "help": "a file for the tunings, their queue and their events"}
-    )
-    health_address: str = field(
-        default="",
-        metadata={
-            "env": "UNITUNE_HEALTH_ADDRESS",
-            "help": "HOST:PORT for health alone; empty for none of its own",
-        },
     )
     connection_age_s: float = field(
         default=600.0,
@@ -51,6 +50,62 @@ class GatewayConfig:
         metadata={
             "env": "UNITUNE_SAMPLE_STREAMS",
             "help": f"edits that are at the sampler at a time, 1 to {MAX_SAMPLE_STREAMS}; others wait in the gateway",
+        },
+    )
+    tenant_tunings: int = field(
+        default=100,
+        metadata={
+            "env": "UNITUNE_TENANT_TUNINGS",
+            "help": "tunings of one tenant that are queued or running at a time; 0 means no limit",
+        },
+    )
+    tenant_edits: int = field(
+        default=256,
+        metadata={
+            "env": "UNITUNE_TENANT_EDITS",
+            "help": "edits and comparisons of one tenant that run or wait at a time; 0 means no limit",
+        },
+    )
+    tenant_requests_per_s: float = field(
+        default=100.0,
+        metadata={
+            "env": "UNITUNE_TENANT_REQUESTS_PER_S",
+            "help": "calls of one tenant a second, of which those of ten seconds may come at once; 0 means no limit",
+        },
+    )
+    tenant_bytes: int = field(
+        default=0,
+        metadata={
+            "env": "UNITUNE_TENANT_BYTES",
+            "help": "bytes of pictures and tuned weights that one tenant may store; 0 means no limit",
+        },
+    )
+    open_tunings: int = field(
+        default=1000,
+        metadata={
+            "env": "UNITUNE_OPEN_TUNINGS",
+            "help": "tunings of all tenants that are queued or running at a time; 0 means no limit",
+        },
+    )
+    open_edits: int = field(
+        default=1024,
+        metadata={
+            "env": "UNITUNE_OPEN_EDITS",
+            "help": "edits and comparisons of all tenants that run or wait at a time; 0 means no limit",
+        },
+    )
+    edit_steps: int = field(
+        default=20_000,
+        metadata={
+            "env": "UNITUNE_EDIT_STEPS",
+            "help": "steps that one edit may ask for: steps x seeds x repeats x attempts; 0 means no limit",
+        },
+    )
+    tuning_pixels: int = field(
+        default=25_000_000_000,  # every method's own defaults at 1024x1024, which are 21e9 at most
+        metadata={
+            "env": "UNITUNE_TUNING_PIXELS",
+            "help": "what one tuning may ask for: updates x batch x pixels of the base model; 0 means no limit",
         },
     )
     keep_unused_s: float = field(
@@ -103,11 +158,6 @@ class GatewayConfig:
     tls_key: Path | None = field(
         default=None, metadata={"env": "UNITUNE_TLS_KEY", "help": "a PEM file with the key of that certificate"}
     )
-    peer_cert: Path | None = field(default=None, metadata=peers.CERTIFICATE)
-    peer_key: Path | None = field(default=None, metadata=peers.KEY)
-    peer_ca: Path | None = field(default=None, metadata=peers.AUTHORITY)
-    insecure: str = field(default="", metadata={"env": exposure.VARIABLE, "help": exposure.HELP})
-    reflection: bool = field(default=False, metadata=exposure.REFLECTION)
     silence_s: float = SILENCE_S  # of tuner or sampler in a stream, until it is given up
     heartbeat_s: float = 15.0  # longest silence of a stream
     retry_s: float = 1.0  # wait before the tuner is asked again; doubles up to 16 times as much
@@ -130,17 +180,13 @@ class GatewayConfig:
             raise ValueError(f"{missing} is not set: UNITUNE_TLS_CERT and UNITUNE_TLS_KEY go together")
         return CertificateFiles(self.tls_cert, self.tls_key)
 
-    @property
-    def peer_files(self) -> CertificateFiles | None:
-        """The certificate by which tuner and sampler know the gateway, and it them; None without."""
-        return peers.peer_files(self.peer_cert, self.peer_key, self.peer_ca)
-
     def is_filtered(self, tenant: str) -> bool:
         """Whether the edits of a tenant go through the content filter."""
         names = {name.strip() for name in self.filtered_tenants.split(",")}
         return tenant in names or "*" in names
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.connection_age_s != 0 and not 1 <= self.connection_age_s <= MAX_CONNECTION_AGE_S:
             raise ValueError(
                 f"UNITUNE_CONNECTION_AGE_S is {self.connection_age_s:g}: "
@@ -148,6 +194,10 @@ class GatewayConfig:
             )
         if self.keep_unused_s < 0:
             raise ValueError(f"UNITUNE_KEEP_UNUSED_S is {self.keep_unused_s:g}: it must be 0 or more")
+        limits = {setting.name: setting.metadata["env"] for setting in fields(self) if setting.name in LIMITS}
+        for name, variable in limits.items():
+            if getattr(self, name) < 0:
+                raise ValueError(f"{variable} is {getattr(self, name):g}: it must be 0, for no limit, or more")
         if not 1 <= self.sample_streams <= MAX_SAMPLE_STREAMS:
             raise ValueError(f"UNITUNE_SAMPLE_STREAMS is {self.sample_streams}: it must be 1 to {MAX_SAMPLE_STREAMS}")
         self._check_oidc()

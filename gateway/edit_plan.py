@@ -10,6 +10,7 @@ from gateway import validation
 from gateway.images import Images
 from gateway.names import DEFAULT_TENANT, Name, parse, parse_parent
 from gateway.principal import current
+from gateway.request_cost import check_edit_cost, least_steps
 from gateway.sampling_options import (
     check_clip_filter_prompt,
     check_inverted,
@@ -64,6 +65,11 @@ class EditPlan:
         steps = self.config.num_inference_steps
         return num_late_steps(steps, self.config.strength) / steps
 
+    @property
+    def least_steps(self) -> int:
+        """The fewest steps that its run has."""
+        return least_steps(self.config, len(self.seeds))
+
 
 class Planner:
     """Makes plans. All that an edit is refused for is found here, before its first event."""
@@ -74,8 +80,12 @@ class Planner:
         images: Images,
         upstreams: Upstreams,
         is_filtered: Callable[[str], bool] = lambda tenant: False,
+        *,
+        most_steps: int = 0,
     ) -> None:
-        """`is_filtered` says whether the content filter checks the edits of a tenant."""
+        """`is_filtered` says whether the content filter checks the edits of a tenant. `most_steps` of one edit; 0 means
+        any number (`gateway.request_cost`)."""
+        self._most_steps = most_steps
         self._is_filtered = is_filtered
         self._tunings = tunings
         self._images = images
@@ -89,7 +99,7 @@ class Planner:
         """
         check(request)
         sampler = await self._checked(request)
-        sampling = _filled(request, _method_of(request), sampler)
+        sampling = self._sampling(request, _method_of(request), sampler)
         config = await self._settled(request, sampling)
         await self._upstreams.check_sample(_unsampled(request, sampling, config))
         return config
@@ -105,13 +115,13 @@ class Planner:
             tenant, named = await self._named(request)
             request = completed(request, named.config)
             method, tuning, image, warnings = await self._of_tuning(request, named, sampler.base_model)
-            config = _filled(request, method, sampler)
+            config = self._sampling(request, method, sampler)
             unsampled = _unsampled(
                 request, config, tuning.config if tuning else None, tuning.weights if tuning else None
             )
             warnings = [*warnings, *await self._upstreams.check_sample(unsampled)]
         else:
-            config = _filled(request, _method_of(request), sampler)
+            config = self._sampling(request, _method_of(request), sampler)
             tenant, tuning, image, warnings = await self._of_image(request, config, sampler.base_model)
         if tuning is not None:
             refuse_mismatch(tuning.base_model, sampler.base_model.digest)
@@ -136,6 +146,12 @@ class Planner:
             base_model=sampler.base_model,
             omit_metadata=request.omit_metadata,
         )
+
+    def _sampling(self, request: EditRequest, method: str, sampler: SamplerInfo) -> SamplingConfig:
+        """The sampling's settings, filled in. Raises InvalidArgument (COST_LIMIT)."""
+        config = _filled(request, method, sampler)
+        check_edit_cost(config, len(seeds_of(request)), self._most_steps)
+        return config
 
     async def _with_mask(self, request: EditRequest) -> EditRequest:
         """The request with the uploaded mask that it names in `mask`, whose name stays; otherwise as it is."""

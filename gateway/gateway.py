@@ -6,6 +6,7 @@ import grpc
 
 from gateway import admin_key
 from gateway.access import PUBLIC, Access
+from gateway.admission import Admission
 from gateway.api_keys import ApiKeys
 from gateway.compare import Comparisons
 from gateway.config import GatewayConfig
@@ -15,6 +16,7 @@ from gateway.edit_plan import Planner
 from gateway.edit_results import EditResults
 from gateway.evictions import Evictions
 from gateway.fair_queue import FairQueue
+from gateway.gauges import Gauges
 from gateway.images import Images
 from gateway.jwks import Jwks
 from gateway.key_service import KeyService
@@ -23,7 +25,10 @@ from gateway.open_calls import OpenCalls
 from gateway.retention import Retention
 from gateway.service import EditService, ImageService, ServerService, TuningService
 from gateway.state import State
+from gateway.stored_bytes import StoredBytes
+from gateway.stored_edits import StoredEdits
 from gateway.tokens import Tokens
+from gateway.tuning_records import QueueLimits
 from gateway.tunings import Tunings
 from gateway.uploads import Uploads
 from gateway.upstreams import Upstreams
@@ -48,32 +53,48 @@ class Gateway:
         certificates = CertificateReader(config.peer_files) if config.peer_files is not None else None
         self._upstreams = Upstreams(config.tuner, config.sampler, silence_s=config.silence_s, certificates=certificates)
         self._services = KnownServices(self._upstreams, state)
-        self._images, files = Images(store), WeightFiles(store)
+        storage = StoredBytes(store, config.tenant_bytes)
+        self._images, files = Images(store, storage), WeightFiles(store)
         images = self._images
         self._dispatcher = Dispatcher(
             state, images, files, self._upstreams, retry_s=config.retry_s, sweep_s=config.sweep_s
         )
         evictions = Evictions(state, self._upstreams, retry_s=config.retry_s)
-        tunings = Tunings(state, images, files, self._upstreams, self._dispatcher, evictions)
-        self.retention = Retention(state, images, store, keep_s=config.keep_unused_s)
-        self._results = EditResults()
-        planner = Planner(tunings, images, self._upstreams, config.is_filtered)
+        tunings = Tunings(
+            state,
+            images,
+            files,
+            self._upstreams,
+            self._dispatcher,
+            evictions,
+            storage=storage,
+            limits=QueueLimits(config.tenant_tunings, config.open_tunings),
+            most_pixels=config.tuning_pixels,
+        )
+        stored_edits = StoredEdits(store)
+        self._results = EditResults(stored_edits)
+        self.retention = Retention(
+            state, images, store, stored_edits, keep_s=config.keep_unused_s, is_known=self._results.is_known
+        )
+        planner = Planner(tunings, images, self._upstreams, config.is_filtered, most_steps=config.edit_steps)
         # No edit waits in the transport, where it would have no heartbeat and could not be cancelled alone.
         queue = FairQueue(config.sample_streams)
         edits = Edits(planner, tunings, self._upstreams, self._results, queue, heartbeat_s=config.heartbeat_s)
         self._comparisons = Comparisons(
-            planner, edits, tunings, images, self._upstreams, heartbeat_s=config.heartbeat_s
+            planner, edits, tunings, images, self._upstreams, self._results, heartbeat_s=config.heartbeat_s
         )
-        calls = OpenCalls()
-        self._tuning_service = TuningService(tunings, calls, config.heartbeat_s)
-        self._image_service = ImageService(images, Uploads(), self.retention, calls)
-        self._edit_service = EditService(edits, self._comparisons, self._results, calls)
-        self._server_service = ServerService(self._upstreams)
+        calls, admission = OpenCalls(), Admission(config)
+        self._tuning_service = TuningService(tunings, self._results, calls, admission, config.heartbeat_s)
+        self._image_service = ImageService(images, Uploads(), self.retention, calls, admission)
+        self._edit_service = EditService(edits, self._comparisons, self._results, calls, admission)
+        gauges = Gauges(state, queue)
+        self._server_service = ServerService(self._upstreams, gauges, config)
         self._tasks = [
             asyncio.create_task(self._dispatcher.run()),
             asyncio.create_task(tunings.sweep(config.sweep_s)),
             asyncio.create_task(self.retention.run(config.store_sweep_s)),
             asyncio.create_task(evictions.run()),
+            asyncio.create_task(gauges.run()),
         ]
 
     @classmethod

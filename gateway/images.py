@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict
 from weakref import WeakValueDictionary
@@ -19,6 +19,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from gateway.fair_queue import FairQueue
 from gateway.names import DEFAULT_TENANT, Name, missing, parse_parent
+from gateway.stored_bytes import StoredBytes
 from gateway.uploads import Upload
 from unitune import images, store_paths
 from unitune.errors import DataLoss, InvalidArgument, InvalidField, NotFound, ResourceExhausted, Unavailable
@@ -34,8 +35,9 @@ _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 class Images:
     """The pictures of all tenants in one store."""
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(self, store: ObjectStore, storage: StoredBytes) -> None:
         self._store = store
+        self._storage = storage
         self._locks: WeakValueDictionary[Name, asyncio.Lock] = WeakValueDictionary()  # of pictures that somebody holds
         self._checks = PictureChecks()
         self._decoders = FairQueue(CHILDREN, CHILDREN)
@@ -76,7 +78,7 @@ class Images:
     async def keep(self, tenant: str, data: bytes) -> Image:
         """Check a picture and keep it. If it is there already, undamaged, only its time is renewed.
 
-        Raises as `check` does.
+        Raises as `check` does, and ResourceExhausted (TENANT_STORAGE_LIMIT) for a new one.
         """
         name = Name(tenant, "images", hashlib.sha256(data).hexdigest())
         async with self.holding(name):
@@ -91,9 +93,13 @@ class Images:
                 pass
             except DataLoss:
                 await self.discard(name)
+        refused = await self._storage.refusal(tenant, len(data))
+        if refused is not None:
+            raise refused
         info = await self.check(tenant, data)
         facts = {**asdict(info), "size_bytes": len(data), "create_s": time.time()}
         await self._store.answer(self._write, name, data, json.dumps(facts).encode())
+        self._storage.add(tenant, len(data))
         return await self.find(name)
 
     async def find(self, name: Name) -> Image:
@@ -139,8 +145,10 @@ class Images:
         self._store.put(f"{_path(name)}/image.json", facts)
 
 
-async def receive(requests: AsyncIterator[UploadImageRequest], upload: Upload) -> tuple[str, bytes]:
-    """An upload's tenant and bytes. They are in memory only.
+async def receive(
+    requests: AsyncIterator[UploadImageRequest], upload: Upload, admit: Callable[[str], None]
+) -> tuple[str, bytes]:
+    """An upload's tenant and bytes. They are in memory only. `admit` takes the tenant in, or raises.
 
     Raises InvalidField for a message out of place, InvalidArgument for UPLOAD_TOO_LARGE and DIGEST_MISMATCH, and
     ResourceExhausted as `Upload.add` does.
@@ -153,6 +161,7 @@ async def receive(requests: AsyncIterator[UploadImageRequest], upload: Upload) -
                 raise InvalidField("header", "a second one", "send it once, before the chunks")
             header = request.header
             tenant = parse_parent(header.parent) or DEFAULT_TENANT
+            admit(tenant)
             _check_header(header)
             continue
         if header is None:

@@ -9,7 +9,7 @@ import logging
 
 from gateway.state import State
 from gateway.upstreams import Upstreams
-from unitune import telemetry
+from unitune import metrics, telemetry
 from unitune.v1.sampler_pb2 import SamplerInfo
 from unitune.v1.tuner_pb2 import TunerInfo
 
@@ -50,7 +50,9 @@ class KnownServices:
             await self._ask()
 
     async def _ask(self) -> None:
-        await asyncio.gather(self._upstreams.tuner_info(), self._upstreams.sampler_info(), return_exceptions=True)
+        calls = self._upstreams.tuner_info(), self._upstreams.sampler_info()
+        for name, answer in zip((TUNER, SAMPLER), await asyncio.gather(*calls, return_exceptions=True), strict=True):
+            metrics.UPSTREAM_UP.labels(name).set(not isinstance(answer, BaseException))
 
     async def _keep(self) -> None:
         for name, info in ((TUNER, self._upstreams.known_tuner), (SAMPLER, self._upstreams.known_sampler)):

@@ -13,7 +13,7 @@ _TENANT = re.compile(store_paths.TENANT)
 _ID = {
     "images": re.compile(store_paths.SHA256),
     "tunings": re.compile(store_paths.TUNING),
-    "edits": re.compile(r"[a-z][a-z0-9-]{3,62}"),
+    "edits": re.compile(store_paths.EDIT),
     "keys": re.compile(r"k[0-9a-f]{12}"),
 }
 _SHAPE = {"images": "{sha256}", "tunings": "{tuning}", "edits": "{edit}", "keys": "{key}"}

@@ -16,12 +16,24 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from gateway import admission
 from gateway.names import parse
 from gateway.sqlite_file import SqliteFile, deletion, operation
 from gateway.state_schema import MIGRATIONS, QUEUE, SCHEMA, SCHEMA_VERSION
 from gateway.state_upgrade import MIGRATION_FUNCTIONS
-from gateway.tuning_records import LIVE, CreateRequest, KeptEvents, Page, TakenTuning, etag_of
-from unitune.errors import Internal, InvalidArgument, NotFound, to_status
+from gateway.tuning_records import (
+    LIVE,
+    UNFINISHED,
+    CreateRequest,
+    KeptEvents,
+    Page,
+    QueueLimits,
+    QueueNow,
+    TakenTuning,
+    etag_of,
+)
+from unitune import metrics
+from unitune.errors import TENANT_TUNING_LIMIT, Internal, InvalidArgument, NotFound, to_status
 from unitune.v1.tuning_pb2 import Tuning, TuningEvent
 
 KEPT_EVENTS = 512  # of one tuning; a later watcher gets a snapshot in place of older ones
@@ -29,6 +41,9 @@ REQUESTS_KEPT_S = 24 * 3600.0
 # Deaths of the tuner with one tuning until that is FAILED. A run that got further than all before it resets the count,
 # because it survived what ended the others.
 MAX_CRASHES = 3
+
+RETRY_TUNING_S = 15.0  # a tuning takes a minute or two
+NO_LIMITS = QueueLimits()
 
 Mutate = Callable[[Tuning], None]
 Announce = Callable[[Tuning], TuningEvent]
@@ -62,16 +77,20 @@ class State:
         return self._recalled(tenant, request)
 
     @operation
-    def create(self, tuning: Tuning, request: CreateRequest | None) -> Tuning:
+    def create(self, tuning: Tuning, request: CreateRequest | None, limits: QueueLimits = NO_LIMITS) -> Tuning:
         """Queue a new tuning, unless there is a live one of the same tenant and key; the one or the other.
 
-        `recall` finds it by the request for a day at least. Raises as `recall` does.
+        `recall` finds it by the request for a day at least. Raises as `recall` does, and ResourceExhausted
+        (TENANT_TUNING_LIMIT, QUEUE_FULL) for a new one beyond the limits.
         """
         tenant = parse(tuning.name, "tunings").tenant
         earlier = self._recalled(tenant, request) if request else None
         if earlier is not None:
             return earlier
-        made = self._live(tenant, tuning.key) or self._insert(tenant, tuning)
+        made = self._live(tenant, tuning.key)
+        if made is None:
+            self._admit(tenant, limits)
+            made = self._insert(tenant, tuning)
         if request:
             now_s = time.time()
             self._sql("DELETE FROM requests WHERE create_s < ?", now_s - REQUESTS_KEPT_S)
@@ -206,6 +225,18 @@ class State:
         for (name,) in rows.fetchall():
             self._give_back(name, lost=True)
 
+    @operation
+    def queue_now(self) -> QueueNow:
+        """How many tunings are unfinished, and since when the oldest of the queue waits."""
+        queued, running = self._sql(
+            "SELECT COUNT(CASE WHEN state = ?1 THEN 1 END), COUNT(CASE WHEN state = ?2 THEN 1 END)"
+            " FROM tunings WHERE state IN (?1, ?2)",
+            *UNFINISHED,
+        ).fetchone()
+        oldest = self._sql("SELECT blob FROM tunings WHERE state = ? ORDER BY number LIMIT 1", UNFINISHED[0]).fetchone()
+        since_s = Tuning.FromString(oldest[0]).create_time.ToMicroseconds() / 1e6 if oldest else None
+        return QueueNow(queued, running, since_s)
+
     # The events of each tuning.
 
     @operation
@@ -298,6 +329,20 @@ class State:
     def _live(self, tenant: str, key: str) -> Tuning | None:
         return self._one("tenant = ? AND key = ? AND state IN (?, ?, ?)", tenant, key, *LIVE)
 
+    def _admit(self, tenant: str, limits: QueueLimits) -> None:
+        """Raise what a new tuning of this tenant is refused with."""
+        if limits.refusal is not None:
+            raise limits.refusal
+        of_tenant, of_all = self._sql(
+            "SELECT COUNT(CASE WHEN tenant = ? THEN 1 END), COUNT(*) FROM tunings WHERE state IN (?, ?)",
+            *(tenant, *UNFINISHED),
+        ).fetchone()
+        if 0 < limits.of_tenant <= of_tenant:
+            message = f"{of_tenant} tunings of this tenant are queued or running, as many as may: wait until one ends"
+            raise admission.of_tenant(tenant, limits.of_tenant, message, TENANT_TUNING_LIMIT, RETRY_TUNING_S)
+        if 0 < limits.of_all <= of_all:
+            raise admission.of_all(limits.of_all, f"{of_all} tunings are queued or running", RETRY_TUNING_S)
+
     def _insert(self, tenant: str, tuning: Tuning) -> Tuning:
         tuning.etag = etag_of(tuning)
         columns = (tuning.name, tenant, tuning.key, tuning.image, tuning.state, tuning.SerializeToString())
@@ -326,6 +371,7 @@ class State:
         if announce is not None:
             self._append(number, announce(tuning))
         if before != tuning.state:
+            self.file.after_commit(partial(_count_end, tuning.state))
             self._sql("UPDATE tunings SET position = NULL WHERE number = ?", number)
             self._renumber()
         return self._existing(name)
@@ -401,6 +447,14 @@ class State:
         tuning = self._one("name = ?", name)
         assert tuning is not None  # written in this very transaction
         return tuning
+
+
+def _count_end(state: Tuning.State) -> None:
+    """Count a tuning that has come into this state from another."""
+    if state == Tuning.STATE_QUEUED:
+        metrics.TUNINGS_LOST.inc()
+    elif state != Tuning.STATE_RUNNING:
+        metrics.TUNING_ENDS.labels(Tuning.State.Name(state).removeprefix("STATE_").lower()).inc()
 
 
 def _tuning(blob: bytes, position: int | None) -> Tuning:

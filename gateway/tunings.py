@@ -13,8 +13,10 @@ from gateway import validation
 from gateway.evictions import Evictions
 from gateway.images import Images
 from gateway.names import DEFAULT_TENANT, Name, missing, new_id, parse, parse_parent
-from gateway.state import State
-from gateway.tuning_records import UNFINISHED, CreateRequest
+from gateway.request_cost import check_tuning_cost
+from gateway.state import NO_LIMITS, State
+from gateway.stored_bytes import StoredBytes
+from gateway.tuning_records import UNFINISHED, CreateRequest, QueueLimits
 from gateway.upstreams import Upstreams, refuse_mismatch
 from gateway.weight_files import WeightFiles
 from unitune import telemetry, weights
@@ -56,13 +58,21 @@ class Tunings:
         upstreams: Upstreams,
         runs: Runs,
         evictions: Evictions,
+        *,
+        storage: StoredBytes,
+        limits: QueueLimits = NO_LIMITS,
+        most_pixels: int = 0,
     ) -> None:
+        """`most_pixels` that one tuning may ask for (`gateway.request_cost`); 0 means any number."""
         self._state = state
         self._images = images
         self._files = files
         self._upstreams = upstreams
         self._runs = runs
         self._evictions = evictions
+        self._storage = storage
+        self._limits = limits
+        self._most_pixels = most_pixels
 
     async def create(self, request: CreateTuningRequest) -> Tuning:
         """The tuning that the request asks for, new or found. Raises as CreateTuning does."""
@@ -96,7 +106,7 @@ class Tunings:
         """A checked config with every default filled in. `field` is its place in the request.
 
         Raises InvalidField for a field that its method needs and that is unset, and for words that are no tokens of the
-        base model; Unavailable (BACKEND_DOWN).
+        base model; InvalidArgument (COST_LIMIT); Unavailable (BACKEND_DOWN).
         """
         info = self._upstreams.known_tuner or await self._upstreams.tuner_info()
         method = Flat(config).method or TUNING_METHODS[0]
@@ -104,6 +114,7 @@ class Tunings:
         filled = validation.fill_tuning_config(config, defaults)
         check_base_model(filled, info.base_model, f"{field}.")
         validation.check_complete(filled, field)
+        check_tuning_cost(filled, info.base_model, self._most_pixels, field)
         if method == "textual_inversion":  # the one whose words must be tokens
             try:
                 await self._upstreams.check_tuning(filled)
@@ -142,7 +153,8 @@ class Tunings:
 
         With `validate_only` a new one is not made, and has no name. With `needs_tuner` one that still has to run is
         refused while no tuner answers. Raises NotFound (IMAGE_NOT_FOUND), FailedPrecondition (BASE_MODEL_MISMATCH),
-        Unavailable (BACKEND_DOWN).
+        Unavailable (BACKEND_DOWN), and for a new one ResourceExhausted (TENANT_TUNING_LIMIT, TENANT_STORAGE_LIMIT,
+        QUEUE_FULL).
         """
         # Another tenant's name looks like one that does not exist.
         image, *further = (name._replace(tenant=tenant) for name in (image, *further))
@@ -160,7 +172,8 @@ class Tunings:
         async with self._images.holding(image, *further):
             for name in (image, *further):
                 await self._images.find(name)  # it may have been deleted meanwhile
-            made = await self._state.create(tuning, caller)
+            limits = self._limits._replace(refusal=await self._storage.refusal(tenant))
+            made = await self._state.create(tuning, caller, limits)
         if made.state == Tuning.STATE_READY and _is_past(made):
             raise Unavailable(
                 "the tuning of this picture has expired, and its weights could not be discarded yet: try again",

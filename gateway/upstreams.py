@@ -28,6 +28,7 @@ from unitune.v1.sampler_pb2 import (
     SamplerInfo,
 )
 from unitune.v1.sampler_pb2_grpc import SamplerServiceStub
+from unitune.v1.server_pb2 import Upstream
 from unitune.v1.tuner_pb2 import CheckTuningRequest, GetTunerInfoRequest, RunTuningEvent, RunTuningRequest, TunerInfo
 from unitune.v1.tuner_pb2_grpc import TunerServiceStub
 from unitune.v1.tuning_pb2 import TuningConfig, WeightsRef
@@ -86,6 +87,23 @@ class Upstreams:
         self.known_tuner: TunerInfo | None = None  # as it last answered
         self.known_sampler: SamplerInfo | None = None
         self._silent: set[str] = set()  # those that did not answer when last asked
+        self._answered: set[str] = set()  # those that have answered this process once
+
+    def described(self) -> list[Upstream]:
+        """Both services, as they last answered."""
+        tuner, sampler = self.known_tuner, self.known_sampler
+        return [
+            Upstream(name="tuner", version=tuner.version if tuner else "", is_answering=self._is_answering("tuner")),
+            Upstream(
+                name="sampler",
+                version=sampler.version if sampler else "",
+                is_answering=self._is_answering("sampler"),
+                engine=sampler.engine if sampler else "",
+            ),
+        ]
+
+    def _is_answering(self, upstream: str) -> bool:
+        return upstream in self._answered and upstream not in self._silent
 
     async def close(self) -> None:
         """Close the channels; calls that run are cancelled."""
@@ -151,6 +169,7 @@ class Upstreams:
             answer = await method(request, timeout=timeout_s, wait_for_ready=True)
         except grpc.aio.AioRpcError as error:
             raise self._translated(upstream, error) from None
+        self._answered.add(upstream)
         if upstream in self._silent:
             self._silent.discard(upstream)
             telemetry.event(logger, "upstream answers again", upstream=upstream)

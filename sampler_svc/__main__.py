@@ -10,7 +10,7 @@ from sampler_svc.engines.engine import BackendMissing
 from sampler_svc.engines.folder import UnusableEngine
 from sampler_svc.model import Model
 from sampler_svc.service import SamplerService
-from unitune import peers, telemetry
+from unitune import peers, telemetry, tracing
 from unitune.certificates import CertificateReader
 from unitune.errors import DataLoss
 from unitune.free_memory import map_large_blocks
@@ -27,6 +27,7 @@ def main() -> int:
     telemetry.configure("sampler")
     try:
         certificates = CertificateReader(config.peer_files) if config.peer_files is not None else None
+        tracing.configure("sampler", config.traces)
         store = ObjectStore(config.store)
         model = Model.open(
             config.engine,
@@ -53,6 +54,7 @@ async def _serve(config: SamplerConfig, service: SamplerService, certificates: C
             on_drain=service.drain,
             reflection=config.reflection,
             **peers.served_by(certificates),
+            metrics_address=config.metrics_address,
         )
     finally:
         await service.close()

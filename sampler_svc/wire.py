@@ -15,7 +15,7 @@ from sampler_svc.sampling.prompt_to_prompt import AttentionEdit
 from sampler_svc.sampling.request import Request, SecondPass
 from sampler_svc.sampling.super_resolution import SuperResolutionOptions
 from sampler_svc.sampling.text_check import Texts
-from unitune import image_pieces, store_paths
+from unitune import __version__, image_pieces, store_paths
 from unitune.base_model import Preset, SuperResolutionSpec
 from unitune.choices import (
     DEFAULT_MASK_PADDING,
@@ -126,6 +126,7 @@ def sampler_info(model: Model) -> sampler_pb2.SamplerInfo:
         sampling_defaults=_defaults(preset, EDIT_METHODS[0], second),
         method_defaults=[_defaults(preset.method_preset(method), method, second) for method in EDIT_METHODS],
         engine=model.engine,
+        version=__version__,
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.made_once import made_once, run_folder
+from tests.traces import Collector, collecting
 from unitune_client import Client
 from unitune_client.local.home import Home
 from unitune_client.local.services import LocalServices
@@ -141,11 +142,22 @@ def built_home(services_model: Path, run_root: Path) -> Home:
 
 
 @pytest.fixture(scope="session")
+def collector() -> Iterator[Collector]:
+    """What the session's services send their traces to."""
+    with collecting() as collector:
+        yield collector
+
+
+@pytest.fixture(scope="session")
 def services(
-    services_model: Path, built_home: Home, tmp_path_factory: pytest.TempPathFactory
+    services_model: Path, built_home: Home, tmp_path_factory: pytest.TempPathFactory, collector: Collector
 ) -> Iterator[LocalServices]:
-    """The three services as real processes, started once in each worker for all tests that cross them."""
-    with one_thread():
+    """The three services as real processes, started once in each worker for all tests that cross them. They measure
+    and trace."""
+    with one_thread(), pytest.MonkeyPatch.context() as environment:
+        environment.setenv("UNITUNE_METRICS_ADDRESS", "127.0.0.1:0")  # of each its own
+        environment.setenv("UNITUNE_TRACES", collector.url)
+        environment.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")  # ms until spans are sent; 5 s by default
         services = LocalServices(str(services_model), home=copied(built_home, tmp_path_factory.mktemp("home")))
         services.__enter__()
     try:

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -73,6 +74,22 @@ def test_generated_code_is_fresh() -> None:
     assert 0 == done.returncode, done.stderr
 
 
+def test_a_change_that_an_older_client_would_notice_is_found(tmp_path: Path) -> None:
+    """The contract is compatible with that of the last release, and a field that is renumbered is told."""
+    buf = str(Path(sys.executable).with_name("buf"))
+    command = [buf, "breaking", "protos", "--against", "protos/released.binpb"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert 0 == done.returncode, done.stdout + done.stderr
+
+    for name in ("protos", "third_party"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / "buf.yaml", tmp_path)
+    changed = tmp_path / "protos" / "unitune" / "v1" / "server.proto"
+    changed.write_text(changed.read_text().replace("int64 upload_bytes = 1;", "int64 upload_bytes = 99;"))
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert 0 != done.returncode and "upload_bytes" in done.stdout
+
+
 def test_the_page_of_options_is_fresh() -> None:
     """docs/options.md is what protos/options_page.py makes of the contract, and tells every option that is declared."""
     page = (ROOT / "docs" / "options.md").read_text()
@@ -136,6 +153,7 @@ def test_the_client_takes_only_the_contract_from_unitune() -> None:
     """unitune_client imports unitune.v1 and what needs no array library, and nothing else of unitune."""
     allowed = (
         "v1",
+        "call_context",
         "errors",
         "system_errors",
         "drain",
@@ -220,7 +238,10 @@ for module in sys.argv[1].split(","):
         ("gateway,gateway.service,gateway.__main__", (*TRAINING, *RUNTIMES, "tokenizers", "tuner_svc", "sampler_svc")),
         (
             "unitune_client,unitune_client.cli.main",
-            (*TRAINING, *RUNTIMES, "grpc_health", "grpc_reflection", "numpy", "obstore", "safetensors", "tokenizers"),
+            (
+                *(*TRAINING, *RUNTIMES, "grpc_health", "grpc_reflection", "numpy", "obstore", "opentelemetry"),
+                *("prometheus_client", "safetensors", "tokenizers"),
+            ),
         ),
     ],
     ids=lambda value: value.partition(",")[0] if isinstance(value, str) else "",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from unitune import metrics
 from unitune.errors import Cancelled, Internal
 
 PROGRESS_S = 0.2  # between two reports, at least
@@ -70,6 +71,7 @@ class ProgressTracker:
     def record(self, loss: Tensor) -> None:
         """Keep the loss of the current update. Raises Internal (TUNING_DIVERGED) unless it is finite."""
         self.losses.append(loss.item())
+        metrics.TUNING_UPDATES.inc()
         self._last.append(self.losses[-1])
         if not math.isfinite(self.losses[-1]):
             raise self._diverged()

@@ -1,6 +1,7 @@
 """TunerService: reads a request, tunes, sends events. One tuning runs at a time, in the PyTorch thread, in order."""
 
 import asyncio
+import contextvars
 import logging
 import secrets
 import time
@@ -21,7 +22,7 @@ from tuner_svc.tune import check, total_updates, tune
 from tuner_svc.tuning_config import TuningConfig
 from tuner_svc.tuning_run import TuningRun
 from tuner_svc.tuning_stages import StageTimes, TuningStages
-from unitune import images, store_paths, telemetry
+from unitune import __version__, images, store_paths, telemetry
 from unitune.base_model import Preset, SuperResolutionSpec
 from unitune.choices import (
     BOUND_TO_NULL_TEXT,
@@ -83,6 +84,7 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
             tuning_defaults=_defaults(model.preset, TUNING_METHODS[0]),
             method_defaults=[_defaults(model.preset, method) for method in TUNING_METHODS],
             instance=self._instance,
+            version=__version__,
         )
 
     async def CheckTuning(self, request: tuner_pb2.CheckTuningRequest, context: Any) -> tuner_pb2.CheckTuningResponse:
@@ -109,7 +111,7 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
                 earlier.cancel()
         run = TuningRun(request.name)
         self._runs.add(run)
-        work = self._thread.submit(self._tune, run, request, config, image, large)
+        work = self._thread.submit(contextvars.copy_context().run, self._tune, run, request, config, image, large)
         work.add_done_callback(lambda _: run.wake())
         is_told = False
         try:

@@ -12,10 +12,11 @@ from typing import Any, Protocol
 import grpc
 from grpc.aio import EOF  # type: ignore[attr-defined]  # the stubs lack it
 from grpc_status import rpc_status
+from opentelemetry import trace
 
-from unitune import deadlines, telemetry
+from unitune import deadlines, metrics, telemetry, tracing
 from unitune.deadlines import ReaderTooSlow
-from unitune.errors import Internal, InvalidArgument, UniTuneError, to_status
+from unitune.errors import Internal, InvalidArgument, ResourceExhausted, UniTuneError, to_status
 
 logger = logging.getLogger(__name__)
 
@@ -115,26 +116,37 @@ def _answer(method: str, inner: Any, receive: Any, encode: Callable[[Any], bytes
     once: the clean-up in its `finally` runs when the client goes, not when memory is next collected."""
 
     async def call(_: Any, context: Any) -> None:
-        async with _recorded(method, context):
-            if door is not None:
-                await door.admit(method, context)
-            async with receive(context, door) as request:
-                answers = inner(request, context)
-                if inspect.isawaitable(answers):
-                    answer = await answers
-                    if answer is not None:  # None is of a handler that has called context.write
-                        await deadlines.write(context, encode(answer))
-                    return
-                async with contextlib.aclosing(answers):
-                    async for answer in answers:
-                        await deadlines.write(context, encode(answer))
+        with _span(method, context) as span:
+            async with _recorded(method, context, span):
+                if door is not None:
+                    await door.admit(method, context)
+                async with receive(context, door) as request:
+                    await _deliver(inner(request, context), context, encode)
 
     return call
 
 
+async def _deliver(answers: Any, context: Any, encode: Callable[[Any], bytes]) -> None:
+    if inspect.isawaitable(answers):
+        answer = await answers
+        if answer is not None:  # None is of a handler that has called context.write
+            await deadlines.write(context, encode(answer))
+        return
+    async with contextlib.aclosing(answers):
+        async for answer in answers:
+            await deadlines.write(context, encode(answer))
+
+
+def _span(method: str, context: Any) -> contextlib.AbstractContextManager[trace.Span]:
+    """The call's span. What is asked every few seconds has none."""
+    if method.startswith("/grpc.") or method in _ROUTINE:
+        return contextlib.nullcontext(trace.INVALID_SPAN)
+    return tracing.answering(method, context.invocation_metadata())
+
+
 @contextlib.asynccontextmanager
-async def _recorded(method: str, context: Any) -> AsyncIterator[None]:
-    """Turn an exception of the block into the call's status, and log how the call ended."""
+async def _recorded(method: str, context: Any, span: trace.Span) -> AsyncIterator[None]:
+    """Turn an exception of the block into the call's status; log, count and trace how the call ended."""
     began = time.monotonic()
     code, reason = "CANCELLED", ""  # what is left when neither an answer nor an error was sent
     try:
@@ -150,14 +162,27 @@ async def _recorded(method: str, context: Any) -> AsyncIterator[None]:
         if isinstance(error, ReaderTooSlow):
             telemetry.event(logger, "reader too slow", level=logging.WARNING, method=method)
             await asyncio.wait({error.writing})  # until it reads on, or the connection ends
-        await context.abort_with_status(rpc_status.to_status(to_status(error)))
+        await context.abort_with_status(_status_of(error))
     except Exception:
         code, reason = "INTERNAL", "INTERNAL"
         telemetry.failure(logger, "call failed", method=method)
         ours = Internal("the server made a mistake; its log has the details", reason="INTERNAL")
-        await context.abort_with_status(rpc_status.to_status(to_status(ours)))
+        await context.abort_with_status(_status_of(ours))
     finally:
         is_routine = method.startswith("/grpc.") or (code == "OK" and method in _ROUTINE)
         if not is_routine:
             seconds = round(time.monotonic() - began, 4)
             telemetry.event(logger, "call", method=method, code=code, reason=reason, seconds=seconds)
+        tracing.ended(span, code, reason)
+        metrics.CALLS.labels(method, code).observe(time.monotonic() - began)
+        if code == grpc.StatusCode.RESOURCE_EXHAUSTED.name:
+            metrics.REFUSALS.labels(reason).inc()
+
+
+def _status_of(error: UniTuneError) -> Any:
+    """The status with its details. A shed call also says when to come back in the way that gRPC's own retries obey."""
+    status: Any = rpc_status.to_status(to_status(error))
+    if isinstance(error, ResourceExhausted) and error.retry_after_s is not None:
+        pushback = ("grpc-retry-pushback-ms", str(round(1000 * error.retry_after_s)))
+        status = status._replace(trailing_metadata=(*status.trailing_metadata, pushback))
+    return status

@@ -10,7 +10,6 @@ HELP = (
     f"what to do without at an address that others reach, of {NO_KEYS} and {NO_TLS}, separated by commas, such as "
     "where a mesh of services has its own; empty refuses to start without them"
 )
-REFLECTION = {"env": "UNITUNE_REFLECTION", "help": "whether tools such as grpcurl may ask for the contract"}
 
 
 def allowed(text: str) -> frozenset[str]:

@@ -16,10 +16,6 @@ from unitune.errors import PermissionDenied
 
 GATEWAY, TUNER, SAMPLER = "gateway.unitune.svc", "tuner.unitune.svc", "sampler.unitune.svc"
 
-CERTIFICATE = {"env": "UNITUNE_PEER_CERT", "help": "a PEM file with this service's certificate for the other services"}
-KEY = {"env": "UNITUNE_PEER_KEY", "help": "a PEM file with the key of that certificate"}
-AUTHORITY = {"env": "UNITUNE_PEER_CA", "help": "a PEM file with the authority of the services' certificates"}
-
 
 def peer_files(certificate: Path | None, key: Path | None, authority: Path | None) -> CertificateFiles | None:
     """The files of a service's settings; None without any. Raises ValueError for some without the others."""

@@ -18,7 +18,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer  # `health.aio` in grpc's own words, which its type stubs lack
 from grpc_reflection.v1alpha import reflection
 
-from unitune import telemetry
+from unitune import metrics, telemetry
+from unitune.call_context import CarryingChannel
 from unitune.drain import DRAIN_S, LEAVE_S
 from unitune.error_interceptor import Door, ErrorInterceptor
 
@@ -111,7 +112,7 @@ def channel(
     credentials: grpc.ChannelCredentials | None = None,
     name: str = "",
 ) -> grpc.aio.Channel:
-    """A channel to a service. It connects at the first call; the caller closes it.
+    """A channel to a service. It connects at the first call; the caller closes it. Calls carry the trace along.
 
     `service_config` is JSON, such as a policy for retries. `credentials` turn TLS on; the server's certificate must be
     of `name` then, whatever its address.
@@ -120,8 +121,9 @@ def channel(
     if service_config is not None:
         options += [("grpc.service_config", service_config), ("grpc.enable_retries", 1)]
     if credentials is None:
-        return grpc.aio.insecure_channel(address, options=options)
-    return grpc.aio.secure_channel(address, credentials, options=[*options, ("grpc.ssl_target_name_override", name)])
+        return CarryingChannel.around(grpc.aio.insecure_channel(address, options=options))
+    options.append(("grpc.ssl_target_name_override", name))
+    return CarryingChannel.around(grpc.aio.secure_channel(address, credentials, options=options))
 
 
 @dataclass
@@ -198,15 +200,19 @@ async def serve(
     connection_age_s: float = 0.0,
     door: Door | None = None,
     credentials: grpc.ServerCredentials | None = None,
+    metrics_address: str | None = None,
 ) -> int:
     """Run a service until SIGTERM or SIGINT; the program's exit code.
 
     Prints exactly one line, `listening HOST:PORT`, to stdout once calls are accepted (port 0 takes any free one).
     On the first signal, health becomes NOT_SERVING, `on_drain` may end endless calls, and running calls get `drain_s`
     seconds. A second signal cancels them at once. LEAVE_S later the process ends even if its threads run, with exit
-    code 1 and the stacks of all threads on stderr.
+    code 1 and the stacks of all threads on stderr. With `metrics_address` Prometheus finds metrics there, and the log
+    tells the bound port.
     """
     try:
+        if metrics_address:
+            telemetry.event(logger, "metrics", address=metrics.serve(metrics_address))
         running = await start(
             address,
             register,

@@ -2,6 +2,7 @@
 
     images/{tenant}/{sha256}/{part}                uploads, written by the gateway
     tunings/{tenant}/{tuning}/{attempt}/{part}     results of an attempt at a tuning, written by the tuner
+    edits/{tenant}/{edit}/{part}                   results of an edit, for a while, written by the gateway
 
 Weights encode a user's picture. So the path has the tenant: weights are not shared, and can be deleted. It has the
 attempt because a killed tuner may leave incomplete files.
@@ -16,11 +17,14 @@ TENANT = r"[a-z][a-z0-9-]{0,62}"
 TUNING = r"[a-z][a-z0-9-]{3,62}"
 SHA256 = r"[0-9a-f]{64}"
 
-IMAGES, TUNINGS = "images", "tunings"
+EDIT = r"[a-z][a-z0-9-]{3,62}"
+
+IMAGES, TUNINGS, EDITS = "images", "tunings", "edits"
 
 MAX_PATH_BYTES = 512
 
 _IMAGE = re.compile(rf"{IMAGES}/({TENANT})/({SHA256})(?:/.*)?")
+_EDIT = re.compile(rf"{EDITS}/({TENANT})/({EDIT})/[^/]+")
 _WEIGHTS = re.compile(rf"{TUNINGS}/({TENANT})/({TUNING})/([1-9][0-9]{{0,9}})")
 # Any object of the store. In a local folder, "#" and a number end the name of a file that is being written.
 _OBJECT = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
@@ -48,6 +52,17 @@ def tuning_path(tenant: str, tuning: str) -> str:
 def weights_path(tenant: str, tuning: str, attempt: int) -> str:
     """The path of the weights of an attempt, counted from 1."""
     return f"{tuning_path(tenant, tuning)}/{attempt}"
+
+
+def edit_path(tenant: str, edit: str) -> str:
+    """The path of an edit's results."""
+    return f"{EDITS}/{tenant}/{edit}"
+
+
+def read_edit(path: str) -> tuple[str, str] | None:
+    """Tenant and id of the edit that an object belongs to, or None."""
+    found = _EDIT.fullmatch(path)
+    return (found[1], found[2]) if found else None
 
 
 def read_image(path: str) -> tuple[str, str] | None:

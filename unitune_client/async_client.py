@@ -39,6 +39,7 @@ from unitune_client.channel import (
     checked_address,
     checked_key,
     open_channel,
+    read_to_end,
     refuse_readable_key,
     split_address,
     typed_errors,
@@ -49,6 +50,8 @@ from unitune_client.pictures import Picture, picture_bytes, resource_name
 
 UPLOAD_TIMEOUT_S = 120.0
 KEY_TIMEOUT_S = 15.0
+HEALTH_S = 15.0
+HEALTH = {b"\x08\x01": "SERVING", b"\x08\x02": "NOT_SERVING"}  # a HealthCheckResponse, serialized
 
 
 class AsyncClient:
@@ -126,6 +129,14 @@ class AsyncClient:
         stub = server_pb2_grpc.ServerServiceStub(self._connection())
         with typed_errors(self._address):
             return messages.server_info(await stub.GetServerInfo(server_pb2.GetServerInfoRequest()))
+
+    async def health(self) -> str:
+        """Whether the server takes calls: SERVING, NOT_SERVING or UNKNOWN, by grpc.health.v1."""
+        # By hand: the package with these messages is installed with the services, not with the client.
+        check = self._connection().unary_unary("/grpc.health.v1.Health/Check", None, None)
+        with typed_errors(self._address):
+            answer = await check(b"", timeout=HEALTH_S)
+        return HEALTH.get(answer, "UNKNOWN")
 
     async def upload_image(self, image: Picture) -> events.Image:
         """Upload a picture: its bytes or the path of a PNG, JPEG, WebP, AVIF or HEIC file, at most 16 MiB and 64
@@ -349,6 +360,7 @@ class AsyncClient:
                     if event is not None:
                         yield event
                     if isinstance(event, events.EditDone):
+                        await read_to_end(call)
                         return
             raise Unavailable("the stream ended before the edit did", reason="STREAM_ENDED")
         finally:
@@ -442,6 +454,7 @@ class AsyncClient:
                     if event is not None:
                         yield event
                     if isinstance(event, events.CompareDone):
+                        await read_to_end(call)
                         return
             raise Unavailable("the stream ended before the comparison did", reason="STREAM_ENDED")
         finally:

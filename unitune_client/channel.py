@@ -6,17 +6,19 @@ import json
 import random
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import grpc
 
+from unitune.call_context import CarryingChannel
 from unitune.errors import InvalidField, ResourceExhausted, Unavailable, UniTuneError, from_rpc_error, length_of
 from unitune.options import EDIT
 from unitune_client import forks
 
 MAX_MESSAGE_BYTES = 16 << 20  # of an answer; larger pictures come in pieces
 CHUNK_BYTES = 256 << 10
+END_S = 1.0  # for a stream to end after its last event
 PORT = 50051  # of a gateway, unless it was told another
 INLINE_IMAGE_BYTES = EDIT["image_data"].limits.max_len  # larger pictures are uploaded before the edit
 INLINE_MASK_BYTES = EDIT["mask"].limits.max_len  # and larger masks
@@ -96,7 +98,8 @@ Key = str | Callable[[], str]  # a credential, or what gives the one to send now
 def open_channel(
     address: str, tls: bool, root_certificates: bytes | None, key: Key | None = None
 ) -> "grpc.aio.Channel | KeyedChannel":
-    """A channel that connects at its first call. It belongs to the running event loop.
+    """A channel that connects at its first call. It belongs to the running event loop. Where the caller uses
+    OpenTelemetry, calls carry the current trace to the server.
 
     Raises RuntimeError in a process that was forked while a client was open.
     """
@@ -104,9 +107,10 @@ def open_channel(
     options = [*CHANNEL_OPTIONS, NO_PROXY] if is_this_machine(address) else CHANNEL_OPTIONS
     if tls:
         credentials = grpc.ssl_channel_credentials(root_certificates)
-        channel = forks.opened(grpc.aio.secure_channel(address, credentials, options=options))
+        opened = forks.opened(grpc.aio.secure_channel(address, credentials, options=options))
     else:
-        channel = forks.opened(grpc.aio.insecure_channel(address, options=options))
+        opened = forks.opened(grpc.aio.insecure_channel(address, options=options))
+    channel = CarryingChannel.around(opened)
     return KeyedChannel(channel, key) if key else channel
 
 
@@ -241,6 +245,13 @@ def _typed(error: grpc.aio.AioRpcError, address: str) -> UniTuneError:
     if typed.reason == "DEADLINE_EXCEEDED":
         return Unavailable(f"the server at {address} did not answer in time", reason="DEADLINE_EXCEEDED")
     return typed
+
+
+async def read_to_end(call: grpc.aio.Call) -> None:
+    """Let a stream end by itself after its last event: to the server, one that is cancelled then is a cancelled one."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(END_S):
+            await call.code()
 
 
 class Backoff:

@@ -96,6 +96,10 @@ class Client:
         """As AsyncClient.server_info."""
         return self._wait_for(self._client.server_info())
 
+    def health(self) -> str:
+        """Whether the server takes calls: SERVING, NOT_SERVING or UNKNOWN."""
+        return self._wait_for(self._client.health())
+
     def upload_image(self, image: Picture) -> events.Image:
         """As AsyncClient.upload_image."""
         return self._wait_for(self._client.upload_image(image))

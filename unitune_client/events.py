@@ -440,6 +440,37 @@ class Limits:
     upload_side: int = 0
     upload_webp_pixels: int = 0
     upload_heif_pixels: int = 0
+    # 0 of what follows means no limit.
+    tenant_tunings: int = 0
+    tenant_edits: int = 0
+    tenant_requests_per_s: float = 0.0
+    tenant_bytes: int = 0
+    open_tunings: int = 0
+    open_edits: int = 0
+    edit_steps: int = 0
+    tuning_pixels: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queue:
+    """How much runs and waits on a server, of all tenants together."""
+
+    tunings_queued: int = 0
+    tunings_running: int = 0
+    edits_waiting: int = 0
+    edits_running: int = 0
+    oldest_tuning_s: float = 0.0
+    oldest_edit_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upstream:
+    """A tuner or sampler behind a server, as it last answered."""
+
+    name: str
+    version: str = ""
+    is_answering: bool = False
+    engine: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -458,6 +489,8 @@ class ServerInfo:
     schedulers: tuple[str, ...]
     method_tuning_defaults: Mapping[str, TuningConfig] = field(default_factory=dict)
     method_sampling_defaults: Mapping[str, SamplingConfig] = field(default_factory=dict)
+    queue: Queue = Queue()
+    upstreams: tuple[Upstream, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,7 +74,8 @@ class ImageServiceServicer:
 
         An upload must not pause for 30 seconds (DEADLINE_EXCEEDED, REQUEST_TOO_SLOW), nor last more than 5 minutes
         (UPLOAD_TOO_SLOW). When too many are under way, by number or by bytes, it fails with RESOURCE_EXHAUSTED
-        (TOO_MANY_UPLOADS) and says when to send it again. Nothing is kept of a failed upload.
+        (TOO_MANY_UPLOADS) and says when to send it again, and with RESOURCE_EXHAUSTED (TENANT_STORAGE_LIMIT) when the
+        tenant's pictures and weights take all that they may. Nothing is kept of a failed upload.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

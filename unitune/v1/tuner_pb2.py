@@ -28,7 +28,7 @@ from unitune.v1 import server_pb2 as unitune_dot_v1_dot_server__pb2
 from unitune.v1 import tuning_pb2 as unitune_dot_v1_dot_tuning__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16unitune/v1/tuner.proto\x12\nunitune.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x17google/rpc/status.proto\x1a\x17unitune/v1/server.proto\x1a\x17unitune/v1/tuning.proto\"\x15\n\x13GetTunerInfoRequest\"\xae\x01\n\tTunerInfo\x12)\n\nbase_model\x18\x01 \x01(\x0b\x32\x15.unitune.v1.BaseModel\x12\x31\n\x0ftuning_defaults\x18\x02 \x01(\x0b\x32\x18.unitune.v1.TuningConfig\x12\x31\n\x0fmethod_defaults\x18\n \x03(\x0b\x32\x18.unitune.v1.TuningConfig\x12\x10\n\x08instance\x18\x0b \x01(\t\"D\n\x12\x43heckTuningRequest\x12.\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x18.unitune.v1.TuningConfigB\x04\xe2\x41\x01\x02\"\'\n\x13\x43heckTuningResponse\x12\x10\n\x08warnings\x18\x01 \x03(\t\"\xb0\x01\n\x10RunTuningRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x11\n\x03key\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05image\x18\x03 \x01(\x0c\x42\x04\xe2\x41\x01\x02\x12.\n\x06\x63onfig\x18\x04 \x01(\x0b\x32\x18.unitune.v1.TuningConfigB\x04\xe2\x41\x01\x02\x12\x12\n\x04path\x18\x05 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1c\n\x0e\x66urther_images\x18\n \x03(\x0c\x42\x04\xe2\x41\x01\x01\"\xe9\x02\n\x0eRunTuningEvent\x12\x35\n\x07waiting\x18\x01 \x01(\x0b\x32\".unitune.v1.RunTuningEvent.WaitingH\x00\x12.\n\x08progress\x18\x02 \x01(\x0b\x32\x1a.unitune.v1.TuningProgressH\x00\x12&\n\x04\x64one\x18\x03 \x01(\x0b\x32\x16.unitune.v1.WeightsRefH\x00\x12$\n\x06\x66\x61iled\x18\x04 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12\x39\n\tcancelled\x18\x05 \x01(\x0b\x32$.unitune.v1.RunTuningEvent.CancelledH\x00\x12\x39\n\theartbeat\x18\n \x01(\x0b\x32$.unitune.v1.RunTuningEvent.HeartbeatH\x00\x1a\t\n\x07Waiting\x1a\x0b\n\tCancelled\x1a\x0b\n\tHeartbeatB\x07\n\x05\x65vent\"&\n\x10\x43\x61ncelRunRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\x13\n\x11\x43\x61ncelRunResponse2\xbc\x02\n\x0cTunerService\x12\x46\n\x0cGetTunerInfo\x12\x1f.unitune.v1.GetTunerInfoRequest\x1a\x15.unitune.v1.TunerInfo\x12G\n\tRunTuning\x12\x1c.unitune.v1.RunTuningRequest\x1a\x1a.unitune.v1.RunTuningEvent0\x01\x12N\n\x0b\x43heckTuning\x12\x1e.unitune.v1.CheckTuningRequest\x1a\x1f.unitune.v1.CheckTuningResponse\x12K\n\x0c\x43\x61ncelTuning\x12\x1c.unitune.v1.CancelRunRequest\x1a\x1d.unitune.v1.CancelRunResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16unitune/v1/tuner.proto\x12\nunitune.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x17google/rpc/status.proto\x1a\x17unitune/v1/server.proto\x1a\x17unitune/v1/tuning.proto\"\x15\n\x13GetTunerInfoRequest\"\xbf\x01\n\tTunerInfo\x12)\n\nbase_model\x18\x01 \x01(\x0b\x32\x15.unitune.v1.BaseModel\x12\x31\n\x0ftuning_defaults\x18\x02 \x01(\x0b\x32\x18.unitune.v1.TuningConfig\x12\x31\n\x0fmethod_defaults\x18\n \x03(\x0b\x32\x18.unitune.v1.TuningConfig\x12\x10\n\x08instance\x18\x0b \x01(\t\x12\x0f\n\x07version\x18( \x01(\t\"D\n\x12\x43heckTuningRequest\x12.\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x18.unitune.v1.TuningConfigB\x04\xe2\x41\x01\x02\"\'\n\x13\x43heckTuningResponse\x12\x10\n\x08warnings\x18\x01 \x03(\t\"\xb0\x01\n\x10RunTuningRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x11\n\x03key\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05image\x18\x03 \x01(\x0c\x42\x04\xe2\x41\x01\x02\x12.\n\x06\x63onfig\x18\x04 \x01(\x0b\x32\x18.unitune.v1.TuningConfigB\x04\xe2\x41\x01\x02\x12\x12\n\x04path\x18\x05 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1c\n\x0e\x66urther_images\x18\n \x03(\x0c\x42\x04\xe2\x41\x01\x01\"\xe9\x02\n\x0eRunTuningEvent\x12\x35\n\x07waiting\x18\x01 \x01(\x0b\x32\".unitune.v1.RunTuningEvent.WaitingH\x00\x12.\n\x08progress\x18\x02 \x01(\x0b\x32\x1a.unitune.v1.TuningProgressH\x00\x12&\n\x04\x64one\x18\x03 \x01(\x0b\x32\x16.unitune.v1.WeightsRefH\x00\x12$\n\x06\x66\x61iled\x18\x04 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12\x39\n\tcancelled\x18\x05 \x01(\x0b\x32$.unitune.v1.RunTuningEvent.CancelledH\x00\x12\x39\n\theartbeat\x18\n \x01(\x0b\x32$.unitune.v1.RunTuningEvent.HeartbeatH\x00\x1a\t\n\x07Waiting\x1a\x0b\n\tCancelled\x1a\x0b\n\tHeartbeatB\x07\n\x05\x65vent\"&\n\x10\x43\x61ncelRunRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\x13\n\x11\x43\x61ncelRunResponse2\xbc\x02\n\x0cTunerService\x12\x46\n\x0cGetTunerInfo\x12\x1f.unitune.v1.GetTunerInfoRequest\x1a\x15.unitune.v1.TunerInfo\x12G\n\tRunTuning\x12\x1c.unitune.v1.RunTuningRequest\x1a\x1a.unitune.v1.RunTuningEvent0\x01\x12N\n\x0b\x43heckTuning\x12\x1e.unitune.v1.CheckTuningRequest\x1a\x1f.unitune.v1.CheckTuningResponse\x12K\n\x0c\x43\x61ncelTuning\x12\x1c.unitune.v1.CancelRunRequest\x1a\x1d.unitune.v1.CancelRunResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -54,25 +54,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETTUNERINFOREQUEST']._serialized_start=146
   _globals['_GETTUNERINFOREQUEST']._serialized_end=167
   _globals['_TUNERINFO']._serialized_start=170
-  _globals['_TUNERINFO']._serialized_end=344
-  _globals['_CHECKTUNINGREQUEST']._serialized_start=346
-  _globals['_CHECKTUNINGREQUEST']._serialized_end=414
-  _globals['_CHECKTUNINGRESPONSE']._serialized_start=416
-  _globals['_CHECKTUNINGRESPONSE']._serialized_end=455
-  _globals['_RUNTUNINGREQUEST']._serialized_start=458
-  _globals['_RUNTUNINGREQUEST']._serialized_end=634
-  _globals['_RUNTUNINGEVENT']._serialized_start=637
-  _globals['_RUNTUNINGEVENT']._serialized_end=998
-  _globals['_RUNTUNINGEVENT_WAITING']._serialized_start=954
-  _globals['_RUNTUNINGEVENT_WAITING']._serialized_end=963
-  _globals['_RUNTUNINGEVENT_CANCELLED']._serialized_start=965
-  _globals['_RUNTUNINGEVENT_CANCELLED']._serialized_end=976
-  _globals['_RUNTUNINGEVENT_HEARTBEAT']._serialized_start=978
-  _globals['_RUNTUNINGEVENT_HEARTBEAT']._serialized_end=989
-  _globals['_CANCELRUNREQUEST']._serialized_start=1000
-  _globals['_CANCELRUNREQUEST']._serialized_end=1038
-  _globals['_CANCELRUNRESPONSE']._serialized_start=1040
-  _globals['_CANCELRUNRESPONSE']._serialized_end=1059
-  _globals['_TUNERSERVICE']._serialized_start=1062
-  _globals['_TUNERSERVICE']._serialized_end=1378
+  _globals['_TUNERINFO']._serialized_end=361
+  _globals['_CHECKTUNINGREQUEST']._serialized_start=363
+  _globals['_CHECKTUNINGREQUEST']._serialized_end=431
+  _globals['_CHECKTUNINGRESPONSE']._serialized_start=433
+  _globals['_CHECKTUNINGRESPONSE']._serialized_end=472
+  _globals['_RUNTUNINGREQUEST']._serialized_start=475
+  _globals['_RUNTUNINGREQUEST']._serialized_end=651
+  _globals['_RUNTUNINGEVENT']._serialized_start=654
+  _globals['_RUNTUNINGEVENT']._serialized_end=1015
+  _globals['_RUNTUNINGEVENT_WAITING']._serialized_start=971
+  _globals['_RUNTUNINGEVENT_WAITING']._serialized_end=980
+  _globals['_RUNTUNINGEVENT_CANCELLED']._serialized_start=982
+  _globals['_RUNTUNINGEVENT_CANCELLED']._serialized_end=993
+  _globals['_RUNTUNINGEVENT_HEARTBEAT']._serialized_start=995
+  _globals['_RUNTUNINGEVENT_HEARTBEAT']._serialized_end=1006
+  _globals['_CANCELRUNREQUEST']._serialized_start=1017
+  _globals['_CANCELRUNREQUEST']._serialized_end=1055
+  _globals['_CANCELRUNRESPONSE']._serialized_start=1057
+  _globals['_CANCELRUNRESPONSE']._serialized_end=1076
+  _globals['_TUNERSERVICE']._serialized_start=1079
+  _globals['_TUNERSERVICE']._serialized_end=1395
 # @@protoc_insertion_point(module_scope)

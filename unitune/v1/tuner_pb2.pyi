@@ -15,16 +15,18 @@ class GetTunerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class TunerInfo(_message.Message):
-    __slots__ = ("base_model", "tuning_defaults", "method_defaults", "instance")
+    __slots__ = ("base_model", "tuning_defaults", "method_defaults", "instance", "version")
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     TUNING_DEFAULTS_FIELD_NUMBER: _ClassVar[int]
     METHOD_DEFAULTS_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     base_model: _server_pb2.BaseModel
     tuning_defaults: _tuning_pb2.TuningConfig
     method_defaults: _containers.RepeatedCompositeFieldContainer[_tuning_pb2.TuningConfig]
     instance: str
-    def __init__(self, base_model: _Optional[_Union[_server_pb2.BaseModel, _Mapping]] = ..., tuning_defaults: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., method_defaults: _Optional[_Iterable[_Union[_tuning_pb2.TuningConfig, _Mapping]]] = ..., instance: _Optional[str] = ...) -> None: ...
+    version: str
+    def __init__(self, base_model: _Optional[_Union[_server_pb2.BaseModel, _Mapping]] = ..., tuning_defaults: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., method_defaults: _Optional[_Iterable[_Union[_tuning_pb2.TuningConfig, _Mapping]]] = ..., instance: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class CheckTuningRequest(_message.Message):
     __slots__ = ("config",)

@@ -24,27 +24,9 @@ STAGE = re.compile(r"^.+ \.\.\.$", re.MULTILINE)
 
 REFUSAL = re.compile(r"(?:build|export|import): (.+)")
 
-# Of the caller's environment: its own settings, and a port that three services cannot share.
-# Services that are started here listen on 127.0.0.1 and ask for no credentials, whatever another server needs.
-NOT_INHERITED = {
-    "UNITUNE_ADDRESS",
-    "UNITUNE_ADMIN_KEY_FILE",
-    "UNITUNE_CA",
-    "UNITUNE_HEALTH_ADDRESS",
-    "UNITUNE_HOME",
-    "UNITUNE_INSECURE",
-    "UNITUNE_KEY",
-    "UNITUNE_KEY_FILE",
-    "UNITUNE_OIDC_AUDIENCE",
-    "UNITUNE_OIDC_ISSUER",
-    "UNITUNE_OIDC_JWKS",
-    "UNITUNE_OIDC_TENANT_CLAIM",
-    "UNITUNE_PEER_CA",
-    "UNITUNE_PEER_CERT",
-    "UNITUNE_PEER_KEY",
-    "UNITUNE_TLS_CERT",
-    "UNITUNE_TLS_KEY",
-}
+# Of the caller's environment: its own settings, and ports that three services cannot share, unless they are 0.
+NOT_INHERITED = {"UNITUNE_ADDRESS", "UNITUNE_CA", "UNITUNE_HOME", "UNITUNE_KEY", "UNITUNE_KEY_FILE"}
+OF_ONE_SERVICE = {"UNITUNE_HEALTH_ADDRESS", "UNITUNE_METRICS_ADDRESS"}
 
 Process = subprocess.Popen[bytes]
 
@@ -147,7 +129,7 @@ def _refusal(log: Path) -> str:
 
 
 def _environment(settings: Mapping[str, str]) -> dict[str, str]:
-    environment = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED} | dict(settings)
+    environment = {name: value for name, value in os.environ.items() if _is_inherited(name, value)} | dict(settings)
     # Programs print paths, which are bytes to the system and need not be text in the encoding of the terminal.
     encoding = sys.getfilesystemencoding()
     environment["PYTHONIOENCODING"] = f"{'utf-8' if encoding == 'ascii' else encoding}:surrogateescape"
@@ -156,6 +138,10 @@ def _environment(settings: Mapping[str, str]) -> dict[str, str]:
         paths = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
         environment["PYTHONPATH"] = os.pathsep.join([*paths, str(root)])
     return environment
+
+
+def _is_inherited(name: str, value: str) -> bool:
+    return name not in NOT_INHERITED and (name not in OF_ONE_SERVICE or value.endswith(":0"))
 
 
 def _kill(process: Process) -> None:
