@@ -7,14 +7,17 @@ import sys
 from gateway.config import GatewayConfig
 from gateway.gateway import Gateway
 from unitune import serving, settings, telemetry, tracing
+from unitune.certificates import CertificateReader
+from unitune.system_errors import sentence
 
 
 async def run(config: GatewayConfig) -> int:
     """Serve until SIGTERM or SIGINT; the program's exit code."""
     try:
+        credentials = CertificateReader(config.tls_files).server_credentials() if config.tls_files else None
         gateway = await Gateway.open(config)
     except OSError as error:
-        print(f"gateway: {error}", file=sys.stderr)
+        print(f"gateway: {sentence(error)}", file=sys.stderr)
         return 1
     try:
         return await serving.serve(
@@ -25,6 +28,9 @@ async def run(config: GatewayConfig) -> int:
             on_drain=gateway.drain,
             max_receive_bytes=serving.PUBLIC_REQUEST_BYTES,
             connection_age_s=config.connection_age_s,
+            reflection=config.reflection,
+            door=gateway.access,
+            credentials=credentials,
             metrics_address=config.metrics_address,
         )
     finally:

@@ -4,6 +4,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import ClassVar
 
+from gateway.jwks import is_loopback
+from unitune import exposure
+from unitune.certificates import CertificateFiles
 from unitune.service_settings import ServiceSettings
 from unitune.serving import SILENCE_S
 
@@ -120,12 +123,62 @@ class GatewayConfig(ServiceSettings):
             "empty means none",
         },
     )
+    admin_key_file: Path | None = field(
+        default=None,
+        metadata={
+            "env": "UNITUNE_ADMIN_KEY_FILE",
+            "help": "a file with the API key by which other keys are made, itself made if it is missing; every call "
+            "then needs a credential",
+        },
+    )
+    oidc_issuer: str = field(
+        default="",
+        metadata={
+            "env": "UNITUNE_OIDC_ISSUER",
+            "help": "the issuer whose tokens are taken as credentials, as their claim `iss` says it; empty takes none",
+        },
+    )
+    oidc_audience: str = field(
+        default="", metadata={"env": "UNITUNE_OIDC_AUDIENCE", "help": "what must be in a token's claim `aud`"}
+    )
+    oidc_jwks: str = field(
+        default="",
+        metadata={"env": "UNITUNE_OIDC_JWKS", "help": "the https URL of the issuer's public keys (its `jwks_uri`)"},
+    )
+    oidc_tenant_claim: str = field(
+        default="tenant", metadata={"env": "UNITUNE_OIDC_TENANT_CLAIM", "help": "the claim that names the tenant"}
+    )
+    tls_cert: Path | None = field(
+        default=None,
+        metadata={
+            "env": "UNITUNE_TLS_CERT",
+            "help": "a PEM file with the certificate for clients, followed by those that vouch for it; turns TLS on",
+        },
+    )
+    tls_key: Path | None = field(
+        default=None, metadata={"env": "UNITUNE_TLS_KEY", "help": "a PEM file with the key of that certificate"}
+    )
     silence_s: float = SILENCE_S  # of tuner or sampler in a stream, until it is given up
     heartbeat_s: float = 15.0  # longest silence of a stream
     retry_s: float = 1.0  # wait before the tuner is asked again; doubles up to 16 times as much
     sweep_s: float = 15.0  # between two looks for tunings that expire, or that are RUNNING and run by nobody
     store_sweep_s: float = 900.0  # between two looks through the store for what nobody owns
     poll_s: float = 5.0  # between two questions to tuner and sampler what they are
+
+    @property
+    def asks_for_credentials(self) -> bool:
+        """Whether every call needs a credential, whatever the state holds."""
+        return self.admin_key_file is not None or bool(self.oidc_issuer)
+
+    @property
+    def tls_files(self) -> CertificateFiles | None:
+        """The certificate by which clients know the gateway; None without TLS. Raises ValueError for half of it."""
+        if self.tls_cert is None and self.tls_key is None:
+            return None
+        if self.tls_cert is None or self.tls_key is None:
+            missing = "UNITUNE_TLS_CERT" if self.tls_cert is None else "UNITUNE_TLS_KEY"
+            raise ValueError(f"{missing} is not set: UNITUNE_TLS_CERT and UNITUNE_TLS_KEY go together")
+        return CertificateFiles(self.tls_cert, self.tls_key)
 
     def is_filtered(self, tenant: str) -> bool:
         """Whether the edits of a tenant go through the content filter."""
@@ -147,3 +200,28 @@ class GatewayConfig(ServiceSettings):
                 raise ValueError(f"{variable} is {getattr(self, name):g}: it must be 0, for no limit, or more")
         if not 1 <= self.sample_streams <= MAX_SAMPLE_STREAMS:
             raise ValueError(f"UNITUNE_SAMPLE_STREAMS is {self.sample_streams}: it must be 1 to {MAX_SAMPLE_STREAMS}")
+        self._check_oidc()
+        allowed = exposure.allowed(self.insecure)
+        if self.asks_for_credentials and exposure.NO_KEYS in allowed:
+            raise ValueError(f"{exposure.VARIABLE} is {self.insecure!r}: leave {exposure.NO_KEYS} out beside keys")
+        lacks = {}
+        if not self.asks_for_credentials:
+            lacks[exposure.NO_KEYS] = "API keys: set UNITUNE_ADMIN_KEY_FILE, or UNITUNE_OIDC_ISSUER for tokens"
+        if self.tls_files is None:
+            lacks[exposure.NO_TLS] = "certificates: set UNITUNE_TLS_CERT and UNITUNE_TLS_KEY"
+        _ = self.peer_files  # raises for a part of them
+        exposure.check("UNITUNE_GATEWAY_ADDRESS", self.address, lacks, allowed)
+
+    def _check_oidc(self) -> None:
+        given = {
+            "UNITUNE_OIDC_ISSUER": self.oidc_issuer,
+            "UNITUNE_OIDC_AUDIENCE": self.oidc_audience,
+            "UNITUNE_OIDC_JWKS": self.oidc_jwks,
+        }
+        missing = [name for name, value in given.items() if not value]
+        if 0 < len(missing) < len(given):
+            raise ValueError(f"{missing[0]} is not set: {', '.join(given)} go together")
+        if self.oidc_jwks and not self.oidc_jwks.startswith("https://") and not is_loopback(self.oidc_jwks):
+            raise ValueError(f"UNITUNE_OIDC_JWKS is {self.oidc_jwks!r}: it must be an https URL")
+        if not self.oidc_tenant_claim:
+            raise ValueError("UNITUNE_OIDC_TENANT_CLAIM is empty: it must name a claim")

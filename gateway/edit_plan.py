@@ -9,6 +9,7 @@ from typing import Any
 from gateway import validation
 from gateway.images import Images
 from gateway.names import DEFAULT_TENANT, Name, parse, parse_parent
+from gateway.principal import current
 from gateway.request_cost import check_edit_cost, least_steps
 from gateway.sampling_options import (
     check_clip_filter_prompt,
@@ -36,6 +37,7 @@ from unitune.prompts import unknown_words, without
 from unitune.v1.edit_pb2 import EditRequest, SamplingConfig
 from unitune.v1.image_pb2 import Image
 from unitune.v1.sampler_pb2 import SampleRequest, SamplerInfo
+from unitune.v1.scope_pb2 import Scope
 from unitune.v1.server_pb2 import BaseModel
 from unitune.v1.tuning_pb2 import Tuning, TuningConfig, WeightsRef
 
@@ -271,6 +273,7 @@ class Planner:
         """The tuning that an edit of an image needs, with every default filled in; `sampling` is the edit's own."""
         if not _tuned_by(sampling):
             return None
+        current().require([Scope.SCOPE_TUNE], "an edit that may make a tuning")
         return await self._tunings.settled(_tuning_config(request, sampling), "tuning_config")
 
     async def _check_mask(self, request: EditRequest, picture: Image | PictureInfo) -> None:

@@ -11,11 +11,11 @@ from collections.abc import Callable
 
 from google.rpc.status_pb2 import Status
 
-from gateway.names import Name, new_id, parse
+from gateway.names import Name, missing, new_id, parse
 from gateway.relay import Relay
 from gateway.stored_edits import KEPT_S, StoredEdits, not_kept
 from unitune import metrics, telemetry
-from unitune.errors import Cancelled, NotFound, UniTuneError
+from unitune.errors import Cancelled, UniTuneError
 from unitune.v1.edit_pb2 import Edit, EditEvent, Timings
 
 logger = logging.getLogger(__name__)
@@ -100,18 +100,18 @@ class EditResults:
 
     def get(self, name: str) -> OpenEdit:
         """An edit of this process by name. Raises NotFound (EDIT_NOT_FOUND)."""
-        parse(name, "edits")
+        asked = parse(name, "edits")
         try:
             return self._edits[name]
         except KeyError:
-            raise _missing(name) from None
+            raise missing(asked) from None
 
     async def read(self, name: str) -> Edit:
         """An edit with its pictures, also one that an earlier process has done.
 
         Raises NotFound (EDIT_NOT_FOUND), and as `StoredEdits.read` does.
         """
-        parse(name, "edits")
+        asked = parse(name, "edits")
         opened = self._edits.get(name)
         if opened is not None and opened.edit.state != Edit.STATE_DONE:
             return opened.edit
@@ -119,7 +119,7 @@ class EditResults:
             raise not_kept(opened.pictures.failure)
         edit = await self._stored.read(name)
         if edit is None:
-            raise _missing(name)
+            raise missing(asked)
         return edit
 
     async def finish(self, opened: OpenEdit, timings: Timings) -> None:
@@ -179,7 +179,3 @@ class EditResults:
             await self._stored.discard(name)
         except UniTuneError as error:  # the next sweep of the store finds it
             telemetry.event(logger, "result not deleted", level=logging.WARNING, edit=name, reason=error.reason)
-
-
-def _missing(name: str) -> NotFound:
-    return NotFound(f"there is no edit {name}", reason="EDIT_NOT_FOUND", metadata={"name": name})

@@ -4,7 +4,10 @@ import asyncio
 
 import grpc
 
+from gateway import admin_key
+from gateway.access import PUBLIC, Access
 from gateway.admission import Admission
+from gateway.api_keys import ApiKeys
 from gateway.compare import Comparisons
 from gateway.config import GatewayConfig
 from gateway.dispatch import Dispatcher
@@ -15,6 +18,8 @@ from gateway.evictions import Evictions
 from gateway.fair_queue import FairQueue
 from gateway.gauges import Gauges
 from gateway.images import Images
+from gateway.jwks import Jwks
+from gateway.key_service import KeyService
 from gateway.known_services import KnownServices
 from gateway.open_calls import OpenCalls
 from gateway.retention import Retention
@@ -22,31 +27,31 @@ from gateway.service import EditService, ImageService, ServerService, TuningServ
 from gateway.state import State
 from gateway.stored_bytes import StoredBytes
 from gateway.stored_edits import StoredEdits
+from gateway.tokens import Tokens
 from gateway.tuning_records import QueueLimits
 from gateway.tunings import Tunings
 from gateway.uploads import Uploads
 from gateway.upstreams import Upstreams
 from gateway.weight_files import WeightFiles
+from unitune import exposure
+from unitune.certificates import CertificateReader
 from unitune.errors import Unavailable
 from unitune.object_store import ObjectStore
-from unitune.v1 import (
-    edit_pb2,
-    edit_pb2_grpc,
-    image_pb2,
-    image_pb2_grpc,
-    server_pb2,
-    server_pb2_grpc,
-    tuning_pb2,
-    tuning_pb2_grpc,
-)
+from unitune.v1 import edit_pb2_grpc, image_pb2_grpc, key_pb2_grpc, server_pb2_grpc, tuning_pb2_grpc
 
 
 class Gateway:
     """One gateway. It belongs to the event loop in which it was opened."""
 
-    def __init__(self, config: GatewayConfig, state: State, store: ObjectStore) -> None:
+    def __init__(self, config: GatewayConfig, state: State, store: ObjectStore, keys: ApiKeys) -> None:
         self._state = state
-        self._upstreams = Upstreams(config.tuner, config.sampler, silence_s=config.silence_s)
+        is_named = exposure.NO_KEYS in exposure.allowed(config.insecure)
+        is_open = is_named or not (config.asks_for_credentials or keys.has_valid())
+        self._tokens = tokens_of(config)
+        self.access = Access(keys, self._tokens, is_open=is_open)
+        self._key_service = KeyService(keys)
+        certificates = CertificateReader(config.peer_files) if config.peer_files is not None else None
+        self._upstreams = Upstreams(config.tuner, config.sampler, silence_s=config.silence_s, certificates=certificates)
         self._services = KnownServices(self._upstreams, state)
         storage = StoredBytes(store, config.tenant_bytes)
         self._images, files = Images(store, storage), WeightFiles(store)
@@ -96,7 +101,15 @@ class Gateway:
     async def open(cls, config: GatewayConfig) -> "Gateway":
         """Open the state and the store and begin to run what is queued. Raises OSError when either cannot be used."""
         store = ObjectStore(config.store)
-        gateway = cls(config, await State.open(config.state), store)
+        state = await State.open(config.state)
+        try:
+            keys = await ApiKeys.open(state.file)
+            if config.admin_key_file is not None:
+                await admin_key.adopt(keys, config.admin_key_file)
+            gateway = cls(config, state, store, keys)
+        except BaseException:
+            await state.close()
+            raise
         await gateway._services.begin()
         gateway._tasks.append(asyncio.create_task(gateway._services.poll(config.poll_s)))
         return gateway
@@ -107,8 +120,8 @@ class Gateway:
         image_pb2_grpc.add_ImageServiceServicer_to_server(self._image_service, server)
         edit_pb2_grpc.add_EditServiceServicer_to_server(self._edit_service, server)
         server_pb2_grpc.add_ServerServiceServicer_to_server(self._server_service, server)
-        modules = (tuning_pb2, image_pb2, edit_pb2, server_pb2)
-        return [service.full_name for module in modules for service in module.DESCRIPTOR.services_by_name.values()]
+        key_pb2_grpc.add_KeyServiceServicer_to_server(self._key_service, server)
+        return [service.full_name for service in PUBLIC]
 
     async def drain(self) -> None:
         """Begin nothing new, and end what could last longer than the drain."""
@@ -124,5 +137,14 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._upstreams.close()
+        if self._tokens is not None:
+            await self._tokens.close()
         await self._images.close()
         await self._state.close()
+
+
+def tokens_of(config: GatewayConfig) -> Tokens | None:
+    """The tokens that are taken as credentials; None without an issuer."""
+    if not config.oidc_issuer:
+        return None
+    return Tokens(Jwks(config.oidc_jwks), config.oidc_issuer, config.oidc_audience, config.oidc_tenant_claim)

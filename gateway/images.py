@@ -18,7 +18,7 @@ from weakref import WeakValueDictionary
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from gateway.fair_queue import FairQueue
-from gateway.names import DEFAULT_TENANT, Name, parse_parent
+from gateway.names import DEFAULT_TENANT, Name, missing, parse_parent
 from gateway.stored_bytes import StoredBytes
 from gateway.uploads import Upload
 from unitune import images, store_paths
@@ -107,7 +107,7 @@ class Images:
         try:
             text = await self._store.answer(self._store.get, f"{_path(name)}/image.json")
         except FileNotFoundError:
-            raise _missing(name) from None
+            raise missing(name) from None
         create_time = Timestamp()
         try:
             facts = json.loads(text)
@@ -121,7 +121,7 @@ class Images:
         try:
             data, digest = await self._store.answer(self._read, name)
         except FileNotFoundError:
-            raise _missing(name) from None
+            raise missing(name) from None
         if digest != name.id:
             raise _damaged(name)
         return data
@@ -193,12 +193,6 @@ def _check_header(header: UploadImageRequest.Header) -> None:
 
 def _too_large(value: str) -> InvalidArgument:
     return refusal("image", "UPLOAD_TOO_LARGE", value, f"send a file of at most {MAX_BYTES} bytes")
-
-
-def _missing(name: Name) -> NotFound:
-    return NotFound(
-        f"there is no image {name}; upload it first", reason="IMAGE_NOT_FOUND", metadata={"name": str(name)}
-    )
 
 
 def _damaged(name: Name) -> DataLoss:

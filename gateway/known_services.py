@@ -46,6 +46,7 @@ class KnownServices:
             except Exception:  # such as a disk that is full; the next round tries again
                 telemetry.failure(logger, "services not kept")
             await asyncio.sleep(every_s)
+            self._upstreams.renew()
             await self._ask()
 
     async def _ask(self) -> None:

@@ -3,7 +3,19 @@
 from gateway.tuning_records import LIVE
 from unitune.v1.tuning_pb2 import Tuning
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
+
+API_KEYS = """
+CREATE TABLE api_keys (
+    id TEXT PRIMARY KEY,
+    tenant TEXT NOT NULL,
+    digest BLOB NOT NULL, -- SHA-256 of the key
+    scopes TEXT NOT NULL,
+    create_s REAL NOT NULL,
+    expire_s REAL,
+    revoke_s REAL
+) WITHOUT ROWID;
+"""
 
 SCHEMA = f"""
 CREATE TABLE tunings (
@@ -37,7 +49,7 @@ CREATE TABLE requests (
 CREATE TABLE turns (tenant TEXT PRIMARY KEY, last_turn INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE services (name TEXT PRIMARY KEY, info BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE evictions (number INTEGER PRIMARY KEY AUTOINCREMENT, digest TEXT NOT NULL UNIQUE);
-"""
+{API_KEYS}"""
 
 # From each earlier version to the next.
 MIGRATIONS = {
@@ -58,6 +70,7 @@ UPDATE events SET blob = upgraded_event(blob);
 DELETE FROM services;
 DELETE FROM requests;
 """,
+    3: API_KEYS,
 }
 
 # A tenant's first tuning comes before anybody's second; among firsts, the tenant that was served longest ago.

@@ -12,7 +12,7 @@ from typing import Protocol
 from gateway import validation
 from gateway.evictions import Evictions
 from gateway.images import Images
-from gateway.names import DEFAULT_TENANT, Name, new_id, parse, parse_parent
+from gateway.names import DEFAULT_TENANT, Name, missing, new_id, parse, parse_parent
 from gateway.request_cost import check_tuning_cost
 from gateway.state import NO_LIMITS, State
 from gateway.stored_bytes import StoredBytes
@@ -374,7 +374,7 @@ def tuning_key(
 
 def not_found(name: str) -> NotFound:
     """The error for a tuning that does not exist or belongs to another tenant."""
-    return NotFound(f"there is no tuning {name}", reason="TUNING_NOT_FOUND", metadata={"name": name})
+    return missing(parse(name, "tunings"))
 
 
 def expired(name: str) -> NotFound:

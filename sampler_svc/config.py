@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from unitune import peers
 from unitune.service_settings import ComputingSettings
 
 BACKENDS = ("onnxruntime", "onnxruntime-cuda", "tensorrt")
@@ -52,6 +53,7 @@ class SamplerConfig(ComputingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        peers.check_exposed("UNITUNE_SAMPLER_ADDRESS", self.address, self.peer_files, self.insecure)
         if self.backend not in BACKENDS:
             raise ValueError(f"UNITUNE_SAMPLER_BACKEND is {self.backend!r}: it must be one of {', '.join(BACKENDS)}")
         if self.refit_mode not in REFIT_MODES:

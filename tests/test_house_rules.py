@@ -455,11 +455,36 @@ def test_manifests_set_only_known_settings() -> None:
 
     images = [path.read_text() for path in ROOT.glob("*/Dockerfile")]
     in_images = {name for text in images for name in re.findall(r"\b(UNITUNE_\w+)=", text)}
-    overlay = (ROOT / "k8s" / "gpu" / "sampler.yaml").read_text()
-    in_images |= set(re.findall(r"\b(UNITUNE_\w+)$", overlay, re.MULTILINE))
+    for overlay in (ROOT / "k8s").glob("*/*.yaml"):
+        in_images |= set(re.findall(r"\b(UNITUNE_\w+)$", overlay.read_text(), re.MULTILINE))
     in_manifests = {variable["name"] for _, container in containers() for variable in container.get("env", [])}
 
     assert set() == {name for name in in_images | in_manifests if name.startswith("UNITUNE_")} - NAMES
+
+
+def test_what_a_cluster_listens_on_is_protected_or_not_by_name() -> None:
+    """With the settings of k8s/base, and those of k8s/tls over them, each program finds what it needs to start. The
+    certificates there are of the names that the services expect of one another."""
+    from gateway.config import GatewayConfig
+    from sampler_svc.config import SamplerConfig
+    from tuner_svc.config import TunerConfig
+    from unitune import peers, settings
+
+    kinds = {"gateway": GatewayConfig, "tuner": TunerConfig, "sampler": SamplerConfig}
+    for name, container in containers():
+        base = {variable["name"]: variable["value"] for variable in container["env"]}
+        settings.load(kinds[name], base)
+        with pytest.raises(settings.BadSetting, match="UNITUNE_INSECURE=no-tls"):
+            settings.load(kinds[name], base | {"UNITUNE_INSECURE": ""})
+        patch = list(yaml.safe_load_all((ROOT / "k8s" / "tls" / f"{name}.yaml").read_text()))[1]
+        (patched,) = patch["spec"]["template"]["spec"]["containers"]
+        loaded = settings.load(kinds[name], base | {one["name"]: one["value"] for one in patched["env"]})
+        assert loaded.peer_files is not None and not loaded.insecure
+
+    found = yaml.safe_load_all((ROOT / "k8s" / "tls" / "certificates.yaml").read_text())
+    names = {one["metadata"]["name"]: one["spec"].get("dnsNames") for one in found}
+    for service, expected in (("gateway", peers.GATEWAY), ("tuner", peers.TUNER), ("sampler", peers.SAMPLER)):
+        assert [expected] == names[f"{service}-peer"]
 
 
 def test_manifests_probe_the_health_port_by_number() -> None:

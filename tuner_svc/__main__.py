@@ -14,7 +14,8 @@ from tuner_svc.config import TunerConfig
 from tuner_svc.model_folder import UnusableBaseModel
 from tuner_svc.service import TunerService
 from tuner_svc.torch_thread import TorchThread
-from unitune import settings, telemetry, tracing
+from unitune import peers, settings, telemetry, tracing
+from unitune.certificates import CertificateReader
 from unitune.object_store import ObjectStore
 from unitune.serving import serve
 from unitune.system_errors import sentence
@@ -26,6 +27,7 @@ def main() -> int:
     telemetry.configure("tuner")
     thread = TorchThread(config.num_threads())
     try:
+        certificates = CertificateReader(config.peer_files) if config.peer_files is not None else None
         tracing.configure("tuner", config.traces)
         store = ObjectStore(config.store)
         model = thread.submit(_load, config.base_model, int(config.tuning_memory_gb * GB)).result()
@@ -43,6 +45,8 @@ def main() -> int:
             service.register,
             health_address=config.health_address,
             on_drain=service.drain,
+            reflection=config.reflection,
+            **peers.served_by(certificates),
             metrics_address=config.metrics_address,
         )
     )

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from unitune import peers
 from unitune.choices import CODECS
 from unitune.service_settings import ComputingSettings
 
@@ -40,6 +41,7 @@ class TunerConfig(ComputingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        peers.check_exposed("UNITUNE_TUNER_ADDRESS", self.address, self.peer_files, self.insecure)
         if not self.tuning_memory_gb >= 0:
             raise ValueError(f"UNITUNE_TUNING_MEMORY_GB is {self.tuning_memory_gb:g}: it must be 0 or more")
         if self.weights_codec not in CODECS:

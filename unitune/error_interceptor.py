@@ -1,5 +1,5 @@
-"""How a call begins and ends. Bytes that are no request are refused, errors become a status with details, each call has
-one line in the log, and generators are closed."""
+"""How a call begins and ends. Who may not call, and bytes that are no request, are refused, errors become a status with
+details, each call has one line in the log, and generators are closed."""
 
 import asyncio
 import contextlib
@@ -7,7 +7,7 @@ import inspect
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 from grpc.aio import EOF  # type: ignore[attr-defined]  # the stubs lack it
@@ -28,11 +28,24 @@ _ROUTINE = ("/unitune.v1.TunerService/GetTunerInfo", "/unitune.v1.SamplerService
 _UNREADABLE = object()
 
 
+class Door(Protocol):
+    """Who may call. What it raises is the call's answer."""
+
+    async def admit(self, method: str, context: Any) -> None:
+        """Called first, before the request is read, in the task that runs the call."""
+
+    def check(self, request: Any) -> None:
+        """Called with each message of the request, before anybody else sees it."""
+
+
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Answers a UniTuneError with its status and details, and every other exception with INTERNAL and no details.
 
     A request that cannot be read, and a call without a request, is InvalidArgument (REQUEST_UNREADABLE).
     """
+
+    def __init__(self, door: Door | None = None) -> None:
+        self._door = door
 
     async def intercept_service(
         self,
@@ -48,7 +61,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         # would wait for ever for a request that does not come, and for a reader that does not read.
         receive = _request_stream if handler.request_streaming else _single_request
         return grpc.stream_stream_rpc_method_handler(
-            _answer(handler_call_details.method, inner, receive, handler.response_serializer),
+            _answer(handler_call_details.method, inner, receive, handler.response_serializer, self._door),
             request_deserializer=_lenient(handler.request_deserializer),
             # `deadlines.write` sends encoded messages. A handler that calls context.write itself, as health does, sends
             # messages that are not encoded.
@@ -71,49 +84,57 @@ def _lenient(deserializer: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 
 
 @contextlib.asynccontextmanager
-async def _single_request(context: Any) -> AsyncIterator[Any]:
+async def _single_request(context: Any, door: Door | None) -> AsyncIterator[Any]:
     """The request of a call that has one."""
-    yield _readable(await deadlines.read(context))
+    yield _readable(await deadlines.read(context), door)
 
 
 @contextlib.asynccontextmanager
-async def _request_stream(context: Any) -> AsyncIterator[AsyncIterator[Any]]:
+async def _request_stream(context: Any, door: Door | None) -> AsyncIterator[AsyncIterator[Any]]:
     """The requests of a call that streams them."""
 
     async def requests() -> AsyncGenerator[Any, None]:
         while (request := await deadlines.read(context)) is not EOF:
-            yield _readable(request)
+            yield _readable(request, door)
 
     async with contextlib.aclosing(requests()) as stream:
         yield stream
 
 
-def _readable(request: Any) -> Any:
+def _readable(request: Any, door: Door | None) -> Any:
     if request is _UNREADABLE or request is EOF:
         problem = "there is no request" if request is EOF else "the request is no message of this call's type"
         remedy = "send one, made from the protos of this server's version"
         raise InvalidArgument(f"{problem}: {remedy}", reason="REQUEST_UNREADABLE")
+    if door is not None:
+        door.check(request)
     return request
 
 
-def _answer(method: str, inner: Any, receive: Any, encode: Callable[[Any], bytes]) -> Any:
+def _answer(method: str, inner: Any, receive: Any, encode: Callable[[Any], bytes], door: Door | None) -> Any:
     """A handler that writes the events itself and does not yield them. A write that fails then closes the generator at
     once: the clean-up in its `finally` runs when the client goes, not when memory is next collected."""
 
     async def call(_: Any, context: Any) -> None:
         with _span(method, context) as span:
-            async with _recorded(method, context, span), receive(context) as request:
-                answers = inner(request, context)
-                if inspect.isawaitable(answers):
-                    answer = await answers
-                    if answer is not None:  # None is of a handler that has called context.write
-                        await deadlines.write(context, encode(answer))
-                    return
-                async with contextlib.aclosing(answers):
-                    async for answer in answers:
-                        await deadlines.write(context, encode(answer))
+            async with _recorded(method, context, span):
+                if door is not None:
+                    await door.admit(method, context)
+                async with receive(context, door) as request:
+                    await _deliver(inner(request, context), context, encode)
 
     return call
+
+
+async def _deliver(answers: Any, context: Any, encode: Callable[[Any], bytes]) -> None:
+    if inspect.isawaitable(answers):
+        answer = await answers
+        if answer is not None:  # None is of a handler that has called context.write
+            await deadlines.write(context, encode(answer))
+        return
+    async with contextlib.aclosing(answers):
+        async for answer in answers:
+            await deadlines.write(context, encode(answer))
 
 
 def _span(method: str, context: Any) -> contextlib.AbstractContextManager[trace.Span]:

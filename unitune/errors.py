@@ -3,6 +3,8 @@
     UniTuneError
     ├── InvalidArgument        the request is wrong; do not retry          INVALID_ARGUMENT
     │   └── InvalidField       one field is; names it, its value, the remedy
+    ├── Unauthenticated        no credential, or one that is not valid     UNAUTHENTICATED
+    ├── PermissionDenied       the credential does not allow this          PERMISSION_DENIED
     ├── NotFound               no such resource, or not yours              NOT_FOUND
     ├── FailedPrecondition     not in this state                           FAILED_PRECONDITION
     ├── Aborted                somebody else changed it; read again        ABORTED
@@ -170,6 +172,18 @@ class InvalidField(InvalidArgument):
         super().__init__(**_refusal(field, value, remedy), reason="INVALID_FIELD")
 
 
+class Unauthenticated(UniTuneError):
+    """It is not known whose call this is."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+
+
+class PermissionDenied(UniTuneError):
+    """It is known whose call this is, and they may not make it."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+
+
 class NotFound(UniTuneError):
     """No such resource, or it belongs to somebody else."""
 
@@ -241,6 +255,8 @@ _BY_CODE: dict[int, type[UniTuneError]] = {
     error.code.value[0]: error
     for error in (
         InvalidArgument,
+        Unauthenticated,
+        PermissionDenied,
         NotFound,
         FailedPrecondition,
         Aborted,

@@ -1,8 +1,11 @@
 """The settings that all services have, or several of them, each declared once."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
+from unitune import exposure, peers
+from unitune.certificates import CertificateFiles
 from unitune.settings import num_cores
 
 
@@ -36,6 +39,30 @@ class ServiceSettings:
             "help": "URL of a collector of traces (OTLP over gRPC), as http://HOST:4317; empty means none",
         },
     )
+    peer_cert: Path | None = field(
+        default=None,
+        metadata={
+            "env": "UNITUNE_PEER_CERT",
+            "help": "a PEM file with this service's certificate for the others",
+        },
+    )
+    peer_key: Path | None = field(
+        default=None, metadata={"env": "UNITUNE_PEER_KEY", "help": "a PEM file with the key of that certificate"}
+    )
+    peer_ca: Path | None = field(
+        default=None,
+        metadata={"env": "UNITUNE_PEER_CA", "help": "a PEM file with the authority of the services' certificates"},
+    )
+    insecure: str = field(default="", metadata={"env": exposure.VARIABLE, "help": exposure.HELP})
+    reflection: bool = field(
+        default=False,
+        metadata={"env": "UNITUNE_REFLECTION", "help": "whether tools such as grpcurl may ask for the contract"},
+    )
+
+    @property
+    def peer_files(self) -> CertificateFiles | None:
+        """The certificate by which this service and the others know each other; None without."""
+        return peers.peer_files(self.peer_cert, self.peer_key, self.peer_ca)
 
     def __post_init__(self) -> None:
         if not self.store:

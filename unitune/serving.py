@@ -21,7 +21,7 @@ from grpc_reflection.v1alpha import reflection
 from unitune import metrics, telemetry
 from unitune.call_context import CarryingChannel
 from unitune.drain import DRAIN_S, LEAVE_S
-from unitune.error_interceptor import ErrorInterceptor
+from unitune.error_interceptor import Door, ErrorInterceptor
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,8 @@ MAX_STREAMS = 1024
 
 # Kubernetes probes these. Liveness stays SERVING during a drain: a draining server is healthy.
 LIVENESS, READINESS = "liveness", "readiness"
+
+HEALTH_CALLS = "/grpc.health.v1.Health/"  # how the names of its methods begin
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -103,15 +105,25 @@ CHANNEL_OPTIONS: list[Option] = [
 ]
 
 
-def channel(address: str, *, service_config: str | None = None) -> grpc.aio.Channel:
+def channel(
+    address: str,
+    *,
+    service_config: str | None = None,
+    credentials: grpc.ChannelCredentials | None = None,
+    name: str = "",
+) -> grpc.aio.Channel:
     """A channel to a service. It connects at the first call; the caller closes it. Calls carry the trace along.
 
-    `service_config` is JSON, such as a policy for retries.
+    `service_config` is JSON, such as a policy for retries. `credentials` turn TLS on; the server's certificate must be
+    of `name` then, whatever its address.
     """
     options = list(CHANNEL_OPTIONS)
     if service_config is not None:
         options += [("grpc.service_config", service_config), ("grpc.enable_retries", 1)]
-    return CarryingChannel.around(grpc.aio.insecure_channel(address, options=options))
+    if credentials is None:
+        return CarryingChannel.around(grpc.aio.insecure_channel(address, options=options))
+    options.append(("grpc.ssl_target_name_override", name))
+    return CarryingChannel.around(grpc.aio.secure_channel(address, credentials, options=options))
 
 
 @dataclass
@@ -143,16 +155,19 @@ async def start(
     register: Register,
     *,
     health_address: str | None = None,
-    reflection_on: bool = True,
+    reflection_on: bool = False,
     max_receive_bytes: int = INTERNAL_MESSAGE_BYTES,
     connection_age_s: float = 0.0,
+    door: Door | None = None,
+    credentials: grpc.ServerCredentials | None = None,
 ) -> RunningServer:
     """Start a server and return once it accepts calls.
 
     `register` adds the servicers and returns their full service names. `connection_age_s` is for public servers, whose
-    clients should find new replicas; see `server_options`. Raises OSError when an address cannot be bound.
+    clients should find new replicas; see `server_options`. `door` says who may call; without one everybody may.
+    `credentials` turn TLS on, but for `health_address`. Raises OSError when an address cannot be bound.
     """
-    server = _new_server(max_receive_bytes, connection_age_s)
+    server = _new_server(max_receive_bytes, connection_age_s, door)
     services = register(server)
     probes = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(probes, server)
@@ -161,7 +176,7 @@ async def start(
     if reflection_on:
         reflected = [*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(reflected, server)
-    bound = _bind(server, address)
+    bound = _bind(server, address, credentials)
     health_server = None
     if health_address:
         health_server = _new_server(max_receive_bytes)
@@ -178,11 +193,13 @@ async def serve(
     register: Register,
     *,
     health_address: str | None = None,
-    reflection: bool = True,
+    reflection: bool = False,
     drain_s: float = DRAIN_S,
     on_drain: Drain | None = None,
     max_receive_bytes: int = INTERNAL_MESSAGE_BYTES,
     connection_age_s: float = 0.0,
+    door: Door | None = None,
+    credentials: grpc.ServerCredentials | None = None,
     metrics_address: str | None = None,
 ) -> int:
     """Run a service until SIGTERM or SIGINT; the program's exit code.
@@ -203,6 +220,8 @@ async def serve(
             reflection_on=reflection,
             max_receive_bytes=max_receive_bytes,
             connection_age_s=connection_age_s,
+            door=door,
+            credentials=credentials,
         )
     except OSError as error:
         print(f"{name}: {error}", file=sys.stderr)
@@ -239,15 +258,18 @@ async def serve(
     return 0
 
 
-def _new_server(max_receive_bytes: int, connection_age_s: float = 0.0) -> grpc.aio.Server:
+def _new_server(max_receive_bytes: int, connection_age_s: float = 0.0, door: Door | None = None) -> grpc.aio.Server:
     return grpc.aio.server(
-        options=server_options(max_receive_bytes, connection_age_s), interceptors=[ErrorInterceptor()]
+        options=server_options(max_receive_bytes, connection_age_s), interceptors=[ErrorInterceptor(door)]
     )
 
 
-def _bind(server: grpc.aio.Server, address: str) -> str:
+def _bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None) -> str:
     try:
-        port = server.add_insecure_port(address)
+        if credentials is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, credentials)
     except RuntimeError as error:  # grpc's message has several lines about socket calls
         raise OSError(f"cannot listen on {address}: it is in use or not an address of this machine") from error
     if address.startswith("unix:"):

@@ -19,6 +19,7 @@ class Fields(TypedDict, total=False):
     """The fields of a log line besides `time`, `level`, `service`, `event`, `request`, `trace` and `traceback`."""
 
     address: str
+    api_key: str
     attempt: int
     code: str
     detail: str

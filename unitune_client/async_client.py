@@ -7,6 +7,7 @@ import uuid
 import warnings
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -20,6 +21,8 @@ from unitune.v1 import (
     edit_pb2_grpc,
     image_pb2,
     image_pb2_grpc,
+    key_pb2,
+    key_pb2_grpc,
     server_pb2,
     server_pb2_grpc,
     tuning_pb2,
@@ -31,9 +34,14 @@ from unitune_client.channel import (
     INLINE_IMAGE_BYTES,
     INLINE_MASK_BYTES,
     Backoff,
+    Key,
+    KeyedChannel,
     checked_address,
+    checked_key,
     open_channel,
     read_to_end,
+    refuse_readable_key,
+    split_address,
     typed_errors,
 )
 from unitune_client.messages import Methods
@@ -41,6 +49,7 @@ from unitune_client.options import EditOptions, TuningOptions
 from unitune_client.pictures import Picture, picture_bytes, resource_name
 
 UPLOAD_TIMEOUT_S = 120.0
+KEY_TIMEOUT_S = 15.0
 HEALTH_S = 15.0
 HEALTH = {b"\x08\x01": "SERVING", b"\x08\x02": "NOT_SERVING"}  # a HealthCheckResponse, serialized
 
@@ -65,19 +74,30 @@ class AsyncClient:
         self,
         address: str = "127.0.0.1:50051",
         *,
-        tenant: str = "default",
+        tenant: str | None = None,
+        key: Key | None = None,
         tls: bool = False,
         root_certificates: bytes | None = None,
+        plaintext_key: bool = False,
         reconnect_s: float = 120.0,
     ) -> None:
-        """`address` is HOST:PORT. `root_certificates` is a PEM file's bytes and turns `tls` on. A lost watch or upload
-        is tried again until the server has not answered for `reconnect_s` seconds. Raises InvalidField for an address
-        of another form.
+        """`address` is HOST:PORT, or grpcs://HOST:PORT, which turns `tls` on; so does `root_certificates`, a PEM file's
+        bytes. `key` is an API key or a token, or a function that gives the one to send now; the server knows the tenant
+        by it. `tenant` is for servers without keys, "default" by default. A lost watch or upload is tried again until
+        the server has not answered for `reconnect_s` seconds.
+
+        Raises InvalidField for an address of another form, and for a key that would leave this machine without TLS,
+        unless `plaintext_key` says that something else encrypts it.
         """
-        self._address, self._tls, self._root_certificates = checked_address(address), tls, root_certificates
-        self._parent = f"tenants/{tenant}"
+        self._address, is_grpcs = split_address(checked_address(address))
+        self._tls, self._root_certificates = tls or is_grpcs or root_certificates is not None, root_certificates
+        self._key = checked_key(key) if isinstance(key, str) else key
+        if self._key and not self._tls and not plaintext_key:
+            refuse_readable_key(self._address)
+        # A key has its tenant.
+        self._parent = f"tenants/{tenant or 'default'}" if tenant or not key else ""
         self._reconnect_s = reconnect_s
-        self._channel: grpc.aio.Channel | None = None
+        self._channel: grpc.aio.Channel | KeyedChannel | None = None
         self._closed = False
         self._process = os.getpid()
 
@@ -450,12 +470,54 @@ class AsyncClient:
         with typed_errors(self._address):
             return messages.edit(await self._edits().CancelEdit(edit_pb2.CancelEditRequest(name=name)))
 
-    def _connection(self) -> grpc.aio.Channel:
+    async def create_key(
+        self, tenant: str, scopes: Sequence[str], *, expire_time: datetime | None = None
+    ) -> events.NewKey:
+        """Make an API key of a tenant; its secret is in the answer and nowhere else. `scopes` are of "read", "edit",
+        "tune" and "admin", and "admin" is what a client needs that makes keys.
+
+        Raises InvalidField for a scope that is none or a time that is past.
+        """
+        request = messages.create_key_request(tenant, scopes, expire_time)
+        with typed_errors(self._address):
+            made = await self._keys().CreateKey(request, timeout=KEY_TIMEOUT_S)
+        return events.NewKey(api_key=messages.api_key(made.api_key), secret=made.secret)
+
+    async def list_keys(self, tenant: str | None = None) -> AsyncGenerator[events.ApiKey, None]:
+        """The API keys of a tenant, or of all, also those that ended in the last 30 days."""
+        request = key_pb2.ListKeysRequest(parent=f"tenants/{tenant}" if tenant else "")
+        while True:
+            with typed_errors(self._address):
+                page = await self._keys().ListKeys(request)
+            for one in page.api_keys:
+                yield messages.api_key(one)
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def rotate_key(
+        self, name: str, *, old_expire_time: datetime | None = None, expire_time: datetime | None = None
+    ) -> events.NewKey:
+        """A new API key of the same tenant and scopes as `name`, which ends at `old_expire_time`, by default now.
+
+        Raises NotFound, and FailedPrecondition for a key that has ended.
+        """
+        request = messages.rotate_key_request(name, old_expire_time, expire_time)
+        with typed_errors(self._address):
+            made = await self._keys().RotateKey(request, timeout=KEY_TIMEOUT_S)
+        return events.NewKey(api_key=messages.api_key(made.api_key), secret=made.secret)
+
+    async def revoke_key(self, name: str) -> events.ApiKey:
+        """End an API key now. Revoking it again changes nothing. Raises NotFound."""
+        with typed_errors(self._address):
+            return messages.api_key(await self._keys().RevokeKey(key_pb2.RevokeKeyRequest(name=name)))
+
+    def _connection(self) -> Any:
         forks.refuse_foreign(self._process)
         if self._closed:
             raise RuntimeError(f"{self!r} cannot be used any more")
         if self._channel is None:
-            self._channel = open_channel(self._address, self._tls, self._root_certificates)
+            self._channel = open_channel(self._address, self._tls, self._root_certificates, self._key)
         return self._channel
 
     def _tunings(self) -> Any:
@@ -463,6 +525,9 @@ class AsyncClient:
 
     def _edits(self) -> Any:
         return edit_pb2_grpc.EditServiceStub(self._connection())
+
+    def _keys(self) -> Any:
+        return key_pb2_grpc.KeyServiceStub(self._connection())
 
     def _upload(self, data: bytes) -> Iterator[image_pb2.UploadImageRequest]:
         digest = hashlib.sha256(data).hexdigest()

@@ -491,3 +491,25 @@ class ServerInfo:
     method_sampling_defaults: Mapping[str, SamplingConfig] = field(default_factory=dict)
     queue: Queue = Queue()
     upstreams: tuple[Upstream, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApiKey:
+    """What a server tells of an API key; its secret is not in it. `name` is `tenants/{tenant}/keys/{key}`.
+
+    `scopes` are of "read", "edit", "tune" and "admin". Without `expire_time` it ends when it is revoked.
+    """
+
+    name: str
+    scopes: tuple[str, ...]
+    create_time: datetime | None = None
+    expire_time: datetime | None = None
+    revoke_time: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewKey:
+    """An API key that was just made, with the one copy of its secret."""
+
+    api_key: ApiKey
+    secret: str = field(repr=False)

@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from unitune.errors import InvalidArgument, InvalidField, UniTuneError, from_status
 from unitune.image_pieces import Assembly
 from unitune.options import SAMPLING, TUNING, Field, Flat, options_of, range_in_words, refuse_without_switch, to_words
-from unitune.v1 import edit_pb2, image_pb2, server_pb2, tuning_pb2
+from unitune.v1 import edit_pb2, image_pb2, key_pb2, server_pb2, tuning_pb2
 from unitune_client import events
 from unitune_client.options import SHARED_OPTIONS, EditOptions
 
@@ -85,6 +85,36 @@ def compare_request(
             if edit.HasField(name):
                 getattr(entry, name).CopyFrom(getattr(edit, name))
     return request
+
+
+def create_key_request(tenant: str, scopes: Sequence[str], expire_time: datetime | None) -> key_pb2.CreateKeyRequest:
+    """The request of a new API key. Raises InvalidField for an unknown scope."""
+    known = options_of(key_pb2.CreateKeyRequest)["scopes"].choices
+    for index, word in enumerate(scopes):
+        if word not in known:
+            raise InvalidField(f"scopes[{index}]", word, f"give one of {', '.join(known)}")
+    names = [f"SCOPE_{word.upper()}" for word in scopes]
+    request = key_pb2.CreateKeyRequest(parent=f"tenants/{tenant}", scopes=names)
+    if expire_time is not None:
+        request.expire_time.FromDatetime(expire_time.astimezone(UTC))
+    return request
+
+
+def rotate_key_request(
+    name: str, old_expire_time: datetime | None, expire_time: datetime | None
+) -> key_pb2.RotateKeyRequest:
+    """The request of an API key in place of another."""
+    request = key_pb2.RotateKeyRequest(name=name)
+    if old_expire_time is not None:
+        request.old_expire_time.FromDatetime(old_expire_time.astimezone(UTC))
+    if expire_time is not None:
+        request.expire_time.FromDatetime(expire_time.astimezone(UTC))
+    return request
+
+
+def api_key(message: key_pb2.ApiKey) -> events.ApiKey:
+    """What a server tells of a key."""
+    return _read(events.ApiKey, message)
 
 
 def refuse_unknown(options: Mapping[str, Any], known: type) -> None:

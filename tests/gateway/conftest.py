@@ -50,7 +50,10 @@ class World:
         """Start the gateway on its state and connect a client."""
         self.gateway = await Gateway.open(self.config)
         self.server = await serving.start(
-            "127.0.0.1:0", self.gateway.register, max_receive_bytes=serving.PUBLIC_REQUEST_BYTES
+            "127.0.0.1:0",
+            self.gateway.register,
+            max_receive_bytes=serving.PUBLIC_REQUEST_BYTES,
+            door=self.gateway.access,
         )
         self.channel = serving.channel(self.server.address)
         self.stubs = {

@@ -291,21 +291,21 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
         return sampler_pb2.EvictResponse()
 
 
-async def serve_tuner(tuner: Tuner, address: str = "127.0.0.1:0") -> serving.RunningServer:
-    """Start it; the caller stops it."""
+async def serve_tuner(tuner: Tuner, address: str = "127.0.0.1:0", **settings: Any) -> serving.RunningServer:
+    """Start it; the caller stops it. `settings` are those of `serving.start`."""
 
     def register(server: grpc.aio.Server) -> list[str]:
         tuner_pb2_grpc.add_TunerServiceServicer_to_server(tuner, server)
         return ["unitune.v1.TunerService"]
 
-    return await serving.start(address, register)
+    return await serving.start(address, register, **settings)
 
 
-async def serve_sampler(sampler: Sampler, address: str = "127.0.0.1:0") -> serving.RunningServer:
-    """Start it; the caller stops it."""
+async def serve_sampler(sampler: Sampler, address: str = "127.0.0.1:0", **settings: Any) -> serving.RunningServer:
+    """Start it; the caller stops it. `settings` are those of `serving.start`."""
 
     def register(server: grpc.aio.Server) -> list[str]:
         sampler_pb2_grpc.add_SamplerServiceServicer_to_server(sampler, server)
         return ["unitune.v1.SamplerService"]
 
-    return await serving.start(address, register)
+    return await serving.start(address, register, **settings)

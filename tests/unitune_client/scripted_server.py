@@ -29,6 +29,7 @@ from unitune.v1 import (
     edit_pb2_grpc,
     image_pb2,
     image_pb2_grpc,
+    key_pb2_grpc,
     server_pb2,
     server_pb2_grpc,
     tuning_pb2,
@@ -139,7 +140,8 @@ class ScriptedServer:
         tuning_pb2_grpc.add_TuningServiceServicer_to_server(_Tunings(self), server)
         edit_pb2_grpc.add_EditServiceServicer_to_server(_Edits(self), server)
         server_pb2_grpc.add_ServerServiceServicer_to_server(_Server(self), server)
-        return [f"unitune.v1.{name}Service" for name in ("Image", "Tuning", "Edit", "Server")]
+        key_pb2_grpc.add_KeyServiceServicer_to_server(_Keys(self), server)
+        return [f"unitune.v1.{name}Service" for name in ("Image", "Tuning", "Edit", "Server", "Key")]
 
 
 class _Images(image_pb2_grpc.ImageServiceServicer):
@@ -210,6 +212,30 @@ class _Server(server_pb2_grpc.ServerServiceServicer):
 
     async def GetServerInfo(self, request: Any, context: Any) -> Any:
         return await self._script.unary("GetServerInfo", request)
+
+
+class _Keys(key_pb2_grpc.KeyServiceServicer):
+    """Remembers the credential of each call, too."""
+
+    def __init__(self, script: ScriptedServer) -> None:
+        self._script = script
+
+    async def _answer(self, method: str, request: Any, context: Any) -> Any:
+        sent = dict(context.invocation_metadata()).get("authorization", "")
+        self._script.requests["credentials"].append(sent)
+        return await self._script.unary(method, request)
+
+    async def CreateKey(self, request: Any, context: Any) -> Any:
+        return await self._answer("CreateKey", request, context)
+
+    async def ListKeys(self, request: Any, context: Any) -> Any:
+        return await self._answer("ListKeys", request, context)
+
+    async def RotateKey(self, request: Any, context: Any) -> Any:
+        return await self._answer("RotateKey", request, context)
+
+    async def RevokeKey(self, request: Any, context: Any) -> Any:
+        return await self._answer("RevokeKey", request, context)
 
 
 @contextmanager

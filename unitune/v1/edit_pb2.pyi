@@ -4,6 +4,7 @@ from google.api import field_behavior_pb2 as _field_behavior_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.rpc import status_pb2 as _status_pb2
 from unitune.v1 import option_pb2 as _option_pb2
+from unitune.v1 import scope_pb2 as _scope_pb2
 from unitune.v1 import tuning_pb2 as _tuning_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper

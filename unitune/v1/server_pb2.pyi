@@ -1,5 +1,6 @@
 from unitune.v1 import edit_pb2 as _edit_pb2
 from unitune.v1 import option_pb2 as _option_pb2
+from unitune.v1 import scope_pb2 as _scope_pb2
 from unitune.v1 import tuning_pb2 as _tuning_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor

@@ -26,6 +26,7 @@ ALIASES = {
     "image_data": "photo",
     "images": "further_photos",
     "mask_image": "mask",
+    "parent": "tenant",
     "prompt": "prompts",
     "target": "photo",
     "tuning": "name",

@@ -21,6 +21,7 @@ from unitune_client.cli.compare import compare_command
 from unitune_client.cli.display import Display, JsonDisplay
 from unitune_client.cli.edit import edit_command, tune_command
 from unitune_client.cli.flags import Flags
+from unitune_client.cli.keys import keys_group
 from unitune_client.cli.options import refuse_other_than_text, shown
 from unitune_client.cli.services import build_command, doctor_command, import_command, up_command
 from unitune_client.cli.show import show_command
@@ -168,6 +169,7 @@ for command in (
     show_command,
     tune_command,
     tunings_group,
+    keys_group,
     up_command,
     build_command,
     import_command,

@@ -10,6 +10,7 @@ from unitune.errors import InvalidField
 from unitune.options import EDIT, SAMPLING, TUNING, Field, options_of, range_in_words
 from unitune.v1.tuning_pb2 import CreateTuningRequest
 from unitune_client.channel import checked_address
+from unitune_client.cli.credentials import credential_options
 from unitune_client.cli.streams import is_text
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -145,8 +146,9 @@ def field_option(field: Field, name: str = "", **settings: Any) -> Callable[[F],
 
 
 def server_options(command: F) -> F:
-    """--address, --base-model and --json."""
+    """--address with what it needs, --base-model and --json."""
     for option in (
+        credential_options,
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object per event on standard output."),
         click.option(
             "--base-model",
@@ -161,7 +163,8 @@ def server_options(command: F) -> F:
             metavar="HOST:PORT",
             type=Address(),
             envvar="UNITUNE_ADDRESS",
-            help="A running server.  [env: UNITUNE_ADDRESS; default: run the services here]",
+            help="A running server; grpcs://HOST:PORT with TLS.  "
+            "[env: UNITUNE_ADDRESS; default: run the services here]",
         ),
     ):
         command = option(command)

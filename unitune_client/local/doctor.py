@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from unitune import __version__
 from unitune.errors import UniTuneError
@@ -21,7 +22,7 @@ from unitune_client.local.home import Home
 from unitune_client.local.machine import EXTRAS, LocalError, embedded_base_model
 
 # Name of the distribution, where it is another than the module's.
-DISTRIBUTIONS = {"grpc_health": "grpcio-health-checking", "grpc_reflection": "grpcio-reflection"}
+DISTRIBUTIONS = {"grpc_health": "grpcio-health-checking", "grpc_reflection": "grpcio-reflection", "jwt": "PyJWT"}
 # Other distributions of the same module.
 ALTERNATIVES = {"onnxruntime": ("onnxruntime-gpu",)}
 
@@ -141,8 +142,13 @@ def distilled_in_words(folder: Path) -> str | Problem:
         return Problem(f"{folder / 'unitune_preset.json'} cannot be read: {error}")
 
 
-def findings_of_server(address: str | None, environ: Mapping[str, str]) -> Iterator[Finding]:
-    """The findings of the server at the address, or else of the one that `unitune up` runs here."""
+def findings_of_server(
+    address: str | None, environ: Mapping[str, str], credentials: Mapping[str, Any]
+) -> Iterator[Finding]:
+    """The findings of the server at the address, or else of the one that `unitune up` runs here.
+
+    `credentials` are arguments of a client.
+    """
     if address is None:
         try:
             running = Home.from_environment(environ).running()
@@ -152,7 +158,7 @@ def findings_of_server(address: str | None, environ: Mapping[str, str]) -> Itera
             return
         address = running.address
     try:
-        with Client(address) as client:
+        with Client(address, **credentials) as client:
             info, health = client.server_info(), health_in_words(client)
     except UniTuneError as error:
         yield "server", Problem(error.message)

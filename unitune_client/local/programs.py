@@ -25,7 +25,7 @@ STAGE = re.compile(r"^.+ \.\.\.$", re.MULTILINE)
 REFUSAL = re.compile(r"(?:build|export|import): (.+)")
 
 # Of the caller's environment: its own settings, and ports that three services cannot share, unless they are 0.
-NOT_INHERITED = {"UNITUNE_HOME", "UNITUNE_ADDRESS"}
+NOT_INHERITED = {"UNITUNE_ADDRESS", "UNITUNE_CA", "UNITUNE_HOME", "UNITUNE_KEY", "UNITUNE_KEY_FILE"}
 OF_ONE_SERVICE = {"UNITUNE_HEALTH_ADDRESS", "UNITUNE_METRICS_ADDRESS"}
 
 Process = subprocess.Popen[bytes]

@@ -32,6 +32,23 @@ START_S = 300.0  # a large base model is read from a slow disk
 LOOKS_EVERY_S = 0.05
 NOTICED_S = 1.0  # after which the end of a service is noticed for certain
 
+# The services listen on 127.0.0.1 and ask for no credentials, whatever environment or configuration file say.
+WITHOUT_CREDENTIALS = dict.fromkeys(
+    (
+        "UNITUNE_ADMIN_KEY_FILE",
+        "UNITUNE_INSECURE",
+        "UNITUNE_OIDC_AUDIENCE",
+        "UNITUNE_OIDC_ISSUER",
+        "UNITUNE_OIDC_JWKS",
+        "UNITUNE_PEER_CA",
+        "UNITUNE_PEER_CERT",
+        "UNITUNE_PEER_KEY",
+        "UNITUNE_TLS_CERT",
+        "UNITUNE_TLS_KEY",
+    ),
+    "",
+)
+
 Say = Callable[[str], object]
 
 
@@ -148,7 +165,7 @@ class LocalServices:
         self._began_s, self.logs = time.monotonic(), self._home.new_logs()
         with _reserved(self._port):
             self._log(f"starting the services; their logs are in {self.logs}")
-            store = {"UNITUNE_STORE": str(self._home.store)}
+            store = {"UNITUNE_STORE": str(self._home.store), **WITHOUT_CREDENTIALS}
             tuner = {"UNITUNE_TUNER_ADDRESS": "127.0.0.1:0", "UNITUNE_BASE_MODEL": str(self._base_model)}
             # There are engines, so this one is there most likely: the tuner can load meanwhile.
             if self._home.engine_names() and self._base_model.is_dir():
