@@ -152,7 +152,11 @@ async def test_every_text_that_is_read_is_looked_at(sampler) -> None:
         ),
     )
 
-    assert [warning.split()[0] for warning in found] == ["config.negative_prompt", "config.base_prompt", "config.mask.text"]
+    assert [warning.split()[0] for warning in found] == [
+        "config.negative_prompt",
+        "config.base_prompt",
+        "config.mask.text",
+    ]
     assert all("'" in warning for warning in found)
 
 
