@@ -55,4 +55,4 @@ def test_a_strength_that_leaves_no_step_is_warned_of(strength: float, steps: int
     """Nothing would be edited; a strength of 0 asks for that."""
     warnings = warnings_of_steps(sampling_config(strength=strength, num_inference_steps=steps))
     assert is_told == bool(warnings)
-    assert all("raise strength to 0.25 or more" in warning for warning in warnings)
+    assert all("set config.strength to 0.25 or more" in warning for warning in warnings)
