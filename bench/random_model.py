@@ -22,17 +22,15 @@ from tuner_svc.single_file.family import SD_1
 from tuner_svc.single_file.model import MERGES, PARTS, vocabulary
 from unitune.tensor_file import write_tensors
 
-# Name to what differs from Stable Diffusion 1.5, by part. The denoiser of `small` has 50 million values, 200 MB, in
-# few layers: an export takes as long as there are layers, whatever their size.
+# Name to what differs from Stable Diffusion 1.5, by part. The denoiser of `small` has 50 million values, 200 MB.
 SHAPES: dict[str, dict[str, dict[str, Any]]] = {
     "sd15": {"unet": {}, "vae": {}, "text_encoder": {}},
     "small": {
         "unet": {
             "sample_size": 16,
-            "block_out_channels": [256, 512],
-            "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-            "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-            "layers_per_block": 1,
+            "block_out_channels": [128, 256, 384],
+            "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+            "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
             "cross_attention_dim": 256,
         },
         "vae": {"block_out_channels": [32, 64, 64, 64], "layers_per_block": 1, "sample_size": 128},

@@ -14,7 +14,7 @@ import io
 import json
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -134,8 +134,10 @@ def export_and_build(scratch: Path, shape: str, dtype: str) -> Built:
     return Built(home, model, Path(export.output), Path(build.output), stages, libraries)
 
 
-def edit(built: Built, *, mode: str, updates: int, steps: int) -> list[Stage]:
-    """Stages of the services: their start, then the edit, in tuner and sampler."""
+def edit(
+    built: Built, *, mode: str, updates: int, steps: int, on_event: Callable[[object], None] = lambda event: None
+) -> list[Stage]:
+    """Stages of the services: their start, then the edit, in tuner and sampler. `on_event` gets the edit's events."""
     spec, weights = built.spec, built.weights_bytes
     bare = {name: built.libraries[f"{name}_svc.__main__"] for name in ("tuner", "sampler")}
     began = time.monotonic()
@@ -151,7 +153,8 @@ def edit(built: Built, *, mode: str, updates: int, steps: int) -> list[Stage]:
         seen: dict[str, float] = {}
         began = time.monotonic()
 
-        def on_event(event: object) -> None:
+        def saw(event: object) -> None:
+            on_event(event)
             kind = type(event).__name__
             if kind not in seen:
                 say(f"{time.monotonic() - began:7.1f} s  {kind}")
@@ -160,7 +163,7 @@ def edit(built: Built, *, mode: str, updates: int, steps: int) -> list[Stage]:
         client.edit_to_end(
             _picture(spec.image_side),
             "a dog on a beach",
-            on_event=on_event,
+            on_event=saw,
             mode=mode,  # type: ignore[arg-type]
             updates=updates,
             num_inference_steps=steps,

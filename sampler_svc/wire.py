@@ -24,6 +24,7 @@ from unitune.choices import (
     EDIT_METHODS,
     INVERSIONS,
     MAX_SEEDS,
+    NO_ATTENTION_OF_INPAINTING,
     PROMPT_TO_PROMPT,
     UNCONDITIONAL_MODELS,
     mask_source_of,
@@ -47,6 +48,8 @@ def read_request(request: sampler_pb2.SampleRequest, model: Model, *, is_run: bo
     if request.HasField("weights"):
         store_paths.check_weights(request.weights.path, "weights.path")
     config, prompt = Flat(request.config), request.prompt
+    if model.spec.is_inpainting and config.method == PROMPT_TO_PROMPT:
+        raise InvalidField("config.method", PROMPT_TO_PROMPT, NO_ATTENTION_OF_INPAINTING)
     check(request, only=["prompt", "rare_tokens"])
     check(request.config, "config.")
     chosen = ("guidance_scale", "strength")

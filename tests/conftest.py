@@ -31,6 +31,7 @@ SLOW_FIXTURES = {
     "services",
     "tiny_graphs",
     "tiny_fp16_graphs",
+    "tiny_inpainting_graphs",
     "tiny_sdxl_graphs",
     "world",
 }
@@ -79,6 +80,24 @@ def tiny_sdxl_graphs(tiny_sdxl: Path, run_root: Path) -> Path:
     from tuner_svc.export.base_model import export
 
     return made_once(run_root, "graphs_xl", lambda folder: export(tiny_sdxl, folder / "tiny-xl")) / "tiny-xl"
+
+
+@pytest.fixture(scope="session")
+def tiny_inpainting(run_root: Path) -> Path:
+    """The tiny base model for inpainting, a diffusers folder. Nobody writes to it."""
+    from tests.tiny_model import save_tiny_inpainting
+
+    name = "tiny-inpainting"
+    return made_once(run_root, "base_inpainting", lambda folder: save_tiny_inpainting(folder / name)) / name
+
+
+@pytest.fixture(scope="session")
+def tiny_inpainting_graphs(tiny_inpainting: Path, run_root: Path) -> Path:
+    """Its graphs folder, as `tuner_svc.export` writes it. Nobody writes to it."""
+    from tuner_svc.export.base_model import export
+
+    name = "tiny-inpainting"
+    return made_once(run_root, "graphs_inpainting", lambda folder: export(tiny_inpainting, folder / name)) / name
 
 
 @pytest.fixture(scope="session")

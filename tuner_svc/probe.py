@@ -179,7 +179,7 @@ def probe_answer(model: BaseModel, tensors: Mapping[str, Tensor], seed: int) -> 
 
 
 def _answer(model: BaseModel, tensors: Mapping[str, Tensor], seed: int) -> Tensor:
-    values = probe_input(seed, model.latent_channels, model.latent_side, model.conditioning)
+    values = probe_input(seed, model.spec.input_channels, model.latent_side, model.conditioning)
     latents, timesteps, contexts = (torch.from_numpy(value).to(model.device) for value in values.values())
     tensors = {name: tensor.to(model.device) for name, tensor in tensors.items()}
     # Convolutions on a GPU round to 10 bits of mantissa by default. The probe's differences are as small as that.

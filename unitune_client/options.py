@@ -196,8 +196,8 @@ class EditOptions(OwnTuningOptions, total=False):
     the base image's branch. [0 to 1; default: the base model's own] Only for prompt_to_prompt.
     """
     self_replace: float | None
-    """self_replace is the same for self-attention, in layers of at most 16 x 16 positions. [0 to 1; default: the base
-    model's own] Only for prompt_to_prompt.
+    """self_replace is the same for self-attention, in layers of at most 16 x 16 positions, or in the smallest where all
+    are larger. [0 to 1; default: the base model's own] Only for prompt_to_prompt.
     """
     alignment: Literal["replace", "refine"] | None
     """alignment says which word takes whose maps. [default: replace where they have as many words] Only for

@@ -179,7 +179,7 @@ class OrtCudaEngine(Engine):
         self._session = open_on(self._provider, self._path, options, use_cuda_graph=self._use_cuda_graph)
         blank = self.spec.blank_inputs(BATCH)
         self._inputs = {name: self._value(array) for name, array in blank.items()}
-        self._output = self._value(blank["sample"].copy())
+        self._output = self._value(self.spec.blank_output(BATCH))
         self._binding = self._session.io_binding()
         for name, value in self._inputs.items():
             self._binding.bind_ortvalue_input(name, value)

@@ -167,7 +167,8 @@ class EnginePool:
         return Lease(slot.engine, False, refit_s, report.probe_ratio)
 
     def _give_back(self, slot: _Slot) -> None:
-        """End a lease. An engine with unknown weights, or with weights to forget, is replaced by a new one."""
+        """End a lease. An engine with unknown weights, or with weights to forget, is replaced by a new one. One that
+        nobody waits for rests."""
         if slot.engine is None or slot.engine.weights is None or slot.engine.weights in slot.to_forget:
             try:
                 if slot.engine is not None:
@@ -176,6 +177,11 @@ class EnginePool:
                 slot.engine = self._open()
             except Exception:  # the next lease tries again, and raises
                 telemetry.failure(logger, "an engine could not be opened again")
+        elif not self._waiting:
+            try:
+                slot.engine.rest()
+            except Exception:  # its lease is over, and the next run raises what is wrong
+                telemetry.failure(logger, "an engine kept the memory of its runs")
         with self._changed:
             slot.is_leased = False
             slot.to_forget.clear()
@@ -184,6 +190,7 @@ class EnginePool:
     def _open(self) -> Engine:
         engine = self._open_engine()
         engine.refit(self._base)
+        engine.rest()
         return engine
 
 

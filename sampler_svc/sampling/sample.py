@@ -67,7 +67,9 @@ def denoise(latent: Latents, request: Request, edit: PreparedEdit, terms: TermsO
     repeat starts from the latents of the one before, with fresh noise (SDEdit).
     """
     tools, schedule, scheduler = edit.tools, edit.tools.schedule, SCHEDULERS[request.scheduler]
-    inside = _latent_mask(edit)
+    # An inpainting model keeps what it sees outside. With all steps it starts from noise: nothing hidden matters then.
+    is_shown = edit.shown is not None
+    inside = None if is_shown else _latent_mask(edit)
     run = scheduler.run(schedule.spaced(request.timestep_spacing), request.num_inference_steps).late(request.strength)
     inversion = edit.inversion(run) if request.inverted else None
     # Seeds are signed in the contract and unsigned for the generator. A seed's noise does not depend on other seeds in
@@ -80,12 +82,17 @@ def denoise(latent: Latents, request: Request, edit: PreparedEdit, terms: TermsO
 
     for _ in range(request.repeats):
         noise = draw()
-        latents = start(edited, noise, run) if inversion is None else np.repeat(inversion[0], len(generators), axis=0)
+        if inversion is not None:
+            latents = np.repeat(inversion[0], len(generators), axis=0)
+        elif is_shown and len(run) == request.num_inference_steps:
+            latents = noise
+        else:
+            latents = start(edited, noise, run)
         solver = scheduler.solver(run, draw)
         for step, (timestep, level, next_level) in enumerate(run):
             stop_if(tools.cancelled)
             here, rescale = terms(timestep), request.guidance_rescale
-            output = guided(tools.denoiser, latents, timestep, here, tools.base_denoiser, rescale)
+            output = guided(edit.denoiser, latents, timestep, here, edit.base_denoiser, rescale)
             prediction = predict(output, latents, level, schedule.prediction_type)
             latents = solver.step(latents, prediction, level, next_level)
             if inside is not None:
@@ -135,6 +142,8 @@ def finish(
     """The result of the seed at `index`, from its edited latents (1, channels, h, w)."""
     tools, seed = edit.tools, request.seeds[index]
     image = tools.graphs.decode(latents)
+    if not np.isfinite(image).all():
+        raise Internal("the autoencoder's picture left the range of numbers", reason="NOT_FINITE")
     # A picture below super-resolution's size has no kept pixels at that size: it is finished first, then enlarged.
     is_enlarged_last = edit.result_size != edit.picture.shape[:2]
     if tools.super_resolution is not None and not is_enlarged_last:

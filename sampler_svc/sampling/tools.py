@@ -13,9 +13,17 @@ import numpy as np
 from sampler_svc.sampling.base_graphs import BaseGraphs
 from sampler_svc.sampling.cancellation import stopping
 from sampler_svc.sampling.conditioning import Embed
+from sampler_svc.sampling.inpainting import seeing, seeing_nothing, shown_outside
 from sampler_svc.sampling.masks import BEFORE, Find, MaskInputs
 from sampler_svc.sampling.masks.given import from_sdedit
-from sampler_svc.sampling.masks.shape import Region, region_around, softened, to_latent, whole_picture
+from sampler_svc.sampling.masks.shape import (
+    Region,
+    at_working_size,
+    region_around,
+    softened,
+    to_latent,
+    whole_picture,
+)
 from sampler_svc.sampling.prompt_to_prompt import RunControlled
 from sampler_svc.sampling.request import Request
 from sampler_svc.sampling.super_resolution import SuperResolution
@@ -36,7 +44,7 @@ class Tools:
 
     graphs: BaseGraphs
     schedule: Schedule
-    denoiser: Denoiser  # with the edit's weights
+    denoiser: Denoiser  # with the edit's weights; an inpainting model's takes what is shown beside the latents, too
     embed: Embed  # a text to its embedding (tokens, width), as the edit's weights need it
     cancelled: Callable[[], bool] = lambda: False  # asked before each pass of a denoiser
     base_denoiser: Denoiser | None = None  # with the base weights, if the request needs them
@@ -141,6 +149,30 @@ class PreparedEdit:
         return self.tools.graphs.encode(self.fit.to_model(self.base_image))
 
     @cached_property
+    def shown(self) -> Latents | None:
+        """What an inpainting model sees beside the latents: the base image outside of the mask, or nothing of it if the
+        mask is not known before the first step. None for another model."""
+        graphs = self.tools.graphs
+        if not graphs.spec.is_inpainting:
+            return None
+        if self.mask is None:
+            return graphs.all_hidden((self.latent.shape[2], self.latent.shape[3]))
+        return shown_outside(graphs, self.fit.to_model(self.base_image), at_working_size(self.mask, self.fit))
+
+    @cached_property
+    def denoiser(self) -> Denoiser:
+        """Of the edit's latents, with the edit's weights."""
+        return self._seeing(self.tools.denoiser)
+
+    @cached_property
+    def base_denoiser(self) -> Denoiser | None:
+        """The same with the base weights, if the tools have them."""
+        return None if self.tools.base_denoiser is None else self._seeing(self.tools.base_denoiser)
+
+    def _seeing(self, denoiser: Denoiser) -> Denoiser:
+        return denoiser if self.shown is None else seeing(denoiser, self.shown)
+
+    @cached_property
     def mask(self) -> Mask | None:
         """The mask over the base image with its soft edge, if its source knows it before the first step.
 
@@ -149,7 +181,7 @@ class PreparedEdit:
         request, tools = self.request, self.tools
         if request.mask_source not in BEFORE:
             return None
-        denoiser = stopping(tools.denoiser, tools.cancelled)
+        denoiser = stopping(seeing_nothing(tools.graphs, tools.denoiser), tools.cancelled)
         contexts = tools.embed(request.prompt), tools.embed(request.base_prompt)
         found = None if tools.find is None else partial(tools.find, self.base_image)
         inputs = MaskInputs(
@@ -174,7 +206,7 @@ class PreparedEdit:
     def inversion(self, run: DenoisingRun) -> list[Latents]:
         """The base image's latents by DDIM inversion with the empty prompt, at each level of the run and at its end."""
         tools, unprompted = self.tools, self.tools.embed("")[None]
-        denoiser = stopping(tools.denoiser, tools.cancelled)
+        denoiser = stopping(self.denoiser, tools.cancelled)
 
         def output(latents: Latents, timestep: int) -> Latents:
             return denoiser(latents, np.array([timestep]), unprompted)

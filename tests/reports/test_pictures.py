@@ -1,6 +1,7 @@
 """Pictures that users gave and what they saw: through the command line and the SDK, against the real services."""
 
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -224,8 +225,8 @@ def test_what_a_photograph_carries_comes_back_with_its_edit(services: LocalServi
     np.testing.assert_array_equal(found[..., 3], own[..., 3])
     assert (found[inside] != own[inside]).any(axis=1).mean() > 0.5
 
-    shown = unitune(services, "show", file)
-    assert "second_pass_strength" in shown.output and "second_pass_scale" in shown.output  # by default
+    told = json.loads(result.info["unitune"])["sampling"]
+    assert (told["second_pass"], told["second_pass_strength"], told["second_pass_scale"]) == (True, 0.5, 2)
     again = edit_command(services, photo, tmp_path / "again", "--mask", mask, "--like", file)
     assert again.exit_code == 0, again.output
     assert next(path for path in (tmp_path / "again").glob("*seed0.png")).read_bytes() == file.read_bytes()

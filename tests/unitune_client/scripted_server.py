@@ -372,13 +372,16 @@ def edit_events(
     seeds: Iterable[int] = (0,),
     warnings: Iterable[str] = (),
     mask: bytes = b"",
+    tuning: tuning_pb2.TuningConfig | None = None,
 ) -> list[edit_pb2.EditEvent]:
-    """Events of an edit that succeeds with these pictures."""
+    """Events of an edit that succeeds with these pictures; `tuning` is what it is told to need."""
     kinds = edit_pb2.EditEvent
     config = sampling_config(
         method="unitune", scheduler="ddim", num_inference_steps=20, guidance_scale=7.5, strength=0.8
     )
-    accepted = kinds.Accepted(edit=EDIT, config=config, effective_strength=0.8, seeds=seeds, warnings=warnings)
+    accepted = kinds.Accepted(
+        edit=EDIT, config=config, effective_strength=0.8, seeds=seeds, warnings=warnings, tuning_config=tuning
+    )
     events = [kinds(accepted=accepted), kinds(loading=kinds.Loading(warm=False, refit_s=0.25, probe_ratio=0.01))]
     events += [kinds(step=kinds.Step(index=index, total=steps)) for index in range(steps)]
     for index, (seed, png) in enumerate(zip(seeds, pngs, strict=False)):

@@ -125,7 +125,7 @@ def example(model: BaseModel, batch: int = 2, seed: int = 0, side: tuple[int, in
     """Random input of the denoiser; `side` is the latents' (height, width), the model's own by default."""
     generator = torch.Generator().manual_seed(seed)
     return model.denoiser.inputs(
-        torch.randn((batch, model.latent_channels, *(side or model.latent_side)), generator=generator),
+        torch.randn((batch, model.spec.input_channels, *(side or model.latent_side)), generator=generator),
         torch.randint(0, model.schedule.num_train_timesteps, (batch,), generator=generator),
         torch.randn((batch, *model.conditioning), generator=generator),
     )

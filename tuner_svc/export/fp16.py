@@ -152,7 +152,7 @@ def check_fp16(
 
 
 def _question(model: BaseModel) -> dict[str, Tensor]:
-    question = probe_input(SELF_TEST_PROBE_SEED, model.latent_channels, model.latent_side, model.conditioning)
+    question = probe_input(SELF_TEST_PROBE_SEED, model.spec.input_channels, model.latent_side, model.conditioning)
     return model.denoiser.inputs(*(torch.from_numpy(array) for array in question.values()))
 
 

@@ -18,7 +18,7 @@ from tuner_svc.base_model import BaseModel
 from tuner_svc.methods.tuned import Tuned
 from tuner_svc.progress_tracker import ProgressTracker
 from tuner_svc.tuning_config import TuningConfig
-from unitune.choices import BOUND_TO_NULL_TEXT
+from unitune.choices import BOUND_TO_NULL_TEXT, NO_ATTENTION_OF_INPAINTING, NULL_TEXT
 from unitune.diffusion.denoiser import predict
 from unitune.diffusion.inversion import inverted
 from unitune.diffusion.schedule import Latents, Schedule
@@ -79,7 +79,9 @@ def total(config: TuningConfig) -> int:
 
 
 def check(model: BaseModel, config: TuningConfig) -> None:
-    """Raises InvalidField for more steps than the base model has timesteps."""
+    """Raises InvalidField for an inpainting model, and for more steps than the base model has timesteps."""
+    if model.is_inpainting:
+        raise InvalidField("config.method", NULL_TEXT, NO_ATTENTION_OF_INPAINTING)
     most = model.schedule.num_train_timesteps
     if config.num_inference_steps > most:
         raise InvalidField("config.num_inference_steps", config.num_inference_steps, f"it must be 1 to {most}")
@@ -144,4 +146,4 @@ def predicted(model: BaseModel, latents: Tensor, timestep: int, context: Tensor)
     """The denoiser's output in full fp32: the sampler inverts the picture again, and must get the same latents."""
     timesteps = torch.tensor([timestep], device=model.device)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        return model.denoiser.predicted(latents, timesteps, context)
+        return model.predicted(latents, timesteps, context)

@@ -58,6 +58,7 @@ PARTS_OF_PAIR = {
     SECOND_TEXT_ENCODER: ("transformers", "CLIPTextModelWithProjection"),
     SECOND_TOKENIZER: ("transformers", "CLIPTokenizer"),
 }
+OLDEST_DIFFUSERS = "0.42.0"  # that this package is made for
 Say = Callable[[str], None]
 
 
@@ -247,13 +248,16 @@ def _write_configs(folder: Path, family: Family, prediction: PredictionType, sou
 
 def _index(family: Family, source: Source) -> dict[str, Any]:
     nothing = {"safety_checker": [None, None], "feature_extractor": [None, None]}
+    kind = "Inpaint" if family.is_for_inpainting else ""
+    written_by = {"_diffusers_version": OLDEST_DIFFUSERS} if kind else {}  # without it such a folder is not opened
     if family.second_text_encoder is None:
-        parts = {part: list(kind) for part, kind in PARTS.items()}
-        return {"_class_name": "StableDiffusionPipeline", **parts, **nothing}
+        parts = {part: list(place) for part, place in PARTS.items()}
+        return {"_class_name": f"StableDiffusion{kind}Pipeline", **written_by, **parts, **nothing}
     given = read_object(source.config / INDEX_FILE) if source.config is not None else {}
     return {
-        "_class_name": "StableDiffusionXLPipeline",
-        **{part: list(kind) for part, kind in PARTS_OF_PAIR.items()},
+        "_class_name": f"StableDiffusionXL{kind}Pipeline",
+        **written_by,
+        **{part: list(place) for part, place in PARTS_OF_PAIR.items()},
         "force_zeros_for_empty_prompt": given.get("force_zeros_for_empty_prompt", True),
         "clip_skip": source.clip_skip - 1,  # diffusers counts the layers that are left out
     }

@@ -140,8 +140,9 @@ class Flags:
         return self._by_name.get(field) or self._by_name.get(ALIASES.get(field, field))
 
     def _given_of_tuning(self) -> list[str]:
-        options = [shown(param) for name, param in self._by_name.items() if name in OWN_TUNING_OPTIONS]
-        return [flag for flag in options if any(one.split("=")[0] == flag for one in self._arguments)]
+        """The options of a tuning alone, as they were typed."""
+        flags = {shown(param) for name, param in self._by_name.items() if name in OWN_TUNING_OPTIONS}
+        return list(dict.fromkeys(flag for word in self._arguments if (flag := word.split("=")[0]) in flags))
 
 
 def _texts(value: object) -> Iterator[str]:

@@ -27,8 +27,13 @@ def to_latent(mask: Mask, side: tuple[int, int], fit: Fit) -> Latents:
     """The mask (1, 1, h, w) over a latent of `side` (h, w): each value is the mean over its area. `fit` is the
     picture's; its reflection is edited where the picture is."""
     if fit.is_padded:
-        mask = fit.padded(_averaged(mask, (fit.height, fit.width)))
+        mask = at_working_size(mask, fit)
     return _averaged(mask, side)[None, None]
+
+
+def at_working_size(mask: Mask, fit: Fit) -> Mask:
+    """The mask over a picture, over its working size."""
+    return fit.padded(_averaged(mask, (fit.height, fit.width)))
 
 
 def _averaged(mask: Mask, size: tuple[int, int]) -> Mask:
