@@ -25,6 +25,7 @@ from unitune.choices import (
     INVERSIONS,
     MAX_SEEDS,
     NO_ATTENTION_OF_INPAINTING,
+    NO_SECOND_PASS_OF_INPAINTING,
     PROMPT_TO_PROMPT,
     UNCONDITIONAL_MODELS,
     mask_source_of,
@@ -50,6 +51,8 @@ def read_request(request: sampler_pb2.SampleRequest, model: Model, *, is_run: bo
     config, prompt = Flat(request.config), request.prompt
     if model.spec.is_inpainting and config.method == PROMPT_TO_PROMPT:
         raise InvalidField("config.method", PROMPT_TO_PROMPT, NO_ATTENTION_OF_INPAINTING)
+    if model.spec.is_inpainting and config.second_pass:
+        raise InvalidField("config.second_pass", "set", NO_SECOND_PASS_OF_INPAINTING)
     check(request, only=["prompt", "rare_tokens"])
     check(request.config, "config.")
     chosen = ("guidance_scale", "strength")

@@ -219,3 +219,12 @@ def test_prompt_to_prompt_is_refused_in_one_line(model: Model) -> None:
     with pytest.raises(InvalidField, match="this base model is for inpainting") as refused:
         wire.read_request(request, model, is_run=False)
     assert refused.value.field == "config.method"
+
+
+def test_a_second_pass_is_refused_in_one_line(model: Model) -> None:
+    """Its tiles would be shown the picture of the working size."""
+    request = SampleRequest(prompt="a cat")
+    put_words(request.config, {"method": "unitune", "second_pass": True})
+    with pytest.raises(InvalidField, match="leave it unset: this base model is for inpainting") as refused:
+        wire.read_request(request, model, is_run=False)
+    assert refused.value.field == "config.second_pass"
