@@ -70,6 +70,7 @@ class GatewayConfig:
     retry_s: float = 1.0  # wait before the tuner is asked again; doubles up to 16 times as much
     sweep_s: float = 15.0  # between two looks for tunings that expire, or that are RUNNING and run by nobody
     store_sweep_s: float = 900.0  # between two looks through the store for what nobody owns
+    position_s: float = 5.0  # between two looks for the place in the queue of a tuning that is watched
     poll_s: float = 5.0  # between two questions to tuner and sampler what they are
 
     def is_filtered(self, tenant: str) -> bool:

@@ -49,7 +49,9 @@ class Gateway:
             state, images, files, self._upstreams, retry_s=config.retry_s, sweep_s=config.sweep_s
         )
         evictions = Evictions(state, self._upstreams, retry_s=config.retry_s)
-        tunings = Tunings(state, images, files, self._upstreams, self._dispatcher, evictions)
+        tunings = Tunings(
+            state, images, files, self._upstreams, self._dispatcher, evictions, position_s=config.position_s
+        )
         self.retention = Retention(state, images, store, keep_s=config.keep_unused_s)
         self._results = EditResults()
         planner = Planner(tunings, images, self._upstreams, config.is_filtered)

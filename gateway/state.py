@@ -20,6 +20,7 @@ from gateway.names import parse
 from gateway.sqlite_file import SqliteFile, deletion, operation
 from gateway.state_schema import MIGRATIONS, QUEUE, SCHEMA, SCHEMA_VERSION
 from gateway.state_upgrade import MIGRATION_FUNCTIONS
+from gateway.tuning_queue import WaitingTenant, position
 from gateway.tuning_records import LIVE, CreateRequest, KeptEvents, Page, TakenTuning, etag_of
 from unitune.errors import Internal, InvalidArgument, NotFound, to_status
 from unitune.v1.tuning_pb2 import Tuning, TuningEvent
@@ -92,11 +93,12 @@ class State:
     def page(self, tenant: str, state: int, after: int, size: int) -> Page:
         """Tunings of one tenant; state 0 means any, `after` 0 means from the newest."""
         rows = self._sql(
-            "SELECT number, blob, position FROM tunings WHERE tenant = ?1 AND (?2 = 0 OR state = ?2)"
+            "SELECT number, blob FROM tunings WHERE tenant = ?1 AND (?2 = 0 OR state = ?2)"
             " AND (?3 = 0 OR number < ?3) ORDER BY number DESC LIMIT ?4",
             *(tenant, state, after, size + 1),
         ).fetchall()
-        tunings = [_tuning(blob, position) for _, blob, position in rows[:size]]
+        queue = self._queue()
+        tunings = [self._placed(number, Tuning.FromString(blob), queue) for number, blob in rows[:size]]
         return Page(tunings, after=rows[size - 1][0] if len(rows) > size else 0)
 
     @operation
@@ -121,7 +123,6 @@ class State:
         """
         self._sql("DELETE FROM events WHERE tuning = (SELECT number FROM tunings WHERE name = ?)", name)
         self._sql("DELETE FROM tunings WHERE name = ?", name)
-        self._renumber()
         self.file.after_commit(partial(self._wake, name))
 
     @operation
@@ -161,7 +162,7 @@ class State:
 
     @operation
     def _is_any_queued(self) -> bool:
-        return self._sql(QUEUE).fetchone() is not None
+        return self._sql(f"SELECT 1 FROM tunings WHERE state = {Tuning.STATE_QUEUED}").fetchone() is not None
 
     @operation
     def take(self, tuner: str) -> TakenTuning | None:
@@ -171,12 +172,13 @@ class State:
         crashed, and one that crashed too often is FAILED (WORKER_CRASHED). With an empty instance nothing is counted.
         """
         self._count_crashes(tuner)
-        row = self._sql(QUEUE).fetchone()
-        if row is None:
+        queue = self._queue()
+        if not queue:
             return None
-        name, tenant, attempt = self._sql(
-            "UPDATE tunings SET attempt = attempt + 1, tuner = ? WHERE number = ? RETURNING name, tenant, attempt",
-            *(tuner, row[0]),
+        tenant, number = queue[0].tenant, queue[0].first
+        name, attempt = self._sql(
+            "UPDATE tunings SET attempt = attempt + 1, tuner = ? WHERE number = ? RETURNING name, attempt",
+            *(tuner, number),
         ).fetchone()
         self._sql(
             "INSERT INTO turns SELECT ?, COALESCE(MAX(last_turn), 0) + 1 FROM turns WHERE true"
@@ -211,14 +213,14 @@ class State:
     @operation
     def read(self, name: str, after: int) -> KeptEvents | None:
         """The kept events with a sequence number above `after`; None if there is no such tuning."""
-        row = self._sql("SELECT number, last_event, blob, position FROM tunings WHERE name = ?", name).fetchone()
+        row = self._sql("SELECT number, last_event, blob FROM tunings WHERE name = ?", name).fetchone()
         if row is None:
             return None
-        number, last, blob, position = row
+        number, last, blob = row
         rows = self._sql("SELECT blob FROM events WHERE tuning = ? AND sequence > ? ORDER BY sequence", number, after)
         events = [TuningEvent.FromString(event) for (event,) in rows]
         first = events[0].sequence if events else last + 1
-        return KeptEvents(_tuning(blob, position), events, last, gap=first > after + 1)
+        return KeptEvents(self._placed(number, Tuning.FromString(blob)), events, last, gap=first > after + 1)
 
     async def wait(self, name: str, after: int) -> None:
         """Return once the tuning may have an event above `after`, or is gone. Call it after `read`, in a loop."""
@@ -301,20 +303,23 @@ class State:
     def _insert(self, tenant: str, tuning: Tuning) -> Tuning:
         tuning.etag = etag_of(tuning)
         columns = (tuning.name, tenant, tuning.key, tuning.image, tuning.state, tuning.SerializeToString())
-        self._sql("INSERT INTO tunings (name, tenant, key, image, state, blob) VALUES (?, ?, ?, ?, ?, ?)", *columns)
-        self._renumber()
-        return self._existing(tuning.name)
+        number = self._sql(
+            "INSERT INTO tunings (name, tenant, key, image, state, blob) VALUES (?, ?, ?, ?, ?, ?) RETURNING number",
+            *columns,
+        ).fetchone()[0]
+        made = self._existing(tuning.name)
+        self._append(number, _queued(made))
+        return made
 
     def _change(self, name: str, mutate: Mutate, announce: Announce | None = None) -> Tuning | None:
-        row = self._sql("SELECT number, blob, position FROM tunings WHERE name = ?", name).fetchone()
+        row = self._sql("SELECT number, blob FROM tunings WHERE name = ?", name).fetchone()
         if row is None:
             return None
-        number, blob, position = row
+        number, blob = row
         tuning = Tuning.FromString(blob)
-        before = tuning.state
         mutate(tuning)
         if etag_of(tuning) == tuning.etag:
-            return _tuning(blob, position)
+            return self._placed(number, tuning)
         tuning.etag = etag_of(tuning)
         self._sql(
             "UPDATE tunings SET state = ?, expire_s = ?, blob = ? WHERE number = ?",
@@ -323,12 +328,10 @@ class State:
             tuning.SerializeToString(),
             number,
         )
+        self._placed(number, tuning)
         if announce is not None:
             self._append(number, announce(tuning))
-        if before != tuning.state:
-            self._sql("UPDATE tunings SET position = NULL WHERE number = ?", number)
-            self._renumber()
-        return self._existing(name)
+        return tuning
 
     def _give_back(self, name: str, *, lost: bool) -> None:
         """A lost tuning keeps its tuner's instance for `_count_crashes`."""
@@ -343,7 +346,7 @@ class State:
             tuning.state = Tuning.STATE_QUEUED
             tuning.ClearField("start_time")
 
-        self._change(name, back)
+        self._change(name, back, _queued)
 
     def _count_crashes(self, tuner: str) -> None:
         """Count a crash of each lost tuning whose tuner was another instance than the one that answers now."""
@@ -376,12 +379,20 @@ class State:
 
         self._change(name, fail, lambda _: TuningEvent(failed=error))
 
-    def _renumber(self) -> None:
-        """Store each QUEUED tuning's position, and append an event to those that moved."""
-        for index, (number, position) in enumerate(self._sql(QUEUE).fetchall()):
-            if position != index:
-                self._sql("UPDATE tunings SET position = ? WHERE number = ?", index, number)
-                self._append(number, TuningEvent(queued=TuningEvent.Queued(position=index)))
+    def _queue(self) -> list[WaitingTenant]:
+        """The tenants whose tunings are QUEUED, in order of their turns."""
+        return [WaitingTenant(*row) for row in self._sql(QUEUE)]
+
+    def _placed(self, number: int, tuning: Tuning, queue: list[WaitingTenant] | None = None) -> Tuning:
+        """The tuning with its place in the queue, while it has one."""
+        if tuning.state == Tuning.STATE_QUEUED:
+            tenant = parse(tuning.name, "tunings").tenant
+            (rank,) = self._sql(
+                f"SELECT COUNT(*) FROM tunings WHERE state = {Tuning.STATE_QUEUED} AND tenant = ? AND number <= ?",
+                *(tenant, number),
+            ).fetchone()
+            tuning.queue_position = position(self._queue() if queue is None else queue, tenant, rank)
+        return tuning
 
     def _append(self, number: int, event: TuningEvent) -> None:
         name, sequence = self._sql(
@@ -394,8 +405,8 @@ class State:
         self.file.after_commit(partial(self._wake, name))
 
     def _one(self, where: str, *values: object) -> Tuning | None:
-        row = self._sql(f"SELECT blob, position FROM tunings WHERE {where}", *values).fetchone()
-        return _tuning(*row) if row else None
+        row = self._sql(f"SELECT number, blob FROM tunings WHERE {where}", *values).fetchone()
+        return self._placed(row[0], Tuning.FromString(row[1])) if row else None
 
     def _existing(self, name: str) -> Tuning:
         tuning = self._one("name = ?", name)
@@ -403,7 +414,5 @@ class State:
         return tuning
 
 
-def _tuning(blob: bytes, position: int | None) -> Tuning:
-    tuning = Tuning.FromString(blob)
-    tuning.queue_position = position or 0
-    return tuning
+def _queued(tuning: Tuning) -> TuningEvent:
+    return TuningEvent(queued=TuningEvent.Queued(position=tuning.queue_position))

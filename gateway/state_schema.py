@@ -3,7 +3,7 @@
 from gateway.tuning_records import LIVE
 from unitune.v1.tuning_pb2 import Tuning
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 SCHEMA = f"""
 CREATE TABLE tunings (
@@ -13,7 +13,6 @@ CREATE TABLE tunings (
     key TEXT NOT NULL,
     image TEXT NOT NULL,
     state INTEGER NOT NULL,
-    position INTEGER,
     attempt INTEGER NOT NULL DEFAULT 0,
     tuner TEXT NOT NULL DEFAULT '', -- the instance that runs it, or that ran it when it was lost
     reached INTEGER NOT NULL DEFAULT 0, -- updates that were made when it was lost
@@ -27,6 +26,7 @@ CREATE UNIQUE INDEX live ON tunings (tenant, key) WHERE state IN ({", ".join(map
 CREATE INDEX by_tenant ON tunings (tenant, number);
 CREATE INDEX by_image ON tunings (image);
 CREATE INDEX by_state ON tunings (state);
+CREATE INDEX queued ON tunings (tenant, number) WHERE state = {Tuning.STATE_QUEUED};
 CREATE TABLE events (
     tuning INTEGER, sequence INTEGER, blob BLOB NOT NULL, PRIMARY KEY (tuning, sequence)
 ) WITHOUT ROWID;
@@ -58,14 +58,17 @@ UPDATE events SET blob = upgraded_event(blob);
 DELETE FROM services;
 DELETE FROM requests;
 """,
+    # Version 3 kept each tuning's position in the queue, and an event for each change of it.
+    3: f"""
+ALTER TABLE tunings DROP COLUMN position;
+CREATE INDEX queued ON tunings (tenant, number) WHERE state = {Tuning.STATE_QUEUED};
+""",
 }
 
-# A tenant's first tuning comes before anybody's second; among firsts, the tenant that was served longest ago.
+# Who waits: each tenant with the number of its QUEUED tunings and the first of them, in the order of being served next.
+# That is the tenant that was served longest ago. Of those that never were, it is the one that has waited longest.
 QUEUE = f"""
-SELECT number, position FROM (
-    SELECT number, position, COALESCE(last_turn, 0) AS turn,
-           ROW_NUMBER() OVER (PARTITION BY tunings.tenant ORDER BY number) AS rank
-    FROM tunings LEFT JOIN turns ON turns.tenant = tunings.tenant
-    WHERE state = {Tuning.STATE_QUEUED}
-) ORDER BY rank, turn, number
+SELECT tunings.tenant, COUNT(*), MIN(number), COALESCE(last_turn, 0)
+FROM tunings LEFT JOIN turns ON turns.tenant = tunings.tenant
+WHERE state = {Tuning.STATE_QUEUED} GROUP BY tunings.tenant ORDER BY 4, 3
 """

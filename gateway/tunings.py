@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import json
 import logging
@@ -56,13 +57,17 @@ class Tunings:
         upstreams: Upstreams,
         runs: Runs,
         evictions: Evictions,
+        *,
+        position_s: float,
     ) -> None:
+        """`position_s` are the seconds between two looks for the place in the queue of a tuning that is watched."""
         self._state = state
         self._images = images
         self._files = files
         self._upstreams = upstreams
         self._runs = runs
         self._evictions = evictions
+        self._position_s = position_s
 
     async def create(self, request: CreateTuningRequest) -> Tuning:
         """The tuning that the request asks for, new or found. Raises as CreateTuning does."""
@@ -223,7 +228,8 @@ class Tunings:
         return ListTuningsResponse(tunings=page.tunings, next_page_token=token)
 
     async def watch(self, name: str, after: int) -> AsyncGenerator[TuningEvent, None]:
-        """The events above `after`, as they come, up to the one that ends the tuning.
+        """The events above `after`, as they come, up to the one that ends the tuning; and while it is QUEUED its place
+        whenever that has changed, in an event without a number.
 
         Raises NotFound (TUNING_NOT_FOUND), or InvalidField for an `after` that no event has had yet.
         """
@@ -232,6 +238,7 @@ class Tunings:
         _required(kept and kept.tuning, name)
         if kept is not None and after > kept.last:
             raise InvalidField("after_sequence", after, f"the last event so far is {kept.last}")
+        told: int | None = None  # the place in the queue that the reader knows
         while kept is not None:
             ended = kept.tuning.state not in UNFINISHED
             events = kept.events
@@ -242,11 +249,18 @@ class Tunings:
                 snapshot.create_time.GetCurrentTime()
                 events = [snapshot, *events]
             for event in events:
+                told = event.queued.position if event.HasField("queued") else told
                 yield event
             if ended:
                 return
             after = kept.last
-            await self._state.wait(name, after)
+            is_queued = kept.tuning.state == Tuning.STATE_QUEUED
+            if is_queued and told != kept.tuning.queue_position:
+                told = kept.tuning.queue_position
+                yield _place(told)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._position_s if is_queued else None):
+                    await self._state.wait(name, after)
             kept = await self._state.read(name, after)
         gone = TuningEvent(sequence=after + 1, cancelled=Tuning(name=name, state=Tuning.STATE_CANCELLED))
         gone.create_time.GetCurrentTime()
@@ -380,6 +394,13 @@ def _expire(tuning: Tuning) -> None:
     if tuning.state == Tuning.STATE_READY:
         tuning.state = Tuning.STATE_EXPIRED
         tuning.ClearField("weights")
+
+
+def _place(position: int) -> TuningEvent:
+    """The event that tells a place in the queue and is not kept."""
+    event = TuningEvent(queued=TuningEvent.Queued(position=position))
+    event.create_time.GetCurrentTime()
+    return event
 
 
 def _body(request: CreateTuningRequest, tenant: str) -> str:

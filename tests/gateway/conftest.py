@@ -107,9 +107,10 @@ class World:
         return await self.tunings.GetTuning(tuning_pb2.GetTuningRequest(name=tuning.name))
 
     async def watch(self, name: str, after: int = 0) -> list[tuning_pb2.TuningEvent]:
-        """All events of a tuning, to its end."""
+        """All events of a tuning that are kept, to its end."""
         request = tuning_pb2.WatchTuningRequest(name=name, after_sequence=after)
-        return [event async for event in self.tunings.WatchTuning(request, timeout=20)]
+        events = [event async for event in self.tunings.WatchTuning(request, timeout=20)]
+        return [event for event in events if event.sequence]
 
     async def attempts(self, name: str) -> list[int]:
         """The attempts that a tuning's events tell of."""
@@ -178,6 +179,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         store=str(tmp_path / "store"),
         state=tmp_path / "state.sqlite",
         retry_s=0.02,
+        position_s=0.1,
         poll_s=0.1,
     )
     world = World(tmp_path, tuner, sampler, config, tuner_server, sampler_server)

@@ -1,6 +1,7 @@
 """The promises of `gateway.state`, on the state that one process keeps in a file."""
 
 import asyncio
+import random
 import sqlite3
 import time
 from collections.abc import AsyncIterator
@@ -10,6 +11,7 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from gateway.state import KEPT_EVENTS, MAX_CRASHES, State
+from gateway.tuning_queue import WaitingTenant, position
 from gateway.tuning_records import CreateRequest
 from unitune.errors import InvalidArgument, from_status
 from unitune.options import Flat
@@ -133,6 +135,47 @@ async def test_positions_are_the_order_of_taking(state: State) -> None:
     taken = [(await state.take("tuner")).tuning.key for _ in names]
     assert taken == sorted(positions, key=positions.__getitem__)
     assert await state.take("tuner") is None
+
+
+def in_turns(queue: list[WaitingTenant]) -> list[tuple[str, int]]:
+    """Tenant and rank of every tuning in the order of being taken, by taking them one by one."""
+    left, turns = {one.tenant: one.num_queued for one in queue}, {one.tenant: one.last_turn for one in queue}
+    first, order = {one.tenant: one.first for one in queue}, list[tuple[str, int]]()
+    while waiting := [tenant for tenant, number in left.items() if number]:
+        tenant = min(waiting, key=lambda one: (turns[one], first[one]))
+        order.append((tenant, [one for one, _ in order].count(tenant) + 1))
+        left[tenant] -= 1
+        turns[tenant] = max(turns.values()) + 1
+    return order
+
+
+def test_computed_positions_are_those_of_taking_one_by_one() -> None:
+    """For 200 random queues the place of each tuning is its index in the list of all, in the order of being taken."""
+    chance = random.Random(7)
+    for _ in range(200):
+        turns = chance.sample(range(1, 99), 9)
+        queue = [
+            WaitingTenant(f"t{tenant}", chance.randint(1, 6), tenant + 1, chance.choice([0, turns[tenant]]))
+            for tenant in range(chance.randint(1, 9))
+        ]
+        queue.sort(key=lambda one: (one.last_turn, one.first))
+        order = in_turns(queue)
+        assert [position(queue, tenant, rank) for tenant, rank in order] == list(range(len(order)))
+
+
+async def test_those_who_wait_are_not_written_to(state: State) -> None:
+    """Of 560 tunings each has one event, `queued`, whatever happens to those before it, and knows its place (r14)."""
+    names = [(await state.create(tuning(f"t{number % 7}", f"k{number}", number), None)).name for number in range(560)]
+    taken = [(await state.take("tuner")).tuning.name for _ in range(3)]
+    await state.change(names[10], becomes(Tuning.STATE_CANCELLED), lambda now: TuningEvent(cancelled=now))
+    await state.give_back(taken[0], lost=False)
+    await state.remove(names[11])
+
+    waiting = [name for name in names if name not in (*taken, names[10], names[11])]
+    for name in waiting:
+        assert await kinds(state, name) == ["queued"]
+    places = sorted([(await state.get(name)).queue_position for name in [*waiting, taken[0]]])
+    assert places == list(range(556))
 
 
 async def test_event_and_change_happen_together_or_not_at_all(state: State) -> None:
@@ -363,6 +406,8 @@ async def test_a_file_of_the_version_whose_choices_were_texts_is_brought_up_to_d
     path = tmp_path / "state.sqlite"
     await (await State.open(path)).close()
     old = sqlite3.connect(path)
+    old.execute("DROP INDEX queued")
+    old.execute("ALTER TABLE tunings ADD COLUMN position INTEGER")
     told = Tuning.FromString(OLD_TUNING)
     old.execute(
         "INSERT INTO tunings (name, tenant, key, image, state, last_event, blob) VALUES (?, 'default', ?, ?, ?, 1, ?)",
