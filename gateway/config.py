@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gateway.tuning_queue import LEASE_S
 from unitune.serving import SILENCE_S
 
 # Streams at the sampler. It has few engines, and serves first who came first: what is there waits.
@@ -18,7 +19,10 @@ class GatewayConfig:
     address: str = field(
         default="127.0.0.1:50051", metadata={"env": "UNITUNE_GATEWAY_ADDRESS", "help": "HOST:PORT to listen on"}
     )
-    tuner: str = field(default="127.0.0.1:50052", metadata={"env": "UNITUNE_TUNER", "help": "HOST:PORT of the tuner"})
+    internal_address: str = field(
+        default="127.0.0.1:50054",
+        metadata={"env": "UNITUNE_INTERNAL_ADDRESS", "help": "HOST:PORT to listen on for tuners alone"},
+    )
     sampler: str = field(
         default="127.0.0.1:50053", metadata={"env": "UNITUNE_SAMPLER", "help": "HOST:PORT of the sampler"}
     )
@@ -65,13 +69,21 @@ class GatewayConfig:
             "empty means none",
         },
     )
-    silence_s: float = SILENCE_S  # of tuner or sampler in a stream, until it is given up
+    lease_s: float = field(
+        default=LEASE_S,
+        metadata={
+            "env": "UNITUNE_LEASE_S",
+            "help": "seconds without a report of its tuner after which a tuning is given to another one, at least 1",
+        },
+    )
+    silence_s: float = SILENCE_S  # of the sampler in a stream, until it is given up
     heartbeat_s: float = 15.0  # longest silence of a stream
-    retry_s: float = 1.0  # wait before the tuner is asked again; doubles up to 16 times as much
-    sweep_s: float = 15.0  # between two looks for tunings that expire, or that are RUNNING and run by nobody
+    retry_s: float = 1.0  # wait before a sampler that did not answer is asked again
+    sweep_s: float = 15.0  # between two looks for tunings that expire
+    model_gone_s: float = 3600.0  # without a tuner of a base model, while there are others, until its tunings fail
     store_sweep_s: float = 900.0  # between two looks through the store for what nobody owns
     position_s: float = 5.0  # between two looks for the place in the queue of a tuning that is watched
-    poll_s: float = 5.0  # between two questions to tuner and sampler what they are
+    poll_s: float = 5.0  # between two questions to the sampler what it is
 
     def is_filtered(self, tenant: str) -> bool:
         """Whether the edits of a tenant go through the content filter."""
@@ -84,6 +96,8 @@ class GatewayConfig:
                 f"UNITUNE_CONNECTION_AGE_S is {self.connection_age_s:g}: "
                 f"it must be 1 to {MAX_CONNECTION_AGE_S} seconds, or 0 for never"
             )
+        if self.lease_s < 1:
+            raise ValueError(f"UNITUNE_LEASE_S is {self.lease_s:g}: it must be 1 or more")
         if self.keep_unused_s < 0:
             raise ValueError(f"UNITUNE_KEEP_UNUSED_S is {self.keep_unused_s:g}: it must be 0 or more")
         if not 1 <= self.sample_streams <= MAX_SAMPLE_STREAMS:

@@ -6,7 +6,6 @@ import grpc
 
 from gateway.compare import Comparisons
 from gateway.config import GatewayConfig
-from gateway.dispatch import Dispatcher
 from gateway.edit import Edits
 from gateway.edit_plan import Planner
 from gateway.edit_results import EditResults
@@ -18,10 +17,13 @@ from gateway.open_calls import OpenCalls
 from gateway.retention import Retention
 from gateway.service import EditService, ImageService, ServerService, TuningService
 from gateway.state import State
+from gateway.tuner_pool import TunerPool
+from gateway.tuners import Tuners
 from gateway.tunings import Tunings
 from gateway.uploads import Uploads
 from gateway.upstreams import Upstreams
 from gateway.weight_files import WeightFiles
+from unitune import serving
 from unitune.errors import Unavailable
 from unitune.object_store import ObjectStore
 from unitune.v1 import (
@@ -31,9 +33,13 @@ from unitune.v1 import (
     image_pb2_grpc,
     server_pb2,
     server_pb2_grpc,
+    tuner_pb2,
+    tuner_pb2_grpc,
     tuning_pb2,
     tuning_pb2_grpc,
 )
+
+REPORT_S = 2.0  # for a report that has come to be kept
 
 
 class Gateway:
@@ -41,17 +47,22 @@ class Gateway:
 
     def __init__(self, config: GatewayConfig, state: State, store: ObjectStore) -> None:
         self._state = state
-        self._upstreams = Upstreams(config.tuner, config.sampler, silence_s=config.silence_s)
-        self._services = KnownServices(self._upstreams, state)
+        self._upstreams = Upstreams(config.sampler, silence_s=config.silence_s)
+        self._tuners = Tuners()
+        self._services = KnownServices(self._upstreams, self._tuners, state)
         self._images, files = Images(store), WeightFiles(store)
         images = self._images
-        self._dispatcher = Dispatcher(
-            state, images, files, self._upstreams, retry_s=config.retry_s, sweep_s=config.sweep_s
+        self._pool = TunerPool(
+            state,
+            files,
+            self._tuners,
+            self._services,
+            self._upstreams,
+            lease_s=config.lease_s,
+            model_gone_s=config.model_gone_s,
         )
         evictions = Evictions(state, self._upstreams, retry_s=config.retry_s)
-        tunings = Tunings(
-            state, images, files, self._upstreams, self._dispatcher, evictions, position_s=config.position_s
-        )
+        tunings = Tunings(state, images, files, self._upstreams, self._tuners, evictions, position_s=config.position_s)
         self.retention = Retention(state, images, store, keep_s=config.keep_unused_s)
         self._results = EditResults()
         planner = Planner(tunings, images, self._upstreams, config.is_filtered)
@@ -65,9 +76,10 @@ class Gateway:
         self._tuning_service = TuningService(tunings, calls, config.heartbeat_s)
         self._image_service = ImageService(images, Uploads(), self.retention, calls)
         self._edit_service = EditService(edits, self._comparisons, self._results, calls)
-        self._server_service = ServerService(self._upstreams)
+        self._server_service = ServerService(self._upstreams, self._tuners)
+        self._internal: serving.RunningServer | None = None
         self._tasks = [
-            asyncio.create_task(self._dispatcher.run()),
+            asyncio.create_task(self._pool.run()),
             asyncio.create_task(tunings.sweep(config.sweep_s)),
             asyncio.create_task(self.retention.run(config.store_sweep_s)),
             asyncio.create_task(evictions.run()),
@@ -75,10 +87,20 @@ class Gateway:
 
     @classmethod
     async def open(cls, config: GatewayConfig) -> "Gateway":
-        """Open the state and the store and begin to run what is queued. Raises OSError when either cannot be used."""
+        """Open the state and the store and begin to give out what is queued, at the internal address.
+
+        Raises OSError when one of them cannot be used.
+        """
         store = ObjectStore(config.store)
         gateway = cls(config, await State.open(config.state), store)
         await gateway._services.begin()
+        try:
+            gateway._internal = await serving.start(
+                config.internal_address, gateway._register_internal, reflection_on=False
+            )
+        except OSError:
+            await gateway.close()
+            raise
         gateway._tasks.append(asyncio.create_task(gateway._services.poll(config.poll_s)))
         return gateway
 
@@ -91,16 +113,29 @@ class Gateway:
         modules = (tuning_pb2, image_pb2, edit_pb2, server_pb2)
         return [service.full_name for module in modules for service in module.DESCRIPTOR.services_by_name.values()]
 
+    @property
+    def internal_address(self) -> str:
+        """Where tuners find it, HOST:PORT."""
+        assert self._internal is not None
+        return self._internal.address
+
+    def _register_internal(self, server: grpc.aio.Server) -> list[str]:
+        tuner_pb2_grpc.add_TunerPoolServiceServicer_to_server(self._pool, server)
+        return [service.full_name for service in tuner_pb2.DESCRIPTOR.services_by_name.values()]
+
     async def drain(self) -> None:
-        """Begin nothing new, and end what could last longer than the drain."""
-        self._dispatcher.pause()
+        """Begin nothing new, and end what could last longer than the drain. Tuners may report until the end."""
+        self._pool.pause()
         reason = Unavailable("the server is stopping; ask again", reason="DRAINING", retry_after_s=1.0)
         self._tuning_service.end_watches(reason)
         self._comparisons.end(reason)  # first, so that no edit begins in place of one that is stopped next
         self._results.end_waiting(reason)
 
     async def close(self) -> None:
-        """Stop everything. A tuning that runs goes back into the queue."""
+        """Stop everything. Tuners go on with what they run, and report to the next process."""
+        self._pool.pause()  # no call waits
+        if self._internal is not None:
+            await self._internal.stop(REPORT_S)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -14,6 +14,7 @@ from gateway.images import Images, receive
 from gateway.open_calls import OpenCalls
 from gateway.relay import Relay
 from gateway.retention import Retention
+from gateway.tuners import Tuners
 from gateway.tunings import Tunings
 from gateway.uploads import Uploads
 from gateway.upstreams import Upstreams
@@ -147,11 +148,12 @@ class EditService(edit_pb2_grpc.EditServiceServicer):
 class ServerService(server_pb2_grpc.ServerServiceServicer):
     """Describes this server, from the last answers of tuner and sampler."""
 
-    def __init__(self, upstreams: Upstreams) -> None:
+    def __init__(self, upstreams: Upstreams, tuners: Tuners) -> None:
         self._upstreams = upstreams
+        self._tuners = tuners
 
     async def GetServerInfo(self, request: server_pb2.GetServerInfoRequest, context: Any) -> server_pb2.ServerInfo:
-        tuner, sampler = self._upstreams.known_tuner, self._upstreams.known_sampler
+        tuner, sampler = self._tuners.known, self._upstreams.known_sampler
         known = sampler or tuner
         return server_pb2.ServerInfo(
             version=__version__,

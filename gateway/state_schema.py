@@ -14,7 +14,11 @@ CREATE TABLE tunings (
     image TEXT NOT NULL,
     state INTEGER NOT NULL,
     attempt INTEGER NOT NULL DEFAULT 0,
+    base_model TEXT NOT NULL DEFAULT '',
+    place TEXT NOT NULL DEFAULT '', -- of the tuner that runs it
     tuner TEXT NOT NULL DEFAULT '', -- the instance that runs it, or that ran it when it was lost
+    lease_s REAL, -- when a RUNNING one is lost unless its tuner reports, in Unix seconds
+    checkpoint BLOB, -- from which the next attempt goes on
     reached INTEGER NOT NULL DEFAULT 0, -- updates that were made when it was lost
     furthest INTEGER NOT NULL DEFAULT 0, -- the most updates of a run that crashed
     crashes INTEGER NOT NULL DEFAULT 0, -- since the one that got furthest
@@ -27,6 +31,7 @@ CREATE INDEX by_tenant ON tunings (tenant, number);
 CREATE INDEX by_image ON tunings (image);
 CREATE INDEX by_state ON tunings (state);
 CREATE INDEX queued ON tunings (tenant, number) WHERE state = {Tuning.STATE_QUEUED};
+CREATE INDEX leased ON tunings (lease_s) WHERE state = {Tuning.STATE_RUNNING};
 CREATE TABLE events (
     tuning INTEGER, sequence INTEGER, blob BLOB NOT NULL, PRIMARY KEY (tuning, sequence)
 ) WITHOUT ROWID;
@@ -58,12 +63,21 @@ UPDATE events SET blob = upgraded_event(blob);
 DELETE FROM services;
 DELETE FROM requests;
 """,
-    # Version 3 kept each tuning's position in the queue, and an event for each change of it.
+    # Version 3 kept each tuning's position in the queue, and had no leases. The function is that of state_upgrade.
     3: f"""
 ALTER TABLE tunings DROP COLUMN position;
+ALTER TABLE tunings ADD COLUMN base_model TEXT NOT NULL DEFAULT '';
+ALTER TABLE tunings ADD COLUMN place TEXT NOT NULL DEFAULT '';
+ALTER TABLE tunings ADD COLUMN lease_s REAL;
+ALTER TABLE tunings ADD COLUMN checkpoint BLOB;
+UPDATE tunings SET base_model = CAST(base_model_of(blob) AS TEXT);
 CREATE INDEX queued ON tunings (tenant, number) WHERE state = {Tuning.STATE_QUEUED};
+CREATE INDEX leased ON tunings (lease_s) WHERE state = {Tuning.STATE_RUNNING};
 """,
 }
+
+# The clock is the database's: several gateways would not agree on theirs.
+NOW_S = "((julianday('now') - 2440587.5) * 86400)"
 
 # Who waits: each tenant with the number of its QUEUED tunings and the first of them, in the order of being served next.
 # That is the tenant that was served longest ago. Of those that never were, it is the one that has waited longest.

@@ -8,6 +8,8 @@ tenants that have none now, may be served before.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+LEASE_S = 30.0  # that an attempt lasts without a report
+
 
 class WaitingTenant(NamedTuple):
     """A tenant whose tunings are QUEUED: how many they are, the number of the oldest, and the tenant's last turn."""

@@ -8,13 +8,13 @@ import json
 import logging
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Protocol
 
 from gateway import validation
 from gateway.evictions import Evictions
 from gateway.images import Images
 from gateway.names import DEFAULT_TENANT, Name, new_id, parse, parse_parent
 from gateway.state import State
+from gateway.tuners import Tuners
 from gateway.tuning_records import UNFINISHED, CreateRequest
 from gateway.upstreams import Upstreams, refuse_mismatch
 from gateway.weight_files import WeightFiles
@@ -39,13 +39,6 @@ logger = logging.getLogger(__name__)
 MAX_SEQUENCE = (1 << 63) - 1  # the largest number of SQLite
 
 
-class Runs(Protocol):
-    """What runs tunings."""
-
-    async def stop(self, name: str) -> None:
-        """Stop the run of that tuning, if there is one, and return once it has ended."""
-
-
 class Tunings:
     """The tunings of all tenants."""
 
@@ -55,7 +48,7 @@ class Tunings:
         images: Images,
         files: WeightFiles,
         upstreams: Upstreams,
-        runs: Runs,
+        tuners: Tuners,
         evictions: Evictions,
         *,
         position_s: float,
@@ -65,7 +58,7 @@ class Tunings:
         self._images = images
         self._files = files
         self._upstreams = upstreams
-        self._runs = runs
+        self._tuners = tuners
         self._evictions = evictions
         self._position_s = position_s
 
@@ -96,7 +89,7 @@ class Tunings:
         Raises InvalidField for a field that its method needs and that is unset, and for words that are no tokens of the
         base model; Unavailable (BACKEND_DOWN).
         """
-        info = self._upstreams.known_tuner or await self._upstreams.tuner_info()
+        info = await self._tuners.info()
         method = Flat(config).method or TUNING_METHODS[0]
         defaults = validation.defaults_of(method, info.method_defaults, info.tuning_defaults)
         filled = validation.fill_tuning_config(config, defaults)
@@ -114,7 +107,7 @@ class Tunings:
         """Warnings of the parts of a settled config's texts that are not read. Raises InvalidField for a text of which
         nothing is read.
 
-        Without a tuner there are none: the tuning waits, and the tuner checks the texts before it begins.
+        Without a sampler there are none, and the tuner checks the texts before it begins.
         """
         if Flat(config).method == "textual_inversion":  # `settled` has asked already
             return []
@@ -176,7 +169,7 @@ class Tunings:
         self, tenant: str, image: Name, picture: Image | PictureInfo, config: TuningConfig, further: Sequence[Name] = ()
     ) -> Tuning:
         """A new tuning that is not stored yet. Raises as `find_or_make` does."""
-        info = self._upstreams.known_tuner or await self._upstreams.tuner_info()
+        info = await self._tuners.info()
         if config.super_resolution_updates > 0:
             validation.check_size_for_super_resolution(picture, info.base_model)
         if self._upstreams.known_sampler is not None:
@@ -202,7 +195,7 @@ class Tunings:
         """
         found = await self._state.live(tenant, planned.key)
         if found is None or found.state == Tuning.STATE_QUEUED:
-            await self._upstreams.tuner_info()
+            await self._tuners.wait_for_one()
         return found
 
     async def get(self, name: str) -> Tuning:
@@ -267,11 +260,13 @@ class Tunings:
         yield gone
 
     async def cancel(self, name: str) -> Tuning:
-        """Stop a tuning, unless it has ended; the tuning afterwards. Raises NotFound (TUNING_NOT_FOUND)."""
+        """Stop a tuning, unless it has ended; the tuning afterwards. Raises NotFound (TUNING_NOT_FOUND).
+
+        Its tuner, if it has one, is told by the answer to its report, and deletes what it has written meanwhile.
+        """
         parse(name, "tunings")
         tuning = _required(await self._state.change(name, _cancel, lambda now: TuningEvent(cancelled=now)), name)
         if tuning.state == Tuning.STATE_CANCELLED:
-            await self._runs.stop(name)
             await self._files.discard(name)
         return tuning
 
@@ -306,7 +301,6 @@ class Tunings:
         if digest:
             await self._evictions.note(digest)
         await self._state.change_to_delete(name, _expire)
-        await self._runs.stop(name)
         await self._files.discard(name)
         await self._state.remove(name)
         for image in (tuning.image, *tuning.images):

@@ -1,4 +1,4 @@
-"""The tuner and the sampler as the gateway calls them: channels, deadlines, retries, errors.
+"""The sampler as the gateway calls it: channels, deadlines, retries, errors. Tuners call the gateway.
 
 Only calls that change nothing are repeated, and a stream of samples only before its first event. An error that a
 service sent with details is passed on unchanged. A service that did not answer is Unavailable (BACKEND_DOWN), and the
@@ -19,6 +19,7 @@ from grpc_status import rpc_status
 from unitune import serving, telemetry
 from unitune.errors import FailedPrecondition, ResourceExhausted, Unavailable, UniTuneError, from_status
 from unitune.v1.sampler_pb2 import (
+    CheckTuningRequest,
     EvictRequest,
     GetSamplerInfoRequest,
     LoadRequest,
@@ -27,8 +28,6 @@ from unitune.v1.sampler_pb2 import (
     SamplerInfo,
 )
 from unitune.v1.sampler_pb2_grpc import SamplerServiceStub
-from unitune.v1.tuner_pb2 import CheckTuningRequest, GetTunerInfoRequest, RunTuningEvent, RunTuningRequest, TunerInfo
-from unitune.v1.tuner_pb2_grpc import TunerServiceStub
 from unitune.v1.tuning_pb2 import TuningConfig, WeightsRef
 
 logger = logging.getLogger(__name__)
@@ -50,9 +49,8 @@ _RETRY = {
     "retryableStatusCodes": ["UNAVAILABLE"],
 }
 _IDEMPOTENT = {
-    "unitune.v1.TunerService": ("GetTunerInfo", "CheckTuning"),
     # A stream is repeated only before its first event: one that was refused, or ended with its connection.
-    "unitune.v1.SamplerService": ("GetSamplerInfo", "CheckSample", "Evict", "Sample"),
+    "unitune.v1.SamplerService": ("GetSamplerInfo", "CheckSample", "CheckTuning", "Evict", "Sample"),
 }
 _SERVICE_CONFIG = json.dumps(
     {
@@ -65,31 +63,22 @@ _SERVICE_CONFIG = json.dumps(
 
 
 class Upstreams:
-    """One tuner and one sampler."""
+    """One sampler."""
 
-    def __init__(self, tuner: str, sampler: str, *, silence_s: float = serving.SILENCE_S) -> None:
+    def __init__(self, sampler: str, *, silence_s: float = serving.SILENCE_S) -> None:
         """`silence_s` is the longest time without an event in a stream."""
         self._silence_s = silence_s
         # Streams have their own connection, so that they cannot delay a unary call to the sampler.
-        addresses = (tuner, sampler, sampler)
-        self._channels = [serving.channel(address, service_config=_SERVICE_CONFIG) for address in addresses]
-        self._tuner: Any = TunerServiceStub(self._channels[0])
-        self._sampler: Any = SamplerServiceStub(self._channels[1])
-        self._sampling: Any = SamplerServiceStub(self._channels[2])
-        self.known_tuner: TunerInfo | None = None  # as it last answered
-        self.known_sampler: SamplerInfo | None = None
+        self._channels = [serving.channel(sampler, service_config=_SERVICE_CONFIG) for _ in range(2)]
+        self._sampler: Any = SamplerServiceStub(self._channels[0])
+        self._sampling: Any = SamplerServiceStub(self._channels[1])
+        self.known_sampler: SamplerInfo | None = None  # as it last answered
         self._silent: set[str] = set()  # those that did not answer when last asked
 
     async def close(self) -> None:
         """Close the channels; calls that run are cancelled."""
         for channel in self._channels:
             await channel.close(None)
-
-    async def tuner_info(self) -> TunerInfo:
-        """What the tuner says of itself now. Raises Unavailable (BACKEND_DOWN)."""
-        info: TunerInfo = await self._call("tuner", self._tuner.GetTunerInfo, GetTunerInfoRequest())
-        self.known_tuner = info
-        return info
 
     async def sampler_info(self) -> SamplerInfo:
         """What the sampler says of itself now. Raises Unavailable (BACKEND_DOWN)."""
@@ -98,9 +87,11 @@ class Upstreams:
         return info
 
     async def check_tuning(self, config: TuningConfig) -> list[str]:
-        """Ask the tuner whether it can run a config; its warnings. Raises InvalidArgument, Unavailable
-        (BACKEND_DOWN)."""
-        answer = await self._call("tuner", self._tuner.CheckTuning, CheckTuningRequest(config=config))
+        """Ask the sampler, whose base model is the tuner's, whether a config can be tuned; its warnings.
+
+        Raises InvalidArgument, Unavailable (BACKEND_DOWN).
+        """
+        answer = await self._call("sampler", self._sampler.CheckTuning, CheckTuningRequest(config=config))
         return list(answer.warnings)
 
     async def check_sample(self, request: SampleRequest) -> list[str]:
@@ -116,10 +107,6 @@ class Upstreams:
     async def load(self, weights: WeightsRef) -> None:
         """Have the sampler put weights into an engine, if one is free. Raises the sampler's error, or Unavailable."""
         await self._call("sampler", self._sampler.Load, LoadRequest(weights=weights), timeout_s=LOAD_S)
-
-    def run_tuning(self, request: RunTuningRequest) -> AsyncGenerator[RunTuningEvent, None]:
-        """Run a tuning; closing the iterator cancels it."""
-        return self._stream("tuner", self._tuner.RunTuning(request))
 
     def sample(self, request: SampleRequest, timeout_s: float | None) -> AsyncGenerator[SampleEvent, None]:
         """Sample; closing the iterator cancels it before its next step."""

@@ -9,6 +9,7 @@ import torch
 
 from tuner_svc.base_model import BaseModel, load
 from tuner_svc.config import TunerConfig
+from tuner_svc.gateways import Gateways
 from tuner_svc.model_folder import UnusableBaseModel
 from tuner_svc.service import TunerService
 from tuner_svc.torch_thread import TorchThread
@@ -32,16 +33,24 @@ def main() -> int:
     except OSError as error:
         print(f"tuner: {sentence(error)}", file=sys.stderr)
         return 1
-    service = TunerService(model, store, config.weights_codec, thread)
-    return asyncio.run(
-        serve(
+    return asyncio.run(_run(config, model, store, thread))
+
+
+async def _run(config: TunerConfig, model: BaseModel, store: ObjectStore, thread: TorchThread) -> int:
+    service = TunerService(
+        model, store, Gateways(config.gateways()), config.weights_codec, thread, checkpoint_s=config.checkpoint_s
+    )
+    try:
+        return await serve(
             "tuner",
             config.address,
-            service.register,
+            lambda server: [],  # nobody calls a tuner, but for its health
             health_address=config.health_address,
+            on_listening=service.begin,
             on_drain=service.drain,
         )
-    )
+    finally:
+        await service.close()
 
 
 def _load(base_model: Path) -> BaseModel:

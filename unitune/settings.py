@@ -31,15 +31,19 @@ NAMES = frozenset(
     {
         "UNITUNE_ADDRESS",
         "UNITUNE_BASE_MODEL",
+        "UNITUNE_CHECKPOINT_S",
         "UNITUNE_CLIPSEG",
         "UNITUNE_CONNECTION_AGE_S",
         "UNITUNE_CONTENT_FILTER",
         "UNITUNE_ENGINE",
         "UNITUNE_FILTERED_TENANTS",
+        "UNITUNE_GATEWAY",
         "UNITUNE_GATEWAY_ADDRESS",
         "UNITUNE_HEALTH_ADDRESS",
         "UNITUNE_HOME",  # of the client's local services
+        "UNITUNE_INTERNAL_ADDRESS",
         "UNITUNE_KEEP_UNUSED_S",
+        "UNITUNE_LEASE_S",
         "UNITUNE_REFIT_MODE",
         "UNITUNE_SAMPLE_STREAMS",
         "UNITUNE_SAMPLER",
@@ -48,7 +52,6 @@ NAMES = frozenset(
         "UNITUNE_STATE",
         "UNITUNE_STORE",
         "UNITUNE_THREADS",
-        "UNITUNE_TUNER",
         "UNITUNE_TUNER_ADDRESS",
         "UNITUNE_WEIGHTS_CODEC",
     }

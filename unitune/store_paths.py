@@ -2,6 +2,7 @@
 
     images/{tenant}/{sha256}/{part}                uploads, written by the gateway
     tunings/{tenant}/{tuning}/{attempt}/{part}     results of an attempt at a tuning, written by the tuner
+    tunings/{tenant}/{tuning}/{attempt}/checkpoint-{update}    where the next attempt goes on, written by the tuner
 
 Weights encode a user's picture. So the path has the tenant: weights are not shared, and can be deleted. It has the
 attempt because a killed tuner may leave incomplete files.
@@ -22,6 +23,7 @@ MAX_PATH_BYTES = 512
 
 _IMAGE = re.compile(rf"{IMAGES}/({TENANT})/({SHA256})(?:/.*)?")
 _WEIGHTS = re.compile(rf"{TUNINGS}/({TENANT})/({TUNING})/([1-9][0-9]{{0,9}})")
+_CHECKPOINT = re.compile(rf"{_WEIGHTS.pattern}/checkpoint-[0-9]{{1,10}}")
 # Any object of the store. In a local folder, "#" and a number end the name of a file that is being written.
 _OBJECT = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
 _DOTS = re.compile(r"(^|/)\.{1,2}(/|$)")
@@ -48,6 +50,21 @@ def of_tuning(tenant: str, tuning: str) -> str:
 def of_weights(tenant: str, tuning: str, attempt: int) -> str:
     """The path of the weights of an attempt, counted from 1."""
     return f"{of_tuning(tenant, tuning)}/{attempt}"
+
+
+def of_image_file(tenant: str, sha256: str) -> str:
+    """The path of an uploaded picture's file."""
+    return f"{of_image(tenant, sha256)}/file"
+
+
+def of_checkpoint(weights: str, update: int) -> str:
+    """The path of a checkpoint after so many updates, of the attempt whose weights have this path."""
+    return f"{weights}/checkpoint-{update}"
+
+
+def is_checkpoint(path: str) -> bool:
+    """Whether an object is a checkpoint."""
+    return _CHECKPOINT.fullmatch(path) is not None
 
 
 def read_image(path: str) -> tuple[str, str] | None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tuner_svc.base_model import BaseModel
+from tuner_svc.checkpoint import StageState
 from tuner_svc.class_images import class_latents, class_prompt
 from tuner_svc.denoising import Draws, Noising, denoising_loss, draw, mixed_precision
 from tuner_svc.methods.tuned import Tuned
@@ -49,7 +50,8 @@ def tune(model: BaseModel, latents: Tensor, config: TuningConfig, tracker: Progr
         return loss
 
     run = UpdateGraph(update, chosen.parameters(), model.device)
-    for index in tracker.updates(config.updates, config.learning_rate):
+    state = StageState(chosen.parameters(), optimizer, [generator, class_generator])
+    for index in tracker.updates(config.updates, config.learning_rate, state=state):
         draws = draw(config.batch, latents, noising.num_timesteps, generator)
         inputs = [pictures_of_update(latents, index, config.batch), draws.timesteps, draws.noise]
         if has_prior:

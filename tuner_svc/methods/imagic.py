@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tuner_svc.base_model import BaseModel
+from tuner_svc.checkpoint import StageState
 from tuner_svc.denoising import Draws, Noising, denoising_loss, draw, mixed_precision
 from tuner_svc.methods.tuned import Tuned
 from tuner_svc.progress_tracker import ProgressTracker
@@ -33,7 +34,8 @@ def tune(model: BaseModel, latent: Tensor, config: TuningConfig, tracker: Progre
         return loss
 
     run = UpdateGraph(update_embedding, [embedding], model.device)
-    for _ in tracker.updates(config.embedding_updates, config.embedding_learning_rate):
+    state = StageState([embedding], embedding_optimizer, [generator])
+    for _ in tracker.updates(config.embedding_updates, config.embedding_learning_rate, state=state):
         draws = draw(config.batch, latent, noising.num_timesteps, generator)
         tracker.record(run(draws.timesteps, draws.noise))
 
@@ -50,7 +52,8 @@ def tune(model: BaseModel, latent: Tensor, config: TuningConfig, tracker: Progre
         return loss
 
     run = UpdateGraph(update_denoiser, chosen.parameters(), model.device)
-    for _ in tracker.updates(config.updates, config.learning_rate):
+    state = StageState(chosen.parameters(), denoiser_optimizer, [generator])
+    for _ in tracker.updates(config.updates, config.learning_rate, state=state):
         draws = draw(config.batch, latent, noising.num_timesteps, generator)
         tracker.record(run(draws.timesteps, draws.noise))
 

@@ -23,7 +23,6 @@ from unitune.diffusion.denoiser import predict
 from unitune.diffusion.inversion import inverted
 from unitune.diffusion.schedule import Latents, Schedule
 from unitune.diffusion.solvers import SCHEDULERS, DenoisingRun, FirstOrder
-from unitune.errors import InvalidField
 
 ENOUGH, ENOUGH_PER_STEP = (
     1e-5,
@@ -76,13 +75,6 @@ def tune(model: BaseModel, latent: Tensor, config: TuningConfig, tracker: Progre
 def total(config: TuningConfig) -> int:
     """The updates of all steps; a step that is near enough to its pivot needs fewer."""
     return config.num_inference_steps * config.updates
-
-
-def check(model: BaseModel, config: TuningConfig) -> None:
-    """Raises InvalidField for more steps than the base model has timesteps."""
-    most = model.schedule.num_train_timesteps
-    if config.num_inference_steps > most:
-        raise InvalidField("config.num_inference_steps", config.num_inference_steps, f"it must be 1 to {most}")
 
 
 def inverted_latents(
