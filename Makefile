@@ -46,12 +46,15 @@ check: $(READY) ## lint, types, who imports whom, protos; seconds once mypy's ca
 	@$(BIN)/lint-imports
 	@echo "buf"
 	@$(BIN)/buf lint
+	@$(BIN)/buf breaking protos --against protos/released.binpb
 	@$(BIN)/python -m protos.generate --check
 	@$(BIN)/python -m protos.options_page --check
+	@$(BIN)/python -m protos.settings_page --check
 
-protos: $(READY) ## generate unitune/v1 and docs/options.md from protos/
+protos: $(READY) ## generate unitune/v1 and docs/options.md from protos/, docs/settings.md from the configurations
 	@$(BIN)/python -m protos.generate
 	@$(BIN)/python -m protos.options_page
+	@$(BIN)/python -m protos.settings_page
 
 bench: $(READY) ## speed of every stage, as ratios measured in one run
 	@$(BIN)/python -m bench

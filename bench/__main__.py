@@ -28,6 +28,7 @@ from bench.refits import refits
 from bench.roofline import roofline
 from bench.served_tuning import served_tuning
 from bench.serving import serving
+from bench.true_size import stages_of_small
 from sampler_svc.build.folder import build
 from sampler_svc.engines.engine import BASE
 from sampler_svc.model import Model
@@ -65,6 +66,7 @@ def main() -> None:
         model.pool.close()
     report |= served_tuning(max(options.rounds // 2, 1 if options.quick else 2), quick=options.quick)
     report |= serving(options.rounds, quick=options.quick)
+    report |= stages_of_small()
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     draw(report, options.out / "report.png")

@@ -56,6 +56,23 @@ class MemoryWatch:
             self.peak = Memory(max(self.peak.private, now.private), max(self.peak.resident, now.resident))
 
 
+def memory_with(modules: Sequence[str]) -> dict[str, Memory]:
+    """The memory of one process that imports these modules one after the other, when it has each of them."""
+    command = [sys.executable, "-c", _IMPORTS, *modules]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return {name: Memory(*map(int, line.split())) for name, line in zip(modules, done.stdout.splitlines(), strict=True)}
+
+
+_IMPORTS = """
+import importlib, os, sys
+from bench.process_memory import memory_of
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+    now = memory_of(os.getpid())
+    print(now.private, now.resident)
+"""
+
+
 @dataclass(frozen=True)
 class Measured:
     """A program that ran to its end."""

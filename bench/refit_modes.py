@@ -12,11 +12,11 @@ from bench.edits import results
 from bench.inputs import GUIDANCE
 from bench.measure import Ratio, in_turns
 from sampler_svc.build.refit_check import random_weights, reference_answer
-from sampler_svc.engines.cpu import DENOISER
 from sampler_svc.engines.engine import BASE, Array, EngineSpec, Probe, WeightSet
 from sampler_svc.engines.folder import BASE_PROBE_SEED, EngineManifest
 from sampler_svc.model import Model
 from sampler_svc.sampling.request import Request
+from unitune.graph_files import DENOISER
 
 EDIT_STEPS = (8, 20, 50)
 

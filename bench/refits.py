@@ -16,13 +16,13 @@ import numpy as np
 from bench.measure import Ratio, in_turns, spread
 from bench.refit_modes import disturbed_tensors, stepping
 from sampler_svc.build.refit_check import reference_answer
-from sampler_svc.engines.cpu import DENOISER
 from sampler_svc.engines.engine import EngineSpec
 from sampler_svc.engines.folder import BASE_PROBE_SEED
 from sampler_svc.engines.weights import tuned_weights
 from sampler_svc.model import Model
 from tuner_svc.config import DEFAULT_CODEC
 from unitune.codecs import decode, encode
+from unitune.graph_files import DENOISER
 from unitune.object_store import ObjectStore
 from unitune.weights import Manifest, pack
 

@@ -103,6 +103,7 @@ def updating(model: BaseModel) -> Callable[[], object]:
         draws = draw(BATCH, latent, model.schedule.num_train_timesteps, generator, stratified=True)
         update(draws.timesteps, draws.noise)
 
+    work()  # the first update also measures activations
     return work
 
 

@@ -14,7 +14,7 @@ import io
 import json
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bench.process_memory import Memory, MemoryWatch, measure, memory_of
+from bench.process_memory import Memory, MemoryWatch, measure, memory_of, memory_with
 from bench.program import say
 from bench.random_model import SHAPES, save_random_model
 from unitune.base_model import BaseModelSpec
@@ -42,7 +42,7 @@ class Stage:
     resident_mb: float
 
     @classmethod
-    def of(cls, name: str, seconds: float, peak: Memory, libraries: Memory, weights_bytes: int) -> "Stage":
+    def measured(cls, name: str, seconds: float, peak: Memory, libraries: Memory, weights_bytes: int) -> "Stage":
         """From the peak, and the memory of a process that has only imported the same modules."""
         above = (peak.private - libraries.private) / weights_bytes
         return cls(name, round(seconds, 1), round(above, 2), round(peak.private / 1e6), round(peak.resident / 1e6))
@@ -78,6 +78,7 @@ class Built:
     graphs: Path
     engine: Path
     stages: list[Stage]
+    libraries: dict[str, Memory]  # by the module that imports them
 
     @property
     def spec(self) -> BaseModelSpec:
@@ -102,12 +103,22 @@ def true_size(scratch: Path, shape: str, dtype: str, *, mode: str, updates: int,
     return built.report(edit(built, mode=mode, updates=updates, steps=steps))
 
 
+def stages_of_small() -> dict[str, object]:
+    """The peak of each stage's private memory with a model of 200 MB of weights, in units of those, for a report."""
+    with tempfile.TemporaryDirectory() as scratch:
+        report = true_size(Path(scratch), "small", "float32", mode="full", updates=2, steps=4)
+    return {"memory.stages_in_weights": {stage.name: stage.private_w for stage in report.stages}}
+
+
 def export_and_build(scratch: Path, shape: str, dtype: str) -> Built:
     """Measure the first two stages, in an empty folder."""
     home = Home(scratch / "home")
     say(f"writing a model of shape {shape} in {dtype}")
     model = save_random_model(scratch / "model" / shape, shape, dtype)
-    libraries = {module: measure(["-m", module, "--help"]).peak for module in ("tuner_svc.export", "sampler_svc.build")}
+    libraries = {
+        **memory_with(("tuner_svc.__main__", "tuner_svc.export.__main__")),
+        **memory_with(("sampler_svc.__main__", "sampler_svc.build.__main__")),
+    }
     say("export")
     export = measure(
         ["-m", "tuner_svc.export", "--base-model", str(model), "--graphs-root", str(home.graphs)], on_line=say
@@ -117,30 +128,33 @@ def export_and_build(scratch: Path, shape: str, dtype: str) -> Built:
     spec = BaseModelSpec.load(Path(export.output))
     weights = sum(tensor.size_bytes for tensor in spec.tensors.values())
     stages = [
-        Stage.of("export", export.seconds, export.peak, libraries["tuner_svc.export"], weights),
-        Stage.of("build", build.seconds, build.peak, libraries["sampler_svc.build"], weights),
+        Stage.measured("export", export.seconds, export.peak, libraries["tuner_svc.export.__main__"], weights),
+        Stage.measured("build", build.seconds, build.peak, libraries["sampler_svc.build.__main__"], weights),
     ]
-    return Built(home, model, Path(export.output), Path(build.output), stages)
+    return Built(home, model, Path(export.output), Path(build.output), stages, libraries)
 
 
-def edit(built: Built, *, mode: str, updates: int, steps: int) -> list[Stage]:
-    """Stages of the services: their start, then the edit, in tuner and sampler."""
+def edit(
+    built: Built, *, mode: str, updates: int, steps: int, on_event: Callable[[object], None] = lambda event: None
+) -> list[Stage]:
+    """Stages of the services: their start, then the edit, in tuner and sampler. `on_event` gets the edit's events."""
     spec, weights = built.spec, built.weights_bytes
-    bare = {name: measure(["-c", f"import {name}.__main__"]).peak for name in ("tuner_svc", "sampler_svc")}
+    bare = {name: built.libraries[f"{name}_svc.__main__"] for name in ("tuner", "sampler")}
     began = time.monotonic()
     stages = []
     with ExitStack() as stack:
         services = stack.enter_context(LocalServices(str(built.model), home=built.home, log=say))
-        pids = {name: services._services[name].process.pid for name in ("tuner", "sampler")}
+        pids = {name: services._services[name].process.pid for name in bare}
         started_s = time.monotonic() - began
         for name, pid in pids.items():
-            stages.append(Stage.of(f"{name}, idle", started_s, memory_of(pid), bare[f"{name}_svc"], weights))
+            stages.append(Stage.measured(f"{name}, idle", started_s, memory_of(pid), bare[name], weights))
         watches = {name: stack.enter_context(MemoryWatch(pid)) for name, pid in pids.items()}
         client = stack.enter_context(Client(services.address))
         seen: dict[str, float] = {}
         began = time.monotonic()
 
-        def on_event(event: object) -> None:
+        def saw(event: object) -> None:
+            on_event(event)
             kind = type(event).__name__
             if kind not in seen:
                 say(f"{time.monotonic() - began:7.1f} s  {kind}")
@@ -149,16 +163,16 @@ def edit(built: Built, *, mode: str, updates: int, steps: int) -> list[Stage]:
         client.edit_to_end(
             _picture(spec.image_side),
             "a dog on a beach",
-            on_event=on_event,
+            on_event=saw,
             mode=mode,  # type: ignore[arg-type]
             updates=updates,
             num_inference_steps=steps,
         )
         edit_s = time.monotonic() - began
         for name, watch in watches.items():
-            stages.append(Stage.of(f"{name}, edit", edit_s, watch.peak, bare[f"{name}_svc"], weights))
+            stages.append(Stage.measured(f"{name}, edit", edit_s, watch.peak, bare[name], weights))
         for name, pid in pids.items():
-            stages.append(Stage.of(f"{name}, after", 0.0, memory_of(pid), bare[f"{name}_svc"], weights))
+            stages.append(Stage.measured(f"{name}, after", 0.0, memory_of(pid), bare[name], weights))
     return stages
 
 

@@ -12,10 +12,10 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 
-from gateway import validation
+from gateway.compared_pictures import ComparedPictures
 from gateway.edit import Edits
-from gateway.edit_plan import Planner, check_words, in_field, warnings_of, words_of
-from gateway.edit_results import CancelledByOwner
+from gateway.edit_plan import Planner, check_words, in_field, seeds_of, warnings_of, words_of
+from gateway.edit_results import CancelledByOwner, EditResults
 from gateway.images import Images
 from gateway.names import DEFAULT_TENANT, parse, parse_parent
 from gateway.relay import Relay
@@ -23,8 +23,17 @@ from gateway.tunings import Tunings
 from gateway.upstreams import Upstreams
 from unitune import telemetry
 from unitune.choices import EDIT_METHODS, PROMPT_TO_PROMPT
-from unitune.errors import Internal, InvalidField, NotFound, UniTuneError, from_status, length_of, to_status
-from unitune.image_pieces import PIECE_BYTES, Assembly, cut
+from unitune.errors import (
+    COST_LIMIT,
+    Internal,
+    InvalidArgument,
+    InvalidField,
+    NotFound,
+    UniTuneError,
+    from_status,
+    length_of,
+    to_status,
+)
 from unitune.options import SAMPLING, Flat, check, put_words
 from unitune.prompts import mentions, with_words_before, with_words_instead, without
 from unitune.v1.edit_pb2 import CompareEvent, CompareRequest, EditRequest
@@ -58,9 +67,11 @@ class Comparisons:
         tunings: Tunings,
         images: Images,
         upstreams: Upstreams,
+        results: EditResults,
         *,
         heartbeat_s: float,
     ) -> None:
+        self._results = results
         self._planner = planner
         self._edits = edits
         self._tunings = tunings
@@ -119,15 +130,13 @@ class Comparisons:
     async def _edit(self, method_edit: MethodEdit, left_s: float | None) -> AsyncGenerator[CompareEvent, None]:
         """The events of one method's edit, and its result."""
         result = CompareEvent.Result(prompt=method_edit.request.prompt)
-        assembly = Assembly()
+        pictures = ComparedPictures(len(seeds_of(method_edit.request)))
         try:
             async with aclosing(self._edits.edit(method_edit.request, left_s)) as events:
                 async for event in events:
                     match event.WhichOneof("event"):
-                        case "image":
-                            assembly.begin([event.image])
-                        case "image_part":
-                            assembly.add(event.image_part)
+                        case "image" | "image_part":
+                            pictures.add(event)
                         case "done":
                             result.timings.CopyFrom(event.done.timings)
                             result.tuning = event.done.tuning
@@ -138,13 +147,14 @@ class Comparisons:
                         case "heartbeat" if not event.heartbeat.stage:
                             pass  # the comparison has its own
                         case _:
+                            if event.HasField("accepted"):
+                                pictures.stored = self._results.get(event.accepted.edit).pictures
                             yield CompareEvent(edit=event)
-                    if assembly.is_whole:
-                        result.images.extend(assembly.take())
             await self._measure(result)
         except UniTuneError as error:
+            pictures = ComparedPictures(1)  # none
             result = CompareEvent.Result(prompt=method_edit.request.prompt, error=to_status(error))
-        for message in _in_messages(result):
+        async for message in pictures.messages(result):
             yield message
 
     async def _measure(self, result: CompareEvent.Result) -> None:
@@ -283,7 +293,9 @@ def _in_entry(request: CompareRequest, index: int) -> Iterator[None]:
     """Make a refusal name the field of this request, in place of the edit's field."""
     try:
         yield
-    except InvalidField as error:
+    except InvalidArgument as error:
+        if error.reason not in ("INVALID_FIELD", COST_LIMIT):
+            raise
         field = error.metadata["field"]
         word = field.removeprefix("tuning_config.")
         if word in NEEDED_WORD.values():
@@ -295,21 +307,6 @@ def _in_entry(request: CompareRequest, index: int) -> Iterator[None]:
             field = f"methods[{index}].{field}"
         remedy = re.sub(r"(?<![\w.])(?=(tuning_)?config\.)", f"methods[{index}].", error.metadata["remedy"])
         raise error.moved(field, remedy) from None
-
-
-def _in_messages(result: CompareEvent.Result) -> Iterator[CompareEvent]:
-    """A result, followed by the pieces of its pictures that do not fit into its message."""
-    if result.ByteSize() <= validation.ANSWER_BYTES:
-        yield CompareEvent(result=result)
-        return
-    first_bytes = min(PIECE_BYTES, validation.ANSWER_BYTES // (4 * len(result.images)))
-    images = [cut(image, first_bytes) for image in result.images]
-    del result.images[:]
-    result.images.extend(first for first, _ in images)
-    yield CompareEvent(result=result)
-    for _, parts in images:
-        for part in parts:
-            yield CompareEvent(image_part=part)
 
 
 def _numbered(event: CompareEvent, number: int) -> CompareEvent:

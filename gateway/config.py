@@ -1,20 +1,32 @@
 """The gateway's settings."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import ClassVar
 
+from gateway.jwks import is_loopback
 from gateway.tuning_queue import LEASE_S
+from unitune import exposure, peers
+from unitune.certificates import CertificateFiles
+from unitune.service_settings import ServiceSettings
 from unitune.serving import SILENCE_S
 
 # Streams at the sampler. It has few engines, and serves first who came first: what is there waits.
 SAMPLE_STREAMS = 4
 MAX_SAMPLE_STREAMS = 90  # below the 100 streams of one connection that HTTP/2 recommends a server to allow at least
+# What admission allows.
+LIMITS = (
+    *("tenant_tunings", "tenant_edits", "tenant_requests_per_s", "tenant_bytes"),
+    *("open_tunings", "open_edits", "edit_steps", "tuning_pixels"),
+)
 MAX_CONNECTION_AGE_S = 2_000_000  # gRPC counts it in milliseconds, in 31 bits
 
 
 @dataclass(frozen=True, kw_only=True)
-class GatewayConfig:
-    """Read from the environment by `unitune.settings.load`; fields without a variable are for tests."""
+class GatewayConfig(ServiceSettings):
+    """Read by `unitune.settings.load`; fields without a variable are for tests."""
+
+    TABLE: ClassVar[str] = "gateway"
 
     address: str = field(
         default="127.0.0.1:50051", metadata={"env": "UNITUNE_GATEWAY_ADDRESS", "help": "HOST:PORT to listen on"}
@@ -26,18 +38,8 @@ class GatewayConfig:
     sampler: str = field(
         default="127.0.0.1:50053", metadata={"env": "UNITUNE_SAMPLER", "help": "HOST:PORT of the sampler"}
     )
-    store: str = field(
-        metadata={"env": "UNITUNE_STORE", "help": "a folder, or the URL of a bucket, for pictures and weights"}
-    )
     state: Path = field(
         metadata={"env": "UNITUNE_STATE", "help": "a file for the tunings, their queue and their events"}
-    )
-    health_address: str = field(
-        default="",
-        metadata={
-            "env": "UNITUNE_HEALTH_ADDRESS",
-            "help": "HOST:PORT for health alone; empty for none of its own",
-        },
     )
     connection_age_s: float = field(
         default=600.0,
@@ -52,6 +54,62 @@ class GatewayConfig:
         metadata={
             "env": "UNITUNE_SAMPLE_STREAMS",
             "help": f"edits that are at the sampler at a time, 1 to {MAX_SAMPLE_STREAMS}; others wait in the gateway",
+        },
+    )
+    tenant_tunings: int = field(
+        default=100,
+        metadata={
+            "env": "UNITUNE_TENANT_TUNINGS",
+            "help": "tunings of one tenant that are queued or running at a time; 0 means no limit",
+        },
+    )
+    tenant_edits: int = field(
+        default=256,
+        metadata={
+            "env": "UNITUNE_TENANT_EDITS",
+            "help": "edits and comparisons of one tenant that run or wait at a time; 0 means no limit",
+        },
+    )
+    tenant_requests_per_s: float = field(
+        default=100.0,
+        metadata={
+            "env": "UNITUNE_TENANT_REQUESTS_PER_S",
+            "help": "calls of one tenant a second, of which those of ten seconds may come at once; 0 means no limit",
+        },
+    )
+    tenant_bytes: int = field(
+        default=0,
+        metadata={
+            "env": "UNITUNE_TENANT_BYTES",
+            "help": "bytes of pictures and tuned weights that one tenant may store; 0 means no limit",
+        },
+    )
+    open_tunings: int = field(
+        default=1000,
+        metadata={
+            "env": "UNITUNE_OPEN_TUNINGS",
+            "help": "tunings of all tenants that are queued or running at a time; 0 means no limit",
+        },
+    )
+    open_edits: int = field(
+        default=1024,
+        metadata={
+            "env": "UNITUNE_OPEN_EDITS",
+            "help": "edits and comparisons of all tenants that run or wait at a time; 0 means no limit",
+        },
+    )
+    edit_steps: int = field(
+        default=20_000,
+        metadata={
+            "env": "UNITUNE_EDIT_STEPS",
+            "help": "steps that one edit may ask for: steps x seeds x repeats x attempts; 0 means no limit",
+        },
+    )
+    tuning_pixels: int = field(
+        default=25_000_000_000,  # every method's own defaults at 1024x1024, which are 21e9 at most
+        metadata={
+            "env": "UNITUNE_TUNING_PIXELS",
+            "help": "what one tuning may ask for: updates x batch x pixels of the base model; 0 means no limit",
         },
     )
     keep_unused_s: float = field(
@@ -76,6 +134,41 @@ class GatewayConfig:
             "help": "seconds without a report of its tuner after which a tuning is given to another one, at least 1",
         },
     )
+    admin_key_file: Path | None = field(
+        default=None,
+        metadata={
+            "env": "UNITUNE_ADMIN_KEY_FILE",
+            "help": "a file with the API key by which other keys are made, itself made if it is missing; every call "
+            "then needs a credential",
+        },
+    )
+    oidc_issuer: str = field(
+        default="",
+        metadata={
+            "env": "UNITUNE_OIDC_ISSUER",
+            "help": "the issuer whose tokens are taken as credentials, as their claim `iss` says it; empty takes none",
+        },
+    )
+    oidc_audience: str = field(
+        default="", metadata={"env": "UNITUNE_OIDC_AUDIENCE", "help": "what must be in a token's claim `aud`"}
+    )
+    oidc_jwks: str = field(
+        default="",
+        metadata={"env": "UNITUNE_OIDC_JWKS", "help": "the https URL of the issuer's public keys (its `jwks_uri`)"},
+    )
+    oidc_tenant_claim: str = field(
+        default="tenant", metadata={"env": "UNITUNE_OIDC_TENANT_CLAIM", "help": "the claim that names the tenant"}
+    )
+    tls_cert: Path | None = field(
+        default=None,
+        metadata={
+            "env": "UNITUNE_TLS_CERT",
+            "help": "a PEM file with the certificate for clients, followed by those that vouch for it; turns TLS on",
+        },
+    )
+    tls_key: Path | None = field(
+        default=None, metadata={"env": "UNITUNE_TLS_KEY", "help": "a PEM file with the key of that certificate"}
+    )
     silence_s: float = SILENCE_S  # of the sampler in a stream, until it is given up
     heartbeat_s: float = 15.0  # longest silence of a stream
     retry_s: float = 1.0  # wait before a sampler that did not answer is asked again
@@ -85,12 +178,28 @@ class GatewayConfig:
     position_s: float = 5.0  # between two looks for the place in the queue of a tuning that is watched
     poll_s: float = 5.0  # between two questions to the sampler what it is
 
+    @property
+    def asks_for_credentials(self) -> bool:
+        """Whether every call needs a credential, whatever the state holds."""
+        return self.admin_key_file is not None or bool(self.oidc_issuer)
+
+    @property
+    def tls_files(self) -> CertificateFiles | None:
+        """The certificate by which clients know the gateway; None without TLS. Raises ValueError for half of it."""
+        if self.tls_cert is None and self.tls_key is None:
+            return None
+        if self.tls_cert is None or self.tls_key is None:
+            missing = "UNITUNE_TLS_CERT" if self.tls_cert is None else "UNITUNE_TLS_KEY"
+            raise ValueError(f"{missing} is not set: UNITUNE_TLS_CERT and UNITUNE_TLS_KEY go together")
+        return CertificateFiles(self.tls_cert, self.tls_key)
+
     def is_filtered(self, tenant: str) -> bool:
         """Whether the edits of a tenant go through the content filter."""
         names = {name.strip() for name in self.filtered_tenants.split(",")}
         return tenant in names or "*" in names
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.connection_age_s != 0 and not 1 <= self.connection_age_s <= MAX_CONNECTION_AGE_S:
             raise ValueError(
                 f"UNITUNE_CONNECTION_AGE_S is {self.connection_age_s:g}: "
@@ -100,5 +209,34 @@ class GatewayConfig:
             raise ValueError(f"UNITUNE_LEASE_S is {self.lease_s:g}: it must be 1 or more")
         if self.keep_unused_s < 0:
             raise ValueError(f"UNITUNE_KEEP_UNUSED_S is {self.keep_unused_s:g}: it must be 0 or more")
+        limits = {setting.name: setting.metadata["env"] for setting in fields(self) if setting.name in LIMITS}
+        for name, variable in limits.items():
+            if getattr(self, name) < 0:
+                raise ValueError(f"{variable} is {getattr(self, name):g}: it must be 0, for no limit, or more")
         if not 1 <= self.sample_streams <= MAX_SAMPLE_STREAMS:
             raise ValueError(f"UNITUNE_SAMPLE_STREAMS is {self.sample_streams}: it must be 1 to {MAX_SAMPLE_STREAMS}")
+        self._check_oidc()
+        allowed = exposure.allowed(self.insecure)
+        if self.asks_for_credentials and exposure.NO_KEYS in allowed:
+            raise ValueError(f"{exposure.VARIABLE} is {self.insecure!r}: leave {exposure.NO_KEYS} out beside keys")
+        lacks = {}
+        if not self.asks_for_credentials:
+            lacks[exposure.NO_KEYS] = "API keys: set UNITUNE_ADMIN_KEY_FILE, or UNITUNE_OIDC_ISSUER for tokens"
+        if self.tls_files is None:
+            lacks[exposure.NO_TLS] = "certificates: set UNITUNE_TLS_CERT and UNITUNE_TLS_KEY"
+        peers.check_exposed("UNITUNE_INTERNAL_ADDRESS", self.internal_address, self.peer_files, self.insecure)
+        exposure.check("UNITUNE_GATEWAY_ADDRESS", self.address, lacks, allowed)
+
+    def _check_oidc(self) -> None:
+        given = {
+            "UNITUNE_OIDC_ISSUER": self.oidc_issuer,
+            "UNITUNE_OIDC_AUDIENCE": self.oidc_audience,
+            "UNITUNE_OIDC_JWKS": self.oidc_jwks,
+        }
+        missing = [name for name, value in given.items() if not value]
+        if 0 < len(missing) < len(given):
+            raise ValueError(f"{missing[0]} is not set: {', '.join(given)} go together")
+        if self.oidc_jwks and not self.oidc_jwks.startswith("https://") and not is_loopback(self.oidc_jwks):
+            raise ValueError(f"UNITUNE_OIDC_JWKS is {self.oidc_jwks!r}: it must be an https URL")
+        if not self.oidc_tenant_claim:
+            raise ValueError("UNITUNE_OIDC_TENANT_CLAIM is empty: it must name a claim")

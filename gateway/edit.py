@@ -14,13 +14,21 @@ from contextlib import aclosing
 from gateway.edit_plan import EditPlan, Planner, rare_tokens_before
 from gateway.edit_results import CancelledByOwner, EditResults, OpenEdit
 from gateway.fair_queue import FairQueue
-from gateway.kept_images import KeptImages
 from gateway.metadata import Metadata
-from gateway.relay import Backlog, Relay
+from gateway.relay import Relay
 from gateway.tunings import Tunings
+from gateway.turn_times import TurnTimes
 from gateway.upstreams import Upstreams, unanswered
-from unitune import telemetry
-from unitune.errors import FailedPrecondition, Internal, UniTuneError, from_status, to_status
+from unitune import metrics, telemetry
+from unitune.errors import (
+    DEADLINE_UNREACHABLE,
+    FailedPrecondition,
+    Internal,
+    ResourceExhausted,
+    UniTuneError,
+    from_status,
+    to_status,
+)
 from unitune.v1.edit_pb2 import EditEvent, EditRequest, Timings
 from unitune.v1.sampler_pb2 import SampleEvent, SampleRequest
 from unitune.v1.tuning_pb2 import Tuning, TuningEvent
@@ -49,7 +57,7 @@ class Edits:
         self._results = results
         self._queue = queue
         self._heartbeat_s = heartbeat_s
-        self._backlog = Backlog()
+        self._times = TurnTimes()
 
     async def edit(self, request: EditRequest, timeout_s: float | None) -> AsyncGenerator[EditEvent, None]:
         """The events of one edit. The last one is the only terminal event. Closing the generator stops the edit.
@@ -64,15 +72,17 @@ class Edits:
                 event.create_time.GetCurrentTime()
                 yield event
             return
+        self._refuse_unreachable(plan, None if timeout_s is None else began + timeout_s - time.monotonic())
         opened = self._results.begin(plan.tenant)
-        # With a backlog an edit goes on while its reader does not read: no turn at the sampler waits for a reader.
+        # Pictures wait in the store, so an edit goes on while its reader does not read: no turn at the sampler waits
+        # for a reader, and a slow one costs no memory.
         opened.relay = Relay(
             self._events(plan, opened, began, timeout_s),
             silence_s=self._heartbeat_s,
             heartbeat=_heartbeat,
             size_of=EditEvent.ByteSize,
             lighten=_without_preview,
-            backlog=self._backlog,
+            stored=opened.pictures.stored,
         )
         try:
             async with aclosing(opened.relay.events()) as events:
@@ -81,8 +91,9 @@ class Edits:
         except CancelledByOwner:
             yield opened.numbered(EditEvent(cancelled=opened.edit))
         except UniTuneError as error:
-            opened.failed(to_status(error))
-            yield opened.numbered(EditEvent(failed=opened.edit.error))
+            if opened.end_s is None:  # otherwise a picture could not be read from the store again for a slow reader
+                opened.failed(to_status(error))
+            yield opened.numbered(EditEvent(failed=to_status(error)))
         except Exception:
             telemetry.failure(logger, "edit failed", edit=opened.edit.name)
             ours = Internal("the server made a mistake; its log has the details", reason="INTERNAL")
@@ -90,6 +101,27 @@ class Edits:
             yield opened.numbered(EditEvent(failed=opened.edit.error))
         finally:
             opened.cancelled()  # unless it ended before its reader went away
+
+    def _refuse_unreachable(self, plan: EditPlan, left_s: float | None) -> None:
+        """Raise ResourceExhausted (DEADLINE_UNREACHABLE) for an edit whose turn cannot come and end in time.
+
+        It counts the tenant's own edits before this one, at the speed of the fastest of the last ones. An edit that has
+        to wait for its tuning is let in: how long that takes is not known well enough.
+        """
+        if left_s is None or (plan.tuning is not None and plan.tuning.state != Tuning.STATE_READY):
+            return
+        before, own = self._queue.work_before(plan.tenant), plan.least_steps
+        needed_s = self._times.at_least_s(before + own)
+        if needed_s is None or needed_s <= left_s:
+            return
+        how = "allow more time, or ask for less" if not before else "allow more time, or come when fewer edits wait"
+        raise ResourceExhausted.of_quota(
+            f"tenants/{plan.tenant}",
+            round(max(0.0, left_s), 3),
+            f"this edit takes {needed_s:.2g} seconds at least, and its deadline is in {max(0.0, left_s):.2g}: {how}",
+            reason=DEADLINE_UNREACHABLE,
+            retry_after_s=max(1.0, needed_s - left_s) if before else None,
+        )
 
     async def _events(
         self, plan: EditPlan, opened: OpenEdit, began: float, timeout_s: float | None
@@ -106,7 +138,7 @@ class Edits:
             tuning = _ready(event)
             tune_s = time.monotonic() - began
 
-        kept = KeptImages()
+        pictures = opened.pictures
         metadata = None if plan.omit_metadata else await asyncio.to_thread(Metadata, plan, tuning)
         timings: Timings | None = None
         pace = StepThrottle()
@@ -123,13 +155,15 @@ class Edits:
                     case "image":
                         if metadata is not None and not sample.image.blocked:
                             metadata.put_into(sample.image)
-                        yield EditEvent(image=sample.image)
-                        kept.begin(sample.image)
+                        picture = EditEvent(image=sample.image)
+                        await pictures.keep(picture)
+                        yield picture
                     case "heartbeat":
                         yield EditEvent(heartbeat=sample.heartbeat)
                     case "image_part":
-                        yield EditEvent(image_part=sample.image_part)
-                        kept.add(sample.image_part)
+                        picture = EditEvent(image_part=sample.image_part)
+                        await pictures.keep(picture)
+                        yield picture
                     case "done":
                         timings = sample.done
                     case "failed":
@@ -139,9 +173,11 @@ class Edits:
 
         timings.tune_s = tune_s
         timings.total_s = time.monotonic() - began
+        for stage, seconds in (("tune", tune_s), ("queue", timings.queue_s), ("total", timings.total_s)):
+            metrics.EDIT_STAGE_S.labels(stage).observe(seconds)
         opened.edit.tuning = tuning.name if tuning is not None else ""
-        opened.too_large_bytes = kept.too_large_bytes
-        opened.done(kept.images, timings)
+        await self._results.finish(opened, timings)
+        opened.done(timings)
         yield EditEvent(done=EditEvent.Done(timings=timings, tuning=opened.edit.tuning))
 
     async def _samples(
@@ -149,8 +185,9 @@ class Edits:
     ) -> AsyncGenerator[SampleEvent, None]:
         """The sampler's events, once the edit has its turn. Raises NotFound for a tuning that was deleted meanwhile."""
         opened.waits = True
-        async with self._queue.place(plan.tenant) as waited_s:
+        async with self._queue.place(plan.tenant, plan.least_steps) as waited_s:
             opened.waits = False
+            began_turn = time.monotonic()
             if tuning is not None:
                 await self._tunings.with_weights(tuning.name)
             left_s = None if timeout_s is None else began + timeout_s - time.monotonic()
@@ -158,6 +195,7 @@ class Edits:
                 async for sample in samples:
                     if sample.HasField("done"):
                         sample.done.queue_s += waited_s
+                        self._times.note(plan.least_steps, time.monotonic() - began_turn)
                     yield sample
 
 
@@ -195,6 +233,7 @@ def _accepted(plan: EditPlan, edit: str) -> EditEvent:
             effective_strength=plan.effective_strength,
             seeds=plan.seeds,
             warnings=plan.warnings,
+            tuning_config=plan.tuning.config if plan.tuning is not None else None,
         )
     )
 

@@ -9,6 +9,8 @@ from typing import Any
 from gateway import validation
 from gateway.images import Images
 from gateway.names import DEFAULT_TENANT, Name, parse, parse_parent
+from gateway.principal import current
+from gateway.request_cost import check_edit_cost, least_steps
 from gateway.sampling_options import (
     check_clip_filter_prompt,
     check_inverted,
@@ -35,6 +37,7 @@ from unitune.prompts import unknown_words, without
 from unitune.v1.edit_pb2 import EditRequest, SamplingConfig
 from unitune.v1.image_pb2 import Image
 from unitune.v1.sampler_pb2 import SampleRequest, SamplerInfo
+from unitune.v1.scope_pb2 import Scope
 from unitune.v1.server_pb2 import BaseModel
 from unitune.v1.tuning_pb2 import Tuning, TuningConfig, WeightsRef
 
@@ -62,6 +65,11 @@ class EditPlan:
         steps = self.config.num_inference_steps
         return num_late_steps(steps, self.config.strength) / steps
 
+    @property
+    def least_steps(self) -> int:
+        """The fewest steps that its run has."""
+        return least_steps(self.config, len(self.seeds))
+
 
 class Planner:
     """Makes plans. All that an edit is refused for is found here, before its first event."""
@@ -72,8 +80,12 @@ class Planner:
         images: Images,
         upstreams: Upstreams,
         is_filtered: Callable[[str], bool] = lambda tenant: False,
+        *,
+        most_steps: int = 0,
     ) -> None:
-        """`is_filtered` says whether the content filter checks the edits of a tenant."""
+        """`is_filtered` says whether the content filter checks the edits of a tenant. `most_steps` of one edit; 0 means
+        any number (`gateway.request_cost`)."""
+        self._most_steps = most_steps
         self._is_filtered = is_filtered
         self._tunings = tunings
         self._images = images
@@ -87,7 +99,7 @@ class Planner:
         """
         check(request)
         sampler = await self._checked(request)
-        sampling = _filled(request, _method_of(request), sampler)
+        sampling = self._sampling(request, _method_of(request), sampler)
         config = await self._settled(request, sampling)
         await self._upstreams.check_sample(_unsampled(request, sampling, config))
         return config
@@ -102,14 +114,14 @@ class Planner:
         if request.WhichOneof("target") == "tuning":
             tenant, named = await self._named(request)
             request = completed(request, named.config)
-            method, tuning, image, warnings = await self._of_tuning(request, named)
-            config = _filled(request, method, sampler)
+            method, tuning, image, warnings = await self._of_tuning(request, named, sampler.base_model)
+            config = self._sampling(request, method, sampler)
             unsampled = _unsampled(
                 request, config, tuning.config if tuning else None, tuning.weights if tuning else None
             )
             warnings = [*warnings, *await self._upstreams.check_sample(unsampled)]
         else:
-            config = _filled(request, _method_of(request), sampler)
+            config = self._sampling(request, _method_of(request), sampler)
             tenant, tuning, image, warnings = await self._of_image(request, config, sampler.base_model)
         if tuning is not None:
             refuse_mismatch(tuning.base_model, sampler.base_model.digest)
@@ -134,6 +146,12 @@ class Planner:
             base_model=sampler.base_model,
             omit_metadata=request.omit_metadata,
         )
+
+    def _sampling(self, request: EditRequest, method: str, sampler: SamplerInfo) -> SamplingConfig:
+        """The sampling's settings, filled in. Raises InvalidArgument (COST_LIMIT)."""
+        config = _filled(request, method, sampler)
+        check_edit_cost(config, len(seeds_of(request)), self._most_steps)
+        return config
 
     async def _with_mask(self, request: EditRequest) -> EditRequest:
         """The request with the uploaded mask that it names in `mask`, whose name stays; otherwise as it is."""
@@ -169,7 +187,9 @@ class Planner:
             raise not_found(request.tuning)
         return tenant, await self._tunings.get(request.tuning)
 
-    async def _of_tuning(self, request: EditRequest, tuning: Tuning) -> tuple[str, Tuning | None, bytes, Sequence[str]]:
+    async def _of_tuning(
+        self, request: EditRequest, tuning: Tuning, base_model: BaseModel
+    ) -> tuple[str, Tuning | None, bytes, Sequence[str]]:
         """Method, tuning if its weights are used, image, and its warnings. The request is a completed one."""
         asked, made_by = Flat(request.config), Flat(tuning.config).method
         method = asked.method or (PROMPT_TO_PROMPT if made_by == NULL_TEXT else made_by)
@@ -193,7 +213,8 @@ class Planner:
         name_of_image = parse(tuning.image, "images")
         image, picture = await self._images.read(name_of_image), await self._images.find(name_of_image)
         await self._check_mask(request, picture)
-        return method, tuning if uses_weights else None, image, picture.warnings
+        warnings = [*picture.warnings, *_warnings_of_second_pass(picture, request.config, base_model)]
+        return method, tuning if uses_weights else None, image, warnings
 
     async def _of_image(
         self, request: EditRequest, sampling: SamplingConfig, base_model: BaseModel
@@ -232,7 +253,8 @@ class Planner:
             with suppress(Unavailable, ResourceExhausted):  # not looked at in time, it is edited without a warning
                 warnings = await self._upstreams.check_sample(unsampled)
         of_shape = [] if Flat(sampling).only_masked else working_size.warnings_of((picture.height, picture.width))
-        warnings = [*picture.warnings, *of_shape, *warnings]
+        of_second_pass = _warnings_of_second_pass(picture, sampling, base_model)
+        warnings = [*picture.warnings, *of_shape, *of_second_pass, *warnings]
         if config is None:
             return tenant, None, data, warnings
         if request.validate_only:
@@ -251,6 +273,7 @@ class Planner:
         """The tuning that an edit of an image needs, with every default filled in; `sampling` is the edit's own."""
         if not _tuned_by(sampling):
             return None
+        current().require([Scope.SCOPE_TUNE], "an edit that may make a tuning")
         return await self._tunings.settled(_tuning_config(request, sampling), "tuning_config")
 
     async def _check_mask(self, request: EditRequest, picture: Image | PictureInfo) -> None:
@@ -295,14 +318,29 @@ def warnings_of(prompt: str, vocabulary: Sequence[str]) -> list[str]:
 
 
 def warnings_of_steps(config: SamplingConfig) -> list[str]:
-    """A warning where the strength leaves no step, unless that is what 0 asks for."""
-    steps, strength = config.num_inference_steps, config.strength
-    if config.automatic or strength == 0 or num_late_steps(steps, strength) > 0:
+    """A warning where a strength leaves no step, unless that is what 0 asks for."""
+    asked, steps, warnings = Flat(config), config.num_inference_steps, []
+    for name, nothing in (("strength", "nothing is edited"), ("second_pass_strength", "there is no second pass")):
+        strength = getattr(asked, name)  # 0 where it is unset, as with automatic
+        if strength > 0 and num_late_steps(steps, strength) == 0:
+            warnings.append(
+                f"{name} {strength:g} of {steps} steps leaves none, so {nothing}: "
+                f"set config.{SAMPLING[name].path} to {1 / steps:.2g} or more, or raise config.num_inference_steps"
+            )
+    return warnings
+
+
+def _warnings_of_second_pass(
+    picture: Image | PictureInfo, sampling: SamplingConfig, base_model: BaseModel
+) -> list[str]:
+    """A warning where one is asked for and there is none. With only_masked the sampler knows what is edited."""
+    asked, size = Flat(sampling), (picture.height, picture.width)
+    if not asked.second_pass or asked.only_masked:
         return []
-    return [
-        f"strength {strength:g} of {steps} steps leaves none, so nothing is edited: raise strength to {1 / steps:.2g} "
-        "or more, or num_inference_steps"
-    ]
+    into = working_size.working_size(size, (base_model.height, base_model.width), base_model.size_step)
+    if working_size.leaves_detail(size, working_size.fit(size, into)):
+        return []
+    return [working_size.too_small_for_second_pass(size, into)]
 
 
 def _check(request: EditRequest) -> None:

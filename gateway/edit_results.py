@@ -1,23 +1,27 @@
-"""Edits by name, in memory: those that run, and for ten minutes those that ended, with their pictures.
+"""Edits by name: those that run, and for ten minutes those that ended. Their pictures are in the object store.
 
-The bytes of all pictures are bounded. The oldest are forgotten first.
+The number of ended ones and the bytes of all pictures are bounded. The oldest are forgotten first.
 """
 
 import asyncio
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 
 from google.rpc.status_pb2 import Status
 
-from gateway.names import Name, new_id, parse
+from gateway.names import Name, missing, new_id, parse
 from gateway.relay import Relay
-from unitune.errors import Cancelled, NotFound, UniTuneError
+from gateway.stored_edits import KEPT_S, StoredEdits, not_kept
+from unitune import metrics, telemetry
+from unitune.errors import Cancelled, UniTuneError
 from unitune.v1.edit_pb2 import Edit, EditEvent, Timings
 
-KEPT_S = 600.0
+logger = logging.getLogger(__name__)
+
 MAX_EDITS = 1000  # ended ones
-MAX_BYTES = 128 << 20  # of the pictures of ended ones
+MAX_BYTES = 1 << 30  # of the pictures of ended ones, in the store
 
 
 class CancelledByOwner(Cancelled):
@@ -30,13 +34,13 @@ class CancelledByOwner(Cancelled):
 class OpenEdit:
     """One edit, from its acceptance on."""
 
-    def __init__(self, tenant: str, on_end: "Callable[[OpenEdit], None]") -> None:
+    def __init__(self, tenant: str, stored: StoredEdits, on_end: "Callable[[OpenEdit], None]") -> None:
         self.edit = Edit(name=str(Name(tenant, "edits", new_id("e"))), state=Edit.STATE_RUNNING)
+        self.pictures = stored.pictures(self.edit.name)
         self.relay: Relay[EditEvent] | None = None
         self.waits = False  # for its tuning, or for its turn at the sampler
         self.end_s: float | None = None  # on the monotonic clock
         self.size_bytes = 0  # as it was counted at its end
-        self.too_large_bytes = 0  # of its pictures, when no answer could hold them and they are not kept
         self._events = 0
         self._on_end = on_end
 
@@ -48,9 +52,8 @@ class OpenEdit:
         event.create_time.GetCurrentTime()
         return event
 
-    def done(self, images: list[EditEvent.EditedImage], timings: Timings) -> None:
+    def done(self, timings: Timings) -> None:
         """The edit has its pictures."""
-        self.edit.images.extend(images)
         self.edit.timings.CopyFrom(timings)
         self._end(Edit.STATE_DONE)
 
@@ -65,8 +68,11 @@ class OpenEdit:
             self._end(Edit.STATE_CANCELLED)
 
     def _end(self, state: Edit.State) -> None:
+        if self.end_s is None:
+            metrics.EDIT_ENDS.labels(Edit.State.Name(state).removeprefix("STATE_").lower()).inc()
         self.edit.state = state
         self.relay = None
+        self.pictures.close()
         self.end_s = time.monotonic()
         self._on_end(self)
 
@@ -74,7 +80,9 @@ class OpenEdit:
 class EditResults:
     """All edits of this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, stored: StoredEdits) -> None:
+        self._stored = stored
+        self._discards: set[asyncio.Task[None]] = set()
         self._edits: dict[str, OpenEdit] = {}
         self._ended: OrderedDict[str, OpenEdit] = OrderedDict()  # the oldest end first
         self._timer: asyncio.TimerHandle | None = None
@@ -82,17 +90,47 @@ class EditResults:
 
     def begin(self, tenant: str) -> OpenEdit:
         """A new edit of a tenant."""
-        opened = OpenEdit(tenant, self._end)
+        opened = OpenEdit(tenant, self._stored, self._end)
         self._edits[opened.edit.name] = opened
         return opened
 
+    def is_known(self, name: str) -> bool:
+        """Whether an edit runs here, or ended not long ago."""
+        return name in self._edits
+
     def get(self, name: str) -> OpenEdit:
-        """An edit by name. Raises NotFound (EDIT_NOT_FOUND)."""
-        parse(name, "edits")
+        """An edit of this process by name. Raises NotFound (EDIT_NOT_FOUND)."""
+        asked = parse(name, "edits")
         try:
             return self._edits[name]
         except KeyError:
-            raise NotFound(f"there is no edit {name}", reason="EDIT_NOT_FOUND", metadata={"name": name}) from None
+            raise missing(asked) from None
+
+    async def read(self, name: str) -> Edit:
+        """An edit with its pictures, also one that an earlier process has done.
+
+        Raises NotFound (EDIT_NOT_FOUND), and as `StoredEdits.read` does.
+        """
+        asked = parse(name, "edits")
+        opened = self._edits.get(name)
+        if opened is not None and opened.edit.state != Edit.STATE_DONE:
+            return opened.edit
+        if opened is not None and opened.pictures.failure is not None:
+            raise not_kept(opened.pictures.failure)
+        edit = await self._stored.read(name)
+        if edit is None:
+            raise missing(asked)
+        return edit
+
+    async def finish(self, opened: OpenEdit, timings: Timings) -> None:
+        """Store what is known of an edit that is done, for GetEdit."""
+        if opened.pictures.failure is None:
+            edit = opened.edit
+            await self._stored.finish(Edit(name=edit.name, tuning=edit.tuning, state=Edit.STATE_DONE, timings=timings))
+
+    async def forget(self, tuning: str) -> None:
+        """Forget the results of all edits of a tuning that is deleted, in the store, too."""
+        await self._stored.discard_of(tuning)
 
     def cancel(self, name: str) -> Edit:
         """Stop an edit, whatever its reader does. Raises NotFound (EDIT_NOT_FOUND)."""
@@ -112,7 +150,7 @@ class EditResults:
         name = opened.edit.name
         if self._ended.pop(name, None) is not None:  # an edit that is cancelled while it fails ends twice
             self.size_bytes -= opened.size_bytes
-        opened.size_bytes = opened.edit.ByteSize()
+        opened.size_bytes = opened.edit.ByteSize() + opened.pictures.size_bytes
         self.size_bytes += opened.size_bytes
         self._ended[name] = opened
         self._forget()
@@ -131,3 +169,13 @@ class EditResults:
                 return
             del self._ended[name], self._edits[name]
             self.size_bytes -= oldest.size_bytes
+            if oldest.pictures.size_bytes:
+                discard = asyncio.create_task(self._discard(name))
+                self._discards.add(discard)
+                discard.add_done_callback(self._discards.discard)
+
+    async def _discard(self, name: str) -> None:
+        try:
+            await self._stored.discard(name)
+        except UniTuneError as error:  # the next sweep of the store finds it
+            telemetry.event(logger, "result not deleted", level=logging.WARNING, edit=name, reason=error.reason)

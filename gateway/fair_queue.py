@@ -22,21 +22,39 @@ class FairQueue:
         self._taken: Counter[str] = Counter()
         # A tenant that was served goes to the end.
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        # Of those that wait, in the order in which they came: the work, and since when.
+        self._entries: dict[asyncio.Future[None], tuple[float, float]] = {}
 
     @property
     def num_waiting(self) -> int:
         """How many wait for a place."""
         return sum(len(line) for line in self._waiting.values())
 
+    @property
+    def num_taken(self) -> int:
+        """How many have a place."""
+        return self._taken.total()
+
+    @property
+    def oldest_wait_s(self) -> float:
+        """How long the one that came first has waited; 0 if nobody waits."""
+        return time.monotonic() - next(iter(self._entries.values()))[1] if self._entries else 0.0
+
+    def work_before(self, tenant: str) -> float:
+        """The work of this tenant that waits, for each of the places that it may have: what a further one waits for at
+        least, however the other tenants fare."""
+        return sum(self._entries[entry][0] for entry in self._waiting.get(tenant, ())) / self._most_of_one
+
     @asynccontextmanager
-    async def place(self, tenant: str) -> AsyncGenerator[float, None]:
-        """Wait for a place and have it for the block; the seconds waited.
+    async def place(self, tenant: str, work: float = 0.0) -> AsyncGenerator[float, None]:
+        """Wait for a place and have it for the block; the seconds waited. `work` is in any unit.
 
         A caller that is cancelled while it waits leaves the queue at once.
         """
         began = time.monotonic()
         entry: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(tenant, deque()).append(entry)
+        self._entries[entry] = work, began
         self._serve()
         try:
             await entry
@@ -68,5 +86,6 @@ class FairQueue:
         line = self._waiting.get(tenant)
         if line is not None and entry in line:
             line.remove(entry)
+            del self._entries[entry]
             if not line:
                 del self._waiting[tenant]

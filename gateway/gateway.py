@@ -4,6 +4,10 @@ import asyncio
 
 import grpc
 
+from gateway import admin_key
+from gateway.access import PUBLIC, Access
+from gateway.admission import Admission
+from gateway.api_keys import ApiKeys
 from gateway.compare import Comparisons
 from gateway.config import GatewayConfig
 from gateway.edit import Edits
@@ -11,31 +15,36 @@ from gateway.edit_plan import Planner
 from gateway.edit_results import EditResults
 from gateway.evictions import Evictions
 from gateway.fair_queue import FairQueue
+from gateway.gauges import Gauges
 from gateway.images import Images
+from gateway.jwks import Jwks
+from gateway.key_service import KeyService
 from gateway.known_services import KnownServices
 from gateway.open_calls import OpenCalls
 from gateway.retention import Retention
 from gateway.service import EditService, ImageService, ServerService, TuningService
 from gateway.state import State
+from gateway.stored_bytes import StoredBytes
+from gateway.stored_edits import StoredEdits
+from gateway.tokens import Tokens
 from gateway.tuner_pool import TunerPool
 from gateway.tuners import Tuners
+from gateway.tuning_records import QueueLimits
 from gateway.tunings import Tunings
 from gateway.uploads import Uploads
 from gateway.upstreams import Upstreams
 from gateway.weight_files import WeightFiles
-from unitune import serving
+from unitune import exposure, peers, serving
+from unitune.certificates import CertificateReader
 from unitune.errors import Unavailable
 from unitune.object_store import ObjectStore
 from unitune.v1 import (
-    edit_pb2,
     edit_pb2_grpc,
-    image_pb2,
     image_pb2_grpc,
-    server_pb2,
+    key_pb2_grpc,
     server_pb2_grpc,
     tuner_pb2,
     tuner_pb2_grpc,
-    tuning_pb2,
     tuning_pb2_grpc,
 )
 
@@ -45,12 +54,20 @@ REPORT_S = 2.0  # for a report that has come to be kept
 class Gateway:
     """One gateway. It belongs to the event loop in which it was opened."""
 
-    def __init__(self, config: GatewayConfig, state: State, store: ObjectStore) -> None:
+    def __init__(self, config: GatewayConfig, state: State, store: ObjectStore, keys: ApiKeys) -> None:
         self._state = state
-        self._upstreams = Upstreams(config.sampler, silence_s=config.silence_s)
+        is_named = exposure.NO_KEYS in exposure.allowed(config.insecure)
+        is_open = is_named or not (config.asks_for_credentials or keys.has_valid())
+        self._tokens = tokens_of(config)
+        self.access = Access(keys, self._tokens, is_open=is_open)
+        self._key_service = KeyService(keys)
+        certificates = CertificateReader(config.peer_files) if config.peer_files is not None else None
+        self._certificates = certificates
+        self._upstreams = Upstreams(config.sampler, silence_s=config.silence_s, certificates=certificates)
         self._tuners = Tuners()
         self._services = KnownServices(self._upstreams, self._tuners, state)
-        self._images, files = Images(store), WeightFiles(store)
+        storage = StoredBytes(store, config.tenant_bytes)
+        self._images, files = Images(store, storage), WeightFiles(store)
         images = self._images
         self._pool = TunerPool(
             state,
@@ -62,27 +79,43 @@ class Gateway:
             model_gone_s=config.model_gone_s,
         )
         evictions = Evictions(state, self._upstreams, retry_s=config.retry_s)
-        tunings = Tunings(state, images, files, self._upstreams, self._tuners, evictions, position_s=config.position_s)
-        self.retention = Retention(state, images, store, keep_s=config.keep_unused_s)
-        self._results = EditResults()
-        planner = Planner(tunings, images, self._upstreams, config.is_filtered)
+        tunings = Tunings(
+            state,
+            images,
+            files,
+            self._upstreams,
+            self._tuners,
+            evictions,
+            storage=storage,
+            limits=QueueLimits(config.tenant_tunings, config.open_tunings),
+            most_pixels=config.tuning_pixels,
+            position_s=config.position_s,
+        )
+        stored_edits = StoredEdits(store)
+        self._results = EditResults(stored_edits)
+        self.retention = Retention(
+            state, images, store, stored_edits, keep_s=config.keep_unused_s, is_known=self._results.is_known
+        )
+        planner = Planner(tunings, images, self._upstreams, config.is_filtered, most_steps=config.edit_steps)
         # No edit waits in the transport, where it would have no heartbeat and could not be cancelled alone.
         queue = FairQueue(config.sample_streams)
         edits = Edits(planner, tunings, self._upstreams, self._results, queue, heartbeat_s=config.heartbeat_s)
         self._comparisons = Comparisons(
-            planner, edits, tunings, images, self._upstreams, heartbeat_s=config.heartbeat_s
+            planner, edits, tunings, images, self._upstreams, self._results, heartbeat_s=config.heartbeat_s
         )
-        calls = OpenCalls()
-        self._tuning_service = TuningService(tunings, calls, config.heartbeat_s)
-        self._image_service = ImageService(images, Uploads(), self.retention, calls)
-        self._edit_service = EditService(edits, self._comparisons, self._results, calls)
-        self._server_service = ServerService(self._upstreams, self._tuners)
+        calls, admission = OpenCalls(), Admission(config)
+        self._tuning_service = TuningService(tunings, self._results, calls, admission, config.heartbeat_s)
+        self._image_service = ImageService(images, Uploads(), self.retention, calls, admission)
+        self._edit_service = EditService(edits, self._comparisons, self._results, calls, admission)
+        gauges = Gauges(state, queue)
+        self._server_service = ServerService(self._upstreams, self._tuners, gauges, config)
         self._internal: serving.RunningServer | None = None
         self._tasks = [
             asyncio.create_task(self._pool.run()),
             asyncio.create_task(tunings.sweep(config.sweep_s)),
             asyncio.create_task(self.retention.run(config.store_sweep_s)),
             asyncio.create_task(evictions.run()),
+            asyncio.create_task(gauges.run()),
         ]
 
     @classmethod
@@ -92,11 +125,21 @@ class Gateway:
         Raises OSError when one of them cannot be used.
         """
         store = ObjectStore(config.store)
-        gateway = cls(config, await State.open(config.state), store)
+        state = await State.open(config.state)
+        try:
+            keys = await ApiKeys.open(state.file)
+            if config.admin_key_file is not None:
+                await admin_key.adopt(keys, config.admin_key_file)
+            gateway = cls(config, state, store, keys)
+        except BaseException:
+            await state.close()
+            raise
         await gateway._services.begin()
         try:
             gateway._internal = await serving.start(
-                config.internal_address, gateway._register_internal, reflection_on=False
+                config.internal_address,
+                gateway._register_internal,
+                **peers.served_by(gateway._certificates, (peers.TUNER,)),
             )
         except OSError:
             await gateway.close()
@@ -110,8 +153,8 @@ class Gateway:
         image_pb2_grpc.add_ImageServiceServicer_to_server(self._image_service, server)
         edit_pb2_grpc.add_EditServiceServicer_to_server(self._edit_service, server)
         server_pb2_grpc.add_ServerServiceServicer_to_server(self._server_service, server)
-        modules = (tuning_pb2, image_pb2, edit_pb2, server_pb2)
-        return [service.full_name for module in modules for service in module.DESCRIPTOR.services_by_name.values()]
+        key_pb2_grpc.add_KeyServiceServicer_to_server(self._key_service, server)
+        return [service.full_name for service in PUBLIC]
 
     @property
     def internal_address(self) -> str:
@@ -140,5 +183,14 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._upstreams.close()
+        if self._tokens is not None:
+            await self._tokens.close()
         await self._images.close()
         await self._state.close()
+
+
+def tokens_of(config: GatewayConfig) -> Tokens | None:
+    """The tokens that are taken as credentials; None without an issuer."""
+    if not config.oidc_issuer:
+        return None
+    return Tokens(Jwks(config.oidc_jwks), config.oidc_issuer, config.oidc_audience, config.oidc_tenant_claim)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict
 from weakref import WeakValueDictionary
@@ -18,7 +18,8 @@ from weakref import WeakValueDictionary
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from gateway.fair_queue import FairQueue
-from gateway.names import DEFAULT_TENANT, Name, parse_parent
+from gateway.names import DEFAULT_TENANT, Name, missing, parse_parent
+from gateway.stored_bytes import StoredBytes
 from gateway.uploads import Upload
 from unitune import images, store_paths
 from unitune.errors import DataLoss, InvalidArgument, InvalidField, NotFound, ResourceExhausted, Unavailable
@@ -34,8 +35,9 @@ _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 class Images:
     """The pictures of all tenants in one store."""
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(self, store: ObjectStore, storage: StoredBytes) -> None:
         self._store = store
+        self._storage = storage
         self._locks: WeakValueDictionary[Name, asyncio.Lock] = WeakValueDictionary()  # of pictures that somebody holds
         self._checks = PictureChecks()
         self._decoders = FairQueue(CHILDREN, CHILDREN)
@@ -76,7 +78,7 @@ class Images:
     async def keep(self, tenant: str, data: bytes) -> Image:
         """Check a picture and keep it. If it is there already, undamaged, only its time is renewed.
 
-        Raises as `check` does.
+        Raises as `check` does, and ResourceExhausted (TENANT_STORAGE_LIMIT) for a new one.
         """
         name = Name(tenant, "images", hashlib.sha256(data).hexdigest())
         async with self.holding(name):
@@ -91,9 +93,13 @@ class Images:
                 pass
             except DataLoss:
                 await self.discard(name)
+        refused = await self._storage.refusal(tenant, len(data))
+        if refused is not None:
+            raise refused
         info = await self.check(tenant, data)
         facts = {**asdict(info), "size_bytes": len(data), "create_s": time.time()}
         await self._store.answer(self._write, name, data, json.dumps(facts).encode())
+        self._storage.add(tenant, len(data))
         return await self.find(name)
 
     async def find(self, name: Name) -> Image:
@@ -101,7 +107,7 @@ class Images:
         try:
             text = await self._store.answer(self._store.get, f"{_path(name)}/image.json")
         except FileNotFoundError:
-            raise _missing(name) from None
+            raise missing(name) from None
         create_time = Timestamp()
         try:
             facts = json.loads(text)
@@ -115,7 +121,7 @@ class Images:
         try:
             data, digest = await self._store.answer(self._read, name)
         except FileNotFoundError:
-            raise _missing(name) from None
+            raise missing(name) from None
         if digest != name.id:
             raise _damaged(name)
         return data
@@ -139,8 +145,10 @@ class Images:
         self._store.put(f"{_path(name)}/image.json", facts)
 
 
-async def receive(requests: AsyncIterator[UploadImageRequest], upload: Upload) -> tuple[str, bytes]:
-    """An upload's tenant and bytes. They are in memory only.
+async def receive(
+    requests: AsyncIterator[UploadImageRequest], upload: Upload, admit: Callable[[str], None]
+) -> tuple[str, bytes]:
+    """An upload's tenant and bytes. They are in memory only. `admit` takes the tenant in, or raises.
 
     Raises InvalidField for a message out of place, InvalidArgument for UPLOAD_TOO_LARGE and DIGEST_MISMATCH, and
     ResourceExhausted as `Upload.add` does.
@@ -153,6 +161,7 @@ async def receive(requests: AsyncIterator[UploadImageRequest], upload: Upload) -
                 raise InvalidField("header", "a second one", "send it once, before the chunks")
             header = request.header
             tenant = parse_parent(header.parent) or DEFAULT_TENANT
+            admit(tenant)
             _check_header(header)
             continue
         if header is None:
@@ -169,7 +178,7 @@ async def receive(requests: AsyncIterator[UploadImageRequest], upload: Upload) -
         raise InvalidField("header.size_bytes", header.size_bytes, f"but {upload.size_bytes} bytes came")
     if header.sha256 and header.sha256.lower() != digest.hexdigest():
         remedy = "the bytes that came have another digest; send the file again"
-        raise InvalidArgument.of_field("header.sha256", header.sha256, remedy, reason="DIGEST_MISMATCH")
+        raise InvalidArgument.field_error("header.sha256", header.sha256, remedy, reason="DIGEST_MISMATCH")
     return tenant, upload.take_bytes()
 
 
@@ -186,12 +195,6 @@ def _too_large(value: str) -> InvalidArgument:
     return refusal("image", "UPLOAD_TOO_LARGE", value, f"send a file of at most {MAX_BYTES} bytes")
 
 
-def _missing(name: Name) -> NotFound:
-    return NotFound(
-        f"there is no image {name}; upload it first", reason="IMAGE_NOT_FOUND", metadata={"name": str(name)}
-    )
-
-
 def _damaged(name: Name) -> DataLoss:
     return DataLoss(
         f"the stored image {name} is damaged; upload it again", reason="IMAGE_CORRUPT", metadata={"name": str(name)}
@@ -199,8 +202,8 @@ def _damaged(name: Name) -> DataLoss:
 
 
 def _path(name: Name) -> str:
-    return store_paths.of_image(name.tenant, name.id)
+    return store_paths.image_path(name.tenant, name.id)
 
 
 def _file(name: Name) -> str:
-    return store_paths.of_image_file(name.tenant, name.id)
+    return store_paths.image_file_path(name.tenant, name.id)

@@ -5,13 +5,12 @@ process before it did.
 """
 
 import asyncio
-import contextlib
 import logging
 
 from gateway.state import State
 from gateway.tuners import Tuners
 from gateway.upstreams import Upstreams
-from unitune import telemetry
+from unitune import metrics, telemetry
 from unitune.errors import UniTuneError
 from unitune.v1.sampler_pb2 import SamplerInfo
 from unitune.v1.tuner_pb2 import TunerInfo
@@ -50,11 +49,17 @@ class KnownServices:
             except Exception:  # such as a disk that is full; the next round tries again
                 telemetry.failure(logger, "services not kept")
             await asyncio.sleep(every_s)
+            self._upstreams.renew()
             await self._ask()
 
     async def _ask(self) -> None:
-        with contextlib.suppress(UniTuneError):
+        try:
             await self._upstreams.sampler_info()
+            is_up = True
+        except UniTuneError:
+            is_up = False
+        metrics.UPSTREAM_UP.labels(SAMPLER).set(is_up)
+        metrics.UPSTREAM_UP.labels(TUNER).set(self._tuners.is_any_there)
 
     async def keep(self) -> None:
         """Write into the state what is new."""

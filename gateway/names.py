@@ -5,7 +5,7 @@ import uuid
 from typing import NamedTuple
 
 from unitune import store_paths
-from unitune.errors import InvalidField
+from unitune.errors import InvalidField, NotFound
 
 DEFAULT_TENANT = "default"
 
@@ -13,9 +13,10 @@ _TENANT = re.compile(store_paths.TENANT)
 _ID = {
     "images": re.compile(store_paths.SHA256),
     "tunings": re.compile(store_paths.TUNING),
-    "edits": re.compile(r"[a-z][a-z0-9-]{3,62}"),
+    "edits": re.compile(store_paths.EDIT),
+    "keys": re.compile(r"k[0-9a-f]{12}"),
 }
-_SHAPE = {"images": "{sha256}", "tunings": "{tuning}", "edits": "{edit}"}
+_SHAPE = {"images": "{sha256}", "tunings": "{tuning}", "edits": "{edit}", "keys": "{key}"}
 
 
 class Name(NamedTuple):
@@ -49,8 +50,17 @@ def parse_parent(parent: str) -> str | None:
         return None
     collection, slash, tenant = parent.partition("/")
     if collection != "tenants" or not slash or not _TENANT.fullmatch(tenant):
-        raise InvalidField("parent", parent, "a parent has the form tenants/{tenant}")
+        form = "a tenant has 1 to 63 of a-z, 0-9 and -, the first a letter"
+        raise InvalidField("parent", parent, f"a parent has the form tenants/{{tenant}}, where {form}")
     return tenant
+
+
+def missing(name: Name) -> NotFound:
+    """The error for a resource that does not exist, or belongs to another tenant: callers cannot tell which."""
+    kind = name.collection.removesuffix("s")
+    remedy = "; upload it first" if kind == "image" else ""
+    metadata = {"name": str(name)}
+    return NotFound(f"there is no {kind} {name}{remedy}", reason=f"{kind.upper()}_NOT_FOUND", metadata=metadata)
 
 
 def new_id(letter: str) -> str:

@@ -2,14 +2,15 @@
 does not read.
 
 The generator never outlives its reader. What it has emitted waits for the reader up to a bound. Beyond the bound the
-generator waits, too, unless it has a backlog: then it goes on at its own speed.
+generator waits, too, unless its events are stored elsewhere: then they wait there, and it goes on at its own speed.
 """
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from unitune.errors import DeadlineExceeded, UniTuneError
@@ -18,28 +19,22 @@ Event = TypeVar("Event")
 
 # Between generator and reader, including the event that the reader has now. A larger event waits alone.
 WAITING_EVENTS = 4
-WAITING_BYTES = 1 << 20
+WAITING_BYTES = 256 << 10
 
-BACKLOG_BYTES = 128 << 20  # for one slow reader beyond that
-ALL_BACKLOG_BYTES = 256 << 20  # for all slow readers together
-EVENT_BYTES = 256  # of memory for an event beside its message's bytes
-# A generator that finds the backlog full waits for its reader. In all it waits for BEHIND_S, longer if the reader takes
-# BEHIND_BYTES_PER_S, and for LONGEST_BEHIND_S at most.
+EVENT_BYTES = 256  # of memory for an event beside its message's bytes, and for one that is stored
+# A generator whose event is neither stored nor has room waits for its reader. In all it waits for BEHIND_S, longer if
+# the reader takes BEHIND_BYTES_PER_S, and for LONGEST_BEHIND_S at most.
 BEHIND_S = 5.0
 BEHIND_BYTES_PER_S = 1 << 20
 LONGEST_BEHIND_S = 60.0
-POLL_S = 0.1  # another reader may have freed memory
+POLL_S = 0.1  # between two looks whether the reader took something
 
 
-class Backlog:
-    """Memory for events that wait for slow readers, shared by many relays."""
+@dataclass(frozen=True)
+class _Stored(Generic[Event]):
+    """An event that waits elsewhere."""
 
-    def __init__(self) -> None:
-        self.size_bytes = 0
-
-    def fits(self, held_bytes: int, size: int) -> bool:
-        """Whether a reader for whom `held_bytes` wait may have `size` bytes more waiting."""
-        return held_bytes + size <= BACKLOG_BYTES and self.size_bytes + size <= ALL_BACKLOG_BYTES
+    load: Callable[[], Awaitable[Event]]
 
 
 class Relay(Generic[Event]):
@@ -53,20 +48,21 @@ class Relay(Generic[Event]):
         heartbeat: Callable[[], Event],
         size_of: Callable[[Event], int],
         lighten: Callable[[Event], object] | None = None,
-        backlog: Backlog | None = None,
+        stored: Callable[[Event], Callable[[], Awaitable[Event]] | None] | None = None,
     ) -> None:
         """`heartbeat` makes the event that is sent whenever `silence_s` seconds would pass without one.
 
         `size_of` is an event's size in bytes. `lighten` takes out of it what a reader that is behind can do without.
-        With a `backlog` a reader that is too far behind ends the generator with DeadlineExceeded (READER_TOO_SLOW).
+        `stored` says what reads an event again that is stored elsewhere, None for one that is not. With it a reader
+        that is too far behind ends the generator with DeadlineExceeded (READER_TOO_SLOW).
         """
         self._source = source
         self._silence_s = silence_s
         self._heartbeat = heartbeat
         self._size_of = size_of
         self._lighten = lighten
-        self._backlog = backlog
-        self._waiting: deque[tuple[Event, int]] = deque()
+        self._stored = stored
+        self._waiting: deque[tuple[Event | _Stored[Event], int]] = deque()
         self._size_bytes = 0  # of what waits
         self._read_bytes = 0
         self._behind_s = 0.0  # that the generator has waited for its reader
@@ -87,7 +83,9 @@ class Relay(Generic[Event]):
                 if not self._waiting:
                     await self._wait_for_event()
                 if self._waiting:
-                    yield self._waiting[0][0]  # the reader has it until it asks for the next one
+                    event = self._waiting[0][0]
+                    # The reader has it until it asks for the next one.
+                    yield await event.load() if isinstance(event, _Stored) else event
                     self._pop()
                 elif not self._task.done():
                     yield self._heartbeat()
@@ -113,35 +111,38 @@ class Relay(Generic[Event]):
         async with aclosing(self._source) as source:
             async for event in source:
                 size = self._size_of(event)
-                if self._lighten is not None and not self._fits(size):
-                    self._lighten(event)
-                    size = self._size_of(event)
-                if self._backlog is not None:
-                    size += EVENT_BYTES
-                while not self._fits(size) and not (self._backlog and self._backlog.fits(self._size_bytes, size)):
+                waits: Event | _Stored[Event] = event
+                if not self._fits(size):
+                    if self._lighten is not None:
+                        self._lighten(event)
+                        size = self._size_of(event)
+                    if self._stored is not None:
+                        size += EVENT_BYTES
+                        if (load := self._stored(event)) is not None:
+                            waits, size = _Stored(load), EVENT_BYTES
+                while not (self._fits(size) or (self._stored is not None and self._fits_behind(size))):
                     await self._wait_for_reader()
-                self._waiting.append((event, size))
-                self._count(size)
+                self._waiting.append((waits, size))
+                self._size_bytes += size
                 self._emitted.set()
 
     def _fits(self, size: int) -> bool:
         return not self._waiting or (len(self._waiting) < WAITING_EVENTS and self._size_bytes + size <= WAITING_BYTES)
 
+    def _fits_behind(self, size: int) -> bool:
+        """Whether there is room behind the event that the reader has now, however large that is."""
+        return self._size_bytes - self._waiting[0][1] + size <= WAITING_BYTES
+
     def _pop(self) -> None:
         _, size = self._waiting.popleft()
-        self._count(-size)
+        self._size_bytes -= size
         self._read_bytes += size
         self._taken.set()
 
-    def _count(self, size: int) -> None:
-        self._size_bytes += size
-        if self._backlog is not None:
-            self._backlog.size_bytes += size
-
     async def _wait_for_reader(self) -> None:
-        """Wait until the reader took an event; with a backlog for POLL_S. Raises DeadlineExceeded (READER_TOO_SLOW)."""
+        """Wait until the reader took an event; with `stored` for POLL_S. Raises DeadlineExceeded (READER_TOO_SLOW)."""
         self._taken.clear()
-        if self._backlog is None:
+        if self._stored is None:
             await self._taken.wait()
             return
         began = time.monotonic()

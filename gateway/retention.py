@@ -8,10 +8,12 @@ import asyncio
 import logging
 import secrets
 import time
+from collections.abc import Callable
 
 from gateway.images import Images
 from gateway.names import Name, parse
 from gateway.state import State
+from gateway.stored_edits import StoredEdits
 from gateway.tuning_records import UNFINISHED
 from unitune import store_paths, telemetry
 from unitune.errors import DataLoss, FailedPrecondition, NotFound
@@ -26,8 +28,20 @@ IDENTITY = "identity"  # the key of a state's own random name
 class Retention:
     """Deletes from the store of one gateway what nobody owns."""
 
-    def __init__(self, state: State, images: Images, store: ObjectStore, *, keep_s: float) -> None:
-        """`keep_s` is how long what nobody owns is kept; 0 keeps it for ever."""
+    def __init__(
+        self,
+        state: State,
+        images: Images,
+        store: ObjectStore,
+        edits: StoredEdits,
+        *,
+        keep_s: float,
+        is_known: Callable[[str], bool],
+    ) -> None:
+        """`keep_s` is how long what nobody owns is kept; 0 keeps it for ever, but for results of edits. `is_known` says
+        whether an edit runs or ended not long ago."""
+        self._edits = edits
+        self._is_known = is_known
         self._state = state
         self._images = images
         self._store = store
@@ -56,7 +70,7 @@ class Retention:
 
     async def run(self, every_s: float) -> None:
         """Sweep at intervals."""
-        while self._keep_s > 0:
+        while True:
             try:
                 if await self._is_own_store():
                     await self.sweep()
@@ -97,7 +111,10 @@ class Retention:
         return not paths and not await self._store.answer(self._store.list, store_paths.IMAGES)
 
     async def sweep(self) -> None:
-        """Delete what has been without an owner for long enough."""
+        """Delete what has been without an owner for long enough, and the results of edits that nobody knows."""
+        await self._edits.sweep(self._is_known)
+        if self._keep_s == 0:
+            return
         before_s = time.time() - self._keep_s
         await self._sweep_images(before_s)
         await self._sweep_weights(before_s)

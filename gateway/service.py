@@ -7,9 +7,12 @@ from typing import Any
 from google.protobuf.empty_pb2 import Empty
 
 from gateway import validation
+from gateway.admission import Admission, tenant_of
 from gateway.compare import Comparisons
+from gateway.config import GatewayConfig
 from gateway.edit import Edits
 from gateway.edit_results import EditResults
+from gateway.gauges import Gauges
 from gateway.images import Images, receive
 from gateway.open_calls import OpenCalls
 from gateway.relay import Relay
@@ -35,24 +38,32 @@ from unitune.v1 import (
 class TuningService(tuning_pb2_grpc.TuningServiceServicer):
     """Tunings, as `tuning.proto` promises them."""
 
-    def __init__(self, tunings: Tunings, calls: OpenCalls, heartbeat_s: float) -> None:
+    def __init__(
+        self, tunings: Tunings, results: EditResults, calls: OpenCalls, admission: Admission, heartbeat_s: float
+    ) -> None:
         self._tunings = tunings
+        self._results = results
         self._calls = calls
+        self._admission = admission
         self._heartbeat_s = heartbeat_s
         self._watches: set[Relay[tuning_pb2.TuningEvent]] = set()
 
     async def CreateTuning(self, request: tuning_pb2.CreateTuningRequest, context: Any) -> tuning_pb2.Tuning:
+        self._admission.request(tenant_of(request))
         return await self._tunings.create(request)
 
     async def GetTuning(self, request: tuning_pb2.GetTuningRequest, context: Any) -> tuning_pb2.Tuning:
+        self._admission.request(tenant_of(request))
         return await self._tunings.get(request.name)
 
     async def ListTunings(self, request: tuning_pb2.ListTuningsRequest, context: Any) -> tuning_pb2.ListTuningsResponse:
+        self._admission.request(tenant_of(request))
         return await self._tunings.page(request)
 
     async def WatchTuning(
         self, request: tuning_pb2.WatchTuningRequest, context: Any
     ) -> AsyncGenerator[tuning_pb2.TuningEvent, None]:
+        self._admission.request(tenant_of(request))
         with self._calls.count(context):
             watch = Relay(
                 self._tunings.watch(request.name, request.after_sequence),
@@ -69,14 +80,18 @@ class TuningService(tuning_pb2_grpc.TuningServiceServicer):
                 self._watches.discard(watch)
 
     async def CancelTuning(self, request: tuning_pb2.CancelTuningRequest, context: Any) -> tuning_pb2.Tuning:
+        self._admission.request(tenant_of(request))
         return await self._tunings.cancel(request.name)
 
     async def UpdateTuning(self, request: tuning_pb2.UpdateTuningRequest, context: Any) -> tuning_pb2.Tuning:
+        self._admission.request(tenant_of(request))
         return await self._tunings.update(request.tuning)
 
     async def DeleteTuning(self, request: tuning_pb2.DeleteTuningRequest, context: Any) -> Empty:
+        self._admission.request(tenant_of(request))
         try:
             await self._tunings.delete(request.name)
+            await self._results.forget(request.name)
         except NotFound:
             if not request.allow_missing:
                 raise
@@ -91,8 +106,11 @@ class TuningService(tuning_pb2_grpc.TuningServiceServicer):
 class ImageService(image_pb2_grpc.ImageServiceServicer):
     """Uploads, as `image.proto` promises them."""
 
-    def __init__(self, images: Images, uploads: Uploads, retention: Retention, calls: OpenCalls) -> None:
+    def __init__(
+        self, images: Images, uploads: Uploads, retention: Retention, calls: OpenCalls, admission: Admission
+    ) -> None:
         self._images = images
+        self._admission = admission
         self._uploads = uploads
         self._retention = retention
         self._calls = calls
@@ -102,10 +120,11 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
     ) -> image_pb2.Image:
         with self._calls.count(context):
             async with self._uploads.admit() as upload:
-                tenant, data = await receive(request_iterator, upload)
+                tenant, data = await receive(request_iterator, upload, self._admission.request)
                 return await self._images.keep(tenant, data)
 
     async def DeleteImage(self, request: image_pb2.DeleteImageRequest, context: Any) -> Empty:
+        self._admission.request(tenant_of(request))
         await self._retention.delete_image(request.name, allow_missing=request.allow_missing)
         return Empty()
 
@@ -113,14 +132,17 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
 class EditService(edit_pb2_grpc.EditServiceServicer):
     """Edits, as `edit.proto` promises them."""
 
-    def __init__(self, edits: Edits, comparisons: Comparisons, results: EditResults, calls: OpenCalls) -> None:
+    def __init__(
+        self, edits: Edits, comparisons: Comparisons, results: EditResults, calls: OpenCalls, admission: Admission
+    ) -> None:
         self._edits = edits
+        self._admission = admission
         self._comparisons = comparisons
         self._results = results
         self._calls = calls
 
     async def Edit(self, request: edit_pb2.EditRequest, context: Any) -> AsyncGenerator[edit_pb2.EditEvent, None]:
-        with self._calls.count(context):
+        with self._calls.count(context), self._admission.edit(tenant_of(request)):
             async with aclosing(self._edits.edit(request, context.time_remaining())) as events:
                 async for event in events:
                     yield event
@@ -128,29 +150,28 @@ class EditService(edit_pb2_grpc.EditServiceServicer):
     async def Compare(
         self, request: edit_pb2.CompareRequest, context: Any
     ) -> AsyncGenerator[edit_pb2.CompareEvent, None]:
-        with self._calls.count(context):
+        with self._calls.count(context), self._admission.edit(tenant_of(request)):
             async with aclosing(self._comparisons.compare(request, context.time_remaining())) as events:
                 async for event in events:
                     yield event
 
     async def GetEdit(self, request: edit_pb2.GetEditRequest, context: Any) -> edit_pb2.Edit:
-        opened = self._results.get(request.name)
-        validation.check_answer(
-            max(opened.too_large_bytes, opened.edit.ByteSize()),
-            "the pictures of this edit are too large for one answer; its stream had them",
-        )
-        return opened.edit
+        self._admission.request(tenant_of(request))
+        return await self._results.read(request.name)
 
     async def CancelEdit(self, request: edit_pb2.CancelEditRequest, context: Any) -> edit_pb2.Edit:
+        self._admission.request(tenant_of(request))
         return self._results.cancel(request.name)
 
 
 class ServerService(server_pb2_grpc.ServerServiceServicer):
     """Describes this server, from the last answers of tuner and sampler."""
 
-    def __init__(self, upstreams: Upstreams, tuners: Tuners) -> None:
+    def __init__(self, upstreams: Upstreams, tuners: Tuners, gauges: Gauges, config: GatewayConfig) -> None:
         self._upstreams = upstreams
         self._tuners = tuners
+        self._gauges = gauges
+        self._limits = validation.limits(config)
 
     async def GetServerInfo(self, request: server_pb2.GetServerInfoRequest, context: Any) -> server_pb2.ServerInfo:
         tuner, sampler = self._tuners.known, self._upstreams.known_sampler
@@ -160,7 +181,9 @@ class ServerService(server_pb2_grpc.ServerServiceServicer):
             base_model=known.base_model if known else None,
             tuning_defaults=tuner.tuning_defaults if tuner else None,
             sampling_defaults=sampler.sampling_defaults if sampler else None,
-            limits=validation.LIMITS,
+            limits=self._limits,
+            queue=self._gauges.queue,
+            upstreams=[self._tuners.described(), self._upstreams.described()],
             methods=edit_pb2.SamplingConfig.Method.keys()[1:],  # 0 is unset
             schedulers=edit_pb2.SamplingConfig.Scheduler.keys()[1:],
             method_tuning_defaults=tuner.method_defaults if tuner else (),

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from google.rpc.status_pb2 import Status
 
+from gateway import admission
 from gateway.names import parse
 from gateway.sqlite_file import SqliteFile, deletion, operation
 from gateway.state_schema import MIGRATIONS, NOW_S, QUEUE, SCHEMA, SCHEMA_VERSION
@@ -25,16 +26,20 @@ from gateway.state_upgrade import MIGRATION_FUNCTIONS
 from gateway.tuning_queue import LEASE_S, WaitingTenant, position
 from gateway.tuning_records import (
     LIVE,
+    UNFINISHED,
     Attempt,
     CreateRequest,
     KeptEvents,
     Page,
+    QueueLimits,
+    QueueNow,
     Standing,
     TakenTuning,
     Taker,
     etag_of,
 )
-from unitune.errors import Internal, InvalidArgument, NotFound, to_status
+from unitune import metrics
+from unitune.errors import TENANT_TUNING_LIMIT, Internal, InvalidArgument, NotFound, to_status
 from unitune.v1.tuner_pb2 import Checkpoint
 from unitune.v1.tuning_pb2 import Tuning, TuningEvent, TuningProgress, WeightsRef
 
@@ -43,6 +48,9 @@ REQUESTS_KEPT_S = 24 * 3600.0
 # Deaths of the tuner with one tuning until that is FAILED. A run that got further than all before it resets the count,
 # because it survived what ended the others.
 MAX_CRASHES = 3
+
+RETRY_TUNING_S = 15.0  # a tuning takes a minute or two
+NO_LIMITS = QueueLimits()
 
 Mutate = Callable[[Tuning], None]
 Announce = Callable[[Tuning], TuningEvent]
@@ -76,16 +84,20 @@ class State:
         return self._recalled(tenant, request)
 
     @operation
-    def create(self, tuning: Tuning, request: CreateRequest | None) -> Tuning:
+    def create(self, tuning: Tuning, request: CreateRequest | None, limits: QueueLimits = NO_LIMITS) -> Tuning:
         """Queue a new tuning, unless there is a live one of the same tenant and key; the one or the other.
 
-        `recall` finds it by the request for a day at least. Raises as `recall` does.
+        `recall` finds it by the request for a day at least. Raises as `recall` does, and ResourceExhausted
+        (TENANT_TUNING_LIMIT, QUEUE_FULL) for a new one beyond the limits.
         """
         tenant = parse(tuning.name, "tunings").tenant
         earlier = self._recalled(tenant, request) if request else None
         if earlier is not None:
             return earlier
-        made = self._live(tenant, tuning.key) or self._insert(tenant, tuning)
+        made = self._live(tenant, tuning.key)
+        if made is None:
+            self._admit(tenant, limits)
+            made = self._insert(tenant, tuning)
         if request:
             now_s = time.time()
             self._sql("DELETE FROM requests WHERE create_s < ?", now_s - REQUESTS_KEPT_S)
@@ -310,6 +322,18 @@ class State:
             self._fail(name, error)
         return [name for (name,) in rows]
 
+    @operation
+    def queue_now(self) -> QueueNow:
+        """How many tunings are unfinished, and since when the oldest of the queue waits."""
+        queued, running = self._sql(
+            "SELECT COUNT(CASE WHEN state = ?1 THEN 1 END), COUNT(CASE WHEN state = ?2 THEN 1 END)"
+            " FROM tunings WHERE state IN (?1, ?2)",
+            *UNFINISHED,
+        ).fetchone()
+        oldest = self._sql("SELECT blob FROM tunings WHERE state = ? ORDER BY number LIMIT 1", UNFINISHED[0]).fetchone()
+        since_s = Tuning.FromString(oldest[0]).create_time.ToMicroseconds() / 1e6 if oldest else None
+        return QueueNow(queued, running, since_s)
+
     # The events of each tuning.
 
     @operation
@@ -402,6 +426,20 @@ class State:
     def _live(self, tenant: str, key: str) -> Tuning | None:
         return self._one("tenant = ? AND key = ? AND state IN (?, ?, ?)", tenant, key, *LIVE)
 
+    def _admit(self, tenant: str, limits: QueueLimits) -> None:
+        """Raise what a new tuning of this tenant is refused with."""
+        if limits.refusal is not None:
+            raise limits.refusal
+        of_tenant, of_all = self._sql(
+            "SELECT COUNT(CASE WHEN tenant = ? THEN 1 END), COUNT(*) FROM tunings WHERE state IN (?, ?)",
+            *(tenant, *UNFINISHED),
+        ).fetchone()
+        if 0 < limits.of_tenant <= of_tenant:
+            message = f"{of_tenant} tunings of this tenant are queued or running, as many as may: wait until one ends"
+            raise admission.of_tenant(tenant, limits.of_tenant, message, TENANT_TUNING_LIMIT, RETRY_TUNING_S)
+        if 0 < limits.of_all <= of_all:
+            raise admission.of_all(limits.of_all, f"{of_all} tunings are queued or running", RETRY_TUNING_S)
+
     def _insert(self, tenant: str, tuning: Tuning) -> Tuning:
         tuning.etag = etag_of(tuning)
         columns = (
@@ -423,6 +461,7 @@ class State:
             return None
         number, blob = row
         tuning = Tuning.FromString(blob)
+        before = tuning.state
         mutate(tuning)
         if etag_of(tuning) == tuning.etag:
             return self._placed(number, tuning)
@@ -437,6 +476,8 @@ class State:
         self._placed(number, tuning)
         if announce is not None:
             self._append(number, announce(tuning))
+        if before != tuning.state:
+            self.file.after_commit(partial(_count_end, tuning.state))
         return tuning
 
     def _next(self, base_model: str) -> int | None:
@@ -592,3 +633,11 @@ class State:
 
 def _queued(tuning: Tuning) -> TuningEvent:
     return TuningEvent(queued=TuningEvent.Queued(position=tuning.queue_position))
+
+
+def _count_end(state: Tuning.State) -> None:
+    """Count a tuning that has come into this state from another."""
+    if state == Tuning.STATE_QUEUED:
+        metrics.TUNINGS_LOST.inc()
+    elif state != Tuning.STATE_RUNNING:
+        metrics.TUNING_ENDS.labels(Tuning.State.Name(state).removeprefix("STATE_").lower()).inc()

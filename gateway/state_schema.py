@@ -3,7 +3,19 @@
 from gateway.tuning_records import LIVE
 from unitune.v1.tuning_pb2 import Tuning
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
+
+API_KEYS = """
+CREATE TABLE api_keys (
+    id TEXT PRIMARY KEY,
+    tenant TEXT NOT NULL,
+    digest BLOB NOT NULL, -- SHA-256 of the key
+    scopes TEXT NOT NULL,
+    create_s REAL NOT NULL,
+    expire_s REAL,
+    revoke_s REAL
+) WITHOUT ROWID;
+"""
 
 SCHEMA = f"""
 CREATE TABLE tunings (
@@ -42,7 +54,7 @@ CREATE TABLE requests (
 CREATE TABLE turns (tenant TEXT PRIMARY KEY, last_turn INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE services (name TEXT PRIMARY KEY, info BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE evictions (number INTEGER PRIMARY KEY AUTOINCREMENT, digest TEXT NOT NULL UNIQUE);
-"""
+{API_KEYS}"""
 
 # From each earlier version to the next.
 MIGRATIONS = {
@@ -63,8 +75,9 @@ UPDATE events SET blob = upgraded_event(blob);
 DELETE FROM services;
 DELETE FROM requests;
 """,
-    # Version 3 kept each tuning's position in the queue, and had no leases. The function is that of state_upgrade.
-    3: f"""
+    3: API_KEYS,
+    # Version 4 kept each tuning's position in the queue, and had no leases. The function is that of state_upgrade.
+    4: f"""
 ALTER TABLE tunings DROP COLUMN position;
 ALTER TABLE tunings ADD COLUMN base_model TEXT NOT NULL DEFAULT '';
 ALTER TABLE tunings ADD COLUMN place TEXT NOT NULL DEFAULT '';

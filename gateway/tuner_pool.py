@@ -213,7 +213,7 @@ class TunerPool(TunerPoolServiceServicer):
             key=tuning.key,
             config=tuning.config,
             images=[
-                StoredImage(name=str(image), path=store_paths.of_image_file(image.tenant, image.id), sha256=image.id)
+                StoredImage(name=str(image), path=store_paths.image_file_path(image.tenant, image.id), sha256=image.id)
                 for image in images
             ],
             path=self._files.path(tuning.name, taken.attempt),

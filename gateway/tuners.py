@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from gateway.upstreams import CALL_S, unanswered
+from unitune.v1.server_pb2 import Upstream
 from unitune.v1.tuner_pb2 import TunerInfo
 
 # After an answer to a tuner, until it is missed: it asks again.
@@ -52,6 +53,16 @@ class Tuners:
         finally:
             self._calls -= 1
 
+    @property
+    def is_any_there(self) -> bool:
+        """Whether a tuner calls now, or is about to."""
+        return self._calls > 0 or time.monotonic() < self._expected_until_s
+
+    def described(self) -> Upstream:
+        """The tuners, as the last of them said."""
+        version = self.known.version if self.known is not None else ""
+        return Upstream(name="tuner", version=version, is_answering=self.is_any_there)
+
     async def info(self) -> TunerInfo:
         """What the last tuner said of itself. Raises Unavailable (BACKEND_DOWN) if none has said anything yet."""
         await self._wait(lambda: self.known is not None)
@@ -60,7 +71,7 @@ class Tuners:
 
     async def wait_for_one(self) -> None:
         """Return if a tuner is there, or comes within a moment. Raises Unavailable (BACKEND_DOWN)."""
-        await self._wait(lambda: self._calls > 0 or time.monotonic() < self._expected_until_s)
+        await self._wait(lambda: self.is_any_there)
 
     async def _wait(self, is_true: Callable[[], bool]) -> None:
         try:

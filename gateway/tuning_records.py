@@ -4,6 +4,7 @@ import hashlib
 from enum import Enum, auto
 from typing import NamedTuple
 
+from unitune.errors import UniTuneError
 from unitune.v1.tuner_pb2 import Checkpoint
 from unitune.v1.tuning_pb2 import Tuning, TuningEvent
 
@@ -16,6 +17,23 @@ class CreateRequest(NamedTuple):
 
     request_id: str
     body: str
+
+
+class QueueLimits(NamedTuple):
+    """How many unfinished tunings a tenant, and all of them, may have; 0 means any number. `refusal` is what a new one
+    is refused with for another reason."""
+
+    of_tenant: int = 0
+    of_all: int = 0
+    refusal: UniTuneError | None = None
+
+
+class QueueNow(NamedTuple):
+    """The unfinished tunings. `since_s` is when the oldest QUEUED one was created, in Unix seconds."""
+
+    queued: int
+    running: int
+    since_s: float | None
 
 
 class Page(NamedTuple):

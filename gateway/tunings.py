@@ -12,10 +12,12 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from gateway import validation
 from gateway.evictions import Evictions
 from gateway.images import Images
-from gateway.names import DEFAULT_TENANT, Name, new_id, parse, parse_parent
-from gateway.state import State
+from gateway.names import DEFAULT_TENANT, Name, missing, new_id, parse, parse_parent
+from gateway.request_cost import check_tuning_cost
+from gateway.state import NO_LIMITS, State
+from gateway.stored_bytes import StoredBytes
 from gateway.tuners import Tuners
-from gateway.tuning_records import UNFINISHED, CreateRequest
+from gateway.tuning_records import UNFINISHED, CreateRequest, QueueLimits
 from gateway.upstreams import Upstreams, refuse_mismatch
 from gateway.weight_files import WeightFiles
 from unitune import telemetry, weights
@@ -51,9 +53,14 @@ class Tunings:
         tuners: Tuners,
         evictions: Evictions,
         *,
+        storage: StoredBytes,
+        limits: QueueLimits = NO_LIMITS,
+        most_pixels: int = 0,
         position_s: float,
     ) -> None:
-        """`position_s` are the seconds between two looks for the place in the queue of a tuning that is watched."""
+        """`most_pixels` that one tuning may ask for (`gateway.request_cost`); 0 means any number. `position_s` are the
+        seconds between two looks for the place in the queue of a tuning that is watched.
+        """
         self._state = state
         self._images = images
         self._files = files
@@ -61,6 +68,9 @@ class Tunings:
         self._tuners = tuners
         self._evictions = evictions
         self._position_s = position_s
+        self._storage = storage
+        self._limits = limits
+        self._most_pixels = most_pixels
 
     async def create(self, request: CreateTuningRequest) -> Tuning:
         """The tuning that the request asks for, new or found. Raises as CreateTuning does."""
@@ -71,7 +81,7 @@ class Tunings:
         validation.check_number_of_images(1 + len(further), Flat(request.config).method or TUNING_METHODS[0])
         tenant = parse_parent(request.parent) or image.tenant
         caller = None
-        if request.request_id:
+        if request.request_id and not request.validate_only:
             validation.check_request_id(request.request_id)
             caller = CreateRequest(request.request_id, _body(request, tenant))
             earlier = await self._state.recall(tenant, caller)
@@ -80,14 +90,21 @@ class Tunings:
         config = await self.settled(request.config, "config")
         warnings = await self._unread(config)
         return await self.find_or_make(
-            tenant, image, config, further, labels=request.labels, caller=caller, warnings=warnings
+            tenant,
+            image,
+            config,
+            further,
+            labels=request.labels,
+            caller=caller,
+            warnings=warnings,
+            validate_only=request.validate_only,
         )
 
     async def settled(self, config: TuningConfig, field: str) -> TuningConfig:
         """A checked config with every default filled in. `field` is its place in the request.
 
         Raises InvalidField for a field that its method needs and that is unset, and for words that are no tokens of the
-        base model; Unavailable (BACKEND_DOWN).
+        base model; InvalidArgument (COST_LIMIT); Unavailable (BACKEND_DOWN).
         """
         info = await self._tuners.info()
         method = Flat(config).method or TUNING_METHODS[0]
@@ -95,6 +112,7 @@ class Tunings:
         filled = validation.fill_tuning_config(config, defaults)
         check_base_model(filled, info.base_model, f"{field}.")
         validation.check_complete(filled, field)
+        check_tuning_cost(filled, info.base_model, self._most_pixels, field)
         if method == "textual_inversion":  # the one whose words must be tokens
             try:
                 await self._upstreams.check_tuning(filled)
@@ -127,11 +145,14 @@ class Tunings:
         caller: CreateRequest | None = None,
         needs_tuner: bool = False,
         warnings: Sequence[str] = (),
+        validate_only: bool = False,
     ) -> Tuning:
         """The live tuning of an image, a settled config and further images, or a new one.
 
-        With `needs_tuner` a tuning that still has to run is refused while no tuner answers. Raises NotFound
-        (IMAGE_NOT_FOUND), FailedPrecondition (BASE_MODEL_MISMATCH), Unavailable (BACKEND_DOWN).
+        With `validate_only` a new one is not made, and has no name. With `needs_tuner` one that still has to run is
+        refused while no tuner answers. Raises NotFound (IMAGE_NOT_FOUND), FailedPrecondition (BASE_MODEL_MISMATCH),
+        Unavailable (BACKEND_DOWN), and for a new one ResourceExhausted (TENANT_TUNING_LIMIT, TENANT_STORAGE_LIMIT,
+        QUEUE_FULL).
         """
         # Another tenant's name looks like one that does not exist.
         image, *further = (name._replace(tenant=tenant) for name in (image, *further))
@@ -143,10 +164,14 @@ class Tunings:
         tuning.warnings.extend(warnings)
         if needs_tuner:
             await self._needs_tuner(tenant, tuning)
+        if validate_only:
+            tuning.name = ""
+            return await self._state.live(tenant, tuning.key) or tuning
         async with self._images.holding(image, *further):
             for name in (image, *further):
                 await self._images.find(name)  # it may have been deleted meanwhile
-            made = await self._state.create(tuning, caller)
+            limits = self._limits._replace(refusal=await self._storage.refusal(tenant))
+            made = await self._state.create(tuning, caller, limits)
         if made.state == Tuning.STATE_READY and _is_past(made):
             raise Unavailable(
                 "the tuning of this picture has expired, and its weights could not be discarded yet: try again",
@@ -280,7 +305,7 @@ class Tunings:
         def mutate(tuning: Tuning) -> None:
             if wanted.etag and wanted.etag != tuning.etag:
                 remedy = "the tuning has changed since: read it again"
-                raise Aborted.of_field("tuning.etag", wanted.etag, remedy, reason="ETAG_MISMATCH")
+                raise Aborted.field_error("tuning.etag", wanted.etag, remedy, reason="ETAG_MISMATCH")
             tuning.ClearField("labels")
             tuning.labels.update(wanted.labels)
             tuning.ClearField("expire_time")
@@ -357,7 +382,7 @@ def tuning_key(
 
 def not_found(name: str) -> NotFound:
     """The error for a tuning that does not exist or belongs to another tenant."""
-    return NotFound(f"there is no tuning {name}", reason="TUNING_NOT_FOUND", metadata={"name": name})
+    return missing(parse(name, "tunings"))
 
 
 def expired(name: str) -> NotFound:

@@ -16,7 +16,8 @@ from typing import Any, cast
 import grpc
 from grpc_status import rpc_status
 
-from unitune import serving, telemetry
+from unitune import peers, serving, telemetry
+from unitune.certificates import CertificateReader
 from unitune.errors import FailedPrecondition, ResourceExhausted, Unavailable, UniTuneError, from_status
 from unitune.v1.sampler_pb2 import (
     CheckTuningRequest,
@@ -28,6 +29,7 @@ from unitune.v1.sampler_pb2 import (
     SamplerInfo,
 )
 from unitune.v1.sampler_pb2_grpc import SamplerServiceStub
+from unitune.v1.server_pb2 import Upstream
 from unitune.v1.tuning_pb2 import TuningConfig, WeightsRef
 
 logger = logging.getLogger(__name__)
@@ -65,24 +67,57 @@ _SERVICE_CONFIG = json.dumps(
 class Upstreams:
     """One sampler."""
 
-    def __init__(self, sampler: str, *, silence_s: float = serving.SILENCE_S) -> None:
-        """`silence_s` is the longest time without an event in a stream."""
+    def __init__(
+        self,
+        sampler: str,
+        *,
+        silence_s: float = serving.SILENCE_S,
+        certificates: CertificateReader | None = None,
+    ) -> None:
+        """`silence_s` is the longest time without an event in a stream. `certificates` are those by which the services
+        know each other.
+        """
         self._silence_s = silence_s
-        # Streams have their own connection, so that they cannot delay a unary call to the sampler.
-        self._channels = [serving.channel(sampler, service_config=_SERVICE_CONFIG) for _ in range(2)]
-        self._sampler: Any = SamplerServiceStub(self._channels[0])
-        self._sampling: Any = SamplerServiceStub(self._channels[1])
+        self._address, self._certificates = sampler, certificates
+        self._connections = Connections(sampler, certificates)
+        self._old: set[asyncio.Task[None]] = set()  # of connections whose certificate was replaced
         self.known_sampler: SamplerInfo | None = None  # as it last answered
         self._silent: set[str] = set()  # those that did not answer when last asked
+        self._answered: set[str] = set()  # those that have answered this process once
+
+    def described(self) -> Upstream:
+        """The sampler, as it last answered."""
+        sampler = self.known_sampler
+        return Upstream(
+            name="sampler",
+            version=sampler.version if sampler else "",
+            is_answering=self._is_answering("sampler"),
+            engine=sampler.engine if sampler else "",
+        )
+
+    def _is_answering(self, upstream: str) -> bool:
+        return upstream in self._answered and upstream not in self._silent
 
     async def close(self) -> None:
         """Close the channels; calls that run are cancelled."""
-        for channel in self._channels:
-            await channel.close(None)
+        for task in self._old:
+            task.cancel()
+        await asyncio.gather(*self._old, return_exceptions=True)
+        await self._connections.close()
+
+    def renew(self) -> None:
+        """Connect anew if the certificate has changed. What runs goes on over its old connection."""
+        if self._certificates is not None and self._certificates.changed():
+            task = asyncio.create_task(self._connections.close_after_streams())
+            self._old.add(task)
+            task.add_done_callback(self._old.discard)
+            self._connections = Connections(self._address, self._certificates)
 
     async def sampler_info(self) -> SamplerInfo:
         """What the sampler says of itself now. Raises Unavailable (BACKEND_DOWN)."""
-        info: SamplerInfo = await self._call("sampler", self._sampler.GetSamplerInfo, GetSamplerInfoRequest())
+        info: SamplerInfo = await self._call(
+            "sampler", self._connections.sampler.GetSamplerInfo, GetSamplerInfoRequest()
+        )
         self.known_sampler = info
         return info
 
@@ -91,40 +126,43 @@ class Upstreams:
 
         Raises InvalidArgument, Unavailable (BACKEND_DOWN).
         """
-        answer = await self._call("sampler", self._sampler.CheckTuning, CheckTuningRequest(config=config))
+        answer = await self._call("sampler", self._connections.sampler.CheckTuning, CheckTuningRequest(config=config))
         return list(answer.warnings)
 
     async def check_sample(self, request: SampleRequest) -> list[str]:
         """Have the sampler check the request of a run; its warnings. Raises InvalidArgument, Unavailable
         (BACKEND_DOWN)."""
-        answer = await self._call("sampler", self._sampler.CheckSample, request)
+        answer = await self._call("sampler", self._connections.sampler.CheckSample, request)
         return list(answer.warnings)
 
     async def evict(self, digest: str) -> None:
         """Make the sampler forget weights. Raises Unavailable (BACKEND_DOWN)."""
-        await self._call("sampler", self._sampler.Evict, EvictRequest(digest=digest))
+        await self._call("sampler", self._connections.sampler.Evict, EvictRequest(digest=digest))
 
     async def load(self, weights: WeightsRef) -> None:
         """Have the sampler put weights into an engine, if one is free. Raises the sampler's error, or Unavailable."""
-        await self._call("sampler", self._sampler.Load, LoadRequest(weights=weights), timeout_s=LOAD_S)
+        await self._call("sampler", self._connections.sampler.Load, LoadRequest(weights=weights), timeout_s=LOAD_S)
 
     def sample(self, request: SampleRequest, timeout_s: float | None) -> AsyncGenerator[SampleEvent, None]:
         """Sample; closing the iterator cancels it before its next step."""
-        return self._stream("sampler", self._sampling.Sample(request, timeout=timeout_s))
+        connections = self._connections
+        return self._stream("sampler", connections, connections.sampling.Sample(request, timeout=timeout_s))
 
     async def _call(self, upstream: str, method: Any, request: Any, timeout_s: float = CALL_S) -> Any:
         try:
             answer = await method(request, timeout=timeout_s, wait_for_ready=True)
         except grpc.aio.AioRpcError as error:
             raise self._translated(upstream, error) from None
+        self._answered.add(upstream)
         if upstream in self._silent:
             self._silent.discard(upstream)
             telemetry.event(logger, "upstream answers again", upstream=upstream)
         return answer
 
-    async def _stream(self, upstream: str, call: Any) -> AsyncGenerator[Any, None]:
+    async def _stream(self, upstream: str, connections: "Connections", call: Any) -> AsyncGenerator[Any, None]:
         """The events, except empty heartbeats. Raises Unavailable (BACKEND_DOWN), also after too long a silence."""
         kind = None
+        connections.streams += 1
         try:
             while (event := await self._next_event(upstream, call)) is not _EOF:
                 kind = event.WhichOneof("event")
@@ -136,6 +174,7 @@ class Upstreams:
             if kind in _LAST_EVENTS and not call.done():  # the service would log a stream that is cut here as cancelled
                 await _read_to_end(call)
             call.cancel()
+            connections.streams -= 1
 
     async def _next_event(self, upstream: str, call: Any) -> Any:
         reading = asyncio.ensure_future(call.read())
@@ -170,6 +209,37 @@ class Upstreams:
             self._silent.add(upstream)
             problem = "upstream does not answer"
             telemetry.event(logger, problem, level=logging.WARNING, upstream=upstream, code=code, detail=detail)
+
+
+class Connections:
+    """Channels to the sampler, with one certificate. Its streams have their own channel, so that they cannot delay a
+    unary call.
+    """
+
+    def __init__(self, sampler: str, certificates: CertificateReader | None) -> None:
+        credentials = certificates.channel_credentials() if certificates is not None else None
+
+        self._channels = [
+            serving.channel(sampler, service_config=_SERVICE_CONFIG, credentials=credentials, name=peers.SAMPLER)
+            for _ in range(2)
+        ]
+        self.sampler: Any = SamplerServiceStub(self._channels[0])
+        self.sampling: Any = SamplerServiceStub(self._channels[1])
+        self.streams = 0  # that run
+
+    async def close(self) -> None:
+        """Close the channels; calls that run are cancelled."""
+        for channel in self._channels:
+            await channel.close(None)
+
+    async def close_after_streams(self) -> None:
+        """Close the channels when no call is left on them."""
+        try:
+            await asyncio.sleep(LOAD_S)  # longer than any unary call
+            while self.streams:
+                await asyncio.sleep(CALL_S)
+        finally:
+            await self.close()
 
 
 async def _read_to_end(call: Any) -> None:

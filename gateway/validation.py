@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.protobuf.unknown_fields import UnknownFieldSet
 
+from gateway.config import LIMITS, GatewayConfig
 from gateway.sampling_options import fill_options
 from unitune import images, picture_header
 from unitune.choices import MOST_IMAGES, NULL_TEXT, TUNING_METHODS
@@ -43,15 +44,20 @@ LABELS = options_of(CreateTuningRequest)["labels"].limits
 PAGE_SIZE, MAX_PAGE_SIZE = 50, 200
 PAPER_LEARNING_RATE = 1e-4  # arXiv 2210.09477: Adafactor on all weights
 
-LIMITS = Limits(
-    upload_bytes=picture_header.MAX_BYTES,
-    upload_pixels=picture_header.MAX_PIXELS,
-    upload_side=picture_header.MAX_SIDE,
-    upload_webp_pixels=picture_header.WEBP_PIXELS,
-    chunk_bytes=images.MAX_CHUNK_BYTES,
-    prompt_characters=EDIT["prompt"].limits.max_len,
-    seeds=EDIT["seeds"].limits.max_items,
-)
+
+def limits(config: GatewayConfig) -> Limits:
+    """What every request must keep, and what this server's configuration allows."""
+    return Limits(
+        upload_bytes=picture_header.MAX_BYTES,
+        upload_pixels=picture_header.MAX_PIXELS,
+        upload_side=picture_header.MAX_SIDE,
+        upload_webp_pixels=picture_header.WEBP_PIXELS,
+        upload_heif_pixels=picture_header.HEIF_PIXELS,
+        chunk_bytes=images.MAX_CHUNK_BYTES,
+        prompt_characters=EDIT["prompt"].limits.max_len,
+        seeds=EDIT["seeds"].limits.max_items,
+        **{name: getattr(config, name) for name in LIMITS},
+    )
 
 
 def check_tuning_config(config: TuningConfig, field: str, method: str = "") -> None:

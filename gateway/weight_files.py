@@ -17,11 +17,11 @@ class WeightFiles:
     def path(self, name: str, attempt: int) -> str:
         """Where an attempt of a tuning puts its weights."""
         parts = parse(name, "tunings")
-        return store_paths.of_weights(parts.tenant, parts.id, attempt)
+        return store_paths.weights_path(parts.tenant, parts.id, attempt)
 
     def checkpoint_path(self, name: str, attempt: int, update: int) -> str:
         """Where an attempt of a tuning puts its checkpoint after so many updates."""
-        return store_paths.of_checkpoint(self.path(name, attempt), update)
+        return store_paths.checkpoint_path(self.path(name, attempt), update)
 
     async def verify(self, weights: WeightsRef) -> None:
         """Raise DataLoss (WEIGHTS_CORRUPT, WEIGHTS_MISSING) unless the store has a manifest that says the same."""
@@ -43,4 +43,4 @@ class WeightFiles:
 
 def _folder(name: str) -> str:
     parts = parse(name, "tunings")
-    return store_paths.of_tuning(parts.tenant, parts.id)
+    return store_paths.tuning_path(parts.tenant, parts.id)

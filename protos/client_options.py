@@ -16,9 +16,9 @@ from unitune.options import EDIT, SAMPLING, TUNING, Field, range_in_words
 
 MODULE = ROOT / "unitune_client" / "options.py"
 # What is said about the request itself; targets, prompts and names are arguments of their own.
-OF_REQUEST = ("seeds", "mask", "omit_metadata", "preview_every")
+REQUEST_OPTIONS = ("seeds", "mask", "omit_metadata", "preview_every")
 # An edit has these as well as its tuning. A server takes what was said about the edit over.
-OF_BOTH = [field.name for field in TUNING.values() if field.keyword in SAMPLING]
+SHARED_OPTIONS = [field.name for field in TUNING.values() if field.keyword in SAMPLING]
 WIDTH = 120
 
 HEAD = '''"""The options of edits and tunings: the keywords of the SDK.
@@ -32,7 +32,7 @@ from typing import Literal, TypedDict
 from unitune_client.pictures import Picture
 
 # Options that an edit and its tuning both have: a server takes them over from the edit.
-OF_THE_EDIT = ({names})
+SHARED_OPTIONS = ({names})
 '''
 OWN = "What may be said about a tuning alone; what is absent or None is the base model's own default (`server_info`)."
 TUNED = "What may be said about a tuning; what is absent or None is the base model's own default (`server_info`)."
@@ -98,11 +98,11 @@ def module() -> str:
     def entries(fields: Iterable[Field]) -> list[str]:
         return [entry(field, told[place_of(field)]) for field in fields]
 
-    own = [field for field in TUNING.values() if field.name not in OF_BOTH]
-    parts = [HEAD.replace("{names}", ", ".join(f'"{name}"' for name in OF_BOTH))]
+    own = [field for field in TUNING.values() if field.name not in SHARED_OPTIONS]
+    parts = [HEAD.replace("{names}", ", ".join(f'"{name}"' for name in SHARED_OPTIONS))]
     parts.append(section("OwnTuningOptions", "TypedDict", OWN, entries(own)))
-    parts.append(section("TuningOptions", "OwnTuningOptions", TUNED, entries(TUNING[name] for name in OF_BOTH)))
-    of_edit = [*SAMPLING.values(), *(EDIT[name] for name in OF_REQUEST)]
+    parts.append(section("TuningOptions", "OwnTuningOptions", TUNED, entries(TUNING[name] for name in SHARED_OPTIONS)))
+    of_edit = [*SAMPLING.values(), *(EDIT[name] for name in REQUEST_OPTIONS)]
     parts.append(section("EditOptions", "OwnTuningOptions", EDITED, [*entries(of_edit), TIMEOUT]))
     return "".join(parts)
 

@@ -1,5 +1,5 @@
-"""Generate `unitune/v1` from `protos/unitune/v1`: messages, their type stubs and the gRPC stubs; and from them the
-options of the SDK, `unitune_client/options.py`.
+"""Generate `unitune/v1` from `protos/unitune/v1`: messages, their type stubs and the gRPC stubs; and from them what
+the SDK has of every option, `unitune_client/options.py` and `configs.py`.
 
     python -m protos.generate          # write them
     python -m protos.generate --check  # say whether they are fresh
@@ -53,9 +53,14 @@ def _content(path: Path) -> bytes | None:
     return path.read_bytes() if path.exists() else None
 
 
-def client_options(*arguments: str) -> int:
-    """Run client_options.py, in a process of its own, which imports what was just written. Its exit status."""
-    return subprocess.run([sys.executable, "-m", "protos.client_options", *arguments], cwd=ROOT).returncode
+def sdk_modules(*arguments: str) -> int:
+    """Run client_options.py and client_configs.py, in processes of their own, which import what was just written.
+
+    The exit status of the first that fails.
+    """
+    programs = ("protos.client_options", "protos.client_configs")
+    codes = [subprocess.run([sys.executable, "-m", one, *arguments], cwd=ROOT).returncode for one in programs]
+    return next((code for code in codes if code != 0), 0)
 
 
 def main() -> int:
@@ -72,7 +77,7 @@ def main() -> int:
         if check:
             for name in names:
                 print(f"{name} is not what protos/ says; run `make protos`", file=sys.stderr)
-            return 1 if names else client_options("--check")
+            return 1 if names else sdk_modules("--check")
         for name in names:
             if (scratch / name).exists():
                 (ROOT / name).write_bytes((scratch / name).read_bytes())
@@ -80,7 +85,7 @@ def main() -> int:
                 (ROOT / name).unlink()
             print(f"{name}: {'written' if (ROOT / name).exists() else 'removed'}")
     print(f"unitune/v1 is fresh; {len(names)} files changed")
-    return client_options()
+    return sdk_modules()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes a file that is made of protos/, or says whether it is fresh."""
+"""Writes a file that is made of the contract or of the configurations, or says whether it is fresh."""
 
 import argparse
 import sys
@@ -10,13 +10,13 @@ ROOT = Path(__file__).resolve().parent.parent
 def write(path: Path, fresh: str) -> int:
     """Write the file, or with --check on the command line compare it and change nothing. The program's exit status."""
     name = path.relative_to(ROOT)
-    parser = argparse.ArgumentParser(description=f"Write {name} from protos/unitune/v1.")
+    parser = argparse.ArgumentParser(description=f"Write {name} from what it is made of.")
     parser.add_argument("--check", action="store_true", help="change nothing; fail if it is not fresh")
     is_check = parser.parse_args().check
     if path.exists() and path.read_text() == fresh:
         return 0
     if is_check:
-        print(f"{name} is not what protos/ says; run `make protos`", file=sys.stderr)
+        print(f"{name} is not what it is made of says; run `make protos`", file=sys.stderr)
         return 1
     path.write_text(fresh)
     print(f"{name}: written")

@@ -35,7 +35,8 @@ comments there say more, and `GetServerInfo` tells the defaults of a server's ba
 
 A value out of its range is refused with INVALID_ARGUMENT (INVALID_FIELD), which names field, value and what would be
 right. So is an option that the method does not read, one without what it needs, and one beside what excludes it. In a
-list or a map the range is that of each number.
+list or a map the range is that of each number. A text with a control character, other than a tab or the end of a line,
+is refused alike.
 
 `option` is the SDK's keyword and the name in a picture's record (but `tuning_seed` and `tuning_prompt` of a
 TuningConfig), `path` where a message has it, if that is another place: `mask_blur` is `mask.blur`. `clip_filter` and

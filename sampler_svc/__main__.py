@@ -10,7 +10,8 @@ from sampler_svc.engines.engine import BackendMissing
 from sampler_svc.engines.folder import UnusableEngine
 from sampler_svc.model import Model
 from sampler_svc.service import SamplerService
-from unitune import telemetry
+from unitune import peers, telemetry, tracing
+from unitune.certificates import CertificateReader
 from unitune.errors import DataLoss
 from unitune.free_memory import map_large_blocks
 from unitune.object_store import ObjectStore
@@ -25,6 +26,8 @@ def main() -> int:
     config = load(SamplerConfig, os.environ)
     telemetry.configure("sampler")
     try:
+        certificates = CertificateReader(config.peer_files) if config.peer_files is not None else None
+        tracing.configure("sampler", config.traces)
         store = ObjectStore(config.store)
         model = Model.open(
             config.engine,
@@ -38,13 +41,20 @@ def main() -> int:
         print(f"sampler: {sentence(error) if isinstance(error, OSError) else error}", file=sys.stderr)
         return 1
     telemetry.event(logging.getLogger(__name__), "engine loaded", engine=model.engine)
-    return asyncio.run(_serve(config, SamplerService(model, store)))
+    return asyncio.run(_serve(config, SamplerService(model, store), certificates))
 
 
-async def _serve(config: SamplerConfig, service: SamplerService) -> int:
+async def _serve(config: SamplerConfig, service: SamplerService, certificates: CertificateReader | None) -> int:
     try:
         return await serve(
-            "sampler", config.address, service.register, health_address=config.health_address, on_drain=service.drain
+            "sampler",
+            config.address,
+            service.register,
+            health_address=config.health_address,
+            on_drain=service.drain,
+            reflection=config.reflection,
+            **peers.served_by(certificates),
+            metrics_address=config.metrics_address,
         )
     finally:
         await service.close()

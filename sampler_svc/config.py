@@ -2,24 +2,28 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
+
+from unitune import peers
+from unitune.service_settings import ComputingSettings
 
 BACKENDS = ("onnxruntime", "onnxruntime-cuda", "tensorrt")
 AUTO = "auto"
 REFIT_MODES = (AUTO, "new_session", "in_place")
 
 
-@dataclass(frozen=True)
-class SamplerConfig:
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig(ComputingSettings):
     """Read once, in `__main__`."""
+
+    TABLE: ClassVar[str] = "sampler"
 
     engine: Path = field(
         metadata={"env": "UNITUNE_ENGINE", "help": "a folder written by `python -m sampler_svc.build`"}
     )
-    store: str = field(metadata={"env": "UNITUNE_STORE", "help": "the object store's folder or URL"})
     address: str = field(
         default="127.0.0.1:50053", metadata={"env": "UNITUNE_SAMPLER_ADDRESS", "help": "HOST:PORT to listen on"}
     )
-    threads: int = field(default=0, metadata={"env": "UNITUNE_THREADS", "help": "threads of a run; 0 means all cores"})
     backend: str = field(
         default=BACKENDS[0],
         metadata={"env": "UNITUNE_SAMPLER_BACKEND", "help": f"what runs the engine: {', '.join(BACKENDS)}"},
@@ -46,13 +50,10 @@ class SamplerConfig:
             "that the gateway's UNITUNE_FILTERED_TENANTS names; empty means none",
         },
     )
-    health_address: str | None = field(
-        default=None, metadata={"env": "UNITUNE_HEALTH_ADDRESS", "help": "HOST:PORT for health alone; empty means none"}
-    )
 
     def __post_init__(self) -> None:
-        if self.threads < 0:
-            raise ValueError(f"UNITUNE_THREADS is {self.threads}: it must be 0 or more")
+        super().__post_init__()
+        peers.check_exposed("UNITUNE_SAMPLER_ADDRESS", self.address, self.peer_files, self.insecure)
         if self.backend not in BACKENDS:
             raise ValueError(f"UNITUNE_SAMPLER_BACKEND is {self.backend!r}: it must be one of {', '.join(BACKENDS)}")
         if self.refit_mode not in REFIT_MODES:

@@ -6,6 +6,7 @@ from typing import Any
 
 from sampler_svc.config import AUTO, BACKENDS
 from sampler_svc.engines.backends import backend_of
+from sampler_svc.engines.changed_tensors import remove_left_over
 from sampler_svc.engines.cpu_controlled import ControlledEngine
 from sampler_svc.engines.cpu_super_resolution import SuperResolutionEngine
 from sampler_svc.engines.engine import EngineSpec, WeightSet
@@ -65,6 +66,7 @@ class Model:
         """
         runtime = backend_of(backend)
         spec = open_folder(folder, runtime.facts)
+        remove_left_over(folder)
         if backend != BACKENDS[0]:
             spec = replace(spec, size_step=0)  # a GPU's engine is built for one size
         base = base_weights(folder, spec)

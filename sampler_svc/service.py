@@ -6,6 +6,7 @@ the work reads before each step.
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import threading
 import time
@@ -37,7 +38,7 @@ from sampler_svc.sampling.super_resolution import SuperResolution
 from sampler_svc.sampling.text_check import check_texts
 from sampler_svc.sampling.tools import PreparedEdit
 from sampler_svc.stored_weights import StoredWeights
-from unitune import images, store_paths, telemetry
+from unitune import images, metrics, store_paths, telemetry
 from unitune.choices import DEFAULT_RESAMPLES, MASKS_OF_WORDS, tuned_by
 from unitune.errors import Internal, InvalidField, Unavailable, UniTuneError, to_status
 from unitune.object_store import ObjectStore
@@ -50,6 +51,8 @@ from unitune.weights import TunedWeights
 logger = logging.getLogger(__name__)
 
 REPLICA_STATE_S = 1.0  # longest time between two states of WatchReplica
+
+STAGES = ("refit", "encode", "denoise", "decode", "super_resolution")  # of Timings, that metrics tell
 
 T = TypeVar("T")
 
@@ -64,6 +67,9 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         self._waiting = 0
         self._is_draining = False
         self._changed: set[asyncio.Event] = set()
+        pools = [pool for pool in (model.pool, model.controlled, model.super_resolution) if pool is not None]
+        metrics.ENGINES.labels("warm").set_function(lambda: sum(pool.num_warm() for pool in pools))
+        metrics.ENGINES.labels("cold").set_function(lambda: sum(pool.size - pool.num_warm() for pool in pools))
 
     def register(self, server: grpc.aio.Server) -> list[str]:
         """Add the servicer to a server; its full service names."""
@@ -99,7 +105,8 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                     yield wire.step_event(event) if isinstance(event, Step) else event
         finally:
             cancelled.set()
-            run.cancel()  # has no effect once a worker has begun
+            if run.cancel():  # not once a worker has begun
+                stages.close()
 
     async def CheckSample(self, request: sampler_pb2.SampleRequest, context: Any) -> sampler_pb2.CheckSampleResponse:
         """Check what needs tokenizers and encoders. It uses no worker thread, so it waits for no edit."""
@@ -202,6 +209,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                 def on_event(event: Event | ScoredImage) -> None:
                     if isinstance(event, Step):
                         is_last = event.index + 1 == event.total
+                        stages.step(event.index, event.total)
                         stages.begin(DECODING if is_last else SAMPLING)
                         mailbox.put(event)
                     elif isinstance(event, Warned):
@@ -217,6 +225,9 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
                 self._edit(request, wanted, lease, extras, second, cancelled, on_event)
             stages.end()
             timings.total_s = time.perf_counter() - asked
+            for stage in STAGES:
+                if (seconds := getattr(timings, f"{stage}_s")) > 0:
+                    metrics.EDIT_STAGE_S.labels(stage).observe(seconds)
             last.done.CopyFrom(timings)
             telemetry.event(logger, "sampled", edit=request.edit, warm=lease.warm, seconds=timings.total_s)
         except UniTuneError as error:
@@ -224,6 +235,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         except Exception:
             telemetry.failure(logger, "sampling failed", edit=request.edit)
             last.failed.CopyFrom(to_status(Internal("the sampler made a mistake; see its log", reason="INTERNAL")))
+        stages.close()
         mailbox.put(last)
         mailbox.close()
 
@@ -341,11 +353,11 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         """Queue work for a worker thread. Raises Unavailable (DRAINING) during a drain."""
         if self._is_draining:
             raise Unavailable("this replica is shutting down; another one answers", reason="DRAINING")
-        loop = asyncio.get_running_loop()
+        loop, context = asyncio.get_running_loop(), contextvars.copy_context()
 
         def begin() -> T:
             loop.call_soon_threadsafe(self._count_waiting, -1)
-            return work()
+            return context.run(work)  # in the call's trace
 
         def end(run: "Future[T]") -> None:
             loop.call_soon_threadsafe(self._count_waiting, -1 if run.cancelled() else 0)

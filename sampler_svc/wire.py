@@ -12,16 +12,19 @@ from sampler_svc.run_stages import StageNow
 from sampler_svc.sampling.attempts import ScoredImage
 from sampler_svc.sampling.events import EditedImage, Step, Warned
 from sampler_svc.sampling.prompt_to_prompt import AttentionEdit
-from sampler_svc.sampling.request import Request
+from sampler_svc.sampling.request import Request, SecondPass
 from sampler_svc.sampling.super_resolution import SuperResolutionOptions
 from sampler_svc.sampling.text_check import Texts
-from unitune import image_pieces, store_paths
+from unitune import __version__, image_pieces, store_paths
 from unitune.base_model import Preset, SuperResolutionSpec
 from unitune.choices import (
     DEFAULT_MASK_PADDING,
+    DEFAULT_SECOND_PASS_SCALE,
+    DEFAULT_SECOND_PASS_STRENGTH,
     EDIT_METHODS,
     INVERSIONS,
     MAX_SEEDS,
+    NO_ATTENTION_OF_INPAINTING,
     PROMPT_TO_PROMPT,
     UNCONDITIONAL_MODELS,
     mask_source_of,
@@ -46,6 +49,8 @@ def read_request(request: sampler_pb2.SampleRequest, model: Model, *, is_run: bo
     if request.HasField("weights"):
         store_paths.check_weights(request.weights.path, "weights.path")
     config, prompt = Flat(request.config), request.prompt
+    if model.spec.is_inpainting and config.method == PROMPT_TO_PROMPT:
+        raise InvalidField("config.method", PROMPT_TO_PROMPT, NO_ATTENTION_OF_INPAINTING)
     check(request, only=["prompt", "rare_tokens"])
     check(request.config, "config.")
     chosen = ("guidance_scale", "strength")
@@ -97,6 +102,7 @@ def read_request(request: sampler_pb2.SampleRequest, model: Model, *, is_run: bo
         timestep_spacing=config.timestep_spacing,
         guidance_rescale=config.guidance_rescale,
         super_resolution=_super_resolution(config, model.spec.super_resolution),
+        second_pass=_second_pass(config),
     )
 
 
@@ -121,7 +127,8 @@ def check_tuning(request: sampler_pb2.CheckTuningRequest, model: Model) -> list[
     check(request.config, "config.")
     spec = model.spec
     steps, has_super_resolution = spec.schedule.num_train_timesteps, spec.super_resolution is not None
-    return TunedModel(model.graphs.reader, spec.preset, steps, has_super_resolution).check(Flat(request.config))
+    tuned = TunedModel(model.graphs.reader, spec.preset, steps, has_super_resolution, spec.is_inpainting)
+    return tuned.check(Flat(request.config))
 
 
 def sampler_info(model: Model) -> sampler_pb2.SamplerInfo:
@@ -132,6 +139,7 @@ def sampler_info(model: Model) -> sampler_pb2.SamplerInfo:
         sampling_defaults=_defaults(preset, EDIT_METHODS[0], second),
         method_defaults=[_defaults(preset.method_preset(method), method, second) for method in EDIT_METHODS],
         engine=model.engine,
+        version=__version__,
     )
 
 
@@ -212,6 +220,12 @@ def _defaults(preset: Preset, method: str, second: SuperResolutionSpec | None) -
             "cross_replace": preset.cross_replace,
             "self_replace": preset.self_replace,
         }
+    if SAMPLING["second_pass"].is_read_by(method):
+        words |= {
+            "second_pass": True,
+            "second_pass_strength": DEFAULT_SECOND_PASS_STRENGTH,
+            "second_pass_scale": DEFAULT_SECOND_PASS_SCALE,
+        }
     if second is not None:
         words |= {
             "super_resolution": True,
@@ -231,6 +245,15 @@ def _super_resolution(config: Flat, stage: SuperResolutionSpec | None) -> SuperR
         num_inference_steps=_chosen(config, "super_resolution_steps", stage.num_inference_steps),
         guidance_scale=_chosen(config, "super_resolution_guidance_scale", stage.guidance_scale),
         is_thresholded=_chosen(config, "dynamic_thresholding", True),
+    )
+
+
+def _second_pass(config: Flat) -> SecondPass | None:
+    if not config.second_pass:
+        return None
+    return SecondPass(
+        strength=_chosen(config, "second_pass_strength", DEFAULT_SECOND_PASS_STRENGTH),
+        scale=_chosen(config, "second_pass_scale", DEFAULT_SECOND_PASS_SCALE),
     )
 
 

@@ -1,14 +1,17 @@
-"""What many tests share, made once per session: the tiny base model, its graphs, and the three services on it."""
+"""What many tests share: the tiny base model and its graphs, made once per run, and the three services on it."""
 
 import os
 import shutil
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.made_once import made_once, run_folder
+from tests.traces import Collector, collecting
 from unitune_client import Client
 from unitune_client.local.home import Home
 from unitune_client.local.services import LocalServices
@@ -21,12 +24,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Every test with one of these is slow: an export, an engine or running services stand behind it.
 SLOW_FIXTURES = {
+    "built_home",
     "cascade_graphs",
     "clip_folder",
     "exported",
     "services",
     "tiny_graphs",
     "tiny_fp16_graphs",
+    "tiny_inpainting_graphs",
     "tiny_sdxl_graphs",
     "world",
 }
@@ -40,82 +45,139 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_root(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The temporary folder of the whole run, which all workers share."""
+    return run_folder(pytestconfig, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(run_root: Path) -> Path:
     """The tiny base model, a diffusers folder. Nobody writes to it."""
     from tests.tiny_model import save_tiny_model  # torch is slow to import, and most test files do without
 
-    return save_tiny_model(tmp_path_factory.mktemp("base") / "tiny")
+    return made_once(run_root, "base", lambda folder: save_tiny_model(folder / "tiny")) / "tiny"
 
 
 @pytest.fixture(scope="session")
-def tiny_graphs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_graphs(tiny_model: Path, run_root: Path) -> Path:
     """The graphs folder of the tiny base model, as `tuner_svc.export` writes it. Nobody writes to it."""
     from tuner_svc.export.base_model import export
 
-    return export(tiny_model, tmp_path_factory.mktemp("graphs") / "tiny")
+    return made_once(run_root, "graphs", lambda folder: export(tiny_model, folder / "tiny")) / "tiny"
 
 
 @pytest.fixture(scope="session")
-def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_sdxl(run_root: Path) -> Path:
     """The tiny SDXL model, a diffusers folder. Nobody writes to it."""
     from tests.tiny_sdxl import save_tiny_sdxl
 
-    return save_tiny_sdxl(tmp_path_factory.mktemp("base") / "tiny-xl")
+    return made_once(run_root, "base_xl", lambda folder: save_tiny_sdxl(folder / "tiny-xl")) / "tiny-xl"
 
 
 @pytest.fixture(scope="session")
-def tiny_sdxl_graphs(tiny_sdxl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_sdxl_graphs(tiny_sdxl: Path, run_root: Path) -> Path:
     """Its graphs folder, as `tuner_svc.export` writes it. Nobody writes to it."""
     from tuner_svc.export.base_model import export
 
-    return export(tiny_sdxl, tmp_path_factory.mktemp("graphs") / "tiny-xl")
+    return made_once(run_root, "graphs_xl", lambda folder: export(tiny_sdxl, folder / "tiny-xl")) / "tiny-xl"
 
 
 @pytest.fixture(scope="session")
-def tiny_cascade(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_inpainting(run_root: Path) -> Path:
+    """The tiny base model for inpainting, a diffusers folder. Nobody writes to it."""
+    from tests.tiny_model import save_tiny_inpainting
+
+    name = "tiny-inpainting"
+    return made_once(run_root, "base_inpainting", lambda folder: save_tiny_inpainting(folder / name)) / name
+
+
+@pytest.fixture(scope="session")
+def tiny_inpainting_graphs(tiny_inpainting: Path, run_root: Path) -> Path:
+    """Its graphs folder, as `tuner_svc.export` writes it. Nobody writes to it."""
+    from tuner_svc.export.base_model import export
+
+    name = "tiny-inpainting"
+    return made_once(run_root, "graphs_inpainting", lambda folder: export(tiny_inpainting, folder / name)) / name
+
+
+@pytest.fixture(scope="session")
+def tiny_cascade(tiny_model: Path, run_root: Path) -> Path:
     """The tiny base model with super-resolution, from 48x48 to 96x96. Nobody writes to it."""
     from tests.tiny_model import save_tiny_super_resolution
 
-    folder = Path(shutil.copytree(tiny_model, tmp_path_factory.mktemp("cascade") / "tiny"))
-    save_tiny_super_resolution(folder)
-    return folder
+    def make(folder: Path) -> None:
+        save_tiny_super_resolution(Path(shutil.copytree(tiny_model, folder / "tiny")))
+
+    return made_once(run_root, "cascade", make) / "tiny"
 
 
 @pytest.fixture(scope="session")
-def cascade_graphs(tiny_cascade: Path, tiny_graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cascade_graphs(tiny_cascade: Path, tiny_graphs: Path, run_root: Path) -> Path:
     """The graphs folder of the tiny cascade: that of the tiny base model with super-resolution. Nobody writes to it."""
     from tuner_svc.base_model import load
     from tuner_svc.export.super_resolution import export_super_resolution
     from unitune.base_model import BaseModelSpec, file_digest
 
-    folder = Path(shutil.copytree(tiny_graphs, tmp_path_factory.mktemp("cascade_graphs") / "tiny"))
-    model, spec = load(tiny_cascade), BaseModelSpec.load(folder)
-    second = export_super_resolution(model, model.super_resolver, model.super_resolution, folder)
-    files = {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.name != "spec.json"}
-    replace(spec, digest=model.digest, super_resolution=second, files=files).save(folder)
-    return folder
+    def make(root: Path) -> None:
+        folder = Path(shutil.copytree(tiny_graphs, root / "tiny"))
+        model, spec = load(tiny_cascade), BaseModelSpec.load(folder)
+        second = export_super_resolution(model, model.super_resolver, model.super_resolution, folder)
+        files = {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.name != "spec.json"}
+        replace(spec, digest=model.digest, super_resolution=second, files=files).save(folder)
+
+    return made_once(run_root, "cascade_graphs", make) / "tiny"
 
 
 @pytest.fixture(scope="session")
-def tiny_fp16_graphs(tiny_model: Path, tiny_graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_fp16_graphs(tiny_model: Path, tiny_graphs: Path, run_root: Path) -> Path:
     """The same with the fp16 graph, as `tuner_svc.export --fp16` writes it. Nobody writes to it."""
     from tuner_svc.base_model import load
     from tuner_svc.export.fp16 import add_fp16_graph
 
-    folder = Path(shutil.copytree(tiny_graphs, tmp_path_factory.mktemp("fp16") / "tiny"))
-    add_fp16_graph(folder, load(tiny_model))
-    return folder
+    def make(folder: Path) -> None:
+        add_fp16_graph(Path(shutil.copytree(tiny_graphs, folder / "tiny")), load(tiny_model))
+
+    return made_once(run_root, "fp16", make) / "tiny"
 
 
 @pytest.fixture(scope="session")
-def services(tiny_cascade: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServices]:
-    """The three services as real processes, started once for all tests that cross them: on the tiny base model with its
-    super-resolution, and a preset of its own for fast edits."""
-    folder = Path(shutil.copytree(tiny_cascade, tmp_path_factory.mktemp("fast") / "tiny"))
-    (folder / "unitune_preset.json").write_text('{"methods": {"unitune": {"fast_steps": 3}}}')
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("UNITUNE_THREADS", "1")  # more would wait for one another on a busy machine
-        services = LocalServices(str(folder), home=Home(tmp_path_factory.mktemp("home")))
+def services_model(tiny_cascade: Path, run_root: Path) -> Path:
+    """The services' base model: the tiny cascade, with a preset of its own for fast edits. Nobody writes to it."""
+
+    def make(folder: Path) -> None:
+        shutil.copytree(tiny_cascade, folder / "tiny")
+        (folder / "tiny" / "unitune_preset.json").write_text('{"methods": {"unitune": {"fast_steps": 3}}}')
+
+    return made_once(run_root, "services_model", make) / "tiny"
+
+
+@pytest.fixture(scope="session")
+def built_home(services_model: Path, run_root: Path) -> Home:
+    """A home with graphs and engine of that base model, as services make them. Nobody writes to it."""
+    with one_thread():
+        return Home(
+            made_once(run_root, "home", lambda folder: LocalServices(str(services_model), home=Home(folder)).build())
+        )
+
+
+@pytest.fixture(scope="session")
+def collector() -> Iterator[Collector]:
+    """What the session's services send their traces to."""
+    with collecting() as collector:
+        yield collector
+
+
+@pytest.fixture(scope="session")
+def services(
+    services_model: Path, built_home: Home, tmp_path_factory: pytest.TempPathFactory, collector: Collector
+) -> Iterator[LocalServices]:
+    """The three services as real processes, started once in each worker for all tests that cross them. They measure
+    and trace."""
+    with one_thread(), pytest.MonkeyPatch.context() as environment:
+        environment.setenv("UNITUNE_METRICS_ADDRESS", "127.0.0.1:0")  # of each its own
+        environment.setenv("UNITUNE_TRACES", collector.url)
+        environment.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")  # ms until spans are sent; 5 s by default
+        services = LocalServices(str(services_model), home=copied(built_home, tmp_path_factory.mktemp("home")))
         services.__enter__()
     try:
         yield services
@@ -124,12 +186,24 @@ def services(tiny_cascade: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 @pytest.fixture(scope="module")
-def home(services: LocalServices, tmp_path_factory: pytest.TempPathFactory) -> Home:
-    """A home of the module's own, with the engine that the session's services have built."""
-    home = Home(tmp_path_factory.mktemp("own") / "home")
-    for folder in (services._home.engines, services._home.graphs):
-        shutil.copytree(folder, home.root / folder.name)
-    return home
+def home(built_home: Home, tmp_path_factory: pytest.TempPathFactory) -> Home:
+    """A home of the module's own, in which the services' engine is built."""
+    return copied(built_home, tmp_path_factory.mktemp("own") / "home")
+
+
+def copied(home: Home, root: Path) -> Home:
+    """Another home with the same graphs and engines."""
+    for folder in (home.engines, home.graphs):
+        shutil.copytree(folder, root / folder.name)
+    return Home(root)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """What is started meanwhile computes in one thread; more would wait for one another on a busy machine."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("UNITUNE_THREADS", "1")
+        yield
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -67,10 +68,26 @@ def run_module(module: str, *arguments: str) -> subprocess.CompletedProcess[str]
 
 
 def test_generated_code_is_fresh() -> None:
-    """unitune/v1 and unitune_client/options.py are what is made of protos/, byte for byte."""
+    """unitune/v1, unitune_client/options.py and configs.py are what is made of protos/, byte for byte."""
     done = run_module("protos.generate", "--check")
 
     assert 0 == done.returncode, done.stderr
+
+
+def test_a_change_that_an_older_client_would_notice_is_found(tmp_path: Path) -> None:
+    """The contract is compatible with that of the last release, and a field that is renumbered is told."""
+    buf = str(Path(sys.executable).with_name("buf"))
+    command = [buf, "breaking", "protos", "--against", "protos/released.binpb"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert 0 == done.returncode, done.stdout + done.stderr
+
+    for name in ("protos", "third_party"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / "buf.yaml", tmp_path)
+    changed = tmp_path / "protos" / "unitune" / "v1" / "server.proto"
+    changed.write_text(changed.read_text().replace("int64 upload_bytes = 1;", "int64 upload_bytes = 99;"))
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert 0 != done.returncode and "upload_bytes" in done.stdout
 
 
 def test_the_page_of_options_is_fresh() -> None:
@@ -136,6 +153,7 @@ def test_the_client_takes_only_the_contract_from_unitune() -> None:
     """unitune_client imports unitune.v1 and what needs no array library, and nothing else of unitune."""
     allowed = (
         "v1",
+        "call_context",
         "errors",
         "system_errors",
         "drain",
@@ -157,7 +175,11 @@ def test_the_client_takes_only_the_contract_from_unitune() -> None:
 
 
 # Of the contract, by protos/generate.py and protos/options_page.py.
-GENERATED = (ROOT / "docs" / "options.md", ROOT / "unitune_client" / "options.py")
+GENERATED = (
+    ROOT / "docs" / "options.md",
+    ROOT / "unitune_client" / "configs.py",
+    ROOT / "unitune_client" / "options.py",
+)
 
 
 def test_a_range_is_said_once() -> None:
@@ -216,7 +238,10 @@ for module in sys.argv[1].split(","):
         ("gateway,gateway.service,gateway.__main__", (*TRAINING, *RUNTIMES, "tokenizers", "tuner_svc", "sampler_svc")),
         (
             "unitune_client,unitune_client.cli.main",
-            (*TRAINING, *RUNTIMES, "grpc_health", "grpc_reflection", "numpy", "obstore", "safetensors", "tokenizers"),
+            (
+                *(*TRAINING, *RUNTIMES, "grpc_health", "grpc_reflection", "numpy", "obstore", "opentelemetry"),
+                *("prometheus_client", "safetensors", "tokenizers"),
+            ),
         ),
     ],
     ids=lambda value: value.partition(",")[0] if isinstance(value, str) else "",
@@ -315,11 +340,12 @@ def test_no_two_classes_share_a_name() -> None:
     Classes generated from the contract do not count. The SDK's do not where they mirror the message of their name. The
     types of TensorRT and CUDA have the names of those libraries.
     """
-    foreign, sdk = ROOT / "sampler_svc" / "engines" / "trt_api.py", ROOT / "unitune_client" / "events.py"
+    foreign = ROOT / "sampler_svc" / "engines" / "trt_api.py"
+    sdk = {ROOT / "unitune_client" / "events.py", ROOT / "unitune_client" / "configs.py"}
     mirrors = mirrors_of_messages()
     files: dict[str, list[str]] = {}
     for name, path in class_names(*PACKAGES):
-        if path != foreign and not (path == sdk and name in mirrors):
+        if path != foreign and not (path in sdk and name in mirrors):
             files.setdefault(name, []).append(str(path.relative_to(ROOT)))
 
     assert {"BaseModel", "EditedImage", "Scores", "TuningConfig"} <= mirrors
@@ -429,11 +455,36 @@ def test_manifests_set_only_known_settings() -> None:
 
     images = [path.read_text() for path in ROOT.glob("*/Dockerfile")]
     in_images = {name for text in images for name in re.findall(r"\b(UNITUNE_\w+)=", text)}
-    overlay = (ROOT / "k8s" / "gpu" / "sampler.yaml").read_text()
-    in_images |= set(re.findall(r"\b(UNITUNE_\w+)$", overlay, re.MULTILINE))
+    for overlay in (ROOT / "k8s").glob("*/*.yaml"):
+        in_images |= set(re.findall(r"\b(UNITUNE_\w+)$", overlay.read_text(), re.MULTILINE))
     in_manifests = {variable["name"] for _, container in containers() for variable in container.get("env", [])}
 
     assert set() == {name for name in in_images | in_manifests if name.startswith("UNITUNE_")} - NAMES
+
+
+def test_what_a_cluster_listens_on_is_protected_or_not_by_name() -> None:
+    """With the settings of k8s/base, and those of k8s/tls over them, each program finds what it needs to start. The
+    certificates there are of the names that the services expect of one another."""
+    from gateway.config import GatewayConfig
+    from sampler_svc.config import SamplerConfig
+    from tuner_svc.config import TunerConfig
+    from unitune import peers, settings
+
+    kinds = {"gateway": GatewayConfig, "tuner": TunerConfig, "sampler": SamplerConfig}
+    for name, container in containers():
+        base = {variable["name"]: variable["value"] for variable in container["env"]}
+        settings.load(kinds[name], base)
+        with pytest.raises(settings.BadSetting, match="UNITUNE_INSECURE=no-tls"):
+            settings.load(kinds[name], base | {"UNITUNE_INSECURE": ""})
+        patch = list(yaml.safe_load_all((ROOT / "k8s" / "tls" / f"{name}.yaml").read_text()))[1]
+        (patched,) = patch["spec"]["template"]["spec"]["containers"]
+        loaded = settings.load(kinds[name], base | {one["name"]: one["value"] for one in patched["env"]})
+        assert loaded.peer_files is not None and not loaded.insecure
+
+    found = yaml.safe_load_all((ROOT / "k8s" / "tls" / "certificates.yaml").read_text())
+    names = {one["metadata"]["name"]: one["spec"].get("dnsNames") for one in found}
+    for service, expected in (("gateway", peers.GATEWAY), ("tuner", peers.TUNER), ("sampler", peers.SAMPLER)):
+        assert [expected] == names[f"{service}-peer"]
 
 
 def test_manifests_probe_the_health_port_by_number() -> None:

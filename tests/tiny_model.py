@@ -7,11 +7,18 @@ tensor is random, norms and biases too, so that nothing passes because two tenso
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 IMAGE_SIDE, LATENT_SIDE, LATENT_CHANNELS = 48, 12, 4
+INPAINTING_CHANNELS = LATENT_CHANNELS + 1 + LATENT_CHANNELS
 CONTEXT_TOKENS, CONTEXT_WIDTH = 16, 32
 WORDS = ("a", "at", "beach", "by", "cat", "cow", "day", "dog", "drawing", "in", "night", "on", "snow", "sunset", "the")
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -33,7 +40,9 @@ def tiny_tokenizer() -> CLIPTokenizer:
     )
 
 
-def tiny_pipeline(*, seed: int = 0, prediction_type: str = "epsilon") -> StableDiffusionPipeline:
+def tiny_pipeline(
+    *, seed: int = 0, prediction_type: str = "epsilon", in_channels: int = LATENT_CHANNELS
+) -> StableDiffusionPipeline:
     """The parts, random by seed. 0.55 million parameters in the denoiser."""
     torch.manual_seed(seed)
     tokenizer = tiny_tokenizer()
@@ -62,7 +71,7 @@ def tiny_pipeline(*, seed: int = 0, prediction_type: str = "epsilon") -> StableD
     )
     unet = UNet2DConditionModel(
         sample_size=LATENT_SIDE,
-        in_channels=LATENT_CHANNELS,
+        in_channels=in_channels,
         out_channels=LATENT_CHANNELS,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
@@ -134,4 +143,11 @@ def save_tiny_super_resolution(folder: Path, *, seed: int = 0, is_preconditioned
 def save_tiny_model(folder: Path, *, seed: int = 0, prediction_type: str = "epsilon") -> Path:
     """Write the tiny model in diffusers layout."""
     tiny_pipeline(seed=seed, prediction_type=prediction_type).save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def save_tiny_inpainting(folder: Path, *, seed: int = 0) -> Path:
+    """Write a tiny model for inpainting in diffusers layout: latents, a mask and the masked picture's latents go in."""
+    pipeline = tiny_pipeline(seed=seed, in_channels=INPAINTING_CHANNELS)
+    StableDiffusionInpaintPipeline(**pipeline.components, requires_safety_checker=False).save_pretrained(folder)
     return folder

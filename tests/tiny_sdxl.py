@@ -17,7 +17,12 @@ PAD = "!"  # of the second tokenizer, as in SDXL
 
 
 def tiny_sdxl(
-    *, seed: int = 0, prediction_type: str = "epsilon", empty_is_zeros: bool = True, is_zero_snr: bool = False
+    *,
+    seed: int = 0,
+    prediction_type: str = "epsilon",
+    empty_is_zeros: bool = True,
+    is_zero_snr: bool = False,
+    in_channels: int = LATENT_CHANNELS,
 ) -> StableDiffusionXLPipeline:
     """The parts, random by seed."""
     torch.manual_seed(seed)
@@ -38,7 +43,7 @@ def tiny_sdxl(
     )
     unet = UNet2DConditionModel(
         sample_size=LATENT_SIDE,
-        in_channels=LATENT_CHANNELS,
+        in_channels=in_channels,
         out_channels=LATENT_CHANNELS,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),

@@ -5,6 +5,9 @@ the parameter's own size. The results are those of transformers' Adafactor(scale
 up to rounding.
 """
 
+import weakref
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -12,6 +15,7 @@ DECAY_RATE = -0.8  # of 1 - step ** DECAY_RATE, the second moment's decay; secti
 GRADIENT_FLOOR = 1e-30  # added to squared gradients
 CLIP_THRESHOLD = 1.0  # root mean square of an update before the learning rate; section 6
 CACHED = 200_000  # values that a CPU processes together, so that they stay in its cache
+TOGETHER_ON_A_GPU = 64_000_000  # values: every call costs there, but copies of all are as large as the model
 
 
 class Adafactor:
@@ -37,6 +41,27 @@ class Adafactor:
             parameter.new_zeros((1, *shape[1:])) for parameter, shape in zip(self._factored, shapes, strict=True)
         ]
         self._groups = _groups(self._factored)
+        self._early: list[slice] = []  # groups that move before `step`
+
+    def step_early(self) -> None:
+        """From now on a parameter that is a group of its own moves within the backward pass, as soon as its gradient is
+        there, which is then dropped. So the gradients of large parameters are never all in memory. `step` moves the
+        others. The bits are the same; but each step must have one backward pass alone."""
+        self._early = self._alone()
+        for group in self._early:
+            moves = partial(_step_early, weakref.ref(self), group)
+            self._factored[group.start].register_post_accumulate_grad_hook(moves)
+
+    @property
+    def late_bytes(self) -> int:
+        """Of the gradients that wait for `step`, once large parameters move early."""
+        early = sum(self._factored[group.start].nbytes for group in self._alone())
+        return sum(parameter.nbytes for parameter in (*self._whole, *self._factored)) - early
+
+    @property
+    def group_bytes(self) -> int:
+        """Of the largest group of parameters that are moved together."""
+        return max((sum(each.nbytes for each in self._factored[group]) for group in self._groups), default=0)
 
     def state(self) -> dict[str, Tensor]:
         """The tensors that it changes besides the parameters, themselves, by name."""
@@ -48,14 +73,22 @@ class Adafactor:
     @torch.no_grad()
     def step(self) -> None:
         """One update. Every parameter must have a gradient. It never waits for a GPU, so it can be captured."""
+        latest_weight = self._latest_weight()
         self._steps += 1
-        latest_weight = (self._steps**DECAY_RATE).float()
         if self._whole:
             self._step_whole(latest_weight)
         for group in self._groups:
-            self._step_factored(latest_weight, group)
+            if group not in self._early:
+                self._step_factored(latest_weight, group)
         for parameter in (*self._whole, *self._factored):
             parameter.grad = None
+
+    def _alone(self) -> list[slice]:
+        return [group for group in self._groups if group.stop - group.start == 1]
+
+    def _latest_weight(self) -> Tensor:
+        """Of the next step: 1 - decay, 0-dim."""
+        return ((self._steps + 1) ** DECAY_RATE).float()
 
     def _step_whole(self, latest_weight: Tensor) -> None:
         updates = [_gradient(parameter) for parameter in self._whole]
@@ -86,18 +119,28 @@ class Adafactor:
         return list(sizes)
 
 
+@torch.no_grad()
+def _step_early(optimizer: "weakref.ref[Adafactor]", group: slice, parameter: Tensor) -> None:
+    """Move a parameter in the backward pass. It has no reference to its optimizer, which has one to it."""
+    owner = optimizer()
+    assert owner is not None
+    owner._step_factored(owner._latest_weight(), group)
+    parameter.grad = None
+
+
 def _groups(parameters: list[Tensor]) -> list[slice]:
-    """Groups of neighbours with at most CACHED values, or one larger parameter. On a GPU, one group of all: every call
+    """Groups of neighbours with at most CACHED values, or one larger parameter. On a GPU groups are larger: every call
     costs, and the cache does not help."""
-    if parameters and parameters[0].device.type != "cpu":
-        return [slice(len(parameters))]
+    if not parameters:
+        return []
+    most = CACHED if parameters[0].device.type == "cpu" else TOGETHER_ON_A_GPU
     groups, first, values = [], 0, 0
     for index, parameter in enumerate(parameters):
-        if index > first and values + parameter.numel() > CACHED:
+        if index > first and values + parameter.numel() > most:
             groups.append(slice(first, index))
             first, values = index, 0
         values += parameter.numel()
-    return [*groups, slice(first, len(parameters))] if parameters else []
+    return [*groups, slice(first, len(parameters))]
 
 
 def _gradient(parameter: Tensor) -> Tensor:

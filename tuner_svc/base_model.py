@@ -1,4 +1,4 @@
-"""The base model in memory: frozen, fp32, in four parts, which are also the four graphs of the export."""
+"""The base model in memory: frozen, fp32, in parts, each of which the export writes as a graph."""
 
 import math
 from collections.abc import Mapping
@@ -38,6 +38,7 @@ from tuner_svc.model_folder import (
 )
 from unitune.base_model import BaseModelSpec, NoiseSchedule, Preset, SuperResolutionSpec, TensorSpec
 from unitune.diffusion.conditioning import NUM_SIZES, num_rows, size_ids
+from unitune.diffusion.inpainting import num_channels
 from unitune.reading import BEGIN_AND_END, Piece, Reader
 
 FP32 = {"torch_dtype": torch.float32, "use_safetensors": True, "local_files_only": True}
@@ -144,7 +145,8 @@ class ImageDecoder(nn.Module):
 class DenoiserModule(nn.Module):
     """sample (n, channels, h, w), timestep int64 (n,), encoder_hidden_states (n, tokens, width) -> epsilon or v.
 
-    With a pooled embedding it also takes text_embeds (n, pooled_width) and time_ids (n, 6).
+    The sample is the latents, of an inpainting model with the channels beside them (unitune.diffusion.inpainting). With
+    a pooled embedding it also takes text_embeds (n, pooled_width) and time_ids (n, 6).
     """
 
     def __init__(self, unet: UNet2DConditionModel, pooled_width: int = 0, pixels: int = 0) -> None:
@@ -225,13 +227,16 @@ class BaseModel:
     context_tokens: int
     context_width: int
     size_step: int = 0  # as in BaseModelSpec
+    is_inpainting: bool = False  # as in BaseModelSpec
     super_resolver: SuperResolver | None = None  # this and the next: only of a cascade
     super_resolution: SuperResolutionSpec | None = None  # without the tensors' layouts, which the export finds
     second_tokenizer: CLIPTokenizer | None = None  # this and the next two: of a pair of text encoders
     pooled_width: int = 0
     empty_is_zeros: bool = False
+    tuning_bytes: int = 0  # of memory, which a tuning may take beside the base model; 0: what is free
     # Padding and truncation are state of the tokenizer, which the checks of requests and a tuning use at the same time.
     _tokenizing: Lock = field(default_factory=Lock, repr=False, compare=False)
+    _hidden: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False, compare=False)  # by latents' side
 
     def tensors(self) -> dict[str, Tensor]:
         """The denoiser's tensors by their name in the UNet, fp32."""
@@ -260,6 +265,7 @@ class BaseModel:
             vocabulary=self.vocabulary,
             super_resolution=self.super_resolution,
             pooled_width=self.pooled_width,
+            is_inpainting=self.is_inpainting,
             empty_is_zeros=self.empty_is_zeros,
         )
 
@@ -311,6 +317,30 @@ class BaseModel:
         """The latents of model images, (n, channels, h, w): the posterior's mode, so deterministic."""
         return self.image_encoder(torch.from_numpy(image).to(self.device))
 
+    def predicted(
+        self, latents: Tensor, timesteps: Tensor, contexts: Tensor, weights: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """The denoiser's output for latents (n, channels, h, w), with `weights` in place of its own tensors. From an
+        inpainting model the whole picture is hidden: what it could see it would copy, and bind to no words."""
+        if self.is_inpainting:
+            hidden = self._all_hidden((latents.shape[2], latents.shape[3]))
+            latents = torch.cat([latents, hidden.expand(len(latents), -1, -1, -1)], dim=1)
+        return self.denoiser.predicted(latents, timesteps, contexts, weights)
+
+    def _all_hidden(self, side: tuple[int, int]) -> Tensor:
+        """The channels beside latents of `side`, (1, 1 + channels, h, w): a mask of ones, and a grey picture's latents.
+
+        Kept, since the autoencoder has no part in an update.
+        """
+        if side not in self._hidden:
+            height, width = (
+                one * pixels // own for one, pixels, own in zip(side, self.image_side, self.latent_side, strict=True)
+            )
+            with torch.autocast(self.device.type, enabled=False):
+                grey = self.encode_image(np.zeros((1, 3, height, width), dtype=np.float32))
+            self._hidden[side] = torch.cat([torch.ones_like(grey[:, :1]), grey], dim=1)
+        return self._hidden[side]
+
 
 def load(folder: Path, device: str = "cpu") -> BaseModel:
     """Read a diffusers folder of a Stable Diffusion 1.x, 2.x or XL model into memory. Opens no connection.
@@ -354,10 +384,11 @@ def load(folder: Path, device: str = "cpu") -> BaseModel:
         vocabulary=vocabulary,
         image_side=image_side,
         latent_side=(height, width),
-        latent_channels=unet.config.in_channels,
+        latent_channels=unet.config.out_channels,
         context_tokens=min(tokenizer.model_max_length, clip.config.max_position_embeddings),
         context_width=parts.context_width,
         size_step=_size_step(image_side, step, stage, 2**second.num_upsamplers if second is not None else 1),
+        is_inpainting=unet.config.in_channels != unet.config.out_channels,
         super_resolver=SuperResolver(second).eval() if second is not None else None,
         super_resolution=stage,
         second_tokenizer=parts.second_tokenizer,
@@ -437,14 +468,14 @@ def _super_resolution(folder: Path, unet: UNet2DConditionModel, context_width: i
 
 
 def _check_parts(folder: Path, parts: Parts) -> None:
-    """Raises UnusableBaseModel for parts that need more than a latent, a timestep and a text embedding, and SDXL's
-    pooled embedding and sizes."""
+    """Raises UnusableBaseModel for parts that need more than a latent, a timestep and a text embedding, SDXL's pooled
+    embedding and sizes, and what is shown to an inpainting model."""
     unet, autoencoder = parts.unet, parts.autoencoder
     channels, latent = unet.config.in_channels, autoencoder.config.latent_channels
-    if not channels == latent == unet.config.out_channels:
+    if unet.config.out_channels != latent or channels not in (latent, num_channels(latent)):
         raise UnusableBaseModel(
-            f"{folder}: its unet takes {channels} channels and its vae makes {latent}; "
-            "a text-to-image model is needed, not one for inpainting"
+            f"{folder}: its unet takes {channels} channels and its vae makes {latent}; a text-to-image model is "
+            f"needed, or one for inpainting, which takes {num_channels(latent)}"
         )
     if unet.config.cross_attention_dim != parts.context_width:
         raise UnusableBaseModel(

@@ -67,7 +67,7 @@ def draw_class(
     @torch.no_grad()
     def denoiser(latents: Latents, timesteps: NDArray[np.int64], contexts: NDArray[np.float32]) -> Latents:
         arguments = (torch.from_numpy(array).to(model.device) for array in (latents, timesteps, contexts))
-        answer: Latents = model.denoiser.predicted(*arguments).cpu().numpy()
+        answer: Latents = model.predicted(*arguments).cpu().numpy()
         return answer
 
     batches = []

@@ -2,21 +2,22 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
+from unitune import peers
 from unitune.choices import CODECS
-from unitune.settings import num_cores
+from unitune.service_settings import ComputingSettings
 
 DEFAULT_CODEC = "sign"  # within an eighth of fp16, and edits as the exact weights do (bench/README.md)
 EMBEDDED_MODEL = Path(__file__).resolve().parent.parent / "stickerbook" / "model"
 
 
-@dataclass(frozen=True)
-class TunerConfig:
-    """Read from the environment in `__main__`, and passed down."""
+@dataclass(frozen=True, kw_only=True)
+class TunerConfig(ComputingSettings):
+    """Read in `__main__`, and passed down."""
 
-    store: str = field(
-        metadata={"env": "UNITUNE_STORE", "help": "a folder, or the URL of a bucket, for pictures and tuned weights"}
-    )
+    TABLE: ClassVar[str] = "tuner"
+
     gateway: str = field(
         default="127.0.0.1:50054",
         metadata={
@@ -30,9 +31,6 @@ class TunerConfig:
     )
     base_model: Path = field(
         default=EMBEDDED_MODEL, metadata={"env": "UNITUNE_BASE_MODEL", "help": "the base model, a diffusers folder"}
-    )
-    threads: int = field(
-        default=0, metadata={"env": "UNITUNE_THREADS", "help": "CPU threads to compute with; 0 takes all cores"}
     )
     weights_codec: str = field(
         default=DEFAULT_CODEC,
@@ -48,30 +46,26 @@ class TunerConfig:
             "help": "seconds of a run between two checkpoints, where it goes on if its tuner is lost; 0 makes none",
         },
     )
-    health_address: str | None = field(
-        default=None,
+    tuning_memory_gb: float = field(
+        default=0.0,
         metadata={
-            "env": "UNITUNE_HEALTH_ADDRESS",
-            "help": "HOST:PORT for health alone; empty serves it on the address",
+            "env": "UNITUNE_TUNING_MEMORY_GB",
+            "help": "memory in GB that a tuning may take beside the base model, slower with less; 0 takes what is free",
         },
     )
 
     def __post_init__(self) -> None:
-        if self.threads < 0:
-            raise ValueError(f"UNITUNE_THREADS is {self.threads}: it must be 0 or more")
+        super().__post_init__()
+        peers.check_exposed("UNITUNE_TUNER_ADDRESS", self.address, self.peer_files, self.insecure)
+        if not self.tuning_memory_gb >= 0:
+            raise ValueError(f"UNITUNE_TUNING_MEMORY_GB is {self.tuning_memory_gb:g}: it must be 0 or more")
         if self.weights_codec not in CODECS:
             raise ValueError(f"UNITUNE_WEIGHTS_CODEC is {self.weights_codec!r}: it must be one of {', '.join(CODECS)}")
         if not self.checkpoint_s >= 0:
             raise ValueError(f"UNITUNE_CHECKPOINT_S is {self.checkpoint_s:g}: it must be 0 or more")
         if not self.gateways():
             raise ValueError("UNITUNE_GATEWAY is empty: it must be HOST:PORT of a gateway")
-        if not self.store:
-            raise ValueError("UNITUNE_STORE is empty: it must be a folder or the URL of a bucket")
 
     def gateways(self) -> list[str]:
         """The addresses of all gateways."""
         return [address.strip() for address in self.gateway.split(",") if address.strip()]
-
-    def num_threads(self) -> int:
-        """Threads to compute with."""
-        return self.threads or num_cores()

@@ -48,7 +48,7 @@ def denoising_loss(
     """
     batch = len(draws.timesteps)
     noised = noising.noised(latent, draws)
-    prediction = model.denoiser.predicted(noised, draws.timesteps, context.expand(batch, -1, -1), weights)
+    prediction = model.predicted(noised, draws.timesteps, context.expand(batch, -1, -1), weights)
     return mse_loss(prediction.float(), noising.target(latent, draws))
 
 

@@ -9,7 +9,8 @@ from typing import Any, cast
 import grpc
 from grpc_status import rpc_status
 
-from unitune import serving, telemetry
+from unitune import peers, serving, telemetry
+from unitune.certificates import CertificateReader
 from unitune.errors import Unavailable, UniTuneError, from_status
 from unitune.v1.tuner_pb2 import (
     AnnounceRequest,
@@ -30,10 +31,13 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 2.0  # before a call is repeated
 class Gateways:
     """All gateways of one tuner. It belongs to one event loop."""
 
-    def __init__(self, addresses: Sequence[str]) -> None:
-        """Each address is HOST:PORT of a gateway, or of a name that stands for several."""
-        self._channels = [serving.channel(address) for address in addresses]
-        self._stubs: list[Any] = [TunerPoolServiceStub(channel) for channel in self._channels]
+    def __init__(self, addresses: Sequence[str], certificates: CertificateReader | None = None) -> None:
+        """Each address is HOST:PORT of a gateway, or of a name that stands for several. `certificates` are those by
+        which the services know each other."""
+        self._addresses, self._certificates = addresses, certificates
+        self._channels: list[grpc.aio.Channel] = []
+        self._stubs: list[Any] = []
+        self._connect()
         self._current = 0
         self.is_away = False  # the last call got no answer
 
@@ -42,8 +46,19 @@ class Gateways:
         for channel in self._channels:
             await channel.close(None)
 
+    def _connect(self) -> None:
+        credentials = self._certificates.channel_credentials() if self._certificates is not None else None
+        self._channels = [
+            serving.channel(address, credentials=credentials, name=peers.GATEWAY) for address in self._addresses
+        ]
+        self._stubs = [TunerPoolServiceStub(channel) for channel in self._channels]
+
     async def announce(self, request: AnnounceRequest) -> AnnounceResponse:
-        """Say what the tuner is, until a gateway answers."""
+        """Say what the tuner is, until a gateway answers. It is between two tunings, so a certificate that has changed
+        is taken from here on."""
+        if self._certificates is not None and self._certificates.changed():
+            await self.close()
+            self._connect()
         answer: AnnounceResponse = await self._repeated("Announce", request)
         return answer
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from diffusers import DDIMScheduler
 
+from tuner_svc.family_presets import SDXL, STABLE_DIFFUSION
 from tuner_svc.few_steps import KINDS, ZERO_SNR, told_by_configs
 from tuner_svc.tuning_config import TuningConfig
 from unitune.base_model import EVERY_STEP, NoiseSchedule, Preset, file_digest
@@ -180,7 +181,7 @@ def read_schedule(folder: Path, part: str = "scheduler") -> NoiseSchedule:
 def read_preset(folder: Path) -> Preset:
     """The defaults of this model. Raises UnusableBaseModel for an unknown name and for a wrong type of value."""
     if not (folder / PRESET_FILE).is_file():
-        return Preset(**_recognised(folder))
+        return Preset(**_family_settings(folder) | _distilled_settings(folder))
     given = read_object(folder / PRESET_FILE)
     methods = given.pop("methods", {})
     if not isinstance(methods, dict) or not all(isinstance(own, dict) for own in methods.values()):
@@ -202,19 +203,27 @@ def read_preset(folder: Path) -> Preset:
     if kind and kind not in KINDS:
         known = ", ".join(KINDS)
         raise UnusableBaseModel(f"{folder / PRESET_FILE}: distilled is {kind!r}: it must be one of {known}")
-    preset = Preset(**{**KINDS.get(kind, {}), **settings}, methods=own_settings)
+    preset = Preset(**{**_family_settings(folder), **KINDS.get(kind, {}), **settings}, methods=own_settings)
     for method in METHODS:
         _check_values(folder, preset, method)
     return preset
 
 
-def _recognised(folder: Path) -> dict[str, Any]:
-    """The settings of a model that its own configurations say to be distilled, or to end in pure noise."""
+def _family_settings(folder: Path) -> dict[str, Any]:
+    """The settings of the model's family, and of a model that ends in pure noise, as its scheduler says."""
+    scheduler = read_object(folder / "scheduler" / SCHEDULER_FILE)
+    ends_in_noise = scheduler.get("rescale_betas_zero_snr") and scheduler.get("prediction_type") == "v_prediction"
+    family = SDXL if has_two_text_encoders(folder) else STABLE_DIFFUSION
+    return {**family, **(ZERO_SNR if ends_in_noise else {})}
+
+
+def _distilled_settings(folder: Path) -> dict[str, Any]:
+    """The settings of a model that its own configurations say to be distilled."""
     scheduler, unet = read_object(folder / "scheduler" / SCHEDULER_FILE), read_object(folder / "unet" / "config.json")
-    if found := told_by_configs(scheduler, unet):
-        return {**KINDS[found.kind], "distilled": found.kind, "num_inference_steps": found.steps}
-    is_zero_snr = scheduler.get("rescale_betas_zero_snr") and scheduler.get("prediction_type") == "v_prediction"
-    return dict(ZERO_SNR) if is_zero_snr else {}
+    found = told_by_configs(scheduler, unet)
+    if found is None:
+        return {}
+    return {**KINDS[found.kind], "distilled": found.kind, "num_inference_steps": found.steps}
 
 
 def _check_values(folder: Path, preset: Preset, method: str) -> None:
@@ -232,7 +241,7 @@ def _check_values(folder: Path, preset: Preset, method: str) -> None:
         del sampling["guidance_sigma_high"]  # the interval has no such end
     try:
         if method in TUNING_METHODS:
-            TuningConfig.of(preset, method)
+            TuningConfig.from_preset(preset, method)
         check_values(SAMPLING, sampling)
     except InvalidField as error:
         name = error.metadata["field"].removeprefix("config.")

@@ -4,6 +4,7 @@ An engine that was refitted must give the second answer and not the first (unitu
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -11,9 +12,11 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from tuner_svc.arrangement import recomputing
 from tuner_svc.base_model import BaseModel
 from tuner_svc.methods import METHODS, Tuned
 from tuner_svc.tuning_config import TuningConfig
+from unitune.base_model import is_large
 from unitune.codecs import DecodedTensors, decode, encode
 from unitune.weights import SUPER_RESOLUTION, SUPER_RESOLUTION_BASE, SUPER_RESOLUTION_TUNED, Manifest, pack, probe_input
 
@@ -46,7 +49,10 @@ def pack_tuned(
     factors = {name: (up.cpu().numpy(), down.cpu().numpy()) for name, (up, down) in tuned.factors.items()}
     base = {name: tensor.cpu().numpy() for name, tensor in model.tensors().items() if name in tensors}
     before_each()
-    sensitivity = sensitivities(partial(_answer, model), tuned.tensors) if codec == "sign" else {}
+    # Of a large model the activations of two rows may be more than there is memory for.
+    is_short = is_large(sum(tensor.nbytes for tensor in model.tensors().values()))
+    with recomputing(model.denoiser.unet) if is_short else nullcontext():
+        sensitivity = sensitivities(partial(_answer, model), tuned.tensors) if codec == "sign" else {}
     stored = encode(tensors, base, codec, factors, sensitivity, before_each)
 
     def answer_with(changed: Mapping[str, Tensor]) -> np.ndarray:
@@ -173,7 +179,7 @@ def probe_answer(model: BaseModel, tensors: Mapping[str, Tensor], seed: int) -> 
 
 
 def _answer(model: BaseModel, tensors: Mapping[str, Tensor], seed: int) -> Tensor:
-    values = probe_input(seed, model.latent_channels, model.latent_side, model.conditioning)
+    values = probe_input(seed, model.spec.input_channels, model.latent_side, model.conditioning)
     latents, timesteps, contexts = (torch.from_numpy(value).to(model.device) for value in values.values())
     tensors = {name: tensor.to(model.device) for name, tensor in tensors.items()}
     # Convolutions on a GPU round to 10 bits of mantissa by default. The probe's differences are as small as that.

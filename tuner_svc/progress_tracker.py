@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tuner_svc.checkpoint import Checkpoints, StageState
+from unitune import metrics
 from unitune.errors import Cancelled, Internal
 
 PROGRESS_S = 0.2  # between two reports, at least
@@ -21,8 +22,8 @@ WARM_UP_S = 10.0
 class UpdateProgress:
     """How far a tuning is. `loss` is the mean of the last losses, `left_s` is an estimate in seconds if there is one,
     and `learning_rate` is the current one. With `stopped_early` this update was the last one. `update_s` is the seconds
-    of an update, once they can be told. `stage` is a word of TuningProgress.Stage. A tuning that went on from a
-    checkpoint did so after `resumed_update`.
+    of an update, once they can be told. `stage` is a word of TuningProgress.Stage, `warning` a sentence or empty. A
+    tuning that went on from a checkpoint did so after `resumed_update`.
     """
 
     update: int
@@ -34,6 +35,7 @@ class UpdateProgress:
     update_s: float | None = None
     stage: str = "updating"
     resumed_update: int = 0
+    warning: str = ""
 
 
 class ProgressTracker:
@@ -49,11 +51,16 @@ class ProgressTracker:
         self.losses: list[float] = []
         self._total, self._on_progress, self._cancelled = total, on_progress, cancelled
         self._last: deque[float] = deque(maxlen=MEAN_OF_LOSSES)
+        self._warning = ""
         self._started_s = time.monotonic()
         self._warm_s = self._started_s  # when the first update had ended
         self._reported_s = -math.inf
         self._checkpoints = checkpoints
         self._resumed = 0  # updates that an earlier attempt made
+
+    def warn(self, text: str) -> None:
+        """Tell a sentence with the progress of every update from now on."""
+        self._warning = text
 
     def updates(
         self, number: int, learning_rate: float, stop_loss_ratio: float = 0.0, state: StageState | None = None
@@ -93,6 +100,7 @@ class ProgressTracker:
     def record(self, loss: Tensor) -> None:
         """Keep the loss of the current update. Raises Internal (TUNING_DIVERGED) unless it is finite."""
         self.losses.append(loss.item())
+        metrics.TUNING_UPDATES.inc()
         self._last.append(self.losses[-1])
         if not math.isfinite(self.losses[-1]):
             raise self._diverged()
@@ -123,7 +131,15 @@ class ProgressTracker:
         loss = sum(self._last) / len(self._last)
         self._on_progress(
             UpdateProgress(
-                update, self._total, loss, left_s, learning_rate, stops, update_s, resumed_update=self._resumed
+                update,
+                self._total,
+                loss,
+                left_s,
+                learning_rate,
+                stops,
+                update_s,
+                resumed_update=self._resumed,
+                warning=self._warning,
             )
         )
         return left_s

@@ -5,6 +5,7 @@ more. Before it writes weights it asks.
 """
 
 import asyncio
+import contextvars
 import functools
 import hashlib
 import logging
@@ -29,7 +30,7 @@ from tuner_svc.tune import check, total_updates, tune
 from tuner_svc.tuning_config import TuningConfig
 from tuner_svc.tuning_run import MadeCheckpoint, TuningRun
 from tuner_svc.tuning_stages import StageTimes, TuningStages
-from unitune import images, store_paths, telemetry
+from unitune import __version__, images, store_paths, telemetry
 from unitune.base_model import Preset, SuperResolutionSpec
 from unitune.choices import (
     BOUND_TO_NULL_TEXT,
@@ -151,6 +152,7 @@ class TunerService:
             base_model=base_model_info(model.spec),
             tuning_defaults=_defaults(model.preset, TUNING_METHODS[0]),
             method_defaults=[_defaults(model.preset, method) for method in TUNING_METHODS],
+            version=__version__,
         )
 
     async def _work(self) -> None:
@@ -322,7 +324,8 @@ class TunerService:
         run.refuse_cancelled()
         kind = config.method, config.mode, config.batch
         stages = TuningStages(self._stage_times, kind, total_updates(config), run.report)
-        work = self._thread.submit(self._compute, run, assignment, config, image, large, stages, checkpoints)
+        compute = functools.partial(self._compute, run, assignment, config, image, large, stages, checkpoints)
+        work = self._thread.submit(contextvars.copy_context().run, compute)
         packed = await asyncio.wrap_future(work)
         # Asked, since the lease may have been lost while no gateway answered.
         request = self._report(assignment)
@@ -417,7 +420,7 @@ class TunerService:
 
     def _keep(self, run: TuningRun, path: str, update: int, data: bytes) -> None:
         """In the PyTorch thread: write a checkpoint, which is then reported. Raises as the store does."""
-        made = MadeCheckpoint(store_paths.of_checkpoint(path, update), hashlib.sha256(data).hexdigest(), update)
+        made = MadeCheckpoint(store_paths.checkpoint_path(path, update), hashlib.sha256(data).hexdigest(), update)
         self._store.put(made.path, data)
         run.checkpoints.append(made)
         run.wake()

@@ -66,10 +66,9 @@ def total_updates(config: TuningConfig) -> int:
 def check(model: BaseModel, config: TuningConfig) -> list[str]:
     """Warnings of what the text encoder does not read of the config's texts. Raises InvalidField for settings that do
     not fit the base model."""
-    has_super_resolution = model.super_resolution is not None
-    return TunedModel(model.reader, model.preset, model.schedule.num_train_timesteps, has_super_resolution).check(
-        config
-    )
+    steps, has_super_resolution = model.schedule.num_train_timesteps, model.super_resolution is not None
+    tuned = TunedModel(model.reader, model.preset, steps, has_super_resolution, model.is_inpainting)
+    return tuned.check(config)
 
 
 __all__ = ["Tuned", "UpdateProgress", "check", "total_updates", "tune"]

@@ -39,7 +39,7 @@ class TuningConfig:
         check_values(TUNING, {name: getattr(self, name) for name in read_by(TUNING, self.method)}, "config.")
 
     @classmethod
-    def of(cls, preset: Preset, method: str = "unitune") -> "TuningConfig":
+    def from_preset(cls, preset: Preset, method: str = "unitune") -> "TuningConfig":
         """A base model's own defaults for a method; words that only a caller knows are `_`, so that the check passes,
         and what null-text has in common with an edit is left to that.
 

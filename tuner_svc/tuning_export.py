@@ -1,36 +1,49 @@
-"""Export a tuning: as a diffusers UNet, or as a LoRA in the format of kohya's sd-scripts.
+"""Export a tuning: as a diffusers UNet, or as a LoRA under the names of kohya's sd-scripts or of PEFT.
 
     python -m tuner_svc.tuning_export --base-model MODEL --store STORE --weights PATH --format diffusers --out OUT
     python -m tuner_svc.tuning_export --base-model MODEL --store STORE --weights PATH --format kohya --rank 16 --out OUT
 
 PATH is the weights' path in the object store, such as `tunings/default/t-0a1b`. `diffusers` writes OUT/unet, which
-replaces that folder of the base model. `kohya` writes OUT/lora.safetensors: the change of every matrix and convolution
-up to the rank, without norms and biases. Imagic's embeddings are left out. Weights of embeddings alone (Textual
-Inversion, null-text) are refused. The last line of stdout is OUT.
+replaces that folder of the base model. `kohya` writes OUT/lora.safetensors, and `peft` the file that diffusers looks
+for in a folder: the change of every matrix and convolution up to the rank, without norms and biases. kohya's trainer
+has diffusers' names for Stable Diffusion 1.x and 2.x, and those of single files for SDXL. Imagic's embeddings are left
+out. Weights of embeddings alone (Textual Inversion, null-text) are refused. The last line of stdout is OUT.
 """
 
 import argparse
 import copy
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.functional import pad
 
 from tuner_svc.base_model import BaseModel, load
 from tuner_svc.model_folder import UnusableBaseModel
 from tuner_svc.probe import probe_answer
+from tuner_svc.single_file.lora import KOHYA
+from tuner_svc.single_file.original_names import original_module
 from unitune.codecs import LORA_RANK, decode, low_rank
 from unitune.errors import DataLoss, FailedPrecondition, UniTuneError
 from unitune.object_store import ObjectStore
 from unitune.system_errors import failure_sentence
 from unitune.weights import MANIFEST_FILE, Manifest, TunedWeights
 
-FORMATS = ("diffusers", "kohya")
+WIDTH_OF_2 = 1024  # of the text embeddings of Stable Diffusion 2.x
 LORA_FILE = "lora.safetensors"
+PEFT_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for in a folder
+
+
+class LoraFactors(NamedTuple):
+    """One module's change, up @ down, fp16: down (rank, in ...), up (out, rank ...) as for a convolution of 1x1."""
+
+    up: Tensor
+    down: Tensor
 
 
 def read_weights(store: ObjectStore, path: str) -> TunedWeights:
@@ -74,25 +87,76 @@ def save_diffusers(model: BaseModel, tensors: Mapping[str, Tensor], out: Path) -
     return out / "unet"
 
 
-def save_kohya(model: BaseModel, tensors: Mapping[str, Tensor], out: Path, rank: int) -> dict[str, Tensor]:
-    """Write OUT/lora.safetensors, fp16. Returns the denoiser's tensors with the LoRA."""
-    base, stored, made = model.tensors(), {}, {}
+def lora_factors(model: BaseModel, tensors: Mapping[str, Tensor], rank: int) -> dict[str, LoraFactors]:
+    """The change of every matrix and convolution, by the denoiser's module, up to a rank.
+
+    All have one rank, the largest that one of them needs: zeros are added to smaller ones, since readers have one scale
+    for all modules.
+    """
+    base, found = model.tensors(), {}
     for name, tensor in tensors.items():
-        if tensor.dim() < 2:
-            continue
-        original = base[name].cpu()
-        factors = low_rank((tensor - original).reshape(len(tensor), -1).numpy(), rank)
-        up, down = (torch.from_numpy(np.ascontiguousarray(factor)).half() for factor in factors)
-        made[name] = original + (up.float() @ down.float()).reshape(tensor.shape)
-        module = "lora_unet_" + name.removesuffix(".weight").replace(".", "_")
-        ones = (1,) * (tensor.dim() - 2)  # a convolution's factors are convolutions, the second one of a single pixel
-        stored[f"{module}.lora_down.weight"] = down.reshape(-1, *tensor.shape[1:])
-        stored[f"{module}.lora_up.weight"] = up.reshape(*up.shape, *ones)
-        stored[f"{module}.alpha"] = torch.tensor(float(len(down)))
-    out.mkdir(parents=True, exist_ok=True)
-    facts = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
-    save_file(stored, out / LORA_FILE, metadata=facts)
+        if tensor.dim() > 1:
+            change = (tensor - base[name].cpu()).reshape(len(tensor), -1).numpy()
+            found[name] = [torch.from_numpy(np.ascontiguousarray(factor)).half() for factor in low_rank(change, rank)]
+    largest = max((len(down) for _, down in found.values()), default=0)
+    made = {}
+    for name, (up, down) in found.items():
+        lacking = largest - len(down)
+        ones = (1,) * (tensors[name].dim() - 2)
+        made[name.removesuffix(".weight")] = LoraFactors(
+            pad(up, (0, lacking)).reshape(len(up), largest, *ones),
+            pad(down, (0, 0, 0, lacking)).reshape(largest, *tensors[name].shape[1:]),
+        )
     return made
+
+
+def with_lora(model: BaseModel, factors: Mapping[str, LoraFactors]) -> dict[str, Tensor]:
+    """The tensors that the LoRA changes, with its changes."""
+    base = {f"{module}.weight": model.tensors()[f"{module}.weight"].cpu() for module in factors}
+    return {
+        f"{module}.weight": base[f"{module}.weight"]
+        + (up.float().flatten(1) @ down.float().flatten(1)).reshape(base[f"{module}.weight"].shape)
+        for module, (up, down) in factors.items()
+    }
+
+
+def save_kohya(model: BaseModel, factors: Mapping[str, LoraFactors], out: Path) -> None:
+    """Write OUT/lora.safetensors."""
+    stored: dict[str, Tensor] = {}
+    for module, (up, down) in factors.items():
+        is_original = model.second_tokenizer is not None  # kohya's trainer has SDXL's own network
+        named = original_module(module, model.denoiser.unet.config) if is_original else module
+        name = KOHYA["unet"] + named.replace(".", "_")
+        stored |= {
+            f"{name}.lora_down.weight": down,
+            f"{name}.lora_up.weight": up,
+            f"{name}.alpha": torch.tensor(float(len(down))),
+        }
+    rank = str(max((len(down) for _, down in factors.values()), default=0))
+    facts = {"ss_network_module": "networks.lora", "ss_network_dim": rank, "ss_network_alpha": rank}
+    save_file(stored, out / LORA_FILE, metadata={**facts, **_family_facts(model)})
+
+
+def save_peft(model: BaseModel, factors: Mapping[str, LoraFactors], out: Path) -> None:
+    """Write OUT/pytorch_lora_weights.safetensors."""
+    stored: dict[str, Tensor] = {}
+    for module, (up, down) in factors.items():
+        stored |= {f"unet.{module}.lora_A.weight": down, f"unet.{module}.lora_B.weight": up}
+    save_file(stored, out / PEFT_FILE, metadata={"format": "pt"})
+
+
+LORA_FORMATS: Mapping[str, Callable[[BaseModel, Mapping[str, LoraFactors], Path], None]] = {
+    "kohya": save_kohya,
+    "peft": save_peft,
+}
+FORMATS = ("diffusers", *LORA_FORMATS)
+
+
+def _family_facts(model: BaseModel) -> dict[str, str]:
+    """What tells web UIs the family; they hide a LoRA that they take for one of another."""
+    if model.second_tokenizer is not None:
+        return {"ss_base_model_version": "sdxl_base_v1-0", "modelspec.architecture": "stable-diffusion-xl-v1-base/lora"}
+    return {"ss_v2": str(model.context_width == WIDTH_OF_2)}
 
 
 def error_of(model: BaseModel, made: Mapping[str, Tensor], weights: TunedWeights) -> float:
@@ -121,8 +185,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if weights.manifest.extras:
             what = "the super-resolution tensors' probe" if weights.tunes_super_resolution else "the embeddings"
             print(f"left out: {what} of {weights.manifest.method} ({', '.join(weights.manifest.extras)})")
-        if options.format == "kohya":
-            made = save_kohya(model, tensors, options.out, options.rank)
+        if options.format in LORA_FORMATS:
+            factors = lora_factors(model, tensors, options.rank)
+            made = with_lora(model, factors)
+            options.out.mkdir(parents=True, exist_ok=True)
+            LORA_FORMATS[options.format](model, factors, options.out)
             share = 100 * error_of(model, made, weights)
             left_out = len(tensors) - len(made)
             print(f"the LoRA loses {share:.2g} % of the tuning's effect, {left_out} norms and biases with it")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import replace
 
 from tuner_svc.progress_tracker import UpdateProgress
+from unitune import metrics
 
 AFTER_UPDATES = ("packing", "storing")
 # What packing takes in updates until one was timed: four passes of two rows and one backward pass, where an update has
@@ -18,7 +19,7 @@ class StageTimes:
     def __init__(self) -> None:
         self._in_updates: dict[tuple[Hashable, str], float] = {}
 
-    def of(self, kind: Hashable, stage: str) -> float:
+    def seconds(self, kind: Hashable, stage: str) -> float:
         """A stage's time in updates."""
         return self._in_updates.get((kind, stage), FIRST_GUESS[stage])
 
@@ -36,6 +37,7 @@ class TuningStages:
         self._began_s = time.monotonic()
         self._update_s: float | None = None  # seconds of one update
         self._last = UpdateProgress(0, total, loss=0.0, left_s=None, stage="preparing")
+        self._measured = self._last.stage, self._began_s
         report(self._last)
 
     def updated(self, progress: UpdateProgress) -> None:
@@ -44,6 +46,7 @@ class TuningStages:
             self._update_s = progress.update_s
         left_s = None if progress.left_s is None else progress.left_s + self._left_s(AFTER_UPDATES)
         self._last = replace(progress, left_s=left_s)
+        self._measure(progress.stage)
         self._report(self._last)
 
     def begin(self, stage: str) -> None:
@@ -53,6 +56,7 @@ class TuningStages:
         left = AFTER_UPDATES[AFTER_UPDATES.index(stage) :]
         left_s = None if self._update_s is None else self._left_s(left)
         self._last = replace(self._last, stage=stage, left_s=left_s)
+        self._measure(stage)
         self._report(self._last)
 
     def end(self) -> None:
@@ -60,5 +64,15 @@ class TuningStages:
         if self._last.stage in AFTER_UPDATES and self._update_s:
             self._times.learn(self._kind, self._last.stage, (time.monotonic() - self._began_s) / self._update_s)
 
+        if self._last.stage == AFTER_UPDATES[-1]:
+            self._measure("")
+
+    def _measure(self, stage: str) -> None:
+        """Tell the metrics how long the stage before this one took."""
+        before, began_s = self._measured
+        if stage != before:
+            metrics.TUNING_STAGE_S.labels(before).observe(time.monotonic() - began_s)
+            self._measured = stage, time.monotonic()
+
     def _left_s(self, stages: tuple[str, ...]) -> float:
-        return (self._update_s or 0.0) * sum(self._times.of(self._kind, stage) for stage in stages)
+        return (self._update_s or 0.0) * sum(self._times.seconds(self._kind, stage) for stage in stages)

@@ -4,7 +4,8 @@ A map is a softmax over keys: of cross-attention (heads, positions, tokens), of 
 positions). The controlled graph uses, for every row i of a batch and in every layer,
 
     cross:  map[source[i]] @ mapper[i] + map[i] * own[i]
-    self:   map[source[i]] where share[i] is 1, map[i] where it is 0, in layers of at most MAX_POSITIONS
+    self:   map[source[i]] where share[i] is 1, map[i] where it is 0, in layers of at most MAX_POSITIONS,
+            or in the smallest where all are larger (SDXL at 1024 pixels)
 
 before it multiplies with the row's own values. Word swap, refinement and reweighting are settings of these arrays.
 """

@@ -14,8 +14,9 @@ A graphs folder holds
     super_resolution.onnx   where the model is a cascade: sample (the noisy picture, then the upsampled one,
                             noised; in blocks), timestep int64 (n, 2), its own and the upsampled one's noise level,
                             encoder_hidden_states -> out, a picture in blocks
-    denoiser.onnx           sample, timestep int64 (n,), encoder_hidden_states -> out, the shape of sample; with a
-                            pooled embedding also text_embeds (n, pooled_width) and time_ids (n, 6)
+    denoiser.onnx           sample, timestep int64 (n,), encoder_hidden_states -> out, the latents' shape; with a
+                            pooled embedding also text_embeds (n, pooled_width) and time_ids (n, 6). The sample is the
+                            latents, or of an inpainting model unitune.diffusion.inpainting.beside
     denoiser_controlled.onnx    the same, with control over its attention (unitune.attention)
     denoiser.safetensors, super_resolution.safetensors    the weights of both, by PyTorch name, fp32; also the graphs'
                             external data, so that there is one copy of them
@@ -40,10 +41,10 @@ from typing import Any
 import numpy as np
 
 from unitune.diffusion.conditioning import num_rows
+from unitune.diffusion.inpainting import num_channels
 
 SCHEMA = 6
 SPEC_FILE = "spec.json"
-SUPER_RESOLUTION_GRAPH = "super_resolution.onnx"
 LARGE_BYTES = 64 << 20  # of weights. What takes seconds for a small model takes minutes for a large one
 SETTLED_NS = 2_000_000_000  # 2 s: the coarsest times of a file system
 
@@ -245,10 +246,21 @@ class BaseModelSpec:
     latent_to_rgb: tuple[tuple[float, ...], ...] = ()  # (channels + 1, 3): linear preview, last row is the offset
     super_resolution: SuperResolutionSpec | None = None
     pooled_width: int = 0  # of the text's pooled embedding; 0: the denoiser takes none, and no size
+    is_inpainting: bool = False  # the denoiser is shown a mask and the picture (unitune.diffusion.inpainting)
     empty_is_zeros: bool = False  # the conditioning of an empty prompt is zeros, not the text encoders' answer
     base_weights: str = "denoiser.safetensors"  # the base model's denoiser tensors, by PyTorch name, fp32
     schema: int = SCHEMA
     files: Mapping[str, str] = field(default_factory=dict)  # file name to sha256
+
+    @property
+    def pixels_each(self) -> int:
+        """Along each side, of one value of the latent."""
+        return self.image_side[0] // self.latent_side[0]
+
+    @property
+    def input_channels(self) -> int:
+        """Of the denoiser's sample."""
+        return num_channels(self.latent_channels) if self.is_inpainting else self.latent_channels
 
     @property
     def latent_step(self) -> int:

@@ -22,8 +22,13 @@ BOUND_TO_NULL_TEXT = ("base_prompt", "num_inference_steps", "guidance_scale")
 # Of one tuning; one for every other method.
 MOST_IMAGES = {"dreambooth": 1 + options_of(CreateTuningRequest)["images"].limits.max_items}
 GUIDANCE_INTERVAL = ("guidance_sigma_low", "guidance_sigma_high")  # its ends, as options are named
+# Why Prompt-to-Prompt is refused, and null-text's tuning for it.
+NO_ATTENTION_OF_INPAINTING = (
+    "choose another method: this one takes the layout of a whole picture over, and this base model is for inpainting"
+)
 DEFAULT_MASK_PADDING = 32  # pixels of the base image
 DEFAULT_RESAMPLES = 3  # other seeds that the CLIP filter may try
+DEFAULT_SECOND_PASS_STRENGTH, DEFAULT_SECOND_PASS_SCALE = 0.2, 2.0
 MAX_SEEDS = EDIT["seeds"].limits.max_items  # pictures of one edit
 MAX_SIGMA = SAMPLING["guidance_sigma_low"].most
 

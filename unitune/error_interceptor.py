@@ -1,5 +1,5 @@
-"""How a call begins and ends. Bytes that are no request are refused, errors become a status with details, each call has
-one line in the log, and generators are closed."""
+"""How a call begins and ends. Who may not call, and bytes that are no request, are refused, errors become a status with
+details, each call has one line in the log, and generators are closed."""
 
 import asyncio
 import contextlib
@@ -7,15 +7,16 @@ import inspect
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 from grpc.aio import EOF  # type: ignore[attr-defined]  # the stubs lack it
 from grpc_status import rpc_status
+from opentelemetry import trace
 
-from unitune import deadlines, telemetry
+from unitune import deadlines, metrics, telemetry, tracing
 from unitune.deadlines import ReaderTooSlow
-from unitune.errors import Internal, InvalidArgument, UniTuneError, to_status
+from unitune.errors import Internal, InvalidArgument, ResourceExhausted, UniTuneError, to_status
 
 logger = logging.getLogger(__name__)
 
@@ -30,11 +31,24 @@ _ROUTINE = (
 _UNREADABLE = object()
 
 
+class Door(Protocol):
+    """Who may call. What it raises is the call's answer."""
+
+    async def admit(self, method: str, context: Any) -> None:
+        """Called first, before the request is read, in the task that runs the call."""
+
+    def check(self, request: Any) -> None:
+        """Called with each message of the request, before anybody else sees it."""
+
+
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Answers a UniTuneError with its status and details, and every other exception with INTERNAL and no details.
 
     A request that cannot be read, and a call without a request, is InvalidArgument (REQUEST_UNREADABLE).
     """
+
+    def __init__(self, door: Door | None = None) -> None:
+        self._door = door
 
     async def intercept_service(
         self,
@@ -50,7 +64,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         # would wait for ever for a request that does not come, and for a reader that does not read.
         receive = _request_stream if handler.request_streaming else _single_request
         return grpc.stream_stream_rpc_method_handler(
-            _answer(handler_call_details.method, inner, receive, handler.response_serializer),
+            _answer(handler_call_details.method, inner, receive, handler.response_serializer, self._door),
             request_deserializer=_lenient(handler.request_deserializer),
             # `deadlines.write` sends encoded messages. A handler that calls context.write itself, as health does, sends
             # messages that are not encoded.
@@ -73,53 +87,69 @@ def _lenient(deserializer: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 
 
 @contextlib.asynccontextmanager
-async def _single_request(context: Any) -> AsyncIterator[Any]:
+async def _single_request(context: Any, door: Door | None) -> AsyncIterator[Any]:
     """The request of a call that has one."""
-    yield _readable(await deadlines.read(context))
+    yield _readable(await deadlines.read(context), door)
 
 
 @contextlib.asynccontextmanager
-async def _request_stream(context: Any) -> AsyncIterator[AsyncIterator[Any]]:
+async def _request_stream(context: Any, door: Door | None) -> AsyncIterator[AsyncIterator[Any]]:
     """The requests of a call that streams them."""
 
     async def requests() -> AsyncGenerator[Any, None]:
         while (request := await deadlines.read(context)) is not EOF:
-            yield _readable(request)
+            yield _readable(request, door)
 
     async with contextlib.aclosing(requests()) as stream:
         yield stream
 
 
-def _readable(request: Any) -> Any:
+def _readable(request: Any, door: Door | None) -> Any:
     if request is _UNREADABLE or request is EOF:
         problem = "there is no request" if request is EOF else "the request is no message of this call's type"
         remedy = "send one, made from the protos of this server's version"
         raise InvalidArgument(f"{problem}: {remedy}", reason="REQUEST_UNREADABLE")
+    if door is not None:
+        door.check(request)
     return request
 
 
-def _answer(method: str, inner: Any, receive: Any, encode: Callable[[Any], bytes]) -> Any:
+def _answer(method: str, inner: Any, receive: Any, encode: Callable[[Any], bytes], door: Door | None) -> Any:
     """A handler that writes the events itself and does not yield them. A write that fails then closes the generator at
     once: the clean-up in its `finally` runs when the client goes, not when memory is next collected."""
 
     async def call(_: Any, context: Any) -> None:
-        async with _recorded(method, context), receive(context) as request:
-            answers = inner(request, context)
-            if inspect.isawaitable(answers):
-                answer = await answers
-                if answer is not None:  # None is of a handler that has called context.write
-                    await deadlines.write(context, encode(answer))
-                return
-            async with contextlib.aclosing(answers):
-                async for answer in answers:
-                    await deadlines.write(context, encode(answer))
+        with _span(method, context) as span:
+            async with _recorded(method, context, span):
+                if door is not None:
+                    await door.admit(method, context)
+                async with receive(context, door) as request:
+                    await _deliver(inner(request, context), context, encode)
 
     return call
 
 
+async def _deliver(answers: Any, context: Any, encode: Callable[[Any], bytes]) -> None:
+    if inspect.isawaitable(answers):
+        answer = await answers
+        if answer is not None:  # None is of a handler that has called context.write
+            await deadlines.write(context, encode(answer))
+        return
+    async with contextlib.aclosing(answers):
+        async for answer in answers:
+            await deadlines.write(context, encode(answer))
+
+
+def _span(method: str, context: Any) -> contextlib.AbstractContextManager[trace.Span]:
+    """The call's span. What is asked every few seconds has none."""
+    if method.startswith("/grpc.") or method in _ROUTINE:
+        return contextlib.nullcontext(trace.INVALID_SPAN)
+    return tracing.answering(method, context.invocation_metadata())
+
+
 @contextlib.asynccontextmanager
-async def _recorded(method: str, context: Any) -> AsyncIterator[None]:
-    """Turn an exception of the block into the call's status, and log how the call ended."""
+async def _recorded(method: str, context: Any, span: trace.Span) -> AsyncIterator[None]:
+    """Turn an exception of the block into the call's status; log, count and trace how the call ended."""
     began = time.monotonic()
     code, reason = "CANCELLED", ""  # what is left when neither an answer nor an error was sent
     try:
@@ -135,14 +165,27 @@ async def _recorded(method: str, context: Any) -> AsyncIterator[None]:
         if isinstance(error, ReaderTooSlow):
             telemetry.event(logger, "reader too slow", level=logging.WARNING, method=method)
             await asyncio.wait({error.writing})  # until it reads on, or the connection ends
-        await context.abort_with_status(rpc_status.to_status(to_status(error)))
+        await context.abort_with_status(_status_of(error))
     except Exception:
         code, reason = "INTERNAL", "INTERNAL"
         telemetry.failure(logger, "call failed", method=method)
         ours = Internal("the server made a mistake; its log has the details", reason="INTERNAL")
-        await context.abort_with_status(rpc_status.to_status(to_status(ours)))
+        await context.abort_with_status(_status_of(ours))
     finally:
         is_routine = method.startswith("/grpc.") or (code == "OK" and method in _ROUTINE)
         if not is_routine:
             seconds = round(time.monotonic() - began, 4)
             telemetry.event(logger, "call", method=method, code=code, reason=reason, seconds=seconds)
+        tracing.ended(span, code, reason)
+        metrics.CALLS.labels(method, code).observe(time.monotonic() - began)
+        if code == grpc.StatusCode.RESOURCE_EXHAUSTED.name:
+            metrics.REFUSALS.labels(reason).inc()
+
+
+def _status_of(error: UniTuneError) -> Any:
+    """The status with its details. A shed call also says when to come back in the way that gRPC's own retries obey."""
+    status: Any = rpc_status.to_status(to_status(error))
+    if isinstance(error, ResourceExhausted) and error.retry_after_s is not None:
+        pushback = ("grpc-retry-pushback-ms", str(round(1000 * error.retry_after_s)))
+        status = status._replace(trailing_metadata=(*status.trailing_metadata, pushback))
+    return status

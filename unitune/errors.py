@@ -3,6 +3,8 @@
     UniTuneError
     ├── InvalidArgument        the request is wrong; do not retry          INVALID_ARGUMENT
     │   └── InvalidField       one field is; names it, its value, the remedy
+    ├── Unauthenticated        no credential, or one that is not valid     UNAUTHENTICATED
+    ├── PermissionDenied       the credential does not allow this          PERMISSION_DENIED
     ├── NotFound               no such resource, or not yours              NOT_FOUND
     ├── FailedPrecondition     not in this state                           FAILED_PRECONDITION
     ├── Aborted                somebody else changed it; read again        ABORTED
@@ -44,6 +46,14 @@ STORE_PATH = "STORE_PATH"  # InvalidArgument: no store has such a path
 STATE_FULL = "STATE_FULL"  # ResourceExhausted: the disk of the gateway's state file
 STATE_DOWN = "STATE_DOWN"  # Unavailable: the gateway's state file cannot be read or written now
 STATE_CORRUPT = "STATE_CORRUPT"  # DataLoss: the gateway's state file is damaged
+# Reasons of admission. All but the last are ResourceExhausted.
+TENANT_TUNING_LIMIT = "TENANT_TUNING_LIMIT"  # the tenant has as many tunings queued or running as it may
+TENANT_EDIT_LIMIT = "TENANT_EDIT_LIMIT"  # and as many edits and comparisons open
+TENANT_REQUEST_RATE = "TENANT_REQUEST_RATE"  # the tenant asks more often than it may
+TENANT_STORAGE_LIMIT = "TENANT_STORAGE_LIMIT"  # the tenant's pictures and weights take all that they may
+QUEUE_FULL = "QUEUE_FULL"  # all tenants together have as many tunings, or edits, as the server takes
+DEADLINE_UNREACHABLE = "DEADLINE_UNREACHABLE"  # the edit's turn and its run take longer than the caller waits
+COST_LIMIT = "COST_LIMIT"  # InvalidArgument: one request asks for more computing than one may
 
 
 def cut(text: str, characters: int = MAX_MESSAGE_BYTES, size_bytes: int = MAX_MESSAGE_BYTES) -> str:
@@ -112,7 +122,7 @@ class UniTuneError(Exception):
         return self.metadata.get("field")
 
     @classmethod
-    def of_field(cls, field: str, value: object, remedy: str, *, reason: str) -> Self:
+    def field_error(cls, field: str, value: object, remedy: str, *, reason: str) -> Self:
         """An error about one field, with a reason of its own."""
         return cls(**_refusal(field, value, remedy), reason=reason)
 
@@ -162,6 +172,18 @@ class InvalidField(InvalidArgument):
         super().__init__(**_refusal(field, value, remedy), reason="INVALID_FIELD")
 
 
+class Unauthenticated(UniTuneError):
+    """It is not known whose call this is."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+
+
+class PermissionDenied(UniTuneError):
+    """It is known whose call this is, and they may not make it."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+
+
 class NotFound(UniTuneError):
     """No such resource, or it belongs to somebody else."""
 
@@ -184,6 +206,19 @@ class ResourceExhausted(UniTuneError):
     """Too much at once."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+    @classmethod
+    def of_quota(
+        cls, subject: str, limit: float, message: str, *, reason: str, retry_after_s: float | None
+    ) -> "ResourceExhausted":
+        """A limit of `subject`, such as `tenants/a`, is reached. It is sent as google.rpc.QuotaFailure, too."""
+        metadata = {"subject": subject, "limit": f"{limit:g}" if limit != int(limit) else str(int(limit))}
+        return cls(message, reason=reason, metadata=metadata, retry_after_s=retry_after_s)
+
+    @property
+    def subject(self) -> str | None:
+        """Whose limit is reached, if it is a limit of `of_quota`."""
+        return self.metadata.get("subject")
 
 
 class DeadlineExceeded(UniTuneError):
@@ -220,6 +255,8 @@ _BY_CODE: dict[int, type[UniTuneError]] = {
     error.code.value[0]: error
     for error in (
         InvalidArgument,
+        Unauthenticated,
+        PermissionDenied,
         NotFound,
         FailedPrecondition,
         Aborted,
@@ -234,11 +271,14 @@ _BY_CODE: dict[int, type[UniTuneError]] = {
 
 
 def to_status(error: UniTuneError) -> status_pb2.Status:
-    """The google.rpc.Status of an error, with ErrorInfo and, for a field, BadRequest."""
+    """The google.rpc.Status of an error, with ErrorInfo, and BadRequest for a field or QuotaFailure for a quota."""
     details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)]
     if error.field is not None:
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if isinstance(error, ResourceExhausted) and error.subject is not None:
+        reached = error_details_pb2.QuotaFailure.Violation(subject=error.subject, description=error.message)
+        details.append(error_details_pb2.QuotaFailure(violations=[reached]))
     if error.retry_after_s is not None:
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(round(1000 * error.retry_after_s))

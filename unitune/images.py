@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from unitune import picture_file
+from unitune.colour_profile import usable_profile_of
 from unitune.errors import InvalidField
 from unitune.picture_header import MAX_BYTES, PNG
 
@@ -20,19 +21,21 @@ MAX_CHUNK_BYTES = 256 * 1024  # of one upload message
 PNG_COMPRESSION = 1  # zlib level; 6 saves a fifth of the bytes, but takes nine seconds for 12 megapixels
 
 Pixels = NDArray[np.uint8]
+Opacity = NDArray[np.uint8]  # (height, width), 255 is opaque
 ModelImage = NDArray[np.float32]
 Mask = NDArray[np.float32]
 
 
 def decode(data: bytes, *, max_bytes: int | None = MAX_BYTES) -> Pixels:
-    """The picture's pixels, upright, transparent parts over white. Raises as `picture_file.read` does.
+    """The picture's pixels in sRGB, upright, transparent parts over white. Raises as `picture_file.read` does.
 
     `max_bytes` None is for files of the product, which may be larger than an upload.
     """
     image = picture_file.read(data, max_bytes=max_bytes)
+    profile = usable_profile_of(image)
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     for top, bottom, strip in picture_file.strips(image):
-        pixels[top:bottom] = np.asarray(picture_file.flattened(strip))
+        pixels[top:bottom] = np.asarray(picture_file.flattened(strip, profile=profile))
     return pixels
 
 
@@ -84,14 +87,14 @@ def to_model(pixels: Pixels, side: tuple[int, int]) -> ModelImage:
 
     If sizes agree, `from_model` returns the same pixels.
     """
-    scaled = _resize(pixels, side).astype(np.float32) / np.float32(127.5) - np.float32(1)
+    scaled = resized(pixels, side).astype(np.float32) / np.float32(127.5) - np.float32(1)
     return np.ascontiguousarray(scaled.transpose(2, 0, 1)[None])
 
 
 def from_model(image: ModelImage, size: tuple[int, int]) -> Pixels:
     """One image of the model as pixels, resized to `size` (height, width); values beyond [-1, 1] are clipped."""
     scaled = (image[0].transpose(1, 2, 0) + np.float32(1)) * np.float32(127.5)
-    return _resize(np.rint(scaled.clip(0, 255)).astype(np.uint8), size)
+    return resized(np.rint(scaled.clip(0, 255)).astype(np.uint8), size)
 
 
 def is_as_large(width: int, height: int, side: tuple[int, int]) -> bool:
@@ -104,14 +107,17 @@ def too_small(side: tuple[int, int]) -> str:
     return f"super_resolution_updates needs a picture of {side[1]}x{side[0]} pixels or more; give one, or leave it 0"
 
 
-def encode_png(pixels: Pixels) -> bytes:
+def encode_png(pixels: Pixels, opacity: Opacity | None = None, icc_profile: bytes | None = None) -> bytes:
     """A PNG file of the pixels; the same pixels give the same bytes."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", compress_level=PNG_COMPRESSION)
+    file, image = io.BytesIO(), Image.fromarray(pixels)
+    if opacity is not None:
+        image.putalpha(Image.fromarray(opacity))
+    image.save(file, "PNG", compress_level=PNG_COMPRESSION, icc_profile=icc_profile)
     return file.getvalue()
 
 
-def _resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:
+def resized(pixels: Pixels, size: tuple[int, int]) -> Pixels:
+    """Pixels of another `size` (height, width), without keeping the aspect."""
     height, width = size
     if pixels.shape[:2] == (height, width):
         return pixels

@@ -17,7 +17,7 @@ from typing import ParamSpec, TypeVar
 import obstore
 from obstore.store import from_url
 
-from unitune import store_paths, telemetry
+from unitune import metrics, store_paths, telemetry
 from unitune.errors import STORE_DOWN, STORE_PATH, DataLoss, InvalidArgument, Unavailable
 from unitune.system_errors import RETRY_DOWN_S, sentence, store_error
 from unitune.weights import MANIFEST_FILE, WEIGHTS_FILE, Manifest, TunedWeights, unpack
@@ -69,6 +69,7 @@ class ObjectStore:
                 return await work
         except TimeoutError:
             telemetry.event(logger, "store failed", level=logging.ERROR, detail=f"no answer within {ANSWER_S:g} s")
+            metrics.STORE_ERRORS.labels(STORE_DOWN).inc()
             raise Unavailable(
                 "the store of the server does not answer: try again", reason=STORE_DOWN, retry_after_s=RETRY_DOWN_S
             ) from None
@@ -118,6 +119,12 @@ class ObjectStore:
         with _translated_errors():
             pages = obstore.list(self._store, prefix)
             return {meta["path"]: meta["last_modified"].timestamp() for page in pages for meta in page}
+
+    def size_bytes(self, prefix: str) -> int:
+        """The bytes of all objects below a prefix."""
+        store_paths.check_object(prefix)
+        with _translated_errors():
+            return sum(meta["size"] for page in obstore.list(self._store, prefix) for meta in page)
 
     def renew(self, path: str) -> None:
         """Write an object's bytes again, so that its time is now. Raises FileNotFoundError."""
@@ -217,7 +224,9 @@ def _translated_errors() -> Iterator[None]:
         raise InvalidArgument("the path is none of the store", reason=STORE_PATH) from error
     except Exception as error:
         telemetry.event(logger, "store failed", level=logging.ERROR, detail=_first_line(error))
-        raise store_error(error) from error
+        ours = store_error(error)
+        metrics.STORE_ERRORS.labels(ours.reason).inc()
+        raise ours from error
 
 
 def _first_line(error: Exception) -> str:

@@ -206,7 +206,7 @@ class Field:
         if isinstance(value, bytes):
             if limits.max_len and len(value) > limits.max_len:
                 size = Size(f"{len(value)} bytes")
-                yield InvalidArgument.of_field(place, size, self._remedy(), reason="UPLOAD_TOO_LARGE")
+                yield InvalidArgument.field_error(place, size, self._remedy(), reason="UPLOAD_TOO_LARGE")
             return
         if self.choices:
             known: Iterable[object] = self._numbers if isinstance(value, str) else self._numbers.values()
@@ -463,7 +463,7 @@ def check_base_model(config: Message, base_model: server_pb2.BaseModel, prefix: 
 
 
 def clear_unread(config: Message, method: str) -> None:
-    """Unset in place what `refuse_unread` would refuse of a filled config, but for what excludes it."""
+    """Unset in place what `refuse_unread` would refuse of a filled config, except for what excludes it."""
     flat = Flat(config)
     for field in options_of(type(config)).values():
         if not field.is_read_by(method) or (field.needs and not getattr(flat, field.needs)):

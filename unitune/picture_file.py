@@ -3,14 +3,26 @@
 It needs Pillow alone. Kind and limits are checked by `picture_header`, before Pillow sees the file.
 """
 
+import importlib.util
 import io
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from PIL import Image, ImageFile, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import (
+    AvifImagePlugin,
+    Image,
+    ImageFile,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    WebPImagePlugin,
+)
 
+from unitune.colour_profile import ColourProfile, UnusableProfile, largest_difference, profile_of, usable_profile_of
 from unitune.errors import InvalidArgument
 from unitune.picture_header import (
+    AVIF,
+    HEIC,
     JPEG,
     KINDS,
     MAX_BYTES,
@@ -22,6 +34,7 @@ from unitune.picture_header import (
     header,
     kind_of,
     refusal,
+    unreadable,
 )
 
 STRIP_PIXELS = 1 << 20  # that are converted at once
@@ -32,11 +45,17 @@ _READERS: dict[str, type[ImageFile.ImageFile]] = {
     PNG: PngImagePlugin.PngImageFile,
     JPEG: JpegImagePlugin.JpegImageFile,
     WEBP: WebPImagePlugin.WebPImageFile,
+    AVIF: AvifImagePlugin.AvifImageFile,
 }
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each has memory of its own
 _DRAFT = 8  # a JPEG is decoded at an eighth of its sides where only its soundness is asked for
 
 EXIF_ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)  # orientations that swap the sides
+
+_GREY_MODES = ("1", "L", "LA", "La", "I", "I;16")
+GREY_LEVELS = 2  # of 255 by which the channels of a grey picture may differ, as those of a JPEG do
+_REDUCED = 4  # times, a picture of colours is looked at for them
 
 
 @dataclass(frozen=True)
@@ -53,16 +72,10 @@ def check(data: bytes, field: str = "image", kinds: Collection[str] = KINDS) -> 
     """Decode a file as a whole, in as little memory as can be, and tell what it holds. Raises as `read` does."""
     head = header(data, field, kinds)
     image = _loaded(data, head, field, is_draft=True)
-    width, height = head.width, head.height
+    width, height = (head.width, head.height) if head.kind == JPEG else image.size
     if _orientation(image) in _TURNED:
         width, height = height, width
-    warnings = []
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1:
-        warnings.append(f"the picture is animated: only the first of its {frames} frames is used")
-    if _is_transparent(image):
-        warnings.append("the picture has transparent parts: they are taken as white, and no result is transparent")
-    return PictureInfo(width, height, MEDIA_TYPES[head.kind], tuple(warnings))
+    return PictureInfo(width, height, MEDIA_TYPES[head.kind], tuple(_warnings(image, head)))
 
 
 def read(
@@ -84,14 +97,35 @@ def read(
     return image
 
 
-def flattened(image: Image.Image, mode: str = "RGB", background: str = "white") -> Image.Image:
-    """A picture of 8 bits, `RGB` or `L`, its transparent parts over a colour."""
+def flattened(
+    image: Image.Image, mode: str = "RGB", background: str = "white", profile: ColourProfile | None = None
+) -> Image.Image:
+    """A picture of 8 bits, `RGB` or `L`, its transparent parts over a colour; in sRGB if its profile is given."""
     image = _eight_bit(image)
     if image.has_transparency_data:
-        image = image.convert("RGBA")
+        above = image.convert("RGBA")
+        if profile is not None:
+            opacity = above.getchannel("A")
+            above = profile.to_srgb(image)
+            above.putalpha(opacity)
         under = Image.new("RGBA", image.size, background)
-        image = Image.alpha_composite(under, image)
+        image = Image.alpha_composite(under, above)
+    elif profile is not None:
+        image = profile.to_srgb(image)
     return image if image.mode == mode else image.convert(mode)
+
+
+def own_colours(image: Image.Image, profile: ColourProfile | None) -> Image.Image:
+    """An RGB picture of 8 bits without its transparency: in its own profile if results are in that, else in sRGB."""
+    image = _eight_bit(image)
+    if profile is not None and not profile.is_kept:
+        return profile.to_srgb(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def opacity(image: Image.Image) -> Image.Image | None:
+    """Its transparency, of mode L: 255 is opaque. None for a picture without."""
+    return _eight_bit(image).convert("RGBA").getchannel("A") if image.has_transparency_data else None
 
 
 def strips(image: Image.Image) -> Iterator[tuple[int, int, Image.Image]]:
@@ -104,25 +138,109 @@ def strips(image: Image.Image) -> Iterator[tuple[int, int, Image.Image]]:
 
 
 def rgb(data: bytes, max_bytes: int | None = MAX_BYTES) -> Image.Image:
-    """A picture's file as the services see it: upright, RGB, transparent parts over white. Raises as `read` does."""
+    """A picture's file as the services see it: upright, in sRGB, transparent parts over white. Raises as `read`."""
     image = read(data, max_bytes=max_bytes)
-    if image.mode == "RGB" and not image.has_transparency_data:
+    profile = usable_profile_of(image)
+    if image.mode == "RGB" and not image.has_transparency_data and (profile is None or profile.is_srgb):
         return image
     whole = Image.new("RGB", image.size)
     for top, _, strip in strips(image):
-        whole.paste(flattened(strip), (0, top))
+        whole.paste(flattened(strip, profile=profile), (0, top))
     return whole
+
+
+def is_readable(kind: str) -> bool:
+    """Whether a reader for this kind of file is installed."""
+    if kind == HEIC:
+        return importlib.util.find_spec("pillow_heif") is not None
+    return kind != AVIF or bool(AvifImagePlugin.SUPPORTED)
+
+
+def _reader(kind: str) -> type[ImageFile.ImageFile]:
+    if kind != HEIC:
+        return _READERS[kind]
+    import pillow_heif  # an extra, and slow to import
+
+    pillow_heif.options.THUMBNAILS = pillow_heif.options.DEPTH_IMAGES = pillow_heif.options.AUX_IMAGES = False
+    pillow_heif.options.DECODE_THREADS = 1
+    reader: type[ImageFile.ImageFile] = pillow_heif.HeifImageFile
+    return reader
+
+
+def _warnings(image: Image.Image, head: Header) -> Iterator[str]:
+    """What of the file no edit uses or no result has, each with a remedy."""
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        yield (
+            f"the picture is animated: only the first of its {frames} frames is used; to edit another one, save that "
+            "as a picture of its own"
+        )
+    if _is_transparent(image):
+        yield (
+            "the picture has transparent parts: it is edited over white, and results keep its transparency, so that "
+            "what an edit paints there does not show; put the picture on a background first if it should"
+        )
+    if head.bits > 8:
+        yield (
+            f"the picture has {head.bits} bits a channel: it is edited and comes back with 8; keep the original, and "
+            "put the edited part into that one where 8 are too few"
+        )
+    if image.mode == "CMYK":
+        yield (
+            "the picture is in print colours (CMYK): results are in sRGB, and no pixel keeps its own values; convert "
+            "it to RGB yourself if its colours must be exact"
+        )
+    elif image.mode in ("P", "PA"):
+        yield (
+            "the picture has a palette: results are in full colour; reduce them to a palette afterwards if you need one"
+        )
+    if _is_grey(image):
+        yield (
+            "the picture is grey: edits are in colour, and so are results; ask for a black and white photograph in the "
+            "prompt, or make the result grey afterwards"
+        )
+    try:
+        profile = profile_of(image)
+    except UnusableProfile:
+        yield (
+            "the picture's colour profile is damaged or not one of its colours: it is taken as sRGB; save the picture "
+            "anew as sRGB if its colours look wrong"
+        )
+        return
+    if profile is not None and not profile.is_kept and image.mode != "CMYK":
+        yield (
+            "results cannot be in the picture's own colour profile: they are in sRGB, and no pixel keeps its own "
+            "values; convert it to an RGB profile yourself if they must be exact"
+        )
+
+
+def _is_grey(image: Image.Image) -> bool:
+    """Whether it has no colour."""
+    if image.mode in _GREY_MODES:
+        return True
+    if image.mode == "CMYK":
+        return False
+    for _, _, strip in strips(image):
+        bands = strip.convert("RGB").reduce(_REDUCED).split()
+        if any(largest_difference(bands[0], band) > GREY_LEVELS for band in bands[1:]):
+            return False
+    return True
 
 
 def _loaded(data: bytes, head: Header, field: str, *, is_draft: bool) -> ImageFile.ImageFile:
     """The file, decoded. As a draft a JPEG is reduced, whose bytes are all read none the less."""
+    if not is_readable(head.kind):
+        raise unreadable(field, head.kind)
     try:
         try:
             return _load(data, head, is_draft)
         except ValueError as error:
             if head.kind != PNG or "MAX_TEXT" not in str(error):  # what Pillow allows of a PNG's texts
                 raise
-            return _load(_without_texts(data), head, is_draft)
+            image = _load(_without_texts(data), head, is_draft)
+            if b"iCCP" in data[: data.index(b"IDAT")]:
+                image.info["icc_profile"] = None  # there is one, and it is not read
+            return image
     except MemoryError:
         raise _too_much_memory(field, (head.width, head.height)) from None
     except Exception as error:  # Pillow's parsers raise many kinds on hostile bytes, and all mean this
@@ -130,8 +248,12 @@ def _loaded(data: bytes, head: Header, field: str, *, is_draft: bool) -> ImageFi
 
 
 def _load(data: bytes, head: Header, is_draft: bool) -> ImageFile.ImageFile:
-    image = _READERS[head.kind](io.BytesIO(data))
-    if image.size != (head.width, head.height):
+    image = _reader(head.kind)(io.BytesIO(data))
+    if head.kind in (AVIF, HEIC):  # of which the header knows no more than the most
+        is_as_told = image.width * image.height <= head.width * head.height
+    else:
+        is_as_told = image.size == (head.width, head.height)
+    if not is_as_told:
         raise ValueError("its parts differ in size")
     if is_draft and head.kind == JPEG:
         image.draft(None, (max(head.width // _DRAFT, 1), max(head.height // _DRAFT, 1)))

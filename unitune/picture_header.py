@@ -5,7 +5,7 @@ Which kind a file is, its own first bytes say, and never what a library calls it
 
 import codecs
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from unitune.errors import MAX_SHOWN_VALUE, InvalidArgument
@@ -14,17 +14,24 @@ MAX_BYTES = 16 * 1024**2  # of a picture's file
 MAX_PIXELS = 64_000_000  # of a picture
 MAX_SIDE = 16_384  # pixels of a picture's longer side
 WEBP_PIXELS = 24_000_000  # of a WebP picture: its decoder holds two canvases and a frame whole
+HEIF_PIXELS = 25_000_000  # of an AVIF or HEIC picture: its decoder holds planes, a canvas and its copies whole
 
 # Of a progressive JPEG, which has about ten; each costs a decoder as much time as the whole picture.
 MAX_SCANS = 200
-PNG, JPEG, WEBP = "PNG", "JPEG", "WebP"
-KINDS = (PNG, JPEG, WEBP)
-MEDIA_TYPES = {PNG: "image/png", JPEG: "image/jpeg", WEBP: "image/webp"}
+PNG, JPEG, WEBP, AVIF, HEIC = "PNG", "JPEG", "WebP", "AVIF", "HEIC"
+KINDS = (PNG, JPEG, WEBP, AVIF, HEIC)
+OPTIONAL_KINDS = (HEIC,)  # whose reader is an extra
+MEDIA_TYPES = {PNG: "image/png", JPEG: "image/jpeg", WEBP: "image/webp", AVIF: "image/avif", HEIC: "image/heic"}
 
 # Bytes for each pixel while `picture_file.check` decodes a file. WebP: two canvases, a frame and its copy of 4 each,
 # and the decoder's own. JPEG: coefficients of 2 for each component, should it be a progressive one; its pixels are
-# reduced.
-_PNG_BYTES, _WEBP_BYTES, _COEFFICIENT_BYTES = 4, 20, 2
+# reduced. AVIF and HEIC: planes of up to 16 bits, a canvas of 4 bytes and two copies of it.
+_PNG_BYTES, _WEBP_BYTES, _COEFFICIENT_BYTES, _HEIF_BYTES = 4, 20, 2, 20
+
+# First four bytes behind `ftyp`, and those that may stand behind them, of files of the HEIF family.
+_HEIF_BRANDS = {b"avif": AVIF, b"avis": AVIF, b"heic": HEIC, b"heix": HEIC, b"heim": HEIC, b"heis": HEIC}
+_HEIF_CONTAINERS = (b"mif1", b"msf1", b"miaf")
+_MOST_BOXES = 10_000  # of such a file that are looked at
 
 # First bytes of other files, by what people call them.
 _OTHERS = (
@@ -33,12 +40,9 @@ _OTHERS = (
     (0, b"BM", "a BMP"),
     (0, b"II*\0", "a TIFF"),
     (0, b"MM\0*", "a TIFF"),
-    (4, b"ftypavif", "an AVIF"),
-    (4, b"ftypavis", "an AVIF"),
-    (4, b"ftyphei", "a HEIC"),
-    (4, b"ftyphev", "a HEIC"),
-    (4, b"ftypmif1", "a HEIC"),
-    (4, b"ftypmsf1", "a HEIC"),
+    (4, b"ftyphev", "a HEIC of several pictures"),
+    (4, b"ftypmif1", "a HEIF of an unknown kind"),
+    (4, b"ftypmsf1", "a HEIF of several pictures"),
     (4, b"ftypcrx", "a raw CR3"),
     (4, b"ftyp", "a video"),
     (0, b"\0\0\0\x0cjP  ", "a JPEG 2000"),
@@ -65,6 +69,7 @@ class Header:
     width: int
     height: int
     checking_bytes: int  # of memory that `picture_file.check` needs at most
+    bits: int = 8  # of a channel
 
 
 def kind_of(data: bytes) -> str:
@@ -75,6 +80,8 @@ def kind_of(data: bytes) -> str:
         return JPEG
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return WEBP
+    if heif := _heif_kind(data):
+        return heif
     for place, magic, name in _OTHERS:
         if data.startswith(magic, place):
             return name
@@ -94,7 +101,7 @@ def other_kind(data: bytes, kinds: Collection[str] = KINDS) -> tuple[str, str] |
     kind = kind_of(data)
     if kind in kinds:
         return None
-    return f"a {kind}" if kind in KINDS else kind, f"send a {_listed(kinds)} picture"
+    return _with_article(kind) if kind in KINDS else kind, f"send a {_listed(kinds)} picture"
 
 
 def header(
@@ -111,17 +118,17 @@ def header(
     if max_bytes is not None and len(data) > max_bytes:
         raise refusal(field, "UPLOAD_TOO_LARGE", f"{len(data)} bytes", f"send a file of at most {max_bytes} bytes")
     try:
-        width, height, bytes_each = _SIZES[kind](data)
-    except (IndexError, struct.error, ValueError):
+        width, height, bytes_each, bits = _SIZES[kind](data)
+    except (IndexError, StopIteration, struct.error, ValueError):
         raise damaged(field, kind, data) from None
-    most = WEBP_PIXELS if kind == WEBP else MAX_PIXELS
+    most = _MOST_PIXELS.get(kind, MAX_PIXELS)
     if max(width, height) > MAX_SIDE:
         remedy = f"send a picture of at most {MAX_SIDE} pixels a side"
         raise refusal(field, "IMAGE_TOO_LARGE", f"{width}x{height} pixels", remedy)
     if width * height > most:
         remedy = f"send a picture of at most {most // 1_000_000} megapixels"
-        if kind == WEBP:
-            remedy += f" as WebP, or of at most {MAX_PIXELS // 1_000_000} as PNG or JPEG"
+        if most < MAX_PIXELS:
+            remedy += f" as {kind}, or of at most {MAX_PIXELS // 1_000_000} as PNG or JPEG"
         raise refusal(field, "IMAGE_TOO_LARGE", f"{width}x{height} pixels", remedy)
     if min(width, height) == 0:
         raise damaged(field, kind, data)
@@ -130,7 +137,7 @@ def header(
         raise refusal(
             field, "IMAGE_TOO_LARGE", f"{scans} scans", f"save it anew, as a JPEG of at most {MAX_SCANS} scans"
         )
-    return Header(kind, width, height, width * height * bytes_each)
+    return Header(kind, width, height, width * height * bytes_each, bits)
 
 
 def refusal(field: str, reason: str, value: str, remedy: str) -> InvalidArgument:
@@ -144,18 +151,27 @@ def damaged(field: str, kind: str, data: bytes, error: Exception | None = None) 
     why = str(error) if error is not None else ""
     shown = f" ({why})" if why.isprintable() and 0 < len(why) <= MAX_SHOWN_VALUE and " at 0x" not in why else ""
     remedy = f"the file is damaged or cut short{shown}; send it whole"
-    return refusal(field, "IMAGE_UNDECODABLE", f"a {kind} of {len(data)} bytes", remedy)
+    return refusal(field, "IMAGE_UNDECODABLE", f"{_with_article(kind)} of {len(data)} bytes", remedy)
 
 
-def _png_size(data: bytes) -> tuple[int, int, int]:
-    """Width, height and bytes for each pixel."""
+def unreadable(field: str, kind: str) -> InvalidArgument:
+    """The error for a kind of file whose reader is not installed."""
+    extra = "the package of its reader, unitune[heic]" if kind == HEIC else "a Pillow that reads it, 11.3 or newer"
+    remedy = f"nothing here reads it; send a JPEG or PNG, or have {extra} installed where the services run"
+    return refusal(field, "IMAGE_UNDECODABLE", _with_article(kind), remedy)
+
+
+Sizes = tuple[int, int, int, int]  # width, height, bytes for each pixel, bits of a channel
+
+
+def _png_size(data: bytes) -> Sizes:
     if data[12:16] != b"IHDR":
         raise ValueError("no header")
-    width, height = struct.unpack_from(">II", data, 16)
-    return width, height, _PNG_BYTES
+    width, height, bits = struct.unpack_from(">IIB", data, 16)
+    return width, height, _PNG_BYTES, max(bits, 8)
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int, int]:
+def _jpeg_size(data: bytes) -> Sizes:
     at = 2
     while True:
         if data[at] != 0xFF:
@@ -167,12 +183,12 @@ def _jpeg_size(data: bytes) -> tuple[int, int, int]:
             at += 2
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width, components = struct.unpack_from(">HHB", data, at + 5)
-            return width, height, max(components, 1) * _COEFFICIENT_BYTES
+            return width, height, max(components, 1) * _COEFFICIENT_BYTES, 8
         else:
             at += 2 + struct.unpack_from(">H", data, at + 2)[0]
 
 
-def _webp_size(data: bytes) -> tuple[int, int, int]:
+def _webp_size(data: bytes) -> Sizes:
     chunk = data[12:16]
     if chunk == b"VP8 " and data[23:26] == b"\x9d\x01\x2a":
         width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, 26))
@@ -183,12 +199,63 @@ def _webp_size(data: bytes) -> tuple[int, int, int]:
         width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
     else:
         raise ValueError("no header")
-    return width, height, _WEBP_BYTES
+    return width, height, _WEBP_BYTES, 8
 
 
-_SIZES = {PNG: _png_size, JPEG: _jpeg_size, WEBP: _webp_size}
+def _heif_kind(data: bytes) -> str | None:
+    """AVIF, HEIC, or None, by the brands in the file's first box (ISO/IEC 14496-12, 4.3)."""
+    if data[4:8] != b"ftyp":
+        return None
+    if (first := data[8:12]) not in _HEIF_CONTAINERS:
+        return _HEIF_BRANDS.get(first)
+    others = [data[at : at + 4] for at in range(16, min(int.from_bytes(data[:4], "big"), 256), 4)]
+    return next((_HEIF_BRANDS[brand] for brand in others if brand in _HEIF_BRANDS), None)
+
+
+def _heif_size(data: bytes) -> Sizes:
+    """Of the largest of the file's items, which may be a few pixels more than the picture: it may be cropped.
+
+    Sides stand in `ispe`, bits in `pixi`, both among the properties of the items (ISO/IEC 23008-12, 6.5).
+    """
+    found = data, 0, len(data)
+    for kind in (b"meta", b"iprp", b"ipco"):
+        found = next(box for name, box in _boxes(*found) if name == kind)
+        if kind == b"meta":
+            found = data, found[1] + 4, found[2]  # version and flags
+    items, bits = [], 8
+    for name, (_, start, end) in _boxes(*found):
+        if name == b"ispe":
+            items.append(struct.unpack_from(">II", data, start + 4))
+        elif name == b"pixi":
+            bits = max(bits, *data[start + 5 : min(start + 9, end)])  # of at most four channels
+    width, height = max(items, key=lambda item: item[0] * item[1])
+    return width, height, _HEIF_BYTES, bits
+
+
+def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, tuple[bytes, int, int]]]:
+    """Name of each box within data[start:end], and where its content is."""
+    for _ in range(_MOST_BOXES):
+        if start >= end:
+            return
+        size, name, content = int.from_bytes(data[start : start + 4], "big"), data[start + 4 : start + 8], start + 8
+        if size == 1:
+            size, content = struct.unpack_from(">Q", data, content)[0], content + 8
+        stop = end if size == 0 else start + size
+        if not content <= stop <= end:
+            raise ValueError("a box that is longer than what it is in")
+        yield name, (data, content, stop)
+        start = stop
+    raise ValueError("too many boxes")
+
+
+_SIZES = {PNG: _png_size, JPEG: _jpeg_size, WEBP: _webp_size, AVIF: _heif_size, HEIC: _heif_size}
+_MOST_PIXELS = {WEBP: WEBP_PIXELS, AVIF: HEIF_PIXELS, HEIC: HEIF_PIXELS}
+
+
+def _with_article(kind: str) -> str:
+    return f"an {kind}" if kind == AVIF else f"a {kind}"
 
 
 def _listed(kinds: Collection[str]) -> str:
-    *others, last = kinds
+    *others, last = (kind for kind in kinds if kind not in OPTIONAL_KINDS)
     return f"{', '.join(others)} or {last}" if others else last

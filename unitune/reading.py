@@ -9,7 +9,6 @@ from typing import NamedTuple, Protocol
 
 from unitune.choices import NULL_TEXT
 from unitune.errors import MAX_SHOWN_VALUE, InvalidField, length_of
-from unitune.options import name_of
 from unitune.prompts import spans_of, with_rare_tokens
 
 BEGIN_AND_END = 2  # tokens that every text has
@@ -98,17 +97,20 @@ def checked(
 
 
 def warnings_of(reading: Reading, reader: Reader, field: str, *, has_words_before: bool = False) -> list[str]:
-    """What is not read, in plain words: at most one warning of a text that is too long, and one of unknown signs."""
-    name, warnings = name_of(field), []
+    """What is not read, in plain words: at most one warning of a text that is too long, and one of unknown signs.
+
+    `field` is the text's place in the request.
+    """
+    warnings = []
     if reading.unread:
-        counted = f"{name} with the words of the tuning before it has" if has_words_before else f"{name} has"
+        counted = f"{field} with the words of the tuning before it has" if has_words_before else f"{field} has"
         warnings.append(
             f"{counted} {reading.tokens} tokens and the text encoder reads {reader.max_tokens}: "
             f"it does not read {shown(reading.unread)}; say it in fewer words"
         )
     if reading.unknown:
         signs = "".join(sign if sign.isprintable() else f"U+{ord(sign):04X} " for sign in reading.unknown)
-        warnings.append(f"the base model does not know these signs of {name}, and leaves them out: {signs}")
+        warnings.append(f"the base model does not know these signs of {field}, and leaves them out: {signs}")
     return warnings
 
 

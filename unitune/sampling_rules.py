@@ -168,7 +168,7 @@ INVERTED_RULES = (
     Rule(
         lambda asked: asked.options.inverted and asked.is_prompt_to_prompt,
         "inverted",
-        f"leave it unset: {PROMPT_TO_PROMPT} inverts by itself",
+        f"leave it unset: {PROMPT_TO_PROMPT} always inverts",
     ),
     Rule(
         lambda asked: asked.options.inverted and asked.source not in MASKS_BEFORE,

@@ -18,9 +18,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer  # `health.aio` in grpc's own words, which its type stubs lack
 from grpc_reflection.v1alpha import reflection
 
-from unitune import telemetry
+from unitune import metrics, telemetry
+from unitune.call_context import CarryingChannel
 from unitune.drain import DRAIN_S, LEAVE_S
-from unitune.error_interceptor import ErrorInterceptor
+from unitune.error_interceptor import Door, ErrorInterceptor
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ MAX_STREAMS = 1024
 
 # Kubernetes probes these. Liveness stays SERVING during a drain: a draining server is healthy.
 LIVENESS, READINESS = "liveness", "readiness"
+
+HEALTH_CALLS = "/grpc.health.v1.Health/"  # how the names of its methods begin
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -102,15 +105,25 @@ CHANNEL_OPTIONS: list[Option] = [
 ]
 
 
-def channel(address: str, *, service_config: str | None = None) -> grpc.aio.Channel:
-    """A channel to a service. It connects at the first call; the caller closes it.
+def channel(
+    address: str,
+    *,
+    service_config: str | None = None,
+    credentials: grpc.ChannelCredentials | None = None,
+    name: str = "",
+) -> grpc.aio.Channel:
+    """A channel to a service. It connects at the first call; the caller closes it. Calls carry the trace along.
 
-    `service_config` is JSON, such as a policy for retries.
+    `service_config` is JSON, such as a policy for retries. `credentials` turn TLS on; the server's certificate must be
+    of `name` then, whatever its address.
     """
     options = list(CHANNEL_OPTIONS)
     if service_config is not None:
         options += [("grpc.service_config", service_config), ("grpc.enable_retries", 1)]
-    return grpc.aio.insecure_channel(address, options=options)
+    if credentials is None:
+        return CarryingChannel.around(grpc.aio.insecure_channel(address, options=options))
+    options.append(("grpc.ssl_target_name_override", name))
+    return CarryingChannel.around(grpc.aio.secure_channel(address, credentials, options=options))
 
 
 @dataclass
@@ -142,16 +155,19 @@ async def start(
     register: Register,
     *,
     health_address: str | None = None,
-    reflection_on: bool = True,
+    reflection_on: bool = False,
     max_receive_bytes: int = INTERNAL_MESSAGE_BYTES,
     connection_age_s: float = 0.0,
+    door: Door | None = None,
+    credentials: grpc.ServerCredentials | None = None,
 ) -> RunningServer:
     """Start a server and return once it accepts calls.
 
     `register` adds the servicers and returns their full service names. `connection_age_s` is for public servers, whose
-    clients should find new replicas; see `server_options`. Raises OSError when an address cannot be bound.
+    clients should find new replicas; see `server_options`. `door` says who may call; without one everybody may.
+    `credentials` turn TLS on, but for `health_address`. Raises OSError when an address cannot be bound.
     """
-    server = _new_server(max_receive_bytes, connection_age_s)
+    server = _new_server(max_receive_bytes, connection_age_s, door)
     services = register(server)
     probes = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(probes, server)
@@ -160,7 +176,7 @@ async def start(
     if reflection_on:
         reflected = [*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(reflected, server)
-    bound = _bind(server, address)
+    bound = _bind(server, address, credentials)
     health_server = None
     if health_address:
         health_server = _new_server(max_receive_bytes)
@@ -177,12 +193,15 @@ async def serve(
     register: Register,
     *,
     health_address: str | None = None,
-    reflection: bool = True,
+    reflection: bool = False,
     drain_s: float = DRAIN_S,
     on_listening: Callable[[str], object] | None = None,
     on_drain: Drain | None = None,
     max_receive_bytes: int = INTERNAL_MESSAGE_BYTES,
     connection_age_s: float = 0.0,
+    door: Door | None = None,
+    credentials: grpc.ServerCredentials | None = None,
+    metrics_address: str | None = None,
 ) -> int:
     """Run a service until SIGTERM or SIGINT; the program's exit code.
 
@@ -190,9 +209,12 @@ async def serve(
     `on_listening` is then called with that address.
     On the first signal, health becomes NOT_SERVING, `on_drain` may end endless calls, and running calls get `drain_s`
     seconds. A second signal cancels both at once. LEAVE_S later the process ends even if its threads run, with exit
-    code 1 and the stacks of all threads on stderr.
+    code 1 and the stacks of all threads on stderr. With `metrics_address` Prometheus finds metrics there, and the log
+    tells the bound port.
     """
     try:
+        if metrics_address:
+            telemetry.event(logger, "metrics", address=metrics.serve(metrics_address))
         running = await start(
             address,
             register,
@@ -200,6 +222,8 @@ async def serve(
             reflection_on=reflection,
             max_receive_bytes=max_receive_bytes,
             connection_age_s=connection_age_s,
+            door=door,
+            credentials=credentials,
         )
     except OSError as error:
         print(f"{name}: {error}", file=sys.stderr)
@@ -241,15 +265,18 @@ async def serve(
     return 0
 
 
-def _new_server(max_receive_bytes: int, connection_age_s: float = 0.0) -> grpc.aio.Server:
+def _new_server(max_receive_bytes: int, connection_age_s: float = 0.0, door: Door | None = None) -> grpc.aio.Server:
     return grpc.aio.server(
-        options=server_options(max_receive_bytes, connection_age_s), interceptors=[ErrorInterceptor()]
+        options=server_options(max_receive_bytes, connection_age_s), interceptors=[ErrorInterceptor(door)]
     )
 
 
-def _bind(server: grpc.aio.Server, address: str) -> str:
+def _bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None) -> str:
     try:
-        port = server.add_insecure_port(address)
+        if credentials is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, credentials)
     except RuntimeError as error:  # grpc's message has several lines about socket calls
         raise OSError(f"cannot listen on {address}: it is in use or not an address of this machine") from error
     if address.startswith("unix:"):

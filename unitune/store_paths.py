@@ -3,6 +3,7 @@
     images/{tenant}/{sha256}/{part}                uploads, written by the gateway
     tunings/{tenant}/{tuning}/{attempt}/{part}     results of an attempt at a tuning, written by the tuner
     tunings/{tenant}/{tuning}/{attempt}/checkpoint-{update}    where the next attempt goes on, written by the tuner
+    edits/{tenant}/{edit}/{part}                   results of an edit, for a while, written by the gateway
 
 Weights encode a user's picture. So the path has the tenant: weights are not shared, and can be deleted. It has the
 attempt because a killed tuner may leave incomplete files.
@@ -17,11 +18,14 @@ TENANT = r"[a-z][a-z0-9-]{0,62}"
 TUNING = r"[a-z][a-z0-9-]{3,62}"
 SHA256 = r"[0-9a-f]{64}"
 
-IMAGES, TUNINGS = "images", "tunings"
+EDIT = r"[a-z][a-z0-9-]{3,62}"
+
+IMAGES, TUNINGS, EDITS = "images", "tunings", "edits"
 
 MAX_PATH_BYTES = 512
 
 _IMAGE = re.compile(rf"{IMAGES}/({TENANT})/({SHA256})(?:/.*)?")
+_EDIT = re.compile(rf"{EDITS}/({TENANT})/({EDIT})/[^/]+")
 _WEIGHTS = re.compile(rf"{TUNINGS}/({TENANT})/({TUNING})/([1-9][0-9]{{0,9}})")
 _CHECKPOINT = re.compile(rf"{_WEIGHTS.pattern}/checkpoint-[0-9]{{1,10}}")
 # Any object of the store. In a local folder, "#" and a number end the name of a file that is being written.
@@ -29,7 +33,7 @@ _OBJECT = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
 _DOTS = re.compile(r"(^|/)\.{1,2}(/|$)")
 
 
-class OfWeights(NamedTuple):
+class WeightsPath(NamedTuple):
     """The parts of a path of weights."""
 
     tenant: str
@@ -37,27 +41,38 @@ class OfWeights(NamedTuple):
     attempt: int
 
 
-def of_image(tenant: str, sha256: str) -> str:
+def image_path(tenant: str, sha256: str) -> str:
     """The path of an uploaded picture."""
     return f"{IMAGES}/{tenant}/{sha256}"
 
 
-def of_tuning(tenant: str, tuning: str) -> str:
+def tuning_path(tenant: str, tuning: str) -> str:
     """The path of all attempts at a tuning."""
     return f"{TUNINGS}/{tenant}/{tuning}"
 
 
-def of_weights(tenant: str, tuning: str, attempt: int) -> str:
+def weights_path(tenant: str, tuning: str, attempt: int) -> str:
     """The path of the weights of an attempt, counted from 1."""
-    return f"{of_tuning(tenant, tuning)}/{attempt}"
+    return f"{tuning_path(tenant, tuning)}/{attempt}"
 
 
-def of_image_file(tenant: str, sha256: str) -> str:
+def edit_path(tenant: str, edit: str) -> str:
+    """The path of an edit's results."""
+    return f"{EDITS}/{tenant}/{edit}"
+
+
+def read_edit(path: str) -> tuple[str, str] | None:
+    """Tenant and id of the edit that an object belongs to, or None."""
+    found = _EDIT.fullmatch(path)
+    return (found[1], found[2]) if found else None
+
+
+def image_file_path(tenant: str, sha256: str) -> str:
     """The path of an uploaded picture's file."""
-    return f"{of_image(tenant, sha256)}/file"
+    return f"{image_path(tenant, sha256)}/file"
 
 
-def of_checkpoint(weights: str, update: int) -> str:
+def checkpoint_path(weights: str, update: int) -> str:
     """The path of a checkpoint after so many updates, of the attempt whose weights have this path."""
     return f"{weights}/checkpoint-{update}"
 
@@ -73,10 +88,10 @@ def read_image(path: str) -> tuple[str, str] | None:
     return (found[1], found[2]) if found else None
 
 
-def read_weights(path: str) -> OfWeights | None:
+def read_weights(path: str) -> WeightsPath | None:
     """The parts of a path of weights, or None for another path."""
     found = _WEIGHTS.fullmatch(path)
-    return OfWeights(found[1], found[2], int(found[3])) if found else None
+    return WeightsPath(found[1], found[2], int(found[3])) if found else None
 
 
 def check_weights(path: str, field: str) -> None:

@@ -1,7 +1,8 @@
 """Writes the log of a service: one JSON object per line on stderr, with field names from one list.
 
 No field has a prompt, picture or credential. Tunings and edits appear only by name, and paths only in messages of the
-system.
+system. What is logged while a call is answered has the call's request id, which is the same in all services, and the id
+of its trace, if there is one.
 """
 
 import json
@@ -10,11 +11,15 @@ import sys
 import time
 from typing import TextIO, TypedDict, Unpack
 
+from unitune.call_context import request_id
+from unitune.tracing import trace_id
+
 
 class Fields(TypedDict, total=False):
-    """The fields of a log line besides `time`, `level`, `service`, `event` and `traceback`."""
+    """The fields of a log line besides `time`, `level`, `service`, `event`, `request`, `trace` and `traceback`."""
 
     address: str
+    api_key: str
     attempt: int
     code: str
     detail: str
@@ -45,6 +50,7 @@ class _JsonLine(logging.Formatter):
             "event": record.getMessage(),
             **getattr(record, "fields", {}),
         }
+        line |= {name: told for name, told in (("request", request_id.get()), ("trace", trace_id())) if told}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False, default=str)

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -19,6 +20,17 @@ DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 ALIGNMENT = 64  # bytes, the longest vector register: where the tensors begin, and most of them
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+
+
+@dataclass(frozen=True)
+class FileHeader:
+    """What a file says of itself."""
+
+    path: Path
+    shapes: Mapping[str, tuple[int, ...]]  # by tensor
+    dtypes: Mapping[str, str]  # by tensor, in the format's words: F32, BF16 ...
+    spans: Mapping[str, tuple[int, int]]  # by tensor: its first byte in the file, and the one after its last
+    metadata: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -35,8 +47,16 @@ class Place:
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
 
-def read_places(path: Path) -> dict[str, Place]:
-    """All tensors of a file by name. Raises OSError, and ValueError for a damaged file or one of another kind."""
+class Kind(NamedTuple):
+    """What a header announces of a tensor."""
+
+    dtype: str  # in the format's words
+    shape: tuple[int, ...]
+    size_bytes: int
+
+
+def read_header(path: Path) -> FileHeader:
+    """The header, without the tensors. Raises OSError; ValueError for another kind of file and a missing end."""
     with path.open("rb") as file:
         start = file.read(8)
         length = int.from_bytes(start, "little")
@@ -44,19 +64,37 @@ def read_places(path: Path) -> dict[str, Place]:
             raise ValueError(f"{path} is not a safetensors file")
         text = file.read(length)
     try:
-        entries = {name: entry for name, entry in json.loads(text).items() if name != "__metadata__"}
-        places = {
-            name: Place(np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
-            for name, entry in entries.items()
-        }
-        ends = {name: 8 + length + entry["data_offsets"][1] for name, entry in entries.items()}
+        found = json.loads(text)
+        metadata = {str(key): str(value) for key, value in found.pop("__metadata__", {}).items()}
+        shapes = {name: tuple(entry["shape"]) for name, entry in found.items()}
+        dtypes = {name: str(entry["dtype"]) for name, entry in found.items()}
+        spans = {name: _span(*entry["data_offsets"], after=8 + length) for name, entry in found.items()}
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: its header cannot be read") from error
-    size = path.stat().st_size
-    if any(
-        place.offset < 8 + length or place.offset + place.size_bytes != ends[name] or ends[name] > size
-        for name, place in places.items()
-    ):
+        raise ValueError(f"{path} is not a safetensors file, since its header cannot be read") from error
+    missing = max((end for _, end in spans.values()), default=0) - path.stat().st_size
+    if missing > 0:
+        raise ValueError(f"{path} is cut short: {missing} bytes are missing")
+    return FileHeader(path, shapes, dtypes, spans, metadata)
+
+
+def _span(begin: int, end: int, *, after: int) -> tuple[int, int]:
+    """Places in the file, of places after the header. Raises ValueError for what is none."""
+    if not 0 <= begin <= end:
+        raise ValueError(f"a tensor from {begin} to {end}")
+    return after + begin, after + end
+
+
+def read_places(path: Path) -> dict[str, Place]:
+    """All tensors of a file by name. Raises OSError, and ValueError for a damaged file or one of another kind."""
+    header = read_header(path)
+    try:
+        places = {
+            name: Place(np.dtype(DTYPES[header.dtypes[name]]), shape, header.spans[name][0])
+            for name, shape in header.shapes.items()
+        }
+    except KeyError as error:
+        raise ValueError(f"{path} has tensors of type {error.args[0]}, which are not read here") from error
+    if any(place.offset + place.size_bytes != header.spans[name][1] for name, place in places.items()):
         raise ValueError(f"{path} is damaged: its header does not fit its tensors")
     return places
 
@@ -82,21 +120,35 @@ def write_tensors(
     next. The same values give the same bytes. Returns where each lies. Raises ValueError for a value of another kind.
     """
     wanted = {name: Place(np.dtype(dtype), tuple(shape), 0) for name, (dtype, shape) in kinds.items()}
-    order = sorted(wanted, key=lambda name: (wanted[name].size_bytes % ALIGNMENT != 0, name))
-    entries: dict[str, object] = {}
+
+    def data(name: str) -> memoryview:
+        tensor = value(name)
+        if (tensor.dtype, tensor.shape) != (wanted[name].dtype, wanted[name].shape):
+            raise ValueError(f"{name} is {tensor.dtype}{list(tensor.shape)}, which is not what was announced")
+        return np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data
+
+    told = {name: Kind(NAMES[one.dtype], one.shape, one.size_bytes) for name, one in wanted.items()}
+    write_file(path, told, data)
+    return read_places(path)
+
+
+def write_file(
+    path: Path,
+    kinds: Mapping[str, Kind],
+    data: Callable[[str], memoryview],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a header that announces these tensors, then each one's bytes, as `data` gives them, one after the other."""
+    order = sorted(kinds, key=lambda name: (kinds[name].size_bytes % ALIGNMENT != 0, name))
+    entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for name in order:
-        place = wanted[name]
-        end = offset + place.size_bytes
-        entries[name] = {"dtype": NAMES[place.dtype], "shape": list(place.shape), "data_offsets": [offset, end]}
-        offset = end
+        dtype, shape, size_bytes = kinds[name]
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size_bytes]}
+        offset += size_bytes
     header = json.dumps(entries, separators=(",", ":")).encode()
     header += b" " * (-(8 + len(header)) % ALIGNMENT)
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for name in order:
-            tensor = value(name)
-            if (tensor.dtype, tensor.shape) != (wanted[name].dtype, wanted[name].shape):
-                raise ValueError(f"{name} is {tensor.dtype}{list(tensor.shape)}, which is not what was announced")
-            file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
-    return read_places(path)
+            file.write(data(name))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from unitune.base_model import Preset
-from unitune.choices import NULL_TEXT
+from unitune.choices import NO_ATTENTION_OF_INPAINTING, NULL_TEXT
 from unitune.errors import InvalidField
 from unitune.reading import Reader, TuningTexts, check_tuning
 
@@ -31,6 +31,7 @@ class TunedModel:
     preset: Preset
     num_timesteps: int
     has_super_resolution: bool
+    is_inpainting: bool = False
 
     def check(self, config: TunedConfig) -> list[str]:
         """Warnings of what the text encoder does not read of the config's texts. Raises InvalidField for settings that
@@ -44,6 +45,8 @@ class TunedModel:
         if config.super_resolution_updates > 0 and not self.has_super_resolution:
             remedy = "it must be 0: this base model has no super-resolution"
             raise InvalidField("config.super_resolution_updates", config.super_resolution_updates, remedy)
+        if config.method == NULL_TEXT and self.is_inpainting:
+            raise InvalidField("config.method", NULL_TEXT, NO_ATTENTION_OF_INPAINTING)
         if config.method == NULL_TEXT and config.num_inference_steps > self.num_timesteps:
             steps = config.num_inference_steps
             raise InvalidField("config.num_inference_steps", steps, f"it must be 1 to {self.num_timesteps}")

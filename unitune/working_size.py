@@ -80,6 +80,10 @@ class Fit(NamedTuple):
         padded: NDArray[D] = np.pad(array, [(0, 0)] * (array.ndim - 2) + [rows, columns], mode="symmetric")
         return padded
 
+    def cut(self, pixels: Pixels) -> Pixels:
+        """The scaled picture within pixels of the working size."""
+        return pixels[self.top : self.top + self.height, self.left : self.left + self.width]
+
     def box(self, size: Size) -> Box:
         """The picture's place in an array over the working size that has other rows and columns."""
         down, across = size[0] / self.size[0], size[1] / self.size[1]
@@ -102,6 +106,30 @@ def fit(size: Size, into: Size) -> Fit:
     return Fit(into, (into[0] - height) // 2, (into[1] - width) // 2, height, width)
 
 
+def enlarged(size: Size, place: Fit, scale: float, step: int) -> Fit | None:
+    """A picture of `size` in a size that is `scale` times the working size in which it lies at `place`, or as large as
+    the picture itself if that is less, in multiples of `step`. None unless the picture `leaves_detail`."""
+    if not leaves_detail(size, place):
+        return None
+    scale = min(scale, size[0] / place.height, size[1] / place.width)
+    height, width = (step * math.ceil(scale * side / step) for side in place.size)
+    return fit(size, (height, width))
+
+
+def leaves_detail(size: Size, place: Fit) -> bool:
+    """Whether a picture of `size` is larger than in its working size, so that a second pass can add detail."""
+    return size[0] > place.height and size[1] > place.width
+
+
+def too_small_for_second_pass(size: Size, into: Size) -> str:
+    """The warning for a picture of `size` in its working size, or a part of one, that leaves nothing to a second
+    pass."""
+    return (
+        f"what is edited has {size[1]}x{size[0]} pixels, no more than the {into[1]}x{into[0]} that it is sampled at: "
+        "there is no second pass; leave second_pass unset, or give a larger picture"
+    )
+
+
 def warnings_of(size: Size) -> list[str]:
     """At most one warning for a picture of `size`: one that is longer than any working size."""
     aspect = max(size) / min(size)
@@ -109,7 +137,7 @@ def warnings_of(size: Size) -> list[str]:
         return []
     return [
         f"the picture is {aspect:.1f} times as long as it is wide, and at most {MOST_ASPECT:g} times is worked at: "
-        "edits have little detail; crop it, or edit a part of it by a mask and only_masked"
+        "edits have little detail; crop it, or edit a part of it by a mask and config.mask.only_masked"
     ]
 
 

@@ -10,13 +10,16 @@ from unitune.errors import (
     InvalidArgument,
     InvalidField,
     NotFound,
+    PermissionDenied,
     ResourceExhausted,
+    Unauthenticated,
     Unavailable,
     UniTuneError,
 )
 from unitune_client.async_client import AsyncClient
 from unitune_client.client import Client
 from unitune_client.events import (
+    ApiKey,
     BaseModel,
     CompareAccepted,
     CompareDone,
@@ -37,6 +40,7 @@ from unitune_client.events import (
     Heartbeat,
     Image,
     Limits,
+    NewKey,
     Progress,
     SamplingConfig,
     Scores,
@@ -59,6 +63,7 @@ from unitune_client.options import EditOptions, TuningOptions
 
 __all__ = [
     "Aborted",
+    "ApiKey",
     "AsyncClient",
     "BaseModel",
     "Cancelled",
@@ -89,7 +94,9 @@ __all__ = [
     "InvalidArgument",
     "InvalidField",
     "Limits",
+    "NewKey",
     "NotFound",
+    "PermissionDenied",
     "Progress",
     "ResourceExhausted",
     "SamplingConfig",
@@ -108,6 +115,7 @@ __all__ = [
     "TuningSnapshot",
     "TuningStarted",
     "TuningState",
+    "Unauthenticated",
     "Unavailable",
     "UniTuneError",
     "Weights",

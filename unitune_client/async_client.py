@@ -7,6 +7,7 @@ import uuid
 import warnings
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -20,6 +21,8 @@ from unitune.v1 import (
     edit_pb2_grpc,
     image_pb2,
     image_pb2_grpc,
+    key_pb2,
+    key_pb2_grpc,
     server_pb2,
     server_pb2_grpc,
     tuning_pb2,
@@ -31,8 +34,14 @@ from unitune_client.channel import (
     INLINE_IMAGE_BYTES,
     INLINE_MASK_BYTES,
     Backoff,
+    Key,
+    KeyedChannel,
     checked_address,
+    checked_key,
     open_channel,
+    read_to_end,
+    refuse_readable_key,
+    split_address,
     typed_errors,
 )
 from unitune_client.messages import Methods
@@ -40,6 +49,9 @@ from unitune_client.options import EditOptions, TuningOptions
 from unitune_client.pictures import Picture, picture_bytes, resource_name
 
 UPLOAD_TIMEOUT_S = 120.0
+KEY_TIMEOUT_S = 15.0
+HEALTH_S = 15.0
+HEALTH = {b"\x08\x01": "SERVING", b"\x08\x02": "NOT_SERVING"}  # a HealthCheckResponse, serialized
 
 
 class AsyncClient:
@@ -62,19 +74,30 @@ class AsyncClient:
         self,
         address: str = "127.0.0.1:50051",
         *,
-        tenant: str = "default",
+        tenant: str | None = None,
+        key: Key | None = None,
         tls: bool = False,
         root_certificates: bytes | None = None,
+        plaintext_key: bool = False,
         reconnect_s: float = 120.0,
     ) -> None:
-        """`address` is HOST:PORT. `root_certificates` is a PEM file's bytes and turns `tls` on. A lost watch or upload
-        is tried again until the server has not answered for `reconnect_s` seconds. Raises InvalidField for an address
-        of another form.
+        """`address` is HOST:PORT, or grpcs://HOST:PORT, which turns `tls` on; so does `root_certificates`, a PEM file's
+        bytes. `key` is an API key or a token, or a function that gives the one to send now; the server knows the tenant
+        by it. `tenant` is for servers without keys, "default" by default. A lost watch or upload is tried again until
+        the server has not answered for `reconnect_s` seconds.
+
+        Raises InvalidField for an address of another form, and for a key that would leave this machine without TLS,
+        unless `plaintext_key` says that something else encrypts it.
         """
-        self._address, self._tls, self._root_certificates = checked_address(address), tls, root_certificates
-        self._parent = f"tenants/{tenant}"
+        self._address, is_grpcs = split_address(checked_address(address))
+        self._tls, self._root_certificates = tls or is_grpcs or root_certificates is not None, root_certificates
+        self._key = checked_key(key) if isinstance(key, str) else key
+        if self._key and not self._tls and not plaintext_key:
+            refuse_readable_key(self._address)
+        # A key has its tenant.
+        self._parent = f"tenants/{tenant or 'default'}" if tenant or not key else ""
         self._reconnect_s = reconnect_s
-        self._channel: grpc.aio.Channel | None = None
+        self._channel: grpc.aio.Channel | KeyedChannel | None = None
         self._closed = False
         self._process = os.getpid()
 
@@ -107,9 +130,17 @@ class AsyncClient:
         with typed_errors(self._address):
             return messages.server_info(await stub.GetServerInfo(server_pb2.GetServerInfoRequest()))
 
+    async def health(self) -> str:
+        """Whether the server takes calls: SERVING, NOT_SERVING or UNKNOWN, by grpc.health.v1."""
+        # By hand: the package with these messages is installed with the services, not with the client.
+        check = self._connection().unary_unary("/grpc.health.v1.Health/Check", None, None)
+        with typed_errors(self._address):
+            answer = await check(b"", timeout=HEALTH_S)
+        return HEALTH.get(answer, "UNKNOWN")
+
     async def upload_image(self, image: Picture) -> events.Image:
-        """Upload a picture: its bytes or the path of a PNG, JPEG or WebP file, at most 16 MiB and 64 megapixels, 24 as
-        WebP.
+        """Upload a picture: its bytes or the path of a PNG, JPEG, WebP, AVIF or HEIC file, at most 16 MiB and 64
+        megapixels, 24 as WebP and 25 as AVIF or HEIC.
 
         Images are named by their digest, so uploading one again changes nothing.
         Raises InvalidArgument when the server cannot use the picture.
@@ -131,7 +162,7 @@ class AsyncClient:
                     raise
                 await backoff.wait_after(error)
             except InvalidArgument as error:
-                raise messages.of_field(error, field) from None
+                raise messages.file_error(error, field) from None
 
     async def delete_image(self, name: str, *, allow_missing: bool = False) -> None:
         """Delete an uploaded picture. After a day the server itself deletes one that no tuning uses.
@@ -157,20 +188,35 @@ class AsyncClient:
         The same picture and config never tune twice: the tuning may be READY already. A path or bytes are uploaded.
         Raises InvalidField naming what is wrong, NotFound for an image that was never uploaded.
         """
+        request = await self._tuning_request(image, further_images, config)
+        request.request_id = str(uuid.uuid4())
+        request.labels.update(labels or {})
+        with typed_errors(self._address):
+            return messages.tuning(await self._tunings().CreateTuning(request))
+
+    async def check_tuning(
+        self, image: Picture, *, further_images: Sequence[Picture] = (), **config: Unpack[TuningOptions]
+    ) -> events.Tuning:
+        """What `create_tuning` would give, and nothing is made: a new tuning has no name here.
+
+        Raises what `create_tuning` would be refused with.
+        """
+        request = await self._tuning_request(image, further_images, config)
+        request.validate_only = True
+        with typed_errors(self._address):
+            return messages.tuning(await self._tunings().CreateTuning(request))
+
+    async def _tuning_request(
+        self, image: Picture, further_images: Sequence[Picture], config: TuningOptions
+    ) -> tuning_pb2.CreateTuningRequest:
+        """The request for a tuning. What has no name yet is uploaded."""
         messages.refuse_unknown(config, TuningOptions)
         name, *further = [
             resource_name(one, "images") or (await self.upload_image(one)).name for one in (image, *further_images)
         ]
-        request = tuning_pb2.CreateTuningRequest(
-            parent=self._parent,
-            image=name,
-            images=further,
-            config=messages.tuning_config(config),
-            request_id=str(uuid.uuid4()),
-            labels=labels,
+        return tuning_pb2.CreateTuningRequest(
+            parent=self._parent, image=name, images=further, config=messages.tuning_config(config)
         )
-        with typed_errors(self._address):
-            return messages.tuning(await self._tunings().CreateTuning(request))
 
     async def get_tuning(self, name: str) -> events.Tuning:
         """A tuning as it is now. Raises NotFound."""
@@ -314,6 +360,7 @@ class AsyncClient:
                     if event is not None:
                         yield event
                     if isinstance(event, events.EditDone):
+                        await read_to_end(call)
                         return
             raise Unavailable("the stream ended before the edit did", reason="STREAM_ENDED")
         finally:
@@ -407,6 +454,7 @@ class AsyncClient:
                     if event is not None:
                         yield event
                     if isinstance(event, events.CompareDone):
+                        await read_to_end(call)
                         return
             raise Unavailable("the stream ended before the comparison did", reason="STREAM_ENDED")
         finally:
@@ -422,12 +470,54 @@ class AsyncClient:
         with typed_errors(self._address):
             return messages.edit(await self._edits().CancelEdit(edit_pb2.CancelEditRequest(name=name)))
 
-    def _connection(self) -> grpc.aio.Channel:
+    async def create_key(
+        self, tenant: str, scopes: Sequence[str], *, expire_time: datetime | None = None
+    ) -> events.NewKey:
+        """Make an API key of a tenant; its secret is in the answer and nowhere else. `scopes` are of "read", "edit",
+        "tune" and "admin", and "admin" is what a client needs that makes keys.
+
+        Raises InvalidField for a scope that is none or a time that is past.
+        """
+        request = messages.create_key_request(tenant, scopes, expire_time)
+        with typed_errors(self._address):
+            made = await self._keys().CreateKey(request, timeout=KEY_TIMEOUT_S)
+        return events.NewKey(api_key=messages.api_key(made.api_key), secret=made.secret)
+
+    async def list_keys(self, tenant: str | None = None) -> AsyncGenerator[events.ApiKey, None]:
+        """The API keys of a tenant, or of all, also those that ended in the last 30 days."""
+        request = key_pb2.ListKeysRequest(parent=f"tenants/{tenant}" if tenant else "")
+        while True:
+            with typed_errors(self._address):
+                page = await self._keys().ListKeys(request)
+            for one in page.api_keys:
+                yield messages.api_key(one)
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def rotate_key(
+        self, name: str, *, old_expire_time: datetime | None = None, expire_time: datetime | None = None
+    ) -> events.NewKey:
+        """A new API key of the same tenant and scopes as `name`, which ends at `old_expire_time`, by default now.
+
+        Raises NotFound, and FailedPrecondition for a key that has ended.
+        """
+        request = messages.rotate_key_request(name, old_expire_time, expire_time)
+        with typed_errors(self._address):
+            made = await self._keys().RotateKey(request, timeout=KEY_TIMEOUT_S)
+        return events.NewKey(api_key=messages.api_key(made.api_key), secret=made.secret)
+
+    async def revoke_key(self, name: str) -> events.ApiKey:
+        """End an API key now. Revoking it again changes nothing. Raises NotFound."""
+        with typed_errors(self._address):
+            return messages.api_key(await self._keys().RevokeKey(key_pb2.RevokeKeyRequest(name=name)))
+
+    def _connection(self) -> Any:
         forks.refuse_foreign(self._process)
         if self._closed:
             raise RuntimeError(f"{self!r} cannot be used any more")
         if self._channel is None:
-            self._channel = open_channel(self._address, self._tls, self._root_certificates)
+            self._channel = open_channel(self._address, self._tls, self._root_certificates, self._key)
         return self._channel
 
     def _tunings(self) -> Any:
@@ -435,6 +525,9 @@ class AsyncClient:
 
     def _edits(self) -> Any:
         return edit_pb2_grpc.EditServiceStub(self._connection())
+
+    def _keys(self) -> Any:
+        return key_pb2_grpc.KeyServiceStub(self._connection())
 
     def _upload(self, data: bytes) -> Iterator[image_pb2.UploadImageRequest]:
         digest = hashlib.sha256(data).hexdigest()

@@ -5,17 +5,20 @@ import ipaddress
 import json
 import random
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import grpc
 
-from unitune.errors import InvalidField, ResourceExhausted, Unavailable, UniTuneError, from_rpc_error
+from unitune.call_context import CarryingChannel
+from unitune.errors import InvalidField, ResourceExhausted, Unavailable, UniTuneError, from_rpc_error, length_of
 from unitune.options import EDIT
 from unitune_client import forks
 
 MAX_MESSAGE_BYTES = 16 << 20  # of an answer; larger pictures come in pieces
 CHUNK_BYTES = 256 << 10
+END_S = 1.0  # for a stream to end after its last event
 PORT = 50051  # of a gateway, unless it was told another
 INLINE_IMAGE_BYTES = EDIT["image_data"].limits.max_len  # larger pictures are uploaded before the edit
 INLINE_MASK_BYTES = EDIT["mask"].limits.max_len  # and larger masks
@@ -55,7 +58,13 @@ SERVICE_CONFIG = {
         },
         # Not waitForReady: this is a caller's first call, and a wrong address must be told at once.
         {
-            "name": [{"service": "unitune.v1.ServerService"}, {"service": "unitune.v1.EditService"}],
+            "name": [
+                {"service": "unitune.v1.ServerService"},
+                {"service": "unitune.v1.EditService"},
+                # Repeated, the other calls would make another key.
+                {"service": "unitune.v1.KeyService", "method": "ListKeys"},
+                {"service": "unitune.v1.KeyService", "method": "RevokeKey"},
+            ],
             "timeout": "15s",
             "retryPolicy": _UNARY_RETRY,
         },
@@ -83,23 +92,87 @@ _RESOLVED = re.compile(r"(dns|ipv4|ipv6|unix|unix-abstract|vsock|xds):.")
 NO_PROXY: tuple[str, int] = ("grpc.enable_http_proxy", 0)
 
 
-def open_channel(address: str, tls: bool, root_certificates: bytes | None) -> grpc.aio.Channel:
-    """A channel that connects at its first call. It belongs to the running event loop.
+Key = str | Callable[[], str]  # a credential, or what gives the one to send now, such as a token that is renewed
+
+
+def open_channel(
+    address: str, tls: bool, root_certificates: bytes | None, key: Key | None = None
+) -> "grpc.aio.Channel | KeyedChannel":
+    """A channel that connects at its first call. It belongs to the running event loop. Where the caller uses
+    OpenTelemetry, calls carry the current trace to the server.
 
     Raises RuntimeError in a process that was forked while a client was open.
     """
     forks.refuse_spoiled()
     options = [*CHANNEL_OPTIONS, NO_PROXY] if is_this_machine(address) else CHANNEL_OPTIONS
-    if tls or root_certificates is not None:
+    if tls:
         credentials = grpc.ssl_channel_credentials(root_certificates)
-        return forks.opened(grpc.aio.secure_channel(address, credentials, options=options))
-    return forks.opened(grpc.aio.insecure_channel(address, options=options))
+        opened = forks.opened(grpc.aio.secure_channel(address, credentials, options=options))
+    else:
+        opened = forks.opened(grpc.aio.insecure_channel(address, options=options))
+    channel = CarryingChannel.around(opened)
+    return KeyedChannel(channel, key) if key else channel
+
+
+class KeyedChannel:
+    """A channel whose every call carries a credential. grpc's own call credentials need TLS, loopback does not."""
+
+    def __init__(self, channel: grpc.aio.Channel, key: Key) -> None:
+        self._channel, self._key = channel, key
+
+    def unary_unary(self, *args: Any, **settings: Any) -> Any:
+        """As that of the channel, and so the others."""
+        return self._keyed(self._channel.unary_unary(*args, **settings))
+
+    def unary_stream(self, *args: Any, **settings: Any) -> Any:
+        return self._keyed(self._channel.unary_stream(*args, **settings))
+
+    def stream_unary(self, *args: Any, **settings: Any) -> Any:
+        return self._keyed(self._channel.stream_unary(*args, **settings))
+
+    def stream_stream(self, *args: Any, **settings: Any) -> Any:
+        return self._keyed(self._channel.stream_stream(*args, **settings))
+
+    async def close(self, grace: float | None = None) -> None:
+        """As that of the channel."""
+        await self._channel.close(grace)
+
+    def _keyed(self, begin: Any) -> Any:
+        def call(*request: Any, **settings: Any) -> Any:
+            key = checked_key(self._key if isinstance(self._key, str) else self._key())
+            return begin(*request, metadata=(("authorization", f"Bearer {key}"),), **settings)
+
+        return call
+
+
+def checked_key(key: str, field: str = "key") -> str:
+    """The credential, without what a file has around it. Raises InvalidField for what no call can carry."""
+    key = key.strip()
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise InvalidField(field, length_of(key), "give an API key or a token as it was handed out: one word")
+    return key
+
+
+def refuse_readable_key(address: str, field: str = "key") -> None:
+    """Raise InvalidField for a credential that would be sent where others can read it."""
+    if not is_this_machine(address):
+        remedy = f"others could read it on its way without TLS: give grpcs://{address} as the address"
+        raise InvalidField(field, "set", remedy)
+
+
+def split_address(address: str) -> tuple[str, bool]:
+    """HOST:PORT of a checked address, and whether it asks for TLS."""
+    rest = address.removeprefix("grpcs://")
+    return rest, rest != address
 
 
 def checked_address(address: str, field: str = "address") -> str:
-    """The address. Raises InvalidField for one without a port, or of another form: gRPC would choose a port."""
+    """The address, HOST:PORT or grpcs://HOST:PORT. Raises InvalidField for one without a port, or of another form: gRPC
+    would choose a port."""
     scheme, is_url, rest = address.partition("://")
-    if is_url and scheme.lower() in ("http", "https", "grpc", "grpcs"):
+    if is_url and scheme.lower() == "grpcs":
+        return f"grpcs://{checked_address(rest, field)}"
+    if is_url and scheme.lower() in ("http", "https", "grpc"):
         raise InvalidField(field, address, f"give HOST:PORT alone, such as {_with_port(rest.partition('/')[0])}")
     if _RESOLVED.match(address):
         return address
@@ -130,6 +203,8 @@ def _with_port(given: str) -> str:
 
 def is_this_machine(address: str) -> bool:
     """Whether HOST:PORT is of this machine: grpc would ask the proxy of http_proxy for 127.0.0.1 too."""
+    if address.startswith(("unix:", "unix-abstract:")):
+        return True
     host = address.rpartition(":")[0].strip("[]")
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -146,10 +221,23 @@ def typed_errors(address: str) -> Iterator[None]:
         raise _typed(error, address) from None
 
 
+# Words of grpc's for what is wrong with TLS, and ours.
+_OF_TLS = {
+    "CERTIFICATE_VERIFY_FAILED": "the certificate of the server at {} is of no authority that is trusted here: give "
+    "the authority's certificate, as --ca or root_certificates",
+    "Hostname Verification Check failed": "the certificate of the server at {} is of another name: give that as the "
+    "address",
+    "WRONG_VERSION_NUMBER": "the server at {} answers without TLS: give HOST:PORT without grpcs:// and a CA",
+}
+
+
 def _typed(error: grpc.aio.AioRpcError, address: str) -> UniTuneError:
     typed = from_rpc_error(error)
     if typed.reason == "UNAVAILABLE":  # from grpc itself: the servers' own errors name a better reason
-        return Unavailable(f"no UniTune server answers at {address}", reason="UNAVAILABLE")
+        problem = next(
+            (told for word, told in _OF_TLS.items() if word in typed.message), "no UniTune server answers at {}"
+        )
+        return Unavailable(problem.format(address), reason="UNAVAILABLE")
     if typed.reason == "RESOURCE_EXHAUSTED" and "larger than max" in typed.message:  # the size of a message
         remedy = "upload pictures and masks, and shorten texts"
         problem = f"the request is larger than the server at {address} takes in one message"
@@ -157,6 +245,13 @@ def _typed(error: grpc.aio.AioRpcError, address: str) -> UniTuneError:
     if typed.reason == "DEADLINE_EXCEEDED":
         return Unavailable(f"the server at {address} did not answer in time", reason="DEADLINE_EXCEEDED")
     return typed
+
+
+async def read_to_end(call: grpc.aio.Call) -> None:
+    """Let a stream end by itself after its last event: to the server, one that is cancelled then is a cancelled one."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(END_S):
+            await call.code()
 
 
 class Backoff:

@@ -7,12 +7,14 @@ import sys
 import threading
 import warnings
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
+from datetime import datetime
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from unitune_client import events, forks
 from unitune_client.async_client import AsyncClient, edit_result
+from unitune_client.channel import Key
 from unitune_client.messages import Methods
 from unitune_client.options import EditOptions, TuningOptions
 from unitune_client.pictures import Picture
@@ -39,13 +41,21 @@ class Client:
         self,
         address: str = "127.0.0.1:50051",
         *,
-        tenant: str = "default",
+        tenant: str | None = None,
+        key: Key | None = None,
         tls: bool = False,
         root_certificates: bytes | None = None,
+        plaintext_key: bool = False,
         reconnect_s: float = 120.0,
     ) -> None:
         self._client = AsyncClient(
-            address, tenant=tenant, tls=tls, root_certificates=root_certificates, reconnect_s=reconnect_s
+            address,
+            tenant=tenant,
+            key=key,
+            tls=tls,
+            root_certificates=root_certificates,
+            plaintext_key=plaintext_key,
+            reconnect_s=reconnect_s,
         )
         self._process = os.getpid()
         self._loop = asyncio.new_event_loop()
@@ -86,6 +96,10 @@ class Client:
         """As AsyncClient.server_info."""
         return self._wait_for(self._client.server_info())
 
+    def health(self) -> str:
+        """Whether the server takes calls: SERVING, NOT_SERVING or UNKNOWN."""
+        return self._wait_for(self._client.health())
+
     def upload_image(self, image: Picture) -> events.Image:
         """As AsyncClient.upload_image."""
         return self._wait_for(self._client.upload_image(image))
@@ -104,6 +118,12 @@ class Client:
     ) -> events.Tuning:
         """As AsyncClient.create_tuning."""
         return self._wait_for(self._client.create_tuning(image, further_images=further_images, labels=labels, **config))
+
+    def check_tuning(
+        self, image: Picture, *, further_images: Sequence[Picture] = (), **config: Unpack[TuningOptions]
+    ) -> events.Tuning:
+        """As AsyncClient.check_tuning."""
+        return self._wait_for(self._client.check_tuning(image, further_images=further_images, **config))
 
     def get_tuning(self, name: str) -> events.Tuning:
         """As AsyncClient.get_tuning."""
@@ -227,6 +247,24 @@ class Client:
     def cancel_edit(self, name: str) -> events.Edit:
         """As AsyncClient.cancel_edit."""
         return self._wait_for(self._client.cancel_edit(name))
+
+    def create_key(self, tenant: str, scopes: Sequence[str], *, expire_time: datetime | None = None) -> events.NewKey:
+        """As AsyncClient.create_key."""
+        return self._wait_for(self._client.create_key(tenant, scopes, expire_time=expire_time))
+
+    def list_keys(self, tenant: str | None = None) -> Generator[events.ApiKey, None, None]:
+        """As AsyncClient.list_keys."""
+        return self._iterate(self._client.list_keys(tenant))
+
+    def rotate_key(
+        self, name: str, *, old_expire_time: datetime | None = None, expire_time: datetime | None = None
+    ) -> events.NewKey:
+        """As AsyncClient.rotate_key."""
+        return self._wait_for(self._client.rotate_key(name, old_expire_time=old_expire_time, expire_time=expire_time))
+
+    def revoke_key(self, name: str) -> events.ApiKey:
+        """As AsyncClient.revoke_key."""
+        return self._wait_for(self._client.revoke_key(name))
 
     def _wait_for(self, call: Coroutine[Any, Any, T]) -> T:
         """The answer of a call. An interrupt of this thread, such as Ctrl-C, cancels the call and waits for its end."""

@@ -15,9 +15,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from unitune.errors import UniTuneError
 from unitune.system_errors import about
+from unitune_client.configs import SamplingConfig as SamplingConfig
+from unitune_client.configs import TuningConfig as TuningConfig
 
 
 class TuningState(StrEnum):
@@ -62,90 +65,6 @@ class Image:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuningConfig:
-    """How a tuning is made, every default filled in. `batch` counts noise draws of the picture in one update.
-
-    Fields of other methods than `method` are empty or 0.
-    """
-
-    method: str
-    mode: str
-    updates: int
-    batch: int
-    learning_rate: float
-    rare_tokens: str
-    seed: int
-    prompt: str = ""
-    embedding_updates: int = 0
-    embedding_learning_rate: float = 0.0
-    class_noun: str = ""
-    num_class_images: int = 0
-    prior_weight: float = 0.0
-    initial_word: str = ""
-    num_vectors: int = 0
-    scale_learning_rate: bool = False
-    stop_loss_ratio: float = 0.0
-    base_prompt: str = ""
-    num_inference_steps: int = 0
-    guidance_scale: float = 0.0
-    super_resolution_updates: int = 0
-
-    @property
-    def total_updates(self) -> int:
-        """Optimizer updates of all phases together, as progress counts them."""
-        of_each = self.num_inference_steps if self.method == "null_text" else 1
-        return self.embedding_updates + self.updates * of_each + self.super_resolution_updates
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
-    """How an edit is sampled, every default filled in. `strength` is 0 to 1, a `guidance_scale` of 1 is none.
-
-    What the edit does not read, such as an option of another method, is None; `strength` and `guidance_scale` are 0
-    where `automatic` chooses them. `EditOptions` says what each one means.
-    """
-
-    method: str
-    scheduler: str
-    num_inference_steps: int
-    guidance_scale: float
-    strength: float
-    interpolation: float
-    negative_prompt: str = ""
-    base_prompt: str = ""
-    prompt_guidance_scale: float | None = None
-    unconditional_model: str = ""
-    base_mixture: float | None = None
-    mask_source: str = ""
-    mask_blur: float | None = None
-    only_masked: bool = False
-    mask_padding: int | None = None
-    repeats: int | None = None
-    mask_keeps: bool = False
-    mask_text: str = ""
-    inverted: bool = False
-    eta: float | None = None
-    guidance_sigma_low: float | None = None
-    guidance_sigma_high: float | None = None
-    timestep_spacing: str = ""
-    guidance_rescale: float | None = None
-    automatic: bool = False
-    clip_filter: bool = False
-    resamples: int | None = None
-    inversion: str = ""
-    cross_replace: float | None = None
-    self_replace: float | None = None
-    alignment: str = ""
-    word_weights: Mapping[str, float] = field(default_factory=dict)
-    blend_words: tuple[str, ...] = ()
-    super_resolution: bool = False
-    super_resolution_noise_level: int | None = None
-    super_resolution_steps: int | None = None
-    super_resolution_guidance_scale: float | None = None
-    dynamic_thresholding: bool | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Scores:
     """What the CLIP filter sees of an edited picture: three cosines, -1 to 1, and three figures of its pixels, 0 to 1.
 
@@ -169,6 +88,7 @@ class Progress:
     About `left_s` seconds remain to the end of the whole tuning; None while there is no estimate. `stage` is
     `preparing`, `updating`, `packing` or `storing`. `stopped_early` tells that `stop_loss_ratio` ended it at `update`.
     `attempt` counts from 1; one that went on from an earlier one's checkpoint did so after `resumed_update`.
+    `warning` says why updates take longer than they could, and a remedy; empty if they do not.
     """
 
     update: int
@@ -180,6 +100,7 @@ class Progress:
     stage: str = ""
     attempt: int = 0
     resumed_update: int = 0
+    warning: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,6 +230,8 @@ class EditAccepted(Event):
     """The edit's name, empty if it is checked only, and its settings in force.
 
     `effective_strength` is the share of the steps that will run, since steps are whole. `warnings` are in plain words.
+    `tuning_options` are those with which `create_tuning` of the picture makes the edit's tuning, or finds it; None for
+    a method without one.
     """
 
     edit: str
@@ -316,6 +239,7 @@ class EditAccepted(Event):
     effective_strength: float
     seeds: tuple[int, ...]
     warnings: tuple[str, ...]
+    tuning_options: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -518,6 +442,38 @@ class Limits:
     seeds: int
     upload_side: int = 0
     upload_webp_pixels: int = 0
+    upload_heif_pixels: int = 0
+    # 0 of what follows means no limit.
+    tenant_tunings: int = 0
+    tenant_edits: int = 0
+    tenant_requests_per_s: float = 0.0
+    tenant_bytes: int = 0
+    open_tunings: int = 0
+    open_edits: int = 0
+    edit_steps: int = 0
+    tuning_pixels: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queue:
+    """How much runs and waits on a server, of all tenants together."""
+
+    tunings_queued: int = 0
+    tunings_running: int = 0
+    edits_waiting: int = 0
+    edits_running: int = 0
+    oldest_tuning_s: float = 0.0
+    oldest_edit_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upstream:
+    """A tuner or sampler behind a server, as it last answered."""
+
+    name: str
+    version: str = ""
+    is_answering: bool = False
+    engine: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -536,3 +492,27 @@ class ServerInfo:
     schedulers: tuple[str, ...]
     method_tuning_defaults: Mapping[str, TuningConfig] = field(default_factory=dict)
     method_sampling_defaults: Mapping[str, SamplingConfig] = field(default_factory=dict)
+    queue: Queue = Queue()
+    upstreams: tuple[Upstream, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApiKey:
+    """What a server tells of an API key; its secret is not in it. `name` is `tenants/{tenant}/keys/{key}`.
+
+    `scopes` are of "read", "edit", "tune" and "admin". Without `expire_time` it ends when it is revoked.
+    """
+
+    name: str
+    scopes: tuple[str, ...]
+    create_time: datetime | None = None
+    expire_time: datetime | None = None
+    revoke_time: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewKey:
+    """An API key that was just made, with the one copy of its secret."""
+
+    api_key: ApiKey
+    secret: str = field(repr=False)

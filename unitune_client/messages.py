@@ -13,16 +13,16 @@ from google.protobuf.message import Message
 
 from unitune.errors import InvalidArgument, InvalidField, UniTuneError, from_status
 from unitune.image_pieces import Assembly
-from unitune.options import SAMPLING, TUNING, Field, Flat, options_of, range_in_words, refuse_without_switch
-from unitune.v1 import edit_pb2, image_pb2, server_pb2, tuning_pb2
+from unitune.options import SAMPLING, TUNING, Field, Flat, options_of, range_in_words, refuse_without_switch, to_words
+from unitune.v1 import edit_pb2, image_pb2, key_pb2, server_pb2, tuning_pb2
 from unitune_client import events
-from unitune_client.options import OF_THE_EDIT, EditOptions
+from unitune_client.options import SHARED_OPTIONS, EditOptions
 
 # Which methods to compare: names, or names with options of their own; None is every one that can run.
 Methods = Sequence[str] | Mapping[str, EditOptions] | None
 
-OF_REQUEST = ("seeds", "preview_every", "mask", "omit_metadata")
-NOT_OF_AN_ENTRY = {"method", *OF_REQUEST, "timeout_s"}  # of a comparison
+REQUEST_OPTIONS = ("seeds", "preview_every", "mask", "omit_metadata")
+OPTIONS_OF_THE_WHOLE = {"method", *REQUEST_OPTIONS, "timeout_s"}  # of a comparison
 
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")
@@ -41,17 +41,22 @@ def tuning_config(options: Mapping[str, Any], place: str = "config.") -> tuning_
     return _filled(tuning_pb2.TuningConfig(), given, place) if given else None
 
 
+def tuning_options(config: tuning_pb2.TuningConfig) -> dict[str, Any]:
+    """The options of a tuning with this config: `tuning_config`, the other way."""
+    return {TUNING[name].keyword: value for name, value in to_words(config).items()}
+
+
 def edit_request(parent: str, prompt: str, options: Mapping[str, Any], place: str = "") -> edit_pb2.EditRequest:
     """The request of an edit, still without its target; `mask` is the file's bytes.
 
     Raises as `tuning_config` does.
     """
-    asked = {name: options[name] for name in OF_REQUEST if options.get(name) is not None}
+    asked = {name: options[name] for name in REQUEST_OPTIONS if options.get(name) is not None}
     request = _filled(edit_pb2.EditRequest(parent=parent), {"prompt": prompt, **asked}, place)
     if given := {name: options[name] for name in SAMPLING if options.get(name) is not None}:
         request.config.SetInParent()
         _filled(request.config, given, f"{place}config.")
-    of_tuning = {option: value for option, value in options.items() if option not in OF_THE_EDIT}
+    of_tuning = {option: value for option, value in options.items() if option not in SHARED_OPTIONS}
     if (config := tuning_config(of_tuning, f"{place}tuning_config.")) is not None:
         request.tuning_config.CopyFrom(config)
     return request
@@ -72,7 +77,7 @@ def compare_request(
     for index, method in enumerate(methods or ()):
         options, place = by_method.get(method, {}), f"methods[{index}]."
         refuse_unknown(options, EditOptions)
-        if shared := NOT_OF_AN_ENTRY & options.keys():
+        if shared := OPTIONS_OF_THE_WHOLE & options.keys():
             raise TypeError(f"{', '.join(sorted(shared))} is no option of a single method in a comparison")
         edit = edit_request("", "", options, place)
         entry = _filled(request.methods.add(), {"method": method}, place)
@@ -80,6 +85,36 @@ def compare_request(
             if edit.HasField(name):
                 getattr(entry, name).CopyFrom(getattr(edit, name))
     return request
+
+
+def create_key_request(tenant: str, scopes: Sequence[str], expire_time: datetime | None) -> key_pb2.CreateKeyRequest:
+    """The request of a new API key. Raises InvalidField for an unknown scope."""
+    known = options_of(key_pb2.CreateKeyRequest)["scopes"].choices
+    for index, word in enumerate(scopes):
+        if word not in known:
+            raise InvalidField(f"scopes[{index}]", word, f"give one of {', '.join(known)}")
+    names = [f"SCOPE_{word.upper()}" for word in scopes]
+    request = key_pb2.CreateKeyRequest(parent=f"tenants/{tenant}", scopes=names)
+    if expire_time is not None:
+        request.expire_time.FromDatetime(expire_time.astimezone(UTC))
+    return request
+
+
+def rotate_key_request(
+    name: str, old_expire_time: datetime | None, expire_time: datetime | None
+) -> key_pb2.RotateKeyRequest:
+    """The request of an API key in place of another."""
+    request = key_pb2.RotateKeyRequest(name=name)
+    if old_expire_time is not None:
+        request.old_expire_time.FromDatetime(old_expire_time.astimezone(UTC))
+    if expire_time is not None:
+        request.expire_time.FromDatetime(expire_time.astimezone(UTC))
+    return request
+
+
+def api_key(message: key_pb2.ApiKey) -> events.ApiKey:
+    """What a server tells of a key."""
+    return _read(events.ApiKey, message)
 
 
 def refuse_unknown(options: Mapping[str, Any], known: type) -> None:
@@ -139,7 +174,7 @@ _LISTS = {
 }
 
 
-def of_field(error: InvalidArgument, field: str) -> InvalidArgument:
+def file_error(error: InvalidArgument, field: str) -> InvalidArgument:
     """What a file is refused for, naming the field that it is for."""
     return error if error.field != "image" or field == "image" else error.in_field(field)
 
@@ -180,7 +215,6 @@ TUNING_EVENTS: Mapping[str, type[events.TuningEvent]] = {
     "heartbeat": events.Heartbeat,
 }
 EDIT_EVENTS: Mapping[str, type[events.EditEvent]] = {
-    "accepted": events.EditAccepted,
     "loading": events.EditLoading,
     "step": events.EditStep,
     "warning": events.EditWarning,
@@ -210,6 +244,10 @@ def edit_event(message: edit_pb2.EditEvent, assembly: Assembly) -> events.EditEv
         case "image" | "image_part" as kind:
             assembly.begin([message.image]) if kind == "image" else assembly.add(message.image_part)
             return _read(events.EditedImage, assembly.take()[0], _when(message)) if assembly.is_whole else None
+        case "accepted":
+            needed = message.accepted
+            options = tuning_options(needed.tuning_config) if needed.HasField("tuning_config") else None
+            return _read(events.EditAccepted, needed, {"tuning_options": options, **_when(message)})
         case "done":
             assembly.take()
         case "failed":

@@ -9,7 +9,7 @@ from typing import Literal, TypedDict
 from unitune_client.pictures import Picture
 
 # Options that an edit and its tuning both have: a server takes them over from the edit.
-OF_THE_EDIT = ("method", "base_prompt", "num_inference_steps", "guidance_scale")
+SHARED_OPTIONS = ("method", "base_prompt", "num_inference_steps", "guidance_scale")
 
 
 class OwnTuningOptions(TypedDict, total=False):
@@ -196,8 +196,8 @@ class EditOptions(OwnTuningOptions, total=False):
     the base image's branch. [0 to 1; default: the base model's own] Only for prompt_to_prompt.
     """
     self_replace: float | None
-    """self_replace is the same for self-attention, in layers of at most 16 x 16 positions. [0 to 1; default: the base
-    model's own] Only for prompt_to_prompt.
+    """self_replace is the same for self-attention, in layers of at most 16 x 16 positions, or in the smallest where all
+    are larger. [0 to 1; default: the base model's own] Only for prompt_to_prompt.
     """
     alignment: Literal["replace", "refine"] | None
     """alignment says which word takes whose maps. [default: replace where they have as many words] Only for
@@ -242,6 +242,19 @@ class EditOptions(OwnTuningOptions, total=False):
     own prediction (arXiv 2305.08891, section 3.4). [0 to 1; default: the base model's own, 0] Only for unitune, imagic,
     dreambooth, textual_inversion, sdedit.
     """
+    second_pass: bool | None
+    """second_pass, when it is set, samples the edited places of a photograph that is larger than its working size once
+    more, at several times that size, in overlapping tiles of the model's own size and under the same mask. Only for
+    unitune, imagic, dreambooth, textual_inversion, sdedit.
+    """
+    second_pass_strength: float | None
+    """second_pass_strength says how far up the noise schedule it starts. [0 to 1; default: 0.2] Only for unitune,
+    imagic, dreambooth, textual_inversion, sdedit.
+    """
+    second_pass_scale: float | None
+    """second_pass_scale is how many times the working size it samples at, along each side; at most the photograph's own
+    size. [above 1, to 16; default: 2] Only for unitune, imagic, dreambooth, textual_inversion, sdedit.
+    """
     seeds: list[int] | tuple[int, ...] | None
     """seeds, 0 or more each, one picture each, at most 8; empty means one picture from seed 0. Same seed, same picture.
     [0 or more; default: 0]
@@ -252,6 +265,8 @@ class EditOptions(OwnTuningOptions, total=False):
     omit_metadata: bool | None
     """omit_metadata leaves out of each PNG what it otherwise says of its making."""
     preview_every: int | None
-    """preview_every asks for a preview each so many steps, at most 1000; 0 means none. [0 to 1000; default: 0, none]"""
+    """preview_every is the number of steps from one preview to the next, at most 1000; 0 means no previews. [0 to 1000;
+    default: 0, none]
+    """
     timeout_s: float | None
     """timeout_s is the seconds that the whole edit, tuning included, may take."""

@@ -21,7 +21,7 @@ def resource_name(given: Picture | Tuning, collection: str) -> str | None:
 
 
 def picture_bytes(given: Picture | Tuning, field: str = "image") -> bytes:
-    """The bytes of the picture's file, which the server judges. Raises InvalidField naming what cannot be read."""
+    """The bytes of the picture's file, which the server checks. Raises InvalidField naming what cannot be read."""
     if isinstance(given, (bytes, bytearray, memoryview)):
         return bytes(given)
     if not isinstance(given, (str, os.PathLike)):
@@ -30,6 +30,8 @@ def picture_bytes(given: Picture | Tuning, field: str = "image") -> bytes:
         return Path(given).read_bytes()
     except OSError as error:
         remedy = (
-            "give the path of a PNG, JPEG or WebP picture" if field == "image" else "give the path of a PNG picture"
+            "give the path of a PNG, JPEG, WebP or AVIF picture"
+            if field == "image"
+            else "give the path of a PNG picture"
         )
         raise InvalidField(field, Path(given), f"{error.strerror or error}; {remedy}") from None

@@ -24,7 +24,7 @@ from bench.editbench.cases import Picture, load
 from bench.editbench.grid import settings_around
 from bench.editbench.results import Result, by_setting
 from bench.editbench.run import engine_folder, open_clip_filter, run
-from bench.editbench.settings import automatic_points, of_method
+from bench.editbench.settings import automatic_points, setting_of
 from bench.editbench.statements import same_as_sdedit, statements
 from bench.inputs import MODEL
 from stickerbook.commit import commit
@@ -48,10 +48,10 @@ def main() -> None:
     options = parser.parse_args()
     began = time.monotonic()
     preset = read_preset(MODEL)
-    methods = [of_method(preset, "unitune"), of_method(preset, "sdedit")]
+    methods = [setting_of(preset, "unitune"), setting_of(preset, "sdedit")]
     # The papers' updates for a rival that was not swept would take hours on a CPU, and say little of a small model.
     names = options.methods or ("unitune", *(name for name in EDIT_METHODS if name in preset.methods))
-    others = [of_method(preset, name) for name in names if name not in ("unitune", "sdedit")]
+    others = [setting_of(preset, name) for name in names if name not in ("unitune", "sdedit")]
     pictures = load("test", quick=options.quick)[: options.pictures]
     points = automatic_points(preset)
     everywhere = [*methods, *points]

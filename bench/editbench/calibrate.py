@@ -18,7 +18,7 @@ import numpy as np
 from bench.editbench.cases import load
 from bench.editbench.results import Result, result_file
 from bench.editbench.run import engine_folder, open_clip_filter
-from bench.editbench.settings import GUIDED_AT_EVERY_STEP, of_method
+from bench.editbench.settings import GUIDED_AT_EVERY_STEP, setting_of
 from bench.inputs import MODEL
 from sampler_svc.sampling.clip_filter import Scores
 from stickerbook.render import render
@@ -35,7 +35,7 @@ def main() -> None:
     options = parser.parse_args()
     model = base_model.load(MODEL)
     clip_filter = open_clip_filter(engine_folder(MODEL, options.out))
-    preset = of_method(model.preset, "unitune")
+    preset = setting_of(model.preset, "unitune")
     settings = []
     for point in options.points:
         strength, guidance = (float(value) for value in point.split(":"))

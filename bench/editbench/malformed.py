@@ -24,7 +24,7 @@ from PIL import Image, ImageFilter
 
 from bench.editbench.cases import Case, load
 from bench.editbench.run import engine_folder, open_clip_filter, run
-from bench.editbench.settings import of_method
+from bench.editbench.settings import setting_of
 from bench.inputs import MODEL
 from sampler_svc.sampling.clip_filter import ClipFilter, Scores
 from stickerbook.render import render
@@ -100,7 +100,7 @@ def main() -> None:
     began, preset = time.monotonic(), read_preset(MODEL)
     pictures = load("development")[: options.pictures]
     cases = {case.id: case for picture in pictures for case in picture.cases}
-    settings = [] if options.truths_only else [of_method(preset, method) for method in ("unitune", "sdedit")]
+    settings = [] if options.truths_only else [setting_of(preset, method) for method in ("unitune", "sdedit")]
     results = run(MODEL, pictures, settings, options.out, "edits of the development split") if settings else []
     clip_filter = open_clip_filter(engine_folder(MODEL, options.out))
 

@@ -1,6 +1,6 @@
 """UniTune beside its rivals, all of them on the same cases: figures, and what the papers say of each.
 
-A method is a row here once `bench.editbench.settings.of_method` can run it; PAPERS has a line where its paper has a
+A method is a row here once `bench.editbench.settings.setting_of` can run it; PAPERS has a line where its paper has a
 figure that ours can stand beside.
 """
 

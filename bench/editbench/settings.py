@@ -73,7 +73,7 @@ class Setting:
         return with_rare_tokens(self.rare_tokens, case.prompt)
 
 
-def of_method(preset: Preset, method: str) -> Setting:
+def setting_of(preset: Preset, method: str) -> Setting:
     """A method at the base model's own settings for it, so that no rival is beaten at UniTune's.
 
     Raises ValueError for a method that is none.
@@ -84,7 +84,7 @@ def of_method(preset: Preset, method: str) -> Setting:
     return Setting(
         name=method,
         method=method,
-        tuning=TuningConfig.of(preset, method) if method in TUNING_METHODS else None,
+        tuning=TuningConfig.from_preset(preset, method) if method in TUNING_METHODS else None,
         strength=own.strength,
         guidance_scale=own.guidance_scale,
         interpolation=own.interpolation,
@@ -102,7 +102,7 @@ def of_method(preset: Preset, method: str) -> Setting:
 def automatic_points(preset: Preset) -> list[Setting]:
     """The points that automatic settings try, guided at every step."""
     return [
-        of_method(preset, "unitune").at(
+        setting_of(preset, "unitune").at(
             f"point {strength:g}:{guidance:g}",
             strength=strength,
             guidance_scale=guidance,

@@ -26,7 +26,7 @@ from bench.editbench.cases import CATEGORIES, Picture, load
 from bench.editbench.intervals import mean_of
 from bench.editbench.results import Result, by_setting
 from bench.editbench.run import run
-from bench.editbench.settings import PER_PROMPT, Setting, of_method
+from bench.editbench.settings import PER_PROMPT, Setting, setting_of
 from bench.inputs import MODEL
 from tuner_svc.model_folder import read_preset
 from unitune.base_model import Preset
@@ -141,7 +141,7 @@ def settings_of(preset: Preset, method: str, grid: Mapping[str, Values]) -> dict
         own = replace(preset, methods={**preset.methods, method: {**preset.methods.get(method, {}), **row}})
         words = [method, *(f"{key} {value:g}" if not isinstance(value, str) else value for key, value in row.items())]
         name = " ".join([*words, str(codec)] if codec else words)
-        found[of_method(own, method).at(name, codec=codec)] = row
+        found[setting_of(own, method).at(name, codec=codec)] = row
     return found
 
 

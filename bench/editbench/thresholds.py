@@ -16,7 +16,7 @@ import numpy as np
 from bench.editbench.cases import load
 from bench.editbench.run import run
 from bench.editbench.scores import score
-from bench.editbench.settings import of_method
+from bench.editbench.settings import setting_of
 from bench.inputs import MODEL
 from sampler_svc.sampling.interpolation import mix
 from sampler_svc.sampling.masks.difference import OF_LARGEST, SMALLEST, changed
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, help="number of pictures, the first ones")
     parser.add_argument("--out", type=Path, default=Path("out/editbench"))
     options = parser.parse_args()
-    preset = of_method(read_preset(MODEL), "unitune").at("raw", interpolation=0.0)
+    preset = setting_of(read_preset(MODEL), "unitune").at("raw", interpolation=0.0)
     settings = []
     for point in options.points:
         strength, guidance = (float(value) for value in point.split(":"))

@@ -10,6 +10,7 @@ The last line of stdout is the engine's folder. The folder gets this name only w
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from sampler_svc.build.builder import BackendBuilder, BuildError
@@ -18,7 +19,7 @@ from sampler_svc.build.folder import build, read_graphs
 from sampler_svc.config import BACKENDS
 from sampler_svc.engines.engine import BackendMissing
 from unitune.free_memory import map_large_blocks
-from unitune.system_errors import failure_sentence
+from unitune.program_end import exit_code
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,15 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     map_large_blocks()
-    try:
-        builder = builder_of(options.backend)
-        folder = options.out or options.engines / read_graphs(options.graphs, builder)[1].digest[:16]
-        print(build(options.graphs, folder, builder, _say))
-    except Exception as error:
-        told = failure_sentence(error, options.out or options.engines, BuildError, BackendMissing)
-        print(f"build: {told}", file=sys.stderr)
-        return 1
-    return 0
+    out = options.out or options.engines
+    return exit_code("build", partial(_built, options), out, BuildError, BackendMissing)
+
+
+def _built(options: argparse.Namespace) -> Path:
+    """The engine's folder."""
+    builder = builder_of(options.backend)
+    folder = options.out or options.engines / read_graphs(options.graphs, builder)[1].digest[:16]
+    return build(options.graphs, folder, builder, _say)
 
 
 def _say(stage: str) -> None:

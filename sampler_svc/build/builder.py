@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sampler_svc.engines.cpu import DENOISER
 from unitune.base_model import SPEC_FILE, BaseModelSpec
+from unitune.graph_files import DENOISER
 from unitune.hard_link import link_or_copy
 
 DENOISER_DATA = f"{DENOISER}.data"

@@ -12,7 +12,6 @@ from sampler_svc.build.builder import DENOISER_DATA, EXPORT_AGAIN, BackendBuilde
 from sampler_svc.build.cpu_layout import lay_out
 from sampler_svc.build.refit_check import base_and_random_weights, check_refits
 from sampler_svc.engines.cpu import (
-    DENOISER,
     NEW_SESSION,
     OFFLINE_OPTIMISATION,
     OrtEngine,
@@ -27,6 +26,7 @@ from sampler_svc.engines.layout import GraphLayout
 from sampler_svc.engines.onnx_file import SMALL_BYTES, initializers, put_outside
 from sampler_svc.engines.refit_modes import is_small
 from unitune.base_model import SPEC_FILE, BaseModelSpec
+from unitune.graph_files import DENOISER
 from unitune.tensor_file import map_tensors, read_places
 
 

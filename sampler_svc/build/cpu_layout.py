@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from sampler_svc.engines.cpu import DENOISER, OPTIMISATION, open_session, session_options
+from sampler_svc.engines.cpu import OPTIMISATION, open_session, session_options
 from sampler_svc.engines.cpu_layout import LAID_OUT, LAYOUT_FILE, Blocked
 from sampler_svc.engines.engine import Array
 from sampler_svc.engines.onnx_file import SMALL_BYTES, Initializer, initializers, put_outside
 from unitune.base_model import BaseModelSpec
+from unitune.graph_files import DENOISER
 
 LAID_OUT_DATA = f"{LAID_OUT}.data"
 BLOCKS = (16, 8, 4)  # channels: fp32 lanes of AVX-512, of AVX, of NEON

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sampler_svc.build.builder import DENOISER_DATA, BackendBuilder, BuildError
 from sampler_svc.build.fp16 import FP16_DENOISER, copy_all_but_the_denoiser, fp16_builder
-from sampler_svc.engines.cpu import DENOISER, session_options
+from sampler_svc.engines.cpu import session_options
 from sampler_svc.engines.cuda import CUDA, OFFLINE_OPTIMISATIONS, OrtCudaEngine, cuda_facts, fixed_batch, open_on
 from sampler_svc.engines.engine import BackendMissing, EngineSpec
 from sampler_svc.engines.onnx_file import SMALL_BYTES, put_outside
@@ -14,6 +14,7 @@ from sampler_svc.engines.self_test import SelfTest, SelfTestFailed
 from sampler_svc.engines.weights import base_weights
 from unitune.base_model import BaseModelSpec
 from unitune.errors import UniTuneError
+from unitune.graph_files import DENOISER
 
 
 def cuda_builder(provider: str = CUDA) -> BackendBuilder:

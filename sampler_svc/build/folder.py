@@ -23,7 +23,8 @@ from sampler_svc.engines.folder import (
 )
 from sampler_svc.engines.layout import GraphLayout
 from sampler_svc.engines.onnx_file import structure_digest
-from unitune.base_model import SUPER_RESOLUTION_GRAPH, BaseModelSpec, file_digest
+from unitune.base_model import BaseModelSpec, file_digest
+from unitune.graph_files import SUPER_RESOLUTION_GRAPH
 from unitune.system_errors import failure_sentence
 
 Say = Callable[[str], None]
@@ -56,7 +57,7 @@ def build(graphs: Path, folder: Path, builder: BackendBuilder | None = None, say
         if spec.super_resolution is not None:
             say("checking super-resolution")
             verify_super_resolution(partial, spec)
-        EngineManifest.of(key, partial, round(time.monotonic() - began, 3), modes).save(partial)
+        EngineManifest.from_folder(key, partial, round(time.monotonic() - began, 3), modes).save(partial)
         if not is_complete(folder, key):  # another build may have come first
             _publish(partial, folder)
     except (BuildError, BackendMissing, OSError):

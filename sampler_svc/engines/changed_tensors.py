@@ -1,10 +1,13 @@
 """The tensors of a refit that are not the base model's: arrays in memory, or in a file beside the base weights.
 
 The file has each tensor at the place that it has in the file of base weights, and holes elsewhere. It is removed as
-soon as the session is open, which goes on reading it.
+soon as the session is open, which goes on reading it. A sampler that is killed leaves it: the next one removes it.
 """
 
+import contextlib
+import fcntl
 import logging
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -17,6 +20,9 @@ from sampler_svc.engines.onnx_file import Initializer, read_from
 from unitune import telemetry
 
 logger = logging.getLogger(__name__)
+
+PREFIX = ".refit-"
+YOUNG_S = 60.0  # a file may be so young that its owner has not locked it yet
 
 
 class ChangedTensors(dict[str, NDArray[Any]]):
@@ -56,7 +62,9 @@ class ChangedTensors(dict[str, NDArray[Any]]):
     def _is_written(self, offset: int, tensor: NDArray[Any]) -> bool:
         try:
             if self._file is None:
-                self._file = NamedTemporaryFile(prefix=".refit-", dir=self._folder)  # noqa: SIM115  (close removes it)
+                self._file = NamedTemporaryFile(prefix=PREFIX, dir=self._folder)  # noqa: SIM115  (close removes it)
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until its owner closes it, or ends
             self._file.seek(offset)
             self._file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
         except OSError:  # a folder that can only be read, or a full disk
@@ -64,3 +72,16 @@ class ChangedTensors(dict[str, NDArray[Any]]):
             self._places = {}
             return False
         return True
+
+
+def remove_left_over(folder: Path) -> list[str]:
+    """Remove the files of refits whose sampler was killed; their names. Those of living samplers, which may share the
+    folder, are locked, and stay; so do young ones."""
+    removed = []
+    for path in folder.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError), path.open("r+b") as file:  # locked, gone, or in a folder that is only read
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if time.time() - path.stat().st_mtime > YOUNG_S:
+                path.unlink()
+                removed.append(path.name)
+    return removed

@@ -23,9 +23,9 @@ from sampler_svc.engines.layout import GraphLayout
 from sampler_svc.engines.onnx_file import initializers
 from unitune.base_model import is_large
 from unitune.free_memory import give_back_memory
+from unitune.graph_files import DENOISER
 from unitune.settings import num_cores
 
-DENOISER = "denoiser.onnx"
 # Offline, only what holds for any weights on any CPU: ENABLE_ALL would reorder weights, and a refit would miss them.
 OFFLINE_OPTIMISATION = "ORT_ENABLE_EXTENDED"
 OPTIMISATION = "ORT_ENABLE_ALL"
@@ -68,6 +68,14 @@ def open_session(path: Path | bytes, options: onnxruntime.SessionOptions) -> onn
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
+def run_options(*, gives_back: bool) -> onnxruntime.RunOptions:
+    """Options of a run. With `gives_back` the session gives back the memory of this run's and earlier activations."""
+    options = onnxruntime.RunOptions()
+    if gives_back:
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
+
+
 def open_plain(path: Path) -> onnxruntime.InferenceSession:
     """A session that optimises and packs nothing, so that its weights stay where they are mapped."""
     return open_session(path, session_options(0, "ORT_DISABLE_ALL", is_packed=False))
@@ -96,9 +104,7 @@ class Graph:
     def __init__(self, path: Path, threads: int) -> None:
         self._is_large = path.with_name(f"{path.name}.data").exists()
         self._session = self._open(path, threads)
-        self._run_options = onnxruntime.RunOptions()
-        if self._is_large and self.is_on_cpu:
-            self._run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self._run_options = run_options(gives_back=self._is_large and self.is_on_cpu)
         nodes = self._session.get_inputs()
         self._inputs, self.input_shape = [node.name for node in nodes], tuple(nodes[0].shape)
 
@@ -131,10 +137,28 @@ class OrtEngine(Engine):
         self._is_large = is_large(sum(tensor.size_bytes for tensor in spec.tensors.values()))
         self._path, self._threads = folder / DENOISER, threads or num_cores()
         self._session: onnxruntime.InferenceSession | None = None
+        self._run_options = run_options(gives_back=False)
         self._other_half: ThreadPoolExecutor | None = None
         if self.rows_are_independent and self._threads > 1:
             self._threads -= 1  # both calling threads compute, too
             self._other_half = ThreadPoolExecutor(1, thread_name_prefix="half of a batch")
+
+    def rest(self) -> None:
+        """Give back the memory of activations, as much as half of the weights, by a run of the smallest latent.
+
+        After every run it would cost some percent of a step. Of small models, memory is kept.
+        """
+        if self._session is None or not self._is_large or not self.spec.step:
+            return
+        channels, *_ = self.spec.latent
+        _, timesteps, contexts = self.spec.question(0)
+        smallest = np.zeros((1, channels, self.spec.step, self.spec.step), dtype=np.float32)
+        self._run_options = run_options(gives_back=True)
+        try:
+            self._compute(smallest, timesteps[:1], contexts[:1])
+        finally:
+            self._run_options = run_options(gives_back=False)
+        give_back_memory()
 
     def close(self) -> None:
         """Free the session."""
@@ -186,5 +210,5 @@ class OrtEngine(Engine):
     def _run(self, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> Array:
         if self._session is None:
             raise RuntimeError("the engine is closed")
-        (output,) = self._session.run(["out"], self.spec.inputs(latents, timesteps, contexts))
+        (output,) = self._session.run(["out"], self.spec.inputs(latents, timesteps, contexts), self._run_options)
         return output

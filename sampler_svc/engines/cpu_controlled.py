@@ -53,4 +53,4 @@ class ControlledEngine(OrtEngine):
         if self._session is None:
             raise RuntimeError("the engine is closed")
         feed = {**self.spec.inputs(latents, timesteps, contexts), **controls._asdict()}
-        return Controlled(*self._session.run([OUT, MAPS], feed))
+        return Controlled(*self._session.run([OUT, MAPS], feed, self._run_options))

@@ -8,7 +8,8 @@ from pathlib import Path
 from sampler_svc.engines.cpu import OrtEngine
 from sampler_svc.engines.engine import EngineSpec
 from sampler_svc.engines.layout import GraphLayout
-from unitune.base_model import SUPER_RESOLUTION_GRAPH, BaseModelSpec
+from unitune.base_model import BaseModelSpec
+from unitune.graph_files import SUPER_RESOLUTION_GRAPH
 
 
 class SuperResolutionEngine(OrtEngine):

@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from sampler_svc.engines.cpu import DENOISER, Graph, backend, session_options
+from sampler_svc.engines.cpu import Graph, backend, session_options
 from sampler_svc.engines.cuda_device import open_device
 from sampler_svc.engines.engine import Array, BackendMissing, Engine, EngineSpec, RefitReport, Tensors, WeightSet
 from sampler_svc.engines.folder import REBUILD, UnusableEngine
@@ -22,6 +22,7 @@ from sampler_svc.engines.self_test import SelfTestReport
 from unitune import telemetry
 from unitune.errors import DataLoss, Internal
 from unitune.fp16_graph import Fp16Spec
+from unitune.graph_files import DENOISER
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +179,7 @@ class OrtCudaEngine(Engine):
         self._session = open_on(self._provider, self._path, options, use_cuda_graph=self._use_cuda_graph)
         blank = self.spec.blank_inputs(BATCH)
         self._inputs = {name: self._value(array) for name, array in blank.items()}
-        self._output = self._value(blank["sample"].copy())
+        self._output = self._value(self.spec.blank_output(BATCH))
         self._binding = self._session.io_binding()
         for name, value in self._inputs.items():
             self._binding.bind_ortvalue_input(name, value)

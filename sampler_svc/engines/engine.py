@@ -42,24 +42,26 @@ class BackendMissing(Exception):
 class EngineSpec:
     """An engine's inputs and output, and all of its tensors, which can be refitted by name."""
 
-    latent: tuple[int, int, int]  # channels, height, width: those of the probe
+    latent: tuple[int, int, int]  # channels, height, width: those of the probe; what is shown beside latents is in them
     context: tuple[int, int]  # rows, width of a prompt's conditioning (unitune.diffusion.conditioning)
     tensors: Mapping[str, TensorSpec]
     has_noise_level: bool = False  # beside each timestep, as super-resolution has it
     step: int = 0  # heights and widths of other latents are multiples of it; 0: only those of the probe
     pooled_width: int = 0  # of the last row; 0: there is no pooled embedding
     pixels: int = 0  # of a side of the picture for one of the latent's; read only with a pooled embedding
+    out_channels: int = 0  # of the output; 0: as many as the latents have
 
     @classmethod
     def from_model(cls, model: BaseModelSpec) -> "EngineSpec":
         """The engine of a base model's denoiser."""
         return cls(
-            latent=(model.latent_channels, *model.latent_side),
+            latent=(model.input_channels, *model.latent_side),
             context=model.conditioning,
             tensors=model.tensors,
             step=model.latent_step,
             pooled_width=model.pooled_width,
             pixels=model.image_side[0] // model.latent_side[0],
+            out_channels=model.latent_channels,
         )
 
     def inputs(self, latents: Array, timesteps: NDArray[np.int64], contexts: Array) -> dict[str, NDArray[Any]]:
@@ -70,6 +72,11 @@ class EngineSpec:
         """The same, zeros, of a run of `batch` rows: their shapes and types."""
         latents, contexts = (np.zeros((batch, *shape), dtype=np.float32) for shape in (self.latent, self.context))
         return self.inputs(latents, np.zeros(batch, dtype=np.int64), contexts)
+
+    def blank_output(self, batch: int) -> Array:
+        """Zeros in the output's shape, of the same run."""
+        channels, *side = self.latent
+        return np.zeros((batch, self.out_channels or channels, *side), dtype=np.float32)
 
     def check_latents(self, latents: Array) -> None:
         """Raises ValueError for latents of another shape than (n, channels, h, w), or of a size that is not run."""
@@ -155,6 +162,9 @@ class Engine(ABC):
         if self.weights is None:
             raise Internal("the engine holds unknown weights", reason="WEIGHTS_UNKNOWN")
         return self._compute(latents, timesteps, contexts)
+
+    def rest(self) -> None:  # noqa: B027  (most engines hold nothing that could go)
+        """Give back memory that only a run needs. The next run takes it again."""
 
     @abstractmethod
     def close(self) -> None:

@@ -65,7 +65,9 @@ class EngineManifest:
     identities: Mapping[str, tuple[int, int]]
 
     @classmethod
-    def of(cls, key: EngineKey, folder: Path, build_s: float, refit_modes: tuple[str, ...]) -> "EngineManifest":
+    def from_folder(
+        cls, key: EngineKey, folder: Path, build_s: float, refit_modes: tuple[str, ...]
+    ) -> "EngineManifest":
         """That of the files which are in a folder now."""
         files, identities = {}, {}
         for path in sorted(folder.iterdir()):

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from sampler_svc.engines.engine import BASE, TOO_SMALL, Array, Engine, WeightSet
-from unitune import telemetry
+from sampler_svc.engines.engine import BASE, TOO_SMALL, Array, Engine, RefitReport, WeightSet
+from unitune import metrics, telemetry
+from unitune.errors import DataLoss
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,12 @@ class EnginePool:
             engines = [slot.engine for slot in self._slots]  # read once: the end of a lease may replace one
             held = {engine.weights for engine in engines if engine is not None}
             return sorted(weights for weights in held if weights not in (None, BASE))
+
+    def num_warm(self) -> int:
+        """How many engines hold tuned weights."""
+        with self._changed:
+            engines = [slot.engine for slot in self._slots]
+            return sum(engine is not None and engine.weights not in (None, BASE) for engine in engines)
 
     def is_free(self) -> bool:
         """Whether a lease would begin at once."""
@@ -149,16 +156,19 @@ class EnginePool:
         try:
             if slot.engine is None:
                 slot.engine = self._open_engine()
-            report = slot.engine.refit(self._base if weights == BASE else read())
+            report = _refit(slot.engine, self._base if weights == BASE else read())
         finally:
             with self._changed:
                 self._refitting.discard(weights)
                 self._changed.notify_all()
         slot.probe_ratio = report.probe_ratio
-        return Lease(slot.engine, False, time.perf_counter() - began, report.probe_ratio)
+        refit_s = time.perf_counter() - began
+        metrics.REFIT_S.observe(refit_s)
+        return Lease(slot.engine, False, refit_s, report.probe_ratio)
 
     def _give_back(self, slot: _Slot) -> None:
-        """End a lease. An engine with unknown weights, or with weights to forget, is replaced by a new one."""
+        """End a lease. An engine with unknown weights, or with weights to forget, is replaced by a new one. One that
+        nobody waits for rests."""
         if slot.engine is None or slot.engine.weights is None or slot.engine.weights in slot.to_forget:
             try:
                 if slot.engine is not None:
@@ -167,6 +177,11 @@ class EnginePool:
                 slot.engine = self._open()
             except Exception:  # the next lease tries again, and raises
                 telemetry.failure(logger, "an engine could not be opened again")
+        elif not self._waiting:
+            try:
+                slot.engine.rest()
+            except Exception:  # its lease is over, and the next run raises what is wrong
+                telemetry.failure(logger, "an engine kept the memory of its runs")
         with self._changed:
             slot.is_leased = False
             slot.to_forget.clear()
@@ -175,7 +190,16 @@ class EnginePool:
     def _open(self) -> Engine:
         engine = self._open_engine()
         engine.refit(self._base)
+        engine.rest()
         return engine
+
+
+def _refit(engine: Engine, weights: WeightSet) -> RefitReport:
+    try:
+        return engine.refit(weights)
+    except DataLoss:
+        metrics.PROBE_FAILURES.inc()
+        raise
 
 
 def _holds(slot: _Slot, weights: str) -> bool:

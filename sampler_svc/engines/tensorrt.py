@@ -251,7 +251,7 @@ class TrtEngine(Engine):
         blank = self.spec.blank_inputs(BATCH)
         wanted: dict[str, tuple[tuple[int, ...], type, Any]] = {
             name: (array.shape, array.dtype.type, types.INT64 if array.dtype == np.int64 else types.FLOAT)
-            for name, array in {**blank, "out": blank["sample"]}.items()
+            for name, array in {**blank, "out": self.spec.blank_output(BATCH)}.items()
         }
         found = {self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)}
         if found != wanted.keys():

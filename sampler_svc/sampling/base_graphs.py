@@ -13,13 +13,15 @@ from sampler_svc.sampling.alignment import TokenizedPrompt
 from sampler_svc.sampling.text_reader import reader_of
 from unitune.base_model import BaseModelSpec
 from unitune.diffusion.guidance import Context
+from unitune.diffusion.inpainting import shown
 from unitune.diffusion.schedule import Latents
+from unitune.graph_files import IMAGE_DECODER, IMAGE_ENCODER, SECOND_TOKENIZER, TEXT_ENCODER, TOKENIZER
 from unitune.images import ModelImage, Pixels
 from unitune.prompts import ids_with_vectors
 from unitune.working_size import Fit, Size, fit, size_of, working_size
 
-TOKENIZERS = ("tokenizer.json", "tokenizer_2.json")  # the second one only of two text encoders
 EMBEDDINGS_KEPT = 256  # prompts; the empty one is in every edit
+SIZES_KEPT = 8  # of pictures of which an inpainting model is shown nothing
 
 
 class BaseGraphs:
@@ -30,13 +32,14 @@ class BaseGraphs:
     ) -> None:
         """Loads the graphs of an engine folder. Raises what tokenizers and the runtime raise for damaged files."""
         self.spec = spec
-        files = [folder / name for name in TOKENIZERS if (folder / name).is_file()]
+        files = [folder / name for name in (TOKENIZER, SECOND_TOKENIZER) if (folder / name).is_file()]
         self._tokenizers = [Tokenizer.from_file(str(file)) for file in files]
         self.reader = reader_of(self._tokenizers[0], is_closed=bool(spec.vocabulary))
-        self._text_encoder = open_graph(folder / "text_encoder.onnx", threads)
-        self._image_encoder = open_graph(folder / "image_encoder.onnx", threads)
-        self._image_decoder = open_graph(folder / "image_decoder.onnx", threads)
+        self._text_encoder = open_graph(folder / TEXT_ENCODER, threads)
+        self._image_encoder = open_graph(folder / IMAGE_ENCODER, threads)
+        self._image_decoder = open_graph(folder / IMAGE_DECODER, threads)
         self.embed = lru_cache(maxsize=EMBEDDINGS_KEPT)(self._embed)
+        self.all_hidden = lru_cache(maxsize=SIZES_KEPT)(self._all_hidden)
 
     def tokens(self, prompt: str) -> list[int]:
         """The ids of a prompt, cut and padded to the model's number of tokens, for the first text encoder."""
@@ -58,6 +61,15 @@ class BaseGraphs:
     def encode(self, image: ModelImage) -> Latents:
         """The latent (1, channels, h, w) of an image (1, 3, height, width): the posterior's mode, so deterministic."""
         return self._image_encoder(image)
+
+    def _all_hidden(self, side: Size) -> Latents:
+        """What an inpainting model is shown beside latents of `side` (h, w) where all of the picture is hidden."""
+        height, width = (
+            one * pixels // own
+            for one, pixels, own in zip(side, self.spec.image_side, self.spec.latent_side, strict=True)
+        )
+        mask = np.ones((height, width), dtype=np.float32)
+        return _read_only(shown(mask, self.encode(np.zeros((1, 3, height, width), dtype=np.float32))))
 
     def decode(self, latents: Latents) -> ModelImage:
         """The images of latents, in about [-1, 1]."""

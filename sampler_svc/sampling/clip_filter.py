@@ -23,9 +23,9 @@ from sampler_svc.engines.cpu import Graph
 from sampler_svc.engines.engine import Array
 from sampler_svc.sampling.text_reader import reader_of
 from unitune.base_model import Preset
+from unitune.graph_files import CLIP_IMAGE, CLIP_TEXT, CLIP_TOKENIZER
 from unitune.images import Pixels
 
-IMAGE_GRAPH, TEXT_GRAPH, TOKENIZER = "clip_image.onnx", "clip_text.onnx", "clip_tokenizer.json"
 EMBEDDINGS_KEPT = 256
 KEPT_SHARE = 0.02  # of the base image in a rank, against the prompt
 MALFORMED_RANK = -3.0  # added to a rank: below every well-formed picture's, as cosines are -1 to 1
@@ -62,8 +62,8 @@ class ClipFilter:
     ) -> None:
         """Loads the graphs; `round_trip_error` is the base model's (BaseGraphs). Raises what tokenizers and the runtime
         raise for damaged files."""
-        self._image, self._text = open_graph(folder / IMAGE_GRAPH, threads), open_graph(folder / TEXT_GRAPH, threads)
-        self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        self._image, self._text = open_graph(folder / CLIP_IMAGE, threads), open_graph(folder / CLIP_TEXT, threads)
+        self._tokenizer = Tokenizer.from_file(str(folder / CLIP_TOKENIZER))
         self.reader = reader_of(self._tokenizer)
         self._side: int = self._image.input_shape[-1]
         self._preset, self._round_trip_error = preset, round_trip_error
@@ -79,7 +79,7 @@ class ClipFilter:
         open_graph: Callable[[Path, int], Graph] = Graph,
     ) -> "ClipFilter | None":
         """The folder's CLIP filter, or None if the base model has none."""
-        if not (folder / IMAGE_GRAPH).is_file():
+        if not (folder / CLIP_IMAGE).is_file():
             return None
         return cls(folder, preset, round_trip_error, threads, open_graph)
 

@@ -15,9 +15,8 @@ from sampler_svc.engines.cpu import Graph
 from sampler_svc.engines.engine import Array
 from sampler_svc.sampling.masks.shape import enlarged
 from sampler_svc.sampling.text_reader import reader_of
+from unitune.graph_files import CLIPSEG, CLIPSEG_TOKENIZER
 from unitune.images import Mask, Pixels
-
-GRAPH, TOKENIZER = "clipseg.onnx", "clipseg_tokenizer.json"
 
 
 class ClipSeg:
@@ -25,11 +24,11 @@ class ClipSeg:
 
     def __init__(self, folder: Path, threads: int = 0, open_graph: Callable[[Path, int], Graph] = Graph) -> None:
         """Raises FileNotFoundError for a folder without them, and what tokenizers and the runtime raise for damage."""
-        for name in (GRAPH, TOKENIZER):
+        for name in (CLIPSEG, CLIPSEG_TOKENIZER):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder} has no {name}: write it by python -m tuner_svc.export.clipseg")
-        self._graph = open_graph(folder / GRAPH, threads)
-        self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        self._graph = open_graph(folder / CLIPSEG, threads)
+        self._tokenizer = Tokenizer.from_file(str(folder / CLIPSEG_TOKENIZER))
         self.reader = reader_of(self._tokenizer)
         self._side: int = self._graph.input_shape[-1]
 

@@ -12,10 +12,8 @@ import numpy as np
 from PIL import Image
 
 from sampler_svc.engines.cpu import Graph
+from unitune.graph_files import CONTENT_FILTER, CONTENT_FILTER_ROUNDS_TO_ZERO
 from unitune.images import Pixels
-
-GRAPH = "content_filter.onnx"
-ROUNDS_TO_ZERO = 0.0005  # the safety checker rounds to thousandths, and refuses what is above 0
 
 
 class ContentFilter:
@@ -23,14 +21,15 @@ class ContentFilter:
 
     def __init__(self, folder: Path, threads: int = 0, open_graph: Callable[[Path, int], Graph] = Graph) -> None:
         """Raises FileNotFoundError for a folder without one, and what the runtime raises for a damaged file."""
-        if not (folder / GRAPH).is_file():
-            raise FileNotFoundError(f"{folder} has no {GRAPH}: write it by python -m tuner_svc.export.content_filter")
-        self._graph = open_graph(folder / GRAPH, threads)
+        if not (folder / CONTENT_FILTER).is_file():
+            remedy = "write it by python -m tuner_svc.export.content_filter"
+            raise FileNotFoundError(f"{folder} has no {CONTENT_FILTER}: {remedy}")
+        self._graph = open_graph(folder / CONTENT_FILTER, threads)
         self._side: int = self._graph.input_shape[-1]
 
     def refuses(self, picture: Pixels) -> bool:
         """Whether any part of the picture, uint8 (h, w, 3), is beyond a threshold."""
-        return self.excess(picture) > ROUNDS_TO_ZERO
+        return self.excess(picture) > CONTENT_FILTER_ROUNDS_TO_ZERO
 
     def excess(self, picture: Pixels) -> float:
         """How far the picture is beyond the nearest threshold, in cosines; its worst part counts."""

@@ -1,4 +1,4 @@
-"""Counts the steps of an edit and of its super-resolution together, and emits an event for each."""
+"""Counts the steps of an edit, of its second pass and of its super-resolution together, and emits an event for each."""
 
 import time
 
@@ -18,7 +18,12 @@ class EditSteps:
         stage = edit.tools.super_resolution
         self._done = 0
         self._total = request.num_steps + (stage.num_steps * len(request.seeds) if stage is not None else 0)
-        self.super_resolution_s = 0.0
+        self._steps_each = request.second_pass_steps  # of a tile
+        self._planned = 0  # tiles of each picture
+        if edit.tiles is not None:
+            self._planned = len(edit.tiles.touching(edit.enlarged_mask(edit.mask)))
+        self._total += len(request.seeds) * self._planned * self._steps_each
+        self.second_pass_s = self.super_resolution_s = 0.0
 
     def emit(self, denoised: Latents | None = None) -> None:
         """Emit that a step is done. `denoised` are the latents without noise, for a preview of the first one."""
@@ -26,6 +31,10 @@ class EditSteps:
         preview = self._preview(denoised) if denoised is not None and wants_preview else b""
         self._on_event(Step(self._done, self._total, preview))
         self._done += 1
+
+    def expect_tiles(self, number: int) -> None:
+        """Correct the total for a picture whose second pass has this number of tiles."""
+        self._total += (number - self._planned) * self._steps_each
 
     def enlarge(self, image: ModelImage, seed: int) -> ModelImage:
         """The image after super-resolution. Raises ValueError if the tools have none, and what its `enlarge` raises."""

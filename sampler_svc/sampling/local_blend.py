@@ -80,7 +80,7 @@ class LocalBlend:
             remedy = "name smaller objects, or give a mask"
             return f"local blend keeps nothing of the picture, since {_listed(words)} look everywhere: {remedy}"
         if not mask.any():
-            remedy = "name what the picture or the edit shows, or leave blend_words unset"
+            remedy = "name what the picture or the edit shows, or leave config.prompt_to_prompt.blend_words unset"
             return f"local blend keeps all of the picture, since {_listed(self._masks)} look nowhere: {remedy}"
         return ""
 

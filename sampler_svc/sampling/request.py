@@ -10,6 +10,16 @@ from unitune.choices import DEFAULT_MASK_PADDING, MAX_SIGMA
 from unitune.diffusion.guidance import Context, GuidanceTerm, mixed_with_base, prompt_guided, unconditional_on_base
 from unitune.diffusion.schedule import Schedule, num_late_steps, sigma
 
+TermsOf = Callable[[int], list[GuidanceTerm]]  # a timestep to the terms of its guidance
+
+
+@dataclass(frozen=True)
+class SecondPass:
+    """The settings of an edit's second pass. edit.proto defines them."""
+
+    strength: float
+    scale: float
+
 
 @dataclass(frozen=True)
 class Request:
@@ -45,6 +55,7 @@ class Request:
     timestep_spacing: str = ""  # empty: the noise schedule's own
     guidance_rescale: float = 0.0
     super_resolution: SuperResolutionOptions | None = None
+    second_pass: SecondPass | None = None
 
     def is_guided_at(self, sigma: float) -> bool:
         """Whether a step of this sigma is guided: (low, high] as in arXiv 2404.07724.
@@ -60,14 +71,17 @@ class Request:
         return 2 * late if self.attention is not None else self.repeats * late
 
     @property
+    def second_pass_steps(self) -> int:
+        """Denoising steps of the second pass over each of its tiles; 0 without one."""
+        return num_late_steps(self.num_inference_steps, self.second_pass.strength) if self.second_pass else 0
+
+    @property
     def needs_base_weights(self) -> bool:
         """Whether a term of the guidance needs the base model's weights."""
         return self.unconditional_on_base or self.base_mixture > 0
 
 
-def guidance_by_timestep(
-    request: Request, embed: Callable[[str], Context], schedule: Schedule
-) -> Callable[[int], list[GuidanceTerm]]:
+def guidance_by_timestep(request: Request, embed: Callable[[str], Context], schedule: Schedule) -> TermsOf:
     """The terms of an edit's guidance at a timestep. Texts are embedded once."""
     sigmas = sigma(schedule.alphas_cumprod)
     terms = {

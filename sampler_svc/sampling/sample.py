@@ -6,7 +6,6 @@ this is UniTune (arXiv 2210.09477); with the base weights it is SDEdit (Meng et 
 """
 
 import time
-from collections.abc import Callable
 
 import numpy as np
 
@@ -18,15 +17,16 @@ from sampler_svc.sampling.local_blend import LocalBlend, Word
 from sampler_svc.sampling.masks import AFTER, FinishedEdit
 from sampler_svc.sampling.masks.shape import softened, to_latent
 from sampler_svc.sampling.prompt_to_prompt import PromptToPrompt
-from sampler_svc.sampling.request import Request, guidance_by_timestep
+from sampler_svc.sampling.request import Request, TermsOf, guidance_by_timestep
+from sampler_svc.sampling.second_pass import second_pass
 from sampler_svc.sampling.tools import PreparedEdit, Tools
 from unitune import images
 from unitune.diffusion.denoiser import predict
-from unitune.diffusion.guidance import GuidanceTerm, guided
+from unitune.diffusion.guidance import guided
 from unitune.diffusion.schedule import Latents, add_noise
 from unitune.diffusion.solvers import SCHEDULERS, DenoisingRun
 from unitune.errors import Internal
-from unitune.working_size import size_of
+from unitune.working_size import size_of, too_small_for_second_pass
 
 
 def sample(request: Request, tools: Tools, on_event: OnEvent, edit: PreparedEdit | None = None) -> None:
@@ -42,6 +42,8 @@ def sample(request: Request, tools: Tools, on_event: OnEvent, edit: PreparedEdit
     steps = EditSteps(edit, request, on_event)
     latent, terms = edit.latent, guidance_by_timestep(request, tools.embed, tools.schedule)
 
+    if request.second_pass_steps > 0 and request.only_masked and edit.enlarged is None:
+        on_event(Warned(too_small_for_second_pass(edit.size, edit.fit.size)))
     encoded = time.perf_counter()
     if request.attention is None:
         latents = denoise(latent, request, edit, terms, steps)
@@ -52,21 +54,22 @@ def sample(request: Request, tools: Tools, on_event: OnEvent, edit: PreparedEdit
 
     denoised = time.perf_counter()
     for index in range(len(request.seeds)):
-        on_event(finish(latents[index : index + 1], index, request, edit, steps))
-    decode_s = time.perf_counter() - denoised - steps.super_resolution_s
-    on_event(Done(encoded - began, denoised - encoded, decode_s, steps.super_resolution_s))
+        on_event(finish(latents[index : index + 1], index, request, edit, terms, steps))
+    decode_s = time.perf_counter() - denoised - steps.second_pass_s - steps.super_resolution_s
+    denoise_s = denoised - encoded + steps.second_pass_s
+    on_event(Done(encoded - began, denoise_s, decode_s, steps.super_resolution_s))
 
 
-def denoise(
-    latent: Latents, request: Request, edit: PreparedEdit, terms: Callable[[int], list[GuidanceTerm]], steps: EditSteps
-) -> Latents:
+def denoise(latent: Latents, request: Request, edit: PreparedEdit, terms: TermsOf, steps: EditSteps) -> Latents:
     """The edited latents, one per seed, from the base image's (1, channels, h, w).
 
     Outside of the mask, every step has the noised base image, or with inversion the inverted latents (DiffEdit). A
     repeat starts from the latents of the one before, with fresh noise (SDEdit).
     """
     tools, schedule, scheduler = edit.tools, edit.tools.schedule, SCHEDULERS[request.scheduler]
-    inside = _latent_mask(edit)
+    # An inpainting model keeps what it sees outside. With all steps it starts from noise: nothing hidden matters then.
+    is_shown = edit.shown is not None
+    inside = None if is_shown else _latent_mask(edit)
     run = scheduler.run(schedule.spaced(request.timestep_spacing), request.num_inference_steps).late(request.strength)
     inversion = edit.inversion(run) if request.inverted else None
     # Seeds are signed in the contract and unsigned for the generator. A seed's noise does not depend on other seeds in
@@ -79,12 +82,17 @@ def denoise(
 
     for _ in range(request.repeats):
         noise = draw()
-        latents = start(edited, noise, run) if inversion is None else np.repeat(inversion[0], len(generators), axis=0)
+        if inversion is not None:
+            latents = np.repeat(inversion[0], len(generators), axis=0)
+        elif is_shown and len(run) == request.num_inference_steps:
+            latents = noise
+        else:
+            latents = start(edited, noise, run)
         solver = scheduler.solver(run, draw)
         for step, (timestep, level, next_level) in enumerate(run):
             stop_if(tools.cancelled)
             here, rescale = terms(timestep), request.guidance_rescale
-            output = guided(tools.denoiser, latents, timestep, here, tools.base_denoiser, rescale)
+            output = guided(edit.denoiser, latents, timestep, here, edit.base_denoiser, rescale)
             prediction = predict(output, latents, level, schedule.prediction_type)
             latents = solver.step(latents, prediction, level, next_level)
             if inside is not None:
@@ -128,10 +136,14 @@ def start(latents: Latents, noise: Latents, run: DenoisingRun) -> Latents:
     return add_noise(latents, noise, float(run.levels[0])) if len(run) > 0 else latents
 
 
-def finish(latents: Latents, index: int, request: Request, edit: PreparedEdit, steps: EditSteps) -> EditedImage:
+def finish(
+    latents: Latents, index: int, request: Request, edit: PreparedEdit, terms: TermsOf, steps: EditSteps
+) -> EditedImage:
     """The result of the seed at `index`, from its edited latents (1, channels, h, w)."""
     tools, seed = edit.tools, request.seeds[index]
     image = tools.graphs.decode(latents)
+    if not np.isfinite(image).all():
+        raise Internal("the autoencoder's picture left the range of numbers", reason="NOT_FINITE")
     # A picture below super-resolution's size has no kept pixels at that size: it is finished first, then enlarged.
     is_enlarged_last = edit.result_size != edit.picture.shape[:2]
     if tools.super_resolution is not None and not is_enlarged_last:
@@ -141,16 +153,23 @@ def finish(latents: Latents, index: int, request: Request, edit: PreparedEdit, s
         mask = softened(
             AFTER[request.mask_source](FinishedEdit(edited, edit.base_image, tools.find)), request.mask_blur
         )
+    if request.second_pass is not None:
+        began = time.perf_counter()
+        edited = second_pass(edited, mask, seed, request, edit, terms, steps)
+        steps.second_pass_s += time.perf_counter() - began
+    base, photograph = edit.base, edit.photograph
+    if not is_enlarged_last:
+        edited = base.to_own(edited)
     if mask is not None:
-        edited = mix(edited, edit.base_image, request.interpolation, mask, out=edited)
+        edited = mix(edited, base.seen if is_enlarged_last else base.own, request.interpolation, mask, out=edited)
     shown = edit.given.png or (images.encode_mask(mask) if mask is not None else b"")
     del mask
-    finished = edit.region.pasted(edited, edit.picture)
+    finished = edit.region.pasted(edited, photograph.seen if is_enlarged_last else photograph.own)
     del edited
     if is_enlarged_last:
-        fit = tools.graphs.fit(size_of(finished))
-        finished = fit.from_model(steps.enlarge(fit.to_model(finished), seed), edit.result_size)
-    return EditedImage(index, seed, images.encode_png(finished), shown, working_size=edit.fit.size)
+        fit, photograph = tools.graphs.fit(size_of(finished)), photograph.resized(edit.result_size)
+        finished = photograph.to_own(fit.from_model(steps.enlarge(fit.to_model(finished), seed), edit.result_size))
+    return EditedImage(index, seed, photograph.file_of(finished), shown, working_size=edit.fit.size)
 
 
 def _latent_mask(edit: PreparedEdit) -> Latents | None:

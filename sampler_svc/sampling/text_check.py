@@ -41,7 +41,7 @@ def check_texts(graphs: BaseGraphs, clip_filter: ClipFilter | None, clipseg: Cli
     if wanted.negative_prompt.strip():
         reading = reader.read(wanted.negative_prompt)
         if reading.says_nothing:
-            warnings.append("negative_prompt does nothing: nothing of it is a word that the base model reads")
+            warnings.append("config.negative_prompt does nothing: nothing of it is a word that the base model reads")
         else:
             warnings += warnings_of(reading, reader, "config.negative_prompt")
     if texts.base_prompt.strip():

@@ -17,7 +17,7 @@ from bench.editbench.intervals import estimate, preference
 from bench.editbench.pictures import chosen
 from bench.editbench.results import Result, result_file, save
 from bench.editbench.scores import MAX_PSNR_DB, Score, score
-from bench.editbench.settings import automatic_points, of_method
+from bench.editbench.settings import automatic_points, setting_of
 from bench.editbench.sweep import GRIDS, cases_for, expected, settings_of
 from bench.editbench.worker import Worker
 from sampler_svc.build.folder import build
@@ -128,7 +128,7 @@ def test_sheets_take_failures_as_the_worst():
 
 def test_a_result_is_found_again_under_the_same_setting_only(tmp_path):
     """Results on disk are keyed by all that they follow from, and not by the setting's name."""
-    case, setting = all_cases("development")[0], of_method(Preset(), "unitune")
+    case, setting = all_cases("development")[0], setting_of(Preset(), "unitune")
     path = result_file(tmp_path, "model", case, setting)
     path.parent.mkdir()
     fields = {key: value for key, value in vars(result(case.id, 0.1)).items() if key not in ("image", "score")}
@@ -145,7 +145,7 @@ def test_sdedit_runs_at_its_own_settings_of_the_preset():
     """Its strength and guidance are not UniTune's, and nothing is mixed back, as in its paper."""
     preset = Preset(strength=0.9, interpolation=1.0, methods={"sdedit": {"strength": 0.4, "guidance_scale": 3.0}})
 
-    ours, theirs = of_method(preset, "unitune"), of_method(preset, "sdedit")
+    ours, theirs = setting_of(preset, "unitune"), setting_of(preset, "sdedit")
 
     assert (ours.strength, ours.guidance_scale, ours.interpolation) == (0.9, 7.5, 1.0)
     assert (theirs.strength, theirs.guidance_scale, theirs.interpolation) == (0.4, 3.0, 0.0)
@@ -163,7 +163,7 @@ def test_each_method_is_told_of_a_case_in_its_own_words():
     or stand before; a prompt without the object stays plain."""
     case, other = a_case(weather="fog"), a_case(style="mosaic")
     noun = case.scene.object
-    imagic, dreambooth, inversion = (of_method(Preset(), m) for m in ("imagic", "dreambooth", "textual_inversion"))
+    imagic, dreambooth, inversion = (setting_of(Preset(), m) for m in ("imagic", "dreambooth", "textual_inversion"))
 
     assert imagic.tuning_of(case).prompt == case.prompt == imagic.prompt_of(case)
     assert imagic.tuning_of(case) != imagic.tuning_of(other)
@@ -171,17 +171,17 @@ def test_each_method_is_told_of_a_case_in_its_own_words():
     assert dreambooth.tuning_of(case).class_noun == inversion.tuning_of(case).initial_word == noun
     assert dreambooth.prompt_of(case) == case.prompt.replace(noun, f"beikkpic {noun}", 1)
     assert inversion.prompt_of(case) == case.prompt.replace(noun, "beikkpic", 1)
-    assert of_method(Preset(), "unitune").prompt_of(case) == f"beikkpic {case.prompt}"
+    assert setting_of(Preset(), "unitune").prompt_of(case) == f"beikkpic {case.prompt}"
     swapped = a_case(object="tent" if noun != "tent" else "cat")
     assert dreambooth.prompt_of(swapped) == inversion.prompt_of(swapped) == swapped.prompt
     with pytest.raises(ValueError, match="magic"):
-        of_method(Preset(), "magic")
+        setting_of(Preset(), "magic")
 
 
 def test_a_method_runs_at_the_presets_own_values():
     """What the preset says for a method is in its tuning, its sampling and its key; published values are the rest."""
     preset = Preset(methods={"imagic": {"learning_rate": 3e-4, "eta": 0.4, "guidance_scale": 3.0}})
-    published, own = of_method(Preset(), "imagic"), of_method(preset, "imagic")
+    published, own = setting_of(Preset(), "imagic"), setting_of(preset, "imagic")
 
     assert (published.tuning.learning_rate, published.eta, published.strength) == (2e-6, 0.7, 1.0)
     assert (own.tuning.learning_rate, own.eta, own.guidance_scale, own.tuning.updates) == (3e-4, 0.4, 3.0, 1000)
@@ -193,19 +193,19 @@ def test_a_method_runs_at_the_presets_own_values():
 def test_the_whole_interval_of_guidance_is_the_presets(ends):
     """Both ends are in the setting and in its key; the points of automatic settings are guided at every step."""
     preset = Preset(guidance_sigma_low=ends[0], guidance_sigma_high=ends[1])
-    setting = of_method(preset, "unitune")
+    setting = setting_of(preset, "unitune")
 
     assert (setting.guidance_sigma_low or 0.0, setting.guidance_sigma_high or math.inf) == ends
-    assert (setting.key("model", "case") == of_method(Preset(), "unitune").key("model", "case")) == (
+    assert (setting.key("model", "case") == setting_of(Preset(), "unitune").key("model", "case")) == (
         ends == (0.0, math.inf)
     )
     assert automatic_points(preset) == automatic_points(Preset())
-    assert of_method(preset, "sdedit") == of_method(Preset(), "sdedit")
+    assert setting_of(preset, "sdedit") == setting_of(Preset(), "sdedit")
 
 
 def test_results_without_a_lower_end_keep_their_names():
     """The key of such a setting is over the fields that settings had before there was one."""
-    setting = of_method(Preset(guidance_sigma_high=7.0), "unitune").at("", tuning=None)
+    setting = setting_of(Preset(guidance_sigma_high=7.0), "unitune").at("", tuning=None)
     fields = {
         "name": "",
         "method": "unitune",
@@ -228,13 +228,13 @@ def test_results_without_a_lower_end_keep_their_names():
 def test_prompt_to_prompt_has_settings_of_its_own():
     """Its shares are the preset's, in its key and in no other method's: results of those are found as before."""
     preset = Preset(methods={"prompt_to_prompt": {"cross_replace": 0.8, "self_replace": 0.2, "guidance_scale": 5.0}})
-    published, own = of_method(Preset(), "prompt_to_prompt"), of_method(preset, "prompt_to_prompt")
+    published, own = setting_of(Preset(), "prompt_to_prompt"), setting_of(preset, "prompt_to_prompt")
 
     assert (published.cross_replace, published.self_replace, published.strength) == (0.4, 0.6, 1.0)
     assert (own.cross_replace, own.self_replace, own.guidance_scale) == (0.8, 0.2, 5.0)
     assert own.tuning is None and own.key("model", "case") != own.at("", self_replace=0.6).key("model", "case")
-    assert of_method(preset, "sdedit") == of_method(Preset(), "sdedit")
-    assert of_method(Preset(), "sdedit").cross_replace is None
+    assert setting_of(preset, "sdedit") == setting_of(Preset(), "sdedit")
+    assert setting_of(Preset(), "sdedit").cross_replace is None
 
 
 def edited_by_a_worker(case, settings, tiny_model, tiny_graphs, folder):
@@ -250,12 +250,12 @@ def test_a_worker_edits_beside_the_base_image(tiny_model, tiny_graphs, tmp_path)
     """Prompt-to-Prompt runs on the engine with control over attention, under the scene's caption, and SDEdit beside
     it on the ordinary one; each share has its effect."""
     case = next(c for c in all_cases("development") if c.category == "object")
-    beside = of_method(Preset(num_inference_steps=4, guidance_scale=3.0), "prompt_to_prompt")
+    beside = setting_of(Preset(num_inference_steps=4, guidance_scale=3.0), "prompt_to_prompt")
     settings = (
         beside.at("beside"),
         beside.at("more", cross_replace=1.0),
         beside.at("less", self_replace=0.0),
-        of_method(Preset(num_inference_steps=4), "sdedit"),
+        setting_of(Preset(num_inference_steps=4), "sdedit"),
     )
 
     files = edited_by_a_worker(case, settings, tiny_model, tiny_graphs, tmp_path)
@@ -269,7 +269,7 @@ def test_a_worker_edits_beside_the_base_image(tiny_model, tiny_graphs, tmp_path)
 def test_a_worker_guides_within_the_interval_alone(tiny_model, tiny_graphs, tmp_path):
     """With a lower end above every step's sigma an edit is the unguided one; within the steps it is another yet."""
     case = next(c for c in all_cases("development") if c.category == "object")
-    guided = of_method(Preset(num_inference_steps=4, guidance_scale=3.0), "sdedit")
+    guided = setting_of(Preset(num_inference_steps=4, guidance_scale=3.0), "sdedit")
     settings = (
         guided.at("guided"),
         guided.at("unguided", guidance_scale=1.0),
@@ -291,7 +291,7 @@ def test_a_sweep_fits_into_minutes_and_gives_rows_for_the_preset(method):
 
     assert len(tried) == np.prod([len(values) for values in GRIDS[method].values()], dtype=int)
     for setting, row in tried.items():
-        assert of_method(Preset(batch=4, methods={method: row}), method) == replace(setting, name=method)
+        assert setting_of(Preset(batch=4, methods={method: row}), method) == replace(setting, name=method)
     assert expected(list(tried), pictures) / 2 < 15 * 60
     if method == "imagic":
         assert [p.cases[0].category for p in pictures] == list(CATEGORIES)

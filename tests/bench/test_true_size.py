@@ -14,6 +14,7 @@ from sampler_svc.engines.engine import EngineSpec, Tensors
 from sampler_svc.engines.layout import GraphLayout
 from sampler_svc.engines.weights import base_weights
 from unitune.base_model import BaseModelSpec
+from unitune_client import TuningProgress
 
 pytestmark = [
     pytest.mark.slow,
@@ -89,13 +90,46 @@ def test_refits_of_all_tensors_take_one_tensor_at_a_time(built: Built) -> None:
     assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
 
 
-def test_services_hold_few_copies_of_the_weights(built: Built) -> None:
+def test_an_engine_that_rests_gives_the_memory_of_its_runs_back(built: Built) -> None:
+    """Of latents of 48x48: it holds its weights alone then, and answers with the same bits after it."""
+    folder = built.engine
+    spec = BaseModelSpec.load(folder)
+    engine_spec, base = EngineSpec.from_model(spec), base_weights(folder, spec)
+    before = memory_of(os.getpid()).private
+    engine = OrtEngine(folder, engine_spec, threads=2, layout=GraphLayout(engine_spec, base.tensors))
+    engine.refit(base)
+    generator = np.random.default_rng(0)
+    latents, contexts = (
+        generator.standard_normal((2, *shape), dtype=np.float32) for shape in ((4, 48, 48), engine_spec.context)
+    )
+    answers, held = [], []
+    for _ in range(2):
+        answers.append(engine.run(latents, np.array([500, 500]), contexts))
+        held.append(memory_of(os.getpid()).private - before)
+        engine.rest()
+        held.append(memory_of(os.getpid()).private - before)
+    engine.close()
+
+    in_weights = [round(size / built.weights_bytes, 2) for size in held]
+    assert max(in_weights[1::2]) <= 1.2 and min(in_weights[::2]) >= max(in_weights[1::2]) + 0.2, in_weights
+    assert np.array_equal(*answers)
+
+
+@pytest.mark.parametrize(("memory_gb", "updates", "tuner_most"), [("0", 2, 3.7), ("0.4", 1, 2.7)])
+def test_services_hold_few_copies_of_the_weights(
+    built: Built, memory_gb: str, updates: int, tuner_most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of an edit after two updates of all tensors, in units of the weights (M31, M33).
 
-    After it the sampler has the memory of its activations, too, and the tuner in its updates weights, gradients and
-    activations: those do not grow with the weights, and are much beside so few.
+    The tuner has weights and activations in its updates, and 0.6 of that what its libraries take at their first use:
+    those do not grow with the weights, and are much beside so few. With little memory to tune in, activations are few,
+    the edit succeeds all the same, and its progress says that it is slower.
     """
-    report = built.report(edit(built, mode="full", updates=2, steps=2))
+    monkeypatch.setenv("UNITUNE_TUNING_MEMORY_GB", memory_gb)
+    told: list[object] = []
+    report = built.report(edit(built, mode="full", updates=updates, steps=2, on_event=told.append))
 
-    for name, most in (("sampler, idle", 1.3), ("sampler, after", 1.55), ("tuner, edit", 4.5)):
+    for name, most in (("sampler, idle", 1.3), ("sampler, after", 1.45), ("tuner, edit", tuner_most)):
         assert stage(report, name).private_w <= most, report.table()
+    warnings = {event.progress.warning for event in told if isinstance(event, TuningProgress)}
+    assert (memory_gb == "0") == (warnings == {""}), warnings

@@ -57,7 +57,10 @@ class World:
         if self.tuner_server.is_running:
             await eventually(self._has_tuner)
         self.server = await serving.start(
-            "127.0.0.1:0", self.gateway.register, max_receive_bytes=serving.PUBLIC_REQUEST_BYTES
+            "127.0.0.1:0",
+            self.gateway.register,
+            max_receive_bytes=serving.PUBLIC_REQUEST_BYTES,
+            door=self.gateway.access,
         )
         self.channel = serving.channel(self.server.address)
         self.stubs = {

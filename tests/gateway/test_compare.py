@@ -243,8 +243,12 @@ async def test_pictures_that_do_not_fit_one_message_come_in_pieces(
     assert sum(event.HasField("image_part") for event in events) >= 14 and kinds(events)[-1] == "done"
 
 
-async def test_the_sdk_puts_a_large_comparison_together(world: World) -> None:
-    """Two pictures of a method, together larger than any message, are whole in its result (N3)."""
+@pytest.mark.parametrize("is_stored", [True, False])
+async def test_the_sdk_puts_a_large_comparison_together(world: World, is_stored: bool) -> None:
+    """Two pictures of a method, together larger than any message, are whole in its result, though the store may take
+    none of them (N3)."""
+    if not is_stored:
+        (world.folder / "store" / "edits").write_bytes(b"a file where a folder must be")
     world.sampler.png = os.urandom(9 << 20)
 
     async with AsyncClient(world.server.address) as client:

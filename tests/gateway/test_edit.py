@@ -127,7 +127,8 @@ async def test_sdedit_needs_no_tuning(world: World) -> None:
     """Method sdedit samples with the base weights, tunes nothing, and keeps nothing of a picture sent along."""
     events = await edit(world, image_data=picture(), config=sampling_config(method="sdedit"))
     assert kinds(events) == ["accepted", "loading", "step", "image", "done"]
-    assert events[-1].done.tuning == "" and not world.tuner.requests and world.stored() == []
+    assert events[-1].done.tuning == "" and not world.tuner.requests
+    assert all(path.startswith("edits/") for path in world.stored())  # its result, for GetEdit
     assert not world.sampler.requests[0].HasField("weights") and world.sampler.requests[0].rare_tokens == ""
 
 
@@ -226,6 +227,22 @@ async def test_what_a_picture_loses_is_in_the_warnings_of_its_edits(world: World
         for method in ("unitune", "sdedit"):
             events = await edit(world, **target, config=sampling_config(method=method))
             assert list(events[0].accepted.warnings) == list(image.warnings)
+
+
+async def test_a_second_pass_is_the_samplers_to_do_and_told_where_there_is_none(world: World) -> None:
+    """The request reaches it; of a picture that is no larger than the model's, a warning says why there is none."""
+    small, large = (file_of(Image.new("RGB", size, "teal")) for size in ((60, 40), (90, 80)))
+    tuning = await world.tuned(small)
+    config = sampling_config(second_pass=True)
+
+    for target, is_none in (
+        ({"image_data": small}, True),
+        ({"tuning": tuning.name}, True),
+        ({"image_data": large}, False),
+    ):
+        events = await edit(world, **target, config=config)
+        assert ["no second pass" in warning for warning in events[0].accepted.warnings] == [True] * is_none
+        assert Flat(world.sampler.requests[-1].config).second_pass
 
 
 async def test_a_mask_is_given_and_keeps_pixels_exactly_unless_told_otherwise(world: World) -> None:

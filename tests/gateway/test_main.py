@@ -127,13 +127,17 @@ async def test_health_and_reflection_answer(world: World) -> None:
     """A probe and a tool that knows nothing of us find all services."""
     assert world.channel is not None
     health = health_pb2_grpc.HealthStub(world.channel)
-    names = ["", "liveness", "readiness", "unitune.v1.TuningService", "unitune.v1.EditService"]
+    names = ["", "liveness", "readiness", "unitune.v1.TuningService", "unitune.v1.EditService", "unitune.v1.KeyService"]
     for name in [*names, "unitune.v1.ImageService", "unitune.v1.ServerService"]:
         answer = await health.Check(health_pb2.HealthCheckRequest(service=name))
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
-    call = reflection_pb2_grpc.ServerReflectionStub(world.channel).ServerReflectionInfo()
-    await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
-    answer = await call.read()
-    found = {service.name for service in answer.list_services_response.service}
-    assert {"unitune.v1.TuningService", "unitune.v1.EditService", "grpc.health.v1.Health"} <= found
-    call.cancel()
+    assert world.gateway is not None
+    server = await serving.start("127.0.0.1:0", world.gateway.register, reflection_on=True)
+    async with serving.channel(server.address) as channel:
+        call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo()
+        await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+        answer = await call.read()
+        found = {service.name for service in answer.list_services_response.service}
+        assert {"unitune.v1.TuningService", "unitune.v1.EditService", "grpc.health.v1.Health"} <= found
+        call.cancel()
+    await server.stop()

@@ -197,6 +197,13 @@ async def test_picture_too_large_for_a_request_is_refused(world: World) -> None:
         ),
         ({"config": sampling_config(repeats=2)}, "config.repeats", "2"),
         ({"config": sampling_config(super_resolution=True)}, "config.super_resolution", "true"),
+        ({"config": sampling_config(second_pass=True, second_pass_scale=1)}, "config.second_pass.scale", "1.0"),
+        ({"config": sampling_config(second_pass=True, second_pass_strength=2)}, "config.second_pass.strength", "2.0"),
+        (
+            {"config": sampling_config(second_pass=True, method="prompt_to_prompt", base_prompt="a cat")},
+            "config.second_pass",
+            "true",
+        ),
         (
             {"config": sampling_config(super_resolution=True, super_resolution_noise_level=1000)},
             "config.super_resolution.noise_level",

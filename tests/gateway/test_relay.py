@@ -1,14 +1,14 @@
 """A generator and its reader: all events arrive, it stops when it must, and it is never left running."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
 import pytest
 
 from gateway import relay as relays
-from gateway.relay import WAITING_BYTES, WAITING_EVENTS, Backlog, Relay
+from gateway.relay import WAITING_BYTES, WAITING_EVENTS, Relay
 from unitune.errors import Cancelled, DeadlineExceeded
 from unitune.v1.edit_pb2 import EditEvent
 
@@ -156,47 +156,62 @@ async def test_a_slow_reader_goes_without_previews() -> None:
     assert seen[0].step.preview and not any(event.step.preview for event in seen[2:5])
 
 
-async def test_a_backlog_lets_an_edit_go_on_without_its_reader(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that fits is emitted while nobody reads; it is counted until it is read, or nobody can read it any more."""
-    monkeypatch.setattr(relays, "BACKLOG_BYTES", 20 * WAITING_BYTES)
-    backlog = Backlog()
-    events = [image(3 * WAITING_BYTES) for _ in range(6)]
-    reached, seen = await told(events, backlog=backlog)
-    assert reached == 6 and seen == events and backlog.size_bytes == 0
+class Elsewhere:
+    """Where large events are stored."""
+
+    def __init__(self) -> None:
+        self.loads = 0
+
+    def stored(self, event: EditEvent) -> Callable[[], Awaitable[EditEvent]]:
+        """What reads the event again."""
+        data = event.SerializeToString()
+
+        async def load() -> EditEvent:
+            self.loads += 1
+            return EditEvent.FromString(data)
+
+        return load
+
+
+async def test_a_backlog_lets_an_edit_go_on_without_its_reader() -> None:
+    """All events are emitted while nobody reads: the large ones wait where they are stored, and the relay holds the one
+    that the reader has (R9)."""
+    elsewhere = Elsewhere()
+    events = [image(3 * WAITING_BYTES + index) for index in range(6)]
+    steps = [EditEvent(step=EditEvent.Step(index=index)) for index in range(100)]
+    reached, seen = await told([*events, *steps], stored=elsewhere.stored)
+    assert reached == 106 and seen == [*events, *steps] and elsewhere.loads >= 5
 
     async def source() -> AsyncGenerator[EditEvent, None]:
         for event in events:
             yield event
 
-    left = Relay(source(), silence_s=10, heartbeat=EditEvent, size_of=EditEvent.ByteSize, backlog=backlog)
+    left = Relay(source(), silence_s=10, heartbeat=EditEvent, size_of=EditEvent.ByteSize, stored=elsewhere.stored)
     async with aclosing(left.events()) as stream:
         assert await anext(stream) == events[0]
         await asyncio.sleep(0.05)
-        assert backlog.size_bytes > 17 * WAITING_BYTES
-    assert backlog.size_bytes == 0
+        assert left._size_bytes <= 3 * WAITING_BYTES + 8 * relays.EVENT_BYTES
 
 
 async def test_a_full_backlog_ends_the_slowest_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the memory of all readers full, one who does not read loses its events' source, and one who reads has all
-    of its own."""
-    monkeypatch.setattr(relays, "ALL_BACKLOG_BYTES", 8 * WAITING_BYTES)
+    """Where large events are not stored, one who does not read loses its events' source, and one who reads has all of
+    its own."""
     monkeypatch.setattr(relays, "BEHIND_S", 0.2)
-    backlog = Backlog()
     events = [image(3 * WAITING_BYTES) for _ in range(6)]
 
     async def source() -> AsyncGenerator[EditEvent, None]:
         for event in events:
             yield event
 
-    def relay_of_images() -> AsyncGenerator[EditEvent, None]:
-        on_its_way = Relay(source(), silence_s=10, heartbeat=EditEvent, size_of=EditEvent.ByteSize, backlog=backlog)
-        return on_its_way.events()
+    def relay_of_images() -> Relay[EditEvent]:
+        return Relay(source(), silence_s=10, heartbeat=EditEvent, size_of=EditEvent.ByteSize, stored=lambda event: None)
 
-    asleep = relay_of_images()
+    slow = relay_of_images()
+    asleep = slow.events()
     assert await anext(asleep) == events[0]
-    assert [event async for event in relay_of_images()] == events
+    assert [event async for event in relay_of_images().events()] == events
     await asyncio.sleep(0.5)
-    assert backlog.size_bytes <= 8 * WAITING_BYTES
+    assert slow._size_bytes <= 3 * WAITING_BYTES + 2000
     with pytest.raises(DeadlineExceeded) as caught:
-        assert [event async for event in asleep] == events[1:2]
-    assert caught.value.reason == "READER_TOO_SLOW" and backlog.size_bytes == 0
+        assert [event async for event in asleep] == []
+    assert caught.value.reason == "READER_TOO_SLOW" and slow._size_bytes == 0

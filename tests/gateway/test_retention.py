@@ -65,7 +65,7 @@ async def test_a_picture_that_no_tuning_uses_goes_after_a_day(world: World) -> N
 
 
 async def test_a_picture_is_kept_for_ever_if_told_so(world: World) -> None:
-    """With a time of 0 the store is not looked through (R10)."""
+    """With a time of 0 the store is not looked through for pictures (R10)."""
     image = await world.upload(picture())
     age(world, "images", 99 * DAY_S)
     await world.close()

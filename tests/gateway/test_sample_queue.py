@@ -252,13 +252,13 @@ async def test_readers_that_do_not_read_keep_no_turn(world: World) -> None:
 
 
 async def test_a_reader_too_far_behind_loses_its_edit(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond the memory for slow readers an edit ends with READER_TOO_SLOW, its turn is free; who reads has every
-    picture, however large they are."""
+    """While the store takes no results, an edit that is not read ends with READER_TOO_SLOW, its turn is free; who reads
+    has every picture, however large they are, and GetEdit says that they are not kept."""
     monkeypatch.setattr(relay, "BEHIND_S", 0.5)
-    monkeypatch.setattr(relay, "BACKLOG_BYTES", 8 << 20)
     await world.close()
     world.config = replace(world.config, sample_streams=1)
     await world.open()
+    (world.folder / "store" / "edits").write_bytes(b"a file where a folder must be")
     world.sampler.png = large_png(12 << 20)
     asleep = begin(world.edits, "one")
     name = (await asleep.read()).accepted.edit
@@ -269,3 +269,5 @@ async def test_a_reader_too_far_behind_loses_its_edit(world: World, monkeypatch:
     failed = from_status((await rest(asleep))[-1].failed)
     assert (await world.edits.GetEdit(GetEditRequest(name=name))).state == Edit.STATE_FAILED
     assert failed.reason == "READER_TOO_SLOW" and "read the stream without pauses" in failed.message
+    lost = world.edits.GetEdit(GetEditRequest(name=awake[0].accepted.edit))
+    await refused(lost, grpc.StatusCode.DATA_LOSS, "EDIT_NOT_KEPT")

@@ -537,6 +537,7 @@ async def test_a_file_of_the_version_whose_choices_were_texts_is_brought_up_to_d
     )
     old.execute("INSERT INTO events VALUES (1, 1, ?)", (OLD_EVENT,))
     old.execute("INSERT INTO services VALUES ('tuner', ?)", (b"what it said",))
+    old.execute("DROP TABLE api_keys")  # of a later version
     old.execute("PRAGMA user_version = 2")
     old.commit()
     old.close()

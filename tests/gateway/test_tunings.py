@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from gateway.state import KEPT_EVENTS
 from gateway.tunings import tuning_key
-from tests.configs import tuning_config
+from tests.configs import sampling_config, tuning_config
 from tests.full_disk import read_only
 from tests.gateway.conftest import World, eventually, picture, refused, sha256
 from tests.gateway.upstream_servers import BASE_MODEL, TUNING_DEFAULTS
@@ -230,6 +230,50 @@ async def test_request_id_with_another_body_is_refused(world: World) -> None:
     await refused(call, grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_ID_REUSED", "request_id")
     await world.tunings.DeleteTuning(DeleteTuningRequest(name=tuning.name))
     await refused(world.tunings.CreateTuning(request), grpc.StatusCode.NOT_FOUND, "TUNING_NOT_FOUND")
+
+
+async def test_a_tuning_that_is_only_validated_is_not_made(world: World) -> None:
+    """The answer is what would be made, without a name, or the tuning that is there; what is wrong is refused alike."""
+    image = await world.upload(picture())
+    asked = CreateTuningRequest(image=image.name, config=tuning_config(updates=3), validate_only=True, request_id="x")
+    planned = await world.tunings.CreateTuning(asked)
+    assert ("", 3, TUNING_DEFAULTS.batch) == (planned.name, planned.config.updates, planned.config.batch)
+    assert not (await world.tunings.ListTunings(ListTuningsRequest())).tunings and not world.tuner.requests
+
+    made = await world.tune(updates=3)
+    found = await world.tunings.CreateTuning(asked)
+    assert (made.name, made.key) == (found.name, planned.key)
+    asked.config.updates = 9999
+    await refused(
+        world.tunings.CreateTuning(asked), grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", "config.updates"
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        ("unitune", {}),
+        ("imagic", {}),
+        ("prompt_to_prompt", {"inversion": "null_text", "base_prompt": "a cat"}),
+        ("sdedit", {}),
+    ],
+)
+async def test_an_edit_tells_the_tuning_that_it_needs(world: World, method: str, more: dict[str, str]) -> None:
+    """CreateTuning with that config makes the one that the edit finds; a method without a tuning tells none."""
+    image = await world.upload(picture())
+    request = EditRequest(image=image.name, prompt="a dog", config=sampling_config(method=method, **more))
+    request.validate_only = True
+    checked, _ = [event async for event in world.edits.Edit(request, timeout=20)]
+    accepted = checked.accepted
+    request.validate_only = False
+    made = None
+    if accepted.HasField("tuning_config"):
+        made = await world.tunings.CreateTuning(CreateTuningRequest(image=image.name, config=accepted.tuning_config))
+    events = [event async for event in world.edits.Edit(request, timeout=20)]
+
+    assert accepted.HasField("tuning_config") == (method != "sdedit")
+    assert events[-1].done.tuning == (made.name if made is not None else "")
+    assert events[0].accepted.tuning_config == accepted.tuning_config
 
 
 async def test_watch_tells_everything_once(world: World) -> None:

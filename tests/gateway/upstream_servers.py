@@ -14,7 +14,7 @@ import grpc
 import numpy as np
 
 from tests.configs import sampling_config, tuning_config
-from unitune import image_pieces, images, serving, weights
+from unitune import image_pieces, images, peers, serving, weights
 from unitune.errors import NotFound, UniTuneError, to_status
 from unitune.object_store import ObjectStore
 from unitune.options import Flat
@@ -100,9 +100,9 @@ class Tuner:
     async def missed(self) -> None:
         """Return once its gateway knows that no tuner is there; by default at once."""
 
-    async def work(self, address: str) -> None:
+    async def work(self, address: str, credentials: grpc.ChannelCredentials | None = None) -> None:
         """Take and run tunings of a gateway, until cancelled."""
-        async with serving.channel(address) as channel:
+        async with serving.channel(address, credentials=credentials, name=peers.GATEWAY) as channel:
             pool: Any = tuner_pb2_grpc.TunerPoolServiceStub(channel)
             while True:
                 try:
@@ -219,9 +219,9 @@ class Tuner:
 class RunningTuner:
     """A stand-in tuner at work for the gateway at an address."""
 
-    def __init__(self, tuner: Tuner, address: str) -> None:
+    def __init__(self, tuner: Tuner, address: str, credentials: grpc.ChannelCredentials | None = None) -> None:
         self._tuner, self.address = tuner, address
-        self._task = asyncio.create_task(tuner.work(address))
+        self._task = asyncio.create_task(tuner.work(address, credentials))
 
     @property
     def is_running(self) -> bool:
@@ -364,16 +364,16 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
         return sampler_pb2.EvictResponse()
 
 
-async def serve_tuner(tuner: Tuner, address: str) -> RunningTuner:
+async def serve_tuner(tuner: Tuner, address: str, credentials: grpc.ChannelCredentials | None = None) -> RunningTuner:
     """Have it work for the gateway whose internal address this is; the caller stops it."""
-    return RunningTuner(tuner, address)
+    return RunningTuner(tuner, address, credentials)
 
 
-async def serve_sampler(sampler: Sampler, address: str = "127.0.0.1:0") -> serving.RunningServer:
-    """Start it; the caller stops it."""
+async def serve_sampler(sampler: Sampler, address: str = "127.0.0.1:0", **settings: Any) -> serving.RunningServer:
+    """Start it; the caller stops it. `settings` are those of `serving.start`."""
 
     def register(server: grpc.aio.Server) -> list[str]:
         sampler_pb2_grpc.add_SamplerServiceServicer_to_server(sampler, server)
         return ["unitune.v1.SamplerService"]
 
-    return await serving.start(address, register)
+    return await serving.start(address, register, **settings)

@@ -49,11 +49,74 @@ def test_a_cut_picture_is_refused_before_services_start(
 
 def test_prompts_of_single_words_look_like_forgotten_quotes(unitune: Unitune, photo: Path) -> None:
     """Three or more are warned of, before anything else is told, and edited all the same; two are two prompts."""
-    three, two = unitune("edit", photo, "a", "red", "cat", *SDEDIT), unitune("edit", photo, "cat", "dog", *SDEDIT)
+    three, two = unitune("edit", photo, "cow", "dog", "cat", *SDEDIT), unitune("edit", photo, "cat", "dog", *SDEDIT)
 
     line = "warning: 3 prompts of one word each; put quotes around a prompt of several words"
     assert (0, line, 4) == (three.returncode, three.stderr.splitlines()[0], len(three.stdout.splitlines()))
     assert two.returncode == 0 and "put quotes" not in two.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "wrong", "meant"),
+    [
+        (("a", "red", "cat"), "a", "a red cat"),
+        (("The", "cat"), "The", "The cat"),
+        (("cat", "on", "beach"), "on", "cat on beach"),
+        (("a dog", "a", "cow"), "a", "a cow"),
+    ],
+)
+def test_a_word_that_is_no_prompt_is_refused_before_services_start(
+    unitune: Unitune, photo: Path, tmp_path: Path, words: tuple[str, ...], wrong: str, meant: str
+) -> None:
+    """Quotes were forgotten; the refusal shows them in their place. No service starts, and no folder is made."""
+    done = unitune("edit", photo, *words, *SDEDIT, env={"UNITUNE_ADDRESS": None})
+
+    remedy = f'that describes no picture; put quotes around a prompt of several words: "{meant}"'
+    assert (2, f"error: PROMPT is '{wrong}': {remedy}") == (done.returncode, done.stderr.strip())
+    assert not (tmp_path / "home").exists() and not (tmp_path / "out").exists()
+
+
+def test_a_comparison_without_quotes_is_told_so(unitune: Unitune, photo: Path, tmp_path: Path) -> None:
+    """It takes one prompt, and a shell gives it several."""
+    done = unitune("compare", photo, "a", "red", "cat", env={"UNITUNE_ADDRESS": None})
+
+    remedy = 'there can be one prompt; put quotes around it: "a red cat"'
+    assert (2, f"error: PROMPT has 3 parts: {remedy}") == (done.returncode, done.stderr.strip())
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "word", "known"),
+    [
+        ("compare", "--methods", "unitune,magic", "unitune, imagic, "),
+        ("edit", "--method", "magic", "unitune, imagic, "),
+        ("edit", "--scheduler", "pndm", "ddim, "),
+        ("edit", "--inversion", "magic", "direct, ddim, "),
+        ("tune", "--mode", "most", "full, attn_out, lora"),
+    ],
+)
+def test_an_unknown_choice_is_refused_before_services_start(
+    unitune: Unitune, photo: Path, tmp_path: Path, command: str, option: str, word: str, known: str
+) -> None:
+    """The contract lists the choices, so no server has to be asked: none starts, and no folder is made."""
+    prompt = [] if command == "tune" else ["a cat"]
+
+    done = unitune(command, photo, *prompt, option, word, env={"UNITUNE_ADDRESS": None})
+
+    wrong = word.rpartition(",")[2]
+    assert done.stderr.startswith(f"error: {option} is '{wrong}': it must be one of {known}"), done.stderr
+    assert 2 == done.returncode and 1 == len(done.stderr.splitlines())
+    assert not (tmp_path / "home").exists() and not (tmp_path / "out").exists()
+
+
+def test_a_later_prompt_is_refused_before_the_first_is_tuned(client: Client, unitune: Unitune, photo: Path) -> None:
+    """`unitune tune` has every tuning checked before it begins one."""
+    before = {tuning.name for tuning in client.list_tunings()}
+
+    done = unitune("tune", photo, "--method=imagic", "--prompt=a cat", "--prompt= ", "--updates=1")
+
+    assert 2 == done.returncode and "--prompt is blank: " in done.stderr, done.stderr
+    assert before == {tuning.name for tuning in client.list_tunings()}
 
 
 def test_a_sheet_says_what_it_is(unitune: Unitune, photo: Path, tmp_path: Path) -> None:
@@ -77,6 +140,29 @@ def test_a_sheet_says_what_it_is(unitune: Unitune, photo: Path, tmp_path: Path) 
         == f"error: --like is '{sheet}': it is a contact sheet; give one of its pictures, such as {names[0]}"
     )
     assert unitune("show", bare).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "line"),
+    [
+        (
+            "--strength=0.1",
+            "strength 0.1 of 3 steps leaves none, so nothing is edited: give --strength 0.33 or more, or raise --steps",
+        ),
+        (
+            "--negative-prompt=<|endoftext|>",
+            "--negative-prompt does nothing: nothing of it is a word that the base model reads",
+        ),
+    ],
+)
+def test_a_warning_names_options(unitune: Unitune, photo: Path, option: str, line: str) -> None:
+    """It does not name fields of the API; with --json neither."""
+    done = unitune("edit", photo, "a cat", *SDEDIT, option)
+    told = unitune("edit", photo, "a cat", *SDEDIT, option, "--json")
+
+    assert 0 == done.returncode and f"warning: {line}" in done.stderr.splitlines(), done.stderr
+    events = [json.loads(event) for event in told.stdout.splitlines()]
+    assert line in [event["text"] for event in events if event["event"] == "warning"]
 
 
 def test_a_tuning_without_updates_is_warned_of(unitune: Unitune, photo: Path) -> None:

@@ -13,6 +13,7 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import Image
 
+from tests.configs import tuning_config
 from tests.full_disk import fill, mounted
 from tests.reports.conftest import PATIENCE_S, Done, Unitune
 from tests.unitune_client import scripted_server
@@ -161,7 +162,7 @@ def test_an_export_replaces_nothing(unitune: Unitune, photo: Path, tmp_path: Pat
     ],
 )
 def test_a_picture_makes_itself_again(unitune: Unitune, photo: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
-    """`edit PHOTO --like PICTURE` gives the same bytes, of every method, with masks and the second stage."""
+    """`edit PHOTO --like PICTURE` gives the same bytes, of every method, with masks and super-resolution."""
     mask = Image.new("L", (60, 44))
     mask.paste(255, (10, 10, 40, 30))
     mask.save(tmp_path / "mask.png")
@@ -320,17 +321,19 @@ def test_warnings_and_refusals_of_every_prompt_come_first(photo: Path, tmp_path:
     with scripted_server.running() as server:
         ran = ("edit", photo, "a cat", "a zebra", "--updates=64", "-o", tmp_path, "--address", server.address)
         arguments = [str(argument) for argument in ran]
-        accepted = scripted_server.edit_events([], warnings=["unknown: zebra"])[::4]
+        needed = tuning_config(updates=64)
+        plain = scripted_server.edit_events([], tuning=needed)[::4]
+        accepted = scripted_server.edit_events([], warnings=["unknown: zebra"], tuning=needed)[::4]
         for _ in range(2):
             server.script("GetServerInfo", scripted_server.server_info())
             server.script("UploadImage", scripted_server.uploaded)
-        server.script("CheckEdit", scripted_server.edit_events([])[::4], accepted)
+        server.script("CheckEdit", plain, accepted)
         server.script("CreateTuning", scripted_server.tuning("QUEUED"))
         server.script("WatchTuning", scripted_server.tuning_events("queued", "started", "progress", "ready"))
         server.script("Edit", scripted_server.edit_events([photo.read_bytes()]))
         server.script("Edit", scripted_server.edit_events([photo.read_bytes()], warnings=["unknown: zebra"]))
         done = CliRunner().invoke(main, arguments)
-        server.script("CheckEdit", scripted_server.edit_events([])[::4], InvalidField("prompt", "a zebra", "no"))
+        server.script("CheckEdit", plain, InvalidField("prompt", "a zebra", "no"))
         refused = CliRunner().invoke(main, arguments)
         checks = server.requests["CheckEdit"]
 

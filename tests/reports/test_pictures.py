@@ -1,6 +1,7 @@
 """Pictures that users gave and what they saw: through the command line and the SDK, against the real services."""
 
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image, PngImagePlugin
 
+from tests.colour_profiles import rgb_profile
 from tests.picture_files import file_of
 from unitune_client import Client, EditAccepted, EditedImage, InvalidArgument, InvalidField, ResourceExhausted
 from unitune_client.cli.main import main
@@ -159,9 +161,9 @@ def test_a_wrong_kind_of_file_is_named(
 
     done = edit_command(services, photo, tmp_path / "out")
     assert done.exit_code != 0
-    assert f"it is {kind}; give a PNG, JPEG or WebP picture" in done.output and name in done.output
+    assert f"it is {kind}; give a PNG, JPEG, WebP or AVIF picture" in done.output and name in done.output
     if len(data) < 16 << 20:
-        with pytest.raises(InvalidArgument, match=f"{kind}: send a PNG, JPEG or WebP picture"):
+        with pytest.raises(InvalidArgument, match=f"{kind}: send a PNG, JPEG, WebP or AVIF picture"):
             client.upload_image(photo)
 
 
@@ -182,15 +184,52 @@ def test_a_file_that_is_too_large_is_refused_as_that(client: Client, data: bytes
 
 
 def test_what_a_picture_loses_is_told(client: Client) -> None:
-    """Further frames and transparency are warned of when an edit is accepted, and at the upload (N22, N23)."""
+    """Further frames, transparency and missing colour are told, by an edit and at the upload (N22, N23)."""
     frames = [Image.new("RGB", (60, 44), colour) for colour in ("teal", "red")]
     animated = file_of(frames[0], "WEBP", save_all=True, append_images=frames[1:], duration=100)
     clear = file_of(Image.new("RGBA", (60, 44), (200, 0, 0, 40)))
 
     assert ["animated" in warning for warning in warnings_of(client, animated)] == [True]
     assert ["transparent" in warning for warning in warnings_of(client, clear)] == [True]
+    grey = file_of(Image.new("L", (60, 44), 99))
+
+    assert ["the picture is grey" in warning for warning in warnings_of(client, grey)] == [True]
     assert warnings_of(client, file_of(frames[0])) == ()
     assert client.upload_image(animated).warnings == tuple(warnings_of(client, animated))
+
+
+def test_what_a_photograph_carries_comes_back_with_its_edit(services: LocalServices, tmp_path: Path) -> None:
+    """Display P3, transparency and a second pass: what the mask keeps is the file's own to the bit, what it edits is
+    another picture; place and camera are left behind (M41)."""
+    picture = noise((15, 11), 4).resize((120, 88), Image.Resampling.BICUBIC)
+    picture.putalpha(Image.linear_gradient("L").resize((120, 88)))
+    exif, profile = Image.Exif(), rgb_profile("display_p3")
+    exif[0x010F] = "A Camera Maker"
+    photo, mask, out = tmp_path / "photo.png", tmp_path / "mask.png", tmp_path / "out"
+    photo.write_bytes(file_of(picture, icc_profile=profile, exif=exif.tobytes()))
+    drawn = Image.new("L", (120, 88))
+    drawn.paste(255, (10, 40, 50, 80))
+    drawn.save(mask)
+
+    options = ("--mask", mask, "--second-pass", "--second-pass-strength", 0.5)
+    done = edit_command(services, photo, out, *options)
+
+    assert done.exit_code == 0, done.output
+    assert "results keep its transparency" in done.output
+    file = next(path for path in out.glob("*.png") if "sheet" not in path.name)
+    result = Image.open(file)
+    assert (result.mode, result.info["icc_profile"]) == ("RGBA", profile)
+    assert b"A Camera Maker" not in file.read_bytes() and "parameters" in result.info
+    found, own, inside = np.array(result), np.asarray(picture), np.asarray(drawn) > 0
+    np.testing.assert_array_equal(found[~inside], own[~inside])
+    np.testing.assert_array_equal(found[..., 3], own[..., 3])
+    assert (found[inside] != own[inside]).any(axis=1).mean() > 0.5
+
+    told = json.loads(result.info["unitune"])["sampling"]
+    assert (told["second_pass"], told["second_pass_strength"], told["second_pass_scale"]) == (True, 0.5, 2)
+    again = edit_command(services, photo, tmp_path / "again", "--mask", mask, "--like", file)
+    assert again.exit_code == 0, again.output
+    assert next(path for path in (tmp_path / "again").glob("*seed0.png")).read_bytes() == file.read_bytes()
 
 
 def test_a_small_file_of_many_pixels_costs_the_gateway_little(services: LocalServices) -> None:
@@ -212,4 +251,6 @@ def test_the_limits_of_pictures_are_told(client: Client, services: LocalServices
     limits = client.server_info().limits
 
     assert (limits.upload_side, limits.upload_pixels, limits.upload_webp_pixels) == (16_384, 64_000_000, 24_000_000)
-    assert "64 megapixels (24 as WebP) and 16384 pixels a side" in unitune(services, "doctor").output
+    assert (
+        "64 megapixels (24 as WebP, 25 as AVIF or HEIC) and 16384 pixels a side" in unitune(services, "doctor").output
+    )

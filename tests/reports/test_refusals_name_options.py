@@ -107,7 +107,7 @@ OF_THE_API = {
         "unconditional_model", "base_mixture", "mask_padding", "mask_keeps", "resamples", "dynamic_thresholding",
         "super_resolution_noise_level", "super_resolution_steps", "super_resolution_guidance_scale",
     },
-    tuning_pb2.CreateTuningRequest: {"parent", "config", "request_id", "labels"},
+    tuning_pb2.CreateTuningRequest: {"parent", "config", "request_id", "labels", "validate_only"},
     tuning_pb2.TuningConfig: {"batch", "seed", "embedding_learning_rate", "scale_learning_rate"},
     edit_pb2.CompareRequest: {"parent", "validate_only"},
 }  # fmt: skip
@@ -185,8 +185,8 @@ def test_every_field_is_an_option_or_of_the_api_alone(kind: type[Message]) -> No
 
     assert fields <= known, f"neither an option nor of the API alone: {fields - known}"
     for field in fields & (WRONG[kind].keys() - {"config", "tuning_config"}):
-        assert (flags.of(field) or "none") in shown, field
-    assert [] == [field for field in OF_THE_API[kind] - {"config"} if flags.of(field) is not None]
+        assert (flags.option_of(field) or "none") in shown, field
+    assert [] == [field for field in OF_THE_API[kind] - {"config"} if flags.option_of(field) is not None]
 
 
 @pytest.mark.parametrize(("kind", "field", "value"), CASES, ids=lambda case: getattr(case, "__name__", None))
@@ -197,7 +197,7 @@ def test_a_servers_refusal_names_an_option(
     error = refused_by(kind, field, value)
     flags = Flags(command_of(kind))
 
-    option = flags.of(error.field or "")
+    option = flags.option_of(error.field or "")
 
     assert error.field is not None and name_of(error.field) in (field, "method")
     assert option is not None and option in help_of(command_of(kind)).split("\n  ", 1)[0] + help_of(command_of(kind))
@@ -236,7 +236,7 @@ def test_every_remedy_of_the_servers_can_be_said_in_options() -> None:
     for remedy in found:
         told = flags.message(InvalidField("config.strength", 0.5, remedy)).partition(": ")[2]
         names = {name for name in re.findall(r"(?<![-\w])[a-z]+(?:_[a-z]+)+\b", told) if name in FIELDS}
-        if re.search(r"leave .* unset", told) or [name for name in names if flags.of(name)]:
+        if re.search(r"leave .* unset", told) or [name for name in names if flags.option_of(name)]:
             wrong.append((remedy, told))
 
     assert len(found) > 30, "the search finds nothing any more"

@@ -1,4 +1,4 @@
-"""An engine of the tiny base model, built once per session, and weights for it."""
+"""An engine of the tiny base model, built once per run, and weights for it."""
 
 from pathlib import Path
 
@@ -8,13 +8,14 @@ from sampler_svc.build.folder import build
 from sampler_svc.engines.engine import WeightSet
 from sampler_svc.engines.weights import base_weights
 from sampler_svc.model import Model
+from tests.made_once import made_once
 from unitune.base_model import BaseModelSpec
 
 
 @pytest.fixture(scope="session")
-def engine_folder(tiny_graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def engine_folder(tiny_graphs: Path, run_root: Path) -> Path:
     """The tiny base model's engine. Nobody writes to it."""
-    return build(tiny_graphs, tmp_path_factory.mktemp("engines") / "tiny")
+    return made_once(run_root, "engine", lambda folder: build(tiny_graphs, folder / "tiny")) / "tiny"
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +35,7 @@ def tunings(tiny_model: Path, spec: BaseModelSpec, base: WeightSet) -> "Tunings"
     """Makes tuned weights for the tiny base model."""
     from tests.sampler_svc.tunings import Tunings  # torch is slow to import
 
-    return Tunings.of(tiny_model, spec, base)
+    return Tunings.from_model(tiny_model, spec, base)
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +11,17 @@ import onnx
 import pytest
 
 from sampler_svc.build.folder import build
-from sampler_svc.engines.cpu import DENOISER, OrtEngine, backend, open_session, session_options
+from sampler_svc.engines.changed_tensors import remove_left_over
+from sampler_svc.engines.cpu import OrtEngine, backend, open_session, session_options
 from sampler_svc.engines.cpu_controlled import ControlledEngine
 from sampler_svc.engines.engine import EngineSpec, WeightSet
 from sampler_svc.engines.folder import UnusableEngine, open_folder
 from sampler_svc.engines.layout import GraphLayout
+from sampler_svc.model import Model
 from tests.sampler_svc.tunings import Tunings, answers
 from unitune.base_model import BaseModelSpec
 from unitune.errors import DataLoss
+from unitune.graph_files import DENOISER
 
 
 def open_engine(kind: type[OrtEngine], folder: Path, spec: BaseModelSpec, base: WeightSet) -> OrtEngine:
@@ -126,3 +131,48 @@ def test_a_shared_file_that_was_changed_in_place_is_refused(tiny_graphs: Path, t
     with pytest.raises(UnusableEngine, match=r"damaged \(denoiser\.safetensors\), or was changed"):
         open_folder(engine, backend())
     assert open_folder(copied, backend())
+
+
+REFITTING = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from sampler_svc.engines.changed_tensors import ChangedTensors
+from sampler_svc.engines.onnx_file import Initializer
+changed = ChangedTensors(Path(sys.argv[1]), {"w": Initializer("w", (4,), (), None, (0, 16))})
+changed.add("w", np.zeros(4, dtype=np.float32))
+print("written", flush=True)
+time.sleep(600)
+"""
+
+
+def test_the_file_of_a_killed_sampler_goes_and_a_living_ones_stays(tmp_path: Path) -> None:
+    """SIGKILL in the midst of a refit leaves the file. It is removed once its owner is gone, unless it is so young that
+    it could be another's which has not locked it yet."""
+    with subprocess.Popen([sys.executable, "-c", REFITTING, str(tmp_path)], stdout=subprocess.PIPE) as refitting:
+        try:
+            assert refitting.stdout is not None and b"written\n" == refitting.stdout.readline()
+            (path,) = tmp_path.iterdir()
+            os.utime(path, (0, 0))
+            assert [] == remove_left_over(tmp_path)
+        finally:
+            refitting.kill()
+    os.utime(path)
+    assert [] == remove_left_over(tmp_path) and path.exists()
+    os.utime(path, (0, 0))
+
+    assert [path.name] == remove_left_over(tmp_path)
+    assert [] == list(tmp_path.iterdir())
+
+
+def test_a_sampler_removes_them_when_it_opens_its_engine(engine_folder: Path, tmp_path: Path) -> None:
+    """And nothing else."""
+    folder = Path(shutil.copytree(engine_folder, tmp_path / "engine"))
+    files = sorted(folder.iterdir())
+    for name in (".refit-abc", ".refit-def"):
+        (folder / name).write_bytes(b"0")
+        os.utime(folder / name, (0, 0))
+
+    Model.open(folder, threads=1).pool.close()
+
+    assert files == sorted(folder.iterdir())

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sampler_svc.build.folder import build
-from sampler_svc.engines.cpu import DENOISER, OrtEngine
+from sampler_svc.engines.cpu import OrtEngine
 from sampler_svc.engines.cpu_in_place import IN_PLACE, InPlaceEngine
 from sampler_svc.engines.cpu_layout import LAID_OUT, LAYOUT_FILE, Blocked, read_layouts
 from sampler_svc.engines.engine import EngineSpec, WeightSet
@@ -16,6 +16,7 @@ from sampler_svc.engines.layout import GraphLayout
 from sampler_svc.engines.onnx_file import initializers
 from tests.sampler_svc.tunings import Tunings, answers
 from unitune.base_model import BaseModelSpec
+from unitune.graph_files import DENOISER
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), [(4, 4), (4, 1)])

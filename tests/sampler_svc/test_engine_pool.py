@@ -367,3 +367,43 @@ def test_coded_weights_are_decoded_over_the_base(
         assert 0 <= lease.probe_ratio < 1e-3
     assert [other for other in base.tensors if weights.tensors[other] is not base.tensors[other]] == [name]
     assert np.abs(decoded - tuned).max() < np.abs(base.tensors[name] - tuned).max()
+
+
+class RestingEngine(OrtEngine):
+    """Counts how often it rested, and may fail at it."""
+
+    rests = 0
+    is_broken = False
+
+    def rest(self) -> None:
+        """As OrtEngine's."""
+        self.rests += 1
+        super().rest()
+        if self.is_broken:
+            raise RuntimeError("no rest")
+
+
+def test_an_engine_rests_when_nobody_waits_for_it(
+    engine_folder: Path, spec: BaseModelSpec, base: WeightSet, tunings: Tunings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When it is opened and at the end of a lease, but not between two leases that follow each other; its answers stay
+    the same to the bit, and a rest that fails ends nothing."""
+    monkeypatch.setattr("sampler_svc.engines.cpu.is_large", lambda size: True)
+    weights = tunings.weights(1)
+    pool = EnginePool(lambda: RestingEngine(engine_folder, EngineSpec.from_model(spec), threads=1), base)
+    with ThreadPoolExecutor(1) as other:
+        with pool.lease(weights.id, lambda: weights) as lease:
+            engine = lease.engine
+            assert isinstance(engine, RestingEngine) and 1 == engine.rests
+            found = [answers(engine)]
+            waiting = other.submit(said, pool, weights)
+            while not pool._waiting:
+                time.sleep(0.01)
+        found.append(waiting.result(60))
+    assert 2 == engine.rests
+    engine.is_broken = True
+    found += [said(pool, weights), said(pool, weights)]
+    assert 4 == engine.rests
+    pool.close()
+
+    assert all(np.array_equal(found[0], each) for each in found)

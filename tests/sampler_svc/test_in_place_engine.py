@@ -12,7 +12,7 @@ from sampler_svc.build.folder import build
 from sampler_svc.build.refit_check import MAX_REFIT_RATIO, check_refits, random_weights, reference_answer
 from sampler_svc.config import SamplerConfig
 from sampler_svc.engines import refit_modes
-from sampler_svc.engines.cpu import DENOISER, NEW_SESSION, OrtEngine, session_options
+from sampler_svc.engines.cpu import NEW_SESSION, OrtEngine, session_options
 from sampler_svc.engines.cpu_in_place import IN_PLACE, InPlaceEngine
 from sampler_svc.engines.engine import BASE, Engine, EngineSpec, Probe, Tensors, WeightSet
 from sampler_svc.engines.folder import EngineManifest, UnusableEngine
@@ -21,6 +21,7 @@ from sampler_svc.model import Model
 from tests.sampler_svc.tunings import Tunings, answers, question
 from unitune.base_model import BaseModelSpec
 from unitune.errors import DataLoss
+from unitune.graph_files import DENOISER
 
 
 class Plain(InPlaceEngine):

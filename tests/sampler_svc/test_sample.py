@@ -21,16 +21,18 @@ from diffusers.schedulers import scheduling_lcm
 
 from sampler_svc.engines.engine import BASE, Engine, WeightSet
 from sampler_svc.model import Model
+from sampler_svc.sampling.edit_steps import EditSteps
 from sampler_svc.sampling.events import Done, EditedImage, Step
 from sampler_svc.sampling.request import Request
-from sampler_svc.sampling.sample import sample, start
+from sampler_svc.sampling.sample import finish, sample, start
+from sampler_svc.sampling.tools import PreparedEdit
 from tests.sampler_svc.edit_events import edit_events
 from tests.sampler_svc.pictures import picture
 from tests.sampler_svc.tunings import Tunings
 from unitune import images
 from unitune.diffusion.schedule import Schedule
 from unitune.diffusion.solvers import SCHEDULERS
-from unitune.errors import Cancelled
+from unitune.errors import Cancelled, Internal
 
 REQUEST = Request(
     image=picture(),
@@ -188,6 +190,15 @@ def sigmas(model: Model, request: Request) -> np.ndarray:
         SCHEDULERS[request.scheduler].run(model.schedule, request.num_inference_steps).late(request.strength).levels
     )
     return np.sqrt((1 - levels) / levels)
+
+
+def test_a_picture_that_is_not_finite_is_refused(model: Model, engine: Engine) -> None:
+    """Latents that are too large for the autoencoder end the edit, rather than a picture of noise."""
+    edit = PreparedEdit(REQUEST, model.tools(engine.run))
+    latents = np.full_like(edit.latent, 1e38)
+
+    with pytest.raises(Internal, match="the autoencoder's picture left the range of numbers"):
+        finish(latents, 0, REQUEST, edit, EditSteps(edit, REQUEST, lambda event: None))
 
 
 @pytest.mark.parametrize("scheduler", sorted(SCHEDULERS))

@@ -40,7 +40,7 @@ class Tunings:
     reference: UnprovenEngine
 
     @classmethod
-    def of(cls, base_model: Path, spec: BaseModelSpec, base: WeightSet) -> "Tunings":
+    def from_model(cls, base_model: Path, spec: BaseModelSpec, base: WeightSet) -> "Tunings":
         """With a torch engine of the base model's folder."""
         return cls(spec, base, UnprovenEngine(base_model, EngineSpec.from_model(spec)))
 

@@ -1,5 +1,7 @@
 """Our Adafactor against transformers' Adafactor of the same settings."""
 
+import weakref
+
 import pytest
 import torch
 from transformers.optimization import Adafactor as Reference
@@ -127,3 +129,36 @@ def test_what_fits_the_cache_together_changes_no_bit(cached: int, monkeypatch: p
             optimizer.step()
 
     assert all(torch.equal(one, other) for one, other in zip(together, apart, strict=True))
+
+
+def test_large_parameters_that_move_in_the_backward_pass_go_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each loses its gradient there, and the small ones keep theirs for the step; no bit of any of them differs."""
+    monkeypatch.setattr(adafactor, "CACHED", 300)  # two kernels and a matrix are larger
+    early, late = parameters(), parameters()
+    optimizers = [Adafactor(early, 1e-2), Adafactor(late, 1e-2)]
+    optimizers[0].step_early()
+    kept = []
+    for step in range(4):
+        for mine in (early, late):
+            sum((each * (step + each)).pow(2).sum() for each in mine).backward()
+        kept = [parameter for parameter in early if parameter.grad is not None]
+        for optimizer in optimizers:
+            optimizer.step()
+
+        assert all(torch.equal(one, other) for one, other in zip(early, late, strict=True))
+    assert 0 < len(kept) < len(SHAPES)
+    assert optimizers[0].late_bytes == sum(parameter.nbytes for parameter in kept)
+    assert max(parameter.nbytes for parameter in early) == optimizers[0].group_bytes
+
+
+def test_parameters_that_moved_early_are_freed_with_their_optimizer() -> None:
+    """They do not keep each other: a tuning of all weights is as large as the model."""
+    large = torch.zeros(adafactor.CACHED + 1, 1).requires_grad_()
+    optimizer = Adafactor([large], 1e-2)
+    optimizer.step_early()
+    large.sum().backward()
+    gone = weakref.ref(optimizer), weakref.ref(large)
+
+    del large, optimizer
+
+    assert (None, None) == tuple(each() for each in gone)

@@ -1,6 +1,7 @@
 """The graphs folder, made once for all tests from the tiny model, and what is refused."""
 
 import hashlib
+import os
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -28,7 +29,7 @@ from tuner_svc.export.graph import ExportError, to_graph
 from tuner_svc.export.operators import TRANSLATIONS, plain_attention, plain_group_norm, plain_linear
 from tuner_svc.export.preview import latent_to_rgb
 from tuner_svc.model_folder import digest as digest_of
-from unitune.base_model import BaseModelSpec, TensorSpec
+from unitune.base_model import BaseModelSpec, TensorSpec, file_digest
 from unitune.images import ModelImage
 from unitune.known_pictures import KNOWN_PICTURES_FILE, KnownPictures
 
@@ -367,6 +368,47 @@ def test_a_folder_that_lacks_a_file_is_not_complete(tiny_graphs: Path, spec: Bas
     assert not is_complete(folder, "0" * 64)
     (folder / "tokenizer.json").unlink()
     assert not is_complete(folder, spec.digest)
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed"])
+def test_a_damaged_folder_is_not_complete_and_is_exported_again(
+    tiny_model: Path, tiny_graphs: Path, spec: BaseModelSpec, tmp_path: Path, damage: str
+) -> None:
+    """Its files' names are not enough: one that is shorter, or has another byte, is found, and the root gets a whole
+    folder again."""
+    folder = shutil.copytree(tiny_graphs, tmp_path / spec.digest[:16])
+    weights = folder / spec.base_weights
+    assert is_complete(folder, spec.digest)
+    with weights.open("r+b") as file:
+        if damage == "cut":
+            file.truncate(weights.stat().st_size - 1)
+        else:
+            file.seek(-1, os.SEEK_END)
+            last = file.read(1)
+            file.seek(-1, os.SEEK_END)
+            file.write(bytes([last[0] ^ 1]))
+
+    assert not is_complete(folder, spec.digest)
+    if damage == "cut":
+        assert folder == export_under(tiny_model, tmp_path)
+        assert is_complete(folder, spec.digest)
+
+
+def test_files_that_were_checked_are_not_read_again(
+    tiny_graphs: Path, spec: BaseModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copied folder is read once; then sizes, times and inodes are enough."""
+    folder, read = shutil.copytree(tiny_graphs, tmp_path / "graphs"), list[str]()
+
+    def digested(path: Path) -> str:
+        read.append(path.name)
+        return file_digest(path)
+
+    monkeypatch.setattr("tuner_svc.export.base_model.file_digest", digested)
+
+    assert is_complete(folder, spec.digest) and sorted(spec.files) == sorted(read)
+    read.clear()
+    assert is_complete(folder, spec.digest) and [] == read
 
 
 def test_a_folder_with_other_files_is_left_alone(tiny_model: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from tuner_svc.base_model import BaseModel
+from tuner_svc.export import controls as controls_of_graphs
 from tuner_svc.export.controls import NoAttention, add_controls
 from tuner_svc.export.denoiser import example, randomised_denoiser
 from tuner_svc.export.graph import to_graph
@@ -149,9 +150,30 @@ def test_both_graphs_read_one_data_file(tiny_graphs: Path) -> None:
     assert outside(plain) == outside(controlled)
 
 
-def test_a_graph_without_cross_attention_is_refused(model: BaseModel) -> None:
+@pytest.fixture(scope="module")
+def written_out(model: BaseModel) -> ir.Model:
+    """The tiny model's graph as it is before any control. Tests change copies of it."""
+    return to_graph(model.denoiser, example(model), "out", translations=TRANSLATIONS)
+
+
+def test_the_smallest_layers_are_controlled_where_all_are_large(
+    written_out: ir.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Self-attention is taken over in the layers of the smallest size, as SDXL has none of 256 places or fewer."""
+    kept = {}
+    for most in (256, 1):
+        monkeypatch.setattr(controls_of_graphs, "MAX_POSITIONS", most)
+        graph = ir.from_proto(ir.to_proto(written_out)).graph
+        add_controls(graph, (12, 12), 16)
+        share = next(value for value in graph.inputs if value.name == "share")
+        (as_rows,) = (node.outputs[0] for node, _ in share.uses())
+        kept[most] = sum(node.op_type == "Mul" for node, _ in as_rows.uses())
+
+    assert 0 < kept[1] < kept[256]
+
+
+def test_a_graph_without_cross_attention_is_refused(written_out: ir.Model) -> None:
     """Another name for the text embedding leaves no keys that come from it; a side that fits no layer is named."""
-    written_out = to_graph(model.denoiser, example(model), "out", translations=TRANSLATIONS)
     graph, other = (ir.from_proto(ir.to_proto(written_out)).graph for _ in range(2))
     with pytest.raises(NoAttention, match="no size of"):
         add_controls(graph, (10, 10), 16)

@@ -106,6 +106,8 @@ def test_a_model_that_ends_in_pure_noise_is_sampled_from_there(folder: Path) -> 
     schedule, preset = read_schedule(folder), read_preset(folder)
 
     assert ("trailing", 0.7, 5.0) == (schedule.timestep_spacing, preset.guidance_rescale, preset.guidance_scale)
+    (folder / "unitune_preset.json").write_text('{"guidance_scale": 6}')
+    assert (0.7, 6.0) == (read_preset(folder).guidance_rescale, read_preset(folder).guidance_scale)
     change(folder / "scheduler" / "scheduler_config.json", timestep_spacing="linspace")
     assert "linspace" == read_schedule(folder).timestep_spacing
 
@@ -113,7 +115,7 @@ def test_a_model_that_ends_in_pure_noise_is_sampled_from_there(folder: Path) -> 
 @pytest.mark.parametrize("method", TUNING_METHODS)
 def test_a_distilled_model_is_not_tuned(method: str, model: BaseModel) -> None:
     """The refusal names the kind and what to do instead."""
-    config = TuningConfig.of(model.preset, method)
+    config = TuningConfig.from_preset(model.preset, method)
     distilled = replace(model, preset=replace(model.preset, distilled="turbo"))
 
     with pytest.raises(InvalidField, match="few steps \\(turbo\\)") as refused:

@@ -150,6 +150,7 @@ def test_a_folder_that_is_no_model_stops_the_start(tmp_path: Path) -> None:
         ({"UNITUNE_STORE": ""}, "UNITUNE_STORE is empty"),
         ({"UNITUNE_STORE": "s", "UNITUNE_THREADS": "-1"}, "UNITUNE_THREADS is -1"),
         ({"UNITUNE_STORE": "s", "UNITUNE_GATEWAY": " , "}, "UNITUNE_GATEWAY is empty"),
+        ({"UNITUNE_STORE": "s", "UNITUNE_TUNING_MEMORY_GB": "-1"}, "UNITUNE_TUNING_MEMORY_GB is -1: it must be 0"),
     ],
 )
 def test_wrong_settings_are_refused(variables: dict[str, str], complaint: str) -> None:

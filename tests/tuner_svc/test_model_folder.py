@@ -173,6 +173,16 @@ def test_a_preset_overrides_defaults(folder: Path) -> None:
     assert isinstance(preset.guidance_scale, float)
 
 
+def test_a_family_has_its_own_defaults(tiny_sdxl: Path, tmp_path: Path) -> None:
+    """Those of SDXL are in force with a preset and without one; what the preset sets comes first."""
+    folder = Path(shutil.copytree(tiny_sdxl, tmp_path / "xl"))
+
+    assert (5e-5, 5.0) == (read_preset(folder).learning_rate, read_preset(folder).guidance_scale)
+    assert {5.0, 7.5} == {guidance for _, guidance in read_preset(folder).automatic_points}
+    (folder / "unitune_preset.json").write_text('{"guidance_scale": 7}')
+    assert (5e-5, 7.0) == (read_preset(folder).learning_rate, read_preset(folder).guidance_scale)
+
+
 def test_a_preset_has_a_section_per_method(folder: Path) -> None:
     """A method's own values come before published ones, those before UniTune's, and no other method sees them."""
     (folder / "unitune_preset.json").write_text(

@@ -53,5 +53,5 @@ def test_another_kind_of_tuning_is_told_nothing_of_this_one(monkeypatch: pytest.
     times = StageTimes()
     run(Clock(monkeypatch), times, update_s=1, packing_s=50)
 
-    assert 50 == times.of("unitune", "packing")
-    assert 1 == times.of("imagic", "packing")
+    assert 50 == times.seconds("unitune", "packing")
+    assert 1 == times.seconds("imagic", "packing")

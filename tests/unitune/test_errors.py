@@ -111,7 +111,7 @@ def test_no_text_makes_a_status_too_large(field: str, value: str, remedy: str, t
     """Texts of any length and alphabet give details below 4 KiB that come back as the same error (r5)."""
     for error in (
         InvalidField(field * times or "f", value * times, remedy * times),
-        Aborted.of_field(field * times or "f", value * times, remedy * times, reason="OTHER"),
+        Aborted.field_error(field * times or "f", value * times, remedy * times, reason="OTHER"),
         NotFound(value * times, reason="GONE", metadata={f"k{n}": remedy * times for n in range(9)}),
     ):
         status = to_status(error)

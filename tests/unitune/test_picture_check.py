@@ -1,6 +1,7 @@
 """Children that decode: bounded memory, and no picture and no death of one is ever a hang or a mistake of ours."""
 
 import asyncio
+import io
 import os
 import resource
 import signal
@@ -15,7 +16,8 @@ from tests.picture_files import file_of
 from unitune import picture_check
 from unitune.errors import InvalidArgument, Unavailable
 from unitune.picture_check import MaskInfo, PictureChecks
-from unitune.picture_file import PictureInfo
+from unitune.picture_file import PictureInfo, is_readable
+from unitune.picture_header import AVIF, HEIC, header
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="limits of memory and /proc are Linux's"),
@@ -88,6 +90,36 @@ async def test_the_largest_pictures_fit_the_memory_that_one_has(
     assert (info.width, info.height) == size
     assert peak_bytes(checks._idle[0].pid) < 640 << 20
     assert peak_bytes("self") - before < 32 << 20
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("AVIF", marks=pytest.mark.skipif(not is_readable(AVIF), reason="this Pillow has no AVIF")),
+        pytest.param("HEIF", marks=pytest.mark.skipif(not is_readable(HEIC), reason="unitune[heic] is not installed")),
+    ],
+)
+async def test_a_heif_picture_needs_no_more_than_its_header_is_taken_to_say(checks: PictureChecks, kind: str) -> None:
+    """What the child takes more than for a small one is below the bytes that are reserved for it (R4)."""
+    options = {"speed": 10} if kind == "AVIF" else {"enc_params": {"preset": "ultrafast"}}
+
+    def made(size: tuple[int, int]) -> bytes:
+        image = Image.new("RGBA", size, (200, 30, 30, 99))
+        if kind == "AVIF":
+            return file_of(image, kind, **options)
+        import pillow_heif
+
+        file = io.BytesIO()
+        pillow_heif.from_pillow(image).save(file, **options)
+        return file.getvalue()
+
+    small, large = made((64, 64)), made((2400, 1600))
+    await checks.picture(small)
+    before = peak_bytes(checks._idle[0].pid)
+    info = await checks.picture(large)
+
+    assert (info.width, info.height) == (2400, 1600)
+    assert peak_bytes(checks._idle[0].pid) - before <= header(large).checking_bytes
 
 
 async def test_a_picture_that_needs_too_much_memory_is_too_large(checks: PictureChecks) -> None:

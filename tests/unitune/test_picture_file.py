@@ -1,6 +1,8 @@
 """The reader of picture files: whatever bytes come, they are a picture or an error that says what they are."""
 
+import io
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -8,10 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin, features
 
+from tests.colour_profiles import rgb_profile
 from tests.picture_files import file_of
 from unitune import images, picture_file, picture_header
 from unitune.errors import InvalidArgument
-from unitune.picture_header import JPEG, PNG, WEBP
+from unitune.photograph import Photograph
+from unitune.picture_header import AVIF, HEIC, JPEG, PNG, WEBP
 
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "LAB", "HSV", "I", "I;16", "F")
 REASONS = {"IMAGE_UNDECODABLE", "IMAGE_TOO_LARGE", "UPLOAD_TOO_LARGE"}
@@ -36,6 +40,17 @@ def webp_header(width: int, height: int) -> bytes:
     """A WebP that announces a size and has no pixels."""
     sides = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
     return b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + sides
+
+
+def heif_header(width: int, height: int, brand: bytes = b"heic") -> bytes:
+    """A HEIC, or an AVIF, that announces a size and has no pixels."""
+
+    def box(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", 8 + len(content)) + name + content
+
+    properties = box(b"ispe", bytes(4) + struct.pack(">II", width, height)) + box(b"pixi", bytes(4) + b"\3\x0a\x0a\x0a")
+    about = box(b"meta", bytes(4) + box(b"hdlr", bytes(24)) + box(b"iprp", box(b"ipco", properties)))
+    return box(b"ftyp", brand + bytes(4) + b"mif1") + about
 
 
 def paletted() -> Image.Image:
@@ -111,7 +126,11 @@ def test_a_jpeg_of_any_mode_is_taken(mode: str, progressive: bool) -> None:
     """Grey, colour and print colours, and every byte of them is looked at though the check decodes them reduced."""
     data = file_of(noise((300, 200)).convert(mode), "JPEG", progressive=progressive)
 
-    assert picture_file.check(data) == picture_file.PictureInfo(300, 200, "image/jpeg")
+    info = picture_file.check(data)
+    assert (info.width, info.height, info.media_type) == (300, 200, "image/jpeg")
+    assert [word in info.warnings[0] for word in {"L": ["grey"], "CMYK": ["print"]}.get(mode, [])] == [True] * len(
+        info.warnings
+    )
     assert images.decode(data).shape == (200, 300, 3)
     assert refused(data[: len(data) * 9 // 10]).reason == "IMAGE_UNDECODABLE"
 
@@ -132,7 +151,9 @@ def test_a_png_with_a_very_long_text_is_opened(chunk: str) -> None:
         add("workflow", text, zip=True)
         data = file_of(noise(), pnginfo=about)
 
-    assert picture_file.check(data) == picture_file.PictureInfo(20, 12, "image/png")
+    info = picture_file.check(data)
+    assert (info.width, info.height) == (20, 12)
+    assert ["colour profile" in warning for warning in info.warnings] == [True] * (chunk == "iCCP")
     np.testing.assert_array_equal(images.decode(data), np.asarray(noise()))
 
 
@@ -143,8 +164,8 @@ def test_a_png_with_a_very_long_text_is_opened(chunk: str) -> None:
         (file_of(noise(), "BMP"), "a BMP"),
         (file_of(noise(), "TIFF"), "a TIFF"),
         (file_of(noise(), "PDF"), "a PDF"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0heicmif1", "a HEIC"),
-        (b"\0\0\0\x1cftypavif\0\0\0\0avifmif1", "an AVIF"),
+        (b"\0\0\0\x18ftyphevc\0\0\0\0hevcmsf1", "a HEIC of several pictures"),
+        (b"\0\0\0\x14ftypmif1\0\0\0\0mif1", "a HEIF of an unknown kind"),
         (b"\0\0\0\x18ftypmp42\0\0\0\0", "a video"),
         ("Ein Text über nichts.\n".encode(), "text"),
         (b'<?xml version="1.0"?>\n<svg xmlns="..."/>', "an SVG"),
@@ -158,7 +179,7 @@ def test_another_kind_of_file_is_named(data: bytes, kind: str) -> None:
     error = refused(data)
 
     assert (error.reason, error.metadata["value"]) == ("IMAGE_UNDECODABLE", kind)
-    assert error.message == f"image is {kind}: send a PNG, JPEG or WebP picture"
+    assert error.message == f"image is {kind}: send a PNG, JPEG, WebP or AVIF picture"
 
 
 def test_a_wrong_kind_is_named_even_of_a_file_that_is_too_large() -> None:
@@ -181,6 +202,8 @@ def test_a_damaged_file_is_told_as_such() -> None:
         (b"\xff\xd8\xff\xc0\0\x11\x08" + struct.pack(">HHB", 1, 16_385, 3) + bytes(9), "16385x1", "16384"),
         (webp_header(16_383, 3_900), "16383x3900", "24 megapixels as WebP"),
         (webp_header(16_777_216, 1), "16777216x1", "16384"),
+        (heif_header(8064, 6048), "8064x6048", "25 megapixels as HEIC, or of at most 64 as PNG or JPEG"),
+        (heif_header(8064, 6048, b"avif"), "8064x6048", "25 megapixels as AVIF"),
     ],
 )  # fmt: skip
 def test_sides_and_pixels_are_refused_from_the_header(data: bytes, size: str, remedy: str) -> None:
@@ -198,7 +221,8 @@ def test_an_animation_is_its_first_frame_with_a_warning(kind: str) -> None:
     frames = [Image.new("RGB", (20, 12), colour) for colour in ("teal", "red", "blue")]
     data = file_of(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True)
 
-    assert picture_file.check(data).warnings == ("the picture is animated: only the first of its 3 frames is used",)
+    (warning,) = picture_file.check(data).warnings
+    assert "only the first of its 3 frames is used; to edit another one" in warning
     np.testing.assert_array_equal(images.decode(data)[0, 0], (0, 128, 128))
 
 
@@ -214,11 +238,11 @@ def test_an_animation_is_its_first_frame_with_a_warning(kind: str) -> None:
         (paletted(), {"transparency": 0}, False),
     ],
 )
-def test_transparency_is_lost_with_a_warning(image: Image.Image, options: dict[str, object], is_told: bool) -> None:
+def test_transparency_is_told(image: Image.Image, options: dict[str, object], is_told: bool) -> None:
     """Only where a pixel is transparent in fact, and then it is white (N23)."""
     data = file_of(image, **options)
 
-    assert [("transparent parts" in warning) for warning in picture_file.check(data).warnings] == [True] * is_told
+    assert is_told == sum("transparent parts" in warning for warning in picture_file.check(data).warnings)
     if is_told and image.mode != "RGBA":
         assert images.decode(data).min() == 255
 
@@ -251,15 +275,85 @@ def test_a_large_picture_in_strips_is_the_same_as_a_small_one() -> None:
         np.testing.assert_array_equal(back, np.asarray(whole))
 
 
-@pytest.mark.skipif(not features.check("avif"), reason="this Pillow writes no AVIF")
-def test_an_avif_of_pillows_own_is_named() -> None:
-    """The kind is known by its bytes, whoever wrote it (N13)."""
-    assert refused(file_of(noise(), "AVIF")).metadata["value"] == "an AVIF"
+needs_avif = pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+needs_heic = pytest.mark.skipif(not picture_file.is_readable(HEIC), reason="unitune[heic] is not installed")
+
+
+@needs_avif
+@pytest.mark.parametrize("orientation", [1, 6, 7])
+def test_an_avif_is_taken_upright(orientation: int) -> None:
+    """By its bytes, with its own turn, its transparency and its profile."""
+    exif = Image.Exif()
+    exif[picture_file.EXIF_ORIENTATION] = orientation
+    image = Image.new("RGB", (60, 40), (200, 30, 30))
+    image.paste((30, 30, 200), (0, 0, 30, 40))
+    data = file_of(image, "AVIF", exif=exif.tobytes(), quality=95)
+
+    info, pixels = picture_file.check(data), images.decode(data)
+
+    assert (info.height, info.width) == pixels.shape[:2] == ((40, 60) if orientation == 1 else (60, 40))
+    assert (info.media_type, info.warnings) == ("image/avif", ())
+    turned = {1: (20, 5), 6: (5, 20), 7: (55, 20)}[orientation]  # where the picture's left side is
+    assert pixels[turned][2] > 150
+
+
+@needs_avif
+def test_what_an_avif_has_beside_its_colours_is_told() -> None:
+    """Further frames and transparency."""
+    frames = [Image.new("RGBA", (20, 12), (9, 99, level, 128)) for level in (0, 100, 200)]
+    data = file_of(frames[0], "AVIF", save_all=True, append_images=frames[1:])
+
+    told = picture_file.check(data).warnings
+
+    assert "only the first of its 3 frames" in told[0] and "transparent parts" in told[1] and len(told) == 2
+
+
+@needs_heic
+def test_a_heic_is_taken_where_its_reader_is_installed() -> None:
+    """As phones write it: its sides, its turn and its profile."""
+    import pillow_heif
+
+    profile = rgb_profile("display_p3")
+    image = Image.new("RGB", (60, 40), (200, 30, 30))
+    file = io.BytesIO()
+    pillow_heif.from_pillow(image).save(file, quality=90, icc_profile=profile)
+    data = file.getvalue()
+
+    info, photograph = picture_file.check(data), Photograph.decode(data)
+
+    assert (info.width, info.height, info.media_type, info.warnings) == (60, 40, "image/heic", ())
+    assert photograph.profile is not None and photograph.profile.data == profile
+    assert photograph.seen[20, 30, 0] > 205  # red of Display P3 is redder than sRGB's
+
+
+def test_a_heic_without_its_reader_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its header is read, and then the error names the extra."""
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setattr(picture_file, "is_readable", lambda kind: kind != HEIC)
+
+    error = refused(heif_header(60, 40))
+
+    assert (error.reason, error.metadata["value"]) == ("IMAGE_UNDECODABLE", "a HEIC")
+    assert "send a JPEG or PNG" in error.message and "unitune[heic]" in error.message
+
+
+def test_the_header_of_a_heif_tells_sides_and_bits() -> None:
+    """Before any decoder sees the file; boxes that do not fit into each other are a damaged file (R4)."""
+    head = picture_header.header(heif_header(4032, 3024))
+    assert (head.kind, head.width, head.height, head.bits) == (HEIC, 4032, 3024, 10)
+    assert picture_header.header(heif_header(60, 40, b"avif")).kind == AVIF
+
+    for data in (heif_header(60, 40)[:-9], heif_header(60, 40).replace(b"ispe", b"abcd"), heif_header(0, 40)):
+        with pytest.raises(InvalidArgument, match="damaged or cut short"):
+            picture_header.header(data)
+    many = struct.pack(">I", 8 * 20_000 + 28) + b"ftypheic" + bytes(16) + (struct.pack(">I", 8) + b"free") * 20_000
+    with pytest.raises(InvalidArgument, match="damaged or cut short"):
+        picture_header.header(many)
 
 
 def test_the_kinds_have_one_table() -> None:
     """Every kind that is taken has a reader, a size and a media type; none is looked up by what a library says (N1)."""
-    assert set(picture_header.KINDS) == set(picture_header.MEDIA_TYPES) == {PNG, JPEG, WEBP}
+    assert set(picture_header.KINDS) == set(picture_header.MEDIA_TYPES) == {PNG, JPEG, WEBP, AVIF, HEIC}
     assert all(".format" not in Path(module.__file__).read_text() for module in (picture_file, picture_header))
 
 

@@ -54,7 +54,7 @@ class Service(edit_pb2_grpc.EditServiceServicer, image_pb2_grpc.ImageServiceServ
         if request.name == "busy":
             raise Unavailable("busy", reason="BUSY", retry_after_s=1.5)
         if len(request.name) > 1000:
-            raise Aborted.of_field("name", request.name, "read it again", reason="CHANGED")
+            raise Aborted.field_error("name", request.name, "read it again", reason="CHANGED")
         return edit_pb2.Edit(name=request.name)
 
     async def UploadImage(self, requests: AsyncIterator[image_pb2.UploadImageRequest], context: Any) -> image_pb2.Image:

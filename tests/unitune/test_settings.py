@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from gateway.config import GatewayConfig
-from unitune.settings import NAMES, BadSetting, load, num_cores
+from sampler_svc.config import SamplerConfig
+from tuner_svc.config import TunerConfig
+from unitune.settings import NAMES, TABLES, BadSetting, load, num_cores
 
 
 def setting(name: str, help: str = "x", **options: Any) -> Any:
@@ -81,7 +83,7 @@ def test_a_missing_setting_is_named_with_its_help() -> None:
 
 def test_neighbours_variables_are_passed_over() -> None:
     """Other programs' settings, Kubernetes' service links and everything without our prefix are no mistakes."""
-    others = dict.fromkeys(NAMES, "x")
+    others = dict.fromkeys(NAMES, "x")  # of which UNITUNE_CONFIG is read by programs that have a table
     links = {
         "UNITUNE_GATEWAY_SERVICE_HOST": "10.0.0.1",
         "UNITUNE_GATEWAY_SERVICE_PORT_GRPC": "50051",
@@ -91,9 +93,102 @@ def test_neighbours_variables_are_passed_over() -> None:
     assert load(Config, {"UNITUNE_NEEDED": "a", **others, **links, "HOME": "/"}) == Config(needed="a")
 
 
-def test_the_gateways_settings_are_known_to_all() -> None:
-    """A neighbour passes over each of them."""
-    assert {field.metadata["env"] for field in dataclasses.fields(GatewayConfig) if "env" in field.metadata} <= NAMES
+@pytest.mark.parametrize("service", [GatewayConfig, SamplerConfig, TunerConfig])
+def test_a_services_settings_are_known_to_all(service: Any) -> None:
+    """A neighbour passes over each of them, and the service has a table of its own in the file."""
+    assert {field.metadata["env"] for field in dataclasses.fields(service) if "env" in field.metadata} <= NAMES
+    assert service.TABLE in TABLES
+
+
+def test_every_known_setting_is_somebodys() -> None:
+    """No name is passed over that no program reads."""
+    services = (GatewayConfig, SamplerConfig, TunerConfig)
+    read = {field.metadata.get("env") for service in services for field in dataclasses.fields(service)}
+    assert NAMES - read == {"UNITUNE_ADDRESS", "UNITUNE_CONFIG", "UNITUNE_HOME"}
+
+
+def test_the_page_of_settings_is_fresh() -> None:
+    """docs/settings.md is what protos/settings_page.py makes of the configurations, and tells every setting."""
+    from protos.settings_page import PAGE, page
+
+    assert PAGE.read_text() == page()
+    assert all(f"| `{name}` |" in page() for name in NAMES - {"UNITUNE_ADDRESS", "UNITUNE_CONFIG", "UNITUNE_HOME"})
+
+
+def file_of(folder: Path, text: str) -> dict[str, str]:
+    """The environment with a file of settings."""
+    path = folder / "unitune.toml"
+    path.write_text(text)
+    return {"UNITUNE_STATE": "s", "UNITUNE_CONFIG": str(path)}
+
+
+def test_a_file_has_the_settings_of_all_services(tmp_path: Path) -> None:
+    """A service takes its own table, and the environment comes before it."""
+    environ = file_of(
+        tmp_path,
+        """
+        [gateway]
+        store = "/data/store"
+        health_address = ""
+        connection_age_s = 60
+        tenant_requests_per_s = 0.5
+        open_edits = 7
+
+        [tuner]
+        threads = 3
+        base_model = "/models/sd"
+        """,
+    )
+    config = load(GatewayConfig, environ)
+    assert (config.store, config.health_address, config.open_edits) == ("/data/store", None, 7)
+    assert (config.connection_age_s, config.tenant_requests_per_s) == (60.0, 0.5)
+    assert load(GatewayConfig, environ | {"UNITUNE_OPEN_EDITS": "9"}).open_edits == 9
+    tuner = load(TunerConfig, environ | {"UNITUNE_STORE": "x"})
+    assert tuner.threads == 3 and tuner.base_model == Path("/models/sd")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[gateway]\nopen_edit = 3", "[gateway] open_edit of {file} is not a setting: did you mean open_edits?"),
+        ("[gateway]\nzzz = 3", "[gateway] zzz of {file} is not a setting: known are address"),
+        ("[gatway]\nx = 3", "[gatway] of {file} is not a table of settings: did you mean gateway?"),
+        ("store = 3", "[store] of {file} is not a table of settings: known are gateway, sampler, tuner"),
+        (
+            "[gateway]\nstore = 'x'\nopen_edits = true",
+            "[gateway] open_edits of {file} is True: it must be a whole number",
+        ),
+        (
+            "[gateway]\nstore = 'x'\nopen_edits = 1.5",
+            "[gateway] open_edits of {file} is 1.5: it must be a whole number",
+        ),
+        (
+            "[gateway]\nstore = 'x'\nopen_edits = '3'",
+            "[gateway] open_edits of {file} is '3': it must be a whole number",
+        ),
+        (
+            "[gateway]\nstore = 'x'\nkeep_unused_s = nan",
+            "[gateway] keep_unused_s of {file} is nan: it must be a finite number",
+        ),
+        ("[gateway]\nstore = 3", "[gateway] store of {file} is 3: it must be a text"),
+        ("[gateway]\nstore = 'x'\nopen_edits = -1", "[gateway] open_edits of {file} is -1: it must be 0, for no limit"),
+        ("[gateway", "UNITUNE_CONFIG is '{file}', which is no TOML: "),
+    ],
+)
+def test_a_bad_file_stops_the_start(tmp_path: Path, text: str, words: str) -> None:
+    """One line names the place, its value and what would be right."""
+    environ = file_of(tmp_path, text)
+    with pytest.raises(BadSetting) as caught:
+        load(GatewayConfig, environ)
+    assert str(caught.value).startswith(words.format(file=environ["UNITUNE_CONFIG"])) and "\n" not in str(caught.value)
+
+
+def test_a_missing_file_stops_the_start(tmp_path: Path) -> None:
+    """It is told by its variable; an empty one names none."""
+    environ = {"UNITUNE_STATE": "s", "UNITUNE_STORE": "x"}
+    with pytest.raises(BadSetting, match=r"UNITUNE_CONFIG is '.*none.toml': no such file"):
+        load(GatewayConfig, environ | {"UNITUNE_CONFIG": str(tmp_path / "none.toml")})
+    assert load(GatewayConfig, environ | {"UNITUNE_CONFIG": ""}).store == "x"
 
 
 def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,11 +33,11 @@ WRONG = [
 
 def test_weights_have_one_form() -> None:
     """What the gateway makes is right, and is read as what it was made of."""
-    path = store_paths.of_weights("alice", "t-0123", 12)
+    path = store_paths.weights_path("alice", "t-0123", 12)
     store_paths.check_weights(path, "path")
     store_paths.check_object(f"{path}/weights.safetensors")
     assert store_paths.read_weights(path) == ("alice", "t-0123", 12)
-    assert store_paths.read_image(store_paths.of_image("alice", "0" * 64) + "/file") == ("alice", "0" * 64)
+    assert store_paths.read_image(store_paths.image_path("alice", "0" * 64) + "/file") == ("alice", "0" * 64)
 
 
 @pytest.mark.parametrize("path", WRONG)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from unitune import images
-from unitune.working_size import MOST_AREA, MOST_ASPECT, fit, size_of, warnings_of, working_size
+from unitune.working_size import MOST_AREA, MOST_ASPECT, enlarged, fit, size_of, warnings_of, working_size
 
 STABLE_DIFFUSION, STICKERBOOK = ((512, 512), 64), ((64, 64), 16)
 
@@ -109,3 +109,14 @@ def test_a_picture_that_is_too_long_is_told() -> None:
     assert [] == warnings_of((1000, 2500)) == warnings_of((2500, 1000))
     (warning,) = warnings_of((100, 400))
     assert "4.0 times as long" in warning and "only_masked" in warning
+
+
+def test_a_second_passes_size_is_a_multiple_of_the_working_size_and_at_most_the_pictures() -> None:
+    """In the model's step; a picture that is no larger than its working size has none."""
+    size = (3000, 4000)
+    place = fit(size, (448, 576))
+
+    sizes = [found.size if (found := enlarged(size, place, scale, 64)) else None for scale in (2.0, 4.0, 16.0)]
+    assert sizes == [(896, 1152), (1792, 2304), (3136, 4032)]
+    assert enlarged((430, 576), fit((430, 576), (448, 576)), 2.0, 64) is None
+    assert enlarged((500, 600), fit((500, 600), (448, 576)), 8.0, 64) is not None

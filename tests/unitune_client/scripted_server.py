@@ -21,13 +21,15 @@ from PIL import Image
 
 from tests.configs import sampling_config, tuning_config
 from unitune import serving
+from unitune.choices import BOUND_TO_NULL_TEXT, tuned_by
 from unitune.errors import Internal, UniTuneError, to_status
-from unitune.options import SAMPLING, Flat
+from unitune.options import SAMPLING, Flat, put_words
 from unitune.v1 import (
     edit_pb2,
     edit_pb2_grpc,
     image_pb2,
     image_pb2_grpc,
+    key_pb2_grpc,
     server_pb2,
     server_pb2_grpc,
     tuning_pb2,
@@ -112,7 +114,14 @@ class ScriptedServer:
                 raise answer
             return answer
         self.requests["CheckEdit"].append(request)
-        return [event for event in edit_events([]) if event.WhichOneof("event") in ("accepted", "done")]
+        events = [event for event in edit_events([]) if event.WhichOneof("event") in ("accepted", "done")]
+        method = Flat(request.config).method or "unitune"
+        if tuned_by(method, Flat(request.config).inversion):
+            config = events[0].accepted.tuning_config
+            config.CopyFrom(request.tuning_config)
+            if method != "unitune":
+                put_words(config, tuning_words(method, request))
+        return events
 
     def check_compare(self, request: Any) -> list[Any]:
         """Answer a comparison that is to be validated only: as scripted, or accepted for the methods that are named."""
@@ -131,7 +140,8 @@ class ScriptedServer:
         tuning_pb2_grpc.add_TuningServiceServicer_to_server(_Tunings(self), server)
         edit_pb2_grpc.add_EditServiceServicer_to_server(_Edits(self), server)
         server_pb2_grpc.add_ServerServiceServicer_to_server(_Server(self), server)
-        return [f"unitune.v1.{name}Service" for name in ("Image", "Tuning", "Edit", "Server")]
+        key_pb2_grpc.add_KeyServiceServicer_to_server(_Keys(self), server)
+        return [f"unitune.v1.{name}Service" for name in ("Image", "Tuning", "Edit", "Server", "Key")]
 
 
 class _Images(image_pb2_grpc.ImageServiceServicer):
@@ -147,6 +157,9 @@ class _Tunings(tuning_pb2_grpc.TuningServiceServicer):
         self._script = script
 
     async def CreateTuning(self, request: Any, context: Any) -> Any:
+        if request.validate_only:  # needs no script
+            self._script.requests["CheckTuning"].append(request)
+            return tuning("QUEUED")
         return await self._script.unary("CreateTuning", request)
 
     async def GetTuning(self, request: Any, context: Any) -> Any:
@@ -199,6 +212,30 @@ class _Server(server_pb2_grpc.ServerServiceServicer):
 
     async def GetServerInfo(self, request: Any, context: Any) -> Any:
         return await self._script.unary("GetServerInfo", request)
+
+
+class _Keys(key_pb2_grpc.KeyServiceServicer):
+    """Remembers the credential of each call, too."""
+
+    def __init__(self, script: ScriptedServer) -> None:
+        self._script = script
+
+    async def _answer(self, method: str, request: Any, context: Any) -> Any:
+        sent = dict(context.invocation_metadata()).get("authorization", "")
+        self._script.requests["credentials"].append(sent)
+        return await self._script.unary(method, request)
+
+    async def CreateKey(self, request: Any, context: Any) -> Any:
+        return await self._answer("CreateKey", request, context)
+
+    async def ListKeys(self, request: Any, context: Any) -> Any:
+        return await self._answer("ListKeys", request, context)
+
+    async def RotateKey(self, request: Any, context: Any) -> Any:
+        return await self._answer("RotateKey", request, context)
+
+    async def RevokeKey(self, request: Any, context: Any) -> Any:
+        return await self._answer("RevokeKey", request, context)
 
 
 @contextmanager
@@ -335,13 +372,16 @@ def edit_events(
     seeds: Iterable[int] = (0,),
     warnings: Iterable[str] = (),
     mask: bytes = b"",
+    tuning: tuning_pb2.TuningConfig | None = None,
 ) -> list[edit_pb2.EditEvent]:
-    """Events of an edit that succeeds with these pictures."""
+    """Events of an edit that succeeds with these pictures; `tuning` is what it is told to need."""
     kinds = edit_pb2.EditEvent
     config = sampling_config(
         method="unitune", scheduler="ddim", num_inference_steps=20, guidance_scale=7.5, strength=0.8
     )
-    accepted = kinds.Accepted(edit=EDIT, config=config, effective_strength=0.8, seeds=seeds, warnings=warnings)
+    accepted = kinds.Accepted(
+        edit=EDIT, config=config, effective_strength=0.8, seeds=seeds, warnings=warnings, tuning_config=tuning
+    )
     events = [kinds(accepted=accepted), kinds(loading=kinds.Loading(warm=False, refit_s=0.25, probe_ratio=0.01))]
     events += [kinds(step=kinds.Step(index=index, total=steps)) for index in range(steps)]
     for index, (seed, png) in enumerate(zip(seeds, pngs, strict=False)):
@@ -351,6 +391,17 @@ def edit_events(
     for number, event in enumerate(events, start=1):
         event.sequence = number
     return events
+
+
+def tuning_words(method: str, request: edit_pb2.EditRequest) -> dict[str, Any]:
+    """The method of an edit's tuning, and what the edit itself binds in it."""
+    match tuned_by(method, Flat(request.config).inversion):
+        case "imagic":
+            return {"method": "imagic", "prompt": request.prompt}
+        case "null_text":
+            return {"method": "null_text"} | {name: getattr(Flat(request.config), name) for name in BOUND_TO_NULL_TEXT}
+        case other:
+            return {"method": other}
 
 
 def compare_events(

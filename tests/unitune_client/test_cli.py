@@ -168,14 +168,14 @@ def test_prompt_to_prompt_edits_the_picture_itself(server: ScriptedServer, photo
     assert wanted == request.config
 
 
-def test_null_text_is_tuned_by_the_edit_itself(server: ScriptedServer, photo: Path) -> None:
-    """The command asks for no tuning: the edit's settings, and its tuning's, go in one request, as `tune` has them."""
+def test_null_text_is_tuned_for_the_edits_own_settings(server: ScriptedServer, photo: Path) -> None:
+    """The command asks for the tuning that the server says the edit needs: the one that `tune` asks for."""
     server.script("GetServerInfo", scripted_server.server_info(), scripted_server.server_info())
     server.script("UploadImage", scripted_server.uploaded, scripted_server.uploaded)
     log = scripted_server.edit_events([DOG])
     log.insert(-2, edit_pb2.EditEvent(warning=edit_pb2.EditEvent.Warning(text="local blend keeps nothing")))
     server.script("Edit", log)
-    server.script("CreateTuning", scripted_server.tuning("READY"))
+    server.script("CreateTuning", scripted_server.tuning("READY"), scripted_server.tuning("READY"))
     bound = ["--base-prompt=a cat", "--steps=30", "--guidance=5", "--updates=20", "--address", server.address]
     beside = ["--method=prompt_to_prompt", "--inversion=null_text", "--blend=dog"]
 
@@ -198,7 +198,7 @@ def test_null_text_is_tuned_by_the_edit_itself(server: ScriptedServer, photo: Pa
     wanted = tuning_config(
         method="null_text", updates=20, base_prompt="a cat", num_inference_steps=30, guidance_scale=5
     )
-    assert wanted == server.requests["CreateTuning"][0].config
+    assert [wanted, wanted] == [request.config for request in server.requests["CreateTuning"]]
 
 
 def test_imagic_tunes_for_every_prompt(server: ScriptedServer, photo: Path) -> None:
@@ -235,7 +235,7 @@ def test_imagic_tunes_for_every_prompt(server: ScriptedServer, photo: Path) -> N
 def test_automatic_is_the_default_where_the_method_leaves_it_open(
     server: ScriptedServer, photo: Path, method: str, asked: list[str], automatic: bool
 ) -> None:
-    """With a gate, for UniTune and SDEdit; the other methods keep their published settings unless it is asked for."""
+    """With a CLIP filter, for UniTune and SDEdit; the others keep their published settings unless it is asked for."""
     info = scripted_server.server_info()
     info.base_model.has_clip_filter, info.base_model.fast_steps = True, 4
     server.script("GetServerInfo", info)
@@ -284,6 +284,7 @@ def test_tune_makes_one_tuning_per_prompt(server: ScriptedServer, photo: Path) -
     assert 0 == done.exit_code, done.output
     assert ["a dog", "a cat"] == [request.config.prompt for request in server.requests["CreateTuning"]]
     assert [TUNING, TUNING] == done.stdout.splitlines()
+    assert ["a cat"] == [request.config.prompt for request in server.requests["CheckTuning"]]
 
 
 def test_a_tuning_that_is_there_is_not_watched(server: ScriptedServer, photo: Path) -> None:
@@ -315,7 +316,7 @@ def test_json_prints_one_object_per_event_and_nothing_else(server: ScriptedServe
     assert DOG == Path(picture["value"]).read_bytes()
     assert Path(sheet["value"]).is_file()
     progress = {"update": 3, "total": 128, "loss": 0.5, "left_s": 9.0, "learning_rate": 1e-4, "stopped_early": False}
-    progress |= {"stage": "updating", "attempt": 0, "resumed_update": 0}
+    progress |= {"stage": "updating", "warning": "", "attempt": 0, "resumed_update": 0}
     assert progress == lines[2]["progress"]
     assert "d1" == lines[3]["tuning"]["weights"]["digest"]
 
@@ -332,6 +333,10 @@ def test_json_prints_one_object_per_event_and_nothing_else(server: ScriptedServe
         (["--eta", "3"], "error: --eta is '3': give a number from 0 to 2"),
         (["--vectors", "0"], "error: --vectors is '0': give a whole number from 1 to 16"),
         (["--zzzz"], "error: No such option '--zzzz'."),
+        (["--update", "3"], "error: No such option '--update'. Did you mean --updates?"),
+        (["--embed", "3"], "error: No such option '--embed'. Did you mean --embedding-updates?"),
+        (["--prompt", "a cat"], "error: No such option '--prompt'. Did you mean PROMPT, which has no flag?"),
+        (["--guidence", "3"], "error: No such option '--guidence'. Did you mean --guidance?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -349,8 +354,8 @@ def test_wrong_input_is_one_line_and_code_2(photo: Path, options: list[str], lin
     [
         ("--mask", "mask.png", b"no picture", "--mask is 'mask.png': it is text; give a PNG picture"),
         ("--mask", "mask.jpg", b"\xff\xd8\xff", "--mask is 'mask.jpg': it is a JPEG; give a PNG picture"),
-        ("PHOTO", "a.gif", b"GIF89a", "PHOTO is 'a.gif': it is a GIF; give a PNG, JPEG or WebP picture"),
-        ("--photo", "b.pdf", b"%PDF", "--photo is 'b.pdf': it is a PDF; give a PNG, JPEG or WebP picture"),
+        ("PHOTO", "a.gif", b"GIF89a", "PHOTO is 'a.gif': it is a GIF; give a PNG, JPEG, WebP or AVIF picture"),
+        ("--photo", "b.pdf", b"%PDF", "--photo is 'b.pdf': it is a PDF; give a PNG, JPEG, WebP or AVIF picture"),
     ],
 )
 def test_a_file_of_another_kind_is_refused_before_anything_starts(
@@ -465,7 +470,9 @@ def test_a_missing_photo_is_named(tmp_path: Path) -> None:
     """The argument, its value and what to give instead, on one line."""
     done = unitune("edit", "nobody.png", "a dog", "--address", "127.0.0.1:1")
 
-    wanted = "error: PHOTO is 'nobody.png': No such file or directory; give the path of a PNG, JPEG or WebP picture\n"
+    wanted = (
+        "error: PHOTO is 'nobody.png': No such file or directory; give the path of a PNG, JPEG, WebP or AVIF picture\n"
+    )
     assert (2, wanted) == (done.exit_code, done.stderr)
 
 
@@ -487,14 +494,12 @@ def test_a_refusal_by_the_server_keeps_its_words_and_decides_the_code(server: Sc
 
 
 def test_a_word_that_the_contract_does_not_have_is_refused_by_its_option(server: ScriptedServer, photo: Path) -> None:
-    """No message can carry it, so the command refuses it, as a server would, and code 2."""
-    server.script("GetServerInfo", scripted_server.server_info())
-    server.script("UploadImage", scripted_server.uploaded)
-
+    """No message can carry it, so the command refuses it, in a server's words and with code 2, and asks no server."""
     refused = unitune("edit", photo, "a dog", "--mode", "most", "--address", server.address)
 
     wanted = "error: --mode is 'most': it must be one of full, attn_out, lora"
     assert (2, wanted) == (refused.exit_code, refused.stderr.strip())
+    assert not server.requests
 
 
 def test_a_failed_tuning_is_told(server: ScriptedServer, photo: Path) -> None:
@@ -577,7 +582,7 @@ def test_a_list_counts_every_phase_and_tells_local_time(
 
 @pytest.mark.parametrize("on_terminal", [False, True])
 def test_a_bar_has_a_total_that_stays(server: ScriptedServer, photo: Path, tmp_path: Path, on_terminal: bool) -> None:
-    """Attempts of which the gate chooses are a bar each, which says which one of how many it is (N25)."""
+    """Attempts of which the CLIP filter chooses are a bar each, which says which one of how many it is (N25)."""
     expect_tuning(server)
     events = scripted_server.edit_events([DOG], steps=2)
     steps = [(index, total, attempt) for attempt, total in ((1, 9), (2, 5), (3, 2)) for index in range(total)]

@@ -79,7 +79,7 @@ def test_methods_are_compared_on_one_sheet_and_in_one_table(
 
 
 def test_words_reach_the_request_and_no_names_are_all_methods(server: ScriptedServer, photo: Path) -> None:
-    """Class noun and initial word go as they are; the server chooses the methods; without a gate there is a dash."""
+    """Noun and initial word go as they are; the server chooses the methods; without a CLIP filter there is a dash."""
     expect(server, scripted_server.compare_events({"sdedit": [CAT]}))
 
     done = compare(server, photo, "a cat", "--class-noun", "cat", "--initial-word", "cat")

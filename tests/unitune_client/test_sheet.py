@@ -6,7 +6,9 @@ import pytest
 from PIL import Image, ImageChops, ImageFont
 
 from tests.unitune_client.scripted_server import png
+from unitune_client import events
 from unitune_client.cli import sheet
+from unitune_client.cli.edit import sampled_at
 
 RED, GREEN, BLUE = (200, 40, 40), (0, 200, 0), (0, 0, 200)
 
@@ -158,3 +160,15 @@ def test_long_prompts_are_wrapped_within_the_panel() -> None:
     assert prompt.replace(" ", "") == "".join(lines).replace(" ", "")
     made = [sheet.contact_sheet([(png(RED), [(text, png(GREEN))])]) for text in ("short", prompt)]
     assert made[1].height > made[0].height and made[1].width == made[0].width
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [((64, 64), ""), ((0, 0), ""), ((72, 56), ", sampled at 72x56"), ((128, 128), ", sampled at 128x128")],
+)
+def test_a_caption_tells_only_a_size_that_is_not_the_models_own(size: tuple[int, int], words: str) -> None:
+    """A square picture's caption stays plain; so does one of a server that does not tell the size."""
+    model = events.BaseModel(name="tiny", digest="", width=64, height=64, vocabulary=())
+    image = events.EditedImage(index=0, seed=0, png=b"", working_width=size[0], working_height=size[1])
+
+    assert sampled_at(image, model) == words

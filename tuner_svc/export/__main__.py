@@ -10,6 +10,7 @@ The last line of stdout is the folder's path.
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from tuner_svc.base_model import load
@@ -18,7 +19,7 @@ from tuner_svc.export.base_model import export, export_under
 from tuner_svc.export.graph import ExportError
 from tuner_svc.model_folder import UnusableBaseModel, digest
 from unitune.free_memory import map_large_blocks
-from unitune.system_errors import failure_sentence
+from unitune.program_end import exit_code
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,19 +34,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--fp16", action="store_true", help="also the denoiser in fp16, for engines on a GPU")
     options = parser.parse_args(arguments)
     map_large_blocks()
-    try:
-        if options.out:
-            folder = export(options.base_model, options.out, _say)
-        else:
-            folder = export_under(options.base_model, options.graphs_root, _say)
-        if options.fp16 and not fp16.is_complete(folder, digest(options.base_model)):
-            fp16.add_fp16_graph(folder, load(options.base_model), _say)
-        print(folder)
-    except Exception as error:
-        told = failure_sentence(error, options.out or options.graphs_root, UnusableBaseModel, ExportError)
-        print(f"export: {told}", file=sys.stderr)
-        return 1
-    return 0
+    out = options.out or options.graphs_root
+    return exit_code("export", partial(_exported, options), out, UnusableBaseModel, ExportError)
+
+
+def _exported(options: argparse.Namespace) -> Path:
+    """The graphs folder, with what the arguments ask for."""
+    if options.out:
+        folder = export(options.base_model, options.out, _say)
+    else:
+        folder = export_under(options.base_model, options.graphs_root, _say)
+    if options.fp16 and not fp16.is_complete(folder, digest(options.base_model)):
+        fp16.add_fp16_graph(folder, load(options.base_model), _say)
+    return folder
 
 
 def _say(stage: str) -> None:

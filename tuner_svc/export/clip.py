@@ -16,6 +16,7 @@ from tuner_svc.export.check import check_batches, check_graph
 from tuner_svc.export.frozen import save_tokenizer
 from tuner_svc.export.graph import save, to_graph, weights_size
 from tuner_svc.model_folder import CLIP_FOLDER, UnusableBaseModel, check_safetensors, read_object
+from unitune.graph_files import CLIP_IMAGE, CLIP_TEXT, CLIP_TOKENIZER
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the published CLIP models' preprocessor
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -77,11 +78,11 @@ def export_clip(folder: Path, base_model: Path) -> None:
         return drawn
 
     for module, draw, input_name, file_name in (
-        (ImageTower(clip, mean, std), image, "image", "clip_image.onnx"),
-        (TextTower(clip), ids, "input_ids", "clip_text.onnx"),
+        (ImageTower(clip, mean, std), image, "image", CLIP_IMAGE),
+        (TextTower(clip), ids, "input_ids", CLIP_TEXT),
     ):
         graph = to_graph(module.eval(), {input_name: draw(2)}, "projected")
         save(graph, folder / file_name)
         for batch in check_batches(weights_size(graph)):
             check_graph(folder / file_name, module, {input_name: draw(batch)})
-    save_tokenizer(tokenizer, tokens, folder / "clip_tokenizer.json")
+    save_tokenizer(tokenizer, tokens, folder / CLIP_TOKENIZER)

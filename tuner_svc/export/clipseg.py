@@ -12,6 +12,7 @@ clipseg_tokenizer.json   of the `tokenizers` library, padding and cutting to the
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,9 +23,9 @@ from tuner_svc.export.check import check_batches, check_graph
 from tuner_svc.export.frozen import save_tokenizer
 from tuner_svc.export.graph import EXAMPLES, ExportError, save, to_graph, weights_size
 from tuner_svc.model_folder import UnusableBaseModel, check_safetensors, read_object
-from unitune.system_errors import failure_sentence
+from unitune.graph_files import CLIPSEG, CLIPSEG_TOKENIZER
+from unitune.program_end import exit_code
 
-GRAPH_FILE, TOKENIZER_FILE = "clipseg.onnx", "clipseg_tokenizer.json"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the published model's preprocessor
 
 
@@ -71,10 +72,10 @@ def export_clipseg(source: Path, folder: Path) -> Path:
 
     folder.mkdir(parents=True, exist_ok=True)
     graph = to_graph(module, question(EXAMPLES), "logits")
-    save(graph, folder / GRAPH_FILE)
+    save(graph, folder / CLIPSEG)
     for batch in check_batches(weights_size(graph)):
-        check_graph(folder / GRAPH_FILE, module, question(batch))
-    save_tokenizer(tokenizer, tokens, folder / TOKENIZER_FILE)
+        check_graph(folder / CLIPSEG, module, question(batch))
+    save_tokenizer(tokenizer, tokens, folder / CLIPSEG_TOKENIZER)
     return folder
 
 
@@ -93,12 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--clipseg", type=Path, required=True, help="a folder as transformers saves a CLIPSeg")
     parser.add_argument("--out", type=Path, required=True, help="the graphs' folder, for UNITUNE_CLIPSEG")
     options = parser.parse_args(arguments)
-    try:
-        print(export_clipseg(options.clipseg, options.out))
-    except Exception as error:
-        print(f"export: {failure_sentence(error, options.out, UnusableBaseModel, ExportError)}", file=sys.stderr)
-        return 1
-    return 0
+    write = partial(export_clipseg, options.clipseg, options.out)
+    return exit_code("export", write, options.out, UnusableBaseModel, ExportError)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ content_filter.onnx   image float32 (n, 3, side, side) in [0, 1] -> excess float
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,11 +24,10 @@ from tuner_svc.export.check import check_batches, check_graph
 from tuner_svc.export.clip import OPENAI_MEAN, OPENAI_STD
 from tuner_svc.export.graph import EXAMPLES, ExportError, save, to_graph, weights_size
 from tuner_svc.model_folder import UnusableBaseModel, check_safetensors, read_object
-from unitune.system_errors import failure_sentence
+from unitune.graph_files import CONTENT_FILTER, CONTENT_FILTER_ROUNDS_TO_ZERO
+from unitune.program_end import exit_code
 
-GRAPH_FILE = "content_filter.onnx"
 PROCESSOR_FILE = "preprocessor_config.json"
-ROUNDS_TO_ZERO = 0.0005
 SPECIAL_CARE = 0.01  # lower thresholds for a picture that is near one of the special concepts
 
 
@@ -46,7 +46,7 @@ class ContentFilterModule(nn.Module):
         embedding = normalize(checker.visual_projection(pooled))
         special = embedding @ normalize(checker.special_care_embeds).T - checker.special_care_embeds_weights
         concepts = embedding @ normalize(checker.concept_embeds).T - checker.concept_embeds_weights
-        is_special = (special > ROUNDS_TO_ZERO).any(dim=1)
+        is_special = (special > CONTENT_FILTER_ROUNDS_TO_ZERO).any(dim=1)
         return concepts.amax(dim=1) + SPECIAL_CARE * is_special
 
 
@@ -74,9 +74,9 @@ def export_content_filter(source: Path, folder: Path) -> Path:
 
     folder.mkdir(parents=True, exist_ok=True)
     graph = to_graph(module, question(EXAMPLES), "excess")
-    save(graph, folder / GRAPH_FILE)
+    save(graph, folder / CONTENT_FILTER)
     for batch in check_batches(weights_size(graph)):
-        check_graph(folder / GRAPH_FILE, module, question(batch))
+        check_graph(folder / CONTENT_FILTER, module, question(batch))
     return folder
 
 
@@ -98,12 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, help="the graph's folder, for UNITUNE_CONTENT_FILTER")
     options = parser.parse_args(arguments)
-    try:
-        print(export_content_filter(options.safety_checker, options.out))
-    except Exception as error:
-        print(f"export: {failure_sentence(error, options.out, UnusableBaseModel, ExportError)}", file=sys.stderr)
-        return 1
-    return 0
+    write = partial(export_content_filter, options.safety_checker, options.out)
+    return exit_code("export", write, options.out, UnusableBaseModel, ExportError)
 
 
 if __name__ == "__main__":

@@ -25,22 +25,23 @@ def add_controls(graph: ir.Graph, latent_side: tuple[int, int], tokens: int) -> 
     """Change the denoiser's graph in place into its controlled one.
 
     The output maps are those that were used, (n, tokens, h, w): the mean over heads and over the cross-attention layers
-    of one size, the largest with at most MAX_POSITIONS, or else the smallest. Height and width may be free: then layers
-    are chosen by their sizes at `latent_side`. Raises NoAttention when there is no cross-attention, or when a layer's
-    size is not the latent's, halved some times.
+    of one size, the largest with at most MAX_POSITIONS, or else the smallest, whose self-attention is controlled then,
+    too. Height and width may be free: then layers are chosen by their sizes at `latent_side`. Raises NoAttention when
+    there is no cross-attention, or when a layer's size is not the latent's, halved some times.
     """
     softmaxes = [node for node in graph if node.op_type == "Softmax"]
     cross = [node for node in softmaxes if _is_cross(node)]
     if not cross:
         raise NoAttention("the denoiser's graph has no softmax over keys made from the text embedding")
     positions = {node.outputs[0]: _positions(node.outputs[0], _sides(graph, latent_side)) for node in softmaxes}
+    most = max(MAX_POSITIONS, min(positions.values()))
     inputs = _inputs(tokens)
     graph.inputs.extend(inputs)
     source, mapper, own, share = inputs
     rows = _prepared(graph, softmaxes[0], mapper, own, share)
     used = [(positions[node.outputs[0]], _controlled_cross(graph, node, source, *rows[:2])) for node in cross]
     for node in softmaxes:
-        if node not in cross and positions[node.outputs[0]] <= MAX_POSITIONS:
+        if node not in cross and positions[node.outputs[0]] <= most:
             _controlled_self(graph, node, source, *rows[2:])
     graph.outputs.append(_averaged(graph, used, latent_side, tokens))
     graph.sort()

@@ -21,10 +21,10 @@ from tuner_svc.export.operators import TRANSLATIONS
 from tuner_svc.export.weights import holding, mapped, randomised, write_random_weights, write_weights
 from unitune.attention import CONTROLLED_FILE
 from unitune.base_model import BaseModelSpec, TensorSpec
+from unitune.graph_files import DENOISER
 from unitune.tensor_file import Place
 
-GRAPH_FILE = "denoiser.onnx"
-FIRST_VALUES = 64  # of a tensor; two random ones do not share so many
+FIRST_VALUES = 64  # of a tensor; two random ones do not share as many
 
 
 class Match(NamedTuple):
@@ -47,8 +47,8 @@ def export_denoiser(model: BaseModel, folder: Path, scratch: Path) -> dict[str, 
     graph = to_graph(random, example(model), "out", translations=TRANSLATIONS, step=step)
     matches = match({name: tensor.numpy() for name, tensor in random.unet.state_dict().items()}, graph)
     refer(matches, write_weights(weights, model.tensors()), weights)
-    ir.save(graph, folder / GRAPH_FILE)
-    ir.save(fuse_attention(ir.load(folder / GRAPH_FILE)), folder / GRAPH_FILE)
+    ir.save(graph, folder / DENOISER)
+    ir.save(fuse_attention(ir.load(folder / DENOISER)), folder / DENOISER)
     height, width = model.latent_side
     try:
         add_controls(graph.graph, (height, width), model.context_tokens)
@@ -125,7 +125,7 @@ def example(model: BaseModel, batch: int = 2, seed: int = 0, side: tuple[int, in
     """Random input of the denoiser; `side` is the latents' (height, width), the model's own by default."""
     generator = torch.Generator().manual_seed(seed)
     return model.denoiser.inputs(
-        torch.randn((batch, model.latent_channels, *(side or model.latent_side)), generator=generator),
+        torch.randn((batch, model.spec.input_channels, *(side or model.latent_side)), generator=generator),
         torch.randint(0, model.schedule.num_train_timesteps, (batch,), generator=generator),
         torch.randn((batch, *model.conditioning), generator=generator),
     )

@@ -18,7 +18,7 @@ from torch.func import functional_call
 
 from tuner_svc.base_model import BaseModel, DenoiserModule
 from tuner_svc.export.check import answer_of
-from tuner_svc.export.denoiser import GRAPH_FILE, example, match, randomised_denoiser, store
+from tuner_svc.export.denoiser import example, match, randomised_denoiser, store
 from tuner_svc.export.graph import ExportError, to_graph
 from unitune.base_model import TensorSpec, file_digest
 from unitune.fp16_graph import (
@@ -29,6 +29,7 @@ from unitune.fp16_graph import (
     Fp16Spec,
     self_test_tensors,
 )
+from unitune.graph_files import DENOISER
 from unitune.weights import probe_input
 
 OPSET = 21  # the first whose GroupNormalization is one kernel on a GPU
@@ -82,7 +83,7 @@ def add_fp16_graph(graphs: Path, model: BaseModel, say: Callable[[str], None] = 
         answers, noise = self_test_answers(model)
         save_file(answers, partial / SELF_TEST_FILE)
         say("checking the graph with all sets of weights")
-        check_fp16(partial / GRAPH_FILE, model, tensors, answers, noise)
+        check_fp16(partial / DENOISER, model, tensors, answers, noise)
         files = {path.name: file_digest(path) for path in sorted(partial.iterdir())}
         Fp16Spec(model.digest, tensors, noise, files).save(partial)
         partial.chmod(0o755)
@@ -107,7 +108,7 @@ def export_fp16(model: BaseModel, folder: Path) -> dict[str, TensorSpec]:
     for name, tensor in base.items():
         if not np.isfinite(tensor).all():
             raise ExportError(f"{name} has values beyond the range of fp16: this base model has no fp16 graph")
-    store(graph, matches, base, folder / GRAPH_FILE)
+    store(graph, matches, base, folder / DENOISER)
     return {name: found.spec for name, found in matches.items()}
 
 
@@ -151,7 +152,7 @@ def check_fp16(
 
 
 def _question(model: BaseModel) -> dict[str, Tensor]:
-    question = probe_input(SELF_TEST_PROBE_SEED, model.latent_channels, model.latent_side, model.conditioning)
+    question = probe_input(SELF_TEST_PROBE_SEED, model.spec.input_channels, model.latent_side, model.conditioning)
     return model.denoiser.inputs(*(torch.from_numpy(array) for array in question.values()))
 
 

@@ -11,8 +11,7 @@ from transformers import CLIPTokenizer
 from tuner_svc.base_model import BaseModel
 from tuner_svc.export.check import check_batches, check_graph, check_side
 from tuner_svc.export.graph import EXAMPLES, ExportError, save, to_graph, weights_size
-
-TOKENIZER_FILE, SECOND_TOKENIZER_FILE = "tokenizer.json", "tokenizer_2.json"
+from unitune.graph_files import IMAGE_DECODER, IMAGE_ENCODER, SECOND_TOKENIZER, TEXT_ENCODER, TOKENIZER
 
 
 def export_frozen(folder: Path, model: BaseModel) -> None:
@@ -41,9 +40,9 @@ def export_frozen(folder: Path, model: BaseModel) -> None:
 
     step, latent_step = model.spec.size_step or None, model.spec.latent_step or None
     for module, draw, output_name, file_name, free in (
-        (model.text_encoder, prompts, "hidden_states", "text_encoder.onnx", None),
-        (model.image_encoder, images, "latent", "image_encoder.onnx", step),
-        (model.image_decoder, latents, "image", "image_decoder.onnx", latent_step),
+        (model.text_encoder, prompts, "hidden_states", TEXT_ENCODER, None),
+        (model.image_encoder, images, "latent", IMAGE_ENCODER, step),
+        (model.image_decoder, latents, "image", IMAGE_DECODER, latent_step),
     ):
         graph = to_graph(module, draw(EXAMPLES, model.latent_side), output_name, step=free)
         save(graph, folder / file_name)
@@ -67,7 +66,7 @@ def export_tokenizer(folder: Path, model: BaseModel) -> None:
     prompts = ["", rare, f"{rare} a dog", "A  Dog,\n1984!", "an é in a naïve café, 日本", "a cat on a beach " * 40]
     wanted = model.input_ids(prompts).reshape(len(prompts), -1, model.context_tokens)
     for index, tokenizer in enumerate(model.tokenizers):
-        name = (TOKENIZER_FILE, SECOND_TOKENIZER_FILE)[index]
+        name = (TOKENIZER, SECOND_TOKENIZER)[index]
         save_tokenizer(tokenizer, model.context_tokens, folder / name)
         saved = Tokenizer.from_file(str(folder / name))
         for prompt, ids in zip(prompts, wanted[:, index].tolist(), strict=True):

@@ -14,7 +14,8 @@ from tuner_svc.export.denoiser import match, refer
 from tuner_svc.export.graph import EXAMPLES, to_graph
 from tuner_svc.export.operators import TRANSLATIONS
 from tuner_svc.export.weights import holding, mapped, write_random_weights, write_weights
-from unitune.base_model import SUPER_RESOLUTION_GRAPH, SuperResolutionSpec
+from unitune.base_model import SuperResolutionSpec
+from unitune.graph_files import SUPER_RESOLUTION_GRAPH
 
 
 def export_super_resolution(

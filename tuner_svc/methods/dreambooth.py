@@ -7,6 +7,7 @@ class as it was: the prior-preservation loss.
 import torch
 from torch import Tensor
 
+from tuner_svc.arrangement import Update
 from tuner_svc.base_model import BaseModel
 from tuner_svc.checkpoint import StageState
 from tuner_svc.class_images import class_latents, class_prompt
@@ -27,7 +28,6 @@ def tune(model: BaseModel, latents: Tensor, config: TuningConfig, tracker: Progr
     class_generator = torch.Generator().manual_seed(config.seed + CLASS_SEEDS)
     noising = Noising(model.schedule, model.device)
     chosen = trainable(model.denoiser.unet, config.mode, generator)
-    optimizer = adam(chosen.parameters(), config.learning_rate)
     context = model.encode_prompt(instance_prompt(config))
     class_context = model.encode_prompt(class_prompt(config.class_noun))
     has_prior = config.prior_weight > 0 and config.num_class_images > 0 and config.updates > 0
@@ -37,18 +37,17 @@ def tune(model: BaseModel, latents: Tensor, config: TuningConfig, tracker: Progr
             model, config.class_noun, config.num_class_images, tracker.refuse_cancelled, side
         )
 
-    def update(pictures: Tensor, timesteps: Tensor, noise: Tensor, *of_class: Tensor) -> Tensor:
+    def loss(pictures: Tensor, timesteps: Tensor, noise: Tensor, *of_class: Tensor) -> Tensor:
         with mixed_precision(model.device):
-            loss = denoising_loss(model, chosen.weights(), pictures, context, noising, Draws(timesteps, noise))
+            found = denoising_loss(model, chosen.weights(), pictures, context, noising, Draws(timesteps, noise))
             if has_prior:
                 shown, *class_draws = of_class
                 prior_loss = denoising_loss(model, chosen.weights(), shown, class_context, noising, Draws(*class_draws))
-                loss = loss + config.prior_weight * prior_loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss
+                found = found + config.prior_weight * prior_loss
+        return found
 
+    optimizer, kind = adam(chosen.parameters(), config.learning_rate), ("dreambooth", config.mode, has_prior)
+    update = Update(model, loss, optimizer, chosen.parameters(), kind, tracker.warn)
     run = UpdateGraph(update, chosen.parameters(), model.device)
     state = StageState(chosen.parameters(), optimizer, [generator, class_generator])
     for index in tracker.updates(config.updates, config.learning_rate, state=state):

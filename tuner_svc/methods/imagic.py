@@ -6,6 +6,7 @@ One tuning per picture and text. At sampling the two embeddings are mixed (sampl
 import torch
 from torch import Tensor
 
+from tuner_svc.arrangement import Update
 from tuner_svc.base_model import BaseModel
 from tuner_svc.checkpoint import StageState
 from tuner_svc.denoising import Draws, Noising, denoising_loss, draw, mixed_precision
@@ -23,36 +24,30 @@ def tune(model: BaseModel, latent: Tensor, config: TuningConfig, tracker: Progre
 
     target = model.encode_prompt(config.prompt)
     embedding = target.clone().requires_grad_()
-    embedding_optimizer = adam([embedding], config.embedding_learning_rate)
 
-    def update_embedding(timesteps: Tensor, noise: Tensor) -> Tensor:
+    def embedding_loss(timesteps: Tensor, noise: Tensor) -> Tensor:
         with mixed_precision(model.device):
-            loss = denoising_loss(model, {}, latent, embedding, noising, Draws(timesteps, noise))
-        loss.backward()
-        embedding_optimizer.step()
-        embedding_optimizer.zero_grad()
-        return loss
+            return denoising_loss(model, {}, latent, embedding, noising, Draws(timesteps, noise))
 
-    run = UpdateGraph(update_embedding, [embedding], model.device)
-    state = StageState([embedding], embedding_optimizer, [generator])
+    optimizer = adam([embedding], config.embedding_learning_rate)
+    update = Update(model, embedding_loss, optimizer, [embedding], "an embedding", tracker.warn)
+    run = UpdateGraph(update, [embedding], model.device)
+    state = StageState([embedding], optimizer, [generator])
     for _ in tracker.updates(config.embedding_updates, config.embedding_learning_rate, state=state):
         draws = draw(config.batch, latent, noising.num_timesteps, generator)
         tracker.record(run(draws.timesteps, draws.noise))
 
     optimized = embedding.detach()
     chosen = trainable(model.denoiser.unet, config.mode, generator)
-    denoiser_optimizer = adam(chosen.parameters(), config.learning_rate)
 
-    def update_denoiser(timesteps: Tensor, noise: Tensor) -> Tensor:
+    def denoiser_loss(timesteps: Tensor, noise: Tensor) -> Tensor:
         with mixed_precision(model.device):
-            loss = denoising_loss(model, chosen.weights(), latent, optimized, noising, Draws(timesteps, noise))
-        loss.backward()
-        denoiser_optimizer.step()
-        denoiser_optimizer.zero_grad()
-        return loss
+            return denoising_loss(model, chosen.weights(), latent, optimized, noising, Draws(timesteps, noise))
 
-    run = UpdateGraph(update_denoiser, chosen.parameters(), model.device)
-    state = StageState(chosen.parameters(), denoiser_optimizer, [generator])
+    optimizer = adam(chosen.parameters(), config.learning_rate)
+    update = Update(model, denoiser_loss, optimizer, chosen.parameters(), ("imagic", config.mode), tracker.warn)
+    run = UpdateGraph(update, chosen.parameters(), model.device)
+    state = StageState(chosen.parameters(), optimizer, [generator])
     for _ in tracker.updates(config.updates, config.learning_rate, state=state):
         draws = draw(config.batch, latent, noising.num_timesteps, generator)
         tracker.record(run(draws.timesteps, draws.noise))

@@ -136,4 +136,4 @@ def predicted(model: BaseModel, latents: Tensor, timestep: int, context: Tensor)
     """The denoiser's output in full fp32: the sampler inverts the picture again, and must get the same latents."""
     timesteps = torch.tensor([timestep], device=model.device)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        return model.denoiser.predicted(latents, timesteps, context)
+        return model.predicted(latents, timesteps, context)

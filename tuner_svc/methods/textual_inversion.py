@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.optim import Adam
 
+from tuner_svc.arrangement import Update
 from tuner_svc.base_model import BaseModel
 from tuner_svc.checkpoint import StageState
-from tuner_svc.denoising import Noising, denoising_loss, draw, mixed_precision
+from tuner_svc.denoising import Draws, Noising, denoising_loss, draw, mixed_precision
 from tuner_svc.methods.tuned import Tuned
 from tuner_svc.progress_tracker import ProgressTracker
 from tuner_svc.tuning_config import TuningConfig
@@ -26,21 +27,22 @@ def tune(model: BaseModel, latent: Tensor, config: TuningConfig, tracker: Progre
     noising = Noising(model.schedule, model.device)
     vectors = initial_vectors(model, config).requires_grad_()
     rate = effective_learning_rate(config)
-    optimizer = Adam([vectors], rate)
     templates = TEMPLATES if not model.vocabulary else TEMPLATES[-1:]
     prompts = [placeholder_ids(model, template.format(config.rare_tokens), config) for template in templates]
 
+    def loss(timesteps: Tensor, noise: Tensor, ids: Tensor) -> Tensor:
+        with mixed_precision(model.device):
+            context = model.text_encoder(ids[:1], vectors)  # all rows have the same ids
+            return denoising_loss(model, {}, latent, context, noising, Draws(timesteps, noise))
+
+    optimizer = Adam([vectors], rate)
+    update = Update(model, loss, optimizer, [vectors], "vectors", tracker.warn)
     state = StageState([vectors], optimizer, [generator])
     for _ in tracker.updates(config.updates, rate, state=state):
         ids = prompts[int(torch.randint(0, len(prompts), (), generator=generator))]
         draws = draw(config.batch, latent, noising.num_timesteps, generator)
-        with mixed_precision(model.device):
-            context = model.text_encoder(ids, vectors)
-            loss = denoising_loss(model, {}, latent, context, noising, draws)
-        tracker.record(loss)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        found = update(draws.timesteps, draws.noise, ids.expand(config.batch, *ids.shape[1:]))
+        tracker.record(found.detach())
 
     return Tuned({}, tracker.losses, extras={"vectors": vectors.detach()})
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tuner_svc.adafactor import Adafactor
+from tuner_svc.arrangement import Update
 from tuner_svc.base_model import BaseModel
 from tuner_svc.checkpoint import StageState
 from tuner_svc.denoising import Draws, Noising, denoising_loss, draw, mixed_precision
@@ -27,7 +28,9 @@ def tune(model: BaseModel, latent: Tensor, config: TuningConfig, tracker: Progre
     context = model.encode_prompt(with_rare_tokens(config.rare_tokens, ""))
     parameters = chosen.parameters()
     optimizer = Adafactor(parameters, config.learning_rate)
-    update = update_of(model, chosen, latent, context, config.learning_rate, optimizer)
+    update = update_of(
+        model, chosen, latent, context, config.learning_rate, config.mode, tracker.warn, optimizer=optimizer
+    )
 
     run = UpdateGraph(update, parameters, model.device)
     state = StageState(parameters, optimizer, [generator])
@@ -45,17 +48,17 @@ def update_of(
     latent: Tensor,
     context: Tensor,
     learning_rate: float,
+    mode: str = "full",
+    warn: Callable[[str], None] = lambda text: None,
+    *,
     optimizer: Adafactor | None = None,
-) -> Callable[[Tensor, Tensor], Tensor]:
+) -> Update:
     """A function that makes one update, from drawn timesteps and noise, and returns its loss."""
-    optimizer = optimizer or Adafactor(chosen.parameters(), learning_rate)
     noising = Noising(model.schedule, model.device)
 
-    def update(timesteps: Tensor, noise: Tensor) -> Tensor:
+    def loss(timesteps: Tensor, noise: Tensor) -> Tensor:
         with mixed_precision(model.device):
-            loss = denoising_loss(model, chosen.weights(), latent, context, noising, Draws(timesteps, noise))
-        loss.backward()
-        optimizer.step()
-        return loss
+            return denoising_loss(model, chosen.weights(), latent, context, noising, Draws(timesteps, noise))
 
-    return update
+    optimizer = optimizer or Adafactor(chosen.parameters(), learning_rate)
+    return Update(model, loss, optimizer, chosen.parameters(), ("unitune", mode), warn)

@@ -10,13 +10,14 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from tuner_svc.few_steps import KINDS
 from tuner_svc.model_folder import UnusableBaseModel
 from tuner_svc.single_file.model import Lora, Source, write_folder
 from tuner_svc.single_file.prediction import PREDICTION_TYPES
-from unitune.system_errors import failure_sentence
+from unitune.program_end import exit_code
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,12 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.distilled,
         options.steps,
     )
-    try:
-        print(write_folder(source, options.out, _say))
-    except Exception as error:
-        print(f"import: {failure_sentence(error, options.out, UnusableBaseModel)}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code("import", partial(write_folder, source, options.out, _say), options.out, UnusableBaseModel)
 
 
 def _lora(text: str) -> Lora:

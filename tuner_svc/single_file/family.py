@@ -9,7 +9,8 @@ from typing import Any
 
 from tuner_svc.model_folder import SECOND_TEXT_ENCODER, UnusableBaseModel
 from tuner_svc.single_file.lora import OTHER_ADAPTERS
-from tuner_svc.single_file.tensor_file import FileHeader
+from unitune.diffusion.inpainting import num_channels
+from unitune.tensor_file import FileHeader
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
@@ -25,7 +26,9 @@ _CLASS_EMBEDDING = UNET + "label_emb.0.0.weight"
 _DEEPEST = (
     UNET + "input_blocks.8.1.transformer_blocks.9.attn2.to_k.weight"
 )  # of SDXL; smaller models made of it lack it
-ACCEPTED = "a Stable Diffusion 1.x, 2.x or XL model that makes pictures from text"
+LATENT_CHANNELS = 4
+INPAINTING_CHANNELS = num_channels(LATENT_CHANNELS)
+ACCEPTED = "a Stable Diffusion 1.x, 2.x or XL model that makes pictures from text, or one for inpainting"
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,15 @@ class Family:
         """The configurations of the text encoders by part."""
         second = {} if self.second_text_encoder is None else {SECOND_TEXT_ENCODER: self.second_text_encoder}
         return {"text_encoder": self.text_encoder, **second}
+
+    @property
+    def is_for_inpainting(self) -> bool:
+        """Whether the denoiser is shown a mask and the picture."""
+        return self.unet.get("in_channels", LATENT_CHANNELS) != self.unet.get("out_channels", LATENT_CHANNELS)
+
+    def for_inpainting(self) -> "Family":
+        """The family's models for inpainting, which differ in the denoiser's input alone."""
+        return replace(self, name=f"{self.name} for inpainting", unet={**self.unet, "in_channels": INPAINTING_CHANNELS})
 
     def without_last_layers(self, clip_skip: int) -> "Family":
         """The family whose text encoder ends earlier: `clip_skip` 1 is the whole encoder, 2 leaves its last layer out.
@@ -199,7 +211,7 @@ _OTHERS = (
     (UNET + "time_embed.cond_proj.", "a full latent consistency model, whose network takes the guidance"),
 )
 _LORA_NAMES = ("lora_unet_", "lora_te", ".lora_A.", ".lora_down.", ".lora.down.", "_lora.down.", ".lora_linear_layer.")
-_CHANNELS = {9: "a model for inpainting", 8: "an InstructPix2Pix model", 5: "a depth model", 7: "an upscaler"}
+_CHANNELS = {8: "an InstructPix2Pix model", 5: "a depth model", 7: "an upscaler"}
 REFINER_WIDTH = 2560  # of what an SDXL refiner takes beside the timestep
 _WIDTHS = {768: SD_1, 1024: SD_2, 2048: SDXL}
 
@@ -225,7 +237,7 @@ def family_of(header: FileHeader) -> Family:
     names = header.shapes
 
     channels = names[_FIRST][1]
-    if channels != 4:
+    if channels not in (LATENT_CHANNELS, INPAINTING_CHANNELS):
         raise _refusal(header, _CHANNELS.get(channels, f"a model whose network takes {channels} channels"))
     width = next((names[_CROSS_ATTENTION.format(i)][1] for i in (1, 2, 4) if _CROSS_ATTENTION.format(i) in names), None)
     if names.get(_CLASS_EMBEDDING, (0, 0))[1] == REFINER_WIDTH:
@@ -240,7 +252,7 @@ def family_of(header: FileHeader) -> Family:
     needed = (FIRST_OF_PAIR, SECOND_OF_PAIR) if family is SDXL else ((CLIP, OPEN_CLIP),)
     if not all(any(name.startswith(begin) for name in names) for begin in needed):
         raise _refusal(header, "a network without its text encoder", "give the file of the whole model")
-    return family
+    return family.for_inpainting() if channels == INPAINTING_CHANNELS else family
 
 
 def _refusal(header: FileHeader, what: str, remedy: str = f"give {ACCEPTED}") -> UnusableBaseModel:

@@ -34,7 +34,7 @@ def measure(model: BaseModel, denoise: Denoise | None = None) -> Errors:
     """Noise smooth pictures, have the denoiser predict, and read its outputs both ways. The prompt is empty."""
     latents = model.encode_image(_pictures(model.image_side))
     context = model.encode_prompt("").expand(PICTURES, -1, -1)
-    schedule, denoiser = Schedule(**vars(model.schedule)), denoise or model.denoiser
+    schedule, denoiser = Schedule(**vars(model.schedule)), denoise or model.predicted
     generator = np.random.default_rng(0)
     clean = latents.cpu().numpy()
     found = {kind: [] for kind in ("epsilon", "v_prediction")}  # type: dict[str, list[float]]

@@ -40,7 +40,8 @@ from tuner_svc.single_file.family import SAMPLE_SIDE_OF_V, SD_2, Family, family_
 from tuner_svc.single_file.lora import Factors, merged, read_lora
 from tuner_svc.single_file.measured_prediction import kind_of, measure
 from tuner_svc.single_file.prediction import PredictionType, UntoldPrediction, prediction_of
-from tuner_svc.single_file.tensor_file import FileHeader, read_header, write_tensors
+from tuner_svc.single_file.tensor_file import read_header, write_tensors
+from unitune.tensor_file import FileHeader
 
 MERGES = Path(__file__).parent / "clip_merges.txt.gz"  # of CLIP's vocabulary
 SOURCE_FILE = "unitune_source.json"  # in the folder: what it was made of; no part of the model's digest
@@ -57,6 +58,7 @@ PARTS_OF_PAIR = {
     SECOND_TEXT_ENCODER: ("transformers", "CLIPTextModelWithProjection"),
     SECOND_TOKENIZER: ("transformers", "CLIPTokenizer"),
 }
+OLDEST_DIFFUSERS = "0.42.0"  # that this package is made for
 Say = Callable[[str], None]
 
 
@@ -246,13 +248,16 @@ def _write_configs(folder: Path, family: Family, prediction: PredictionType, sou
 
 def _index(family: Family, source: Source) -> dict[str, Any]:
     nothing = {"safety_checker": [None, None], "feature_extractor": [None, None]}
+    kind = "Inpaint" if family.is_for_inpainting else ""
+    written_by = {"_diffusers_version": OLDEST_DIFFUSERS} if kind else {}  # without it such a folder is not opened
     if family.second_text_encoder is None:
-        parts = {part: list(kind) for part, kind in PARTS.items()}
-        return {"_class_name": "StableDiffusionPipeline", **parts, **nothing}
+        parts = {part: list(place) for part, place in PARTS.items()}
+        return {"_class_name": f"StableDiffusion{kind}Pipeline", **written_by, **parts, **nothing}
     given = read_object(source.config / INDEX_FILE) if source.config is not None else {}
     return {
-        "_class_name": "StableDiffusionXLPipeline",
-        **{part: list(kind) for part, kind in PARTS_OF_PAIR.items()},
+        "_class_name": f"StableDiffusionXL{kind}Pipeline",
+        **written_by,
+        **{part: list(place) for part, place in PARTS_OF_PAIR.items()},
         "force_zeros_for_empty_prompt": given.get("force_zeros_for_empty_prompt", True),
         "clip_skip": source.clip_skip - 1,  # diffusers counts the layers that are left out
     }

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from tuner_svc.model_folder import UnusableBaseModel
 from tuner_svc.single_file.family import Family
-from tuner_svc.single_file.tensor_file import FileHeader
+from unitune.tensor_file import FileHeader
 
 PREDICTION_TYPES = {"epsilon": "epsilon", "v": "v_prediction"}  # by the word of the option
 _WORDS = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}  # of modelspec

@@ -4,6 +4,7 @@ from google.api import field_behavior_pb2 as _field_behavior_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.rpc import status_pb2 as _status_pb2
 from unitune.v1 import option_pb2 as _option_pb2
+from unitune.v1 import scope_pb2 as _scope_pb2
 from unitune.v1 import tuning_pb2 as _tuning_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -45,7 +46,7 @@ class EditRequest(_message.Message):
     def __init__(self, parent: _Optional[str] = ..., tuning: _Optional[str] = ..., image: _Optional[str] = ..., image_data: _Optional[bytes] = ..., tuning_config: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., prompt: _Optional[str] = ..., config: _Optional[_Union[SamplingConfig, _Mapping]] = ..., seeds: _Optional[_Iterable[int]] = ..., preview_every: _Optional[int] = ..., mask: _Optional[bytes] = ..., mask_image: _Optional[str] = ..., omit_metadata: _Optional[bool] = ..., validate_only: _Optional[bool] = ...) -> None: ...
 
 class SamplingConfig(_message.Message):
-    __slots__ = ("method", "scheduler", "num_inference_steps", "guidance_scale", "strength", "interpolation", "negative_prompt", "base_prompt", "prompt_guidance_scale", "unconditional_model", "base_mixture", "mask", "repeats", "inverted", "eta", "guidance_interval", "automatic", "clip_filter", "prompt_to_prompt", "super_resolution", "fast", "timestep_spacing", "guidance_rescale")
+    __slots__ = ("method", "scheduler", "num_inference_steps", "guidance_scale", "strength", "interpolation", "negative_prompt", "base_prompt", "prompt_guidance_scale", "unconditional_model", "base_mixture", "mask", "repeats", "inverted", "eta", "guidance_interval", "automatic", "clip_filter", "prompt_to_prompt", "super_resolution", "fast", "timestep_spacing", "guidance_rescale", "second_pass")
     class Method(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         METHOD_UNSPECIFIED: _ClassVar[SamplingConfig.Method]
@@ -115,6 +116,7 @@ class SamplingConfig(_message.Message):
     FAST_FIELD_NUMBER: _ClassVar[int]
     TIMESTEP_SPACING_FIELD_NUMBER: _ClassVar[int]
     GUIDANCE_RESCALE_FIELD_NUMBER: _ClassVar[int]
+    SECOND_PASS_FIELD_NUMBER: _ClassVar[int]
     method: SamplingConfig.Method
     scheduler: SamplingConfig.Scheduler
     num_inference_steps: int
@@ -138,7 +140,8 @@ class SamplingConfig(_message.Message):
     fast: bool
     timestep_spacing: SamplingConfig.TimestepSpacing
     guidance_rescale: float
-    def __init__(self, method: _Optional[_Union[SamplingConfig.Method, str]] = ..., scheduler: _Optional[_Union[SamplingConfig.Scheduler, str]] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., strength: _Optional[float] = ..., interpolation: _Optional[float] = ..., negative_prompt: _Optional[str] = ..., base_prompt: _Optional[str] = ..., prompt_guidance_scale: _Optional[float] = ..., unconditional_model: _Optional[_Union[SamplingConfig.UnconditionalModel, str]] = ..., base_mixture: _Optional[float] = ..., mask: _Optional[_Union[Mask, _Mapping]] = ..., repeats: _Optional[int] = ..., inverted: _Optional[bool] = ..., eta: _Optional[float] = ..., guidance_interval: _Optional[_Union[GuidanceInterval, _Mapping]] = ..., automatic: _Optional[bool] = ..., clip_filter: _Optional[_Union[ClipFilter, _Mapping]] = ..., prompt_to_prompt: _Optional[_Union[PromptToPrompt, _Mapping]] = ..., super_resolution: _Optional[_Union[SuperResolution, _Mapping]] = ..., fast: _Optional[bool] = ..., timestep_spacing: _Optional[_Union[SamplingConfig.TimestepSpacing, str]] = ..., guidance_rescale: _Optional[float] = ...) -> None: ...
+    second_pass: SecondPass
+    def __init__(self, method: _Optional[_Union[SamplingConfig.Method, str]] = ..., scheduler: _Optional[_Union[SamplingConfig.Scheduler, str]] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., strength: _Optional[float] = ..., interpolation: _Optional[float] = ..., negative_prompt: _Optional[str] = ..., base_prompt: _Optional[str] = ..., prompt_guidance_scale: _Optional[float] = ..., unconditional_model: _Optional[_Union[SamplingConfig.UnconditionalModel, str]] = ..., base_mixture: _Optional[float] = ..., mask: _Optional[_Union[Mask, _Mapping]] = ..., repeats: _Optional[int] = ..., inverted: _Optional[bool] = ..., eta: _Optional[float] = ..., guidance_interval: _Optional[_Union[GuidanceInterval, _Mapping]] = ..., automatic: _Optional[bool] = ..., clip_filter: _Optional[_Union[ClipFilter, _Mapping]] = ..., prompt_to_prompt: _Optional[_Union[PromptToPrompt, _Mapping]] = ..., super_resolution: _Optional[_Union[SuperResolution, _Mapping]] = ..., fast: _Optional[bool] = ..., timestep_spacing: _Optional[_Union[SamplingConfig.TimestepSpacing, str]] = ..., guidance_rescale: _Optional[float] = ..., second_pass: _Optional[_Union[SecondPass, _Mapping]] = ...) -> None: ...
 
 class Mask(_message.Message):
     __slots__ = ("source", "text", "blur", "only_masked", "padding", "keeps")
@@ -237,6 +240,14 @@ class SuperResolution(_message.Message):
     dynamic_thresholding: bool
     def __init__(self, noise_level: _Optional[int] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., dynamic_thresholding: _Optional[bool] = ...) -> None: ...
 
+class SecondPass(_message.Message):
+    __slots__ = ("strength", "scale")
+    STRENGTH_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    strength: float
+    scale: float
+    def __init__(self, strength: _Optional[float] = ..., scale: _Optional[float] = ...) -> None: ...
+
 class Scores(_message.Message):
     __slots__ = ("prompt", "base_prompt", "kept", "passed", "round_trip", "detail", "saturated")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
@@ -258,18 +269,20 @@ class Scores(_message.Message):
 class EditEvent(_message.Message):
     __slots__ = ("sequence", "create_time", "accepted", "tuning", "loading", "step", "image", "done", "failed", "cancelled", "heartbeat", "warning", "image_part")
     class Accepted(_message.Message):
-        __slots__ = ("edit", "config", "effective_strength", "seeds", "warnings")
+        __slots__ = ("edit", "config", "effective_strength", "seeds", "warnings", "tuning_config")
         EDIT_FIELD_NUMBER: _ClassVar[int]
         CONFIG_FIELD_NUMBER: _ClassVar[int]
         EFFECTIVE_STRENGTH_FIELD_NUMBER: _ClassVar[int]
         SEEDS_FIELD_NUMBER: _ClassVar[int]
         WARNINGS_FIELD_NUMBER: _ClassVar[int]
+        TUNING_CONFIG_FIELD_NUMBER: _ClassVar[int]
         edit: str
         config: SamplingConfig
         effective_strength: float
         seeds: _containers.RepeatedScalarFieldContainer[int]
         warnings: _containers.RepeatedScalarFieldContainer[str]
-        def __init__(self, edit: _Optional[str] = ..., config: _Optional[_Union[SamplingConfig, _Mapping]] = ..., effective_strength: _Optional[float] = ..., seeds: _Optional[_Iterable[int]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+        tuning_config: _tuning_pb2.TuningConfig
+        def __init__(self, edit: _Optional[str] = ..., config: _Optional[_Union[SamplingConfig, _Mapping]] = ..., effective_strength: _Optional[float] = ..., seeds: _Optional[_Iterable[int]] = ..., warnings: _Optional[_Iterable[str]] = ..., tuning_config: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ...) -> None: ...
     class Loading(_message.Message):
         __slots__ = ("warm", "refit_s", "probe_ratio")
         WARM_FIELD_NUMBER: _ClassVar[int]

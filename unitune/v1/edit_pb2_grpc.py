@@ -80,6 +80,12 @@ class EditServiceServicer:
         A request has at most 4 MiB; gRPC itself refuses a larger one, with RESOURCE_EXHAUSTED and without details. Upload
         what is larger: the picture (`image`) and its mask (`mask_image`).
 
+        Refused is, too, with INVALID_ARGUMENT (COST_LIMIT) an edit of more seeds x attempts x repeats x steps than the server
+        allows, naming a field to lower; and with RESOURCE_EXHAUSTED, QuotaFailure and RetryInfo one beyond what the tenant or
+        all of them may have open (TENANT_EDIT_LIMIT, QUEUE_FULL), one that needs a new tuning beyond that (as in
+        CreateTuning), and one whose deadline (the call's timeout) is sooner than the edits of this tenant that wait, and it
+        itself, can be done (DEADLINE_UNREACHABLE; without RetryInfo if it alone takes longer).
+
         A server lets a number of edits run at a time. Others wait for their turn: callers in turn, each one's oldest first.
         Meanwhile only heartbeats come, after `accepted` and the tuning's events; `done` tells in queue_s how long it was.
 
@@ -99,7 +105,7 @@ class EditServiceServicer:
         """Compare edits one picture by one prompt with several methods, one after the other, to be looked at side by side.
 
         Events come in this order: `accepted`; then for each method in turn the events of its edit (`edit`, in Edit's
-        order, but for `image`, `image_part` and the one that ends it) and its `result`, followed by `image_part`s if its
+        order, without `image`, `image_part` and the one that ends it) and its `result`, followed by `image_part`s if its
         pictures are large; `done`. A method that fails has its error as its
         result, and the next one begins. The stream ends with exactly one of `done` or `failed`, then the status OK. It is
         never silent for more than 15 seconds (`heartbeat`).
@@ -119,9 +125,11 @@ class EditServiceServicer:
 
     def GetEdit(self, request, context):
         """GetEdit answers with an edit and, once it is done, its pictures; kept for 10 minutes after the end. The oldest are
-        forgotten sooner when more than 1000 edits, or 128 MiB of their pictures, would be kept of all callers together.
+        forgotten sooner when more than 1000 edits, or 1 GiB of their pictures, would be kept of all callers together.
+        Those of a tuning that is deleted go with it. A server that was restarted meanwhile has them still.
         Fails with NOT_FOUND (EDIT_NOT_FOUND), and with RESOURCE_EXHAUSTED (MESSAGE_TOO_LARGE)
-        when the pictures together exceed 16 MiB: they come in the edit's stream alone.
+        when the pictures together exceed 16 MiB: they come in the edit's stream alone; and with DATA_LOSS (EDIT_NOT_KEPT)
+        when the server's store did not take them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

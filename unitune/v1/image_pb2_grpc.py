@@ -67,14 +67,15 @@ class ImageServiceServicer:
 
         Fails with INVALID_ARGUMENT: INVALID_FIELD for a message out of place or bytes that are not as many as announced,
         DIGEST_MISMATCH when they do not have the announced digest,
-        UPLOAD_TOO_LARGE above 16 MiB, IMAGE_UNDECODABLE when they are not a PNG, JPEG or WebP picture or are damaged or
-        cut short, IMAGE_TOO_LARGE above 64 megapixels (24 of a WebP), above 16384 pixels a side (both known from the file's
+        UPLOAD_TOO_LARGE above 16 MiB, IMAGE_UNDECODABLE when they are not a PNG, JPEG, WebP, AVIF or HEIC picture or are damaged
+        or cut short, or a HEIC where the server has no reader for it (its extra `heic`), IMAGE_TOO_LARGE above 64 megapixels (24 of a WebP, 25 of an AVIF or HEIC), above 16384 pixels a side (both known from the file's
         header, before it is decoded), and for a picture that needs more memory or time to be decoded than one may. A JPEG
         with several pictures in it, as many cameras write, is its first one.
 
         An upload must not pause for 30 seconds (DEADLINE_EXCEEDED, REQUEST_TOO_SLOW), nor last more than 5 minutes
         (UPLOAD_TOO_SLOW). When too many are under way, by number or by bytes, it fails with RESOURCE_EXHAUSTED
-        (TOO_MANY_UPLOADS) and says when to send it again. Nothing is kept of a failed upload.
+        (TOO_MANY_UPLOADS) and says when to send it again, and with RESOURCE_EXHAUSTED (TENANT_STORAGE_LIMIT) when the
+        tenant's pictures and weights take all that they may. Nothing is kept of a failed upload.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

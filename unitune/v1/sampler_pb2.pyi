@@ -16,16 +16,18 @@ class GetSamplerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class SamplerInfo(_message.Message):
-    __slots__ = ("base_model", "sampling_defaults", "engine", "method_defaults")
+    __slots__ = ("base_model", "sampling_defaults", "engine", "method_defaults", "version")
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_DEFAULTS_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     METHOD_DEFAULTS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     base_model: _server_pb2.BaseModel
     sampling_defaults: _edit_pb2.SamplingConfig
     engine: str
     method_defaults: _containers.RepeatedCompositeFieldContainer[_edit_pb2.SamplingConfig]
-    def __init__(self, base_model: _Optional[_Union[_server_pb2.BaseModel, _Mapping]] = ..., sampling_defaults: _Optional[_Union[_edit_pb2.SamplingConfig, _Mapping]] = ..., engine: _Optional[str] = ..., method_defaults: _Optional[_Iterable[_Union[_edit_pb2.SamplingConfig, _Mapping]]] = ...) -> None: ...
+    version: str
+    def __init__(self, base_model: _Optional[_Union[_server_pb2.BaseModel, _Mapping]] = ..., sampling_defaults: _Optional[_Union[_edit_pb2.SamplingConfig, _Mapping]] = ..., engine: _Optional[str] = ..., method_defaults: _Optional[_Iterable[_Union[_edit_pb2.SamplingConfig, _Mapping]]] = ..., version: _Optional[str] = ...) -> None: ...
 
 class SampleRequest(_message.Message):
     __slots__ = ("edit", "weights", "image", "rare_tokens", "prompt", "config", "seeds", "preview_every", "mask", "tuning_config", "content_filter")

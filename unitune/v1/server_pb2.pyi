@@ -1,5 +1,6 @@
 from unitune.v1 import edit_pb2 as _edit_pb2
 from unitune.v1 import option_pb2 as _option_pb2
+from unitune.v1 import scope_pb2 as _scope_pb2
 from unitune.v1 import tuning_pb2 as _tuning_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
@@ -14,7 +15,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ServerInfo(_message.Message):
-    __slots__ = ("version", "base_model", "tuning_defaults", "sampling_defaults", "limits", "methods", "schedulers", "method_tuning_defaults", "method_sampling_defaults")
+    __slots__ = ("version", "base_model", "tuning_defaults", "sampling_defaults", "limits", "methods", "schedulers", "method_tuning_defaults", "method_sampling_defaults", "queue", "upstreams")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     TUNING_DEFAULTS_FIELD_NUMBER: _ClassVar[int]
@@ -24,6 +25,8 @@ class ServerInfo(_message.Message):
     SCHEDULERS_FIELD_NUMBER: _ClassVar[int]
     METHOD_TUNING_DEFAULTS_FIELD_NUMBER: _ClassVar[int]
     METHOD_SAMPLING_DEFAULTS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_FIELD_NUMBER: _ClassVar[int]
+    UPSTREAMS_FIELD_NUMBER: _ClassVar[int]
     version: str
     base_model: BaseModel
     tuning_defaults: _tuning_pb2.TuningConfig
@@ -33,7 +36,37 @@ class ServerInfo(_message.Message):
     schedulers: _containers.RepeatedScalarFieldContainer[_edit_pb2.SamplingConfig.Scheduler]
     method_tuning_defaults: _containers.RepeatedCompositeFieldContainer[_tuning_pb2.TuningConfig]
     method_sampling_defaults: _containers.RepeatedCompositeFieldContainer[_edit_pb2.SamplingConfig]
-    def __init__(self, version: _Optional[str] = ..., base_model: _Optional[_Union[BaseModel, _Mapping]] = ..., tuning_defaults: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., sampling_defaults: _Optional[_Union[_edit_pb2.SamplingConfig, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., methods: _Optional[_Iterable[_Union[_edit_pb2.SamplingConfig.Method, str]]] = ..., schedulers: _Optional[_Iterable[_Union[_edit_pb2.SamplingConfig.Scheduler, str]]] = ..., method_tuning_defaults: _Optional[_Iterable[_Union[_tuning_pb2.TuningConfig, _Mapping]]] = ..., method_sampling_defaults: _Optional[_Iterable[_Union[_edit_pb2.SamplingConfig, _Mapping]]] = ...) -> None: ...
+    queue: Queue
+    upstreams: _containers.RepeatedCompositeFieldContainer[Upstream]
+    def __init__(self, version: _Optional[str] = ..., base_model: _Optional[_Union[BaseModel, _Mapping]] = ..., tuning_defaults: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., sampling_defaults: _Optional[_Union[_edit_pb2.SamplingConfig, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., methods: _Optional[_Iterable[_Union[_edit_pb2.SamplingConfig.Method, str]]] = ..., schedulers: _Optional[_Iterable[_Union[_edit_pb2.SamplingConfig.Scheduler, str]]] = ..., method_tuning_defaults: _Optional[_Iterable[_Union[_tuning_pb2.TuningConfig, _Mapping]]] = ..., method_sampling_defaults: _Optional[_Iterable[_Union[_edit_pb2.SamplingConfig, _Mapping]]] = ..., queue: _Optional[_Union[Queue, _Mapping]] = ..., upstreams: _Optional[_Iterable[_Union[Upstream, _Mapping]]] = ...) -> None: ...
+
+class Queue(_message.Message):
+    __slots__ = ("tunings_queued", "tunings_running", "edits_waiting", "edits_running", "oldest_tuning_s", "oldest_edit_s")
+    TUNINGS_QUEUED_FIELD_NUMBER: _ClassVar[int]
+    TUNINGS_RUNNING_FIELD_NUMBER: _ClassVar[int]
+    EDITS_WAITING_FIELD_NUMBER: _ClassVar[int]
+    EDITS_RUNNING_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_TUNING_S_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_EDIT_S_FIELD_NUMBER: _ClassVar[int]
+    tunings_queued: int
+    tunings_running: int
+    edits_waiting: int
+    edits_running: int
+    oldest_tuning_s: float
+    oldest_edit_s: float
+    def __init__(self, tunings_queued: _Optional[int] = ..., tunings_running: _Optional[int] = ..., edits_waiting: _Optional[int] = ..., edits_running: _Optional[int] = ..., oldest_tuning_s: _Optional[float] = ..., oldest_edit_s: _Optional[float] = ...) -> None: ...
+
+class Upstream(_message.Message):
+    __slots__ = ("name", "version", "is_answering", "engine")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    IS_ANSWERING_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: str
+    is_answering: bool
+    engine: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., is_answering: _Optional[bool] = ..., engine: _Optional[str] = ...) -> None: ...
 
 class BaseModel(_message.Message):
     __slots__ = ("name", "digest", "width", "height", "vocabulary", "has_clip_filter", "has_clipseg", "has_content_filter", "super_resolution_width", "super_resolution_height", "fast_steps", "has_known_pictures", "size_step")
@@ -66,7 +99,7 @@ class BaseModel(_message.Message):
     def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., vocabulary: _Optional[_Iterable[str]] = ..., has_clip_filter: _Optional[bool] = ..., has_clipseg: _Optional[bool] = ..., has_content_filter: _Optional[bool] = ..., super_resolution_width: _Optional[int] = ..., super_resolution_height: _Optional[int] = ..., fast_steps: _Optional[int] = ..., has_known_pictures: _Optional[bool] = ..., size_step: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("upload_bytes", "upload_pixels", "chunk_bytes", "prompt_characters", "seeds", "upload_side", "upload_webp_pixels")
+    __slots__ = ("upload_bytes", "upload_pixels", "chunk_bytes", "prompt_characters", "seeds", "upload_side", "upload_webp_pixels", "upload_heif_pixels", "tenant_tunings", "tenant_edits", "tenant_requests_per_s", "tenant_bytes", "open_tunings", "open_edits", "edit_steps", "tuning_pixels")
     UPLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
     UPLOAD_PIXELS_FIELD_NUMBER: _ClassVar[int]
     CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -74,6 +107,15 @@ class Limits(_message.Message):
     SEEDS_FIELD_NUMBER: _ClassVar[int]
     UPLOAD_SIDE_FIELD_NUMBER: _ClassVar[int]
     UPLOAD_WEBP_PIXELS_FIELD_NUMBER: _ClassVar[int]
+    UPLOAD_HEIF_PIXELS_FIELD_NUMBER: _ClassVar[int]
+    TENANT_TUNINGS_FIELD_NUMBER: _ClassVar[int]
+    TENANT_EDITS_FIELD_NUMBER: _ClassVar[int]
+    TENANT_REQUESTS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    TENANT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    OPEN_TUNINGS_FIELD_NUMBER: _ClassVar[int]
+    OPEN_EDITS_FIELD_NUMBER: _ClassVar[int]
+    EDIT_STEPS_FIELD_NUMBER: _ClassVar[int]
+    TUNING_PIXELS_FIELD_NUMBER: _ClassVar[int]
     upload_bytes: int
     upload_pixels: int
     chunk_bytes: int
@@ -81,4 +123,13 @@ class Limits(_message.Message):
     seeds: int
     upload_side: int
     upload_webp_pixels: int
-    def __init__(self, upload_bytes: _Optional[int] = ..., upload_pixels: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., prompt_characters: _Optional[int] = ..., seeds: _Optional[int] = ..., upload_side: _Optional[int] = ..., upload_webp_pixels: _Optional[int] = ...) -> None: ...
+    upload_heif_pixels: int
+    tenant_tunings: int
+    tenant_edits: int
+    tenant_requests_per_s: float
+    tenant_bytes: int
+    open_tunings: int
+    open_edits: int
+    edit_steps: int
+    tuning_pixels: int
+    def __init__(self, upload_bytes: _Optional[int] = ..., upload_pixels: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., prompt_characters: _Optional[int] = ..., seeds: _Optional[int] = ..., upload_side: _Optional[int] = ..., upload_webp_pixels: _Optional[int] = ..., upload_heif_pixels: _Optional[int] = ..., tenant_tunings: _Optional[int] = ..., tenant_edits: _Optional[int] = ..., tenant_requests_per_s: _Optional[float] = ..., tenant_bytes: _Optional[int] = ..., open_tunings: _Optional[int] = ..., open_edits: _Optional[int] = ..., edit_steps: _Optional[int] = ..., tuning_pixels: _Optional[int] = ...) -> None: ...

@@ -47,7 +47,7 @@ class ServerServiceServicer:
     """
 
     def GetServerInfo(self, request, context):
-        """GetServerInfo answers with version, limits, base model and defaults. It needs nothing and never waits: base model
+        """GetServerInfo answers with version, limits, base model, defaults and queue. It needs nothing and never waits: base model
         and defaults are unset until tuner and sampler have answered once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -30,7 +30,7 @@ from unitune.v1 import server_pb2 as unitune_dot_v1_dot_server__pb2
 from unitune.v1 import tuning_pb2 as unitune_dot_v1_dot_tuning__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16unitune/v1/tuner.proto\x12\nunitune.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x17google/rpc/status.proto\x1a\x17unitune/v1/server.proto\x1a\x17unitune/v1/tuning.proto\"\x9c\x01\n\tTunerInfo\x12)\n\nbase_model\x18\x01 \x01(\x0b\x32\x15.unitune.v1.BaseModel\x12\x31\n\x0ftuning_defaults\x18\x02 \x01(\x0b\x32\x18.unitune.v1.TuningConfig\x12\x31\n\x0fmethod_defaults\x18\n \x03(\x0b\x32\x18.unitune.v1.TuningConfig\";\n\x0cTunerProcess\x12\x13\n\x05place\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x16\n\x08instance\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\"<\n\x0f\x41nnounceRequest\x12)\n\x04info\x18\x01 \x01(\x0b\x32\x15.unitune.v1.TunerInfoB\x04\xe2\x41\x01\x02\"<\n\x10\x41nnounceResponse\x12(\n\x05lease\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x8b\x01\n\x11TakeTuningRequest\x12-\n\x05tuner\x18\x01 \x01(\x0b\x32\x18.unitune.v1.TunerProcessB\x04\xe2\x41\x01\x02\x12\x18\n\nbase_model\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12-\n\x04wait\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\"@\n\x12TakeTuningResponse\x12*\n\nassignment\x18\x01 \x01(\x0b\x32\x16.unitune.v1.Assignment\"\xc5\x01\n\nAssignment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0b\n\x03key\x18\x03 \x01(\t\x12(\n\x06\x63onfig\x18\x04 \x01(\x0b\x32\x18.unitune.v1.TuningConfig\x12\'\n\x06images\x18\x05 \x03(\x0b\x32\x17.unitune.v1.StoredImage\x12\x0c\n\x04path\x18\x06 \x01(\t\x12*\n\ncheckpoint\x18\x07 \x01(\x0b\x32\x16.unitune.v1.Checkpoint\"9\n\x0bStoredImage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"L\n\nCheckpoint\x12\x12\n\x04path\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06sha256\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06update\x18\x03 \x01(\x05\x42\x04\xe2\x41\x01\x02\"\xe0\x03\n\x13ReportTuningRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x15\n\x07\x61ttempt\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x02\x12-\n\x05tuner\x18\x03 \x01(\x0b\x32\x18.unitune.v1.TunerProcessB\x04\xe2\x41\x01\x02\x12.\n\x08progress\x18\x04 \x01(\x0b\x32\x1a.unitune.v1.TuningProgressH\x00\x12\x36\n\x05\x61live\x18\x05 \x01(\x0b\x32%.unitune.v1.ReportTuningRequest.AliveH\x00\x12&\n\x04\x64one\x18\x06 \x01(\x0b\x32\x16.unitune.v1.WeightsRefH\x00\x12$\n\x06\x66\x61iled\x18\x07 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12=\n\tgive_back\x18\x08 \x01(\x0b\x32(.unitune.v1.ReportTuningRequest.GiveBackH\x00\x12,\n\ncheckpoint\x18\t \x01(\x0b\x32\x16.unitune.v1.CheckpointH\x00\x1a\x36\n\x05\x41live\x12-\n\x04wait\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\x1a\n\n\x08GiveBackB\x08\n\x06report\"\xa0\x01\n\x14ReportTuningResponse\x12\'\n\x05noted\x18\x01 \x01(\x0b\x32\x16.google.protobuf.EmptyH\x00\x12(\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x16.google.protobuf.EmptyH\x00\x12,\n\nlease_lost\x18\x03 \x01(\x0b\x32\x16.google.protobuf.EmptyH\x00\x42\x07\n\x05order2\xf9\x01\n\x10TunerPoolService\x12\x45\n\x08\x41nnounce\x12\x1b.unitune.v1.AnnounceRequest\x1a\x1c.unitune.v1.AnnounceResponse\x12K\n\nTakeTuning\x12\x1d.unitune.v1.TakeTuningRequest\x1a\x1e.unitune.v1.TakeTuningResponse\x12Q\n\x0cReportTuning\x12\x1f.unitune.v1.ReportTuningRequest\x1a .unitune.v1.ReportTuningResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16unitune/v1/tuner.proto\x12\nunitune.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x17google/rpc/status.proto\x1a\x17unitune/v1/server.proto\x1a\x17unitune/v1/tuning.proto\"\xad\x01\n\tTunerInfo\x12)\n\nbase_model\x18\x01 \x01(\x0b\x32\x15.unitune.v1.BaseModel\x12\x31\n\x0ftuning_defaults\x18\x02 \x01(\x0b\x32\x18.unitune.v1.TuningConfig\x12\x31\n\x0fmethod_defaults\x18\n \x03(\x0b\x32\x18.unitune.v1.TuningConfig\x12\x0f\n\x07version\x18( \x01(\t\";\n\x0cTunerProcess\x12\x13\n\x05place\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x16\n\x08instance\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\"<\n\x0f\x41nnounceRequest\x12)\n\x04info\x18\x01 \x01(\x0b\x32\x15.unitune.v1.TunerInfoB\x04\xe2\x41\x01\x02\"<\n\x10\x41nnounceResponse\x12(\n\x05lease\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x8b\x01\n\x11TakeTuningRequest\x12-\n\x05tuner\x18\x01 \x01(\x0b\x32\x18.unitune.v1.TunerProcessB\x04\xe2\x41\x01\x02\x12\x18\n\nbase_model\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12-\n\x04wait\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\"@\n\x12TakeTuningResponse\x12*\n\nassignment\x18\x01 \x01(\x0b\x32\x16.unitune.v1.Assignment\"\xc5\x01\n\nAssignment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0b\n\x03key\x18\x03 \x01(\t\x12(\n\x06\x63onfig\x18\x04 \x01(\x0b\x32\x18.unitune.v1.TuningConfig\x12\'\n\x06images\x18\x05 \x03(\x0b\x32\x17.unitune.v1.StoredImage\x12\x0c\n\x04path\x18\x06 \x01(\t\x12*\n\ncheckpoint\x18\x07 \x01(\x0b\x32\x16.unitune.v1.Checkpoint\"9\n\x0bStoredImage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"L\n\nCheckpoint\x12\x12\n\x04path\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06sha256\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06update\x18\x03 \x01(\x05\x42\x04\xe2\x41\x01\x02\"\xe0\x03\n\x13ReportTuningRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x15\n\x07\x61ttempt\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x02\x12-\n\x05tuner\x18\x03 \x01(\x0b\x32\x18.unitune.v1.TunerProcessB\x04\xe2\x41\x01\x02\x12.\n\x08progress\x18\x04 \x01(\x0b\x32\x1a.unitune.v1.TuningProgressH\x00\x12\x36\n\x05\x61live\x18\x05 \x01(\x0b\x32%.unitune.v1.ReportTuningRequest.AliveH\x00\x12&\n\x04\x64one\x18\x06 \x01(\x0b\x32\x16.unitune.v1.WeightsRefH\x00\x12$\n\x06\x66\x61iled\x18\x07 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12=\n\tgive_back\x18\x08 \x01(\x0b\x32(.unitune.v1.ReportTuningRequest.GiveBackH\x00\x12,\n\ncheckpoint\x18\t \x01(\x0b\x32\x16.unitune.v1.CheckpointH\x00\x1a\x36\n\x05\x41live\x12-\n\x04wait\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\x1a\n\n\x08GiveBackB\x08\n\x06report\"\xa0\x01\n\x14ReportTuningResponse\x12\'\n\x05noted\x18\x01 \x01(\x0b\x32\x16.google.protobuf.EmptyH\x00\x12(\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x16.google.protobuf.EmptyH\x00\x12,\n\nlease_lost\x18\x03 \x01(\x0b\x32\x16.google.protobuf.EmptyH\x00\x42\x07\n\x05order2\xf9\x01\n\x10TunerPoolService\x12\x45\n\x08\x41nnounce\x12\x1b.unitune.v1.AnnounceRequest\x1a\x1c.unitune.v1.AnnounceResponse\x12K\n\nTakeTuning\x12\x1d.unitune.v1.TakeTuningRequest\x1a\x1e.unitune.v1.TakeTuningResponse\x12Q\n\x0cReportTuning\x12\x1f.unitune.v1.ReportTuningRequest\x1a .unitune.v1.ReportTuningResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -64,31 +64,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPORTTUNINGREQUEST'].fields_by_name['tuner']._loaded_options = None
   _globals['_REPORTTUNINGREQUEST'].fields_by_name['tuner']._serialized_options = b'\342A\001\002'
   _globals['_TUNERINFO']._serialized_start=208
-  _globals['_TUNERINFO']._serialized_end=364
-  _globals['_TUNERPROCESS']._serialized_start=366
-  _globals['_TUNERPROCESS']._serialized_end=425
-  _globals['_ANNOUNCEREQUEST']._serialized_start=427
-  _globals['_ANNOUNCEREQUEST']._serialized_end=487
-  _globals['_ANNOUNCERESPONSE']._serialized_start=489
-  _globals['_ANNOUNCERESPONSE']._serialized_end=549
-  _globals['_TAKETUNINGREQUEST']._serialized_start=552
-  _globals['_TAKETUNINGREQUEST']._serialized_end=691
-  _globals['_TAKETUNINGRESPONSE']._serialized_start=693
-  _globals['_TAKETUNINGRESPONSE']._serialized_end=757
-  _globals['_ASSIGNMENT']._serialized_start=760
-  _globals['_ASSIGNMENT']._serialized_end=957
-  _globals['_STOREDIMAGE']._serialized_start=959
-  _globals['_STOREDIMAGE']._serialized_end=1016
-  _globals['_CHECKPOINT']._serialized_start=1018
-  _globals['_CHECKPOINT']._serialized_end=1094
-  _globals['_REPORTTUNINGREQUEST']._serialized_start=1097
-  _globals['_REPORTTUNINGREQUEST']._serialized_end=1577
-  _globals['_REPORTTUNINGREQUEST_ALIVE']._serialized_start=1501
-  _globals['_REPORTTUNINGREQUEST_ALIVE']._serialized_end=1555
-  _globals['_REPORTTUNINGREQUEST_GIVEBACK']._serialized_start=1557
-  _globals['_REPORTTUNINGREQUEST_GIVEBACK']._serialized_end=1567
-  _globals['_REPORTTUNINGRESPONSE']._serialized_start=1580
-  _globals['_REPORTTUNINGRESPONSE']._serialized_end=1740
-  _globals['_TUNERPOOLSERVICE']._serialized_start=1743
-  _globals['_TUNERPOOLSERVICE']._serialized_end=1992
+  _globals['_TUNERINFO']._serialized_end=381
+  _globals['_TUNERPROCESS']._serialized_start=383
+  _globals['_TUNERPROCESS']._serialized_end=442
+  _globals['_ANNOUNCEREQUEST']._serialized_start=444
+  _globals['_ANNOUNCEREQUEST']._serialized_end=504
+  _globals['_ANNOUNCERESPONSE']._serialized_start=506
+  _globals['_ANNOUNCERESPONSE']._serialized_end=566
+  _globals['_TAKETUNINGREQUEST']._serialized_start=569
+  _globals['_TAKETUNINGREQUEST']._serialized_end=708
+  _globals['_TAKETUNINGRESPONSE']._serialized_start=710
+  _globals['_TAKETUNINGRESPONSE']._serialized_end=774
+  _globals['_ASSIGNMENT']._serialized_start=777
+  _globals['_ASSIGNMENT']._serialized_end=974
+  _globals['_STOREDIMAGE']._serialized_start=976
+  _globals['_STOREDIMAGE']._serialized_end=1033
+  _globals['_CHECKPOINT']._serialized_start=1035
+  _globals['_CHECKPOINT']._serialized_end=1111
+  _globals['_REPORTTUNINGREQUEST']._serialized_start=1114
+  _globals['_REPORTTUNINGREQUEST']._serialized_end=1594
+  _globals['_REPORTTUNINGREQUEST_ALIVE']._serialized_start=1518
+  _globals['_REPORTTUNINGREQUEST_ALIVE']._serialized_end=1572
+  _globals['_REPORTTUNINGREQUEST_GIVEBACK']._serialized_start=1574
+  _globals['_REPORTTUNINGREQUEST_GIVEBACK']._serialized_end=1584
+  _globals['_REPORTTUNINGRESPONSE']._serialized_start=1597
+  _globals['_REPORTTUNINGRESPONSE']._serialized_end=1757
+  _globals['_TUNERPOOLSERVICE']._serialized_start=1760
+  _globals['_TUNERPOOLSERVICE']._serialized_end=2009
 # @@protoc_insertion_point(module_scope)

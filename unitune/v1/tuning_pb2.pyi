@@ -5,6 +5,7 @@ from google.protobuf import empty_pb2 as _empty_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.rpc import status_pb2 as _status_pb2
 from unitune.v1 import option_pb2 as _option_pb2
+from unitune.v1 import scope_pb2 as _scope_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -148,7 +149,7 @@ class TuningConfig(_message.Message):
     def __init__(self, method: _Optional[_Union[TuningConfig.Method, str]] = ..., mode: _Optional[_Union[TuningConfig.Mode, str]] = ..., updates: _Optional[int] = ..., batch: _Optional[int] = ..., learning_rate: _Optional[float] = ..., rare_tokens: _Optional[str] = ..., seed: _Optional[int] = ..., prompt: _Optional[str] = ..., class_noun: _Optional[str] = ..., num_class_images: _Optional[int] = ..., prior_weight: _Optional[float] = ..., initial_word: _Optional[str] = ..., num_vectors: _Optional[int] = ..., embedding_updates: _Optional[int] = ..., embedding_learning_rate: _Optional[float] = ..., scale_learning_rate: _Optional[bool] = ..., stop_loss_ratio: _Optional[float] = ..., base_prompt: _Optional[str] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., super_resolution_updates: _Optional[int] = ...) -> None: ...
 
 class TuningProgress(_message.Message):
-    __slots__ = ("update", "total", "loss", "left_s", "learning_rate", "stopped_early", "stage", "attempt", "resumed_update")
+    __slots__ = ("update", "total", "loss", "left_s", "learning_rate", "stopped_early", "stage", "warning", "attempt", "resumed_update")
     class Stage(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STAGE_UNSPECIFIED: _ClassVar[TuningProgress.Stage]
@@ -168,6 +169,7 @@ class TuningProgress(_message.Message):
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
     STOPPED_EARLY_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
+    WARNING_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     RESUMED_UPDATE_FIELD_NUMBER: _ClassVar[int]
     update: int
@@ -177,9 +179,10 @@ class TuningProgress(_message.Message):
     learning_rate: float
     stopped_early: bool
     stage: TuningProgress.Stage
+    warning: str
     attempt: int
     resumed_update: int
-    def __init__(self, update: _Optional[int] = ..., total: _Optional[int] = ..., loss: _Optional[float] = ..., left_s: _Optional[float] = ..., learning_rate: _Optional[float] = ..., stopped_early: _Optional[bool] = ..., stage: _Optional[_Union[TuningProgress.Stage, str]] = ..., attempt: _Optional[int] = ..., resumed_update: _Optional[int] = ...) -> None: ...
+    def __init__(self, update: _Optional[int] = ..., total: _Optional[int] = ..., loss: _Optional[float] = ..., left_s: _Optional[float] = ..., learning_rate: _Optional[float] = ..., stopped_early: _Optional[bool] = ..., stage: _Optional[_Union[TuningProgress.Stage, str]] = ..., warning: _Optional[str] = ..., attempt: _Optional[int] = ..., resumed_update: _Optional[int] = ...) -> None: ...
 
 class WeightsRef(_message.Message):
     __slots__ = ("key", "digest", "path", "size_bytes", "base_model")
@@ -196,7 +199,7 @@ class WeightsRef(_message.Message):
     def __init__(self, key: _Optional[str] = ..., digest: _Optional[str] = ..., path: _Optional[str] = ..., size_bytes: _Optional[int] = ..., base_model: _Optional[str] = ...) -> None: ...
 
 class CreateTuningRequest(_message.Message):
-    __slots__ = ("parent", "image", "config", "request_id", "labels", "images")
+    __slots__ = ("parent", "image", "config", "request_id", "labels", "images", "validate_only")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -210,13 +213,15 @@ class CreateTuningRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
+    VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
     parent: str
     image: str
     config: TuningConfig
     request_id: str
     labels: _containers.ScalarMap[str, str]
     images: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, parent: _Optional[str] = ..., image: _Optional[str] = ..., config: _Optional[_Union[TuningConfig, _Mapping]] = ..., request_id: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., images: _Optional[_Iterable[str]] = ...) -> None: ...
+    validate_only: bool
+    def __init__(self, parent: _Optional[str] = ..., image: _Optional[str] = ..., config: _Optional[_Union[TuningConfig, _Mapping]] = ..., request_id: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., images: _Optional[_Iterable[str]] = ..., validate_only: _Optional[bool] = ...) -> None: ...
 
 class GetTuningRequest(_message.Message):
     __slots__ = ("name",)

@@ -41,6 +41,17 @@ class TuningServiceStub:
     bytes that are no request, with RESOURCE_EXHAUSTED (STORE_FULL, STATE_FULL) while a disk of the server is full, with
     UNAVAILABLE (STORE_DOWN, STATE_DOWN) while the server's store or state does not answer, both with RetryInfo, and with
     DATA_LOSS (STORE_CORRUPT, STATE_CORRUPT, IMAGE_CORRUPT) for what is damaged there.
+
+    A server that asks for credentials takes `authorization: Bearer CREDENTIAL` as metadata: an API key (`KeyService`) or a
+    token of the issuer that the server trusts. Whose the credential is, is whose the call is. Each call declares in `scopes`
+    what a credential must allow. Without a valid credential a call fails with UNAUTHENTICATED (CREDENTIAL_MISSING,
+    CREDENTIAL_INVALID, CREDENTIAL_ENDED), or with UNAVAILABLE (ISSUER_DOWN) when a token cannot be checked now; with one
+    that does not allow the call, with PERMISSION_DENIED (SCOPE_MISSING); and with the parent of another tenant, with
+    PERMISSION_DENIED (TENANT_MISMATCH). A name of another tenant is NOT_FOUND, whether it exists or not.
+
+    A tenant may do so much at a time, and all of them together too: `limits` of GetServerInfo. Beyond that a call is
+    refused at once with RESOURCE_EXHAUSTED, QuotaFailure naming whose limit it is, and RetryInfo, also as
+    grpc-retry-pushback-ms: TENANT_REQUEST_RATE of any call but GetServerInfo, and what CreateTuning, Edit and UploadImage name.
     """
 
     def __init__(self, channel):
@@ -101,6 +112,17 @@ class TuningServiceServicer:
     bytes that are no request, with RESOURCE_EXHAUSTED (STORE_FULL, STATE_FULL) while a disk of the server is full, with
     UNAVAILABLE (STORE_DOWN, STATE_DOWN) while the server's store or state does not answer, both with RetryInfo, and with
     DATA_LOSS (STORE_CORRUPT, STATE_CORRUPT, IMAGE_CORRUPT) for what is damaged there.
+
+    A server that asks for credentials takes `authorization: Bearer CREDENTIAL` as metadata: an API key (`KeyService`) or a
+    token of the issuer that the server trusts. Whose the credential is, is whose the call is. Each call declares in `scopes`
+    what a credential must allow. Without a valid credential a call fails with UNAUTHENTICATED (CREDENTIAL_MISSING,
+    CREDENTIAL_INVALID, CREDENTIAL_ENDED), or with UNAVAILABLE (ISSUER_DOWN) when a token cannot be checked now; with one
+    that does not allow the call, with PERMISSION_DENIED (SCOPE_MISSING); and with the parent of another tenant, with
+    PERMISSION_DENIED (TENANT_MISMATCH). A name of another tenant is NOT_FOUND, whether it exists or not.
+
+    A tenant may do so much at a time, and all of them together too: `limits` of GetServerInfo. Beyond that a call is
+    refused at once with RESOURCE_EXHAUSTED, QuotaFailure naming whose limit it is, and RetryInfo, also as
+    grpc-retry-pushback-ms: TENANT_REQUEST_RATE of any call but GetServerInfo, and what CreateTuning, Edit and UploadImage name.
     """
 
     def CreateTuning(self, request, context):
@@ -113,7 +135,9 @@ class TuningServiceServicer:
         NOT_FOUND (IMAGE_NOT_FOUND) when the image was never uploaded, with FAILED_PRECONDITION
         (BASE_MODEL_MISMATCH) when tuner and sampler work on different base models, and with UNAVAILABLE
         (BACKEND_DOWN) as long as the server has not seen its tuner once, which it remembers when it starts anew; later a
-        tuner that is away only makes it wait.
+        tuner that is away only makes it wait. With RESOURCE_EXHAUSTED a new tuning is refused (TENANT_TUNING_LIMIT,
+        TENANT_STORAGE_LIMIT, QUEUE_FULL), and with INVALID_ARGUMENT (COST_LIMIT) one that would take more updates x batch x
+        pixels than the server allows.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -236,6 +260,17 @@ class TuningService:
     bytes that are no request, with RESOURCE_EXHAUSTED (STORE_FULL, STATE_FULL) while a disk of the server is full, with
     UNAVAILABLE (STORE_DOWN, STATE_DOWN) while the server's store or state does not answer, both with RetryInfo, and with
     DATA_LOSS (STORE_CORRUPT, STATE_CORRUPT, IMAGE_CORRUPT) for what is damaged there.
+
+    A server that asks for credentials takes `authorization: Bearer CREDENTIAL` as metadata: an API key (`KeyService`) or a
+    token of the issuer that the server trusts. Whose the credential is, is whose the call is. Each call declares in `scopes`
+    what a credential must allow. Without a valid credential a call fails with UNAUTHENTICATED (CREDENTIAL_MISSING,
+    CREDENTIAL_INVALID, CREDENTIAL_ENDED), or with UNAVAILABLE (ISSUER_DOWN) when a token cannot be checked now; with one
+    that does not allow the call, with PERMISSION_DENIED (SCOPE_MISSING); and with the parent of another tenant, with
+    PERMISSION_DENIED (TENANT_MISMATCH). A name of another tenant is NOT_FOUND, whether it exists or not.
+
+    A tenant may do so much at a time, and all of them together too: `limits` of GetServerInfo. Beyond that a call is
+    refused at once with RESOURCE_EXHAUSTED, QuotaFailure naming whose limit it is, and RetryInfo, also as
+    grpc-retry-pushback-ms: TENANT_REQUEST_RATE of any call but GetServerInfo, and what CreateTuning, Edit and UploadImage name.
     """
 
     @staticmethod

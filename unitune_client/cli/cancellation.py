@@ -10,6 +10,7 @@ from unitune_client.client import Client
 
 COMMAND_LABEL = "command"  # of a tuning, which tells the command that made it from those that found it
 UNFINISHED = (events.TuningState.RUNNING, events.TuningState.QUEUED)
+TUNING_EVENTS = (events.TuningSnapshot, events.TuningQueued, events.TuningStarted, events.TuningProgress)
 
 
 def cancel(show: Display, what: str, name: str, call: Callable[[str], object]) -> None:

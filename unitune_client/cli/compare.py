@@ -7,15 +7,16 @@ from typing import Any
 import click
 
 from unitune.errors import InvalidField
-from unitune.options import options_of
+from unitune.options import SAMPLING, options_of
 from unitune.v1.edit_pb2 import CompareRequest
 from unitune_client import events
-from unitune_client.cli.cancellation import cancel_tunings_of
+from unitune_client.cli.cancellation import TUNING_EVENTS, cancel_tunings_of
 from unitune_client.cli.connection import connection
 from unitune_client.cli.display import Display, display
-from unitune_client.cli.edit import TUNING_EVENTS, say_what_the_model_knows
+from unitune_client.cli.edit import say_what_the_model_knows
 from unitune_client.cli.flags import Flags, in_words
 from unitune_client.cli.options import (
+    Choices,
     PathOption,
     field_option,
     output_option,
@@ -26,6 +27,7 @@ from unitune_client.cli.options import (
 )
 from unitune_client.cli.outputs import Outputs, folder_of, slug
 from unitune_client.cli.photo_files import read_photo
+from unitune_client.cli.quotes import one_prompt
 from unitune_client.cli.sheet import SheetEdit, comparison_sheet, sheet_file
 from unitune_client.client import Client
 from unitune_client.options import EditOptions
@@ -44,13 +46,14 @@ Examples:
 
 @click.command("compare", epilog=EXAMPLES)
 @click.argument("photo", type=PathOption())
-@click.argument("prompt", metavar='"PROMPT"')
+@click.argument("prompts", metavar='"PROMPT"', nargs=-1, required=True)
 @output_option
 @result_options
 @click.option(
     "--methods",
     metavar="A,B,...",
-    help="unitune, imagic, dreambooth, textual_inversion, sdedit, prompt_to_prompt.  [default: every one that can run]",
+    type=Choices(SAMPLING["method"]),
+    help=f"{', '.join(SAMPLING['method'].choices)}.  [default: every one that can run]",
 )
 @field_option(COMPARE["class_noun"], metavar="WORD")
 @field_option(COMPARE["initial_word"], metavar="WORD")
@@ -60,11 +63,11 @@ Examples:
 @server_options
 def compare_command(
     photo: str,
-    prompt: str,
+    prompts: tuple[str, ...],
     output: str,
     overwrite: bool,
     omit_metadata: bool,
-    methods: str | None,
+    methods: list[str] | None,
     class_noun: str | None,
     initial_word: str | None,
     base_prompt: str | None,
@@ -84,9 +87,9 @@ def compare_command(
     that exists is used, and one that was made serves later edits. Ctrl-C cancels the tuning that runs; what is done
     by then is written and printed.
     """
-    data = read_photo(photo)
+    prompt, data = one_prompt(prompts), read_photo(photo)
     outputs = Outputs(folder_of(output), photo, overwrites=overwrite)
-    named = [name.strip() for name in methods.split(",")] if methods is not None else []
+    named = methods or []
     asked: dict[str, Any] = {"class_noun": class_noun, "initial_word": initial_word, "base_prompt": base_prompt}
     asked["seeds"] = list(dict.fromkeys(seeds))
     own = EditOptions(super_resolution=True) if super_resolution else EditOptions()
@@ -142,7 +145,7 @@ def say_what_is_left_out(
         try:
             client.check_compare(image, prompt, [method], **asked)
         except InvalidField as error:
-            needed = flags.of(error.field or "") or error.field
+            needed = flags.option_of(error.field or "") or error.field
             show.say(f"{method} is left out: it needs {needed}")
 
 

@@ -14,6 +14,7 @@ from unitune.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from unitune_client.cli.credentials import credentials_of, refuse_credentials
 from unitune_client.client import Client
 from unitune_client.local.home import Home
 from unitune_client.local.machine import LocalError, base_model_folder, disk_full
@@ -32,9 +33,10 @@ def connection(address: str | None, base_model: str | None, say: Say) -> Iterato
     if address:
         if base_model:
             raise InvalidField("--base-model", base_model, f"leave it out: the server at {address} has its own")
-        with Client(address) as client:
+        with Client(address, **credentials_of(address)) as client:
             yield client
         return
+    refuse_credentials()
     base_model = base_model or os.environ.get("UNITUNE_BASE_MODEL")
     home = Home.from_environment(os.environ)
     running = home.running()

@@ -98,6 +98,8 @@ class Display(AbstractContextManager["Display"]):
                     self.say(f"{event.method}: failed: {in_words(event.error)}")
 
     def _tuning(self, method: str, progress: events.Progress) -> None:
+        if progress.warning:
+            self.warn(progress.warning)
         if progress.stage in TUNING_STAGES:
             self.activity(method + TUNING_STAGES[progress.stage], _left(progress.left_s))
         else:
@@ -125,7 +127,8 @@ class Display(AbstractContextManager["Display"]):
             self.say(f"{name}{', ' + note if note else ''}")
 
     def warn(self, text: str, **context: object) -> None:
-        """Show a warning, once however often it comes."""
+        """Show a warning by the command's own names, once however often it comes."""
+        text = in_words(text)
         if text not in self._warned:
             self._warned.add(text)
             self.say(f"warning: {text}")
@@ -202,7 +205,7 @@ class JsonDisplay(Display):
 
     def warn(self, text: str, **context: object) -> None:
         """Print the warning as an event of its own, `warning`."""
-        self._print({"event": "warning", "text": text, **context})
+        self._print({"event": "warning", "text": in_words(text), **context})
 
     def result(self, text: str, **context: object) -> None:
         """Print the result under its kind."""
@@ -217,7 +220,7 @@ class JsonDisplay(Display):
         told: dict[str, Any] = {"event": "error", "reason": "LOCAL", "message": message, "metadata": {}}
         if isinstance(error, UniTuneError):
             told |= {"reason": error.reason, "metadata": error.metadata}
-            if flags is not None and error.field is not None and (option := flags.of(error.field)) is not None:
+            if flags is not None and error.field is not None and (option := flags.option_of(error.field)) is not None:
                 told["option"] = option
         self._print(told)
 

@@ -3,45 +3,45 @@
 import hashlib
 import secrets
 import time
-from collections.abc import Iterable, Sequence
-from datetime import datetime
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import click
 
 from unitune.errors import Cancelled, FailedPrecondition, InvalidArgument, InvalidField
-from unitune.options import EDIT, SAMPLING, TUNING
+from unitune.options import TUNING
 from unitune_client import events
 from unitune_client.channel import INLINE_MASK_BYTES
-from unitune_client.cli.cancellation import COMMAND_LABEL, cancel, cancel_tunings_of, say_it_goes_on
+from unitune_client.cli.cancellation import COMMAND_LABEL, cancel, say_it_goes_on
 from unitune_client.cli.connection import connection
 from unitune_client.cli.display import Display, display
+from unitune_client.cli.flags import OWN_TUNING_OPTIONS
 from unitune_client.cli.options import (
     PathOption,
-    attention_options,
     field_option,
     output_option,
     result_options,
+    sampling_of,
+    sampling_options,
     seed_option,
     server_options,
-    super_resolution_option,
     tuning_options,
 )
 from unitune_client.cli.outputs import Outputs, folder_of, slugs
 from unitune_client.cli.photo_files import read_mask, read_photo
+from unitune_client.cli.quotes import refuse_forgotten_quotes, warn_of_single_words
 from unitune_client.cli.record import Record
 from unitune_client.cli.sheet import SheetEdit, can_show, contact_sheet, sheet_file
 from unitune_client.client import Client
-from unitune_client.messages import of_field
+from unitune_client.messages import file_error
 from unitune_client.options import EditOptions, TuningOptions
 from unitune_client.pictures import Picture
 
 DEFAULT_METHOD = "unitune"  # of every server
-METHOD_PER_PROMPT = "imagic"  # it tunes for one text
+# Automatic settings are on where they are possible, unless one of these is given.
+NOT_BESIDE_AUTOMATIC = ("strength", "guidance_scale", "clip_filter", "fast")
 AUTOMATIC_METHODS = ("unitune", "sdedit")  # unless asked; the others start from the noisiest level, as published
-SINGLE_WORDS = 3  # from this number on, prompts of one word each are most likely one prompt
-TUNING_EVENTS = (events.TuningSnapshot, events.TuningQueued, events.TuningStarted, events.TuningProgress)
 
 EXAMPLES = """
 \b
@@ -76,37 +76,8 @@ Examples:
     "With the same PHOTO and nothing else it is made again. Another --method takes only its seed.",
 )
 @result_options
-@field_option(SAMPLING["method"], type=str)
-@field_option(SAMPLING["strength"])
-@field_option(SAMPLING["guidance_scale"])
-@field_option(SAMPLING["automatic"], default=None)
-@field_option(SAMPLING["clip_filter"])
-@field_option(SAMPLING["interpolation"])
-@field_option(SAMPLING["negative_prompt"], metavar="TEXT")
-@field_option(SAMPLING["base_prompt"], metavar="TEXT")
-@field_option(SAMPLING["prompt_guidance_scale"])
-@field_option(EDIT["mask"], metavar="PNG", type=PathOption())
-@field_option(SAMPLING["mask_source"])
-@field_option(SAMPLING["mask_text"], metavar="TEXT")
-@field_option(SAMPLING["inverted"])
-@field_option(SAMPLING["mask_blur"])
-@field_option(SAMPLING["only_masked"])
-@field_option(SAMPLING["repeats"])
-@field_option(SAMPLING["num_inference_steps"])
-@field_option(SAMPLING["fast"])
-@field_option(SAMPLING["scheduler"], type=str)
-@field_option(SAMPLING["timestep_spacing"], type=str)
-@field_option(SAMPLING["guidance_rescale"])
-@field_option(SAMPLING["eta"])
-@field_option(
-    SAMPLING["guidance_sigma_low"],
-    "guidance_interval",
-    metavar="LOW HIGH",
-    nargs=2,
-)
-@super_resolution_option
+@sampling_options
 @seed_option
-@attention_options
 @tuning_options
 @server_options
 def edit_command(
@@ -116,44 +87,15 @@ def edit_command(
     like: str | None,
     overwrite: bool,
     omit_metadata: bool,
-    method: str | None,
-    strength: float | None,
-    guidance_scale: float | None,
-    automatic: bool | None,
-    clip_filter: bool,
-    interpolation: float | None,
-    negative_prompt: str | None,
-    base_prompt: str | None,
-    prompt_guidance_scale: float | None,
     mask: str | None,
-    mask_source: str | None,
-    mask_blur: float | None,
-    mask_text: str | None,
-    inverted: bool,
-    only_masked: bool,
-    repeats: int | None,
-    num_inference_steps: int | None,
-    fast: bool,
-    scheduler: str | None,
-    timestep_spacing: str | None,
-    guidance_rescale: float | None,
-    eta: float | None,
-    guidance_interval: tuple[float, float] | None,
-    super_resolution: bool,
     seeds: tuple[int, ...],
-    cross_replace: float | None,
-    self_replace: float | None,
-    inversion: str | None,
-    alignment: str | None,
-    word_weights: tuple[tuple[str, float], ...],
-    blend_words: tuple[str, ...],
     further_photos: tuple[str, ...],
     address: str | None,
     base_model: str | None,
     as_json: bool,
-    **tuning: Any,
+    **given: Any,
 ) -> None:
-    """Edit PHOTO, a PNG, JPEG or WebP file, by each PROMPT, which describes the picture you want to see.
+    """Edit PHOTO, a PNG, JPEG, WebP, AVIF or HEIC file, by each PROMPT, which describes the picture you want to see.
 
     The model is tuned on the photo once. All prompts, and later commands with the same photo, use that tuning; imagic
     makes one for each prompt. Without --address the services run here for as long as the command does. The pictures,
@@ -168,90 +110,58 @@ def edit_command(
     prompts = prompts or ((record.prompt,) if record is not None else ())
     if not prompts:
         raise InvalidField("PROMPT", "unset", "describe the picture that you want to see, or give --like PICTURE")
+    refuse_forgotten_quotes(prompts)
     data, further = read_photo(photo), [read_photo(one, "--photo") for one in further_photos]
-    mask_data = read_mask(mask)
-    outputs = Outputs(folder_of(output), photo, overwrites=overwrite)
     said = {
-        "strength": strength,
-        "guidance_scale": guidance_scale,
-        "interpolation": interpolation,
-        "negative_prompt": negative_prompt,
-        "base_prompt": base_prompt,
-        "prompt_guidance_scale": prompt_guidance_scale,
-        "mask": mask_data,
-        "mask_source": mask_source,
-        "mask_text": mask_text,
-        "inverted": inverted or None,
-        "mask_blur": mask_blur,
-        "only_masked": only_masked or None,
-        "repeats": repeats,
-        "num_inference_steps": num_inference_steps,
-        "fast": fast or None,
-        "scheduler": scheduler,
-        "timestep_spacing": timestep_spacing,
-        "guidance_rescale": guidance_rescale,
-        "eta": eta,
-        "guidance_sigma_low": guidance_interval[0] if guidance_interval else None,
-        "guidance_sigma_high": guidance_interval[1] if guidance_interval else None,
+        **sampling_of(given),
+        "mask": read_mask(mask),
         "seeds": list(dict.fromkeys(seeds)),
-        "cross_replace": cross_replace,
-        "self_replace": self_replace,
-        "inversion": inversion,
-        "alignment": alignment,
-        "word_weights": dict(word_weights) or None,
-        "blend_words": list(blend_words) or None,
-        "clip_filter": clip_filter or None,
-        "super_resolution": super_resolution or None,
         "omit_metadata": omit_metadata or None,
     }
     options = cast(EditOptions, said)  # a server knows the words that it takes
+    tuning = {name: value for name, value in given.items() if name in OWN_TUNING_OPTIONS}
+    outputs = Outputs(folder_of(output), photo, overwrites=overwrite)
     with display(as_json) as show:
         warn_of_single_words(prompts, show)
         with connection(address, base_model, show.say) as client:
             info = client.server_info()
             if record is not None:
                 check_like(record, info, data, further, options, show)
-                options = record.options(cast(EditOptions, {**options, "method": method, "automatic": automatic}))
-                tuning = dict(record.tuning_options(cast(TuningOptions, tuning), method))
-                method, automatic = options.get("method"), options.get("automatic")
-            method = method or info.sampling_defaults.method or DEFAULT_METHOD
+                asked_method = options.get("method")
+                options = record.options(options)
+                tuning = dict(record.tuning_options(cast(TuningOptions, tuning), asked_method))
+            method = options.get("method") or info.sampling_defaults.method or DEFAULT_METHOD
+            automatic = options.get("automatic")
             if automatic is None:
-                is_open = not clip_filter and not fast and strength is None and guidance_scale is None
+                is_open = all(options.get(name) is None for name in NOT_BESIDE_AUTOMATIC)
                 automatic = info.base_model.has_clip_filter and is_open and method in AUTOMATIC_METHODS
-            tunes = method in (DEFAULT_METHOD, *info.method_tuning_defaults)
-            if further and not tunes:
-                raise InvalidField("--photo", "given", f"leave it out: {method} tunes on no further photos")
             say_what_the_model_knows(info, show)
             image = client.upload_image(data)
             options["mask"] = uploaded_if_large(client, options.get("mask"))
-            options["automatic"] = automatic or None
-            options = cast(EditOptions, {**options, "method": method})
+            options = cast(EditOptions, {**options, "method": method, "automatic": automatic or None})
             asked = cast(EditOptions, {**options, **tuning})
             named = slugs(prompts)
-            since = validate(client, image, named, asked, show)
+            needed = validate(client, image, named, asked, show)
+            if further and all(config is None for config in needed.values()):
+                raise InvalidField("--photo", "given", f"leave it out: {method} tunes on no further photos")
             target: events.Image | events.Tuning = image
-            if method != DEFAULT_METHOD:
-                tuning["method"] = method
-            if tunes and method != METHOD_PER_PROMPT:
-                made = tune(client, image, show, further_images=further, **tuning)
-                if further:  # which no request of an edit can name
-                    target, asked = made, options
+            tuned_with: Mapping[str, Any] | None = None
             edits: list[SheetEdit] = []
             paths: list[Path] = []
             captions = captions_of(named, show)
             for prompt, slug in named.items():
-                if method == METHOD_PER_PROMPT:
-                    tune(client, image, show, further_images=further, tuning_prompt=prompt, **tuning)
-                for edited in edit(client, target, prompt, asked, show, since=since):
+                if (config := needed[prompt]) is not None and config != tuned_with:
+                    made, tuned_with = tune(client, image, show, further_images=further, **config), config
+                    if further:  # which no request of an edit can name
+                        target, asked = made, options
+                for edited in edit(client, target, prompt, asked, show):
                     if edited.blocked:
                         show.warn(f"{captions[prompt]} (seed {edited.seed}): {events.BLOCKED}")
                         continue
                     path = outputs.save(edited.png, slug, f"seed{edited.seed}")
                     show.result(str(path), kind="picture", prompt=prompt, seed=edited.seed)
                     caption = f"{captions[prompt]} (seed {edited.seed})" if len(seeds) > 1 else captions[prompt]
-                    if edited.working_width:
-                        caption += f", sampled at {edited.working_width}x{edited.working_height}"
-                    edits.append((caption, edited.png, edited.mask or b""))
+                    edits.append((caption + sampled_at(edited, info.base_model), edited.png, edited.mask or b""))
                     paths.append(path)
             if not paths:
                 raise FailedPrecondition("the content filter refused every picture", reason="BLOCKED")
@@ -261,7 +171,7 @@ def edit_command(
 
 @click.command("tune")
 @click.argument("photo", type=PathOption())
-@field_option(TUNING["method"], type=str)
+@field_option(TUNING["method"])
 @field_option(TUNING["prompt"], "prompts", multiple=True)
 @field_option(TUNING["base_prompt"], metavar="TEXT")
 @field_option(TUNING["num_inference_steps"])
@@ -288,27 +198,29 @@ def tune_command(
     data, further = read_photo(photo), [read_photo(one, "--photo") for one in further_photos]
     with display(as_json) as show, connection(address, base_model, show.say) as client:
         say_what_the_model_knows(client.server_info(), show)
-        image = client.upload_image(data)
-        for prompt in dict.fromkeys(prompts) or [None]:
-            asked = {**tuning, "method": method, "tuning_prompt": prompt}
-            made = tune(client, image, show, further_images=further, **asked)
+        image, images = client.upload_image(data), [client.upload_image(one) for one in further]
+        asked = [{**tuning, "method": method, "tuning_prompt": prompt} for prompt in dict.fromkeys(prompts) or [None]]
+        for later in asked[1:]:  # so that all that is refused is refused before the first tuning
+            client.check_tuning(image, further_images=images, **later)
+        for one in asked:
+            made = tune(client, image, show, further_images=images, **one)
             show.result(made.name, kind="tuning", tuning=made)
 
 
 def validate(
     client: Client, image: events.Image, prompts: Iterable[str], asked: EditOptions, show: Display
-) -> datetime | None:
-    """Have the server check the edit by each prompt, and show its warnings; the time of the first check, by its clock.
+) -> dict[str, Mapping[str, Any] | None]:
+    """Have the server check the edit by each prompt, and show its warnings; the options of the tuning that each needs.
 
     Raises what any of the edits would be refused with, before the first tuning begins.
     """
-    times = []
+    needed = {}
     for prompt in prompts:
         accepted = client.check_edit(image, prompt, **asked)
         for warning in accepted.warnings:
             show.warn(warning, prompt=prompt)
-        times.append(accepted.create_time)
-    return times[0]
+        needed[prompt] = accepted.tuning_options
+    return needed
 
 
 def tune(client: Client, image: events.Image, show: Display, **config: Any) -> events.Tuning:
@@ -354,7 +266,7 @@ def uploaded_if_large(client: Client, mask: Picture | None) -> Picture | None:
     try:
         return client.upload_image(mask)
     except InvalidArgument as error:
-        raise of_field(error, "mask") from None
+        raise file_error(error, "mask") from None
 
 
 def edit(
@@ -363,19 +275,12 @@ def edit(
     prompt: str,
     options: EditOptions,
     show: Display,
-    *,
-    since: datetime | None,
 ) -> list[events.EditedImage]:
-    """The pictures of an edit, with its progress on show.
-
-    An interrupt cancels it, and a tuning of an image that the server has made for it, after the time `since`.
-    """
-    name, images = "", list[events.EditedImage]()
-    is_tuning, tried = False, 0
+    """The pictures of an edit, with its progress on show. An interrupt cancels it."""
+    name, images, tried = "", list[events.EditedImage](), 0
     try:
         for event in client.edit(target, prompt, **options):
             show.event(event, prompt=prompt)
-            is_tuning = isinstance(event, TUNING_EVENTS) or (is_tuning and isinstance(event, events.Heartbeat))
             if isinstance(event, events.EditAccepted):
                 name = event.edit
             elif isinstance(event, events.EditStep):
@@ -387,20 +292,12 @@ def edit(
     except KeyboardInterrupt:
         if name:
             cancel(show, "edit", name, client.cancel_edit)
-        if is_tuning and isinstance(target, events.Image):
-            cancel_tunings_of(client, target.name, since, show)
         raise
     for image in images:
         if image.scores is not None:
             is_exact = len(images) == 1 or image.strength is not None  # a seed that passed is not tried again
             show.say(choice_in_words(image, image.scores, tried, is_exact=is_exact))
     return images
-
-
-def warn_of_single_words(prompts: Sequence[str], show: Display) -> None:
-    """Warn of prompts that look like one whose quotes were forgotten."""
-    if len(prompts) >= SINGLE_WORDS and all(len(prompt.split()) == 1 for prompt in prompts):
-        show.warn(f"{len(prompts)} prompts of one word each; put quotes around a prompt of several words")
 
 
 def say_what_the_model_knows(info: events.ServerInfo, show: Display) -> None:
@@ -422,6 +319,12 @@ def choice_in_words(image: events.EditedImage, scores: events.Scores, tried: int
         f"seed {image.seed}: the picture{settings} was taken{among}. {verdict}: likeness to PROMPT {scores.prompt:.2f} "
         f"(of PHOTO {scores.base_prompt:.2f}), likeness to PHOTO {scores.kept:.2f} (1 is the same)"
     )
+
+
+def sampled_at(image: events.EditedImage, model: events.BaseModel) -> str:
+    """The end of a caption: the size at which the picture was sampled, where that is not the model's own."""
+    size = image.working_width, image.working_height
+    return "" if size in ((0, 0), (model.width, model.height)) else f", sampled at {size[0]}x{size[1]}"
 
 
 def captions_of(prompts: Iterable[str], show: Display) -> dict[str, str]:

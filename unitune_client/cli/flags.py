@@ -26,6 +26,7 @@ ALIASES = {
     "image_data": "photo",
     "images": "further_photos",
     "mask_image": "mask",
+    "parent": "tenant",
     "prompt": "prompts",
     "target": "photo",
     "tuning": "name",
@@ -34,7 +35,7 @@ ALIASES = {
 METHODS, TUNING_CONFIG = "methods", "tuning_config"
 
 # What an edit has as well is no option of its tuning.
-OF_TUNING = OwnTuningOptions.__annotations__.keys()
+OWN_TUNING_OPTIONS = OwnTuningOptions.__annotations__.keys()
 
 FIELDS = frozenset(
     name
@@ -66,7 +67,7 @@ class Flags:
         self._by_name = {param.name: param for param in command.params}
         self._arguments = arguments
 
-    def of(self, field: str) -> str | None:
+    def option_of(self, field: str) -> str | None:
         """The option, or the argument, that sets a field of the API, as `--seed` does `seeds[2]`; None without one."""
         first, last = re.split(r"[.[]", field)[0], name_of(field)
         if first == METHODS and last == "method":
@@ -85,12 +86,12 @@ class Flags:
         value = error.message.removeprefix(field).removesuffix(remedy)
         if self._arguments:
             value = problem_of(value, error.metadata.get("value", ""), self._texts_of(field))
-        option, remedy = self.of(field) or field, self._in_words(remedy, field)
+        option, remedy = self.option_of(field) or field, self.words(remedy, field)
         return f"{option}{value}{remedy.replace('leave it out', 'leave them out') if ', ' in option else remedy}"
 
     def _texts_of(self, field: str) -> list[str]:
         """What the user gave the option of a field, as it was typed."""
-        option, words = self.of(field) or field, list(self._arguments)
+        option, words = self.option_of(field) or field, list(self._arguments)
         if self._command.name in words:
             del words[: words.index(self._command.name) + 1]
         try:
@@ -100,7 +101,8 @@ class Flags:
         given = [typed.get(param.name or "") for param in self._command.params if option in (*param.opts, shown(param))]
         return list(_texts(given))
 
-    def _in_words(self, remedy: str, field: str) -> str:
+    def words(self, told: str, field: str = "") -> str:
+        """A server's sentence, a warning or the remedy of a refused field, by the command's own names."""
         own = name_of(field)
 
         def left_out(match: re.Match[str]) -> str:
@@ -115,31 +117,32 @@ class Flags:
                 elif match[1] == "it":
                     shown.append("leave it out")
                 else:
-                    shown.append(f"leave out {self.of(name) or name}")
+                    shown.append(f"leave out {self.option_of(name) or name}")
             return " and ".join(shown)
 
         def given(match: re.Match[str]) -> str:
             words = re.split(r"( (?:and|or) )", match[1])
             if not all(name_of(word) in FIELDS for word in words[::2]):
                 return match[0]
-            return "give " + "".join(self.of(word) or word for word in words) + " " * match[0].endswith(" to ")
+            return "give " + "".join(self.option_of(word) or word for word in words) + " " * match[0].endswith(" to ")
 
         def named(match: re.Match[str]) -> str:
             option = name_of(match[0])
-            name = self.of(match[0]) if option in FIELDS else None
+            name = self.option_of(match[0]) if option in FIELDS else None
             param = self._param(option)
-            if name is not None and param is not None and param.nargs > 1 and name == self.of(field):
+            if name is not None and param is not None and param.nargs > 1 and name == self.option_of(field):
                 return option.rpartition("_")[2].upper()  # another value of the same option, as LOW
             return name or match[0]
 
-        return _LONG_NAME.sub(named, _SET.sub(given, _LEAVE_UNSET.sub(left_out, remedy)))
+        return _LONG_NAME.sub(named, _SET.sub(given, _LEAVE_UNSET.sub(left_out, told)))
 
     def _param(self, field: str) -> click.Parameter | None:
         return self._by_name.get(field) or self._by_name.get(ALIASES.get(field, field))
 
     def _given_of_tuning(self) -> list[str]:
-        options = [shown(param) for name, param in self._by_name.items() if name in OF_TUNING]
-        return [flag for flag in options if any(one.split("=")[0] == flag for one in self._arguments)]
+        """The options of a tuning alone, as they were typed."""
+        flags = {shown(param) for name, param in self._by_name.items() if name in OWN_TUNING_OPTIONS}
+        return list(dict.fromkeys(flag for word in self._arguments if (flag := word.split("=")[0]) in flags))
 
 
 def _texts(value: object) -> Iterator[str]:
@@ -151,7 +154,9 @@ def _texts(value: object) -> Iterator[str]:
             yield from _texts(one)
 
 
-def in_words(error: UniTuneError) -> str:
-    """The error's message by the names of the command that runs."""
+def in_words(told: UniTuneError | str) -> str:
+    """An error's message, or a server's warning, by the names of the command that runs."""
     context = click.get_current_context(silent=True)
-    return Flags(context.command).message(error) if context is not None else error.message
+    if isinstance(told, str):
+        return Flags(context.command).words(told) if context is not None else told
+    return Flags(context.command).message(told) if context is not None else told.message

@@ -16,11 +16,13 @@ from unitune import __version__
 from unitune.errors import InvalidArgument, UniTuneError
 from unitune.system_errors import sentence
 from unitune_client.cli import streams
+from unitune_client.cli.calibrate import calibrate_command
 from unitune_client.cli.compare import compare_command
 from unitune_client.cli.display import Display, JsonDisplay
 from unitune_client.cli.edit import edit_command, tune_command
 from unitune_client.cli.flags import Flags
-from unitune_client.cli.options import refuse_other_than_text
+from unitune_client.cli.keys import keys_group
+from unitune_client.cli.options import refuse_other_than_text, shown
 from unitune_client.cli.services import build_command, doctor_command, import_command, up_command
 from unitune_client.cli.show import show_command
 from unitune_client.cli.tunings import tunings_group
@@ -77,6 +79,9 @@ class Commands(click.Group):
             case click.exceptions.NoArgsIsHelpError():
                 error.show()
                 return error.exit_code
+            case click.exceptions.NoSuchOption() if near := nearest_option(error):
+                show.error(f"{error.message} Did you mean {near}?", error)
+                return error.exit_code
             case click.ClickException():
                 show.error(error.format_message(), error)
                 return error.exit_code
@@ -99,6 +104,17 @@ class Commands(click.Group):
             if isinstance(command, click.Group) and word in command.commands:
                 command = command.commands[word]
         return command
+
+
+def nearest_option(error: click.NoSuchOption) -> str:
+    """What was most likely meant: an argument, an option that begins so, or else the one most alike; empty for none."""
+    params = error.ctx.command.params if error.ctx is not None else []
+    for param in params:
+        if isinstance(param, click.Argument) and error.option_name.lstrip("-").upper() == shown(param):
+            return f"{shown(param)}, which has no flag"
+    known = [option for param in params for option in (*param.opts, *param.secondary_opts)]
+    begin = sorted((option for option in known if option.startswith(error.option_name)), key=len)
+    return next(iter((*begin, *(error.possibilities or ()))), "")
 
 
 @contextmanager
@@ -149,9 +165,11 @@ def main() -> None:
 for command in (
     edit_command,
     compare_command,
+    calibrate_command,
     show_command,
     tune_command,
     tunings_group,
+    keys_group,
     up_command,
     build_command,
     import_command,

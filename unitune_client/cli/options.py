@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 import click
@@ -9,6 +10,7 @@ from unitune.errors import InvalidField
 from unitune.options import EDIT, SAMPLING, TUNING, Field, options_of, range_in_words
 from unitune.v1.tuning_pb2 import CreateTuningRequest
 from unitune_client.channel import checked_address
+from unitune_client.cli.credentials import credential_options
 from unitune_client.cli.streams import is_text
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -26,6 +28,32 @@ class Text(click.ParamType):
             remedy = "it has bytes that are no text in this terminal's encoding; type it again as UTF-8"
             raise InvalidField(shown(param), text, remedy)
         return text
+
+
+class Choice(click.ParamType):
+    """One of the words that the contract has for a choice."""
+
+    name = "word"
+
+    def __init__(self, field: Field) -> None:
+        self._field = field
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The word. Raises InvalidField naming the option, in the words of a server."""
+        for error in self._field.violations(str(value), shown(param)):
+            raise error
+        return value
+
+
+class Choices(Choice):
+    """Several of them, with commas between them."""
+
+    name = "words"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
+        """The words, in their order. Raises InvalidField naming the option and the first wrong word."""
+        words = value.split(",") if isinstance(value, str) else value
+        return [super(Choices, self).convert(word.strip(), param, ctx) for word in words]
 
 
 class PathOption(click.ParamType):
@@ -106,11 +134,11 @@ def field_option(field: Field, name: str = "", **settings: Any) -> Callable[[F],
     if field.is_switch or field.descriptor.type == field.descriptor.TYPE_BOOL:
         if "/" not in field.declared.flag:  # of which click sees by itself that it is one
             kind["is_flag"] = True
-    elif field.choices and "type" not in settings:
-        kind["type"], words = click.Choice(field.choices), ""  # click itself shows them
+    elif field.choices:
+        kind["type"] = Choice(field)
     elif field.descriptor.type == field.descriptor.TYPE_BYTES:
         words = ""  # a file that is larger is uploaded
-    elif words and not field.choices and not field.limits.max_len:
+    elif words and not field.limits.max_len:
         kind["type"] = number_of(field)
     notes = "; ".join(filter(None, (words, default and f"default: {default}")))
     help_text = field.declared.help + (f"  [{notes}]" if notes else "")
@@ -118,8 +146,9 @@ def field_option(field: Field, name: str = "", **settings: Any) -> Callable[[F],
 
 
 def server_options(command: F) -> F:
-    """--address, --base-model and --json."""
+    """--address with what it needs, --base-model and --json."""
     for option in (
+        credential_options,
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object per event on standard output."),
         click.option(
             "--base-model",
@@ -134,7 +163,8 @@ def server_options(command: F) -> F:
             metavar="HOST:PORT",
             type=Address(),
             envvar="UNITUNE_ADDRESS",
-            help="A running server.  [env: UNITUNE_ADDRESS; default: run the services here]",
+            help="A running server; grpcs://HOST:PORT with TLS.  "
+            "[env: UNITUNE_ADDRESS; default: run the services here]",
         ),
     ):
         command = option(command)
@@ -169,41 +199,74 @@ def result_options(command: F) -> F:
 
 
 super_resolution_option = field_option(SAMPLING["super_resolution"])
-seed_option = field_option(EDIT["seeds"], multiple=True)
 
 
-def attention_options(command: F) -> F:
-    """What prompt_to_prompt alone has."""
-    weight = (str, number_of(SAMPLING["word_weights"]))
-    for option in (
-        field_option(SAMPLING["blend_words"], metavar="WORD", multiple=True),
-        field_option(SAMPLING["word_weights"], metavar="WORD X", type=weight, multiple=True),
-        field_option(SAMPLING["alignment"]),
-        field_option(SAMPLING["inversion"]),
-        field_option(SAMPLING["self_replace"]),
-        field_option(SAMPLING["cross_replace"]),
-    ):
-        command = option(command)
+def second_pass_options(command: F) -> F:
+    """--second-pass and how it is sampled."""
+    for name in ("second_pass_scale", "second_pass_strength", "second_pass"):
+        command = field_option(SAMPLING[name])(command)
     return command
 
 
+seed_option = field_option(EDIT["seeds"], multiple=True)
+
+
+@cache
+def _sampling_flags() -> tuple[tuple[Field, ...], ...]:
+    """The fields of a SamplingConfig that have a flag; those of one flag together, such as the ends of an interval."""
+    fields = [field for field in SAMPLING.values() if field.declared.flag]
+    flags = dict.fromkeys(field.declared.flag for field in fields)
+    return tuple(tuple(field for field in fields if field.declared.flag == flag) for flag in flags)
+
+
+def _parameter(fields: Sequence[Field]) -> str:
+    """What a command calls the option of fields with one flag."""
+    return fields[0].name if len(fields) == 1 else fields[0].parents[-1].descriptor.name
+
+
+def sampling_options(command: F) -> F:
+    """An option for every flag that the contract has of a SamplingConfig, in its order, and --mask."""
+    for fields in reversed(_sampling_flags()):
+        command = _sampling_option(fields)(command)
+        if fields[0].name == "mask_source":
+            command = field_option(EDIT["mask"], metavar="PNG", type=PathOption())(command)
+    return command
+
+
+def _sampling_option(fields: Sequence[Field]) -> Callable[[F], F]:
+    field = fields[0]
+    if len(fields) > 1:
+        words = " ".join(one.descriptor.name.upper() for one in fields)
+        return field_option(field, _parameter(fields), metavar=words, nargs=len(fields))
+    if "/" in field.declared.flag:  # unset is neither of the two
+        return field_option(field, default=None)
+    if field.is_map:
+        return field_option(field, metavar="WORD X", type=(str, number_of(field)), multiple=True)
+    if field.descriptor.is_repeated:
+        return field_option(field, metavar=field.name.rpartition("_")[2].removesuffix("s").upper(), multiple=True)
+    return field_option(field)
+
+
+def sampling_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the parameters of `sampling_options` say, by the names of the contract; None for what they do not say."""
+    said: dict[str, Any] = {}
+    for fields in _sampling_flags():
+        field, value = fields[0], given[_parameter(fields)]
+        if len(fields) > 1:
+            said |= zip((one.name for one in fields), value or [None] * len(fields), strict=True)
+        elif field.is_map or field.descriptor.is_repeated:
+            said[field.name] = (dict(value) if field.is_map else list(value)) or None
+        else:
+            said[field.name] = None if value is False and "/" not in field.declared.flag else value
+    return said
+
+
 def tuning_options(command: F) -> F:
-    """--updates, --mode and --rare-tokens, and what single methods need."""
+    """An option for every flag that the contract has of a tuning alone, and --photo."""
     photos = options_of(CreateTuningRequest)["images"]
-    for option in (
-        field_option(TUNING["stop_loss_ratio"]),
-        field_option(TUNING["super_resolution_updates"]),
-        field_option(TUNING["num_vectors"]),
-        field_option(TUNING["initial_word"], metavar="WORD"),
-        field_option(TUNING["prior_weight"]),
-        field_option(TUNING["num_class_images"]),
-        field_option(photos, "further_photos", metavar="FILE", type=PathOption(), multiple=True),
-        field_option(TUNING["class_noun"], metavar="NOUN"),
-        field_option(TUNING["embedding_updates"]),
-        field_option(TUNING["rare_tokens"], metavar="T"),
-        field_option(TUNING["mode"], metavar="M", type=str),
-        field_option(TUNING["updates"]),
-        field_option(TUNING["learning_rate"]),
-    ):
+    own = [field for field in TUNING.values() if field.keyword == field.name and field.name not in SAMPLING]
+    options = [field_option(field) for field in own if field.declared.flag]
+    options.append(field_option(photos, "further_photos", metavar="FILE", type=PathOption(), multiple=True))
+    for option in reversed(options):
         command = option(command)
     return command

@@ -33,7 +33,7 @@ def _read(path: str, argument: str, field: str, kinds: Collection[str]) -> bytes
         value, remedy = error.metadata["value"], _to_a_user(error.metadata["remedy"])
         if error.reason == "IMAGE_UNDECODABLE":
             raise InvalidField(argument, Path(path), f"it is {value}; {remedy}") from None
-        raise InvalidArgument.of_field(argument, value, remedy, reason=error.reason) from None
+        raise InvalidArgument.field_error(argument, value, remedy, reason=error.reason) from None
     return data
 
 

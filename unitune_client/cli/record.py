@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from unitune import png_text
 from unitune.errors import InvalidField
-from unitune_client.options import OF_THE_EDIT, EditOptions, TuningOptions
+from unitune_client.options import SHARED_OPTIONS, EditOptions, TuningOptions
 
 VERSION = 1
 KEYWORD = "unitune"  # of a picture's text
@@ -69,7 +69,7 @@ class Record:
         """
         if (method or self.method) != self.method:
             return asked
-        kept = {name: value for name, value in self.tuning.items() if name not in (*OF_THE_EDIT, "prompt")}
+        kept = {name: value for name, value in self.tuning.items() if name not in (*SHARED_OPTIONS, "prompt")}
         if "seed" in kept:
             kept["tuning_seed"] = kept.pop("seed")
         return cast(TuningOptions, {**kept, **_given(asked)})
@@ -105,7 +105,7 @@ def texts_of(path: str, argument: str) -> dict[str, str]:
 
 
 def pictures_of_sheet(texts: Mapping[str, str]) -> list[str] | None:
-    """The names of the pictures on a contact sheet, by the texts of its file; None if it is none."""
+    """The names of the pictures on a contact sheet, by the texts of its file; None for any other picture."""
     try:
         return [_text(name) for name in json.loads(texts[SHEET_KEYWORD])["pictures"]]
     except (ValueError, TypeError, KeyError, RecursionError):

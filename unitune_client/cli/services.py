@@ -11,6 +11,7 @@ import click
 from unitune.errors import InvalidField
 from unitune_client.channel import PORT
 from unitune_client.cli import streams
+from unitune_client.cli.credentials import credential_options, credentials_of
 from unitune_client.cli.display import Display
 from unitune_client.cli.options import Address, Between, PathOption
 from unitune_client.client import Client
@@ -166,8 +167,9 @@ def check_lora(given: str) -> None:
     metavar="HOST:PORT",
     type=Address(),
     envvar="UNITUNE_ADDRESS",
-    help="A running server to ask.  [env: UNITUNE_ADDRESS]",
+    help="A running server to ask; grpcs://HOST:PORT with TLS.  [env: UNITUNE_ADDRESS]",
 )
+@credential_options
 @base_model_option
 def doctor_command(vocabulary: bool, address: str | None, base_model: str | None) -> None:
     """Say what this machine can run and, with --address, what the server there can do.
@@ -191,7 +193,7 @@ def doctor_command(vocabulary: bool, address: str | None, base_model: str | None
     told: doctor.Findings = doctor.findings(os.environ)
     if given is not None:
         told = chain(told, doctor.base_model_findings(given))
-    for what, found in chain(told, doctor.findings_of_server(address, os.environ)):
+    for what, found in chain(told, doctor.findings_of_server(address, os.environ, credentials_of(address))):
         if isinstance(found, doctor.Problem):
             problems += 1
         streams.print_result(f"{what + ':':<23}{found}")
@@ -204,7 +206,7 @@ def say_vocabulary(folder: Path | None, address: str | None) -> None:
     running = None if address or folder else Home.from_environment(os.environ).running()
     address = address or (running.address if running is not None else None)
     if folder is None and address is not None:
-        with Client(address) as client:
+        with Client(address, **credentials_of(address)) as client:
             words = {"words": list(client.server_info().base_model.vocabulary)}
     else:
         words = doctor.vocabulary(folder or base_model_folder(None, Path()))

@@ -21,7 +21,11 @@ from unitune_client.local.home import Home
 from unitune_client.local.machine import base_model_folder
 from unitune_client.local.stage_log import StageLog
 
-EXPORTS = {"diffusers": "unet", "kohya": "lora.safetensors"}  # what the exporter calls its result
+EXPORTS = {  # what the exporter calls its result
+    "diffusers": "unet",
+    "kohya": "lora.safetensors",
+    "peft": "pytorch_lora_weights.safetensors",
+}
 
 
 @click.group("tunings")
@@ -81,10 +85,11 @@ def cancel_command(name: str, address: str | None, base_model: str | None, as_js
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(["diffusers", "kohya"]),
+    type=click.Choice(list(EXPORTS)),
     default="diffusers",
     show_default=True,
-    help="diffusers: a folder OUT/unet in place of the base model's. kohya: OUT/lora.safetensors.",
+    help="diffusers: a folder OUT/unet in place of the base model's. kohya: OUT/lora.safetensors, for web UIs. "
+    "peft: a LoRA that diffusers loads from the folder OUT.",
 )
 @click.option("--rank", type=Between(1, 4096), default=16, show_default=True, help="Of the LoRA: more loses less.")
 @output_option

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from unitune import __version__
 from unitune.errors import UniTuneError
@@ -21,7 +22,7 @@ from unitune_client.local.home import Home
 from unitune_client.local.machine import EXTRAS, LocalError, embedded_base_model
 
 # Name of the distribution, where it is another than the module's.
-DISTRIBUTIONS = {"grpc_health": "grpcio-health-checking", "grpc_reflection": "grpcio-reflection"}
+DISTRIBUTIONS = {"grpc_health": "grpcio-health-checking", "grpc_reflection": "grpcio-reflection", "jwt": "PyJWT"}
 # Other distributions of the same module.
 ALTERNATIVES = {"onnxruntime": ("onnxruntime-gpu",)}
 
@@ -141,8 +142,13 @@ def distilled_in_words(folder: Path) -> str | Problem:
         return Problem(f"{folder / 'unitune_preset.json'} cannot be read: {error}")
 
 
-def findings_of_server(address: str | None, environ: Mapping[str, str]) -> Iterator[Finding]:
-    """The findings of the server at the address, or else of the one that `unitune up` runs here."""
+def findings_of_server(
+    address: str | None, environ: Mapping[str, str], credentials: Mapping[str, Any]
+) -> Iterator[Finding]:
+    """The findings of the server at the address, or else of the one that `unitune up` runs here.
+
+    `credentials` are arguments of a client.
+    """
     if address is None:
         try:
             running = Home.from_environment(environ).running()
@@ -152,12 +158,22 @@ def findings_of_server(address: str | None, environ: Mapping[str, str]) -> Itera
             return
         address = running.address
     try:
-        with Client(address) as client:
-            info = client.server_info()
+        with Client(address, **credentials) as client:
+            info, health = client.server_info(), health_in_words(client)
     except UniTuneError as error:
         yield "server", Problem(error.message)
     else:
+        yield "health", health
         yield from server_findings(info)
+
+
+def health_in_words(client: Client) -> str:
+    """Whether the server takes calls."""
+    try:
+        health = client.health()
+    except UniTuneError as error:
+        return "not told" if error.reason == "UNIMPLEMENTED" else Problem(error.message)
+    return health if health == "SERVING" else Problem(f"{health}: it takes no new calls")
 
 
 def server_findings(info: events.ServerInfo) -> Iterator[Finding]:
@@ -165,7 +181,8 @@ def server_findings(info: events.ServerInfo) -> Iterator[Finding]:
     model, tuning, sampling, limits = info.base_model, info.tuning_defaults, info.sampling_defaults, info.limits
     pictures = (
         f"{limits.upload_bytes / 2**20:.0f} MiB, {limits.upload_pixels / 1e6:.0f} megapixels "
-        f"({limits.upload_webp_pixels / 1e6:.0f} as WebP) and {limits.upload_side} pixels a side of a picture"
+        f"({limits.upload_webp_pixels / 1e6:.0f} as WebP, {limits.upload_heif_pixels / 1e6:.0f} as AVIF or HEIC) "
+        f"and {limits.upload_side} pixels a side of a picture"
     )
     updates = f"{tuning.updates} updates of batch {tuning.batch} at learning rate {tuning.learning_rate:g}"
     weights = (
@@ -181,6 +198,50 @@ def server_findings(info: events.ServerInfo) -> Iterator[Finding]:
     steps = f"{sampling.num_inference_steps} {sampling.scheduler} steps{fast}"
     yield "edit defaults", f"{sampling.method}, {weights}, {steps}"
     yield "limits", f"{pictures}, {limits.prompt_characters} characters a prompt, {limits.seeds} seeds"
+    yield "limits of a tenant", limits_of_a_tenant(limits)
+    yield "limits of a request", limits_of_a_request(limits)
+    for upstream in info.upstreams:
+        told = ", ".join(filter(None, [upstream.version or "version unknown", upstream.engine]))
+        yield upstream.name, told if upstream.is_answering else Problem(f"does not answer the gateway ({told})")
+    yield "queue", queue_in_words(info.queue)
+
+
+def limits_of_a_tenant(limits: events.Limits) -> str:
+    """What a tenant may have at a time, in words."""
+    told = (
+        (
+            limits.tenant_tunings,
+            f"{limits.tenant_tunings} open tunings ({_or_any(limits.open_tunings)} of all tenants)",
+        ),
+        (limits.tenant_edits, f"{limits.tenant_edits} open edits ({_or_any(limits.open_edits)} of all tenants)"),
+        (limits.tenant_requests_per_s, f"{limits.tenant_requests_per_s:g} calls a second"),
+        (limits.tenant_bytes, f"{limits.tenant_bytes / 2**20:.0f} MiB stored"),
+    )
+    return ", ".join(text for limit, text in told if limit) or "none"
+
+
+def limits_of_a_request(limits: events.Limits) -> str:
+    """What one request may cost, in words."""
+    told = (
+        (limits.edit_steps, f"{limits.edit_steps} steps of an edit, of all its seeds, repeats and attempts"),
+        (limits.tuning_pixels, f"{limits.tuning_pixels:.3g} pixels of a tuning, updates x batch x pixels"),
+    )
+    return ", ".join(text for limit, text in told if limit) or "none"
+
+
+def queue_in_words(queue: events.Queue) -> str:
+    """What runs and waits."""
+    tunings = f"{queue.tunings_running} tunings run, {queue.tunings_queued} wait"
+    edits = f"{queue.edits_running} edits run, {queue.edits_waiting} wait"
+    if queue.tunings_queued:
+        tunings += f" (the oldest for {queue.oldest_tuning_s:.0f} s)"
+    if queue.edits_waiting:
+        edits += f" (the oldest for {queue.oldest_edit_s:.0f} s)"
+    return f"{tunings}; {edits}"
+
+
+def _or_any(limit: int) -> str:
+    return str(limit) if limit else "any number"
 
 
 def vocabulary(folder: Path) -> dict[str, list[str]]:

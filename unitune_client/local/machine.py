@@ -11,7 +11,7 @@ from unitune.system_errors import full_sentence
 EXTRAS = {
     "tuner": ("torch", "diffusers", "transformers", "onnx", "onnxscript"),
     "sampler": ("onnxruntime", "tokenizers"),
-    "gateway": ("numpy", "obstore", "safetensors", "grpc_health", "grpc_reflection"),
+    "gateway": ("numpy", "obstore", "safetensors", "grpc_health", "grpc_reflection", "jwt"),
 }
 
 

@@ -25,8 +25,9 @@ STAGE = re.compile(r"^.+ \.\.\.$", re.MULTILINE)
 
 REFUSAL = re.compile(r"(?:build|export|import): (.+)")
 
-# Of the caller's environment: its own settings, and a port that three services cannot share.
-NOT_INHERITED = {"UNITUNE_HOME", "UNITUNE_ADDRESS", "UNITUNE_HEALTH_ADDRESS"}
+# Of the caller's environment: its own settings, and ports that three services cannot share, unless they are 0.
+NOT_INHERITED = {"UNITUNE_ADDRESS", "UNITUNE_CA", "UNITUNE_HOME", "UNITUNE_KEY", "UNITUNE_KEY_FILE"}
+OF_ONE_SERVICE = {"UNITUNE_HEALTH_ADDRESS", "UNITUNE_METRICS_ADDRESS"}
 
 Process = subprocess.Popen[bytes]
 
@@ -135,7 +136,7 @@ def _refusal(log: Path) -> str:
 
 
 def _environment(settings: Mapping[str, str]) -> dict[str, str]:
-    environment = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED} | dict(settings)
+    environment = {name: value for name, value in os.environ.items() if _is_inherited(name, value)} | dict(settings)
     # Programs print paths, which are bytes to the system and need not be text in the encoding of the terminal.
     encoding = sys.getfilesystemencoding()
     environment["PYTHONIOENCODING"] = f"{'utf-8' if encoding == 'ascii' else encoding}:surrogateescape"
@@ -144,6 +145,10 @@ def _environment(settings: Mapping[str, str]) -> dict[str, str]:
         paths = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
         environment["PYTHONPATH"] = os.pathsep.join([*paths, str(root)])
     return environment
+
+
+def _is_inherited(name: str, value: str) -> bool:
+    return name not in NOT_INHERITED and (name not in OF_ONE_SERVICE or value.endswith(":0"))
 
 
 def _kill(process: Process) -> None:

@@ -27,10 +27,27 @@ from unitune_client.local.machine import (
 from unitune_client.local.stage_log import StageLog
 from unitune_client.local.supervision import Service, Supervisor
 
-CPU_BACKEND = "onnxruntime"  # the only one that needs no half graph
+CPU_BACKEND = "onnxruntime"  # the only one that needs no fp16 graph
 START_S = 300.0  # a large base model is read from a slow disk
 LOOKS_EVERY_S = 0.05
 NOTICED_S = 1.0  # after which the end of a service is noticed for certain
+
+# The services listen on 127.0.0.1 and ask for no credentials, whatever environment or configuration file say.
+WITHOUT_CREDENTIALS = dict.fromkeys(
+    (
+        "UNITUNE_ADMIN_KEY_FILE",
+        "UNITUNE_INSECURE",
+        "UNITUNE_OIDC_AUDIENCE",
+        "UNITUNE_OIDC_ISSUER",
+        "UNITUNE_OIDC_JWKS",
+        "UNITUNE_PEER_CA",
+        "UNITUNE_PEER_CERT",
+        "UNITUNE_PEER_KEY",
+        "UNITUNE_TLS_CERT",
+        "UNITUNE_TLS_KEY",
+    ),
+    "",
+)
 
 Say = Callable[[str], object]
 
@@ -154,7 +171,7 @@ class LocalServices:
         self._began_s, self.logs = time.monotonic(), self._home.new_logs()
         with _reserved(self._port), _reserved(0) as internal:
             self._log(f"starting the services; their logs are in {self.logs}")
-            store = {"UNITUNE_STORE": str(self._home.store)}
+            store = {"UNITUNE_STORE": str(self._home.store), **WITHOUT_CREDENTIALS}
             tuner = {
                 "UNITUNE_TUNER_ADDRESS": "127.0.0.1:0",
                 "UNITUNE_GATEWAY": f"127.0.0.1:{internal}",

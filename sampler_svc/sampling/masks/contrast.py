@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sampler_svc.engines.engine import Array
 from sampler_svc.sampling.base_graphs import BaseGraphs
 from sampler_svc.sampling.cancellation import stopping
+from sampler_svc.sampling.inpainting import seeing_nothing
 from sampler_svc.sampling.masks.inputs import Find
 from sampler_svc.sampling.masks.refine import refined
 from unitune.diffusion.guidance import Denoiser
@@ -41,7 +42,7 @@ def finder(
     `prompt` is the edit's: its words are not used as other objects. Raises Cancelled (EDIT_CANCELLED) before a pass.
     """
     among = others(graphs.spec.vocabulary, (*objects, prompt))
-    run = stopping(denoiser, cancelled)
+    run = stopping(seeing_nothing(graphs, denoiser), cancelled)
 
     def find(picture: Pixels) -> Mask:
         found = contrasts(graphs, schedule, run, picture, objects, among)

@@ -27,8 +27,13 @@ def to_latent(mask: Mask, side: tuple[int, int], fit: Fit) -> Latents:
     """The mask (1, 1, h, w) over a latent of `side` (h, w): each value is the mean over its area. `fit` is the
     picture's; its reflection is edited where the picture is."""
     if fit.is_padded:
-        mask = fit.padded(_averaged(mask, (fit.height, fit.width)))
+        mask = at_working_size(mask, fit)
     return _averaged(mask, side)[None, None]
+
+
+def at_working_size(mask: Mask, fit: Fit) -> Mask:
+    """The mask over a picture, over its working size."""
+    return fit.padded(_averaged(mask, (fit.height, fit.width)))
 
 
 def _averaged(mask: Mask, size: tuple[int, int]) -> Mask:
@@ -51,16 +56,25 @@ class Region(NamedTuple):
     bottom: int
     right: int
 
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Its rows and columns."""
+        return slice(self.top, self.bottom), slice(self.left, self.right)
+
     def crop(self, array: NDArray[D]) -> NDArray[D]:
         """This part of a picture or a mask."""
-        return array[self.top : self.bottom, self.left : self.right]
+        return array[self.slices]
+
+    def scaled(self, factor: int) -> "Region":
+        """The same in a picture that is `factor` times as large."""
+        return Region(*(factor * side for side in self))
 
     def pasted(self, part: Pixels, picture: Pixels) -> Pixels:
         """A copy of the picture with this part replaced; the part itself if it is the whole picture."""
         if part.shape == picture.shape:
             return part
         copy = picture.copy()
-        copy[self.top : self.bottom, self.left : self.right] = part
+        copy[self.slices] = part
         return copy
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tuner_svc.model_folder import UnusableBaseModel
-from tuner_svc.single_file.family import SD_1, SD_2, SDXL, family_of
+from tuner_svc.single_file.family import SD_1, SD_2, SDXL, Family, family_of
 from tuner_svc.single_file.prediction import prediction_of
 from tuner_svc.single_file.tensor_file import read_header
 
@@ -53,13 +53,24 @@ def test_the_families_are_told_apart(tmp_path: Path) -> None:
     assert family_of(read_header(header_file(tmp_path / "xl.safetensors", SDXL_NAMES))) is SDXL
 
 
+@pytest.mark.parametrize(("shapes", "family"), [(SD_1_NAMES, SD_1), (SD_2_NAMES, SD_2), (SDXL_NAMES, SDXL)])
+def test_models_for_inpainting_are_told_by_their_nine_channels(
+    shapes: dict[str, list[int]], family: Family, tmp_path: Path
+) -> None:
+    """They are of the same family but for the denoiser's input, and say so."""
+    header = read_header(header_file(tmp_path / "paint.safetensors", {**shapes, FIRST: [320, 9, 3, 3]}))
+    found = family_of(header)
+    assert (True, f"{family.name} for inpainting") == (found.is_for_inpainting, found.name)
+    assert {**family.unet, "in_channels": 9} == found.unet
+    assert not family.is_for_inpainting
+
+
 @pytest.mark.parametrize(
     ("shapes", "told"),
     [
         ({"joint_blocks.0.weight": [1]}, "a Stable Diffusion 3 model"),
         ({"double_blocks.0.weight": [1]}, "a Flux model"),
         ({**without(FIRST_TEXT), CLASS_EMBEDDING: [1280, 2560], SDXL_CROSS_ATTENTION: [640, 1280]}, "an SDXL refiner"),
-        ({**SDXL_NAMES, FIRST: [320, 9, 3, 3]}, "a model for inpainting"),
         ({**SDXL_NAMES, FIRST: [320, 8, 3, 3]}, "an InstructPix2Pix model"),
         ({**SDXL_NAMES, "edm_mean": [4]}, r"a Playground 2\.5 model"),
         ({**SDXL_NAMES, "edm_vpred.sigma_max": [1]}, "an EDM model"),
@@ -75,7 +86,6 @@ def test_the_families_are_told_apart(tmp_path: Path) -> None:
             {**SD_1_NAMES, "model.diffusion_model.time_embed.cond_proj.weight": [320, 256]},
             "a full latent consistency model",
         ),
-        ({**SD_1_NAMES, FIRST: [320, 9, 3, 3]}, "a model for inpainting"),
         ({**SD_1_NAMES, FIRST: [320, 8, 3, 3]}, "an InstructPix2Pix model"),
         ({**SD_1_NAMES, FIRST: [320, 5, 3, 3]}, "a depth model"),
         ({**SD_1_NAMES, FIRST: [320, 7, 3, 3]}, "an upscaler"),

@@ -1,0 +1,91 @@
+"""What one request may cost: the steps of an edit, and the pixels that a tuning passes through the denoiser.
+
+The contract bounds each field. Together they could still ask for hours.
+"""
+
+from unitune.choices import DEFAULT_RESAMPLES, NULL_TEXT
+from unitune.diffusion.schedule import num_late_steps
+from unitune.errors import COST_LIMIT, InvalidArgument
+from unitune.options import SAMPLING, TUNING, Flat
+from unitune.v1.edit_pb2 import SamplingConfig
+from unitune.v1.server_pb2 import BaseModel
+from unitune.v1.tuning_pb2 import TuningConfig
+
+AUTOMATIC_ATTEMPTS = 3  # how many points a base model's preset has, unless it lists its own
+USUAL_STEPS = 50
+USUAL_UPDATES = 128
+
+
+def edit_steps(config: SamplingConfig, num_seeds: int) -> int:
+    """The most steps that an edit with a filled config may run: steps x repeats x attempts x seeds, and those of
+    super-resolution."""
+    asked = Flat(config)
+    own = asked.num_inference_steps * max(1, asked.repeats) * _attempts(config)
+    return num_seeds * (own + asked.super_resolution_steps)
+
+
+def least_steps(config: SamplingConfig, num_seeds: int) -> int:
+    """The fewest steps that it runs: without those below its strength, and with one attempt."""
+    asked = Flat(config)
+    late = 0 if config.automatic else num_late_steps(asked.num_inference_steps, asked.strength)
+    return num_seeds * (max(1, late) * max(1, asked.repeats) + asked.super_resolution_steps)
+
+
+def check_edit_cost(config: SamplingConfig, num_seeds: int, most: int, field: str = "config") -> None:
+    """Raise InvalidArgument (COST_LIMIT) for a filled config with more than `most` steps; 0 means no limit."""
+    steps = edit_steps(config, num_seeds)
+    if not 0 < most < steps:
+        return
+    asked, attempts = Flat(config), _attempts(config)
+    # The field that is farthest above what is usual is told.
+    factors = {
+        f"{field}.num_inference_steps": (asked.num_inference_steps, USUAL_STEPS),
+        "seeds": (num_seeds, 1),
+        f"{field}.repeats": (max(1, asked.repeats), 1),
+        f"{field}.{SAMPLING['resamples'].path}": (0 if config.automatic else attempts - 1, 1),
+        f"{field}.{SAMPLING['super_resolution_steps'].path}": (asked.super_resolution_steps, USUAL_STEPS),
+    }
+    name = max(factors, key=lambda one: factors[one][0] / factors[one][1])
+    value = f"{num_seeds} seeds" if name == "seeds" else factors[name][0]
+    made = (
+        f"{num_seeds} seeds x {attempts} attempts x {max(1, asked.repeats)} repeats x {asked.num_inference_steps} steps"
+    )
+    if asked.super_resolution_steps:
+        made += f" + {num_seeds} seeds x {asked.super_resolution_steps} steps of super-resolution"
+    remedy = f"lower it, or ask for less of the others: {made} are {steps} steps, and this server allows {most}"
+    raise InvalidArgument.field_error(name, value, remedy, reason=COST_LIMIT)
+
+
+def tuning_pixels(config: TuningConfig, base_model: BaseModel) -> int:
+    """The pixels of all pictures of all updates of a filled config: updates x batch x pixels, and the same of
+    super-resolution."""
+    asked = Flat(config)
+    updates = asked.updates * (asked.num_inference_steps if asked.method == NULL_TEXT else 1)
+    own = (updates + asked.embedding_updates) * base_model.width * base_model.height
+    large = base_model.super_resolution_width * base_model.super_resolution_height
+    return max(1, asked.batch) * (own + asked.super_resolution_updates * large)
+
+
+def check_tuning_cost(config: TuningConfig, base_model: BaseModel, most: int, field: str) -> None:
+    """Raise InvalidArgument (COST_LIMIT) for a filled config of more than `most` pixels; 0 means no limit."""
+    pixels = tuning_pixels(config, base_model)
+    if not 0 < most < pixels:
+        return
+    asked = Flat(config)
+    names = ("updates", "embedding_updates", "super_resolution_updates")
+    values = {name: (getattr(asked, name), USUAL_UPDATES) for name in names} | {"batch": (asked.batch, 4)}
+    name = max(values, key=lambda one: values[one][0] / values[one][1])
+    remedy = (
+        f"lower it, or ask for less of the others: updates x batch x pixels are {pixels}, and this server allows {most}"
+    )
+    raise InvalidArgument.field_error(f"{field}.{TUNING[name].path}", values[name][0], remedy, reason=COST_LIMIT)
+
+
+def _attempts(config: SamplingConfig) -> int:
+    """How often the CLIP filter may have the whole edit run."""
+    if config.automatic:
+        return AUTOMATIC_ATTEMPTS
+    if not config.HasField("clip_filter"):
+        return 1
+    resamples = config.clip_filter.resamples if config.clip_filter.HasField("resamples") else DEFAULT_RESAMPLES
+    return 1 + resamples

@@ -1,0 +1,60 @@
+"""How many bytes each tenant has in the object store, against what it may have there.
+
+Counted by listing the store, at most every COUNTED_S for a tenant. What is kept in between is added; what is deleted
+counts again at the next look, which comes sooner for a tenant that is over its limit.
+"""
+
+import time
+
+from gateway.admission import of_tenant
+from unitune import store_paths
+from unitune.errors import TENANT_STORAGE_LIMIT, ResourceExhausted
+from unitune.object_store import ObjectStore
+
+COUNTED_S = 60.0
+COUNTED_AGAIN_S = 1.0  # of a tenant that is over its limit, and may have deleted something
+RETRY_S = 60.0
+KEPT_TENANTS = 1000
+
+
+class StoredBytes:
+    """What the tenants of one gateway store."""
+
+    def __init__(self, store: ObjectStore, most: int) -> None:
+        """`most` bytes of one tenant; 0 means no limit."""
+        self._store = store
+        self._most = most
+        self._counted: dict[str, tuple[int, float]] = {}  # bytes, and when they were counted
+
+    async def refusal(self, tenant: str, further: int = 0) -> ResourceExhausted | None:
+        """The error (TENANT_STORAGE_LIMIT) with which so many further bytes are refused, None if there is room."""
+        if self._most <= 0:
+            return None
+        held = await self._held(tenant, COUNTED_S)
+        if held + further > self._most:
+            held = await self._held(tenant, COUNTED_AGAIN_S)
+        if held + further <= self._most:
+            return None
+        message = (
+            f"this tenant stores {held} bytes, and {self._most} are allowed: delete tunings or images, which "
+            "DeleteTuning and DeleteImage do"
+        )
+        return of_tenant(tenant, self._most, message, TENANT_STORAGE_LIMIT, RETRY_S)
+
+    def add(self, tenant: str, size_bytes: int) -> None:
+        """Count what was kept since the last look."""
+        if tenant in self._counted:
+            held, counted_s = self._counted[tenant]
+            self._counted[tenant] = held + size_bytes, counted_s
+
+    async def _held(self, tenant: str, age_s: float) -> int:
+        held, counted_s = self._counted.get(tenant, (0, -age_s))
+        now_s = time.monotonic()
+        if tenant not in self._counted or now_s - counted_s > age_s:
+            held = 0
+            for collection in (store_paths.IMAGES, store_paths.TUNINGS):
+                held += await self._store.answer(self._store.size_bytes, f"{collection}/{tenant}")
+            if len(self._counted) >= KEPT_TENANTS:
+                self._counted.clear()
+            self._counted[tenant] = held, now_s
+        return held

@@ -1,0 +1,163 @@
+"""The results of edits in the object store, for GetEdit and for readers that are slow.
+
+edits/{tenant}/{edit}/{number}    an event that brings a picture or a piece of one, counted from 1
+edits/{tenant}/{edit}/edit        the edit without its pictures, once it is done; written last
+"""
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from gateway import validation
+from gateway.names import Name, parse
+from unitune import store_paths, telemetry
+from unitune.errors import DataLoss, UniTuneError
+from unitune.image_pieces import Assembly
+from unitune.object_store import ObjectStore
+from unitune.v1.edit_pb2 import Edit, EditEvent
+
+logger = logging.getLogger(__name__)
+
+KEPT_S = 600.0  # after an edit's end
+EDIT = "edit"  # the object that is written last
+
+Load = Callable[[], Awaitable[EditEvent]]
+
+
+class EditPictures:
+    """The pictures of one edit."""
+
+    def __init__(self, store: ObjectStore, name: str) -> None:
+        self._store = store
+        self._path = _path(name)
+        self._name = name
+        self._count = 0
+        self._last: EditEvent | None = None  # that was stored
+        self.size_bytes = 0
+        self.failure: UniTuneError | None = None  # with which the store refused a part; the others are of no use then
+
+    async def keep(self, event: EditEvent) -> None:
+        """Store an event that brings a picture or a piece of one. If the store fails, the edit goes on without it."""
+        self._last = None
+        if self.failure is not None:
+            return
+        data = event.SerializeToString()
+        try:
+            await self._store.answer(self._store.put, f"{self._path}/{self._count + 1}", data)
+        except UniTuneError as error:
+            telemetry.event(logger, "result not kept", level=logging.WARNING, edit=self._name, reason=error.reason)
+            self.failure = error
+            return
+        self._count += 1
+        self._last = event
+        self.size_bytes += len(data)
+
+    def close(self) -> None:
+        """No more pictures come."""
+        self._last = None
+
+    def stored(self, event: EditEvent) -> Load | None:
+        """What reads this event again, if it is the one that was stored last."""
+        return self.load(self._count) if event is self._last else None
+
+    def load(self, number: int) -> Load | None:
+        """What reads an event again by its number, if it was stored."""
+        if not 1 <= number <= self._count:
+            return None
+        return lambda: _load(self._store, f"{self._path}/{number}")
+
+
+class StoredEdits:
+    """The results of all edits of one store."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+
+    def pictures(self, name: str) -> EditPictures:
+        """Where the pictures of a new edit go."""
+        return EditPictures(self._store, name)
+
+    async def finish(self, edit: Edit) -> None:
+        """Store what is known of an edit that is done, after its pictures. Without it the edit is not there."""
+        try:
+            await self._store.answer(self._store.put, f"{_path(edit.name)}/{EDIT}", edit.SerializeToString())
+        except UniTuneError as error:  # only another gateway misses it
+            telemetry.event(logger, "result not kept", level=logging.WARNING, edit=edit.name, reason=error.reason)
+
+    async def read(self, name: str) -> Edit | None:
+        """An edit that is done, with its pictures; None if there is none, or it ended too long ago.
+
+        Raises ResourceExhausted (MESSAGE_TOO_LARGE), and DataLoss (EDIT_NOT_KEPT) for pictures that are not whole.
+        """
+        path = _path(name)
+        times = await self._store.answer(self._store.times, path)
+        ended_s = times.pop(f"{path}/{EDIT}", 0.0)
+        if ended_s < time.time() - KEPT_S:
+            return None
+        size = await self._store.answer(self._store.size_bytes, path)
+        validation.check_answer(size, "the pictures of this edit are too large for one answer; its stream had them")
+        try:
+            edit = Edit.FromString(await self._store.answer(self._store.get, f"{path}/{EDIT}"))
+            assembly = Assembly()
+            for number in range(1, len(times) + 1):
+                event = await _load(self._store, f"{path}/{number}")
+                if event.HasField("image"):
+                    assembly.begin([event.image])
+                else:
+                    assembly.add(event.image_part)
+                if assembly.is_whole:
+                    edit.images.extend(assembly.take())
+        except FileNotFoundError:  # deleted meanwhile
+            return None
+        return edit
+
+    async def discard(self, name: str) -> None:
+        """Delete what the store has of an edit."""
+        await self._store.answer(self._store.discard, _path(name))
+
+    async def discard_of(self, tuning: str) -> None:
+        """Delete the results of all edits of a tuning."""
+        tenant = parse(tuning, "tunings").tenant
+        for path in await self._store.answer(self._store.list, f"{store_paths.EDITS}/{tenant}"):
+            found = store_paths.read_edit(path)
+            if found is None or not path.endswith(f"/{EDIT}"):
+                continue
+            try:
+                edit = Edit.FromString(await self._store.answer(self._store.get, path))
+            except FileNotFoundError:
+                continue
+            if edit.tuning == tuning:
+                await self.discard(str(Name(found[0], "edits", found[1])))
+
+    async def sweep(self, is_known: Callable[[str], bool]) -> None:
+        """Delete the results of edits that nobody knows any more: of a gateway that was killed, or restarted since."""
+        newest: dict[str, float] = {}
+        for path, time_s in (await self._store.answer(self._store.times, store_paths.EDITS)).items():
+            found = store_paths.read_edit(path)
+            if found is not None:
+                name = str(Name(found[0], "edits", found[1]))
+                newest[name] = max(newest.get(name, 0.0), time_s)
+        for name, time_s in newest.items():
+            if time_s < time.time() - KEPT_S and not is_known(name):
+                await self.discard(name)
+
+
+def not_kept(failure: UniTuneError) -> DataLoss:
+    """The error for pictures that the store did not take."""
+    return DataLoss(
+        "the pictures of this edit could not be kept; its stream had them",
+        reason="EDIT_NOT_KEPT",
+        metadata={"because": failure.reason},
+    )
+
+
+async def _load(store: ObjectStore, path: str) -> EditEvent:
+    try:
+        return EditEvent.FromString(await store.answer(store.get, path))
+    except FileNotFoundError:
+        raise DataLoss("a stored picture of this edit is gone: edit again", reason="EDIT_NOT_KEPT") from None
+
+
+def _path(name: str) -> str:
+    parts = parse(name, "edits")
+    return store_paths.edit_path(parts.tenant, parts.id)

@@ -1,0 +1,38 @@
+"""`unitune doctor --address` of a server that runs: health, versions, limits and queue."""
+
+import re
+from dataclasses import replace
+
+from click.testing import CliRunner
+
+from unitune import __version__
+from unitune_client import Client, events
+from unitune_client.cli.main import main
+from unitune_client.local import doctor
+from unitune_client.local.services import LocalServices
+
+
+def test_a_running_server_is_told(services: LocalServices) -> None:
+    """Health, both services with their versions, what a tenant and a request may ask for, and the queue."""
+    done = CliRunner().invoke(main, ["doctor", "--address", services.address])
+
+    assert 0 == done.exit_code, done.output
+    assert re.search(r"^health: +SERVING$", done.stdout, re.MULTILINE)
+    assert re.search(rf"^tuner: +{re.escape(__version__)}$", done.stdout, re.MULTILINE)
+    assert re.search(rf"^sampler: +{re.escape(__version__)}, onnxruntime .* cpu", done.stdout, re.MULTILINE)
+    assert re.search(r"^limits of a tenant: +100 open tunings \(1000 of all tenants\), 256 ", done.stdout, re.MULTILINE)
+    assert re.search(r"^limits of a request: +20000 steps of an edit", done.stdout, re.MULTILINE)
+    assert re.search(r"^queue: +\d+ tunings run, \d+ wait.*; \d+ edits run, \d+ wait", done.stdout, re.MULTILINE)
+
+
+def test_what_is_wrong_is_a_problem(client: Client) -> None:
+    """A tuner that does not answer is told as one, and a limit that is none is not told."""
+    info = client.server_info()
+    silent = events.Upstream(name="tuner", version="0.0.9")
+    queue = events.Queue(tunings_queued=3, oldest_tuning_s=61.2)
+    limits = replace(info.limits, tenant_edits=0, edit_steps=0, tuning_pixels=0)
+    told = dict(doctor.server_findings(replace(info, upstreams=(silent,), queue=queue, limits=limits)))
+
+    assert isinstance(told["tuner"], doctor.Problem) and "does not answer the gateway (0.0.9)" in told["tuner"]
+    assert told["queue"] == "0 tunings run, 3 wait (the oldest for 61 s); 0 edits run, 0 wait"
+    assert "edits" not in told["limits of a tenant"] and told["limits of a request"] == "none"

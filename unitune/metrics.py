@@ -1,0 +1,88 @@
+"""What the services measure, for Prometheus: every name, its labels and what it counts.
+
+Operators' dashboards and alerts use these names, so they change as the contract does (`tests/unitune/test_metrics.py`).
+No label has a tenant, a tuning, an edit, a prompt or a path: a label's values are few, and known here.
+
+`serve` opens the port, which is off unless a setting names it: it speaks plain HTTP to whoever reaches it.
+"""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
+
+from unitune import __version__
+
+REGISTRY = CollectorRegistry()
+ProcessCollector(registry=REGISTRY)  # memory, CPU seconds and open files of the process
+
+# Seconds. A call may be answered at once or last for hours; a stage is a part of a tuning or an edit.
+CALL_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+STAGE_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+
+# All services.
+BUILD = Gauge("unitune_build", "1, with the version of the software.", ["version"], registry=REGISTRY)
+CALLS = Histogram(
+    "unitune_rpc_seconds",
+    "Calls that ended, by method and status code, and how long they took.",
+    ["method", "code"],
+    registry=REGISTRY,
+    buckets=CALL_S,
+)
+REFUSALS = Counter(
+    "unitune_refusals", "Calls refused with RESOURCE_EXHAUSTED, by the reason told.", ["reason"], registry=REGISTRY
+)
+STORE_ERRORS = Counter(
+    "unitune_store_errors", "Failed operations on the object store, by reason.", ["reason"], registry=REGISTRY
+)
+
+# The gateway.
+TUNINGS = Gauge("unitune_tunings", "Tunings that are queued or running.", ["state"], registry=REGISTRY)
+EDITS = Gauge(
+    "unitune_edits", "Edits that wait for their turn at the sampler, or have it.", ["state"], registry=REGISTRY
+)
+OLDEST_WAIT_S = Gauge(
+    "unitune_oldest_wait_seconds", "How long the oldest of a queue has waited.", ["queue"], registry=REGISTRY
+)
+UPSTREAM_UP = Gauge(
+    "unitune_upstream_up", "1 while tuner or sampler answers the gateway, else 0.", ["upstream"], registry=REGISTRY
+)
+TUNING_ENDS = Counter("unitune_tuning_ends", "Tunings that ended, by how.", ["state"], registry=REGISTRY)
+TUNINGS_LOST = Counter(
+    "unitune_tunings_lost", "Runs of tunings that did not end, and are queued again.", registry=REGISTRY
+)
+EDIT_ENDS = Counter("unitune_edit_ends", "Edits that ended, by how.", ["state"], registry=REGISTRY)
+
+# Gateway and sampler. Stages of the gateway: tune, queue, total. Of the sampler: those of `Timings`.
+EDIT_STAGE_S = Histogram(
+    "unitune_edit_stage_seconds", "Stages of edits that are done.", ["stage"], registry=REGISTRY, buckets=STAGE_S
+)
+
+# The tuner.
+TUNING_STAGE_S = Histogram(
+    "unitune_tuning_stage_seconds", "Stages of tunings.", ["stage"], registry=REGISTRY, buckets=STAGE_S
+)
+TUNING_UPDATES = Counter("unitune_tuning_updates", "Updates that were made.", registry=REGISTRY)
+
+# The sampler.
+REFIT_S = Histogram(
+    "unitune_refit_seconds", "Refits of engines that were proven by their probe.", registry=REGISTRY, buckets=STAGE_S
+)
+PROBE_FAILURES = Counter("unitune_probe_failures", "Refits that the engine or its probe refused.", registry=REGISTRY)
+ENGINES = Gauge(
+    "unitune_engines",
+    "Engines by what they hold: warm has a tuning's weights, cold has not.",
+    ["state"],
+    registry=REGISTRY,
+)
+
+
+def serve(address: str) -> str:
+    """Answer `GET /metrics` at HOST:PORT, on a thread of its own; the address with the bound port.
+
+    Raises OSError when it cannot be bound.
+    """
+    BUILD.labels(__version__).set(1)
+    host, _, port = address.rpartition(":")
+    try:
+        server, _ = start_http_server(int(port), host.strip("[]") or "0.0.0.0", registry=REGISTRY)
+    except (OSError, ValueError) as error:
+        raise OSError(f"cannot serve metrics on {address}: it is in use or not HOST:PORT of this machine") from error
+    return f"{host}:{server.server_port}"
