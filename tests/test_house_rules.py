@@ -476,7 +476,8 @@ def test_what_a_cluster_listens_on_is_protected_or_not_by_name() -> None:
         settings.load(kinds[name], base)
         with pytest.raises(settings.BadSetting, match="UNITUNE_INSECURE=no-tls"):
             settings.load(kinds[name], base | {"UNITUNE_INSECURE": ""})
-        patch = list(yaml.safe_load_all((ROOT / "k8s" / "tls" / f"{name}.yaml").read_text()))[1]
+        patches = yaml.safe_load_all((ROOT / "k8s" / "tls" / f"{name}.yaml").read_text())
+        (patch,) = (found for found in patches if found["kind"] == "Deployment")
         (patched,) = patch["spec"]["template"]["spec"]["containers"]
         loaded = settings.load(kinds[name], base | {one["name"]: one["value"] for one in patched["env"]})
         assert loaded.peer_files is not None and not loaded.insecure

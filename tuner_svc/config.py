@@ -57,6 +57,8 @@ class TunerConfig(ComputingSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         peers.check_exposed("UNITUNE_TUNER_ADDRESS", self.address, self.peer_files, self.insecure)
+        for address in self.gateways():  # which say what to tune, and are not to be taken for others
+            peers.check_exposed("UNITUNE_GATEWAY", address, self.peer_files, self.insecure)
         if not self.tuning_memory_gb >= 0:
             raise ValueError(f"UNITUNE_TUNING_MEMORY_GB is {self.tuning_memory_gb:g}: it must be 0 or more")
         if self.weights_codec not in CODECS:
