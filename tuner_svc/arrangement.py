@@ -263,9 +263,9 @@ def _kept_bytes(
     def counted(block: nn.Module, *arguments: Any) -> Any:
         nonlocal largest_block
         inside = _Storages(of_weights)
-        for argument in arguments:
-            if isinstance(argument, Tensor):
-                outside.add(argument)
+        for tensor in (*arguments, *block.parameters()):  # LoRA's dense tensors are no parameters of the optimizer
+            if isinstance(tensor, Tensor):
+                outside.add(tensor)
         with saved_tensors_hooks(_into(everything, inside), _never):
             output = block(*arguments)
         largest_block = max(largest_block, inside.size_bytes)

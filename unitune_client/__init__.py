@@ -42,6 +42,7 @@ from unitune_client.events import (
     Limits,
     NewKey,
     Progress,
+    Queue,
     SamplingConfig,
     Scores,
     ServerInfo,
@@ -57,6 +58,7 @@ from unitune_client.events import (
     TuningSnapshot,
     TuningStarted,
     TuningState,
+    Upstream,
     Weights,
 )
 from unitune_client.options import EditOptions, TuningOptions
@@ -98,6 +100,7 @@ __all__ = [
     "NotFound",
     "PermissionDenied",
     "Progress",
+    "Queue",
     "ResourceExhausted",
     "SamplingConfig",
     "Scores",
@@ -118,5 +121,6 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "UniTuneError",
+    "Upstream",
     "Weights",
 ]

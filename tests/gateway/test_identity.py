@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -331,3 +332,18 @@ async def test_a_running_stream_is_not_cut_by_a_revoked_key(admin: Caller) -> No
     assert last is not None and last.HasField("ready")
     call = alice("tunings.GetTuning", GetTuningRequest(name=tuning.name))
     await refused(call, StatusCode.UNAUTHENTICATED, "CREDENTIAL_ENDED")
+
+
+async def test_limits_are_of_the_credentials_tenant(admin: Caller) -> None:
+    """A tenant that has asked too often is refused, whatever its requests name, and another one is not."""
+    world = admin.world
+    await world.close()
+    world.config = replace(world.config, tenant_requests_per_s=0.1)
+    await world.open()
+    alice, bob = await make(admin, "alice", READ), await make(admin, "bob", READ)
+    await alice("tunings.ListTunings", ListTuningsRequest())
+    call = alice("tunings.ListTunings", ListTuningsRequest())
+    await refused(call, StatusCode.RESOURCE_EXHAUSTED, "TENANT_REQUEST_RATE")
+    call = alice("tunings.ListTunings", ListTuningsRequest(parent="tenants/carol"))
+    await refused(call, StatusCode.PERMISSION_DENIED, "TENANT_MISMATCH")
+    await bob("tunings.ListTunings", ListTuningsRequest())

@@ -55,13 +55,13 @@ def test_a_strength_that_leaves_no_step_is_warned_of(strength: float, steps: int
     """Nothing would be edited; a strength of 0 asks for that."""
     warnings = warnings_of_steps(sampling_config(strength=strength, num_inference_steps=steps))
     assert is_told == bool(warnings)
-    assert all("raise strength to 0.25 or more" in warning for warning in warnings)
+    assert all("set config.strength to 0.25 or more" in warning for warning in warnings)
 
 
 def test_a_second_pass_without_a_step_is_warned_of() -> None:
     """Few steps and its default strength leave none; more of either, or no second pass, is not warned of."""
     few = {"strength": 0.75, "num_inference_steps": 4, "second_pass_scale": 2.0}
     (warning,) = warnings_of_steps(sampling_config(**few, second_pass=True, second_pass_strength=0.2))
-    assert "there is no second pass: raise second_pass_strength to 0.25 or more" in warning
+    assert "there is no second pass: set config.second_pass.strength to 0.25 or more" in warning
     assert not warnings_of_steps(sampling_config(**few, second_pass=True, second_pass_strength=0.25))
     assert not warnings_of_steps(sampling_config(strength=0.75, num_inference_steps=4))

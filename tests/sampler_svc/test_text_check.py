@@ -201,7 +201,11 @@ async def test_every_text_that_is_read_is_looked_at(sampler) -> None:
         ),
     )
 
-    assert [warning.split()[0] for warning in found] == ["negative_prompt", "base_prompt", "mask_text"]
+    assert [warning.split()[0] for warning in found] == [
+        "config.negative_prompt",
+        "config.base_prompt",
+        "config.mask.text",
+    ]
     assert all("'" in warning for warning in found)
 
 
@@ -259,7 +263,7 @@ async def test_a_negative_prompt_may_be_empty_but_not_of_nothing(of_stickerbook)
     """An empty one is fine, one of which nothing is left is warned of (N14)."""
     assert await warnings(of_stickerbook, request(negative_prompt="")) == []
     (warning,) = await warnings(of_stickerbook, request(negative_prompt="🦊"))
-    assert warning.startswith("negative_prompt")
+    assert warning.startswith("config.negative_prompt")
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,17 @@ def test_measured_bytes_are_those_that_autograd_keeps(model: BaseModel, image: M
     assert footprint.gradients == sum(tensor.nbytes for tensor in chosen.parameters())
 
 
+def test_the_dense_tensors_of_lora_are_there_in_the_whole_pass(
+    model: BaseModel, image: ModelImage, fresh: None
+) -> None:
+    """Once, whatever the rows, where blocks run again: those get them as they were."""
+    update, chosen, draws = plain_update(model, image, "lora")
+    dense = sum(tensor.nbytes for tensor in chosen.weights().values())
+    footprint = update._footprint((draws.timesteps, draws.noise))
+
+    assert footprint.recomputed.fixed >= 0.9 * dense > 0
+
+
 ROW, GRADIENTS = 100, 1000
 FOOTPRINT = Footprint(GRADIENTS, GRADIENTS, 0, 10, Activations(0, ROW), Activations(0, ROW // 4))
 

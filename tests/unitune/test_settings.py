@@ -100,11 +100,22 @@ def test_a_services_settings_are_known_to_all(service: Any) -> None:
     assert service.TABLE in TABLES
 
 
+# Those of the command line, and the one that names a file of settings.
+OF_NO_SERVICE = {
+    "UNITUNE_ADDRESS",
+    "UNITUNE_CA",
+    "UNITUNE_CONFIG",
+    "UNITUNE_HOME",
+    "UNITUNE_KEY",
+    "UNITUNE_KEY_FILE",
+}
+
+
 def test_every_known_setting_is_somebodys() -> None:
     """No name is passed over that no program reads."""
     services = (GatewayConfig, SamplerConfig, TunerConfig)
     read = {field.metadata.get("env") for service in services for field in dataclasses.fields(service)}
-    assert NAMES - read == {"UNITUNE_ADDRESS", "UNITUNE_CONFIG", "UNITUNE_HOME"}
+    assert NAMES - read == OF_NO_SERVICE
 
 
 def test_the_page_of_settings_is_fresh() -> None:
@@ -112,7 +123,7 @@ def test_the_page_of_settings_is_fresh() -> None:
     from protos.settings_page import PAGE, page
 
     assert PAGE.read_text() == page()
-    assert all(f"| `{name}` |" in page() for name in NAMES - {"UNITUNE_ADDRESS", "UNITUNE_CONFIG", "UNITUNE_HOME"})
+    assert all(f"| `{name}` |" in page() for name in NAMES - OF_NO_SERVICE)
 
 
 def file_of(folder: Path, text: str) -> dict[str, str]:

@@ -321,6 +321,23 @@ def test_json_prints_one_object_per_event_and_nothing_else(server: ScriptedServe
     assert "d1" == lines[3]["tuning"]["weights"]["digest"]
 
 
+def test_a_slower_tuning_is_warned_of_once(server: ScriptedServer, photo: Path) -> None:
+    """However often its progress says so."""
+    expect_tuning(server)
+    server._answers["WatchTuning"].clear()
+    log = scripted_server.tuning_events("queued", "started", "progress", "progress", "ready")
+    for event in log:
+        if event.HasField("progress"):
+            event.progress.warning = "the tuning is slower than it could be"
+    server.script("WatchTuning", log)
+    server.script("Edit", scripted_server.edit_events([DOG]))
+
+    done = unitune("edit", photo, "a dog", "--address", server.address)
+
+    assert 0 == done.exit_code, done.stderr
+    assert 1 == done.stderr.count("warning: the tuning is slower than it could be")
+
+
 @pytest.mark.parametrize(
     ("options", "line"),
     [

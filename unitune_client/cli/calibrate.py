@@ -14,7 +14,7 @@ import click
 from unitune.errors import InvalidField
 from unitune.options import SAMPLING, TUNING
 from unitune_client import events
-from unitune_client.cli.calibration import Choice, cheapest_reconstruction, choose, undominated
+from unitune_client.cli.calibration import ChosenSetting, cheapest_reconstruction, choose, undominated
 from unitune_client.cli.calibration_run import METHOD, CalibrationRun, Point, Setting, Trial, TuningSetting
 from unitune_client.cli.connection import connection
 from unitune_client.cli.display import Display, display
@@ -190,12 +190,12 @@ def chosen_preset(
     return preset, is_clear
 
 
-def choice_of(run: CalibrationRun, trials: Sequence[Trial[Setting]]) -> Choice:
+def choice_of(run: CalibrationRun, trials: Sequence[Trial[Setting]]) -> ChosenSetting:
     """The trial that is nearest to the best of both figures."""
     return choose({seed: [trial.of_seed(seed) for trial in trials] for seed in run.seeds})
 
 
-def tell(choice: Choice, trials: Sequence[Trial[Setting]], show: Display) -> None:
+def tell(choice: ChosenSetting, trials: Sequence[Trial[Setting]], show: Display) -> None:
     """Say what was chosen, or that it is not clear."""
     show.say(f"nearest to the best of both figures: {trials[choice.number].setting}")
     if choice.against:

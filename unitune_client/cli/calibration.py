@@ -30,7 +30,7 @@ class EditFigures(NamedTuple):
     gained: float | None  # likeness to the prompt, less the photograph's own; None without a CLIP filter
 
 
-class Choice(NamedTuple):
+class ChosenSetting(NamedTuple):
     """The chosen setting, and the seeds that speak against it."""
 
     number: int
@@ -63,7 +63,7 @@ def distances(settings: Sequence[EditFigures]) -> tuple[float, ...]:
     return tuple(math.hypot(*(1 - value for value in pair)) for pair in zip(*scales, strict=True))
 
 
-def choose(by_seed: Mapping[int, Sequence[EditFigures]]) -> Choice:
+def choose(by_seed: Mapping[int, Sequence[EditFigures]]) -> ChosenSetting:
     """The setting that is nearest to the best of both figures. `by_seed` has every seed's means, setting by setting."""
     of_all = distances([mean(row) for row in zip(*by_seed.values(), strict=True)])
     number = of_all.index(min(of_all))
@@ -72,7 +72,7 @@ def choose(by_seed: Mapping[int, Sequence[EditFigures]]) -> Choice:
         own = distances(figures)
         if own[number] > min(own) + SEEDS_AGREE:
             against.append(seed)
-    return Choice(number, of_all, tuple(against))
+    return ChosenSetting(number, of_all, tuple(against))
 
 
 def cheapest_reconstruction(reconstructed_db: Mapping[S, float], cost: Mapping[S, float]) -> S:
