@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from gateway.jwks import is_loopback
-from unitune import exposure
+from gateway.tuning_queue import LEASE_S
+from unitune import exposure, peers
 from unitune.certificates import CertificateFiles
 from unitune.service_settings import ServiceSettings
 from unitune.serving import SILENCE_S
@@ -30,7 +31,10 @@ class GatewayConfig(ServiceSettings):
     address: str = field(
         default="127.0.0.1:50051", metadata={"env": "UNITUNE_GATEWAY_ADDRESS", "help": "HOST:PORT to listen on"}
     )
-    tuner: str = field(default="127.0.0.1:50052", metadata={"env": "UNITUNE_TUNER", "help": "HOST:PORT of the tuner"})
+    internal_address: str = field(
+        default="127.0.0.1:50054",
+        metadata={"env": "UNITUNE_INTERNAL_ADDRESS", "help": "HOST:PORT to listen on for tuners alone"},
+    )
     sampler: str = field(
         default="127.0.0.1:50053", metadata={"env": "UNITUNE_SAMPLER", "help": "HOST:PORT of the sampler"}
     )
@@ -123,6 +127,13 @@ class GatewayConfig(ServiceSettings):
             "empty means none",
         },
     )
+    lease_s: float = field(
+        default=LEASE_S,
+        metadata={
+            "env": "UNITUNE_LEASE_S",
+            "help": "seconds without a report of its tuner after which a tuning is given to another one, at least 1",
+        },
+    )
     admin_key_file: Path | None = field(
         default=None,
         metadata={
@@ -158,12 +169,14 @@ class GatewayConfig(ServiceSettings):
     tls_key: Path | None = field(
         default=None, metadata={"env": "UNITUNE_TLS_KEY", "help": "a PEM file with the key of that certificate"}
     )
-    silence_s: float = SILENCE_S  # of tuner or sampler in a stream, until it is given up
+    silence_s: float = SILENCE_S  # of the sampler in a stream, until it is given up
     heartbeat_s: float = 15.0  # longest silence of a stream
-    retry_s: float = 1.0  # wait before the tuner is asked again; doubles up to 16 times as much
-    sweep_s: float = 15.0  # between two looks for tunings that expire, or that are RUNNING and run by nobody
+    retry_s: float = 1.0  # wait before a sampler that did not answer is asked again
+    sweep_s: float = 15.0  # between two looks for tunings that expire
+    model_gone_s: float = 3600.0  # without a tuner of a base model, while there are others, until its tunings fail
     store_sweep_s: float = 900.0  # between two looks through the store for what nobody owns
-    poll_s: float = 5.0  # between two questions to tuner and sampler what they are
+    position_s: float = 5.0  # between two looks for the place in the queue of a tuning that is watched
+    poll_s: float = 5.0  # between two questions to the sampler what it is
 
     @property
     def asks_for_credentials(self) -> bool:
@@ -192,6 +205,8 @@ class GatewayConfig(ServiceSettings):
                 f"UNITUNE_CONNECTION_AGE_S is {self.connection_age_s:g}: "
                 f"it must be 1 to {MAX_CONNECTION_AGE_S} seconds, or 0 for never"
             )
+        if self.lease_s < 1:
+            raise ValueError(f"UNITUNE_LEASE_S is {self.lease_s:g}: it must be 1 or more")
         if self.keep_unused_s < 0:
             raise ValueError(f"UNITUNE_KEEP_UNUSED_S is {self.keep_unused_s:g}: it must be 0 or more")
         limits = {setting.name: setting.metadata["env"] for setting in fields(self) if setting.name in LIMITS}
@@ -209,7 +224,7 @@ class GatewayConfig(ServiceSettings):
             lacks[exposure.NO_KEYS] = "API keys: set UNITUNE_ADMIN_KEY_FILE, or UNITUNE_OIDC_ISSUER for tokens"
         if self.tls_files is None:
             lacks[exposure.NO_TLS] = "certificates: set UNITUNE_TLS_CERT and UNITUNE_TLS_KEY"
-        _ = self.peer_files  # raises for a part of them
+        peers.check_exposed("UNITUNE_INTERNAL_ADDRESS", self.internal_address, self.peer_files, self.insecure)
         exposure.check("UNITUNE_GATEWAY_ADDRESS", self.address, lacks, allowed)
 
     def _check_oidc(self) -> None:

@@ -10,7 +10,6 @@ from gateway.admission import Admission
 from gateway.api_keys import ApiKeys
 from gateway.compare import Comparisons
 from gateway.config import GatewayConfig
-from gateway.dispatch import Dispatcher
 from gateway.edit import Edits
 from gateway.edit_plan import Planner
 from gateway.edit_results import EditResults
@@ -28,16 +27,28 @@ from gateway.state import State
 from gateway.stored_bytes import StoredBytes
 from gateway.stored_edits import StoredEdits
 from gateway.tokens import Tokens
+from gateway.tuner_pool import TunerPool
+from gateway.tuners import Tuners
 from gateway.tuning_records import QueueLimits
 from gateway.tunings import Tunings
 from gateway.uploads import Uploads
 from gateway.upstreams import Upstreams
 from gateway.weight_files import WeightFiles
-from unitune import exposure
+from unitune import exposure, peers, serving
 from unitune.certificates import CertificateReader
 from unitune.errors import Unavailable
 from unitune.object_store import ObjectStore
-from unitune.v1 import edit_pb2_grpc, image_pb2_grpc, key_pb2_grpc, server_pb2_grpc, tuning_pb2_grpc
+from unitune.v1 import (
+    edit_pb2_grpc,
+    image_pb2_grpc,
+    key_pb2_grpc,
+    server_pb2_grpc,
+    tuner_pb2,
+    tuner_pb2_grpc,
+    tuning_pb2_grpc,
+)
+
+REPORT_S = 2.0  # for a report that has come to be kept
 
 
 class Gateway:
@@ -51,13 +62,21 @@ class Gateway:
         self.access = Access(keys, self._tokens, is_open=is_open)
         self._key_service = KeyService(keys)
         certificates = CertificateReader(config.peer_files) if config.peer_files is not None else None
-        self._upstreams = Upstreams(config.tuner, config.sampler, silence_s=config.silence_s, certificates=certificates)
-        self._services = KnownServices(self._upstreams, state)
+        self._certificates = certificates
+        self._upstreams = Upstreams(config.sampler, silence_s=config.silence_s, certificates=certificates)
+        self._tuners = Tuners()
+        self._services = KnownServices(self._upstreams, self._tuners, state)
         storage = StoredBytes(store, config.tenant_bytes)
         self._images, files = Images(store, storage), WeightFiles(store)
         images = self._images
-        self._dispatcher = Dispatcher(
-            state, images, files, self._upstreams, retry_s=config.retry_s, sweep_s=config.sweep_s
+        self._pool = TunerPool(
+            state,
+            files,
+            self._tuners,
+            self._services,
+            self._upstreams,
+            lease_s=config.lease_s,
+            model_gone_s=config.model_gone_s,
         )
         evictions = Evictions(state, self._upstreams, retry_s=config.retry_s)
         tunings = Tunings(
@@ -65,11 +84,12 @@ class Gateway:
             images,
             files,
             self._upstreams,
-            self._dispatcher,
+            self._tuners,
             evictions,
             storage=storage,
             limits=QueueLimits(config.tenant_tunings, config.open_tunings),
             most_pixels=config.tuning_pixels,
+            position_s=config.position_s,
         )
         stored_edits = StoredEdits(store)
         self._results = EditResults(stored_edits)
@@ -88,9 +108,10 @@ class Gateway:
         self._image_service = ImageService(images, Uploads(), self.retention, calls, admission)
         self._edit_service = EditService(edits, self._comparisons, self._results, calls, admission)
         gauges = Gauges(state, queue)
-        self._server_service = ServerService(self._upstreams, gauges, config)
+        self._server_service = ServerService(self._upstreams, self._tuners, gauges, config)
+        self._internal: serving.RunningServer | None = None
         self._tasks = [
-            asyncio.create_task(self._dispatcher.run()),
+            asyncio.create_task(self._pool.run()),
             asyncio.create_task(tunings.sweep(config.sweep_s)),
             asyncio.create_task(self.retention.run(config.store_sweep_s)),
             asyncio.create_task(evictions.run()),
@@ -99,7 +120,10 @@ class Gateway:
 
     @classmethod
     async def open(cls, config: GatewayConfig) -> "Gateway":
-        """Open the state and the store and begin to run what is queued. Raises OSError when either cannot be used."""
+        """Open the state and the store and begin to give out what is queued, at the internal address.
+
+        Raises OSError when one of them cannot be used.
+        """
         store = ObjectStore(config.store)
         state = await State.open(config.state)
         try:
@@ -111,6 +135,15 @@ class Gateway:
             await state.close()
             raise
         await gateway._services.begin()
+        try:
+            gateway._internal = await serving.start(
+                config.internal_address,
+                gateway._register_internal,
+                **peers.served_by(gateway._certificates, (peers.TUNER,)),
+            )
+        except OSError:
+            await gateway.close()
+            raise
         gateway._tasks.append(asyncio.create_task(gateway._services.poll(config.poll_s)))
         return gateway
 
@@ -123,16 +156,29 @@ class Gateway:
         key_pb2_grpc.add_KeyServiceServicer_to_server(self._key_service, server)
         return [service.full_name for service in PUBLIC]
 
+    @property
+    def internal_address(self) -> str:
+        """Where tuners find it, HOST:PORT."""
+        assert self._internal is not None
+        return self._internal.address
+
+    def _register_internal(self, server: grpc.aio.Server) -> list[str]:
+        tuner_pb2_grpc.add_TunerPoolServiceServicer_to_server(self._pool, server)
+        return [service.full_name for service in tuner_pb2.DESCRIPTOR.services_by_name.values()]
+
     async def drain(self) -> None:
-        """Begin nothing new, and end what could last longer than the drain."""
-        self._dispatcher.pause()
+        """Begin nothing new, and end what could last longer than the drain. Tuners may report until the end."""
+        self._pool.pause()
         reason = Unavailable("the server is stopping; ask again", reason="DRAINING", retry_after_s=1.0)
         self._tuning_service.end_watches(reason)
         self._comparisons.end(reason)  # first, so that no edit begins in place of one that is stopped next
         self._results.end_waiting(reason)
 
     async def close(self) -> None:
-        """Stop everything. A tuning that runs goes back into the queue."""
+        """Stop everything. Tuners go on with what they run, and report to the next process."""
+        self._pool.pause()  # no call waits
+        if self._internal is not None:
+            await self._internal.stop(REPORT_S)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -132,16 +132,16 @@ class Images:
 
     async def discard(self, name: Name) -> None:
         """Delete a picture, or what a failed upload left of it, if it is there."""
-        for part in ("image.json", "file"):
-            await self._store.answer(self._store.delete, f"{_path(name)}/{part}")
+        for path in (f"{_path(name)}/image.json", _file(name)):
+            await self._store.answer(self._store.delete, path)
 
     def _read(self, name: Name) -> tuple[bytes, str]:
         """A picture's file and its SHA-256. It takes some milliseconds, so it runs outside of the event loop."""
-        data = self._store.get(f"{_path(name)}/file")
+        data = self._store.get(_file(name))
         return data, hashlib.sha256(data).hexdigest()
 
     def _write(self, name: Name, data: bytes, facts: bytes) -> None:
-        self._store.put(f"{_path(name)}/file", data)
+        self._store.put(_file(name), data)
         self._store.put(f"{_path(name)}/image.json", facts)
 
 
@@ -203,3 +203,7 @@ def _damaged(name: Name) -> DataLoss:
 
 def _path(name: Name) -> str:
     return store_paths.image_path(name.tenant, name.id)
+
+
+def _file(name: Name) -> str:
+    return store_paths.image_file_path(name.tenant, name.id)

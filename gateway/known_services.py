@@ -1,4 +1,4 @@
-"""What is known of tuner and sampler: polled, and kept in the state for the next process.
+"""What is known of tuner and sampler, kept in the state for the next process. The sampler is polled; tuners call.
 
 So the knowledge is recent, and no request waits for it. A gateway that starts without its tuner accepts tunings as the
 process before it did.
@@ -8,8 +8,10 @@ import asyncio
 import logging
 
 from gateway.state import State
+from gateway.tuners import Tuners
 from gateway.upstreams import Upstreams
 from unitune import metrics, telemetry
+from unitune.errors import UniTuneError
 from unitune.v1.sampler_pb2 import SamplerInfo
 from unitune.v1.tuner_pb2 import TunerInfo
 
@@ -19,30 +21,31 @@ TUNER, SAMPLER = "tuner", "sampler"
 
 
 class KnownServices:
-    """Keeps what `upstreams` knows of both services up to date, and in the state."""
+    """Keeps what is known of both services up to date, and in the state."""
 
-    def __init__(self, upstreams: Upstreams, state: State) -> None:
+    def __init__(self, upstreams: Upstreams, tuners: Tuners, state: State) -> None:
         self._upstreams = upstreams
+        self._tuners = tuners
         self._state = state
         self._kept: dict[str, bytes] = {}
 
     async def begin(self) -> None:
-        """Ask both once. If one does not answer, use what an earlier process knew of it."""
+        """Ask the sampler once. Of whom nothing is known, use what an earlier process knew."""
         await self._ask()
         try:
             self._kept = await self._state.known()
-            if self._upstreams.known_tuner is None and TUNER in self._kept:
-                self._upstreams.known_tuner = TunerInfo.FromString(self._kept[TUNER])
+            if self._tuners.known is None and TUNER in self._kept:
+                self._tuners.known = TunerInfo.FromString(self._kept[TUNER])
             if self._upstreams.known_sampler is None and SAMPLER in self._kept:
                 self._upstreams.known_sampler = SamplerInfo.FromString(self._kept[SAMPLER])
         except Exception:  # it matters only to requests that come before a service answers
             telemetry.failure(logger, "services not recalled")
 
     async def poll(self, every_s: float) -> None:
-        """Ask both at intervals."""
+        """Ask at intervals, and keep what is new."""
         while True:
             try:
-                await self._keep()
+                await self.keep()
             except Exception:  # such as a disk that is full; the next round tries again
                 telemetry.failure(logger, "services not kept")
             await asyncio.sleep(every_s)
@@ -50,12 +53,17 @@ class KnownServices:
             await self._ask()
 
     async def _ask(self) -> None:
-        calls = self._upstreams.tuner_info(), self._upstreams.sampler_info()
-        for name, answer in zip((TUNER, SAMPLER), await asyncio.gather(*calls, return_exceptions=True), strict=True):
-            metrics.UPSTREAM_UP.labels(name).set(not isinstance(answer, BaseException))
+        try:
+            await self._upstreams.sampler_info()
+            is_up = True
+        except UniTuneError:
+            is_up = False
+        metrics.UPSTREAM_UP.labels(SAMPLER).set(is_up)
+        metrics.UPSTREAM_UP.labels(TUNER).set(self._tuners.is_any_there)
 
-    async def _keep(self) -> None:
-        for name, info in ((TUNER, self._upstreams.known_tuner), (SAMPLER, self._upstreams.known_sampler)):
+    async def keep(self) -> None:
+        """Write into the state what is new."""
+        for name, info in ((TUNER, self._tuners.known), (SAMPLER, self._upstreams.known_sampler)):
             if info is not None and (told := info.SerializeToString(deterministic=True)) != self._kept.get(name):
                 await self._state.know(name, told)
                 self._kept[name] = told

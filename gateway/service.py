@@ -17,6 +17,7 @@ from gateway.images import Images, receive
 from gateway.open_calls import OpenCalls
 from gateway.relay import Relay
 from gateway.retention import Retention
+from gateway.tuners import Tuners
 from gateway.tunings import Tunings
 from gateway.uploads import Uploads
 from gateway.upstreams import Upstreams
@@ -166,13 +167,14 @@ class EditService(edit_pb2_grpc.EditServiceServicer):
 class ServerService(server_pb2_grpc.ServerServiceServicer):
     """Describes this server, from the last answers of tuner and sampler."""
 
-    def __init__(self, upstreams: Upstreams, gauges: Gauges, config: GatewayConfig) -> None:
+    def __init__(self, upstreams: Upstreams, tuners: Tuners, gauges: Gauges, config: GatewayConfig) -> None:
         self._upstreams = upstreams
+        self._tuners = tuners
         self._gauges = gauges
         self._limits = validation.limits(config)
 
     async def GetServerInfo(self, request: server_pb2.GetServerInfoRequest, context: Any) -> server_pb2.ServerInfo:
-        tuner, sampler = self._upstreams.known_tuner, self._upstreams.known_sampler
+        tuner, sampler = self._tuners.known, self._upstreams.known_sampler
         known = sampler or tuner
         return server_pb2.ServerInfo(
             version=__version__,
@@ -181,7 +183,7 @@ class ServerService(server_pb2_grpc.ServerServiceServicer):
             sampling_defaults=sampler.sampling_defaults if sampler else None,
             limits=self._limits,
             queue=self._gauges.queue,
-            upstreams=self._upstreams.described(),
+            upstreams=[self._tuners.described(), self._upstreams.described()],
             methods=edit_pb2.SamplingConfig.Method.keys()[1:],  # 0 is unset
             schedulers=edit_pb2.SamplingConfig.Scheduler.keys()[1:],
             method_tuning_defaults=tuner.method_defaults if tuner else (),

@@ -16,25 +16,32 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from google.rpc.status_pb2 import Status
+
 from gateway import admission
 from gateway.names import parse
 from gateway.sqlite_file import SqliteFile, deletion, operation
-from gateway.state_schema import MIGRATIONS, QUEUE, SCHEMA, SCHEMA_VERSION
+from gateway.state_schema import MIGRATIONS, NOW_S, QUEUE, SCHEMA, SCHEMA_VERSION
 from gateway.state_upgrade import MIGRATION_FUNCTIONS
+from gateway.tuning_queue import LEASE_S, WaitingTenant, position
 from gateway.tuning_records import (
     LIVE,
     UNFINISHED,
+    Attempt,
     CreateRequest,
     KeptEvents,
     Page,
     QueueLimits,
     QueueNow,
+    Standing,
     TakenTuning,
+    Taker,
     etag_of,
 )
 from unitune import metrics
 from unitune.errors import TENANT_TUNING_LIMIT, Internal, InvalidArgument, NotFound, to_status
-from unitune.v1.tuning_pb2 import Tuning, TuningEvent
+from unitune.v1.tuner_pb2 import Checkpoint
+from unitune.v1.tuning_pb2 import Tuning, TuningEvent, TuningProgress, WeightsRef
 
 KEPT_EVENTS = 512  # of one tuning; a later watcher gets a snapshot in place of older ones
 REQUESTS_KEPT_S = 24 * 3600.0
@@ -111,11 +118,12 @@ class State:
     def page(self, tenant: str, state: int, after: int, size: int) -> Page:
         """Tunings of one tenant; state 0 means any, `after` 0 means from the newest."""
         rows = self._sql(
-            "SELECT number, blob, position FROM tunings WHERE tenant = ?1 AND (?2 = 0 OR state = ?2)"
+            "SELECT number, blob FROM tunings WHERE tenant = ?1 AND (?2 = 0 OR state = ?2)"
             " AND (?3 = 0 OR number < ?3) ORDER BY number DESC LIMIT ?4",
             *(tenant, state, after, size + 1),
         ).fetchall()
-        tunings = [_tuning(blob, position) for _, blob, position in rows[:size]]
+        queue = self._queue()
+        tunings = [self._placed(number, Tuning.FromString(blob), queue) for number, blob in rows[:size]]
         return Page(tunings, after=rows[size - 1][0] if len(rows) > size else 0)
 
     @operation
@@ -140,7 +148,6 @@ class State:
         """
         self._sql("DELETE FROM events WHERE tuning = (SELECT number FROM tunings WHERE name = ?)", name)
         self._sql("DELETE FROM tunings WHERE name = ?", name)
-        self._renumber()
         self.file.after_commit(partial(self._wake, name))
 
     @operation
@@ -171,31 +178,35 @@ class State:
 
     # The queue: tenants in turn, within a tenant the oldest tuning first.
 
-    async def wait_queued(self) -> None:
-        """Return once a tuning is QUEUED."""
+    async def wait_queued(self, base_model: str = "") -> None:
+        """Return once a tuning of this base model, or any, is QUEUED."""
         with self._waiter("") as event:
-            while not await self._is_any_queued():
+            while not await self._is_any_queued(base_model):
                 await event.wait()
                 event.clear()
 
     @operation
-    def _is_any_queued(self) -> bool:
-        return self._sql(QUEUE).fetchone() is not None
+    def _is_any_queued(self, base_model: str) -> bool:
+        return self._next(base_model) is not None
 
     @operation
-    def take(self, tuner: str) -> TakenTuning | None:
-        """Make the next tuning RUNNING and append that to its events; None if none is QUEUED.
+    def take(self, taker: Taker, *, base_model: str = "", lease_s: float = LEASE_S) -> TakenTuning | None:
+        """Make the next tuning of a base model, any if that is empty, RUNNING for the time of a lease, and append that
+        to its events. None if none is QUEUED.
 
-        `tuner` is the instance that will run it. Before that, a tuning that was lost with another instance counts as
-        crashed, and one that crashed too often is FAILED (WORKER_CRASHED). With an empty instance nothing is counted.
+        What the taker's place still runs has ended: there is one process at a time in a place, and it runs one tuning.
+        Before that, a tuning that was lost with another instance counts as crashed, and one that crashed too often is
+        FAILED (WORKER_CRASHED).
         """
-        self._count_crashes(tuner)
-        row = self._sql(QUEUE).fetchone()
-        if row is None:
+        self._end_earlier(taker)
+        self._count_crashes(taker.instance)
+        number = self._next(base_model)
+        if number is None:
             return None
-        name, tenant, attempt = self._sql(
-            "UPDATE tunings SET attempt = attempt + 1, tuner = ? WHERE number = ? RETURNING name, tenant, attempt",
-            *(tuner, row[0]),
+        name, tenant, attempt, checkpoint = self._sql(
+            f"UPDATE tunings SET attempt = attempt + 1, tuner = ?, place = ?, lease_s = {NOW_S} + ? WHERE number = ?"
+            " RETURNING name, tenant, attempt, checkpoint",
+            *(taker.instance, taker.place, lease_s, number),
         ).fetchone()
         self._sql(
             "INSERT INTO turns SELECT ?, COALESCE(MAX(last_turn), 0) + 1 FROM turns WHERE true"
@@ -208,22 +219,108 @@ class State:
             tuning.start_time.GetCurrentTime()
 
         self._change(name, start, lambda _: TuningEvent(started=TuningEvent.Started(attempt=attempt)))
-        return TakenTuning(self._existing(name), attempt)
+        resumed = None if checkpoint is None else Checkpoint.FromString(checkpoint)
+        return TakenTuning(self._existing(name), attempt, resumed)
+
+    # What tuners report. An attempt that is not the latest of a RUNNING tuning changes nothing.
 
     @operation
-    def give_back(self, name: str, *, lost: bool) -> None:
-        """Queue a RUNNING tuning again, at its old place.
-
-        `lost` means that the end of its run is not known. The next `take` sees whether the tuner died with it.
-        """
-        self._give_back(name, lost=lost)
+    def report(
+        self, attempt: Attempt, instance: str, *, progress: TuningProgress | None = None, lease_s: float = LEASE_S
+    ) -> Standing:
+        """Renew the lease of an attempt, which an instance runs, and keep its progress."""
+        if not self._renew(attempt, instance, lease_s):
+            return self._standing(attempt)
+        if progress is not None:
+            told = TuningProgress(attempt=attempt.number)
+            told.MergeFrom(progress)
+            self._change(
+                attempt.name, lambda tuning: tuning.progress.CopyFrom(told), lambda _: TuningEvent(progress=told)
+            )
+        return Standing.KEPT
 
     @operation
-    def recover(self, running: str = "") -> None:
-        """Give back, as lost, every RUNNING tuning except this one: nobody runs them."""
-        rows = self._sql("SELECT name FROM tunings WHERE state = ? AND name != ?", Tuning.STATE_RUNNING, running)
-        for (name,) in rows.fetchall():
+    def keep_checkpoint(
+        self, attempt: Attempt, instance: str, checkpoint: Checkpoint, *, lease_s: float = LEASE_S
+    ) -> Standing:
+        """The next attempt goes on from this checkpoint."""
+        if not self._renew(attempt, instance, lease_s):
+            return self._standing(attempt)
+        kept = checkpoint.SerializeToString()
+        self._sql("UPDATE tunings SET checkpoint = ? WHERE name = ?", kept, attempt.name)
+        return Standing.KEPT
+
+    @operation
+    def finish(self, attempt: Attempt, weights: WeightsRef) -> Standing:
+        """End an attempt with weights: the tuning is READY. Kept, too, if these weights made it READY before."""
+
+        def ready(tuning: Tuning) -> None:
+            tuning.state = Tuning.STATE_READY
+            tuning.weights.CopyFrom(weights)
+
+        return self._end(attempt, ready, lambda now: TuningEvent(ready=now), lambda now: now.weights == weights)
+
+    @operation
+    def fail(self, attempt: Attempt, error: Status) -> Standing:
+        """End an attempt and the tuning, FAILED. Kept, too, if the attempt did so before."""
+
+        def failed(tuning: Tuning) -> None:
+            tuning.state = Tuning.STATE_FAILED
+            tuning.error.CopyFrom(error)
+
+        return self._end(attempt, failed, lambda _: TuningEvent(failed=error), lambda now: now.error == error)
+
+    @operation
+    def let_go(self, attempt: Attempt) -> Standing:
+        """End an attempt: the tuning is QUEUED again, at its old place, and nobody is blamed."""
+        if not self._holds(attempt):
+            return self._standing(attempt)
+        self._give_back(attempt.name, lost=False)
+        return Standing.KEPT
+
+    @operation
+    def standing(self, attempt: Attempt) -> Standing:
+        """What became of an attempt."""
+        return self._standing(attempt)
+
+    async def wait_lost(self, attempt: Attempt) -> None:
+        """Return once an attempt is not the latest of a RUNNING tuning."""
+        with self._waiter(attempt.name) as event:
+            while await self.standing(attempt) is Standing.KEPT:
+                await event.wait()
+                event.clear()
+
+    @operation
+    def sweep(self) -> list[str]:
+        """Give back, as lost, every RUNNING tuning whose lease has run out; their names."""
+        rows = self._sql(
+            f"SELECT name FROM tunings WHERE state = {Tuning.STATE_RUNNING} AND COALESCE(lease_s, 0) < {NOW_S}"
+        ).fetchall()
+        for (name,) in rows:
             self._give_back(name, lost=True)
+        return [name for (name,) in rows]
+
+    @operation
+    def blame_nobody(self) -> None:
+        """For a gateway that begins: whoever runs a tuning now may have ended together with the gateway before. A tuner
+        that goes on says so by its next report."""
+        self._sql(f"UPDATE tunings SET tuner = '' WHERE state = {Tuning.STATE_RUNNING}")
+
+    @operation
+    def queued_base_models(self) -> list[str]:
+        """The digests of the base models of all QUEUED tunings."""
+        rows = self._sql(f"SELECT DISTINCT base_model FROM tunings WHERE state = {Tuning.STATE_QUEUED}")
+        return [digest for (digest,) in rows]
+
+    @operation
+    def fail_queued(self, base_model: str, error: Status) -> list[str]:
+        """Make all QUEUED tunings of a base model FAILED; their names."""
+        rows = self._sql(
+            f"SELECT name FROM tunings WHERE state = {Tuning.STATE_QUEUED} AND base_model = ?", base_model
+        ).fetchall()
+        for (name,) in rows:
+            self._fail(name, error)
+        return [name for (name,) in rows]
 
     @operation
     def queue_now(self) -> QueueNow:
@@ -242,14 +339,14 @@ class State:
     @operation
     def read(self, name: str, after: int) -> KeptEvents | None:
         """The kept events with a sequence number above `after`; None if there is no such tuning."""
-        row = self._sql("SELECT number, last_event, blob, position FROM tunings WHERE name = ?", name).fetchone()
+        row = self._sql("SELECT number, last_event, blob FROM tunings WHERE name = ?", name).fetchone()
         if row is None:
             return None
-        number, last, blob, position = row
+        number, last, blob = row
         rows = self._sql("SELECT blob FROM events WHERE tuning = ? AND sequence > ? ORDER BY sequence", number, after)
         events = [TuningEvent.FromString(event) for (event,) in rows]
         first = events[0].sequence if events else last + 1
-        return KeptEvents(_tuning(blob, position), events, last, gap=first > after + 1)
+        return KeptEvents(self._placed(number, Tuning.FromString(blob)), events, last, gap=first > after + 1)
 
     async def wait(self, name: str, after: int) -> None:
         """Return once the tuning may have an event above `after`, or is gone. Call it after `read`, in a loop."""
@@ -345,21 +442,29 @@ class State:
 
     def _insert(self, tenant: str, tuning: Tuning) -> Tuning:
         tuning.etag = etag_of(tuning)
-        columns = (tuning.name, tenant, tuning.key, tuning.image, tuning.state, tuning.SerializeToString())
-        self._sql("INSERT INTO tunings (name, tenant, key, image, state, blob) VALUES (?, ?, ?, ?, ?, ?)", *columns)
-        self._renumber()
-        return self._existing(tuning.name)
+        columns = (
+            *(tuning.name, tenant, tuning.key, tuning.image, tuning.base_model, tuning.state),
+            tuning.SerializeToString(),
+        )
+        number = self._sql(
+            "INSERT INTO tunings (name, tenant, key, image, base_model, state, blob) VALUES (?, ?, ?, ?, ?, ?, ?)"
+            " RETURNING number",
+            *columns,
+        ).fetchone()[0]
+        made = self._existing(tuning.name)
+        self._append(number, _queued(made))
+        return made
 
     def _change(self, name: str, mutate: Mutate, announce: Announce | None = None) -> Tuning | None:
-        row = self._sql("SELECT number, blob, position FROM tunings WHERE name = ?", name).fetchone()
+        row = self._sql("SELECT number, blob FROM tunings WHERE name = ?", name).fetchone()
         if row is None:
             return None
-        number, blob, position = row
+        number, blob = row
         tuning = Tuning.FromString(blob)
         before = tuning.state
         mutate(tuning)
         if etag_of(tuning) == tuning.etag:
-            return _tuning(blob, position)
+            return self._placed(number, tuning)
         tuning.etag = etag_of(tuning)
         self._sql(
             "UPDATE tunings SET state = ?, expire_s = ?, blob = ? WHERE number = ?",
@@ -368,28 +473,94 @@ class State:
             tuning.SerializeToString(),
             number,
         )
+        self._placed(number, tuning)
         if announce is not None:
             self._append(number, announce(tuning))
         if before != tuning.state:
             self.file.after_commit(partial(_count_end, tuning.state))
-            self._sql("UPDATE tunings SET position = NULL WHERE number = ?", number)
-            self._renumber()
-        return self._existing(name)
+        return tuning
+
+    def _next(self, base_model: str) -> int | None:
+        """The number of the tuning that is taken next."""
+        for tenant in self._queue():
+            (number,) = self._sql(
+                f"SELECT MIN(number) FROM tunings WHERE state = {Tuning.STATE_QUEUED} AND tenant = ?1"
+                " AND (?2 = '' OR base_model = ?2)",
+                *(tenant.tenant, base_model),
+            ).fetchone()
+            if number is not None:
+                return int(number)
+        return None
+
+    def _holds(self, attempt: Attempt) -> bool:
+        row = self._sql(
+            f"SELECT 1 FROM tunings WHERE name = ? AND attempt = ? AND state = {Tuning.STATE_RUNNING}", *attempt
+        )
+        return row.fetchone() is not None
+
+    def _renew(self, attempt: Attempt, instance: str, lease_s: float) -> bool:
+        """Whether the attempt is the latest of a RUNNING tuning, whose lease then begins anew."""
+        renewed = self._sql(
+            f"UPDATE tunings SET lease_s = {NOW_S} + ?, tuner = ? WHERE name = ? AND attempt = ?"
+            f" AND state = {Tuning.STATE_RUNNING} RETURNING number",
+            *(lease_s, instance, *attempt),
+        )
+        return renewed.fetchone() is not None
+
+    def _standing(self, attempt: Attempt) -> Standing:
+        if self._holds(attempt):
+            return Standing.KEPT
+        tuning = self._one("name = ?", attempt.name)
+        gone = tuning is None or tuning.state == Tuning.STATE_CANCELLED
+        return Standing.CANCELLED if gone else Standing.LOST
+
+    def _end(
+        self, attempt: Attempt, mutate: Mutate, announce: Announce, is_the_same: Callable[[Tuning], bool]
+    ) -> Standing:
+        """End an attempt and the tuning, once: `is_the_same` tells an end that was reported before."""
+        if self._holds(attempt):
+
+            def end(tuning: Tuning) -> None:
+                mutate(tuning)
+                tuning.end_time.GetCurrentTime()
+
+            self._change(attempt.name, end, announce)
+            self._sql("UPDATE tunings SET lease_s = NULL, checkpoint = NULL WHERE name = ?", attempt.name)
+            return Standing.KEPT
+        ended = self._one("name = ? AND attempt = ?", *attempt)
+        if ended is not None and ended.state in (Tuning.STATE_READY, Tuning.STATE_FAILED) and is_the_same(ended):
+            return Standing.KEPT
+        return self._standing(attempt)
+
+    def _end_earlier(self, taker: Taker) -> None:
+        """Give back what the taker's place still runs: as lost, if another process ran it."""
+        rows = self._sql(
+            f"SELECT name, tuner FROM tunings WHERE state = {Tuning.STATE_RUNNING}"
+            " AND (tuner = ?1 OR (place != '' AND place = ?2))",
+            *taker,
+        ).fetchall()
+        for name, tuner in rows:
+            self._give_back(name, lost=tuner != taker.instance)
 
     def _give_back(self, name: str, *, lost: bool) -> None:
-        """A lost tuning keeps its tuner's instance for `_count_crashes`."""
+        """Queue a RUNNING tuning again, at its old place.
+
+        A lost one keeps its tuner's instance for `_count_crashes`.
+        """
 
         def back(tuning: Tuning) -> None:
-            if tuning.state != Tuning.STATE_RUNNING:
-                return
-            self._sql("UPDATE tunings SET reached = ? WHERE name = ?", tuning.progress.update, name)
+            self._sql(
+                "UPDATE tunings SET reached = ?, place = '', lease_s = NULL WHERE name = ?",
+                tuning.progress.update,
+                name,
+            )
             if not lost:
                 self._sql("UPDATE tunings SET tuner = '' WHERE name = ?", name)
             tuning.ClearField("progress")
             tuning.state = Tuning.STATE_QUEUED
             tuning.ClearField("start_time")
 
-        self._change(name, back)
+        self._change(name, back, _queued)
 
     def _count_crashes(self, tuner: str) -> None:
         """Count a crash of each lost tuning whose tuner was another instance than the one that answers now."""
@@ -415,6 +586,9 @@ class State:
             )
         )
 
+        self._fail(name, error)
+
+    def _fail(self, name: str, error: Status) -> None:
         def fail(tuning: Tuning) -> None:
             tuning.state = Tuning.STATE_FAILED
             tuning.error.CopyFrom(error)
@@ -422,12 +596,20 @@ class State:
 
         self._change(name, fail, lambda _: TuningEvent(failed=error))
 
-    def _renumber(self) -> None:
-        """Store each QUEUED tuning's position, and append an event to those that moved."""
-        for index, (number, position) in enumerate(self._sql(QUEUE).fetchall()):
-            if position != index:
-                self._sql("UPDATE tunings SET position = ? WHERE number = ?", index, number)
-                self._append(number, TuningEvent(queued=TuningEvent.Queued(position=index)))
+    def _queue(self) -> list[WaitingTenant]:
+        """The tenants whose tunings are QUEUED, in order of their turns."""
+        return [WaitingTenant(*row) for row in self._sql(QUEUE)]
+
+    def _placed(self, number: int, tuning: Tuning, queue: list[WaitingTenant] | None = None) -> Tuning:
+        """The tuning with its place in the queue, while it has one."""
+        if tuning.state == Tuning.STATE_QUEUED:
+            tenant = parse(tuning.name, "tunings").tenant
+            (rank,) = self._sql(
+                f"SELECT COUNT(*) FROM tunings WHERE state = {Tuning.STATE_QUEUED} AND tenant = ? AND number <= ?",
+                *(tenant, number),
+            ).fetchone()
+            tuning.queue_position = position(self._queue() if queue is None else queue, tenant, rank)
+        return tuning
 
     def _append(self, number: int, event: TuningEvent) -> None:
         name, sequence = self._sql(
@@ -440,13 +622,17 @@ class State:
         self.file.after_commit(partial(self._wake, name))
 
     def _one(self, where: str, *values: object) -> Tuning | None:
-        row = self._sql(f"SELECT blob, position FROM tunings WHERE {where}", *values).fetchone()
-        return _tuning(*row) if row else None
+        row = self._sql(f"SELECT number, blob FROM tunings WHERE {where}", *values).fetchone()
+        return self._placed(row[0], Tuning.FromString(row[1])) if row else None
 
     def _existing(self, name: str) -> Tuning:
         tuning = self._one("name = ?", name)
         assert tuning is not None  # written in this very transaction
         return tuning
+
+
+def _queued(tuning: Tuning) -> TuningEvent:
+    return TuningEvent(queued=TuningEvent.Queued(position=tuning.queue_position))
 
 
 def _count_end(state: Tuning.State) -> None:
@@ -455,9 +641,3 @@ def _count_end(state: Tuning.State) -> None:
         metrics.TUNINGS_LOST.inc()
     elif state != Tuning.STATE_RUNNING:
         metrics.TUNING_ENDS.labels(Tuning.State.Name(state).removeprefix("STATE_").lower()).inc()
-
-
-def _tuning(blob: bytes, position: int | None) -> Tuning:
-    tuning = Tuning.FromString(blob)
-    tuning.queue_position = position or 0
-    return tuning

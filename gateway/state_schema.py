@@ -3,7 +3,7 @@
 from gateway.tuning_records import LIVE
 from unitune.v1.tuning_pb2 import Tuning
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 API_KEYS = """
 CREATE TABLE api_keys (
@@ -25,9 +25,12 @@ CREATE TABLE tunings (
     key TEXT NOT NULL,
     image TEXT NOT NULL,
     state INTEGER NOT NULL,
-    position INTEGER,
     attempt INTEGER NOT NULL DEFAULT 0,
+    base_model TEXT NOT NULL DEFAULT '',
+    place TEXT NOT NULL DEFAULT '', -- of the tuner that runs it
     tuner TEXT NOT NULL DEFAULT '', -- the instance that runs it, or that ran it when it was lost
+    lease_s REAL, -- when a RUNNING one is lost unless its tuner reports, in Unix seconds
+    checkpoint BLOB, -- from which the next attempt goes on
     reached INTEGER NOT NULL DEFAULT 0, -- updates that were made when it was lost
     furthest INTEGER NOT NULL DEFAULT 0, -- the most updates of a run that crashed
     crashes INTEGER NOT NULL DEFAULT 0, -- since the one that got furthest
@@ -39,6 +42,8 @@ CREATE UNIQUE INDEX live ON tunings (tenant, key) WHERE state IN ({", ".join(map
 CREATE INDEX by_tenant ON tunings (tenant, number);
 CREATE INDEX by_image ON tunings (image);
 CREATE INDEX by_state ON tunings (state);
+CREATE INDEX queued ON tunings (tenant, number) WHERE state = {Tuning.STATE_QUEUED};
+CREATE INDEX leased ON tunings (lease_s) WHERE state = {Tuning.STATE_RUNNING};
 CREATE TABLE events (
     tuning INTEGER, sequence INTEGER, blob BLOB NOT NULL, PRIMARY KEY (tuning, sequence)
 ) WITHOUT ROWID;
@@ -71,14 +76,26 @@ DELETE FROM services;
 DELETE FROM requests;
 """,
     3: API_KEYS,
+    # Version 4 kept each tuning's position in the queue, and had no leases. The function is that of state_upgrade.
+    4: f"""
+ALTER TABLE tunings DROP COLUMN position;
+ALTER TABLE tunings ADD COLUMN base_model TEXT NOT NULL DEFAULT '';
+ALTER TABLE tunings ADD COLUMN place TEXT NOT NULL DEFAULT '';
+ALTER TABLE tunings ADD COLUMN lease_s REAL;
+ALTER TABLE tunings ADD COLUMN checkpoint BLOB;
+UPDATE tunings SET base_model = CAST(base_model_of(blob) AS TEXT);
+CREATE INDEX queued ON tunings (tenant, number) WHERE state = {Tuning.STATE_QUEUED};
+CREATE INDEX leased ON tunings (lease_s) WHERE state = {Tuning.STATE_RUNNING};
+""",
 }
 
-# A tenant's first tuning comes before anybody's second; among firsts, the tenant that was served longest ago.
+# The clock is the database's: several gateways would not agree on theirs.
+NOW_S = "((julianday('now') - 2440587.5) * 86400)"
+
+# Who waits: each tenant with the number of its QUEUED tunings and the first of them, in the order of being served next.
+# That is the tenant that was served longest ago. Of those that never were, it is the one that has waited longest.
 QUEUE = f"""
-SELECT number, position FROM (
-    SELECT number, position, COALESCE(last_turn, 0) AS turn,
-           ROW_NUMBER() OVER (PARTITION BY tunings.tenant ORDER BY number) AS rank
-    FROM tunings LEFT JOIN turns ON turns.tenant = tunings.tenant
-    WHERE state = {Tuning.STATE_QUEUED}
-) ORDER BY rank, turn, number
+SELECT tunings.tenant, COUNT(*), MIN(number), COALESCE(last_turn, 0)
+FROM tunings LEFT JOIN turns ON turns.tenant = tunings.tenant
+WHERE state = {Tuning.STATE_QUEUED} GROUP BY tunings.tenant ORDER BY 4, 3
 """

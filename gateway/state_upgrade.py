@@ -43,4 +43,12 @@ def upgraded_event(blob: bytes) -> bytes:
     return event.SerializeToString()
 
 
-MIGRATION_FUNCTIONS = (upgraded_tuning, upgraded_event)
+def base_model_of(blob: bytes) -> bytes:
+    """The digest of a tuning's base model; empty if the tuning cannot be read."""
+    try:
+        return Tuning.FromString(blob).base_model.encode()
+    except DecodeError:
+        return b""
+
+
+MIGRATION_FUNCTIONS = (upgraded_tuning, upgraded_event, base_model_of)

@@ -1,9 +1,11 @@
 """What the state takes and gives, beside the messages of the contract."""
 
 import hashlib
+from enum import Enum, auto
 from typing import NamedTuple
 
 from unitune.errors import UniTuneError
+from unitune.v1.tuner_pb2 import Checkpoint
 from unitune.v1.tuning_pb2 import Tuning, TuningEvent
 
 LIVE = (Tuning.STATE_QUEUED, Tuning.STATE_RUNNING, Tuning.STATE_READY)
@@ -41,11 +43,34 @@ class Page(NamedTuple):
     after: int
 
 
+class Taker(NamedTuple):
+    """A tuner that takes tunings: its process, and the place of which there is one process at a time."""
+
+    instance: str
+    place: str = ""
+
+
+class Attempt(NamedTuple):
+    """One attempt at a tuning, counted from 1. The number fences it: only the latest one changes the tuning."""
+
+    name: str
+    number: int
+
+
 class TakenTuning(NamedTuple):
-    """A tuning that is RUNNING from now on; `attempt` counts from 1."""
+    """A tuning that is RUNNING from now on, and where the attempt goes on, if not at the beginning."""
 
     tuning: Tuning
     attempt: int
+    checkpoint: Checkpoint | None = None
+
+
+class Standing(Enum):
+    """What became of an attempt, as a report finds it. What was reported of one that is kept is kept."""
+
+    KEPT = auto()
+    CANCELLED = auto()  # the tuning was cancelled or deleted
+    LOST = auto()  # the tuning has ended otherwise, or is another attempt's
 
 
 class KeptEvents(NamedTuple):

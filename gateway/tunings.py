@@ -2,12 +2,12 @@
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import json
 import logging
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Protocol
 
 from gateway import validation
 from gateway.evictions import Evictions
@@ -16,6 +16,7 @@ from gateway.names import DEFAULT_TENANT, Name, missing, new_id, parse, parse_pa
 from gateway.request_cost import check_tuning_cost
 from gateway.state import NO_LIMITS, State
 from gateway.stored_bytes import StoredBytes
+from gateway.tuners import Tuners
 from gateway.tuning_records import UNFINISHED, CreateRequest, QueueLimits
 from gateway.upstreams import Upstreams, refuse_mismatch
 from gateway.weight_files import WeightFiles
@@ -40,13 +41,6 @@ logger = logging.getLogger(__name__)
 MAX_SEQUENCE = (1 << 63) - 1  # the largest number of SQLite
 
 
-class Runs(Protocol):
-    """What runs tunings."""
-
-    async def stop(self, name: str) -> None:
-        """Stop the run of that tuning, if there is one, and return once it has ended."""
-
-
 class Tunings:
     """The tunings of all tenants."""
 
@@ -56,20 +50,24 @@ class Tunings:
         images: Images,
         files: WeightFiles,
         upstreams: Upstreams,
-        runs: Runs,
+        tuners: Tuners,
         evictions: Evictions,
         *,
         storage: StoredBytes,
         limits: QueueLimits = NO_LIMITS,
         most_pixels: int = 0,
+        position_s: float,
     ) -> None:
-        """`most_pixels` that one tuning may ask for (`gateway.request_cost`); 0 means any number."""
+        """`most_pixels` that one tuning may ask for (`gateway.request_cost`); 0 means any number. `position_s` are the
+        seconds between two looks for the place in the queue of a tuning that is watched.
+        """
         self._state = state
         self._images = images
         self._files = files
         self._upstreams = upstreams
-        self._runs = runs
+        self._tuners = tuners
         self._evictions = evictions
+        self._position_s = position_s
         self._storage = storage
         self._limits = limits
         self._most_pixels = most_pixels
@@ -108,7 +106,7 @@ class Tunings:
         Raises InvalidField for a field that its method needs and that is unset, and for words that are no tokens of the
         base model; InvalidArgument (COST_LIMIT); Unavailable (BACKEND_DOWN).
         """
-        info = self._upstreams.known_tuner or await self._upstreams.tuner_info()
+        info = await self._tuners.info()
         method = Flat(config).method or TUNING_METHODS[0]
         defaults = validation.defaults_of(method, info.method_defaults, info.tuning_defaults)
         filled = validation.fill_tuning_config(config, defaults)
@@ -127,7 +125,7 @@ class Tunings:
         """Warnings of the parts of a settled config's texts that are not read. Raises InvalidField for a text of which
         nothing is read.
 
-        Without a tuner there are none: the tuning waits, and the tuner checks the texts before it begins.
+        Without a sampler there are none, and the tuner checks the texts before it begins.
         """
         if Flat(config).method == "textual_inversion":  # `settled` has asked already
             return []
@@ -196,7 +194,7 @@ class Tunings:
         self, tenant: str, image: Name, picture: Image | PictureInfo, config: TuningConfig, further: Sequence[Name] = ()
     ) -> Tuning:
         """A new tuning that is not stored yet. Raises as `find_or_make` does."""
-        info = self._upstreams.known_tuner or await self._upstreams.tuner_info()
+        info = await self._tuners.info()
         if config.super_resolution_updates > 0:
             validation.check_size_for_super_resolution(picture, info.base_model)
         if self._upstreams.known_sampler is not None:
@@ -222,7 +220,7 @@ class Tunings:
         """
         found = await self._state.live(tenant, planned.key)
         if found is None or found.state == Tuning.STATE_QUEUED:
-            await self._upstreams.tuner_info()
+            await self._tuners.wait_for_one()
         return found
 
     async def get(self, name: str) -> Tuning:
@@ -248,7 +246,8 @@ class Tunings:
         return ListTuningsResponse(tunings=page.tunings, next_page_token=token)
 
     async def watch(self, name: str, after: int) -> AsyncGenerator[TuningEvent, None]:
-        """The events above `after`, as they come, up to the one that ends the tuning.
+        """The events above `after`, as they come, up to the one that ends the tuning; and while it is QUEUED its place
+        whenever that has changed, in an event without a number.
 
         Raises NotFound (TUNING_NOT_FOUND), or InvalidField for an `after` that no event has had yet.
         """
@@ -257,6 +256,7 @@ class Tunings:
         _required(kept and kept.tuning, name)
         if kept is not None and after > kept.last:
             raise InvalidField("after_sequence", after, f"the last event so far is {kept.last}")
+        told: int | None = None  # the place in the queue that the reader knows
         while kept is not None:
             ended = kept.tuning.state not in UNFINISHED
             events = kept.events
@@ -267,22 +267,31 @@ class Tunings:
                 snapshot.create_time.GetCurrentTime()
                 events = [snapshot, *events]
             for event in events:
+                told = event.queued.position if event.HasField("queued") else told
                 yield event
             if ended:
                 return
             after = kept.last
-            await self._state.wait(name, after)
+            is_queued = kept.tuning.state == Tuning.STATE_QUEUED
+            if is_queued and told != kept.tuning.queue_position:
+                told = kept.tuning.queue_position
+                yield _place(told)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._position_s if is_queued else None):
+                    await self._state.wait(name, after)
             kept = await self._state.read(name, after)
         gone = TuningEvent(sequence=after + 1, cancelled=Tuning(name=name, state=Tuning.STATE_CANCELLED))
         gone.create_time.GetCurrentTime()
         yield gone
 
     async def cancel(self, name: str) -> Tuning:
-        """Stop a tuning, unless it has ended; the tuning afterwards. Raises NotFound (TUNING_NOT_FOUND)."""
+        """Stop a tuning, unless it has ended; the tuning afterwards. Raises NotFound (TUNING_NOT_FOUND).
+
+        Its tuner, if it has one, is told by the answer to its report, and deletes what it has written meanwhile.
+        """
         parse(name, "tunings")
         tuning = _required(await self._state.change(name, _cancel, lambda now: TuningEvent(cancelled=now)), name)
         if tuning.state == Tuning.STATE_CANCELLED:
-            await self._runs.stop(name)
             await self._files.discard(name)
         return tuning
 
@@ -317,7 +326,6 @@ class Tunings:
         if digest:
             await self._evictions.note(digest)
         await self._state.change_to_delete(name, _expire)
-        await self._runs.stop(name)
         await self._files.discard(name)
         await self._state.remove(name)
         for image in (tuning.image, *tuning.images):
@@ -405,6 +413,13 @@ def _expire(tuning: Tuning) -> None:
     if tuning.state == Tuning.STATE_READY:
         tuning.state = Tuning.STATE_EXPIRED
         tuning.ClearField("weights")
+
+
+def _place(position: int) -> TuningEvent:
+    """The event that tells a place in the queue and is not kept."""
+    event = TuningEvent(queued=TuningEvent.Queued(position=position))
+    event.create_time.GetCurrentTime()
+    return event
 
 
 def _body(request: CreateTuningRequest, tenant: str) -> str:

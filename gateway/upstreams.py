@@ -1,4 +1,4 @@
-"""The tuner and the sampler as the gateway calls them: channels, deadlines, retries, errors.
+"""The sampler as the gateway calls it: channels, deadlines, retries, errors. Tuners call the gateway.
 
 Only calls that change nothing are repeated, and a stream of samples only before its first event. An error that a
 service sent with details is passed on unchanged. A service that did not answer is Unavailable (BACKEND_DOWN), and the
@@ -20,6 +20,7 @@ from unitune import peers, serving, telemetry
 from unitune.certificates import CertificateReader
 from unitune.errors import FailedPrecondition, ResourceExhausted, Unavailable, UniTuneError, from_status
 from unitune.v1.sampler_pb2 import (
+    CheckTuningRequest,
     EvictRequest,
     GetSamplerInfoRequest,
     LoadRequest,
@@ -29,8 +30,6 @@ from unitune.v1.sampler_pb2 import (
 )
 from unitune.v1.sampler_pb2_grpc import SamplerServiceStub
 from unitune.v1.server_pb2 import Upstream
-from unitune.v1.tuner_pb2 import CheckTuningRequest, GetTunerInfoRequest, RunTuningEvent, RunTuningRequest, TunerInfo
-from unitune.v1.tuner_pb2_grpc import TunerServiceStub
 from unitune.v1.tuning_pb2 import TuningConfig, WeightsRef
 
 logger = logging.getLogger(__name__)
@@ -52,9 +51,8 @@ _RETRY = {
     "retryableStatusCodes": ["UNAVAILABLE"],
 }
 _IDEMPOTENT = {
-    "unitune.v1.TunerService": ("GetTunerInfo", "CheckTuning"),
     # A stream is repeated only before its first event: one that was refused, or ended with its connection.
-    "unitune.v1.SamplerService": ("GetSamplerInfo", "CheckSample", "Evict", "Sample"),
+    "unitune.v1.SamplerService": ("GetSamplerInfo", "CheckSample", "CheckTuning", "Evict", "Sample"),
 }
 _SERVICE_CONFIG = json.dumps(
     {
@@ -67,11 +65,10 @@ _SERVICE_CONFIG = json.dumps(
 
 
 class Upstreams:
-    """One tuner and one sampler."""
+    """One sampler."""
 
     def __init__(
         self,
-        tuner: str,
         sampler: str,
         *,
         silence_s: float = serving.SILENCE_S,
@@ -81,26 +78,22 @@ class Upstreams:
         know each other.
         """
         self._silence_s = silence_s
-        self._addresses, self._certificates = (tuner, sampler), certificates
-        self._connections = Connections(tuner, sampler, certificates)
+        self._address, self._certificates = sampler, certificates
+        self._connections = Connections(sampler, certificates)
         self._old: set[asyncio.Task[None]] = set()  # of connections whose certificate was replaced
-        self.known_tuner: TunerInfo | None = None  # as it last answered
-        self.known_sampler: SamplerInfo | None = None
+        self.known_sampler: SamplerInfo | None = None  # as it last answered
         self._silent: set[str] = set()  # those that did not answer when last asked
         self._answered: set[str] = set()  # those that have answered this process once
 
-    def described(self) -> list[Upstream]:
-        """Both services, as they last answered."""
-        tuner, sampler = self.known_tuner, self.known_sampler
-        return [
-            Upstream(name="tuner", version=tuner.version if tuner else "", is_answering=self._is_answering("tuner")),
-            Upstream(
-                name="sampler",
-                version=sampler.version if sampler else "",
-                is_answering=self._is_answering("sampler"),
-                engine=sampler.engine if sampler else "",
-            ),
-        ]
+    def described(self) -> Upstream:
+        """The sampler, as it last answered."""
+        sampler = self.known_sampler
+        return Upstream(
+            name="sampler",
+            version=sampler.version if sampler else "",
+            is_answering=self._is_answering("sampler"),
+            engine=sampler.engine if sampler else "",
+        )
 
     def _is_answering(self, upstream: str) -> bool:
         return upstream in self._answered and upstream not in self._silent
@@ -118,13 +111,7 @@ class Upstreams:
             task = asyncio.create_task(self._connections.close_after_streams())
             self._old.add(task)
             task.add_done_callback(self._old.discard)
-            self._connections = Connections(*self._addresses, self._certificates)
-
-    async def tuner_info(self) -> TunerInfo:
-        """What the tuner says of itself now. Raises Unavailable (BACKEND_DOWN)."""
-        info: TunerInfo = await self._call("tuner", self._connections.tuner.GetTunerInfo, GetTunerInfoRequest())
-        self.known_tuner = info
-        return info
+            self._connections = Connections(self._address, self._certificates)
 
     async def sampler_info(self) -> SamplerInfo:
         """What the sampler says of itself now. Raises Unavailable (BACKEND_DOWN)."""
@@ -135,9 +122,11 @@ class Upstreams:
         return info
 
     async def check_tuning(self, config: TuningConfig) -> list[str]:
-        """Ask the tuner whether it can run a config; its warnings. Raises InvalidArgument, Unavailable
-        (BACKEND_DOWN)."""
-        answer = await self._call("tuner", self._connections.tuner.CheckTuning, CheckTuningRequest(config=config))
+        """Ask the sampler, whose base model is the tuner's, whether a config can be tuned; its warnings.
+
+        Raises InvalidArgument, Unavailable (BACKEND_DOWN).
+        """
+        answer = await self._call("sampler", self._connections.sampler.CheckTuning, CheckTuningRequest(config=config))
         return list(answer.warnings)
 
     async def check_sample(self, request: SampleRequest) -> list[str]:
@@ -153,11 +142,6 @@ class Upstreams:
     async def load(self, weights: WeightsRef) -> None:
         """Have the sampler put weights into an engine, if one is free. Raises the sampler's error, or Unavailable."""
         await self._call("sampler", self._connections.sampler.Load, LoadRequest(weights=weights), timeout_s=LOAD_S)
-
-    def run_tuning(self, request: RunTuningRequest) -> AsyncGenerator[RunTuningEvent, None]:
-        """Run a tuning; closing the iterator cancels it."""
-        connections = self._connections
-        return self._stream("tuner", connections, connections.tuner.RunTuning(request))
 
     def sample(self, request: SampleRequest, timeout_s: float | None) -> AsyncGenerator[SampleEvent, None]:
         """Sample; closing the iterator cancels it before its next step."""
@@ -228,24 +212,19 @@ class Upstreams:
 
 
 class Connections:
-    """Channels to both services, with one certificate. The sampler's streams have their own channel, so that they
-    cannot delay a unary call.
+    """Channels to the sampler, with one certificate. Its streams have their own channel, so that they cannot delay a
+    unary call.
     """
 
-    def __init__(self, tuner: str, sampler: str, certificates: CertificateReader | None) -> None:
+    def __init__(self, sampler: str, certificates: CertificateReader | None) -> None:
         credentials = certificates.channel_credentials() if certificates is not None else None
 
-        def connected(address: str, name: str) -> grpc.aio.Channel:
-            return serving.channel(address, service_config=_SERVICE_CONFIG, credentials=credentials, name=name)
-
         self._channels = [
-            connected(tuner, peers.TUNER),
-            connected(sampler, peers.SAMPLER),
-            connected(sampler, peers.SAMPLER),
+            serving.channel(sampler, service_config=_SERVICE_CONFIG, credentials=credentials, name=peers.SAMPLER)
+            for _ in range(2)
         ]
-        self.tuner: Any = TunerServiceStub(self._channels[0])
-        self.sampler: Any = SamplerServiceStub(self._channels[1])
-        self.sampling: Any = SamplerServiceStub(self._channels[2])
+        self.sampler: Any = SamplerServiceStub(self._channels[0])
+        self.sampling: Any = SamplerServiceStub(self._channels[1])
         self.streams = 0  # that run
 
     async def close(self) -> None:

@@ -19,6 +19,10 @@ class WeightFiles:
         parts = parse(name, "tunings")
         return store_paths.weights_path(parts.tenant, parts.id, attempt)
 
+    def checkpoint_path(self, name: str, attempt: int, update: int) -> str:
+        """Where an attempt of a tuning puts its checkpoint after so many updates."""
+        return store_paths.checkpoint_path(self.path(name, attempt), update)
+
     async def verify(self, weights: WeightsRef) -> None:
         """Raise DataLoss (WEIGHTS_CORRUPT, WEIGHTS_MISSING) unless the store has a manifest that says the same."""
         try:
@@ -30,8 +34,11 @@ class WeightFiles:
             raise DataLoss("the stored weights are not those that the tuner announced", reason="WEIGHTS_CORRUPT")
 
     async def discard(self, name: str, *, keep: str = "") -> None:
-        """Delete all that the attempts of a tuning left, except under the path `keep`."""
+        """Delete all that the attempts of a tuning left, except the weights under the path `keep`."""
         await self._store.answer(self._store.discard, _folder(name), keep=keep)
+        if keep:
+            for path in filter(store_paths.is_checkpoint, await self._store.answer(self._store.list, keep)):
+                await self._store.answer(self._store.delete, path)
 
 
 def _folder(name: str) -> str:

@@ -117,6 +117,12 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             warnings += await asyncio.to_thread(model.picture_check.warnings_of, request.image)
         return sampler_pb2.CheckSampleResponse(warnings=warnings)
 
+    async def CheckTuning(
+        self, request: sampler_pb2.CheckTuningRequest, context: Any
+    ) -> sampler_pb2.CheckTuningResponse:
+        """Check what needs tokenizers and facts of the base model, as CheckSample does."""
+        return sampler_pb2.CheckTuningResponse(warnings=wire.check_tuning(request, self._model))
+
     async def Load(self, request: sampler_pb2.LoadRequest, context: Any) -> sampler_pb2.LoadResponse:
         """Refit a free engine with the weights, if there is one. It waits for none, since edits come first.
 

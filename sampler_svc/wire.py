@@ -36,6 +36,7 @@ from unitune.options import SAMPLING, Flat, check, check_base_model, put_words
 from unitune.prompts import with_rare_tokens
 from unitune.sampling_rules import Asked, check_rules
 from unitune.server_info import base_model_info
+from unitune.tuning_check import TunedModel
 from unitune.v1 import edit_pb2, sampler_pb2, server_pb2
 
 T = TypeVar("T")
@@ -122,6 +123,15 @@ def read_texts(request: sampler_pb2.SampleRequest, wanted: Request) -> Texts:
         tuning=None if is_made else tuning,
         is_scored=config.automatic or config.clip_filter,
     )
+
+
+def check_tuning(request: sampler_pb2.CheckTuningRequest, model: Model) -> list[str]:
+    """Warnings of a tuning's config. Raises InvalidField for one that cannot be run on the base model."""
+    check(request.config, "config.")
+    spec = model.spec
+    steps, has_super_resolution = spec.schedule.num_train_timesteps, spec.super_resolution is not None
+    tuned = TunedModel(model.graphs.reader, spec.preset, steps, has_super_resolution, spec.is_inpainting)
+    return tuned.check(Flat(request.config))
 
 
 def sampler_info(model: Model) -> sampler_pb2.SamplerInfo:

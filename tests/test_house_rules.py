@@ -198,8 +198,8 @@ def test_a_range_is_said_once() -> None:
 
 
 def test_messages_stop_at_the_edge_of_a_service() -> None:
-    """Tuning and sampling take and give dataclasses; only service, wire and __main__ know grpc or unitune.v1."""
-    edge = {"__main__.py", "service.py", "wire.py"}
+    """Tuning and sampling take and give dataclasses; only the modules of the edge know grpc or unitune.v1."""
+    edge = {"__main__.py", "gateways.py", "service.py", "wire.py"}
 
     wrong = [
         (str(path.relative_to(ROOT)), name)
@@ -476,7 +476,8 @@ def test_what_a_cluster_listens_on_is_protected_or_not_by_name() -> None:
         settings.load(kinds[name], base)
         with pytest.raises(settings.BadSetting, match="UNITUNE_INSECURE=no-tls"):
             settings.load(kinds[name], base | {"UNITUNE_INSECURE": ""})
-        patch = list(yaml.safe_load_all((ROOT / "k8s" / "tls" / f"{name}.yaml").read_text()))[1]
+        patches = yaml.safe_load_all((ROOT / "k8s" / "tls" / f"{name}.yaml").read_text())
+        (patch,) = (found for found in patches if found["kind"] == "Deployment")
         (patched,) = patch["spec"]["template"]["spec"]["containers"]
         loaded = settings.load(kinds[name], base | {one["name"]: one["value"] for one in patched["env"]})
         assert loaded.peer_files is not None and not loaded.insecure

@@ -11,6 +11,7 @@ import torch
 from tuner_svc.arrangement import GB
 from tuner_svc.base_model import BaseModel, load
 from tuner_svc.config import TunerConfig
+from tuner_svc.gateways import Gateways
 from tuner_svc.model_folder import UnusableBaseModel
 from tuner_svc.service import TunerService
 from tuner_svc.torch_thread import TorchThread
@@ -37,19 +38,32 @@ def main() -> int:
     except OSError as error:
         print(f"tuner: {sentence(error)}", file=sys.stderr)
         return 1
-    service = TunerService(model, store, config.weights_codec, thread)
-    return asyncio.run(
-        serve(
+    return asyncio.run(_run(config, model, store, thread, certificates))
+
+
+async def _run(
+    config: TunerConfig,
+    model: BaseModel,
+    store: ObjectStore,
+    thread: TorchThread,
+    certificates: CertificateReader | None,
+) -> int:
+    gateways = Gateways(config.gateways(), certificates)
+    service = TunerService(model, store, gateways, config.weights_codec, thread, checkpoint_s=config.checkpoint_s)
+    try:
+        return await serve(
             "tuner",
             config.address,
-            service.register,
+            lambda server: [],  # nobody calls a tuner, but for its health
             health_address=config.health_address,
+            on_listening=service.begin,
             on_drain=service.drain,
             reflection=config.reflection,
             **peers.served_by(certificates),
             metrics_address=config.metrics_address,
         )
-    )
+    finally:
+        await service.close()
 
 
 def _load(base_model: Path, tuning_bytes: int) -> BaseModel:

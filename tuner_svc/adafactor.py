@@ -63,6 +63,13 @@ class Adafactor:
         """Of the largest group of parameters that are moved together."""
         return max((sum(each.nbytes for each in self._factored[group]) for group in self._groups), default=0)
 
+    def state(self) -> dict[str, Tensor]:
+        """The tensors that it changes besides the parameters, themselves, by name."""
+        kept = {"rows": self._rows, "columns": self._columns, "moments": self._moments}
+        return {"steps": self._steps} | {
+            f"{name}.{index}": tensor for name, tensors in kept.items() for index, tensor in enumerate(tensors)
+        }
+
     @torch.no_grad()
     def step(self) -> None:
         """One update. Every parameter must have a gradient. It never waits for a GPU, so it can be captured."""

@@ -18,8 +18,16 @@ class TunerConfig(ComputingSettings):
 
     TABLE: ClassVar[str] = "tuner"
 
+    gateway: str = field(
+        default="127.0.0.1:50054",
+        metadata={
+            "env": "UNITUNE_GATEWAY",
+            "help": "HOST:PORT of the gateway for tuners; several are separated by commas",
+        },
+    )
     address: str = field(
-        default="127.0.0.1:50052", metadata={"env": "UNITUNE_TUNER_ADDRESS", "help": "HOST:PORT to listen on"}
+        default="127.0.0.1:50052",
+        metadata={"env": "UNITUNE_TUNER_ADDRESS", "help": "HOST:PORT to listen on for health"},
     )
     base_model: Path = field(
         default=EMBEDDED_MODEL, metadata={"env": "UNITUNE_BASE_MODEL", "help": "the base model, a diffusers folder"}
@@ -29,6 +37,13 @@ class TunerConfig(ComputingSettings):
         metadata={
             "env": "UNITUNE_WEIGHTS_CODEC",
             "help": f"how tuned weights are stored: {', '.join(CODECS)}; LoRA tunings always as factors, unless none",
+        },
+    )
+    checkpoint_s: float = field(
+        default=600.0,
+        metadata={
+            "env": "UNITUNE_CHECKPOINT_S",
+            "help": "seconds of a run between two checkpoints, where it goes on if its tuner is lost; 0 makes none",
         },
     )
     tuning_memory_gb: float = field(
@@ -42,7 +57,17 @@ class TunerConfig(ComputingSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         peers.check_exposed("UNITUNE_TUNER_ADDRESS", self.address, self.peer_files, self.insecure)
+        for address in self.gateways():  # which say what to tune, and are not to be taken for others
+            peers.check_exposed("UNITUNE_GATEWAY", address, self.peer_files, self.insecure)
         if not self.tuning_memory_gb >= 0:
             raise ValueError(f"UNITUNE_TUNING_MEMORY_GB is {self.tuning_memory_gb:g}: it must be 0 or more")
         if self.weights_codec not in CODECS:
             raise ValueError(f"UNITUNE_WEIGHTS_CODEC is {self.weights_codec!r}: it must be one of {', '.join(CODECS)}")
+        if not self.checkpoint_s >= 0:
+            raise ValueError(f"UNITUNE_CHECKPOINT_S is {self.checkpoint_s:g}: it must be 0 or more")
+        if not self.gateways():
+            raise ValueError("UNITUNE_GATEWAY is empty: it must be HOST:PORT of a gateway")
+
+    def gateways(self) -> list[str]:
+        """The addresses of all gateways."""
+        return [address.strip() for address in self.gateway.split(",") if address.strip()]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tuner_svc.checkpoint import Checkpoints, StageState
 from unitune import metrics
 from unitune.errors import Cancelled, Internal
 
@@ -21,7 +22,8 @@ WARM_UP_S = 10.0
 class UpdateProgress:
     """How far a tuning is. `loss` is the mean of the last losses, `left_s` is an estimate in seconds if there is one,
     and `learning_rate` is the current one. With `stopped_early` this update was the last one. `update_s` is the seconds
-    of an update, once they can be told. `stage` is a word of TuningProgress.Stage, `warning` a sentence or empty.
+    of an update, once they can be told. `stage` is a word of TuningProgress.Stage, `warning` a sentence or empty. A
+    tuning that went on from a checkpoint did so after `resumed_update`.
     """
 
     update: int
@@ -32,6 +34,7 @@ class UpdateProgress:
     stopped_early: bool = False
     update_s: float | None = None
     stage: str = "updating"
+    resumed_update: int = 0
     warning: str = ""
 
 
@@ -39,7 +42,11 @@ class ProgressTracker:
     """The updates of one tuning, over all its stages. `losses` holds the loss of each."""
 
     def __init__(
-        self, total: int, on_progress: Callable[[UpdateProgress], None], cancelled: Callable[[], bool]
+        self,
+        total: int,
+        on_progress: Callable[[UpdateProgress], None],
+        cancelled: Callable[[], bool],
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         self.losses: list[float] = []
         self._total, self._on_progress, self._cancelled = total, on_progress, cancelled
@@ -48,25 +55,47 @@ class ProgressTracker:
         self._started_s = time.monotonic()
         self._warm_s = self._started_s  # when the first update had ended
         self._reported_s = -math.inf
+        self._checkpoints = checkpoints
+        self._resumed = 0  # updates that an earlier attempt made
 
     def warn(self, text: str) -> None:
         """Tell a sentence with the progress of every update from now on."""
         self._warning = text
 
-    def updates(self, number: int, learning_rate: float, stop_loss_ratio: float = 0.0) -> Iterator[int]:
+    def updates(
+        self, number: int, learning_rate: float, stop_loss_ratio: float = 0.0, state: StageState | None = None
+    ) -> Iterator[int]:
         """Counts `number` updates from 0, anew in each stage. The body of the loop is one update, and calls `record`.
 
-        The loop ends early once the losses of this stage have fallen to `stop_loss_ratio`. Raises Cancelled
-        (TUNING_CANCELLED) before an update.
+        The loop ends early once the losses of this stage have fallen to `stop_loss_ratio`. A stage with a `state` is in
+        checkpoints, and goes on from one, unless a stage before it has none. Raises Cancelled (TUNING_CANCELLED) before
+        an update.
         """
         first = len(self.losses)
-        for index in range(number):
+        is_kept = self._checkpoints is not None and state is not None
+        done, is_over = self._resume(state) if is_kept else (0, False)
+        for index in range(number if is_over else done, number):
             self.refuse_cancelled()
             yield index
             stops = index + 1 < number and have_fallen(self.losses[first:], stop_loss_ratio)
-            self._report(learning_rate, stops)
+            left_s = self._report(learning_rate, stops)
+            if self._checkpoints is not None and state is not None and not stops:
+                self._checkpoints.update(self.losses[first:], left_s)
             if stops:
-                return
+                break
+        if self._checkpoints is not None and state is not None:
+            self._checkpoints.end(self.losses[first:])
+
+    def _resume(self, state: StageState | None) -> tuple[int, bool]:
+        """The updates of a stage that are done, and whether it is over."""
+        assert self._checkpoints is not None and state is not None
+        saved = self._checkpoints.begin(state)
+        if saved is None:
+            return 0, False
+        self.losses += saved.losses
+        self._last.extend(saved.losses)
+        self._resumed = len(self.losses)
+        return len(saved.losses), saved.is_over
 
     def record(self, loss: Tensor) -> None:
         """Keep the loss of the current update. Raises Internal (TUNING_DIVERGED) unless it is finite."""
@@ -86,20 +115,34 @@ class ProgressTracker:
         if not all(bool(tensor.isfinite().all()) for tensor in results):
             raise self._diverged()
 
-    def _report(self, learning_rate: float, stops: bool) -> None:
-        """After the first update, then whenever PROGRESS_S have passed, and when the tuning stops early."""
+    def _report(self, learning_rate: float, stops: bool) -> float | None:
+        """After the first update, then whenever PROGRESS_S have passed, and when the tuning stops early.
+
+        What is left, in seconds, if that can be told.
+        """
         now_s, update = time.monotonic(), len(self.losses)
-        if update == 1:
+        if update == self._resumed + 1:
             self._warm_s = now_s
-        if now_s - self._reported_s < PROGRESS_S and not stops:
-            return
-        self._reported_s = now_s
-        update_s = self._update_s(update, now_s)
+        update_s = self._update_s(update - self._resumed, now_s)
         left_s = 0.0 if stops else None if update_s is None else update_s * (self._total - update)
+        if now_s - self._reported_s < PROGRESS_S and not stops:
+            return left_s
+        self._reported_s = now_s
         loss = sum(self._last) / len(self._last)
         self._on_progress(
-            UpdateProgress(update, self._total, loss, left_s, learning_rate, stops, update_s, warning=self._warning)
+            UpdateProgress(
+                update,
+                self._total,
+                loss,
+                left_s,
+                learning_rate,
+                stops,
+                update_s,
+                resumed_update=self._resumed,
+                warning=self._warning,
+            )
         )
+        return left_s
 
     def _update_s(self, update: int, now_s: float) -> float | None:
         """Seconds of an update, without the first one; None while only that was made, and was quick."""

@@ -1,26 +1,34 @@
-"""TunerService: reads a request, tunes, sends events. One tuning runs at a time, in the PyTorch thread, in order."""
+"""The tuner's work: it takes tunings of a gateway, one at a time, runs them in the PyTorch thread, and reports.
+
+It goes on while no gateway answers, and reports to the one that does. Only an answer says that a tuning is not its any
+more. Before it writes weights it asks.
+"""
 
 import asyncio
 import contextvars
+import functools
+import hashlib
 import logging
 import secrets
+import socket
 import time
-from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import CancelledError, Future
-from typing import Any
+from collections.abc import Sequence
+from concurrent.futures import CancelledError
+from typing import NamedTuple
 
-import grpc
 import numpy as np
 import torch
 
 from tuner_svc.base_model import BaseModel
+from tuner_svc.checkpoint import Checkpoints, SavedStage, read
 from tuner_svc.config import DEFAULT_CODEC
+from tuner_svc.gateways import Gateways
 from tuner_svc.probe import pack_tuned
 from tuner_svc.progress_tracker import UpdateProgress
 from tuner_svc.torch_thread import TorchThread
 from tuner_svc.tune import check, total_updates, tune
 from tuner_svc.tuning_config import TuningConfig
-from tuner_svc.tuning_run import TuningRun
+from tuner_svc.tuning_run import MadeCheckpoint, TuningRun
 from tuner_svc.tuning_stages import StageTimes, TuningStages
 from unitune import __version__, images, store_paths, telemetry
 from unitune.base_model import Preset, SuperResolutionSpec
@@ -30,7 +38,19 @@ from unitune.choices import (
     PROMPT_TO_PROMPT,
     TUNING_METHODS,
 )
-from unitune.errors import Cancelled, Internal, InvalidField, ResourceExhausted, Unavailable, UniTuneError, to_status
+from unitune.drain import DRAIN_S
+from unitune.errors import (
+    Cancelled,
+    DataLoss,
+    Internal,
+    InvalidField,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+    UniTuneError,
+    from_status,
+    to_status,
+)
 from unitune.free_memory import give_back_memory
 from unitune.object_store import ObjectStore
 from unitune.options import TUNING, Flat, put_words, read_by
@@ -38,8 +58,18 @@ from unitune.options import check as check_fields
 from unitune.server_info import base_model_info
 from unitune.serving import HEARTBEAT_S
 from unitune.system_errors import store_error
-from unitune.v1 import tuner_pb2, tuner_pb2_grpc, tuning_pb2
-from unitune.v1.tuner_pb2 import RunTuningEvent
+from unitune.v1 import tuning_pb2
+from unitune.v1.tuner_pb2 import (
+    AnnounceRequest,
+    Assignment,
+    Checkpoint,
+    ReportTuningRequest,
+    ReportTuningResponse,
+    StoredImage,
+    TakeTuningRequest,
+    TunerInfo,
+    TunerProcess,
+)
 from unitune.v1.tuning_pb2 import TuningProgress
 from unitune.weights import Manifest
 from unitune.working_size import fit, size_of, working_size
@@ -49,141 +79,351 @@ logger = logging.getLogger(__name__)
 STORE_WAIT_S = 20.0  # for a store that is full or does not answer
 STORE_RETRY_S = 0.5
 INSTANCE_BYTES = 16  # random bytes, different in every process
+TAKE_WAIT_S = 20.0  # of one question for a tuning
+REPORTS_IN_A_LEASE = 6
+SOONEST_S = 1.0  # between two questions that are answered at once
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 16.0  # after a tuning that was given back for an error that will pass
+FINISHES_WITHIN_S = DRAIN_S - 5.0  # a drain lets a tuning end that has no more left
+GIVE_BACK_S = 3.0  # for a gateway to take a tuning back in a drain
 
 
-class TunerService(tuner_pb2_grpc.TunerServiceServicer):
-    """The servicer. It is used from one event loop."""
+class Packed(NamedTuple):
+    """Weights as they are stored."""
+
+    data: bytes
+    manifest: Manifest
+
+
+class TunerService:
+    """Takes, runs and reports. It is used from one event loop."""
 
     def __init__(
-        self, model: BaseModel, store: ObjectStore, codec: str = DEFAULT_CODEC, thread: TorchThread | None = None
+        self,
+        model: BaseModel,
+        store: ObjectStore,
+        gateways: Gateways,
+        codec: str = DEFAULT_CODEC,
+        thread: TorchThread | None = None,
+        *,
+        checkpoint_s: float = 0.0,
     ) -> None:
-        """`thread` is the one that loaded the model; without it there is a new one."""
-        self._model, self._store, self._codec = model, store, codec
+        """`thread` is the one that loaded the model; without it there is a new one. `checkpoint_s` are the seconds
+        between two checkpoints, 0 makes none."""
+        self._model, self._store, self._gateways, self._codec = model, store, gateways, codec
         self._thread = thread or TorchThread()
+        self._checkpoint_s = checkpoint_s
         self._stage_times = StageTimes()
-        self._runs: set[TuningRun] = set()
+        self._process = TunerProcess(instance=secrets.token_hex(INSTANCE_BYTES))
+        self._announcement = AnnounceRequest()
+        self._report_every_s = HEARTBEAT_S
+        self._run: TuningRun | None = None
+        self._assignment = Assignment()
         self._is_draining = False
-        self._instance = secrets.token_hex(INSTANCE_BYTES)
+        self._task: asyncio.Task[None] | None = None
 
-    def register(self, server: grpc.aio.Server) -> list[str]:
-        """Add the servicer to a server; its full service names."""
-        tuner_pb2_grpc.add_TunerServiceServicer_to_server(self, server)
-        return [tuner_pb2.DESCRIPTOR.services_by_name["TunerService"].full_name]
+    def begin(self, address: str) -> None:
+        """Begin to work. The address tells this tuner from others on the machine, and stays when it is restarted."""
+        self._process.place = f"{socket.gethostname()}/{address}"
+        self._task = asyncio.create_task(self._work())
 
     async def drain(self) -> None:
-        """Accept no more runs, and cancel the current ones: starting again elsewhere is faster than waiting."""
+        """Take no more. A tuning that can end in time may, as long as a gateway answers; else it is given back."""
         self._is_draining = True
-        for run in self._runs:
-            run.cancel()
+        gives_up_at = time.monotonic() + FINISHES_WITHIN_S
+        while (run := self._run) is not None and not run.is_cancelled:
+            if run.left_s() > gives_up_at - time.monotonic() or self._gateways.is_away:
+                await self._give_back(run)
+                return
+            await asyncio.sleep(0.1)
+        if self._task is not None and self._run is None:
+            self._task.cancel()
 
-    async def GetTunerInfo(self, request: tuner_pb2.GetTunerInfoRequest, context: Any) -> tuner_pb2.TunerInfo:
-        """Base model and preset, and which process this is."""
+    async def close(self) -> None:
+        """Stop working."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._gateways.close()
+
+    def info(self) -> TunerInfo:
+        """Base model and preset; in the PyTorch thread."""
         model = self._model
-        return tuner_pb2.TunerInfo(
+        return TunerInfo(
             base_model=base_model_info(model.spec),
             tuning_defaults=_defaults(model.preset, TUNING_METHODS[0]),
             method_defaults=[_defaults(model.preset, method) for method in TUNING_METHODS],
-            instance=self._instance,
             version=__version__,
         )
 
-    async def CheckTuning(self, request: tuner_pb2.CheckTuningRequest, context: Any) -> tuner_pb2.CheckTuningResponse:
-        """Check what needs the tokenizer and the model."""
-        return tuner_pb2.CheckTuningResponse(warnings=check(self._model, _config(request.config)))
+    async def _work(self) -> None:
+        """Take tunings and run them, until drained or cancelled."""
+        pause_s = FIRST_PAUSE_S
+        # PyTorch's tensors are looked at.
+        self._announcement.info.CopyFrom(await asyncio.wrap_future(self._thread.submit(self.info)))
+        while not self._is_draining:
+            try:
+                assignment = await self._take()
+                is_stuck = assignment is not None and await self._attempt(assignment)
+            except Exception:  # our own mistake must not end all tuning
+                telemetry.failure(logger, "tuner's work failed")
+                is_stuck = True
+            if is_stuck and not self._is_draining:
+                await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S) if is_stuck else FIRST_PAUSE_S
 
-    async def RunTuning(self, request: tuner_pb2.RunTuningRequest, context: Any) -> AsyncIterator[RunTuningEvent]:
-        """Tune in the PyTorch thread, and stream its events."""
-        config = _read(request)
+    async def _take(self) -> Assignment | None:
+        """Ask for a tuning; None if there was none in time, or nobody answered."""
+        answered = await self._gateways.announce(self._announcement)
+        self._report_every_s = answered.lease.ToMilliseconds() / 1000 / REPORTS_IN_A_LEASE
+        asked_s = time.monotonic()
+        request = TakeTuningRequest(tuner=self._process, base_model=self._model.digest)
+        try:
+            taken = await self._gateways.take(request, TAKE_WAIT_S)
+        except UniTuneError:  # its answer may be lost: by asking again the tuner gives back what it was given
+            taken = None
+        if taken is not None and taken.HasField("assignment"):
+            return taken.assignment
+        await asyncio.sleep(max(0.0, asked_s + SOONEST_S - time.monotonic()))
+        return None
+
+    # One attempt.
+
+    async def _attempt(self, assignment: Assignment) -> bool:
+        """Run an attempt to its end, and report it. True if it failed by something that will pass."""
+        run = TuningRun(assignment.name)
+        self._run, self._assignment = run, assignment
+        holding = asyncio.create_task(self._hold(run, assignment))
+        telling = asyncio.create_task(self._tell(run, assignment))
+        try:
+            outcome = await self._outcome(run, assignment)
+            run.end()
+            await telling
+            holding.cancel()  # what ends the attempt renews its lease, too
+            if outcome is None:
+                return False
+            if run.is_lost:  # meanwhile
+                order = ReportTuningResponse()
+            else:
+                order = await self._gateways.report(outcome)
+            telemetry.event(logger, "tuning reported", tuning=run.name, attempt=assignment.attempt)
+            if outcome.HasField("done") and not order.HasField("noted"):
+                await asyncio.to_thread(self._delete, run, assignment.path)
+            return outcome.HasField("failed") and _will_pass(outcome)
+        finally:
+            for task in (holding, telling):
+                task.cancel()
+            await asyncio.gather(holding, telling, return_exceptions=True)
+            if run.is_unwanted:
+                await asyncio.to_thread(self._discard, run, assignment.path)
+            for made in run.checkpoints:  # of which nobody knows
+                await asyncio.to_thread(self._delete_object, run, made.path)
+            self._run = None
+
+    async def _hold(self, run: TuningRun, assignment: Assignment) -> None:
+        """Renew the lease until it is lost, or the tuning cancelled: then stop the run."""
+        request = self._report(assignment)
+        while True:
+            asked_s = time.monotonic()
+            request.alive.wait.FromMilliseconds(round(1000 * self._report_every_s))
+            order = await self._gateways.report(request, self._report_every_s)
+            self._obey(run, order)
+            if run.is_lost:
+                return
+            soonest_s = min(SOONEST_S, self._report_every_s)
+            await asyncio.sleep(max(0.0, asked_s + soonest_s - time.monotonic()))
+
+    async def _tell(self, run: TuningRun, assignment: Assignment) -> None:
+        """Report progress until the run has ended. What no gateway takes is replaced by what comes later."""
+        request = self._report(assignment)
+        while not run.is_over or run.progress is not None:
+            await run.changed(HEARTBEAT_S)
+            if run.checkpoints and not run.is_lost:
+                await self._tell_checkpoint(run, assignment)
+            progress, run.progress = run.progress or (None if run.is_over else run.progress_now()), None
+            if progress is None or run.is_lost:
+                continue
+            request.progress.CopyFrom(_progress(progress))
+            try:
+                self._obey(run, await self._gateways.report_once(request))
+            except UniTuneError:
+                await asyncio.sleep(0.0 if run.is_over else STORE_RETRY_S)
+
+    async def _tell_checkpoint(self, run: TuningRun, assignment: Assignment) -> None:
+        """Report the latest checkpoint, or leave that for later. Those before it are then deleted, or all that this
+        attempt made if it is over."""
+        made = list(run.checkpoints)
+        request = self._report(assignment)
+        request.checkpoint.CopyFrom(Checkpoint(**made[-1]._asdict()))
+        try:
+            order = await self._gateways.report_once(request)
+        except UniTuneError:
+            return
+        del run.checkpoints[: len(made)]
+        self._obey(run, order)
+        unused = [each.path for each in made]
+        if order.HasField("noted"):
+            unused = [*filter(None, [assignment.checkpoint.path]), *unused[:-1]]
+            assignment.checkpoint.CopyFrom(request.checkpoint)
+        for path in unused:
+            await asyncio.to_thread(self._delete_object, run, path)
+
+    def _obey(self, run: TuningRun, order: ReportTuningResponse) -> None:
+        if not order.HasField("noted"):
+            what = order.WhichOneof("order") or "nothing"
+            telemetry.event(logger, "tuning let go", tuning=run.name, reason=what.upper())
+            run.is_lost, run.is_unwanted = True, run.is_unwanted or what == "cancel"
+            run.cancel()
+
+    async def _give_back(self, run: TuningRun) -> None:
+        """Stop a run, and have its tuning given to another tuner without waiting for the end of its update."""
+        run.is_lost = True
+        run.cancel()
+        request = self._report(self._assignment)
+        request.give_back.SetInParent()
+        try:
+            async with asyncio.timeout(GIVE_BACK_S):
+                await self._gateways.report(request)
+        except TimeoutError:  # the lease runs out
+            telemetry.event(logger, "tuning not given back", level=logging.WARNING, tuning=run.name)
+
+    def _report(self, assignment: Assignment) -> ReportTuningRequest:
+        return ReportTuningRequest(name=assignment.name, attempt=assignment.attempt, tuner=self._process)
+
+    async def _outcome(self, run: TuningRun, assignment: Assignment) -> ReportTuningRequest | None:
+        """What there is to report at the end of an attempt; None if that is over for the gateway, too."""
+        report = self._report(assignment)
+        failure: UniTuneError
+        try:
+            report.done.CopyFrom(await self._weights(run, assignment))
+            return report
+        except (Cancelled, CancelledError):
+            return None
+        except UniTuneError as error:
+            failure = error
+        except torch.OutOfMemoryError:
+            remedy = "lower batch, or choose mode attn_out or lora"
+            message = f"the device has too little memory for this tuning; {remedy}"
+            failure = ResourceExhausted(message, reason="DEVICE_MEMORY")
+        except Exception:
+            telemetry.failure(logger, "tuning broke", tuning=run.name)
+            failure = Internal("the tuner made a mistake; its log has the details", reason="INTERNAL")
+        report.failed.CopyFrom(to_status(failure))
+        return report
+
+    async def _weights(self, run: TuningRun, assignment: Assignment) -> tuning_pb2.WeightsRef:
+        """Tune, prove, store. Raises the reason if there are no weights; nothing of them is then in the store."""
+        store_paths.check_weights(assignment.path, "path")
+        config = _config(assignment.config)
         check(self._model, config)
         stage = self._model.super_resolution if config.super_resolution_updates > 0 else None
-        pictures = (request.image, *request.further_images)
-        decoding = asyncio.create_task(asyncio.to_thread(_model_images, pictures, self._model, stage))
+        files = [await self._store.answer(self._read, image) for image in assignment.images]
+        image, large = await asyncio.to_thread(_model_images, files, self._model, stage)
+        resumed = await self._store.answer(self._resumed, assignment)
+        keep = functools.partial(self._keep, run, assignment.path)
+        checkpoints = Checkpoints(assignment.key, self._checkpoint_s, keep, resumed)
+        run.refuse_cancelled()
+        kind = config.method, config.mode, config.batch
+        stages = TuningStages(self._stage_times, kind, total_updates(config), run.report)
+        compute = functools.partial(self._compute, run, assignment, config, image, large, stages, checkpoints)
+        work = self._thread.submit(contextvars.copy_context().run, compute)
+        packed = await asyncio.wrap_future(work)
+        # Asked, since the lease may have been lost while no gateway answered.
+        request = self._report(assignment)
+        request.alive.SetInParent()
+        self._obey(run, await self._gateways.report(request))
+        run.refuse_cancelled()
+        stages.begin("storing")
         try:
-            while not (await asyncio.wait({decoding}, timeout=HEARTBEAT_S))[0]:
-                yield RunTuningEvent(heartbeat=RunTuningEvent.Heartbeat())
-        finally:
-            decoding.cancel()  # of no effect once it has ended
-        image, large = decoding.result()
-        if self._is_draining:
-            raise Unavailable("the tuner is about to stop", reason="DRAINING")
-        for earlier in self._runs:
-            if earlier.name == request.name:  # the caller has lost the earlier stream
-                earlier.cancel()
-        run = TuningRun(request.name)
-        self._runs.add(run)
-        work = self._thread.submit(contextvars.copy_context().run, self._tune, run, request, config, image, large)
-        work.add_done_callback(lambda _: run.wake())
-        is_told = False
-        try:
-            while not work.done() or run.progress is not None:
-                has_changed = await run.changed(HEARTBEAT_S)
-                if run.is_cancelled:
-                    work.cancel()  # only before it starts; later the loop of updates sees the flag
-                if run.progress is not None:
-                    progress, run.progress = run.progress, None
-                    yield _progress(progress)
-                elif not has_changed and not run.is_started:
-                    yield RunTuningEvent(waiting=RunTuningEvent.Waiting())
-                elif not has_changed:
-                    progress_now = run.progress_now()
-                    if progress_now is None:
-                        yield RunTuningEvent(heartbeat=RunTuningEvent.Heartbeat())
-                    else:
-                        yield _progress(progress_now)
-            is_told = True  # from here on the reader owns the weights, even if it closes the stream at once
-            yield _outcome(run, work)
-        finally:
-            self._runs.discard(run)
-            if not is_told:
-                run.cancel()
-                await self._take_back(run, work, request.path)
+            await asyncio.to_thread(self._put, run, assignment.path, packed.data, packed.manifest)
+            stages.end()
+            run.refuse_cancelled()
+        except Exception as error:
+            await asyncio.to_thread(self._delete, run, assignment.path)
+            if isinstance(error, Cancelled):
+                raise
+            telemetry.failure(logger, "weights not stored", tuning=run.name)
+            if isinstance(error, UniTuneError):
+                raise
+            raise store_error(error) from error
+        manifest = packed.manifest
+        return tuning_pb2.WeightsRef(
+            key=manifest.key,
+            digest=manifest.digest,
+            path=assignment.path,
+            size_bytes=manifest.size_bytes,
+            base_model=manifest.base_model,
+        )
 
-    async def CancelTuning(self, request: tuner_pb2.CancelRunRequest, context: Any) -> tuner_pb2.CancelRunResponse:
-        """Stop every run of that name."""
-        for run in self._runs:
-            if run.name == request.name:
-                run.cancel()
-        return tuner_pb2.CancelRunResponse()
-
-    def _tune(
+    def _compute(
         self,
         run: TuningRun,
-        request: tuner_pb2.RunTuningRequest,
+        assignment: Assignment,
         config: TuningConfig,
         image: images.ModelImage,
         large: images.ModelImage | None,
-    ) -> tuning_pb2.WeightsRef:
-        """One tuning, in the PyTorch thread: tune, prove, store."""
-        run.is_started = True
-        kind = config.method, config.mode, config.batch
-        stages = TuningStages(self._stage_times, kind, total_updates(config), run.report)
+        stages: TuningStages,
+        checkpoints: Checkpoints,
+    ) -> Packed:
+        """In the PyTorch thread: tune and prove."""
         tuned = tune(
-            self._model, image, config, large=large, on_progress=stages.updated, cancelled=lambda: run.is_cancelled
+            self._model,
+            image,
+            config,
+            large=large,
+            on_progress=stages.updated,
+            cancelled=lambda: run.is_cancelled,
+            checkpoints=checkpoints,
         )
         stages.begin("packing")
-        data, manifest = pack_tuned(
-            self._model, tuned, config, request.key, self._codec, run.refuse_cancelled, overwrites=True
+        packed = Packed(
+            *pack_tuned(self._model, tuned, config, assignment.key, self._codec, run.refuse_cancelled, overwrites=True)
         )
         del tuned
         give_back_memory()
         run.refuse_cancelled()
-        stages.begin("storing")
+        return packed
+
+    def _read(self, image: StoredImage) -> bytes:
+        """A picture's file. Raises NotFound (IMAGE_NOT_FOUND), DataLoss (IMAGE_CORRUPT)."""
         try:
-            self._put(run, request.path, data, manifest)
-            stages.end()
-        except Exception as error:
-            telemetry.failure(logger, "weights not stored", tuning=run.name)
-            self._delete(run, request.path)
-            if isinstance(error, UniTuneError):
-                raise
-            raise store_error(error) from error
-        return tuning_pb2.WeightsRef(
-            key=manifest.key,
-            digest=manifest.digest,
-            path=request.path,
-            size_bytes=manifest.size_bytes,
-            base_model=manifest.base_model,
-        )
+            data = self._store.get(image.path)
+        except FileNotFoundError:
+            raise NotFound(
+                f"there is no image {image.name}; upload it first",
+                reason="IMAGE_NOT_FOUND",
+                metadata={"name": image.name},
+            ) from None
+        if hashlib.sha256(data).hexdigest() != image.sha256:
+            raise DataLoss(
+                f"the stored image {image.name} is damaged; upload it again",
+                reason="IMAGE_CORRUPT",
+                metadata={"name": image.name},
+            )
+        return data
+
+    def _resumed(self, assignment: Assignment) -> list[SavedStage]:
+        """The stages of the checkpoint to go on from; none if there is none, or if it cannot be used."""
+        given = assignment.checkpoint
+        if not given.path:
+            return []
+        try:
+            data = self._store.get(given.path)
+            if hashlib.sha256(data).hexdigest() != given.sha256:
+                raise ValueError("it is damaged")
+            stages = read(data, assignment.key)
+        except (FileNotFoundError, ValueError) as error:
+            problem = "checkpoint not used"
+            telemetry.event(logger, problem, level=logging.WARNING, tuning=assignment.name, detail=str(error))
+            return []
+        telemetry.event(logger, "tuning resumed", tuning=assignment.name, attempt=assignment.attempt)
+        return stages
+
+    def _keep(self, run: TuningRun, path: str, update: int, data: bytes) -> None:
+        """In the PyTorch thread: write a checkpoint, which is then reported. Raises as the store does."""
+        made = MadeCheckpoint(store_paths.checkpoint_path(path, update), hashlib.sha256(data).hexdigest(), update)
+        self._store.put(made.path, data)
+        run.checkpoints.append(made)
+        run.wake()
 
     def _put(self, run: TuningRun, path: str, data: bytes, manifest: Manifest) -> None:
         """Write the weights, with retries for a while: they took minutes, and a full disk may get space."""
@@ -197,13 +437,18 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
                     raise
                 time.sleep(STORE_RETRY_S)
 
-    async def _take_back(self, run: TuningRun, work: "Future[tuning_pb2.WeightsRef]", path: str) -> None:
-        """Wait for the worker, and delete the weights if it has just made them: nobody else knows of them."""
-        if not work.cancel():
-            while not work.done():
-                await run.changed(HEARTBEAT_S)
-            if work.exception() is None:
-                await asyncio.to_thread(self._delete, run, path)
+    def _discard(self, run: TuningRun, path: str) -> None:
+        """Delete all of an attempt: the gateway has done so, but something may have been written since."""
+        try:
+            self._store.discard(path)
+        except Exception:  # the store is down; what is left goes when nobody owns it for long
+            telemetry.failure(logger, "attempt not deleted", tuning=run.name)
+
+    def _delete_object(self, run: TuningRun, path: str) -> None:
+        try:
+            self._store.delete(path)
+        except Exception:  # the store is down; the gateway deletes it when it records the tuning's end
+            telemetry.failure(logger, "checkpoint not deleted", tuning=run.name)
 
     def _delete(self, run: TuningRun, path: str) -> None:
         try:
@@ -212,28 +457,15 @@ class TunerService(tuner_pb2_grpc.TunerServiceServicer):
             telemetry.failure(logger, "weights not deleted", tuning=run.name)
 
 
-def _outcome(run: TuningRun, work: "Future[tuning_pb2.WeightsRef]") -> RunTuningEvent:
-    """The last event of a run that has ended."""
-    failure: UniTuneError
-    try:
-        return RunTuningEvent(done=work.result())
-    except (Cancelled, CancelledError):
-        return RunTuningEvent(cancelled=RunTuningEvent.Cancelled())
-    except UniTuneError as error:
-        failure = error
-    except torch.OutOfMemoryError:
-        remedy = "lower batch, or choose mode attn_out or lora"
-        message = f"the device has too little memory for this tuning; {remedy}"
-        failure = ResourceExhausted(message, reason="DEVICE_MEMORY")
-    except Exception:
-        telemetry.failure(logger, "tuning broke", tuning=run.name)
-        failure = Internal("the tuner made a mistake; its log has the details", reason="INTERNAL")
-    return RunTuningEvent(failed=to_status(failure))
+def _will_pass(report: ReportTuningRequest) -> bool:
+    """Whether a failure is none of the tuning's: the gateway then gives it back."""
+    error = from_status(report.failed)
+    return isinstance(error, Unavailable) or error.retry_after_s is not None
 
 
-def _progress(progress: UpdateProgress) -> RunTuningEvent:
+def _progress(progress: UpdateProgress) -> TuningProgress:
     told = {name: value for name, value in vars(progress).items() if name in TuningProgress.DESCRIPTOR.fields_by_name}
-    return RunTuningEvent(progress=TuningProgress(**told | {"stage": f"STAGE_{progress.stage.upper()}"}))
+    return TuningProgress(**told | {"stage": f"STAGE_{progress.stage.upper()}"})
 
 
 def _model_images(
@@ -267,15 +499,6 @@ def _defaults(preset: Preset, method: str) -> tuning_pb2.TuningConfig:
         known |= {name: edits for name in BOUND_TO_NULL_TEXT if hasattr(edits, name)}
     own_words = {name: getattr(source, name) for name, source in known.items()}
     return put_words(tuning_pb2.TuningConfig(), {"method": method, **own_words})
-
-
-def _read(request: tuner_pb2.RunTuningRequest) -> TuningConfig:
-    """The request's config. Raises InvalidField; the gateway has filled and checked it, so that is its fault."""
-    for field in ("name", "key", "path"):
-        if not getattr(request, field):
-            raise InvalidField(field, "", "it must be set")
-    store_paths.check_weights(request.path, "path")
-    return _config(request.config)
 
 
 def _config(config: tuning_pb2.TuningConfig) -> TuningConfig:

@@ -7,28 +7,22 @@ picture.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import interpolate, mse_loss, pixel_unshuffle
+from torch.optim import Optimizer
 
+from tuner_svc.adafactor import Adafactor
 from tuner_svc.base_model import BaseModel
+from tuner_svc.checkpoint import StageState
 from tuner_svc.denoising import Draws, Noising, draw, mixed_precision
 from tuner_svc.progress_tracker import ProgressTracker
 from tuner_svc.trainable import trainable
 from tuner_svc.tuning_config import TuningConfig
 
 MAX_NOISE_LEVEL = 250  # of the noise on the small picture, as in stickerbook's training; Imagen's are up to 300
-
-
-class Optimizer(Protocol):
-    """Moves tensors by their gradients."""
-
-    def step(self) -> None:
-        """One update."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -55,7 +49,7 @@ def tune_super_resolution(
     context: Tensor,
     config: TuningConfig,
     tracker: ProgressTracker,
-    optimizer_of: Callable[[list[Tensor], float], Optimizer],
+    optimizer_of: Callable[[list[Tensor], float], Adafactor | Optimizer],
 ) -> dict[str, Tensor]:
     """The changed tensors by name, after `super_resolution_updates` under one text embedding, (1, tokens, width)."""
     resolver, stage = model.super_resolver, model.super_resolution
@@ -65,7 +59,8 @@ def tune_super_resolution(
     parameters = chosen.parameters()
     optimizer = optimizer_of(parameters, config.learning_rate)
     noising = Noising(stage.schedule, model.device)
-    for _ in tracker.updates(config.super_resolution_updates, config.learning_rate):
+    state = StageState(parameters, optimizer, [generator])
+    for _ in tracker.updates(config.super_resolution_updates, config.learning_rate, state=state):
         draws = draw(config.batch, pair.large, noising.num_timesteps, generator)
         shown = draw(config.batch, pair.low, noising.num_timesteps, generator)
         noise_levels = (

@@ -7,13 +7,14 @@ import numpy as np
 import torch
 
 from tuner_svc.base_model import BaseModel
+from tuner_svc.checkpoint import Checkpoints
 from tuner_svc.methods import METHODS, Tuned
 from tuner_svc.progress_tracker import ProgressTracker, UpdateProgress
 from tuner_svc.super_resolution import pair_of, tune_super_resolution
 from tuner_svc.tuning_config import TuningConfig
 from unitune.choices import MOST_IMAGES
 from unitune.errors import InvalidField
-from unitune.reading import check_tuning
+from unitune.tuning_check import TunedModel
 
 
 def tune(
@@ -24,13 +25,15 @@ def tune(
     large: np.ndarray | None = None,
     on_progress: Callable[[UpdateProgress], None] = lambda progress: None,
     cancelled: Callable[[], bool] = lambda: False,
+    checkpoints: Checkpoints | None = None,
 ) -> Tuned:
     """Tune on model images, float32 (n, 3, height, width) in [-1, 1]; n is 1 except for DreamBooth. The base model
     stays as it is. `large` is the picture at super-resolution's size, as a model image, for a config that tunes that.
 
     The same arguments give the same tensors on the same machine (on a GPU as far as tuner_svc.update_graph's
     `repeatable_sums` goes). `cancelled` is read before every update,
-    `on_progress` is called at most five times a second, both on this thread. Raises Cancelled (TUNING_CANCELLED),
+    `on_progress` is called at most five times a second, both on this thread. With `checkpoints` it goes on from the one
+    that they have, and ends with the same bits on a CPU. Raises Cancelled (TUNING_CANCELLED),
     Internal (TUNING_DIVERGED) naming the update whose loss was not finite, InvalidField for what `check` refuses and
     for too many pictures, and ValueError for an unknown mode.
     """
@@ -39,7 +42,7 @@ def tune(
     if not 1 <= len(images) <= most:
         raise InvalidField("images", f"{len(images)} pictures", f"{config.method} takes 1 to {most}")
     method = METHODS[config.method]
-    tracker = ProgressTracker(total_updates(config), on_progress, cancelled)
+    tracker = ProgressTracker(total_updates(config), on_progress, cancelled, checkpoints)
     latent = model.encode_image(images)
     tracker.refuse_cancelled()
     tuned = method.tune(model, latent, config, tracker)
@@ -62,18 +65,10 @@ def total_updates(config: TuningConfig) -> int:
 
 def check(model: BaseModel, config: TuningConfig) -> list[str]:
     """Warnings of what the text encoder does not read of the config's texts. Raises InvalidField for settings that do
-    not fit the base model: its tokenizer and its super-resolution. A distilled base model fits none."""
-    if kind := model.preset.distilled:
-        remedy = (
-            f"choose sdedit, which does not tune: this base model was distilled to few steps ({kind}), and tuning "
-            "would undo that. Or tune the model that it was distilled from"
-        )
-        raise InvalidField("config.method", config.method, remedy)
-    if config.super_resolution_updates > 0 and model.super_resolution is None:
-        remedy = "it must be 0: this base model has no super-resolution"
-        raise InvalidField("config.super_resolution_updates", config.super_resolution_updates, remedy)
-    METHODS[config.method].check(model, config)
-    return check_tuning(model.reader, config, "config")
+    not fit the base model."""
+    steps, has_super_resolution = model.schedule.num_train_timesteps, model.super_resolution is not None
+    tuned = TunedModel(model.reader, model.preset, steps, has_super_resolution, model.is_inpainting)
+    return tuned.check(config)
 
 
 __all__ = ["Tuned", "UpdateProgress", "check", "total_updates", "tune"]

@@ -20,8 +20,11 @@ from unitune.errors import Internal, InvalidArgument, ResourceExhausted, UniTune
 
 logger = logging.getLogger(__name__)
 
-# The gateway calls these every few seconds, as probes call health. Their lines would hide all others in the log.
-_ROUTINE = ("/unitune.v1.TunerService/GetTunerInfo", "/unitune.v1.SamplerService/GetSamplerInfo")
+# These come every few seconds, as probes call health. Their lines would hide all others in the log.
+_ROUTINE = (
+    *(f"/unitune.v1.TunerPoolService/{method}" for method in ("Announce", "TakeTuning", "ReportTuning")),
+    "/unitune.v1.SamplerService/GetSamplerInfo",
+)
 
 # Stands for a request that its deserializer refused. If the exception left the deserializer, grpc itself would answer:
 # with UNKNOWN, without details, and with a traceback in the log.

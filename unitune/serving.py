@@ -195,6 +195,7 @@ async def serve(
     health_address: str | None = None,
     reflection: bool = False,
     drain_s: float = DRAIN_S,
+    on_listening: Callable[[str], object] | None = None,
     on_drain: Drain | None = None,
     max_receive_bytes: int = INTERNAL_MESSAGE_BYTES,
     connection_age_s: float = 0.0,
@@ -205,8 +206,9 @@ async def serve(
     """Run a service until SIGTERM or SIGINT; the program's exit code.
 
     Prints exactly one line, `listening HOST:PORT`, to stdout once calls are accepted (port 0 takes any free one).
+    `on_listening` is then called with that address.
     On the first signal, health becomes NOT_SERVING, `on_drain` may end endless calls, and running calls get `drain_s`
-    seconds. A second signal cancels them at once. LEAVE_S later the process ends even if its threads run, with exit
+    seconds. A second signal cancels both at once. LEAVE_S later the process ends even if its threads run, with exit
     code 1 and the stacks of all threads on stderr. With `metrics_address` Prometheus finds metrics there, and the log
     tells the bound port.
     """
@@ -242,13 +244,18 @@ async def serve(
     with contextlib.suppress(OSError):  # the log's disk may be full; whoever started this may know the address
         print(f"listening {running.address}", flush=True)
     telemetry.event(logger, "listening", address=running.address)
+    if on_listening is not None:
+        on_listening(running.address)
     await first.wait()
     telemetry.event(logger, "draining")
     await running.set_ready(False)
-    if on_drain is not None:
-        await on_drain()
-    stopping = asyncio.create_task(running.stop(drain_s))
     hurried = asyncio.create_task(second.wait())
+    if on_drain is not None:
+        draining = asyncio.ensure_future(on_drain())
+        await asyncio.wait({draining, hurried}, return_when=asyncio.FIRST_COMPLETED)
+        if not draining.cancel():
+            draining.result()
+    stopping = asyncio.create_task(running.stop(drain_s))
     await asyncio.wait({stopping, hurried}, return_when=asyncio.FIRST_COMPLETED)
     if not stopping.done():
         await running.stop(0)

@@ -2,6 +2,7 @@
 
     images/{tenant}/{sha256}/{part}                uploads, written by the gateway
     tunings/{tenant}/{tuning}/{attempt}/{part}     results of an attempt at a tuning, written by the tuner
+    tunings/{tenant}/{tuning}/{attempt}/checkpoint-{update}    where the next attempt goes on, written by the tuner
     edits/{tenant}/{edit}/{part}                   results of an edit, for a while, written by the gateway
 
 Weights encode a user's picture. So the path has the tenant: weights are not shared, and can be deleted. It has the
@@ -26,6 +27,7 @@ MAX_PATH_BYTES = 512
 _IMAGE = re.compile(rf"{IMAGES}/({TENANT})/({SHA256})(?:/.*)?")
 _EDIT = re.compile(rf"{EDITS}/({TENANT})/({EDIT})/[^/]+")
 _WEIGHTS = re.compile(rf"{TUNINGS}/({TENANT})/({TUNING})/([1-9][0-9]{{0,9}})")
+_CHECKPOINT = re.compile(rf"{_WEIGHTS.pattern}/checkpoint-[0-9]{{1,10}}")
 # Any object of the store. In a local folder, "#" and a number end the name of a file that is being written.
 _OBJECT = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
 _DOTS = re.compile(r"(^|/)\.{1,2}(/|$)")
@@ -63,6 +65,21 @@ def read_edit(path: str) -> tuple[str, str] | None:
     """Tenant and id of the edit that an object belongs to, or None."""
     found = _EDIT.fullmatch(path)
     return (found[1], found[2]) if found else None
+
+
+def image_file_path(tenant: str, sha256: str) -> str:
+    """The path of an uploaded picture's file."""
+    return f"{image_path(tenant, sha256)}/file"
+
+
+def checkpoint_path(weights: str, update: int) -> str:
+    """The path of a checkpoint after so many updates, of the attempt whose weights have this path."""
+    return f"{weights}/checkpoint-{update}"
+
+
+def is_checkpoint(path: str) -> bool:
+    """Whether an object is a checkpoint."""
+    return _CHECKPOINT.fullmatch(path) is not None
 
 
 def read_image(path: str) -> tuple[str, str] | None:

@@ -87,6 +87,7 @@ class Progress:
 
     About `left_s` seconds remain to the end of the whole tuning; None while there is no estimate. `stage` is
     `preparing`, `updating`, `packing` or `storing`. `stopped_early` tells that `stop_loss_ratio` ended it at `update`.
+    `attempt` counts from 1; one that went on from an earlier one's checkpoint did so after `resumed_update`.
     `warning` says why updates take longer than they could, and a remedy; empty if they do not.
     """
 
@@ -97,6 +98,8 @@ class Progress:
     learning_rate: float = 0.0
     stopped_early: bool = False
     stage: str = ""
+    attempt: int = 0
+    resumed_update: int = 0
     warning: str = ""
 
 

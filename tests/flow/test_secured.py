@@ -1,6 +1,7 @@
 """One whole edit with everything on: keys and TLS at the gateway, certificates between the services, real processes."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -60,11 +61,14 @@ def secured(services: LocalServices, tmp_path_factory: pytest.TempPathFactory) -
     door = authority.issue(folder, "door", "localhost")
     (engine,) = services._home.engines.iterdir()
     with ExitStack() as stack:
-        tuner = stack.enter_context(
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            internal = free.getsockname()[1]
+        stack.enter_context(
             program(
                 "tuner_svc",
                 folder / "tuner.log",
                 UNITUNE_TUNER_ADDRESS="0.0.0.0:0",
+                UNITUNE_GATEWAY=f"127.0.0.1:{internal}",
                 UNITUNE_BASE_MODEL=str(services._base_model),
                 **peer(TUNER),
             )
@@ -84,7 +88,7 @@ def secured(services: LocalServices, tmp_path_factory: pytest.TempPathFactory) -
                 folder / "gateway.log",
                 UNITUNE_GATEWAY_ADDRESS="0.0.0.0:0",
                 UNITUNE_STATE=str(folder / "state.sqlite"),
-                UNITUNE_TUNER=tuner.replace("0.0.0.0", "127.0.0.1"),
+                UNITUNE_INTERNAL_ADDRESS=f"0.0.0.0:{internal}",
                 UNITUNE_SAMPLER=sampler.replace("0.0.0.0", "127.0.0.1"),
                 UNITUNE_TLS_CERT=str(door.certificate),
                 UNITUNE_TLS_KEY=str(door.key),

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from gateway.config import GatewayConfig
 from gateway.gateway import Gateway
 from gateway.retention import OWNER
 from tests.configs import tuning_config
-from tests.gateway.upstream_servers import Sampler, Tuner, serve_sampler, serve_tuner
+from tests.gateway.upstream_servers import RunningTuner, Sampler, Tuner, serve_sampler, serve_tuner
 from tests.picture_files import file_of
 from unitune import serving
 from unitune.errors import DOMAIN, UniTuneError, from_rpc_error
@@ -39,16 +39,23 @@ class World:
     tuner: Tuner
     sampler: Sampler
     config: GatewayConfig
-    tuner_server: serving.RunningServer
     sampler_server: serving.RunningServer
+    tuner_server: RunningTuner | None = None
+    tuners: list[RunningTuner] = field(default_factory=list)  # of gateways that are processes
+    port: int = 0  # at which such gateways have their internal address
     gateway: Gateway | None = None
     server: serving.RunningServer | None = None
     channel: grpc.aio.Channel | None = None
     stubs: dict[str, Any] = field(default_factory=dict)
 
     async def open(self) -> None:
-        """Start the gateway on its state and connect a client."""
+        """Start the gateway on its state, at the same internal address every time, and connect a client."""
         self.gateway = await Gateway.open(self.config)
+        self.config = replace(self.config, internal_address=self.gateway.internal_address)
+        if self.tuner_server is None:
+            self.tuner_server = await serve_tuner(self.tuner, self.gateway.internal_address)
+        if self.tuner_server.is_running:
+            await eventually(self._has_tuner)
         self.server = await serving.start(
             "127.0.0.1:0",
             self.gateway.register,
@@ -62,6 +69,20 @@ class World:
             "edits": edit_pb2_grpc.EditServiceStub(self.channel),
             "server": server_pb2_grpc.ServerServiceStub(self.channel),
         }
+
+    async def _has_tuner(self) -> bool:
+        assert self.gateway is not None
+        return self.gateway._tuners._calls > 0
+
+    async def missed(self) -> None:
+        """Return once the gateway knows that no tuner is there."""
+
+        async def is_gone() -> bool:
+            return self.gateway is None or self.gateway._tuners._calls == 0
+
+        await eventually(is_gone)
+        if self.gateway is not None:
+            self.gateway._tuners._expected_until_s = 0.0  # without the moment in which it would ask again
 
     async def close(self) -> None:
         """Stop client and gateway."""
@@ -110,9 +131,10 @@ class World:
         return await self.tunings.GetTuning(tuning_pb2.GetTuningRequest(name=tuning.name))
 
     async def watch(self, name: str, after: int = 0) -> list[tuning_pb2.TuningEvent]:
-        """All events of a tuning, to its end."""
+        """All events of a tuning that are kept, to its end."""
         request = tuning_pb2.WatchTuningRequest(name=name, after_sequence=after)
-        return [event async for event in self.tunings.WatchTuning(request, timeout=20)]
+        events = [event async for event in self.tunings.WatchTuning(request, timeout=20)]
+        return [event for event in events if event.sequence]
 
     async def attempts(self, name: str) -> list[int]:
         """The attempts that a tuning's events tell of."""
@@ -147,12 +169,11 @@ class World:
 
         async def is_known() -> bool:
             assert self.gateway is not None
-            upstreams = self.gateway._upstreams
-            tuner, sampler = upstreams.known_tuner, upstreams.known_sampler
+            tuner, sampler = self.gateway._tuners.known, self.gateway._upstreams.known_sampler
             return (
                 tuner is not None
                 and sampler is not None
-                and (tuner.base_model, tuner.instance) == (self.tuner.base_model, self.tuner.instance)
+                and tuner.base_model == self.tuner.base_model
                 and sampler.base_model == self.sampler.base_model
             )
 
@@ -174,20 +195,24 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     """An open gateway with an empty state and store."""
     store = ObjectStore(str(tmp_path / "store"))
     tuner, sampler = Tuner(store), Sampler(store)
-    tuner_server, sampler_server = await serve_tuner(tuner), await serve_sampler(sampler)
+    sampler_server = await serve_sampler(sampler)
     config = GatewayConfig(
-        tuner=tuner_server.address,
+        internal_address="127.0.0.1:0",
         sampler=sampler_server.address,
         store=str(tmp_path / "store"),
         state=tmp_path / "state.sqlite",
         retry_s=0.02,
+        position_s=0.1,
         poll_s=0.1,
     )
-    world = World(tmp_path, tuner, sampler, config, tuner_server, sampler_server)
+    world = World(tmp_path, tuner, sampler, config, sampler_server)
+    tuner.missed = world.missed
     await world.open()
     yield world
     await world.close()
-    await world.tuner_server.stop()
+    for running in (world.tuner_server, *world.tuners):
+        if running is not None:
+            await running.stop()
     await world.sampler_server.stop()
 
 

@@ -446,7 +446,7 @@ async def test_a_picture_is_needed_and_must_be_there(world: World) -> None:
 
 async def test_the_tokenizers_refusal_names_the_requests_word(world: World) -> None:
     """What the tuner's tokenizer cannot take as initial word is refused under that name (T4)."""
-    world.tuner.refusal = InvalidField("config.initial_word", "dog", "it must be one token")
+    world.sampler.tuning_refusal = InvalidField("config.initial_word", "dog", "it must be one token")
 
     error = await refused(compare(world, initial_word="dog"), INVALID, "INVALID_FIELD", "initial_word")
 

@@ -10,7 +10,6 @@ import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +21,7 @@ from tests.full_disk import fill, mounted
 from tests.gateway.conftest import World, eventually, picture
 from tests.gateway.proxy import Proxy
 from tests.gateway.test_main import start
-from tests.gateway.upstream_servers import serve_sampler
+from tests.gateway.upstream_servers import serve_sampler, serve_tuner
 from unitune import serving
 from unitune.errors import from_status
 from unitune.options import Flat
@@ -41,29 +40,25 @@ ROOT = Path(__file__).parents[2]
 
 
 async def test_cut_connections_to_the_tuner_are_no_crash(world: World) -> None:
-    """However often the connection to a tuner that lives is cut under a run, the tuning ends READY (R1)."""
-    await world.close()
-    proxy = Proxy(world.tuner_server.address)
+    """However often the connection of a tuner is cut under a run, the run goes on over the next one (R1)."""
+    assert world.gateway is not None and world.tuner_server is not None
+    proxy = Proxy(world.gateway.internal_address)
     await proxy.start()
-    world.config = replace(world.config, tuner=proxy.address)
-    await world.open()
+    await world.tuner_server.stop()
+    world.tuner_server = await serve_tuner(world.tuner, proxy.address)
     world.tuner.go_on.clear()
     tuning = await world.tune()
-    for number in range(1, 6):
+    await world.running(tuning.name)
+    for _ in range(5):
 
-        async def has_begun(number: int = number) -> bool:
-            return len(world.tuner.requests) == number
+        async def is_connected() -> bool:
+            return proxy.cut() > 0
 
-        await eventually(has_begun, within_s=30)
-        assert proxy.cut() > 0
+        await eventually(is_connected, within_s=30)
     world.tuner.go_on.set()
-
-    async def has_ended() -> Tuning | None:
-        found = await world.tunings.GetTuning(GetTuningRequest(name=tuning.name))
-        return found if found.state not in (Tuning.STATE_QUEUED, Tuning.STATE_RUNNING) else None
-
-    found = await eventually(has_ended, within_s=30)
-    assert found.state == Tuning.STATE_READY, found
+    await world.until(tuning.name, Tuning.STATE_READY)
+    assert await world.attempts(tuning.name) == [1] and len(world.tuner.requests) == 1
+    await world.tuner_server.stop()
     await proxy.stop()
 
 
@@ -128,7 +123,7 @@ async def main():
         made.update_s = 0.05
         if kind == "held tuner":
             made.go_on.clear()
-        server = await servers.serve_tuner(made, address)
+        server = await servers.serve_tuner(made, address)  # the gateway's
     else:
         made.step_s = 0.05
         server = await servers.serve_sampler(made, address)
@@ -141,7 +136,10 @@ asyncio.run(main())
 
 @contextlib.contextmanager
 def service(world: World, kind: str, address: str = "127.0.0.1:0") -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """A stand-in tuner or sampler as a process of its own, which a signal can stop, and its address."""
+    """A stand-in tuner or sampler as a process of its own, which a signal can stop, and the sampler's address.
+
+    `address` is that of the gateway for a tuner.
+    """
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", SERVICE, kind, str(world.folder / "store"), address]
     process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE)
@@ -154,19 +152,27 @@ def service(world: World, kind: str, address: str = "127.0.0.1:0") -> Iterator[t
         process.stdout.close()
 
 
-async def test_a_frozen_tuner_is_given_up_and_not_blamed(world: World) -> None:
-    """A tuner that stands still, its connection alive, loses its run within the silence that streams may have. When it
-    goes on, the run is made again, and of the old one nothing is left (r7)."""
+async def impatient(world: World) -> str:
+    """Open the world's gateway anew, with a short lease and no tuner; where tuners find it."""
+    assert world.tuner_server is not None
+    await world.known()
+    await world.tuner_server.stop()
     await world.close()
-    with service(world, "tuner") as (process, address):
-        world.config = replace(world.config, tuner=address, silence_s=2.0)
-        await world.open()
+    world.config = replace(world.config, lease_s=1.5)
+    await world.open()
+    assert world.gateway is not None
+    return world.gateway.internal_address
+
+
+async def test_a_frozen_tuner_is_given_up_and_not_blamed(world: World) -> None:
+    """A tuner that stands still, its connection alive, loses its run when its lease runs out. When it goes on, the run
+    is made again, and of the old one nothing is left (r7)."""
+    with service(world, "tuner", await impatient(world)) as (process, _):
         tuning = await world.tune(updates=60)
         for _ in range(4):  # more often than a tuning may crash
             await world.until(tuning.name, Tuning.STATE_RUNNING)
             await eventually(lambda: has_progress(world, tuning.name))
             process.send_signal(signal.SIGSTOP)
-            # Without a look into the streams it takes the transport's keepalive of 40 seconds, or 90.
             await asyncio.wait_for(world.until_not(tuning.name, Tuning.STATE_RUNNING), 30)
             process.send_signal(signal.SIGCONT)
         async with asyncio.timeout(60):
@@ -174,6 +180,26 @@ async def test_a_frozen_tuner_is_given_up_and_not_blamed(world: World) -> None:
         assert events[-1].HasField("ready"), events[-1]
         assert await world.attempts(tuning.name) == [1, 2, 3, 4, 5]
         await eventually(lambda: only_weights_of(world, events[-1].ready))
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
+async def test_another_tuner_goes_on_for_one_that_is_gone(world: World, end: signal.Signals) -> None:
+    """When a tuner is killed, or stands still for longer than its lease, another one takes its tuning. One that goes on
+    afterwards is told so: there is one READY, and the winner's weights alone (F17, F18)."""
+    address = await impatient(world)
+    with service(world, "tuner", address) as (process, _):
+        tuning = await world.tune(updates=60)
+        await eventually(lambda: has_progress(world, tuning.name), within_s=30)
+        process.send_signal(end)
+        world.tuner_server = await serve_tuner(world.tuner, address)
+        async with asyncio.timeout(60):
+            events = await world.watch(tuning.name)
+        process.send_signal(signal.SIGCONT)
+        await asyncio.sleep(1)  # for what must not happen
+    assert [event.WhichOneof("event") for event in events].count("ready") == 1
+    assert [event.started.attempt for event in events if event.HasField("started")] == [1, 2]
+    assert await world.watch(tuning.name) == events
+    assert await only_weights_of(world, events[-1].ready)
 
 
 async def test_a_frozen_sampler_fails_its_edit_soon(world: World) -> None:
@@ -194,21 +220,10 @@ async def test_a_frozen_sampler_fails_its_edit_soon(world: World) -> None:
         assert (error.reason, error.metadata) == ("BACKEND_DOWN", {"upstream": "sampler"})
 
 
-IMPATIENT = """
-import asyncio, os, sys
-from dataclasses import replace
-from functools import partial
-from gateway.__main__ import run
-from gateway.config import GatewayConfig
-from unitune import settings
-sys.exit(asyncio.run(run(replace(settings.load(GatewayConfig, os.environ), silence_s=3.0))))
-"""
-
-
 async def test_a_gateway_that_stood_still_blames_nobody(world: World) -> None:
     """Time in which the gateway itself did not run is no silence of its tuner: the run goes on where it was (r7)."""
     world.tuner.update_s = 0.2
-    process, address = await start(world, program=("-c", IMPATIENT))
+    process, address = await start(world, UNITUNE_LEASE_S="3")
     async with serving.channel(address) as channel:
         tunings = TuningServiceStub(channel)
         config = tuning_config(updates=30)
@@ -227,15 +242,16 @@ async def test_a_gateway_that_stood_still_blames_nobody(world: World) -> None:
 
 async def test_a_tuning_that_kills_its_tuners_fails(world: World) -> None:
     """Processes that die under a run at the same place count, and after three of them the tuning is FAILED (R1)."""
-    await world.close()
-    address, name = "127.0.0.1:0", ""
-    for _ in range(3):
-        with service(world, "held tuner", address) as (_, address):
-            if not name:
-                world.config = replace(world.config, tuner=address)
-                await world.open()
-                name = (await world.tune()).name
-            await eventually(partial(has_progress, world, name, 2), within_s=60)
+    address = await impatient(world)
+    name = (await world.tune()).name
+    for number in range(1, 4):
+        with service(world, "held tuner", address):
+
+            async def is_held(number: int = number) -> bool:
+                found = await world.tunings.GetTuning(GetTuningRequest(name=name))
+                return (found.progress.attempt, found.progress.update) == (number, 2)
+
+            await eventually(is_held, within_s=60)
     with service(world, "tuner", address):
         async with asyncio.timeout(60):
             events = await world.watch(name)
@@ -260,18 +276,19 @@ async def only_weights_of(world: World, tuning: Tuning) -> bool:
 
 
 async def test_killed_gateways_do_not_fail_a_tuning(world: World) -> None:
-    """SIGKILL to four gateways in turn, each in the middle of the run: the tuning ends READY (R5)."""
+    """SIGKILL to four gateways in turn, each in the middle of the run: its tuner goes on, reports to each, and the
+    tuning ends READY by its first attempt, its weights written once (R5, F16)."""
     world.tuner.go_on.clear()
     name = ""
-    for number in range(1, 5):
+    for _ in range(4):
         process, address = await start(world)
         async with serving.channel(address) as channel:
+            tunings = TuningServiceStub(channel)
             if not name:
-                tunings = TuningServiceStub(channel)
                 name = (await tunings.CreateTuning(CreateTuningRequest(image=await upload(channel)))).name
 
-            async def has_begun(number: int = number) -> bool:
-                return len(world.tuner.requests) == number
+            async def has_begun(tunings: Any = tunings, name: str = name) -> bool:
+                return (await tunings.GetTuning(GetTuningRequest(name=name))).progress.update == 2
 
             await eventually(has_begun, within_s=30)
             process.kill()
@@ -282,6 +299,8 @@ async def test_killed_gateways_do_not_fail_a_tuning(world: World) -> None:
         call = TuningServiceStub(channel).WatchTuning(WatchTuningRequest(name=name), timeout=60)
         events = [event async for event in call]
     assert events[-1].HasField("ready"), events[-1]
+    assert [event.started.attempt for event in events if event.HasField("started")] == [1]
+    assert len(world.tuner.requests) == 1 and await only_weights_of(world, events[-1].ready)
     await end(process)
 
 

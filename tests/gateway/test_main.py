@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.gateway.conftest import World, picture
+from tests.gateway.upstream_servers import serve_tuner
 from unitune import serving
 from unitune.v1.edit_pb2 import EditRequest
 from unitune.v1.edit_pb2_grpc import EditServiceStub
@@ -28,10 +30,16 @@ ROOT = Path(__file__).parents[2]
 
 async def start(world: World, *, program: Sequence[str] = ("-m", "gateway"), **settings: str) -> tuple[Process, str]:
     """A gateway process on the world's state and store, and its address. `program` is what Python runs."""
+    if not world.port:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            world.port = free.getsockname()[1]
+    internal = f"127.0.0.1:{world.port}"
+    if not world.tuners:
+        world.tuners.append(await serve_tuner(world.tuner, internal))
     environ = {
         **{name: value for name, value in os.environ.items() if not name.startswith("UNITUNE_")},
         "UNITUNE_GATEWAY_ADDRESS": "127.0.0.1:0",
-        "UNITUNE_TUNER": world.tuner_server.address,
+        "UNITUNE_INTERNAL_ADDRESS": internal,
         "UNITUNE_SAMPLER": world.sampler_server.address,
         "UNITUNE_STORE": str(world.folder / "store"),
         "UNITUNE_STATE": str(world.folder / "process.sqlite"),
@@ -52,14 +60,15 @@ def begin(address: str) -> tuple[grpc.aio.Channel, Any]:
 
 
 async def test_a_killed_gateway_goes_on_where_it_was(world: World) -> None:
-    """SIGKILL in the middle of a tuning: the next process runs it again, and a watcher resumes without a gap."""
+    """SIGKILL in the middle of a tuning: its tuner goes on with it and reports to the next process, and a watcher
+    resumes without a gap (R5)."""
     world.tuner.go_on.clear()
     process, address = await start(world)
     channel, call = begin(address)
     seen = []
     while not seen or not seen[-1].HasField("progress"):
         event = await call.read()
-        if event.HasField("tuning"):
+        if event.tuning.sequence:
             seen.append(event.tuning)
     process.kill()
     await process.wait()
@@ -68,9 +77,10 @@ async def test_a_killed_gateway_goes_on_where_it_was(world: World) -> None:
     process, address = await start(world)
     async with serving.channel(address) as channel:
         request = WatchTuningRequest(name=world.tuner.requests[0].name, after_sequence=seen[-1].sequence)
-        seen += [event async for event in TuningServiceStub(channel).WatchTuning(request, timeout=20)]
+        call = TuningServiceStub(channel).WatchTuning(request, timeout=20)
+        seen += [event async for event in call if event.sequence]
     assert [event.sequence for event in seen] == list(range(1, len(seen) + 1))
-    assert [event.started.attempt for event in seen if event.HasField("started")] == [1, 2]
+    assert [event.started.attempt for event in seen if event.HasField("started")] == [1]
     assert seen[-1].ready.state == Tuning.STATE_READY
     process.terminate()
     assert await process.wait() == 0
@@ -101,7 +111,9 @@ async def test_a_wrong_setting_stops_the_start(world: World) -> None:
         ({"UNITUNE_STROE": "x"}, ["UNITUNE_STROE", "UNITUNE_STORE"]),
         ({"UNITUNE_STORE": "nonsense://x"}, ["UNITUNE_STORE", "nonsense://x"]),
         ({"UNITUNE_STATE": str(text)}, ["text", "not a database"]),
-        ({"UNITUNE_GATEWAY_ADDRESS": world.tuner_server.address}, [world.tuner_server.address, "in use"]),
+        ({"UNITUNE_GATEWAY_ADDRESS": world.sampler_server.address}, [world.sampler_server.address, "in use"]),
+        ({"UNITUNE_INTERNAL_ADDRESS": world.sampler_server.address}, [world.sampler_server.address, "in use"]),
+        ({"UNITUNE_LEASE_S": "0.5"}, ["UNITUNE_LEASE_S", "0.5", "1 or more"]),
     ):
         process, line = await start(world, **settings)
         assert line == "" and await process.wait() == 1

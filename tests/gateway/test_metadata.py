@@ -207,10 +207,10 @@ async def test_what_an_edit_is_refused_for_a_validated_one_is(world: World) -> N
     await refusal("INVALID_FIELD", "tuning_config.prompt", tuning_config=imagic)
     await refusal("IMAGE_UNDECODABLE", "image_data", image_data=b"no picture")
     await refusal("INVALID_FIELD", "mask", mask=picture("black"))
-    world.tuner.refusal = InvalidField("config.initial_word", "xyzzy", "it must be one token")
+    world.sampler.tuning_refusal = InvalidField("config.initial_word", "xyzzy", "it must be one token")
     words = tuning_config(method="textual_inversion", initial_word="xyzzy")
     await refusal("INVALID_FIELD", "tuning_config.initial_word", prompt="a beikkpic", tuning_config=words)
-    world.tuner.refusal = None
+    world.sampler.tuning_refusal = None
     await world.tuner_server.stop()
     await refusal("BACKEND_DOWN", None, grpc.StatusCode.UNAVAILABLE)
     accepted, _ = await validated(world, prompt=PROMPT, image_data=picture(), config=sampling_config(method="sdedit"))

@@ -193,8 +193,9 @@ async def test_further_images_reach_the_tuner_and_the_key(world: World) -> None:
     assert names[1:] == list(made[1].images)
     assert made[1].name == made[2].name
     assert 3 == len({tuning.key for tuning in made})
-    assert [[], [picture("red"), picture("blue")], [picture("blue"), picture("red")]] == [
-        list(request.further_images) for request in world.tuner.requests
+    further = [[], [picture("red"), picture("blue")], [picture("blue"), picture("red")]]
+    assert [[sha256(file) for file in files] for files in further] == [
+        [image.sha256 for image in request.images[1:]] for request in world.tuner.requests
     ]
 
 
@@ -230,7 +231,7 @@ async def test_further_images_go_with_their_last_tuning(world: World) -> None:
 
 async def test_the_tokenizer_is_asked_before_a_tuning_is_made(world: World) -> None:
     """What the tuner refuses of a placeholder or initial word is refused here, under the request's own field (T4)."""
-    world.tuner.refusal = InvalidField("config.rare_tokens", "dog", "the vocabulary has this word already")
+    world.sampler.tuning_refusal = InvalidField("config.rare_tokens", "dog", "the vocabulary has this word already")
     image = await world.upload(picture())
     config = tuning_config(method="textual_inversion", initial_word="cat", rare_tokens="dog")
 
@@ -242,7 +243,7 @@ async def test_the_tokenizer_is_asked_before_a_tuning_is_made(world: World) -> N
     assert "dog" == error.metadata["value"]
     assert [] == world.tuner.requests
     assert [("dog", "cat", 1)] * 2 == [
-        (one.rare_tokens, one.initial_word, one.num_vectors) for one in world.tuner.checked
+        (one.rare_tokens, one.initial_word, one.num_vectors) for one in world.sampler.checked_tunings
     ]
 
 

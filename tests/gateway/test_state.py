@@ -1,6 +1,7 @@
 """The promises of `gateway.state`, on the state that one process keeps in a file."""
 
 import asyncio
+import random
 import sqlite3
 import time
 from collections.abc import AsyncIterator
@@ -8,12 +9,17 @@ from pathlib import Path
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc.status_pb2 import Status
 
 from gateway.state import KEPT_EVENTS, MAX_CRASHES, State
-from gateway.tuning_records import CreateRequest
+from gateway.tuning_queue import WaitingTenant, position
+from gateway.tuning_records import Attempt, CreateRequest, Standing, Taker
 from unitune.errors import InvalidArgument, from_status
 from unitune.options import Flat
-from unitune.v1.tuning_pb2 import Tuning, TuningEvent
+from unitune.v1.tuner_pb2 import Checkpoint
+from unitune.v1.tuning_pb2 import Tuning, TuningEvent, TuningProgress, WeightsRef
+
+TUNER = Taker("tuner")
 
 # As the first version of this program made the file.
 FIRST_SCHEMA = """
@@ -114,11 +120,11 @@ async def test_tenants_take_turns(state: State) -> None:
     """One tenant's fifty tunings delay another's first by one; within a tenant the oldest goes first."""
     for number in range(50):
         await state.create(tuning("acme", f"a{number:02d}"), None)
-    first = await state.take("tuner")
+    first = await state.take(Taker("the first"))
     await state.create(tuning("zoo", "z"), None)
     await state.create(tuning("bee", "b0"), None)
     await state.create(tuning("bee", "b1"), None)
-    order = [(await state.take("tuner")).tuning.key for _ in range(6)]
+    order = [(await state.take(Taker(f"tuner {number}"))).tuning.key for number in range(6)]
     assert first.tuning.key == "a00"
     assert order == ["z", "b0", "a01", "b1", "a02", "a03"]
 
@@ -130,9 +136,50 @@ async def test_positions_are_the_order_of_taking(state: State) -> None:
         await state.create(tuning({"a": "acme", "b": "bee", "c": "cow"}[name[0]], name), None)
     page = [(await state.page(tenant, 0, 0, 9)).tunings for tenant in ("acme", "bee", "cow")]
     positions = {found.key: found.queue_position for tunings in page for found in tunings}
-    taken = [(await state.take("tuner")).tuning.key for _ in names]
+    taken = [(await state.take(Taker(f"tuner of {name}"))).tuning.key for name in names]
     assert taken == sorted(positions, key=positions.__getitem__)
-    assert await state.take("tuner") is None
+    assert await state.take(TUNER) is None
+
+
+def in_turns(queue: list[WaitingTenant]) -> list[tuple[str, int]]:
+    """Tenant and rank of every tuning in the order of being taken, by taking them one by one."""
+    left, turns = {one.tenant: one.num_queued for one in queue}, {one.tenant: one.last_turn for one in queue}
+    first, order = {one.tenant: one.first for one in queue}, list[tuple[str, int]]()
+    while waiting := [tenant for tenant, number in left.items() if number]:
+        tenant = min(waiting, key=lambda one: (turns[one], first[one]))
+        order.append((tenant, [one for one, _ in order].count(tenant) + 1))
+        left[tenant] -= 1
+        turns[tenant] = max(turns.values()) + 1
+    return order
+
+
+def test_computed_positions_are_those_of_taking_one_by_one() -> None:
+    """For 200 random queues the place of each tuning is its index in the list of all, in the order of being taken."""
+    chance = random.Random(7)
+    for _ in range(200):
+        turns = chance.sample(range(1, 99), 9)
+        queue = [
+            WaitingTenant(f"t{tenant}", chance.randint(1, 6), tenant + 1, chance.choice([0, turns[tenant]]))
+            for tenant in range(chance.randint(1, 9))
+        ]
+        queue.sort(key=lambda one: (one.last_turn, one.first))
+        order = in_turns(queue)
+        assert [position(queue, tenant, rank) for tenant, rank in order] == list(range(len(order)))
+
+
+async def test_those_who_wait_are_not_written_to(state: State) -> None:
+    """Of 560 tunings each has one event, `queued`, whatever happens to those before it, and knows its place (r14)."""
+    names = [(await state.create(tuning(f"t{number % 7}", f"k{number}", number), None)).name for number in range(560)]
+    taken = [(await state.take(Taker(f"tuner {number}"))).tuning.name for number in range(3)]
+    await state.change(names[10], becomes(Tuning.STATE_CANCELLED), lambda now: TuningEvent(cancelled=now))
+    await state.let_go(Attempt(taken[0], 1))
+    await state.remove(names[11])
+
+    waiting = [name for name in names if name not in (*taken, names[10], names[11])]
+    for name in waiting:
+        assert await kinds(state, name) == ["queued"]
+    places = sorted([(await state.get(name)).queue_position for name in [*waiting, taken[0]]])
+    assert places == list(range(556))
 
 
 async def test_event_and_change_happen_together_or_not_at_all(state: State) -> None:
@@ -216,35 +263,32 @@ async def test_a_cancelled_caller_leaves_a_whole_change(state: State) -> None:
     assert (await state.get(made.name)).state == Tuning.STATE_CANCELLED
 
 
-async def test_what_was_lost_counts_when_its_tuner_died(tmp_path: Path) -> None:
-    """After each lost process a RUNNING tuning is QUEUED again, at its old place; once three tuners have died with it
-    it is FAILED (R5)."""
-    path = tmp_path / "state.sqlite"
-    state = await State.open(path)
+async def test_what_was_lost_counts_when_its_tuner_died(state: State) -> None:
+    """A lease that runs out puts its tuning back at its old place; once three tuners have died with it, which others
+    show by taking work, it is FAILED (R5)."""
     name = (await state.create(tuning(key="first"), None)).name
     await state.create(tuning(key="second"), None)
     for attempt in range(1, MAX_CRASHES + 1):
-        taken = await state.take(f"tuner {attempt}")
+        taken = await state.take(Taker(f"tuner {attempt}"), lease_s=-1)
         assert (taken.tuning.name, taken.attempt) == (name, attempt)
-        await state.close()
-        state = await State.open(path)
-        await state.recover()
+        assert await state.sweep() == [name]
     assert (await state.get(name)).state == Tuning.STATE_QUEUED  # the last tuner may yet prove to be alive
-    assert (await state.take("tuner 4")).tuning.key == "second"
+    assert (await state.take(Taker("tuner 4"))).tuning.key == "second"
     failed = await state.get(name)
     assert failed.state == Tuning.STATE_FAILED and from_status(failed.error).reason == "WORKER_CRASHED"
     assert await kinds(state, name) == [*["queued", "started"] * 3, "queued", "failed"]
-    await state.close()
 
 
 async def test_what_was_lost_without_its_tuner_never_fails(state: State) -> None:
-    """A tuner that answers with its old instance, or with none at all, did not die with the run (R1)."""
+    """A tuner that takes work again with its old instance did not die with the run, and gives back what it forgot
+    (R1)."""
     made = await state.create(tuning(), None)
-    for instance in ("one", "one", "", "two", "", "") * MAX_CRASHES:
-        assert (await state.take(instance)).tuning.name == made.name
-        await state.give_back(made.name, lost=True)
-        assert await state.take(instance) is not None  # the same tuner, and then it lets go
-        await state.give_back(made.name, lost=False)
+    for instance in ("one", "one", "one", "two", "two", "two") * MAX_CRASHES:
+        assert (await state.take(Taker(instance), lease_s=-1)).tuning.name == made.name
+        await state.sweep()
+        assert await state.take(Taker(instance)) is not None  # the same tuning, and then it asks anew
+        assert await state.take(Taker(instance)) is not None
+        await state.let_go(Attempt(made.name, (await state.take(Taker(instance))).attempt))
     assert (await state.get(made.name)).state == Tuning.STATE_QUEUED
 
 
@@ -253,22 +297,139 @@ async def test_a_run_that_gets_further_begins_the_count_anew(state: State) -> No
     made = await state.create(tuning(), None)
     reached = [1, 1, 5, 9, 9, 20, 3, 20]
     for number, updates in enumerate(reached):
-        taken = await state.take(f"tuner {number}")
+        taken = await state.take(Taker(f"tuner {number}"))
         assert taken is not None, number
-        await state.change(made.name, lambda tuning, n=updates: setattr(tuning.progress, "update", n))
-        await state.give_back(made.name, lost=True)
-    assert await state.take("the last") is None
+        attempt = Attempt(made.name, taken.attempt)
+        await state.report(attempt, f"tuner {number}", progress=TuningProgress(update=updates), lease_s=-1)
+        await state.sweep()
+    assert await state.take(Taker("the last")) is None
     assert from_status((await state.get(made.name)).error).reason == "WORKER_CRASHED"
+
+
+async def test_a_place_that_starts_again_gives_back_at_once(state: State) -> None:
+    """Another process at a tuner's place shows that the one before it died: its lease is not waited for."""
+    made = await state.create(tuning(), None)
+    for number in range(MAX_CRASHES):
+        taken = await state.take(Taker(f"tuner {number}", "here"))
+        assert taken is not None and taken.attempt == number + 1
+    assert await state.take(Taker("elsewhere", "there")) is None  # it runs
+    assert await state.take(Taker("tuner 3", "here")) is None
+    assert from_status((await state.get(made.name)).error).reason == "WORKER_CRASHED"
+
+
+async def test_a_gateway_that_begins_blames_nobody(state: State) -> None:
+    """What ran when the gateway before it ended may have ended with it; a tuner that reports again is its own again."""
+    made = await state.create(tuning(), None)
+    for number in range(2 * MAX_CRASHES):
+        assert (await state.take(Taker(f"tuner {number}", "here"))).tuning.name == made.name
+        await state.blame_nobody()
+    for number in range(MAX_CRASHES):
+        taken = await state.take(Taker(f"other {number}", "here"))
+        await state.blame_nobody()
+        await state.report(Attempt(made.name, taken.attempt), f"other {number}")
+    assert await state.take(Taker("the last", "here")) is None
+
+
+async def test_only_the_latest_attempt_changes_a_tuning(state: State) -> None:
+    """Whatever an earlier attempt reports is answered as lost, and leaves tuning and events as they are."""
+    made = await state.create(tuning(), None)
+    first = Attempt(made.name, (await state.take(TUNER, lease_s=-1)).attempt)
+    await state.sweep()
+    late = await reports(state, first)
+    assert [standing for standing, _ in late] == [Standing.LOST] * 5
+    assert await kinds(state, made.name) == ["queued", "started", "queued"]
+
+    second = Attempt(made.name, (await state.take(Taker("other"))).attempt)
+    before = await state.get(made.name)
+    assert [standing for standing, _ in await reports(state, first)] == [Standing.LOST] * 5
+    assert await state.get(made.name) == before and await state.sweep() == []
+
+    ours = WeightsRef(digest="2" * 64)
+    assert await state.finish(second, ours) is Standing.KEPT
+    assert [standing for standing, _ in await reports(state, first)] == [Standing.LOST] * 5
+    assert (await state.get(made.name)).weights == ours
+    assert await kinds(state, made.name) == ["queued", "started", "queued", "started", "ready"]
+
+
+async def reports(state: State, attempt: Attempt) -> list[tuple[Standing, str]]:
+    """Every report that an attempt can make, and what became of it."""
+    checkpoint = Checkpoint(path="p", sha256="s", update=1)
+    return [
+        (await state.report(attempt, "tuner", progress=TuningProgress(update=9)), "progress"),
+        (await state.keep_checkpoint(attempt, "tuner", checkpoint), "checkpoint"),
+        (await state.finish(attempt, WeightsRef(digest="1" * 64)), "done"),
+        (await state.fail(attempt, Status(code=13, message="no")), "failed"),
+        (await state.let_go(attempt), "give_back"),
+    ]
+
+
+async def test_reports_may_be_repeated(state: State) -> None:
+    """The end of an attempt that is reported again, as if its answer had been lost, is kept once: one last event."""
+    one, two = await state.create(tuning(key="1"), None), await state.create(tuning(key="2"), None)
+    weights, error = WeightsRef(digest="1" * 64), Status(code=13, message="it diverged")
+    first = Attempt(one.name, (await state.take(TUNER)).attempt)
+    assert [await state.finish(first, weights) for _ in range(3)] == [Standing.KEPT] * 3
+    assert await state.finish(first, WeightsRef(digest="2" * 64)) is Standing.LOST
+    second = Attempt(two.name, (await state.take(TUNER)).attempt)
+    assert [await state.fail(second, error) for _ in range(3)] == [Standing.KEPT] * 3
+    assert await kinds(state, one.name) == ["queued", "started", "ready"]
+    assert await kinds(state, two.name) == ["queued", "started", "failed"]
+
+
+async def test_a_lease_lasts_as_long_as_there_are_reports(state: State) -> None:
+    """A report begins the lease anew. A cancelled tuning has none, and whoever waits for an attempt's end wakes."""
+    made = await state.create(tuning(), None)
+    attempt = Attempt(made.name, (await state.take(TUNER, lease_s=-1)).attempt)
+    assert await state.report(attempt, "tuner") is Standing.KEPT
+    assert await state.sweep() == []
+    waiting = asyncio.create_task(state.wait_lost(attempt))
+    await state.report(attempt, "tuner", progress=TuningProgress(update=1))
+    await asyncio.sleep(0.02)
+    assert not waiting.done()
+    await state.change(made.name, becomes(Tuning.STATE_CANCELLED), lambda now: TuningEvent(cancelled=now))
+    await asyncio.wait_for(waiting, 10)
+    assert [standing for standing, _ in await reports(state, attempt)] == [Standing.CANCELLED] * 5
+    await state.remove(made.name)
+    assert [standing for standing, _ in await reports(state, attempt)] == [Standing.CANCELLED] * 5
 
 
 async def test_recover_leaves_the_one_that_runs(state: State) -> None:
     """What is RUNNING and run by nobody goes back into the queue at any time, beside one that runs (R6)."""
     one, two = await state.create(tuning(key="1"), None), await state.create(tuning(key="2"), None)
-    for _ in range(2):
-        await state.take("tuner")
-    await state.recover(one.name)
+    for instance, lease_s in (("one", 30), ("two", -1)):
+        await state.take(Taker(instance), lease_s=lease_s)
+    assert await state.sweep() == [two.name]
     states = [(await state.get(made.name)).state for made in (one, two)]
     assert states == [Tuning.STATE_RUNNING, Tuning.STATE_QUEUED]
+
+
+async def test_a_tuner_takes_only_tunings_of_its_base_model(state: State) -> None:
+    """Others wait for theirs, and do not keep what is behind them from being taken (F24)."""
+    for number, model in enumerate("aabb"):
+        made = tuning(f"t{number % 2}", f"k{number}", number)
+        made.base_model = model
+        await state.create(made, None)
+    assert [(await state.take(Taker(f"b {n}"), base_model="b")).tuning.base_model for n in range(2)] == ["b", "b"]
+    assert await state.take(Taker("b"), base_model="b") is None
+    assert await state.queued_base_models() == ["a"]
+    assert len(await state.fail_queued("a", Status(code=9))) == 2
+    assert await state.take(Taker("a"), base_model="a") is None
+
+
+async def test_the_next_attempt_gets_the_last_checkpoint(state: State) -> None:
+    """It is the latest one of the attempts before, and an attempt that is over adds none."""
+    made = await state.create(tuning(), None)
+    taken = await state.take(TUNER, lease_s=-1)
+    assert taken.checkpoint is None
+    for update in (3, 7):
+        checkpoint = Checkpoint(path=f"at {update}", sha256="5" * 64, update=update)
+        await state.keep_checkpoint(Attempt(made.name, 1), "tuner", checkpoint, lease_s=-1)
+    await state.sweep()
+    again = await state.take(Taker("other"))
+    assert again.checkpoint == checkpoint
+    await state.keep_checkpoint(Attempt(made.name, 1), "tuner", Checkpoint(update=99))
+    await state.let_go(Attempt(made.name, 2))
+    assert (await state.take(TUNER)).checkpoint == checkpoint
 
 
 async def test_an_older_file_is_brought_up_to_date(tmp_path: Path) -> None:
@@ -278,7 +439,7 @@ async def test_an_older_file_is_brought_up_to_date(tmp_path: Path) -> None:
     old.executescript(FIRST_SCHEMA)
     for key, crashes, value in (("a", 2, Tuning.STATE_RUNNING), ("b", 2, Tuning.STATE_READY)):
         message = tuning(key=key)
-        message.state = value
+        message.state, message.base_model = value, "of that time"
         old.execute(
             "INSERT INTO tunings (name, tenant, key, image, state, attempt, crashes, last_event, blob)"
             " VALUES (?, 'default', ?, ?, ?, 2, ?, 1, ?)",
@@ -289,9 +450,10 @@ async def test_an_older_file_is_brought_up_to_date(tmp_path: Path) -> None:
     old.commit()
     old.close()
     state = await State.open(path)
-    await state.recover()
+    assert len(await state.sweep()) == 1
     assert (await state.live("default", "b")).state == Tuning.STATE_READY
-    taken = await state.take("tuner")
+    assert await state.take(TUNER, base_model="another") is None
+    taken = await state.take(TUNER, base_model="of that time")
     assert (taken.tuning.key, taken.attempt) == ("a", 3)
     assert await kinds(state, taken.tuning.name) == ["started", "queued", "started"]
     await state.know("tuner", b"what it said")
@@ -304,12 +466,12 @@ async def test_an_older_file_is_brought_up_to_date(tmp_path: Path) -> None:
 async def test_giving_back_without_a_crash_never_fails(state: State) -> None:
     """A run that was let go of does not count."""
     made = await state.create(tuning(), None)
-    for _ in range(MAX_CRASHES + 2):
-        await state.take("tuner")
-        await state.give_back(made.name, lost=False)
+    for number in range(MAX_CRASHES + 2):
+        taken = await state.take(Taker(f"tuner {number}"))
+        await state.let_go(Attempt(made.name, taken.attempt))
     assert (await state.get(made.name)).state == Tuning.STATE_QUEUED
     await state.change(made.name, becomes(Tuning.STATE_CANCELLED))
-    await state.give_back(made.name, lost=False)
+    assert await state.let_go(Attempt(made.name, taken.attempt)) is Standing.CANCELLED
     assert (await state.get(made.name)).state == Tuning.STATE_CANCELLED
 
 
@@ -363,6 +525,11 @@ async def test_a_file_of_the_version_whose_choices_were_texts_is_brought_up_to_d
     path = tmp_path / "state.sqlite"
     await (await State.open(path)).close()
     old = sqlite3.connect(path)
+    for index in ("queued", "leased"):
+        old.execute(f"DROP INDEX {index}")
+    for column in ("base_model", "place", "lease_s", "checkpoint"):
+        old.execute(f"ALTER TABLE tunings DROP COLUMN {column}")
+    old.execute("ALTER TABLE tunings ADD COLUMN position INTEGER")
     told = Tuning.FromString(OLD_TUNING)
     old.execute(
         "INSERT INTO tunings (name, tenant, key, image, state, last_event, blob) VALUES (?, 'default', ?, ?, ?, 1, ?)",

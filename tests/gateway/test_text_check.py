@@ -109,7 +109,7 @@ async def test_a_picture_that_takes_too_long_to_look_at_is_edited(world: World) 
 
 async def test_a_new_tuning_has_warnings_of_its_texts(world: World) -> None:
     """CreateTuning answers with what is not read, and keeps it (N5)."""
-    world.tuner.warnings = [UNREAD]
+    world.sampler.tuning_warnings = [UNREAD]
 
     tuning = await world.tune(method="imagic", prompt="a dog")
 
@@ -118,8 +118,8 @@ async def test_a_new_tuning_has_warnings_of_its_texts(world: World) -> None:
 
 
 async def test_a_tuning_of_words_that_say_nothing_is_refused(world: World) -> None:
-    """CreateTuning asks the tuner, whose tokenizer knows, and names the field (N14)."""
-    world.tuner.refusal = InvalidField("config.rare_tokens", "🦊", "use letters")
+    """CreateTuning asks the sampler, whose tokenizer knows, and names the field (N14)."""
+    world.sampler.tuning_refusal = InvalidField("config.rare_tokens", "🦊", "use letters")
     image = await world.upload(picture())
 
     asked = CreateTuningRequest(image=image.name, config=tuning_config(rare_tokens="🦊"))
@@ -128,11 +128,12 @@ async def test_a_tuning_of_words_that_say_nothing_is_refused(world: World) -> No
     await refused(world.tunings.CreateTuning(asked), status, "INVALID_FIELD", "config.rare_tokens")
 
 
-async def test_a_tuner_that_is_away_makes_a_tuning_wait(world: World) -> None:
+async def test_services_that_are_away_make_a_tuning_wait(world: World) -> None:
     """Its texts are then checked by the tuner when it begins, as ever (N14)."""
     image = await world.upload(picture())
     await world.tuned(picture("navy"))  # the tuner is known
     await world.tuner_server.stop()
+    await world.sampler_server.stop()
 
     tuning = await world.tunings.CreateTuning(CreateTuningRequest(image=image.name))
 

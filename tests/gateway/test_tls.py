@@ -25,6 +25,8 @@ from unitune.v1.sampler_pb2 import GetSamplerInfoRequest
 from unitune.v1.sampler_pb2_grpc import SamplerServiceStub
 from unitune.v1.server_pb2 import GetServerInfoRequest
 from unitune.v1.server_pb2_grpc import ServerServiceStub
+from unitune.v1.tuner_pb2 import TakeTuningRequest
+from unitune.v1.tuner_pb2_grpc import TunerPoolServiceStub
 from unitune.v1.tuning_pb2 import WatchTuningRequest
 from unitune.v1.tuning_pb2_grpc import TuningServiceStub
 from unitune_client import AsyncClient
@@ -48,17 +50,18 @@ async def mutual(world: World, authority: Authority) -> AsyncIterator[World]:
         name: authority.issue(world.folder, name, peers=authority)
         for name in (peers.GATEWAY, peers.TUNER, peers.SAMPLER)
     }
-    world.tuner_server = await serve_tuner(world.tuner, **peers.served_by(CertificateReader(of[peers.TUNER])))
     world.sampler_server = await serve_sampler(world.sampler, **peers.served_by(CertificateReader(of[peers.SAMPLER])))
     world.config = replace(
         world.config,
-        tuner=world.tuner_server.address,
         sampler=world.sampler_server.address,
         peer_cert=of[peers.GATEWAY].certificate,
         peer_key=of[peers.GATEWAY].key,
         peer_ca=authority.path,
     )
     await world.open()
+    assert world.gateway is not None
+    credentials = CertificateReader(of[peers.TUNER]).channel_credentials()
+    world.tuner_server = await serve_tuner(world.tuner, world.gateway.internal_address, credentials)
     yield world
 
 
@@ -231,16 +234,33 @@ async def test_a_sampler_answers_the_gateway_alone(mutual: World, authority: Aut
 
 
 async def test_the_gateway_believes_only_the_service_that_it_calls(mutual: World, authority: Authority) -> None:
-    """A tuner with the sampler's certificate, or with one of another authority, is as good as none."""
-    for issuer, name in ((authority, peers.SAMPLER), (Authority.make(mutual.folder, "foreign"), peers.TUNER)):
+    """A sampler with the tuner's certificate, or with one of another authority, is as good as none."""
+    for issuer, name in ((authority, peers.TUNER), (Authority.make(mutual.folder, "foreign"), peers.SAMPLER)):
         files = issuer.issue(mutual.folder, "false", name, peers=authority)
-        server = await serve_tuner(mutual.tuner, **peers.served_by(CertificateReader(files)))
+        server = await serve_sampler(mutual.sampler, **peers.served_by(CertificateReader(files)))
         gateway_files = CertificateFiles(mutual.config.peer_cert, mutual.config.peer_key, authority.path)  # type: ignore[arg-type]
-        of = upstreams.Upstreams(server.address, server.address, certificates=CertificateReader(gateway_files))
+        of = upstreams.Upstreams(server.address, certificates=CertificateReader(gateway_files))
         with pytest.raises(Unavailable):
-            await of.tuner_info()
+            await of.sampler_info()
         await of.close()
         await server.stop()
+
+
+async def test_only_a_tuner_takes_tunings(mutual: World, authority: Authority) -> None:
+    """The gateway's internal port answers the tuner's certificate alone."""
+    assert mutual.gateway is not None
+    files = authority.issue(mutual.folder, "false-tuner", peers.SAMPLER, peers=authority)
+    credentials = CertificateReader(files).channel_credentials()
+    request = TakeTuningRequest(tuner=mutual.tuner.process, base_model="b")
+    address = mutual.gateway.internal_address
+    async with serving.channel(address, credentials=credentials, name=peers.GATEWAY) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await TunerPoolServiceStub(channel).TakeTuning(request, timeout=10)
+    assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    async with serving.channel(address) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await TunerPoolServiceStub(channel).TakeTuning(request, timeout=10)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 async def test_a_new_certificate_of_the_gateway_cuts_no_edit(mutual: World, authority: Authority) -> None:

@@ -1,4 +1,4 @@
-"""A tuner and a sampler that answer at once: real servers on real sockets, without a diffusion model behind them.
+"""A tuner and a sampler that answer at once: real calls over real sockets, without a diffusion model behind them.
 
 The gateway's tests ask for moments that a real model does not give on demand: a run that hangs at its third
 update, diverges, crashes or is cancelled between two steps. Weights files, manifests and PNGs are real.
@@ -14,8 +14,8 @@ import grpc
 import numpy as np
 
 from tests.configs import sampling_config, tuning_config
-from unitune import image_pieces, images, serving, weights
-from unitune.errors import UniTuneError, to_status
+from unitune import image_pieces, images, peers, serving, weights
+from unitune.errors import NotFound, UniTuneError, to_status
 from unitune.object_store import ObjectStore
 from unitune.options import Flat
 from unitune.v1 import sampler_pb2, sampler_pb2_grpc, tuner_pb2, tuner_pb2_grpc
@@ -77,99 +77,161 @@ SAMPLING_DEFAULTS = sampling_config(
 )
 
 
-class Tuner(tuner_pb2_grpc.TunerServiceServicer):
-    """Each update is one progress event. A test may hold it, make it fail, crash or let go."""
+class Tuner:
+    """Each update is one progress report. A test may hold it, make it fail, crash or let go."""
 
     def __init__(self, store: ObjectStore) -> None:
         self.store = store
         self.base_model = BASE_MODEL
-        self.instance = secrets.token_hex(8)
-        self.requests: list[tuner_pb2.RunTuningRequest] = []
+        self.place, self.instance = f"place {secrets.token_hex(8)}", secrets.token_hex(8)
+        self.requests: list[tuner_pb2.Assignment] = []
         self.stopped: list[str] = []  # names of runs that ended before `done`
-        self.ended: list[str] = []  # names of runs whose stream was read to its end
         self.update_s = 0.0
         self.go_on = asyncio.Event()  # cleared: every run waits after its second update
         self.go_on.set()
         self.failure: UniTuneError | None = None
         self.crashes = 0  # so many runs are still to be lost after an update, with the tuner, which starts again
         self.losses = 0  # so many runs are still to be lost after an update, and the tuner lives on
-        self.lets_go = 0  # so many runs are still to be ended by the tuner itself
+        self.lets_go = 0  # so many runs are still to be given back by the tuner itself
         self.spoil_manifest = False
-        self.checked: list[TuningConfig] = []
-        self.refusal: UniTuneError | None = None  # of CheckTuning
-        self.warnings: list[str] = []  # of CheckTuning
+        self.repeats_done = 0  # so many times `done` is reported again, as if its answer had been lost
+        self.orders: list[str | None] = []  # the answers to what ended a run
 
-    async def GetTunerInfo(self, request: Any, context: Any) -> tuner_pb2.TunerInfo:
-        return tuner_pb2.TunerInfo(
-            base_model=self.base_model,
-            tuning_defaults=TUNING_DEFAULTS,
-            method_defaults=METHOD_DEFAULTS,
-            instance=self.instance,
+    async def missed(self) -> None:
+        """Return once its gateway knows that no tuner is there; by default at once."""
+
+    async def work(self, address: str, credentials: grpc.ChannelCredentials | None = None) -> None:
+        """Take and run tunings of a gateway, until cancelled."""
+        async with serving.channel(address, credentials=credentials, name=peers.GATEWAY) as channel:
+            pool: Any = tuner_pb2_grpc.TunerPoolServiceStub(channel)
+            while True:
+                try:
+                    await self._ask(pool)
+                except grpc.aio.AioRpcError:
+                    await asyncio.sleep(0.02)
+
+    async def _ask(self, pool: Any) -> None:
+        info = tuner_pb2.TunerInfo(
+            base_model=self.base_model, tuning_defaults=TUNING_DEFAULTS, method_defaults=METHOD_DEFAULTS
         )
+        await pool.Announce(tuner_pb2.AnnounceRequest(info=info), timeout=5)
+        request = tuner_pb2.TakeTuningRequest(tuner=self.process, base_model=self.base_model.digest)
+        request.wait.FromMilliseconds(200)
+        taken = await pool.TakeTuning(request, timeout=5)
+        if taken.HasField("assignment"):
+            await self._run(pool, taken.assignment)
 
-    async def CheckTuning(self, request: tuner_pb2.CheckTuningRequest, context: Any) -> tuner_pb2.CheckTuningResponse:
-        self.checked.append(request.config)
-        if self.refusal is not None:
-            raise self.refusal
-        return tuner_pb2.CheckTuningResponse(warnings=self.warnings)
+    @property
+    def process(self) -> tuner_pb2.TunerProcess:
+        return tuner_pb2.TunerProcess(place=self.place, instance=self.instance)
 
-    async def RunTuning(
-        self, request: tuner_pb2.RunTuningRequest, context: Any
-    ) -> AsyncIterator[tuner_pb2.RunTuningEvent]:
-        self.requests.append(request)
+    async def _run(self, pool: Any, taken: tuner_pb2.Assignment) -> None:
+        self.requests.append(taken)
+        updates, holding = asyncio.create_task(self._updates(pool, taken)), asyncio.create_task(self._hold(pool, taken))
         is_done = False
         try:
-            total = request.config.updates
-            for update in range(1, total + 1):
-                progress = TuningProgress(update=update, total=total, loss=1 / update, left_s=float(total - update))
-                yield tuner_pb2.RunTuningEvent(progress=progress)
-                await asyncio.sleep(self.update_s)
-                if update == 2:
-                    await self.go_on.wait()
-                if self.crashes or self.losses:
-                    if self.crashes:
-                        self.crashes -= 1
-                        self.instance = secrets.token_hex(8)
-                    else:
-                        self.losses -= 1
-                    await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed at /secret/path")
-                if self.lets_go:
-                    self.lets_go -= 1
-                    yield tuner_pb2.RunTuningEvent(cancelled=tuner_pb2.RunTuningEvent.Cancelled())
-                    return
-                if self.failure is not None:
-                    yield tuner_pb2.RunTuningEvent(failed=to_status(self.failure))
-                    return
-            data, manifest = weights.pack(
-                {"down.weight": np.full((4, 4), len(self.requests), np.float32)},
-                probe_tuned=np.zeros((1, 2), np.float32),
-                probe_base=np.zeros((1, 2), np.float32),
-                key=request.key,
-                base_model=self.base_model.digest,
-                method=Flat(request.config).method,
-                rare_tokens=request.config.rare_tokens,
-                updates=total,
-                probe_seed=0,
-            )
-            self.store.put_weights(request.path, data, manifest)
-            is_done = True
-            yield tuner_pb2.RunTuningEvent(
-                done=WeightsRef(
-                    key=request.key,
-                    digest="0" * 64 if self.spoil_manifest else manifest.digest,
-                    path=request.path,
-                    size_bytes=manifest.size_bytes,
-                    base_model=self.base_model.digest,
-                )
-            )
-            await asyncio.sleep(self.update_s)
-            self.ended.append(request.name)
+            await asyncio.wait({updates, holding}, return_when=asyncio.FIRST_COMPLETED)
+            if not updates.done() and self.store.has(f"{taken.path}/{weights.MANIFEST_FILE}"):
+                await updates  # which are over, and are reported
+            is_done = updates.done() and updates.result()
         finally:
+            for task in (updates, holding):
+                task.cancel()
+            await asyncio.gather(updates, holding, return_exceptions=True)
             if not is_done:
-                self.stopped.append(request.name)
+                self.stopped.append(taken.name)
 
-    async def CancelTuning(self, request: Any, context: Any) -> tuner_pb2.CancelRunResponse:
-        return tuner_pb2.CancelRunResponse()
+    async def _report(
+        self, pool: Any, taken: tuner_pb2.Assignment, wait_s: float = 0.0, once: bool = False, **report: Any
+    ) -> str | None:
+        """Report until it is answered, or once; the order, or to go on."""
+        request = tuner_pb2.ReportTuningRequest(name=taken.name, attempt=taken.attempt, tuner=self.process, **report)
+        while True:
+            try:
+                return (await pool.ReportTuning(request, timeout=wait_s + 5)).WhichOneof("order")
+            except grpc.aio.AioRpcError:
+                if once:
+                    return "noted"
+                await asyncio.sleep(0.05)
+
+    async def _hold(self, pool: Any, taken: tuner_pb2.Assignment) -> None:
+        """Return once the gateway has another order than to go on."""
+        alive = tuner_pb2.ReportTuningRequest.Alive()
+        alive.wait.FromMilliseconds(300)
+        while await self._report(pool, taken, 0.3, alive=alive) == "noted":
+            await asyncio.sleep(0.05)
+
+    async def _updates(self, pool: Any, taken: tuner_pb2.Assignment) -> bool:
+        """Whether the run came to `done`."""
+        pictures = [image for image in taken.images if not self.store.has(image.path)]
+        if pictures:
+            missing = NotFound("there is no such image", reason="IMAGE_NOT_FOUND")
+            await self._report(pool, taken, failed=to_status(missing))
+            return False
+        total = taken.config.updates
+        for update in range(1, total + 1):
+            progress = TuningProgress(update=update, total=total, loss=1 / update, left_s=float(total - update))
+            if await self._report(pool, taken, once=True, progress=progress) != "noted":
+                return False
+            await asyncio.sleep(self.update_s)
+            if update == 2:
+                await self.go_on.wait()
+            if self.crashes:
+                self.crashes -= 1
+                self.instance = secrets.token_hex(8)
+                return False
+            if self.losses:
+                self.losses -= 1
+                return False
+            if self.lets_go:
+                self.lets_go -= 1
+                await self._report(pool, taken, give_back=tuner_pb2.ReportTuningRequest.GiveBack())
+                return False
+            if self.failure is not None:
+                await self._report(pool, taken, failed=to_status(self.failure))
+                return False
+        data, manifest = weights.pack(
+            {"down.weight": np.full((4, 4), len(self.requests), np.float32)},
+            probe_tuned=np.zeros((1, 2), np.float32),
+            probe_base=np.zeros((1, 2), np.float32),
+            key=taken.key,
+            base_model=self.base_model.digest,
+            method=Flat(taken.config).method,
+            rare_tokens=taken.config.rare_tokens,
+            updates=total,
+            probe_seed=0,
+        )
+        self.store.put_weights(taken.path, data, manifest)
+        done = WeightsRef(
+            key=taken.key,
+            digest="0" * 64 if self.spoil_manifest else manifest.digest,
+            path=taken.path,
+            size_bytes=manifest.size_bytes,
+            base_model=self.base_model.digest,
+        )
+        for _ in range(1 + self.repeats_done):
+            self.orders.append(await self._report(pool, taken, done=done))
+        if self.orders[-1] != "noted":
+            self.store.delete_weights(taken.path)
+        return self.orders[-1] == "noted"
+
+
+class RunningTuner:
+    """A stand-in tuner at work for the gateway at an address."""
+
+    def __init__(self, tuner: Tuner, address: str, credentials: grpc.ChannelCredentials | None = None) -> None:
+        self._tuner, self.address = tuner, address
+        self._task = asyncio.create_task(tuner.work(address, credentials))
+
+    @property
+    def is_running(self) -> bool:
+        return not self._task.done()
+
+    async def stop(self) -> None:
+        """End it, with its connection."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        await self._tuner.missed()
 
 
 class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
@@ -197,6 +259,9 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
         self.checked: list[sampler_pb2.SampleRequest] = []
         self.refusal: UniTuneError | None = None  # of CheckSample
         self.warnings: list[str] = []  # of CheckSample
+        self.checked_tunings: list[TuningConfig] = []
+        self.tuning_refusal: UniTuneError | None = None  # of CheckTuning
+        self.tuning_warnings: list[str] = []  # of CheckTuning
         self.picture_s = 0.0  # that CheckSample takes for a request with an image
         self.picture_warning = ""  # of CheckSample for a request with an image
 
@@ -281,6 +346,14 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
         await asyncio.sleep(self.picture_s)
         return sampler_pb2.CheckSampleResponse(warnings=[*self.warnings, self.picture_warning])
 
+    async def CheckTuning(
+        self, request: sampler_pb2.CheckTuningRequest, context: Any
+    ) -> sampler_pb2.CheckTuningResponse:
+        self.checked_tunings.append(request.config)
+        if self.tuning_refusal is not None:
+            raise self.tuning_refusal
+        return sampler_pb2.CheckTuningResponse(warnings=self.tuning_warnings)
+
     async def Load(self, request: sampler_pb2.LoadRequest, context: Any) -> sampler_pb2.LoadResponse:
         self.loaded.append(request.weights.digest)
         return sampler_pb2.LoadResponse()
@@ -291,14 +364,9 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
         return sampler_pb2.EvictResponse()
 
 
-async def serve_tuner(tuner: Tuner, address: str = "127.0.0.1:0", **settings: Any) -> serving.RunningServer:
-    """Start it; the caller stops it. `settings` are those of `serving.start`."""
-
-    def register(server: grpc.aio.Server) -> list[str]:
-        tuner_pb2_grpc.add_TunerServiceServicer_to_server(tuner, server)
-        return ["unitune.v1.TunerService"]
-
-    return await serving.start(address, register, **settings)
+async def serve_tuner(tuner: Tuner, address: str, credentials: grpc.ChannelCredentials | None = None) -> RunningTuner:
+    """Have it work for the gateway whose internal address this is; the caller stops it."""
+    return RunningTuner(tuner, address, credentials)
 
 
 async def serve_sampler(sampler: Sampler, address: str = "127.0.0.1:0", **settings: Any) -> serving.RunningServer:

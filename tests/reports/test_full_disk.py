@@ -17,18 +17,31 @@ from unitune.system_errors import sentence
 from unitune_client.cli.outputs import Outputs
 from unitune_client.events import EditedImage
 
-MODEL_SERVICE = """
+SAMPLER = """
 import asyncio, os, sys
-from tests.gateway.upstream_servers import {kind}
+from tests.gateway.upstream_servers import Sampler
 from unitune import serving
-from unitune.v1 import {name}_pb2_grpc as grpc_
+from unitune.v1 import sampler_pb2_grpc
 from unitune.object_store import ObjectStore
 
 def register(server):
-    grpc_.add_{kind}ServiceServicer_to_server({kind}(ObjectStore(os.environ["UNITUNE_STORE"])), server)
-    return ["unitune.v1.{kind}Service"]
+    sampler_pb2_grpc.add_SamplerServiceServicer_to_server(Sampler(ObjectStore(os.environ["UNITUNE_STORE"])), server)
+    return ["unitune.v1.SamplerService"]
 
-sys.exit(asyncio.run(serving.serve("{name}", os.environ["UNITUNE_{upper}_ADDRESS"], register)))
+sys.exit(asyncio.run(serving.serve("sampler", os.environ["UNITUNE_SAMPLER_ADDRESS"], register)))
+"""
+
+TUNER = """
+import asyncio, os, sys
+from tests.gateway.upstream_servers import RunningTuner, Tuner
+from unitune import serving
+from unitune.object_store import ObjectStore
+
+async def main():
+    work = RunningTuner(Tuner(ObjectStore(os.environ["UNITUNE_STORE"])), os.environ["UNITUNE_GATEWAY"])
+    return await serving.serve("tuner", os.environ["UNITUNE_TUNER_ADDRESS"], lambda server: [], on_drain=work.stop)
+
+sys.exit(asyncio.run(main()))
 """
 
 
@@ -48,8 +61,7 @@ def at_home(tmp_path: Path, small_home: Path) -> Callable[..., Done]:
     """
     stand_ins.write(tmp_path / "programs")
     shutil.rmtree(tmp_path / "programs" / "gateway")
-    for name in ("tuner", "sampler"):
-        text = MODEL_SERVICE.format(name=name, kind=name.capitalize(), upper=name.upper())
+    for name, text in (("tuner", TUNER), ("sampler", SAMPLER)):
         (tmp_path / "programs" / f"{name}_svc" / "__main__.py").write_text(text)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model_index.json").write_text("{}")

@@ -7,6 +7,7 @@ import pytest
 from google.protobuf.message import Message
 
 from tests.answers import fault_of
+from tests.configs import tuning_config
 from tests.extremes import extremes
 from tests.sampler_svc.test_service import request, sampler, service, store_folder, stored
 from unitune.v1 import sampler_pb2, tuning_pb2
@@ -14,6 +15,15 @@ from unitune.v1 import sampler_pb2, tuning_pb2
 __all__ = ["sampler", "service", "store_folder", "stored"]  # fixtures
 
 
+TEXTUAL_INVERSION = tuning_config(
+    method="textual_inversion",
+    updates=3,
+    batch=4,
+    learning_rate=5e-3,
+    rare_tokens="beikkpic",
+    initial_word="dog",
+    num_vectors=1,
+)
 OWN = ("base_prompt", "inversion", "alignment", "word_weights", "blend_words", "cross_replace", "self_replace")
 
 
@@ -43,6 +53,7 @@ async def test_no_extreme_value_of_the_other_calls_is_our_mistake(
 
     calls = {
         "Load": (sampler.Load, sampler_pb2.LoadRequest(weights=stored(1))),
+        "CheckTuning": (sampler.CheckTuning, sampler_pb2.CheckTuningRequest(config=TEXTUAL_INVERSION)),
         "Evict": (sampler.Evict, sampler_pb2.EvictRequest(digest="a")),
         "GetSamplerInfo": (sampler.GetSamplerInfo, sampler_pb2.GetSamplerInfoRequest()),
         "WatchReplica": (watch, sampler_pb2.WatchReplicaRequest()),

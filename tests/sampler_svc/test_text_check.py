@@ -25,7 +25,7 @@ from unitune.object_store import ObjectStore
 from unitune.options import SAMPLING
 from unitune.prompts import with_rare_tokens
 from unitune.reading import Reader
-from unitune.v1.sampler_pb2 import SampleRequest
+from unitune.v1.sampler_pb2 import CheckTuningRequest, SampleRequest
 from unitune.v1.sampler_pb2_grpc import SamplerServiceStub
 from unitune.v1.tuning_pb2 import WeightsRef
 
@@ -95,6 +95,55 @@ async def refused(sampler: SamplerServiceStub, asked: SampleRequest) -> InvalidF
     error = from_rpc_error(caught.value)
     assert isinstance(error, InvalidField), error
     return error
+
+
+TUNINGS = {
+    "unitune": {"rare_tokens": RARE, "mode": "attn_out", "updates": 1, "batch": 1, "learning_rate": 1e-3},
+    "textual_inversion": {
+        "rare_tokens": RARE,
+        "initial_word": "dog",
+        "num_vectors": 1,
+        "updates": 1,
+        "batch": 1,
+        "learning_rate": 1e-3,
+    },
+    "null_text": {"base_prompt": "a dog", "num_inference_steps": 5, "updates": 1, "learning_rate": 0.01},
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "changed", "field"),
+    [
+        ("unitune", {}, ""),
+        ("unitune", {"super_resolution_updates": 1}, "super_resolution_updates"),
+        ("textual_inversion", {}, ""),
+        ("textual_inversion", {"rare_tokens": "dog"}, "rare_tokens"),
+        ("textual_inversion", {"rare_tokens": "two words"}, "rare_tokens"),
+        ("textual_inversion", {"initial_word": "a dog"}, "initial_word"),
+        ("null_text", {}, ""),
+    ],
+)
+async def test_a_sampler_says_of_a_tuning_what_its_tuner_would(
+    sampler, tiny_model: Path, method: str, changed: dict[str, object], field: str
+) -> None:
+    """CreateTuning needs no tuner: what words and base model forbid is refused alike by both, by field (F23)."""
+    from tuner_svc.base_model import load
+    from tuner_svc.tune import check
+    from tuner_svc.tuning_config import TuningConfig
+
+    words = {**TUNINGS[method], **changed}
+    asked, own = tuning_config(method=method, **words), TuningConfig(method=method, **words)
+
+    if not field:
+        assert list((await sampler.CheckTuning(CheckTuningRequest(config=asked), timeout=60)).warnings) == []
+        assert check(load(tiny_model), own) == []
+        return
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await sampler.CheckTuning(CheckTuningRequest(config=asked), timeout=60)
+    told = from_rpc_error(caught.value)
+    with pytest.raises(InvalidField) as raised:
+        check(load(tiny_model), own)
+    assert (told.field, told.message) == (f"config.{field}", raised.value.message)
 
 
 async def test_a_prompt_that_fits_has_no_warning(sampler) -> None:

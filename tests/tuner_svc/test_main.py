@@ -1,21 +1,25 @@
 """The program: it starts on a folder, listens, and stops on a signal."""
 
+import asyncio
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from asyncio.subprocess import PIPE, Process
 from pathlib import Path
+from typing import Any
 
-import grpc
 import pytest
 
 from tests.configs import tuning_config
+from tests.gateway.conftest import sha256
+from tests.tuner_svc.scripted_pool import Pool, serve_pool
 from tuner_svc.config import TunerConfig
 from unitune import settings
+from unitune.object_store import ObjectStore
 from unitune.settings import BadSetting
-from unitune.v1 import tuner_pb2, tuner_pb2_grpc
+from unitune.v1.tuner_pb2 import Assignment, StoredImage
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "tuner_svc"]
@@ -27,27 +31,57 @@ def environment(**variables: str) -> dict[str, str]:
     return {**kept, "UNITUNE_TUNER_ADDRESS": "127.0.0.1:0", "UNITUNE_THREADS": "1", **variables}
 
 
-@pytest.fixture
-def tuner(tiny_model: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A tuner's process on the tiny model."""
-    variables = environment(UNITUNE_BASE_MODEL=str(tiny_model), UNITUNE_STORE=str(tmp_path / "store"))
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    with subprocess.Popen(COMMAND, env=variables, cwd=ROOT, **pipes) as process:
-        yield process
-        process.kill()
+async def started(*program: str, log: Any = PIPE, **variables: str) -> Process:
+    """A tuner's process, once it listens."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *program, env=environment(**variables), cwd=ROOT, stdout=PIPE, stderr=log
+    )
+    assert process.stdout is not None
+    assert (await process.stdout.readline()).startswith(b"listening 127.0.0.1:")
+    return process
 
 
-def test_it_serves_until_a_signal(tuner: subprocess.Popen[str]) -> None:
-    """One line on stdout names the address, calls are answered there, and SIGTERM ends it with exit code 0."""
-    assert tuner.stdout is not None
-    word, address = tuner.stdout.readline().split()
-    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        info = tuner_pb2_grpc.TunerServiceStub(channel).GetTunerInfo(tuner_pb2.GetTunerInfoRequest(), timeout=30)
-    tuner.send_signal(signal.SIGTERM)
+async def test_it_works_until_a_signal(tiny_model: Path, tmp_path: Path, picture: bytes) -> None:
+    """One line on stdout, once the model is loaded; it says at the gateway what it is, and takes a tuning. SIGTERM
+    gives that back, and ends the program with exit code 0 (F21)."""
+    pool = Pool()
+    server = await serve_pool(pool)
+    store = tmp_path / "store"
+    process = await started(
+        "-m",
+        "tuner_svc",
+        UNITUNE_BASE_MODEL=str(tiny_model),
+        UNITUNE_STORE=str(store),
+        UNITUNE_GATEWAY=server.address,
+    )
+    try:
+        run = pool.assign(assignment(ObjectStore(str(store)), picture, updates=5000))
+        async with asyncio.timeout(60):
+            async for report in run:
+                if report.progress.update:
+                    break
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout is not None and await process.stdout.read() == b""
+        assert await asyncio.wait_for(process.wait(), 60) == 0
+    finally:
+        await server.stop()
+        if process.returncode is None:
+            process.kill()
+    assert pool.info.base_model.name == "tiny"
+    assert run.reports[-1].HasField("give_back")
 
-    assert ("listening", "tiny") == (word, info.base_model.name)
-    assert 0 == tuner.wait(30)
-    assert "" == tuner.stdout.read()
+
+def assignment(store: ObjectStore | None, picture: bytes, updates: int) -> Assignment:
+    """A tuning of a picture, which is put into the store."""
+    config = tuning_config(
+        method="unitune", mode="attn_out", updates=updates, batch=1, learning_rate=1e-3, rare_tokens="r"
+    )
+    image = StoredImage(name="i", path=f"images/t/{sha256(picture)}/file", sha256=sha256(picture))
+    if store is not None:
+        store.put(image.path, picture)
+    return Assignment(
+        name="tenants/t/tunings/t-001", attempt=1, key="k", path="tunings/t/t-001/1", images=[image], config=config
+    )
 
 
 HURRIED_TUNER = """
@@ -59,17 +93,21 @@ sys.exit(main())
 """
 
 
-def test_a_signal_ends_it_in_the_midst_of_what_nothing_interrupts(
+async def test_a_signal_ends_it_in_the_midst_of_what_nothing_interrupts(
     tiny_model: Path, tmp_path: Path, picture: bytes
 ) -> None:
-    """While it stores weights in a bucket that does not answer, SIGTERM ends a tuner after its drain
-    and the time to leave, and says in its log what held it up (r19)."""
-    config = tuning_config(method="unitune", mode="attn_out", updates=1, batch=1, learning_rate=1e-3, rare_tokens="r")
-    request = tuner_pb2.RunTuningRequest(name="t", key="k", path="tunings/t/t-001/1", image=picture, config=config)
+    """While it waits for a bucket that does not answer, SIGTERM ends a tuner after its drain and the time to leave, and
+    says in its log what held it up (r19)."""
+    pool = Pool()
+    server = await serve_pool(pool)
     with socket.create_server(("127.0.0.1", 0)) as silent, (tmp_path / "log").open("w") as log:
         silent.settimeout(120)
-        variables = environment(
+        process = await started(
+            "-c",
+            HURRIED_TUNER,
+            log=log,
             UNITUNE_BASE_MODEL=str(tiny_model),
+            UNITUNE_GATEWAY=server.address,
             UNITUNE_STORE="s3://silent",
             AWS_ENDPOINT=f"http://127.0.0.1:{silent.getsockname()[1]}",
             AWS_ALLOW_HTTP="true",
@@ -77,24 +115,20 @@ def test_a_signal_ends_it_in_the_midst_of_what_nothing_interrupts(
             AWS_SECRET_ACCESS_KEY="nothing",
             NO_PROXY="127.0.0.1",
         )
-        command = [sys.executable, "-c", HURRIED_TUNER]
-        with subprocess.Popen(command, env=variables, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True) as tuner:
-            try:
-                assert tuner.stdout is not None
-                address = tuner.stdout.readline().split()[1]
-                with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
-                    run = tuner_pb2_grpc.TunerServiceStub(channel).RunTuning(request)
-                    connection, _ = silent.accept()
-                    tuner.send_signal(signal.SIGTERM)
-                    code = tuner.wait(60)
-                    run.cancel()
-                    connection.close()
-            finally:
-                tuner.kill()
+        try:
+            pool.assign(assignment(None, picture, updates=1))
+            connection, _ = await asyncio.to_thread(silent.accept)
+            process.send_signal(signal.SIGTERM)
+            code = await asyncio.wait_for(process.wait(), 60)
+            connection.close()
+        finally:
+            await server.stop()
+            if process.returncode is None:
+                process.kill()
 
     told = (tmp_path / "log").read_text()
     assert 1 == code
-    assert "put_weights" in told[told.index('"draining"') :]
+    assert "_read" in told[told.index('"draining"') :]
 
 
 def test_a_folder_that_is_no_model_stops_the_start(tmp_path: Path) -> None:
@@ -115,6 +149,7 @@ def test_a_folder_that_is_no_model_stops_the_start(tmp_path: Path) -> None:
         ({}, "UNITUNE_STORE is not set"),
         ({"UNITUNE_STORE": ""}, "UNITUNE_STORE is empty"),
         ({"UNITUNE_STORE": "s", "UNITUNE_THREADS": "-1"}, "UNITUNE_THREADS is -1"),
+        ({"UNITUNE_STORE": "s", "UNITUNE_GATEWAY": " , "}, "UNITUNE_GATEWAY is empty"),
         ({"UNITUNE_STORE": "s", "UNITUNE_TUNING_MEMORY_GB": "-1"}, "UNITUNE_TUNING_MEMORY_GB is -1: it must be 0"),
     ],
 )

@@ -1,20 +1,16 @@
 """Which thread of a tuner's process computes with PyTorch."""
 
+import asyncio
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
-import grpc
 import torch
 
-from tests.configs import tuning_config
+from tests.tuner_svc.scripted_pool import Pool, serve_pool
+from tests.tuner_svc.test_main import assignment, started
 from tuner_svc.torch_thread import TorchThread
-from unitune.v1 import tuner_pb2, tuner_pb2_grpc
-
-ROOT = Path(__file__).resolve().parents[2]
+from unitune.object_store import ObjectStore
 
 # The tuner, as `python -m tuner_svc` runs it, under PyTorch's profiler; its last line counts operators by thread.
 PROFILED_TUNER = """
@@ -31,38 +27,29 @@ print(json.dumps(collections.Counter(event.thread for event in operators)))
 """
 
 
-def test_a_tuner_computes_in_one_thread(tiny_model: Path, tmp_path: Path, picture: bytes) -> None:
+async def test_a_tuner_computes_in_one_thread(tiny_model: Path, tmp_path: Path, picture: bytes) -> None:
     """Loading the model, and two tunings with their probes, run all of PyTorch's operators in one thread (P1)."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("UNITUNE_")}
-    environment = kept | {
-        "UNITUNE_TUNER_ADDRESS": "127.0.0.1:0",
-        "UNITUNE_BASE_MODEL": str(tiny_model),
-        "UNITUNE_STORE": str(tmp_path / "store"),
-        "UNITUNE_THREADS": "1",  # an operator may run parts of itself in its team's other threads
-    }
-    config = {"method": "unitune", "mode": "attn_out", "updates": 2, "batch": 1, "learning_rate": 1e-3}
-    with subprocess.Popen(
-        [sys.executable, "-c", PROFILED_TUNER], env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            assert process.stdout is not None
-            address = process.stdout.readline().split()[1]
-            with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
-                stub = tuner_pb2_grpc.TunerServiceStub(channel)
-                for number in range(2):
-                    request = tuner_pb2.RunTuningRequest(
-                        name=f"t{number}",
-                        key=f"k{number}",
-                        path=f"tunings/t/t-00{number}/1",
-                        image=picture,
-                        config=tuning_config(**config, rare_tokens="r"),
-                    )
-                    stub.CheckTuning(tuner_pb2.CheckTuningRequest(config=request.config))
-                    *_, last = stub.RunTuning(request)
-                    assert "done" == last.WhichOneof("event")
+    pool = Pool()
+    server = await serve_pool(pool)
+    process = await started(
+        "-c",
+        PROFILED_TUNER,
+        UNITUNE_BASE_MODEL=str(tiny_model),
+        UNITUNE_STORE=str(tmp_path / "store"),
+        UNITUNE_GATEWAY=server.address,
+        UNITUNE_THREADS="1",  # an operator may run parts of itself in its team's other threads
+    )
+    try:
+        async with asyncio.timeout(120):
+            for _ in range(2):
+                run = pool.assign(assignment(ObjectStore(str(tmp_path / "store")), picture, updates=2))
+                *_, last = [report async for report in run]
+                assert last.HasField("done")
             process.send_signal(signal.SIGTERM)
-            told, _ = process.communicate(timeout=120)
-        finally:
+            told, _ = await process.communicate()
+    finally:
+        await server.stop()
+        if process.returncode is None:
             process.kill()
 
     operators = json.loads(told.splitlines()[-1])

@@ -316,7 +316,7 @@ def test_json_prints_one_object_per_event_and_nothing_else(server: ScriptedServe
     assert DOG == Path(picture["value"]).read_bytes()
     assert Path(sheet["value"]).is_file()
     progress = {"update": 3, "total": 128, "loss": 0.5, "left_s": 9.0, "learning_rate": 1e-4, "stopped_early": False}
-    progress |= {"stage": "updating", "warning": ""}
+    progress |= {"stage": "updating", "warning": "", "attempt": 0, "resumed_update": 0}
     assert progress == lines[2]["progress"]
     assert "d1" == lines[3]["tuning"]["weights"]["digest"]
 

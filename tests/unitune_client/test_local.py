@@ -87,8 +87,9 @@ def test_three_services_run_and_know_each_other(home: Home, base_model: str, sai
     assert base_model == settings["tuner"]["UNITUNE_BASE_MODEL"]
     assert str(home.engines / "e1") == settings["sampler"]["UNITUNE_ENGINE"]
     assert str(home.state) == settings["gateway"]["UNITUNE_STATE"]
-    assert settings["gateway"]["UNITUNE_TUNER"] != settings["gateway"]["UNITUNE_SAMPLER"]
-    assert all(re.fullmatch(r"127\.0\.0\.1:\d+", settings["gateway"][f"UNITUNE_{one}"]) for one in ("TUNER", "SAMPLER"))
+    assert settings["gateway"]["UNITUNE_INTERNAL_ADDRESS"] == settings["tuner"]["UNITUNE_GATEWAY"]
+    addresses = [settings["gateway"][f"UNITUNE_{one}"] for one in ("GATEWAY_ADDRESS", "INTERNAL_ADDRESS", "SAMPLER")]
+    assert all(re.fullmatch(r"127\.0\.0\.1:\d+", one) for one in addresses) and 3 == len({*addresses})
     assert all("UNITUNE_HOME" not in one for one in settings.values())
     assert 3 == len(pids(home)) and [] == stand_ins.still_running(pids(home))
 

@@ -8,14 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.optim import Adam
+from torch.optim import Adam, Optimizer
 
 from tuner_svc.adafactor import Adafactor
 from tuner_svc.base_model import BaseModel
 from tuner_svc.methods import dreambooth, imagic, null_text, textual_inversion, unitune
 from tuner_svc.methods.tuned import Tuned
 from tuner_svc.progress_tracker import ProgressTracker
-from tuner_svc.super_resolution import Optimizer
 from tuner_svc.tuning_config import TuningConfig
 from unitune.choices import NULL_TEXT
 
@@ -24,16 +23,12 @@ def _just_updates(config: TuningConfig) -> int:
     return config.updates
 
 
-def _nothing_more(model: BaseModel, config: TuningConfig) -> None:
-    return
-
-
 @dataclass(frozen=True)
 class SuperResolutionTuning:
     """How a method tunes super-resolution: with which text and which optimizer."""
 
     text: Callable[[TuningConfig], str]
-    optimizer: Callable[[list[Tensor], float], Optimizer]
+    optimizer: Callable[[list[Tensor], float], Adafactor | Optimizer]
 
 
 @dataclass(frozen=True)
@@ -42,9 +37,6 @@ class Method:
 
     tune: Callable[[BaseModel, Tensor, TuningConfig, ProgressTracker], Tuned]
     total: Callable[[TuningConfig], int] = _just_updates  # optimizer updates of all its stages
-    check: Callable[[BaseModel, TuningConfig], None] = (
-        _nothing_more  # raises InvalidField for settings that do not fit the model
-    )
     super_resolution: SuperResolutionTuning | None = None  # where the method tunes that, too
 
 
@@ -56,8 +48,8 @@ METHODS: Mapping[str, Method] = {
         imagic.tune, total=imagic.total, super_resolution=SuperResolutionTuning(lambda config: config.prompt, Adam)
     ),
     "dreambooth": Method(dreambooth.tune),
-    "textual_inversion": Method(textual_inversion.tune, check=textual_inversion.check),
-    NULL_TEXT: Method(null_text.tune, total=null_text.total, check=null_text.check),
+    "textual_inversion": Method(textual_inversion.tune),
+    NULL_TEXT: Method(null_text.tune, total=null_text.total),
 }
 
 __all__ = ["METHODS", "Method", "Tuned"]

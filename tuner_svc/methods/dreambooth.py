@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tuner_svc.arrangement import Update
 from tuner_svc.base_model import BaseModel
+from tuner_svc.checkpoint import StageState
 from tuner_svc.class_images import class_latents, class_prompt
 from tuner_svc.denoising import Draws, Noising, denoising_loss, draw, mixed_precision
 from tuner_svc.methods.tuned import Tuned
@@ -48,7 +49,8 @@ def tune(model: BaseModel, latents: Tensor, config: TuningConfig, tracker: Progr
     optimizer, kind = adam(chosen.parameters(), config.learning_rate), ("dreambooth", config.mode, has_prior)
     update = Update(model, loss, optimizer, chosen.parameters(), kind, tracker.warn)
     run = UpdateGraph(update, chosen.parameters(), model.device)
-    for index in tracker.updates(config.updates, config.learning_rate):
+    state = StageState(chosen.parameters(), optimizer, [generator, class_generator])
+    for index in tracker.updates(config.updates, config.learning_rate, state=state):
         draws = draw(config.batch, latents, noising.num_timesteps, generator)
         inputs = [pictures_of_update(latents, index, config.batch), draws.timesteps, draws.noise]
         if has_prior:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tuner_svc.arrangement import Update
 from tuner_svc.base_model import BaseModel
+from tuner_svc.checkpoint import StageState
 from tuner_svc.denoising import Draws, Noising, denoising_loss, draw, mixed_precision
 from tuner_svc.methods.tuned import Tuned
 from tuner_svc.progress_tracker import ProgressTracker
@@ -31,7 +32,8 @@ def tune(model: BaseModel, latent: Tensor, config: TuningConfig, tracker: Progre
     optimizer = adam([embedding], config.embedding_learning_rate)
     update = Update(model, embedding_loss, optimizer, [embedding], "an embedding", tracker.warn)
     run = UpdateGraph(update, [embedding], model.device)
-    for _ in tracker.updates(config.embedding_updates, config.embedding_learning_rate):
+    state = StageState([embedding], optimizer, [generator])
+    for _ in tracker.updates(config.embedding_updates, config.embedding_learning_rate, state=state):
         draws = draw(config.batch, latent, noising.num_timesteps, generator)
         tracker.record(run(draws.timesteps, draws.noise))
 
@@ -45,7 +47,8 @@ def tune(model: BaseModel, latent: Tensor, config: TuningConfig, tracker: Progre
     optimizer = adam(chosen.parameters(), config.learning_rate)
     update = Update(model, denoiser_loss, optimizer, chosen.parameters(), ("imagic", config.mode), tracker.warn)
     run = UpdateGraph(update, chosen.parameters(), model.device)
-    for _ in tracker.updates(config.updates, config.learning_rate):
+    state = StageState(chosen.parameters(), optimizer, [generator])
+    for _ in tracker.updates(config.updates, config.learning_rate, state=state):
         draws = draw(config.batch, latent, noising.num_timesteps, generator)
         tracker.record(run(draws.timesteps, draws.noise))
 

@@ -18,12 +18,11 @@ from tuner_svc.base_model import BaseModel
 from tuner_svc.methods.tuned import Tuned
 from tuner_svc.progress_tracker import ProgressTracker
 from tuner_svc.tuning_config import TuningConfig
-from unitune.choices import BOUND_TO_NULL_TEXT, NO_ATTENTION_OF_INPAINTING, NULL_TEXT
+from unitune.choices import BOUND_TO_NULL_TEXT
 from unitune.diffusion.denoiser import predict
 from unitune.diffusion.inversion import inverted
 from unitune.diffusion.schedule import Latents, Schedule
 from unitune.diffusion.solvers import SCHEDULERS, DenoisingRun, FirstOrder
-from unitune.errors import InvalidField
 
 ENOUGH, ENOUGH_PER_STEP = (
     1e-5,
@@ -76,15 +75,6 @@ def tune(model: BaseModel, latent: Tensor, config: TuningConfig, tracker: Progre
 def total(config: TuningConfig) -> int:
     """The updates of all steps; a step that is near enough to its pivot needs fewer."""
     return config.num_inference_steps * config.updates
-
-
-def check(model: BaseModel, config: TuningConfig) -> None:
-    """Raises InvalidField for an inpainting model, and for more steps than the base model has timesteps."""
-    if model.is_inpainting:
-        raise InvalidField("config.method", NULL_TEXT, NO_ATTENTION_OF_INPAINTING)
-    most = model.schedule.num_train_timesteps
-    if config.num_inference_steps > most:
-        raise InvalidField("config.num_inference_steps", config.num_inference_steps, f"it must be 1 to {most}")
 
 
 def inverted_latents(

@@ -10,11 +10,11 @@ from torch.optim import Adam
 
 from tuner_svc.arrangement import Update
 from tuner_svc.base_model import BaseModel
+from tuner_svc.checkpoint import StageState
 from tuner_svc.denoising import Draws, Noising, denoising_loss, draw, mixed_precision
 from tuner_svc.methods.tuned import Tuned
 from tuner_svc.progress_tracker import ProgressTracker
 from tuner_svc.tuning_config import TuningConfig
-from unitune.errors import InvalidField
 from unitune.prompts import ids_with_vectors
 
 # Neutral sentences, as in the paper. A base model with a closed vocabulary gets only the placeholder.
@@ -35,8 +35,10 @@ def tune(model: BaseModel, latent: Tensor, config: TuningConfig, tracker: Progre
             context = model.text_encoder(ids[:1], vectors)  # all rows have the same ids
             return denoising_loss(model, {}, latent, context, noising, Draws(timesteps, noise))
 
-    update = Update(model, loss, Adam([vectors], rate), [vectors], "vectors", tracker.warn)
-    for _ in tracker.updates(config.updates, rate):
+    optimizer = Adam([vectors], rate)
+    update = Update(model, loss, optimizer, [vectors], "vectors", tracker.warn)
+    state = StageState([vectors], optimizer, [generator])
+    for _ in tracker.updates(config.updates, rate, state=state):
         ids = prompts[int(torch.randint(0, len(prompts), (), generator=generator))]
         draws = draw(config.batch, latent, noising.num_timesteps, generator)
         found = update(draws.timesteps, draws.noise, ids.expand(config.batch, *ids.shape[1:]))
@@ -45,24 +47,10 @@ def tune(model: BaseModel, latent: Tensor, config: TuningConfig, tracker: Progre
     return Tuned({}, tracker.losses, extras={"vectors": vectors.detach()})
 
 
-def check(model: BaseModel, config: TuningConfig) -> None:
-    """Raises InvalidField for a placeholder that is in the vocabulary, and for an initial word that is not one
-    token."""
-    placeholder = config.rare_tokens.strip()
-    if len(placeholder.split()) > 1:
-        raise InvalidField("config.rare_tokens", placeholder, "the placeholder must be one word")
-    if _token(model, placeholder) is not None:
-        remedy = "the base model's vocabulary has this word already; choose another placeholder, such as beikkpic"
-        raise InvalidField("config.rare_tokens", placeholder, remedy)
-    if _token(model, config.initial_word) is None:
-        remedy = "it must be one token of the base model's vocabulary: choose a shorter or a more common word"
-        raise InvalidField("config.initial_word", config.initial_word, remedy)
-
-
 def initial_vectors(model: BaseModel, config: TuningConfig) -> Tensor:
     """(num_vectors, width): copies of the initial word's embedding."""
     token = _token(model, config.initial_word)
-    assert token is not None  # `check` refuses others
+    assert token is not None  # unitune.tuning_check refuses others
     return model.text_encoder.vector_of(token).detach().clone().repeat(config.num_vectors, 1)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from tuner_svc.adafactor import Adafactor
 from tuner_svc.arrangement import Update
 from tuner_svc.base_model import BaseModel
+from tuner_svc.checkpoint import StageState
 from tuner_svc.denoising import Draws, Noising, denoising_loss, draw, mixed_precision
 from tuner_svc.methods.tuned import Tuned
 from tuner_svc.progress_tracker import ProgressTracker
@@ -25,10 +26,15 @@ def tune(model: BaseModel, latent: Tensor, config: TuningConfig, tracker: Progre
     generator = torch.Generator().manual_seed(config.seed)  # on the CPU, so that every device sees the same draws
     chosen = trainable(model.denoiser.unet, config.mode, generator)
     context = model.encode_prompt(with_rare_tokens(config.rare_tokens, ""))
-    update = update_of(model, chosen, latent, context, config.learning_rate, config.mode, tracker.warn)
+    parameters = chosen.parameters()
+    optimizer = Adafactor(parameters, config.learning_rate)
+    update = update_of(
+        model, chosen, latent, context, config.learning_rate, config.mode, tracker.warn, optimizer=optimizer
+    )
 
-    run = UpdateGraph(update, chosen.parameters(), model.device)
-    for _ in tracker.updates(config.updates, config.learning_rate, config.stop_loss_ratio):
+    run = UpdateGraph(update, parameters, model.device)
+    state = StageState(parameters, optimizer, [generator])
+    for _ in tracker.updates(config.updates, config.learning_rate, config.stop_loss_ratio, state):
         draws = draw(config.batch, latent, model.schedule.num_train_timesteps, generator, stratified=True)
         tracker.record(run(draws.timesteps, draws.noise))
 
@@ -44,6 +50,8 @@ def update_of(
     learning_rate: float,
     mode: str = "full",
     warn: Callable[[str], None] = lambda text: None,
+    *,
+    optimizer: Adafactor | None = None,
 ) -> Update:
     """A function that makes one update, from drawn timesteps and noise, and returns its loss."""
     noising = Noising(model.schedule, model.device)
@@ -52,5 +60,5 @@ def update_of(
         with mixed_precision(model.device):
             return denoising_loss(model, chosen.weights(), latent, context, noising, Draws(timesteps, noise))
 
-    optimizer = Adafactor(chosen.parameters(), learning_rate)
+    optimizer = optimizer or Adafactor(chosen.parameters(), learning_rate)
     return Update(model, loss, optimizer, chosen.parameters(), ("unitune", mode), warn)

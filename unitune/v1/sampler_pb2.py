@@ -29,7 +29,7 @@ from unitune.v1 import server_pb2 as unitune_dot_v1_dot_server__pb2
 from unitune.v1 import tuning_pb2 as unitune_dot_v1_dot_tuning__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18unitune/v1/sampler.proto\x12\nunitune.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x17google/rpc/status.proto\x1a\x15unitune/v1/edit.proto\x1a\x17unitune/v1/server.proto\x1a\x17unitune/v1/tuning.proto\"\x17\n\x15GetSamplerInfoRequest\"\xc5\x01\n\x0bSamplerInfo\x12)\n\nbase_model\x18\x01 \x01(\x0b\x32\x15.unitune.v1.BaseModel\x12\x35\n\x11sampling_defaults\x18\x02 \x01(\x0b\x32\x1a.unitune.v1.SamplingConfig\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x33\n\x0fmethod_defaults\x18\n \x03(\x0b\x32\x1a.unitune.v1.SamplingConfig\x12\x0f\n\x07version\x18( \x01(\t\"\xe5\x02\n\rSampleRequest\x12\x12\n\x04\x65\x64it\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12-\n\x07weights\x18\x02 \x01(\x0b\x32\x16.unitune.v1.WeightsRefB\x04\xe2\x41\x01\x01\x12\x13\n\x05image\x18\x03 \x01(\x0c\x42\x04\xe2\x41\x01\x02\x12\x19\n\x0brare_tokens\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06prompt\x18\x05 \x01(\tB\x04\xe2\x41\x01\x02\x12\x30\n\x06\x63onfig\x18\x06 \x01(\x0b\x32\x1a.unitune.v1.SamplingConfigB\x04\xe2\x41\x01\x02\x12\x13\n\x05seeds\x18\x07 \x03(\x03\x42\x04\xe2\x41\x01\x02\x12\x1b\n\rpreview_every\x18\x08 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x12\n\x04mask\x18\t \x01(\x0c\x42\x04\xe2\x41\x01\x01\x12\x35\n\rtuning_config\x18\x14 \x01(\x0b\x32\x18.unitune.v1.TuningConfigB\x04\xe2\x41\x01\x01\x12\x1c\n\x0e\x63ontent_filter\x18\x15 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\'\n\x13\x43heckSampleResponse\x12\x10\n\x08warnings\x18\x01 \x03(\t\"\x92\x03\n\x0bSampleEvent\x12\x30\n\x07loading\x18\x01 \x01(\x0b\x32\x1d.unitune.v1.EditEvent.LoadingH\x00\x12*\n\x04step\x18\x02 \x01(\x0b\x32\x1a.unitune.v1.EditEvent.StepH\x00\x12\x32\n\x05image\x18\x03 \x01(\x0b\x32!.unitune.v1.EditEvent.EditedImageH\x00\x12#\n\x04\x64one\x18\x04 \x01(\x0b\x32\x13.unitune.v1.TimingsH\x00\x12$\n\x06\x66\x61iled\x18\x05 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12\x30\n\x07warning\x18\x06 \x01(\x0b\x32\x1d.unitune.v1.EditEvent.WarningH\x00\x12\x34\n\theartbeat\x18\n \x01(\x0b\x32\x1f.unitune.v1.EditEvent.HeartbeatH\x00\x12\x35\n\nimage_part\x18\x07 \x01(\x0b\x32\x1f.unitune.v1.EditEvent.ImagePartH\x00\x42\x07\n\x05\x65vent\"<\n\x0bLoadRequest\x12-\n\x07weights\x18\x01 \x01(\x0b\x32\x16.unitune.v1.WeightsRefB\x04\xe2\x41\x01\x02\">\n\x0cLoadResponse\x12.\n\x07loading\x18\x01 \x01(\x0b\x32\x1d.unitune.v1.EditEvent.Loading\"$\n\x0c\x45victRequest\x12\x14\n\x06\x64igest\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\x0f\n\rEvictResponse\"\x15\n\x13WatchReplicaRequest\"T\n\x0cReplicaState\x12\x10\n\x08resident\x18\x01 \x03(\t\x12\x0f\n\x07\x65ngines\x18\x02 \x01(\x05\x12\x0f\n\x07waiting\x18\x03 \x01(\x05\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\x32\xaf\x03\n\x0eSamplerService\x12L\n\x0eGetSamplerInfo\x12!.unitune.v1.GetSamplerInfoRequest\x1a\x17.unitune.v1.SamplerInfo\x12>\n\x06Sample\x12\x19.unitune.v1.SampleRequest\x1a\x17.unitune.v1.SampleEvent0\x01\x12I\n\x0b\x43heckSample\x12\x19.unitune.v1.SampleRequest\x1a\x1f.unitune.v1.CheckSampleResponse\x12\x39\n\x04Load\x12\x17.unitune.v1.LoadRequest\x1a\x18.unitune.v1.LoadResponse\x12<\n\x05\x45vict\x12\x18.unitune.v1.EvictRequest\x1a\x19.unitune.v1.EvictResponse\x12K\n\x0cWatchReplica\x12\x1f.unitune.v1.WatchReplicaRequest\x1a\x18.unitune.v1.ReplicaState0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18unitune/v1/sampler.proto\x12\nunitune.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x17google/rpc/status.proto\x1a\x15unitune/v1/edit.proto\x1a\x17unitune/v1/server.proto\x1a\x17unitune/v1/tuning.proto\"\x17\n\x15GetSamplerInfoRequest\"\xc5\x01\n\x0bSamplerInfo\x12)\n\nbase_model\x18\x01 \x01(\x0b\x32\x15.unitune.v1.BaseModel\x12\x35\n\x11sampling_defaults\x18\x02 \x01(\x0b\x32\x1a.unitune.v1.SamplingConfig\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x33\n\x0fmethod_defaults\x18\n \x03(\x0b\x32\x1a.unitune.v1.SamplingConfig\x12\x0f\n\x07version\x18( \x01(\t\"\xe5\x02\n\rSampleRequest\x12\x12\n\x04\x65\x64it\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12-\n\x07weights\x18\x02 \x01(\x0b\x32\x16.unitune.v1.WeightsRefB\x04\xe2\x41\x01\x01\x12\x13\n\x05image\x18\x03 \x01(\x0c\x42\x04\xe2\x41\x01\x02\x12\x19\n\x0brare_tokens\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06prompt\x18\x05 \x01(\tB\x04\xe2\x41\x01\x02\x12\x30\n\x06\x63onfig\x18\x06 \x01(\x0b\x32\x1a.unitune.v1.SamplingConfigB\x04\xe2\x41\x01\x02\x12\x13\n\x05seeds\x18\x07 \x03(\x03\x42\x04\xe2\x41\x01\x02\x12\x1b\n\rpreview_every\x18\x08 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x12\n\x04mask\x18\t \x01(\x0c\x42\x04\xe2\x41\x01\x01\x12\x35\n\rtuning_config\x18\x14 \x01(\x0b\x32\x18.unitune.v1.TuningConfigB\x04\xe2\x41\x01\x01\x12\x1c\n\x0e\x63ontent_filter\x18\x15 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\'\n\x13\x43heckSampleResponse\x12\x10\n\x08warnings\x18\x01 \x03(\t\"D\n\x12\x43heckTuningRequest\x12.\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x18.unitune.v1.TuningConfigB\x04\xe2\x41\x01\x02\"\'\n\x13\x43heckTuningResponse\x12\x10\n\x08warnings\x18\x01 \x03(\t\"\x92\x03\n\x0bSampleEvent\x12\x30\n\x07loading\x18\x01 \x01(\x0b\x32\x1d.unitune.v1.EditEvent.LoadingH\x00\x12*\n\x04step\x18\x02 \x01(\x0b\x32\x1a.unitune.v1.EditEvent.StepH\x00\x12\x32\n\x05image\x18\x03 \x01(\x0b\x32!.unitune.v1.EditEvent.EditedImageH\x00\x12#\n\x04\x64one\x18\x04 \x01(\x0b\x32\x13.unitune.v1.TimingsH\x00\x12$\n\x06\x66\x61iled\x18\x05 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12\x30\n\x07warning\x18\x06 \x01(\x0b\x32\x1d.unitune.v1.EditEvent.WarningH\x00\x12\x34\n\theartbeat\x18\n \x01(\x0b\x32\x1f.unitune.v1.EditEvent.HeartbeatH\x00\x12\x35\n\nimage_part\x18\x07 \x01(\x0b\x32\x1f.unitune.v1.EditEvent.ImagePartH\x00\x42\x07\n\x05\x65vent\"<\n\x0bLoadRequest\x12-\n\x07weights\x18\x01 \x01(\x0b\x32\x16.unitune.v1.WeightsRefB\x04\xe2\x41\x01\x02\">\n\x0cLoadResponse\x12.\n\x07loading\x18\x01 \x01(\x0b\x32\x1d.unitune.v1.EditEvent.Loading\"$\n\x0c\x45victRequest\x12\x14\n\x06\x64igest\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\x0f\n\rEvictResponse\"\x15\n\x13WatchReplicaRequest\"T\n\x0cReplicaState\x12\x10\n\x08resident\x18\x01 \x03(\t\x12\x0f\n\x07\x65ngines\x18\x02 \x01(\x05\x12\x0f\n\x07waiting\x18\x03 \x01(\x05\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\x32\xff\x03\n\x0eSamplerService\x12L\n\x0eGetSamplerInfo\x12!.unitune.v1.GetSamplerInfoRequest\x1a\x17.unitune.v1.SamplerInfo\x12>\n\x06Sample\x12\x19.unitune.v1.SampleRequest\x1a\x17.unitune.v1.SampleEvent0\x01\x12I\n\x0b\x43heckSample\x12\x19.unitune.v1.SampleRequest\x1a\x1f.unitune.v1.CheckSampleResponse\x12N\n\x0b\x43heckTuning\x12\x1e.unitune.v1.CheckTuningRequest\x1a\x1f.unitune.v1.CheckTuningResponse\x12\x39\n\x04Load\x12\x17.unitune.v1.LoadRequest\x1a\x18.unitune.v1.LoadResponse\x12<\n\x05\x45vict\x12\x18.unitune.v1.EvictRequest\x1a\x19.unitune.v1.EvictResponse\x12K\n\x0cWatchReplica\x12\x1f.unitune.v1.WatchReplicaRequest\x1a\x18.unitune.v1.ReplicaState0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -58,6 +58,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAMPLEREQUEST'].fields_by_name['tuning_config']._serialized_options = b'\342A\001\001'
   _globals['_SAMPLEREQUEST'].fields_by_name['content_filter']._loaded_options = None
   _globals['_SAMPLEREQUEST'].fields_by_name['content_filter']._serialized_options = b'\342A\001\001'
+  _globals['_CHECKTUNINGREQUEST'].fields_by_name['config']._loaded_options = None
+  _globals['_CHECKTUNINGREQUEST'].fields_by_name['config']._serialized_options = b'\342A\001\002'
   _globals['_LOADREQUEST'].fields_by_name['weights']._loaded_options = None
   _globals['_LOADREQUEST'].fields_by_name['weights']._serialized_options = b'\342A\001\002'
   _globals['_EVICTREQUEST'].fields_by_name['digest']._loaded_options = None
@@ -70,20 +72,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAMPLEREQUEST']._serialized_end=754
   _globals['_CHECKSAMPLERESPONSE']._serialized_start=756
   _globals['_CHECKSAMPLERESPONSE']._serialized_end=795
-  _globals['_SAMPLEEVENT']._serialized_start=798
-  _globals['_SAMPLEEVENT']._serialized_end=1200
-  _globals['_LOADREQUEST']._serialized_start=1202
-  _globals['_LOADREQUEST']._serialized_end=1262
-  _globals['_LOADRESPONSE']._serialized_start=1264
-  _globals['_LOADRESPONSE']._serialized_end=1326
-  _globals['_EVICTREQUEST']._serialized_start=1328
-  _globals['_EVICTREQUEST']._serialized_end=1364
-  _globals['_EVICTRESPONSE']._serialized_start=1366
-  _globals['_EVICTRESPONSE']._serialized_end=1381
-  _globals['_WATCHREPLICAREQUEST']._serialized_start=1383
-  _globals['_WATCHREPLICAREQUEST']._serialized_end=1404
-  _globals['_REPLICASTATE']._serialized_start=1406
-  _globals['_REPLICASTATE']._serialized_end=1490
-  _globals['_SAMPLERSERVICE']._serialized_start=1493
-  _globals['_SAMPLERSERVICE']._serialized_end=1924
+  _globals['_CHECKTUNINGREQUEST']._serialized_start=797
+  _globals['_CHECKTUNINGREQUEST']._serialized_end=865
+  _globals['_CHECKTUNINGRESPONSE']._serialized_start=867
+  _globals['_CHECKTUNINGRESPONSE']._serialized_end=906
+  _globals['_SAMPLEEVENT']._serialized_start=909
+  _globals['_SAMPLEEVENT']._serialized_end=1311
+  _globals['_LOADREQUEST']._serialized_start=1313
+  _globals['_LOADREQUEST']._serialized_end=1373
+  _globals['_LOADRESPONSE']._serialized_start=1375
+  _globals['_LOADRESPONSE']._serialized_end=1437
+  _globals['_EVICTREQUEST']._serialized_start=1439
+  _globals['_EVICTREQUEST']._serialized_end=1475
+  _globals['_EVICTRESPONSE']._serialized_start=1477
+  _globals['_EVICTRESPONSE']._serialized_end=1492
+  _globals['_WATCHREPLICAREQUEST']._serialized_start=1494
+  _globals['_WATCHREPLICAREQUEST']._serialized_end=1515
+  _globals['_REPLICASTATE']._serialized_start=1517
+  _globals['_REPLICASTATE']._serialized_end=1601
+  _globals['_SAMPLERSERVICE']._serialized_start=1604
+  _globals['_SAMPLERSERVICE']._serialized_end=2115
 # @@protoc_insertion_point(module_scope)

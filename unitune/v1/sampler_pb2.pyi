@@ -61,6 +61,18 @@ class CheckSampleResponse(_message.Message):
     warnings: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class CheckTuningRequest(_message.Message):
+    __slots__ = ("config",)
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    config: _tuning_pb2.TuningConfig
+    def __init__(self, config: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ...) -> None: ...
+
+class CheckTuningResponse(_message.Message):
+    __slots__ = ("warnings",)
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class SampleEvent(_message.Message):
     __slots__ = ("loading", "step", "image", "done", "failed", "warning", "heartbeat", "image_part")
     LOADING_FIELD_NUMBER: _ClassVar[int]

@@ -50,6 +50,11 @@ class SamplerServiceStub:
                 request_serializer=unitune_dot_v1_dot_sampler__pb2.SampleRequest.SerializeToString,
                 response_deserializer=unitune_dot_v1_dot_sampler__pb2.CheckSampleResponse.FromString,
                 _registered_method=True)
+        self.CheckTuning = channel.unary_unary(
+                '/unitune.v1.SamplerService/CheckTuning',
+                request_serializer=unitune_dot_v1_dot_sampler__pb2.CheckTuningRequest.SerializeToString,
+                response_deserializer=unitune_dot_v1_dot_sampler__pb2.CheckTuningResponse.FromString,
+                _registered_method=True)
         self.Load = channel.unary_unary(
                 '/unitune.v1.SamplerService/Load',
                 request_serializer=unitune_dot_v1_dot_sampler__pb2.LoadRequest.SerializeToString,
@@ -101,6 +106,16 @@ class SamplerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckTuning(self, request, context):
+        """CheckTuning says whether a tuning's config can be run on the base model, by what only the model and its tokenizer
+        know. The sampler answers, since tuners come and go. Fails with INVALID_ARGUMENT (INVALID_FIELD) naming the field
+        under `config`: also for a text of which nothing is read, and for rare tokens or a class noun that are not read whole.
+        A tuner fails the tuning alike.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Load(self, request, context):
         """Load puts weights into a free engine before the first edit asks for them; when no engine is free it does nothing.
         Fails with DATA_LOSS as Sample does, and with UNAVAILABLE (DRAINING) when the replica accepts no more.
@@ -140,6 +155,11 @@ def add_SamplerServiceServicer_to_server(servicer, server):
                     servicer.CheckSample,
                     request_deserializer=unitune_dot_v1_dot_sampler__pb2.SampleRequest.FromString,
                     response_serializer=unitune_dot_v1_dot_sampler__pb2.CheckSampleResponse.SerializeToString,
+            ),
+            'CheckTuning': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckTuning,
+                    request_deserializer=unitune_dot_v1_dot_sampler__pb2.CheckTuningRequest.FromString,
+                    response_serializer=unitune_dot_v1_dot_sampler__pb2.CheckTuningResponse.SerializeToString,
             ),
             'Load': grpc.unary_unary_rpc_method_handler(
                     servicer.Load,
@@ -239,6 +259,33 @@ class SamplerService:
             '/unitune.v1.SamplerService/CheckSample',
             unitune_dot_v1_dot_sampler__pb2.SampleRequest.SerializeToString,
             unitune_dot_v1_dot_sampler__pb2.CheckSampleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckTuning(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/unitune.v1.SamplerService/CheckTuning',
+            unitune_dot_v1_dot_sampler__pb2.CheckTuningRequest.SerializeToString,
+            unitune_dot_v1_dot_sampler__pb2.CheckTuningResponse.FromString,
             options,
             channel_credentials,
             insecure,

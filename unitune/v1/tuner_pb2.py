@@ -23,56 +23,72 @@ _sym_db = _symbol_database.Default()
 
 
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from unitune.v1 import server_pb2 as unitune_dot_v1_dot_server__pb2
 from unitune.v1 import tuning_pb2 as unitune_dot_v1_dot_tuning__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16unitune/v1/tuner.proto\x12\nunitune.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x17google/rpc/status.proto\x1a\x17unitune/v1/server.proto\x1a\x17unitune/v1/tuning.proto\"\x15\n\x13GetTunerInfoRequest\"\xbf\x01\n\tTunerInfo\x12)\n\nbase_model\x18\x01 \x01(\x0b\x32\x15.unitune.v1.BaseModel\x12\x31\n\x0ftuning_defaults\x18\x02 \x01(\x0b\x32\x18.unitune.v1.TuningConfig\x12\x31\n\x0fmethod_defaults\x18\n \x03(\x0b\x32\x18.unitune.v1.TuningConfig\x12\x10\n\x08instance\x18\x0b \x01(\t\x12\x0f\n\x07version\x18( \x01(\t\"D\n\x12\x43heckTuningRequest\x12.\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x18.unitune.v1.TuningConfigB\x04\xe2\x41\x01\x02\"\'\n\x13\x43heckTuningResponse\x12\x10\n\x08warnings\x18\x01 \x03(\t\"\xb0\x01\n\x10RunTuningRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x11\n\x03key\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05image\x18\x03 \x01(\x0c\x42\x04\xe2\x41\x01\x02\x12.\n\x06\x63onfig\x18\x04 \x01(\x0b\x32\x18.unitune.v1.TuningConfigB\x04\xe2\x41\x01\x02\x12\x12\n\x04path\x18\x05 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1c\n\x0e\x66urther_images\x18\n \x03(\x0c\x42\x04\xe2\x41\x01\x01\"\xe9\x02\n\x0eRunTuningEvent\x12\x35\n\x07waiting\x18\x01 \x01(\x0b\x32\".unitune.v1.RunTuningEvent.WaitingH\x00\x12.\n\x08progress\x18\x02 \x01(\x0b\x32\x1a.unitune.v1.TuningProgressH\x00\x12&\n\x04\x64one\x18\x03 \x01(\x0b\x32\x16.unitune.v1.WeightsRefH\x00\x12$\n\x06\x66\x61iled\x18\x04 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12\x39\n\tcancelled\x18\x05 \x01(\x0b\x32$.unitune.v1.RunTuningEvent.CancelledH\x00\x12\x39\n\theartbeat\x18\n \x01(\x0b\x32$.unitune.v1.RunTuningEvent.HeartbeatH\x00\x1a\t\n\x07Waiting\x1a\x0b\n\tCancelled\x1a\x0b\n\tHeartbeatB\x07\n\x05\x65vent\"&\n\x10\x43\x61ncelRunRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\x13\n\x11\x43\x61ncelRunResponse2\xbc\x02\n\x0cTunerService\x12\x46\n\x0cGetTunerInfo\x12\x1f.unitune.v1.GetTunerInfoRequest\x1a\x15.unitune.v1.TunerInfo\x12G\n\tRunTuning\x12\x1c.unitune.v1.RunTuningRequest\x1a\x1a.unitune.v1.RunTuningEvent0\x01\x12N\n\x0b\x43heckTuning\x12\x1e.unitune.v1.CheckTuningRequest\x1a\x1f.unitune.v1.CheckTuningResponse\x12K\n\x0c\x43\x61ncelTuning\x12\x1c.unitune.v1.CancelRunRequest\x1a\x1d.unitune.v1.CancelRunResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16unitune/v1/tuner.proto\x12\nunitune.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x17google/rpc/status.proto\x1a\x17unitune/v1/server.proto\x1a\x17unitune/v1/tuning.proto\"\xad\x01\n\tTunerInfo\x12)\n\nbase_model\x18\x01 \x01(\x0b\x32\x15.unitune.v1.BaseModel\x12\x31\n\x0ftuning_defaults\x18\x02 \x01(\x0b\x32\x18.unitune.v1.TuningConfig\x12\x31\n\x0fmethod_defaults\x18\n \x03(\x0b\x32\x18.unitune.v1.TuningConfig\x12\x0f\n\x07version\x18( \x01(\t\";\n\x0cTunerProcess\x12\x13\n\x05place\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x16\n\x08instance\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\"<\n\x0f\x41nnounceRequest\x12)\n\x04info\x18\x01 \x01(\x0b\x32\x15.unitune.v1.TunerInfoB\x04\xe2\x41\x01\x02\"<\n\x10\x41nnounceResponse\x12(\n\x05lease\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x8b\x01\n\x11TakeTuningRequest\x12-\n\x05tuner\x18\x01 \x01(\x0b\x32\x18.unitune.v1.TunerProcessB\x04\xe2\x41\x01\x02\x12\x18\n\nbase_model\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12-\n\x04wait\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\"@\n\x12TakeTuningResponse\x12*\n\nassignment\x18\x01 \x01(\x0b\x32\x16.unitune.v1.Assignment\"\xc5\x01\n\nAssignment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0b\n\x03key\x18\x03 \x01(\t\x12(\n\x06\x63onfig\x18\x04 \x01(\x0b\x32\x18.unitune.v1.TuningConfig\x12\'\n\x06images\x18\x05 \x03(\x0b\x32\x17.unitune.v1.StoredImage\x12\x0c\n\x04path\x18\x06 \x01(\t\x12*\n\ncheckpoint\x18\x07 \x01(\x0b\x32\x16.unitune.v1.Checkpoint\"9\n\x0bStoredImage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"L\n\nCheckpoint\x12\x12\n\x04path\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06sha256\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06update\x18\x03 \x01(\x05\x42\x04\xe2\x41\x01\x02\"\xe0\x03\n\x13ReportTuningRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x15\n\x07\x61ttempt\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x02\x12-\n\x05tuner\x18\x03 \x01(\x0b\x32\x18.unitune.v1.TunerProcessB\x04\xe2\x41\x01\x02\x12.\n\x08progress\x18\x04 \x01(\x0b\x32\x1a.unitune.v1.TuningProgressH\x00\x12\x36\n\x05\x61live\x18\x05 \x01(\x0b\x32%.unitune.v1.ReportTuningRequest.AliveH\x00\x12&\n\x04\x64one\x18\x06 \x01(\x0b\x32\x16.unitune.v1.WeightsRefH\x00\x12$\n\x06\x66\x61iled\x18\x07 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12=\n\tgive_back\x18\x08 \x01(\x0b\x32(.unitune.v1.ReportTuningRequest.GiveBackH\x00\x12,\n\ncheckpoint\x18\t \x01(\x0b\x32\x16.unitune.v1.CheckpointH\x00\x1a\x36\n\x05\x41live\x12-\n\x04wait\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\x1a\n\n\x08GiveBackB\x08\n\x06report\"\xa0\x01\n\x14ReportTuningResponse\x12\'\n\x05noted\x18\x01 \x01(\x0b\x32\x16.google.protobuf.EmptyH\x00\x12(\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x16.google.protobuf.EmptyH\x00\x12,\n\nlease_lost\x18\x03 \x01(\x0b\x32\x16.google.protobuf.EmptyH\x00\x42\x07\n\x05order2\xf9\x01\n\x10TunerPoolService\x12\x45\n\x08\x41nnounce\x12\x1b.unitune.v1.AnnounceRequest\x1a\x1c.unitune.v1.AnnounceResponse\x12K\n\nTakeTuning\x12\x1d.unitune.v1.TakeTuningRequest\x1a\x1e.unitune.v1.TakeTuningResponse\x12Q\n\x0cReportTuning\x12\x1f.unitune.v1.ReportTuningRequest\x1a .unitune.v1.ReportTuningResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'unitune.v1.tuner_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHECKTUNINGREQUEST'].fields_by_name['config']._loaded_options = None
-  _globals['_CHECKTUNINGREQUEST'].fields_by_name['config']._serialized_options = b'\342A\001\002'
-  _globals['_RUNTUNINGREQUEST'].fields_by_name['name']._loaded_options = None
-  _globals['_RUNTUNINGREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
-  _globals['_RUNTUNINGREQUEST'].fields_by_name['key']._loaded_options = None
-  _globals['_RUNTUNINGREQUEST'].fields_by_name['key']._serialized_options = b'\342A\001\002'
-  _globals['_RUNTUNINGREQUEST'].fields_by_name['image']._loaded_options = None
-  _globals['_RUNTUNINGREQUEST'].fields_by_name['image']._serialized_options = b'\342A\001\002'
-  _globals['_RUNTUNINGREQUEST'].fields_by_name['config']._loaded_options = None
-  _globals['_RUNTUNINGREQUEST'].fields_by_name['config']._serialized_options = b'\342A\001\002'
-  _globals['_RUNTUNINGREQUEST'].fields_by_name['path']._loaded_options = None
-  _globals['_RUNTUNINGREQUEST'].fields_by_name['path']._serialized_options = b'\342A\001\002'
-  _globals['_RUNTUNINGREQUEST'].fields_by_name['further_images']._loaded_options = None
-  _globals['_RUNTUNINGREQUEST'].fields_by_name['further_images']._serialized_options = b'\342A\001\001'
-  _globals['_CANCELRUNREQUEST'].fields_by_name['name']._loaded_options = None
-  _globals['_CANCELRUNREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
-  _globals['_GETTUNERINFOREQUEST']._serialized_start=146
-  _globals['_GETTUNERINFOREQUEST']._serialized_end=167
-  _globals['_TUNERINFO']._serialized_start=170
-  _globals['_TUNERINFO']._serialized_end=361
-  _globals['_CHECKTUNINGREQUEST']._serialized_start=363
-  _globals['_CHECKTUNINGREQUEST']._serialized_end=431
-  _globals['_CHECKTUNINGRESPONSE']._serialized_start=433
-  _globals['_CHECKTUNINGRESPONSE']._serialized_end=472
-  _globals['_RUNTUNINGREQUEST']._serialized_start=475
-  _globals['_RUNTUNINGREQUEST']._serialized_end=651
-  _globals['_RUNTUNINGEVENT']._serialized_start=654
-  _globals['_RUNTUNINGEVENT']._serialized_end=1015
-  _globals['_RUNTUNINGEVENT_WAITING']._serialized_start=971
-  _globals['_RUNTUNINGEVENT_WAITING']._serialized_end=980
-  _globals['_RUNTUNINGEVENT_CANCELLED']._serialized_start=982
-  _globals['_RUNTUNINGEVENT_CANCELLED']._serialized_end=993
-  _globals['_RUNTUNINGEVENT_HEARTBEAT']._serialized_start=995
-  _globals['_RUNTUNINGEVENT_HEARTBEAT']._serialized_end=1006
-  _globals['_CANCELRUNREQUEST']._serialized_start=1017
-  _globals['_CANCELRUNREQUEST']._serialized_end=1055
-  _globals['_CANCELRUNRESPONSE']._serialized_start=1057
-  _globals['_CANCELRUNRESPONSE']._serialized_end=1076
-  _globals['_TUNERSERVICE']._serialized_start=1079
-  _globals['_TUNERSERVICE']._serialized_end=1395
+  _globals['_TUNERPROCESS'].fields_by_name['place']._loaded_options = None
+  _globals['_TUNERPROCESS'].fields_by_name['place']._serialized_options = b'\342A\001\002'
+  _globals['_TUNERPROCESS'].fields_by_name['instance']._loaded_options = None
+  _globals['_TUNERPROCESS'].fields_by_name['instance']._serialized_options = b'\342A\001\002'
+  _globals['_ANNOUNCEREQUEST'].fields_by_name['info']._loaded_options = None
+  _globals['_ANNOUNCEREQUEST'].fields_by_name['info']._serialized_options = b'\342A\001\002'
+  _globals['_TAKETUNINGREQUEST'].fields_by_name['tuner']._loaded_options = None
+  _globals['_TAKETUNINGREQUEST'].fields_by_name['tuner']._serialized_options = b'\342A\001\002'
+  _globals['_TAKETUNINGREQUEST'].fields_by_name['base_model']._loaded_options = None
+  _globals['_TAKETUNINGREQUEST'].fields_by_name['base_model']._serialized_options = b'\342A\001\002'
+  _globals['_TAKETUNINGREQUEST'].fields_by_name['wait']._loaded_options = None
+  _globals['_TAKETUNINGREQUEST'].fields_by_name['wait']._serialized_options = b'\342A\001\001'
+  _globals['_CHECKPOINT'].fields_by_name['path']._loaded_options = None
+  _globals['_CHECKPOINT'].fields_by_name['path']._serialized_options = b'\342A\001\002'
+  _globals['_CHECKPOINT'].fields_by_name['sha256']._loaded_options = None
+  _globals['_CHECKPOINT'].fields_by_name['sha256']._serialized_options = b'\342A\001\002'
+  _globals['_CHECKPOINT'].fields_by_name['update']._loaded_options = None
+  _globals['_CHECKPOINT'].fields_by_name['update']._serialized_options = b'\342A\001\002'
+  _globals['_REPORTTUNINGREQUEST_ALIVE'].fields_by_name['wait']._loaded_options = None
+  _globals['_REPORTTUNINGREQUEST_ALIVE'].fields_by_name['wait']._serialized_options = b'\342A\001\001'
+  _globals['_REPORTTUNINGREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_REPORTTUNINGREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
+  _globals['_REPORTTUNINGREQUEST'].fields_by_name['attempt']._loaded_options = None
+  _globals['_REPORTTUNINGREQUEST'].fields_by_name['attempt']._serialized_options = b'\342A\001\002'
+  _globals['_REPORTTUNINGREQUEST'].fields_by_name['tuner']._loaded_options = None
+  _globals['_REPORTTUNINGREQUEST'].fields_by_name['tuner']._serialized_options = b'\342A\001\002'
+  _globals['_TUNERINFO']._serialized_start=208
+  _globals['_TUNERINFO']._serialized_end=381
+  _globals['_TUNERPROCESS']._serialized_start=383
+  _globals['_TUNERPROCESS']._serialized_end=442
+  _globals['_ANNOUNCEREQUEST']._serialized_start=444
+  _globals['_ANNOUNCEREQUEST']._serialized_end=504
+  _globals['_ANNOUNCERESPONSE']._serialized_start=506
+  _globals['_ANNOUNCERESPONSE']._serialized_end=566
+  _globals['_TAKETUNINGREQUEST']._serialized_start=569
+  _globals['_TAKETUNINGREQUEST']._serialized_end=708
+  _globals['_TAKETUNINGRESPONSE']._serialized_start=710
+  _globals['_TAKETUNINGRESPONSE']._serialized_end=774
+  _globals['_ASSIGNMENT']._serialized_start=777
+  _globals['_ASSIGNMENT']._serialized_end=974
+  _globals['_STOREDIMAGE']._serialized_start=976
+  _globals['_STOREDIMAGE']._serialized_end=1033
+  _globals['_CHECKPOINT']._serialized_start=1035
+  _globals['_CHECKPOINT']._serialized_end=1111
+  _globals['_REPORTTUNINGREQUEST']._serialized_start=1114
+  _globals['_REPORTTUNINGREQUEST']._serialized_end=1594
+  _globals['_REPORTTUNINGREQUEST_ALIVE']._serialized_start=1518
+  _globals['_REPORTTUNINGREQUEST_ALIVE']._serialized_end=1572
+  _globals['_REPORTTUNINGREQUEST_GIVEBACK']._serialized_start=1574
+  _globals['_REPORTTUNINGREQUEST_GIVEBACK']._serialized_end=1584
+  _globals['_REPORTTUNINGRESPONSE']._serialized_start=1597
+  _globals['_REPORTTUNINGRESPONSE']._serialized_end=1757
+  _globals['_TUNERPOOLSERVICE']._serialized_start=1760
+  _globals['_TUNERPOOLSERVICE']._serialized_end=2009
 # @@protoc_insertion_point(module_scope)

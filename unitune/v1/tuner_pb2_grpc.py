@@ -25,8 +25,13 @@ if _version_not_supported:
     )
 
 
-class TunerServiceStub:
-    """TunerService fine-tunes the base model on one image at a time.
+class TunerPoolServiceStub:
+    """TunerPoolService gives tunings to tuners, which ask for them.
+
+    Whoever takes a tuning has it for the time of a lease. Every report renews the lease. A tuning whose lease has run out
+    is given to another tuner, as its next attempt. The number of the attempt fences it: what an earlier attempt reports
+    changes nothing. No call belongs to a connection, so a tuner may ask and report at whichever gateway answers, and may
+    repeat every call whose answer was lost.
     """
 
     def __init__(self, channel):
@@ -35,104 +40,94 @@ class TunerServiceStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.GetTunerInfo = channel.unary_unary(
-                '/unitune.v1.TunerService/GetTunerInfo',
-                request_serializer=unitune_dot_v1_dot_tuner__pb2.GetTunerInfoRequest.SerializeToString,
-                response_deserializer=unitune_dot_v1_dot_tuner__pb2.TunerInfo.FromString,
+        self.Announce = channel.unary_unary(
+                '/unitune.v1.TunerPoolService/Announce',
+                request_serializer=unitune_dot_v1_dot_tuner__pb2.AnnounceRequest.SerializeToString,
+                response_deserializer=unitune_dot_v1_dot_tuner__pb2.AnnounceResponse.FromString,
                 _registered_method=True)
-        self.RunTuning = channel.unary_stream(
-                '/unitune.v1.TunerService/RunTuning',
-                request_serializer=unitune_dot_v1_dot_tuner__pb2.RunTuningRequest.SerializeToString,
-                response_deserializer=unitune_dot_v1_dot_tuner__pb2.RunTuningEvent.FromString,
+        self.TakeTuning = channel.unary_unary(
+                '/unitune.v1.TunerPoolService/TakeTuning',
+                request_serializer=unitune_dot_v1_dot_tuner__pb2.TakeTuningRequest.SerializeToString,
+                response_deserializer=unitune_dot_v1_dot_tuner__pb2.TakeTuningResponse.FromString,
                 _registered_method=True)
-        self.CheckTuning = channel.unary_unary(
-                '/unitune.v1.TunerService/CheckTuning',
-                request_serializer=unitune_dot_v1_dot_tuner__pb2.CheckTuningRequest.SerializeToString,
-                response_deserializer=unitune_dot_v1_dot_tuner__pb2.CheckTuningResponse.FromString,
-                _registered_method=True)
-        self.CancelTuning = channel.unary_unary(
-                '/unitune.v1.TunerService/CancelTuning',
-                request_serializer=unitune_dot_v1_dot_tuner__pb2.CancelRunRequest.SerializeToString,
-                response_deserializer=unitune_dot_v1_dot_tuner__pb2.CancelRunResponse.FromString,
+        self.ReportTuning = channel.unary_unary(
+                '/unitune.v1.TunerPoolService/ReportTuning',
+                request_serializer=unitune_dot_v1_dot_tuner__pb2.ReportTuningRequest.SerializeToString,
+                response_deserializer=unitune_dot_v1_dot_tuner__pb2.ReportTuningResponse.FromString,
                 _registered_method=True)
 
 
-class TunerServiceServicer:
-    """TunerService fine-tunes the base model on one image at a time.
+class TunerPoolServiceServicer:
+    """TunerPoolService gives tunings to tuners, which ask for them.
+
+    Whoever takes a tuning has it for the time of a lease. Every report renews the lease. A tuning whose lease has run out
+    is given to another tuner, as its next attempt. The number of the attempt fences it: what an earlier attempt reports
+    changes nothing. No call belongs to a connection, so a tuner may ask and report at whichever gateway answers, and may
+    repeat every call whose answer was lost.
     """
 
-    def GetTunerInfo(self, request, context):
-        """GetTunerInfo answers with the base model and the tuning defaults (its preset).
+    def Announce(self, request, context):
+        """Announce tells what a tuner is, which the gateway keeps. It is repeated now and then, and at every gateway.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def RunTuning(self, request, context):
-        """RunTuning tunes and writes the weights to the weight store, then streams `done`.
-
-        It streams `progress` at most five times a second, then exactly one of `done`, `failed` or `cancelled` and the
-        status OK. Nothing is in the store unless `done` was reached. Closing the stream cancels. A tuner that is busy
-        makes the call wait; it streams `waiting` every 5 seconds meanwhile. A run that has nothing to tell for 5 seconds
-        streams `heartbeat`, so that a stream that is silent for longer belongs to a tuner that no longer runs.
+    def TakeTuning(self, request, context):
+        """TakeTuning waits for a tuning of a base model and begins an attempt at it. An answer without one means that none came
+        in time: ask again. A tuner runs one tuning at a time: asking ends what the same place has not ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def CheckTuning(self, request, context):
-        """CheckTuning says whether a config can be run on the base model, by what only its tokenizer knows. Fails with
-        INVALID_ARGUMENT (INVALID_FIELD) naming the field under `config`: also for a text of which nothing is read, and for
-        rare tokens or a class noun that are not read whole. RunTuning fails alike.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
+    def ReportTuning(self, request, context):
+        """ReportTuning tells how an attempt fares, and renews its lease. The answer says what the tuner has to do.
 
-    def CancelTuning(self, request, context):
-        """CancelTuning stops the run of that name before its next update; of an unknown name it does nothing.
+        An answer means that the report is kept, across a restart of the gateway. Fails with UNAVAILABLE (STATE_DOWN,
+        STORE_DOWN) or RESOURCE_EXHAUSTED (STATE_FULL) while it cannot be kept: repeat it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
 
-def add_TunerServiceServicer_to_server(servicer, server):
+def add_TunerPoolServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'GetTunerInfo': grpc.unary_unary_rpc_method_handler(
-                    servicer.GetTunerInfo,
-                    request_deserializer=unitune_dot_v1_dot_tuner__pb2.GetTunerInfoRequest.FromString,
-                    response_serializer=unitune_dot_v1_dot_tuner__pb2.TunerInfo.SerializeToString,
+            'Announce': grpc.unary_unary_rpc_method_handler(
+                    servicer.Announce,
+                    request_deserializer=unitune_dot_v1_dot_tuner__pb2.AnnounceRequest.FromString,
+                    response_serializer=unitune_dot_v1_dot_tuner__pb2.AnnounceResponse.SerializeToString,
             ),
-            'RunTuning': grpc.unary_stream_rpc_method_handler(
-                    servicer.RunTuning,
-                    request_deserializer=unitune_dot_v1_dot_tuner__pb2.RunTuningRequest.FromString,
-                    response_serializer=unitune_dot_v1_dot_tuner__pb2.RunTuningEvent.SerializeToString,
+            'TakeTuning': grpc.unary_unary_rpc_method_handler(
+                    servicer.TakeTuning,
+                    request_deserializer=unitune_dot_v1_dot_tuner__pb2.TakeTuningRequest.FromString,
+                    response_serializer=unitune_dot_v1_dot_tuner__pb2.TakeTuningResponse.SerializeToString,
             ),
-            'CheckTuning': grpc.unary_unary_rpc_method_handler(
-                    servicer.CheckTuning,
-                    request_deserializer=unitune_dot_v1_dot_tuner__pb2.CheckTuningRequest.FromString,
-                    response_serializer=unitune_dot_v1_dot_tuner__pb2.CheckTuningResponse.SerializeToString,
-            ),
-            'CancelTuning': grpc.unary_unary_rpc_method_handler(
-                    servicer.CancelTuning,
-                    request_deserializer=unitune_dot_v1_dot_tuner__pb2.CancelRunRequest.FromString,
-                    response_serializer=unitune_dot_v1_dot_tuner__pb2.CancelRunResponse.SerializeToString,
+            'ReportTuning': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportTuning,
+                    request_deserializer=unitune_dot_v1_dot_tuner__pb2.ReportTuningRequest.FromString,
+                    response_serializer=unitune_dot_v1_dot_tuner__pb2.ReportTuningResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
-            'unitune.v1.TunerService', rpc_method_handlers)
+            'unitune.v1.TunerPoolService', rpc_method_handlers)
     server.add_generic_rpc_handlers((generic_handler,))
-    server.add_registered_method_handlers('unitune.v1.TunerService', rpc_method_handlers)
+    server.add_registered_method_handlers('unitune.v1.TunerPoolService', rpc_method_handlers)
 
 
  # This class is part of an EXPERIMENTAL API.
-class TunerService:
-    """TunerService fine-tunes the base model on one image at a time.
+class TunerPoolService:
+    """TunerPoolService gives tunings to tuners, which ask for them.
+
+    Whoever takes a tuning has it for the time of a lease. Every report renews the lease. A tuning whose lease has run out
+    is given to another tuner, as its next attempt. The number of the attempt fences it: what an earlier attempt reports
+    changes nothing. No call belongs to a connection, so a tuner may ask and report at whichever gateway answers, and may
+    repeat every call whose answer was lost.
     """
 
     @staticmethod
-    def GetTunerInfo(request,
+    def Announce(request,
             target,
             options=(),
             channel_credentials=None,
@@ -145,9 +140,9 @@ class TunerService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/unitune.v1.TunerService/GetTunerInfo',
-            unitune_dot_v1_dot_tuner__pb2.GetTunerInfoRequest.SerializeToString,
-            unitune_dot_v1_dot_tuner__pb2.TunerInfo.FromString,
+            '/unitune.v1.TunerPoolService/Announce',
+            unitune_dot_v1_dot_tuner__pb2.AnnounceRequest.SerializeToString,
+            unitune_dot_v1_dot_tuner__pb2.AnnounceResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -159,34 +154,7 @@ class TunerService:
             _registered_method=True)
 
     @staticmethod
-    def RunTuning(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
-            target,
-            '/unitune.v1.TunerService/RunTuning',
-            unitune_dot_v1_dot_tuner__pb2.RunTuningRequest.SerializeToString,
-            unitune_dot_v1_dot_tuner__pb2.RunTuningEvent.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def CheckTuning(request,
+    def TakeTuning(request,
             target,
             options=(),
             channel_credentials=None,
@@ -199,9 +167,9 @@ class TunerService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/unitune.v1.TunerService/CheckTuning',
-            unitune_dot_v1_dot_tuner__pb2.CheckTuningRequest.SerializeToString,
-            unitune_dot_v1_dot_tuner__pb2.CheckTuningResponse.FromString,
+            '/unitune.v1.TunerPoolService/TakeTuning',
+            unitune_dot_v1_dot_tuner__pb2.TakeTuningRequest.SerializeToString,
+            unitune_dot_v1_dot_tuner__pb2.TakeTuningResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -213,7 +181,7 @@ class TunerService:
             _registered_method=True)
 
     @staticmethod
-    def CancelTuning(request,
+    def ReportTuning(request,
             target,
             options=(),
             channel_credentials=None,
@@ -226,9 +194,9 @@ class TunerService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/unitune.v1.TunerService/CancelTuning',
-            unitune_dot_v1_dot_tuner__pb2.CancelRunRequest.SerializeToString,
-            unitune_dot_v1_dot_tuner__pb2.CancelRunResponse.FromString,
+            '/unitune.v1.TunerPoolService/ReportTuning',
+            unitune_dot_v1_dot_tuner__pb2.ReportTuningRequest.SerializeToString,
+            unitune_dot_v1_dot_tuner__pb2.ReportTuningResponse.FromString,
             options,
             channel_credentials,
             insecure,

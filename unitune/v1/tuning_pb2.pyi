@@ -149,7 +149,7 @@ class TuningConfig(_message.Message):
     def __init__(self, method: _Optional[_Union[TuningConfig.Method, str]] = ..., mode: _Optional[_Union[TuningConfig.Mode, str]] = ..., updates: _Optional[int] = ..., batch: _Optional[int] = ..., learning_rate: _Optional[float] = ..., rare_tokens: _Optional[str] = ..., seed: _Optional[int] = ..., prompt: _Optional[str] = ..., class_noun: _Optional[str] = ..., num_class_images: _Optional[int] = ..., prior_weight: _Optional[float] = ..., initial_word: _Optional[str] = ..., num_vectors: _Optional[int] = ..., embedding_updates: _Optional[int] = ..., embedding_learning_rate: _Optional[float] = ..., scale_learning_rate: _Optional[bool] = ..., stop_loss_ratio: _Optional[float] = ..., base_prompt: _Optional[str] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., super_resolution_updates: _Optional[int] = ...) -> None: ...
 
 class TuningProgress(_message.Message):
-    __slots__ = ("update", "total", "loss", "left_s", "learning_rate", "stopped_early", "stage", "warning")
+    __slots__ = ("update", "total", "loss", "left_s", "learning_rate", "stopped_early", "stage", "warning", "attempt", "resumed_update")
     class Stage(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STAGE_UNSPECIFIED: _ClassVar[TuningProgress.Stage]
@@ -170,6 +170,8 @@ class TuningProgress(_message.Message):
     STOPPED_EARLY_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     WARNING_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_UPDATE_FIELD_NUMBER: _ClassVar[int]
     update: int
     total: int
     loss: float
@@ -178,7 +180,9 @@ class TuningProgress(_message.Message):
     stopped_early: bool
     stage: TuningProgress.Stage
     warning: str
-    def __init__(self, update: _Optional[int] = ..., total: _Optional[int] = ..., loss: _Optional[float] = ..., left_s: _Optional[float] = ..., learning_rate: _Optional[float] = ..., stopped_early: _Optional[bool] = ..., stage: _Optional[_Union[TuningProgress.Stage, str]] = ..., warning: _Optional[str] = ...) -> None: ...
+    attempt: int
+    resumed_update: int
+    def __init__(self, update: _Optional[int] = ..., total: _Optional[int] = ..., loss: _Optional[float] = ..., left_s: _Optional[float] = ..., learning_rate: _Optional[float] = ..., stopped_early: _Optional[bool] = ..., stage: _Optional[_Union[TuningProgress.Stage, str]] = ..., warning: _Optional[str] = ..., attempt: _Optional[int] = ..., resumed_update: _Optional[int] = ...) -> None: ...
 
 class WeightsRef(_message.Message):
     __slots__ = ("key", "digest", "path", "size_bytes", "base_model")

@@ -33,8 +33,9 @@ class TuningServiceStub:
     QUEUED, RUNNING, then one of READY, FAILED, CANCELLED; a READY tuning becomes EXPIRED in the end.
     One exception: a RUNNING tuning whose run is lost is QUEUED again, at its old place. That its tuner died
     under it counts against it: it is FAILED (WORKER_CRASHED) after three such deaths, where a run that got further than
-    those before it begins the count anew. A lost connection, a tuner that stood still and a gateway that died
-    count for nothing.
+    those before it begins the count anew. A tuner is taken for dead when it has reported nothing for the time of a lease,
+    30 seconds, and another one takes the tuning, or when its successor does. A lost connection, a tuner that stood still
+    and takes it again, and a gateway that died count for nothing.
 
     Every call of this server, of its other services too, can also fail with INVALID_ARGUMENT (REQUEST_UNREADABLE) for
     bytes that are no request, with RESOURCE_EXHAUSTED (STORE_FULL, STATE_FULL) while a disk of the server is full, with
@@ -103,8 +104,9 @@ class TuningServiceServicer:
     QUEUED, RUNNING, then one of READY, FAILED, CANCELLED; a READY tuning becomes EXPIRED in the end.
     One exception: a RUNNING tuning whose run is lost is QUEUED again, at its old place. That its tuner died
     under it counts against it: it is FAILED (WORKER_CRASHED) after three such deaths, where a run that got further than
-    those before it begins the count anew. A lost connection, a tuner that stood still and a gateway that died
-    count for nothing.
+    those before it begins the count anew. A tuner is taken for dead when it has reported nothing for the time of a lease,
+    30 seconds, and another one takes the tuning, or when its successor does. A lost connection, a tuner that stood still
+    and takes it again, and a gateway that died count for nothing.
 
     Every call of this server, of its other services too, can also fail with INVALID_ARGUMENT (REQUEST_UNREADABLE) for
     bytes that are no request, with RESOURCE_EXHAUSTED (STORE_FULL, STATE_FULL) while a disk of the server is full, with
@@ -250,8 +252,9 @@ class TuningService:
     QUEUED, RUNNING, then one of READY, FAILED, CANCELLED; a READY tuning becomes EXPIRED in the end.
     One exception: a RUNNING tuning whose run is lost is QUEUED again, at its old place. That its tuner died
     under it counts against it: it is FAILED (WORKER_CRASHED) after three such deaths, where a run that got further than
-    those before it begins the count anew. A lost connection, a tuner that stood still and a gateway that died
-    count for nothing.
+    those before it begins the count anew. A tuner is taken for dead when it has reported nothing for the time of a lease,
+    30 seconds, and another one takes the tuning, or when its successor does. A lost connection, a tuner that stood still
+    and takes it again, and a gateway that died count for nothing.
 
     Every call of this server, of its other services too, can also fail with INVALID_ARGUMENT (REQUEST_UNREADABLE) for
     bytes that are no request, with RESOURCE_EXHAUSTED (STORE_FULL, STATE_FULL) while a disk of the server is full, with

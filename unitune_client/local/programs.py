@@ -20,6 +20,7 @@ from unitune_client.local.stage_log import StageLog
 LOOKS_EVERY_S = 0.2
 TAIL_LINES = 8
 TELLS_AFTER_S = 1.0  # most programs end sooner, and then there is nothing to tell
+FIRST_S = 1.0  # that a program has to end before the others are told to
 STAGE = re.compile(r"^.+ \.\.\.$", re.MULTILINE)
 
 REFUSAL = re.compile(r"(?:build|export|import): (.+)")
@@ -87,16 +88,22 @@ def stop(
     processes: Iterable[Process],
     number: signal.Signals = signal.SIGTERM,
     *,
+    first: Process | None = None,
     on_wait: Callable[[], object] = lambda: None,
 ) -> None:
     """Signal all; SIGKILL to what is still there after KILLED_AFTER_S seconds, or at once on another Ctrl-C.
 
-    `on_wait` is called once if they do not end within a second.
+    `first` is signalled before the others, and has a moment to tell them. `on_wait` is called once if they do not end
+    within a second.
     """
     running = [process for process in processes if process.poll() is None]
     try:
+        if first in running:
+            first.send_signal(number)
+            _wait([first], time.monotonic() + FIRST_S)
         for process in running:
-            process.send_signal(number)
+            if process is not first:
+                process.send_signal(number)
         began = time.monotonic()
         _wait(running, began + TELLS_AFTER_S)
         if any(process.poll() is None for process in running):

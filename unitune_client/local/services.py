@@ -148,7 +148,13 @@ class LocalServices:
                 self._supervisor.end()
         finally:
             try:
-                programs.stop([service.process for service in self._services.values()], on_wait=self._say_drain)
+                # The tuner gives its tuning back while the gateway is there: the next services need not wait for it.
+                tuner = self._services.get("tuner")
+                programs.stop(
+                    [service.process for service in self._services.values()],
+                    first=tuner.process if tuner is not None else None,
+                    on_wait=self._say_drain,
+                )
             finally:
                 self._services.clear()
                 self._supervisor = None
@@ -163,10 +169,14 @@ class LocalServices:
         if self._lock is None:
             self._wait_for_lock(takes_shared=False)
         self._began_s, self.logs = time.monotonic(), self._home.new_logs()
-        with _reserved(self._port):
+        with _reserved(self._port), _reserved(0) as internal:
             self._log(f"starting the services; their logs are in {self.logs}")
             store = {"UNITUNE_STORE": str(self._home.store), **WITHOUT_CREDENTIALS}
-            tuner = {"UNITUNE_TUNER_ADDRESS": "127.0.0.1:0", "UNITUNE_BASE_MODEL": str(self._base_model)}
+            tuner = {
+                "UNITUNE_TUNER_ADDRESS": "127.0.0.1:0",
+                "UNITUNE_GATEWAY": f"127.0.0.1:{internal}",
+                "UNITUNE_BASE_MODEL": str(self._base_model),
+            }
             # There are engines, so this one is there most likely: the tuner can load meanwhile.
             if self._home.engine_names() and self._base_model.is_dir():
                 self._spawn("tuner", "tuner_svc", store | tuner)
@@ -177,10 +187,11 @@ class LocalServices:
             self._spawn("sampler", "sampler_svc", store | sampler)
             gateway = {
                 "UNITUNE_GATEWAY_ADDRESS": f"127.0.0.1:{self._port}",
+                "UNITUNE_INTERNAL_ADDRESS": f"127.0.0.1:{internal}",
                 "UNITUNE_STATE": str(self._home.state),
-                "UNITUNE_TUNER": self._listening("tuner"),
                 "UNITUNE_SAMPLER": self._listening("sampler"),
             }
+            self._listening("tuner")
         # With the lock: should this process be killed, nobody else starts a gateway before this one has ended.
         assert self._lock is not None
         self._spawn("gateway", "gateway", store | gateway, keep_open=[self._lock.fileno()])
@@ -292,19 +303,19 @@ class LocalServices:
 
 
 @contextmanager
-def _reserved(port: int) -> Iterator[None]:
-    """Keep a port from others until the gateway takes it. Raises LocalError at once for one that is not to be had."""
+def _reserved(port: int) -> Iterator[int]:
+    """Keep a port, or any free one for 0, from others until the gateway takes it; its number. Raises LocalError at once
+    for one that is not to be had."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as holder:
-        if port:
-            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what has ended just now is in nobody's way
-            try:
-                holder.bind(("127.0.0.1", port))
-            except OSError as error:
-                why = "it is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error)).lower()
-                raise LocalError(
-                    f"the gateway cannot listen on 127.0.0.1:{port}: {why}; give another --port, or 0 for any"
-                ) from None
-        yield
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what has ended just now is in nobody's way
+        try:
+            holder.bind(("127.0.0.1", port))
+        except OSError as error:
+            why = "it is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error)).lower()
+            raise LocalError(
+                f"the gateway cannot listen on 127.0.0.1:{port}: {why}; give another --port, or 0 for any"
+            ) from None
+        yield holder.getsockname()[1]
 
 
 def _in_use(home: Home, running: Running | None, holder: int | None) -> str:

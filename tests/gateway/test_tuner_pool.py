@@ -1,4 +1,4 @@
-"""Running tunings: what happens when the tuner or the gateway is away, crashes, or does not keep its word."""
+"""Tunings given to tuners: what happens when one is away, crashes, reports twice or late, or does not keep its word."""
 
 import asyncio
 from dataclasses import replace
@@ -7,10 +7,14 @@ import grpc
 import pytest
 
 from tests.gateway.conftest import World, eventually, picture, refused
-from tests.gateway.upstream_servers import serve_tuner
+from tests.gateway.upstream_servers import Tuner, serve_tuner
+from unitune import serving
 from unitune.errors import Internal, ResourceExhausted, Unavailable, UniTuneError, from_status
 from unitune.v1.server_pb2 import BaseModel
-from unitune.v1.tuning_pb2 import CreateTuningRequest, GetTuningRequest, Tuning, WatchTuningRequest
+from unitune.v1.tuner_pb2 import AnnounceRequest, ReportTuningRequest, TakeTuningRequest
+from unitune.v1.tuner_pb2_grpc import TunerPoolServiceStub
+from unitune.v1.tuning_pb2 import CreateTuningRequest, GetTuningRequest, Tuning, WatchTuningRequest, WeightsRef
+from unitune.weights import WEIGHTS_FILE
 
 
 async def test_tuner_that_is_away_leaves_the_queue(world: World) -> None:
@@ -24,6 +28,18 @@ async def test_tuner_that_is_away_leaves_the_queue(world: World) -> None:
     world.tuner_server = await serve_tuner(world.tuner, address)
     await world.until(tuning.name, Tuning.STATE_READY)
     assert await world.attempts(tuning.name) == [1]
+
+
+async def test_a_tuning_is_taken_as_soon_as_it_is_made(world: World) -> None:
+    """A tuner that waits for work gets it when it comes, not at its next question."""
+    assert world.gateway is not None and world.tuner_server is not None
+    await world.tuner_server.stop()
+    async with serving.channel(world.gateway.internal_address) as channel:
+        request = TakeTuningRequest(tuner=world.tuner.process, base_model=world.tuner.base_model.digest)
+        request.wait.FromSeconds(30)
+        waiting = asyncio.ensure_future(TunerPoolServiceStub(channel).TakeTuning(request, timeout=60))
+        tuning = await world.tune()
+        assert (await asyncio.wait_for(waiting, 20)).assignment.name == tuning.name
 
 
 async def test_create_needs_to_have_known_a_tuner_once(world: World) -> None:
@@ -89,26 +105,97 @@ async def test_tuner_that_says_it_is_unavailable_is_asked_again(world: World, fa
     await world.until(tuning.name, Tuning.STATE_READY)
 
 
-async def test_gateway_that_stops_puts_its_run_back(world: World) -> None:
-    """A gateway that is stopped cancels its run at the tuner; the next one runs it again, and watchers resume."""
+async def test_a_gateway_that_stops_leaves_its_tuner_at_work(world: World) -> None:
+    """The run goes on while no gateway is there, and is told to the next one; watchers resume (R5)."""
     world.tuner.go_on.clear()
     tuning = await world.tune()
-    await world.until(tuning.name, Tuning.STATE_RUNNING)
+    await world.running(tuning.name)
     call = world.tunings.WatchTuning(WatchTuningRequest(name=tuning.name))
     seen = [await call.read() for _ in range(3)]
     await world.close()
-
-    async def stopped() -> bool:
-        return world.tuner.stopped == [tuning.name]
-
-    await eventually(stopped)
     world.tuner.go_on.set()
+    await asyncio.sleep(0.2)  # it ends while nobody is there to hear of it
     await world.open()
     rest = await world.watch(tuning.name, after=seen[-1].sequence)
     sequences = [event.sequence for event in [*seen, *rest]]
     assert sequences == list(range(1, len(sequences) + 1))
     assert rest[-1].ready.state == Tuning.STATE_READY
-    assert await world.attempts(tuning.name) == [1, 2]
+    assert await world.attempts(tuning.name) == [1] and world.tuner.stopped == []
+
+
+async def test_done_may_be_reported_twice(world: World) -> None:
+    """A tuner that lost the answer to `done` reports it again: it is noted, and the tuning has one last event (F19)."""
+    world.tuner.repeats_done = 2
+    tuning = await world.tuned()
+
+    async def reported() -> bool:
+        return len(world.tuner.orders) == 3
+
+    await eventually(reported)
+    assert world.tuner.orders == ["noted"] * 3
+    assert [event.WhichOneof("event") for event in await world.watch(tuning.name)].count("ready") == 1
+    assert world.stored_weights() == [
+        f"{tuning.weights.path}/manifest.json",
+        f"{tuning.weights.path}/weights.safetensors",
+    ]
+
+
+async def test_a_lease_runs_out_and_the_late_tuner_is_told(world: World) -> None:
+    """A tuning whose tuner reports nothing is given to another one. When the first reports after all, it is told that
+    its lease is lost, nothing changes, and of its weights nothing is left."""
+    await world.close()
+    world.config = replace(world.config, lease_s=1.0)
+    await world.open()
+    assert world.gateway is not None and world.tuner_server is not None
+    late = Tuner(world.tuner.store)
+    await world.tuner_server.stop()
+    tuning = await world.tune()
+    async with serving.channel(world.gateway.internal_address) as channel:
+        pool = TunerPoolServiceStub(channel)
+        request = TakeTuningRequest(tuner=late.process, base_model=late.base_model.digest)
+        taken = (await pool.TakeTuning(request, timeout=5)).assignment
+        assert (taken.name, taken.attempt) == (tuning.name, 1)
+        await world.until(tuning.name, Tuning.STATE_QUEUED)
+        world.tuner_server = await serve_tuner(world.tuner, world.gateway.internal_address)
+        await world.until(tuning.name, Tuning.STATE_READY)
+        events = await world.watch(tuning.name)
+        assert not await late._updates(pool, taken)  # which is stopped by the answer to its first report
+        assert await late._report(pool, taken, done=WeightsRef(path=taken.path, digest="0" * 64)) == "lease_lost"
+    assert await world.watch(tuning.name) == events
+    assert [event.started.attempt for event in events if event.HasField("started")] == [1, 2]
+    ready = events[-1].ready
+    assert world.stored_weights() == [f"{ready.weights.path}/{part}" for part in ("manifest.json", WEIGHTS_FILE)]
+
+
+async def test_weights_of_an_attempt_lie_under_its_own_path(world: World) -> None:
+    """A tuner that announces weights under another path, such as another tenant's, makes its tuning fail (r17)."""
+    world.tuner.go_on.clear()
+    tuning = await world.tune()
+    await world.running(tuning.name)
+    (taken,) = world.tuner.requests
+    assert world.gateway is not None
+    async with serving.channel(world.gateway.internal_address) as channel:
+        done = WeightsRef(key=taken.key, base_model=tuning.base_model, path="tunings/other/t-0001/1", digest="0" * 64)
+        order = await world.tuner._report(TunerPoolServiceStub(channel), taken, done=done)
+    assert order == "lease_lost"
+    assert from_status((await world.watch(tuning.name))[-1].failed).reason == "WRONG_WEIGHTS"
+
+
+async def test_a_wrong_report_is_refused_by_field(world: World) -> None:
+    """Name, tuner, base model and what happened must be there."""
+    assert world.gateway is not None
+    process, name = world.tuner.process, "tenants/default/tunings/t-0000"
+    async with serving.channel(world.gateway.internal_address) as channel:
+        pool = TunerPoolServiceStub(channel)
+        for call, field in (
+            (pool.Announce(AnnounceRequest()), "info.base_model.digest"),
+            (pool.TakeTuning(TakeTuningRequest(base_model="b")), "tuner.place"),
+            (pool.TakeTuning(TakeTuningRequest(tuner=process)), "base_model"),
+            (pool.ReportTuning(ReportTuningRequest(name="x", tuner=process)), "name"),
+            (pool.ReportTuning(ReportTuningRequest(name=name)), "tuner.place"),
+            (pool.ReportTuning(ReportTuningRequest(name=name, tuner=process)), "report"),
+        ):
+            await refused(call, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", field)
 
 
 async def test_drain_ends_watches_and_takes_no_more(world: World) -> None:
@@ -139,10 +226,14 @@ async def test_ready_needs_a_manifest_that_agrees(world: World) -> None:
 
 
 async def test_base_model_that_changes_under_the_queue(world: World) -> None:
-    """A tuning is never run on another base model than the one its key names."""
+    """A tuning is never run on another base model than the one its key names; it waits for a tuner of that one, and
+    fails once there was none for long while others were there."""
+    await world.close()
+    world.config = replace(world.config, lease_s=1.0, model_gone_s=1.0)
+    await world.open()
     world.tuner.go_on.clear()
     first, second = await world.tune(seed=1), await world.tune(seed=2)
-    await world.until(first.name, Tuning.STATE_RUNNING)
+    await world.running(first.name)
     world.tuner.base_model = BaseModel(name="other", digest="e" * 64)
     world.tuner.go_on.set()
     for tuning, reason in ((first, "WRONG_WEIGHTS"), (second, "BASE_MODEL_MISMATCH")):
@@ -152,7 +243,7 @@ async def test_base_model_that_changes_under_the_queue(world: World) -> None:
 
 
 async def test_picture_that_is_gone_fails_its_tuning(world: World) -> None:
-    """A picture deleted from the store under a queued tuning is its error, not the dispatcher's end."""
+    """A picture deleted from the store under a queued tuning is its error, and the next one runs."""
     world.tuner.go_on.clear()
     first, second = await world.tune(seed=1), await world.tune(picture("red"), seed=2)
     await world.until(first.name, Tuning.STATE_RUNNING)
@@ -160,17 +251,6 @@ async def test_picture_that_is_gone_fails_its_tuning(world: World) -> None:
     world.tuner.go_on.set()
     assert from_status((await world.watch(second.name))[-1].failed).reason == "IMAGE_NOT_FOUND"
     assert (await world.tuned(seed=3)).state == Tuning.STATE_READY
-
-
-async def test_a_run_is_read_to_its_end(world: World) -> None:
-    """The stream of a run that ended well is not cut after its last event: it would be logged as cancelled (r18)."""
-    world.tuner.update_s = 0.1
-    tuning = await world.tuned()
-
-    async def has_ended() -> bool:
-        return world.tuner.ended == [tuning.name]
-
-    await eventually(has_ended)
 
 
 async def test_weights_of_a_tuning_that_is_ready_are_loaded_ahead(world: World) -> None:

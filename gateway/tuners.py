@@ -1,0 +1,86 @@
+"""What the gateway knows of its tuners, which call it: what they say of themselves, and whether any is there."""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from gateway.upstreams import CALL_S, unanswered
+from unitune.v1.server_pb2 import Upstream
+from unitune.v1.tuner_pb2 import TunerInfo
+
+# After an answer to a tuner, until it is missed: it asks again.
+ASKS_AGAIN_S = 2.0
+
+
+class Tuners:
+    """All tuners. It belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self.known: TunerInfo | None = None  # what was said last
+        self._calls = 0
+        self._expected_until_s = -math.inf
+        self._seen_s: dict[str, float] = {}  # by the digest of a base model, when a tuner of it was seen last
+        self._changed = asyncio.Event()
+
+    def announced(self, info: TunerInfo) -> None:
+        """A tuner has said what it is."""
+        self.known = info
+        self.saw(info.base_model.digest)
+
+    def saw(self, base_model: str) -> None:
+        """A tuner of this base model is there."""
+        self._seen_s[base_model] = time.monotonic()
+        self._ring()
+
+    def seen_s(self, base_model: str) -> float:
+        """When a tuner of this base model was seen last, by the monotonic clock; minus infinity if never."""
+        return self._seen_s.get(base_model, -math.inf)
+
+    @contextmanager
+    def calling(self) -> Iterator[None]:
+        """A tuner is there for as long as the block lasts, which is one call of it, and if it got its answer a moment
+        longer."""
+        self._calls += 1
+        self._ring()
+        try:
+            yield
+            self._expected_until_s = time.monotonic() + ASKS_AGAIN_S
+        except asyncio.CancelledError:  # it has hung up
+            self._expected_until_s = -math.inf
+            raise
+        finally:
+            self._calls -= 1
+
+    @property
+    def is_any_there(self) -> bool:
+        """Whether a tuner calls now, or is about to."""
+        return self._calls > 0 or time.monotonic() < self._expected_until_s
+
+    def described(self) -> Upstream:
+        """The tuners, as the last of them said."""
+        version = self.known.version if self.known is not None else ""
+        return Upstream(name="tuner", version=version, is_answering=self.is_any_there)
+
+    async def info(self) -> TunerInfo:
+        """What the last tuner said of itself. Raises Unavailable (BACKEND_DOWN) if none has said anything yet."""
+        await self._wait(lambda: self.known is not None)
+        assert self.known is not None
+        return self.known
+
+    async def wait_for_one(self) -> None:
+        """Return if a tuner is there, or comes within a moment. Raises Unavailable (BACKEND_DOWN)."""
+        await self._wait(lambda: self.is_any_there)
+
+    async def _wait(self, is_true: Callable[[], bool]) -> None:
+        try:
+            async with asyncio.timeout(CALL_S):
+                while not is_true():
+                    await self._changed.wait()
+        except TimeoutError:
+            raise unanswered("tuner") from None
+
+    def _ring(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
