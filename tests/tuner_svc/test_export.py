@@ -22,7 +22,7 @@ from tests.tiny_model import WORDS
 from tuner_svc.base_model import BaseModel
 from tuner_svc.export.__main__ import main
 from tuner_svc.export.attention import fuse_attention
-from tuner_svc.export.base_model import export, export_under, is_complete, is_export_of
+from tuner_svc.export.base_model import IDENTITIES_FILE, export, export_under, is_complete, is_export_of
 from tuner_svc.export.check import check_graph
 from tuner_svc.export.denoiser import example, match, randomised_denoiser
 from tuner_svc.export.graph import ExportError, to_graph
@@ -70,7 +70,7 @@ def test_the_specification_describes_the_model(spec: BaseModelSpec, model: BaseM
 def test_every_file_is_listed_with_its_digest(tiny_graphs: Path, spec: BaseModelSpec) -> None:
     """The folder holds these files and no other, and none was changed after it was digested."""
     assert FILES == set(spec.files)
-    assert {*FILES, "spec.json"} == {path.name for path in tiny_graphs.iterdir()}
+    assert {*FILES, "spec.json", IDENTITIES_FILE} == {path.name for path in tiny_graphs.iterdir()}
     for name, digest in spec.files.items():
         assert digest == hashlib.sha256((tiny_graphs / name).read_bytes()).hexdigest(), name
 

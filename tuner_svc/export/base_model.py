@@ -28,7 +28,7 @@ from unitune.known_pictures import KNOWN_PICTURES_FILE
 
 DIGEST_CHARACTERS = 16  # of a folder's name
 # [bytes, mtime in ns, inode] of each file when it had the specification's digest: it is not read again to be checked.
-IDENTITIES_FILE = ".identities.json"
+IDENTITIES_FILE = "identities.json"
 
 Say = Callable[[str], None]
 
