@@ -27,8 +27,8 @@ NO_ATTENTION_OF_INPAINTING = (
     "choose another method: this one takes the layout of a whole picture over, and this base model is for inpainting"
 )
 NO_SECOND_PASS_OF_INPAINTING = (
-    "leave it unset: this base model is for inpainting, which sees the rest of a picture only at its working size; with "
-    "only_masked a part is edited at a larger scale"
+    "leave it unset: this base model is for inpainting, which sees the rest of a picture only at its working size; "
+    "with only_masked a part is edited at a larger scale"
 )
 DEFAULT_MASK_PADDING = 32  # pixels of the base image
 DEFAULT_RESAMPLES = 3  # other seeds that the CLIP filter may try
