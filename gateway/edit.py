@@ -187,7 +187,6 @@ class Edits:
         opened.waits = True
         async with self._queue.place(plan.tenant, plan.least_steps) as waited_s:
             opened.waits = False
-            began_turn = time.monotonic()
             if tuning is not None:
                 await self._tunings.with_weights(tuning.name)
             left_s = None if timeout_s is None else began + timeout_s - time.monotonic()
@@ -195,7 +194,7 @@ class Edits:
                 async for sample in samples:
                     if sample.HasField("done"):
                         sample.done.queue_s += waited_s
-                        self._times.note(plan.least_steps, time.monotonic() - began_turn)
+                        self._times.note(plan.least_steps, sample.done.denoise_s)
                     yield sample
 
 

@@ -13,7 +13,7 @@ class TurnTimes:
         self._seconds: deque[float] = deque(maxlen=KEPT_TURNS)
 
     def note(self, steps: int, seconds: float) -> None:
-        """A turn of so many steps at least has taken so long."""
+        """So many steps at least have taken so long, without what comes before and after them."""
         self._seconds.append(seconds / max(1, steps))
 
     def at_least_s(self, steps: float) -> float | None:

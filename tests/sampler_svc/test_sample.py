@@ -23,7 +23,7 @@ from sampler_svc.engines.engine import BASE, Engine, WeightSet
 from sampler_svc.model import Model
 from sampler_svc.sampling.edit_steps import EditSteps
 from sampler_svc.sampling.events import Done, EditedImage, Step
-from sampler_svc.sampling.request import Request
+from sampler_svc.sampling.request import Request, guidance_by_timestep
 from sampler_svc.sampling.sample import finish, sample, start
 from sampler_svc.sampling.tools import PreparedEdit
 from tests.sampler_svc.edit_events import edit_events
@@ -195,10 +195,11 @@ def sigmas(model: Model, request: Request) -> np.ndarray:
 def test_a_picture_that_is_not_finite_is_refused(model: Model, engine: Engine) -> None:
     """Latents that are too large for the autoencoder end the edit, rather than a picture of noise."""
     edit = PreparedEdit(REQUEST, model.tools(engine.run))
+    terms = guidance_by_timestep(REQUEST, edit.tools.embed, edit.tools.schedule)
     latents = np.full_like(edit.latent, 1e38)
 
     with pytest.raises(Internal, match="the autoencoder's picture left the range of numbers"):
-        finish(latents, 0, REQUEST, edit, EditSteps(edit, REQUEST, lambda event: None))
+        finish(latents, 0, REQUEST, edit, terms, EditSteps(edit, REQUEST, lambda event: None))
 
 
 @pytest.mark.parametrize("scheduler", sorted(SCHEDULERS))

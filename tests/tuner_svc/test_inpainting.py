@@ -38,7 +38,9 @@ def test_while_tuning_the_whole_picture_is_hidden(inpainting: BaseModel, image: 
     finally:
         hook.remove()
 
-    assert {(2, INPAINTING_CHANNELS, 12, 12)} == {tuple(sample.shape) for sample in seen}
+    # Rows of one alone are those by which the memory of an update is measured.
+    assert {(rows, INPAINTING_CHANNELS, 12, 12) for rows in (1, 2)} == {tuple(sample.shape) for sample in seen}
+    seen = [sample for sample in seen if len(sample) == 2]
     _, mask, masked = torch.split(seen[0], [4, 1, 4], dim=1)
     white = torch.ones(1, 1, 48, 48)
     masked_image = torch.from_numpy(image) * (white < 0.5)

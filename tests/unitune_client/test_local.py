@@ -367,8 +367,8 @@ def test_a_start_says_what_it_does_and_how_long_it_took(home: Home, base_model: 
     told = [(stage[1], float(stage[2])) for stage in stages if stage is not None]
     assert [
         "the engine is there",
-        "the tuner listens",
         "the sampler listens",
+        "the tuner listens",
         "the gateway listens",
         "the gateway answers",
     ] == [what for what, _ in told]

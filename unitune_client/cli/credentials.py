@@ -12,6 +12,7 @@ import click
 
 from unitune.errors import InvalidField
 from unitune_client.channel import checked_key, refuse_readable_key, split_address
+from unitune_client.cli.path_option import PathOption
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -43,7 +44,7 @@ def credential_options(command: F) -> F:
             metavar="FILE",
             envvar=variable,
             expose_value=False,
-            type=click.UNPROCESSED,
+            type=PathOption(),
             callback=_remember(place),
             help=f"{help_text}  [env: {variable}]",
         )(command)

@@ -11,6 +11,7 @@ from unitune.options import EDIT, SAMPLING, TUNING, Field, options_of, range_in_
 from unitune.v1.tuning_pb2 import CreateTuningRequest
 from unitune_client.channel import checked_address
 from unitune_client.cli.credentials import credential_options
+from unitune_client.cli.path_option import PathOption
 from unitune_client.cli.streams import is_text
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -54,12 +55,6 @@ class Choices(Choice):
         """The words, in their order. Raises InvalidField naming the option and the first wrong word."""
         words = value.split(",") if isinstance(value, str) else value
         return [super(Choices, self).convert(word.strip(), param, ctx) for word in words]
-
-
-class PathOption(click.ParamType):
-    """A path, of any bytes that the system has in one."""
-
-    name = "path"
 
 
 class Address(Text):
