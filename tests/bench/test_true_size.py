@@ -71,7 +71,7 @@ class Moved(Mapping[str, np.ndarray]):
 
 
 def test_refits_of_all_tensors_take_one_tensor_at_a_time(built: Built) -> None:
-    """During ten refits private memory is at most three of the largest tensor above one engine's, after them it is what
+    """During ten refits private memory is at most five of the largest tensor, a quarter of all, above one engine's, after them it is what
     it was after the first (M31)."""
     folder = built.engine
     spec = BaseModelSpec.load(folder)
@@ -83,7 +83,7 @@ def test_refits_of_all_tensors_take_one_tensor_at_a_time(built: Built) -> None:
         with MemoryWatch(os.getpid()) as watch:
             engine._write(engine._checked(Moved(base.tensors, 1e-3 * (1 + count % 2))))
         held.append(memory_of(os.getpid()).private)
-        assert watch.peak.private <= max(held) + 3 * largest, count
+        assert watch.peak.private <= max(held) + 5 * largest, count
     engine.close()
 
     assert held[-1] <= held[0] + 0.05 * built.weights_bytes, [f"{size / 1e6:.0f} MB" for size in held]

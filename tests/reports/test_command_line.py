@@ -16,7 +16,8 @@ from tests.reports.conftest import Unitune
 from unitune.errors import InvalidField
 from unitune_client import Client
 from unitune_client.cli.main import libraries_kept_quiet, main
-from unitune_client.cli.options import PathOption, shown
+from unitune_client.cli.options import shown
+from unitune_client.cli.path_option import PathOption
 
 NOT_UTF8 = os.fsdecode(b"f\xff\xe9")  # as a Latin-1 system wrote it
 QUICK = ("--method", "sdedit", "--steps", "2", "--no-automatic")

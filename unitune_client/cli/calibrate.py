@@ -18,8 +18,9 @@ from unitune_client.cli.calibration import ChosenSetting, cheapest_reconstructio
 from unitune_client.cli.calibration_run import METHOD, CalibrationRun, Point, Setting, Trial, TuningSetting
 from unitune_client.cli.connection import connection
 from unitune_client.cli.display import Display, display
-from unitune_client.cli.options import Between, PathOption, field_option, output_option, server_options
+from unitune_client.cli.options import Between, field_option, output_option, server_options
 from unitune_client.cli.outputs import Outputs, folder_of, give_name, unfinished_folder
+from unitune_client.cli.path_option import PathOption
 from unitune_client.cli.photo_files import read_photo
 from unitune_client.cli.sheet import SheetEdit, comparison_sheet, sheet_file
 from unitune_client.local.home import Home

@@ -17,7 +17,6 @@ from unitune_client.cli.edit import say_what_the_model_knows
 from unitune_client.cli.flags import Flags, in_words
 from unitune_client.cli.options import (
     Choices,
-    PathOption,
     field_option,
     output_option,
     result_options,
@@ -26,6 +25,7 @@ from unitune_client.cli.options import (
     super_resolution_option,
 )
 from unitune_client.cli.outputs import Outputs, folder_of, slug
+from unitune_client.cli.path_option import PathOption
 from unitune_client.cli.photo_files import read_photo
 from unitune_client.cli.quotes import one_prompt
 from unitune_client.cli.sheet import SheetEdit, comparison_sheet, sheet_file

@@ -18,7 +18,6 @@ from unitune_client.cli.connection import connection
 from unitune_client.cli.display import Display, display
 from unitune_client.cli.flags import OWN_TUNING_OPTIONS
 from unitune_client.cli.options import (
-    PathOption,
     field_option,
     output_option,
     result_options,
@@ -29,6 +28,7 @@ from unitune_client.cli.options import (
     tuning_options,
 )
 from unitune_client.cli.outputs import Outputs, folder_of, slugs
+from unitune_client.cli.path_option import PathOption
 from unitune_client.cli.photo_files import read_mask, read_photo
 from unitune_client.cli.quotes import refuse_forgotten_quotes, warn_of_single_words
 from unitune_client.cli.record import Record

@@ -13,7 +13,8 @@ from unitune_client.channel import PORT
 from unitune_client.cli import streams
 from unitune_client.cli.credentials import credential_options, credentials_of
 from unitune_client.cli.display import Display
-from unitune_client.cli.options import Address, Between, PathOption
+from unitune_client.cli.options import Address, Between
+from unitune_client.cli.path_option import PathOption
 from unitune_client.client import Client
 from unitune_client.local import doctor, programs
 from unitune_client.local.home import Home

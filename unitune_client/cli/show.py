@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from unitune_client.cli import streams
-from unitune_client.cli.options import PathOption
+from unitune_client.cli.path_option import PathOption
 from unitune_client.cli.record import KEYWORD, SHEET_KEYWORD, parsed, pictures_of_sheet, texts_of
 
 TITLES = {
