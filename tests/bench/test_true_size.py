@@ -71,7 +71,7 @@ class Moved(Mapping[str, np.ndarray]):
 
 
 def test_refits_of_all_tensors_take_one_tensor_at_a_time(built: Built) -> None:
-    """During ten refits private memory is at most five of the largest tensor, a quarter of all, above one engine's, after them it is what
+    """During ten refits private memory is at most five of the largest tensor above one engine's; after them it is what
     it was after the first (M31)."""
     folder = built.engine
     spec = BaseModelSpec.load(folder)
