@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 
 from tests.reports.conftest import PATIENCE_S, ROOT
-from unitune_client import Cancelled, Client, EditAccepted, EditEvent, EditState, EditStep, Unavailable
+from unitune_client import (
+    Cancelled,
+    Client,
+    EditAccepted,
+    EditEvent,
+    EditState,
+    EditStep,
+    ResourceExhausted,
+    Unavailable,
+)
 from unitune_client.local.services import LocalServices
 
 # Thousands of steps: minutes, if nobody stops them.
@@ -72,11 +81,13 @@ def test_a_deadline_cancels(client: Client, photo: Path) -> None:
     """An edit does not go on when its caller's time is up."""
     names: list[str] = []
 
-    with pytest.raises(Unavailable) as caught:
+    with pytest.raises((Unavailable, ResourceExhausted)) as caught:
         for event in client.edit(photo, "a cat", timeout_s=5.0, **LONG):
             if isinstance(event, EditAccepted):
                 names.append(event.edit)
 
+    if caught.value.reason == "DEADLINE_UNREACHABLE":  # once the speed of edits is known it does not even begin
+        return
     assert "DEADLINE_EXCEEDED" == caught.value.reason
     assert names, "not even accepted in five seconds"
     assert_cancelled(client, names[0], photo)
