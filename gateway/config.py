@@ -10,6 +10,7 @@ from unitune import exposure, peers
 from unitune.certificates import CertificateFiles
 from unitune.service_settings import ServiceSettings
 from unitune.serving import SILENCE_S
+from unitune.settings import setting
 
 # Streams at the sampler. It has few engines, and serves first who came first: what is there waits.
 SAMPLE_STREAMS = 4
@@ -28,147 +29,91 @@ class GatewayConfig(ServiceSettings):
 
     TABLE: ClassVar[str] = "gateway"
 
-    address: str = field(
-        default="127.0.0.1:50051", metadata={"env": "UNITUNE_GATEWAY_ADDRESS", "help": "HOST:PORT to listen on"}
+    address: str = setting("127.0.0.1:50051", "UNITUNE_GATEWAY_ADDRESS", "HOST:PORT to listen on")
+    internal_address: str = setting(
+        "127.0.0.1:50054", "UNITUNE_INTERNAL_ADDRESS", "HOST:PORT to listen on for tuners alone"
     )
-    internal_address: str = field(
-        default="127.0.0.1:50054",
-        metadata={"env": "UNITUNE_INTERNAL_ADDRESS", "help": "HOST:PORT to listen on for tuners alone"},
-    )
-    sampler: str = field(
-        default="127.0.0.1:50053", metadata={"env": "UNITUNE_SAMPLER", "help": "HOST:PORT of the sampler"}
-    )
+    sampler: str = setting("127.0.0.1:50053", "UNITUNE_SAMPLER", "HOST:PORT of the sampler")
     state: Path = field(
         metadata={"env": "UNITUNE_STATE", "help": "a file for the tunings, their queue and their events"}
     )
-    connection_age_s: float = field(
-        default=600.0,
-        metadata={
-            "env": "UNITUNE_CONNECTION_AGE_S",
-            "help": "seconds after which a client's connection takes no new calls, so that clients find new replicas; "
-            "streams that run go on, and 0 means never",
-        },
+    connection_age_s: float = setting(
+        600.0,
+        "UNITUNE_CONNECTION_AGE_S",
+        "seconds after which a client's connection takes no new calls, so that clients find new replicas; "
+        "streams that run go on, and 0 means never",
     )
-    sample_streams: int = field(
-        default=SAMPLE_STREAMS,
-        metadata={
-            "env": "UNITUNE_SAMPLE_STREAMS",
-            "help": f"edits that are at the sampler at a time, 1 to {MAX_SAMPLE_STREAMS}; others wait in the gateway",
-        },
+    sample_streams: int = setting(
+        SAMPLE_STREAMS,
+        "UNITUNE_SAMPLE_STREAMS",
+        f"edits that are at the sampler at a time, 1 to {MAX_SAMPLE_STREAMS}; others wait in the gateway",
     )
-    tenant_tunings: int = field(
-        default=100,
-        metadata={
-            "env": "UNITUNE_TENANT_TUNINGS",
-            "help": "tunings of one tenant that are queued or running at a time; 0 means no limit",
-        },
+    tenant_tunings: int = setting(
+        100, "UNITUNE_TENANT_TUNINGS", "tunings of one tenant that are queued or running at a time; 0 means no limit"
     )
-    tenant_edits: int = field(
-        default=256,
-        metadata={
-            "env": "UNITUNE_TENANT_EDITS",
-            "help": "edits and comparisons of one tenant that run or wait at a time; 0 means no limit",
-        },
+    tenant_edits: int = setting(
+        256, "UNITUNE_TENANT_EDITS", "edits and comparisons of one tenant that run or wait at a time; 0 means no limit"
     )
-    tenant_requests_per_s: float = field(
-        default=100.0,
-        metadata={
-            "env": "UNITUNE_TENANT_REQUESTS_PER_S",
-            "help": "calls of one tenant a second, of which those of ten seconds may come at once; 0 means no limit",
-        },
+    tenant_requests_per_s: float = setting(
+        100.0,
+        "UNITUNE_TENANT_REQUESTS_PER_S",
+        "calls of one tenant a second, of which those of ten seconds may come at once; 0 means no limit",
     )
-    tenant_bytes: int = field(
-        default=0,
-        metadata={
-            "env": "UNITUNE_TENANT_BYTES",
-            "help": "bytes of pictures and tuned weights that one tenant may store; 0 means no limit",
-        },
+    tenant_bytes: int = setting(
+        0, "UNITUNE_TENANT_BYTES", "bytes of pictures and tuned weights that one tenant may store; 0 means no limit"
     )
-    open_tunings: int = field(
-        default=1000,
-        metadata={
-            "env": "UNITUNE_OPEN_TUNINGS",
-            "help": "tunings of all tenants that are queued or running at a time; 0 means no limit",
-        },
+    open_tunings: int = setting(
+        1000, "UNITUNE_OPEN_TUNINGS", "tunings of all tenants that are queued or running at a time; 0 means no limit"
     )
-    open_edits: int = field(
-        default=1024,
-        metadata={
-            "env": "UNITUNE_OPEN_EDITS",
-            "help": "edits and comparisons of all tenants that run or wait at a time; 0 means no limit",
-        },
+    open_edits: int = setting(
+        1024, "UNITUNE_OPEN_EDITS", "edits and comparisons of all tenants that run or wait at a time; 0 means no limit"
     )
-    edit_steps: int = field(
-        default=20_000,
-        metadata={
-            "env": "UNITUNE_EDIT_STEPS",
-            "help": "steps that one edit may ask for: steps x seeds x repeats x attempts; 0 means no limit",
-        },
+    edit_steps: int = setting(
+        20_000,
+        "UNITUNE_EDIT_STEPS",
+        "steps that one edit may ask for: steps x seeds x repeats x attempts; 0 means no limit",
     )
-    tuning_pixels: int = field(
-        default=25_000_000_000,  # every method's own defaults at 1024x1024, which are 21e9 at most
-        metadata={
-            "env": "UNITUNE_TUNING_PIXELS",
-            "help": "what one tuning may ask for: updates x batch x pixels of the base model; 0 means no limit",
-        },
+    tuning_pixels: int = setting(
+        25_000_000_000,  # every method's own defaults at 1024x1024, which are 21e9 at most
+        "UNITUNE_TUNING_PIXELS",
+        "what one tuning may ask for: updates x batch x pixels of the base model; 0 means no limit",
     )
-    keep_unused_s: float = field(
-        default=24 * 3600.0,
-        metadata={
-            "env": "UNITUNE_KEEP_UNUSED_S",
-            "help": "seconds that a picture that no tuning uses, or what else nobody owns, is kept; 0 means for ever",
-        },
+    keep_unused_s: float = setting(
+        24 * 3600.0,
+        "UNITUNE_KEEP_UNUSED_S",
+        "seconds that a picture that no tuning uses, or what else nobody owns, is kept; 0 means for ever",
     )
-    filtered_tenants: str = field(
-        default="",
-        metadata={
-            "env": "UNITUNE_FILTERED_TENANTS",
-            "help": "tenants, separated by commas, whose edits the sampler's content filter checks; `*` means all, and "
-            "empty means none",
-        },
+    filtered_tenants: str = setting(
+        "",
+        "UNITUNE_FILTERED_TENANTS",
+        "tenants, separated by commas, whose edits the sampler's content filter checks; `*` means all, and "
+        "empty means none",
     )
-    lease_s: float = field(
-        default=LEASE_S,
-        metadata={
-            "env": "UNITUNE_LEASE_S",
-            "help": "seconds without a report of its tuner after which a tuning is given to another one, at least 1",
-        },
+    lease_s: float = setting(
+        LEASE_S,
+        "UNITUNE_LEASE_S",
+        "seconds without a report of its tuner after which a tuning is given to another one, at least 1",
     )
-    admin_key_file: Path | None = field(
-        default=None,
-        metadata={
-            "env": "UNITUNE_ADMIN_KEY_FILE",
-            "help": "a file with the API key by which other keys are made, itself made if it is missing; every call "
-            "then needs a credential",
-        },
+    admin_key_file: Path | None = setting(
+        None,
+        "UNITUNE_ADMIN_KEY_FILE",
+        "a file with the API key by which other keys are made, itself made if it is missing; every call "
+        "then needs a credential",
     )
-    oidc_issuer: str = field(
-        default="",
-        metadata={
-            "env": "UNITUNE_OIDC_ISSUER",
-            "help": "the issuer whose tokens are taken as credentials, as their claim `iss` says it; empty takes none",
-        },
+    oidc_issuer: str = setting(
+        "",
+        "UNITUNE_OIDC_ISSUER",
+        "the issuer whose tokens are taken as credentials, as their claim `iss` says it; empty takes none",
     )
-    oidc_audience: str = field(
-        default="", metadata={"env": "UNITUNE_OIDC_AUDIENCE", "help": "what must be in a token's claim `aud`"}
+    oidc_audience: str = setting("", "UNITUNE_OIDC_AUDIENCE", "what must be in a token's claim `aud`")
+    oidc_jwks: str = setting("", "UNITUNE_OIDC_JWKS", "the https URL of the issuer's public keys (its `jwks_uri`)")
+    oidc_tenant_claim: str = setting("tenant", "UNITUNE_OIDC_TENANT_CLAIM", "the claim that names the tenant")
+    tls_cert: Path | None = setting(
+        None,
+        "UNITUNE_TLS_CERT",
+        "a PEM file with the certificate for clients, followed by those that vouch for it; turns TLS on",
     )
-    oidc_jwks: str = field(
-        default="",
-        metadata={"env": "UNITUNE_OIDC_JWKS", "help": "the https URL of the issuer's public keys (its `jwks_uri`)"},
-    )
-    oidc_tenant_claim: str = field(
-        default="tenant", metadata={"env": "UNITUNE_OIDC_TENANT_CLAIM", "help": "the claim that names the tenant"}
-    )
-    tls_cert: Path | None = field(
-        default=None,
-        metadata={
-            "env": "UNITUNE_TLS_CERT",
-            "help": "a PEM file with the certificate for clients, followed by those that vouch for it; turns TLS on",
-        },
-    )
-    tls_key: Path | None = field(
-        default=None, metadata={"env": "UNITUNE_TLS_KEY", "help": "a PEM file with the key of that certificate"}
-    )
+    tls_key: Path | None = setting(None, "UNITUNE_TLS_KEY", "a PEM file with the key of that certificate")
     silence_s: float = SILENCE_S  # of the sampler in a stream, until it is given up
     heartbeat_s: float = 15.0  # longest silence of a stream
     retry_s: float = 1.0  # wait before a sampler that did not answer is asked again

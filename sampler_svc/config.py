@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from unitune import peers
 from unitune.service_settings import ComputingSettings
+from unitune.settings import setting
 
 BACKENDS = ("onnxruntime", "onnxruntime-cuda", "tensorrt")
 AUTO = "auto"
@@ -21,34 +22,21 @@ class SamplerConfig(ComputingSettings):
     engine: Path = field(
         metadata={"env": "UNITUNE_ENGINE", "help": "a folder written by `python -m sampler_svc.build`"}
     )
-    address: str = field(
-        default="127.0.0.1:50053", metadata={"env": "UNITUNE_SAMPLER_ADDRESS", "help": "HOST:PORT to listen on"}
+    address: str = setting("127.0.0.1:50053", "UNITUNE_SAMPLER_ADDRESS", "HOST:PORT to listen on")
+    backend: str = setting(BACKENDS[0], "UNITUNE_SAMPLER_BACKEND", f"what runs the engine: {', '.join(BACKENDS)}")
+    refit_mode: str = setting(
+        AUTO, "UNITUNE_REFIT_MODE", "new_session, in_place, or auto, which chooses by the size of the base model"
     )
-    backend: str = field(
-        default=BACKENDS[0],
-        metadata={"env": "UNITUNE_SAMPLER_BACKEND", "help": f"what runs the engine: {', '.join(BACKENDS)}"},
+    clipseg: Path | None = setting(
+        None,
+        "UNITUNE_CLIPSEG",
+        "a folder written by `python -m tuner_svc.export.clipseg`, for masks by word; empty means none",
     )
-    refit_mode: str = field(
-        default=AUTO,
-        metadata={
-            "env": "UNITUNE_REFIT_MODE",
-            "help": "new_session, in_place, or auto, which chooses by the size of the base model",
-        },
-    )
-    clipseg: Path | None = field(
-        default=None,
-        metadata={
-            "env": "UNITUNE_CLIPSEG",
-            "help": "a folder written by `python -m tuner_svc.export.clipseg`, for masks by word; empty means none",
-        },
-    )
-    content_filter: Path | None = field(
-        default=None,
-        metadata={
-            "env": "UNITUNE_CONTENT_FILTER",
-            "help": "a folder written by `python -m tuner_svc.export.content_filter`, for the edits of those tenants "
-            "that the gateway's UNITUNE_FILTERED_TENANTS names; empty means none",
-        },
+    content_filter: Path | None = setting(
+        None,
+        "UNITUNE_CONTENT_FILTER",
+        "a folder written by `python -m tuner_svc.export.content_filter`, for the edits of those tenants "
+        "that the gateway's UNITUNE_FILTERED_TENANTS names; empty means none",
     )
 
     def __post_init__(self) -> None:

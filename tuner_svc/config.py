@@ -1,12 +1,13 @@
 """Settings of the tuner's process."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from unitune import peers
 from unitune.choices import CODECS
 from unitune.service_settings import ComputingSettings
+from unitune.settings import setting
 
 DEFAULT_CODEC = "sign"  # within an eighth of fp16, and edits as the exact weights do (bench/README.md)
 EMBEDDED_MODEL = Path(__file__).resolve().parent.parent / "stickerbook" / "model"
@@ -18,40 +19,25 @@ class TunerConfig(ComputingSettings):
 
     TABLE: ClassVar[str] = "tuner"
 
-    gateway: str = field(
-        default="127.0.0.1:50054",
-        metadata={
-            "env": "UNITUNE_GATEWAY",
-            "help": "HOST:PORT of the gateway for tuners; several are separated by commas",
-        },
+    gateway: str = setting(
+        "127.0.0.1:50054", "UNITUNE_GATEWAY", "HOST:PORT of the gateway for tuners; several are separated by commas"
     )
-    address: str = field(
-        default="127.0.0.1:50052",
-        metadata={"env": "UNITUNE_TUNER_ADDRESS", "help": "HOST:PORT to listen on for health"},
+    address: str = setting("127.0.0.1:50052", "UNITUNE_TUNER_ADDRESS", "HOST:PORT to listen on for health")
+    base_model: Path = setting(EMBEDDED_MODEL, "UNITUNE_BASE_MODEL", "the base model, a diffusers folder")
+    weights_codec: str = setting(
+        DEFAULT_CODEC,
+        "UNITUNE_WEIGHTS_CODEC",
+        f"how tuned weights are stored: {', '.join(CODECS)}; LoRA tunings always as factors, unless none",
     )
-    base_model: Path = field(
-        default=EMBEDDED_MODEL, metadata={"env": "UNITUNE_BASE_MODEL", "help": "the base model, a diffusers folder"}
+    checkpoint_s: float = setting(
+        600.0,
+        "UNITUNE_CHECKPOINT_S",
+        "seconds of a run between two checkpoints, where it goes on if its tuner is lost; 0 makes none",
     )
-    weights_codec: str = field(
-        default=DEFAULT_CODEC,
-        metadata={
-            "env": "UNITUNE_WEIGHTS_CODEC",
-            "help": f"how tuned weights are stored: {', '.join(CODECS)}; LoRA tunings always as factors, unless none",
-        },
-    )
-    checkpoint_s: float = field(
-        default=600.0,
-        metadata={
-            "env": "UNITUNE_CHECKPOINT_S",
-            "help": "seconds of a run between two checkpoints, where it goes on if its tuner is lost; 0 makes none",
-        },
-    )
-    tuning_memory_gb: float = field(
-        default=0.0,
-        metadata={
-            "env": "UNITUNE_TUNING_MEMORY_GB",
-            "help": "memory in GB that a tuning may take beside the base model, slower with less; 0 takes what is free",
-        },
+    tuning_memory_gb: float = setting(
+        0.0,
+        "UNITUNE_TUNING_MEMORY_GB",
+        "memory in GB that a tuning may take beside the base model, slower with less; 0 takes what is free",
     )
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from unitune import exposure, peers
 from unitune.certificates import CertificateFiles
-from unitune.settings import num_cores
+from unitune.settings import num_cores, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,46 +18,26 @@ class ServiceSettings:
     store: str = field(
         metadata={"env": "UNITUNE_STORE", "help": "a folder, or the URL of a bucket, for pictures and tuned weights"}
     )
-    health_address: str | None = field(
-        default=None,
-        metadata={
-            "env": "UNITUNE_HEALTH_ADDRESS",
-            "help": "HOST:PORT for health alone, which the service's own address has, too; empty means none",
-        },
+    health_address: str | None = setting(
+        None,
+        "UNITUNE_HEALTH_ADDRESS",
+        "HOST:PORT for health alone, which the service's own address has, too; empty means none",
     )
-    metrics_address: str | None = field(
-        default=None,
-        metadata={
-            "env": "UNITUNE_METRICS_ADDRESS",
-            "help": "HOST:PORT for Prometheus to read metrics; empty means none",
-        },
+    metrics_address: str | None = setting(
+        None, "UNITUNE_METRICS_ADDRESS", "HOST:PORT for Prometheus to read metrics; empty means none"
     )
-    traces: str | None = field(
-        default=None,
-        metadata={
-            "env": "UNITUNE_TRACES",
-            "help": "URL of a collector of traces (OTLP over gRPC), as http://HOST:4317; empty means none",
-        },
+    traces: str | None = setting(
+        None, "UNITUNE_TRACES", "URL of a collector of traces (OTLP over gRPC), as http://HOST:4317; empty means none"
     )
-    peer_cert: Path | None = field(
-        default=None,
-        metadata={
-            "env": "UNITUNE_PEER_CERT",
-            "help": "a PEM file with this service's certificate for the others",
-        },
+    peer_cert: Path | None = setting(
+        None, "UNITUNE_PEER_CERT", "a PEM file with this service's certificate for the others"
     )
-    peer_key: Path | None = field(
-        default=None, metadata={"env": "UNITUNE_PEER_KEY", "help": "a PEM file with the key of that certificate"}
+    peer_key: Path | None = setting(None, "UNITUNE_PEER_KEY", "a PEM file with the key of that certificate")
+    peer_ca: Path | None = setting(
+        None, "UNITUNE_PEER_CA", "a PEM file with the authority of the services' certificates"
     )
-    peer_ca: Path | None = field(
-        default=None,
-        metadata={"env": "UNITUNE_PEER_CA", "help": "a PEM file with the authority of the services' certificates"},
-    )
-    insecure: str = field(default="", metadata={"env": exposure.VARIABLE, "help": exposure.HELP})
-    reflection: bool = field(
-        default=False,
-        metadata={"env": "UNITUNE_REFLECTION", "help": "whether tools such as grpcurl may ask for the contract"},
-    )
+    insecure: str = setting("", exposure.VARIABLE, exposure.HELP)
+    reflection: bool = setting(False, "UNITUNE_REFLECTION", "whether tools such as grpcurl may ask for the contract")
 
     @property
     def peer_files(self) -> CertificateFiles | None:
@@ -73,9 +53,7 @@ class ServiceSettings:
 class ComputingSettings(ServiceSettings):
     """What a service is told that computes."""
 
-    threads: int = field(
-        default=0, metadata={"env": "UNITUNE_THREADS", "help": "CPU threads to compute with; 0 takes all cores"}
-    )
+    threads: int = setting(0, "UNITUNE_THREADS", "CPU threads to compute with; 0 takes all cores")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,14 +2,13 @@
 
     @dataclass(frozen=True)
     class TunerConfig:
-        address: str = field(
-            default="127.0.0.1:50052", metadata={"env": "UNITUNE_TUNER_ADDRESS", "help": "HOST:PORT to listen on"}
-        )
+        address: str = setting("127.0.0.1:50052", "UNITUNE_TUNER_ADDRESS", "HOST:PORT to listen on")
 
     config = load(TunerConfig, os.environ)
 
-A field may be `str`, `int`, `float`, `bool` or `Path`, or one of them `| None`, where an empty variable means None.
-If the class raises ValueError in `__post_init__`, the program ends in the same way, with one line.
+A field without a default is a `dataclasses.field` with the same metadata, `env` and `help`. A field may be `str`,
+`int`, `float`, `bool` or `Path`, or one of them `| None`, where an empty variable means None. If the class raises
+ValueError in `__post_init__`, the program ends in the same way, with one line.
 
 UNITUNE_CONFIG may name a TOML file, for all programs together: a table for each (the class's TABLE), whose keys are the
 names of the fields. A variable of the environment comes before it.
@@ -105,6 +104,11 @@ T = TypeVar("T")
 
 class BadSetting(SystemExit):
     """A setting is missing, unreadable or unknown. If uncaught, it ends the program with one line on stderr."""
+
+
+def setting(default: T, env: str, help_text: str) -> T:
+    """A field of a settings class: its default, its variable, and what it is for people."""
+    return dataclasses.field(default=default, metadata={"env": env, "help": help_text})
 
 
 def load(cls: type[T], environ: Mapping[str, str]) -> T:
