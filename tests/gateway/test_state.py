@@ -14,6 +14,7 @@ from google.rpc.status_pb2 import Status
 from gateway.state import KEPT_EVENTS, MAX_CRASHES, State
 from gateway.tuning_queue import WaitingTenant, position
 from gateway.tuning_records import Attempt, CreateRequest, Standing, Taker
+from tests.gateway.older_state import take_keys_out, take_leases_out
 from unitune.errors import InvalidArgument, from_status
 from unitune.options import Flat
 from unitune.v1.tuner_pb2 import Checkpoint
@@ -525,11 +526,8 @@ async def test_a_file_of_the_version_whose_choices_were_texts_is_brought_up_to_d
     path = tmp_path / "state.sqlite"
     await (await State.open(path)).close()
     old = sqlite3.connect(path)
-    for index in ("queued", "leased"):
-        old.execute(f"DROP INDEX {index}")
-    for column in ("base_model", "place", "lease_s", "checkpoint"):
-        old.execute(f"ALTER TABLE tunings DROP COLUMN {column}")
-    old.execute("ALTER TABLE tunings ADD COLUMN position INTEGER")
+    take_leases_out(old)
+    take_keys_out(old)
     told = Tuning.FromString(OLD_TUNING)
     old.execute(
         "INSERT INTO tunings (name, tenant, key, image, state, last_event, blob) VALUES (?, 'default', ?, ?, ?, 1, ?)",
@@ -537,7 +535,6 @@ async def test_a_file_of_the_version_whose_choices_were_texts_is_brought_up_to_d
     )
     old.execute("INSERT INTO events VALUES (1, 1, ?)", (OLD_EVENT,))
     old.execute("INSERT INTO services VALUES ('tuner', ?)", (b"what it said",))
-    old.execute("DROP TABLE api_keys")  # of a later version
     old.execute("PRAGMA user_version = 2")
     old.commit()
     old.close()

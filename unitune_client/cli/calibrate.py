@@ -15,18 +15,19 @@ from unitune.errors import InvalidField
 from unitune.options import SAMPLING, TUNING
 from unitune_client import events
 from unitune_client.cli.calibration import ChosenSetting, cheapest_reconstruction, choose, undominated
-from unitune_client.cli.calibration_run import METHOD, CalibrationRun, Point, Setting, Trial, TuningSetting
+from unitune_client.cli.calibration_run import CalibrationRun, Point, Setting, Trial, TuningSetting
 from unitune_client.cli.connection import connection
 from unitune_client.cli.display import Display, display
+from unitune_client.cli.edit import DEFAULT_METHOD
 from unitune_client.cli.options import Between, field_option, output_option, server_options
 from unitune_client.cli.outputs import Outputs, folder_of, give_name, unfinished_folder
 from unitune_client.cli.path_option import PathOption
 from unitune_client.cli.photo_files import read_photo
 from unitune_client.cli.sheet import SheetEdit, comparison_sheet, sheet_file
 from unitune_client.local.home import Home
-from unitune_client.local.machine import base_model_folder, embedded_base_model
+from unitune_client.local.machine import PRESET_FILE, base_model_folder, embedded_base_model
 
-PRESET_FILE, TABLE_FILE = "unitune_preset.json", "calibration.json"
+TABLE_FILE = "calibration.json"
 SEEDS = (0, 1)  # of the edits, unless others are given
 TUNING_SHARE = 0.6  # of the time: tunings cost more than edits
 MOST_POINTS = 4  # that an automatic edit tries
@@ -179,7 +180,7 @@ def chosen_preset(
 ) -> tuple[dict[str, Any], bool]:
     """The settings that were chosen, as a preset has them, and whether every seed agrees with all of them."""
     own: dict[str, Any] = tuning._asdict()
-    preset: dict[str, Any] = {"methods": {METHOD: own}}
+    preset: dict[str, Any] = {"methods": {DEFAULT_METHOD: own}}
     if run.info.base_model.has_clip_filter:
         choice = choice_of(run, run.points)
         tell(choice, run.points, show)
@@ -294,8 +295,8 @@ def merged(folder: Path | None, preset: Mapping[str, Any]) -> dict[str, Any]:
     file = None if folder is None else folder / PRESET_FILE
     known: dict[str, Any] = json.loads(file.read_text()) if file is not None and file.is_file() else {}
     methods = known.get("methods", {})
-    own = {**methods.get(METHOD, {}), **preset["methods"][METHOD]}
-    return {**known, **preset, "methods": {**methods, METHOD: own}}
+    own = {**methods.get(DEFAULT_METHOD, {}), **preset["methods"][DEFAULT_METHOD]}
+    return {**known, **preset, "methods": {**methods, DEFAULT_METHOD: own}}
 
 
 def write_json(path: Path, facts: Mapping[str, Any], *, overwrites: bool) -> None:

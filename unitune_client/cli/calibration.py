@@ -7,6 +7,7 @@ is put on a scale from the worst setting, 0, to the best, 1, and the setting nea
 
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from statistics import fmean
 from typing import NamedTuple, TypeVar
 
@@ -40,9 +41,15 @@ class ChosenSetting(NamedTuple):
 
 def kept_db(photo: bytes, edited: bytes) -> float:
     """Peak signal-to-noise ratio of an edit to its photograph, in dB. Raises InvalidArgument for no picture."""
-    before, after = (rgb(file, max_bytes=None) for file in (photo, edited))
-    small = ImageOps.contain(before, (COMPARED_SIDE, COMPARED_SIDE)) if max(before.size) > COMPARED_SIDE else before
+    small, after = _small(photo), rgb(edited, max_bytes=None)
     return psnr_db(small, after.resize(small.size, Image.Resampling.BOX) if after.size != small.size else after)
+
+
+@lru_cache(maxsize=16)
+def _small(photo: bytes) -> Image.Image:
+    """A photograph at the size at which it is compared: with every one of its edits."""
+    picture = rgb(photo, max_bytes=None)
+    return ImageOps.contain(picture, (COMPARED_SIDE, COMPARED_SIDE)) if max(picture.size) > COMPARED_SIDE else picture
 
 
 def psnr_db(one: Image.Image, other: Image.Image) -> float:

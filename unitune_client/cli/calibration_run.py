@@ -9,11 +9,9 @@ from unitune.errors import FailedPrecondition
 from unitune_client import events
 from unitune_client.cli.calibration import EditFigures, kept_db, mean
 from unitune_client.cli.display import Display
-from unitune_client.cli.edit import tune
+from unitune_client.cli.edit import DEFAULT_METHOD, tune
 from unitune_client.client import Client
 from unitune_client.options import EditOptions
-
-METHOD = "unitune"
 
 
 class TuningSetting(NamedTuple):
@@ -83,6 +81,7 @@ class CalibrationRun:
     points: list[Trial[Point]] = field(default_factory=list)
     left_out: list[TuningSetting | Point] = field(default_factory=list)
     _images: list[events.Image] = field(default_factory=list)
+    _tuned: dict[TuningSetting, list[events.Tuning]] = field(default_factory=dict)  # of all photographs
 
     @property
     def own_point(self) -> Point:
@@ -93,7 +92,7 @@ class CalibrationRun:
         """Upload the photographs and have the server check every edit, with its warnings on show. Raises what one of
         them would be refused with."""
         self._images = [self.client.upload_image(photo) for photo in self.photos]
-        asked = [self._tuning_options(one) | self._edit_options(self.own_point) for one in settings]
+        asked = [one._asdict() | self._edit_options(self.own_point) for one in settings]
         asked += [self._edit_options(point) for point in points]
         for image in self._images:
             for prompt in self.prompts:
@@ -114,16 +113,17 @@ class CalibrationRun:
             self.show.say(f"tuning {number + 1} of {len(settings)}: {setting}{_until(cost_s * setting.updates)}")
             trial = Trial(setting, [])
             reconstructed = []
-            for photo, tuning in enumerate(self.tuned(setting)):
+            tunings = [tune(self.client, image, self.show, **setting._asdict()) for image in self._images]
+            for photo, tuning in enumerate(tunings):
                 trial.edits += self._edit(photo, tuning, self.own_point)
                 reconstructed.append(self._reconstructed_db(photo, tuning))
             trial.reconstructed_db = sum(reconstructed) / len(reconstructed)
             self.tunings.append(trial)
+            self._tuned[setting] = tunings
             cost_s = max(cost_s, (time.monotonic() - began_s) / max(setting.updates, 1))
 
     def try_points(self, points: Sequence[Point], setting: TuningSetting) -> None:
         """Edit at every point with the tunings of one setting, while the time lasts."""
-        tunings = self.tuned(setting)
         done = next(trial for trial in self.tunings if trial.setting == setting)
         self.points.append(Trial(self.own_point, done.edits))
         others, cost_s = [point for point in points if point != self.own_point], 0.0
@@ -134,15 +134,10 @@ class CalibrationRun:
                 continue
             self.show.say(f"edits {number + 1} of {len(others)}: {point}{_until(cost_s)}")
             trial = Trial(point, [])
-            for photo, tuning in enumerate(tunings):
+            for photo, tuning in enumerate(self._tuned[setting]):
                 trial.edits += self._edit(photo, tuning, point)
             self.points.append(trial)
             cost_s = max(cost_s, time.monotonic() - began_s)
-
-    def tuned(self, setting: TuningSetting) -> list[events.Tuning]:
-        """The tunings of all photographs by a setting; those that exist are found."""
-        config = {"updates": setting.updates, "learning_rate": setting.learning_rate}
-        return [tune(self.client, image, self.show, **config) for image in self._images]
 
     def _edit(self, photo: int, tuning: events.Tuning, point: Point) -> list[MeasuredEdit]:
         measured = []
@@ -172,13 +167,10 @@ class CalibrationRun:
             raise FailedPrecondition(f"{prompt}: {events.BLOCKED}; give another prompt", reason="BLOCKED")
         return result.images
 
-    def _tuning_options(self, setting: TuningSetting) -> dict[str, Any]:
-        return {"updates": setting.updates, "learning_rate": setting.learning_rate}
-
     def _edit_options(self, point: Point) -> dict[str, Any]:
         scored = {"clip_filter": True, "resamples": 0} if self.info.base_model.has_clip_filter else {}
-        own = {"method": METHOD, "seeds": list(self.seeds), "omit_metadata": True}
-        return {**self.options, **own, **scored, "strength": point.strength, "guidance_scale": point.guidance_scale}
+        own = {"method": DEFAULT_METHOD, "seeds": list(self.seeds), "omit_metadata": True}
+        return {**self.options, **own, **scored, **point._asdict()}
 
 
 def _until(seconds: float) -> str:

@@ -19,7 +19,7 @@ from unitune.errors import UniTuneError
 from unitune_client import events
 from unitune_client.client import Client
 from unitune_client.local.home import Home
-from unitune_client.local.machine import EXTRAS, LocalError, embedded_base_model
+from unitune_client.local.machine import EXTRAS, PRESET_FILE, LocalError, embedded_base_model
 
 # Name of the distribution, where it is another than the module's.
 DISTRIBUTIONS = {"grpc_health": "grpcio-health-checking", "grpc_reflection": "grpcio-reflection", "jwt": "PyJWT"}
@@ -132,14 +132,14 @@ def prediction_in_words(folder: Path) -> str | Problem:
 def distilled_in_words(folder: Path) -> str | Problem:
     """How a base model was distilled to few steps, by its preset, and who says so; empty if it was not."""
     try:
-        preset, source = folder / "unitune_preset.json", folder / "unitune_source.json"
+        preset, source = folder / PRESET_FILE, folder / "unitune_source.json"
         chosen = json.loads(preset.read_bytes()) if preset.is_file() else {}
         told = json.loads(source.read_bytes()) if source.is_file() else {}
         told_by = told.get("distilled_told_by") or preset.name
         steps = f", {chosen['num_inference_steps']} steps" if "num_inference_steps" in chosen else ""
         return f"{chosen['distilled']}{steps} ({told_by})" if chosen.get("distilled") else ""
     except (OSError, ValueError, AttributeError) as error:
-        return Problem(f"{folder / 'unitune_preset.json'} cannot be read: {error}")
+        return Problem(f"{folder / PRESET_FILE} cannot be read: {error}")
 
 
 def findings_of_server(

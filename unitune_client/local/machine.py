@@ -7,6 +7,7 @@ from pathlib import Path
 from unitune.errors import InvalidField
 from unitune.system_errors import full_sentence
 
+PRESET_FILE = "unitune_preset.json"  # in a base model's folder
 # What each extra is recognised by. Finding a module does not import it.
 EXTRAS = {
     "tuner": ("torch", "diffusers", "transformers", "onnx", "onnxscript"),
