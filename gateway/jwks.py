@@ -1,7 +1,6 @@
 """The public keys of an issuer of tokens: fetched from its URL, and kept for a time, or until the issuer answers."""
 
 import asyncio
-import ipaddress
 import json
 import logging
 import time
@@ -14,6 +13,7 @@ import jwt
 
 from unitune import telemetry
 from unitune.errors import Unavailable
+from unitune.loopback import is_this_host
 
 logger = logging.getLogger(__name__)
 
@@ -104,8 +104,4 @@ def _body(answer: Any) -> bytes:
 
 def is_loopback(url: str) -> bool:
     """Whether a URL is of this machine."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return is_this_host(urlsplit(url).hostname or "")

@@ -1,7 +1,8 @@
 """What a service must have before it listens where others reach it, unless a setting does without it by name."""
 
-import ipaddress
 from collections.abc import Mapping
+
+from unitune.loopback import is_this_machine
 
 VARIABLE = "UNITUNE_INSECURE"
 NO_KEYS, NO_TLS = "no-keys", "no-tls"
@@ -25,7 +26,7 @@ def check(variable: str, address: str, lacks: Mapping[str, str], allowed: frozen
 
     `lacks` maps a word of the setting to what is missing and how to get it.
     """
-    if is_of_this_machine(address):
+    if is_this_machine(address):
         return
     for word, missing in lacks.items():
         if word not in allowed:
@@ -33,14 +34,3 @@ def check(variable: str, address: str, lacks: Mapping[str, str], allowed: frozen
                 f"{variable} is {address!r}, which other machines may reach, and there are no {missing}, "
                 f"or, if something else protects it, {VARIABLE}={word}"
             )
-
-
-def is_of_this_machine(address: str) -> bool:
-    """Whether nobody else reaches an address, HOST:PORT or unix:PATH."""
-    if address.startswith(("unix:", "unix-abstract:")):
-        return True
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -1,13 +1,15 @@
 """An engine of the tiny base model, built once per run, and weights for it."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from sampler_svc.build.folder import build
-from sampler_svc.engines.engine import WeightSet
+from sampler_svc.engines.engine import BASE, WeightSet
 from sampler_svc.engines.weights import base_weights
 from sampler_svc.model import Model
+from sampler_svc.sampling.tools import Tools
 from tests.made_once import made_once
 from unitune.base_model import BaseModelSpec
 
@@ -42,6 +44,13 @@ def tunings(tiny_model: Path, spec: BaseModelSpec, base: WeightSet) -> "Tunings"
 def model(engine_folder: Path) -> Model:
     """The engine folder, loaded afresh."""
     return Model.open(engine_folder, threads=1)
+
+
+@pytest.fixture
+def tools(model: Model) -> Iterator[Tools]:
+    """The tools of an edit with the base weights."""
+    with model.pool.lease(BASE, lambda: model.base) as lease:
+        yield model.tools(lease.engine.run, base_denoiser=model.pool.run_base)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """Edits with a base model for inpainting against diffusers' own pipeline, and with tunings, on a tiny random model."""
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,13 @@ from sampler_svc.build.folder import build
 from sampler_svc.engines.engine import BASE
 from sampler_svc.engines.weights import tuned_weights
 from sampler_svc.model import Model
-from sampler_svc.sampling.edit_steps import EditSteps
 from sampler_svc.sampling.events import EditedImage
 from sampler_svc.sampling.masks.contrast import finder
-from sampler_svc.sampling.request import Request, guidance_by_timestep
-from sampler_svc.sampling.sample import denoise
+from sampler_svc.sampling.request import Request
 from sampler_svc.sampling.tools import PreparedEdit, Tools
 from tests.sampler_svc.edit_events import edit_events
 from tests.sampler_svc.pictures import mask, picture
+from tests.sampler_svc.untuned_edit import edited_latents
 from tuner_svc.base_model import load
 from tuner_svc.probe import pack_tuned
 from tuner_svc.tune import tune
@@ -62,20 +61,6 @@ MASKED = replace(REQUEST, mask_source="given", mask=mask(box=BOX))
 def model(tiny_inpainting_graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
     """The tiny model's engine, loaded."""
     return Model.open(build(tiny_inpainting_graphs, tmp_path_factory.mktemp("engines") / "inpainting"), threads=1)
-
-
-@pytest.fixture
-def tools(model: Model) -> Iterator[Tools]:
-    """The tools of an edit with the base weights."""
-    with model.pool.lease(BASE, lambda: model.base) as lease:
-        yield model.tools(lease.engine.run, base_denoiser=model.pool.run_base)
-
-
-def edited(tools: Tools, request: Request) -> np.ndarray:
-    """The latents of an edit."""
-    edit = PreparedEdit(request, tools)
-    terms = guidance_by_timestep(request, tools.embed, tools.schedule)
-    return denoise(edit.latent, request, edit, terms, EditSteps(edit, request, lambda event: None))
 
 
 def pixels(tools: Tools, request: Request) -> np.ndarray:
@@ -124,7 +109,7 @@ def test_a_masked_edit_is_that_of_diffusers(
     request = replace(MASKED, scheduler=scheduler, strength=strength)
     latents = theirs(request, request.mask)
 
-    ours = edited(tools, request)
+    ours = edited_latents(tools, request)
 
     np.testing.assert_allclose(ours, latents, rtol=0, atol=TOLERANCE * np.abs(latents).max())
     shown, wanted = (images.from_model(tools.graphs.decode(one), (48, 48)).astype(float) for one in (ours, latents))
@@ -136,7 +121,7 @@ def test_without_a_mask_everything_is_edited(tools: Tools, theirs: Callable[[Req
     """A mask that is found after the edit, the default, hides the whole picture from the denoiser."""
     request = replace(REQUEST, strength=0.7)
     latents = theirs(request, mask())
-    np.testing.assert_allclose(edited(tools, request), latents, rtol=0, atol=TOLERANCE * np.abs(latents).max())
+    np.testing.assert_allclose(edited_latents(tools, request), latents, rtol=0, atol=TOLERANCE * np.abs(latents).max())
 
 
 @pytest.mark.parametrize(("height", "width"), [(48, 48), (44, 66), (90, 40)])
@@ -159,9 +144,9 @@ def test_what_is_hidden_changes_nothing(tools: Tools) -> None:
     other = images.decode(MASKED.image).copy()
     other[20:30, 20:30] = 255
     painted = replace(MASKED, image=images.encode_png(other))
-    assert np.array_equal(edited(tools, MASKED), edited(tools, painted))
+    assert np.array_equal(edited_latents(tools, MASKED), edited_latents(tools, painted))
     assert not np.array_equal(
-        edited(tools, replace(MASKED, strength=0.9)), edited(tools, replace(painted, strength=0.9))
+        edited_latents(tools, replace(MASKED, strength=0.9)), edited_latents(tools, replace(painted, strength=0.9))
     )
 
 
@@ -175,14 +160,14 @@ def test_masks_that_the_denoiser_finds_work(tools: Tools, source: str, inverted:
     )
     edit = PreparedEdit(request, replace(tools, find=find))
     assert edit.mask is not None and edit.mask.shape == (48, 48)
-    assert np.isfinite(edited(replace(tools, find=find), request)).all()
+    assert np.isfinite(edited_latents(replace(tools, find=find), request)).all()
 
 
 def test_a_mixture_with_the_base_model_sees_the_same(tools: Tools) -> None:
     """Terms of guidance on the base weights are shown the mask, too: with base weights everywhere it is no mixture."""
     request = replace(MASKED, prompt="a cat", untuned_prompt="a cat")
     mixed = replace(request, base_mixture=0.5)
-    np.testing.assert_allclose(edited(tools, mixed), edited(tools, request), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(edited_latents(tools, mixed), edited_latents(tools, request), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -200,13 +185,13 @@ def test_a_tuning_edits_within_a_mask(model: Model, tiny_inpainting: Path, field
     base_model = load(tiny_inpainting)
     image = images.to_model(images.decode(picture()), base_model.image_side)
     with model.pool.lease(BASE, lambda: model.base) as lease:
-        found = [edited(model.tools(lease.engine.run), MASKED)]
+        found = [edited_latents(model.tools(lease.engine.run), MASKED)]
     for updates in (0, 3):
         config = TuningConfig(**{"batch": 2, "learning_rate": 1e-3, "updates": updates, **fields})
         packed = pack_tuned(base_model, tune(base_model, image, config), config, "key", "none")
         weights = tuned_weights(unpack(*packed), model.base, model.spec.digest)
         with model.pool.lease(weights.id, lambda weights=weights: weights) as lease:
-            found.append(edited(model.tools(lease.engine.run), MASKED))
+            found.append(edited_latents(model.tools(lease.engine.run), MASKED))
     base, none, tuned = found
     assert np.array_equal(none, base)
     assert not np.array_equal(tuned, base) and np.isfinite(tuned).all()

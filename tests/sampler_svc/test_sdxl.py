@@ -1,6 +1,6 @@
 """SDXL's edits against diffusers' own pipelines, and with what tunings of it made, on a tiny random model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -30,10 +30,11 @@ from sampler_svc.sampling.base_graphs import BaseGraphs
 from sampler_svc.sampling.conditioning import embedding, null_embeddings
 from sampler_svc.sampling.edit_steps import EditSteps
 from sampler_svc.sampling.prompt_to_prompt import AttentionEdit
-from sampler_svc.sampling.request import Request, guidance_by_timestep
-from sampler_svc.sampling.sample import denoise, denoise_beside
+from sampler_svc.sampling.request import Request
+from sampler_svc.sampling.sample import denoise_beside
 from sampler_svc.sampling.tools import PreparedEdit, Tools
 from tests.sampler_svc.pictures import mask, picture
+from tests.sampler_svc.untuned_edit import edited_latents
 from tests.tiny_sdxl import POOLED_WIDTH, WIDTHS
 from tuner_svc.base_model import BaseModel, load
 from tuner_svc.probe import pack_tuned
@@ -65,20 +66,6 @@ def folder(tiny_sdxl_graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def model(folder: Path) -> Model:
     """The engine, loaded."""
     return Model.open(folder, threads=1)
-
-
-@pytest.fixture
-def tools(model: Model) -> Iterator[Tools]:
-    """The tools of an edit with the base weights."""
-    with model.pool.lease(BASE, lambda: model.base) as lease:
-        yield model.tools(lease.engine.run, base_denoiser=model.pool.run_base)
-
-
-def edited(tools: Tools, request: Request) -> np.ndarray:
-    """The latents of an edit."""
-    edit = PreparedEdit(request, tools)
-    terms = guidance_by_timestep(request, tools.embed, tools.schedule)
-    return denoise(edit.latent, request, edit, terms, EditSteps(edit, request, lambda event: None))
 
 
 @pytest.fixture
@@ -121,7 +108,7 @@ def test_an_edit_is_that_of_diffusers(
     """Latents and picture are those of diffusers' img2img, with zeros for no negative prompt and with one (M16)."""
     request = replace(REQUEST, scheduler=scheduler, negative_prompt=negative)
     latents, shown = theirs(request)
-    ours = edited(tools, request)
+    ours = edited_latents(tools, request)
     np.testing.assert_allclose(ours, latents, rtol=0, atol=TOLERANCE * np.abs(latents).max())
     np.testing.assert_allclose(tools.graphs.decode(ours), shown, rtol=0, atol=TOLERANCE * np.abs(shown).max())
 
@@ -136,7 +123,7 @@ def test_an_empty_negative_prompt_is_encoded_where_the_model_says_so(
     )
     latents, _ = theirs(REQUEST)
     graphs = BaseGraphs(folder, replace(tools.graphs.spec, empty_is_zeros=False), threads=1)
-    ours = edited(replace(tools, graphs=graphs, embed=graphs.embed), REQUEST)
+    ours = edited_latents(replace(tools, graphs=graphs, embed=graphs.embed), REQUEST)
     size = np.abs(latents).max()
     np.testing.assert_allclose(ours, latents, rtol=0, atol=TOLERANCE * size)
     assert np.abs(latents - zeros).max() > 100 * TOLERANCE * size
@@ -161,7 +148,7 @@ def test_the_denoiser_is_told_the_working_size(
     request = replace(REQUEST, image=picture(height, width))
     latents, _ = theirs(request)
     size = np.abs(latents).max()
-    ours = edited(tools, request)
+    ours = edited_latents(tools, request)
     np.testing.assert_allclose(ours, latents, rtol=0, atol=TOLERANCE * size)
     assert (ours.shape[2] == ours.shape[3]) == (height == width)
     otherwise, _ = theirs(request, original_size=(16, 16), target_size=(16, 16))
@@ -175,10 +162,10 @@ def test_a_masked_edit_is_that_of_diffusers(tools: Tools, theirs: Callable[..., 
     white[box[0] : box[2], box[1] : box[3]] = 1
     request = replace(REQUEST, mask_source="given", mask=mask(box=box))
     latents, _ = theirs(request, mask_image=torch.from_numpy(white)[None, None])
-    ours = edited(tools, request)
+    ours = edited_latents(tools, request)
     size = np.abs(latents).max()
     np.testing.assert_allclose(ours, latents, rtol=0, atol=TOLERANCE * size)
-    assert np.abs(ours - edited(tools, REQUEST)).max() > 100 * TOLERANCE * size
+    assert np.abs(ours - edited_latents(tools, REQUEST)).max() > 100 * TOLERANCE * size
 
 
 @pytest.fixture(scope="module")
@@ -198,13 +185,13 @@ def with_weights(model: Model, tuned: TunedWeights, request: Request, embed: Any
     """The latents of an edit with tuned weights, whose probe must pass first."""
     weights = tuned_weights(tuned, model.base, model.spec.digest)
     with model.pool.lease(weights.id, lambda: weights) as lease:
-        return edited(model.tools(lease.engine.run, embed=embed), request)
+        return edited_latents(model.tools(lease.engine.run, embed=embed), request)
 
 
 def without_tuning(model: Model, request: Request) -> np.ndarray:
     """The latents of an edit with the base weights, which leaves the engine free for others."""
     with model.pool.lease(BASE, lambda: model.base) as lease:
-        return edited(model.tools(lease.engine.run), request)
+        return edited_latents(model.tools(lease.engine.run), request)
 
 
 @pytest.mark.parametrize("mode", ["full", "attn_out", "lora"])
@@ -355,4 +342,4 @@ def test_masks_that_the_denoiser_finds_work(model: Model, tools: Tools, source: 
     edit = PreparedEdit(request, replace(tools, find=find))
     found = edit.mask
     assert found is not None and (48, 48) == found.shape and 0 <= found.min() <= found.max() <= 1
-    assert np.isfinite(edited(replace(tools, find=find), request)).all()
+    assert np.isfinite(edited_latents(replace(tools, find=find), request)).all()

@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from tests.original_names import original_tensors, original_unet, original_vae
-from tests.tiny_sdxl import tiny_sdxl as tiny_pipeline
 from tuner_svc.base_model import load
 from tuner_svc.model_folder import UnusableBaseModel, digest, read_schedule, read_text_settings
 from tuner_svc.single_file.convert import read_text_encoders, read_unet
@@ -23,19 +22,6 @@ from tuner_svc.single_file.prediction import PredictionType
 from tuner_svc.single_file.tensor_file import read_header
 
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
-
-
-@pytest.fixture(scope="module")
-def pipeline() -> StableDiffusionXLPipeline:
-    """The tiny SDXL model, in memory."""
-    return tiny_pipeline()
-
-
-@pytest.fixture
-def source(pipeline: StableDiffusionXLPipeline, tiny_sdxl: Path, tmp_path: Path) -> Source:
-    """The tiny SDXL model as a single file."""
-    save_file(original_tensors(pipeline), tmp_path / "tiny.safetensors")
-    return Source(tmp_path / "tiny.safetensors", config=tiny_sdxl)
 
 
 def weights(folder: Path) -> dict[str, Tensor]:

@@ -14,8 +14,7 @@ from diffusers.utils.state_dict_utils import convert_state_dict_to_peft, convert
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.original_names import original_tensors, original_unet
-from tests.tiny_sdxl import tiny_sdxl as tiny_pipeline
+from tests.original_names import original_unet
 from tuner_svc.model_folder import UnusableBaseModel
 from tuner_svc.single_file.model import Lora, Source, write_folder
 
@@ -39,19 +38,6 @@ TEXT = tuple(
     f"text_model.encoder.layers.{place}" for place in ("0.self_attn.q_proj", "1.self_attn.out_proj", "1.mlp.fc2")
 )
 MODULES = {"unet": UNET, "text_encoder": TEXT, "text_encoder_2": TEXT}
-
-
-@pytest.fixture(scope="module")
-def pipeline() -> StableDiffusionXLPipeline:
-    """The tiny SDXL model, in memory."""
-    return tiny_pipeline()
-
-
-@pytest.fixture
-def base(pipeline: StableDiffusionXLPipeline, tiny_sdxl: Path, tmp_path: Path) -> Source:
-    """It as a single file."""
-    save_file(original_tensors(pipeline), tmp_path / "tiny.safetensors")
-    return Source(tmp_path / "tiny.safetensors", config=tiny_sdxl)
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -114,10 +100,10 @@ def assert_fused(after: dict[str, Tensor], before: dict[str, Tensor], deltas: di
 
 @pytest.mark.parametrize("has_original_blocks", [False, True])
 def test_kohyas_names_mean_what_diffusers_makes_of_them(
-    has_original_blocks: bool, base: Source, pipeline: StableDiffusionXLPipeline, tmp_path: Path
+    has_original_blocks: bool, source: Source, pipeline: StableDiffusionXLPipeline, tmp_path: Path
 ) -> None:
     """`lora_unet_input_blocks_4_1_...` or `lora_unet_down_blocks_...`, `lora_te1_` and `lora_te2_` (M11)."""
-    before = weights(write_folder(base, tmp_path / "before"))
+    before = weights(write_folder(source, tmp_path / "before"))
     originals = {}
     if has_original_blocks:
         new_names = {one.data_ptr(): name for name, one in pipeline.unet.state_dict().items()}
@@ -137,15 +123,15 @@ def test_kohyas_names_mean_what_diffusers_makes_of_them(
     save_file(tensors, tmp_path / "lora.safetensors")
 
     after = weights(
-        write_folder(replace(base, loras=(Lora(tmp_path / "lora.safetensors", WEIGHT),)), tmp_path / "after")
+        write_folder(replace(source, loras=(Lora(tmp_path / "lora.safetensors", WEIGHT),)), tmp_path / "after")
     )
 
     assert_fused(after, before, of_diffusers(tensors, pipeline), WEIGHT * ALPHA / RANK)
 
 
-def test_pefts_names_are_known(base: Source, tmp_path: Path) -> None:
+def test_pefts_names_are_known(source: Source, tmp_path: Path) -> None:
     """`unet.`, `text_encoder.` and `text_encoder_2.` with `lora_A` and `lora_B`, without alpha (M11)."""
-    before = weights(write_folder(base, tmp_path / "before"))
+    before = weights(write_folder(source, tmp_path / "before"))
     pairs = factors(before)
     tensors = {}
     for (part, module), (down, up) in pairs.items():
@@ -153,7 +139,7 @@ def test_pefts_names_are_known(base: Source, tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "lora.safetensors")
 
     after = weights(
-        write_folder(replace(base, loras=(Lora(tmp_path / "lora.safetensors", WEIGHT),)), tmp_path / "after")
+        write_folder(replace(source, loras=(Lora(tmp_path / "lora.safetensors", WEIGHT),)), tmp_path / "after")
     )
 
     deltas = {
@@ -166,9 +152,9 @@ def test_pefts_names_are_known(base: Source, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "module", ["lora_te_text_model_encoder_layers_0_mlp_fc1", "lora_unet_input_blocks_1_1_proj_in"]
 )
-def test_a_lora_of_another_family_is_refused(module: str, base: Source, tmp_path: Path) -> None:
+def test_a_lora_of_another_family_is_refused(module: str, source: Source, tmp_path: Path) -> None:
     """One of Stable Diffusion 1.x has another text encoder's name, and attention at the first level."""
     save_file({f"{module}.lora_down.weight": torch.zeros(RANK, 32)}, tmp_path / "lora.safetensors")
     with pytest.raises(UnusableBaseModel, match="does not fit this model: 1 of its 1 tensors have no place in it"):
-        write_folder(replace(base, loras=(Lora(tmp_path / "lora.safetensors"),)), tmp_path / "made")
+        write_folder(replace(source, loras=(Lora(tmp_path / "lora.safetensors"),)), tmp_path / "made")
     assert not (tmp_path / "made").exists()
