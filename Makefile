@@ -1,4 +1,5 @@
-# One verb per thing to do; `make` lists them. Every verb sets up .venv first if it is missing or out of date.
+# One verb per thing to do; `make` lists them. Every verb sets up .venv first if it is missing or out of date:
+# for `demo` and `build` what a user needs, for all others also what tests and checks need.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -8,10 +9,11 @@ SHELL := bash
 
 BIN := .venv/bin
 READY := .venv/.ready
+DEV_READY := .venv/.dev-ready
 # On two cores; a file's tests stay together, since they share what is slow to make.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 QUICK := tests/gateway tests/sampler_svc tests/unitune tests/unitune_client tests/test_house_rules.py
-EXTRAS := cli,tuner,sampler,gateway,dev
+EXTRAS := cli,tuner,sampler,gateway
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 # Set PYTHON to use another interpreter, 3.11 or newer.
 PYTHONS := $(strip $(PYTHON) python3.11 python3)
@@ -26,17 +28,17 @@ demo: $(READY) ## edit a picture with all three services here; pictures in out/d
 test: check ## check, then everything that runs on a CPU
 	@$(PYTEST) -m "not gpu"
 
-quick: $(READY) ## the tests that need no export, no engine and no running services: a minute
+quick: $(DEV_READY) ## the tests that need no export, no engine and no running services: a minute
 	@$(PYTEST) -q -m "not gpu and not slow" $(QUICK)
 
-test-gpu: $(READY) ## engines and tuner on an NVIDIA GPU, with numbers in out/gpu; says why it skips where there is none
+test-gpu: $(DEV_READY) ## engines and tuner on an NVIDIA GPU, with numbers in out/gpu; says why it skips where there is none
 	@if command -v nvidia-smi > /dev/null; then \
 	  $(BIN)/python -m pip uninstall --quiet --yes onnxruntime; \
 	  $(BIN)/python -m pip install --quiet -c constraints.txt -e ".[sampler-gpu]"; \
 	fi
 	@$(BIN)/python -m pytest -m gpu tests/gpu
 
-check: $(READY) ## lint, types, who imports whom, protos; seconds once mypy's cache is warm
+check: $(DEV_READY) ## lint, types, who imports whom, protos; seconds once mypy's cache is warm
 	@echo "ruff"
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet . || { echo "to mend it: $(BIN)/ruff format"; exit 1; }
@@ -51,18 +53,18 @@ check: $(READY) ## lint, types, who imports whom, protos; seconds once mypy's ca
 	@$(BIN)/python -m protos.options_page --check
 	@$(BIN)/python -m protos.settings_page --check
 
-protos: $(READY) ## generate unitune/v1 and docs/options.md from protos/, docs/settings.md from the configurations
+protos: $(DEV_READY) ## generate unitune/v1 and docs/options.md from protos/, docs/settings.md from the configurations
 	@$(BIN)/python -m protos.generate
 	@$(BIN)/python -m protos.options_page
 	@$(BIN)/python -m protos.settings_page
 
-bench: $(READY) ## speed of every stage, as ratios measured in one run
+bench: $(DEV_READY) ## speed of every stage, as ratios measured in one run
 	@$(BIN)/python -m bench
 
-editbench: $(READY) ## edit quality against ground truth; QUICK=1 for 24 cases in minutes
+editbench: $(DEV_READY) ## edit quality against ground truth; QUICK=1 for 24 cases in minutes
 	@$(BIN)/python -m bench.editbench $(if $(QUICK),--quick)
 
-train: $(READY) ## train stickerbook and its judge, from where it was interrupted; hours on a CPU
+train: $(DEV_READY) ## train stickerbook and its judge, from where it was interrupted; hours on a CPU
 	@$(BIN)/python -m stickerbook.train_autoencoder
 	@$(BIN)/python -m stickerbook.train
 	@$(BIN)/python -m stickerbook.save_model
@@ -81,6 +83,15 @@ clean: ## remove .venv and every cache; keeps out/ and work/
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
+# pip's output goes into a log, which is shown when it fails.
+define INSTALL
+log=.venv/install.log; : > $$log; \
+pip_install() { \
+  $(BIN)/python -m pip install --disable-pip-version-check "$$@" >> $$log 2>&1 || \
+    { tail -n 30 $$log; echo "pip failed; the whole log is $$log"; exit 1; }; \
+}
+endef
+
 # torch goes first and alone, so that no other package's requirement chooses a build of it.
 $(READY): pyproject.toml constraints.txt
 	@python=; \
@@ -98,12 +109,14 @@ $(READY): pyproject.toml constraints.txt
 	  echo "installing into .venv (about 3 minutes, once; most of it is $(TORCH)) ..."; \
 	  "$$python" -m venv --clear .venv; \
 	fi; \
-	log=.venv/install.log; : > $$log; \
-	pip_install() { \
-	  $(BIN)/python -m pip install --disable-pip-version-check "$$@" >> $$log 2>&1 || \
-	    { tail -n 30 $$log; echo "pip failed; the whole log is $$log"; exit 1; }; \
-	}; \
+	$(INSTALL); \
 	pip_install "$(TORCH)"; \
 	pip_install -c constraints.txt -e ".[$(EXTRAS)]"; \
 	touch $@; \
 	echo "done: $$($(BIN)/python --version) in .venv"
+
+$(DEV_READY): $(READY)
+	@echo "installing what checks and tests need into .venv ..."; \
+	$(INSTALL); \
+	pip_install -c constraints.txt -e ".[$(EXTRAS),dev]"; \
+	touch $@
