@@ -125,6 +125,7 @@ class Gateway:
         Raises OSError when one of them cannot be used.
         """
         store = ObjectStore(config.store)
+        await store.answer(store.check_create_only)
         state = await State.open(config.state)
         try:
             keys = await ApiKeys.open(state.file)

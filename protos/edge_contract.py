@@ -1,7 +1,7 @@
 """Write k8s/edge/unitune.binpb: the public contract as Envoy reads it, to translate JSON.
 
-    python -m protos.edge_contract          # write it
-    python -m protos.edge_contract --check  # say whether it is fresh
+python -m protos.edge_contract          # write it
+python -m protos.edge_contract --check  # say whether it is fresh
 """
 
 import sys

