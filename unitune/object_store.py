@@ -81,10 +81,11 @@ class ObjectStore:
                     pass
                 except obstore.exceptions.AlreadyExistsError:
                     return
-                finally:
-                    obstore.delete(self._store, path)
         except UniTuneError:
             return
+        finally:
+            with suppress(UniTuneError):  # a rule of the bucket deletes it then: k8s/bucket/lifecycle.json
+                self.delete(path)
         raise OSError(
             f"UNITUNE_STORE is {self._url!r}: it writes over objects that are there; "
             "use a bucket with conditional writes (If-None-Match), and leave AWS_CONDITIONAL_PUT unset"
