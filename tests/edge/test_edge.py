@@ -333,21 +333,23 @@ async def test_a_watch_goes_on_when_its_gateway_is_killed(world: World, envoy: O
     world.tuner.go_on.clear()
     process, address = await start(world)
     edge = await envoy(address)
-    async with AsyncClient(edge.address, root_certificates=edge.authority.read_bytes()) as client:
-        tuning = await client.create_tuning(picture())
-        seen = []
-        async for event in client.watch_tuning(tuning.name):
-            seen.append(event)
-            if len(seen) == 3:
-                process.kill()
-                await process.wait()
-                world.tuner.go_on.set()
-                process, _ = await start(world, UNITUNE_GATEWAY_ADDRESS=address)
+    seen = []
+    try:
+        async with AsyncClient(edge.address, root_certificates=edge.authority.read_bytes()) as client:
+            tuning = await client.create_tuning(picture())
+            async for event in client.watch_tuning(tuning.name):
+                seen.append(event)
+                if len(seen) == 3:
+                    process.kill()
+                    await process.wait()
+                    world.tuner.go_on.set()
+                    process, _ = await start(world, UNITUNE_GATEWAY_ADDRESS=address)
+    finally:
+        process.terminate()
+        await process.communicate()
     assert isinstance(seen[-1], TuningReady)
     kept = [event.sequence for event in seen if event.sequence]
     assert kept == list(range(1, len(kept) + 1))
-    process.terminate()
-    await process.communicate()
 
 
 async def test_without_a_gateway_the_edge_says_so_and_when_to_try_again(edge: Edge, world: World) -> None:
