@@ -15,6 +15,7 @@ import pytest
 from openapi_spec_validator import validate
 from PIL import Image
 
+from gateway.retention import OWNER
 from protos.openapi import FILE, openapi
 from tests.bucket import Bucket, make_bucket
 from tests.edge import running_envoy
@@ -112,14 +113,13 @@ def test_the_lines_of_the_page_run(fleet: Fleet) -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
     assert Image.open(fleet.folder / "edited.png").size == (64, 48)
     assert '"ready":' in done.stdout and '"done":' in done.stdout
-    *_, edit, longer, name, deleted = done.stdout.split("\n")[:-1]
-    assert ("STATE_DONE", "{}") == (edit, deleted) and longer in ("STATE_CANCELLED", "STATE_RUNNING")
-    assert re.fullmatch(r"tenants/default/tunings/\S+", name)
-    # Everything of it was in the bucket alone, below the prefix and by tenant, and what was deleted is gone.
+    *_, edit, longer, second, first, deleted = done.stdout.split("\n")
+    assert ("STATE_DONE", "STATE_CANCELLED", "{}") == (edit, longer, deleted)
+    assert second != first and {second.rpartition("/")[0], first.rpartition("/")[0]} == {"tenants/default/tunings"}
+    # The bucket was the only store: it has the state's mark, and nothing of what was deleted.
     paths = fleet.bucket.paths()
-    assert {"unitune/images/default", "unitune/edits/default"} <= {"/".join(path.split("/")[:3]) for path in paths}
-    assert not [path for path in paths if "/tunings/" in path and path.endswith(".safetensors")]
-    assert not (fleet.folder / "store").exists()
+    assert f"unitune/{OWNER}" in paths and not [path for path in paths if first.rpartition("/")[2] in path]
+    assert {path.partition("/")[0] for path in paths} == {"unitune"}
 
 
 def test_the_openapi_file_is_fresh_and_valid() -> None:
