@@ -16,7 +16,13 @@ ERROR_DETAILS = "google/rpc/error_details.proto"
 
 
 def described(names: Iterable[str], *flags: str) -> FileDescriptorSet:
-    """These files of the contract. `flags` are the compiler's own: `--include_imports`, `--include_source_info`.
+    """These files of the contract, as `compiled` gives them."""
+    return FileDescriptorSet.FromString(compiled(names, *flags))
+
+
+def compiled(names: Iterable[str], *flags: str) -> bytes:
+    """These files of the contract, as the compiler writes a FileDescriptorSet. `flags` are its own: `--include_imports`,
+    `--include_source_info`.
 
     Raises RuntimeError when the compiler refuses a file; it has printed why.
     """
@@ -25,4 +31,4 @@ def described(names: Iterable[str], *flags: str) -> FileDescriptorSet:
         arguments = ["protoc", *(f"-I{include}" for include in INCLUDES), f"--descriptor_set_out={into}"]
         if protoc.main([*arguments, *flags, *names]) != 0:
             raise RuntimeError("protoc refuses the contract; it has printed why")
-        return FileDescriptorSet.FromString(into.read_bytes())
+        return into.read_bytes()

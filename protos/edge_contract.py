@@ -6,7 +6,7 @@ python -m protos.edge_contract --check  # say whether it is fresh
 
 import sys
 
-from protos.contract import ERROR_DETAILS, PUBLIC, described
+from protos.contract import ERROR_DETAILS, PUBLIC, compiled
 from protos.generated_file import ROOT, write
 
 FILE = ROOT / "k8s" / "edge" / "unitune.binpb"
@@ -14,7 +14,8 @@ FILE = ROOT / "k8s" / "edge" / "unitune.binpb"
 
 def contract() -> bytes:
     """A FileDescriptorSet of the public services and all that they use, the details of errors, too."""
-    return described([*PUBLIC, ERROR_DETAILS], "--include_imports").SerializeToString(deterministic=True)
+    # Not read and written again: the order of options then depends on what else is imported.
+    return compiled([*PUBLIC, ERROR_DETAILS], "--include_imports")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway import edit as gateway_edit
 from gateway.access import PUBLIC
+from protos.edge_contract import FILE, contract
 from tests.certificates import Authority
 from tests.edge.conftest import Door, Open
 from tests.edge.running_envoy import FOLDER, Edge
@@ -414,7 +415,8 @@ def test_envoy_says_to_grpc_what_it_says_as_json() -> None:
 
 
 def test_every_public_call_has_a_path_and_every_public_service_passes() -> None:
-    """And each path belongs to one call."""
+    """And each path belongs to one call; what Envoy reads of the contract is fresh."""
+    assert contract() == FILE.read_bytes()
     (transcoder,) = (one["typed_config"] for one in manager()["http_filters"] if "transcoder" in one["name"])
     assert transcoder["services"] == sorted(service.full_name for service in PUBLIC)
     rules: list[tuple[str, str]] = []
