@@ -21,8 +21,9 @@ def described(names: Iterable[str], *flags: str) -> FileDescriptorSet:
 
 
 def compiled(names: Iterable[str], *flags: str) -> bytes:
-    """These files of the contract, as the compiler writes a FileDescriptorSet. `flags` are its own: `--include_imports`,
-    `--include_source_info`.
+    """These files of the contract, as the compiler writes a FileDescriptorSet.
+
+    `flags` are its own: `--include_imports`, `--include_source_info`.
 
     Raises RuntimeError when the compiler refuses a file; it has printed why.
     """
