@@ -127,7 +127,7 @@ class Gateway:
         store = ObjectStore(config.store)
         state = await State.open(config.state)
         try:
-            keys = await ApiKeys.open(state.file)
+            keys = await ApiKeys.open(state.database)
             if config.admin_key_file is not None:
                 await admin_key.adopt(keys, config.admin_key_file)
             gateway = cls(config, state, store, keys)

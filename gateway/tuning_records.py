@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from unitune.errors import UniTuneError
 from unitune.v1.tuner_pb2 import Checkpoint
-from unitune.v1.tuning_pb2 import Tuning, TuningEvent
+from unitune.v1.tuning_pb2 import Tuning, TuningEvent, TuningProgress
 
 LIVE = (Tuning.STATE_QUEUED, Tuning.STATE_RUNNING, Tuning.STATE_READY)
 UNFINISHED = (Tuning.STATE_QUEUED, Tuning.STATE_RUNNING)
@@ -55,6 +55,15 @@ class Attempt(NamedTuple):
 
     name: str
     number: int
+
+
+class Report(NamedTuple):
+    """The progress of an attempt, as an instance reports it, whose lease it renews for so many seconds."""
+
+    attempt: Attempt
+    instance: str
+    progress: TuningProgress
+    lease_s: float
 
 
 class TakenTuning(NamedTuple):

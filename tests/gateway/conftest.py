@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from gateway.retention import OWNER
 from tests.configs import tuning_config
 from tests.gateway.upstream_servers import RunningTuner, Sampler, Tuner, serve_sampler, serve_tuner
 from tests.picture_files import file_of
+from tests.postgres_server import PostgresServer
 from unitune import serving
 from unitune.errors import DOMAIN, UniTuneError, from_rpc_error
 from unitune.object_store import ObjectStore
@@ -188,6 +189,17 @@ class World:
         root = self.folder / "store"
         found = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
         return sorted(found - {OWNER})
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A server of PostgreSQL, started once in each worker."""
+    server = PostgresServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The promises of `gateway.state`, on the state that one process keeps in a file."""
+"""The promises of `gateway.state`, in a file and on a PostgreSQL server."""
 
 import asyncio
 import random
@@ -11,6 +11,7 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.status_pb2 import Status
 
+from gateway import postgres
 from gateway.state import KEPT_EVENTS, MAX_CRASHES, State
 from gateway.tuning_queue import WaitingTenant, position
 from gateway.tuning_records import Attempt, CreateRequest, Standing, Taker
@@ -54,10 +55,15 @@ PRAGMA user_version = 1;
 """
 
 
-@pytest.fixture
-async def state(tmp_path: Path) -> AsyncIterator[State]:
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def state(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[State]:
     """An empty state."""
-    state = await State.open(tmp_path / "folder" / "state.sqlite")
+    if request.param == "sqlite":
+        state = await State.open(tmp_path / "folder" / "state.sqlite")
+    else:
+        with pytest.MonkeyPatch.context() as quick:
+            quick.setattr(postgres, "GATHERS_S", 0.02)
+            state = await State.open(request.getfixturevalue("postgres_server").new_database())
     yield state
     await state.close()
 
