@@ -1,10 +1,11 @@
 """API keys: made, recognized, rotated, revoked.
 
 A key is `ut_{id}_{secret}`, where the secret is 256 random bits. The state has the key's SHA-256: nobody can try so
-many secrets, so a slow hash would slow down the server alone. All keys are also in memory, because this process alone
-changes them: recognizing one reads no file, and a change holds for the next call.
+many secrets, so a slow hash would slow down the server alone. All keys are also in memory: recognizing one reads no
+database. A change holds for the next call here, and in other gateways once they hear of it.
 """
 
+import asyncio
 import hashlib
 import hmac
 import logging
@@ -12,28 +13,32 @@ import re
 import secrets
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
-from sqlalchemy import Double, bindparam, delete, func, insert, select, update
+from sqlalchemy import Double, bindparam, delete, func, select, update
 
-from gateway.database import Database, Transaction, operation
+from gateway.database import EVERY_BELL, Database, Transaction, operation
+from gateway.dialects import Upsert
 from gateway.names import Name, missing
 from gateway.principal import SCOPES, WORDS, Principal
 from gateway.state_schema import api_keys
 from unitune import telemetry
-from unitune.errors import FailedPrecondition, ResourceExhausted, Unauthenticated
+from unitune.errors import FailedPrecondition, ResourceExhausted, Unauthenticated, UniTuneError
 
 logger = logging.getLogger(__name__)
 
 MAX_KEYS = 100  # of one tenant that are valid
+CHANGED = "keys"  # the bell that tells other gateways
 KEPT_S = 30 * 24 * 3600.0  # for which an ended key is listed
 _KEY = re.compile(r"ut_(k[0-9a-f]{12})_[A-Za-z0-9_-]{43}")
 
 _KEYS = select(api_keys)
 _KEY_BY_ID = _KEYS.where(api_keys.c.id == bindparam("the_id"))
 _LOCKED_KEY = _KEY_BY_ID.where(api_keys.c.tenant == bindparam("the_tenant")).with_for_update()
-_INSERT = insert(api_keys)
+# Gateways that begin at once may all adopt the same key.
+_INSERT = Upsert(api_keys, lambda insert: insert.on_conflict_do_nothing())
 _REVOKE = (
     update(api_keys)
     .where(api_keys.c.id == bindparam("the_id"))
@@ -92,13 +97,35 @@ class ApiKeys:
     def __init__(self, database: Database) -> None:
         self.database = database
         self._keys: dict[str, ApiKeyRecord] = {}
+        self._loads: set[asyncio.Task[None]] = set()
+        self._loading = asyncio.Lock()
 
     @classmethod
     async def open(cls, database: Database) -> "ApiKeys":
         """The keys that the state has."""
         keys = cls(database)
+        if database.is_shared:
+            database.listen(keys._heard)
         await keys._load()
         return keys
+
+    async def close(self) -> None:
+        """Wait for no more news of other gateways."""
+        for load in self._loads:
+            load.cancel()
+        await asyncio.gather(*self._loads, return_exceptions=True)
+
+    def _heard(self, bell: str) -> None:
+        """Another gateway has changed keys, or may have."""
+        if bell in (CHANGED, EVERY_BELL):
+            load = asyncio.create_task(self._reload())
+            self._loads.add(load)
+            load.add_done_callback(self._loads.discard)
+
+    async def _reload(self) -> None:
+        with suppress(UniTuneError):  # the bell rings again when the database is back
+            async with self._loading:
+                await self._load()
 
     def has_valid(self, scope: int | None = None) -> bool:
         """Whether there is a valid key, of this scope if one is given."""
@@ -230,6 +257,7 @@ class ApiKeys:
             telemetry.event(logger, event, api_key=str(key.name))
 
         tx.after_commit(know)
+        tx.ring(CHANGED)
         return key
 
 

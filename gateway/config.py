@@ -34,8 +34,17 @@ class GatewayConfig(ServiceSettings):
         "127.0.0.1:50054", "UNITUNE_INTERNAL_ADDRESS", "HOST:PORT to listen on for tuners alone"
     )
     sampler: str = setting("127.0.0.1:50053", "UNITUNE_SAMPLER", "HOST:PORT of the sampler")
-    state: Path = field(
-        metadata={"env": "UNITUNE_STATE", "help": "a file for the tunings, their queue and their events"}
+    state: str | Path = field(
+        metadata={
+            "env": "UNITUNE_STATE",
+            "help": "a file for the tunings, their queue and their events; or, for several gateways, the URL of a "
+            "PostgreSQL database, such as postgresql://user@host/unitune",
+        }
+    )
+    state_listen: str = setting(
+        "",
+        "UNITUNE_STATE_LISTEN",
+        "the URL of the same database without a pooler between, where UNITUNE_STATE is that of a pooler",
     )
     connection_age_s: float = setting(
         600.0,
@@ -150,6 +159,8 @@ class GatewayConfig(ServiceSettings):
                 f"UNITUNE_CONNECTION_AGE_S is {self.connection_age_s:g}: "
                 f"it must be 1 to {MAX_CONNECTION_AGE_S} seconds, or 0 for never"
             )
+        if not str(self.state):
+            raise ValueError("UNITUNE_STATE is empty: it must be a path, or the URL of a PostgreSQL database")
         if self.lease_s < 1:
             raise ValueError(f"UNITUNE_LEASE_S is {self.lease_s:g}: it must be 1 or more")
         if self.keep_unused_s < 0:

@@ -32,7 +32,7 @@ class Prepared:
 
     def __init__(self, statement: Executable, dialect: Dialect, names: Iterable[str]) -> None:
         compiled: Any = statement.compile(  # type: ignore[attr-defined]
-            dialect=dialect, column_keys=list(names), compile_kwargs={"render_postcompile": True}
+            dialect=dialect, column_keys=list(names)
         )
         self.text = str(compiled)
         self._constants = {name: value for name, value in compiled.params.items() if name not in names}
@@ -86,8 +86,10 @@ class Transaction:
 
     def rows_of(self, statement: Select, **lists: Sequence[object]) -> list[Any]:
         """The rows of a statement whose values are lists, so that its text has their lengths."""
-        spelled = Prepared(statement.params(**lists), self._dialect, ())
-        found: list[Any] = self._connection.execute(spelled.text, spelled.in_order({})).fetchall()
+        compiled: Any = statement.compile(dialect=self._dialect)
+        expanded = compiled.construct_expanded_state(lists)
+        values = expanded.positional_parameters if compiled.positional else expanded.parameters
+        found: list[Any] = self._connection.execute(expanded.statement, values).fetchall()
         return found
 
     def lock(self, statement: Executable, **values: object) -> bool:

@@ -55,7 +55,7 @@ class Gateway:
     """One gateway. It belongs to the event loop in which it was opened."""
 
     def __init__(self, config: GatewayConfig, state: State, store: ObjectStore, keys: ApiKeys) -> None:
-        self._state = state
+        self._state, self._keys = state, keys
         is_named = exposure.NO_KEYS in exposure.allowed(config.insecure)
         is_open = is_named or not (config.asks_for_credentials or keys.has_valid())
         self._tokens = tokens_of(config)
@@ -67,7 +67,7 @@ class Gateway:
         self._tuners = Tuners()
         self._services = KnownServices(self._upstreams, self._tuners, state)
         storage = StoredBytes(store, config.tenant_bytes)
-        self._images, files = Images(store, storage), WeightFiles(store)
+        self._images, files = Images(store, storage, state), WeightFiles(store)
         images = self._images
         self._pool = TunerPool(
             state,
@@ -125,7 +125,7 @@ class Gateway:
         Raises OSError when one of them cannot be used.
         """
         store = ObjectStore(config.store)
-        state = await State.open(config.state)
+        state = await State.open(config.state, config.state_listen)
         try:
             keys = await ApiKeys.open(state.database)
             if config.admin_key_file is not None:
@@ -185,6 +185,7 @@ class Gateway:
         await self._upstreams.close()
         if self._tokens is not None:
             await self._tokens.close()
+        await self._keys.close()
         await self._images.close()
         await self._state.close()
 

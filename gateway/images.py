@@ -19,6 +19,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from gateway.fair_queue import FairQueue
 from gateway.names import DEFAULT_TENANT, Name, missing, parse_parent
+from gateway.state import State
 from gateway.stored_bytes import StoredBytes
 from gateway.uploads import Upload
 from unitune import images, store_paths
@@ -35,7 +36,8 @@ _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 class Images:
     """The pictures of all tenants in one store."""
 
-    def __init__(self, store: ObjectStore, storage: StoredBytes) -> None:
+    def __init__(self, store: ObjectStore, storage: StoredBytes, state: State) -> None:
+        self._state = state
         self._store = store
         self._storage = storage
         self._locks: WeakValueDictionary[Name, asyncio.Lock] = WeakValueDictionary()  # of pictures that somebody holds
@@ -48,13 +50,14 @@ class Images:
 
     @asynccontextmanager
     async def holding(self, *names: Name) -> AsyncIterator[None]:
-        """Hold these pictures for the block; nobody else holds them meanwhile.
+        """Hold these pictures for the block; nobody else, in any gateway, holds them meanwhile.
 
         For code that looks for a picture, or for its users, and then acts on what it found.
         """
         async with AsyncExitStack() as held:
             for name in sorted(set(names)):  # in one order, against deadlock
                 await held.enter_async_context(self._locks.setdefault(name, asyncio.Lock()))
+                await held.enter_async_context(self._state.holding(str(name)))
             yield
 
     async def check(self, tenant: str, data: bytes) -> PictureInfo:

@@ -92,7 +92,9 @@ class PostgresServer(Database):
         try:
             server = cls(url, listen_url)
         except psycopg.Error as error:  # without the text of the URL, which may have a password
-            raise OSError("UNITUNE_STATE is no URL of a PostgreSQL server: see docs/deploy.md") from error
+            raise OSError(
+                "UNITUNE_STATE is no URL of a PostgreSQL database: give one such as postgresql://user@host/unitune"
+            ) from error
         try:
             await asyncio.get_running_loop().run_in_executor(
                 server._threads, server._migrate, tables, version, migrations
@@ -120,10 +122,15 @@ class PostgresServer(Database):
             try:
                 with closing(self._engine.raw_connection()) as connection:  # which undoes what is not committed
                     transaction = Transaction(connection.dbapi_connection, self._engine.dialect, self._prepared)
-                    result = work(transaction)
-                    for payload in payloads(self._id, transaction.bells):
-                        transaction.run(_NOTIFY, payload=payload)
-                    connection.commit()
+                    try:
+                        result = work(transaction)
+                        for payload in payloads(self._id, transaction.bells):
+                            transaction.run(_NOTIFY, payload=payload)
+                        connection.commit()
+                    except psycopg.OperationalError:
+                        if connection.dbapi_connection.closed:  # type: ignore[union-attr]
+                            connection.invalidate()
+                        raise
                 return result, transaction
             except psycopg.Error as error:
                 if not tries_left or error.sqlstate not in TRY_AGAIN:

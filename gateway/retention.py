@@ -85,10 +85,7 @@ class Retention:
         """
         if self._owns:
             return True
-        identity = (await self._state.known()).get(IDENTITY)
-        if identity is None:
-            identity = secrets.token_hex(16).encode()
-            await self._state.know(IDENTITY, identity)
+        identity = await self._state.know_first(IDENTITY, secrets.token_hex(16).encode())
         if await self._store.answer(self._store.has, OWNER):
             owner = await self._store.answer(self._store.get, OWNER)
         else:

@@ -10,9 +10,10 @@ that the sampler must still forget. Each operation is one transaction, so that:
 """
 
 import asyncio
+import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,7 +44,7 @@ from gateway.tuning_records import (
     etag_of,
 )
 from unitune import metrics
-from unitune.errors import TENANT_TUNING_LIMIT, Internal, InvalidArgument, NotFound, to_status
+from unitune.errors import TENANT_TUNING_LIMIT, Internal, InvalidArgument, NotFound, UniTuneError, to_status
 from unitune.v1.tuner_pb2 import Checkpoint
 from unitune.v1.tuning_pb2 import Tuning, TuningEvent, TuningProgress, WeightsRef
 
@@ -54,6 +55,9 @@ REQUESTS_KEPT_S = 24 * 3600.0
 # because it survived what ended the others.
 MAX_CRASHES = 3
 
+HELD_S = 60.0  # by a gateway that ended; much longer than any other holds anything
+HOLD_AGAIN_S = 0.05  # until something that another gateway holds is tried again
+SEEN_KEPT_S = 24 * 3600.0
 MAX_NUMBER = (1 << 63) - 1  # of a row
 
 RETRY_TUNING_S = 15.0  # a tuning takes a minute or two
@@ -77,6 +81,7 @@ class State:
     def __init__(self, database: Database) -> None:
         self.database = database
         self._waiters: set[tuple[str, asyncio.Event]] = set()  # with the tuning that each waits for; "" means any
+        self._id = secrets.token_hex(8)
         self._reports = ReportBatch(self._keep_reports, database.gathers_s)
         database.listen(self._wake)
 
@@ -94,6 +99,11 @@ class State:
             raise OSError(f"the gateway's state: {error}: install unitune[fleet] for PostgreSQL") from error
         shared = {step: statements for step, statements in MIGRATIONS.items() if step >= FIRST_SHARED_VERSION}
         return cls(await PostgresServer.open(str(place), listen, TABLES, SCHEMA_VERSION, shared))
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several gateways have it."""
+        return self.database.is_shared
 
     async def close(self) -> None:
         """Finish what was begun, then close the database."""
@@ -398,6 +408,25 @@ class State:
         """Replace what is known of a service."""
         tx.run(statements.KNOW, the_name=service, the_info=info)
 
+    @operation
+    def know_first(self, tx: Transaction, service: str, info: bytes) -> bytes:
+        """What is known of a service, which is this if nothing was known."""
+        tx.run(statements.KNOW_FIRST, the_name=service, the_info=info)
+        known: bytes = tx.value(statements.KNOWN_OF, the_name=service)
+        return known
+
+    @operation
+    def saw(self, tx: Transaction, base_models: Sequence[str]) -> None:
+        """This gateway has tuners of these base models now."""
+        for base_model in sorted(base_models):
+            tx.run(statements.SEE_MODEL, the_holder=self._id, the_model=base_model)
+        tx.run(statements.FORGET_SEEN, kept_s=SEEN_KEPT_S)
+
+    @operation
+    def seen_elsewhere(self, tx: Transaction) -> dict[str, float]:
+        """How many seconds ago another gateway had a tuner of each base model."""
+        return dict(tx.rows(statements.SEEN_ELSEWHERE, the_holder=self._id))
+
     # The weights that the sampler must still forget.
 
     @operation
@@ -414,6 +443,31 @@ class State:
     def remove_eviction(self, tx: Transaction, digest: str) -> None:
         """The sampler has forgotten these weights."""
         tx.run(statements.REMOVE_EVICTION, the_digest=digest)
+
+    # What gateways hold against one another.
+
+    @asynccontextmanager
+    async def holding(self, name: str) -> AsyncIterator[None]:
+        """Hold something that is not in the state, for the block; no other gateway holds it meanwhile. A gateway that
+        ends in the block holds it for HELD_S at most."""
+        if not self.is_shared:
+            yield
+            return
+        while not await self._hold(name):
+            await asyncio.sleep(HOLD_AGAIN_S)
+        try:
+            yield
+        finally:
+            with suppress(UniTuneError):  # it ends by itself
+                await self._let_loose(name)
+
+    @operation
+    def _hold(self, tx: Transaction, name: str) -> bool:
+        return tx.row(statements.HOLD, the_name=name, the_holder=self._id, lasts_s=HELD_S) is not None
+
+    @operation
+    def _let_loose(self, tx: Transaction, name: str) -> None:
+        tx.run(statements.LET_LOOSE, the_name=name, the_holder=self._id)
 
     # Who waits.
 

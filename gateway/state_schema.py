@@ -116,6 +116,25 @@ api_keys = Table(
     Column("revoke_s", Double),
     sqlite_with_rowid=False,
 )
+# What gateways hold against one another, such as a picture, for a time at most.
+holds = Table(
+    "holds",
+    TABLES,
+    Column("name", Text, primary_key=True),
+    Column("holder", Text, nullable=False),
+    Column("until_s", Double, nullable=False),
+    sqlite_with_rowid=False,
+)
+# When a gateway last saw a tuner of a base model.
+seen_models = Table(
+    "seen_models",
+    TABLES,
+    Column("gateway", Text),
+    Column("base_model", Text),
+    Column("seen_s", Double, nullable=False),
+    PrimaryKeyConstraint("gateway", "base_model"),
+    sqlite_with_rowid=False,
+)
 
 _API_KEYS_OF_VERSION_4 = """
 CREATE TABLE api_keys (
@@ -163,6 +182,10 @@ CREATE INDEX leased ON tunings (lease_s) WHERE state = {Tuning.STATE_RUNNING};
     # Version 5 had a turn only for a tenant that was served.
     5: """
 INSERT OR IGNORE INTO turns SELECT DISTINCT tenant, 0 FROM tunings;
-CREATE INDEX IF NOT EXISTS by_age ON requests (create_s);
+CREATE INDEX by_age ON requests (create_s);
+CREATE TABLE holds (name TEXT PRIMARY KEY, holder TEXT NOT NULL, until_s REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE seen_models (
+    gateway TEXT, base_model TEXT, seen_s REAL NOT NULL, PRIMARY KEY (gateway, base_model)
+) WITHOUT ROWID;
 """,
 }

@@ -23,7 +23,7 @@ from sqlalchemy import (
 )
 
 from gateway.dialects import Upsert, has_bytes, now_s
-from gateway.state_schema import IS_LIVE, events, evictions, requests, services, tunings, turns
+from gateway.state_schema import IS_LIVE, events, evictions, holds, requests, seen_models, services, tunings, turns
 from unitune.v1.tuning_pb2 import Tuning
 
 # Values have names that no column has: SQLAlchemy takes a value with a column's name for what is to be written.
@@ -210,3 +210,40 @@ KNOW = Upsert(
 EVICTIONS = select(evictions.c.digest).order_by(evictions.c.number)
 ADD_EVICTION = Upsert(evictions, lambda insert: insert.values(digest=bindparam("the_digest")).on_conflict_do_nothing())
 REMOVE_EVICTION = delete(evictions).where(evictions.c.digest == bindparam("the_digest"))
+
+# What a service is if nothing was known of it before.
+KNOW_FIRST = Upsert(
+    services,
+    lambda insert: insert.values(name=the_name, info=bindparam("the_info")).on_conflict_do_nothing(),
+)
+KNOWN_OF = select(services.c.info).where(services.c.name == the_name)
+
+# What gateways tell each other.
+
+the_holder = bindparam("the_holder", type_=Text)
+HOLD = Upsert(
+    holds,
+    lambda insert: (
+        insert.values(name=the_name, holder=the_holder, until_s=lease_end_s)
+        .on_conflict_do_update(
+            index_elements=["name"],
+            set_={"holder": insert.excluded.holder, "until_s": insert.excluded.until_s},
+            where=holds.c.until_s < now_s(),
+        )
+        .returning(holds.c.name)
+    ),
+)
+LET_LOOSE = delete(holds).where(holds.c.name == the_name, holds.c.holder == the_holder)
+SEE_MODEL = Upsert(
+    seen_models,
+    lambda insert: insert.values(gateway=the_holder, base_model=the_model, seen_s=now_s()).on_conflict_do_update(
+        index_elements=["gateway", "base_model"], set_={"seen_s": insert.excluded.seen_s}
+    ),
+)
+_age_s = (now_s() - func.max(seen_models.c.seen_s)).label("age_s")
+SEEN_ELSEWHERE = (
+    select(seen_models.c.base_model, _age_s)
+    .where(seen_models.c.gateway != the_holder)
+    .group_by(seen_models.c.base_model)
+)
+FORGET_SEEN = delete(seen_models).where(seen_models.c.seen_s < now_s() - bindparam("kept_s", type_=Double))

@@ -35,19 +35,8 @@ class PostgresServer:
         if self._user is not None:
             shutil.chown(self._folder, self._user)
         self._log = (self._folder / "log").open("wb")
-        command = [
-            BIN / "initdb",
-            "-D",
-            self._folder / "data",
-            "-A",
-            "trust",
-            "-U",
-            "postgres",
-            "--no-sync",
-            "-E",
-            "UTF8",
-        ]
-        subprocess.run([*command, "--locale=C"], check=True, user=self._user, stdout=self._log, cwd="/")
+        command = [BIN / "initdb", "-D", self._folder / "data", "-U", "postgres", "--auth=trust", "--no-sync"]
+        subprocess.run([*command, "--locale=C.UTF-8"], check=True, user=self._user, stdout=self._log, cwd="/")
         with socket.create_server(("127.0.0.1", 0)) as free:
             self._port = free.getsockname()[1]
         self._process: subprocess.Popen[bytes] | None = None
@@ -97,9 +86,7 @@ class PostgresServer:
         return self.url(name)
 
     def end_backends(self, query: str) -> int:
-        """End the connections whose last statement was like this; how many there were."""
-        statement = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE query LIKE %s AND pid != pg_backend_pid()"
+        """End the connections whose last statement is like this one; how many there were."""
+        statement = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE %s"
         with contextlib.closing(psycopg.connect(self.url("postgres"), autocommit=True)) as connection:
-            row = connection.execute(statement, [query]).fetchone()
-        assert row is not None
-        return int(row[0])
+            return len(connection.execute(statement, [query]).fetchall())

@@ -23,7 +23,15 @@ from tests.postgres_server import PostgresServer
 from unitune import serving
 from unitune.errors import DOMAIN, UniTuneError, from_rpc_error
 from unitune.object_store import ObjectStore
-from unitune.v1 import edit_pb2_grpc, image_pb2, image_pb2_grpc, server_pb2_grpc, tuning_pb2, tuning_pb2_grpc
+from unitune.v1 import (
+    edit_pb2_grpc,
+    image_pb2,
+    image_pb2_grpc,
+    key_pb2_grpc,
+    server_pb2_grpc,
+    tuning_pb2,
+    tuning_pb2_grpc,
+)
 from unitune.v1.edit_pb2 import EditEvent, EditRequest
 
 
@@ -37,7 +45,7 @@ class World:
     """Everything a test of the gateway touches."""
 
     folder: Path
-    tuner: Tuner
+    tuner: Tuner | None  # that of this gateway; another one may have it
     sampler: Sampler
     config: GatewayConfig
     sampler_server: serving.RunningServer
@@ -53,9 +61,9 @@ class World:
         """Start the gateway on its state, at the same internal address every time, and connect a client."""
         self.gateway = await Gateway.open(self.config)
         self.config = replace(self.config, internal_address=self.gateway.internal_address)
-        if self.tuner_server is None:
+        if self.tuner_server is None and self.tuner is not None:
             self.tuner_server = await serve_tuner(self.tuner, self.gateway.internal_address)
-        if self.tuner_server.is_running:
+        if self.tuner_server is not None and self.tuner_server.is_running:
             await eventually(self._has_tuner)
         self.server = await serving.start(
             "127.0.0.1:0",
@@ -69,6 +77,7 @@ class World:
             "images": image_pb2_grpc.ImageServiceStub(self.channel),
             "edits": edit_pb2_grpc.EditServiceStub(self.channel),
             "server": server_pb2_grpc.ServerServiceStub(self.channel),
+            "keys": key_pb2_grpc.KeyServiceStub(self.channel),
         }
 
     async def _has_tuner(self) -> bool:

@@ -3,6 +3,13 @@
 import sqlite3
 
 
+def take_sharing_out(old: sqlite3.Connection) -> None:
+    """Undo what version 6 added."""
+    old.execute("DROP INDEX by_age")
+    for table in ("holds", "seen_models"):
+        old.execute(f"DROP TABLE {table}")
+
+
 def take_leases_out(old: sqlite3.Connection) -> None:
     """Undo what version 5 added: the tables are those of version 4."""
     for index in ("queued", "leased"):
