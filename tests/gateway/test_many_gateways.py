@@ -1,0 +1,163 @@
+"""Two whole gateways on one PostgreSQL database, one store and one sampler. Tuners call the first."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import grpc
+import pytest
+
+from gateway.postgres import PostgresServer as Database
+from tests.configs import tuning_config
+from tests.gateway.callers import EDIT, READ, Caller, make
+from tests.gateway.conftest import World, edit, eventually, picture, refused
+from tests.gateway.test_postgres import NEVER_S
+from tests.postgres_server import PostgresServer
+from unitune.v1.image_pb2 import DeleteImageRequest
+from unitune.v1.key_pb2 import RevokeKeyRequest
+from unitune.v1.tuning_pb2 import (
+    CancelTuningRequest,
+    CreateTuningRequest,
+    DeleteTuningRequest,
+    GetTuningRequest,
+    ListTuningsRequest,
+    Tuning,
+)
+
+
+@pytest.fixture
+async def pair(
+    world: World, postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[World, World]]:
+    """Both gateways. Nobody looks by itself for what the other one does: it has to be told."""
+    monkeypatch.setattr(Database, "look_s", NEVER_S)
+    await world.close()
+    world.config = replace(world.config, state=postgres_server.new_database())
+    await world.open()
+    second = World(
+        world.folder,
+        None,
+        world.sampler,
+        replace(world.config, internal_address="127.0.0.1:0", position_s=NEVER_S),
+        world.sampler_server,
+    )
+    await second.open()
+    yield world, second
+    await second.close()
+
+
+async def test_any_gateway_answers_for_a_tuning(pair: tuple[World, World]) -> None:
+    """Made at one, watched at the other to its end without a gap; found again, listed and deleted at either."""
+    first, second = pair
+    first.tuner.go_on.clear()
+    image = await second.upload(picture())
+    request = CreateTuningRequest(image=image.name, config=tuning_config())
+    made = await second.tunings.CreateTuning(request)
+    watching = asyncio.create_task(second.watch(made.name))
+    await asyncio.wait_for(first.running(made.name), 20)
+    first.tuner.go_on.set()
+    events = await asyncio.wait_for(watching, 20)
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+    assert [event.started.attempt for event in events if event.HasField("started")] == [1]
+    assert events[-1].HasField("ready") and events == await first.watch(made.name)
+    assert (await first.tunings.CreateTuning(request)).name == made.name
+    assert [one.name for one in (await first.tunings.ListTunings(ListTuningsRequest())).tunings] == [made.name]
+    await first.tunings.DeleteTuning(DeleteTuningRequest(name=made.name))
+    call = second.tunings.GetTuning(GetTuningRequest(name=made.name))
+    await refused(call, grpc.StatusCode.NOT_FOUND, "TUNING_NOT_FOUND")
+    assert first.stored() == []
+
+
+async def test_a_cancellation_stops_the_run_of_the_other_gateway(pair: tuple[World, World]) -> None:
+    """CancelTuning where the tuner is not: the run stops, and a watch there ends (F20)."""
+    first, second = pair
+    first.tuner.go_on.clear()
+    made = await first.tune()
+    await asyncio.wait_for(second.running(made.name), 20)
+    watching = asyncio.create_task(first.watch(made.name))
+    await second.tunings.CancelTuning(CancelTuningRequest(name=made.name))
+    assert (await asyncio.wait_for(watching, 20))[-1].HasField("cancelled")
+    await eventually(lambda: _true(made.name in first.tuner.stopped))
+    assert (await first.tunings.GetTuning(GetTuningRequest(name=made.name))).state == Tuning.STATE_CANCELLED
+
+
+async def _true(is_so: bool) -> bool:
+    return is_so
+
+
+async def test_an_edit_at_a_gateway_without_tuners_is_tuned(pair: tuple[World, World]) -> None:
+    """A gateway knows the tuners of the others, and hands its edit's tuning to them; the tunings of a base model whose
+    tuners another gateway has do not fail for want of any (F23, F24)."""
+    first, second = pair
+    await eventually(lambda: _true(second.gateway._tuners.is_any_there))
+    events = await edit(second, image_data=picture())
+    assert events[-1].HasField("done") and len(first.tuner.requests) == 1
+    assert second.gateway._tuners.seen_s(first.tuner.base_model.digest) > 0
+
+
+async def test_a_gateway_that_ends_leaves_the_run_to_the_others(pair: tuple[World, World]) -> None:
+    """The tuner's gateway ends in the middle of a run. Another one takes its reports: the same attempt is READY, once
+    (F16)."""
+    first, second = pair
+    first.tuner.go_on.clear()
+    made = await first.tune()
+    await asyncio.wait_for(second.running(made.name), 20)
+    internal = first.gateway.internal_address
+    await first.close()
+    await second.close()
+    second.config = replace(second.config, internal_address=internal)  # where the tuner looks for a gateway
+    await second.open()
+    first.tuner.go_on.set()
+    events = await second.watch(made.name)
+    assert events[-1].HasField("ready") and [1] == [e.started.attempt for e in events if e.HasField("started")]
+    assert len([path for path in first.stored_weights() if path.endswith(".safetensors")]) == 1
+
+
+async def test_keys_are_known_to_every_gateway(pair: tuple[World, World]) -> None:
+    """A key that is made at one gateway is taken by the other, and refused there once it is revoked (F40)."""
+    first, second = pair
+    for world in pair:
+        await world.close()
+        world.config = replace(world.config, admin_key_file=first.folder / "admin.key")
+    await asyncio.gather(first.open(), second.open())
+    admin = Caller(first, (first.folder / "admin.key").read_text().strip())
+    caller = await make(admin, "acme", READ, EDIT)
+    there = Caller(second, caller.credential)
+
+    async def is_taken() -> bool:
+        try:
+            await there("tunings.ListTunings", ListTuningsRequest())
+        except grpc.aio.AioRpcError as error:
+            assert error.code() is grpc.StatusCode.UNAUTHENTICATED
+            return False
+        return True
+
+    await eventually(is_taken)
+    name = f"tenants/acme/keys/{caller.credential.split('_')[1]}"
+    await admin("keys.RevokeKey", RevokeKeyRequest(name=name))
+
+    async def is_refused() -> bool:
+        return not await is_taken()
+
+    await eventually(is_refused)
+
+
+async def test_a_picture_is_not_deleted_under_a_tuning_of_another_gateway(pair: tuple[World, World]) -> None:
+    """DeleteImage at one and CreateTuning at the other, at once and again and again: whoever is told that the tuning is
+    made has its picture."""
+    first, second = pair
+    first.tuner.go_on.clear()
+    for number in range(8):
+        image = await first.upload(picture("teal", (40 + number, 30)))
+        create = second.tunings.CreateTuning(CreateTuningRequest(image=image.name, config=tuning_config()))
+        delete = first.images.DeleteImage(DeleteImageRequest(name=image.name))
+        made, deleted = await asyncio.gather(_code(create), _code(delete))
+        stored = any(image.sha256 in path for path in first.stored())
+        if made is grpc.StatusCode.OK:
+            assert deleted is grpc.StatusCode.FAILED_PRECONDITION and stored
+        else:
+            assert (made, deleted) == (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.OK) and not stored
+
+
+async def _code(call: grpc.aio.Call) -> grpc.StatusCode:
+    return await call.code()
