@@ -11,14 +11,15 @@ that the sampler must still forget. Each operation is one transaction, so that:
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import date
 from functools import partial
 from pathlib import Path
 
 from google.rpc.status_pb2 import Status
 
-from gateway import admission
+from gateway import admission, usage_records
 from gateway.names import parse
 from gateway.sqlite_file import SqliteFile, deletion, operation
 from gateway.state_schema import MIGRATIONS, NOW_S, QUEUE, SCHEMA, SCHEMA_VERSION
@@ -38,6 +39,7 @@ from gateway.tuning_records import (
     Taker,
     etag_of,
 )
+from gateway.usage_records import Used
 from unitune import metrics
 from unitune.errors import TENANT_TUNING_LIMIT, Internal, InvalidArgument, NotFound, to_status
 from unitune.v1.tuner_pb2 import Checkpoint
@@ -84,8 +86,11 @@ class State:
         return self._recalled(tenant, request)
 
     @operation
-    def create(self, tuning: Tuning, request: CreateRequest | None, limits: QueueLimits = NO_LIMITS) -> Tuning:
-        """Queue a new tuning, unless there is a live one of the same tenant and key; the one or the other.
+    def create(
+        self, tuning: Tuning, request: CreateRequest | None, limits: QueueLimits = NO_LIMITS, trace: str = ""
+    ) -> Tuning:
+        """Queue a new tuning, unless there is a live one of the same tenant and key; the one or the other. `trace` is
+        that of the call which makes it.
 
         `recall` finds it by the request for a day at least. Raises as `recall` does, and ResourceExhausted
         (TENANT_TUNING_LIMIT, QUEUE_FULL) for a new one beyond the limits.
@@ -97,7 +102,7 @@ class State:
         made = self._live(tenant, tuning.key)
         if made is None:
             self._admit(tenant, limits)
-            made = self._insert(tenant, tuning)
+            made = self._insert(tenant, tuning, trace)
         if request:
             now_s = time.time()
             self._sql("DELETE FROM requests WHERE create_s < ?", now_s - REQUESTS_KEPT_S)
@@ -203,9 +208,9 @@ class State:
         number = self._next(base_model)
         if number is None:
             return None
-        name, tenant, attempt, checkpoint = self._sql(
+        name, tenant, attempt, checkpoint, trace = self._sql(
             f"UPDATE tunings SET attempt = attempt + 1, tuner = ?, place = ?, lease_s = {NOW_S} + ? WHERE number = ?"
-            " RETURNING name, tenant, attempt, checkpoint",
+            " RETURNING name, tenant, attempt, checkpoint, trace",
             *(taker.instance, taker.place, lease_s, number),
         ).fetchone()
         self._sql(
@@ -220,7 +225,7 @@ class State:
 
         self._change(name, start, lambda _: TuningEvent(started=TuningEvent.Started(attempt=attempt)))
         resumed = None if checkpoint is None else Checkpoint.FromString(checkpoint)
-        return TakenTuning(self._existing(name), attempt, resumed)
+        return TakenTuning(self._existing(name), attempt, resumed, trace)
 
     # What tuners report. An attempt that is not the latest of a RUNNING tuning changes nothing.
 
@@ -387,6 +392,25 @@ class State:
         """The sampler has forgotten these weights."""
         self._sql("DELETE FROM evictions WHERE digest = ?", digest)
 
+    # What tenants have used.
+
+    @operation
+    def use(self, used: Mapping[str, Used]) -> None:
+        """Count for tenants, today."""
+        for tenant, of_tenant in used.items():
+            usage_records.add(self._sql, tenant, of_tenant)
+        usage_records.forget_old(self._sql)
+
+    @operation
+    def used_by(self, tenant: str, first: date, last: date) -> Used:
+        """What a tenant has used from day to day."""
+        return usage_records.of(self._sql, tenant, first, last)
+
+    @operation
+    def used_by_all(self, first: date, last: date, after: str, size: int) -> list[tuple[str, Used]]:
+        """The same of the tenants whose names come after another."""
+        return usage_records.page(self._sql, first, last, after, size)
+
     # Who waits.
 
     @contextmanager
@@ -440,19 +464,20 @@ class State:
         if 0 < limits.of_all <= of_all:
             raise admission.of_all(limits.of_all, f"{of_all} tunings are queued or running", RETRY_TUNING_S)
 
-    def _insert(self, tenant: str, tuning: Tuning) -> Tuning:
+    def _insert(self, tenant: str, tuning: Tuning, trace: str) -> Tuning:
         tuning.etag = etag_of(tuning)
         columns = (
-            *(tuning.name, tenant, tuning.key, tuning.image, tuning.base_model, tuning.state),
+            *(tuning.name, tenant, tuning.key, tuning.image, tuning.base_model, tuning.state, trace),
             tuning.SerializeToString(),
         )
         number = self._sql(
-            "INSERT INTO tunings (name, tenant, key, image, base_model, state, blob) VALUES (?, ?, ?, ?, ?, ?, ?)"
+            "INSERT INTO tunings (name, tenant, key, image, base_model, state, trace, blob) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
             " RETURNING number",
             *columns,
         ).fetchone()[0]
         made = self._existing(tuning.name)
         self._append(number, _queued(made))
+        usage_records.add(self._sql, tenant, Used(tunings=1))
         return made
 
     def _change(self, name: str, mutate: Mutate, announce: Announce | None = None) -> Tuning | None:
@@ -461,7 +486,7 @@ class State:
             return None
         number, blob = row
         tuning = Tuning.FromString(blob)
-        before = tuning.state
+        before, ran_s = tuning.state, _ran_s(tuning)
         mutate(tuning)
         if etag_of(tuning) == tuning.etag:
             return self._placed(number, tuning)
@@ -476,6 +501,8 @@ class State:
         self._placed(number, tuning)
         if announce is not None:
             self._append(number, announce(tuning))
+        if before == Tuning.STATE_RUNNING != tuning.state:
+            usage_records.add(self._sql, parse(name, "tunings").tenant, Used(tuner_s=ran_s))
         if before != tuning.state:
             self.file.after_commit(partial(_count_end, tuning.state))
         return tuning
@@ -633,6 +660,11 @@ class State:
 
 def _queued(tuning: Tuning) -> TuningEvent:
     return TuningEvent(queued=TuningEvent.Queued(position=tuning.queue_position))
+
+
+def _ran_s(tuning: Tuning) -> float:
+    """The seconds for which a tuner has had it."""
+    return max(0.0, time.time() - tuning.start_time.ToMicroseconds() / 1e6) if tuning.HasField("start_time") else 0.0
 
 
 def _count_end(state: Tuning.State) -> None:

@@ -1,9 +1,10 @@
 """The tables of the state file, and how an older file gets them."""
 
 from gateway.tuning_records import LIVE
+from gateway.usage_records import USAGE
 from unitune.v1.tuning_pb2 import Tuning
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 API_KEYS = """
 CREATE TABLE api_keys (
@@ -36,6 +37,7 @@ CREATE TABLE tunings (
     crashes INTEGER NOT NULL DEFAULT 0, -- since the one that got furthest
     last_event INTEGER NOT NULL DEFAULT 0,
     expire_s REAL,
+    trace TEXT NOT NULL DEFAULT '', -- of the call that made it, as W3C traceparent
     blob BLOB NOT NULL
 );
 CREATE UNIQUE INDEX live ON tunings (tenant, key) WHERE state IN ({", ".join(map(str, LIVE))});
@@ -54,7 +56,7 @@ CREATE TABLE requests (
 CREATE TABLE turns (tenant TEXT PRIMARY KEY, last_turn INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE services (name TEXT PRIMARY KEY, info BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE evictions (number INTEGER PRIMARY KEY AUTOINCREMENT, digest TEXT NOT NULL UNIQUE);
-{API_KEYS}"""
+{API_KEYS}{USAGE}"""
 
 # From each earlier version to the next.
 MIGRATIONS = {
@@ -86,6 +88,12 @@ ALTER TABLE tunings ADD COLUMN checkpoint BLOB;
 UPDATE tunings SET base_model = CAST(base_model_of(blob) AS TEXT);
 CREATE INDEX queued ON tunings (tenant, number) WHERE state = {Tuning.STATE_QUEUED};
 CREATE INDEX leased ON tunings (lease_s) WHERE state = {Tuning.STATE_RUNNING};
+""",
+    # A tenant that has tunings is known from the start.
+    5: f"""
+ALTER TABLE tunings ADD COLUMN trace TEXT NOT NULL DEFAULT '';
+{USAGE}
+INSERT INTO usage (tenant, day) SELECT DISTINCT tenant, date('now') FROM tunings;
 """,
 }
 

@@ -58,11 +58,13 @@ class Attempt(NamedTuple):
 
 
 class TakenTuning(NamedTuple):
-    """A tuning that is RUNNING from now on, and where the attempt goes on, if not at the beginning."""
+    """A tuning that is RUNNING from now on, where the attempt goes on, if not at the beginning, and the trace of the call
+    that made it, as W3C traceparent."""
 
     tuning: Tuning
     attempt: int
     checkpoint: Checkpoint | None = None
+    trace: str = ""
 
 
 class Standing(Enum):

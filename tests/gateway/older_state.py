@@ -3,6 +3,12 @@
 import sqlite3
 
 
+def take_usage_out(old: sqlite3.Connection) -> None:
+    """Undo what version 6 added: the tables are those of version 5."""
+    old.execute("ALTER TABLE tunings DROP COLUMN trace")
+    old.execute("DROP TABLE usage")
+
+
 def take_leases_out(old: sqlite3.Connection) -> None:
     """Undo what version 5 added: the tables are those of version 4."""
     for index in ("queued", "leased"):

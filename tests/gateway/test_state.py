@@ -14,7 +14,7 @@ from google.rpc.status_pb2 import Status
 from gateway.state import KEPT_EVENTS, MAX_CRASHES, State
 from gateway.tuning_queue import WaitingTenant, position
 from gateway.tuning_records import Attempt, CreateRequest, Standing, Taker
-from tests.gateway.older_state import take_keys_out, take_leases_out
+from tests.gateway.older_state import take_keys_out, take_leases_out, take_usage_out
 from unitune.errors import InvalidArgument, from_status
 from unitune.options import Flat
 from unitune.v1.tuner_pb2 import Checkpoint
@@ -526,6 +526,7 @@ async def test_a_file_of_the_version_whose_choices_were_texts_is_brought_up_to_d
     path = tmp_path / "state.sqlite"
     await (await State.open(path)).close()
     old = sqlite3.connect(path)
+    take_usage_out(old)
     take_leases_out(old)
     take_keys_out(old)
     told = Tuning.FromString(OLD_TUNING)
