@@ -71,7 +71,8 @@ class GatewayConfig(ServiceSettings):
     edit_steps: int = setting(
         20_000,
         "UNITUNE_EDIT_STEPS",
-        "steps that one edit may ask for: steps x seeds x repeats x attempts; 0 means no limit",
+        "steps that one edit may ask for, with those of the tiles of its second pass: steps x seeds x repeats x "
+        "attempts; 0 means no limit",
     )
     tuning_pixels: int = setting(
         25_000_000_000,  # every method's own defaults at 1024x1024, which are 21e9 at most
