@@ -5,13 +5,16 @@ many secrets, so a slow hash would slow down the server alone. All keys are also
 changes them: recognizing one reads no file, and a change holds for the next call.
 """
 
+import asyncio
 import hashlib
 import hmac
 import logging
 import re
 import secrets
 import time
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -52,6 +55,12 @@ class ApiKeyRecord:
             return "revoked"
         return "expired" if self.expire_s is not None and self.expire_s <= time.time() else ""
 
+    def left_s(self) -> float | None:
+        """The seconds until it ends, 0 if it has; None if it does not end by itself."""
+        if self.revoke_s is not None:
+            return 0.0
+        return None if self.expire_s is None else max(0.0, self.expire_s - time.time())
+
 
 def new_key() -> str:
     """A key that nobody has."""
@@ -70,6 +79,7 @@ class ApiKeys:
         self.file = file
         self._sql = file.sql
         self._keys: dict[str, ApiKeyRecord] = {}
+        self._streams: defaultdict[str, set[asyncio.Timeout]] = defaultdict(set)  # by the key that began them
 
     @classmethod
     async def open(cls, file: SqliteFile) -> "ApiKeys":
@@ -92,13 +102,27 @@ class ApiKeys:
                 "the API key is none of this server's: check that it is whole, or ask for one",
                 reason="CREDENTIAL_INVALID",
             )
-        if ended := key.ended():
-            raise Unauthenticated(
-                f"the API key {key.id} is {ended}: use the one that replaces it, or ask for one",
-                reason="CREDENTIAL_ENDED",
-                metadata={"key": key.id},
-            )
+        if key.ended():
+            raise _over(key)
         return Principal(key.tenant, key.scopes, key.id)
+
+    @asynccontextmanager
+    async def using(self, key_id: str) -> AsyncIterator[None]:
+        """A stream that was begun with a key, for as long as the block lasts. Raises Unauthenticated (CREDENTIAL_ENDED)
+        in it when the key ends."""
+        limit = asyncio.timeout(self._keys[key_id].left_s())
+        self._streams[key_id].add(limit)
+        try:
+            async with limit:
+                yield
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise _over(self._keys[key_id]) from None
+        finally:
+            self._streams[key_id].discard(limit)
+            if not self._streams[key_id]:
+                del self._streams[key_id]
 
     def page(self, tenant: str | None, after: str, size: int) -> list[ApiKeyRecord]:
         """Keys with an id above `after`, in the order of their ids; of one tenant or of all."""
@@ -201,10 +225,23 @@ class ApiKeys:
 
         def know() -> None:
             self._keys[key_id] = key
+            left_s = key.left_s()
+            for limit in self._streams.get(key_id, ()):
+                if not limit.expired():
+                    limit.reschedule(None if left_s is None else asyncio.get_running_loop().time() + left_s)
             telemetry.event(logger, event, api_key=str(key.name))
 
         self.file.after_commit(know)
         return key
+
+
+def _over(key: ApiKeyRecord) -> Unauthenticated:
+    """The error for a key that has ended."""
+    return Unauthenticated(
+        f"the API key {key.id} is {key.ended() or 'expired'}: use the one that replaces it, or ask for one",
+        reason="CREDENTIAL_ENDED",
+        metadata={"key": key.id},
+    )
 
 
 def _digest(secret: str) -> bytes:

@@ -32,7 +32,11 @@ async def write(context: Any, message: bytes) -> None:
     """Send an encoded message and return once the reader's side takes it. Raises ReaderTooSlow."""
     writing = asyncio.ensure_future(context.write(message))
     writing.add_done_callback(_seen)
-    done, _ = await asyncio.wait({writing}, timeout=WRITE_S + len(message) / SLOWEST_BYTES_PER_S)
+    try:
+        done, _ = await asyncio.wait({writing}, timeout=WRITE_S + len(message) / SLOWEST_BYTES_PER_S)
+    except asyncio.CancelledError:
+        await asyncio.wait({writing})  # no status can be sent before, and it ends when the client is gone
+        raise
     if not done:
         raise ReaderTooSlow(writing)
     writing.result()

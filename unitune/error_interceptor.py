@@ -37,6 +37,9 @@ class Door(Protocol):
     async def admit(self, method: str, context: Any) -> None:
         """Called first, before the request is read, in the task that runs the call."""
 
+    def holding(self, method: str) -> contextlib.AbstractAsyncContextManager[None]:
+        """Entered next, for as long as the call lasts. What it raises ends the call."""
+
     def check(self, request: Any) -> None:
         """Called with each message of the request, before anybody else sees it."""
 
@@ -123,7 +126,8 @@ def _answer(method: str, inner: Any, receive: Any, encode: Callable[[Any], bytes
             async with _recorded(method, context, span):
                 if door is not None:
                     await door.admit(method, context)
-                async with receive(context, door) as request:
+                holding = door.holding(method) if door is not None else contextlib.nullcontext()
+                async with holding, receive(context, door) as request:
                     await _deliver(inner(request, context), context, encode)
 
     return call
