@@ -1,6 +1,7 @@
 """Puts the parts of the gateway together."""
 
 import asyncio
+from contextlib import suppress
 
 import grpc
 
@@ -33,10 +34,11 @@ from gateway.tuning_records import QueueLimits
 from gateway.tunings import Tunings
 from gateway.uploads import Uploads
 from gateway.upstreams import Upstreams
+from gateway.usage import UsageCounts, UsageService
 from gateway.weight_files import WeightFiles
 from unitune import exposure, peers, serving
 from unitune.certificates import CertificateReader
-from unitune.errors import Unavailable
+from unitune.errors import Unavailable, UniTuneError
 from unitune.object_store import ObjectStore
 from unitune.v1 import (
     edit_pb2_grpc,
@@ -46,6 +48,7 @@ from unitune.v1 import (
     tuner_pb2,
     tuner_pb2_grpc,
     tuning_pb2_grpc,
+    usage_pb2_grpc,
 )
 
 REPORT_S = 2.0  # for a report that has come to be kept
@@ -67,7 +70,8 @@ class Gateway:
         self._tuners = Tuners()
         self._services = KnownServices(self._upstreams, self._tuners, state)
         storage = StoredBytes(store, config.tenant_bytes)
-        self._images, files = Images(store, storage), WeightFiles(store)
+        self._usage = UsageCounts(state)
+        self._images, files = Images(store, storage, self._usage), WeightFiles(store)
         images = self._images
         self._pool = TunerPool(
             state,
@@ -99,7 +103,9 @@ class Gateway:
         planner = Planner(tunings, images, self._upstreams, config.is_filtered, most_steps=config.edit_steps)
         # No edit waits in the transport, where it would have no heartbeat and could not be cancelled alone.
         queue = FairQueue(config.sample_streams)
-        edits = Edits(planner, tunings, self._upstreams, self._results, queue, heartbeat_s=config.heartbeat_s)
+        edits = Edits(
+            planner, tunings, self._upstreams, self._results, queue, self._usage, heartbeat_s=config.heartbeat_s
+        )
         self._comparisons = Comparisons(
             planner, edits, tunings, images, self._upstreams, self._results, heartbeat_s=config.heartbeat_s
         )
@@ -107,6 +113,7 @@ class Gateway:
         self._tuning_service = TuningService(tunings, self._results, calls, admission, config.heartbeat_s)
         self._image_service = ImageService(images, Uploads(), self.retention, calls, admission)
         self._edit_service = EditService(edits, self._comparisons, self._results, calls, admission)
+        self._usage_service = UsageService(state, self._usage, storage, admission)
         gauges = Gauges(state, queue)
         self._server_service = ServerService(self._upstreams, self._tuners, gauges, config)
         self._internal: serving.RunningServer | None = None
@@ -116,6 +123,7 @@ class Gateway:
             asyncio.create_task(self.retention.run(config.store_sweep_s)),
             asyncio.create_task(evictions.run()),
             asyncio.create_task(gauges.run()),
+            asyncio.create_task(self._usage.run()),
         ]
 
     @classmethod
@@ -154,6 +162,7 @@ class Gateway:
         edit_pb2_grpc.add_EditServiceServicer_to_server(self._edit_service, server)
         server_pb2_grpc.add_ServerServiceServicer_to_server(self._server_service, server)
         key_pb2_grpc.add_KeyServiceServicer_to_server(self._key_service, server)
+        usage_pb2_grpc.add_UsageServiceServicer_to_server(self._usage_service, server)
         return [service.full_name for service in PUBLIC]
 
     @property
@@ -186,6 +195,8 @@ class Gateway:
         if self._tokens is not None:
             await self._tokens.close()
         await self._images.close()
+        with suppress(UniTuneError):  # such as a disk that is full
+            await self._usage.keep()
         await self._state.close()
 
 

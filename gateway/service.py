@@ -14,6 +14,7 @@ from gateway.edit import Edits
 from gateway.edit_results import EditResults
 from gateway.gauges import Gauges
 from gateway.images import Images, receive
+from gateway.names import parse
 from gateway.open_calls import OpenCalls
 from gateway.relay import Relay
 from gateway.retention import Retention
@@ -122,6 +123,14 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
             async with self._uploads.admit() as upload:
                 tenant, data = await receive(request_iterator, upload, self._admission.request)
                 return await self._images.keep(tenant, data)
+
+    async def GetImage(self, request: image_pb2.GetImageRequest, context: Any) -> image_pb2.Image:
+        self._admission.request(tenant_of(request))
+        return await self._images.find(parse(request.name, "images"))
+
+    async def ListImages(self, request: image_pb2.ListImagesRequest, context: Any) -> image_pb2.ListImagesResponse:
+        self._admission.request(tenant_of(request))
+        return await self._images.page(request)
 
     async def DeleteImage(self, request: image_pb2.DeleteImageRequest, context: Any) -> Empty:
         self._admission.request(tenant_of(request))

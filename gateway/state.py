@@ -471,8 +471,8 @@ class State:
             tuning.SerializeToString(),
         )
         number = self._sql(
-            "INSERT INTO tunings (name, tenant, key, image, base_model, state, trace, blob) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-            " RETURNING number",
+            "INSERT INTO tunings (name, tenant, key, image, base_model, state, trace, blob)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING number",
             *columns,
         ).fetchone()[0]
         made = self._existing(tuning.name)

@@ -58,8 +58,8 @@ class Attempt(NamedTuple):
 
 
 class TakenTuning(NamedTuple):
-    """A tuning that is RUNNING from now on, where the attempt goes on, if not at the beginning, and the trace of the call
-    that made it, as W3C traceparent."""
+    """A tuning that is RUNNING from now on, where the attempt goes on, if not at the beginning, and the trace of the
+    call that made it, as W3C traceparent."""
 
     tuning: Tuning
     attempt: int

@@ -497,6 +497,26 @@ class ServerInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Usage:
+    """What the tenant `parent` has used from `start_day` to `end_day`, both included and of UTC, and stores now.
+
+    `tuner_s` and `sampler_s` are seconds for which a tuner had its tunings and the sampler its edits.
+    """
+
+    parent: str
+    start_day: str
+    end_day: str
+    images: int
+    tunings: int
+    edits: int
+    tuner_s: float
+    sampler_s: float
+    image_bytes: int
+    weight_bytes: int
+    result_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ApiKey:
     """What a server tells of an API key; its secret is not in it. `name` is `tenants/{tenant}/keys/{key}`.
 

@@ -22,7 +22,15 @@ from tests.picture_files import file_of
 from unitune import serving
 from unitune.errors import DOMAIN, UniTuneError, from_rpc_error
 from unitune.object_store import ObjectStore
-from unitune.v1 import edit_pb2_grpc, image_pb2, image_pb2_grpc, server_pb2_grpc, tuning_pb2, tuning_pb2_grpc
+from unitune.v1 import (
+    edit_pb2_grpc,
+    image_pb2,
+    image_pb2_grpc,
+    server_pb2_grpc,
+    tuning_pb2,
+    tuning_pb2_grpc,
+    usage_pb2_grpc,
+)
 from unitune.v1.edit_pb2 import EditEvent, EditRequest
 
 
@@ -68,6 +76,7 @@ class World:
             "images": image_pb2_grpc.ImageServiceStub(self.channel),
             "edits": edit_pb2_grpc.EditServiceStub(self.channel),
             "server": server_pb2_grpc.ServerServiceStub(self.channel),
+            "usage": usage_pb2_grpc.UsageServiceStub(self.channel),
         }
 
     async def _has_tuner(self) -> bool:
