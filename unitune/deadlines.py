@@ -15,9 +15,9 @@ from unitune.errors import DeadlineExceeded
 READ_S = 30.0  # longest wait for the next message of a request
 WRITE_S = 60.0  # longest wait for a reader to take a message, and
 SLOWEST_BYTES_PER_S = 64 << 10  # for a large one as much more as a reader of this speed takes
-# A client that is refused while it sends may see the failure of its sending, INTERNAL, in place of the refusal (grpc.aio
-# 1.85 does that). So what still comes is read first and dropped: for REST_S at most, until nothing came for REST_SILENCE_S,
-# and no more than an upload has.
+# A client that is refused while it sends may see the failure of its sending, INTERNAL, in place of the refusal:
+# grpc.aio 1.85 does that. So what still comes is read first and dropped, for REST_S at most, until nothing came for
+# REST_SILENCE_S, and no more than an upload has.
 REST_S, REST_SILENCE_S = 1.0, 0.05
 REST_BYTES = 20 << 20
 
