@@ -51,6 +51,7 @@ from unitune.v1 import (
     usage_pb2_grpc,
 )
 
+WRITING = "writing"  # a name that health is asked for: whether anything can be made, changed or deleted
 REPORT_S = 2.0  # for a report that has come to be kept
 
 
@@ -115,16 +116,19 @@ class Gateway:
         self._edit_service = EditService(edits, self._comparisons, self._results, calls, admission)
         self._usage_service = UsageService(state, self._usage, storage, admission)
         gauges = Gauges(state, queue)
-        self._server_service = ServerService(self._upstreams, self._tuners, gauges, config)
+        self._server_service = ServerService(
+            self._upstreams, self._tuners, gauges, config, is_read_only=state.is_read_only
+        )
         self._internal: serving.RunningServer | None = None
-        self._tasks = [
-            asyncio.create_task(self._pool.run()),
-            asyncio.create_task(tunings.sweep(config.sweep_s)),
-            asyncio.create_task(self.retention.run(config.store_sweep_s)),
-            asyncio.create_task(evictions.run()),
-            asyncio.create_task(gauges.run()),
-            asyncio.create_task(self._usage.run()),
-        ]
+        self._tasks = [asyncio.create_task(gauges.run())]
+        if not state.is_read_only:
+            self._tasks += [
+                asyncio.create_task(self._pool.run()),
+                asyncio.create_task(tunings.sweep(config.sweep_s)),
+                asyncio.create_task(self.retention.run(config.store_sweep_s)),
+                asyncio.create_task(evictions.run()),
+                asyncio.create_task(self._usage.run()),
+            ]
 
     @classmethod
     async def open(cls, config: GatewayConfig) -> "Gateway":
@@ -163,7 +167,12 @@ class Gateway:
         server_pb2_grpc.add_ServerServiceServicer_to_server(self._server_service, server)
         key_pb2_grpc.add_KeyServiceServicer_to_server(self._key_service, server)
         usage_pb2_grpc.add_UsageServiceServicer_to_server(self._usage_service, server)
-        return [service.full_name for service in PUBLIC]
+        return [service.full_name for service in PUBLIC] + ([] if self._state.is_read_only else [WRITING])
+
+    @property
+    def not_serving(self) -> list[str]:
+        """What health is told not to be served: with a state that can only be read, WRITING."""
+        return [WRITING] if self._state.is_read_only else []
 
     @property
     def internal_address(self) -> str:

@@ -176,7 +176,10 @@ class EditService(edit_pb2_grpc.EditServiceServicer):
 class ServerService(server_pb2_grpc.ServerServiceServicer):
     """Describes this server, from the last answers of tuner and sampler."""
 
-    def __init__(self, upstreams: Upstreams, tuners: Tuners, gauges: Gauges, config: GatewayConfig) -> None:
+    def __init__(
+        self, upstreams: Upstreams, tuners: Tuners, gauges: Gauges, config: GatewayConfig, *, is_read_only: bool
+    ) -> None:
+        self._is_read_only = is_read_only
         self._upstreams = upstreams
         self._tuners = tuners
         self._gauges = gauges
@@ -192,6 +195,7 @@ class ServerService(server_pb2_grpc.ServerServiceServicer):
             sampling_defaults=sampler.sampling_defaults if sampler else None,
             limits=self._limits,
             queue=self._gauges.queue,
+            is_read_only=self._is_read_only,
             upstreams=[self._tuners.described(), self._upstreams.described()],
             methods=edit_pb2.SamplingConfig.Method.keys()[1:],  # 0 is unset
             schedulers=edit_pb2.SamplingConfig.Scheduler.keys()[1:],

@@ -14,6 +14,7 @@ from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from google.protobuf.message import DecodeError
 
+from gateway import read_only_state
 from unitune import telemetry
 from unitune.errors import STATE_CORRUPT, DataLoss
 from unitune.system_errors import REMEDY_FOR_DAMAGE, is_full, sentence, sqlite_sentence, state_error
@@ -33,10 +34,13 @@ class SqliteFile:
     """Runs transactions on one thread, in the order of the calls.
 
     An error of SQLite becomes ResourceExhausted (STATE_FULL), Unavailable (STATE_DOWN) or DataLoss (STATE_CORRUPT). The
-    log has SQLite's own words.
+    log has SQLite's own words. What would write a file that can only be read is FailedPrecondition (STATE_READ_ONLY).
     """
 
-    def __init__(self, connection: sqlite3.Connection, thread: ThreadPoolExecutor, path: Path) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, thread: ThreadPoolExecutor, path: Path, *, is_read_only: bool = False
+    ) -> None:
+        self.is_read_only = is_read_only
         self._connection = connection
         self._thread = thread
         self._reserve = path.with_name(f"{path.name}-reserve")
@@ -59,16 +63,21 @@ class SqliteFile:
         writable, and for a version that cannot be brought to this one.
         """
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="state")
+        is_read_only = read_only_state.can_only_be_read(path)
         try:
             connection = await asyncio.get_running_loop().run_in_executor(
-                thread, _open, path, schema, version, migrations, functions
+                thread, _open, path, schema, version, migrations, functions, is_read_only
             )
         except (sqlite3.Error, OSError) as error:
             thread.shutdown()
             reason = sqlite_sentence(path, error) if isinstance(error, sqlite3.Error) else sentence(error)
             raise OSError(f"the gateway's state: {reason}") from error
-        file = cls(connection, thread, path)
-        await asyncio.get_running_loop().run_in_executor(thread, file._make_reserve)
+        file = cls(connection, thread, path, is_read_only=is_read_only)
+        if is_read_only:
+            remedy = "make the file and its folder writable and start again; until then nothing is made or changed"
+            telemetry.event(logger, "state can only be read", level=logging.WARNING, detail=f"{path}: {remedy}")
+        else:
+            await asyncio.get_running_loop().run_in_executor(thread, file._make_reserve)
         return file
 
     async def close(self) -> None:
@@ -93,6 +102,8 @@ class SqliteFile:
         try:
             return await asyncio.shield(loop.run_in_executor(self._thread, on_thread))
         except sqlite3.Error as error:
+            if self.is_read_only and error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_READONLY:
+                raise read_only_state.refusal() from None
             telemetry.event(logger, "state failed", level=logging.ERROR, detail=str(error))
             raise state_error(error) from error
         except DecodeError as error:  # a row that SQLite finds nothing wrong with
@@ -109,7 +120,7 @@ class SqliteFile:
 
     def _transaction(self, work: Callable[[], T]) -> T:
         self._after_commit = []
-        self._connection.execute("BEGIN IMMEDIATE")
+        self._connection.execute("BEGIN" if self.is_read_only else "BEGIN IMMEDIATE")
         try:
             result = work()
             self._connection.execute("COMMIT")
@@ -123,7 +134,7 @@ class SqliteFile:
         return result
 
     def _deletion(self, work: Callable[[], T]) -> T:
-        self._has_remains = True
+        self._has_remains = not self.is_read_only
         try:
             result = self._transaction(work)
         except sqlite3.OperationalError as error:
@@ -131,7 +142,8 @@ class SqliteFile:
                 raise
             self._reserve.unlink(missing_ok=True)
             result = self._transaction(work)
-        self._make_reserve()
+        if not self.is_read_only:
+            self._make_reserve()
         return result
 
     def _wipe(self) -> None:
@@ -183,13 +195,18 @@ def _open(
     version: int,
     migrations: Mapping[int, str],
     functions: Sequence[Callable[[bytes], bytes]],
+    is_read_only: bool,
 ) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True)
     _refuse_foreign(path, schema)
     _look_at_journal(path)
-    connection = sqlite3.connect(path, timeout=1.0, isolation_level=None, check_same_thread=False)
+    if is_read_only:
+        connection = read_only_state.in_memory(path)
+    else:
+        connection = sqlite3.connect(path, timeout=1.0, isolation_level=None, check_same_thread=False)
     try:
-        path.chmod(0o600)
+        if not is_read_only:
+            path.chmod(0o600)
         # A second gateway on the same file would run every tuning twice; it fails here instead.
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         connection.execute("PRAGMA journal_mode = WAL")
@@ -216,6 +233,7 @@ def _open(
             connection.executescript(f"BEGIN EXCLUSIVE; {steps} PRAGMA user_version = {version}; COMMIT;")
         connection.execute("BEGIN EXCLUSIVE")
         connection.execute("COMMIT")
+        connection.execute(f"PRAGMA query_only = {int(is_read_only)}")
     except sqlite3.Error:
         connection.close()
         raise

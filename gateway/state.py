@@ -68,12 +68,20 @@ class State:
 
     @classmethod
     async def open(cls, path: Path) -> "State":
-        """Open the file, making it if it is missing. Raises OSError when it is in use or not a file of ours."""
+        """Open the file, making it if it is missing. Raises OSError when it is in use or not a file of ours.
+
+        One that cannot be written is only read.
+        """
         return cls(await SqliteFile.open(path, SCHEMA, SCHEMA_VERSION, MIGRATIONS, MIGRATION_FUNCTIONS))
 
     async def close(self) -> None:
         """Finish what was begun, then close the file."""
         await self.file.close()
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether every operation that would write fails with FailedPrecondition (STATE_READ_ONLY)."""
+        return self.file.is_read_only
 
     # The tunings by name.
 

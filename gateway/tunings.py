@@ -338,6 +338,8 @@ class Tunings:
 
     async def expire(self) -> None:
         """Discard the weights of every tuning whose expire_time has come."""
+        if self._state.is_read_only:
+            return
         for name in await self._state.expired(time.time()):
             tuning = await self._state.get(name)
             if tuning is not None and tuning.state == Tuning.STATE_READY:  # another call may have been faster

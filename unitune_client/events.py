@@ -494,6 +494,7 @@ class ServerInfo:
     method_sampling_defaults: Mapping[str, SamplingConfig] = field(default_factory=dict)
     queue: Queue = Queue()
     upstreams: tuple[Upstream, ...] = ()
+    is_read_only: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """The state file under attack: full disks, damage, other programs' files. What is refused names file and remedy."""
 
 import asyncio
+import json
 import logging
 import os
 import shutil
@@ -11,16 +12,24 @@ from pathlib import Path
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.sqlite_file import RESERVE_BYTES
 from gateway.state import State
+from gateway.state_schema import SCHEMA_VERSION
+from gateway.tuning_records import Taker
+from tests.configs import sampling_config
 from tests.full_disk import fill, mounted, read_only
 from tests.gateway.conftest import World, picture, refused
+from tests.gateway.older_state import take_usage_out
 from tests.gateway.test_lives import NoFileMayGrow, end
 from tests.gateway.test_main import start
 from tests.gateway.test_state import becomes, tuning
 from unitune import serving
-from unitune.errors import DataLoss, ResourceExhausted
+from unitune.errors import DataLoss, FailedPrecondition, ResourceExhausted
+from unitune.v1 import server_pb2, server_pb2_grpc
+from unitune.v1.edit_pb2 import EditRequest
+from unitune.v1.edit_pb2_grpc import EditServiceStub
 from unitune.v1.tuning_pb2 import (
     CreateTuningRequest,
     DeleteTuningRequest,
@@ -29,6 +38,7 @@ from unitune.v1.tuning_pb2 import (
     Tuning,
     TuningEvent,
     UpdateTuningRequest,
+    WatchTuningRequest,
 )
 from unitune.v1.tuning_pb2_grpc import TuningServiceStub
 
@@ -117,7 +127,6 @@ async def test_a_state_file_with_a_hole_stops_the_start(world: World) -> None:
         ("newer", "it has schema 99"),
         ("folder", "it cannot be opened"),
         ("below a file", "it exists already"),
-        ("read-only", "its file system can only be read"),
     ],
 )
 async def test_a_state_file_that_cannot_be_used_stops_the_start(world: World, kind: str, words: str) -> None:
@@ -143,11 +152,7 @@ async def test_a_state_file_that_cannot_be_used_stops_the_start(world: World, ki
         path.mkdir(parents=True)
     elif kind == "below a file":
         path = path / "state.sqlite"
-    if kind == "read-only":
-        with read_only(path.parent):
-            assert words in await refusal(world, path)
-    else:
-        assert words in await refusal(world, path)
+    assert words in await refusal(world, path)
     if kind == "foreign":
         assert path.read_bytes() == before
 
@@ -188,15 +193,96 @@ async def test_a_row_that_is_damaged_is_data_loss(tmp_path: Path) -> None:
     await state.close()
 
 
-async def test_a_state_on_a_disk_that_can_only_be_read_is_not_opened(tmp_path: Path) -> None:
-    """The error says what is wrong with the disk, and the file can be opened once the disk is well (r6)."""
-    path = tmp_path / "folder" / "state.sqlite"
-    (name,) = await many(path, 1)
-    with read_only(path.parent), pytest.raises(OSError, match="can only be read"):
-        await State.open(path)
-    state = await State.open(path)
-    assert (await state.get(name)).name == name
+@pytest.mark.parametrize("version", [SCHEMA_VERSION, SCHEMA_VERSION - 1])
+async def test_a_state_that_can_only_be_read_is_read(tmp_path: Path, version: int) -> None:
+    """All that a killed process had written is there, its journal and older versions too; what would write is refused
+    with the remedy, what would change nothing is not; and the files stay as they are (r6)."""
+    path, copy = tmp_path / "state.sqlite", tmp_path / "copy" / "state.sqlite"
+    names = await many(path, 3)
+    if version != SCHEMA_VERSION:
+        with sqlite3.connect(path) as old:
+            take_usage_out(old)
+            old.execute(f"PRAGMA user_version = {version}")
+        old.close()
+    else:
+        state = await State.open(path)
+        names.append((await state.create(tuning(key="journal", number=99), None)).name)
+    copy.parent.mkdir()
+    for file in tmp_path.glob("state.sqlite*"):  # as SIGKILL leaves them
+        shutil.copy(file, copy.parent / file.name)
+    before = bytes_of(copy)
+    with read_only(copy.parent):
+        state = await State.open(copy)
+        assert state.is_read_only
+        assert {found.name for found in (await state.page("default", 0, 0, 99)).tunings} == set(names)
+        assert (await state.create(tuning(key="k0", number=50), None)).name == names[0]  # found, not made
+        for call in (
+            state.create(tuning(key="new", number=100), None),
+            state.change(names[0], becomes(Tuning.STATE_EXPIRED)),
+            state.remove(names[0]),
+            state.take(Taker("tuner")),
+        ):
+            with pytest.raises(FailedPrecondition, match="its operator must make") as refused_call:
+                await call
+            assert refused_call.value.reason == "STATE_READ_ONLY" and str(tmp_path) not in refused_call.value.message
+        await state.close()
+    assert bytes_of(copy) == before
+    state = await State.open(copy)
+    assert not state.is_read_only
+    await state.remove(names[0])
+    assert await state.get(names[0]) is None
     await state.close()
+
+
+async def test_a_gateway_on_a_state_that_can_only_be_read_answers(world: World) -> None:
+    """It says so in log, health and description; what is there is told, watched and edited with; what would be made,
+    changed or deleted is refused, and all is as before once it can write (r6)."""
+    await world.close()
+    folder = world.folder / "disk"
+    folder.mkdir()
+    world.config = replace(world.config, state=folder / "state.sqlite")
+    await world.open()
+    made = await world.tuned()
+    await world.close()
+    with read_only(folder):
+        process, address = await start(world, UNITUNE_STATE=str(world.config.state))
+        async with serving.channel(address) as channel:
+            tunings, edits = TuningServiceStub(channel), EditServiceStub(channel)
+            health = health_pb2_grpc.HealthStub(channel)
+            told = {}
+            for name in ("", "readiness", "writing"):
+                told[name] = (await health.Check(health_pb2.HealthCheckRequest(service=name))).status
+            serves, does_not = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+            assert told == {"": serves, "readiness": serves, "writing": does_not}
+            info = await server_pb2_grpc.ServerServiceStub(channel).GetServerInfo(server_pb2.GetServerInfoRequest())
+            assert info.is_read_only
+            assert (await tunings.GetTuning(GetTuningRequest(name=made.name), timeout=20)) == made
+            assert list((await tunings.ListTunings(ListTuningsRequest(), timeout=20)).tunings) == [made]
+            events = [event async for event in tunings.WatchTuning(WatchTuningRequest(name=made.name), timeout=20)]
+            assert events[-1].HasField("ready")
+            for request in (
+                EditRequest(tuning=made.name, prompt="a dog"),
+                EditRequest(image=made.image, prompt="a dog"),  # whose tuning is found
+                EditRequest(image_data=picture("red"), prompt="a dog", config=sampling_config(method="sdedit")),
+            ):
+                assert [event async for event in edits.Edit(request, timeout=20)][-1].HasField("done"), request
+            wanted = Tuning(name=made.name, labels={"a": "b"})
+            for call in (
+                edits.Edit(EditRequest(image_data=picture("blue"), prompt="a dog"), timeout=20),
+                tunings.UpdateTuning(UpdateTuningRequest(tuning=wanted), timeout=20),
+                tunings.DeleteTuning(DeleteTuningRequest(name=made.name), timeout=20),
+            ):
+                await refused(call, grpc.StatusCode.FAILED_PRECONDITION, "STATE_READ_ONLY")
+        process.terminate()
+        _, log = await asyncio.wait_for(process.communicate(), 60)
+    lines = [json.loads(line) for line in log.decode().splitlines()]
+    (told_once,) = [line for line in lines if line["event"] == "state can only be read"]
+    assert "writable" in told_once["detail"]
+    assert [] == [line for line in lines if line.get("level") == "error"]
+    await world.open()
+    assert not (await world.info.GetServerInfo(server_pb2.GetServerInfoRequest())).is_read_only
+    await world.tunings.DeleteTuning(DeleteTuningRequest(name=made.name))
+    assert world.stored_weights() == []
 
 
 async def test_a_state_that_is_emptied_under_its_gateway_is_state_corrupt(tmp_path: Path) -> None:

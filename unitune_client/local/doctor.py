@@ -164,6 +164,9 @@ def findings_of_server(
         yield "server", Problem(error.message)
     else:
         yield "health", health
+        if info.is_read_only:
+            remedy = "its operator must make file and folder writable and start it again"
+            yield "state", Problem(f"it can only be read, so nothing can be made, changed or deleted; {remedy}")
         yield from server_findings(info)
 
 
