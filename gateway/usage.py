@@ -93,11 +93,12 @@ class UsageService(usage_pb2_grpc.UsageServiceServicer):
             found = [] if after else [(tenant, await self._state.used_by(tenant, first, last))]
         else:
             found = await self._state.used_by_all(first, last, after, size + 1)
-        days = {"start_day": first.isoformat(), "end_day": last.isoformat()}
-        told = [await self._told(name, used, days) for name, used in found[:size]]
+        told = [await self._told(name, used) for name, used in found[:size]]
+        for one in told:
+            one.start_day, one.end_day = first.isoformat(), last.isoformat()
         return usage_pb2.ListUsageResponse(usage=told, next_page_token=told[-1].parent if len(found) > size else "")
 
-    async def _told(self, tenant: str, used: Used, days: dict[str, str]) -> usage_pb2.Usage:
+    async def _told(self, tenant: str, used: Used) -> usage_pb2.Usage:
         stored = await self._storage.of(tenant)
         return usage_pb2.Usage(
             parent=f"tenants/{tenant}",
@@ -105,7 +106,6 @@ class UsageService(usage_pb2_grpc.UsageServiceServicer):
             image_bytes=stored[store_paths.IMAGES],
             weight_bytes=stored[store_paths.TUNINGS],
             result_bytes=stored[store_paths.EDITS],
-            **days,
         )
 
 
