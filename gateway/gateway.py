@@ -92,7 +92,7 @@ class Gateway:
             self._tuners,
             evictions,
             storage=storage,
-            limits=QueueLimits(config.tenant_tunings, config.open_tunings),
+            limits=QueueLimits(config.tenant_tunings, config.open_tunings, config.tenant_kept_tunings),
             most_pixels=config.tuning_pixels,
             position_s=config.position_s,
         )

@@ -47,6 +47,7 @@ from unitune.v1.tuning_pb2 import Tuning, TuningEvent, TuningProgress, WeightsRe
 
 KEPT_EVENTS = 512  # of one tuning; a later watcher gets a snapshot in place of older ones
 REQUESTS_KEPT_S = 24 * 3600.0
+KEPT_REQUESTS = 10_000  # of one tenant; the oldest are forgotten first
 # Deaths of the tuner with one tuning until that is FAILED. A run that got further than all before it resets the count,
 # because it survived what ended the others.
 MAX_CRASHES = 3
@@ -115,6 +116,7 @@ class State:
             now_s = time.time()
             self._sql("DELETE FROM requests WHERE create_s < ?", now_s - REQUESTS_KEPT_S)
             self._sql("INSERT INTO requests VALUES (?, ?, ?, ?, ?)", tenant, *request, made.name, now_s)
+            self._forget_requests(tenant)
         return made
 
     @operation
@@ -455,6 +457,16 @@ class State:
             raise NotFound("the tuning that this request made is deleted", reason="TUNING_NOT_FOUND")
         return tuning
 
+    def _forget_requests(self, tenant: str) -> None:
+        """Forget the oldest of too many requests; some at once, so that it is seldom done."""
+        (kept,) = self._sql("SELECT COUNT(*) FROM requests WHERE tenant = ?", tenant).fetchone()
+        if kept > KEPT_REQUESTS:
+            self._sql(
+                "DELETE FROM requests WHERE tenant = ?1 AND request_id IN"
+                " (SELECT request_id FROM requests WHERE tenant = ?1 ORDER BY create_s LIMIT ?2)",
+                *(tenant, kept - KEPT_REQUESTS + KEPT_REQUESTS // 10),
+            )
+
     def _live(self, tenant: str, key: str) -> Tuning | None:
         return self._one("tenant = ? AND key = ? AND state IN (?, ?, ?)", tenant, key, *LIVE)
 
@@ -469,6 +481,10 @@ class State:
         if 0 < limits.of_tenant <= of_tenant:
             message = f"{of_tenant} tunings of this tenant are queued or running, as many as may: wait until one ends"
             raise admission.of_tenant(tenant, limits.of_tenant, message, TENANT_TUNING_LIMIT, RETRY_TUNING_S)
+        (kept,) = self._sql("SELECT COUNT(*) FROM tunings WHERE tenant = ?", tenant).fetchone()
+        if 0 < limits.kept <= kept:
+            message = f"{kept} tunings of this tenant are kept, ended ones too, as many as may: delete some"
+            raise admission.of_tenant(tenant, limits.kept, message, TENANT_TUNING_LIMIT, RETRY_TUNING_S)
         if 0 < limits.of_all <= of_all:
             raise admission.of_all(limits.of_all, f"{of_all} tunings are queued or running", RETRY_TUNING_S)
 

@@ -12,6 +12,7 @@ from unitune.v1.tuner_pb2 import TunerInfo
 
 # After an answer to a tuner, until it is missed: it asks again.
 ASKS_AGAIN_S = 2.0
+KEPT_BASE_MODELS = 100
 
 
 class Tuners:
@@ -31,7 +32,10 @@ class Tuners:
 
     def saw(self, base_model: str) -> None:
         """A tuner of this base model is there."""
+        self._seen_s.pop(base_model, None)
         self._seen_s[base_model] = time.monotonic()
+        if len(self._seen_s) > KEPT_BASE_MODELS:
+            del self._seen_s[next(iter(self._seen_s))]  # the one seen longest ago
         self._ring()
 
     def seen_s(self, base_model: str) -> float:

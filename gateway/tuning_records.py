@@ -20,11 +20,12 @@ class CreateRequest(NamedTuple):
 
 
 class QueueLimits(NamedTuple):
-    """How many unfinished tunings a tenant, and all of them, may have; 0 means any number. `refusal` is what a new one
-    is refused with for another reason."""
+    """How many unfinished tunings a tenant, and all of them, may have, and how many a tenant may have kept, ended ones
+    too; 0 means any number. `refusal` is what a new one is refused with for another reason."""
 
     of_tenant: int = 0
     of_all: int = 0
+    kept: int = 0
     refusal: UniTuneError | None = None
 
 

@@ -100,6 +100,20 @@ async def test_a_tenant_has_so_many_tunings(world: World) -> None:
     world.tuner.go_on.set()
 
 
+async def test_a_tenant_keeps_so_many_tunings(world: World) -> None:
+    """Ended ones count until they are deleted; one that is there is found, and another tenant is not concerned (R7)."""
+    await limited(world, tenant_kept_tunings=2)
+    first, second = [await world.tuned(picture(colour)) for colour in COLOURS[:2]]
+    image = (await world.upload(picture(COLOURS[2]))).name
+    error = await shed(create(world, image), "TENANT_TUNING_LIMIT", "tenants/default")
+    assert "delete some" in error.message
+    assert (await create(world, second.image)).name == second.name
+    other = await world.upload(picture("red"), parent="tenants/other")
+    assert (await create(world, other.name)).state == Tuning.STATE_QUEUED
+    await world.tunings.DeleteTuning(DeleteTuningRequest(name=first.name))
+    assert (await create(world, image)).state == Tuning.STATE_QUEUED
+
+
 async def test_all_tenants_together_have_so_many_tunings(world: World) -> None:
     """The queue of all is bounded, too, and a full one is told as the server's (R7)."""
     await limited(world, open_tunings=2)

@@ -1,5 +1,6 @@
 """Whose a call is: the credential alone says so, and nobody reaches what is another tenant's."""
 
+import contextlib
 import json
 import logging
 import time
@@ -13,6 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from gateway import open_calls
 from gateway.access import PUBLIC, SCOPES_OF
 from gateway.api_keys import new_key
 from gateway.config import GatewayConfig
@@ -23,6 +25,7 @@ from tests.gateway.conftest import World, picture, refused, sha256
 from tests.gateway.test_main import start
 from unitune import serving
 from unitune.errors import from_rpc_error
+from unitune.v1 import tuning_pb2_grpc
 from unitune.v1.edit_pb2 import CancelEditRequest, CompareRequest, Edit, EditRequest, GetEditRequest
 from unitune.v1.image_pb2 import DeleteImageRequest, GetImageRequest, ListImagesRequest
 from unitune.v1.key_pb2 import CreateKeyRequest, RevokeKeyRequest, RotateKeyRequest
@@ -384,6 +387,35 @@ def soon() -> Timestamp:
     moment = Timestamp()
     moment.FromMicroseconds(round(1e6 * (time.time() + 1)))
     return moment
+
+
+async def test_long_calls_are_bounded_by_tenant_and_in_all(admin: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By however many connections they come; one that ends makes room."""
+    monkeypatch.setattr(open_calls, "OF_TENANT", 2)
+    monkeypatch.setattr(open_calls, "OF_ALL", 3)
+    admin.world.tuner.go_on.clear()
+    callers = {name: await make(admin, name) for name in ("alice", "bob")}
+    requests = {}
+    for name, caller in callers.items():
+        image = await caller.upload(picture())
+        tuning = await caller("tunings.CreateTuning", CreateTuningRequest(image=image.name))
+        requests[name] = WatchTuningRequest(name=tuning.name)
+
+    def watch(name: str, channel: grpc.aio.Channel) -> Any:
+        stub = tuning_pb2_grpc.TuningServiceStub(channel)
+        return aiter(stub.WatchTuning(requests[name], metadata=bearer(callers[name].credential), timeout=20))
+
+    assert admin.world.server is not None
+    async with contextlib.AsyncExitStack() as stack:
+        channels = [await stack.enter_async_context(serving.channel(admin.world.server.address)) for _ in range(4)]
+        watches = [watch("alice", channels[0]), watch("alice", channels[1]), watch("bob", channels[2])]
+        for one in watches[:2]:
+            await anext(one)
+        error = await refused(watch("alice", channels[3]), StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS")
+        assert "this tenant has 2" in error.message and error.retry_after_s
+        await anext(watches[2])
+        await refused(watch("bob", channels[3]), StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+    admin.world.tuner.go_on.set()
 
 
 async def test_limits_are_of_the_credentials_tenant(admin: Caller) -> None:
