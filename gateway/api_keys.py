@@ -12,8 +12,9 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -80,6 +81,12 @@ class ApiKeyRecord:
             return "revoked"
         return "expired" if self.expire_s is not None and self.expire_s <= time.time() else ""
 
+    def left_s(self) -> float | None:
+        """The seconds until it ends, 0 if it has; None if it does not end by itself."""
+        if self.revoke_s is not None:
+            return 0.0
+        return None if self.expire_s is None else max(0.0, self.expire_s - time.time())
+
 
 def new_key() -> str:
     """A key that nobody has."""
@@ -99,6 +106,7 @@ class ApiKeys:
         self._keys: dict[str, ApiKeyRecord] = {}
         self._loads: set[asyncio.Task[None]] = set()
         self._loading = asyncio.Lock()
+        self._streams: defaultdict[str, set[asyncio.Timeout]] = defaultdict(set)  # by the key that began them
 
     @classmethod
     async def open(cls, database: Database) -> "ApiKeys":
@@ -141,13 +149,27 @@ class ApiKeys:
                 "the API key is none of this server's: check that it is whole, or ask for one",
                 reason="CREDENTIAL_INVALID",
             )
-        if ended := key.ended():
-            raise Unauthenticated(
-                f"the API key {key.id} is {ended}: use the one that replaces it, or ask for one",
-                reason="CREDENTIAL_ENDED",
-                metadata={"key": key.id},
-            )
+        if key.ended():
+            raise _over(key)
         return Principal(key.tenant, key.scopes, key.id)
+
+    @asynccontextmanager
+    async def using(self, key_id: str) -> AsyncIterator[None]:
+        """A stream that was begun with a key, for as long as the block lasts. Raises Unauthenticated (CREDENTIAL_ENDED)
+        in it when the key ends."""
+        limit = asyncio.timeout(self._keys[key_id].left_s())
+        self._streams[key_id].add(limit)
+        try:
+            async with limit:
+                yield
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise _over(self._keys[key_id]) from None
+        finally:
+            self._streams[key_id].discard(limit)
+            if not self._streams[key_id]:
+                del self._streams[key_id]
 
     def page(self, tenant: str | None, after: str, size: int) -> list[ApiKeyRecord]:
         """Keys with an id above `after`, in the order of their ids; of one tenant or of all."""
@@ -188,7 +210,7 @@ class ApiKeys:
 
     @operation
     def _load(self, tx: Transaction) -> None:
-        self._keys = {row[0]: _record(row) for row in tx.rows(_KEYS)}
+        tx.after_commit(partial(self._know, [_record(row) for row in tx.rows(_KEYS)]))
 
     @operation
     def _insert(
@@ -209,6 +231,15 @@ class ApiKeys:
         ends_s = old_expire_s if old.expire_s is None else min(old.expire_s, old_expire_s)
         tx.run(_END, the_id=old.id, new_expire_s=ends_s)
         return new, self._changed(tx, old.id, "API key rotated")
+
+    def _know(self, keys: Iterable[ApiKeyRecord]) -> None:
+        """Use these keys from now on, and end the streams of those that have ended."""
+        for key in keys:
+            self._keys[key.id] = key
+            left_s = key.left_s()
+            for limit in self._streams.get(key.id, ()):
+                if not limit.expired():
+                    limit.reschedule(None if left_s is None else asyncio.get_running_loop().time() + left_s)
 
     # Parts of operations, within their transaction.
 
@@ -253,12 +284,21 @@ class ApiKeys:
         key = _record(tx.row(_KEY_BY_ID, the_id=key_id))
 
         def know() -> None:
-            self._keys[key_id] = key
+            self._know([key])
             telemetry.event(logger, event, api_key=str(key.name))
 
         tx.after_commit(know)
         tx.ring(CHANGED)
         return key
+
+
+def _over(key: ApiKeyRecord) -> Unauthenticated:
+    """The error for a key that has ended."""
+    return Unauthenticated(
+        f"the API key {key.id} is {key.ended() or 'expired'}: use the one that replaces it, or ask for one",
+        reason="CREDENTIAL_ENDED",
+        metadata={"key": key.id},
+    )
 
 
 def _digest(secret: str) -> bytes:

@@ -118,6 +118,7 @@ class Database(ABC):
     """
 
     is_shared = False  # by several gateways
+    is_read_only = False
     look_s: float | None = None  # a bell may ring unheard: who waits for one looks so often
     _errors: tuple[type[Exception], ...] = ()  # of the driver
     gathers_s = 0.0  # for which progress waits, to be written in one transaction
@@ -153,7 +154,6 @@ class Database(ABC):
         try:
             return await asyncio.shield(loop.run_in_executor(self._threads, on_thread))
         except self._errors as error:
-            telemetry.event(logger, "state failed", level=logging.ERROR, detail=" ".join(str(error).split()))
             raise self._error(error) from error
         except DecodeError as error:  # a row that the database finds nothing wrong with
             telemetry.failure(logger, "state damaged")
@@ -178,7 +178,7 @@ class Database(ABC):
 
     @abstractmethod
     def _error(self, failure: Exception) -> UniTuneError:
-        """The caller's error for one of the database's driver."""
+        """The caller's error for one of the database's driver, which is logged."""
 
 
 class _HasDatabase(Protocol):

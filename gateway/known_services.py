@@ -65,7 +65,9 @@ class KnownServices:
         metrics.UPSTREAM_UP.labels(TUNER).set(self._tuners.is_any_there)
 
     async def keep(self) -> None:
-        """Write into the state what is new."""
+        """Write into the state what is new, if that can be written."""
+        if self._state.is_read_only:
+            return
         for name, info in ((TUNER, self._tuners.known), (SAMPLER, self._upstreams.known_sampler)):
             if info is not None and (told := info.SerializeToString(deterministic=True)) != self._kept.get(name):
                 await self._state.know(name, told)

@@ -138,6 +138,7 @@ class PostgresServer(Database):
         raise AssertionError
 
     def _error(self, failure: Exception) -> UniTuneError:
+        telemetry.event(logger, "state failed", level=logging.ERROR, detail=" ".join(str(failure).split()))
         is_full = getattr(failure, "sqlstate", None) == DISK_FULL
         return state_error(OSError(errno.ENOSPC if is_full else errno.EIO, ""))
 

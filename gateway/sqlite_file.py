@@ -14,6 +14,7 @@ from sqlalchemy import MetaData
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.schema import CreateIndex, CreateTable
 
+from gateway import read_only_state
 from gateway.database import Database, Transaction
 from unitune import telemetry
 from unitune.errors import UniTuneError
@@ -31,12 +32,18 @@ T = TypeVar("T")
 
 
 class SqliteFile(Database):
-    """Runs transactions on one thread, in the order of the calls."""
+    """Runs transactions on one thread, in the order of the calls.
+
+    What would write a file that can only be read is FailedPrecondition (STATE_READ_ONLY).
+    """
 
     _errors = (sqlite3.Error,)
 
-    def __init__(self, connection: sqlite3.Connection, thread: ThreadPoolExecutor, path: Path) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, thread: ThreadPoolExecutor, path: Path, *, is_read_only: bool = False
+    ) -> None:
         super().__init__(thread)
+        self.is_read_only = is_read_only
         self._connection = connection
         self._reserve = path.with_name(f"{path.name}-reserve")
         self._has_remains = False
@@ -57,16 +64,21 @@ class SqliteFile(Database):
         writable, and for a version that cannot be brought to this one.
         """
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="state")
+        is_read_only = read_only_state.can_only_be_read(path)
         try:
             connection = await asyncio.get_running_loop().run_in_executor(
-                thread, _open, path, tables, version, migrations, functions
+                thread, _open, path, tables, version, migrations, functions, is_read_only
             )
         except (sqlite3.Error, OSError) as error:
             thread.shutdown()
             reason = sqlite_sentence(path, error) if isinstance(error, sqlite3.Error) else sentence(error)
             raise OSError(f"the gateway's state: {reason}") from error
-        file = cls(connection, thread, path)
-        await asyncio.get_running_loop().run_in_executor(thread, file._make_reserve)
+        file = cls(connection, thread, path, is_read_only=is_read_only)
+        if is_read_only:
+            remedy = "make the file and its folder writable and start again; until then nothing is made or changed"
+            telemetry.event(logger, "state can only be read", level=logging.WARNING, detail=f"{path}: {remedy}")
+        else:
+            await asyncio.get_running_loop().run_in_executor(thread, file._make_reserve)
         return file
 
     async def close(self) -> None:
@@ -76,13 +88,16 @@ class SqliteFile(Database):
 
     def _error(self, failure: Exception) -> UniTuneError:
         assert isinstance(failure, sqlite3.Error)
+        if self.is_read_only and failure.sqlite_errorcode & 0xFF == sqlite3.SQLITE_READONLY:
+            return read_only_state.refusal()
+        telemetry.event(logger, "state failed", level=logging.ERROR, detail=str(failure))
         return state_error(failure)
 
     # BEGIN and COMMIT are our own. What reads first and then writes must be alone from its beginning, which SQLite's
     # own BEGIN is not.
     def _transaction(self, work: Callable[[Transaction], T]) -> tuple[T, Transaction]:
         transaction = Transaction(self._connection, DIALECT, self._prepared)
-        self._connection.execute("BEGIN IMMEDIATE")
+        self._connection.execute("BEGIN" if self.is_read_only else "BEGIN IMMEDIATE")
         try:
             result = work(transaction)
             self._connection.execute("COMMIT")
@@ -96,7 +111,7 @@ class SqliteFile(Database):
         return result, transaction
 
     def _deletion(self, work: Callable[[Transaction], T]) -> tuple[T, Transaction]:
-        self._has_remains = True
+        self._has_remains = not self.is_read_only
         try:
             result = self._transaction(work)
         except sqlite3.OperationalError as error:
@@ -104,7 +119,8 @@ class SqliteFile(Database):
                 raise
             self._reserve.unlink(missing_ok=True)
             result = self._transaction(work)
-        self._make_reserve()
+        if not self.is_read_only:
+            self._make_reserve()
         return result
 
     def _wipe(self) -> None:
@@ -132,13 +148,18 @@ def _open(
     version: int,
     migrations: Mapping[int, str],
     functions: Sequence[Callable[[bytes], bytes]],
+    is_read_only: bool,
 ) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True)
     _refuse_foreign(path, tables)
     _look_at_journal(path)
-    connection = sqlite3.connect(path, timeout=1.0, isolation_level=None, check_same_thread=False)
+    if is_read_only:
+        connection = read_only_state.in_memory(path)
+    else:
+        connection = sqlite3.connect(path, timeout=1.0, isolation_level=None, check_same_thread=False)
     try:
-        path.chmod(0o600)
+        if not is_read_only:
+            path.chmod(0o600)
         # A second gateway on the same file would run every tuning twice; it fails here instead.
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         connection.execute("PRAGMA journal_mode = WAL")
@@ -168,6 +189,7 @@ def _open(
             connection.executescript(f"BEGIN EXCLUSIVE; {steps} PRAGMA user_version = {version}; COMMIT;")
         connection.execute("BEGIN EXCLUSIVE")
         connection.execute("COMMIT")
+        connection.execute(f"PRAGMA query_only = {int(is_read_only)}")
     except sqlite3.Error:
         connection.close()
         raise

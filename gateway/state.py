@@ -12,8 +12,9 @@ that the sampler must still forget. Each operation is one transaction, so that:
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 from google.rpc.status_pb2 import Status
 from sqlalchemy import Select, Update
 
-from gateway import admission
+from gateway import admission, usage_records
 from gateway import state_statements as statements
 from gateway.database import EVERY_BELL, Database, Transaction, deletion, operation
 from gateway.names import parse
@@ -43,20 +44,25 @@ from gateway.tuning_records import (
     Taker,
     etag_of,
 )
+from gateway.usage_records import Used
 from unitune import metrics
 from unitune.errors import TENANT_TUNING_LIMIT, Internal, InvalidArgument, NotFound, UniTuneError, to_status
+from unitune.v1.edit_pb2 import Edit
 from unitune.v1.tuner_pb2 import Checkpoint
 from unitune.v1.tuning_pb2 import Tuning, TuningEvent, TuningProgress, WeightsRef
 
 SERVER_SCHEMES = ("postgresql://", "postgres://")
 KEPT_EVENTS = 512  # of one tuning; a later watcher gets a snapshot in place of older ones
 REQUESTS_KEPT_S = 24 * 3600.0
+KEPT_REQUESTS = 10_000  # of one tenant; the oldest are forgotten first
 # Deaths of the tuner with one tuning until that is FAILED. A run that got further than all before it resets the count,
 # because it survived what ended the others.
 MAX_CRASHES = 3
 
 HELD_S = 60.0  # by a gateway that ended; much longer than any other holds anything
 HOLD_AGAIN_S = 0.05  # until something that another gateway holds is tried again
+SILENT_S = 15.0  # without a sign of life until a gateway counts as dead
+EDITS_KEPT_S = 600.0  # after their end, or that of their gateway
 SEEN_KEPT_S = 24 * 3600.0
 MAX_NUMBER = (1 << 63) - 1  # of a row
 
@@ -87,7 +93,8 @@ class State:
 
     @classmethod
     async def open(cls, place: Path | str, listen: str = "") -> "State":
-        """Open a file, or the database of a PostgreSQL server by its URL, making what is missing.
+        """Open a file, or the database of a PostgreSQL server by its URL, making what is missing. A file that cannot be
+        written is only read.
 
         `listen` is the URL of the server itself where `place` is a pooler's. Raises OSError when it cannot be used.
         """
@@ -99,6 +106,11 @@ class State:
             raise OSError(f"the gateway's state: {error}: install unitune[fleet] for PostgreSQL") from error
         shared = {step: statements for step, statements in MIGRATIONS.items() if step >= FIRST_SHARED_VERSION}
         return cls(await PostgresServer.open(str(place), listen, TABLES, SCHEMA_VERSION, shared))
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether every operation that would write fails with FailedPrecondition (STATE_READ_ONLY)."""
+        return self.database.is_read_only
 
     @property
     def is_shared(self) -> bool:
@@ -122,9 +134,15 @@ class State:
 
     @operation
     def create(
-        self, tx: Transaction, tuning: Tuning, request: CreateRequest | None, limits: QueueLimits = NO_LIMITS
+        self,
+        tx: Transaction,
+        tuning: Tuning,
+        request: CreateRequest | None,
+        limits: QueueLimits = NO_LIMITS,
+        trace: str = "",
     ) -> Tuning:
-        """Queue a new tuning, unless there is a live one of the same tenant and key; the one or the other.
+        """Queue a new tuning, unless there is a live one of the same tenant and key; the one or the other. `trace` is
+        that of the call which makes it.
 
         `recall` finds it by the request for a day at least. Raises as `recall` does, and ResourceExhausted
         (TENANT_TUNING_LIMIT, QUEUE_FULL) for a new one beyond the limits.
@@ -138,11 +156,12 @@ class State:
         made = self._live(tx, tenant, tuning.key)
         if made is None:
             self._admit(tx, tenant, limits)
-            made = self._insert(tx, tenant, tuning)
+            made = self._insert(tx, tenant, tuning, trace)
         if request:
             now_s = time.time()
             tx.run(statements.FORGET_REQUESTS, before_s=now_s - REQUESTS_KEPT_S)
             tx.run(statements.INSERT_REQUEST, tenant=tenant, **request._asdict(), tuning=made.name, create_s=now_s)
+            self._forget_requests(tx, tenant)
         return made
 
     @operation
@@ -240,7 +259,7 @@ class State:
         taken = self._next(tx, base_model)
         if taken is None:
             return None
-        tenant, number, last_event, blob, attempt, checkpoint = taken
+        tenant, number, last_event, blob, attempt, checkpoint, trace = taken
         attempt += 1
 
         def start(tuning: Tuning) -> None:
@@ -259,7 +278,8 @@ class State:
             lasts_s=lease_s,
         )
         tx.run(statements.SERVE_TENANT, the_tenant=tenant)
-        return TakenTuning(tuning, attempt, None if checkpoint is None else Checkpoint.FromString(checkpoint))
+        resumed = None if checkpoint is None else Checkpoint.FromString(checkpoint)
+        return TakenTuning(tuning, attempt, resumed, trace)
 
     # What tuners report. An attempt that is not the latest of a RUNNING tuning changes nothing.
 
@@ -444,6 +464,25 @@ class State:
         """The sampler has forgotten these weights."""
         tx.run(statements.REMOVE_EVICTION, the_digest=digest)
 
+    # What tenants have used.
+
+    @operation
+    def use(self, tx: Transaction, used: Mapping[str, Used]) -> None:
+        """Count for tenants, today."""
+        for tenant, of_tenant in sorted(used.items()):
+            usage_records.add(tx, tenant, of_tenant)
+        usage_records.forget_old(tx)
+
+    @operation
+    def used_by(self, tx: Transaction, tenant: str, first: date, last: date) -> Used:
+        """What a tenant has used from day to day."""
+        return usage_records.of(tx, tenant, first, last)
+
+    @operation
+    def used_by_all(self, tx: Transaction, first: date, last: date, after: str, size: int) -> list[tuple[str, Used]]:
+        """The same of the tenants whose names come after another."""
+        return usage_records.page(tx, first, last, after, size)
+
     # What gateways hold against one another.
 
     @asynccontextmanager
@@ -468,6 +507,61 @@ class State:
     @operation
     def _let_loose(self, tx: Transaction, name: str) -> None:
         tx.run(statements.LET_LOOSE, the_name=name, the_holder=self._id)
+
+    # Edits that gateways tell each other of.
+
+    @operation
+    def begin_edit(self, tx: Transaction, edit: Edit) -> None:
+        """An edit runs at this gateway."""
+        tx.run(statements.SHOW_LIFE, the_holder=self._id)
+        blob = edit.SerializeToString()
+        tx.run(statements.INSERT_EDIT, name=edit.name, gateway=self._id, state=edit.state, blob=blob)
+
+    @operation
+    def end_edit(self, tx: Transaction, edit: Edit) -> None:
+        """An edit has ended so, unless another gateway has cancelled it."""
+        tx.run(statements.END_EDIT, the_name=edit.name, new_state=edit.state, new_blob=edit.SerializeToString())
+
+    @operation
+    def find_edit(self, tx: Transaction, name: str) -> tuple[Edit, bool] | None:
+        """An edit, and whether it was lost with its gateway."""
+        row = tx.row(statements.FIND_EDIT, the_name=name)
+        if row is None:
+            return None
+        blob, state, silent_s = row
+        is_lost = state == Edit.STATE_RUNNING and (silent_s is None or silent_s > SILENT_S)
+        return Edit.FromString(blob), is_lost
+
+    @operation
+    def cancel_edit(self, tx: Transaction, name: str) -> Edit | None:
+        """Cancel an edit that runs; the edit afterwards, None if there is none. Its name is the bell."""
+        blob = tx.value(statements.LOCKED_EDIT, the_name=name)
+        if blob is not None:
+            edit = Edit.FromString(blob)
+            edit.state = Edit.STATE_CANCELLED
+            tx.run(statements.END_EDIT, the_name=name, new_state=edit.state, new_blob=edit.SerializeToString())
+            tx.ring(name)
+            return edit
+        row = tx.row(statements.FIND_EDIT, the_name=name)
+        return Edit.FromString(row[0]) if row else None
+
+    @operation
+    def cancelled_edits(self, tx: Transaction) -> list[str]:
+        """The names of this gateway's edits that are CANCELLED."""
+        return tx.values(statements.CANCELLED_EDITS, the_holder=self._id)
+
+    @operation
+    def edit_names(self, tx: Transaction) -> list[str]:
+        """The names of all edits that run, or ended not long ago."""
+        return tx.values(statements.EDIT_NAMES)
+
+    @operation
+    def sweep_edits(self, tx: Transaction) -> None:
+        """Show a sign of life, and forget edits that ended long ago, or were lost long ago with their gateways."""
+        tx.run(statements.SHOW_LIFE, the_holder=self._id)
+        tx.run(statements.FORGET_GATEWAYS, kept_s=EDITS_KEPT_S)
+        tx.run(statements.FORGET_EDITS, kept_s=EDITS_KEPT_S)
+        tx.run(statements.FORGET_LOST_EDITS)
 
     # Who waits.
 
@@ -511,6 +605,13 @@ class State:
             raise NotFound("the tuning that this request made is deleted", reason="TUNING_NOT_FOUND")
         return tuning
 
+    def _forget_requests(self, tx: Transaction, tenant: str) -> None:
+        """Forget the oldest of too many requests; some at once, so that it is seldom done."""
+        kept = tx.value(statements.COUNT_REQUESTS, the_tenant=tenant)
+        if kept > KEPT_REQUESTS:
+            most = kept - KEPT_REQUESTS + KEPT_REQUESTS // 10
+            tx.run(statements.FORGET_OLDEST_REQUESTS, the_tenant=tenant, most=most)
+
     def _live(self, tx: Transaction, tenant: str, key: str) -> Tuning | None:
         found = self._find(tx, statements.LIVE_TUNING, the_tenant=tenant, the_key=key)
         return self._placed(tx, found.number, found.tuning) if found else None
@@ -526,7 +627,7 @@ class State:
         if 0 < limits.of_all <= of_all:
             raise admission.of_all(limits.of_all, f"{of_all} tunings are queued or running", RETRY_TUNING_S)
 
-    def _insert(self, tx: Transaction, tenant: str, tuning: Tuning) -> Tuning:
+    def _insert(self, tx: Transaction, tenant: str, tuning: Tuning, trace: str) -> Tuning:
         made = Tuning()
         made.CopyFrom(tuning)
         made.etag = etag_of(made)
@@ -539,10 +640,12 @@ class State:
             base_model=made.base_model,
             state=made.state,
             last_event=1,
+            trace=trace,
             blob=made.SerializeToString(),
         )
         self._placed(tx, number, made)
         self._append(tx, _Found(number, 1, made), _queued(made))
+        usage_records.add(tx, tenant, Used(tunings=1))
         return made
 
     def _change(self, tx: Transaction, name: str, mutate: Mutate, announce: Announce | None = None) -> Tuning | None:
@@ -561,7 +664,7 @@ class State:
         """Let `mutate` change a tuning that is locked, and append what `announce` makes of it. `statement` writes
         `further` columns, too."""
         number, last_event, tuning = found
-        before = tuning.state
+        before, ran_s = tuning.state, _ran_s(tuning)
         mutate(tuning)
         etag = etag_of(tuning)
         if etag == tuning.etag:
@@ -572,12 +675,14 @@ class State:
         self._placed(tx, number, tuning)
         if announce is not None:
             self._append(tx, _Found(number, last_event, tuning), announce(tuning))
+        if before == Tuning.STATE_RUNNING != tuning.state:
+            usage_records.add(tx, parse(tuning.name, "tunings").tenant, Used(tuner_s=ran_s))
         if before != tuning.state:
             tx.after_commit(partial(_count_end, tuning.state))
         return tuning
 
-    def _next(self, tx: Transaction, base_model: str) -> tuple[str, int, int, bytes, int, bytes | None] | None:
-        """Tenant, number, last event, message, attempts and checkpoint of the tuning that is taken next."""
+    def _next(self, tx: Transaction, base_model: str) -> tuple[Any, ...] | None:
+        """Tenant, number, last event, message, attempts, checkpoint and trace of the tuning that is taken next."""
         statement, of_model = (
             (statements.NEXT_OF_MODEL, {"the_model": base_model}) if base_model else (statements.NEXT, {})
         )
@@ -756,6 +861,11 @@ def _written(number: int, last_event: int, tuning: Tuning) -> dict[str, object]:
         "new_last_event": last_event,
         "new_blob": tuning.SerializeToString(),
     }
+
+
+def _ran_s(tuning: Tuning) -> float:
+    """The seconds for which a tuner has had it."""
+    return max(0.0, time.time() - tuning.start_time.ToMicroseconds() / 1e6) if tuning.HasField("start_time") else 0.0
 
 
 def _count_end(state: Tuning.State) -> None:

@@ -18,8 +18,8 @@ from sqlalchemy import (
 from gateway.tuning_records import LIVE
 from unitune.v1.tuning_pb2 import Tuning
 
-SCHEMA_VERSION = 6
-FIRST_SHARED_VERSION = 6  # the first that PostgreSQL has: a migration from it or a later one is for both databases
+SCHEMA_VERSION = 7
+FIRST_SHARED_VERSION = 7  # the first that PostgreSQL has: a migration from it or a later one is for both databases
 
 # As texts: PostgreSQL finds a partial index for ON CONFLICT only by its predicate without parameters.
 IS_LIVE = text(f"state IN ({', '.join(map(str, LIVE))})")
@@ -50,6 +50,7 @@ tunings = Table(
     Column("crashes", Integer, nullable=False, server_default=text("0")),  # since the one that got furthest
     Column("last_event", BigInteger, nullable=False, server_default=text("0")),
     Column("expire_s", Double),
+    Column("trace", Text, nullable=False, server_default=""),  # of the call that made it, as W3C traceparent
     Column("blob", LargeBinary, nullable=False),
     sqlite_autoincrement=True,
 )
@@ -116,6 +117,17 @@ api_keys = Table(
     Column("revoke_s", Double),
     sqlite_with_rowid=False,
 )
+# What a tenant has used on a day of UTC, such as 2026-01-31.
+usage = Table(
+    "usage",
+    TABLES,
+    Column("tenant", Text),
+    Column("day", Text),
+    *(Column(name, Integer, nullable=False, server_default=text("0")) for name in ("images", "tunings", "edits")),
+    *(Column(name, Double, nullable=False, server_default=text("0")) for name in ("tuner_s", "sampler_s")),
+    PrimaryKeyConstraint("tenant", "day"),
+    sqlite_with_rowid=False,
+)
 # What gateways hold against one another, such as a picture, for a time at most.
 holds = Table(
     "holds",
@@ -133,6 +145,26 @@ seen_models = Table(
     Column("base_model", Text),
     Column("seen_s", Double, nullable=False),
     PrimaryKeyConstraint("gateway", "base_model"),
+    sqlite_with_rowid=False,
+)
+# Edits of all gateways that run, or ended a short time ago.
+edits = Table(
+    "edits",
+    TABLES,
+    Column("name", Text, primary_key=True),
+    Column("gateway", Text, nullable=False),
+    Column("state", Integer, nullable=False),
+    Column("end_s", Double),
+    Column("blob", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+Index("by_gateway", edits.c.gateway)
+# When each gateway last showed a sign of life.
+gateways = Table(
+    "gateways",
+    TABLES,
+    Column("id", Text, primary_key=True),
+    Column("seen_s", Double, nullable=False),
     sqlite_with_rowid=False,
 )
 
@@ -179,13 +211,33 @@ UPDATE tunings SET base_model = CAST(base_model_of(blob) AS TEXT);
 CREATE INDEX queued ON tunings (tenant, number) WHERE state = {Tuning.STATE_QUEUED};
 CREATE INDEX leased ON tunings (lease_s) WHERE state = {Tuning.STATE_RUNNING};
 """,
-    # Version 5 had a turn only for a tenant that was served.
+    # A tenant that has tunings is known from the start.
     5: """
+ALTER TABLE tunings ADD COLUMN trace TEXT NOT NULL DEFAULT '';
+CREATE TABLE usage (
+    tenant TEXT NOT NULL,
+    day TEXT NOT NULL,
+    images INTEGER NOT NULL DEFAULT 0,
+    tunings INTEGER NOT NULL DEFAULT 0,
+    edits INTEGER NOT NULL DEFAULT 0,
+    tuner_s REAL NOT NULL DEFAULT 0,
+    sampler_s REAL NOT NULL DEFAULT 0,
+    PRIMARY KEY (tenant, day)
+) WITHOUT ROWID;
+INSERT INTO usage (tenant, day) SELECT DISTINCT tenant, date('now') FROM tunings;
+""",
+    # Version 6 had a turn only for a tenant that was served.
+    6: """
 INSERT OR IGNORE INTO turns SELECT DISTINCT tenant, 0 FROM tunings;
 CREATE INDEX by_age ON requests (create_s);
 CREATE TABLE holds (name TEXT PRIMARY KEY, holder TEXT NOT NULL, until_s REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE seen_models (
     gateway TEXT, base_model TEXT, seen_s REAL NOT NULL, PRIMARY KEY (gateway, base_model)
 ) WITHOUT ROWID;
+CREATE TABLE edits (
+    name TEXT PRIMARY KEY, gateway TEXT NOT NULL, state INTEGER NOT NULL, end_s REAL, blob BLOB NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX by_gateway ON edits (gateway);
+CREATE TABLE gateways (id TEXT PRIMARY KEY, seen_s REAL NOT NULL) WITHOUT ROWID;
 """,
 }

@@ -23,7 +23,20 @@ from sqlalchemy import (
 )
 
 from gateway.dialects import Upsert, has_bytes, now_s
-from gateway.state_schema import IS_LIVE, events, evictions, holds, requests, seen_models, services, tunings, turns
+from gateway.state_schema import (
+    IS_LIVE,
+    edits,
+    events,
+    evictions,
+    gateways,
+    holds,
+    requests,
+    seen_models,
+    services,
+    tunings,
+    turns,
+)
+from unitune.v1.edit_pb2 import Edit
 from unitune.v1.tuning_pb2 import Tuning
 
 # Values have names that no column has: SQLAlchemy takes a value with a column's name for what is to be written.
@@ -96,6 +109,12 @@ FORGET_REQUESTS = delete(requests).where(
     )
 )
 
+COUNT_REQUESTS = select(func.count()).where(requests.c.tenant == the_tenant)
+_oldest = select(requests.c.request_id).where(requests.c.tenant == the_tenant).order_by(requests.c.create_s)
+FORGET_OLDEST_REQUESTS = delete(requests).where(
+    requests.c.tenant == the_tenant, requests.c.request_id.in_(_oldest.limit(bindparam("most")))
+)
+
 # The queue.
 
 NEW_TENANT = Upsert(turns, lambda insert: insert.values(tenant=the_tenant, last_turn=0).on_conflict_do_nothing())
@@ -115,7 +134,7 @@ RANK = select(func.count()).where(is_queued, tunings.c.tenant == the_tenant, tun
 IS_ANY_QUEUED = select(literal(1)).where(is_queued).limit(1)
 IS_ANY_OF_MODEL_QUEUED = IS_ANY_QUEUED.where(tunings.c.base_model == the_model)
 NEXT = (
-    select(*_stored, tunings.c.attempt, tunings.c.checkpoint)
+    select(*_stored, tunings.c.attempt, tunings.c.checkpoint, tunings.c.trace)
     .where(is_queued, tunings.c.tenant == the_tenant)
     .order_by(tunings.c.number)
     .limit(1)
@@ -247,3 +266,34 @@ SEEN_ELSEWHERE = (
     .group_by(seen_models.c.base_model)
 )
 FORGET_SEEN = delete(seen_models).where(seen_models.c.seen_s < now_s() - bindparam("kept_s", type_=Double))
+SHOW_LIFE = Upsert(
+    gateways,
+    lambda insert: insert.values(id=the_holder, seen_s=now_s()).on_conflict_do_update(
+        index_elements=["id"], set_={"seen_s": insert.excluded.seen_s}
+    ),
+)
+FORGET_GATEWAYS = delete(gateways).where(gateways.c.seen_s < now_s() - bindparam("kept_s", type_=Double))
+
+# Edits.
+
+edit_runs = edits.c.state == literal_column(f"{Edit.STATE_RUNNING}")
+INSERT_EDIT = insert(edits)
+LOCKED_EDIT = select(edits.c.blob).where(edits.c.name == the_name, edit_runs).with_for_update()
+END_EDIT = (
+    update(edits)
+    .where(edits.c.name == the_name, edit_runs)
+    .values(state=bindparam("new_state"), blob=bindparam("new_blob"), end_s=now_s())
+)
+# With the seconds since its gateway's last sign of life.
+FIND_EDIT = (
+    select(edits.c.blob, edits.c.state, (now_s() - gateways.c.seen_s).label("silent_s"))
+    .select_from(edits.outerjoin(gateways, gateways.c.id == edits.c.gateway))
+    .where(edits.c.name == the_name)
+)
+EDIT_NAMES = select(edits.c.name)
+CANCELLED_EDITS = select(edits.c.name).where(
+    edits.c.gateway == the_holder, edits.c.state == literal_column(f"{Edit.STATE_CANCELLED}")
+)
+FORGET_EDITS = delete(edits).where(edits.c.end_s < now_s() - bindparam("kept_s", type_=Double))
+_living = select(gateways.c.id)
+FORGET_LOST_EDITS = delete(edits).where(edit_runs, edits.c.gateway.not_in(_living))

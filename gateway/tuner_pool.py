@@ -218,6 +218,7 @@ class TunerPool(TunerPoolServiceServicer):
             ],
             path=self._files.path(tuning.name, taken.attempt),
             checkpoint=taken.checkpoint,
+            trace=taken.trace,
         )
 
     async def _first_of(self, event: Any, wait_s: float) -> None:

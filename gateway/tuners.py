@@ -15,6 +15,7 @@ ASKS_AGAIN_S = 2.0
 # How long a base model's tuner counts as there after it asked: a run takes longer than the wait for the next.
 STAYS_S = 60.0
 ELSEWHERE_S = 15.0  # after another gateway saw a tuner; it says so every few seconds
+KEPT_BASE_MODELS = 100
 
 
 class Tuners:
@@ -35,7 +36,10 @@ class Tuners:
 
     def saw(self, base_model: str) -> None:
         """A tuner of this base model is there."""
+        self._seen_s.pop(base_model, None)
         self._seen_s[base_model] = time.monotonic()
+        if len(self._seen_s) > KEPT_BASE_MODELS:
+            del self._seen_s[next(iter(self._seen_s))]  # the one seen longest ago
         self._ring()
 
     def seen_s(self, base_model: str) -> float:

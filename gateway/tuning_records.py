@@ -20,11 +20,12 @@ class CreateRequest(NamedTuple):
 
 
 class QueueLimits(NamedTuple):
-    """How many unfinished tunings a tenant, and all of them, may have; 0 means any number. `refusal` is what a new one
-    is refused with for another reason."""
+    """How many unfinished tunings a tenant, and all of them, may have, and how many a tenant may have kept, ended ones
+    too; 0 means any number. `refusal` is what a new one is refused with for another reason."""
 
     of_tenant: int = 0
     of_all: int = 0
+    kept: int = 0
     refusal: UniTuneError | None = None
 
 
@@ -67,11 +68,13 @@ class Report(NamedTuple):
 
 
 class TakenTuning(NamedTuple):
-    """A tuning that is RUNNING from now on, and where the attempt goes on, if not at the beginning."""
+    """A tuning that is RUNNING from now on, where the attempt goes on, if not at the beginning, and the trace of the
+    call that made it, as W3C traceparent."""
 
     tuning: Tuning
     attempt: int
     checkpoint: Checkpoint | None = None
+    trace: str = ""
 
 
 class Standing(Enum):

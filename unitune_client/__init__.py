@@ -59,6 +59,7 @@ from unitune_client.events import (
     TuningStarted,
     TuningState,
     Upstream,
+    Usage,
     Weights,
 )
 from unitune_client.options import EditOptions, TuningOptions
@@ -122,5 +123,6 @@ __all__ = [
     "Unavailable",
     "UniTuneError",
     "Upstream",
+    "Usage",
     "Weights",
 ]

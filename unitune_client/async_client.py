@@ -7,7 +7,7 @@ import uuid
 import warnings
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from datetime import datetime
+from datetime import date, datetime
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -27,6 +27,8 @@ from unitune.v1 import (
     server_pb2_grpc,
     tuning_pb2,
     tuning_pb2_grpc,
+    usage_pb2,
+    usage_pb2_grpc,
 )
 from unitune_client import events, forks, messages
 from unitune_client.channel import (
@@ -163,6 +165,25 @@ class AsyncClient:
                 await backoff.wait_after(error)
             except InvalidArgument as error:
                 raise messages.file_error(error, field) from None
+
+    async def get_image(self, name: str) -> events.Image:
+        """What is known of an uploaded picture. Raises NotFound."""
+        stub = image_pb2_grpc.ImageServiceStub(self._connection())
+        with typed_errors(self._address):
+            return messages.image(await stub.GetImage(image_pb2.GetImageRequest(name=name)))
+
+    async def list_images(self) -> AsyncGenerator[events.Image, None]:
+        """The uploaded pictures of this tenant, in the order of their names."""
+        request = image_pb2.ListImagesRequest(parent=self._parent)
+        stub = image_pb2_grpc.ImageServiceStub(self._connection())
+        while True:
+            with typed_errors(self._address):
+                page = await stub.ListImages(request)
+            for one in page.images:
+                yield messages.image(one)
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
 
     async def delete_image(self, name: str, *, allow_missing: bool = False) -> None:
         """Delete an uploaded picture. After a day the server itself deletes one that no tuning uses.
@@ -511,6 +532,27 @@ class AsyncClient:
         """End an API key now. Revoking it again changes nothing. Raises NotFound."""
         with typed_errors(self._address):
             return messages.api_key(await self._keys().RevokeKey(key_pb2.RevokeKeyRequest(name=name)))
+
+    async def list_usage(
+        self, tenant: str | None = None, *, start_day: date | None = None, end_day: date | None = None
+    ) -> AsyncGenerator[events.Usage, None]:
+        """What a tenant has used from day to day, by default in the last 30, and stores now. Without `tenant` it is the
+        key's own, and with the key of an admin, or on a server without keys, it is each of all.
+        """
+        request = usage_pb2.ListUsageRequest(
+            parent=f"tenants/{tenant}" if tenant else "",
+            start_day=start_day.isoformat() if start_day else "",
+            end_day=end_day.isoformat() if end_day else "",
+        )
+        stub = usage_pb2_grpc.UsageServiceStub(self._connection())
+        while True:
+            with typed_errors(self._address):
+                page = await stub.ListUsage(request)
+            for one in page.usage:
+                yield messages.usage(one)
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
 
     def _connection(self) -> Any:
         forks.refuse_foreign(self._process)

@@ -445,6 +445,7 @@ class Limits:
     upload_heif_pixels: int = 0
     # 0 of what follows means no limit.
     tenant_tunings: int = 0
+    tenant_kept_tunings: int = 0
     tenant_edits: int = 0
     tenant_requests_per_s: float = 0.0
     tenant_bytes: int = 0
@@ -494,6 +495,27 @@ class ServerInfo:
     method_sampling_defaults: Mapping[str, SamplingConfig] = field(default_factory=dict)
     queue: Queue = Queue()
     upstreams: tuple[Upstream, ...] = ()
+    is_read_only: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """What the tenant `parent` has used from `start_day` to `end_day`, both included and of UTC, and stores now.
+
+    `tuner_s` and `sampler_s` are seconds for which a tuner had its tunings and the sampler its edits.
+    """
+
+    parent: str
+    start_day: str
+    end_day: str
+    images: int
+    tunings: int
+    edits: int
+    tuner_s: float
+    sampler_s: float
+    image_bytes: int
+    weight_bytes: int
+    result_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)

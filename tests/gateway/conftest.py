@@ -31,6 +31,7 @@ from unitune.v1 import (
     server_pb2_grpc,
     tuning_pb2,
     tuning_pb2_grpc,
+    usage_pb2_grpc,
 )
 from unitune.v1.edit_pb2 import EditEvent, EditRequest
 
@@ -78,6 +79,7 @@ class World:
             "edits": edit_pb2_grpc.EditServiceStub(self.channel),
             "server": server_pb2_grpc.ServerServiceStub(self.channel),
             "keys": key_pb2_grpc.KeyServiceStub(self.channel),
+            "usage": usage_pb2_grpc.UsageServiceStub(self.channel),
         }
 
     async def _has_tuner(self) -> bool:

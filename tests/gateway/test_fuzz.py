@@ -19,7 +19,7 @@ from tests.answers import fault_of
 from tests.configs import sampling_config, tuning_config
 from tests.extremes import extremes
 from tests.gateway.conftest import World, picture, refused
-from unitune.v1 import edit_pb2, image_pb2, server_pb2, tuning_pb2
+from unitune.v1 import edit_pb2, image_pb2, server_pb2, tuning_pb2, usage_pb2
 from unitune.v1.edit_pb2 import (
     CancelEditRequest,
     CompareRequest,
@@ -38,7 +38,7 @@ from unitune.v1.tuning_pb2 import (
     WatchTuningRequest,
 )
 
-PUBLIC = (edit_pb2, image_pb2, server_pb2, tuning_pb2)
+PUBLIC = (edit_pb2, image_pb2, server_pb2, tuning_pb2, usage_pb2)
 AT_ONCE = 16  # calls
 
 

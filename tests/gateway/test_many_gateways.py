@@ -1,18 +1,23 @@
 """Two whole gateways on one PostgreSQL database, one store and one sampler. Tuners call the first."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import grpc
+import psycopg
 import pytest
 
+from gateway.postgres import CHANNEL
 from gateway.postgres import PostgresServer as Database
 from tests.configs import tuning_config
 from tests.gateway.callers import EDIT, READ, Caller, make
 from tests.gateway.conftest import World, edit, eventually, picture, refused
 from tests.gateway.test_postgres import NEVER_S
 from tests.postgres_server import PostgresServer
+from unitune.errors import Internal, from_status
+from unitune.v1.edit_pb2 import CancelEditRequest, Edit, EditRequest, GetEditRequest
 from unitune.v1.image_pb2 import DeleteImageRequest
 from unitune.v1.key_pb2 import RevokeKeyRequest
 from unitune.v1.tuning_pb2 import (
@@ -161,3 +166,75 @@ async def test_a_picture_is_not_deleted_under_a_tuning_of_another_gateway(pair: 
 
 async def _code(call: grpc.aio.Call) -> grpc.StatusCode:
     return await call.code()
+
+
+async def begun(world: World) -> tuple[grpc.aio.Call, str]:
+    """An edit that waits at the sampler, and its name."""
+    world.sampler.go_on.clear()
+    world.sampler.stopped.clear()
+    call = world.edits.Edit(EditRequest(prompt="a dog", image_data=picture()), timeout=60)
+    name = ""
+    async for event in call:
+        name = event.accepted.edit or name
+        if event.tuning.HasField("ready"):
+            break
+    return call, name
+
+
+async def test_any_gateway_tells_of_an_edit(pair: tuple[World, World]) -> None:
+    """GetEdit at the other gateway while it runs, when it is done, and when it has failed (F30)."""
+    first, second = pair
+    call, name = await begun(first)
+    assert (await second.edits.GetEdit(GetEditRequest(name=name))).state == Edit.STATE_RUNNING
+    first.sampler.go_on.set()
+    assert [event async for event in call][-1].HasField("done")
+    done = await second.edits.GetEdit(GetEditRequest(name=name))
+    assert done == await first.edits.GetEdit(GetEditRequest(name=name)) and len(done.images) == 1
+
+    first.sampler.failure = Internal("no", reason="INTERNAL")
+    events = await edit(first, image_data=picture())
+    failed = next(event.accepted.edit for event in events if event.HasField("accepted"))
+
+    async def has_failed() -> bool:
+        return (await second.edits.GetEdit(GetEditRequest(name=failed))).state == Edit.STATE_FAILED
+
+    await eventually(has_failed)
+    unknown = second.edits.GetEdit(GetEditRequest(name="tenants/default/edits/e000000000000"))
+    await refused(unknown, grpc.StatusCode.NOT_FOUND, "EDIT_NOT_FOUND")
+
+
+@pytest.mark.parametrize("is_deaf", [False, True])
+async def test_an_edit_is_cancelled_at_the_other_gateway(
+    pair: tuple[World, World], postgres_server: PostgresServer, is_deaf: bool
+) -> None:
+    """CancelEdit where it does not run stops the sampler, also if its gateway did not hear of it at first (F30)."""
+    first, second = pair
+    call, name = await begun(first)
+    if is_deaf:
+        await asyncio.to_thread(postgres_server.end_backends, f"LISTEN {CHANNEL}")
+    assert (await second.edits.CancelEdit(CancelEditRequest(name=name))).state == Edit.STATE_CANCELLED
+    assert [event async for event in call][-1].HasField("cancelled")
+    await asyncio.wait_for(first.sampler.stopped.wait(), 20)
+    for world in pair:
+        assert (await world.edits.GetEdit(GetEditRequest(name=name))).state == Edit.STATE_CANCELLED
+
+
+async def test_an_edit_that_died_with_its_gateway_has_failed(pair: tuple[World, World]) -> None:
+    """A gateway that shows no sign of life any more: its edits are FAILED with GATEWAY_LOST elsewhere, and
+    are forgotten with it (F32)."""
+    first, second = pair
+    call, name = await begun(first)
+    first.gateway._shared_edits._tasks.clear()
+    with contextlib.closing(psycopg.connect(first.config.state, autocommit=True)) as database:
+        # As if the gateway had been killed, and its last sign of life were old.
+        for task in first.gateway._tasks:
+            task.cancel()
+        await asyncio.gather(*first.gateway._tasks, return_exceptions=True)
+        database.execute("UPDATE gateways SET seen_s = seen_s - 20")
+        lost = await second.edits.GetEdit(GetEditRequest(name=name))
+        assert lost.state == Edit.STATE_FAILED and from_status(lost.error).reason == "GATEWAY_LOST"
+        database.execute("UPDATE gateways SET seen_s = seen_s - 1000")
+        await second.gateway._state.sweep_edits()
+    again = second.edits.GetEdit(GetEditRequest(name=name))
+    await refused(again, grpc.StatusCode.NOT_FOUND, "EDIT_NOT_FOUND")
+    call.cancel()
