@@ -85,7 +85,7 @@ class EditResults:
         self._stored = stored
         self._shared = shared
         if shared is not None:
-            shared.cancel_by(self._cancel_own)
+            shared.cancel_by(lambda name: self.cancel(name) if name in self._edits else None)
         self._discards: set[asyncio.Task[None]] = set()
         self._edits: dict[str, OpenEdit] = {}
         self._ended: OrderedDict[str, OpenEdit] = OrderedDict()  # the oldest end first
@@ -145,24 +145,23 @@ class EditResults:
         """Forget the results of all edits of a tuning that is deleted, in the store, too."""
         await self._stored.discard_of(tuning)
 
-    async def cancel(self, name: str) -> Edit:
-        """Stop an edit, whatever its reader does. Raises NotFound (EDIT_NOT_FOUND)."""
-        asked = parse(name, "edits")
-        edit = self._cancel_own(name)
-        if edit is None and self._shared is not None:
-            edit = await self._shared.cancel(name)
-        if edit is None:
-            raise missing(asked)
-        return edit
-
-    def _cancel_own(self, name: str) -> Edit | None:
-        opened = self._edits.get(name)
-        if opened is None:
-            return None
+    def cancel(self, name: str) -> Edit:
+        """Stop an edit of this process, whatever its reader does. Raises NotFound (EDIT_NOT_FOUND)."""
+        opened = self.get(name)
         if opened.relay is not None:
             opened.relay.stop(CancelledByOwner())
             opened.cancelled()
         return opened.edit
+
+    async def cancel_anywhere(self, name: str) -> Edit:
+        """The same of an edit of any gateway, which stops it once it hears of that."""
+        if self._shared is None or name in self._edits:
+            return self.cancel(name)
+        asked = parse(name, "edits")
+        edit = await self._shared.cancel(name)
+        if edit is None:
+            raise missing(asked)
+        return edit
 
     def end_waiting(self, reason: UniTuneError) -> None:
         """End every edit that waits for its tuning or its turn, which may outlast any drain. Other edits go on."""

@@ -170,7 +170,7 @@ class EditService(edit_pb2_grpc.EditServiceServicer):
 
     async def CancelEdit(self, request: edit_pb2.CancelEditRequest, context: Any) -> edit_pb2.Edit:
         self._admission.request(tenant_of(request))
-        return await self._results.cancel(request.name)
+        return await self._results.cancel_anywhere(request.name)
 
 
 class ServerService(server_pb2_grpc.ServerServiceServicer):

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from google.rpc.status_pb2 import Status
 from sqlalchemy import Select, Update
 
-from gateway import admission, usage_records
+from gateway import admission, read_only_state, usage_records
 from gateway import state_statements as statements
 from gateway.database import EVERY_BELL, Database, Transaction, deletion, operation
 from gateway.names import parse
@@ -148,6 +148,9 @@ class State:
         (TENANT_TUNING_LIMIT, QUEUE_FULL) for a new one beyond the limits.
         """
         tenant = parse(tuning.name, "tunings").tenant
+        found = self._live(tx, tenant, tuning.key) if request is None else None
+        if found is not None:
+            return found
         tx.run(statements.NEW_TENANT, the_tenant=tenant)
         tx.lock(statements.LOCK_TENANT, the_tenant=tenant)
         earlier = self._recalled(tx, tenant, request) if request else None
@@ -254,6 +257,8 @@ class State:
         Before that, a tuning that was lost with another instance counts as crashed, and one that crashed too often is
         FAILED (WORKER_CRASHED).
         """
+        if self.is_read_only:  # though nothing may be queued
+            raise read_only_state.refusal()
         self._end_earlier(tx, taker)
         self._count_crashes(tx, taker.instance)
         taken = self._next(tx, base_model)
