@@ -157,7 +157,8 @@ class ApiKeys:
     async def using(self, key_id: str) -> AsyncIterator[None]:
         """A stream that was begun with a key, for as long as the block lasts. Raises Unauthenticated (CREDENTIAL_ENDED)
         in it when the key ends."""
-        limit = asyncio.timeout(self._keys[key_id].left_s())
+        key = self._keys[key_id]
+        limit = asyncio.timeout(key.left_s())
         self._streams[key_id].add(limit)
         try:
             async with limit:
@@ -165,11 +166,19 @@ class ApiKeys:
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise _over(self._keys[key_id]) from None
+            raise _over(self._keys.get(key_id, key)) from None
         finally:
             self._streams[key_id].discard(limit)
             if not self._streams[key_id]:
                 del self._streams[key_id]
+
+    def _bound_streams(self) -> None:
+        """Have each stream end with its key, as that is now."""
+        for key_id, limits in self._streams.items():
+            left_s = self._keys[key_id].left_s() if key_id in self._keys else 0.0
+            for limit in limits:
+                if not limit.expired():
+                    limit.reschedule(None if left_s is None else asyncio.get_running_loop().time() + left_s)
 
     def page(self, tenant: str | None, after: str, size: int) -> list[ApiKeyRecord]:
         """Keys with an id above `after`, in the order of their ids; of one tenant or of all."""
@@ -233,13 +242,8 @@ class ApiKeys:
         return new, self._changed(tx, old.id, "API key rotated")
 
     def _know(self, keys: Iterable[ApiKeyRecord]) -> None:
-        """Use these keys from now on, and end the streams of those that have ended."""
-        for key in keys:
-            self._keys[key.id] = key
-            left_s = key.left_s()
-            for limit in self._streams.get(key.id, ()):
-                if not limit.expired():
-                    limit.reschedule(None if left_s is None else asyncio.get_running_loop().time() + left_s)
+        self._keys = {key.id: key for key in keys}
+        self._bound_streams()
 
     # Parts of operations, within their transaction.
 
@@ -284,7 +288,8 @@ class ApiKeys:
         key = _record(tx.row(_KEY_BY_ID, the_id=key_id))
 
         def know() -> None:
-            self._know([key])
+            self._keys[key_id] = key
+            self._bound_streams()
             telemetry.event(logger, event, api_key=str(key.name))
 
         tx.after_commit(know)

@@ -41,7 +41,8 @@ class TuningStages:
         self._update_s: float | None = None  # seconds of one update
         self._last = UpdateProgress(0, total, loss=0.0, left_s=None, stage="preparing")
         self._measured = self._last.stage, self._began_s
-        self._trace, self._span_began_ns = context.get_current(), time.time_ns()
+        self._trace = context.get_current()  # of the attempt
+        self._span = TRACER.start_span(self._last.stage, context=self._trace)
         report(self._last)
 
     def updated(self, progress: UpdateProgress) -> None:
@@ -77,8 +78,9 @@ class TuningStages:
         if stage != before:
             metrics.TUNING_STAGE_S.labels(before).observe(time.monotonic() - began_s)
             self._measured = stage, time.monotonic()
-            began_ns, self._span_began_ns = self._span_began_ns, time.time_ns()
-            TRACER.start_span(before, context=self._trace, start_time=began_ns).end()
+            self._span.end()
+            if stage:
+                self._span = TRACER.start_span(stage, context=self._trace)
 
     def _left_s(self, stages: tuple[str, ...]) -> float:
         return (self._update_s or 0.0) * sum(self._times.seconds(self._kind, stage) for stage in stages)

@@ -7,7 +7,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from tests.unitune_client.scripted_server import ScriptedServer
 from tests.unitune_client.test_cli_keys import unitune
-from unitune.errors import FailedPrecondition
+from unitune.errors import FailedPrecondition, InvalidField
 from unitune.v1.image_pb2 import Image, ListImagesResponse
 from unitune.v1.usage_pb2 import ListUsageResponse, Usage
 from unitune_client import Client
@@ -68,3 +68,6 @@ def test_usage_is_shown_as_a_table(server: ScriptedServer) -> None:
     assert (last.parent, last.page_token) == ("tenants/acme", "tenants/acme")
     assert json.loads(told.stdout.splitlines()[0])["usage"]["sampler_s"] == 61.4
     assert unitune("usage", "--since", "January", "--address", server.address).exit_code == 2
+    server.script("ListUsage", InvalidField("start_day", "2026-02-01", "it must not be after end_day"))
+    refused = unitune("usage", "--since", "2026-02-01", "--address", server.address)
+    assert refused.exit_code == 2 and "--since is '2026-02-01': it must not be after --until" in refused.stderr

@@ -14,13 +14,15 @@ TITLES = ("tenant", "images", "tunings", "edits", "tuner s", "sampler s", "store
 
 @click.command("usage")
 @click.option("--tenant", help="Only this tenant.  [default: the key's own; all, for an admin or without keys]")
-@click.option("--since", metavar="DAY", type=DAY, help="The first day, of UTC, as 2026-01-31.  [default: 30 in all]")
-@click.option("--until", metavar="DAY", type=DAY, help="The last day.  [default: today]")
+@click.option(
+    "--since", "start_day", metavar="DAY", type=DAY, help="The first day, of UTC, as 2026-01-31.  [default: 30 in all]"
+)
+@click.option("--until", "end_day", metavar="DAY", type=DAY, help="The last day.  [default: today]")
 @server_options
 def usage_command(
     tenant: str | None,
-    since: datetime | None,
-    until: datetime | None,
+    start_day: datetime | None,
+    end_day: datetime | None,
     address: str | None,
     base_model: str | None,
     as_json: bool,
@@ -33,7 +35,7 @@ def usage_command(
     """
     with display(as_json) as show, connection(address, base_model, show.say) as client:
         rows, days = [TITLES], ""
-        for used in client.list_usage(tenant, start_day=_day(since), end_day=_day(until)):
+        for used in client.list_usage(tenant, start_day=_day(start_day), end_day=_day(end_day)):
             days = f"{used.start_day} to {used.end_day}"
             stored = (used.image_bytes + used.weight_bytes + used.result_bytes) / 1e6
             counts = (str(used.images), str(used.tunings), str(used.edits))
