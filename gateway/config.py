@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import ClassVar
 
+from gateway.database import SERVER_SCHEMES
 from gateway.jwks import is_loopback
 from gateway.tuning_queue import LEASE_S
 from unitune import exposure, peers
@@ -167,6 +168,8 @@ class GatewayConfig(ServiceSettings):
             )
         if not str(self.state):
             raise ValueError("UNITUNE_STATE is empty: it must be a path, or the URL of a PostgreSQL database")
+        if self.state_listen and not str(self.state).startswith(SERVER_SCHEMES):
+            raise ValueError("UNITUNE_STATE_LISTEN is set: leave it out, because UNITUNE_STATE is a file")
         if self.lease_s < 1:
             raise ValueError(f"UNITUNE_LEASE_S is {self.lease_s:g}: it must be 1 or more")
         if self.keep_unused_s < 0:

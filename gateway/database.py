@@ -21,6 +21,7 @@ from unitune.errors import STATE_CORRUPT, DataLoss, UniTuneError
 
 logger = logging.getLogger(__name__)
 
+SERVER_SCHEMES = ("postgresql://", "postgres://")
 EVERY_BELL = "*"  # what is heard when any bell may have rung unheard
 
 T = TypeVar("T")
@@ -62,7 +63,9 @@ class Transaction:
 
     def run_for_each(self, statement: Executable, rows: Sequence[Mapping[str, object]]) -> None:
         """Run one statement for each of the rows' values."""
-        if rows:
+        if len(rows) == 1:
+            self.run(statement, **rows[0])
+        elif rows:
             prepared = self._prepared.get(statement) or self._prepare(statement, rows[0])
             self._connection.cursor().executemany(prepared.text, [prepared.in_order(row) for row in rows])
 

@@ -24,7 +24,7 @@ from sqlalchemy import Select, Update
 
 from gateway import admission, read_only_state, usage_records
 from gateway import state_statements as statements
-from gateway.database import EVERY_BELL, Database, Transaction, deletion, operation
+from gateway.database import EVERY_BELL, SERVER_SCHEMES, Database, Transaction, deletion, operation
 from gateway.names import parse
 from gateway.report_batch import ReportBatch
 from gateway.sqlite_file import SqliteFile
@@ -51,7 +51,6 @@ from unitune.v1.edit_pb2 import Edit
 from unitune.v1.tuner_pb2 import Checkpoint
 from unitune.v1.tuning_pb2 import Tuning, TuningEvent, TuningProgress, WeightsRef
 
-SERVER_SCHEMES = ("postgresql://", "postgres://")
 KEPT_EVENTS = 512  # of one tuning; a later watcher gets a snapshot in place of older ones
 REQUESTS_KEPT_S = 24 * 3600.0
 KEPT_REQUESTS = 10_000  # of one tenant; the oldest are forgotten first
@@ -649,7 +648,7 @@ class State:
             blob=made.SerializeToString(),
         )
         self._placed(tx, number, made)
-        self._append(tx, _Found(number, 1, made), _queued(made))
+        self._append(tx, (_Found(number, 1, made), _queued(made)))
         usage_records.add(tx, tenant, Used(tunings=1))
         return made
 
@@ -679,7 +678,7 @@ class State:
         tx.run(statement, **_written(number, last_event, tuning), **further)
         self._placed(tx, number, tuning)
         if announce is not None:
-            self._append(tx, _Found(number, last_event, tuning), announce(tuning))
+            self._append(tx, (_Found(number, last_event, tuning), announce(tuning)))
         if before == Tuning.STATE_RUNNING != tuning.state:
             usage_records.add(tx, parse(tuning.name, "tunings").tenant, Used(tuner_s=ran_s))
         if before != tuning.state:
@@ -711,7 +710,7 @@ class State:
         else:
             rows = tx.rows_of(statements.REPORTED, names=sorted({report.attempt.name for report in reports}))
             held = {Attempt(name, attempt): _found(row) for name, attempt, *row in rows}
-        written = dict[Attempt, dict[str, object]]()
+        written, events = dict[Attempt, dict[str, object]](), list[tuple[_Found, TuningEvent]]()
         for attempt, instance, progress, lease_s in reports:
             found = held.get(attempt)
             if found is None:
@@ -723,9 +722,10 @@ class State:
                 tuning.progress.CopyFrom(told)
                 tuning.etag = etag_of(tuning)
                 held[attempt] = found = _Found(number, last_event + 1, tuning)
-                self._append(tx, found, TuningEvent(progress=told))
+                events.append((found, TuningEvent(progress=told)))
             written[attempt] = {**_written(*found), "new_tuner": instance, "lasts_s": lease_s}
         tx.run_for_each(statements.CHANGE_REPORTED, list(written.values()))
+        self._append(tx, *events)
         return [Standing.KEPT if report.attempt in held else self._standing(tx, report.attempt) for report in reports]
 
     def _standing(self, tx: Transaction, attempt: Attempt) -> Standing:
@@ -829,14 +829,18 @@ class State:
             tuning.queue_position = position(self._queue(tx) if queue is None else queue, tenant, rank)
         return tuning
 
-    def _append(self, tx: Transaction, found: _Found, event: TuningEvent) -> None:
-        """Append an event, whose number is that of the tuning's last one."""
-        event.sequence = found.last_event
-        event.create_time.GetCurrentTime()
-        tx.run(statements.INSERT_EVENT, tuning=found.number, sequence=event.sequence, blob=event.SerializeToString())
-        if event.sequence > KEPT_EVENTS:
-            tx.run(statements.FORGET_EVENTS, the_number=found.number, up_to=event.sequence - KEPT_EVENTS)
-        tx.ring(found.tuning.name)
+    def _append(self, tx: Transaction, *events: tuple[_Found, TuningEvent]) -> None:
+        """Append events, each of which has the number of its tuning's last one."""
+        kept, forgotten = list[dict[str, object]](), list[dict[str, object]]()
+        for (number, last_event, tuning), event in events:
+            event.sequence = last_event
+            event.create_time.GetCurrentTime()
+            kept.append({"tuning": number, "sequence": last_event, "blob": event.SerializeToString()})
+            if last_event > KEPT_EVENTS:
+                forgotten.append({"the_number": number, "up_to": last_event - KEPT_EVENTS})
+            tx.ring(tuning.name)
+        tx.run_for_each(statements.INSERT_EVENT, kept)
+        tx.run_for_each(statements.FORGET_EVENTS, forgotten)
 
     def _find(self, tx: Transaction, statement: Select, **values: object) -> _Found | None:
         """A tuning as it is stored, without its place in the queue."""
