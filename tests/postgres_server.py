@@ -3,10 +3,12 @@
 import contextlib
 import itertools
 import os
+import pwd
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from importlib import metadata
@@ -25,36 +27,51 @@ SETTINGS = {
 }
 
 
+# Becomes another user, then another program. Popen's own `user` would fork with all that gRPC does at a fork.
+BECOME = """
+import os, sys
+uid = int(sys.argv[1])
+os.setgroups([]), os.setgid(uid), os.setuid(uid)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
 class PostgresServer:
     """A server on loopback. It refuses to run as root, and then runs as `nobody`."""
 
     def __init__(self) -> None:
-        self._user = "nobody" if os.geteuid() == 0 else None
         # Beside pytest's own folders, which others may not enter.
         self._folder = Path(tempfile.mkdtemp(prefix="unitune-postgres-"))
-        if self._user is not None:
-            shutil.chown(self._folder, self._user)
+        self._become: list[str] = []
+        if os.geteuid() == 0:
+            nobody = pwd.getpwnam("nobody").pw_uid
+            os.chown(self._folder, nobody, nobody)
+            self._become = [sys.executable, "-c", BECOME, str(nobody)]
         self._log = (self._folder / "log").open("wb")
-        command = [BIN / "initdb", "-D", self._folder / "data", "-U", "postgres", "--auth=trust", "--no-sync"]
-        subprocess.run([*command, "--locale=C.UTF-8"], check=True, user=self._user, stdout=self._log, cwd="/")
+        made = self._run("initdb", "-U", "postgres", "--auth=trust", "--no-sync", "--locale=C.UTF-8")
+        assert made.wait() == 0, self.log()
         with socket.create_server(("127.0.0.1", 0)) as free:
             self._port = free.getsockname()[1]
         self._process: subprocess.Popen[bytes] | None = None
         self._numbers = itertools.count()
 
+    def _run(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
+        command = [*self._become, str(BIN / program), "-D", str(self._folder / "data"), *arguments]
+        return subprocess.Popen(command, stdout=self._log, stderr=self._log, cwd="/")
+
     def start(self) -> None:
         """Return once it answers."""
         settings = [f"--{name}={value}" for name, value in SETTINGS.items()]
-        command = [BIN / "postgres", "-D", self._folder / "data", "-p", str(self._port), *settings]
-        self._process = subprocess.Popen(command, user=self._user, stdout=self._log, stderr=self._log, cwd="/")
         give_up_at = time.monotonic() + 30
         while True:
+            if self._process is None or self._process.poll() is not None:  # children of a killed one may still end
+                self._process = self._run("postgres", "-p", str(self._port), *settings)
             try:
                 psycopg.connect(self.url("postgres"), connect_timeout=2).close()
                 return
             except psycopg.OperationalError:
-                assert self._process.poll() is None and time.monotonic() < give_up_at, self.log()
-                time.sleep(0.02)
+                assert time.monotonic() < give_up_at, self.log()
+                time.sleep(0.05)
 
     def kill(self) -> None:
         """End it without a word to anybody. Its children notice, and end themselves."""

@@ -238,3 +238,31 @@ async def test_an_edit_that_died_with_its_gateway_has_failed(pair: tuple[World, 
     again = second.edits.GetEdit(GetEditRequest(name=name))
     await refused(again, grpc.StatusCode.NOT_FOUND, "EDIT_NOT_FOUND")
     call.cancel()
+
+
+async def test_no_lease_ends_with_an_outage(world: World, own_server: PostgresServer) -> None:
+    """While the database was away no tuner could report. Afterwards each has the time of a lease to do so, though its
+    lease has run out meanwhile (F10)."""
+    await world.close()
+    world.config = replace(world.config, state=own_server.new_database(), lease_s=6.0)
+    await world.open()
+    world.tuner.go_on.clear()
+    made = await world.tune()
+    await asyncio.wait_for(world.running(made.name), 20)
+    await world.tuner_server.stop()
+    own_server.kill()
+    pool = world.gateway._pool
+    pool._no_sweep_until_s = 0.0
+    await eventually(lambda: _true(pool._no_sweep_until_s > 0))  # a sweep has failed
+    await asyncio.to_thread(own_server.start)
+    with contextlib.closing(psycopg.connect(world.config.state, autocommit=True)) as database:
+        database.execute("UPDATE tunings SET lease_s = 0")
+    for _ in range(2):
+        await pool._sweep()
+    assert (await world.gateway._state.get(made.name)).state == Tuning.STATE_RUNNING
+    pool._no_sweep_until_s = 0.0
+    await eventually(lambda: _is_queued(world, made.name))
+
+
+async def _is_queued(world: World, name: str) -> bool:
+    return (await world.gateway._state.get(name)).state == Tuning.STATE_QUEUED
