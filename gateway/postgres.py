@@ -37,7 +37,14 @@ MAX_PAYLOAD = 7999  # bytes of one notification
 MIGRATION_LOCK = 0x756E6974756E65  # any number that no other program takes
 # A gateway that stands still within a statement or a transaction must not hold up the others.
 OPTIONS = "-c statement_timeout=5s -c idle_in_transaction_session_timeout=10s -c lock_timeout=2s"
-KEEPALIVES = {"connect_timeout": CONNECT_S, "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 2}
+# A connection that is cut silently is given up after some seconds.
+NETWORK: dict[str, int] = {
+    "connect_timeout": CONNECT_S,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 10_000,  # ms
+}
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 DISK_FULL = "53100"
 TRY_AGAIN = ("40001", "40P01")  # serialization_failure, deadlock_detected
@@ -63,9 +70,11 @@ class PostgresServer(Database):
         self._listen_url = listen_url or url
         self._shown = shown(url)
         self._listening: asyncio.Task[None] | None = None
-        # A pooler gives each transaction another connection, without what was prepared on the one before.
+        # A pooler gives each transaction another connection, without what was prepared on the one before, and takes no
+        # options.
         prepare_threshold = None if listen_url else 5
-        target = make_conninfo(url, **{"options": OPTIONS, "connect_timeout": CONNECT_S, **conninfo_to_dict(url)})
+        options = {} if listen_url else {"options": OPTIONS}
+        target = make_conninfo(url, **{**options, **NETWORK, **conninfo_to_dict(url)})
 
         def connect() -> psycopg.Connection:
             return psycopg.connect(target, prepare_threshold=prepare_threshold)
@@ -190,7 +199,7 @@ class PostgresServer(Database):
             connection.execute(_NOTIFY, {"payload": payload})
 
     async def _listener(self) -> psycopg.AsyncConnection:
-        target = make_conninfo(self._listen_url, **KEEPALIVES)
+        target = make_conninfo(self._listen_url, **{**NETWORK, **conninfo_to_dict(self._listen_url)})
         connection = await psycopg.AsyncConnection.connect(target, autocommit=True)
         await connection.execute(f"LISTEN {CHANNEL}")
         return connection
