@@ -19,7 +19,7 @@ import pytest
 from tests.configs import tuning_config
 from tests.full_disk import fill, mounted
 from tests.gateway.conftest import World, eventually, picture
-from tests.gateway.proxy import Proxy
+from bench.soak.proxy import Proxy
 from tests.gateway.test_main import start
 from tests.gateway.upstream_servers import serve_sampler, serve_tuner
 from unitune import serving

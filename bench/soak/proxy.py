@@ -1,4 +1,4 @@
-"""A TCP proxy between two services, whose connections a test can cut."""
+"""A TCP proxy in front of a service, whose connections can be cut."""
 
 import asyncio
 import contextlib
