@@ -2,7 +2,7 @@
 
 import asyncio
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import grpc
 from google.rpc import error_details_pb2
@@ -49,7 +49,7 @@ async def answer_of(call: Any, events: int = _EVENTS) -> Answer:
             return Answer(NO_END)
         code = error.code()
         if not (code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in (error.details() or "")):
-            faults.append(_fault(code, rpc_status.from_call(error)))
+            faults.append(_fault(code, rpc_status.from_call(cast(grpc.Call, error))))
     finally:
         if hasattr(call, "cancel"):
             call.cancel()

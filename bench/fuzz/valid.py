@@ -3,7 +3,7 @@
 import pkgutil
 from collections.abc import Iterator, Sequence
 from importlib import import_module
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
@@ -103,7 +103,9 @@ def services_named(name: str) -> list[ServiceDescriptor]:
 def calls(services: Sequence[ServiceDescriptor], requests: Sequence[Message]) -> list[ValidCall]:
     """Each request with its call, and each other call of the services with an empty request."""
     # Of several calls with one type of request the first.
-    methods = {method.input_type: method for service in services for method in reversed(service.methods)}
+    methods: dict[Any, MethodDescriptor] = {
+        method.input_type: method for service in services for method in reversed(service.methods)
+    }
     known = {request.DESCRIPTOR for request in requests}
     others = [GetMessageClass(kind)() for kind in methods if kind not in known]
     return [ValidCall(methods[request.DESCRIPTOR], request) for request in (*requests, *others)]

@@ -179,7 +179,7 @@ class Client:
     async def _compare(self) -> str:
         """Two methods, side by side; an error of one may be tried again."""
         picture, number = drawn(0), 0
-        methods = {"unitune": {**SHORT, "num_inference_steps": 2}, "sdedit": {"num_inference_steps": 2}}
+        methods: dict[str, Any] = {"unitune": {**SHORT, "num_inference_steps": 2}, "sdedit": {"num_inference_steps": 2}}
         async with aclosing(self._sdk.compare(picture, self._prompt(), methods)) as stream:
             async for event in stream:
                 if isinstance(event, CompareResult):

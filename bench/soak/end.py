@@ -121,9 +121,9 @@ def check_state(state: Path, ledger: Ledger) -> None:
 def _check_nothing_is_left(services: Services, ledger: Ledger) -> None:
     """Whatever is left after all was deleted goes within a day, and its sweep is at the gateway's start."""
     store = services.store
-    for path in files(store):
-        if not path.startswith("edits/") and not path.startswith("images/") and path != OWNER:
-            ledger.wrong(f"after its deletion the store has {path}")
+    for name in files(store):
+        if not name.startswith("edits/") and not name.startswith("images/") and name != OWNER:
+            ledger.wrong(f"after its deletion the store has {name}")
     gateway = services.process("gateway")
     gateway.terminate()
     gateway.wait()
@@ -132,7 +132,7 @@ def _check_nothing_is_left(services: Services, ledger: Ledger) -> None:
         os.utime(path, (yesterday, yesterday))
     services.restart("gateway")
     gives_up_at = time.monotonic() + SWEPT_S
-    while (left := [path for path in files(store) if path != OWNER]) and time.monotonic() < gives_up_at:
+    while (left := [name for name in files(store) if name != OWNER]) and time.monotonic() < gives_up_at:
         time.sleep(LOOKS_EVERY_S)
     if left:
         ledger.wrong(f"a day after everything was deleted the store has {left[:10]}, {len(left)} objects")
