@@ -49,7 +49,7 @@ async def answer_of(call: Any, events: int = _EVENTS) -> Answer:
             return Answer(NO_END)
         code = error.code()
         if not (code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in (error.details() or "")):
-            faults.append(_fault(code, rpc_status.from_call(cast(grpc.Call, error))))
+            faults.append(_fault(code, rpc_status.from_call(cast(grpc.Call, error)), error.details()))
     finally:
         if hasattr(call, "cancel"):
             call.cancel()
@@ -67,11 +67,12 @@ def _failures(event: Any) -> list[Any]:
     return [event.result.error] if is_result else []
 
 
-def _fault(code: grpc.StatusCode, status: Any) -> str:
+def _fault(code: grpc.StatusCode, status: Any, message: str | None = None) -> str:
+    """`message` is grpc's, for what comes without details."""
     if code in MISTAKES:
-        return f"{code.name}: {status and status.message}"
+        return f"{code.name}: {status.message if status else message}"
     if status is None:
-        return f"{code.name} without details"
+        return f"{code.name} without details: {message}"
     infos = [info for detail in status.details if detail.Unpack(info := error_details_pb2.ErrorInfo())]
     if len(infos) != 1 or infos[0].domain != DOMAIN or not infos[0].reason:
         return f"{code.name} without ErrorInfo"

@@ -24,6 +24,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from random import Random, SystemRandom
 
+from bench.fuzz.broken_pictures import broken_pictures
 from bench.inputs import MODEL
 from bench.program import say
 from bench.soak import report
@@ -69,8 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             old.unlink()
         with Services(options.base_model, engine, scratch / "data", logs, SETTINGS) as services:
             faults = planned(options.seconds, Random(options.seed), options.fault_every, has_disk=disk is not None)
+            broken = [data for _, data in broken_pictures(Random(options.seed), bombs=False)]
             ledger = Ledger()
-            lives, tunings = asyncio.run(soak(services, options, faults, disk, ledger))
+            lives, tunings = asyncio.run(soak(services, options, faults, disk, broken, ledger))
         error_lines = check_logs(services, ledger)
     found = trends(lives)
     for trend in found:
@@ -89,7 +91,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 async def soak(
-    services: Services, options: argparse.Namespace, faults: Sequence[Fault], disk: Path | None, ledger: Ledger
+    services: Services,
+    options: argparse.Namespace,
+    faults: Sequence[Fault],
+    disk: Path | None,
+    broken: Sequence[bytes],
+    ledger: Ledger,
 ) -> tuple[list[Life], dict[str, int]]:
     """Clients and faults until the time is over, then the look at the end; the processes, and tunings by state."""
     tenants = [f"tenant{number}" for number in range(options.tenants)]
@@ -102,6 +109,7 @@ async def soak(
             proxy.address,
             Random(f"{options.seed} {number}"),
             ledger,
+            broken,
         )
         for number in range(options.clients)
     ]

@@ -6,14 +6,13 @@ A client's own pictures are its alone, so what it cancels or deletes is missed b
 import asyncio
 import hashlib
 import io
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from random import Random
 from typing import Any
 
 from PIL import Image
 
-from bench.fuzz.broken_pictures import broken_pictures
 from bench.soak.ledger import DONE, KnownTuning, Ledger, Outcome, may_be_tried_again
 from unitune.errors import Cancelled, DataLoss, InvalidArgument, NotFound, ResourceExhausted, UniTuneError
 from unitune_client import AsyncClient
@@ -32,7 +31,6 @@ SHORT: dict[str, Any] = {"updates": 2, "batch": 1}
 LONG_TUNING: dict[str, Any] = {"updates": 60, "batch": 1}
 PROMPTS = ("a cat", "a dog", "a cat at the beach", "a cow by night", "a dog in snow")
 SHARED = 3  # pictures
-LARGEST_BROKEN_BYTES = 1 << 20
 EXPECTED = "refused as expected"
 CANCELLED = "cancelled"
 
@@ -42,12 +40,15 @@ Action = Callable[[], Awaitable[str]]
 class Client:
     """One caller. It acts until `stopping` is set; how each action ended is in the ledger."""
 
-    def __init__(self, name: str, tenant: str, address: str, draws: Random, ledger: Ledger) -> None:
+    def __init__(
+        self, name: str, tenant: str, address: str, draws: Random, ledger: Ledger, broken: Sequence[bytes]
+    ) -> None:
+        """`broken` are files that are no pictures."""
         self.name, self.tenant = name, tenant
         self._address, self._draws, self._ledger = address, draws, ledger
         self._sdk = AsyncClient(address, tenant=tenant, reconnect_s=RECONNECT_S)
         self._other = AsyncClient(address, tenant=tenant, reconnect_s=RECONNECT_S)  # another connection
-        self._broken = [pair for pair in broken_pictures(draws) if 0 < len(pair[1]) < LARGEST_BROKEN_BYTES]
+        self._broken = broken
 
     async def live(self, stopping: asyncio.Event) -> None:
         """Act until told to stop."""
@@ -286,9 +287,8 @@ class Client:
 
     async def _broken_upload(self) -> str:
         """A file that is no picture, or hardly one: refused, or taken."""
-        _, data = self._draws.choice(self._broken)
         try:
-            image = await self._sdk.upload_image(data)
+            image = await self._sdk.upload_image(self._draws.choice(self._broken))
         except InvalidArgument:
             return EXPECTED
         self._ledger.images[image.name] = self.tenant

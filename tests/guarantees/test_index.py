@@ -171,7 +171,7 @@ class Found(NamedTuple):
 
 
 @cache
-def tests_of(path: Path) -> dict[str, Found]:
+def collected(path: Path) -> dict[str, Found]:
     """The tests of a file by name."""
     found = {}
     for node in ast.parse(path.read_text()).body:
@@ -186,14 +186,14 @@ def shown(file: str, name: str) -> str:
     path = ROOT / file
     if not path.is_file():
         return f"there is no {file}"
-    if name and name not in tests_of(path):
+    if name and name not in collected(path):
         return f"there is no {file}::{name}"
-    chosen = [tests_of(path)[name]] if name else tests_of(path).values()
+    chosen = [collected(path)[name]] if name else collected(path).values()
     skips = [
         decorator
         for test in chosen
         for decorator in test.decorators
-        if re.search(r"\b(skip|skipif|xfail)\b", decorator)
+        if re.search(r"\bmark\.(skip|xfail)\b", decorator)
     ]
     return f"{file}::{name} has {skips}" if skips or not chosen else ""
 
@@ -225,7 +225,7 @@ def test_every_fault_has_a_test() -> None:
     """Each fault that was found, and each thing that a tuning survives, is named by a test that runs."""
     named: set[str] = set()
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
-        for name, test in tests_of(path).items():
+        for name, test in collected(path).items():
             if not shown(str(path.relative_to(ROOT)), name):
                 named |= set(re.findall(r"\b[RrF]\d+\b", test.docstring))
     assert [] == [fault for fault in (*FAULTS, *OF_TUNERS) if fault not in named]
