@@ -28,7 +28,7 @@ from unitune_client.events import (
 LONGEST_S = 300.0  # that any action may take
 RECONNECT_S = 120.0
 SHORT: dict[str, Any] = {"updates": 2, "batch": 1}
-LONG_TUNING: dict[str, Any] = {"updates": 60, "batch": 1}
+LONG_TUNING: dict[str, Any] = {"updates": 24, "batch": 1}
 PROMPTS = ("a cat", "a dog", "a cat at the beach", "a cow by night", "a dog in snow")
 SHARED = 3  # pictures
 EXPECTED = "refused as expected"
