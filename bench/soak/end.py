@@ -2,9 +2,12 @@
 
 import asyncio
 import os
+import shutil
 import sqlite3
+import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from bench.soak.clients import PROMPTS
@@ -99,7 +102,7 @@ def _check_weights(store: Path, tenant: str, ready: set[str], ledger: Ledger) ->
 
 def check_state(state: Path, ledger: Ledger) -> None:
     """Every tuning of the state has ended, with one last event, and its events have no gap."""
-    with sqlite3.connect(f"file:{state}?mode=ro", uri=True) as database:
+    with copied(state) as database:
         rows = database.execute("SELECT number, name, state, last_event FROM tunings").fetchall()
         for number, name, last_state, last_event in rows:
             if last_state in (Tuning.STATE_QUEUED, Tuning.STATE_RUNNING):
@@ -115,7 +118,16 @@ def check_state(state: Path, ledger: Ledger) -> None:
                 ledger.wrong(f"{name} has the last events {ends} of {last_event}")
             if sequences != list(range(sequences[0], sequences[-1] + 1)) if sequences else True:
                 ledger.wrong(f"{name} has gaps in its events: {sequences}")
-    database.close()
+
+
+@contextmanager
+def copied(state: Path) -> Iterator[sqlite3.Connection]:
+    """A copy of the state as it is now: nobody but the gateway opens the file itself."""
+    with tempfile.TemporaryDirectory() as folder:
+        for path in state.parent.glob(f"{state.name}*"):
+            shutil.copy(path, folder)
+        with closing(sqlite3.connect(Path(folder) / state.name)) as database:
+            yield database
 
 
 def _check_nothing_is_left(services: Services, ledger: Ledger) -> None:
@@ -136,12 +148,11 @@ def _check_nothing_is_left(services: Services, ledger: Ledger) -> None:
         time.sleep(LOOKS_EVERY_S)
     if left:
         ledger.wrong(f"a day after everything was deleted the store has {left[:10]}, {len(left)} objects")
-    with sqlite3.connect(f"file:{services.state}?mode=ro", uri=True) as database:
+    with copied(services.state) as database:
         for table in ("tunings", "events"):
             (number,) = database.execute(f"SELECT COUNT(*) FROM {table}").fetchone()
             if number:
                 ledger.wrong(f"after everything was deleted the state has {number} rows of {table}")
-    database.close()
 
 
 def files(store: Path) -> list[str]:
