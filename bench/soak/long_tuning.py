@@ -58,10 +58,9 @@ class Watched:
             self._say(f"attempt {event.attempt} begins")
         if isinstance(event, TuningProgress):
             progress = event.progress
-            is_first = progress.attempt not in self.resumed
-            if is_first:
-                self.resumed[progress.attempt] = progress.resumed_update
-            if is_first or time.monotonic() - self._told_s > TOLD_EVERY_S:
+            known = self.resumed.get(progress.attempt)
+            self.resumed[progress.attempt] = max(known or 0, progress.resumed_update)  # unknown while it prepares
+            if self.resumed[progress.attempt] != known or time.monotonic() - self._told_s > TOLD_EVERY_S:
                 self._told_s = time.monotonic()
                 self._say(
                     f"attempt {progress.attempt}, resumed from update {progress.resumed_update}: "
