@@ -48,7 +48,7 @@ async def check_end(services: Services, tenants: Iterable[str], ledger: Ledger, 
                 if len(known.ends) > 1:
                     ledger.wrong(f"{known.name} ended {len(known.ends)} times for its watcher: {known.ends}")
             ready = [tuning for tuning in tunings if tuning.state == TuningState.READY]
-            _check_weights(services.store, tenant, {tuning.name for tuning in ready}, ledger)
+            check_weights(services.store, tenant, {tuning.name for tuning in ready}, ledger)
             for tuning in ready[:EDITS]:
                 await client.edit_to_end(tuning, PROMPTS[0], num_inference_steps=2)
         say(f"tunings: {ended}")
@@ -84,7 +84,7 @@ async def _settle(clients: dict[str, AsyncClient], ledger: Ledger) -> None:
         await asyncio.sleep(LOOKS_EVERY_S)
 
 
-def _check_weights(store: Path, tenant: str, ready: set[str], ledger: Ledger) -> None:
+def check_weights(store: Path, tenant: str, ready: set[str], ledger: Ledger) -> None:
     """Of every READY tuning the store has one attempt's weights, and of others nothing."""
     root = store / "tunings" / tenant
     found: dict[str, list[str]] = {}

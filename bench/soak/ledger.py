@@ -49,6 +49,7 @@ class Ledger:
         self._began = time.monotonic()
         self.outcomes: list[Outcome] = []
         self.faults: list[Injected] = []
+        self.left_out = 0  # faults for which there was no time
         self.tunings: dict[str, KnownTuning] = {}
         self.images: dict[str, str] = {}  # name to tenant
         self.pictures: dict[tuple[str, ...], str] = {}  # digests of results, by all that makes them

@@ -56,6 +56,7 @@ def _lines(run: Run, ledger: Ledger, found: Sequence[Trend]) -> list[str]:
     for what, number in sorted(faults.items()):
         harmed_s = sum(fault.until_s - fault.at_s for fault in ledger.faults if fault.what == what)
         lines.append(f"| {what} | {number} | {harmed_s:.0f} |")
+    lines += ["", f"Left out for want of time: {ledger.left_out}."]
     lines += ["", "## What clients did, and how it ended", "", "| action | ended |", "|---|---|"]
     for action, ends in sorted(ledger.by_action().items()):
         lines.append(f"| {action} | {', '.join(f'{number} {end}' for end, number in ends.most_common())} |")
