@@ -23,6 +23,7 @@ from unitune_client.events import (
     TuningProgress,
     TuningReady,
     TuningSnapshot,
+    TuningState,
 )
 
 LONGEST_S = 300.0  # that any action may take
@@ -255,7 +256,7 @@ class Client:
             known.ends.append("cancelled")
             self._check(known.is_cancelled, f"{known.name} was cancelled by nobody")
         except UniTuneError as error:
-            if error.reason in ("UNAVAILABLE", "STREAM_ENDED", "DRAINING", "STATE_DOWN", "STATE_FULL", "STORE_DOWN"):
+            if (await self._other.get_tuning(known.name)).state != TuningState.FAILED:
                 raise
             known.ends.append("failed")
             self._check(
