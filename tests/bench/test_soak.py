@@ -1,6 +1,7 @@
 """What a soak looks at: it tells what is not as it must be."""
 
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -9,10 +10,12 @@ import pytest
 from bench.soak.end import check_state, check_weights
 from bench.soak.faults import CALM_SHARE, FULL, KILLED, STOPPED, planned
 from bench.soak.ledger import Ledger, may_be_tried_again
+from bench.soak.long_tuning import ATTEMPTS, Watched, sized
 from bench.soak.resources import KINDS, Life, trends
 from gateway.state_schema import SCHEMA
 from unitune.errors import Internal, ResourceExhausted, Unavailable
 from unitune.v1.tuning_pb2 import Tuning, TuningEvent
+from unitune_client.events import Progress, TuningProgress, TuningStarted
 
 
 @pytest.mark.parametrize(("kind", "step"), [("memory in MB", 1.0), ("files", 0.5), ("threads", 0.5), ("tasks", 1.0)])
@@ -103,3 +106,26 @@ def test_one_request_has_one_picture() -> None:
     assert not ledger.wrongs
     ledger.same_picture(("a cat", "1"), "y")
     assert len(ledger.wrongs) == 1
+
+
+@pytest.mark.parametrize("units", [0.2, 1.0, 4999.0, 5001.0, 123_456.0])
+def test_a_long_tuning_costs_what_it_should(units: float) -> None:
+    """Updates and batch are within their ranges, and together what was asked for."""
+    updates, batch = sized(units)
+    assert 1 <= updates <= 5000 and 1 <= batch <= 64
+    assert updates * batch == pytest.approx(max(1.0, units), rel=0.02)
+
+
+@pytest.mark.parametrize(("resumed", "sequences", "number"), [(40, 5, 1), (0, 5, 1 + (ATTEMPTS - 1)), (40, 1, 2)])
+def test_a_long_tuning_that_is_not_right_is_told(resumed: int, sequences: int, number: int) -> None:
+    """An end that is not READY, attempts that began anew, and events that came twice."""
+    watched = Watched(lambda line: None)
+    sequence = 0
+    for attempt in range(1, ATTEMPTS + 1):
+        progress = Progress(update=50, total=99, loss=1.0, left_s=None, attempt=attempt)
+        told = [TuningStarted(attempt=attempt), TuningProgress(progress=progress)]
+        told.append(TuningProgress(progress=replace(progress, resumed_update=resumed if attempt > 1 else 0)))
+        for event in told:
+            sequence = min(sequence + 1, sequences) if sequences == 1 else sequence + 1
+            watched.see(replace(event, sequence=sequence))
+    assert len(watched.wrongs()) == number
