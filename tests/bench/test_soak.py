@@ -12,10 +12,15 @@ from bench.soak.faults import CALM_SHARE, FULL, KILLED, STOPPED, planned
 from bench.soak.ledger import Ledger, may_be_tried_again
 from bench.soak.long_tuning import ATTEMPTS, Watched, sized
 from bench.soak.resources import KINDS, Life, trends
-from gateway.state_schema import SCHEMA
 from unitune.errors import Internal, ResourceExhausted, Unavailable
 from unitune.v1.tuning_pb2 import Tuning, TuningEvent
 from unitune_client.events import Progress, TuningProgress, TuningStarted
+
+# What a soak reads of a state.
+TABLES = """
+CREATE TABLE tunings (number INTEGER PRIMARY KEY, name TEXT, state INTEGER, last_event INTEGER);
+CREATE TABLE events (tuning INTEGER, sequence INTEGER, blob BLOB);
+"""
 
 
 @pytest.mark.parametrize(("kind", "step"), [("memory in MB", 1.0), ("files", 0.5), ("threads", 0.5), ("tasks", 1.0)])
@@ -49,10 +54,8 @@ def test_a_state_that_is_not_right_is_told(tmp_path: Path, state: int, kinds: li
     """A tuning that did not end, or ended twice, or before its last event, and an event that is missing."""
     path = tmp_path / "state.sqlite"
     with sqlite3.connect(path) as database:
-        database.executescript(SCHEMA)
-        row = ("t", "default", "key", "image", state, len(kinds), b"")
-        fields = "name, tenant, key, image, state, last_event, blob"
-        database.execute(f"INSERT INTO tunings ({fields}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+        database.executescript(TABLES)
+        database.execute("INSERT INTO tunings VALUES (1, 't', ?, ?)", (state, len(kinds)))
         for sequence, kind in enumerate(kinds, 1):
             event = TuningEvent(sequence=sequence)
             if kind:

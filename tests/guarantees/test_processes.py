@@ -47,6 +47,7 @@ pytestmark = pytest.mark.slow  # real services
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 120.0  # on a busy machine
 SERVING = health_pb2.HealthCheckResponse.SERVING
+AWAY_S = 21.0  # longer than a lease, and than what a store needs to start again
 WORD = "quetzalcoatl"  # of prompts, and nowhere else
 BASELINE_BYTES = 32 << 20
 Header = UploadImageRequest.Header
@@ -207,7 +208,7 @@ async def test_a_store_that_is_away_delays_ready_and_nothing_is_tuned_twice(
     with read_only(own.store):
         while event.progress.stage != TuningProgress.STAGE_STORING:
             event = await call.read()
-        await asyncio.sleep(2)  # for what must not happen
+        await asyncio.sleep(AWAY_S)  # for what must not happen
         assert (await tunings.GetTuning(GetTuningRequest(name=name))).state == Tuning.STATE_RUNNING
         assert not [path for path in files(own.store) if name.rpartition("/")[2] in path]
     events = await watched(channel, name)
