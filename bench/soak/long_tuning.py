@@ -47,6 +47,7 @@ class Watched:
         self.resumed: dict[int, int] = {}  # the update that each attempt went on from
         self.sequences: list[int] = []
         self.is_ready = False
+        self.has_moved = asyncio.Event()  # an update was made since this was cleared
         self._say, self._told_s = say, 0.0
 
     def see(self, event: TuningEvent) -> None:
@@ -58,6 +59,8 @@ class Watched:
             self._say(f"attempt {event.attempt} begins")
         if isinstance(event, TuningProgress):
             progress = event.progress
+            if progress.stage == "updating":
+                self.has_moved.set()
             known = self.resumed.get(progress.attempt)
             self.resumed[progress.attempt] = max(known or 0, progress.resumed_update)  # unknown while it prepares
             if self.resumed[progress.attempt] != known or time.monotonic() - self._told_s > TOLD_EVERY_S:
@@ -93,7 +96,7 @@ async def long_tuning(services: Services, minutes: float, margin: float, say: Ca
         say(f"an update of batch 1 takes {update_s:.2f} s; the tuning has {updates} updates of batch {batch}")
         watched, began = Watched(say), time.monotonic()
         tuning = await client.create_tuning(PICTURE, updates=updates, batch=batch)
-        faults = asyncio.create_task(inject(services, began, 60 * minutes, say))
+        faults = asyncio.create_task(inject(services, watched, began, 60 * minutes, say))
         try:
             async for event in client.watch_tuning(tuning.name):
                 watched.see(event)
@@ -111,7 +114,7 @@ async def long_tuning(services: Services, minutes: float, margin: float, say: Ca
             wrongs.append(f"the tuning lasted less than {minutes:g} minutes")
         result = await client.edit_to_end(await client.get_tuning(tuning.name), PROMPT, num_inference_steps=4)
         say(f"it served an edit: {len(result.images[0].png)} bytes")
-        wrongs += misplaced(services.store, tuning.name)
+        wrongs += misplaced(services.store, tuning.name, watched.attempts[-1])
     return wrongs
 
 
@@ -121,19 +124,20 @@ def sized(units: float) -> tuple[int, int]:
     return max(1, min(MAX_UPDATES, round(units / batch))), batch
 
 
-def misplaced(store: Path, name: str) -> list[str]:
-    """What lies in the store of this tuning beside one attempt's weights and manifest."""
+def misplaced(store: Path, name: str, attempt: int) -> list[str]:
+    """What lies in the store of this tuning beside its last attempt's weights and manifest."""
     tenant, tuning = name.split("/")[1::2]
     folder = store / "tunings" / tenant / tuning
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    right = [f"{ATTEMPTS}/manifest.json", f"{ATTEMPTS}/weights.safetensors"]
+    right = [f"{attempt}/manifest.json", f"{attempt}/weights.safetensors"]
     return [] if files == right else [f"the store has of it {files}"]
 
 
-async def inject(services: Services, began: float, span_s: float, say: Callable[[str], None]) -> None:
-    """All faults, each at its time."""
+async def inject(services: Services, watched: Watched, began: float, span_s: float, say: Callable[[str], None]) -> None:
+    """All faults, each at its time, or later if the tuning does not go on yet after the one before."""
     for share, name, number in FAULTS:
         await asyncio.sleep(began + share * span_s - time.monotonic())
+        await watched.has_moved.wait()
         process = services.process(name)
         process.send_signal(number)
         say(f"{number.name} to the {name}")
@@ -141,6 +145,7 @@ async def inject(services: Services, began: float, span_s: float, say: Callable[
         say(f"the {name} ended with status {process.returncode}")
         await asyncio.to_thread(services.restart, name)
         say(f"the {name} listens again")
+        watched.has_moved.clear()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
