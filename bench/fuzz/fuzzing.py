@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -70,6 +70,7 @@ def fuzz(services: Services, requests: int, seed: int, say: Say, *, pictures: in
 
 async def _fuzz(services: Services, requests: int, draws: Random, say: Say, pictures: int | None) -> Report:
     report, ports = Report(), services.ports
+    logged = {name: services.log(name).stat().st_size for name in NAMES}
     async with _channels(ports) as channels:
         changes = {
             port: _changes(channels[port], calls, draws, LONGEST_INTERNAL_S if port == "internal" else LONGEST_S)
@@ -95,7 +96,7 @@ async def _fuzz(services: Services, requests: int, draws: Random, say: Say, pict
             answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=LONGEST_S)
             if answer.status != health_pb2.HealthCheckResponse.SERVING:
                 report.faults.append(f"{port}: its health is {answer.status}")
-    report.faults += await asyncio.to_thread(_afterwards, services, report)
+    report.faults += await asyncio.to_thread(_afterwards, services, report, logged)
     return report
 
 
@@ -195,14 +196,14 @@ async def _in_parallel(report: Report, port: str, changes: Iterator[Change]) -> 
     await asyncio.gather(*(work() for _ in range(AT_ONCE)))
 
 
-def _afterwards(services: Services, report: Report) -> list[str]:
-    """What is wrong with the services when all is over."""
+def _afterwards(services: Services, report: Report, logged: Mapping[str, int]) -> list[str]:
+    """What is wrong with the services when all is over; `logged` is how long their logs were before."""
     faults = []
     for name in NAMES:
         status = services.process(name).poll()
         if status is not None:
             faults.append(f"the {name} ended with status {status}")
-        faults += [f"the {name} logged: {line[:400]}" for line in tracebacks(services.log(name))]
+        faults += [f"the {name} logged: {line[:400]}" for line in tracebacks(services.log(name), logged[name])]
         warm, *_, last = report.memory_mb[name][WARM_PARTS - 1 :]
         if last > warm + max(GROWTH_MB, GROWTH_SHARE * warm):
             faults.append(f"the {name}'s memory grew from {warm:.0f} to {last:.0f} MB")
@@ -219,6 +220,7 @@ async def _edit(services: Services) -> list[str]:
     return [] if len(result.images) == 1 else ["an edit afterwards has no picture"]
 
 
-def tracebacks(log: Path) -> list[str]:
-    """The lines of a log that tell of a mistake."""
-    return [line for line in log.read_text(errors="replace").splitlines() if "raceback" in line]
+def tracebacks(log: Path, after_bytes: int) -> list[str]:
+    """The lines of a log, after its first bytes, that tell of a mistake."""
+    lines = log.read_bytes()[after_bytes:].decode(errors="replace").splitlines()
+    return [line for line in lines if "raceback" in line]

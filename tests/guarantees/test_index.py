@@ -100,7 +100,7 @@ CHECKS: dict[int, tuple[str, tuple[str, ...]]] = {
             "tests/gateway/test_fuzz.py::test_no_extreme_value_of_any_field_is_our_mistake",
             "tests/gateway/test_fuzz.py::test_extreme_values_together_are_no_mistake_either",
             "tests/unitune/test_serving.py::test_details_of_the_longest_error_arrive",
-            "tests/guarantees/test_fuzz.py::test_changed_requests_broken_pictures_and_garbage_are_refused",
+            "tests/guarantees/test_processes.py::test_changed_requests_broken_pictures_and_garbage_are_refused",
         ),
     ),
     16: (
