@@ -17,10 +17,14 @@ EXTRAS := cli,tuner,sampler,gateway
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 # Set PYTHON to use another interpreter, 3.11 or newer.
 PYTHONS := $(strip $(PYTHON) python3.11 python3)
+# How long a soak lasts, and how many requests a fuzz sends. SEED repeats the draws of an earlier one.
+SECONDS := 900
+REQUESTS := 10000
+SEED :=
 # Set BASE_MODEL to a diffusers folder to use that instead of stickerbook.
 BASE_MODEL :=
 
-.PHONY: demo test quick test-gpu check protos bench editbench train build clean help
+.PHONY: demo test quick test-gpu check protos bench editbench soak fuzz train build clean help
 
 demo: $(READY) ## edit a picture with all three services here; pictures in out/demo
 	@$(BIN)/python -m stickerbook.demo
@@ -63,6 +67,12 @@ bench: $(DEV_READY) ## speed of every stage, as ratios measured in one run
 
 editbench: $(DEV_READY) ## edit quality against ground truth; QUICK=1 for 24 cases in minutes
 	@$(BIN)/python -m bench.editbench $(if $(QUICK),--quick)
+
+soak: $(DEV_READY) ## clients and faults for SECONDS=900, then whether everything holds; a report in out/soak
+	@$(BIN)/python -m bench.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+
+fuzz: $(DEV_READY) ## REQUESTS=10000 that nobody should send, at every port, and what is answered
+	@$(BIN)/python -m bench.fuzz --requests $(REQUESTS) $(if $(SEED),--seed $(SEED))
 
 train: $(DEV_READY) ## train stickerbook and its judge, from where it was interrupted; hours on a CPU
 	@$(BIN)/python -m stickerbook.train_autoencoder
