@@ -158,7 +158,7 @@ export class UniTune {
           lastAnswer = Date.now();
           if (event.sequence !== '0') afterSequence = event.sequence;
           if (event.failed) throw new Ended(failure(event.failed));
-          if (event.cancelled) throw new Ended(new UniTuneError(grpc.status.CANCELLED, 'the tuning was cancelled'));
+          if (event.cancelled) throw new Ended(new UniTuneError(grpc.status.CANCELLED, 'the tuning was cancelled', 'TUNING_CANCELLED'));
           yield event;
           if (event.ready) return;
         }
@@ -182,7 +182,7 @@ export class UniTune {
     let picture; // which is not whole yet
     for await (const event of events(this.edits.Edit(request, { deadline: inSeconds(seconds) }))) {
       if (event.failed) throw failure(event.failed);
-      if (event.cancelled) throw new UniTuneError(grpc.status.CANCELLED, 'the edit was cancelled');
+      if (event.cancelled) throw new UniTuneError(grpc.status.CANCELLED, 'the edit was cancelled', 'EDIT_CANCELLED');
       if (event.image) picture = event;
       if (picture?.image && event.imagePart) {
         const { png, mask } = event.imagePart;
