@@ -55,7 +55,7 @@ def test_its_lock_names_no_host() -> None:
 
 
 async def test_it_tunes_edits_and_cancels_with_a_key_over_tls(world: World, example: Path) -> None:
-    """Upload, tuning, previews and pictures; Ctrl-C cancels on the server; a wrong key is told in the server's words."""
+    """Upload, tuning, previews, pictures; Ctrl-C cancels on the server; a wrong key is told as the server says it."""
     files = Authority.make(world.folder).issue(world.folder, "door", "localhost")
     key_file = world.folder / "admin.key"
     process, address = await start(
