@@ -6,6 +6,8 @@ import os
 import shutil
 import signal
 import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -54,10 +56,11 @@ def test_its_lock_names_no_host() -> None:
     assert [] == [name for name, package in packages.items() if "resolved" in package]
 
 
-async def test_it_tunes_edits_and_cancels_with_a_key_over_tls(world: World, example: Path) -> None:
-    """Upload, tuning, previews, pictures; Ctrl-C cancels on the server; a wrong key is told as the server says it."""
+@asynccontextmanager
+async def secured(world: World) -> AsyncIterator[tuple[str, Path, str]]:
+    """A gateway that asks for keys, over TLS: its address, the authority's certificate, and a key of a tenant."""
     files = Authority.make(world.folder).issue(world.folder, "door", "localhost")
-    key_file = world.folder / "admin.key"
+    key_file, certificate = world.folder / "admin.key", world.folder / "authority.crt"
     process, address = await start(
         world,
         UNITUNE_TLS_CERT=str(files.certificate),
@@ -65,52 +68,59 @@ async def test_it_tunes_edits_and_cancels_with_a_key_over_tls(world: World, exam
         UNITUNE_ADMIN_KEY_FILE=str(key_file),
         UNITUNE_GATEWAY_ADDRESS="0.0.0.0:0",
     )
-    address, certificate = f"grpcs://localhost:{address.rpartition(':')[2]}", world.folder / "authority.crt"
-    trusted = {"root_certificates": certificate.read_bytes()}
-    async with AsyncClient(address, key=key_file.read_text(), **trusted) as admin:
-        key = (await admin.create_key("acme", ["read", "edit", "tune"])).secret
-    photo, out = world.folder / "cat.png", world.folder / "out"
-    photo.write_bytes(picture(size=(300, 200)))
-    words = ["node", "edit.js", str(photo), "a dog", "--out", str(out)]
-    environ = os.environ | {"UNITUNE_ADDRESS": address, "UNITUNE_CA": str(certificate), "UNITUNE_KEY": key}
+    try:
+        address = f"grpcs://localhost:{address.rpartition(':')[2]}"
+        admin = AsyncClient(address, key=key_file.read_text(), root_certificates=certificate.read_bytes())
+        async with admin:
+            made = await admin.create_key("acme", ["read", "edit", "tune"])
+        yield address, certificate, made.secret
+    finally:
+        process.terminate()
+        assert await process.wait() == 0
 
-    def run(*more: str, **settings: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [*words, *more],
-            cwd=example,
-            env=environ | settings,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
 
-    world.sampler.step_s = 0.25  # longer than the time between two steps that are told
-    world.sampler.png = picture("orchid", (700, 700)) + bytes(600_000)  # comes in pieces
-    told, wrong = await asyncio.to_thread(run("--seed", "3", "--seed", "5", "--previews", "5").communicate)
-    assert wrong == ""
-    lines = told.splitlines()
-    assert lines[0].startswith("uploaded tenants/acme/images/") and "tuning: 5/5" in lines and "step 15/15" in lines
-    assert lines[-1].startswith("edited in ")
-    assert {"preview4.png", "preview9.png", "preview14.png", "seed3.png", "seed5.png"} == {
-        path.name for path in out.iterdir()
-    }
-    async with AsyncClient(address, key=key, **trusted) as client:
-        (tuning,) = [one.name async for one in client.list_tunings()]
-        ours = await client.edit_to_end(tuning, "a dog", seeds=[3, 5])
-        assert [image.png for image in ours.images] == [(out / f"seed{seed}.png").read_bytes() for seed in (3, 5)]
+async def test_it_tunes_edits_and_cancels_with_a_key_over_tls(world: World, example: Path) -> None:
+    """Upload, tuning, previews, pictures; Ctrl-C cancels on the server; a wrong key is told as the server says it."""
+    async with secured(world) as (address, certificate, key):
+        photo, out = world.folder / "cat.png", world.folder / "out"
+        photo.write_bytes(picture(size=(300, 200)))
+        words = ["node", "edit.js", str(photo), "a dog", "--out", str(out)]
+        environ = os.environ | {"UNITUNE_ADDRESS": address, "UNITUNE_CA": str(certificate), "UNITUNE_KEY": key}
 
-        world.sampler.stopped.clear()
-        cancelled = run("--steps", "900")
-        assert cancelled.stdout is not None
-        while not (await asyncio.to_thread(cancelled.stdout.readline)).startswith("step 1/"):
-            pass
-        cancelled.send_signal(signal.SIGINT)
-        _, wrong = await asyncio.to_thread(cancelled.communicate)
-        assert (cancelled.returncode, wrong) == (1, "EDIT_CANCELLED: the edit was cancelled\n")
-        await asyncio.wait_for(world.sampler.stopped.wait(), 30)
+        def run(*more: str, **settings: str) -> subprocess.Popen[str]:
+            return subprocess.Popen(
+                [*words, *more],
+                cwd=example,
+                env=environ | settings,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
 
-    refused = run(UNITUNE_KEY="ut_k000000000000_" + "A" * 43)
-    _, wrong = await asyncio.to_thread(refused.communicate)
-    assert refused.returncode == 1 and wrong.startswith("CREDENTIAL_INVALID: "), wrong
-    process.terminate()
-    assert await process.wait() == 0
+        world.sampler.png = picture("orchid", (700, 700)) + bytes(600_000)  # comes in pieces
+        told, wrong = await asyncio.to_thread(run("--seed", "3", "--seed", "5", "--previews", "5").communicate)
+        assert wrong == ""
+        lines = told.splitlines()
+        assert lines[0].startswith("uploaded tenants/acme/images/") and "tuning: 5/5" in lines and "step 15/15" in lines
+        assert lines[-1].startswith("edited in ")
+        # Steps that come too fast are told together, with the newest preview.
+        assert {"preview14.png", "seed3.png", "seed5.png"} <= {path.name for path in out.iterdir()}
+        async with AsyncClient(address, key=key, root_certificates=certificate.read_bytes()) as client:
+            (tuning,) = [one.name async for one in client.list_tunings()]
+            ours = await client.edit_to_end(tuning, "a dog", seeds=[3, 5])
+            assert [image.png for image in ours.images] == [(out / f"seed{seed}.png").read_bytes() for seed in (3, 5)]
+
+            world.sampler.step_s = 0.2
+            world.sampler.stopped.clear()
+            cancelled = run("--steps", "900")
+            assert cancelled.stdout is not None
+            while not (await asyncio.to_thread(cancelled.stdout.readline)).startswith("step 1/"):
+                pass
+            cancelled.send_signal(signal.SIGINT)
+            _, wrong = await asyncio.to_thread(cancelled.communicate)
+            assert (cancelled.returncode, wrong) == (1, "EDIT_CANCELLED: the edit was cancelled\n")
+            await asyncio.wait_for(world.sampler.stopped.wait(), 30)
+
+        refused = run(UNITUNE_KEY="ut_k000000000000_" + "A" * 43)
+        _, wrong = await asyncio.to_thread(refused.communicate)
+        assert refused.returncode == 1 and wrong.startswith("CREDENTIAL_INVALID: "), wrong
