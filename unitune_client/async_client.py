@@ -111,6 +111,7 @@ class AsyncClient:
         self._closed = False
         self._end = asyncio.Event()  # of the client, which ends its pauses
         self._has_answered = False
+        self._followed: dict[str, ToldEdit] = {}  # edits whose events are read, by each name that they had
         self._process = os.getpid()
 
     def __repr__(self) -> str:
@@ -274,7 +275,7 @@ class AsyncClient:
                         if isinstance(event, events.TuningReady):
                             return
             except UniTuneError as error:
-                await backoff.wait_after(error)
+                await backoff.wait_after(error, even_if_full=last > after_sequence)
             else:  # the tuning's own failure: it may be Unavailable too, and is not tried again
                 raise failure
 
@@ -360,8 +361,13 @@ class AsyncClient:
         async with aclosing(
             self._repeated(lambda left_s: self._edit_once(request, told, left_s), told, options.get("timeout_s"))
         ) as stream:
-            async for event in stream:
-                yield event
+            try:
+                async for event in stream:
+                    self._followed.update(dict.fromkeys(told.names, told))
+                    yield event
+            finally:
+                for name in told.names:
+                    self._followed.pop(name, None)
 
     async def _edit_once(
         self, request: edit_pb2.EditRequest, told: ToldEdit, timeout_s: float | None
@@ -377,7 +383,7 @@ class AsyncClient:
                     if isinstance(event, UniTuneError):
                         raise event
                     if isinstance(event, events.Edit):
-                        raise Cancelled("the edit was cancelled", reason="EDIT_CANCELLED")
+                        raise edit_cancelled()
                     if event is not None:
                         yield event
                     if isinstance(event, events.EditDone):
@@ -513,7 +519,15 @@ class AsyncClient:
         return messages.edit(await self._answer(lambda: self._edits().GetEdit(request)))
 
     async def cancel_edit(self, name: str) -> events.Edit:
-        """Stop an edit before its next step; after its end this changes nothing. Raises NotFound."""
+        """Stop an edit before its next step; after its end this changes nothing. Raises NotFound.
+
+        Any name that an edit of this client had will do, also while it is between two attempts.
+        """
+        if (told := self._followed.get(name)) is not None:
+            if not told.began_now:
+                told.cancelled.set()
+                return events.Edit(name=name, state=events.EditState.CANCELLED)
+            name = told.edit
         request = edit_pb2.CancelEditRequest(name=name)
         return messages.edit(await self._answer(lambda: self._edits().CancelEdit(request)))
 
@@ -607,6 +621,8 @@ class AsyncClient:
                     async for event in stream:
                         self._has_answered = True
                         backoff.answered()
+                        if told.cancelled.is_set():
+                            raise edit_cancelled()
                         if told.tells(event):
                             yield event
                 return
@@ -617,7 +633,9 @@ class AsyncClient:
             pause_s = backoff.pause_after(lost, even_if_full=told.has_begun)
             if (retrying := told.lost(lost)) is not None:
                 yield retrying
-            await backoff.pause(pause_s)
+            await backoff.pause(pause_s, told.cancelled)
+            if told.cancelled.is_set():
+                raise edit_cancelled()
 
     def _tunings(self) -> Any:
         return tuning_pb2_grpc.TuningServiceStub(self._connection())
@@ -666,6 +684,11 @@ class AsyncClient:
                 request.image_data = data
             else:
                 request.image = (await self.upload_image(data)).name
+
+
+def edit_cancelled() -> Cancelled:
+    """The error of an edit that was cancelled."""
+    return Cancelled("the edit was cancelled", reason="EDIT_CANCELLED")
 
 
 def edit_result(seen: list[events.EditEvent]) -> events.EditResult:

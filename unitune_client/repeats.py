@@ -9,7 +9,6 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Generic, TypeVar
 
 from unitune.errors import ResourceExhausted, Unavailable, UniTuneError
@@ -70,11 +69,14 @@ class Backoff:
             raise error
         return pause_s
 
-    async def pause(self, pause_s: float) -> None:
-        """Sleep. It ends at once when the client is closed."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(pause_s):
-                await self._closed.wait()
+    async def pause(self, pause_s: float, *ends: asyncio.Event) -> None:
+        """Sleep. It ends at once when the client is closed, or with one of `ends`."""
+        waits = [asyncio.ensure_future(event.wait()) for event in (self._closed, *ends)]
+        try:
+            await asyncio.wait(waits, timeout=pause_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
 
     async def wait_after(self, error: UniTuneError, *, even_if_full: bool = False) -> None:
         """Sleep before the next attempt. Raises `error` if there is none."""
@@ -88,7 +90,8 @@ class Told(Generic[E]):
         self.has_begun = False  # the server took it, once at least
         self.is_over = False  # with an error that no repeat would change
         self.is_repeat = False
-        self._began_now = False  # the server took this attempt
+        self.began_now = False  # the server took this attempt
+        self.cancelled = asyncio.Event()  # by its caller
         self._said_so = False
         self._losses = 0
 
@@ -101,7 +104,7 @@ class Told(Generic[E]):
 
     def begins(self) -> None:
         """The server took this attempt."""
-        self.has_begun = self._began_now = True
+        self.has_begun = self.began_now = True
 
     def is_news(self, event: E) -> bool:
         """Whether the event tells more than those before. It is remembered."""
@@ -113,10 +116,10 @@ class Told(Generic[E]):
 
     def lost(self, error: UniTuneError) -> events.Retrying | None:
         """Note that the attempt ended early; what the caller is told, once. Raises `error` after too many losses."""
-        self._losses += self._began_now
+        self._losses += self.began_now
         if self._losses >= MAX_LOSSES:
             raise error
-        self._began_now, self.is_repeat = False, True
+        self.began_now, self.is_repeat = False, True
         if self._said_so or not self.has_begun:
             return None
         self._said_so = True
@@ -129,6 +132,7 @@ class ToldEdit(Told[events.EditEvent]):
     def __init__(self) -> None:
         super().__init__()
         self.edit = ""  # the name of the attempt
+        self.names = set[str]()  # of all attempts
         self._tuning_sequence, self._step = 0, (0, -1)
         self._others = set[object]()
 
@@ -139,6 +143,7 @@ class ToldEdit(Told[events.EditEvent]):
                 return False
             case events.EditAccepted():
                 self.edit = event.edit
+                self.names.add(event.edit)
                 self.begins()
                 return False
             case events.EditStep():

@@ -179,6 +179,35 @@ def test_closing_a_client_ends_its_pauses(server: ScriptedServer) -> None:
     assert not thread.is_alive() and isinstance(told[0], RuntimeError)
 
 
+async def test_an_edit_is_cancelled_by_any_name_that_it_had(server: ScriptedServer) -> None:
+    """Between two attempts at once, without a call, and after another attempt began by that one's name."""
+    later = Unavailable("not now", reason="BACKEND_DOWN", retry_after_s=90)
+    hold = scripted_server.Hold()
+    cancelled = edit_pb2.Edit(name=SECOND, state="STATE_CANCELLED")
+    server.script("Edit", [attempt()[0], later], [attempt()[0], DOWN], [attempt(SECOND)[0], hold])
+    server.script("CancelEdit", NO_EDIT, cancelled)
+
+    async with AsyncClient(server.address) as client:
+        edit = client.edit(TUNING, "a dog")
+        assert [type(await anext(edit)) for _ in range(2)] == [events.EditAccepted, events.Retrying]
+        waiting = asyncio.ensure_future(anext(edit))
+        await asyncio.sleep(0)
+        assert (await client.cancel_edit(scripted_server.EDIT)).state == events.EditState.CANCELLED
+        with pytest.raises(Cancelled, match="the edit was cancelled"):
+            await asyncio.wait_for(waiting, 30)
+        assert not server.requests["CancelEdit"]
+
+        edit = client.edit(TUNING, "a dog")
+        names = [
+            event.edit for event in [await anext(edit), await anext(edit), await anext(edit)] if hasattr(event, "edit")
+        ]
+        assert names == [scripted_server.EDIT, SECOND]
+        await client.cancel_edit(scripted_server.EDIT)
+        await edit.aclose()
+
+    assert [request.name for request in server.requests["CancelEdit"]] == [scripted_server.EDIT, SECOND]
+
+
 async def test_cancelling_a_task_ends_its_pause(server: ScriptedServer) -> None:
     """Who is cancelled between two attempts is so at once."""
     server.script("Edit", [attempt()[0], Unavailable("not now", reason="BACKEND_DOWN", retry_after_s=90)])
