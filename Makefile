@@ -57,11 +57,15 @@ check: $(DEV_READY) ## lint, types, who imports whom, protos; seconds once mypy'
 	@$(BIN)/python -m protos.generate --check
 	@$(BIN)/python -m protos.options_page --check
 	@$(BIN)/python -m protos.settings_page --check
+	@$(BIN)/python -m protos.edge_contract --check
+	@$(BIN)/python -m protos.openapi --check
 
-protos: $(DEV_READY) ## generate unitune/v1 and docs/options.md from protos/, docs/settings.md from the configurations
+protos: $(DEV_READY) ## generate unitune/v1, docs/options.md, docs/openapi.json and what Envoy reads from protos/, docs/settings.md from the configurations
 	@$(BIN)/python -m protos.generate
 	@$(BIN)/python -m protos.options_page
 	@$(BIN)/python -m protos.settings_page
+	@$(BIN)/python -m protos.edge_contract
+	@$(BIN)/python -m protos.openapi
 
 bench: $(DEV_READY) ## speed of every stage, as ratios measured in one run
 	@$(BIN)/python -m bench

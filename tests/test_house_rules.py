@@ -114,7 +114,7 @@ def test_vendored_protos_are_those_of_the_installed_wheel() -> None:
 
     paths = [path.relative_to(vendored) for path in vendored.rglob("*.proto")]
 
-    assert len(paths) == 3
+    assert len(paths) == 6
     assert [] == [path for path in paths if (wheel / path).read_bytes() != (vendored / path).read_bytes()]
 
 
