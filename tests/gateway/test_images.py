@@ -13,7 +13,13 @@ from tests.gateway.conftest import World, picture, refused, sha256
 from unitune.images import MAX_CHUNK_BYTES
 from unitune.picture_header import MAX_BYTES
 from unitune.v1.edit_pb2 import EditRequest
-from unitune.v1.image_pb2 import Image, UploadImageRequest
+from unitune.v1.image_pb2 import (
+    DeleteImageRequest,
+    GetImageRequest,
+    Image,
+    ListImagesRequest,
+    UploadImageRequest,
+)
 
 Header = UploadImageRequest.Header
 
@@ -152,3 +158,31 @@ async def test_a_store_that_cannot_be_written_says_so(world: World) -> None:
     with read_only(world.folder / "store"):
         error = await refused(world.upload(picture()), grpc.StatusCode.UNAVAILABLE, "STORE_DOWN")
     assert error.retry_after_s
+
+
+async def test_pictures_are_found_and_listed(world: World) -> None:
+    """One by its name, those of a tenant in pages, in the order of the names and without repetition; a damaged one is
+    listed as such, and one that is deleted or of another tenant is not."""
+    uploaded = [await world.upload(picture(colour)) for colour in ("red", "green", "blue", "navy", "teal")]
+    theirs = await world.upload(picture(), parent="tenants/acme")
+    assert await world.images.GetImage(GetImageRequest(name=theirs.name)) == theirs
+    await world.images.DeleteImage(DeleteImageRequest(name=uploaded[0].name))
+    await refused(
+        world.images.GetImage(GetImageRequest(name=uploaded[0].name)), grpc.StatusCode.NOT_FOUND, "IMAGE_NOT_FOUND"
+    )
+    (world.folder / "store" / "images" / "default" / uploaded[1].sha256 / "image.json").write_text("damaged")
+    found, token = [], ""
+    while True:
+        page = await world.images.ListImages(ListImagesRequest(page_size=2, page_token=token))
+        assert len(page.images) <= 2
+        found += page.images
+        if not (token := page.next_page_token):
+            break
+    assert [image.name for image in found] == sorted(image.name for image in uploaded[1:])
+    listed = {image.name: image for image in found}
+    assert "damaged" in listed[uploaded[1].name].warnings[0]
+    assert [listed[image.name] for image in uploaded[2:]] == uploaded[2:]
+    for token in (theirs.name, "x"):
+        call = world.images.ListImages(ListImagesRequest(page_token=token))
+        await refused(call, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", "page_token")
+    assert not (await world.images.ListImages(ListImagesRequest(parent="tenants/nobody"))).images
