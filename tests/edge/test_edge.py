@@ -45,6 +45,7 @@ from unitune.v1.tuning_pb2 import (
     TuningEvent,
     WatchTuningRequest,
 )
+from unitune_client import AsyncClient, TuningReady
 
 pytestmark = pytest.mark.slow  # a real Envoy
 
@@ -377,6 +378,31 @@ async def test_a_watch_goes_on_when_its_gateway_is_killed(world: World, envoy: O
         process.terminate()
         await process.communicate()
     assert seen[-1].HasField("ready")
+    kept = [event.sequence for event in seen if event.sequence]
+    assert kept == list(range(1, len(kept) + 1))
+
+
+async def test_the_sdk_goes_on_watching_when_the_gateway_is_killed(world: World, envoy: Open) -> None:
+    """The SDK resumes it at the gateway that takes its place, without a gap and without a repetition (F36)."""
+    await world.close()
+    world.tuner.go_on.clear()
+    process, address = await start(world)
+    edge = await envoy(address)
+    seen = []
+    try:
+        async with AsyncClient(edge.address, root_certificates=edge.authority.read_bytes()) as client:
+            tuning = await client.create_tuning(picture())
+            async for event in client.watch_tuning(tuning.name):
+                seen.append(event)
+                if len(seen) == 3:
+                    process.kill()
+                    await process.wait()
+                    world.tuner.go_on.set()
+                    process, _ = await start(world, UNITUNE_GATEWAY_ADDRESS=address)
+    finally:
+        process.terminate()
+        await process.communicate()
+    assert isinstance(seen[-1], TuningReady)
     kept = [event.sequence for event in seen if event.sequence]
     assert kept == list(range(1, len(kept) + 1))
 
