@@ -10,7 +10,7 @@ from grpc_tools import protoc
 from protos.generate import INCLUDES
 
 # The files that clients use; the others are of the services among themselves.
-PUBLIC = tuple(f"unitune/v1/{name}.proto" for name in ("edit", "image", "key", "server", "tuning"))
+PUBLIC = tuple(f"unitune/v1/{name}.proto" for name in ("edit", "image", "key", "server", "tuning", "usage"))
 # Messages that travel inside of errors, which no file imports.
 ERROR_DETAILS = "google/rpc/error_details.proto"
 

@@ -20,10 +20,10 @@ from protos.contract import PUBLIC, described
 from protos.generated_file import ROOT, write
 from unitune import __version__
 from unitune.options import limits_of
-from unitune.v1 import edit_pb2, image_pb2, key_pb2, server_pb2, tuning_pb2
+from unitune.v1 import edit_pb2, image_pb2, key_pb2, server_pb2, tuning_pb2, usage_pb2
 
 FILE = ROOT / "docs" / "openapi.json"
-MODULES = (edit_pb2, image_pb2, key_pb2, server_pb2, tuning_pb2)
+MODULES = (edit_pb2, image_pb2, key_pb2, server_pb2, tuning_pb2, usage_pb2)
 PACKAGE = "unitune.v1."
 ABOUT = """What the edge of a UniTune server offers to whom gRPC does not suit; docs/http.md shows it with curl.
 

@@ -81,6 +81,8 @@ async def test_a_picture_is_uploaded_tuned_and_edited_as_json(edge: Edge, world:
     """The calls of pictures, tunings and edits, each by its path, with the fields of the contract (F35)."""
     image = await json_of(edge, "POST", f"{MINE}/images", picture())
     assert image["name"].startswith("tenants/default/images/") and (image["width"], image["height"]) == (40, 30)
+    assert await json_of(edge, "GET", f"/v1/{image['name']}") == image
+    assert [image] == (await json_of(edge, "GET", f"{MINE}/images"))["images"]
     tuning = await json_of(edge, "POST", f"{MINE}/tunings", {"image": image["name"], "labels": {"of": "a test"}})
     path = f"/v1/{tuning['name']}"
     watched = [line async for line in lines_of(edge, "GET", f"{path}:watch")]
@@ -112,6 +114,8 @@ async def test_a_picture_is_uploaded_tuned_and_edited_as_json(edge: Edge, world:
     assert {} == await json_of(edge, "DELETE", f"/v1/{image['name']}?allow_missing=true")
     info = await json_of(edge, "GET", "/v1/serverInfo")
     assert info["base_model"]["name"] == "tiny"
+    for path in (f"{MINE}/usage", "/v1/usage"):
+        assert ["tenants/default"] == [one["parent"] for one in (await json_of(edge, "GET", path))["usage"]]
 
 
 @pytest.mark.parametrize("protocol", ["JSON", "gRPC"])
