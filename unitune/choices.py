@@ -32,7 +32,7 @@ NO_SECOND_PASS_OF_INPAINTING = (
 )
 DEFAULT_MASK_PADDING = 32  # pixels of the base image
 DEFAULT_RESAMPLES = 3  # other seeds that the CLIP filter may try
-DEFAULT_SECOND_PASS_STRENGTH, DEFAULT_SECOND_PASS_SCALE = 0.2, 2.0
+DEFAULT_SECOND_PASS_SCALE = 2.0
 MAX_SEEDS = EDIT["seeds"].limits.max_items  # pictures of one edit
 MAX_SIGMA = SAMPLING["guidance_sigma_low"].most
 

@@ -16,6 +16,7 @@ from tuner_svc.base_model import BaseModel, load
 from tuner_svc.export.check import check_batches, check_refit, check_side
 from tuner_svc.export.clip import export_clip, has_clip
 from tuner_svc.export.denoiser import example, export_denoiser
+from tuner_svc.export.fast_lora import export_fast_lora
 from tuner_svc.export.frozen import export_frozen, export_tokenizer
 from tuner_svc.export.graph import ExportError
 from tuner_svc.export.preview import latent_to_rgb
@@ -135,6 +136,9 @@ def _fill(folder: Path, base_model: Path, model: BaseModel, say: Say) -> None:
     weights = folder / BaseModelSpec.base_weights
     with TemporaryDirectory(dir=folder, prefix=".scratch-") as scratch:
         tensors = export_denoiser(model, folder, Path(scratch))
+    if model.fast_lora is not None:
+        say("writing the fast LoRA")
+        export_fast_lora(model, model.fast_lora, folder)
     say("checking the denoiser with other weights")
     with TemporaryDirectory(dir=folder, prefix=".scratch-") as scratch:
         size_bytes = weights.stat().st_size
