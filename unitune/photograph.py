@@ -107,7 +107,7 @@ class Photograph:
 
 def _values_of(data: bytes, image: Image.Image) -> Values:
     """All bits of a picture's values."""
-    lower = None if image.mode == sixteen_bits.GREY else picture_file.read_lower_bytes(data)
+    lower = None if image.mode == picture_file.GREY_16_BITS else picture_file.read_lower_bytes(data)
     values = np.empty((image.height, image.width, 4 if image.mode == "RGBA" else 3), np.uint16)
     for top, bottom, strip in picture_file.strips(image):
         below = None if lower is None else lower.crop((0, top, image.width, bottom))

@@ -18,7 +18,6 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from unitune import sixteen_bits
 from unitune.colour_profile import ColourProfile, UnusableProfile, largest_difference, profile_of, usable_profile_of
 from unitune.errors import InvalidArgument
 from unitune.picture_header import (
@@ -53,6 +52,12 @@ _DRAFT = 8  # a JPEG is decoded at an eighth of its sides where only its soundne
 
 EXIF_ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)  # orientations that swap the sides
+
+GREY_16_BITS = "I;16"  # the one mode of Pillow that has all 16 bits of a value
+# Of colours it unpacks the higher byte of each, which comes first in a PNG; and this is how the lower ones come out.
+_LOWER_BYTES = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}
+_READ_WITH_16_BITS = (0, 2, 6)  # PNG's colour types: grey, colour, colour with opacity
+_PNG_DEPTH_AT, _PNG_TYPE_AT = 24, 25  # in the file
 
 _GREY_MODES = ("1", "L", "LA", "La", "I", "I;16")
 GREY_LEVELS = 2  # of 255 by which the channels of a grey picture may differ, as those of a JPEG do
@@ -108,7 +113,10 @@ def read_lower_bytes(data: bytes, field: str = "image") -> Image.Image:
 
 def keeps_16_bits(data: bytes, image: Image.Image, profile: ColourProfile | None) -> bool:
     """Whether results of a PNG, which is decoded, can have its own values of 16 bits."""
-    return kind_of(data) == PNG and sixteen_bits.are_read(data, image) and (profile is None or profile.is_kept)
+    if kind_of(data) != PNG or data[_PNG_DEPTH_AT] != 16 or data[_PNG_TYPE_AT] not in _READ_WITH_16_BITS:
+        return False
+    # A colour that stands for transparency is one of 16 bits, too.
+    return "transparency" not in image.info and (profile is None or profile.is_kept)
 
 
 def flattened(
@@ -278,7 +286,7 @@ def _load(data: bytes, head: Header, is_draft: bool, is_lower: bool) -> ImageFil
     if is_draft and head.kind == JPEG:
         image.draft(None, (max(head.width // _DRAFT, 1), max(head.height // _DRAFT, 1)))
     if is_lower:
-        sixteen_bits.take_lower_bytes(image)
+        image.tile = [tile._replace(args=_LOWER_BYTES[str(tile.args)]) for tile in image.tile]
     image.load()
     _orientation(image)  # EXIF is read at the first question, and may be damaged
     return image

@@ -1,6 +1,6 @@
-"""PNG files of 16 bits a channel: all of their values, where Pillow reads the higher half, and files of such values.
+"""Values of 16 bits a channel, of which Pillow reads the higher or the lower bytes, and PNG files of them.
 
-Pillow has no colour picture of 16 bits, but it can be told to read either byte of each value. A picture is read twice.
+Pillow has no colour picture of 16 bits.
 """
 
 import struct
@@ -9,35 +9,17 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
+from PIL import Image
 
 from unitune import png_text
 
 Values = NDArray[np.uint16]  # (height, width, 3 or 4): RGB or RGBA
 
 FROM_EIGHT = 257  # times a value of 8 bits is the same share of white
-GREY = "I;16"  # Pillow's mode of grey of 16 bits, which has all of them
-# How Pillow unpacks the higher bytes of a PNG's values, which come first -> how the lower ones.
-_LOWER = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}
-_GREY, _COLOUR, _COLOUR_AND_ALPHA = 0, 2, 6  # PNG's colour types
-_DEPTH_AT, _TYPE_AT = 24, 25  # in a PNG's file
+_COLOUR, _COLOUR_AND_ALPHA = 2, 6  # PNG's colour types
 _UP = b"\2"  # the filter of each row: the difference to the row above
 COMPRESSION = 1  # zlib level, as for files of 8 bits
 IDAT_BYTES = 1 << 20  # of one chunk of pixels
-
-
-def are_read(png: bytes, image: Image.Image) -> bool:
-    """Whether the values of a PNG, which Pillow has opened as `image`, have 16 bits that are read here.
-
-    Grey with transparency is not, and neither is a colour that stands for transparency.
-    """
-    types = (_GREY, _COLOUR, _COLOUR_AND_ALPHA)
-    return png[_DEPTH_AT] == 16 and png[_TYPE_AT] in types and "transparency" not in image.info
-
-
-def take_lower_bytes(image: ImageFile.ImageFile) -> None:
-    """Have a picture of colours that is opened, and not decoded, decode into the lower bytes of its values."""
-    image.tile = [tile._replace(args=_LOWER[str(tile.args)]) for tile in image.tile]
 
 
 def values_of(higher: Image.Image, lower: Image.Image | None) -> Values:

@@ -48,14 +48,14 @@ class CompletedTensors(Mapping[str, NDArray[Any]]):
 
 
 @dataclass(frozen=True)
-class FastLora:
+class FastLoraChanges:
     """The base model's fast LoRA: its changes as unitune.codecs stores them, and what proves them."""
 
     stored: Tensors
     probe: Array  # the denoiser's answer with the base weights and these changes
 
     @classmethod
-    def read(cls, folder: Path, spec: BaseModelSpec) -> "FastLora | None":
+    def read(cls, folder: Path, spec: BaseModelSpec) -> "FastLoraChanges | None":
         """That of an engine folder, if the base model has one. It lies in the file's memory map."""
         if spec.fast_lora is None:
             return None

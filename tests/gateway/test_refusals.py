@@ -154,7 +154,7 @@ async def test_picture_too_large_for_a_request_is_refused(world: World) -> None:
         ({"config": sampling_config(fast=True, automatic=True)}, "config.automatic", "true"),
         ({"config": sampling_config(fast=True, method="sdedit")}, "config.fast", "true"),
         ({"config": sampling_config(fast_lora=True)}, "config.fast_lora", "true"),
-        ({"config": sampling_config(fast_lora=True, automatic=True)}, "config.automatic", "true"),
+        ({"config": sampling_config(fast_lora=True, automatic=True)}, "config.fast_lora", "true"),
         ({"config": sampling_config(tcd_gamma=1.5)}, "config.tcd_gamma", "1.5"),
         ({"config": sampling_config(tcd_gamma=0.5)}, "config.tcd_gamma", "0.5"),
         ({"config": sampling_config(tcd_gamma=0.5, scheduler="lcm")}, "config.tcd_gamma", "0.5"),

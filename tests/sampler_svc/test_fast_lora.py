@@ -13,7 +13,7 @@ import torch
 from sampler_svc.build.folder import build
 from sampler_svc.engines.cpu import OrtEngine
 from sampler_svc.engines.engine import EngineSpec, WeightSet
-from sampler_svc.engines.weights import FastLora, tuned_weights, with_fast_lora
+from sampler_svc.engines.weights import FastLoraChanges, tuned_weights, with_fast_lora
 from sampler_svc.model import Model
 from sampler_svc.service import SamplerService
 from tests.fast_loras import add_fast_lora, save_merged
@@ -89,7 +89,7 @@ def model(fast_engine: Path) -> Model:
 
 
 @pytest.fixture
-def lora(model: Model) -> FastLora:
+def lora(model: Model) -> FastLoraChanges:
     """Its fast LoRA."""
     assert model.fast_lora is not None
     return model.fast_lora
@@ -105,7 +105,7 @@ def engine(fast_engine: Path, model: Model) -> Iterator[OrtEngine]:
 
 
 def test_an_edit_is_that_of_diffusers_with_the_merged_weights(
-    model: Model, engine: OrtEngine, lora: FastLora, tuned: TunedWeights, fast_folder: Path, tmp_path: Path
+    model: Model, engine: OrtEngine, lora: FastLoraChanges, tuned: TunedWeights, fast_folder: Path, tmp_path: Path
 ) -> None:
     """Base, tuning and LoRA together at four steps of LCM, against a pipeline whose weights are their sum; the tuning
     alone and the LoRA alone give other pictures."""
@@ -129,7 +129,7 @@ def test_an_edit_is_that_of_diffusers_with_the_merged_weights(
 
 
 def test_refits_there_and_back_leave_nothing_behind(
-    model: Model, engine: OrtEngine, lora: FastLora, tuned: TunedWeights
+    model: Model, engine: OrtEngine, lora: FastLoraChanges, tuned: TunedWeights
 ) -> None:
     """With the LoRA, without it and with it again gives the same answers; so does the base model after it."""
     plain, both = (
@@ -148,7 +148,7 @@ def test_refits_there_and_back_leave_nothing_behind(
 
 @pytest.mark.parametrize("lost", ["tuning", "lora", "everything", "weight"])
 def test_a_sum_that_lacks_a_part_is_refused(
-    lost: str, model: Model, engine: OrtEngine, lora: FastLora, tuned: TunedWeights
+    lost: str, model: Model, engine: OrtEngine, lora: FastLoraChanges, tuned: TunedWeights
 ) -> None:
     """The probe tells the sum from the tuning alone, the LoRA alone, the base model, and another weight of the LoRA."""
     both = lora.added_to_tuned(tuned, model.base, model.spec.digest)
@@ -167,7 +167,7 @@ def test_a_sum_that_lacks_a_part_is_refused(
     engine.refit(both)
 
 
-def test_a_tuning_without_that_proof_is_refused(model: Model, lora: FastLora, tuned: TunedWeights) -> None:
+def test_a_tuning_without_that_proof_is_refused(model: Model, lora: FastLoraChanges, tuned: TunedWeights) -> None:
     """Weights whose tuner did not answer with the LoRA are not sampled with it."""
     with pytest.raises(DataLoss, match="no probe with the fast LoRA"):
         lora.added_to_tuned(replace(tuned, extras={}), model.base, model.spec.digest)
