@@ -15,7 +15,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def deep_png(values: np.ndarray, *others: tuple[bytes, bytes]) -> bytes:
-    """The file of values (h, w, channels), uint16, with other chunks; rows have the filters none, sub and up in turn."""
+    """The file of values (h, w, channels), uint16, with other chunks; rows have filters none, sub and up in turn."""
     height, width, channels = values.shape
     rows = values.astype(">u2").reshape(height, -1).view(np.uint8).astype(int)
     lines = []
