@@ -373,8 +373,7 @@ def load(folder: Path, device: str = "cpu") -> BaseModel:
     if parts.second_clip is not None:
         text_encoder = TextEncoderPair(clip, parts.second_clip, settings.skipped_layers)
     return BaseModel(
-        # `model` is no useful name; the folder above has a better one.
-        name=folder.resolve().parent.name if folder.resolve().name == "model" else folder.resolve().name,
+        name=name_of(folder),
         digest=digest(folder),
         device=torch.device(device),
         tokenizer=tokenizer,
@@ -399,6 +398,12 @@ def load(folder: Path, device: str = "cpu") -> BaseModel:
         pooled_width=parts.pooled_width,
         empty_is_zeros=settings.empty_is_zeros,
     )
+
+
+def name_of(folder: Path) -> str:
+    """What people call the base model in a folder. `model` is no useful name; the folder above has a better one."""
+    whole = folder.resolve()
+    return whole.parent.name if whole.name == "model" else whole.name
 
 
 class Parts(NamedTuple):

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -166,9 +166,18 @@ def model_files(folder: Path) -> list[Path]:
 
 def digest(folder: Path) -> str:
     """sha256, hexadecimal, over names and contents of `model_files`. Raises UnusableBaseModel."""
+    return _digest_of(folder, model_files)
+
+
+def graphs_digest(folder: Path) -> str:
+    """The same without the preset, on which no exported graph depends."""
+    return _digest_of(folder, lambda folder: [path for path in model_files(folder) if path != Path(PRESET_FILE)])
+
+
+def _digest_of(folder: Path, files: Callable[[Path], list[Path]]) -> str:
     check_layout(folder)
     total = hashlib.sha256()
-    for path in model_files(folder):
+    for path in files(folder):
         total.update(f"{path.as_posix()} {file_digest(folder / path)}\n".encode())
     return total.hexdigest()
 

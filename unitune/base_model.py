@@ -265,6 +265,7 @@ class BaseModelSpec:
     is_inpainting: bool = False  # the denoiser is shown a mask and the picture (unitune.diffusion.inpainting)
     empty_is_zeros: bool = False  # the conditioning of an empty prompt is zeros, not the text encoders' answer
     base_weights: str = "denoiser.safetensors"  # the base model's denoiser tensors, by PyTorch name, fp32
+    graphs: str = ""  # digest of what the graphs depend on: all that `digest` is of but the preset; empty: not known
     schema: int = SCHEMA
     files: Mapping[str, str] = field(default_factory=dict)  # file name to sha256
 
