@@ -21,7 +21,7 @@ A graphs folder holds
     denoiser.safetensors, super_resolution.safetensors    the weights of both, by PyTorch name, fp32; also the graphs'
                             external data, so that there is one copy of them
     fast_lora.safetensors   the changes of a LoRA that distils the denoiser to few steps, where the base model has one,
-                            as unitune.codecs stores them (lora), and its answer with them to the input of a probe
+                            as unitune.codecs stores them (lora), and the probe's answers with and without them
     *.onnx.data             weights of the other graphs, where they are large
 
 Batch sizes are dynamic, and so is k, 1 or more. Height and width of pictures and latents are, too: those of any working
@@ -72,6 +72,12 @@ def file_digest(path: Path) -> str:
 def is_large(size_bytes: int) -> bool:
     """Whether weights of this size are checked in the cheapest way, stored outside of graphs, and not copied."""
     return size_bytes > LARGE_BYTES
+
+
+def check_side(own: tuple[int, int], step: int, size_bytes: int) -> tuple[int, int]:
+    """Height and width of the latents that a network with weights of this size is checked with: its own, or, for a
+    large one that takes all multiples of `step`, few of them. Every weight has its part in an answer of any size."""
+    return (2 * step, 3 * step) if step and is_large(size_bytes) else own
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,6 @@ EXTRA = "extra."  # before the names of `Manifest.extras`
 SUPER_RESOLUTION = "super_resolution."  # begins the names of that model's tensors, and of its probe's two extras
 SUPER_RESOLUTION_TUNED, SUPER_RESOLUTION_BASE = f"{SUPER_RESOLUTION}probe.tuned", f"{SUPER_RESOLUTION}probe.base"
 FAST_LORA_TUNED = "fast_lora.probe.tuned"  # an extra: the answer with the tuned weights and the base model's fast LoRA
-FAST_LORA_PROBE = "probe"  # in a base model's file of its fast LoRA: the answer with the base weights and the LoRA
 PROBES = (SUPER_RESOLUTION_TUNED, SUPER_RESOLUTION_BASE, FAST_LORA_TUNED)  # the extras that only prove a refit
 PROBE_SEED = 0  # of all probes that are made now
 WEIGHTS_FILE = "weights.safetensors"

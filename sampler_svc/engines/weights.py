@@ -20,8 +20,9 @@ from unitune.codecs import DecodedTensors
 from unitune.errors import DataLoss, FailedPrecondition
 from unitune.tensor_file import map_tensors
 from unitune.weights import (
-    FAST_LORA_PROBE,
     FAST_LORA_TUNED,
+    PROBE_BASE,
+    PROBE_TUNED,
     SUPER_RESOLUTION_BASE,
     SUPER_RESOLUTION_TUNED,
     TunedWeights,
@@ -52,7 +53,8 @@ class FastLoraChanges:
     """The base model's fast LoRA: its changes as unitune.codecs stores them, and what proves them."""
 
     stored: Tensors
-    probe: Array  # the denoiser's answer with the base weights and these changes
+    answer: Array  # of the base model with these changes to a probe of BASE_PROBE_SEED
+    base_answer: Array  # the same without them
 
     @classmethod
     def read(cls, folder: Path, spec: BaseModelSpec) -> "FastLoraChanges | None":
@@ -60,13 +62,12 @@ class FastLoraChanges:
         if spec.fast_lora is None:
             return None
         tensors = map_tensors(folder / spec.fast_lora.weights)
-        return cls(
-            {name: tensor for name, tensor in tensors.items() if name != FAST_LORA_PROBE}, tensors[FAST_LORA_PROBE]
-        )
+        answer, base_answer = tensors.pop(PROBE_TUNED), tensors.pop(PROBE_BASE)
+        return cls(tensors, answer, base_answer)
 
     def added_to(self, base: WeightSet) -> WeightSet:
         """The base model's weights with its changes."""
-        probe = Probe(BASE_PROBE_SEED, self.probe, base.probe.expected)
+        probe = Probe(BASE_PROBE_SEED, self.answer, self.base_answer)
         return WeightSet(with_fast_lora(base.id), self._completed(base.tensors), probe)
 
     def added_to_tuned(self, tuned: TunedWeights, base: WeightSet, base_model: str) -> WeightSet:
@@ -80,7 +81,7 @@ class FastLoraChanges:
             expected = tuned.extras[FAST_LORA_TUNED]
         except KeyError as error:
             raise DataLoss("the stored weights carry no probe with the fast LoRA", reason="WEIGHTS_CORRUPT") from error
-        alone = [one for one in (plain.probe.expected, self.probe) if one.shape == expected.shape]
+        alone = [one for one in (plain.probe.expected, self.answer) if one.shape == expected.shape]
         nearest = min(alone, key=lambda answer: float(np.linalg.norm(answer - expected)), default=plain.probe.expected)
         probe = Probe(tuned.manifest.probe_seed, expected, nearest)
         return WeightSet(with_fast_lora(plain.id), self._completed(plain.tensors), probe)
@@ -111,7 +112,8 @@ def super_resolution_weights(folder: Path, stage: SuperResolutionSpec) -> Weight
 
 def _read_base(weights: Path, probe: Path) -> WeightSet:
     answer = load_file(probe)["base"]
-    return WeightSet(BASE, map_tensors(weights), Probe(BASE_PROBE_SEED, answer, answer))
+    _, _, height, width = answer.shape
+    return WeightSet(BASE, map_tensors(weights), Probe(BASE_PROBE_SEED, answer, answer, (height, width)))
 
 
 def tuned_weights(tuned: TunedWeights, base: WeightSet, base_model: str) -> WeightSet:
