@@ -14,6 +14,7 @@ from diffusers import UNet2DConditionModel
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tuner_svc.lora_file import Factors, read_lora
 from tuner_svc.model_folder import (
     FAST_LORA_FOLDER,
     FAST_LORA_WEIGHTS,
@@ -22,9 +23,8 @@ from tuner_svc.model_folder import (
     has_two_text_encoders,
     read_fast_lora_settings,
 )
-from tuner_svc.single_file.lora import Factors, read_lora
-from tuner_svc.single_file.original_names import original_module
-from tuner_svc.single_file.tensor_file import read_header
+from tuner_svc.original_names import original_module
+from tuner_svc.tensor_file import read_header
 from unitune.base_model import FastLoraSpec
 from unitune.codecs import DecodedTensors
 

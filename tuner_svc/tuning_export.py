@@ -24,10 +24,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tuner_svc.base_model import BaseModel, load
+from tuner_svc.lora_file import KOHYA
 from tuner_svc.model_folder import UnusableBaseModel
+from tuner_svc.original_names import original_module
 from tuner_svc.probe import probe_answer
-from tuner_svc.single_file.lora import KOHYA
-from tuner_svc.single_file.original_names import original_module
 from unitune.codecs import LORA_RANK, decode, low_rank
 from unitune.errors import DataLoss, FailedPrecondition, UniTuneError
 from unitune.object_store import ObjectStore

@@ -14,6 +14,7 @@ from torch import Tensor
 from tuner_svc.base_model import load
 from tuner_svc.fast_lora import read_factors
 from tuner_svc.few_steps import KINDS, Distilled, names_of_file, told_by_names
+from tuner_svc.lora_file import Factors, merged, read_lora
 from tuner_svc.model_folder import (
     FAST_LORA_FOLDER,
     FAST_LORA_SETTINGS,
@@ -41,10 +42,9 @@ from tuner_svc.single_file.convert import (
     unet_shapes,
 )
 from tuner_svc.single_file.family import SAMPLE_SIDE_OF_V, SD_2, Family, family_of, refuse_other_kinds
-from tuner_svc.single_file.lora import Factors, merged, read_lora
 from tuner_svc.single_file.measured_prediction import kind_of, measure
 from tuner_svc.single_file.prediction import PredictionType, UntoldPrediction, prediction_of
-from tuner_svc.single_file.tensor_file import read_header, write_tensors
+from tuner_svc.tensor_file import read_header, write_tensors
 from unitune.tensor_file import FileHeader
 
 MERGES = Path(__file__).parent / "clip_merges.txt.gz"  # of CLIP's vocabulary

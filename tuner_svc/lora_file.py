@@ -13,7 +13,7 @@ from types import MappingProxyType
 from torch import Tensor
 
 from tuner_svc.model_folder import SECOND_TEXT_ENCODER, UnusableBaseModel
-from tuner_svc.single_file.tensor_file import read_header, read_tensors
+from tuner_svc.tensor_file import read_header, read_tensors
 
 KOHYA = {"unet": "lora_unet_", "text_encoder": "lora_te_"}  # by part
 KOHYA_OF_PAIR = {**KOHYA, "text_encoder": "lora_te1_", SECOND_TEXT_ENCODER: "lora_te2_"}  # of SDXL
