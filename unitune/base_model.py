@@ -72,6 +72,12 @@ def is_large(size_bytes: int) -> bool:
     return size_bytes > LARGE_BYTES
 
 
+def check_side(own: tuple[int, int], step: int, size_bytes: int) -> tuple[int, int]:
+    """Height and width of the latents that a network with weights of this size is checked with: its own, or, for a
+    large one that takes all multiples of `step`, few of them. Every weight has its part in an answer of any size."""
+    return (2 * step, 3 * step) if step and is_large(size_bytes) else own
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """A tensor of the denoiser: its shape in PyTorch, and its layout in the graph."""

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from sampler_svc.build.builder import DENOISER_DATA, EXPORT_AGAIN, BackendBuilder, BuildError, link_others
 from sampler_svc.build.cpu_layout import lay_out
-from sampler_svc.build.refit_check import base_and_random_weights, check_refits
+from sampler_svc.build.refit_check import check_refits, references
 from sampler_svc.engines.cpu import (
     NEW_SESSION,
     OFFLINE_OPTIMISATION,
@@ -60,11 +60,11 @@ def verify(graphs: Path, engine_folder: Path, spec: BaseModelSpec) -> tuple[str,
     engine_spec = EngineSpec.from_model(spec)
     weights, probe = engine_folder / spec.base_weights, engine_folder / PROBE_FILE
     with TemporaryDirectory(dir=engine_folder, prefix=".scratch-") as scratch:
-        base, other = base_and_random_weights(graphs / DENOISER, engine_spec, weights, probe, Path(scratch))
-        layout = GraphLayout(engine_spec, base.tensors)
-        check_refits(OrtEngine(engine_folder, engine_spec, layout=layout), base, other)
+        expected = references(graphs / DENOISER, engine_spec, weights, probe, Path(scratch))
+        layout = GraphLayout(engine_spec, expected.base.tensors)
+        check_refits(OrtEngine(engine_folder, engine_spec, layout=layout), expected)
         try:
-            check_refits(InPlaceEngine(engine_folder, engine_spec, layout=layout), base, other)
+            check_refits(InPlaceEngine(engine_folder, engine_spec, layout=layout), expected)
         except BuildError as error:
             print(f"build: {error}; every refit will open a new session", file=sys.stderr)
             return (NEW_SESSION,)

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from sampler_svc.build.builder import EXPORT_AGAIN, BackendBuilder, BuildError
 from sampler_svc.build.cpu import onnxruntime_builder
-from sampler_svc.build.refit_check import base_and_random_weights, check_refits
+from sampler_svc.build.refit_check import check_refits, references
 from sampler_svc.engines.cpu_super_resolution import SuperResolutionEngine
 from sampler_svc.engines.engine import BackendMissing
 from sampler_svc.engines.folder import (
@@ -96,9 +96,9 @@ def verify_super_resolution(engine_folder: Path, spec: BaseModelSpec) -> None:
     weights, probe = engine_folder / stage.weights, engine_folder / SUPER_RESOLUTION_PROBE_FILE
     graph = engine_folder / SUPER_RESOLUTION_GRAPH
     with TemporaryDirectory(dir=engine_folder, prefix=".scratch-") as scratch:
-        base, other = base_and_random_weights(graph, engine_spec, weights, probe, Path(scratch))
-        layout = GraphLayout(engine_spec, base.tensors)
-        check_refits(SuperResolutionEngine(engine_folder, engine_spec, layout=layout), base, other)
+        expected = references(graph, engine_spec, weights, probe, Path(scratch))
+        layout = GraphLayout(engine_spec, expected.base.tensors)
+        check_refits(SuperResolutionEngine(engine_folder, engine_spec, layout=layout), expected)
 
 
 def _publish(partial: Path, folder: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unitune.base_model import BaseModelSpec, TensorSpec
+from unitune.base_model import BaseModelSpec, TensorSpec, check_side
 from unitune.diffusion.conditioning import denoiser_inputs
 from unitune.errors import DataLoss, Internal
 from unitune.weights import probe_input
@@ -89,10 +89,18 @@ class EngineSpec:
             sizes = f"height and width multiples of {self.step}" if self.step else f"{side[0]}x{side[1]}"
             raise ValueError(f"latents of {found} do not fit: they must have {channels} channels, {sizes}")
 
-    def question(self, seed: int) -> "tuple[Array, NDArray[np.int64], Array]":
-        """The probe's latents, timesteps and contexts."""
-        channels, *side = self.latent
-        found = probe_input(seed, channels, (side[0], side[1]), self.context, has_noise_level=self.has_noise_level)
+    @property
+    def check_side(self) -> tuple[int, int]:
+        """Height and width of the latents that a build checks refits with."""
+        _, *side = self.latent
+        return check_side((side[0], side[1]), self.step, sum(tensor.size_bytes for tensor in self.tensors.values()))
+
+    def question(self, seed: int, side: tuple[int, int] | None = None) -> "tuple[Array, NDArray[np.int64], Array]":
+        """The probe's latents, of the model's own height and width or of `side`, its timesteps and contexts."""
+        channels, *own = self.latent
+        found = probe_input(
+            seed, channels, side or (own[0], own[1]), self.context, has_noise_level=self.has_noise_level
+        )
         return found["sample"], found["timestep"], found["encoder_hidden_states"]
 
 
@@ -103,6 +111,7 @@ class Probe:
     seed: int
     expected: Array
     base: Array
+    side: tuple[int, int] | None = None  # height and width of its latents; None: the model's own, as for all tunings
 
 
 @dataclass(frozen=True)
@@ -185,7 +194,7 @@ class Engine(ABC):
         """Run the network."""
 
     def _prove(self, probe: Probe) -> float:
-        self.probe_answer = self._compute(*self.spec.question(probe.seed))
+        self.probe_answer = self._compute(*self.spec.question(probe.seed, probe.side))
         return probe_ratio(self.probe_answer, probe, self.rounding)
 
 

@@ -50,7 +50,8 @@ def super_resolution_weights(folder: Path, stage: SuperResolutionSpec) -> Weight
 
 def _read_base(weights: Path, probe: Path) -> WeightSet:
     answer = load_file(probe)["base"]
-    return WeightSet(BASE, map_tensors(weights), Probe(BASE_PROBE_SEED, answer, answer))
+    _, _, height, width = answer.shape
+    return WeightSet(BASE, map_tensors(weights), Probe(BASE_PROBE_SEED, answer, answer, (height, width)))
 
 
 def tuned_weights(tuned: TunedWeights, base: WeightSet, base_model: str) -> WeightSet:

@@ -9,7 +9,7 @@ import pytest
 from sampler_svc.build import cpu as cpu_build
 from sampler_svc.build.builder import BuildError
 from sampler_svc.build.folder import build
-from sampler_svc.build.refit_check import MAX_REFIT_RATIO, check_refits, random_weights, reference_answer
+from sampler_svc.build.refit_check import MAX_REFIT_RATIO, References, check_refits, random_weights, reference_answer
 from sampler_svc.config import SamplerConfig
 from sampler_svc.engines import refit_modes
 from sampler_svc.engines.cpu import NEW_SESSION, OrtEngine, session_options
@@ -77,16 +77,17 @@ class Forgetful(InPlaceEngine):
 
 
 @pytest.fixture(scope="module")
-def sets(tiny_graphs: Path, spec: BaseModelSpec, base: WeightSet) -> tuple[WeightSet, WeightSet]:
-    """The two sets of weights that a build tries."""
+def expected(tiny_graphs: Path, spec: BaseModelSpec, base: WeightSet) -> References:
+    """The two sets of weights that a build tries, and what an engine must answer."""
     drawn = random_weights(base.tensors)
     of_base, of_drawn = (
         reference_answer(tiny_graphs / DENOISER, EngineSpec.from_model(spec), tensors)
         for tensors in (base.tensors, drawn)
     )
-    return (
-        WeightSet("base", base.tensors, Probe(0, of_base, of_base)),
-        WeightSet("other", drawn, Probe(0, of_drawn, of_base)),
+    return References(
+        WeightSet("base", base.tensors, Probe(0, of_base, of_base, spec.latent_side)),
+        WeightSet("other", drawn, Probe(0, of_drawn, of_base, spec.latent_side)),
+        of_base,
     )
 
 
@@ -102,7 +103,7 @@ def test_the_build_finds_weights_that_silently_did_not_take(
     engine_folder: Path,
     spec: BaseModelSpec,
     base: WeightSet,
-    sets: tuple[WeightSet, WeightSet],
+    expected: References,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Optimisation, prepacking, another layout, copied buffers and a forgotten tensor each fail; the real engine, on
@@ -110,16 +111,16 @@ def test_the_build_finds_weights_that_silently_did_not_take(
     monkeypatch.setattr(Forgetful, "forgotten", min(base.tensors))
 
     for right in (InPlaceEngine, Plain):
-        check_refits(open_engine(right, engine_folder, spec, base), *sets)
+        check_refits(open_engine(right, engine_folder, spec, base), expected)
     with pytest.raises(BuildError):
-        check_refits(open_engine(kind, engine_folder, spec, base), *sets)
+        check_refits(open_engine(kind, engine_folder, spec, base), expected)
 
 
 def test_the_build_would_find_any_single_tensor_left_behind(
-    engine_folder: Path, spec: BaseModelSpec, base: WeightSet, sets: tuple[WeightSet, WeightSet]
+    engine_folder: Path, spec: BaseModelSpec, base: WeightSet, expected: References
 ) -> None:
     """With its random weights every tensor alone moves the answer by more than the bound, and rounding by far less."""
-    engine, drawn = open_engine(InPlaceEngine, engine_folder, spec, base), sets[1]
+    engine, drawn = open_engine(InPlaceEngine, engine_folder, spec, base), expected.other
     engine.refit(drawn)
     of_drawn = engine.run(*question(engine.spec, seed=0))
     effect = np.linalg.norm(drawn.probe.expected - drawn.probe.base)

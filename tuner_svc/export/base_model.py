@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tuner_svc.base_model import BaseModel, load
-from tuner_svc.export.check import check_batches, check_refit, check_side
+from tuner_svc.export.check import check_batches, check_refit
 from tuner_svc.export.clip import export_clip, has_clip
 from tuner_svc.export.denoiser import example, export_denoiser
 from tuner_svc.export.frozen import export_frozen, export_tokenizer
@@ -22,7 +22,7 @@ from tuner_svc.export.preview import latent_to_rgb
 from tuner_svc.export.super_resolution import export_super_resolution
 from tuner_svc.model_folder import digest
 from unitune.attention import CONTROLLED_FILE
-from unitune.base_model import BaseModelSpec, file_digest
+from unitune.base_model import BaseModelSpec, check_side, file_digest
 from unitune.graph_files import DENOISER
 from unitune.known_pictures import KNOWN_PICTURES_FILE
 
@@ -138,8 +138,8 @@ def _fill(folder: Path, base_model: Path, model: BaseModel, say: Say) -> None:
     say("checking the denoiser with other weights")
     with TemporaryDirectory(dir=folder, prefix=".scratch-") as scratch:
         size_bytes = weights.stat().st_size
-        batches, side = check_batches(size_bytes), check_side(model, size_bytes)
-        questions = [example(model, batch, seed=1, side=side) for batch in batches]
+        side = check_side(model.latent_side, model.spec.latent_step, size_bytes)
+        questions = [example(model, batch, seed=1, side=side) for batch in check_batches(size_bytes)]
         check_refit(folder / DENOISER, model.denoiser, weights, questions, Path(scratch), folder / CONTROLLED_FILE)
     stage = None
     if model.super_resolver is not None and model.super_resolution is not None:

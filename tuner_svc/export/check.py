@@ -12,7 +12,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from tuner_svc.base_model import BaseModel, DenoiserModule, SuperResolver
+from tuner_svc.base_model import DenoiserModule, SuperResolver
 from tuner_svc.export.graph import ExportError
 from tuner_svc.export.weights import holding, mapped, write_random_weights
 from unitune.attention import no_controls
@@ -29,13 +29,6 @@ CHECK_BATCHES_OF_LARGE = (1,)
 def check_batches(size_bytes: int) -> tuple[int, ...]:
     """The batches that a graph with weights of this size is checked with."""
     return CHECK_BATCHES_OF_LARGE if is_large(size_bytes) else CHECK_BATCHES
-
-
-def check_side(model: BaseModel, size_bytes: int) -> tuple[int, int]:
-    """Height and width of the latents that a graph with weights of this size is checked with: the model's own, or, for
-    a large graph that takes other sizes, few of them. The build asks such a graph at the model's own size."""
-    step = model.spec.latent_step
-    return (2 * step, 3 * step) if step and is_large(size_bytes) else model.latent_side
 
 
 def check_graph(path: Path, module: nn.Module, inputs: dict[str, Tensor]) -> np.ndarray:

@@ -9,8 +9,9 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from tuner_svc.base_model import BaseModel
-from tuner_svc.export.check import check_batches, check_graph, check_side
+from tuner_svc.export.check import check_batches, check_graph
 from tuner_svc.export.graph import EXAMPLES, ExportError, save, to_graph, weights_size
+from unitune.base_model import check_side
 from unitune.graph_files import IMAGE_DECODER, IMAGE_ENCODER, SECOND_TOKENIZER, TEXT_ENCODER, TOKENIZER
 
 
@@ -47,8 +48,9 @@ def export_frozen(folder: Path, model: BaseModel) -> None:
         graph = to_graph(module, draw(EXAMPLES, model.latent_side), output_name, step=free)
         save(graph, folder / file_name)
         size_bytes = weights_size(graph)
+        side = check_side(model.latent_side, model.spec.latent_step, size_bytes)
         for batch in check_batches(size_bytes):
-            check_graph(folder / file_name, module, draw(batch, check_side(model, size_bytes)))
+            check_graph(folder / file_name, module, draw(batch, side))
 
 
 def save_tokenizer(tokenizer: CLIPTokenizer, num_tokens: int, path: Path) -> None:
