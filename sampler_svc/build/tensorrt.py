@@ -29,8 +29,8 @@ from sampler_svc.engines.tensorrt import (
     tensorrt_facts,
     type_in_plan,
 )
-from sampler_svc.engines.trt_api import IBuilderConfig, ITensor, TensorRT
-from sampler_svc.engines.trt_library import TENSORRT, TrtLibrary, open_library
+from sampler_svc.engines.trt_api import IBuilderConfig, ITensor, ParserError, TensorRT
+from sampler_svc.engines.trt_library import TENSORRT, TrtLibrary, logger_of, open_library
 from sampler_svc.engines.weights import base_weights
 from unitune.base_model import BaseModelSpec
 from unitune.errors import UniTuneError
@@ -49,14 +49,17 @@ class ParsedGraph:
     def __init__(self, trt: TensorRT, graph: Path, library: TrtLibrary = TENSORRT) -> None:
         """Raises BuildError with the parser's errors, in one line."""
         self._trt, self._library = trt, library
-        self._log = trt.Logger(trt.ILogger.Severity.WARNING)
+        self._log = logger_of(trt)
         self.builder = trt.Builder(self._log)
         typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         self.network = self.builder.create_network(typed)
         self._parser = trt.OnnxParser(self.network, self._log)
-        if not self._parser.parse_from_file(str(graph)):
-            errors = [self._parser.get_error(index).desc() for index in range(self._parser.num_errors)]
-            told = " ".join("; ".join(errors).split())
+        # It warns that timesteps are of 64 bits, which `shapes` checks.
+        before, self._log.min_severity = self._log.min_severity, trt.ILogger.Severity.ERROR
+        is_read = self._parser.parse_from_file(str(graph))
+        self._log.min_severity = before
+        if not is_read:
+            told = "; ".join(map(_in_words, map(self._parser.get_error, range(self._parser.num_errors))))
             raise BuildError(f"{library.title} cannot read the fp16 graph: {told or 'it does not say why'}")
 
     def mark_refittable(self, names: Iterable[str]) -> None:
@@ -87,6 +90,11 @@ class ParsedGraph:
                     f"{name} of the fp16 graph has shape {list(sides)}, which is not {list(array.shape)}; "
                     f"{AGAIN_WITH_FP16}"
                 )
+
+
+def _in_words(error: ParserError) -> str:
+    """A parser's error in one line."""
+    return " ".join(f"{error.node_operator()} {error.node_name()}: {error.desc()}".split())
 
 
 def build_plan(

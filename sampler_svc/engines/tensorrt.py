@@ -23,7 +23,7 @@ from sampler_svc.engines.folder import REBUILD, UnusableEngine
 from sampler_svc.engines.fp16_weights import BATCH, run_in_batches, write_fp16
 from sampler_svc.engines.self_test import SelfTestReport
 from sampler_svc.engines.trt_api import ICudaEngine, IExecutionContext, IRuntimeCache, IRuntimeConfig, TensorRT
-from sampler_svc.engines.trt_library import TENSORRT, TrtLibrary, open_library
+from sampler_svc.engines.trt_library import TENSORRT, TrtLibrary, logger_of, open_library
 from unitune import telemetry
 from unitune.base_model import TensorSpec
 from unitune.errors import DataLoss, Internal
@@ -91,7 +91,7 @@ class TrtEngine(Engine):
         try:
             self._fp16 = Fp16Spec.load(folder)
             self.rounding = self._fp16.rounding
-            self._log = trt.Logger(trt.ILogger.Severity.WARNING)
+            self._log = logger_of(trt)
             self._runtime = trt.Runtime(self._log)
             self._engine = self._load((folder / PLAN_FILE).read_bytes())
             self._context = self._open_context(folder / RUNTIME_CACHE_FILE)

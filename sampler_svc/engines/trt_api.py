@@ -24,6 +24,12 @@ ONLY_RTX = (
 )
 
 
+class Logger(Protocol):
+    """Writes to stderr."""
+
+    min_severity: Any
+
+
 class Weights(Protocol):
     """A typed view of memory: it copies nothing, keeps nothing alive, checks nothing."""
 
@@ -116,6 +122,8 @@ class ParserError(Protocol):
     """An error of a parser."""
 
     def desc(self) -> str: ...
+    def node_name(self) -> str: ...
+    def node_operator(self) -> str: ...
 
 
 class OnnxParser(Protocol):
@@ -218,7 +226,7 @@ class TensorRT(Protocol):
     TensorIOMode: Any
     TensorLocation: Any
 
-    def Logger(self, min_severity: Any) -> Any: ...
+    def Logger(self, min_severity: Any) -> Logger: ...
     def Builder(self, logger: Any) -> Builder: ...
     def OnnxParser(self, network: INetworkDefinition, logger: Any) -> OnnxParser: ...
     def Runtime(self, logger: Any) -> Runtime: ...

@@ -8,13 +8,14 @@ nothing. The plan's kernels are compiled just in time, when a context is opened,
 """
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import cast
+from functools import cache
+from typing import Any, cast
 
 from sampler_svc.engines.cuda_device import Device, open_device
 from sampler_svc.engines.engine import BackendMissing
-from sampler_svc.engines.trt_api import TensorRT
+from sampler_svc.engines.trt_api import Logger, TensorRT
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,16 @@ def import_module(library: TrtLibrary) -> TensorRT:
         ) from error
     check_version(module.__version__, library)
     return cast(TensorRT, module)
+
+
+def logger_of(trt: TensorRT) -> Logger:
+    """One for the whole process: the library keeps the first that it gets, and warns of others."""
+    return _logger(trt.Logger, trt.ILogger.Severity.WARNING)
+
+
+@cache
+def _logger(kind: Callable[[Any], Logger], min_severity: Any) -> Logger:
+    return kind(min_severity)
 
 
 def check_version(version: str, library: TrtLibrary = TENSORRT) -> None:
