@@ -25,7 +25,11 @@ SEED :=
 # Set BASE_MODEL to a diffusers folder to use that instead of stickerbook.
 BASE_MODEL :=
 
-.PHONY: demo test quick test-gpu check protos bench editbench soak fuzz train build clean help
+# For the kit: the largest size of its files in MiB, and the Python of the machine with the GPU.
+PIECE_MIB := 60
+GPU_PYTHON := 3.12
+
+.PHONY: demo test quick test-gpu gpu-kit check protos bench editbench soak fuzz train build clean help
 
 demo: $(READY) ## edit a picture with all three services here; pictures in out/demo
 	@$(BIN)/python -m stickerbook.demo
@@ -42,6 +46,9 @@ test-gpu: $(DEV_READY) ## engines and tuner on an NVIDIA GPU, with numbers in ou
 	  $(BIN)/python -m pip install --quiet -c constraints.txt -e ".[sampler-gpu]"; \
 	fi
 	@$(BIN)/python -m pytest -m gpu tests/gpu
+
+gpu-kit: $(DEV_READY) ## out/gpu-kit, to measure on a GPU machine without a network; PIECE_MIB=60, GPU_PYTHON=3.12
+	@$(BIN)/python -m bench.gpu.kit --piece-mib $(PIECE_MIB) --python $(GPU_PYTHON)
 
 check: $(DEV_READY) ## lint, types, who imports whom, protos; seconds once mypy's cache is warm
 	@echo "ruff"

@@ -17,7 +17,7 @@ from google.rpc import status_pb2
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("gateway", "sampler_svc", "stickerbook", "tuner_svc", "unitune", "unitune_client")
 TRAINING = ("diffusers", "onnx", "onnx_ir", "onnxscript", "torch", "transformers")
-RUNTIMES = ("cuda", "onnxruntime", "tensorrt")
+RUNTIMES = ("cuda", "onnxruntime", "tensorrt", "tensorrt_rtx_bindings")
 # Not part of the product: what git does not carry, and others' files.
 NOT_OURS = {".git", ".venv", "build", "dist", "out", "third_party", "work"}
 

@@ -52,8 +52,9 @@ class Fp16Denoiser(nn.Module):
         text_embeds: Tensor | None = None,
         time_ids: Tensor | None = None,
     ) -> Tensor:
-        # Sizes stay fp32: fp16 has not every number above 2048.
-        added = None if text_embeds is None else {"text_embeds": text_embeds.half(), "time_ids": time_ids}
+        # Sizes stay fp32: fp16 has not every number above 2048. The UNet concatenates the pooled embedding with what it
+        # makes of them, and rounds then; a graph may not concatenate two types.
+        added = None if text_embeds is None else {"text_embeds": text_embeds, "time_ids": time_ids}
         context = encoder_hidden_states.half()
         return self.unet(sample.half(), timestep, context, added_cond_kwargs=added).sample.float()
 
