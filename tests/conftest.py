@@ -143,10 +143,11 @@ def tiny_fp16_graphs(tiny_model: Path, tiny_graphs: Path, run_root: Path) -> Pat
 
 @pytest.fixture(scope="session")
 def services_model(tiny_cascade: Path, run_root: Path) -> Path:
-    """The services' base model: the tiny cascade, with a preset of its own for fast edits. Nobody writes to it."""
+    """The services' base model: the tiny cascade with a fast LoRA, and a preset of its own. Nobody writes to it."""
+    from tests.fast_loras import add_fast_lora
 
     def make(folder: Path) -> None:
-        shutil.copytree(tiny_cascade, folder / "tiny")
+        add_fast_lora(Path(shutil.copytree(tiny_cascade, folder / "tiny")))
         (folder / "tiny" / "unitune_preset.json").write_text('{"methods": {"unitune": {"fast_steps": 3}}}')
 
     return made_once(run_root, "services_model", make) / "tiny"

@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from unitune.v1 import scope_pb2 as unitune_dot_v1_dot_scope__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16unitune/v1/usage.proto\x12\nunitune.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x16unitune/v1/scope.proto\"\xd0\x01\n\x05Usage\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tstart_day\x18\x02 \x01(\t\x12\x0f\n\x07\x65nd_day\x18\x03 \x01(\t\x12\x0e\n\x06images\x18\x04 \x01(\x03\x12\x0f\n\x07tunings\x18\x05 \x01(\x03\x12\r\n\x05\x65\x64its\x18\x06 \x01(\x03\x12\x0f\n\x07tuner_s\x18\x07 \x01(\x01\x12\x11\n\tsampler_s\x18\x08 \x01(\x01\x12\x13\n\x0bimage_bytes\x18\t \x01(\x03\x12\x14\n\x0cweight_bytes\x18\n \x01(\x03\x12\x14\n\x0cresult_bytes\x18\x0b \x01(\x03\"\x8b\x01\n\x10ListUsageRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tstart_day\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x15\n\x07\x65nd_day\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tpage_size\x18\x04 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\"N\n\x11ListUsageResponse\x12 \n\x05usage\x18\x01 \x03(\x0b\x32\x11.unitune.v1.Usage\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2`\n\x0cUsageService\x12P\n\tListUsage\x12\x1c.unitune.v1.ListUsageRequest\x1a\x1d.unitune.v1.ListUsageResponse\"\x06\xaa\xbb\x18\x02\x01\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16unitune/v1/usage.proto\x12\nunitune.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x16unitune/v1/scope.proto\"\xd0\x01\n\x05Usage\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tstart_day\x18\x02 \x01(\t\x12\x0f\n\x07\x65nd_day\x18\x03 \x01(\t\x12\x0e\n\x06images\x18\x04 \x01(\x03\x12\x0f\n\x07tunings\x18\x05 \x01(\x03\x12\r\n\x05\x65\x64its\x18\x06 \x01(\x03\x12\x0f\n\x07tuner_s\x18\x07 \x01(\x01\x12\x11\n\tsampler_s\x18\x08 \x01(\x01\x12\x13\n\x0bimage_bytes\x18\t \x01(\x03\x12\x14\n\x0cweight_bytes\x18\n \x01(\x03\x12\x14\n\x0cresult_bytes\x18\x0b \x01(\x03\"\x8b\x01\n\x10ListUsageRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tstart_day\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x15\n\x07\x65nd_day\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tpage_size\x18\x04 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\"N\n\x11ListUsageResponse\x12 \n\x05usage\x18\x01 \x03(\x0b\x32\x11.unitune.v1.Usage\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\x92\x01\n\x0cUsageService\x12\x81\x01\n\tListUsage\x12\x1c.unitune.v1.ListUsageRequest\x1a\x1d.unitune.v1.ListUsageResponse\"7\xaa\xbb\x18\x02\x01\x04\x82\xd3\xe4\x93\x02+\x12\x1c/v1/{parent=tenants/*}/usageZ\x0b\x12\t/v1/usageb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,13 +45,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTUSAGEREQUEST'].fields_by_name['page_token']._loaded_options = None
   _globals['_LISTUSAGEREQUEST'].fields_by_name['page_token']._serialized_options = b'\342A\001\001'
   _globals['_USAGESERVICE'].methods_by_name['ListUsage']._loaded_options = None
-  _globals['_USAGESERVICE'].methods_by_name['ListUsage']._serialized_options = b'\252\273\030\002\001\004'
-  _globals['_USAGE']._serialized_start=96
-  _globals['_USAGE']._serialized_end=304
-  _globals['_LISTUSAGEREQUEST']._serialized_start=307
-  _globals['_LISTUSAGEREQUEST']._serialized_end=446
-  _globals['_LISTUSAGERESPONSE']._serialized_start=448
-  _globals['_LISTUSAGERESPONSE']._serialized_end=526
-  _globals['_USAGESERVICE']._serialized_start=528
-  _globals['_USAGESERVICE']._serialized_end=624
+  _globals['_USAGESERVICE'].methods_by_name['ListUsage']._serialized_options = b'\252\273\030\002\001\004\202\323\344\223\002+\022\034/v1/{parent=tenants/*}/usageZ\013\022\t/v1/usage'
+  _globals['_USAGE']._serialized_start=126
+  _globals['_USAGE']._serialized_end=334
+  _globals['_LISTUSAGEREQUEST']._serialized_start=337
+  _globals['_LISTUSAGEREQUEST']._serialized_end=476
+  _globals['_LISTUSAGERESPONSE']._serialized_start=478
+  _globals['_LISTUSAGERESPONSE']._serialized_end=556
+  _globals['_USAGESERVICE']._serialized_start=559
+  _globals['_USAGESERVICE']._serialized_end=705
 # @@protoc_insertion_point(module_scope)

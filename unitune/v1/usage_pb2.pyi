@@ -1,3 +1,4 @@
+from google.api import annotations_pb2 as _annotations_pb2
 from google.api import field_behavior_pb2 as _field_behavior_pb2
 from unitune.v1 import scope_pb2 as _scope_pb2
 from google.protobuf.internal import containers as _containers
