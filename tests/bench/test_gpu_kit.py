@@ -14,6 +14,8 @@ from bench.gpu import kit_run
 from bench.gpu.kit import WHEELS, anchors, make_kit
 
 THERE = ("torch", "transformers", "onnx")  # what the GPU machine has, with all that these depend on
+# What pytest and grpc import if it is here.
+OPTIONAL = {"execnet", "grpcio-tools", "hypothesis", "pytest-xdist", "sortedcontainers"}
 PARTS = ("tuner", "steps", "tests")  # those that run on a processor
 
 
