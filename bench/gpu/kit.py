@@ -29,12 +29,13 @@ README = ROOT / "bench" / "gpu" / "README.md"
 # and onnx, with theirs. tests/bench/test_gpu_kit.py holds the list to what the parts import.
 WHEELS = {
     "base": (
-        "cuda-bindings", "cuda-pathfinder", "diffusers", "flatbuffers", "googleapis-common-protos", "grpcio",
-        "grpcio-health-checking", "grpcio-reflection", "grpcio-status", "importlib-metadata", "iniconfig", "onnx-ir",
-        "onnxruntime", "onnxscript", "opentelemetry-api", "opentelemetry-exporter-otlp-common",
-        "opentelemetry-exporter-otlp-proto-common", "opentelemetry-exporter-otlp-proto-grpc", "opentelemetry-proto",
-        "opentelemetry-sdk", "opentelemetry-semantic-conventions", "pillow", "pluggy", "prometheus-client", "protobuf",
-        "pygments", "pytest", "pytest-asyncio", "scipy", "zipp",
+        "certifi", "charset-normalizer", "cuda-bindings", "cuda-pathfinder", "diffusers", "flatbuffers",
+        "googleapis-common-protos", "grpcio", "grpcio-health-checking", "grpcio-reflection", "grpcio-status", "idna",
+        "importlib-metadata", "iniconfig", "onnx-ir", "onnxruntime", "onnxscript", "opentelemetry-api",
+        "opentelemetry-exporter-otlp-common", "opentelemetry-exporter-otlp-proto-common",
+        "opentelemetry-exporter-otlp-proto-grpc", "opentelemetry-proto", "opentelemetry-sdk",
+        "opentelemetry-semantic-conventions", "pillow", "pluggy", "prometheus-client", "protobuf", "pygments", "pytest",
+        "pytest-asyncio", "requests", "scipy", "urllib3", "zipp",
     ),
     "onnxruntime": ("onnxruntime-gpu",),
     "tensorrt-rtx": ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu13-libs"),
