@@ -60,6 +60,7 @@ from unitune_client.events import (
     TuningStarted,
     TuningState,
     Upstream,
+    Usage,
     Weights,
 )
 from unitune_client.options import EditOptions, TuningOptions
@@ -124,5 +125,6 @@ __all__ = [
     "Unavailable",
     "UniTuneError",
     "Upstream",
+    "Usage",
     "Weights",
 ]

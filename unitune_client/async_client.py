@@ -8,7 +8,7 @@ import warnings
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import replace
-from datetime import datetime
+from datetime import date, datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -28,6 +28,8 @@ from unitune.v1 import (
     server_pb2_grpc,
     tuning_pb2,
     tuning_pb2_grpc,
+    usage_pb2,
+    usage_pb2_grpc,
 )
 from unitune_client import events, forks, messages
 from unitune_client.channel import (
@@ -170,7 +172,7 @@ class AsyncClient:
         backoff = self._backoff()
         while True:
             try:
-                stub = image_pb2_grpc.ImageServiceStub(self._connection())
+                stub = self._images()
                 with self._typed_errors():
                     return messages.image(await stub.UploadImage(self._upload(data), timeout=UPLOAD_TIMEOUT_S))
             except InvalidArgument as error:
@@ -178,13 +180,29 @@ class AsyncClient:
             except UniTuneError as error:
                 await backoff.wait_after(error, even_if_full=True)
 
+    async def get_image(self, name: str) -> events.Image:
+        """What is known of an uploaded picture. Raises NotFound."""
+        request = image_pb2.GetImageRequest(name=name)
+        return messages.image(await self._answer(lambda: self._images().GetImage(request)))
+
+    async def list_images(self) -> AsyncGenerator[events.Image, None]:
+        """The uploaded pictures of this tenant, in the order of their names."""
+        request = image_pb2.ListImagesRequest(parent=self._parent)
+        while True:
+            page = await self._answer(lambda: self._images().ListImages(request))
+            for one in page.images:
+                yield messages.image(one)
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
     async def delete_image(self, name: str, *, allow_missing: bool = False) -> None:
         """Delete an uploaded picture. After a day the server itself deletes one that no tuning uses.
 
         Raises FailedPrecondition while a tuning uses it, NotFound unless `allow_missing`.
         """
         request = image_pb2.DeleteImageRequest(name=name, allow_missing=allow_missing)
-        stub = image_pb2_grpc.ImageServiceStub(self._connection())
+        stub = self._images()
         with self._typed_errors():
             await stub.DeleteImage(request)
 
@@ -576,6 +594,26 @@ class AsyncClient:
         with self._typed_errors():
             return messages.api_key(await self._keys().RevokeKey(key_pb2.RevokeKeyRequest(name=name)))
 
+    async def list_usage(
+        self, tenant: str | None = None, *, start_day: date | None = None, end_day: date | None = None
+    ) -> AsyncGenerator[events.Usage, None]:
+        """What a tenant has used from day to day, by default in the last 30, and stores now. Without `tenant` it is the
+        key's own, and with the key of an admin, or on a server without keys, it is each of all.
+        """
+        request = usage_pb2.ListUsageRequest(
+            parent=f"tenants/{tenant}" if tenant else "",
+            start_day=start_day.isoformat() if start_day else "",
+            end_day=end_day.isoformat() if end_day else "",
+        )
+        stub = usage_pb2_grpc.UsageServiceStub(self._connection())
+        while True:
+            page = await self._answer(lambda: stub.ListUsage(request))
+            for one in page.usage:
+                yield messages.usage(one)
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
     def _connection(self) -> Any:
         forks.refuse_foreign(self._process)
         if self._closed:
@@ -639,6 +677,9 @@ class AsyncClient:
             await backoff.pause(pause_s, told.cancelled)
             if told.cancelled.is_set():
                 raise edit_cancelled()
+
+    def _images(self) -> Any:
+        return image_pb2_grpc.ImageServiceStub(self._connection())
 
     def _tunings(self) -> Any:
         return tuning_pb2_grpc.TuningServiceStub(self._connection())

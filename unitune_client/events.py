@@ -425,7 +425,8 @@ class BaseModel:
     """The model before any tuning; width and height in pixels. An empty vocabulary is an open one.
 
     What its super-resolution makes has `super_resolution_width` and `super_resolution_height`; 0 without it.
-    `fast_steps` are those of an edit that is `fast`; 0 where it does not say. Sides of the sizes that it works at are
+    `fast_steps` are those of an edit that is `fast`; 0 where it does not say. `fast_lora` says how its fast LoRA was
+    distilled; empty without one. Sides of the sizes that it works at are
     multiples of `size_step`; 0 if it works at one size.
     """
 
@@ -441,6 +442,7 @@ class BaseModel:
     super_resolution_height: int = 0
     fast_steps: int = 0
     size_step: int = 0
+    fast_lora: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -457,6 +459,7 @@ class Limits:
     upload_heif_pixels: int = 0
     # 0 of what follows means no limit.
     tenant_tunings: int = 0
+    tenant_kept_tunings: int = 0
     tenant_edits: int = 0
     tenant_requests_per_s: float = 0.0
     tenant_bytes: int = 0
@@ -506,6 +509,27 @@ class ServerInfo:
     method_sampling_defaults: Mapping[str, SamplingConfig] = field(default_factory=dict)
     queue: Queue = Queue()
     upstreams: tuple[Upstream, ...] = ()
+    is_read_only: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """What the tenant `parent` has used from `start_day` to `end_day`, both included and of UTC, and stores now.
+
+    `tuner_s` and `sampler_s` are seconds for which a tuner had its tunings and the sampler its edits.
+    """
+
+    parent: str
+    start_day: str
+    end_day: str
+    images: int
+    tunings: int
+    edits: int
+    tuner_s: float
+    sampler_s: float
+    image_bytes: int
+    weight_bytes: int
+    result_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -164,6 +164,9 @@ def findings_of_server(
         yield "server", Problem(error.message)
     else:
         yield "health", health
+        if info.is_read_only:
+            remedy = "its operator must make file and folder writable and start it again"
+            yield "state", Problem(f"it can only be read, so nothing can be made, changed or deleted; {remedy}")
         yield from server_findings(info)
 
 
@@ -194,7 +197,8 @@ def server_findings(info: events.ServerInfo) -> Iterator[Finding]:
     yield "methods", ", ".join(info.methods)
     yield "schedulers", ", ".join(info.schedulers)
     yield "tuning defaults", f"{updates}, mode {tuning.mode}, rare tokens {tuning.rare_tokens}"
-    fast = f", {model.fast_steps} with --fast" if model.fast_steps else ""
+    lora = f" and its fast LoRA ({model.fast_lora})" if model.fast_lora else ""
+    fast = f", {model.fast_steps} with --fast{lora}" if model.fast_steps else ""
     steps = f"{sampling.num_inference_steps} {sampling.scheduler} steps{fast}"
     yield "edit defaults", f"{sampling.method}, {weights}, {steps}"
     yield "limits", f"{pictures}, {limits.prompt_characters} characters a prompt, {limits.seeds} seeds"
@@ -213,6 +217,7 @@ def limits_of_a_tenant(limits: events.Limits) -> str:
             limits.tenant_tunings,
             f"{limits.tenant_tunings} open tunings ({_or_any(limits.open_tunings)} of all tenants)",
         ),
+        (limits.tenant_kept_tunings, f"{limits.tenant_kept_tunings} tunings kept"),
         (limits.tenant_edits, f"{limits.tenant_edits} open edits ({_or_any(limits.open_edits)} of all tenants)"),
         (limits.tenant_requests_per_s, f"{limits.tenant_requests_per_s:g} calls a second"),
         (limits.tenant_bytes, f"{limits.tenant_bytes / 2**20:.0f} MiB stored"),
