@@ -50,7 +50,7 @@ from unitune_client.channel import (
 from unitune_client.messages import Methods
 from unitune_client.options import EditOptions, TuningOptions
 from unitune_client.pictures import Picture, picture_bytes, resource_name
-from unitune_client.repeats import FIRST_CONTACT_S, Backoff, Told, ToldComparison, ToldEdit
+from unitune_client.repeats import FIRST_CONTACT_S, Backoff, OnRetry, Told, ToldComparison, ToldEdit
 
 UPLOAD_TIMEOUT_S = 120.0
 KEY_TIMEOUT_S = 15.0
@@ -92,11 +92,13 @@ class AsyncClient:
         root_certificates: bytes | None = None,
         plaintext_key: bool = False,
         reconnect_s: float = 120.0,
+        on_retry: OnRetry | None = None,
     ) -> None:
         """`address` is HOST:PORT, or grpcs://HOST:PORT, which turns `tls` on; so does `root_certificates`, a PEM file's
         bytes. `key` is an API key or a token, or a function that gives the one to send now; the server knows the tenant
         by it. `tenant` is for servers without keys, "default" by default. A lost call is sent again until the server
         has not answered for `reconnect_s` seconds, or 10 where nobody has ever answered this client; with 0 it is not.
+        `on_retry` is called before each pause, with the error and the seconds, for a log or a metric.
 
         Raises InvalidField for an address of another form, and for a key that would leave this machine without TLS,
         unless `plaintext_key` says that something else encrypts it.
@@ -108,7 +110,7 @@ class AsyncClient:
             refuse_readable_key(self._address)
         # A key has its tenant.
         self._parent = f"tenants/{tenant or 'default'}" if tenant or not key else ""
-        self._reconnect_s = reconnect_s
+        self._reconnect_s, self._on_retry = reconnect_s, on_retry
         self._channel: grpc.aio.Channel | KeyedChannel | None = None
         self._closed = False
         self._end = asyncio.Event()  # of the client, which ends its pauses
@@ -275,7 +277,8 @@ class AsyncClient:
         Raises the tuning's own error if it fails, Cancelled if it is cancelled, NotFound for an unknown name.
         """
         last = after_sequence
-        backoff = Backoff(lambda: self._reconnect_s, self._end)  # who knows a tuning's name knows the address
+        # Who knows a tuning's name knows the address.
+        backoff = Backoff(lambda: self._reconnect_s, self._end, on_retry=self._on_retry)
         failure: UniTuneError
         while True:
             try:
@@ -634,7 +637,7 @@ class AsyncClient:
         def patience_s() -> float:
             return self._reconnect_s if self._has_answered else min(self._reconnect_s, first_contact_s)
 
-        return Backoff(patience_s, self._end, timeout_s=timeout_s)
+        return Backoff(patience_s, self._end, on_retry=self._on_retry, timeout_s=timeout_s)
 
     async def _answer(self, call: Callable[[], Awaitable[T]]) -> T:
         """The answer to a call that may be repeated. An address where nobody ever answered is told at once."""

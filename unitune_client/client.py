@@ -18,6 +18,7 @@ from unitune_client.channel import Key
 from unitune_client.messages import Methods
 from unitune_client.options import EditOptions, TuningOptions
 from unitune_client.pictures import Picture
+from unitune_client.repeats import OnRetry
 
 LOOK_S = 0.1  # how often a thread that waits looks whether another one closed the client
 ENDING_S = 1.0  # that closing waits for the ends of its calls, which take milliseconds
@@ -47,7 +48,9 @@ class Client:
         root_certificates: bytes | None = None,
         plaintext_key: bool = False,
         reconnect_s: float = 120.0,
+        on_retry: OnRetry | None = None,
     ) -> None:
+        """As AsyncClient; `on_retry` is called in the client's own thread."""
         self._client = AsyncClient(
             address,
             tenant=tenant,
@@ -56,6 +59,7 @@ class Client:
             root_certificates=root_certificates,
             plaintext_key=plaintext_key,
             reconnect_s=reconnect_s,
+            on_retry=on_retry,
         )
         self._process = os.getpid()
         self._loop = asyncio.new_event_loop()

@@ -21,16 +21,22 @@ FIRST_CONTACT_S = 10.0  # patience with an address where nobody ever answered th
 MAX_LOSSES = 5  # of edits that began, without any news between them: one that ends its sampler is not sent for ever
 
 E = TypeVar("E", bound=events.Event)
+OnRetry = Callable[[UniTuneError, float], object]  # why a call is sent again, and after how many seconds
 
 
 class Backoff:
     """Waits longer after every failure, and gives up when the server has not answered for too long."""
 
     def __init__(
-        self, patience_s: Callable[[], float], closed: asyncio.Event, *, timeout_s: float | None = None
+        self,
+        patience_s: Callable[[], float],
+        closed: asyncio.Event,
+        *,
+        on_retry: OnRetry | None = None,
+        timeout_s: float | None = None,
     ) -> None:
         """`patience_s` gives the seconds from the last answer. `closed` ends a pause. `timeout_s` is the caller's."""
-        self._patience_s, self._closed = patience_s, closed
+        self._patience_s, self._closed, self._on_retry = patience_s, closed, on_retry
         self._failures = 0
         self._answered_at = self._now()
         self._ends_at = None if timeout_s is None else self._now() + timeout_s
@@ -67,6 +73,8 @@ class Backoff:
         ends_at = self._answered_at + self._patience_s()
         if self._now() + pause_s > (ends_at if self._ends_at is None else min(ends_at, self._ends_at)):
             raise error
+        if self._on_retry is not None:
+            self._on_retry(error, pause_s)
         return pause_s
 
     async def pause(self, pause_s: float, *ends: asyncio.Event) -> None:

@@ -521,6 +521,19 @@ def test_a_word_that_the_contract_does_not_have_is_refused_by_its_option(server:
     assert not server.requests
 
 
+def test_a_lost_edit_is_asked_for_again_and_told(server: ScriptedServer, photo: Path) -> None:
+    """The command says why it tries again, and has the pictures."""
+    expect_tuning(server)
+    down = Unavailable("the sampler does not answer now", reason="BACKEND_DOWN")
+    server.script("Edit", [*scripted_server.edit_events([])[:3], down], scripted_server.edit_events([DOG]))
+    server.script("CancelEdit", NotFound("there is no such edit", reason="EDIT_NOT_FOUND"))
+
+    done = unitune("edit", photo, "a dog", "--address", server.address)
+
+    assert 0 == done.exit_code and "the sampler does not answer now: trying again\n" in done.stderr, done.stderr
+    assert DOG == Path(done.stdout.splitlines()[0]).read_bytes()
+
+
 def test_a_failed_tuning_is_told(server: ScriptedServer, photo: Path) -> None:
     """A failure in the middle of the stream ends the command with code 1."""
     expect_tuning(server)

@@ -650,7 +650,7 @@ def test_server_info_tells_defaults_and_limits(server: ScriptedServer, client: C
     assert ("stickerbook", ("cat", "dog")) == (info.base_model.name, info.base_model.vocabulary)
     assert (128, 0.8, 8) == (info.tuning_defaults.updates, info.sampling_defaults.strength, info.limits.seeds)
     assert ("unitune", "imagic", "dreambooth", "textual_inversion", "sdedit", "prompt_to_prompt") == info.methods
-    assert ("ddim", "euler", "dpmpp_2m", "lcm") == info.schedulers
+    assert ("ddim", "euler", "dpmpp_2m", "lcm", "euler_ancestral", "tcd") == info.schedulers
     assert 500 == info.method_tuning_defaults["imagic"].embedding_updates
     assert 0.7 == info.method_sampling_defaults["imagic"].eta
 

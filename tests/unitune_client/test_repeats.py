@@ -60,9 +60,11 @@ def test_a_lost_edit_goes_on_with_what_was_not_told(server: ScriptedServer, as_e
     server.script("CancelEdit", NO_EDIT)
 
     seen: list[events.EditEvent] = []
-    with Client(server.address) as client:
+    retried: list[str] = []
+    with Client(server.address, on_retry=lambda error, pause_s: retried.append(error.reason)) as client:
         result = client.edit_to_end(TUNING, "a dog", seeds=[5, 6], on_event=seen.append)
 
+    assert retried == ["BACKEND_DOWN", "QUEUE_FULL"]  # grpc itself had asked again after DRAINING
     assert [type(event).__name__ for event in seen] == [
         *("EditAccepted", "EditLoading", "EditStep", "EditStep", "EditStep", "EditedImage"),
         *("Retrying", "EditAccepted", "EditedImage", "EditDone"),

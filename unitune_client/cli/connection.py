@@ -1,6 +1,7 @@
 """Where a command finds its server: at --address, at services that `unitune up` shares, or started for it here."""
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -13,14 +14,18 @@ from unitune.errors import (
     InvalidField,
     ResourceExhausted,
     Unavailable,
+    UniTuneError,
 )
 from unitune_client.cli.credentials import credentials_of, refuse_credentials
 from unitune_client.client import Client
 from unitune_client.local.home import Home
 from unitune_client.local.machine import LocalError, base_model_folder, disk_full
 from unitune_client.local.services import LocalServices
+from unitune_client.repeats import OnRetry
 
 Say = Callable[[str], object]
+
+AGAIN_S = 15.0  # between two lines that say the same
 
 
 @contextmanager
@@ -33,7 +38,7 @@ def connection(address: str | None, base_model: str | None, say: Say) -> Iterato
     if address:
         if base_model:
             raise InvalidField("--base-model", base_model, f"leave it out: the server at {address} has its own")
-        with Client(address, **credentials_of(address)) as client:
+        with Client(address, **credentials_of(address), on_retry=_told_by(say)) as client:
             yield client
         return
     refuse_credentials()
@@ -48,11 +53,11 @@ def connection(address: str | None, base_model: str | None, say: Say) -> Iterato
             remedy = f"leave it out, or stop `unitune up` (process {running.pid}), which has {running.base_model}"
             raise InvalidField("--base-model", base_model, remedy)
         say(f"using the services of `unitune up` at {running.address}, process {running.pid}")
-        with _local_paths(home), _named_logs(running.logs), Client(running.address) as client:
+        with _local_paths(home), _named_logs(running.logs), Client(running.address, on_retry=_told_by(say)) as client:
             yield client
         return
     say("running the services here; `unitune up` keeps them running")
-    with services, _named_logs(str(services.logs)), Client(services.address) as client:
+    with services, _named_logs(str(services.logs)), Client(services.address, on_retry=_told_by(say)) as client:
         services.on_failure = client.close  # so that a call that waits ends at once
         try:
             with _local_paths(home):
@@ -63,6 +68,19 @@ def connection(address: str | None, base_model: str | None, say: Say) -> Iterato
         except Exception:
             services.check()
             raise
+
+
+def _told_by(say: Say) -> OnRetry:
+    """Says that a lost call is sent again: at once, and then every AGAIN_S while that lasts."""
+    due_s = 0.0
+
+    def on_retry(error: UniTuneError, pause_s: float) -> None:
+        nonlocal due_s
+        if time.monotonic() >= due_s:
+            due_s = time.monotonic() + AGAIN_S
+            say(f"{error.message}: trying again")
+
+    return on_retry
 
 
 @contextmanager
