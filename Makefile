@@ -10,6 +10,7 @@ SHELL := bash
 BIN := .venv/bin
 READY := .venv/.ready
 DEV_READY := .venv/.dev-ready
+NODE_READY := .venv/node-example/.ready
 # On two cores; a file's tests stay together, since they share what is slow to make.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 QUICK := tests/gateway tests/sampler_svc tests/unitune tests/unitune_client tests/test_house_rules.py
@@ -29,7 +30,7 @@ BASE_MODEL :=
 demo: $(READY) ## edit a picture with all three services here; pictures in out/demo
 	@$(BIN)/python -m stickerbook.demo
 
-test: check ## check, then everything that runs on a CPU
+test: check $(NODE_READY) ## check, then everything that runs on a CPU
 	@$(PYTEST) -m "not gpu"
 
 quick: $(DEV_READY) ## the tests that need no export, no engine and no running services: a minute
@@ -56,11 +57,15 @@ check: $(DEV_READY) ## lint, types, who imports whom, protos; seconds once mypy'
 	@$(BIN)/python -m protos.generate --check
 	@$(BIN)/python -m protos.options_page --check
 	@$(BIN)/python -m protos.settings_page --check
+	@$(BIN)/python -m protos.edge_contract --check
+	@$(BIN)/python -m protos.openapi --check
 
-protos: $(DEV_READY) ## generate unitune/v1 and docs/options.md from protos/, docs/settings.md from the configurations
+protos: $(DEV_READY) ## generate unitune/v1, docs/options.md, docs/openapi.json and what Envoy reads from protos/, docs/settings.md from the configurations
 	@$(BIN)/python -m protos.generate
 	@$(BIN)/python -m protos.options_page
 	@$(BIN)/python -m protos.settings_page
+	@$(BIN)/python -m protos.edge_contract
+	@$(BIN)/python -m protos.openapi
 
 bench: $(DEV_READY) ## speed of every stage, as ratios measured in one run
 	@$(BIN)/python -m bench
@@ -130,3 +135,13 @@ $(DEV_READY): $(READY)
 	$(INSTALL); \
 	pip_install -c constraints.txt -e ".[$(EXTRAS),dev]"; \
 	touch $@
+
+# The packages of examples/node, with which its test runs it; where there is no Node.js the test says so and skips.
+$(NODE_READY): examples/node/package.json examples/node/package-lock.json | $(DEV_READY)
+	@if command -v npm > /dev/null; then \
+	  echo "installing what examples/node needs into .venv ..."; \
+	  mkdir -p $(@D); cp $^ $(@D); \
+	  npm ci --prefix $(@D) --no-audit --no-fund > $(@D)/install.log 2>&1 || \
+	    { tail -n 30 $(@D)/install.log; echo "npm failed; the whole log is $(@D)/install.log"; exit 1; }; \
+	  touch $@; \
+	fi

@@ -32,6 +32,7 @@ async def run(config: GatewayConfig) -> int:
             door=gateway.access,
             credentials=credentials,
             metrics_address=config.metrics_address,
+            not_serving=gateway.not_serving,
         )
     finally:
         await gateway.close()

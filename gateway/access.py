@@ -1,6 +1,7 @@
 """Who may call: each public call's credential, and what it names, before anything else of it is looked at."""
 
 import logging
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
 from google.protobuf.message import Message
@@ -12,7 +13,7 @@ from gateway.tokens import Tokens
 from unitune import telemetry
 from unitune.errors import Unauthenticated
 from unitune.serving import HEALTH_CALLS
-from unitune.v1 import edit_pb2, image_pb2, key_pb2, scope_pb2, server_pb2, tuning_pb2
+from unitune.v1 import edit_pb2, image_pb2, key_pb2, scope_pb2, server_pb2, tuning_pb2, usage_pb2
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ _PACKAGE = "unitune.v1."
 
 PUBLIC = [
     service
-    for module in (tuning_pb2, image_pb2, edit_pb2, server_pb2, key_pb2)
+    for module in (tuning_pb2, image_pb2, edit_pb2, server_pb2, key_pb2, usage_pb2)
     for service in module.DESCRIPTOR.services_by_name.values()
 ]
 # Of each public call, the scopes of which a credential must have one.
@@ -29,6 +30,12 @@ SCOPES_OF: dict[str, frozenset[int]] = {
     f"/{service.full_name}/{method.name}": frozenset(method.GetOptions().Extensions[scope_pb2.scopes])
     for service in PUBLIC
     for method in service.methods
+}
+STREAMS = {
+    f"/{service.full_name}/{method.name}"
+    for service in PUBLIC
+    for method in service.methods
+    if method.client_streaming or method.server_streaming
 }
 
 
@@ -54,6 +61,11 @@ class Access:
         if method.startswith(f"/{_PACKAGE}") and not self._is_open:
             caller.require(SCOPES_OF.get(method, frozenset()), method.rpartition("/")[2])
         principal.begin(caller)
+
+    def holding(self, method: str) -> AbstractAsyncContextManager[None]:
+        """A stream that was begun with a key ends with it. Raises Unauthenticated (CREDENTIAL_ENDED) then."""
+        key = principal.current().api_key
+        return self._keys.using(key) if key and method in STREAMS else nullcontext()
 
     def check(self, request: Any) -> None:
         """Refuse a request that names another tenant's. Raises as `own_names.claim` does."""

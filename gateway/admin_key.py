@@ -7,6 +7,7 @@ from pathlib import Path
 from gateway.api_keys import ApiKeys, is_key, new_key
 from gateway.names import DEFAULT_TENANT
 from unitune import telemetry
+from unitune.errors import FailedPrecondition
 from unitune.v1.scope_pb2 import SCOPE_ADMIN
 
 logger = logging.getLogger(__name__)
@@ -15,10 +16,14 @@ logger = logging.getLogger(__name__)
 async def adopt(keys: ApiKeys, path: Path) -> None:
     """Make the key of this file an admin key, unless it is known already: one that was revoked stays so.
 
-    A file that is missing is made with a new key, for its owner alone to read. Raises OSError for a file without a key.
+    A file that is missing is made with a new key, for its owner alone to read. Raises OSError for a file without a key,
+    and for a new key where the state can only be read.
     """
     secret = _read(path) if path.exists() else _make(path)
-    key = await keys.adopt(secret, DEFAULT_TENANT, [SCOPE_ADMIN])
+    try:
+        key = await keys.adopt(secret, DEFAULT_TENANT, [SCOPE_ADMIN])
+    except FailedPrecondition as error:
+        raise OSError(f"{path}: its key is none of the state's: {error.message}") from error
     if ended := key.ended():
         detail = f"it is {ended}; delete its file, and the next start makes another"
         telemetry.event(logger, "admin key not valid", level=logging.WARNING, api_key=str(key.name), detail=detail)

@@ -35,8 +35,10 @@ from unitune.errors import (
     to_status,
 )
 from unitune.options import SAMPLING, Flat, check, put_words
+from unitune.picture_file import PictureInfo
 from unitune.prompts import mentions, with_words_before, with_words_instead, without
 from unitune.v1.edit_pb2 import CompareEvent, CompareRequest, EditRequest
+from unitune.v1.image_pb2 import Image
 from unitune.v1.tuning_pb2 import TuningConfig
 
 logger = logging.getLogger(__name__)
@@ -191,17 +193,20 @@ class Comparisons:
                 asked.config.clip_filter.resamples = 0  # the seeds stay those that were asked for
             warnings = warnings_of(words_of(asked, rare_tokens), base_model.vocabulary)
             method_edits.append(MethodEdit(entry, asked, warnings))
-        await self._check_picture(request)
+        picture = await self._picture(request)
+        for index, method_edit in enumerate(method_edits):
+            with _in_entry(request, index):
+                await self._planner.check_tiles(method_edit.request, picture)
         return method_edits
 
-    async def _check_picture(self, request: CompareRequest) -> None:
+    async def _picture(self, request: CompareRequest) -> Image | PictureInfo:
+        """What is known of the picture. Raises as Compare does."""
         tenant = parse_parent(request.parent)
         if request.WhichOneof("target") == "image":
             name = parse(request.image, "images", "image")
-            await self._images.find(name._replace(tenant=tenant or name.tenant))
-        else:
-            with in_field("image_data"):
-                await self._images.check(tenant or DEFAULT_TENANT, request.image_data)
+            return await self._images.find(name._replace(tenant=tenant or name.tenant))
+        with in_field("image_data"):
+            return await self._images.check(tenant or DEFAULT_TENANT, request.image_data)
 
 
 def bound(config: TuningConfig, prompt: str) -> str:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import ClassVar
 
+from gateway.database import SERVER_SCHEMES
 from gateway.jwks import is_loopback
 from gateway.tuning_queue import LEASE_S
 from unitune import exposure, peers
@@ -17,7 +18,7 @@ SAMPLE_STREAMS = 4
 MAX_SAMPLE_STREAMS = 90  # below the 100 streams of one connection that HTTP/2 recommends a server to allow at least
 # What admission allows.
 LIMITS = (
-    *("tenant_tunings", "tenant_edits", "tenant_requests_per_s", "tenant_bytes"),
+    *("tenant_tunings", "tenant_kept_tunings", "tenant_edits", "tenant_requests_per_s", "tenant_bytes"),
     *("open_tunings", "open_edits", "edit_steps", "tuning_pixels"),
 )
 MAX_CONNECTION_AGE_S = 2_000_000  # gRPC counts it in milliseconds, in 31 bits
@@ -34,8 +35,17 @@ class GatewayConfig(ServiceSettings):
         "127.0.0.1:50054", "UNITUNE_INTERNAL_ADDRESS", "HOST:PORT to listen on for tuners alone"
     )
     sampler: str = setting("127.0.0.1:50053", "UNITUNE_SAMPLER", "HOST:PORT of the sampler")
-    state: Path = field(
-        metadata={"env": "UNITUNE_STATE", "help": "a file for the tunings, their queue and their events"}
+    state: str = field(
+        metadata={
+            "env": "UNITUNE_STATE",
+            "help": "a file for the tunings, their queue and their events; or, for several gateways, the URL of a "
+            "PostgreSQL database, such as postgresql://user@host/unitune",
+        }
+    )
+    state_listen: str = setting(
+        "",
+        "UNITUNE_STATE_LISTEN",
+        "the URL of the same database without a pooler between, where UNITUNE_STATE is that of a pooler",
     )
     connection_age_s: float = setting(
         600.0,
@@ -50,6 +60,11 @@ class GatewayConfig(ServiceSettings):
     )
     tenant_tunings: int = setting(
         100, "UNITUNE_TENANT_TUNINGS", "tunings of one tenant that are queued or running at a time; 0 means no limit"
+    )
+    tenant_kept_tunings: int = setting(
+        10_000,
+        "UNITUNE_TENANT_KEPT_TUNINGS",
+        "tunings of one tenant that are kept, ended ones too, until they are deleted; 0 means no limit",
     )
     tenant_edits: int = setting(
         256, "UNITUNE_TENANT_EDITS", "edits and comparisons of one tenant that run or wait at a time; 0 means no limit"
@@ -71,7 +86,8 @@ class GatewayConfig(ServiceSettings):
     edit_steps: int = setting(
         20_000,
         "UNITUNE_EDIT_STEPS",
-        "steps that one edit may ask for: steps x seeds x repeats x attempts; 0 means no limit",
+        "steps that one edit may ask for, with those of the tiles of its second pass: steps x seeds x repeats x "
+        "attempts; 0 means no limit",
     )
     tuning_pixels: int = setting(
         25_000_000_000,  # every method's own defaults at 1024x1024, which are 21e9 at most
@@ -150,6 +166,10 @@ class GatewayConfig(ServiceSettings):
                 f"UNITUNE_CONNECTION_AGE_S is {self.connection_age_s:g}: "
                 f"it must be 1 to {MAX_CONNECTION_AGE_S} seconds, or 0 for never"
             )
+        if not str(self.state):
+            raise ValueError("UNITUNE_STATE is empty: it must be a path, or the URL of a PostgreSQL database")
+        if self.state_listen and not str(self.state).startswith(SERVER_SCHEMES):
+            raise ValueError("UNITUNE_STATE_LISTEN is set: leave it out, because UNITUNE_STATE is a file")
         if self.lease_s < 1:
             raise ValueError(f"UNITUNE_LEASE_S is {self.lease_s:g}: it must be 1 or more")
         if self.keep_unused_s < 0:

@@ -19,6 +19,7 @@ from gateway.relay import Relay
 from gateway.tunings import Tunings
 from gateway.turn_times import TurnTimes
 from gateway.upstreams import Upstreams, unanswered
+from gateway.usage import UsageCounts
 from unitune import metrics, telemetry
 from unitune.errors import (
     DEADLINE_UNREACHABLE,
@@ -48,6 +49,7 @@ class Edits:
         upstreams: Upstreams,
         results: EditResults,
         queue: FairQueue,
+        usage: UsageCounts,
         *,
         heartbeat_s: float,
     ) -> None:
@@ -56,6 +58,7 @@ class Edits:
         self._upstreams = upstreams
         self._results = results
         self._queue = queue
+        self._usage = usage
         self._heartbeat_s = heartbeat_s
         self._times = TurnTimes()
 
@@ -126,6 +129,7 @@ class Edits:
     async def _events(
         self, plan: EditPlan, opened: OpenEdit, began: float, timeout_s: float | None
     ) -> AsyncGenerator[EditEvent, None]:
+        await self._results.enter(opened)
         yield _accepted(plan, opened.edit.name)
 
         tuning, tune_s = plan.tuning, 0.0
@@ -190,7 +194,8 @@ class Edits:
             if tuning is not None:
                 await self._tunings.with_weights(tuning.name)
             left_s = None if timeout_s is None else began + timeout_s - time.monotonic()
-            async with aclosing(self._upstreams.sample(_sample_request(plan, tuning, opened), left_s)) as samples:
+            request = _sample_request(plan, tuning, opened)
+            async with self._usage.turn(plan.tenant), aclosing(self._upstreams.sample(request, left_s)) as samples:
                 async for sample in samples:
                     if sample.HasField("done"):
                         sample.done.queue_s += waited_s

@@ -10,7 +10,7 @@ from gateway import validation
 from gateway.images import Images
 from gateway.names import DEFAULT_TENANT, Name, parse, parse_parent
 from gateway.principal import current
-from gateway.request_cost import check_edit_cost, least_steps
+from gateway.request_cost import check_edit_cost, least_steps, most_tiles
 from gateway.sampling_options import (
     check_clip_filter_prompt,
     check_inverted,
@@ -116,6 +116,9 @@ class Planner:
             request = completed(request, named.config)
             method, tuning, image, warnings = await self._of_tuning(request, named, sampler.base_model)
             config = self._sampling(request, method, sampler)
+            if Flat(config).second_pass:
+                picture = await self._images.find(parse(named.image, "images"))
+                self._check_tiles(request, config, picture, sampler.base_model)
             unsampled = _unsampled(
                 request, config, tuning.config if tuning else None, tuning.weights if tuning else None
             )
@@ -152,6 +155,17 @@ class Planner:
         config = _filled(request, method, sampler)
         check_edit_cost(config, len(seeds_of(request)), self._most_steps)
         return config
+
+    async def check_tiles(self, request: EditRequest, picture: Image | PictureInfo) -> None:
+        """Raise InvalidArgument (COST_LIMIT) for an edit of an image whose second pass over it has too many tiles."""
+        sampler = await self._upstreams.sampler_info()
+        self._check_tiles(request, self._sampling(request, _method_of(request), sampler), picture, sampler.base_model)
+
+    def _check_tiles(
+        self, request: EditRequest, config: SamplingConfig, picture: Image | PictureInfo, base_model: BaseModel
+    ) -> None:
+        tiles = most_tiles(config, (picture.height, picture.width), base_model)
+        check_edit_cost(config, len(seeds_of(request)), self._most_steps, tiles=tiles)
 
     async def _with_mask(self, request: EditRequest) -> EditRequest:
         """The request with the uploaded mask that it names in `mask`, whose name stays; otherwise as it is."""
@@ -233,12 +247,14 @@ class Planner:
             name = parse(request.image, "images", "image")._replace(tenant=tenant)
             data, picture = await self._images.read(name), await self._images.find(name)
             await self._check_mask(request, picture)
+            self._check_tiles(request, sampling, picture, base_model)
         else:
             data = request.image_data
-            if request.mask or config is None or request.validate_only:
+            if request.mask or config is None or request.validate_only or Flat(sampling).second_pass:
                 with in_field("image_data"):
                     picture = await self._images.check(tenant, data)
                 await self._check_mask(request, picture)
+                self._check_tiles(request, sampling, picture, base_model)
         unsampled = _unsampled(request, sampling, config)
         warnings = await self._upstreams.check_sample(unsampled)
         if config is not None and request.WhichOneof("target") == "image_data":

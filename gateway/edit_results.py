@@ -13,6 +13,7 @@ from google.rpc.status_pb2 import Status
 
 from gateway.names import Name, missing, new_id, parse
 from gateway.relay import Relay
+from gateway.shared_edits import SharedEdits
 from gateway.stored_edits import KEPT_S, StoredEdits, not_kept
 from unitune import metrics, telemetry
 from unitune.errors import Cancelled, UniTuneError
@@ -78,10 +79,13 @@ class OpenEdit:
 
 
 class EditResults:
-    """All edits of this process."""
+    """All edits of this process, and by `shared` those of other gateways."""
 
-    def __init__(self, stored: StoredEdits) -> None:
+    def __init__(self, stored: StoredEdits, shared: SharedEdits | None = None) -> None:
         self._stored = stored
+        self._shared = shared
+        if shared is not None:
+            shared.cancel_by(lambda name: self.cancel(name) if name in self._edits else None)
         self._discards: set[asyncio.Task[None]] = set()
         self._edits: dict[str, OpenEdit] = {}
         self._ended: OrderedDict[str, OpenEdit] = OrderedDict()  # the oldest end first
@@ -93,6 +97,11 @@ class EditResults:
         opened = OpenEdit(tenant, self._stored, self._end)
         self._edits[opened.edit.name] = opened
         return opened
+
+    async def enter(self, opened: OpenEdit) -> None:
+        """Have other gateways know of an edit that begins."""
+        if self._shared is not None:
+            await self._shared.begin(opened.edit)
 
     def is_known(self, name: str) -> bool:
         """Whether an edit runs here, or ended not long ago."""
@@ -118,6 +127,10 @@ class EditResults:
         if opened is not None and opened.pictures.failure is not None:
             raise not_kept(opened.pictures.failure)
         edit = await self._stored.read(name)
+        if edit is None and opened is None and self._shared is not None:
+            edit = await self._shared.find(name)
+            if edit is not None and edit.state == Edit.STATE_DONE:  # and its pictures are gone
+                edit = None
         if edit is None:
             raise missing(asked)
         return edit
@@ -133,12 +146,22 @@ class EditResults:
         await self._stored.discard_of(tuning)
 
     def cancel(self, name: str) -> Edit:
-        """Stop an edit, whatever its reader does. Raises NotFound (EDIT_NOT_FOUND)."""
+        """Stop an edit of this process, whatever its reader does. Raises NotFound (EDIT_NOT_FOUND)."""
         opened = self.get(name)
         if opened.relay is not None:
             opened.relay.stop(CancelledByOwner())
             opened.cancelled()
         return opened.edit
+
+    async def cancel_anywhere(self, name: str) -> Edit:
+        """The same of an edit of any gateway, which stops it once it hears of that."""
+        if self._shared is None or name in self._edits:
+            return self.cancel(name)
+        asked = parse(name, "edits")
+        edit = await self._shared.cancel(name)
+        if edit is None:
+            raise missing(asked)
+        return edit
 
     def end_waiting(self, reason: UniTuneError) -> None:
         """End every edit that waits for its tuning or its turn, which may outlast any drain. Other edits go on."""
@@ -153,6 +176,8 @@ class EditResults:
         opened.size_bytes = opened.edit.ByteSize() + opened.pictures.size_bytes
         self.size_bytes += opened.size_bytes
         self._ended[name] = opened
+        if self._shared is not None:
+            self._shared.end(opened.edit)
         self._forget()
 
     def _forget(self) -> None:

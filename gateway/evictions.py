@@ -5,6 +5,7 @@ A deletion does not wait for a sampler that stands still. Meanwhile nobody can a
 
 import asyncio
 import logging
+from contextlib import suppress
 
 from gateway.state import State
 from gateway.upstreams import Upstreams
@@ -13,6 +14,7 @@ from unitune.errors import UniTuneError
 
 logger = logging.getLogger(__name__)
 
+LOOK_S = 60.0  # for what a gateway noted that has ended since
 ANSWER_S = 1.0  # that a deletion waits; a sampler mostly answers at once
 
 
@@ -59,7 +61,9 @@ class Evictions:
             if is_behind:
                 await asyncio.sleep(self._retry_s)
             else:
-                await self._noted.wait()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_S if self._state.is_shared else None):
+                        await self._noted.wait()
 
     async def _evict_all(self) -> bool:
         """True if nothing is left to be forgotten."""

@@ -1,6 +1,7 @@
 """Puts the parts of the gateway together."""
 
 import asyncio
+from contextlib import suppress
 
 import grpc
 
@@ -23,6 +24,7 @@ from gateway.known_services import KnownServices
 from gateway.open_calls import OpenCalls
 from gateway.retention import Retention
 from gateway.service import EditService, ImageService, ServerService, TuningService
+from gateway.shared_edits import SharedEdits
 from gateway.state import State
 from gateway.stored_bytes import StoredBytes
 from gateway.stored_edits import StoredEdits
@@ -33,10 +35,11 @@ from gateway.tuning_records import QueueLimits
 from gateway.tunings import Tunings
 from gateway.uploads import Uploads
 from gateway.upstreams import Upstreams
+from gateway.usage import UsageCounts, UsageService
 from gateway.weight_files import WeightFiles
 from unitune import exposure, peers, serving
 from unitune.certificates import CertificateReader
-from unitune.errors import Unavailable
+from unitune.errors import Unavailable, UniTuneError
 from unitune.object_store import ObjectStore
 from unitune.v1 import (
     edit_pb2_grpc,
@@ -46,8 +49,10 @@ from unitune.v1 import (
     tuner_pb2,
     tuner_pb2_grpc,
     tuning_pb2_grpc,
+    usage_pb2_grpc,
 )
 
+WRITING = "writing"  # a name that health is asked for: whether anything can be made, changed or deleted
 REPORT_S = 2.0  # for a report that has come to be kept
 
 
@@ -55,7 +60,7 @@ class Gateway:
     """One gateway. It belongs to the event loop in which it was opened."""
 
     def __init__(self, config: GatewayConfig, state: State, store: ObjectStore, keys: ApiKeys) -> None:
-        self._state = state
+        self._state, self._keys = state, keys
         is_named = exposure.NO_KEYS in exposure.allowed(config.insecure)
         is_open = is_named or not (config.asks_for_credentials or keys.has_valid())
         self._tokens = tokens_of(config)
@@ -67,7 +72,8 @@ class Gateway:
         self._tuners = Tuners()
         self._services = KnownServices(self._upstreams, self._tuners, state)
         storage = StoredBytes(store, config.tenant_bytes)
-        self._images, files = Images(store, storage), WeightFiles(store)
+        self._usage = UsageCounts(state)
+        self._images, files = Images(store, storage, self._usage, state), WeightFiles(store)
         images = self._images
         self._pool = TunerPool(
             state,
@@ -87,19 +93,22 @@ class Gateway:
             self._tuners,
             evictions,
             storage=storage,
-            limits=QueueLimits(config.tenant_tunings, config.open_tunings),
+            limits=QueueLimits(config.tenant_tunings, config.open_tunings, config.tenant_kept_tunings),
             most_pixels=config.tuning_pixels,
             position_s=config.position_s,
         )
         stored_edits = StoredEdits(store)
-        self._results = EditResults(stored_edits)
+        self._shared_edits = SharedEdits(state) if state.is_shared else None
+        self._results = EditResults(stored_edits, self._shared_edits)
         self.retention = Retention(
             state, images, store, stored_edits, keep_s=config.keep_unused_s, is_known=self._results.is_known
         )
         planner = Planner(tunings, images, self._upstreams, config.is_filtered, most_steps=config.edit_steps)
         # No edit waits in the transport, where it would have no heartbeat and could not be cancelled alone.
         queue = FairQueue(config.sample_streams)
-        edits = Edits(planner, tunings, self._upstreams, self._results, queue, heartbeat_s=config.heartbeat_s)
+        edits = Edits(
+            planner, tunings, self._upstreams, self._results, queue, self._usage, heartbeat_s=config.heartbeat_s
+        )
         self._comparisons = Comparisons(
             planner, edits, tunings, images, self._upstreams, self._results, heartbeat_s=config.heartbeat_s
         )
@@ -107,16 +116,23 @@ class Gateway:
         self._tuning_service = TuningService(tunings, self._results, calls, admission, config.heartbeat_s)
         self._image_service = ImageService(images, Uploads(), self.retention, calls, admission)
         self._edit_service = EditService(edits, self._comparisons, self._results, calls, admission)
+        self._usage_service = UsageService(state, self._usage, storage, admission)
         gauges = Gauges(state, queue)
-        self._server_service = ServerService(self._upstreams, self._tuners, gauges, config)
+        self._server_service = ServerService(
+            self._upstreams, self._tuners, gauges, config, is_read_only=state.is_read_only
+        )
         self._internal: serving.RunningServer | None = None
-        self._tasks = [
-            asyncio.create_task(self._pool.run()),
-            asyncio.create_task(tunings.sweep(config.sweep_s)),
-            asyncio.create_task(self.retention.run(config.store_sweep_s)),
-            asyncio.create_task(evictions.run()),
-            asyncio.create_task(gauges.run()),
-        ]
+        self._tasks = [asyncio.create_task(gauges.run())]
+        if not state.is_read_only:
+            self._tasks += [
+                asyncio.create_task(self._pool.run()),
+                asyncio.create_task(tunings.sweep(config.sweep_s)),
+                asyncio.create_task(self.retention.run(config.store_sweep_s)),
+                asyncio.create_task(evictions.run()),
+                asyncio.create_task(self._usage.run()),
+            ]
+        if self._shared_edits is not None:
+            self._tasks.append(asyncio.create_task(self._shared_edits.run()))
 
     @classmethod
     async def open(cls, config: GatewayConfig) -> "Gateway":
@@ -125,9 +141,10 @@ class Gateway:
         Raises OSError when one of them cannot be used.
         """
         store = ObjectStore(config.store)
-        state = await State.open(config.state)
+        await store.answer(store.check_create_only)
+        state = await State.open(config.state, config.state_listen)
         try:
-            keys = await ApiKeys.open(state.file)
+            keys = await ApiKeys.open(state.database)
             if config.admin_key_file is not None:
                 await admin_key.adopt(keys, config.admin_key_file)
             gateway = cls(config, state, store, keys)
@@ -154,7 +171,13 @@ class Gateway:
         edit_pb2_grpc.add_EditServiceServicer_to_server(self._edit_service, server)
         server_pb2_grpc.add_ServerServiceServicer_to_server(self._server_service, server)
         key_pb2_grpc.add_KeyServiceServicer_to_server(self._key_service, server)
-        return [service.full_name for service in PUBLIC]
+        usage_pb2_grpc.add_UsageServiceServicer_to_server(self._usage_service, server)
+        return [service.full_name for service in PUBLIC] + ([] if self._state.is_read_only else [WRITING])
+
+    @property
+    def not_serving(self) -> list[str]:
+        """What health is told not to be served: with a state that can only be read, WRITING."""
+        return [WRITING] if self._state.is_read_only else []
 
     @property
     def internal_address(self) -> str:
@@ -185,7 +208,10 @@ class Gateway:
         await self._upstreams.close()
         if self._tokens is not None:
             await self._tokens.close()
+        await self._keys.close()
         await self._images.close()
+        with suppress(UniTuneError):  # such as a disk that is full
+            await self._usage.keep()
         await self._state.close()
 
 

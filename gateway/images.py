@@ -7,6 +7,7 @@ its time.
 
 import asyncio
 import hashlib
+import heapq
 import json
 import re
 import time
@@ -17,17 +18,21 @@ from weakref import WeakValueDictionary
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from gateway import validation
 from gateway.fair_queue import FairQueue
-from gateway.names import DEFAULT_TENANT, Name, missing, parse_parent
+from gateway.names import DEFAULT_TENANT, Name, missing, parse, parse_parent
+from gateway.state import State
 from gateway.stored_bytes import StoredBytes
 from gateway.uploads import Upload
+from gateway.usage import UsageCounts
+from gateway.usage_records import Used
 from unitune import images, store_paths
 from unitune.errors import DataLoss, InvalidArgument, InvalidField, NotFound, ResourceExhausted, Unavailable
 from unitune.object_store import ObjectStore
 from unitune.picture_check import CHILDREN, PictureChecks
 from unitune.picture_file import PictureInfo
 from unitune.picture_header import MAX_BYTES, refusal
-from unitune.v1.image_pb2 import Image, UploadImageRequest
+from unitune.v1.image_pb2 import Image, ListImagesRequest, ListImagesResponse, UploadImageRequest
 
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
@@ -35,9 +40,11 @@ _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 class Images:
     """The pictures of all tenants in one store."""
 
-    def __init__(self, store: ObjectStore, storage: StoredBytes) -> None:
+    def __init__(self, store: ObjectStore, storage: StoredBytes, usage: UsageCounts, state: State) -> None:
+        self._state = state
         self._store = store
         self._storage = storage
+        self._usage = usage
         self._locks: WeakValueDictionary[Name, asyncio.Lock] = WeakValueDictionary()  # of pictures that somebody holds
         self._checks = PictureChecks()
         self._decoders = FairQueue(CHILDREN, CHILDREN)
@@ -48,13 +55,14 @@ class Images:
 
     @asynccontextmanager
     async def holding(self, *names: Name) -> AsyncIterator[None]:
-        """Hold these pictures for the block; nobody else holds them meanwhile.
+        """Hold these pictures for the block; nobody else, in any gateway, holds them meanwhile.
 
         For code that looks for a picture, or for its users, and then acts on what it found.
         """
         async with AsyncExitStack() as held:
             for name in sorted(set(names)):  # in one order, against deadlock
                 await held.enter_async_context(self._locks.setdefault(name, asyncio.Lock()))
+                await held.enter_async_context(self._state.holding(str(name)))
             yield
 
     async def check(self, tenant: str, data: bytes) -> PictureInfo:
@@ -100,6 +108,7 @@ class Images:
         facts = {**asdict(info), "size_bytes": len(data), "create_s": time.time()}
         await self._store.answer(self._write, name, data, json.dumps(facts).encode())
         self._storage.add(tenant, len(data))
+        self._usage.count(tenant, Used(images=1))
         return await self.find(name)
 
     async def find(self, name: Name) -> Image:
@@ -115,6 +124,32 @@ class Images:
             return Image(name=str(name), sha256=name.id, create_time=create_time, **facts)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
             raise _damaged(name) from None
+
+    async def page(self, request: ListImagesRequest) -> ListImagesResponse:
+        """One page of a tenant's pictures, in the order of their names. Raises InvalidField."""
+        tenant = parse_parent(request.parent) or DEFAULT_TENANT
+        size, after = validation.check_page_size(request.page_size), ""
+        if request.page_token:
+            last = parse(request.page_token, "images", "page_token")
+            if last.tenant != tenant:
+                remedy = "use next_page_token of an answer to the same parent"
+                raise InvalidField("page_token", request.page_token, remedy)
+            after = last.id
+        paths = await self._store.answer(self._store.list, f"{store_paths.IMAGES}/{tenant}")
+        found = {of[1] for path in paths if path.endswith("/image.json") and (of := store_paths.read_image(path))}
+        names = [Name(tenant, "images", one) for one in heapq.nsmallest(size + 1, (x for x in found if x > after))]
+        listed = [await self._listed(name) for name in names[:size]]
+        token = str(names[size - 1]) if len(names) > size else ""
+        return ListImagesResponse(images=filter(None, listed), next_page_token=token)
+
+    async def _listed(self, name: Name) -> Image | None:
+        """A picture as a list has it, damaged ones, too; None if it is gone meanwhile."""
+        try:
+            return await self.find(name)
+        except NotFound:
+            return None
+        except DataLoss as error:
+            return Image(name=str(name), sha256=name.id, warnings=[error.message])
 
     async def read(self, name: Name) -> bytes:
         """A picture's file. Raises NotFound (IMAGE_NOT_FOUND), DataLoss (IMAGE_CORRUPT)."""
@@ -163,15 +198,15 @@ async def receive(
             tenant = parse_parent(header.parent) or DEFAULT_TENANT
             admit(tenant)
             _check_header(header)
-            continue
+            if not request.HasField("file"):
+                continue
         if header is None:
             raise InvalidField("header", "missing", "the first message of an upload is its header")
-        if not 1 <= len(request.chunk) <= images.MAX_CHUNK_BYTES:
-            raise InvalidField("chunk", f"{len(request.chunk)} bytes", f"send 1 to {images.MAX_CHUNK_BYTES} bytes each")
-        if upload.size_bytes + len(request.chunk) > MAX_BYTES:
+        piece = _piece(request)
+        if upload.size_bytes + len(piece) > MAX_BYTES:
             raise _too_large(f"more than {MAX_BYTES} bytes")
-        upload.add(request.chunk)
-        digest.update(request.chunk)
+        upload.add(piece)
+        digest.update(piece)
     if header is None:
         raise InvalidField("header", "missing", "the first message of an upload is its header")
     if header.size_bytes and header.size_bytes != upload.size_bytes:
@@ -180,6 +215,17 @@ async def receive(
         remedy = "the bytes that came have another digest; send the file again"
         raise InvalidArgument.field_error("header.sha256", header.sha256, remedy, reason="DIGEST_MISMATCH")
     return tenant, upload.take_bytes()
+
+
+def _piece(request: UploadImageRequest) -> bytes:
+    """The next bytes of the picture. Raises InvalidField."""
+    if request.HasField("file"):
+        if request.WhichOneof("part") == "chunk":
+            raise InvalidField("file", f"{len(request.file.data)} bytes", "send them in chunk, or in file, not in both")
+        return request.file.data  # as large as what hands over an HTTP request makes it, and empty at its end
+    if not 1 <= len(request.chunk) <= images.MAX_CHUNK_BYTES:
+        raise InvalidField("chunk", f"{len(request.chunk)} bytes", f"send 1 to {images.MAX_CHUNK_BYTES} bytes each")
+    return request.chunk
 
 
 def _check_header(header: UploadImageRequest.Header) -> None:

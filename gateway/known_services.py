@@ -33,9 +33,12 @@ class KnownServices:
         """Ask the sampler once. Of whom nothing is known, use what an earlier process knew."""
         await self._ask()
         try:
-            self._kept = await self._state.known()
-            if self._tuners.known is None and TUNER in self._kept:
-                self._tuners.known = TunerInfo.FromString(self._kept[TUNER])
+            if self._state.is_shared:
+                await self._share()
+            else:
+                self._kept = await self._state.known()
+                if self._tuners.known is None and TUNER in self._kept:
+                    self._tuners.known = TunerInfo.FromString(self._kept[TUNER])
             if self._upstreams.known_sampler is None and SAMPLER in self._kept:
                 self._upstreams.known_sampler = SamplerInfo.FromString(self._kept[SAMPLER])
         except Exception:  # it matters only to requests that come before a service answers
@@ -62,8 +65,21 @@ class KnownServices:
         metrics.UPSTREAM_UP.labels(TUNER).set(self._tuners.is_any_there)
 
     async def keep(self) -> None:
-        """Write into the state what is new."""
+        """Write into the state what is new, if that can be written."""
+        if self._state.is_read_only:
+            return
         for name, info in ((TUNER, self._tuners.known), (SAMPLER, self._upstreams.known_sampler)):
             if info is not None and (told := info.SerializeToString(deterministic=True)) != self._kept.get(name):
                 await self._state.know(name, told)
                 self._kept[name] = told
+        if self._state.is_shared:
+            await self._share()
+
+    async def _share(self) -> None:
+        """Tell other gateways of the tuners here, and learn of theirs."""
+        await self._state.saw(self._tuners.here())
+        self._tuners.seen_elsewhere(await self._state.seen_elsewhere())
+        known = await self._state.known()
+        if known.get(TUNER, self._kept.get(TUNER)) != self._kept.get(TUNER):
+            self._tuners.known = TunerInfo.FromString(known[TUNER])
+        self._kept |= known

@@ -44,14 +44,14 @@ def parse(name: str, collection: str, field: str = "name") -> Name:
     return Name(parts[1], collection, parts[3])
 
 
-def parse_parent(parent: str) -> str | None:
+def parse_parent(parent: str, field: str = "parent") -> str | None:
     """The tenant that `parent` names, None if it is empty. Raises InvalidField when it does not have the form."""
     if not parent:
         return None
     collection, slash, tenant = parent.partition("/")
     if collection != "tenants" or not slash or not _TENANT.fullmatch(tenant):
         form = "a tenant has 1 to 63 of a-z, 0-9 and -, the first a letter"
-        raise InvalidField("parent", parent, f"a parent has the form tenants/{{tenant}}, where {form}")
+        raise InvalidField(field, parent, f"a parent has the form tenants/{{tenant}}, where {form}")
     return tenant
 
 

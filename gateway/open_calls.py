@@ -1,4 +1,5 @@
-"""How many long calls one connection may have open: enough for every use, and fewer than HTTP/2 allows.
+"""How many long calls one connection may have open: enough for every use, and fewer than HTTP/2 allows. And how many
+one tenant, and all together, may have: each costs memory, however many connections they come by.
 
 A call beyond the streams of a connection would wait in the client's transport without an answer. Long calls are refused
 before that. The other streams are left for calls that are answered at once, such as CancelEdit.
@@ -9,9 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from gateway import principal
+from gateway.admission import of_all, of_tenant
 from unitune.errors import ResourceExhausted
 
 LONG_CALLS = 256  # Edit, Compare, WatchTuning and UploadImage together; `serving.MAX_STREAMS` is four times as many
+OF_TENANT, OF_ALL = 2048, 4096
 RETRY_AFTER_S = 5.0
 
 
@@ -20,7 +24,8 @@ class OpenCalls:
 
     def __init__(self, most: int = LONG_CALLS) -> None:
         self._most = most
-        self._open: Counter[str] = Counter()
+        self._open: Counter[str] = Counter()  # by connection
+        self._of_tenants: Counter[str] = Counter()  # by the credential's tenant
 
     @contextmanager
     def count(self, context: Any) -> Iterator[None]:
@@ -33,10 +38,18 @@ class OpenCalls:
                 metadata={"limit": str(self._most)},
                 retry_after_s=RETRY_AFTER_S,
             )
+        tenant = principal.current().tenant
+        if tenant and self._of_tenants[tenant] >= OF_TENANT:
+            message = f"this tenant has {OF_TENANT} streams and uploads open: end some"
+            raise of_tenant(tenant, OF_TENANT, message, "TOO_MANY_CALLS", RETRY_AFTER_S)
+        if self._of_tenants.total() >= OF_ALL:
+            raise of_all(OF_ALL, f"{OF_ALL} streams and uploads are open", RETRY_AFTER_S)
         self._open[peer] += 1
+        self._of_tenants[tenant] += 1
         try:
             yield
         finally:
-            self._open[peer] -= 1
-            if not self._open[peer]:
-                del self._open[peer]
+            for counter, one in ((self._open, peer), (self._of_tenants, tenant)):
+                counter[one] -= 1
+                if not counter[one]:
+                    del counter[one]

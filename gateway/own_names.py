@@ -12,8 +12,9 @@ from gateway.names import missing, parse, parse_parent
 from gateway.principal import Principal
 from unitune.errors import Internal, PermissionDenied
 from unitune.v1.edit_pb2 import CancelEditRequest, CompareRequest, EditRequest, GetEditRequest
-from unitune.v1.image_pb2 import DeleteImageRequest, UploadImageRequest
+from unitune.v1.image_pb2 import DeleteImageRequest, GetImageRequest, ListImagesRequest, UploadImageRequest
 from unitune.v1.key_pb2 import CreateKeyRequest, ListKeysRequest, RevokeKeyRequest, RotateKeyRequest
+from unitune.v1.scope_pb2 import SCOPE_ADMIN
 from unitune.v1.server_pb2 import GetServerInfoRequest
 from unitune.v1.tuning_pb2 import (
     CancelTuningRequest,
@@ -24,8 +25,10 @@ from unitune.v1.tuning_pb2 import (
     UpdateTuningRequest,
     WatchTuningRequest,
 )
+from unitune.v1.usage_pb2 import ListUsageRequest
 
 PARENT = "parent"  # in place of a collection, for a field that names a tenant
+ANY_PARENT = "any parent"  # the same, and an admin names any tenant, or none for all
 
 # The fields of each public request that name something, and the collection that it is in.
 NAMES: dict[type[Message], dict[str, str]] = {
@@ -37,12 +40,15 @@ NAMES: dict[type[Message], dict[str, str]] = {
     UpdateTuningRequest: {"tuning.name": "tunings"},
     DeleteTuningRequest: {"name": "tunings"},
     UploadImageRequest: {"header.parent": PARENT},
+    GetImageRequest: {"name": "images"},
+    ListImagesRequest: {"parent": PARENT},
     DeleteImageRequest: {"name": "images"},
     EditRequest: {"parent": PARENT, "tuning": "tunings", "image": "images", "mask_image": "images"},
     CompareRequest: {"parent": PARENT, "image": "images"},
     GetEditRequest: {"name": "edits"},
     CancelEditRequest: {"name": "edits"},
     GetServerInfoRequest: {},
+    ListUsageRequest: {"parent": ANY_PARENT},
     # An admin names keys of all tenants.
     CreateKeyRequest: {},
     ListKeysRequest: {},
@@ -60,10 +66,10 @@ def claim(request: Message, principal: Principal) -> None:
         raise Internal("the server made a mistake; its log has the details", reason="INTERNAL")
     fields = NAMES[type(request)].items()
     for path, collection in fields:
-        if collection == PARENT:
+        if collection == PARENT or (collection == ANY_PARENT and SCOPE_ADMIN not in principal.scopes):
             _claim_parent(request, path, principal.tenant)
     for path, collection in fields:
-        if collection != PARENT:
+        if collection not in (PARENT, ANY_PARENT):
             for place, name in _names(request, path):
                 named = parse(name, collection, place)
                 if named.tenant != principal.tenant:

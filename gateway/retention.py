@@ -87,8 +87,7 @@ class Retention:
             return True
         identity = (await self._state.known()).get(IDENTITY)
         if identity is None:
-            identity = secrets.token_hex(16).encode()
-            await self._state.know(IDENTITY, identity)
+            identity = await self._state.know_first(IDENTITY, secrets.token_hex(16).encode())
         if await self._store.answer(self._store.has, OWNER):
             owner = await self._store.answer(self._store.get, OWNER)
         else:
@@ -112,7 +111,8 @@ class Retention:
 
     async def sweep(self) -> None:
         """Delete what has been without an owner for long enough, and the results of edits that nobody knows."""
-        await self._edits.sweep(self._is_known)
+        elsewhere = await self._state.edit_names() if self._state.is_shared else []
+        await self._edits.sweep(lambda name: self._is_known(name) or name in elsewhere)
         if self._keep_s == 0:
             return
         before_s = time.time() - self._keep_s

@@ -14,6 +14,7 @@ from gateway.edit import Edits
 from gateway.edit_results import EditResults
 from gateway.gauges import Gauges
 from gateway.images import Images, receive
+from gateway.names import parse
 from gateway.open_calls import OpenCalls
 from gateway.relay import Relay
 from gateway.retention import Retention
@@ -123,6 +124,14 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
                 tenant, data = await receive(request_iterator, upload, self._admission.request)
                 return await self._images.keep(tenant, data)
 
+    async def GetImage(self, request: image_pb2.GetImageRequest, context: Any) -> image_pb2.Image:
+        self._admission.request(tenant_of(request))
+        return await self._images.find(parse(request.name, "images"))
+
+    async def ListImages(self, request: image_pb2.ListImagesRequest, context: Any) -> image_pb2.ListImagesResponse:
+        self._admission.request(tenant_of(request))
+        return await self._images.page(request)
+
     async def DeleteImage(self, request: image_pb2.DeleteImageRequest, context: Any) -> Empty:
         self._admission.request(tenant_of(request))
         await self._retention.delete_image(request.name, allow_missing=request.allow_missing)
@@ -161,13 +170,16 @@ class EditService(edit_pb2_grpc.EditServiceServicer):
 
     async def CancelEdit(self, request: edit_pb2.CancelEditRequest, context: Any) -> edit_pb2.Edit:
         self._admission.request(tenant_of(request))
-        return self._results.cancel(request.name)
+        return await self._results.cancel_anywhere(request.name)
 
 
 class ServerService(server_pb2_grpc.ServerServiceServicer):
     """Describes this server, from the last answers of tuner and sampler."""
 
-    def __init__(self, upstreams: Upstreams, tuners: Tuners, gauges: Gauges, config: GatewayConfig) -> None:
+    def __init__(
+        self, upstreams: Upstreams, tuners: Tuners, gauges: Gauges, config: GatewayConfig, *, is_read_only: bool
+    ) -> None:
+        self._is_read_only = is_read_only
         self._upstreams = upstreams
         self._tuners = tuners
         self._gauges = gauges
@@ -183,6 +195,7 @@ class ServerService(server_pb2_grpc.ServerServiceServicer):
             sampling_defaults=sampler.sampling_defaults if sampler else None,
             limits=self._limits,
             queue=self._gauges.queue,
+            is_read_only=self._is_read_only,
             upstreams=[self._tuners.described(), self._upstreams.described()],
             methods=edit_pb2.SamplingConfig.Method.keys()[1:],  # 0 is unset
             schedulers=edit_pb2.SamplingConfig.Scheduler.keys()[1:],

@@ -1,117 +1,105 @@
 """One SQLite file that belongs to one process, and the one thread that uses it."""
 
 import asyncio
-import functools
 import logging
 import os
-import re
 import sqlite3
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from typing import TypeVar
 
-from google.protobuf.message import DecodeError
+from sqlalchemy import MetaData
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.schema import CreateIndex, CreateTable
 
+from gateway import read_only_state
+from gateway.database import Database, Transaction
 from unitune import telemetry
-from unitune.errors import STATE_CORRUPT, DataLoss
+from unitune.errors import UniTuneError
 from unitune.system_errors import REMEDY_FOR_DAMAGE, is_full, sentence, sqlite_sentence, state_error
 
 logger = logging.getLogger(__name__)
 
 # SQLite writes pages into its journal before it deletes. A file of this size is deleted to make space for that.
 RESERVE_BYTES = 1 << 20
-_FIRST_TABLE = re.compile(r"CREATE TABLE (\w+)")
 _WAL_MAGIC = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")  # https://sqlite.org/fileformat.html#walformat
 
+DIALECT = sqlite.dialect()
+
 T = TypeVar("T")
-P = ParamSpec("P")
 
 
-class SqliteFile:
+class SqliteFile(Database):
     """Runs transactions on one thread, in the order of the calls.
 
-    An error of SQLite becomes ResourceExhausted (STATE_FULL), Unavailable (STATE_DOWN) or DataLoss (STATE_CORRUPT). The
-    log has SQLite's own words.
+    What would write a file that can only be read is FailedPrecondition (STATE_READ_ONLY).
     """
 
-    def __init__(self, connection: sqlite3.Connection, thread: ThreadPoolExecutor, path: Path) -> None:
+    _errors = (sqlite3.Error,)
+
+    def __init__(
+        self, connection: sqlite3.Connection, thread: ThreadPoolExecutor, path: Path, *, is_read_only: bool = False
+    ) -> None:
+        super().__init__(thread)
+        self.is_read_only = is_read_only
         self._connection = connection
-        self._thread = thread
         self._reserve = path.with_name(f"{path.name}-reserve")
         self._has_remains = False
-        self._after_commit: list[Callable[[], None]] = []
 
     @classmethod
     async def open(
         cls,
         path: Path,
-        schema: str,
+        tables: MetaData,
         version: int,
         migrations: Mapping[int, str],
         functions: Sequence[Callable[[bytes], bytes]] = (),
     ) -> "SqliteFile":
-        """Open the file, making it by `schema` if it is missing or empty.
+        """Open the file, making it with its tables if it is missing or empty.
 
         `migrations` holds the statements that bring each version to the next, `functions` what they call. Raises
         OSError with path and remedy when another process has the file, when it is no SQLite file, damaged or not
         writable, and for a version that cannot be brought to this one.
         """
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="state")
+        is_read_only = read_only_state.can_only_be_read(path)
         try:
             connection = await asyncio.get_running_loop().run_in_executor(
-                thread, _open, path, schema, version, migrations, functions
+                thread, _open, path, tables, version, migrations, functions, is_read_only
             )
         except (sqlite3.Error, OSError) as error:
             thread.shutdown()
             reason = sqlite_sentence(path, error) if isinstance(error, sqlite3.Error) else sentence(error)
             raise OSError(f"the gateway's state: {reason}") from error
-        file = cls(connection, thread, path)
-        await asyncio.get_running_loop().run_in_executor(thread, file._make_reserve)
+        file = cls(connection, thread, path, is_read_only=is_read_only)
+        if is_read_only:
+            remedy = "make the file and its folder writable and start again; until then nothing is made or changed"
+            telemetry.event(logger, "state can only be read", level=logging.WARNING, detail=f"{path}: {remedy}")
+        else:
+            await asyncio.get_running_loop().run_in_executor(thread, file._make_reserve)
         return file
 
     async def close(self) -> None:
         """Finish what was begun, then close the file."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._connection.close)
-        self._thread.shutdown()
+        await asyncio.get_running_loop().run_in_executor(self._threads, self._connection.close)
+        self._threads.shutdown()
 
-    async def run(self, work: Callable[[], T], *, deletes: bool = False) -> T:
-        """Run `work` on the thread as one transaction.
+    def _error(self, failure: Exception) -> UniTuneError:
+        assert isinstance(failure, sqlite3.Error)
+        if self.is_read_only and failure.sqlite_errorcode & 0xFF == sqlite3.SQLITE_READONLY:
+            return read_only_state.refusal()
+        telemetry.event(logger, "state failed", level=logging.ERROR, detail=str(failure))
+        return state_error(failure)
 
-        With `deletes` it works on a full disk, too, and nothing of what it deletes is left in any file. The transaction
-        runs to its end even if its caller is cancelled.
-        """
-        loop = asyncio.get_running_loop()
-
-        def on_thread() -> T:
-            result = self._deletion(work) if deletes else self._transaction(work)
-            for callback in self._after_commit:
-                loop.call_soon_threadsafe(callback)
-            return result
-
+    # BEGIN and COMMIT are our own. What reads first and then writes must be alone from its beginning, which SQLite's
+    # own BEGIN is not.
+    def _transaction(self, work: Callable[[Transaction], T]) -> tuple[T, Transaction]:
+        transaction = Transaction(self._connection, DIALECT, self._prepared)
+        self._connection.execute("BEGIN" if self.is_read_only else "BEGIN IMMEDIATE")
         try:
-            return await asyncio.shield(loop.run_in_executor(self._thread, on_thread))
-        except sqlite3.Error as error:
-            telemetry.event(logger, "state failed", level=logging.ERROR, detail=str(error))
-            raise state_error(error) from error
-        except DecodeError as error:  # a row that SQLite finds nothing wrong with
-            telemetry.failure(logger, "state damaged")
-            raise DataLoss("what the server has stored is damaged", reason=STATE_CORRUPT) from error
-
-    def sql(self, statement: str, *values: object) -> sqlite3.Cursor:
-        """On the thread, within a transaction: run one statement."""
-        return self._connection.execute(statement, values)
-
-    def after_commit(self, callback: Callable[[], None]) -> None:
-        """On the thread, within a transaction: have the event loop call this once it is committed."""
-        self._after_commit.append(callback)
-
-    def _transaction(self, work: Callable[[], T]) -> T:
-        self._after_commit = []
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            result = work()
+            result = work(transaction)
             self._connection.execute("COMMIT")
         except BaseException:
             # On a full disk SQLite may have rolled it back already. Or COMMIT fails and leaves it open.
@@ -120,10 +108,10 @@ class SqliteFile:
             raise
         if self._has_remains:
             self._wipe()
-        return result
+        return result, transaction
 
-    def _deletion(self, work: Callable[[], T]) -> T:
-        self._has_remains = True
+    def _deletion(self, work: Callable[[Transaction], T]) -> tuple[T, Transaction]:
+        self._has_remains = not self.is_read_only
         try:
             result = self._transaction(work)
         except sqlite3.OperationalError as error:
@@ -131,7 +119,8 @@ class SqliteFile:
                 raise
             self._reserve.unlink(missing_ok=True)
             result = self._transaction(work)
-        self._make_reserve()
+        if not self.is_read_only:
+            self._make_reserve()
         return result
 
     def _wipe(self) -> None:
@@ -153,43 +142,24 @@ class SqliteFile:
                 self._reserve.unlink(missing_ok=True)
 
 
-class _HasFile(Protocol):
-    file: SqliteFile
-
-
-S = TypeVar("S", bound=_HasFile)
-
-
-def operation(
-    work: Callable[Concatenate[S, P], T], *, deletes: bool = False
-) -> Callable[Concatenate[S, P], Awaitable[T]]:
-    """Make of a method one transaction on its object's file: it runs on the file's thread, and its caller awaits it."""
-
-    @functools.wraps(work)
-    async def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self.file.run(lambda: work(self, *args, **kwargs), deletes=deletes)
-
-    return call
-
-
-def deletion(work: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], Awaitable[T]]:
-    """The same for a part of a deletion: it works on a full disk, and nothing of what it deletes is left."""
-    return operation(work, deletes=True)
-
-
 def _open(
     path: Path,
-    schema: str,
+    tables: MetaData,
     version: int,
     migrations: Mapping[int, str],
     functions: Sequence[Callable[[bytes], bytes]],
+    is_read_only: bool,
 ) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True)
-    _refuse_foreign(path, schema)
+    _refuse_foreign(path, tables)
     _look_at_journal(path)
-    connection = sqlite3.connect(path, timeout=1.0, isolation_level=None, check_same_thread=False)
+    if is_read_only:
+        connection = read_only_state.in_memory(path)
+    else:
+        connection = sqlite3.connect(path, timeout=1.0, isolation_level=None, check_same_thread=False)
     try:
-        path.chmod(0o600)
+        if not is_read_only:
+            path.chmod(0o600)
         # A second gateway on the same file would run every tuning twice; it fails here instead.
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         connection.execute("PRAGMA journal_mode = WAL")
@@ -203,7 +173,10 @@ def _open(
             raise sqlite3.DatabaseError(f"it is damaged ({' '.join(problem.split())}); {REMEDY_FOR_DAMAGE}")
         found = connection.execute("PRAGMA user_version").fetchone()[0]
         if found == 0:
-            connection.executescript(f"BEGIN EXCLUSIVE; {schema}; PRAGMA user_version = {version}; COMMIT;")
+            connection.execute("BEGIN EXCLUSIVE")
+            _create(connection, tables)
+            connection.execute(f"PRAGMA user_version = {version}")
+            connection.execute("COMMIT")
         elif found > version or any(step not in migrations for step in range(found, version)):
             raise sqlite3.DatabaseError(
                 f"it has schema {found}, this program reads {version}; "
@@ -216,25 +189,33 @@ def _open(
             connection.executescript(f"BEGIN EXCLUSIVE; {steps} PRAGMA user_version = {version}; COMMIT;")
         connection.execute("BEGIN EXCLUSIVE")
         connection.execute("COMMIT")
+        connection.execute(f"PRAGMA query_only = {int(is_read_only)}")
     except sqlite3.Error:
         connection.close()
         raise
     return connection
 
 
-def _refuse_foreign(path: Path, schema: str) -> None:
+def _create(connection: sqlite3.Connection, tables: MetaData) -> None:
+    """Make the tables, within the transaction that is open."""
+    for table in tables.sorted_tables:
+        connection.execute(str(CreateTable(table).compile(dialect=DIALECT)))
+        for index in sorted(table.indexes, key=lambda index: str(index.name)):
+            connection.execute(str(CreateIndex(index).compile(dialect=DIALECT)))
+
+
+def _refuse_foreign(path: Path, tables: MetaData) -> None:
     """Raise DatabaseError for another program's database, which is left as it is: only the file itself is read."""
-    first = _FIRST_TABLE.search(schema)
     try:
         connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
         try:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
-            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            found = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         finally:
             connection.close()
     except sqlite3.Error:  # there is no file yet, or opening it will raise the error
         return
-    if tables and (version == 0 or (first is not None and first[1] not in tables)):
+    if found and (version == 0 or not found & tables.tables.keys()):
         raise sqlite3.DatabaseError("it is a database of another program; name another file")
 
 

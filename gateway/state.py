@@ -1,6 +1,6 @@
-"""All that the gateway remembers across restarts, in one SQLite file.
+"""All that gateways remember across restarts, in one database.
 
-The file holds the tunings with their queue and their events, the last answers of tuner and sampler, and the weights
+It holds the tunings with their queue and their events, the last answers of tuner and sampler, and the weights
 that the sampler must still forget. Each operation is one transaction, so that:
 
 - A change of a tuning and its event are written together or not at all.
@@ -10,44 +10,60 @@ that the sampler must still forget. Each operation is one transaction, so that:
 """
 
 import asyncio
+import secrets
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import date
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from google.rpc.status_pb2 import Status
+from sqlalchemy import Select, Update
 
-from gateway import admission
+from gateway import admission, read_only_state, usage_records
+from gateway import state_statements as statements
+from gateway.database import EVERY_BELL, SERVER_SCHEMES, Database, Transaction, deletion, operation
 from gateway.names import parse
-from gateway.sqlite_file import SqliteFile, deletion, operation
-from gateway.state_schema import MIGRATIONS, NOW_S, QUEUE, SCHEMA, SCHEMA_VERSION
+from gateway.report_batch import ReportBatch
+from gateway.sqlite_file import SqliteFile
+from gateway.state_schema import FIRST_SHARED_VERSION, MIGRATIONS, SCHEMA_VERSION, TABLES
 from gateway.state_upgrade import MIGRATION_FUNCTIONS
 from gateway.tuning_queue import LEASE_S, WaitingTenant, position
 from gateway.tuning_records import (
-    LIVE,
-    UNFINISHED,
     Attempt,
     CreateRequest,
     KeptEvents,
     Page,
     QueueLimits,
     QueueNow,
+    Report,
     Standing,
     TakenTuning,
     Taker,
     etag_of,
 )
+from gateway.usage_records import Used
 from unitune import metrics
-from unitune.errors import TENANT_TUNING_LIMIT, Internal, InvalidArgument, NotFound, to_status
+from unitune.errors import TENANT_TUNING_LIMIT, Internal, InvalidArgument, NotFound, UniTuneError, to_status
+from unitune.v1.edit_pb2 import Edit
 from unitune.v1.tuner_pb2 import Checkpoint
 from unitune.v1.tuning_pb2 import Tuning, TuningEvent, TuningProgress, WeightsRef
 
 KEPT_EVENTS = 512  # of one tuning; a later watcher gets a snapshot in place of older ones
 REQUESTS_KEPT_S = 24 * 3600.0
+KEPT_REQUESTS = 10_000  # of one tenant; the oldest are forgotten first
 # Deaths of the tuner with one tuning until that is FAILED. A run that got further than all before it resets the count,
 # because it survived what ended the others.
 MAX_CRASHES = 3
+
+HELD_S = 60.0  # by a gateway that ended; much longer than any other holds anything
+HOLD_AGAIN_S = 0.05  # until something that another gateway holds is tried again
+SILENT_S = 15.0  # without a sign of life until a gateway counts as dead
+EDITS_KEPT_S = 600.0  # after their end, or that of their gateway
+SEEN_KEPT_S = 24 * 3600.0
+MAX_NUMBER = (1 << 63) - 1  # of a row
 
 RETRY_TUNING_S = 15.0  # a tuning takes a minute or two
 NO_LIMITS = QueueLimits()
@@ -56,125 +72,164 @@ Mutate = Callable[[Tuning], None]
 Announce = Callable[[Tuning], TuningEvent]
 
 
-class State:
-    """The state of one gateway. Operations raise what SqliteFile does, too."""
+class _Found(NamedTuple):
+    """A tuning as it is stored: the number of its row, and of its last event."""
 
-    def __init__(self, file: SqliteFile) -> None:
-        self.file = file
-        self._sql = file.sql
+    number: int
+    last_event: int
+    tuning: Tuning
+
+
+class State:
+    """The state of one gateway, or of several. Operations raise what Database does, too."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
         self._waiters: set[tuple[str, asyncio.Event]] = set()  # with the tuning that each waits for; "" means any
+        self._id = secrets.token_hex(8)
+        self._reports = ReportBatch(self._keep_reports, database.gathers_s)
+        database.listen(self._wake)
 
     @classmethod
-    async def open(cls, path: Path) -> "State":
-        """Open the file, making it if it is missing. Raises OSError when it is in use or not a file of ours."""
-        return cls(await SqliteFile.open(path, SCHEMA, SCHEMA_VERSION, MIGRATIONS, MIGRATION_FUNCTIONS))
+    async def open(cls, place: Path | str, listen: str = "") -> "State":
+        """Open a file, or the database of a PostgreSQL server by its URL, making what is missing. A file that cannot be
+        written is only read.
+
+        `listen` is the URL of the server itself where `place` is a pooler's. Raises OSError when it cannot be used.
+        """
+        if not str(place).startswith(SERVER_SCHEMES):
+            return cls(await SqliteFile.open(Path(place), TABLES, SCHEMA_VERSION, MIGRATIONS, MIGRATION_FUNCTIONS))
+        try:
+            from gateway.postgres import PostgresServer  # its driver is an extra
+        except ImportError as error:
+            raise OSError(f"the gateway's state: {error}: install unitune[fleet] for PostgreSQL") from error
+        shared = {step: statements for step, statements in MIGRATIONS.items() if step >= FIRST_SHARED_VERSION}
+        return cls(await PostgresServer.open(str(place), listen, TABLES, SCHEMA_VERSION, shared))
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether every operation that would write fails with FailedPrecondition (STATE_READ_ONLY)."""
+        return self.database.is_read_only
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several gateways have it."""
+        return self.database.is_shared
 
     async def close(self) -> None:
-        """Finish what was begun, then close the file."""
-        await self.file.close()
+        """Finish what was begun, then close the database."""
+        await self._reports.close()
+        await self.database.close()
 
     # The tunings by name.
 
     @operation
-    def recall(self, tenant: str, request: CreateRequest) -> Tuning | None:
+    def recall(self, tx: Transaction, tenant: str, request: CreateRequest) -> Tuning | None:
         """The tuning that this request made earlier, None if it made none.
 
         Raises InvalidArgument (REQUEST_ID_REUSED) for another body, NotFound (TUNING_NOT_FOUND) if it was deleted.
         """
-        return self._recalled(tenant, request)
+        return self._recalled(tx, tenant, request)
 
     @operation
-    def create(self, tuning: Tuning, request: CreateRequest | None, limits: QueueLimits = NO_LIMITS) -> Tuning:
-        """Queue a new tuning, unless there is a live one of the same tenant and key; the one or the other.
+    def create(
+        self,
+        tx: Transaction,
+        tuning: Tuning,
+        request: CreateRequest | None,
+        limits: QueueLimits = NO_LIMITS,
+        trace: str = "",
+    ) -> Tuning:
+        """Queue a new tuning, unless there is a live one of the same tenant and key; the one or the other. `trace` is
+        that of the call which makes it.
 
         `recall` finds it by the request for a day at least. Raises as `recall` does, and ResourceExhausted
         (TENANT_TUNING_LIMIT, QUEUE_FULL) for a new one beyond the limits.
         """
         tenant = parse(tuning.name, "tunings").tenant
-        earlier = self._recalled(tenant, request) if request else None
+        found = self._live(tx, tenant, tuning.key) if request is None else None
+        if found is not None:
+            return found
+        tx.run(statements.NEW_TENANT, the_tenant=tenant)
+        tx.lock(statements.LOCK_TENANT, the_tenant=tenant)
+        earlier = self._recalled(tx, tenant, request) if request else None
         if earlier is not None:
             return earlier
-        made = self._live(tenant, tuning.key)
+        made = self._live(tx, tenant, tuning.key)
         if made is None:
-            self._admit(tenant, limits)
-            made = self._insert(tenant, tuning)
+            self._admit(tx, tenant, limits)
+            made = self._insert(tx, tenant, tuning, trace)
         if request:
             now_s = time.time()
-            self._sql("DELETE FROM requests WHERE create_s < ?", now_s - REQUESTS_KEPT_S)
-            self._sql("INSERT INTO requests VALUES (?, ?, ?, ?, ?)", tenant, *request, made.name, now_s)
+            tx.run(statements.FORGET_REQUESTS, before_s=now_s - REQUESTS_KEPT_S)
+            tx.run(statements.INSERT_REQUEST, tenant=tenant, **request._asdict(), tuning=made.name, create_s=now_s)
+            self._forget_requests(tx, tenant)
         return made
 
     @operation
-    def live(self, tenant: str, key: str) -> Tuning | None:
+    def live(self, tx: Transaction, tenant: str, key: str) -> Tuning | None:
         """The QUEUED, RUNNING or READY tuning of this key."""
-        return self._live(tenant, key)
+        return self._live(tx, tenant, key)
 
     @operation
-    def get(self, name: str) -> Tuning | None:
+    def get(self, tx: Transaction, name: str) -> Tuning | None:
         """A tuning as it is now."""
-        return self._one("name = ?", name)
+        return self._one(tx, name)
 
     @operation
-    def page(self, tenant: str, state: int, after: int, size: int) -> Page:
+    def page(self, tx: Transaction, tenant: str, state: int, after: int, size: int) -> Page:
         """Tunings of one tenant; state 0 means any, `after` 0 means from the newest."""
-        rows = self._sql(
-            "SELECT number, blob FROM tunings WHERE tenant = ?1 AND (?2 = 0 OR state = ?2)"
-            " AND (?3 = 0 OR number < ?3) ORDER BY number DESC LIMIT ?4",
-            *(tenant, state, after, size + 1),
-        ).fetchall()
-        queue = self._queue()
-        tunings = [self._placed(number, Tuning.FromString(blob), queue) for number, blob in rows[:size]]
+        statement, of_state = (statements.PAGE_OF_STATE, {"the_state": state}) if state else (statements.PAGE, {})
+        rows = tx.rows(statement, the_tenant=tenant, before=after or MAX_NUMBER, most=size + 1, **of_state)
+        queue = self._queue(tx)
+        tunings = [self._placed(tx, number, Tuning.FromString(blob), queue) for number, blob in rows[:size]]
         return Page(tunings, after=rows[size - 1][0] if len(rows) > size else 0)
 
     @operation
-    def change(self, name: str, mutate: Mutate, announce: Announce | None = None) -> Tuning | None:
+    def change(self, tx: Transaction, name: str, mutate: Mutate, announce: Announce | None = None) -> Tuning | None:
         """Let `mutate` change a tuning in place, and append the event that `announce` makes of the result.
 
         Nothing is written or announced when `mutate` changes nothing. The tuning afterwards; None if there is none.
         """
-        return self._change(name, mutate, announce)
+        return self._change(tx, name, mutate, announce)
 
     @deletion
-    def change_to_delete(self, name: str, mutate: Mutate, announce: Announce | None = None) -> Tuning | None:
+    def change_to_delete(
+        self, tx: Transaction, name: str, mutate: Mutate, announce: Announce | None = None
+    ) -> Tuning | None:
         """The same as a part of a deletion: it works on a full disk, too."""
-        return self._change(name, mutate, announce)
+        return self._change(tx, name, mutate, announce)
 
     @deletion
-    def remove(self, name: str) -> None:
+    def remove(self, tx: Transaction, name: str) -> None:
         """Forget a tuning and its events, on a full disk, too.
 
         Only its name and the requests that made it, an id and a digest each, stay known for a day. Nothing else of it
         is left in any file.
         """
-        self._sql("DELETE FROM events WHERE tuning = (SELECT number FROM tunings WHERE name = ?)", name)
-        self._sql("DELETE FROM tunings WHERE name = ?", name)
-        self.file.after_commit(partial(self._wake, name))
+        number = tx.value(statements.DELETE_TUNING, the_name=name)
+        if number is not None:  # whoever appends an event has locked the tuning before
+            tx.run(statements.DELETE_EVENTS, the_number=number)
+        tx.ring(name)
 
     @operation
-    def expired(self, now_s: float) -> list[str]:
+    def expired(self, tx: Transaction, now_s: float) -> list[str]:
         """Names of the READY tunings whose expire_time has come, in Unix seconds."""
-        rows = self._sql("SELECT name FROM tunings WHERE state = ? AND expire_s <= ?", Tuning.STATE_READY, now_s)
-        return [name for (name,) in rows]
+        return tx.values(statements.EXPIRED, at_s=now_s)
 
     @operation
-    def uses_image(self, image: str) -> bool:
+    def uses_image(self, tx: Transaction, image: str) -> bool:
         """Whether any tuning was made from this image."""
-        # The first image has an index. Further ones have no column of their own: their names are in the message.
-        row = self._sql(
-            "SELECT 1 FROM tunings WHERE image = ?"
-            " UNION ALL SELECT 1 FROM tunings WHERE tenant = ? AND instr(blob, ?) LIMIT 1",
-            *(image, parse(image, "images").tenant, image.encode()),
-        )
-        return row.fetchone() is not None
+        tenant = parse(image, "images").tenant
+        found = tx.row(statements.USES_IMAGE, the_tenant=tenant, the_image=image, the_image_bytes=image.encode())
+        return found is not None
 
     @operation
-    def live_user_of(self, image: str) -> str | None:
+    def live_user_of(self, tx: Transaction, image: str) -> str | None:
         """The name of a live tuning that was made from this image."""
-        row = self._sql(
-            "SELECT name FROM tunings WHERE tenant = ? AND state IN (?, ?, ?) AND instr(blob, ?)",
-            *(parse(image, "images").tenant, *LIVE, image.encode()),
-        ).fetchone()
-        return row[0] if row else None
+        tenant = parse(image, "images").tenant
+        found: str | None = tx.value(statements.LIVE_USER_OF, the_tenant=tenant, the_image_bytes=image.encode())
+        return found
 
     # The queue: tenants in turn, within a tenant the oldest tuning first.
 
@@ -182,210 +237,335 @@ class State:
         """Return once a tuning of this base model, or any, is QUEUED."""
         with self._waiter("") as event:
             while not await self._is_any_queued(base_model):
-                await event.wait()
-                event.clear()
+                await self._rings(event)
 
     @operation
-    def _is_any_queued(self, base_model: str) -> bool:
-        return self._next(base_model) is not None
+    def _is_any_queued(self, tx: Transaction, base_model: str) -> bool:
+        if base_model:
+            return tx.value(statements.IS_ANY_OF_MODEL_QUEUED, the_model=base_model) is not None
+        return tx.value(statements.IS_ANY_QUEUED) is not None
 
     @operation
-    def take(self, taker: Taker, *, base_model: str = "", lease_s: float = LEASE_S) -> TakenTuning | None:
+    def take(
+        self, tx: Transaction, taker: Taker, *, base_model: str = "", lease_s: float = LEASE_S
+    ) -> TakenTuning | None:
         """Make the next tuning of a base model, any if that is empty, RUNNING for the time of a lease, and append that
-        to its events. None if none is QUEUED.
+        to its events. None if none is QUEUED, or other gateways just look at them.
 
         What the taker's place still runs has ended: there is one process at a time in a place, and it runs one tuning.
         Before that, a tuning that was lost with another instance counts as crashed, and one that crashed too often is
         FAILED (WORKER_CRASHED).
         """
-        self._end_earlier(taker)
-        self._count_crashes(taker.instance)
-        number = self._next(base_model)
-        if number is None:
+        if self.is_read_only:  # though nothing may be queued
+            raise read_only_state.refusal()
+        self._end_earlier(tx, taker)
+        self._count_crashes(tx, taker.instance)
+        taken = self._next(tx, base_model)
+        if taken is None:
             return None
-        name, tenant, attempt, checkpoint = self._sql(
-            f"UPDATE tunings SET attempt = attempt + 1, tuner = ?, place = ?, lease_s = {NOW_S} + ? WHERE number = ?"
-            " RETURNING name, tenant, attempt, checkpoint",
-            *(taker.instance, taker.place, lease_s, number),
-        ).fetchone()
-        self._sql(
-            "INSERT INTO turns SELECT ?, COALESCE(MAX(last_turn), 0) + 1 FROM turns WHERE true"
-            " ON CONFLICT (tenant) DO UPDATE SET last_turn = excluded.last_turn",
-            tenant,
-        )
+        tenant, number, last_event, blob, attempt, checkpoint, trace = taken
+        attempt += 1
 
         def start(tuning: Tuning) -> None:
             tuning.state = Tuning.STATE_RUNNING
             tuning.start_time.GetCurrentTime()
 
-        self._change(name, start, lambda _: TuningEvent(started=TuningEvent.Started(attempt=attempt)))
+        tuning = self._write(
+            tx,
+            _Found(number, last_event, Tuning.FromString(blob)),
+            start,
+            lambda _: TuningEvent(started=TuningEvent.Started(attempt=attempt)),
+            statements.CHANGE_TAKEN,
+            new_attempt=attempt,
+            new_tuner=taker.instance,
+            new_place=taker.place,
+            lasts_s=lease_s,
+        )
+        tx.run(statements.SERVE_TENANT, the_tenant=tenant)
         resumed = None if checkpoint is None else Checkpoint.FromString(checkpoint)
-        return TakenTuning(self._existing(name), attempt, resumed)
+        return TakenTuning(tuning, attempt, resumed, trace)
 
     # What tuners report. An attempt that is not the latest of a RUNNING tuning changes nothing.
 
-    @operation
-    def report(
+    async def report(
         self, attempt: Attempt, instance: str, *, progress: TuningProgress | None = None, lease_s: float = LEASE_S
     ) -> Standing:
         """Renew the lease of an attempt, which an instance runs, and keep its progress."""
-        if not self._renew(attempt, instance, lease_s):
-            return self._standing(attempt)
-        if progress is not None:
-            told = TuningProgress(attempt=attempt.number)
-            told.MergeFrom(progress)
-            self._change(
-                attempt.name, lambda tuning: tuning.progress.CopyFrom(told), lambda _: TuningEvent(progress=told)
-            )
-        return Standing.KEPT
+        if progress is None:
+            return await self._renew(attempt, instance, lease_s)
+        report = Report(attempt, instance, progress, lease_s)
+        if self.database.gathers_s:
+            return await self._reports.add(report)
+        (standing,) = await self._keep_reports([report])
+        return standing
+
+    @operation
+    def _renew(self, tx: Transaction, attempt: Attempt, instance: str, lease_s: float) -> Standing:
+        renewed = tx.row(
+            statements.RENEW, the_name=attempt.name, the_attempt=attempt.number, by=instance, lasts_s=lease_s
+        )
+        return self._standing(tx, attempt) if renewed is None else Standing.KEPT
 
     @operation
     def keep_checkpoint(
-        self, attempt: Attempt, instance: str, checkpoint: Checkpoint, *, lease_s: float = LEASE_S
+        self, tx: Transaction, attempt: Attempt, instance: str, checkpoint: Checkpoint, *, lease_s: float = LEASE_S
     ) -> Standing:
         """The next attempt goes on from this checkpoint."""
-        if not self._renew(attempt, instance, lease_s):
-            return self._standing(attempt)
-        kept = checkpoint.SerializeToString()
-        self._sql("UPDATE tunings SET checkpoint = ? WHERE name = ?", kept, attempt.name)
-        return Standing.KEPT
+        kept = tx.row(
+            statements.KEEP_CHECKPOINT,
+            the_name=attempt.name,
+            the_attempt=attempt.number,
+            by=instance,
+            lasts_s=lease_s,
+            new_checkpoint=checkpoint.SerializeToString(),
+        )
+        return self._standing(tx, attempt) if kept is None else Standing.KEPT
 
     @operation
-    def finish(self, attempt: Attempt, weights: WeightsRef) -> Standing:
+    def finish(self, tx: Transaction, attempt: Attempt, weights: WeightsRef) -> Standing:
         """End an attempt with weights: the tuning is READY. Kept, too, if these weights made it READY before."""
 
         def ready(tuning: Tuning) -> None:
             tuning.state = Tuning.STATE_READY
             tuning.weights.CopyFrom(weights)
 
-        return self._end(attempt, ready, lambda now: TuningEvent(ready=now), lambda now: now.weights == weights)
+        return self._end(tx, attempt, ready, lambda now: TuningEvent(ready=now), lambda now: now.weights == weights)
 
     @operation
-    def fail(self, attempt: Attempt, error: Status) -> Standing:
+    def fail(self, tx: Transaction, attempt: Attempt, error: Status) -> Standing:
         """End an attempt and the tuning, FAILED. Kept, too, if the attempt did so before."""
 
         def failed(tuning: Tuning) -> None:
             tuning.state = Tuning.STATE_FAILED
             tuning.error.CopyFrom(error)
 
-        return self._end(attempt, failed, lambda _: TuningEvent(failed=error), lambda now: now.error == error)
+        return self._end(tx, attempt, failed, lambda _: TuningEvent(failed=error), lambda now: now.error == error)
 
     @operation
-    def let_go(self, attempt: Attempt) -> Standing:
+    def let_go(self, tx: Transaction, attempt: Attempt) -> Standing:
         """End an attempt: the tuning is QUEUED again, at its old place, and nobody is blamed."""
-        if not self._holds(attempt):
-            return self._standing(attempt)
-        self._give_back(attempt.name, lost=False)
+        held = self._held(tx, attempt)
+        if held is None:
+            return self._standing(tx, attempt)
+        self._give_back(tx, held, tuner="")
         return Standing.KEPT
 
     @operation
-    def standing(self, attempt: Attempt) -> Standing:
+    def standing(self, tx: Transaction, attempt: Attempt) -> Standing:
         """What became of an attempt."""
-        return self._standing(attempt)
+        return self._standing(tx, attempt)
 
     async def wait_lost(self, attempt: Attempt) -> None:
         """Return once an attempt is not the latest of a RUNNING tuning."""
         with self._waiter(attempt.name) as event:
             while await self.standing(attempt) is Standing.KEPT:
-                await event.wait()
-                event.clear()
+                await self._rings(event)
 
     @operation
-    def sweep(self) -> list[str]:
+    def sweep(self, tx: Transaction) -> list[str]:
         """Give back, as lost, every RUNNING tuning whose lease has run out; their names."""
-        rows = self._sql(
-            f"SELECT name FROM tunings WHERE state = {Tuning.STATE_RUNNING} AND COALESCE(lease_s, 0) < {NOW_S}"
-        ).fetchall()
-        for (name,) in rows:
-            self._give_back(name, lost=True)
-        return [name for (name,) in rows]
+        lost = [(tuner, _found(row)) for tuner, *row in tx.rows(statements.LOST)]
+        for tuner, found in lost:
+            self._give_back(tx, found, tuner)
+        return [found.tuning.name for _, found in lost]
 
     @operation
-    def blame_nobody(self) -> None:
+    def blame_nobody(self, tx: Transaction) -> None:
         """For a gateway that begins: whoever runs a tuning now may have ended together with the gateway before. A tuner
         that goes on says so by its next report."""
-        self._sql(f"UPDATE tunings SET tuner = '' WHERE state = {Tuning.STATE_RUNNING}")
+        tx.run(statements.FORGET_TUNERS)
 
     @operation
-    def queued_base_models(self) -> list[str]:
+    def queued_base_models(self, tx: Transaction) -> list[str]:
         """The digests of the base models of all QUEUED tunings."""
-        rows = self._sql(f"SELECT DISTINCT base_model FROM tunings WHERE state = {Tuning.STATE_QUEUED}")
-        return [digest for (digest,) in rows]
+        return tx.values(statements.QUEUED_MODELS)
 
     @operation
-    def fail_queued(self, base_model: str, error: Status) -> list[str]:
+    def fail_queued(self, tx: Transaction, base_model: str, error: Status) -> list[str]:
         """Make all QUEUED tunings of a base model FAILED; their names."""
-        rows = self._sql(
-            f"SELECT name FROM tunings WHERE state = {Tuning.STATE_QUEUED} AND base_model = ?", base_model
-        ).fetchall()
-        for (name,) in rows:
-            self._fail(name, error)
-        return [name for (name,) in rows]
+        names = tx.values(statements.QUEUED_OF_MODEL, the_model=base_model)
+        for name in names:
+            self._fail(tx, name, error)
+        return names
 
     @operation
-    def queue_now(self) -> QueueNow:
+    def queue_now(self, tx: Transaction) -> QueueNow:
         """How many tunings are unfinished, and since when the oldest of the queue waits."""
-        queued, running = self._sql(
-            "SELECT COUNT(CASE WHEN state = ?1 THEN 1 END), COUNT(CASE WHEN state = ?2 THEN 1 END)"
-            " FROM tunings WHERE state IN (?1, ?2)",
-            *UNFINISHED,
-        ).fetchone()
-        oldest = self._sql("SELECT blob FROM tunings WHERE state = ? ORDER BY number LIMIT 1", UNFINISHED[0]).fetchone()
-        since_s = Tuning.FromString(oldest[0]).create_time.ToMicroseconds() / 1e6 if oldest else None
+        queued, running = tx.row(statements.COUNT_QUEUE)
+        oldest = tx.value(statements.OLDEST_QUEUED)
+        since_s = Tuning.FromString(oldest).create_time.ToMicroseconds() / 1e6 if oldest is not None else None
         return QueueNow(queued, running, since_s)
 
     # The events of each tuning.
 
     @operation
-    def read(self, name: str, after: int) -> KeptEvents | None:
+    def read(self, tx: Transaction, name: str, after: int) -> KeptEvents | None:
         """The kept events with a sequence number above `after`; None if there is no such tuning."""
-        row = self._sql("SELECT number, last_event, blob FROM tunings WHERE name = ?", name).fetchone()
-        if row is None:
+        found = self._find(tx, statements.TUNING, the_name=name)
+        if found is None:
             return None
-        number, last, blob = row
-        rows = self._sql("SELECT blob FROM events WHERE tuning = ? AND sequence > ? ORDER BY sequence", number, after)
-        events = [TuningEvent.FromString(event) for (event,) in rows]
+        number, last, tuning = found
+        blobs = tx.values(statements.EVENTS, the_number=number, after=after, up_to=last)
+        events = [TuningEvent.FromString(blob) for blob in blobs]
         first = events[0].sequence if events else last + 1
-        return KeptEvents(self._placed(number, Tuning.FromString(blob)), events, last, gap=first > after + 1)
+        return KeptEvents(self._placed(tx, number, tuning), events, last, gap=first > after + 1)
 
     async def wait(self, name: str, after: int) -> None:
         """Return once the tuning may have an event above `after`, or is gone. Call it after `read`, in a loop."""
         with self._waiter(name) as event:  # before the query, so that no event is missed between the two
             if await self._waits_for_events(name, after):
-                await event.wait()
+                await self._rings(event)
 
     @operation
-    def _waits_for_events(self, name: str, after: int) -> bool:
-        return self._sql("SELECT 1 FROM tunings WHERE name = ? AND last_event <= ?", name, after).fetchone() is not None
+    def _waits_for_events(self, tx: Transaction, name: str, after: int) -> bool:
+        return tx.value(statements.HAS_NO_EVENT_AFTER, the_name=name, after=after) is not None
 
     # What tuner and sampler last said of themselves.
 
     @operation
-    def known(self) -> dict[str, bytes]:
+    def known(self, tx: Transaction) -> dict[str, bytes]:
         """The serialized message of each service by the service's name."""
-        return dict(self._sql("SELECT name, info FROM services").fetchall())
+        return dict(tx.rows(statements.KNOWN))
 
     @operation
-    def know(self, service: str, info: bytes) -> None:
+    def know(self, tx: Transaction, service: str, info: bytes) -> None:
         """Replace what is known of a service."""
-        self._sql("INSERT OR REPLACE INTO services VALUES (?, ?)", service, info)
+        tx.run(statements.KNOW, the_name=service, the_info=info)
+
+    @operation
+    def know_first(self, tx: Transaction, service: str, info: bytes) -> bytes:
+        """What is known of a service, which is this if nothing was known."""
+        tx.run(statements.KNOW_FIRST, the_name=service, the_info=info)
+        known: bytes = tx.value(statements.KNOWN_OF, the_name=service)
+        return known
+
+    @operation
+    def saw(self, tx: Transaction, base_models: Sequence[str]) -> None:
+        """This gateway has tuners of these base models now."""
+        for base_model in sorted(base_models):
+            tx.run(statements.SEE_MODEL, the_holder=self._id, the_model=base_model)
+        tx.run(statements.FORGET_SEEN, kept_s=SEEN_KEPT_S)
+
+    @operation
+    def seen_elsewhere(self, tx: Transaction) -> dict[str, float]:
+        """How many seconds ago another gateway had a tuner of each base model."""
+        return dict(tx.rows(statements.SEEN_ELSEWHERE, the_holder=self._id))
 
     # The weights that the sampler must still forget.
 
     @operation
-    def evictions(self) -> list[str]:
+    def evictions(self, tx: Transaction) -> list[str]:
         """Their digests, the oldest first."""
-        return [digest for (digest,) in self._sql("SELECT digest FROM evictions ORDER BY number")]
+        return tx.values(statements.EVICTIONS)
 
     @deletion
-    def add_eviction(self, digest: str) -> None:
+    def add_eviction(self, tx: Transaction, digest: str) -> None:
         """Remember weights, once."""
-        self._sql("INSERT OR IGNORE INTO evictions (digest) VALUES (?)", digest)
+        tx.run(statements.ADD_EVICTION, the_digest=digest)
 
     @deletion
-    def remove_eviction(self, digest: str) -> None:
+    def remove_eviction(self, tx: Transaction, digest: str) -> None:
         """The sampler has forgotten these weights."""
-        self._sql("DELETE FROM evictions WHERE digest = ?", digest)
+        tx.run(statements.REMOVE_EVICTION, the_digest=digest)
+
+    # What tenants have used.
+
+    @operation
+    def use(self, tx: Transaction, used: Mapping[str, Used]) -> None:
+        """Count for tenants, today."""
+        for tenant, of_tenant in sorted(used.items()):
+            usage_records.add(tx, tenant, of_tenant)
+        usage_records.forget_old(tx)
+
+    @operation
+    def used_by(self, tx: Transaction, tenant: str, first: date, last: date) -> Used:
+        """What a tenant has used from day to day."""
+        return usage_records.of(tx, tenant, first, last)
+
+    @operation
+    def used_by_all(self, tx: Transaction, first: date, last: date, after: str, size: int) -> list[tuple[str, Used]]:
+        """The same of the tenants whose names come after another."""
+        return usage_records.page(tx, first, last, after, size)
+
+    # What gateways hold against one another.
+
+    @asynccontextmanager
+    async def holding(self, name: str) -> AsyncIterator[None]:
+        """Hold something that is not in the state, for the block; no other gateway holds it meanwhile. A gateway that
+        ends in the block holds it for HELD_S at most."""
+        if not self.is_shared:
+            yield
+            return
+        while not await self._hold(name):
+            await asyncio.sleep(HOLD_AGAIN_S)
+        try:
+            yield
+        finally:
+            with suppress(UniTuneError):  # it ends by itself
+                await self._let_loose(name)
+
+    @operation
+    def _hold(self, tx: Transaction, name: str) -> bool:
+        return tx.row(statements.HOLD, the_name=name, the_holder=self._id, lasts_s=HELD_S) is not None
+
+    @operation
+    def _let_loose(self, tx: Transaction, name: str) -> None:
+        tx.run(statements.LET_LOOSE, the_name=name, the_holder=self._id)
+
+    # Edits that gateways tell each other of.
+
+    @operation
+    def begin_edit(self, tx: Transaction, edit: Edit) -> None:
+        """An edit runs at this gateway."""
+        tx.run(statements.SHOW_LIFE, the_holder=self._id)
+        blob = edit.SerializeToString()
+        tx.run(statements.INSERT_EDIT, name=edit.name, gateway=self._id, state=edit.state, blob=blob)
+
+    @operation
+    def end_edit(self, tx: Transaction, edit: Edit) -> None:
+        """An edit has ended so, unless another gateway has cancelled it."""
+        tx.run(statements.END_EDIT, the_name=edit.name, new_state=edit.state, new_blob=edit.SerializeToString())
+
+    @operation
+    def find_edit(self, tx: Transaction, name: str) -> tuple[Edit, bool] | None:
+        """An edit, and whether it was lost with its gateway."""
+        row = tx.row(statements.FIND_EDIT, the_name=name)
+        if row is None:
+            return None
+        blob, state, silent_s = row
+        is_lost = state == Edit.STATE_RUNNING and (silent_s is None or silent_s > SILENT_S)
+        return Edit.FromString(blob), is_lost
+
+    @operation
+    def cancel_edit(self, tx: Transaction, name: str) -> Edit | None:
+        """Cancel an edit that runs; the edit afterwards, None if there is none. Its name is the bell."""
+        blob = tx.value(statements.LOCKED_EDIT, the_name=name)
+        if blob is not None:
+            edit = Edit.FromString(blob)
+            edit.state = Edit.STATE_CANCELLED
+            tx.run(statements.END_EDIT, the_name=name, new_state=edit.state, new_blob=edit.SerializeToString())
+            tx.ring(name)
+            return edit
+        row = tx.row(statements.FIND_EDIT, the_name=name)
+        return Edit.FromString(row[0]) if row else None
+
+    @operation
+    def cancelled_edits(self, tx: Transaction) -> list[str]:
+        """The names of this gateway's edits that are CANCELLED."""
+        return tx.values(statements.CANCELLED_EDITS, the_holder=self._id)
+
+    @operation
+    def edit_names(self, tx: Transaction) -> list[str]:
+        """The names of all edits that run, or ended not long ago."""
+        return tx.values(statements.EDIT_NAMES)
+
+    @operation
+    def sweep_edits(self, tx: Transaction) -> None:
+        """Show a sign of life, and forget edits that ended long ago, or were lost long ago with their gateways."""
+        tx.run(statements.SHOW_LIFE, the_holder=self._id)
+        tx.run(statements.FORGET_GATEWAYS, kept_s=EDITS_KEPT_S)
+        tx.run(statements.FORGET_EDITS, kept_s=EDITS_KEPT_S)
+        tx.run(statements.FORGET_LOST_EDITS)
 
     # Who waits.
 
@@ -399,185 +579,226 @@ class State:
         finally:
             self._waiters.remove(waiter)
 
+    async def _rings(self, event: asyncio.Event) -> None:
+        """Return once a waiter's event is set, or it is time to look again."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.database.look_s):
+                await event.wait()
+        event.clear()
+
     def _wake(self, name: str) -> None:
         for awaited, event in self._waiters:
-            if awaited in ("", name):
+            if awaited in ("", name) or name == EVERY_BELL:
                 event.set()
 
     # Parts of operations, within their transaction.
 
-    def _recalled(self, tenant: str, request: CreateRequest) -> Tuning | None:
-        row = self._sql(
-            "SELECT body, tuning FROM requests WHERE tenant = ? AND request_id = ?", tenant, request.request_id
-        ).fetchone()
+    def _recalled(self, tx: Transaction, tenant: str, request: CreateRequest) -> Tuning | None:
+        row = tx.row(statements.REQUEST, the_tenant=tenant, the_id=request.request_id)
         if row is None:
             return None
-        if row[0] != request.body:
+        body, made = row
+        if body != request.body:
             raise InvalidArgument(
                 f"request_id is {request.request_id!r}: it was used for another request; make a new one",
                 reason="REQUEST_ID_REUSED",
                 metadata={"field": "request_id", "value": request.request_id, "remedy": "make a new one"},
             )
-        tuning = self._one("name = ?", row[1])
+        tuning = self._one(tx, made)
         if tuning is None:
             raise NotFound("the tuning that this request made is deleted", reason="TUNING_NOT_FOUND")
         return tuning
 
-    def _live(self, tenant: str, key: str) -> Tuning | None:
-        return self._one("tenant = ? AND key = ? AND state IN (?, ?, ?)", tenant, key, *LIVE)
+    def _forget_requests(self, tx: Transaction, tenant: str) -> None:
+        """Forget the oldest of too many requests; some at once, so that it is seldom done."""
+        kept = tx.value(statements.COUNT_REQUESTS, the_tenant=tenant)
+        if kept > KEPT_REQUESTS:
+            most = kept - KEPT_REQUESTS + KEPT_REQUESTS // 10
+            tx.run(statements.FORGET_OLDEST_REQUESTS, the_tenant=tenant, most=most)
 
-    def _admit(self, tenant: str, limits: QueueLimits) -> None:
+    def _live(self, tx: Transaction, tenant: str, key: str) -> Tuning | None:
+        found = self._find(tx, statements.LIVE_TUNING, the_tenant=tenant, the_key=key)
+        return self._placed(tx, found.number, found.tuning) if found else None
+
+    def _admit(self, tx: Transaction, tenant: str, limits: QueueLimits) -> None:
         """Raise what a new tuning of this tenant is refused with."""
         if limits.refusal is not None:
             raise limits.refusal
-        of_tenant, of_all = self._sql(
-            "SELECT COUNT(CASE WHEN tenant = ? THEN 1 END), COUNT(*) FROM tunings WHERE state IN (?, ?)",
-            *(tenant, *UNFINISHED),
-        ).fetchone()
+        of_tenant, of_all = tx.row(statements.COUNT_UNFINISHED, the_tenant=tenant)
         if 0 < limits.of_tenant <= of_tenant:
             message = f"{of_tenant} tunings of this tenant are queued or running, as many as may: wait until one ends"
             raise admission.of_tenant(tenant, limits.of_tenant, message, TENANT_TUNING_LIMIT, RETRY_TUNING_S)
         if 0 < limits.of_all <= of_all:
             raise admission.of_all(limits.of_all, f"{of_all} tunings are queued or running", RETRY_TUNING_S)
 
-    def _insert(self, tenant: str, tuning: Tuning) -> Tuning:
-        tuning.etag = etag_of(tuning)
-        columns = (
-            *(tuning.name, tenant, tuning.key, tuning.image, tuning.base_model, tuning.state),
-            tuning.SerializeToString(),
+    def _insert(self, tx: Transaction, tenant: str, tuning: Tuning, trace: str) -> Tuning:
+        made = Tuning()
+        made.CopyFrom(tuning)
+        made.etag = etag_of(made)
+        number = tx.value(
+            statements.INSERT_TUNING,
+            name=made.name,
+            tenant=tenant,
+            key=made.key,
+            image=made.image,
+            base_model=made.base_model,
+            state=made.state,
+            last_event=1,
+            trace=trace,
+            blob=made.SerializeToString(),
         )
-        number = self._sql(
-            "INSERT INTO tunings (name, tenant, key, image, base_model, state, blob) VALUES (?, ?, ?, ?, ?, ?, ?)"
-            " RETURNING number",
-            *columns,
-        ).fetchone()[0]
-        made = self._existing(tuning.name)
-        self._append(number, _queued(made))
+        self._placed(tx, number, made)
+        self._append(tx, (_Found(number, 1, made), _queued(made)))
+        usage_records.add(tx, tenant, Used(tunings=1))
         return made
 
-    def _change(self, name: str, mutate: Mutate, announce: Announce | None = None) -> Tuning | None:
-        row = self._sql("SELECT number, blob FROM tunings WHERE name = ?", name).fetchone()
-        if row is None:
-            return None
-        number, blob = row
-        tuning = Tuning.FromString(blob)
-        before = tuning.state
+    def _change(self, tx: Transaction, name: str, mutate: Mutate, announce: Announce | None = None) -> Tuning | None:
+        found = self._find(tx, statements.LOCKED_TUNING, the_name=name)
+        return self._write(tx, found, mutate, announce) if found else None
+
+    def _write(
+        self,
+        tx: Transaction,
+        found: _Found,
+        mutate: Mutate,
+        announce: Announce | None,
+        statement: Update = statements.CHANGE,
+        **further: object,
+    ) -> Tuning:
+        """Let `mutate` change a tuning that is locked, and append what `announce` makes of it. `statement` writes
+        `further` columns, too."""
+        number, last_event, tuning = found
+        before, ran_s = tuning.state, _ran_s(tuning)
         mutate(tuning)
-        if etag_of(tuning) == tuning.etag:
-            return self._placed(number, tuning)
-        tuning.etag = etag_of(tuning)
-        self._sql(
-            "UPDATE tunings SET state = ?, expire_s = ?, blob = ? WHERE number = ?",
-            tuning.state,
-            tuning.expire_time.ToMicroseconds() / 1e6 if tuning.HasField("expire_time") else None,
-            tuning.SerializeToString(),
-            number,
-        )
-        self._placed(number, tuning)
+        etag = etag_of(tuning)
+        if etag == tuning.etag:
+            return self._placed(tx, number, tuning)
+        tuning.etag = etag
+        last_event += announce is not None
+        tx.run(statement, **_written(number, last_event, tuning), **further)
+        self._placed(tx, number, tuning)
         if announce is not None:
-            self._append(number, announce(tuning))
+            self._append(tx, (_Found(number, last_event, tuning), announce(tuning)))
+        if before == Tuning.STATE_RUNNING != tuning.state:
+            usage_records.add(tx, parse(tuning.name, "tunings").tenant, Used(tuner_s=ran_s))
         if before != tuning.state:
-            self.file.after_commit(partial(_count_end, tuning.state))
+            tx.after_commit(partial(_count_end, tuning.state))
         return tuning
 
-    def _next(self, base_model: str) -> int | None:
-        """The number of the tuning that is taken next."""
-        for tenant in self._queue():
-            (number,) = self._sql(
-                f"SELECT MIN(number) FROM tunings WHERE state = {Tuning.STATE_QUEUED} AND tenant = ?1"
-                " AND (?2 = '' OR base_model = ?2)",
-                *(tenant.tenant, base_model),
-            ).fetchone()
-            if number is not None:
-                return int(number)
+    def _next(self, tx: Transaction, base_model: str) -> tuple[Any, ...] | None:
+        """Tenant, number, last event, message, attempts, checkpoint and trace of the tuning that is taken next."""
+        statement, of_model = (
+            (statements.NEXT_OF_MODEL, {"the_model": base_model}) if base_model else (statements.NEXT, {})
+        )
+        for tenant, *_ in self._queue(tx):
+            if tx.lock(statements.LOCK_FREE_TENANT, the_tenant=tenant):
+                row = tx.row(statement, the_tenant=tenant, **of_model)
+                if row is not None:
+                    return (tenant, *row)
         return None
 
-    def _holds(self, attempt: Attempt) -> bool:
-        row = self._sql(
-            f"SELECT 1 FROM tunings WHERE name = ? AND attempt = ? AND state = {Tuning.STATE_RUNNING}", *attempt
-        )
-        return row.fetchone() is not None
+    def _held(self, tx: Transaction, attempt: Attempt) -> _Found | None:
+        """The tuning of an attempt, locked, if the attempt is the latest and the tuning is RUNNING."""
+        return self._find(tx, statements.HELD_TUNING, the_name=attempt.name, the_attempt=attempt.number)
 
-    def _renew(self, attempt: Attempt, instance: str, lease_s: float) -> bool:
-        """Whether the attempt is the latest of a RUNNING tuning, whose lease then begins anew."""
-        renewed = self._sql(
-            f"UPDATE tunings SET lease_s = {NOW_S} + ?, tuner = ? WHERE name = ? AND attempt = ?"
-            f" AND state = {Tuning.STATE_RUNNING} RETURNING number",
-            *(lease_s, instance, *attempt),
-        )
-        return renewed.fetchone() is not None
+    @operation
+    def _keep_reports(self, tx: Transaction, reports: Sequence[Report]) -> list[Standing]:
+        """Renew the leases of attempts, and keep their progress."""
+        if len(reports) == 1:
+            found = self._held(tx, reports[0].attempt)
+            held = {reports[0].attempt: found} if found else {}
+        else:
+            rows = tx.rows_of(statements.REPORTED, names=sorted({report.attempt.name for report in reports}))
+            held = {Attempt(name, attempt): _found(row) for name, attempt, *row in rows}
+        written, events = dict[Attempt, dict[str, object]](), list[tuple[_Found, TuningEvent]]()
+        for attempt, instance, progress, lease_s in reports:
+            found = held.get(attempt)
+            if found is None:
+                continue
+            number, last_event, tuning = found
+            told = TuningProgress(attempt=attempt.number)
+            told.MergeFrom(progress)
+            if tuning.progress != told:
+                tuning.progress.CopyFrom(told)
+                tuning.etag = etag_of(tuning)
+                held[attempt] = found = _Found(number, last_event + 1, tuning)
+                events.append((found, TuningEvent(progress=told)))
+            written[attempt] = {**_written(*found), "new_tuner": instance, "lasts_s": lease_s}
+        tx.run_for_each(statements.CHANGE_REPORTED, list(written.values()))
+        self._append(tx, *events)
+        return [Standing.KEPT if report.attempt in held else self._standing(tx, report.attempt) for report in reports]
 
-    def _standing(self, attempt: Attempt) -> Standing:
-        if self._holds(attempt):
+    def _standing(self, tx: Transaction, attempt: Attempt) -> Standing:
+        if tx.value(statements.HOLDS, the_name=attempt.name, the_attempt=attempt.number) is not None:
             return Standing.KEPT
-        tuning = self._one("name = ?", attempt.name)
+        tuning = self._one(tx, attempt.name)
         gone = tuning is None or tuning.state == Tuning.STATE_CANCELLED
         return Standing.CANCELLED if gone else Standing.LOST
 
     def _end(
-        self, attempt: Attempt, mutate: Mutate, announce: Announce, is_the_same: Callable[[Tuning], bool]
+        self,
+        tx: Transaction,
+        attempt: Attempt,
+        mutate: Mutate,
+        announce: Announce,
+        is_the_same: Callable[[Tuning], bool],
     ) -> Standing:
         """End an attempt and the tuning, once: `is_the_same` tells an end that was reported before."""
-        if self._holds(attempt):
+        held = self._held(tx, attempt)
+        if held is not None:
 
             def end(tuning: Tuning) -> None:
                 mutate(tuning)
                 tuning.end_time.GetCurrentTime()
 
-            self._change(attempt.name, end, announce)
-            self._sql("UPDATE tunings SET lease_s = NULL, checkpoint = NULL WHERE name = ?", attempt.name)
+            self._write(tx, held, end, announce, statements.CHANGE_END, new_lease_s=None, new_checkpoint=None)
             return Standing.KEPT
-        ended = self._one("name = ? AND attempt = ?", *attempt)
-        if ended is not None and ended.state in (Tuning.STATE_READY, Tuning.STATE_FAILED) and is_the_same(ended):
+        ended = self._find(tx, statements.TUNING_OF_ATTEMPT, the_name=attempt.name, the_attempt=attempt.number)
+        ends = (Tuning.STATE_READY, Tuning.STATE_FAILED)
+        if ended is not None and ended.tuning.state in ends and is_the_same(ended.tuning):
             return Standing.KEPT
-        return self._standing(attempt)
+        return self._standing(tx, attempt)
 
-    def _end_earlier(self, taker: Taker) -> None:
+    def _end_earlier(self, tx: Transaction, taker: Taker) -> None:
         """Give back what the taker's place still runs: as lost, if another process ran it."""
-        rows = self._sql(
-            f"SELECT name, tuner FROM tunings WHERE state = {Tuning.STATE_RUNNING}"
-            " AND (tuner = ?1 OR (place != '' AND place = ?2))",
-            *taker,
-        ).fetchall()
-        for name, tuner in rows:
-            self._give_back(name, lost=tuner != taker.instance)
+        for tuner, *row in tx.rows(statements.RUNNING_AT, by=taker.instance, at=taker.place or None):
+            self._give_back(tx, _found(row), "" if tuner == taker.instance else tuner)
 
-    def _give_back(self, name: str, *, lost: bool) -> None:
+    def _give_back(self, tx: Transaction, found: _Found, tuner: str) -> None:
         """Queue a RUNNING tuning again, at its old place.
 
         A lost one keeps its tuner's instance for `_count_crashes`.
         """
 
         def back(tuning: Tuning) -> None:
-            self._sql(
-                "UPDATE tunings SET reached = ?, place = '', lease_s = NULL WHERE name = ?",
-                tuning.progress.update,
-                name,
-            )
-            if not lost:
-                self._sql("UPDATE tunings SET tuner = '' WHERE name = ?", name)
             tuning.ClearField("progress")
             tuning.state = Tuning.STATE_QUEUED
             tuning.ClearField("start_time")
 
-        self._change(name, back, _queued)
+        self._write(
+            tx,
+            found,
+            back,
+            _queued,
+            statements.CHANGE_BACK,
+            new_reached=found.tuning.progress.update,
+            new_place="",
+            new_lease_s=None,
+            new_tuner=tuner,
+        )
 
-    def _count_crashes(self, tuner: str) -> None:
+    def _count_crashes(self, tx: Transaction, instance: str) -> None:
         """Count a crash of each lost tuning whose tuner was another instance than the one that answers now."""
-        lost = f"state = {Tuning.STATE_QUEUED} AND tuner != ''"
-        if tuner:
-            # In SQL the right side of each assignment has the old values.
-            crashed = self._sql(
-                "UPDATE tunings SET crashes = CASE WHEN reached > furthest THEN 1 ELSE crashes + 1 END,"
-                f" furthest = MAX(furthest, reached) WHERE {lost} AND tuner != ? RETURNING name, crashes",
-                tuner,
-            ).fetchall()
-            for name, crashes in crashed:
-                if crashes >= MAX_CRASHES:
-                    self._fail_crashed(name)
-        self._sql(f"UPDATE tunings SET tuner = '' WHERE {lost}")
+        for number, name, tuner, reached, furthest, crashes in tx.rows(statements.UNCOUNTED):
+            if not instance or tuner == instance:
+                tx.run(statements.FORGET_TUNER, the_number=number)
+                continue
+            crashes = 1 if reached > furthest else crashes + 1
+            tx.run(statements.COUNT_CRASH, the_number=number, new_crashes=crashes, new_furthest=max(furthest, reached))
+            if crashes >= MAX_CRASHES:
+                self._fail_crashed(tx, name)
 
-    def _fail_crashed(self, name: str) -> None:
+    def _fail_crashed(self, tx: Transaction, name: str) -> None:
         error = to_status(
             Internal(
                 f"the tuning was lost {MAX_CRASHES} times with the process that ran it",
@@ -586,53 +807,74 @@ class State:
             )
         )
 
-        self._fail(name, error)
+        self._fail(tx, name, error)
 
-    def _fail(self, name: str, error: Status) -> None:
+    def _fail(self, tx: Transaction, name: str, error: Status) -> None:
         def fail(tuning: Tuning) -> None:
             tuning.state = Tuning.STATE_FAILED
             tuning.error.CopyFrom(error)
             tuning.end_time.GetCurrentTime()
 
-        self._change(name, fail, lambda _: TuningEvent(failed=error))
+        self._change(tx, name, fail, lambda _: TuningEvent(failed=error))
 
-    def _queue(self) -> list[WaitingTenant]:
+    def _queue(self, tx: Transaction) -> list[WaitingTenant]:
         """The tenants whose tunings are QUEUED, in order of their turns."""
-        return [WaitingTenant(*row) for row in self._sql(QUEUE)]
+        return [WaitingTenant(*row) for row in tx.rows(statements.QUEUE)]
 
-    def _placed(self, number: int, tuning: Tuning, queue: list[WaitingTenant] | None = None) -> Tuning:
+    def _placed(self, tx: Transaction, number: int, tuning: Tuning, queue: list[WaitingTenant] | None = None) -> Tuning:
         """The tuning with its place in the queue, while it has one."""
         if tuning.state == Tuning.STATE_QUEUED:
             tenant = parse(tuning.name, "tunings").tenant
-            (rank,) = self._sql(
-                f"SELECT COUNT(*) FROM tunings WHERE state = {Tuning.STATE_QUEUED} AND tenant = ? AND number <= ?",
-                *(tenant, number),
-            ).fetchone()
-            tuning.queue_position = position(self._queue() if queue is None else queue, tenant, rank)
+            rank = tx.value(statements.RANK, the_tenant=tenant, the_number=number)
+            tuning.queue_position = position(self._queue(tx) if queue is None else queue, tenant, rank)
         return tuning
 
-    def _append(self, number: int, event: TuningEvent) -> None:
-        name, sequence = self._sql(
-            "UPDATE tunings SET last_event = last_event + 1 WHERE number = ? RETURNING name, last_event", number
-        ).fetchone()
-        event.sequence = sequence
-        event.create_time.GetCurrentTime()
-        self._sql("INSERT INTO events VALUES (?, ?, ?)", number, sequence, event.SerializeToString())
-        self._sql("DELETE FROM events WHERE tuning = ? AND sequence <= ?", number, sequence - KEPT_EVENTS)
-        self.file.after_commit(partial(self._wake, name))
+    def _append(self, tx: Transaction, *events: tuple[_Found, TuningEvent]) -> None:
+        """Append events, each of which has the number of its tuning's last one."""
+        kept, forgotten = list[dict[str, object]](), list[dict[str, object]]()
+        for (number, last_event, tuning), event in events:
+            event.sequence = last_event
+            event.create_time.GetCurrentTime()
+            kept.append({"tuning": number, "sequence": last_event, "blob": event.SerializeToString()})
+            if last_event > KEPT_EVENTS:
+                forgotten.append({"the_number": number, "up_to": last_event - KEPT_EVENTS})
+            tx.ring(tuning.name)
+        tx.run_for_each(statements.INSERT_EVENT, kept)
+        tx.run_for_each(statements.FORGET_EVENTS, forgotten)
 
-    def _one(self, where: str, *values: object) -> Tuning | None:
-        row = self._sql(f"SELECT number, blob FROM tunings WHERE {where}", *values).fetchone()
-        return self._placed(row[0], Tuning.FromString(row[1])) if row else None
+    def _find(self, tx: Transaction, statement: Select, **values: object) -> _Found | None:
+        """A tuning as it is stored, without its place in the queue."""
+        row = tx.row(statement, **values)
+        return _found(row) if row else None
 
-    def _existing(self, name: str) -> Tuning:
-        tuning = self._one("name = ?", name)
-        assert tuning is not None  # written in this very transaction
-        return tuning
+    def _one(self, tx: Transaction, name: str) -> Tuning | None:
+        found = self._find(tx, statements.TUNING, the_name=name)
+        return self._placed(tx, found.number, found.tuning) if found else None
+
+
+def _found(row: Sequence[Any]) -> _Found:
+    number, last_event, blob = row
+    return _Found(number, last_event, Tuning.FromString(blob))
 
 
 def _queued(tuning: Tuning) -> TuningEvent:
     return TuningEvent(queued=TuningEvent.Queued(position=tuning.queue_position))
+
+
+def _written(number: int, last_event: int, tuning: Tuning) -> dict[str, object]:
+    """The values of what writes a changed tuning."""
+    return {
+        "the_number": number,
+        "new_state": tuning.state,
+        "new_expire_s": tuning.expire_time.ToMicroseconds() / 1e6 if tuning.HasField("expire_time") else None,
+        "new_last_event": last_event,
+        "new_blob": tuning.SerializeToString(),
+    }
+
+
+def _ran_s(tuning: Tuning) -> float:
+    """The seconds for which a tuner has had it."""
+    return max(0.0, time.time() - tuning.start_time.ToMicroseconds() / 1e6) if tuning.HasField("start_time") else 0.0
 
 
 def _count_end(state: Tuning.State) -> None:

@@ -1,60 +1,184 @@
-"""The tables of the state file, and how an older file gets them."""
+"""The tables of the state, for SQLite and PostgreSQL, and how what an earlier version made gets them."""
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Double,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
 
 from gateway.tuning_records import LIVE
 from unitune.v1.tuning_pb2 import Tuning
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 7
+FIRST_SHARED_VERSION = 7  # the first that PostgreSQL has: a migration from it or a later one is for both databases
 
-API_KEYS = """
+# As texts: PostgreSQL finds a partial index for ON CONFLICT only by its predicate without parameters.
+IS_LIVE = text(f"state IN ({', '.join(map(str, LIVE))})")
+IS_QUEUED = text(f"state = {Tuning.STATE_QUEUED}")
+IS_RUNNING = text(f"state = {Tuning.STATE_RUNNING}")
+
+TABLES = MetaData()
+_number = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts up only what is called INTEGER
+
+tunings = Table(
+    "tunings",
+    TABLES,
+    Column("number", _number, primary_key=True, autoincrement=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("tenant", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("image", Text, nullable=False),
+    Column("state", Integer, nullable=False),
+    Column("attempt", Integer, nullable=False, server_default=text("0")),
+    Column("base_model", Text, nullable=False, server_default=""),
+    Column("place", Text, nullable=False, server_default=""),  # of the tuner that runs it
+    # The instance that runs it, or that ran it when it was lost.
+    Column("tuner", Text, nullable=False, server_default=""),
+    Column("lease_s", Double),  # when a RUNNING one is lost unless its tuner reports, in Unix seconds
+    Column("checkpoint", LargeBinary),  # from which the next attempt goes on
+    Column("reached", Integer, nullable=False, server_default=text("0")),  # updates that were made when it was lost
+    Column("furthest", Integer, nullable=False, server_default=text("0")),  # the most updates of a run that crashed
+    Column("crashes", Integer, nullable=False, server_default=text("0")),  # since the one that got furthest
+    Column("last_event", BigInteger, nullable=False, server_default=text("0")),
+    Column("expire_s", Double),
+    Column("trace", Text, nullable=False, server_default=""),  # of the call that made it, as W3C traceparent
+    Column("blob", LargeBinary, nullable=False),
+    sqlite_autoincrement=True,
+)
+Index("live", tunings.c.tenant, tunings.c.key, unique=True, sqlite_where=IS_LIVE, postgresql_where=IS_LIVE)
+Index("by_tenant", tunings.c.tenant, tunings.c.number)
+Index("by_image", tunings.c.image)
+Index("by_state", tunings.c.state)
+Index("queued", tunings.c.tenant, tunings.c.number, sqlite_where=IS_QUEUED, postgresql_where=IS_QUEUED)
+Index("leased", tunings.c.lease_s, sqlite_where=IS_RUNNING, postgresql_where=IS_RUNNING)
+
+events = Table(
+    "events",
+    TABLES,
+    Column("tuning", _number),
+    Column("sequence", BigInteger),
+    Column("blob", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("tuning", "sequence"),
+    sqlite_with_rowid=False,
+)
+requests = Table(
+    "requests",
+    TABLES,
+    Column("tenant", Text),
+    Column("request_id", Text),
+    Column("body", Text, nullable=False),
+    Column("tuning", Text, nullable=False),
+    Column("create_s", Double, nullable=False),
+    PrimaryKeyConstraint("tenant", "request_id"),
+    sqlite_with_rowid=False,
+)
+Index("by_age", requests.c.create_s)
+# A tenant that has ever had a tuning. Whoever counts its tunings, or takes one, locks its row.
+turns = Table(
+    "turns",
+    TABLES,
+    Column("tenant", Text, primary_key=True),
+    Column("last_turn", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+services = Table(
+    "services",
+    TABLES,
+    Column("name", Text, primary_key=True),
+    Column("info", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+evictions = Table(
+    "evictions",
+    TABLES,
+    Column("number", _number, primary_key=True, autoincrement=True),
+    Column("digest", Text, nullable=False),
+    UniqueConstraint("digest"),
+    sqlite_autoincrement=True,
+)
+api_keys = Table(
+    "api_keys",
+    TABLES,
+    Column("id", Text, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("digest", LargeBinary, nullable=False),  # SHA-256 of the key
+    Column("scopes", Text, nullable=False),
+    Column("create_s", Double, nullable=False),
+    Column("expire_s", Double),
+    Column("revoke_s", Double),
+    sqlite_with_rowid=False,
+)
+# What a tenant has used on a day of UTC, such as 2026-01-31.
+usage = Table(
+    "usage",
+    TABLES,
+    Column("tenant", Text),
+    Column("day", Text),
+    *(Column(name, Integer, nullable=False, server_default=text("0")) for name in ("images", "tunings", "edits")),
+    *(Column(name, Double, nullable=False, server_default=text("0")) for name in ("tuner_s", "sampler_s")),
+    PrimaryKeyConstraint("tenant", "day"),
+    sqlite_with_rowid=False,
+)
+# What gateways hold against one another, such as a picture, for a time at most.
+holds = Table(
+    "holds",
+    TABLES,
+    Column("name", Text, primary_key=True),
+    Column("holder", Text, nullable=False),
+    Column("until_s", Double, nullable=False),
+    sqlite_with_rowid=False,
+)
+# When a gateway last saw a tuner of a base model.
+seen_models = Table(
+    "seen_models",
+    TABLES,
+    Column("gateway", Text),
+    Column("base_model", Text),
+    Column("seen_s", Double, nullable=False),
+    PrimaryKeyConstraint("gateway", "base_model"),
+    sqlite_with_rowid=False,
+)
+# Edits of all gateways that run, or ended a short time ago.
+edits = Table(
+    "edits",
+    TABLES,
+    Column("name", Text, primary_key=True),
+    Column("gateway", Text, nullable=False),
+    Column("state", Integer, nullable=False),
+    Column("end_s", Double),
+    Column("blob", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+Index("by_gateway", edits.c.gateway)
+# When each gateway last showed a sign of life.
+gateways = Table(
+    "gateways",
+    TABLES,
+    Column("id", Text, primary_key=True),
+    Column("seen_s", Double, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+_API_KEYS_OF_VERSION_4 = """
 CREATE TABLE api_keys (
     id TEXT PRIMARY KEY,
     tenant TEXT NOT NULL,
-    digest BLOB NOT NULL, -- SHA-256 of the key
+    digest BLOB NOT NULL,
     scopes TEXT NOT NULL,
     create_s REAL NOT NULL,
     expire_s REAL,
     revoke_s REAL
 ) WITHOUT ROWID;
 """
-
-SCHEMA = f"""
-CREATE TABLE tunings (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    name TEXT NOT NULL UNIQUE,
-    tenant TEXT NOT NULL,
-    key TEXT NOT NULL,
-    image TEXT NOT NULL,
-    state INTEGER NOT NULL,
-    attempt INTEGER NOT NULL DEFAULT 0,
-    base_model TEXT NOT NULL DEFAULT '',
-    place TEXT NOT NULL DEFAULT '', -- of the tuner that runs it
-    tuner TEXT NOT NULL DEFAULT '', -- the instance that runs it, or that ran it when it was lost
-    lease_s REAL, -- when a RUNNING one is lost unless its tuner reports, in Unix seconds
-    checkpoint BLOB, -- from which the next attempt goes on
-    reached INTEGER NOT NULL DEFAULT 0, -- updates that were made when it was lost
-    furthest INTEGER NOT NULL DEFAULT 0, -- the most updates of a run that crashed
-    crashes INTEGER NOT NULL DEFAULT 0, -- since the one that got furthest
-    last_event INTEGER NOT NULL DEFAULT 0,
-    expire_s REAL,
-    blob BLOB NOT NULL
-);
-CREATE UNIQUE INDEX live ON tunings (tenant, key) WHERE state IN ({", ".join(map(str, LIVE))});
-CREATE INDEX by_tenant ON tunings (tenant, number);
-CREATE INDEX by_image ON tunings (image);
-CREATE INDEX by_state ON tunings (state);
-CREATE INDEX queued ON tunings (tenant, number) WHERE state = {Tuning.STATE_QUEUED};
-CREATE INDEX leased ON tunings (lease_s) WHERE state = {Tuning.STATE_RUNNING};
-CREATE TABLE events (
-    tuning INTEGER, sequence INTEGER, blob BLOB NOT NULL, PRIMARY KEY (tuning, sequence)
-) WITHOUT ROWID;
-CREATE TABLE requests (
-    tenant TEXT, request_id TEXT, body TEXT NOT NULL, tuning TEXT NOT NULL, create_s REAL NOT NULL,
-    PRIMARY KEY (tenant, request_id)
-) WITHOUT ROWID;
-CREATE TABLE turns (tenant TEXT PRIMARY KEY, last_turn INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE services (name TEXT PRIMARY KEY, info BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE evictions (number INTEGER PRIMARY KEY AUTOINCREMENT, digest TEXT NOT NULL UNIQUE);
-{API_KEYS}"""
 
 # From each earlier version to the next.
 MIGRATIONS = {
@@ -75,7 +199,7 @@ UPDATE events SET blob = upgraded_event(blob);
 DELETE FROM services;
 DELETE FROM requests;
 """,
-    3: API_KEYS,
+    3: _API_KEYS_OF_VERSION_4,
     # Version 4 kept each tuning's position in the queue, and had no leases. The function is that of state_upgrade.
     4: f"""
 ALTER TABLE tunings DROP COLUMN position;
@@ -87,15 +211,33 @@ UPDATE tunings SET base_model = CAST(base_model_of(blob) AS TEXT);
 CREATE INDEX queued ON tunings (tenant, number) WHERE state = {Tuning.STATE_QUEUED};
 CREATE INDEX leased ON tunings (lease_s) WHERE state = {Tuning.STATE_RUNNING};
 """,
+    # A tenant that has tunings is known from the start.
+    5: """
+ALTER TABLE tunings ADD COLUMN trace TEXT NOT NULL DEFAULT '';
+CREATE TABLE usage (
+    tenant TEXT NOT NULL,
+    day TEXT NOT NULL,
+    images INTEGER NOT NULL DEFAULT 0,
+    tunings INTEGER NOT NULL DEFAULT 0,
+    edits INTEGER NOT NULL DEFAULT 0,
+    tuner_s REAL NOT NULL DEFAULT 0,
+    sampler_s REAL NOT NULL DEFAULT 0,
+    PRIMARY KEY (tenant, day)
+) WITHOUT ROWID;
+INSERT INTO usage (tenant, day) SELECT DISTINCT tenant, date('now') FROM tunings;
+""",
+    # Version 6 had a turn only for a tenant that was served.
+    6: """
+INSERT OR IGNORE INTO turns SELECT DISTINCT tenant, 0 FROM tunings;
+CREATE INDEX by_age ON requests (create_s);
+CREATE TABLE holds (name TEXT PRIMARY KEY, holder TEXT NOT NULL, until_s REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE seen_models (
+    gateway TEXT, base_model TEXT, seen_s REAL NOT NULL, PRIMARY KEY (gateway, base_model)
+) WITHOUT ROWID;
+CREATE TABLE edits (
+    name TEXT PRIMARY KEY, gateway TEXT NOT NULL, state INTEGER NOT NULL, end_s REAL, blob BLOB NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX by_gateway ON edits (gateway);
+CREATE TABLE gateways (id TEXT PRIMARY KEY, seen_s REAL NOT NULL) WITHOUT ROWID;
+""",
 }
-
-# The clock is the database's: several gateways would not agree on theirs.
-NOW_S = "((julianday('now') - 2440587.5) * 86400)"
-
-# Who waits: each tenant with the number of its QUEUED tunings and the first of them, in the order of being served next.
-# That is the tenant that was served longest ago. Of those that never were, it is the one that has waited longest.
-QUEUE = f"""
-SELECT tunings.tenant, COUNT(*), MIN(number), COALESCE(last_turn, 0)
-FROM tunings LEFT JOIN turns ON turns.tenant = tunings.tenant
-WHERE state = {Tuning.STATE_QUEUED} GROUP BY tunings.tenant ORDER BY 4, 3
-"""

@@ -1,4 +1,4 @@
-"""How many bytes each tenant has in the object store, against what it may have there.
+"""How many bytes each tenant has in the object store, against what it may have there: its pictures and tunings.
 
 Counted by listing the store, at most every COUNTED_S for a tenant. What is kept in between is added; what is deleted
 counts again at the next look, which comes sooner for a tenant that is over its limit.
@@ -11,6 +11,7 @@ from unitune import store_paths
 from unitune.errors import TENANT_STORAGE_LIMIT, ResourceExhausted
 from unitune.object_store import ObjectStore
 
+COLLECTIONS = (store_paths.IMAGES, store_paths.TUNINGS, store_paths.EDITS)
 COUNTED_S = 60.0
 COUNTED_AGAIN_S = 1.0  # of a tenant that is over its limit, and may have deleted something
 RETRY_S = 60.0
@@ -24,7 +25,7 @@ class StoredBytes:
         """`most` bytes of one tenant; 0 means no limit."""
         self._store = store
         self._most = most
-        self._counted: dict[str, tuple[int, float]] = {}  # bytes, and when they were counted
+        self._counted: dict[str, tuple[dict[str, int], float]] = {}  # bytes, and when they were counted
 
     async def refusal(self, tenant: str, further: int = 0) -> ResourceExhausted | None:
         """The error (TENANT_STORAGE_LIMIT) with which so many further bytes are refused, None if there is room."""
@@ -42,19 +43,26 @@ class StoredBytes:
         return of_tenant(tenant, self._most, message, TENANT_STORAGE_LIMIT, RETRY_S)
 
     def add(self, tenant: str, size_bytes: int) -> None:
-        """Count what was kept since the last look."""
+        """Count a picture that was kept since the last look."""
         if tenant in self._counted:
-            held, counted_s = self._counted[tenant]
-            self._counted[tenant] = held + size_bytes, counted_s
+            self._counted[tenant][0][store_paths.IMAGES] += size_bytes
+
+    async def of(self, tenant: str) -> dict[str, int]:
+        """The bytes of a tenant's pictures, tunings and results, by their collection in the store."""
+        return dict(await self._count(tenant, COUNTED_S))
 
     async def _held(self, tenant: str, age_s: float) -> int:
-        held, counted_s = self._counted.get(tenant, (0, -age_s))
+        counted = await self._count(tenant, age_s)
+        return counted[store_paths.IMAGES] + counted[store_paths.TUNINGS]
+
+    async def _count(self, tenant: str, age_s: float) -> dict[str, int]:
         now_s = time.monotonic()
-        if tenant not in self._counted or now_s - counted_s > age_s:
-            held = 0
-            for collection in (store_paths.IMAGES, store_paths.TUNINGS):
-                held += await self._store.answer(self._store.size_bytes, f"{collection}/{tenant}")
+        if tenant not in self._counted or now_s - self._counted[tenant][1] > age_s:
+            found = {
+                collection: await self._store.answer(self._store.size_bytes, f"{collection}/{tenant}")
+                for collection in COLLECTIONS
+            }
             if len(self._counted) >= KEPT_TENANTS:
                 self._counted.clear()
-            self._counted[tenant] = held, now_s
-        return held
+            self._counted[tenant] = found, now_s
+        return self._counted[tenant][0]

@@ -218,6 +218,7 @@ class TunerPool(TunerPoolServiceServicer):
             ],
             path=self._files.path(tuning.name, taken.attempt),
             checkpoint=taken.checkpoint,
+            trace=taken.trace,
         )
 
     async def _first_of(self, event: Any, wait_s: float) -> None:
@@ -238,7 +239,8 @@ class TunerPool(TunerPoolServiceServicer):
 
     async def run(self) -> None:
         """Sweep until cancelled. Tuners go on with what they have."""
-        await self._state.blame_nobody()
+        if not self._state.is_shared:
+            await self._state.blame_nobody()
         every_s = self._lease_s / SWEEPS_IN_A_LEASE
         try:
             while True:
@@ -247,8 +249,10 @@ class TunerPool(TunerPoolServiceServicer):
                 slept_s += time.monotonic()
                 if slept_s > 2 * every_s:  # this process stood still: tuners could not report
                     self._no_sweep_until_s = time.monotonic() + self._lease_s
-                with suppress(UniTuneError):  # such as a disk that is full, which is in the log
+                try:
                     await self._sweep()
+                except UniTuneError:  # such as a disk that is full, which is in the log: tuners could not report either
+                    self._no_sweep_until_s = time.monotonic() + self._lease_s
         finally:
             for load in self._loads:
                 load.cancel()

@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from gateway.upstreams import CALL_S, unanswered
@@ -12,6 +12,10 @@ from unitune.v1.tuner_pb2 import TunerInfo
 
 # After an answer to a tuner, until it is missed: it asks again.
 ASKS_AGAIN_S = 2.0
+# How long a base model's tuner counts as there after it asked: a run takes longer than the wait for the next.
+STAYS_S = 60.0
+ELSEWHERE_S = 15.0  # after another gateway saw a tuner; it says so every few seconds
+KEPT_BASE_MODELS = 100
 
 
 class Tuners:
@@ -22,6 +26,7 @@ class Tuners:
         self._calls = 0
         self._expected_until_s = -math.inf
         self._seen_s: dict[str, float] = {}  # by the digest of a base model, when a tuner of it was seen last
+        self._elsewhere_s: dict[str, float] = {}  # the same of other gateways' tuners
         self._changed = asyncio.Event()
 
     def announced(self, info: TunerInfo) -> None:
@@ -31,12 +36,27 @@ class Tuners:
 
     def saw(self, base_model: str) -> None:
         """A tuner of this base model is there."""
+        self._seen_s.pop(base_model, None)
         self._seen_s[base_model] = time.monotonic()
+        if len(self._seen_s) > KEPT_BASE_MODELS:
+            del self._seen_s[next(iter(self._seen_s))]  # the one seen longest ago
         self._ring()
 
     def seen_s(self, base_model: str) -> float:
         """When a tuner of this base model was seen last, by the monotonic clock; minus infinity if never."""
-        return self._seen_s.get(base_model, -math.inf)
+        return max(seen.get(base_model, -math.inf) for seen in (self._seen_s, self._elsewhere_s))
+
+    def here(self) -> list[str]:
+        """The base models of the tuners that this gateway has now."""
+        if not self._is_any_here:
+            return []
+        since_s = min(time.monotonic() - STAYS_S, max(self._seen_s.values(), default=0.0))
+        return [base_model for base_model, seen_s in self._seen_s.items() if seen_s >= since_s]
+
+    def seen_elsewhere(self, ages_s: Mapping[str, float]) -> None:
+        """Other gateways had tuners of these base models so many seconds ago."""
+        self._elsewhere_s = {base_model: time.monotonic() - age_s for base_model, age_s in ages_s.items()}
+        self._ring()
 
     @contextmanager
     def calling(self) -> Iterator[None]:
@@ -55,7 +75,11 @@ class Tuners:
 
     @property
     def is_any_there(self) -> bool:
-        """Whether a tuner calls now, or is about to."""
+        """Whether a tuner calls now, or is about to; or calls another gateway."""
+        return self._is_any_here or time.monotonic() < max(self._elsewhere_s.values(), default=-math.inf) + ELSEWHERE_S
+
+    @property
+    def _is_any_here(self) -> bool:
         return self._calls > 0 or time.monotonic() < self._expected_until_s
 
     def described(self) -> Upstream:

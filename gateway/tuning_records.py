@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from unitune.errors import UniTuneError
 from unitune.v1.tuner_pb2 import Checkpoint
-from unitune.v1.tuning_pb2 import Tuning, TuningEvent
+from unitune.v1.tuning_pb2 import Tuning, TuningEvent, TuningProgress
 
 LIVE = (Tuning.STATE_QUEUED, Tuning.STATE_RUNNING, Tuning.STATE_READY)
 UNFINISHED = (Tuning.STATE_QUEUED, Tuning.STATE_RUNNING)
@@ -20,11 +20,12 @@ class CreateRequest(NamedTuple):
 
 
 class QueueLimits(NamedTuple):
-    """How many unfinished tunings a tenant, and all of them, may have; 0 means any number. `refusal` is what a new one
-    is refused with for another reason."""
+    """How many unfinished tunings a tenant, and all of them, may have, and how many a tenant may have kept, ended ones
+    too; 0 means any number. `refusal` is what a new one is refused with for another reason."""
 
     of_tenant: int = 0
     of_all: int = 0
+    kept: int = 0
     refusal: UniTuneError | None = None
 
 
@@ -57,12 +58,23 @@ class Attempt(NamedTuple):
     number: int
 
 
+class Report(NamedTuple):
+    """The progress of an attempt, as an instance reports it, whose lease it renews for so many seconds."""
+
+    attempt: Attempt
+    instance: str
+    progress: TuningProgress
+    lease_s: float
+
+
 class TakenTuning(NamedTuple):
-    """A tuning that is RUNNING from now on, and where the attempt goes on, if not at the beginning."""
+    """A tuning that is RUNNING from now on, where the attempt goes on, if not at the beginning, and the trace of the
+    call that made it, as W3C traceparent."""
 
     tuning: Tuning
     attempt: int
     checkpoint: Checkpoint | None = None
+    trace: str = ""
 
 
 class Standing(Enum):

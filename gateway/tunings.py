@@ -20,7 +20,7 @@ from gateway.tuners import Tuners
 from gateway.tuning_records import UNFINISHED, CreateRequest, QueueLimits
 from gateway.upstreams import Upstreams, refuse_mismatch
 from gateway.weight_files import WeightFiles
-from unitune import telemetry, weights
+from unitune import telemetry, tracing, weights
 from unitune.choices import TUNING_METHODS
 from unitune.errors import STORE_DOWN, Aborted, InvalidArgument, InvalidField, NotFound, Unavailable
 from unitune.options import Flat, check_base_model, to_words
@@ -171,7 +171,7 @@ class Tunings:
             for name in (image, *further):
                 await self._images.find(name)  # it may have been deleted meanwhile
             limits = self._limits._replace(refusal=await self._storage.refusal(tenant))
-            made = await self._state.create(tuning, caller, limits)
+            made = await self._state.create(tuning, caller, limits, tracing.here())
         if made.state == Tuning.STATE_READY and _is_past(made):
             raise Unavailable(
                 "the tuning of this picture has expired, and its weights could not be discarded yet: try again",
@@ -338,6 +338,8 @@ class Tunings:
 
     async def expire(self) -> None:
         """Discard the weights of every tuning whose expire_time has come."""
+        if self._state.is_read_only:
+            return
         for name in await self._state.expired(time.time()):
             tuning = await self._state.get(name)
             if tuning is not None and tuning.state == Tuning.STATE_READY:  # another call may have been faster

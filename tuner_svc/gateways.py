@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -25,6 +26,8 @@ from unitune.v1.tuner_pb2_grpc import TunerPoolServiceStub
 logger = logging.getLogger(__name__)
 
 CALL_S = 5.0  # deadline of a call, beyond the time that it asks the gateway to wait
+LOOKS_S = 5.0  # between two looks for changed certificates
+OLD_S = 40.0  # for which a connection with a replaced certificate is kept; longer than any call
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 2.0  # before a call is repeated
 
 
@@ -38,13 +41,17 @@ class Gateways:
         self._channels: list[grpc.aio.Channel] = []
         self._stubs: list[Any] = []
         self._connect()
+        self._old: set[asyncio.Task[None]] = set()  # connections whose certificate was replaced
+        self._looks_again_s = 0.0
         self._current = 0
         self.is_away = False  # the last call got no answer
 
     async def close(self) -> None:
         """Close all connections."""
-        for channel in self._channels:
-            await channel.close(None)
+        for task in self._old:
+            task.cancel()
+        await asyncio.gather(*self._old, return_exceptions=True)
+        await _close(self._channels)
 
     def _connect(self) -> None:
         credentials = self._certificates.channel_credentials() if self._certificates is not None else None
@@ -53,12 +60,19 @@ class Gateways:
         ]
         self._stubs = [TunerPoolServiceStub(channel) for channel in self._channels]
 
-    async def announce(self, request: AnnounceRequest) -> AnnounceResponse:
-        """Say what the tuner is, until a gateway answers. It is between two tunings, so a certificate that has changed
-        is taken from here on."""
-        if self._certificates is not None and self._certificates.changed():
-            await self.close()
+    def _renew(self) -> None:
+        """Connect anew if the certificates have changed. Calls that run end over their old connections."""
+        if self._certificates is None or time.monotonic() < self._looks_again_s:
+            return
+        self._looks_again_s = time.monotonic() + LOOKS_S
+        if self._certificates.changed():
+            task = asyncio.create_task(_close(self._channels, after_s=OLD_S))
+            self._old.add(task)
+            task.add_done_callback(self._old.discard)
             self._connect()
+
+    async def announce(self, request: AnnounceRequest) -> AnnounceResponse:
+        """Say what the tuner is, until a gateway answers."""
         answer: AnnounceResponse = await self._repeated("Announce", request)
         return answer
 
@@ -68,9 +82,9 @@ class Gateways:
         answer: TakeTuningResponse = await self._call("TakeTuning", request, wait_s)
         return answer
 
-    async def report_once(self, request: ReportTuningRequest) -> ReportTuningResponse:
-        """Report, without repeating it. Raises UniTuneError."""
-        answer: ReportTuningResponse = await self._call("ReportTuning", request)
+    async def report_once(self, request: ReportTuningRequest, wait_s: float = 0.0) -> ReportTuningResponse:
+        """Report, without repeating it. `wait_s` is how long the gateway may wait. Raises UniTuneError."""
+        answer: ReportTuningResponse = await self._call("ReportTuning", request, wait_s)
         return answer
 
     async def report(self, request: ReportTuningRequest, wait_s: float = 0.0) -> ReportTuningResponse:
@@ -88,6 +102,7 @@ class Gateways:
                 pause_s = min(2 * pause_s, LONGEST_WAIT_S)
 
     async def _call(self, method: str, request: Any, wait_s: float = 0.0) -> Any:
+        self._renew()
         try:
             answer = await getattr(self._stubs[self._current], method)(request, timeout=wait_s + CALL_S)
         except grpc.aio.AioRpcError as error:
@@ -107,3 +122,12 @@ class Gateways:
         self.is_away = True
         self._current = (self._current + 1) % len(self._stubs)
         return failed or Unavailable("no gateway answers now", reason="BACKEND_DOWN", metadata={"upstream": "gateway"})
+
+
+async def _close(channels: Sequence[grpc.aio.Channel], after_s: float = 0.0) -> None:
+    """Close them after a while, or at once when it is cancelled."""
+    try:
+        await asyncio.sleep(after_s)
+    finally:
+        for channel in channels:
+            await channel.close(None)

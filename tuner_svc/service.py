@@ -30,7 +30,7 @@ from tuner_svc.tune import check, total_updates, tune
 from tuner_svc.tuning_config import TuningConfig
 from tuner_svc.tuning_run import MadeCheckpoint, TuningRun
 from tuner_svc.tuning_stages import StageTimes, TuningStages
-from unitune import __version__, images, store_paths, telemetry
+from unitune import __version__, images, store_paths, telemetry, tracing
 from unitune.base_model import Preset, SuperResolutionSpec
 from unitune.choices import (
     BOUND_TO_NULL_TEXT,
@@ -163,7 +163,7 @@ class TunerService:
         while not self._is_draining:
             try:
                 assignment = await self._take()
-                is_stuck = assignment is not None and await self._attempt(assignment)
+                is_stuck = assignment is not None and await self._traced(assignment)
             except Exception:  # our own mistake must not end all tuning
                 telemetry.failure(logger, "tuner's work failed")
                 is_stuck = True
@@ -187,6 +187,11 @@ class TunerService:
         return None
 
     # One attempt.
+
+    async def _traced(self, assignment: Assignment) -> bool:
+        """The attempt, within the trace of the call that made the tuning."""
+        with tracing.working("tuning", assignment.trace, {"unitune.attempt": assignment.attempt}):
+            return await self._attempt(assignment)
 
     async def _attempt(self, assignment: Assignment) -> bool:
         """Run an attempt to its end, and report it. True if it failed by something that will pass."""

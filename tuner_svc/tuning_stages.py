@@ -4,8 +4,11 @@ import time
 from collections.abc import Callable, Hashable
 from dataclasses import replace
 
+from opentelemetry import context
+
 from tuner_svc.progress_tracker import UpdateProgress
 from unitune import metrics
+from unitune.tracing import TRACER
 
 AFTER_UPDATES = ("packing", "storing")
 # What packing takes in updates until one was timed: four passes of two rows and one backward pass, where an update has
@@ -38,6 +41,8 @@ class TuningStages:
         self._update_s: float | None = None  # seconds of one update
         self._last = UpdateProgress(0, total, loss=0.0, left_s=None, stage="preparing")
         self._measured = self._last.stage, self._began_s
+        self._trace = context.get_current()  # of the attempt
+        self._span = TRACER.start_span(self._last.stage, context=self._trace)
         report(self._last)
 
     def updated(self, progress: UpdateProgress) -> None:
@@ -68,11 +73,14 @@ class TuningStages:
             self._measure("")
 
     def _measure(self, stage: str) -> None:
-        """Tell the metrics how long the stage before this one took."""
+        """Tell the metrics and the trace how long the stage before this one took."""
         before, began_s = self._measured
         if stage != before:
             metrics.TUNING_STAGE_S.labels(before).observe(time.monotonic() - began_s)
             self._measured = stage, time.monotonic()
+            self._span.end()
+            if stage:
+                self._span = TRACER.start_span(stage, context=self._trace)
 
     def _left_s(self, stages: tuple[str, ...]) -> float:
         return (self._update_s or 0.0) * sum(self._times.seconds(self._kind, stage) for stage in stages)

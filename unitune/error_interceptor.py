@@ -15,7 +15,7 @@ from grpc_status import rpc_status
 from opentelemetry import trace
 
 from unitune import deadlines, metrics, telemetry, tracing
-from unitune.deadlines import ReaderTooSlow
+from unitune.deadlines import Messages, ReaderTooSlow
 from unitune.errors import Internal, InvalidArgument, ResourceExhausted, UniTuneError, to_status
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,9 @@ class Door(Protocol):
 
     async def admit(self, method: str, context: Any) -> None:
         """Called first, before the request is read, in the task that runs the call."""
+
+    def holding(self, method: str) -> contextlib.AbstractAsyncContextManager[None]:
+        """Entered next, for as long as the call lasts. What it raises ends the call."""
 
     def check(self, request: Any) -> None:
         """Called with each message of the request, before anybody else sees it."""
@@ -87,17 +90,17 @@ def _lenient(deserializer: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 
 
 @contextlib.asynccontextmanager
-async def _single_request(context: Any, door: Door | None) -> AsyncIterator[Any]:
+async def _single_request(messages: Messages, door: Door | None) -> AsyncIterator[Any]:
     """The request of a call that has one."""
-    yield _readable(await deadlines.read(context), door)
+    yield _readable(await messages.read(), door)
 
 
 @contextlib.asynccontextmanager
-async def _request_stream(context: Any, door: Door | None) -> AsyncIterator[AsyncIterator[Any]]:
+async def _request_stream(messages: Messages, door: Door | None) -> AsyncIterator[AsyncIterator[Any]]:
     """The requests of a call that streams them."""
 
     async def requests() -> AsyncGenerator[Any, None]:
-        while (request := await deadlines.read(context)) is not EOF:
+        while (request := await messages.read()) is not EOF:
             yield _readable(request, door)
 
     async with contextlib.aclosing(requests()) as stream:
@@ -120,10 +123,12 @@ def _answer(method: str, inner: Any, receive: Any, encode: Callable[[Any], bytes
 
     async def call(_: Any, context: Any) -> None:
         with _span(method, context) as span:
-            async with _recorded(method, context, span):
+            messages = Messages(context)
+            async with _recorded(method, context, messages, span):
                 if door is not None:
                     await door.admit(method, context)
-                async with receive(context, door) as request:
+                holding = door.holding(method) if door is not None else contextlib.nullcontext()
+                async with holding, receive(messages, door) as request:
                     await _deliver(inner(request, context), context, encode)
 
     return call
@@ -148,7 +153,7 @@ def _span(method: str, context: Any) -> contextlib.AbstractContextManager[trace.
 
 
 @contextlib.asynccontextmanager
-async def _recorded(method: str, context: Any, span: trace.Span) -> AsyncIterator[None]:
+async def _recorded(method: str, context: Any, messages: Messages, span: trace.Span) -> AsyncIterator[None]:
     """Turn an exception of the block into the call's status; log, count and trace how the call ended."""
     began = time.monotonic()
     code, reason = "CANCELLED", ""  # what is left when neither an answer nor an error was sent
@@ -165,11 +170,13 @@ async def _recorded(method: str, context: Any, span: trace.Span) -> AsyncIterato
         if isinstance(error, ReaderTooSlow):
             telemetry.event(logger, "reader too slow", level=logging.WARNING, method=method)
             await asyncio.wait({error.writing})  # until it reads on, or the connection ends
+        await messages.drop_rest()
         await context.abort_with_status(_status_of(error))
     except Exception:
         code, reason = "INTERNAL", "INTERNAL"
         telemetry.failure(logger, "call failed", method=method)
         ours = Internal("the server made a mistake; its log has the details", reason="INTERNAL")
+        await messages.drop_rest()
         await context.abort_with_status(_status_of(ours))
     finally:
         is_routine = method.startswith("/grpc.") or (code == "OK" and method in _ROUTINE)

@@ -44,6 +44,7 @@ STORE_DOWN = "STORE_DOWN"  # Unavailable: the object store does not answer, or r
 STORE_CORRUPT = "STORE_CORRUPT"  # DataLoss: an object of the store is not what was written
 STORE_PATH = "STORE_PATH"  # InvalidArgument: no store has such a path
 STATE_FULL = "STATE_FULL"  # ResourceExhausted: the disk of the gateway's state file
+STATE_READ_ONLY = "STATE_READ_ONLY"  # FailedPrecondition: the gateway was started on a state that cannot be written
 STATE_DOWN = "STATE_DOWN"  # Unavailable: the gateway's state file cannot be read or written now
 STATE_CORRUPT = "STATE_CORRUPT"  # DataLoss: the gateway's state file is damaged
 # Reasons of admission. All but the last are ResourceExhausted.

@@ -9,6 +9,7 @@ No label has a tenant, a tuning, an edit, a prompt or a path: a label's values a
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
 
 from unitune import __version__
+from unitune.errors import QUEUE_FULL, STORE_CORRUPT, STORE_DOWN, STORE_FULL
 
 REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)  # memory, CPU seconds and open files of the process
@@ -73,6 +74,14 @@ ENGINES = Gauge(
     ["state"],
     registry=REGISTRY,
 )
+
+# A counter that appears with its first count has not increased, for Prometheus: what is alerted of is told from the
+# start.
+for _reason in (STORE_FULL, STORE_DOWN, STORE_CORRUPT):
+    STORE_ERRORS.labels(_reason)
+REFUSALS.labels(QUEUE_FULL)
+for _state in ("ready", "failed", "cancelled", "expired"):
+    TUNING_ENDS.labels(_state)
 
 
 def serve(address: str) -> str:

@@ -10,7 +10,7 @@ import faulthandler
 import logging
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import grpc
@@ -160,12 +160,14 @@ async def start(
     connection_age_s: float = 0.0,
     door: Door | None = None,
     credentials: grpc.ServerCredentials | None = None,
+    not_serving: Sequence[str] = (),
 ) -> RunningServer:
     """Start a server and return once it accepts calls.
 
     `register` adds the servicers and returns their full service names. `connection_age_s` is for public servers, whose
     clients should find new replicas; see `server_options`. `door` says who may call; without one everybody may.
-    `credentials` turn TLS on, but for `health_address`. Raises OSError when an address cannot be bound.
+    `credentials` turn TLS on, but for `health_address`. Health tells of `not_serving` that it is not served. Raises
+    OSError when an address cannot be bound.
     """
     server = _new_server(max_receive_bytes, connection_age_s, door)
     services = register(server)
@@ -173,6 +175,8 @@ async def start(
     health_pb2_grpc.add_HealthServicer_to_server(probes, server)
     for service in (LIVENESS, READINESS, *services):
         await probes.set(service, _SERVING)
+    for service in not_serving:
+        await probes.set(service, _NOT_SERVING)
     if reflection_on:
         reflected = [*services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(reflected, server)
@@ -202,6 +206,7 @@ async def serve(
     door: Door | None = None,
     credentials: grpc.ServerCredentials | None = None,
     metrics_address: str | None = None,
+    not_serving: Sequence[str] = (),
 ) -> int:
     """Run a service until SIGTERM or SIGINT; the program's exit code.
 
@@ -226,6 +231,7 @@ async def serve(
             connection_age_s=connection_age_s,
             door=door,
             credentials=credentials,
+            not_serving=not_serving,
         )
     except OSError as error:
         print(f"{name}: {error}", file=sys.stderr)

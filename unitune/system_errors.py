@@ -157,7 +157,7 @@ def state_error(error: sqlite3.Error | OSError) -> UniTuneError:
     if is_damage(error):
         message = "the state file of the server is damaged: its operator must put a copy in its place"
         return DataLoss(message, reason=STATE_CORRUPT)
-    message = "the state file of the server cannot be used now: try again"
+    message = "the state of the server cannot be used now: try again"
     return Unavailable(message, reason=STATE_DOWN, retry_after_s=RETRY_DOWN_S)
 
 

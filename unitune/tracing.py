@@ -73,6 +73,28 @@ def answering(method: str, metadata: Iterable[tuple[str, Any]] | None) -> Iterat
         request_id.reset(token)
 
 
+def here() -> str:
+    """The current span, as W3C traceparent; empty outside of traces."""
+    carried: dict[str, str] = {}
+    assert TRACE_CONTEXT is not None
+    TRACE_CONTEXT.inject(carried)
+    return carried.get("traceparent", "")
+
+
+@contextmanager
+def working(what: str, trace: str, attributes: dict[str, int]) -> Iterator[Span]:
+    """A span of work that a call has left to be done later, within its trace; without one it is a trace of its own."""
+    assert TRACE_CONTEXT is not None
+    with TRACER.start_as_current_span(
+        what,
+        context=TRACE_CONTEXT.extract({"traceparent": trace}),
+        attributes=attributes,
+        record_exception=False,
+        set_status_on_exception=False,
+    ) as span:
+        yield span
+
+
 def ended(span: Span, code: str, reason: str) -> None:
     """Tell a call's span how the call ended."""
     if code in grpc.StatusCode.__members__:

@@ -39,13 +39,21 @@ def working_size(size: Size, image_side: Size, step: int) -> Size:
         height, width = candidate
         return ASPECT_WEIGHT * abs(math.log(height / width / aspect)) + abs(math.log(height * width / area))
 
-    most = MOST_AREA * area
-    candidates = [image_side]
-    for height in range(step, int(most / step) + 1, step):
-        for width in range(step, int(most / height) + 1, step):
-            if max(height / width, width / height) <= MOST_ASPECT:
-                candidates.append((height, width))
-    return min(candidates, key=loss)
+    return min(working_sizes(image_side, step), key=loss)
+
+
+@lru_cache(maxsize=8)
+def working_sizes(image_side: Size, step: int) -> list[Size]:
+    """All working sizes of a base model."""
+    if step == 0:
+        return [image_side]
+    most = MOST_AREA * image_side[0] * image_side[1]
+    return [image_side] + [
+        (height, width)
+        for height in range(step, int(most / step) + 1, step)
+        for width in range(step, int(most / height) + 1, step)
+        if max(height / width, width / height) <= MOST_ASPECT
+    ]
 
 
 class Fit(NamedTuple):

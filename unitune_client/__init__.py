@@ -43,6 +43,7 @@ from unitune_client.events import (
     NewKey,
     Progress,
     Queue,
+    Retrying,
     SamplingConfig,
     Scores,
     ServerInfo,
@@ -59,6 +60,7 @@ from unitune_client.events import (
     TuningStarted,
     TuningState,
     Upstream,
+    Usage,
     Weights,
 )
 from unitune_client.options import EditOptions, TuningOptions
@@ -102,6 +104,7 @@ __all__ = [
     "Progress",
     "Queue",
     "ResourceExhausted",
+    "Retrying",
     "SamplingConfig",
     "Scores",
     "ServerInfo",
@@ -122,5 +125,6 @@ __all__ = [
     "Unavailable",
     "UniTuneError",
     "Upstream",
+    "Usage",
     "Weights",
 ]

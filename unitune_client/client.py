@@ -7,7 +7,7 @@ import sys
 import threading
 import warnings
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
-from datetime import datetime
+from datetime import date, datetime
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
@@ -103,6 +103,14 @@ class Client:
     def upload_image(self, image: Picture) -> events.Image:
         """As AsyncClient.upload_image."""
         return self._wait_for(self._client.upload_image(image))
+
+    def get_image(self, name: str) -> events.Image:
+        """As AsyncClient.get_image."""
+        return self._wait_for(self._client.get_image(name))
+
+    def list_images(self) -> Generator[events.Image, None, None]:
+        """As AsyncClient.list_images."""
+        return self._iterate(self._client.list_images())
 
     def delete_image(self, name: str, *, allow_missing: bool = False) -> None:
         """As AsyncClient.delete_image."""
@@ -251,6 +259,12 @@ class Client:
     def create_key(self, tenant: str, scopes: Sequence[str], *, expire_time: datetime | None = None) -> events.NewKey:
         """As AsyncClient.create_key."""
         return self._wait_for(self._client.create_key(tenant, scopes, expire_time=expire_time))
+
+    def list_usage(
+        self, tenant: str | None = None, *, start_day: date | None = None, end_day: date | None = None
+    ) -> Generator[events.Usage, None, None]:
+        """As AsyncClient.list_usage."""
+        return self._iterate(self._client.list_usage(tenant, start_day=start_day, end_day=end_day))
 
     def list_keys(self, tenant: str | None = None) -> Generator[events.ApiKey, None, None]:
         """As AsyncClient.list_keys."""

@@ -5,7 +5,9 @@
     watch_tuning    TuningQueued, TuningStarted, TuningProgress ..., TuningReady
     compare         CompareAccepted, then for each method CompareEdit ..., CompareResult; CompareDone
 
-`Heartbeat` may come anywhere between them. A failure is no event of its own: it is raised, as one of `unitune.errors`.
+`Heartbeat` may come anywhere between them. `Retrying` may come once after the first event of an edit or a comparison.
+After it an edit has another EditAccepted, with its new name, and goes on with what was not told yet.
+A failure is no event of its own: it is raised, as one of `unitune.errors`.
 Pictures are the bytes of PNG files.
 """
 
@@ -177,6 +179,16 @@ class Heartbeat(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Retrying(Event):
+    """The server, or the connection to it, was lost for the reason that `error` tells, and the client asks again.
+
+    Its seeds are the same, and so are its pictures. It is told once, however often the client has to ask.
+    """
+
+    error: UniTuneError
+
+
+@dataclass(frozen=True, kw_only=True)
 class TuningSnapshot(Event):
     """Replaces events that the server no longer keeps: the tuning as it is now."""
 
@@ -335,7 +347,7 @@ TuningEvent = (
     | TuningCancelled
     | Heartbeat
 )
-EditEvent = EditAccepted | TuningEvent | EditLoading | EditStep | EditWarning | EditedImage | EditDone
+EditEvent = EditAccepted | TuningEvent | EditLoading | EditStep | EditWarning | EditedImage | EditDone | Retrying
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -380,7 +392,7 @@ class CompareDone(Event):
     total_s: float
 
 
-CompareEvent = CompareAccepted | CompareEdit | CompareResult | CompareDone | Heartbeat
+CompareEvent = CompareAccepted | CompareEdit | CompareResult | CompareDone | Heartbeat | Retrying
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -445,6 +457,7 @@ class Limits:
     upload_heif_pixels: int = 0
     # 0 of what follows means no limit.
     tenant_tunings: int = 0
+    tenant_kept_tunings: int = 0
     tenant_edits: int = 0
     tenant_requests_per_s: float = 0.0
     tenant_bytes: int = 0
@@ -494,6 +507,27 @@ class ServerInfo:
     method_sampling_defaults: Mapping[str, SamplingConfig] = field(default_factory=dict)
     queue: Queue = Queue()
     upstreams: tuple[Upstream, ...] = ()
+    is_read_only: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """What the tenant `parent` has used from `start_day` to `end_day`, both included and of UTC, and stores now.
+
+    `tuner_s` and `sampler_s` are seconds for which a tuner had its tunings and the sampler its edits.
+    """
+
+    parent: str
+    start_day: str
+    end_day: str
+    images: int
+    tunings: int
+    edits: int
+    tuner_s: float
+    sampler_s: float
+    image_bytes: int
+    weight_bytes: int
+    result_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from unitune.errors import InvalidArgument, InvalidField, UniTuneError, from_status
 from unitune.image_pieces import Assembly
 from unitune.options import SAMPLING, TUNING, Field, Flat, options_of, range_in_words, refuse_without_switch, to_words
-from unitune.v1 import edit_pb2, image_pb2, key_pb2, server_pb2, tuning_pb2
+from unitune.v1 import edit_pb2, image_pb2, key_pb2, server_pb2, tuning_pb2, usage_pb2
 from unitune_client import events
 from unitune_client.options import SHARED_OPTIONS, EditOptions
 
@@ -85,6 +85,15 @@ def compare_request(
             if edit.HasField(name):
                 getattr(entry, name).CopyFrom(getattr(edit, name))
     return request
+
+
+def narrow_comparison(request: edit_pb2.CompareRequest, methods: Sequence[str]) -> None:
+    """Ask for these methods alone, with the options that the request has for each."""
+    own = {Flat(one).method: one.SerializeToString() for one in request.methods}
+    request.ClearField("methods")
+    for method in methods:
+        entry = _filled(request.methods.add(), {"method": method})
+        entry.MergeFromString(own.get(method, b""))
 
 
 def create_key_request(tenant: str, scopes: Sequence[str], expire_time: datetime | None) -> key_pb2.CreateKeyRequest:
@@ -182,6 +191,11 @@ def file_error(error: InvalidArgument, field: str) -> InvalidArgument:
 def image(message: image_pb2.Image) -> events.Image:
     """An uploaded picture."""
     return _read(events.Image, message)
+
+
+def usage(message: usage_pb2.Usage) -> events.Usage:
+    """What a tenant uses."""
+    return _read(events.Usage, message)
 
 
 def tuning(message: tuning_pb2.Tuning) -> events.Tuning:

@@ -11,7 +11,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from unitune import v1
 from unitune.v1.edit_pb2 import CancelEditRequest, CompareRequest, EditRequest, GetEditRequest, SamplingConfig
-from unitune.v1.image_pb2 import UploadImageRequest
+from unitune.v1.image_pb2 import GetImageRequest, ListImagesRequest, UploadImageRequest
 from unitune.v1.sampler_pb2 import CheckTuningRequest, LoadRequest, SampleRequest
 from unitune.v1.tuner_pb2 import AnnounceRequest, ReportTuningRequest, TakeTuningRequest, TunerInfo, TunerProcess
 from unitune.v1.tuning_pb2 import (
@@ -51,6 +51,8 @@ def public_calls(picture: bytes, image: str, tuning: str, edit: str) -> list[Val
         UpdateTuningRequest(tuning=Tuning(name=tuning)),
         DeleteTuningRequest(name=f"{tuning}a"),
         UploadImageRequest(header=UploadImageRequest.Header()),
+        GetImageRequest(name=image),
+        ListImagesRequest(page_size=1),
         EditRequest(tuning=tuning, prompt="a dog"),
         EditRequest(image_data=picture, prompt="a dog", config=SDEDIT),
         EditRequest(image=image, prompt="a dog", tuning_config=UNITUNE),

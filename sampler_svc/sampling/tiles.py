@@ -6,7 +6,6 @@ arXiv 2302.02412).
 """
 
 import itertools
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,9 +15,8 @@ from numpy.typing import NDArray
 
 from sampler_svc.sampling.masks.shape import Region
 from unitune.images import Pixels
+from unitune.tile_starts import tile_starts
 from unitune.working_size import Size
-
-OVERLAP = 0.25  # least share of a tile's side that it has in common with the next one
 
 Floats = NDArray[np.float32]
 
@@ -35,7 +33,7 @@ class Tiles:
     @classmethod
     def over(cls, size: Size, side: Size) -> "Tiles":
         """As few as overlap enough, evenly spread. Raises ValueError for a side that is longer than the array."""
-        return cls(size, side, _starts(size[0], side[0]), _starts(size[1], side[1]))
+        return cls(size, side, tile_starts(size[0], side[0]), tile_starts(size[1], side[1]))
 
     def scaled(self, factor: int) -> "Tiles":
         """The same tiles over an array that is `factor` times as large."""
@@ -94,14 +92,6 @@ class Tiles:
     @cached_property
     def _across(self) -> dict[int, Floats]:
         return _weights_along(self.size[1], self.side[1], self.lefts)
-
-
-def _starts(length: int, side: int) -> tuple[int, ...]:
-    """Where tiles begin along one axis."""
-    if side > length:
-        raise ValueError(f"a tile of {side} does not fit into {length}")
-    steps = math.ceil((length - side) / (side - math.ceil(OVERLAP * side)))
-    return tuple(round(step * (length - side) / steps) for step in range(steps + 1)) if steps else (0,)
 
 
 def _weights_along(length: int, side: int, starts: tuple[int, ...]) -> dict[int, Floats]:

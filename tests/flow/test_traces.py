@@ -81,6 +81,33 @@ def test_one_trace_reaches_from_the_caller_to_the_steps(
     assert len(requests) == 1  # the same in both services
 
 
+def test_the_trace_of_an_edit_reaches_its_tuning(client: Client, collector: Collector) -> None:
+    """The attempt at the tuning that it makes is a child of the edit's call, with the tuner's stages in it; an edit
+    that finds the tuning has none in its trace."""
+    file = picture("orchid", (57, 43))
+
+    def edit() -> None:
+        client.edit_to_end(file, SECRET, updates=1, num_inference_steps=2)
+
+    number = 0xABCDEF0123456789ABCDEF0123456700
+    made, found = (traced(number + index, edit) for index in range(2))
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        spans = {(service, span.name): span for service, span in collector.of(made)}
+        if ("unitune-tuner", "tuning") in spans and ("unitune-gateway", "unitune.v1.EditService/Edit") in spans:
+            break
+        time.sleep(0.1)
+    tuning = spans["unitune-tuner", "tuning"]
+    assert tuning.parent_span_id == spans["unitune-gateway", "unitune.v1.EditService/Edit"].span_id
+    assert [(one.key, one.value.int_value) for one in tuning.attributes] == [("unitune.attempt", 1)]
+    for stage in ("preparing", "updating", "packing", "storing"):
+        span = spans["unitune-tuner", stage]
+        assert span.parent_span_id == tuning.span_id
+        assert tuning.start_time_unix_nano <= span.start_time_unix_nano <= span.end_time_unix_nano
+        assert span.end_time_unix_nano <= tuning.end_time_unix_nano
+    assert "unitune-tuner" not in {service for service, _ in collector.of(found)}
+
+
 def test_a_call_that_fails_is_told_by_its_reason(client: Client, collector: Collector) -> None:
     """The span of a refused call has its status and reason, and is no error of the server."""
 

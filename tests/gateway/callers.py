@@ -8,7 +8,15 @@ from google.protobuf.message import Message
 
 from tests.configs import tuning_config
 from tests.gateway.conftest import World, picture
-from unitune.v1 import edit_pb2_grpc, image_pb2, image_pb2_grpc, key_pb2_grpc, server_pb2_grpc, tuning_pb2_grpc
+from unitune.v1 import (
+    edit_pb2_grpc,
+    image_pb2,
+    image_pb2_grpc,
+    key_pb2_grpc,
+    server_pb2_grpc,
+    tuning_pb2_grpc,
+    usage_pb2_grpc,
+)
 from unitune.v1.key_pb2 import CreateKeyRequest
 from unitune.v1.scope_pb2 import Scope
 from unitune.v1.tuning_pb2 import CreateTuningRequest, GetTuningRequest, Tuning, WatchTuningRequest
@@ -20,6 +28,7 @@ STUBS = {
     "edits": edit_pb2_grpc.EditServiceStub,
     "info": server_pb2_grpc.ServerServiceStub,
     "keys": key_pb2_grpc.KeyServiceStub,
+    "usage": usage_pb2_grpc.UsageServiceStub,
 }
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,20 @@ from gateway.retention import OWNER
 from tests.configs import tuning_config
 from tests.gateway.upstream_servers import RunningTuner, Sampler, Tuner, serve_sampler, serve_tuner
 from tests.picture_files import file_of
+from tests.postgres_server import PostgresServer
 from unitune import serving
 from unitune.errors import DOMAIN, UniTuneError, from_rpc_error
 from unitune.object_store import ObjectStore
-from unitune.v1 import edit_pb2_grpc, image_pb2, image_pb2_grpc, server_pb2_grpc, tuning_pb2, tuning_pb2_grpc
+from unitune.v1 import (
+    edit_pb2_grpc,
+    image_pb2,
+    image_pb2_grpc,
+    key_pb2_grpc,
+    server_pb2_grpc,
+    tuning_pb2,
+    tuning_pb2_grpc,
+    usage_pb2_grpc,
+)
 from unitune.v1.edit_pb2 import EditEvent, EditRequest
 
 
@@ -36,7 +46,7 @@ class World:
     """Everything a test of the gateway touches."""
 
     folder: Path
-    tuner: Tuner
+    tuner: Tuner | None  # that of this gateway; another one may have it
     sampler: Sampler
     config: GatewayConfig
     sampler_server: serving.RunningServer
@@ -52,9 +62,9 @@ class World:
         """Start the gateway on its state, at the same internal address every time, and connect a client."""
         self.gateway = await Gateway.open(self.config)
         self.config = replace(self.config, internal_address=self.gateway.internal_address)
-        if self.tuner_server is None:
+        if self.tuner_server is None and self.tuner is not None:
             self.tuner_server = await serve_tuner(self.tuner, self.gateway.internal_address)
-        if self.tuner_server.is_running:
+        if self.tuner_server is not None and self.tuner_server.is_running:
             await eventually(self._has_tuner)
         self.server = await serving.start(
             "127.0.0.1:0",
@@ -68,6 +78,8 @@ class World:
             "images": image_pb2_grpc.ImageServiceStub(self.channel),
             "edits": edit_pb2_grpc.EditServiceStub(self.channel),
             "server": server_pb2_grpc.ServerServiceStub(self.channel),
+            "keys": key_pb2_grpc.KeyServiceStub(self.channel),
+            "usage": usage_pb2_grpc.UsageServiceStub(self.channel),
         }
 
     async def _has_tuner(self) -> bool:
@@ -188,6 +200,28 @@ class World:
         root = self.folder / "store"
         found = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
         return sorted(found - {OWNER})
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A server of PostgreSQL, started once in each worker."""
+    server = PostgresServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def own_server() -> Iterator[PostgresServer]:
+    """A server that a test may kill."""
+    server = PostgresServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Admission: what is beyond a tenant's limits, or everybody's, is refused at once; what was accepted is unharmed."""
 
 import asyncio
+import itertools
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +16,15 @@ from gateway import admission
 from gateway.admission import RequestRates, tenant_of
 from gateway.config import GatewayConfig
 from gateway.fair_queue import FairQueue
-from gateway.request_cost import check_edit_cost, check_tuning_cost, edit_steps, tuning_pixels
+from gateway.request_cost import check_edit_cost, check_tuning_cost, edit_steps, most_tiles, tuning_pixels
 from gateway.turn_times import TurnTimes
+from sampler_svc.sampling.tiles import Tiles
 from tests.configs import entry, sampling_config, tuning_config
 from tests.gateway.conftest import World, edit, eventually, picture, refused
-from unitune import settings
+from unitune import settings, working_size
 from unitune.base_model import Preset
 from unitune.choices import TUNING_METHODS
-from unitune.errors import ResourceExhausted, UniTuneError
+from unitune.errors import InvalidArgument, ResourceExhausted, UniTuneError
 from unitune.options import TUNING, read_by
 from unitune.v1.edit_pb2 import CancelEditRequest, CompareRequest, EditRequest, GetEditRequest
 from unitune.v1.image_pb2 import DeleteImageRequest
@@ -96,6 +98,20 @@ async def test_a_tenant_has_so_many_tunings(world: World) -> None:
     await world.tunings.CancelTuning(CancelTuningRequest(name=second.name))
     assert (await create(world, images[2])).state == Tuning.STATE_QUEUED
     world.tuner.go_on.set()
+
+
+async def test_a_tenant_keeps_so_many_tunings(world: World) -> None:
+    """Ended ones count until they are deleted; one that is there is found, and another tenant is not concerned (R7)."""
+    await limited(world, tenant_kept_tunings=2)
+    first, second = [await world.tuned(picture(colour)) for colour in COLOURS[:2]]
+    image = (await world.upload(picture(COLOURS[2]))).name
+    error = await shed(create(world, image), "TENANT_TUNING_LIMIT", "tenants/default")
+    assert "delete some" in error.message
+    assert (await create(world, second.image)).name == second.name
+    other = await world.upload(picture("red"), parent="tenants/other")
+    assert (await create(world, other.name)).state == Tuning.STATE_QUEUED
+    await world.tunings.DeleteTuning(DeleteTuningRequest(name=first.name))
+    assert (await create(world, image)).state == Tuning.STATE_QUEUED
 
 
 async def test_all_tenants_together_have_so_many_tunings(world: World) -> None:
@@ -276,6 +292,79 @@ async def test_an_edit_costs_so_many_steps(world: World, config: dict[str, Any],
     assert "350" in error.metadata["remedy"] and world.sampler.checked == [] and world.stored() == []
     events = await edit(world, image_data=picture(), config=sampling_config(method="sdedit", num_inference_steps=300))
     assert events[-1].HasField("done")
+
+
+LARGE = {"num_inference_steps": 20, "second_pass": True, "second_pass_strength": 0.5}
+
+
+@pytest.mark.parametrize("target", ["image_data", "image", "tuning"])
+async def test_a_second_pass_costs_the_steps_of_its_tiles(world: World, target: str) -> None:
+    """As many tiles as the picture needs: a scale that costs too much is refused before anything is stored or run, and
+    the same of a small picture, where there is no second pass, is not (R7)."""
+    await limited(world, edit_steps=200)
+    data, small = picture(size=(700, 700)), picture()
+    asked = sampling_config(**LARGE, second_pass_scale=10)
+    if target == "image_data":
+        targets = [{"image_data": data}, {"image_data": small}]
+    elif target == "image":
+        targets = [{"image": (await world.upload(one)).name} for one in (data, small)]
+    else:
+        targets = [{"tuning": (await world.tuned(one)).name} for one in (data, small)]
+    before, runs = world.stored(), len(world.tuner.requests)
+    field = "config.second_pass.scale"
+    call = world.edits.Edit(EditRequest(config=asked, prompt="a dog", **targets[0]))
+    error = await refused(call, grpc.StatusCode.INVALID_ARGUMENT, "COST_LIMIT", field)
+    tiles = 13 * 13  # of 64 pixels over 640, which have a quarter in common
+    assert f"{tiles} tiles x 10 steps" in error.metadata["remedy"] and str(20 + 10 * tiles) in error.metadata["remedy"]
+    assert world.stored() == before and len(world.tuner.requests) == runs and not world.sampler.requests
+    assert (await edit(world, config=asked, **targets[1]))[-1].HasField("done")
+    affordable = sampling_config(**LARGE, second_pass_scale=2)  # 9 tiles
+    assert (await edit(world, config=affordable, **targets[0]))[-1].HasField("done")
+
+
+async def test_a_comparison_counts_the_tiles_of_each_of_its_edits(world: World) -> None:
+    """Before the first begins, and told by its place (R7)."""
+    await limited(world, edit_steps=200)
+    methods = [entry("unitune"), entry("sdedit", config=sampling_config(**LARGE, second_pass_scale=10))]
+    request = CompareRequest(image_data=picture(size=(700, 700)), prompt="a dog", methods=methods)
+    error = await refused(
+        world.edits.Compare(request),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "INVALID_FIELD",
+        "methods[1].config.second_pass.scale",
+    )
+    assert "tiles" in error.metadata["remedy"] and world.tuner.requests == [] and world.stored() == []
+
+
+def test_the_tiles_that_are_counted_are_never_fewer_than_those_that_run() -> None:
+    """For pictures of all shapes, base models of all steps and parts of pictures, at every scale."""
+    for width, height, step, each in ((64, 64, 0, 8), (512, 512, 64, 8), (96, 96, 8, 4), (48, 48, 16, 8)):
+        base_model = BaseModel(width=width, height=height, size_step=step)
+        for size, scale in itertools.product(
+            [(40, 30), (300, 500), (1500, 1000), (4000, 900), (700, 5000)], [1.1, 2, 3.3, 16]
+        ):
+            config = sampling_config(**LARGE, second_pass_scale=scale)
+            place = working_size.fit(size, working_size.working_size(size, (height, width), step))
+            enlarged = working_size.enlarged(size, place, scale, step or each)
+            ran = 0
+            if enlarged is not None:
+                rows, columns = (side // each for side in enlarged.size)
+                ran = len(Tiles.over((rows, columns), (min(rows, height // each), min(columns, width // each))).places)
+            told = most_tiles(config, size, base_model)
+            assert ran <= told <= 2 * ran, (size, scale, step, ran, told)
+            config.mask.only_masked = True
+            assert most_tiles(config, size, base_model) >= told
+
+
+def test_predictions_of_a_step_count() -> None:
+    """Three of them are half as much again as two, and one is no less: an edit without guidance is not cheaper."""
+    plain = {"method": "unitune", "num_inference_steps": 40, "guidance_scale": 7.5}
+    assert edit_steps(sampling_config(**plain), 2) == 80
+    assert edit_steps(sampling_config(**plain | {"guidance_scale": 1}), 2) == 80
+    assert edit_steps(sampling_config(**plain, prompt_guidance_scale=2), 2) == 120
+    assert edit_steps(sampling_config(**plain, prompt_guidance_scale=2, base_mixture=0.5), 2) == 160
+    with pytest.raises(InvalidArgument, match=r"80 steps.*x 3 / 2 predictions are 240 steps"):
+        check_edit_cost(sampling_config(**plain | {"num_inference_steps": 80}, prompt_guidance_scale=2), 2, 239)
 
 
 async def test_a_comparison_costs_so_many_steps(world: World) -> None:

@@ -15,7 +15,7 @@ from gateway.gateway import Gateway
 from gateway.state_schema import SCHEMA_VERSION
 from tests.gateway.callers import ADMIN, EDIT, READ, TUNE, Caller, ask_for_keys, make
 from tests.gateway.conftest import World, eventually, refused
-from tests.gateway.older_state import take_keys_out, take_leases_out
+from tests.gateway.older_state import take_keys_out, take_leases_out, take_sharing_out, take_usage_out
 from unitune.errors import UniTuneError
 from unitune.v1.key_pb2 import CreateKeyRequest, ListKeysRequest, RevokeKeyRequest, RotateKeyRequest
 from unitune.v1.tuning_pb2 import ListTuningsRequest
@@ -209,6 +209,8 @@ async def test_a_state_of_schema_3_gets_the_table_of_keys(world: World) -> None:
     await world.tuned()
     await world.close()
     with sqlite3.connect(world.config.state) as old:
+        take_sharing_out(old)
+        take_usage_out(old)
         take_leases_out(old)
         take_keys_out(old)
         old.execute("PRAGMA user_version = 3")

@@ -1,16 +1,20 @@
 """Whose a call is: the credential alone says so, and nobody reaches what is another tenant's."""
 
+import contextlib
 import json
 import logging
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from gateway import open_calls
 from gateway.access import PUBLIC, SCOPES_OF
 from gateway.api_keys import new_key
 from gateway.config import GatewayConfig
@@ -21,9 +25,10 @@ from tests.gateway.conftest import World, picture, refused, sha256
 from tests.gateway.test_main import start
 from unitune import serving
 from unitune.errors import from_rpc_error
-from unitune.v1.edit_pb2 import CancelEditRequest, CompareRequest, EditRequest, GetEditRequest
-from unitune.v1.image_pb2 import DeleteImageRequest
-from unitune.v1.key_pb2 import RevokeKeyRequest
+from unitune.v1 import tuning_pb2_grpc
+from unitune.v1.edit_pb2 import CancelEditRequest, CompareRequest, Edit, EditRequest, GetEditRequest
+from unitune.v1.image_pb2 import DeleteImageRequest, GetImageRequest, ListImagesRequest
+from unitune.v1.key_pb2 import CreateKeyRequest, RevokeKeyRequest, RotateKeyRequest
 from unitune.v1.server_pb2 import GetServerInfoRequest
 from unitune.v1.tuning_pb2 import (
     CancelTuningRequest,
@@ -159,6 +164,7 @@ async def test_anothers_names_are_not_found(admin: Caller) -> None:
             ("tunings.DeleteTuning", DeleteTuningRequest(name=name, allow_missing=True)),
             ("tunings.CreateTuning", CreateTuningRequest(image=image)),
             ("tunings.CreateTuning", CreateTuningRequest(image=own, images=[image])),
+            ("images.GetImage", GetImageRequest(name=image)),
             ("images.DeleteImage", DeleteImageRequest(name=image)),
             ("images.DeleteImage", DeleteImageRequest(name=image, allow_missing=True)),
             ("edits.Edit", EditRequest(tuning=name, prompt="a dog")),
@@ -189,6 +195,8 @@ async def test_anothers_names_are_not_found(admin: Caller) -> None:
 
     listed = (await bob("tunings.ListTunings", ListTuningsRequest())).tunings
     assert [own_tuning.name] == [one.name for one in listed]
+    listed = (await bob("images.ListImages", ListImagesRequest())).images
+    assert [own] == [one.name for one in listed]
     assert tuning == await alice("tunings.GetTuning", GetTuningRequest(name=tuning.name))
     assert (await alice("edits.GetEdit", GetEditRequest(name=edit))).images
     assert len(admin.world.tuner.requests) <= tuner_requests + 1  # bob's own
@@ -201,6 +209,7 @@ async def test_anothers_parent_is_refused_before_anything_is_checked(admin: Call
     for method, request in (
         ("tunings.CreateTuning", CreateTuningRequest(parent=bad, image="nonsense")),
         ("tunings.ListTunings", ListTuningsRequest(parent=bad, page_size=-1)),
+        ("images.ListImages", ListImagesRequest(parent=bad, page_size=-1)),
         ("edits.Edit", EditRequest(parent=bad)),
         ("edits.Compare", CompareRequest(parent=bad)),
     ):
@@ -316,23 +325,97 @@ async def test_the_program_refuses_to_start_where_others_reach_it(world: World) 
     assert await process.wait() == 0
 
 
-async def test_a_running_stream_is_not_cut_by_a_revoked_key(admin: Caller) -> None:
-    """What was begun with a valid key goes on; the next call is refused."""
-    alice = await make(admin, "alice")
+def key_of(caller: Caller) -> str:
+    """The name of a caller's key."""
+    return f"tenants/alice/keys/{caller.credential.split('_')[1]}"
+
+
+async def test_running_streams_end_with_their_key(admin: Caller) -> None:
+    """When it is revoked they are refused as new calls are, an edit ends, and the tenant's tuning goes on; streams of
+    the tenant's other keys do, too."""
+    first, second = await make(admin, "alice"), await make(admin, "alice")
+    ready = await first.tuned()
     admin.world.tuner.go_on.clear()
+    admin.world.sampler.go_on.clear()
+    image = await first.upload(picture("red"))
+    tuning = await first("tunings.CreateTuning", CreateTuningRequest(image=image.name))
+    request = WatchTuningRequest(name=tuning.name)
+    watches = [aiter(caller("tunings.WatchTuning", request)) for caller in (first, second)]
+    edit = aiter(first("edits.Edit", EditRequest(tuning=ready.name, prompt="a dog")))
+    name = (await anext(edit)).accepted.edit
+    waiting = aiter(first("edits.Edit", EditRequest(image=image.name, prompt="a dog")))
+    for stream in (*watches, waiting):
+        await anext(stream)
+    await admin("keys.RevokeKey", RevokeKeyRequest(name=key_of(first)))
+    for stream in (watches[0], edit, waiting):
+        error = await refused(stream, StatusCode.UNAUTHENTICATED, "CREDENTIAL_ENDED")
+        assert "is revoked" in error.message
+    await refused(
+        first("tunings.GetTuning", GetTuningRequest(name=tuning.name)), StatusCode.UNAUTHENTICATED, "CREDENTIAL_ENDED"
+    )
+    assert (await second("edits.GetEdit", GetEditRequest(name=name))).state == Edit.STATE_CANCELLED
+    admin.world.tuner.go_on.set()
+    *_, last = [event async for event in watches[1]]
+    assert last.HasField("ready")
+    assert admin.world.gateway is not None and not admin.world.gateway._edit_service._edits._queue.num_taken
+
+
+async def test_a_running_stream_ends_when_its_key_expires(admin: Caller) -> None:
+    """At the time that it was made with, or that a rotation gives it; an admin who ends the own key gets an answer."""
+    admin.world.tuner.go_on.clear()
+    alice = await make(admin, "alice")
     image = await alice.upload(picture())
     tuning = await alice("tunings.CreateTuning", CreateTuningRequest(image=image.name))
-    watch = alice("tunings.WatchTuning", WatchTuningRequest(name=tuning.name))
-    await watch.read()
-    name = f"tenants/alice/keys/{alice.credential.split('_')[1]}"
-    await admin("keys.RevokeKey", RevokeKeyRequest(name=name))
+    made = await admin("keys.CreateKey", CreateKeyRequest(parent="tenants/alice", scopes=[READ], expire_time=soon()))
+    rotated = await make(admin, "alice")
+    short = Caller(admin.world, made.secret)
+    request = WatchTuningRequest(name=tuning.name)
+    watches = [aiter(caller("tunings.WatchTuning", request)) for caller in (short, rotated)]
+    for watch in watches:
+        await anext(watch)
+    await admin("keys.RotateKey", RotateKeyRequest(name=key_of(rotated), old_expire_time=soon()))
+    for watch in watches:
+        error = await refused(watch, StatusCode.UNAUTHENTICATED, "CREDENTIAL_ENDED")
+        assert "is expired" in error.message
+    own = f"tenants/default/keys/{admin.credential.split('_')[1]}"
+    assert (await admin("keys.RevokeKey", RevokeKeyRequest(name=own))).HasField("revoke_time")
     admin.world.tuner.go_on.set()
-    last = None
-    while (event := await watch.read()) is not grpc.aio.EOF:
-        last = event
-    assert last is not None and last.HasField("ready")
-    call = alice("tunings.GetTuning", GetTuningRequest(name=tuning.name))
-    await refused(call, StatusCode.UNAUTHENTICATED, "CREDENTIAL_ENDED")
+
+
+def soon() -> Timestamp:
+    """In a second."""
+    moment = Timestamp()
+    moment.FromMicroseconds(round(1e6 * (time.time() + 1)))
+    return moment
+
+
+async def test_long_calls_are_bounded_by_tenant_and_in_all(admin: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By however many connections they come; one that ends makes room."""
+    monkeypatch.setattr(open_calls, "OF_TENANT", 2)
+    monkeypatch.setattr(open_calls, "OF_ALL", 3)
+    admin.world.tuner.go_on.clear()
+    callers = {name: await make(admin, name) for name in ("alice", "bob")}
+    requests = {}
+    for name, caller in callers.items():
+        image = await caller.upload(picture())
+        tuning = await caller("tunings.CreateTuning", CreateTuningRequest(image=image.name))
+        requests[name] = WatchTuningRequest(name=tuning.name)
+
+    def watch(name: str, channel: grpc.aio.Channel) -> Any:
+        stub = tuning_pb2_grpc.TuningServiceStub(channel)
+        return aiter(stub.WatchTuning(requests[name], metadata=bearer(callers[name].credential), timeout=20))
+
+    assert admin.world.server is not None
+    async with contextlib.AsyncExitStack() as stack:
+        channels = [await stack.enter_async_context(serving.channel(admin.world.server.address)) for _ in range(4)]
+        watches = [watch("alice", channels[0]), watch("alice", channels[1]), watch("bob", channels[2])]
+        for one in watches[:2]:
+            await anext(one)
+        error = await refused(watch("alice", channels[3]), StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS")
+        assert "this tenant has 2" in error.message and error.retry_after_s
+        await anext(watches[2])
+        await refused(watch("bob", channels[3]), StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+    admin.world.tuner.go_on.set()
 
 
 async def test_limits_are_of_the_credentials_tenant(admin: Caller) -> None:

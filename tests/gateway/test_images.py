@@ -5,6 +5,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.api.httpbody_pb2 import HttpBody
 
 from tests.configs import sampling_config
 from tests.full_disk import fill, mounted, read_only
@@ -12,7 +13,13 @@ from tests.gateway.conftest import World, picture, refused, sha256
 from unitune.images import MAX_CHUNK_BYTES
 from unitune.picture_header import MAX_BYTES
 from unitune.v1.edit_pb2 import EditRequest
-from unitune.v1.image_pb2 import Image, UploadImageRequest
+from unitune.v1.image_pb2 import (
+    DeleteImageRequest,
+    GetImageRequest,
+    Image,
+    ListImagesRequest,
+    UploadImageRequest,
+)
 
 Header = UploadImageRequest.Header
 
@@ -44,6 +51,15 @@ async def test_chunk_sizes_make_no_difference(world: World) -> None:
     assert await world.upload(data, chunk_bytes=1) == await world.upload(data, chunk_bytes=MAX_CHUNK_BYTES)
 
 
+async def test_a_file_as_http_hands_it_over_is_the_same_picture(world: World) -> None:
+    """Its first piece beside the header, an empty one at its end."""
+    data = picture(size=(9, 9))
+    pieces = [HttpBody(content_type="image/png", data=data[:10]), HttpBody(data=data[10:]), HttpBody()]
+    first, *others = (UploadImageRequest(file=piece) for piece in pieces)
+    first.header.parent = "tenants/default"
+    assert await send(world, first, *others) == await world.upload(data)
+
+
 async def test_tenants_do_not_share_pictures(world: World) -> None:
     """The same file of two tenants is kept twice, so that each can delete its own."""
     one, two = await world.upload(picture()), await world.upload(picture(), parent="tenants/acme")
@@ -52,6 +68,7 @@ async def test_tenants_do_not_share_pictures(world: World) -> None:
 
 HEADER = UploadImageRequest(header=Header())
 CHUNK = UploadImageRequest(chunk=b"x")
+FILE = UploadImageRequest(file=HttpBody(data=b"x"))
 
 
 @pytest.mark.parametrize(
@@ -60,6 +77,9 @@ CHUNK = UploadImageRequest(chunk=b"x")
         ([], "header"),
         ([CHUNK], "header"),
         ([HEADER, HEADER], "header"),
+        ([FILE], "header"),
+        ([UploadImageRequest(header=Header(parent="acme"), file=FILE.file)], "parent"),
+        ([HEADER, UploadImageRequest(chunk=b"x", file=FILE.file)], "file"),
         ([HEADER, UploadImageRequest(chunk=b"")], "chunk"),
         ([HEADER, UploadImageRequest(chunk=bytes(MAX_CHUNK_BYTES + 1))], "chunk"),
         ([UploadImageRequest(header=Header(parent="acme")), CHUNK], "parent"),
@@ -138,3 +158,31 @@ async def test_a_store_that_cannot_be_written_says_so(world: World) -> None:
     with read_only(world.folder / "store"):
         error = await refused(world.upload(picture()), grpc.StatusCode.UNAVAILABLE, "STORE_DOWN")
     assert error.retry_after_s
+
+
+async def test_pictures_are_found_and_listed(world: World) -> None:
+    """One by its name, those of a tenant in pages, in the order of the names and without repetition; a damaged one is
+    listed as such, and one that is deleted or of another tenant is not."""
+    uploaded = [await world.upload(picture(colour)) for colour in ("red", "green", "blue", "navy", "teal")]
+    theirs = await world.upload(picture(), parent="tenants/acme")
+    assert await world.images.GetImage(GetImageRequest(name=theirs.name)) == theirs
+    await world.images.DeleteImage(DeleteImageRequest(name=uploaded[0].name))
+    await refused(
+        world.images.GetImage(GetImageRequest(name=uploaded[0].name)), grpc.StatusCode.NOT_FOUND, "IMAGE_NOT_FOUND"
+    )
+    (world.folder / "store" / "images" / "default" / uploaded[1].sha256 / "image.json").write_text("damaged")
+    found, token = [], ""
+    while True:
+        page = await world.images.ListImages(ListImagesRequest(page_size=2, page_token=token))
+        assert len(page.images) <= 2
+        found += page.images
+        if not (token := page.next_page_token):
+            break
+    assert [image.name for image in found] == sorted(image.name for image in uploaded[1:])
+    listed = {image.name: image for image in found}
+    assert "damaged" in listed[uploaded[1].name].warnings[0]
+    assert [listed[image.name] for image in uploaded[2:]] == uploaded[2:]
+    for token in (theirs.name, "x"):
+        call = world.images.ListImages(ListImagesRequest(page_token=token))
+        await refused(call, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", "page_token")
+    assert not (await world.images.ListImages(ListImagesRequest(parent="tenants/nobody"))).images

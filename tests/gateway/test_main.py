@@ -111,6 +111,8 @@ async def test_a_wrong_setting_stops_the_start(world: World) -> None:
         ({"UNITUNE_STROE": "x"}, ["UNITUNE_STROE", "UNITUNE_STORE"]),
         ({"UNITUNE_STORE": "nonsense://x"}, ["UNITUNE_STORE", "nonsense://x"]),
         ({"UNITUNE_STATE": str(text)}, ["text", "not a database"]),
+        ({"UNITUNE_STATE": "postgresql://me:word@127.0.0.1:1/none"}, ["127.0.0.1:1/none", "check UNITUNE_STATE"]),
+        ({"UNITUNE_STATE_LISTEN": "postgresql://elsewhere"}, ["UNITUNE_STATE_LISTEN", "leave it out"]),
         ({"UNITUNE_GATEWAY_ADDRESS": world.sampler_server.address}, [world.sampler_server.address, "in use"]),
         ({"UNITUNE_INTERNAL_ADDRESS": world.sampler_server.address}, [world.sampler_server.address, "in use"]),
         ({"UNITUNE_LEASE_S": "0.5"}, ["UNITUNE_LEASE_S", "0.5", "1 or more"]),

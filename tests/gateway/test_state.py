@@ -1,4 +1,4 @@
-"""The promises of `gateway.state`, on the state that one process keeps in a file."""
+"""The promises of `gateway.state`, in a file and on a PostgreSQL server."""
 
 import asyncio
 import random
@@ -11,10 +11,12 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.status_pb2 import Status
 
+from gateway import postgres
+from gateway import state as state_module
 from gateway.state import KEPT_EVENTS, MAX_CRASHES, State
 from gateway.tuning_queue import WaitingTenant, position
 from gateway.tuning_records import Attempt, CreateRequest, Standing, Taker
-from tests.gateway.older_state import take_keys_out, take_leases_out
+from tests.gateway.older_state import take_keys_out, take_leases_out, take_sharing_out, take_usage_out
 from unitune.errors import InvalidArgument, from_status
 from unitune.options import Flat
 from unitune.v1.tuner_pb2 import Checkpoint
@@ -54,10 +56,15 @@ PRAGMA user_version = 1;
 """
 
 
-@pytest.fixture
-async def state(tmp_path: Path) -> AsyncIterator[State]:
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def state(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[State]:
     """An empty state."""
-    state = await State.open(tmp_path / "folder" / "state.sqlite")
+    if request.param == "sqlite":
+        state = await State.open(tmp_path / "folder" / "state.sqlite")
+    else:
+        with pytest.MonkeyPatch.context() as quick:
+            quick.setattr(postgres, "GATHERS_S", 0.02)
+            state = await State.open(request.getfixturevalue("postgres_server").new_database())
     yield state
     await state.close()
 
@@ -115,6 +122,17 @@ async def test_request_is_recalled_per_tenant(state: State) -> None:
     with pytest.raises(InvalidArgument):
         await state.create(tuning(key="other", number=5), CreateRequest("id", "other"))
     assert await state.live("default", "other") is None
+
+
+async def test_requests_that_are_known_are_bounded(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one tenant, however often it asks for a tuning that is there; the newest stay, and other tenants' do."""
+    monkeypatch.setattr(state_module, "KEPT_REQUESTS", 20)
+    made = await state.create(tuning("acme"), CreateRequest("id", "body"))
+    for number in range(60):
+        await state.create(tuning(number=number), CreateRequest(f"id-{number}", "body"))
+    known = [await state.recall("default", CreateRequest(f"id-{number}", "body")) for number in range(60)]
+    assert 15 <= len(known) - known.count(None) <= 20 and None not in known[-15:]
+    assert (await state.recall("acme", CreateRequest("id", "body"))).name == made.name
 
 
 async def test_tenants_take_turns(state: State) -> None:
@@ -526,6 +544,8 @@ async def test_a_file_of_the_version_whose_choices_were_texts_is_brought_up_to_d
     path = tmp_path / "state.sqlite"
     await (await State.open(path)).close()
     old = sqlite3.connect(path)
+    take_sharing_out(old)
+    take_usage_out(old)
     take_leases_out(old)
     take_keys_out(old)
     told = Tuning.FromString(OLD_TUNING)

@@ -1,26 +1,37 @@
 """The state file under attack: full disks, damage, other programs' files. What is refused names file and remedy."""
 
 import asyncio
+import json
 import logging
 import os
 import shutil
 import sqlite3
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from gateway.api_keys import ApiKeys
 from gateway.sqlite_file import RESERVE_BYTES
 from gateway.state import State
+from gateway.state_schema import SCHEMA_VERSION
+from gateway.tuning_records import Attempt, CreateRequest, Standing, Taker, etag_of
+from tests.configs import sampling_config
 from tests.full_disk import fill, mounted, read_only
 from tests.gateway.conftest import World, picture, refused
+from tests.gateway.older_state import FIFTH_SCHEMA, take_sharing_out
 from tests.gateway.test_lives import NoFileMayGrow, end
 from tests.gateway.test_main import start
 from tests.gateway.test_state import becomes, tuning
 from unitune import serving
-from unitune.errors import DataLoss, ResourceExhausted
+from unitune.errors import DataLoss, FailedPrecondition, ResourceExhausted
+from unitune.v1 import server_pb2, server_pb2_grpc
+from unitune.v1.edit_pb2 import EditRequest
+from unitune.v1.edit_pb2_grpc import EditServiceStub
 from unitune.v1.tuning_pb2 import (
     CreateTuningRequest,
     DeleteTuningRequest,
@@ -28,7 +39,9 @@ from unitune.v1.tuning_pb2 import (
     ListTuningsRequest,
     Tuning,
     TuningEvent,
+    TuningProgress,
     UpdateTuningRequest,
+    WatchTuningRequest,
 )
 from unitune.v1.tuning_pb2_grpc import TuningServiceStub
 
@@ -117,7 +130,6 @@ async def test_a_state_file_with_a_hole_stops_the_start(world: World) -> None:
         ("newer", "it has schema 99"),
         ("folder", "it cannot be opened"),
         ("below a file", "it exists already"),
-        ("read-only", "its file system can only be read"),
     ],
 )
 async def test_a_state_file_that_cannot_be_used_stops_the_start(world: World, kind: str, words: str) -> None:
@@ -143,11 +155,7 @@ async def test_a_state_file_that_cannot_be_used_stops_the_start(world: World, ki
         path.mkdir(parents=True)
     elif kind == "below a file":
         path = path / "state.sqlite"
-    if kind == "read-only":
-        with read_only(path.parent):
-            assert words in await refusal(world, path)
-    else:
-        assert words in await refusal(world, path)
+    assert words in await refusal(world, path)
     if kind == "foreign":
         assert path.read_bytes() == before
 
@@ -174,6 +182,82 @@ async def test_a_journal_that_cannot_be_read_is_told_and_the_state_before_it_is_
     assert any(record.message == "state journal damaged" for record in caplog.records)
 
 
+async def test_the_file_of_the_version_before_is_taken_over(tmp_path: Path) -> None:
+    """Tunings in every state with their events, leases, turns, requests, keys, what services said and what the sampler
+    must forget are as they were, and the file goes on as a new one does (F48)."""
+    path = tmp_path / "state.sqlite"
+    with sqlite3.connect(path) as old:
+        old.executescript(FIFTH_SCHEMA)
+        for number, value in enumerate((1, 1, 2, 3, 4, 5, 6), start=1):
+            told = tuning("acme" if number < 2 else "bee", f"k{number}", number)
+            told.state, told.labels["was"] = value, f"{number}"
+            told.etag = etag_of(told)
+            old.execute(
+                "INSERT INTO tunings (name, tenant, key, image, state, attempt, tuner, lease_s, last_event, blob)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, 2, ?)",
+                (
+                    *(told.name, told.name.split("/")[1], told.key, told.image, value),
+                    *(int(value > 1), "tuner" if value == 2 else "", 4e9 if value == 2 else None),
+                    told.SerializeToString(),
+                ),
+            )
+            for sequence in (1, 2):
+                event = TuningEvent(sequence=sequence, progress=TuningProgress(update=sequence))
+                old.execute("INSERT INTO events VALUES (?, ?, ?)", (number, sequence, event.SerializeToString()))
+        old.execute("INSERT INTO turns VALUES ('bee', 7)")
+        old.execute(
+            "INSERT INTO requests VALUES ('bee', 'id', 'body', ?, ?)", (tuning("bee", "k2", 2).name, time.time())
+        )
+        old.execute("INSERT INTO services VALUES ('sampler', x'01')")
+        old.execute("INSERT INTO evictions (digest) VALUES ('gone')")
+        old.execute("INSERT INTO api_keys VALUES ('k0123456789ab', 'acme', x'02', 'read', 1.0, NULL, NULL)")
+    old.close()
+
+    for _ in range(2):  # the second time it is a file of this version
+        state = await State.open(path)
+        found = {one.key: one for one in (await state.page("bee", 0, 0, 99)).tunings}
+        assert [(key, one.state, one.labels["was"]) for key, one in found.items()] == [
+            (f"k{number}", number - 1, f"{number}") for number in (7, 6, 5, 4, 3, 2)
+        ]
+        for one in found.values():
+            kept = await state.read(one.name, 0)
+            assert [event.progress.update for event in kept.events] == [1, 2] and not kept.gap
+        assert await state.sweep() == []
+        assert (await state.recall("bee", CreateRequest("id", "body"))).key == "k2"
+        assert await state.evictions() == ["gone"] and (await state.known())["sampler"] == b"\x01"
+        keys = await ApiKeys.open(state.database)
+        assert [key.tenant for key in keys.page(None, "", 9)] == ["acme"]
+        await state.close()
+
+    state = await State.open(path)
+    assert await state.report(Attempt(found["k3"].name, 1), "tuner") is Standing.KEPT
+    assert [(await state.take(Taker(f"{number}"))).tuning.key for number in range(2)] == [
+        "k1",
+        "k2",
+    ]  # never served first
+    await state.change(found["k3"].name, becomes(Tuning.STATE_READY), lambda now: TuningEvent(ready=now))
+    assert (await state.read(found["k3"].name, 2)).events[0].sequence == 3
+    new = await state.create(tuning("cow", "new", 99), CreateRequest("id2", "body"))
+    assert new.queue_position == 0
+    await state.close()
+    assert columns_of(path) == columns_of(await made(tmp_path / "new.sqlite"))
+
+
+async def made(path: Path) -> Path:
+    """A new state file."""
+    await (await State.open(path)).close()
+    return path
+
+
+def columns_of(path: Path) -> dict[str, set[str]]:
+    """The columns of each table of a file, and its indexes."""
+    with sqlite3.connect(path) as file:
+        names = file.execute("SELECT name, type FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'").fetchall()
+        found = {name: {row[1] for row in file.execute(f"PRAGMA table_info({name})")} for name, _ in names}
+    file.close()
+    return found
+
+
 async def test_a_row_that_is_damaged_is_data_loss(tmp_path: Path) -> None:
     """Bytes of a tuning that SQLite finds nothing wrong with, but that are no tuning (r16)."""
     path = tmp_path / "state.sqlite"
@@ -188,15 +272,96 @@ async def test_a_row_that_is_damaged_is_data_loss(tmp_path: Path) -> None:
     await state.close()
 
 
-async def test_a_state_on_a_disk_that_can_only_be_read_is_not_opened(tmp_path: Path) -> None:
-    """The error says what is wrong with the disk, and the file can be opened once the disk is well (r6)."""
-    path = tmp_path / "folder" / "state.sqlite"
-    (name,) = await many(path, 1)
-    with read_only(path.parent), pytest.raises(OSError, match="can only be read"):
-        await State.open(path)
-    state = await State.open(path)
-    assert (await state.get(name)).name == name
+@pytest.mark.parametrize("version", [SCHEMA_VERSION, SCHEMA_VERSION - 1])
+async def test_a_state_that_can_only_be_read_is_read(tmp_path: Path, version: int) -> None:
+    """All that a killed process had written is there, its journal and older versions too; what would write is refused
+    with the remedy, what would change nothing is not; and the files stay as they are (r6)."""
+    path, copy = tmp_path / "state.sqlite", tmp_path / "copy" / "state.sqlite"
+    names = await many(path, 3)
+    if version != SCHEMA_VERSION:
+        with sqlite3.connect(path) as old:
+            take_sharing_out(old)
+            old.execute(f"PRAGMA user_version = {version}")
+        old.close()
+    else:
+        state = await State.open(path)
+        names.append((await state.create(tuning(key="journal", number=99), None)).name)
+    copy.parent.mkdir()
+    for file in tmp_path.glob("state.sqlite*"):  # as SIGKILL leaves them
+        shutil.copy(file, copy.parent / file.name)
+    before = bytes_of(copy)
+    with read_only(copy.parent):
+        state = await State.open(copy)
+        assert state.is_read_only
+        assert {found.name for found in (await state.page("default", 0, 0, 99)).tunings} == set(names)
+        assert (await state.create(tuning(key="k0", number=50), None)).name == names[0]  # found, not made
+        for call in (
+            state.create(tuning(key="new", number=100), None),
+            state.change(names[0], becomes(Tuning.STATE_EXPIRED)),
+            state.remove(names[0]),
+            state.take(Taker("tuner")),
+        ):
+            with pytest.raises(FailedPrecondition, match="its operator must make") as refused_call:
+                await call
+            assert refused_call.value.reason == "STATE_READ_ONLY" and str(tmp_path) not in refused_call.value.message
+        await state.close()
+    assert bytes_of(copy) == before
+    state = await State.open(copy)
+    assert not state.is_read_only
+    await state.remove(names[0])
+    assert await state.get(names[0]) is None
     await state.close()
+
+
+async def test_a_gateway_on_a_state_that_can_only_be_read_answers(world: World) -> None:
+    """It says so in log, health and description; what is there is told, watched and edited with; what would be made,
+    changed or deleted is refused, and all is as before once it can write (r6)."""
+    await world.close()
+    folder = world.folder / "disk"
+    folder.mkdir()
+    world.config = replace(world.config, state=folder / "state.sqlite")
+    await world.open()
+    made = await world.tuned()
+    await world.close()
+    with read_only(folder):
+        process, address = await start(world, UNITUNE_STATE=str(world.config.state))
+        async with serving.channel(address) as channel:
+            tunings, edits = TuningServiceStub(channel), EditServiceStub(channel)
+            health = health_pb2_grpc.HealthStub(channel)
+            told = {}
+            for name in ("", "readiness", "writing"):
+                told[name] = (await health.Check(health_pb2.HealthCheckRequest(service=name))).status
+            serves, does_not = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+            assert told == {"": serves, "readiness": serves, "writing": does_not}
+            info = await server_pb2_grpc.ServerServiceStub(channel).GetServerInfo(server_pb2.GetServerInfoRequest())
+            assert info.is_read_only
+            assert (await tunings.GetTuning(GetTuningRequest(name=made.name), timeout=20)) == made
+            assert list((await tunings.ListTunings(ListTuningsRequest(), timeout=20)).tunings) == [made]
+            events = [event async for event in tunings.WatchTuning(WatchTuningRequest(name=made.name), timeout=20)]
+            assert events[-1].HasField("ready")
+            for request in (
+                EditRequest(tuning=made.name, prompt="a dog"),
+                EditRequest(image=made.image, prompt="a dog"),  # whose tuning is found
+                EditRequest(image_data=picture("red"), prompt="a dog", config=sampling_config(method="sdedit")),
+            ):
+                assert [event async for event in edits.Edit(request, timeout=20)][-1].HasField("done"), request
+            wanted = Tuning(name=made.name, labels={"a": "b"})
+            for call in (
+                edits.Edit(EditRequest(image_data=picture("blue"), prompt="a dog"), timeout=20),
+                tunings.UpdateTuning(UpdateTuningRequest(tuning=wanted), timeout=20),
+                tunings.DeleteTuning(DeleteTuningRequest(name=made.name), timeout=20),
+            ):
+                await refused(call, grpc.StatusCode.FAILED_PRECONDITION, "STATE_READ_ONLY")
+        process.terminate()
+        _, log = await asyncio.wait_for(process.communicate(), 60)
+    lines = [json.loads(line) for line in log.decode().splitlines()]
+    (told_once,) = [line for line in lines if line["event"] == "state can only be read"]
+    assert "writable" in told_once["detail"]
+    assert [] == [line for line in lines if line.get("level") == "error"]
+    await world.open()
+    assert not (await world.info.GetServerInfo(server_pb2.GetServerInfoRequest())).is_read_only
+    await world.tunings.DeleteTuning(DeleteTuningRequest(name=made.name))
+    assert world.stored_weights() == []
 
 
 async def test_a_state_that_is_emptied_under_its_gateway_is_state_corrupt(tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ from tests.certificates import Authority
 from tests.gateway.conftest import World, edit, eventually, picture, refused
 from tests.gateway.test_main import start
 from tests.gateway.upstream_servers import serve_sampler, serve_tuner
+from tuner_svc import gateways as tuner_gateways
 from tuner_svc.config import TunerConfig
+from tuner_svc.gateways import Gateways
 from unitune import peers, serving
 from unitune.certificates import CertificateFiles, CertificateReader
 from unitune.errors import InvalidField, Unauthenticated, Unavailable
@@ -25,9 +27,9 @@ from unitune.v1.sampler_pb2 import GetSamplerInfoRequest
 from unitune.v1.sampler_pb2_grpc import SamplerServiceStub
 from unitune.v1.server_pb2 import GetServerInfoRequest
 from unitune.v1.server_pb2_grpc import ServerServiceStub
-from unitune.v1.tuner_pb2 import TakeTuningRequest
+from unitune.v1.tuner_pb2 import ReportTuningRequest, TakeTuningRequest
 from unitune.v1.tuner_pb2_grpc import TunerPoolServiceStub
-from unitune.v1.tuning_pb2 import WatchTuningRequest
+from unitune.v1.tuning_pb2 import CancelTuningRequest, Tuning, TuningEvent, WatchTuningRequest
 from unitune.v1.tuning_pb2_grpc import TuningServiceStub
 from unitune_client import AsyncClient
 
@@ -286,6 +288,72 @@ async def test_a_new_certificate_of_the_gateway_cuts_no_edit(mutual: World, auth
     assert (await running)[-1].HasField("done")
     assert (await edit(mutual, tuning=tuning.name))[-1].HasField("done")
     assert before.streams == 0
+
+
+@pytest.fixture
+async def tuning(mutual: World, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Gateways, ReportTuningRequest]]:
+    """A tuner's connections with its certificate, in the midst of a tuning, and a report of that."""
+    monkeypatch.setattr(tuner_gateways, "LOOKS_S", 0.0)
+    assert mutual.gateway is not None and mutual.tuner_server is not None
+    await mutual.tuner_server.stop()
+    files = CertificateFiles(
+        *(mutual.folder / f"{peers.TUNER}.{kind}" for kind in ("crt", "key")), mutual.config.peer_ca
+    )
+    gateways = Gateways([mutual.gateway.internal_address], CertificateReader(files))
+    made = await mutual.tune()
+    taken = await gateways.take(TakeTuningRequest(tuner=mutual.tuner.process, base_model=made.base_model), 5.0)
+    name, attempt = taken.assignment.name, taken.assignment.attempt
+    assert name == made.name
+    yield gateways, ReportTuningRequest(name=name, attempt=attempt, tuner=mutual.tuner.process)
+    await gateways.close()
+
+
+async def test_a_tuner_takes_new_certificates_in_the_midst_of_a_tuning(
+    mutual: World, tuning: tuple[Gateways, ReportTuningRequest]
+) -> None:
+    """With those that a new authority made, at a gateway that trusts no other, its reports are kept, in the same lease
+    (F41)."""
+    gateways, request = tuning
+    request.progress.SetInParent()
+    assert (await gateways.report_once(request)).HasField("noted")
+    replacing = Authority.make(mutual.folder, "replacing")
+    mutual.config.peer_ca.write_bytes(replacing.path.read_bytes())  # type: ignore[union-attr]
+    for name in (peers.GATEWAY, peers.TUNER):
+        replacing.issue(mutual.folder, name)
+    await mutual.close()
+    await mutual.open()
+    async with asyncio.timeout(30):
+        assert (await gateways.report(request)).HasField("noted")
+    assert await mutual.until(request.name, Tuning.STATE_RUNNING)
+    started = [event for event in await kept_events(mutual, request.name) if event.HasField("started")]
+    assert len(started) == 1
+
+
+async def kept_events(world: World, name: str) -> list[TuningEvent]:
+    """The events of a tuning so far."""
+    assert world.gateway is not None
+    kept = await world.gateway._state.read(name, 0)
+    assert kept is not None
+    return kept.events
+
+
+async def test_a_new_certificate_of_a_tuner_cuts_no_call(
+    mutual: World, authority: Authority, tuning: tuple[Gateways, ReportTuningRequest]
+) -> None:
+    """A question that waits at the gateway is answered over its old connection; the next report has the new one."""
+    gateways, request = tuning
+    asking = ReportTuningRequest()
+    asking.CopyFrom(request)
+    asking.alive.wait.FromSeconds(20)
+    waiting = asyncio.create_task(gateways.report_once(asking, 20.0))
+    request.progress.SetInParent()
+    await gateways.report_once(request)
+    before = gateways._channels
+    authority.issue(mutual.folder, peers.TUNER)
+    assert (await gateways.report_once(request)).HasField("noted") and gateways._channels is not before
+    assert not waiting.done()
+    await mutual.tunings.CancelTuning(CancelTuningRequest(name=request.name))
+    assert (await waiting).HasField("cancel") and not gateways.is_away
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sampler_svc.sampling.masks.shape import Region
-from sampler_svc.sampling.tiles import OVERLAP, Tiles
+from sampler_svc.sampling.tiles import Tiles
+from unitune.tile_starts import OVERLAP
 from unitune.working_size import enlarged, fit, working_size
 
 SIZES = [((12, 12), (12, 12)), ((12, 13), (12, 12)), ((30, 41), (12, 16)), ((64, 100), (16, 16)), ((23, 12), (12, 12))]

@@ -10,6 +10,7 @@ import pytest
 
 from tests.gateway.conftest import eventually, refused
 from unitune import deadlines, serving
+from unitune.errors import Unauthenticated
 from unitune.v1 import image_pb2, image_pb2_grpc, server_pb2, server_pb2_grpc, tuning_pb2, tuning_pb2_grpc
 
 PIECE = 300 << 10  # more than a stream's window of 64 KiB
@@ -46,7 +47,7 @@ class Server(server_pb2_grpc.ServerServiceServicer):
 
 
 @contextlib.asynccontextmanager
-async def served(tunings: Tunings) -> AsyncIterator[grpc.aio.Channel]:
+async def served(tunings: Tunings, door: Any = None) -> AsyncIterator[grpc.aio.Channel]:
     """A server with all of them, and a connection."""
 
     def register(server: grpc.aio.Server) -> list[str]:
@@ -55,7 +56,7 @@ async def served(tunings: Tunings) -> AsyncIterator[grpc.aio.Channel]:
         server_pb2_grpc.add_ServerServiceServicer_to_server(Server(), server)
         return []
 
-    running = await serving.start("127.0.0.1:0", register)
+    running = await serving.start("127.0.0.1:0", register, door=door)
     channel = serving.channel(running.address)
     yield channel
     await channel.close(None)
@@ -113,6 +114,57 @@ async def test_a_reader_that_never_reads_is_cut(monkeypatch: pytest.MonkeyPatch)
             if events == 30:  # slower than the server, for longer than the deadline
                 break
         assert events == 30
+
+
+class ShutDoor:
+    """Refuses every call."""
+
+    async def admit(self, method: str, context: Any) -> None:
+        raise Unauthenticated("show a key", reason="CREDENTIAL_MISSING")
+
+    def holding(self, method: str) -> contextlib.AbstractAsyncContextManager[None]:
+        return contextlib.nullcontext()
+
+    def check(self, request: Any) -> None:
+        pass
+
+
+async def test_who_is_refused_while_sending_sees_the_refusal() -> None:
+    """Uploads that go on while the server refuses them, and calls that half-close then: each of them is told why."""
+
+    async def upload() -> AsyncGenerator[image_pb2.UploadImageRequest, None]:
+        for _ in range(40):
+            yield image_pb2.UploadImageRequest(chunk=bytes(200_000))
+
+    async with served(Tunings(), ShutDoor()) as channel:
+        for number in range(50):
+            if number % 2:
+                call = image_pb2_grpc.ImageServiceStub(channel).UploadImage(upload(), timeout=20)
+            else:
+                call = channel.stream_stream("/unitune.v1.TuningService/WatchTuning")(timeout=20)
+                await call.write(b"")
+                await call.done_writing()
+            await refused(call, grpc.StatusCode.UNAUTHENTICATED, "CREDENTIAL_MISSING")
+
+
+async def test_who_goes_on_sending_is_refused_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read of a refused call is bounded by time and by bytes, and one that sends nothing waits no longer."""
+    for limit in ("REST_S", "REST_BYTES"):
+        with monkeypatch.context() as patched:
+            patched.setattr(deadlines, limit, 0.2)
+            taken = 0
+
+            async def upload() -> AsyncGenerator[image_pb2.UploadImageRequest, None]:
+                nonlocal taken
+                while True:
+                    taken += 1
+                    yield image_pb2.UploadImageRequest(chunk=bytes(1000))
+                    await asyncio.sleep(0.01)
+
+            async with served(Tunings(), ShutDoor()) as channel:
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await image_pb2_grpc.ImageServiceStub(channel).UploadImage(upload(), timeout=20)
+            assert 0 < taken < 200
 
 
 class Answer:

@@ -2,7 +2,11 @@
 
 import json
 import logging
+import os
 import re
+import shutil
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -145,6 +149,38 @@ def test_dashboard_and_alerts_ask_for_what_there_is(expression: str) -> None:
         assert set(labels.split(", ")) <= allowed
     for opening, closing in ("()", "{}", "[]"):
         assert expression.count(opening) == expression.count(closing)
+
+
+def test_what_is_alerted_of_is_counted_from_zero() -> None:
+    """A sample that appears with its first count has not increased for Prometheus, so a single full store was never
+    told: each that a rule names, and each state of a tuning's end, is there before."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("UNITUNE_")}
+    program = "from prometheus_client import generate_latest; from unitune.metrics import REGISTRY; "
+    program += "print(generate_latest(REGISTRY).decode())"
+    told = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True, env=environment
+    ).stdout
+    for name, value in re.findall(r'increase\((unitune_\w+)(?:\{\w+="(\w+)"\})?\[', " ".join(expressions())):
+        assert re.search(rf'^{name}(\{{\w+="{value}"\}}|)? 0.0$' if value else rf"^{name}\b.* 0.0$", told, re.MULTILINE)
+    assert 'unitune_store_errors_total{reason="STORE_DOWN"} 0.0' in told
+    assert 'unitune_tuning_ends_total{state="ready"} 0.0' in told
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed: Debian's package prometheus")
+def test_alerts_fire_when_they_should_and_not_otherwise() -> None:
+    """Prometheus' own tool finds no fault in the rules, and what k8s/monitoring/alerts_test.yaml says of each holds."""
+    for command in (["check", "rules", "alerts.yaml"], ["test", "rules", "alerts_test.yaml"]):
+        done = subprocess.run(["promtool", *command], cwd=MONITORING, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_is_tried() -> None:
+    """Each rule has a test in which it fires, and one in which it does not."""
+    rules = yaml.safe_load((MONITORING / "alerts.yaml").read_text())["groups"][0]["rules"]
+    fires, rests = yaml.safe_load((MONITORING / "alerts_test.yaml").read_text())["tests"]
+    names = {rule["alert"] for rule in rules}
+    assert names == {one["alertname"] for one in fires["alert_rule_test"] if one["exp_alerts"]}
+    assert names == {one["alertname"] for one in rests["alert_rule_test"] if not one["exp_alerts"]}
 
 
 def test_every_alert_says_what_to_do() -> None:

@@ -34,6 +34,7 @@ from unitune.v1 import (
     server_pb2_grpc,
     tuning_pb2,
     tuning_pb2_grpc,
+    usage_pb2_grpc,
 )
 
 TUNING = "tenants/default/tunings/t1"
@@ -141,7 +142,8 @@ class ScriptedServer:
         edit_pb2_grpc.add_EditServiceServicer_to_server(_Edits(self), server)
         server_pb2_grpc.add_ServerServiceServicer_to_server(_Server(self), server)
         key_pb2_grpc.add_KeyServiceServicer_to_server(_Keys(self), server)
-        return [f"unitune.v1.{name}Service" for name in ("Image", "Tuning", "Edit", "Server", "Key")]
+        usage_pb2_grpc.add_UsageServiceServicer_to_server(_Usage(self), server)
+        return [f"unitune.v1.{name}Service" for name in ("Image", "Tuning", "Edit", "Server", "Key", "Usage")]
 
 
 class _Images(image_pb2_grpc.ImageServiceServicer):
@@ -150,6 +152,15 @@ class _Images(image_pb2_grpc.ImageServiceServicer):
 
     async def UploadImage(self, parts: AsyncIterator[Any], context: Any) -> Any:
         return await self._script.unary("UploadImage", [part async for part in parts])
+
+    async def ListImages(self, request: Any, context: Any) -> Any:
+        return await self._script.unary("ListImages", request)
+
+    async def GetImage(self, request: Any, context: Any) -> Any:
+        return await self._script.unary("GetImage", request)
+
+    async def DeleteImage(self, request: Any, context: Any) -> Any:
+        return await self._script.unary("DeleteImage", request)
 
 
 class _Tunings(tuning_pb2_grpc.TuningServiceServicer):
@@ -212,6 +223,14 @@ class _Server(server_pb2_grpc.ServerServiceServicer):
 
     async def GetServerInfo(self, request: Any, context: Any) -> Any:
         return await self._script.unary("GetServerInfo", request)
+
+
+class _Usage(usage_pb2_grpc.UsageServiceServicer):
+    def __init__(self, script: ScriptedServer) -> None:
+        self._script = script
+
+    async def ListUsage(self, request: Any, context: Any) -> Any:
+        return await self._script.unary("ListUsage", request)
 
 
 class _Keys(key_pb2_grpc.KeyServiceServicer):

@@ -126,7 +126,8 @@ class EditServiceServicer:
     def GetEdit(self, request, context):
         """GetEdit answers with an edit and, once it is done, its pictures; kept for 10 minutes after the end. The oldest are
         forgotten sooner when more than 1000 edits, or 1 GiB of their pictures, would be kept of all callers together.
-        Those of a tuning that is deleted go with it. A server that was restarted meanwhile has them still.
+        Those of a tuning that is deleted go with it. A server that was restarted meanwhile has them still. Of several gateways
+        each answers for all edits; one whose gateway has died is FAILED (GATEWAY_LOST): edit again.
         Fails with NOT_FOUND (EDIT_NOT_FOUND), and with RESOURCE_EXHAUSTED (MESSAGE_TOO_LARGE)
         when the pictures together exceed 16 MiB: they come in the edit's stream alone; and with DATA_LOSS (EDIT_NOT_KEPT)
         when the server's store did not take them.

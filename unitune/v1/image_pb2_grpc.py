@@ -44,6 +44,16 @@ class ImageServiceStub:
                 request_serializer=unitune_dot_v1_dot_image__pb2.UploadImageRequest.SerializeToString,
                 response_deserializer=unitune_dot_v1_dot_image__pb2.Image.FromString,
                 _registered_method=True)
+        self.GetImage = channel.unary_unary(
+                '/unitune.v1.ImageService/GetImage',
+                request_serializer=unitune_dot_v1_dot_image__pb2.GetImageRequest.SerializeToString,
+                response_deserializer=unitune_dot_v1_dot_image__pb2.Image.FromString,
+                _registered_method=True)
+        self.ListImages = channel.unary_unary(
+                '/unitune.v1.ImageService/ListImages',
+                request_serializer=unitune_dot_v1_dot_image__pb2.ListImagesRequest.SerializeToString,
+                response_deserializer=unitune_dot_v1_dot_image__pb2.ListImagesResponse.FromString,
+                _registered_method=True)
         self.DeleteImage = channel.unary_unary(
                 '/unitune.v1.ImageService/DeleteImage',
                 request_serializer=unitune_dot_v1_dot_image__pb2.DeleteImageRequest.SerializeToString,
@@ -81,6 +91,21 @@ class ImageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetImage(self, request, context):
+        """GetImage answers with what is known of a picture; its file is not told. Fails with NOT_FOUND (IMAGE_NOT_FOUND).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListImages(self, request, context):
+        """ListImages lists the pictures of one parent in pages, in the order of their names. One that is damaged is listed with
+        its name and a warning alone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteImage(self, request, context):
         """DeleteImage deletes a picture at once. Edits that run with it go on.
         Fails with NOT_FOUND (IMAGE_NOT_FOUND) unless allow_missing is set, and with FAILED_PRECONDITION (IMAGE_IN_USE) while a
@@ -97,6 +122,16 @@ def add_ImageServiceServicer_to_server(servicer, server):
                     servicer.UploadImage,
                     request_deserializer=unitune_dot_v1_dot_image__pb2.UploadImageRequest.FromString,
                     response_serializer=unitune_dot_v1_dot_image__pb2.Image.SerializeToString,
+            ),
+            'GetImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetImage,
+                    request_deserializer=unitune_dot_v1_dot_image__pb2.GetImageRequest.FromString,
+                    response_serializer=unitune_dot_v1_dot_image__pb2.Image.SerializeToString,
+            ),
+            'ListImages': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListImages,
+                    request_deserializer=unitune_dot_v1_dot_image__pb2.ListImagesRequest.FromString,
+                    response_serializer=unitune_dot_v1_dot_image__pb2.ListImagesResponse.SerializeToString,
             ),
             'DeleteImage': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteImage,
@@ -135,6 +170,60 @@ class ImageService:
             '/unitune.v1.ImageService/UploadImage',
             unitune_dot_v1_dot_image__pb2.UploadImageRequest.SerializeToString,
             unitune_dot_v1_dot_image__pb2.Image.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/unitune.v1.ImageService/GetImage',
+            unitune_dot_v1_dot_image__pb2.GetImageRequest.SerializeToString,
+            unitune_dot_v1_dot_image__pb2.Image.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListImages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/unitune.v1.ImageService/ListImages',
+            unitune_dot_v1_dot_image__pb2.ListImagesRequest.SerializeToString,
+            unitune_dot_v1_dot_image__pb2.ListImagesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -28,8 +28,9 @@ if _version_not_supported:
 class KeyServiceStub:
     """KeyService makes, lists, rotates and revokes the API keys of all tenants.
 
-    A key is sent with each call as metadata, `authorization: Bearer KEY`. What changes here holds for the next call; a
-    stream that runs goes on. A server that runs without credentials refuses all calls here with FAILED_PRECONDITION
+    A key is sent with each call as metadata, `authorization: Bearer KEY`. What changes here holds for the next call. When a
+    key ends, the streams and uploads that were begun with it end, too, with UNAUTHENTICATED (CREDENTIAL_ENDED), and so do
+    the edits of such streams; tunings go on, which are the tenant's. A server that runs without credentials refuses all calls here with FAILED_PRECONDITION
     (CREDENTIALS_OFF).
     """
 
@@ -64,8 +65,9 @@ class KeyServiceStub:
 class KeyServiceServicer:
     """KeyService makes, lists, rotates and revokes the API keys of all tenants.
 
-    A key is sent with each call as metadata, `authorization: Bearer KEY`. What changes here holds for the next call; a
-    stream that runs goes on. A server that runs without credentials refuses all calls here with FAILED_PRECONDITION
+    A key is sent with each call as metadata, `authorization: Bearer KEY`. What changes here holds for the next call. When a
+    key ends, the streams and uploads that were begun with it end, too, with UNAUTHENTICATED (CREDENTIAL_ENDED), and so do
+    the edits of such streams; tunings go on, which are the tenant's. A server that runs without credentials refuses all calls here with FAILED_PRECONDITION
     (CREDENTIALS_OFF).
     """
 
@@ -136,8 +138,9 @@ def add_KeyServiceServicer_to_server(servicer, server):
 class KeyService:
     """KeyService makes, lists, rotates and revokes the API keys of all tenants.
 
-    A key is sent with each call as metadata, `authorization: Bearer KEY`. What changes here holds for the next call; a
-    stream that runs goes on. A server that runs without credentials refuses all calls here with FAILED_PRECONDITION
+    A key is sent with each call as metadata, `authorization: Bearer KEY`. What changes here holds for the next call. When a
+    key ends, the streams and uploads that were begun with it end, too, with UNAUTHENTICATED (CREDENTIAL_ENDED), and so do
+    the edits of such streams; tunings go on, which are the tenant's. A server that runs without credentials refuses all calls here with FAILED_PRECONDITION
     (CREDENTIALS_OFF).
     """
 

@@ -22,13 +22,14 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from unitune.v1 import edit_pb2 as unitune_dot_v1_dot_edit__pb2
 from unitune.v1 import option_pb2 as unitune_dot_v1_dot_option__pb2
 from unitune.v1 import scope_pb2 as unitune_dot_v1_dot_scope__pb2
 from unitune.v1 import tuning_pb2 as unitune_dot_v1_dot_tuning__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17unitune/v1/server.proto\x12\nunitune.v1\x1a\x15unitune/v1/edit.proto\x1a\x17unitune/v1/option.proto\x1a\x16unitune/v1/scope.proto\x1a\x17unitune/v1/tuning.proto\"\x16\n\x14GetServerInfoRequest\"\x87\x04\n\nServerInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12)\n\nbase_model\x18\x02 \x01(\x0b\x32\x15.unitune.v1.BaseModel\x12\x31\n\x0ftuning_defaults\x18\x03 \x01(\x0b\x32\x18.unitune.v1.TuningConfig\x12\x35\n\x11sampling_defaults\x18\x04 \x01(\x0b\x32\x1a.unitune.v1.SamplingConfig\x12\"\n\x06limits\x18\x05 \x01(\x0b\x32\x12.unitune.v1.Limits\x12\x32\n\x07methods\x18\x06 \x03(\x0e\x32!.unitune.v1.SamplingConfig.Method\x12\x38\n\nschedulers\x18\x07 \x03(\x0e\x32$.unitune.v1.SamplingConfig.Scheduler\x12\x38\n\x16method_tuning_defaults\x18\n \x03(\x0b\x32\x18.unitune.v1.TuningConfig\x12<\n\x18method_sampling_defaults\x18\x0b \x03(\x0b\x32\x1a.unitune.v1.SamplingConfig\x12 \n\x05queue\x18( \x01(\x0b\x32\x11.unitune.v1.Queue\x12\'\n\tupstreams\x18) \x03(\x0b\x32\x14.unitune.v1.Upstream\"\x96\x01\n\x05Queue\x12\x16\n\x0etunings_queued\x18\x01 \x01(\x05\x12\x17\n\x0ftunings_running\x18\x02 \x01(\x05\x12\x15\n\redits_waiting\x18\x03 \x01(\x05\x12\x15\n\redits_running\x18\x04 \x01(\x05\x12\x17\n\x0foldest_tuning_s\x18\x05 \x01(\x01\x12\x15\n\roldest_edit_s\x18\x06 \x01(\x01\"O\n\x08Upstream\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x14\n\x0cis_answering\x18\x03 \x01(\x08\x12\x0e\n\x06\x65ngine\x18\x04 \x01(\t\"\xb1\x04\n\tBaseModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\x05\x12\x0e\n\x06height\x18\x04 \x01(\x05\x12\x12\n\nvocabulary\x18\x05 \x03(\t\x12\x62\n\x0fhas_clip_filter\x18\x06 \x01(\x08\x42I\xa2\xbb\x18\x45\x92\x01\x42leave it unset: this base model has no CLIP filter (a clip folder)\x12\x13\n\x0bhas_clipseg\x18\x15 \x01(\x08\x12\x1a\n\x12has_content_filter\x18\x1b \x01(\x08\x12z\n\x16super_resolution_width\x18\x16 \x01(\x05\x42Z\xa2\xbb\x18V\x92\x01Sleave it unset: this base model has no super-resolution (a super_resolution folder)\x12\x1f\n\x17super_resolution_height\x18\x17 \x01(\x05\x12r\n\nfast_steps\x18\x18 \x01(\x05\x42^\xa2\xbb\x18Z\x92\x01Wleave it unset and give num_inference_steps: this base model\'s preset has no fast_steps\x12\x1a\n\x12has_known_pictures\x18\x1e \x01(\x08\x12\x11\n\tsize_step\x18( \x01(\x05\"\xf9\x02\n\x06Limits\x12\x14\n\x0cupload_bytes\x18\x01 \x01(\x03\x12\x15\n\rupload_pixels\x18\x02 \x01(\x03\x12\x13\n\x0b\x63hunk_bytes\x18\x03 \x01(\x03\x12\x19\n\x11prompt_characters\x18\x04 \x01(\x05\x12\r\n\x05seeds\x18\x05 \x01(\x05\x12\x13\n\x0bupload_side\x18\x06 \x01(\x05\x12\x1a\n\x12upload_webp_pixels\x18\x07 \x01(\x03\x12\x1a\n\x12upload_heif_pixels\x18\x14 \x01(\x03\x12\x16\n\x0etenant_tunings\x18( \x01(\x05\x12\x14\n\x0ctenant_edits\x18) \x01(\x05\x12\x1d\n\x15tenant_requests_per_s\x18* \x01(\x01\x12\x14\n\x0ctenant_bytes\x18+ \x01(\x03\x12\x14\n\x0copen_tunings\x18, \x01(\x05\x12\x12\n\nopen_edits\x18- \x01(\x05\x12\x12\n\nedit_steps\x18. \x01(\x03\x12\x15\n\rtuning_pixels\x18/ \x01(\x03\x32\x64\n\rServerService\x12S\n\rGetServerInfo\x12 .unitune.v1.GetServerInfoRequest\x1a\x16.unitune.v1.ServerInfo\"\x08\xaa\xbb\x18\x04\x01\x02\x03\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17unitune/v1/server.proto\x12\nunitune.v1\x1a\x15unitune/v1/edit.proto\x1a\x17unitune/v1/option.proto\x1a\x16unitune/v1/scope.proto\x1a\x17unitune/v1/tuning.proto\"\x16\n\x14GetServerInfoRequest\"\x9d\x04\n\nServerInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12)\n\nbase_model\x18\x02 \x01(\x0b\x32\x15.unitune.v1.BaseModel\x12\x31\n\x0ftuning_defaults\x18\x03 \x01(\x0b\x32\x18.unitune.v1.TuningConfig\x12\x35\n\x11sampling_defaults\x18\x04 \x01(\x0b\x32\x1a.unitune.v1.SamplingConfig\x12\"\n\x06limits\x18\x05 \x01(\x0b\x32\x12.unitune.v1.Limits\x12\x32\n\x07methods\x18\x06 \x03(\x0e\x32!.unitune.v1.SamplingConfig.Method\x12\x38\n\nschedulers\x18\x07 \x03(\x0e\x32$.unitune.v1.SamplingConfig.Scheduler\x12\x38\n\x16method_tuning_defaults\x18\n \x03(\x0b\x32\x18.unitune.v1.TuningConfig\x12<\n\x18method_sampling_defaults\x18\x0b \x03(\x0b\x32\x1a.unitune.v1.SamplingConfig\x12 \n\x05queue\x18( \x01(\x0b\x32\x11.unitune.v1.Queue\x12\'\n\tupstreams\x18) \x03(\x0b\x32\x14.unitune.v1.Upstream\x12\x14\n\x0cis_read_only\x18* \x01(\x08\"\x96\x01\n\x05Queue\x12\x16\n\x0etunings_queued\x18\x01 \x01(\x05\x12\x17\n\x0ftunings_running\x18\x02 \x01(\x05\x12\x15\n\redits_waiting\x18\x03 \x01(\x05\x12\x15\n\redits_running\x18\x04 \x01(\x05\x12\x17\n\x0foldest_tuning_s\x18\x05 \x01(\x01\x12\x15\n\roldest_edit_s\x18\x06 \x01(\x01\"O\n\x08Upstream\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x14\n\x0cis_answering\x18\x03 \x01(\x08\x12\x0e\n\x06\x65ngine\x18\x04 \x01(\t\"\xb1\x04\n\tBaseModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\x05\x12\x0e\n\x06height\x18\x04 \x01(\x05\x12\x12\n\nvocabulary\x18\x05 \x03(\t\x12\x62\n\x0fhas_clip_filter\x18\x06 \x01(\x08\x42I\xa2\xbb\x18\x45\x92\x01\x42leave it unset: this base model has no CLIP filter (a clip folder)\x12\x13\n\x0bhas_clipseg\x18\x15 \x01(\x08\x12\x1a\n\x12has_content_filter\x18\x1b \x01(\x08\x12z\n\x16super_resolution_width\x18\x16 \x01(\x05\x42Z\xa2\xbb\x18V\x92\x01Sleave it unset: this base model has no super-resolution (a super_resolution folder)\x12\x1f\n\x17super_resolution_height\x18\x17 \x01(\x05\x12r\n\nfast_steps\x18\x18 \x01(\x05\x42^\xa2\xbb\x18Z\x92\x01Wleave it unset and give num_inference_steps: this base model\'s preset has no fast_steps\x12\x1a\n\x12has_known_pictures\x18\x1e \x01(\x08\x12\x11\n\tsize_step\x18( \x01(\x05\"\x96\x03\n\x06Limits\x12\x14\n\x0cupload_bytes\x18\x01 \x01(\x03\x12\x15\n\rupload_pixels\x18\x02 \x01(\x03\x12\x13\n\x0b\x63hunk_bytes\x18\x03 \x01(\x03\x12\x19\n\x11prompt_characters\x18\x04 \x01(\x05\x12\r\n\x05seeds\x18\x05 \x01(\x05\x12\x13\n\x0bupload_side\x18\x06 \x01(\x05\x12\x1a\n\x12upload_webp_pixels\x18\x07 \x01(\x03\x12\x1a\n\x12upload_heif_pixels\x18\x14 \x01(\x03\x12\x16\n\x0etenant_tunings\x18( \x01(\x05\x12\x14\n\x0ctenant_edits\x18) \x01(\x05\x12\x1d\n\x15tenant_requests_per_s\x18* \x01(\x01\x12\x14\n\x0ctenant_bytes\x18+ \x01(\x03\x12\x14\n\x0copen_tunings\x18, \x01(\x05\x12\x12\n\nopen_edits\x18- \x01(\x05\x12\x12\n\nedit_steps\x18. \x01(\x03\x12\x15\n\rtuning_pixels\x18/ \x01(\x03\x12\x1b\n\x13tenant_kept_tunings\x18\x30 \x01(\x05\x32\x64\n\rServerService\x12S\n\rGetServerInfo\x12 .unitune.v1.GetServerInfoRequest\x1a\x16.unitune.v1.ServerInfo\"\x08\xaa\xbb\x18\x04\x01\x02\x03\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,15 +47,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSERVERINFOREQUEST']._serialized_start=136
   _globals['_GETSERVERINFOREQUEST']._serialized_end=158
   _globals['_SERVERINFO']._serialized_start=161
-  _globals['_SERVERINFO']._serialized_end=680
-  _globals['_QUEUE']._serialized_start=683
-  _globals['_QUEUE']._serialized_end=833
-  _globals['_UPSTREAM']._serialized_start=835
-  _globals['_UPSTREAM']._serialized_end=914
-  _globals['_BASEMODEL']._serialized_start=917
-  _globals['_BASEMODEL']._serialized_end=1478
-  _globals['_LIMITS']._serialized_start=1481
-  _globals['_LIMITS']._serialized_end=1858
-  _globals['_SERVERSERVICE']._serialized_start=1860
-  _globals['_SERVERSERVICE']._serialized_end=1960
+  _globals['_SERVERINFO']._serialized_end=702
+  _globals['_QUEUE']._serialized_start=705
+  _globals['_QUEUE']._serialized_end=855
+  _globals['_UPSTREAM']._serialized_start=857
+  _globals['_UPSTREAM']._serialized_end=936
+  _globals['_BASEMODEL']._serialized_start=939
+  _globals['_BASEMODEL']._serialized_end=1500
+  _globals['_LIMITS']._serialized_start=1503
+  _globals['_LIMITS']._serialized_end=1909
+  _globals['_SERVERSERVICE']._serialized_start=1911
+  _globals['_SERVERSERVICE']._serialized_end=2011
 # @@protoc_insertion_point(module_scope)

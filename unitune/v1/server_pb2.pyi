@@ -1,3 +1,4 @@
+from google.api import annotations_pb2 as _annotations_pb2
 from unitune.v1 import edit_pb2 as _edit_pb2
 from unitune.v1 import option_pb2 as _option_pb2
 from unitune.v1 import scope_pb2 as _scope_pb2
@@ -15,7 +16,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ServerInfo(_message.Message):
-    __slots__ = ("version", "base_model", "tuning_defaults", "sampling_defaults", "limits", "methods", "schedulers", "method_tuning_defaults", "method_sampling_defaults", "queue", "upstreams")
+    __slots__ = ("version", "base_model", "tuning_defaults", "sampling_defaults", "limits", "methods", "schedulers", "method_tuning_defaults", "method_sampling_defaults", "queue", "upstreams", "is_read_only")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
     TUNING_DEFAULTS_FIELD_NUMBER: _ClassVar[int]
@@ -27,6 +28,7 @@ class ServerInfo(_message.Message):
     METHOD_SAMPLING_DEFAULTS_FIELD_NUMBER: _ClassVar[int]
     QUEUE_FIELD_NUMBER: _ClassVar[int]
     UPSTREAMS_FIELD_NUMBER: _ClassVar[int]
+    IS_READ_ONLY_FIELD_NUMBER: _ClassVar[int]
     version: str
     base_model: BaseModel
     tuning_defaults: _tuning_pb2.TuningConfig
@@ -38,7 +40,8 @@ class ServerInfo(_message.Message):
     method_sampling_defaults: _containers.RepeatedCompositeFieldContainer[_edit_pb2.SamplingConfig]
     queue: Queue
     upstreams: _containers.RepeatedCompositeFieldContainer[Upstream]
-    def __init__(self, version: _Optional[str] = ..., base_model: _Optional[_Union[BaseModel, _Mapping]] = ..., tuning_defaults: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., sampling_defaults: _Optional[_Union[_edit_pb2.SamplingConfig, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., methods: _Optional[_Iterable[_Union[_edit_pb2.SamplingConfig.Method, str]]] = ..., schedulers: _Optional[_Iterable[_Union[_edit_pb2.SamplingConfig.Scheduler, str]]] = ..., method_tuning_defaults: _Optional[_Iterable[_Union[_tuning_pb2.TuningConfig, _Mapping]]] = ..., method_sampling_defaults: _Optional[_Iterable[_Union[_edit_pb2.SamplingConfig, _Mapping]]] = ..., queue: _Optional[_Union[Queue, _Mapping]] = ..., upstreams: _Optional[_Iterable[_Union[Upstream, _Mapping]]] = ...) -> None: ...
+    is_read_only: bool
+    def __init__(self, version: _Optional[str] = ..., base_model: _Optional[_Union[BaseModel, _Mapping]] = ..., tuning_defaults: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., sampling_defaults: _Optional[_Union[_edit_pb2.SamplingConfig, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., methods: _Optional[_Iterable[_Union[_edit_pb2.SamplingConfig.Method, str]]] = ..., schedulers: _Optional[_Iterable[_Union[_edit_pb2.SamplingConfig.Scheduler, str]]] = ..., method_tuning_defaults: _Optional[_Iterable[_Union[_tuning_pb2.TuningConfig, _Mapping]]] = ..., method_sampling_defaults: _Optional[_Iterable[_Union[_edit_pb2.SamplingConfig, _Mapping]]] = ..., queue: _Optional[_Union[Queue, _Mapping]] = ..., upstreams: _Optional[_Iterable[_Union[Upstream, _Mapping]]] = ..., is_read_only: _Optional[bool] = ...) -> None: ...
 
 class Queue(_message.Message):
     __slots__ = ("tunings_queued", "tunings_running", "edits_waiting", "edits_running", "oldest_tuning_s", "oldest_edit_s")
@@ -99,7 +102,7 @@ class BaseModel(_message.Message):
     def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., vocabulary: _Optional[_Iterable[str]] = ..., has_clip_filter: _Optional[bool] = ..., has_clipseg: _Optional[bool] = ..., has_content_filter: _Optional[bool] = ..., super_resolution_width: _Optional[int] = ..., super_resolution_height: _Optional[int] = ..., fast_steps: _Optional[int] = ..., has_known_pictures: _Optional[bool] = ..., size_step: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("upload_bytes", "upload_pixels", "chunk_bytes", "prompt_characters", "seeds", "upload_side", "upload_webp_pixels", "upload_heif_pixels", "tenant_tunings", "tenant_edits", "tenant_requests_per_s", "tenant_bytes", "open_tunings", "open_edits", "edit_steps", "tuning_pixels")
+    __slots__ = ("upload_bytes", "upload_pixels", "chunk_bytes", "prompt_characters", "seeds", "upload_side", "upload_webp_pixels", "upload_heif_pixels", "tenant_tunings", "tenant_edits", "tenant_requests_per_s", "tenant_bytes", "open_tunings", "open_edits", "edit_steps", "tuning_pixels", "tenant_kept_tunings")
     UPLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
     UPLOAD_PIXELS_FIELD_NUMBER: _ClassVar[int]
     CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -116,6 +119,7 @@ class Limits(_message.Message):
     OPEN_EDITS_FIELD_NUMBER: _ClassVar[int]
     EDIT_STEPS_FIELD_NUMBER: _ClassVar[int]
     TUNING_PIXELS_FIELD_NUMBER: _ClassVar[int]
+    TENANT_KEPT_TUNINGS_FIELD_NUMBER: _ClassVar[int]
     upload_bytes: int
     upload_pixels: int
     chunk_bytes: int
@@ -132,4 +136,5 @@ class Limits(_message.Message):
     open_edits: int
     edit_steps: int
     tuning_pixels: int
-    def __init__(self, upload_bytes: _Optional[int] = ..., upload_pixels: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., prompt_characters: _Optional[int] = ..., seeds: _Optional[int] = ..., upload_side: _Optional[int] = ..., upload_webp_pixels: _Optional[int] = ..., upload_heif_pixels: _Optional[int] = ..., tenant_tunings: _Optional[int] = ..., tenant_edits: _Optional[int] = ..., tenant_requests_per_s: _Optional[float] = ..., tenant_bytes: _Optional[int] = ..., open_tunings: _Optional[int] = ..., open_edits: _Optional[int] = ..., edit_steps: _Optional[int] = ..., tuning_pixels: _Optional[int] = ...) -> None: ...
+    tenant_kept_tunings: int
+    def __init__(self, upload_bytes: _Optional[int] = ..., upload_pixels: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., prompt_characters: _Optional[int] = ..., seeds: _Optional[int] = ..., upload_side: _Optional[int] = ..., upload_webp_pixels: _Optional[int] = ..., upload_heif_pixels: _Optional[int] = ..., tenant_tunings: _Optional[int] = ..., tenant_edits: _Optional[int] = ..., tenant_requests_per_s: _Optional[float] = ..., tenant_bytes: _Optional[int] = ..., open_tunings: _Optional[int] = ..., open_edits: _Optional[int] = ..., edit_steps: _Optional[int] = ..., tuning_pixels: _Optional[int] = ..., tenant_kept_tunings: _Optional[int] = ...) -> None: ...

@@ -63,7 +63,7 @@ class TakeTuningResponse(_message.Message):
     def __init__(self, assignment: _Optional[_Union[Assignment, _Mapping]] = ...) -> None: ...
 
 class Assignment(_message.Message):
-    __slots__ = ("name", "attempt", "key", "config", "images", "path", "checkpoint")
+    __slots__ = ("name", "attempt", "key", "config", "images", "path", "checkpoint", "trace")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
@@ -71,6 +71,7 @@ class Assignment(_message.Message):
     IMAGES_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FIELD_NUMBER: _ClassVar[int]
     name: str
     attempt: int
     key: str
@@ -78,7 +79,8 @@ class Assignment(_message.Message):
     images: _containers.RepeatedCompositeFieldContainer[StoredImage]
     path: str
     checkpoint: Checkpoint
-    def __init__(self, name: _Optional[str] = ..., attempt: _Optional[int] = ..., key: _Optional[str] = ..., config: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., images: _Optional[_Iterable[_Union[StoredImage, _Mapping]]] = ..., path: _Optional[str] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ...) -> None: ...
+    trace: str
+    def __init__(self, name: _Optional[str] = ..., attempt: _Optional[int] = ..., key: _Optional[str] = ..., config: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., images: _Optional[_Iterable[_Union[StoredImage, _Mapping]]] = ..., path: _Optional[str] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., trace: _Optional[str] = ...) -> None: ...
 
 class StoredImage(_message.Message):
     __slots__ = ("name", "path", "sha256")

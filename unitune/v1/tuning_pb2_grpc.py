@@ -39,8 +39,9 @@ class TuningServiceStub:
 
     Every call of this server, of its other services too, can also fail with INVALID_ARGUMENT (REQUEST_UNREADABLE) for
     bytes that are no request, with RESOURCE_EXHAUSTED (STORE_FULL, STATE_FULL) while a disk of the server is full, with
-    UNAVAILABLE (STORE_DOWN, STATE_DOWN) while the server's store or state does not answer, both with RetryInfo, and with
-    DATA_LOSS (STORE_CORRUPT, STATE_CORRUPT, IMAGE_CORRUPT) for what is damaged there.
+    UNAVAILABLE (STORE_DOWN, STATE_DOWN) while the server's store or state does not answer, both with RetryInfo, with
+    FAILED_PRECONDITION (STATE_READ_ONLY) where it would have to write a state that it can only read, and with DATA_LOSS
+    (STORE_CORRUPT, STATE_CORRUPT, IMAGE_CORRUPT) for what is damaged there.
 
     A server that asks for credentials takes `authorization: Bearer CREDENTIAL` as metadata: an API key (`KeyService`) or a
     token of the issuer that the server trusts. Whose the credential is, is whose the call is. Each call declares in `scopes`
@@ -110,8 +111,9 @@ class TuningServiceServicer:
 
     Every call of this server, of its other services too, can also fail with INVALID_ARGUMENT (REQUEST_UNREADABLE) for
     bytes that are no request, with RESOURCE_EXHAUSTED (STORE_FULL, STATE_FULL) while a disk of the server is full, with
-    UNAVAILABLE (STORE_DOWN, STATE_DOWN) while the server's store or state does not answer, both with RetryInfo, and with
-    DATA_LOSS (STORE_CORRUPT, STATE_CORRUPT, IMAGE_CORRUPT) for what is damaged there.
+    UNAVAILABLE (STORE_DOWN, STATE_DOWN) while the server's store or state does not answer, both with RetryInfo, with
+    FAILED_PRECONDITION (STATE_READ_ONLY) where it would have to write a state that it can only read, and with DATA_LOSS
+    (STORE_CORRUPT, STATE_CORRUPT, IMAGE_CORRUPT) for what is damaged there.
 
     A server that asks for credentials takes `authorization: Bearer CREDENTIAL` as metadata: an API key (`KeyService`) or a
     token of the issuer that the server trusts. Whose the credential is, is whose the call is. Each call declares in `scopes`
@@ -258,8 +260,9 @@ class TuningService:
 
     Every call of this server, of its other services too, can also fail with INVALID_ARGUMENT (REQUEST_UNREADABLE) for
     bytes that are no request, with RESOURCE_EXHAUSTED (STORE_FULL, STATE_FULL) while a disk of the server is full, with
-    UNAVAILABLE (STORE_DOWN, STATE_DOWN) while the server's store or state does not answer, both with RetryInfo, and with
-    DATA_LOSS (STORE_CORRUPT, STATE_CORRUPT, IMAGE_CORRUPT) for what is damaged there.
+    UNAVAILABLE (STORE_DOWN, STATE_DOWN) while the server's store or state does not answer, both with RetryInfo, with
+    FAILED_PRECONDITION (STATE_READ_ONLY) where it would have to write a state that it can only read, and with DATA_LOSS
+    (STORE_CORRUPT, STATE_CORRUPT, IMAGE_CORRUPT) for what is damaged there.
 
     A server that asks for credentials takes `authorization: Bearer CREDENTIAL` as metadata: an API key (`KeyService`) or a
     token of the issuer that the server trusts. Whose the credential is, is whose the call is. Each call declares in `scopes`

@@ -12,7 +12,7 @@ import click
 
 from unitune.errors import UniTuneError
 from unitune.options import name_of, options_of
-from unitune.v1 import edit_pb2, image_pb2, tuning_pb2
+from unitune.v1 import edit_pb2, image_pb2, tuning_pb2, usage_pb2
 from unitune_client.cli.options import shown
 from unitune_client.cli.refused_value import problem_of
 from unitune_client.options import OwnTuningOptions
@@ -46,6 +46,7 @@ FIELDS = frozenset(
         tuning_pb2.TuningConfig,
         tuning_pb2.CreateTuningRequest,
         image_pb2.UploadImageRequest,
+        usage_pb2.ListUsageRequest,
     )
     for name in options_of(message)
 )

@@ -102,7 +102,7 @@ def rotate_command(name: str, hours: float, days: float | None, address: str, as
 @credential_options
 @json_option
 def revoke_command(name: str, address: str, as_json: bool) -> None:
-    """End the key NAME at once. What was begun with it goes on."""
+    """End the key NAME at once, with the streams that were begun with it. Tunings go on."""
     with display(as_json) as show, Client(address, **credentials_of(address)) as client:
         key = client.revoke_key(name)
         show.result(f"{name}  revoked", kind="key", key=key)

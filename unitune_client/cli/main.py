@@ -21,11 +21,13 @@ from unitune_client.cli.compare import compare_command
 from unitune_client.cli.display import Display, JsonDisplay
 from unitune_client.cli.edit import edit_command, tune_command
 from unitune_client.cli.flags import Flags
+from unitune_client.cli.images import images_group
 from unitune_client.cli.keys import keys_group
 from unitune_client.cli.options import refuse_other_than_text, shown
 from unitune_client.cli.services import build_command, doctor_command, import_command, up_command
 from unitune_client.cli.show import show_command
 from unitune_client.cli.tunings import tunings_group
+from unitune_client.cli.usage import usage_command
 from unitune_client.local.machine import LocalError
 
 INTERRUPTED = 130
@@ -169,7 +171,9 @@ for command in (
     show_command,
     tune_command,
     tunings_group,
+    images_group,
     keys_group,
+    usage_command,
     up_command,
     build_command,
     import_command,

@@ -49,7 +49,7 @@ def tunings_group() -> None:
 def list_command(state: str | None, address: str | None, base_model: str | None, as_json: bool) -> None:
     """List the tunings, the newest first: name, state, updates of all phases, local time of creation."""
     with (
-        _space_to_delete(address),  # a user lists tunings before deleting one
+        space_to_delete(address),  # a user lists tunings before deleting one
         display(as_json) as show,
         connection(address, base_model, show.say) as client,
     ):
@@ -129,7 +129,7 @@ def export_command(name: str, kind: str, rank: int, output: str, overwrite: bool
 def delete_command(name: str, address: str | None, base_model: str | None, as_json: bool) -> None:
     """Discard the tuning NAME with its weights, cancelling it if it runs."""
     with (
-        _space_to_delete(address),
+        space_to_delete(address),
         display(as_json) as show,
         connection(address, base_model, show.say) as client,
     ):
@@ -142,6 +142,6 @@ def in_local_time(time: datetime) -> str:
     return f"{time.astimezone():%Y-%m-%d %H:%M %z}"
 
 
-def _space_to_delete(address: str | None) -> AbstractContextManager[None]:
+def space_to_delete(address: str | None) -> AbstractContextManager[None]:
     """The reserve of this machine's services. A server at an address has its own."""
     return nullcontext() if address else Home.from_environment(os.environ).space_to_delete()

@@ -164,6 +164,9 @@ def findings_of_server(
         yield "server", Problem(error.message)
     else:
         yield "health", health
+        if info.is_read_only:
+            remedy = "its operator must make file and folder writable and start it again"
+            yield "state", Problem(f"it can only be read, so nothing can be made, changed or deleted; {remedy}")
         yield from server_findings(info)
 
 
@@ -213,6 +216,7 @@ def limits_of_a_tenant(limits: events.Limits) -> str:
             limits.tenant_tunings,
             f"{limits.tenant_tunings} open tunings ({_or_any(limits.open_tunings)} of all tenants)",
         ),
+        (limits.tenant_kept_tunings, f"{limits.tenant_kept_tunings} tunings kept"),
         (limits.tenant_edits, f"{limits.tenant_edits} open edits ({_or_any(limits.open_edits)} of all tenants)"),
         (limits.tenant_requests_per_s, f"{limits.tenant_requests_per_s:g} calls a second"),
         (limits.tenant_bytes, f"{limits.tenant_bytes / 2**20:.0f} MiB stored"),

@@ -1,0 +1,243 @@
+"""A PostgreSQL server that keeps the state of several gateways.
+
+Gateways tell each other by NOTIFY what has changed. A notification is lost while its receiver does not listen, so who
+waits for one looks for itself, too.
+"""
+
+import asyncio
+import errno
+import logging
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from typing import TypeVar
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from sqlalchemy import Column, Integer, MetaData, Table, bindparam, create_engine, func, insert, inspect, select, update
+from sqlalchemy.exc import SQLAlchemyError
+
+from gateway.database import EVERY_BELL, Database, Transaction
+from unitune import telemetry
+from unitune.errors import UniTuneError
+from unitune.system_errors import state_error
+
+logger = logging.getLogger(__name__)
+
+CONNECTIONS = 8  # of one gateway, beside the one that listens
+CONNECT_S = 3
+LOOK_S = 1.0  # between two looks of who waits for a bell
+GATHERS_S = 0.5  # of progress, from the first report to the commit
+RELISTEN_S = 0.2  # from the loss of the connection that listens to the next
+PROOF_S = 2.0  # for a notification to come back at the start
+TRIES = 3  # of a transaction that the server ends because of another one
+CHANNEL = "unitune"
+MAX_PAYLOAD = 7999  # bytes of one notification
+MIGRATION_LOCK = 0x756E6974756E65  # any number that no other program takes
+# A gateway that stands still within a statement or a transaction must not hold up the others.
+OPTIONS = "-c statement_timeout=5s -c idle_in_transaction_session_timeout=10s -c lock_timeout=2s"
+# A connection that is cut silently is given up after some seconds.
+NETWORK: dict[str, int] = {
+    "connect_timeout": CONNECT_S,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 10_000,  # ms
+}
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+DISK_FULL = "53100"
+TRY_AGAIN = ("40001", "40P01")  # serialization_failure, deadlock_detected
+
+_versions = Table("schema_version", MetaData(), Column("version", Integer, nullable=False))
+_NOTIFY = select(func.pg_notify(CHANNEL, bindparam("payload")))
+
+T = TypeVar("T")
+
+
+class PostgresServer(Database):
+    """Runs transactions on threads, each with a connection."""
+
+    _errors = (psycopg.Error, SQLAlchemyError)
+    is_shared = True
+    look_s = LOOK_S
+
+    def __init__(self, url: str, listen_url: str = "") -> None:
+        """`listen_url` is that of the server itself where `url` is a pooler's."""
+        super().__init__(ThreadPoolExecutor(max_workers=CONNECTIONS, thread_name_prefix="state"))
+        self.gathers_s = GATHERS_S
+        self._id = secrets.token_hex(4)  # in the notifications of this gateway, which has heard them already
+        self._listen_url = listen_url or url
+        self._shown = shown(url)
+        self._listening: asyncio.Task[None] | None = None
+        # A pooler gives each transaction another connection, without what was prepared on the one before, and takes no
+        # options.
+        prepare_threshold = None if listen_url else 5
+        options = {} if listen_url else {"options": OPTIONS}
+        target = make_conninfo(url, **{**options, **NETWORK, **conninfo_to_dict(url)})
+
+        def connect() -> psycopg.Connection:
+            return psycopg.connect(target, prepare_threshold=prepare_threshold)
+
+        self._engine = create_engine(
+            "postgresql+psycopg://",
+            creator=connect,
+            pool_size=CONNECTIONS,
+            max_overflow=0,
+            pool_timeout=CONNECT_S,
+            pool_pre_ping=True,
+        )
+
+    @classmethod
+    async def open(
+        cls, url: str, listen_url: str, tables: MetaData, version: int, migrations: Mapping[int, str]
+    ) -> "PostgresServer":
+        """Connect, making the tables if there are none.
+
+        `migrations` holds the statements that bring each version to the next. Raises OSError with place and remedy when
+        the server does not answer, does not let us in, has another program's tables or a version that cannot be
+        brought to this one, and when its notifications do not arrive.
+        """
+        try:
+            server = cls(url, listen_url)
+        except psycopg.Error as error:  # without the text of the URL, which may have a password
+            raise OSError(
+                "UNITUNE_STATE is no URL of a PostgreSQL database: give one such as postgresql://user@host/unitune"
+            ) from error
+        try:
+            await asyncio.get_running_loop().run_in_executor(
+                server._threads, server._migrate, tables, version, migrations
+            )
+            await server._begin_to_listen()
+        except (SQLAlchemyError, psycopg.Error) as error:
+            await server.close()
+            detail = " ".join(str(getattr(error, "orig", None) or error).split())
+            raise OSError(f"the gateway's state: cannot use {server._shown}: {detail}; check UNITUNE_STATE") from error
+        except BaseException:
+            await server.close()
+            raise
+        return server
+
+    async def close(self) -> None:
+        """Finish what was begun, then close all connections."""
+        if self._listening is not None:
+            self._listening.cancel()
+            await asyncio.gather(self._listening, return_exceptions=True)
+        await asyncio.to_thread(self._threads.shutdown)
+        await asyncio.to_thread(self._engine.dispose)
+
+    def _transaction(self, work: Callable[[Transaction], T]) -> tuple[T, Transaction]:
+        for tries_left in reversed(range(TRIES)):
+            try:
+                with closing(self._engine.raw_connection()) as connection:  # which undoes what is not committed
+                    transaction = Transaction(connection.dbapi_connection, self._engine.dialect, self._prepared)
+                    try:
+                        result = work(transaction)
+                        for payload in payloads(self._id, transaction.bells):
+                            transaction.run(_NOTIFY, payload=payload)
+                        connection.commit()
+                    except psycopg.OperationalError:
+                        if connection.dbapi_connection.closed:  # type: ignore[union-attr]
+                            connection.invalidate()
+                        raise
+                return result, transaction
+            except psycopg.Error as error:
+                if not tries_left or error.sqlstate not in TRY_AGAIN:
+                    raise
+        raise AssertionError
+
+    def _error(self, failure: Exception) -> UniTuneError:
+        telemetry.event(logger, "state failed", level=logging.ERROR, detail=" ".join(str(failure).split()))
+        is_full = getattr(failure, "sqlstate", None) == DISK_FULL
+        return state_error(OSError(errno.ENOSPC if is_full else errno.EIO, ""))
+
+    def _migrate(self, tables: MetaData, version: int, migrations: Mapping[int, str]) -> None:
+        with self._engine.begin() as connection:
+            connection.exec_driver_sql("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
+            connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+            names = set(inspect(connection).get_table_names())
+            if _versions.name not in names:
+                if names & tables.tables.keys():
+                    raise OSError(f"the gateway's state: the database at {self._shown} has tables of another program")
+                tables.create_all(connection)
+                _versions.create(connection)
+                connection.execute(insert(_versions), {"version": version})
+                return
+            found = connection.execute(select(_versions.c.version)).scalar_one()
+            if found > version or any(step not in migrations for step in range(found, version)):
+                raise OSError(
+                    f"the gateway's state: the database at {self._shown} has schema {found}, this program reads "
+                    f"{version}; run the version of UniTune that wrote it, or name another database"
+                )
+            for step in range(found, version):
+                connection.exec_driver_sql(migrations[step])
+            connection.execute(update(_versions), {"version": version})
+
+    # Bells of other gateways.
+
+    async def _begin_to_listen(self) -> None:
+        """Listen, once it is proven that what is sent arrives."""
+        connection = await self._listener()
+        try:
+            proof = f"{self._id} {secrets.token_hex(8)}"
+            await asyncio.get_running_loop().run_in_executor(self._threads, self._notify, proof)
+            async for notification in connection.notifies(timeout=PROOF_S):
+                if notification.payload == proof:
+                    break
+            else:
+                raise OSError(
+                    "the gateway's state: a notification does not arrive. Through a pooler, or from another database, "
+                    "none does: UNITUNE_STATE_LISTEN must be the URL of the server itself and of the same database"
+                )
+        except BaseException:
+            await connection.close()
+            raise
+        self._listening = asyncio.create_task(self._listen(connection))
+
+    def _notify(self, payload: str) -> None:
+        with self._engine.begin() as connection:
+            connection.execute(_NOTIFY, {"payload": payload})
+
+    async def _listener(self) -> psycopg.AsyncConnection:
+        target = make_conninfo(self._listen_url, **{**NETWORK, **conninfo_to_dict(self._listen_url)})
+        connection = await psycopg.AsyncConnection.connect(target, autocommit=True)
+        await connection.execute(f"LISTEN {CHANNEL}")
+        return connection
+
+    async def _listen(self, connection: psycopg.AsyncConnection | None) -> None:
+        """Hear the bells of other gateways, on one connection after another."""
+        while True:
+            try:
+                async with connection or await self._listener() as listening:
+                    self.hear(EVERY_BELL)  # they may have rung while nobody listened
+                    async for notification in listening.notifies():
+                        self._heard(notification.payload)
+            except psycopg.Error as error:
+                detail = " ".join(str(error).split())
+                telemetry.event(logger, "notifications interrupted", level=logging.WARNING, detail=detail)
+            connection = None
+            await asyncio.sleep(RELISTEN_S)
+
+    def _heard(self, payload: str) -> None:
+        sender, *bells = payload.split(" ")
+        if sender != self._id:
+            for bell in bells:
+                self.hear(bell)
+
+
+def payloads(sender: str, bells: Iterable[str]) -> Iterator[str]:
+    """The notifications that tell others of these bells."""
+    payload = sender
+    for bell in bells:
+        if len(payload) + 1 + len(bell) > MAX_PAYLOAD:
+            yield payload
+            payload = sender
+        payload += f" {bell}"
+    if payload != sender:
+        yield payload
+
+
+def shown(url: str) -> str:
+    """A server's URL without user and password."""
+    parts = conninfo_to_dict(url)
+    return f"{parts.get('host', 'localhost')}:{parts.get('port', 5432)}/{parts.get('dbname', '')}"

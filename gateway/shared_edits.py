@@ -1,0 +1,104 @@
+"""The edits that gateways with one state tell each other of: who runs them, how they ended, and that one is cancelled.
+
+An edit runs at one gateway. Its row is the truth: what is CANCELLED there stays so. A gateway that has shown no sign of
+life for a while has died with its edits.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+from google.rpc.status_pb2 import Status
+
+from gateway.database import EVERY_BELL
+from gateway.state import State
+from unitune import telemetry
+from unitune.errors import Unavailable, UniTuneError, to_status
+from unitune.v1.edit_pb2 import Edit
+
+logger = logging.getLogger(__name__)
+
+ALIVE_S = 5.0  # between two signs of life of a gateway, and between two sweeps
+
+
+class SharedEdits:
+    """The edits of one gateway among those of all. It belongs to one event loop."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._cancel: Callable[[str], object] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        state.database.listen(self._heard)
+
+    def cancel_by(self, cancel: Callable[[str], object]) -> None:
+        """Have this called for an edit that another gateway cancels; it knows which ones run here."""
+        self._cancel = cancel
+
+    async def begin(self, edit: Edit) -> None:
+        """An edit runs here from now on."""
+        await self._state.begin_edit(edit)
+
+    def end(self, edit: Edit) -> None:
+        """It has ended. The others hear of it in a moment."""
+        ended = Edit()
+        ended.CopyFrom(edit)
+        self._do(self._state.end_edit(ended))
+
+    async def find(self, name: str) -> Edit | None:
+        """An edit of any gateway, without its pictures."""
+        found = await self._state.find_edit(name)
+        if found is None:
+            return None
+        edit, is_lost = found
+        if is_lost:
+            edit.state = Edit.STATE_FAILED
+            edit.error.CopyFrom(_lost())
+        return edit
+
+    async def cancel(self, name: str) -> Edit | None:
+        """Cancel an edit of another gateway, which stops it once it hears of that."""
+        return await self._state.cancel_edit(name)
+
+    async def running(self) -> set[str]:
+        """The names of all that run, or ended not long ago."""
+        return set(await self._state.edit_names())
+
+    async def run(self) -> None:
+        """Show signs of life, and forget what ended long ago, until cancelled."""
+        try:
+            while True:
+                with suppress(UniTuneError):  # which is in the log
+                    await self._state.sweep_edits()
+                await asyncio.sleep(ALIVE_S)
+        finally:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _heard(self, bell: str) -> None:
+        if bell == EVERY_BELL:
+            self._do(self._look())
+        elif self._cancel is not None:
+            self._cancel(bell)
+
+    async def _look(self) -> None:
+        """Cancel what was cancelled while nothing was heard."""
+        for name in await self._state.cancelled_edits():
+            if self._cancel is not None:
+                self._cancel(name)
+
+    def _do(self, work: Awaitable[None]) -> None:
+        async def carefully() -> None:
+            try:
+                await work
+            except UniTuneError as error:
+                telemetry.event(logger, "edits not shared", level=logging.WARNING, reason=error.reason)
+
+        task = asyncio.create_task(carefully())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _lost() -> Status:
+    return to_status(
+        Unavailable("the gateway that ran this edit is gone: edit again", reason="GATEWAY_LOST", retry_after_s=1.0)
+    )

@@ -1,0 +1,351 @@
+"""The state of several gateways on one PostgreSQL server: together, and when the server or a connection is lost."""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import psycopg
+import pytest
+from sqlalchemy import MetaData
+
+from gateway import postgres
+from gateway.postgres import PostgresServer as Database
+from gateway.postgres import payloads
+from gateway.state import State
+from gateway.state_schema import SCHEMA_VERSION
+from gateway.tuning_records import Attempt, CreateRequest, Standing, Taker
+from tests.gateway.test_state import becomes, kinds, tuning
+from tests.postgres_server import PostgresServer
+from unitune.errors import Unavailable
+from unitune.v1.tuning_pb2 import Tuning, TuningEvent, TuningProgress, WeightsRef
+
+pytestmark = pytest.mark.slow  # a real server
+
+# A wait that nothing but a bell ends.
+NEVER_S = 600.0
+
+
+@pytest.fixture
+def url(postgres_server: PostgresServer) -> str:
+    """An empty database."""
+    return postgres_server.new_database()
+
+
+@pytest.fixture
+async def opened(url: str) -> AsyncIterator[Callable[[], Awaitable[State]]]:
+    """Opens the state of another gateway on the same database, each time."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def another() -> State:
+            state = await State.open(url)
+            stack.push_async_callback(state.close)
+            return state
+
+        yield another
+
+
+def rows(url: str, query: str) -> list[tuple]:
+    """What a query answers, on a connection of its own."""
+    with contextlib.closing(psycopg.connect(url, autocommit=True)) as connection:
+        return connection.execute(query).fetchall()  # type: ignore[arg-type]
+
+
+async def test_creations_of_two_gateways_make_one(opened: Callable[[], Awaitable[State]]) -> None:
+    """Forty at once of one key and one request_id get the same tuning; so do thirty in turn on one connection, whose
+    statements the server plans anew after some (F2)."""
+    states = [await opened(), await opened()]
+    request = CreateRequest("id", "body")
+    made = await asyncio.gather(
+        *(states[number % 2].create(tuning(number=number), request if number % 4 else None) for number in range(40))
+    )
+    assert len({answer.name for answer in made}) == 1
+    with pytest.MonkeyPatch.context() as one:
+        one.setattr(postgres, "CONNECTIONS", 1)
+        state = await opened()
+    for number in range(30):
+        assert (await state.create(tuning(number=100 + number), None)).name == made[0].name
+    for number in range(15):
+        await state.create(tuning(key=f"k{number}", number=200 + number), CreateRequest(f"r{number}", "body"))
+    assert len((await states[0].page("default", 0, 0, 99)).tunings) == 16
+
+
+async def test_many_takers_take_each_tuning_once(url: str, opened: Callable[[], Awaitable[State]]) -> None:
+    """Eight takers of two gateways, and creations beside them: each tuning is taken once, and its events have no gap
+    (F3)."""
+    states = [await opened(), await opened()]
+    names = [f"t{number % 5}" for number in range(60)]
+    for number, tenant in enumerate(names[:40]):
+        await states[0].create(tuning(tenant, f"k{number}", number), None)
+    taken = list[tuple[str, int]]()
+
+    async def take(number: int) -> None:
+        state = states[number % 2]
+        while len(taken) < len(names):
+            one = await state.take(Taker(f"tuner {number}", f"place {number}"))
+            if one is None:
+                await asyncio.sleep(0.01)
+                continue
+            taken.append((one.tuning.name, one.attempt))
+            attempt = Attempt(one.tuning.name, one.attempt)
+            assert await states[(number + 1) % 2].finish(attempt, WeightsRef(digest="1" * 64)) is Standing.KEPT
+
+    takers = [asyncio.create_task(take(number)) for number in range(8)]
+    for number, tenant in enumerate(names[40:], start=40):
+        await states[1].create(tuning(tenant, f"k{number}", number), None)
+    await asyncio.wait_for(asyncio.gather(*takers), 60)
+    assert len(taken) == len(set(taken)) == len(names) and {attempt for _, attempt in taken} == {1}
+    for name, _ in taken:
+        kept = await states[0].read(name, 0)
+        assert [event.sequence for event in kept.events] == [1, 2, 3] and kept.last == 3
+    assert (await states[0].queue_now())[:2] == (0, 0)
+
+
+async def test_another_tenant_is_next_but_one_at_most(opened: Callable[[], Awaitable[State]]) -> None:
+    """One tenant has queued twenty, another one: of two gateways that take in turn, the first takes that one (F4)."""
+    states = [await opened(), await opened()]
+    for number in range(20):
+        await states[0].create(tuning("acme", f"a{number:02d}"), None)
+    await states[0].take(Taker("the first"))
+    await states[1].create(tuning("bee", "b"), None)
+    order = [(await states[n % 2].take(Taker(f"tuner {n}"))).tuning.key for n in range(4)]
+    assert order == ["b", "a01", "a02", "a03"]
+
+
+async def test_a_gateway_that_begins_leaves_others_their_tunings(opened: Callable[[], Awaitable[State]]) -> None:
+    """Its sweep takes nothing whose lease lasts, and a tuner may go on with it as the same attempt (F16)."""
+    first = await opened()
+    made = await first.create(tuning(), None)
+    attempt = Attempt(made.name, (await first.take(Taker("tuner", "place"))).attempt)
+    second = await opened()
+    assert await second.sweep() == []
+    assert await second.report(attempt, "tuner", progress=TuningProgress(update=1)) is Standing.KEPT
+    assert await second.finish(attempt, WeightsRef(digest="1" * 64)) is Standing.KEPT
+    assert await kinds(first, made.name) == ["queued", "started", "progress", "ready"]
+
+
+async def test_sweeps_at_once_give_back_once(opened: Callable[[], Awaitable[State]]) -> None:
+    """Ten sweeps of two gateways find each lost tuning once."""
+    states = [await opened(), await opened()]
+    names = [(await states[0].create(tuning(key=f"k{number}", number=number), None)).name for number in range(12)]
+    for number in range(12):
+        await states[0].take(Taker(f"tuner {number}"), lease_s=-1)
+    swept = await asyncio.gather(*(states[number % 2].sweep() for number in range(10)))
+    assert sorted(name for found in swept for name in found) == sorted(names)
+    for name in names:
+        assert await kinds(states[0], name) == ["queued", "started", "queued"]
+
+
+async def test_bells_cross_gateways(opened: Callable[[], Awaitable[State]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for a tuning, for work or for the end of an attempt wakes by what another gateway does, not by a look
+    of its own (F20)."""
+    monkeypatch.setattr(Database, "look_s", NEVER_S)
+    first, second = await opened(), await opened()
+    queued = asyncio.create_task(second.wait_queued())
+    await asyncio.sleep(0.1)
+    made = await first.create(tuning(), None)
+    await asyncio.wait_for(queued, 10)
+    attempt = Attempt(made.name, (await second.take(Taker("tuner"))).attempt)
+    waits = [asyncio.create_task(first.wait(made.name, 2)), asyncio.create_task(first.wait_lost(attempt))]
+    await asyncio.sleep(0.1)
+    assert await second.report(attempt, "tuner", progress=TuningProgress(update=1)) is Standing.KEPT
+    await asyncio.wait_for(waits[0], 10)
+    waits[0] = asyncio.create_task(second.wait(made.name, 3))
+    await asyncio.sleep(0.1)
+    assert not waits[0].done() and not waits[1].done()
+    await first.change(made.name, becomes(Tuning.STATE_CANCELLED), lambda now: TuningEvent(cancelled=now))
+    await asyncio.wait_for(asyncio.gather(*waits), 10)
+
+
+async def test_progress_is_written_in_one_transaction(url: str, opened: Callable[[], Awaitable[State]]) -> None:
+    """Reports of twenty tuners within half a second are one notification; one of an attempt that is over is LOST, and
+    the others are kept (F13)."""
+    state = await opened()
+    taken = list[Attempt]()
+    for number in range(20):
+        await state.create(tuning(key=f"k{number}", number=number), None)
+        one = await state.take(Taker(f"tuner {number}"))
+        taken.append(Attempt(one.tuning.name, one.attempt))
+    taken[3] = Attempt(taken[3].name, 7)
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+        await connection.execute(f"LISTEN {postgres.CHANNEL}")
+        reports = [
+            state.report(attempt, f"tuner {number}", progress=TuningProgress(update=update))
+            for update in (1, 2)
+            for number, attempt in enumerate(taken)
+        ]
+        standings = await asyncio.gather(*reports)
+        heard = [notification.payload async for notification in connection.notifies(timeout=0.5)]
+    assert [number for number, standing in enumerate(standings) if standing is not Standing.KEPT] == [3, 23]
+    assert len(heard) == 1 and set(heard[0].split()[1:]) == {attempt.name for attempt in taken} - {taken[3].name}
+    kept = await state.read(taken[0].name, 0)
+    assert [event.sequence for event in kept.events] == [1, 2, 3, 4] and kept.tuning.progress.update == 2
+
+
+def test_long_lists_of_bells_are_split() -> None:
+    """No notification is longer than the server takes, and no bell is lost."""
+    bells = [f"tenants/acme/tunings/t{number:060d}" for number in range(400)]
+    told = list(payloads("sender", bells))
+    assert len(told) > 2 and max(map(len, told)) <= 7999
+    assert [bell for payload in told for bell in payload.split()[1:]] == bells
+    assert list(payloads("sender", [])) == []
+
+
+async def test_a_lost_listener_listens_again(
+    postgres_server: PostgresServer, opened: Callable[[], Awaitable[State]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connection is ended ten times while tunings change: every wait ends, by bells alone (F11)."""
+    monkeypatch.setattr(Database, "look_s", NEVER_S)
+    first, second = await opened(), await opened()
+    made = await first.create(tuning(), None)
+    ended = 0
+    for number in range(10):
+        waiting = asyncio.create_task(second.wait(made.name, number + 1))
+        ended += await asyncio.to_thread(postgres_server.end_backends, f"LISTEN {postgres.CHANNEL}")
+        await first.change(
+            made.name,
+            lambda now, number=number: now.labels.update({"number": str(number)}),
+            lambda _: TuningEvent(progress=TuningProgress()),
+        )
+        await asyncio.wait_for(waiting, 10)
+    assert ended >= 10
+
+
+async def test_cancelled_callers_leave_whole_changes(url: str, opened: Callable[[], Awaitable[State]]) -> None:
+    """Two hundred calls are cancelled at random moments: each change is whole or was never begun, no transaction stays
+    open, and all connections can be used again (F9)."""
+    state = await opened()
+    chance = random.Random(3)
+    for number in range(200):
+        call = asyncio.ensure_future(state.create(tuning(key=f"k{number}", number=number), None))
+        await asyncio.sleep(chance.random() * 0.01)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+    await asyncio.wait_for(asyncio.gather(*(state.get("tenants/a/tunings/t-a-0000") for _ in range(40))), 20)
+    found = rows(url, "SELECT (SELECT count(*) FROM events e WHERE e.tuning = t.number), last_event FROM tunings t")
+    assert 0 < len(found) and set(found) == {(1, 1)}
+    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in%'"
+    await until(lambda: rows(url, query) == [(0,)])  # once the last of them has ended
+
+
+async def test_a_pooler_that_drops_notifications_is_refused(postgres_server: PostgresServer, url: str) -> None:
+    """UNITUNE_STATE_LISTEN leads to where LISTEN is accepted and nothing arrives, as behind a pooler: the error names
+    the setting (F12)."""
+    elsewhere = postgres_server.new_database()
+    with pytest.MonkeyPatch.context() as quick:
+        quick.setattr(postgres, "PROOF_S", 0.2)
+        with pytest.raises(OSError, match="UNITUNE_STATE_LISTEN must be the URL of the server itself"):
+            await State.open(url, elsewhere)
+    state = await State.open(url, url)
+    assert await state.known() == {}
+    await state.close()
+
+
+async def test_a_database_that_cannot_be_used_is_refused(postgres_server: PostgresServer, url: str) -> None:
+    """One line names place and remedy, and no password: nobody answers, no such database, another program's tables,
+    a newer schema."""
+    with pytest.raises(OSError, match=r"cannot use 127.0.0.1:1/none: .*; check UNITUNE_STATE") as nobody:
+        await State.open("postgresql://me:secret@127.0.0.1:1/none")
+    assert "secret" not in str(nobody.value)
+    with pytest.raises(OSError, match="does not exist; check UNITUNE_STATE"):
+        await State.open(postgres_server.url("missing"))
+    with pytest.raises(OSError, match="UNITUNE_STATE is no URL of a PostgreSQL database"):
+        await State.open("postgresql://me:secret@[half/none")
+
+    with contextlib.closing(psycopg.connect(url, autocommit=True)) as connection:
+        connection.execute("CREATE TABLE events (what text)")
+    with pytest.raises(OSError, match="has tables of another program"):
+        await State.open(url)
+    with contextlib.closing(psycopg.connect(url, autocommit=True)) as connection:
+        connection.execute("DROP TABLE events")
+    await (await State.open(url)).close()
+    with contextlib.closing(psycopg.connect(url, autocommit=True)) as connection:
+        connection.execute("UPDATE schema_version SET version = 99")
+    with pytest.raises(OSError, match=r"has schema 99, .* run the version of UniTune that wrote it"):
+        await State.open(url)
+
+
+async def test_a_migration_runs_once(url: str) -> None:
+    """Four gateways of the next version begin at once on a database of this one: its tables are changed once, and what
+    was there is there."""
+    state = await State.open(url)
+    made = await state.create(tuning(), None)
+    await state.close()
+    steps = {SCHEMA_VERSION: "CREATE TABLE notes (what text); INSERT INTO notes VALUES ('migrated')"}
+    arguments = (url, "", MetaData(), SCHEMA_VERSION + 1, steps)
+    databases = await asyncio.gather(*(Database.open(*arguments) for _ in range(4)))
+    for database in databases:
+        await database.close()
+    assert rows(url, "SELECT what FROM notes") == [("migrated",)]
+    assert rows(url, "SELECT name FROM tunings") == [(made.name,)]
+    with pytest.raises(OSError, match=f"has schema {SCHEMA_VERSION + 1}"):
+        await State.open(url)
+
+
+async def test_a_killed_server_loses_nothing(own_server: PostgresServer) -> None:
+    """SIGKILL under load, and started again: every creation that was acknowledged is there, no attempt was given out
+    twice, no event is missing, and waiters and calls go on by themselves (F10)."""
+    states = [await State.open(own_server.new_database())]
+    url = own_server.url("test_0")
+    states.append(await State.open(url))
+    acknowledged, taken, done = list[str](), Counter[tuple[str, int]](), list[str]()
+    refusals, is_over = 0, asyncio.Event()
+
+    async def create(state: State, tenant: str) -> None:
+        nonlocal refusals
+        number = 0
+        while not is_over.is_set():
+            number += 1
+            try:
+                acknowledged.append((await state.create(tuning(tenant, f"k{number}", number), None)).name)
+            except Unavailable:
+                refusals += 1
+                await asyncio.sleep(0.05)
+
+    async def take(state: State, number: int) -> None:
+        nonlocal refusals
+        while not is_over.is_set():
+            try:
+                one = await state.take(Taker(f"tuner {number}", f"place {number}"))
+                if one is None:
+                    await asyncio.sleep(0.01)
+                    continue
+                taken[one.tuning.name, one.attempt] += 1
+                if await state.finish(Attempt(one.tuning.name, one.attempt), WeightsRef()) is Standing.KEPT:
+                    done.append(one.tuning.name)
+            except Unavailable:
+                refusals += 1
+                await asyncio.sleep(0.05)
+
+    load = [asyncio.create_task(create(states[n % 2], f"t{n}")) for n in range(3)]
+    load += [asyncio.create_task(take(states[n % 2], n)) for n in range(4)]
+    await until(lambda: len(done) > 20)
+    own_server.kill()
+    await until(lambda: refusals > 5)
+    before = len(done)
+    await asyncio.to_thread(own_server.start)
+    began = time.monotonic()
+    await until(lambda: len(done) > before + 20)
+    assert time.monotonic() - began < 30
+    is_over.set()
+    await asyncio.gather(*load)
+
+    stored = dict(rows(url, "SELECT name, last_event FROM tunings"))
+    assert set(acknowledged) <= stored.keys()
+    assert set(taken.values()) == {1}
+    for name in done:
+        assert (await states[0].get(name)).state == Tuning.STATE_READY
+    for name, last in stored.items():
+        kept = await states[1].read(name, 0)
+        assert [event.sequence for event in kept.events] == list(range(1, last + 1)), name
+    for state in states:
+        await state.close()
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    """Return once it is so."""
+    async with asyncio.timeout(60):
+        while not is_so():
+            await asyncio.sleep(0.02)
