@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from bench.soak.proxy import Proxy
 from tests.gateway.conftest import World, eventually, picture
-from tests.gateway.proxy import Proxy
 from tests.gateway.test_lives import service
 from tests.gateway.test_main import start
 from unitune_client import (
