@@ -15,7 +15,7 @@ NO_END = "no end yet"  # the caller did not wait longer
 ENDED_WHILE_SENT = "ended while its request was sent"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _TOO_LARGE = "larger than max"  # grpc's own words, without details
-_OF_THE_SENDER = "Internal error from Core"  # of the caller's own grpc, when a call ends while its request is sent
+OF_THE_SENDER = "Internal error from Core"  # of the caller's own grpc, when a call ends while its request is sent
 _EVENTS = 1000  # of one stream that are read
 
 
@@ -49,7 +49,7 @@ async def answer_of(call: Any, events: int = _EVENTS) -> Answer:
     except grpc.aio.AioRpcError as error:
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not error.trailing_metadata():
             return Answer(NO_END)
-        if error.code() is grpc.StatusCode.INTERNAL and error.details() == _OF_THE_SENDER:
+        if error.code() is grpc.StatusCode.INTERNAL and error.details() == OF_THE_SENDER:
             return Answer(ENDED_WHILE_SENT)
         code = error.code()
         if not (code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in (error.details() or "")):
