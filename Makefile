@@ -10,6 +10,7 @@ SHELL := bash
 BIN := .venv/bin
 READY := .venv/.ready
 DEV_READY := .venv/.dev-ready
+NODE_READY := .venv/node-example/.ready
 # On two cores; a file's tests stay together, since they share what is slow to make.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 QUICK := tests/gateway tests/sampler_svc tests/unitune tests/unitune_client tests/test_house_rules.py
@@ -17,15 +18,19 @@ EXTRAS := cli,tuner,sampler,gateway
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 # Set PYTHON to use another interpreter, 3.11 or newer.
 PYTHONS := $(strip $(PYTHON) python3.11 python3)
+# How long a soak lasts, and how many requests a fuzz sends. SEED repeats the draws of an earlier one.
+SECONDS := 900
+REQUESTS := 10000
+SEED :=
 # Set BASE_MODEL to a diffusers folder to use that instead of stickerbook.
 BASE_MODEL :=
 
-.PHONY: demo test quick test-gpu check protos bench editbench train build clean help
+.PHONY: demo test quick test-gpu check protos bench editbench soak fuzz train build clean help
 
 demo: $(READY) ## edit a picture with all three services here; pictures in out/demo
 	@$(BIN)/python -m stickerbook.demo
 
-test: check ## check, then everything that runs on a CPU
+test: check $(NODE_READY) ## check, then everything that runs on a CPU
 	@$(PYTEST) -m "not gpu"
 
 quick: $(DEV_READY) ## the tests that need no export, no engine and no running services: a minute
@@ -52,17 +57,27 @@ check: $(DEV_READY) ## lint, types, who imports whom, protos; seconds once mypy'
 	@$(BIN)/python -m protos.generate --check
 	@$(BIN)/python -m protos.options_page --check
 	@$(BIN)/python -m protos.settings_page --check
+	@$(BIN)/python -m protos.edge_contract --check
+	@$(BIN)/python -m protos.openapi --check
 
-protos: $(DEV_READY) ## generate unitune/v1 and docs/options.md from protos/, docs/settings.md from the configurations
+protos: $(DEV_READY) ## generate unitune/v1, docs/options.md, docs/openapi.json and what Envoy reads from protos/, docs/settings.md from the configurations
 	@$(BIN)/python -m protos.generate
 	@$(BIN)/python -m protos.options_page
 	@$(BIN)/python -m protos.settings_page
+	@$(BIN)/python -m protos.edge_contract
+	@$(BIN)/python -m protos.openapi
 
 bench: $(DEV_READY) ## speed of every stage, as ratios measured in one run
 	@$(BIN)/python -m bench
 
 editbench: $(DEV_READY) ## edit quality against ground truth; QUICK=1 for 24 cases in minutes
 	@$(BIN)/python -m bench.editbench $(if $(QUICK),--quick)
+
+soak: $(DEV_READY) ## clients and faults for SECONDS=900, then whether everything holds; a report in out/soak
+	@$(BIN)/python -m bench.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+
+fuzz: $(DEV_READY) ## REQUESTS=10000 that nobody should send, at every port, and what is answered
+	@$(BIN)/python -m bench.fuzz --requests $(REQUESTS) $(if $(SEED),--seed $(SEED))
 
 train: $(DEV_READY) ## train stickerbook and its judge, from where it was interrupted; hours on a CPU
 	@$(BIN)/python -m stickerbook.train_autoencoder
@@ -120,3 +135,13 @@ $(DEV_READY): $(READY)
 	$(INSTALL); \
 	pip_install -c constraints.txt -e ".[$(EXTRAS),dev]"; \
 	touch $@
+
+# The packages of examples/node, with which its test runs it; where there is no Node.js the test says so and skips.
+$(NODE_READY): examples/node/package.json examples/node/package-lock.json | $(DEV_READY)
+	@if command -v npm > /dev/null; then \
+	  echo "installing what examples/node needs into .venv ..."; \
+	  mkdir -p $(@D); cp $^ $(@D); \
+	  npm ci --prefix $(@D) --no-audit --no-fund > $(@D)/install.log 2>&1 || \
+	    { tail -n 30 $(@D)/install.log; echo "npm failed; the whole log is $(@D)/install.log"; exit 1; }; \
+	  touch $@; \
+	fi

@@ -198,15 +198,15 @@ async def receive(
             tenant = parse_parent(header.parent) or DEFAULT_TENANT
             admit(tenant)
             _check_header(header)
-            continue
+            if not request.HasField("file"):
+                continue
         if header is None:
             raise InvalidField("header", "missing", "the first message of an upload is its header")
-        if not 1 <= len(request.chunk) <= images.MAX_CHUNK_BYTES:
-            raise InvalidField("chunk", f"{len(request.chunk)} bytes", f"send 1 to {images.MAX_CHUNK_BYTES} bytes each")
-        if upload.size_bytes + len(request.chunk) > MAX_BYTES:
+        piece = _piece(request)
+        if upload.size_bytes + len(piece) > MAX_BYTES:
             raise _too_large(f"more than {MAX_BYTES} bytes")
-        upload.add(request.chunk)
-        digest.update(request.chunk)
+        upload.add(piece)
+        digest.update(piece)
     if header is None:
         raise InvalidField("header", "missing", "the first message of an upload is its header")
     if header.size_bytes and header.size_bytes != upload.size_bytes:
@@ -215,6 +215,17 @@ async def receive(
         remedy = "the bytes that came have another digest; send the file again"
         raise InvalidArgument.field_error("header.sha256", header.sha256, remedy, reason="DIGEST_MISMATCH")
     return tenant, upload.take_bytes()
+
+
+def _piece(request: UploadImageRequest) -> bytes:
+    """The next bytes of the picture. Raises InvalidField."""
+    if request.HasField("file"):
+        if request.WhichOneof("part") == "chunk":
+            raise InvalidField("file", f"{len(request.file.data)} bytes", "send them in chunk, or in file, not in both")
+        return request.file.data  # as large as what hands over an HTTP request makes it, and empty at its end
+    if not 1 <= len(request.chunk) <= images.MAX_CHUNK_BYTES:
+        raise InvalidField("chunk", f"{len(request.chunk)} bytes", f"send 1 to {images.MAX_CHUNK_BYTES} bytes each")
+    return request.chunk
 
 
 def _check_header(header: UploadImageRequest.Header) -> None:

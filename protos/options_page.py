@@ -8,14 +8,10 @@ The words about an option are the first sentence of its comment, which only the 
 
 import re
 import sys
-import tempfile
-from pathlib import Path
 
-from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.message import Message
-from grpc_tools import protoc
 
-from protos.generate import INCLUDES
+from protos.contract import described
 from protos.generated_file import ROOT, write
 from unitune.options import Field, options_of, range_in_words
 from unitune.v1 import edit_pb2, tuning_pb2
@@ -47,13 +43,7 @@ TuningConfig), `path` where a message has it, if that is another place: `mask_bl
 
 def comments() -> dict[str, str]:
     """The comment of each field, by `Message.field`."""
-    with tempfile.TemporaryDirectory() as folder:
-        into = Path(folder) / "set"
-        arguments = ["protoc", *(f"-I{include}" for include in INCLUDES), f"--descriptor_set_out={into}"]
-        names = ("unitune/v1/edit.proto", "unitune/v1/tuning.proto")
-        if protoc.main([*arguments, "--include_source_info", *names]) != 0:
-            raise RuntimeError("protoc refuses the contract; it has printed why")
-        files = FileDescriptorSet.FromString(into.read_bytes()).file
+    files = described(("unitune/v1/edit.proto", "unitune/v1/tuning.proto"), "--include_source_info").file
     found = {}
     for file in files:
         at = {tuple(location.path): location.leading_comments for location in file.source_code_info.location}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.bucket import bucket, s3_address  # noqa: F401, fixtures
 from tests.made_once import made_once, run_folder
 from tests.traces import Collector, collecting
 from unitune_client import Client

@@ -2,48 +2,42 @@
 
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+
+from bench.soak import disk
+from bench.soak.disk import fill
+
+__all__ = ["fill", "mounted", "read_only"]
 
 
 @contextmanager
 def mounted(folder: Path, size: str) -> Iterator[Path]:
     """A file system in memory of that size, such as `3m`, mounted on the folder, which is made."""
-    folder.mkdir(exist_ok=True)
-    _mount("-t", "tmpfs", "-o", f"size={size}", "none", str(folder))
-    try:
+    with ExitStack() as stack:
+        with _skipping():
+            stack.enter_context(disk.mounted(folder, size))
         yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
     """Nothing in the folder can be written or deleted, not even by root."""
-    _mount("--bind", str(folder), str(folder))
+    with _skipping():
+        disk.mount("--bind", str(folder), str(folder))
     try:
-        _mount("-o", "remount,ro,bind", str(folder))
+        with _skipping():
+            disk.mount("-o", "remount,ro,bind", str(folder))
         yield
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def _mount(*arguments: str) -> None:
-    made = subprocess.run(["mount", *arguments], capture_output=True)
-    if made.returncode != 0:
-        pytest.skip(f"no file system can be mounted here: {made.stderr.decode().strip()}")
-
-
-def fill(folder: Path) -> Path:
-    """Leave no byte free on the folder's disk; the file that takes the space, which may be deleted."""
-    ballast = folder / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        for block in (1 << 16, 1 << 12, 1):
-            try:
-                while file.write(b"\0" * block):
-                    pass
-            except OSError:
-                continue
-    return ballast
+@contextmanager
+def _skipping() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        pytest.skip(str(error))

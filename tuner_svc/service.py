@@ -76,8 +76,8 @@ from unitune.working_size import fit, size_of, working_size
 
 logger = logging.getLogger(__name__)
 
-STORE_WAIT_S = 20.0  # for a store that is full or does not answer
-STORE_RETRY_S = 0.5
+STORE_WAIT_S = 600.0  # for a store that is full or does not answer; made again, the weights cost as much
+STORE_RETRY_S, STORE_LONGEST_RETRY_S = 0.5, 2.0  # pauses, which grow; a run that is to end waits for one at most
 INSTANCE_BYTES = 16  # random bytes, different in every process
 TAKE_WAIT_S = 20.0  # of one question for a tuning
 REPORTS_IN_A_LEASE = 6
@@ -432,7 +432,7 @@ class TunerService:
 
     def _put(self, run: TuningRun, path: str, data: bytes, manifest: Manifest) -> None:
         """Write the weights, with retries for a while: they took minutes, and a full disk may get space."""
-        gives_up_at = time.monotonic() + STORE_WAIT_S
+        gives_up_at, pause_s = time.monotonic() + STORE_WAIT_S, STORE_RETRY_S
         while True:
             try:
                 self._store.put_weights(path, data, manifest)
@@ -440,7 +440,8 @@ class TunerService:
             except (ResourceExhausted, Unavailable):
                 if run.is_cancelled or time.monotonic() > gives_up_at:
                     raise
-                time.sleep(STORE_RETRY_S)
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, STORE_LONGEST_RETRY_S)
 
     def _discard(self, run: TuningRun, path: str) -> None:
         """Delete all of an attempt: the gateway has done so, but something may have been written since."""

@@ -33,6 +33,7 @@ REFUSALS = Counter(
 STORE_ERRORS = Counter(
     "unitune_store_errors", "Failed operations on the object store, by reason.", ["reason"], registry=REGISTRY
 )
+TASKS = Gauge("unitune_tasks", "Tasks of the event loop: calls that run, and the service's own.", registry=REGISTRY)
 
 # The gateway.
 TUNINGS = Gauge("unitune_tunings", "Tunings that are queued or running.", ["state"], registry=REGISTRY)

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import os
 import re
+import secrets
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -18,7 +19,7 @@ import obstore
 from obstore.store import from_url
 
 from unitune import metrics, store_paths, telemetry
-from unitune.errors import STORE_DOWN, STORE_PATH, DataLoss, InvalidArgument, Unavailable
+from unitune.errors import STORE_DOWN, STORE_PATH, DataLoss, InvalidArgument, Unavailable, UniTuneError
 from unitune.system_errors import RETRY_DOWN_S, sentence, store_error
 from unitune.weights import MANIFEST_FILE, WEIGHTS_FILE, Manifest, TunedWeights, unpack
 
@@ -47,6 +48,7 @@ class ObjectStore:
 
         Raises OSError naming the setting when it cannot be used.
         """
+        self._url = url
         self._folder = None if "://" in url else Path(url).resolve()
         try:
             self._store: obstore.store.ObjectStore = self._open(url)
@@ -60,6 +62,34 @@ class ObjectStore:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             url = self._folder.as_uri()
         return from_url(url, retry_config={"retry_timeout": timedelta(seconds=RETRIES_S)})
+
+    def check_create_only(self) -> None:
+        """Raise OSError, naming the setting, for a bucket that writes over what is there: it would not keep what was
+        promised. One that does not answer now is not checked; the log says why.
+
+        It writes one object, and deletes it.
+        """
+        if self._folder is not None:
+            return
+        path = f"probe/{secrets.token_hex(8)}"
+        try:
+            with _translated_errors():
+                try:
+                    for data in (b"first", b"second"):
+                        obstore.put(self._store, path, data, mode="create")
+                except (obstore.exceptions.NotSupportedError, NotImplementedError):
+                    pass
+                except obstore.exceptions.AlreadyExistsError:
+                    return
+        except UniTuneError:
+            return
+        finally:
+            with suppress(UniTuneError):  # a rule of the bucket deletes it then: k8s/bucket/lifecycle.json
+                self.delete(path)
+        raise OSError(
+            f"UNITUNE_STORE is {self._url!r}: it writes over objects that are there; "
+            "use a bucket with conditional writes (If-None-Match), and leave AWS_CONDITIONAL_PUT unset"
+        )
 
     async def answer(self, call: Callable[P, T], /, *arguments: P.args, **options: P.kwargs) -> T:
         """Make one of the calls below on a thread. Raises Unavailable (STORE_DOWN) if it takes too long."""

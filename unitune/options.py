@@ -278,14 +278,18 @@ def _fields(descriptor: Descriptor) -> Mapping[str, Field]:
 
 def _flat(descriptor: Descriptor, parents: tuple[Field, ...]) -> Iterator[Field]:
     for one in descriptor.fields:
-        declared = limits = _declared(one)
-        if declared.like:
-            limits = _declared(_FILE.pool.FindFieldByName(f"{_FILE.package}.{declared.like}"))
-        field = Field(one, declared, limits, parents)
+        declared = _declared(one)
+        field = Field(one, declared, limits_of(one), parents)
         if not declared.is_group:
             yield field
         if one.message_type is not None and (declared.is_group or declared.is_switch):
             yield from _flat(one.message_type, (*parents, field))
+
+
+def limits_of(field: FieldDescriptor) -> option_pb2.Option:
+    """Range or length of a field of any message: its own, or those of the field that it is like."""
+    declared = _declared(field)
+    return _declared(_FILE.pool.FindFieldByName(f"{_FILE.package}.{declared.like}")) if declared.like else declared
 
 
 def _declared(field: FieldDescriptor) -> option_pb2.Option:

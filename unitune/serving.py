@@ -217,6 +217,8 @@ async def serve(
     code 1 and the stacks of all threads on stderr. With `metrics_address` Prometheus finds metrics there, and the log
     tells the bound port.
     """
+    loop = asyncio.get_running_loop()
+    metrics.TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
     try:
         if metrics_address:
             telemetry.event(logger, "metrics", address=metrics.serve(metrics_address))
@@ -244,7 +246,6 @@ async def serve(
             second.set()
             _leave_within(LEAVE_S)
 
-    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled)
     with contextlib.suppress(OSError):  # the log's disk may be full; whoever started this may know the address

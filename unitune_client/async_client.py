@@ -5,15 +5,16 @@ import hashlib
 import os
 import uuid
 import warnings
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager, suppress
+from dataclasses import replace
 from datetime import date, datetime
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
-from unitune.errors import Cancelled, InvalidArgument, InvalidField, ResourceExhausted, Unavailable, UniTuneError
+from unitune.errors import Cancelled, InvalidArgument, InvalidField, Unavailable, UniTuneError
 from unitune.image_pieces import Assembly
 from unitune.picture_header import MAX_BYTES, PNG, header, other_kind
 from unitune.v1 import (
@@ -35,9 +36,9 @@ from unitune_client.channel import (
     CHUNK_BYTES,
     INLINE_IMAGE_BYTES,
     INLINE_MASK_BYTES,
-    Backoff,
     Key,
     KeyedChannel,
+    Unreached,
     checked_address,
     checked_key,
     open_channel,
@@ -49,11 +50,16 @@ from unitune_client.channel import (
 from unitune_client.messages import Methods
 from unitune_client.options import EditOptions, TuningOptions
 from unitune_client.pictures import Picture, picture_bytes, resource_name
+from unitune_client.repeats import FIRST_CONTACT_S, Backoff, Told, ToldComparison, ToldEdit
 
 UPLOAD_TIMEOUT_S = 120.0
 KEY_TIMEOUT_S = 15.0
 HEALTH_S = 15.0
 HEALTH = {b"\x08\x01": "SERVING", b"\x08\x02": "NOT_SERVING"}  # a HealthCheckResponse, serialized
+CANCEL_S = 5.0  # for a server to end an edit whose stream was lost
+
+E = TypeVar("E", bound=events.Event)
+T = TypeVar("T")
 
 
 class AsyncClient:
@@ -65,7 +71,11 @@ class AsyncClient:
             result.images[0].save("beach.png")
 
     Every method raises errors of `unitune.errors`: Unavailable when no server answers, InvalidField when a value is
-    wrong, and so on. What may be repeated is repeated, with growing pauses.
+    wrong, and so on.
+
+    A call that is lost is sent again, with growing pauses, where that is harmless: uploads, tunings, watches, edits and
+    comparisons outlive a server that is restarted, a sampler that is lost and a connection that breaks. The seeds of an
+    edit stay the same, and so do its pictures. What is refused is never sent again, nor what makes an API key.
 
     A client does not outlive a fork (os.fork, multiprocessing's "fork", gunicorn's preload, Celery's prefork): in the
     child its methods raise RuntimeError, and `close` does nothing. Make a client in the child, and have none open in
@@ -85,8 +95,8 @@ class AsyncClient:
     ) -> None:
         """`address` is HOST:PORT, or grpcs://HOST:PORT, which turns `tls` on; so does `root_certificates`, a PEM file's
         bytes. `key` is an API key or a token, or a function that gives the one to send now; the server knows the tenant
-        by it. `tenant` is for servers without keys, "default" by default. A lost watch or upload is tried again until
-        the server has not answered for `reconnect_s` seconds.
+        by it. `tenant` is for servers without keys, "default" by default. A lost call is sent again until the server
+        has not answered for `reconnect_s` seconds, or 10 where nobody has ever answered this client; with 0 it is not.
 
         Raises InvalidField for an address of another form, and for a key that would leave this machine without TLS,
         unless `plaintext_key` says that something else encrypts it.
@@ -101,6 +111,9 @@ class AsyncClient:
         self._reconnect_s = reconnect_s
         self._channel: grpc.aio.Channel | KeyedChannel | None = None
         self._closed = False
+        self._end = asyncio.Event()  # of the client, which ends its pauses
+        self._has_answered = False
+        self._followed: dict[str, ToldEdit] = {}  # edits whose events are read, by each name that they had
         self._process = os.getpid()
 
     def __repr__(self) -> str:
@@ -123,20 +136,21 @@ class AsyncClient:
         if os.getpid() != self._process:
             return
         channel, self._channel, self._closed = self._channel, None, True
+        self._end.set()
         if channel is not None:
             await channel.close(None)
 
     async def server_info(self) -> events.ServerInfo:
         """What the server is, its base model, defaults and limits."""
         stub = server_pb2_grpc.ServerServiceStub(self._connection())
-        with typed_errors(self._address):
+        with self._typed_errors():
             return messages.server_info(await stub.GetServerInfo(server_pb2.GetServerInfoRequest()))
 
     async def health(self) -> str:
         """Whether the server takes calls: SERVING, NOT_SERVING or UNKNOWN, by grpc.health.v1."""
         # By hand: the package with these messages is installed with the services, not with the client.
         check = self._connection().unary_unary("/grpc.health.v1.Health/Check", None, None)
-        with typed_errors(self._address):
+        with self._typed_errors():
             answer = await check(b"", timeout=HEALTH_S)
         return HEALTH.get(answer, "UNKNOWN")
 
@@ -153,32 +167,27 @@ class AsyncClient:
         """Errors name the field that the file is for."""
         if len(data) > MAX_BYTES:  # a server that refuses it does so while it is sent, and grpc may not say why
             header(data, field)
-        backoff = Backoff(self._reconnect_s)
+        backoff = self._backoff()
         while True:
             try:
-                stub = image_pb2_grpc.ImageServiceStub(self._connection())
-                with typed_errors(self._address):
+                stub = self._images()
+                with self._typed_errors():
                     return messages.image(await stub.UploadImage(self._upload(data), timeout=UPLOAD_TIMEOUT_S))
-            except (Unavailable, ResourceExhausted) as error:
-                if isinstance(error, ResourceExhausted) and error.retry_after_s is None:
-                    raise
-                await backoff.wait_after(error)
             except InvalidArgument as error:
                 raise messages.file_error(error, field) from None
+            except UniTuneError as error:
+                await backoff.wait_after(error, even_if_full=True)
 
     async def get_image(self, name: str) -> events.Image:
         """What is known of an uploaded picture. Raises NotFound."""
-        stub = image_pb2_grpc.ImageServiceStub(self._connection())
-        with typed_errors(self._address):
-            return messages.image(await stub.GetImage(image_pb2.GetImageRequest(name=name)))
+        request = image_pb2.GetImageRequest(name=name)
+        return messages.image(await self._answer(lambda: self._images().GetImage(request)))
 
     async def list_images(self) -> AsyncGenerator[events.Image, None]:
         """The uploaded pictures of this tenant, in the order of their names."""
         request = image_pb2.ListImagesRequest(parent=self._parent)
-        stub = image_pb2_grpc.ImageServiceStub(self._connection())
         while True:
-            with typed_errors(self._address):
-                page = await stub.ListImages(request)
+            page = await self._answer(lambda: self._images().ListImages(request))
             for one in page.images:
                 yield messages.image(one)
             if not page.next_page_token:
@@ -191,8 +200,8 @@ class AsyncClient:
         Raises FailedPrecondition while a tuning uses it, NotFound unless `allow_missing`.
         """
         request = image_pb2.DeleteImageRequest(name=name, allow_missing=allow_missing)
-        stub = image_pb2_grpc.ImageServiceStub(self._connection())
-        with typed_errors(self._address):
+        stub = self._images()
+        with self._typed_errors():
             await stub.DeleteImage(request)
 
     async def create_tuning(
@@ -212,8 +221,7 @@ class AsyncClient:
         request = await self._tuning_request(image, further_images, config)
         request.request_id = str(uuid.uuid4())
         request.labels.update(labels or {})
-        with typed_errors(self._address):
-            return messages.tuning(await self._tunings().CreateTuning(request))
+        return messages.tuning(await self._answer(lambda: self._tunings().CreateTuning(request)))
 
     async def check_tuning(
         self, image: Picture, *, further_images: Sequence[Picture] = (), **config: Unpack[TuningOptions]
@@ -224,8 +232,7 @@ class AsyncClient:
         """
         request = await self._tuning_request(image, further_images, config)
         request.validate_only = True
-        with typed_errors(self._address):
-            return messages.tuning(await self._tunings().CreateTuning(request))
+        return messages.tuning(await self._answer(lambda: self._tunings().CreateTuning(request)))
 
     async def _tuning_request(
         self, image: Picture, further_images: Sequence[Picture], config: TuningOptions
@@ -241,8 +248,8 @@ class AsyncClient:
 
     async def get_tuning(self, name: str) -> events.Tuning:
         """A tuning as it is now. Raises NotFound."""
-        with typed_errors(self._address):
-            return messages.tuning(await self._tunings().GetTuning(tuning_pb2.GetTuningRequest(name=name)))
+        request = tuning_pb2.GetTuningRequest(name=name)
+        return messages.tuning(await self._answer(lambda: self._tunings().GetTuning(request)))
 
     async def list_tunings(
         self, *, state: events.TuningState | str | None = None
@@ -254,8 +261,7 @@ class AsyncClient:
         if state is not None:
             request.state = getattr(tuning_pb2.Tuning, f"STATE_{events.TuningState(state)}")
         while True:
-            with typed_errors(self._address):
-                page = await self._tunings().ListTunings(request)
+            page = await self._answer(lambda: self._tunings().ListTunings(request))
             for one in page.tunings:
                 yield messages.tuning(one)
             if not page.next_page_token:
@@ -269,7 +275,7 @@ class AsyncClient:
         Raises the tuning's own error if it fails, Cancelled if it is cancelled, NotFound for an unknown name.
         """
         last = after_sequence
-        backoff = Backoff(self._reconnect_s)
+        backoff = Backoff(lambda: self._reconnect_s, self._end)  # who knows a tuning's name knows the address
         failure: UniTuneError
         while True:
             try:
@@ -286,8 +292,8 @@ class AsyncClient:
                         yield event
                         if isinstance(event, events.TuningReady):
                             return
-            except Unavailable as error:
-                await backoff.wait_after(error)
+            except UniTuneError as error:
+                await backoff.wait_after(error, even_if_full=last > after_sequence)
             else:  # the tuning's own failure: it may be Unavailable too, and is not tried again
                 raise failure
 
@@ -313,13 +319,13 @@ class AsyncClient:
 
     async def cancel_tuning(self, name: str) -> events.Tuning:
         """Stop a tuning before its next update; after its end this changes nothing. Raises NotFound."""
-        with typed_errors(self._address):
-            return messages.tuning(await self._tunings().CancelTuning(tuning_pb2.CancelTuningRequest(name=name)))
+        request = tuning_pb2.CancelTuningRequest(name=name)
+        return messages.tuning(await self._answer(lambda: self._tunings().CancelTuning(request)))
 
     async def delete_tuning(self, name: str, *, allow_missing: bool = False) -> None:
         """Cancel a tuning if it runs, and discard its weights. Raises NotFound unless `allow_missing`."""
         request = tuning_pb2.DeleteTuningRequest(name=name, allow_missing=allow_missing)
-        with typed_errors(self._address):
+        with self._typed_errors():
             await self._tunings().DeleteTuning(request)
 
     async def edit(
@@ -328,7 +334,8 @@ class AsyncClient:
         """Edit a picture by text and yield everything on the way; `options` are those of EditOptions.
 
         For a picture, the server finds its tuning or makes it first. The last event is EditDone. Closing the
-        iterator early cancels the edit, but not a tuning that it began.
+        iterator early cancels the edit, but not a tuning that it began. An edit that is lost is asked for again within
+        `timeout_s`: one Retrying says so, a second EditAccepted has its new name, and no picture or step comes twice.
         Raises the edit's own error if it fails, Cancelled if it is cancelled, InvalidField, NotFound, and
         FailedPrecondition for a tuning that is not READY.
         """
@@ -368,16 +375,33 @@ class AsyncClient:
             request.ClearField("mask")
         request.validate_only = validate_only
         await self._set_target(request, image_or_tuning)
-        stub = edit_pb2_grpc.EditServiceStub(self._connection())
-        call, assembly = stub.Edit(request, timeout=options.get("timeout_s")), Assembly()
+        told = ToldEdit()
+        async with aclosing(
+            self._repeated(lambda left_s: self._edit_once(request, told, left_s), told, options.get("timeout_s"))
+        ) as stream:
+            try:
+                async for event in stream:
+                    self._followed.update(dict.fromkeys(told.names, told))
+                    yield event
+            finally:
+                for name in told.names:
+                    self._followed.pop(name, None)
+
+    async def _edit_once(
+        self, request: edit_pb2.EditRequest, told: ToldEdit, timeout_s: float | None
+    ) -> AsyncGenerator[events.EditEvent, None]:
+        """The events of one attempt. Raises Unavailable when its stream breaks or ends early."""
+        if told.edit:
+            await self._end_lost(told)
+        call, assembly = self._edits().Edit(request, timeout=timeout_s), Assembly()
         try:
-            with typed_errors(self._address):
+            with self._typed_errors():
                 async for message in call:
                     event = messages.edit_event(message, assembly)
                     if isinstance(event, UniTuneError):
                         raise event
                     if isinstance(event, events.Edit):
-                        raise Cancelled("the edit was cancelled", reason="EDIT_CANCELLED")
+                        raise edit_cancelled()
                     if event is not None:
                         yield event
                     if isinstance(event, events.EditDone):
@@ -386,6 +410,12 @@ class AsyncClient:
             raise Unavailable("the stream ended before the edit did", reason="STREAM_ENDED")
         finally:
             call.cancel()
+
+    async def _end_lost(self, told: ToldEdit) -> None:
+        """Cancel the attempt that was lost: a server that lives may not know yet that nobody reads it."""
+        with suppress(UniTuneError), self._typed_errors():
+            await self._edits().CancelEdit(edit_pb2.CancelEditRequest(name=told.edit), timeout=CANCEL_S)
+        told.edit = ""
 
     async def edit_to_end(
         self,
@@ -428,7 +458,9 @@ class AsyncClient:
 
         One CompareResult per method, which may hold its error; the last event is CompareDone. Closing the iterator
         early stops the edit that runs, but not a tuning that it began.
-        Raises InvalidField before the first event, Unavailable when the server stops or is lost.
+        A comparison that is lost is asked for again within `timeout_s`, for the methods that are left; one Retrying
+        says so.
+        Raises InvalidField before the first event.
         """
         words = {"class_noun": class_noun, "initial_word": initial_word, "base_prompt": base_prompt}
         request = messages.compare_request(self._parent, prompt, methods, seeds, words)
@@ -465,13 +497,31 @@ class AsyncClient:
         self, request: edit_pb2.CompareRequest, picture: Picture, timeout_s: float | None
     ) -> AsyncGenerator[events.CompareEvent, None]:
         await self._set_picture(request, picture)
+        told = ToldComparison()
+        async with aclosing(
+            self._repeated(lambda left_s: self._compare_once(request, told, left_s), told, timeout_s)
+        ) as stream:
+            async for event in stream:
+                yield event
+
+    async def _compare_once(
+        self, request: edit_pb2.CompareRequest, told: ToldComparison, timeout_s: float | None
+    ) -> AsyncGenerator[events.CompareEvent, None]:
+        """The events of one attempt. Raises Unavailable when its stream breaks or ends early."""
+        if told.left is not None:
+            if not told.left:
+                yield events.CompareDone(total_s=told.age_s)
+                return
+            messages.narrow_comparison(request, told.left)
         call, reader = self._edits().Compare(request, timeout=timeout_s), messages.ComparisonReader()
         try:
-            with typed_errors(self._address):
+            with self._typed_errors():
                 async for message in call:
                     event = reader.event(message)
                     if isinstance(event, UniTuneError):
                         raise event
+                    if isinstance(event, events.CompareDone) and told.is_repeat:
+                        event = replace(event, total_s=told.age_s)
                     if event is not None:
                         yield event
                     if isinstance(event, events.CompareDone):
@@ -483,13 +533,21 @@ class AsyncClient:
 
     async def get_edit(self, name: str) -> events.Edit:
         """An edit and, once it is done, its pictures; the server keeps it for 10 minutes. Raises NotFound."""
-        with typed_errors(self._address):
-            return messages.edit(await self._edits().GetEdit(edit_pb2.GetEditRequest(name=name)))
+        request = edit_pb2.GetEditRequest(name=name)
+        return messages.edit(await self._answer(lambda: self._edits().GetEdit(request)))
 
     async def cancel_edit(self, name: str) -> events.Edit:
-        """Stop an edit before its next step; after its end this changes nothing. Raises NotFound."""
-        with typed_errors(self._address):
-            return messages.edit(await self._edits().CancelEdit(edit_pb2.CancelEditRequest(name=name)))
+        """Stop an edit before its next step; after its end this changes nothing. Raises NotFound.
+
+        Any name that an edit of this client had will do, also while it is between two attempts.
+        """
+        if (told := self._followed.get(name)) is not None:
+            if not told.began_now:
+                told.cancelled.set()
+                return events.Edit(name=name, state=events.EditState.CANCELLED)
+            name = told.edit
+        request = edit_pb2.CancelEditRequest(name=name)
+        return messages.edit(await self._answer(lambda: self._edits().CancelEdit(request)))
 
     async def create_key(
         self, tenant: str, scopes: Sequence[str], *, expire_time: datetime | None = None
@@ -500,7 +558,7 @@ class AsyncClient:
         Raises InvalidField for a scope that is none or a time that is past.
         """
         request = messages.create_key_request(tenant, scopes, expire_time)
-        with typed_errors(self._address):
+        with self._typed_errors():
             made = await self._keys().CreateKey(request, timeout=KEY_TIMEOUT_S)
         return events.NewKey(api_key=messages.api_key(made.api_key), secret=made.secret)
 
@@ -508,7 +566,7 @@ class AsyncClient:
         """The API keys of a tenant, or of all, also those that ended in the last 30 days."""
         request = key_pb2.ListKeysRequest(parent=f"tenants/{tenant}" if tenant else "")
         while True:
-            with typed_errors(self._address):
+            with self._typed_errors():
                 page = await self._keys().ListKeys(request)
             for one in page.api_keys:
                 yield messages.api_key(one)
@@ -524,13 +582,13 @@ class AsyncClient:
         Raises NotFound, and FailedPrecondition for a key that has ended.
         """
         request = messages.rotate_key_request(name, old_expire_time, expire_time)
-        with typed_errors(self._address):
+        with self._typed_errors():
             made = await self._keys().RotateKey(request, timeout=KEY_TIMEOUT_S)
         return events.NewKey(api_key=messages.api_key(made.api_key), secret=made.secret)
 
     async def revoke_key(self, name: str) -> events.ApiKey:
         """End an API key now. Revoking it again changes nothing. Raises NotFound."""
-        with typed_errors(self._address):
+        with self._typed_errors():
             return messages.api_key(await self._keys().RevokeKey(key_pb2.RevokeKeyRequest(name=name)))
 
     async def list_usage(
@@ -546,8 +604,7 @@ class AsyncClient:
         )
         stub = usage_pb2_grpc.UsageServiceStub(self._connection())
         while True:
-            with typed_errors(self._address):
-                page = await stub.ListUsage(request)
+            page = await self._answer(lambda: stub.ListUsage(request))
             for one in page.usage:
                 yield messages.usage(one)
             if not page.next_page_token:
@@ -561,6 +618,65 @@ class AsyncClient:
         if self._channel is None:
             self._channel = open_channel(self._address, self._tls, self._root_certificates, self._key)
         return self._channel
+
+    @contextmanager
+    def _typed_errors(self) -> Iterator[None]:
+        """As `typed_errors`; it remembers whether a server of ours has answered."""
+        try:
+            with typed_errors(self._address):
+                yield
+        except UniTuneError as error:
+            self._has_answered |= not isinstance(error, Unreached)
+            raise
+        self._has_answered = True
+
+    def _backoff(self, timeout_s: float | None = None, first_contact_s: float = FIRST_CONTACT_S) -> Backoff:
+        def patience_s() -> float:
+            return self._reconnect_s if self._has_answered else min(self._reconnect_s, first_contact_s)
+
+        return Backoff(patience_s, self._end, timeout_s=timeout_s)
+
+    async def _answer(self, call: Callable[[], Awaitable[T]]) -> T:
+        """The answer to a call that may be repeated. An address where nobody ever answered is told at once."""
+        backoff = self._backoff(first_contact_s=0.0)
+        while True:
+            try:
+                with self._typed_errors():
+                    return await call()
+            except UniTuneError as error:
+                await backoff.wait_after(error)
+
+    async def _repeated(
+        self, once: Callable[[float | None], AsyncGenerator[E, None]], told: Told[E], timeout_s: float | None
+    ) -> AsyncGenerator[E | events.Retrying, None]:
+        """The events of a stream, which is asked for again when it is lost. `once` opens it, with the time that is
+        left; it ends with its last event, or raises.
+        """
+        backoff = self._backoff(timeout_s)
+        while True:
+            try:
+                async with aclosing(once(backoff.left_s)) as stream:
+                    async for event in stream:
+                        self._has_answered = True
+                        backoff.answered()
+                        if told.cancelled.is_set():
+                            raise edit_cancelled()
+                        if told.tells(event):
+                            yield event
+                return
+            except UniTuneError as error:
+                lost = error
+            if told.is_over:
+                raise lost
+            pause_s = backoff.pause_after(lost, even_if_full=told.has_begun)
+            if (retrying := told.lost(lost)) is not None:
+                yield retrying
+            await backoff.pause(pause_s, told.cancelled)
+            if told.cancelled.is_set():
+                raise edit_cancelled()
+
+    def _images(self) -> Any:
+        return image_pb2_grpc.ImageServiceStub(self._connection())
 
     def _tunings(self) -> Any:
         return tuning_pb2_grpc.TuningServiceStub(self._connection())
@@ -583,7 +699,7 @@ class AsyncClient:
         request = tuning_pb2.WatchTuningRequest(name=name, after_sequence=after_sequence)
         call = self._tunings().WatchTuning(request)
         try:
-            with typed_errors(self._address):
+            with self._typed_errors():
                 async for message in call:
                     event = messages.tuning_event(message)
                     if event is not None:
@@ -611,9 +727,14 @@ class AsyncClient:
                 request.image = (await self.upload_image(data)).name
 
 
+def edit_cancelled() -> Cancelled:
+    """The error of an edit that was cancelled."""
+    return Cancelled("the edit was cancelled", reason="EDIT_CANCELLED")
+
+
 def edit_result(seen: list[events.EditEvent]) -> events.EditResult:
     """The result of an edit, from all of its events."""
-    accepted = next(event for event in seen if isinstance(event, events.EditAccepted))
+    accepted = next(event for event in reversed(seen) if isinstance(event, events.EditAccepted))
     done = next(event for event in seen if isinstance(event, events.EditDone))
     images = [event for event in seen if isinstance(event, events.EditedImage)]
     return events.EditResult(

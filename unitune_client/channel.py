@@ -3,13 +3,13 @@
 import asyncio
 import ipaddress
 import json
-import random
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, cast
 
 import grpc
+from grpc_status import rpc_status
 
 from unitune.call_context import CarryingChannel
 from unitune.errors import InvalidField, ResourceExhausted, Unavailable, UniTuneError, from_rpc_error, length_of
@@ -30,7 +30,7 @@ _UNARY_RETRY = {
     "backoffMultiplier": 2,
     "retryableStatusCodes": ["UNAVAILABLE"],
 }
-# Only before the first event: afterwards grpc repeats no stream, and `watch_tuning` resumes its own stream.
+# Only before the first event: afterwards grpc repeats no stream, and the client does (`repeats`).
 _STREAM_RETRY = _UNARY_RETRY | {"maxAttempts": 3, "initialBackoff": "0.1s", "maxBackoff": "1s"}
 
 # UploadImage has no policy: its chunks outgrow grpc's buffer for repeated calls, so the client sends them again itself.
@@ -212,9 +212,17 @@ def is_this_machine(address: str) -> bool:
         return host == "localhost"
 
 
+class Unreached(Unavailable):
+    """No server answered, or the connection broke before it did: grpc's own error, without a word of ours."""
+
+
+class Untrusted(Unreached):
+    """TLS failed, as it will the next time."""
+
+
 @contextmanager
 def typed_errors(address: str) -> Iterator[None]:
-    """Turn what grpc raises into one of `unitune.errors`."""
+    """Turn what grpc raises into one of `unitune.errors`; Unreached if no server of ours said it."""
     try:
         yield
     except grpc.aio.AioRpcError as error:
@@ -231,19 +239,25 @@ _OF_TLS = {
 }
 
 
+# What a broken connection looks like behind a proxy, which resets the stream. Our own servers' errors have details.
+_OF_RESETS = (grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
+
+
 def _typed(error: grpc.aio.AioRpcError, address: str) -> UniTuneError:
     typed = from_rpc_error(error)
     if typed.reason == "UNAVAILABLE":  # from grpc itself: the servers' own errors name a better reason
-        problem = next(
-            (told for word, told in _OF_TLS.items() if word in typed.message), "no UniTune server answers at {}"
-        )
-        return Unavailable(problem.format(address), reason="UNAVAILABLE")
+        for word, told in _OF_TLS.items():
+            if word in typed.message:
+                return Untrusted(told.format(address), reason="UNAVAILABLE")
+        return Unreached(f"no UniTune server answers at {address}", reason="UNAVAILABLE")
+    if error.code() in _OF_RESETS and rpc_status.from_call(cast(grpc.Call, error)) is None:
+        return Unreached(f"the connection to the server at {address} broke", reason="CONNECTION_LOST")
     if typed.reason == "RESOURCE_EXHAUSTED" and "larger than max" in typed.message:  # the size of a message
         remedy = "upload pictures and masks, and shorten texts"
         problem = f"the request is larger than the server at {address} takes in one message"
         return ResourceExhausted(f"{problem}: {remedy}", reason="MESSAGE_TOO_LARGE", metadata={"remedy": remedy})
     if typed.reason == "DEADLINE_EXCEEDED":
-        return Unavailable(f"the server at {address} did not answer in time", reason="DEADLINE_EXCEEDED")
+        return Unreached(f"the server at {address} did not answer in time", reason="DEADLINE_EXCEEDED")
     return typed
 
 
@@ -252,25 +266,3 @@ async def read_to_end(call: grpc.aio.Call) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(END_S):
             await call.code()
-
-
-class Backoff:
-    """Waits longer after every failure, and gives up `patience_s` seconds after the last success."""
-
-    def __init__(self, patience_s: float, *, first_s: float = 0.1, longest_s: float = 5.0) -> None:
-        self._patience_s, self._first_s, self._longest_s = patience_s, first_s, longest_s
-        self.succeeded()
-
-    def succeeded(self) -> None:
-        """Begin the pauses and the patience anew."""
-        self._failures = 0
-        self._gives_up_at = asyncio.get_running_loop().time() + self._patience_s
-
-    async def wait_after(self, error: UniTuneError) -> None:
-        """Sleep before the next attempt; a server that names a time is obeyed. Raises `error` when patience ends."""
-        delay = min(self._longest_s, self._first_s * 2**self._failures) * random.uniform(0.5, 1.0)
-        delay = max(delay, error.retry_after_s or 0.0)
-        self._failures += 1
-        if asyncio.get_running_loop().time() + delay > self._gives_up_at:
-            raise error
-        await asyncio.sleep(delay)

@@ -5,7 +5,9 @@
     watch_tuning    TuningQueued, TuningStarted, TuningProgress ..., TuningReady
     compare         CompareAccepted, then for each method CompareEdit ..., CompareResult; CompareDone
 
-`Heartbeat` may come anywhere between them. A failure is no event of its own: it is raised, as one of `unitune.errors`.
+`Heartbeat` may come anywhere between them. `Retrying` may come once after the first event of an edit or a comparison.
+After it an edit has another EditAccepted, with its new name, and goes on with what was not told yet.
+A failure is no event of its own: it is raised, as one of `unitune.errors`.
 Pictures are the bytes of PNG files.
 """
 
@@ -177,6 +179,16 @@ class Heartbeat(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Retrying(Event):
+    """The server, or the connection to it, was lost for the reason that `error` tells, and the client asks again.
+
+    Its seeds are the same, and so are its pictures. It is told once, however often the client has to ask.
+    """
+
+    error: UniTuneError
+
+
+@dataclass(frozen=True, kw_only=True)
 class TuningSnapshot(Event):
     """Replaces events that the server no longer keeps: the tuning as it is now."""
 
@@ -335,7 +347,7 @@ TuningEvent = (
     | TuningCancelled
     | Heartbeat
 )
-EditEvent = EditAccepted | TuningEvent | EditLoading | EditStep | EditWarning | EditedImage | EditDone
+EditEvent = EditAccepted | TuningEvent | EditLoading | EditStep | EditWarning | EditedImage | EditDone | Retrying
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -380,7 +392,7 @@ class CompareDone(Event):
     total_s: float
 
 
-CompareEvent = CompareAccepted | CompareEdit | CompareResult | CompareDone | Heartbeat
+CompareEvent = CompareAccepted | CompareEdit | CompareResult | CompareDone | Heartbeat | Retrying
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,6 +87,15 @@ def compare_request(
     return request
 
 
+def narrow_comparison(request: edit_pb2.CompareRequest, methods: Sequence[str]) -> None:
+    """Ask for these methods alone, with the options that the request has for each."""
+    own = {Flat(one).method: one.SerializeToString() for one in request.methods}
+    request.ClearField("methods")
+    for method in methods:
+        entry = _filled(request.methods.add(), {"method": method})
+        entry.MergeFromString(own.get(method, b""))
+
+
 def create_key_request(tenant: str, scopes: Sequence[str], expire_time: datetime | None) -> key_pb2.CreateKeyRequest:
     """The request of a new API key. Raises InvalidField for an unknown scope."""
     known = options_of(key_pb2.CreateKeyRequest)["scopes"].choices

@@ -64,7 +64,8 @@ def test_an_ordinary_life_is_told_without_alarm(services: LocalServices, home: H
     """Through tunings, edits, cancellations and a drain no service logs an error or prints a traceback, and the first
     tuning and edit are logged as having ended well (r18)."""
     base_model = str(services._base_model)
-    with LocalServices(base_model, home=home) as own, Client(own.address) as client:
+    # With little patience: services that are stopped do not come back.
+    with LocalServices(base_model, home=home) as own, Client(own.address, reconnect_s=5) as client:
         live(client, own)
         for service in own._services.values():
             assert service.process.wait(60) == 0

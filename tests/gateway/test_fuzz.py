@@ -9,82 +9,51 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
-from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.answers import fault_of
-from tests.configs import sampling_config, tuning_config
-from tests.extremes import extremes
+from bench.fuzz.answers import fault_of
+from bench.fuzz.extremes import extremes
+from bench.fuzz.valid import SDEDIT, public_calls
 from tests.gateway.conftest import World, picture, refused
-from unitune.v1 import edit_pb2, image_pb2, server_pb2, tuning_pb2, usage_pb2
 from unitune.v1.edit_pb2 import (
-    CancelEditRequest,
-    CompareRequest,
     EditRequest,
-    GetEditRequest,
 )
 from unitune.v1.image_pb2 import UploadImageRequest
 from unitune.v1.tuning_pb2 import (
-    CancelTuningRequest,
-    CreateTuningRequest,
-    DeleteTuningRequest,
-    GetTuningRequest,
     ListTuningsRequest,
     Tuning,
     UpdateTuningRequest,
     WatchTuningRequest,
 )
 
-PUBLIC = (edit_pb2, image_pb2, server_pb2, tuning_pb2, usage_pb2)
 AT_ONCE = 16  # calls
 
 
 async def requests_of(world: World) -> list[tuple[str, Any, Message]]:
-    """Each public call with a request that it takes: service and method, the call, the request."""
+    """Each public call with a request that it takes: its name, the call, the request."""
     tuning = await world.tuned()
     image = (await world.upload(picture("navy"))).name
     edits = [event async for event in world.edits.Edit(EditRequest(image=image, prompt="a dog", config=SDEDIT))]
-    edit = edits[0].accepted.edit
+    stubs = {stub.__class__.__name__: stub for stub in world.stubs.values()}
     chunk = UploadImageRequest(chunk=picture("red"))
-    config = tuning_config(method="unitune", updates=1)
 
     def upload(request: UploadImageRequest) -> Any:
         return world.images.UploadImage([request, chunk])
 
-    calls = [
-        ("CreateTuning", world.tunings.CreateTuning, CreateTuningRequest(image=image, config=config)),
-        ("GetTuning", world.tunings.GetTuning, GetTuningRequest(name=tuning.name)),
-        ("ListTunings", world.tunings.ListTunings, ListTuningsRequest(page_size=1)),
-        ("WatchTuning", world.tunings.WatchTuning, WatchTuningRequest(name=tuning.name)),
-        ("CancelTuning", world.tunings.CancelTuning, CancelTuningRequest(name=tuning.name)),
-        ("UpdateTuning", world.tunings.UpdateTuning, UpdateTuningRequest(tuning=Tuning(name=tuning.name))),
-        ("DeleteTuning", world.tunings.DeleteTuning, DeleteTuningRequest(name=f"{tuning.name}a")),
-        ("UploadImage", upload, UploadImageRequest(header=UploadImageRequest.Header())),
-        ("Edit", world.edits.Edit, EditRequest(tuning=tuning.name, prompt="a dog")),
-        ("Edit", world.edits.Edit, EditRequest(image_data=picture(), prompt="a dog", config=SDEDIT)),
-        ("Edit", world.edits.Edit, EditRequest(image=image, prompt="a dog", tuning_config=config)),
-        ("Compare", world.edits.Compare, CompareRequest(image=image, prompt="a dog")),
-        ("GetEdit", world.edits.GetEdit, GetEditRequest(name=edit)),
-        ("CancelEdit", world.edits.CancelEdit, CancelEditRequest(name=edit)),
+    def call_of(method: MethodDescriptor) -> Any:
+        stub = stubs[f"{method.containing_service.name}Stub"]
+        return upload if method.name == "UploadImage" else getattr(stub, method.name)
+
+    valid = public_calls(picture(), image, tuning.name, edits[0].accepted.edit)
+    return [
+        (method.name, call_of(method), request)
+        for method, request in valid
+        if method.containing_service.name != "KeyService"  # the gateway here has no keys
     ]
-    return [*calls, *_others(world, {name for name, _, _ in calls})]
-
-
-def _others(world: World, known: set[str]) -> Iterator[tuple[str, Any, Message]]:
-    """Every other public call, with an empty request."""
-    services = [service for module in PUBLIC for service in module.DESCRIPTOR.services_by_name.values()]
-    stubs = {stub.__class__.__name__: stub for stub in world.stubs.values()}
-    for service in services:
-        for method in service.methods:
-            if method.name not in known:
-                call = getattr(stubs[f"{service.name}Stub"], method.name)
-                yield method.name, call, GetMessageClass(method.input_type)()
-
-
-SDEDIT = sampling_config(method="sdedit", num_inference_steps=1)
 
 
 async def faults(calls: Iterator[tuple[str, Any, Message]]) -> list[str]:

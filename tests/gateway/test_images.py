@@ -5,6 +5,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.api.httpbody_pb2 import HttpBody
 
 from tests.configs import sampling_config
 from tests.full_disk import fill, mounted, read_only
@@ -50,6 +51,15 @@ async def test_chunk_sizes_make_no_difference(world: World) -> None:
     assert await world.upload(data, chunk_bytes=1) == await world.upload(data, chunk_bytes=MAX_CHUNK_BYTES)
 
 
+async def test_a_file_as_http_hands_it_over_is_the_same_picture(world: World) -> None:
+    """Its first piece beside the header, an empty one at its end."""
+    data = picture(size=(9, 9))
+    pieces = [HttpBody(content_type="image/png", data=data[:10]), HttpBody(data=data[10:]), HttpBody()]
+    first, *others = (UploadImageRequest(file=piece) for piece in pieces)
+    first.header.parent = "tenants/default"
+    assert await send(world, first, *others) == await world.upload(data)
+
+
 async def test_tenants_do_not_share_pictures(world: World) -> None:
     """The same file of two tenants is kept twice, so that each can delete its own."""
     one, two = await world.upload(picture()), await world.upload(picture(), parent="tenants/acme")
@@ -58,6 +68,7 @@ async def test_tenants_do_not_share_pictures(world: World) -> None:
 
 HEADER = UploadImageRequest(header=Header())
 CHUNK = UploadImageRequest(chunk=b"x")
+FILE = UploadImageRequest(file=HttpBody(data=b"x"))
 
 
 @pytest.mark.parametrize(
@@ -66,6 +77,9 @@ CHUNK = UploadImageRequest(chunk=b"x")
         ([], "header"),
         ([CHUNK], "header"),
         ([HEADER, HEADER], "header"),
+        ([FILE], "header"),
+        ([UploadImageRequest(header=Header(parent="acme"), file=FILE.file)], "parent"),
+        ([HEADER, UploadImageRequest(chunk=b"x", file=FILE.file)], "file"),
         ([HEADER, UploadImageRequest(chunk=b"")], "chunk"),
         ([HEADER, UploadImageRequest(chunk=bytes(MAX_CHUNK_BYTES + 1))], "chunk"),
         ([UploadImageRequest(header=Header(parent="acme")), CHUNK], "parent"),

@@ -16,10 +16,10 @@ from typing import Any, Protocol
 import grpc
 import pytest
 
+from bench.soak.proxy import Proxy
 from tests.configs import tuning_config
 from tests.full_disk import fill, mounted
 from tests.gateway.conftest import World, eventually, picture
-from tests.gateway.proxy import Proxy
 from tests.gateway.test_main import start
 from tests.gateway.upstream_servers import serve_sampler, serve_tuner
 from unitune import serving

@@ -245,6 +245,7 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
         self.loaded: list[str] = []
         self.png = b""  # of every result; empty makes a small one
         self.step_s = 0.0
+        self.turns: asyncio.Semaphore | None = None  # each step waits for one of them
         self.steps_done = 0
         self.stopped = asyncio.Event()  # a run ended before its last event
         self.failure: Exception | None = None
@@ -315,6 +316,8 @@ class Sampler(sampler_pb2_grpc.SamplerServiceServicer):
             total = int(request.config.num_inference_steps * request.config.strength)
             for index in range(total):
                 await asyncio.sleep(self.step_s)
+                if self.turns is not None:
+                    await self.turns.acquire()
                 self.steps_done = index + 1
                 wants = request.preview_every and (index + 1) % request.preview_every == 0
                 step = EditEvent.Step(index=index, total=total, preview=b"preview %d" % index if wants else b"")

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from google.protobuf.message import Message
 
-from tests.answers import fault_of
+from bench.fuzz.answers import fault_of
+from bench.fuzz.extremes import extremes
 from tests.configs import tuning_config
-from tests.extremes import extremes
 from tests.sampler_svc.test_service import request, sampler, service, store_folder, stored
 from unitune.v1 import sampler_pb2, tuning_pb2
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from bench.fuzz.extremes import extremes
 from tests.configs import tuning_config
-from tests.extremes import extremes
 from tests.gateway.conftest import sha256
 from tests.tuner_svc.test_service import NAME, PATH, SHORT, events, start, store
 from unitune.errors import from_status

@@ -25,6 +25,7 @@ FROZEN = {
     "unitune_rpc_seconds": ("histogram", ("method", "code")),
     "unitune_refusals": ("counter", ("reason",)),
     "unitune_store_errors": ("counter", ("reason",)),
+    "unitune_tasks": ("gauge", ()),
     "unitune_tunings": ("gauge", ("state",)),
     "unitune_edits": ("gauge", ("state",)),
     "unitune_oldest_wait_seconds": ("gauge", ("queue",)),

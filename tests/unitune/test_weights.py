@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -123,9 +122,9 @@ def test_the_probe_is_the_same_everywhere() -> None:
     np.testing.assert_array_equal(probe["sample"].flat[:3], np.float32([1.5219693, -1.1441058, 1.1501616]))
 
 
-def test_weights_exist_only_with_their_manifest(tmp_path: Path) -> None:
+def test_weights_exist_only_with_their_manifest(store: ObjectStore) -> None:
     """Weights whose manifest was not written yet are missing, and so are deleted ones."""
-    store, (data, manifest) = ObjectStore(str(tmp_path)), packed()
+    data, manifest = packed()
     store.put(f"w/{WEIGHTS_FILE}", data)
 
     with pytest.raises(DataLoss) as loss:
@@ -140,26 +139,27 @@ def test_weights_exist_only_with_their_manifest(tmp_path: Path) -> None:
         store.get_weights("w", manifest.digest)
 
 
-def test_stored_weights_of_another_digest_are_refused(tmp_path: Path) -> None:
+def test_stored_weights_of_another_digest_are_refused(store: ObjectStore) -> None:
     """A tuning gets the weights that it was promised, not those that happen to lie at its path."""
-    store, (data, manifest) = ObjectStore(str(tmp_path)), packed()
+    data, manifest = packed()
     store.put_weights("w", data, manifest)
 
     with pytest.raises(DataLoss, match="not those of the tuning"):
         store.get_weights("w", "00" * 32)
 
 
-def test_stored_weights_that_were_damaged_are_found(tmp_path: Path) -> None:
+def test_stored_weights_that_were_damaged_are_found(store: ObjectStore) -> None:
     """A file changed behind the store's back is corruption."""
-    store, (data, manifest) = ObjectStore(str(tmp_path)), packed()
+    data, manifest = packed()
     store.put_weights("w", data, manifest)
-    (tmp_path / "w" / WEIGHTS_FILE).write_bytes(data[:-4] + b"....")
+    store.delete(f"w/{WEIGHTS_FILE}")
+    store.put(f"w/{WEIGHTS_FILE}", data[:-4] + b"....")
 
     with pytest.raises(DataLoss) as loss:
         store.get_weights("w", manifest.digest)
 
     assert loss.value.reason == "WEIGHTS_CORRUPT"
-    assert (tmp_path / "w" / MANIFEST_FILE).exists()
+    assert store.has(f"w/{MANIFEST_FILE}")
 
 
 def test_embeddings_travel_beside_the_tensors() -> None:

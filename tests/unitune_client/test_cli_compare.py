@@ -171,10 +171,11 @@ def test_json_prints_one_object_per_event(server: ScriptedServer, photo: Path) -
 
 
 def test_a_server_that_stops_takes_nothing_of_what_is_done(server: ScriptedServer, photo: Path) -> None:
-    """The pictures, the sheet and the table of the methods that are done are there; the error is told, code 1."""
-    log = scripted_server.compare_events({"sdedit": [CAT]})
-    stopping = to_status(Unavailable("the server is stopping; ask again", reason="DRAINING"))
-    expect(server, [*log[:-1], edit_pb2.CompareEvent(failed=stopping)])
+    """The pictures, the sheet and the table of the methods that are done are there; the error is told, code 1. It will
+    be away for longer than the command waits."""
+    log = scripted_server.compare_events({"sdedit": [CAT], "unitune": [DOG]})
+    stopping = to_status(Unavailable("the server is stopping; ask again", reason="DRAINING", retry_after_s=1000))
+    expect(server, [*log[:6], edit_pb2.CompareEvent(failed=stopping)])
 
     done = compare(server, photo, "a cat")
 

@@ -321,18 +321,21 @@ async def test_an_async_comparison_sends_each_methods_own_options(server: Script
     assert methods_of(second.methods) == ["sdedit", "imagic"] and second.image == image
 
 
-def test_a_comparison_that_breaks_off_raises(server: ScriptedServer, client: Client) -> None:
-    """Its own failure, a refusal before the first event, and a stream that just ends; a tuning is no picture."""
+def test_a_comparison_that_breaks_off_raises(server: ScriptedServer) -> None:
+    """Without patience: its own failure, a refusal before the first event, and a stream that just ends; a tuning is no
+    picture."""
     failed = edit_pb2.CompareEvent(failed=errors.to_status(Unavailable("stopping", reason="DRAINING")))
     log = scripted_server.compare_events({"sdedit": [b"one"]})
     server.script("Compare", [*log[:-1], failed], InvalidField("class_noun", "", "say what kind"), log[:-1])
 
-    for kind, reason in ((Unavailable, "DRAINING"), (InvalidField, "INVALID_FIELD"), (Unavailable, "STREAM_ENDED")):
-        with pytest.raises(kind) as raised:
-            list(client.compare(PICTURE, "a cat"))
-        assert raised.value.reason == reason
-    with pytest.raises(InvalidField, match="image is"):
-        next(client.compare(TUNING, "a cat"))
+    raising = ((Unavailable, "DRAINING"), (InvalidField, "INVALID_FIELD"), (Unavailable, "STREAM_ENDED"))
+    with Client(server.address, reconnect_s=0) as client:
+        for kind, reason in raising:
+            with pytest.raises(kind) as raised:
+                list(client.compare(PICTURE, "a cat"))
+            assert raised.value.reason == reason
+        with pytest.raises(InvalidField, match="image is"):
+            next(client.compare(TUNING, "a cat"))
 
 
 def test_leaving_a_comparison_early_cancels_it_on_the_server(server: ScriptedServer, client: Client) -> None:
@@ -423,11 +426,11 @@ def test_a_cancelled_edit_raises_cancelled(server: ScriptedServer, client: Clien
         client.edit_to_end(PICTURE, "a dog")
 
 
-def test_an_edit_stream_without_its_last_event_is_unavailable(server: ScriptedServer, client: Client) -> None:
+def test_an_edit_stream_without_its_last_event_is_unavailable(server: ScriptedServer) -> None:
     """A stream that just ends is told from one that is done."""
     server.script("Edit", scripted_server.edit_events([b"a"])[:-1])
 
-    with pytest.raises(Unavailable, match="ended before the edit did"):
+    with Client(server.address, reconnect_s=0) as client, pytest.raises(Unavailable, match="ended before the edit did"):
         client.edit_to_end(PICTURE, "a dog")
 
 

@@ -1,6 +1,8 @@
 import datetime
 
+from google.api import annotations_pb2 as _annotations_pb2
 from google.api import field_behavior_pb2 as _field_behavior_pb2
+from google.api import httpbody_pb2 as _httpbody_pb2
 from google.protobuf import empty_pb2 as _empty_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from unitune.v1 import scope_pb2 as _scope_pb2
@@ -33,7 +35,7 @@ class Image(_message.Message):
     def __init__(self, name: _Optional[str] = ..., sha256: _Optional[str] = ..., size_bytes: _Optional[int] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., media_type: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class UploadImageRequest(_message.Message):
-    __slots__ = ("header", "chunk")
+    __slots__ = ("header", "chunk", "file")
     class Header(_message.Message):
         __slots__ = ("parent", "size_bytes", "sha256")
         PARENT_FIELD_NUMBER: _ClassVar[int]
@@ -45,9 +47,11 @@ class UploadImageRequest(_message.Message):
         def __init__(self, parent: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
     HEADER_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
+    FILE_FIELD_NUMBER: _ClassVar[int]
     header: UploadImageRequest.Header
     chunk: bytes
-    def __init__(self, header: _Optional[_Union[UploadImageRequest.Header, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+    file: _httpbody_pb2.HttpBody
+    def __init__(self, header: _Optional[_Union[UploadImageRequest.Header, _Mapping]] = ..., chunk: _Optional[bytes] = ..., file: _Optional[_Union[_httpbody_pb2.HttpBody, _Mapping]] = ...) -> None: ...
 
 class GetImageRequest(_message.Message):
     __slots__ = ("name",)

@@ -22,12 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from unitune.v1 import scope_pb2 as unitune_dot_v1_dot_scope__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14unitune/v1/key.proto\x12\nunitune.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16unitune/v1/scope.proto\"\xea\x01\n\x06\x41piKey\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\'\n\x06scopes\x18\x02 \x03(\x0e\x32\x11.unitune.v1.ScopeB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0brevoke_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\"\x88\x01\n\x10\x43reateKeyRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\'\n\x06scopes\x18\x02 \x03(\x0e\x32\x11.unitune.v1.ScopeB\x04\xe2\x41\x01\x02\x12\x35\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\"H\n\x11\x43reateKeyResponse\x12#\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x12.unitune.v1.ApiKey\x12\x0e\n\x06secret\x18\x02 \x01(\t\"Z\n\x0fListKeysRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"Q\n\x10ListKeysResponse\x12$\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x12.unitune.v1.ApiKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x98\x01\n\x10RotateKeyRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x39\n\x0fold_expire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x35\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\"q\n\x11RotateKeyResponse\x12#\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x12.unitune.v1.ApiKey\x12\x0e\n\x06secret\x18\x02 \x01(\t\x12\'\n\x0bold_api_key\x18\x03 \x01(\x0b\x32\x12.unitune.v1.ApiKey\"&\n\x10RevokeKeyRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x32\xc2\x02\n\nKeyService\x12O\n\tCreateKey\x12\x1c.unitune.v1.CreateKeyRequest\x1a\x1d.unitune.v1.CreateKeyResponse\"\x05\xaa\xbb\x18\x01\x04\x12L\n\x08ListKeys\x12\x1b.unitune.v1.ListKeysRequest\x1a\x1c.unitune.v1.ListKeysResponse\"\x05\xaa\xbb\x18\x01\x04\x12O\n\tRotateKey\x12\x1c.unitune.v1.RotateKeyRequest\x1a\x1d.unitune.v1.RotateKeyResponse\"\x05\xaa\xbb\x18\x01\x04\x12\x44\n\tRevokeKey\x12\x1c.unitune.v1.RevokeKeyRequest\x1a\x12.unitune.v1.ApiKey\"\x05\xaa\xbb\x18\x01\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14unitune/v1/key.proto\x12\nunitune.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16unitune/v1/scope.proto\"\xea\x01\n\x06\x41piKey\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\'\n\x06scopes\x18\x02 \x03(\x0e\x32\x11.unitune.v1.ScopeB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0brevoke_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\"\x88\x01\n\x10\x43reateKeyRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\'\n\x06scopes\x18\x02 \x03(\x0e\x32\x11.unitune.v1.ScopeB\x04\xe2\x41\x01\x02\x12\x35\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\"H\n\x11\x43reateKeyResponse\x12#\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x12.unitune.v1.ApiKey\x12\x0e\n\x06secret\x18\x02 \x01(\t\"Z\n\x0fListKeysRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"Q\n\x10ListKeysResponse\x12$\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x12.unitune.v1.ApiKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x98\x01\n\x10RotateKeyRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x39\n\x0fold_expire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x35\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\"q\n\x11RotateKeyResponse\x12#\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x12.unitune.v1.ApiKey\x12\x0e\n\x06secret\x18\x02 \x01(\t\x12\'\n\x0bold_api_key\x18\x03 \x01(\x0b\x32\x12.unitune.v1.ApiKey\"&\n\x10RevokeKeyRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x32\xf1\x03\n\nKeyService\x12u\n\tCreateKey\x12\x1c.unitune.v1.CreateKeyRequest\x1a\x1d.unitune.v1.CreateKeyResponse\"+\xaa\xbb\x18\x01\x04\x82\xd3\xe4\x93\x02 \"\x1b/v1/{parent=tenants/*}/keys:\x01*\x12{\n\x08ListKeys\x12\x1b.unitune.v1.ListKeysRequest\x1a\x1c.unitune.v1.ListKeysResponse\"4\xaa\xbb\x18\x01\x04\x82\xd3\xe4\x93\x02)\x12\x1b/v1/{parent=tenants/*}/keysZ\n\x12\x08/v1/keys\x12|\n\tRotateKey\x12\x1c.unitune.v1.RotateKeyRequest\x1a\x1d.unitune.v1.RotateKeyResponse\"2\xaa\xbb\x18\x01\x04\x82\xd3\xe4\x93\x02\'\"\"/v1/{name=tenants/*/keys/*}:rotate:\x01*\x12q\n\tRevokeKey\x12\x1c.unitune.v1.RevokeKeyRequest\x1a\x12.unitune.v1.ApiKey\"2\xaa\xbb\x18\x01\x04\x82\xd3\xe4\x93\x02\'\"\"/v1/{name=tenants/*/keys/*}:revoke:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -65,29 +66,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REVOKEKEYREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_REVOKEKEYREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
   _globals['_KEYSERVICE'].methods_by_name['CreateKey']._loaded_options = None
-  _globals['_KEYSERVICE'].methods_by_name['CreateKey']._serialized_options = b'\252\273\030\001\004'
+  _globals['_KEYSERVICE'].methods_by_name['CreateKey']._serialized_options = b'\252\273\030\001\004\202\323\344\223\002 \"\033/v1/{parent=tenants/*}/keys:\001*'
   _globals['_KEYSERVICE'].methods_by_name['ListKeys']._loaded_options = None
-  _globals['_KEYSERVICE'].methods_by_name['ListKeys']._serialized_options = b'\252\273\030\001\004'
+  _globals['_KEYSERVICE'].methods_by_name['ListKeys']._serialized_options = b'\252\273\030\001\004\202\323\344\223\002)\022\033/v1/{parent=tenants/*}/keysZ\n\022\010/v1/keys'
   _globals['_KEYSERVICE'].methods_by_name['RotateKey']._loaded_options = None
-  _globals['_KEYSERVICE'].methods_by_name['RotateKey']._serialized_options = b'\252\273\030\001\004'
+  _globals['_KEYSERVICE'].methods_by_name['RotateKey']._serialized_options = b'\252\273\030\001\004\202\323\344\223\002\'\"\"/v1/{name=tenants/*/keys/*}:rotate:\001*'
   _globals['_KEYSERVICE'].methods_by_name['RevokeKey']._loaded_options = None
-  _globals['_KEYSERVICE'].methods_by_name['RevokeKey']._serialized_options = b'\252\273\030\001\004'
-  _globals['_APIKEY']._serialized_start=127
-  _globals['_APIKEY']._serialized_end=361
-  _globals['_CREATEKEYREQUEST']._serialized_start=364
-  _globals['_CREATEKEYREQUEST']._serialized_end=500
-  _globals['_CREATEKEYRESPONSE']._serialized_start=502
-  _globals['_CREATEKEYRESPONSE']._serialized_end=574
-  _globals['_LISTKEYSREQUEST']._serialized_start=576
-  _globals['_LISTKEYSREQUEST']._serialized_end=666
-  _globals['_LISTKEYSRESPONSE']._serialized_start=668
-  _globals['_LISTKEYSRESPONSE']._serialized_end=749
-  _globals['_ROTATEKEYREQUEST']._serialized_start=752
-  _globals['_ROTATEKEYREQUEST']._serialized_end=904
-  _globals['_ROTATEKEYRESPONSE']._serialized_start=906
-  _globals['_ROTATEKEYRESPONSE']._serialized_end=1019
-  _globals['_REVOKEKEYREQUEST']._serialized_start=1021
-  _globals['_REVOKEKEYREQUEST']._serialized_end=1059
-  _globals['_KEYSERVICE']._serialized_start=1062
-  _globals['_KEYSERVICE']._serialized_end=1384
+  _globals['_KEYSERVICE'].methods_by_name['RevokeKey']._serialized_options = b'\252\273\030\001\004\202\323\344\223\002\'\"\"/v1/{name=tenants/*/keys/*}:revoke:\001*'
+  _globals['_APIKEY']._serialized_start=157
+  _globals['_APIKEY']._serialized_end=391
+  _globals['_CREATEKEYREQUEST']._serialized_start=394
+  _globals['_CREATEKEYREQUEST']._serialized_end=530
+  _globals['_CREATEKEYRESPONSE']._serialized_start=532
+  _globals['_CREATEKEYRESPONSE']._serialized_end=604
+  _globals['_LISTKEYSREQUEST']._serialized_start=606
+  _globals['_LISTKEYSREQUEST']._serialized_end=696
+  _globals['_LISTKEYSRESPONSE']._serialized_start=698
+  _globals['_LISTKEYSRESPONSE']._serialized_end=779
+  _globals['_ROTATEKEYREQUEST']._serialized_start=782
+  _globals['_ROTATEKEYREQUEST']._serialized_end=934
+  _globals['_ROTATEKEYRESPONSE']._serialized_start=936
+  _globals['_ROTATEKEYRESPONSE']._serialized_end=1049
+  _globals['_REVOKEKEYREQUEST']._serialized_start=1051
+  _globals['_REVOKEKEYREQUEST']._serialized_end=1089
+  _globals['_KEYSERVICE']._serialized_start=1092
+  _globals['_KEYSERVICE']._serialized_end=1589
 # @@protoc_insertion_point(module_scope)

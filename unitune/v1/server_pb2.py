@@ -22,6 +22,7 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from unitune.v1 import edit_pb2 as unitune_dot_v1_dot_edit__pb2
 from unitune.v1 import option_pb2 as unitune_dot_v1_dot_option__pb2
 from unitune.v1 import scope_pb2 as unitune_dot_v1_dot_scope__pb2

@@ -1,3 +1,4 @@
+from google.api import annotations_pb2 as _annotations_pb2
 from unitune.v1 import edit_pb2 as _edit_pb2
 from unitune.v1 import option_pb2 as _option_pb2
 from unitune.v1 import scope_pb2 as _scope_pb2

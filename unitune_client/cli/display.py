@@ -86,6 +86,9 @@ class Display(AbstractContextManager["Display"]):
             case events.EditWarning():
                 self.end_stage()
                 self.warn(event.text)
+            case events.Retrying():
+                self.end_stage()
+                self.say(f"{in_words(event.error)}: asking again, with the same seeds")
             case events.EditDone():
                 self.end_stage()
             case events.CompareAccepted():

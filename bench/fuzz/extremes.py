@@ -56,7 +56,7 @@ def extremes(message: Message, path: Path = ()) -> Iterator[tuple[str, Message]]
                 yield name, changed
 
 
-def _values(field: FieldDescriptor) -> list[Any]:
+def _values(field: Any) -> list[Any]:
     if _is_map(field):
         key, value = field.message_type.fields
         pairs = [{k: v} for k in _texts(key) for v in _values(value)[:3]]
@@ -79,11 +79,11 @@ def _values(field: FieldDescriptor) -> list[Any]:
     return [[value] for value in values] + [[values[0]] * _MANY] if field.is_repeated else values
 
 
-def _texts(field: FieldDescriptor) -> tuple[str, ...]:
+def _texts(field: Any) -> tuple[str, ...]:
     return (*_TEXTS, *_TOKENS) if field.name == "page_token" else _TEXTS
 
 
-def _set(message: Message, field: FieldDescriptor, value: Any) -> None:
+def _set(message: Message, field: Any, value: Any) -> None:
     if field.message_type is not None and not _is_map(field):
         if field.is_repeated:
             for _ in value:
@@ -99,10 +99,10 @@ def _set(message: Message, field: FieldDescriptor, value: Any) -> None:
         setattr(message, field.name, value)
 
 
-def _empty(message: Message, field: FieldDescriptor) -> Message:
+def _empty(message: Message, field: Any) -> Message:
     found = getattr(type(message)(), field.name)
     return found.add() if field.is_repeated else found
 
 
-def _is_map(field: FieldDescriptor) -> bool:
+def _is_map(field: Any) -> bool:
     return field.message_type is not None and field.message_type.GetOptions().map_entry

@@ -1,14 +1,16 @@
-"""A TCP proxy between two services, whose connections a test can cut."""
+"""A TCP proxy in front of a service, whose connections can be cut."""
 
 import asyncio
 import contextlib
 
 
 class Proxy:
-    """Passes bytes on, both ways, until `cut`."""
+    """Passes bytes on, both ways, until `cut`, or until a connection was idle for long."""
 
-    def __init__(self, target: str) -> None:
-        self._target = target
+    def __init__(self, target: str, idle_s: float | None = None) -> None:
+        """A connection without a byte in either direction for `idle_s` is cut; None cuts none."""
+        self._target, self._idle_s = target, idle_s
+        self.idle_cuts = 0
         self._writers: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
         self.address = ""
@@ -37,12 +39,28 @@ class Proxy:
         except OSError:
             writer.transport.abort()
             return
-        await asyncio.gather(self._pass(reader, back), self._pass(there, writer))
+        last = [asyncio.get_running_loop().time()]  # when there was a byte
+        watching = asyncio.create_task(self._watch_idle(last, (writer, back)))
+        try:
+            await asyncio.gather(self._pass(reader, back, last), self._pass(there, writer, last))
+        finally:
+            watching.cancel()
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _watch_idle(self, last: list[float], writers: tuple[asyncio.StreamWriter, ...]) -> None:
+        if self._idle_s is None:
+            return
+        loop = asyncio.get_running_loop()
+        while (left_s := last[0] + self._idle_s - loop.time()) > 0:
+            await asyncio.sleep(left_s)
+        self.idle_cuts += 1
+        for writer in writers:
+            writer.transport.abort()
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, last: list[float]) -> None:
         self._writers.add(writer)
         with contextlib.suppress(OSError):
             while data := await reader.read(1 << 16):
+                last[0] = asyncio.get_running_loop().time()
                 writer.write(data)
                 await writer.drain()
         self._writers.discard(writer)

@@ -1,0 +1,173 @@
+"""What must hold when all faults are over: of the state, of the store, and after everything is deleted."""
+
+import asyncio
+import os
+import shutil
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from bench.soak.clients import PROMPTS
+from bench.soak.ledger import Ledger
+from bench.soak.services import NAMES, Services
+from unitune.v1.tuning_pb2 import Tuning, TuningEvent
+from unitune_client import AsyncClient
+from unitune_client.events import TuningState
+
+SETTLED_S = 300.0
+SWEPT_S = 60.0
+LOOKS_EVERY_S = 0.5
+UNFINISHED = (TuningState.QUEUED, TuningState.RUNNING)
+ENDS = ("ready", "failed", "cancelled")
+EDITS = 6  # that READY tunings are asked for
+A_DAY_S = 25 * 3600.0
+OWNER = "owner"  # names the state whose store it is
+# What services log when they made a mistake. Other errors are of disks, stores and other services that were away.
+MISTAKES = ("call failed", "edit failed", "comparison failed", "tuning broke", "sampling failed", "tuner's work failed")
+
+Say = Callable[[str], object]
+
+
+async def check_end(services: Services, tenants: Iterable[str], ledger: Ledger, say: Say) -> dict[str, int]:
+    """Look at everything; what is wrong is in the ledger. The number of tunings by their last state."""
+    clients = {tenant: AsyncClient(services.address, tenant=tenant) for tenant in tenants}
+    try:
+        await _settle(clients, ledger)
+        ended: dict[str, int] = {}
+        for tenant, client in clients.items():
+            tunings = [tuning async for tuning in client.list_tunings()]
+            for tuning in tunings:
+                ended[tuning.state] = ended.get(tuning.state, 0) + 1
+            listed = {tuning.name for tuning in tunings}
+            for known in ledger.tunings.values():
+                if known.tenant == tenant and known.wanted and known.name not in listed:
+                    ledger.wrong(f"{known.name} is gone")
+                if len(known.ends) > 1:
+                    ledger.wrong(f"{known.name} ended {len(known.ends)} times for its watcher: {known.ends}")
+            ready = [tuning for tuning in tunings if tuning.state == TuningState.READY]
+            check_weights(services.store, tenant, {tuning.name for tuning in ready}, ledger)
+            for tuning in ready[:EDITS]:
+                await client.edit_to_end(tuning, PROMPTS[0], num_inference_steps=2)
+        say(f"tunings: {ended}")
+        check_state(services.state, ledger)
+        for client in clients.values():
+            async for tuning in client.list_tunings():
+                await client.delete_tuning(tuning.name)
+        for name, tenant in ledger.images.items():
+            await clients[tenant].delete_image(name, allow_missing=True)
+        say("everything is deleted")
+    finally:
+        for client in clients.values():
+            await client.close()
+    await asyncio.to_thread(_check_nothing_is_left, services, ledger)
+    return ended
+
+
+async def _settle(clients: dict[str, AsyncClient], ledger: Ledger) -> None:
+    """Wait until no tuning is open."""
+    gives_up_at = time.monotonic() + SETTLED_S
+    while True:
+        unfinished = [
+            tuning.name
+            for client in clients.values()
+            for state in UNFINISHED
+            async for tuning in client.list_tunings(state=state)
+        ]
+        if not unfinished:
+            return
+        if time.monotonic() > gives_up_at:
+            ledger.wrong(f"tunings that did not end within {SETTLED_S:.0f} s: {unfinished}")
+            return
+        await asyncio.sleep(LOOKS_EVERY_S)
+
+
+def check_weights(store: Path, tenant: str, ready: set[str], ledger: Ledger) -> None:
+    """Of every READY tuning the store has one attempt's weights, and of others nothing."""
+    root = store / "tunings" / tenant
+    found: dict[str, list[str]] = {}
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        name, _, rest = str(path.relative_to(root)).partition("/")
+        found.setdefault(f"tenants/{tenant}/tunings/{name}", []).append(rest)
+    for name in ready | found.keys():
+        files = found.get(name, [])
+        attempts = {file.partition("/")[0] for file in files}
+        names = [file.partition("/")[2] for file in files]
+        right = ["manifest.json", "weights.safetensors"] if name in ready else []
+        if names != right or len(attempts) > 1:
+            ledger.wrong(f"of {name}, {'READY' if name in ready else 'not READY'}, the store has {files}")
+
+
+def check_state(state: Path, ledger: Ledger) -> None:
+    """Every tuning of the state has ended, with one last event, and its events have no gap."""
+    with copied(state) as database:
+        rows = database.execute("SELECT number, name, state, last_event FROM tunings").fetchall()
+        for number, name, last_state, last_event in rows:
+            if last_state in (Tuning.STATE_QUEUED, Tuning.STATE_RUNNING):
+                ledger.wrong(f"{name} is {Tuning.State.Name(last_state)} in the state")
+            events = database.execute("SELECT sequence, blob FROM events WHERE tuning = ? ORDER BY sequence", (number,))
+            sequences, ends = [], []
+            for sequence, blob in events.fetchall():
+                sequences.append(sequence)
+                kind = TuningEvent.FromString(blob).WhichOneof("event")
+                if kind in ENDS:
+                    ends.append((sequence, kind))
+            if len(ends) != 1 or ends[0][0] != last_event:
+                ledger.wrong(f"{name} has the last events {ends} of {last_event}")
+            if sequences != list(range(sequences[0], sequences[-1] + 1)) if sequences else True:
+                ledger.wrong(f"{name} has gaps in its events: {sequences}")
+
+
+@contextmanager
+def copied(state: Path) -> Iterator[sqlite3.Connection]:
+    """A copy of the state as it is now: nobody but the gateway opens the file itself."""
+    with tempfile.TemporaryDirectory() as folder:
+        for path in state.parent.glob(f"{state.name}*"):
+            shutil.copy(path, folder)
+        with closing(sqlite3.connect(Path(folder) / state.name)) as database:
+            yield database
+
+
+def _check_nothing_is_left(services: Services, ledger: Ledger) -> None:
+    """Whatever is left after all was deleted goes within a day, and its sweep is at the gateway's start."""
+    store = services.store
+    for name in files(store):
+        if not name.startswith("edits/") and not name.startswith("images/") and name != OWNER:
+            ledger.wrong(f"after its deletion the store has {name}")
+    gateway = services.process("gateway")
+    gateway.terminate()
+    gateway.wait()
+    yesterday = time.time() - A_DAY_S
+    for path in store.rglob("*"):
+        os.utime(path, (yesterday, yesterday))
+    services.restart("gateway")
+    gives_up_at = time.monotonic() + SWEPT_S
+    while (left := [name for name in files(store) if name != OWNER]) and time.monotonic() < gives_up_at:
+        time.sleep(LOOKS_EVERY_S)
+    if left:
+        ledger.wrong(f"a day after everything was deleted the store has {left[:10]}, {len(left)} objects")
+    with copied(services.state) as database:
+        for table in ("tunings", "events"):
+            (number,) = database.execute(f"SELECT COUNT(*) FROM {table}").fetchone()
+            if number:
+                ledger.wrong(f"after everything was deleted the state has {number} rows of {table}")
+
+
+def files(store: Path) -> list[str]:
+    """All objects of the store."""
+    return sorted(str(path.relative_to(store)) for path in store.rglob("*") if path.is_file())
+
+
+def check_logs(services: Services, ledger: Ledger) -> dict[str, int]:
+    """How many lines of each log tell of an error; a mistake of ours must not be among them."""
+    found = {}
+    for name in NAMES:
+        lines = services.log(name).read_text(errors="replace").splitlines()
+        found[name] = sum('"level": "error"' in line for line in lines)
+        for line in lines:
+            is_mistake = any(f'"event": "{event}"' in line for event in MISTAKES)
+            if is_mistake or line.startswith("Traceback"):
+                ledger.wrong(f"the {name} logged: {line[:1500]}")
+    return found

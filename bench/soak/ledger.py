@@ -1,0 +1,92 @@
+"""What happened in a soak: how every action of a client ended, every fault, every tuning, and what must not be."""
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+from unitune.errors import DeadlineExceeded, ResourceExhausted, Unavailable, UniTuneError
+
+DONE = "done"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an action of a client ended. `seconds` is how long it took."""
+
+    at_s: float
+    client: str
+    action: str
+    ended: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Injected:
+    """One fault, and when its harm was over."""
+
+    at_s: float
+    until_s: float
+    what: str
+
+
+@dataclass
+class KnownTuning:
+    """A tuning that a client was told of. `wanted` is whether it should still be there."""
+
+    name: str
+    tenant: str
+    created_s: float
+    wanted: bool = True
+    is_cancelled: bool = False
+    sequences: list[int] = field(default_factory=list)  # that its watcher saw
+    ends: list[str] = field(default_factory=list)  # the last events that its watcher saw
+
+
+class Ledger:
+    """All of it. Times are seconds since the beginning."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self.outcomes: list[Outcome] = []
+        self.faults: list[Injected] = []
+        self.left_out = 0  # faults for which there was no time
+        self.tunings: dict[str, KnownTuning] = {}
+        self.images: dict[str, str] = {}  # name to tenant
+        self.pictures: dict[tuple[str, ...], str] = {}  # digests of results, by all that makes them
+        self.wrongs: list[str] = []
+
+    @property
+    def now_s(self) -> float:
+        """Seconds since the beginning."""
+        return time.monotonic() - self._began
+
+    def wrong(self, what: str) -> None:
+        """Something that must not be."""
+        self.wrongs.append(f"at {self.now_s:.1f} s: {what}")
+
+    def tuning(self, name: str, tenant: str) -> KnownTuning:
+        """What is known of a tuning; one that is new is there from now on."""
+        return self.tunings.setdefault(name, KnownTuning(name, tenant, self.now_s))
+
+    def same_picture(self, made_of: tuple[str, ...], digest: str) -> None:
+        """A result: whatever was made of the same must be the same."""
+        if self.pictures.setdefault(made_of, digest) != digest:
+            self.wrong(f"the same request gave another picture: {made_of}")
+
+    def count(self, kind: str) -> int:
+        """How many faults there were of a kind."""
+        return sum(fault.what.startswith(kind) for fault in self.faults)
+
+    def by_action(self) -> dict[str, Counter[str]]:
+        """How often each action ended how."""
+        found: dict[str, Counter[str]] = {}
+        for outcome in self.outcomes:
+            found.setdefault(outcome.action, Counter())[outcome.ended] += 1
+        return found
+
+
+def may_be_tried_again(error: UniTuneError) -> bool:
+    """Whether an error says that the same request may work later."""
+    if isinstance(error, ResourceExhausted):
+        return error.retry_after_s is not None
+    return isinstance(error, (Unavailable, DeadlineExceeded))
