@@ -30,7 +30,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from unitune.v1 import scope_pb2 as unitune_dot_v1_dot_scope__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16unitune/v1/image.proto\x12\nunitune.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16unitune/v1/scope.proto\"\xdf\x01\n\x05Image\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x14\n\x06sha256\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nsize_bytes\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x13\n\x05width\x18\x04 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x14\n\x06height\x18\x05 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x18\n\nmedia_type\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x16\n\x08warnings\x18\x08 \x03(\tB\x04\xe2\x41\x01\x03\"\xb6\x01\n\x12UploadImageRequest\x12\x37\n\x06header\x18\x01 \x01(\x0b\x32%.unitune.v1.UploadImageRequest.HeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x1aN\n\x06Header\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x18\n\nsize_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x14\n\x06sha256\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x42\x06\n\x04part\"%\n\x0fGetImageRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\\\n\x11ListImagesRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"P\n\x12ListImagesResponse\x12!\n\x06images\x18\x01 \x03(\x0b\x32\x11.unitune.v1.Image\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"E\n\x12\x44\x65leteImageRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1b\n\rallow_missing\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x01\x32\xc4\x02\n\x0cImageService\x12J\n\x0bUploadImage\x12\x1e.unitune.v1.UploadImageRequest\x1a\x11.unitune.v1.Image\"\x06\xaa\xbb\x18\x02\x02\x03(\x01\x12\x43\n\x08GetImage\x12\x1b.unitune.v1.GetImageRequest\x1a\x11.unitune.v1.Image\"\x07\xaa\xbb\x18\x03\x01\x02\x03\x12T\n\nListImages\x12\x1d.unitune.v1.ListImagesRequest\x1a\x1e.unitune.v1.ListImagesResponse\"\x07\xaa\xbb\x18\x03\x01\x02\x03\x12M\n\x0b\x44\x65leteImage\x12\x1e.unitune.v1.DeleteImageRequest\x1a\x16.google.protobuf.Empty\"\x06\xaa\xbb\x18\x02\x02\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16unitune/v1/image.proto\x12\nunitune.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/httpbody.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16unitune/v1/scope.proto\"\xdf\x01\n\x05Image\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x14\n\x06sha256\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nsize_bytes\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x13\n\x05width\x18\x04 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x14\n\x06height\x18\x05 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x18\n\nmedia_type\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x16\n\x08warnings\x18\x08 \x03(\tB\x04\xe2\x41\x01\x03\"\xda\x01\n\x12UploadImageRequest\x12\x37\n\x06header\x18\x01 \x01(\x0b\x32%.unitune.v1.UploadImageRequest.HeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12\"\n\x04\x66ile\x18\n \x01(\x0b\x32\x14.google.api.HttpBody\x1aN\n\x06Header\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x18\n\nsize_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x14\n\x06sha256\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x42\x06\n\x04part\"%\n\x0fGetImageRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\\\n\x11ListImagesRequest\x12\x14\n\x06parent\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"P\n\x12ListImagesResponse\x12!\n\x06images\x18\x01 \x03(\x0b\x32\x11.unitune.v1.Image\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"E\n\x12\x44\x65leteImageRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1b\n\rallow_missing\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x01\x32\x9b\x03\n\x0cImageService\x12|\n\x0bUploadImage\x12\x1e.unitune.v1.UploadImageRequest\x1a\x11.unitune.v1.Image\"8\xaa\xbb\x18\x02\x02\x03\x82\xd3\xe4\x93\x02,\"$/v1/{header.parent=tenants/*}/images:\x04\x66ile(\x01\x12\x43\n\x08GetImage\x12\x1b.unitune.v1.GetImageRequest\x1a\x11.unitune.v1.Image\"\x07\xaa\xbb\x18\x03\x01\x02\x03\x12T\n\nListImages\x12\x1d.unitune.v1.ListImagesRequest\x1a\x1e.unitune.v1.ListImagesResponse\"\x07\xaa\xbb\x18\x03\x01\x02\x03\x12r\n\x0b\x44\x65leteImage\x12\x1e.unitune.v1.DeleteImageRequest\x1a\x16.google.protobuf.Empty\"+\xaa\xbb\x18\x02\x02\x03\x82\xd3\xe4\x93\x02\x1f*\x1d/v1/{name=tenants/*/images/*}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -72,27 +72,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETEIMAGEREQUEST'].fields_by_name['allow_missing']._loaded_options = None
   _globals['_DELETEIMAGEREQUEST'].fields_by_name['allow_missing']._serialized_options = b'\342A\001\001'
   _globals['_IMAGESERVICE'].methods_by_name['UploadImage']._loaded_options = None
-  _globals['_IMAGESERVICE'].methods_by_name['UploadImage']._serialized_options = b'\252\273\030\002\002\003'
+  _globals['_IMAGESERVICE'].methods_by_name['UploadImage']._serialized_options = b'\252\273\030\002\002\003\202\323\344\223\002,\"$/v1/{header.parent=tenants/*}/images:\004file'
   _globals['_IMAGESERVICE'].methods_by_name['GetImage']._loaded_options = None
   _globals['_IMAGESERVICE'].methods_by_name['GetImage']._serialized_options = b'\252\273\030\003\001\002\003'
   _globals['_IMAGESERVICE'].methods_by_name['ListImages']._loaded_options = None
   _globals['_IMAGESERVICE'].methods_by_name['ListImages']._serialized_options = b'\252\273\030\003\001\002\003'
   _globals['_IMAGESERVICE'].methods_by_name['DeleteImage']._loaded_options = None
-  _globals['_IMAGESERVICE'].methods_by_name['DeleteImage']._serialized_options = b'\252\273\030\002\002\003'
-  _globals['_IMAGE']._serialized_start=158
-  _globals['_IMAGE']._serialized_end=381
-  _globals['_UPLOADIMAGEREQUEST']._serialized_start=384
-  _globals['_UPLOADIMAGEREQUEST']._serialized_end=566
-  _globals['_UPLOADIMAGEREQUEST_HEADER']._serialized_start=480
-  _globals['_UPLOADIMAGEREQUEST_HEADER']._serialized_end=558
-  _globals['_GETIMAGEREQUEST']._serialized_start=568
-  _globals['_GETIMAGEREQUEST']._serialized_end=605
-  _globals['_LISTIMAGESREQUEST']._serialized_start=607
-  _globals['_LISTIMAGESREQUEST']._serialized_end=699
-  _globals['_LISTIMAGESRESPONSE']._serialized_start=701
-  _globals['_LISTIMAGESRESPONSE']._serialized_end=781
-  _globals['_DELETEIMAGEREQUEST']._serialized_start=783
-  _globals['_DELETEIMAGEREQUEST']._serialized_end=852
-  _globals['_IMAGESERVICE']._serialized_start=855
-  _globals['_IMAGESERVICE']._serialized_end=1179
+  _globals['_IMAGESERVICE'].methods_by_name['DeleteImage']._serialized_options = b'\252\273\030\002\002\003\202\323\344\223\002\037*\035/v1/{name=tenants/*/images/*}'
+  _globals['_IMAGE']._serialized_start=215
+  _globals['_IMAGE']._serialized_end=438
+  _globals['_UPLOADIMAGEREQUEST']._serialized_start=441
+  _globals['_UPLOADIMAGEREQUEST']._serialized_end=659
+  _globals['_UPLOADIMAGEREQUEST_HEADER']._serialized_start=573
+  _globals['_UPLOADIMAGEREQUEST_HEADER']._serialized_end=651
+  _globals['_GETIMAGEREQUEST']._serialized_start=661
+  _globals['_GETIMAGEREQUEST']._serialized_end=698
+  _globals['_LISTIMAGESREQUEST']._serialized_start=700
+  _globals['_LISTIMAGESREQUEST']._serialized_end=792
+  _globals['_LISTIMAGESRESPONSE']._serialized_start=794
+  _globals['_LISTIMAGESRESPONSE']._serialized_end=874
+  _globals['_DELETEIMAGEREQUEST']._serialized_start=876
+  _globals['_DELETEIMAGEREQUEST']._serialized_end=945
+  _globals['_IMAGESERVICE']._serialized_start=948
+  _globals['_IMAGESERVICE']._serialized_end=1359
 # @@protoc_insertion_point(module_scope)
