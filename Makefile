@@ -11,8 +11,8 @@ BIN := .venv/bin
 READY := .venv/.ready
 DEV_READY := .venv/.dev-ready
 NODE_READY := .venv/node-example/.ready
-# On two cores; a file's tests stay together, since they share what is slow to make.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+# On two cores; a file's tests stay together, since they share what is slow to make. tests/conftest.py orders the files.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 QUICK := tests/gateway tests/sampler_svc tests/unitune tests/unitune_client tests/test_house_rules.py
 EXTRAS := cli,tuner,sampler,gateway
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
@@ -25,7 +25,11 @@ SEED :=
 # Set BASE_MODEL to a diffusers folder to use that instead of stickerbook.
 BASE_MODEL :=
 
-.PHONY: demo test quick test-gpu check protos bench editbench soak fuzz train build clean help
+# For the kit: the largest size of its files in MiB, and the Python of the machine with the GPU.
+PIECE_MIB := 60
+GPU_PYTHON := 3.12
+
+.PHONY: demo test quick test-gpu gpu-kit check protos bench editbench soak fuzz train build clean help
 
 demo: $(READY) ## edit a picture with all three services here; pictures in out/demo
 	@$(BIN)/python -m stickerbook.demo
@@ -42,6 +46,9 @@ test-gpu: $(DEV_READY) ## engines and tuner on an NVIDIA GPU, with numbers in ou
 	  $(BIN)/python -m pip install --quiet -c constraints.txt -e ".[sampler-gpu]"; \
 	fi
 	@$(BIN)/python -m pytest -m gpu tests/gpu
+
+gpu-kit: $(DEV_READY) ## out/gpu-kit, to measure on a GPU machine without a network; PIECE_MIB=60, GPU_PYTHON=3.12
+	@$(BIN)/python -m bench.gpu.kit --piece-mib $(PIECE_MIB) --python $(GPU_PYTHON)
 
 check: $(DEV_READY) ## lint, types, who imports whom, protos; seconds once mypy's cache is warm
 	@echo "ruff"
@@ -98,11 +105,12 @@ clean: ## remove .venv and every cache; keeps out/ and work/
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# pip's output goes into a log, which is shown when it fails.
+# pip's output goes into a log, which is shown when it fails. Nothing is compiled in advance: a quarter of the modules is
+# ever imported, and Python compiles those when they first are.
 define INSTALL
 log=.venv/install.log; : > $$log; \
 pip_install() { \
-  $(BIN)/python -m pip install --disable-pip-version-check "$$@" >> $$log 2>&1 || \
+  $(BIN)/python -m pip install --disable-pip-version-check --no-compile "$$@" >> $$log 2>&1 || \
     { tail -n 30 $$log; echo "pip failed; the whole log is $$log"; exit 1; }; \
 }
 endef

@@ -22,7 +22,19 @@ from tuner_svc.single_file.family import SD_1
 from tuner_svc.single_file.model import MERGES, PARTS, vocabulary
 from unitune.tensor_file import write_tensors
 
-# Name to what differs from Stable Diffusion 1.5, by part. The denoiser of `small` has 50 million values, 200 MB.
+# The denoisers of `small` and `shallow` have 50 million values, 200 MB. Those of `shallow` lie in few layers: an export
+# takes as long as there are layers, whatever their size.
+SMALL: dict[str, dict[str, Any]] = {
+    "vae": {"block_out_channels": [32, 64, 64, 64], "layers_per_block": 1, "sample_size": 128},
+    "text_encoder": {
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "projection_dim": 256,
+    },
+}
+# Name to what differs from Stable Diffusion 1.5, by part.
 SHAPES: dict[str, dict[str, dict[str, Any]]] = {
     "sd15": {"unet": {}, "vae": {}, "text_encoder": {}},
     "small": {
@@ -33,14 +45,18 @@ SHAPES: dict[str, dict[str, dict[str, Any]]] = {
             "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
             "cross_attention_dim": 256,
         },
-        "vae": {"block_out_channels": [32, 64, 64, 64], "layers_per_block": 1, "sample_size": 128},
-        "text_encoder": {
-            "hidden_size": 256,
-            "intermediate_size": 512,
-            "num_attention_heads": 4,
-            "num_hidden_layers": 2,
-            "projection_dim": 256,
+        **SMALL,
+    },
+    "shallow": {
+        "unet": {
+            "sample_size": 16,
+            "block_out_channels": [256, 512],
+            "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+            "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+            "layers_per_block": 1,
+            "cross_attention_dim": 256,
         },
+        **SMALL,
     },
 }
 

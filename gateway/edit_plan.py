@@ -436,11 +436,21 @@ def completed(request: EditRequest, tuning: TuningConfig) -> EditRequest:
 
 
 def _filled(request: EditRequest, method: str, sampler: SamplerInfo) -> SamplingConfig:
-    """The sampling's settings with the base model's defaults for the method."""
-    defaults = validation.defaults_of(method, sampler.method_defaults, sampler.sampling_defaults)
-    filled = validation.fill_sampling_config(request.config, request.mask, defaults, method)
+    """The sampling's settings with the base model's defaults for the method, and with those of its fast LoRA."""
+    asked, defaults, base_model = SamplingConfig(), SamplingConfig(), sampler.base_model
+    asked.CopyFrom(request.config)
+    defaults.CopyFrom(validation.defaults_of(method, sampler.method_defaults, sampler.sampling_defaults))
+    if asked.fast and base_model.fast_lora and not asked.fast_lora:
+        asked.fast_lora = True
+        try:
+            check_options(asked, request.mask, "config", method, request.prompt)
+        except InvalidField as error:  # it was not asked for by its own name
+            raise InvalidField("config.fast", "true", error.metadata["remedy"]) from None
+    if asked.fast_lora:
+        defaults.MergeFrom(base_model.fast_lora_defaults)
+    filled = validation.fill_sampling_config(asked, request.mask, defaults, method)
     if filled.fast:
-        filled.num_inference_steps, filled.fast = sampler.base_model.fast_steps, False
+        filled.num_inference_steps, filled.fast = base_model.fast_steps, False
     return filled
 
 

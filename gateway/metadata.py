@@ -18,7 +18,14 @@ from unitune.v1.tuning_pb2 import Tuning
 
 VERSION = 1
 SOFTWARE = f"UniTune {__version__}"
-SAMPLERS = {"ddim": "DDIM", "euler": "Euler", "dpmpp_2m": "DPM++ 2M", "lcm": "LCM"}  # as web interfaces call them
+SAMPLERS = {  # as web interfaces call them
+    "ddim": "DDIM",
+    "euler": "Euler",
+    "dpmpp_2m": "DPM++ 2M",
+    "lcm": "LCM",
+    "euler_ancestral": "Euler a",
+    "tcd": "TCD",
+}
 HASH_DIGITS = 10  # of a model, as they show it
 
 

@@ -7,10 +7,11 @@ which options go together.
 from collections.abc import Sequence
 
 from unitune.choices import DEFAULT_RESAMPLES, GUIDANCE_INTERVAL, MASKS_OF_WORDS, PROMPT_TO_PROMPT, mask_source_of
+from unitune.diffusion.solvers import DEFAULT_TCD_GAMMA, OWN_TIMESTEPS
 from unitune.errors import InvalidField, length_of
 from unitune.options import EDIT, SAMPLING, Flat, clear_unread, put_words, refuse_unread
 from unitune.prompts import named_objects, unknown_words, without
-from unitune.sampling_rules import INVERTIBLE, LCM, Asked, check_rules
+from unitune.sampling_rules import INVERTIBLE, TCD, Asked, check_rules
 from unitune.v1.edit_pb2 import SamplingConfig
 from unitune.v1.server_pb2 import BaseModel
 
@@ -35,16 +36,19 @@ def fill_options(config: SamplingConfig, asked: SamplingConfig, mask: bytes) -> 
     put_words(config, {"mask_source": mask_source_of(said.mask_source, mask, said.mask_text)})
     if filled.mask_source != "difference" and not said.has("interpolation"):
         config.interpolation = 1.0  # what a known mask keeps is kept exactly
-    if filled.automatic or any(said.has(name) for name in ("guidance_scale", *GUIDANCE_INTERVAL)):
-        for end in GUIDANCE_INTERVAL:  # the base model's own interval goes with its own guidance_scale, and as a whole
+    if filled.automatic or filled.fast_lora or any(said.has(name) for name in ("guidance_scale", *GUIDANCE_INTERVAL)):
+        # The base model's own interval goes with its own guidance_scale and weights, and as a whole.
+        for end in GUIDANCE_INTERVAL:
             if not said.has(end):
                 SAMPLING[end].clear(config)
     if filled.mask_source == "difference":
         SAMPLING["mask_blur"].clear(config)
     if filled.inverted and not said.scheduler:
         put_words(config, {"scheduler": INVERTIBLE})
-    if filled.scheduler == LCM:
+    if filled.scheduler in OWN_TIMESTEPS:
         SAMPLING["timestep_spacing"].clear(config)
+    if filled.scheduler == TCD and not filled.has("tcd_gamma"):
+        put_words(config, {"tcd_gamma": DEFAULT_TCD_GAMMA})
     if filled.automatic:
         config.ClearField("strength")
         config.ClearField("guidance_scale")

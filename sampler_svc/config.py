@@ -8,7 +8,7 @@ from unitune import peers
 from unitune.service_settings import ComputingSettings
 from unitune.settings import setting
 
-BACKENDS = ("onnxruntime", "onnxruntime-cuda", "tensorrt")
+BACKENDS = ("onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
 AUTO = "auto"
 REFIT_MODES = (AUTO, "new_session", "in_place")
 

@@ -13,7 +13,7 @@ from sampler_svc.engines.engine import EngineSpec, WeightSet
 from sampler_svc.engines.folder import open_folder
 from sampler_svc.engines.layout import GraphLayout
 from sampler_svc.engines.pool import EnginePool
-from sampler_svc.engines.weights import base_weights, super_resolution_weights
+from sampler_svc.engines.weights import FastLoraChanges, base_weights, super_resolution_weights
 from sampler_svc.sampling.base_graphs import BaseGraphs
 from sampler_svc.sampling.clip_filter import ClipFilter
 from sampler_svc.sampling.clipseg import ClipSeg
@@ -40,6 +40,7 @@ class Model:
     engine: str  # runtime, version and device, in words
     super_resolution: EnginePool | None = None  # where the base model is a cascade
     super_resolution_base: WeightSet | None = None
+    fast_lora: FastLoraChanges | None = None  # if the base model has one
     clip_filter: ClipFilter | None = None  # if the base model has one
     clipseg: ClipSeg | None = None  # if the sampler has one
     content_filter: ContentFilter | None = None  # if the sampler has one
@@ -100,6 +101,7 @@ class Model:
             engine=" ".join(runtime.facts[fact] for fact in ("runtime", "version", "device")),
             super_resolution=super_resolution,
             super_resolution_base=super_resolution_base,
+            fast_lora=FastLoraChanges.read(folder, spec),
             clip_filter=clip_filter,
             clipseg=ClipSeg(clipseg, threads) if clipseg is not None else None,
             content_filter=ContentFilter(content_filter, threads) if content_filter is not None else None,

@@ -23,7 +23,7 @@ from sampler_svc import wire
 from sampler_svc.engines.cpu_controlled import ControlledEngine
 from sampler_svc.engines.engine import BASE
 from sampler_svc.engines.pool import Lease
-from sampler_svc.engines.weights import tuned_super_resolution, tuned_weights
+from sampler_svc.engines.weights import tuned_super_resolution, tuned_weights, tunings_of, with_fast_lora
 from sampler_svc.mailbox import Mailbox
 from sampler_svc.model import Model
 from sampler_svc.run_stages import DECODING, LOADING, PREPARING, SAMPLING, RunStages
@@ -149,7 +149,8 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         self._weights.forget(request.digest)
         for pool in (self._model.pool, self._model.controlled, self._model.super_resolution):
             if pool is not None:
-                await asyncio.to_thread(pool.evict, request.digest)
+                for weights in (request.digest, with_fast_lora(request.digest)):
+                    await asyncio.to_thread(pool.evict, weights)
         self._notify_watchers()
         return sampler_pb2.EvictResponse()
 
@@ -173,7 +174,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
     def _state(self) -> sampler_pb2.ReplicaState:
         pool = self._model.pool
         return sampler_pb2.ReplicaState(
-            resident=pool.resident(), engines=pool.size, waiting=self._waiting, draining=self._is_draining
+            resident=tunings_of(pool.resident()), engines=pool.size, waiting=self._waiting, draining=self._is_draining
         )
 
     def _sample(
@@ -195,12 +196,16 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             tuned = request.weights if request.HasField("weights") and made_by else None
             refits = made_by not in REFITS_NOTHING
             with (
-                self._lease(tuned if refits else None, is_controlled=wanted.attention is not None) as lease,
+                self._lease(
+                    tuned if refits else None,
+                    is_controlled=wanted.attention is not None,
+                    has_fast_lora=config.fast_lora,
+                ) as lease,
                 self._super_resolution(request.prompt, wanted, tuned, cancelled) as second,
             ):
                 timings.refit_s = lease.refit_s
                 stages.begin(PREPARING)
-                if refits:
+                if refits or config.fast_lora:
                     mailbox.put(wire.loading_event(lease))
                 extras = None
                 if tuned is not None:
@@ -339,15 +344,20 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
             )
 
     def _lease(
-        self, weights: tuning_pb2.WeightsRef | None, *, is_controlled: bool = False
+        self, weights: tuning_pb2.WeightsRef | None, *, is_controlled: bool = False, has_fast_lora: bool = False
     ) -> AbstractContextManager[Lease]:
-        """A lease for these weights, or the base weights. With `is_controlled` its engine is a ControlledEngine."""
-        model = self._model
-        pool = model.controlled if is_controlled else model.pool
+        """A lease for these weights, or the base weights, with the base model's fast LoRA if asked for. With
+        `is_controlled` its engine is a ControlledEngine."""
+        model, base, digest = self._model, self._model.base, self._model.spec.digest
+        pool, lora = model.controlled if is_controlled else model.pool, model.fast_lora if has_fast_lora else None
         if weights is None:
-            return pool.lease(BASE, lambda: model.base)
+            if lora is None:
+                return pool.lease(BASE, lambda: base)
+            return pool.lease(with_fast_lora(BASE), partial(lora.added_to, base))
         read = partial(self._weights.read, weights.path, weights.digest)
-        return pool.lease(weights.digest, lambda: tuned_weights(read(), model.base, model.spec.digest))
+        if lora is None:
+            return pool.lease(weights.digest, lambda: tuned_weights(read(), base, digest))
+        return pool.lease(with_fast_lora(weights.digest), lambda: lora.added_to_tuned(read(), base, digest))
 
     def _submit(self, work: Callable[[], T]) -> "Future[T]":
         """Queue work for a worker thread. Raises Unavailable (DRAINING) during a drain."""

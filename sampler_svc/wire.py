@@ -20,7 +20,6 @@ from unitune.base_model import Preset, SuperResolutionSpec
 from unitune.choices import (
     DEFAULT_MASK_PADDING,
     DEFAULT_SECOND_PASS_SCALE,
-    DEFAULT_SECOND_PASS_STRENGTH,
     EDIT_METHODS,
     INVERSIONS,
     MAX_SEEDS,
@@ -31,6 +30,7 @@ from unitune.choices import (
     mask_source_of,
     tuned_by,
 )
+from unitune.diffusion.solvers import DEFAULT_TCD_GAMMA
 from unitune.errors import FailedPrecondition, InvalidField
 from unitune.options import SAMPLING, Flat, check, check_base_model, put_words
 from unitune.prompts import with_rare_tokens
@@ -104,8 +104,9 @@ def read_request(request: sampler_pb2.SampleRequest, model: Model, *, is_run: bo
         guidance_sigma_high=_chosen(config, "guidance_sigma_high", math.inf),
         timestep_spacing=config.timestep_spacing,
         guidance_rescale=config.guidance_rescale,
+        tcd_gamma=_chosen(config, "tcd_gamma", DEFAULT_TCD_GAMMA),
         super_resolution=_super_resolution(config, model.spec.super_resolution),
-        second_pass=_second_pass(config),
+        second_pass=_second_pass(config, model.spec.preset),
     )
 
 
@@ -226,7 +227,7 @@ def _defaults(preset: Preset, method: str, second: SuperResolutionSpec | None) -
     if SAMPLING["second_pass"].is_read_by(method):
         words |= {
             "second_pass": True,
-            "second_pass_strength": DEFAULT_SECOND_PASS_STRENGTH,
+            "second_pass_strength": preset.second_pass_strength,
             "second_pass_scale": DEFAULT_SECOND_PASS_SCALE,
         }
     if second is not None:
@@ -251,11 +252,11 @@ def _super_resolution(config: Flat, stage: SuperResolutionSpec | None) -> SuperR
     )
 
 
-def _second_pass(config: Flat) -> SecondPass | None:
+def _second_pass(config: Flat, preset: Preset) -> SecondPass | None:
     if not config.second_pass:
         return None
     return SecondPass(
-        strength=_chosen(config, "second_pass_strength", DEFAULT_SECOND_PASS_STRENGTH),
+        strength=_chosen(config, "second_pass_strength", preset.second_pass_strength),
         scale=_chosen(config, "second_pass_scale", DEFAULT_SECOND_PASS_SCALE),
     )
 

@@ -89,11 +89,17 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     )
 
 
-def trained_autoencoder(work: Path, device: str) -> AutoencoderKL:
-    """The autoencoder of a finished training, with its moving average, and normalised latents.
+def trained_autoencoder(work: Path, device: str, model: Path | None = None) -> AutoencoderKL:
+    """The autoencoder of a finished training, with its moving average, and normalised latents; or else that of a base
+    model that came of one.
 
-    Raises FileNotFoundError before `stickerbook.train_autoencoder` has run.
+    Raises FileNotFoundError if there is neither: before `stickerbook.train_autoencoder` has run.
     """
+    if model and not (work / "autoencoder.safetensors").exists():
+        saved = AutoencoderKL.from_pretrained(
+            model, subfolder="vae", torch_dtype=torch.float32, use_safetensors=True
+        )  # normalised when it was saved
+        return saved.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
     autoencoder = new_autoencoder()
     run = TrainingRun(work / "autoencoder.safetensors", autoencoder, learning_rate=0, updates=1)
     if not run.resume():
@@ -205,7 +211,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     tokenizer, scheduler, workers = new_tokenizer(), new_scheduler(), workers_for(options.device)
-    autoencoder = trained_autoencoder(options.work, options.device)
+    autoencoder = trained_autoencoder(options.work, options.device, options.start_from)
     scenes = cached_latents(options.work / "latents.npy", autoencoder, options.scenes, options.device, workers)
     pair = torch.nn.ModuleDict({"unet": new_unet(), "text_encoder": new_text_encoder(tokenizer)}).to(options.device)
     unet, text_encoder = pair["unet"], pair["text_encoder"]

@@ -1,5 +1,6 @@
 """What many tests share: the tiny base model and its graphs, made once per run, and the three services on it."""
 
+import gc
 import os
 import shutil
 import signal
@@ -38,11 +39,21 @@ SLOW_FIXTURES = {
 }
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is slow."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what is slow. Several workers begin with the files that have something slow, so that the short ones are left
+    for the end, where they fill the time of all workers alike."""
     for item in items:
         if SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
+    if hasattr(config, "workerinput"):
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays, and need not be visited by every collection of garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -61,10 +72,19 @@ def tiny_model(run_root: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_graphs(tiny_model: Path, run_root: Path) -> Path:
-    """The graphs folder of the tiny base model, as `tuner_svc.export` writes it. Nobody writes to it."""
-    from tuner_svc.export.base_model import export
+    """The graphs folder of the tiny base model, as `tuner_svc.export` writes it in place of a damaged one, since every
+    export takes long. Nobody writes to it."""
+    from tuner_svc.export.base_model import DIGEST_CHARACTERS, export_under
+    from tuner_svc.model_folder import digest
 
-    return made_once(run_root, "graphs", lambda folder: export(tiny_model, folder / "tiny")) / "tiny"
+    def make(root: Path) -> None:
+        damaged = root / digest(tiny_model)[:DIGEST_CHARACTERS]
+        damaged.mkdir()
+        for name in ("spec.json", "denoiser.onnx", "left_over"):
+            (damaged / name).write_text("{}")
+        export_under(tiny_model, root).rename(root / "tiny")
+
+    return made_once(run_root, "graphs", make) / "tiny"
 
 
 @pytest.fixture(scope="session")
@@ -131,22 +151,26 @@ def cascade_graphs(tiny_cascade: Path, tiny_graphs: Path, run_root: Path) -> Pat
 
 @pytest.fixture(scope="session")
 def tiny_fp16_graphs(tiny_model: Path, tiny_graphs: Path, run_root: Path) -> Path:
-    """The same with the fp16 graph, as `tuner_svc.export --fp16` writes it. Nobody writes to it."""
-    from tuner_svc.base_model import load
-    from tuner_svc.export.fp16 import add_fp16_graph
+    """The same with the fp16 graph, as `tuner_svc.export --fp16` writes it in place of an incomplete one. Nobody writes
+    to it."""
+    from tuner_svc.export.__main__ import main
 
-    def make(folder: Path) -> None:
-        add_fp16_graph(Path(shutil.copytree(tiny_graphs, folder / "tiny")), load(tiny_model))
+    def make(root: Path) -> None:
+        graphs = Path(shutil.copytree(tiny_graphs, root / "tiny"))
+        (graphs / "fp16").mkdir()
+        (graphs / "fp16" / "left_over").touch()
+        assert main(["--base-model", str(tiny_model), "--out", str(graphs), "--fp16"]) == 0
 
     return made_once(run_root, "fp16", make) / "tiny"
 
 
 @pytest.fixture(scope="session")
 def services_model(tiny_cascade: Path, run_root: Path) -> Path:
-    """The services' base model: the tiny cascade, with a preset of its own for fast edits. Nobody writes to it."""
+    """The services' base model: the tiny cascade with a fast LoRA, and a preset of its own. Nobody writes to it."""
+    from tests.fast_loras import add_fast_lora
 
     def make(folder: Path) -> None:
-        shutil.copytree(tiny_cascade, folder / "tiny")
+        add_fast_lora(Path(shutil.copytree(tiny_cascade, folder / "tiny")))
         (folder / "tiny" / "unitune_preset.json").write_text('{"methods": {"unitune": {"fast_steps": 3}}}')
 
     return made_once(run_root, "services_model", make) / "tiny"

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from google.rpc import status_pb2
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("gateway", "sampler_svc", "stickerbook", "tuner_svc", "unitune", "unitune_client")
 TRAINING = ("diffusers", "onnx", "onnx_ir", "onnxscript", "torch", "transformers")
-RUNTIMES = ("cuda", "onnxruntime", "tensorrt")
+RUNTIMES = ("cuda", "onnxruntime", "tensorrt", "tensorrt_rtx_bindings")
 # Not part of the product: what git does not carry, and others' files.
 NOT_OURS = {".git", ".venv", "build", "dist", "out", "third_party", "work"}
 
@@ -30,15 +31,17 @@ def source_files(*packages: str) -> Iterator[Path]:
                 yield path
 
 
-def imported_modules(path: Path) -> Iterator[str]:
+@cache
+def imported_modules(path: Path) -> tuple[str, ...]:
     """Dotted names that a file imports anywhere, also inside functions; `from a import b` counts as `a.b`."""
-    package = path.relative_to(ROOT).parent.parts
+    package, found = path.relative_to(ROOT).parent.parts, list[str]()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else ()
-            yield from (".".join((*base, *filter(None, [node.module]), alias.name)) for alias in node.names)
+            found += (".".join((*base, *filter(None, [node.module]), alias.name)) for alias in node.names)
+    return tuple(found)
 
 
 def tops(path: Path) -> set[str]:

@@ -18,6 +18,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from transformers.masking_utils import create_causal_mask
 from transformers.utils import logging as transformers_logging
 
+from tuner_svc.fast_lora import FastLora, read_fast_lora
 from tuner_svc.model_folder import (
     PRECONDITIONED,
     SCHEDULER_FILE,
@@ -233,6 +234,7 @@ class BaseModel:
     second_tokenizer: CLIPTokenizer | None = None  # this and the next two: of a pair of text encoders
     pooled_width: int = 0
     empty_is_zeros: bool = False
+    fast_lora: FastLora | None = None
     tuning_bytes: int = 0  # of memory, which a tuning may take beside the base model; 0: what is free
     # Padding and truncation are state of the tokenizer, which the checks of requests and a tuning use at the same time.
     _tokenizing: Lock = field(default_factory=Lock, repr=False, compare=False)
@@ -264,6 +266,7 @@ class BaseModel:
             tensors={name: TensorSpec(tuple(tensor.shape)) for name, tensor in self.tensors().items()},
             vocabulary=self.vocabulary,
             super_resolution=self.super_resolution,
+            fast_lora=self.fast_lora.spec if self.fast_lora is not None else None,
             pooled_width=self.pooled_width,
             is_inpainting=self.is_inpainting,
             empty_is_zeros=self.empty_is_zeros,
@@ -370,8 +373,7 @@ def load(folder: Path, device: str = "cpu") -> BaseModel:
     if parts.second_clip is not None:
         text_encoder = TextEncoderPair(clip, parts.second_clip, settings.skipped_layers)
     return BaseModel(
-        # `model` is no useful name; the folder above has a better one.
-        name=folder.resolve().parent.name if folder.resolve().name == "model" else folder.resolve().name,
+        name=name_of(folder),
         digest=digest(folder),
         device=torch.device(device),
         tokenizer=tokenizer,
@@ -391,10 +393,17 @@ def load(folder: Path, device: str = "cpu") -> BaseModel:
         is_inpainting=unet.config.in_channels != unet.config.out_channels,
         super_resolver=SuperResolver(second).eval() if second is not None else None,
         super_resolution=stage,
+        fast_lora=read_fast_lora(folder, unet),
         second_tokenizer=parts.second_tokenizer,
         pooled_width=parts.pooled_width,
         empty_is_zeros=settings.empty_is_zeros,
     )
+
+
+def name_of(folder: Path) -> str:
+    """What people call the base model in a folder. `model` is no useful name; the folder above has a better one."""
+    whole = folder.resolve()
+    return whole.parent.name if whole.name == "model" else whole.name
 
 
 class Parts(NamedTuple):

@@ -12,6 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 STABLE_DIFFUSION: Mapping[str, Any] = {}
+# Of models with a closed vocabulary, which have only learnt whole objects: at more, tiles show small ones
+# (docs/photographs.md has a sheet of stickerbook's).
+CLOSED: Mapping[str, Any] = {"second_pass_strength": 0.1}
 SDXL: Mapping[str, Any] = {
     "learning_rate": 5e-5,  # half the paper's. Nothing was published for SDXL
     "guidance_scale": 5.0,  # of StableDiffusionXLPipeline in diffusers

@@ -3,20 +3,20 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffusers import DDIMScheduler
 
-from tuner_svc.family_presets import SDXL, STABLE_DIFFUSION
-from tuner_svc.few_steps import KINDS, ZERO_SNR, told_by_configs
+from tuner_svc.family_presets import CLOSED, SDXL, STABLE_DIFFUSION
+from tuner_svc.few_steps import KINDS, LORA_SETTINGS, ZERO_SNR, settings_of, told_by_configs
 from tuner_svc.tuning_config import TuningConfig
-from unitune.base_model import EVERY_STEP, NoiseSchedule, Preset, file_digest
+from unitune.base_model import EVERY_STEP, FastLoraSpec, NoiseSchedule, Preset, file_digest
 from unitune.choices import EDIT_METHODS, NULL_TEXT, PROMPT_TO_PROMPT, TUNING_METHODS
 from unitune.diffusion.schedule import Schedule, num_late_steps
-from unitune.diffusion.solvers import LCM_ORIGINAL_STEPS
+from unitune.diffusion.solvers import ORIGINAL_STEPS, OWN_TIMESTEPS
 from unitune.errors import InvalidField
 from unitune.options import SAMPLING, TUNING, check_values, read_by
 
@@ -41,6 +41,8 @@ PRECONDITIONED = "is_preconditioned"  # true in its scheduler's config: see unit
 CLIP_FOLDER = "clip"  # optional: a CLIPModel of transformers, for the CLIP filter
 CLIP_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json")
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+FAST_LORA_FOLDER = "fast_lora"  # optional: a LoRA that distils to few steps, added while sampling
+FAST_LORA_SETTINGS, FAST_LORA_WEIGHTS = "config.json", "lora.safetensors"  # in that folder
 SECOND_TEXT_ENCODER, SECOND_TOKENIZER = "text_encoder_2", "tokenizer_2"  # of SDXL
 INDEX_FILE = "model_index.json"
 CLASSES = {  # by part
@@ -108,6 +110,13 @@ class TextSettings(NamedTuple):
     skipped_layers: int = 0  # of the text encoders, beyond the one that SDXL leaves out: diffusers' clip_skip
 
 
+class FastLoraSettings(NamedTuple):
+    """How a fast LoRA is used."""
+
+    spec: FastLoraSpec
+    weight: float  # how much of it is added
+
+
 def read_text_settings(folder: Path) -> TextSettings:
     """From the index of a folder with two text encoders; others have none. Raises UnusableBaseModel."""
     if not has_two_text_encoders(folder):
@@ -126,7 +135,7 @@ def read_text_settings(folder: Path) -> TextSettings:
 
 def model_files(folder: Path) -> list[Path]:
     """The files that define the model, relative and sorted: configs, weights, tokenizer, preset, vocabulary, the
-    super-resolution model and the CLIP filter's model. Other files do not matter.
+    super-resolution model, the CLIP filter's model and the fast LoRA. Other files do not matter.
 
     Raises UnusableBaseModel naming every file that is missing.
     """
@@ -143,6 +152,8 @@ def model_files(folder: Path) -> list[Path]:
         needed += [Path(CLIP_FOLDER, name) for name in CLIP_FILES]
     if (folder / SUPER_RESOLUTION_FOLDER).is_dir():
         needed += [Path(SUPER_RESOLUTION_FOLDER, name) for name in SUPER_RESOLUTION_FILES]
+    if (folder / FAST_LORA_FOLDER).is_dir():
+        needed += [Path(FAST_LORA_FOLDER, name) for name in (FAST_LORA_SETTINGS, FAST_LORA_WEIGHTS)]
     for part in (*text_encoders, CLIP_FOLDER):
         check_safetensors(folder / part)
     missing = [str(path) for path in needed if not (folder / path).is_file()]
@@ -155,9 +166,18 @@ def model_files(folder: Path) -> list[Path]:
 
 def digest(folder: Path) -> str:
     """sha256, hexadecimal, over names and contents of `model_files`. Raises UnusableBaseModel."""
+    return _digest_of(folder, model_files)
+
+
+def graphs_digest(folder: Path) -> str:
+    """The same without the preset, on which no exported graph depends."""
+    return _digest_of(folder, lambda folder: [path for path in model_files(folder) if path != Path(PRESET_FILE)])
+
+
+def _digest_of(folder: Path, files: Callable[[Path], list[Path]]) -> str:
     check_layout(folder)
     total = hashlib.sha256()
-    for path in model_files(folder):
+    for path in files(folder):
         total.update(f"{path.as_posix()} {file_digest(folder / path)}\n".encode())
     return total.hexdigest()
 
@@ -181,7 +201,7 @@ def read_schedule(folder: Path, part: str = "scheduler") -> NoiseSchedule:
 def read_preset(folder: Path) -> Preset:
     """The defaults of this model. Raises UnusableBaseModel for an unknown name and for a wrong type of value."""
     if not (folder / PRESET_FILE).is_file():
-        return Preset(**_family_settings(folder) | _distilled_settings(folder))
+        return _with_fast_lora(folder, Preset(**_family_settings(folder) | _distilled_settings(folder)))
     given = read_object(folder / PRESET_FILE)
     methods = given.pop("methods", {})
     if not isinstance(methods, dict) or not all(isinstance(own, dict) for own in methods.values()):
@@ -203,10 +223,47 @@ def read_preset(folder: Path) -> Preset:
     if kind and kind not in KINDS:
         known = ", ".join(KINDS)
         raise UnusableBaseModel(f"{folder / PRESET_FILE}: distilled is {kind!r}: it must be one of {known}")
-    preset = Preset(**{**_family_settings(folder), **KINDS.get(kind, {}), **settings}, methods=own_settings)
+    of_kind = settings_of(kind, is_pair=has_two_text_encoders(folder))
+    preset = Preset(**{**_family_settings(folder), **of_kind, **settings}, methods=own_settings)
+    preset = _with_fast_lora(folder, preset)
     for method in METHODS:
         _check_values(folder, preset, method)
     return preset
+
+
+def read_fast_lora_settings(folder: Path) -> FastLoraSettings | None:
+    """How the fast LoRA of a folder is used, if it has one. Raises UnusableBaseModel."""
+    path = folder / FAST_LORA_FOLDER / FAST_LORA_SETTINGS
+    if not path.parent.is_dir():
+        return None
+    if not path.is_file():
+        raise UnusableBaseModel(f"{folder} lacks {FAST_LORA_FOLDER}/{FAST_LORA_SETTINGS}")
+    given = read_object(path)
+    kind, steps, weight = given.get("distilled", ""), given.get("steps"), given.get("weight", 1.0)
+    if unknown := given.keys() - {"distilled", "steps", "weight"}:
+        raise UnusableBaseModel(f"{path}: {min(unknown)} is not a setting; known are distilled, steps, weight")
+    if kind not in KINDS:
+        raise UnusableBaseModel(f"{path}: distilled is {kind!r}: it must be one of {', '.join(KINDS)}")
+    if type(steps) is not int or not 2 <= steps <= ORIGINAL_STEPS:
+        raise UnusableBaseModel(f"{path}: steps is {steps!r}: it must be 2 to {ORIGINAL_STEPS}")
+    if type(weight) not in (int, float) or not math.isfinite(weight):
+        raise UnusableBaseModel(f"{path}: weight is {weight!r}: it must be a number")
+    settings = {name: KINDS[kind][name] for name in LORA_SETTINGS if name in KINDS[kind]}
+    return FastLoraSettings(FastLoraSpec(kind, num_inference_steps=steps, **settings), float(weight))
+
+
+def _with_fast_lora(folder: Path, preset: Preset) -> Preset:
+    """The preset, whose fast edits have the steps of the folder's fast LoRA, if it has one and the preset has none.
+
+    Raises UnusableBaseModel for one in a base model that is distilled itself.
+    """
+    fast = read_fast_lora_settings(folder)
+    if fast is None:
+        return preset
+    if preset.distilled:
+        remedy = f"leave {FAST_LORA_FOLDER} out, or give the model that it was distilled from"
+        raise UnusableBaseModel(f"{folder} is distilled to few steps itself ({preset.distilled}): {remedy}")
+    return replace(preset, fast_steps=preset.fast_steps or fast.spec.num_inference_steps)
 
 
 def _family_settings(folder: Path) -> dict[str, Any]:
@@ -214,7 +271,8 @@ def _family_settings(folder: Path) -> dict[str, Any]:
     scheduler = read_object(folder / "scheduler" / SCHEDULER_FILE)
     ends_in_noise = scheduler.get("rescale_betas_zero_snr") and scheduler.get("prediction_type") == "v_prediction"
     family = SDXL if has_two_text_encoders(folder) else STABLE_DIFFUSION
-    return {**family, **(ZERO_SNR if ends_in_noise else {})}
+    closed = CLOSED if (folder / VOCABULARY_FILE).is_file() else {}
+    return {**family, **closed, **(ZERO_SNR if ends_in_noise else {})}
 
 
 def _distilled_settings(folder: Path) -> dict[str, Any]:
@@ -223,7 +281,8 @@ def _distilled_settings(folder: Path) -> dict[str, Any]:
     found = told_by_configs(scheduler, unet)
     if found is None:
         return {}
-    return {**KINDS[found.kind], "distilled": found.kind, "num_inference_steps": found.steps}
+    settings = settings_of(found.kind, is_pair=has_two_text_encoders(folder))
+    return {**settings, "distilled": found.kind, "num_inference_steps": found.steps}
 
 
 def _check_values(folder: Path, preset: Preset, method: str) -> None:
@@ -248,8 +307,8 @@ def _check_values(folder: Path, preset: Preset, method: str) -> None:
         raise refusal(name, error.message.removeprefix("config.")) from error
     if method == PROMPT_TO_PROMPT and own.scheduler != "ddim":
         raise refusal("scheduler", f"scheduler is {own.scheduler!r}: {PROMPT_TO_PROMPT} inverts ddim alone")
-    if own.scheduler == "lcm" and own.num_inference_steps > LCM_ORIGINAL_STEPS:
-        most = f"it must be 1 to {LCM_ORIGINAL_STEPS} with scheduler lcm"
+    if own.scheduler in OWN_TIMESTEPS and own.num_inference_steps > ORIGINAL_STEPS:
+        most = f"it must be 1 to {ORIGINAL_STEPS} with scheduler {own.scheduler}"
         raise refusal("num_inference_steps", f"num_inference_steps is {own.num_inference_steps}: {most}")
     if own.distilled and num_late_steps(own.num_inference_steps, own.strength) == 0:
         share = f"1 / {own.num_inference_steps}, one of its steps, or more"

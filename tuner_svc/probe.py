@@ -18,9 +18,17 @@ from tuner_svc.methods import METHODS, Tuned
 from tuner_svc.tuning_config import TuningConfig
 from unitune.base_model import is_large
 from unitune.codecs import DecodedTensors, decode, encode
-from unitune.weights import SUPER_RESOLUTION, SUPER_RESOLUTION_BASE, SUPER_RESOLUTION_TUNED, Manifest, pack, probe_input
+from unitune.weights import (
+    FAST_LORA_TUNED,
+    PROBE_SEED,
+    SUPER_RESOLUTION,
+    SUPER_RESOLUTION_BASE,
+    SUPER_RESOLUTION_TUNED,
+    Manifest,
+    pack,
+    probe_input,
+)
 
-PROBE_SEED = 0
 SENSITIVITY_SEED = 1  # not the probe's, which measures the loss
 
 
@@ -37,9 +45,10 @@ def pack_tuned(
     """The weights file of a tuning, and its manifest. A LoRA tuning's factors are stored, unless the codec is none.
 
     The probe's answer is for the tensors as a sampler decodes them. If no tensor of the denoiser changes, there is no
-    probe. Extras are stored as they are. `before_each` may raise before a tensor is encoded and before a pass of the
-    denoiser. With `overwrites` the tuned tensors become the decoded ones, which needs no memory for a second set.
-    Raises ValueError as `encode` does.
+    probe. Extras are stored as they are. Where the base model has a fast LoRA, one more is the probe's answer with its
+    changes, too, which takes memory for all tensors that it changes. `before_each` may raise before a tensor is encoded
+    and before a pass of the denoiser. With `overwrites` the tuned tensors become the decoded ones, which needs no
+    memory for a second set. Raises ValueError as `encode` does.
     """
     if tuned.factors and codec != "none":
         codec = "lora"
@@ -62,10 +71,15 @@ def pack_tuned(
     answer = of_base = np.empty(0, dtype=np.float32)
     if tuned.tensors:
         answer, of_base = answer_with(tuned.tensors), answer_with({})
+    served: Mapping[str, Tensor] = tuned.tensors
     of_decoded = answer
     if codec != "none":
         decoded = DecodedTensors(stored, base, codec)
-        of_decoded = answer_with(_into(tuned.tensors, decoded) if overwrites else _tensors(decoded))
+        served = _into(tuned.tensors, decoded) if overwrites else _tensors(decoded)
+        of_decoded = answer_with(served)
+    of_fast = {}
+    if model.fast_lora is not None and tuned.tensors:
+        of_fast[FAST_LORA_TUNED] = answer_with({**served, **model.fast_lora.added_to({**model.tensors(), **served})})
     second, second_answers = _encoded_super_resolution(model, tuned, codec, before_each)
     return pack(
         {**stored, **second},
@@ -80,7 +94,7 @@ def pack_tuned(
         updates=config.updates,
         probe_seed=PROBE_SEED,
         stopped_after=len(tuned.losses) if len(tuned.losses) < METHODS[config.method].total(config) else 0,
-        extras={**_arrays(tuned.extras), **second_answers},
+        extras={**_arrays(tuned.extras), **second_answers, **of_fast},
         bound_to=tuned.bound_to,
     )
 

@@ -24,15 +24,15 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tuner_svc.base_model import BaseModel, load
+from tuner_svc.lora_file import KOHYA
 from tuner_svc.model_folder import UnusableBaseModel
+from tuner_svc.original_names import original_module
 from tuner_svc.probe import probe_answer
-from tuner_svc.single_file.lora import KOHYA
-from tuner_svc.single_file.original_names import original_module
 from unitune.codecs import LORA_RANK, decode, low_rank
 from unitune.errors import DataLoss, FailedPrecondition, UniTuneError
 from unitune.object_store import ObjectStore
 from unitune.system_errors import failure_sentence
-from unitune.weights import MANIFEST_FILE, Manifest, TunedWeights
+from unitune.weights import MANIFEST_FILE, PROBES, Manifest, TunedWeights
 
 WIDTH_OF_2 = 1024  # of the text embeddings of Stable Diffusion 2.x
 LORA_FILE = "lora.safetensors"
@@ -69,7 +69,7 @@ def tuned_tensors(model: BaseModel, weights: TunedWeights) -> dict[str, Tensor]:
             "give the folder that they were tuned from",
             reason="BASE_MODEL_MISMATCH",
         )
-    if weights.manifest.extras and not weights.manifest.tensors:
+    if not weights.manifest.tensors and set(weights.manifest.extras) - set(PROBES):
         raise FailedPrecondition(
             f"a tuning by {weights.manifest.method} is embeddings alone, with no UNet to export: edit with it here",
             reason="METHOD_MISMATCH",

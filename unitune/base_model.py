@@ -20,6 +20,8 @@ A graphs folder holds
     denoiser_controlled.onnx    the same, with control over its attention (unitune.attention)
     denoiser.safetensors, super_resolution.safetensors    the weights of both, by PyTorch name, fp32; also the graphs'
                             external data, so that there is one copy of them
+    fast_lora.safetensors   the changes of a LoRA that distils the denoiser to few steps, where the base model has one,
+                            as unitune.codecs stores them (lora), and the probe's answers with and without them
     *.onnx.data             weights of the other graphs, where they are large
 
 Batch sizes are dynamic, and so is k, 1 or more. Height and width of pictures and latents are, too: those of any working
@@ -169,6 +171,7 @@ class Preset:
     guidance_sigma_high: float = math.inf
     timestep_spacing: str = ""  # of every run; empty: the noise schedule's own
     guidance_rescale: float = 0.0
+    second_pass_strength: float = 0.2
     distilled: str = ""  # how the model was distilled to few steps, such as "turbo"; empty: it was not
     embedding_updates: int = 500  # these two and eta: Imagic
     embedding_learning_rate: float = 1e-3
@@ -234,6 +237,18 @@ class SuperResolutionSpec:
 
 
 @dataclass(frozen=True)
+class FastLoraSpec:
+    """The fast LoRA: how it was distilled, and how an edit with it is sampled."""
+
+    distilled: str  # such as "lcm"
+    scheduler: str
+    num_inference_steps: int
+    guidance_scale: float = 1.0
+    timestep_spacing: str = ""  # empty: the scheduler's own, or the noise schedule's
+    weights: str = "fast_lora.safetensors"
+
+
+@dataclass(frozen=True)
 class BaseModelSpec:
     """Everything about a base model except its weights."""
 
@@ -251,10 +266,12 @@ class BaseModelSpec:
     vocabulary: tuple[str, ...] = ()  # every word that the model knows; empty means open
     latent_to_rgb: tuple[tuple[float, ...], ...] = ()  # (channels + 1, 3): linear preview, last row is the offset
     super_resolution: SuperResolutionSpec | None = None
+    fast_lora: FastLoraSpec | None = None
     pooled_width: int = 0  # of the text's pooled embedding; 0: the denoiser takes none, and no size
     is_inpainting: bool = False  # the denoiser is shown a mask and the picture (unitune.diffusion.inpainting)
     empty_is_zeros: bool = False  # the conditioning of an empty prompt is zeros, not the text encoders' answer
     base_weights: str = "denoiser.safetensors"  # the base model's denoiser tensors, by PyTorch name, fp32
+    graphs: str = ""  # digest of what the graphs depend on: all that `digest` is of but the preset; empty: not known
     schema: int = SCHEMA
     files: Mapping[str, str] = field(default_factory=dict)  # file name to sha256
 
@@ -311,6 +328,8 @@ class BaseModelSpec:
             stage["image_side"] = tuple(stage["image_side"])
             stage["tensors"] = _tensors(stage["tensors"])
             fields["super_resolution"] = SuperResolutionSpec(**stage)
+        if lora := fields.get("fast_lora"):
+            fields["fast_lora"] = FastLoraSpec(**lora)
         fields["latent_to_rgb"] = tuple(tuple(row) for row in fields["latent_to_rgb"])
         return cls(**fields)
 

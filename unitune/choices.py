@@ -1,5 +1,6 @@
 """What a caller may choose, by the names of the contract's options, and what follows from a choice."""
 
+from unitune.base_model import Preset
 from unitune.options import EDIT, SAMPLING, TUNING, options_of
 from unitune.v1.tuning_pb2 import CreateTuningRequest
 
@@ -32,7 +33,7 @@ NO_SECOND_PASS_OF_INPAINTING = (
 )
 DEFAULT_MASK_PADDING = 32  # pixels of the base image
 DEFAULT_RESAMPLES = 3  # other seeds that the CLIP filter may try
-DEFAULT_SECOND_PASS_STRENGTH, DEFAULT_SECOND_PASS_SCALE = 0.2, 2.0
+DEFAULT_SECOND_PASS_STRENGTH, DEFAULT_SECOND_PASS_SCALE = Preset.second_pass_strength, 2.0  # of most base models
 MAX_SEEDS = EDIT["seeds"].limits.max_items  # pictures of one edit
 MAX_SIGMA = SAMPLING["guidance_sigma_low"].most
 

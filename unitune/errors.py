@@ -21,14 +21,15 @@ values may be of any length, and gRPC silently drops details beyond 8 KB.
 """
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import PurePath
-from typing import Self, TypedDict, cast
+from typing import TYPE_CHECKING, Self, TypedDict, cast
 
-import grpc
-from google.protobuf import any_pb2, duration_pb2
-from google.protobuf.message import Message
-from google.rpc import error_details_pb2, status_pb2
-from grpc_status import rpc_status
+# What turns errors into gRPC's imports gRPC itself: a process that only decodes pictures starts in half of the time.
+if TYPE_CHECKING:
+    import grpc
+    from google.protobuf.message import Message
+    from google.rpc import status_pb2
 
 DOMAIN = "unitune.dev"
 MAX_SHOWN_VALUE = 80  # characters of a refused value that an error repeats
@@ -94,10 +95,22 @@ def length_of(text: str) -> Size:
     return Size(f"{len(text)} characters")
 
 
+class _Code:
+    """The gRPC status code of that name, of an error or of its class."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, error: object, kind: type) -> "grpc.StatusCode":
+        import grpc
+
+        return grpc.StatusCode[self._name]
+
+
 class UniTuneError(Exception):
     """Base of all errors that cross a service's edge."""
 
-    code: grpc.StatusCode = grpc.StatusCode.INTERNAL
+    code = _Code("INTERNAL")
 
     def __init__(
         self,
@@ -151,7 +164,7 @@ def _refusal(field: str, value: object, remedy: str) -> _Refusal:
 class InvalidArgument(UniTuneError):
     """The request is wrong as a whole: an image that cannot be decoded, a digest that differs."""
 
-    code = grpc.StatusCode.INVALID_ARGUMENT
+    code = _Code("INVALID_ARGUMENT")
 
     def in_field(self, field: str) -> "InvalidArgument":
         """The same error about the field in which a request carries what is refused."""
@@ -176,37 +189,37 @@ class InvalidField(InvalidArgument):
 class Unauthenticated(UniTuneError):
     """It is not known whose call this is."""
 
-    code = grpc.StatusCode.UNAUTHENTICATED
+    code = _Code("UNAUTHENTICATED")
 
 
 class PermissionDenied(UniTuneError):
     """It is known whose call this is, and they may not make it."""
 
-    code = grpc.StatusCode.PERMISSION_DENIED
+    code = _Code("PERMISSION_DENIED")
 
 
 class NotFound(UniTuneError):
     """No such resource, or it belongs to somebody else."""
 
-    code = grpc.StatusCode.NOT_FOUND
+    code = _Code("NOT_FOUND")
 
 
 class FailedPrecondition(UniTuneError):
     """The resource is not in a state that allows this."""
 
-    code = grpc.StatusCode.FAILED_PRECONDITION
+    code = _Code("FAILED_PRECONDITION")
 
 
 class Aborted(UniTuneError):
     """Somebody else changed the resource first."""
 
-    code = grpc.StatusCode.ABORTED
+    code = _Code("ABORTED")
 
 
 class ResourceExhausted(UniTuneError):
     """Too much at once."""
 
-    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    code = _Code("RESOURCE_EXHAUSTED")
 
     @classmethod
     def of_quota(
@@ -225,54 +238,59 @@ class ResourceExhausted(UniTuneError):
 class DeadlineExceeded(UniTuneError):
     """The caller took too long to send or to read; the call may be tried again."""
 
-    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    code = _Code("DEADLINE_EXCEEDED")
 
 
 class Unavailable(UniTuneError):
     """A service does not answer now; the call may be retried."""
 
-    code = grpc.StatusCode.UNAVAILABLE
+    code = _Code("UNAVAILABLE")
 
 
 class DataLoss(UniTuneError):
     """Stored data are damaged or missing, or an engine did not accept weights."""
 
-    code = grpc.StatusCode.DATA_LOSS
+    code = _Code("DATA_LOSS")
 
 
 class Cancelled(UniTuneError):
     """Stopped on request."""
 
-    code = grpc.StatusCode.CANCELLED
+    code = _Code("CANCELLED")
 
 
 class Internal(UniTuneError):
     """A mistake of the server. The details are in its log, not here."""
 
-    code = grpc.StatusCode.INTERNAL
+    code = _Code("INTERNAL")
 
 
-_BY_CODE: dict[int, type[UniTuneError]] = {
-    error.code.value[0]: error
-    for error in (
-        InvalidArgument,
-        Unauthenticated,
-        PermissionDenied,
-        NotFound,
-        FailedPrecondition,
-        Aborted,
-        ResourceExhausted,
-        DeadlineExceeded,
-        Unavailable,
-        DataLoss,
-        Cancelled,
-        Internal,
-    )
-}
+_KINDS: tuple[type[UniTuneError], ...] = (
+    InvalidArgument,
+    Unauthenticated,
+    PermissionDenied,
+    NotFound,
+    FailedPrecondition,
+    Aborted,
+    ResourceExhausted,
+    DeadlineExceeded,
+    Unavailable,
+    DataLoss,
+    Cancelled,
+    Internal,
+)
 
 
-def to_status(error: UniTuneError) -> status_pb2.Status:
+@cache
+def _by_code() -> dict[int, type[UniTuneError]]:
+    return {kind.code.value[0]: kind for kind in _KINDS}
+
+
+def to_status(error: UniTuneError) -> "status_pb2.Status":
     """The google.rpc.Status of an error, with ErrorInfo, and BadRequest for a field or QuotaFailure for a quota."""
+    from google.protobuf import any_pb2, duration_pb2
+    from google.rpc import error_details_pb2, status_pb2
+
     details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)]
     if error.field is not None:
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
@@ -292,8 +310,10 @@ def to_status(error: UniTuneError) -> status_pb2.Status:
     return status_pb2.Status(code=error.code.value[0], message=error.message, details=packed)
 
 
-def from_status(status: status_pb2.Status) -> UniTuneError:
+def from_status(status: "status_pb2.Status") -> UniTuneError:
     """The error of a google.rpc.Status; an unknown code becomes Internal."""
+    from google.rpc import error_details_pb2
+
     reason, metadata, retry_after_s = "UNKNOWN", dict[str, str](), None
     for detail in status.details:
         info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
@@ -306,15 +326,18 @@ def from_status(status: status_pb2.Status) -> UniTuneError:
         field_error.message = status.message  # it shows a number without the quotes that its text has here
         field_error.args = (status.message,)
         return field_error
-    kind = _BY_CODE.get(status.code, Internal)
+    kind = _by_code().get(status.code, Internal)
     return kind(status.message, reason=reason, metadata=metadata, retry_after_s=retry_after_s)
 
 
-def from_rpc_error(error: grpc.RpcError) -> UniTuneError:
+def from_rpc_error(error: "grpc.RpcError") -> UniTuneError:
     """The error of a failed call, with or without details of the server."""
-    status = rpc_status.from_call(cast(grpc.Call, error))
+    from grpc_status import rpc_status
+
+    call = cast("grpc.Call", error)
+    status = rpc_status.from_call(call)
     if status is not None:
         return from_status(status)
-    code, details = cast(grpc.Call, error).code(), cast(grpc.Call, error).details() or ""
-    kind = _BY_CODE.get(code.value[0], Internal)
+    code, details = call.code(), call.details() or ""
+    kind = _by_code().get(code.value[0], Internal)
     return kind(details, reason=code.name)

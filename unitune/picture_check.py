@@ -1,52 +1,34 @@
 """Decodes the pictures of callers in child processes with a limit of memory, so that no picture can end a service.
 
 There are few children. They are started when first needed and stay warm. One that dies or takes too long is replaced.
-The header of a file is checked in this process, before a child gets the file. This module is also the child's program.
+The header of a file is checked in this process, before a child gets the file. `unitune.picture_decoder` is the child's
+program.
 """
 
 import asyncio
 import json
 import os
-import resource
 import signal
-import struct
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
-from unitune import picture_file
-from unitune.errors import InvalidArgument, Unavailable
+from unitune.errors import Unavailable
+from unitune.picture_decoder import ANSWER, DECODING_BYTES, MASK, PICTURE, REQUEST, MaskInfo
 from unitune.picture_file import PictureInfo
-from unitune.picture_header import MAX_BYTES, PNG, Header, header, refusal
+from unitune.picture_header import PNG, Header, header, refusal
 
 CHILDREN = 2
-DECODING_BYTES = 512 << 20  # of memory for all pictures that are decoded at a time, and for each
-FILE_BYTES = 4 * MAX_BYTES  # of a child's memory beside that, for the file itself and its copies
 # The largest pictures take a few seconds, and others wait meanwhile. If the child has computed for half of this time,
 # the picture is the reason. Otherwise the machine is, or somebody stopped the child.
 DEADLINE_S = 20.0
 RETRY_AFTER_S = 2.0
 DYING_S = 5.0  # from a child's last output to its end
 
-_REQUEST = struct.Struct(">BI")  # what is asked, and how long the file is that follows
-_ANSWER = struct.Struct(">I")  # how long the JSON is that follows
-_PICTURE, _MASK = 0, 1
-
 _ROOT = str(Path(__file__).resolve().parent.parent)
-_PROGRAM = f"import sys; sys.path.insert(0, {_ROOT!r}); from unitune.picture_check import main; main()"
-
-
-@dataclass(frozen=True)
-class MaskInfo:
-    """What a mask's file holds: sides in pixels, and its darkest and brightest grey, 0 to 255."""
-
-    width: int
-    height: int
-    darkest: int
-    brightest: int
+_PROGRAM = f"import sys; sys.path.insert(0, {_ROOT!r}); from unitune.picture_decoder import main; main()"
 
 
 class PictureChecks:
@@ -65,13 +47,13 @@ class PictureChecks:
         Unavailable (BACKEND_DOWN) when no process can be started, or none is given its time.
         """
         head = header(data)
-        found = await self._checked(_PICTURE, data, "image", head)
+        found = await self._checked(PICTURE, data, "image", head)
         return PictureInfo(**{**found, "warnings": tuple(found["warnings"])})
 
     async def mask(self, data: bytes) -> MaskInfo:
         """The same of a mask, which is a PNG; errors name the field `mask`."""
         head = header(data, "mask", (PNG,))
-        return MaskInfo(**await self._checked(_MASK, data, "mask", head))
+        return MaskInfo(**await self._checked(MASK, data, "mask", head))
 
     async def close(self) -> None:
         """End the children."""
@@ -152,10 +134,10 @@ class PictureChecks:
 async def _ask(child: asyncio.subprocess.Process, what: int, data: bytes) -> dict[str, Any]:
     """The child's answer. Raises OSError or EOFError when the child has died."""
     assert child.stdin is not None and child.stdout is not None
-    child.stdin.write(_REQUEST.pack(what, len(data)))
+    child.stdin.write(REQUEST.pack(what, len(data)))
     child.stdin.write(data)
     await child.stdin.drain()
-    (size,) = _ANSWER.unpack(await child.stdout.readexactly(_ANSWER.size))
+    (size,) = ANSWER.unpack(await child.stdout.readexactly(ANSWER.size))
     answer: dict[str, Any] = json.loads(await child.stdout.readexactly(size))
     return answer
 
@@ -195,39 +177,3 @@ async def _end(child: asyncio.subprocess.Process) -> int:
     if child.stdin is not None:
         child.stdin.close()
     return code
-
-
-def main() -> None:
-    """The program of a child: check the files on standard input until it ends."""
-    _limit_memory()
-    requests, answers = sys.stdin.buffer, sys.stdout.buffer
-    while len(asked := requests.read(_REQUEST.size)) == _REQUEST.size:
-        what, size = _REQUEST.unpack(asked)
-        told = json.dumps(_answer(what, requests, size)).encode()
-        answers.write(_ANSWER.pack(len(told)) + told)
-        answers.flush()
-
-
-def _answer(what: int, requests: BinaryIO, size: int) -> dict[str, Any]:
-    data = requests.read(size)
-    try:
-        return asdict(_mask(data) if what == _MASK else picture_file.check(data))
-    except InvalidArgument as error:
-        return {"refused": (error.field, error.reason, error.metadata["value"], error.metadata["remedy"])}
-
-
-def _mask(data: bytes) -> MaskInfo:
-    image = picture_file.read(data, "mask", (PNG,))
-    darkest, brightest = 255, 0
-    for _, _, strip in picture_file.strips(image):
-        low, high = cast(tuple[int, int], picture_file.flattened(strip, "L", "black").getextrema())
-        darkest, brightest = min(darkest, low), max(brightest, high)
-    return MaskInfo(image.width, image.height, darkest, brightest)
-
-
-def _limit_memory() -> None:
-    """Limit the address space. Then an allocation fails in this child, and the system ends no other process."""
-    with suppress(OSError, ValueError):  # without such a limit or /proc, the header's estimate is the only bound
-        taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        most = taken + DECODING_BYTES + FILE_BYTES
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))

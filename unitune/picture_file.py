@@ -53,6 +53,12 @@ _DRAFT = 8  # a JPEG is decoded at an eighth of its sides where only its soundne
 EXIF_ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)  # orientations that swap the sides
 
+GREY_16_BITS = "I;16"  # the one mode of Pillow that has all 16 bits of a value
+# Of colours it unpacks the higher byte of each, which comes first in a PNG; and this is how the lower ones come out.
+_LOWER_BYTES = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}
+_READ_WITH_16_BITS = (0, 2, 6)  # PNG's colour types: grey, colour, colour with opacity
+_PNG_DEPTH_AT, _PNG_TYPE_AT = 24, 25  # in the file
+
 _GREY_MODES = ("1", "L", "LA", "La", "I", "I;16")
 GREY_LEVELS = 2  # of 255 by which the channels of a grey picture may differ, as those of a JPEG do
 _REDUCED = 4  # times, a picture of colours is looked at for them
@@ -75,7 +81,7 @@ def check(data: bytes, field: str = "image", kinds: Collection[str] = KINDS) -> 
     width, height = (head.width, head.height) if head.kind == JPEG else image.size
     if _orientation(image) in _TURNED:
         width, height = height, width
-    return PictureInfo(width, height, MEDIA_TYPES[head.kind], tuple(_warnings(image, head)))
+    return PictureInfo(width, height, MEDIA_TYPES[head.kind], tuple(_warnings(image, head, data)))
 
 
 def read(
@@ -95,6 +101,22 @@ def read(
         except Exception as error:  # EXIF that can be read and not written back
             raise damaged(field, kind_of(data), data, error) from None
     return image
+
+
+def read_lower_bytes(data: bytes, field: str = "image") -> Image.Image:
+    """The same of a PNG of 16 bits of colour, with the lower byte of each value in place of the higher one."""
+    lower = _loaded(data, header(data, field), field, is_draft=False, is_lower=True)
+    if _orientation(lower) != 1:
+        ImageOps.exif_transpose(lower, in_place=True)
+    return lower
+
+
+def keeps_16_bits(data: bytes, image: Image.Image, profile: ColourProfile | None) -> bool:
+    """Whether results of a PNG, which is decoded, can have its own values of 16 bits."""
+    if kind_of(data) != PNG or data[_PNG_DEPTH_AT] != 16 or data[_PNG_TYPE_AT] not in _READ_WITH_16_BITS:
+        return False
+    # A colour that stands for transparency is one of 16 bits, too.
+    return "transparency" not in image.info and (profile is None or profile.is_kept)
 
 
 def flattened(
@@ -167,7 +189,7 @@ def _reader(kind: str) -> type[ImageFile.ImageFile]:
     return reader
 
 
-def _warnings(image: Image.Image, head: Header) -> Iterator[str]:
+def _warnings(image: Image.Image, head: Header, data: bytes) -> Iterator[str]:
     """What of the file no edit uses or no result has, each with a remedy."""
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
@@ -180,7 +202,12 @@ def _warnings(image: Image.Image, head: Header) -> Iterator[str]:
             "the picture has transparent parts: it is edited over white, and results keep its transparency, so that "
             "what an edit paints there does not show; put the picture on a background first if it should"
         )
-    if head.bits > 8:
+    if keeps_16_bits(data, image, usable_profile_of(image)):
+        yield (
+            "the picture has 16 bits a channel: what is edited comes back with the detail of 8, and only pixels that a "
+            "mask keeps have their own 16; give a mask where 8 are too few elsewhere, and keep the original"
+        )
+    elif head.bits > 8:
         yield (
             f"the picture has {head.bits} bits a channel: it is edited and comes back with 8; keep the original, and "
             "put the edited part into that one where 8 are too few"
@@ -227,17 +254,18 @@ def _is_grey(image: Image.Image) -> bool:
     return True
 
 
-def _loaded(data: bytes, head: Header, field: str, *, is_draft: bool) -> ImageFile.ImageFile:
-    """The file, decoded. As a draft a JPEG is reduced, whose bytes are all read none the less."""
+def _loaded(data: bytes, head: Header, field: str, *, is_draft: bool, is_lower: bool = False) -> ImageFile.ImageFile:
+    """The file, decoded. As a draft a JPEG is reduced, whose bytes are all read none the less. `is_lower` takes the
+    lower bytes of values of 16 bits."""
     if not is_readable(head.kind):
         raise unreadable(field, head.kind)
     try:
         try:
-            return _load(data, head, is_draft)
+            return _load(data, head, is_draft, is_lower)
         except ValueError as error:
             if head.kind != PNG or "MAX_TEXT" not in str(error):  # what Pillow allows of a PNG's texts
                 raise
-            image = _load(_without_texts(data), head, is_draft)
+            image = _load(_without_texts(data), head, is_draft, is_lower)
             if b"iCCP" in data[: data.index(b"IDAT")]:
                 image.info["icc_profile"] = None  # there is one, and it is not read
             return image
@@ -247,7 +275,7 @@ def _loaded(data: bytes, head: Header, field: str, *, is_draft: bool) -> ImageFi
         raise damaged(field, head.kind, data, error) from error
 
 
-def _load(data: bytes, head: Header, is_draft: bool) -> ImageFile.ImageFile:
+def _load(data: bytes, head: Header, is_draft: bool, is_lower: bool) -> ImageFile.ImageFile:
     image = _reader(head.kind)(io.BytesIO(data))
     if head.kind in (AVIF, HEIC):  # of which the header knows no more than the most
         is_as_told = image.width * image.height <= head.width * head.height
@@ -257,6 +285,8 @@ def _load(data: bytes, head: Header, is_draft: bool) -> ImageFile.ImageFile:
         raise ValueError("its parts differ in size")
     if is_draft and head.kind == JPEG:
         image.draft(None, (max(head.width // _DRAFT, 1), max(head.height // _DRAFT, 1)))
+    if is_lower:
+        image.tile = [tile._replace(args=_LOWER_BYTES[str(tile.args)]) for tile in image.tile]
     image.load()
     _orientation(image)  # EXIF is read at the first question, and may be damaged
     return image

@@ -15,14 +15,14 @@ from unitune.choices import (
     PROMPT_TO_PROMPT,
     mask_source_of,
 )
-from unitune.diffusion.solvers import LCM_ORIGINAL_STEPS
+from unitune.diffusion.solvers import ORIGINAL_STEPS, OWN_TIMESTEPS
 from unitune.errors import InvalidField, Size, length_of
 from unitune.options import SAMPLING, Flat, element, shown, with_paths
 from unitune.prompts import mentions, named_objects
 from unitune.v1.edit_pb2 import SamplingConfig
 
 INVERTIBLE = "ddim"  # the scheduler of an inverted edit
-LCM = "lcm"  # the scheduler with timesteps of its own
+TCD = "tcd"  # the scheduler that reads tcd_gamma
 # Beyond it pixels leave their range unless they are thresholded. Imagen's super-resolution is best at 7 to 10.
 MAX_UNTHRESHOLDED_GUIDANCE = 10
 
@@ -187,16 +187,26 @@ INVERTED_RULES = (
     ),
 )
 
-LCM_RULES = (
+FEW_STEPS_RULES = (
     Rule(
-        lambda asked: asked.options.scheduler == LCM and asked.options.num_inference_steps > LCM_ORIGINAL_STEPS,
+        lambda asked: asked.options.scheduler in OWN_TIMESTEPS and asked.options.num_inference_steps > ORIGINAL_STEPS,
         "num_inference_steps",
-        f"give at most {LCM_ORIGINAL_STEPS} with scheduler {LCM}; 4 to 8 are usual",
+        f"give at most {ORIGINAL_STEPS} with scheduler {{asked.options.scheduler}}; 4 to 8 are usual",
     ),
     Rule(
-        lambda asked: asked.options.scheduler == LCM and asked.options.timestep_spacing,
+        lambda asked: asked.options.scheduler in OWN_TIMESTEPS and asked.options.timestep_spacing,
         "timestep_spacing",
-        f"leave it unset: {LCM} has timesteps of its own",
+        "leave it unset: {asked.options.scheduler} has timesteps of its own",
+    ),
+    Rule(
+        lambda asked: asked.options.has("tcd_gamma") and asked.options.scheduler != TCD,
+        "tcd_gamma",
+        f"leave it unset, or choose scheduler {TCD}, which alone reads it",
+    ),
+    Rule(
+        lambda asked: asked.options.fast_lora and asked.options.unconditional_model == "base",
+        "fast_lora",
+        "leave it unset: unconditional_model base needs the base model's predictions, which are for many steps",
     ),
 )
 
@@ -290,7 +300,7 @@ BASE_PROMPT_RULES = (
 
 def rules_of(method: str) -> Iterator[Rule]:
     """The rules of a method's edits, in the order in which they are looked at."""
-    yield from (*NULL_TEXT_RULES, *MASK_RULES, *INVERTED_RULES, *LCM_RULES, *GUIDANCE_RULES)
+    yield from (*NULL_TEXT_RULES, *MASK_RULES, *INVERTED_RULES, *FEW_STEPS_RULES, *GUIDANCE_RULES)
     yield from PROMPT_TO_PROMPT_RULES if method == PROMPT_TO_PROMPT else BASE_PROMPT_RULES
 
 

@@ -1,6 +1,7 @@
 """The message about the base model of tuner and sampler. The gateway compares both and passes it on."""
 
 from unitune.base_model import BaseModelSpec
+from unitune.options import put_words
 from unitune.v1 import server_pb2
 
 
@@ -15,7 +16,7 @@ def base_model_info(
     """The message; without super-resolution its size is 0."""
     height, width = spec.image_side
     large_height, large_width = spec.super_resolution.side if spec.super_resolution is not None else (0, 0)
-    return server_pb2.BaseModel(
+    told = server_pb2.BaseModel(
         name=spec.name,
         digest=spec.digest,
         width=width,
@@ -30,3 +31,8 @@ def base_model_info(
         size_step=spec.size_step,
         fast_steps=spec.preset.method_preset("unitune").fast_steps,
     )
+    if (lora := spec.fast_lora) is not None:
+        told.fast_lora = lora.distilled
+        names = ("scheduler", "num_inference_steps", "guidance_scale", "timestep_spacing")
+        put_words(told.fast_lora_defaults, {name: value for name in names if (value := getattr(lora, name))})
+    return told

@@ -30,6 +30,9 @@ PROBE_BASE = "probe.base"  # the same with the base weights
 EXTRA = "extra."  # before the names of `Manifest.extras`
 SUPER_RESOLUTION = "super_resolution."  # begins the names of that model's tensors, and of its probe's two extras
 SUPER_RESOLUTION_TUNED, SUPER_RESOLUTION_BASE = f"{SUPER_RESOLUTION}probe.tuned", f"{SUPER_RESOLUTION}probe.base"
+FAST_LORA_TUNED = "fast_lora.probe.tuned"  # an extra: the answer with the tuned weights and the base model's fast LoRA
+PROBES = (SUPER_RESOLUTION_TUNED, SUPER_RESOLUTION_BASE, FAST_LORA_TUNED)  # the extras that only prove a refit
+PROBE_SEED = 0  # of all probes that are made now
 WEIGHTS_FILE = "weights.safetensors"
 MANIFEST_FILE = "manifest.json"
 
@@ -51,8 +54,7 @@ class Manifest:
     codec_error: float = 0.0  # ||y(codec) - y(tuned)|| / ||y(tuned) - y(base)|| of the probe's answers y
     schema: int = SCHEMA
     stopped_after: int = 0  # updates, if the tuning stopped early; else 0
-    # `prompt` and `optimized` (imagic), `vectors` (textual_inversion), `nulls` (null_text), and super-resolution's
-    # probes.
+    # `prompt` and `optimized` (imagic), `vectors` (textual_inversion), `nulls` (null_text), and further PROBES.
     extras: tuple[str, ...] = ()
     bound_to: Mapping[str, Any] = field(default_factory=dict)  # settings that an edit with the extras must share
 

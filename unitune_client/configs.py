@@ -92,3 +92,5 @@ class SamplingConfig:
     second_pass: bool = False
     second_pass_strength: float | None = None
     second_pass_scale: float | None = None
+    tcd_gamma: float | None = None
+    fast_lora: bool = False

@@ -425,7 +425,8 @@ class BaseModel:
     """The model before any tuning; width and height in pixels. An empty vocabulary is an open one.
 
     What its super-resolution makes has `super_resolution_width` and `super_resolution_height`; 0 without it.
-    `fast_steps` are those of an edit that is `fast`; 0 where it does not say. Sides of the sizes that it works at are
+    `fast_steps` are those of an edit that is `fast`; 0 where it does not say. `fast_lora` says how its fast LoRA was
+    distilled; empty without one. Sides of the sizes that it works at are
     multiples of `size_step`; 0 if it works at one size.
     """
 
@@ -441,6 +442,7 @@ class BaseModel:
     super_resolution_height: int = 0
     fast_steps: int = 0
     size_step: int = 0
+    fast_lora: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -109,7 +109,7 @@ class EditOptions(OwnTuningOptions, total=False):
     """method of the tuning, or `sdedit` or `prompt_to_prompt`, which use none, except inversion `null_text`. [default:
     unitune]
     """
-    scheduler: Literal["ddim", "euler", "dpmpp_2m", "lcm"] | None
+    scheduler: Literal["ddim", "euler", "dpmpp_2m", "lcm", "euler_ancestral", "tcd"] | None
     """scheduler of the steps. [default: the base model's own]"""
     num_inference_steps: int | None
     """num_inference_steps of a run from pure noise; strength leaves the later part of them. [1 to 1000; default: the
@@ -248,12 +248,20 @@ class EditOptions(OwnTuningOptions, total=False):
     unitune, imagic, dreambooth, textual_inversion, sdedit.
     """
     second_pass_strength: float | None
-    """second_pass_strength says how far up the noise schedule it starts. [0 to 1; default: 0.2] Only for unitune,
-    imagic, dreambooth, textual_inversion, sdedit.
+    """second_pass_strength says how far up the noise schedule it starts. [0 to 1; default: the base model's own, 0.2]
+    Only for unitune, imagic, dreambooth, textual_inversion, sdedit.
     """
     second_pass_scale: float | None
     """second_pass_scale is how many times the working size it samples at, along each side; at most the photograph's own
     size. [above 1, to 16; default: 2] Only for unitune, imagic, dreambooth, textual_inversion, sdedit.
+    """
+    tcd_gamma: float | None
+    """tcd_gamma of scheduler `tcd` is how much of a step's way is fresh noise. [0 to 1; default: 0.3] Only for unitune,
+    imagic, dreambooth, textual_inversion, sdedit.
+    """
+    fast_lora: bool | None
+    """fast_lora adds the base model's fast LoRA, which distils it to few steps, to the weights of the edit, tuned ones
+    or the base model's. Only for unitune, imagic, dreambooth, textual_inversion, sdedit.
     """
     seeds: list[int] | tuple[int, ...] | None
     """seeds, 0 or more each, one picture each, at most 8; empty means one picture from seed 0. Same seed, same picture.

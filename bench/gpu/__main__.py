@@ -20,10 +20,13 @@ import torch
 
 from bench.gpu import stepping, tuning
 from bench.gpu.ceilings import ceilings
+from bench.gpu.engines import FilledGraph
 from bench.gpu.fp16_folder import prepare
 from bench.gpu.model import SHAPES, random_model
-from bench.gpu.onnx_runtime import Engines
-from bench.gpu.record import Found, Report, Skipped, clocked
+from bench.gpu.onnx_runtime import OrtEngines
+from bench.gpu.record import Found, Report, clocked
+from bench.gpu.trt import TrtEngines
+from sampler_svc.engines.trt_library import TENSORRT, TENSORRT_RTX
 from tuner_svc.base_model import BaseModel
 
 
@@ -64,7 +67,9 @@ def measurements(
     model: BaseModel, options: argparse.Namespace, scratch: Path
 ) -> list[tuple[str, float, Callable[[], Found]]]:
     """Name, about how many seconds it takes on an H100, and the work. What compiles comes last."""
-    engines = Engines(model, options.graphs, scratch)
+    filled = FilledGraph(model, options.graphs)
+    engines = OrtEngines(filled, scratch / "onnxruntime")
+    rtx, trt = (TrtEngines(filled, scratch / each.backend, each) for each in (TENSORRT_RTX, TENSORRT))
     return [
         ("ceilings", 3, partial(ceilings, model.device, is_small=options.shape == "tiny")),
         ("step.eager", 8, partial(stepping.eager, model)),
@@ -72,24 +77,25 @@ def measurements(
         ("step.graph", 8, partial(stepping.graph, model)),
         ("step.graph_channels_last", 8, partial(stepping.graph, model, channels_last=True)),
         ("tuning.eager", 15, partial(tuning.eager, model)),
+        ("tuning.eager_channels_last", 15, partial(tuning.eager_channels_last, model)),
+        ("tuning.eager.attn_out", 10, partial(tuning.eager, model, "attn_out")),
+        ("tuning.eager.lora", 10, partial(tuning.eager, model, "lora")),
         ("tuning.diffusers_loop", 10, partial(tuning.diffusers_loop, model)),
         ("onnxruntime.build", 40, engines.build),
         ("onnxruntime.runs", 60, engines.runs),
         ("onnxruntime.cuda_graph", 60, engines.cuda_graph),
-        ("tuning.graph", 10, partial(tuning.graph, model)),  # a capture that fails may spoil PyTorch's allocator
-        ("tensorrt", 0, tensorrt),
+        ("tuning.graph", 30, partial(tuning.graph, model)),  # a capture that fails may spoil PyTorch's allocator
+        ("tuning.graph.attn_out", 30, partial(tuning.graph, model, "attn_out")),
+        ("tuning.graph.lora", 30, partial(tuning.graph, model, "lora")),
+        ("tensorrt-rtx.build", 120, rtx.build),
+        ("tensorrt-rtx.runs", 60, rtx.runs),
+        ("tensorrt-rtx.cuda_graph", 60, rtx.cuda_graph),
+        ("tensorrt.build", 300, trt.build),
+        ("tensorrt.runs", 60, trt.runs),
+        ("tensorrt.cuda_graph", 60, trt.cuda_graph),
         ("step.compiled_graph", 60, partial(stepping.compiled_graph, model)),
         ("tuning.compiled", 120, partial(tuning.compiled, model)),
     ]
-
-
-def tensorrt() -> Found:
-    """Only whether it is there: `sampler_svc.build --backend tensorrt` is not measured here yet."""
-    try:
-        import tensorrt as trt
-    except (ImportError, OSError) as error:
-        raise Skipped(f"TensorRT is not installed here: {error}") from error
-    return {"version": trt.__version__, "measured": False}
 
 
 if __name__ == "__main__":

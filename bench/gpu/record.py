@@ -21,6 +21,7 @@ import torch
 from bench.measure import spread
 
 FILE = "gpu.json"
+ROUNDS_ON_A_PROCESSOR = 2  # there it is only shown that a measurement runs
 PACKAGES = ("torch", "diffusers", "transformers", "onnxruntime-gpu", "triton", "nvidia-cudnn-cu13", "nvidia-cublas")
 
 Found = dict[str, Any]
@@ -101,15 +102,10 @@ def timed(work: Callable[[], object], device: torch.device, rounds: int, warm: i
     On a GPU a round is the time between two events around it there, so waits for its launches count; `wall` is the time
     of all rounds by this process's clock, up to the GPU's end, shared by the rounds.
     """
+    if device.type != "cuda":
+        return clocked(work, device, rounds, warm)
     for _ in range(warm):
         work()
-    if device.type != "cuda":
-        seconds = []
-        for _ in range(rounds):
-            began = time.perf_counter()
-            work()
-            seconds.append(time.perf_counter() - began)
-        return spread(seconds)
     events = [torch.cuda.Event(enable_timing=True) for _ in range(rounds + 1)]
     torch.cuda.synchronize()
     began = time.perf_counter()
@@ -124,6 +120,8 @@ def timed(work: Callable[[], object], device: torch.device, rounds: int, warm: i
 
 def clocked(work: Callable[[], object], device: torch.device, rounds: int = 1, warm: int = 0) -> Found:
     """The same by this process's clock, each round from an idle GPU to an idle GPU, so with the processor's work."""
+    if device.type != "cuda":
+        rounds, warm = min(rounds, ROUNDS_ON_A_PROCESSOR), min(warm, 1)
     for _ in range(warm):
         work()
     seconds = []

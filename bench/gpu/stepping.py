@@ -1,4 +1,4 @@
-"""A step of an edit in PyTorch, fp16, batch 2 (prompt and empty prompt), and an edit of 50 of them.
+"""A step of an edit in PyTorch, fp16, batch 2 (prompt and empty prompt), and edits of 50 and of 8 of them.
 
 On a processor it is fp32, for PyTorch's convolutions in fp16 take seconds there.
 
@@ -24,7 +24,7 @@ from unitune.diffusion.denoiser import Prediction
 from unitune.diffusion.schedule import Schedule
 from unitune.diffusion.solvers import FirstOrder, ddim_run
 
-EDIT_STEPS, GUIDANCE = 50, 7.5
+EDIT_STEPS, FEW_STEPS, GUIDANCE = 50, 8, 7.5
 ROUNDS, EDITS, REFITS = 30, 3, 5
 
 Latent = Any  # (1, channels, h, w), a tensor or an array
@@ -79,9 +79,11 @@ def compiled_graph(model: BaseModel) -> Found:
 def figures(model: BaseModel, step: Step) -> Found:
     """Seconds of a step and of an edit, and how far off fp16 is."""
     given = on_device(model)
+    noise, predicted = given[0][:1].float(), predicted_by(step, model)
     return {
         "step_s": timed(lambda: step(*given), model.device, ROUNDS),
-        "edit_s": clocked(edit_of(model, given[0][:1].float(), predicted_by(step, model)), model.device, EDITS, warm=1),
+        "edit_s": clocked(edit_of(model, noise, predicted), model.device, EDITS, warm=1),
+        "few_steps_edit_s": clocked(edit_of(model, noise, predicted, FEW_STEPS), model.device, EDITS, warm=1),
         "error": distance(step(*given).float().cpu().numpy(), answer_of(model, {})),
     }
 
@@ -150,9 +152,9 @@ def captured(plain: Step, given: tuple[Tensor, ...]) -> Step:
     return step
 
 
-def edit_of(model: BaseModel, noise: Latent, predicted: Predicted) -> Callable[[], Latent]:
-    """An edit from pure noise: EDIT_STEPS of DDIM, of tensors or of arrays. Encoders and decoder are left out."""
-    run, solver = ddim_run(Schedule(**vars(model.schedule)), EDIT_STEPS), FirstOrder()
+def edit_of(model: BaseModel, noise: Latent, predicted: Predicted, steps: int = EDIT_STEPS) -> Callable[[], Latent]:
+    """An edit from pure noise by DDIM, of tensors or of arrays. Encoders and decoder are left out."""
+    run, solver = ddim_run(Schedule(**vars(model.schedule)), steps), FirstOrder()
 
     def edit() -> Latent:
         latent = noise

@@ -1,9 +1,10 @@
-"""One update of UniTune, all weights, batch 4: written out, as one CUDA graph, compiled, and diffusers' loop.
+"""One update of UniTune, batch 4, by mode: written out, as one CUDA graph, compiled, and diffusers' loop.
 
 All run the same passes in bfloat16 with weights, loss and optimizer in fp32 (tuner_svc.denoising.mixed_precision).
 """
 
 import copy
+import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 from transformers.optimization import Adafactor as TransformersAdafactor
 
-from bench.gpu.record import Found, Skipped, need_cuda, timed
+from bench.gpu.record import Found, Skipped, clocked, need_cuda, timed
 from bench.roofline import flops_of
 from tuner_svc.adafactor import Adafactor
 from tuner_svc.base_model import BaseModel
@@ -22,14 +23,15 @@ from tuner_svc.trainable import trainable
 from tuner_svc.update_graph import EAGER_UPDATES, UpdateGraph, repeatable_sums
 
 BATCH, LEARNING_RATE, ROUNDS = 4, 1e-5, 10
+UPDATES = 128  # of a tuning
 
 Update = Callable[[Tensor, Tensor], Tensor]  # timesteps, noise -> loss
 
 
-def eager(model: BaseModel) -> Found:
+def eager(model: BaseModel, mode: str = "full") -> Found:
     """The update as the tuner ran it before it had a graph, with its FLOPs; and with any kernel allowed, also such
     as add up otherwise in each run."""
-    update, _ = update_of(model)
+    update, _ = update_of(model, mode)
     draws = draws_of(model)
 
     def work() -> Tensor:
@@ -40,16 +42,24 @@ def eager(model: BaseModel) -> Found:
     return found | {"any_kernels_update_s": timed(work, model.device, ROUNDS), "loss": float(work())}
 
 
-def graph(model: BaseModel) -> Found:
-    """The update as the tuner runs it: captured whole, and replayed. Draws are copied in for every update."""
+def eager_channels_last(model: BaseModel) -> Found:
+    """The same with the weights of convolutions in the order that tensor cores want."""
+    model = dataclasses.replace(model, denoiser=copy.deepcopy(model.denoiser))
+    model.denoiser.unet.to(memory_format=torch.channels_last)
+    return eager(model)
+
+
+def graph(model: BaseModel, mode: str = "full") -> Found:
+    """The update as the tuner runs it: captured whole, and replayed, with its draws; and a tuning's UPDATES of them."""
     need_cuda(model.device, "a CUDA graph")
-    update, parameters = update_of(model)
+    update, parameters = update_of(model, mode)
     draws = draws_of(model)
     run = UpdateGraph(update, parameters, model.device)
     found = {"update_s": timed(lambda: run(*draws()), model.device, ROUNDS, warm=EAGER_UPDATES + 2)}
     if not run.is_captured:
         raise Skipped("the update was not captured; the log says why")
-    return found | {"loss": float(run(*draws()))}
+    tuning = clocked(lambda: [run(*draws()) for _ in range(UPDATES)], model.device)
+    return found | {"updates": UPDATES, "tuning_s": tuning, "loss": float(run(*draws()))}
 
 
 def compiled(model: BaseModel) -> Found:
@@ -101,10 +111,10 @@ def diffusers_loop(model: BaseModel) -> Found:
     return {"update_s": timed(work, model.device, ROUNDS), "loss": float(work())}
 
 
-def update_of(model: BaseModel) -> tuple[Update, list[Tensor]]:
-    """The tuner's update of all weights, and the weights that it moves."""
-    chosen = trainable(model.denoiser.unet, "full", torch.Generator())
-    return unitune.update_of(model, chosen, *picture_and_prompt(model), LEARNING_RATE), chosen.parameters()
+def update_of(model: BaseModel, mode: str) -> tuple[Update, list[Tensor]]:
+    """The tuner's update in a mode, and what it moves."""
+    chosen = trainable(model.denoiser.unet, mode, torch.Generator())
+    return unitune.update_of(model, chosen, *picture_and_prompt(model), LEARNING_RATE, mode), chosen.parameters()
 
 
 def picture_and_prompt(model: BaseModel) -> tuple[Tensor, Tensor]:

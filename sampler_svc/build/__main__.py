@@ -57,11 +57,12 @@ def builder_of(name: str) -> BackendBuilder:
         from sampler_svc.build.cuda import cuda_builder
 
         return cuda_builder()
-    if name != "tensorrt":
-        raise ValueError(f"{name} has no builder")
     from sampler_svc.build.tensorrt import tensorrt_builder
+    from sampler_svc.engines.trt_library import LIBRARIES, open_library
 
-    return tensorrt_builder()
+    if name not in LIBRARIES:
+        raise ValueError(f"{name} has no builder")
+    return tensorrt_builder(partial(open_library, LIBRARIES[name]))
 
 
 if __name__ == "__main__":

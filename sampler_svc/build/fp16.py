@@ -7,7 +7,7 @@ from safetensors.numpy import load_file, save_file
 
 from sampler_svc.build.builder import EXPORT_AGAIN, BackendBuilder, BuildError, link_others
 from sampler_svc.engines.folder import PROBE_FILE
-from sampler_svc.engines.onnx_file import initializers
+from sampler_svc.engines.onnx_file import FLOAT16, initializers
 from unitune.base_model import SPEC_FILE, BaseModelSpec, file_digest
 from unitune.fp16_graph import FP16_FILE, FP16_FOLDER, SELF_TEST_FILE, Fp16Spec
 from unitune.hard_link import link_or_copy
@@ -41,6 +41,11 @@ def check_fp16_graph(graphs: Path, spec: BaseModelSpec) -> None:
     lost = (fp16.tensors.keys() ^ spec.tensors.keys()) | (spec.tensors.keys() - found.keys())
     if lost:
         raise BuildError(f"the fp16 graph has not the model's tensors, such as {min(lost)}; {AGAIN_WITH_FP16}")
+    for name, tensor in fp16.tensors.items():
+        if (found[name].data_type, found[name].shape) != (FLOAT16, tensor.shape_in_graph):
+            raise BuildError(
+                f"{name} of the fp16 graph is not of fp16 and shape {list(tensor.shape_in_graph)}; {AGAIN_WITH_FP16}"
+            )
 
 
 def copy_all_but_the_denoiser(folder: Path, graphs: Path, spec: BaseModelSpec) -> None:

@@ -6,6 +6,7 @@ python -m sampler_svc.engines.backends      # what this machine can run, and wha
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from sampler_svc.config import BACKENDS
@@ -35,16 +36,18 @@ def backend_of(name: str) -> Backend:
         return Backend(
             cuda_facts(), lambda folder, spec, *_: lambda: OrtCudaEngine.open_tested(folder, spec), CudaGraph
         )
-    if name != "tensorrt":
-        raise ValueError(f"{name} is none of {', '.join(BACKENDS)}")
     from sampler_svc.engines.tensorrt import TrtEngine, tensorrt_facts
+    from sampler_svc.engines.trt_library import LIBRARIES, open_library
 
-    facts = tensorrt_facts()
+    if name not in LIBRARIES:
+        raise ValueError(f"{name} is none of {', '.join(BACKENDS)}")
+    open_runtime = partial(open_library, LIBRARIES[name])
+    facts = tensorrt_facts(open_runtime)
     if has_cuda():  # with an onnxruntime for CPUs, only the denoiser runs on the GPU
         check_cuda()
     return Backend(
         facts,
-        lambda folder, spec, *_: lambda: TrtEngine.open_tested(folder, spec),
+        lambda folder, spec, *_: lambda: TrtEngine.open_tested(folder, spec, open_runtime),
         CudaGraph if has_cuda() else Graph,
     )
 

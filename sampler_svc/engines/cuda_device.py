@@ -120,12 +120,12 @@ class Device:
         return values[0] if values else None
 
 
-def open_device() -> Device:
-    """The GPU of this process. Raises BackendMissing."""
+def open_device(install: str = INSTALL) -> Device:
+    """The GPU of this process. Raises BackendMissing; `install` is the command that installs what it needs."""
     try:
         import cuda.bindings.runtime as cuda
     except ImportError as error:
-        raise BackendMissing(f"the package cuda-bindings cannot be imported ({error}): {INSTALL}") from error
+        raise BackendMissing(f"the package cuda-bindings cannot be imported ({error}): {install}") from error
     try:
         return Device(cast(CudaRuntime, cuda))
     except CudaError as error:

@@ -12,12 +12,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from unitune.base_model import BaseModelSpec, file_digest
+from unitune.weights import PROBE_SEED
 
 SCHEMA = 4
 MANIFEST_FILE = "manifest.json"
 PROBE_FILE = "probe.safetensors"  # the exported graph's answer to the probe of BASE_PROBE_SEED, as `base`
 SUPER_RESOLUTION_PROBE_FILE = "super_resolution_probe.safetensors"  # the same of the super-resolution model's graph
-BASE_PROBE_SEED = 0
+BASE_PROBE_SEED = PROBE_SEED
 REBUILD = "build it with `python -m sampler_svc.build`"
 
 # A runtime chooses its kernels by these; other flags of a CPU do not matter.

@@ -16,9 +16,10 @@ from unitune.tensor_file import Place
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
 MODEL_GRAPH, GRAPH_INITIALIZER = 7, 5
-DIMS, FLOATS, NAME, RAW, EXTERNAL, LOCATION = 1, 4, 8, 9, 13, 14
+DIMS, DATA_TYPE, FLOATS, NAME, RAW, EXTERNAL, LOCATION = 1, 2, 4, 8, 9, 13, 14
 DATA_FIELDS = {4, 5, 6, 7, RAW, 10, 11, EXTERNAL, LOCATION}
 LOCATION_EXTERNAL = 1
+FLOAT16 = 10  # a data type
 ALIGNMENT = 64  # bytes, so that a runtime may map the data file
 SMALL_BYTES = 64  # ONNX Runtime's writer leaves this inside; put_outside then tells weights from shapes
 SHAPES_AT_MOST = 1024  # bytes; a larger constant is no shape and may stay outside
@@ -42,6 +43,11 @@ class Initializer:
     fields: tuple[ProtoField, ...]
     inside: bytes | None
     outside: tuple[int, int] | None
+
+    @property
+    def data_type(self) -> int | bytes:
+        """As onnx.proto numbers them; 0 if the file does not say."""
+        return next((field.value for field in self.fields if field.number == DATA_TYPE), 0)
 
 
 def initializers(model: bytes) -> dict[str, Initializer]:

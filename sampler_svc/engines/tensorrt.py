@@ -1,4 +1,4 @@
-"""TensorRT on one GPU, in fp16. A refit writes into the loaded plan; nothing is loaded again.
+"""TensorRT or TensorRT-RTX on one GPU, in fp16. A refit writes into the loaded plan; nothing is loaded again.
 
 The plan was built with REFIT_INDIVIDUAL, and only the specification's tensors are marked
 (sampler_svc/build/tensorrt.py). One block of device memory holds all new weights, each at a fixed address that the
@@ -12,17 +12,18 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sampler_svc.engines.cuda_device import ALIGNMENT, INSTALL, CudaError, Device, open_device
-from sampler_svc.engines.engine import Array, BackendMissing, Engine, EngineSpec, Probe, Tensors
+from sampler_svc.engines.cuda_device import ALIGNMENT, CudaError, Device
+from sampler_svc.engines.engine import Array, Engine, EngineSpec, Probe, Tensors
 from sampler_svc.engines.folder import REBUILD, UnusableEngine
 from sampler_svc.engines.fp16_weights import BATCH, run_in_batches, write_fp16
 from sampler_svc.engines.self_test import SelfTestReport
-from sampler_svc.engines.trt_api import ICudaEngine, IExecutionContext, TensorRT
+from sampler_svc.engines.trt_api import ICudaEngine, IExecutionContext, IRuntimeCache, IRuntimeConfig, TensorRT
+from sampler_svc.engines.trt_library import TENSORRT, TrtLibrary, logger_of, open_library
 from unitune import telemetry
 from unitune.base_model import TensorSpec
 from unitune.errors import DataLoss, Internal
@@ -31,58 +32,22 @@ from unitune.fp16_graph import Fp16Spec
 logger = logging.getLogger(__name__)
 
 PLAN_FILE = "denoiser.plan"
-OLDEST = (10, 14)  # the first with everything in trt_api.py
-# By its own documentation, refittable plans of 11.3.0 may lose the bias of a matrix product, even without a refit.
-REFUSED = (11, 3)
+RUNTIME_CACHE_FILE = "denoiser.runtime_cache"  # kernels that were compiled on opening (TrtLibrary)
 
 WORKSPACE_BYTES = 4 << 30  # at most, for a kernel's scratch memory; TensorRT takes what it needs
 OPTIMISATION_LEVEL = 3  # TensorRT's default; set so that it is in the key
 
-OpenRuntime = Callable[[], tuple[TensorRT, Device]]
+OpenRuntime = Callable[[], tuple[TensorRT, Device, TrtLibrary]]
 
 
-def open_tensorrt() -> tuple[TensorRT, Device]:
-    """The runtime and the GPU. Raises BackendMissing.
-
-    The device comes first: TensorRT's runtime crashes a process that has no driver.
-    """
-    device = open_device()
-    try:
-        import tensorrt
-
-        check_version(tensorrt.__version__)
-    except (ImportError, OSError) as error:
-        device.close()
-        raise BackendMissing(f"the package tensorrt cannot be imported ({error}): {INSTALL}") from error
-    except BackendMissing:
-        device.close()
-        raise
-    return cast(TensorRT, tensorrt), device
-
-
-def check_version(version: str) -> None:
-    """Raises BackendMissing for a TensorRT whose plans cannot be refitted or cannot be trusted."""
-    try:
-        major, minor = (int(part) for part in version.split(".")[:2])
-    except ValueError as error:
-        raise BackendMissing(f"TensorRT calls its version {version!r}, which is no number") from error
-    if (major, minor) == REFUSED:
-        raise BackendMissing(
-            f"TensorRT is {version}: plans of 11.3 that can be refitted may lose the bias of a matrix product, even "
-            "without a refit; install 11.4 or later, or 10.14 to 11.2"
-        )
-    if (major, minor) < OLDEST:
-        raise BackendMissing(f"TensorRT is {version}: {'.'.join(map(str, OLDEST))} or later is needed, best 11.4")
-
-
-def facts(trt: TensorRT, device: Device) -> dict[str, str]:
+def facts(trt: TensorRT, device: Device, library: TrtLibrary) -> dict[str, str]:
     """What a plan depends on beside its graph. A plan is loaded only where all of these are the same."""
     return {
-        "runtime": "tensorrt",
+        "runtime": library.backend,
         "version": trt.__version__,
         **device.facts(),
         "precision": "fp16, strongly typed",
-        "flags": "REFIT_INDIVIDUAL",
+        "flags": " ".join(library.flags),
         "tf32": "off",
         "optimisation": f"level {OPTIMISATION_LEVEL}",
         "tactics": "default",
@@ -92,11 +57,11 @@ def facts(trt: TensorRT, device: Device) -> dict[str, str]:
     }
 
 
-def tensorrt_facts(open_runtime: OpenRuntime = open_tensorrt) -> dict[str, str]:
+def tensorrt_facts(open_runtime: OpenRuntime = open_library) -> dict[str, str]:
     """The facts of this machine. Raises BackendMissing."""
-    trt, device = open_runtime()
+    trt, device, library = open_runtime()
     try:
-        return facts(trt, device)
+        return facts(trt, device, library)
     finally:
         device.close()
 
@@ -105,23 +70,31 @@ class TrtEngine(Engine):
     """The denoiser in a TensorRT plan. Device memory: the plan, one more set of its weights, activations."""
 
     def __init__(
-        self, folder: Path, spec: EngineSpec, trt: TensorRT, device: Device, *, use_cuda_graph: bool = False
+        self,
+        folder: Path,
+        spec: EngineSpec,
+        trt: TensorRT,
+        device: Device,
+        library: TrtLibrary = TENSORRT,
+        *,
+        use_cuda_graph: bool = False,
     ) -> None:
         """Loads the plan and binds all addresses. The engine owns the device object and closes it.
 
         Raises UnusableEngine for a plan that this TensorRT or GPU does not take, or that was not built for refits.
         """
         super().__init__(spec)
-        self._trt, self._device, self._use_cuda_graph = trt, device, use_cuda_graph
+        self._trt, self._device, self._library, self._use_cuda_graph = trt, device, library, use_cuda_graph
         self._graph: Any = None
+        self._runtime_cache: IRuntimeCache | None = None
         self._is_closed = False
         try:
             self._fp16 = Fp16Spec.load(folder)
             self.rounding = self._fp16.rounding
-            self._log = trt.Logger(trt.ILogger.Severity.WARNING)
+            self._log = logger_of(trt)
             self._runtime = trt.Runtime(self._log)
             self._engine = self._load((folder / PLAN_FILE).read_bytes())
-            self._context = self._open_context()
+            self._context = self._open_context(folder / RUNTIME_CACHE_FILE)
             self._buffers = self._bind_tensors()
             self._bind_weights()
         except UnusableEngine:
@@ -132,7 +105,7 @@ class TrtEngine(Engine):
             raise UnusableEngine(f"the plan cannot be loaded ({error}): {REBUILD}") from error
 
     @classmethod
-    def open_tested(cls, folder: Path, spec: EngineSpec, open_runtime: OpenRuntime = open_tensorrt) -> "TrtEngine":
+    def open_tested(cls, folder: Path, spec: EngineSpec, open_runtime: OpenRuntime = open_library) -> "TrtEngine":
         """An engine whose plan passed the engine self-test here, with a CUDA graph where that passed too.
 
         Raises UnusableEngine for a plan that never passed the engine self-test, and what opening raises.
@@ -141,8 +114,7 @@ class TrtEngine(Engine):
             report = SelfTestReport.load(folder)
         except (OSError, ValueError) as error:
             raise UnusableEngine(f"{folder} holds a plan that never passed the engine self-test: {REBUILD}") from error
-        trt, device = open_runtime()
-        engine = cls(folder, spec, trt, device, use_cuda_graph=report.cuda_graph)
+        engine = cls(folder, spec, *open_runtime(), use_cuda_graph=report.cuda_graph)
         engine.rounding = max(engine.rounding, report.errors["base"])
         return engine
 
@@ -153,10 +125,19 @@ class TrtEngine(Engine):
             return
         self._is_closed = True
         self._forget_graph()
-        for name in ("_refitter", "_context", "_engine", "_runtime", "_views", "_staged", "_questions", "_answer"):
+        objects = ("_refitter", "_context", "_runtime_cache", "_engine", "_runtime")
+        for name in (*objects, "_views", "_staged", "_questions", "_answer"):
             if hasattr(self, name):
                 delattr(self, name)
         self._device.close()
+
+    def keep_kernels(self, folder: Path) -> None:
+        """Write the kernels that were compiled here into an engine's folder, if this library compiles any.
+
+        The library itself refuses those of another version, driver or GPU, and compiles anew.
+        """
+        if self._runtime_cache is not None:
+            (folder / RUNTIME_CACHE_FILE).write_bytes(bytes(memoryview(self._runtime_cache.serialize())))
 
     def _write(self, tensors: Tensors) -> None:
         if self._is_closed:
@@ -236,21 +217,35 @@ class TrtEngine(Engine):
             raise UnusableEngine(f"the plan cannot be refitted: {REBUILD}")
         return engine
 
-    def _open_context(self) -> IExecutionContext:
-        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        context = self._engine.create_execution_context(strategy)
+    def _open_context(self, kept_kernels: Path) -> IExecutionContext:
+        how: Any = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self._library.is_compiled_on_opening:
+            how = self._runtime_config(how, kept_kernels)
+        context = self._engine.create_execution_context(how)
         if context is None:
             raise UnusableEngine("TensorRT has no memory for an execution context: free the GPU of other work")
         size = max(self._engine.device_memory_size_v2, ALIGNMENT)
         context.set_device_memory(self._device.allocate(size), size)
         return context
 
+    def _runtime_config(self, allocation: Any, kept_kernels: Path) -> IRuntimeConfig:
+        """How a context is opened whose kernels are compiled then; with those that the build has kept."""
+        config = self._engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(allocation)
+        config.dynamic_shapes_kernel_specialization_strategy = self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        config.cuda_graph_strategy = self._trt.CudaGraphStrategy.DISABLED
+        self._runtime_cache = config.create_runtime_cache()
+        if kept_kernels.is_file() and not self._runtime_cache.deserialize(kept_kernels.read_bytes()):
+            telemetry.event(logger, "the kept kernels are not of this machine, and are compiled again")
+        if not config.set_runtime_cache(self._runtime_cache):
+            raise UnusableEngine(f"{self._library.title} takes no runtime cache: {REBUILD}")
+        return config
+
     def _bind_tensors(self) -> dict[str, int]:
         """Allocate inputs and output; their addresses. They never change, so a captured graph may use them."""
-        types = self._trt.DataType
         blank = self.spec.blank_inputs(BATCH)
         wanted: dict[str, tuple[tuple[int, ...], type, Any]] = {
-            name: (array.shape, array.dtype.type, types.INT64 if array.dtype == np.int64 else types.FLOAT)
+            name: (array.shape, array.dtype.type, type_in_plan(self._trt, array))
             for name, array in {**blank, "out": self.spec.blank_output(BATCH)}.items()
         }
         found = {self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)}
@@ -304,6 +299,11 @@ class TrtEngine(Engine):
         missing = self._refitter.get_missing_weights()
         if missing:
             raise UnusableEngine(f"the plan wants {len(missing)} more weights, such as {missing[0]!r}: {REBUILD}")
+
+
+def type_in_plan(trt: TensorRT, array: NDArray[Any]) -> Any:
+    """The type that an input or output of a plan has, for the array that is copied in or out."""
+    return trt.DataType.INT64 if array.dtype == np.int64 else trt.DataType.FLOAT
 
 
 def _offsets(tensors: Mapping[str, TensorSpec]) -> tuple[dict[str, int], int]:

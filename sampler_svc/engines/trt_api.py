@@ -1,12 +1,33 @@
 """Types for the parts of TensorRT and of the CUDA runtime that the sampler uses: their wheels have none.
 
 Every class has the name of the real one. `tests/sampler_svc/test_trt_api.py` compares names, parameters and enum
-members with the real bindings. All of it is in 10.14 and in 11.4. Where a method returns False or None, TensorRT has
-failed: it hardly ever raises, and writes the reason to its log.
+members with the real bindings. All of it is in TensorRT-RTX 1.7, and all but ONLY_RTX in TensorRT 10.14 and 11.4. Where
+a method returns False or None, TensorRT has failed: it hardly ever raises, and writes the reason to its log.
 """
 
 from collections.abc import Sequence
 from typing import Any, Protocol
+
+# Used only where TrtLibrary says so.
+ONLY_RTX = (
+    "BuilderFlag.REQUIRE_USER_ALLOCATION",
+    "ComputeCapability",
+    "CudaGraphStrategy",
+    "DynamicShapesKernelSpecializationStrategy",
+    "IBuilderConfig.num_compute_capabilities",
+    "IBuilderConfig.set_compute_capability",
+    "IRuntimeCache",
+    "IRuntimeConfig.create_runtime_cache",
+    "IRuntimeConfig.cuda_graph_strategy",
+    "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy",
+    "IRuntimeConfig.set_runtime_cache",
+)
+
+
+class Logger(Protocol):
+    """Writes to stderr."""
+
+    min_severity: Any
 
 
 class Weights(Protocol):
@@ -28,10 +49,15 @@ class IHostMemory(Protocol):
 
 
 class ITensor(Protocol):
-    """An input of a network."""
+    """An input or output of a network."""
 
     @property
     def name(self) -> str: ...
+    @property
+    def dtype(self) -> Any: ...
+    @property
+    def shape(self) -> Sequence[int]:
+        """-1 for a side of any size."""
 
 
 class INetworkDefinition(Protocol):
@@ -39,7 +65,10 @@ class INetworkDefinition(Protocol):
 
     @property
     def num_inputs(self) -> int: ...
+    @property
+    def num_outputs(self) -> int: ...
     def get_input(self, index: int) -> ITensor: ...
+    def get_output(self, index: int) -> ITensor: ...
     def mark_weights_refittable(self, name: str) -> bool:
         """False for a name that no weights have."""
 
@@ -63,12 +92,14 @@ class IBuilderConfig(Protocol):
     """How a plan is to be built."""
 
     builder_optimization_level: int
+    num_compute_capabilities: int  # kinds of GPU that the plan is for
 
     def set_flag(self, flag: Any) -> None: ...
     def clear_flag(self, flag: Any) -> None: ...
     def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
         """The profile's index; -1 for a profile that is not valid."""
 
+    def set_compute_capability(self, compute_capability: Any, index: int) -> bool: ...
     def set_memory_pool_limit(self, pool: Any, pool_size: int) -> None: ...
     def create_timing_cache(self, serialized_timing_cache: bytes) -> ITimingCache | None: ...
     def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
@@ -91,6 +122,8 @@ class ParserError(Protocol):
     """An error of a parser."""
 
     def desc(self) -> str: ...
+    def node_name(self) -> str: ...
+    def node_operator(self) -> str: ...
 
 
 class OnnxParser(Protocol):
@@ -115,6 +148,26 @@ class IExecutionContext(Protocol):
     def execute_async_v3(self, stream_handle: int) -> bool: ...
 
 
+class IRuntimeCache(Protocol):
+    """Kernels that were compiled when contexts were opened."""
+
+    def deserialize(self, blob: bytes) -> bool:
+        """False for kernels of another version, driver or GPU."""
+
+    def serialize(self) -> IHostMemory: ...
+
+
+class IRuntimeConfig(Protocol):
+    """How a context is opened."""
+
+    cuda_graph_strategy: Any
+    dynamic_shapes_kernel_specialization_strategy: Any
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None: ...
+    def create_runtime_cache(self) -> IRuntimeCache: ...
+    def set_runtime_cache(self, cache: IRuntimeCache) -> bool: ...
+
+
 class ICudaEngine(Protocol):
     """A loaded plan."""
 
@@ -127,8 +180,9 @@ class ICudaEngine(Protocol):
     def get_tensor_name(self, index: int) -> str: ...
     def get_tensor_mode(self, name: str) -> Any: ...
     def get_tensor_dtype(self, name: str) -> Any: ...
+    def create_runtime_config(self) -> IRuntimeConfig: ...
     def create_execution_context(self, strategy: Any) -> IExecutionContext | None:
-        """None when there is no memory for it."""
+        """None when there is no memory for it. In place of the strategy it takes an IRuntimeConfig."""
 
 
 class Runtime(Protocol):
@@ -161,7 +215,10 @@ class TensorRT(Protocol):
 
     __version__: str
     BuilderFlag: Any
+    ComputeCapability: Any
+    CudaGraphStrategy: Any
     DataType: Any
+    DynamicShapesKernelSpecializationStrategy: Any
     ExecutionContextAllocationStrategy: Any
     ILogger: Any
     MemoryPoolType: Any
@@ -169,7 +226,7 @@ class TensorRT(Protocol):
     TensorIOMode: Any
     TensorLocation: Any
 
-    def Logger(self, min_severity: Any) -> Any: ...
+    def Logger(self, min_severity: Any) -> Logger: ...
     def Builder(self, logger: Any) -> Builder: ...
     def OnnxParser(self, network: INetworkDefinition, logger: Any) -> OnnxParser: ...
     def Runtime(self, logger: Any) -> Runtime: ...

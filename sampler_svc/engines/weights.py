@@ -4,21 +4,31 @@ A weights file holds only tensors that a tuning may change. A refit always repla
 the previous tuning would stay.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from sampler_svc.engines.engine import BASE, Probe, Tensors, WeightSet
+from sampler_svc.engines.engine import BASE, Array, Probe, Tensors, WeightSet
 from sampler_svc.engines.folder import BASE_PROBE_SEED, PROBE_FILE, SUPER_RESOLUTION_PROBE_FILE
 from unitune.base_model import BaseModelSpec, SuperResolutionSpec
 from unitune.codecs import DecodedTensors
 from unitune.errors import DataLoss, FailedPrecondition
 from unitune.tensor_file import map_tensors
-from unitune.weights import SUPER_RESOLUTION_BASE, SUPER_RESOLUTION_TUNED, TunedWeights
+from unitune.weights import (
+    FAST_LORA_TUNED,
+    PROBE_BASE,
+    PROBE_TUNED,
+    SUPER_RESOLUTION_BASE,
+    SUPER_RESOLUTION_TUNED,
+    TunedWeights,
+)
+
+_WITH_FAST_LORA = "+fast_lora"  # ends the id of a set
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,58 @@ class CompletedTensors(Mapping[str, NDArray[Any]]):
 
     def __len__(self) -> int:
         return len(self.base.keys() | self.tuned.keys())
+
+
+@dataclass(frozen=True)
+class FastLoraChanges:
+    """The base model's fast LoRA: its changes as unitune.codecs stores them, and what proves them."""
+
+    stored: Tensors
+    answer: Array  # of the base model with these changes to a probe of BASE_PROBE_SEED
+    base_answer: Array  # the same without them
+
+    @classmethod
+    def read(cls, folder: Path, spec: BaseModelSpec) -> "FastLoraChanges | None":
+        """That of an engine folder, if the base model has one. It lies in the file's memory map."""
+        if spec.fast_lora is None:
+            return None
+        tensors = map_tensors(folder / spec.fast_lora.weights)
+        answer, base_answer = tensors.pop(PROBE_TUNED), tensors.pop(PROBE_BASE)
+        return cls(tensors, answer, base_answer)
+
+    def added_to(self, base: WeightSet) -> WeightSet:
+        """The base model's weights with its changes."""
+        probe = Probe(BASE_PROBE_SEED, self.answer, self.base_answer)
+        return WeightSet(with_fast_lora(base.id), self._completed(base.tensors), probe)
+
+    def added_to_tuned(self, tuned: TunedWeights, base: WeightSet, base_model: str) -> WeightSet:
+        """A tuning's weights with its changes. Raises as `tuned_weights`, and DataLoss (WEIGHTS_CORRUPT) for a tuning
+        without the tuner's answer with both.
+
+        The refit must be told from the tuning alone and from the LoRA alone: the probe's base is the nearer of them.
+        """
+        plain = tuned_weights(tuned, base, base_model)
+        try:
+            expected = tuned.extras[FAST_LORA_TUNED]
+        except KeyError as error:
+            raise DataLoss("the stored weights carry no probe with the fast LoRA", reason="WEIGHTS_CORRUPT") from error
+        alone = [one for one in (plain.probe.expected, self.answer) if one.shape == expected.shape]
+        nearest = min(alone, key=lambda answer: float(np.linalg.norm(answer - expected)), default=plain.probe.expected)
+        probe = Probe(tuned.manifest.probe_seed, expected, nearest)
+        return WeightSet(with_fast_lora(plain.id), self._completed(plain.tensors), probe)
+
+    def _completed(self, tensors: Tensors) -> Tensors:
+        return CompletedTensors(DecodedTensors(self.stored, tensors, "lora"), tensors)
+
+
+def with_fast_lora(weights: str) -> str:
+    """The id of a set with the fast LoRA's changes."""
+    return f"{weights}{_WITH_FAST_LORA}"
+
+
+def tunings_of(ids: Iterable[str]) -> list[str]:
+    """The tunings of sets, by their digests, each once."""
+    return sorted({one.removesuffix(_WITH_FAST_LORA) for one in ids} - {BASE})
 
 
 def base_weights(folder: Path, spec: BaseModelSpec) -> WeightSet:

@@ -9,6 +9,7 @@ from sampler_svc.sampling.super_resolution import SuperResolutionOptions
 from unitune.choices import DEFAULT_MASK_PADDING, MAX_SIGMA
 from unitune.diffusion.guidance import Context, GuidanceTerm, mixed_with_base, prompt_guided, unconditional_on_base
 from unitune.diffusion.schedule import Schedule, num_late_steps, sigma
+from unitune.diffusion.solvers import DEFAULT_TCD_GAMMA, Scheduler, scheduler_of
 
 TermsOf = Callable[[int], list[GuidanceTerm]]  # a timestep to the terms of its guidance
 
@@ -54,8 +55,14 @@ class Request:
     guidance_sigma_high: float = math.inf
     timestep_spacing: str = ""  # empty: the noise schedule's own
     guidance_rescale: float = 0.0
+    tcd_gamma: float = DEFAULT_TCD_GAMMA
     super_resolution: SuperResolutionOptions | None = None
     second_pass: SecondPass | None = None
+
+    @property
+    def steps_by(self) -> Scheduler:
+        """What takes its steps."""
+        return scheduler_of(self.scheduler, self.tcd_gamma)
 
     def is_guided_at(self, sigma: float) -> bool:
         """Whether a step of this sigma is guided: (low, high] as in arXiv 2404.07724.

@@ -6,8 +6,10 @@ this is UniTune (arXiv 2210.09477); with the base weights it is SDEdit (Meng et 
 """
 
 import time
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sampler_svc.sampling.cancellation import stop_if, stopping
 from sampler_svc.sampling.edit_steps import EditSteps
@@ -24,7 +26,7 @@ from unitune import images
 from unitune.diffusion.denoiser import predict
 from unitune.diffusion.guidance import guided
 from unitune.diffusion.schedule import Latents, add_noise
-from unitune.diffusion.solvers import SCHEDULERS, DenoisingRun
+from unitune.diffusion.solvers import DenoisingRun
 from unitune.errors import Internal
 from unitune.working_size import size_of, too_small_for_second_pass
 
@@ -66,7 +68,7 @@ def denoise(latent: Latents, request: Request, edit: PreparedEdit, terms: TermsO
     Outside of the mask, every step has the noised base image, or with inversion the inverted latents (DiffEdit). A
     repeat starts from the latents of the one before, with fresh noise (SDEdit).
     """
-    tools, schedule, scheduler = edit.tools, edit.tools.schedule, SCHEDULERS[request.scheduler]
+    tools, schedule, scheduler = edit.tools, edit.tools.schedule, request.steps_by
     # An inpainting model keeps what it sees outside. With all steps it starts from noise: nothing hidden matters then.
     is_shown = edit.shown is not None
     inside = None if is_shown else _latent_mask(edit)
@@ -113,7 +115,7 @@ def denoise_beside(
         raise ValueError("the request has attention to control, and there is no denoiser for it")
     graphs, embed = tools.graphs, tools.embed
     inside = _latent_mask(edit)
-    run = SCHEDULERS[request.scheduler].run(tools.schedule, request.num_inference_steps).late(request.strength)
+    run = request.steps_by.run(tools.schedule, request.num_inference_steps).late(request.strength)
     texts = graphs.text(request.base_prompt), graphs.text(request.prompt)
     words = [Word(graphs.text(word), embed(word)) for word in attention.blend_words]
     blend = LocalBlend(words, *texts, len(run)) if words else None
@@ -158,14 +160,17 @@ def finish(
         edited = second_pass(edited, mask, seed, request, edit, terms, steps)
         steps.second_pass_s += time.perf_counter() - began
     base, photograph = edit.base, edit.photograph
-    if not is_enlarged_last:
-        edited = base.to_own(edited)
-    if mask is not None:
-        edited = mix(edited, base.seen if is_enlarged_last else base.own, request.interpolation, mask, out=edited)
     shown = edit.given.png or (images.encode_mask(mask) if mask is not None else b"")
-    del mask
-    finished = edit.region.pasted(edited, photograph.seen if is_enlarged_last else photograph.own)
+    own: NDArray[Any] = edited if is_enlarged_last else base.to_own(edited)
     del edited
+    around = photograph.seen if is_enlarged_last else photograph.own
+    if mask is not None:
+        if request.interpolation > 0 and not is_enlarged_last:
+            around = photograph.kept
+        own = mix(own, around[edit.region.slices], request.interpolation, mask, out=own)
+    del mask
+    finished = edit.region.pasted(own, around)
+    del own
     if is_enlarged_last:
         fit, photograph = tools.graphs.fit(size_of(finished)), photograph.resized(edit.result_size)
         finished = photograph.to_own(fit.from_model(steps.enlarge(fit.to_model(finished), seed), edit.result_size))

@@ -22,7 +22,6 @@ from unitune import images
 from unitune.diffusion.denoiser import predict
 from unitune.diffusion.guidance import guided
 from unitune.diffusion.schedule import Latents, add_noise
-from unitune.diffusion.solvers import SCHEDULERS
 from unitune.errors import Internal
 from unitune.images import Mask, Pixels
 from unitune.working_size import Fit
@@ -85,7 +84,7 @@ def _denoised(
     steps: EditSteps,
 ) -> Latents:
     """The latent (1, channels, rows, columns) after the second pass; outside of the mask (rows, columns) it stays."""
-    tools, schedule, scheduler = edit.tools, edit.tools.schedule, SCHEDULERS[request.scheduler]
+    tools, schedule, scheduler = edit.tools, edit.tools.schedule, request.steps_by
     assert request.second_pass is not None
     run = scheduler.run(schedule.spaced(request.timestep_spacing), request.num_inference_steps)
     run = run.late(request.second_pass.strength)

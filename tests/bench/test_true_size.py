@@ -29,7 +29,7 @@ REFITS = 10
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """The model, exported and built."""
-    return export_and_build(tmp_path_factory.mktemp("true"), "small", "float32")
+    return export_and_build(tmp_path_factory.mktemp("true"), "shallow", "float32")
 
 
 def stage(report: Report, name: str) -> Stage:

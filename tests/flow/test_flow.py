@@ -92,30 +92,45 @@ def test_one_tuning_serves_many_prompts(client: Client, picture: bytes) -> None:
 
 
 def test_a_fast_edit_runs_the_base_models_fast_steps(client: Client, picture: bytes) -> None:
-    """So many steps run, of any tuning; the same number asked for gives the same picture; both at once are refused."""
+    """So many steps run, of any tuning, with the base model's fast LoRA as that is sampled; the same number asked for
+    gives the same picture; both at once are refused."""
     tuning = client.tune(picture, updates=3)
     events = list(client.edit(tuning, "a cat", fast=True, strength=1.0))
-    asked = client.edit_to_end(tuning, "a cat", num_inference_steps=3, strength=1.0)
+    asked = client.edit_to_end(tuning, "a cat", fast_lora=True, num_inference_steps=3, strength=1.0)
+    plain = client.edit_to_end(
+        tuning, "a cat", num_inference_steps=3, strength=1.0, scheduler="lcm", guidance_scale=1.0
+    )
 
+    config = events[0].config
+    assert (True, "lcm", 1.0) == (config.fast_lora, config.scheduler, config.guidance_scale)
+    assert "lcm" == client.server_info().base_model.fast_lora
+    assert not np.array_equal(pixels(plain.images[0]), pixels(asked.images[0]))
     assert (50, 3) == (client.server_info().sampling_defaults.num_inference_steps, events[0].config.num_inference_steps)
     last_step = [event for event in events if isinstance(event, EditStep)][-1]
     assert (last_step.index, last_step.total) == (2, 3)
     assert [event.png for event in events if isinstance(event, EditedImage)] == [asked.images[0].png]
+    assert next(event for event in events if isinstance(event, EditLoading)).probe_ratio >= 0
     with pytest.raises(InvalidField) as refused:
         client.edit_to_end(tuning, "a cat", fast=True, num_inference_steps=3)
     assert refused.value.field == "config.num_inference_steps"
 
 
 def test_a_tuning_of_no_updates_is_the_base_model(client: Client, picture: bytes) -> None:
-    """UniTune after zero updates gives bit for bit the picture of SDEdit with the same words."""
+    """UniTune after zero updates gives bit for bit the picture of SDEdit with the same words; so with the fast LoRA."""
     settings = {"strength": 0.7, "num_inference_steps": 10, "guidance_scale": 3.0, "seeds": [9], "omit_metadata": True}
     tuning = client.tune(picture, updates=0, rare_tokens="zqx")
 
     tuned = client.edit_to_end(tuning, "a dog", **settings)
     untuned = client.edit_to_end(picture, "zqx a dog", method="sdedit", **settings)
+    few = {"fast_lora": True, "strength": 0.75, "seeds": [9], "omit_metadata": True}
+    fast = [
+        client.edit_to_end(tuning, "a dog", **few),
+        client.edit_to_end(picture, "zqx a dog", method="sdedit", **few),
+    ]
 
     assert tuned.images[0].png == untuned.images[0].png
     assert untuned.tuning == ""
+    assert fast[0].images[0].png == fast[1].images[0].png != tuned.images[0].png
 
 
 def test_tuning_changes_the_picture_and_going_back_changes_it_back(client: Client, picture: bytes) -> None:

@@ -104,6 +104,40 @@ async def test_a_fast_edit_takes_the_base_models_fast_steps(world: World) -> Non
     assert "not of prompt_to_prompt" in error.metadata["remedy"]
 
 
+async def test_a_fast_edit_has_the_base_models_fast_lora(world: World) -> None:
+    """With its scheduler, guidance and spacing, unless the request says them, and without the preset's own interval;
+    `accepted` tells it, and can be sent again. It is refused beside what needs the plain model."""
+    few = sampling_config(scheduler="euler", num_inference_steps=2, guidance_scale=1.0, timestep_spacing="trailing")
+    lora = {"fast_lora": "lightning", "fast_lora_defaults": few}
+    world.sampler.base_model = BaseModel(name="tiny", digest=BASE_MODEL.digest, fast_steps=2, **lora)
+    usual = await edit(world, image_data=picture())
+
+    events = await edit(world, image_data=picture(), config=sampling_config(fast=True))
+    again = await edit(world, tuning=usual[-1].done.tuning, config=events[0].accepted.config)
+    chosen = sampling_config(fast_lora=True, num_inference_steps=6, guidance_scale=2.0)
+    own = (await edit(world, image_data=picture(), config=chosen))[0].accepted.config
+
+    told = Flat(events[0].accepted.config)
+    assert (True, False, "euler", 2, 1.0, "trailing") == tuple(
+        getattr(told, name)
+        for name in ("fast_lora", "fast", "scheduler", "num_inference_steps", "guidance_scale", "timestep_spacing")
+    )
+    assert events[0].accepted.config == again[0].accepted.config == world.sampler.requests[1].config
+    assert ("euler", 6, 2.0) == (Flat(own).scheduler, own.num_inference_steps, own.guidance_scale)
+    assert not usual[0].accepted.config.fast_lora and len(world.tuner.requests) == 1
+    for refused_field, asked in (
+        ("config.fast", {"fast": True, "base_mixture": 0.5}),
+        ("config.fast_lora", {"fast_lora": True, "base_mixture": 0.5}),
+        ("config.fast_lora", {"fast_lora": True, "inverted": True}),
+        ("config.fast_lora", {"fast_lora": True, "unconditional_model": "base"}),
+        ("config.fast_lora", {"fast_lora": True, "method": "prompt_to_prompt"}),
+    ):
+        call = world.edits.Edit(EditRequest(image_data=picture(), prompt="a dog", config=sampling_config(**asked)))
+        error = await refused(call, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", refused_field)
+        assert "leave it unset" in error.metadata["remedy"]
+    assert len(world.tuner.requests) == 1
+
+
 async def test_second_edit_uses_the_weights_of_the_first(world: World) -> None:
     """The same picture and settings never tune twice, whichever way the picture is given."""
     first = await edit(world, image_data=picture())

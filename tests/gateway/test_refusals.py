@@ -153,6 +153,12 @@ async def test_picture_too_large_for_a_request_is_refused(world: World) -> None:
         ({"config": sampling_config(fast=True, num_inference_steps=4)}, "config.num_inference_steps", "4"),
         ({"config": sampling_config(fast=True, automatic=True)}, "config.automatic", "true"),
         ({"config": sampling_config(fast=True, method="sdedit")}, "config.fast", "true"),
+        ({"config": sampling_config(fast_lora=True)}, "config.fast_lora", "true"),
+        ({"config": sampling_config(fast_lora=True, automatic=True)}, "config.fast_lora", "true"),
+        ({"config": sampling_config(tcd_gamma=1.5)}, "config.tcd_gamma", "1.5"),
+        ({"config": sampling_config(tcd_gamma=0.5)}, "config.tcd_gamma", "0.5"),
+        ({"config": sampling_config(tcd_gamma=0.5, scheduler="lcm")}, "config.tcd_gamma", "0.5"),
+        ({"config": sampling_config(scheduler="tcd", num_inference_steps=51)}, "config.num_inference_steps", "51"),
         ({"config": sampling_config(method=99)}, "config.method", "99"),
         ({"config": sampling_config(scheduler=-1)}, "config.scheduler", "-1"),
         ({"config": sampling_config(negative_prompt="x" * 2001)}, "config.negative_prompt", "2001 characters"),
@@ -468,6 +474,14 @@ async def test_a_control_character_is_refused_beside_edits(world: World) -> None
         (
             {"config": sampling_config(fast=True)},
             "leave it unset and give config.num_inference_steps: this base model's preset has no fast_steps",
+        ),
+        (
+            {"config": sampling_config(fast_lora=True)},
+            "leave it unset: this base model has no fast LoRA (`unitune import --fast-lora`)",
+        ),
+        (
+            {"config": sampling_config(scheduler="tcd", timestep_spacing="leading")},
+            "leave it unset: tcd has timesteps of its own",
         ),
         (
             {"config": sampling_config(super_resolution=True)},

@@ -1,8 +1,8 @@
 """The engines on a real NVIDIA GPU: build, self-test, contract and times of each backend. `make test-gpu` runs them.
 
-They skip, with the reason, where a backend cannot run. What they find is written to out/gpu/{backend}.json, so that a
-number in a page has a file to come from. UNITUNE_GRAPHS may name a graphs folder exported with --fp16; without it
-the tiny model is used, which says nothing about speed.
+They skip, with the reason, where a backend cannot run. What they find is written to out/gpu/{backend}.json, or into the
+folder UNITUNE_GPU_OUT, so that a number in a page has a file to come from. UNITUNE_GRAPHS may name a graphs folder
+exported with --fp16; without it the tiny model is used, which says nothing about speed.
 """
 
 import json
@@ -18,7 +18,7 @@ import pytest
 
 from sampler_svc.build.__main__ import builder_of
 from sampler_svc.build.folder import build
-from sampler_svc.config import AUTO
+from sampler_svc.config import AUTO, BACKENDS
 from sampler_svc.engines.backends import Backend, backend_of
 from sampler_svc.engines.engine import BASE, BackendMissing, Engine, EngineSpec, Probe, WeightSet
 from sampler_svc.engines.fp16_weights import BATCH
@@ -33,7 +33,7 @@ from unitune.fp16_graph import SELF_TEST_PROBE_SEED, SELF_TEST_SEEDS, self_test_
 
 pytestmark = pytest.mark.gpu
 
-OUT = Path(__file__).resolve().parents[2] / "out" / "gpu"
+OUT = Path(os.environ.get("UNITUNE_GPU_OUT") or Path(__file__).resolve().parents[2] / "out" / "gpu")
 REFITS = 20
 RUNS = 50
 
@@ -45,7 +45,7 @@ def graphs(request: pytest.FixtureRequest) -> Path:
     return Path(given) if given else request.getfixturevalue("tiny_fp16_graphs")
 
 
-@pytest.fixture(scope="module", params=["onnxruntime-cuda", "tensorrt"])
+@pytest.fixture(scope="module", params=BACKENDS[1:])
 def name(request: pytest.FixtureRequest) -> str:
     """A backend."""
     return request.param

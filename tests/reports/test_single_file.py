@@ -61,6 +61,10 @@ def test_a_file_that_is_none_is_refused_in_one_sentence(tmp_path: Path, photo: P
         (("m.safetensors", "-o", "there"), "/there: it is there already; give another folder"),
         (("m.safetensors", "--lora", "l.safetensors"), "--lora is 'l.safetensors': there is no such file"),
         (("m.safetensors", "--lora", "m.safetensors:nan"), "its weight must be a finite number, as in FILE:0.8"),
+        (
+            ("m.safetensors", "--fast-lora", "l.safetensors:1"),
+            "--fast-lora is 'l.safetensors:1': there is no such file",
+        ),
     ],
 )
 def test_an_import_that_cannot_be_is_refused_at_once(

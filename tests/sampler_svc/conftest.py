@@ -54,13 +54,21 @@ def tools(model: Model) -> Iterator[Tools]:
 
 
 @pytest.fixture(scope="session")
-def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> "tuple[Path, Path, CLIPModel]":  # noqa: F821
-    """A base model's folder with a tiny CLIP in it and nothing else, the CLIP's graphs, and the CLIP itself."""
-    from tests.sampler_svc.tiny_clip import save_tiny_clip  # torch is slow to import
+def clip_folder(run_root: Path) -> "tuple[Path, Path, CLIPModel]":  # noqa: F821
+    """A base model's folder with a tiny CLIP in it and nothing else, the CLIP's graphs, and the CLIP itself. Nobody
+    writes to them."""
+    from transformers import CLIPModel  # torch is slow to import
+
+    from tests.sampler_svc.tiny_clip import save_tiny_clip
     from tuner_svc.export.clip import export_clip
     from tuner_svc.model_folder import CLIP_FOLDER
 
-    folder, graphs = tmp_path_factory.mktemp("base_model"), tmp_path_factory.mktemp("clip_graphs")
-    clip = save_tiny_clip(folder / CLIP_FOLDER)
-    export_clip(graphs, folder)
-    return folder, graphs, clip
+    def make(root: Path) -> None:
+        folder, graphs = root / "base_model", root / "graphs"
+        graphs.mkdir()
+        save_tiny_clip(folder / CLIP_FOLDER)
+        export_clip(graphs, folder)
+
+    root = made_once(run_root, "clip", make)
+    clip = CLIPModel.from_pretrained(root / "base_model" / CLIP_FOLDER, use_safetensors=True)
+    return root / "base_model", root / "graphs", clip

@@ -1,8 +1,9 @@
-"""A fake GPU: CUDA's runtime and TensorRT as far as sampler_svc/engines/trt_api.py names them.
+"""A fake GPU: CUDA's runtime, and of TensorRT what needs one, as far as sampler_svc/engines/trt_api.py names them.
 
-It is a fake because nothing real can run here: TensorRT needs an NVIDIA GPU and a driver. It proves nothing about
-speed, accuracy or TensorRT's own mistakes. It does compute: a plan runs its ONNX graph on ONNX Runtime with the weights
-that were refitted, from the addresses that it was told, so names, layouts, dtypes, offsets and order are tested.
+Logger, parser, network, builder configuration, profile and enums are the real ones of TensorRT-RTX. From the plan on it
+is a fake, because nothing real can run here: a build needs a driver. It proves nothing about speed, accuracy or
+TensorRT's own mistakes. It does compute: a plan runs its ONNX graph on ONNX Runtime with the weights that were
+refitted, from the addresses that it was told, so names, layouts, dtypes, offsets and order are tested.
 
 What is documented of the real thing and easily got wrong is enforced: work happens no sooner than the stream is
 synchronised; TensorRT refuses by False or None and never raises; a refit of too few weights is refused; a first run
@@ -21,7 +22,11 @@ import numpy as np
 import onnx
 import onnxruntime
 
-VERSION = "11.4.0.106"
+from sampler_svc.engines.cuda_device import Device
+from sampler_svc.engines.trt_library import TENSORRT, TENSORRT_RTX, TrtLibrary, check_version
+from tests.sampler_svc.rtx import real_rtx
+
+VERSION, RTX_VERSION = "11.4.0.106", "1.7.1.116"
 INVALID_VALUE, NO_DEVICE, ILLEGAL_ADDRESS, CAPTURE_UNSUPPORTED = 1, 100, 700, 900
 ERRORS = {
     0: b"no error",
@@ -38,14 +43,12 @@ class Faults:
 
     cuda: dict[str, int] = field(default_factory=dict)  # function to the error it gives
     build: bool = False  # build_serialized_network answers None
-    parse: bool = False
     deserialise: bool = False  # None
     context: bool = False  # None
     refit: bool = False  # the first half of the weights is written, then False
     execute: bool = False  # False
     stale: tuple[str, ...] = ()  # weights that a refit silently leaves as they were
     lost: tuple[str, ...] = ()  # weights that count as zero, refitted or not, and are not offered: 11.3's mistake
-    unnamed: tuple[str, ...] = ()  # weights that the builder merged away
     missing: tuple[str, ...] = ()  # further names that must come along
     graph_keeps_weights: bool = False  # a captured graph does not see later refits
 
@@ -180,57 +183,27 @@ class HostMemory(bytes):
 
 
 class FakeTensorRT:
-    """The module tensorrt, over a FakeCuda."""
-
-    class ILogger:
-        class Severity(enum.IntEnum):
-            WARNING = 2
-
-    class BuilderFlag(enum.IntEnum):
-        REFIT = 2
-        TF32 = 5
-        REFIT_INDIVIDUAL = 16
-
-    class DataType(enum.IntEnum):
-        FLOAT = 0
-        HALF = 1
-        INT32 = 3
-        INT64 = 8
-
-    class ExecutionContextAllocationStrategy(enum.IntEnum):
-        STATIC = 0
-        USER_MANAGED = 2
-
-    class MemoryPoolType(enum.IntEnum):
-        WORKSPACE = 0
-
-    class NetworkDefinitionCreationFlag(enum.IntEnum):
-        STRONGLY_TYPED = 0
-
-    class TensorIOMode(enum.IntEnum):
-        INPUT = 1
-        OUTPUT = 2
-
-    class TensorLocation(enum.IntEnum):
-        DEVICE = 0
-        HOST = 1
+    """The module of either library, over a FakeCuda."""
 
     def __init__(self, cuda: FakeCuda, version: str = VERSION) -> None:
+        self.real = real_rtx()
         self.cuda, self.faults, self.__version__ = cuda, cuda.faults, version
         self.built: list[FakeConfig] = []
         self.refits = 0
+        self.compiled: list[bytes] = []  # what each runtime cache held when a context was opened with it
 
-    def Logger(self, min_severity: Any) -> Any:
-        return SimpleNamespace(min_severity=min_severity)
+    def __getattr__(self, name: str) -> Any:
+        """Enums, Logger."""
+        return getattr(self.real, name)
 
     def Weights(self, type: Any, ptr: int, count: int) -> Any:
         return SimpleNamespace(dtype=type, ptr=ptr, size=count)
 
     def Builder(self, logger: Any) -> "FakeBuilder":
-        return FakeBuilder(self)
+        return FakeBuilder(self, logger)
 
-    def OnnxParser(self, network: "FakeNetwork", logger: Any) -> "FakeParser":
-        return FakeParser(self, network)
+    def OnnxParser(self, network: Any, logger: Any) -> "FakeParser":
+        return FakeParser(self, network, logger)
 
     def Runtime(self, logger: Any) -> "FakeRuntime":
         return FakeRuntime(self)
@@ -239,82 +212,39 @@ class FakeTensorRT:
         return FakeRefitter(self, engine)
 
 
-class FakeNetwork:
-    """INetworkDefinition: initializers and inputs of an ONNX file."""
-
-    def __init__(self, flags: int) -> None:
-        self.flags, self.path = flags, ""
-        self.names: set[str] = set()
-        self.inputs: dict[str, list[int]] = {}
-        self.marked: set[str] = set()
-
-    @property
-    def num_inputs(self) -> int:
-        return len(self.inputs)
-
-    def get_input(self, index: int) -> Any:
-        return SimpleNamespace(name=list(self.inputs)[index])
-
-    def mark_weights_refittable(self, name: str) -> bool:
-        if name not in self.names:
-            return False
-        self.marked.add(name)
-        return True
-
-    def are_weights_marked_refittable(self, name: str) -> bool:
-        return name in self.marked
-
-
 class FakeParser:
-    """OnnxParser."""
+    """The real OnnxParser; a plan of the network will name the file that it read."""
 
-    def __init__(self, trt: FakeTensorRT, network: FakeNetwork) -> None:
-        self.trt, self.network, self.errors = trt, network, list[str]()
+    def __init__(self, trt: FakeTensorRT, network: Any, logger: Any) -> None:
+        self.trt, self.network = trt, network
+        self.real = trt.real.OnnxParser(network, logger)
 
-    @property
-    def num_errors(self) -> int:
-        return len(self.errors)
-
-    def get_error(self, index: int) -> Any:
-        return SimpleNamespace(desc=lambda: self.errors[index])
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
 
     def parse_from_file(self, model: str) -> bool:
-        if self.trt.faults.parse:
-            self.errors.append("Unsupported operator: Attention")
-            return False
-        graph = onnx.load(model, load_external_data=False).graph
-        self.network.path = model
-        self.network.names = {tensor.name for tensor in graph.initializer} - set(self.trt.faults.unnamed)
-        for one in graph.input:
-            dimensions = one.type.tensor_type.shape.dim
-            self.network.inputs[one.name] = [d.dim_value if d.HasField("dim_value") else -1 for d in dimensions]
-        return True
+        self.network.name = model
+        return self.real.parse_from_file(model)
 
 
 class FakeConfig:
-    """IBuilderConfig."""
+    """The real IBuilderConfig, with a timing cache for which nothing was timed, and the profiles that were added."""
 
-    def __init__(self) -> None:
-        self.builder_optimization_level = 3
-        self.flags: set[int] = {FakeTensorRT.BuilderFlag.TF32}
-        self.pools: dict[int, int] = {}
-        self.shapes: dict[str, tuple[int, ...]] | None = None
-        self.profiles = 0
-        self.cache: Any = None
+    def __init__(self, real: Any) -> None:
+        vars(self).update(real=real, cache=None, profiles=[])
 
-    def set_flag(self, flag: Any) -> None:
-        self.flags.add(flag)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
 
-    def clear_flag(self, flag: Any) -> None:
-        self.flags.discard(flag)
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.real, name, value)
 
-    def add_optimization_profile(self, profile: "FakeProfile") -> int:
-        self.shapes = profile.shapes
-        self.profiles += 1
-        return self.profiles - 1
+    def add_optimization_profile(self, profile: Any) -> int:
+        self.profiles.append(profile)
+        return self.real.add_optimization_profile(profile)
 
-    def set_memory_pool_limit(self, pool: Any, pool_size: int) -> None:
-        self.pools[pool] = pool_size
+    def set_compute_capability(self, compute_capability: Any, index: int) -> bool:
+        return index < self.real.num_compute_capabilities  # the real one asks the driver which GPU is here
 
     def create_timing_cache(self, serialized_timing_cache: bytes) -> Any:
         return SimpleNamespace(content=serialized_timing_cache, serialize=lambda: HostMemory(b"times"))
@@ -322,54 +252,38 @@ class FakeConfig:
     def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
         if cache.content not in (b"", b"times"):
             return ignore_mismatch
-        self.cache = cache
+        vars(self)["cache"] = cache
         return True
 
     def get_timing_cache(self) -> Any:
         return self.cache
 
 
-class FakeProfile:
-    """IOptimizationProfile."""
-
-    def __init__(self) -> None:
-        self.shapes: dict[str, tuple[int, ...]] = {}
-
-    def set_shape(self, input: str, min: Sequence[int], opt: Sequence[int], max: Sequence[int]) -> None:
-        assert tuple(min) == tuple(opt) == tuple(max)  # the fake knows only what we use
-        self.shapes[input] = tuple(opt)
-
-
 class FakeBuilder:
-    """Builder. A plan names the ONNX file, which must still be there when it is loaded."""
+    """The real Builder up to the build. A plan names the ONNX file, which must still be there when it is loaded."""
 
-    def __init__(self, trt: FakeTensorRT) -> None:
-        self.trt = trt
+    def __init__(self, trt: FakeTensorRT, logger: Any) -> None:
+        self.trt, self.real = trt, trt.real.Builder(logger)
 
-    def create_network(self, flags: int = 0) -> FakeNetwork:
-        return FakeNetwork(flags)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
 
     def create_builder_config(self) -> FakeConfig:
-        return FakeConfig()
+        return FakeConfig(self.real.create_builder_config())
 
-    def create_optimization_profile(self) -> FakeProfile:
-        return FakeProfile()
-
-    def build_serialized_network(self, network: FakeNetwork, config: FakeConfig) -> HostMemory | None:
+    def build_serialized_network(self, network: Any, config: FakeConfig) -> HostMemory | None:
         self.trt.built.append(config)
-        shapes = config.shapes or {}
-        fits = all(
-            len(found) == len(shapes.get(name, ()))
-            and all(size in (-1, wanted) for size, wanted in zip(found, shapes[name], strict=True))
-            for name, found in network.inputs.items()
-        )
-        if self.trt.faults.build or not network.path or not fits or config.profiles != 1:
+        if self.trt.faults.build or len(config.profiles) != 1:
             return None
-        refittable = FakeTensorRT.BuilderFlag.REFIT_INDIVIDUAL in config.flags
+        inputs = [network.get_input(index) for index in range(network.num_inputs)]
+        shapes = {one.name: list(config.profiles[0].get_shape(one.name)[1]) for one in inputs}
+        names = {tensor.name for tensor in onnx.load(network.name, load_external_data=False).graph.initializer}
+        marked = {name for name in names if network.are_weights_marked_refittable(name)} - set(self.trt.faults.lost)
+        refittable = config.get_flag(self.trt.BuilderFlag.REFIT_INDIVIDUAL)
         plan = {
             "version": self.trt.__version__,
-            "graph": network.path,
-            "marked": sorted(network.marked - set(self.trt.faults.lost)) if refittable else [],
+            "graph": network.name,
+            "marked": sorted(marked) if refittable else [],
             "shapes": shapes,
         }
         return HostMemory(json.dumps(plan).encode())
@@ -421,14 +335,22 @@ class FakeEngine:
         return list(self.types)[index]
 
     def get_tensor_mode(self, name: str) -> Any:
-        return FakeTensorRT.TensorIOMode.OUTPUT if name in self.outputs else FakeTensorRT.TensorIOMode.INPUT
+        modes = self.trt.TensorIOMode
+        return modes.OUTPUT if name in self.outputs else modes.INPUT
 
     def get_tensor_dtype(self, name: str) -> Any:
-        types = FakeTensorRT.DataType
+        types = self.trt.DataType
         return {onnx.TensorProto.FLOAT: types.FLOAT, onnx.TensorProto.INT64: types.INT64}[self.types[name]]
 
+    def create_runtime_config(self) -> "FakeRuntimeConfig":
+        return FakeRuntimeConfig(self.trt)
+
     def create_execution_context(self, strategy: Any) -> "FakeContext | None":
-        assert strategy == FakeTensorRT.ExecutionContextAllocationStrategy.USER_MANAGED
+        if isinstance(strategy, FakeRuntimeConfig):
+            self.trt.compiled.append(strategy.cache.kernels)
+            strategy.cache.kernels = b"kernels"
+            strategy = strategy.allocation
+        assert strategy == self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
         return None if self.trt.faults.context else FakeContext(self)
 
     def answer(self, weights: dict[str, np.ndarray], question: dict[str, np.ndarray]) -> np.ndarray:
@@ -443,6 +365,41 @@ class FakeEngine:
             self._session = (id(weights), (weights, session))  # kept, so that the id stays taken
         (answer,) = self._session[1][1].run(["out"], question)
         return answer
+
+
+class FakeRuntimeCache:
+    """IRuntimeCache: kernels of another machine are refused."""
+
+    def __init__(self) -> None:
+        self.kernels = b""
+
+    def deserialize(self, blob: bytes) -> bool:
+        if blob != b"kernels":
+            return False
+        self.kernels = blob
+        return True
+
+    def serialize(self) -> HostMemory:
+        return HostMemory(self.kernels)
+
+
+class FakeRuntimeConfig:
+    """IRuntimeConfig."""
+
+    def __init__(self, trt: FakeTensorRT) -> None:
+        self.trt = trt
+        self.cache = FakeRuntimeCache()
+        self.allocation: Any = None
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self.allocation = strategy
+
+    def create_runtime_cache(self) -> FakeRuntimeCache:
+        return FakeRuntimeCache()
+
+    def set_runtime_cache(self, cache: FakeRuntimeCache) -> bool:
+        self.cache = cache
+        return True
 
 
 class FakeContext:
@@ -513,13 +470,13 @@ class FakeRefitter:
     def get_weights_prototype(self, weights_name: str) -> Any:
         weights = self.engine.weights.get(weights_name)
         size = -1 if weights is None else weights.size
-        return SimpleNamespace(dtype=FakeTensorRT.DataType.HALF, size=size)
+        return SimpleNamespace(dtype=self.trt.DataType.HALF, size=size)
 
     def set_named_weights(self, name: str, weights: Any, location: Any) -> bool:
         prototype = self.get_weights_prototype(name)
         if name not in self.get_all_weights() or weights.size != prototype.size or weights.dtype != prototype.dtype:
             return False
-        if location != FakeTensorRT.TensorLocation.DEVICE or not self.trt.cuda.holds(weights.ptr, 2 * weights.size):
+        if location != self.trt.TensorLocation.DEVICE or not self.trt.cuda.holds(weights.ptr, 2 * weights.size):
             return False
         self.named[name] = weights
         return True
@@ -541,15 +498,16 @@ class FakeRefitter:
         self.engine.weights = {**self.engine.weights, **written}
 
 
-def fake_runtime(faults: Faults, version: str = VERSION) -> Callable[[], tuple[Any, Any]]:
-    """What sampler_svc.engines.tensorrt.open_tensorrt does, on a fake GPU of its own each time."""
-    from sampler_svc.engines.cuda_device import Device
-    from sampler_svc.engines.tensorrt import check_version
+def fake_runtime(
+    faults: Faults, version: str | None = None, library: TrtLibrary = TENSORRT
+) -> Callable[[], tuple[Any, Any, TrtLibrary]]:
+    """What sampler_svc.engines.trt_library.open_library does, on a fake GPU of its own each time."""
+    told = version or (RTX_VERSION if library is TENSORRT_RTX else VERSION)
 
-    def open_runtime() -> tuple[Any, Any]:
+    def open_runtime() -> tuple[Any, Any, TrtLibrary]:
         cuda = FakeCuda(faults)
         device = Device(cuda)
-        check_version(version)
-        return FakeTensorRT(cuda, version), device
+        check_version(told, library)
+        return FakeTensorRT(cuda, told), device, library
 
     return open_runtime

@@ -1,6 +1,6 @@
 """Building for a GPU: what the builder is told, what the engine self-test lets through, and what is refused.
 
-TensorRT is the fake of fake_gpu.py; ONNX Runtime is real, on its CPU provider in place of CUDA.
+TensorRT is that of fake_gpu.py, real up to the plan; ONNX Runtime is real, on its CPU provider in place of CUDA.
 """
 
 import json
@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from sampler_svc.build.__main__ import main
-from sampler_svc.build.builder import BuildError
+from sampler_svc.build.builder import BackendBuilder, BuildError
 from sampler_svc.build.cuda import cuda_builder
 from sampler_svc.build.folder import build, read_graphs
 from sampler_svc.build.tensorrt import build_plan, tensorrt_builder
@@ -23,7 +23,8 @@ from sampler_svc.engines.cuda import CPU, OrtCudaEngine, check_cuda
 from sampler_svc.engines.engine import BackendMissing, EngineSpec
 from sampler_svc.engines.folder import EngineManifest, UnusableEngine, open_folder
 from sampler_svc.engines.self_test import MAX_ERROR, SelfTestReport
-from sampler_svc.engines.tensorrt import PLAN_FILE, WORKSPACE_BYTES
+from sampler_svc.engines.tensorrt import PLAN_FILE, RUNTIME_CACHE_FILE, WORKSPACE_BYTES
+from sampler_svc.engines.trt_library import LIBRARIES, TENSORRT_RTX, TrtLibrary
 from tests.sampler_svc.fake_gpu import NO_DEVICE, FakeCuda, FakeTensorRT, Faults, fake_runtime
 from tests.sampler_svc.tunings import Tunings
 from unitune.base_model import BaseModelSpec
@@ -50,6 +51,11 @@ def trt() -> FakeTensorRT:
     return FakeTensorRT(FakeCuda())
 
 
+def fake_builder(library: TrtLibrary) -> BackendBuilder:
+    """The builder of one of the two libraries on a fake GPU."""
+    return tensorrt_builder(fake_runtime(Faults(), library=library))
+
+
 def plan_of(trt: FakeTensorRT, graphs: Path, spec: BaseModelSpec) -> bytes:
     """The plan of the fp16 graph."""
     return build_plan(trt, graphs / "fp16" / "denoiser.onnx", spec, graphs / "timing.cache")
@@ -60,13 +66,25 @@ def test_the_builder_is_told_what_the_design_asks(graphs: Path, spec: BaseModelS
     plan = json.loads(plan_of(trt, graphs, spec))
     (config,) = trt.built
 
-    assert config.flags == {trt.BuilderFlag.REFIT_INDIVIDUAL}
+    assert config.get_flag(trt.BuilderFlag.REFIT_INDIVIDUAL) and not config.get_flag(trt.BuilderFlag.TF32)
     assert set(plan["marked"]) == set(spec.tensors)
-    assert config.profiles == 1
-    assert config.pools == {trt.MemoryPoolType.WORKSPACE: WORKSPACE_BYTES}
+    assert config.num_optimization_profiles == 1
+    assert config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == WORKSPACE_BYTES
     latent, context = (spec.latent_channels, *spec.latent_side), (spec.context_tokens, spec.context_width)
     expected = {"sample": [2, *latent], "timestep": [2], "encoder_hidden_states": [2, *context]}
     assert plan["shapes"] == expected
+
+
+def test_the_builder_of_rtx_is_told_what_differs(graphs: Path, spec: BaseModelSpec, trt: FakeTensorRT) -> None:
+    """Memory is the engine's own, the plan is for this GPU alone, and nothing is timed."""
+    build_plan(trt, graphs / "fp16" / "denoiser.onnx", spec, graphs / "timing.cache", TENSORRT_RTX)
+    (config,) = trt.built
+
+    for flag in (trt.BuilderFlag.REFIT_INDIVIDUAL, trt.BuilderFlag.REQUIRE_USER_ALLOCATION):
+        assert config.get_flag(flag), flag
+    assert not config.get_flag(trt.BuilderFlag.TF32)
+    assert config.num_compute_capabilities == 1
+    assert config.cache is None and not (graphs / "timing.cache").exists()
 
 
 def test_a_timing_cache_is_kept_and_used(graphs: Path, spec: BaseModelSpec, trt: FakeTensorRT) -> None:
@@ -86,9 +104,7 @@ def test_a_timing_cache_is_kept_and_used(graphs: Path, spec: BaseModelSpec, trt:
 @pytest.mark.parametrize(
     ("faults", "reason"),
     [
-        (Faults(parse=True), "cannot read the fp16 graph: Unsupported operator: Attention"),
         (Faults(build=True), "cannot build a plan"),
-        (Faults(unnamed=("conv_in.weight",)), r"finds no weights called conv_in\.weight"),
         (Faults(deserialise=True), "does not take the plan"),
         (Faults(context=True), "no memory"),
         (Faults(refit=True), "cannot be used"),
@@ -130,14 +146,15 @@ def test_an_engine_folder_is_whole_and_tested(
     tiny_fp16_graphs: Path, tmp_path: Path, spec: BaseModelSpec, name: str
 ) -> None:
     """Errors of all sets within bounds, the base model's probe from PyTorch, and every file with its digest."""
-    builder = cuda_builder(CPU) if name == "onnxruntime-cuda" else tensorrt_builder(fake_runtime(Faults()))
+    builder = cuda_builder(CPU) if name == "onnxruntime-cuda" else fake_builder(LIBRARIES[name])
     folder = build(tiny_fp16_graphs, tmp_path / "engine", builder)
     found, manifest = SelfTestReport.load(folder), EngineManifest.load(folder)
 
     assert found.errors.keys() == found.noise.keys() == {"base", "first", "second"}
     assert all(0 < error < MAX_ERROR * found.noise[name] for name, error in found.errors.items())
-    assert found.in_place and found.cuda_graph == (name == "tensorrt")
-    assert found.backend == builder.facts == manifest.key.backend
+    assert found.in_place and found.cuda_graph == (name in LIBRARIES)
+    assert found.backend == builder.facts == manifest.key.backend and found.backend["runtime"] == name
+    assert (folder / RUNTIME_CACHE_FILE).exists() == (name == "tensorrt-rtx")
     assert set(manifest.files) == {path.name for path in folder.iterdir()} - {"manifest.json"} > FOLDER_FILES
     probe, self_test = load_file(folder / "probe.safetensors"), load_file(folder / "self_test.safetensors")
     np.testing.assert_array_equal(probe["base"], self_test["base"])

@@ -1,4 +1,4 @@
-"""The contract of engines in fp16: ONNX Runtime's on the CPU provider, for real, and TensorRT's on a fake GPU.
+"""The contract of engines in fp16: ONNX Runtime's on the CPU provider, for real, and both TensorRTs' on a fake GPU.
 
 The CPU provider runs the very code that CUDA would: device values, writes in place, bound inputs. What a GPU computes
 is not tested here, and cannot be: see tests/gpu.
@@ -17,6 +17,7 @@ from sampler_svc.engines.cuda import CPU, OrtCudaEngine
 from sampler_svc.engines.engine import BASE, TOO_SMALL, Engine, EngineSpec, WeightSet
 from sampler_svc.engines.pool import EnginePool
 from sampler_svc.engines.tensorrt import TrtEngine
+from sampler_svc.engines.trt_library import TENSORRT_RTX
 from sampler_svc.engines.weights import base_weights
 from tests.sampler_svc.fake_gpu import Faults, fake_runtime
 from tests.sampler_svc.tunings import Tunings, answers, lying, question
@@ -34,6 +35,9 @@ def fp16_folders(tiny_fp16_graphs: Path, tmp_path_factory: pytest.TempPathFactor
     return {
         "onnxruntime": build(tiny_fp16_graphs, root / "onnxruntime", cuda_builder(CPU)),
         "tensorrt": build(tiny_fp16_graphs, root / "tensorrt", tensorrt_builder(fake_runtime(Faults()))),
+        "tensorrt-rtx": build(
+            tiny_fp16_graphs, root / "rtx", tensorrt_builder(fake_runtime(Faults(), library=TENSORRT_RTX))
+        ),
     }
 
 
@@ -43,7 +47,9 @@ def tuned(tunings: Tunings) -> Pair:
     return tunings.weights(1), tunings.weights(2)
 
 
-@pytest.fixture(params=["onnxruntime", "onnxruntime in new sessions", "tensorrt", "tensorrt without a graph"])
+@pytest.fixture(
+    params=["onnxruntime", "onnxruntime in new sessions", "tensorrt", "tensorrt without a graph", "tensorrt-rtx"]
+)
 def open_engine(request: pytest.FixtureRequest, fp16_folders: dict[str, Path], spec: BaseModelSpec) -> Open:
     """Opens engines of a backend."""
     folder, engine_spec = fp16_folders[request.param.partition(" ")[0]], EngineSpec.from_model(spec)
@@ -51,6 +57,9 @@ def open_engine(request: pytest.FixtureRequest, fp16_folders: dict[str, Path], s
         "onnxruntime": lambda: OrtCudaEngine.open_tested(folder, engine_spec, CPU),
         "onnxruntime in new sessions": lambda: OrtCudaEngine(folder, engine_spec, provider=CPU, in_place=False),
         "tensorrt": lambda: TrtEngine.open_tested(folder, engine_spec, fake_runtime(Faults())),
+        "tensorrt-rtx": lambda: TrtEngine.open_tested(
+            folder, engine_spec, fake_runtime(Faults(), library=TENSORRT_RTX)
+        ),
         "tensorrt without a graph": lambda: TrtEngine(folder, engine_spec, *fake_runtime(Faults())()),
     }[request.param]
 

@@ -12,6 +12,7 @@ from sampler_svc.sampling.events import EditedImage, Step
 from sampler_svc.sampling.masks.shape import region_around, softened
 from sampler_svc.sampling.request import Request
 from sampler_svc.sampling.sample import sample
+from tests.deep_pngs import deep_png, deep_values
 from tests.sampler_svc.edit_events import edit_events
 from tests.sampler_svc.pictures import mask, picture
 from tests.sampler_svc.tunings import Tunings
@@ -81,6 +82,27 @@ def test_a_half_mask_keeps_the_other_half_exactly(model: Model, engine: Engine) 
         edited = images.decode(result.png)
         np.testing.assert_array_equal(edited[:, 24:], BASE_IMAGE[:, 24:])
         assert (edited[:, :24] != BASE_IMAGE[:, :24]).mean() > 0.5
+
+
+@pytest.mark.parametrize("only_masked", [False, True])
+def test_a_picture_of_sixteen_bits_keeps_them_outside(model: Model, engine: Engine, only_masked: bool) -> None:
+    """Pixels that the mask keeps have all of their bits, and edited ones those of an edit with 8. Without a mask in
+    force there is nothing to keep, and the result has 8."""
+    low = np.random.default_rng(2).integers(0, 256, BASE_IMAGE.shape).astype(np.uint16)
+    values = BASE_IMAGE.astype(np.uint16) << 8 | low
+    asked = replace(GIVEN, mask=mask(box=(8, 8, 40, 24)), only_masked=only_masked)
+
+    (found,) = results(model, engine, replace(asked, image=deep_png(values)))
+    (of_eight,) = results(model, engine, asked)
+
+    inside, edited = np.zeros((48, 48), bool), images.decode(of_eight.png)
+    inside[8:40, 8:24] = True
+    np.testing.assert_array_equal(deep_values(found.png)[~inside], values[~inside])
+    np.testing.assert_array_equal(deep_values(found.png)[inside], edited[inside].astype(np.uint16) * 257)
+    (half,) = results(model, engine, replace(asked, image=deep_png(values), interpolation=0.5))
+    assert np.abs(deep_values(half.png)[~inside].astype(int) - values[~inside]).max() > 257
+    (plain,) = results(model, engine, replace(REQUEST, image=deep_png(values), interpolation=0.0))
+    assert 8 == plain.png[24]
 
 
 def test_every_step_keeps_the_base_image_outside(model: Model, engine: Engine) -> None:

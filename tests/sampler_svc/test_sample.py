@@ -12,12 +12,14 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     LCMScheduler,
     StableDiffusionPipeline,
+    TCDScheduler,
 )
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
-from diffusers.schedulers import scheduling_lcm
+from diffusers.schedulers import scheduling_euler_ancestral_discrete, scheduling_lcm, scheduling_tcd
 
 from sampler_svc.engines.engine import BASE, Engine, WeightSet
 from sampler_svc.model import Model
@@ -31,7 +33,7 @@ from tests.sampler_svc.pictures import picture
 from tests.sampler_svc.tunings import Tunings
 from unitune import images
 from unitune.diffusion.schedule import Schedule
-from unitune.diffusion.solvers import SCHEDULERS
+from unitune.diffusion.solvers import OWN_TIMESTEPS, SCHEDULERS
 from unitune.errors import Cancelled, Internal
 
 REQUEST = Request(
@@ -87,6 +89,8 @@ def diffusers_picture(folder: Path, request: Request, prediction_type: str) -> n
         "euler": EulerDiscreteScheduler,
         "dpmpp_2m": DPMSolverMultistepScheduler,
         "lcm": LCMScheduler,
+        "euler_ancestral": EulerAncestralDiscreteScheduler,
+        "tcd": TCDScheduler,
     }
     scheduler = kinds[request.scheduler].from_config(config)
     scheduler.set_timesteps(request.num_inference_steps)
@@ -111,7 +115,8 @@ def diffusers_picture(folder: Path, request: Request, prediction_type: str) -> n
     if len(timesteps):
         latent = scheduler.add_noise(latent, noise, timesteps[:1])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scheduling_lcm, "randn_tensor", draw)
+        for module in (scheduling_lcm, scheduling_euler_ancestral_discrete, scheduling_tcd):
+            patch.setattr(module, "randn_tensor", draw)
         for timestep in timesteps:
             seen = scheduler.scale_model_input(torch.cat([latent, latent]), timestep)
             empty, prompt = pipeline.unet(seen, timestep, contexts).sample.chunk(2)
@@ -146,6 +151,13 @@ def test_an_edit_is_that_of_diffusers(
         {"scheduler": "ddim", "timestep_spacing": "trailing", "num_inference_steps": 2, "guidance_scale": 1.0},
         {"scheduler": "lcm", "num_inference_steps": 4, "guidance_scale": 1.0},
         {"scheduler": "lcm", "num_inference_steps": 8, "guidance_scale": 2.0, "strength": 0.5},
+        {"scheduler": "tcd", "num_inference_steps": 4, "guidance_scale": 1.0},
+        {
+            "scheduler": "euler_ancestral",
+            "timestep_spacing": "trailing",
+            "num_inference_steps": 4,
+            "guidance_scale": 1.0,
+        },
         {"guidance_rescale": 0.7, "guidance_scale": 9.0},
         {"scheduler": "euler", "timestep_spacing": "linspace", "guidance_rescale": 1.0},
     ],
@@ -160,7 +172,7 @@ def test_an_edit_of_few_steps_is_that_of_diffusers(
     theirs = diffusers_picture(tiny_model, request, model.schedule.prediction_type)
 
     assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
-    others = {} if changes.get("scheduler") == "lcm" else {"timestep_spacing": "", "guidance_rescale": 0.0}
+    others = {} if changes.get("scheduler") in OWN_TIMESTEPS else {"timestep_spacing": "", "guidance_rescale": 0.0}
     (other,) = (images.decode(png) for png in pictures(model, engine, replace(request, **others, scheduler="ddim")))
     assert np.abs(ours.astype(int) - other.astype(int)).max() > 1
 

@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,18 +14,20 @@ import pytest
 
 from sampler_svc.build.folder import build
 from sampler_svc.build.tensorrt import tensorrt_builder
-from sampler_svc.engines import tensorrt as trt_engine
 from sampler_svc.engines.cuda_device import CudaError, Device
 from sampler_svc.engines.engine import BackendMissing, EngineSpec, WeightSet
 from sampler_svc.engines.folder import UnusableEngine
-from sampler_svc.engines.tensorrt import PLAN_FILE, TrtEngine, check_version
+from sampler_svc.engines.tensorrt import PLAN_FILE, RUNTIME_CACHE_FILE, TrtEngine
+from sampler_svc.engines.trt_library import LIBRARIES, TENSORRT_RTX, TrtLibrary, check_version, open_library
 from sampler_svc.engines.weights import base_weights
-from tests.sampler_svc.fake_gpu import ILLEGAL_ADDRESS, FakeCuda, FakeTensorRT, Faults, fake_runtime
+from tests.sampler_svc.fake_gpu import ILLEGAL_ADDRESS, RTX_VERSION, FakeCuda, FakeTensorRT, Faults, fake_runtime
+from tests.sampler_svc.rtx import real_rtx
 from tests.sampler_svc.tunings import Tunings, answers
 from unitune.base_model import BaseModelSpec
 from unitune.errors import DataLoss, Internal
 
 Open = Callable[..., TrtEngine]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -347,9 +351,48 @@ def test_the_engines_rounding_is_what_its_plan_was_found_to_have(
     fine.close()
 
 
-def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without cuda-bindings or TensorRT the error says which, and how to install them."""
+@pytest.mark.parametrize("library", LIBRARIES.values(), ids=str)
+def test_all_that_is_missing_is_named_at_once(library: TrtLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without cuda-bindings and without the library the error says so of both, and how to install them."""
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+    monkeypatch.setitem(sys.modules, library.module, None)
 
-    with pytest.raises(BackendMissing, match=r"cuda-bindings.*sampler-gpu"):
-        trt_engine.open_tensorrt()
+    with pytest.raises(BackendMissing) as missing:
+        open_library(library)
+
+    told = str(missing.value)
+    assert "cuda-bindings cannot be imported" in told and f"{library.module} is not installed" in told
+    assert told.count(f"pip install 'unitune[{library.extra}]'") == 2
+
+
+def test_a_library_that_the_loader_does_not_find_is_named() -> None:
+    """The bindings of TensorRT-RTX without the package of its libraries: the error names file and remedies."""
+    real_rtx()  # is here
+    ask = "from sampler_svc.engines.backends import verdict; print(verdict('tensorrt-rtx'))"
+    hide = "import sys; sys.modules['tensorrt_rtx_libs'] = None; "
+
+    told = subprocess.run(
+        [sys.executable, "-c", hide + ask], capture_output=True, text=True, cwd=ROOT, check=True
+    ).stdout
+
+    assert told.startswith("no: ")
+    assert re.search(r"cannot be loaded \(libtensorrt\w*_rtx\.so\.1: cannot open shared object", told), told
+    assert (
+        "pip install 'unitune[sampler-rtx]', or put the folder of TensorRT-RTX's libraries on LD_LIBRARY_PATH" in told
+    )
+
+
+def test_compiled_kernels_are_kept_and_used(spec: BaseModelSpec, tiny_fp16_graphs: Path, tmp_path: Path) -> None:
+    """The build's first context compiles all kernels; later ones have them, unless they are of another machine."""
+    cuda = FakeCuda()
+    trt = FakeTensorRT(cuda, RTX_VERSION)
+
+    def open_again() -> tuple[FakeTensorRT, Device, TrtLibrary]:
+        return trt, Device(cuda), TENSORRT_RTX
+
+    folder = build(tiny_fp16_graphs, tmp_path / "engine", tensorrt_builder(open_again))
+    assert trt.compiled[0] == b"" and set(trt.compiled[1:]) == {b"kernels"}
+    (folder / RUNTIME_CACHE_FILE).write_bytes(b"of another GPU")
+    TrtEngine.open_tested(folder, EngineSpec.from_model(spec), open_again).close()
+
+    assert trt.compiled[-1] == b""

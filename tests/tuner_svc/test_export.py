@@ -22,13 +22,21 @@ from tests.tiny_model import WORDS
 from tuner_svc.base_model import BaseModel
 from tuner_svc.export.__main__ import main
 from tuner_svc.export.attention import fuse_attention
-from tuner_svc.export.base_model import IDENTITIES_FILE, export, export_under, is_complete, is_export_of
+from tuner_svc.export.base_model import (
+    DIGEST_CHARACTERS,
+    IDENTITIES_FILE,
+    export,
+    export_under,
+    is_complete,
+    is_export_of,
+)
 from tuner_svc.export.check import check_graph
 from tuner_svc.export.denoiser import example, match, randomised_denoiser
 from tuner_svc.export.graph import ExportError, to_graph
 from tuner_svc.export.operators import TRANSLATIONS, plain_attention, plain_group_norm, plain_linear
 from tuner_svc.export.preview import latent_to_rgb
 from tuner_svc.model_folder import digest as digest_of
+from tuner_svc.model_folder import graphs_digest
 from unitune.base_model import BaseModelSpec, TensorSpec, file_digest
 from unitune.images import ModelImage
 from unitune.known_pictures import KNOWN_PICTURES_FILE, KnownPictures
@@ -374,11 +382,11 @@ def test_a_folder_that_lacks_a_file_is_not_complete(tiny_graphs: Path, spec: Bas
 def test_a_damaged_folder_is_not_complete_and_is_exported_again(
     tiny_model: Path, tiny_graphs: Path, spec: BaseModelSpec, tmp_path: Path, damage: str
 ) -> None:
-    """Its files' names are not enough: one that is shorter, or has another byte, is found, and the root gets a whole
-    folder again."""
+    """Its files' names are not enough: one that is shorter, or has another byte, is found. Where the graphs of these
+    tests lie, a damaged folder lay before; a root gets a whole folder in its place, and nothing of it is left."""
     folder = shutil.copytree(tiny_graphs, tmp_path / spec.digest[:16])
     weights = folder / spec.base_weights
-    assert is_complete(folder, spec.digest)
+    assert is_export_of(folder, tiny_model, spec.digest)
     with weights.open("r+b") as file:
         if damage == "cut":
             file.truncate(weights.stat().st_size - 1)
@@ -388,10 +396,9 @@ def test_a_damaged_folder_is_not_complete_and_is_exported_again(
             file.seek(-1, os.SEEK_END)
             file.write(bytes([last[0] ^ 1]))
 
-    assert not is_complete(folder, spec.digest)
-    if damage == "cut":
-        assert folder == export_under(tiny_model, tmp_path)
-        assert is_complete(folder, spec.digest)
+    assert not is_complete(folder, spec.digest) and not is_export_of(folder, tiny_model, spec.digest)
+    assert is_complete(tiny_graphs, spec.digest) and [tiny_graphs] == list(tiny_graphs.parent.iterdir())
+    assert "left_over" not in {path.name for path in tiny_graphs.iterdir()}
 
 
 def test_files_that_were_checked_are_not_read_again(
@@ -527,3 +534,35 @@ def test_an_export_goes_with_the_pictures_that_its_base_model_knows(
     assert is_export_of(graphs, folder, digest_of(folder))
     replace(limits, distance=2.0).save(folder)
     assert not is_export_of(graphs, folder, digest_of(folder))
+
+
+def test_a_preset_alone_is_no_reason_to_export_again(tiny_model: Path, tiny_graphs: Path, tmp_path: Path) -> None:
+    """The graphs of a model that differs in its preset are its own, too, under second names; its specification has its
+    own preset and digest, and the first one stays as it was."""
+    root, own = tmp_path / "graphs", Path(shutil.copytree(tiny_model, tmp_path / "other"))
+    first = Path(shutil.copytree(tiny_graphs, root / digest_of(tiny_model)[:DIGEST_CHARACTERS]))
+    before, said = (first / "spec.json").read_bytes(), []
+    (own / "unitune_preset.json").write_text('{"strength": 0.6, "updates": 64}')
+
+    folder = export_under(own, root, said.append)
+
+    assert ["taking the graphs over, since only the preset differs"] == said
+    spec, theirs = BaseModelSpec.load(folder), BaseModelSpec.load(first)
+    assert (digest_of(own), "other", 0.6, 64) == (spec.digest, spec.name, spec.preset.strength, spec.preset.updates)
+    assert replace(spec, digest=theirs.digest, name=theirs.name, preset=theirs.preset) == theirs
+    assert spec.digest != theirs.digest and before == (first / "spec.json").read_bytes()
+    assert all((folder / name).stat().st_ino == (first / name).stat().st_ino for name in spec.files)
+    assert is_export_of(folder, own, digest_of(own))
+    assert folder == export_under(own, root, said.append) and 1 == len(said)
+
+
+def test_graphs_depend_on_every_file_but_the_preset(tiny_model: Path, tmp_path: Path) -> None:
+    """Their digest is another one with another noise schedule, and the same with another preset or without one."""
+    own = Path(shutil.copytree(tiny_model, tmp_path / "other"))
+    (own / "unitune_preset.json").write_text('{"strength": 0.6}')
+    assert graphs_digest(tiny_model) == graphs_digest(own) and digest_of(tiny_model) != digest_of(own)
+
+    scheduler = own / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(scheduler.read_text().replace("0.012", "0.013"))
+
+    assert graphs_digest(tiny_model) != graphs_digest(own)

@@ -123,7 +123,7 @@ def test_weights_beyond_fp16_are_refused(model: BaseModel, tmp_path: Path) -> No
 def test_an_fp16_graph_is_found_again_until_a_file_of_it_changes(
     tiny_model: Path, tiny_fp16_graphs: Path, tmp_path: Path
 ) -> None:
-    """`--fp16` on a complete folder writes nothing; one byte changed, and the fp16 graph is made again."""
+    """`--fp16` on a complete folder writes nothing; with one byte changed it is complete no more."""
     graphs = Path(shutil.copytree(tiny_fp16_graphs, tmp_path / "graphs"))
     digest = json.loads((graphs / "spec.json").read_text())["digest"]
     arguments = ["--base-model", str(tiny_model), "--out", str(graphs), "--fp16"]
@@ -131,11 +131,17 @@ def test_an_fp16_graph_is_found_again_until_a_file_of_it_changes(
 
     assert main(arguments) == 0
     assert (graphs / "fp16" / "fp16.json").stat().st_mtime_ns == written
+    assert is_complete(graphs, digest) and not is_complete(graphs, "another")
     with open(graphs / "fp16" / "self_test.safetensors", "r+b") as file:
         file.seek(-1, 2)
         file.write(b"\x7f")
     assert not is_complete(graphs, digest)
-    assert main(arguments) == 0
 
-    assert is_complete(graphs, digest) and not is_complete(graphs, "another")
-    assert not [path.name for path in graphs.iterdir() if path.name.startswith(".")]
+
+def test_an_incomplete_fp16_graph_is_made_again(tiny_fp16_graphs: Path) -> None:
+    """Where the fp16 graph of these tests lies, `--fp16` found an incomplete one; nothing of it is left."""
+    digest = json.loads((tiny_fp16_graphs / "spec.json").read_text())["digest"]
+
+    assert is_complete(tiny_fp16_graphs, digest)
+    assert not (tiny_fp16_graphs / "fp16" / "left_over").exists()
+    assert not [path.name for path in tiny_fp16_graphs.iterdir() if path.name.startswith(".")]

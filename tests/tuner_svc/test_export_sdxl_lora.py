@@ -16,10 +16,10 @@ from torch import Tensor
 from tests.original_names import original_tensors
 from tests.tiny_sdxl import tiny_sdxl as tiny_pipeline
 from tuner_svc.base_model import BaseModel, load
+from tuner_svc.original_names import original_module
 from tuner_svc.probe import pack_tuned, probe_answer
 from tuner_svc.single_file.family import SDXL, UNET
 from tuner_svc.single_file.model import Lora, Source, write_folder
-from tuner_svc.single_file.original_names import original_module
 from tuner_svc.tune import Tuned, tune
 from tuner_svc.tuning_config import TuningConfig
 from tuner_svc.tuning_export import LORA_FILE, PEFT_FILE, main

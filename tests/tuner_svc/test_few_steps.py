@@ -1,6 +1,7 @@
 """Models that were distilled to few steps: recognised, sampled as they must be, and not tuned."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +41,7 @@ def change(path: Path, **values: object) -> None:
         ("hyper-sd15-8step", "hyper", 8),
         ("lcm-lora-sdv1-5", "lcm", 4),
         ("LCM_Dreamshaper_v7", "lcm", 4),
+        ("TCD-SD15-LoRA", "tcd", 4),
         ("v1-5-pruned-emaonly", None, None),
         ("hyperrealism_v3", None, None),
         ("Hyper-Realistic-v2", None, None),
@@ -70,7 +72,12 @@ def test_a_distilled_model_is_sampled_as_its_kind_must_be(kind: str, folder: Pat
 
     preset = read_preset(folder)
 
-    wanted = {"lcm": ("lcm", ""), "turbo": ("euler", "trailing"), "lightning": ("euler", "trailing")}
+    wanted = {
+        "lcm": ("lcm", ""),
+        "tcd": ("tcd", ""),
+        "turbo": ("euler", "trailing"),
+        "lightning": ("euler", "trailing"),
+    }
     assert wanted.get(kind, ("ddim", "trailing")) == (preset.scheduler, preset.timestep_spacing)
     assert (2, 1.0, kind) == (preset.num_inference_steps, preset.guidance_scale, preset.distilled)
     assert {guidance for _, guidance in preset.automatic_points} == {1.0}
@@ -86,8 +93,22 @@ def test_a_folder_tells_by_its_own_configurations(folder: Path) -> None:
     assert ("turbo", "euler", 1.0) == _told(read_preset(folder))
     change(folder / "scheduler" / "scheduler_config.json", _class_name="LCMScheduler")
     assert ("lcm", "lcm", 1.0) == _told(read_preset(folder))
+    change(folder / "scheduler" / "scheduler_config.json", _class_name="TCDScheduler")
+    assert ("tcd", "tcd", 1.0) == _told(read_preset(folder))
     (folder / "unitune_preset.json").write_text("{}")
     assert Preset() == read_preset(folder)
+
+
+def test_sdxl_turbo_has_the_scheduler_that_it_is_published_with(folder: Path, tiny_sdxl: Path, tmp_path: Path) -> None:
+    """Euler's ancestral form for a model with SDXL's two text encoders, Euler's own for the others."""
+    pair = Path(shutil.copytree(tiny_sdxl, tmp_path / "pair"))
+    for one, wanted in ((folder, "euler"), (pair, "euler_ancestral")):
+        (one / "unitune_preset.json").write_text('{"distilled": "turbo"}')
+        assert ("turbo", wanted, 1.0) == _told(read_preset(one))
+        assert "trailing" == read_preset(one).timestep_spacing
+    (pair / "unitune_preset.json").unlink()
+    change(pair / "unet" / "config.json", _name_or_path="stabilityai/sdxl-turbo")
+    assert ("turbo", "euler_ancestral", 1.0) == _told(read_preset(pair))
 
 
 def _told(preset: Preset) -> tuple[str, str, float]:

@@ -242,6 +242,18 @@ def test_the_interval_of_guidance_is_unitunes_own(folder: Path) -> None:
     )
 
 
+def test_a_model_with_a_closed_vocabulary_has_a_weaker_second_pass(folder: Path) -> None:
+    """It has only learnt whole objects; its own preset comes before that. Other models keep the usual one."""
+    assert 0.2 == read_preset(folder).second_pass_strength
+    (folder / "vocabulary.json").write_text('{"objects": ["cat"]}')
+    assert 0.1 == read_preset(folder).second_pass_strength
+    (folder / "unitune_preset.json").write_text('{"second_pass_strength": 0.3}')
+    assert 0.3 == read_preset(folder).second_pass_strength
+    (folder / "unitune_preset.json").write_text('{"second_pass_strength": 1.5}')
+    with pytest.raises(UnusableBaseModel, match=r"second_pass_strength is 1\.5"):
+        read_preset(folder)
+
+
 def test_fast_steps_are_unitunes_own(folder: Path) -> None:
     """They are at most as many as UniTune's own steps, whatever the other methods have."""
     (folder / "unitune_preset.json").write_text(

@@ -1,12 +1,14 @@
 """What a photograph's file carries: colour profile, transparency, bits, and what of it an edit and a result have."""
 
 import io
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
 from tests.colour_profiles import grey_profile, print_profile, rgb_profile
+from tests.deep_pngs import deep_png, deep_values
 from tests.picture_files import file_of
 from unitune import images, picture_file
 from unitune.colour_profile import UnusableProfile, profile_of
@@ -161,13 +163,64 @@ def test_results_of_another_form_are_told(image: Image.Image, kind: str, words: 
     np.testing.assert_array_equal(photograph.own, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
 
 
-def test_sixteen_bits_are_told() -> None:
-    """Results have 8."""
-    deep = Image.fromarray(np.linspace(0, 65535, 1200).astype(np.uint16).reshape(30, 40))
+def deep(channels: int, size: tuple[int, int] = (30, 40)) -> np.ndarray:
+    """Random values of 16 bits, the same every time."""
+    return np.random.default_rng(1).integers(0, 65536, (*size, channels)).astype(np.uint16)
 
-    warnings = picture_file.check(file_of(deep)).warnings
 
-    assert ["16 bits a channel" in warning for warning in warnings] == [True, False]
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_sixteen_bits_are_told(channels: int) -> None:
+    """Results keep them where a mask keeps pixels; those of grey with transparency have 8."""
+    (told,) = (one for one in picture_file.check(deep_png(deep(channels))).warnings if "16 bits a channel" in one)
+
+    assert ("comes back with 8; " in told, "a mask keeps have their own 16; " in told) == (channels == 2, channels != 2)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("primaries", [None, "display_p3"])
+def test_a_picture_of_sixteen_bits_comes_back_to_the_bit(channels: int, primaries: str | None) -> None:
+    """Colours and transparency, in the file's own profile; a profile of grey or a transparent colour leaves 8 bits. The
+    same values give the same file, which Pillow reads, too."""
+    values = deep(channels)
+    profile = rgb_profile(primaries) if primaries and channels > 1 else None
+    packed = [(b"iCCP", b"own\0\0" + zlib.compress(profile))] if profile else []
+
+    photograph = Photograph.decode(deep_png(values, *packed))
+    result = photograph.file_of(photograph.kept)
+
+    wanted = np.repeat(values, 3, axis=2) if channels == 1 else values
+    np.testing.assert_array_equal(deep_values(result), wanted)
+    opened = Image.open(io.BytesIO(result))
+    assert opened.info.get("icc_profile") == profile
+    if channels > 1:
+        np.testing.assert_array_equal(np.asarray(opened), values >> 8)
+    assert result == photograph.file_of(photograph.kept)
+    part = photograph.crop(slice(5, 20), slice(10, 30))
+    np.testing.assert_array_equal(deep_values(part.file_of(part.kept)), wanted[5:20, 10:30])
+    assert photograph.own.dtype == np.uint8 and 8 == photograph.file_of(photograph.own)[24]
+
+
+def test_sixteen_bits_that_no_result_can_have_are_eight() -> None:
+    """Of a grey profile, of a colour that stands for transparency, and in another size."""
+    grey = [(b"iCCP", b"own\0\0" + zlib.compress(grey_profile()))]
+    transparent = [(b"tRNS", deep(3)[0, 0].astype(">u2").tobytes())]
+    for photograph in (
+        Photograph.decode(deep_png(deep(1), *grey)),
+        Photograph.decode(deep_png(deep(3), *transparent)),
+        Photograph.decode(deep_png(deep(3))).resized((60, 80)),
+    ):
+        assert photograph.kept is photograph.own
+
+
+def test_a_turned_picture_of_sixteen_bits_is_kept_upright() -> None:
+    """Both bytes of every value are turned alike."""
+    turned = Image.Exif()
+    turned[picture_file.EXIF_ORIENTATION] = 6  # to be turned clockwise
+
+    photograph = Photograph.decode(deep_png(deep(3), (b"eXIf", turned.tobytes().removeprefix(b"Exif\0\0"))))
+
+    np.testing.assert_array_equal(photograph.kept, np.rot90(deep(3), -1))
+    np.testing.assert_array_equal(photograph.seen, np.rot90(deep(3), -1) >> 8)
 
 
 def test_a_little_colour_is_not_grey() -> None:

@@ -5,6 +5,7 @@ import io
 import os
 import resource
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -34,6 +35,14 @@ async def checks() -> AsyncIterator[PictureChecks]:
     checks = PictureChecks()
     yield checks
     await checks.close()
+
+
+def test_a_child_starts_without_what_it_does_not_need() -> None:
+    """Its program imports neither gRPC nor asyncio, which take longer than all else that it imports."""
+    code = (
+        "import unitune.picture_decoder, sys; sys.exit(bool({'asyncio', 'google.protobuf', 'grpc'} & {*sys.modules}))"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def peak_bytes(pid: int | str) -> int:

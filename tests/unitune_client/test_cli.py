@@ -230,6 +230,8 @@ def test_imagic_tunes_for_every_prompt(server: ScriptedServer, photo: Path) -> N
         ("unitune", ["--no-automatic"], False),
         ("unitune", ["--strength=0.5"], False),
         ("unitune", ["--fast"], False),
+        ("unitune", ["--fast-lora"], False),
+        ("sdedit", ["--fast-lora"], False),
     ],
 )
 def test_automatic_is_the_default_where_the_method_leaves_it_open(
@@ -685,14 +687,17 @@ def test_no_command_is_shown_the_help() -> None:
 def test_doctor_asks_the_server(server: ScriptedServer) -> None:
     """With an address it tells the defaults there, and the words of the model."""
     fast = scripted_server.server_info()
-    fast.base_model.fast_steps = 4
+    fast.base_model.fast_steps, fast.base_model.fast_lora = 4, "lcm"
     server.script("GetServerInfo", *[scripted_server.server_info(vocabulary=["cat", "dog"])] * 2, fast)
 
     told = unitune("doctor", "--address", server.address).stdout
     words = unitune("doctor", "--vocabulary", "--address", server.address).stdout
 
     assert re.search(r"edit defaults: +unitune, strength 0.8, guidance 7.5, interpolation 0, 20 ddim steps\n", told)
-    assert "20 ddim steps, 4 with --fast\n" in unitune("doctor", "--address", server.address).stdout
+    assert (
+        "20 ddim steps, 4 with --fast and its fast LoRA (lcm)\n"
+        in unitune("doctor", "--address", server.address).stdout
+    )
     assert re.search(r"tuner: +torch \d", told) and re.search(r"python: +3\.", told)
     assert re.search(r"onnxruntime: +yes: version \d\S+ on cpu", told)
     assert re.search(r"onnxruntime-cuda: +(yes: version|no: )", told) and re.search(r"tensorrt: +(yes: |no: )", told)

@@ -1,6 +1,7 @@
 """What a picture of an earlier version says of its making."""
 
 import json
+from dataclasses import replace
 from typing import cast
 
 from unitune.options import Flat
@@ -48,3 +49,17 @@ def test_a_picture_of_an_earlier_version_is_shown_as_it_says() -> None:
 
     assert json.loads(OLD) == record.facts
     assert {"gate true", "mask_source given", "scheduler ddim"} <= set(lines_of(record.facts["sampling"]))
+
+
+def test_a_picture_is_made_again_with_the_fast_lora() -> None:
+    """Its steps, scheduler and guidance are for many steps, and are left to the LoRA; the rest stays. A picture that
+    was made with it keeps them."""
+    record = parsed({KEYWORD: OLD}, "old.png", "--like")
+
+    options = record.options(EditOptions(fast_lora=True))
+    again = replace(record, sampling={**options, "num_inference_steps": 6}).options(EditOptions(fast_lora=True))
+
+    assert not {"scheduler", "num_inference_steps", "guidance_scale"} & options.keys()
+    assert (True, [7]) == (options["fast_lora"], options["seeds"])
+    assert record.sampling["strength"] == options["strength"]
+    assert 6 == again["num_inference_steps"]

@@ -7,23 +7,25 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tuner_svc.base_model import BaseModel, load
+from tuner_svc.base_model import BaseModel, load, name_of
 from tuner_svc.export.check import check_batches, check_refit
 from tuner_svc.export.clip import export_clip, has_clip
 from tuner_svc.export.denoiser import example, export_denoiser
+from tuner_svc.export.fast_lora import export_fast_lora
 from tuner_svc.export.frozen import export_frozen, export_tokenizer
 from tuner_svc.export.graph import ExportError
 from tuner_svc.export.preview import latent_to_rgb
 from tuner_svc.export.super_resolution import export_super_resolution
-from tuner_svc.model_folder import digest
+from tuner_svc.model_folder import digest, graphs_digest, read_preset
 from unitune.attention import CONTROLLED_FILE
 from unitune.base_model import BaseModelSpec, check_side, file_digest
 from unitune.graph_files import DENOISER
+from unitune.hard_link import link_or_copy
 from unitune.known_pictures import KNOWN_PICTURES_FILE
 
 DIGEST_CHARACTERS = 16  # of a folder's name
@@ -43,11 +45,17 @@ def export(base_model: Path, folder: Path, say: Say = lambda stage: None) -> Pat
 
 
 def export_under(base_model: Path, root: Path, say: Say = lambda stage: None) -> Path:
-    """As `export`, into the folder below `root` that is named by the digest, in place of an older program's."""
+    """As `export`, into the folder below `root` that is named by the digest, in place of an older program's.
+
+    Where another folder there has the same graphs, of a model that differs in its preset alone, its files are shared.
+    """
     model_digest = digest(base_model)
     folder = root / model_digest[:DIGEST_CHARACTERS]
     if folder.is_dir() and not is_export_of(folder, base_model, model_digest):
         shutil.rmtree(folder)
+    if not folder.is_dir() and (twin := _with_same_graphs(root, base_model)) is not None:
+        say("taking the graphs over, since only the preset differs")
+        return _with_own_preset(base_model, folder, twin, model_digest)
     return _export(base_model, folder, model_digest, say)
 
 
@@ -109,15 +117,46 @@ def _export(base_model: Path, folder: Path, model_digest: str, say: Say) -> Path
         return folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ExportError(f"{folder} holds something else: give an empty or a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with _unfinished(folder) as partial:
         say("loading the base model")
         model = load(base_model)
         _fill(partial, base_model, model, say)
         _publish(partial, folder, model.digest)
+    return folder
+
+
+@contextlib.contextmanager
+def _unfinished(folder: Path) -> Iterator[Path]:
+    """A folder beside it, to be filled and published; what is left of it is removed."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield partial
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _with_same_graphs(root: Path, base_model: Path) -> Path | None:
+    """A complete export below `root` of a model that differs from this one in its preset at most, if there is one."""
+    wanted = graphs_digest(base_model)
+    for folder in sorted(root.glob("[0-9a-f]" * DIGEST_CHARACTERS)):
+        with contextlib.suppress(OSError, ValueError):
+            found = BaseModelSpec.load(folder)
+            if found.graphs == wanted and is_export_of(folder, base_model, found.digest):
+                return folder
+    return None
+
+
+def _with_own_preset(base_model: Path, folder: Path, twin: Path, model_digest: str) -> Path:
+    """The files of another export under second names, with this model's specification."""
+    spec = replace(
+        BaseModelSpec.load(twin), name=name_of(base_model), digest=model_digest, preset=read_preset(base_model)
+    )
+    with _unfinished(folder) as partial:
+        for name in spec.files:
+            link_or_copy(twin / name, partial / name)
+        spec.save(partial)
+        _publish(partial, folder, model_digest)
     return folder
 
 
@@ -135,6 +174,9 @@ def _fill(folder: Path, base_model: Path, model: BaseModel, say: Say) -> None:
     weights = folder / BaseModelSpec.base_weights
     with TemporaryDirectory(dir=folder, prefix=".scratch-") as scratch:
         tensors = export_denoiser(model, folder, Path(scratch))
+    if model.fast_lora is not None:
+        say("writing the fast LoRA")
+        export_fast_lora(model, model.fast_lora, folder)
     say("checking the denoiser with other weights")
     with TemporaryDirectory(dir=folder, prefix=".scratch-") as scratch:
         size_bytes = weights.stat().st_size
@@ -147,8 +189,14 @@ def _fill(folder: Path, base_model: Path, model: BaseModel, say: Say) -> None:
         stage = export_super_resolution(model, model.super_resolver, model.super_resolution, folder)
     say("writing the specification")
     files = {path.name: file_digest(path) for path in sorted(folder.iterdir())}
-    spec = replace(model.spec, tensors=tensors, latent_to_rgb=latent_to_rgb(model), super_resolution=stage, files=files)
-    spec.save(folder)
+    replace(
+        model.spec,
+        tensors=tensors,
+        latent_to_rgb=latent_to_rgb(model),
+        super_resolution=stage,
+        graphs=graphs_digest(base_model),
+        files=files,
+    ).save(folder)
 
 
 def _publish(partial: Path, folder: Path, model_digest: str) -> None:

@@ -52,8 +52,9 @@ class Fp16Denoiser(nn.Module):
         text_embeds: Tensor | None = None,
         time_ids: Tensor | None = None,
     ) -> Tensor:
-        # Sizes stay fp32: fp16 has not every number above 2048.
-        added = None if text_embeds is None else {"text_embeds": text_embeds.half(), "time_ids": time_ids}
+        # Sizes stay fp32: fp16 has not every number above 2048. The UNet concatenates the pooled embedding with what it
+        # makes of them, and rounds then; a graph may not concatenate two types.
+        added = None if text_embeds is None else {"text_embeds": text_embeds, "time_ids": time_ids}
         context = encoder_hidden_states.half()
         return self.unet(sample.half(), timestep, context, added_cond_kwargs=added).sample.float()
 
@@ -101,13 +102,13 @@ def export_fp16(model: BaseModel, folder: Path) -> dict[str, TensorSpec]:
 
     Raises ExportError unless every tensor is exactly one initializer, and if a base weight overflows fp16.
     """
-    randomised = Fp16Denoiser(randomised_denoiser(model))
-    graph = to_graph(randomised, example(model), "out", opset=OPSET)
-    matches = match({name: tensor.numpy() for name, tensor in randomised.unet.state_dict().items()}, graph)
     base = {name: tensor.cpu().half().numpy() for name, tensor in model.tensors().items()}
     for name, tensor in base.items():
         if not np.isfinite(tensor).all():
             raise ExportError(f"{name} has values beyond the range of fp16: this base model has no fp16 graph")
+    randomised = Fp16Denoiser(randomised_denoiser(model))
+    graph = to_graph(randomised, example(model), "out", opset=OPSET)
+    matches = match({name: tensor.numpy() for name, tensor in randomised.unet.state_dict().items()}, graph)
     store(graph, matches, base, folder / DENOISER)
     return {name: found.spec for name, found in matches.items()}
 

@@ -1,7 +1,7 @@
 """Write a base model that is one .safetensors file as a diffusers folder, which every command takes.
 
     python -m tuner_svc.single_file MODEL.safetensors --out FOLDER
-    ... --vae FILE --lora FILE:0.8 --prediction v --clip-skip 2
+    ... --vae FILE --lora FILE:0.8 --fast-lora FILE --prediction v --clip-skip 2
 
 The last line of stdout is the folder's path.
 """
@@ -29,11 +29,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--lora", type=_lora, action="append", default=[], metavar="FILE[:WEIGHT]", help="merged into the weights"
     )
+    parser.add_argument(
+        "--fast-lora", type=_lora, metavar="FILE[:WEIGHT]", help="added while sampling, for few steps; never tuned with"
+    )
     parser.add_argument("--prediction", choices=tuple(PREDICTION_TYPES), help="what it predicts, if it does not say so")
     parser.add_argument(
         "--clip-skip", type=int, default=1, help="2 leaves the text encoder's last layer out  [default: 1]"
     )
-    parser.add_argument("--distilled", choices=(*KINDS, "no"), help="to few steps, if no name says so")
+    parser.add_argument(
+        "--distilled", choices=(*KINDS, "no"), help="to few steps, it or its fast LoRA, if no name says so"
+    )
     parser.add_argument("--steps", type=int, help="that it was distilled to, if no name says so")
     parser.add_argument("--config", type=Path, help="a diffusers folder of the same architecture, for an unusual one")
     options = parser.parse_args(arguments)
@@ -46,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.config,
         options.distilled,
         options.steps,
+        options.fast_lora,
     )
     return exit_code("import", partial(write_folder, source, options.out, _say), options.out, UnusableBaseModel)
 

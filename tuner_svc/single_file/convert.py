@@ -21,7 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from tuner_svc.model_folder import SECOND_TEXT_ENCODER, UnusableBaseModel
 from tuner_svc.single_file.family import CLIP, EMA, FIRST_OF_PAIR, OPEN_CLIP, SECOND_OF_PAIR, UNET, VAE, Family
-from tuner_svc.single_file.tensor_file import read_tensors
+from tuner_svc.tensor_file import read_tensors
 from unitune.tensor_file import FileHeader
 
 Tensors = dict[str, Tensor]

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tuner_svc.lora_file import OTHER_ADAPTERS
 from tuner_svc.model_folder import SECOND_TEXT_ENCODER, UnusableBaseModel
-from tuner_svc.single_file.lora import OTHER_ADAPTERS
 from unitune.diffusion.inpainting import num_channels
 from unitune.tensor_file import FileHeader
 

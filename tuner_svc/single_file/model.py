@@ -12,8 +12,13 @@ from typing import Any
 from torch import Tensor
 
 from tuner_svc.base_model import load
+from tuner_svc.fast_lora import read_factors
 from tuner_svc.few_steps import KINDS, Distilled, names_of_file, told_by_names
+from tuner_svc.lora_file import Factors, merged, read_lora
 from tuner_svc.model_folder import (
+    FAST_LORA_FOLDER,
+    FAST_LORA_SETTINGS,
+    FAST_LORA_WEIGHTS,
     INDEX_FILE,
     PRESET_FILE,
     SCHEDULER_FILE,
@@ -37,10 +42,9 @@ from tuner_svc.single_file.convert import (
     unet_shapes,
 )
 from tuner_svc.single_file.family import SAMPLE_SIDE_OF_V, SD_2, Family, family_of, refuse_other_kinds
-from tuner_svc.single_file.lora import Factors, merged, read_lora
 from tuner_svc.single_file.measured_prediction import kind_of, measure
 from tuner_svc.single_file.prediction import PredictionType, UntoldPrediction, prediction_of
-from tuner_svc.single_file.tensor_file import read_header, write_tensors
+from tuner_svc.tensor_file import read_header, write_tensors
 from unitune.tensor_file import FileHeader
 
 MERGES = Path(__file__).parent / "clip_merges.txt.gz"  # of CLIP's vocabulary
@@ -82,6 +86,7 @@ class Source:
     config: Path | None = None  # a diffusers folder of the same architecture, for one that is no SD 1.x, 2.x or XL
     distilled: str | None = None  # of few_steps.KINDS, or "no"; None: as file names and metadata say
     steps: int | None = None  # that it was distilled to
+    fast_lora: Lora | None = None  # added while sampling; then the two before are said of it
 
 
 def write_folder(source: Source, out: Path, say: Say = lambda line: None) -> Path:
@@ -102,7 +107,12 @@ def write_folder(source: Source, out: Path, say: Say = lambda line: None) -> Pat
     whole = family
     family = _sized(family, prediction, source).without_last_layers(source.clip_skip)
     say(f"{family.name}, predicts {prediction.kind} ({prediction.source})" if untold is None else family.name)
-    distilled = _distilled(header, source)
+    if source.fast_lora is not None and source.distilled == "no":
+        raise UnusableBaseModel(f"--distilled is no: a fast LoRA is one for few steps; give one of {', '.join(KINDS)}")
+    fast = _of_fast_lora(header, source, source.fast_lora) if source.fast_lora is not None else None
+    distilled = _distilled(header, source) if fast is None else None
+    if fast is not None:
+        say(f"with a fast LoRA for {fast.steps} steps, {fast.kind} ({fast.source})")
     if distilled is not None:
         say(f"for {distilled.steps} steps, {distilled.kind} ({distilled.source}); --distilled no if it is not")
     unet = read_unet(header, family)
@@ -114,12 +124,19 @@ def write_folder(source: Source, out: Path, say: Say = lambda line: None) -> Pat
         "vae": read_vae(*_vae_source(header, family, source.vae)),
     }
     changes = _changes(source.loras, whole, unet.original_names)  # a LoRA was made for all layers
+    if source.fast_lora is not None:
+        is_pair, shapes = family.second_text_encoder is not None, unet_shapes(family)
+        read_factors(source.fast_lora.path, source.fast_lora.weight, shapes, unet.original_names, is_pair=is_pair)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         folder = Path(scratch) / "model"
         _write_configs(folder, family, prediction, source)
         if distilled is not None:
             _write(folder / PRESET_FILE, {"distilled": distilled.kind, "num_inference_steps": distilled.steps})
+        if source.fast_lora is not None and fast is not None:
+            settings = {"distilled": fast.kind, "steps": fast.steps, "weight": source.fast_lora.weight}
+            _write(folder / FAST_LORA_FOLDER / FAST_LORA_SETTINGS, settings)
+            shutil.copyfile(source.fast_lora.path, folder / FAST_LORA_FOLDER / FAST_LORA_WEIGHTS)
         for part, found in tensors.items():
             say(f"writing {part}")
             write_tensors(folder / part / weights_of(part), _made(found, changes.get(part, {})), found)
@@ -188,6 +205,24 @@ def _distilled(header: FileHeader, source: Source) -> Distilled | None:
         raise UnusableBaseModel(
             f"{header.path} is for {found.steps} step ({found.source}), and an edit skips the first steps: give the "
             "weights for 2 steps or more"
+        )
+    return found
+
+
+def _of_fast_lora(header: FileHeader, source: Source, lora: Lora) -> Distilled:
+    """How the fast LoRA was distilled: as the caller says, else its names.
+
+    Raises UnusableBaseModel where nothing says it, and for a model that says to be distilled itself.
+    """
+    if source.distilled is None and (own := _distilled(header, replace(source, steps=None))) is not None:
+        raise UnusableBaseModel(
+            f"{header.path} is for few steps itself ({own.source}): give the model that it was distilled from, or, if "
+            f"it is not, --distilled with how the fast LoRA was made, one of {', '.join(KINDS)}"
+        )
+    found = _distilled(read_header(lora.path), replace(source, loras=()))
+    if found is None:
+        raise UnusableBaseModel(
+            f"{lora.path}: no name says how it was distilled: give --distilled, one of {', '.join(KINDS)}, and --steps"
         )
     return found
 
@@ -297,6 +332,7 @@ def _told(
         "vae": source.vae.name if source.vae else None,
         "loras": [{**asdict(lora), "path": lora.path.name} for lora in source.loras],
         "clip_skip": source.clip_skip,
+        "fast_lora": {**asdict(source.fast_lora), "path": source.fast_lora.path.name} if source.fast_lora else None,
     }
 
 

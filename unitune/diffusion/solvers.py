@@ -7,6 +7,7 @@ Latents always have variance 1 (variance preserving), as the network needs them.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -16,9 +17,11 @@ from unitune.diffusion.denoiser import Prediction
 from unitune.diffusion.schedule import Latents, Levels, Schedule, add_noise, num_late_steps, spaced_timesteps
 
 SMALLEST_SIGNAL = 2.0**-24  # alpha_cumprod that stands for pure noise where sigma must be finite
-# Of latent consistency models (arXiv 2310.04378): the steps of the solver that they were distilled from, their data's
-# standard deviation, and the scale of the timesteps in their boundary conditions.
-LCM_ORIGINAL_STEPS = 50
+ORIGINAL_STEPS = 50  # of the solver that consistency models were distilled from: LCM's and TCD's
+OWN_TIMESTEPS = ("lcm", "tcd")  # schedulers that choose among these steps' timesteps, whatever the spacing
+DEFAULT_TCD_GAMMA = 0.3  # of the paper, and of diffusers, which calls it eta
+# Of latent consistency models (arXiv 2310.04378): their data's standard deviation, and the scale of the timesteps in
+# their boundary conditions.
 LCM_SIGMA_DATA = 0.5
 LCM_TIMESTEP_SCALING = 10.0
 
@@ -40,7 +43,25 @@ class FirstOrder:
 
     def step(self, latents: Latents, prediction: Prediction, level: float, next_level: float) -> Latents:
         """Renoise the denoised latents with the predicted noise."""
-        return math.sqrt(next_level) * prediction.denoised + math.sqrt(1 - next_level) * prediction.epsilon
+        return _renoised(prediction, next_level)
+
+
+class Ancestral:
+    """Ancestral sampling with Euler's step: part of a level's noise is drawn afresh, as much as the training noise has
+    between the two levels (Ho et al., 2020, equation 7, in the form of k-diffusion)."""
+
+    def __init__(self, draw: Draw) -> None:
+        self._draw = draw
+
+    def step(self, latents: Latents, prediction: Prediction, level: float, next_level: float) -> Latents:
+        """The denoised latents with the predicted noise and fresh noise; the last step has neither, and draws none."""
+        if next_level == 1:
+            return prediction.denoised
+        # Of the next level's noise in signal's units: its square, and the share of that which the prediction keeps.
+        noise = (1 - next_level) / next_level
+        kept = min(noise * level / (1 - level), 1.0)
+        old = math.sqrt(noise * kept) * prediction.epsilon
+        return math.sqrt(next_level) * (prediction.denoised + old + math.sqrt(noise * (1 - kept)) * self._draw())
 
 
 class MultistepSecondOrder:
@@ -70,6 +91,7 @@ class DenoisingRun:
     timesteps: NDArray[np.int64]
     levels: Levels
     next_levels: Levels
+    jumps: Levels | None = None  # (n,), of TCD: the levels that each step jumps to, before it is noised to the next
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -81,7 +103,8 @@ class DenoisingRun:
     def late(self, strength: float) -> "DenoisingRun":
         """The last int(n * strength) steps, possibly none."""
         first = len(self) - num_late_steps(len(self), strength)
-        return DenoisingRun(self.timesteps[first:], self.levels[first:], self.next_levels[first:])
+        jumps = self.jumps[first:] if self.jumps is not None else None
+        return DenoisingRun(self.timesteps[first:], self.levels[first:], self.next_levels[first:], jumps)
 
 
 class Consistency:
@@ -101,6 +124,26 @@ class Consistency:
         c_skip, c_out = (LCM_SIGMA_DATA / length) ** 2, scaled / length
         clean = c_skip * latents + c_out * prediction.denoised
         return clean if next_level == 1 else add_noise(clean, self._draw(), next_level)
+
+
+class TrajectoryConsistency:
+    """Strategic stochastic sampling of trajectory consistency distillation (Zheng et al., 2024, algorithm 4).
+
+    Each step jumps along the trajectory to a level that is cleaner than the next one, and is noised up to that.
+    """
+
+    def __init__(self, run: DenoisingRun, draw: Draw) -> None:
+        """Raises ValueError for a run of another scheduler."""
+        if run.jumps is None:
+            raise ValueError("the run has no levels to jump to: tcd_run makes it")
+        self._jumps = iter(run.jumps.tolist())
+        self._draw = draw
+
+    def step(self, latents: Latents, prediction: Prediction, level: float, next_level: float) -> Latents:
+        """The predicted latents at the jump's level, noised; where that is the next level nothing is drawn."""
+        jump = next(self._jumps)
+        there = _renoised(prediction, jump)
+        return there if jump == next_level else add_noise(there, self._draw(), next_level / jump)
 
 
 @dataclass(frozen=True)
@@ -130,15 +173,22 @@ def dpmpp_run(schedule: Schedule, num_inference_steps: int) -> DenoisingRun:
 
 
 def lcm_run(schedule: Schedule, num_inference_steps: int) -> DenoisingRun:
-    """Evenly chosen from the timesteps 20k - 1 that the model was distilled on, whatever the schedule's spacing.
+    """Evenly chosen from the timesteps that the model was distilled on, the last one to no noise.
 
-    Raises ValueError for more steps than LCM_ORIGINAL_STEPS.
+    Raises ValueError for more steps than ORIGINAL_STEPS.
     """
-    if not 1 <= num_inference_steps <= LCM_ORIGINAL_STEPS:
-        raise ValueError(f"num_inference_steps is {num_inference_steps}: it must be 1 to {LCM_ORIGINAL_STEPS} with lcm")
-    distilled = np.arange(LCM_ORIGINAL_STEPS, 0, -1) * (len(schedule) // LCM_ORIGINAL_STEPS) - 1
-    chosen = np.linspace(0, LCM_ORIGINAL_STEPS, num_inference_steps, endpoint=False).astype(np.int64)
-    return _chained(schedule, distilled[chosen])
+    return _chained(schedule, _distilled_timesteps(schedule, num_inference_steps))
+
+
+def tcd_run(schedule: Schedule, num_inference_steps: int, gamma: float = DEFAULT_TCD_GAMMA) -> DenoisingRun:
+    """The same timesteps as LCM's, the last one to timestep 0. Each step jumps to the share 1 - gamma of the next
+    timestep. Raises ValueError as `lcm_run`."""
+    timesteps = _distilled_timesteps(schedule, num_inference_steps)
+    after = np.append(timesteps[1:], 0)
+    levels = schedule.alphas_cumprod[timesteps]
+    levels = np.where(levels == 0, SMALLEST_SIGNAL, levels)
+    jumps = schedule.alphas_cumprod[np.floor((1 - gamma) * after).astype(np.int64)]
+    return DenoisingRun(timesteps, levels, schedule.alphas_cumprod[after], jumps)
 
 
 SCHEDULERS = {
@@ -146,7 +196,28 @@ SCHEDULERS = {
     "euler": Scheduler(euler_run, lambda run, draw: FirstOrder()),
     "dpmpp_2m": Scheduler(dpmpp_run, lambda run, draw: MultistepSecondOrder()),
     "lcm": Scheduler(lcm_run, Consistency),
+    "euler_ancestral": Scheduler(euler_run, lambda run, draw: Ancestral(draw)),
+    "tcd": Scheduler(tcd_run, TrajectoryConsistency),
 }
+
+
+def scheduler_of(name: str, tcd_gamma: float = DEFAULT_TCD_GAMMA) -> Scheduler:
+    """A scheduler by its name. `tcd_gamma` is read by `tcd` alone."""
+    return Scheduler(partial(tcd_run, gamma=tcd_gamma), TrajectoryConsistency) if name == "tcd" else SCHEDULERS[name]
+
+
+def _distilled_timesteps(schedule: Schedule, num_inference_steps: int) -> NDArray[np.int64]:
+    """Evenly chosen from the timesteps 20k - 1 of the steps that consistency models are distilled from, falling."""
+    if not 1 <= num_inference_steps <= ORIGINAL_STEPS:
+        names = " and ".join(OWN_TIMESTEPS)
+        raise ValueError(f"num_inference_steps is {num_inference_steps}: it must be 1 to {ORIGINAL_STEPS} with {names}")
+    distilled = np.arange(ORIGINAL_STEPS, 0, -1) * (len(schedule) // ORIGINAL_STEPS) - 1
+    return distilled[np.linspace(0, ORIGINAL_STEPS, num_inference_steps, endpoint=False).astype(np.int64)]
+
+
+def _renoised(prediction: Prediction, level: float) -> Latents:
+    """The denoised latents with the predicted noise, at a level."""
+    return math.sqrt(level) * prediction.denoised + math.sqrt(1 - level) * prediction.epsilon
 
 
 def _chained(schedule: Schedule, timesteps: NDArray[np.int64]) -> DenoisingRun:

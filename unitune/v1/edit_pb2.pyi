@@ -47,7 +47,7 @@ class EditRequest(_message.Message):
     def __init__(self, parent: _Optional[str] = ..., tuning: _Optional[str] = ..., image: _Optional[str] = ..., image_data: _Optional[bytes] = ..., tuning_config: _Optional[_Union[_tuning_pb2.TuningConfig, _Mapping]] = ..., prompt: _Optional[str] = ..., config: _Optional[_Union[SamplingConfig, _Mapping]] = ..., seeds: _Optional[_Iterable[int]] = ..., preview_every: _Optional[int] = ..., mask: _Optional[bytes] = ..., mask_image: _Optional[str] = ..., omit_metadata: _Optional[bool] = ..., validate_only: _Optional[bool] = ...) -> None: ...
 
 class SamplingConfig(_message.Message):
-    __slots__ = ("method", "scheduler", "num_inference_steps", "guidance_scale", "strength", "interpolation", "negative_prompt", "base_prompt", "prompt_guidance_scale", "unconditional_model", "base_mixture", "mask", "repeats", "inverted", "eta", "guidance_interval", "automatic", "clip_filter", "prompt_to_prompt", "super_resolution", "fast", "timestep_spacing", "guidance_rescale", "second_pass")
+    __slots__ = ("method", "scheduler", "num_inference_steps", "guidance_scale", "strength", "interpolation", "negative_prompt", "base_prompt", "prompt_guidance_scale", "unconditional_model", "base_mixture", "mask", "repeats", "inverted", "eta", "guidance_interval", "automatic", "clip_filter", "prompt_to_prompt", "super_resolution", "fast", "timestep_spacing", "guidance_rescale", "second_pass", "tcd_gamma", "fast_lora")
     class Method(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         METHOD_UNSPECIFIED: _ClassVar[SamplingConfig.Method]
@@ -71,11 +71,15 @@ class SamplingConfig(_message.Message):
         SCHEDULER_EULER: _ClassVar[SamplingConfig.Scheduler]
         SCHEDULER_DPMPP_2M: _ClassVar[SamplingConfig.Scheduler]
         SCHEDULER_LCM: _ClassVar[SamplingConfig.Scheduler]
+        SCHEDULER_EULER_ANCESTRAL: _ClassVar[SamplingConfig.Scheduler]
+        SCHEDULER_TCD: _ClassVar[SamplingConfig.Scheduler]
     SCHEDULER_UNSPECIFIED: SamplingConfig.Scheduler
     SCHEDULER_DDIM: SamplingConfig.Scheduler
     SCHEDULER_EULER: SamplingConfig.Scheduler
     SCHEDULER_DPMPP_2M: SamplingConfig.Scheduler
     SCHEDULER_LCM: SamplingConfig.Scheduler
+    SCHEDULER_EULER_ANCESTRAL: SamplingConfig.Scheduler
+    SCHEDULER_TCD: SamplingConfig.Scheduler
     class TimestepSpacing(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         TIMESTEP_SPACING_UNSPECIFIED: _ClassVar[SamplingConfig.TimestepSpacing]
@@ -118,6 +122,8 @@ class SamplingConfig(_message.Message):
     TIMESTEP_SPACING_FIELD_NUMBER: _ClassVar[int]
     GUIDANCE_RESCALE_FIELD_NUMBER: _ClassVar[int]
     SECOND_PASS_FIELD_NUMBER: _ClassVar[int]
+    TCD_GAMMA_FIELD_NUMBER: _ClassVar[int]
+    FAST_LORA_FIELD_NUMBER: _ClassVar[int]
     method: SamplingConfig.Method
     scheduler: SamplingConfig.Scheduler
     num_inference_steps: int
@@ -142,7 +148,9 @@ class SamplingConfig(_message.Message):
     timestep_spacing: SamplingConfig.TimestepSpacing
     guidance_rescale: float
     second_pass: SecondPass
-    def __init__(self, method: _Optional[_Union[SamplingConfig.Method, str]] = ..., scheduler: _Optional[_Union[SamplingConfig.Scheduler, str]] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., strength: _Optional[float] = ..., interpolation: _Optional[float] = ..., negative_prompt: _Optional[str] = ..., base_prompt: _Optional[str] = ..., prompt_guidance_scale: _Optional[float] = ..., unconditional_model: _Optional[_Union[SamplingConfig.UnconditionalModel, str]] = ..., base_mixture: _Optional[float] = ..., mask: _Optional[_Union[Mask, _Mapping]] = ..., repeats: _Optional[int] = ..., inverted: _Optional[bool] = ..., eta: _Optional[float] = ..., guidance_interval: _Optional[_Union[GuidanceInterval, _Mapping]] = ..., automatic: _Optional[bool] = ..., clip_filter: _Optional[_Union[ClipFilter, _Mapping]] = ..., prompt_to_prompt: _Optional[_Union[PromptToPrompt, _Mapping]] = ..., super_resolution: _Optional[_Union[SuperResolution, _Mapping]] = ..., fast: _Optional[bool] = ..., timestep_spacing: _Optional[_Union[SamplingConfig.TimestepSpacing, str]] = ..., guidance_rescale: _Optional[float] = ..., second_pass: _Optional[_Union[SecondPass, _Mapping]] = ...) -> None: ...
+    tcd_gamma: float
+    fast_lora: bool
+    def __init__(self, method: _Optional[_Union[SamplingConfig.Method, str]] = ..., scheduler: _Optional[_Union[SamplingConfig.Scheduler, str]] = ..., num_inference_steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., strength: _Optional[float] = ..., interpolation: _Optional[float] = ..., negative_prompt: _Optional[str] = ..., base_prompt: _Optional[str] = ..., prompt_guidance_scale: _Optional[float] = ..., unconditional_model: _Optional[_Union[SamplingConfig.UnconditionalModel, str]] = ..., base_mixture: _Optional[float] = ..., mask: _Optional[_Union[Mask, _Mapping]] = ..., repeats: _Optional[int] = ..., inverted: _Optional[bool] = ..., eta: _Optional[float] = ..., guidance_interval: _Optional[_Union[GuidanceInterval, _Mapping]] = ..., automatic: _Optional[bool] = ..., clip_filter: _Optional[_Union[ClipFilter, _Mapping]] = ..., prompt_to_prompt: _Optional[_Union[PromptToPrompt, _Mapping]] = ..., super_resolution: _Optional[_Union[SuperResolution, _Mapping]] = ..., fast: _Optional[bool] = ..., timestep_spacing: _Optional[_Union[SamplingConfig.TimestepSpacing, str]] = ..., guidance_rescale: _Optional[float] = ..., second_pass: _Optional[_Union[SecondPass, _Mapping]] = ..., tcd_gamma: _Optional[float] = ..., fast_lora: _Optional[bool] = ...) -> None: ...
 
 class Mask(_message.Message):
     __slots__ = ("source", "text", "blur", "only_masked", "padding", "keeps")

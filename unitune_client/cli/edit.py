@@ -40,7 +40,7 @@ from unitune_client.pictures import Picture
 
 DEFAULT_METHOD = "unitune"  # of every server
 # Automatic settings are on where they are possible, unless one of these is given.
-NOT_BESIDE_AUTOMATIC = ("strength", "guidance_scale", "clip_filter", "fast")
+NOT_BESIDE_AUTOMATIC = ("strength", "guidance_scale", "clip_filter", "fast", "fast_lora")
 AUTOMATIC_METHODS = ("unitune", "sdedit")  # unless asked; the others start from the noisiest level, as published
 
 EXAMPLES = """

@@ -19,6 +19,8 @@ SHEET_KEYWORD = "unitune-sheet"  # of a contact sheet's text
 NO_RECORD = "it does not say how it was made: it is not by UniTune, or was made or saved again without that"
 MASK_OPTIONS = ("mask_source", "mask_text", "mask_blur", "mask_keeps", "mask_padding", "only_masked", "interpolation")
 CHOSEN_BY_AUTOMATIC = ("strength", "guidance_scale")
+# Of a picture that was made without the fast LoRA they are for many steps.
+CHOSEN_BY_FAST_LORA = ("scheduler", "num_inference_steps", "guidance_scale", "timestep_spacing", "tcd_gamma")
 OLD_NAMES = {"gate": "clip_filter"}  # of settings, in records of earlier versions
 
 
@@ -55,7 +57,7 @@ class Record:
         recorded = {"automatic": False, **self.sampling, "method": self.method}
         if recorded["automatic"] and (
             given.get("automatic") is False
-            or any(name in given for name in (*CHOSEN_BY_AUTOMATIC, "clip_filter", "fast"))
+            or any(name in given for name in (*CHOSEN_BY_AUTOMATIC, "clip_filter", "fast", "fast_lora"))
         ):
             recorded |= {**self.chosen, "automatic": False}
         leaves = self._left_out(given)
@@ -79,6 +81,8 @@ class Record:
         leaves = set()
         if given.get("fast"):
             leaves |= {"num_inference_steps"}
+        if given.get("fast_lora") and not self.sampling.get("fast_lora"):
+            leaves |= set(CHOSEN_BY_FAST_LORA)
         if given.get("automatic"):
             leaves |= {*CHOSEN_BY_AUTOMATIC, "clip_filter", "resamples", "guidance_sigma_low", "guidance_sigma_high"}
         recorded = self.sampling.get("mask_source")

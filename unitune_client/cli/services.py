@@ -84,14 +84,19 @@ def build_command(base_model: str | None) -> None:
 @click.option(
     "--lora", multiple=True, metavar="FILE[:WEIGHT]", help="A LoRA that is merged into the weights; may be repeated."
 )
+@click.option(
+    "--fast-lora",
+    metavar="FILE[:WEIGHT]",
+    help="A LoRA that distils to few steps: added while sampling, with --fast; tunings are of the model without it.",
+)
 @click.option("--prediction", type=click.Choice(("epsilon", "v")), help="What it predicts, if FILE does not say so.")
 @click.option(
     "--clip-skip", type=Between(1, 24), help="2 leaves the text encoder's last layer out.  [1 to 24; default: 1]"
 )
 @click.option(
     "--distilled",
-    type=click.Choice(("lcm", "turbo", "lightning", "hyper", "no")),
-    help="To few steps, and how, if no name of FILE or LoRA says so.",
+    type=click.Choice(("lcm", "turbo", "lightning", "hyper", "tcd", "no")),
+    help="To few steps, and how, if no name of FILE or LoRA says so; with --fast-lora, how that was.",
 )
 @click.option("--steps", type=Between(2, 50), help="That it was distilled to, if no name says so.  [2 to 50]")
 @click.option(
@@ -105,6 +110,7 @@ def import_command(
     out: str | None,
     vae: str | None,
     lora: tuple[str, ...],
+    fast_lora: str | None,
     prediction: str | None,
     clip_skip: int | None,
     distilled: str | None,
@@ -128,10 +134,13 @@ def import_command(
         raise InvalidField("--out", folder, "it is there already; give another folder")
     for one in lora:
         check_lora(one)
+    if fast_lora is not None:
+        check_lora(fast_lora, "--fast-lora")
     home = Home.from_environment(os.environ)
     home.prepare()
     options = {
         "--vae": vae,
+        "--fast-lora": fast_lora,
         "--prediction": prediction,
         "--clip-skip": clip_skip,
         "--distilled": distilled,
@@ -146,19 +155,19 @@ def import_command(
     streams.print_result(str(programs.run(program, log, StageLog(streams.print_message))))
 
 
-def check_lora(given: str) -> None:
+def check_lora(given: str, option: str = "--lora") -> None:
     """Raises InvalidField unless this is FILE or FILE:WEIGHT, of a file that is there and a finite weight."""
     path, colon, weight = given.rpartition(":")
     if Path(given).is_file():
         return
     if not colon or not Path(path).is_file():
-        raise InvalidField("--lora", Path(given), "there is no such file; give FILE or FILE:WEIGHT")
+        raise InvalidField(option, Path(given), "there is no such file; give FILE or FILE:WEIGHT")
     try:
         is_finite = math.isfinite(float(weight))
     except ValueError:
         is_finite = False
     if not is_finite:
-        raise InvalidField("--lora", given, "its weight must be a finite number, as in FILE:0.8")
+        raise InvalidField(option, given, "its weight must be a finite number, as in FILE:0.8")
 
 
 @click.command("doctor")

@@ -197,7 +197,8 @@ def server_findings(info: events.ServerInfo) -> Iterator[Finding]:
     yield "methods", ", ".join(info.methods)
     yield "schedulers", ", ".join(info.schedulers)
     yield "tuning defaults", f"{updates}, mode {tuning.mode}, rare tokens {tuning.rare_tokens}"
-    fast = f", {model.fast_steps} with --fast" if model.fast_steps else ""
+    lora = f" and its fast LoRA ({model.fast_lora})" if model.fast_lora else ""
+    fast = f", {model.fast_steps} with --fast{lora}" if model.fast_steps else ""
     steps = f"{sampling.num_inference_steps} {sampling.scheduler} steps{fast}"
     yield "edit defaults", f"{sampling.method}, {weights}, {steps}"
     yield "limits", f"{pictures}, {limits.prompt_characters} characters a prompt, {limits.seeds} seeds"

@@ -1,7 +1,7 @@
 """Geometry of masks: a soft edge, the latent's resolution, and the region around a mask."""
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,7 @@ from PIL import Image, ImageFilter
 
 from unitune import images
 from unitune.diffusion.schedule import Latents
-from unitune.images import Mask, Pixels
+from unitune.images import Mask
 from unitune.working_size import Box, Fit, Size
 
 D = TypeVar("D", bound=np.generic)
@@ -69,7 +69,7 @@ class Region(NamedTuple):
         """The same in a picture that is `factor` times as large."""
         return Region(*(factor * side for side in self))
 
-    def pasted(self, part: Pixels, picture: Pixels) -> Pixels:
+    def pasted(self, part: NDArray[Any], picture: NDArray[Any]) -> NDArray[Any]:
         """A copy of the picture with this part replaced; the part itself if it is the whole picture."""
         if part.shape == picture.shape:
             return part

@@ -9,7 +9,7 @@ import pytest
 from tuner_svc.model_folder import UnusableBaseModel
 from tuner_svc.single_file.family import SD_1, SD_2, SDXL, Family, family_of
 from tuner_svc.single_file.prediction import prediction_of
-from tuner_svc.single_file.tensor_file import read_header
+from tuner_svc.tensor_file import read_header
 
 SD_1_NAMES = {
     "model.diffusion_model.input_blocks.0.0.weight": [320, 4, 3, 3],

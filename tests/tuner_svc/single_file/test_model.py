@@ -22,7 +22,7 @@ from tuner_svc.single_file.__main__ import main
 from tuner_svc.single_file.convert import text_encoder_shapes, unet_shapes, vae_shapes
 from tuner_svc.single_file.family import SD_1, SD_2, SDXL, Family, family_of
 from tuner_svc.single_file.model import Lora, Source, write_folder
-from tuner_svc.single_file.tensor_file import read_header
+from tuner_svc.tensor_file import read_header
 
 PARTS = ("unet", "vae", "text_encoder")
 

@@ -19,7 +19,7 @@ from tuner_svc.single_file.convert import read_text_encoders, read_unet
 from tuner_svc.single_file.family import SDXL, family_of
 from tuner_svc.single_file.model import Source, _write_configs, write_folder
 from tuner_svc.single_file.prediction import PredictionType
-from tuner_svc.single_file.tensor_file import read_header
+from tuner_svc.tensor_file import read_header
 
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 

@@ -10,12 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, LCMScheduler
-from diffusers.schedulers import scheduling_lcm
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    TCDScheduler,
+)
+from diffusers.schedulers import scheduling_euler_ancestral_discrete, scheduling_lcm, scheduling_tcd
 
 from unitune.diffusion.denoiser import predict
 from unitune.diffusion.schedule import Schedule, add_noise
-from unitune.diffusion.solvers import SCHEDULERS, DenoisingRun
+from unitune.diffusion.solvers import SCHEDULERS, DenoisingRun, scheduler_of
 
 SHAPE = (2, 4, 8, 8)
 # diffusers rounds its tables and every step to float32: 2.3e-6 is the most that was seen through 50 steps.
@@ -39,10 +46,13 @@ def drawing(seed: int) -> Callable[[], np.ndarray]:
     return lambda: rng.standard_normal(SHAPE, dtype=np.float32)
 
 
-def our_states(name: str, schedule: Schedule, num_inference_steps: int, strength: float) -> Iterator[np.ndarray]:
+def our_states(
+    name: str, schedule: Schedule, num_inference_steps: int, strength: float, gamma: float = 0.3
+) -> Iterator[np.ndarray]:
     """Our latents after each step."""
-    run = SCHEDULERS[name].run(schedule, num_inference_steps).late(strength)
-    solver, latents = SCHEDULERS[name].solver(run, drawing(len(run))), start(schedule, run)
+    scheduler = scheduler_of(name, gamma)
+    run = scheduler.run(schedule, num_inference_steps).late(strength)
+    solver, latents = scheduler.solver(run, drawing(len(run))), start(schedule, run)
     for timestep, level, next_level in zip(run.timesteps, run.levels, run.next_levels, strict=True):
         prediction = predict(network(latents, timestep), latents, level, schedule.prediction_type)
         latents = solver.step(latents, prediction, level, next_level)
@@ -127,7 +137,7 @@ def test_a_schedule_that_ends_in_pure_noise_is_that_of_diffusers(name: str) -> N
         np.testing.assert_allclose(mine, reference, rtol=2e-3, atol=2e-3 if name == "euler" else STEP_TOLERANCE)
 
 
-@pytest.mark.parametrize("name", ["ddim", "euler", "dpmpp_2m"])
+@pytest.mark.parametrize("name", ["ddim", "euler", "dpmpp_2m", "euler_ancestral"])
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 @pytest.mark.parametrize("num_inference_steps", [999, 1000])
 def test_as_many_steps_as_timesteps_stay_finite(name: str, spacing: str, num_inference_steps: int) -> None:
@@ -166,11 +176,95 @@ def test_every_step_of_lcm_is_that_of_diffusers(
         np.testing.assert_allclose(mine, state.numpy(), rtol=STEP_TOLERANCE, atol=STEP_TOLERANCE)
 
 
-def test_lcm_takes_no_more_steps_than_it_was_distilled_from() -> None:
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 0.75, 1.0])
+@pytest.mark.parametrize(("num_inference_steps", "strength"), [(1, 1.0), (4, 1.0), (4, 0.62), (8, 0.5), (50, 1.0)])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_every_step_of_tcd_is_that_of_diffusers(
+    prediction_type: str, num_inference_steps: int, strength: float, gamma: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Timesteps and latents are those of diffusers' TCDScheduler, given the same noise, and gamma as its eta."""
+    schedule = Schedule(prediction_type=prediction_type)
+    run = scheduler_of("tcd", gamma).run(schedule, num_inference_steps).late(strength)
+    theirs = TCDScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction_type
+    )
+    theirs.set_timesteps(num_inference_steps)
+    first = num_inference_steps - len(run)
+    theirs.set_begin_index(first)
+    draw = drawing(len(run))
+    monkeypatch.setattr(scheduling_tcd, "randn_tensor", lambda *given, **named: torch.from_numpy(draw()))
+    state = torch.from_numpy(start(schedule, run))
+
+    ours = list(our_states("tcd", schedule, num_inference_steps, strength, gamma))
+
+    np.testing.assert_array_equal(run.timesteps, theirs.timesteps[first:].numpy())
+    assert len(ours) == len(run) > 0
+    for mine, timestep in zip(ours, theirs.timesteps[first:], strict=True):
+        output = torch.from_numpy(network(state.numpy(), int(timestep)))
+        state = theirs.step(output, timestep, state, eta=gamma).prev_sample
+        np.testing.assert_allclose(mine, state.numpy(), rtol=STEP_TOLERANCE, atol=STEP_TOLERANCE)
+
+
+@pytest.mark.parametrize(("gamma", "draws"), [(0.0, 0), (0.3, 3)])
+def test_the_last_step_of_tcd_draws_nothing(gamma: float, draws: int) -> None:
+    """Nor does any step without gamma. A run of another scheduler is refused."""
+    scheduler, drawn = scheduler_of("tcd", gamma), []
+    run = scheduler.run(Schedule(), 4)
+    solver = scheduler.solver(run, lambda: drawn.append(gamma) or np.zeros(SHAPE, np.float32))
+    latents = start(Schedule(), run)
+
+    for timestep, level, next_level in run:
+        prediction = predict(network(latents, timestep), latents, level, "epsilon")
+        latents = solver.step(latents, prediction, level, next_level)
+
+    assert draws == len(drawn)
+    with pytest.raises(ValueError, match="no levels to jump to"):
+        scheduler.solver(SCHEDULERS["ddim"].run(Schedule(), 4), drawing(0))
+
+
+@pytest.mark.parametrize(("num_inference_steps", "strength"), [(1, 1.0), (4, 0.75), (8, 1.0), (23, 0.62)])
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_every_step_of_ancestral_euler_is_that_of_diffusers(
+    prediction_type: str, spacing: str, num_inference_steps: int, strength: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The latents are those of diffusers' EulerAncestralDiscreteScheduler, which is given the same noise."""
+    schedule = Schedule(prediction_type=prediction_type, timestep_spacing=spacing)
+    run = SCHEDULERS["euler_ancestral"].run(schedule, num_inference_steps).late(strength)
+    theirs = EulerAncestralDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type=prediction_type,
+        timestep_spacing=spacing,
+        steps_offset=1,
+    )
+    theirs.set_timesteps(num_inference_steps)
+    first = num_inference_steps - len(run)
+    theirs.set_begin_index(first)
+    draw = drawing(len(run))
+    monkeypatch.setattr(
+        scheduling_euler_ancestral_discrete, "randn_tensor", lambda *given, **named: torch.from_numpy(draw())
+    )
+    state = torch.from_numpy(start(schedule, run)) * (theirs.sigmas[first] ** 2 + 1) ** 0.5
+
+    ours = list(our_states("euler_ancestral", schedule, num_inference_steps, strength))
+
+    assert len(ours) == len(run) > 0
+    for index, (mine, timestep) in enumerate(zip(ours, theirs.timesteps[first:], strict=True)):
+        seen = theirs.scale_model_input(state, timestep)
+        output = torch.from_numpy(network(seen.numpy(), int(timestep)))
+        state = theirs.step(output, timestep, state).prev_sample
+        reference = (state / (theirs.sigmas[first + index + 1] ** 2 + 1) ** 0.5).numpy()
+        np.testing.assert_allclose(mine, reference, rtol=STEP_TOLERANCE, atol=STEP_TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["lcm", "tcd"])
+def test_consistency_models_take_no_more_steps_than_they_were_distilled_from(name: str) -> None:
     """Fifty steps are all there are."""
-    assert 50 == len(SCHEDULERS["lcm"].run(Schedule(), 50))
-    with pytest.raises(ValueError, match="num_inference_steps is 51: it must be 1 to 50 with lcm"):
-        SCHEDULERS["lcm"].run(Schedule(), 51)
+    assert 50 == len(SCHEDULERS[name].run(Schedule(), 50))
+    with pytest.raises(ValueError, match="num_inference_steps is 51: it must be 1 to 50 with lcm and tcd"):
+        SCHEDULERS[name].run(Schedule(), 51)
 
 
 def test_a_run_has_a_timestep_spacing_of_its_own() -> None:
@@ -187,7 +281,7 @@ def test_a_run_has_a_timestep_spacing_of_its_own() -> None:
         schedule.spaced("karras")
 
 
-@pytest.mark.parametrize("name", ["ddim", "euler", "dpmpp_2m", "lcm"])
+@pytest.mark.parametrize("name", ["ddim", "euler", "dpmpp_2m", "lcm", "euler_ancestral"])
 def test_a_perfect_denoiser_leads_to_its_latent(name: str) -> None:
     """When the prediction is always one clean latent, the run ends there, except for what DDIM's final level leaves."""
     schedule = Schedule(set_alpha_to_one=True)

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from torch import Tensor
 
 from tuner_svc.model_folder import SECOND_TEXT_ENCODER, UnusableBaseModel
-from tuner_svc.single_file.tensor_file import read_header, read_tensors
+from tuner_svc.tensor_file import read_header, read_tensors
 
 KOHYA = {"unet": "lora_unet_", "text_encoder": "lora_te_"}  # by part
 KOHYA_OF_PAIR = {**KOHYA, "text_encoder": "lora_te1_", SECOND_TEXT_ENCODER: "lora_te2_"}  # of SDXL
@@ -57,12 +57,18 @@ class Factors:
     weight: float
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def scale(self) -> float:
+        """By which the product of the factors is multiplied."""
+        rank = self.tensors["down"].shape[0]
+        alpha = float(self.tensors["alpha"]) if "alpha" in self.tensors else float(rank)
+        return self.weight * (alpha / rank)
+
     def delta(self, shape: tuple[int, ...]) -> Tensor:
         """What is added to the module's weight of this shape, float32."""
         down, up = self.tensors["down"].float(), self.tensors["up"].float()
         rank = down.shape[0]
-        alpha = float(self.tensors["alpha"]) if "alpha" in self.tensors else float(rank)
-        return self.weight * (alpha / rank) * (up.reshape(-1, rank) @ down.reshape(rank, -1)).reshape(shape)
+        return self.scale * (up.reshape(-1, rank) @ down.reshape(rank, -1)).reshape(shape)
 
 
 Changes = dict[str, dict[str, list[Factors]]]  # part -> the weight's name -> what every LoRA adds to it
