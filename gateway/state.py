@@ -628,6 +628,10 @@ class State:
         if 0 < limits.of_tenant <= of_tenant:
             message = f"{of_tenant} tunings of this tenant are queued or running, as many as may: wait until one ends"
             raise admission.of_tenant(tenant, limits.of_tenant, message, TENANT_TUNING_LIMIT, RETRY_TUNING_S)
+        kept = tx.value(statements.COUNT_KEPT, the_tenant=tenant)
+        if 0 < limits.kept <= kept:
+            message = f"{kept} tunings of this tenant are kept, ended ones too, as many as may: delete some"
+            raise admission.of_tenant(tenant, limits.kept, message, TENANT_TUNING_LIMIT, RETRY_TUNING_S)
         if 0 < limits.of_all <= of_all:
             raise admission.of_all(limits.of_all, f"{of_all} tunings are queued or running", RETRY_TUNING_S)
 

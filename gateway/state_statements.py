@@ -121,6 +121,7 @@ NEW_TENANT = Upsert(turns, lambda insert: insert.values(tenant=the_tenant, last_
 LOCK_TENANT = select(turns.c.last_turn).where(turns.c.tenant == the_tenant).with_for_update()
 LOCK_FREE_TENANT = select(turns.c.last_turn).where(turns.c.tenant == the_tenant).with_for_update(skip_locked=True)
 COUNT_UNFINISHED = select(func.count().filter(tunings.c.tenant == the_tenant), func.count()).where(is_unfinished)
+COUNT_KEPT = select(func.count()).where(tunings.c.tenant == the_tenant)
 # Who waits: each tenant with the number of its QUEUED tunings and the first of them, in the order of being served next.
 # That is the tenant that was served longest ago. Of those that never were, it is the one that has waited longest.
 QUEUE = (
