@@ -20,7 +20,7 @@ from functools import partial
 
 from sqlalchemy import Double, bindparam, delete, func, select, update
 
-from gateway.database import EVERY_BELL, Database, Transaction, operation
+from gateway.database import EVERY_TOPIC, Database, Transaction, operation
 from gateway.dialects import Upsert
 from gateway.names import Name, missing
 from gateway.principal import SCOPES, WORDS, Principal
@@ -31,7 +31,7 @@ from unitune.errors import FailedPrecondition, ResourceExhausted, Unauthenticate
 logger = logging.getLogger(__name__)
 
 MAX_KEYS = 100  # of one tenant that are valid
-CHANGED = "keys"  # the bell that tells other gateways
+CHANGED = "keys"  # the topic of notifications to other gateways
 KEPT_S = 30 * 24 * 3600.0  # for which an ended key is listed
 _KEY = re.compile(r"ut_(k[0-9a-f]{12})_[A-Za-z0-9_-]{43}")
 
@@ -113,7 +113,7 @@ class ApiKeys:
         """The keys that the state has."""
         keys = cls(database)
         if database.is_shared:
-            database.listen(keys._heard)
+            database.listen(keys._notified)
         await keys._load()
         return keys
 
@@ -123,15 +123,15 @@ class ApiKeys:
             load.cancel()
         await asyncio.gather(*self._loads, return_exceptions=True)
 
-    def _heard(self, bell: str) -> None:
+    def _notified(self, topic: str) -> None:
         """Another gateway has changed keys, or may have."""
-        if bell in (CHANGED, EVERY_BELL):
+        if topic in (CHANGED, EVERY_TOPIC):
             load = asyncio.create_task(self._reload())
             self._loads.add(load)
             load.add_done_callback(self._loads.discard)
 
     async def _reload(self) -> None:
-        with suppress(UniTuneError):  # the bell rings again when the database is back
+        with suppress(UniTuneError):  # there is another notification when the database is back
             async with self._loading:
                 await self._load()
 
@@ -293,7 +293,7 @@ class ApiKeys:
             telemetry.event(logger, event, api_key=str(key.name))
 
         tx.after_commit(know)
-        tx.ring(CHANGED)
+        tx.notify(CHANGED)
         return key
 
 

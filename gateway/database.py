@@ -22,7 +22,7 @@ from unitune.errors import STATE_CORRUPT, DataLoss, UniTuneError
 logger = logging.getLogger(__name__)
 
 SERVER_SCHEMES = ("postgresql://", "postgres://")
-EVERY_BELL = "*"  # what is heard when any bell may have rung unheard
+EVERY_TOPIC = "*"  # when notifications of any topic may have been lost
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -54,7 +54,7 @@ class Transaction:
         self._dialect = dialect
         self._prepared = prepared
         self.after: list[Callable[[], None]] = []
-        self.bells: dict[str, None] = {}
+        self.topics: dict[str, None] = {}
 
     def run(self, statement: Executable | Upsert, **values: object) -> Any:
         """Run one statement; the driver's cursor."""
@@ -108,9 +108,9 @@ class Transaction:
         """Have the event loop call this once the transaction is committed."""
         self.after.append(callback)
 
-    def ring(self, bell: str) -> None:
-        """Once it is committed, have this heard by those who listen, in all gateways."""
-        self.bells[bell] = None
+    def notify(self, topic: str) -> None:
+        """Once it is committed, notify those who listen, in all gateways."""
+        self.topics[topic] = None
 
 
 class Database(ABC):
@@ -122,7 +122,7 @@ class Database(ABC):
 
     is_shared = False  # by several gateways
     is_read_only = False
-    look_s: float | None = None  # a bell may ring unheard: who waits for one looks so often
+    look_s: float | None = None  # notifications may be lost: who waits for one looks so often
     _errors: tuple[type[Exception], ...] = ()  # of the driver
     gathers_s = 0.0  # for which progress waits, to be written in one transaction
 
@@ -132,13 +132,13 @@ class Database(ABC):
         self._prepared: dict[object, Prepared] = {}
 
     def listen(self, listener: Callable[[str], None]) -> None:
-        """Have the event loop call this with each bell that rings, or with EVERY_BELL."""
+        """Have the event loop call this with the topic of each notification, or with EVERY_TOPIC."""
         self._listeners.append(listener)
 
-    def hear(self, bell: str) -> None:
-        """A bell has rung."""
+    def tell(self, topic: str) -> None:
+        """Tell the listeners of a notification."""
         for listener in self._listeners:
-            listener(bell)
+            listener(topic)
 
     async def run(self, work: Callable[[Transaction], T], *, deletes: bool = False) -> T:
         """Run `work` on a thread as one transaction.
@@ -150,7 +150,7 @@ class Database(ABC):
 
         def on_thread() -> T:
             result, transaction = self._deletion(work) if deletes else self._transaction(work)
-            if transaction.after or transaction.bells:
+            if transaction.after or transaction.topics:
                 loop.call_soon_threadsafe(self._committed, transaction)
             return result
 
@@ -165,8 +165,8 @@ class Database(ABC):
     def _committed(self, transaction: Transaction) -> None:
         for callback in transaction.after:
             callback()
-        for bell in transaction.bells:
-            self.hear(bell)
+        for topic in transaction.topics:
+            self.tell(topic)
 
     @abstractmethod
     async def close(self) -> None:

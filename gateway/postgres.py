@@ -18,7 +18,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from sqlalchemy import Column, Integer, MetaData, Table, bindparam, create_engine, func, insert, inspect, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from gateway.database import EVERY_BELL, Database, Transaction
+from gateway.database import EVERY_TOPIC, Database, Transaction
 from unitune import telemetry
 from unitune.errors import UniTuneError
 from unitune.system_errors import state_error
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 CONNECTIONS = 8  # of one gateway, beside the one that listens
 CONNECT_S = 3
-LOOK_S = 1.0  # between two looks of who waits for a bell
+LOOK_S = 1.0  # between two looks of who waits for a notification
 GATHERS_S = 0.5  # of progress, from the first report to the commit
 RELISTEN_S = 0.2  # from the loss of the connection that listens to the next
 PROOF_S = 2.0  # for a notification to come back at the start
@@ -133,7 +133,7 @@ class PostgresServer(Database):
                     transaction = Transaction(connection.dbapi_connection, self._engine.dialect, self._prepared)
                     try:
                         result = work(transaction)
-                        for payload in payloads(self._id, transaction.bells):
+                        for payload in payloads(self._id, transaction.topics):
                             transaction.run(_NOTIFY, payload=payload)
                         connection.commit()
                     except psycopg.OperationalError:
@@ -173,7 +173,7 @@ class PostgresServer(Database):
                 connection.exec_driver_sql(migrations[step])
             connection.execute(update(_versions), {"version": version})
 
-    # Bells of other gateways.
+    # Notifications of other gateways.
 
     async def _begin_to_listen(self) -> None:
         """Listen, once it is proven that what is sent arrives."""
@@ -205,34 +205,34 @@ class PostgresServer(Database):
         return connection
 
     async def _listen(self, connection: psycopg.AsyncConnection | None) -> None:
-        """Hear the bells of other gateways, on one connection after another."""
+        """Listen to other gateways, on one connection after another."""
         while True:
             try:
                 async with connection or await self._listener() as listening:
-                    self.hear(EVERY_BELL)  # they may have rung while nobody listened
+                    self.tell(EVERY_TOPIC)  # they may have been sent while nobody listened
                     async for notification in listening.notifies():
-                        self._heard(notification.payload)
+                        self._notified(notification.payload)
             except psycopg.Error as error:
                 detail = " ".join(str(error).split())
                 telemetry.event(logger, "notifications interrupted", level=logging.WARNING, detail=detail)
             connection = None
             await asyncio.sleep(RELISTEN_S)
 
-    def _heard(self, payload: str) -> None:
-        sender, *bells = payload.split(" ")
+    def _notified(self, payload: str) -> None:
+        sender, *topics = payload.split(" ")
         if sender != self._id:
-            for bell in bells:
-                self.hear(bell)
+            for topic in topics:
+                self.tell(topic)
 
 
-def payloads(sender: str, bells: Iterable[str]) -> Iterator[str]:
-    """The notifications that tell others of these bells."""
+def payloads(sender: str, topics: Iterable[str]) -> Iterator[str]:
+    """The payloads of the notifications of these topics."""
     payload = sender
-    for bell in bells:
-        if len(payload) + 1 + len(bell) > MAX_PAYLOAD:
+    for topic in topics:
+        if len(payload) + 1 + len(topic) > MAX_PAYLOAD:
             yield payload
             payload = sender
-        payload += f" {bell}"
+        payload += f" {topic}"
     if payload != sender:
         yield payload
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from google.rpc.status_pb2 import Status
 
-from gateway.database import EVERY_BELL
+from gateway.database import EVERY_TOPIC
 from gateway.state import State
 from unitune import telemetry
 from unitune.errors import Unavailable, UniTuneError, to_status
@@ -29,7 +29,7 @@ class SharedEdits:
         self._state = state
         self._cancel: Callable[[str], object] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        state.database.listen(self._heard)
+        state.database.listen(self._notified)
 
     def cancel_by(self, cancel: Callable[[str], object]) -> None:
         """Have this called for an edit that another gateway cancels; it knows which ones run here."""
@@ -74,11 +74,11 @@ class SharedEdits:
         finally:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _heard(self, bell: str) -> None:
-        if bell == EVERY_BELL:
+    def _notified(self, topic: str) -> None:
+        if topic == EVERY_TOPIC:
             self._do(self._look())
         elif self._cancel is not None:
-            self._cancel(bell)
+            self._cancel(topic)
 
     async def _look(self) -> None:
         """Cancel what was cancelled while nothing was heard."""

@@ -24,7 +24,7 @@ from sqlalchemy import Select, Update
 
 from gateway import admission, read_only_state, usage_records
 from gateway import state_statements as statements
-from gateway.database import EVERY_BELL, SERVER_SCHEMES, Database, Transaction, deletion, operation
+from gateway.database import EVERY_TOPIC, SERVER_SCHEMES, Database, Transaction, deletion, operation
 from gateway.names import parse
 from gateway.report_batch import ReportBatch
 from gateway.sqlite_file import SqliteFile
@@ -210,7 +210,7 @@ class State:
         number = tx.value(statements.DELETE_TUNING, the_name=name)
         if number is not None:  # whoever appends an event has locked the tuning before
             tx.run(statements.DELETE_EVENTS, the_number=number)
-        tx.ring(name)
+        tx.notify(name)
 
     @operation
     def expired(self, tx: Transaction, now_s: float) -> list[str]:
@@ -538,13 +538,13 @@ class State:
 
     @operation
     def cancel_edit(self, tx: Transaction, name: str) -> Edit | None:
-        """Cancel an edit that runs; the edit afterwards, None if there is none. Its name is the bell."""
+        """Cancel an edit that runs; the edit afterwards, None if there is none. Notifies its name."""
         blob = tx.value(statements.LOCKED_EDIT, the_name=name)
         if blob is not None:
             edit = Edit.FromString(blob)
             edit.state = Edit.STATE_CANCELLED
             tx.run(statements.END_EDIT, the_name=name, new_state=edit.state, new_blob=edit.SerializeToString())
-            tx.ring(name)
+            tx.notify(name)
             return edit
         row = tx.row(statements.FIND_EDIT, the_name=name)
         return Edit.FromString(row[0]) if row else None
@@ -588,7 +588,7 @@ class State:
 
     def _wake(self, name: str) -> None:
         for awaited, event in self._waiters:
-            if awaited in ("", name) or name == EVERY_BELL:
+            if awaited in ("", name) or name == EVERY_TOPIC:
                 event.set()
 
     # Parts of operations, within their transaction.
@@ -842,7 +842,7 @@ class State:
             kept.append({"tuning": number, "sequence": last_event, "blob": event.SerializeToString()})
             if last_event > KEPT_EVENTS:
                 forgotten.append({"the_number": number, "up_to": last_event - KEPT_EVENTS})
-            tx.ring(tuning.name)
+            tx.notify(tuning.name)
         tx.run_for_each(statements.INSERT_EVENT, kept)
         tx.run_for_each(statements.FORGET_EVENTS, forgotten)
 

@@ -24,7 +24,7 @@ from unitune.v1.tuning_pb2 import Tuning, TuningEvent, TuningProgress, WeightsRe
 
 pytestmark = pytest.mark.slow  # a real server
 
-# A wait that nothing but a bell ends.
+# A wait that nothing but a notification ends.
 NEVER_S = 600.0
 
 
@@ -185,18 +185,18 @@ async def test_progress_is_written_in_one_transaction(url: str, opened: Callable
 
 
 def test_long_lists_of_bells_are_split() -> None:
-    """No notification is longer than the server takes, and no bell is lost."""
-    bells = [f"tenants/acme/tunings/t{number:060d}" for number in range(400)]
-    told = list(payloads("sender", bells))
+    """No notification is longer than the server takes, and no topic is left out."""
+    topics = [f"tenants/acme/tunings/t{number:060d}" for number in range(400)]
+    told = list(payloads("sender", topics))
     assert len(told) > 2 and max(map(len, told)) <= 7999
-    assert [bell for payload in told for bell in payload.split()[1:]] == bells
+    assert [topic for payload in told for topic in payload.split()[1:]] == topics
     assert list(payloads("sender", [])) == []
 
 
 async def test_a_lost_listener_listens_again(
     postgres_server: PostgresServer, opened: Callable[[], Awaitable[State]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its connection is ended ten times while tunings change: every wait ends, by bells alone (F11)."""
+    """Its connection is ended ten times while tunings change: every wait ends, by notifications alone (F11)."""
     monkeypatch.setattr(Database, "look_s", NEVER_S)
     first, second = await opened(), await opened()
     made = await first.create(tuning(), None)
