@@ -14,7 +14,7 @@ import secrets
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -31,6 +31,7 @@ from unitune.errors import FailedPrecondition, ResourceExhausted, Unauthenticate
 logger = logging.getLogger(__name__)
 
 MAX_KEYS = 100  # of one tenant that are valid
+RELOAD_S = 1.0  # after a reading of all keys that failed
 CHANGED = "keys"  # the topic of notifications to other gateways
 KEPT_S = 30 * 24 * 3600.0  # for which an ended key is listed
 _KEY = re.compile(r"ut_(k[0-9a-f]{12})_[A-Za-z0-9_-]{43}")
@@ -131,9 +132,12 @@ class ApiKeys:
             load.add_done_callback(self._loads.discard)
 
     async def _reload(self) -> None:
-        with suppress(UniTuneError):  # there is another notification when the database is back
-            async with self._loading:
-                await self._load()
+        async with self._loading:
+            while True:
+                try:
+                    return await self._load()
+                except UniTuneError:  # no notification need follow: LISTEN has a connection of its own
+                    await asyncio.sleep(RELOAD_S)
 
     def has_valid(self, scope: int | None = None) -> bool:
         """Whether there is a valid key, of this scope if one is given."""

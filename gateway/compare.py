@@ -154,6 +154,8 @@ class Comparisons:
                             yield CompareEvent(edit=event)
             await self._measure(result)
         except UniTuneError as error:
+            if self._end_reason is not None and error.reason == self._end_reason.reason:
+                raise  # so that the caller asks for this method, too, elsewhere
             pictures = ComparedPictures(1)  # none
             result = CompareEvent.Result(prompt=method_edit.request.prompt, error=to_status(error))
         async for message in pictures.messages(result):

@@ -168,6 +168,10 @@ class GatewayConfig(ServiceSettings):
             )
         if not str(self.state):
             raise ValueError("UNITUNE_STATE is empty: it must be a path, or the URL of a PostgreSQL database")
+        if "://" in str(self.state) and not str(self.state).startswith(SERVER_SCHEMES):
+            raise ValueError("UNITUNE_STATE is a URL of another kind: give a path, or postgresql://...")
+        if self.state_listen and not self.state_listen.startswith(SERVER_SCHEMES):
+            raise ValueError("UNITUNE_STATE_LISTEN is no URL of a PostgreSQL database: give postgresql://...")
         if self.state_listen and not str(self.state).startswith(SERVER_SCHEMES):
             raise ValueError("UNITUNE_STATE_LISTEN is set: leave it out, because UNITUNE_STATE is a file")
         if self.lease_s < 1:

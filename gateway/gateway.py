@@ -141,7 +141,8 @@ class Gateway:
         Raises OSError when one of them cannot be used.
         """
         store = ObjectStore(config.store)
-        await store.answer(store.check_create_only)
+        with suppress(UniTuneError):  # a bucket that does not answer now is not checked
+            await store.answer(store.check_create_only)
         state = await State.open(config.state, config.state_listen)
         try:
             keys = await ApiKeys.open(state.database)

@@ -111,7 +111,7 @@ class Retention:
 
     async def sweep(self) -> None:
         """Delete what has been without an owner for long enough, and the results of edits that nobody knows."""
-        elsewhere = await self._state.edit_names() if self._state.is_shared else []
+        elsewhere = set(await self._state.edit_names()) if self._state.is_shared else set()
         await self._edits.sweep(lambda name: self._is_known(name) or name in elsewhere)
         if self._keep_s == 0:
             return

@@ -19,6 +19,7 @@ from unitune.v1.edit_pb2 import Edit
 
 logger = logging.getLogger(__name__)
 
+END_S = 3.0  # at the end, for what others have not been told yet
 ALIVE_S = 5.0  # between two signs of life of a gateway, and between two sweeps
 
 
@@ -29,6 +30,7 @@ class SharedEdits:
         self._state = state
         self._cancel: Callable[[str], object] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._begun: dict[str, asyncio.Future[None]] = {}
         state.database.listen(self._notified)
 
     def cancel_by(self, cancel: Callable[[str], object]) -> None:
@@ -37,13 +39,24 @@ class SharedEdits:
 
     async def begin(self, edit: Edit) -> None:
         """An edit runs here from now on."""
-        await self._state.begin_edit(edit)
+        begun = self._begun[edit.name] = asyncio.ensure_future(self._state.begin_edit(edit))
+        await asyncio.shield(begun)
 
     def end(self, edit: Edit) -> None:
         """It has ended. The others hear of it in a moment."""
         ended = Edit()
         ended.CopyFrom(edit)
-        self._do(self._state.end_edit(ended))
+        self._do(self._tell_end(ended))
+
+    async def _tell_end(self, edit: Edit) -> None:
+        if (begun := self._begun.pop(edit.name, None)) is not None:
+            await asyncio.wait({begun})
+        while True:
+            try:
+                return await self._state.end_edit(edit)
+            except UniTuneError as error:  # its row would be RUNNING for as long as this gateway lives
+                telemetry.event(logger, "edits not shared", level=logging.WARNING, reason=error.reason)
+            await asyncio.sleep(ALIVE_S)
 
     async def find(self, name: str) -> Edit | None:
         """An edit of any gateway, without its pictures."""
@@ -60,10 +73,6 @@ class SharedEdits:
         """Cancel an edit of another gateway, which stops it once it hears of that."""
         return await self._state.cancel_edit(name)
 
-    async def running(self) -> set[str]:
-        """The names of all that run, or ended not long ago."""
-        return set(await self._state.edit_names())
-
     async def run(self) -> None:
         """Show signs of life, and forget what ended long ago, until cancelled."""
         try:
@@ -72,7 +81,10 @@ class SharedEdits:
                     await self._state.sweep_edits()
                 await asyncio.sleep(ALIVE_S)
         finally:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            if self._tasks:
+                _, late = await asyncio.wait(self._tasks, timeout=END_S)
+                for task in late:  # the database is away; other gateways see that this one is gone
+                    task.cancel()
 
     def _notified(self, topic: str) -> None:
         if topic == EVERY_TOPIC:
@@ -82,7 +94,13 @@ class SharedEdits:
 
     async def _look(self) -> None:
         """Cancel what was cancelled while nothing was heard."""
-        for name in await self._state.cancelled_edits():
+        while True:
+            try:
+                names = await self._state.cancelled_edits()
+                break
+            except UniTuneError:  # which is in the log; no notification need follow
+                await asyncio.sleep(ALIVE_S)
+        for name in names:
             if self._cancel is not None:
                 self._cancel(name)
 

@@ -87,6 +87,7 @@ class State:
         self.database = database
         self._waiters: set[tuple[str, asyncio.Event]] = set()  # with the tuning that each waits for; "" means any
         self._id = secrets.token_hex(8)
+        self._day: date | None = None  # when old usage was last forgotten
         self._reports = ReportBatch(self._keep_reports, database.gathers_s)
         database.listen(self._wake)
 
@@ -147,7 +148,7 @@ class State:
         (TENANT_TUNING_LIMIT, QUEUE_FULL) for a new one beyond the limits.
         """
         tenant = parse(tuning.name, "tunings").tenant
-        found = self._live(tx, tenant, tuning.key) if request is None else None
+        found = self._live(tx, tenant, tuning.key) if request is None or self.is_read_only else None
         if found is not None:
             return found
         tx.run(statements.NEW_TENANT, the_tenant=tenant)
@@ -237,7 +238,7 @@ class State:
         """Return once a tuning of this base model, or any, is QUEUED."""
         with self._waiter("") as event:
             while not await self._is_any_queued(base_model):
-                await self._rings(event)
+                await self._notified(event)
 
     @operation
     def _is_any_queued(self, tx: Transaction, base_model: str) -> bool:
@@ -359,7 +360,7 @@ class State:
         """Return once an attempt is not the latest of a RUNNING tuning."""
         with self._waiter(attempt.name) as event:
             while await self.standing(attempt) is Standing.KEPT:
-                await self._rings(event)
+                await self._notified(event)
 
     @operation
     def sweep(self, tx: Transaction) -> list[str]:
@@ -414,7 +415,7 @@ class State:
         """Return once the tuning may have an event above `after`, or is gone. Call it after `read`, in a loop."""
         with self._waiter(name) as event:  # before the query, so that no event is missed between the two
             if await self._waits_for_events(name, after):
-                await self._rings(event)
+                await self._notified(event)
 
     @operation
     def _waits_for_events(self, tx: Transaction, name: str, after: int) -> bool:
@@ -475,7 +476,9 @@ class State:
         """Count for tenants, today."""
         for tenant, of_tenant in sorted(used.items()):
             usage_records.add(tx, tenant, of_tenant)
-        usage_records.forget_old(tx)
+        if self._day != (day := usage_records.today()):  # it visits every row
+            usage_records.forget_old(tx)
+            self._day = day
 
     @operation
     def used_by(self, tx: Transaction, tenant: str, first: date, last: date) -> Used:
@@ -496,7 +499,16 @@ class State:
         if not self.is_shared:
             yield
             return
-        while not await self._hold(name):
+        while True:
+            taking = asyncio.ensure_future(self._hold(name))
+            try:
+                if await asyncio.shield(taking):
+                    break
+            except asyncio.CancelledError:  # its transaction runs to its end all the same
+                with suppress(UniTuneError):
+                    await taking
+                    await self._let_loose(name)
+                raise
             await asyncio.sleep(HOLD_AGAIN_S)
         try:
             yield
@@ -561,11 +573,12 @@ class State:
 
     @operation
     def sweep_edits(self, tx: Transaction) -> None:
-        """Show a sign of life, and forget edits that ended long ago, or were lost long ago with their gateways."""
+        """Show a sign of life. Forget edits that ended or were lost long ago, and what lost gateways held."""
         tx.run(statements.SHOW_LIFE, the_holder=self._id)
         tx.run(statements.FORGET_GATEWAYS, kept_s=EDITS_KEPT_S)
         tx.run(statements.FORGET_EDITS, kept_s=EDITS_KEPT_S)
         tx.run(statements.FORGET_LOST_EDITS)
+        tx.run(statements.FORGET_HOLDS)
 
     # Who waits.
 
@@ -579,7 +592,7 @@ class State:
         finally:
             self._waiters.remove(waiter)
 
-    async def _rings(self, event: asyncio.Event) -> None:
+    async def _notified(self, event: asyncio.Event) -> None:
         """Return once a waiter's event is set, or it is time to look again."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self.database.look_s):

@@ -253,6 +253,7 @@ HOLD = Upsert(
         .returning(holds.c.name)
     ),
 )
+FORGET_HOLDS = delete(holds).where(holds.c.until_s < now_s())
 LET_LOOSE = delete(holds).where(holds.c.name == the_name, holds.c.holder == the_holder)
 SEE_MODEL = Upsert(
     seen_models,

@@ -40,7 +40,7 @@ class Tuners:
         self._seen_s[base_model] = time.monotonic()
         if len(self._seen_s) > KEPT_BASE_MODELS:
             del self._seen_s[next(iter(self._seen_s))]  # the one seen longest ago
-        self._ring()
+        self._notify()
 
     def seen_s(self, base_model: str) -> float:
         """When a tuner of this base model was seen last, by the monotonic clock; minus infinity if never."""
@@ -56,14 +56,14 @@ class Tuners:
     def seen_elsewhere(self, ages_s: Mapping[str, float]) -> None:
         """Other gateways had tuners of these base models so many seconds ago."""
         self._elsewhere_s = {base_model: time.monotonic() - age_s for base_model, age_s in ages_s.items()}
-        self._ring()
+        self._notify()
 
     @contextmanager
     def calling(self) -> Iterator[None]:
         """A tuner is there for as long as the block lasts, which is one call of it, and if it got its answer a moment
         longer."""
         self._calls += 1
-        self._ring()
+        self._notify()
         try:
             yield
             self._expected_until_s = time.monotonic() + ASKS_AGAIN_S
@@ -105,6 +105,6 @@ class Tuners:
         except TimeoutError:
             raise unanswered("tuner") from None
 
-    def _ring(self) -> None:
+    def _notify(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()

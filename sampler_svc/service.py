@@ -294,7 +294,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         """The result, without its files if the content filter refuses the picture."""
         image = result.image if isinstance(result, ScoredImage) else result
         assert self._model.content_filter is not None  # wire.read_request has refused the rest
-        if not self._model.content_filter.refuses(images.decode(image.png)):
+        if not self._model.content_filter.refuses(images.decode(image.png, max_bytes=None)):
             return result
         blocked = replace(image, png=b"", mask=b"", is_blocked=True)
         return replace(result, image=blocked) if isinstance(result, ScoredImage) else blocked

@@ -133,6 +133,7 @@ class Update:
     def _arranged(self, inputs: Sequence[Tensor]) -> Arrangement:
         batch, quickest = len(inputs[0]), arrangements(len(inputs[0]))[0]
         footprint = self._footprint(inputs)
+        give_back_memory()  # what was freed before counts as free
         free = free_bytes(self._model, self._parameters)
         found = chosen(footprint, batch, free)
         if isinstance(self._optimizer, Adafactor) and self._moves_early and found.rows >= batch:

@@ -119,6 +119,11 @@ class Checkpoints:
         """The stage is over."""
         self._stages[-1][1][:] = losses
 
+    def forget(self) -> None:
+        """The tuning is over: let its tensors go."""
+        self._stages.clear()
+        self._resumed.clear()
+
     def _file(self) -> bytes:
         last = len(self._stages) - 1
         tensors: dict[str, Tensor] = {}

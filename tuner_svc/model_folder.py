@@ -248,7 +248,8 @@ def read_fast_lora_settings(folder: Path) -> FastLoraSettings | None:
         raise UnusableBaseModel(f"{path}: steps is {steps!r}: it must be 2 to {ORIGINAL_STEPS}")
     if type(weight) not in (int, float) or not math.isfinite(weight):
         raise UnusableBaseModel(f"{path}: weight is {weight!r}: it must be a number")
-    settings = {name: KINDS[kind][name] for name in LORA_SETTINGS if name in KINDS[kind]}
+    of_kind = settings_of(kind, is_pair=has_two_text_encoders(folder))
+    settings = {name: of_kind[name] for name in LORA_SETTINGS if name in of_kind}
     return FastLoraSettings(FastLoraSpec(kind, num_inference_steps=steps, **settings), float(weight))
 
 

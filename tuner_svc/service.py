@@ -7,6 +7,7 @@ more. Before it writes weights it asks.
 import asyncio
 import contextvars
 import functools
+import gc
 import hashlib
 import logging
 import secrets
@@ -223,6 +224,7 @@ class TunerService:
             for made in run.checkpoints:  # of which nobody knows
                 await asyncio.to_thread(self._delete_object, run, made.path)
             self._run = None
+            self._thread.submit(_give_back)
 
     async def _hold(self, run: TuningRun, assignment: Assignment) -> None:
         """Renew the lease until it is lost, or the tuning cancelled: then stop the run."""
@@ -323,9 +325,10 @@ class TunerService:
         stage = self._model.super_resolution if config.super_resolution_updates > 0 else None
         files = [await self._store.answer(self._read, image) for image in assignment.images]
         image, large = await asyncio.to_thread(_model_images, files, self._model, stage)
-        resumed = await self._store.answer(self._resumed, assignment)
         keep = functools.partial(self._keep, run, assignment.path)
-        checkpoints = Checkpoints(assignment.key, self._checkpoint_s, keep, resumed)
+        checkpoints = Checkpoints(
+            assignment.key, self._checkpoint_s, keep, await self._store.answer(self._resumed, assignment)
+        )
         run.refuse_cancelled()
         kind = config.method, config.mode, config.batch
         stages = TuningStages(self._stage_times, kind, total_updates(config), run.report)
@@ -370,23 +373,29 @@ class TunerService:
         checkpoints: Checkpoints,
     ) -> Packed:
         """In the PyTorch thread: tune and prove."""
-        tuned = tune(
-            self._model,
-            image,
-            config,
-            large=large,
-            on_progress=stages.updated,
-            cancelled=lambda: run.is_cancelled,
-            checkpoints=checkpoints,
-        )
-        stages.begin("packing")
-        packed = Packed(
-            *pack_tuned(self._model, tuned, config, assignment.key, self._codec, run.refuse_cancelled, overwrites=True)
-        )
-        del tuned
-        give_back_memory()
-        run.refuse_cancelled()
-        return packed
+        try:
+            tuned = tune(
+                self._model,
+                image,
+                config,
+                large=large,
+                on_progress=stages.updated,
+                cancelled=lambda: run.is_cancelled,
+                checkpoints=checkpoints,
+            )
+            stages.begin("packing")
+            refuse = run.refuse_cancelled
+            packed = Packed(
+                *pack_tuned(self._model, tuned, config, assignment.key, self._codec, refuse, overwrites=True)
+            )
+            del tuned
+            checkpoints.forget()
+            give_back_memory()
+            run.refuse_cancelled()
+            return packed
+        except BaseException:
+            stages.close()
+            raise
 
     def _read(self, image: StoredImage) -> bytes:
         """A picture's file. Raises NotFound (IMAGE_NOT_FOUND), DataLoss (IMAGE_CORRUPT)."""
@@ -505,6 +514,12 @@ def _defaults(preset: Preset, method: str) -> tuning_pb2.TuningConfig:
         known |= {name: edits for name in BOUND_TO_NULL_TEXT if hasattr(edits, name)}
     own_words = {name: getattr(source, name) for name, source in known.items()}
     return put_words(tuning_pb2.TuningConfig(), {"method": method, **own_words})
+
+
+def _give_back() -> None:
+    """What an attempt has left: an error keeps the frames that it came through, and these the tuning's tensors."""
+    gc.collect()
+    give_back_memory()
 
 
 def _config(config: tuning_pb2.TuningConfig) -> TuningConfig:

@@ -32,7 +32,7 @@ from unitune.codecs import LORA_RANK, decode, low_rank
 from unitune.errors import DataLoss, FailedPrecondition, UniTuneError
 from unitune.object_store import ObjectStore
 from unitune.system_errors import failure_sentence
-from unitune.weights import MANIFEST_FILE, PROBES, Manifest, TunedWeights
+from unitune.weights import FAST_LORA_TUNED, MANIFEST_FILE, PROBES, Manifest, TunedWeights
 
 WIDTH_OF_2 = 1024  # of the text embeddings of Stable Diffusion 2.x
 LORA_FILE = "lora.safetensors"
@@ -182,9 +182,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         weights = read_weights(ObjectStore(options.store), options.weights)
         model = load(options.base_model)
         tensors = tuned_tensors(model, weights)
-        if weights.manifest.extras:
+        if extras := [name for name in weights.manifest.extras if name != FAST_LORA_TUNED]:
             what = "the super-resolution tensors' probe" if weights.tunes_super_resolution else "the embeddings"
-            print(f"left out: {what} of {weights.manifest.method} ({', '.join(weights.manifest.extras)})")
+            print(f"left out: {what} of {weights.manifest.method} ({', '.join(extras)})")
         if options.format in LORA_FORMATS:
             factors = lora_factors(model, tensors, options.rank)
             made = with_lora(model, factors)

@@ -72,6 +72,10 @@ class TuningStages:
         if self._last.stage == AFTER_UPDATES[-1]:
             self._measure("")
 
+    def close(self) -> None:
+        """The attempt is over, however it ended."""
+        self._measure("")
+
     def _measure(self, stage: str) -> None:
         """Tell the metrics and the trace how long the stage before this one took."""
         before, began_s = self._measured

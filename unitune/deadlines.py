@@ -75,7 +75,10 @@ async def write(context: Any, message: bytes) -> None:
     try:
         done, _ = await asyncio.wait({writing}, timeout=WRITE_S + len(message) / SLOWEST_BYTES_PER_S)
     except asyncio.CancelledError:
-        await asyncio.wait({writing})  # no status can be sent before, and it ends when the client is gone
+        # No status can be sent before. It ends when the client is gone, and not when its key has ended.
+        done, _ = await asyncio.wait({writing}, timeout=WRITE_S)
+        if not done:
+            raise ReaderTooSlow(writing) from None
         raise
     if not done:
         raise ReaderTooSlow(writing)

@@ -56,6 +56,8 @@ UPLOAD_TIMEOUT_S = 120.0
 KEY_TIMEOUT_S = 15.0
 HEALTH_S = 15.0
 HEALTH = {b"\x08\x01": "SERVING", b"\x08\x02": "NOT_SERVING"}  # a HealthCheckResponse, serialized
+# Of refused uploads: there is room again when others have ended, and not only when something is deleted.
+BRIEFLY_FULL = ("TOO_MANY_UPLOADS", "TOO_MANY_CALLS", "TENANT_REQUEST_RATE")
 CANCEL_S = 5.0  # for a server to end an edit whose stream was lost
 
 E = TypeVar("E", bound=events.Event)
@@ -178,7 +180,7 @@ class AsyncClient:
             except InvalidArgument as error:
                 raise messages.file_error(error, field) from None
             except UniTuneError as error:
-                await backoff.wait_after(error, even_if_full=True)
+                await backoff.wait_after(error, even_if_full=error.reason in BRIEFLY_FULL)
 
     async def get_image(self, name: str) -> events.Image:
         """What is known of an uploaded picture. Raises NotFound."""
@@ -671,8 +673,9 @@ class AsyncClient:
                 lost = error
             if told.is_over:
                 raise lost
+            retrying = told.lost(lost)
             pause_s = backoff.pause_after(lost, even_if_full=told.has_begun)
-            if (retrying := told.lost(lost)) is not None:
+            if retrying is not None:
                 yield retrying
             await backoff.pause(pause_s, told.cancelled)
             if told.cancelled.is_set():

@@ -116,7 +116,7 @@ def prepared_graphs(scratch: Path, shape: str) -> dict[str, Path]:
 
 
 def downloaded(packages: Sequence[str], folder: Path, python: str) -> list[Path]:
-    """The wheels of some packages for the GPU machine, of the versions that were tested together."""
+    """The wheels of some packages for the GPU machine, where we have tested any in the versions that we have tested."""
     platforms = [argument for platform in PLATFORMS for argument in ("--platform", platform)]
     target = ["--only-binary=:all:", "--python-version", python, *platforms]
     of_python(

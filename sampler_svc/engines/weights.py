@@ -67,7 +67,8 @@ class FastLoraChanges:
 
     def added_to(self, base: WeightSet) -> WeightSet:
         """The base model's weights with its changes."""
-        probe = Probe(BASE_PROBE_SEED, self.answer, self.base_answer)
+        # As strict as of the base weights alone: a tuning that is still there shows, however small it is.
+        probe = Probe(BASE_PROBE_SEED, self.answer, self.answer)
         return WeightSet(with_fast_lora(base.id), self._completed(base.tensors), probe)
 
     def added_to_tuned(self, tuned: TunedWeights, base: WeightSet, base_model: str) -> WeightSet:

@@ -334,7 +334,8 @@ async def test_a_silent_comparison_has_heartbeats(world: World) -> None:
 
 
 async def test_a_drain_ends_a_comparison(world: World) -> None:
-    """The method that waits for its tuning fails, no other begins, and the stream says DRAINING."""
+    """The method that waits for its tuning has no result, no other begins, and the stream says DRAINING, so that both
+    are asked for again elsewhere."""
     world.tuner.go_on.clear()
     call = compare(world, "unitune", "sdedit")
     while not (await call.read()).edit.HasField("tuning"):
@@ -344,7 +345,7 @@ async def test_a_drain_ends_a_comparison(world: World) -> None:
     events = await asyncio.wait_for(events_of(call), 20)
     world.tuner.go_on.set()
 
-    assert from_status(results(events)["unitune"].error).reason == "DRAINING"
+    assert not results(events)
     assert kinds(events)[-1] == "failed" and from_status(events[-1].failed).reason == "DRAINING"
     assert not world.sampler.requests and not world.tuner.stopped
 

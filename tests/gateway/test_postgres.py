@@ -14,12 +14,14 @@ from sqlalchemy import MetaData
 from gateway import postgres
 from gateway.postgres import PostgresServer as Database
 from gateway.postgres import payloads
+from gateway.shared_edits import SharedEdits
 from gateway.state import State
 from gateway.state_schema import SCHEMA_VERSION
 from gateway.tuning_records import Attempt, CreateRequest, Standing, Taker
 from tests.gateway.test_state import becomes, kinds, tuning
 from tests.postgres_server import PostgresServer
 from unitune.errors import Unavailable
+from unitune.v1.edit_pb2 import Edit
 from unitune.v1.tuning_pb2 import Tuning, TuningEvent, TuningProgress, WeightsRef
 
 pytestmark = pytest.mark.slow  # a real server
@@ -138,7 +140,38 @@ async def test_sweeps_at_once_give_back_once(opened: Callable[[], Awaitable[Stat
         assert await kinds(states[0], name) == ["queued", "started", "queued"]
 
 
-async def test_bells_cross_gateways(opened: Callable[[], Awaitable[State]], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_callers_that_leave_hold_nothing(opened: Callable[[], Awaitable[State]]) -> None:
+    """A caller that goes away at any moment leaves no picture held, and no edit that seems to run."""
+    state = await opened()
+    shared = SharedEdits(state)
+    draws = random.Random(1)
+
+    async def hold(number: int) -> None:
+        async with state.holding(f"image{number}"):
+            await asyncio.sleep(0.001)
+
+    for number in range(40):
+        edit = Edit(name=f"tenants/default/edits/e-{number:032x}", state=Edit.STATE_RUNNING)
+        leaving = [asyncio.create_task(hold(number)), asyncio.create_task(shared.begin(edit))]
+        await asyncio.sleep(0.006 * draws.random())
+        for task in leaving:
+            task.cancel()
+        await asyncio.gather(*leaving, return_exceptions=True)
+        edit.state = Edit.STATE_CANCELLED
+        shared.end(edit)
+    await asyncio.gather(*shared._tasks)
+
+    async with asyncio.timeout(20):
+        for number in range(40):
+            await hold(number)
+    for number in range(40):
+        found = await shared.find(f"tenants/default/edits/e-{number:032x}")
+        assert found is None or found.state == Edit.STATE_CANCELLED, number
+
+
+async def test_notifications_cross_gateways(
+    opened: Callable[[], Awaitable[State]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Who waits for a tuning, for work or for the end of an attempt wakes by what another gateway does, not by a look
     of its own (F20)."""
     monkeypatch.setattr(Database, "look_s", NEVER_S)
@@ -184,7 +217,7 @@ async def test_progress_is_written_in_one_transaction(url: str, opened: Callable
     assert [event.sequence for event in kept.events] == [1, 2, 3, 4] and kept.tuning.progress.update == 2
 
 
-def test_long_lists_of_bells_are_split() -> None:
+def test_long_lists_of_topics_are_split() -> None:
     """No notification is longer than the server takes, and no topic is left out."""
     topics = [f"tenants/acme/tunings/t{number:060d}" for number in range(400)]
     told = list(payloads("sender", topics))

@@ -345,6 +345,8 @@ async def test_a_gateway_on_a_state_that_can_only_be_read_answers(world: World) 
                 EditRequest(image_data=picture("red"), prompt="a dog", config=sampling_config(method="sdedit")),
             ):
                 assert [event async for event in edits.Edit(request, timeout=20)][-1].HasField("done"), request
+            again = CreateTuningRequest(image=made.image, config=made.config, request_id="again")
+            assert (await tunings.CreateTuning(again, timeout=20)).name == made.name
             wanted = Tuning(name=made.name, labels={"a": "b"})
             for call in (
                 edits.Edit(EditRequest(image_data=picture("blue"), prompt="a dog"), timeout=20),

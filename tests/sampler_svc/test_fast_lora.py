@@ -12,7 +12,7 @@ import torch
 
 from sampler_svc.build.folder import build
 from sampler_svc.engines.cpu import OrtEngine
-from sampler_svc.engines.engine import EngineSpec, WeightSet
+from sampler_svc.engines.engine import TOO_SMALL, EngineSpec, WeightSet
 from sampler_svc.engines.weights import FastLoraChanges, tuned_weights, with_fast_lora
 from sampler_svc.model import Model
 from sampler_svc.service import SamplerService
@@ -121,7 +121,7 @@ def test_an_edit_is_that_of_diffusers_with_the_merged_weights(
         ("lora", lora.added_to(model.base)),
     ):
         report = engine.refit(weights)
-        assert 0 <= report.probe_ratio < 1e-2, name
+        assert report.probe_ratio == TOO_SMALL if name == "lora" else 0 <= report.probe_ratio < 1e-2, name
         (found[name],) = (images.decode(png).astype(int) for png in pictures(model, engine, few))
 
     assert np.abs(found["both"] - theirs).max() <= 1

@@ -2,7 +2,9 @@
 
 import asyncio
 import copy
+import gc
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from tests.gateway.conftest import sha256
 from tests.tuner_svc.scripted_pool import TERMINAL, Pool, Run, serve_pool
 from tuner_svc import service as module
 from tuner_svc.base_model import BaseModel
+from tuner_svc.checkpoint import Checkpoints
 from tuner_svc.gateways import Gateways
 from tuner_svc.service import TunerService
 from tuner_svc.tune import tune
@@ -621,3 +624,40 @@ async def test_a_store_that_stays_full_fails_the_run(
         assert str(disk) not in error.message and [] == tuner.weights()
         ballast.unlink()
         assert "done" == (await events(tuner.run(SHORT)))[-1].WhichOneof("report")
+
+
+@pytest.mark.parametrize("end", ["done", "cancelled", "failed"])
+async def test_an_attempt_leaves_none_of_its_tensors(
+    start: Callable[..., Any], end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However it ends. Without that gigabytes would stay with a tuner of a large model, or on its GPU."""
+    states: list[weakref.ref[object]] = []
+    begin = Checkpoints.begin
+
+    def seen(self: Checkpoints, state: Any) -> Any:
+        states.append(weakref.ref(state))
+        return begin(self, state)
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(Checkpoints, "begin", seen)
+    if end == "failed":
+        monkeypatch.setattr(module, "pack_tuned", broken)
+    tuner = await start()
+    gc.disable()  # it would let them go at some other time
+    try:
+        run = tuner.run(ENDLESS if end == "cancelled" else SHORT)
+        if end == "cancelled":
+            await next_of(run, "progress")
+            while not states:
+                await asyncio.sleep(0.05)
+            run.say("cancel")
+        else:
+            await events(run)
+        await tuner.is_idle()
+        async with asyncio.timeout(20):
+            while not states or any(state() is not None for state in states):
+                await asyncio.sleep(0.05)
+    finally:
+        gc.enable()

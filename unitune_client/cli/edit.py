@@ -128,7 +128,7 @@ def edit_command(
             if record is not None:
                 check_like(record, info, data, further, options, show)
                 asked_method = options.get("method")
-                options = record.options(options)
+                options = record.options(options, has_fast_lora=bool(info.base_model.fast_lora))
                 tuning = dict(record.tuning_options(cast(TuningOptions, tuning), asked_method))
             method = options.get("method") or info.sampling_defaults.method or DEFAULT_METHOD
             automatic = options.get("automatic")

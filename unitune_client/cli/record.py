@@ -46,10 +46,10 @@ class Record:
         """What the picture at a path says. Raises InvalidField naming `argument`."""
         return parsed(texts_of(path, argument), path, argument)
 
-    def options(self, asked: EditOptions) -> EditOptions:
+    def options(self, asked: EditOptions, *, has_fast_lora: bool = False) -> EditOptions:
         """The options that make this picture again, except those that are asked for.
 
-        With another method than the picture's, only the seed is the picture's.
+        With another method than the picture's, only the seed is the picture's. `has_fast_lora` is the base model's.
         """
         given = _given(asked)
         if given.get("method", self.method) != self.method:
@@ -60,7 +60,7 @@ class Record:
             or any(name in given for name in (*CHOSEN_BY_AUTOMATIC, "clip_filter", "fast", "fast_lora"))
         ):
             recorded |= {**self.chosen, "automatic": False}
-        leaves = self._left_out(given)
+        leaves = self._left_out(given, has_fast_lora=has_fast_lora)
         kept = {name: value for name, value in recorded.items() if name not in leaves}
         return cast(EditOptions, {"seeds": [self.seed], **kept, **given})
 
@@ -76,12 +76,13 @@ class Record:
             kept["tuning_seed"] = kept.pop("seed")
         return cast(TuningOptions, {**kept, **_given(asked)})
 
-    def _left_out(self, given: Mapping[str, Any]) -> set[str]:
+    def _left_out(self, given: Mapping[str, Any], *, has_fast_lora: bool) -> set[str]:
         """The recorded options that do not go with those that are given."""
         leaves = set()
         if given.get("fast"):
             leaves |= {"num_inference_steps"}
-        if given.get("fast_lora") and not self.sampling.get("fast_lora"):
+        with_fast_lora = given.get("fast_lora") or (given.get("fast") and has_fast_lora)
+        if with_fast_lora and not self.sampling.get("fast_lora"):
             leaves |= set(CHOSEN_BY_FAST_LORA)
         if given.get("automatic"):
             leaves |= {*CHOSEN_BY_AUTOMATIC, "clip_filter", "resamples", "guidance_sigma_low", "guidance_sigma_high"}
