@@ -20,7 +20,8 @@ def test_a_running_server_is_told(services: LocalServices) -> None:
     assert re.search(r"^health: +SERVING$", done.stdout, re.MULTILINE)
     assert re.search(rf"^tuner: +{re.escape(__version__)}$", done.stdout, re.MULTILINE)
     assert re.search(rf"^sampler: +{re.escape(__version__)}, onnxruntime .* cpu", done.stdout, re.MULTILINE)
-    assert re.search(r"^limits of a tenant: +100 open tunings \(1000 of all tenants\), 256 ", done.stdout, re.MULTILINE)
+    of_tenant = r"100 open tunings \(1000 of all tenants\), 10000 tunings kept, 256 open edits"
+    assert re.search(rf"^limits of a tenant: +{of_tenant}", done.stdout, re.MULTILINE)
     assert re.search(r"^limits of a request: +20000 steps of an edit", done.stdout, re.MULTILINE)
     assert re.search(r"^queue: +\d+ tunings run, \d+ wait.*; \d+ edits run, \d+ wait", done.stdout, re.MULTILINE)
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import sqlite3
 import time
+import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -345,7 +346,7 @@ async def test_a_gateway_on_a_state_that_can_only_be_read_answers(world: World) 
                 EditRequest(image_data=picture("red"), prompt="a dog", config=sampling_config(method="sdedit")),
             ):
                 assert [event async for event in edits.Edit(request, timeout=20)][-1].HasField("done"), request
-            again = CreateTuningRequest(image=made.image, config=made.config, request_id="again")
+            again = CreateTuningRequest(image=made.image, config=made.config, request_id=str(uuid.uuid4()))
             assert (await tunings.CreateTuning(again, timeout=20)).name == made.name
             wanted = Tuning(name=made.name, labels={"a": "b"})
             for call in (

@@ -29,7 +29,7 @@ LONG = {
 LATE = {
     "method": "sdedit",
     "strength": 0.02,
-    "num_inference_steps": 1000,
+    "num_inference_steps": 90,
     "second_pass": True,
     "second_pass_strength": 1.0,
     "second_pass_scale": 16.0,

@@ -44,6 +44,8 @@ WRONG: dict[type[Message], dict[str, Any]] = {
         "strength": 2,
         "interpolation": 2,
         "scheduler": 99,
+        "tcd_gamma": -1,
+        "fast_lora": None,  # the model of these services has one
         "negative_prompt": LONG,
         "base_prompt": LONG,
         "prompt_guidance_scale": -1,

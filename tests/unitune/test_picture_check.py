@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -153,7 +154,11 @@ async def test_a_child_that_died_is_replaced(checks: PictureChecks) -> None:
 
 def children() -> set[int]:
     """The process ids of this process's children."""
-    return {int(pid) for entry in Path("/proc/self/task").glob("*/children") for pid in entry.read_text().split()}
+    found: set[int] = set()
+    for entry in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError):  # of a thread that has ended
+            found |= {int(pid) for pid in entry.read_text().split()}
+    return found
 
 
 async def test_a_picture_that_kills_its_decoder_is_refused(checks: PictureChecks) -> None:
@@ -164,8 +169,9 @@ async def test_a_picture_that_kills_its_decoder_is_refused(checks: PictureChecks
     async def kill() -> None:
         while True:
             for pid in children() - others:
-                os.kill(pid, signal.SIGKILL)
-                killed.add(pid)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    killed.add(pid)
             await asyncio.sleep(0.001)
 
     killer = asyncio.create_task(kill())
