@@ -20,13 +20,13 @@ from functools import partial
 
 from sqlalchemy import Double, bindparam, delete, func, select, update
 
-from gateway.database import EVERY_TOPIC, Database, Transaction, operation
+from gateway.database import EVERY_TOPIC, Database, Transaction, operation, until_answered
 from gateway.dialects import Upsert
 from gateway.names import Name, missing
 from gateway.principal import SCOPES, WORDS, Principal
 from gateway.state_schema import api_keys
 from unitune import telemetry
-from unitune.errors import FailedPrecondition, ResourceExhausted, Unauthenticated, UniTuneError
+from unitune.errors import FailedPrecondition, ResourceExhausted, Unauthenticated
 
 logger = logging.getLogger(__name__)
 
@@ -132,12 +132,8 @@ class ApiKeys:
             load.add_done_callback(self._loads.discard)
 
     async def _reload(self) -> None:
-        async with self._loading:
-            while True:
-                try:
-                    return await self._load()
-                except UniTuneError:  # no notification need follow: LISTEN has a connection of its own
-                    await asyncio.sleep(RELOAD_S)
+        async with self._loading:  # no notification need follow: LISTEN has a connection of its own
+            await until_answered(self._load, RELOAD_S)
 
     def has_valid(self, scope: int | None = None) -> bool:
         """Whether there is a valid key, of this scope if one is given."""

@@ -184,6 +184,15 @@ class Database(ABC):
         """The caller's error for one of the database's driver, which is logged."""
 
 
+async def until_answered(ask: Callable[[], Awaitable[T]], again_s: float) -> T:
+    """What the database answers, which is asked again while it is away. The log has why."""
+    while True:
+        try:
+            return await ask()
+        except UniTuneError:
+            await asyncio.sleep(again_s)
+
+
 class _HasDatabase(Protocol):
     database: Database
 

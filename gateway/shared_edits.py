@@ -5,19 +5,16 @@ life for a while has died with its edits.
 """
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from typing import Any
 
 from google.rpc.status_pb2 import Status
 
-from gateway.database import EVERY_TOPIC
+from gateway.database import EVERY_TOPIC, until_answered
 from gateway.state import State
-from unitune import telemetry
 from unitune.errors import Unavailable, UniTuneError, to_status
 from unitune.v1.edit_pb2 import Edit
-
-logger = logging.getLogger(__name__)
 
 END_S = 3.0  # at the end, for what others have not been told yet
 ALIVE_S = 5.0  # between two signs of life of a gateway, and between two sweeps
@@ -51,12 +48,8 @@ class SharedEdits:
     async def _tell_end(self, edit: Edit) -> None:
         if (begun := self._begun.pop(edit.name, None)) is not None:
             await asyncio.wait({begun})
-        while True:
-            try:
-                return await self._state.end_edit(edit)
-            except UniTuneError as error:  # its row would be RUNNING for as long as this gateway lives
-                telemetry.event(logger, "edits not shared", level=logging.WARNING, reason=error.reason)
-            await asyncio.sleep(ALIVE_S)
+        # Else its row would be RUNNING for as long as this gateway lives.
+        await until_answered(lambda: self._state.end_edit(edit), ALIVE_S)
 
     async def find(self, name: str) -> Edit | None:
         """An edit of any gateway, without its pictures."""
@@ -94,24 +87,12 @@ class SharedEdits:
 
     async def _look(self) -> None:
         """Cancel what was cancelled while nothing was heard."""
-        while True:
-            try:
-                names = await self._state.cancelled_edits()
-                break
-            except UniTuneError:  # which is in the log; no notification need follow
-                await asyncio.sleep(ALIVE_S)
-        for name in names:
+        for name in await until_answered(self._state.cancelled_edits, ALIVE_S):  # no notification need follow
             if self._cancel is not None:
                 self._cancel(name)
 
-    def _do(self, work: Awaitable[None]) -> None:
-        async def carefully() -> None:
-            try:
-                await work
-            except UniTuneError as error:
-                telemetry.event(logger, "edits not shared", level=logging.WARNING, reason=error.reason)
-
-        task = asyncio.create_task(carefully())
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

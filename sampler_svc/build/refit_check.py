@@ -32,7 +32,7 @@ def references(graph: Path, spec: EngineSpec, weights: Path, probe: Path, scratc
     """Asks the exported graph. Weights are read-only and lie in a file, the random ones in one in `scratch`. Writes the
     answer of the base weights to `probe`.
 
-    Refits of a large graph are proven with few of its sizes' values (`check_side`), and it is asked at its own once.
+    Refits of a large graph are proven with small latents (`EngineSpec.check_side`). At its own size it is asked once.
     """
     tensors = map_tensors(weights)
     kinds = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
@@ -87,9 +87,8 @@ def random_tensor(base: np.ndarray, seed: int) -> np.ndarray:
 
     Matrices are drawn at a scale that keeps a signal's size; norms and biases are shifted by about one.
     """
-    noise = np.random.default_rng(seed).random(
-        base.shape, dtype=np.float32
-    )  # a third of the normal distribution's time
+    # Uniform: of a large model, to draw them normally would take as long as a refit.
+    noise = np.random.default_rng(seed).random(base.shape, dtype=np.float32)
     noise -= 0.5
     noise *= np.sqrt(12)  # so their variance is 1
     if base.ndim == 1:
