@@ -100,6 +100,4 @@ class Evictions:
         if path is None:
             return False
         tuning = await self._state.get(str(Name(path.tenant, "tunings", path.tuning)))
-        return (
-            tuning is not None and tuning.state == Tuning.STATE_READY and tuning.weights.digest == weights.digest
-        )
+        return tuning is not None and tuning.state == Tuning.STATE_READY and tuning.weights.digest == weights.digest

@@ -266,6 +266,8 @@ class SamplerConnection:
                 if kind != "heartbeat" or event.heartbeat.ByteSize():
                     yield event
         except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:  # of the caller, which says nothing of the sampler
+                raise unanswered("sampler") from None
             raise self._translated(error) from None
         finally:
             if kind in _LAST_EVENTS and not call.done():  # the service would log a stream that is cut here as cancelled

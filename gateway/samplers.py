@@ -80,7 +80,8 @@ class Samplers:
             await asyncio.gather(*self._watches.values(), return_exceptions=True)
 
     async def _resolve(self) -> None:
-        found = await asyncio.gather(*map(sampler_addresses.resolved, self._names), return_exceptions=True)
+        looks = (asyncio.wait_for(sampler_addresses.resolved(name), RESOLVE_S) for name in self._names)
+        found = await asyncio.gather(*looks, return_exceptions=True)
         for name, addresses in zip(self._names, found, strict=True):
             if isinstance(addresses, BaseException):  # those that it had before may still be right
                 if name not in self._unresolved:
@@ -259,7 +260,7 @@ class Samplers:
         ends_s = None if timeout_s is None else time.monotonic() + timeout_s
         await self._until_resolved()
         run, tried, later = ResumedRun(), set[str](), 0
-        is_alone = len(self._usable()) == 1
+        is_alone = len(self._named()) == 1
         while True:
             left_s = None if ends_s is None else ends_s - time.monotonic()
             untried = [one for one in self._usable() if one.address not in tried]

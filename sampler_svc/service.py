@@ -89,9 +89,7 @@ class SamplerService(sampler_pb2_grpc.SamplerServiceServicer):
         self._changed: set[asyncio.Event] = set()
         self._pools = [pool for pool in (model.pool, model.controlled, model.super_resolution) if pool is not None]
         metrics.ENGINES.labels("warm").set_function(lambda: sum(pool.num_warm() for pool in self._pools))
-        metrics.ENGINES.labels("cold").set_function(
-            lambda: sum(pool.size - pool.num_warm() for pool in self._pools)
-        )
+        metrics.ENGINES.labels("cold").set_function(lambda: sum(pool.size - pool.num_warm() for pool in self._pools))
         metrics.ENGINE_USAGE.set_function(lambda: model.pool.num_warm() / model.pool.size)
         self._tell_metrics()
 

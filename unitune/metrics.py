@@ -78,9 +78,7 @@ ENGINES = Gauge(
     ["state"],
     registry=REGISTRY,
 )
-RUNS = Gauge(
-    "unitune_runs", "Edits and loads that wait for an engine, or have one.", ["state"], registry=REGISTRY
-)
+RUNS = Gauge("unitune_runs", "Edits and loads that wait for an engine, or have one.", ["state"], registry=REGISTRY)
 ENGINE_USAGE = Gauge(
     "unitune_engine_usage", "The share of the denoiser's engines that hold a tuning's weights.", registry=REGISTRY
 )
