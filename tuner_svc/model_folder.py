@@ -144,7 +144,7 @@ def model_files(folder: Path) -> list[Path]:
     tokenizers = ("tokenizer", *([SECOND_TOKENIZER] if has_pair else []))
     needed = [Path("scheduler", SCHEDULER_FILE), *([Path(INDEX_FILE)] if has_pair else [])]
     for part in (*text_encoders, "unet", "vae"):
-        needed += [Path(part, "config.json"), *_weight_files(folder, part, weights_of(part))]
+        needed += [Path(part, "config.json"), *weight_files(folder, part, weights_of(part))]
     for tokenizer in tokenizers:
         if not (folder / tokenizer / "tokenizer.json").is_file():  # the older layout
             needed += [Path(tokenizer, "vocab.json"), Path(tokenizer, "merges.txt")]
@@ -422,7 +422,7 @@ def weight_names(weights: str, variant: str | None) -> tuple[str, str]:
     return f"{stem}{between}.{ending}", f"{weights}.index{between}.json"
 
 
-def _weight_files(folder: Path, part: str, weights: str) -> list[Path]:
+def weight_files(folder: Path, part: str, weights: str) -> list[Path]:
     """A part's weights: one file, or an index and the shards that it lists. Raises UnusableBaseModel."""
     name, index = weight_names(weights, variant_of(folder, part))
     if (folder / part / name).is_file() or not (folder / part / index).is_file():
