@@ -127,7 +127,7 @@ def test_a_part_that_takes_too_long_is_ended(tmp_path: Path) -> None:
 
 
 def test_figures_are_shown_beside_the_published_ones() -> None:
-    """The table takes what was published from bench/gpu/README.md, each with a figure that is measured, and a source."""
+    """The table has the published figures of bench/gpu/README.md, each one that is measured, with a source."""
     found = published_figures()
 
     assert {each["figure"] for each in found} == {"step_s", "edit_s"}
