@@ -60,6 +60,9 @@ class KnownServices:
             is_up = await self._samplers.ask_all()
         except UniTuneError:
             is_up = False
+        except Exception:  # a fault of ours, which must not end the task that asks
+            telemetry.failure(logger, "samplers not asked")
+            is_up = False
         metrics.UPSTREAM_UP.labels(SAMPLER).set(is_up)
         metrics.UPSTREAM_UP.labels(TUNER).set(self._tuners.is_any_there)
 

@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -187,7 +187,8 @@ class SamplerConnection:
     async def sample(self, request: SampleRequest, timeout_s: float | None) -> AsyncGenerator[SampleEvent, None]:
         """Sample; closing the iterator cancels it before its next step."""
         connections, sent = self._connections, (time.monotonic(), request.weights.digest)
-        call = connections.sampling.Sample(request, timeout=timeout_s)
+        with _closed_is_unanswered():
+            call = connections.sampling.Sample(request, timeout=timeout_s)
         self.in_flight += 1
         self._unacknowledged.append(sent)
         try:
@@ -214,17 +215,17 @@ class SamplerConnection:
             if is_lost:
                 self._state_s = -math.inf
                 on_change()
-                if not self.is_named:
-                    return
-                await asyncio.sleep(WATCH_AGAIN_S)
-            elif not self.is_named and not self.in_flight:
+            if not self.is_named and not self.in_flight:  # one that drains ends the watch before its last edits
                 return
+            if is_lost:
+                await asyncio.sleep(WATCH_AGAIN_S)
 
     async def _watch_once(self, on_change: Callable[[], None], forget: Forget) -> None:
         """Until the watch's own end. Raises AioRpcError for any other end."""
-        call = self._connections.sampling.WatchReplica(WatchReplicaRequest(), timeout=WATCH_S)
+        with _closed_is_unanswered():
+            call = self._connections.sampling.WatchReplica(WatchReplicaRequest(), timeout=WATCH_S)
         try:
-            while (state := await call.read()) is not _EOF:
+            while (state := await _read(call)) is not _EOF:
                 before = self.is_watched and self.is_answering, self._state.draining
                 self._state, self._state_s = state, time.monotonic()
                 self._resident, self._loading = frozenset(state.resident), frozenset(state.loading)
@@ -244,7 +245,8 @@ class SamplerConnection:
 
     async def _call(self, method: Any, request: Any, *, timeout_s: float = CALL_S, waits: bool = True) -> Any:
         try:
-            answer = await method(request, timeout=timeout_s, wait_for_ready=waits)
+            with _closed_is_unanswered():
+                answer = await method(request, timeout=timeout_s, wait_for_ready=waits)
         except grpc.aio.AioRpcError as error:
             raise self._translated(error) from None
         self._answers()
@@ -276,7 +278,7 @@ class SamplerConnection:
             connections.streams -= 1
 
     async def _next_event(self, call: Any) -> Any:
-        reading = asyncio.ensure_future(call.read())
+        reading = asyncio.ensure_future(_read(call))
         try:
             # In several waits: if this process itself stood still, at most one of them passed.
             for _ in range(SILENCE_CHECKS):
@@ -344,6 +346,27 @@ class Connections:
                 await asyncio.sleep(CALL_S)
         finally:
             await self.close()
+
+
+async def _read(call: Any) -> Any:
+    with _closed_is_unanswered():
+        return await call.read()
+
+
+@contextlib.contextmanager
+def _closed_is_unanswered() -> Iterator[None]:
+    """A call whose channel is closed ends as if its task were cancelled, and a later one with UsageError. Both raise
+    Unavailable (BACKEND_DOWN) instead; a task that is really cancelled is.
+    """
+    try:
+        yield
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise unanswered("sampler") from None
+    except grpc.aio.UsageError:
+        raise unanswered("sampler") from None
 
 
 async def _read_to_end(call: Any) -> None:

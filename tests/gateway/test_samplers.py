@@ -18,7 +18,7 @@ from tests.gateway.test_sample_queue import SDEDIT, begin, held, large_png, pict
 from tests.gateway.upstream_servers import Sampler, serve_sampler
 from tests.postgres_server import PostgresServer
 from unitune import metrics, serving
-from unitune.errors import InvalidField, from_status
+from unitune.errors import InvalidField, Unavailable, from_status
 from unitune.v1.edit_pb2 import CancelEditRequest, EditEvent, EditRequest
 from unitune.v1.server_pb2 import BaseModel, GetServerInfoRequest, Upstream
 from unitune.v1.tuning_pb2 import DeleteTuningRequest, Tuning, WeightsRef
@@ -108,10 +108,8 @@ def kinds(events: list[EditEvent]) -> list[str | None]:
 # Where they are
 
 
-async def test_a_name_is_all_samplers_that_it_stands_for(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that is added to a name is used, one that is removed gets nothing more though it lives, and an edit that it
-    has goes on (F29). The test's resolver stands for a headless Service's."""
-    loop, there = asyncio.get_running_loop(), ["127.0.0.2"]
+def resolve(monkeypatch: pytest.MonkeyPatch, there: list[str]) -> None:
+    """Have the name `samplers` stand for these addresses, as the one of a headless Service does."""
 
     async def getaddrinfo(host: str, port: int, **_: Any) -> Any:
         assert host == "samplers"
@@ -119,7 +117,14 @@ async def test_a_name_is_all_samplers_that_it_stands_for(fleet: Fleet, monkeypat
             raise socket.gaierror("no such name")
         return [(socket.AF_INET, 1, 6, "", (address, port)) for address in there]
 
-    monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+
+
+async def test_a_name_is_all_samplers_that_it_stands_for(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is added to a name is used, one that is removed gets nothing more though it lives, and an edit that it
+    has goes on (F29)."""
+    there = ["127.0.0.2"]
+    resolve(monkeypatch, there)
     old, new = fleet.samplers[:2]
     listening = [await serve_sampler(old, "127.0.0.2:0")]
     port = listening[0].address.rpartition(":")[2]
@@ -154,6 +159,59 @@ async def test_a_name_is_all_samplers_that_it_stands_for(fleet: Fleet, monkeypat
     assert (await edit(fleet.world, image_data=picture(), config=SDEDIT))[-1].HasField("done")
     for server in listening:
         await server.stop()
+
+
+async def test_a_sampler_that_drains_after_its_address_is_gone_ends_its_edits(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a rolling update: first its address leaves the name, then it ends its watch, last its edits."""
+    there = ["127.0.0.2"]
+    resolve(monkeypatch, there)
+    old, new = fleet.samplers[:2]
+    listening = [await serve_sampler(old, "127.0.0.2:0")]
+    port = listening[0].address.rpartition(":")[2]
+    listening.append(await serve_sampler(new, f"127.0.0.3:{port}"))
+    await fleet.reopen(f"samplers:{port}")
+    await fleet.ready(1)
+    old.go_on.clear()
+    running = begin(fleet.world.edits, "default")
+    await eventually(lambda: _true(len(old.requests) == 1))
+    there[:] = ["127.0.0.3"]
+    assert fleet.world.gateway is not None
+    connections = fleet.world.gateway._samplers._connections
+    left = connections[f"127.0.0.2:{port}"]
+    await eventually(lambda: _true(not left.is_named))
+    old.drain()
+    await eventually(lambda: _true(not left.is_watched))
+    await asyncio.sleep(0.1)
+    old.go_on.set()
+    events = await rest(running)
+    assert events[-1].HasField("done") and kinds(events).count("warning") == 0 and not new.requests
+    await eventually(lambda: _true(left.address not in connections))
+    for server in listening:
+        await server.stop()
+
+
+async def test_a_connection_that_is_closed_is_a_sampler_away(fleet: Fleet) -> None:
+    """What runs over it begins again at another sampler, and what is asked of all is answered by the others."""
+    assert fleet.world.gateway is not None
+    known = fleet.world.gateway._samplers
+    for sampler in fleet.samplers:
+        sampler.go_on.clear()
+    running = begin(fleet.world.edits, "default")
+    await eventually(lambda: _true(sum(fleet.requests()) == 1))
+    closed = known._connections[fleet.addresses[fleet.requests().index(1)]]
+    await closed.close()
+    for sampler in fleet.samplers:
+        sampler.go_on.set()
+    events = await rest(running)
+    assert events[-1].HasField("done") and sum(fleet.requests()) == 2
+    assert await known.ask_all()
+    await known.evict("a" * 64)
+    for _ in range(4):
+        assert (await known.sampler_info()).engine
+    with pytest.raises(Unavailable):
+        await closed.sampler_info()
 
 
 async def _true(answer: bool) -> bool:
