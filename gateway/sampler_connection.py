@@ -151,7 +151,7 @@ class SamplerConnection:
 
     def renew(self) -> None:
         """Connect anew if the certificate has changed. What runs goes on over its old connection."""
-        if self._certificates is not None and self._certificates.changed():
+        if self._certificates is not None and self._certificates.newest() is not self._connections.certificate:
             task = asyncio.create_task(self._connections.close_after_streams())
             self._old.add(task)
             task.add_done_callback(self._old.discard)
@@ -324,7 +324,7 @@ class Connections:
 
     def __init__(self, sampler: str, certificates: CertificateReader | None) -> None:
         credentials = certificates.channel_credentials() if certificates is not None else None
-
+        self.certificate = certificates.current if certificates is not None else None
         self._channels = [
             serving.channel(sampler, service_config=_SERVICE_CONFIG, credentials=credentials, name=peers.SAMPLER)
             for _ in range(2)

@@ -275,16 +275,18 @@ class Samplers:
                 raise unanswered("sampler")
             sampler = self._chosen(request.weights.digest, untried)
             tried.add(sampler.address)
+            has_begun = False  # anything of this sampler but heartbeats has been passed on
             try:
                 async with aclosing(sampler.sample(request, left_s)) as events:
                     async for event in events:
                         for passed in [event] if is_alone else run.passed(event):
+                            has_begun = has_begun or not passed.HasField("heartbeat")
                             yield passed
                         if event.WhichOneof("event") in ("done", "failed"):
                             return
                 raise unanswered("sampler")  # it ended without a last event
             except Unavailable as error:
-                later += run.has_begun
+                later += has_begun
                 others = [one for one in self._usable() if one.address not in tried]
                 is_late = ends_s is not None and time.monotonic() >= ends_s
                 if is_alone or is_late or not others or later > MOVES_LATER or len(tried) > MOVES:
@@ -296,7 +298,7 @@ class Samplers:
                 }
                 telemetry.event(logger, "edit begins again", level=logging.WARNING, **fields)
                 metrics.EDIT_MOVES.inc()
-            if run.has_begun:
+            if has_begun:
                 yield SampleEvent(warning=EditEvent.Warning(text=LOST))
 
     def _chosen(self, weights: str, usable: Sequence[SamplerConnection]) -> SamplerConnection:

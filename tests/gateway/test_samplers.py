@@ -453,6 +453,29 @@ async def test_an_edit_that_had_begun_begins_again_once(fleet: Fleet, kind: str)
     assert from_status(events[-1].failed).reason == "BACKEND_DOWN" and sum(fleet.requests()) == before + 2
 
 
+async def test_a_sampler_that_refuses_costs_no_edit_that_was_lost(fleet: Fleet) -> None:
+    """Lost after its first event, an edit is refused by the next sampler before any: a third makes it, and the caller
+    is warned once."""
+    for sampler in fleet.samplers:
+        sampler.go_on.clear()
+        sampler.breaks_after = "step"
+    running = begin(fleet.world.edits, "default", seeds=[1, 2])
+    await eventually(lambda: _true(sum(fleet.requests()) == 1))
+    lost = next(sampler for sampler in fleet.samplers if sampler.requests)
+    others = [sampler for sampler in fleet.samplers if sampler is not lost]
+    lost.go_on.set()
+    await eventually(lambda: _true(sum(fleet.requests()) == 2))
+    refusing = next(sampler for sampler in others if sampler.requests)
+    refusing.refusals = 100
+    for sampler in fleet.samplers:
+        sampler.breaks_after = ""
+        sampler.go_on.set()
+    events = await rest(running)
+    told = [kind for kind in kinds(events) if kind != "step"]
+    assert told == ["accepted", "loading", "warning", "loading", "image", "done"]
+    assert len(pictures(events)) == 2 and len(refusing.requests) == 3 and sum(fleet.requests()) == 5
+
+
 @pytest.mark.parametrize("kind", ["image", "image_part"])
 async def test_no_picture_comes_twice(fleet: Fleet, kind: str) -> None:
     """Lost amid the pictures, and amid the pieces of one: each comes once and whole, and none is of two samplers."""
