@@ -31,7 +31,6 @@ class KnownServices:
 
     async def begin(self) -> None:
         """Ask the samplers once. Of whom nothing is known, use what an earlier process knew."""
-        await self._ask()
         try:
             if self._state.is_shared:
                 await self._share()
@@ -39,10 +38,11 @@ class KnownServices:
                 self._kept = await self._state.known()
                 if self._tuners.known is None and TUNER in self._kept:
                     self._tuners.known = TunerInfo.FromString(self._kept[TUNER])
-            if self._samplers.known is None and SAMPLER in self._kept:
+            if SAMPLER in self._kept:
                 self._samplers.recall(SamplerInfo.FromString(self._kept[SAMPLER]))
         except Exception:  # it matters only to requests that come before a service answers
             telemetry.failure(logger, "services not recalled")
+        await self._ask()
 
     async def poll(self, every_s: float) -> None:
         """Ask at intervals, and keep what is new."""

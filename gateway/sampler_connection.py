@@ -99,6 +99,7 @@ class SamplerConnection:
         self._state = ReplicaState()
         self._resident, self._loading, self._kept = frozenset[str](), frozenset[str](), frozenset[str]()  # of it
         self._state_s = -math.inf  # when it came
+        self._ends_watch = False
         self.in_flight = 0  # edits
         self._unacknowledged: list[tuple[float, str]] = []  # when they were sent, and with which weights
 
@@ -106,6 +107,11 @@ class SamplerConnection:
     def is_answering(self) -> bool:
         """Whether it answered when it was last asked, or told its state."""
         return self._has_answered and not self._is_silent
+
+    @property
+    def is_unheard(self) -> bool:
+        """Whether it is new: it has not answered yet, and has not failed to."""
+        return self.known is None and not self._is_silent
 
     @property
     def is_watched(self) -> bool:
@@ -134,6 +140,7 @@ class SamplerConnection:
             loading=self._loading.union(weights for _, weights in self._unacknowledged if weights),
             kept=self._kept,
             engines=max(1, state.engines),
+            runs=state.running + state.waiting,
             queued_s=state.queued_s,
             edit_s=state.edit_s,
             refit_s=state.refit_s,
@@ -220,8 +227,13 @@ class SamplerConnection:
             if is_lost:
                 await asyncio.sleep(WATCH_AGAIN_S)
 
+    def watch_anew(self) -> None:
+        """End the watch with the next state that comes. The one after it begins with all that the sampler holds."""
+        self._ends_watch = True
+
     async def _watch_once(self, on_change: Callable[[], None], forget: Forget) -> None:
-        """Until the watch's own end. Raises AioRpcError for any other end."""
+        """Until the watch's own end, or that of `watch_anew`. Raises AioRpcError for any other end."""
+        self._ends_watch = False
         with _closed_is_unanswered():
             call = self._connections.sampling.WatchReplica(WatchReplicaRequest(), timeout=WATCH_S)
         try:
@@ -235,6 +247,8 @@ class SamplerConnection:
                     on_change()
                 if state.held:
                     await forget(self, state.held)
+                if self._ends_watch:
+                    return
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED or not self.is_watched:
                 raise

@@ -136,8 +136,11 @@ class Samplers:
         return of_base_model[0].known if of_base_model else self._recalled
 
     def recall(self, info: SamplerInfo) -> None:
-        """What an earlier process knew, for as long as no sampler has answered."""
+        """What an earlier process knew, for as long as no sampler has answered. Its base model stays until most samplers
+        have another one."""
         self._recalled = info
+        self._base_model = info.base_model.digest
+        self._note()
 
     async def ask_all(self) -> bool:
         """Ask all what they are; whether any answers."""
@@ -174,13 +177,14 @@ class Samplers:
 
     def _note(self) -> None:
         """Something has changed: find the base model of most samplers, and tell how many there are for edits."""
-        answering = [one for one in self._named() if one.is_answering and one.known is not None]
-        counts = Counter(one.known.base_model.digest for one in answering if one.known is not None)
+        # Those that are away count, too: one that strays is not most while the others start again.
+        counts = Counter(one.known.base_model.digest for one in self._named() if one.known is not None)
         if counts:
-            most = max(counts.values())
-            if counts[self._base_model] < most:
+            most, unheard = max(counts.values()), sum(one.is_unheard for one in self._named())
+            is_nobodys = not self._base_model or not (counts[self._base_model] or unheard)
+            if is_nobodys or 2 * most > counts.total() + unheard:
                 self._base_model = min(digest for digest, count in counts.items() if count == most)
-        left_out = {one.address for one in answering if self._is_of_another_model(one)}
+        left_out = {one.address for one in self._named() if one.is_answering and self._is_of_another_model(one)}
         for address in left_out - self._left_out:
             telemetry.event(logger, "sampler of another base model left out", level=logging.WARNING, address=address)
         self._left_out = left_out
@@ -246,13 +250,17 @@ class Samplers:
         return await self._ask(lambda sampler, waits: sampler.check_sample(request, waits=waits))
 
     async def evict(self, digest: str) -> None:
-        """Make all samplers forget weights. One that is away tells what it holds when it is watched again.
+        """Make all samplers forget weights. One that is away, or fails, tells what it holds when its state comes again.
 
         Raises Unavailable (BACKEND_DOWN) if none answers.
         """
         await self._until_resolved()
         asked = [one for one in self._connections.values() if one.is_watched] or self._named()
         answers = await asyncio.gather(*(one.evict(digest) for one in asked), return_exceptions=True)
+        evicted = {one for one, answer in zip(asked, answers, strict=True) if not isinstance(answer, BaseException)}
+        for connection in self._connections.values():
+            if connection not in evicted:
+                connection.watch_anew()
         if all(isinstance(answer, BaseException) for answer in answers):
             raise answers[0]  # type: ignore[misc]
 

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -267,6 +267,36 @@ async def test_a_sampler_of_another_base_model_is_named_and_gets_nothing(fleet: 
     assert info.base_model.digest == fleet.samplers[1].base_model.digest
     odd.base_model = model
     await fleet.ready(4)
+
+
+async def test_the_base_model_stays_while_its_samplers_are_away(fleet: Fleet) -> None:
+    """A sampler of another one is not most samplers because the others start again, nor one of two in the next process
+    of the gateway."""
+    model = fleet.samplers[1].base_model.digest
+    fleet.samplers[0].base_model = BaseModel(name="other", digest="0" * 64, width=64, height=64)
+    await fleet.reopen(",".join(fleet.addresses[:3]))
+    await fleet.ready(2)
+    for server in fleet.servers[1:3]:
+        await server.stop()
+
+    async def told() -> dict[str, bool]:
+        assert fleet.world.gateway is not None
+        assert fleet.world.gateway._samplers.known is not None
+        assert fleet.world.gateway._samplers.known.base_model.digest == model
+        return {address: one.is_answering for address, one in (await upstreams(fleet.world.info)).items()}
+
+    await eventually(lambda: _true_of(told(), lambda answering: sorted(answering.values()) == [False, False, True]))
+    assert fleet.world.gateway is not None
+    assert await fleet.world.gateway._samplers.ask_all()
+    await told()
+    fleet.servers[1] = await serve_sampler(fleet.samplers[1], fleet.addresses[1])
+    await fleet.reopen(",".join(fleet.addresses[:2]))
+    await fleet.ready(1)
+    assert all((await told()).values())
+
+
+async def _true_of(found: Awaitable[Any], check: Callable[[Any], bool]) -> bool:
+    return check(await found)
 
 
 async def test_addresses_are_for_administrators(fleet: Fleet) -> None:
@@ -563,3 +593,20 @@ async def test_all_samplers_forget_what_is_deleted(fleet: Fleet) -> None:
     await eventually(lambda: _true(len(away.evicted) == 2), 20)
     await asyncio.sleep(0.1)
     assert away.evicted == [digest, nobodys.digest]
+
+
+async def test_a_sampler_that_stood_still_forgets_what_was_deleted_meanwhile(fleet: Fleet) -> None:
+    """Its watch had not ended, and all the same it says what it holds when it goes on."""
+    await fleet.reopen(",".join(fleet.addresses[:2]))
+    (gone,) = await tunings(fleet, 1)
+    still = fleet.samplers[0]
+    still.is_told.clear()
+    still.change()
+    await fleet.ready(1)
+    await fleet.world.tunings.DeleteTuning(DeleteTuningRequest(name=gone.name), timeout=10)
+    digest = gone.weights.digest
+    await eventually(lambda: _true(digest in fleet.samplers[1].evicted))
+    still.held = [gone.weights]
+    still.evicted.clear()
+    still.is_told.set()
+    await eventually(lambda: _true(digest in still.evicted))
