@@ -23,7 +23,7 @@ from gateway.sampler_choice import Replica
 from gateway.upstreams import CALL_S, unanswered
 from unitune import peers, serving, telemetry
 from unitune.certificates import CertificateReader
-from unitune.errors import ResourceExhausted, UniTuneError, from_status
+from unitune.errors import Internal, ResourceExhausted, UniTuneError, from_status
 from unitune.v1.sampler_pb2 import (
     CheckTuningRequest,
     EvictRequest,
@@ -46,6 +46,8 @@ END_S = 1.0  # for a stream to end after its last event
 WATCH_S = 60.0  # of one watch; the next one begins with all that the sampler holds
 WATCH_AGAIN_S = 0.5  # after a watch that broke off
 STALE_S = 3.0  # of a state, which comes once a second at least
+FAULTS = 2  # edits that fail one after the other by a fault of the sampler, before it is the last choice
+FAULTY_S = 10.0  # for which it is then, until another edit tries it
 STATE_LAG_S = 0.2  # from an edit's dispatch to a state that has it, at most ten times a second
 
 _EOF = grpc.aio.EOF  # type: ignore[attr-defined]  # its stubs lack it
@@ -100,6 +102,7 @@ class SamplerConnection:
         self._resident, self._loading, self._kept = frozenset[str](), frozenset[str](), frozenset[str]()  # of it
         self._state_s = -math.inf  # when it came
         self._ends_watch = False
+        self._faults, self._faulty_until_s = 0, -math.inf
         self.in_flight = 0  # edits
         self._unacknowledged: list[tuple[float, str]] = []  # when they were sent, and with which weights
 
@@ -122,6 +125,11 @@ class SamplerConnection:
     def is_draining(self) -> bool:
         """Whether it said that it takes no more edits."""
         return self.is_watched and self._state.draining
+
+    @property
+    def is_faulty(self) -> bool:
+        """Whether its last edits all failed by a fault of its own. Its queue is short, and draws more of them."""
+        return time.monotonic() < self._faulty_until_s
 
     @property
     def epoch(self) -> str:
@@ -201,11 +209,28 @@ class SamplerConnection:
         try:
             async with aclosing(self._stream(connections, call)) as events:
                 async for event in events:
+                    self._note_end(event)
                     yield event
+        except Internal:
+            self._note_fault()
+            raise
         finally:
             self.in_flight -= 1
             if sent in self._unacknowledged:
                 self._unacknowledged.remove(sent)
+
+    def _note_end(self, event: SampleEvent) -> None:
+        if event.HasField("done"):
+            self._faults, self._faulty_until_s = 0, -math.inf
+        elif event.HasField("failed") and isinstance(from_status(event.failed), Internal):
+            self._note_fault()
+
+    def _note_fault(self) -> None:
+        self._faults += 1
+        if self._faults >= FAULTS:
+            self._faulty_until_s = time.monotonic() + FAULTY_S
+            fields: telemetry.Fields = {"upstream": "sampler", "address": self.address}
+            telemetry.event(logger, "edits of a sampler fail", level=logging.WARNING, **fields)
 
     async def watch(self, on_change: Callable[[], None], forget: Forget) -> None:
         """Follow the sampler's state until the address is no sampler's any more, and nothing is left there.

@@ -136,8 +136,8 @@ class Samplers:
         return of_base_model[0].known if of_base_model else self._recalled
 
     def recall(self, info: SamplerInfo) -> None:
-        """What an earlier process knew, for as long as no sampler has answered. Its base model stays until most samplers
-        have another one."""
+        """What an earlier process knew, for as long as no sampler has answered. Its base model stays until most
+        samplers have another one."""
         self._recalled = info
         self._base_model = info.base_model.digest
         self._note()
@@ -310,7 +310,9 @@ class Samplers:
                 yield SampleEvent(warning=EditEvent.Warning(text=LOST))
 
     def _chosen(self, weights: str, usable: Sequence[SamplerConnection]) -> SamplerConnection:
-        replicas = {one.address: one.replica() for one in usable}
+        replicas = {one.address: one.replica() for one in usable if not one.is_faulty}
+        if not replicas:
+            replicas = {one.address: one.replica() for one in usable}
         return self._connections[choose(weights, list(replicas.values()), self._chance).address]
 
 

@@ -561,6 +561,30 @@ async def test_a_deadline_ends_the_moving(fleet: Fleet) -> None:
         sampler.go_on.set()
 
 
+async def test_a_sampler_whose_edits_all_fail_gets_few(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After two faults of its own it is the last choice for some time, though its queue is the shortest; then an edit
+    tries it again."""
+    faulty = await fleet.first()
+
+    async def ends(count: int) -> list[str | None]:
+        return [
+            (await edit(fleet.world, image_data=picture(), config=SDEDIT))[-1].WhichOneof("event") for _ in range(count)
+        ]
+
+    monkeypatch.setattr(sampler_connection, "FAULTY_S", 0.0)
+    faulty.failure = RuntimeError("no memory left")
+    assert await ends(3) == 3 * ["failed"]
+    monkeypatch.setattr(sampler_connection, "FAULTY_S", 1000.0)
+    assert await ends(5) == ["failed"] + 4 * ["done"]
+    for sampler in fleet.samplers:
+        sampler.failure = RuntimeError("no memory left")
+    assert await ends(8) == 8 * ["failed"]
+    assert all(len(sampler.requests) >= 2 for sampler in fleet.samplers)
+    for sampler in fleet.samplers:
+        sampler.failure = None
+    assert await ends(2) == 2 * ["done"]  # all are the last choice, and one is chosen all the same
+
+
 async def test_checks_are_asked_of_those_that_answer(fleet: Fleet) -> None:
     """With all but one sampler gone, plans are made at once by the one that is there."""
     for server in fleet.servers[1:]:
