@@ -102,6 +102,7 @@ class SamplerConnection:
         self._resident, self._loading, self._kept = frozenset[str](), frozenset[str](), frozenset[str]()  # of it
         self._state_s = -math.inf  # when it came
         self._ends_watch = False
+        self._forgetting: asyncio.Future[None] | None = None
         self._faults, self._faulty_until_s = 0, -math.inf
         self.in_flight = 0  # edits
         self._unacknowledged: list[tuple[float, str]] = []  # when they were sent, and with which weights
@@ -159,6 +160,7 @@ class SamplerConnection:
 
     async def close(self) -> None:
         """Close the channels; calls that run are cancelled."""
+        self._stop_forgetting()
         for task in self._old:
             task.cancel()
         await asyncio.gather(*self._old, return_exceptions=True)
@@ -193,11 +195,12 @@ class SamplerConnection:
 
     async def evict(self, digest: str) -> None:
         """Make the sampler forget weights."""
-        await self._call(self._connections.sampler.Evict, EvictRequest(digest=digest))
+        await self._call(self._connections.sampler.Evict, EvictRequest(digest=digest), may_be_slow=True)
 
     async def load(self, weights: WeightsRef) -> None:
         """Have the sampler put weights into an engine, if one is free. Raises the sampler's error."""
-        await self._call(self._connections.sampler.Load, LoadRequest(weights=weights), timeout_s=LOAD_S)
+        request = LoadRequest(weights=weights)
+        await self._call(self._connections.sampler.Load, request, timeout_s=LOAD_S, may_be_slow=True)
 
     async def sample(self, request: SampleRequest, timeout_s: float | None) -> AsyncGenerator[SampleEvent, None]:
         """Sample; closing the iterator cancels it before its next step."""
@@ -252,6 +255,10 @@ class SamplerConnection:
             if is_lost:
                 await asyncio.sleep(WATCH_AGAIN_S)
 
+    def _stop_forgetting(self) -> None:
+        if self._forgetting is not None:
+            self._forgetting.cancel()
+
     def watch_anew(self) -> None:
         """End the watch with the next state that comes. The one after it begins with all that the sampler holds."""
         self._ends_watch = True
@@ -270,8 +277,9 @@ class SamplerConnection:
                 self._answers()
                 if before != (True, state.draining):
                     on_change()
-                if state.held:
-                    await forget(self, state.held)
+                if state.held:  # beside the states, which go on
+                    self._stop_forgetting()
+                    self._forgetting = asyncio.ensure_future(forget(self, state.held))
                 if self._ends_watch:
                     return
         except grpc.aio.AioRpcError as error:
@@ -282,11 +290,17 @@ class SamplerConnection:
         finally:
             call.cancel()
 
-    async def _call(self, method: Any, request: Any, *, timeout_s: float = CALL_S, waits: bool = True) -> Any:
+    async def _call(
+        self, method: Any, request: Any, *, timeout_s: float = CALL_S, waits: bool = True, may_be_slow: bool = False
+    ) -> Any:
+        """With `may_be_slow` a sampler that does not answer in time may be at work: other calls tell whether it is
+        away."""
         try:
             with _closed_is_unanswered():
                 answer = await method(request, timeout=timeout_s, wait_for_ready=waits)
         except grpc.aio.AioRpcError as error:
+            if may_be_slow and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise unanswered("sampler") from None
             raise self._translated(error) from None
         self._answers()
         return answer

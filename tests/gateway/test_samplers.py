@@ -12,6 +12,7 @@ import grpc
 import pytest
 
 from gateway import sampler_connection, samplers
+from gateway.evictions import Evictions
 from tests.gateway.callers import READ, ask_for_keys, make
 from tests.gateway.conftest import World, edit, eventually, picture, refused
 from tests.gateway.test_sample_queue import SDEDIT, begin, held, large_png, pictures, rest
@@ -634,3 +635,21 @@ async def test_a_sampler_that_stood_still_forgets_what_was_deleted_meanwhile(fle
     still.evicted.clear()
     still.is_told.set()
     await eventually(lambda: _true(digest in still.evicted))
+
+
+async def test_states_are_read_while_weights_are_compared(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comparing what a sampler holds with the tunings may take long: with a slow database, or a slow sampler."""
+    compared = asyncio.Event()
+
+    async def forget_dead(self: Evictions, *_: object) -> None:
+        compared.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Evictions, "forget_dead", forget_dead)
+    fleet.samplers[0].held = [WeightsRef(digest="e" * 64, path="somewhere/else")]
+    await fleet.reopen(",".join(fleet.addresses))
+    await asyncio.wait_for(compared.wait(), 10)
+    assert fleet.world.gateway is not None
+    connection = fleet.world.gateway._samplers._connections[fleet.addresses[0]]
+    before_s = connection._state_s
+    await eventually(lambda: _true(connection._state_s > before_s))
