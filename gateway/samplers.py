@@ -60,6 +60,7 @@ class Samplers:
         self._unresolved: set[str] = set()
         self._connections: dict[str, SamplerConnection] = {}  # by address
         self._watches: dict[str, asyncio.Task[None]] = {}
+        self._lookups: dict[str, asyncio.Task[list[str]]] = {}  # that run, by name
         self._resolved = asyncio.Event()
         self._recalled: SamplerInfo | None = None
         self._base_model = ""  # that of most samplers
@@ -78,12 +79,13 @@ class Samplers:
                 await self._resolve()
                 await asyncio.sleep(self._resolve_s)
         finally:
-            for watch in self._watches.values():
-                watch.cancel()
-            await asyncio.gather(*self._watches.values(), return_exceptions=True)
+            tasks = [*self._watches.values(), *self._lookups.values()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _resolve(self) -> None:
-        found = await asyncio.gather(*map(_addresses_of, self._names), return_exceptions=True)
+        found = await asyncio.gather(*map(self._look_up, self._names), return_exceptions=True)
         for name, addresses in zip(self._names, found, strict=True):
             if isinstance(addresses, BaseException):  # those that it had before may still be right
                 if name not in self._unresolved:
@@ -104,6 +106,17 @@ class Samplers:
             connection.is_named = address in named
         self._resolved.set()
         self._note()
+
+    async def _look_up(self, name: str) -> list[str]:
+        # A lookup that hangs keeps one of the event loop's few threads: a second of the same name would take another.
+        if name not in self._lookups:
+            self._lookups[name] = asyncio.create_task(sampler_addresses.resolved(name))
+        looking = self._lookups[name]
+        await asyncio.wait({looking}, timeout=RESOLVE_S)
+        if not looking.done():
+            raise TimeoutError
+        del self._lookups[name]
+        return looking.result()
 
     async def _watch(self, connection: SamplerConnection) -> None:
         try:
@@ -314,11 +327,6 @@ class Samplers:
         if not replicas:
             replicas = {one.address: one.replica() for one in usable}
         return self._connections[choose(weights, list(replicas.values()), self._chance).address]
-
-
-async def _addresses_of(name: str) -> list[str]:
-    async with asyncio.timeout(RESOLVE_S):
-        return await sampler_addresses.resolved(name)
 
 
 async def _forget_nothing(connection: SamplerConnection, held: Sequence[WeightsRef]) -> None:

@@ -228,6 +228,26 @@ async def test_two_addresses_of_one_process_are_one_sampler(fleet: Fleet) -> Non
     await again.stop()
 
 
+async def test_a_resolver_that_hangs_is_asked_once(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each question has a thread until its end, and there are few; when it answers, the name's samplers are used."""
+    monkeypatch.setattr(samplers, "RESOLVE_S", 0.02)
+    host, _, port = fleet.addresses[0].rpartition(":")
+    asked, answers = list[str](), asyncio.Event()
+
+    async def getaddrinfo(name: str, port: int, **_: Any) -> Any:
+        asked.append(name)
+        await asyncio.shield(answers.wait())
+        return [(socket.AF_INET, 1, 6, "", (host, port))]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    await fleet.reopen(f"samplers:{port}")
+    await asyncio.sleep(0.5)
+    assert asked == ["samplers"]
+    answers.set()
+    await fleet.ready(1)
+    assert (await edit(fleet.world, image_data=picture(), config=SDEDIT))[-1].HasField("done")
+
+
 async def test_a_name_of_nothing_is_an_answer_away(fleet: Fleet) -> None:
     """Edits are refused as with a sampler that does not answer, and the name is told."""
     await fleet.reopen("no-such-name.invalid:1")
