@@ -97,10 +97,16 @@ def tiny_sdxl(run_root: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_sdxl_graphs(tiny_sdxl: Path, run_root: Path) -> Path:
-    """Its graphs folder, as `tuner_svc.export` writes it. Nobody writes to it."""
+    """Its graphs folder, as `tuner_svc.export` writes it, with weights outside of the graphs as a model of true size
+    has them. Nobody writes to it."""
     from tuner_svc.export.base_model import export
 
-    return made_once(run_root, "graphs_xl", lambda folder: export(tiny_sdxl, folder / "tiny-xl")) / "tiny-xl"
+    def make(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("tuner_svc.export.graph.MOST_INSIDE", 1000)
+            export(tiny_sdxl, folder / "tiny-xl")
+
+    return made_once(run_root, "graphs_xl", make) / "tiny-xl"
 
 
 @pytest.fixture(scope="session")
