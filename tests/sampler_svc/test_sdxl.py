@@ -106,8 +106,8 @@ def theirs(tiny_sdxl: Path, tools: Tools, monkeypatch: pytest.MonkeyPatch) -> Ca
 def test_a_text_encoder_with_its_weights_outside_answers_as_with_them_inside(
     folder: Path, model: Model, tiny_sdxl: Path, tmp_path: Path
 ) -> None:
-    """Beyond what a graph's own file may hold they lie beside it: the answer is the same to the bit, and is PyTorch's up
-    to rounding (M21)."""
+    """Where they are too large for the graph's own file: the answer is the same to the bit, and PyTorch's up to
+    rounding (M21)."""
     prompt, inside = "a cat at the beach", Path(shutil.copytree(folder, tmp_path / "inside"))
     data = inside / f"{TEXT_ENCODER}.data"
     assert data.stat().st_size > 10 * (inside / TEXT_ENCODER).stat().st_size
