@@ -110,11 +110,12 @@ def test_a_text_encoder_with_its_weights_outside_answers_as_with_them_inside(
     rounding (M21)."""
     prompt, inside = "a cat at the beach", Path(shutil.copytree(folder, tmp_path / "inside"))
     data = inside / f"{TEXT_ENCODER}.data"
-    assert data.stat().st_size > 10 * (inside / TEXT_ENCODER).stat().st_size
+    assert data.stat().st_size > 5 * (inside / TEXT_ENCODER).stat().st_size
     graph = onnx.load(inside / TEXT_ENCODER)
     for path in (data, inside / TEXT_ENCODER):
         path.unlink()
     onnx.save(graph, inside / TEXT_ENCODER)
+    data.touch()  # as that of a large graph it is opened without packing, which rounds otherwise
 
     found = model.graphs.embed(prompt)
 
