@@ -1,8 +1,8 @@
 """How large the services' images are, estimated from what is installed here: `python -m bench.image_sizes`.
 
-Of each image: the packages that its Dockerfile installs, with all that those need, in the versions of constraints.txt, by the
-sizes that their wheels tell of their files; the product's own files; and what else it copies. The system below (python:3.11-slim)
-and compiled bytecode are not counted. torch is the build that is installed here.
+Of each image: the packages that its Dockerfile installs, with all that those need, by the sizes that their wheels tell
+of their files, and our own files. The system below (python:3.11-slim), compiled bytecode and exported graphs are not
+counted. torch is the build that is installed here.
 """
 
 import re
@@ -23,9 +23,8 @@ LARGEST = 5
 
 def extras(image: str) -> list[str]:
     """The extras of our own package that the image has in the end."""
-    text = (ROOT / DOCKERFILES[image] / "Dockerfile").read_text()
-    defaults = dict(re.findall(r"^ARG (\w+)=(\S*)$", text, re.MULTILINE))
-    stage = text.rpartition("AS build")[2]
+    stage = _last_build(image)
+    defaults = dict(re.findall(r"^ARG (\w+)=(\S*)$", stage, re.MULTILINE))
     (found,) = re.findall(r'"\.\[(.+)\]"', stage)
     return re.sub(r"\$\{(\w+)\}", lambda match: defaults[match[1]], found).split(",")
 
@@ -48,6 +47,11 @@ def requirements(image: str) -> dict[str, metadata.Distribution]:
                 needed = canonicalize_name(requirement.name)
                 wanted += [(needed, one) for one in ("", *requirement.extras)]
     return found
+
+
+def _last_build(image: str) -> str:
+    """The stage of the image's Dockerfile of which the last one takes what is installed."""
+    return (ROOT / DOCKERFILES[image] / "Dockerfile").read_text().rpartition("AS build")[2]
 
 
 def _needs(name: str) -> Iterator[Requirement]:
@@ -73,7 +77,8 @@ def size_of(package: metadata.Distribution) -> int:
 
 def own_bytes(image: str) -> int:
     """Bytes of our own files that the image copies."""
-    folders = re.findall(r"^COPY (\w+) \1$", (ROOT / DOCKERFILES[image] / "Dockerfile").read_text().rpartition("AS build")[2], re.MULTILINE)
+    stage = _last_build(image)
+    folders = re.findall(r"^COPY (\w+) \1$", stage, re.MULTILINE)
     files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
     return sum(path.stat().st_size for path in files if "__pycache__" not in path.parts)
 
@@ -85,7 +90,8 @@ def main() -> int:
         largest = sorted(sizes, key=lambda name: -sizes[name])[:LARGEST]
         told = ", ".join(f"{name} {sizes[name] / 1e6:.0f}" for name in largest)
         own = own_bytes(image)
-        print(f"{image}: {(sum(sizes.values()) + own) / 1e6:.0f} MB in {len(sizes)} packages ({told}; our own {own / 1e6:.0f})")
+        total = sum(sizes.values()) + own
+        print(f"{image}: {total / 1e6:.0f} MB in {len(sizes)} packages ({told}; our own {own / 1e6:.0f})")
     return 0
 
 

@@ -2,8 +2,8 @@
 
     python -m tests.k8s.crd_schemas CRD.yaml ...
 
-reads definitions as their projects publish them (schemas/README.md says where), and writes a file for each kind. It has the
-newest version that is served, without descriptions, status and rules that only a cluster can check. An unknown field is
+reads definitions as their projects publish them (schemas/README.md says where), and writes a file for each kind. It has
+the version that is stored, without descriptions, status and rules that only a cluster can check. An unknown field is
 refused, as `kubectl apply --validate=strict` does.
 """
 
@@ -21,13 +21,16 @@ PODS = {"affinity", "podTemplate", "topologySpreadConstraints", "ephemeralVolume
 
 
 def schema_of(definition: dict[str, Any]) -> dict[str, Any]:
-    """The schema of a CustomResourceDefinition's newest version."""
+    """The schema of a CustomResourceDefinition's stored version."""
     version = next(one for one in definition["spec"]["versions"] if one["storage"])
     schema = strict(version["schema"]["openAPIV3Schema"])
     schema["properties"].pop("status", None)
     schema["properties"]["metadata"] = {"type": "object"}
     api_version = f"{definition['spec']['group']}/{version['name']}"
-    schema["properties"] |= {"apiVersion": {"const": api_version}, "kind": {"const": definition["spec"]["names"]["kind"]}}
+    schema["properties"] |= {
+        "apiVersion": {"const": api_version},
+        "kind": {"const": definition["spec"]["names"]["kind"]},
+    }
     return schema
 
 

@@ -53,7 +53,7 @@ def may_send(rendered: Rendered, source: Party, to: Party, port: Object) -> bool
 
 
 def _allows(rendered: Rendered, direction: str, pod: Party, other: Party, port: Object) -> bool:
-    """Whether the policies of a pod allow what it gets from the other, or sends to it. Without a policy all is allowed."""
+    """Whether the policies of a pod allow what it gets from the other, or sends to it. Without one all is allowed."""
     policies = [policy["spec"] for policy in rendered.kind("NetworkPolicy")]
     own = [one for one in policies if direction in one["policyTypes"] and _selects(one["podSelector"], pod.labels)]
     rules = [rule for policy in own for rule in policy.get(direction.lower(), [])]

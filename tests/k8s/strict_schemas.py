@@ -1,5 +1,5 @@
-"""What a cluster takes: the schemas of Kubernetes, from the package kubernetes-validate, and those of other projects' kinds,
-from the folder beside this file."""
+"""What a cluster takes: the schemas of Kubernetes, from the package kubernetes-validate, and those of other projects'
+kinds, from the folder beside this file."""
 
 import json
 from functools import cache
@@ -35,5 +35,5 @@ def _validator(kind: str, api_version: str) -> Any:
 
 
 def check(found: dict[str, Any]) -> None:
-    """Raises jsonschema.ValidationError for an object that a cluster would refuse, and for a field that it would drop."""
+    """Raises jsonschema.ValidationError for an object that a cluster would refuse or of which it would drop a field."""
     _validator(found["kind"], found["apiVersion"]).validate(found)

@@ -1,9 +1,10 @@
 """The overlay `prod` without a cluster: its containers' own commands and environments as processes of this machine.
 
-What is not as in the cluster stands in one place, `Machine`: addresses, folders of volumes, the contents of Secrets, and a
-small base model in place of the images' own. PostgreSQL, a bucket and Envoy are real.
+What is not as in the cluster stands in one place, `Machine`: addresses, folders of volumes, the contents of Secrets,
+and a small base model in place of the images' own. PostgreSQL and Envoy are real, the bucket is moto's.
 """
 
+import base64
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -43,6 +45,7 @@ pytestmark = pytest.mark.slow  # real services
 
 REPLICAS = {"sampler": 3, "gateway": 2, "tuner": 2}
 PEERS = {"gateway": peers.GATEWAY, "tuner": peers.TUNER, "sampler": peers.SAMPLER}
+PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 START_S = 120.0
 
 
@@ -147,7 +150,9 @@ def started(rendered: Rendered, service: str, machine: Machine) -> Iterator[None
         for pod in machine.pods[service]:
             for one in (*spec.get("initContainers", []), container):
                 pod.mounts = machine.mounts(spec, one)
-                environ = {name: value for name, value in os.environ.items() if not name.startswith(("UNITUNE_", "AWS_"))}
+                environ = {
+                    name: value for name, value in os.environ.items() if not name.startswith(("UNITUNE_", "AWS_"))
+                }
                 environ |= machine.environment(pod, rendered.environment(one, machine.secrets))
                 log = (machine.folder / f"{pod.name}.log").open("a")
                 program = subprocess.Popen(
@@ -159,7 +164,7 @@ def started(rendered: Rendered, service: str, machine: Machine) -> Iterator[None
             pod.process = program
         give_up_at = time.monotonic() + START_S
         for pod in machine.pods[service]:
-            while not all(pod.answers(container[probe]) for probe in ("startupProbe", "readinessProbe", "livenessProbe")):
+            while not all(pod.answers(container[probe]) for probe in PROBES):
                 log_text = (machine.folder / f"{pod.name}.log").read_text()
                 assert pod.process is not None and pod.process.poll() is None, log_text
                 assert time.monotonic() < give_up_at, log_text
@@ -262,15 +267,15 @@ def test_an_edit_by_grpc(booted: Booted) -> None:
         assert result.images[0].png.startswith(b"\x89PNG")
     assert Tuning.STATE_READY in states(booted)
     paths = booted.machine.bucket.paths()
-    assert [path for path in paths if path.endswith("/manifest.json")] and [path for path in paths if "/images/" in path]
+    assert [path for path in paths if path.endswith("/manifest.json")] and [
+        path for path in paths if "/images/" in path
+    ]
 
 
 def test_an_edit_by_curl(booted: Booted) -> None:
     """One command of curl makes an edit of a picture that nobody has tuned."""
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
-    import base64
-
     body = {
         "image_data": base64.b64encode(file_of(Image.new("RGB", (48, 64), "navy"))).decode(),
         "prompt": "a dog",
@@ -290,15 +295,17 @@ def test_an_edit_by_curl(booted: Booted) -> None:
     )
     assert told.returncode == 0, told.stdout[-2000:] + told.stderr
     events = [json.loads(line) for line in told.stdout.splitlines()]
-    assert "done" in events[-1] and [one for one in events if "tuning" in one] and [one for one in events if "image" in one]
+    assert (
+        "done" in events[-1]
+        and [one for one in events if "tuning" in one]
+        and [one for one in events if "image" in one]
+    )
     assert states(booted).count(Tuning.STATE_READY) >= 1
 
 
 def test_every_pod_serves_what_is_asked_of_it(booted: Booted) -> None:
     """Metrics are where the PodMonitor looks for them, and tell that tuner and samplers answer; a pod that is ended
     leaves by itself, within its drain."""
-    import urllib.request
-
     for pods in booted.machine.pods.values():
         for pod in pods:
             text = urllib.request.urlopen(f"http://127.0.0.1:{pod.port(9464)}/metrics", timeout=10).read().decode()

@@ -6,7 +6,9 @@ import pytest
 
 from bench.image_sizes import DOCKERFILES, ROOT, extras, requirements, size_of
 
-PINS = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text().lower().replace("_", "-"), re.MULTILINE))
+PINS = dict(
+    re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text().lower().replace("_", "-"), re.MULTILINE)
+)
 
 
 def instructions(image: str) -> list[str]:
@@ -17,7 +19,7 @@ def instructions(image: str) -> list[str]:
 
 @pytest.mark.parametrize("image", DOCKERFILES)
 def test_only_the_tuner_has_torch(image: str) -> None:
-    """Of all that pip installs for an image, with all that it needs: torch and its company are in the tuner's alone, and a
+    """Of all that pip installs for an image, with all that it needs: torch and its company are in the tuner's alone, a
     runtime in the sampler's alone. Each version is the one of constraints.txt."""
     found = requirements(image)
     training = {"torch", "diffusers", "transformers", "onnx", "onnxscript"}

@@ -54,7 +54,8 @@ def rendered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> Rendered:
     """All components at once."""
-    order = ("postgres", *(name for name in COMPONENTS if name not in ("postgres", "engine-jobs")), "engine-jobs")
+    last = ("engine-jobs", "keda")
+    order = ("postgres", *(name for name in COMPONENTS if name not in ("postgres", *last)), *last)
     return combined("everything", order, tmp_path_factory.mktemp("everything"))
 
 
@@ -203,7 +204,9 @@ def check_drain(rendered: Rendered) -> None:
 def check_metrics(rendered: Rendered) -> None:
     """What autoscalers and alerts ask for is measured."""
     known = {sample.name for metric in metrics.REGISTRY.collect() for sample in metric.samples}
-    known |= {f"{metric.name}{end}" for metric in metrics.REGISTRY.collect() for end in ("", "_total", "_count", "_sum")}
+    known |= {
+        f"{metric.name}{end}" for metric in metrics.REGISTRY.collect() for end in ("", "_total", "_count", "_sum")
+    }
     for query in queries(rendered):
         names = set(re.findall(r"\bunitune_\w+", query))
         assert names and names <= known, query
@@ -272,7 +275,10 @@ MISTAKES: Mapping[str, tuple[Callable[[Rendered], None], Callable[[Rendered], An
         check_schemas,
         lambda r: r.find("ScaledObject", "tuner")["spec"].update(minReplicas=0),
     ),
-    "a setting that is none": (check_settings, lambda r: variable(r, "gateway", "UNITUNE_SAMPLER").update(name="UNITUNE_SAMPLERS")),
+    "a setting that is none": (
+        check_settings,
+        lambda r: variable(r, "gateway", "UNITUNE_SAMPLER").update(name="UNITUNE_SAMPLERS"),
+    ),
     "a store that is not set": (
         check_settings,
         lambda r: next(one for one in r.kind("ConfigMap") if "UNITUNE_STORE" in one["data"])["data"].clear(),
@@ -300,14 +306,19 @@ MISTAKES: Mapping[str, tuple[Callable[[Rendered], None], Callable[[Rendered], An
     ),
     "variables of all Services": (check_security, lambda r: spec_of(r, "edge").update(enableServiceLinks=True)),
     "root": (check_security, lambda r: spec_of(r, "edge")["securityContext"].update(runAsUser=0)),
-    "memory without a bound": (check_resources, lambda r: r.service("tuner")["resources"].update(limits={"memory": "1Mi"})),
+    "memory without a bound": (
+        check_resources,
+        lambda r: r.service("tuner")["resources"].update(limits={"memory": "1Mi"}),
+    ),
     "a wait that leaves no time": (
         check_drain,
         lambda r: r.service("gateway").update(lifecycle={"preStop": {"sleep": {"seconds": 15}}}),
     ),
     "a metric that is none": (
         check_metrics,
-        lambda r: r.find("ScaledObject", "sampler")["spec"]["triggers"][0]["metadata"].update(query="sum(unitune_edit)"),
+        lambda r: r.find("ScaledObject", "sampler")["spec"]["triggers"][0]["metadata"].update(
+            query="sum(unitune_edit)"
+        ),
     ),
     "an engine elsewhere": (
         check_engines,
@@ -348,6 +359,18 @@ def test_alerts_are_the_same_for_the_operator_of_prometheus() -> None:
     rules = yaml.safe_load((FOLDER / "monitoring" / "rules.yaml").read_text())
     alerts = yaml.safe_load((FOLDER / "monitoring" / "alerts.yaml").read_text())
     assert rules["spec"]["groups"] == alerts["groups"]
+
+
+def test_no_tuner_is_no_alert_where_they_scale_to_none() -> None:
+    """With tuners down to none, one is missed only when tunings wait; the sampler as ever."""
+    (told,) = (
+        rule
+        for rule in overlay("prod").kind("PrometheusRule")[0]["spec"]["groups"][0]["rules"]
+        if rule["alert"] == "UniTuneUpstreamSilent"
+    )
+    assert overlay("prod").find("ScaledObject", "tuner")["spec"]["minReplicaCount"] == 0
+    silent, waits = told["expr"].split(" or ")
+    assert 'upstream="sampler"' in silent and "and on () max(unitune_oldest_wait_seconds" in waits
 
 
 def outside(namespace: str) -> Party:

