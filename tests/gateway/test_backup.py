@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from gateway.retention import OWNER
-from tests.gateway.conftest import World, edit, picture
-from tests.gateway.upstream_servers import Sampler, Tuner
+from tests.gateway.conftest import World, edit, eventually, picture
 from tests.postgres_server import BIN, PostgresServer
 from unitune.object_store import ObjectStore
 from unitune.v1.tuning_pb2 import GetTuningRequest, ListTuningsRequest, Tuning
@@ -34,17 +33,21 @@ def run(line: str, folder: Path, **variables: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-async def test_a_fleet_goes_on_from_its_backup(
-    world: World, postgres_server: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_fleet_goes_on_from_its_backup(world: World, postgres_server: PostgresServer, tmp_path: Path) -> None:
     """Dumped and copied while a gateway runs, restored into an empty database and another store: the READY tuning edits
-    without being tuned again, a queued one is run, what came after the backup is not there, and keys and store are
-    the state's own."""
+    without being tuned again, the tuner goes on with its run, the queued one is run, what came after the backup is not
+    there, and the store is the state's own."""
+
+    async def on(state: str, store: str) -> None:
+        world.tuner.store = world.sampler.store = ObjectStore(str(tmp_path / store))
+        world.config = replace(world.config, state=state, store=str(tmp_path / store))
+        await world.open()
+
     await world.close()
     source, target = postgres_server.new_database(), postgres_server.new_database()
-    world.config = replace(world.config, state=source, admin_key_file=None)
-    await world.open()
+    await on(source, "fleet")
     ready = await world.tuned()
+    await eventually(world.gateway.retention._is_own_store)
     world.tuner.go_on.clear()
     busy = await world.tune(picture("navy"))
     await asyncio.wait_for(world.running(busy.name), 20)
@@ -53,23 +56,19 @@ async def test_a_fleet_goes_on_from_its_backup(
     (dump,), (restore,) = commands("Back up"), commands("Restore")
     await asyncio.to_thread(run, dump, tmp_path, DATABASE=source)
     later = await world.tune(picture("red"))
-    shutil.copytree(tmp_path / "store", tmp_path / "copy")  # after the database, so that it has all that is in the dump
-
-    world.tuner.go_on.set()
+    shutil.copytree(tmp_path / "fleet", tmp_path / "copy")  # after the database, so that it has all that is in the dump
     await world.close()
     await asyncio.to_thread(run, restore, tmp_path, DATABASE=target)
-    copy = ObjectStore(str(tmp_path / "copy"))
-    for service, kind in ((world.tuner, Tuner), (world.sampler, Sampler)):
-        assert isinstance(service, kind)
-        monkeypatch.setattr(service, "store", copy)
-    world.config = replace(world.config, state=target, store=str(tmp_path / "copy"))
-    await world.open()
+    await on(target, "copy")
 
     tuned = len(world.tuner.requests)
     events = await edit(world, tuning=ready.name)
     assert events[-1].HasField("done") and len(world.tuner.requests) == tuned
-    assert (await world.until(waiting.name, Tuning.STATE_READY)).name == waiting.name
+    assert (await world.tunings.GetTuning(GetTuningRequest(name=ready.name))).etag == ready.etag
+    world.tuner.go_on.set()
+    for name in (busy.name, waiting.name):
+        await world.until(name, Tuning.STATE_READY)
+        assert await world.attempts(name) == [1]
     names = {one.name for one in (await world.tunings.ListTunings(ListTuningsRequest())).tunings}
     assert names == {ready.name, busy.name, waiting.name} and later.name not in names
-    assert (await world.tunings.GetTuning(GetTuningRequest(name=ready.name))).etag == ready.etag
     assert await world.gateway.retention._is_own_store() and (tmp_path / "copy" / OWNER).exists()
