@@ -148,7 +148,9 @@ def started(rendered: Rendered, service: str, machine: Machine) -> Iterator[None
     processes = []
     try:
         for pod in machine.pods[service]:
-            for one in (*spec.get("initContainers", []), container):
+            # All pods have the first one's folders here, in which it has done this.
+            init = spec.get("initContainers", []) if pod is machine.pods[service][0] else []
+            for one in (*init, container):
                 pod.mounts = machine.mounts(spec, one)
                 environ = {
                     name: value for name, value in os.environ.items() if not name.startswith(("UNITUNE_", "AWS_"))

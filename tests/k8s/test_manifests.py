@@ -110,7 +110,9 @@ def check_ports(rendered: Rendered) -> None:
             if variable in environment:
                 host, _, port = environment[variable].rpartition(":")
                 service = rendered.find("Service", host)["spec"]
-                assert service.get("clusterIP") == "None" and service["selector"]["app.kubernetes.io/name"] == deployment
+                assert (
+                    service.get("clusterIP") == "None" and service["selector"]["app.kubernetes.io/name"] == deployment
+                )
                 assert int(port) in {one["port"] for one in service["ports"]}
         for name, value in environment.items():
             if name.startswith("UNITUNE_") and name.endswith("_ADDRESS"):
