@@ -363,16 +363,6 @@ def test_alerts_are_the_same_for_the_operator_of_prometheus() -> None:
     assert rules["spec"]["groups"] == alerts["groups"]
 
 
-def test_variables_of_services_would_stop_a_program(everything: Rendered) -> None:
-    """What a kubelet sets for each Service of a namespace unless a pod says no: the database's begin as our settings do,
-    and the gateway would not start."""
-    assert everything.find("Cluster", "unitune-db")
-    environment = everything.environment(everything.service("gateway"), SECRETS)
-    load(GatewayConfig, environment)
-    with pytest.raises(BadSetting, match="UNITUNE_DB_RW_SERVICE_HOST"):
-        load(GatewayConfig, environment | {"UNITUNE_DB_RW_SERVICE_HOST": "10.0.0.7"})
-
-
 def test_no_tuner_is_no_alert_where_they_scale_to_none() -> None:
     """With tuners down to none, one is missed only when tunings wait; the sampler as ever."""
     (told,) = (
