@@ -22,7 +22,7 @@ from unitune.tensor_file import Kind
 
 logger = logging.getLogger(__name__)
 
-SPARE_BYTES = 1 << 30  # of the disk, which the copy leaves free
+ROOM = 3  # times its size that a copy needs on the disk: an export writes the weights twice more, for a while
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def fp32_folder(folder: Path) -> Iterator[Path]:
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="unitune-fp32-") as scratch:
-        if shutil.disk_usage(scratch).free < size_bytes + SPARE_BYTES:
+        if shutil.disk_usage(scratch).free < ROOM * size_bytes:
             telemetry.event(logger, "weights in fp32 stay in memory: the disk has no room", bytes=size_bytes)
             yield folder
             return

@@ -137,7 +137,7 @@ def test_large_weights_in_fp16_are_mapped_in_fp32(
     in_memory = load(folder)
     monkeypatch.setattr("tuner_svc.fp32_copy.is_large", lambda size_bytes: True)
     if not has_room:
-        monkeypatch.setattr("tuner_svc.fp32_copy.SPARE_BYTES", 1 << 60)
+        monkeypatch.setattr("tuner_svc.fp32_copy.ROOM", 1 << 40)
 
     loaded = load(folder)
 
