@@ -1,7 +1,7 @@
 """The overlay `prod` without a cluster: its containers' own commands and environments as processes of this machine.
 
 What is not as in the cluster stands in one place, `Machine`: addresses, folders of volumes, the contents of Secrets,
-and a small base model in place of the images' own. PostgreSQL and Envoy are real, the bucket is moto's.
+threads, and a small base model in place of the images' own. PostgreSQL and Envoy are real, the bucket is moto's.
 """
 
 import base64
@@ -79,6 +79,8 @@ class Machine:
             elif name == "UNITUNE_GATEWAY":
                 found[name] = self.addresses("gateway", host.removesuffix("-internal"), int(port))
         found["UNITUNE_STORE"] = self.bucket.url
+        if not pod.name.startswith("gateway"):
+            found["UNITUNE_THREADS"] = "1"  # more would wait for one another on a busy machine
         if pod.name.startswith("tuner"):
             found["UNITUNE_BASE_MODEL"] = str(self.model)
         return found
