@@ -45,7 +45,9 @@ class Replica:
 
 def choose(weights: str, replicas: Sequence[Replica], chance: random.Random) -> Replica:
     """The replica for an edit with these weights, of at least one."""
-    allowed = [replica for replica in replicas if _is_within_bound(replica, replicas)]
+    # One more edit is at most twice the mean and one: weights that everybody wants do not fill one sampler.
+    most_in_flight = 2 * (1 + sum(replica.in_flight for replica in replicas)) / len(replicas)
+    allowed = [replica for replica in replicas if replica.in_flight <= most_in_flight]
     ranked = sorted(allowed, key=lambda replica: _rendezvous(weights, replica.address), reverse=True)
     candidates = {replica.address for replica in ranked if replica.step(weights) in (WARM, HALF_WAY)}
     candidates |= {replica.address for replica in ranked[:HASHED]}
@@ -66,12 +68,6 @@ def choose(weights: str, replicas: Sequence[Replica], chance: random.Random) -> 
     soonest_s = min(seconds for seconds, _ in predictions)
     equal = [replica for seconds, replica in predictions if seconds <= soonest_s + TIE_S]
     return min(equal, key=lambda replica: replica.step(weights))  # the first of several: as the hash ranks them
-
-
-def _is_within_bound(replica: Replica, replicas: Sequence[Replica]) -> bool:
-    """Whether one more edit is at most twice the mean and one: a popular picture does not fill one sampler."""
-    mean = (1 + sum(other.in_flight for other in replicas)) / len(replicas)
-    return replica.in_flight + 1 <= 2 * mean + 1
 
 
 def _rendezvous(weights: str, address: str) -> bytes:
