@@ -36,7 +36,7 @@ from tests.k8s.rendered import Object, Rendered, entry_point, overlay
 from tests.picture_files import file_of
 from tests.postgres_server import PostgresServer
 from unitune import peers
-from unitune.drain import DRAIN_S
+from unitune.drain import KILLED_AFTER_S
 from unitune.v1.tuning_pb2 import Tuning
 from unitune_client import Client
 from unitune_client.local.home import Home
@@ -307,18 +307,26 @@ def test_an_edit_by_curl(booted: Booted) -> None:
     assert states(booted).count(Tuning.STATE_READY) >= 1
 
 
+def metrics_of(pod: Pod) -> str:
+    """What Prometheus reads at the port of the PodMonitor."""
+    (port,) = (one["port"] for one in overlay("prod").kind("PodMonitor")[0]["spec"]["podMetricsEndpoints"])
+    ports = {one["name"]: one["containerPort"] for one in overlay("prod").service(pod.name.partition("-")[0])["ports"]}
+    url = f"http://127.0.0.1:{pod.port(ports[port])}/metrics"
+    return urllib.request.urlopen(url, timeout=10).read().decode()
+
+
 def test_every_pod_serves_what_is_asked_of_it(booted: Booted) -> None:
     """Metrics are where the PodMonitor looks for them, and tell that tuner and samplers answer; a pod that is ended
-    leaves by itself, within its drain."""
-    for pods in booted.machine.pods.values():
-        for pod in pods:
-            text = urllib.request.urlopen(f"http://127.0.0.1:{pod.port(9464)}/metrics", timeout=10).read().decode()
-            assert "unitune_build" in text
-            if pod.name.startswith("gateway"):
-                assert 'unitune_upstream_up{upstream="sampler"} 1.0' in text
-                assert 'unitune_upstream_up{upstream="tuner"} 1.0' in text
+    has left by itself before a kubelet would kill it."""
+    give_up_at = time.monotonic() + START_S
+    for pod in (pod for pods in booted.machine.pods.values() for pod in pods):
+        told = [f'unitune_upstream_up{{upstream="{one}"}} 1.0' for one in ("sampler", "tuner")]
+        expected = ["unitune_build", *(told if pod.name.startswith("gateway") else ())]
+        while missing := [one for one in expected if one not in metrics_of(pod)]:  # a gateway asks every few seconds
+            assert time.monotonic() < give_up_at, (pod.name, missing)
+            time.sleep(0.2)
     for service in ("tuner", "sampler", "gateway"):
         process = booted.machine.pods[service][-1].process
         assert process is not None
         process.terminate()
-        assert process.wait(DRAIN_S) == 0
+        assert process.wait(KILLED_AFTER_S) == 0
