@@ -7,6 +7,10 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .SUFFIXES:
 
+# Bytecode is kept, whatever the environment says: dozens of programs are started, and each would compile all that it
+# imports anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 BIN := .venv/bin
 READY := .venv/.ready
 DEV_READY := .venv/.dev-ready
