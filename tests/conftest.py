@@ -74,7 +74,8 @@ def tiny_model(run_root: Path) -> Path:
 def tiny_graphs(tiny_model: Path, run_root: Path) -> Path:
     """The graphs folder of the tiny base model, as `tuner_svc.export` writes it in place of a damaged one, since every
     export takes long. Nobody writes to it."""
-    from tuner_svc.export.base_model import DIGEST_CHARACTERS, export_under
+    from tuner_svc.export.base_model import export_under
+    from tuner_svc.export.exported_folder import DIGEST_CHARACTERS
     from tuner_svc.model_folder import digest
 
     def make(root: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tuner_svc.export.base_model import DIGEST_CHARACTERS
+from tuner_svc.export.exported_folder import DIGEST_CHARACTERS
 from unitune.base_model import BaseModelSpec
 from unitune.png_text import texts_of
 

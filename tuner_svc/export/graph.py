@@ -10,13 +10,11 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from tuner_svc.export.exported_folder import ExportError
+
 EXAMPLES = 2
 MOST_INSIDE = 16 << 20  # bytes of weights in a graph's own file
 OPSET = 20  # ONNX Runtime splits newer operators on a CPU, where they are then slower
-
-
-class ExportError(Exception):
-    """The base model cannot be exported faithfully; nothing was written under the final name."""
 
 
 def to_graph(
