@@ -12,6 +12,12 @@ from pathlib import Path
 import pytest
 
 from tests.bucket import bucket, s3_address  # noqa: F401, fixtures
+from tests.left_out import (  # noqa: F401, hooks
+    pytest_deselected,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+    pytest_testnodedown,
+)
 from tests.made_once import made_once, run_folder
 from tests.traces import Collector, collecting
 from unitune_client import Client
