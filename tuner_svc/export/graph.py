@@ -1,8 +1,10 @@
 """Exports a module as an ONNX graph through torch.export, with a dynamic batch size and no trace of the machine."""
 
+import contextlib
+import gc
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from tuner_svc.export.exported_folder import ExportError
 
 EXAMPLES = 2
 MOST_INSIDE = 16 << 20  # bytes of weights in a graph's own file
+COLLECTED_AFTER = 50_000  # new objects, instead of 700
 OPSET = 20  # ONNX Runtime splits newer operators on a CPU, where they are then slower
 
 
@@ -37,7 +40,7 @@ def to_graph(
     if step is not None:
         axes[0] |= {axis: step * torch.export.Dim(name) for axis, name in ((2, "h"), (3, "w"))}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of a package that these graphs do not need
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _tracing_alone():
         warnings.simplefilter("ignore")  # of deprecations within torch
         try:
             program = torch.onnx.export(
@@ -66,6 +69,21 @@ def to_graph(
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     return model
+
+
+@contextlib.contextmanager
+def _tracing_alone() -> Iterator[None]:
+    """Without what PyTorch and Python do beside the trace: a cache of shapes, which compares symbols at length, the
+    stack of each node, which no graph of ours keeps, and a collection of garbage every few hundred objects."""
+    emits, thresholds = not torch.fx.config.do_not_emit_stack_traces, gc.get_threshold()
+    torch.fx.config.do_not_emit_stack_traces = True
+    gc.set_threshold(COLLECTED_AFTER, *thresholds[1:])
+    try:
+        with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+            yield
+    finally:
+        torch.fx.config.do_not_emit_stack_traces = not emits
+        gc.set_threshold(*thresholds)
 
 
 def weights_size(graph: ir.Model) -> int:
