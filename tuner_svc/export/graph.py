@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from onnxscript import rewriter
 from torch import Tensor, nn
 
 from tuner_svc.export.exported_folder import ExportError
@@ -17,6 +18,7 @@ from tuner_svc.export.exported_folder import ExportError
 EXAMPLES = 2
 MOST_INSIDE = 16 << 20  # bytes of weights in a graph's own file
 COLLECTED_AFTER = 50_000  # new objects, instead of 700
+SLOW_RULE = "SlicesSplit"
 OPSET = 20  # ONNX Runtime splits newer operators on a CPU, where they are then slower
 
 
@@ -40,7 +42,7 @@ def to_graph(
     if step is not None:
         axes[0] |= {axis: step * torch.export.Dim(name) for axis, name in ((2, "h"), (3, "w"))}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of a package that these graphs do not need
-    with warnings.catch_warnings(), _tracing_alone():
+    with warnings.catch_warnings(), _tracing_alone(), _quick_rules():
         warnings.simplefilter("ignore")  # of deprecations within torch
         try:
             program = torch.onnx.export(
@@ -84,6 +86,18 @@ def _tracing_alone() -> Iterator[None]:
     finally:
         torch.fx.config.do_not_emit_stack_traces = not emits
         gc.set_threshold(*thresholds)
+
+
+@contextlib.contextmanager
+def _quick_rules() -> Iterator[None]:
+    """Without the exporter's one rule (two Slices that are a Split) that looks through the whole graph at each of its
+    nodes: of SDXL's denoiser that takes minutes. No graph here has such Slices."""
+    rules = rewriter._DEFAULT_REWRITE_RULES
+    rewriter._DEFAULT_REWRITE_RULES = tuple(rule for rule in rules if rule.name != SLOW_RULE)
+    try:
+        yield
+    finally:
+        rewriter._DEFAULT_REWRITE_RULES = rules
 
 
 def weights_size(graph: ir.Model) -> int:
