@@ -7,6 +7,10 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .SUFFIXES:
 
+# Bytecode is kept, whatever the environment says: dozens of programs are started, and each would compile all that it
+# imports anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 BIN := .venv/bin
 READY := .venv/.ready
 DEV_READY := .venv/.dev-ready
@@ -29,16 +33,19 @@ BASE_MODEL :=
 PIECE_MIB := 60
 GPU_PYTHON := 3.12
 
-.PHONY: demo test quick test-gpu gpu-kit check check-k8s protos bench editbench soak fuzz train build clean help
+.PHONY: demo test test-all quick test-gpu gpu-kit check check-k8s protos bench editbench soak fuzz train build clean help
 
 demo: $(READY) ## edit a picture with all three services here; pictures in out/demo
 	@$(BIN)/python -m stickerbook.demo
 
-test: check $(NODE_READY) ## check, then everything that runs on a CPU
+test: check $(NODE_READY) ## check, then the tests that run on a CPU, without the exhaustive ones
+	@$(PYTEST) -m "not gpu and not exhaustive"
+
+test-all: check $(NODE_READY) ## check, then all tests that run on a CPU: also every combination, true sizes, a soak
 	@$(PYTEST) -m "not gpu"
 
 quick: $(DEV_READY) ## the tests that need no export, no engine and no running services: a minute
-	@$(PYTEST) -q -m "not gpu and not slow" $(QUICK)
+	@$(PYTEST) -q -m "not gpu and not slow and not exhaustive" $(QUICK)
 
 test-gpu: $(DEV_READY) ## engines and tuner on an NVIDIA GPU, with numbers in out/gpu; says why it skips where there is none
 	@if command -v nvidia-smi > /dev/null; then \

@@ -241,7 +241,7 @@ for module in sys.argv[1].split(","):
     ("modules", "absent"),
     [
         ("sampler_svc,sampler_svc.service,sampler_svc.__main__", (*TRAINING, "click", "rich", "tuner_svc", "gateway")),
-        ("tuner_svc,tuner_svc.service,tuner_svc.__main__", (*RUNTIMES, "sampler_svc", "gateway")),
+        ("tuner_svc,tuner_svc.process,tuner_svc.__main__", (*RUNTIMES, "sampler_svc", "gateway")),
         ("gateway,gateway.service,gateway.__main__", (*TRAINING, *RUNTIMES, "tokenizers", "tuner_svc", "sampler_svc")),
         (
             "unitune_client,unitune_client.cli.main",

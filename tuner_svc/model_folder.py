@@ -8,8 +8,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffusers import DDIMScheduler
-
 from tuner_svc.family_presets import CLOSED, SDXL, STABLE_DIFFUSION
 from tuner_svc.few_steps import KINDS, LORA_SETTINGS, ZERO_SNR, settings_of, told_by_configs
 from tuner_svc.tuning_config import TuningConfig
@@ -184,6 +182,8 @@ def _digest_of(folder: Path, files: Callable[[Path], list[Path]]) -> str:
 
 def read_schedule(folder: Path, part: str = "scheduler") -> NoiseSchedule:
     """The training noise schedule of a part. Raises UnusableBaseModel for a kind that the sampler does not know."""
+    from diffusers import DDIMScheduler  # its defaults; PyTorch comes with it, and takes seconds to load
+
     config = {**DDIMScheduler().config, **read_object(folder / part / SCHEDULER_FILE)}
     if config.get("trained_betas") is not None:
         raise UnusableBaseModel(f"{folder}: its scheduler lists trained_betas; only a named beta_schedule can be used")
