@@ -16,9 +16,10 @@ from gateway.edit_results import CancelledByOwner, EditResults, OpenEdit
 from gateway.fair_queue import FairQueue
 from gateway.metadata import Metadata
 from gateway.relay import Relay
+from gateway.samplers import Samplers
 from gateway.tunings import Tunings
 from gateway.turn_times import TurnTimes
-from gateway.upstreams import Upstreams, unanswered
+from gateway.upstreams import unanswered
 from gateway.usage import UsageCounts
 from unitune import metrics, telemetry
 from unitune.errors import (
@@ -46,7 +47,7 @@ class Edits:
         self,
         planner: Planner,
         tunings: Tunings,
-        upstreams: Upstreams,
+        samplers: Samplers,
         results: EditResults,
         queue: FairQueue,
         usage: UsageCounts,
@@ -55,7 +56,7 @@ class Edits:
     ) -> None:
         self._planner = planner
         self._tunings = tunings
-        self._upstreams = upstreams
+        self._samplers = samplers
         self._results = results
         self._queue = queue
         self._usage = usage
@@ -195,7 +196,7 @@ class Edits:
                 await self._tunings.with_weights(tuning.name)
             left_s = None if timeout_s is None else began + timeout_s - time.monotonic()
             request = _sample_request(plan, tuning, opened)
-            async with self._usage.turn(plan.tenant), aclosing(self._upstreams.sample(request, left_s)) as samples:
+            async with self._usage.turn(plan.tenant), aclosing(self._samplers.sample(request, left_s)) as samples:
                 async for sample in samples:
                     if sample.HasField("done"):
                         sample.done.queue_s += waited_s

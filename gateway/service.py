@@ -16,13 +16,14 @@ from gateway.gauges import Gauges
 from gateway.images import Images, check_announced, receive
 from gateway.names import parse
 from gateway.open_calls import OpenCalls
+from gateway.principal import current
 from gateway.relay import Relay
 from gateway.retention import Retention
+from gateway.samplers import Samplers
 from gateway.signed_uploads import SignedUploads
 from gateway.tuners import Tuners
 from gateway.tunings import Tunings
 from gateway.uploads import Uploads
-from gateway.upstreams import Upstreams
 from unitune import __version__
 from unitune.errors import NotFound, UniTuneError
 from unitune.v1 import (
@@ -193,16 +194,17 @@ class ServerService(server_pb2_grpc.ServerServiceServicer):
     """Describes this server, from the last answers of tuner and sampler."""
 
     def __init__(
-        self, upstreams: Upstreams, tuners: Tuners, gauges: Gauges, config: GatewayConfig, *, is_read_only: bool
+        self, samplers: Samplers, tuners: Tuners, gauges: Gauges, config: GatewayConfig, *, is_read_only: bool
     ) -> None:
         self._is_read_only = is_read_only
-        self._upstreams = upstreams
+        self._samplers = samplers
         self._tuners = tuners
         self._gauges = gauges
         self._limits = validation.limits(config)
 
     async def GetServerInfo(self, request: server_pb2.GetServerInfoRequest, context: Any) -> server_pb2.ServerInfo:
-        tuner, sampler = self._tuners.known, self._upstreams.known_sampler
+        tuner, sampler = self._tuners.known, self._samplers.known
+        is_admin = Scope.SCOPE_ADMIN in current().scopes
         known = sampler or tuner
         return server_pb2.ServerInfo(
             version=__version__,
@@ -212,7 +214,7 @@ class ServerService(server_pb2_grpc.ServerServiceServicer):
             limits=self._limits,
             queue=self._gauges.queue,
             is_read_only=self._is_read_only,
-            upstreams=[self._tuners.described(), self._upstreams.described()],
+            upstreams=[self._tuners.described(), *self._samplers.described(with_addresses=is_admin)],
             methods=edit_pb2.SamplingConfig.Method.keys()[1:],  # 0 is unset
             schedulers=edit_pb2.SamplingConfig.Scheduler.keys()[1:],
             method_tuning_defaults=tuner.method_defaults if tuner else (),

@@ -17,7 +17,8 @@ class Costs:
 
     edit_s: float  # of a warm one, at its user
     sampling_s: float  # of that, at the sampler
-    refit_s: float
+    refit_s: float  # from the store
+    kept_refit_s: float  # with weights that the sampler keeps in its memory
     tuning_s: float  # of all tunings together, divided by their number for each tuner
     sampler_cpu_s: float  # of an edit, of all samplers together, refits included
     gateway_cpu_s: float  # of an edit

@@ -39,7 +39,7 @@ def measured(report: Report) -> Costs:
     return Costs(
         edit_s=costs.sampling_s,
         refit_s=costs.refit_s,
-        kept_refit_s=costs.refit_s,
+        kept_refit_s=costs.kept_refit_s,
         tuning_s=costs.tuning_s,
         overhead_s=max(0.0, costs.edit_s - costs.sampling_s - serving_cpu_s),
         gateway_cpu_s=costs.gateway_cpu_s,

@@ -22,7 +22,7 @@ from bench.scale.simulation import Scaling, Setup, Simulation
 
 BARE = replace(ASSUMED, refit_s=0.0, kept_refit_s=0.0, overhead_s=0.0)  # nothing but the edit itself
 MEASURED = Measured(
-    edit_s=0.34, sampling_s=0.3, refit_s=0.04, tuning_s=3.0, sampler_cpu_s=0.3, gateway_cpu_s=0.01, client_cpu_s=0.01,
+    edit_s=0.34, sampling_s=0.3, refit_s=0.04, kept_refit_s=0.03, tuning_s=3.0, sampler_cpu_s=0.3, gateway_cpu_s=0.01, client_cpu_s=0.01,
     commits=3.0, idle_commits_per_s=2.0,
 )  # fmt: skip
 

@@ -10,8 +10,8 @@ import grpc
 import pytest
 from grpc import StatusCode
 
-from gateway import upstreams
 from gateway.config import GatewayConfig
+from gateway.sampler_connection import SamplerConnection
 from sampler_svc.config import SamplerConfig
 from tests.certificates import Authority
 from tests.gateway.conftest import World, edit, eventually, picture, refused
@@ -241,7 +241,7 @@ async def test_the_gateway_believes_only_the_service_that_it_calls(mutual: World
         files = issuer.issue(mutual.folder, "false", name, peers=authority)
         server = await serve_sampler(mutual.sampler, **peers.served_by(CertificateReader(files)))
         gateway_files = CertificateFiles(mutual.config.peer_cert, mutual.config.peer_key, authority.path)  # type: ignore[arg-type]
-        of = upstreams.Upstreams(server.address, certificates=CertificateReader(gateway_files))
+        of = SamplerConnection(server.address, certificates=CertificateReader(gateway_files))
         with pytest.raises(Unavailable):
             await of.sampler_info()
         await of.close()
@@ -276,7 +276,7 @@ async def test_a_new_certificate_of_the_gateway_cuts_no_edit(mutual: World, auth
 
     await eventually(runs)
     assert mutual.gateway is not None
-    of = mutual.gateway._upstreams
+    (of,) = mutual.gateway._samplers._connections.values()
     before = of._connections
     authority.issue(mutual.folder, peers.GATEWAY, peers=authority)
 

@@ -39,6 +39,11 @@ FROZEN = {
     "unitune_refit_seconds": ("histogram", ()),
     "unitune_probe_failures": ("counter", ()),
     "unitune_engines": ("gauge", ("state",)),
+    "unitune_runs": ("gauge", ("state",)),
+    "unitune_engine_usage": ("gauge", ()),
+    "unitune_kept_weights_bytes": ("gauge", ()),
+    # As pickers of endpoints want them: digests of weights, which name nobody.
+    "unitune_adapters_info": ("gauge", ("max_lora", "running_lora_adapters", "waiting_lora_adapters")),
 }
 
 
