@@ -23,10 +23,8 @@ class Demand:
 
     def rate(self, time_s: float) -> float:
         """Visits a second at a time of the day; the peak is at noon."""
-        if self.peak == 1:
-            return self.visits_per_day / DAY_S
-        angle = 2 * math.pi * (time_s / DAY_S - 0.5)
-        return self.visits_per_day / DAY_S * math.exp(self._sharpness * math.cos(angle)) / float(np.i0(self._sharpness))
+        height = math.cos(2 * math.pi * (time_s / DAY_S - 0.5))
+        return self.peak * self.visits_per_day / DAY_S * math.exp(self._sharpness * (height - 1))
 
     def arrivals(self, begin_s: float, end_s: float, draws: Random) -> Iterator[float]:
         """The times at which visits begin."""

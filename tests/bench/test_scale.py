@@ -22,8 +22,8 @@ from bench.scale.simulation import Scaling, Setup, Simulation
 
 BARE = replace(ASSUMED, refit_s=0.0, kept_refit_s=0.0, overhead_s=0.0)  # nothing but the edit itself
 MEASURED = Measured(
-    edit_s=0.34, sampling_s=0.3, refit_s=0.04, kept_refit_s=0.03, tuning_s=3.0, sampler_cpu_s=0.3, gateway_cpu_s=0.01, client_cpu_s=0.01,
-    commits=3.0, idle_commits_per_s=2.0,
+    edit_s=0.34, sampling_s=0.3, refit_s=0.04, kept_refit_s=0.03, tuning_s=3.0, sampler_cpu_s=0.3, gateway_cpu_s=0.01,
+    client_cpu_s=0.01, commits=3.0, idle_commits_per_s=2.0,
 )  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def test_what_begins_ends_once(policy: PolicyName) -> None:
     assert result.tuned == result.visits and result.open == 0
     assert math.isclose(result.open_edit_s, sum(result.seconds), rel_tol=1e-9)
     assert result.busy_s <= 2 * result.sampler_s and math.isclose(result.sampler_s, 5 * result.wall_s)
-    assert min(result.seconds) >= ASSUMED.edit_s + ASSUMED.overhead_s
+    assert min(result.seconds) > ASSUMED.edit_s + ASSUMED.overhead_s - 1e-9
     refits = Counter(result.refits)
     least_s = result.ended * ASSUMED.edit_s + refits[Refit.KEPT] * ASSUMED.kept_refit_s + refits[Refit.COLD] * 3.0
     assert math.isclose(result.busy_s, least_s, rel_tol=1e-9)
@@ -52,7 +52,7 @@ def test_a_known_queue_is_as_known(engines: int, load: float) -> None:
         BARE, PolicyName.RANDOM, engines=engines, loads_ahead=False, draws_edit_s=lambda draws: draws.expovariate(1.0)
     )
     demand = Demand(visits_per_day=load * engines * DAY_S, edits=1)
-    result = Simulation(setup, seed=1).serve(demand, 0.0, 20_000 / engines)
+    result = Simulation(setup, seed=1).serve(demand, 0.0, 16_000 / engines)
     offered = load * engines
     top = offered**engines / math.factorial(engines) / (1 - load)
     waits = top / (sum(offered**number / math.factorial(number) for number in range(engines)) + top)
@@ -88,11 +88,11 @@ def test_scaling_follows_the_load() -> None:
 
 def test_a_days_users_come_when_they_should() -> None:
     """As many as asked for, and at the peak as many times the mean as asked for."""
-    demand = Demand(visits_per_day=1e5, peak=4.0)
+    demand = Demand(visits_per_day=3e4, peak=4.0)
     hours = [0] * 24
     for time_s in demand.arrivals(0.0, DAY_S, Random(1)):
         hours[int(time_s // 3600)] += 1
-    assert sum(hours) == pytest.approx(1e5, rel=0.02) and demand.rate(DAY_S / 2) == pytest.approx(4e5 / DAY_S)
+    assert sum(hours) == pytest.approx(3e4, rel=0.02) and demand.rate(DAY_S / 2) == pytest.approx(12e4 / DAY_S)
     assert max(hours) / sum(hours) * 24 == pytest.approx(4.0, rel=0.1) and hours.index(max(hours)) in (11, 12)
 
 
@@ -145,7 +145,7 @@ def test_four_samplers_on_two_cores_are_as_fast_as_two() -> None:
         phases={}, differing=0,
     )  # fmt: skip
     four, one = (simulated(made, rush(4, 8, 10), samplers) for samplers in (4, 1))
-    assert four.edits_per_s == pytest.approx(2 / (0.3 + 0.02), rel=0.05)
+    assert four.edits_per_s == pytest.approx(2 / (0.3 + 0.02), rel=0.1)
     assert one.edits_per_s == pytest.approx(1 / 0.34, rel=0.2) and one.edits_per_s < four.edits_per_s
 
 
