@@ -66,7 +66,7 @@ class GatewayConfig(ServiceSettings):
     sample_streams: int = setting(
         SAMPLE_STREAMS,
         "UNITUNE_SAMPLE_STREAMS",
-        f"edits that are at the samplers at a time, for each of them, 1 to {MAX_SAMPLE_STREAMS}; others wait in the gateway",
+        f"edits that are at the samplers at a time, for each, 1 to {MAX_SAMPLE_STREAMS}; others wait in the gateway",
     )
     tenant_tunings: int = setting(
         100, "UNITUNE_TENANT_TUNINGS", "tunings of one tenant that are queued or running at a time; 0 means no limit"

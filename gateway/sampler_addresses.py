@@ -20,7 +20,7 @@ def named(text: str) -> list[str]:
 
 
 async def resolved(name: str) -> list[str]:
-    """All addresses that a name stands for. Of a name with addresses of IPv4 and IPv6 those of IPv4, as both lead to the
+    """All addresses that a name stands for. Of a name with addresses of IPv4 and IPv6 those of IPv4: both lead to the
     same samplers. Raises OSError for a name without any."""
     host, _, port = name.rpartition(":")
     if name.startswith(_LOCAL_SOCKET) or _is_address(host.strip("[]")):

@@ -200,7 +200,7 @@ class SamplerConnection:
                 self._unacknowledged.remove(sent)
 
     async def watch(self, on_change: Callable[[], None], forget: Forget) -> None:
-        """Follow the sampler's state until it is cancelled, or the address is no sampler's any more and does not answer.
+        """Follow the sampler's state until the address is no sampler's any more, and nothing is left there.
 
         `on_change` is called when it begins or ceases to take edits. `forget` gets what the sampler holds at the begin
         of each watch.
@@ -266,6 +266,8 @@ class SamplerConnection:
                 if kind != "heartbeat" or event.heartbeat.ByteSize():
                     yield event
         except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:  # of the caller, which says nothing of the sampler
+                raise unanswered("sampler") from None
             raise self._translated(error) from None
         finally:
             if kind in _LAST_EVENTS and not call.done():  # the service would log a stream that is cut here as cancelled
@@ -304,8 +306,13 @@ class SamplerConnection:
         """Log that the sampler does not answer, once until it answers again."""
         if not self._is_silent:
             self._is_silent = True
-            told = {"upstream": "sampler", "address": self.address, "code": code, "detail": detail}
-            telemetry.event(logger, "upstream does not answer", level=logging.WARNING, **told)
+            fields: telemetry.Fields = {
+                "upstream": "sampler",
+                "address": self.address,
+                "code": code,
+                "detail": detail,
+            }
+            telemetry.event(logger, "upstream does not answer", level=logging.WARNING, **fields)
 
 
 class Connections:

@@ -49,8 +49,10 @@ class Samplers:
         resolve_s: float = RESOLVE_S,
         certificates: CertificateReader | None = None,
     ) -> None:
-        """`names` are HOST:PORT, separated by commas; a name with several addresses means a sampler at each. `silence_s`
-        and `certificates` are those of SamplerConnection."""
+        """`names` are HOST:PORT, separated by commas; a name with several addresses means a sampler at each.
+
+        `silence_s` and `certificates` are those of SamplerConnection.
+        """
         self._names = sampler_addresses.named(names)
         self._resolve_s = resolve_s
         self._connection_settings: dict[str, Any] = {"silence_s": silence_s, "certificates": certificates}
@@ -61,6 +63,7 @@ class Samplers:
         self._resolved = asyncio.Event()
         self._recalled: SamplerInfo | None = None
         self._base_model = ""  # that of most samplers
+        self._left_out = set[str]()  # addresses of samplers with another one
         self._turn = itertools.count()
         self._chance = random.Random()
         self.on_count: Callable[[int], None] = lambda count: None  # called with the number of samplers for edits
@@ -80,13 +83,15 @@ class Samplers:
             await asyncio.gather(*self._watches.values(), return_exceptions=True)
 
     async def _resolve(self) -> None:
-        found = await asyncio.gather(*map(sampler_addresses.resolved, self._names), return_exceptions=True)
+        found = await asyncio.gather(*map(_addresses_of, self._names), return_exceptions=True)
         for name, addresses in zip(self._names, found, strict=True):
             if isinstance(addresses, BaseException):  # those that it had before may still be right
                 if name not in self._unresolved:
                     self._unresolved.add(name)
-                    told = {"name": name, "detail": str(addresses)}
-                    telemetry.event(logger, "name of a sampler not resolved", level=logging.WARNING, **told)
+                    told = str(addresses) or "no answer"
+                    telemetry.event(
+                        logger, "name of samplers not found", level=logging.WARNING, address=name, detail=told
+                    )
             else:
                 self._unresolved.discard(name)
                 self._addresses[name] = addresses
@@ -175,10 +180,10 @@ class Samplers:
             most = max(counts.values())
             if counts[self._base_model] < most:
                 self._base_model = min(digest for digest, count in counts.items() if count == most)
-                left_out = [one.address for one in answering if self._is_of_another_model(one)]
-                if left_out:
-                    told = {"addresses": ", ".join(left_out), "base_model": self._base_model}
-                    telemetry.event(logger, "samplers of another base model left out", **told)
+        left_out = {one.address for one in answering if self._is_of_another_model(one)}
+        for address in left_out - self._left_out:
+            telemetry.event(logger, "sampler of another base model left out", level=logging.WARNING, address=address)
+        self._left_out = left_out
         self.on_count(len(self._usable()))
 
     # What they are asked.
@@ -187,13 +192,12 @@ class Samplers:
         """The samplers for edits, at least one if there is any: those whose state is known, else those that answer."""
         of_model = [one for one in self._named() if not self._is_of_another_model(one)] or self._named()
         processes = list({one.epoch: one for one in of_model}.values())
-        for is_better in (
-            lambda one: one.is_watched and one.is_answering and not one.is_draining,
-            lambda one: one.is_answering and not one.is_draining,
-            lambda one: not one.is_draining,
+        for group in (
+            [one for one in processes if one.is_watched and one.is_answering and not one.is_draining],
+            [one for one in processes if one.is_answering and not one.is_draining],
         ):
-            if better := [one for one in processes if is_better(one)]:
-                return better
+            if group:
+                return group
         return processes
 
     async def _until_resolved(self) -> None:
@@ -259,7 +263,7 @@ class Samplers:
         ends_s = None if timeout_s is None else time.monotonic() + timeout_s
         await self._until_resolved()
         run, tried, later = ResumedRun(), set[str](), 0
-        is_alone = len(self._usable()) == 1
+        is_alone = len(self._named()) == 1
         while True:
             left_s = None if ends_s is None else ends_s - time.monotonic()
             untried = [one for one in self._usable() if one.address not in tried]
@@ -281,14 +285,23 @@ class Samplers:
                 is_late = ends_s is not None and time.monotonic() >= ends_s
                 if is_alone or is_late or not others or later > MOVES_LATER or len(tried) > MOVES:
                     raise
-                told = {"edit": request.edit, "address": sampler.address, "reason": error.reason}
-                telemetry.event(logger, "edit begins again", level=logging.WARNING, **told)
+                fields: telemetry.Fields = {
+                    "edit": request.edit,
+                    "address": sampler.address,
+                    "reason": error.reason,
+                }
+                telemetry.event(logger, "edit begins again", level=logging.WARNING, **fields)
             if run.has_begun:
                 yield SampleEvent(warning=EditEvent.Warning(text=LOST))
 
     def _chosen(self, weights: str, usable: Sequence[SamplerConnection]) -> SamplerConnection:
         replicas = {one.address: one.replica() for one in usable}
         return self._connections[choose(weights, list(replicas.values()), self._chance).address]
+
+
+async def _addresses_of(name: str) -> list[str]:
+    async with asyncio.timeout(RESOLVE_S):
+        return await sampler_addresses.resolved(name)
 
 
 async def _forget_nothing(connection: SamplerConnection, held: Sequence[WeightsRef]) -> None:

@@ -31,6 +31,7 @@ from unitune.v1 import (
     edit_pb2_grpc,
     image_pb2,
     image_pb2_grpc,
+    scope_pb2,
     server_pb2,
     server_pb2_grpc,
     tuning_pb2,
@@ -204,7 +205,7 @@ class ServerService(server_pb2_grpc.ServerServiceServicer):
 
     async def GetServerInfo(self, request: server_pb2.GetServerInfoRequest, context: Any) -> server_pb2.ServerInfo:
         tuner, sampler = self._tuners.known, self._samplers.known
-        is_admin = Scope.SCOPE_ADMIN in current().scopes
+        is_admin = scope_pb2.SCOPE_ADMIN in current().scopes
         known = sampler or tuner
         return server_pb2.ServerInfo(
             version=__version__,

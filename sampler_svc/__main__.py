@@ -42,7 +42,7 @@ def main() -> int:
         return 1
     kept_bytes = config.kept_weights_bytes()
     service = SamplerService(model, store, kept_bytes=kept_bytes)
-    telemetry.event(logging.getLogger(__name__), "engine loaded", engine=model.engine, kept_weights_bytes=kept_bytes)
+    telemetry.event(logging.getLogger(__name__), "engine loaded", engine=model.engine, size_bytes=kept_bytes)
     return asyncio.run(_serve(config, service, certificates))
 
 

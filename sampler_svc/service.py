@@ -21,15 +21,15 @@ from typing import Any, TypeVar, cast
 import grpc
 
 from sampler_svc import wire
-from sampler_svc.engines.cpu_controlled import ControlledEngine
 from sampler_svc.decoded_weights import DecodedWeights
+from sampler_svc.engines.cpu_controlled import ControlledEngine
 from sampler_svc.engines.engine import BASE, WeightSet
 from sampler_svc.engines.pool import Lease
 from sampler_svc.engines.weights import tuned_super_resolution, tuned_weights, tunings_of, with_fast_lora
 from sampler_svc.mailbox import Mailbox
 from sampler_svc.model import Model
-from sampler_svc.run_times import RunTimes
 from sampler_svc.run_stages import DECODING, LOADING, PREPARING, SAMPLING, RunStages
+from sampler_svc.run_times import RunTimes
 from sampler_svc.sampling.attempts import ScoredImage, attempts_of, sample_filtered
 from sampler_svc.sampling.conditioning import REFITS_NOTHING, Embed, embedding, null_embeddings, refuse_unbound
 from sampler_svc.sampling.events import EditedImage, Event, Step, Warned

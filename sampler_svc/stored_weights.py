@@ -7,7 +7,8 @@ from unitune.errors import FailedPrecondition
 from unitune.object_store import ObjectStore
 from unitune.weights import TunedWeights
 
-# Of embeddings and probes in memory. One of Stable Diffusion is a quarter of a megabyte; null-text has one for each step.
+# Of embeddings and probes in memory. An embedding of Stable Diffusion is a quarter of a megabyte; null-text has one for
+# each step.
 EXTRAS_BYTES = 128 << 20
 
 

@@ -22,7 +22,7 @@ def test_several_samplers_are_separated_by_commas() -> None:
 @pytest.mark.parametrize("wrong", ["", "sampler", "a:1,,b:2", "a:0", "a:70000", "http://a:1", "a b:1", "fd00::7:2"])
 def test_what_is_no_address_is_refused(wrong: str) -> None:
     """At the start, by its name."""
-    with pytest.raises(settings.BadSetting, match="UNITUNE_SAMPLER is .* is no HOST:PORT"):
+    with pytest.raises(settings.BadSetting, match=r"UNITUNE_SAMPLER is .* is no HOST:PORT"):
         settings.load(GatewayConfig, NEEDED | {"UNITUNE_SAMPLER": wrong})
 
 

@@ -240,8 +240,8 @@ async def tunings(fleet: Fleet, count: int) -> list[Tuning]:
 
 
 async def test_edits_go_where_their_weights_are(fleet: Fleet, postgres_server: PostgresServer) -> None:
-    """Tunings fewer than engines, edits at two gateways: nine of ten are warm at least, and the death of a sampler moves
-    its own tunings alone (F28, check 19)."""
+    """Tunings fewer than engines, edits at two gateways: nine of ten at least are warm, and a sampler's death moves its
+    own tunings alone (F28, check 19)."""
     first = fleet.world
     await first.close()
     first.config = replace(first.config, state=postgres_server.new_database())
@@ -267,9 +267,9 @@ async def test_edits_go_where_their_weights_are(fleet: Fleet, postgres_server: P
             calls = [edit(world, tuning=one.name) for one, world in zip(made, (second, first) * 2, strict=True)]
             assert all(events[-1].HasField("done") for events in await asyncio.gather(*calls))
 
-    await edit_all(5)
+    await edit_all(3)
     warm = [is_warm for sampler in fleet.samplers for is_warm in sampler.warm]
-    assert len(warm) == 40 and warm.count(True) >= 36
+    assert len(warm) == 24 and warm.count(True) >= 22
 
     homes = {one.weights.digest: [s for s in fleet.samplers if one.weights.digest in s.resident] for one in made}
     dead = homes[made[0].weights.digest][0]
@@ -278,10 +278,10 @@ async def test_edits_go_where_their_weights_are(fleet: Fleet, postgres_server: P
     moving = {digest for digest, places in homes.items() if places == [dead]}
     for sampler in fleet.samplers:
         sampler.warm.clear()
-    await edit_all(2)
+    await edit_all(1)
     warm = [is_warm for sampler in fleet.samplers for is_warm in sampler.warm]
     # Two gateways may move a tuning at the same moment, to the same place or to two.
-    assert len(warm) == 16 and warm.count(False) <= 2 * len(moving)
+    assert len(warm) == 8 and warm.count(False) <= 2 * len(moving)
     for digest, places in homes.items():
         if digest not in moving:
             assert any(digest in place.resident for place in places if place is not dead)
@@ -354,8 +354,8 @@ async def test_an_edit_moves_so_often_and_no_further(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("kind", ["loading", "step"])
 async def test_an_edit_that_had_begun_begins_again_once(fleet: Fleet, kind: str) -> None:
-    """Lost after its first event, it is made by another sampler from the same seeds, and a warning says so; lost a second
-    time, it fails (F27)."""
+    """Lost after its first event, it is made by another sampler from the same seeds, and a warning says so; lost again,
+    it fails (F27)."""
     lost = await fleet.first()
     whole = await edit(fleet.world, image_data=picture(), config=SDEDIT, seeds=[1, 2], omit_metadata=True)
     lost.breaks_after = kind
@@ -369,13 +369,14 @@ async def test_an_edit_that_had_begun_begins_again_once(fleet: Fleet, kind: str)
         sampler.breaks_after = kind
     before = sum(fleet.requests())
     events = await edit(fleet.world, image_data=picture(), config=SDEDIT)
-    assert kinds(events) == ["accepted", *begun, "warning", *begun, "failed"]
+    told = [found for found in kinds(events) if found != "step"]  # the second's may come too soon after the first's
+    assert told == ["accepted", "loading", "warning", "loading", "failed"]
     assert from_status(events[-1].failed).reason == "BACKEND_DOWN" and sum(fleet.requests()) == before + 2
 
 
 @pytest.mark.parametrize("kind", ["image", "image_part"])
 async def test_no_picture_comes_twice(fleet: Fleet, kind: str) -> None:
-    """Lost amid the pictures, and amid the pieces of one: each comes once and whole, and none is mixed of two samplers'."""
+    """Lost amid the pictures, and amid the pieces of one: each comes once and whole, and none is of two samplers."""
     lost = await fleet.first()
     for number, sampler in enumerate(fleet.samplers):
         sampler.png = large_png(700_000) + bytes([number])

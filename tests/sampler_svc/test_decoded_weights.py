@@ -12,7 +12,7 @@ from sampler_svc.decoded_weights import VALUE_BYTES, DecodedWeights
 from sampler_svc.engines.engine import WeightSet
 from sampler_svc.model import Model
 from sampler_svc.service import SamplerService
-from tests.sampler_svc.test_service import events, kinds, pngs, request, stored, store_folder
+from tests.sampler_svc.test_service import events, kinds, pngs, request, store_folder, stored
 from tests.sampler_svc.tunings import Tunings
 from unitune import metrics, serving, settings
 from unitune.errors import from_status

@@ -508,8 +508,8 @@ async def _count(states, count: int) -> None:
 
 
 async def test_a_replica_tells_what_routing_needs(sampler, service: SamplerService, stored) -> None:
-    """Its process, the weights that are coming, how long an edit and a refit took, and at the begin of a watch alone all
-    that it holds; and it says so at most ten times a second."""
+    """Its process, the weights that are coming, how long an edit and a refit took, and at the begin of a watch all that
+    it holds; and it says so at most ten times a second."""
     weights = stored(1)
     watch = sampler.WatchReplica(sampler_pb2.WatchReplicaRequest())
     states = aiter(watch)
@@ -539,7 +539,7 @@ async def test_a_replica_tells_what_routing_needs(sampler, service: SamplerServi
 
 
 async def test_pickers_of_endpoints_find_their_metrics(sampler, stored) -> None:
-    """Who waits and runs, the share of engines with weights, and which these are, by their digests (docs/routing.md)."""
+    """Who waits and runs, the share of engines with weights, and which these are by their digests (docs/routing.md)."""
     one, two = stored(1), stored(2)
 
     def adapters() -> dict[str, str]:

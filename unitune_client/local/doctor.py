@@ -215,8 +215,8 @@ def server_findings(info: events.ServerInfo) -> Iterator[Finding]:
         if not upstream.is_answering:
             yield name, Problem(f"does not answer the gateway ({told})")
         elif upstream.is_left_out:
-            model = f"its base model is {upstream.base_model[:12]}, another than the other samplers'"
-            yield name, Problem(f"gets no edits: {model}. Build its engine from theirs ({told})")
+            why = f"its base model is {upstream.base_model[:12]}, another than that of the other samplers"
+            yield name, Problem(f"gets no edits: {why}; build its engine from theirs ({told})")
         else:
             yield name, told
     yield "queue", queue_in_words(info.queue)
