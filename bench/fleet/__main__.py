@@ -59,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = MODEL if options.model == "stickerbook" else tiny(Path(scratch))
         home = Home((options.home or Path(scratch) / "home").absolute())
         engine = LocalServices(str(model), home=home, log=say).build()
-        with Fleet(SIZE, model, engine, Path(scratch) / "fleet", {"UNITUNE_THREADS": str(THREADS)}) as fleet:
+        logs, settings = options.out.parent / "logs", {"UNITUNE_THREADS": str(THREADS)}
+        with Fleet(SIZE, model, engine, Path(scratch) / "fleet", logs, settings) as fleet:
             report = asyncio.run(measured(fleet, options, shlex.join(["python", "-m", "bench.fleet", *given])))
             mistakes = fleet.mistakes()
     report.write(options.out)

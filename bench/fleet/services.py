@@ -40,12 +40,20 @@ class Fleet:
     """All of them in a `with` block, which begins when every gateway knows a tuner and the samplers."""
 
     def __init__(
-        self, size: Size, base_model: Path, engine: Path, folder: Path, settings: Mapping[str, str] | None = None
+        self,
+        size: Size,
+        base_model: Path,
+        engine: Path,
+        folder: Path,
+        logs: Path,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
-        """State, store and logs lie in `folder`. `settings` are those of all services."""
-        self.store, self._logs = folder / "store", folder / "logs"
-        for path in (self.store, self._logs):
-            path.mkdir(parents=True)
+        """The store lies in `folder`, one log of each service in `logs`. `settings` are those of all services."""
+        self.store, self._logs = folder / "store", logs
+        for path in (self.store, logs):
+            path.mkdir(parents=True, exist_ok=True)
+        for old in logs.glob("*.log"):
+            old.unlink()
         self._base_model, self._engine = base_model, engine
         ports = (f"127.0.0.1:{port}" for port in free_ports(2 * size.gateways + size.samplers))
         self.addresses = [next(ports) for _ in range(size.gateways)]
