@@ -26,7 +26,7 @@ from pathlib import Path
 
 from bench.fleet.load import Load, rush, visits
 from bench.fleet.report import Costs, Outcome, Phase, Report
-from bench.fleet.services import GATEWAY, SAMPLER, Fleet, Size
+from bench.fleet.services import DATABASE, GATEWAY, SAMPLER, Fleet, Size
 from bench.fleet.users import Lost, Made, Users
 from bench.inputs import MODEL, PICTURE
 from bench.program import say
@@ -99,11 +99,14 @@ async def measured(fleet: Fleet, options: argparse.Namespace, command: str) -> R
         tuning_s = tuned_s * SIZE.tuners / number
         say("edits one at a time")
         idle = await asyncio.to_thread(commits_per_s, fleet)
-        warm = await one_at_a_time(users, [0] * (alone + 1))
+        warm = await one_at_a_time(users, [0])
+        sampling = fleet.cpu_s()[SAMPLER]
+        warm += await one_at_a_time(users, [0] * alone)
+        sampling = (fleet.cpu_s()[SAMPLER] - sampling) / alone
+        on_fleet = {"visits": await lived(users, "visits", loads["visits"])}
         before, cpu, own = await asyncio.to_thread(fleet.commits), fleet.cpu_s(), time.process_time()
-        began = time.monotonic()
-        on_fleet = {name: await lived(users, name, load) for name, load in loads.items()}
-        edits = sum(load.edits for load in loads.values())
+        began, edits = time.monotonic(), loads["rush"].edits
+        on_fleet["rush"] = await lived(users, "rush", loads["rush"])
         after, passed_s = await asyncio.to_thread(fleet.commits), time.monotonic() - began
         spent = {kind: seconds - cpu[kind] for kind, seconds in fleet.cpu_s().items()}
         own = time.process_time() - own
@@ -122,8 +125,9 @@ async def measured(fleet: Fleet, options: argparse.Namespace, command: str) -> R
         refit_s=max(first),
         kept_refit_s=statistics.median(kept),
         tuning_s=tuning_s,
-        sampler_cpu_s=spent[SAMPLER] / edits,
+        sampling_cpu_s=sampling,
         gateway_cpu_s=spent[GATEWAY] / edits,
+        database_cpu_s=spent[DATABASE] / edits,
         client_cpu_s=own / edits,
         commits=max(0.0, after - before - idle * passed_s) / edits,
         idle_commits_per_s=idle,

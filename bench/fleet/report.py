@@ -17,11 +17,12 @@ class Costs:
 
     edit_s: float  # of a warm one, at its user
     sampling_s: float  # of that, at the sampler
+    sampling_cpu_s: float  # of that, the time of a core
     refit_s: float  # from the store
     kept_refit_s: float  # with weights that the sampler keeps in its memory
     tuning_s: float  # of all tunings together, divided by their number for each tuner
-    sampler_cpu_s: float  # of an edit, of all samplers together, refits included
     gateway_cpu_s: float  # of an edit
+    database_cpu_s: float  # of an edit
     client_cpu_s: float  # of an edit, in the process of the users
     commits: float  # of an edit, without those that gateways make by themselves
     idle_commits_per_s: float  # those

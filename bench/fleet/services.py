@@ -21,7 +21,7 @@ from unitune_client.local.supervision import Service
 START_S = 300.0
 LOOKS_EVERY_S = 0.05
 STATISTICS_S = 1.5  # until the server's statistics have what its connections did
-GATEWAY, TUNER, SAMPLER = "gateway", "tuner", "sampler"
+GATEWAY, TUNER, SAMPLER, DATABASE = "gateway", "tuner", "sampler", "database"
 MODULES = {GATEWAY: "gateway", TUNER: "tuner_svc", SAMPLER: "sampler_svc"}
 # What services log when they made a mistake. Other errors are of those that were away.
 MISTAKES = ("call failed", "edit failed", "tuning broke", "sampling failed", "tuner's work failed")
@@ -120,7 +120,12 @@ class Fleet:
 
     def cpu_s(self) -> dict[str, float]:
         """CPU seconds of the processes of each kind so far."""
-        return {kind: sum(_cpu_s(self._running[name].process.pid) for name in self._names(kind)) for kind in MODULES}
+        spent = {kind: sum(_cpu_s(self._running[name].process.pid) for name in self._names(kind)) for kind in MODULES}
+        assert self._postgres is not None and self._postgres._process is not None
+        server = self._postgres._process.pid
+        backends = (int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal())
+        spent[DATABASE] = _cpu_s(server) + sum(_cpu_s(pid, of=server) for pid in backends)
+        return spent
 
     def commits(self) -> int:
         """The transactions of the database so far."""
@@ -165,10 +170,12 @@ class Fleet:
                     time.sleep(LOOKS_EVERY_S)
 
 
-def _cpu_s(pid: int) -> float:
-    """Of a process and those that it has started and that have ended."""
+def _cpu_s(pid: int, of: int | None = None) -> float:
+    """Of a process and those that it has started and that have ended; 0 unless it was started by `of`."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    if of is not None and int(fields[1]) != of:
         return 0.0
     return sum(int(field) for field in fields[11:15]) / os.sysconf("SC_CLK_TCK")

@@ -35,7 +35,7 @@ MEMORY_SAMPLERS = 40
 STARTS_S = (90.0, 300.0)
 EDITS_EACH = (1, 2, 4, 8, 16, 32)
 USERS = (1e4, 1e5, 1e6, 1e7)
-OPTIONS = [field.name for field in fields(Costs) if field.name != "serving_cpu_s"]
+OPTIONS = [field.name for field in fields(Costs) if field.name not in ("serving_cpu_s", "computes")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

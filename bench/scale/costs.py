@@ -16,7 +16,9 @@ class Costs:
     overhead_s: float  # of an edit outside of the sampler, in which nothing is computed that others wait for
     gateway_cpu_s: float  # of an edit
     edit_commits: float  # transactions of the database
-    serving_cpu_s: float = 0.0  # of an edit beside the sampler, where all share the cores of one machine
+    # Where all share the cores of one machine:
+    serving_cpu_s: float = 0.0  # of an edit, in gateways, database and clients
+    computes: float = 1.0  # the share of its time at the sampler for which an edit needs a core
 
 
 # No command has measured these: a graphics card at the size of Stable Diffusion 1.5, 860 million values. What a gateway
@@ -35,7 +37,7 @@ ASSUMED = Costs(
 def measured(report: Report) -> Costs:
     """Those of the embedded base model on a CPU, which `python -m bench.fleet` measured."""
     costs = report.costs
-    serving_cpu_s = costs.gateway_cpu_s + costs.client_cpu_s
+    serving_cpu_s = costs.gateway_cpu_s + costs.database_cpu_s + costs.client_cpu_s
     return Costs(
         edit_s=costs.sampling_s,
         refit_s=costs.refit_s,
@@ -45,6 +47,7 @@ def measured(report: Report) -> Costs:
         gateway_cpu_s=costs.gateway_cpu_s,
         edit_commits=costs.commits,
         serving_cpu_s=serving_cpu_s,
+        computes=min(1.0, costs.sampling_cpu_s / costs.sampling_s),
     )
 
 

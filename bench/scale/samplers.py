@@ -141,7 +141,8 @@ class Sampler:
         if self._cores is None:
             yield self._env.timeout(seconds)
         else:
-            yield from self._cores.compute(seconds)
+            yield from self._cores.compute(seconds * self._costs.computes)
+            yield self._env.timeout(seconds * (1 - self._costs.computes))
 
 
 class Cores:
