@@ -70,7 +70,7 @@ async def test_a_refit_with_kept_weights_reads_nothing(sampler, stored: Put, sto
     state = await first_state(sampler)
     assert list(state.kept) == [one.digest] and [held.digest for held in state.held] == [one.digest]
     found = await events(sampler, request(two))
-    assert from_status(found[-1].failed).reason in ("WEIGHTS_NOT_FOUND", "STORE_DOWN", "WEIGHTS_CORRUPT")
+    assert from_status(found[-1].failed).reason == "WEIGHTS_MISSING"
 
 
 async def test_the_one_used_longest_ago_gives_way(sampler, stored: Put, model: Model) -> None:

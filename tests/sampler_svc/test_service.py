@@ -523,19 +523,20 @@ async def test_a_replica_tells_what_routing_needs(sampler, service: SamplerServi
     done = await asyncio.wait_for(_first(states, lambda state: state.edit_s and not state.running), 30)
     assert list(done.resident) == [weights.digest] and not done.loading and done.refit_s > 0 == done.kept_refit_s
     assert not done.held
-    for _ in range(300):
-        service._notify_watchers()
-        await asyncio.sleep(0.001)
-    began, count = time.monotonic(), 0
-    while time.monotonic() < began + 0.5:
-        service._notify_watchers()
-        await asyncio.wait({asyncio.ensure_future(anext(states))})
-        count += 1
-    assert count <= 8
     watch.cancel()
-    again = sampler.WatchReplica(sampler_pb2.WatchReplicaRequest())
+
+    async def change() -> None:
+        while True:
+            service._notify_watchers()
+            await asyncio.sleep(0.001)
+
+    changing, again = asyncio.create_task(change()), sampler.WatchReplica(sampler_pb2.WatchReplicaRequest())
     assert [(held.digest, held.path) for held in (await again.read()).held] == [(weights.digest, weights.path)]
+    began_s = time.monotonic()
+    await asyncio.wait_for(_count(aiter(again), 7), 30)
+    assert time.monotonic() > began_s + 0.5
     again.cancel()
+    changing.cancel()
 
 
 async def test_pickers_of_endpoints_find_their_metrics(sampler, stored) -> None:
