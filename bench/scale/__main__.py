@@ -31,7 +31,7 @@ from bench.scale.policies import PolicyName
 
 SIZES = (1, 4, 10, 40, 100, 400, 1000)
 ENGINES, KEEPS = (1, 2, 4), (0, 4, 16)
-MEMORY_SAMPLERS = 40
+MEMORY_SAMPLERS, MEMORY_LOAD = 40, 0.4
 STARTS_S = (90.0, 300.0)
 EDITS_EACH = (1, 2, 4, 8, 16, 32)
 USERS = (1e4, 1e5, 1e6, 1e7)
@@ -49,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--edits", type=int, default=8, help="of a visit")
     parser.add_argument("--looks-s", type=float, default=8.0, help="mean seconds between two edits of a visit")
     parser.add_argument("--peak", type=float, default=4.0, help="the highest rate over the mean of the day")
-    parser.add_argument("--load", type=float, default=0.4, help="seconds of edits for each engine and second")
+    parser.add_argument("--load", type=float, default=0.2, help="seconds of edits for each engine and second")
+    parser.add_argument("--most", type=int, default=SIZES[-1], help="samplers of the largest fleet")
     parser.add_argument("--engines", type=int, default=1, help="of a sampler")
     parser.add_argument("--keeps", type=int, default=8, help="tunings whose decoded weights a sampler keeps")
     parser.add_argument("--share", type=float, default=0.02, help="of the day's users")
@@ -91,18 +92,18 @@ def curves(costs: Costs, options: argparse.Namespace) -> dict[str, object]:
     demand = Demand(options.users, options.edits, options.looks_s, options.peak)
     memory = {"engines": options.engines, "keeps": options.keeps}
     by_number = []
-    for samplers in SIZES[:3] if quick else SIZES:
+    for samplers in SIZES[:3] if quick else [size for size in SIZES if size <= options.most]:
         for policy in PolicyName:
             began = time.monotonic()
-            edits = 300 if quick else min(3000 + 20 * samplers, 12_000)
+            edits = 300 if quick else min(2000 + 20 * samplers, 6000)
             point = steady(costs, demand, samplers, policy, options.load, edits=edits, **memory)
             by_number.append(asdict(point))
             say(f"{samplers} samplers, {policy}: p95 {point.p95_s:.2f} s ({time.monotonic() - began:.1f} s)")
     kept = [
         asdict(
             steady(
-                costs, demand, 4 if quick else MEMORY_SAMPLERS, PolicyName.GATEWAY, options.load,
-                engines=engines, keeps=keeps, edits=300 if quick else 4000,
+                costs, demand, 4 if quick else MEMORY_SAMPLERS, PolicyName.GATEWAY, MEMORY_LOAD,
+                engines=engines, keeps=keeps, edits=300 if quick else 2000,
             )
         )
         for engines in ENGINES

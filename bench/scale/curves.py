@@ -66,7 +66,7 @@ def steady(
 ) -> Point:
     """A fleet under a load that does not change, once it has settled; so many edits are looked at."""
     per_s = load * samplers * engines / costs.edit_s
-    settles_s = (demand.edits * (demand.looks_s + costs.edit_s) + costs.refit_s) * 1.5
+    settles_s = demand.edits * (demand.looks_s + costs.edit_s) + costs.refit_s  # a visit
     for_s = settles_s + edits / per_s
     setup = Setup(
         costs,

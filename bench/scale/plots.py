@@ -34,7 +34,10 @@ def _by_number(axes: Axes, points: Sequence[Mapping[str, Any]], figure: str, lab
         line = [(one["samplers"], times * one[figure]) for one in points if one["policy"] == policy]
         axes.plot(*zip(*line, strict=True), "o-", color=COLOURS[policy], label=policy)
     axes.set_xscale("log")
-    axes.set_ylim(bottom=0)
+    if figure.endswith("_s"):
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(0, 100)
     axes.set_xlabel(f"samplers, each with {points[0]['load']:.0%} of its time in edits")
     axes.set_ylabel(label)
     axes.grid(alpha=0.3)
@@ -45,8 +48,8 @@ def _memory(axes: Axes, points: Sequence[Mapping[str, Any]]) -> None:
     for engines in dict.fromkeys(one["engines"] for one in points):
         line = [(one["keeps"], one["p95_s"]) for one in points if one["engines"] == engines]
         axes.plot(*zip(*line, strict=True), "o-", label=f"{engines} engine{'s' if engines > 1 else ''} a sampler")
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("tunings whose decoded weights a sampler keeps")
+    axes.set_yscale("log")
+    axes.set_xlabel(f"tunings whose decoded weights a sampler keeps ({points[0]['load']:.0%} of its time in edits)")
     axes.set_ylabel("p95 of an edit, s")
     axes.grid(alpha=0.3)
     axes.legend()
