@@ -30,11 +30,12 @@ from bench.scale.demand import Demand
 from bench.scale.policies import PolicyName
 
 SIZES = (1, 4, 10, 40, 100, 400, 1000)
-ENGINES, KEEPS = (1, 2, 4), (0, 4, 16)
+ENGINES, KEEPS = (1, 2, 4), (0, 4, 8, 16)
 MEMORY_SAMPLERS, MEMORY_LOAD = 40, 0.4
 STARTS_S = (90.0, 300.0)
 EDITS_EACH = (1, 2, 4, 8, 16, 32)
 USERS = (1e4, 1e5, 1e6, 1e7)
+COMMITS, NOTIFYING = 3100.0, 200.0  # a second, of a disk with other work: python -m bench.scale.commits
 OPTIONS = [field.name for field in fields(Costs) if field.name not in ("serving_cpu_s", "computes")]
 
 
@@ -56,8 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--share", type=float, default=0.02, help="of the day's users")
     parser.add_argument("--sampler-price", type=float, default=1.0, help="of an hour")
     parser.add_argument("--tuner-price", type=float, default=1.0, help="of an hour")
-    parser.add_argument("--commits", type=float, help="a second, of the database: python -m bench.scale.commits")
-    parser.add_argument("--notifying", type=float, help="of them, with a notification")
+    parser.add_argument("--commits", type=float, default=COMMITS, help="a second: python -m bench.scale.commits")
+    parser.add_argument("--notifying", type=float, default=NOTIFYING, help="a second, with a notification in each")
     parser.add_argument("--quick", action="store_true", help="small fleets, to see that it runs")
     parser.add_argument("--out", type=Path, default=Path("out/scale"))
     options = parser.parse_args(arguments)
@@ -116,7 +117,7 @@ def curves(costs: Costs, options: argparse.Namespace) -> dict[str, object]:
         days.append(day(costs, part, start_s=start_s, **memory))
         say(f"a day, samplers start in {start_s:g} s ({time.monotonic() - began:.1f} s)")
     prices = Prices(options.sampler_price, options.tuner_price)
-    ceilings = Ceilings(options.commits or 3000.0, options.notifying or 600.0)
+    ceilings = Ceilings(options.commits, options.notifying)
     return {
         "costs": asdict(costs),
         "demand": asdict(demand),

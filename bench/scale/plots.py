@@ -35,7 +35,7 @@ def _by_number(axes: Axes, points: Sequence[Mapping[str, Any]], figure: str, lab
         axes.plot(*zip(*line, strict=True), "o-", color=COLOURS[policy], label=policy)
     axes.set_xscale("log")
     if figure.endswith("_s"):
-        axes.set_yscale("log")
+        _seconds(axes, [one[figure] for one in points])
     else:
         axes.set_ylim(0, 100)
     axes.set_xlabel(f"samplers, each with {points[0]['load']:.0%} of its time in edits")
@@ -48,7 +48,7 @@ def _memory(axes: Axes, points: Sequence[Mapping[str, Any]]) -> None:
     for engines in dict.fromkeys(one["engines"] for one in points):
         line = [(one["keeps"], one["p95_s"]) for one in points if one["engines"] == engines]
         axes.plot(*zip(*line, strict=True), "o-", label=f"{engines} engine{'s' if engines > 1 else ''} a sampler")
-    axes.set_yscale("log")
+    _seconds(axes, [one["p95_s"] for one in points])
     axes.set_xlabel(f"tunings whose decoded weights a sampler keeps ({points[0]['load']:.0%} of its time in edits)")
     axes.set_ylabel("p95 of an edit, s")
     axes.grid(alpha=0.3)
@@ -56,16 +56,28 @@ def _memory(axes: Axes, points: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _day(axes: Axes, days: Sequence[Mapping[str, Any]]) -> None:
+    lines = []
     for one in days:
-        axes.plot(
-            one["hours"], one["window_p95_s"], label=f"p95 of an edit, s; a sampler starts in {one['start_s']:g} s"
-        )
-    axes.plot(days[0]["scaled_hours"], days[0]["samplers"], color="black", linewidth=0.8, label="samplers")
-    axes.plot(days[0]["scaled_hours"], days[0]["tuners"], color=GREY, linestyle="--", linewidth=0.8, label="tuners")
-    axes.set_ylim(bottom=0)
+        label = f"p95, where a sampler starts in {one['start_s']:g} s"
+        lines += axes.plot(one["hours"], [value or float("nan") for value in one["window_p95_s"]], label=label)
+    numbers = axes.twinx()
+    for name, colour in (("samplers", "black"), ("tuners", GREY)):
+        lines += numbers.plot(days[0]["scaled_hours"], days[0][name], color=colour, linewidth=0.8, label=name)
+    numbers.set_ylabel("samplers, tuners")
+    numbers.set_ylim(bottom=0)
+    axes.set_ylim(0, 2 * max(max(one["window_p95_s"]) for one in days))
+    axes.set_ylabel("p95 of an edit, s")
     axes.set_xlabel("hour of the day")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(lines, [str(line.get_label()) for line in lines], fontsize=8, loc="upper left")
+
+
+def _seconds(axes: Axes, values: Sequence[float]) -> None:
+    """A logarithmic axis with plain numbers."""
+    axes.set_yscale("log")
+    ticks = [tick for tick in (0.5, 1, 2, 5, 10, 20, 50, 100, 200) if min(values) / 2.5 < tick < max(values) * 2.5]
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
 
 
 def _cost(axes: Axes, costs: Mapping[str, Mapping[str, float]]) -> None:
