@@ -45,9 +45,9 @@ class Replica:
 
 def choose(weights: str, replicas: Sequence[Replica], chance: random.Random) -> Replica:
     """The replica for an edit with these weights, of at least one."""
-    # One more edit may be at most twice the mean and one: a popular picture does not fill one sampler.
-    most = 2 * (1 + sum(replica.in_flight for replica in replicas)) / len(replicas) + 1
-    allowed = [replica for replica in replicas if replica.in_flight + 1 <= most]
+    # One more edit is at most twice the mean and one: weights that everybody wants do not fill one sampler.
+    most_in_flight = 2 * (1 + sum(replica.in_flight for replica in replicas)) / len(replicas)
+    allowed = [replica for replica in replicas if replica.in_flight <= most_in_flight]
     ranked = sorted(allowed, key=lambda replica: _rendezvous(weights, replica.address), reverse=True)
     candidates = {replica.address for replica in ranked if replica.step(weights) in (WARM, HALF_WAY)}
     candidates |= {replica.address for replica in ranked[:HASHED]}

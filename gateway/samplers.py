@@ -19,7 +19,7 @@ from gateway.resumed_run import ResumedRun
 from gateway.sampler_choice import choose
 from gateway.sampler_connection import Forget, SamplerConnection
 from gateway.upstreams import CALL_S, unanswered
-from unitune import serving, telemetry
+from unitune import metrics, serving, telemetry
 from unitune.certificates import CertificateReader
 from unitune.errors import Unavailable, UniTuneError
 from unitune.v1.edit_pb2 import EditEvent
@@ -184,7 +184,11 @@ class Samplers:
         for address in left_out - self._left_out:
             telemetry.event(logger, "sampler of another base model left out", level=logging.WARNING, address=address)
         self._left_out = left_out
-        self.on_count(len(self._usable()))
+        usable = len(self._usable())
+        away = max(0, len(self._named()) - len(left_out) - usable)
+        for state, count in (("usable", usable), ("left_out", len(left_out)), ("away", away)):
+            metrics.SAMPLERS.labels(state).set(count)
+        self.on_count(usable)
 
     # What they are asked.
 
@@ -291,6 +295,7 @@ class Samplers:
                     "reason": error.reason,
                 }
                 telemetry.event(logger, "edit begins again", level=logging.WARNING, **fields)
+                metrics.EDIT_MOVES.inc()
             if run.has_begun:
                 yield SampleEvent(warning=EditEvent.Warning(text=LOST))
 

@@ -50,6 +50,15 @@ OLDEST_WAIT_S = Gauge(
 UPSTREAM_UP = Gauge(
     "unitune_upstream_up", "1 while tuner or sampler answers the gateway, else 0.", ["upstream"], registry=REGISTRY
 )
+SAMPLERS = Gauge(
+    "unitune_samplers",
+    "Samplers by what the gateway knows of them: usable ones get edits, others are left out or away.",
+    ["state"],
+    registry=REGISTRY,
+)
+EDIT_MOVES = Counter(
+    "unitune_edit_moves", "Edits that began again at another sampler, as theirs was lost.", registry=REGISTRY
+)
 TUNING_ENDS = Counter("unitune_tuning_ends", "Tunings that ended, by how.", ["state"], registry=REGISTRY)
 TUNINGS_LOST = Counter(
     "unitune_tunings_lost", "Runs of tunings that did not end, and are queued again.", registry=REGISTRY

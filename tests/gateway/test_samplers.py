@@ -16,7 +16,7 @@ from tests.gateway.conftest import World, edit, eventually, picture, refused
 from tests.gateway.test_sample_queue import SDEDIT, begin, held, large_png, pictures, rest
 from tests.gateway.upstream_servers import Sampler, serve_sampler
 from tests.postgres_server import PostgresServer
-from unitune import serving
+from unitune import metrics, serving
 from unitune.errors import InvalidField, from_status
 from unitune.v1.edit_pb2 import CancelEditRequest, EditEvent, EditRequest
 from unitune.v1.server_pb2 import BaseModel, GetServerInfoRequest, Upstream
@@ -195,6 +195,8 @@ async def test_a_sampler_of_another_base_model_is_named_and_gets_nothing(fleet: 
     ends += await asyncio.gather(*(rest(begin(fleet.world.edits, f"t{number}")) for number in range(12)))
     assert all(events[-1].HasField("done") for events in ends)
     assert fleet.requests()[0] == 0 and sum(fleet.requests()) == 15
+    counts = {state: metrics.SAMPLERS.labels(state)._value.get() for state in ("usable", "left_out", "away")}
+    assert counts == {"usable": 3, "left_out": 1, "away": 0}
     info = await fleet.world.info.GetServerInfo(GetServerInfoRequest())
     assert info.base_model.digest == fleet.samplers[1].base_model.digest
     odd.base_model = model
@@ -359,7 +361,9 @@ async def test_an_edit_that_had_begun_begins_again_once(fleet: Fleet, kind: str)
     lost = await fleet.first()
     whole = await edit(fleet.world, image_data=picture(), config=SDEDIT, seeds=[1, 2], omit_metadata=True)
     lost.breaks_after = kind
+    moves = metrics.EDIT_MOVES._value.get()
     events = await edit(fleet.world, image_data=picture(), config=SDEDIT, seeds=[1, 2], omit_metadata=True)
+    assert metrics.EDIT_MOVES._value.get() == moves + 1
     begun = ["loading"] if kind == "loading" else ["loading", "step"]
     assert kinds(events) == ["accepted", *begun, "warning", "loading", "step", "image", "done"]
     (warning,) = (event.warning.text for event in events if event.HasField("warning"))

@@ -210,6 +210,24 @@ async def test_services_with_certificates_make_an_edit(mutual: World) -> None:
     assert events[-1].HasField("done")
 
 
+async def test_all_samplers_have_one_name(mutual: World, authority: Authority) -> None:
+    """Whatever their addresses, samplers with the sampler's certificate are watched and used."""
+    files = authority.issue(mutual.folder, "another", peers.SAMPLER, peers=authority)
+    another = await serve_sampler(mutual.sampler, **peers.served_by(CertificateReader(files)))
+    mutual.sampler.epoch = ""  # of two processes
+    await mutual.close()
+    mutual.config = replace(mutual.config, sampler=f"{mutual.config.sampler},{another.address}")
+    await mutual.open()
+
+    async def are_watched() -> bool:
+        assert mutual.gateway is not None
+        return [one.is_watched for one in mutual.gateway._samplers._usable()] == [True, True]
+
+    await eventually(are_watched)
+    assert (await edit(mutual, image_data=picture()))[-1].HasField("done")
+    await another.stop()
+
+
 async def test_a_sampler_answers_the_gateway_alone(mutual: World, authority: Authority) -> None:
     """Nobody without a certificate, with one of another authority, or with another service's gets an answer (F41)."""
     foreign = Authority.make(mutual.folder, "foreign")

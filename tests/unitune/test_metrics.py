@@ -30,6 +30,8 @@ FROZEN = {
     "unitune_edits": ("gauge", ("state",)),
     "unitune_oldest_wait_seconds": ("gauge", ("queue",)),
     "unitune_upstream_up": ("gauge", ("upstream",)),
+    "unitune_samplers": ("gauge", ("state",)),
+    "unitune_edit_moves": ("counter", ()),
     "unitune_tuning_ends": ("counter", ("state",)),
     "unitune_tunings_lost": ("counter", ()),
     "unitune_edit_ends": ("counter", ("state",)),
