@@ -8,12 +8,12 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import obstore
 from obstore.store import AzureStore, GCSStore, S3Store, from_url
@@ -62,17 +62,17 @@ class ObjectStore:
         self._folder = None if "://" in url else Path(url).resolve()
         try:
             self._store: obstore.store.ObjectStore = self._open(url)
-            self._signer = self._open(url, {"endpoint": signed_endpoint}) if signed_endpoint else self._store
+            self._signer = self._open(url, endpoint=signed_endpoint) if signed_endpoint else self._store
         except Exception as error:  # obstore raises many kinds; the first line of each says enough
             reason = sentence(error) if isinstance(error, OSError) else _first_line(error)
             raise OSError(f"UNITUNE_STORE is {url!r}: {reason}") from error
         self._threads = ThreadPoolExecutor(THREADS, "store")
 
-    def _open(self, url: str, config: Mapping[str, str] | None = None) -> obstore.store.ObjectStore:
+    def _open(self, url: str, **config: Any) -> obstore.store.ObjectStore:
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             url = self._folder.as_uri()
-        return from_url(url, config=config, retry_config={"retry_timeout": timedelta(seconds=RETRIES_S)})
+        return from_url(url, **config, retry_config={"retry_timeout": timedelta(seconds=RETRIES_S)})
 
     def check_create_only(self) -> None:
         """Raise OSError, naming the setting, for a bucket that writes over what is there: it would not keep what was
@@ -140,7 +140,7 @@ class ObjectStore:
                 return False
             return True
 
-    def sign(self, method: str, path: str, expires_s: float) -> str:
+    def sign(self, method: Literal["GET", "PUT"], path: str, expires_s: float) -> str:
         """A URL for whoever has it to GET or PUT the object, for so many seconds.
 
         Raises FailedPrecondition (NO_SIGNED_URLS) for a store that has none.

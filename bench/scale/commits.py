@@ -44,7 +44,19 @@ def committed(url: str, script: str, seconds: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "script"
         file.write_text(script)
-        command = [BIN / "pgbench", "-n", "-f", file, "-c", str(CLIENTS), "-j", "2", "-T", str(seconds), url]
+        command: list[str | Path] = [
+            BIN / "pgbench",
+            "-n",
+            "-f",
+            file,
+            "-c",
+            str(CLIENTS),
+            "-j",
+            "2",
+            "-T",
+            str(seconds),
+            url,
+        ]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found = re.search(r"^tps = ([0-9.]+)", output, re.MULTILINE)
     if found is None:

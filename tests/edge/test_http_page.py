@@ -130,7 +130,8 @@ def test_the_openapi_file_is_fresh_and_valid() -> None:
     validate(document)
     assert {"get", "patch", "delete"} == set(document["paths"]["/v1/tenants/{tenant}/tunings/{tuning}"])
     upload = document["paths"]["/v1/tenants/{tenant}/images"]["post"]
-    assert ["tenant", "header.size_bytes", "header.sha256"] == [one["name"] for one in upload["parameters"]]
+    fields = ["header.size_bytes", "header.sha256", "header.upload"]
+    assert ["tenant", *fields] == [one["name"] for one in upload["parameters"]]
     edit = document["components"]["schemas"]["EditRequest"]
     assert "parent" not in edit["properties"] and edit["required"] == ["prompt"]
     assert {"type": "string", "format": "int64"} == edit["properties"]["seeds"]["items"]
