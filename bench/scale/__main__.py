@@ -107,8 +107,8 @@ def curves(costs: Costs, options: argparse.Namespace) -> dict[str, object]:
                 engines=engines, keeps=keeps, edits=300 if quick else 2000,
             )
         )
-        for engines in ENGINES
-        for keeps in KEEPS
+        for engines in (ENGINES[:1] if quick else ENGINES)
+        for keeps in (KEEPS[:2] if quick else KEEPS)
     ]  # fmt: skip
     days = []
     for start_s in STARTS_S[:1] if quick else STARTS_S:
