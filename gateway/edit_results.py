@@ -115,8 +115,8 @@ class EditResults:
         except KeyError:
             raise missing(asked) from None
 
-    async def read(self, name: str) -> Edit:
-        """An edit with its pictures, also one that an earlier process has done.
+    async def read(self, name: str, *, urls: bool = False) -> Edit:
+        """An edit with its pictures, or with URLs of them, also one that an earlier process has done.
 
         Raises NotFound (EDIT_NOT_FOUND), and as `StoredEdits.read` does.
         """
@@ -126,7 +126,7 @@ class EditResults:
             return opened.edit
         if opened is not None and opened.pictures.failure is not None:
             raise not_kept(opened.pictures.failure)
-        edit = await self._stored.read(name)
+        edit = await self._stored.read(name, urls=urls)
         if edit is None and opened is None and self._shared is not None:
             edit = await self._shared.find(name)
             if edit is not None and edit.state == Edit.STATE_DONE:  # and its pictures are gone

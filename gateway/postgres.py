@@ -47,6 +47,7 @@ NETWORK: dict[str, int] = {
 }
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 DISK_FULL = "53100"
+POOLER_SAYS = "unsupported startup parameter"  # pgbouncer, of our options
 TRY_AGAIN = ("40001", "40P01")  # serialization_failure, deadlock_detected
 
 _versions = Table("schema_version", MetaData(), Column("version", Integer, nullable=False))
@@ -112,7 +113,10 @@ class PostgresServer(Database):
         except (SQLAlchemyError, psycopg.Error) as error:
             await server.close()
             detail = " ".join(str(getattr(error, "orig", None) or error).split())
-            raise OSError(f"the gateway's state: cannot use {server._shown}: {detail}; check UNITUNE_STATE") from error
+            remedy = "check UNITUNE_STATE"
+            if POOLER_SAYS in detail:
+                remedy = "UNITUNE_STATE is a pooler's URL, so UNITUNE_STATE_LISTEN must be that of the server itself"
+            raise OSError(f"the gateway's state: cannot use {server._shown}: {detail}; {remedy}") from error
         except BaseException:
             await server.close()
             raise

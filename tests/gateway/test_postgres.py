@@ -6,6 +6,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -274,6 +275,70 @@ async def test_a_pooler_that_drops_notifications_is_refused(postgres_server: Pos
     state = await State.open(url, url)
     assert await state.known() == {}
     await state.close()
+
+
+@contextlib.asynccontextmanager
+async def deaf(url: str) -> AsyncIterator[str]:
+    """A URL that leads to the same database, but takes no options, and no notification comes back: so does pgbouncer
+    in transaction mode. It stands for one, since none is a package that tests can install."""
+    parts, tasks = urlsplit(url), set[asyncio.Task[None]]()
+
+    async def lead(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.add(asyncio.current_task())  # type: ignore[arg-type]
+        # https://www.postgresql.org/docs/current/protocol-message-formats.html
+        size = await reader.readexactly(4)
+        startup = await reader.readexactly(int.from_bytes(size) - 4)
+        if b"\0options\0" in startup:
+            refusal = b"SFATAL\0C08P01\0Munsupported startup parameter: options\0\0"
+            writer.write(b"E" + (len(refusal) + 4).to_bytes(4) + refusal)
+            writer.close()
+            return
+        answers, there = await asyncio.open_connection(parts.hostname, parts.port)
+        there.write(size + startup)
+
+        async def ask() -> None:
+            while data := await reader.read(1 << 16):
+                there.write(data)
+            there.close()
+
+        asking = asyncio.create_task(ask())
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = await answers.readexactly(5)
+                body = await answers.readexactly(int.from_bytes(head[1:]) - 4)
+                if head[:1] != b"A":  # NotificationResponse
+                    writer.write(head + body)
+                    await writer.drain()
+        writer.close()
+        await asking
+
+    server = await asyncio.start_server(lead, "127.0.0.1", 0)
+    address = "{}:{}".format(*server.sockets[0].getsockname())
+    yield f"postgresql://{parts.username}@{address}{parts.path}?sslmode=disable&gssencmode=disable"
+    server.close()
+    await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20)
+
+
+async def test_behind_a_pooler_the_server_itself_has_to_be_named(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where LISTEN is accepted and nothing comes, a gateway refuses to start within seconds, and says which setting it
+    lacks; with the server's own URL there it runs, and hears what others change (F12)."""
+    monkeypatch.setattr(Database, "look_s", NEVER_S)
+    async with deaf(url) as pooler:
+        with pytest.raises(OSError, match=r"options; UNITUNE_STATE is a pooler's URL, so UNITUNE_STATE_LISTEN must be"):
+            await State.open(pooler)
+        began_s = time.monotonic()
+        with pytest.raises(OSError, match="UNITUNE_STATE_LISTEN must be the URL of the server itself"):
+            await State.open(pooler, pooler)
+        assert time.monotonic() - began_s >= postgres.PROOF_S
+        first, second = await State.open(pooler, url), await State.open(url)
+        try:
+            queued = asyncio.create_task(first.wait_queued())
+            await asyncio.sleep(0.1)
+            await second.create(tuning(), None)
+            await asyncio.wait_for(queued, 10)
+        finally:
+            await first.close()
+            await second.close()
 
 
 async def test_a_database_that_cannot_be_used_is_refused(postgres_server: PostgresServer, url: str) -> None:

@@ -320,7 +320,7 @@ class EditEvent(_message.Message):
         text: str
         def __init__(self, text: _Optional[str] = ...) -> None: ...
     class EditedImage(_message.Message):
-        __slots__ = ("index", "seed", "png", "mask", "size_bytes", "mask_size_bytes", "scores", "strength", "guidance_scale", "blocked", "working_width", "working_height")
+        __slots__ = ("index", "seed", "png", "mask", "size_bytes", "mask_size_bytes", "scores", "strength", "guidance_scale", "blocked", "working_width", "working_height", "png_url", "mask_url")
         INDEX_FIELD_NUMBER: _ClassVar[int]
         SEED_FIELD_NUMBER: _ClassVar[int]
         PNG_FIELD_NUMBER: _ClassVar[int]
@@ -333,6 +333,8 @@ class EditEvent(_message.Message):
         BLOCKED_FIELD_NUMBER: _ClassVar[int]
         WORKING_WIDTH_FIELD_NUMBER: _ClassVar[int]
         WORKING_HEIGHT_FIELD_NUMBER: _ClassVar[int]
+        PNG_URL_FIELD_NUMBER: _ClassVar[int]
+        MASK_URL_FIELD_NUMBER: _ClassVar[int]
         index: int
         seed: int
         png: bytes
@@ -345,7 +347,9 @@ class EditEvent(_message.Message):
         blocked: bool
         working_width: int
         working_height: int
-        def __init__(self, index: _Optional[int] = ..., seed: _Optional[int] = ..., png: _Optional[bytes] = ..., mask: _Optional[bytes] = ..., size_bytes: _Optional[int] = ..., mask_size_bytes: _Optional[int] = ..., scores: _Optional[_Union[Scores, _Mapping]] = ..., strength: _Optional[float] = ..., guidance_scale: _Optional[float] = ..., blocked: _Optional[bool] = ..., working_width: _Optional[int] = ..., working_height: _Optional[int] = ...) -> None: ...
+        png_url: str
+        mask_url: str
+        def __init__(self, index: _Optional[int] = ..., seed: _Optional[int] = ..., png: _Optional[bytes] = ..., mask: _Optional[bytes] = ..., size_bytes: _Optional[int] = ..., mask_size_bytes: _Optional[int] = ..., scores: _Optional[_Union[Scores, _Mapping]] = ..., strength: _Optional[float] = ..., guidance_scale: _Optional[float] = ..., blocked: _Optional[bool] = ..., working_width: _Optional[int] = ..., working_height: _Optional[int] = ..., png_url: _Optional[str] = ..., mask_url: _Optional[str] = ...) -> None: ...
     class ImagePart(_message.Message):
         __slots__ = ("index", "png", "mask")
         INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -462,10 +466,12 @@ class Edit(_message.Message):
     def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[Edit.State, str]] = ..., images: _Optional[_Iterable[_Union[EditEvent.EditedImage, _Mapping]]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., tuning: _Optional[str] = ...) -> None: ...
 
 class GetEditRequest(_message.Message):
-    __slots__ = ("name",)
+    __slots__ = ("name", "image_urls")
     NAME_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_URLS_FIELD_NUMBER: _ClassVar[int]
     name: str
-    def __init__(self, name: _Optional[str] = ...) -> None: ...
+    image_urls: bool
+    def __init__(self, name: _Optional[str] = ..., image_urls: _Optional[bool] = ...) -> None: ...
 
 class CancelEditRequest(_message.Message):
     __slots__ = ("name",)
