@@ -6,7 +6,7 @@ edits/{tenant}/{edit}/edit        the edit without its pictures, once it is done
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from gateway import validation
 from gateway.names import Name, parse
@@ -110,6 +110,19 @@ class StoredEdits:
         except FileNotFoundError:  # deleted meanwhile
             return None
         return edit
+
+    async def find(self, name: str) -> Edit | None:
+        """An edit that is done, without its pictures; None if the store has none."""
+        try:
+            return Edit.FromString(await self._store.answer(self._store.get, f"{_path(name)}/{EDIT}"))
+        except FileNotFoundError:
+            return None
+
+    async def events(self, name: str) -> AsyncGenerator[EditEvent, None]:
+        """The events that bring its pictures, in order. Raises DataLoss (EDIT_NOT_KEPT) for one that is gone."""
+        path = _path(name)
+        for number in range(1, len(await self._store.answer(self._store.times, path))):
+            yield await _load(self._store, f"{path}/{number}")
 
     async def discard(self, name: str) -> None:
         """Delete what the store has of an edit."""

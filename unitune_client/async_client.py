@@ -379,6 +379,8 @@ class AsyncClient:
             request.mask_image = (await self._upload_file(data, "mask")).name
             request.ClearField("mask")
         request.validate_only = validate_only
+        if not validate_only:
+            request.request_id = str(uuid.uuid4())  # of all attempts, which so are one edit
         await self._set_target(request, image_or_tuning)
         told = ToldEdit()
         async with aclosing(
